@@ -1,0 +1,100 @@
+"""Every setting of a run, with its default. Other configs are short variants of this one.
+
+What values a key may have stands in `experiments/schema.py`; the defaults of training are the
+paper's for images (section 5 and appendix D).
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """Returns the defaults; a config file changes what differs."""
+    c = ConfigDict()
+    c.seed = 0
+
+    c.data = ConfigDict()
+    c.data.name = "swissroll"
+    c.data.dequantisation = 0.0  # Standard deviation of Gaussian noise on data, scale [-1, 1].
+    c.data.random_flip = False  # Mirror half of the images, left to right.
+
+    c.network = ConfigDict()
+    c.network.name = "mlp"
+    c.network.hidden_sizes = (64, 64, 64, 64)  # For the mlp.
+
+    c.prior = ConfigDict()
+    c.prior.name = "normal"
+    c.prior.scale = 1.0  # Standard deviation of "normal".
+    c.prior.jitter = 1e-4  # Added to the diagonal of the covariance of "data_dependent" (eq. 8).
+
+    c.flow = ConfigDict()
+    c.flow.num_steps = 100  # K, in training and as bridging steps in sampling.
+    c.flow.num_refine_steps = 20  # kappa, further steps in sampling.
+    c.flow.step_size = 3.0  # eta.
+    c.flow.noise_scale = 0.01  # nu.
+
+    c.loss = ConfigDict()
+    c.loss.name = "lr"
+    c.loss.divergence = "kl"
+
+    c.optimizer = ConfigDict()
+    c.optimizer.learning_rate = 1e-4
+    c.optimizer.b1 = 0.9
+    c.optimizer.b2 = 0.999
+    c.optimizer.schedule = "piecewise"
+    c.optimizer.boundaries = (80_000, 90_000)  # Steps at which "piecewise" multiplies by ...
+    c.optimizer.decay = 0.1  # ... this factor.
+    c.optimizer.clip_norm = 0.0  # Largest global norm of a gradient; 0 for no limit.
+
+    c.train = ConfigDict()
+    c.train.num_steps = 100_000
+    c.train.batch_size = 64  # Over all devices.
+    c.train.ema_rate = 0.998
+    c.train.steps_per_dispatch = 10  # Train steps that the device takes without the host.
+    c.train.num_micro_batches = 1  # Parts of a replica's batch, one after the other, to save memory.
+    c.train.max_log_ratio = 50.0  # A mean log ratio beyond this stops the run as diverged ...
+    c.train.max_ratio = 1e4  # ... and so does a mean ratio, for a network that returns the ratio.
+
+    c.log = ConfigDict()
+    c.log.every_steps = 100
+    c.log.tensorboard = False
+    c.log.wandb = "off"
+
+    c.checkpoint = ConfigDict()
+    c.checkpoint.every_steps = 5_000
+    c.checkpoint.keep = 3
+
+    c.snapshot = ConfigDict()
+    c.snapshot.every_steps = 5_000  # Samples during training, for the picture of its course.
+    c.snapshot.num_samples = 64
+
+    c.evaluate = ConfigDict()
+    c.evaluate.num_samples = 10_000
+    c.evaluate.batch_size = 1_000  # Samples at a time, over all devices.
+    return c
+
+
+def tiny(c: ConfigDict) -> ConfigDict:
+    """Shrinks a config to a run of seconds that still goes through everything once."""
+    c.flow.num_steps = 3
+    c.flow.num_refine_steps = 1
+    c.train.num_steps = 4
+    c.train.batch_size = 16
+    c.train.steps_per_dispatch = 2
+    c.log.every_steps = 2
+    c.checkpoint.every_steps = 2
+    c.snapshot.every_steps = 2
+    c.snapshot.num_samples = 16
+    c.evaluate.num_samples = 64
+    c.evaluate.batch_size = 32
+    return c
+
+
+def variant(c: ConfigDict, name: str) -> ConfigDict:
+    """Applies the variant named after the colon of `--config=FILE.py:NAME`.
+
+    Raises:
+      ValueError: for an unknown variant.
+    """
+    if name not in ("", "tiny"):
+        raise ValueError(f"unknown variant {name!r} of the config; allowed: 'tiny', or none")
+    return tiny(c) if name == "tiny" else c

@@ -1,0 +1,185 @@
+"""From a config to typed objects: the only reader of the config."""
+
+import functools
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+
+from experiments import data, schema
+from experiments.data import Source
+from experiments.errors import UserError
+from fdrl_jax import bregman, divergences, networks, parallel, priors, rng, state, steps
+from fdrl_jax.priors import Prior
+from fdrl_jax.state import TrainState
+from fdrl_jax.steps import Constants, Estimator, FlowParams, Problem, TrainStep
+
+
+class Cadence(NamedTuple):
+    """After how many steps the loop does what."""
+
+    log_steps: int
+    checkpoint_steps: int
+    snapshot_steps: int
+
+
+class Guard(NamedTuple):
+    """Limits of mean network outputs beyond which a run counts as diverged."""
+
+    max_log_ratio: float
+    max_ratio: float
+
+
+class Loggers(NamedTuple):
+    """Where metrics go beside the JSON lines."""
+
+    tensorboard: bool
+    wandb: str
+
+
+class Experiment(NamedTuple):
+    """A run, resolved: what the loop, the sampler and the evaluation need, and no config.
+
+    Attributes:
+      settings: the flat config, for the record and for comparison with a checkpoint's.
+      make_train_step: builds the per-replica step, which names the axis of `parallel`; from the
+        problem of the experiment, or one with another flow.
+      schedule: learning rate as a function of the step.
+    """
+
+    settings: dict[str, Any]
+    seed: int
+    source: Source
+    network: nn.Module
+    problem: Problem
+    optimizer: optax.GradientTransformation
+    schedule: optax.Schedule
+    constants: Constants
+    make_train_step: Callable[[Problem], TrainStep]
+    num_steps: int
+    batch_size: int
+    steps_per_dispatch: int
+    num_checkpoints: int
+    snapshot_samples: int
+    evaluation_samples: int
+    sampling_batch_size: int
+    cadence: Cadence
+    guard: Guard
+    loggers: Loggers
+
+    def init_state(self) -> TrainState:
+        """Returns the state before the first step; it follows from the seed."""
+        key = rng.stream_key(jax.random.key(self.seed), rng.Stream.INIT)
+        example = jnp.zeros((1, *self.source.event_shape))
+        return state.create(dict(self.network.init(key, example)), self.optimizer)
+
+
+def experiment(config: Mapping[str, Any]) -> Experiment:
+    """Checks a config and builds all that it describes.
+
+    Raises:
+      UserError: for values, or combinations of values, that cannot run.
+    """
+    schema.check(config)
+    c = schema.flatten(config)
+    try:
+        return _build(c)
+    except ValueError as error:
+        # The library explains bad combinations (a loss with a divergence, a batch with devices).
+        raise UserError(f"config: {error}") from error
+
+
+def _build(c: dict[str, Any]) -> Experiment:
+    source = data.load(c["data.name"])
+    network = _network(c, source)
+    prior = _prior(c, source)
+    schedule = _schedule(c)
+    optimizer = _optimizer(c, schedule)
+    problem = Problem(
+        estimator=Estimator(
+            apply=network.apply,
+            apply_train=lambda variables, x: network.apply(variables, x, mutable=["spectral"]),
+        ),
+        bregman=bregman.get(c["loss.name"]),
+        divergence=divergences.get(c["loss.divergence"]),
+        flow=FlowParams(
+            num_steps=c["flow.num_steps"],
+            step_size=c["flow.step_size"],
+            noise_scale=c["flow.noise_scale"],
+            num_refine_steps=c["flow.num_refine_steps"],
+        ),
+        prior_sample=prior.sample,
+    )
+    make_train_step = functools.partial(
+        steps.make_train_step,
+        optimizer=optimizer,
+        draw=source.draw,
+        seed=c["seed"],
+        batch_size=parallel.local_batch_size(c["train.batch_size"]),
+        ema_rate=c["train.ema_rate"],
+        dequantisation=c["data.dequantisation"],
+        num_micro_batches=c["train.num_micro_batches"],
+        axis_name=parallel.AXIS,
+    )
+    make_train_step(problem)  # Explains a loss and a divergence that do not go together.
+    return Experiment(
+        # Through JSON, so that it equals what a checkpoint gives back.
+        settings=json.loads(json.dumps(c)),
+        seed=c["seed"],
+        source=source,
+        network=network,
+        problem=problem,
+        optimizer=optimizer,
+        schedule=schedule,
+        constants=Constants(source.arrays, prior.params),
+        make_train_step=make_train_step,
+        num_steps=c["train.num_steps"],
+        batch_size=c["train.batch_size"],
+        steps_per_dispatch=c["train.steps_per_dispatch"],
+        num_checkpoints=c["checkpoint.keep"],
+        snapshot_samples=c["snapshot.num_samples"],
+        evaluation_samples=c["evaluate.num_samples"],
+        sampling_batch_size=c["evaluate.batch_size"],
+        cadence=Cadence(
+            c["log.every_steps"], c["checkpoint.every_steps"], c["snapshot.every_steps"]
+        ),
+        guard=Guard(c["train.max_log_ratio"], c["train.max_ratio"]),
+        loggers=Loggers(c["log.tensorboard"], c["log.wandb"]),
+    )
+
+
+def _network(c: dict[str, Any], source: Source) -> nn.Module:
+    return networks.MLP(hidden_sizes=tuple(c["network.hidden_sizes"]))
+
+
+def _prior(c: dict[str, Any], source: Source) -> Prior:
+    if c["prior.name"] == "normal":
+        return priors.normal(source.event_shape, c["prior.scale"])
+    if c["prior.name"] == "uniform":
+        return priors.uniform(source.event_shape)
+    moments = priors.moments([source.train()])
+    factor = priors.covariance_factor(moments.covariance, c["prior.jitter"])
+    # Images are clipped to their range (method section 6); points have none.
+    clip = (-1.0, 1.0) if source.kind == "images" else None
+    return priors.gaussian(moments.mean.reshape(source.event_shape), factor, clip=clip)
+
+
+def _schedule(c: dict[str, Any]) -> optax.Schedule:
+    rate = c["optimizer.learning_rate"]
+    if c["optimizer.schedule"] == "cosine":
+        return optax.cosine_decay_schedule(rate, c["train.num_steps"])
+    if c["optimizer.schedule"] == "piecewise":
+        factors = dict.fromkeys(c["optimizer.boundaries"], c["optimizer.decay"])
+        return optax.piecewise_constant_schedule(rate, factors)
+    return optax.constant_schedule(rate)
+
+
+def _optimizer(c: dict[str, Any], schedule: optax.Schedule) -> optax.GradientTransformation:
+    adam = optax.adam(schedule, b1=c["optimizer.b1"], b2=c["optimizer.b2"])
+    if c["optimizer.clip_norm"] > 0:
+        return optax.chain(optax.clip_by_global_norm(c["optimizer.clip_norm"]), adam)
+    return adam

@@ -1,0 +1,98 @@
+"""From the command line to parsed flags, with errors that say what to write instead."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from experiments import schema
+from experiments.errors import UserError, nearest
+
+MODES = ("train", "sample", "evaluate", "dry_run")
+_OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]+)")
+
+
+def parse(argv: list[str]) -> list[str]:
+    """Parses absl's flags, the config file and the overrides of its keys.
+
+    Without `--config`, the config of the run in the workdir is taken.
+
+    Raises:
+      UserError: for an unknown flag, mode, file or key, or a value of the wrong type.
+    """
+    argv = _with_saved_config(argv)
+    _check_config_file(_value(argv, "config"))
+    _check_keys(argv)
+    try:
+        return list(flags.FLAGS(argv))
+    except Exception as error:  # A config file or a parser of values may raise anything.
+        raise UserError(_explain(error)) from error
+
+
+def check_needed(mode: str, config: Any, workdir: str | None) -> None:
+    """Checks that the flags that a mode needs are there.
+
+    Raises:
+      UserError: naming what is missing, with an example.
+    """
+    if mode not in MODES:
+        allowed = ", ".join(MODES)
+        raise UserError(f"--mode={mode} is unknown{nearest(mode, MODES)} Allowed: {allowed}")
+    if config is None:
+        raise UserError("--config=FILE.py is needed, for example --config=configs/swissroll.py")
+    if workdir is None and mode != "dry_run":
+        raise UserError(f"--workdir=DIR, the folder of the run, is needed in mode {mode}")
+
+
+def _with_saved_config(argv: list[str]) -> list[str]:
+    workdir = _value(argv, "workdir")
+    saved = workdir is not None and (Path(workdir) / "config.json").exists()
+    if _value(argv, "config") is None and saved:
+        here = Path(__file__).resolve().parent.parent
+        return [argv[0], f"--config={here / 'configs' / 'saved.py'}:{workdir}", *argv[1:]]
+    return argv
+
+
+def _value(argv: list[str], name: str) -> str | None:
+    """Returns the value of a flag before the flags are parsed."""
+    for i, argument in enumerate(argv):
+        flag, equals, value = argument.partition("=")
+        if flag in (f"--{name}", f"-{name}"):
+            return value if equals else (argv[i + 1] if i + 1 < len(argv) else None)
+    return None
+
+
+def _check_config_file(config: str | None) -> None:
+    if config is None:
+        return
+    path = Path(config.partition(":")[0])
+    if not path.is_file():
+        others = [str(p) for p in sorted(path.parent.glob("*.py")) if p.stem != "__init__"]
+        there = f"; there are {', '.join(others)}" if others else ""
+        raise UserError(f"--config={path} does not exist{nearest(str(path), others)}{there}")
+
+
+def _check_keys(argv: list[str]) -> None:
+    sections = {key.rpartition(".")[0] for key in schema.RULES}
+    for argument in argv:
+        match = _OVERRIDE.match(argument)
+        if not match or match[1] in schema.RULES:
+            continue
+        if match[1] in sections:
+            keys = ", ".join(key for key in schema.RULES if key.startswith(match[1] + "."))
+            raise UserError(f"--config.{match[1]} is a section; its keys are {keys}")
+        raise UserError(f"--config.{match[1]}: unknown key{nearest(match[1], schema.RULES)}")
+
+
+def _explain(error: Exception) -> str:
+    """Says in one line what is wrong with a value, and what the key may hold."""
+    text = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
+    match = re.search(r"flag --(?:no)?config\.([^=]+)=(.*?): ", text)
+    if match and match[1] in schema.RULES:
+        allowed = schema.RULES[match[1]](match[2])
+        if allowed:
+            return f"config: {match[1]} must be {allowed}, got {match[2]!r}"
+    if "Error whilst parsing config file" in text:
+        return f"config: {str(error).strip().splitlines()[-1]}"
+    return text

@@ -1,0 +1,6 @@
+"""Data sources: one interface, chosen by name in the config."""
+
+from experiments.data.registry import load
+from experiments.data.source import Source
+
+__all__ = ["Source", "load"]

@@ -1,0 +1,69 @@
+"""Densities in the plane, drawn on the device: nothing is stored and no two batches are alike."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.data.source import Source
+
+Array = jax.Array
+
+
+def swissroll() -> Source:
+    """The spiral of scikit-learn's `make_swiss_roll`, coordinates 0 and 2, noise 0.25, over 7.5."""
+
+    def sample(key: Array) -> Array:
+        angle_key, noise_key = jax.random.split(key)
+        angle = 1.5 * jnp.pi * (1.0 + 2.0 * jax.random.uniform(angle_key))
+        spiral = angle * jnp.stack([jnp.cos(angle), jnp.sin(angle)])
+        return (spiral + 0.25 * jax.random.normal(noise_key, (2,))) / 7.5
+
+    return _source("swissroll", sample)
+
+
+def gaussians8() -> Source:
+    """Eight Gaussians of standard deviation 0.02 on a circle of radius 2, over 1.414."""
+    angles = np.arange(8) * (np.pi / 4.0)
+    return _mixture("8gaussians", 2.0 * np.stack([np.cos(angles), np.sin(angles)], -1), 0.02, 1.414)
+
+
+def gaussians25() -> Source:
+    """Twenty-five Gaussians of standard deviation 0.05 on a 5 x 5 grid of spacing 2, over 2.828."""
+    axis = np.arange(-4.0, 5.0, 2.0)
+    centres = np.stack(np.meshgrid(axis, axis, indexing="ij"), -1).reshape(-1, 2)
+    return _mixture("25gaussians", centres, 0.05, 2.828)
+
+
+def _mixture(name: str, centres: np.ndarray, std: float, divisor: float) -> Source:
+    modes, mode_std = (centres / divisor).astype(np.float32), std / divisor
+
+    def sample(key: Array) -> Array:
+        mode_key, noise_key = jax.random.split(key)
+        centre = jnp.asarray(modes)[jax.random.randint(mode_key, (), 0, len(modes))]
+        return centre + mode_std * jax.random.normal(noise_key, (2,))
+
+    return _source(name, sample)._replace(modes=modes, mode_std=mode_std)
+
+
+def _source(name: str, sample: Callable[[Array], Array]) -> Source:
+    def draw(arrays: Any, host_batch: Any, key: Array, positions: Array) -> dict[str, Array]:
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, positions)
+        return {"real": jax.vmap(sample)(keys)}
+
+    def fresh(num: int, seed: int) -> np.ndarray:
+        # A fold apart from training's streams, which start from the plain seed.
+        root = jax.random.fold_in(jax.random.key(seed), 2**31 - 1)
+        return np.asarray(jax.jit(jax.vmap(sample))(jax.random.split(root, num)))
+
+    return Source(
+        name=name,
+        kind="points",
+        event_shape=(2,),
+        arrays=(),
+        draw=draw,
+        train=lambda: fresh(50_000, 0),
+        held_out=fresh,
+    )

@@ -1,0 +1,98 @@
+"""Where metrics go: JSON lines always; TensorBoard and Weights & Biases where asked for."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from experiments.errors import UserError
+
+Record = dict[str, float]
+
+
+class Writer(Protocol):
+    """Takes a record of scalars a logging interval."""
+
+    def write(self, step: int, record: Record) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class JsonLines:
+    """One JSON object a line. On resume, lines after the step resumed from are dropped, so that a
+    run that was cut has no double lines.
+    """
+
+    def __init__(self, path: Path, resume_step: int) -> None:
+        kept = [line for line in read(path) if line["step"] <= resume_step]
+        self._file = path.open("w")
+        for line in kept:
+            self._append(line)
+
+    def write(self, step: int, record: Record) -> None:
+        # JSON has no NaN; a run that diverges writes null for it.
+        finite = {k: v if math.isfinite(v) else None for k, v in record.items()}
+        self._append({"step": step, **finite})
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _append(self, line: dict[str, Any]) -> None:
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+
+
+class TensorBoard:
+    """Event files for TensorBoard, by tensorboardX (no TensorFlow)."""
+
+    def __init__(self, folder: Path, resume_step: int) -> None:
+        module = _import("tensorboardX", "tensorboard")
+        self._writer = module.SummaryWriter(str(folder), purge_step=resume_step + 1)
+
+    def write(self, step: int, record: Record) -> None:
+        for key, value in record.items():
+            self._writer.add_scalar(key, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class Wandb:
+    """Weights & Biases; with mode "offline" nothing leaves the machine."""
+
+    def __init__(self, folder: Path, mode: str, settings: dict[str, Any]) -> None:
+        module = _import("wandb", "wandb")
+        # The workdir's name as the id: a resumed run goes on in the same curve.
+        self._run = module.init(
+            project="fdrl_jax",
+            dir=str(folder),
+            mode=mode,
+            config=settings,
+            id=folder.absolute().name,
+            resume="allow",
+        )
+
+    def write(self, step: int, record: Record) -> None:
+        self._run.log(record, step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """Reads the lines of a metrics file, oldest first; a last line cut by a crash is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text().split("\n")
+    # What follows the last line break was cut in the middle.
+    return [json.loads(line) for line in lines[:-1] if line]
+
+
+def _import(name: str, extra: str) -> Any:
+    import importlib
+
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise UserError(f"config: this needs {name}; install it with: pip install -e '.[{extra}]'") from None

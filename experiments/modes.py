@@ -1,0 +1,76 @@
+"""What the program does, mode by mode."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments import build, loop, pictures, report
+from experiments.build import Experiment
+from experiments.checkpoints import FREE_IN_SAMPLING, Checkpoints
+from experiments.errors import UserError
+from experiments.evaluation import evaluate as judge
+from experiments.hardware import describe_devices
+from experiments.sampling import sample_state
+from experiments.workdir import Workdir, read_json, write_json
+from fdrl_jax.state import TrainState
+
+
+def train(config: Mapping[str, Any], folder: Path, command: str) -> None:
+    """Trains to the last step, from the newest checkpoint if there is one; evaluates; reports."""
+    experiment, workdir = build.experiment(config), Workdir(folder)
+    workdir.create()
+    print(describe_devices())
+    train_state = loop.train(experiment, workdir, command)
+    if workdir.report.exists() and read_json(workdir.evaluation)["step"] == int(train_state.step):
+        print(f"already trained and evaluated, to step {int(train_state.step):,}")
+        _tell(workdir)
+    else:
+        _evaluate(experiment, workdir, train_state)
+
+
+def sample(
+    config: Mapping[str, Any], folder: Path, checkpoint: int | None, num_samples: int | None
+) -> None:
+    """Writes samples of a checkpoint: an .npz (points; images as uint8 NHWC) and a picture."""
+    experiment, workdir = build.experiment(config), Workdir(folder)
+    train_state = _restore(experiment, workdir, checkpoint)
+    num = num_samples or experiment.evaluation_samples
+    samples = sample_state(experiment, train_state, num)
+    path = workdir.samples / f"step_{int(train_state.step)}.npz"
+    np.savez_compressed(path, arr_0=pictures.as_stored(experiment.source, samples.refined))
+    figure = pictures.samples_and_data(experiment.source, samples)
+    picture = pictures.save(figure, path.with_suffix(".png"))
+    print(f"{num:,} samples of step {int(train_state.step):,}: {path}\npicture: {picture}")
+
+
+def evaluate(config: Mapping[str, Any], folder: Path, checkpoint: int | None) -> None:
+    """Computes the metrics of a checkpoint and draws its report anew."""
+    experiment, workdir = build.experiment(config), Workdir(folder)
+    _evaluate(experiment, workdir, _restore(experiment, workdir, checkpoint))
+
+
+def _restore(experiment: Experiment, workdir: Workdir, checkpoint: int | None) -> TrainState:
+    store = Checkpoints(workdir.checkpoints, experiment.num_checkpoints)
+    template = jax.eval_shape(experiment.init_state)
+    restored = store.restore(template, experiment.settings, FREE_IN_SAMPLING, checkpoint)
+    store.close()
+    if restored is None:
+        raise UserError(f"no checkpoint in {workdir.checkpoints}; train first, with --mode=train")
+    return restored
+
+
+def _evaluate(experiment: Experiment, workdir: Workdir, train_state: TrainState) -> None:
+    samples = sample_state(experiment, train_state, experiment.evaluation_samples)
+    metrics = judge(experiment.source, samples)
+    write_json(workdir.evaluation, {"step": int(train_state.step), "metrics": metrics})
+    report.write(experiment, workdir, train_state, samples, metrics)
+    _tell(workdir)
+
+
+def _tell(workdir: Workdir) -> None:
+    for name, value in read_json(workdir.evaluation)["metrics"].items():
+        print(f"  {name:32s} {report.format_value(value)}")
+    print(f"report: {workdir.report.absolute()}")

@@ -1,0 +1,69 @@
+"""Pictures of images in [-1, 1], NHWC."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from experiments.pictures.points import spread
+from experiments.pictures.style import panels
+
+
+def to_uint8(images: np.ndarray) -> np.ndarray:
+    """Maps [-1, 1] to the grey levels 0 .. 255, clipping what lies outside."""
+    return np.clip(np.round((images + 1.0) * 127.5), 0, 255).astype(np.uint8)
+
+
+def tile(images: np.ndarray, columns: int, gap: int = 1) -> np.ndarray:
+    """Arranges images row by row on a white sheet, [rows * (H + gap), columns * (W + gap), C]."""
+    rows = -(-len(images) // columns)
+    height, width, channels = images.shape[1:]
+    sheet = np.full((rows * (height + gap), columns * (width + gap), channels), 255, np.uint8)
+    for i, image in enumerate(to_uint8(images)):
+        top, left = i // columns * (height + gap), i % columns * (width + gap)
+        sheet[top : top + height, left : left + width] = image
+    return sheet
+
+
+def samples_and_data(prior: np.ndarray, samples: np.ndarray, data: np.ndarray) -> Figure:
+    """Draws grids of the prior, the flowed samples and the data side by side."""
+    figure, axes = panels(3, size=3.6)
+    titles = ("prior $x_0$", r"samples $x_{K+\kappa}$", "data")
+    for ax, images, title in zip(axes, (prior, samples, data), titles, strict=True):
+        _show(ax, tile(images[:100], 10))
+        ax.set_title(title)
+    return figure
+
+
+def flow_strip(path: np.ndarray, num_steps: int, columns: int = 12) -> Figure:
+    """Draws the flow of some images from left to right, `x_0 ... x_{K+κ}` (fig. 6).
+
+    Args:
+      path: [K + κ + 1, B, H, W, C].
+      num_steps: bridging steps K, marked in the title.
+      columns: moments shown.
+    """
+    picked = spread(len(path), columns)
+    # Tiled row by row: each example's row holds its moments.
+    strip = np.swapaxes(path[picked], 0, 1).reshape(-1, *path.shape[2:])
+    figure, (ax,) = panels(1, size=7.0)
+    _show(ax, tile(strip, len(picked)))
+    ax.set_title(f"flow from the prior: steps {', '.join(map(str, picked))} (K = {num_steps})")
+    return figure
+
+
+def course(snapshots: Sequence[tuple[int, np.ndarray]], columns: int = 6) -> Figure:
+    """Draws the same samples at several steps of training (fig. 4)."""
+    picked = [snapshots[i] for i in spread(len(snapshots), columns)]
+    figure, axes = panels(len(picked), size=2.2)
+    for ax, (step, samples) in zip(axes, picked, strict=True):
+        _show(ax, tile(samples[:36], 6))
+        ax.set_title(f"step {step:,}")
+    return figure
+
+
+def _show(ax: Axes, sheet: np.ndarray) -> None:
+    grey = sheet.shape[-1] == 1
+    ax.imshow(sheet[..., 0] if grey else sheet, cmap="gray" if grey else None, vmin=0, vmax=255)
+    ax.set_axis_off()

@@ -1,0 +1,103 @@
+"""Pictures of densities in the plane."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.animation import FuncAnimation, PillowWriter
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from experiments.pictures.style import DATA, DIVERGING, PRIOR, SAMPLES, panels, plt
+
+_SHOWN = 4_000  # More points than this make a blot.
+
+
+def frame(data: np.ndarray, margin: float = 0.25) -> tuple[float, float]:
+    """Returns one range for both axes that holds the data with a margin."""
+    reach = float(np.quantile(np.abs(data), 0.999)) * (1.0 + margin)
+    return -reach, reach
+
+
+def samples_and_data(prior: np.ndarray, samples: np.ndarray, data: np.ndarray) -> Figure:
+    """Draws the prior, the flowed samples and the data side by side, on the same axes."""
+    figure, axes = panels(3)
+    columns = (
+        (prior, PRIOR, "prior $x_0$"),
+        (samples, SAMPLES, r"samples $x_{K+\kappa}$"),
+        (data, DATA, "data"),
+    )
+    for ax, (points, colour, title) in zip(axes, columns, strict=True):
+        _scatter(ax, points, colour, frame(data))
+        ax.set_title(title)
+    return figure
+
+
+def log_ratio_and_drift(
+    log_ratio_fn: Callable[[np.ndarray], np.ndarray],
+    drift_fn: Callable[[np.ndarray], np.ndarray],
+    data: np.ndarray,
+) -> Figure:
+    """Draws the estimated `log r` as a heat map with the drift as arrows, over the data."""
+    low, high = frame(data)
+    fine, coarse = _grid(low, high, 160), _grid(low, high, 24)
+    values = log_ratio_fn(fine).reshape(160, 160)
+    limit = max(float(np.quantile(np.abs(values), 0.95)), 1e-6)
+    figure, (ax,) = panels(1, size=5.0)
+    image = ax.imshow(
+        values, extent=(low, high, low, high), origin="lower", cmap=DIVERGING, vmin=-limit, vmax=limit
+    )
+    figure.colorbar(image, ax=ax, label=r"$\log r = \log\,\tilde{q}/p$", shrink=0.8, extend="both")
+    ax.scatter(*data[:_SHOWN].T, s=0.4, color="black", alpha=0.35, linewidths=0)
+    arrows = drift_fn(coarse)
+    length = np.linalg.norm(arrows, axis=-1, keepdims=True)
+    # Square-rooted lengths: the far field is many times stronger than the drift near the data.
+    shown = arrows / np.maximum(np.sqrt(length), 1e-9)
+    ax.quiver(*coarse.T, *shown.T, color="black", width=0.0025, alpha=0.8)
+    ax.set(xlim=(low, high), ylim=(low, high), xticks=[], yticks=[])
+    ax.set_title("estimated log-ratio and drift")
+    return figure
+
+
+def course(snapshots: Sequence[tuple[int, np.ndarray]], data: np.ndarray, columns: int = 6) -> Figure:
+    """Draws samples at several steps of training side by side, over the data (fig. 4)."""
+    picked = [snapshots[i] for i in spread(len(snapshots), columns)]
+    figure, axes = panels(len(picked), size=2.2)
+    for ax, (step, samples) in zip(axes, picked, strict=True):
+        _scatter(ax, data, PRIOR, frame(data), alpha=0.15)
+        _scatter(ax, samples, SAMPLES, frame(data))
+        ax.set_title(f"step {step:,}")
+    return figure
+
+
+def animate_course(snapshots: Sequence[tuple[int, np.ndarray]], data: np.ndarray, path: Path) -> Path:
+    """Writes the samples over training as an animation (GIF)."""
+    figure, (ax,) = panels(1, size=3.6)
+    _scatter(ax, data, PRIOR, frame(data), alpha=0.15)
+    dots = ax.scatter([], [], s=1.5, color=SAMPLES, alpha=0.6, linewidths=0)
+    title = ax.set_title("step 0")
+
+    def show(i: int) -> None:
+        dots.set_offsets(snapshots[i][1][:_SHOWN])
+        title.set_text(f"step {snapshots[i][0]:,}")
+
+    FuncAnimation(figure, show, frames=len(snapshots)).save(path, PillowWriter(fps=4), dpi=80)
+    plt.close(figure)
+    return path
+
+
+def spread(count: int, most: int) -> list[int]:
+    """Returns at most `most` indices spread evenly over `count`, first and last among them."""
+    return sorted({int(i) for i in np.linspace(0, count - 1, min(count, most)).round()})
+
+
+def _scatter(
+    ax: Axes, points: np.ndarray, colour: str, limits: tuple[float, float], alpha: float = 0.5
+) -> None:
+    ax.scatter(*points[:_SHOWN].T, s=1.5, color=colour, alpha=alpha, linewidths=0)
+    ax.set(xlim=limits, ylim=limits, xticks=[], yticks=[], aspect="equal")
+
+
+def _grid(low: float, high: float, count: int) -> np.ndarray:
+    axis = np.linspace(low, high, count, dtype=np.float32)
+    return np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2)

@@ -1,0 +1,41 @@
+"""One look for all pictures: colours, sizes, and how a figure becomes a file."""
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")  # No screen is needed; before pyplot is imported.
+
+import matplotlib.pyplot as plt  # noqa: E402
+from matplotlib.axes import Axes  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+
+DATA, SAMPLES, PRIOR = "#4878a8", "#d1602b", "#8a8a8a"
+DIVERGING = "RdBu_r"
+
+plt.rcParams.update(
+    {
+        "figure.dpi": 110,
+        "savefig.bbox": "tight",
+        "font.size": 9,
+        "axes.titlesize": 10,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "legend.frameon": False,
+    }
+)
+
+
+def panels(columns: int, rows: int = 1, size: float = 3.2) -> tuple[Figure, list[Axes]]:
+    """Returns a figure with a row-major list of equal panels."""
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(size * columns, size * rows), squeeze=False, layout="constrained"
+    )
+    return figure, list(axes.ravel())
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Writes a figure as PNG and frees it."""
+    figure.savefig(path)
+    plt.close(figure)
+    return path

@@ -1,0 +1,123 @@
+"""One self-contained page a run: pictures, figures, settings and the command."""
+
+import base64
+import html
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import metrics_log, pictures
+from experiments.build import Experiment
+from experiments.pictures import curves, images, points
+from experiments.workdir import Workdir, read_json, write_text
+from fdrl_jax.flow import TwoStage, drift
+from fdrl_jax.state import TrainState
+from fdrl_jax.steps import make_path_sampler
+
+_NUM_STRIPS = 8
+_STYLE = (
+    "body{font:15px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;"
+    "color:#222}h1{font-size:1.5rem}h2{font-size:1.1rem;margin-top:2rem}img{max-width:100%}"
+    "code,pre{background:#f4f4f2;padding:.15rem .3rem;border-radius:3px}pre{overflow-x:auto}"
+    "table{border-collapse:collapse}td{padding:.15rem 1.2rem .15rem 0;border-bottom:1px solid #e4e4e0;"
+    "vertical-align:top}td+td{font-family:ui-monospace,monospace}"
+)
+
+
+def write(
+    experiment: Experiment,
+    workdir: Workdir,
+    train_state: TrainState,
+    samples: TwoStage,
+    metrics: dict[str, Any],
+) -> None:
+    """Draws the pictures of a run into its workdir and writes `report.html`."""
+    titled = _draw(experiment, workdir, train_state, samples)
+    saved = read_json(workdir.config)
+    name, step = experiment.source.name, int(train_state.step)
+    sections = [
+        f"<h1>FDRL on {html.escape(name)}, step {step:,}</h1>",
+        f"<pre>{html.escape(saved['command'])}</pre>",
+        "<h2>Figures</h2>",
+        _table({key: format_value(value) for key, value in metrics.items()}),
+        *(f"<h2>{html.escape(title)}</h2>{_embed(path, title)}" for title, path in titled),
+        "<h2>Settings</h2>",
+        _table({key: str(value) for key, value in saved["settings"].items()}),
+    ]
+    page = (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>FDRL on {html.escape(name)}'
+        f"</title><style>{_STYLE}</style>{''.join(sections)}</html>\n"
+    )
+    write_text(workdir.report, page)
+
+
+def format_value(value: Any) -> str:
+    """Formats a figure for people: four digits, small numbers as powers of ten."""
+    if isinstance(value, list):
+        return ", ".join(map(format_value, value))
+    return f"{value:.4g}" if isinstance(value, float) else f"{value:,}"
+
+
+def _draw(
+    experiment: Experiment, workdir: Workdir, train_state: TrainState, samples: TwoStage
+) -> list[tuple[str, Path]]:
+    source, folder = experiment.source, workdir.pictures
+    step = int(train_state.step)
+    drawn = [("Samples and data", pictures.samples_and_data(source, samples), "samples.png")]
+    if source.kind == "points":
+        title, figure = "Density ratio and drift", _field(experiment, train_state)
+        drawn.append((title, figure, "log_ratio.png"))
+    else:
+        title, figure = "The flow", _strip(experiment, train_state)
+        drawn.append((title, figure, "flow.png"))
+    records = [r for r in metrics_log.read(workdir.metrics) if r["step"] <= step]
+    if records:
+        drawn.append(("Training", curves.training(records), "curves.png"))
+    shots = [(s, np.load(path)["arr_0"]) for s, path in workdir.snapshot_files(step)]
+    if shots:
+        title = "Samples over training"
+        drawn.append((title, pictures.course(source, shots), "course.png"))
+    titled = [(title, pictures.save(figure, folder / name)) for title, figure, name in drawn]
+    if shots and source.kind == "points":
+        data = source.held_out(len(shots[0][1]), 1)
+        gif = points.animate_course(shots, data, folder / "course.gif")
+        titled.append(("Samples over training, moving", gif))
+    return titled
+
+
+def _field(experiment: Experiment, train_state: TrainState) -> Any:
+    problem, variables = experiment.problem, train_state.ema_variables
+
+    def log_ratio(x: np.ndarray) -> np.ndarray:
+        out = np.asarray(jax.jit(problem.estimator.apply)(variables, x))
+        # An unconstrained ratio may be negative, where its logarithm does not exist.
+        return out if problem.bregman.output == "log_ratio" else np.log(np.maximum(out, 1e-6))
+
+    def drift_at(x: np.ndarray) -> np.ndarray:
+        return np.asarray(jax.jit(lambda x: drift(x, problem.potential(variables)))(jnp.asarray(x)))
+
+    return points.log_ratio_and_drift(log_ratio, drift_at, experiment.source.held_out(4_000, 1))
+
+
+def _strip(experiment: Experiment, train_state: TrainState) -> Any:
+    sampler = jax.jit(make_path_sampler(experiment.problem, seed=experiment.seed))
+    batch = {"position": jnp.arange(_NUM_STRIPS)}
+    path = sampler(train_state.ema_variables, experiment.constants, batch)
+    return images.flow_strip(np.asarray(path), experiment.problem.flow.num_steps)
+
+
+def _table(rows: dict[str, str]) -> str:
+    cells = (
+        f"<tr><td>{html.escape(key)}</td><td>{html.escape(value)}</td></tr>"
+        for key, value in rows.items()
+    )
+    return f"<table>{''.join(cells)}</table>"
+
+
+def _embed(path: Path, alt: str) -> str:
+    kind = path.suffix[1:]
+    encoded = base64.b64encode(path.read_bytes()).decode()
+    return f'<img alt="{html.escape(alt)}" src="data:image/{kind};base64,{encoded}">'

@@ -1,0 +1,31 @@
+"""fdrl_jax: Flow-Guided Density Ratio Learning as pure, jittable JAX functions.
+
+Reference: Heng, Ansari and Soh, "Generative Modeling with Flow-Guided Density Ratio Learning",
+ECML/PKDD 2024, arXiv 2303.03714.
+"""
+
+from fdrl_jax import bregman, divergences, metrics, networks, parallel, priors, rng, state, steps
+from fdrl_jax.divergences import first_variation
+from fdrl_jax.flow import TwoStage, drift, flow, langevin_step, noise_scale, two_stage
+
+__version__ = "0.1.0.dev0"
+
+__all__ = [
+    "TwoStage",
+    "__version__",
+    "bregman",
+    "divergences",
+    "drift",
+    "first_variation",
+    "flow",
+    "langevin_step",
+    "metrics",
+    "networks",
+    "noise_scale",
+    "parallel",
+    "priors",
+    "rng",
+    "state",
+    "steps",
+    "two_stage",
+]

@@ -1,0 +1,125 @@
+"""Bregman losses that train the density-ratio estimator.
+
+For a convex `g` the Bregman divergence between the true ratio `q~/p` and its estimate `r` is, up to
+a constant, `L = E_p[g'(r) r - g(r)] - E_q~[g'(r)]` (eq. 2 and 11); its minimiser is the true ratio.
+
+Reference: Sugiyama, Suzuki and Kanamori, "Density-ratio matching under the Bregman divergence", 2012.
+"""
+
+import difflib
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fdrl_jax.divergences import FDivergence, Output
+
+Array = jax.Array
+
+
+class Bregman(NamedTuple):
+    """A Bregman loss as a record of pure, element-wise functions.
+
+    Attributes:
+      name: the name under which `get` finds it.
+      output: what the trained network returns, "ratio" or "log_ratio".
+      g: the generator, a function of the ratio `r > 0`.
+      g_prime: its derivative.
+      real_term: network output on data -> `g'(r) r - g(r)`, up to a constant, stable.
+      flowed_term: network output on flowed samples -> `-g'(r)`, up to a constant, stable.
+    """
+
+    name: str
+    output: Output
+    g: Callable[[Array], Array]
+    g_prime: Callable[[Array], Array]
+    real_term: Callable[[Array], Array]
+    flowed_term: Callable[[Array], Array]
+
+
+LSIF = Bregman(
+    name="lsif",
+    output="ratio",
+    g=lambda y: 0.5 * (y - 1.0) ** 2,
+    g_prime=lambda y: y - 1.0,
+    real_term=lambda out: 0.5 * out**2,
+    flowed_term=lambda out: -out,
+)
+
+LR = Bregman(
+    name="lr",
+    output="log_ratio",
+    g=lambda y: y * jnp.log(y) - (1.0 + y) * jnp.log(1.0 + y),
+    g_prime=lambda y: jnp.log(y) - jnp.log(1.0 + y),
+    real_term=lambda out: -jax.nn.log_sigmoid(-out),
+    flowed_term=lambda out: -jax.nn.log_sigmoid(out),
+)
+
+UKL = Bregman(
+    name="ukl",
+    output="log_ratio",
+    g=lambda y: y * jnp.log(y) - y,
+    g_prime=jnp.log,
+    real_term=jnp.exp,
+    flowed_term=lambda out: -out,
+)
+
+REGISTRY: dict[str, Bregman] = {b.name: b for b in (LSIF, LR, UKL)}
+
+
+def get(spec: str | Bregman) -> Bregman:
+    """Returns a Bregman loss by name: "lsif", "lr" or "ukl". A loss is returned as it is.
+
+    Raises:
+      ValueError: naming the allowed names and the nearest one.
+    """
+    if isinstance(spec, Bregman):
+        return spec
+    if spec not in REGISTRY:
+        nearest = difflib.get_close_matches(spec, REGISTRY, n=1, cutoff=0.4)
+        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+        raise ValueError(f"unknown Bregman loss {spec!r}{hint} Allowed: {', '.join(REGISTRY)}")
+    return REGISTRY[spec]
+
+
+def loss(bregman: Bregman, out_real: Array, out_flowed: Array) -> tuple[Array, dict[str, Array]]:
+    """Estimates the Bregman divergence from a batch of data and a batch of flowed samples (eq. 2).
+
+    Args:
+      bregman: the loss, from `get`.
+      out_real: network outputs on data, [B].
+      out_flowed: network outputs on flowed samples, [B].
+
+    Returns:
+      The scalar loss and metrics, all scalars: the mean network output on data and on flowed
+      samples ("output_*") and the mean density ratio there ("ratio_*"). For the true ratio,
+      `E_p[r] = 1`.
+    """
+    value = jnp.mean(bregman.real_term(out_real)) + jnp.mean(bregman.flowed_term(out_flowed))
+    to_ratio: Callable[[Array], Array] = jnp.exp if bregman.output == "log_ratio" else jnp.asarray
+    metrics = {
+        "loss": value,
+        "output_real": jnp.mean(out_real),
+        "output_flowed": jnp.mean(out_flowed),
+        "ratio_real": jnp.mean(to_ratio(out_real)),
+        "ratio_flowed": jnp.mean(to_ratio(out_flowed)),
+    }
+    return value, metrics
+
+
+def check_pair(bregman: Bregman, divergence: FDivergence) -> None:
+    """Checks that the flow of a divergence can use what a loss trains the network to return.
+
+    Losses whose network returns `log r` go with every divergence. LSIF trains an unconstrained
+    ratio, so it goes with divergences whose `f'` is defined for every real number (Pearson).
+
+    Raises:
+      ValueError: for a pair without a stable form, with what to use instead.
+    """
+    if bregman.output == "ratio" and divergence.potential_from_ratio is None:
+        raise ValueError(
+            f"loss {bregman.name!r} trains an unconstrained ratio, but divergence "
+            f"{divergence.name!r} needs a positive one (it takes its logarithm or a power): "
+            f"use {bregman.name!r} with 'pearson', or {divergence.name!r} with 'lr' or 'ukl'"
+        )

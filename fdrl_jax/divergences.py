@@ -1,0 +1,236 @@
+"""f-divergences and the first variation that drives the flow.
+
+A divergence here is `D_f(q || p) = ∫ p f(q/p) dx` with a convex generator `f` (eq. 1 of the paper).
+Its first variation with respect to `q` is `f'(q/p)`, so the Langevin flow drifts along
+`-∇ f'(r(x))` with the density ratio `r = q/p` (eq. 3 and 5). Constants of `f'` have no gradient and
+are dropped from the potentials.
+
+Reference: Heng, Ansari and Soh, "Generative Modeling with Flow-Guided Density Ratio Learning",
+arXiv 2303.03714, sections 2 and 3.
+"""
+
+import difflib
+import re
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+Output = Literal["ratio", "log_ratio"]
+
+
+class FDivergence(NamedTuple):
+    """An f-divergence as a record of pure, element-wise functions.
+
+    Attributes:
+      name: the name under which `get` finds it, or a description for composed ones.
+      f: the generator, a function of the ratio `r > 0`.
+      f_prime: its derivative, a function of the ratio `r > 0`.
+      potential_from_log_ratio: `f'(exp(log r))` up to a constant, stable for large `|log r|` where
+        the divergence allows it.
+      potential_from_ratio: `f'(r)` up to a constant where it is defined for every real `r`, so that
+        an unconstrained estimator of the ratio itself can be used; `None` otherwise.
+    """
+
+    name: str
+    f: Callable[[Array], Array]
+    f_prime: Callable[[Array], Array]
+    potential_from_log_ratio: Callable[[Array], Array]
+    potential_from_ratio: Callable[[Array], Array] | None = None
+
+
+PEARSON = FDivergence(
+    name="pearson",
+    f=lambda r: (r - 1.0) ** 2,
+    f_prime=lambda r: 2.0 * (r - 1.0),
+    potential_from_log_ratio=lambda log_r: 2.0 * jnp.exp(log_r),
+    potential_from_ratio=lambda r: 2.0 * r,
+)
+
+KL = FDivergence(
+    name="kl",
+    f=lambda r: r * jnp.log(r),
+    f_prime=lambda r: jnp.log(r) + 1.0,
+    potential_from_log_ratio=lambda log_r: log_r,
+)
+
+# log(2r / (r + 1)) = log 2 + log sigmoid(log r).
+JS = FDivergence(
+    name="js",
+    f=lambda r: r * jnp.log(r) - (r + 1.0) * jnp.log((r + 1.0) / 2.0),
+    f_prime=lambda r: jnp.log(2.0 * r / (r + 1.0)),
+    potential_from_log_ratio=jax.nn.log_sigmoid,
+)
+
+# log(r + 1) = -log sigmoid(-log r).
+LOGD = FDivergence(
+    name="logd",
+    f=lambda r: (r + 1.0) * jnp.log(r + 1.0) - 2.0 * jnp.log(2.0),
+    f_prime=lambda r: jnp.log(r + 1.0) + 1.0,
+    potential_from_log_ratio=lambda log_r: -jax.nn.log_sigmoid(-log_r),
+)
+
+REVERSE_KL = FDivergence(
+    name="reverse_kl",
+    f=lambda r: -jnp.log(r),
+    f_prime=lambda r: -1.0 / r,
+    potential_from_log_ratio=lambda log_r: -jnp.exp(-log_r),
+)
+
+HELLINGER = FDivergence(
+    name="hellinger",
+    f=lambda r: (jnp.sqrt(r) - 1.0) ** 2,
+    f_prime=lambda r: 1.0 - 1.0 / jnp.sqrt(r),
+    potential_from_log_ratio=lambda log_r: -jnp.exp(-0.5 * log_r),
+)
+
+REGISTRY: dict[str, FDivergence] = {
+    d.name: d for d in (PEARSON, KL, JS, LOGD, REVERSE_KL, HELLINGER)
+}
+
+
+def alpha(order: float) -> FDivergence:
+    """Returns the alpha-divergence of an order.
+
+    `f(r) = (r^a - a r + a - 1) / (a (a - 1))`, so `f'(r) = (r^(a-1) - 1) / (a - 1)`. Orders 1 and 0
+    are the limits KL and reverse KL; order 2 is half of Pearson; 1/2 is twice squared Hellinger.
+
+    Args:
+      order: the order `a`, any finite real number.
+
+    Raises:
+      ValueError: if the order is not finite.
+
+    Reference: Cichocki and Amari, "Families of Alpha- Beta- and Gamma-Divergences", Entropy 2010.
+    """
+    a = float(order)
+    if not abs(a) < float("inf"):
+        raise ValueError(f"the order of an alpha-divergence must be finite, got {order!r}")
+    name = f"alpha({a:g})"
+    if a in (0.0, 1.0):
+        return (REVERSE_KL if a == 0.0 else KL)._replace(name=name)
+    return FDivergence(
+        name=name,
+        f=lambda r: (r**a - a * r + a - 1.0) / (a * (a - 1.0)),
+        f_prime=lambda r: (r ** (a - 1.0) - 1.0) / (a - 1.0),
+        # Without the constant: (r^(a-1) - 1)/(a - 1) loses all digits to the 1 when r is small.
+        potential_from_log_ratio=lambda log_r: jnp.exp((a - 1.0) * log_r) / (a - 1.0),
+        potential_from_ratio=(lambda r: r) if a == 2.0 else None,
+    )
+
+
+def combine(weights: Sequence[float], divergences: Sequence[FDivergence]) -> FDivergence:
+    """Returns the positive linear combination `Σ w_i D_i`, which is again an f-divergence.
+
+    Args:
+      weights: positive numbers, one a divergence.
+      divergences: the divergences to add.
+
+    Raises:
+      ValueError: for no divergence, unequal lengths, or a weight that is not positive and finite.
+    """
+    if not divergences or len(weights) != len(divergences):
+        raise ValueError(
+            f"one weight a divergence is needed, got {len(weights)} weights for "
+            f"{len(divergences)} divergences"
+        )
+    ws = [float(w) for w in weights]
+    if not all(0.0 < w < float("inf") for w in ws):
+        raise ValueError(f"weights of divergences must be positive and finite, got {ws}")
+
+    def weighted_sum(functions: Sequence[Callable[[Array], Array]]) -> Callable[[Array], Array]:
+        def total(value: Array) -> Array:
+            terms = [w * function(value) for w, function in zip(ws, functions, strict=True)]
+            return sum(terms[1:], start=terms[0])
+
+        return total
+
+    from_ratio = [d.potential_from_ratio for d in divergences]
+    defined = [function for function in from_ratio if function is not None]
+    return FDivergence(
+        name=" + ".join(f"{w:g}*{d.name}" for w, d in zip(ws, divergences, strict=True)),
+        f=weighted_sum([d.f for d in divergences]),
+        f_prime=weighted_sum([d.f_prime for d in divergences]),
+        potential_from_log_ratio=weighted_sum([d.potential_from_log_ratio for d in divergences]),
+        potential_from_ratio=weighted_sum(defined) if len(defined) == len(from_ratio) else None,
+    )
+
+
+_NUMBER = r"[-+]?\d*\.?\d+(?:[eE][-+]?\d+)?"
+_TERM = re.compile(rf"(?:(?P<weight>{_NUMBER})\s*\*\s*)?(?P<name>[a-z_]+)(?:\((?P<arg>[^()]*)\))?")
+
+
+def get(spec: str | FDivergence) -> FDivergence:
+    """Returns a divergence by name or by a short formula.
+
+    Args:
+      spec: a name ("pearson", "kl", "js", "logd", "reverse_kl", "hellinger"), "alpha(0.5)", or a
+        positive linear combination such as "0.5*kl + 0.5*reverse_kl". A divergence is returned as
+        it is.
+
+    Raises:
+      ValueError: naming the allowed names and the nearest one.
+    """
+    if isinstance(spec, FDivergence):
+        return spec
+    terms = [_parse_term(term.strip(), spec) for term in re.split(r"(?<!\d[eE])\+", spec)]
+    if len(terms) == 1 and terms[0][0] is None:
+        return terms[0][1]
+    return combine([1.0 if w is None else w for w, _ in terms], [d for _, d in terms])
+
+
+def _parse_term(term: str, spec: str) -> tuple[float | None, FDivergence]:
+    match = _TERM.fullmatch(term)
+    name = match["name"] if match else term
+    allowed = [*REGISTRY, "alpha(ORDER)"]
+    if match and name == "alpha" and match["arg"] is not None:
+        try:
+            divergence = alpha(float(match["arg"]))
+        except ValueError as error:
+            raise ValueError(f"in divergence {spec!r}: {error}") from None
+    elif match and match["arg"] is None and name in REGISTRY:
+        divergence = REGISTRY[name]
+    else:
+        nearest = difflib.get_close_matches(name, allowed, n=1, cutoff=0.4)
+        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+        raise ValueError(
+            f"unknown divergence {term!r} in {spec!r}{hint} Allowed: {', '.join(allowed)}, "
+            "or positive combinations such as '0.5*kl + 0.5*js'"
+        )
+    return (None if match["weight"] is None else float(match["weight"])), divergence
+
+
+def first_variation(
+    estimator_fn: Callable[[Array], Array],
+    divergence: FDivergence,
+    output: Output = "log_ratio",
+) -> Callable[[Array], Array]:
+    """Returns the potential `x -> f'(r(x))` whose negative gradient is the drift of the flow (eq. 5).
+
+    Args:
+      estimator_fn: any function `x [B, ...] -> [B]` that estimates the density ratio `q/p`.
+      divergence: the f-divergence, from `get`.
+      output: what the estimator returns: "log_ratio" for `log r`, "ratio" for `r` itself,
+        unconstrained (as after training with the LSIF loss).
+
+    Returns:
+      The potential, a function `x [B, ...] -> [B]`, up to a constant.
+
+    Raises:
+      ValueError: for an unknown output, or "ratio" with a divergence whose derivative is not
+        defined for every real ratio.
+    """
+    if output not in get_args(Output):
+        raise ValueError(f"output must be one of {', '.join(get_args(Output))}, got {output!r}")
+    if output == "log_ratio":
+        potential = divergence.potential_from_log_ratio
+    elif divergence.potential_from_ratio is not None:
+        potential = divergence.potential_from_ratio
+    else:
+        raise ValueError(
+            f"divergence {divergence.name!r} needs a positive ratio, but an estimator with "
+            "output 'ratio' is unconstrained; use output='log_ratio', or pearson"
+        )
+    return lambda x: potential(estimator_fn(x))

@@ -1,0 +1,287 @@
+"""The train step and the sampler: per-replica functions that know at most an axis name.
+
+They are built once from functions and hyper-parameters and hold no arrays, so `parallel` may map
+them over devices by whatever means, and a user may call them in a jit of their own.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from fdrl_jax import bregman as bregman_lib
+from fdrl_jax import rng, state
+from fdrl_jax.bregman import Bregman
+from fdrl_jax.divergences import FDivergence, first_variation
+from fdrl_jax.flow import Potential, TwoStage, drift, flow, normal_like, two_stage
+from fdrl_jax.priors import Batch
+from fdrl_jax.state import TrainState, Variables
+
+Array = jax.Array
+Metrics = dict[str, Array]
+
+
+class Estimator(NamedTuple):
+    """A density-ratio network as two functions.
+
+    Attributes:
+      apply: `(variables, x [B, ...]) -> [B]`; a pure function of the example, used in the flow.
+      apply_train: `(variables, x) -> ([B], collections)`: also returns new values of collections
+        other than "params", once a training step (a power iteration of spectral normalisation).
+    """
+
+    apply: Callable[[Variables, Array], Array]
+    apply_train: Callable[[Variables, Array], tuple[Array, Variables]]
+
+
+class FlowParams(NamedTuple):
+    """Hyper-parameters of the flow: steps `K`, refinement steps `κ`, step size `η`, noise `ν`."""
+
+    num_steps: int
+    step_size: float
+    noise_scale: float
+    num_refine_steps: int = 0
+
+
+class Problem(NamedTuple):
+    """What is learnt: an estimator, trained by a Bregman loss, that drives a flow from a prior.
+
+    Attributes:
+      estimator: the network.
+      bregman: the loss; its `output` says what the network returns.
+      divergence: the f-divergence whose first variation is the potential.
+      flow: hyper-parameters of the flow.
+      prior_sample: `(params, keys [B], batch) -> x_0 [B, ...]`, as in `priors.Prior`.
+    """
+
+    estimator: Estimator
+    bregman: Bregman
+    divergence: FDivergence
+    flow: FlowParams
+    prior_sample: Callable[[Any, Array, Batch], Array]
+
+    def potential(self, variables: Variables) -> Potential:
+        """Returns the potential `f'(r(x))` of the estimator with these variables (eq. 5)."""
+        return first_variation(
+            lambda x: self.estimator.apply(variables, x), self.divergence, self.bregman.output
+        )
+
+
+class Constants(NamedTuple):
+    """Arrays that a step reads and never changes: the data source's and the prior's."""
+
+    data: Any
+    prior: Any
+
+
+TrainStep = Callable[[TrainState, Constants, Any], tuple[TrainState, Metrics]]
+RepeatedStep = Callable[[TrainState, Constants, Any, Array], tuple[TrainState, Metrics]]
+Sampler = Callable[[Variables, Constants, Array], TwoStage]
+
+
+def make_train_step(
+    problem: Problem,
+    *,
+    optimizer: optax.GradientTransformation,
+    draw: Callable[[Any, Any, Array, Array], Batch],
+    seed: int,
+    batch_size: int,
+    ema_rate: float = 0.998,
+    dequantisation: float = 0.0,
+    num_micro_batches: int = 1,
+    axis_name: str | None = None,
+) -> TrainStep:
+    """Builds the train step (algorithm 1).
+
+    One step draws data and prior samples, flows the latter for `K` steps with the present
+    estimator (no gradient goes through the flow), and updates the estimator on the Bregman loss
+    between data and flowed samples. Keys follow from (seed, position of the example).
+
+    Args:
+      problem: estimator, loss, divergence, flow and prior.
+      optimizer: an Optax optimizer.
+      draw: `(data arrays, host batch, key, positions [B]) -> batch`, with the data under "real",
+        [B, ...]; a pure function that runs on the device. The key is the same for the whole run.
+      seed: seed of the run.
+      batch_size: examples of one replica.
+      ema_rate: decay of the moving average of parameters.
+      dequantisation: standard deviation of the Gaussian noise added to data.
+      num_micro_batches: parts in which the batch goes through flow and gradient one after the
+        other, to save memory; the result is that of the whole batch.
+      axis_name: mapped axis over which gradients and metrics are averaged, if any.
+
+    Returns:
+      `(state, constants, host batch or None) -> (state, metrics)`. The metrics are scalars: those
+      of `bregman.loss`, "grad_norm", and "drift_norm", the mean norm of the drift at `x_K`.
+
+    Raises:
+      ValueError: for a loss and divergence that do not go together, or a batch that does not
+        divide into the micro-batches.
+    """
+    bregman_lib.check_pair(problem.bregman, problem.divergence)
+    if batch_size % num_micro_batches:
+        raise ValueError(
+            f"a batch of {batch_size} does not divide into {num_micro_batches} micro-batches"
+        )
+
+    def loss_and_grads(
+        variables: Variables, constants: Constants, host_batch: Any, positions: Array
+    ) -> tuple[Any, Metrics, Variables]:
+        root = jax.random.key(seed)
+        data_key = rng.stream_key(root, rng.Stream.DATA)
+        batch = draw(constants.data, host_batch, data_key, positions)
+        real = batch["real"]
+        if dequantisation:
+            keys = rng.example_keys(root, rng.Stream.DEQUANTISATION, positions)
+            real = real + dequantisation * normal_like(keys, real)
+        prior_keys = rng.example_keys(root, rng.Stream.PRIOR, positions)
+        x0 = problem.prior_sample(constants.prior, prior_keys, batch)
+        potential = problem.potential(variables)
+        flowed = lax.stop_gradient(
+            flow(
+                rng.example_keys(root, rng.Stream.FLOW, positions),
+                x0,
+                potential,
+                num_steps=problem.flow.num_steps,
+                step_size=problem.flow.step_size,
+                noise_scale=problem.flow.noise_scale,
+            )
+        )
+        speed = jnp.linalg.norm(drift(flowed, potential).reshape(len(flowed), -1), axis=-1)
+
+        def loss_fn(params: Any) -> tuple[Array, tuple[Metrics, Variables]]:
+            both = jnp.concatenate([real, flowed.astype(real.dtype)])
+            out, collections = problem.estimator.apply_train({**variables, "params": params}, both)
+            out_real, out_flowed = jnp.split(out, 2)
+            loss, metrics = bregman_lib.loss(problem.bregman, out_real, out_flowed)
+            return loss, (metrics, collections)
+
+        grads, (metrics, collections) = jax.grad(loss_fn, has_aux=True)(variables["params"])
+        return grads, {**metrics, "drift_norm": jnp.mean(speed)}, collections
+
+    def train_step(
+        train_state: TrainState, constants: Constants, host_batch: Any
+    ) -> tuple[TrainState, Metrics]:
+        positions = rng.batch_positions(train_state.step, batch_size, axis_name)
+        variables = train_state.variables
+        if num_micro_batches == 1:
+            grads, metrics, collections = loss_and_grads(variables, constants, host_batch, positions)
+        else:
+            grads, metrics, collections = _mean_over_chunks(
+                lambda chunk: loss_and_grads(variables, constants, *chunk),
+                (host_batch, positions),
+                num_micro_batches,
+            )
+        if axis_name is not None:
+            grads, metrics = lax.pmean((grads, metrics), axis_name)
+        metrics = {**metrics, "grad_norm": optax.global_norm(grads)}
+        return state.apply_gradients(train_state, grads, collections, optimizer, ema_rate), metrics
+
+    return train_step
+
+
+def make_sampler(problem: Problem, *, seed: int) -> Sampler:
+    """Builds the two-stage sampler (algorithm 2): `K` bridging and `κ` refinement steps.
+
+    Returns:
+      `(variables, constants, batch) -> TwoStage`, each [B, ...], where the batch holds "position"
+      [B], the indices of the samples, and what a `batch` prior reads. Sample `i` follows from
+      (seed, i) alone.
+    """
+
+    def sample(variables: Variables, constants: Constants, batch: Batch) -> TwoStage:
+        keys, x0 = _start(problem, seed, constants, batch)
+        return two_stage(
+            keys,
+            x0,
+            problem.potential(variables),
+            num_steps=problem.flow.num_steps,
+            num_refine_steps=problem.flow.num_refine_steps,
+            step_size=problem.flow.step_size,
+            noise_scale=problem.flow.noise_scale,
+        )
+
+    return sample
+
+
+def make_path_sampler(problem: Problem, *, seed: int) -> Callable[..., Array]:
+    """Builds the sampler that returns whole paths, for pictures: as `make_sampler`, but returns
+    `x_0 ... x_{K+κ}`, [K + κ + 1, B, ...], of the same samples.
+    """
+
+    def sample(variables: Variables, constants: Constants, batch: Batch) -> Array:
+        keys, x0 = _start(problem, seed, constants, batch)
+        _, path = flow(
+            keys,
+            x0,
+            problem.potential(variables),
+            num_steps=problem.flow.num_steps + problem.flow.num_refine_steps,
+            step_size=problem.flow.step_size,
+            noise_scale=problem.flow.noise_scale,
+            with_trajectory=True,
+        )
+        return path
+
+    return sample
+
+
+def repeat_steps(train_step: TrainStep, max_steps: int) -> RepeatedStep:
+    """Returns a function that takes several train steps on the device, in one dispatch.
+
+    How many is an argument and not a constant of the compiled program: every count up to
+    `max_steps` runs the same machine code, so where a run is cut does not change its numbers.
+
+    Args:
+      train_step: from `make_train_step`.
+      max_steps: the largest count.
+
+    Returns:
+      `(state, constants, host batches, count) -> (state, metrics)`: the host batches (if any) have
+      a leading axis of `max_steps`; so have the metrics, of which the first `count` are set.
+    """
+
+    def run(
+        train_state: TrainState, constants: Constants, host_batches: Any, count: Array
+    ) -> tuple[TrainState, Metrics]:
+        def batch_at(i: Array | int) -> Any:
+            return jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, i, keepdims=False), host_batches)
+
+        def body(i: Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
+            train_state, history = carry
+            train_state, metrics = train_step(train_state, constants, batch_at(i))
+            return train_state, jax.tree.map(lambda h, m: h.at[i].set(m), history, metrics)
+
+        _, shapes = jax.eval_shape(train_step, train_state, constants, batch_at(0))
+        history = jax.tree.map(lambda s: jnp.zeros((max_steps, *s.shape), s.dtype), shapes)
+        return lax.fori_loop(0, count, body, (train_state, history))
+
+    return run
+
+
+def _start(problem: Problem, seed: int, constants: Constants, batch: Batch) -> tuple[Array, Array]:
+    """Returns the keys of the flow and `x_0` of the samples at the batch's positions."""
+    root = rng.stream_key(jax.random.key(seed), rng.Stream.SAMPLE)
+    prior_keys = rng.example_keys(root, rng.Stream.PRIOR, batch["position"])
+    x0 = problem.prior_sample(constants.prior, prior_keys, batch)
+    return rng.example_keys(root, rng.Stream.FLOW, batch["position"]), x0
+
+
+def _mean_over_chunks(
+    function: Callable[[Any], tuple[Any, Metrics, Variables]], inputs: Any, num_chunks: int
+) -> tuple[Any, Metrics, Variables]:
+    """Averages gradients and metrics over equal parts of the batch, one part after the other."""
+    chunks = jax.tree.map(lambda a: a.reshape(num_chunks, -1, *a.shape[1:]), inputs)
+    first = jax.eval_shape(function, jax.tree.map(lambda a: a[0], chunks))
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), first[:2])
+
+    def body(total: Any, chunk: Any) -> tuple[Any, Variables]:
+        grads, metrics, collections = function(chunk)
+        return jax.tree.map(jnp.add, total, (grads, metrics)), collections
+
+    total, collections = lax.scan(body, zeros, chunks)
+    grads, metrics = jax.tree.map(lambda a: a / num_chunks, total)
+    # Collections follow from the weights alone, so every part computed the same new values.
+    return grads, metrics, jax.tree.map(lambda a: a[-1], collections)
