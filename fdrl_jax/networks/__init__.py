@@ -1,0 +1,24 @@
+"""Networks that estimate a density ratio or its logarithm."""
+
+from fdrl_jax.networks.attention import SelfAttention
+from fdrl_jax.networks.convolution import convolve
+from fdrl_jax.networks.layers import Conv, Dense
+from fdrl_jax.networks.mlp import MLP
+from fdrl_jax.networks.resnet import SPECS, ResNet, ResNetSpec, resnet
+from fdrl_jax.networks.spectral import update_vectors
+from fdrl_jax.networks.torch_import import from_torch_state_dict, torch_shapes
+
+__all__ = [
+    "MLP",
+    "SPECS",
+    "Conv",
+    "Dense",
+    "ResNet",
+    "ResNetSpec",
+    "SelfAttention",
+    "convolve",
+    "from_torch_state_dict",
+    "resnet",
+    "torch_shapes",
+    "update_vectors",
+]

@@ -1,0 +1,45 @@
+"""Self-attention over the positions of an image."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.typing import DTypeLike
+
+from fdrl_jax.networks.layers import Conv
+
+
+class SelfAttention(nn.Module):
+    """Adds to every position what it attends to: ``y = x + gamma * W_o attended``.
+
+    With keys, queries and values of ``C / 8`` channels and positions ``i, j``:
+    ``attended_j = sum_i softmax_i(key_i . query_j) value_i``. The scalar ``gamma`` is learnt and
+    starts at 0, so that the module starts as the identity.
+
+    Attributes:
+        spectral_norm: whether every kernel is divided by its largest singular value.
+        dtype: type of the computation; parameters are float32.
+
+    Reference: Zhang et al., "Self-Attention Generative Adversarial Networks", ICML 2019.
+    """
+
+    spectral_norm: bool = False
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        channels = x.shape[-1]
+
+        def project(features: int, name: str, images: jax.Array) -> jax.Array:
+            layer = Conv(features, 1, 1, True, self.spectral_norm, self.dtype, name=name)
+            return layer(images)
+
+        def positions(name: str) -> jax.Array:
+            images = project(max(channels // 8, 1), name, x)
+            return images.reshape(images.shape[0], -1, images.shape[-1])
+
+        scores = jnp.einsum("bic,bjc->bij", positions("key"), positions("query"))
+        weights = nn.softmax(scores.astype(jnp.float32), axis=1).astype(self.dtype)
+        attended = jnp.einsum("bij,bic->bjc", weights, positions("value"))
+        output = project(channels, "self_att", attended.reshape(*x.shape[:-1], -1))
+        gamma = self.param("gamma", nn.initializers.zeros, ())
+        return x + gamma.astype(self.dtype) * output

@@ -1,0 +1,174 @@
+"""Residual networks for images: one module, and a table of the paper's four."""
+
+import difflib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.typing import DTypeLike
+
+from fdrl_jax.networks.attention import SelfAttention
+from fdrl_jax.networks.layers import Conv, Dense, activate
+
+
+class ResNetSpec(NamedTuple):
+    """Widths and depths of a residual network.
+
+    Attributes:
+        stem: channels of the first convolution.
+        blocks: ``(channels, stride)`` of every block.
+        attention_after: number of blocks before the self-attention, where a network has one.
+    """
+
+    stem: int
+    blocks: Sequence[tuple[int, int]]
+    attention_after: int | None = None
+
+
+# Table 4 of the paper.
+SPECS = {
+    "resnet32": ResNetSpec(
+        stem=128,
+        blocks=((128, 1),) * 3 + ((256, 2), (256, 1), (256, 1)) * 3,
+        attention_after=3,
+    ),
+    "resnet64": ResNetSpec(
+        stem=64,
+        blocks=((64, 2), (128, 2), (128, 1)) + ((256, 2), (256, 1)) * 2,
+        attention_after=3,
+    ),
+    "resnet64_shallow": ResNetSpec(
+        stem=64,
+        blocks=((64, 2), (128, 2), (128, 2), (256, 2)),
+        attention_after=2,
+    ),
+    "resnet128": ResNetSpec(
+        stem=64,
+        blocks=((64, 2), (128, 2), (128, 2), (128, 1)) + ((256, 2), (256, 1)) * 2,
+        attention_after=2,
+    ),
+}
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions beside a shortcut: ``act(conv(act(conv(x))) + shortcut(x))``.
+
+    The shortcut is a 1x1 convolution where the shape changes, else the identity.
+
+    Attributes:
+        features: number of output channels.
+        stride: stride of the first convolution and of the shortcut.
+        spectral_norm: whether every kernel is divided by its largest singular value.
+        dtype: type of the computation; parameters are float32.
+    """
+
+    features: int
+    stride: int = 1
+    spectral_norm: bool = False
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        def conv(size: int, stride: int, name: str) -> Conv:
+            return Conv(
+                self.features, size, stride, False, self.spectral_norm, self.dtype, name=name
+            )
+
+        y = activate(conv(3, self.stride, "conv1")(x))
+        y = conv(3, 1, "conv2")(y)
+        if self.stride != 1 or x.shape[-1] != self.features:
+            x = conv(1, self.stride, "shortcut_conv")(x)
+        return activate(x + y)
+
+
+class ResNet(nn.Module):
+    """Residual network without normalisation layers and with one output an image.
+
+    Maps ``x [B, H, W, C]`` in [-1, 1] to ``[B]``: the density ratio or its logarithm, as the loss
+    has it. A 3x3 convolution, the blocks, the mean over positions, an affine map.
+
+    Attributes:
+        spec: widths and depths.
+        spectral_norm: whether every kernel is divided by its largest singular value.
+        attention: whether self-attention follows block number ``spec.attention_after``.
+        dtype: type of the computation; parameters and output are float32.
+        remat: whether the activations inside a block are computed again in the backward pass,
+            which takes less memory and more time.
+
+    Reference: Heng et al., "Generative Modeling with Flow-Guided Density Ratio Learning", table 4.
+    """
+
+    spec: ResNetSpec
+    spectral_norm: bool = False
+    attention: bool = False
+    dtype: DTypeLike = jnp.float32
+    remat: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        block = nn.remat(ResidualBlock) if self.remat else ResidualBlock
+        stem = Conv(
+            self.spec.stem, spectral_norm=self.spectral_norm, dtype=self.dtype, name="conv1"
+        )
+        x = activate(stem(x))
+        stage, index = 0, 0
+        for number, (features, stride) in enumerate(self.spec.blocks):
+            # A stage of the reference implementation starts where the resolution changes.
+            stage, index = (stage + 1, 0) if stride > 1 or number == 0 else (stage, index + 1)
+            name = f"layer{stage}_{index}"
+            x = block(features, stride, self.spectral_norm, self.dtype, name=name)(x)
+            if self.attention and number + 1 == self.spec.attention_after:
+                x = SelfAttention(self.spectral_norm, self.dtype, name="self_attn_module")(x)
+        x = x.astype(jnp.float32).mean(axis=(1, 2))
+        return Dense(1, self.spectral_norm, name="linear")(x)[..., 0]
+
+
+def resnet(
+    spec: str | ResNetSpec,
+    *,
+    width: int | None = None,
+    spectral_norm: bool = False,
+    attention: bool = False,
+    dtype: DTypeLike = jnp.float32,
+    remat: bool = False,
+) -> ResNet:
+    """Makes a residual network from the paper's table or from a description of one's own.
+
+    Args:
+        spec: ``"resnet32"``, ``"resnet64"``, ``"resnet64_shallow"``, ``"resnet128"``, or a spec.
+        width: channels of the first convolution; those of all blocks change in proportion.
+        spectral_norm: whether every kernel is divided by its largest singular value.
+        attention: whether self-attention follows block number ``attention_after`` of the spec.
+        dtype: type of the computation, float32 or bfloat16; parameters and output are float32.
+        remat: whether the activations inside a block are computed again in the backward pass.
+
+    Returns:
+        A Flax module that maps images ``[B, H, W, C]`` to ``[B]``.
+
+    Raises:
+        ValueError: for an unknown name, sizes below 1, or attention without a place for it.
+    """
+    if isinstance(spec, str):
+        if spec not in SPECS:
+            nearest = difflib.get_close_matches(spec, SPECS, n=1)
+            hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+            raise ValueError(f"unknown network {spec!r}; allowed: {', '.join(SPECS)}{hint}")
+        spec = SPECS[spec]
+    stem = spec.stem if width is None else width
+    scale = stem / spec.stem
+    blocks = tuple((max(round(size * scale), 1), stride) for size, stride in spec.blocks)
+    if not blocks or min(stem, *(min(block) for block in blocks)) < 1:
+        raise ValueError(
+            f"a network needs blocks, and widths and strides of at least 1; "
+            f"got stem {stem}, blocks {blocks}"
+        )
+    places = range(1, len(blocks) + 1)
+    if attention and spec.attention_after not in places:
+        raise ValueError(
+            f"attention_after must be a block's number from 1 to {len(blocks)}, "
+            f"got {spec.attention_after}"
+        )
+    scaled = ResNetSpec(stem, blocks, spec.attention_after)
+    return ResNet(scaled, spectral_norm, attention, dtype, remat)

@@ -1,0 +1,108 @@
+"""Spectral normalisation: a kernel divided by its largest singular value.
+
+The estimate of that value rests on two vectors, kept in the collection ``"spectral"``:
+``sigma = u^T W v`` with ``W`` the kernel as a ``[C_out, C_in * k * k]`` matrix. Vectors stand still
+unless the collection is mutable, so a flow or a sampler sees one fixed function, and a training
+step that applies the network with ``mutable=["spectral"]`` moves them once.
+
+Reference: Miyato et al., "Spectral Normalization for Generative Adversarial Networks", ICLR 2018.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+COLLECTION = "spectral"
+_NUM_INIT_ITERATIONS = 15
+_EPSILON = 1e-12
+
+
+def as_matrix(kernel: jax.Array) -> jax.Array:
+    """Flattens a kernel the way PyTorch does, so that its vectors mean the same here.
+
+    Args:
+        kernel: ``[C_in, C_out]`` or ``[k, k, C_in, C_out]``.
+
+    Returns:
+        The matrix ``[C_out, C_in]`` or ``[C_out, C_in * k * k]``.
+    """
+    out_and_in_first = jnp.moveaxis(kernel, (-1, -2), (0, 1))
+    return out_and_in_first.reshape(kernel.shape[-1], -1)
+
+
+def power_iteration(
+    matrix: jax.Array, u: jax.Array, num_iterations: int = 1
+) -> tuple[jax.Array, jax.Array]:
+    """Moves the singular vectors: ``v = normalise(W^T u)``, then ``u = normalise(W v)``.
+
+    Args:
+        matrix: ``W``, ``[M, N]``.
+        u: left vector ``[M]``.
+        num_iterations: how many times, at least 1.
+
+    Returns:
+        The new ``u`` ``[M]`` and ``v`` ``[N]``.
+    """
+    for _ in range(num_iterations):
+        v = _normalise(matrix.T @ u)
+        u = _normalise(matrix @ v)
+    return u, v
+
+
+def update_vectors(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """Runs one power iteration for every spectrally normalised kernel of a network.
+
+    The same update as applying the network with ``mutable=["spectral"]``, for callers who have no
+    input at hand or who split a batch. Variables without such kernels come back unchanged.
+
+    Args:
+        variables: a network's variables, with ``"params"``.
+
+    Returns:
+        The variables with new vectors.
+    """
+    if COLLECTION not in variables:
+        return dict(variables)
+
+    def update(vectors: Mapping[str, Any], params: Mapping[str, Any]) -> dict[str, Any]:
+        if "u" in vectors:
+            u, v = power_iteration(as_matrix(params["kernel"]), vectors["u"])
+            return {"u": u, "v": v}
+        return {name: update(vectors[name], params[name]) for name in vectors}
+
+    return {**variables, COLLECTION: update(variables[COLLECTION], variables["params"])}
+
+
+def normalised(module: nn.Module, kernel: jax.Array) -> jax.Array:
+    """Divides a kernel by its spectral norm, with the vectors kept as variables of ``module``.
+
+    Gradients flow through ``sigma`` to the kernel, never to the vectors.
+
+    Args:
+        module: the Flax module that owns the kernel, inside its compact call.
+        kernel: ``[C_in, C_out]`` or ``[k, k, C_in, C_out]``.
+
+    Returns:
+        ``kernel / sigma``.
+    """
+    matrix = as_matrix(kernel)
+    fixed = jax.lax.stop_gradient(matrix)
+
+    def initial_u() -> jax.Array:
+        # Enough iterations for a sensible sigma: the first flow runs before the first update.
+        random = jax.random.normal(module.make_rng("params"), matrix.shape[:1])
+        return power_iteration(fixed, _normalise(random), _NUM_INIT_ITERATIONS)[0]
+
+    u = module.variable(COLLECTION, "u", initial_u)
+    v = module.variable(COLLECTION, "v", lambda: _normalise(fixed.T @ u.value))
+    if module.is_mutable_collection(COLLECTION) and not module.is_initializing():
+        u.value, v.value = power_iteration(fixed, u.value)
+    sigma: jax.Array = u.value @ matrix @ v.value
+    return kernel / sigma
+
+
+def _normalise(vector: jax.Array) -> jax.Array:
+    return vector / jnp.maximum(jnp.linalg.norm(vector), _EPSILON)

@@ -1,0 +1,80 @@
+"""Numbers of the reference implementation, and what it takes to compare with them.
+
+The weights follow from the names of the tensors; see ``weights``. Images are NCHW in the files.
+"""
+
+import json
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fdrl_jax.networks import MLP, ResNet, from_torch_state_dict, resnet
+
+FOLDER = Path(__file__).parents[1] / "golden"
+
+NETWORKS: dict[str, MLP | ResNet] = {
+    "mlp": MLP(),
+    "resnet32": resnet("resnet32"),
+    "resnet64_shallow_sn_attn": resnet("resnet64_shallow", spectral_norm=True, attention=True),
+}
+
+# What the flow differentiates, given the network's output.
+POTENTIALS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "Pearson": lambda out: 2 * out,
+    "KL": lambda out: out,
+    "JS": jax.nn.log_sigmoid,
+    "logD": lambda out: -jax.nn.log_sigmoid(-out),
+}
+
+# Bregman losses of the outputs at real and at flowed samples.
+LOSSES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
+    "LSIF": lambda real, flowed: jnp.mean(real**2) / 2 - jnp.mean(flowed),
+    "LR": lambda real, flowed: -jnp.mean(jax.nn.log_sigmoid(-real) + jax.nn.log_sigmoid(flowed)),
+    "KL": lambda real, flowed: jnp.mean(jnp.exp(real)) - jnp.mean(flowed),
+}
+
+
+class Case(NamedTuple):
+    """A network with its golden weights and numbers."""
+
+    net: MLP | ResNet
+    variables: dict
+    numbers: dict[str, np.ndarray]
+
+    def images(self, name: str) -> np.ndarray:
+        array = self.numbers[name]
+        return np.moveaxis(array, 1, -1) if array.ndim == 4 else array
+
+
+def load(name: str) -> Case:
+    with np.load(FOLDER / f"{name}.npz") as file:
+        numbers = dict(file)
+    net = NETWORKS[name]
+    return Case(net, from_torch_state_dict(net, weights(name, numbers)), numbers)
+
+
+def shapes(name: str) -> dict[str, tuple[int, ...]]:
+    text = (FOLDER / f"{name}.state_dict.json").read_text()
+    return {tensor: tuple(shape) for tensor, shape in json.loads(text).items()}
+
+
+def weights(name: str, numbers: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    stored = {
+        key.removeprefix("state_dict/"): array
+        for key, array in numbers.items()
+        if key.startswith("state_dict/")
+    }
+    return {key: stored.get(key, _weight(key, shape)) for key, shape in shapes(name).items()}
+
+
+def _weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    random = np.random.RandomState(zlib.crc32(name.encode()))
+    if name.endswith("gamma"):
+        return np.float32(0.5)
+    scale = 0.1 if name.endswith("bias") else np.sqrt(0.8 / np.prod(shape[1:]))
+    return (scale * random.standard_normal(shape)).astype(np.float32)
