@@ -11,6 +11,7 @@ def get_config() -> ConfigDict:
     """Returns the defaults; a config file changes what differs."""
     c = ConfigDict()
     c.seed = 0
+    c.precision = "float32"  # Of the network's computation; parameters and flow stay in float32.
 
     c.data = ConfigDict()
     c.data.name = "swissroll"
@@ -19,7 +20,13 @@ def get_config() -> ConfigDict:
 
     c.network = ConfigDict()
     c.network.name = "mlp"
-    c.network.hidden_sizes = (64, 64, 64, 64)  # For the mlp.
+    c.network.hidden_sizes = (64, 64, 64, 64)  # Of "mlp".
+    c.network.width = 0  # Stem channels of a residual network, blocks in proportion; 0: the table's.
+    c.network.blocks = ()  # (channels, stride) of each block of "resnet", the one without a table.
+    c.network.attention = False
+    c.network.attention_after = 1  # Block that self-attention follows in "resnet".
+    c.network.spectral_norm = False
+    c.network.remat = False  # Compute activations again in the backward pass, to save memory.
 
     c.prior = ConfigDict()
     c.prior.name = "normal"

@@ -95,15 +95,12 @@ def experiment(config: Mapping[str, Any]) -> Experiment:
 
 def _build(c: dict[str, Any]) -> Experiment:
     source = data.load(c["data.name"])
-    network = _network(c, source)
+    network = _network(c, source.kind)
     prior = _prior(c, source)
     schedule = _schedule(c)
     optimizer = _optimizer(c, schedule)
     problem = Problem(
-        estimator=Estimator(
-            apply=network.apply,
-            apply_train=lambda variables, x: network.apply(variables, x, mutable=["spectral"]),
-        ),
+        estimator=Estimator(network.apply, networks.update_vectors),
         bregman=bregman.get(c["loss.name"]),
         divergence=divergences.get(c["loss.divergence"]),
         flow=FlowParams(
@@ -152,8 +149,29 @@ def _build(c: dict[str, Any]) -> Experiment:
     )
 
 
-def _network(c: dict[str, Any], source: Source) -> nn.Module:
-    return networks.MLP(hidden_sizes=tuple(c["network.hidden_sizes"]))
+def _network(c: dict[str, Any], kind: str) -> nn.Module:
+    name, dtype, spectral_norm = c["network.name"], c["precision"], c["network.spectral_norm"]
+    if (name == "mlp") != (kind == "points"):
+        fitting = "'mlp'" if kind == "points" else "a residual network such as 'resnet'"
+        raise ValueError(f"network.name={name!r} does not fit {kind}; use {fitting}")
+    if name == "mlp":
+        return networks.MLP(tuple(c["network.hidden_sizes"]), spectral_norm, dtype)
+    if name != "resnet":
+        spec, width = name, c["network.width"] or None
+    elif c["network.blocks"] and c["network.width"]:
+        blocks = tuple(tuple(block) for block in c["network.blocks"])
+        spec = networks.ResNetSpec(c["network.width"], blocks, c["network.attention_after"])
+        width = None
+    else:
+        raise ValueError("network.name='resnet' needs network.width and network.blocks")
+    return networks.resnet(
+        spec,
+        width=width,
+        spectral_norm=spectral_norm,
+        attention=c["network.attention"],
+        dtype=dtype,
+        remat=c["network.remat"],
+    )
 
 
 def _prior(c: dict[str, Any], source: Source) -> Prior:

@@ -6,7 +6,7 @@ from typing import Any
 
 from experiments.data.registry import BUILT_IN
 from experiments.errors import UserError, nearest
-from fdrl_jax import bregman, divergences
+from fdrl_jax import bregman, divergences, networks
 
 # A rule takes a value and returns what is wrong with it, or nothing.
 Rule = Callable[[Any], str | None]
@@ -60,6 +60,17 @@ def _sizes(value: Any) -> str | None:
     return None if fits else "one or more positive whole numbers such as (64, 64)"
 
 
+def _blocks(value: Any) -> str | None:
+    fits = isinstance(value, (tuple, list)) and all(
+        isinstance(block, (tuple, list))
+        and len(block) == 2
+        and _whole(1, 65_536)(block[0]) is None
+        and _whole(1, 8)(block[1]) is None
+        for block in value
+    )
+    return None if fits else "pairs of channels and stride such as ((32, 1), (64, 2))"
+
+
 def _divergence(value: Any) -> str | None:
     try:
         divergences.get(value)
@@ -72,11 +83,18 @@ def _divergence(value: Any) -> str | None:
 
 RULES: dict[str, Rule] = {
     "seed": _whole(),
+    "precision": _choice("float32", "bfloat16"),
     "data.name": _choice(*BUILT_IN),
     "data.dequantisation": _real(0.0, 1.0),
     "data.random_flip": _flag,
-    "network.name": _choice("mlp"),
+    "network.name": _choice("mlp", "resnet", *networks.SPECS),
     "network.hidden_sizes": _sizes,
+    "network.width": _whole(0, 65_536),
+    "network.blocks": _blocks,
+    "network.attention": _flag,
+    "network.attention_after": _whole(1, 1_000),
+    "network.spectral_norm": _flag,
+    "network.remat": _flag,
     "prior.name": _choice("normal", "uniform", "data_dependent"),
     "prior.scale": _real(0.0, above=True),
     "prior.jitter": _real(0.0),

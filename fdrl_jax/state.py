@@ -42,16 +42,14 @@ def create(variables: Variables, optimizer: optax.GradientTransformation) -> Tra
 def apply_gradients(
     state: TrainState,
     grads: Any,
-    collections: Variables,
     optimizer: optax.GradientTransformation,
     ema_rate: float,
 ) -> TrainState:
-    """Updates parameters, their average, the other collections and the step count.
+    """Updates parameters, their average and the step count.
 
     Args:
       state: the state before.
       grads: gradients of the loss, like `state.variables["params"]`.
-      collections: new values of collections other than "params" (may be empty).
       optimizer: as given to `create`.
       ema_rate: decay of the average: `ema <- rate * ema + (1 - rate) * params`.
     """
@@ -61,7 +59,8 @@ def apply_gradients(
     ema = optax.incremental_update(params, state.ema_variables["params"], 1.0 - ema_rate)
     return TrainState(
         step=state.step + 1,
-        variables={**state.variables, **collections, "params": params},
-        ema_variables={**state.ema_variables, **collections, "params": ema},
+        variables={**state.variables, "params": params},
+        # Collections that are not trained have no average: those of the newest step serve.
+        ema_variables={**state.variables, "params": ema},
         opt_state=opt_state,
     )

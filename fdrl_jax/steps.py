@@ -28,13 +28,14 @@ class Estimator(NamedTuple):
     """A density-ratio network as two functions.
 
     Attributes:
-      apply: `(variables, x [B, ...]) -> [B]`; a pure function of the example, used in the flow.
-      apply_train: `(variables, x) -> ([B], collections)`: also returns new values of collections
-        other than "params", once a training step (a power iteration of spectral normalisation).
+      apply: `(variables, x [B, ...]) -> [B]`, each output depending on its own example alone.
+      refresh: `variables -> variables`, called once a training step, before it: moves what is not
+        trained by gradients (the vectors of spectral normalisation). Flow and loss of the step,
+        and sampling, see these variables as constants.
     """
 
     apply: Callable[[Variables, Array], Array]
-    apply_train: Callable[[Variables, Array], tuple[Array, Variables]]
+    refresh: Callable[[Variables], Variables] = lambda variables: variables
 
 
 class FlowParams(NamedTuple):
@@ -129,7 +130,7 @@ def make_train_step(
 
     def loss_and_grads(
         variables: Variables, constants: Constants, host_batch: Any, positions: Array
-    ) -> tuple[Any, Metrics, Variables]:
+    ) -> tuple[Any, Metrics]:
         root = jax.random.key(seed)
         data_key = rng.stream_key(root, rng.Stream.DATA)
         batch = draw(constants.data, host_batch, data_key, positions)
@@ -152,33 +153,30 @@ def make_train_step(
         )
         speed = jnp.linalg.norm(drift(flowed, potential).reshape(len(flowed), -1), axis=-1)
 
-        def loss_fn(params: Any) -> tuple[Array, tuple[Metrics, Variables]]:
+        def loss_fn(params: Any) -> tuple[Array, Metrics]:
             both = jnp.concatenate([real, flowed.astype(real.dtype)])
-            out, collections = problem.estimator.apply_train({**variables, "params": params}, both)
-            out_real, out_flowed = jnp.split(out, 2)
-            loss, metrics = bregman_lib.loss(problem.bregman, out_real, out_flowed)
-            return loss, (metrics, collections)
+            out = problem.estimator.apply({**variables, "params": params}, both)
+            return bregman_lib.loss(problem.bregman, *jnp.split(out, 2))
 
-        grads, (metrics, collections) = jax.grad(loss_fn, has_aux=True)(variables["params"])
-        return grads, {**metrics, "drift_norm": jnp.mean(speed)}, collections
+        grads, metrics = jax.grad(loss_fn, has_aux=True)(variables["params"])
+        return grads, {**metrics, "drift_norm": jnp.mean(speed)}
 
     def train_step(
         train_state: TrainState, constants: Constants, host_batch: Any
     ) -> tuple[TrainState, Metrics]:
+        train_state = train_state._replace(
+            variables=problem.estimator.refresh(train_state.variables)
+        )
         positions = rng.batch_positions(train_state.step, batch_size, axis_name)
-        variables = train_state.variables
-        if num_micro_batches == 1:
-            grads, metrics, collections = loss_and_grads(variables, constants, host_batch, positions)
-        else:
-            grads, metrics, collections = _mean_over_chunks(
-                lambda chunk: loss_and_grads(variables, constants, *chunk),
-                (host_batch, positions),
-                num_micro_batches,
-            )
+
+        def of_part(part: Any) -> tuple[Any, Metrics]:
+            return loss_and_grads(train_state.variables, constants, *part)
+
+        grads, metrics = _mean_over_parts(of_part, (host_batch, positions), num_micro_batches)
         if axis_name is not None:
             grads, metrics = lax.pmean((grads, metrics), axis_name)
         metrics = {**metrics, "grad_norm": optax.global_norm(grads)}
-        return state.apply_gradients(train_state, grads, collections, optimizer, ema_rate), metrics
+        return state.apply_gradients(train_state, grads, optimizer, ema_rate), metrics
 
     return train_step
 
@@ -269,19 +267,19 @@ def _start(problem: Problem, seed: int, constants: Constants, batch: Batch) -> t
     return rng.example_keys(root, rng.Stream.FLOW, batch["position"]), x0
 
 
-def _mean_over_chunks(
-    function: Callable[[Any], tuple[Any, Metrics, Variables]], inputs: Any, num_chunks: int
-) -> tuple[Any, Metrics, Variables]:
+def _mean_over_parts(
+    function: Callable[[Any], tuple[Any, Metrics]], inputs: Any, num_parts: int
+) -> tuple[Any, Metrics]:
     """Averages gradients and metrics over equal parts of the batch, one part after the other."""
-    chunks = jax.tree.map(lambda a: a.reshape(num_chunks, -1, *a.shape[1:]), inputs)
-    first = jax.eval_shape(function, jax.tree.map(lambda a: a[0], chunks))
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), first[:2])
+    if num_parts == 1:
+        return function(inputs)
+    parts = jax.tree.map(lambda a: a.reshape(num_parts, -1, *a.shape[1:]), inputs)
+    shapes = jax.eval_shape(function, jax.tree.map(lambda a: a[0], parts))
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
-    def body(total: Any, chunk: Any) -> tuple[Any, Variables]:
-        grads, metrics, collections = function(chunk)
-        return jax.tree.map(jnp.add, total, (grads, metrics)), collections
+    def body(total: Any, part: Any) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, function(part)), None
 
-    total, collections = lax.scan(body, zeros, chunks)
-    grads, metrics = jax.tree.map(lambda a: a / num_chunks, total)
-    # Collections follow from the weights alone, so every part computed the same new values.
-    return grads, metrics, jax.tree.map(lambda a: a[-1], collections)
+    total, _ = lax.scan(body, zeros, parts)
+    mean: tuple[Any, Metrics] = jax.tree.map(lambda a: a / num_parts, total)
+    return mean
