@@ -80,6 +80,31 @@ def get_config() -> ConfigDict:
     return c
 
 
+def points() -> ConfigDict:
+    """Returns the defaults for densities in the plane.
+
+    The paper's recipe (learning rate 5e-5, batch 1,024, K = 200, step size 1) needs 20,000 steps;
+    this one reaches its quality in 3,000 cheaper ones.
+    """
+    c = get_config()
+    c.network.name = "mlp"
+    c.prior.name = "normal"
+    c.flow.num_steps = 100
+    c.flow.num_refine_steps = 20
+    c.flow.step_size = 0.1
+    c.flow.noise_scale = 0.01
+    c.optimizer.learning_rate = 2e-3
+    c.optimizer.schedule = "cosine"
+    c.train.num_steps = 3_000
+    c.train.batch_size = 256
+    c.train.steps_per_dispatch = 50
+    c.checkpoint.every_steps = 1_000
+    c.snapshot.every_steps = 250
+    c.snapshot.num_samples = 2_000
+    c.evaluate.batch_size = 10_000
+    return c
+
+
 def tiny(c: ConfigDict) -> ConfigDict:
     """Shrinks a config to a run of seconds that still goes through everything once."""
     c.flow.num_steps = 3

@@ -1,0 +1,99 @@
+"""The train step of the swiss roll (batch 256, K = 100) in fdrl_jax and in PyTorch eager.
+
+Run: python -m benchmarks.swissroll_step
+PyTorch is optional (pip install torch); without it only our own time is printed.
+"""
+
+import argparse
+import importlib
+import json
+from collections.abc import Callable
+
+import jax
+
+from benchmarks.timing import alternate
+from experiments import build, xla_flags
+from fdrl_jax import parallel, steps
+
+BATCH, NUM_FLOW_STEPS, STEP_SIZE, NOISE_SCALE, RATE, EMA = 256, 100, 0.1, 0.01, 2e-3, 0.998
+_STEPS_PER_CALL = 10
+
+
+def ours() -> Callable[[], object]:
+    """Returns a function that takes ten train steps of `configs/swissroll.py`."""
+    config = importlib.import_module("configs.swissroll").get_config().to_dict()
+    experiment = build.experiment(config)
+    train_step = experiment.make_train_step(experiment.problem)
+    run_steps = parallel.map_steps(steps.repeat_steps(train_step, _STEPS_PER_CALL))
+    state = parallel.replicate(experiment.init_state())
+    constants = parallel.replicate(experiment.constants)
+
+    def run() -> None:
+        nonlocal state
+        state, _ = jax.block_until_ready(run_steps(state, constants, None, _STEPS_PER_CALL))
+
+    return run
+
+
+def pytorch() -> Callable[[], object]:
+    """Returns a function that takes ten steps of the same training, written in PyTorch eager."""
+    import torch
+    from torch import nn
+
+    torch.manual_seed(0)
+    sizes = (2, 64, 64, 64, 64)
+    layers: list[nn.Module] = []
+    for fan_in, fan_out in zip(sizes, sizes[1:], strict=False):
+        layers += [nn.Linear(fan_in, fan_out), nn.LeakyReLU(0.2)]
+    model = nn.Sequential(*layers, nn.Linear(sizes[-1], 1))
+    averaged = [p.detach().clone() for p in model.parameters()]
+    optimizer = torch.optim.Adam(model.parameters(), lr=RATE)
+
+    def draw() -> "torch.Tensor":
+        angle = 1.5 * torch.pi * (1.0 + 2.0 * torch.rand(BATCH))
+        spiral = torch.stack([angle * torch.cos(angle), angle * torch.sin(angle)], -1)
+        return (spiral + 0.25 * torch.randn(BATCH, 2)) / 7.5
+
+    def step() -> None:
+        real, x = draw(), torch.randn(BATCH, 2)
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)  # The flow needs the gradient to its input alone.
+        for _ in range(NUM_FLOW_STEPS):
+            x.requires_grad_(True)
+            (gradient,) = torch.autograd.grad(model(x).sum(), x)
+            x = x.detach() - STEP_SIZE * gradient + NOISE_SCALE * torch.randn(BATCH, 2)
+        for parameter in model.parameters():
+            parameter.requires_grad_(True)
+        on_data, on_flowed = model(real), model(x)
+        loss = nn.functional.softplus(on_data).mean() + nn.functional.softplus(-on_flowed).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        with torch.no_grad():
+            torch._foreach_lerp_(averaged, list(model.parameters()), 1.0 - EMA)
+
+    return lambda: [step() for _ in range(_STEPS_PER_CALL)]
+
+
+def main() -> None:
+    """Prints the median time of a train step of each, and the ratio."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", help="also write the figures to this file")
+    path = parser.parse_args().json
+    xla_flags.set_defaults()
+    contenders = {"fdrl_jax": ours()}
+    try:
+        contenders["PyTorch eager"] = pytorch()
+    except ImportError:
+        print("PyTorch is not installed; only our own time is measured")
+    milliseconds = {k: 1e3 * v / _STEPS_PER_CALL for k, v in alternate(contenders).items()}
+    for name, value in milliseconds.items():
+        ratio = value / milliseconds["fdrl_jax"]
+        print(f"{name:14s} {value:8.2f} ms a train step   {ratio:5.2f} x fdrl_jax")
+    if path:
+        with open(path, "w") as file:
+            json.dump(milliseconds, file, indent=2)
+
+
+if __name__ == "__main__":
+    main()

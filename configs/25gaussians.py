@@ -1,0 +1,17 @@
+"""Twenty-five narrow Gaussians on a grid: logistic-regression loss and KL flow.
+
+Command: python -m experiments.main --config=configs/25gaussians.py --workdir=runs/25gaussians
+Cost: COST.
+Score: SCORE.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+
+def get_config(name: str = "") -> ConfigDict:
+    """Returns the config, or its variant "tiny": seconds, for a first look or a test."""
+    c = base.points()
+    c.data.name = "25gaussians"
+    return base.variant(c, name)

@@ -1,0 +1,19 @@
+"""A swiss roll by the LSIF loss and the Pearson flow, whose network returns the ratio itself.
+
+Command: python -m experiments.main --config=configs/swissroll_lsif.py --workdir=runs/swissroll_lsif
+Cost: COST.
+Score: SCORE.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+
+def get_config(name: str = "") -> ConfigDict:
+    """Returns the config, or its variant "tiny": seconds, for a first look or a test."""
+    c = base.points()
+    c.data.name = "swissroll"
+    c.loss.name = "lsif"
+    c.loss.divergence = "pearson"
+    return base.variant(c, name)
