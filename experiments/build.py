@@ -49,6 +49,7 @@ class Experiment(NamedTuple):
       make_train_step: builds the per-replica step, which names the axis of `parallel`; from the
         problem of the experiment, or one with another flow.
       schedule: learning rate as a function of the step.
+      may_lengthen: whether the number of steps may change when the run goes on.
     """
 
     settings: dict[str, Any]
@@ -70,6 +71,7 @@ class Experiment(NamedTuple):
     cadence: Cadence
     guard: Guard
     loggers: Loggers
+    may_lengthen: bool
 
     def init_state(self) -> TrainState:
         """Returns the state before the first step; it follows from the seed."""
@@ -146,6 +148,7 @@ def _build(c: dict[str, Any]) -> Experiment:
         ),
         guard=Guard(c["train.max_log_ratio"], c["train.max_ratio"]),
         loggers=Loggers(c["log.tensorboard"], c["log.wandb"]),
+        may_lengthen=c["optimizer.schedule"] != "cosine",
     )
 
 

@@ -13,7 +13,7 @@ from experiments.errors import UserError
 from fdrl_jax.state import TrainState
 
 # Settings that may change when a run goes on: they do not alter what a step computes.
-FREE_IN_TRAINING = ("log.", "checkpoint.", "snapshot.", "evaluate.", "train.num_steps", "train.max_")
+FREE_IN_TRAINING = ("log.", "checkpoint.", "snapshot.", "evaluate.", "train.max_")
 # Sampling moreover reads no optimizer, and may flow otherwise than training did.
 FREE_IN_SAMPLING = (*FREE_IN_TRAINING, "flow.", "train.", "optimizer.", "seed")
 
@@ -54,7 +54,7 @@ class Checkpoints:
         self,
         template: TrainState,
         settings: dict[str, Any],
-        free: tuple[str, ...] = FREE_IN_TRAINING,
+        free: tuple[str, ...],
         step: int | None = None,
     ) -> TrainState | None:
         """Restores the newest readable checkpoint, or the one of a step.

@@ -1,6 +1,8 @@
 """The training loop: the only one. What is trained on what is in the experiment that it is given."""
 
+import contextlib
 import time
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +11,7 @@ from tqdm import tqdm
 
 from experiments import metrics_log
 from experiments.build import Experiment, Guard
-from experiments.checkpoints import Checkpoints
+from experiments.checkpoints import FREE_IN_TRAINING, Checkpoints
 from experiments.errors import DivergedError
 from experiments.metrics_log import Record
 from experiments.sampling import SampleFn, make_sample_fn
@@ -49,18 +51,17 @@ def train(experiment: Experiment, workdir: Workdir, command: str) -> TrainState:
     """
     store = Checkpoints(workdir.checkpoints, experiment.num_checkpoints)
     template = jax.eval_shape(experiment.init_state)
-    restored = store.restore(template, experiment.settings)
+    # A schedule over the whole run makes its length a part of every step.
+    free = (*FREE_IN_TRAINING, "train.num_steps") if experiment.may_lengthen else FREE_IN_TRAINING
+    restored = store.restore(template, experiment.settings, free)
     train_state = experiment.init_state() if restored is None else restored
     step = int(train_state.step)
     # Only now: a config that does not fit the checkpoint must not replace the record of the run.
     write_json(workdir.config, {"command": command, "settings": experiment.settings})
-    writers = _writers(experiment, workdir, step)
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(store.close)
+        writers = [stack.enter_context(contextlib.closing(w)) for w in _writers(experiment, workdir, step)]
         return _run(experiment, workdir, store, train_state, step, writers)
-    finally:
-        for writer in writers:
-            writer.close()
-        store.close()
 
 
 def _run(
@@ -109,14 +110,13 @@ def _run(
     return jax.tree.map(np.asarray, parallel.unreplicate(replicated))
 
 
-def _writers(experiment: Experiment, workdir: Workdir, step: int) -> list[metrics_log.Writer]:
-    writers: list[metrics_log.Writer] = [metrics_log.JsonLines(workdir.metrics, step)]
+def _writers(experiment: Experiment, workdir: Workdir, step: int) -> Iterator[metrics_log.Writer]:
+    yield metrics_log.JsonLines(workdir.metrics, step)
     if experiment.loggers.tensorboard:
-        writers.append(metrics_log.TensorBoard(workdir.root / "tensorboard", step))
+        yield metrics_log.TensorBoard(workdir.root / "tensorboard", step)
     if experiment.loggers.wandb != "off":
         mode = experiment.loggers.wandb
-        writers.append(metrics_log.Wandb(workdir.root, mode, experiment.settings))
-    return writers
+        yield metrics_log.Wandb(workdir.root, mode, experiment.settings)
 
 
 def _summarise(
@@ -169,7 +169,7 @@ def find_trouble(
             found.append((int(numbers[first]), name, float(values[name][first])))
     if not found:
         return None
-    step, name, value = min(found)
+    step, name, value = min(found, key=lambda item: item[0])
     if np.isfinite(value):
         kind = "log ratio" if output == "log_ratio" else "ratio"
         return f"the mean {kind} ({name}) saturated at {value:.4g} at step {step}"

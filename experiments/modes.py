@@ -1,5 +1,6 @@
 """What the program does, mode by mode."""
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -53,13 +54,14 @@ def evaluate(config: Mapping[str, Any], folder: Path, checkpoint: int | None) ->
 
 
 def _restore(experiment: Experiment, workdir: Workdir, checkpoint: int | None) -> TrainState:
-    store = Checkpoints(workdir.checkpoints, experiment.num_checkpoints)
-    template = jax.eval_shape(experiment.init_state)
-    restored = store.restore(template, experiment.settings, FREE_IN_SAMPLING, checkpoint)
-    store.close()
-    if restored is None:
-        raise UserError(f"no checkpoint in {workdir.checkpoints}; train first, with --mode=train")
-    return restored
+    if workdir.checkpoints.is_dir():
+        store = Checkpoints(workdir.checkpoints, experiment.num_checkpoints)
+        with contextlib.closing(store):
+            template = jax.eval_shape(experiment.init_state)
+            restored = store.restore(template, experiment.settings, FREE_IN_SAMPLING, checkpoint)
+        if restored is not None:
+            return restored
+    raise UserError(f"no checkpoint in {workdir.checkpoints}; train first, with --mode=train")
 
 
 def _evaluate(experiment: Experiment, workdir: Workdir, train_state: TrainState) -> None:

@@ -1,0 +1,38 @@
+"""Small runs that the tests of the program share."""
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments import modes
+from experiments.workdir import Workdir
+
+Settings = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Callable[..., Settings]:
+    """Returns `(config name, {"section.key": value}) -> the nested config of its tiny variant`."""
+
+    def config(name: str = "swissroll", changes: Settings | None = None) -> Settings:
+        settings = importlib.import_module(f"configs.{name}").get_config("tiny").to_dict()
+        for key, value in (changes or {}).items():
+            *sections, last = key.split(".")
+            target = settings
+            for section in sections:
+                target = target[section]
+            target[last] = value
+        return settings
+
+    return config
+
+
+@pytest.fixture(scope="module")
+def trained(tiny, tmp_path_factory) -> Workdir:
+    """The workdir of a tiny run on the swiss roll."""
+    folder: Path = tmp_path_factory.mktemp("trained")
+    modes.train(tiny(), folder, "python -m experiments.main <tiny>")
+    return Workdir(folder)
