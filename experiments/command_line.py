@@ -9,7 +9,7 @@ from absl import flags
 from experiments import schema
 from experiments.errors import UserError, nearest
 
-MODES = ("train", "sample", "evaluate", "dry_run")
+MODES = ("train", "sample", "evaluate", "dry_run", "convert")
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]+)")
 
 
@@ -30,7 +30,7 @@ def parse(argv: list[str]) -> list[str]:
         raise UserError(_explain(error)) from error
 
 
-def check_needed(mode: str, config: Any, workdir: str | None) -> None:
+def check_needed(mode: str, config: Any, workdir: str | None, checkpoint: str | None) -> None:
     """Checks that the flags that a mode needs are there.
 
     Raises:
@@ -43,6 +43,8 @@ def check_needed(mode: str, config: Any, workdir: str | None) -> None:
         raise UserError("--config=FILE.py is needed, for example --config=configs/swissroll.py")
     if workdir is None and mode != "dry_run":
         raise UserError(f"--workdir=DIR, the folder of the run, is needed in mode {mode}")
+    if checkpoint is None and mode == "convert":
+        raise UserError("--checkpoint=FILE.pt, the file to convert, is needed in mode convert")
 
 
 def _with_saved_config(argv: list[str]) -> list[str]:

@@ -1,5 +1,6 @@
 """What a run would be, without training: settings, devices, shapes, memory and time."""
 
+import statistics
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +12,7 @@ from experiments.build import Experiment
 from experiments.hardware import describe_devices
 from fdrl_jax import parallel, steps
 
-_FEW, _MORE = 1, 5  # Flow steps of the two timed train steps; the time is linear in them.
+_FEW, _MORE = 1, 11  # Flow steps of the two timed train steps; the time is linear in them.
 
 
 def dry_run(config: Mapping[str, Any]) -> None:
@@ -58,12 +59,12 @@ def _arguments(experiment: Experiment) -> tuple[Any, Any]:
 def _time_step(experiment: Experiment, num_flow_steps: int) -> float:
     compiled, _ = _compile(experiment, num_flow_steps)
     seconds = []
-    for _ in range(3):
+    for _ in range(5):
         state, constants = _arguments(experiment)  # Anew: the step takes the state's buffers.
         started = time.perf_counter()
         jax.block_until_ready(compiled(state, constants, None, 1))
         seconds.append(time.perf_counter() - started)
-    return sorted(seconds)[1]
+    return statistics.median(seconds)
 
 
 def _memory(compiled: Any) -> int:

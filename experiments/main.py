@@ -4,6 +4,8 @@ Examples:
   Train:      python -m experiments.main --config=configs/swissroll.py --workdir=runs/swissroll
   Sample:     python -m experiments.main --mode=sample --workdir=runs/swissroll --num_samples=1000
   Evaluate:   python -m experiments.main --mode=evaluate --workdir=runs/swissroll
+  Convert:    python -m experiments.main --mode=convert --checkpoint=FILE.pt --workdir=runs/converted \
+                --config=configs/swissroll.py
   Look ahead: python -m experiments.main --mode=dry_run --config=configs/digits.py
   Override:   add --config.flow.step_size=0.1, and so on for every key of the config
 """
@@ -26,8 +28,11 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; made if missing.")
 _MODE = flags.DEFINE_string("mode", "train", f"What to do: {', '.join(command_line.MODES)}.")
-_CHECKPOINT = flags.DEFINE_integer(
-    "checkpoint", None, "Step of the checkpoint to sample from or evaluate; the newest if left out."
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint",
+    None,
+    "Step of the checkpoint to sample from or evaluate, the newest if left out; in mode convert the "
+    "file of the authors' program.",
 )
 _NUM_SAMPLES = flags.DEFINE_integer(
     "num_samples",
@@ -41,7 +46,7 @@ def main(_: list[str]) -> None:
     """Runs the mode asked for; a mistake of the user's ends the program with one line."""
     logging.set_verbosity(logging.ERROR)  # Libraries tell of every file they touch.
     try:
-        command_line.check_needed(_MODE.value, _CONFIG.value, _WORKDIR.value)
+        command_line.check_needed(_MODE.value, _CONFIG.value, _WORKDIR.value, _CHECKPOINT.value)
         # Before anything runs on a device: XLA reads its flags when its backend starts.
         xla_flags.set_defaults()
         from experiments import modes
@@ -49,13 +54,15 @@ def main(_: list[str]) -> None:
 
         config = _CONFIG.value.to_dict()
         workdir = Path(_WORKDIR.value or ".")
+        command = shlex.join(["python", "-m", "experiments.main", *sys.argv[1:]])
         if _MODE.value == "train":
-            command = shlex.join(["python", "-m", "experiments.main", *sys.argv[1:]])
             modes.train(config, workdir, command)
         elif _MODE.value == "sample":
-            modes.sample(config, workdir, _CHECKPOINT.value, _NUM_SAMPLES.value)
+            modes.sample(config, workdir, _checkpoint_step(), _NUM_SAMPLES.value)
         elif _MODE.value == "evaluate":
-            modes.evaluate(config, workdir, _CHECKPOINT.value)
+            modes.evaluate(config, workdir, _checkpoint_step())
+        elif _MODE.value == "convert":
+            modes.convert(config, workdir, Path(_CHECKPOINT.value), command)
         else:
             dry_run(config)
     except DivergedError as error:
@@ -64,6 +71,13 @@ def main(_: list[str]) -> None:
         _exit(error, EXIT_USER_ERROR)
     except KeyboardInterrupt:
         _exit("interrupted; the same command goes on from the newest checkpoint", 130)
+
+
+def _checkpoint_step() -> int | None:
+    value = _CHECKPOINT.value
+    if value is None or value.isdecimal():
+        return None if value is None else int(value)
+    raise UserError(f"--checkpoint={value} must be the step of a checkpoint in mode {_MODE.value}")
 
 
 def _parse_flags(argv: list[str]) -> list[str]:

@@ -11,6 +11,7 @@ import numpy as np
 from experiments import build, loop, pictures, report
 from experiments.build import Experiment
 from experiments.checkpoints import FREE_IN_SAMPLING, Checkpoints
+from experiments.convert import convert as run_conversion
 from experiments.errors import UserError
 from experiments.evaluation import evaluate as judge
 from experiments.hardware import describe_devices
@@ -51,6 +52,14 @@ def evaluate(config: Mapping[str, Any], folder: Path, checkpoint: int | None) ->
     """Computes the metrics of a checkpoint and draws its report anew."""
     experiment, workdir = build.experiment(config), Workdir(folder)
     _evaluate(experiment, workdir, _restore(experiment, workdir, checkpoint))
+
+
+def convert(config: Mapping[str, Any], folder: Path, checkpoint: Path, command: str) -> None:
+    """Turns a checkpoint of the authors' PyTorch program into a workdir."""
+    unknown = run_conversion(config, checkpoint, Workdir(folder), command)
+    if unknown:
+        print(f"no counterpart here, left out: {', '.join(unknown)}")
+    print(f"converted: --workdir={folder} samples, evaluates and trains on")
 
 
 def _restore(experiment: Experiment, workdir: Workdir, checkpoint: int | None) -> TrainState:

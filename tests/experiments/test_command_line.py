@@ -36,13 +36,15 @@ def test_a_wrong_name_is_answered_with_the_nearest_right_one(argument, expected,
 
 def test_a_wrong_mode_is_answered_with_the_nearest_and_the_allowed_ones():
     with pytest.raises(UserError, match="did you mean 'sample'.*Allowed: train, sample, evaluate"):
-        command_line.check_needed("smaple", {}, "runs/x")
+        command_line.check_needed("smaple", {}, "runs/x", None)
 
 
 def test_a_missing_workdir_is_named_but_a_dry_run_needs_none():
     with pytest.raises(UserError, match="--workdir=DIR"):
-        command_line.check_needed("train", {}, None)
-    command_line.check_needed("dry_run", {}, None)
+        command_line.check_needed("train", {}, None, None)
+    command_line.check_needed("dry_run", {}, None, None)
+    with pytest.raises(UserError, match="--checkpoint=FILE.pt"):
+        command_line.check_needed("convert", {}, "runs/x", None)
 
 
 @pytest.mark.parametrize(
