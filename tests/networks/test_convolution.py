@@ -1,0 +1,214 @@
+"""The convolution and its derivatives are those of the mathematical operation."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from fdrl_jax.networks import convolve
+
+SIZES = ((8, 8), (7, 6), (1, 2))
+# The networks use kernels of 1 and 3 and strides of 1 and 2; the rest shows that no case is special.
+CASES = [*itertools.product((1, 3), (1, 2), SIZES), (3, 3, (7, 6)), (5, 3, (7, 8)), (5, 2, (4, 5))]
+
+
+@pytest.fixture
+def double_precision():
+    with jax.enable_x64(True):
+        yield
+
+
+def native(x, kernel, stride):
+    padding = kernel.shape[0] // 2
+    return lax.conv_general_dilated(
+        x, kernel, (stride,) * 2, [(padding,) * 2] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+def draw(kernel_size, size=(6, 5)):
+    random = np.random.default_rng(0)
+    x = random.standard_normal((2, *size, 3))
+    return jnp.asarray(x), jnp.asarray(random.standard_normal((kernel_size, kernel_size, 3, 4)))
+
+
+def assert_close(actual, expected, relative=1e-12):
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(
+            a, b, rtol=relative, atol=relative * np.abs(b).max(initial=1)
+        ),
+        actual,
+        expected,
+    )
+
+
+@pytest.mark.parametrize(("kernel_size", "stride", "size"), CASES)
+def test_value_and_both_gradients_are_those_of_the_native_rule(
+    kernel_size, stride, size, double_precision
+):
+    x, kernel = draw(kernel_size, size)
+
+    def value_and_gradients(convolution):
+        def apply(x, kernel):
+            out, pullback = jax.vjp(lambda x, kernel: convolution(x, kernel, stride), x, kernel)
+            return out, pullback(jnp.cos(jnp.arange(out.size, dtype=out.dtype)).reshape(out.shape))
+
+        return jax.jit(apply)(x, kernel)
+
+    assert_close(value_and_gradients(convolve), value_and_gradients(native))
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("kernel_size", [1, 3])
+def test_second_and_third_order_gradients_are_those_of_the_native_rule(
+    kernel_size, stride, double_precision
+):
+    x, kernel = draw(kernel_size)
+
+    def gradients(convolution):
+        def first(x, kernel):
+            return jnp.sum(jnp.tanh(convolution(x, kernel, stride)) ** 2)
+
+        def second(x, kernel):
+            return sum(jnp.sum(jnp.sin(g)) for g in jax.grad(first, (0, 1))(x, kernel))
+
+        def third(x, kernel):
+            return sum(jnp.sum(jnp.sin(g)) for g in jax.grad(second, (0, 1))(x, kernel))
+
+        return jax.jit(lambda x, kernel: [jax.grad(f, (0, 1))(x, kernel) for f in (second, third)])(
+            x, kernel
+        )
+
+    assert_close(gradients(convolve), gradients(native), 1e-11)
+
+
+def test_a_differentiated_flow_has_the_native_gradient(double_precision):
+    x, kernel = draw(3)
+
+    def end(convolution):
+        def potential(x, kernel):
+            return jnp.sum(jnp.tanh(convolution(jnp.tanh(convolution(x, kernel, 2)), tail, 1)))
+
+        def flow(x, kernel):
+            def step(x, _):
+                return x - 0.1 * jax.grad(potential)(x, kernel), None
+
+            return jnp.sum(jnp.sin(lax.scan(step, x, length=3)[0]))
+
+        return jax.jit(jax.value_and_grad(flow, (0, 1)))(x, kernel)
+
+    tail = jnp.ones((1, 1, 4, 2))
+    assert_close(end(convolve), end(native))
+
+
+@pytest.mark.parametrize("mapped", [(0, None), (None, 0), (0, 0)])
+def test_vmap_of_the_gradient_equals_a_loop(mapped, double_precision):
+    def gradients(x, kernel):
+        return jax.grad(lambda *args: jnp.sum(convolve(*args, 2) ** 2), (0, 1))(x, kernel)
+
+    args = [
+        jnp.stack([array, array[::-1]]) if axis == 0 else array
+        for array, axis in zip(draw(3), mapped, strict=True)
+    ]
+    loop = [
+        gradients(*(a[i] if axis == 0 else a for a, axis in zip(args, mapped, strict=True)))
+        for i in range(2)
+    ]
+
+    assert_close(
+        jax.vmap(gradients, mapped)(*args), jax.tree.map(lambda *leaves: jnp.stack(leaves), *loop)
+    )
+
+
+def test_rematerialised_gradients_are_unchanged(double_precision):
+    x, kernel = draw(3)
+
+    def loss(x, kernel):
+        return jnp.sum(jnp.tanh(convolve(x, kernel, 2)))
+
+    assert_close(
+        jax.grad(jax.checkpoint(loss), (0, 1))(x, kernel), jax.grad(loss, (0, 1))(x, kernel)
+    )
+
+
+def test_gradients_in_bfloat16_are_near_those_in_float32():
+    x, kernel = (array.astype(jnp.float32) for array in draw(3))
+
+    def gradients(dtype):
+        def loss(x, kernel):
+            return jnp.sum(convolve(x.astype(dtype), kernel.astype(dtype), 2).astype(jnp.float32))
+
+        return jax.grad(loss, (0, 1))(x, kernel)
+
+    assert_close(gradients(jnp.bfloat16), gradients(jnp.float32), 2e-2)
+
+
+@pytest.mark.parametrize("kernel_size", [1, 3])
+@pytest.mark.parametrize("check_vma", [False, True])
+def test_shard_map_sums_the_kernel_gradient_over_replicas(check_vma, kernel_size, double_precision):
+    x, kernel = draw(kernel_size)
+    mesh = jax.sharding.Mesh(jax.devices()[:2], ("batch",))
+    batch, everywhere = jax.P("batch"), jax.P()
+
+    def gradients(x, kernel):
+        def loss(x, kernel):
+            return jnp.sum(convolve(x, kernel, 2) ** 2)
+
+        gx, gk = jax.grad(loss, (0, 1))(x, kernel)
+        # With checked replication JAX sums the gradient of a replicated kernel by itself.
+        return gx, gk if check_vma else lax.psum(gk, "batch")
+
+    mapped = jax.shard_map(
+        gradients,
+        mesh=mesh,
+        in_specs=(batch, everywhere),
+        out_specs=(batch, everywhere),
+        check_vma=check_vma,
+    )
+
+    assert_close(
+        jax.jit(mapped)(x, kernel),
+        jax.grad(lambda x, kernel: jnp.sum(native(x, kernel, 2) ** 2), (0, 1))(x, kernel),
+    )
+
+
+def gradient_program(platforms):
+    """The program of both gradients of a stride-1 convolution, exported for ``platforms``."""
+    x, kernel = (array.astype(jnp.float32) for array in draw(3))
+    gradients = jax.jit(jax.grad(lambda *args: jnp.sum(convolve(*args) ** 2), (0, 1)))
+    return jax.export.export(gradients, platforms=platforms)(x, kernel)
+
+
+def test_an_export_for_several_platforms_runs_here():
+    x, kernel = (array.astype(jnp.float32) for array in draw(3))
+    exported = gradient_program(("cpu", "cuda", "tpu"))
+
+    assert_close(
+        exported.call(x, kernel),
+        jax.grad(lambda x, kernel: jnp.sum(native(x, kernel, 1) ** 2), (0, 1))(x, kernel),
+        1e-5,
+    )
+
+
+@pytest.mark.parametrize(
+    ("platform", "canonical"), [("cpu", True), ("cuda", False), ("tpu", False)]
+)
+def test_only_cpu_gets_the_canonical_derivatives(platform, canonical):
+    program = gradient_program((platform,)).mlir_module()
+
+    assert ("optimization_barrier" in program) == canonical
+    # The derived kernel gradient names the channels as the batch; the canonical one transposes.
+    assert ("[f, 0, 1, b]" in program) != canonical
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 3, 4), (3, 1, 3, 4)])
+def test_even_and_oblong_kernels_are_refused(shape):
+    with pytest.raises(ValueError, match="odd size"):
+        convolve(jnp.zeros((1, 4, 4, 3)), jnp.zeros(shape))
+
+
+def test_a_stride_below_one_is_refused():
+    with pytest.raises(ValueError, match="stride must be at least 1, got 0"):
+        convolve(jnp.zeros((1, 4, 4, 3)), jnp.zeros((3, 3, 3, 4)), 0)
