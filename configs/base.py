@@ -21,7 +21,9 @@ def get_config() -> ConfigDict:
     c.network = ConfigDict()
     c.network.name = "mlp"
     c.network.hidden_sizes = (64, 64, 64, 64)  # Of "mlp".
-    c.network.width = 0  # Stem channels of a residual network, blocks in proportion; 0: the table's.
+    c.network.width = (
+        0  # Stem channels of a residual network, blocks in proportion; 0: the table's.
+    )
     c.network.blocks = ()  # (channels, stride) of each block of "resnet", the one without a table.
     c.network.attention = False
     c.network.attention_after = 1  # Block that self-attention follows in "resnet".
@@ -57,7 +59,9 @@ def get_config() -> ConfigDict:
     c.train.batch_size = 64  # Over all devices.
     c.train.ema_rate = 0.998
     c.train.steps_per_dispatch = 10  # Train steps that the device takes without the host.
-    c.train.num_micro_batches = 1  # Parts of a replica's batch, one after the other, to save memory.
+    c.train.num_micro_batches = (
+        1  # Parts of a replica's batch, one after the other, to save memory.
+    )
     c.train.max_log_ratio = 50.0  # A mean log ratio beyond this stops the run as diverged ...
     c.train.max_ratio = 1e4  # ... and so does a mean ratio, for a network that returns the ratio.
 

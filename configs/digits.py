@@ -1,5 +1,4 @@
-"""Handwritten digits, 8 x 8 grey: a small residual network and the data-dependent prior.
-"""
+"""Handwritten digits, 8 x 8 grey: a small residual network and the data-dependent prior."""
 
 from ml_collections import ConfigDict
 

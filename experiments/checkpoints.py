@@ -75,7 +75,9 @@ class Checkpoints:
         steps = self.steps()
         if step is not None:
             if step not in steps:
-                raise UserError(f"no checkpoint of step {step} in {self._folder}; there are {steps}")
+                raise UserError(
+                    f"no checkpoint of step {step} in {self._folder}; there are {steps}"
+                )
             steps = [step]
         for candidate in reversed(steps):
             try:

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import optax
 
@@ -124,9 +123,7 @@ def _network_settings(model: Mapping[str, Any]) -> dict[str, Any]:
     attention = any(name.startswith("self_attn_module.") for name in shapes)
     stem = shapes.get(f"conv1.{kernel}")
     for name in networks.SPECS if stem else ():
-        net = networks.resnet(
-            name, width=stem[0], spectral_norm=spectral_norm, attention=attention
-        )
+        net = networks.resnet(name, width=stem[0], spectral_norm=spectral_norm, attention=attention)
         if networks.torch_shapes(net, stem[1]) == shapes:
             chosen = {"network.name": name, "network.width": stem[0]}
             return {**settings, **chosen, "network.attention": attention}

@@ -29,14 +29,18 @@ def dry_run(config: Mapping[str, Any]) -> None:
     count = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
     num = parallel.num_devices()
     print(f"network: {count:,} parameters, input {experiment.source.event_shape}")
-    print(f"batch: {experiment.batch_size}, {experiment.batch_size // num} on each of {num} devices")
+    print(
+        f"batch: {experiment.batch_size}, {experiment.batch_size // num} on each of {num} devices"
+    )
     compiled, seconds = _compile(experiment, experiment.problem.flow.num_steps)
     print(f"compilation: {seconds:.1f} s")
     print(f"memory of the compiled step: {_memory(compiled) / 2**20:,.1f} MiB a device")
     few, more = (_time_step(experiment, k) for k in (_FEW, _MORE))
     flow_step = max((more - few) / (_MORE - _FEW), 0.0)
     step = few + flow_step * (experiment.problem.flow.num_steps - _FEW)
-    print(f"time: {flow_step * 1e3:.3g} ms a flow step, {step * 1e3:.3g} ms a train step (estimated)")
+    print(
+        f"time: {flow_step * 1e3:.3g} ms a flow step, {step * 1e3:.3g} ms a train step (estimated)"
+    )
     print(f"run: {experiment.num_steps:,} steps, about {_duration(step * experiment.num_steps)}")
 
 

@@ -60,7 +60,9 @@ def train(experiment: Experiment, workdir: Workdir, command: str) -> TrainState:
     write_json(workdir.config, {"command": command, "settings": experiment.settings})
     with contextlib.ExitStack() as stack:
         stack.callback(store.close)
-        writers = [stack.enter_context(contextlib.closing(w)) for w in _writers(experiment, workdir, step)]
+        writers = [
+            stack.enter_context(contextlib.closing(w)) for w in _writers(experiment, workdir, step)
+        ]
         return _run(experiment, workdir, store, train_state, step, writers)
 
 
@@ -139,7 +141,9 @@ def _check_sane(
         return
     store.wait()
     good = store.steps()
-    kept = f"the last good checkpoint is of step {good[-1]}" if good else "there is no checkpoint yet"
+    kept = (
+        f"the last good checkpoint is of step {good[-1]}" if good else "there is no checkpoint yet"
+    )
     raise DivergedError(
         f"training diverged: {trouble}; {kept}. Try a smaller optimizer.learning_rate or "
         "flow.step_size, optimizer.clip_norm=1, a larger train.batch_size, or loss.name=lr"
@@ -158,7 +162,7 @@ def find_trouble(
       guard: the bounds.
     """
     limit = guard.max_log_ratio if output == "log_ratio" else guard.max_ratio
-    limits = {name: np.inf for name in ("loss", "grad_norm", "drift_norm")}
+    limits = dict.fromkeys(("loss", "grad_norm", "drift_norm"), np.inf)
     limits |= dict.fromkeys(("output_real", "output_flowed"), limit)
     found = []
     for name, bound in limits.items():

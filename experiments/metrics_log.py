@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -95,4 +94,6 @@ def _import(name: str, extra: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError:
-        raise UserError(f"config: this needs {name}; install it with: pip install -e '.[{extra}]'") from None
+        raise UserError(
+            f"config: this needs {name}; install it with: pip install -e '.[{extra}]'"
+        ) from None

@@ -44,7 +44,11 @@ def _flag(value: Any) -> str | None:
 
 def _choice(*allowed: str) -> Rule:
     def rule(value: Any) -> str | None:
-        return None if value in allowed else f"one of {', '.join(allowed)}{nearest(str(value), allowed)}"
+        return (
+            None
+            if value in allowed
+            else f"one of {', '.join(allowed)}{nearest(str(value), allowed)}"
+        )
 
     return rule
 
@@ -56,7 +60,11 @@ def _increasing(value: Any) -> str | None:
 
 
 def _sizes(value: Any) -> str | None:
-    fits = isinstance(value, (tuple, list)) and value and all(_whole(1, 65_536)(s) is None for s in value)
+    fits = (
+        isinstance(value, (tuple, list))
+        and value
+        and all(_whole(1, 65_536)(s) is None for s in value)
+    )
     return None if fits else "one or more positive whole numbers such as (64, 64)"
 
 

@@ -64,7 +64,9 @@ def local_batch_size(global_batch_size: int) -> int:
     """
     num = jax.device_count()
     if global_batch_size % num:
-        nearest = [n for n in (global_batch_size // num * num, -(-global_batch_size // num) * num) if n]
+        nearest = [
+            n for n in (global_batch_size // num * num, -(-global_batch_size // num) * num) if n
+        ]
         raise ValueError(
             f"a global batch of {global_batch_size} does not divide over {num} devices; "
             f"nearest that do: {', '.join(map(str, nearest))}"

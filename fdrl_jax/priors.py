@@ -66,7 +66,9 @@ def gaussian(
     """
     shape, size = np.shape(mean), int(np.size(mean))
     if np.shape(factor) != (size, size):
-        raise ValueError(f"a mean of {size} entries needs a factor {(size, size)}, got {np.shape(factor)}")
+        raise ValueError(
+            f"a mean of {size} entries needs a factor {(size, size)}, got {np.shape(factor)}"
+        )
     params = {
         "mean": jnp.asarray(mean, jnp.float32).reshape(size),
         "factor": jnp.asarray(factor, jnp.float32),

@@ -245,7 +245,9 @@ def repeat_steps(train_step: TrainStep, max_steps: int) -> RepeatedStep:
         train_state: TrainState, constants: Constants, host_batches: Any, count: Array
     ) -> tuple[TrainState, Metrics]:
         def batch_at(i: Array | int) -> Any:
-            return jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, i, keepdims=False), host_batches)
+            return jax.tree.map(
+                lambda a: lax.dynamic_index_in_dim(a, i, keepdims=False), host_batches
+            )
 
         def body(i: Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
             train_state, history = carry

@@ -45,7 +45,12 @@ def log_ratio_and_drift(
     limit = max(float(np.quantile(np.abs(values), 0.95)), 1e-6)
     figure, (ax,) = panels(1, size=5.0)
     image = ax.imshow(
-        values, extent=(low, high, low, high), origin="lower", cmap=DIVERGING, vmin=-limit, vmax=limit
+        values,
+        extent=(low, high, low, high),
+        origin="lower",
+        cmap=DIVERGING,
+        vmin=-limit,
+        vmax=limit,
     )
     figure.colorbar(image, ax=ax, label=r"$\log r = \log\,\tilde{q}/p$", shrink=0.8, extend="both")
     ax.scatter(*data[:_SHOWN].T, s=0.4, color="black", alpha=0.35, linewidths=0)
@@ -59,7 +64,9 @@ def log_ratio_and_drift(
     return figure
 
 
-def course(snapshots: Sequence[tuple[int, np.ndarray]], data: np.ndarray, columns: int = 6) -> Figure:
+def course(
+    snapshots: Sequence[tuple[int, np.ndarray]], data: np.ndarray, columns: int = 6
+) -> Figure:
     """Draws samples at several steps of training side by side, over the data (fig. 4)."""
     picked = [snapshots[i] for i in spread(len(snapshots), columns)]
     figure, axes = panels(len(picked), size=2.2)
@@ -70,7 +77,9 @@ def course(snapshots: Sequence[tuple[int, np.ndarray]], data: np.ndarray, column
     return figure
 
 
-def animate_course(snapshots: Sequence[tuple[int, np.ndarray]], data: np.ndarray, path: Path) -> Path:
+def animate_course(
+    snapshots: Sequence[tuple[int, np.ndarray]], data: np.ndarray, path: Path
+) -> Path:
     """Writes the samples over training as an animation (GIF)."""
     figure, (ax,) = panels(1, size=3.6)
     _scatter(ax, data, PRIOR, frame(data), alpha=0.15)

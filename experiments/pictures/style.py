@@ -6,9 +6,9 @@ import matplotlib
 
 matplotlib.use("Agg")  # No screen is needed; before pyplot is imported.
 
-import matplotlib.pyplot as plt  # noqa: E402
-from matplotlib.axes import Axes  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 DATA, SAMPLES, PRIOR = "#4878a8", "#d1602b", "#8a8a8a"
 DIVERGING = "RdBu_r"

@@ -58,7 +58,9 @@ def test_a_finished_run_is_not_trained_again(trained, tiny, capsys):
     assert trained.report.stat().st_mtime_ns == before
 
 
-def test_a_dry_run_tells_shapes_memory_and_time_and_writes_nothing(tiny, tmp_path, monkeypatch, capsys):
+def test_a_dry_run_tells_shapes_memory_and_time_and_writes_nothing(
+    tiny, tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
     dry_run(tiny("digits"))
     told = capsys.readouterr().out

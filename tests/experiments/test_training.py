@@ -90,7 +90,9 @@ def test_a_diverging_loss_stops_the_run_names_the_step_and_keeps_the_last_good_c
             },
         )
     )
-    with pytest.raises(DivergedError, match="loss is nan at step 3; the last good checkpoint is of"):
+    with pytest.raises(
+        DivergedError, match="loss is nan at step 3; the last good checkpoint is of"
+    ):
         loop.train(broken, Workdir(tmp_path), "a command")
     store = Checkpoints(Workdir(tmp_path).checkpoints, 3)
     assert store.steps() == [2]
