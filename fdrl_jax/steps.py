@@ -175,7 +175,7 @@ def make_train_step(
         grads, metrics = _mean_over_parts(of_part, (host_batch, positions), num_micro_batches)
         if axis_name is not None:
             grads, metrics = lax.pmean((grads, metrics), axis_name)
-        metrics = {**metrics, "grad_norm": optax.global_norm(grads)}
+        metrics = {**metrics, "grad_norm": optax.tree.norm(grads)}
         return state.apply_gradients(train_state, grads, optimizer, ema_rate), metrics
 
     return train_step
