@@ -77,8 +77,8 @@ def get(spec: str | Bregman) -> Bregman:
     if isinstance(spec, Bregman):
         return spec
     if spec not in REGISTRY:
-        nearest = difflib.get_close_matches(spec, REGISTRY, n=1, cutoff=0.4)
-        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+        nearest = difflib.get_close_matches(spec.lower(), REGISTRY, n=1, cutoff=0.4)
+        hint = f"; did you mean {nearest[0]!r}?" if nearest else "."
         raise ValueError(f"unknown Bregman loss {spec!r}{hint} Allowed: {', '.join(REGISTRY)}")
     return REGISTRY[spec]
 

@@ -193,8 +193,8 @@ def _parse_term(term: str, spec: str) -> tuple[float | None, FDivergence]:
     elif match and match["arg"] is None and name in REGISTRY:
         divergence = REGISTRY[name]
     else:
-        nearest = difflib.get_close_matches(name, allowed, n=1, cutoff=0.4)
-        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+        nearest = difflib.get_close_matches(name.lower(), allowed, n=1, cutoff=0.4)
+        hint = f"; did you mean {nearest[0]!r}?" if nearest else "."
         raise ValueError(
             f"unknown divergence {term!r} in {spec!r}{hint} Allowed: {', '.join(allowed)}, "
             "or positive combinations such as '0.5*kl + 0.5*js'"

@@ -113,9 +113,9 @@ def moments(batches: Iterable[np.ndarray]) -> Moments:
     """
     total: Moments | None = None
     for examples in batches:
-        x = np.asarray(examples, np.float64).reshape(len(examples), -1)
-        if not len(x):
+        if not len(examples):
             continue
+        x = np.asarray(examples, np.float64).reshape(len(examples), -1)
         mean = x.mean(axis=0)
         centred = x - mean
         part = Moments(len(x), mean, centred.T @ centred)

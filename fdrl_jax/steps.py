@@ -169,10 +169,16 @@ def make_train_step(
         )
         positions = rng.batch_positions(train_state.step, batch_size, axis_name)
 
-        def of_part(part: Any) -> tuple[Any, Metrics]:
-            return loss_and_grads(train_state.variables, constants, *part)
+        # Each replica differentiates its own copy: `shard_map` sums the gradient of an array that
+        # replicas share by itself, and the mean below would be a sum.
+        variables = _per_replica(train_state.variables, axis_name)
 
-        grads, metrics = _mean_over_parts(of_part, (host_batch, positions), num_micro_batches)
+        def of_part(part: Any) -> tuple[Any, Metrics]:
+            return loss_and_grads(variables, constants, *part)
+
+        grads, metrics = _mean_over_parts(
+            of_part, (host_batch, positions), num_micro_batches, axis_name
+        )
         if axis_name is not None:
             grads, metrics = lax.pmean((grads, metrics), axis_name)
         metrics = {**metrics, "grad_norm": optax.tree.norm(grads)}
@@ -269,8 +275,20 @@ def _start(problem: Problem, seed: int, constants: Constants, batch: Batch) -> t
     return rng.example_keys(root, rng.Stream.FLOW, batch["position"]), x0
 
 
+def _per_replica(tree: Any, axis_name: str | None) -> Any:
+    """Makes arrays depend on the replica for `shard_map`; their values stay as they are."""
+    if axis_name is None:
+        return tree
+    # Not `lax.pcast`, which says the same but refuses `vmap`.
+    replica = lax.axis_index(axis_name)
+    return jax.tree.map(lambda a: jnp.where(replica >= 0, a, a), tree)
+
+
 def _mean_over_parts(
-    function: Callable[[Any], tuple[Any, Metrics]], inputs: Any, num_parts: int
+    function: Callable[[Any], tuple[Any, Metrics]],
+    inputs: Any,
+    num_parts: int,
+    axis_name: str | None,
 ) -> tuple[Any, Metrics]:
     """Averages gradients and metrics over equal parts of the batch, one part after the other."""
     if num_parts == 1:
@@ -278,6 +296,7 @@ def _mean_over_parts(
     parts = jax.tree.map(lambda a: a.reshape(num_parts, -1, *a.shape[1:]), inputs)
     shapes = jax.eval_shape(function, jax.tree.map(lambda a: a[0], parts))
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    zeros = _per_replica(zeros, axis_name)
 
     def body(total: Any, part: Any) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, total, function(part)), None
