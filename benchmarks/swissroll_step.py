@@ -6,6 +6,7 @@ PyTorch is optional (pip install torch); without it only our own time is printed
 
 import argparse
 import importlib
+import itertools
 import json
 from collections.abc import Callable
 
@@ -43,7 +44,7 @@ def pytorch() -> Callable[[], object]:
     torch.manual_seed(0)
     sizes = (2, 64, 64, 64, 64)
     layers: list[nn.Module] = []
-    for fan_in, fan_out in zip(sizes, sizes[1:], strict=False):
+    for fan_in, fan_out in itertools.pairwise(sizes):
         layers += [nn.Linear(fan_in, fan_out), nn.LeakyReLU(0.2)]
     model = nn.Sequential(*layers, nn.Linear(sizes[-1], 1))
     averaged = [p.detach().clone() for p in model.parameters()]

@@ -1,0 +1,1 @@
+"""One short file a run; all settings and their defaults stand in `base`."""

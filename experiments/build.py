@@ -3,20 +3,22 @@
 import functools
 import json
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import optax
-from flax import linen as nn
 
 from experiments import data, schema
 from experiments.data import Source
 from experiments.errors import UserError
 from fdrl_jax import bregman, divergences, networks, parallel, priors, rng, state, steps
 from fdrl_jax.priors import Prior
-from fdrl_jax.state import TrainState
+from fdrl_jax.state import TrainState, Variables
 from fdrl_jax.steps import Constants, Estimator, FlowParams, Problem, TrainStep
+
+Network = networks.MLP | networks.ResNet
+Apply = Callable[[Variables, jax.Array], jax.Array]
 
 
 class Cadence(NamedTuple):
@@ -55,7 +57,7 @@ class Experiment(NamedTuple):
     settings: dict[str, Any]
     seed: int
     source: Source
-    network: nn.Module
+    network: Network
     problem: Problem
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
@@ -102,7 +104,7 @@ def _build(c: dict[str, Any]) -> Experiment:
     schedule = _schedule(c)
     optimizer = _optimizer(c, schedule)
     problem = Problem(
-        estimator=Estimator(network.apply, networks.update_vectors),
+        estimator=Estimator(cast(Apply, network.apply), networks.update_vectors),
         bregman=bregman.get(c["loss.name"]),
         divergence=divergences.get(c["loss.divergence"]),
         flow=FlowParams(
@@ -152,7 +154,7 @@ def _build(c: dict[str, Any]) -> Experiment:
     )
 
 
-def _network(c: dict[str, Any], kind: str) -> nn.Module:
+def _network(c: dict[str, Any], kind: str) -> Network:
     name, dtype, spectral_norm = c["network.name"], c["precision"], c["network.spectral_norm"]
     if (name == "mlp") != (kind == "points"):
         fitting = "'mlp'" if kind == "points" else "a residual network such as 'resnet'"

@@ -92,7 +92,8 @@ def translate(
       ValueError: if the tensors are of no known network, or a loss or divergence is unknown.
     """
     theirs = dict(checkpoint.config)
-    settings = {**ours, **_network_settings(checkpoint.model), "optimizer.schedule": "piecewise"}
+    settings: dict[str, Any] = {**ours, **_network_settings(checkpoint.model)}
+    settings["optimizer.schedule"] = "piecewise"
     names = {"loss_function": _LOSSES, "f_divergence": _DIVERGENCES}
     for key in _KEYS.keys() & theirs.keys():
         value = theirs.pop(key)
@@ -121,8 +122,8 @@ def _network_settings(model: Mapping[str, Any]) -> dict[str, Any]:
         sizes = tuple(shape[0] for shape in kernels[:-1])
         return {**settings, "network.name": "mlp", "network.hidden_sizes": sizes}
     attention = any(name.startswith("self_attn_module.") for name in shapes)
-    stem = shapes.get(f"conv1.{kernel}")
-    for name in networks.SPECS if stem else ():
+    stem = shapes.get(f"conv1.{kernel}", (0, 0))
+    for name in networks.SPECS if stem[0] else ():
         net = networks.resnet(name, width=stem[0], spectral_norm=spectral_norm, attention=attention)
         if networks.torch_shapes(net, stem[1]) == shapes:
             chosen = {"network.name": name, "network.width": stem[0]}

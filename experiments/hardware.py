@@ -2,9 +2,9 @@
 
 import os
 import platform
+from importlib.metadata import version
 
 import jax
-import jaxlib
 
 
 def describe_devices() -> str:
@@ -18,5 +18,5 @@ def describe_devices() -> str:
     processes = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
     return (
         f"devices: {len(devices)} x {kind}{memory}{processes}; jax {jax.__version__}, "
-        f"jaxlib {jaxlib.__version__}, Python {platform.python_version()}"
+        f"jaxlib {version('jaxlib')}, Python {platform.python_version()}"
     )

@@ -1,4 +1,4 @@
-"""The training loop: the only one. What is trained on what is in the experiment that it is given."""
+"""The one training loop. What it trains, on what, is in the experiment that it is given."""
 
 import contextlib
 import time

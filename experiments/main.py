@@ -4,8 +4,8 @@ Examples:
   Train:      python -m experiments.main --config=configs/swissroll.py --workdir=runs/swissroll
   Sample:     python -m experiments.main --mode=sample --workdir=runs/swissroll --num_samples=1000
   Evaluate:   python -m experiments.main --mode=evaluate --workdir=runs/swissroll
-  Convert:    python -m experiments.main --mode=convert --checkpoint=FILE.pt --workdir=runs/converted \
-                --config=configs/swissroll.py
+  Convert:    python -m experiments.main --mode=convert --config=configs/swissroll.py \
+                --checkpoint=FILE.pt --workdir=runs/converted
   Look ahead: python -m experiments.main --mode=dry_run --config=configs/digits.py
   Override:   add --config.flow.step_size=0.1, and so on for every key of the config
 """
@@ -31,8 +31,8 @@ _MODE = flags.DEFINE_string("mode", "train", f"What to do: {', '.join(command_li
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint",
     None,
-    "Step of the checkpoint to sample from or evaluate, the newest if left out; in mode convert the "
-    "file of the authors' program.",
+    "Step of the checkpoint to sample from or evaluate, the newest if left out; in mode convert "
+    "the file of the authors' program.",
 )
 _NUM_SAMPLES = flags.DEFINE_integer(
     "num_samples",
@@ -62,7 +62,7 @@ def main(_: list[str]) -> None:
         elif _MODE.value == "evaluate":
             modes.evaluate(config, workdir, _checkpoint_step())
         elif _MODE.value == "convert":
-            modes.convert(config, workdir, Path(_CHECKPOINT.value), command)
+            modes.convert(config, workdir, Path(_CHECKPOINT.value or ""), command)
         else:
             dry_run(config)
     except DivergedError as error:

@@ -19,8 +19,9 @@ class Writer(Protocol):
 
 
 class JsonLines:
-    """One JSON object a line. On resume, lines after the step resumed from are dropped, so that a
-    run that was cut has no double lines.
+    """One JSON object a line.
+
+    On resume, lines after the step resumed from are dropped: a run that was cut has no double ones.
     """
 
     def __init__(self, path: Path, resume_step: int) -> None:

@@ -12,8 +12,9 @@ import numpy as np
 from experiments import metrics_log, pictures
 from experiments.build import Experiment
 from experiments.pictures import curves, images, points
+from experiments.sampling import Samples
 from experiments.workdir import Workdir, read_json, write_text
-from fdrl_jax.flow import TwoStage, drift
+from fdrl_jax.flow import drift
 from fdrl_jax.state import TrainState
 from fdrl_jax.steps import make_path_sampler
 
@@ -22,8 +23,8 @@ _STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;"
     "color:#222}h1{font-size:1.5rem}h2{font-size:1.1rem;margin-top:2rem}img{max-width:100%}"
     "code,pre{background:#f4f4f2;padding:.15rem .3rem;border-radius:3px}pre{overflow-x:auto}"
-    "table{border-collapse:collapse}td{padding:.15rem 1.2rem .15rem 0;border-bottom:1px solid #e4e4e0;"
-    "vertical-align:top}td+td{font-family:ui-monospace,monospace}"
+    "table{border-collapse:collapse}td{padding:.15rem 1.2rem .15rem 0;vertical-align:top;"
+    "border-bottom:1px solid #e4e4e0}td+td{font-family:ui-monospace,monospace}"
 )
 
 
@@ -31,7 +32,7 @@ def write(
     experiment: Experiment,
     workdir: Workdir,
     train_state: TrainState,
-    samples: TwoStage,
+    samples: Samples,
     metrics: dict[str, Any],
 ) -> None:
     """Draws the pictures of a run into its workdir and writes `report.html`."""
@@ -62,7 +63,7 @@ def format_value(value: Any) -> str:
 
 
 def _draw(
-    experiment: Experiment, workdir: Workdir, train_state: TrainState, samples: TwoStage
+    experiment: Experiment, workdir: Workdir, train_state: TrainState, samples: Samples
 ) -> list[tuple[str, Path]]:
     source, folder = experiment.source, workdir.pictures
     step = int(train_state.step)

@@ -1,25 +1,32 @@
 """Samples from a trained estimator: batches over all devices, sample `i` always the same."""
 
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from tqdm import tqdm
 
 from experiments.build import Experiment
 from fdrl_jax import parallel, steps
-from fdrl_jax.flow import TwoStage
 from fdrl_jax.state import TrainState
 
 
+class Samples(NamedTuple):
+    """Samples on the host, [N, ...]: of the prior `x_0`, bridged `x_K` and refined `x_{K+κ}`."""
+
+    prior: np.ndarray
+    bridged: np.ndarray
+    refined: np.ndarray
+
+
 class SampleFn(Protocol):
-    """`(replicated variables, replicated constants, num) -> TwoStage` of numpy arrays [num, ...]."""
+    """`(replicated variables, replicated constants, num) -> Samples` on the host, [num, ...]."""
 
     def __call__(
         self, variables: Any, constants: Any, num_samples: int, progress: bool = False
-    ) -> TwoStage: ...
+    ) -> Samples: ...
 
 
-def sample_state(experiment: Experiment, train_state: TrainState, num_samples: int) -> TwoStage:
+def sample_state(experiment: Experiment, train_state: TrainState, num_samples: int) -> Samples:
     """Draws samples with the averaged parameters of a train state (one replica)."""
     variables = parallel.replicate(train_state.ema_variables)
     constants = parallel.replicate(experiment.constants)
@@ -31,9 +38,7 @@ def make_sample_fn(experiment: Experiment) -> SampleFn:
     sampler = parallel.map_sampler(steps.make_sampler(experiment.problem, seed=experiment.seed))
     num_devices = parallel.num_devices()
 
-    def sample(
-        variables: Any, constants: Any, num_samples: int, progress: bool = False
-    ) -> TwoStage:
+    def sample(variables: Any, constants: Any, num_samples: int, progress: bool = False) -> Samples:
         largest = min(experiment.sampling_batch_size, num_samples)
         # Every device takes the same number, so the batch is rounded up to whole rounds.
         size = -(-largest // num_devices) * num_devices
@@ -45,6 +50,6 @@ def make_sample_fn(experiment: Experiment) -> SampleFn:
                 part = parallel.gather(sampler(variables, constants, batch))
                 parts.append([np.asarray(stage) for stage in part])
                 bar.update(min(size, num_samples - first))
-        return TwoStage(*(np.concatenate(s)[:num_samples] for s in zip(*parts, strict=True)))
+        return Samples(*(np.concatenate(s)[:num_samples] for s in zip(*parts, strict=True)))
 
     return sample

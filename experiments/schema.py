@@ -54,7 +54,7 @@ def _choice(*allowed: str) -> Rule:
 
 
 def _increasing(value: Any) -> str | None:
-    steps = list(value) if isinstance(value, (tuple, list)) else [None]
+    steps: list[Any] = list(value) if isinstance(value, (tuple, list)) else [None]
     fits = all(_whole(1)(s) is None for s in steps) and steps == sorted(set(steps))
     return None if fits else "increasing step numbers such as (80000, 90000)"
 

@@ -1,4 +1,4 @@
-"""The folder of a run: where each thing lies, and how it is written so that nothing is half there."""
+"""The folder of a run: where each thing lies, and writing so that nothing is half there."""
 
 import json
 import os

@@ -3,7 +3,8 @@
 For a convex `g` the Bregman divergence between the true ratio `q~/p` and its estimate `r` is, up to
 a constant, `L = E_p[g'(r) r - g(r)] - E_q~[g'(r)]` (eq. 2 and 11); its minimiser is the true ratio.
 
-Reference: Sugiyama, Suzuki and Kanamori, "Density-ratio matching under the Bregman divergence", 2012.
+Reference: Sugiyama, Suzuki and Kanamori, "Density-ratio matching under the Bregman divergence: a
+unified framework of density-ratio estimation", 2012.
 """
 
 import difflib

@@ -207,7 +207,7 @@ def first_variation(
     divergence: FDivergence,
     output: Output = "log_ratio",
 ) -> Callable[[Array], Array]:
-    """Returns the potential `x -> f'(r(x))` whose negative gradient is the drift of the flow (eq. 5).
+    """Returns the potential `x -> f'(r(x))`, whose negative gradient drives the flow (eq. 5).
 
     Args:
       estimator_fn: any function `x [B, ...] -> [B]` that estimates the density ratio `q/p`.

@@ -11,14 +11,16 @@ and start alone, whatever the batch size and the number of devices.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeAlias, overload
 
+import chex
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 Array = jax.Array
 Potential = Callable[[Array], Array]
+Scalar: TypeAlias = chex.Numeric
 
 
 class TwoStage(NamedTuple):
@@ -49,7 +51,8 @@ def drift(x: Array, potential_fn: Potential) -> Array:
       x: a batch of points, [B, ...].
       potential_fn: `x [B, ...] -> [B]`, each entry depending on its own example alone.
     """
-    return -jax.grad(lambda points: jnp.sum(potential_fn(points)))(x)
+    gradient: Array = jax.grad(lambda points: jnp.sum(potential_fn(points)))(x)
+    return -gradient
 
 
 def langevin_step(
@@ -57,8 +60,8 @@ def langevin_step(
     x: Array,
     potential_fn: Potential,
     *,
-    step_size: float | Array,
-    noise_scale: float | Array,
+    step_size: Scalar,
+    noise_scale: Scalar,
 ) -> Array:
     """Takes one Euler-Maruyama step (eq. 9): `x - η ∇φ(x) + ν ξ`.
 
@@ -72,8 +75,38 @@ def langevin_step(
     Returns:
       The points after the step, of the shape and dtype of `x`.
     """
-    moved = x + step_size * drift(x, potential_fn) + noise_scale * normal_like(key, x)
+    moved: Array = x + step_size * drift(x, potential_fn) + noise_scale * normal_like(key, x)
     return moved.astype(x.dtype)
+
+
+@overload
+def flow(
+    key: Array,
+    x0: Array,
+    potential_fn: Potential,
+    *,
+    num_steps: int,
+    step_size: Scalar,
+    noise_scale: Scalar,
+    first_step: int | Array = 0,
+    with_trajectory: Literal[False] = False,
+    unroll: int = 1,
+) -> Array: ...
+
+
+@overload
+def flow(
+    key: Array,
+    x0: Array,
+    potential_fn: Potential,
+    *,
+    num_steps: int,
+    step_size: Scalar,
+    noise_scale: Scalar,
+    first_step: int | Array = 0,
+    with_trajectory: Literal[True],
+    unroll: int = 1,
+) -> tuple[Array, Array]: ...
 
 
 def flow(
@@ -82,8 +115,8 @@ def flow(
     potential_fn: Potential,
     *,
     num_steps: int,
-    step_size: float | Array,
-    noise_scale: float | Array,
+    step_size: Scalar,
+    noise_scale: Scalar,
     first_step: int | Array = 0,
     with_trajectory: bool = False,
     unroll: int = 1,
@@ -128,7 +161,7 @@ def flow(
 
     steps = first_step + jnp.arange(num_steps)
     x_last, path = lax.scan(body, x0, steps, unroll=unroll)
-    if with_trajectory:
+    if path is not None:
         return x_last, jnp.concatenate([x0[None], path])
     return x_last
 
@@ -140,17 +173,21 @@ def two_stage(
     *,
     num_steps: int,
     num_refine_steps: int,
-    step_size: float | Array,
-    noise_scale: float | Array,
+    step_size: Scalar,
+    noise_scale: Scalar,
 ) -> TwoStage:
     """Samples in two stages (algorithm 2): K bridging steps, then κ refinement steps.
 
     Both stages are the same flow: the refined samples equal `flow` with K + κ steps.
 
     Args:
-      key, x0, potential_fn, step_size, noise_scale: as for `flow`.
+      key: as for `flow`.
+      x0: as for `flow`.
+      potential_fn: as for `flow`.
       num_steps: bridging steps `K`, as in training.
       num_refine_steps: refinement steps `κ`, >= 0.
+      step_size: as for `flow`.
+      noise_scale: as for `flow`.
     """
     hyper = {"step_size": step_size, "noise_scale": noise_scale}
     bridged = flow(key, x0, potential_fn, num_steps=num_steps, **hyper)
@@ -165,6 +202,7 @@ def normal_like(key: Array, x: Array) -> Array:
 
     Args:
       key: one key for the batch, or a typed key for each example, [B].
+      x: what the noise is like.
     """
     key = _as_typed(key)
     if key.ndim == 0:

@@ -12,7 +12,8 @@ def energy_distance(x: np.ndarray, y: np.ndarray, *, unbiased: bool = True) -> f
     """Estimates the squared energy distance `2 E|X - Y| - E|X - X'| - E|Y - Y'|`.
 
     Args:
-      x, y: two samples, [N, ...] and [M, ...].
+      x: a sample, [N, ...].
+      y: another one, [M, ...].
       unbiased: leave out the distances of points to themselves (the U-statistic). Its expectation
         is the distance between the distributions, so 0 for equal ones, and single estimates may be
         negative. The biased V-statistic is never negative and has an expectation of about
@@ -44,8 +45,9 @@ def frechet_distance(x: np.ndarray, y: np.ndarray) -> float:
     `|μ_x - μ_y|² + tr(Σ_x + Σ_y - 2 (Σ_x Σ_y)^(1/2))`.
 
     Args:
-      x, y: features, [N, D] and [M, D]. With few more examples than D the estimate is biased
-        upwards, so compare at equal N alone.
+      x: features, [N, D].
+      y: features, [M, D]. With few more examples than D the estimate is biased upwards, so compare
+        at equal N alone.
 
     Raises:
       ValueError: for features of unequal dimensions.

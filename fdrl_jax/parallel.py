@@ -15,7 +15,7 @@ AXIS = "replicas"
 
 def replicate(tree: Any) -> Any:
     """Copies a pytree to every local device: a new leading axis of replicas."""
-    return jax_utils.replicate(tree)
+    return jax_utils.replicate(tree)  # type: ignore[no-untyped-call]
 
 
 def unreplicate(tree: Any) -> Any:
@@ -24,7 +24,7 @@ def unreplicate(tree: Any) -> Any:
 
 
 def shard(tree: Any) -> Any:
-    """Splits the leading axis of every array over the local devices: [N, ...] -> [devices, N/d, ...].
+    """Splits leading axes over the local devices: [N, ...] -> [devices, N/devices, ...].
 
     Raises:
       ValueError: if an axis does not divide.
@@ -44,14 +44,16 @@ def gather(tree: Any) -> Any:
     return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), tree)
 
 
-def map_steps(repeated_step: Callable[..., Any]) -> Callable[..., Any]:
-    """Maps `steps.repeat_steps` over devices: all arguments have a leading axis of replicas, but
-    for the count of steps, which all share. The state is donated.
+def map_steps(repeated_step: Callable[..., Any]) -> Any:
+    """Maps `steps.repeat_steps` over devices.
+
+    All arguments have a leading axis of replicas, but for the count of steps, which all share. The
+    buffers of the state are donated.
     """
     return jax.pmap(repeated_step, axis_name=AXIS, in_axes=(0, 0, 0, None), donate_argnums=(0,))
 
 
-def map_sampler(sampler: Callable[..., Any]) -> Callable[..., Any]:
+def map_sampler(sampler: Callable[..., Any]) -> Any:
     """Maps `(variables, constants, batch) -> samples` over devices."""
     return jax.pmap(sampler, axis_name=AXIS)
 

@@ -90,14 +90,14 @@ def batch(field: str = "source") -> Prior:
 class Moments(NamedTuple):
     """Count, mean and scatter matrix `Σ (x - μ)(x - μ)ᵀ` of examples seen so far, in float64."""
 
-    count: int
+    num_examples: int
     mean: np.ndarray
     scatter: np.ndarray
 
     @property
     def covariance(self) -> np.ndarray:
         """The biased covariance (1/N), [D, D]."""
-        return self.scatter / self.count
+        return self.scatter / self.num_examples
 
 
 def moments(batches: Iterable[np.ndarray]) -> Moments:
@@ -141,10 +141,12 @@ def covariance_factor(covariance: np.ndarray, jitter: float = 1e-4) -> np.ndarra
 
 
 def _merge(a: Moments, b: Moments) -> Moments:
-    count = a.count + b.count
+    count = a.num_examples + b.num_examples
     delta = b.mean - a.mean
-    scatter = a.scatter + b.scatter + np.outer(delta, delta) * (a.count * b.count / count)
-    return Moments(count, a.mean + delta * (b.count / count), scatter)
+    scatter = (
+        a.scatter + b.scatter + np.outer(delta, delta) * (a.num_examples * b.num_examples / count)
+    )
+    return Moments(count, a.mean + delta * (b.num_examples / count), scatter)
 
 
 def _per_example(draw: Callable[..., Array], keys: Array, shape: tuple[int, ...]) -> Array:

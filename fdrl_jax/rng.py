@@ -42,7 +42,8 @@ def example_keys(root: Array, stream: Stream, positions: Array) -> Array:
     Returns:
       Typed keys, [B].
     """
-    return jax.vmap(jax.random.fold_in, (None, 0))(stream_key(root, stream), positions)
+    keys: Array = jax.vmap(jax.random.fold_in, (None, 0))(stream_key(root, stream), positions)
+    return keys
 
 
 def batch_positions(step: Array, batch_size: int, axis_name: str | None = None) -> Array:
@@ -60,4 +61,5 @@ def batch_positions(step: Array, batch_size: int, axis_name: str | None = None) 
         replica, num_replicas = jnp.int32(0), 1
     else:
         replica, num_replicas = jax.lax.axis_index(axis_name), jax.lax.axis_size(axis_name)
-    return (step * num_replicas + replica) * batch_size + jnp.arange(batch_size)
+    first: Array = (step * num_replicas + replica) * batch_size
+    return first + jnp.arange(batch_size)

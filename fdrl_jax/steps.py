@@ -80,7 +80,7 @@ class Constants(NamedTuple):
 
 TrainStep = Callable[[TrainState, Constants, Any], tuple[TrainState, Metrics]]
 RepeatedStep = Callable[[TrainState, Constants, Any, Array], tuple[TrainState, Metrics]]
-Sampler = Callable[[Variables, Constants, Array], TwoStage]
+Sampler = Callable[[Variables, Constants, Batch], TwoStage]
 
 
 def make_train_step(
@@ -180,7 +180,7 @@ def make_train_step(
             of_part, (host_batch, positions), num_micro_batches, axis_name
         )
         if axis_name is not None:
-            grads, metrics = lax.pmean((grads, metrics), axis_name)
+            grads, metrics = lax.pmean((grads, metrics), axis_name)  # type: ignore[no-untyped-call]
         metrics = {**metrics, "grad_norm": optax.tree.norm(grads)}
         return state.apply_gradients(train_state, grads, optimizer, ema_rate), metrics
 
@@ -212,8 +212,10 @@ def make_sampler(problem: Problem, *, seed: int) -> Sampler:
 
 
 def make_path_sampler(problem: Problem, *, seed: int) -> Callable[..., Array]:
-    """Builds the sampler that returns whole paths, for pictures: as `make_sampler`, but returns
-    `x_0 ... x_{K+κ}`, [K + κ + 1, B, ...], of the same samples.
+    """Builds the sampler that returns whole paths, for pictures.
+
+    Returns:
+      As `make_sampler`, but for `x_0 ... x_{K+κ}` of the same samples, [K + κ + 1, B, ...].
     """
 
     def sample(variables: Variables, constants: Constants, batch: Batch) -> Array:
@@ -262,7 +264,8 @@ def repeat_steps(train_step: TrainStep, max_steps: int) -> RepeatedStep:
 
         _, shapes = jax.eval_shape(train_step, train_state, constants, batch_at(0))
         history = jax.tree.map(lambda s: jnp.zeros((max_steps, *s.shape), s.dtype), shapes)
-        return lax.fori_loop(0, count, body, (train_state, history))
+        done: tuple[TrainState, Metrics] = lax.fori_loop(0, count, body, (train_state, history))
+        return done
 
     return run
 

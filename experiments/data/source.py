@@ -47,7 +47,7 @@ def shuffled_indices(key: Array, positions: Array, num_examples: int) -> Array:
 
     Args:
       key: one typed key for the run.
-      positions: consecutive positions, [B] with B <= num_examples, so they touch two epochs at most.
+      positions: consecutive positions, [B]; with B <= num_examples they touch two epochs at most.
       num_examples: size of the data set.
 
     Returns:

@@ -18,8 +18,10 @@ class Judge(NamedTuple):
     calibrated: CalibratedClassifierCV
 
     def features(self, images: np.ndarray) -> np.ndarray:
-        """Returns the 45 pairwise decision values, [N, 45]: a fixed space of what matters in a
-        digit, in which equal mean and covariance of pixels do not suffice.
+        """Returns the 45 pairwise decision values, [N, 45].
+
+        A fixed space of what matters in a digit: equal mean and covariance of pixels, which the
+        data-dependent prior has, do not suffice there.
         """
         return self.classifier.decision_function(_rows(images))
 

@@ -4,10 +4,10 @@ from typing import Any
 
 from experiments.data import Source
 from experiments.evaluation import digits, points
-from fdrl_jax.flow import TwoStage
+from experiments.sampling import Samples
 
 
-def evaluate(source: Source, samples: TwoStage) -> dict[str, Any]:
+def evaluate(source: Source, samples: Samples) -> dict[str, Any]:
     """Computes the metrics of samples of a source.
 
     Args:

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from experiments.data import Source
 from experiments.pictures import images, points
 from experiments.pictures.style import save
-from fdrl_jax.flow import TwoStage
+from experiments.sampling import Samples
 
 __all__ = ["as_stored", "course", "samples_and_data", "save"]
 
@@ -16,7 +16,7 @@ Snapshots = Sequence[tuple[int, np.ndarray]]
 _SHOWN_DATA = 4_000
 
 
-def samples_and_data(source: Source, samples: TwoStage) -> Figure:
+def samples_and_data(source: Source, samples: Samples) -> Figure:
     """Draws the prior, the refined samples and held-out data side by side."""
     draw = points.samples_and_data if source.kind == "points" else images.samples_and_data
     return draw(samples.prior, samples.refined, source.held_out(_SHOWN_DATA, 1))

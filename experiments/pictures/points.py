@@ -53,7 +53,7 @@ def log_ratio_and_drift(
         vmax=limit,
     )
     figure.colorbar(image, ax=ax, label=r"$\log r = \log\,\tilde{q}/p$", shrink=0.8, extend="both")
-    ax.scatter(*data[:_SHOWN].T, s=0.4, color="black", alpha=0.35, linewidths=0)
+    ax.scatter(data[:_SHOWN, 0], data[:_SHOWN, 1], s=0.4, color="black", alpha=0.35, linewidths=0)
     arrows = drift_fn(coarse)
     length = np.linalg.norm(arrows, axis=-1, keepdims=True)
     # Square-rooted lengths: the far field is many times stronger than the drift near the data.
@@ -103,7 +103,9 @@ def spread(count: int, most: int) -> list[int]:
 def _scatter(
     ax: Axes, points: np.ndarray, colour: str, limits: tuple[float, float], alpha: float = 0.5
 ) -> None:
-    ax.scatter(*points[:_SHOWN].T, s=1.5, color=colour, alpha=alpha, linewidths=0)
+    ax.scatter(
+        points[:_SHOWN, 0], points[:_SHOWN, 1], s=1.5, color=colour, alpha=alpha, linewidths=0
+    )
     ax.set(xlim=limits, ylim=limits, xticks=[], yticks=[], aspect="equal")
 
 

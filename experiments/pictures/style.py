@@ -10,6 +10,8 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+__all__ = ["DATA", "DIVERGING", "PRIOR", "SAMPLES", "panels", "plt", "save"]
+
 DATA, SAMPLES, PRIOR = "#4878a8", "#d1602b", "#8a8a8a"
 DIVERGING = "RdBu_r"
 

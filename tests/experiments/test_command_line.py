@@ -1,5 +1,6 @@
 """Mistakes on the command line end with one line that says what to write instead."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -30,12 +31,12 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_a_wrong_name_is_answered_with_the_nearest_right_one(argument, expected, monkeypatch):
     monkeypatch.chdir(ROOT)
     config = [] if argument.startswith("--config=") else [SWISSROLL]
-    with pytest.raises(UserError, match=expected.replace("(", r"\(")):
+    with pytest.raises(UserError, match=re.escape(expected)):
         command_line.parse(["main", *config, argument])
 
 
 def test_a_wrong_mode_is_answered_with_the_nearest_and_the_allowed_ones():
-    with pytest.raises(UserError, match="did you mean 'sample'.*Allowed: train, sample, evaluate"):
+    with pytest.raises(UserError, match=r"did you mean 'sample'.*Allowed: train, sample, evaluate"):
         command_line.check_needed("smaple", {}, "runs/x", None)
 
 
@@ -43,7 +44,7 @@ def test_a_missing_workdir_is_named_but_a_dry_run_needs_none():
     with pytest.raises(UserError, match="--workdir=DIR"):
         command_line.check_needed("train", {}, None, None)
     command_line.check_needed("dry_run", {}, None, None)
-    with pytest.raises(UserError, match="--checkpoint=FILE.pt"):
+    with pytest.raises(UserError, match=r"--checkpoint=FILE\.pt"):
         command_line.check_needed("convert", {}, "runs/x", None)
 
 

@@ -85,7 +85,7 @@ def test_what_does_not_fit_is_named(tiny, tmp_path):
     flat = schema.flatten(tiny())
     model = read_checkpoint(FILE)
     strange = model._replace(model={"encoder.weight": np.zeros((2, 2))})
-    with pytest.raises(ValueError, match="none of the networks mlp, resnet32.*encoder.weight"):
+    with pytest.raises(ValueError, match=r"none of the networks mlp, resnet32.*encoder\.weight"):
         convert.translate(strange, flat)
     with pytest.raises(ValueError, match="trained on 'swissroll', but the config is for 'digits'"):
         convert.translate(model, schema.flatten(tiny("digits")))

@@ -235,8 +235,6 @@ def test_every_opcode_not_needed_is_refused(tmp_path, pickled, opcode):
         b"u.",
         b"t.",
         b"\x93.",
-    ]
-    + [
         b"h\x07.",
         b"q\x00.",
         b"\x94.",
@@ -244,9 +242,12 @@ def test_every_opcode_not_needed_is_refused(tmp_path, pickled, opcode):
         b"Ix\n.",
         b"X\xff\xff\xff\xff.",
         b"X\x01\0\0\0\xff.",
-    ]
-    + [b"\x8d" + b"\xff" * 8 + b".", b"\x8b\xff\xff\xff\x7f.", b"\x8b\xff\xff\xff\xff."]
-    + [b"}(K\x01u.", b"cos\n", b"F1e\n."],
+        b"\x8d" + b"\xff" * 8 + b".",
+        b"\x8b\xff\xff\xff\x7f.",
+        b"\x8b\xff\xff\xff\xff.}(K\x01u.",
+        b"cos\n",
+        b"F1e\n.",
+    ],
 )
 def test_a_damaged_pickle_is_an_error(tmp_path, pickled):
     assert "pickle" in refusal_of(tmp_path, pickled)

@@ -70,7 +70,7 @@ def test_a_config_that_does_not_fit_the_checkpoint_is_refused_and_both_values_ar
 
 def test_a_longer_run_may_not_change_a_schedule_that_depends_on_its_length(tiny, tmp_path):
     train(tiny(changes={"optimizer.schedule": "cosine"}), tmp_path)
-    with pytest.raises(UserError, match="train.num_steps is 8 but was 4"):
+    with pytest.raises(UserError, match=r"train\.num_steps is 8 but was 4"):
         train(tiny(changes={"optimizer.schedule": "cosine", "train.num_steps": 8}), tmp_path)
 
 
