@@ -111,6 +111,10 @@ def points() -> ConfigDict:
 
 def tiny(c: ConfigDict) -> ConfigDict:
     """Shrinks a config to a run of seconds that still goes through everything once."""
+    if c.network.name != "mlp":
+        c.network.width = 8
+    if c.network.blocks:
+        c.network.blocks = ((8, 2),)
     c.flow.num_steps = 3
     c.flow.num_refine_steps = 1
     c.train.num_steps = 4

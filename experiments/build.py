@@ -79,7 +79,7 @@ class Experiment(NamedTuple):
         """Returns the state before the first step; it follows from the seed."""
         key = rng.stream_key(jax.random.key(self.seed), rng.Stream.INIT)
         example = jnp.zeros((1, *self.source.event_shape))
-        return state.create(dict(self.network.init(key, example)), self.optimizer)
+        return state.create(dict(jax.jit(self.network.init)(key, example)), self.optimizer)
 
 
 def experiment(config: Mapping[str, Any]) -> Experiment:

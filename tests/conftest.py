@@ -1,6 +1,7 @@
 """Prepares JAX before a test module imports it, and puts the tests of the core first."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,17 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Of two equal flags XLA takes the last: the caller's.
 FLAG = f"--xla_force_host_platform_device_count={NUM_FAKE_DEVICES}"
 os.environ["XLA_FLAGS"] = f"{FLAG} {os.environ.get('XLA_FLAGS', '')}".strip()
+
+# Many tests compile the same programs: the session keeps what it compiled, unless a place that
+# outlasts it is given.
+_COMPILED = tempfile.TemporaryDirectory(prefix="fdrl_jax_tests_")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _COMPILED.name)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+
+
+def pytest_unconfigure() -> None:
+    """Removes what the session compiled."""
+    _COMPILED.cleanup()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -44,11 +44,10 @@ def test_every_config_trains_samples_and_reports_in_its_tiny_variant(name, tiny,
     assert f"train {name}" in page
 
 
-@pytest.mark.parametrize("stop", [2, 3])
-def test_a_run_that_was_stopped_and_resumed_equals_the_uninterrupted_one(stop, tiny, tmp_path):
+def test_a_run_that_was_stopped_and_resumed_equals_the_uninterrupted_one(tiny, tmp_path):
     changes = {"optimizer.schedule": "constant", "train.num_steps": 5, "checkpoint.every_steps": 1}
     whole = train(tiny("digits", changes), tmp_path / "whole")
-    train(tiny("digits", {**changes, "train.num_steps": stop}), tmp_path / "parts")
+    train(tiny("digits", {**changes, "train.num_steps": 3}), tmp_path / "parts")
     parts = train(tiny("digits", changes), tmp_path / "parts")
     assert_equal_bits(parts, whole)
 
@@ -96,7 +95,7 @@ def test_a_diverging_loss_stops_the_run_names_the_step_and_keeps_the_last_good_c
         loop.train(broken, Workdir(tmp_path), "a command")
     store = Checkpoints(Workdir(tmp_path).checkpoints, 3)
     assert store.steps() == [2]
-    kept = store.restore(before, broken.settings, free=())
+    kept = store.restore(before, broken.settings, free=("train.num_steps",))
     store.close()
     assert_equal_bits(kept, before)
 
