@@ -1,0 +1,57 @@
+"""A problem that compiles in a moment, for the tests of train step, sampler and devices."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fdrl_jax import bregman, divergences, priors, state, steps
+
+OPTIMIZER = optax.adam(0.05)
+PRIOR = priors.gaussian(jnp.array([0.2, -0.1]), 0.5 * jnp.eye(2), clip=None)
+CONSTANTS = steps.Constants(data=jnp.array([0.1, 0.4]), prior=PRIOR.params)
+
+
+def apply(variables, x):
+    """A quadratic log-ratio, [B, 2] -> [B]."""
+    params = variables["params"]
+    return x @ params["slope"] + params["curvature"] * jnp.sum(x**2, -1) + params["offset"]
+
+
+ESTIMATOR = steps.Estimator(apply)
+
+
+def initial_variables():
+    return {
+        "params": {
+            "slope": jnp.array([0.3, -0.2]),
+            "curvature": jnp.float32(0.5),
+            "offset": jnp.float32(0.1),
+        }
+    }
+
+
+def initial_state(optimizer=OPTIMIZER, variables=None):
+    return state.create(variables or initial_variables(), optimizer)
+
+
+def draw(data, host_batch, key, positions):
+    """Data that follows from the examples' positions: Gaussian around the data arrays."""
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, positions)
+    noise = jax.vmap(lambda key: jax.random.normal(key, (2,)))(keys)
+    return {"real": data + 0.3 * noise}
+
+
+def problem(estimator=ESTIMATOR, prior_sample=PRIOR.sample, **flow):
+    flow = {"num_steps": 4, "step_size": 0.1, "noise_scale": 0.2, "num_refine_steps": 2} | flow
+    return steps.Problem(
+        estimator=estimator,
+        bregman=bregman.LR,
+        divergence=divergences.KL,
+        flow=steps.FlowParams(**flow),
+        prior_sample=prior_sample,
+    )
+
+
+def train_step(of_problem=None, **options):
+    options = {"optimizer": OPTIMIZER, "draw": draw, "seed": 3, "batch_size": 16} | options
+    return steps.make_train_step(of_problem or problem(), **options)

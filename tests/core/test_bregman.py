@@ -1,0 +1,168 @@
+"""Bregman losses: their minimiser is the density ratio of flowed samples over data."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.stats import norm
+
+import fdrl_jax as fdrl
+from fdrl_jax import bregman, divergences
+from fdrl_jax.bregman import REGISTRY, Bregman
+
+RATIOS = np.geomspace(0.02, 50.0, 61).astype(np.float32)
+
+each_loss = pytest.mark.parametrize("loss", REGISTRY.values(), ids=lambda loss: loss.name)
+losses_of_log_ratios = pytest.mark.parametrize("loss", [bregman.LR, bregman.UKL], ids=["lr", "ukl"])
+
+
+def to_output(loss, ratio):
+    """What an exact network returns."""
+    return np.log(ratio) if loss.output == "log_ratio" else ratio
+
+
+def value(loss, out_real, out_flowed):
+    return bregman.loss(loss, out_real, out_flowed)[0]
+
+
+@each_loss
+def test_g_is_convex_and_g_prime_is_its_derivative(loss):
+    g_prime = jax.vmap(jax.grad(loss.g))(RATIOS)
+
+    np.testing.assert_allclose(loss.g_prime(RATIOS), g_prime, rtol=1e-4, atol=1e-5)
+    assert np.all(np.diff(g_prime) > 0)
+
+
+@each_loss
+def test_the_loss_is_its_definition_up_to_a_constant(loss):
+    def definition(real, flowed):
+        return np.mean(loss.g_prime(real) * real - loss.g(real)) - np.mean(loss.g_prime(flowed))
+
+    pairs = np.exp(np.random.default_rng(0).uniform(-2.0, 2.0, (20, 2, 8))).astype(np.float32)
+    constants = [
+        float(value(loss, to_output(loss, real), to_output(loss, flowed)))
+        - definition(real, flowed)
+        for real, flowed in pairs
+    ]
+
+    np.testing.assert_allclose(constants, constants[0], atol=2e-5)
+
+
+@each_loss
+def test_the_true_ratio_of_discrete_distributions_is_the_minimiser(loss):
+    states_of_p = np.repeat([0, 1, 2, 3], [1, 2, 5, 8])
+    states_of_q = np.repeat([0, 1, 2, 3], [6, 6, 3, 1])
+    ratio = np.bincount(states_of_q) / np.bincount(states_of_p)
+    truth = jnp.asarray(to_output(loss, ratio), jnp.float32)
+
+    def risk(table):
+        return value(loss, table[states_of_p], table[states_of_q])
+
+    np.testing.assert_allclose(jax.grad(risk)(truth), 0.0, atol=1e-7)
+    assert np.all(np.linalg.eigvalsh(jax.hessian(risk)(truth)) > 1e-3)
+    for direction in np.eye(4, dtype=np.float32):
+        for step in (-0.5, 0.5):
+            assert risk(truth + step * direction) > risk(truth)
+
+
+@losses_of_log_ratios
+def test_the_true_ratio_of_two_gaussians_is_the_minimiser(loss):
+    # Quantiles in place of random samples: averages over them have no sampling error.
+    quantiles = norm.ppf((np.arange(20_000) + 0.5) / 20_000)
+    real, flowed = 1.0 + quantiles, quantiles
+
+    # log N(x; 0, 1) - log N(x; 1, 1) = 1/2 - x.
+    def risk(slope, offset, curvature):
+        def log_ratio(x):
+            return offset + slope * x + curvature * x**2
+
+        return value(loss, log_ratio(real), log_ratio(flowed))
+
+    truth = (-1.0, 0.5, 0.0)
+    np.testing.assert_allclose(jax.grad(risk, argnums=(0, 1, 2))(*truth), 0.0, atol=5e-3)
+    for perturbation in 0.2 * np.concatenate([np.eye(3), -np.eye(3)]):
+        assert risk(*(truth + perturbation)) > risk(*truth)
+
+
+@losses_of_log_ratios
+def test_outputs_of_sixty_either_way_give_finite_losses_and_gradients(loss):
+    out = jnp.array([-60.0, 60.0])
+    gradients = jax.grad(lambda real, flowed: value(loss, real, flowed), argnums=(0, 1))(out, out)
+
+    assert np.isfinite(value(loss, out, out))
+    assert np.all(np.isfinite(gradients))
+
+
+def test_the_loss_of_lr_is_linear_in_outputs_that_are_badly_wrong_and_vanishes_in_right_ones():
+    far = jnp.array([1e4])
+
+    assert value(bregman.LR, far, far) == 1e4
+    assert value(bregman.LR, -far, -far) == 1e4
+    assert value(bregman.LR, -far, far) == 0.0
+
+
+@each_loss
+def test_metrics_are_the_mean_outputs_and_ratios_on_data_and_on_flowed_samples(loss):
+    real, flowed = np.float32([0.5, 2.0, 3.5]), np.float32([4.0, 1.0, 1.0])
+    out_real, out_flowed = to_output(loss, real), to_output(loss, flowed)
+
+    scalar, metrics = bregman.loss(loss, out_real, out_flowed)
+
+    assert metrics["loss"] == scalar
+    assert scalar.shape == ()
+    expected = {
+        "output_real": out_real.mean(),
+        "output_flowed": out_flowed.mean(),
+        "ratio_real": 2.0,
+        "ratio_flowed": 2.0,
+    }
+    assert {*metrics} == {"loss", *expected}
+    for name, number in expected.items():
+        np.testing.assert_allclose(metrics[name], number, rtol=1e-6, err_msg=name)
+
+
+@each_loss
+def test_batches_of_data_and_of_flowed_samples_may_differ_in_size(loss):
+    ones = jnp.ones(3)
+
+    np.testing.assert_allclose(value(loss, ones, jnp.ones(5)), value(loss, ones, ones), rtol=1e-6)
+
+
+@each_loss
+@pytest.mark.parametrize("divergence", [*divergences.REGISTRY, "alpha(2)", "kl + js", "2*pearson"])
+def test_a_loss_that_trains_the_ratio_goes_with_pearson_and_one_of_log_ratios_with_all(
+    loss, divergence
+):
+    if loss.output == "log_ratio" or divergence in ("pearson", "alpha(2)", "2*pearson"):
+        bregman.check_pair(loss, divergences.get(divergence))
+        fdrl.first_variation(jnp.ravel, divergences.get(divergence), output=loss.output)
+        return
+    with pytest.raises(ValueError, match="trains an unconstrained ratio") as error:
+        bregman.check_pair(loss, divergences.get(divergence))
+    for word in ("'lsif'", "'pearson'", "'lr'", "'ukl'", repr(divergences.get(divergence).name)):
+        assert word in str(error.value)
+
+
+def test_only_lsif_trains_the_ratio_itself():
+    assert [loss.name for loss in REGISTRY.values() if loss.output == "ratio"] == ["lsif"]
+
+
+@each_loss
+def test_get_returns_a_loss_by_its_name_and_a_loss_as_it_is(loss):
+    assert bregman.get(loss.name) is loss
+    own = loss._replace(name="own")
+    assert bregman.get(own) is own
+    assert isinstance(own, Bregman)
+
+
+@pytest.mark.parametrize(("name", "nearest"), [("lsf", "lsif"), ("LR", "lr"), ("kl", "ukl")])
+def test_an_unknown_name_is_an_error_that_names_the_allowed_ones_and_the_nearest(name, nearest):
+    with pytest.raises(ValueError, match=f"'{name}'; did you mean '{nearest}'") as error:
+        bregman.get(name)
+
+    assert "Allowed: lsif, lr, ukl" in str(error.value)
+
+
+def test_a_name_like_no_other_is_an_error_without_a_guess():
+    with pytest.raises(ValueError, match=r"unknown Bregman loss 'w1'\. Allowed: lsif, lr, ukl$"):
+        bregman.get("w1")

@@ -1,0 +1,266 @@
+"""f-divergences: every one keeps the contract of `FDivergence`, and `get` finds it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fdrl_jax as fdrl
+from fdrl_jax.divergences import REGISTRY, FDivergence, alpha, combine, get
+
+ORDERS = (-1.0, 0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
+FORMULAS = ("0.5*kl + 0.5*reverse_kl", "2*pearson+1e-3 * alpha(0.5)", "js + logd")
+DIVERGENCES = [
+    *REGISTRY.values(),
+    *(alpha(order) for order in ORDERS),
+    *(get(formula) for formula in FORMULAS),
+]
+RATIOS = np.geomspace(0.02, 50.0, 61).astype(np.float32)
+
+# d f'(e^l) / dl = r f''(r), by hand.
+SLOPES = {
+    "pearson": lambda r: 2.0 * r,
+    "kl": lambda r: np.ones_like(r),
+    "js": lambda r: 1.0 / (1.0 + r),
+    "logd": lambda r: r / (1.0 + r),
+    "reverse_kl": lambda r: 1.0 / r,
+    "hellinger": lambda r: 0.5 / np.sqrt(r),
+}
+SLOPES |= {f"alpha({a:g})": lambda r, a=a: r ** (a - 1.0) for a in ORDERS}
+SLOPES["0.5*kl + 0.5*reverse_kl"] = lambda r: 0.5 + 0.5 / r
+SLOPES["2*pearson + 0.001*alpha(0.5)"] = lambda r: 4.0 * r + 1e-3 / np.sqrt(r)
+SLOPES["1*js + 1*logd"] = lambda r: np.ones_like(r)
+
+each_divergence = pytest.mark.parametrize("divergence", DIVERGENCES, ids=lambda d: d.name)
+each_name = pytest.mark.parametrize("name", REGISTRY)
+
+
+def derivative(function):
+    return jax.vmap(jax.grad(function))
+
+
+@each_divergence
+def test_the_generator_is_convex_and_zero_at_ratio_one(divergence):
+    a, b = np.meshgrid(RATIOS, RATIOS)
+    chord = 0.5 * (divergence.f(a) + divergence.f(b))
+
+    assert np.all(divergence.f(0.5 * (a + b)) <= chord + 1e-5 * (1.0 + abs(chord)))
+    assert np.all(derivative(jax.grad(divergence.f))(RATIOS) > 0)
+    np.testing.assert_allclose(divergence.f(jnp.float32(1.0)), 0.0, atol=1e-6)
+
+
+@each_divergence
+def test_f_prime_is_the_derivative_of_f(divergence):
+    np.testing.assert_allclose(
+        divergence.f_prime(RATIOS), derivative(divergence.f)(RATIOS), rtol=1e-4, atol=1e-5
+    )
+
+
+@each_divergence
+def test_the_potential_of_the_log_ratio_has_the_slope_of_f_prime(divergence):
+    log_ratios = np.log(RATIOS)
+    slope = derivative(divergence.potential_from_log_ratio)(log_ratios)
+
+    np.testing.assert_allclose(slope, SLOPES[divergence.name](RATIOS), rtol=1e-4)
+    by_chain_rule = derivative(lambda log_r: divergence.f_prime(jnp.exp(log_r)))(log_ratios)
+    np.testing.assert_allclose(slope, by_chain_rule, rtol=1e-3, atol=1e-5)
+
+
+@each_divergence
+def test_the_potential_of_the_log_ratio_is_exact_wherever_float32_can_hold_its_slope(divergence):
+    log_ratios = np.array([-60.0, -30.0, 30.0, 60.0])
+    expected = SLOPES[divergence.name](np.exp(log_ratios))
+    limits = np.finfo(np.float32)
+    fits = (limits.tiny < expected) & (expected < limits.max)
+    at = jnp.asarray(log_ratios[fits], jnp.float32)
+
+    assert np.all(np.isfinite(divergence.potential_from_log_ratio(at)))
+    slope = derivative(divergence.potential_from_log_ratio)(at)
+    np.testing.assert_allclose(slope, expected[fits], rtol=2e-5)
+
+
+@pytest.mark.parametrize("spec", ["pearson", "alpha(2)", "0.5*pearson + 3*alpha(2)"])
+def test_the_potential_of_the_ratio_has_the_slope_of_f_prime_and_goes_on_below_zero(spec):
+    divergence = get(spec)
+    slope = derivative(divergence.potential_from_ratio)
+
+    np.testing.assert_allclose(slope(RATIOS), derivative(divergence.f_prime)(RATIOS), rtol=1e-6)
+    np.testing.assert_allclose(slope(-RATIOS), slope(RATIOS), rtol=1e-6)
+
+
+def test_only_divergences_with_a_slope_at_every_real_ratio_have_a_potential_of_the_ratio():
+    with_one = {d.name for d in DIVERGENCES if d.potential_from_ratio is not None}
+
+    assert with_one == {"pearson", "alpha(2)"}
+
+
+@pytest.mark.parametrize(("order", "limit"), [(1.0, "kl"), (0.0, "reverse_kl")])
+@pytest.mark.parametrize("offset", [-1e-3, 1e-3])
+def test_alpha_tends_to_kl_at_order_one_and_to_reverse_kl_at_order_zero(order, limit, offset):
+    near, at, expected = alpha(order + offset), alpha(order), get(limit)
+    log_ratios = np.linspace(-3.0, 3.0, 13, dtype=np.float32)
+
+    for function in ("f", "f_prime", "potential_from_log_ratio"):
+        assert getattr(at, function) is getattr(expected, function)
+    np.testing.assert_allclose(
+        derivative(near.potential_from_log_ratio)(log_ratios),
+        derivative(expected.potential_from_log_ratio)(log_ratios),
+        rtol=4e-3,  # |offset * log r|
+    )
+
+
+@pytest.mark.parametrize(
+    ("order", "multiple", "name"), [(2.0, 0.5, "pearson"), (0.5, 2.0, "hellinger")]
+)
+def test_alpha_is_half_of_pearson_at_order_two_and_twice_hellinger_at_one_half(
+    order, multiple, name
+):
+    np.testing.assert_allclose(
+        alpha(order).f(RATIOS), multiple * get(name).f(RATIOS), rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("order", [np.nan, np.inf, -np.inf])
+def test_alpha_refuses_an_order_that_is_not_finite(order):
+    with pytest.raises(ValueError, match="order of an alpha-divergence must be finite"):
+        alpha(order)
+
+
+@each_divergence
+def test_equal_distributions_have_divergence_zero_and_others_a_positive_one(divergence):
+    p = np.array([0.1, 0.2, 0.3, 0.4], np.float32)
+    q = np.array([0.4, 0.1, 0.3, 0.2], np.float32)
+
+    def between(q):
+        return float(np.sum(p * divergence.f(q / p)))
+
+    assert between(p) == pytest.approx(0.0, abs=1e-6)
+    assert between(q) > between(0.5 * (p + q)) > 0
+
+
+@each_name
+def test_get_returns_a_divergence_by_its_name_and_a_divergence_as_it_is(name):
+    assert get(name) is REGISTRY[name]
+    assert get(REGISTRY[name]) is REGISTRY[name]
+    assert get(f" {name} ") is REGISTRY[name]
+
+
+@pytest.mark.parametrize(
+    ("formula", "weights"),
+    [
+        ("2*kl", {"kl": 2.0}),
+        ("1e-3*kl", {"kl": 1e-3}),
+        ("1e+2*kl+ 1E-05*js", {"kl": 100.0, "js": 1e-5}),
+        (".5 * kl + js", {"kl": 0.5, "js": 1.0}),
+        ("kl+kl", {"kl": 2.0}),
+        ("0.25*pearson + 3.5*alpha(-1e+0)", {"pearson": 0.25, "alpha(-1)": 3.5}),
+        ("alpha( 1.5e-1 )", {"alpha(0.15)": 1.0}),
+    ],
+)
+def test_get_reads_formulas(formula, weights):
+    expected = sum(w * get(name).f_prime(RATIOS) for name, w in weights.items())
+
+    np.testing.assert_allclose(get(formula).f_prime(RATIOS), expected, rtol=1e-5, atol=1e-6)
+
+
+@each_divergence
+def test_get_finds_a_divergence_again_by_the_name_it_carries(divergence):
+    again = get(divergence.name)
+
+    assert again.name == divergence.name
+    np.testing.assert_allclose(again.f(RATIOS), divergence.f(RATIOS), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("spec", "nearest"),
+    [
+        ("pearsn", "pearson"),
+        ("logD", "logd"),
+        ("KL", "kl"),
+        ("helinger", "hellinger"),
+        ("0.5*kl + 0.5*reversekl", "reverse_kl"),
+        ("alpha", r"alpha\(ORDER\)"),
+    ],
+)
+def test_an_unknown_name_is_an_error_that_names_it_the_allowed_ones_and_the_nearest(spec, nearest):
+    with pytest.raises(ValueError, match=f"did you mean '{nearest}'") as error:
+        get(spec)
+
+    assert repr(spec) in str(error.value)
+    for name in (*REGISTRY, "alpha(ORDER)"):
+        assert name in str(error.value)
+
+
+def test_a_name_like_no_other_is_an_error_without_a_guess():
+    with pytest.raises(ValueError, match=r"^unknown divergence 'w1' in 'w1'\. Allowed: pearson, "):
+        get("w1")
+
+
+@pytest.mark.parametrize("spec", ["", "kl +", "kl + + js", "kl*2", "kl js", "kl(2)", "alpha()"])
+def test_a_formula_that_does_not_parse_is_an_error_that_shows_it(spec):
+    with pytest.raises(ValueError, match="divergence") as error:
+        get(spec)
+
+    assert repr(spec) in str(error.value)
+
+
+@pytest.mark.parametrize("spec", ["-1*kl", "kl + 0*js"])
+def test_a_weight_that_is_not_positive_is_an_error(spec):
+    with pytest.raises(ValueError, match="must be positive and finite"):
+        get(spec)
+
+
+def test_a_combination_needs_one_weight_a_divergence():
+    with pytest.raises(ValueError, match="2 weights for 1 divergences"):
+        combine([1.0, 2.0], [get("kl")])
+    with pytest.raises(ValueError, match="0 weights for 0 divergences"):
+        combine([], [])
+
+
+@each_divergence
+def test_first_variation_of_a_log_ratio_has_the_gradient_by_the_chain_rule(divergence):
+    slope, offset = jnp.array([0.5, -1.5]), 0.25
+    x = jax.random.normal(jax.random.key(0), (6, 2))
+    log_ratio = x @ slope + offset
+
+    potential = fdrl.first_variation(lambda x: x @ slope + offset, divergence)
+    gradient = jax.grad(lambda x: jnp.sum(potential(x)))(x)
+
+    assert potential(x).shape == (6,)
+    expected = SLOPES[divergence.name](np.exp(np.float64(log_ratio)))[:, None] * slope
+    np.testing.assert_allclose(gradient, expected, rtol=1e-4)
+
+
+def test_first_variation_is_the_same_whether_pearson_is_given_the_ratio_or_its_logarithm():
+    x = jax.random.normal(jax.random.key(0), (6, 2))
+    pearson = get("pearson")
+
+    of_log = fdrl.first_variation(lambda x: jnp.sum(x, -1), pearson, output="log_ratio")
+    of_ratio = fdrl.first_variation(lambda x: jnp.exp(jnp.sum(x, -1)), pearson, output="ratio")
+
+    np.testing.assert_allclose(fdrl.drift(x, of_ratio), fdrl.drift(x, of_log), rtol=1e-5)
+    np.testing.assert_allclose(fdrl.drift(x, of_log)[:, 0], -2 * np.exp(x.sum(-1)), rtol=1e-5)
+
+
+def test_first_variation_takes_an_estimator_of_ratios_that_are_negative():
+    potential = fdrl.first_variation(lambda x: 3.0 * x[:, 0], get("pearson"), output="ratio")
+
+    np.testing.assert_allclose(fdrl.drift(-jnp.ones((2, 1)), potential), -6.0)
+
+
+def test_first_variation_refuses_a_ratio_that_the_divergence_needs_positive():
+    with pytest.raises(ValueError, match=r"'kl' needs a positive ratio.*output='log_ratio'"):
+        fdrl.first_variation(jnp.ravel, get("kl"), output="ratio")
+
+
+def test_first_variation_refuses_an_unknown_output_and_names_the_allowed():
+    with pytest.raises(ValueError, match="one of ratio, log_ratio, got 'log'"):
+        fdrl.first_variation(jnp.ravel, get("kl"), output="log")
+
+
+def test_a_divergence_of_ones_own_needs_no_registration():
+    own = FDivergence("own", lambda r: r**2 - 1, lambda r: 2 * r, lambda log_r: 2 * jnp.exp(log_r))
+
+    assert get(own) is own
+    assert get("pearson") is not own
+    assert combine([2.0], [own]).name == "2*own"

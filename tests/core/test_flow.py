@@ -1,0 +1,278 @@
+"""The flow as a function: its keys, pieces, types, transformations and cost."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+import fdrl_jax as fdrl
+
+KEY = jax.random.key(7)
+EXAMPLE_KEYS = jax.random.split(KEY, 8)
+START = jax.random.normal(jax.random.key(0), (8, 2))
+HYPER = {"step_size": 0.1, "noise_scale": 0.3}
+
+each_kind_of_key = pytest.mark.parametrize(
+    "key", [KEY, EXAMPLE_KEYS], ids=["one_key", "a_key_an_example"]
+)
+
+
+def potential(x):
+    return jnp.sum(jnp.cos(x) + 0.5 * x**2, axis=-1)
+
+
+@functools.cache
+def compiled(num_steps, **options):
+    @jax.jit
+    def run(key, x0, first_step):
+        return fdrl.flow(
+            key, x0, potential, num_steps=num_steps, first_step=first_step, **HYPER, **options
+        )
+
+    return run
+
+
+def flow(key, x0, num_steps=5, first_step=0, **options):
+    """The flow of these tests, compiled once for each of its static arguments."""
+    return compiled(num_steps, **options)(key, x0, first_step)
+
+
+def plain_flow(key, x0, num_steps=5):
+    return fdrl.flow(key, x0, potential, num_steps=num_steps, **HYPER)
+
+
+@each_kind_of_key
+def test_a_flow_cut_in_two_equals_the_whole_bit_for_bit(key):
+    whole, half = flow(key, START, 7), flow(key, START, 3)
+
+    np.testing.assert_array_equal(flow(key, half, 4, first_step=3), whole)
+    assert np.all(flow(key, half, 4) != whole)
+
+
+@each_kind_of_key
+def test_a_longer_flow_passes_through_the_end_of_a_shorter_one(key):
+    _, path = flow(key, START, 7, with_trajectory=True)
+
+    np.testing.assert_array_equal(path[3], flow(key, START, 3))
+
+
+@each_kind_of_key
+def test_the_trajectory_goes_from_the_start_to_the_end_by_langevin_steps(key):
+    end, path = flow(key, START, 4, with_trajectory=True)
+
+    assert path.shape == (5, 8, 2)
+    np.testing.assert_array_equal(path[0], START)
+    np.testing.assert_array_equal(path[-1], end)
+    np.testing.assert_array_equal(end, flow(key, START, 4))
+    fold_in = jax.vmap(jax.random.fold_in, (0, None)) if key.ndim else jax.random.fold_in
+    for k in range(4):
+        step = fdrl.langevin_step(fold_in(key, k), path[k], potential, **HYPER)
+        np.testing.assert_allclose(path[k + 1], step, atol=1e-6)
+
+
+@each_kind_of_key
+def test_two_stages_are_the_flow_of_k_and_of_k_plus_kappa_steps(key):
+    stages = fdrl.two_stage(key, START, potential, num_steps=4, num_refine_steps=3, **HYPER)
+
+    np.testing.assert_array_equal(stages.prior, START)
+    np.testing.assert_array_equal(stages.bridged, flow(key, START, 4))
+    np.testing.assert_array_equal(stages.refined, flow(key, START, 7))
+
+
+def test_without_refinement_both_stages_are_the_same():
+    stages = fdrl.two_stage(KEY, START, potential, num_steps=4, num_refine_steps=0, **HYPER)
+
+    np.testing.assert_array_equal(stages.refined, stages.bridged)
+
+
+def test_with_a_key_an_example_a_path_depends_on_its_own_key_and_start_alone():
+    whole = flow(EXAMPLE_KEYS, START)
+
+    np.testing.assert_array_equal(flow(EXAMPLE_KEYS[:3], START[:3]), whole[:3])
+    np.testing.assert_array_equal(flow(EXAMPLE_KEYS[::-1], START[::-1]), whole[::-1])
+
+
+@each_kind_of_key
+def test_examples_of_a_batch_and_steps_of_a_path_get_noise_of_their_own(key):
+    _, path = fdrl.flow(
+        key,
+        jnp.zeros((8, 2)),
+        lambda x: jnp.zeros(len(x)),
+        num_steps=5,
+        step_size=1.0,
+        noise_scale=1.0,
+        with_trajectory=True,
+    )
+
+    noise = np.diff(path, axis=0).round(5)
+    assert len(np.unique(noise)) == noise.size
+
+
+def test_the_same_key_gives_the_same_path_and_another_key_another():
+    np.testing.assert_array_equal(flow(KEY, START), flow(KEY, START))
+    assert np.all(flow(KEY, START) != flow(jax.random.key(8), START))
+
+
+def test_raw_keys_of_prngkey_serve_as_well_as_typed_ones():
+    raw = jax.random.PRNGKey(7)
+
+    np.testing.assert_array_equal(plain_flow(raw, START), plain_flow(KEY, START))
+    np.testing.assert_array_equal(
+        fdrl.langevin_step(raw, START, potential, **HYPER),
+        fdrl.langevin_step(KEY, START, potential, **HYPER),
+    )
+
+
+def vmapped(keys, x0):
+    return jax.vmap(lambda key, x: plain_flow(key, x[None])[0])(keys, x0)
+
+
+def pmapped(keys, x0):
+    return jax.pmap(plain_flow)(keys[:, None], x0[:, None])[:, 0]
+
+
+def shard_mapped(keys, x0):
+    num = jax.device_count()
+    mesh = jax.make_mesh((num,), ("i",), axis_types=(jax.sharding.AxisType.Auto,))
+    spec = PartitionSpec("i")
+    return jax.jit(jax.shard_map(plain_flow, mesh=mesh, in_specs=(spec, spec), out_specs=spec))(
+        keys, x0
+    )
+
+
+@pytest.mark.parametrize("transformed", [flow, vmapped, pmapped, shard_mapped])
+def test_the_flow_is_the_same_under_jit_vmap_pmap_and_shard_map(transformed):
+    if transformed is pmapped and jax.device_count() != len(START):
+        pytest.skip("needs a device an example")
+
+    np.testing.assert_allclose(
+        transformed(EXAMPLE_KEYS, START), plain_flow(EXAMPLE_KEYS, START), rtol=1e-6, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("with_trajectory", [False, True])
+def test_the_potential_is_traced_once_whatever_the_number_of_steps(with_trajectory):
+    traces = []
+
+    def counted(x):
+        traces.append(x.shape)
+        return potential(x)
+
+    for num_steps in (2, 50):
+        run = jax.jit(
+            functools.partial(
+                fdrl.flow, num_steps=num_steps, with_trajectory=with_trajectory, **HYPER
+            ),
+            static_argnums=2,
+        )
+        run(KEY, START, counted)
+        run(KEY, START + 1.0, counted)
+        assert traces == [START.shape]
+        traces.clear()
+
+
+def test_one_compiled_flow_serves_all_step_sizes_and_noise_scales():
+    traces = []
+
+    @jax.jit
+    def run(step_size, noise_scale):
+        traces.append(step_size)
+        return fdrl.flow(
+            KEY, START, potential, num_steps=5, step_size=step_size, noise_scale=noise_scale
+        )
+
+    for hyper in ((0.1, 0.3), (0.2, 0.0)):
+        expected = fdrl.flow(
+            KEY, START, potential, num_steps=5, step_size=hyper[0], noise_scale=hyper[1]
+        )
+        np.testing.assert_allclose(run(*hyper), expected, rtol=1e-5, atol=1e-6)
+    assert len(traces) == 1
+
+
+def temporary_bytes(num_steps, **options):
+    x0 = jax.ShapeDtypeStruct((64, 32), jnp.float32)
+    memory = compiled(num_steps, **options).lower(KEY, x0, 0).compile().memory_analysis()
+    return memory.temp_size_in_bytes + memory.output_size_in_bytes
+
+
+def test_memory_does_not_grow_with_the_number_of_steps_but_by_the_trajectory():
+    size = 64 * 32 * 4
+
+    few, many = temporary_bytes(10), temporary_bytes(1_000)
+    path_few = temporary_bytes(10, with_trajectory=True)
+    path_many = temporary_bytes(1_000, with_trajectory=True)
+
+    # The counter of steps is an array of 4 bytes a step.
+    assert 0 < few <= many <= few + 4 * 1_000
+    assert path_many - path_few >= 990 * size
+
+
+def test_a_flow_of_no_steps_stays_where_it_is():
+    np.testing.assert_array_equal(flow(KEY, START, 0), START)
+
+    end, path = flow(KEY, START, 0, with_trajectory=True)
+    np.testing.assert_array_equal(end, START)
+    np.testing.assert_array_equal(path, START[None])
+
+
+def test_a_negative_number_of_steps_is_an_error():
+    with pytest.raises(ValueError, match="num_steps must be >= 0, got -1"):
+        flow(KEY, START, -1)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+@pytest.mark.parametrize("of_hyper", [float, jnp.float32])
+def test_the_flow_keeps_the_floating_type_of_its_start_whatever_that_of_the_step_size(
+    dtype, of_hyper
+):
+    end = fdrl.flow(
+        KEY,
+        START.astype(dtype),
+        potential,
+        num_steps=5,
+        step_size=of_hyper(0.1),
+        noise_scale=of_hyper(0.0),
+    )
+
+    assert end.dtype == dtype
+    exact = START
+    for _ in range(5):
+        exact = exact + 0.1 * fdrl.drift(exact, potential)
+    np.testing.assert_allclose(np.float32(end), exact, atol=20 * jnp.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("x0", [[[1, 2], [3, 4]], np.array([[1, 2], [3, 4]], np.uint8)])
+def test_integers_start_as_float32(x0):
+    end = plain_flow(KEY, x0)
+
+    assert end.dtype == jnp.float32
+    np.testing.assert_array_equal(end, plain_flow(KEY, np.float32(x0)))
+
+
+@pytest.mark.parametrize("shape", [(4,), (2, 4, 4, 3)])
+@pytest.mark.parametrize("one_key", [True, False], ids=["one_key", "a_key_an_example"])
+def test_examples_may_be_scalars_or_images_as_well_as_points(shape, one_key):
+    key = KEY if one_key else EXAMPLE_KEYS[: shape[0]]
+
+    def of_shape(x):
+        return jnp.sum(jnp.square(x).reshape(len(x), -1), axis=-1)
+
+    end = fdrl.flow(key, jnp.ones(shape), of_shape, num_steps=3, **HYPER)
+
+    assert end.shape == shape
+    assert len(np.unique(end)) == end.size
+
+
+def test_unrolling_the_loop_changes_its_speed_alone():
+    np.testing.assert_allclose(
+        flow(KEY, START, 7, unroll=3), flow(KEY, START, 7), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_the_drift_of_an_example_comes_from_its_own_potential():
+    alone = jnp.stack([-jax.grad(lambda x: potential(x[None])[0])(x) for x in START])
+
+    np.testing.assert_allclose(fdrl.drift(START, potential), alone, rtol=1e-6)

@@ -1,0 +1,212 @@
+"""The flow against closed forms: gradient descent, Ornstein-Uhlenbeck, exact density ratios."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fdrl_jax as fdrl
+
+SIGMAS = 5.0  # Allowed sampling error, in standard deviations.
+
+
+def quadratic(x, curvature=1.0):
+    return 0.5 * curvature * jnp.sum(x**2, axis=-1)
+
+
+def test_without_noise_the_flow_is_gradient_descent_on_the_potential():
+    def potential(x):
+        return jnp.sum(jnp.sin(x) + 0.1 * x**4, axis=-1)
+
+    def gradient(x):
+        return np.cos(x) + 0.4 * x**3
+
+    x0 = jax.random.normal(jax.random.key(0), (8, 3))
+    expected = np.float64(x0)
+    for _ in range(20):
+        expected = expected - 0.05 * gradient(expected)
+
+    moved = fdrl.flow(
+        jax.random.key(1), x0, potential, num_steps=20, step_size=0.05, noise_scale=0.0
+    )
+
+    np.testing.assert_allclose(moved, expected, atol=1e-6)
+    np.testing.assert_allclose(fdrl.drift(x0, potential), -gradient(np.asarray(x0)), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("potential", "exact"),
+    [
+        (quadratic, lambda x, t: x * np.exp(-t)),
+        # x' = -sinh x, so tanh(x / 2) decays exponentially.
+        (
+            lambda x: jnp.sum(jnp.cosh(x), -1),
+            lambda x, t: 2 * np.arctanh(np.tanh(x / 2) * np.exp(-t)),
+        ),
+    ],
+    ids=["quadratic", "cosh"],
+)
+def test_euler_steps_converge_to_the_gradient_flow_with_order_one(potential, exact):
+    x0, time = jnp.array([[0.5], [1.0], [2.0]]), 1.0
+    counts = np.array([8, 16, 32, 64])
+
+    def error(num_steps):
+        step_size = time / num_steps
+        x = fdrl.flow(
+            jax.random.key(0),
+            x0,
+            potential,
+            num_steps=num_steps,
+            step_size=step_size,
+            noise_scale=0.0,
+        )
+        return float(jnp.max(abs(x - exact(x0, time))))
+
+    errors = [error(int(count)) for count in counts]
+    order = -np.polyfit(np.log(counts), np.log(errors), 1)[0]
+
+    assert errors[-1] < 0.01
+    assert order == pytest.approx(1.0, abs=0.1)
+
+
+def test_a_quadratic_potential_gives_the_mean_and_variance_of_the_ornstein_uhlenbeck_process():
+    num, curvature, step_size, noise_scale = 20_000, 2.0, 0.05, 0.3
+    start = 1.0 + 0.5 * jax.random.normal(jax.random.key(0), (num, 1))
+
+    _, path = fdrl.flow(
+        jax.random.split(jax.random.key(1), num),
+        start,
+        lambda x: quadratic(x, curvature),
+        num_steps=100,
+        step_size=step_size,
+        noise_scale=noise_scale,
+        with_trajectory=True,
+    )
+
+    # x' = c x + nu xi: a geometric series.
+    c = 1.0 - step_size * curvature
+    for k in (1, 3, 10, 30, 100):
+        x = np.asarray(path[k])
+        variance = c ** (2 * k) * 0.25 + noise_scale**2 * (1.0 - c ** (2 * k)) / (1.0 - c**2)
+        assert x.mean() == pytest.approx(c**k, abs=SIGMAS * np.sqrt(variance / num))
+        assert x.var() == pytest.approx(variance, rel=SIGMAS * np.sqrt(2.0 / num))
+
+
+def test_langevin_dynamics_of_unit_entropy_weight_samples_the_gibbs_distribution():
+    # exp(-potential) is N(0, 1/4); the step size adds a relative bias of step_size * 4 / 2.
+    step_size, num = 0.01, 20_000
+    x = fdrl.flow(
+        jax.random.split(jax.random.key(0), num),
+        jnp.zeros((num, 1)),
+        lambda x: quadratic(x, 4.0),
+        num_steps=150,
+        step_size=step_size,
+        noise_scale=fdrl.noise_scale(step_size, 1.0),
+    )
+
+    bias = 1.0 / (1.0 - 0.5 * step_size * 4.0)
+    assert np.var(x) == pytest.approx(0.25 * bias, rel=SIGMAS * np.sqrt(2.0 / num))
+
+
+def test_noise_has_mean_zero_variance_nu_squared_and_is_independent_over_steps_and_examples():
+    noise_scale, num = 0.2, 4_000
+    _, path = fdrl.flow(
+        jax.random.key(0),
+        jnp.zeros((num, 2)),
+        lambda x: jnp.zeros(len(x)),
+        num_steps=5,
+        step_size=1.0,
+        noise_scale=noise_scale,
+        with_trajectory=True,
+    )
+    noise = np.diff(np.asarray(path), axis=0) / noise_scale  # [steps, examples, coordinates]
+    columns = np.moveaxis(noise, 1, 0).reshape(num, -1)
+
+    assert noise.mean() == pytest.approx(0.0, abs=SIGMAS / np.sqrt(noise.size))
+    assert noise.var() == pytest.approx(1.0, rel=SIGMAS * np.sqrt(2.0 / noise.size))
+    # Between steps and coordinates, and between one example and the next.
+    correlations = np.corrcoef(columns, rowvar=False) - np.eye(10)
+    assert np.all(abs(correlations) < SIGMAS / np.sqrt(num))
+    neighbours = np.mean(columns[1:] * columns[:-1], axis=0)
+    assert np.all(abs(neighbours) < SIGMAS / np.sqrt(num))
+
+
+def test_noise_scale_is_the_root_of_twice_step_size_times_entropy_weight():
+    assert fdrl.noise_scale(0.5, 0.04) == pytest.approx(0.2)
+    assert fdrl.noise_scale(3.0, 0.0) == 0.0
+
+
+@pytest.mark.parametrize("arguments", [(-1.0, 1.0), (1.0, -1.0)])
+def test_noise_scale_refuses_negative_arguments(arguments):
+    with pytest.raises(ValueError, match=r"must be >= 0, got .*-1\.0"):
+        fdrl.noise_scale(*arguments)
+
+
+def test_the_exact_ratio_of_shifted_gaussians_carries_the_source_onto_the_target():
+    # As in figure 2: q' = N(0, 0.1 I), p = N((1, 1), 0.1 I). For KL the drift is shift / 0.1
+    # everywhere, so the source arrives at time 0.1.
+    variance, shift, num_steps = 0.1, jnp.array([1.0, 1.0]), 15
+
+    def log_ratio(x):
+        return (jnp.sum((x - shift) ** 2, -1) - jnp.sum(x**2, -1)) / (2.0 * variance)
+
+    x0 = np.sqrt(variance) * jax.random.normal(jax.random.key(0), (100, 2))
+    moved = fdrl.flow(
+        jax.random.key(1),
+        x0,
+        fdrl.first_variation(log_ratio, fdrl.divergences.get("kl")),
+        num_steps=num_steps,
+        step_size=variance / num_steps,
+        noise_scale=0.0,
+    )
+
+    np.testing.assert_allclose(moved, x0 + shift, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [*fdrl.divergences.REGISTRY, "alpha(3)"])
+def test_every_divergence_drives_samples_from_the_source_towards_the_target(name):
+    def log_ratio(x):  # N(0, 1) over N(1, 1).
+        return 0.5 - x[:, 0]
+
+    x = jax.random.normal(jax.random.key(0), (50, 1))
+    potential = fdrl.first_variation(log_ratio, fdrl.divergences.get(name))
+
+    assert np.all(fdrl.drift(x, potential) > 0)
+
+
+def test_the_gradient_through_the_flow_is_the_closed_form():
+    curvature, step_size, num_steps = jnp.array([0.5, 2.0]), 0.1, 12
+    x0 = jnp.array([[1.0, -2.0], [0.3, 0.7]])
+
+    def end(x0, curvature, step_size):
+        return fdrl.flow(
+            jax.random.key(0),
+            x0,
+            lambda x: 0.5 * jnp.sum(curvature * x**2, -1),
+            num_steps=num_steps,
+            step_size=step_size,
+            noise_scale=0.0,
+        )
+
+    gradients = jax.grad(lambda *a: jnp.sum(end(*a)), argnums=(0, 1, 2))(x0, curvature, step_size)
+
+    # x_K = (1 - eta a)^K x_0.
+    base = 1.0 - step_size * curvature
+    slope = num_steps * base ** (num_steps - 1)
+    np.testing.assert_allclose(gradients[0], jnp.broadcast_to(base**num_steps, x0.shape), rtol=1e-5)
+    np.testing.assert_allclose(gradients[1], -step_size * slope * x0.sum(0), rtol=1e-5)
+    np.testing.assert_allclose(gradients[2], -jnp.sum(curvature * slope * x0), rtol=1e-5)
+
+
+def test_the_gradient_to_the_noise_scale_is_the_noise_that_was_added():
+    def end(noise_scale):
+        return fdrl.flow(
+            jax.random.key(0),
+            jnp.zeros((3, 2)),
+            lambda x: jnp.zeros(len(x)),
+            num_steps=4,
+            step_size=1.0,
+            noise_scale=noise_scale,
+        )
+
+    np.testing.assert_allclose(jax.jacfwd(end)(0.1), end(1.0), rtol=1e-5)

@@ -1,0 +1,169 @@
+"""Distances between samples, against closed forms and their promises of bias."""
+
+import numpy as np
+import pytest
+from scipy.stats import norm
+
+from fdrl_jax import metrics
+
+SIGMAS = 4.0  # Allowed sampling error, in standard deviations of the mean over repeats.
+
+
+def gaussian_energy_distance(gap, std_x, std_y):
+    """`2 E|X - Y| - E|X - X'| - E|Y - Y'|` of two Gaussians on the line."""
+
+    def mean_abs(mean, std):
+        folded = std * np.sqrt(2 / np.pi) * np.exp(-((mean / std) ** 2) / 2)
+        return folded + mean * (1 - 2 * norm.cdf(-mean / std))
+
+    within_x, within_y = (mean_abs(0.0, np.sqrt(2) * std) for std in (std_x, std_y))
+    return 2 * mean_abs(gap, np.hypot(std_x, std_y)) - within_x - within_y
+
+
+def repeated(estimate, repeats=200):
+    """Mean of an estimate over seeds, and the standard deviation of that mean."""
+    values = [estimate(np.random.default_rng(seed)) for seed in range(repeats)]
+    return np.mean(values), np.std(values) / np.sqrt(repeats)
+
+
+@pytest.mark.parametrize(("gap", "std"), [(0.0, 1.0), (0.5, 1.0), (2.0, 0.3)])
+def test_the_energy_distance_is_unbiased_for_gaussians_on_the_line(gap, std):
+    mean, error = repeated(
+        lambda rng: metrics.energy_distance(
+            rng.normal(size=(30, 1)), gap + std * rng.normal(size=(20, 1))
+        )
+    )
+
+    assert mean == pytest.approx(gaussian_energy_distance(gap, 1.0, std), abs=SIGMAS * error)
+
+
+def test_the_biased_energy_distance_exceeds_by_the_mean_distance_over_the_numbers_of_points():
+    def biased(rng):
+        x, y = rng.normal(size=(30, 1)), rng.normal(size=(20, 1))
+        return metrics.energy_distance(x, y, unbiased=False)
+
+    mean, error = repeated(biased)
+
+    mean_distance = 2.0 / np.sqrt(np.pi)  # E|X - X'| of standard normals.
+    assert mean == pytest.approx(mean_distance * (1 / 30 + 1 / 20), abs=SIGMAS * error)
+    assert mean > 10 * error
+
+
+def test_both_estimates_of_the_energy_distance_follow_their_definitions():
+    # More points than one block of rows.
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(1_203, 2)), 0.5 + rng.normal(size=(30, 2))
+
+    def total(a, b):
+        return np.sqrt(((a[:, None] - b[None]) ** 2).sum(-1)).sum()
+
+    n, m = len(x), len(y)
+    cross, within_x, within_y = 2 * total(x, y) / (n * m), total(x, x), total(y, y)
+    unbiased = cross - within_x / (n * (n - 1)) - within_y / (m * (m - 1))
+    biased = cross - within_x / n**2 - within_y / m**2
+
+    assert metrics.energy_distance(x, y) == pytest.approx(unbiased, rel=1e-9)
+    assert metrics.energy_distance(x, y, unbiased=False) == pytest.approx(biased, rel=1e-9)
+
+
+def test_the_energy_distance_is_symmetric_scales_with_the_data_and_ignores_a_common_shift():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(40, 3)), 1.0 + rng.normal(size=(30, 3))
+    value = metrics.energy_distance(x, y)
+
+    assert metrics.energy_distance(y, x) == pytest.approx(value)
+    assert metrics.energy_distance(5.0 * x, 5.0 * y) == pytest.approx(5.0 * value)
+    assert metrics.energy_distance(x + 7.0, y + 7.0) == pytest.approx(value)
+
+
+def test_the_biased_energy_distance_of_a_sample_to_itself_is_zero():
+    x = np.random.default_rng(0).normal(size=(50, 2))
+
+    assert metrics.energy_distance(x, x, unbiased=False) == pytest.approx(0.0, abs=1e-12)
+
+
+def test_distances_take_images_as_vectors_of_pixels():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(20, 2, 2, 1)), rng.normal(size=(30, 2, 2, 1))
+
+    for distance in (metrics.energy_distance, metrics.frechet_distance):
+        assert distance(x, y) == distance(x.reshape(20, 4), y.reshape(30, 4))
+
+
+@pytest.mark.parametrize("shapes", [((1, 2), (5, 2)), ((5, 2), (1, 2)), ((5, 2), (5, 3))])
+def test_the_energy_distance_needs_two_points_of_one_dimension(shapes):
+    with pytest.raises(ValueError, match="two samples of points of one dimension needed"):
+        metrics.energy_distance(*(np.zeros(shape) for shape in shapes))
+
+
+def with_moments(mean, covariance, num=50, seed=0):
+    """Points whose sample mean and (unbiased) sample covariance are exactly these."""
+    x = np.random.default_rng(seed).normal(size=(num, len(mean)))
+    x -= x.mean(0)
+    x = x @ np.linalg.inv(np.linalg.cholesky(np.atleast_2d(np.cov(x, rowvar=False)))).T
+    values, vectors = np.linalg.eigh(covariance)
+    return mean + x @ (vectors * np.sqrt(np.clip(values, 0.0, None))).T
+
+
+ROTATION = np.array([[0.6, -0.8], [0.8, 0.6]])
+A = np.array([[2.0, 1.0], [1.0, 2.0]])
+B = np.diag([1.0, 4.0])
+
+
+@pytest.mark.parametrize(
+    ("cov_x", "cov_y", "expected"),
+    [
+        (np.eye(2), np.eye(2), 0.0),
+        (4.0 * np.eye(2), np.eye(2), 2.0),
+        # Commuting: the sum of (sqrt a - sqrt b)^2 over common directions.
+        (ROTATION @ np.diag([9.0, 1.0]) @ ROTATION.T, ROTATION @ B @ ROTATION.T, 4.0 + 1.0),
+        # tr sqrt(M) = sqrt(tr M + 2 sqrt(det M)) of a 2 x 2 matrix, M = A B.
+        (A, B, 4.0 + 5.0 - 2.0 * np.sqrt(10.0 + 2.0 * np.sqrt(12.0))),
+        # Singular: along one line, and no spread at all.
+        (np.diag([4.0, 0.0]), np.diag([1.0, 0.0]), 1.0),
+        (np.diag([4.0, 0.0]), np.diag([0.0, 1.0]), 5.0),
+        (np.zeros((2, 2)), A, 4.0),
+    ],
+)
+def test_the_frechet_distance_is_the_closed_form_between_gaussians(cov_x, cov_y, expected):
+    x = with_moments(np.array([1.0, 2.0]), cov_x)
+    y = with_moments(np.array([1.0, -1.0]), cov_y, num=80, seed=1)
+
+    assert metrics.frechet_distance(x, y) == pytest.approx(9.0 + expected, abs=1e-6)
+    assert metrics.frechet_distance(y, x) == pytest.approx(9.0 + expected, abs=1e-6)
+
+
+def test_the_frechet_distance_on_the_line_compares_means_and_standard_deviations():
+    x, y = with_moments(np.zeros(1), 9 * np.eye(1)), with_moments(np.ones(1), 4 * np.eye(1))
+
+    assert metrics.frechet_distance(x, y) == pytest.approx(1.0 + (3.0 - 2.0) ** 2)
+
+
+def test_the_frechet_distance_of_features_to_themselves_is_zero_with_fewer_examples_than_features():
+    x = np.random.default_rng(0).normal(size=(10, 40))
+
+    assert metrics.frechet_distance(x, x) == pytest.approx(0.0, abs=1e-5)
+
+
+def test_the_frechet_distance_refuses_features_of_unequal_dimensions():
+    with pytest.raises(ValueError, match=r"got \(5, 2\) and \(5, 3\)"):
+        metrics.frechet_distance(np.zeros((5, 2)), np.zeros((5, 3)))
+
+
+def test_mode_coverage_counts_samples_within_the_radius_of_their_nearest_mode():
+    modes = np.array([[0.0, 0.0], [1.0, 0.0], [5.0, 5.0]])
+    samples = np.array([[0.1, 0.0], [0.0, -0.2], [0.9, 0.0], [0.5, 9.0], [1.0, 0.21]])
+
+    coverage = metrics.mode_coverage(samples, modes, radius=0.2)
+
+    assert coverage.num_hit == 2
+    assert coverage.num_modes == 3
+    assert coverage.high_quality == pytest.approx(3 / 5)
+    np.testing.assert_array_equal(coverage.counts, [2, 1, 0])
+
+
+def test_samples_far_from_all_modes_hit_none():
+    coverage = metrics.mode_coverage(np.full((4, 2), 9.0), np.zeros((1, 2)), radius=1.0)
+
+    assert coverage[:3] == (0, 1, 0.0)
+    np.testing.assert_array_equal(coverage.counts, [0])

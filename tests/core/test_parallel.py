@@ -1,0 +1,152 @@
+"""Devices: many replicas compute what one device computes with the same global batch."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small_problem
+from jax.sharding import AxisType, PartitionSpec
+
+from fdrl_jax import parallel, steps
+from fdrl_jax.parallel import AXIS
+
+NUM_DEVICES = jax.local_device_count()
+GLOBAL_BATCH = 4 * NUM_DEVICES
+CONSTANTS = small_problem.CONSTANTS
+
+# A GPU machine may have one device; the CPU always has the fake ones of conftest.py.
+pytestmark = pytest.mark.skipif(
+    jax.default_backend() != "cpu" and NUM_DEVICES == 1, reason="needs several devices"
+)
+
+
+def per_replica(num_micro_batches=1):
+    """Up to three steps of one replica."""
+    step = small_problem.train_step(
+        batch_size=GLOBAL_BATCH // NUM_DEVICES,
+        axis_name=AXIS,
+        num_micro_batches=num_micro_batches,
+    )
+    return steps.repeat_steps(step, 3)
+
+
+@functools.cache
+def on_one_device():
+    step = steps.repeat_steps(small_problem.train_step(batch_size=GLOBAL_BATCH), 3)
+    return jax.jit(step)(small_problem.initial_state(), CONSTANTS, None, 3)
+
+
+@functools.cache
+def on_all_devices():
+    return parallel.map_steps(per_replica())(
+        parallel.replicate(small_problem.initial_state()), parallel.replicate(CONSTANTS), None, 3
+    )
+
+
+def test_there_are_several_devices():
+    assert parallel.num_devices() == NUM_DEVICES > 1
+
+
+def test_steps_on_all_devices_are_the_steps_on_one_with_the_same_global_batch():
+    chex.assert_trees_all_close(
+        parallel.unreplicate(on_all_devices()), on_one_device(), rtol=1e-4, atol=1e-6
+    )
+
+
+def test_replicas_are_equal_bit_for_bit():
+    state, metrics = on_all_devices()
+
+    for leaf in jax.tree.leaves((state, metrics)):
+        assert len(leaf) == NUM_DEVICES
+        for replica in np.asarray(leaf)[1:]:
+            np.testing.assert_array_equal(replica, leaf[0])
+
+
+@pytest.mark.parametrize(("check_vma", "num_micro_batches"), [(True, 1), (True, 2), (False, 1)])
+def test_the_same_steps_under_jit_of_shard_map_give_the_same_numbers(check_vma, num_micro_batches):
+    # With check_vma (the default), shard_map sums the gradient of what replicas share by itself.
+    mapped = jax.shard_map(
+        lambda state, constants: per_replica(num_micro_batches)(state, constants, None, 3),
+        mesh=jax.make_mesh((NUM_DEVICES,), (AXIS,), axis_types=(AxisType.Auto,)),
+        in_specs=PartitionSpec(),
+        out_specs=PartitionSpec(),
+        check_vma=check_vma,
+    )
+
+    actual = jax.jit(mapped)(small_problem.initial_state(), CONSTANTS)
+
+    chex.assert_trees_all_close(actual, on_one_device(), rtol=1e-4, atol=1e-6)
+
+
+def test_the_same_steps_under_vmap_give_the_same_numbers():
+    mapped = jax.vmap(
+        lambda _: per_replica()(small_problem.initial_state(), CONSTANTS, None, 3),
+        axis_name=AXIS,
+    )
+
+    actual = jax.jit(mapped)(jnp.arange(NUM_DEVICES))
+
+    first = jax.tree.map(lambda a: a[0], actual)
+    chex.assert_trees_all_close(first, on_one_device(), rtol=1e-4, atol=1e-6)
+
+
+def test_samples_on_all_devices_are_those_on_one():
+    sampler = steps.make_sampler(small_problem.problem(), seed=0)
+    variables, batch = small_problem.initial_variables(), {"position": np.arange(GLOBAL_BATCH)}
+
+    spread = parallel.map_sampler(sampler)(
+        parallel.replicate(variables), parallel.replicate(CONSTANTS), parallel.shard(batch)
+    )
+
+    expected = jax.jit(sampler)(variables, CONSTANTS, batch)
+    chex.assert_trees_all_close(parallel.gather(spread), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_gather_undoes_shard_and_keeps_the_order():
+    tree = {"x": np.arange(6 * NUM_DEVICES).reshape(-1, 3), "y": np.arange(2 * NUM_DEVICES)}
+
+    sharded = parallel.shard(tree)
+
+    assert sharded["x"].shape == (NUM_DEVICES, 2, 3)
+    np.testing.assert_array_equal(sharded["y"][0], [0, 1])
+    chex.assert_trees_all_equal(parallel.gather(sharded), tree)
+
+
+def test_unreplicate_undoes_replicate():
+    tree = {"x": jnp.arange(6.0).reshape(2, 3), "step": jnp.int32(5)}
+
+    replicated = parallel.replicate(tree)
+
+    assert replicated["x"].shape == (NUM_DEVICES, 2, 3)
+    assert len(replicated["x"].sharding.device_set) == NUM_DEVICES
+    one = parallel.unreplicate(replicated)
+    chex.assert_trees_all_equal(one, tree)
+    assert len(one["x"].sharding.device_set) == 1
+
+
+def test_sharding_examples_that_do_not_divide_over_the_devices_is_an_error():
+    num = NUM_DEVICES + 1
+
+    with pytest.raises(ValueError, match=f"{num} examples do not divide over {NUM_DEVICES}"):
+        parallel.shard({"x": np.zeros((num, 2))})
+
+
+def test_the_local_batch_is_the_global_one_over_all_devices():
+    assert parallel.local_batch_size(3 * NUM_DEVICES) == 3
+
+
+@pytest.mark.parametrize(
+    ("size", "nearest"),
+    [
+        (NUM_DEVICES + 1, f"{NUM_DEVICES}, {2 * NUM_DEVICES}"),
+        (NUM_DEVICES - 1, f"{NUM_DEVICES}"),
+    ],
+)
+def test_a_global_batch_that_does_not_divide_is_an_error_that_names_the_nearest_that_do(
+    size, nearest
+):
+    with pytest.raises(ValueError, match=f"batch of {size} does not divide .* do: {nearest}$"):
+        parallel.local_batch_size(size)

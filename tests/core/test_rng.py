@@ -1,0 +1,68 @@
+"""Random numbers follow from (seed, purpose, position) alone."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fdrl_jax import rng
+from fdrl_jax.rng import Stream
+
+
+def data(keys):
+    return np.asarray(jax.random.key_data(keys))
+
+
+def test_positions_count_the_examples_of_a_run_over_steps_and_replicas_without_gap_or_repeat():
+    num_steps, num_replicas, batch_size = 3, 4, 5
+
+    def positions(step):
+        of_replica = jax.vmap(
+            lambda _: rng.batch_positions(step, batch_size, "replicas"), axis_name="replicas"
+        )
+        return of_replica(jnp.arange(num_replicas))
+
+    run = np.concatenate([positions(jnp.int32(step)).ravel() for step in range(num_steps)])
+
+    np.testing.assert_array_equal(run, np.arange(num_steps * num_replicas * batch_size))
+
+
+def test_positions_of_a_step_do_not_depend_on_how_many_replicas_share_it():
+    alone = rng.batch_positions(jnp.int32(7), 12)
+    shared = jax.vmap(lambda _: rng.batch_positions(jnp.int32(7), 4, "i"), axis_name="i")(
+        jnp.arange(3)
+    )
+
+    np.testing.assert_array_equal(alone, shared.ravel())
+
+
+def test_keys_differ_between_seeds_streams_and_positions():
+    keys = [
+        data(rng.example_keys(jax.random.key(seed), stream, jnp.arange(50)))
+        for seed, stream in itertools.product(range(3), Stream)
+    ]
+    rows = np.concatenate(keys)
+
+    assert len(np.unique(rows, axis=0)) == len(rows) == 3 * len(Stream) * 50
+
+
+def test_a_key_depends_on_its_position_and_not_on_the_batch_around_it():
+    root = jax.random.key(3)
+    whole = data(rng.example_keys(root, Stream.FLOW, jnp.arange(10)))
+    part = data(rng.example_keys(root, Stream.FLOW, jnp.array([8, 2])))
+
+    np.testing.assert_array_equal(part, whole[[8, 2]])
+
+
+@pytest.mark.parametrize("first", list(Stream))
+def test_numbers_of_different_streams_are_uncorrelated(first):
+    def normals(stream):
+        keys = rng.example_keys(jax.random.key(0), stream, jnp.arange(4_000))
+        return np.asarray(jax.vmap(jax.random.normal)(keys))
+
+    others = [normals(stream) for stream in Stream if stream != first]
+
+    correlations = np.corrcoef(normals(first), others)[0, 1:]
+    assert np.all(abs(correlations) < 5.0 / np.sqrt(4_000))

@@ -1,0 +1,74 @@
+"""The sampler: algorithm 2, where sample i follows from (seed, i) alone."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import small_problem
+
+import fdrl_jax as fdrl
+from fdrl_jax import priors, rng, steps
+
+VARIABLES = small_problem.initial_variables()
+
+
+@functools.cache
+def compiled(seed=0, path=False):
+    make = steps.make_path_sampler if path else steps.make_sampler
+    return jax.jit(make(small_problem.problem(), seed=seed))
+
+
+def sample(positions, **options):
+    batch = {"position": jnp.asarray(positions)}
+    return compiled(**options)(VARIABLES, small_problem.CONSTANTS, batch)
+
+
+def test_samples_are_prior_samples_after_k_and_after_k_plus_kappa_steps_of_the_flow():
+    stages = sample(jnp.arange(6))
+    potential = small_problem.problem().potential(VARIABLES)
+    root = rng.stream_key(jax.random.key(0), rng.Stream.SAMPLE)
+    keys = rng.example_keys(root, rng.Stream.FLOW, jnp.arange(6))
+
+    for stage, num_steps in ((stages.bridged, 4), (stages.refined, 6)):
+        expected = fdrl.flow(
+            keys, stages.prior, potential, num_steps=num_steps, step_size=0.1, noise_scale=0.2
+        )
+        np.testing.assert_allclose(stage, expected, atol=1e-6)
+
+
+def test_a_sample_does_not_depend_on_the_batch_around_it():
+    whole, part = sample(jnp.arange(20)), sample([13, 4])
+
+    for of_whole, of_part in zip(whole, part, strict=True):
+        np.testing.assert_allclose(of_part, of_whole[jnp.array([13, 4])], rtol=1e-6, atol=1e-6)
+        assert len(np.unique(of_whole)) == of_whole.size
+
+
+def test_another_seed_gives_other_samples():
+    for one, other in zip(sample([0, 1]), sample([0, 1], seed=1), strict=True):
+        assert np.all(one != other)
+
+
+def test_paths_are_those_of_the_same_samples():
+    stages, path = sample(jnp.arange(6)), sample(jnp.arange(6), path=True)
+
+    assert path.shape == (7, 6, 2)
+    for k, stage in ((0, stages.prior), (4, stages.bridged), (6, stages.refined)):
+        np.testing.assert_allclose(path[k], stage, atol=1e-6)
+
+
+def test_samples_start_elsewhere_than_the_first_steps_of_training_with_the_same_seed():
+    keys = rng.example_keys(jax.random.key(0), rng.Stream.PRIOR, jnp.arange(20))
+    of_training = small_problem.PRIOR.sample(small_problem.CONSTANTS.prior, keys, {})
+
+    assert not np.any(np.isin(sample(jnp.arange(20)).prior, of_training))
+
+
+def test_a_batch_prior_starts_from_the_batch():
+    sampler = steps.make_sampler(small_problem.problem(prior_sample=priors.batch().sample), seed=0)
+    batch = {"position": jnp.arange(3), "source": jnp.ones((3, 2))}
+
+    stages = sampler(VARIABLES, steps.Constants((), ()), batch)
+
+    np.testing.assert_array_equal(stages.prior, batch["source"])

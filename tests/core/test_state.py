@@ -1,0 +1,71 @@
+"""The train state and its update."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from fdrl_jax import state
+
+VARIABLES = {"params": {"w": jnp.array([1.0, 2.0])}, "vectors": {"u": jnp.array([5.0])}}
+GRADS = {"w": jnp.array([10.0, -10.0])}
+
+
+def test_a_new_state_is_at_step_zero_and_its_average_starts_at_the_parameters():
+    new = state.create(VARIABLES, optax.adam(0.1))
+
+    assert new.step == 0
+    assert new.step.dtype == jnp.int32
+    chex.assert_trees_all_equal(new.variables, VARIABLES)
+    chex.assert_trees_all_equal(new.ema_variables, VARIABLES)
+
+
+def test_a_state_holds_arrays_alone_and_may_be_donated():
+    new = state.create(jax.tree.map(jnp.copy, VARIABLES), optax.adam(0.1))
+
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(new))
+    doubled = jax.jit(lambda s: jax.tree.map(lambda a: 2 * a, s), donate_argnums=0)(new)
+    chex.assert_trees_all_equal(doubled.variables, doubled.ema_variables)
+
+
+def test_an_update_applies_the_optimizer_to_the_parameters_and_counts_the_step():
+    optimizer = optax.sgd(0.1)
+
+    after = state.apply_gradients(state.create(VARIABLES, optimizer), GRADS, optimizer, 0.9)
+
+    chex.assert_trees_all_close(after.variables["params"], {"w": jnp.array([0.0, 3.0])})
+    assert after.step == 1
+
+
+def test_the_average_follows_its_recursion_over_several_updates():
+    optimizer, rate = optax.sgd(0.1), 0.9
+    now = state.create(VARIABLES, optimizer)
+    expected = VARIABLES["params"]["w"]
+
+    for _ in range(5):
+        now = state.apply_gradients(now, GRADS, optimizer, rate)
+        expected = rate * expected + (1.0 - rate) * now.variables["params"]["w"]
+
+    chex.assert_trees_all_close(now.ema_variables["params"]["w"], expected, rtol=1e-6)
+
+
+def test_variables_that_are_not_trained_are_those_of_the_newest_step_in_the_average_too():
+    optimizer = optax.sgd(0.1)
+    before = state.create(VARIABLES, optimizer)
+    moved = before._replace(variables={**VARIABLES, "vectors": {"u": jnp.array([6.0])}})
+
+    after = state.apply_gradients(moved, GRADS, optimizer, 0.9)
+
+    chex.assert_trees_all_equal(after.variables["vectors"], {"u": jnp.array([6.0])})
+    chex.assert_trees_all_equal(after.ema_variables["vectors"], {"u": jnp.array([6.0])})
+
+
+def test_the_optimizers_state_goes_from_update_to_update():
+    optimizer = optax.sgd(0.1, momentum=0.5)
+    now = state.create(VARIABLES, optimizer)
+
+    for _ in range(2):
+        now = state.apply_gradients(now, GRADS, optimizer, 0.9)
+
+    # Velocities 10 and 15.
+    chex.assert_trees_all_close(now.variables["params"]["w"], jnp.array([1.0 - 2.5, 2.0 + 2.5]))

@@ -1,0 +1,256 @@
+"""The train step: algorithm 1, with keys that follow from the seed and the step alone."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import small_problem
+
+import fdrl_jax as fdrl
+from fdrl_jax import bregman, divergences, priors, steps
+from fdrl_jax.steps import Constants, Estimator
+
+CONSTANTS = small_problem.CONSTANTS
+
+
+@functools.cache
+def compiled(**options):
+    return jax.jit(small_problem.train_step(**options))
+
+
+def from_host(data, host_batch, key, positions):
+    return host_batch
+
+
+def host_batch(num=16):
+    real, source = jax.random.normal(jax.random.key(5), (2, num, 2))
+    return {"real": 0.5 + real, "source": source}
+
+
+@functools.cache
+def one_step(num_micro_batches=1):
+    """One step of plain gradient descent from stored data and prior samples, without noise."""
+    step = small_problem.train_step(
+        small_problem.problem(prior_sample=priors.batch().sample, noise_scale=0.0),
+        draw=from_host,
+        optimizer=optax.sgd(0.1),
+        ema_rate=0.75,
+        num_micro_batches=num_micro_batches,
+    )
+    return jax.jit(step)(small_problem.initial_state(optax.sgd(0.1)), CONSTANTS, host_batch())
+
+
+@jax.jit
+def step_by_definition(params):
+    """Loss, drift at the end of the flow, and gradients of the loss without and with the flow's."""
+    batch = host_batch()
+
+    def flowed(params):
+        return fdrl.flow(
+            jax.random.key(0),
+            batch["source"],
+            lambda x: small_problem.apply({"params": params}, x),
+            num_steps=4,
+            step_size=0.1,
+            noise_scale=0.0,
+        )
+
+    def loss(params, flow_params):
+        out_real = small_problem.apply({"params": params}, batch["real"])
+        out_flowed = small_problem.apply({"params": params}, flowed(flow_params))
+        return bregman.loss(bregman.LR, out_real, out_flowed)[0]
+
+    value, (partial, through_flow) = jax.value_and_grad(loss, (0, 1))(params, params)
+    drift = fdrl.drift(flowed(params), lambda x: small_problem.apply({"params": params}, x))
+    return value, drift, partial, through_flow
+
+
+def test_a_step_follows_the_gradient_of_the_loss_and_lets_none_through_the_flow():
+    params = small_problem.initial_variables()["params"]
+    after, metrics = one_step()
+
+    value, _, partial, through_flow = step_by_definition(params)
+
+    expected = jax.tree.map(lambda p, g: p - 0.1 * g, params, partial)
+    chex.assert_trees_all_close(after.variables["params"], expected, rtol=1e-5)
+    np.testing.assert_allclose(metrics["loss"], value, rtol=1e-6)
+    np.testing.assert_allclose(metrics["grad_norm"], optax.tree.norm(partial), rtol=1e-5)
+    assert optax.tree.norm(through_flow) > 0.05 * metrics["grad_norm"]
+
+
+def test_the_drift_norm_is_the_mean_length_of_the_drift_at_the_end_of_the_flow():
+    _, metrics = one_step()
+
+    _, drift, *_ = step_by_definition(small_problem.initial_variables()["params"])
+
+    expected = np.linalg.norm(drift, axis=-1).mean()
+    np.testing.assert_allclose(metrics["drift_norm"], expected, rtol=1e-5)
+
+
+def test_a_step_moves_the_average_of_parameters_by_one_minus_its_rate():
+    before = small_problem.initial_variables()["params"]
+    after, _ = one_step()
+
+    expected = jax.tree.map(lambda e, p: 0.75 * e + 0.25 * p, before, after.variables["params"])
+    chex.assert_trees_all_close(after.ema_variables["params"], expected, rtol=1e-6)
+    assert after.step == 1
+
+
+def test_metrics_are_finite_scalars_and_those_of_the_loss_and_the_norms_of_gradient_and_drift():
+    _, metrics = one_step()
+
+    assert {*metrics} == {
+        *("loss", "output_real", "output_flowed", "ratio_real", "ratio_flowed"),
+        *("grad_norm", "drift_norm"),
+    }
+    for name, value in metrics.items():
+        assert value.shape == (), name
+        assert np.isfinite(value), name
+
+
+def test_micro_batches_give_the_step_of_the_whole_batch():
+    state = small_problem.initial_state()
+    whole = compiled()(state, CONSTANTS, None)
+
+    parts = compiled(num_micro_batches=4)(state, CONSTANTS, None)
+
+    chex.assert_trees_all_close(parts, whole, rtol=2e-5, atol=1e-6)
+
+
+def test_micro_batches_split_the_hosts_batch_as_well():
+    chex.assert_trees_all_close(one_step(num_micro_batches=2), one_step(), rtol=2e-5, atol=1e-6)
+
+
+def test_the_same_seed_and_step_give_the_same_numbers_and_others_give_others():
+    state = small_problem.initial_state()
+    losses = {
+        "first": compiled()(state, CONSTANTS, None)[1]["loss"],
+        "later step": compiled()(state._replace(step=jnp.int32(1)), CONSTANTS, None)[1]["loss"],
+        "other seed": compiled(seed=4)(state, CONSTANTS, None)[1]["loss"],
+    }
+
+    assert compiled()(state, CONSTANTS, None)[1]["loss"] == losses["first"]
+    assert len({float(loss) for loss in losses.values()}) == 3
+
+
+def test_data_is_drawn_from_arrays_and_host_batch_with_one_key_at_consecutive_positions():
+    calls = []
+
+    def draw(*arguments):
+        calls.append(arguments)
+        return {"real": jnp.zeros((4, 2))}
+
+    step = small_problem.train_step(small_problem.problem(num_steps=0), draw=draw, batch_size=4)
+    state = small_problem.initial_state()
+    batches = [jnp.zeros(4), jnp.ones(4)]
+    for batch in batches:
+        state, _ = step(state, CONSTANTS, batch)
+
+    for i, (data, batch, key, positions) in enumerate(calls):
+        assert data is CONSTANTS.data
+        assert batch is batches[i]
+        assert key == calls[0][2]
+        np.testing.assert_array_equal(positions, 4 * i + np.arange(4))
+
+
+def test_dequantisation_noise_is_added_to_data_and_not_to_prior_samples():
+    num, standard_deviation = 4_096, 0.03
+    squares = Estimator(lambda v, x: jnp.sum(x**2, -1) + 0.0 * v["params"]["offset"])
+    step = small_problem.train_step(
+        small_problem.problem(squares, prior_sample=priors.batch().sample, num_steps=0),
+        draw=from_host,
+        batch_size=num,
+        dequantisation=standard_deviation,
+    )
+    zeros = {"real": jnp.zeros((num, 2)), "source": jnp.zeros((num, 2))}
+
+    _, metrics = jax.jit(step)(small_problem.initial_state(), CONSTANTS, zeros)
+
+    expected = 2.0 * standard_deviation**2  # The variance of a chi square of 2 is 2 x 2.
+    error = 2.0 * standard_deviation**2 / np.sqrt(num)
+    assert metrics["output_real"] == pytest.approx(expected, abs=5.0 * error)
+    assert metrics["output_flowed"] == 0.0
+
+
+@functools.cache
+def repeated():
+    return jax.jit(steps.repeat_steps(small_problem.train_step(), 5))
+
+
+def test_n_steps_and_then_m_equal_n_plus_m_bit_for_bit():
+    start = small_problem.initial_state()
+    whole, history = repeated()(start, CONSTANTS, None, 5)
+
+    middle, first = repeated()(start, CONSTANTS, None, 2)
+    end, second = repeated()(middle, CONSTANTS, None, 3)
+
+    chex.assert_trees_all_equal(end, whole)
+    assert end.step == 5
+    for name, values in history.items():
+        pieces = np.concatenate([first[name][:2], second[name][:3]])
+        np.testing.assert_array_equal(pieces, values, err_msg=name)
+
+
+def test_repeated_steps_are_the_steps_one_by_one():
+    state = small_problem.initial_state()
+    end, history = repeated()(state, CONSTANTS, None, 2)
+
+    for i in range(2):
+        state, metrics = compiled()(state, CONSTANTS, None)
+        chex.assert_trees_all_close(jax.tree.map(lambda h, i=i: h[i], history), metrics, rtol=1e-5)
+    chex.assert_trees_all_close(end, state, rtol=1e-5)
+
+
+def test_no_steps_change_nothing():
+    start = small_problem.initial_state()
+
+    end, _ = repeated()(start, CONSTANTS, None, 0)
+
+    chex.assert_trees_all_equal(end, start)
+
+
+def test_untrained_variables_are_refreshed_once_a_step_and_stand_still_within_it():
+    def apply(variables, x):  # The slope of the potential is the count of refreshes.
+        return variables["vectors"] * x[:, 0] + 0.0 * variables["params"]["offset"]
+
+    def refresh(variables):
+        return {**variables, "vectors": variables["vectors"] + 1.0}
+
+    variables = {**small_problem.initial_variables(), "vectors": jnp.float32(0.0)}
+    step = small_problem.train_step(
+        small_problem.problem(Estimator(apply, refresh)), num_micro_batches=2
+    )
+    end, metrics = jax.jit(steps.repeat_steps(step, 3))(
+        small_problem.initial_state(variables=variables), CONSTANTS, None, 3
+    )
+
+    np.testing.assert_allclose(metrics["drift_norm"], [1.0, 2.0, 3.0], rtol=1e-6)
+    assert end.variables["vectors"] == end.ema_variables["vectors"] == 3.0
+
+
+def test_a_trained_estimator_moves_the_prior_towards_the_data():
+    step = jax.jit(steps.repeat_steps(small_problem.train_step(ema_rate=0.9), 300))
+    data = Constants(data=jnp.array([1.0, 1.0]), prior=small_problem.PRIOR.params)
+    end, _ = step(small_problem.initial_state(), data, None, 300)
+    sampler = steps.make_sampler(small_problem.problem(), seed=0)
+
+    samples = jax.jit(sampler)(end.ema_variables, data, {"position": jnp.arange(500)})
+
+    gaps = [np.linalg.norm(np.mean(stage, axis=0) - 1.0) for stage in samples]
+    assert gaps[0] > 4.0 * gaps[1]
+
+
+def test_a_loss_and_a_divergence_that_do_not_go_together_are_an_error_before_any_step():
+    problem = small_problem.problem()._replace(bregman=bregman.LSIF, divergence=divergences.JS)
+
+    with pytest.raises(ValueError, match="'lsif' trains an unconstrained ratio"):
+        small_problem.train_step(problem)
+
+
+def test_a_batch_that_does_not_divide_into_micro_batches_is_an_error():
+    with pytest.raises(ValueError, match="16 does not divide into 3 micro-batches"):
+        small_problem.train_step(num_micro_batches=3)
