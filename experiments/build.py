@@ -14,8 +14,9 @@ from experiments.data import Source
 from experiments.errors import UserError
 from fdrl_jax import bregman, divergences, networks, parallel, priors, rng, state, steps
 from fdrl_jax.priors import Prior
+from fdrl_jax.problem import Constants, Estimator, FlowParams, Problem
 from fdrl_jax.state import TrainState, Variables
-from fdrl_jax.steps import Constants, Estimator, FlowParams, Problem, TrainStep
+from fdrl_jax.steps import TrainStep
 
 Network = networks.MLP | networks.ResNet
 Apply = Callable[[Variables, jax.Array], jax.Array]

@@ -4,7 +4,18 @@ Reference: Heng, Ansari and Soh, "Generative Modeling with Flow-Guided Density R
 ECML/PKDD 2024, arXiv 2303.03714.
 """
 
-from fdrl_jax import bregman, divergences, metrics, networks, parallel, priors, rng, state, steps
+from fdrl_jax import (
+    bregman,
+    divergences,
+    metrics,
+    networks,
+    parallel,
+    priors,
+    problem,
+    rng,
+    state,
+    steps,
+)
 from fdrl_jax.divergences import first_variation
 from fdrl_jax.flow import TwoStage, drift, flow, langevin_step, noise_scale, two_stage
 
@@ -24,6 +35,7 @@ __all__ = [
     "noise_scale",
     "parallel",
     "priors",
+    "problem",
     "rng",
     "state",
     "steps",

@@ -5,7 +5,7 @@ them over devices by whatever means, and a user may call them in a jit of their 
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,68 +14,13 @@ from jax import lax
 
 from fdrl_jax import bregman as bregman_lib
 from fdrl_jax import rng, state
-from fdrl_jax.bregman import Bregman
-from fdrl_jax.divergences import FDivergence, first_variation
-from fdrl_jax.flow import Potential, TwoStage, drift, flow, normal_like, two_stage
+from fdrl_jax.flow import TwoStage, drift, flow, normal_like, two_stage
 from fdrl_jax.priors import Batch
+from fdrl_jax.problem import Constants, Problem
 from fdrl_jax.state import TrainState, Variables
 
 Array = jax.Array
 Metrics = dict[str, Array]
-
-
-class Estimator(NamedTuple):
-    """A density-ratio network as two functions.
-
-    Attributes:
-      apply: `(variables, x [B, ...]) -> [B]`, each output depending on its own example alone.
-      refresh: `variables -> variables`, called once a training step, before it: moves what is not
-        trained by gradients (the vectors of spectral normalisation). Flow and loss of the step,
-        and sampling, see these variables as constants.
-    """
-
-    apply: Callable[[Variables, Array], Array]
-    refresh: Callable[[Variables], Variables] = lambda variables: variables
-
-
-class FlowParams(NamedTuple):
-    """Hyper-parameters of the flow: steps `K`, refinement steps `κ`, step size `η`, noise `ν`."""
-
-    num_steps: int
-    step_size: float
-    noise_scale: float
-    num_refine_steps: int = 0
-
-
-class Problem(NamedTuple):
-    """What is learnt: an estimator, trained by a Bregman loss, that drives a flow from a prior.
-
-    Attributes:
-      estimator: the network.
-      bregman: the loss; its `output` says what the network returns.
-      divergence: the f-divergence whose first variation is the potential.
-      flow: hyper-parameters of the flow.
-      prior_sample: `(params, keys [B], batch) -> x_0 [B, ...]`, as in `priors.Prior`.
-    """
-
-    estimator: Estimator
-    bregman: Bregman
-    divergence: FDivergence
-    flow: FlowParams
-    prior_sample: Callable[[Any, Array, Batch], Array]
-
-    def potential(self, variables: Variables) -> Potential:
-        """Returns the potential `f'(r(x))` of the estimator with these variables (eq. 5)."""
-        return first_variation(
-            lambda x: self.estimator.apply(variables, x), self.divergence, self.bregman.output
-        )
-
-
-class Constants(NamedTuple):
-    """Arrays that a step reads and never changes: the data source's and the prior's."""
-
-    data: Any
-    prior: Any
 
 
 TrainStep = Callable[[TrainState, Constants, Any], tuple[TrainState, Metrics]]

@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import optax
 
 from fdrl_jax import bregman, divergences, priors, state, steps
+from fdrl_jax.problem import Constants, Estimator, FlowParams, Problem
 
 OPTIMIZER = optax.adam(0.05)
 PRIOR = priors.gaussian(jnp.array([0.2, -0.1]), 0.5 * jnp.eye(2), clip=None)
-CONSTANTS = steps.Constants(data=jnp.array([0.1, 0.4]), prior=PRIOR.params)
+CONSTANTS = Constants(data=jnp.array([0.1, 0.4]), prior=PRIOR.params)
 
 
 def apply(variables, x):
@@ -17,7 +18,7 @@ def apply(variables, x):
     return x @ params["slope"] + params["curvature"] * jnp.sum(x**2, -1) + params["offset"]
 
 
-ESTIMATOR = steps.Estimator(apply)
+ESTIMATOR = Estimator(apply)
 
 
 def initial_variables():
@@ -43,11 +44,11 @@ def draw(data, host_batch, key, positions):
 
 def problem(estimator=ESTIMATOR, prior_sample=PRIOR.sample, **flow):
     flow = {"num_steps": 4, "step_size": 0.1, "noise_scale": 0.2, "num_refine_steps": 2} | flow
-    return steps.Problem(
+    return Problem(
         estimator=estimator,
         bregman=bregman.LR,
         divergence=divergences.KL,
-        flow=steps.FlowParams(**flow),
+        flow=FlowParams(**flow),
         prior_sample=prior_sample,
     )
 

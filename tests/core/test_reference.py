@@ -16,6 +16,7 @@ import pytest
 
 import fdrl_jax as fdrl
 from fdrl_jax import priors, state, steps
+from fdrl_jax.problem import Constants, Estimator, FlowParams, Problem
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 NET = fdrl.networks.MLP(hidden_sizes=(64, 64, 64, 64))
@@ -99,11 +100,11 @@ def trained(variables):
     prior = priors.batch("source")
     optimizer = optax.adam(float(case["lr"]))
     step = steps.make_train_step(
-        steps.Problem(
-            estimator=steps.Estimator(NET.apply),
+        Problem(
+            estimator=Estimator(NET.apply),
             bregman=fdrl.bregman.get("lsif"),
             divergence=fdrl.divergences.get("pearson"),
-            flow=steps.FlowParams(int(case["K"]), step_size=float(case["eta"]), noise_scale=0.0),
+            flow=FlowParams(int(case["K"]), step_size=float(case["eta"]), noise_scale=0.0),
             prior_sample=prior.sample,
         ),
         optimizer=optimizer,
@@ -115,7 +116,7 @@ def trained(variables):
     run = jax.jit(steps.repeat_steps(step, 5))
     batches = {"real": case["x_real"], "source": case["x0"]}
     start = state.create(variables, optimizer)
-    return run(start, steps.Constants((), prior.params), batches, 5)
+    return run(start, Constants((), prior.params), batches, 5)
 
 
 def test_the_losses_of_five_steps_of_training(trained):

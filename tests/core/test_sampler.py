@@ -9,6 +9,7 @@ import small_problem
 
 import fdrl_jax as fdrl
 from fdrl_jax import priors, rng, steps
+from fdrl_jax.problem import Constants
 
 VARIABLES = small_problem.initial_variables()
 
@@ -69,6 +70,6 @@ def test_a_batch_prior_starts_from_the_batch():
     sampler = steps.make_sampler(small_problem.problem(prior_sample=priors.batch().sample), seed=0)
     batch = {"position": jnp.arange(3), "source": jnp.ones((3, 2))}
 
-    stages = sampler(VARIABLES, steps.Constants((), ()), batch)
+    stages = sampler(VARIABLES, Constants((), ()), batch)
 
     np.testing.assert_array_equal(stages.prior, batch["source"])

@@ -12,7 +12,7 @@ import small_problem
 
 import fdrl_jax as fdrl
 from fdrl_jax import bregman, divergences, priors, steps
-from fdrl_jax.steps import Constants, Estimator
+from fdrl_jax.problem import Constants, Estimator
 
 CONSTANTS = small_problem.CONSTANTS
 
