@@ -8,7 +8,9 @@ so they keep those.
 
 The maps are bilinear, and each one's derivatives are the other two:
 
-    output(x, w),    input_gradient(g, w) = d<g, output>/dx,    kernel_gradient(x, g) = d<g, output>/dw
+    output(x, w)
+    input_gradient(g, w) = d <g, output(x, w)> / dx
+    kernel_gradient(x, g) = d <g, output(x, w)> / dw
 
 Reverse mode works to any order; forward mode (``jax.jvp``) is not defined.
 """

@@ -11,7 +11,7 @@ from jax import lax
 from fdrl_jax.networks import convolve
 
 SIZES = ((8, 8), (7, 6), (1, 2))
-# The networks use kernels of 1 and 3 and strides of 1 and 2; the rest shows that no case is special.
+# The networks use kernels of 1 and 3 and strides of 1 and 2; the rest are for generality.
 CASES = [*itertools.product((1, 3), (1, 2), SIZES), (3, 3, (7, 6)), (5, 3, (7, 8)), (5, 2, (4, 5))]
 
 
