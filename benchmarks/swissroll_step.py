@@ -81,7 +81,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", help="also write the figures to this file")
     path = parser.parse_args().json
-    xla_flags.set_defaults()
+    xla_flags.set_cpu_flags()
     contenders = {"fdrl_jax": ours()}
     try:
         contenders["PyTorch eager"] = pytorch()

@@ -48,7 +48,7 @@ def main(_: list[str]) -> None:
     try:
         command_line.check_needed(_MODE.value, _CONFIG.value, _WORKDIR.value, _CHECKPOINT.value)
         # Before anything runs on a device: XLA reads its flags when its backend starts.
-        xla_flags.set_defaults()
+        xla_flags.set_cpu_flags()
         from experiments import modes
         from experiments.dry_run import dry_run
 

@@ -158,10 +158,10 @@ def resnet(
         spec = SPECS[spec]
     stem = spec.stem if width is None else width
     scale = stem / spec.stem
-    blocks = tuple((max(round(size * scale), 1), stride) for size, stride in spec.blocks)
+    blocks = tuple((round(size * scale), stride) for size, stride in spec.blocks)
     if not blocks or min(stem, *(min(block) for block in blocks)) < 1:
         raise ValueError(
-            f"a network needs blocks, and widths and strides of at least 1; "
+            "a network needs blocks, and widths and strides of at least 1; "
             f"got stem {stem}, blocks {blocks}"
         )
     places = range(1, len(blocks) + 1)

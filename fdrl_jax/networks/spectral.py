@@ -33,23 +33,18 @@ def as_matrix(kernel: jax.Array) -> jax.Array:
     return out_and_in_first.reshape(kernel.shape[-1], -1)
 
 
-def power_iteration(
-    matrix: jax.Array, u: jax.Array, num_iterations: int = 1
-) -> tuple[jax.Array, jax.Array]:
-    """Moves the singular vectors: ``v = normalise(W^T u)``, then ``u = normalise(W v)``.
+def power_iteration(matrix: jax.Array, u: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Moves the singular vectors once: ``v = normalise(W^T u)``, then ``u = normalise(W v)``.
 
     Args:
         matrix: ``W``, ``[M, N]``.
         u: left vector ``[M]``.
-        num_iterations: how many times, at least 1.
 
     Returns:
         The new ``u`` ``[M]`` and ``v`` ``[N]``.
     """
-    for _ in range(num_iterations):
-        v = _normalise(matrix.T @ u)
-        u = _normalise(matrix @ v)
-    return u, v
+    v = _normalise(matrix.T @ u)
+    return _normalise(matrix @ v), v
 
 
 def update_vectors(variables: Mapping[str, Any]) -> dict[str, Any]:
@@ -93,8 +88,11 @@ def normalised(module: nn.Module, kernel: jax.Array) -> jax.Array:
 
     def initial_u() -> jax.Array:
         # Enough iterations for a sensible sigma: the first flow runs before the first update.
-        random = jax.random.normal(module.make_rng("params"), matrix.shape[:1])
-        return power_iteration(fixed, _normalise(random), _NUM_INIT_ITERATIONS)[0]
+        start = _normalise(jax.random.normal(module.make_rng("params"), matrix.shape[:1]))
+        u: jax.Array = jax.lax.fori_loop(
+            0, _NUM_INIT_ITERATIONS, lambda _, u: power_iteration(fixed, u)[0], start
+        )
+        return u
 
     u = module.variable(COLLECTION, "u", initial_u)
     v = module.variable(COLLECTION, "v", lambda: _normalise(fixed.T @ u.value))

@@ -14,9 +14,9 @@ from fdrl_jax.networks import torch_shapes
 NAMES = sorted(golden.NETWORKS)
 # float32 rounding of x itself, which the difference of two positions cannot escape.
 ROUNDING = 4e-7
-# One activation of resnet32 lies so near to LeakyReLU's kink that float32 rounding decides on which
-# side it falls (seen both ways, by order of summation); that moves the Pearson flow by 3.2e-4.
-FLOW_TOLERANCE = {"mlp": 1e-4, "resnet32": 4e-4, "resnet64_shallow_sn_attn": 1e-4}
+# In float32 a rounding of x tips a few of the two million activations of resnet32 over LeakyReLU's
+# kink, and each one moves the flow by up to 1e-3. In float64 none of them differs.
+FLOW_TOLERANCE = {"float64": 1e-4, "float32": 3e-3}
 
 load = functools.cache(golden.load)
 
@@ -65,35 +65,31 @@ def test_losses_and_gradient_norms_are_the_references(name):
         assert_close(norms[key], case.numbers[f"gradnorm_{key}"], tolerance(name))
 
 
+@pytest.mark.parametrize("dtype", FLOW_TOLERANCE)
 @pytest.mark.parametrize("name", NAMES)
-def test_flows_are_the_references(name):
+def test_flows_are_the_references(name, dtype):
     case = load(name)
-    start = case.images("x")
+    potentials = tuple(golden.POTENTIALS.values())
+    slopes = [jax.vmap(jax.grad(potential)) for potential in potentials]
 
     # One program for all divergences: compiling takes longer than flowing.
     @jax.jit
-    def flow(index, step_size):
-        potentials = tuple(golden.POTENTIALS.values())
-
-        def drift(x):
-            out, pullback = jax.vjp(lambda x: case.net.apply(case.variables, x), x)
-            slopes = [jax.vmap(jax.grad(potential)) for potential in potentials]
-            return pullback(jax.lax.switch(index, slopes, out))[0]
+    def flow(x, index, step_size):
+        net = case.net.clone(dtype=dtype)
 
         def step(x, _):
-            return x - step_size * drift(x), None
+            out, pullback = jax.vjp(lambda x: net.apply(case.variables, x), x)
+            return x - step_size * pullback(jax.lax.switch(index, slopes, out))[0], None
 
-        return jax.lax.scan(step, start, length=int(case.numbers["steps"]))[0]
+        return jax.lax.scan(step, x, length=int(case.numbers["steps"]))[0]
 
-    for index, key in enumerate(golden.POTENTIALS):
-        end = flow(index, case.numbers[f"eta_{key}"])
-        expected = case.images(f"flow_{key}")
-        np.testing.assert_allclose(
-            norm(end - expected),
-            0,
-            atol=FLOW_TOLERANCE[name] * norm(expected - start) + ROUNDING * np.sqrt(start.size),
-            err_msg=key,
-        )
+    start = case.images("x")
+    with jax.enable_x64(dtype == "float64"):
+        for index, key in enumerate(golden.POTENTIALS):
+            end = flow(jnp.asarray(start, dtype), index, jnp.asarray(case.numbers[f"eta_{key}"]))
+            expected = case.images(f"flow_{key}")
+            allowed = FLOW_TOLERANCE[dtype] * norm(expected - start)
+            assert norm(end - expected) <= allowed + ROUNDING * np.sqrt(start.size), key
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,0 +1,216 @@
+"""Every network keeps the contract: shapes, names, types, and errors that name what is wrong."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fdrl_jax.networks import (
+    MLP,
+    SPECS,
+    ResNetSpec,
+    SelfAttention,
+    from_torch_state_dict,
+    resnet,
+    torch_shapes,
+)
+
+# Numbers of blocks in every stage, and the stage that self-attention follows.
+STAGES = {
+    "resnet32": ((3, 3, 3, 3), 1),
+    "resnet64": ((1, 2, 2, 2), 2),
+    "resnet64_shallow": ((1, 1, 1, 1), 2),
+    "resnet128": ((1, 1, 2, 2, 2), 2),
+}
+# Weights and biases, counted by hand from table 4 of the paper, without attention.
+SIZES = {
+    "resnet32": 11_374_209,
+    "resnet64": 5_126_081,
+    "resnet64_shallow": 1_537_985,
+    "resnet128": 5_437_377,
+}
+
+
+def reference_names(name, spectral_norm, attention):
+    """The names that the reference implementation gives its tensors, from its stages."""
+    kernels = ["conv1", "linear"]
+    for stage, blocks in enumerate(STAGES[name][0], start=1):
+        for block in range(blocks):
+            kernels += [f"layer{stage}.{block}.conv{i}" for i in (1, 2)]
+            if block == 0 and not (name == "resnet32" and stage == 1):
+                kernels.append(f"layer{stage}.{block}.shortcut_conv")
+    names = {"linear.bias"}
+    if attention:
+        projections = [f"self_attn_module.{p}" for p in ("key", "query", "value", "self_att")]
+        kernels += projections
+        names |= {f"{projection}.bias" for projection in projections} | {"self_attn_module.gamma"}
+    suffixes = ("weight_orig", "weight_u", "weight_v") if spectral_norm else ("weight",)
+    return names | {f"{kernel}.{suffix}" for kernel in kernels for suffix in suffixes}
+
+
+@pytest.mark.parametrize("attention", [False, True])
+@pytest.mark.parametrize("spectral_norm", [False, True])
+@pytest.mark.parametrize("name", SPECS)
+def test_tensors_have_the_references_names(name, spectral_norm, attention):
+    net = resnet(name, spectral_norm=spectral_norm, attention=attention)
+
+    assert set(torch_shapes(net, 3)) == reference_names(name, spectral_norm, attention)
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_tables_have_the_papers_size(name):
+    sizes = [np.prod(shape) for shape in torch_shapes(resnet(name), 3).values()]
+
+    assert sum(sizes) == SIZES[name]
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_attention_follows_the_references_stage(name):
+    after = SPECS[name].attention_after
+    stages, stage = STAGES[name]
+
+    assert after == sum(stages[:stage])
+    assert SPECS[name].blocks[after - 1][0] == 128
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_every_table_maps_a_batch_to_one_number_an_image(name):
+    net = resnet(name, width=8, attention=True)
+    x = jax.ShapeDtypeStruct((5, 64, 64, 3), jnp.float32)
+
+    out, _ = jax.eval_shape(net.init_with_output, jax.random.key(0), x)
+
+    assert out.shape == (5,)
+    assert out.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_width_scales_every_channel(name):
+    net = resnet(name, width=16)
+
+    scale = 16 / SPECS[name].stem
+    assert net.spec.stem == 16
+    assert net.spec.blocks == tuple((size * scale, stride) for size, stride in SPECS[name].blocks)
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 8, 1), (2, 16, 16, 1), (2, 28, 28, 1), (2, 32, 32, 3)])
+def test_small_data_get_a_network_of_their_own_size(shape):
+    spec = ResNetSpec(stem=4, blocks=[[4, 1], [8, 2], [8, 2]], attention_after=2)
+    net = resnet(spec, attention=True, spectral_norm=True)
+
+    out, variables = jax.eval_shape(net.init_with_output, jax.random.key(0), jnp.ones(shape))
+
+    assert out.shape == (2,)
+    assert variables["params"]["layer3_0"]["conv2"]["kernel"].shape == (3, 3, 8, 8)
+
+
+@pytest.mark.parametrize("net", [MLP((8, 8)), resnet(ResNetSpec(4, ((8, 2),)))], ids=["mlp", "res"])
+def test_bfloat16_computes_near_float32_with_float32_parameters_and_output(net):
+    shape = (64, 2) if isinstance(net, MLP) else (64, 8, 8, 1)
+    x = jax.random.normal(jax.random.key(1), shape)
+    half = net.clone(dtype=jnp.bfloat16)
+
+    out, variables = jax.jit(half.init_with_output)(jax.random.key(0), x)
+
+    exact = jax.jit(net.apply)(variables, x)
+    assert out.dtype == jnp.float32
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
+    assert 0 < jnp.linalg.norm(out - exact) < 2e-2 * jnp.linalg.norm(exact)
+
+
+def test_remat_changes_no_parameter_and_no_gradient():
+    spec = ResNetSpec(stem=4, blocks=((4, 1), (8, 2)))
+    nets = [resnet(spec, remat=remat) for remat in (False, True)]
+    x = jax.random.normal(jax.random.key(1), (2, 8, 8, 1))
+    variables = nets[0].init(jax.random.key(0), x)
+
+    plain, remat = (jax.grad(lambda v, net=net: net.apply(v, x).sum())(variables) for net in nets)
+
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), plain, remat)
+
+
+def test_attention_starts_as_the_identity_and_then_mixes_positions():
+    x = jax.random.normal(jax.random.key(1), (2, 3, 3, 16))
+    out, variables = SelfAttention().init_with_output(jax.random.key(0), x)
+    np.testing.assert_array_equal(out, x)
+
+    variables["params"]["gamma"] = jnp.ones(())
+    moved = jax.grad(lambda x: SelfAttention().apply(variables, x)[0, 0, 0].sum())(x)
+
+    assert (jnp.abs(moved[0]).sum(-1) > 0).all()
+    assert not moved[1].any()
+
+
+def test_an_unknown_name_is_refused_with_the_nearest():
+    with pytest.raises(ValueError, match=r"allowed: resnet32, .*did you mean 'resnet64_shallow'"):
+        resnet("resnet64-shallow")
+
+
+@pytest.mark.parametrize(
+    "spec", [ResNetSpec(4, ()), ResNetSpec(4, ((0, 1),)), ResNetSpec(4, ((4, 0),))]
+)
+def test_a_spec_that_describes_no_network_is_refused(spec):
+    with pytest.raises(ValueError, match="a network needs blocks"):
+        resnet(spec)
+
+
+@pytest.mark.parametrize("after", [None, 0, 2])
+def test_attention_without_a_place_is_refused(after):
+    with pytest.raises(ValueError, match=f"number from 1 to 1, got {after}"):
+        resnet(ResNetSpec(4, ((4, 1),), after), attention=True)
+
+
+def tensors(net, features):
+    random = np.random.default_rng(0)
+    return {
+        name: random.standard_normal(shape).astype(np.float32)
+        for name, shape in torch_shapes(net, features).items()
+    }
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_imported_kernels_keep_their_meaning(prefix):
+    net = resnet(ResNetSpec(4, ((6, 2),), 1), attention=True)
+    named = tensors(net, 2)
+
+    params = from_torch_state_dict(net, {prefix + name: a for name, a in named.items()})["params"]
+
+    kernel = params["layer1_0"]["conv1"]["kernel"]
+    assert kernel.shape == (3, 3, 4, 6)
+    assert kernel[0, 2, 1, 5] == named["layer1.0.conv1.weight"][5, 1, 0, 2]
+    assert params["linear"]["kernel"][3, 0] == named["linear.weight"][0, 3]
+    assert params["self_attn_module"]["gamma"] == named["self_attn_module.gamma"]
+
+
+def test_an_mlp_of_other_sizes_is_imported():
+    net = MLP((3, 5), spectral_norm=True)
+    named = tensors(net, 7)
+
+    variables = from_torch_state_dict(net, named)
+
+    assert {name for name in named if "orig" in name} == {f"mlp.{i}.weight_orig" for i in (0, 2, 4)}
+    assert net.apply(variables, jnp.ones((2, 7))).shape == (2,)
+    np.testing.assert_array_equal(variables["spectral"]["mlp_2"]["v"], named["mlp.2.weight_v"])
+
+
+def test_all_tensors_that_do_not_fit_are_named_in_one_error():
+    net = MLP((3,))
+    named = tensors(net, 2)
+    del named["mlp.0.bias"]
+    named |= {"mlp.2.weight": np.zeros((1, 9)), "extra": np.zeros(4)}
+
+    with pytest.raises(ValueError, match="do not fit the network") as error:
+        from_torch_state_dict(net, named)
+
+    for problem in (
+        "missing mlp.0.bias (3,)",
+        "surplus extra (4,)",
+        "misshapen mlp.2.weight: expected (1, 3), got (1, 9)",
+    ):
+        assert problem in str(error.value)
+
+
+@pytest.mark.parametrize("net", [MLP(), resnet("resnet64")], ids=["mlp", "resnet"])
+def test_an_empty_state_dict_is_refused(net):
+    with pytest.raises(ValueError, match="missing"):
+        from_torch_state_dict(net, {})
