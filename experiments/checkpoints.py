@@ -13,7 +13,10 @@ from experiments.errors import UserError
 from fdrl_jax.state import TrainState
 
 # Settings that may change when a run goes on: they do not alter what a step computes.
-FREE_IN_TRAINING = ("log.", "checkpoint.", "snapshot.", "evaluate.", "train.max_")
+FREE_IN_TRAINING = (
+    *("log.", "checkpoint.", "snapshot.", "evaluate.", "train.max_"),
+    *("data.dir", "data.on_error", "data.num_workers", "data.num_threads", "data.prefetch_batches"),
+)
 # Sampling moreover reads no optimizer, and may flow otherwise than training did.
 FREE_IN_SAMPLING = (*FREE_IN_TRAINING, "flow.", "train.", "optimizer.", "seed")
 

@@ -1,6 +1,6 @@
 """Host batches for the training loop: what data that do not fit on the device need beside `draw`."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from types import TracebackType
 from typing import Self
 
@@ -22,22 +22,22 @@ class Feed:
     def __init__(
         self,
         batches: Iterator[dict[str, np.ndarray]] | None,
-        problems: Problems,
-        max_steps: int,
-        num_devices: int,
+        max_steps: int = 1,
+        num_devices: int = 1,
+        problems: Problems | None = None,
     ) -> None:
-        """Wraps batches of a process.
+        """Wraps the batches of a process.
 
         Args:
           batches: pixels by side, [B, ...] each; `None` for a source that lives on the device.
-          problems: told at the end.
           max_steps: steps of the largest dispatch.
           num_devices: replicas of this process, over which a batch is split.
+          problems: told at the end.
         """
         self._batches = batches
-        self._problems = problems
         self._max_steps = max_steps
         self._num_devices = num_devices
+        self._problems = problems
 
     def take(self, count: int) -> dict[str, np.ndarray] | None:
         """Returns the batches of the next steps.
@@ -56,8 +56,9 @@ class Feed:
 
     def close(self) -> None:
         """Stops reading."""
-        if self._batches is not None:
-            getattr(self._batches, "close", lambda: None)()
+        if isinstance(self._batches, Generator):
+            self._batches.close()
+        if self._problems is not None:
             self._problems.tell()
 
     def __enter__(self) -> Self:

@@ -131,7 +131,7 @@ def _feed_opener(
             start=start,
             process=(jax.process_index(), jax.process_count()),
         )
-        return Feed(batches, problems, max_steps, parallel.num_devices())
+        return Feed(batches, max_steps, parallel.num_devices(), problems)
 
     return open_feed
 
