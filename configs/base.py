@@ -38,7 +38,7 @@ def get_config() -> ConfigDict:
     c.data.prefetch_batches = 8
 
     c.network = ConfigDict()
-    c.network.name = "mlp"
+    c.network.name = "mlp"  # "auto" takes the paper's for the size of the images.
     c.network.hidden_sizes = (64, 64, 64, 64)  # Of "mlp".
     c.network.width = (
         0  # Stem channels of a residual network, blocks in proportion; 0: the table's.

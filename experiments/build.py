@@ -85,6 +85,10 @@ class Experiment(NamedTuple):
         example = jnp.zeros((1, *self.source.event_shape))
         return state.create(dict(jax.jit(self.network.init)(key, example)), self.optimizer)
 
+    def data_state(self, step: int) -> dict[str, Any]:
+        """Returns where the data stand after a step, and what fixes their order."""
+        return {"num_batches": step, "identity": self.source.identity}
+
     def open_feed(self, step: int) -> Feed:
         """Opens the host batches of this process from a step on; none for data on the device."""
         if self.source.open_feed is None:
@@ -118,7 +122,7 @@ def experiment(
 def _build(c: dict[str, Any], prior_file: Path | None, fit_prior: bool) -> Experiment:
     c["data.dir"] = c["data.dir"] or os.environ.get("FDRL_DATA_DIR", "")
     source = data.load(DataOptions(**_section(c, "data")))
-    network = _network(c, source.kind)
+    network = _network(c, source)
     prior = _prior(c, source, prior_file, fit_prior)
     schedule = _schedule(c)
     optimizer = _optimizer(c, schedule)
@@ -173,8 +177,11 @@ def _build(c: dict[str, Any], prior_file: Path | None, fit_prior: bool) -> Exper
     )
 
 
-def _network(c: dict[str, Any], kind: str) -> Network:
+def _network(c: dict[str, Any], source: Source) -> Network:
     name, dtype, spectral_norm = c["network.name"], c["precision"], c["network.spectral_norm"]
+    kind = source.kind
+    if name == "auto":
+        name = "mlp" if kind == "points" else _network_for(max(source.event_shape[:2]))
     if (name == "mlp") != (kind == "points"):
         fitting = "'mlp'" if kind == "points" else "a residual network such as 'resnet'"
         raise ValueError(f"network.name={name!r} does not fit {kind}; use {fitting}")
@@ -198,6 +205,11 @@ def _network(c: dict[str, Any], kind: str) -> Network:
     )
 
 
+def _network_for(image_size: int) -> str:
+    """Returns the paper's network for the nearest of its sizes, 32, 64 and 128."""
+    return "resnet32" if image_size <= 48 else "resnet64" if image_size <= 96 else "resnet128"
+
+
 def _prior(c: dict[str, Any], source: Source, file: Path | None, fit: bool) -> Prior:
     if c["prior.name"] == "normal":
         return priors.normal(source.event_shape, c["prior.scale"])
@@ -218,9 +230,7 @@ def _prior(c: dict[str, Any], source: Source, file: Path | None, fit: bool) -> P
     # Images are clipped to their range (method section 6); points have none.
     clip = (-1.0, 1.0) if source.kind == "images" else None
     mean = fitted.mean.reshape(source.event_shape)
-    return priors.gaussian(
-        mean, fitted.factor, remainder_scale=fitted.remainder_scale, clip=clip
-    )
+    return priors.gaussian(mean, fitted.factor, remainder_scale=fitted.remainder_scale, clip=clip)
 
 
 def _section(c: dict[str, Any], name: str) -> dict[str, Any]:

@@ -49,8 +49,10 @@ def choose_rank(rank: int, event_shape: Sequence[int]) -> int:
 
 
 def load_or_fit(source: Source, rank: int, jitter: float, file: Path | None) -> FittedPrior:
-    """Returns the prior of a file if it belongs to the same data, transform, rank and jitter; else
-    fits it in one pass over the un-augmented training set, and keeps it there.
+    """Returns the prior that is kept in a file, or fits it and keeps it there.
+
+    A kept one is used only for the same data, transform, rank and jitter. Fitting takes one pass
+    over the un-augmented training set.
 
     Args:
       source: the data.

@@ -115,7 +115,7 @@ RULES: dict[str, Rule] = {
     "data.num_workers": _whole(0, 1_000),
     "data.num_threads": _whole(1, 1_000),
     "data.prefetch_batches": _whole(1, 10_000),
-    "network.name": _choice("mlp", "resnet", *networks.SPECS),
+    "network.name": _choice("auto", "mlp", "resnet", *networks.SPECS),
     "network.hidden_sizes": _sizes,
     "network.width": _whole(0, 65_536),
     "network.blocks": _blocks,

@@ -23,7 +23,7 @@ class Transform(NamedTuple):
       center_crop: side of a square cut from the centre first; 0 for none. CelebA: 140.
       resize: length of the shorter side after resizing; 0 for `image_size`. Cat2dog: 84.
       image_size: side of the square cut from the centre at last; 0 keeps images as they are.
-      keep_aspect: `False` resizes straight to the square, whatever the shape (LSUN as in the paper).
+      keep_aspect: `False` resizes straight to the square, whatever the shape (the paper's LSUN).
       channels: 3 for colour, 1 for grey.
     """
 
@@ -72,10 +72,7 @@ def decode(payload: bytes | np.ndarray, transform: Transform) -> np.ndarray:
     Raises:
       ValueError: with the reason, if it is no image of such a format, is damaged, or too large.
     """
-    if isinstance(payload, np.ndarray):
-        image = _from_array(payload)
-    else:
-        image = _open(payload)
+    image = _from_array(payload) if isinstance(payload, np.ndarray) else _open(payload)
     return transform(_to_mode(image, "L" if transform.channels == 1 else "RGB"))
 
 

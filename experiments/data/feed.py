@@ -1,4 +1,4 @@
-"""Host batches for the training loop: what data that do not fit on the device need beside `draw`."""
+"""Host batches for the training loop, for data that do not fit on the device."""
 
 from collections.abc import Generator, Iterator
 from types import TracebackType
@@ -74,9 +74,7 @@ class Feed:
 
     def _stack(self, batches: list[np.ndarray]) -> np.ndarray:
         size, event = len(batches[0]) // self._num_devices, batches[0].shape[1:]
-        stacked = np.zeros(
-            (self._num_devices, self._max_steps, size, *event), batches[0].dtype
-        )
+        stacked = np.zeros((self._num_devices, self._max_steps, size, *event), batches[0].dtype)
         for step, batch in enumerate(batches):
             stacked[:, step] = batch.reshape(self._num_devices, size, *event)
         return stacked

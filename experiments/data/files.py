@@ -164,7 +164,9 @@ class Tree:
           DataError: if it does not exist, has no image, or (unless skipped) holds anything else.
         """
         if not Path(root).exists():
-            raise DataError(f"data.dir={root} does not exist; it must be a folder or a zip of images")
+            raise DataError(
+                f"data.dir={root} does not exist; it must be a folder or a zip of images"
+            )
         self.root = root
         self._container = Folder(root) if Path(root).is_dir() else ZipArchive(root)
         self._entries = sorted(self._container.entries(problems))
@@ -181,8 +183,9 @@ class Tree:
         return {parts[0] for parts in paths if len(parts) > 1}
 
     def records(self, part: str | None = None) -> FileRecords:
-        """Returns all images, or those in one of the `parts`. If each lies in a folder below that,
-        the folders are its classes.
+        """Returns all images, or those in one of the `parts`.
+
+        If each lies in a folder below that, these folders are the classes.
         """
         entries, tails = [], []
         for entry in self._entries:

@@ -49,7 +49,8 @@ def image_source(options: DataOptions) -> Source:
     total = sum(len(train.records) * int(np.prod(train.shape)) for train, _ in opened.values())
     in_memory = total <= options.in_memory_megabytes * 2**20
     sides = {
-        name: _load(train, held_out, problems, reading) if in_memory
+        name: _load(train, held_out, problems, reading)
+        if in_memory
         else _Side(train, held_out, None, None)
         for name, (train, held_out) in opened.items()
     }

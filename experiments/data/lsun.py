@@ -82,7 +82,9 @@ def _open(root: str) -> Any:
     try:
         import lmdb
     except ModuleNotFoundError:
-        raise DataError("LSUN's databases need the package lmdb: pip install 'fdrl_jax[lmdb]'") from None
+        raise DataError(
+            "LSUN's databases need the package lmdb: pip install 'fdrl_jax[lmdb]'"
+        ) from None
     try:
         # Nothing is written, so no lock is needed, and folders may be read-only.
         return lmdb.open(root, readonly=True, lock=False, readahead=False, create=False)

@@ -23,7 +23,9 @@ def open_archive(path: str) -> tuple[ArrayRecords, ArrayRecords | None]:
       DataError: if the file is missing or damaged, has no array of images, or not of uint8.
     """
     if not Path(path).is_file():
-        raise DataError(f"data.dir={path} does not exist; data.name=npz needs the path of an .npz file")
+        raise DataError(
+            f"data.dir={path} does not exist; data.name=npz needs the path of an .npz file"
+        )
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}

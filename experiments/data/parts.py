@@ -97,8 +97,8 @@ def _pair_of_folders(options: DataOptions, problems: Problems) -> dict[str, _Fou
         train, held_out = f"{options.split}{domain}", f"{options.held_out_split}{domain}"
         if train not in found:
             raise DataError(
-                f"data.name=pair needs a folder {train!r} in {options.dir}, and {held_out!r} if there "
-                f"are held-out images; there are {sorted(found)}{nearest(train, found)}"
+                f"data.name=pair needs a folder {train!r} in {options.dir}, and {held_out!r} for "
+                f"held-out images; there are {sorted(found)}{nearest(train, found)}"
             )
         sides[side] = _Found(
             tree.records(train), tree.records(held_out) if held_out in found else None

@@ -213,5 +213,5 @@ def _report(images: Images, batch: dict[str, Any], problems: Problems, lost_is_e
     if lost_is_end and (batch["status"] == LOST).any():
         index = int(batch["index"][batch["status"] == LOST][0])
         raise DataError(
-            f"{images.records.name(index)} and the {_MOST_IN_A_ROW - 1} images after it are unreadable"
+            f"{images.records.name(index)} and the next {_MOST_IN_A_ROW - 1} images are unreadable"
         )

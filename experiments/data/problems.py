@@ -6,7 +6,7 @@ from experiments.errors import DataError
 
 
 class Problems:
-    """Takes every bad file: ends the run at the first, or leaves them out, counts and tells once."""
+    """Takes every bad file: stops at the first, or leaves them out, counts and tells once."""
 
     def __init__(self, on_error: str) -> None:
         self.skip = on_error == "skip"

@@ -11,21 +11,33 @@ Payload = bytes | np.ndarray
 
 
 class Records(Protocol):
-    """Images in a fixed order, read one at a time. Must pickle: worker processes get a copy.
+    """Images in a fixed order, read one at a time. Must pickle: worker processes get a copy."""
 
-    Attributes:
-      labels: class number of each image, [N], or `None`.
-      classes: names of the classes; empty without labels.
-      identity: a hash of what fixes the order of the images: their names. A run goes on only
-        with the same.
-      fingerprint: a hash that changes when any image changes (by size and time stamp or checksum,
-        where reading all of the data would take too long).
-    """
+    @property
+    def labels(self) -> np.ndarray | None:
+        """Class number of each image, [N], or `None`."""
+        ...
 
-    labels: np.ndarray | None
-    classes: tuple[str, ...]
-    identity: str
-    fingerprint: str
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes; empty without labels."""
+        ...
+
+    @property
+    def identity(self) -> str:
+        """A hash of what fixes the order of the images: their names.
+
+        A run goes on only with the same.
+        """
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash that changes when any image changes.
+
+        By size and time stamp or checksum, where reading all of the data would take too long.
+        """
+        ...
 
     def __len__(self) -> int:
         """Returns the number of images."""

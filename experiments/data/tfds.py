@@ -67,17 +67,21 @@ def find(name: str, root: str) -> str:
     found = [info.parent for info in base.glob(f"{stem}/**/dataset_info.json")]
     found = [f for f in found if not version or f.name == version]
     if not found:
-        known = sorted({p.parents[1].relative_to(base).as_posix() for p in base.glob("**/dataset_info.json")})
+        known = sorted(
+            {p.parents[1].relative_to(base).as_posix() for p in base.glob("**/dataset_info.json")}
+        )
         there = f" There are: {', '.join(known[:10])}{nearest(stem, known)}." if known else ""
         raise DataError(
-            f"TFDS data set {name!r} is not prepared in {base} (data.dir or --data_dir, FDRL_DATA_DIR,"
-            f" TFDS_DATA_DIR, else {_DEFAULT_ROOT}).{there} Prepare it once where TensorFlow is"
-            f" installed: tfds build {stem} --data_dir={base} --file_format=array_record, "
+            f"TFDS data set {name!r} is not prepared in {base} (looked for in --data_dir or data.dir, "
+            f"FDRL_DATA_DIR, TFDS_DATA_DIR, {_DEFAULT_ROOT}).{there} Prepare it once where "
+            f"TensorFlow is installed: tfds build {stem} --data_dir={base} --file_format=array_record, "
             "and copy the folder here; docs/data.md shows more"
         )
     configs = sorted({f.parent.relative_to(base).as_posix() for f in found})
     if len(configs) > 1:
-        raise DataError(f"TFDS data set {name!r} in {base} has several configs: name one of {configs}")
+        raise DataError(
+            f"TFDS data set {name!r} in {base} has several configs: name one of {configs}"
+        )
     return str(max(found, key=lambda f: _version(f.name)))
 
 
