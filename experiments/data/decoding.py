@@ -7,7 +7,7 @@ import io
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 # Pillow warns from here on and refuses at twice as many; one limit for all is easier to explain.
@@ -50,7 +50,7 @@ class Transform(NamedTuple):
         side = self.resize or self.image_size
         if self.keep_aspect:
             shorter = min(image.size)
-            size = tuple(int(side * length / shorter) for length in image.size)
+            size = (int(side * image.width / shorter), int(side * image.height / shorter))
         else:
             size = (side, side)
         return image if size == image.size else image.resize(size, Image.Resampling.BILINEAR)
@@ -81,13 +81,17 @@ def _open(content: bytes) -> Image.Image:
         raise ValueError("the file is empty")
     try:
         image = Image.open(io.BytesIO(content), formats=FORMATS)
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise ValueError(f"no {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image") from None
     except Exception as error:  # Decoders raise what they like on damaged headers, or a warning.
         raise ValueError(f"cannot be opened: {error}") from error
     if image.width * image.height > MAX_PIXELS:
         raise ValueError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS:,} in all")
     try:
+        if image.format == "PNG":
+            # Loading does not compare the checksums of a PNG; verifying leaves nothing to load.
+            image.verify()
+            image = Image.open(io.BytesIO(content), formats=FORMATS)
         image.load()
         return ImageOps.exif_transpose(image)
     except Exception as error:

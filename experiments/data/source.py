@@ -15,10 +15,9 @@ Array = jax.Array
 class Source(NamedTuple):
     """A data set, and one pure function that draws from it inside the train step.
 
-    So there is one loop for all data: arrays live on the device, or batches come from the host, and
-    the step does not know more than that. What is small enough lies on the device, where `draw` picks
-    and augments and the host does nothing; what is not comes as batches of a `Feed`, which `draw`
-    only augments.
+    So there is one loop for all data. What is small enough lies on the device, where `draw` picks
+    and augments and the host does nothing; what is not comes from the host as batches of a `Feed`,
+    which `draw` only augments.
 
     Attributes:
       name: as in the config.
