@@ -27,9 +27,10 @@ def open_archive(path: str) -> tuple[ArrayRecords, ArrayRecords | None]:
             f"data.dir={path} does not exist; data.name=npz needs the path of an .npz file"
         )
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # Opened here, because NumPy leaves the file of a damaged archive open.
+        with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
         raise DataError(f"{path}: no readable .npz of plain arrays: {error}") from error
     train = _records(path, arrays, _TRAIN)
     if train is None:
