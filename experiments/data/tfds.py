@@ -73,8 +73,8 @@ def find(name: str, root: str) -> str:
         there = f" There are: {', '.join(known[:10])}{nearest(stem, known)}." if known else ""
         raise DataError(
             f"TFDS data set {name!r} is not prepared in {base} (looked for in --data_dir or "
-            f"data.dir, FDRL_DATA_DIR, TFDS_DATA_DIR, {_DEFAULT_ROOT}).{there} Prepare it once where "
-            f"TensorFlow is installed: tfds build {stem} --data_dir={base} "
+            f"data.dir, FDRL_DATA_DIR, TFDS_DATA_DIR, {_DEFAULT_ROOT}).{there} Prepare it once "
+            f"where TensorFlow is installed: tfds build {stem} --data_dir={base} "
             "--file_format=array_record, and copy the folder here; docs/data.md shows more"
         )
     configs = sorted({f.parent.relative_to(base).as_posix() for f in found})

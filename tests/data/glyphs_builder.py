@@ -10,7 +10,6 @@ class Glyphs(tfds.core.GeneratorBasedBuilder):
     """Twelve training and four test images of two classes."""
 
     VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "First."}
 
     def _info(self):
         features = tfds.features.FeaturesDict(

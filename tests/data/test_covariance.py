@@ -83,7 +83,8 @@ def test_fewer_examples_than_directions_are_no_trouble(num):
     part = priors.low_rank([x], rank=20)
     factor, scale = priors.low_rank_factor(part)
     np.testing.assert_allclose(
-        factor @ factor.T + scale**2 * np.eye(60), covariance(x.repeat(2, 0)) + 1e-4 * np.eye(60),
+        factor @ factor.T + scale**2 * np.eye(60),
+        covariance(x.repeat(2, 0)) + 1e-4 * np.eye(60),
         atol=1e-5,
     )
 

@@ -72,7 +72,9 @@ def test_a_class_with_one_image_keeps_it_for_training(tmp_path):
 def test_npz_arrays_come_with_labels_and_their_own_held_out_part(tmp_path):
     path = tmp_path / "a.npz"
     pixels = np.stack([picture(8, 8, i) for i in range(9)])
-    np.savez(path, x_train=pixels[:6], y_train=np.arange(6) % 2, x_test=pixels[6:], y_test=[0, 1, 1])
+    np.savez(
+        path, x_train=pixels[:6], y_train=np.arange(6) % 2, x_test=pixels[6:], y_test=[0, 1, 1]
+    )
     source = load(DataOptions("npz", str(path)))
     np.testing.assert_array_equal(stored(source), pixels[:6])
     np.testing.assert_array_equal(source.labels[0], np.arange(6) % 2)
@@ -81,11 +83,11 @@ def test_npz_arrays_come_with_labels_and_their_own_held_out_part(tmp_path):
 
 def test_lsun_databases_are_found_by_split_and_read(tmp_path):
     for split, numbers in (("train", range(6)), ("val", range(6, 8))):
-        with lmdb.open(str(tmp_path / f"church_outdoor_{split}_lmdb")) as database:
-            with database.begin(write=True) as transaction:
-                for i in numbers:
-                    content = encoded(picture(8, 8, i), "WEBP", lossless=True)
-                    transaction.put(b"key%d" % i, content)
+        path = str(tmp_path / f"church_outdoor_{split}_lmdb")
+        with lmdb.open(path) as database, database.begin(write=True) as transaction:
+            for i in numbers:
+                content = encoded(picture(8, 8, i), "WEBP", lossless=True)
+                transaction.put(b"key%d" % i, content)
     source = load(DataOptions("lsun", str(tmp_path), held_out_split="val"))
     assert len(stored(source)) == 6
     assert all_images(source) == expected(8)
@@ -168,7 +170,10 @@ def test_what_is_missing_is_named(changes, message, tmp_path, monkeypatch):
     [
         ({"images": np.zeros((4, 8, 8, 3), np.float32)}, "must be uint8.*got float32"),
         ({"images": np.zeros((4, 8, 8, 2), np.uint8)}, r"got uint8 \[4, 8, 8, 2\]"),
-        ({"pictures": np.zeros((4, 8, 8, 3), np.uint8)}, r"no array named .*there are \['pictures'\]"),
+        (
+            {"pictures": np.zeros((4, 8, 8, 3), np.uint8)},
+            r"no array named .*there are \['pictures'\]",
+        ),
         ({"images": np.array([{}], object)}, "no readable .npz of plain arrays"),
         ({"images": np.zeros((4, 8, 8), np.uint8), "labels": np.zeros(3)}, "4 images but labels"),
     ],

@@ -1,6 +1,8 @@
 """Images of one's own through the whole program."""
 
+import contextlib
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -9,8 +11,10 @@ from image_files import numbered, picture, write_folder
 
 from configs import folder
 from experiments import build, loop, modes
+from experiments.checkpoints import Checkpoints
 from experiments.dry_run import dry_run
 from experiments.errors import UserError
+from experiments.sampling import sample_state
 from experiments.workdir import Workdir
 
 
@@ -42,40 +46,56 @@ def assert_equal_bits(a, b):
     jax.tree.map(lambda x, y: np.testing.assert_array_equal(np.asarray(x), np.asarray(y)), a, b)
 
 
-def test_a_folder_trains_samples_and_reports(images, tmp_path, capsys):
-    modes.train(config(images), tmp_path, "a command")
-    modes.sample(config(images), tmp_path, None, 5)
-    workdir = Workdir(tmp_path)
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Images, and the workdir of a streamed run of 4 steps on them with a checkpoint at each."""
+    where = write_folder(tmp_path_factory.mktemp("trained") / "images", numbered(60), size=12)
+    run = where.parent / "run"
+    modes.train(streamed(where), run, "a command")
+    return where.parent
+
+
+def streamed(where, **changes):
+    return config(where, data__in_memory_megabytes=0, checkpoint__every_steps=1, **changes)
+
+
+def copied(trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "copy")
+    return tmp_path / "copy" / "images", tmp_path / "copy" / "run"
+
+
+def test_a_folder_trains_samples_and_reports(trained, tmp_path):
+    images, run = copied(trained, tmp_path)
+    modes.sample(streamed(images), run, None, 5)
+    workdir = Workdir(run)
     assert workdir.report.exists()
     assert "pixel_energy_distance" in json.loads(workdir.evaluation.read_text())["metrics"]
     assert np.load(workdir.samples / "step_4.npz")["arr_0"].shape == (5, 8, 8, 3)
-    assert capsys.readouterr().out.count("prior: fitted") == 1
 
 
-@pytest.mark.parametrize("megabytes", [0, 256])
-def test_a_resumed_run_equals_the_uninterrupted_one_streamed_or_in_memory(
-    megabytes, images, tmp_path
-):
-    changes = {"data__in_memory_megabytes": megabytes, "checkpoint__every_steps": 1}
-    whole = train(config(images, train__num_steps=5, **changes), tmp_path / "whole")
-    train(config(images, train__num_steps=3, **changes), tmp_path / "parts")
-    parts = train(config(images, train__num_steps=5, **changes), tmp_path / "parts")
-    assert_equal_bits(parts, whole)
+def test_a_run_resumed_from_moved_images_equals_the_uninterrupted_one(trained, tmp_path):
+    images, run = copied(trained, tmp_path)
+    whole = restored(run, images)
+    for step in (3, 4):
+        shutil.rmtree(run / "checkpoints" / str(step))
+    train(streamed(images), run)
+    assert_equal_bits(restored(run, images), whole)
 
 
-def test_a_run_does_not_go_on_with_other_images(images, tmp_path):
-    where = write_folder(tmp_path / "images", numbered(60))
-    train(config(where, train__num_steps=2), tmp_path / "run")
-    write_folder(where, ["new.png"])
+def restored(run, images):
+    experiment = build.experiment(streamed(images), Workdir(run).prior)
+    store = Checkpoints(Workdir(run).checkpoints, 9)
+    with contextlib.closing(store):
+        return store.restore(
+            jax.eval_shape(experiment.init_state), experiment.settings, ("data.dir",), 4
+        )
+
+
+def test_a_run_does_not_go_on_with_other_images(trained, tmp_path):
+    images, run = copied(trained, tmp_path)
+    write_folder(images, ["new.png"])
     with pytest.raises(UserError, match="images were added, removed or renamed"):
-        train(config(where, train__num_steps=4), tmp_path / "run")
-
-
-def test_a_run_goes_on_where_the_images_have_moved(tmp_path):
-    where = write_folder(tmp_path / "here", numbered(60))
-    train(config(where, train__num_steps=2), tmp_path / "run")
-    moved = where.rename(tmp_path / "there")
-    assert train(config(moved, train__num_steps=4), tmp_path / "run").step == 4
+        train(streamed(images, train__num_steps=5), run)
 
 
 def test_the_prior_is_fitted_once_and_again_for_other_data_or_another_transform(tmp_path, capsys):
@@ -123,22 +143,23 @@ def test_half_of_the_images_are_mirrored_and_the_rest_is_as_stored(images):
 
 
 @pytest.mark.parametrize("megabytes", [0, 256])
-def test_a_pair_of_domains_starts_from_the_source_images(megabytes, tmp_path):
+def test_a_pair_of_domains_samples_from_the_held_out_source_images(megabytes, tmp_path):
     names = [*numbered(20, "trainA/"), *numbered(30, "trainB/"), *numbered(5, "testA/")]
     where = write_folder(tmp_path / "pair", [*names, *numbered(5, "testB/")])
     changes = {"data__name": "pair", "prior__name": "source", "data__dequantisation": 0.0}
     changes["data__in_memory_megabytes"] = megabytes
-    modes.train(config(where, **changes), tmp_path / "run", "a command")
     experiment = build.experiment(config(where, **changes))
-    prior = loop.make_sample_fn(experiment)
-    variables = experiment.init_state().ema_variables
-    replicated = jax.tree.map(lambda a: np.stack([a] * jax.local_device_count()), variables)
-    constants = jax.tree.map(
-        lambda a: np.stack([a] * jax.local_device_count()), experiment.constants
-    )
-    started = prior(replicated, constants, 5).prior
+    state = experiment.init_state()
+    started = sample_state(experiment, state, 5).prior
     test_a = {picture(8, 8, 50 + i).tobytes() for i in range(5)}
     assert {np.round((x + 1) * 127.5).astype(np.uint8).tobytes() for x in started} == test_a
+
+
+def test_a_train_step_on_a_pair_flows_from_source_images(tmp_path):
+    names = [*numbered(20, "trainA/"), *numbered(30, "trainB/")]
+    where = write_folder(tmp_path / "pair", names)
+    changes = {"data__name": "pair", "prior__name": "source", "train__num_steps": 2}
+    train(config(where, data__in_memory_megabytes=0, **changes), tmp_path / "run")
 
 
 def test_the_source_prior_needs_a_pair(images):
@@ -153,7 +174,11 @@ def test_where_the_data_are_may_stand_in_the_environment(images, monkeypatch):
 
 def test_the_network_follows_from_the_size_of_the_images():
     assert [build._network_for(size) for size in (8, 32, 64, 128, 256)] == [
-        "resnet32", "resnet32", "resnet64", "resnet128", "resnet128",
+        "resnet32",
+        "resnet32",
+        "resnet64",
+        "resnet128",
+        "resnet128",
     ]
 
 

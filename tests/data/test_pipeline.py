@@ -142,15 +142,13 @@ def broken():
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_unreadable_image_stops_the_run_by_name(workers):
-    with pytest.raises(DataError, match="image [34]: torn in two.*data.on_error=skip"):
+    with pytest.raises(DataError, match=r"image [34]: torn in two.*data.on_error=skip"):
         read(5, {"real": broken()}, workers=workers)
 
 
 def test_skipped_images_are_replaced_counted_and_told_once_and_move_no_other(caplog):
     problems = Problems("skip")
-    batches = training_batches(
-        {"real": broken()}, problems, Reading(), seed=3, batch_size=4
-    )
+    batches = training_batches({"real": broken()}, problems, Reading(), seed=3, batch_size=4)
     taken = np.stack([next(batches)["real"].ravel() for _ in range(10)])
     batches.close()
     whole = read(10)["real"]
