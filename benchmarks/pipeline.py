@@ -56,9 +56,10 @@ def in_memory(options: DataOptions, num_batches: int) -> float:
 
 
 def from_host(options: DataOptions, num_batches: int) -> float:
-    source = load(options)
-    assert source.open_feed is not None
-    with source.open_feed(0, BATCH_SIZE, 0, 1) as feed:
+    open_feed = load(options).open_feed
+    if open_feed is None:
+        raise SystemExit("the images are too few to be streamed")
+    with open_feed(0, BATCH_SIZE, 0, 1) as feed:
         return rate(lambda _: feed.take(1), num_batches)
 
 
