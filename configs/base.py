@@ -14,12 +14,31 @@ def get_config() -> ConfigDict:
     c.precision = "float32"  # Of the network's computation; parameters and flow stay in float32.
 
     c.data = ConfigDict()
+    # A built-in set (swissroll, 8gaussians, 25gaussians, digits) or images: folder (or a zip), npz,
+    # lsun, pair, tfds:NAME. See docs/data.md.
     c.data.name = "swissroll"
-    c.data.dequantisation = 0.0  # Standard deviation of Gaussian noise on data, scale [-1, 1].
+    c.data.dir = ""  # Where images are; also --data_dir, or FDRL_DATA_DIR in the environment.
+    c.data.split = "train"
+    c.data.held_out_split = "test"
+    c.data.num_held_out = 1_000  # Of a set without such a split, but at most a tenth of it.
+    c.data.source_class = ""  # Paired domains: translate images of this class ...
+    c.data.target_class = ""  # ... to this one.
+    # Stored images become examples in this order (lengths in pixels, 0: leave the step out).
+    c.data.center_crop = 0  # Cut this square from the centre.
+    c.data.resize = 0  # Make the shorter side so long; 0: image_size.
+    c.data.image_size = 0  # Cut this square from the centre; 0: images have one size already.
+    c.data.keep_aspect = True  # False: squeeze images to the square instead.
+    c.data.channels = 3
     c.data.random_flip = False  # Mirror half of the images, left to right.
+    c.data.dequantisation = 0.0  # Standard deviation of Gaussian noise on data, scale [-1, 1].
+    c.data.on_error = "stop"  # At a file that cannot be read; "skip" leaves it out and counts.
+    c.data.in_memory_megabytes = 256  # Larger sets are streamed. CIFAR-10 has 147.
+    c.data.num_workers = 0  # Processes that decode streamed images; 0: threads of the main one.
+    c.data.num_threads = 4  # In each process.
+    c.data.prefetch_batches = 8
 
     c.network = ConfigDict()
-    c.network.name = "mlp"
+    c.network.name = "mlp"  # "auto" takes the paper's for the size of the images.
     c.network.hidden_sizes = (64, 64, 64, 64)  # Of "mlp".
     c.network.width = (
         0  # Stem channels of a residual network, blocks in proportion; 0: the table's.
@@ -33,6 +52,7 @@ def get_config() -> ConfigDict:
     c.prior = ConfigDict()
     c.prior.name = "normal"
     c.prior.scale = 1.0  # Standard deviation of "normal".
+    c.prior.rank = 0  # Of the covariance of "data_dependent"; 0: full up to 12,288 dimensions.
     c.prior.jitter = 1e-4  # Added to the diagonal of the covariance of "data_dependent" (eq. 8).
 
     c.flow = ConfigDict()

@@ -2,15 +2,18 @@
 
 import functools
 import json
+import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from experiments import data, schema
-from experiments.data import Source
+from experiments import data, fitted_prior, schema
+from experiments.data import DataOptions, Source
+from experiments.data.feed import Feed
 from experiments.errors import UserError
 from fdrl_jax import bregman, divergences, networks, parallel, priors, rng, state, steps
 from fdrl_jax.priors import Prior
@@ -82,9 +85,27 @@ class Experiment(NamedTuple):
         example = jnp.zeros((1, *self.source.event_shape))
         return state.create(dict(jax.jit(self.network.init)(key, example)), self.optimizer)
 
+    def data_state(self, step: int) -> dict[str, Any]:
+        """Returns where the data stand after a step, and what fixes their order."""
+        return {"num_batches": step, "identity": self.source.identity}
 
-def experiment(config: Mapping[str, Any]) -> Experiment:
+    def open_feed(self, step: int) -> Feed:
+        """Opens the host batches of this process from a step on; none for data on the device."""
+        if self.source.open_feed is None:
+            return Feed(None)
+        size = self.batch_size // jax.process_count()
+        return self.source.open_feed(self.seed, size, step, self.steps_per_dispatch)
+
+
+def experiment(
+    config: Mapping[str, Any], prior_file: Path | None = None, *, fit_prior: bool = True
+) -> Experiment:
     """Checks a config and builds all that it describes.
+
+    Args:
+      config: nested keys and values.
+      prior_file: where a data-dependent prior is kept once it is fitted.
+      fit_prior: `False` puts zeros in its place, for a look at shapes and times.
 
     Raises:
       UserError: for values, or combinations of values, that cannot run.
@@ -92,16 +113,17 @@ def experiment(config: Mapping[str, Any]) -> Experiment:
     schema.check(config)
     c = schema.flatten(config)
     try:
-        return _build(c)
+        return _build(c, prior_file, fit_prior)
     except ValueError as error:
         # The library explains bad combinations (a loss with a divergence, a batch with devices).
         raise UserError(f"config: {error}") from error
 
 
-def _build(c: dict[str, Any]) -> Experiment:
-    source = data.load(c["data.name"])
-    network = _network(c, source.kind)
-    prior = _prior(c, source)
+def _build(c: dict[str, Any], prior_file: Path | None, fit_prior: bool) -> Experiment:
+    c["data.dir"] = c["data.dir"] or os.environ.get("FDRL_DATA_DIR", "")
+    source = data.load(DataOptions(**_section(c, "data")))
+    network = _network(c, source)
+    prior = _prior(c, source, prior_file, fit_prior)
     schedule = _schedule(c)
     optimizer = _optimizer(c, schedule)
     problem = Problem(
@@ -155,8 +177,11 @@ def _build(c: dict[str, Any]) -> Experiment:
     )
 
 
-def _network(c: dict[str, Any], kind: str) -> Network:
+def _network(c: dict[str, Any], source: Source) -> Network:
     name, dtype, spectral_norm = c["network.name"], c["precision"], c["network.spectral_norm"]
+    kind = source.kind
+    if name == "auto":
+        name = "mlp" if kind == "points" else _network_for(max(source.event_shape[:2]))
     if (name == "mlp") != (kind == "points"):
         fitting = "'mlp'" if kind == "points" else "a residual network such as 'resnet'"
         raise ValueError(f"network.name={name!r} does not fit {kind}; use {fitting}")
@@ -180,16 +205,37 @@ def _network(c: dict[str, Any], kind: str) -> Network:
     )
 
 
-def _prior(c: dict[str, Any], source: Source) -> Prior:
+def _network_for(image_size: int) -> str:
+    """Returns the paper's network for the nearest of its sizes, 32, 64 and 128."""
+    return "resnet32" if image_size <= 48 else "resnet64" if image_size <= 96 else "resnet128"
+
+
+def _prior(c: dict[str, Any], source: Source, file: Path | None, fit: bool) -> Prior:
     if c["prior.name"] == "normal":
         return priors.normal(source.event_shape, c["prior.scale"])
     if c["prior.name"] == "uniform":
         return priors.uniform(source.event_shape)
-    moments = priors.moments([source.train()])
-    factor = priors.covariance_factor(moments.covariance, c["prior.jitter"])
+    if c["prior.name"] == "source":
+        if source.starts is None:
+            raise ValueError(
+                "prior.name='source' needs paired domains: data.name='pair', or data.source_class "
+                "and data.target_class"
+            )
+        return priors.batch("source", c["data.dequantisation"])
+    rank = fitted_prior.choose_rank(c["prior.rank"], source.event_shape)
+    if fit:
+        fitted = fitted_prior.load_or_fit(source, rank, c["prior.jitter"], file)
+    else:
+        fitted = fitted_prior.blank(source, rank)
     # Images are clipped to their range (method section 6); points have none.
     clip = (-1.0, 1.0) if source.kind == "images" else None
-    return priors.gaussian(moments.mean.reshape(source.event_shape), factor, clip=clip)
+    mean = fitted.mean.reshape(source.event_shape)
+    return priors.gaussian(mean, fitted.factor, remainder_scale=fitted.remainder_scale, clip=clip)
+
+
+def _section(c: dict[str, Any], name: str) -> dict[str, Any]:
+    prefix = f"{name}."
+    return {key.removeprefix(prefix): c[key] for key in c if key.startswith(prefix)}
 
 
 def _schedule(c: dict[str, Any]) -> optax.Schedule:

@@ -13,7 +13,10 @@ from experiments.errors import UserError
 from fdrl_jax.state import TrainState
 
 # Settings that may change when a run goes on: they do not alter what a step computes.
-FREE_IN_TRAINING = ("log.", "checkpoint.", "snapshot.", "evaluate.", "train.max_")
+FREE_IN_TRAINING = (
+    *("log.", "checkpoint.", "snapshot.", "evaluate.", "train.max_"),
+    *("data.dir", "data.on_error", "data.num_workers", "data.num_threads", "data.prefetch_batches"),
+)
 # Sampling moreover reads no optimizer, and may flow otherwise than training did.
 FREE_IN_SAMPLING = (*FREE_IN_TRAINING, "flow.", "train.", "optimizer.", "seed")
 
@@ -21,8 +24,8 @@ FREE_IN_SAMPLING = (*FREE_IN_TRAINING, "flow.", "train.", "optimizer.", "seed")
 class Checkpoints:
     """The checkpoints of a run: one folder a step, the newest few kept.
 
-    A checkpoint holds the train state (step, variables, average, optimizer) and the settings. Data
-    position and random keys follow from the step and the seed.
+    A checkpoint holds the train state (step, variables, average, optimizer), the settings and the
+    state of the data. Random keys follow from the step and the seed.
     """
 
     def __init__(self, folder: Path, keep: int) -> None:
@@ -39,14 +42,26 @@ class Checkpoints:
             if (self._folder / str(step) / "state").is_dir()
         )
 
-    def save(self, train_state: TrainState, settings: dict[str, Any]) -> None:
-        """Saves a state (one replica) in the background; a crash leaves the ones before intact."""
+    def save(
+        self,
+        train_state: TrainState,
+        settings: dict[str, Any],
+        data: dict[str, Any] | None = None,
+    ) -> None:
+        """Saves a state (one replica) in the background; a crash leaves the ones before intact.
+
+        Args:
+          train_state: the state.
+          settings: those of the run.
+          data: where the data stand and what fixes their order, if the run reads any.
+        """
         step = int(train_state.step)
         self._manager.save(
             step,
             args=ocp.args.Composite(
                 state=ocp.args.StandardSave(jax.tree.map(np.asarray, train_state)),
                 settings=ocp.args.JsonSave(settings),
+                data=ocp.args.JsonSave(data or {}),
             ),
         )
 
@@ -97,6 +112,20 @@ class Checkpoints:
         if steps:
             raise UserError(f"none of the checkpoints {steps} in {self._folder} can be read")
         return None
+
+    def check_data(self, step: int, data: dict[str, Any]) -> None:
+        """Checks that a run that goes on from a checkpoint would see the images that are due.
+
+        Raises:
+          UserError: if images were added, removed or renamed since.
+        """
+        args = ocp.args.Composite(data=ocp.args.JsonRestore())
+        saved = dict(self._manager.restore(step, args=args)["data"])
+        if saved and saved != data:
+            raise UserError(
+                f"the data are not those of the checkpoint {self._folder / str(step)}: images were "
+                "added, removed or renamed. Bring them back, or train in another --workdir"
+            )
 
     def wait(self) -> None:
         """Waits until saves in the background are on disk."""

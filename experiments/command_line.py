@@ -9,7 +9,7 @@ from absl import flags
 from experiments import schema
 from experiments.errors import UserError, nearest
 
-MODES = ("train", "sample", "evaluate", "dry_run", "convert")
+MODES = ("train", "prior", "sample", "evaluate", "dry_run", "convert")
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]+)")
 
 

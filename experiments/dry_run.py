@@ -21,7 +21,7 @@ def dry_run(config: Mapping[str, Any]) -> None:
     The step of the run is compiled, and memory is the compiler's figure for it. Time is measured on
     train steps with few flow steps, on a scratch state, and extrapolated linearly to K.
     """
-    experiment = build.experiment(config)
+    experiment = build.experiment(config, fit_prior=False)
     for key, value in experiment.settings.items():
         print(f"  {key:32s} {value}")
     print(describe_devices())
@@ -49,14 +49,17 @@ def _compile(experiment: Experiment, num_flow_steps: int) -> tuple[Any, float]:
     flow = experiment.problem.flow._replace(num_steps=num_flow_steps)
     train_step = experiment.make_train_step(experiment.problem._replace(flow=flow))
     run_steps = parallel.map_steps(steps.repeat_steps(train_step, experiment.steps_per_dispatch))
-    compiled = run_steps.lower(*_arguments(experiment), None, 1).compile()
+    compiled = run_steps.lower(*_arguments(experiment), 1).compile()
     return compiled, time.perf_counter() - started
 
 
-def _arguments(experiment: Experiment) -> tuple[Any, Any]:
+def _arguments(experiment: Experiment) -> tuple[Any, Any, Any]:
+    with experiment.open_feed(0) as feed:
+        host_batches = feed.take(1)
     return (
         parallel.replicate(experiment.init_state()),
         parallel.replicate(experiment.constants),
+        host_batches,
     )
 
 
@@ -64,9 +67,9 @@ def _time_step(experiment: Experiment, num_flow_steps: int) -> float:
     compiled, _ = _compile(experiment, num_flow_steps)
     seconds = []
     for _ in range(5):
-        state, constants = _arguments(experiment)  # Anew: the step takes the state's buffers.
+        arguments = _arguments(experiment)  # Anew: the step takes the state's buffers.
         started = time.perf_counter()
-        jax.block_until_ready(compiled(state, constants, None, 1))
+        jax.block_until_ready(compiled(*arguments, 1))
         seconds.append(time.perf_counter() - started)
     return statistics.median(seconds)
 

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from experiments import metrics_log
 from experiments.build import Experiment, Guard
 from experiments.checkpoints import FREE_IN_TRAINING, Checkpoints
+from experiments.data.feed import Feed
 from experiments.errors import DivergedError
 from experiments.metrics_log import Record
 from experiments.sampling import SampleFn, make_sample_fn
@@ -56,6 +57,8 @@ def train(experiment: Experiment, workdir: Workdir, command: str) -> TrainState:
     restored = store.restore(template, experiment.settings, free)
     train_state = experiment.init_state() if restored is None else restored
     step = int(train_state.step)
+    if restored is not None:
+        store.check_data(step, experiment.data_state(step))
     # Only now: a config that does not fit the checkpoint must not replace the record of the run.
     write_json(workdir.config, {"command": command, "settings": experiment.settings})
     with contextlib.ExitStack() as stack:
@@ -63,7 +66,8 @@ def train(experiment: Experiment, workdir: Workdir, command: str) -> TrainState:
         writers = [
             stack.enter_context(contextlib.closing(w)) for w in _writers(experiment, workdir, step)
         ]
-        return _run(experiment, workdir, store, train_state, step, writers)
+        feed = stack.enter_context(experiment.open_feed(step))
+        return _run(experiment, workdir, store, train_state, step, writers, feed)
 
 
 def _run(
@@ -73,6 +77,7 @@ def _run(
     train_state: TrainState,
     step: int,
     writers: list[metrics_log.Writer],
+    feed: Feed,
 ) -> TrainState:
     train_step = experiment.make_train_step(experiment.problem)
     run_steps = parallel.map_steps(steps.repeat_steps(train_step, experiment.steps_per_dispatch))
@@ -90,12 +95,17 @@ def _run(
         while step < last:
             until_next = [every - step % every for every in cadence]
             count = min(experiment.steps_per_dispatch, last - step, *until_next)
-            replicated, metrics = run_steps(replicated, constants, None, count)
+            # Gathered while the device works on the dispatch before.
+            host_batches = feed.take(count)
+            replicated, metrics = run_steps(replicated, constants, host_batches, count)
             window.parts.append((step + 1, count, metrics))
             step += count
+            if host_batches is not None and len(window.parts) > 1:
+                # At most two dispatches on their way: batches of more would fill the memory.
+                jax.block_until_ready(window.parts[-2][2])
             if not any(map(due, cadence)):
                 continue
-            # The only places where the host waits for the device.
+            # The only places where the host waits for the device to be idle.
             numbers, values = window.fetch()
             _check_sane(numbers, values, experiment, store)
             if due(cadence.log_steps):
@@ -108,7 +118,11 @@ def _run(
             if due(cadence.snapshot_steps):
                 _write_snapshot(experiment, workdir, step, sample, replicated, constants)
             if due(cadence.checkpoint_steps):
-                store.save(parallel.unreplicate(replicated), experiment.settings)
+                store.save(
+                    parallel.unreplicate(replicated),
+                    experiment.settings,
+                    experiment.data_state(step),
+                )
     return jax.tree.map(np.asarray, parallel.unreplicate(replicated))
 
 

@@ -2,6 +2,7 @@
 
 Examples:
   Train:      python -m experiments.main --config=configs/swissroll.py --workdir=runs/swissroll
+  Own images: python -m experiments.main --config=configs/folder.py --data_dir=DIR --workdir=RUN
   Sample:     python -m experiments.main --mode=sample --workdir=runs/swissroll --num_samples=1000
   Evaluate:   python -m experiments.main --mode=evaluate --workdir=runs/swissroll
   Convert:    python -m experiments.main --mode=convert --config=configs/swissroll.py \
@@ -27,6 +28,9 @@ _CONFIG = config_flags.DEFINE_config_file(
     "config", help_string="Config file, FILE.py or FILE.py:tiny; the workdir's own if left out."
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; made if missing.")
+_DATA_DIR = flags.DEFINE_string(
+    "data_dir", None, "Where the data are: comes before data.dir and FDRL_DATA_DIR."
+)
 _MODE = flags.DEFINE_string("mode", "train", f"What to do: {', '.join(command_line.MODES)}.")
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint",
@@ -53,10 +57,14 @@ def main(_: list[str]) -> None:
         from experiments.dry_run import dry_run
 
         config = _CONFIG.value.to_dict()
+        if _DATA_DIR.value:
+            config["data"]["dir"] = _DATA_DIR.value
         workdir = Path(_WORKDIR.value or ".")
         command = shlex.join(["python", "-m", "experiments.main", *sys.argv[1:]])
         if _MODE.value == "train":
             modes.train(config, workdir, command)
+        elif _MODE.value == "prior":
+            modes.prior(config, workdir)
         elif _MODE.value == "sample":
             modes.sample(config, workdir, _checkpoint_step(), _NUM_SAMPLES.value)
         elif _MODE.value == "evaluate":

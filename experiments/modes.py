@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from experiments import build, loop, pictures, report
@@ -15,14 +16,18 @@ from experiments.convert import convert as run_conversion
 from experiments.errors import UserError
 from experiments.evaluation import evaluate as judge
 from experiments.hardware import describe_devices
-from experiments.sampling import sample_state
+from experiments.sampling import batch_at, sample_state
 from experiments.workdir import Workdir, read_json, write_json
+from fdrl_jax import rng
 from fdrl_jax.state import TrainState
+
+_SHOWN_OF_PRIOR = 100
 
 
 def train(config: Mapping[str, Any], folder: Path, command: str) -> None:
     """Trains to the last step, from the newest checkpoint if there is one; evaluates; reports."""
-    experiment, workdir = build.experiment(config), Workdir(folder)
+    workdir = Workdir(folder)
+    experiment = build.experiment(config, workdir.prior)
     workdir.create()
     print(describe_devices())
     train_state = loop.train(experiment, workdir, command)
@@ -33,11 +38,24 @@ def train(config: Mapping[str, Any], folder: Path, command: str) -> None:
         _evaluate(experiment, workdir, train_state)
 
 
+def prior(config: Mapping[str, Any], folder: Path) -> None:
+    """Fits the data-dependent prior, or finds it fitted; draws samples of it beside the data."""
+    workdir = Workdir(folder)
+    experiment = build.experiment(config, workdir.prior)
+    workdir.create()
+    positions = np.arange(_SHOWN_OF_PRIOR, dtype=np.int32)
+    batch = jax.tree.map(jnp.asarray, batch_at(experiment, positions))
+    keys = rng.example_keys(jax.random.key(experiment.seed), rng.Stream.PRIOR, batch["position"])
+    x0 = experiment.problem.prior_sample(experiment.constants.prior, keys, batch)
+    figure = pictures.prior_and_data(experiment.source, np.asarray(x0))
+    print(f"picture: {pictures.save(figure, workdir.pictures / 'prior.png')}")
+
+
 def sample(
     config: Mapping[str, Any], folder: Path, checkpoint: int | None, num_samples: int | None
 ) -> None:
     """Writes samples of a checkpoint: an .npz (points; images as uint8 NHWC) and a picture."""
-    experiment, workdir = build.experiment(config), Workdir(folder)
+    experiment, workdir = _open(config, folder)
     train_state = _restore(experiment, workdir, checkpoint)
     num = num_samples or experiment.evaluation_samples
     samples = sample_state(experiment, train_state, num)
@@ -50,7 +68,7 @@ def sample(
 
 def evaluate(config: Mapping[str, Any], folder: Path, checkpoint: int | None) -> None:
     """Computes the metrics of a checkpoint and draws its report anew."""
-    experiment, workdir = build.experiment(config), Workdir(folder)
+    experiment, workdir = _open(config, folder)
     _evaluate(experiment, workdir, _restore(experiment, workdir, checkpoint))
 
 
@@ -60,6 +78,12 @@ def convert(config: Mapping[str, Any], folder: Path, checkpoint: Path, command: 
     if unknown:
         print(f"no counterpart here, left out: {', '.join(unknown)}")
     print(f"converted: --workdir={folder} samples, evaluates and trains on")
+
+
+def _open(config: Mapping[str, Any], folder: Path) -> tuple[Experiment, Workdir]:
+    """Builds the experiment of a workdir that should exist, and makes none that does not."""
+    workdir = Workdir(folder)
+    return build.experiment(config, workdir.prior if workdir.root.is_dir() else None), workdir
 
 
 def _restore(experiment: Experiment, workdir: Workdir, checkpoint: int | None) -> TrainState:

@@ -12,7 +12,7 @@ import numpy as np
 from experiments import metrics_log, pictures
 from experiments.build import Experiment
 from experiments.pictures import curves, images, points
-from experiments.sampling import Samples
+from experiments.sampling import Samples, batch_at
 from experiments.workdir import Workdir, read_json, write_text
 from fdrl_jax.flow import drift
 from fdrl_jax.state import TrainState
@@ -105,7 +105,7 @@ def _field(experiment: Experiment, train_state: TrainState) -> Any:
 
 def _strip(experiment: Experiment, train_state: TrainState) -> Any:
     sampler = jax.jit(make_path_sampler(experiment.problem, seed=experiment.seed))
-    batch = {"position": jnp.arange(_NUM_STRIPS)}
+    batch = batch_at(experiment, np.arange(_NUM_STRIPS, dtype=np.int32))
     path = sampler(train_state.ema_variables, experiment.constants, batch)
     return images.flow_strip(np.asarray(path), experiment.problem.flow.num_steps)
 

@@ -33,6 +33,16 @@ def sample_state(experiment: Experiment, train_state: TrainState, num_samples: i
     return make_sample_fn(experiment)(variables, constants, num_samples, progress=True)
 
 
+def batch_at(experiment: Experiment, positions: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns what the sampler reads for the samples at these positions.
+
+    For paired domains that is the images to start from: held-out ones first.
+    """
+    starts = experiment.source.starts
+    batch = {"position": positions}
+    return batch if starts is None else {**batch, "source": starts(positions)}
+
+
 def make_sample_fn(experiment: Experiment) -> SampleFn:
     """Builds the sampler of an experiment, compiled once a batch size."""
     sampler = parallel.map_sampler(steps.make_sampler(experiment.problem, seed=experiment.seed))
@@ -46,7 +56,7 @@ def make_sample_fn(experiment: Experiment) -> SampleFn:
         with tqdm(total=num_samples, unit="sample", disable=not progress, desc="sampling") as bar:
             for first in range(0, num_samples, size):
                 positions = np.arange(first, first + size, dtype=np.int32)
-                batch = parallel.shard({"position": positions})
+                batch = parallel.shard(batch_at(experiment, positions))
                 part = parallel.gather(sampler(variables, constants, batch))
                 parts.append([np.asarray(stage) for stage in part])
                 bar.update(min(size, num_samples - first))

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from experiments.data.registry import BUILT_IN
+from experiments.data import registry
 from experiments.errors import UserError, nearest
 from fdrl_jax import bregman, divergences, networks
 
@@ -40,6 +40,10 @@ def _real(low: float, high: float = math.inf, *, above: bool = False, below: boo
 
 def _flag(value: Any) -> str | None:
     return None if isinstance(value, bool) else "True or False"
+
+
+def _text(value: Any) -> str | None:
+    return None if isinstance(value, str) else "a text"
 
 
 def _choice(*allowed: str) -> Rule:
@@ -92,10 +96,26 @@ def _divergence(value: Any) -> str | None:
 RULES: dict[str, Rule] = {
     "seed": _whole(),
     "precision": _choice("float32", "bfloat16"),
-    "data.name": _choice(*BUILT_IN),
-    "data.dequantisation": _real(0.0, 1.0),
+    "data.name": registry.objection,
+    "data.dir": _text,
+    "data.split": _text,
+    "data.held_out_split": _text,
+    "data.num_held_out": _whole(1),
+    "data.source_class": _text,
+    "data.target_class": _text,
+    "data.center_crop": _whole(0, 65_536),
+    "data.resize": _whole(0, 65_536),
+    "data.image_size": _whole(0, 65_536),
+    "data.keep_aspect": _flag,
+    "data.channels": lambda value: None if value in (1, 3) else "1 (grey) or 3 (colour)",
     "data.random_flip": _flag,
-    "network.name": _choice("mlp", "resnet", *networks.SPECS),
+    "data.dequantisation": _real(0.0, 1.0),
+    "data.on_error": _choice("stop", "skip"),
+    "data.in_memory_megabytes": _whole(0),
+    "data.num_workers": _whole(0, 1_000),
+    "data.num_threads": _whole(1, 1_000),
+    "data.prefetch_batches": _whole(1, 10_000),
+    "network.name": _choice("auto", "mlp", "resnet", *networks.SPECS),
     "network.hidden_sizes": _sizes,
     "network.width": _whole(0, 65_536),
     "network.blocks": _blocks,
@@ -103,9 +123,10 @@ RULES: dict[str, Rule] = {
     "network.attention_after": _whole(1, 1_000),
     "network.spectral_norm": _flag,
     "network.remat": _flag,
-    "prior.name": _choice("normal", "uniform", "data_dependent"),
+    "prior.name": _choice("normal", "uniform", "data_dependent", "source"),
     "prior.scale": _real(0.0, above=True),
     "prior.jitter": _real(0.0),
+    "prior.rank": _whole(0, 2**20),
     "flow.num_steps": _whole(1, 100_000),
     "flow.num_refine_steps": _whole(0, 100_000),
     "flow.step_size": _real(0.0, above=True),

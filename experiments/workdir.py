@@ -11,13 +11,15 @@ from experiments.errors import UserError
 class Workdir:
     """Paths of a run's folder.
 
-    `config.json` the settings; `metrics.jsonl` one line a logging interval; `checkpoints/`;
-    `snapshots/` samples during training; `samples/`; `pictures/`; `evaluation.json`; `report.html`.
+    `config.json` the settings; `prior.npz` the fitted prior; `metrics.jsonl` one line a logging
+    interval; `checkpoints/`; `snapshots/` samples during training; `samples/`; `pictures/`;
+    `evaluation.json`; `report.html`.
     """
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
         self.config = self.root / "config.json"
+        self.prior = self.root / "prior.npz"
         self.metrics = self.root / "metrics.jsonl"
         self.checkpoints = self.root / "checkpoints"
         self.snapshots = self.root / "snapshots"

@@ -4,12 +4,27 @@ A prior is a pair of arrays and a pure function, apart from each other so that l
 covariance factor) travel into compiled functions as arguments and not as constants.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from fdrl_jax.covariance import Moments, covariance_factor, low_rank, low_rank_factor, moments
+
+__all__ = [
+    "Moments",
+    "Prior",
+    "batch",
+    "covariance_factor",
+    "gaussian",
+    "low_rank",
+    "low_rank_factor",
+    "moments",
+    "normal",
+    "uniform",
+]
 
 Array = jax.Array
 Batch = dict[str, Array]
@@ -52,101 +67,58 @@ def gaussian(
     mean: np.ndarray | Array,
     factor: np.ndarray | Array,
     *,
+    remainder_scale: float = 0.0,
     clip: tuple[float, float] | None = (-1.0, 1.0),
 ) -> Prior:
-    """Returns the data-dependent prior (DDP, eq. 8): `N(μ, F Fᵀ)`, clipped.
+    """Returns the data-dependent prior (DDP, eq. 8): `N(μ, F Fᵀ + s² I)`, clipped.
 
     Args:
       mean: `μ`, of the event's shape.
-      factor: `F`, [D, D] with D the event's size: for example `covariance_factor` of `Moments`.
+      factor: `F`, [D, k] with D the event's size: `covariance_factor`, with k = D, or the factor of
+        `low_rank_factor`.
+      remainder_scale: `s`, standard deviation of what a factor of low rank leaves out.
       clip: the range that samples are clipped to, or `None`.
 
     Raises:
       ValueError: if the factor does not fit the mean.
     """
     shape, size = np.shape(mean), int(np.size(mean))
-    if np.shape(factor) != (size, size):
+    if np.ndim(factor) != 2 or np.shape(factor)[0] != size:
         raise ValueError(
-            f"a mean of {size} entries needs a factor {(size, size)}, got {np.shape(factor)}"
+            f"a mean of {size} entries needs a factor of {size} rows, got {np.shape(factor)}"
         )
+    rank = np.shape(factor)[1]
     params = {
         "mean": jnp.asarray(mean, jnp.float32).reshape(size),
         "factor": jnp.asarray(factor, jnp.float32),
     }
 
     def sample(params: dict[str, Array], keys: Array, batch: Batch) -> Array:
-        noise = _per_example(jax.random.normal, keys, (size,))
+        noise = _per_example(jax.random.normal, keys, (rank,))
         x = params["mean"] + noise @ params["factor"].T
+        if remainder_scale:
+            other_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, 1)
+            x = x + remainder_scale * _per_example(jax.random.normal, other_keys, (size,))
         return (x if clip is None else jnp.clip(x, *clip)).reshape(-1, *shape)
 
     return Prior(params, sample)
 
 
-def batch(field: str = "source") -> Prior:
-    """Returns the prior that takes `x_0` from the batch itself: image-to-image translation."""
-    return Prior((), lambda _, keys, batch: batch[field])
-
-
-class Moments(NamedTuple):
-    """Count, mean and scatter matrix `Σ (x - μ)(x - μ)ᵀ` of examples seen so far, in float64."""
-
-    num_examples: int
-    mean: np.ndarray
-    scatter: np.ndarray
-
-    @property
-    def covariance(self) -> np.ndarray:
-        """The biased covariance (1/N), [D, D]."""
-        return self.scatter / self.num_examples
-
-
-def moments(batches: Iterable[np.ndarray]) -> Moments:
-    """Computes mean and covariance in one pass over batches, in float64 on the host.
-
-    Batches are merged by the update of Chan, Golub and LeVeque (1979), which does not cancel.
+def batch(field: str = "source", dequantisation: float = 0.0) -> Prior:
+    """Returns the prior that takes `x_0` from the batch itself: image-to-image translation.
 
     Args:
-      batches: arrays [B, ...] of un-augmented examples in [-1, 1].
-
-    Raises:
-      ValueError: if there is no example.
+      field: name of the images in the batch.
+      dequantisation: standard deviation of the Gaussian noise added to them, as to data.
     """
-    total: Moments | None = None
-    for examples in batches:
-        if not len(examples):
-            continue
-        x = np.asarray(examples, np.float64).reshape(len(examples), -1)
-        mean = x.mean(axis=0)
-        centred = x - mean
-        part = Moments(len(x), mean, centred.T @ centred)
-        total = part if total is None else _merge(total, part)
-    if total is None:
-        raise ValueError("a data-dependent prior needs at least one example, got none")
-    return total
 
+    def sample(_: Any, keys: Array, batch: Batch) -> Array:
+        x = batch[field]
+        if not dequantisation:
+            return x
+        return x + dequantisation * _per_example(jax.random.normal, keys, x.shape[1:])
 
-def covariance_factor(covariance: np.ndarray, jitter: float = 1e-4) -> np.ndarray:
-    """Returns the Cholesky factor of `Σ + jitter I` (eq. 8), float32, computed in float64.
-
-    Raises:
-      ValueError: if the sum is not positive definite.
-    """
-    try:
-        regularised = covariance + jitter * np.eye(len(covariance))
-        return np.linalg.cholesky(regularised).astype(np.float32)
-    except np.linalg.LinAlgError:
-        raise ValueError(
-            f"the covariance plus {jitter:g} I is not positive definite; raise the jitter"
-        ) from None
-
-
-def _merge(a: Moments, b: Moments) -> Moments:
-    count = a.num_examples + b.num_examples
-    delta = b.mean - a.mean
-    scatter = (
-        a.scatter + b.scatter + np.outer(delta, delta) * (a.num_examples * b.num_examples / count)
-    )
-    return Moments(count, a.mean + delta * (b.num_examples / count), scatter)
+    return Prior((), sample)
 
 
 def _per_example(draw: Callable[..., Array], keys: Array, shape: tuple[int, ...]) -> Array:

@@ -33,7 +33,9 @@ def digits() -> Source:
         event_shape=images.shape[1:],
         arrays=train,
         draw=draw,
-        train=lambda: train,
+        train_batches=lambda: iter([train]),
         held_out=lambda num, seed: held_out[:num],
         labels=(train_labels, held_out_labels),
+        identity="digits",
+        fingerprint="digits",
     )

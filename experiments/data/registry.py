@@ -1,10 +1,13 @@
-"""The data sources that are built in, by name."""
+"""The data sources, by name."""
 
 from collections.abc import Callable
 
 from experiments.data.digits import digits
+from experiments.data.images import image_source
+from experiments.data.options import DataOptions
 from experiments.data.source import Source
 from experiments.data.toy2d import gaussians8, gaussians25, swissroll
+from experiments.errors import nearest
 
 BUILT_IN: dict[str, Callable[[], Source]] = {
     "swissroll": swissroll,
@@ -12,8 +15,26 @@ BUILT_IN: dict[str, Callable[[], Source]] = {
     "25gaussians": gaussians25,
     "digits": digits,
 }
+# Images of the user's own; "tfds:NAME" names a prepared set of tensorflow-datasets.
+STORED = ("folder", "lsun", "npz", "pair")
+_TFDS = "tfds:"
 
 
-def load(name: str) -> Source:
-    """Loads a data source by name; `schema` has checked the name."""
-    return BUILT_IN[name]()
+def objection(name: object) -> str | None:
+    """Returns what a name of data must be, or `None` for one that fits."""
+    if isinstance(name, str) and (
+        name in BUILT_IN or name in STORED or (name.startswith(_TFDS) and name != _TFDS)
+    ):
+        return None
+    allowed = [*BUILT_IN, *STORED, "tfds:NAME"]
+    return f"one of {', '.join(allowed)}{nearest(str(name), allowed)}"
+
+
+def load(options: DataOptions) -> Source:
+    """Opens a data source, whose name `objection` has passed.
+
+    Raises:
+      DataError: for data that are missing or cannot be read.
+    """
+    built_in = BUILT_IN.get(options.name)
+    return image_source(options) if built_in is None else built_in()

@@ -1,17 +1,23 @@
 """What a data source gives to the training loop and to the evaluation."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.data.feed import Feed
+
 Array = jax.Array
 
 
 class Source(NamedTuple):
-    """A data set as arrays that live on the device and a pure function that draws from them.
+    """A data set, and one pure function that draws from it inside the train step.
+
+    So there is one loop for all data. What is small enough lies on the device, where `draw` picks
+    and augments and the host does nothing; what is not comes from the host as batches of a `Feed`,
+    which `draw` only augments.
 
     Attributes:
       name: as in the config.
@@ -19,12 +25,21 @@ class Source(NamedTuple):
       event_shape: shape of one example.
       arrays: a pytree of arrays that `draw` reads.
       draw: `(arrays, host batch, key, positions [B]) -> {"real": [B, ...]}`, on the device; the key
-        is one for the whole run, the positions are the examples' (see `fdrl_jax.rng`).
-      train: `() -> examples [N, ...]`, the un-augmented training set, float32 (for the prior).
+        is one for the whole run, the positions are the examples' (see `fdrl_jax.rng`). Paired
+        domains have the images to start from under "source".
+      train_batches: `() -> batches [B, ...]` of the whole un-augmented training set, float32, once:
+        for the prior and for metrics.
       held_out: `(num, seed) -> examples` that training never sees, float32: at most `num`.
       modes: centres of the modes of a mixture, [M, 2], if it is one.
       mode_std: standard deviation of each mode.
-      labels: `() -> (train labels, held-out labels)`, if the data have any.
+      labels: `(train labels, held-out labels)`, if the data have any.
+      open_feed: `(seed, batch size of this process, first step, steps of a dispatch) -> Feed` for
+        data that are streamed; `None` otherwise.
+      starts: `(positions [B]) -> images [B, ...]` to start samples from, float32, for paired
+        domains: held-out ones first, then those of training, then again from the beginning.
+      identity: a hash of what fixes the order of examples; a run goes on only with the same.
+      fingerprint: a hash of the training set as `train_batches` gives it; a fitted prior is used
+        again only with the same.
     """
 
     name: str
@@ -32,11 +47,19 @@ class Source(NamedTuple):
     event_shape: tuple[int, ...]
     arrays: Any
     draw: Callable[[Any, Any, Array, Array], dict[str, Array]]
-    train: Callable[[], np.ndarray]
+    train_batches: Callable[[], Iterator[np.ndarray]]
     held_out: Callable[[int, int], np.ndarray]
     modes: np.ndarray | None = None
     mode_std: float | None = None
     labels: tuple[np.ndarray, np.ndarray] | None = None
+    open_feed: Callable[[int, int, int, int], Feed] | None = None
+    starts: Callable[[np.ndarray], np.ndarray] | None = None
+    identity: str = ""
+    fingerprint: str = ""
+
+    def train(self) -> np.ndarray:
+        """Returns the un-augmented training set, [N, ...] float32: for sets that fit in memory."""
+        return np.concatenate(list(self.train_batches()))
 
 
 def shuffled_indices(key: Array, positions: Array, num_examples: int) -> Array:
@@ -47,16 +70,20 @@ def shuffled_indices(key: Array, positions: Array, num_examples: int) -> Array:
 
     Args:
       key: one typed key for the run.
-      positions: consecutive positions, [B]; with B <= num_examples they touch two epochs at most.
-      num_examples: size of the data set.
+      positions: consecutive positions, [B].
+      num_examples: size of the data set; if smaller than B, examples repeat within the batch.
 
     Returns:
       Indices, [B].
     """
     epochs, offsets = jnp.divmod(positions, num_examples)
     first = epochs[0]
-    order, next_order = (
-        jax.random.permutation(jax.random.fold_in(key, epoch), num_examples)
-        for epoch in (first, first + 1)
+    # As many epochs as B consecutive positions can touch.
+    num_epochs = 1 + -(-len(positions) // num_examples)
+    orders = jnp.stack(
+        [
+            jax.random.permutation(jax.random.fold_in(key, first + i), num_examples)
+            for i in range(num_epochs)
+        ]
     )
-    return jnp.where(epochs == first, order[offsets], next_order[offsets])
+    return orders[epochs - first, offsets]

@@ -64,6 +64,8 @@ def _source(name: str, sample: Callable[[Array], Array]) -> Source:
         event_shape=(2,),
         arrays=(),
         draw=draw,
-        train=lambda: fresh(50_000, 0),
+        train_batches=lambda: iter([fresh(50_000, 0)]),
         held_out=fresh,
+        identity=name,
+        fingerprint=name,
     )

@@ -3,7 +3,7 @@
 from typing import Any
 
 from experiments.data import Source
-from experiments.evaluation import digits, points
+from experiments.evaluation import digits, images, points
 from experiments.sampling import Samples
 
 
@@ -20,4 +20,6 @@ def evaluate(source: Source, samples: Samples) -> dict[str, Any]:
     """
     if source.kind == "points":
         return points.metrics(source, samples.refined)
-    return digits.metrics(source, samples.refined, samples.prior)
+    if source.name == "digits":
+        return digits.metrics(source, samples.refined, samples.prior)
+    return images.metrics(source, samples.refined, samples.prior)

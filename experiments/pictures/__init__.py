@@ -10,7 +10,7 @@ from experiments.pictures import images, points
 from experiments.pictures.style import save
 from experiments.sampling import Samples
 
-__all__ = ["as_stored", "course", "samples_and_data", "save"]
+__all__ = ["as_stored", "course", "prior_and_data", "samples_and_data", "save"]
 
 Snapshots = Sequence[tuple[int, np.ndarray]]
 _SHOWN_DATA = 4_000
@@ -20,6 +20,12 @@ def samples_and_data(source: Source, samples: Samples) -> Figure:
     """Draws the prior, the refined samples and held-out data side by side."""
     draw = points.samples_and_data if source.kind == "points" else images.samples_and_data
     return draw(samples.prior, samples.refined, source.held_out(_SHOWN_DATA, 1))
+
+
+def prior_and_data(source: Source, prior: np.ndarray) -> Figure:
+    """Draws the prior and held-out data side by side (fig. 3)."""
+    draw = points.prior_and_data if source.kind == "points" else images.prior_and_data
+    return draw(prior, source.held_out(len(prior), 1))
 
 
 def course(source: Source, snapshots: Snapshots) -> Figure:

@@ -28,12 +28,13 @@ def tile(images: np.ndarray, columns: int, gap: int = 1) -> np.ndarray:
 
 def samples_and_data(prior: np.ndarray, samples: np.ndarray, data: np.ndarray) -> Figure:
     """Draws grids of the prior, the flowed samples and the data side by side."""
-    figure, axes = panels(3, size=3.6)
     titles = ("prior $x_0$", r"samples $x_{K+\kappa}$", "data")
-    for ax, images, title in zip(axes, (prior, samples, data), titles, strict=True):
-        _show(ax, tile(images[:100], 10))
-        ax.set_title(title)
-    return figure
+    return _grids(dict(zip(titles, (prior, samples, data), strict=True)))
+
+
+def prior_and_data(prior: np.ndarray, data: np.ndarray) -> Figure:
+    """Draws grids of the prior and the data side by side (fig. 3)."""
+    return _grids({"prior $x_0$": prior, "data": data})
 
 
 def flow_strip(path: np.ndarray, num_steps: int, columns: int = 12) -> Figure:
@@ -60,6 +61,14 @@ def course(snapshots: Sequence[tuple[int, np.ndarray]], columns: int = 6) -> Fig
     for ax, (step, samples) in zip(axes, picked, strict=True):
         _show(ax, tile(samples[:36], 6))
         ax.set_title(f"step {step:,}")
+    return figure
+
+
+def _grids(columns: dict[str, np.ndarray]) -> Figure:
+    figure, axes = panels(len(columns), size=3.6)
+    for ax, (title, images) in zip(axes, columns.items(), strict=True):
+        _show(ax, tile(images[:100], 10))
+        ax.set_title(title)
     return figure
 
 

@@ -21,12 +21,21 @@ def frame(data: np.ndarray, margin: float = 0.25) -> tuple[float, float]:
 
 def samples_and_data(prior: np.ndarray, samples: np.ndarray, data: np.ndarray) -> Figure:
     """Draws the prior, the flowed samples and the data side by side, on the same axes."""
-    figure, axes = panels(3)
     columns = (
         (prior, PRIOR, "prior $x_0$"),
         (samples, SAMPLES, r"samples $x_{K+\kappa}$"),
         (data, DATA, "data"),
     )
+    return _columns(columns, data)
+
+
+def prior_and_data(prior: np.ndarray, data: np.ndarray) -> Figure:
+    """Draws the prior and the data side by side, on the same axes."""
+    return _columns(((prior, PRIOR, "prior $x_0$"), (data, DATA, "data")), data)
+
+
+def _columns(columns: Sequence[tuple[np.ndarray, str, str]], data: np.ndarray) -> Figure:
+    figure, axes = panels(len(columns))
     for ax, (points, colour, title) in zip(axes, columns, strict=True):
         _scatter(ax, points, colour, frame(data))
         ax.set_title(title)

@@ -1,0 +1,29 @@
+"""Images of one's own, in a folder or a zip; the network and the prior follow from their size.
+
+Command: python -m experiments.main --config=configs/folder.py --config.data.dir=my_images
+  --config.data.image_size=64 --workdir=runs/my_images
+The recipe is the paper's for images (section 5): the network that it uses at the nearest of its
+sizes (32, 64, 128), and the data-dependent prior, with the full covariance up to 64 x 64 in colour
+and a low-rank one above. docs/data.md tells which images may be used and what can be set.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+
+def get_config(name: str = "") -> ConfigDict:
+    """Returns the config, or its variant "tiny": seconds, for a first look or a test."""
+    c = base.get_config()
+    c.data.name = "folder"
+    c.data.image_size = 64
+    c.data.random_flip = True
+    c.data.dequantisation = 0.03
+    c.network.name = "auto"
+    c.prior.name = "data_dependent"
+    c.evaluate.num_samples = 1_000
+    c.evaluate.batch_size = 100
+    c = base.variant(c, name)
+    if name == "tiny":
+        c.network.width = 4
+    return c

@@ -1,0 +1,146 @@
+"""Which images are for training and which are held out, and which are of which domain."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from experiments.data import lsun, npz, tfds
+from experiments.data.files import Tree
+from experiments.data.options import DataOptions
+from experiments.data.problems import Problems
+from experiments.data.records import Records, Subset
+from experiments.errors import DataError, nearest
+
+_HELD_OUT_SHARE = 10  # At most one image in so many is held out of a set without a part of its own.
+_TFDS = "tfds:"
+
+
+class Part(NamedTuple):
+    """Training images, and images that training never sees."""
+
+    train: Records
+    held_out: Records
+
+
+class _Found(NamedTuple):
+    """As the data come: perhaps without a part that is held out."""
+
+    train: Records
+    held_out: Records | None
+
+
+def open_parts(options: DataOptions, problems: Problems) -> dict[str, Part]:
+    """Opens what the options name.
+
+    Returns:
+      The images to learn under "real"; for a pair of domains, those to start from under "source".
+
+    Raises:
+      DataError: for data that are missing, empty or of another layout than the options say.
+    """
+    if options.name != "npz" and not options.name.startswith(_TFDS) and not options.dir:
+        raise DataError(
+            f"data.name={options.name} needs to know where the data are: set --data_dir, "
+            "--config.data.dir or the environment variable FDRL_DATA_DIR"
+        )
+    chosen = bool(options.source_class) + bool(options.target_class)
+    if options.name == "pair":
+        sides = _pair_of_folders(options, problems)
+    elif chosen == 1:
+        raise DataError("data.source_class and data.target_class go together: set both or none")
+    elif chosen:
+        part = _open(options, problems)
+        sides = {
+            "real": _of_class(part, options.target_class),
+            "source": _of_class(part, options.source_class),
+        }
+    else:
+        sides = {"real": _open(options, problems)}
+    return {side: _with_held_out(part, options.num_held_out) for side, part in sides.items()}
+
+
+def _open(options: DataOptions, problems: Problems) -> _Found:
+    splits = (options.split, options.held_out_split)
+    if options.name.startswith(_TFDS):
+        folder = tfds.find(options.name.removeprefix(_TFDS), options.dir)
+        train, held_out = (tfds.open_split(folder, split) for split in splits)
+        if train is None:
+            raise DataError(f"{folder} has no split {options.split!r} (data.split)")
+        return _Found(train, held_out)
+    if options.name == "npz":
+        return _Found(*npz.open_archive(options.dir))
+    if options.name == "lsun":
+        return _open_lsun(options)
+    tree = Tree(options.dir, problems)
+    if set(splits) <= tree.parts():
+        return _Found(*(tree.records(split) for split in splits))
+    return _Found(tree.records(), None)
+
+
+def _open_lsun(options: DataOptions) -> _Found:
+    train = lsun.find_split(options.dir, options.split)
+    if train is None:
+        raise DataError(
+            f"data.dir={options.dir} is no LMDB and holds not exactly one *_{options.split}_lmdb; "
+            "get one from https://github.com/fyu/lsun (download.py) and unpack it"
+        )
+    held_out = lsun.find_split(options.dir, options.held_out_split)
+    return _Found(lsun.open_database(train), lsun.open_database(held_out) if held_out else None)
+
+
+def _pair_of_folders(options: DataOptions, problems: Problems) -> dict[str, _Found]:
+    tree = Tree(options.dir, problems)
+    found = tree.parts()
+    sides: dict[str, _Found] = {}
+    domains = {"real": options.target_class or "B", "source": options.source_class or "A"}
+    for side, domain in domains.items():
+        train, held_out = f"{options.split}{domain}", f"{options.held_out_split}{domain}"
+        if train not in found:
+            raise DataError(
+                f"data.name=pair needs a folder {train!r} in {options.dir}, and {held_out!r} for "
+                f"held-out images; there are {sorted(found)}{nearest(train, found)}"
+            )
+        sides[side] = _Found(
+            tree.records(train), tree.records(held_out) if held_out in found else None
+        )
+    return sides
+
+
+def _of_class(part: _Found, name: str) -> _Found:
+    def pick(records: Records) -> Subset:
+        if records.labels is None:
+            raise DataError(f"the data have no labels, so there is no class {name!r}")
+        if name not in records.classes:
+            hint = nearest(name, records.classes)
+            raise DataError(f"no class {name!r}{hint}; there are {', '.join(records.classes)}")
+        return Subset(records, np.flatnonzero(records.labels == records.classes.index(name)))
+
+    picked = pick(part.train)
+    if not len(picked):
+        raise DataError(f"class {name!r} has no training image")
+    return _Found(picked, pick(part.held_out) if part.held_out else None)
+
+
+def _with_held_out(part: _Found, most: int) -> Part:
+    """Holds images out where the data come without a part for that.
+
+    Which ones follows from their number alone, never from the run's seed, so that runs compare.
+    The first image of each class stays in training: a class with one image has no other.
+    """
+    if part.held_out is not None and len(part.held_out):
+        return Part(part.train, part.held_out)
+    total = len(part.train)
+    if total < 2:
+        raise DataError(
+            f"{part.train.name(0) if total else 'the data'}: at least 2 images are needed, one to "
+            "train on and one to hold out"
+        )
+    num = max(1, min(most, total // _HELD_OUT_SHARE))
+    order = np.random.default_rng(0).permutation(total)
+    labels = part.train.labels
+    if labels is not None:
+        first = np.unique(labels, return_index=True)[1]
+        order = order[~np.isin(order, first)]
+    out = np.sort(order[:num] if len(order) else np.array([total - 1]))
+    kept = np.setdiff1d(np.arange(total), out)
+    return Part(Subset(part.train, kept), Subset(part.train, out))

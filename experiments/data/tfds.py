@@ -1,0 +1,152 @@
+"""Data sets that tensorflow-datasets has prepared, read without TensorFlow.
+
+Only what is prepared as array_record is read: that format has random access. Nothing is downloaded
+here, and the code of the builder is not needed, so sets of one's own work like the stock ones.
+"""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.data.records import Payload, digest
+from experiments.errors import DataError, nearest
+
+_DEFAULT_ROOT = "~/tensorflow_datasets"
+
+
+@dataclass
+class TfdsRecords:
+    """The images of one split."""
+
+    folder: str
+    split: str
+    image_key: str
+    labels: np.ndarray | None
+    classes: tuple[str, ...]
+    identity: str
+    fingerprint: str
+    length: int
+    _data: Any = field(default=None, repr=False, compare=False)
+
+    def __len__(self) -> int:
+        return self.length
+
+    def name(self, index: int) -> str:
+        """Returns the data set, the split and the number."""
+        return f"{self.folder}:{self.split}[{index}]"
+
+    def read(self, index: int) -> Payload:
+        """Returns the encoded image."""
+        if self._data is None:
+            self._data = _open(self.folder, self.split, self.image_key)
+        try:
+            return self._data[index][self.image_key]
+        except Exception as error:  # The reader of array_record raises what it likes.
+            raise ValueError(f"cannot be read: {error}") from error
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Each worker process opens the files for itself.
+        return {**self.__dict__, "_data": None}
+
+
+def find(name: str, root: str) -> str:
+    """Returns the folder of a prepared data set, its newest version unless the name says which.
+
+    Args:
+      name: NAME, NAME/CONFIG or NAME/CONFIG:VERSION as in TFDS.
+      root: the folder that holds all sets; "" for TFDS's own default.
+
+    Raises:
+      DataError: saying where it was looked for and how to prepare it.
+    """
+    base = Path(root or os.environ.get("TFDS_DATA_DIR") or _DEFAULT_ROOT).expanduser()
+    stem, _, version = name.partition(":")
+    found = [info.parent for info in base.glob(f"{stem}/**/dataset_info.json")]
+    found = [f for f in found if not version or f.name == version]
+    if not found:
+        known = sorted(
+            {p.parents[1].relative_to(base).as_posix() for p in base.glob("**/dataset_info.json")}
+        )
+        there = f" There are: {', '.join(known[:10])}{nearest(stem, known)}." if known else ""
+        raise DataError(
+            f"TFDS data set {name!r} is not prepared in {base} (looked for in --data_dir or "
+            f"data.dir, FDRL_DATA_DIR, TFDS_DATA_DIR, {_DEFAULT_ROOT}).{there} Prepare it once "
+            f"where TensorFlow is installed: tfds build {stem} --data_dir={base} "
+            "--file_format=array_record, and copy the folder here; docs/data.md shows more"
+        )
+    configs = sorted({f.parent.relative_to(base).as_posix() for f in found})
+    if len(configs) > 1:
+        raise DataError(
+            f"TFDS data set {name!r} in {base} has several configs: name one of {configs}"
+        )
+    return str(max(found, key=lambda f: _version(f.name)))
+
+
+def open_split(folder: str, split: str) -> TfdsRecords | None:
+    """Opens a split of a prepared data set, or returns `None` if it has no such split.
+
+    Raises:
+      DataError: if the set has no image, is in a format without random access, or is damaged.
+    """
+    import tensorflow_datasets as tfds
+
+    builder = _builder(folder)
+    if split not in builder.info.splits:
+        return None
+    features = builder.info.features
+    image_keys = [k for k, f in features.items() if isinstance(f, tfds.features.Image)]
+    if not image_keys:
+        raise DataError(f"{folder}: the data set has no feature that is an image: {list(features)}")
+    label_keys = [k for k, f in features.items() if isinstance(f, tfds.features.ClassLabel)]
+    info = builder.info.splits[split]
+    labels, classes = None, ()
+    if label_keys:
+        data = _open(folder, split, image_keys[0])
+        labels = np.array([int(data[i][label_keys[0]]) for i in range(len(data))], np.int32)
+        classes = tuple(features[label_keys[0]].names)
+    fixed = (builder.info.full_name, split, info.num_examples, list(info.shard_lengths))
+    files = sorted((p.name, p.stat().st_size) for p in Path(folder).glob(f"*-{split}.*"))
+    return TfdsRecords(
+        folder=folder,
+        split=split,
+        image_key=image_keys[0],
+        labels=labels,
+        classes=classes,
+        identity=digest(*fixed),
+        fingerprint=digest(*fixed, files),
+        length=info.num_examples,
+    )
+
+
+def _builder(folder: str) -> Any:
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = tfds.builder_from_directory(folder)
+    except Exception as error:  # Damaged JSON, features of a newer TFDS, and so on.
+        raise DataError(f"{folder}: not a readable TFDS data set: {error}") from error
+    if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
+        raise DataError(
+            f"{folder} is stored as {builder.info.file_format.value}, which has no random access; "
+            "prepare it with --file_format=array_record"
+        )
+    return builder
+
+
+def _open(folder: str, split: str, image_key: str) -> Any:
+    import tensorflow_datasets as tfds
+
+    decoders = {image_key: tfds.decode.SkipDecoding()}
+    try:
+        return _builder(folder).as_data_source(split=split, decoders=decoders)
+    except DataError:
+        raise
+    except Exception as error:
+        raise DataError(f"{folder}: split {split!r} cannot be opened: {error}") from error
+
+
+def _version(name: str) -> tuple[int, ...]:
+    return tuple(int(part) if part.isdigit() else -1 for part in name.split("."))

@@ -1,0 +1,204 @@
+"""Mean and covariance of a data set in one pass, exact or of low rank, in float64 on the host.
+
+Both are sums over rows `v` of `v vᵀ`. The rows are the centred examples of each batch and, for each
+batch, one more that accounts for the move of the mean (Chan, Golub and LeVeque, 1979), so nothing
+cancels and no second pass is needed.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+from scipy import linalg
+
+_BLOCK = 1_024
+
+
+class Moments(NamedTuple):
+    """Count, mean and scatter matrix `Σ (x - μ)(x - μ)ᵀ` of examples seen so far, in float64."""
+
+    num_examples: int
+    mean: np.ndarray
+    scatter: np.ndarray
+
+    @property
+    def covariance(self) -> np.ndarray:
+        """The biased covariance (1/N), [D, D]."""
+        return self.scatter / self.num_examples
+
+
+class LowRank(NamedTuple):
+    """The leading part of a covariance, without the covariance.
+
+    Attributes:
+      num_examples: N.
+      mean: [D].
+      directions: orthonormal, [D, k], by decreasing variance.
+      variances: along the directions, [k].
+      total_variance: trace of the whole covariance, exact.
+    """
+
+    num_examples: int
+    mean: np.ndarray
+    directions: np.ndarray
+    variances: np.ndarray
+    total_variance: float
+
+    @property
+    def share_held(self) -> float:
+        """Share of the total variance that lies along the directions."""
+        return float(self.variances.sum() / self.total_variance) if self.total_variance else 1.0
+
+
+class _Row(NamedTuple):
+    """What has been seen so far, and the rows that it adds to the scatter matrix."""
+
+    num_examples: int
+    mean: np.ndarray
+    rows: np.ndarray
+
+
+def moments(batches: Iterable[np.ndarray]) -> Moments:
+    """Computes mean and covariance in one pass over batches.
+
+    Besides the result of D x D it needs memory for a strip of it only.
+
+    Args:
+      batches: arrays [B, ...] of un-augmented examples in [-1, 1].
+
+    Raises:
+      ValueError: if there is no example.
+    """
+    scatter: np.ndarray | None = None
+    for seen in _rows(batches):
+        size = seen.rows.shape[1]
+        if scatter is None:
+            scatter = np.zeros((size, size))
+        # The matrix is symmetric: the blocks below the diagonal are computed, the others copied.
+        for top in range(0, size, _BLOCK):
+            end = min(top + _BLOCK, size)
+            scatter[top:end, :end] += seen.rows[:, top:end].T @ seen.rows[:, :end]
+    if scatter is None:
+        raise ValueError("a data-dependent prior needs at least one example, got none")
+    for top in range(0, len(scatter), _BLOCK):
+        end = min(top + _BLOCK, len(scatter))
+        scatter[:top, top:end] = scatter[top:end, :top].T
+    return Moments(seen.num_examples, seen.mean, scatter)
+
+
+def low_rank(batches: Iterable[np.ndarray], rank: int, seed: int = 0) -> LowRank:
+    """Computes the mean and the leading part of the covariance in one pass over batches.
+
+    A Nyström approximation from a random sketch `Y = Σ Ω` of twice the rank: memory is two arrays
+    of D x 2k, never D x D.
+
+    Args:
+      batches: arrays [B, ...] of un-augmented examples in [-1, 1].
+      rank: number of directions `k`, at most D.
+      seed: of the sketch `Ω`.
+
+    Raises:
+      ValueError: if there is no example, or the rank is not between 1 and D.
+
+    Reference: Tropp, Yurtsever, Udell and Cevher, "Fixed-rank approximation of a positive-
+    semidefinite matrix from streaming data", NeurIPS 2017, algorithm 3.
+    """
+    sketch: np.ndarray | None = None
+    total = 0.0
+    for seen in _rows(batches):
+        if sketch is None:
+            size = seen.rows.shape[1]
+            if not 1 <= rank <= size:
+                raise ValueError(f"the rank must be from 1 to {size}, got {rank}")
+            width = min(2 * rank + 10, size)
+            test = np.random.default_rng(seed).standard_normal((size, width))
+            sketch = np.zeros((size, width))
+        projected = seen.rows @ test
+        for top in range(0, len(sketch), _BLOCK):
+            sketch[top : top + _BLOCK] += seen.rows[:, top : top + _BLOCK].T @ projected
+        total += float(np.vdot(seen.rows, seen.rows))
+    if sketch is None:
+        raise ValueError("a data-dependent prior needs at least one example, got none")
+    sketch /= seen.num_examples
+    directions, variances = _nystroem(sketch, test, rank)
+    total /= seen.num_examples
+    return LowRank(seen.num_examples, seen.mean, directions, variances, total)
+
+
+def covariance_factor(covariance: np.ndarray, jitter: float = 1e-4) -> np.ndarray:
+    """Returns the Cholesky factor of `Σ + jitter I` (eq. 8), float32, computed in float64.
+
+    Raises:
+      ValueError: if the sum is not positive definite.
+    """
+    regularised = np.array(covariance, np.float64, order="F")
+    regularised[np.diag_indices_from(regularised)] += jitter
+    try:
+        factor = linalg.cholesky(regularised, lower=True, overwrite_a=True)
+    except linalg.LinAlgError:
+        raise ValueError(
+            f"the covariance plus {jitter:g} I is not positive definite; raise the jitter"
+        ) from None
+    return np.asarray(factor, np.float32, order="C")
+
+
+def low_rank_factor(part: LowRank, jitter: float = 1e-4) -> tuple[np.ndarray, float]:
+    """Returns `F` and `s` with `F Fᵀ + s² I` for `Σ + jitter I`, float32.
+
+    The variance that the directions do not hold is spread evenly over the other `D - k`, so the
+    total is kept: `s² = (trace Σ - Σᵢ λᵢ) / (D - k) + jitter`, the maximum-likelihood solution of
+    probabilistic principal component analysis.
+
+    Reference: Tipping and Bishop, "Probabilistic principal component analysis", 1999.
+    """
+    size, rank = part.directions.shape
+    left = max(part.total_variance - float(part.variances.sum()), 0.0)
+    remainder = left / (size - rank) if rank < size else 0.0
+    scales = np.sqrt(np.maximum(part.variances - remainder, 0.0))
+    return (part.directions * scales).astype(np.float32), float(np.sqrt(remainder + jitter))
+
+
+def _rows(batches: Iterable[np.ndarray]) -> Iterator[_Row]:
+    count, mean = 0, np.zeros(())
+    for examples in batches:
+        if not len(examples):
+            continue
+        x = np.asarray(examples, np.float64).reshape(len(examples), -1)
+        rows = np.empty((len(x) + 1, x.shape[1]))
+        batch_mean = x.mean(axis=0)
+        np.subtract(x, batch_mean, out=rows[:-1])
+        moved = batch_mean - mean
+        rows[-1] = moved * np.sqrt(count * len(x) / (count + len(x)))
+        mean = mean + moved * (len(x) / (count + len(x)))
+        count += len(x)
+        yield _Row(count, mean, rows)
+
+
+def _nystroem(sketch: np.ndarray, test: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the leading eigenvectors and eigenvalues; overwrites both arguments."""
+    # A tiny multiple of the identity makes the core positive definite; it is taken off again.
+    shift = np.finfo(np.float64).eps * np.linalg.norm(sketch) * np.sqrt(len(sketch))
+    core = test.T @ sketch + shift * (test.T @ test)
+    root = _root(0.5 * (core + core.T))
+    test *= shift
+    sketch += test
+    for top in range(0, len(sketch), _BLOCK):
+        block = sketch[top : top + _BLOCK]
+        block[:] = linalg.solve_triangular(root, block.T, lower=True).T
+    squares, rotation = np.linalg.eigh(sketch.T @ sketch)
+    squares, rotation = squares[::-1][:rank], rotation[:, ::-1][:, :rank]
+    tiny = np.finfo(np.float64).tiny
+    directions = sketch @ (rotation / np.sqrt(np.maximum(squares, tiny)))
+    return directions, np.maximum(squares - shift, 0.0)
+
+
+def _root(core: np.ndarray) -> np.ndarray:
+    """Returns a Cholesky factor, of the matrix lifted by rounding errors if it needs that."""
+    lift = np.finfo(np.float64).eps * max(float(np.trace(core)), np.finfo(np.float64).tiny)
+    for _ in range(20):
+        try:
+            return np.asarray(linalg.cholesky(core, lower=True))
+        except linalg.LinAlgError:
+            core = core + lift * np.eye(len(core))
+            lift *= 10.0
+    raise ValueError("the examples are not finite")

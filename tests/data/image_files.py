@@ -1,0 +1,37 @@
+"""Images that the tests make for themselves: small, and each one different."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+
+def picture(width: int, height: int, number: int = 0) -> np.ndarray:
+    """Slanted stripes and steps, uint8 [H, W, 3]; whole numbers, so equal on every machine."""
+    x, y = np.meshgrid(np.arange(width), np.arange(height))
+    channels = (
+        (x * x * 3 + y * 5) // 16 + 29 * number,
+        (x * y + y * y) // 24 + 53 * number,
+        (7 * x + 11 * y) // 5 + 97 * number,
+    )
+    return np.stack([channel % 256 for channel in channels], -1).astype(np.uint8)
+
+
+def encoded(pixels: np.ndarray, form: str = "PNG", **options: object) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, form, **options)
+    return stream.getvalue()
+
+
+def write_folder(root: Path, names: list[str], size: int = 8) -> Path:
+    """Writes a PNG for each name; image `i` is `picture(size, size, i)`."""
+    for number, name in enumerate(names):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encoded(picture(size, size, number)))
+    return root
+
+
+def numbered(num: int, prefix: str = "") -> list[str]:
+    return [f"{prefix}{i:03d}.png" for i in range(num)]

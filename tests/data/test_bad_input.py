@@ -1,0 +1,208 @@
+"""Bad files end the run by name, or are left out and counted; nothing hangs."""
+
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from image_files import encoded, numbered, picture, write_folder
+
+from experiments.data import DataOptions, load
+from experiments.errors import DataError
+
+FINE = 12
+
+
+def open_folder(where, on_error="stop"):
+    return load(DataOptions("folder", str(where), on_error=on_error))
+
+
+def number_of_images(source):
+    return len(source.train()) + len(source.held_out(1_000, 0))
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(encoded(picture(32, 32))[:200])
+
+
+def cut_jpeg(path: Path) -> None:
+    path.with_suffix(".jpg").write_bytes(encoded(picture(64, 64), "JPEG")[:700])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def text(path: Path) -> None:
+    path.with_suffix(".txt").write_text("not an image")
+
+
+def text_in_disguise(path: Path) -> None:
+    path.write_text("not an image")
+
+
+def other_size(path: Path) -> None:
+    path.write_bytes(encoded(picture(9, 8)))
+
+
+def dangling(path: Path) -> None:
+    path.symlink_to(path.parent / "nothing")
+
+
+def endless(path: Path) -> None:
+    path.with_suffix("").symlink_to(path.parent, target_is_directory=True)
+
+
+def pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def huge(path: Path) -> None:
+    with path.open("wb") as stream:
+        stream.truncate(2**28 + 1)  # Takes no room on disk.
+
+
+FAULTS = {
+    cut: "damaged|cannot be opened",
+    cut_jpeg: "damaged",
+    empty: "the file is empty",
+    text: "not an image by its name",
+    text_in_disguise: "no PNG, JPEG or WEBP image",
+    other_size: "9 x 8 pixels where others have 8 x 8; set data.image_size",
+    dangling: "cannot be read",
+    endless: "a link to a folder that holds it",
+    pipe: "not a regular file",
+    huge: "too large for an image",
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_bad_file_is_named_or_left_out_counted_and_told_once(fault, tmp_path, caplog):
+    write_folder(tmp_path, numbered(FINE))
+    # Last in order, so that it decides nothing about the shape; four, so that one is trained on.
+    for i in range(1 if fault in (endless, text, huge) else 4):
+        fault(tmp_path / f"z{i}.png")
+    with pytest.raises(DataError, match=rf"z\d.*({FAULTS[fault]}).*data.on_error=skip"):
+        number_of_images(open_folder(tmp_path))
+    assert number_of_images(open_folder(tmp_path, "skip")) == FINE
+    assert len([r for r in caplog.records if "more such files" in r.message]) == 1
+    assert "in all" in caplog.text
+
+
+def test_a_file_that_may_not_be_read_is_named(tmp_path, monkeypatch):
+    write_folder(tmp_path, numbered(FINE))
+    whole = Path.read_bytes
+
+    def read_bytes(self):
+        if self.name == "003.png":
+            raise PermissionError(13, "Permission denied")
+        return whole(self)
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    with pytest.raises(DataError, match=r"003.png: cannot be read: Permission denied"):
+        number_of_images(open_folder(tmp_path))
+    assert number_of_images(open_folder(tmp_path, "skip")) == FINE - 1
+
+
+def test_what_operating_systems_leave_behind_is_passed_over_in_silence(tmp_path, caplog):
+    write_folder(tmp_path, numbered(FINE))
+    for name in (".DS_Store", "Thumbs.db", "._000.png"):
+        (tmp_path / name).write_bytes(b"x")
+    assert number_of_images(open_folder(tmp_path)) == FINE
+    assert not caplog.records
+
+
+def test_links_to_other_folders_are_followed(tmp_path):
+    write_folder(tmp_path / "elsewhere", numbered(FINE))
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "link").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    assert number_of_images(open_folder(tmp_path / "images")) == FINE
+
+
+@pytest.mark.parametrize("on_error", ["stop", "skip"])
+def test_folders_without_enough_images_are_named(on_error, tmp_path):
+    with pytest.raises(DataError, match=f"{tmp_path}: no image in it"):
+        open_folder(tmp_path, on_error)
+    write_folder(tmp_path, ["only.png"])
+    with pytest.raises(DataError, match=r"only.png: at least 2 images are needed"):
+        open_folder(tmp_path, on_error)
+
+
+def test_a_folder_of_nothing_but_bad_images_is_told_as_that(tmp_path):
+    for i in range(5):
+        empty(tmp_path / f"{i}.png")
+    with pytest.raises(DataError, match="unreadable"):
+        open_folder(tmp_path, "skip")
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("/etc/x.png", "leads out of the archive"),
+        ("a/../../x.png", "leads out of the archive"),
+        ("..\\x.png", "leads out of the archive"),
+        ("C:\\x.png", "leads out of the archive"),
+        ("000.png", "occurs twice"),
+        ("readme.txt", "not an image by its name"),
+    ],
+)
+def test_an_entry_of_a_zip_that_must_not_be_there_is_named(name, message, tmp_path):
+    path = tmp_path / "images.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for i, fine in enumerate(numbered(FINE)):
+            archive.writestr(fine, encoded(picture(8, 8, i)))
+        archive.writestr(name, encoded(picture(8, 8, 99)))
+    with pytest.raises(DataError, match=f"images.zip:.*{message}"):
+        open_folder(path)
+    assert number_of_images(open_folder(path, "skip")) == FINE
+
+
+def test_an_entry_of_a_zip_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "images.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("0.png", encoded(picture(8, 8)))
+        archive.writestr("bomb.png", bytes(100_000))
+    monkeypatch.setattr("experiments.data.files.MAX_FILE_BYTES", 50_000)
+    with pytest.raises(DataError, match=r"bomb.png: 100,000 bytes when unpacked"):
+        open_folder(path)
+
+
+def test_damage_to_a_zip_is_noticed_by_its_checksum(tmp_path):
+    path = tmp_path / "images.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for i, fine in enumerate(numbered(FINE)):
+            archive.writestr(fine, encoded(picture(8, 8, i)))
+    content = bytearray(path.read_bytes())
+    content[100] ^= 0xFF
+    path.write_bytes(bytes(content))
+    with pytest.raises(DataError, match=r"000.png: cannot be read: Bad CRC"):
+        open_folder(path)
+
+
+def test_a_file_that_is_no_zip_is_named(tmp_path):
+    (tmp_path / "images.zip").write_bytes(b"PK not really")
+    with pytest.raises(DataError, match=r"images.zip: no readable zip"):
+        open_folder(tmp_path / "images.zip")
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut", b"\x93NUMPY"])
+def test_a_damaged_npz_is_named(content, tmp_path):
+    (tmp_path / "a.npz").write_bytes(content)
+    with pytest.raises(DataError, match=r"a.npz: no readable .npz"):
+        load(DataOptions("npz", str(tmp_path / "a.npz")))
+
+
+def test_a_damaged_lmdb_is_named(tmp_path):
+    (tmp_path / "data.mdb").write_bytes(bytes(8_192))
+    with pytest.raises(DataError, match="no readable LMDB"):
+        load(DataOptions("lsun", str(tmp_path)))
+
+
+def test_skipped_images_lose_their_labels_too(tmp_path):
+    write_folder(tmp_path, [*numbered(12, "a/"), *numbered(12, "b/")])
+    (tmp_path / "a" / "000.png").write_bytes(b"")
+    source = open_folder(tmp_path, "skip")
+    assert len(source.labels[0]) == len(source.arrays["real"])
+    assert np.bincount(source.labels[0]).sum() == len(source.train())

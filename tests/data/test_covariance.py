@@ -1,0 +1,133 @@
+"""Moments in one pass, exact and of low rank, and the priors that are drawn from them."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from fdrl_jax import priors
+
+EXPECTED = np.load(Path(__file__).parents[1] / "golden" / "original_tiny_ddp_expected.npz")
+
+
+def decaying(num=400, size=60, seed=0):
+    """Examples whose variances fall off as those of images do: by a power of the frequency."""
+    rng = np.random.default_rng(seed)
+    basis = np.linalg.qr(rng.standard_normal((size, size)))[0]
+    scales = np.arange(1, size + 1) ** -1.5
+    return (rng.standard_normal((num, size)) * scales) @ basis + 0.3
+
+
+def batches(x, *sizes):
+    return np.split(x, np.cumsum(sizes))
+
+
+def covariance(x):
+    return np.cov(x, rowvar=False, bias=True)
+
+
+def test_the_authors_prior_is_matched():
+    x = EXPECTED["X"]
+    found = priors.moments(batches(x, 7, 100, 1))
+    factor = priors.covariance_factor(found.covariance, 1e-4)
+    np.testing.assert_allclose(found.mean, EXPECTED["mean"], atol=1e-5)
+    np.testing.assert_allclose(factor @ factor.T, EXPECTED["covariance"], atol=1e-5)
+
+
+def test_moments_do_not_depend_on_the_batches_and_do_not_cancel():
+    x = 1e6 + decaying()
+    found = priors.moments(batches(x, 3, 0, 150, 1))
+    assert found.num_examples == len(x)
+    np.testing.assert_allclose(found.mean, x.mean(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(found.covariance, covariance(x), atol=1e-8)
+
+
+def test_moments_of_more_dimensions_than_a_block_are_symmetric(monkeypatch):
+    monkeypatch.setattr("fdrl_jax.covariance._BLOCK", 16)
+    x = decaying()
+    found = priors.moments([x])
+    np.testing.assert_allclose(found.covariance, covariance(x), atol=1e-12)
+
+
+def test_a_low_rank_sketch_of_full_width_is_exact():
+    x = decaying()
+    part = priors.low_rank(batches(x, 33, 150), rank=30)
+    values = np.linalg.eigvalsh(covariance(x))[::-1]
+    np.testing.assert_allclose(part.variances, values[:30], rtol=1e-6)
+    np.testing.assert_allclose(part.directions.T @ part.directions, np.eye(30), atol=1e-8)
+    assert part.total_variance == pytest.approx(values.sum(), rel=1e-10)
+    assert part.share_held == pytest.approx(values[:30].sum() / values.sum(), rel=1e-6)
+
+
+def test_a_narrow_sketch_holds_nearly_as_much_as_the_best_directions_could():
+    x = decaying()
+    part = priors.low_rank([x], rank=8)
+    values = np.linalg.eigvalsh(covariance(x))[::-1]
+    assert part.share_held == pytest.approx(values[:8].sum() / values.sum(), abs=0.002)
+
+
+def test_the_low_rank_factor_keeps_leading_and_total_variance_and_spreads_the_rest():
+    x = decaying()
+    part = priors.low_rank([x], rank=10)
+    factor, scale = priors.low_rank_factor(part, jitter=1e-4)
+    model = factor @ factor.T + scale**2 * np.eye(60)
+    assert np.trace(model) == pytest.approx(np.trace(covariance(x)) + 60 * 1e-4, rel=1e-5)
+    along = np.einsum("dk,de,ek->k", part.directions, model, part.directions)
+    np.testing.assert_allclose(along, part.variances + 1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("num", [1, 5])
+def test_fewer_examples_than_directions_are_no_trouble(num):
+    x = decaying(num=num)
+    part = priors.low_rank([x], rank=20)
+    factor, scale = priors.low_rank_factor(part)
+    np.testing.assert_allclose(
+        factor @ factor.T + scale**2 * np.eye(60),
+        covariance(x.repeat(2, 0)) + 1e-4 * np.eye(60),
+        atol=1e-5,
+    )
+
+
+def test_samples_of_the_low_rank_prior_have_its_mean_and_covariance():
+    x = decaying()
+    part = priors.low_rank([x], rank=10)
+    factor, scale = priors.low_rank_factor(part)
+    prior = priors.gaussian(part.mean, factor, remainder_scale=scale, clip=None)
+    keys = jax.random.split(jax.random.key(0), 20_000)
+    samples = np.asarray(jax.jit(prior.sample)(prior.params, keys, {}))
+    model = factor @ factor.T + scale**2 * np.eye(60)
+    np.testing.assert_allclose(samples.mean(axis=0), part.mean, atol=0.03)
+    np.testing.assert_allclose(covariance(samples), model, atol=0.03)
+
+
+def test_a_sample_is_the_same_whatever_is_drawn_with_it():
+    prior = priors.gaussian(np.zeros(6), np.ones((6, 2)), remainder_scale=0.5, clip=None)
+    keys = jax.random.split(jax.random.key(0), 5)
+    whole = prior.sample(prior.params, keys, {})
+    np.testing.assert_allclose(prior.sample(prior.params, keys[3:4], {})[0], whole[3], atol=1e-6)
+
+
+def test_source_images_are_dequantised_when_asked_for():
+    images = np.zeros((4, 8, 8, 3), np.float32)
+    keys = jax.random.split(jax.random.key(0), 4)
+    plain, noisy = priors.batch("source"), priors.batch("source", dequantisation=0.03)
+    np.testing.assert_array_equal(plain.sample((), keys, {"source": images}), images)
+    assert np.std(noisy.sample((), keys, {"source": images})) == pytest.approx(0.03, rel=0.1)
+
+
+@pytest.mark.parametrize("fit", [priors.moments, lambda x: priors.low_rank(x, 2)])
+def test_no_example_at_all_is_an_error(fit):
+    with pytest.raises(ValueError, match="at least one example"):
+        fit([np.zeros((0, 4))])
+
+
+@pytest.mark.parametrize("rank", [0, 61])
+def test_a_rank_that_cannot_be_is_refused(rank):
+    with pytest.raises(ValueError, match="from 1 to 60"):
+        priors.low_rank([decaying()], rank)
+
+
+def test_a_factor_that_does_not_fit_the_mean_is_refused():
+    with pytest.raises(ValueError, match="a factor of 6 rows"):
+        priors.gaussian(np.zeros(6), np.ones((5, 2)))

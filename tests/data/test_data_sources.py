@@ -1,0 +1,184 @@
+"""Every format gives the same kind of source; what is missing is told with how to get it."""
+
+import shutil
+import zipfile
+from pathlib import Path
+
+import lmdb
+import numpy as np
+import pytest
+from image_files import encoded, numbered, picture, write_folder
+
+from experiments.data import DataOptions, load
+from experiments.errors import DataError
+
+
+def stored(source):
+    """The training images, as uint8 in a fixed order."""
+    return np.asarray(source.arrays["real"])
+
+
+def all_images(source, num=1_000):
+    pixels = np.concatenate([source.train(), source.held_out(num, 0)])
+    levels = np.round((pixels + 1.0) * 127.5).astype(np.uint8)
+    return {image.tobytes() for image in levels}
+
+
+def expected(num, first=0, size=8):
+    return {picture(size, size, i).tobytes() for i in range(first, first + num)}
+
+
+def make_zip(folder: Path, path: Path) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in sorted(folder.rglob("*.png")):
+            archive.write(file, file.relative_to(folder))
+    return path
+
+
+@pytest.mark.parametrize("form", ["folder", "zip"])
+def test_folders_and_zips_hold_out_a_tenth_and_lose_no_image(form, tmp_path):
+    where = write_folder(tmp_path / "images", numbered(20))
+    if form == "zip":
+        where = make_zip(where, tmp_path / "images.zip")
+    source = load(DataOptions("folder", str(where)))
+    assert source.event_shape == (8, 8, 3)
+    assert len(stored(source)) == 18
+    assert len(source.held_out(100, 0)) == 2
+    assert all_images(source) == expected(20)
+    assert source.labels is None
+
+
+def test_sub_folders_are_classes_also_below_one_common_folder(tmp_path):
+    names = [f"all/{c}/{i}.png" for c in ("cat", "dog") for i in range(10)]
+    source = load(DataOptions("folder", str(write_folder(tmp_path, names))))
+    labels, held_out = source.labels
+    assert set(labels) == {0, 1}
+    assert (len(labels), len(held_out)) == (18, 2)
+
+
+def test_a_split_of_the_folder_is_held_out_where_there_is_one(tmp_path):
+    write_folder(tmp_path, [*numbered(6, "train/a/"), *numbered(3, "test/a/")])
+    source = load(DataOptions("folder", str(tmp_path)))
+    assert len(stored(source)) == 6
+    assert len(source.held_out(100, 0)) == 3
+
+
+def test_a_class_with_one_image_keeps_it_for_training(tmp_path):
+    write_folder(tmp_path, ["rare/0.png", *numbered(10, "many/")])
+    source = load(DataOptions("folder", str(tmp_path)))
+    assert sorted(source.labels[0]) == [0] * 9 + [1]
+
+
+def test_npz_arrays_come_with_labels_and_their_own_held_out_part(tmp_path):
+    path = tmp_path / "a.npz"
+    pixels = np.stack([picture(8, 8, i) for i in range(9)])
+    np.savez(
+        path, x_train=pixels[:6], y_train=np.arange(6) % 2, x_test=pixels[6:], y_test=[0, 1, 1]
+    )
+    source = load(DataOptions("npz", str(path)))
+    np.testing.assert_array_equal(stored(source), pixels[:6])
+    np.testing.assert_array_equal(source.labels[0], np.arange(6) % 2)
+    assert all_images(source) == expected(9)
+
+
+def test_lsun_databases_are_found_by_split_and_read(tmp_path):
+    for split, numbers in (("train", range(6)), ("val", range(6, 8))):
+        path = str(tmp_path / f"church_outdoor_{split}_lmdb")
+        with lmdb.open(path) as database, database.begin(write=True) as transaction:
+            for i in numbers:
+                content = encoded(picture(8, 8, i), "WEBP", lossless=True)
+                transaction.put(b"key%d" % i, content)
+    source = load(DataOptions("lsun", str(tmp_path), held_out_split="val"))
+    assert len(stored(source)) == 6
+    assert all_images(source) == expected(8)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A root with the data set `glyphs`, prepared as a user would."""
+    from glyphs_builder import Glyphs
+
+    root = tmp_path_factory.mktemp("tfds")
+    Glyphs(data_dir=root, file_format="array_record").download_and_prepare()
+    return root
+
+
+def test_a_tfds_set_of_ones_own_is_read_without_its_builder_and_without_tensorflow(prepared):
+    source = load(DataOptions("tfds:glyphs", str(prepared)))
+    assert len(stored(source)) == 12
+    assert all_images(source) == expected(16)
+    np.testing.assert_array_equal(source.labels[0].sum(), 6)
+
+
+def test_a_tfds_set_that_is_not_prepared_is_told_with_where_and_how(prepared):
+    with pytest.raises(DataError, match=r"'glyph' is not prepared in .*did you mean 'glyphs'"):
+        load(DataOptions("tfds:glyph", str(prepared)))
+    with pytest.raises(DataError, match=r"tfds build cifar10 .*--file_format=array_record"):
+        load(DataOptions("tfds:cifar10", str(prepared / "nowhere")))
+
+
+def test_a_tfds_set_without_random_access_is_told_to_be_prepared_anew(prepared, tmp_path):
+    shutil.copytree(prepared, tmp_path / "copy")
+    info = next((tmp_path / "copy").rglob("dataset_info.json"))
+    info.write_text(info.read_text().replace("array_record", "tfrecord"))
+    with pytest.raises(DataError, match=r"tfrecord, which has no random access"):
+        load(DataOptions("tfds:glyphs", str(tmp_path / "copy")))
+
+
+def test_the_domains_of_a_pair_are_the_folders_a_and_b(tmp_path):
+    names = [*numbered(4, "trainA/"), *numbered(6, "trainB/"), *numbered(2, "testA/")]
+    write_folder(tmp_path, [*names, *numbered(2, "testB/")])
+    source = load(DataOptions("pair", str(tmp_path)))
+    assert len(source.arrays["source"]) == 4
+    assert len(source.arrays["real"]) == 6
+    back = load(DataOptions("pair", str(tmp_path), source_class="B", target_class="A"))
+    assert len(back.arrays["source"]) == 6
+
+
+def test_two_classes_of_a_labelled_set_make_a_pair_and_the_held_out_side_starts_first(tmp_path):
+    write_folder(tmp_path, [*numbered(20, "cat/"), *numbered(30, "dog/"), *numbered(9, "fox/")])
+    options = DataOptions("folder", str(tmp_path), source_class="cat", target_class="dog")
+    source = load(options)
+    assert (len(source.arrays["source"]), len(source.arrays["real"])) == (18, 27)
+    starts = np.round((source.starts(np.arange(22)) + 1.0) * 127.5).astype(np.uint8)
+    trained_on = {image.tobytes() for image in source.arrays["source"]}
+    assert [image.tobytes() in trained_on for image in starts[:20]] == [False] * 2 + [True] * 18
+    np.testing.assert_array_equal(starts[20:], starts[:2])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dir": "missing"}, r"missing does not exist"),
+        ({"dir": ""}, r"--data_dir, --config.data.dir or .*FDRL_DATA_DIR"),
+        ({"source_class": "cat"}, r"go together"),
+        ({"source_class": "cat", "target_class": "dgo"}, r"did you mean 'dog'.* cat, dog"),
+        ({"name": "pair"}, r"needs a folder 'trainB'"),
+        ({"name": "npz"}, r"needs the path of an .npz file"),
+        ({"name": "lsun"}, r"no LMDB"),
+    ],
+)
+def test_what_is_missing_is_named(changes, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_folder(tmp_path / "data", [*numbered(3, "cat/"), *numbered(3, "dog/")])
+    with pytest.raises(DataError, match=message):
+        load(DataOptions(**{"name": "folder", "dir": "data", **changes}))
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"images": np.zeros((4, 8, 8, 3), np.float32)}, "must be uint8.*got float32"),
+        ({"images": np.zeros((4, 8, 8, 2), np.uint8)}, r"got uint8 \[4, 8, 8, 2\]"),
+        (
+            {"pictures": np.zeros((4, 8, 8, 3), np.uint8)},
+            r"no array named .*there are \['pictures'\]",
+        ),
+        ({"images": np.array([{}], object)}, "no readable .npz of plain arrays"),
+        ({"images": np.zeros((4, 8, 8), np.uint8), "labels": np.zeros(3)}, "4 images but labels"),
+    ],
+)
+def test_arrays_of_another_kind_are_refused_by_name(arrays, message, tmp_path):
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(DataError, match=message):
+        load(DataOptions("npz", str(tmp_path / "a.npz")))

@@ -1,0 +1,132 @@
+"""Decoding and transforms: equal to the authors', and right for every kind of image file."""
+
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from image_files import encoded, picture
+from PIL import Image
+
+from experiments.data.decoding import Transform, decode
+
+GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "transforms.npz")
+RECIPES = {
+    "celeba": ((178, 218), Transform(center_crop=140, image_size=64)),
+    "church_squeezed": ((200, 150), Transform(image_size=128, keep_aspect=False)),
+    "church_cropped": ((200, 151), Transform(image_size=128)),
+    "cat2dog": ((101, 131), Transform(resize=84, image_size=64)),
+}
+PLAIN = Transform()
+
+
+def saved(image: Image.Image, form: str = "PNG", **options: object) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, form, **options)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_of_the_paper_equal_torchvision_within_one_grey_level(name):
+    size, transform = RECIPES[name]
+    ours = decode(picture(*size), transform)[::4, ::4].astype(int)
+    assert np.abs(ours - GOLDEN[name].astype(int)).max() <= 1
+
+
+def test_images_that_fit_already_are_not_touched():
+    pixels = picture(32, 32)
+    for payload in (pixels, encoded(pixels), encoded(pixels, "WEBP", lossless=True)):
+        np.testing.assert_array_equal(decode(payload, Transform(image_size=32)), pixels)
+
+
+def test_jpeg_is_close_to_what_was_encoded():
+    pixels = np.full((16, 16, 3), (200, 90, 30), np.uint8)
+    assert np.abs(decode(encoded(pixels, "JPEG", quality=95), PLAIN).astype(int) - pixels).max() < 4
+
+
+def test_sixteen_bit_grey_is_scaled_and_not_cut_off():
+    levels = np.array([[0, 257, 32_896, 65_535]], np.uint16)
+    ours = decode(saved(Image.fromarray(levels)), PLAIN)
+    np.testing.assert_array_equal(ours[0, :, 0], [0, 1, 128, 255])
+
+
+def test_palette_images_get_their_colours():
+    image = Image.new("P", (2, 1))
+    image.putpalette([255, 0, 0, 0, 0, 255])
+    image.putpixel((1, 0), 1)
+    np.testing.assert_array_equal(decode(saved(image), PLAIN), [[[255, 0, 0], [0, 0, 255]]])
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_what_is_transparent_shows_white_and_not_the_colour_hidden_below(mode):
+    hidden = (10, 0) if mode == "LA" else (10, 20, 30, 0)
+    assert (decode(saved(Image.new(mode, (2, 2), hidden)), PLAIN) == 255).all()
+
+
+def test_cmyk_becomes_rgb():
+    red = Image.new("CMYK", (8, 8), (0, 255, 255, 0))
+    ours = decode(saved(red, "JPEG", quality=95), PLAIN)[0, 0]
+    assert ours[0] > 200
+    assert ours[1:].max() < 60
+
+
+def test_a_photograph_stands_upright():
+    pixels = np.zeros((4, 8, 3), np.uint8)
+    pixels[:, :4] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6  # To be turned by 90 degrees, clockwise.
+    ours = decode(saved(Image.fromarray(pixels), "PNG", exif=exif), PLAIN)
+    assert ours.shape == (8, 4, 3)
+    assert ours[:4].min() == 255
+    assert ours[4:].max() == 0
+
+
+def test_grey_and_colour_follow_the_number_of_channels():
+    grey = encoded(picture(8, 8)[..., 0])
+    assert decode(grey, PLAIN).shape == (8, 8, 3)
+    assert decode(encoded(picture(8, 8)), Transform(channels=1)).shape == (8, 8, 1)
+
+
+@pytest.mark.parametrize(
+    ("payload", "reason"),
+    [
+        (b"", "empty"),
+        (b"GIF89a not one of ours", "no PNG, JPEG or WEBP image"),
+        (encoded(picture(32, 32))[:300], "damaged|cannot be opened"),
+        (encoded(picture(64, 64), "JPEG")[:700], "damaged"),
+        (encoded(picture(64, 64), "WEBP")[:200], "damaged|cannot be opened|no PNG"),
+        (np.zeros((4, 4, 3), np.float32), "must be uint8, got float32"),
+    ],
+    ids=["empty", "gif", "cut_png", "cut_jpeg", "cut_webp", "floats"],
+)
+def test_what_is_no_image_is_refused_with_the_reason(payload, reason):
+    with pytest.raises(ValueError, match=reason):
+        decode(payload, PLAIN)
+
+
+def test_a_flipped_byte_in_a_png_is_noticed():
+    content = bytearray(encoded(picture(32, 32)))
+    content[len(content) // 2] ^= 0xFF
+    with pytest.raises(ValueError, match="damaged"):
+        decode(bytes(content), PLAIN)
+
+
+def test_a_decompression_bomb_is_refused_by_its_header(monkeypatch):
+    monkeypatch.setattr("experiments.data.decoding.MAX_PIXELS", 1_000)
+    with pytest.raises(ValueError, match=r"64 x 64 pixels, more than 1,000"):
+        decode(encoded(picture(64, 64)), PLAIN)
+
+
+def test_a_bomb_beyond_pillows_own_limit_is_refused_too():
+    header = b"IHDR" + struct.pack(">2I5B", 50_000, 50_000, 8, 2, 0, 0, 0)
+    bomb = bytearray(encoded(picture(8, 8)))
+    bomb[12:33] = header + struct.pack(">I", zlib.crc32(header))
+    with pytest.raises(ValueError, match=r"cannot be opened|more than"):
+        decode(bytes(bomb), PLAIN)
+
+
+def test_an_image_too_small_for_its_crop_is_refused():
+    with pytest.raises(ValueError, match=r"100 x 90 pixels, too small for a crop of 140"):
+        decode(picture(100, 90), Transform(center_crop=140))
