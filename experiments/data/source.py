@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from experiments.data.feed import Feed
 
@@ -80,10 +81,14 @@ def shuffled_indices(key: Array, positions: Array, num_examples: int) -> Array:
     first = epochs[0]
     # As many epochs as B consecutive positions can touch.
     num_epochs = 1 + -(-len(positions) // num_examples)
-    orders = jnp.stack(
-        [
-            jax.random.permutation(jax.random.fold_in(key, first + i), num_examples)
-            for i in range(num_epochs)
-        ]
-    )
+
+    def order(i: int) -> Array:
+        return jax.random.permutation(jax.random.fold_in(key, first + i), num_examples)
+
+    def order_if_needed(i: int) -> Array:
+        # Sorting is what costs here, and most batches lie within one epoch.
+        unused = jnp.zeros(num_examples, jnp.int32)
+        return lax.cond(first + i <= epochs[-1], lambda: order(i), lambda: unused)
+
+    orders = jnp.stack([order(0), *(order_if_needed(i) for i in range(1, num_epochs))])
     return orders[epochs - first, offsets]
