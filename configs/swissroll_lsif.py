@@ -1,8 +1,8 @@
 """A swiss roll by the LSIF loss and the Pearson flow, whose network returns the ratio itself.
 
 Command: python -m experiments.main --config=configs/swissroll_lsif.py --workdir=runs/swissroll_lsif
-Cost: COST.
-Score: SCORE.
+Cost: about 75 s on two CPU cores, with evaluation and report.
+Score: energy ratio about 0.9 (1: as near to data as fresh data are).
 """
 
 from ml_collections import ConfigDict

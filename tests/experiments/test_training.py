@@ -15,12 +15,8 @@ from experiments.checkpoints import Checkpoints
 from experiments.errors import DivergedError, UserError
 from experiments.workdir import Workdir
 
-CONFIGS = sorted(
-    path.stem
-    for path in (Path(__file__).parents[2] / "configs").glob("*.py")
-    # "folder" needs images, which tests/data makes.
-    if path.stem not in ("__init__", "base", "saved", "folder")
-)
+# Those whose data are built in; tests/data trains on images that it makes.
+CONFIGS = ("swissroll", "swissroll_lsif", "8gaussians", "25gaussians", "digits")
 
 
 def train(config, folder):

@@ -1,0 +1,29 @@
+"""Cats to dogs, 64 x 64: unpaired translation, where the prior is the other domain.
+
+Command: python -m experiments.main --config=configs/cat2dog.py
+  --workdir=runs/cat2dog --data_dir=FOLDER
+Variants: cat2dog.py:lr_kl, cat2dog.py:lsif_pearson,up and so on, see `base.variant`.
+Cost: GPU days; not run here at full scale.
+Score: the paper has FID 108.10 against 100 test images, legacy protocol.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+
+def get_config(name: str = "") -> ConfigDict:
+    """Returns the config, or its variants, such as "lr_kl,up"."""
+    c = base.images()
+    c.data.name = "pair"
+    c.data.resize = 84
+    c.data.image_size = 64
+    c.network.name = "resnet64_shallow"
+    c.network.attention = True
+    c.network.spectral_norm = True
+    c.prior.name = "source"
+    c.flow.num_refine_steps = 10
+    c.optimizer.boundaries = (20_000, 30_000)
+    c.train.num_steps = 40_000  # It tends to diverge when trained for longer.
+    c.evaluate.num_samples = 100
+    return base.variant(c, name)

@@ -1,0 +1,22 @@
+"""CelebA, 64 x 64 in colour (section 5.2 of the paper).
+
+Command: python -m experiments.main --config=configs/celeba.py
+  --workdir=runs/celeba --data_dir=FOLDER_OR_ZIP
+Variants: celeba.py:lr_kl, celeba.py:lsif_pearson,up and so on, see `base.variant`.
+Cost: GPU days; not run here at full scale.
+Score: the paper has FID 17.77 (LSIF-chi^2), 18.09 (LR-KL), legacy protocol.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+
+def get_config(name: str = "") -> ConfigDict:
+    """Returns the config, or its variants, such as "lr_kl,up"."""
+    c = base.images()
+    c.data.name = "folder"
+    c.data.center_crop = 140
+    c.data.image_size = 64
+    c.network.name = "resnet64"
+    return base.variant(c, name)

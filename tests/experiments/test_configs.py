@@ -1,0 +1,66 @@
+"""Every config, in every variant, is one that can run, and those of the paper are the paper's."""
+
+import importlib
+from pathlib import Path
+
+import pytest
+
+from configs import base
+from experiments import schema
+
+NAMES = sorted(
+    path.stem
+    for path in (Path(__file__).parents[2] / "configs").glob("*.py")
+    if path.stem not in ("__init__", "base", "saved")
+)
+PAPER = ("cifar10", "celeba", "lsun_church")
+
+
+def load(name, variant=""):
+    return schema.flatten(importlib.import_module(f"configs.{name}").get_config(variant).to_dict())
+
+
+@pytest.mark.parametrize("variant", ["", "tiny", "tiny,up", *base.PAIRS])
+@pytest.mark.parametrize("name", NAMES)
+def test_every_variant_obeys_the_rules(name, variant):
+    schema.check(schema.unflatten(load(name, variant)))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_config_states_its_command_cost_and_score(name):
+    text = importlib.import_module(f"configs.{name}").__doc__
+    assert f"--config=configs/{name}.py" in text
+    if name != "folder":  # Its images, and so its cost, are the user's.
+        assert "Cost:" in text
+        assert "Score:" in text
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_image_configs_have_the_papers_hyperparameters(name):
+    c = load(name)
+    assert (c["flow.num_steps"], c["flow.step_size"], c["flow.noise_scale"]) == (100, 3.0, 0.01)
+    assert (c["train.batch_size"], c["train.num_steps"]) == (64, 100_000)
+    assert c["optimizer.learning_rate"] == 1e-4
+    assert c["optimizer.boundaries"] == (80_000, 90_000)
+    assert (c["train.ema_rate"], c["data.dequantisation"]) == (0.998, 0.03)
+    assert (c["prior.name"], c["flow.num_refine_steps"]) == ("data_dependent", 20)
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_the_uniform_prior_refines_for_ten_steps_and_trains_longer_on_cifar(name):
+    c = load(name, "lr_kl,up")
+    assert (c["prior.name"], c["flow.num_refine_steps"]) == ("uniform", 10)
+    assert (c["loss.name"], c["loss.divergence"]) == ("lr", "kl")
+    assert c["train.num_steps"] == (120_000 if name == "cifar10" else 100_000)
+
+
+def test_translation_has_the_papers_hyperparameters():
+    c = load("cat2dog")
+    assert (c["train.num_steps"], c["optimizer.boundaries"]) == (40_000, (20_000, 30_000))
+    assert c["flow.num_steps"] + c["flow.num_refine_steps"] == 110
+    assert (c["prior.name"], c["data.resize"], c["data.image_size"]) == ("source", 84, 64)
+
+
+def test_an_unknown_variant_is_answered_with_the_allowed_ones():
+    with pytest.raises(ValueError, match=r"unknown variant 'fast'.*tiny, ddp, up, lsif_pearson"):
+        base.variant(base.images(), "fast")
