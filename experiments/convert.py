@@ -1,18 +1,27 @@
 """From a checkpoint of the authors' PyTorch program to a workdir of ours."""
 
 import contextlib
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from experiments import build, schema
+from experiments import build, fitted_prior, schema
 from experiments.build import Experiment
 from experiments.checkpoints import Checkpoints
 from experiments.errors import UserError
-from experiments.torch_files import TorchCheckpoint, TorchFileError, adam_moments, read_checkpoint
+from experiments.torch_files import (
+    GaussianPrior,
+    TorchCheckpoint,
+    TorchFileError,
+    adam_moments,
+    read_checkpoint,
+    read_gaussian_prior,
+)
 from experiments.workdir import Workdir, write_json
 from fdrl_jax import networks
 from fdrl_jax.state import TrainState
@@ -37,7 +46,13 @@ _KEYS = {
 _TOLD_ELSEWHERE = {"in_dim", "hidden_dim", "n_hidden_layers", "spectral_norm", "ema", "device"}
 
 
-def convert(config: Mapping[str, Any], file: Path, workdir: Workdir, command: str) -> list[str]:
+def convert(
+    config: Mapping[str, Any],
+    file: Path,
+    workdir: Workdir,
+    command: str,
+    prior_file: Path | None = None,
+) -> list[str]:
     """Writes a workdir that samples, evaluates and trains on from an authors' checkpoint.
 
     Network, loss, divergence, flow and optimizer come from the file; the rest, such as where the
@@ -48,6 +63,7 @@ def convert(config: Mapping[str, Any], file: Path, workdir: Workdir, command: st
       file: the `.pt` file. It is read without PyTorch, and what it holds is never executed.
       workdir: a folder without checkpoints.
       command: what the user typed, for the record.
+      prior_file: the `.pt` file of their data-dependent prior, if that is to be taken over.
 
     Returns:
       Their settings that have no counterpart here, as "name=value".
@@ -60,20 +76,46 @@ def convert(config: Mapping[str, Any], file: Path, workdir: Workdir, command: st
     try:
         checkpoint = read_checkpoint(file)
         settings, unknown = translate(checkpoint, schema.flatten(config))
-        experiment = build.experiment(schema.unflatten(settings))
+        given = None if prior_file is None else read_gaussian_prior(prior_file)
+        if given is not None:
+            settings |= {"prior.name": "data_dependent", "prior.rank": 0}
+        experiment = build.experiment(schema.unflatten(settings), fit_prior=False)
         train_state = _train_state(checkpoint, experiment)
-    except FileNotFoundError:
-        raise UserError(f"--checkpoint={file} does not exist") from None
+        moments = None if given is None else channels_last(given, experiment.source.event_shape)
+    except FileNotFoundError as error:
+        raise UserError(f"{error.filename} does not exist") from None
     except TorchFileError as error:
-        raise UserError(f"--checkpoint: {error}") from error
+        raise UserError(str(error)) from error
     except ValueError as error:
         raise UserError(f"--checkpoint={file}: {error}") from error
     workdir.create()
     store = Checkpoints(workdir.checkpoints, experiment.num_checkpoints)
     with contextlib.closing(store):
         store.save(train_state, experiment.settings)
+    if moments is not None:
+        jitter = settings["prior.jitter"]
+        fitted_prior.adopt(experiment.source, jitter, workdir.prior, *moments)
     write_json(workdir.config, {"command": command, "settings": experiment.settings})
     return unknown
+
+
+def channels_last(
+    prior: GaussianPrior, event_shape: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Reorders mean [D] and covariance [D, D] from channels, rows, columns to ours, HWC.
+
+    Raises:
+      ValueError: if the prior is not of this size.
+    """
+    if len(prior.mean) != math.prod(event_shape):
+        raise ValueError(
+            f"the prior has {len(prior.mean)} dimensions, the data {tuple(event_shape)}"
+        )
+    order = np.arange(len(prior.mean))
+    if len(event_shape) == 3:
+        height, width, channels = event_shape
+        order = order.reshape(channels, height, width).transpose(1, 2, 0).ravel()
+    return prior.mean[order], prior.covariance[np.ix_(order, order)]
 
 
 def translate(

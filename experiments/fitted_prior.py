@@ -60,7 +60,7 @@ def load_or_fit(source: Source, rank: int, jitter: float, file: Path | None) -> 
       jitter: added to the diagonal.
       file: where it is kept, if anywhere.
     """
-    fingerprint = digest(_FORMAT, source.fingerprint, source.event_shape, rank, jitter)
+    fingerprint = _fingerprint(source, rank, jitter)
     kept = None if file is None else _read(file, fingerprint)
     if kept is not None:
         return kept
@@ -76,11 +76,32 @@ def load_or_fit(source: Source, rank: int, jitter: float, file: Path | None) -> 
     return fitted
 
 
+def adopt(
+    source: Source, jitter: float, file: Path, mean: np.ndarray, covariance: np.ndarray
+) -> None:
+    """Keeps a full-covariance prior that was fitted elsewhere to the same data.
+
+    Args:
+      source: the data.
+      jitter: that the covariance has on its diagonal already.
+      file: where `load_or_fit` will find it.
+      mean: [D].
+      covariance: [D, D].
+    """
+    factor = priors.covariance_factor(np.asarray(covariance, np.float64), jitter=0.0)
+    fitted = FittedPrior(np.asarray(mean, np.float64), factor, 0.0, 1.0, num_examples=0)
+    _write(file, fitted, _fingerprint(source, 0, jitter))
+
+
 def blank(source: Source, rank: int) -> FittedPrior:
     """Returns a prior of the right shapes that is fitted to nothing."""
     size = math.prod(source.event_shape)
     factor = np.zeros((size, rank or size), np.float32)
     return FittedPrior(np.zeros(size), factor, 1.0 if rank else 0.0, 0.0, 0)
+
+
+def _fingerprint(source: Source, rank: int, jitter: float) -> str:
+    return digest(_FORMAT, source.fingerprint, source.event_shape, rank, jitter)
 
 
 def _fit(source: Source, rank: int, jitter: float) -> FittedPrior:

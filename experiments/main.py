@@ -38,6 +38,11 @@ _CHECKPOINT = flags.DEFINE_string(
     "Step of the checkpoint to sample from or evaluate, the newest if left out; in mode convert "
     "the file of the authors' program.",
 )
+_PRIOR = flags.DEFINE_string(
+    "prior",
+    None,
+    "In mode convert: the file of the authors' data-dependent prior.",
+)
 _NUM_SAMPLES = flags.DEFINE_integer(
     "num_samples",
     None,
@@ -70,7 +75,8 @@ def main(_: list[str]) -> None:
         elif _MODE.value == "evaluate":
             modes.evaluate(config, workdir, _checkpoint_step())
         elif _MODE.value == "convert":
-            modes.convert(config, workdir, Path(_CHECKPOINT.value or ""), command)
+            prior = Path(_PRIOR.value) if _PRIOR.value else None
+            modes.convert(config, workdir, Path(_CHECKPOINT.value or ""), command, prior)
         else:
             dry_run(config)
     except DivergedError as error:

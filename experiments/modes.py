@@ -72,9 +72,15 @@ def evaluate(config: Mapping[str, Any], folder: Path, checkpoint: int | None) ->
     _evaluate(experiment, workdir, _restore(experiment, workdir, checkpoint))
 
 
-def convert(config: Mapping[str, Any], folder: Path, checkpoint: Path, command: str) -> None:
+def convert(
+    config: Mapping[str, Any],
+    folder: Path,
+    checkpoint: Path,
+    command: str,
+    prior_file: Path | None,
+) -> None:
     """Turns a checkpoint of the authors' PyTorch program into a workdir."""
-    unknown = run_conversion(config, checkpoint, Workdir(folder), command)
+    unknown = run_conversion(config, checkpoint, Workdir(folder), command, prior_file)
     if unknown:
         print(f"no counterpart here, left out: {', '.join(unknown)}")
     print(f"converted: --workdir={folder} samples, evaluates and trains on")

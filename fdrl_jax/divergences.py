@@ -204,14 +204,14 @@ def _parse_term(term: str, spec: str) -> tuple[float | None, FDivergence]:
 
 def first_variation(
     estimator_fn: Callable[[Array], Array],
-    divergence: FDivergence,
+    divergence: str | FDivergence,
     output: Output = "log_ratio",
 ) -> Callable[[Array], Array]:
     """Returns the potential `x -> f'(r(x))`, whose negative gradient drives the flow (eq. 5).
 
     Args:
       estimator_fn: any function `x [B, ...] -> [B]` that estimates the density ratio `q/p`.
-      divergence: the f-divergence, from `get`.
+      divergence: the f-divergence, or what `get` takes.
       output: what the estimator returns: "log_ratio" for `log r`, "ratio" for `r` itself,
         unconstrained (as after training with the LSIF loss).
 
@@ -224,6 +224,7 @@ def first_variation(
     """
     if output not in get_args(Output):
         raise ValueError(f"output must be one of {', '.join(get_args(Output))}, got {output!r}")
+    divergence = get(divergence)
     if output == "log_ratio":
         potential = divergence.potential_from_log_ratio
     elif divergence.potential_from_ratio is not None:

@@ -16,6 +16,7 @@ from typing import Literal, NamedTuple, TypeAlias, overload
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 Array = jax.Array
@@ -142,10 +143,9 @@ def flow(
       to `x_K`.
 
     Raises:
-      ValueError: if `num_steps` is negative.
+      ValueError: if `num_steps` is not a whole number >= 0.
     """
-    if num_steps < 0:
-        raise ValueError(f"num_steps must be >= 0, got {num_steps}")
+    _check_count("num_steps", num_steps)
     x0 = jnp.asarray(x0)
     if not jnp.issubdtype(x0.dtype, jnp.floating):
         x0 = x0.astype(jnp.float32)
@@ -188,7 +188,11 @@ def two_stage(
       num_refine_steps: refinement steps `κ`, >= 0.
       step_size: as for `flow`.
       noise_scale: as for `flow`.
+
+    Raises:
+      ValueError: if a number of steps is not a whole number >= 0.
     """
+    _check_count("num_refine_steps", num_refine_steps)
     hyper = {"step_size": step_size, "noise_scale": noise_scale}
     bridged = flow(key, x0, potential_fn, num_steps=num_steps, **hyper)
     refined = flow(
@@ -213,3 +217,8 @@ def normal_like(key: Array, x: Array) -> Array:
 def _as_typed(key: Array) -> Array:
     """Accepts the raw uint32 keys of `jax.random.PRNGKey` beside typed ones."""
     return key if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(key)
+
+
+def _check_count(name: str, value: int) -> None:
+    if not isinstance(value, (int, np.integer)) or value < 0:
+        raise ValueError(f"{name} must be a whole number >= 0, got {value}")

@@ -6,10 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import build, convert, loop, modes, schema
+from experiments import build, convert, fitted_prior, loop, modes, schema
 from experiments.checkpoints import Checkpoints
 from experiments.errors import UserError
-from experiments.torch_files import TorchCheckpoint, read_checkpoint
+from experiments.torch_files import TorchCheckpoint, read_checkpoint, read_gaussian_prior
 from experiments.workdir import Workdir, read_json
 from fdrl_jax import networks
 
@@ -97,6 +97,21 @@ def test_what_does_not_fit_is_named(tiny, tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         convert.convert(tiny(), tmp_path / "no.pt", Workdir(tmp_path / "w"), "")
     assert not (tmp_path / "w").exists()
+
+
+def test_the_authors_prior_becomes_ours_in_our_order_of_axes(tiny, tmp_path):
+    given = read_gaussian_prior(GOLDEN / "original_tiny_ddp.pt")
+    shape = (2, 2, 3)
+    mean, covariance = convert.channels_last(given, shape)
+    theirs = given.mean.reshape(3, 2, 2)
+    assert mean.reshape(shape)[0, 1, 2] == theirs[2, 0, 1]
+    source = build.experiment(tiny("digits")).source._replace(event_shape=shape)
+    fitted_prior.adopt(source, 1e-4, tmp_path / "prior.npz", mean, covariance)
+    kept = fitted_prior.load_or_fit(source, 0, 1e-4, tmp_path / "prior.npz")
+    np.testing.assert_allclose(kept.factor @ kept.factor.T, covariance, atol=1e-5)
+    np.testing.assert_allclose(kept.mean, mean)
+    with pytest.raises(ValueError, match=r"12 dimensions, the data \(8, 8, 1\)"):
+        convert.channels_last(given, (8, 8, 1))
 
 
 def test_a_workdir_with_checkpoints_is_not_written_over(converted, tiny):
