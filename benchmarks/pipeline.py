@@ -46,11 +46,11 @@ def compare(name: str, options: DataOptions, arguments: argparse.Namespace) -> N
 
 def in_memory(options: DataOptions, num_batches: int) -> float:
     source = load(options)
-    draw = jax.jit(source.draw, static_argnums=1)
+    draw, arrays = jax.jit(source.draw, static_argnums=1), jax.device_put(source.arrays)
 
     def batch(i: int) -> None:
         positions = np.arange(BATCH_SIZE, dtype=np.int32) + i * BATCH_SIZE
-        jax.block_until_ready(draw(source.arrays, None, jax.random.key(0), positions))
+        jax.block_until_ready(draw(arrays, None, jax.random.key(0), positions))
 
     return rate(batch, num_batches)
 
