@@ -219,6 +219,6 @@ def _as_typed(key: Array) -> Array:
     return key if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(key)
 
 
-def _check_count(name: str, value: int) -> None:
+def _check_count(name: str, value: object) -> None:
     if not isinstance(value, (int, np.integer)) or value < 0:
         raise ValueError(f"{name} must be a whole number >= 0, got {value}")

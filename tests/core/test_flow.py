@@ -219,7 +219,7 @@ def test_a_flow_of_no_steps_stays_where_it_is():
 
 
 def test_a_negative_number_of_steps_is_an_error():
-    with pytest.raises(ValueError, match="num_steps must be >= 0, got -1"):
+    with pytest.raises(ValueError, match="num_steps must be a whole number >= 0, got -1"):
         flow(KEY, START, -1)
 
 
