@@ -90,8 +90,10 @@ def _run(
         return step % every == 0 or step == last
 
     window = Window(time.perf_counter(), [])
-    with tqdm(total=last, initial=step, unit="step", dynamic_ncols=True, smoothing=0.1) as bar:
-        bar.set_description("compiling")
+    bar = tqdm(
+        total=last, initial=step, unit="step", desc="compiling", smoothing=0.1, disable=step >= last
+    )
+    with bar:
         while step < last:
             until_next = [every - step % every for every in cadence]
             count = min(experiment.steps_per_dispatch, last - step, *until_next)

@@ -1,0 +1,151 @@
+"""The paper's estimators: flow step, train step, sampling, compilation; beside PyTorch eager.
+
+Run: python -m benchmarks.estimators [--networks resnet32,...] [--batch 8] [--precision float32]
+A step of the flow is timed inside the compiled loop. Rates are in GFLOP/s by the compiler's count,
+shares are of a matrix product of the same precision, timed in the same rounds. PyTorch is optional.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import fdrl_jax as fdrl
+from benchmarks.timing import alternate
+from experiments import xla_flags
+from fdrl_jax import networks
+from fdrl_jax.problem import Constants, Estimator, FlowParams, Problem
+
+SIZES = {"resnet32": 32, "resnet64": 64, "resnet64_shallow": 64, "resnet128": 128}
+NUM_FLOW_STEPS, PEAK_SIZE = 5, 2_048
+_FLOW = {"step_size": 3.0, "noise_scale": 0.01}
+
+
+def ours(name: str, batch: int, precision: str) -> tuple[dict[str, Callable[[], Any]], dict]:
+    """Returns our contenders, and figures of the compiler."""
+    size = SIZES[name]
+    net = networks.resnet(name, dtype=precision)
+    shape = (size, size, 3)
+    variables = jax.jit(net.init)(jax.random.key(0), jnp.zeros((1, *shape)))
+    x = jax.random.uniform(jax.random.key(1), (batch, *shape), minval=-1.0)
+
+    def potential(variables: Any) -> Callable[[jax.Array], jax.Array]:
+        return fdrl.first_variation(lambda x: net.apply(variables, x), "kl")
+
+    def run_flow(variables: Any, x: jax.Array) -> jax.Array:
+        key = jax.random.key(2)
+        return fdrl.flow(key, x, potential(variables), num_steps=NUM_FLOW_STEPS, **_FLOW)
+
+    prior = fdrl.priors.uniform(shape)
+    optimizer = optax.adam(1e-4)
+    problem = Problem(
+        Estimator(net.apply, networks.update_vectors),
+        fdrl.bregman.LR,
+        fdrl.divergences.KL,
+        FlowParams(NUM_FLOW_STEPS, **_FLOW),
+        prior.sample,
+    )
+    step = fdrl.steps.make_train_step(
+        problem,
+        optimizer=optimizer,
+        draw=lambda data, host_batch, key, positions: {"real": data},
+        seed=0,
+        batch_size=batch,
+    )
+    state = fdrl.state.create(dict(variables), optimizer)
+    started = time.perf_counter()
+    flow = jax.jit(run_flow).lower(variables, x).compile()
+    compile_seconds = time.perf_counter() - started
+    train = jax.jit(step).lower(state, Constants(x, ()), None).compile()
+    one = jax.jit(lambda v, x: fdrl.drift(x, potential(v))).lower(variables, x).compile()
+    peak = jnp.ones((PEAK_SIZE, PEAK_SIZE), precision)
+    product = jax.jit(jnp.matmul)
+    memory = train.memory_analysis()
+    figures = {
+        "flops_flow_step": one.cost_analysis()["flops"],
+        "compile_flow_seconds": compile_seconds,
+        "train_step_temporary_bytes": memory.temp_size_in_bytes,
+    }
+    contenders = {
+        "flow": lambda: jax.block_until_ready(flow(variables, x)),
+        "train": lambda: jax.block_until_ready(train(state, Constants(x, ()), None)),
+        "product": lambda: jax.block_until_ready(product(peak, peak)),
+    }
+    return contenders, figures
+
+
+def pytorch(name: str, batch: int) -> dict[str, Callable[[], Any]]:
+    """Returns PyTorch's contenders, in float32."""
+    import torch
+
+    from benchmarks import torch_resnet
+
+    net = torch_resnet.Network(networks.SPECS[name])
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-4)
+    x = torch.rand(batch, 3, SIZES[name], SIZES[name]) * 2.0 - 1.0
+
+    def flow() -> torch.Tensor:
+        return torch_resnet.flow(net, x.clone(), NUM_FLOW_STEPS, **_FLOW)
+
+    def train() -> None:
+        torch_resnet.train_step(net, optimizer, x, flow())
+
+    return {"PyTorch flow": flow, "PyTorch train": train}
+
+
+def measure(name: str, batch: int, precision: str, rounds: int) -> dict[str, Any]:
+    """Times one network; all contenders take turns."""
+    contenders, figures = ours(name, batch, precision)
+    if precision == "float32":
+        try:
+            contenders |= pytorch(name, batch)
+        except ImportError:
+            print("PyTorch is not installed; only our own times are measured")
+    seconds = alternate(contenders, rounds)
+    flow_step = seconds["flow"] / NUM_FLOW_STEPS
+    rate = figures["flops_flow_step"] / flow_step
+    peak = 2.0 * PEAK_SIZE**3 / seconds["product"]
+    result = {
+        "network": name,
+        "batch": batch,
+        "precision": precision,
+        "flow_step_ms": 1e3 * flow_step,
+        "train_step_ms": 1e3 * seconds["train"],
+        "sampling_ms_per_image_at_120_steps": 1e3 * flow_step * 120 / batch,
+        "flow_gflops": rate / 1e9,
+        "share_of_product": rate / peak,
+        **figures,
+    }
+    if "PyTorch flow" in seconds:
+        result["pytorch_over_ours_flow"] = seconds["PyTorch flow"] / seconds["flow"]
+        result["pytorch_over_ours_train"] = seconds["PyTorch train"] / seconds["train"]
+    return result
+
+
+def main() -> None:
+    """Prints the figures of each network, and writes them as JSON when asked."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--networks", default="resnet32")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", help="also write the figures to this file")
+    arguments = parser.parse_args()
+    xla_flags.set_cpu_flags()
+    results = []
+    for name in arguments.networks.split(","):
+        results.append(measure(name, arguments.batch, arguments.precision, arguments.rounds))
+        for key, value in results[-1].items():
+            print(f"{key:36s} {value if isinstance(value, str) else format(value, ',.4g')}")
+    if arguments.json:
+        with open(arguments.json, "w") as file:
+            json.dump(results, file, indent=2)
+
+
+if __name__ == "__main__":
+    main()
