@@ -12,6 +12,8 @@ NUM_FAKE_DEVICES = 8
 # JAX reads these at its start, and the processes that tests start inherit them.
 # On the CPU also where there is a GPU: `JAX_PLATFORMS=cuda make test` asks for that one.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# joblib makes semaphores at its start, whose clean-up on Python 3.13 may warn in any test's place.
+os.environ.setdefault("JOBLIB_MULTIPROCESSING", "0")
 # Several devices for pmap and shard_map; a test of one device simply uses the first.
 # Of two equal flags XLA takes the last: the caller's.
 FLAG = f"--xla_force_host_platform_device_count={NUM_FAKE_DEVICES}"
