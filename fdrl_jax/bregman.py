@@ -7,7 +7,6 @@ Reference: Sugiyama, Suzuki and Kanamori, "Density-ratio matching under the Breg
 unified framework of density-ratio estimation", 2012.
 """
 
-import difflib
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -15,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from fdrl_jax.divergences import FDivergence, Output
+from fdrl_jax.names import nearest
 
 Array = jax.Array
 
@@ -78,8 +78,7 @@ def get(spec: str | Bregman) -> Bregman:
     if isinstance(spec, Bregman):
         return spec
     if spec not in REGISTRY:
-        nearest = difflib.get_close_matches(spec.lower(), REGISTRY, n=1, cutoff=0.4)
-        hint = f"; did you mean {nearest[0]!r}?" if nearest else "."
+        hint = nearest(spec, REGISTRY) or "."
         raise ValueError(f"unknown Bregman loss {spec!r}{hint} Allowed: {', '.join(REGISTRY)}")
     return REGISTRY[spec]
 

@@ -9,13 +9,14 @@ Reference: Heng, Ansari and Soh, "Generative Modeling with Flow-Guided Density R
 arXiv 2303.03714, sections 2 and 3.
 """
 
-import difflib
 import re
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
+
+from fdrl_jax.names import nearest
 
 Array = jax.Array
 Output = Literal["ratio", "log_ratio"]
@@ -193,8 +194,7 @@ def _parse_term(term: str, spec: str) -> tuple[float | None, FDivergence]:
     elif match and match["arg"] is None and name in REGISTRY:
         divergence = REGISTRY[name]
     else:
-        nearest = difflib.get_close_matches(name.lower(), allowed, n=1, cutoff=0.4)
-        hint = f"; did you mean {nearest[0]!r}?" if nearest else "."
+        hint = nearest(name, allowed) or "."
         raise ValueError(
             f"unknown divergence {term!r} in {spec!r}{hint} Allowed: {', '.join(allowed)}, "
             "or positive combinations such as '0.5*kl + 0.5*js'"

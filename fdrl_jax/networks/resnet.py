@@ -1,6 +1,5 @@
 """Residual networks for images: one module, and a table of the paper's four."""
 
-import difflib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -9,6 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
+from fdrl_jax.names import nearest
 from fdrl_jax.networks.attention import SelfAttention
 from fdrl_jax.networks.layers import Conv, Dense, activate
 
@@ -152,9 +152,8 @@ def resnet(
     """
     if isinstance(spec, str):
         if spec not in SPECS:
-            nearest = difflib.get_close_matches(spec, SPECS, n=1)
-            hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-            raise ValueError(f"unknown network {spec!r}; allowed: {', '.join(SPECS)}{hint}")
+            allowed = ", ".join(SPECS)
+            raise ValueError(f"unknown network {spec!r}; allowed: {allowed}{nearest(spec, SPECS)}")
         spec = SPECS[spec]
     stem = spec.stem if width is None else width
     scale = stem / spec.stem
