@@ -7,7 +7,8 @@ from typing import Any
 from absl import flags
 
 from experiments import schema
-from experiments.errors import UserError, nearest
+from experiments.errors import UserError
+from fdrl_jax.names import nearest
 
 MODES = ("train", "prior", "sample", "evaluate", "dry_run", "convert")
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]+)")

@@ -5,8 +5,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from experiments.data import registry
-from experiments.errors import UserError, nearest
+from experiments.errors import UserError
 from fdrl_jax import bregman, divergences, networks
+from fdrl_jax.names import nearest
 
 # A rule takes a value and returns what is wrong with it, or nothing.
 Rule = Callable[[Any], str | None]

@@ -9,7 +9,8 @@ from experiments.data.files import Tree
 from experiments.data.options import DataOptions
 from experiments.data.problems import Problems
 from experiments.data.records import Records, Subset
-from experiments.errors import DataError, nearest
+from experiments.errors import DataError
+from fdrl_jax.names import nearest
 
 _HELD_OUT_SHARE = 10  # At most one image in so many is held out of a set without a part of its own.
 _TFDS = "tfds:"

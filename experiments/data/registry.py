@@ -7,7 +7,7 @@ from experiments.data.images import image_source
 from experiments.data.options import DataOptions
 from experiments.data.source import Source
 from experiments.data.toy2d import gaussians8, gaussians25, swissroll
-from experiments.errors import nearest
+from fdrl_jax.names import nearest
 
 BUILT_IN: dict[str, Callable[[], Source]] = {
     "swissroll": swissroll,

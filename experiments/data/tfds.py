@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from experiments.data.records import Payload, digest
-from experiments.errors import DataError, nearest
+from experiments.errors import DataError
+from fdrl_jax.names import nearest
 
 _DEFAULT_ROOT = "~/tensorflow_datasets"
 
