@@ -8,9 +8,9 @@ from absl import flags
 
 from experiments import schema
 from experiments.errors import UserError
+from experiments.modes import MODES, example
 from fdrl_jax.names import nearest
 
-MODES = ("train", "prior", "sample", "evaluate", "dry_run", "convert")
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]+)")
 
 
@@ -41,11 +41,11 @@ def check_needed(mode: str, config: Any, workdir: str | None, checkpoint: str | 
         allowed = ", ".join(MODES)
         raise UserError(f"--mode={mode} is unknown{nearest(mode, MODES)} Allowed: {allowed}")
     if config is None:
-        raise UserError("--config=FILE.py is needed, for example --config=configs/swissroll.py")
-    if workdir is None and mode != "dry_run":
-        raise UserError(f"--workdir=DIR, the folder of the run, is needed in mode {mode}")
-    if checkpoint is None and mode == "convert":
-        raise UserError("--checkpoint=FILE.pt, the file to convert, is needed in mode convert")
+        raise UserError(f"--config=FILE.py is missing: {example('train')}")
+    if workdir is None and MODES[mode].needs_workdir:
+        raise UserError(f"--workdir=DIR, the folder of the run, is missing: {example(mode)}")
+    if checkpoint is None and MODES[mode].needs_checkpoint:
+        raise UserError(f"--checkpoint=FILE.pt, the file to read, is missing: {example(mode)}")
 
 
 def _with_saved_config(argv: list[str]) -> list[str]:

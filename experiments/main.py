@@ -1,15 +1,4 @@
-"""Train, sample and evaluate: `python -m experiments.main --config=FILE.py --workdir=DIR`.
-
-Examples:
-  Train:      python -m experiments.main --config=configs/swissroll.py --workdir=runs/swissroll
-  Own images: python -m experiments.main --config=configs/folder.py --data_dir=DIR --workdir=RUN
-  Sample:     python -m experiments.main --mode=sample --workdir=runs/swissroll --num_samples=1000
-  Evaluate:   python -m experiments.main --mode=evaluate --workdir=runs/swissroll
-  Convert:    python -m experiments.main --mode=convert --config=configs/swissroll.py \
-                --checkpoint=FILE.pt --workdir=runs/converted
-  Look ahead: python -m experiments.main --mode=dry_run --config=configs/digits.py
-  Override:   add --config.flow.step_size=0.1, and so on for every key of the config
-"""
+"""Train, sample and evaluate: `python -m experiments.main --config=FILE.py --workdir=DIR`."""
 
 import shlex
 import sys
@@ -19,8 +8,15 @@ from typing import NoReturn
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from experiments import command_line, xla_flags
+from experiments import command_line, modes, xla_flags
 from experiments.errors import DivergedError, UserError
+from experiments.request import Request
+
+# What `--help` shows first: absl prints the docstring of the program.
+__doc__ += "\n\nModes, by --mode=NAME, with an example of each:\n"
+for _name, _of_mode in modes.MODES.items():
+    __doc__ += f"  {_name:9s} {_of_mode.summary}\n    {modes.example(_name)}\n"
+__doc__ += "\nEvery key of the config can be overridden: --config.flow.step_size=0.1\n"
 
 EXIT_USER_ERROR, EXIT_DIVERGED = 2, 3
 
@@ -31,7 +27,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; made if miss
 _DATA_DIR = flags.DEFINE_string(
     "data_dir", None, "Where the data are: comes before data.dir and FDRL_DATA_DIR."
 )
-_MODE = flags.DEFINE_string("mode", "train", f"What to do: {', '.join(command_line.MODES)}.")
+_MODE = flags.DEFINE_string("mode", "train", f"What to do: {', '.join(modes.MODES)}.")
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint",
     None,
@@ -54,44 +50,31 @@ _NUM_SAMPLES = flags.DEFINE_integer(
 def main(_: list[str]) -> None:
     """Runs the mode asked for; a mistake of the user's ends the program with one line."""
     logging.set_verbosity(logging.ERROR)  # Libraries tell of every file they touch.
+    mode, config, folder = _MODE.value, _CONFIG.value, _WORKDIR.value
     try:
-        command_line.check_needed(_MODE.value, _CONFIG.value, _WORKDIR.value, _CHECKPOINT.value)
+        command_line.check_needed(mode, config, folder, _CHECKPOINT.value)
         # Before anything runs on a device: XLA reads its flags when its backend starts.
         xla_flags.set_cpu_flags()
-        from experiments import modes
-        from experiments.dry_run import dry_run
-
-        config = _CONFIG.value.to_dict()
+        settings = config.to_dict()
         if _DATA_DIR.value:
-            config["data"]["dir"] = _DATA_DIR.value
-        workdir = Path(_WORKDIR.value or ".")
-        command = shlex.join(["python", "-m", "experiments.main", *sys.argv[1:]])
-        if _MODE.value == "train":
-            modes.train(config, workdir, command)
-        elif _MODE.value == "prior":
-            modes.prior(config, workdir)
-        elif _MODE.value == "sample":
-            modes.sample(config, workdir, _checkpoint_step(), _NUM_SAMPLES.value)
-        elif _MODE.value == "evaluate":
-            modes.evaluate(config, workdir, _checkpoint_step())
-        elif _MODE.value == "convert":
-            prior = Path(_PRIOR.value) if _PRIOR.value else None
-            modes.convert(config, workdir, Path(_CHECKPOINT.value or ""), command, prior)
-        else:
-            dry_run(config)
+            settings["data"]["dir"] = _DATA_DIR.value
+        modes.run(
+            Request(
+                mode=mode,
+                config=settings,
+                workdir=Path(folder or "."),
+                command=shlex.join(["python", "-m", "experiments.main", *sys.argv[1:]]),
+                checkpoint=_CHECKPOINT.value,
+                num_samples=_NUM_SAMPLES.value,
+                prior=Path(_PRIOR.value) if _PRIOR.value else None,
+            )
+        )
     except DivergedError as error:
         _exit(error, EXIT_DIVERGED)
     except UserError as error:
         _exit(error, EXIT_USER_ERROR)
     except KeyboardInterrupt:
         _exit("interrupted; the same command goes on from the newest checkpoint", 130)
-
-
-def _checkpoint_step() -> int | None:
-    value = _CHECKPOINT.value
-    if value is None or value.isdecimal():
-        return None if value is None else int(value)
-    raise UserError(f"--checkpoint={value} must be the step of a checkpoint in mode {_MODE.value}")
 
 
 def _parse_flags(argv: list[str]) -> list[str]:

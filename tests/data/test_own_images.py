@@ -13,6 +13,7 @@ from configs import folder
 from experiments import build, loop, modes
 from experiments.checkpoints import Checkpoints
 from experiments.errors import UserError
+from experiments.request import Request
 from experiments.sampling import sample_state
 from experiments.workdir import Workdir
 
@@ -50,7 +51,7 @@ def trained(tmp_path_factory):
     """Images, and the workdir of a streamed run of 4 steps on them with a checkpoint at each."""
     where = write_folder(tmp_path_factory.mktemp("trained") / "images", numbered(60), size=12)
     run = where.parent / "run"
-    modes.train(streamed(where), run, "a command")
+    modes.run(Request("train", streamed(where), run, "a command"))
     return where.parent
 
 
@@ -65,7 +66,7 @@ def copied(trained, tmp_path):
 
 def test_a_folder_trains_samples_and_reports(trained, tmp_path):
     images, run = copied(trained, tmp_path)
-    modes.sample(streamed(images), run, None, 5)
+    modes.run(Request("sample", streamed(images), run, num_samples=5))
     workdir = Workdir(run)
     assert workdir.report.exists()
     assert "pixel_energy_distance" in json.loads(workdir.evaluation.read_text())["metrics"]
@@ -101,7 +102,7 @@ def test_the_prior_is_fitted_once_and_again_for_other_data_or_another_transform(
     where, run = write_folder(tmp_path / "images", numbered(60), size=12), tmp_path / "run"
 
     def fits(**changes):
-        modes.prior(config(where, **changes), run)
+        modes.run(Request("prior", config(where, **changes), run))
         return "prior: fitted" in capsys.readouterr().out
 
     assert fits()
@@ -115,9 +116,9 @@ def test_the_prior_is_fitted_once_and_again_for_other_data_or_another_transform(
 
 
 def test_a_damaged_prior_is_fitted_anew(images, tmp_path, capsys, caplog):
-    modes.prior(config(images), tmp_path)
+    modes.run(Request("prior", config(images), tmp_path))
     Workdir(tmp_path).prior.write_bytes(b"PK cut")
-    modes.prior(config(images), tmp_path)
+    modes.run(Request("prior", config(images), tmp_path))
     assert capsys.readouterr().out.count("prior: fitted") == 2
     assert "damaged" in caplog.text
 

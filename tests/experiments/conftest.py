@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from experiments import modes
+from experiments.request import Request
 from experiments.workdir import Workdir
 
 Settings = dict[str, Any]
@@ -34,5 +35,5 @@ def tiny() -> Callable[..., Settings]:
 def trained(tiny, tmp_path_factory) -> Workdir:
     """The workdir of a tiny run on the swiss roll."""
     folder: Path = tmp_path_factory.mktemp("trained")
-    modes.train(tiny(), folder, "python -m experiments.main <tiny>")
+    modes.run(Request("train", tiny(), folder, "python -m experiments.main <tiny>"))
     return Workdir(folder)

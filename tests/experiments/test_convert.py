@@ -9,6 +9,7 @@ import pytest
 from experiments import build, convert, fitted_prior, loop, modes, schema
 from experiments.checkpoints import Checkpoints
 from experiments.errors import UserError
+from experiments.request import Request
 from experiments.torch_files import TorchCheckpoint, read_checkpoint, read_gaussian_prior
 from experiments.workdir import Workdir, read_json
 from fdrl_jax import networks
@@ -61,7 +62,7 @@ def test_the_workdir_trains_on_and_samples(converted):
     config["train"]["num_steps"], config["flow"]["num_steps"] = 5, 200
     state = loop.train(build.experiment(config), workdir, "on")
     assert int(state.step) == 5
-    modes.sample(config, workdir.root, checkpoint=None, num_samples=8)
+    modes.run(Request("sample", config, workdir.root, num_samples=8))
     assert (workdir.samples / "step_5.npz").exists()
 
 

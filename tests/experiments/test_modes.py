@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from experiments import modes
-from experiments.dry_run import dry_run
 from experiments.errors import UserError
 from experiments.pictures.images import to_uint8
+from experiments.request import Request
 
 
 def test_samples_come_from_the_newest_checkpoint_or_the_one_named(trained, tiny, capsys):
-    modes.sample(tiny(), trained.root, checkpoint=None, num_samples=10)
-    modes.sample(tiny(), trained.root, checkpoint=2, num_samples=10)
+    modes.run(Request("sample", tiny(), trained.root, num_samples=10))
+    modes.run(Request("sample", tiny(), trained.root, checkpoint="2", num_samples=10))
     newest, named = (np.load(trained.samples / f"step_{s}.npz")["arr_0"] for s in (4, 2))
     assert newest.shape == named.shape == (10, 2)
     assert not np.array_equal(newest, named)
@@ -25,35 +25,36 @@ def test_a_sample_does_not_depend_on_how_many_are_drawn_with_it(trained, tiny):
     drawn = {}
     for num, batch_size in ((5, 5), (21, 8)):
         config = tiny(changes={"evaluate.batch_size": batch_size})
-        modes.sample(config, trained.root, checkpoint=None, num_samples=num)
+        modes.run(Request("sample", config, trained.root, num_samples=num))
         drawn[num] = np.load(trained.samples / "step_4.npz")["arr_0"]
     np.testing.assert_allclose(drawn[5], drawn[21][:5], rtol=1e-5, atol=1e-6)
 
 
 def test_sampling_may_flow_longer_than_training_did(trained, tiny):
-    modes.sample(tiny(changes={"flow.num_refine_steps": 7}), trained.root, None, 4)
+    longer = tiny(changes={"flow.num_refine_steps": 7})
+    modes.run(Request("sample", longer, trained.root, num_samples=4))
 
 
 def test_a_checkpoint_that_is_not_there_is_answered_with_those_that_are(trained, tiny):
     with pytest.raises(UserError, match=r"no checkpoint of step 3 .* there are \[2, 4\]"):
-        modes.sample(tiny(), trained.root, checkpoint=3, num_samples=4)
+        modes.run(Request("sample", tiny(), trained.root, checkpoint="3", num_samples=4))
 
 
 def test_an_empty_workdir_is_told_to_train_first(tiny, tmp_path):
     with pytest.raises(UserError, match="train first"):
-        modes.evaluate(tiny(), tmp_path, checkpoint=None)
+        modes.run(Request("evaluate", tiny(), tmp_path))
     assert not any(tmp_path.iterdir())
 
 
 def test_evaluation_of_a_checkpoint_is_repeatable(trained, tiny):
     first = json.loads(trained.evaluation.read_text())
-    modes.evaluate(tiny(), trained.root, checkpoint=None)
+    modes.run(Request("evaluate", tiny(), trained.root))
     assert json.loads(trained.evaluation.read_text()) == first
 
 
 def test_a_finished_run_is_not_trained_again(trained, tiny, capsys):
     before = trained.report.stat().st_mtime_ns
-    modes.train(tiny(), trained.root, "again")
+    modes.run(Request("train", tiny(), trained.root, "again"))
     assert "already trained" in capsys.readouterr().out
     assert trained.report.stat().st_mtime_ns == before
 
@@ -62,7 +63,7 @@ def test_a_dry_run_tells_shapes_memory_and_time_and_writes_nothing(
     tiny, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
-    dry_run(tiny("digits"))
+    modes.run(Request("dry_run", tiny("digits")))
     told = capsys.readouterr().out
     for word in ("flow.step_size", "devices:", "parameters", "(8, 8, 1)", "MiB", "about"):
         assert word in told

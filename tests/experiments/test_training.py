@@ -12,6 +12,7 @@ from experiments import build, loop, metrics_log, modes
 from experiments.build import Guard
 from experiments.checkpoints import Checkpoints
 from experiments.errors import DivergedError, UserError
+from experiments.request import Request
 from experiments.workdir import Workdir
 
 # Those whose data are built in; tests/data trains on images that it makes.
@@ -30,7 +31,7 @@ def assert_equal_bits(a, b):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_config_trains_samples_and_reports_in_its_tiny_variant(name, tiny, tmp_path, capsys):
-    modes.train(tiny(name), tmp_path, f"train {name}")
+    modes.run(Request("train", tiny(name), tmp_path, f"train {name}"))
     workdir = Workdir(tmp_path)
     figures = json.loads(workdir.evaluation.read_text())
     assert figures["step"] == tiny(name)["train"]["num_steps"]

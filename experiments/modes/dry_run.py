@@ -1,8 +1,7 @@
-"""What a run would be, without training: settings, devices, shapes, memory and time."""
+"""Mode dry_run: settings, devices, shapes, memory and time of a run, without training."""
 
 import statistics
 import time
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -10,18 +9,19 @@ import jax
 from experiments import build
 from experiments.build import Experiment
 from experiments.hardware import describe_devices
+from experiments.request import Request
 from fdrl_jax import parallel, steps
 
 _FEW, _MORE = 1, 11  # Flow steps of the two timed train steps; the time is linear in them.
 
 
-def dry_run(config: Mapping[str, Any]) -> None:
+def run(request: Request) -> None:
     """Resolves a config and prints what its run would need.
 
     The step of the run is compiled, and memory is the compiler's figure for it. Time is measured on
     train steps with few flow steps, on a scratch state, and extrapolated linearly to K.
     """
-    experiment = build.experiment(config, fit_prior=False)
+    experiment = build.experiment(request.config, fit_prior=False)
     for key, value in experiment.settings.items():
         print(f"  {key:32s} {value}")
     print(describe_devices())

@@ -1,0 +1,30 @@
+"""Mode evaluate: the metrics of a checkpoint, and its report."""
+
+from experiments import evaluation, report, runs
+from experiments.build import Experiment
+from experiments.request import Request
+from experiments.sampling import sample_state
+from experiments.workdir import Workdir, read_json, write_json
+from fdrl_jax.state import TrainState
+
+
+def run(request: Request) -> None:
+    """Computes the metrics of a checkpoint and draws its report anew."""
+    experiment, workdir = runs.open_run(request)
+    evaluate(experiment, workdir, runs.restore(experiment, workdir, request.checkpoint_step))
+
+
+def evaluate(experiment: Experiment, workdir: Workdir, train_state: TrainState) -> None:
+    """Writes and prints the metrics of a train state, and writes the report."""
+    samples = sample_state(experiment, train_state, experiment.evaluation_samples)
+    metrics = evaluation.evaluate(experiment.source, samples)
+    write_json(workdir.evaluation, {"step": int(train_state.step), "metrics": metrics})
+    report.write(experiment, workdir, train_state, samples, metrics)
+    tell(workdir)
+
+
+def tell(workdir: Workdir) -> None:
+    """Prints the metrics of the last evaluation, and where the report is."""
+    for name, value in read_json(workdir.evaluation)["metrics"].items():
+        print(f"  {name:32s} {report.format_value(value)}")
+    print(f"report: {workdir.report.absolute()}")

@@ -1,0 +1,44 @@
+"""What the command line asks for, parsed: the input of every mode."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from experiments.errors import UserError
+
+
+class Request(NamedTuple):
+    """One call of the program.
+
+    Attributes:
+      mode: a name in `experiments.modes.MODES`.
+      config: nested keys and values.
+      workdir: the folder of the run; modes that need none leave it alone.
+      command: what the user typed, for the record.
+      checkpoint: step of a checkpoint, or a file to convert; `None` for the newest.
+      num_samples: how many samples to draw; `None` for the config's number.
+      prior: file of the authors' prior, in mode convert.
+    """
+
+    mode: str
+    config: dict[str, Any]
+    workdir: Path = Path()
+    command: str = ""
+    checkpoint: str | None = None
+    num_samples: int | None = None
+    prior: Path | None = None
+
+    @property
+    def checkpoint_step(self) -> int | None:
+        """The step of the checkpoint asked for, or `None` for the newest.
+
+        Raises:
+          UserError: if what was asked for is no number.
+        """
+        if self.checkpoint is None:
+            return None
+        if not self.checkpoint.isdecimal():
+            raise UserError(
+                f"--checkpoint={self.checkpoint} must be the step of a checkpoint "
+                f"in mode {self.mode}"
+            )
+        return int(self.checkpoint)

@@ -1,0 +1,36 @@
+"""A run on disk: its experiment, and the train state of one of its checkpoints."""
+
+import contextlib
+
+import jax
+
+from experiments import build
+from experiments.build import Experiment
+from experiments.checkpoints import FREE_IN_SAMPLING, Checkpoints
+from experiments.errors import UserError
+from experiments.request import Request
+from experiments.workdir import Workdir
+from fdrl_jax.state import TrainState
+
+
+def open_run(request: Request) -> tuple[Experiment, Workdir]:
+    """Builds the experiment of a workdir that should exist, and makes none that does not."""
+    workdir = Workdir(request.workdir)
+    prior_file = workdir.prior if workdir.root.is_dir() else None
+    return build.experiment(request.config, prior_file), workdir
+
+
+def restore(experiment: Experiment, workdir: Workdir, step: int | None) -> TrainState:
+    """Restores the newest checkpoint of a run, or the one of a step, to sample from it.
+
+    Raises:
+      UserError: if there is none, or it does not fit the experiment.
+    """
+    if workdir.checkpoints.is_dir():
+        store = Checkpoints(workdir.checkpoints, experiment.num_checkpoints)
+        with contextlib.closing(store):
+            template = jax.eval_shape(experiment.init_state)
+            restored = store.restore(template, experiment.settings, FREE_IN_SAMPLING, step)
+        if restored is not None:
+            return restored
+    raise UserError(f"no checkpoint in {workdir.checkpoints}; train first, with --mode=train")
