@@ -9,13 +9,8 @@ so they keep those.
 The maps are bilinear, and each one's derivatives are the other two:
 
     output(x, w)
-<<<<<<< HEAD
-    input_gradient(g, w) = d<g, output>/dx
-    kernel_gradient(x, g) = d<g, output>/dw
-=======
     input_gradient(g, w) = d <g, output(x, w)> / dx
     kernel_gradient(x, g) = d <g, output(x, w)> / dw
->>>>>>> networks
 
 Reverse mode works to any order; forward mode (``jax.jvp``) is not defined.
 """
