@@ -1,0 +1,38 @@
+"""The Fréchet distance between two sets of features."""
+
+import numpy as np
+
+from fdrl_jax.metrics.rows import flat
+
+
+def frechet_distance(x: np.ndarray, y: np.ndarray) -> float:
+    """Returns the squared Fréchet distance between Gaussians fitted to two sets of features.
+
+    `|μ_x - μ_y|² + tr(Σ_x + Σ_y - 2 (Σ_x Σ_y)^(1/2))`.
+
+    Args:
+      x: features, [N, D].
+      y: features, [M, D]. With few more examples than D the estimate is biased upwards, so compare
+        at equal N alone.
+
+    Raises:
+      ValueError: for features of unequal dimensions.
+
+    Reference: Heusel et al., "GANs Trained by a Two Time-Scale Update Rule", 2017.
+    """
+    x, y = flat(x), flat(y)
+    if x.shape[1] != y.shape[1]:
+        raise ValueError(f"features of one dimension needed, got {x.shape} and {y.shape}")
+    cov_x, cov_y = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
+    cov_x, cov_y = np.atleast_2d(cov_x), np.atleast_2d(cov_y)
+    # (Σx Σy) has the eigenvalues of Σx^½ Σy Σx^½, which is symmetric: no complex square root.
+    values, vectors = np.linalg.eigh(cov_x)
+    root = (vectors * np.sqrt(np.clip(values, 0.0, None))) @ vectors.T
+    cross = np.linalg.eigvalsh(root @ cov_y @ root)
+    gap = x.mean(axis=0) - y.mean(axis=0)
+    return float(
+        gap @ gap
+        + np.trace(cov_x)
+        + np.trace(cov_y)
+        - 2.0 * np.sum(np.sqrt(np.clip(cross, 0.0, None)))
+    )

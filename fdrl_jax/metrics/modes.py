@@ -1,0 +1,39 @@
+"""How samples fall on the modes of a mixture."""
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy.spatial.distance import cdist
+
+from fdrl_jax.metrics.rows import flat
+
+
+class ModeCoverage(NamedTuple):
+    """How samples fall on the modes of a mixture.
+
+    Attributes:
+      num_hit: modes that are the nearest of at least one sample within the radius.
+      num_modes: modes of the mixture.
+      high_quality: share of samples within the radius of a mode, 0 to 1.
+      counts: samples within the radius of each mode.
+    """
+
+    num_hit: int
+    num_modes: int
+    high_quality: float
+    counts: np.ndarray
+
+
+def mode_coverage(samples: np.ndarray, modes: np.ndarray, radius: float) -> ModeCoverage:
+    """Counts the modes that samples hit, and the share of samples near a mode.
+
+    Args:
+      samples: points, [N, D].
+      modes: centres, [M, D].
+      radius: distance within which a sample belongs to its nearest mode: usually 4 standard
+        deviations of a mode.
+    """
+    distances = cdist(flat(samples), flat(modes))
+    near = distances.min(axis=1) <= radius
+    counts = np.bincount(distances.argmin(axis=1)[near], minlength=len(modes))
+    return ModeCoverage(int(np.sum(counts > 0)), len(modes), float(near.mean()), counts)
