@@ -6,6 +6,7 @@ ECML/PKDD 2024, arXiv 2303.03714.
 
 from fdrl_jax import (
     bregman,
+    compose,
     divergences,
     metrics,
     networks,
@@ -25,6 +26,7 @@ __all__ = [
     "TwoStage",
     "__version__",
     "bregman",
+    "compose",
     "divergences",
     "drift",
     "first_variation",

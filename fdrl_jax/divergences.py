@@ -202,6 +202,16 @@ def _parse_term(term: str, spec: str) -> tuple[float | None, FDivergence]:
     return (None if match["weight"] is None else float(match["weight"])), divergence
 
 
+def check_output(output: str) -> None:
+    """Checks what an estimator is said to return.
+
+    Raises:
+      ValueError: for anything but "ratio" and "log_ratio".
+    """
+    if output not in get_args(Output):
+        raise ValueError(f"output must be one of {', '.join(get_args(Output))}, got {output!r}")
+
+
 def first_variation(
     estimator_fn: Callable[[Array], Array],
     divergence: str | FDivergence,
@@ -222,8 +232,7 @@ def first_variation(
       ValueError: for an unknown output, or "ratio" with a divergence whose derivative is not
         defined for every real ratio.
     """
-    if output not in get_args(Output):
-        raise ValueError(f"output must be one of {', '.join(get_args(Output))}, got {output!r}")
+    check_output(output)
     divergence = get(divergence)
     if output == "log_ratio":
         potential = divergence.potential_from_log_ratio

@@ -1,0 +1,173 @@
+"""Compositions of density ratios: by class, by several attributes, and around a generator.
+
+All of them are functions of functions. An estimator, a classifier or a discriminator goes in, and
+what comes out goes to `first_variation` or to `flow` like any estimator's ratio or potential. The
+algebra is that of logarithms: a flow that decreases `log r` moves towards the denominator of `r`,
+so adding `-w log p` to it makes `p^w` a factor of what the flow aims at.
+
+References: Heng, Ansari and Soh, arXiv 2303.03714, section 3.4 (conditional generation); Du, Li and
+Mordatch, "Compositional Visual Generation with Energy Based Models", 2020 (products, negation);
+Ansari, Ang and Soh, "Refining Deep Generative Models via Discriminator Gradient Flow", 2021.
+"""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fdrl_jax.divergences import FDivergence, Output, check_output, first_variation
+
+Array = jax.Array
+Estimator = Callable[[Array], Array]
+Classifier = Callable[[Array], Array]
+
+
+def log_probability(
+    classifier: Classifier,
+    label: int | Array,
+    *,
+    negate: bool = False,
+    input_range: tuple[float, float] = (-1.0, 1.0),
+) -> Estimator:
+    """Returns `x -> log p(y | x)`, or `log(1 - p(y | x))`, of a classifier's logits.
+
+    Args:
+      classifier: `images [B, ...] -> logits [B, C]`, each row depending on its own example alone.
+      label: the class, or an integer for each example, [B]; from 0 to C - 1.
+      negate: take the probability of all other classes.
+      input_range: what the classifier wants for the range [-1, 1] of `x`, such as (0, 1). The map
+        is affine, without clipping.
+
+    Returns:
+      The function `x [B, ...] -> [B]`.
+
+    Raises:
+      ValueError: when it is called, for logits that are not [B, C] or a label beyond them.
+    """
+    low, high = input_range
+
+    def log_p(x: Array) -> Array:
+        logits = classifier(low + (high - low) * (x + 1.0) / 2.0)
+        if logits.ndim != 2:
+            raise ValueError(
+                f"a classifier must return logits [B, C], two classes included; got {logits.shape}"
+            )
+        num_classes = logits.shape[-1]
+        # Labels that are traced cannot be looked at.
+        if not isinstance(label, jax.core.Tracer) and not np.all(
+            (np.asarray(label) >= 0) & (np.asarray(label) < num_classes)
+        ):
+            raise ValueError(f"label must be from 0 to {num_classes - 1}, got {label}")
+        chosen = jax.nn.one_hot(jnp.broadcast_to(label, len(logits)), num_classes, dtype=bool)
+        of_class = jnp.where(chosen ^ negate, logits, -jnp.inf)
+        value: Array = jax.nn.logsumexp(of_class, -1) - jax.nn.logsumexp(logits, -1)
+        return value
+
+    return log_p
+
+
+def product(log_ratios: Sequence[Estimator], weights: Sequence[float] | None = None) -> Estimator:
+    """Returns the logarithm of a product of powers, `x -> Σ w_i log r_i(x)`.
+
+    With `r_i = q/p_i` over one `q`, the flow aims at `q Π (p_i/q)^(w_i)`: the product of the `p_i`
+    wherever `q` is flat. A negative weight divides: away from `p_i`. Log-probabilities go in as
+    `-log p(y | x)`, that is with a negative weight to be sought and a positive one to be avoided:
+    `product([log_r, log_p(smile), log_p(hat)], [1, -0.1, 0.1])` smiles without a hat.
+
+    Args:
+      log_ratios: functions `x [B, ...] -> [B]`.
+      weights: one number a function; all 1 if left out.
+
+    Raises:
+      ValueError: for no function, or unequal lengths.
+    """
+    ws = [1.0] * len(log_ratios) if weights is None else list(weights)
+    if not log_ratios or len(ws) != len(log_ratios):
+        raise ValueError(
+            f"one weight a function is needed, got {len(ws)} for {len(log_ratios)} functions"
+        )
+
+    def log_r(x: Array) -> Array:
+        terms = [w * function(x) for w, function in zip(ws, log_ratios, strict=True)]
+        return sum(terms[1:], start=terms[0])
+
+    return log_r
+
+
+def condition(
+    estimator: Estimator,
+    classifier: Classifier,
+    label: int | Array,
+    weight: float = 0.1,
+    *,
+    output: Output = "log_ratio",
+    negate: bool = False,
+    input_range: tuple[float, float] = (-1.0, 1.0),
+) -> Estimator:
+    """Conditions a density-ratio estimator on a class: `r(x | y) ∝ r(x) p(y | x)^-φ` (eq. 12).
+
+    The flow of the result under KL is that of the paper (eq. 30), with `η` for its `2 η`:
+    `x - η ∇(log r(x) - φ log p(y | x)) + ν ξ`. The exact conditional is `φ = 1`; learnt ratios
+    and classifiers want less. The classifier should be robust to adversarial perturbations:
+    the flow descends its gradient, which of others leads to images that fool it and nobody else.
+
+    Args:
+      estimator: `x [B, ...] -> [B]`.
+      classifier: as for `log_probability`.
+      label: as for `log_probability`.
+      weight: `φ`; 0 is unconditional.
+      output: what the estimator returns, and so what the result does: "log_ratio", or "ratio" for
+        an unconstrained `r` (LSIF), of which the result is `r(x) p(y | x)^-φ`. Where such an `r` is
+        negative, that form turns the pull of the class round; prefer a loss that learns `log r`.
+      negate: condition on any class but this.
+      input_range: as for `log_probability`.
+
+    Returns:
+      An estimator `x [B, ...] -> [B]` for `first_variation` with the same output.
+
+    Raises:
+      ValueError: for an unknown output; later as `log_probability`.
+    """
+    check_output(output)
+    log_p = log_probability(classifier, label, negate=negate, input_range=input_range)
+    if output == "ratio":
+        return lambda x: estimator(x) * jnp.exp(-weight * log_p(x))
+    return product([estimator, log_p], [1.0, -weight])
+
+
+def refine(
+    discriminator: Estimator,
+    divergence: str | FDivergence = "kl",
+    *,
+    generator: Callable[[Array], Array] | None = None,
+    corrector: Estimator | None = None,
+) -> Estimator:
+    """Returns the potential that refines a generator's samples by its discriminator (DGflow).
+
+    With the discriminator's logit `d = log p/q`, the density ratio is `log r = -(d + c)`, and the
+    flow of the potential `f'(r)` is `x + η s ∇d(x) + ν ξ` with `s = 1` for KL, `1 / (1 + e^d)`
+    for log D and `1 / (1 + e^-d)` for JS. With a generator `G` the flow runs in its latent space,
+    with `log r(z) = -(d + c)(G(z))`. The authors take 25 steps with `η = 0.1` and `γ = 0.01`:
+
+        potential = refine(discriminator, generator=generator)
+        nu = noise_scale(0.1, entropy_weight=0.01)
+        z = flow(key, z, potential, num_steps=25, step_size=0.1, noise_scale=nu)
+
+    Args:
+      discriminator: `x [B, ...] -> [B]`, the logit of "real" (before any sigmoid).
+      divergence: the f-divergence, or what `divergences.get` takes.
+      generator: `z [B, ...] -> x [B, ...]` to refine latent vectors; samples if left out.
+      corrector: `c: x [B, ...] -> [B]`, `log q_d/q` where the discriminator was trained against
+        the samples of another generator, `q_d`, than those to refine, `q`.
+
+    Returns:
+      The potential, `x [B, ...] -> [B]`, or `z [B, ...] -> [B]` with a generator, for `flow`.
+
+    Reference: Ansari, Ang and Soh, arXiv 2012.00780, sections 3.1 to 3.3.
+    """
+    experts = [discriminator] if corrector is None else [discriminator, corrector]
+    log_ratio = product(experts, [-1.0] * len(experts))
+    if generator is None:
+        return first_variation(log_ratio, divergence)
+    return first_variation(lambda z: log_ratio(generator(z)), divergence)
