@@ -1,0 +1,148 @@
+"""A long training of the digits, killed and restarted halfway: what grows that should not?
+
+Run: python -m benchmarks.long_run --minutes=30 [--json=FILE] [--picture=FILE.png]
+The program trains in a process of its own, in which a thread notes memory of the host, bytes of
+arrays on the devices, open files, threads and checkpoints every few seconds. Halfway the process is
+killed as by a power cut (SIGKILL) and the same command is started again. Ends with code 1 if, after
+a warm-up, memory or arrays grow faster than --max_growth, open files or threads become more,
+checkpoints are more than the config keeps, or the metrics have a double line or a gap. Linux only.
+"""
+
+import argparse
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+LOG_STEPS, CHECKPOINT_STEPS, KEEP = 10, 50, 3
+_FLAGS = {
+    "train.num_steps": 1_000_000_000,
+    "optimizer.schedule": "constant",
+    "log.every_steps": LOG_STEPS,
+    "checkpoint.every_steps": CHECKPOINT_STEPS,
+    "checkpoint.keep": KEEP,
+    "snapshot.every_steps": 500,
+}
+WARM_UP = 0.25  # Share of a process's life that is not judged.
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--workdir", help="a temporary folder if left out")
+    parser.add_argument("--every_seconds", type=float, default=5.0, help="between two notes")
+    parser.add_argument("--max_growth", type=float, default=1.0, help="MiB a minute")
+    parser.add_argument("--json", help="also write the figures to this file")
+    parser.add_argument("--picture", help="also draw the course into this file")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        workdir = Path(arguments.workdir or scratch)
+        notes = train_twice(workdir, arguments.minutes * 60, arguments.every_seconds)
+        faults = faults_of_metrics(workdir / "metrics.jsonl")
+    result = judge(notes, faults, arguments.max_growth)
+    print(json.dumps({k: v for k, v in result.items() if k != "notes"}, indent=2))
+    if arguments.json:
+        Path(arguments.json).write_text(json.dumps(result) + "\n")
+    if arguments.picture:
+        draw(notes, Path(arguments.picture))
+    sys.exit(bool(result["faults"]))
+
+
+def train_twice(workdir: Path, seconds: float, every: float) -> list[dict[str, Any]]:
+    """Trains, kills the process halfway, goes on; returns what both processes noted."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    file = workdir / "notes.jsonl"
+    command = [
+        *(sys.executable, "-m", "benchmarks.long_run_process", str(file), str(every)),
+        *("--config=configs/digits.py", f"--workdir={workdir}"),
+        *(f"--config.{key}={value}" for key, value in _FLAGS.items()),
+    ]
+    for part in range(2):
+        with (workdir / f"errors_{part}.txt").open("w") as errors:
+            process = subprocess.Popen(command, stderr=errors)
+            try:
+                code = process.wait(seconds / 2)
+                raise SystemExit(f"training ended by itself with code {code}: see {errors.name}")
+            except subprocess.TimeoutExpired:
+                pass
+            finally:
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def faults_of_metrics(path: Path) -> list[str]:
+    """Says where the lines of metrics are double or missing."""
+    steps = [json.loads(line)["step"] for line in path.read_text().splitlines()]
+    due = [LOG_STEPS * (i + 1) for i in range(len(steps))]
+    wrong = [f"{got} for {want}" for got, want in zip(steps, due, strict=True) if got != want]
+    return [f"metrics.jsonl: step {wrong[0]} and {len(wrong) - 1} more"] if wrong else []
+
+
+def judge(notes: list[dict[str, Any]], faults: list[str], max_growth: float) -> dict[str, Any]:
+    """Fits the growth of each process after its warm-up, and names what is beyond its limit."""
+    processes = []
+    for pid in dict.fromkeys(note["pid"] for note in notes):
+        own = [note for note in notes if note["pid"] == pid]
+        own = own[int(WARM_UP * len(own)) :]
+        minutes = [note["time"] / 60 for note in own]
+        figures = {"minutes": minutes[-1] - minutes[0], "steps": own[-1]["step"]}
+        for name in ("host_mib", "device_mib"):
+            values = [note[name] for note in own]
+            # Theil and Sen's slope, the median over all pairs: peaks do not move it.
+            growth = stats.theilslopes(values, minutes).slope
+            figures |= {name: float(np.median(values)), f"{name}_a_minute": float(growth)}
+            if growth > max_growth:
+                faults = [*faults, f"{name} grows by {growth:.2f} MiB a minute"]
+        for name in ("open_files", "threads"):
+            # The second half of the time must not need more than the first half did at most.
+            half = len(own) // 2
+            first, second = (max(n[name] for n in part) for part in (own[:half], own[half:]))
+            figures |= {f"most_{name}": [first, second]}
+            if second > first:
+                faults = [*faults, f"{name} became more: {first}, then {second}"]
+        processes.append(figures)
+    most = max(note["checkpoints"] for note in notes)
+    # One more while the oldest is being removed.
+    if most > KEEP + 1:
+        faults = [*faults, f"{most} checkpoints where {KEEP} are kept"]
+    return {"processes": processes, "most_checkpoints": most, "faults": faults, "notes": notes}
+
+
+def draw(notes: list[dict[str, Any]], path: Path) -> None:
+    """Draws memory, open files and checkpoints over time."""
+    from experiments.pictures import style
+
+    figure, axes = style.panels(3, size=3.0)
+    start = notes[0]["time"]
+    minutes = np.array([(note["time"] - start) / 60 for note in notes])
+    pids = [note["pid"] for note in notes]
+    killed = minutes[pids.index(pids[-1])]
+
+    def values(name: str) -> np.ndarray:
+        return np.array([note[name] for note in notes])
+
+    axes[0].plot(minutes, values("host_mib"), color=style.DATA, label="process")
+    axes[0].plot(minutes, values("device_mib"), color=style.SAMPLES, label="arrays on the device")
+    axes[0].set(title="Memory, MiB", ylim=(0, None))
+    axes[1].plot(minutes, values("open_files"), color=style.DATA, label="open files")
+    axes[1].plot(minutes, values("threads"), color=style.SAMPLES, label="threads")
+    axes[1].set(title="Open files and threads", ylim=(0, None))
+    axes[2].plot(minutes, values("checkpoints"), color=style.DATA, label="checkpoints on disk")
+    axes[2].plot(minutes, values("step") / 1_000, color=style.SAMPLES, label="thousands of steps")
+    axes[2].set(title="Checkpoints and steps", ylim=(0, None))
+    for panel in axes:
+        panel.axvline(killed, color=style.PRIOR, linestyle=":", label="killed, restarted")
+        panel.set_xlabel("minutes")
+        panel.legend(fontsize=7)
+    style.save(figure, path)
+
+
+if __name__ == "__main__":
+    main()
