@@ -45,6 +45,11 @@ _NUM_SAMPLES = flags.DEFINE_integer(
     "Samples to write in mode sample; evaluate.num_samples if left out.",
     lower_bound=1,
 )
+_PLATFORMS = flags.DEFINE_list(
+    "platforms",
+    ["cpu", "cuda", "tpu"],
+    "In mode export: what the sampler is to run on, of cpu, cuda, rocm and tpu.",
+)
 
 
 def main(_: list[str]) -> None:
@@ -67,6 +72,7 @@ def main(_: list[str]) -> None:
                 checkpoint=_CHECKPOINT.value,
                 num_samples=_NUM_SAMPLES.value,
                 prior=Path(_PRIOR.value) if _PRIOR.value else None,
+                platforms=tuple(_PLATFORMS.value),
             )
         )
     except DivergedError as error:

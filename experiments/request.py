@@ -17,6 +17,7 @@ class Request(NamedTuple):
       checkpoint: step of a checkpoint, or a file to convert; `None` for the newest.
       num_samples: how many samples to draw; `None` for the config's number.
       prior: file of the authors' prior, in mode convert.
+      platforms: what an exported sampler is to run on.
     """
 
     mode: str
@@ -26,6 +27,7 @@ class Request(NamedTuple):
     checkpoint: str | None = None
     num_samples: int | None = None
     prior: Path | None = None
+    platforms: tuple[str, ...] = ("cpu", "cuda", "tpu")
 
     @property
     def checkpoint_step(self) -> int | None:

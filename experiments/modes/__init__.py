@@ -38,6 +38,10 @@ MODES = {
         "--config=configs/digits.py",
         needs_workdir=False,
     ),
+    "export": Mode(
+        "write a checkpoint's sampler as a folder that needs JAX alone (StableHLO)",
+        "--workdir=runs/swissroll --platforms=cpu,cuda,tpu",
+    ),
     "convert": Mode(
         "turn a checkpoint of the authors' PyTorch program into a workdir",
         "--config=configs/cifar10.py --checkpoint=FILE.pt --workdir=runs/converted",

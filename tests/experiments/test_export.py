@@ -1,0 +1,146 @@
+"""An exported sampler draws the program's samples in a process that knows nothing of it."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import build, export, loop, modes, runs
+from experiments.errors import UserError
+from experiments.export.load_sampler import Sampler
+from experiments.request import Request
+from experiments.sampling import sample_state
+from experiments.workdir import Workdir
+from fdrl_jax import priors
+
+NUM = 12
+# Draws from each folder named, and then tells which packages it took.
+ALONE = """
+import runpy, sys
+for folder in sys.argv[1:]:
+    sampler = runpy.run_path(folder + "/load_sampler.py")["Sampler"](folder)
+    import numpy
+    numpy.save(folder + "/drawn.npy", sampler(12, batch_size=5))
+print(*sorted({name.partition(".")[0] for name in sys.modules}))
+"""
+
+
+def trained_state(experiment):
+    """A state whose parameters no initialisation gives, without the time of a training."""
+    state = experiment.init_state()
+    moved = jax.tree.map(
+        lambda a: a + 0.05 * np.cos(np.arange(a.size)).reshape(a.shape), state.ema_variables
+    )
+    return state._replace(step=np.int32(7), ema_variables=moved)
+
+
+@pytest.fixture(scope="module")
+def exported(tiny, tmp_path_factory):
+    """Returns the folder and the program's samples, of points and of images with their prior."""
+    found = {}
+    for name in ("swissroll", "digits"):
+        experiment = build.experiment(tiny(name))
+        state, folder = trained_state(experiment), tmp_path_factory.mktemp(name)
+        export.write(experiment, state, folder, ("cpu", "cuda", "tpu"))
+        found[name] = folder, sample_state(experiment, state, NUM).refined
+    return found
+
+
+def test_a_process_that_imports_only_jax_draws_the_same_samples(exported):
+    folders = [str(folder) for folder, _ in exported.values()]
+    # One device, and none of the flags of the program or of the tests.
+    environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "PYTHONPATH")}
+    command = [sys.executable, "-W", "error", "-c", ALONE, *folders]
+    done = subprocess.run(
+        command, cwd=folders[0], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert not {"fdrl_jax", "experiments", "configs", "flax", "optax"} & {*done.stdout.split()}
+    for folder, samples in exported.values():
+        drawn = np.load(folder / "drawn.npy")
+        assert drawn.dtype == np.float32
+        np.testing.assert_allclose(drawn, samples, rtol=1e-4, atol=1e-5)
+
+
+def test_a_sample_follows_from_its_number(exported):
+    sampler = Sampler(exported["swissroll"][0])
+    np.testing.assert_allclose(
+        sampler(3, first=4), sampler(NUM, batch_size=3)[4:7], rtol=1e-4, atol=1e-5
+    )
+    with pytest.raises(ValueError, match="no samples number"):
+        sampler(2, first=2**31 - 1)
+
+
+def test_the_metadata_tell_versions_shapes_settings_and_how_long_it_lasts(exported):
+    folder, _ = exported["digits"]
+    told = json.loads((folder / "metadata.json").read_text())
+    assert told["platforms"] == ["cpu", "cuda", "tpu"]
+    assert told["outputs"] == ["float32[batch,8,8,1]"]
+    assert told["settings"]["flow.num_steps"] == 3
+    assert "data.dir" not in told["settings"]
+    assert {"jax", "jaxlib", "python"} <= told["versions"].keys()
+    assert "six months" in told["lifetime"]
+    assert "0.10.2" in (folder / "README.md").read_text()
+
+
+def test_the_parameters_are_shipped_as_plain_arrays(exported, tiny):
+    experiment = build.experiment(tiny("digits"))
+    kernel = trained_state(experiment).ema_variables["params"]["conv1"]["kernel"]
+    with np.load(exported["digits"][0] / "arrays.npz", allow_pickle=False) as arrays:
+        np.testing.assert_array_equal(arrays["network/params/conv1/kernel"], kernel)
+        assert arrays["prior/factor"].shape == (64, 64)
+
+
+@pytest.mark.parametrize("name", ["sampler.stablehlo", "arrays.npz"])
+def test_a_damaged_file_of_an_export_is_named(name, exported):
+    path = exported["swissroll"][0] / name
+    content = path.read_bytes()
+    try:
+        path.write_bytes(content[:-1] + b"?")
+        with pytest.raises(ValueError, match=f"{name} is damaged"):
+            Sampler(path.parent)
+    finally:
+        path.write_bytes(content)
+
+
+def test_a_sampler_that_translates_takes_what_it_starts_from_as_input(tiny, tmp_path):
+    experiment = build.experiment(tiny())
+    starts = experiment.source.held_out(20, 0)
+    prior = priors.batch("source")
+    experiment = experiment._replace(
+        source=experiment.source._replace(starts=lambda positions: starts[positions]),
+        problem=experiment.problem._replace(prior_sample=prior.sample),
+        constants=experiment.constants._replace(prior=prior.params),
+    )
+    state = trained_state(experiment)
+    export.write(experiment, state, tmp_path, ("cpu",))
+    sampler, samples = Sampler(tmp_path), sample_state(experiment, state, 6).refined
+    np.testing.assert_allclose(sampler(6, source=starts[:6]), samples, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="needs images to start from"):
+        sampler(6)
+    with pytest.raises(ValueError, match=r"source must have the shape \(6, 2\)"):
+        sampler(6, source=starts[:5])
+
+
+def test_the_mode_writes_the_sampler_of_a_checkpoint(tiny, tmp_path, capsys):
+    config, workdir = tiny(), Workdir(tmp_path)
+    experiment = build.experiment(config)
+    workdir.create()
+    loop.train(experiment, workdir, "a command")
+    modes.run(Request("export", config, tmp_path, checkpoint="2", platforms=("cpu",)))
+    folder = tmp_path / "export" / "step_2"
+    assert str(folder) in capsys.readouterr().out
+    samples = sample_state(experiment, runs.restore(experiment, workdir, 2), 5).refined
+    np.testing.assert_allclose(Sampler(folder)(5), samples, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("platforms", [("cpu", "cude"), ()])
+def test_an_unknown_platform_is_answered_with_those_that_are(platforms, tiny, tmp_path):
+    experiment = build.experiment(tiny())
+    with pytest.raises(UserError, match="Allowed: cpu, cuda, rocm, tpu"):
+        export.write(experiment, experiment.init_state(), tmp_path / "export", platforms)
+    assert not any(tmp_path.iterdir())
