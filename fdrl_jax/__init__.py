@@ -5,6 +5,7 @@ ECML/PKDD 2024, arXiv 2303.03714.
 """
 
 from fdrl_jax import (
+    adversarial,
     bregman,
     compose,
     divergences,
@@ -25,6 +26,7 @@ __version__ = "0.1.0.dev0"
 __all__ = [
     "TwoStage",
     "__version__",
+    "adversarial",
     "bregman",
     "compose",
     "divergences",

@@ -68,10 +68,6 @@ def make_train_step(
         divide into the micro-batches.
     """
     bregman_lib.check_pair(problem.bregman, problem.divergence)
-    if batch_size % num_micro_batches:
-        raise ValueError(
-            f"a batch of {batch_size} does not divide into {num_micro_batches} micro-batches"
-        )
 
     def loss_and_grads(
         variables: Variables, constants: Constants, host_batch: Any, positions: Array
@@ -106,12 +102,54 @@ def make_train_step(
         grads, metrics = jax.grad(loss_fn, has_aux=True)(variables["params"])
         return grads, {**metrics, "drift_norm": jnp.mean(speed)}
 
+    return from_gradients(
+        loss_and_grads,
+        optimizer=optimizer,
+        batch_size=batch_size,
+        refresh=problem.estimator.refresh,
+        ema_rate=ema_rate,
+        num_micro_batches=num_micro_batches,
+        axis_name=axis_name,
+    )
+
+
+def from_gradients(
+    loss_and_grads: Callable[[Variables, Constants, Any, Array], tuple[Any, Metrics]],
+    *,
+    optimizer: optax.GradientTransformation,
+    batch_size: int,
+    refresh: Callable[[Variables], Variables] = lambda variables: variables,
+    ema_rate: float = 0.998,
+    num_micro_batches: int = 1,
+    axis_name: str | None = None,
+) -> TrainStep:
+    """Builds a train step from what computes gradients: micro-batches, replicas and the update.
+
+    Args:
+      loss_and_grads: `(variables, constants, host batch, positions [B]) -> (grads, metrics)`, both
+        means over the examples; the gradients are like `variables["params"]`.
+      optimizer: as for `make_train_step`.
+      batch_size: as for `make_train_step`.
+      refresh: as in `problem.Estimator`.
+      ema_rate: as for `make_train_step`.
+      num_micro_batches: as for `make_train_step`.
+      axis_name: as for `make_train_step`.
+
+    Returns:
+      `(state, constants, host batch or None) -> (state, metrics)`, with "grad_norm" added.
+
+    Raises:
+      ValueError: for a batch that does not divide into the micro-batches.
+    """
+    if batch_size % num_micro_batches:
+        raise ValueError(
+            f"a batch of {batch_size} does not divide into {num_micro_batches} micro-batches"
+        )
+
     def train_step(
         train_state: TrainState, constants: Constants, host_batch: Any
     ) -> tuple[TrainState, Metrics]:
-        train_state = train_state._replace(
-            variables=problem.estimator.refresh(train_state.variables)
-        )
+        train_state = train_state._replace(variables=refresh(train_state.variables))
         positions = rng.batch_positions(train_state.step, batch_size, axis_name)
 
         # Each replica differentiates its own copy: `shard_map` sums the gradient of an array that

@@ -25,17 +25,19 @@ def digits() -> Source:
     )
 
     def draw(arrays: Any, host_batch: Any, key: Array, positions: Array) -> dict[str, Array]:
-        return {"real": arrays[shuffled_indices(key, positions, len(train))]}
+        indices = shuffled_indices(key, positions, len(train))
+        return {name: array[indices] for name, array in arrays.items()}
 
     return Source(
         name="digits",
         kind="images",
         event_shape=images.shape[1:],
-        arrays=train,
+        arrays={"real": train, "label": train_labels.astype(np.int32)},
         draw=draw,
         train_batches=lambda: iter([train]),
         held_out=lambda num, seed: held_out[:num],
         labels=(train_labels, held_out_labels),
+        classes=tuple(map(str, data.target_names)),
         identity="digits",
         fingerprint="digits",
     )

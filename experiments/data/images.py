@@ -63,7 +63,9 @@ def image_source(options: DataOptions) -> Source:
                 f"the domains differ in size, {side.train.shape} and {real.train.shape}; "
                 "set data.image_size"
             )
-    arrays = {name: side.pixels for name, side in sides.items()} if in_memory else ()
+    arrays: Any = {name: side.pixels for name, side in sides.items()} if in_memory else ()
+    if real.labels is not None:
+        arrays["label"] = np.asarray(real.labels[0], np.int32)
     return Source(
         name=options.name,
         kind="images",
@@ -73,6 +75,7 @@ def image_source(options: DataOptions) -> Source:
         train_batches=lambda: _float_batches(real, problems, reading),
         held_out=lambda num, seed: _first(real.held_out, num, problems, reading),
         labels=real.labels,
+        classes=real.train.records.classes,
         open_feed=None if in_memory else _feed_opener(sides, problems, reading),
         starts=_starts(sides["source"], problems) if "source" in sides else None,
         identity=digest(*(side.train.records.identity for side in sides.values())),
@@ -102,7 +105,10 @@ def _make_draw(names: tuple[str, ...], random_flip: bool) -> Callable[..., dict[
         for number, name in enumerate(names):
             order_key, flip_key = jax.random.split(jax.random.fold_in(key, number))
             if host_batch is None:
-                pixels = arrays[name][shuffled_indices(order_key, positions, len(arrays[name]))]
+                indices = shuffled_indices(order_key, positions, len(arrays[name]))
+                pixels = arrays[name][indices]
+                if name == "real" and "label" in arrays:
+                    batch["label"] = arrays["label"][indices]
             else:
                 pixels = host_batch[name]
             images = to_unit(pixels)

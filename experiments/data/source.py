@@ -27,13 +27,15 @@ class Source(NamedTuple):
       arrays: a pytree of arrays that `draw` reads.
       draw: `(arrays, host batch, key, positions [B]) -> {"real": [B, ...]}`, on the device; the key
         is one for the whole run, the positions are the examples' (see `fdrl_jax.rng`). Paired
-        domains have the images to start from under "source".
+        domains have the images to start from under "source", data with labels that lie on the
+        device the classes under "label", [B].
       train_batches: `() -> batches [B, ...]` of the whole un-augmented training set, float32, once:
         for the prior and for metrics.
       held_out: `(num, seed) -> examples` that training never sees, float32: at most `num`.
       modes: centres of the modes of a mixture, [M, 2], if it is one.
       mode_std: standard deviation of each mode.
       labels: `(train labels, held-out labels)`, if the data have any.
+      classes: names of the classes by label; empty without labels.
       open_feed: `(seed, batch size of this process, first step, steps of a dispatch) -> Feed` for
         data that are streamed; `None` otherwise.
       starts: `(positions [B]) -> images [B, ...]` to start samples from, float32, for paired
@@ -53,6 +55,7 @@ class Source(NamedTuple):
     modes: np.ndarray | None = None
     mode_std: float | None = None
     labels: tuple[np.ndarray, np.ndarray] | None = None
+    classes: tuple[str, ...] = ()
     open_feed: Callable[[int, int, int, int], Feed] | None = None
     starts: Callable[[np.ndarray], np.ndarray] | None = None
     identity: str = ""

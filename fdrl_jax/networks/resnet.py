@@ -84,10 +84,11 @@ class ResidualBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Residual network without normalisation layers and with one output an image.
+    """Residual network without normalisation layers.
 
     Maps ``x [B, H, W, C]`` in [-1, 1] to ``[B]``: the density ratio or its logarithm, as the loss
-    has it. A 3x3 convolution, the blocks, the mean over positions, an affine map.
+    has it. A 3x3 convolution, the blocks, the mean over positions, an affine map. With
+    ``num_outputs`` it maps to ``[B, num_outputs]``: the logits of a classifier.
 
     Attributes:
         spec: widths and depths.
@@ -96,6 +97,7 @@ class ResNet(nn.Module):
         dtype: type of the computation; parameters and output are float32.
         remat: whether the activations inside a block are computed again in the backward pass,
             which takes less memory and more time.
+        num_outputs: numbers an image; ``None`` for one without an axis of its own.
 
     Reference: Heng et al., "Generative Modeling with Flow-Guided Density Ratio Learning", table 4.
     """
@@ -105,6 +107,7 @@ class ResNet(nn.Module):
     attention: bool = False
     dtype: DTypeLike = jnp.float32
     remat: bool = False
+    num_outputs: int | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -122,7 +125,8 @@ class ResNet(nn.Module):
             if self.attention and number + 1 == self.spec.attention_after:
                 x = SelfAttention(self.spectral_norm, self.dtype, name="self_attn_module")(x)
         x = x.astype(jnp.float32).mean(axis=(1, 2))
-        return Dense(1, self.spectral_norm, name="linear")(x)[..., 0]
+        x = Dense(self.num_outputs or 1, self.spectral_norm, name="linear")(x)
+        return x[..., 0] if self.num_outputs is None else x
 
 
 def resnet(
@@ -133,6 +137,7 @@ def resnet(
     attention: bool = False,
     dtype: DTypeLike = jnp.float32,
     remat: bool = False,
+    num_outputs: int | None = None,
 ) -> ResNet:
     """Makes a residual network from the paper's table or from a description of one's own.
 
@@ -143,12 +148,13 @@ def resnet(
         attention: whether self-attention follows block number ``attention_after`` of the spec.
         dtype: type of the computation, float32 or bfloat16; parameters and output are float32.
         remat: whether the activations inside a block are computed again in the backward pass.
+        num_outputs: numbers an image, such as a classifier's logits; ``None`` for one alone.
 
     Returns:
-        A Flax module that maps images ``[B, H, W, C]`` to ``[B]``.
+        A Flax module that maps images ``[B, H, W, C]`` to ``[B]``, or to ``[B, num_outputs]``.
 
     Raises:
-        ValueError: for an unknown name, sizes below 1, or attention without a place for it.
+        ValueError: for an unknown name, sizes or outputs below 1, or attention without a place.
     """
     if isinstance(spec, str):
         if spec not in SPECS:
@@ -163,6 +169,8 @@ def resnet(
             "a network needs blocks, and widths and strides of at least 1; "
             f"got stem {stem}, blocks {blocks}"
         )
+    if num_outputs is not None and num_outputs < 1:
+        raise ValueError(f"num_outputs must be at least 1, got {num_outputs}")
     places = range(1, len(blocks) + 1)
     if attention and spec.attention_after not in places:
         raise ValueError(
@@ -170,4 +178,4 @@ def resnet(
             f"got {spec.attention_after}"
         )
     scaled = ResNetSpec(stem, blocks, spec.attention_after)
-    return ResNet(scaled, spectral_norm, attention, dtype, remat)
+    return ResNet(scaled, spectral_norm, attention, dtype, remat, num_outputs)

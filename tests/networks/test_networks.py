@@ -84,6 +84,18 @@ def test_every_table_maps_a_batch_to_one_number_an_image(name):
     assert out.dtype == jnp.float32
 
 
+def test_a_head_of_several_outputs_changes_nothing_else():
+    spec, x = ResNetSpec(4, ((4, 2),)), jnp.zeros((2, 8, 8, 3))
+    one, ten = (resnet(spec, num_outputs=n) for n in (None, 10))
+    out, variables = jax.eval_shape(lambda: ten.init_with_output(jax.random.key(0), x))
+    assert out.shape == (2, 10)
+    alone = jax.eval_shape(lambda: one.init(jax.random.key(0), x))
+    del variables["params"]["linear"], alone["params"]["linear"]
+    assert variables == alone
+    with pytest.raises(ValueError, match="num_outputs must be at least 1, got 0"):
+        resnet(spec, num_outputs=0)
+
+
 @pytest.mark.parametrize("name", SPECS)
 def test_width_scales_every_channel(name):
     net = resnet(name, width=16)

@@ -1,0 +1,134 @@
+"""Classifiers that small perturbations do not fool: adversarial training on the L2 ball.
+
+The flow follows a classifier's gradient. That of an ordinary one is noise to the eye, as tiny
+perturbations change its mind; that of one trained against them points to what makes a class.
+
+References: Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks", 2018;
+Santurkar et al., "Image Synthesis with a Single (Robust) Classifier", 2019.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from fdrl_jax import rng
+from fdrl_jax.priors import Batch
+from fdrl_jax.problem import Constants
+from fdrl_jax.state import Variables
+from fdrl_jax.steps import Metrics, TrainStep, from_gradients
+
+Array = jax.Array
+Classifier = Callable[[Array], Array]
+_TINY = 1e-12
+
+
+class Attack(NamedTuple):
+    """Projected gradient descent within an L2 ball, in units of the images.
+
+    Attributes:
+      epsilon: radius of the ball; 0 for no attack.
+      step_size: length of a step.
+      num_steps: steps.
+      bounds: range of the pixels.
+    """
+
+    epsilon: float
+    step_size: float
+    num_steps: int
+    bounds: tuple[float, float] = (-1.0, 1.0)
+
+
+def perturb(classifier: Classifier, x: Array, labels: Array, attack: Attack) -> Array:
+    """Seeks the images nearby that a classifier gets most wrong (projected gradient descent).
+
+    `x <- clip(project(x + a g / |g|))` with `g` the gradient of the cross-entropy, projected on
+    `|x - x_0| <= ε`; from `x_0` on, without a random start.
+
+    Args:
+      classifier: `x [B, ...] -> logits [B, C]`, each row depending on its own example alone.
+      x: images within the bounds, [B, ...].
+      labels: their classes, [B].
+      attack: radius, steps and bounds.
+
+    Returns:
+      Images of the shape of `x`, through which no gradient goes.
+
+    Reference: Madry et al., arXiv 1706.06083, section 2.1.
+    """
+
+    def loss(x: Array) -> Array:
+        return jnp.sum(cross_entropy(classifier(x), labels))
+
+    def step(_: int, moved: Array) -> Array:
+        direction = _scaled(jax.grad(loss)(moved), lambda norm: 1.0 / jnp.maximum(norm, _TINY))
+        offset = moved + attack.step_size * direction - x
+        inside = _scaled(offset, lambda n: jnp.minimum(1.0, attack.epsilon / jnp.maximum(n, _TINY)))
+        return jnp.clip(x + inside, *attack.bounds)
+
+    if not attack.epsilon:
+        return x
+    moved: Array = lax.fori_loop(0, attack.num_steps, step, x)
+    return lax.stop_gradient(moved)
+
+
+def cross_entropy(logits: Array, labels: Array) -> Array:
+    """Returns `-log p(y | x)` of each example, [B]."""
+    losses: Array = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return losses
+
+
+def make_train_step(
+    apply: Callable[[Variables, Array], Array],
+    *,
+    attack: Attack,
+    optimizer: optax.GradientTransformation,
+    draw: Callable[[Any, Any, Array, Array], Batch],
+    seed: int,
+    batch_size: int,
+    **options: Any,
+) -> TrainStep:
+    """Builds the train step of a classifier: cross-entropy at images that were attacked first.
+
+    It goes where `steps.make_train_step` goes, and draws data by the same positions.
+
+    Args:
+      apply: `(variables, x [B, ...]) -> logits [B, C]`.
+      attack: what the classifier should withstand.
+      optimizer: an Optax optimizer.
+      draw: as in `steps.make_train_step`, with the classes under "label", [B].
+      seed: seed of the run.
+      batch_size: examples of one replica.
+      **options: those of `steps.from_gradients`.
+
+    Returns:
+      `(state, constants, host batch or None) -> (state, metrics)`: "loss" and "accuracy" at the
+      attacked images, and "grad_norm".
+    """
+
+    def loss_and_grads(
+        variables: Variables, constants: Constants, host_batch: Any, positions: Array
+    ) -> tuple[Any, Metrics]:
+        data_key = rng.stream_key(jax.random.key(seed), rng.Stream.DATA)
+        batch = draw(constants.data, host_batch, data_key, positions)
+        x = perturb(lambda x: apply(variables, x), batch["real"], batch["label"], attack)
+
+        def loss_fn(params: Any) -> tuple[Array, Metrics]:
+            logits = apply({**variables, "params": params}, x)
+            loss = jnp.mean(cross_entropy(logits, batch["label"]))
+            correct = jnp.argmax(logits, axis=-1) == batch["label"]
+            return loss, {"loss": loss, "accuracy": jnp.mean(correct)}
+
+        result: tuple[Any, Metrics] = jax.grad(loss_fn, has_aux=True)(variables["params"])
+        return result
+
+    return from_gradients(loss_and_grads, optimizer=optimizer, batch_size=batch_size, **options)
+
+
+def _scaled(x: Array, factor: Callable[[Array], Array]) -> Array:
+    """Multiplies each example by a function of its L2 norm."""
+    axes = tuple(range(1, x.ndim))
+    return x * factor(jnp.sqrt(jnp.sum(x**2, axis=axes, keepdims=True)))
