@@ -12,10 +12,10 @@ CODE = ("fdrl_jax", "experiments", "configs", "benchmarks")
 MAX_LINES = 300
 
 # All that the library stands on; nothing here reads flags or files, or draws.
-FOUNDATION = {"jax", "flax", "optax", "chex", "numpy", "scipy", "fdrl_jax"}
+FOUNDATION = {"jax", "flax", "optax", "chex", "ott", "numpy", "scipy", "fdrl_jax"}
 FOUNDATION |= sys.stdlib_module_names
 # Heavy or optional packages: imported only inside the function that needs them.
-ON_DEMAND = ("tensorflow", "torch", "torch_fidelity", "tensorboardX", "wandb")
+ON_DEMAND = ("ott", "tensorflow", "torch", "torch_fidelity", "torchvision", "tensorboardX", "wandb")
 # The files of experiments/ that see a configuration: the flags, the checks, the builder.
 READERS_OF_CONFIGS = ("main", "validate", "build")
 

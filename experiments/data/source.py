@@ -34,6 +34,7 @@ class Source(NamedTuple):
       held_out: `(num, seed) -> examples` that training never sees, float32: at most `num`.
       modes: centres of the modes of a mixture, [M, 2], if it is one.
       mode_std: standard deviation of each mode.
+      log_density: `points [N, 2] -> log p [N]` of the data, in nats, where it is known.
       labels: `(train labels, held-out labels)`, if the data have any.
       classes: names of the classes by label; empty without labels.
       open_feed: `(seed, batch size of this process, first step, steps of a dispatch) -> Feed` for
@@ -54,6 +55,7 @@ class Source(NamedTuple):
     held_out: Callable[[int, int], np.ndarray]
     modes: np.ndarray | None = None
     mode_std: float | None = None
+    log_density: Callable[[np.ndarray], np.ndarray] | None = None
     labels: tuple[np.ndarray, np.ndarray] | None = None
     classes: tuple[str, ...] = ()
     open_feed: Callable[[int, int, int, int], Feed] | None = None

@@ -1,0 +1,119 @@
+"""How good an estimate of the density ratio is, where the true one is known or can be estimated."""
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy.spatial import cKDTree
+from scipy.special import digamma, gammaln, logsumexp
+
+from fdrl_jax.metrics.rows import flat
+
+
+class LogRatioError(NamedTuple):
+    """Distance of an estimated from the true log-ratio.
+
+    Attributes:
+      kl: see `log_ratio_kl`, in nats.
+      rmse_on_flowed: root mean square of `log r̂ - log r` on flowed samples, in nats.
+      rmse_on_data: the same on data.
+    """
+
+    kl: float
+    rmse_on_flowed: float
+    rmse_on_data: float
+
+
+def log_ratio_error(
+    true_on_flowed: np.ndarray,
+    estimated_on_flowed: np.ndarray,
+    true_on_data: np.ndarray,
+    estimated_on_data: np.ndarray,
+) -> LogRatioError:
+    """Compares an estimated log-ratio with the true `log r = log q̃/p` where both are known.
+
+    Args:
+      true_on_flowed: `log r` on samples of q̃, [N].
+      estimated_on_flowed: `log r̂` on the same samples, [N].
+      true_on_data: `log r` on samples of p, [M].
+      estimated_on_data: `log r̂` on the same samples, [M].
+    """
+
+    def rmse(true: np.ndarray, estimated: np.ndarray) -> float:
+        return float(np.sqrt(np.mean((np.asarray(estimated) - np.asarray(true)) ** 2)))
+
+    kl = log_ratio_kl(float(np.mean(true_on_flowed)), estimated_on_flowed, estimated_on_data)
+    return LogRatioError(
+        kl, rmse(true_on_flowed, estimated_on_flowed), rmse(true_on_data, estimated_on_data)
+    )
+
+
+def log_ratio_kl(
+    true_kl: float, estimated_on_flowed: np.ndarray, estimated_on_data: np.ndarray
+) -> float:
+    """Estimates the KL divergence of the true from the estimated ratio, `KL(q̃ ‖ r̂ p)`.
+
+    `E_q̃[log r - log r̂] + E_p[r̂] - 1`: the divergence between q̃ and what the estimate takes for
+    it, `r̂ p`, which need not have mass 1. It is the excess of the unnormalised KL loss (appendix B)
+    over its minimum: never negative in expectation, 0 for `r̂ = r` alone.
+
+    Args:
+      true_kl: `E_q̃[log r] = KL(q̃ ‖ p)`, exact or estimated (`kl_to_density`). Nothing else about r
+        is needed.
+      estimated_on_flowed: `log r̂` on samples of q̃, [N].
+      estimated_on_data: `log r̂` on samples of p, [M].
+
+    Returns:
+      Nats.
+    """
+    on_data = np.asarray(estimated_on_data, np.float64)
+    mass = np.exp(logsumexp(on_data) - np.log(len(on_data)))
+    return float(true_kl - np.mean(np.asarray(estimated_on_flowed, np.float64)) + mass - 1.0)
+
+
+def kl_to_density(
+    samples: np.ndarray, log_density: np.ndarray, *, num_neighbours: int = 5
+) -> float:
+    """Estimates `KL(q̃ ‖ p) = -H(q̃) - E_q̃[log p]` from samples of q̃ where p is known.
+
+    The entropy `H(q̃)` comes from distances to nearest neighbours (`entropy`), so no density of q̃
+    is needed.
+
+    Args:
+      samples: of q̃, [N, D].
+      log_density: `log p` on these samples, [N].
+      num_neighbours: of the estimate of the entropy.
+
+    Returns:
+      Nats. In the plane, of 10,000 samples, right to about 0.02.
+    """
+    return float(-entropy(samples, num_neighbours=num_neighbours) - np.mean(log_density))
+
+
+def entropy(samples: np.ndarray, *, num_neighbours: int = 5) -> float:
+    """Estimates the differential entropy by Kozachenko and Leonenko's formula.
+
+    `ψ(N) - ψ(k) + log V_D + D E[log ε_k]`, with ε_k the distance of a sample to its k-th neighbour
+    and V_D the volume of the unit ball.
+
+    Args:
+      samples: [N, D], for small D: in many dimensions its bias is large.
+      num_neighbours: k.
+
+    Returns:
+      Nats.
+
+    Raises:
+      ValueError: for too few samples, or if more than k of them coincide.
+
+    Reference: Kozachenko and Leonenko, 1987; Kraskov et al., "Estimating mutual information", 2004.
+    """
+    samples = flat(samples)
+    num, size = samples.shape
+    if num <= num_neighbours:
+        raise ValueError(f"more than {num_neighbours} samples needed, got {num}")
+    distances = cKDTree(samples).query(samples, k=[num_neighbours + 1])[0][:, 0]
+    if not distances.all():
+        raise ValueError(f"more than {num_neighbours} samples coincide, so there is no density")
+    log_volume = size / 2 * np.log(np.pi) - gammaln(size / 2 + 1)
+    mean_log_distance = np.mean(np.log(distances))
+    return float(digamma(num) - digamma(num_neighbours) + log_volume + size * mean_log_distance)

@@ -1,0 +1,97 @@
+"""Fidelity and diversity: do samples lie among the data, and the data among the samples?"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from fdrl_jax.metrics.rows import flat
+
+_ROWS = 1_000  # A block of 1,000 x 50,000 distances takes 400 MB.
+
+
+class ManifoldMetrics(NamedTuple):
+    """Shares from nearest neighbours in a feature space.
+
+    Attributes:
+      precision: share of samples within the k-th neighbour's distance of some datum.
+      recall: share of data within the k-th neighbour's distance of some sample.
+      density: as precision, but it counts all such data, over k: about 1 for equal distributions,
+        may exceed 1, and one outlier among the data does not raise it.
+      coverage: share of data that have a sample within their k-th neighbour's distance.
+    """
+
+    precision: float
+    recall: float
+    density: float
+    coverage: float
+
+
+def manifold_metrics(
+    samples: np.ndarray,
+    data: np.ndarray,
+    *,
+    precision_neighbours: int = 3,
+    density_neighbours: int = 5,
+) -> ManifoldMetrics:
+    """Computes precision, recall, density and coverage from features.
+
+    Args:
+      samples: features of generated examples, [N, D].
+      data: features of real ones, [M, D].
+      precision_neighbours: k of precision and recall.
+      density_neighbours: k of density and coverage.
+
+    Raises:
+      ValueError: for features of unequal dimensions, or fewer examples than neighbours.
+
+    Reference: Kynkäänniemi et al., "Improved Precision and Recall Metric for Assessing Generative
+    Models", NeurIPS 2019; Naeem et al., "Reliable Fidelity and Diversity Metrics for Generative
+    Models", ICML 2020.
+    """
+    samples, data = flat(samples), flat(data)
+    most = max(precision_neighbours, density_neighbours)
+    if samples.shape[1] != data.shape[1] or min(len(samples), len(data)) <= most:
+        raise ValueError(
+            f"two sets of more than {most} features of one dimension needed, "
+            f"got {samples.shape} and {data.shape}"
+        )
+    centre = data.mean(axis=0)  # Squares of small numbers differ with less rounding.
+    samples, data = samples - centre, data - centre
+    of_data = _radii(data, (precision_neighbours, density_neighbours))
+    of_samples = _radii(samples, (precision_neighbours,))
+
+    def to_data(rows: np.ndarray) -> np.ndarray:
+        near = rows <= of_data[1]
+        return np.stack([(rows <= of_data[0]).any(axis=1), near.sum(axis=1)], axis=1)
+
+    def to_samples(rows: np.ndarray, own_radius: np.ndarray) -> np.ndarray:
+        covered = rows.min(axis=1) <= own_radius
+        return np.stack([(rows <= of_samples[0]).any(axis=1), covered], axis=1)
+
+    inside, count = _over_rows(samples, data, lambda rows, _: to_data(rows)).mean(axis=0)
+    found, covered = _over_rows(
+        data, samples, lambda rows, part: to_samples(rows, of_data[1, part])
+    ).mean(axis=0)
+    return ManifoldMetrics(
+        float(inside), float(found), float(count / density_neighbours), float(covered)
+    )
+
+
+def _radii(x: np.ndarray, neighbours: tuple[int, ...]) -> np.ndarray:
+    """Returns squared distances to the k-th neighbour, itself not counted, [len(neighbours), N]."""
+    ks = list(neighbours)
+    return _over_rows(x, x, lambda rows, _: np.partition(rows, ks, axis=1)[:, ks]).T
+
+
+def _over_rows(
+    x: np.ndarray, y: np.ndarray, reduce_rows: Callable[[np.ndarray, slice], np.ndarray]
+) -> np.ndarray:
+    """Reduces squared distances from `x` to `y` block by block: [N, M] does not fit in memory."""
+    squares = np.sum(y**2, axis=1)
+    blocks = []
+    for first in range(0, len(x), _ROWS):
+        part = slice(first, first + _ROWS)
+        rows = np.sum(x[part] ** 2, axis=1)[:, None] + squares - 2.0 * x[part] @ y.T
+        blocks.append(reduce_rows(np.maximum(rows, 0.0), part))
+    return np.concatenate(blocks)
