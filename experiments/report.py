@@ -15,8 +15,8 @@ from experiments.pictures import curves, images, points
 from experiments.sampling import Samples, batch_at
 from experiments.workdir import Workdir, read_json, write_text
 from fdrl_jax.flow import drift
+from fdrl_jax.samplers import make_path_sampler
 from fdrl_jax.state import TrainState
-from fdrl_jax.steps import make_path_sampler
 
 _NUM_STRIPS = 8
 _STYLE = (

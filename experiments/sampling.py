@@ -6,7 +6,7 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments.build import Experiment
-from fdrl_jax import parallel, steps
+from fdrl_jax import parallel, samplers
 from fdrl_jax.state import TrainState
 
 
@@ -45,7 +45,7 @@ def batch_at(experiment: Experiment, positions: np.ndarray) -> dict[str, np.ndar
 
 def make_sample_fn(experiment: Experiment) -> SampleFn:
     """Builds the sampler of an experiment, compiled once a batch size."""
-    sampler = parallel.map_sampler(steps.make_sampler(experiment.problem, seed=experiment.seed))
+    sampler = parallel.map_sampler(samplers.make_sampler(experiment.problem, seed=experiment.seed))
     num_devices = parallel.num_devices()
 
     def sample(variables: Any, constants: Any, num_samples: int, progress: bool = False) -> Samples:

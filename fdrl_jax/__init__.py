@@ -15,6 +15,7 @@ from fdrl_jax import (
     priors,
     problem,
     rng,
+    samplers,
     state,
     steps,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "priors",
     "problem",
     "rng",
+    "samplers",
     "state",
     "steps",
     "two_stage",

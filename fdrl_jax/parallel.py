@@ -58,6 +58,11 @@ def map_sampler(sampler: Callable[..., Any]) -> Any:
     return jax.pmap(sampler, axis_name=AXIS)
 
 
+def map_segment(segment: Callable[..., Any]) -> Any:
+    """Maps `samplers.make_segment` over devices, which share the number of the first step."""
+    return jax.pmap(segment, axis_name=AXIS, in_axes=(0, 0, 0, None))
+
+
 def local_batch_size(global_batch_size: int) -> int:
     """Returns the examples of one replica.
 

@@ -1,7 +1,7 @@
-"""The train step and the sampler: per-replica functions that know at most an axis name.
+"""The train step: a per-replica function that knows at most an axis name.
 
-They are built once from functions and hyper-parameters and hold no arrays, so `parallel` may map
-them over devices by whatever means, and a user may call them in a jit of their own.
+It is built once from functions and hyper-parameters and holds no arrays, so `parallel` may map it
+over devices by whatever means, and a user may call it in a jit of their own.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from jax import lax
 
 from fdrl_jax import bregman as bregman_lib
 from fdrl_jax import rng, state
-from fdrl_jax.flow import TwoStage, drift, flow, normal_like, two_stage
+from fdrl_jax.flow import drift, flow, normal_like
 from fdrl_jax.priors import Batch
 from fdrl_jax.problem import Constants, Problem
 from fdrl_jax.state import TrainState, Variables
@@ -25,7 +25,6 @@ Metrics = dict[str, Array]
 
 TrainStep = Callable[[TrainState, Constants, Any], tuple[TrainState, Metrics]]
 RepeatedStep = Callable[[TrainState, Constants, Any, Array], tuple[TrainState, Metrics]]
-Sampler = Callable[[Variables, Constants, Batch], TwoStage]
 
 
 def make_train_step(
@@ -170,53 +169,6 @@ def from_gradients(
     return train_step
 
 
-def make_sampler(problem: Problem, *, seed: int) -> Sampler:
-    """Builds the two-stage sampler (algorithm 2): `K` bridging and `κ` refinement steps.
-
-    Returns:
-      `(variables, constants, batch) -> TwoStage`, each [B, ...], where the batch holds "position"
-      [B], the indices of the samples, and what a `batch` prior reads. Sample `i` follows from
-      (seed, i) alone.
-    """
-
-    def sample(variables: Variables, constants: Constants, batch: Batch) -> TwoStage:
-        keys, x0 = _start(problem, seed, constants, batch)
-        return two_stage(
-            keys,
-            x0,
-            problem.potential(variables),
-            num_steps=problem.flow.num_steps,
-            num_refine_steps=problem.flow.num_refine_steps,
-            step_size=problem.flow.step_size,
-            noise_scale=problem.flow.noise_scale,
-        )
-
-    return sample
-
-
-def make_path_sampler(problem: Problem, *, seed: int) -> Callable[..., Array]:
-    """Builds the sampler that returns whole paths, for pictures.
-
-    Returns:
-      As `make_sampler`, but for `x_0 ... x_{K+κ}` of the same samples, [K + κ + 1, B, ...].
-    """
-
-    def sample(variables: Variables, constants: Constants, batch: Batch) -> Array:
-        keys, x0 = _start(problem, seed, constants, batch)
-        _, path = flow(
-            keys,
-            x0,
-            problem.potential(variables),
-            num_steps=problem.flow.num_steps + problem.flow.num_refine_steps,
-            step_size=problem.flow.step_size,
-            noise_scale=problem.flow.noise_scale,
-            with_trajectory=True,
-        )
-        return path
-
-    return sample
-
-
 def repeat_steps(train_step: TrainStep, max_steps: int) -> RepeatedStep:
     """Returns a function that takes several train steps on the device, in one dispatch.
 
@@ -251,14 +203,6 @@ def repeat_steps(train_step: TrainStep, max_steps: int) -> RepeatedStep:
         return done
 
     return run
-
-
-def _start(problem: Problem, seed: int, constants: Constants, batch: Batch) -> tuple[Array, Array]:
-    """Returns the keys of the flow and `x_0` of the samples at the batch's positions."""
-    root = rng.stream_key(jax.random.key(seed), rng.Stream.SAMPLE)
-    prior_keys = rng.example_keys(root, rng.Stream.PRIOR, batch["position"])
-    x0 = problem.prior_sample(constants.prior, prior_keys, batch)
-    return rng.example_keys(root, rng.Stream.FLOW, batch["position"]), x0
 
 
 def _per_replica(tree: Any, axis_name: str | None) -> Any:

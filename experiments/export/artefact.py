@@ -16,7 +16,7 @@ from experiments.build import Experiment
 from experiments.errors import UserError
 from experiments.sampling import batch_at
 from experiments.workdir import write_json, write_text
-from fdrl_jax import steps
+from fdrl_jax import samplers
 from fdrl_jax.names import nearest
 from fdrl_jax.problem import Constants
 from fdrl_jax.state import TrainState
@@ -107,7 +107,7 @@ def _flatten(train_state: TrainState, experiment: Experiment) -> tuple[dict[str,
 def _export(
     experiment: Experiment, arrays: dict[str, Any], treedef: Any, platforms: Sequence[str]
 ) -> jax.export.Exported:
-    sampler = steps.make_sampler(experiment.problem, seed=experiment.seed)
+    sampler = samplers.make_sampler(experiment.problem, seed=experiment.seed)
     names = list(arrays)
 
     def sample(arrays: dict[str, Any], batch: dict[str, Any]) -> Any:

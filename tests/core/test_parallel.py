@@ -10,7 +10,7 @@ import pytest
 import small_problem
 from jax.sharding import AxisType, PartitionSpec
 
-from fdrl_jax import parallel, steps
+from fdrl_jax import parallel, samplers, steps
 from fdrl_jax.parallel import AXIS
 
 NUM_DEVICES = jax.local_device_count()
@@ -94,7 +94,7 @@ def test_the_same_steps_under_vmap_give_the_same_numbers():
 
 
 def test_samples_on_all_devices_are_those_on_one():
-    sampler = steps.make_sampler(small_problem.problem(), seed=0)
+    sampler = samplers.make_sampler(small_problem.problem(), seed=0)
     variables, batch = small_problem.initial_variables(), {"position": np.arange(GLOBAL_BATCH)}
 
     spread = parallel.map_sampler(sampler)(

@@ -8,7 +8,7 @@ import numpy as np
 import small_problem
 
 import fdrl_jax as fdrl
-from fdrl_jax import priors, rng, steps
+from fdrl_jax import priors, rng, samplers
 from fdrl_jax.problem import Constants
 
 VARIABLES = small_problem.initial_variables()
@@ -16,7 +16,7 @@ VARIABLES = small_problem.initial_variables()
 
 @functools.cache
 def compiled(seed=0, path=False):
-    make = steps.make_path_sampler if path else steps.make_sampler
+    make = samplers.make_path_sampler if path else samplers.make_sampler
     return jax.jit(make(small_problem.problem(), seed=seed))
 
 
@@ -59,6 +59,24 @@ def test_paths_are_those_of_the_same_samples():
         np.testing.assert_allclose(path[k], stage, atol=1e-6)
 
 
+def test_a_flow_in_segments_passes_through_the_same_samples():
+    path, positions = sample(jnp.arange(6), path=True), {"position": jnp.arange(6)}
+    traces = []
+
+    def advance(*arguments):
+        traces.append(1)
+        return samplers.make_segment(small_problem.problem(), seed=0, num_steps=2)(*arguments)
+
+    start = samplers.make_start_sampler(small_problem.problem(), seed=0)
+    x = jax.jit(start)(VARIABLES, small_problem.CONSTANTS, positions)
+    advance = jax.jit(advance)
+    for first_step in (0, 2, 4):
+        np.testing.assert_allclose(x, path[first_step], atol=1e-6)
+        x = advance(VARIABLES, small_problem.CONSTANTS, {**positions, "x": x}, first_step)
+    np.testing.assert_allclose(x, path[6], atol=1e-6)
+    assert len(traces) == 1
+
+
 def test_samples_start_elsewhere_than_the_first_steps_of_training_with_the_same_seed():
     keys = rng.example_keys(jax.random.key(0), rng.Stream.PRIOR, jnp.arange(20))
     of_training = small_problem.PRIOR.sample(small_problem.CONSTANTS.prior, keys, {})
@@ -67,7 +85,9 @@ def test_samples_start_elsewhere_than_the_first_steps_of_training_with_the_same_
 
 
 def test_a_batch_prior_starts_from_the_batch():
-    sampler = steps.make_sampler(small_problem.problem(prior_sample=priors.batch().sample), seed=0)
+    sampler = samplers.make_sampler(
+        small_problem.problem(prior_sample=priors.batch().sample), seed=0
+    )
     batch = {"position": jnp.arange(3), "source": jnp.ones((3, 2))}
 
     stages = sampler(VARIABLES, Constants((), ()), batch)

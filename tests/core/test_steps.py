@@ -11,7 +11,7 @@ import pytest
 import small_problem
 
 import fdrl_jax as fdrl
-from fdrl_jax import bregman, divergences, priors, steps
+from fdrl_jax import bregman, divergences, priors, samplers, steps
 from fdrl_jax.problem import Constants, Estimator
 
 CONSTANTS = small_problem.CONSTANTS
@@ -236,7 +236,7 @@ def test_a_trained_estimator_moves_the_prior_towards_the_data():
     step = jax.jit(steps.repeat_steps(small_problem.train_step(ema_rate=0.9), 300))
     data = Constants(data=jnp.array([1.0, 1.0]), prior=small_problem.PRIOR.params)
     end, _ = step(small_problem.initial_state(), data, None, 300)
-    sampler = steps.make_sampler(small_problem.problem(), seed=0)
+    sampler = samplers.make_sampler(small_problem.problem(), seed=0)
 
     samples = jax.jit(sampler)(end.ema_variables, data, {"position": jnp.arange(500)})
 
