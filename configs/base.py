@@ -81,8 +81,12 @@ def get_config() -> ConfigDict:
     c.train.num_micro_batches = (
         1  # Parts of a replica's batch, one after the other, to save memory.
     )
-    c.train.max_log_ratio = 50.0  # A mean log ratio beyond this stops the run as diverged ...
-    c.train.max_ratio = 1e4  # ... and so does a mean ratio, for a network that returns the ratio.
+    c.train.max_log_ratio = 50.0  # With a mean log ratio beyond this a run counts as diverged ...
+    c.train.max_ratio = 1e4  # ... and so with a mean ratio, for a network that returns the ratio.
+    # Then: "stop"; or "rollback" to the last checkpoint, past the batches since.
+    c.train.on_divergence = "stop"
+    c.train.rollback_lr_factor = 0.5  # Multiplies the learning rate at each rollback.
+    c.train.max_rollbacks = 3
 
     c.log = ConfigDict()
     c.log.every_steps = 100

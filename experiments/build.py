@@ -34,10 +34,19 @@ class Cadence(NamedTuple):
 
 
 class Guard(NamedTuple):
-    """Limits of mean network outputs beyond which a run counts as diverged."""
+    """Limits of mean network outputs beyond which a run counts as diverged, and what happens then.
+
+    Attributes:
+      on_divergence: "stop" or "rollback".
+      rollback_lr_factor: multiplies the learning rate at each rollback.
+      max_rollbacks: how many a run may have.
+    """
 
     max_log_ratio: float
     max_ratio: float
+    on_divergence: str = "stop"
+    rollback_lr_factor: float = 1.0
+    max_rollbacks: int = 0
 
 
 class Loggers(NamedTuple):
@@ -85,16 +94,16 @@ class Experiment(NamedTuple):
         example = jnp.zeros((1, *self.source.event_shape))
         return state.create(dict(jax.jit(self.network.init)(key, example)), self.optimizer)
 
-    def data_state(self, step: int) -> dict[str, Any]:
-        """Returns where the data stand after a step, and what fixes their order."""
-        return {"num_batches": step, "identity": self.source.identity}
+    def data_state(self, num_batches: int) -> dict[str, Any]:
+        """Returns where the data stand after so many batches, and what fixes their order."""
+        return {"num_batches": num_batches, "identity": self.source.identity}
 
-    def open_feed(self, step: int) -> Feed:
-        """Opens the host batches of this process from a step on; none for data on the device."""
+    def open_feed(self, num_batches: int) -> Feed:
+        """Opens the host batches of this process after the first few; none if data need none."""
         if self.source.open_feed is None:
             return Feed(None)
         size = self.batch_size // jax.process_count()
-        return self.source.open_feed(self.seed, size, step, self.steps_per_dispatch)
+        return self.source.open_feed(self.seed, size, num_batches, self.steps_per_dispatch)
 
 
 def experiment(
@@ -171,7 +180,13 @@ def _build(c: dict[str, Any], prior_file: Path | None, fit_prior: bool) -> Exper
         cadence=Cadence(
             c["log.every_steps"], c["checkpoint.every_steps"], c["snapshot.every_steps"]
         ),
-        guard=Guard(c["train.max_log_ratio"], c["train.max_ratio"]),
+        guard=Guard(
+            c["train.max_log_ratio"],
+            c["train.max_ratio"],
+            c["train.on_divergence"],
+            c["train.rollback_lr_factor"],
+            c["train.max_rollbacks"],
+        ),
         loggers=Loggers(c["log.tensorboard"], c["log.wandb"]),
         may_lengthen=c["optimizer.schedule"] != "cosine",
     )

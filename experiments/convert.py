@@ -189,7 +189,7 @@ def _train_state(checkpoint: TorchCheckpoint, experiment: Experiment) -> TrainSt
     mu, nu = (variables({**checkpoint.model, **part})["params"] for part in moments[1:])
     count = jnp.asarray(moments.num_updates, jnp.int32)
     opt_state = optax.tree.set(train_state.opt_state, mu=mu, nu=nu, count=count)
-    return TrainState(
+    return train_state._replace(
         step=jnp.asarray(checkpoint.step + 1, jnp.int32),
         variables=variables(checkpoint.model),
         ema_variables=variables(checkpoint.ema),

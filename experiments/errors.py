@@ -2,7 +2,13 @@
 
 
 class UserError(Exception):
-    """A mistake in a command, a config or a file. The message says what to do about it."""
+    """A mistake in a command, a config or a file. The message says what to do about it.
+
+    Attributes:
+      exit_code: with which the program ends.
+    """
+
+    exit_code = 2
 
 
 class DataError(UserError):
@@ -10,4 +16,26 @@ class DataError(UserError):
 
 
 class DivergedError(UserError):
-    """Training produced numbers that are of no use."""
+    """Training produced numbers that are of no use.
+
+    Attributes:
+      last_step: the last step that was taken.
+    """
+
+    exit_code = 3
+
+    def __init__(self, message: str, last_step: int) -> None:
+        super().__init__(message)
+        self.last_step = last_step
+
+
+class PreemptedError(UserError):
+    """The system asked the run to end. It has saved its state and goes on when called again."""
+
+    exit_code = 4
+
+
+class PeerError(UserError):
+    """Another process of the run ended, or processes or devices do not agree."""
+
+    exit_code = 5

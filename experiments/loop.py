@@ -3,19 +3,20 @@
 import contextlib
 import time
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from tqdm import tqdm
 
-from experiments import metrics_log
-from experiments.build import Experiment, Guard
+from experiments import divergence, hosts, metrics_log
+from experiments.build import Experiment
 from experiments.checkpoints import FREE_IN_TRAINING, Checkpoints
 from experiments.data.feed import Feed
-from experiments.errors import DivergedError
+from experiments.errors import DivergedError, PreemptedError
 from experiments.metrics_log import Record
-from experiments.sampling import SampleFn, make_sample_fn
+from experiments.preemption import Preemption
+from experiments.sampling import make_sample_fn
 from experiments.workdir import Workdir, write_json
 from fdrl_jax import parallel, steps
 from fdrl_jax.state import TrainState
@@ -47,88 +48,156 @@ def train(experiment: Experiment, workdir: Workdir, command: str) -> TrainState:
       The last train state, one replica, on the host.
 
     Raises:
-      DivergedError: if the loss is not finite or the ratio saturates. Checkpoints before that stay.
-      UserError: if the workdir's checkpoint is of another config.
+      DivergedError: if the loss is not finite or the ratio saturates, and the run should stop or
+        has been rolled back often enough. Checkpoints before that stay.
+      PreemptedError: if the system asked the run to end; its state is saved.
+      PeerError: if replicas do not agree.
+      UserError: if the workdir's checkpoint is of another config, or cannot be written.
     """
-    store = Checkpoints(workdir.checkpoints, experiment.num_checkpoints)
+    with contextlib.ExitStack() as stack:
+        preemption = stack.enter_context(Preemption())
+        store = Checkpoints(workdir.checkpoints, experiment.num_checkpoints)
+        stack.callback(store.close)
+        start, restored = _newest(experiment, store)
+        if restored:
+            store.check_data(int(start.step), experiment.data_state(int(start.num_batches)))
+        # Only now: a config that does not fit must not replace the record of the run.
+        if parallel.is_first_process():
+            write_json(workdir.config, {"command": command, "settings": experiment.settings})
+        trainer = _Trainer(experiment, workdir, store, preemption)
+        while True:
+            try:
+                return trainer.train_from(start)
+            except DivergedError as error:
+                store.wait()
+                good, restored = _newest(experiment, store)
+                start = divergence.recover(error, experiment.guard, start, good, restored)
+
+
+def _newest(experiment: Experiment, store: Checkpoints) -> tuple[TrainState, bool]:
+    """Returns the state of the newest checkpoint, or that before the first step, and which."""
     template = jax.eval_shape(experiment.init_state)
     # A schedule over the whole run makes its length a part of every step.
     free = (*FREE_IN_TRAINING, "train.num_steps") if experiment.may_lengthen else FREE_IN_TRAINING
     restored = store.restore(template, experiment.settings, free)
-    train_state = experiment.init_state() if restored is None else restored
-    step = int(train_state.step)
-    if restored is not None:
-        store.check_data(step, experiment.data_state(step))
-    # Only now: a config that does not fit the checkpoint must not replace the record of the run.
-    write_json(workdir.config, {"command": command, "settings": experiment.settings})
-    with contextlib.ExitStack() as stack:
-        stack.callback(store.close)
-        writers = [
-            stack.enter_context(contextlib.closing(w)) for w in _writers(experiment, workdir, step)
-        ]
-        feed = stack.enter_context(experiment.open_feed(step))
-        return _run(experiment, workdir, store, train_state, step, writers, feed)
+    if restored is None:
+        return experiment.init_state(), False
+    store.set_aside_after(int(restored.step))
+    return restored, True
 
 
-def _run(
-    experiment: Experiment,
-    workdir: Workdir,
-    store: Checkpoints,
-    train_state: TrainState,
-    step: int,
-    writers: list[metrics_log.Writer],
-    feed: Feed,
-) -> TrainState:
-    train_step = experiment.make_train_step(experiment.problem)
-    run_steps = parallel.map_steps(steps.repeat_steps(train_step, experiment.steps_per_dispatch))
-    sample = make_sample_fn(experiment)
-    replicated = parallel.replicate(train_state)
-    constants = parallel.replicate(experiment.constants)
-    cadence, last = experiment.cadence, experiment.num_steps
+class _Trainer:
+    """Trains from a state on, and again from another one if need be; compiles once."""
 
-    def due(every: int) -> bool:
-        return step % every == 0 or step == last
+    def __init__(
+        self, experiment: Experiment, workdir: Workdir, store: Checkpoints, preemption: Preemption
+    ) -> None:
+        self._experiment = experiment
+        self._workdir = workdir
+        self._store = store
+        self._preemption = preemption
+        train_step = experiment.make_train_step(experiment.problem)
+        self._run_steps = parallel.map_steps(
+            steps.repeat_steps(train_step, experiment.steps_per_dispatch)
+        )
+        self._sample = make_sample_fn(experiment)
+        self._constants = parallel.replicate(experiment.constants)
 
-    window = Window(time.perf_counter(), [])
-    bar = tqdm(
-        total=last, initial=step, unit="step", desc="compiling", smoothing=0.1, disable=step >= last
-    )
-    with bar:
-        while step < last:
-            until_next = [every - step % every for every in cadence]
-            count = min(experiment.steps_per_dispatch, last - step, *until_next)
-            # Gathered while the device works on the dispatch before.
-            host_batches = feed.take(count)
-            replicated, metrics = run_steps(replicated, constants, host_batches, count)
-            window.parts.append((step + 1, count, metrics))
-            step += count
-            if host_batches is not None and len(window.parts) > 1:
-                # At most two dispatches on their way: batches of more would fill the memory.
-                jax.block_until_ready(window.parts[-2][2])
-            if not any(map(due, cadence)):
-                continue
-            # The only places where the host waits for the device to be idle.
-            numbers, values = window.fetch()
-            _check_sane(numbers, values, experiment, store)
-            if due(cadence.log_steps):
-                record = _summarise(experiment, step, values, time.perf_counter() - window.started)
-                for writer in writers:
-                    writer.write(step, record)
-                bar.set_description(f"loss {record['loss']:.4f}")
-                bar.update(step - bar.n)
-                window = Window(time.perf_counter(), [])
-            if due(cadence.snapshot_steps):
-                _write_snapshot(experiment, workdir, step, sample, replicated, constants)
-            if due(cadence.checkpoint_steps):
-                store.save(
-                    parallel.unreplicate(replicated),
-                    experiment.settings,
-                    experiment.data_state(step),
+    def train_from(self, start: TrainState) -> TrainState:
+        """Trains to the last step.
+
+        Raises:
+          DivergedError: at the first log after a metric left its bounds.
+          PreemptedError: with the state saved.
+        """
+        with contextlib.ExitStack() as stack:
+            writers = [
+                stack.enter_context(contextlib.closing(writer))
+                for writer in _writers(self._experiment, self._workdir, int(start.step))
+            ]
+            feed = stack.enter_context(self._experiment.open_feed(int(start.num_batches)))
+            stack.enter_context(hosts.ending_with_peers())
+            return self._run(start, writers, feed)
+
+    def _run(self, start: TrainState, writers: list[metrics_log.Writer], feed: Feed) -> TrainState:
+        experiment = self._experiment
+        cadence, last = experiment.cadence, experiment.num_steps
+        step, num_skipped = int(start.step), int(start.rollbacks.num_skipped)
+        replicated = parallel.replicate(start)
+        hosts.check_agreement(replicated, step)
+
+        def due(every: int) -> bool:
+            return step % every == 0 or step == last
+
+        window = Window(time.perf_counter(), [])
+        bar = tqdm(
+            total=last,
+            initial=step,
+            unit="step",
+            desc="compiling",
+            smoothing=0.1,
+            disable=step >= last or not parallel.is_first_process(),
+        )
+        stopping = self._preemption.is_due()
+        with bar:
+            while step < last and not stopping:
+                until_next = [every - step % every for every in cadence]
+                count = min(experiment.steps_per_dispatch, last - step, *until_next)
+                # Gathered while the device works on the dispatch before.
+                host_batches = feed.take(count)
+                replicated, metrics = self._run_steps(
+                    replicated, self._constants, host_batches, count
                 )
-    return jax.tree.map(np.asarray, parallel.unreplicate(replicated))
+                window.parts.append((step + 1, count, metrics))
+                step += count
+                if len(window.parts) > 1:
+                    # At most two dispatches on their way: batches of more would fill the memory,
+                    # and a run that should end would have to wait for them.
+                    jax.block_until_ready(window.parts[-2][2])
+                stopping = self._preemption.is_due()
+                if not stopping and not any(map(due, cadence)):
+                    continue
+                # The only places where the host waits for the device to be idle.
+                numbers, values = window.fetch()
+                divergence.check(
+                    numbers, values, experiment.problem.bregman.output, experiment.guard
+                )
+                self._store.check_saved()
+                if due(cadence.log_steps) or stopping:
+                    seconds = time.perf_counter() - window.started
+                    record = _summarise(experiment, step, values, seconds, start)
+                    for writer in writers:
+                        writer.write(step, record)
+                    bar.set_description(f"loss {record['loss']:.4f}")
+                    bar.update(step - bar.n)
+                    window = Window(time.perf_counter(), [])
+                if due(cadence.checkpoint_steps) or stopping:
+                    hosts.check_agreement(replicated, step)
+                    self._store.save(
+                        parallel.unreplicate(replicated),
+                        experiment.settings,
+                        experiment.data_state(step + num_skipped),
+                    )
+                if due(cadence.snapshot_steps) and not stopping:
+                    self._write_snapshot(step, replicated)
+        if stopping:
+            raise PreemptedError(
+                f"asked to end by the system, at step {step}, which is saved; the same command "
+                "goes on from there"
+            )
+        return jax.tree.map(np.asarray, parallel.unreplicate(replicated))
+
+    def _write_snapshot(self, step: int, replicated: TrainState) -> None:
+        num = self._experiment.snapshot_samples
+        samples = self._sample(replicated.ema_variables, self._constants, num)
+        if parallel.is_first_process():
+            path = self._workdir.snapshots / f"{step:08d}.npz"
+            np.savez_compressed(path, arr_0=samples.refined)
 
 
 def _writers(experiment: Experiment, workdir: Workdir, step: int) -> Iterator[metrics_log.Writer]:
+    if not parallel.is_first_process():
+        return
     yield metrics_log.JsonLines(workdir.metrics, step)
     if experiment.loggers.tensorboard:
         yield metrics_log.TensorBoard(workdir.root / "tensorboard", step)
@@ -138,71 +207,19 @@ def _writers(experiment: Experiment, workdir: Workdir, step: int) -> Iterator[me
 
 
 def _summarise(
-    experiment: Experiment, step: int, values: dict[str, np.ndarray], seconds: float
+    experiment: Experiment,
+    step: int,
+    values: dict[str, np.ndarray],
+    seconds: float,
+    start: TrainState,
 ) -> Record:
-    count = len(values["loss"])
-    return {
+    count, before = len(values["loss"]), start.rollbacks
+    record = {
         **{name: float(np.mean(value)) for name, value in sorted(values.items())},
-        "learning_rate": float(experiment.schedule(step - 1)),
+        "learning_rate": float(experiment.schedule(step - 1)) * float(before.learning_rate_scale),
         "steps_per_second": count / seconds,
         "examples_per_second": count * experiment.batch_size / seconds,
     }
-
-
-def _check_sane(
-    numbers: np.ndarray, values: dict[str, np.ndarray], experiment: Experiment, store: Checkpoints
-) -> None:
-    trouble = find_trouble(numbers, values, experiment.problem.bregman.output, experiment.guard)
-    if trouble is None:
-        return
-    store.wait()
-    good = store.steps()
-    kept = (
-        f"the last good checkpoint is of step {good[-1]}" if good else "there is no checkpoint yet"
-    )
-    raise DivergedError(
-        f"training diverged: {trouble}; {kept}. Try a smaller optimizer.learning_rate or "
-        "flow.step_size, optimizer.clip_norm=1, a larger train.batch_size, or loss.name=lr"
-    )
-
-
-def find_trouble(
-    numbers: np.ndarray, values: dict[str, np.ndarray], output: str, guard: Guard
-) -> str | None:
-    """Says at which step which metric left its bounds first, or nothing.
-
-    Args:
-      numbers: steps, [T].
-      values: metrics at these steps, [T] each.
-      output: what the network returns, "ratio" or "log_ratio".
-      guard: the bounds.
-    """
-    limit = guard.max_log_ratio if output == "log_ratio" else guard.max_ratio
-    limits = dict.fromkeys(("loss", "grad_norm", "drift_norm"), np.inf)
-    limits |= dict.fromkeys(("output_real", "output_flowed"), limit)
-    found = []
-    for name, bound in limits.items():
-        # "not within" and not "beyond", so that NaN counts.
-        bad = ~(np.abs(values[name]) < bound)
-        if bad.any():
-            first = int(np.argmax(bad))
-            found.append((int(numbers[first]), name, float(values[name][first])))
-    if not found:
-        return None
-    step, name, value = min(found, key=lambda item: item[0])
-    if np.isfinite(value):
-        kind = "log ratio" if output == "log_ratio" else "ratio"
-        return f"the mean {kind} ({name}) saturated at {value:.4g} at step {step}"
-    return f"{name} is {value} at step {step}"
-
-
-def _write_snapshot(
-    experiment: Experiment,
-    workdir: Workdir,
-    step: int,
-    sample: SampleFn,
-    replicated: TrainState,
-    constants: Any,
-) -> None:
-    samples = sample(replicated.ema_variables, constants, experiment.snapshot_samples)
-    np.savez_compressed(workdir.snapshots / f"{step:08d}.npz", arr_0=samples.refined)
+    if experiment.guard.on_divergence == "rollback":
+        record |= {"rollbacks": int(before.num), "skipped_batches": int(before.num_skipped)}
+    return record

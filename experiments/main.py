@@ -1,5 +1,6 @@
 """Train, sample and evaluate: `python -m experiments.main --config=FILE.py --workdir=DIR`."""
 
+import errno
 import shlex
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from experiments import command_line, modes, xla_flags
-from experiments.errors import DivergedError, UserError
+from experiments.errors import UserError
 from experiments.request import Request
 
 # What `--help` shows first: absl prints the docstring of the program.
@@ -18,7 +19,8 @@ for _name, _of_mode in modes.MODES.items():
     __doc__ += f"  {_name:9s} {_of_mode.summary}\n    {modes.example(_name)}\n"
 __doc__ += "\nEvery key of the config can be overridden: --config.flow.step_size=0.1\n"
 
-EXIT_USER_ERROR, EXIT_DIVERGED = 2, 3
+# Full, over quota, larger than the system allows, or read-only.
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", help_string="Config file, FILE.py or FILE.py:tiny; the workdir's own if left out."
@@ -28,6 +30,25 @@ _DATA_DIR = flags.DEFINE_string(
     "data_dir", None, "Where the data are: comes before data.dir and FDRL_DATA_DIR."
 )
 _MODE = flags.DEFINE_string("mode", "train", f"What to do: {', '.join(modes.MODES)}.")
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed",
+    False,
+    "Join the other processes of the run, as found out on TPU pods, SLURM, Open MPI, Kubernetes or "
+    "from JAX_COORDINATOR_ADDRESS. See docs/clusters.md.",
+)
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator_address", None, "HOST:PORT at which the first of several processes listens."
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes", None, "How many processes train together.", lower_bound=1
+)
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Number of this process.", lower_bound=0)
+_HEARTBEAT = flags.DEFINE_integer(
+    "heartbeat_seconds",
+    100,
+    "After so long without a sign of one process the others end.",
+    lower_bound=1,
+)
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint",
     None,
@@ -60,6 +81,7 @@ def main(_: list[str]) -> None:
         command_line.check_needed(mode, config, folder, _CHECKPOINT.value)
         # Before anything runs on a device: XLA reads its flags when its backend starts.
         xla_flags.set_cpu_flags()
+        _join_processes()
         settings = config.to_dict()
         if _DATA_DIR.value:
             settings["data"]["dir"] = _DATA_DIR.value
@@ -75,19 +97,34 @@ def main(_: list[str]) -> None:
                 platforms=tuple(_PLATFORMS.value),
             )
         )
-    except DivergedError as error:
-        _exit(error, EXIT_DIVERGED)
     except UserError as error:
-        _exit(error, EXIT_USER_ERROR)
+        _exit(error, error.exit_code)
+    except OSError as error:
+        if error.errno not in _OF_THE_DISK:
+            raise
+        where = error.filename or f"--workdir={folder}"
+        _exit(f"{where} cannot be written: {error.strerror}; checkpoints are intact", 2)
     except KeyboardInterrupt:
         _exit("interrupted; the same command goes on from the newest checkpoint", 130)
+
+
+def _join_processes() -> None:
+    from experiments import hosts  # Imports JAX.
+
+    hosts.join(
+        _COORDINATOR.value,
+        _NUM_PROCESSES.value,
+        _PROCESS_ID.value,
+        automatic=_DISTRIBUTED.value,
+        heartbeat_seconds=_HEARTBEAT.value,
+    )
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
     try:
         return command_line.parse(argv)
     except UserError as error:
-        _exit(error, EXIT_USER_ERROR)
+        _exit(error, error.exit_code)
 
 
 def _exit(message: object, code: int) -> NoReturn:

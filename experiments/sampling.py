@@ -46,17 +46,17 @@ def batch_at(experiment: Experiment, positions: np.ndarray) -> dict[str, np.ndar
 def make_sample_fn(experiment: Experiment) -> SampleFn:
     """Builds the sampler of an experiment, compiled once a batch size."""
     sampler = parallel.map_sampler(samplers.make_sampler(experiment.problem, seed=experiment.seed))
-    num_devices = parallel.num_devices()
+    num_replicas = parallel.num_replicas()
 
     def sample(variables: Any, constants: Any, num_samples: int, progress: bool = False) -> Samples:
         largest = min(experiment.sampling_batch_size, num_samples)
         # Every device takes the same number, so the batch is rounded up to whole rounds.
-        size = -(-largest // num_devices) * num_devices
+        size = -(-largest // num_replicas) * num_replicas
         parts = []
         with tqdm(total=num_samples, unit="sample", disable=not progress, desc="sampling") as bar:
             for first in range(0, num_samples, size):
                 positions = np.arange(first, first + size, dtype=np.int32)
-                batch = parallel.shard(batch_at(experiment, positions))
+                batch = parallel.shard(batch_at(experiment, parallel.local_part(positions)))
                 part = parallel.gather(sampler(variables, constants, batch))
                 parts.append([np.asarray(stage) for stage in part])
                 bar.update(min(size, num_samples - first))

@@ -1,7 +1,12 @@
 """The folder of a run: where each thing lies, and writing so that nothing is half there."""
 
+import contextlib
+import fcntl
 import json
+import logging
 import os
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +18,7 @@ class Workdir:
 
     `config.json` the settings; `prior.npz` the fitted prior; `metrics.jsonl` one line a logging
     interval; `checkpoints/`; `snapshots/` samples during training; `samples/`; `pictures/`;
-    `evaluation.json`; `report.html`.
+    `evaluation.json`; `report.html`; `lock` who trains here.
     """
 
     def __init__(self, root: str | Path) -> None:
@@ -27,6 +32,7 @@ class Workdir:
         self.pictures = self.root / "pictures"
         self.evaluation = self.root / "evaluation.json"
         self.report = self.root / "report.html"
+        self.lock_file = self.root / "lock"
 
     def create(self) -> None:
         """Makes the folders.
@@ -39,6 +45,37 @@ class Workdir:
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"--workdir={self.root} cannot be written: {error.strerror}") from error
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keeps other runs out of the folder; the system frees it however this process ends.
+
+        Raises:
+          UserError: if another process trains here, naming it.
+        """
+        try:
+            file = self.lock_file.open("a+")
+        except OSError as error:
+            raise UserError(f"--workdir={self.root} cannot be written: {error.strerror}") from error
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                raise UserError(
+                    f"--workdir={self.root} is in use by {file.read().strip()}; wait for it, stop "
+                    "it, or train in another --workdir"
+                ) from None
+            except OSError as error:  # Some file systems of clusters have no locks.
+                logging.getLogger("fdrl").warning(
+                    "%s cannot be locked (%s): see to it that no other run uses it",
+                    self.root,
+                    error.strerror,
+                )
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            file.flush()
+            yield
 
     def snapshot_files(self, up_to_step: int) -> list[tuple[int, Path]]:
         """Returns the snapshots of steps up to one, in order."""

@@ -1,14 +1,20 @@
-"""Mapping over devices: the only file that knows how replicas are spread.
+"""Mapping over devices and processes: the only file that knows how replicas are spread.
 
 Steps and samplers are per-replica functions that know an axis name. Here they are mapped with
-`jax.pmap`; to map them otherwise (`jit` of `shard_map`), change this file alone.
+`jax.pmap`; to map them otherwise (`jit` of `shard_map`), change this file alone. With several
+processes (hosts) the axis goes over the devices of all of them, in the order of the processes.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import jax_utils
+from jax import lax
+from jax.experimental import multihost_utils
 
 AXIS = "replicas"
 
@@ -21,6 +27,15 @@ def replicate(tree: Any) -> Any:
 def unreplicate(tree: Any) -> Any:
     """Returns the first replica of a pytree, as arrays on one device."""
     return jax.tree.map(lambda a: a.addressable_shards[0].data[0], tree)
+
+
+def local_part(array: np.ndarray) -> np.ndarray:
+    """Returns the equal part of [N, ...] that this process computes: consecutive, in order."""
+    num = jax.process_count()
+    if len(array) % num:
+        raise ValueError(f"{len(array)} examples do not divide over {num} processes")
+    size = len(array) // num
+    return array[jax.process_index() * size :][:size]
 
 
 def shard(tree: Any) -> Any:
@@ -40,8 +55,11 @@ def shard(tree: Any) -> Any:
 
 
 def gather(tree: Any) -> Any:
-    """Undoes `shard`: [devices, N/d, ...] -> [N, ...]."""
-    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), tree)
+    """Undoes `shard` and `local_part`: [devices, N/d, ...] -> [N, ...] on every process."""
+    tree = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), tree)
+    if jax.process_count() == 1:
+        return tree
+    return multihost_utils.process_allgather(jax.tree.map(np.asarray, tree), tiled=True)
 
 
 def map_steps(repeated_step: Callable[..., Any]) -> Any:
@@ -84,3 +102,60 @@ def local_batch_size(global_batch_size: int) -> int:
 def num_devices() -> int:
     """Returns the number of replicas on this process."""
     return jax.local_device_count()
+
+
+def num_replicas() -> int:
+    """Returns the number of replicas on all processes."""
+    return jax.device_count()
+
+
+def is_first_process() -> bool:
+    """Tells whether this process writes what only one may write."""
+    return jax.process_index() == 0
+
+
+def barrier(name: str) -> None:
+    """Waits until every process has come here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def any_process(flag: bool) -> jax.Array:
+    """Starts to find out whether a flag is set on any process.
+
+    Every process must call this equally often. Nothing waits until the answer is read, with `bool`.
+    """
+    answer: jax.Array = unreplicate(_max_over_replicas()(replicate(np.int32(flag))))
+    return answer
+
+
+def odd_replicas(tree: Any) -> list[int]:
+    """Returns which replicas of a replicated pytree differ in any bit from most of them.
+
+    Costs a pass over the tree on each device and a number a device between them. One changed word
+    always shows; more changes cancel with a chance of 2^-32.
+    """
+    sums = np.asarray(unreplicate(_checksums()(tree)))
+    values, counts = np.unique(sums, return_counts=True)
+    return [int(i) for i in np.flatnonzero(sums != values[np.argmax(counts)])]
+
+
+@functools.cache
+def _max_over_replicas() -> Any:
+    return jax.pmap(lambda flag: lax.all_gather(flag, AXIS).max(), axis_name=AXIS)
+
+
+@functools.cache
+def _checksums() -> Any:
+    def gathered(tree: Any) -> jax.Array:
+        total = jnp.uint32(0)
+        for leaf in jax.tree.leaves(tree):
+            unsigned = jnp.dtype(f"uint{8 * leaf.dtype.itemsize}")
+            words = lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32).ravel()
+            # Odd weights have inverses modulo 2^32, so that no single change is lost.
+            weights = 2 * jnp.arange(words.size, dtype=jnp.uint32) + 1
+            total = 31 * total + jnp.sum(words * weights, dtype=jnp.uint32)
+        sums: jax.Array = lax.all_gather(total, AXIS)
+        return sums
+
+    return jax.pmap(gathered, axis_name=AXIS)

@@ -149,7 +149,7 @@ def from_gradients(
         train_state: TrainState, constants: Constants, host_batch: Any
     ) -> tuple[TrainState, Metrics]:
         train_state = train_state._replace(variables=refresh(train_state.variables))
-        positions = rng.batch_positions(train_state.step, batch_size, axis_name)
+        positions = rng.batch_positions(train_state.num_batches, batch_size, axis_name)
 
         # Each replica differentiates its own copy: `shard_map` sums the gradient of an array that
         # replicas share by itself, and the mean below would be a sum.

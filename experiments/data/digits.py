@@ -4,8 +4,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
 from experiments.data.source import Source, shuffled_indices
 
@@ -18,6 +16,10 @@ def digits() -> Source:
 
     Reference: Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits", UCI, 1998.
     """
+    # Only now: scikit-learn takes seconds to import, which runs on other data need not wait for.
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
     data = load_digits()
     images = (data.images[..., None] / 8.0 - 1.0).astype(np.float32)
     train, held_out, train_labels, held_out_labels = train_test_split(

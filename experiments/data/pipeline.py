@@ -160,9 +160,10 @@ def training_batches(
         side_seed = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
         order = grain.MapDataset.range(len(images.records)).seed(side_seed).shuffle().repeat()
         tries = _MOST_IN_A_ROW if problems.skip else 1
-        parts.append(order[index::count].map(_Load(images, tries)))
+        parts.append(order.map(_Load(images, tries)))
     dataset = ZipMapDataset(parts).map(_Name(tuple(sides))).batch(batch_size, drop_remainder=True)
-    for batch in _read(dataset[start:], reading):
+    # Whole batches in turn: a process has those positions of a step whose keys its replicas have.
+    for batch in _read(dataset[index::count][start:], reading):
         for side, images in sides.items():
             _report(images, batch[side], problems, lost_is_end=True)
         yield {side: batch[side]["pixels"] for side in sides}

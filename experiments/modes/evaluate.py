@@ -5,6 +5,7 @@ from experiments.build import Experiment
 from experiments.request import Request
 from experiments.sampling import sample_state
 from experiments.workdir import Workdir, read_json, write_json
+from fdrl_jax import parallel
 from fdrl_jax.state import TrainState
 
 
@@ -17,6 +18,8 @@ def run(request: Request) -> None:
 def evaluate(experiment: Experiment, workdir: Workdir, train_state: TrainState) -> None:
     """Writes and prints the metrics of a train state, and writes the report."""
     samples = sample_state(experiment, train_state, experiment.evaluation_samples)
+    if not parallel.is_first_process():
+        return
     metrics = evaluation.evaluate(experiment.source, samples)
     write_json(workdir.evaluation, {"step": int(train_state.step), "metrics": metrics})
     report.write(experiment, workdir, train_state, samples, metrics)

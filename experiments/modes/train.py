@@ -1,10 +1,12 @@
 """Mode train: trains to the last step, from the newest checkpoint if there is one; reports."""
 
+import contextlib
+
 from experiments import build, loop
 from experiments.hardware import describe_devices
-from experiments.modes import evaluate
 from experiments.request import Request
 from experiments.workdir import Workdir, read_json
+from fdrl_jax import parallel
 
 
 def run(request: Request) -> None:
@@ -12,10 +14,17 @@ def run(request: Request) -> None:
     workdir = Workdir(request.workdir)
     experiment = build.experiment(request.config, workdir.prior)
     workdir.create()
-    print(describe_devices())
-    train_state = loop.train(experiment, workdir, request.command)
-    if workdir.report.exists() and read_json(workdir.evaluation)["step"] == int(train_state.step):
-        print(f"already trained and evaluated, to step {int(train_state.step):,}")
-        evaluate.tell(workdir)
-    else:
-        evaluate.evaluate(experiment, workdir, train_state)
+    first = parallel.is_first_process()
+    with workdir.lock() if first else contextlib.nullcontext():
+        if first:
+            print(describe_devices())
+        train_state = loop.train(experiment, workdir, request.command)
+        # Only now: judges and pictures take seconds to import, and training should start at once.
+        from experiments.modes import evaluate
+
+        step = int(train_state.step)
+        if not workdir.report.exists() or read_json(workdir.evaluation)["step"] != step:
+            evaluate.evaluate(experiment, workdir, train_state)
+        elif first:
+            print(f"already trained and evaluated, to step {step:,}")
+            evaluate.tell(workdir)

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import build, loop, metrics_log, modes
+from experiments import build, divergence, loop, metrics_log, modes
 from experiments.build import Guard
 from experiments.checkpoints import Checkpoints
 from experiments.errors import DivergedError, UserError
@@ -115,9 +115,9 @@ def _with_draw(experiment, draw):
 def test_trouble_is_told_by_the_first_step_and_metric(output, name, value, expected):
     names = ("loss", "grad_norm", "drift_norm", "output_real", "output_flowed")
     values = {n: np.zeros(3) for n in names}
-    assert loop.find_trouble(np.arange(10, 13), values, output, Guard(50.0, 1e4)) is None
+    assert divergence.find_trouble(np.arange(10, 13), values, output, Guard(50.0, 1e4)) is None
     values[name] = np.array([0.0, value, value])
-    trouble = loop.find_trouble(np.arange(10, 13), values, output, Guard(50.0, 1e4))
+    trouble = divergence.find_trouble(np.arange(10, 13), values, output, Guard(50.0, 1e4))
     assert re.search(expected, trouble)
 
 
