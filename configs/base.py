@@ -101,9 +101,14 @@ def get_config() -> ConfigDict:
     c.snapshot.every_steps = 5_000  # Samples during training, for the picture of its course.
     c.snapshot.num_samples = 64
 
+    c.sample = ConfigDict()
+    c.sample.weights = "ema"  # The average of the parameters, or "raw", the newest.
+    c.sample.format = "npz"  # In mode sample; for images also "folder" or "zip", of PNG files.
+    c.sample.name = ""  # Of the files in mode sample; the step of the checkpoint if empty.
+
     c.evaluate = ConfigDict()
     c.evaluate.num_samples = 10_000
-    c.evaluate.batch_size = 1_000  # Samples at a time, over all devices.
+    c.evaluate.batch_size = 1_000  # Samples at a time, over all devices; also in mode sample.
     return c
 
 

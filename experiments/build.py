@@ -49,6 +49,20 @@ class Guard(NamedTuple):
     max_rollbacks: int = 0
 
 
+class Sampling(NamedTuple):
+    """Which parameters samples follow from, and as what files they are written.
+
+    Attributes:
+      weights: "ema" or "raw".
+      format: "npz", "folder" or "zip".
+      name: of the files; empty for the step of the checkpoint.
+    """
+
+    weights: str
+    format: str
+    name: str
+
+
 class Loggers(NamedTuple):
     """Where metrics go beside the JSON lines."""
 
@@ -83,6 +97,7 @@ class Experiment(NamedTuple):
     snapshot_samples: int
     evaluation_samples: int
     sampling_batch_size: int
+    sampling: Sampling
     cadence: Cadence
     guard: Guard
     loggers: Loggers
@@ -93,6 +108,11 @@ class Experiment(NamedTuple):
         key = rng.stream_key(jax.random.key(self.seed), rng.Stream.INIT)
         example = jnp.zeros((1, *self.source.event_shape))
         return state.create(dict(jax.jit(self.network.init)(key, example)), self.optimizer)
+
+    def sampling_variables(self, train_state: TrainState) -> Variables:
+        """Returns the variables that samples follow from: the averaged ones or the newest."""
+        averaged = self.sampling.weights == "ema"
+        return train_state.ema_variables if averaged else train_state.variables
 
     def data_state(self, num_batches: int) -> dict[str, Any]:
         """Returns where the data stand after so many batches, and what fixes their order."""
@@ -177,6 +197,7 @@ def _build(c: dict[str, Any], prior_file: Path | None, fit_prior: bool) -> Exper
         snapshot_samples=c["snapshot.num_samples"],
         evaluation_samples=c["evaluate.num_samples"],
         sampling_batch_size=c["evaluate.batch_size"],
+        sampling=Sampling(**_section(c, "sample")),
         cadence=Cadence(
             c["log.every_steps"], c["checkpoint.every_steps"], c["snapshot.every_steps"]
         ),

@@ -189,7 +189,9 @@ class _Trainer:
 
     def _write_snapshot(self, step: int, replicated: TrainState) -> None:
         num = self._experiment.snapshot_samples
-        samples = self._sample(replicated.ema_variables, self._constants, num)
+        samples = self._sample(
+            self._experiment.sampling_variables(replicated), self._constants, num
+        )
         if parallel.is_first_process():
             path = self._workdir.snapshots / f"{step:08d}.npz"
             np.savez_compressed(path, arr_0=samples.refined)

@@ -67,7 +67,13 @@ def _draw(
 ) -> list[tuple[str, Path]]:
     source, folder = experiment.source, workdir.pictures
     step = int(train_state.step)
-    drawn = [("Samples and data", pictures.samples_and_data(source, samples), "samples.png")]
+    drawn = [
+        (
+            "Samples and data",
+            pictures.samples_and_data(source, samples.prior, samples.refined),
+            "samples.png",
+        )
+    ]
     if source.kind == "points":
         title, figure = "Density ratio and drift", _field(experiment, train_state)
         drawn.append((title, figure, "log_ratio.png"))
@@ -90,7 +96,7 @@ def _draw(
 
 
 def _field(experiment: Experiment, train_state: TrainState) -> Any:
-    problem, variables = experiment.problem, train_state.ema_variables
+    problem, variables = experiment.problem, experiment.sampling_variables(train_state)
 
     def log_ratio(x: np.ndarray) -> np.ndarray:
         out = np.asarray(jax.jit(problem.estimator.apply)(variables, x))
@@ -106,7 +112,7 @@ def _field(experiment: Experiment, train_state: TrainState) -> Any:
 def _strip(experiment: Experiment, train_state: TrainState) -> Any:
     sampler = jax.jit(make_path_sampler(experiment.problem, seed=experiment.seed))
     batch = batch_at(experiment, np.arange(_NUM_STRIPS, dtype=np.int32))
-    path = sampler(train_state.ema_variables, experiment.constants, batch)
+    path = sampler(experiment.sampling_variables(train_state), experiment.constants, batch)
     return images.flow_strip(np.asarray(path), experiment.problem.flow.num_steps)
 
 

@@ -1,7 +1,9 @@
 """Samples from a trained estimator: batches over all devices, sample `i` always the same."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
+import jax
 import numpy as np
 from tqdm import tqdm
 
@@ -19,18 +21,38 @@ class Samples(NamedTuple):
 
 
 class SampleFn(Protocol):
-    """`(replicated variables, replicated constants, num) -> Samples` on the host, [num, ...]."""
+    """`(replicated variables, replicated constants, num) -> Samples` on the host, [num, ...].
+
+    The first of them is sample `first`.
+    """
 
     def __call__(
-        self, variables: Any, constants: Any, num_samples: int, progress: bool = False
+        self,
+        variables: Any,
+        constants: Any,
+        num_samples: int,
+        *,
+        first: int = 0,
+        progress: bool = False,
     ) -> Samples: ...
 
 
 def sample_state(experiment: Experiment, train_state: TrainState, num_samples: int) -> Samples:
-    """Draws samples with the averaged parameters of a train state (one replica)."""
-    variables = parallel.replicate(train_state.ema_variables)
+    """Draws samples of a train state (one replica)."""
+    variables = parallel.replicate(experiment.sampling_variables(train_state))
     constants = parallel.replicate(experiment.constants)
     return make_sample_fn(experiment)(variables, constants, num_samples, progress=True)
+
+
+def sample_starts(experiment: Experiment, train_state: TrainState, num_samples: int) -> np.ndarray:
+    """Returns where the first samples start, `x_0` [num_samples, ...], without flowing them."""
+    sampler = samplers.make_start_sampler(experiment.problem, seed=experiment.seed)
+    variables = parallel.replicate(experiment.sampling_variables(train_state))
+    constants = parallel.replicate(experiment.constants)
+    drawn: np.ndarray = _in_batches(
+        experiment, parallel.map_sampler(sampler), variables, constants, num_samples
+    )
+    return drawn
 
 
 def batch_at(experiment: Experiment, positions: np.ndarray) -> dict[str, np.ndarray]:
@@ -43,23 +65,49 @@ def batch_at(experiment: Experiment, positions: np.ndarray) -> dict[str, np.ndar
     return batch if starts is None else {**batch, "source": starts(positions)}
 
 
+def batch_size(experiment: Experiment, num_samples: int) -> int:
+    """Returns the number of samples at a time: every device takes the same number."""
+    num_replicas = parallel.num_replicas()
+    return -(-min(experiment.sampling_batch_size, num_samples) // num_replicas) * num_replicas
+
+
 def make_sample_fn(experiment: Experiment) -> SampleFn:
     """Builds the sampler of an experiment, compiled once a batch size."""
     sampler = parallel.map_sampler(samplers.make_sampler(experiment.problem, seed=experiment.seed))
-    num_replicas = parallel.num_replicas()
 
-    def sample(variables: Any, constants: Any, num_samples: int, progress: bool = False) -> Samples:
-        largest = min(experiment.sampling_batch_size, num_samples)
-        # Every device takes the same number, so the batch is rounded up to whole rounds.
-        size = -(-largest // num_replicas) * num_replicas
-        parts = []
-        with tqdm(total=num_samples, unit="sample", disable=not progress, desc="sampling") as bar:
-            for first in range(0, num_samples, size):
-                positions = np.arange(first, first + size, dtype=np.int32)
-                batch = parallel.shard(batch_at(experiment, parallel.local_part(positions)))
-                part = parallel.gather(sampler(variables, constants, batch))
-                parts.append([np.asarray(stage) for stage in part])
-                bar.update(min(size, num_samples - first))
-        return Samples(*(np.concatenate(s)[:num_samples] for s in zip(*parts, strict=True)))
+    def sample(
+        variables: Any,
+        constants: Any,
+        num_samples: int,
+        *,
+        first: int = 0,
+        progress: bool = False,
+    ) -> Samples:
+        stages = _in_batches(
+            experiment, sampler, variables, constants, num_samples, first=first, progress=progress
+        )
+        return Samples(*stages)
 
     return sample
+
+
+def _in_batches(
+    experiment: Experiment,
+    mapped: Callable[..., Any],
+    variables: Any,
+    constants: Any,
+    num_samples: int,
+    *,
+    first: int = 0,
+    progress: bool = False,
+) -> Any:
+    size = batch_size(experiment, num_samples)
+    parts = []
+    with tqdm(total=num_samples, unit="sample", disable=not progress, desc="sampling") as bar:
+        for offset in range(0, num_samples, size):
+            positions = np.arange(first + offset, first + offset + size, dtype=np.int32)
+            batch = parallel.shard(batch_at(experiment, parallel.local_part(positions)))
+            part = parallel.gather(mapped(variables, constants, batch))
+            parts.append(jax.tree.map(np.asarray, part))
+            bar.update(min(size, num_samples - offset))
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:num_samples], *parts)

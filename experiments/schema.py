@@ -47,6 +47,11 @@ def _text(value: Any) -> str | None:
     return None if isinstance(value, str) else "a text"
 
 
+def _file_name(value: Any) -> str | None:
+    fits = isinstance(value, str) and "/" not in value and not value.startswith(".")
+    return None if fits else "a name for a file, without a folder"
+
+
 def _choice(*allowed: str) -> Rule:
     def rule(value: Any) -> str | None:
         return (
@@ -158,6 +163,9 @@ RULES: dict[str, Rule] = {
     "checkpoint.keep": _whole(1, 1_000),
     "snapshot.every_steps": _whole(1),
     "snapshot.num_samples": _whole(1, 100_000),
+    "sample.weights": _choice("ema", "raw"),
+    "sample.format": _choice("npz", "folder", "zip"),
+    "sample.name": _file_name,
     "evaluate.num_samples": _whole(2, 10_000_000),
     "evaluate.batch_size": _whole(1, 2**20),
 }

@@ -31,7 +31,10 @@ MODES = {
         "fit the data-dependent prior and draw samples of it beside the data",
         "--config=configs/folder.py --data_dir=DIR --workdir=runs/own",
     ),
-    "sample": Mode("write samples of a checkpoint", "--workdir=runs/swissroll --num_samples=1000"),
+    "sample": Mode(
+        "write samples of a checkpoint: .npz, or a folder or zip of PNG (sample.format)",
+        "--workdir=runs/digits --num_samples=50000 --config.sample.format=zip",
+    ),
     "evaluate": Mode("compute the metrics of a checkpoint", "--workdir=runs/swissroll"),
     "dry_run": Mode(
         "tell settings, shapes, memory and time of a run without training",

@@ -1,20 +1,121 @@
-"""Mode sample: samples of a checkpoint, as a file and as a picture."""
+"""Mode sample: samples of a checkpoint as files, with a record of what they are, and a picture."""
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
-from experiments import pictures, runs
+from experiments import pictures, runs, sample_files
+from experiments.build import Experiment
+from experiments.checkpoints import FREE_IN_TRAINING
+from experiments.integrity import digest_arrays
 from experiments.request import Request
-from experiments.sampling import sample_state
+from experiments.sampling import batch_size, make_sample_fn, sample_starts
+from experiments.shards import Shards
+from experiments.workdir import read_json, write_json
+from fdrl_jax import parallel
+from fdrl_jax.state import TrainState
+
+# Settings that no sample follows from: the checkpoint's hash stands for how it was trained.
+_OF_NO_SAMPLE = (*FREE_IN_TRAINING, "train.", "optimizer.")
 
 
 def run(request: Request) -> None:
-    """Writes samples as an .npz (points; images as uint8 NHWC) and a picture."""
+    """Writes samples, `samples/NAME.npz` or as PNG, `NAME.json` with what they are, `NAME.png`.
+
+    They are drawn in parts that are kept until the end: after a kill the same command goes on, and
+    the files are those of an uninterrupted run. Points are stored as they are, images as uint8.
+    """
     experiment, workdir = runs.open_run(request)
+    options, source = experiment.sampling, experiment.source
     train_state = runs.restore(experiment, workdir, request.checkpoint_step)
-    num = request.num_samples or experiment.evaluation_samples
-    samples = sample_state(experiment, train_state, num)
-    path = workdir.samples / f"step_{int(train_state.step)}.npz"
-    np.savez_compressed(path, arr_0=pictures.as_stored(experiment.source, samples.refined))
-    figure = pictures.samples_and_data(experiment.source, samples)
-    picture = pictures.save(figure, path.with_suffix(".png"))
-    print(f"{num:,} samples of step {int(train_state.step):,}: {path}\npicture: {picture}")
+    step, num = int(train_state.step), request.num_samples or experiment.evaluation_samples
+    name = options.name or f"step_{step}"
+    path = sample_files.target(workdir.samples, name, options.format, source.kind)
+    record_file, picture = (workdir.samples / f"{name}.{suffix}" for suffix in ("json", "png"))
+    record = describe(experiment, train_state, num, path)
+    if not _is_done(record_file, record, path):
+        shards = _open_shards(workdir.samples / f"{name}.parts", record, experiment)
+        draw(experiment, train_state, shards)
+        starts = sample_starts(experiment, train_state, min(num, pictures.num_shown(source)))
+        if parallel.is_first_process():
+            record_file.unlink(missing_ok=True)  # That of samples that are replaced now.
+            with tqdm(total=num, unit="sample", desc="writing") as bar:
+                sample_files.write(path, _told(shards.read(), bar), num)
+            _draw_picture(experiment, starts, shards, picture)
+            write_json(record_file, record)
+            shards.remove()
+    if parallel.is_first_process():
+        print(f"{num:,} samples of step {step:,}: {path}")
+        print(f"picture: {picture}\nwhat they are: {record_file}")
+
+
+def describe(
+    experiment: Experiment, train_state: TrainState, num_samples: int, path: Path
+) -> dict[str, Any]:
+    """Returns all that samples follow from, as JSON can hold it."""
+    settings = experiment.settings.items()
+    return {
+        "file": path.name,
+        "num_samples": num_samples,
+        "checkpoint_step": int(train_state.step),
+        "weights": experiment.sampling.weights,
+        "variables_sha256": digest_arrays(experiment.sampling_variables(train_state)),
+        "settings": {k: v for k, v in settings if not k.startswith(_OF_NO_SAMPLE)},
+    }
+
+
+def draw(experiment: Experiment, train_state: TrainState, shards: Shards) -> None:
+    """Draws the parts that are missing."""
+    variables = parallel.replicate(experiment.sampling_variables(train_state))
+    constants = parallel.replicate(experiment.constants)
+    sample = make_sample_fn(experiment)
+    missing = shards.missing()
+    left = sum(map(shards.count, missing))
+    with tqdm(
+        total=shards.num_samples,
+        initial=shards.num_samples - left,
+        unit="sample",
+        desc="sampling",
+        smoothing=0.1,
+        disable=not parallel.is_first_process(),
+    ) as bar:
+        for first in missing:
+            # Of full size also at the end, so that all parts run the same compiled program.
+            samples = sample(variables, constants, shards.shard_size, first=first).refined
+            kept = samples[: shards.count(first)]
+            if parallel.is_first_process():
+                shards.write(first, pictures.as_stored(experiment.source, kept))
+            bar.update(len(kept))
+
+
+def _open_shards(folder: Path, record: dict[str, Any], experiment: Experiment) -> Shards:
+    num = record["num_samples"]
+
+    def opened() -> Shards:
+        return Shards(folder, record, num, batch_size(experiment, num))
+
+    if parallel.is_first_process():  # Others would make the folder at the same time.
+        opened()
+    parallel.barrier("shards opened")
+    return opened()
+
+
+def _is_done(record_file: Path, record: dict[str, Any], path: Path) -> bool:
+    return record_file.exists() and path.exists() and bool(read_json(record_file) == record)
+
+
+def _told(parts: Iterator[np.ndarray], bar: Any) -> Iterator[np.ndarray]:
+    for part in parts:
+        yield part
+        bar.update(len(part))
+
+
+def _draw_picture(experiment: Experiment, starts: np.ndarray, shards: Shards, path: Path) -> None:
+    enough = itertools.islice(shards.read(), -(-len(starts) // shards.shard_size))
+    stored = np.concatenate(list(enough))[: len(starts)]
+    samples = pictures.from_stored(experiment.source, stored)
+    pictures.save(pictures.samples_and_data(experiment.source, starts, samples), path)

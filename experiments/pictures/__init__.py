@@ -8,18 +8,25 @@ from matplotlib.figure import Figure
 from experiments.data import Source
 from experiments.pictures import images, points
 from experiments.pictures.style import save
-from experiments.sampling import Samples
 
-__all__ = ["as_stored", "course", "prior_and_data", "samples_and_data", "save"]
+__all__ = [
+    "as_stored",
+    "course",
+    "from_stored",
+    "num_shown",
+    "prior_and_data",
+    "samples_and_data",
+    "save",
+]
 
 Snapshots = Sequence[tuple[int, np.ndarray]]
 _SHOWN_DATA = 4_000
 
 
-def samples_and_data(source: Source, samples: Samples) -> Figure:
-    """Draws the prior, the refined samples and held-out data side by side."""
+def samples_and_data(source: Source, prior: np.ndarray, samples: np.ndarray) -> Figure:
+    """Draws the prior, the samples that flowed from it, and held-out data side by side."""
     draw = points.samples_and_data if source.kind == "points" else images.samples_and_data
-    return draw(samples.prior, samples.refined, source.held_out(_SHOWN_DATA, 1))
+    return draw(prior, samples, source.held_out(_SHOWN_DATA, 1))
 
 
 def prior_and_data(source: Source, prior: np.ndarray) -> Figure:
@@ -38,3 +45,13 @@ def course(source: Source, snapshots: Snapshots) -> Figure:
 def as_stored(source: Source, samples: np.ndarray) -> np.ndarray:
     """Returns samples as they are written to files: points as they are, images as uint8."""
     return samples if source.kind == "points" else images.to_uint8(samples)
+
+
+def from_stored(source: Source, stored: np.ndarray) -> np.ndarray:
+    """Undoes `as_stored`, but for rounding."""
+    return stored if source.kind == "points" else images.from_uint8(stored)
+
+
+def num_shown(source: Source) -> int:
+    """Returns how many samples a picture of many shows at most."""
+    return _SHOWN_DATA if source.kind == "points" else images.NUM_IN_GRID

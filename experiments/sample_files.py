@@ -1,0 +1,106 @@
+"""Samples as files for other programs: equal samples make equal bytes, at any time."""
+
+import io
+import os
+import shutil
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from PIL import Image
+
+from experiments.errors import UserError
+
+# ZIP members carry this date, the earliest there is, so that the clock is not in the file.
+_DATE = (1980, 1, 1, 0, 0, 0)
+_SUFFIXES = {"npz": ".npz", "folder": "", "zip": ".zip"}
+
+
+def target(folder: Path, name: str, file_format: str, kind: str) -> Path:
+    """Returns where samples go.
+
+    Args:
+      folder: of all samples.
+      name: of these.
+      file_format: "npz", one array `arr_0` as evaluators of images read it; "folder" or "zip", a
+        PNG a sample.
+      kind: of the data, "points" or "images".
+
+    Raises:
+      UserError: if points should become PNG files.
+    """
+    if kind == "points" and file_format != "npz":
+        raise UserError(f"sample.format={file_format!r} is for images; points go to 'npz'")
+    return folder / f"{name}{_SUFFIXES[file_format]}"
+
+
+def write(path: Path, parts: Iterable[np.ndarray], num_samples: int) -> None:
+    """Writes samples whole or not at all, holding one part at a time in memory.
+
+    Args:
+      path: from `target`; its suffix tells the format.
+      parts: the samples in order: uint8 images [n, H, W, C], or points [n, 2].
+      num_samples: over all parts.
+    """
+    unfinished = path.with_name(path.name + ".unfinished")
+    writers: dict[str, Callable[[Path, Iterator[np.ndarray], int], None]] = {
+        ".npz": _write_npz,
+        ".zip": _write_zip,
+        "": _write_folder,
+    }
+    _remove(unfinished)
+    writers[path.suffix](unfinished, iter(parts), num_samples)
+    if path.is_dir():
+        _remove(path)
+    os.replace(unfinished, path)
+
+
+def _write_npz(path: Path, parts: Iterator[np.ndarray], num_samples: int) -> None:
+    part = next(parts)
+    header = {
+        "descr": np.lib.format.dtype_to_descr(part.dtype),
+        "fortran_order": False,
+        "shape": (num_samples, *part.shape[1:]),
+    }
+    with zipfile.ZipFile(path, "w") as archive, _member(archive, "arr_0.npy") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        file.write(part.tobytes())
+        for part in parts:
+            file.write(part.tobytes())
+
+
+def _write_zip(path: Path, parts: Iterator[np.ndarray], num_samples: int) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in _pngs(parts, num_samples):
+            with _member(archive, name) as file:
+                file.write(content)
+
+
+def _write_folder(path: Path, parts: Iterator[np.ndarray], num_samples: int) -> None:
+    path.mkdir()
+    for name, content in _pngs(parts, num_samples):
+        (path / name).write_bytes(content)
+
+
+def _pngs(parts: Iterator[np.ndarray], num_samples: int) -> Iterator[tuple[str, bytes]]:
+    digits = max(6, len(str(num_samples - 1)))
+    images = (image for part in parts for image in part)
+    for i, image in enumerate(images):
+        buffer = io.BytesIO()
+        grey = image.shape[-1] == 1
+        Image.fromarray(image[..., 0] if grey else image).save(buffer, "png")
+        yield f"{i:0{digits}d}.png", buffer.getvalue()
+
+
+def _member(archive: zipfile.ZipFile, name: str) -> IO[bytes]:
+    # Stored as it is: PNG is compressed already, and pixels as such hardly shrink.
+    return archive.open(zipfile.ZipInfo(name, _DATE), "w", force_zip64=True)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,93 @@
+"""Samples in parts on disk: a kill loses the part in work and nothing else."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments import schema
+from experiments.errors import UserError
+from experiments.workdir import read_json, write_json
+
+
+class Shards:
+    """Equal parts of a set of samples, each a file that is there whole or not at all.
+
+    A manifest holds what the samples are of, so that those of other settings never get in.
+    """
+
+    def __init__(
+        self, folder: Path, record: dict[str, Any], num_samples: int, shard_size: int
+    ) -> None:
+        """Starts a set of shards, or goes on with the one that is there.
+
+        Args:
+          folder: where the parts are.
+          record: what the samples follow from, as JSON can hold it.
+          num_samples: of the whole set.
+          shard_size: samples of a part; a set that is there keeps its own.
+
+        Raises:
+          UserError: if the parts that are there are of something else.
+        """
+        manifest = folder / "manifest.json"
+        if manifest.exists():
+            saved = read_json(manifest)
+            _check_same(saved["record"], record, folder)
+            shard_size = saved["shard_size"]
+        else:
+            # Written before any part and perhaps removed before the last.
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            write_json(manifest, {"record": record, "shard_size": shard_size})
+        self.num_samples, self.shard_size = num_samples, shard_size
+        self._folder = folder
+
+    def missing(self) -> list[int]:
+        """Returns the first positions of the parts that are still to be drawn."""
+        return [first for first in self._firsts() if not self._file(first).exists()]
+
+    def count(self, first: int) -> int:
+        """Returns how many samples the part from a position on has."""
+        return min(self.shard_size, self.num_samples - first)
+
+    def write(self, first: int, samples: np.ndarray) -> None:
+        """Writes a part whole or not at all."""
+        unfinished = self._folder / "unfinished"
+        with unfinished.open("wb") as file:
+            np.save(file, samples)
+        os.replace(unfinished, self._file(first))
+
+    def read(self) -> Iterator[np.ndarray]:
+        """Reads the parts in order, one after the other."""
+        for first in self._firsts():
+            yield np.load(self._file(first))
+
+    def remove(self) -> None:
+        """Removes all parts."""
+        shutil.rmtree(self._folder)
+
+    def _firsts(self) -> range:
+        return range(0, self.num_samples, self.shard_size)
+
+    def _file(self, first: int) -> Path:
+        return self._folder / f"{first:09d}.npy"
+
+
+def _check_same(saved: dict[str, Any], present: dict[str, Any], folder: Path) -> None:
+    before, now = schema.flatten(saved), schema.flatten(present)
+    differing = [
+        f"{key.removeprefix('settings.')} is {json.dumps(now.get(key))} "
+        f"but was {json.dumps(before.get(key))}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key)
+    ]
+    if differing:
+        raise UserError(
+            f"{folder} holds a part of other samples: {'; '.join(differing)}. Finish those with "
+            "their settings, remove that folder, or name these otherwise, with --config.sample.name"
+        )
