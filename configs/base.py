@@ -106,7 +106,13 @@ def get_config() -> ConfigDict:
     c.sample.format = "npz"  # In mode sample; for images also "folder" or "zip", of PNG files.
     c.sample.name = ""  # Of the files in mode sample; the step of the checkpoint if empty.
 
+    c.curve = ConfigDict()  # Of mode curve: the metric ...
+    c.curve.over = "length"  # ... against the length of the flow, or the training "step".
+    c.curve.lengths = ()  # Increasing; empty for a choice from 0 to K + 50.
+
     c.evaluate = ConfigDict()
+    c.evaluate.every_steps = 0  # A cheap metric during training, whose best is kept; 0 for never.
+    c.evaluate.num_judged_samples = 1_000  # Samples of that metric.
     c.evaluate.num_samples = 10_000
     c.evaluate.batch_size = 1_000  # Samples at a time, over all devices; also in mode sample.
     return c
@@ -168,6 +174,7 @@ def tiny(c: ConfigDict) -> ConfigDict:
     c.checkpoint.every_steps = 2
     c.snapshot.every_steps = 2
     c.snapshot.num_samples = 16
+    c.evaluate.num_judged_samples = 32
     c.evaluate.num_samples = 64
     c.evaluate.batch_size = 32
     return c

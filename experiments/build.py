@@ -15,6 +15,7 @@ from experiments import data, fitted_prior, schema
 from experiments.data import DataOptions, Source
 from experiments.data.feed import Feed
 from experiments.errors import UserError
+from experiments.options import Cadence, Curve, Guard, Loggers, Sampling
 from fdrl_jax import bregman, divergences, networks, parallel, priors, rng, state, steps
 from fdrl_jax.priors import Prior
 from fdrl_jax.problem import Constants, Estimator, FlowParams, Problem
@@ -23,51 +24,6 @@ from fdrl_jax.steps import TrainStep
 
 Network = networks.MLP | networks.ResNet
 Apply = Callable[[Variables, jax.Array], jax.Array]
-
-
-class Cadence(NamedTuple):
-    """After how many steps the loop does what."""
-
-    log_steps: int
-    checkpoint_steps: int
-    snapshot_steps: int
-
-
-class Guard(NamedTuple):
-    """Limits of mean network outputs beyond which a run counts as diverged, and what happens then.
-
-    Attributes:
-      on_divergence: "stop" or "rollback".
-      rollback_lr_factor: multiplies the learning rate at each rollback.
-      max_rollbacks: how many a run may have.
-    """
-
-    max_log_ratio: float
-    max_ratio: float
-    on_divergence: str = "stop"
-    rollback_lr_factor: float = 1.0
-    max_rollbacks: int = 0
-
-
-class Sampling(NamedTuple):
-    """Which parameters samples follow from, and as what files they are written.
-
-    Attributes:
-      weights: "ema" or "raw".
-      format: "npz", "folder" or "zip".
-      name: of the files; empty for the step of the checkpoint.
-    """
-
-    weights: str
-    format: str
-    name: str
-
-
-class Loggers(NamedTuple):
-    """Where metrics go beside the JSON lines."""
-
-    tensorboard: bool
-    wandb: str
 
 
 class Experiment(NamedTuple):
@@ -98,6 +54,8 @@ class Experiment(NamedTuple):
     evaluation_samples: int
     sampling_batch_size: int
     sampling: Sampling
+    judged_samples: int
+    curve: Curve
     cadence: Cadence
     guard: Guard
     loggers: Loggers
@@ -198,8 +156,13 @@ def _build(c: dict[str, Any], prior_file: Path | None, fit_prior: bool) -> Exper
         evaluation_samples=c["evaluate.num_samples"],
         sampling_batch_size=c["evaluate.batch_size"],
         sampling=Sampling(**_section(c, "sample")),
+        judged_samples=c["evaluate.num_judged_samples"],
+        curve=Curve(c["curve.over"], tuple(c["curve.lengths"])),
         cadence=Cadence(
-            c["log.every_steps"], c["checkpoint.every_steps"], c["snapshot.every_steps"]
+            log_steps=c["log.every_steps"],
+            checkpoint_steps=c["checkpoint.every_steps"],
+            snapshot_steps=c["snapshot.every_steps"],
+            evaluate_steps=c["evaluate.every_steps"],
         ),
         guard=Guard(
             c["train.max_log_ratio"],

@@ -17,7 +17,7 @@ from fdrl_jax.state import TrainState
 # Settings that may change when a run goes on: they do not alter what a step computes.
 FREE_IN_TRAINING = (
     *("log.", "checkpoint.", "snapshot.", "evaluate.", "train.max_"),
-    *("train.on_divergence", "train.rollback_", "sample."),
+    *("train.on_divergence", "train.rollback_", "sample.", "curve."),
     *("data.dir", "data.on_error", "data.num_workers", "data.num_threads", "data.prefetch_batches"),
 )
 # Sampling moreover reads no optimizer, and may flow otherwise than training did.

@@ -10,6 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments import divergence, hosts, metrics_log
+from experiments.best import Judge
 from experiments.build import Experiment
 from experiments.checkpoints import FREE_IN_TRAINING, Checkpoints
 from experiments.data.feed import Feed
@@ -102,6 +103,7 @@ class _Trainer:
         )
         self._sample = make_sample_fn(experiment)
         self._constants = parallel.replicate(experiment.constants)
+        self._judge = Judge(experiment, workdir, self._sample, self._constants)
 
     def train_from(self, start: TrainState) -> TrainState:
         """Trains to the last step.
@@ -127,7 +129,7 @@ class _Trainer:
         hosts.check_agreement(replicated, step)
 
         def due(every: int) -> bool:
-            return step % every == 0 or step == last
+            return every > 0 and (step % every == 0 or step == last)
 
         window = Window(time.perf_counter(), [])
         bar = tqdm(
@@ -141,7 +143,7 @@ class _Trainer:
         stopping = self._preemption.is_due()
         with bar:
             while step < last and not stopping:
-                until_next = [every - step % every for every in cadence]
+                until_next = [every - step % every for every in cadence if every]
                 count = min(experiment.steps_per_dispatch, last - step, *until_next)
                 # Gathered while the device works on the dispatch before.
                 host_batches = feed.take(count)
@@ -163,9 +165,12 @@ class _Trainer:
                     numbers, values, experiment.problem.bregman.output, experiment.guard
                 )
                 self._store.check_saved()
-                if due(cadence.log_steps) or stopping:
+                judging = due(cadence.evaluate_steps) and not stopping
+                if due(cadence.log_steps) or judging or stopping:
                     seconds = time.perf_counter() - window.started
                     record = _summarise(experiment, step, values, seconds, start)
+                    if judging:
+                        record |= self._judge.judge(replicated)
                     for writer in writers:
                         writer.write(step, record)
                     bar.set_description(f"loss {record['loss']:.4f}")

@@ -52,8 +52,8 @@ _HEARTBEAT = flags.DEFINE_integer(
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint",
     None,
-    "Step of the checkpoint to sample from or evaluate, the newest if left out; in mode convert "
-    "the file of the authors' program.",
+    "Step of the checkpoint to sample from or evaluate, or best; the newest if left out. In mode "
+    "convert: the file of the authors' program.",
 )
 _PRIOR = flags.DEFINE_string(
     "prior",

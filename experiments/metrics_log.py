@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from experiments.errors import UserError
 
 Record = dict[str, float]
+PREFIX = "evaluation/"  # Of the name of a metric of samples.
 
 
 class Writer(Protocol):

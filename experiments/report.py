@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import metrics_log, pictures
+from experiments import best, metrics_log, pictures
 from experiments.build import Experiment
 from experiments.pictures import curves, images, points
 from experiments.sampling import Samples, batch_at
@@ -82,7 +82,7 @@ def _draw(
         drawn.append((title, figure, "flow.png"))
     records = [r for r in metrics_log.read(workdir.metrics) if r["step"] <= step]
     if records:
-        drawn.append(("Training", curves.training(records), "curves.png"))
+        drawn.append(("Training", curves.training(records, best.read(workdir)), "curves.png"))
     shots = [(s, np.load(path)["arr_0"]) for s, path in workdir.snapshot_files(step)]
     if shots:
         title = "Samples over training"

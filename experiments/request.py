@@ -1,9 +1,11 @@
 """What the command line asks for, parsed: the input of every mode."""
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias, cast
 
 from experiments.errors import UserError
+
+CheckpointStep: TypeAlias = int | Literal["best"] | None
 
 
 class Request(NamedTuple):
@@ -14,7 +16,7 @@ class Request(NamedTuple):
       config: nested keys and values.
       workdir: the folder of the run; modes that need none leave it alone.
       command: what the user typed, for the record.
-      checkpoint: step of a checkpoint, or a file to convert; `None` for the newest.
+      checkpoint: step of a checkpoint, "best", or a file to convert; `None` for the newest.
       num_samples: how many samples to draw; `None` for the config's number.
       prior: file of the authors' prior, in mode convert.
       platforms: what an exported sampler is to run on.
@@ -30,17 +32,17 @@ class Request(NamedTuple):
     platforms: tuple[str, ...] = ("cpu", "cuda", "tpu")
 
     @property
-    def checkpoint_step(self) -> int | None:
-        """The step of the checkpoint asked for, or `None` for the newest.
+    def checkpoint_step(self) -> CheckpointStep:
+        """The step of the checkpoint asked for, "best", or `None` for the newest.
 
         Raises:
-          UserError: if what was asked for is no number.
+          UserError: if what was asked for is neither.
         """
-        if self.checkpoint is None:
-            return None
+        if self.checkpoint is None or self.checkpoint == "best":
+            return cast(CheckpointStep, self.checkpoint)
         if not self.checkpoint.isdecimal():
             raise UserError(
-                f"--checkpoint={self.checkpoint} must be the step of a checkpoint "
-                f"in mode {self.mode}"
+                f"--checkpoint={self.checkpoint} must be the step of a checkpoint, or "
+                f"best, in mode {self.mode}"
             )
         return int(self.checkpoint)

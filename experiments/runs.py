@@ -4,11 +4,11 @@ import contextlib
 
 import jax
 
-from experiments import build
+from experiments import best, build
 from experiments.build import Experiment
 from experiments.checkpoints import FREE_IN_SAMPLING, Checkpoints
 from experiments.errors import UserError
-from experiments.request import Request
+from experiments.request import CheckpointStep, Request
 from experiments.workdir import Workdir
 from fdrl_jax.state import TrainState
 
@@ -20,17 +20,25 @@ def open_run(request: Request) -> tuple[Experiment, Workdir]:
     return build.experiment(request.config, prior_file), workdir
 
 
-def restore(experiment: Experiment, workdir: Workdir, step: int | None) -> TrainState:
-    """Restores the newest checkpoint of a run, or the one of a step, to sample from it.
+def restore(experiment: Experiment, workdir: Workdir, step: CheckpointStep) -> TrainState:
+    """Restores the newest checkpoint of a run, the best, or the one of a step, to sample from it.
 
     Raises:
       UserError: if there is none, or it does not fit the experiment.
     """
-    if workdir.checkpoints.is_dir():
-        store = Checkpoints(workdir.checkpoints, experiment.num_checkpoints)
+    if step == "best":
+        folder, step = best.folder(workdir), None
+        if folder is None:
+            raise UserError(
+                f"no best checkpoint in {workdir.root}; train with evaluate.every_steps above 0"
+            )
+    else:
+        folder = workdir.checkpoints
+    if folder.is_dir():
+        store = Checkpoints(folder, experiment.num_checkpoints)
         with contextlib.closing(store):
             template = jax.eval_shape(experiment.init_state)
             restored = store.restore(template, experiment.settings, FREE_IN_SAMPLING, step)
         if restored is not None:
             return restored
-    raise UserError(f"no checkpoint in {workdir.checkpoints}; train first, with --mode=train")
+    raise UserError(f"no checkpoint in {folder}; train first, with --mode=train")

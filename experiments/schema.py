@@ -69,6 +69,12 @@ def _increasing(value: Any) -> str | None:
     return None if fits else "increasing step numbers such as (80000, 90000)"
 
 
+def _lengths(value: Any) -> str | None:
+    lengths: list[Any] = list(value) if isinstance(value, (tuple, list)) else [None]
+    fits = all(_whole()(n) is None for n in lengths) and lengths == sorted(set(lengths))
+    return None if fits else "increasing lengths of the flow such as (0, 50, 100, 120)"
+
+
 def _sizes(value: Any) -> str | None:
     fits = (
         isinstance(value, (tuple, list))
@@ -166,6 +172,10 @@ RULES: dict[str, Rule] = {
     "sample.weights": _choice("ema", "raw"),
     "sample.format": _choice("npz", "folder", "zip"),
     "sample.name": _file_name,
+    "curve.over": _choice("length", "step"),
+    "curve.lengths": _lengths,
+    "evaluate.every_steps": _whole(),
+    "evaluate.num_judged_samples": _whole(2, 10_000_000),
     "evaluate.num_samples": _whole(2, 10_000_000),
     "evaluate.batch_size": _whole(1, 2**20),
 }

@@ -17,8 +17,9 @@ class Workdir:
     """Paths of a run's folder.
 
     `config.json` the settings; `prior.npz` the fitted prior; `metrics.jsonl` one line a logging
-    interval; `checkpoints/`; `snapshots/` samples during training; `samples/`; `pictures/`;
-    `evaluation.json`; `report.html`; `lock` who trains here.
+    interval; `checkpoints/` the newest; `best/` the best by the metric during training;
+    `snapshots/` samples during training; `samples/`; `curves/`; `pictures/`; `evaluation.json`;
+    `report.html`; `lock` who trains here.
     """
 
     def __init__(self, root: str | Path) -> None:
@@ -27,6 +28,8 @@ class Workdir:
         self.prior = self.root / "prior.npz"
         self.metrics = self.root / "metrics.jsonl"
         self.checkpoints = self.root / "checkpoints"
+        self.best = self.root / "best"
+        self.curves = self.root / "curves"
         self.snapshots = self.root / "snapshots"
         self.samples = self.root / "samples"
         self.pictures = self.root / "pictures"

@@ -95,7 +95,10 @@ def write(
 
 def _flatten(train_state: TrainState, experiment: Experiment) -> tuple[dict[str, Any], Any]:
     """Names each array that the sampler reads by its path; the tree is left to the artefact."""
-    tree = {"network": train_state.ema_variables, "prior": experiment.constants.prior}
+    tree = {
+        "network": experiment.sampling_variables(train_state),
+        "prior": experiment.constants.prior,
+    }
     paths, treedef = jax.tree_util.tree_flatten_with_path(tree)
     arrays = {
         jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from experiments import build, divergence, loop, metrics_log, modes
-from experiments.build import Guard
 from experiments.checkpoints import Checkpoints
 from experiments.errors import DivergedError, UserError
+from experiments.options import Guard
 from experiments.request import Request
 from experiments.workdir import Workdir
 
