@@ -56,7 +56,7 @@ def flow_strip(path: np.ndarray, num_steps: int, columns: int = 12) -> Figure:
     # Tiled row by row: each example's row holds its moments.
     strip = np.swapaxes(path[picked], 0, 1).reshape(-1, *path.shape[2:])
     figure, (ax,) = panels(1, size=7.0)
-    _show(ax, tile(strip, len(picked)))
+    show(ax, tile(strip, len(picked)))
     ax.set_title(f"flow from the prior: steps {', '.join(map(str, picked))} (K = {num_steps})")
     return figure
 
@@ -66,7 +66,7 @@ def course(snapshots: Sequence[tuple[int, np.ndarray]], columns: int = 6) -> Fig
     picked = [snapshots[i] for i in spread(len(snapshots), columns)]
     figure, axes = panels(len(picked), size=2.2)
     for ax, (step, samples) in zip(axes, picked, strict=True):
-        _show(ax, tile(samples[:36], 6))
+        show(ax, tile(samples[:36], 6))
         ax.set_title(f"step {step:,}")
     return figure
 
@@ -74,12 +74,13 @@ def course(snapshots: Sequence[tuple[int, np.ndarray]], columns: int = 6) -> Fig
 def _grids(columns: dict[str, np.ndarray]) -> Figure:
     figure, axes = panels(len(columns), size=3.6)
     for ax, (title, images) in zip(axes, columns.items(), strict=True):
-        _show(ax, tile(images[:NUM_IN_GRID], 10))
+        show(ax, tile(images[:NUM_IN_GRID], 10))
         ax.set_title(title)
     return figure
 
 
-def _show(ax: Axes, sheet: np.ndarray) -> None:
+def show(ax: Axes, sheet: np.ndarray) -> None:
+    """Draws a sheet of grey levels without axes."""
     grey = sheet.shape[-1] == 1
     ax.imshow(sheet[..., 0] if grey else sheet, cmap="gray" if grey else None, vmin=0, vmax=255)
     ax.set_axis_off()

@@ -84,7 +84,7 @@ def kl_to_density(
       num_neighbours: of the estimate of the entropy.
 
     Returns:
-      Nats. In the plane, of 10,000 samples, right to about 0.02.
+      Nats. In the plane, of 10,000 samples, right to about 0.04.
     """
     return float(-entropy(samples, num_neighbours=num_neighbours) - np.mean(log_density))
 

@@ -1,0 +1,136 @@
+r"""Judge one set of images by another: `python -m experiments.evaluate SAMPLES REFERENCE`.
+
+A set is a folder or a zip of images, an .npz (arr_0: uint8 [N, H, W, C], or float32 in [-1, 1]), or
+tfds:NAME:SPLIT. The result is JSON on the standard output, or in the file of --out.
+
+Examples:
+  FID, KID, precision, recall, density and coverage, by torch-fidelity (pip install -e '.[eval]'):
+    python -m experiments.evaluate samples.npz tfds:cifar10:train \
+      --weights=weights-inception-2015-12-05-6726825d.pth --out=fid.json
+  The paper's protocol, on samples that were never rounded:
+    python -m experiments.evaluate floats.npz real.npz --protocol=fid_legacy_fdrl \
+      --weights=inception_v3_google-0cc3c7bd.pth
+  Without any weights, by fixed random filters or a feature space of one's own:
+    python -m experiments.evaluate samples/ real.zip --features=random_conv
+    python -m experiments.evaluate samples/ real.zip --features=my_module:my_features
+  Are the samples copies of the training set?
+    python -m experiments.evaluate samples/ train/ --features=random_conv --held_out=test/ \
+      --picture=neighbours.png
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+from experiments.errors import UserError
+from experiments.evaluation.protocols import METRICS, PROTOCOLS
+from fdrl_jax.names import nearest
+
+EXIT_USER_ERROR = 2
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see --help")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; a mistake of the user's ends it with one line and exit code 2."""
+    try:
+        arguments = _parse(argv)
+        result = _evaluate(arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    text = json.dumps(result, indent=2)
+    if arguments.out:
+        Path(arguments.out).write_text(text + "\n")
+    else:
+        print(text)
+    return 0
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = _Parser(
+        prog="python -m experiments.evaluate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("samples", metavar="SAMPLES", help="images to judge")
+    parser.add_argument("reference", metavar="REFERENCE", help="real images")
+    parser.add_argument("--protocol", default="standard", help=", ".join(PROTOCOLS))
+    parser.add_argument("--weights", default="", help="file of the Inception network's weights")
+    parser.add_argument(
+        "--metrics",
+        default="fid,kid,precision_recall,density_coverage",
+        help=f"of the Inception network, by comma: {', '.join(METRICS)}",
+    )
+    parser.add_argument(
+        "--features", default="", help="feature spaces, by comma: random_conv or MODULE:FUNCTION"
+    )
+    parser.add_argument("--image_size", type=int, default=0, help="resize both sets to this square")
+    parser.add_argument("--data_dir", default="", help="where TFDS sets are")
+    parser.add_argument("--held_out", default="", help="a set that training never saw")
+    parser.add_argument("--picture", default="", help="file for the nearest images of REFERENCE")
+    parser.add_argument("--cache_dir", default="", help="where features of references are kept")
+    parser.add_argument("--out", default="", help="file for the result")
+    arguments = parser.parse_args(argv)
+    for name, allowed in (("protocol", PROTOCOLS), ("metrics", METRICS)):
+        for value in getattr(arguments, name).split(","):
+            if value not in allowed:
+                hint = nearest(value, allowed)
+                raise UserError(f"--{name}: no {value!r}{hint}; there are {', '.join(allowed)}")
+    if arguments.image_size < 0:
+        raise UserError(f"--image_size={arguments.image_size} must be a number of pixels")
+    for name in ("out", "picture"):
+        folder = Path(getattr(arguments, name)).parent
+        if not folder.is_dir():
+            raise UserError(f"--{name}: the folder {folder} does not exist")
+    return arguments
+
+
+def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
+    # JAX and the readers of data take seconds to import: not for --help or a mistyped flag.
+    from experiments.evaluation import compare, image_sets, protocols
+
+    protocol = PROTOCOLS[arguments.protocol]
+    by_features = [name for name in arguments.features.split(",") if name]
+    if arguments.weights or not by_features:
+        protocols.check_weights(protocol, arguments.weights)  # Before minutes of reading images.
+    weights = {protocol.name: arguments.weights} if arguments.weights else {}
+    samples, reference = (
+        image_sets.load(where, arguments.data_dir, arguments.image_size)
+        for where in (arguments.samples, arguments.reference)
+    )
+    metrics = arguments.metrics.split(",")
+    networks = compare.Inception(weights, [m for m in metrics if m in protocol.metrics])
+    cache = Path(arguments.cache_dir) if arguments.cache_dir else None
+    result = compare.compare(samples, reference, networks, by_features, cache=cache)
+    if arguments.held_out:
+        held_out = image_sets.load(arguments.held_out, arguments.data_dir, arguments.image_size)
+        image_sets.check_pair(held_out, reference)
+        result["metrics"] |= _memorisation(samples, reference, held_out, by_features, arguments)
+        result["held_out"] = held_out.where
+    return result
+
+
+def _memorisation(
+    samples: Any, train: Any, held_out: Any, by_features: list[str], arguments: argparse.Namespace
+) -> dict[str, float]:
+    from experiments import pictures
+    from experiments.evaluation import memorisation, spaces
+    from experiments.pictures.neighbours import neighbours
+
+    named = dict(spaces.get(name) for name in by_features)
+    figures, shown = memorisation.judge(
+        samples.unit, held_out.unit, train.unit_batches, {"pixels": None, **named}
+    )
+    if arguments.picture:
+        pictures.save(neighbours(samples.unit, shown), Path(arguments.picture))
+    return figures
+
+
+if __name__ == "__main__":
+    sys.exit(main())

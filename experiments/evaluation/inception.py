@@ -1,0 +1,168 @@
+"""Inception metrics of one set of images against another: prepares and starts their process."""
+
+import importlib.util
+import json
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments.data.records import digest
+from experiments.errors import UserError
+from experiments.evaluation.image_sets import ImageSet, check_pair
+from experiments.evaluation.naming import with_count
+from experiments.evaluation.protocols import Protocol, check_weights, prefixed
+from fdrl_jax.metrics import manifold_metrics
+
+_KID_SUBSET_SIZE = 1_000  # The field's; smaller where there are fewer images.
+
+
+class Judged(NamedTuple):
+    """Metrics by name, how they were taken, and the features of the samples, [N, 2048]."""
+
+    metrics: dict[str, float]
+    details: dict[str, Any]
+    sample_features: np.ndarray
+
+
+def cache_folder() -> Path:
+    """Returns where features of reference sets are kept: FDRL_CACHE_DIR, or the user's cache."""
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("FDRL_CACHE_DIR") or Path(root) / "fdrl_jax")
+
+
+def judge(
+    samples: ImageSet,
+    reference: ImageSet,
+    protocol: Protocol,
+    weights_file: str,
+    metrics: Sequence[str],
+    *,
+    cache: Path | None = None,
+    batch_size: int = 64,
+) -> Judged:
+    """Computes Inception metrics by torch-fidelity, in a process of its own.
+
+    Features of the reference are kept by its pixels, the protocol and the weights, so they are
+    computed once.
+
+    Args:
+      samples: images to judge.
+      reference: real images.
+      protocol: how.
+      weights_file: of the network.
+      metrics: some of `protocol.metrics`.
+      cache: where features of references are kept; `cache_folder()` if left out.
+      batch_size: images at a time.
+
+    Raises:
+      UserError: for missing weights or packages, images that do not fit the protocol, or a process
+        that failed.
+    """
+    check_pair(samples, reference)
+    weights = check_weights(protocol, weights_file)
+    _check(samples, protocol, metrics)
+    cache = cache or cache_folder()
+    cache.mkdir(parents=True, exist_ok=True)
+    key = digest(reference.fingerprint, protocol.name, weights.sha256)
+    kept = cache / f"inception-{key}.npy"
+    drop_damaged(kept, len(reference.pixels))
+    subset_size = min(_KID_SUBSET_SIZE, len(samples.pixels), len(reference.pixels))
+    with tempfile.TemporaryDirectory(prefix="fdrl_evaluate_") as folder:
+        job: dict[str, Any] = {
+            "protocol": protocol.name,
+            "weights": str(Path(weights_file).resolve()),
+            "metrics": list(metrics),
+            "samples": _hand_over(samples, protocol, Path(folder) / "samples.npy"),
+            "reference": _hand_over(reference, protocol, Path(folder) / "reference.npy"),
+            "reference_features": str(kept.resolve()),
+            "sample_features": str(Path(folder) / "features.npy"),
+            "kid_subset_size": subset_size,
+            "batch_size": batch_size,
+            "result": str(Path(folder) / "result.json"),
+        }
+        result = _run(job, Path(folder))
+        features = np.load(job["sample_features"])
+    found = result["metrics"]
+    if "density_coverage" in metrics:
+        manifold = manifold_metrics(features, np.load(kept))
+        found |= {"density": manifold.density, "coverage": manifold.coverage}
+    num = len(samples.pixels)
+    named = {with_count(prefixed(protocol, weights, m), num): v for m, v in found.items()}
+    details = {
+        "protocol": protocol.name if weights.genuine else f"{protocol.name} with other weights",
+        "weights_file": Path(weights_file).name,
+        "weights_sha256": weights.sha256,
+        "pixels": protocol.pixels,
+        "resize_kernel": protocol.resize_kernel,
+        "kid_subset_size": subset_size,
+        "device": result["device"],
+        "versions": result["versions"],
+    }
+    return Judged(named, details, features)
+
+
+def _check(samples: ImageSet, protocol: Protocol, metrics: Sequence[str]) -> None:
+    unknown = [m for m in metrics if m not in protocol.metrics]
+    if unknown:
+        raise UserError(
+            f"protocol {protocol.name!r} has no {', '.join(unknown)}; it has "
+            f"{', '.join(protocol.metrics)}"
+        )
+    if protocol.pixels == "float32" and samples.pixels.dtype == np.uint8:
+        raise UserError(
+            f"{samples.where} was rounded to 256 levels, which protocol {protocol.name!r} forbids: "
+            "give it an .npz of float32 in [-1, 1] under arr_0, or use --mode=evaluate on a run"
+        )
+    needed = [n for n in ("torch", "torchvision", "torch_fidelity") if not _installed(n)]
+    if needed:
+        raise UserError(f"{', '.join(needed)} is not installed: pip install -e '.[eval]'")
+
+
+def _installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
+def drop_damaged(kept: Path, num_images: int) -> None:
+    """Removes kept features that are not those of so many images, [num_images, 2048]."""
+    if not kept.exists():
+        return
+    try:
+        fine = np.load(kept, mmap_mode="r").shape == (num_images, 2048)
+    except (OSError, ValueError, EOFError):
+        fine = False
+    if not fine:
+        logging.getLogger("fdrl").warning("%s is damaged; computing it anew", kept)
+        kept.unlink()
+
+
+def _hand_over(images: ImageSet, protocol: Protocol, path: Path) -> str:
+    """Writes images as the protocol wants them, to a file that the process maps into memory."""
+    pixels = images.unit if protocol.pixels == "float32" else images.pixels
+    if pixels.dtype == np.float32 and protocol.pixels == "uint8":
+        pixels = np.clip(np.round((pixels + 1.0) * 127.5), 0, 255).astype(np.uint8)
+    np.save(path, pixels)
+    return str(path)
+
+
+def _run(job: dict[str, Any], folder: Path) -> Any:
+    job_file = folder / "job.json"
+    job_file.write_text(json.dumps(job))
+    command = [sys.executable, "-m", "experiments.evaluation.inception_process", str(job_file)]
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(command, cwd=root, stdout=subprocess.DEVNULL, check=False)
+    if done.returncode:
+        raise UserError(
+            f"the process of the Inception metrics ended with exit code {done.returncode}; what "
+            "it said stands above"
+        )
+    result = json.loads(Path(job["result"]).read_text())
+    if "error" in result:
+        raise UserError(result["error"])
+    return result

@@ -1,0 +1,162 @@
+"""What runs in the process of its own: Inception features and metrics, by torch-fidelity.
+
+`python -m experiments.evaluation.inception_process JOB.json`. PyTorch is imported here and nowhere
+else, so that it and JAX never share a process, and the memory of a GPU.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_LAYERS = ("2048", "logits_unbiased")
+
+
+def main(job_file: str) -> None:
+    """Reads a job, as `experiments/evaluation/inception.py` writes it, and writes its result."""
+    job = json.loads(Path(job_file).read_text())
+    try:
+        network = build_network(job)
+    except Exception as error:  # torch and pickle raise what they like on files of other kinds.
+        reason = str(error).strip().splitlines()[0]
+        result = {"error": f"{job['weights']} holds no weights of this network: {reason}"}
+    else:
+        result = _judge(job, network)
+    Path(job["result"]).write_text(json.dumps(result))
+
+
+def _judge(job: dict[str, Any], network: Any) -> dict[str, Any]:
+    import torch
+    import torch_fidelity
+    import torchvision
+
+    samples = extract(network, job["samples"], job["batch_size"])
+    np.save(job["sample_features"], samples["2048"].numpy())
+    metrics = _against(job, samples["2048"], _reference(job, network))
+    if "inception_score" in job["metrics"]:
+        metrics |= _inception_score(samples["logits_unbiased"])
+    versions = {m.__name__: m.__version__ for m in (torch, torchvision, torch_fidelity)}
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    return {"metrics": metrics, "versions": versions, "device": device}
+
+
+def build_network(job: dict[str, Any]) -> Any:
+    """Returns the network of a job's protocol, with its weights, on the device."""
+    return _standard_network(job) if job["protocol"] == "standard" else _legacy_network(job)
+
+
+def _standard_network(job: dict[str, Any]) -> Any:
+    """The network of TensorFlow's weights, which takes uint8 images."""
+    import torch
+    from torch_fidelity.utils import create_feature_extractor
+
+    # Refuses files that hold more than tensors, which the library would run.
+    torch.load(job["weights"], map_location="cpu", weights_only=True)
+    layers = _LAYERS if "inception_score" in job["metrics"] else _LAYERS[:1]
+    return create_feature_extractor(
+        "inception-v3-compat",
+        list(layers),
+        cuda=torch.cuda.is_available(),
+        feature_extractor_weights_path=job["weights"],
+        verbose=False,
+    )
+
+
+def _legacy_network(job: dict[str, Any]) -> Any:
+    """The network of torchvision up to its last pooling, which takes floats in [-1, 1]."""
+    import torch
+    from torch.nn.functional import interpolate
+    from torch_fidelity.feature_extractor_base import FeatureExtractorBase
+    from torchvision.models import Inception3
+
+    class Legacy(FeatureExtractorBase):
+        def __init__(self) -> None:
+            super().__init__("legacy", ["2048"])
+            self.network = Inception3(transform_input=False, init_weights=False)
+            state = torch.load(job["weights"], map_location="cpu", weights_only=True)
+            self.network.load_state_dict(state)
+            self.network.fc = torch.nn.Identity()
+
+        def forward(self, images: Any) -> tuple[Any]:
+            large = interpolate(images, (299, 299), mode="bilinear", align_corners=False)
+            return (self.network(large),)
+
+        @staticmethod
+        def get_provided_features_list() -> tuple[str]:
+            return ("2048",)
+
+    return Legacy().eval().to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def extract(network: Any, images_file: str, batch_size: int) -> dict[str, Any]:
+    """Returns features of the images in a file, by layer, [N, D], with a progress bar."""
+    import torch
+    from torch.utils.data import Dataset
+    from torch_fidelity.utils import get_featuresdict_from_dataset
+
+    images = np.load(images_file, mmap_mode="r")
+
+    class Images(Dataset):
+        def __len__(self) -> int:
+            return len(images)
+
+        def __getitem__(self, index: int) -> Any:
+            pixels = torch.from_numpy(np.array(images[index]))
+            return pixels.permute(2, 0, 1).expand(3, -1, -1)  # Grey: three equal channels.
+
+    features: dict[str, Any] = get_featuresdict_from_dataset(
+        Images(), network, batch_size, torch.cuda.is_available(), save_cpu_ram=True, verbose=True
+    )
+    return features
+
+
+def _reference(job: dict[str, Any], network: Any) -> Any:
+    """Features of the reference: kept ones, or computed and kept, whole or not at all."""
+    import torch
+
+    kept = Path(job["reference_features"])
+    if not kept.exists():
+        features = extract(network, job["reference"], job["batch_size"])["2048"].numpy()
+        part = kept.with_name(f"{kept.name}.{os.getpid()}.part")
+        with part.open("wb") as file:
+            np.save(file, features)
+        os.replace(part, kept)
+    return torch.from_numpy(np.load(kept))
+
+
+def _against(job: dict[str, Any], samples: Any, reference: Any) -> dict[str, float]:
+    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+    from torch_fidelity.metric_kid import kid_features_to_metric
+    from torch_fidelity.metric_prc import prc_features_to_metric
+
+    metrics, wanted = {}, job["metrics"]
+    if "fid" in wanted:
+        statistics = [fid_features_to_statistics(x) for x in (samples, reference)]
+        found = fid_statistics_to_metric(*statistics, verbose=False)
+        metrics["fid"] = found["frechet_inception_distance"]
+    if "kid" in wanted:
+        size = job["kid_subset_size"]
+        found = kid_features_to_metric(samples, reference, kid_subset_size=size, verbose=False)
+        metrics["kid"] = found["kernel_inception_distance_mean"]
+        metrics["kid_std"] = found["kernel_inception_distance_std"]
+    if "precision_recall" in wanted:
+        found = prc_features_to_metric(samples, reference, save_cpu_ram=True, verbose=False)
+        metrics |= {"precision": found["precision"], "recall": found["recall"]}
+    return metrics
+
+
+def _inception_score(logits: Any) -> dict[str, float]:
+    from torch_fidelity.metric_isc import isc_features_to_metric
+
+    found = isc_features_to_metric(logits)
+    return {
+        "inception_score": found["inception_score_mean"],
+        "inception_score_std": found["inception_score_std"],
+    }
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,135 @@
+"""A set of images is the same set whatever it is stored in, and the command takes them all."""
+
+import json
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from image_files import encoded
+
+from experiments import evaluate
+from experiments.errors import DataError
+from experiments.evaluation import image_sets
+from experiments.evaluation.protocols import LEGACY, STANDARD, Weights, prefixed
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def stored(stripes, tmp_path_factory):
+    """The same images as a folder, a zip and an .npz; and others as `reference.npz`."""
+    root, pixels = tmp_path_factory.mktemp("sets"), stripes(60, 0)
+    (root / "folder").mkdir()
+    with zipfile.ZipFile(root / "images.zip", "w") as archive:
+        for i, image in enumerate(pixels):
+            (root / "folder" / f"{i:04d}.png").write_bytes(encoded(image))
+            archive.writestr(f"{i:04d}.png", encoded(image))
+    np.savez(root / "images.npz", arr_0=pixels)
+    np.savez(root / "reference.npz", arr_0=stripes(80, 1))
+    np.savez(root / "small.npz", arr_0=pixels[:, :8, :8])
+    np.savez(root / "grey.npz", arr_0=pixels[..., :1])
+    np.savez(root / "floats.npz", arr_0=pixels / np.float32(127.5) - np.float32(1.0))
+    return root
+
+
+def run(capsys, *arguments):
+    code = evaluate.main([str(a) for a in arguments])
+    out, err = capsys.readouterr()
+    return code, json.loads(out) if out else err.strip().splitlines()[-1]
+
+
+def test_a_folder_a_zip_and_an_npz_of_the_same_images_give_the_same_numbers(stored, capsys):
+    results = []
+    for name in ("folder", "images.zip", "images.npz", "floats.npz"):
+        arguments = (stored / name, stored / "reference.npz", "--features=random_conv")
+        results.append(run(capsys, *arguments)[1])
+    metrics = [result["metrics"] for result in results]
+    assert metrics[0] == metrics[1] == metrics[2] == metrics[3]
+    assert len({result["samples"]["fingerprint"] for result in results[:3]}) == 1
+    assert metrics[0].keys() == {
+        f"{m}_random_conv_60" for m in ("frechet", "precision", "recall", "density", "coverage")
+    }
+    assert results[0]["reference"]["num_images"] == 80
+
+
+def test_the_metric_is_zero_for_equal_sets_small_for_halves_and_grows_with_noise(
+    stripes, tmp_path, capsys
+):
+    halves, rng = stripes(600, 2), np.random.default_rng(0)
+    np.savez(tmp_path / "reference.npz", arr_0=halves[:300])
+    values = []
+    for scale in (None, 0, 10, 30, 90):
+        samples = halves[:300] if scale is None else halves[300:]
+        noisy = np.clip(samples + (scale or 0) * rng.normal(size=samples.shape), 0, 255)
+        np.savez(tmp_path / "samples.npz", arr_0=np.round(noisy).astype(np.uint8))
+        arguments = (tmp_path / "samples.npz", tmp_path / "reference.npz", "--features=random_conv")
+        values.append(run(capsys, *arguments)[1]["metrics"]["frechet_random_conv_300"])
+    assert values[0] == pytest.approx(0.0, abs=1e-9)
+    assert values == sorted(values)
+    assert values[-1] > 20 * values[1]
+
+
+def test_grey_arrays_stay_grey_and_other_sizes_need_a_common_one(stored, capsys):
+    assert image_sets.load(str(stored / "grey.npz")).pixels.shape == (60, 16, 16, 1)
+    arguments = (stored / "small.npz", stored / "images.npz", "--features=random_conv")
+    code, message = run(capsys, *arguments)
+    assert code == 2
+    assert "8 x 8 pixels" in message
+    assert "--image_size" in message
+    code, result = run(capsys, *arguments, "--image_size=8")
+    assert code == 0
+    assert result["reference"]["resized_by"] == "Pillow, bilinear, antialiased"
+    assert result["samples"]["resized_by"] is None
+
+
+def test_a_feature_space_of_ones_own_is_a_function_in_a_module(stored, capsys, monkeypatch):
+    monkeypatch.syspath_prepend(stored)
+    (stored / "my_space.py").write_text("def means(images):\n    return images.mean((1, 2))\n")
+    arguments = (stored / "folder", stored / "reference.npz")
+    code, result = run(capsys, *arguments, "--features=my_space:means")
+    assert code == 0
+    assert result["metrics"]["frechet_means_60"] > 0
+    code, message = run(capsys, *arguments, "--features=random_con")
+    assert code == 2
+    assert "did you mean 'random_conv'" in message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], "weights-inception-2015-12-05-6726825d.pth (SHA-256 begins with 6726825d)"),
+        (["--weights=nowhere.pth"], "nowhere.pth does not exist"),
+        (["--protocol=fid_legacy_fdrl"], "inception_v3_google-0cc3c7bd.pth"),
+        (["--protocol=standart"], "did you mean 'standard'"),
+        (["--metrics=fid,kidd"], "did you mean 'kid'"),
+        (["--speed=high"], "unrecognized arguments: --speed=high"),
+        (["--out=nowhere/x.json"], "the folder nowhere does not exist"),
+    ],
+)
+def test_a_mistake_ends_with_one_line_that_says_what_to_do(stored, capsys, arguments, expected):
+    code, message = run(capsys, stored / "folder", stored / "reference.npz", *arguments)
+    assert code == 2
+    assert message.startswith("error: ")
+    assert expected in message
+
+
+def test_the_command_runs_as_a_program_and_tells_of_missing_images():
+    command = [sys.executable, "-m", "experiments.evaluate", "nowhere", "nothing"]
+    options = {"cwd": ROOT, "capture_output": True, "text": True, "timeout": 120}
+    done = subprocess.run([*command, "--features=random_conv"], **options)
+    assert done.returncode == 2
+    assert done.stderr.strip() == (
+        "error: data.dir=nowhere does not exist; it must be a folder or a zip of images"
+    )
+    with pytest.raises(DataError, match="name the split too"):
+        image_sets.load("tfds:cifar10")
+
+
+def test_metrics_of_other_protocols_or_weights_have_other_names():
+    genuine, other = (Weights("file", "1a2b3c4d5e", value) for value in (True, False))
+    assert prefixed(STANDARD, genuine, "fid") == "fid"
+    assert prefixed(LEGACY, genuine, "fid") == "fid_legacy_fdrl"
+    assert prefixed(STANDARD, other, "fid") == "fid_weights_1a2b3c4d"

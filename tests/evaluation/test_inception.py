@@ -1,0 +1,162 @@
+"""Inception metrics equal those of the library that computes them, by any way to call us.
+
+Real weights cannot be had here, so the tests draw random ones; of what the network knows the
+agreement does not depend.
+"""
+
+import functools
+import json
+
+import numpy as np
+import pytest
+
+from experiments import evaluate
+from experiments.errors import UserError
+from experiments.evaluation import inception, inception_process
+from experiments.evaluation.image_sets import ImageSet
+from experiments.evaluation.protocols import LEGACY, METRICS, STANDARD
+from fdrl_jax.metrics import manifold_metrics
+
+NUM_SAMPLES, NUM_REFERENCE = 14, 16
+
+
+@pytest.fixture(scope="module")
+def sets(stripes):
+    return (
+        ImageSet("samples", stripes(NUM_SAMPLES, 0)),
+        ImageSet("reference", stripes(NUM_REFERENCE, 1)),
+    )
+
+
+def needs_torch():
+    for package in ("torch", "torchvision", "torch_fidelity"):
+        pytest.importorskip(package, reason=f"{package} is of the extra 'eval'")
+
+
+def save_random(network, path):
+    """Draws weights that neither blow up nor die out over the depth of the network."""
+    import torch
+
+    torch.manual_seed(0)
+    for module in network.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(module.weight)
+    torch.save(network.state_dict(), path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A file of random weights in the format of torch-fidelity's network."""
+    needs_torch()
+    from torch_fidelity import feature_extractor_inceptionv3 as module
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "load_state_dict_from_url", lambda url, progress: {})
+        patch.setattr(module.FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
+        network = module.FeatureExtractorInceptionV3("random", ["2048"])
+    return save_random(network, tmp_path_factory.mktemp("weights") / "random.pth")
+
+
+@pytest.mark.slow
+def test_metrics_equal_a_direct_call_of_torch_fidelity(sets, weights, tmp_path, capsys):
+    import torch
+    import torch_fidelity
+
+    class Images(torch.utils.data.Dataset):
+        def __init__(self, images):
+            self.pixels = torch.from_numpy(images.pixels).permute(0, 3, 1, 2)
+
+        def __len__(self):
+            return len(self.pixels)
+
+        def __getitem__(self, index):
+            return self.pixels[index]
+
+    for images in sets:
+        np.savez(tmp_path / f"{images.where}.npz", arr_0=images.pixels)
+    arguments = [str(tmp_path / f"{images.where}.npz") for images in sets]
+    arguments += [f"--weights={weights}", f"--cache_dir={tmp_path / 'cache'}"]
+    assert evaluate.main([*arguments, f"--metrics={','.join(METRICS)}"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    direct = torch_fidelity.calculate_metrics(
+        input1=Images(sets[0]),
+        input2=Images(sets[1]),
+        cuda=torch.cuda.is_available(),
+        feature_extractor="inception-v3-compat",
+        fid=True,
+        kid=True,
+        prc=True,
+        isc=True,
+        kid_subset_size=NUM_SAMPLES,
+        feature_extractor_weights_path=weights,
+        save_cpu_ram=True,
+        cache=False,
+        verbose=False,
+    )
+    suffix = f"weights_{result['protocols'][0]['weights_sha256'][:8]}_{NUM_SAMPLES}"
+    ours = {"fid": "frechet_inception_distance", "kid": "kernel_inception_distance_mean"}
+    ours |= {"precision": "precision", "recall": "recall"}
+    ours |= {"inception_score": "inception_score_mean"}
+    for name, theirs in ours.items():
+        value = result["metrics"][f"{name}_{suffix}"]
+        assert value == pytest.approx(direct[theirs], rel=1e-6), name
+    assert result["metrics"][f"fid_{suffix}"] > 0
+    assert 0 <= result["metrics"][f"coverage_{suffix}"] <= 1
+
+
+@pytest.mark.slow
+def test_features_of_the_reference_are_kept_and_used(sets, weights, tmp_path):
+    few = sets[0]._replace(pixels=sets[0].pixels[:8])
+    judge = functools.partial(inception.judge, few, sets[1], STANDARD, weights, cache=tmp_path)
+    first = judge(["kid", "precision_recall", "density_coverage"])
+    (kept,) = tmp_path.iterdir()
+    manifold = manifold_metrics(first.sample_features, np.load(kept))._asdict()
+    for name, value in first.metrics.items():
+        if not name.startswith("kid"):
+            assert value == pytest.approx(manifold[name.partition("_")[0]]), name
+    np.save(kept, 2.0 * np.load(kept))
+    assert judge(["kid"]).metrics.items().isdisjoint(first.metrics.items())
+    assert list(tmp_path.iterdir()) == [kept]
+
+
+def test_damaged_features_of_a_reference_are_dropped(tmp_path, caplog):
+    kept = tmp_path / "features.npy"
+    np.save(kept, np.zeros((10, 2048), np.float32))
+    inception.drop_damaged(kept, 10)
+    assert kept.exists()
+    kept.write_bytes(kept.read_bytes()[:1_000])
+    inception.drop_damaged(kept, 10)
+    assert not kept.exists()
+    assert "is damaged; computing it anew" in caplog.text
+
+
+@pytest.mark.slow
+def test_the_legacy_protocol_takes_floats_that_are_not_rounded(sets, tmp_path):
+    needs_torch()
+    import torch
+    from torchvision.models import Inception3
+
+    network = Inception3(init_weights=False)
+    weights = save_random(network, tmp_path / "legacy.pth")
+    with pytest.raises(UserError, match="was rounded to 256 levels"):
+        inception.judge(*sets, LEGACY, weights, ["fid"], cache=tmp_path)
+    floats = sets[0].unit[:3] * np.float32(0.999)
+    np.save(tmp_path / "floats.npy", floats)
+    ours = inception_process.build_network({"protocol": LEGACY.name, "weights": weights})
+    features = inception_process.extract(ours, str(tmp_path / "floats.npy"), batch_size=3)["2048"]
+    network.fc = torch.nn.Identity()
+    large = torch.nn.functional.interpolate(
+        torch.from_numpy(floats).permute(0, 3, 1, 2), (299, 299), mode="bilinear"
+    )
+    with torch.no_grad():
+        direct = network.eval()(large)
+    torch.testing.assert_close(features, direct, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_file_that_holds_no_weights_is_told_in_one_line(sets, tmp_path):
+    needs_torch()
+    (tmp_path / "text.pth").write_text("not weights")
+    with pytest.raises(UserError, match=r"text\.pth holds no weights of this network"):
+        inception.judge(*sets, STANDARD, str(tmp_path / "text.pth"), ["fid"], cache=tmp_path)
