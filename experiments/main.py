@@ -63,7 +63,8 @@ _PRIOR = flags.DEFINE_string(
 _NUM_SAMPLES = flags.DEFINE_integer(
     "num_samples",
     None,
-    "Samples to write in mode sample; evaluate.num_samples if left out.",
+    "Samples to write in mode sample, or to take at each point in mode curve; evaluate.num_samples "
+    "if left out.",
     lower_bound=1,
 )
 _PLATFORMS = flags.DEFINE_list(

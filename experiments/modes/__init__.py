@@ -36,6 +36,10 @@ MODES = {
         "--workdir=runs/digits --num_samples=50000 --config.sample.format=zip",
     ),
     "evaluate": Mode("compute the metrics of a checkpoint", "--workdir=runs/swissroll"),
+    "curve": Mode(
+        "draw the metric against the length of the flow, or the step (curve.over=step)",
+        "--workdir=runs/digits --num_samples=2000",
+    ),
     "dry_run": Mode(
         "tell settings, shapes, memory and time of a run without training",
         "--config=configs/digits.py",

@@ -1,13 +1,16 @@
-"""Curves of the metrics over training."""
+"""Curves of metrics: over training, and over the length of the flow."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import FormatStrFormatter, LogFormatter
 
+from experiments.evaluation import CheapMetric
 from experiments.metrics_log import PREFIX
-from experiments.pictures.style import DATA, PRIOR, SAMPLES, panels
+from experiments.pictures.style import DATA, PRIOR, SAMPLES, panels, plt
 
 
 def training(records: list[dict[str, Any]], best: Mapping[str, Any] | None = None) -> Figure:
@@ -46,3 +49,38 @@ def training(records: list[dict[str, Any]], best: Mapping[str, Any] | None = Non
         ax.set(title="metric of samples", xlabel="step")
         ax.legend()
     return figure
+
+
+def metric(
+    points: Sequence[tuple[int, CheapMetric]], axis: str, marks: Mapping[str, int]
+) -> Figure:
+    """Draws a metric of samples against what they were taken at, with its best (fig. 8).
+
+    Args:
+      points: (where, metric), in order.
+      axis: what "where" is.
+      marks: places to mark, by their names.
+    """
+    at, values = [p for p, _ in points], [m.value for _, m in points]
+    figure, ax = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
+    ax.plot(at, values, ".-", color=SAMPLES)
+    if min(values) > 0.0:  # An unbiased estimate of a small distance may be negative.
+        ax.set_yscale("log")
+        ax.yaxis.set_major_formatter(FormatStrFormatter("%.3g"))
+        ax.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
+    for name, where in marks.items():
+        ax.axvline(where, color=PRIOR, linewidth=0.8, linestyle=":")
+        ax.annotate(name, (where, 1.0), xycoords=("data", "axes fraction"), ha="center")
+    best, best_metric = best_of(points)
+    label = f"best: {best_metric.value:.3g} at {best:,}"
+    ax.plot([best], [best_metric.value], "*", color=DATA, markersize=12, label=label)
+    ax.set(xlabel=axis, ylabel=best_metric.name)
+    ax.legend()
+    return figure
+
+
+def best_of(points: Sequence[tuple[int, CheapMetric]]) -> tuple[int, CheapMetric]:
+    """Returns the point with the best value, the first of equal ones."""
+    sign = 1.0 if points[0][1].lower_is_better else -1.0
+    finite = [point for point in points if math.isfinite(point[1].value)]
+    return min(finite or points, key=lambda point: sign * point[1].value)
