@@ -1,7 +1,11 @@
 """Checkpoints of a run, by Orbax, with hashes of our own."""
 
+import contextlib
+import io
 import json
 import logging
+import os
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -212,7 +216,9 @@ class Checkpoints:
 
     def _read_state(self, step: int, template: TrainState, record: _Record) -> TrainState:
         args = ocp.args.Composite(state=ocp.args.StandardRestore(template))
-        restored = jax.tree.map(np.asarray, self._manager.restore(step, args=args)["state"])
+        # When a read fails, TensorStore prints the stack of each other that is still under way.
+        with contextlib.redirect_stderr(io.StringIO()):
+            restored = jax.tree.map(np.asarray, self._manager.restore(step, args=args)["state"])
         if digest_arrays(restored) != record.digests["state"]:
             raise ValueError("the arrays are not what was saved")
         return restored
@@ -247,6 +253,9 @@ def check_fit(
 
 def _reason(error: Exception) -> str:
     text = str(error).strip()
+    code = re.search(r"os_error_code='(\d+)'", text)  # TensorStore's way to tell a system's error.
+    if code:
+        return os.strerror(int(code[1]))
     return text.splitlines()[0] if text else type(error).__name__
 
 

@@ -70,7 +70,11 @@ def recover(
     """
     done, step = int(diverged.rollbacks.num), int(restored.step)
     if guard.on_divergence == "stop" or done >= guard.max_rollbacks:
-        kept = f"the last good checkpoint is of step {step}" if has_saved else "there is none yet"
+        kept = (
+            f"the last good checkpoint is of step {step}"
+            if has_saved
+            else "there is no checkpoint yet"
+        )
         tried = f" after {done} rollbacks" if done else ""
         raise DivergedError(
             f"{error}{tried}; {kept}. Try a smaller optimizer.learning_rate or flow.step_size, "

@@ -1,6 +1,7 @@
 """Several processes, on one or many hosts, that train one model."""
 
 import contextlib
+import faulthandler
 import os
 import sys
 from collections.abc import Iterator
@@ -53,6 +54,9 @@ def join(
     except (ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"the processes of the run cannot be joined: {reason}") from error
+    # JAX ends this process with a message when another one is gone; the stacks of all its threads
+    # would hide it.
+    faulthandler.disable()
 
 
 @contextlib.contextmanager

@@ -1,12 +1,14 @@
 """Train, sample and evaluate: `python -m experiments.main --config=FILE.py --workdir=DIR`."""
 
 import errno
+import logging
 import shlex
 import sys
 from pathlib import Path
 from typing import NoReturn
 
-from absl import app, flags, logging
+import absl.logging
+from absl import app, flags
 from ml_collections import config_flags
 
 from experiments import command_line, modes, xla_flags
@@ -76,7 +78,7 @@ _PLATFORMS = flags.DEFINE_list(
 
 def main(_: list[str]) -> None:
     """Runs the mode asked for; a mistake of the user's ends the program with one line."""
-    logging.set_verbosity(logging.ERROR)  # Libraries tell of every file they touch.
+    _set_up_logging()
     mode, config, folder = _MODE.value, _CONFIG.value, _WORKDIR.value
     try:
         command_line.check_needed(mode, config, folder, _CHECKPOINT.value)
@@ -107,6 +109,17 @@ def main(_: list[str]) -> None:
         _exit(f"{where} cannot be written: {error.strerror}; checkpoints are intact", 2)
     except KeyboardInterrupt:
         _exit("interrupted; the same command goes on from the newest checkpoint", 130)
+
+
+def _set_up_logging() -> None:
+    # Libraries tell of every file they touch, and give the stacks of errors that they raise.
+    absl.logging.set_verbosity(absl.logging.FATAL)
+    own = logging.getLogger("fdrl")
+    own.setLevel(logging.WARNING)
+    own.propagate = False
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("warning: %(message)s"))
+    own.addHandler(handler)
 
 
 def _join_processes() -> None:

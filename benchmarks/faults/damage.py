@@ -1,0 +1,51 @@
+"""Damage to the files of a checkpoint."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+
+def truncate(file: Path) -> None:
+    """Cuts the second half off."""
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def empty(file: Path) -> None:
+    """Leaves a file of no bytes."""
+    file.write_bytes(b"")
+
+
+def delete(file: Path) -> None:
+    """Removes a file."""
+    file.unlink()
+
+
+def flip(file: Path) -> None:
+    """Flips every bit of some bytes in the middle."""
+    content = bytearray(file.read_bytes())
+    middle = len(content) // 2
+    for i in range(max(0, middle - 32), min(len(content), middle + 32)):
+        content[i] ^= 0xFF
+    file.write_bytes(content)
+
+
+KINDS: tuple[Callable[[Path], None], ...] = (truncate, empty, delete, flip)
+
+
+def each(checkpoint: Path) -> Iterator[str]:
+    """Damages each file of a checkpoint in each way, and repairs it after the caller looked.
+
+    Yields:
+      What was done.
+    """
+    saved = checkpoint.with_name(f"saved_{checkpoint.name}")
+    shutil.copytree(checkpoint, saved)
+    for file in sorted(path for path in saved.rglob("*") if path.is_file()):
+        for damage in KINDS:
+            if file.stat().st_size == 0 and damage is not delete:
+                continue
+            damage(checkpoint / file.relative_to(saved))
+            yield f"{damage.__name__} {file.relative_to(saved)}"
+            shutil.rmtree(checkpoint)
+            shutil.copytree(saved, checkpoint)
+    shutil.rmtree(saved)

@@ -1,0 +1,44 @@
+"""Faults of numbers and of time: NaN in a batch, and a clock that jumps."""
+
+import json
+import sys
+from pathlib import Path
+
+from benchmarks.faults import program
+from benchmarks.faults.outcome import Outcome
+
+
+def poison_batch(folder: Path) -> Outcome:
+    """Puts NaN into a batch of a run that is asked to roll back."""
+    run, log, last = folder / "run", folder / "log", 20
+    changes = {"train.on_divergence": "rollback", "log.every_steps": 1}
+    _run_with("nan=8", run, last, log, changes)
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    told, skipped = program.told(log), records[-1]["skipped_batches"]
+    complaints = [] if "rollback 1 of 3: going on from step 5" in told else [told]
+    if records[-1]["loss"] is None or records[-1]["rollbacks"] != 1:
+        complaints.append(f"the last record is {records[-1]}")
+    return Outcome("NaN in a batch", 1, f"the {skipped} batches since the checkpoint", complaints)
+
+
+def let_clock_jump(folder: Path) -> Outcome:
+    """Trains under a clock that jumps by hours whenever it is read."""
+    run, log, last = folder / "run", folder / "log", 20
+    _run_with("clock", run, last, log)
+    whole = program.train_to(folder / "whole", last, log)
+    complaints = [] if program.state_digest(run, last) == whole else ["the state differs"]
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    complaints += [f"record {r}" for r in records if r["steps_per_second"] <= 0]
+    return Outcome("clock jumps at every look", 1, "nothing: equal bit for bit", complaints)
+
+
+def _run_with(
+    fault: str, run: Path, last: int, log: Path, changes: dict[str, object] | None = None
+) -> None:
+    flags = program.command(run, (changes or {}) | {"train.num_steps": last})[3:]
+    inside = [sys.executable, "-m", "benchmarks.faults.injected", fault]
+    process = program.start([*inside, *flags], log)
+    try:
+        program.wait_for_step(process, run, last)
+    finally:
+        program.kill(process)

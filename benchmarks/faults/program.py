@@ -1,0 +1,121 @@
+"""Runs the real program on a small problem, in processes of its own, and looks at what it saved."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+NEVER = 1_000_000_000
+# Small steps, saved often, so that a process is nearly always in the middle of a save.
+SMALL = {
+    "train.num_steps": NEVER,
+    "train.steps_per_dispatch": 1,
+    "optimizer.schedule": "constant",
+    "log.every_steps": 10,
+    "checkpoint.every_steps": 5,
+    "snapshot.every_steps": NEVER,
+}
+_DEADLINE_SECONDS = 180
+
+
+def command(workdir: Path, changes: dict[str, object] | None = None, *flags: str) -> list[str]:
+    """Returns the command that trains the swiss roll in its tiny variant."""
+    settings = SMALL | (changes or {})
+    return [
+        *(sys.executable, "-m", "experiments.main", "--config=configs/swissroll.py:tiny"),
+        *(f"--config.{key}={value}" for key, value in settings.items()),
+        *(f"--workdir={workdir}", *flags),
+    ]
+
+
+def start(arguments: Sequence[str], log: Path, num_devices: int = 1) -> subprocess.Popen:
+    """Starts a command; what it says on stderr goes to a file."""
+    flags = f"--xla_force_host_platform_device_count={num_devices}"
+    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    with log.open("wb") as stream:
+        return subprocess.Popen(
+            arguments, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=stream
+        )
+
+
+def start_processes(
+    workdir: Path, changes: dict[str, object], log: Path, num: int = 2, num_devices: int = 2
+) -> list[subprocess.Popen]:
+    """Starts processes that train together over collectives of the CPU."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    together = (f"--coordinator_address={address}", f"--num_processes={num}")
+    processes = []
+    for i in range(num):
+        flags = (*together, f"--process_id={i}", "--heartbeat_seconds=10")
+        arguments = command(workdir, changes, *flags)
+        processes.append(start(arguments, log.with_suffix(f".{i}"), num_devices))
+    return processes
+
+
+def saved_steps(workdir: Path) -> list[int]:
+    """Returns the steps of complete checkpoints."""
+    marks = (workdir / "checkpoints").glob("*/commit_success.txt")
+    return sorted(int(mark.parent.name) for mark in marks if mark.parent.name.isdecimal())
+
+
+def newest(workdir: Path) -> int:
+    """Returns the step of the newest complete checkpoint; 0 if there is none."""
+    return max(saved_steps(workdir), default=0)
+
+
+def state_digest(workdir: Path, step: int) -> str:
+    """Returns the hash of a saved state, as it was in memory."""
+    text = (workdir / "checkpoints" / str(step) / "digests" / "metadata").read_text()
+    return str(json.loads(text)["state"])
+
+
+def wait(until: Callable[[], bool], what: str) -> None:
+    """Waits for something that a process does."""
+    deadline = time.monotonic() + _DEADLINE_SECONDS
+    while not until():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{what} did not come in {_DEADLINE_SECONDS} s")
+        time.sleep(0.005)
+
+
+def wait_for_step(process: subprocess.Popen, workdir: Path, step: int) -> None:
+    """Waits until a process has saved a step."""
+
+    def there() -> bool:
+        if process.poll() is not None:
+            raise ChildProcessError(f"the process ended with code {process.returncode}")
+        return newest(workdir) >= step
+
+    wait(there, f"step {step}")
+
+
+def train_to(workdir: Path, step: int, log: Path, changes: dict[str, object] | None = None) -> str:
+    """Trains to a step, ends there, without an evaluation, and returns the state's hash."""
+    process = start(command(workdir, (changes or {}) | {"train.num_steps": step}), log)
+    try:
+        wait_for_step(process, workdir, step)
+    finally:
+        kill(process)
+    return state_digest(workdir, step)
+
+
+def kill(*processes: subprocess.Popen) -> None:
+    """Ends processes as a power cut would."""
+    for process in processes:
+        process.send_signal(signal.SIGKILL)
+    for process in processes:
+        process.wait()
+
+
+def told(log: Path) -> str:
+    """Returns what a process said, without its progress bars, which end in a carriage return."""
+    lines = log.read_text(errors="replace").replace("\r", "\n").splitlines()
+    return "\n".join(line for line in lines if line and "step/s" not in line)

@@ -1,0 +1,110 @@
+"""Faults of the disk: damaged, full and read-only, and two runs in one place."""
+
+import ctypes
+import resource
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks.faults import damage, program
+from benchmarks.faults.outcome import Outcome
+
+# Linux: see prctl(2) and capabilities(7).
+_PR_CAPBSET_DROP, _CAP_DAC_OVERRIDE = 24, 1
+
+
+def damage_newest(folder: Path) -> Outcome:
+    """Damages the newest checkpoint in each way, once, each time before the run goes on."""
+    run, log = folder / "run", folder / "log"
+    program.train_to(run, 10, log)
+    complaints = []
+    for i, kind in enumerate(damage.KINDS):
+        last = 10 + 5 * i
+        arrays = (run / "checkpoints" / str(last) / "state").rglob("*")
+        kind(max(arrays, key=lambda path: path.stat().st_size))
+        program.train_to(run, last + 5, log)
+        if f"checkpoints/{last} is damaged" not in program.told(log):
+            complaints.append(f"no warning of {kind.__name__}: {program.told(log)}")
+    last = 10 + 5 * len(damage.KINDS)
+    if program.state_digest(run, last) != program.train_to(folder / "whole", last, log):
+        complaints.append(f"step {last} differs from that of the uninterrupted run")
+    names = ", ".join(kind.__name__ for kind in damage.KINDS)
+    lost = f"the work since the checkpoint before; step {last} is equal bit for bit"
+    return Outcome(f"newest checkpoint damaged ({names})", len(damage.KINDS), lost, complaints)
+
+
+def fill_disk(folder: Path, bytes_left: int = 40_000) -> Outcome:
+    """Goes on with a run under a limit on the size of files that its checkpoints exceed."""
+    run, log = folder / "run", folder / "log"
+    before = program.train_to(run, 5, log)
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_left, bytes_left))
+
+    code = _go_on(run, log, limit)
+    complaints = _complaints(code, log, "File too large", run, 5, before)
+    return Outcome(
+        "full disk", 1, "the work since the last checkpoint, which is intact", complaints
+    )
+
+
+def forbid_writing(folder: Path) -> Outcome:
+    """Goes on with a run whose folder has become read-only."""
+    run, log = folder / "run", folder / "log"
+    before = program.train_to(run, 5, log)
+    folders = [run, *(path for path in run.rglob("*") if path.is_dir())]
+    for path in folders:
+        path.chmod(0o555)
+
+    def obey_modes() -> None:
+        # The administrator may write everywhere, unless this right is given up; others have none.
+        ctypes.CDLL(None).prctl(_PR_CAPBSET_DROP, _CAP_DAC_OVERRIDE, 0, 0, 0)
+
+    try:
+        code = _go_on(run, log, obey_modes)
+    finally:
+        for path in folders:
+            path.chmod(0o755)
+    complaints = _complaints(code, log, "Permission denied", run, 5, before)
+    return Outcome("read-only workdir", 1, "nothing: it does not start", complaints)
+
+
+def start_twice(folder: Path) -> Outcome:
+    """Starts a second run in the folder of one that trains; and again when that was killed."""
+    run, log, second = folder / "run", folder / "log", folder / "second"
+    first = program.start(program.command(run), log)
+    program.wait_for_step(first, run, 5)
+    code = program.start(program.command(run), second).wait()
+    complaints = [] if code == 2 else [f"exit code {code}"]
+    if f"is in use by process {first.pid} on" not in program.told(second):
+        complaints.append(f"no clear message: {program.told(second)}")
+    if first.poll() is not None:
+        complaints.append(f"the first run ended: {program.told(log)}")
+    program.kill(first)
+    program.train_to(run, program.newest(run) + 5, log)
+    return Outcome("two runs in one workdir", 1, "nothing: the second refuses", complaints)
+
+
+def _go_on(run: Path, log: Path, prepare: Callable[[], None]) -> int:
+    """Goes on with a run in a process that prepares itself; returns its exit code."""
+    with log.open("w") as stream:
+        return subprocess.run(
+            program.command(run, {"train.num_steps": 40}),
+            cwd=program.ROOT,
+            preexec_fn=prepare,
+            stderr=stream,
+            stdout=subprocess.DEVNULL,
+        ).returncode
+
+
+def _complaints(code: int, log: Path, message: str, run: Path, step: int, digest: str) -> list[str]:
+    """Says what is wrong with a run that should have ended with a line and an intact checkpoint."""
+    told = program.told(log)
+    *_, end = told.splitlines()
+    complaints = [] if code == 2 else [f"exit code {code}"]
+    if not end.startswith("error: ") or message not in end:
+        complaints.append(f"no clear message: {told}")
+    again = program.train_to(run, step + 5, log)
+    if "damaged" in program.told(log) or program.state_digest(run, step) != digest:
+        complaints.append(f"the checkpoint of step {step} is not intact: {program.told(log)}")
+    return complaints if again else [*complaints, "it does not go on"]
