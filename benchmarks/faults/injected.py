@@ -1,6 +1,5 @@
-"""The program with a fault inside it: python -m benchmarks.faults.injected clock|nan=STEP FLAGS."""
+"""The program with a fault inside it: python -m benchmarks.faults.injected clock=HOURS|nan=STEP FLAGS."""
 
-import itertools
 import runpy
 import sys
 import time
@@ -9,28 +8,35 @@ from typing import Any
 import jax.numpy as jnp
 import tqdm.std
 
-from experiments import build
+from experiments import build, metrics_log
 
 
 def main() -> None:
     name, _, value = sys.argv.pop(1).partition("=")
     if name == "clock":
-        let_clock_jump()
+        let_clock_jump(float(value))
     else:
         build.experiment = with_nan(build.experiment, int(value))
     runpy.run_module("experiments.main", run_name="__main__", alter_sys=True)
 
 
-def let_clock_jump() -> None:
-    """Sets the clock an hour on, two back, three on, ... whenever somebody looks at it."""
-    true_time, turns = time.time, itertools.count(1)
+def let_clock_jump(hours: float) -> None:
+    """Starts with a clock that is wrong, and sets it as wrong to the other side at the first log.
 
-    def jumping() -> float:
-        turn = next(turns)
-        return true_time() + 3_600 * turn * (-1) ** turn
+    Not in the middle of a save: Orbax waits by this clock, and would give up.
+    """
+    true_time, true_write, offset = time.time, metrics_log.JsonLines.write, [3_600 * hours]
 
-    time.time = jumping
-    tqdm.std.time = jumping  # It has the function already.
+    def wrong_time() -> float:
+        return true_time() + offset[0]
+
+    def write(log: Any, step: int, record: metrics_log.Record) -> None:
+        offset[0] = -3_600 * hours
+        true_write(log, step, record)
+
+    time.time = wrong_time
+    tqdm.std.time = wrong_time  # It has the function already.
+    metrics_log.JsonLines.write = write
 
 
 def with_nan(make_experiment: Any, step: int) -> Any:
