@@ -1,4 +1,4 @@
-"""The program with a fault inside it: python -m benchmarks.faults.injected clock=HOURS|nan=STEP FLAGS."""
+"""The program with a fault: python -m benchmarks.faults.injected clock=HOURS|nan=STEP FLAGS."""
 
 import runpy
 import sys

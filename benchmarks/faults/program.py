@@ -97,9 +97,16 @@ def wait_for_step(process: subprocess.Popen, workdir: Path, step: int) -> None:
     wait(there, f"step {step}")
 
 
-def train_to(workdir: Path, step: int, log: Path, changes: dict[str, object] | None = None) -> str:
+def train_to(
+    workdir: Path,
+    step: int,
+    log: Path,
+    changes: dict[str, object] | None = None,
+    num_devices: int = 1,
+) -> str:
     """Trains to a step, ends there, without an evaluation, and returns the state's hash."""
-    process = start(command(workdir, (changes or {}) | {"train.num_steps": step}), log)
+    arguments = command(workdir, (changes or {}) | {"train.num_steps": step})
+    process = start(arguments, log, num_devices)
     try:
         wait_for_step(process, workdir, step)
     finally:
