@@ -98,7 +98,7 @@ def experiment(
       UserError: for values, or combinations of values, that cannot run.
     """
     schema.check(config)
-    c = schema.flatten(config)
+    c = schema.as_floats(schema.flatten(config))
     try:
         return _build(c, prior_file, fit_prior)
     except ValueError as error:

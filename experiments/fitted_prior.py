@@ -4,7 +4,6 @@ import logging
 import math
 import os
 import time
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +12,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from experiments import npz_files
 from experiments.data import Source
 from experiments.data.records import digest
 from fdrl_jax import priors
@@ -121,17 +121,17 @@ def _read(file: Path, fingerprint: str) -> FittedPrior | None:
     if not file.exists():
         return None
     try:
-        with np.load(file, allow_pickle=False) as arrays:
-            if str(arrays["fingerprint"]) != fingerprint:
-                return None
-            return FittedPrior(
-                arrays["mean"],
-                arrays["factor"],
-                float(arrays["remainder_scale"]),
-                float(arrays["share_held"]),
-                int(arrays["num_examples"]),
-            )
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        arrays = npz_files.read(file)
+        if str(arrays["fingerprint"]) != fingerprint:
+            return None
+        return FittedPrior(
+            arrays["mean"],
+            arrays["factor"],
+            float(arrays["remainder_scale"]),
+            float(arrays["share_held"]),
+            int(arrays["num_examples"]),
+        )
+    except (ValueError, TypeError, KeyError) as error:
         logging.getLogger("fdrl").warning("%s is damaged (%s); fitting anew", file, error)
         return None
 

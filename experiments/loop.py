@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from experiments import divergence, hosts, metrics_log
+from experiments import divergence, hosts, memory, metrics_log
 from experiments.best import Judge
 from experiments.build import Experiment
 from experiments.checkpoints import FREE_IN_TRAINING, Checkpoints
@@ -98,8 +98,8 @@ class _Trainer:
         self._store = store
         self._preemption = preemption
         train_step = experiment.make_train_step(experiment.problem)
-        self._run_steps = parallel.map_steps(
-            steps.repeat_steps(train_step, experiment.steps_per_dispatch)
+        self._run_steps = memory.checked(
+            parallel.map_steps(steps.repeat_steps(train_step, experiment.steps_per_dispatch))
         )
         self._sample = make_sample_fn(experiment)
         self._constants = parallel.replicate(experiment.constants)

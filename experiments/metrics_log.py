@@ -82,12 +82,26 @@ class Wandb:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """Reads the lines of a metrics file, oldest first; a last line cut by a crash is left out."""
+    """Reads the lines of a metrics file, oldest first; a last line cut by a crash is left out.
+
+    Raises:
+      UserError: naming the first line that is damaged otherwise.
+    """
     if not path.exists():
         return []
-    lines = path.read_text().split("\n")
+    lines = path.read_bytes().split(b"\n")
     # What follows the last line break was cut in the middle.
-    return [json.loads(line) for line in lines[:-1] if line]
+    return [_parse(line, f"{path}:{n}") for n, line in enumerate(lines[:-1], 1) if line]
+
+
+def _parse(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+        if isinstance(record["step"], int):
+            return dict(record)
+    except (ValueError, TypeError, KeyError):
+        pass
+    raise UserError(f"{where}: not a line of metrics; remove it, and try again")
 
 
 def _import(name: str, extra: str) -> Any:

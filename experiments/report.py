@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import best, metrics_log, pictures
+from experiments import best, metrics_log, npz_files, pictures
 from experiments.build import Experiment
+from experiments.errors import UserError
 from experiments.pictures import curves, images, points
 from experiments.sampling import Samples, batch_at
 from experiments.workdir import Workdir, read_json, write_text
@@ -37,7 +38,7 @@ def write(
 ) -> None:
     """Draws the pictures of a run into its workdir and writes `report.html`."""
     titled = _draw(experiment, workdir, train_state, samples)
-    saved = read_json(workdir.config)
+    saved = read_json(workdir.config, "command", "settings")
     name, step = experiment.source.name, int(train_state.step)
     sections = [
         f"<h1>FDRL on {html.escape(name)}, step {step:,}</h1>",
@@ -83,7 +84,7 @@ def _draw(
     records = [r for r in metrics_log.read(workdir.metrics) if r["step"] <= step]
     if records:
         drawn.append(("Training", curves.training(records, best.read(workdir)), "curves.png"))
-    shots = [(s, np.load(path)["arr_0"]) for s, path in workdir.snapshot_files(step)]
+    shots = [(s, _read_snapshot(path)) for s, path in workdir.snapshot_files(step)]
     if shots:
         title = "Samples over training"
         drawn.append((title, pictures.course(source, shots), "course.png"))
@@ -93,6 +94,13 @@ def _draw(
         gif = points.animate_course(shots, data, folder / "course.gif")
         titled.append(("Samples over training, moving", gif))
     return titled
+
+
+def _read_snapshot(path: Path) -> np.ndarray:
+    try:
+        return npz_files.read(path)["arr_0"]
+    except (ValueError, KeyError) as error:
+        raise UserError(f"{path} is damaged ({error}); remove it, and try again") from error
 
 
 def _field(experiment: Experiment, train_state: TrainState) -> Any:

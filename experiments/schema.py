@@ -1,7 +1,7 @@
 """What each key of a config may hold. Checked once, before anything is built."""
 
-import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from experiments.data import registry
@@ -12,6 +12,10 @@ from fdrl_jax.names import nearest
 # A rule takes a value and returns what is wrong with it, or nothing.
 Rule = Callable[[Any], str | None]
 
+_MAX_FLOAT32 = 3.4e38
+_MAX_TEXT = 1_000
+_MAX_SHOWN = 300  # Characters of a value in a message.
+
 
 def _whole(low: int = 0, high: int = 2**31 - 1) -> Rule:
     def rule(value: Any) -> str | None:
@@ -21,30 +25,41 @@ def _whole(low: int = 0, high: int = 2**31 - 1) -> Rule:
     return rule
 
 
-def _real(low: float, high: float = math.inf, *, above: bool = False, below: bool = False) -> Rule:
-    limits = f"{'above' if above else 'at least'} {low:g}"
-    if high < math.inf:
-        limits += f" and {'below' if below else 'at most'} {high:g}"
+@dataclass(frozen=True)
+class _Real:
+    """A number that a float32 can hold, within limits."""
 
-    def rule(value: Any) -> str | None:
+    low: float
+    high: float = _MAX_FLOAT32
+    above: bool = False
+    below: bool = False
+
+    def __call__(self, value: Any) -> str | None:
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        # Comparisons alone: a whole number may be too large to become a float.
         fits = (
             number
-            and math.isfinite(value)
-            and (value > low if above else value >= low)
-            and (value < high if below else value <= high)
+            and (value > self.low if self.above else value >= self.low)
+            and (value < self.high if self.below else value <= self.high)
         )
+        limits = f"{'above' if self.above else 'at least'} {self.low:g}"
+        limits += f" and {'below' if self.below else 'at most'} {self.high:.3g}"
         return None if fits else f"a finite number {limits}"
-
-    return rule
 
 
 def _flag(value: Any) -> str | None:
     return None if isinstance(value, bool) else "True or False"
 
 
+def _channels(value: Any) -> str | None:
+    fits = _whole(1, 3)(value) is None and value != 2
+    return None if fits else "1 (grey) or 3 (colour)"
+
+
 def _text(value: Any) -> str | None:
-    return None if isinstance(value, str) else "a text"
+    # No line breaks: texts become parts of messages of one line. No NUL: of paths.
+    fits = isinstance(value, str) and len(value) <= _MAX_TEXT and value.isprintable()
+    return None if fits else f"a text of at most {_MAX_TEXT:,} printable characters"
 
 
 def _file_name(value: Any) -> str | None:
@@ -99,7 +114,7 @@ def _divergence(value: Any) -> str | None:
     try:
         divergences.get(value)
     except ValueError as error:
-        return f"a divergence: {error}"
+        return f"a divergence: {_cut(str(error))}"
     except TypeError:
         return f"a divergence: {', '.join(divergences.REGISTRY)}"
     return None
@@ -119,9 +134,9 @@ RULES: dict[str, Rule] = {
     "data.resize": _whole(0, 65_536),
     "data.image_size": _whole(0, 65_536),
     "data.keep_aspect": _flag,
-    "data.channels": lambda value: None if value in (1, 3) else "1 (grey) or 3 (colour)",
+    "data.channels": _channels,
     "data.random_flip": _flag,
-    "data.dequantisation": _real(0.0, 1.0),
+    "data.dequantisation": _Real(0.0, 1.0),
     "data.on_error": _choice("stop", "skip"),
     "data.in_memory_megabytes": _whole(0),
     "data.num_workers": _whole(0, 1_000),
@@ -136,31 +151,31 @@ RULES: dict[str, Rule] = {
     "network.spectral_norm": _flag,
     "network.remat": _flag,
     "prior.name": _choice("normal", "uniform", "data_dependent", "source"),
-    "prior.scale": _real(0.0, above=True),
-    "prior.jitter": _real(0.0),
+    "prior.scale": _Real(0.0, above=True),
+    "prior.jitter": _Real(0.0),
     "prior.rank": _whole(0, 2**20),
     "flow.num_steps": _whole(1, 100_000),
     "flow.num_refine_steps": _whole(0, 100_000),
-    "flow.step_size": _real(0.0, above=True),
-    "flow.noise_scale": _real(0.0),
+    "flow.step_size": _Real(0.0, above=True),
+    "flow.noise_scale": _Real(0.0),
     "loss.name": _choice(*bregman.REGISTRY),
     "loss.divergence": _divergence,
-    "optimizer.learning_rate": _real(0.0, 10.0, above=True),
-    "optimizer.b1": _real(0.0, 1.0, below=True),
-    "optimizer.b2": _real(0.0, 1.0, below=True),
+    "optimizer.learning_rate": _Real(0.0, 10.0, above=True),
+    "optimizer.b1": _Real(0.0, 1.0, below=True),
+    "optimizer.b2": _Real(0.0, 1.0, below=True),
     "optimizer.schedule": _choice("constant", "piecewise", "cosine"),
     "optimizer.boundaries": _increasing,
-    "optimizer.decay": _real(0.0, 1.0, above=True),
-    "optimizer.clip_norm": _real(0.0),
+    "optimizer.decay": _Real(0.0, 1.0, above=True),
+    "optimizer.clip_norm": _Real(0.0),
     "train.num_steps": _whole(1),
     "train.batch_size": _whole(1, 2**20),
-    "train.ema_rate": _real(0.0, 1.0, below=True),
+    "train.ema_rate": _Real(0.0, 1.0, below=True),
     "train.steps_per_dispatch": _whole(1, 10_000),
     "train.num_micro_batches": _whole(1, 2**20),
-    "train.max_log_ratio": _real(0.0, above=True),
-    "train.max_ratio": _real(0.0, above=True),
+    "train.max_log_ratio": _Real(0.0, above=True),
+    "train.max_ratio": _Real(0.0, above=True),
     "train.on_divergence": _choice("stop", "rollback"),
-    "train.rollback_lr_factor": _real(0.0, 1.0, above=True),
+    "train.rollback_lr_factor": _Real(0.0, 1.0, above=True),
     "train.max_rollbacks": _whole(0, 1_000),
     "log.every_steps": _whole(1),
     "log.tensorboard": _flag,
@@ -204,6 +219,16 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
     return nested
 
 
+def as_floats(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns checked values, with whole numbers turned into floats where a key holds a real one.
+
+    JAX takes Python's whole numbers for int32, which would not hold all that such a key may.
+    """
+    return {
+        key: float(value) if isinstance(RULES[key], _Real) else value for key, value in flat.items()
+    }
+
+
 def check(config: Mapping[str, Any]) -> None:
     """Checks every value of a config.
 
@@ -216,6 +241,10 @@ def check(config: Mapping[str, Any]) -> None:
     for key in RULES.keys() & flat.keys():
         wrong = RULES[key](flat[key])
         if wrong:
-            complaints.append(f"{key} must be {wrong}, got {flat[key]!r}")
+            complaints.append(f"{key} must be {wrong}, got {_cut(repr(flat[key]))}")
     if complaints:
         raise UserError("config: " + "; ".join(sorted(complaints)))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]} ..."

@@ -82,7 +82,8 @@ class Workdir:
 
     def snapshot_files(self, up_to_step: int) -> list[tuple[int, Path]]:
         """Returns the snapshots of steps up to one, in order."""
-        found = sorted((int(path.stem), path) for path in self.snapshots.glob("*.npz"))
+        files = [path for path in self.snapshots.glob("*.npz") if path.stem.isdecimal()]
+        found = sorted((int(path.stem), path) for path in files)
         return [(step, path) for step, path in found if step <= up_to_step]
 
 
@@ -91,18 +92,21 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Reads a JSON file.
+def read_json(path: Path, *keys: str) -> dict[str, Any]:
+    """Reads a JSON file, which must hold certain keys.
 
     Raises:
-      UserError: if it is missing or no JSON.
+      UserError: if it is missing, no JSON, or lacks a key.
     """
     try:
-        return json.loads(path.read_text())
+        content = json.loads(path.read_bytes())
+        if not isinstance(content, dict) or not content.keys() >= set(keys):
+            raise ValueError(f"it lacks one of {', '.join(keys)}")
+        return content
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; train a run into this workdir first") from None
     except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from error
+        raise UserError(f"{path} is damaged: {error}") from error
 
 
 def write_text(path: Path, text: str) -> None:

@@ -85,8 +85,8 @@ class ZipArchive:
             path = PurePosixPath(info.filename.replace("\\", "/"))
             if any(_is_litter(part) for part in path.parts if part != ".."):
                 continue
-            name = f"{self.root}:{info.filename}"
-            if path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
+            name = f"{self.root}:{info.filename!r}"
+            if not path.parts or path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
                 problems.report(name, "the path leads out of the archive")
             elif info.is_dir():
                 continue
@@ -113,7 +113,7 @@ class ZipArchive:
         if self._open is None:
             try:
                 self._open = zipfile.ZipFile(self.root)
-            except (OSError, zipfile.BadZipFile) as error:
+            except Exception as error:  # A damaged directory has errors of many kinds.
                 raise DataError(f"{self.root}: no readable zip: {error}") from error
         return self._open
 

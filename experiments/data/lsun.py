@@ -62,9 +62,13 @@ def open_database(root: str) -> LmdbRecords:
       DataError: if it is missing, damaged or empty, or the package lmdb is not installed.
     """
     environment = _open(root)
-    with environment.begin() as transaction:
-        keys = [bytes(key) for key in transaction.cursor().iternext(values=False)]
-    environment.close()
+    try:
+        with environment.begin() as transaction:
+            keys = [bytes(key) for key in transaction.cursor().iternext(values=False)]
+    except Exception as error:  # lmdb's own errors, whose package is imported on demand.
+        raise DataError(f"{root}: no readable LMDB: {error}") from error
+    finally:
+        environment.close()
     if not keys:
         raise DataError(f"{root}: the database is empty")
     return LmdbRecords(root, keys)

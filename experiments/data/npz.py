@@ -1,11 +1,11 @@
 """Arrays of an `.npz` file."""
 
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from experiments import npz_files
 from experiments.data.records import ArrayRecords
 from experiments.errors import DataError
 
@@ -27,11 +27,9 @@ def open_archive(path: str) -> tuple[ArrayRecords, ArrayRecords | None]:
             f"data.dir={path} does not exist; data.name=npz needs the path of an .npz file"
         )
     try:
-        # Opened here, because NumPy leaves the file of a damaged archive open.
-        with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path}: no readable .npz of plain arrays: {error}") from error
+        arrays = npz_files.read(Path(path))
+    except ValueError as error:
+        raise DataError(f"{path}: {error}") from error
     train = _records(path, arrays, _TRAIN)
     if train is None:
         raise DataError(f"{path}: no array named {' or '.join(_TRAIN)}; there are {list(arrays)}")

@@ -7,6 +7,7 @@ from experiments.data.images import image_source
 from experiments.data.options import DataOptions
 from experiments.data.source import Source
 from experiments.data.toy2d import gaussians8, gaussians25, swissroll
+from experiments.errors import DataError
 from fdrl_jax.names import nearest
 
 BUILT_IN: dict[str, Callable[[], Source]] = {
@@ -37,4 +38,9 @@ def load(options: DataOptions) -> Source:
       DataError: for data that are missing or cannot be read.
     """
     built_in = BUILT_IN.get(options.name)
-    return image_source(options) if built_in is None else built_in()
+    if built_in is not None:
+        return built_in()
+    try:
+        return image_source(options)
+    except OSError as error:
+        raise DataError(f"data.dir={options.dir}: {error.strerror or error}") from error

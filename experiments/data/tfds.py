@@ -5,6 +5,7 @@ here, and the code of the builder is not needed, so sets of one's own work like 
 """
 
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from experiments.errors import DataError
 from fdrl_jax.names import nearest
 
 _DEFAULT_ROOT = "~/tensorflow_datasets"
+# NAME, NAME/CONFIG, either with :VERSION. Each part begins with a letter or digit, so that no name
+# leads out of the root, or is a pattern.
+_NAME = re.compile(r"[^\W_][\w.+-]*(/[^\W_][\w.+-]*)?(:[\w.]+)?")
 
 
 @dataclass
@@ -63,6 +67,10 @@ def find(name: str, root: str) -> str:
     Raises:
       DataError: saying where it was looked for and how to prepare it.
     """
+    if not _NAME.fullmatch(name):
+        raise DataError(
+            f"data.name=tfds:NAME, tfds:NAME/CONFIG or with :VERSION, got {name[:100]!r}"
+        )
     base = Path(root or os.environ.get("TFDS_DATA_DIR") or _DEFAULT_ROOT).expanduser()
     stem, _, version = name.partition(":")
     found = [info.parent for info in base.glob(f"{stem}/**/dataset_info.json")]
@@ -106,7 +114,10 @@ def open_split(folder: str, split: str) -> TfdsRecords | None:
     labels, classes = None, ()
     if label_keys:
         data = _open(folder, split, image_keys[0])
-        labels = np.array([int(data[i][label_keys[0]]) for i in range(len(data))], np.int32)
+        try:
+            labels = np.array([int(data[i][label_keys[0]]) for i in range(len(data))], np.int32)
+        except Exception as error:  # The reader of array_record raises what it likes.
+            raise DataError(f"{folder}: split {split!r} cannot be read: {error}") from error
         classes = tuple(features[label_keys[0]].names)
     fixed = (builder.info.full_name, split, info.num_examples, list(info.shard_lengths))
     files = sorted((p.name, p.stat().st_size) for p in Path(folder).glob(f"*-{split}.*"))

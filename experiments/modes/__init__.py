@@ -68,5 +68,16 @@ def run(request: Request) -> None:
 
     Its file is imported only now: it starts JAX, whose flags must be set before, and a call for
     help or with a mistake should not wait for it.
+
+    Raises:
+      UserError: for the user's mistakes, among them to ask for more memory than there is.
     """
-    importlib.import_module(f"{__name__}.{request.mode}").run(request)
+    try:
+        importlib.import_module(f"{__name__}.{request.mode}").run(request)
+    except (MemoryError, RuntimeError) as error:
+        from experiments import memory
+
+        explained = memory.explain(error)
+        if explained is None:
+            raise
+        raise explained from error

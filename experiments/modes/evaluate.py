@@ -28,6 +28,6 @@ def evaluate(experiment: Experiment, workdir: Workdir, train_state: TrainState) 
 
 def tell(workdir: Workdir) -> None:
     """Prints the metrics of the last evaluation, and where the report is."""
-    for name, value in read_json(workdir.evaluation)["metrics"].items():
+    for name, value in read_json(workdir.evaluation, "metrics")["metrics"].items():
         print(f"  {name:32s} {report.format_value(value)}")
     print(f"report: {workdir.report.absolute()}")

@@ -2,7 +2,7 @@
 
 import contextlib
 
-from experiments import build, loop
+from experiments import build, loop, memory
 from experiments.hardware import describe_devices
 from experiments.request import Request
 from experiments.workdir import Workdir, read_json
@@ -13,6 +13,7 @@ def run(request: Request) -> None:
     """Trains, evaluates the last state and writes the report; a finished run is left as it is."""
     workdir = Workdir(request.workdir)
     experiment = build.experiment(request.config, workdir.prior)
+    memory.check_state(experiment)
     workdir.create()
     first = parallel.is_first_process()
     with workdir.lock() if first else contextlib.nullcontext():
@@ -23,7 +24,7 @@ def run(request: Request) -> None:
         from experiments.modes import evaluate
 
         step = int(train_state.step)
-        if not workdir.report.exists() or read_json(workdir.evaluation)["step"] != step:
+        if not workdir.report.exists() or read_json(workdir.evaluation, "step")["step"] != step:
             evaluate.evaluate(experiment, workdir, train_state)
         elif first:
             print(f"already trained and evaluated, to step {step:,}")

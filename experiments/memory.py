@@ -1,0 +1,98 @@
+"""Whether a run fits into the memory there is: told in one line, before the system ends it.
+
+An accelerator's runtime refuses what it cannot allocate. A CPU's promises it, and the operating
+system kills the process when the memory is used; so what a run needs is compared beforehand.
+"""
+
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from experiments.build import Experiment
+from experiments.errors import UserError
+from fdrl_jax import parallel
+
+_HINT = (
+    "Try a smaller network.width or network.hidden_sizes, a smaller train.batch_size, a larger "
+    "train.num_micro_batches, network.remat=True, or a smaller evaluate.batch_size"
+)
+_CGROUP = Path("/sys/fs/cgroup/memory.max")  # What a container may use.
+
+
+def check_state(experiment: Experiment) -> None:
+    """Checks that parameters, average, optimizer, gradients and constants fit, from shapes alone.
+
+    Raises:
+      UserError: saying how much is needed and how much there is.
+    """
+    state = jax.eval_shape(experiment.init_state)
+    trees = (state, state.variables["params"], experiment.constants)
+    needed = sum(_bytes(leaf) for leaf in jax.tree.leaves(trees))
+    count = sum(leaf.size for leaf in jax.tree.leaves(state.variables["params"]))
+    _compare(needed, f"the train state of a network of {count:,} parameters")
+
+
+def checked(mapped: Any) -> Callable[..., Any]:
+    """Returns a mapped function that compares what its compiled program needs at the first call.
+
+    Args:
+      mapped: from `parallel`; called with arguments of the same shapes every time.
+    """
+    compiled: Any = None
+
+    def run(*arguments: Any) -> Any:
+        nonlocal compiled
+        if compiled is None:
+            compiled = mapped.lower(*arguments).compile()
+            stats = compiled.memory_analysis()
+            if stats is not None:  # Not every backend tells.
+                # The arguments are in memory already.
+                more = stats.output_size_in_bytes - stats.alias_size_in_bytes
+                _compare(stats.temp_size_in_bytes + more, "the compiled train step")
+        return compiled(*arguments)
+
+    return run
+
+
+def explain(error: Exception) -> UserError | None:
+    """Returns what to tell of an error that says that memory has run out; `None` for others."""
+    exhausted = isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+    if not exhausted and not isinstance(error, MemoryError):
+        return None
+    reason = (str(error).strip().splitlines() or ["MemoryError"])[0]
+    return UserError(f"out of memory: {reason[:200]}. {_HINT}")
+
+
+def _compare(needed_a_device: int, what: str) -> None:
+    device = jax.local_devices()[0]
+    stats = device.memory_stats()
+    if stats and "bytes_limit" in stats:
+        needed, available = needed_a_device, stats["bytes_limit"] - stats["bytes_in_use"]
+        where = f"on each {device.device_kind}"
+    else:
+        needed, available, where = needed_a_device * parallel.num_devices(), host_bytes(), "here"
+    if needed > available:
+        raise UserError(
+            f"config: {what} needs at least {needed / 2**30:,.1f} GiB, and {where} "
+            f"{available / 2**30:,.1f} GiB are free. {_HINT}"
+        )
+
+
+def host_bytes() -> int:
+    """Returns the memory that the host can still give, where the system tells."""
+    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+        free = int(lines["MemAvailable"].split()[0]) * 1024
+    if _CGROUP.exists() and (limit := _CGROUP.read_text().strip()).isdecimal():
+        free = min(free, int(limit))
+    return free
+
+
+def _bytes(leaf: Any) -> int:
+    return math.prod(leaf.shape) * leaf.dtype.itemsize
