@@ -32,7 +32,7 @@ TRACED = [key for key, values in EXTREME.items() if values and not key.startswit
 def built(flat):
     """Returns the experiment of a flat config, or nothing if it was refused in one short line."""
     try:
-        return build.experiment(schema.unflatten(flat))
+        return build.experiment(schema.unflatten(flat), fit_prior=False)
     except UserError as error:
         message = str(error)
     assert message.isprintable()
@@ -54,10 +54,9 @@ def trace(experiment):
 @pytest.mark.parametrize("name", ["swissroll", "digits"])
 def test_no_value_of_any_key_ends_in_a_traceback(name, tiny, capfd):
     base = schema.flatten(tiny(name))
-    num_built = 0
-    for key in schema.RULES:
-        for value in HOSTILE:
-            num_built += built({**base, key: value}) is not None
+    # Built-in sets read no key of the data; one of them is enough to show it.
+    keys = [key for key in schema.RULES if name == "swissroll" or not key.startswith("data.")]
+    num_built = sum(built({**base, key: v}) is not None for key in keys for v in HOSTILE)
     assert num_built > 100
 
 
@@ -72,7 +71,8 @@ def test_no_value_of_a_key_of_the_data_ends_in_a_traceback(key, tiny, tmp_path, 
     others = [{"data.name": "tfds:x"}, {"data.name": "npz"}] if key == "data.dir" else [classes]
     for changes in ({}, *others):
         for value in HOSTILE:
-            if (key, value) != ("data.dir", "/"):  # All that the machine holds.
+            # Not all that the machine holds, and no worker processes, whose start takes seconds.
+            if (key, value) not in (("data.dir", "/"), ("data.num_workers", 1)):
                 built({**base, "prior.rank": 2, **changes, key: value})
 
 
@@ -84,7 +84,7 @@ def write_grey(path, level):
 
 
 @given(data=st.data())
-@settings(derandomize=True, max_examples=40, deadline=None)
+@settings(derandomize=True, max_examples=25, deadline=None)
 def test_extreme_values_together_are_refused_or_make_a_step(data, tiny):
     flat = schema.flatten(tiny("swissroll"))
     for key in data.draw(st.lists(st.sampled_from(TRACED), min_size=1, max_size=5)):
@@ -109,11 +109,11 @@ def test_a_network_beyond_the_memory_is_refused_before_anything_is_allocated(
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-def test_a_step_beyond_the_memory_is_refused_after_its_compilation(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(memory, "host_bytes", lambda: 2**20)
-    monkeypatch.setattr(memory, "check_state", lambda experiment: None)
+def test_a_step_beyond_the_memory_is_refused_before_it_runs(monkeypatch):
+    monkeypatch.setattr(memory, "host_bytes", lambda: 8)
+    x = np.arange(parallel.num_devices(), dtype=np.float32)
     with pytest.raises(UserError, match=r"the compiled train step needs at least .* GiB"):
-        modes.run(Request("train", tiny(changes={"train.batch_size": 8_192}), tmp_path))
+        memory.checked(parallel.map_sampler(lambda x: 2.0 * x))(x)
 
 
 def test_a_checked_function_computes_what_it_computes_unchecked():
