@@ -11,6 +11,9 @@ PYTHON_NEW ?= python3.13
 
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 PRINT_VERSION := import sys; print("%d.%d" % sys.version_info[:2])
+PRINT_LICENCES := from importlib.metadata import distributions; \
+  print(*sorted("%-30s %-16s %s" % (d.name, d.version, d.metadata["License-Expression"] \
+  or (d.metadata["License"] or "see its files").splitlines()[0][:60]) for d in distributions()), sep="\n")
 
 # An environment that works keeps its interpreter, unless PYTHON is given.
 ifeq ($(origin PYTHON),undefined)
@@ -21,7 +24,7 @@ VERSION := $(shell $(PYTHON) -c '$(PRINT_VERSION)' 2>/dev/null)
 # Set up anew when the dependencies, the interpreter or the place of the clone change.
 READY := $(VENV)/.ready-$(VERSION)-$(shell pwd | cksum | cut -d' ' -f1)
 
-.PHONY: help setup demo test test-fast check format constraints clean
+.PHONY: help setup demo test test-fast check licences format constraints clean
 
 help: ## print this list
 	@echo 'usage: make TARGET [PYTHON=python3] [VENV=.venv]'
@@ -37,11 +40,15 @@ test: $(READY) ## run all tests [PYTEST_ARGS="-n 2 -k flow"]
 test-fast: $(READY) ## run the tests that are not marked slow
 	@$(PY) -m pytest -m 'not slow' $(PYTEST_ARGS)
 
-check: $(READY) ## lint, format, types and the walls between the packages
+check: $(READY) ## lint, format, types, the walls between the packages, and that dependencies agree
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 	$(PY) -m pytest -q tests/test_walls.py
+	$(PY) -m pip check
+
+licences: $(READY) ## list the packages of the environment with their licences
+	@$(PY) -c '$(PRINT_LICENCES)'
 
 format: $(READY) ## mend what the linter and the formatter can mend
 	$(PY) -m ruff check --fix .

@@ -101,10 +101,11 @@ def judge(notes: list[dict[str, Any]], faults: list[str], max_growth: float) -> 
             if growth > max_growth:
                 faults = [*faults, f"{name} grows by {growth:.2f} MiB a minute"]
         for name in ("open_files", "threads"):
-            # The second half of the time must not need more than the first half did at most.
+            # Medians of both halves of the time: a save in progress has some more for a moment.
             half = len(own) // 2
-            first, second = (max(n[name] for n in part) for part in (own[:half], own[half:]))
-            figures |= {f"most_{name}": [first, second]}
+            parts = (own[:half], own[half:])
+            first, second = (float(np.median([n[name] for n in part])) for part in parts)
+            figures |= {name: [first, second]}
             if second > first:
                 faults = [*faults, f"{name} became more: {first}, then {second}"]
         processes.append(figures)
@@ -122,24 +123,28 @@ def draw(notes: list[dict[str, Any]], path: Path) -> None:
     figure, axes = style.panels(3, size=3.0)
     start = notes[0]["time"]
     minutes = np.array([(note["time"] - start) / 60 for note in notes])
-    pids = [note["pid"] for note in notes]
-    killed = minutes[pids.index(pids[-1])]
+    pids = np.array([note["pid"] for note in notes])
 
-    def values(name: str) -> np.ndarray:
-        return np.array([note[name] for note in notes])
+    def plot(panel: Any, name: str, label: str, color: str, scale: float = 1.0) -> None:
+        values = scale * np.array([note[name] for note in notes])
+        for pid in dict.fromkeys(pids):
+            own = pids == pid
+            panel.plot(minutes[own], values[own], color=color, label=label)
+            label = ""
 
-    axes[0].plot(minutes, values("host_mib"), color=style.DATA, label="process")
-    axes[0].plot(minutes, values("device_mib"), color=style.SAMPLES, label="arrays on the device")
-    axes[0].set(title="Memory, MiB", ylim=(0, None))
-    axes[1].plot(minutes, values("open_files"), color=style.DATA, label="open files")
-    axes[1].plot(minutes, values("threads"), color=style.SAMPLES, label="threads")
-    axes[1].set(title="Open files and threads", ylim=(0, None))
-    axes[2].plot(minutes, values("checkpoints"), color=style.DATA, label="checkpoints on disk")
-    axes[2].plot(minutes, values("step") / 1_000, color=style.SAMPLES, label="thousands of steps")
-    axes[2].set(title="Checkpoints and steps", ylim=(0, None))
+    plot(axes[0], "host_mib", "process", style.DATA)
+    plot(axes[0], "device_mib", "arrays on the device", style.SAMPLES)
+    axes[0].set_title("Memory, MiB")
+    plot(axes[1], "open_files", "open files", style.DATA)
+    plot(axes[1], "threads", "threads", style.SAMPLES)
+    axes[1].set_title("Open files and threads")
+    plot(axes[2], "checkpoints", "checkpoints on disk", style.DATA)
+    plot(axes[2], "step", "thousands of steps", style.SAMPLES, scale=1e-3)
+    axes[2].set_title("Checkpoints and steps")
+    restart = minutes[pids == pids[-1]][0]
     for panel in axes:
-        panel.axvline(killed, color=style.PRIOR, linestyle=":", label="killed, restarted")
-        panel.set_xlabel("minutes")
+        panel.axvline(restart, color=style.PRIOR, linestyle=":", label="restarted after a kill")
+        panel.set(xlabel="minutes", ylim=(0, None))
         panel.legend(fontsize=7)
     style.save(figure, path)
 

@@ -65,7 +65,7 @@ class Shards:
     def read(self) -> Iterator[np.ndarray]:
         """Reads the parts in order, one after the other."""
         for first in self._firsts():
-            yield np.load(self._file(first))
+            yield np.load(self._file(first), allow_pickle=False)
 
     def remove(self) -> None:
         """Removes all parts."""

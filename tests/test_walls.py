@@ -16,6 +16,8 @@ FOUNDATION = {"jax", "flax", "optax", "chex", "ott", "numpy", "scipy", "fdrl_jax
 FOUNDATION |= sys.stdlib_module_names
 # Heavy or optional packages: imported only inside the function that needs them.
 ON_DEMAND = ("ott", "tensorflow", "torch", "torch_fidelity", "torchvision", "tensorboardX", "wandb")
+# Readers that execute what the file tells them to. (`pickletools` only takes pickles apart.)
+EXECUTING = ("pickle", "cloudpickle", "dill", "marshal", "shelve", "joblib", "yaml", "torch.load")
 # The files of experiments/ that see a configuration: the flags, the checks, the builder.
 READERS_OF_CONFIGS = ("main", "validate", "build")
 
@@ -59,6 +61,19 @@ def imported_at_once(source: str) -> set[str]:
                 yield from outside(child)
 
     return {name for _, name in imports(outside(ast.parse(source)), package="")}
+
+
+def unsafe_calls(source: str) -> Iterator[str]:
+    """Calls that execute code, or that load arrays with what may be a pickle among them."""
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call):
+            continue
+        name = ast.unparse(node.func)
+        safe = any(
+            k.arg == "allow_pickle" and ast.unparse(k.value) == "False" for k in node.keywords
+        )
+        if name in ("eval", "exec") or (name in ("np.load", "numpy.load") and not safe):
+            yield ast.unparse(node)
 
 
 def within(name: str, packages: Iterable[str]) -> bool:
@@ -121,6 +136,21 @@ def test_optional_packages_are_imported_only_on_demand():
 
 def test_nobody_uses_the_private_parts_of_jax():
     assert not offenders(python_files(*CODE, "tests"), ["jax._src"])
+
+
+def test_nothing_executes_what_a_file_holds():
+    files = python_files(*CODE)
+    assert not offenders(files, EXECUTING)
+    assert not [f"{path}: {call}" for path in files for call in unsafe_calls(path.read_text())]
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["eval(x)", "exec(x)", "np.load(f)", "np.load(f, allow_pickle=True)", "np.load(f, None, p)"],
+)
+def test_the_reader_sees_calls_that_may_execute_a_file(source):
+    assert list(unsafe_calls(source))
+    assert not list(unsafe_calls("np.load(f, allow_pickle=False); literal_eval(x)"))
 
 
 def test_no_file_is_a_drawer_for_everything():

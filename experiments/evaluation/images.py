@@ -18,6 +18,8 @@ def metrics(source: Source, samples: np.ndarray, prior: np.ndarray) -> dict[str,
     """
     num = min(_MAX_IMAGES, len(samples))
     held_out = source.held_out(num, 0)
+    if len(held_out) < 2:  # Of a very small set: there is no distance to a single image.
+        return {"num_samples": num}
     return {
         "pixel_energy_distance": energy_distance(samples[:num], held_out),
         "pixel_energy_distance_of_prior": energy_distance(prior[:num], held_out),

@@ -165,7 +165,7 @@ def test_an_entry_of_a_zip_that_unpacks_to_too_much_is_refused(tmp_path, monkeyp
         archive.writestr("0.png", encoded(picture(8, 8)))
         archive.writestr("bomb.png", bytes(100_000))
     monkeypatch.setattr("experiments.data.files.MAX_FILE_BYTES", 50_000)
-    with pytest.raises(DataError, match=r"bomb.png: 100,000 bytes when unpacked"):
+    with pytest.raises(DataError, match=r"bomb.png': 100,000 bytes when unpacked"):
         open_folder(path)
 
 

@@ -1,0 +1,185 @@
+"""Cost of a train step by devices, K, batch, image size and width, measured on this machine.
+
+Run: python -m benchmarks.scaling [--rounds 7] [--json=FILE] [--picture=FILE.png]
+Devices: the same global batch over 1, 2, 4 and 8 fake CPU devices, each number in a process of its
+own. They share the cores, so an ideal mapping takes the same time, and what is more is overhead. A
+plain `jit` is timed beside it, and the all-reduce of the gradients alone.
+Cost: one factor changes and the others stay; the slope is that of a line through the logarithms.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+import fdrl_jax as fdrl
+from benchmarks.timing import alternate
+from experiments import xla_flags
+from fdrl_jax import networks, parallel, rng, steps
+from fdrl_jax.problem import Constants, Estimator, FlowParams, Problem
+
+DEVICES = (1, 2, 4, 8)
+BASE = {"K": 10, "batch": 32, "size": 16, "width": 16}
+FACTORS = {
+    "K": (5, 10, 20, 40),
+    "batch": (8, 16, 32, 64, 128),
+    "size": (8, 16, 32),
+    "width": (8, 16, 32, 64),
+}
+_FLAG = "--xla_force_host_platform_device_count"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--json", help="also write the figures to this file")
+    parser.add_argument("--picture", help="also draw the cost into this file")
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child:
+        print(json.dumps(measure_devices(arguments.rounds)))
+        return
+    results = {"devices": [in_process(num, arguments.rounds) for num in DEVICES]}
+    xla_flags.set_cpu_flags()
+    results["cost"] = {name: measure_cost(name, arguments.rounds) for name in FACTORS}
+    tell(results)
+    if arguments.json:
+        with open(arguments.json, "w") as file:
+            json.dump(results, file, indent=2)
+    if arguments.picture:
+        draw(results["cost"], arguments.picture)
+
+
+def problem(K: int, size: int, width: int) -> tuple[Problem, Any, dict[str, Any]]:
+    """Returns a residual network's problem, its optimizer and its first state."""
+    shape = (size, size, 3)
+    net = networks.resnet(networks.ResNetSpec(width, ((width, 1), (2 * width, 2)), 1))
+    variables = dict(jax.jit(net.init)(jax.random.key(0), jnp.zeros((1, *shape))))
+    optimizer = optax.adam(1e-4)
+    of = Problem(
+        Estimator(net.apply, networks.update_vectors),
+        fdrl.bregman.LR,
+        fdrl.divergences.KL,
+        FlowParams(K, step_size=1.0, noise_scale=0.01),
+        fdrl.priors.uniform(shape).sample,
+    )
+    return of, optimizer, fdrl.state.create(variables, optimizer)
+
+
+def train_step(of: Problem, optimizer: Any, batch: int, size: int, axis: str | None) -> Any:
+    def draw(data: Any, host_batch: Any, key: jax.Array, positions: jax.Array) -> dict[str, Any]:
+        keys = rng.example_keys(key, rng.Stream.DATA, positions)
+        return {"real": jax.vmap(lambda k: jax.random.uniform(k, (size, size, 3)))(keys)}
+
+    return steps.make_train_step(
+        of, optimizer=optimizer, draw=draw, seed=0, batch_size=batch, axis_name=axis
+    )
+
+
+def timed(function: Any, *arguments: Any) -> Callable[[], Any]:
+    compiled = jax.jit(function).lower(*arguments).compile()
+    return lambda: jax.block_until_ready(compiled(*arguments))
+
+
+def measure_cost(factor: str, rounds: int) -> dict[str, Any]:
+    """Times train steps in which one factor changes, in turns; fits the slope of the logarithms."""
+    contenders = {}
+    for value in FACTORS[factor]:
+        setting = {**BASE, factor: value}
+        of, optimizer, state = problem(setting["K"], setting["size"], setting["width"])
+        step = train_step(of, optimizer, setting["batch"], setting["size"], axis=None)
+        contenders[str(value)] = timed(step, state, Constants((), ()), None)
+    seconds = list(alternate(contenders, rounds).values())
+    return {
+        "values": FACTORS[factor],
+        "milliseconds": [1e3 * s for s in seconds],
+        "slope": slope(FACTORS[factor], seconds),
+    }
+
+
+def slope(values: Any, seconds: Any) -> float:
+    return float(np.polyfit(np.log(values), np.log(seconds), 1)[0])
+
+
+def in_process(num_devices: int, rounds: int) -> dict[str, Any]:
+    """Measures a number of fake devices in a process that has so many."""
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    xla_flags.set_cpu_flags(environment)
+    environment["XLA_FLAGS"] = f"{environment.get('XLA_FLAGS', '')} {_FLAG}={num_devices}"
+    command = [sys.executable, "-m", "benchmarks.scaling", "--child", f"--rounds={rounds}"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measure_devices(rounds: int) -> dict[str, Any]:
+    """Times the mapped step, the plain one, and the all-reduce of the gradients alone."""
+    batch, size = BASE["batch"], BASE["size"]
+    of, optimizer, state = problem(BASE["K"], size, BASE["width"])
+    local = parallel.local_batch_size(batch)
+    mapped = parallel.map_sampler(train_step(of, optimizer, local, size, parallel.AXIS))
+    plain = train_step(of, optimizer, batch, size, axis=None)
+    reduce = parallel.map_sampler(lambda grads: lax.pmean(grads, parallel.AXIS))
+    replicated = parallel.replicate(state)
+    constants, params = Constants((), ()), replicated.variables["params"]
+    seconds = alternate(
+        {
+            "mapped": lambda: jax.block_until_ready(mapped(replicated, constants, None)),
+            "plain": timed(plain, state, constants, None),
+            "all_reduce": lambda: jax.block_until_ready(reduce(params)),
+        },
+        rounds,
+    )
+    return {
+        "devices": parallel.num_devices(),
+        "steps_a_second": 1.0 / seconds["mapped"],
+        "images_a_second": batch / seconds["mapped"],
+        "over_plain_jit": seconds["mapped"] / seconds["plain"],
+        "all_reduce_share": seconds["all_reduce"] / seconds["mapped"],
+    }
+
+
+def tell(results: dict[str, Any]) -> None:
+    """Prints both tables."""
+    print("devices  steps/s  images/s  x plain jit  all-reduce alone")
+    for row in results["devices"]:
+        print(
+            f"{row['devices']:7d} {row['steps_a_second']:8.2f} {row['images_a_second']:9.1f} "
+            f"{row['over_plain_jit']:12.2f} {row['all_reduce_share']:17.2%}"
+        )
+    print(f"\nmilliseconds of a train step; the others as in {BASE}")
+    for name, cost in results["cost"].items():
+        pairs = zip(cost["values"], cost["milliseconds"], strict=True)
+        row = ", ".join(f"{value}: {time:.3g}" for value, time in pairs)
+        print(f"{name:6s} {row:56s} slope {cost['slope']:.2f}")
+
+
+def draw(cost: dict[str, Any], path: str) -> None:
+    """Draws the time of a step against each factor, on logarithmic axes."""
+    from pathlib import Path
+
+    from experiments.pictures import style
+
+    figure, axes = style.panels(len(cost), size=2.6)
+    for panel, (name, of) in zip(axes, cost.items(), strict=True):
+        values, times = np.array(of["values"]), np.array(of["milliseconds"])
+        fit = np.exp(np.polyval(np.polyfit(np.log(values), np.log(times), 1), np.log(values)))
+        panel.loglog(values, fit, color=style.PRIOR, label=f"slope {of['slope']:.2f}")
+        panel.loglog(values, times, "o", color=style.SAMPLES)
+        panel.set(title=f"{name}", xlabel=name, xticks=values, xticklabels=values)
+        panel.minorticks_off()
+        panel.legend()
+    axes[0].set_ylabel("ms of a train step")
+    style.save(figure, Path(path))
+
+
+if __name__ == "__main__":
+    main()
