@@ -17,7 +17,7 @@ FOUNDATION |= sys.stdlib_module_names
 # Heavy or optional packages: imported only inside the function that needs them.
 ON_DEMAND = ("ott", "tensorflow", "torch", "torch_fidelity", "torchvision", "tensorboardX", "wandb")
 # Readers that execute what the file tells them to. (`pickletools` only takes pickles apart.)
-EXECUTING = ("pickle", "cloudpickle", "dill", "marshal", "shelve", "joblib", "yaml", "torch.load")
+EXECUTING = ("pickle", "cloudpickle", "dill", "marshal", "shelve", "joblib", "yaml")
 # The files of experiments/ that see a configuration: the flags, the checks, the builder.
 READERS_OF_CONFIGS = ("main", "validate", "build")
 
@@ -64,15 +64,19 @@ def imported_at_once(source: str) -> set[str]:
 
 
 def unsafe_calls(source: str) -> Iterator[str]:
-    """Calls that execute code, or that load arrays with what may be a pickle among them."""
+    """Calls that execute code, or that read a file and execute what it holds."""
     for node in ast.walk(ast.parse(source)):
         if not isinstance(node, ast.Call):
             continue
         name = ast.unparse(node.func)
-        safe = any(
-            k.arg == "allow_pickle" and ast.unparse(k.value) == "False" for k in node.keywords
-        )
-        if name in ("eval", "exec") or (name in ("np.load", "numpy.load") and not safe):
+        options = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+        # NumPy takes no pickles unless it is told to, PyTorch does in older versions.
+        pickles = len(node.args) > 2 or options.get("allow_pickle", "False") != "False"
+        if (
+            name in ("eval", "exec")
+            or (name in ("np.load", "numpy.load") and pickles)
+            or (name == "torch.load" and options.get("weights_only") != "True")
+        ):
             yield ast.unparse(node)
 
 
@@ -146,11 +150,12 @@ def test_nothing_executes_what_a_file_holds():
 
 @pytest.mark.parametrize(
     "source",
-    ["eval(x)", "exec(x)", "np.load(f)", "np.load(f, allow_pickle=True)", "np.load(f, None, p)"],
+    ["eval(x)", "exec(x)", "np.load(f, allow_pickle=a)", "np.load(f, None, True)", "torch.load(f)"],
 )
 def test_the_reader_sees_calls_that_may_execute_a_file(source):
     assert list(unsafe_calls(source))
-    assert not list(unsafe_calls("np.load(f, allow_pickle=False); literal_eval(x)"))
+    safe = "np.load(f); np.load(f, allow_pickle=False); torch.load(f, weights_only=True)"
+    assert not list(unsafe_calls(f"{safe}; literal_eval(x)"))
 
 
 def test_no_file_is_a_drawer_for_everything():
