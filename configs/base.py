@@ -115,6 +115,11 @@ def get_config() -> ConfigDict:
     c.evaluate.num_judged_samples = 1_000  # Samples of that metric.
     c.evaluate.num_samples = 10_000
     c.evaluate.batch_size = 1_000  # Samples at a time, over all devices; also in mode sample.
+    # Files of weights for FID and its like (extra "eval"), none if empty: torch-fidelity's
+    # weights-inception-2015-12-05-6726825d.pth, and torchvision's for the paper's protocol.
+    c.evaluate.inception_weights = ""
+    c.evaluate.legacy_weights = ""
+    c.evaluate.inception_score = False
     return c
 
 

@@ -34,6 +34,8 @@ class Experiment(NamedTuple):
       make_train_step: builds the per-replica step, which names the axis of `parallel`; from the
         problem of the experiment, or one with another flow.
       schedule: learning rate as a function of the step.
+      inception_weights: files of weights by the protocol of evaluation that they are for.
+      inception_score: whether that is computed as well.
       may_lengthen: whether the number of steps may change when the run goes on.
     """
 
@@ -53,6 +55,8 @@ class Experiment(NamedTuple):
     snapshot_samples: int
     evaluation_samples: int
     sampling_batch_size: int
+    inception_weights: dict[str, str]
+    inception_score: bool
     sampling: Sampling
     judged_samples: int
     curve: Curve
@@ -156,6 +160,10 @@ def _build(c: dict[str, Any], prior_file: Path | None, fit_prior: bool) -> Exper
         evaluation_samples=c["evaluate.num_samples"],
         sampling_batch_size=c["evaluate.batch_size"],
         sampling=Sampling(**_section(c, "sample")),
+        inception_weights=_given(
+            standard=c["evaluate.inception_weights"], fid_legacy_fdrl=c["evaluate.legacy_weights"]
+        ),
+        inception_score=c["evaluate.inception_score"],
         judged_samples=c["evaluate.num_judged_samples"],
         curve=Curve(c["curve.over"], tuple(c["curve.lengths"])),
         cadence=Cadence(
@@ -230,6 +238,10 @@ def _prior(c: dict[str, Any], source: Source, file: Path | None, fit: bool) -> P
     clip = (-1.0, 1.0) if source.kind == "images" else None
     mean = fitted.mean.reshape(source.event_shape)
     return priors.gaussian(mean, fitted.factor, remainder_scale=fitted.remainder_scale, clip=clip)
+
+
+def _given(**files: str) -> dict[str, str]:
+    return {name: file for name, file in files.items() if file}
 
 
 def _section(c: dict[str, Any], name: str) -> dict[str, Any]:

@@ -108,12 +108,21 @@ def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     networks = compare.Inception(weights, [m for m in metrics if m in protocol.metrics])
     cache = Path(arguments.cache_dir) if arguments.cache_dir else None
     result = compare.compare(samples, reference, networks, by_features, cache=cache)
+    result["run"] = _record_of(Path(arguments.samples))
     if arguments.held_out:
         held_out = image_sets.load(arguments.held_out, arguments.data_dir, arguments.image_size)
         image_sets.check_pair(held_out, reference)
         result["metrics"] |= _memorisation(samples, reference, held_out, by_features, arguments)
         result["held_out"] = held_out.where
     return result
+
+
+def _record_of(samples: Path) -> Any:
+    """Returns what --mode=sample wrote beside its samples: checkpoint, seed, flow; else nothing."""
+    from experiments.workdir import read_json
+
+    record = samples.with_suffix(".json")
+    return read_json(record) if record.is_file() else None
 
 
 def _memorisation(

@@ -12,7 +12,9 @@ import numpy as np
 from experiments import best, metrics_log, npz_files, pictures
 from experiments.build import Experiment
 from experiments.errors import UserError
+from experiments.log_ratio import make_log_ratio
 from experiments.pictures import curves, images, points
+from experiments.pictures.neighbours import neighbours
 from experiments.sampling import Samples, batch_at
 from experiments.workdir import Workdir, read_json, write_text
 from fdrl_jax.flow import drift
@@ -35,10 +37,19 @@ def write(
     train_state: TrainState,
     samples: Samples,
     metrics: dict[str, Any],
+    nearest: dict[str, np.ndarray],
 ) -> None:
-    """Draws the pictures of a run into its workdir and writes `report.html`."""
+    """Draws the pictures of a run into its workdir and writes `report.html`.
+
+    `nearest` are training images near the first samples, by the space in which they are near, for
+    the picture of memorisation; nothing for points.
+    """
     titled = _draw(experiment, workdir, train_state, samples)
     saved = read_json(workdir.config, "command", "settings")
+    if nearest:
+        figure = neighbours(samples.refined, nearest)
+        path = pictures.save(figure, workdir.pictures / "neighbours.png")
+        titled.append(("Nearest training images", path))
     name, step = experiment.source.name, int(train_state.step)
     sections = [
         f"<h1>FDRL on {html.escape(name)}, step {step:,}</h1>",
@@ -106,14 +117,10 @@ def _read_snapshot(path: Path) -> np.ndarray:
 def _field(experiment: Experiment, train_state: TrainState) -> Any:
     problem, variables = experiment.problem, experiment.sampling_variables(train_state)
 
-    def log_ratio(x: np.ndarray) -> np.ndarray:
-        out = np.asarray(jax.jit(problem.estimator.apply)(variables, x))
-        # An unconstrained ratio may be negative, where its logarithm does not exist.
-        return out if problem.bregman.output == "log_ratio" else np.log(np.maximum(out, 1e-6))
-
     def drift_at(x: np.ndarray) -> np.ndarray:
         return np.asarray(jax.jit(lambda x: drift(x, problem.potential(variables)))(jnp.asarray(x)))
 
+    log_ratio = make_log_ratio(experiment, train_state)
     return points.log_ratio_and_drift(log_ratio, drift_at, experiment.source.held_out(4_000, 1))
 
 

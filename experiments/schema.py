@@ -193,6 +193,9 @@ RULES: dict[str, Rule] = {
     "evaluate.num_judged_samples": _whole(2, 10_000_000),
     "evaluate.num_samples": _whole(2, 10_000_000),
     "evaluate.batch_size": _whole(1, 2**20),
+    "evaluate.inception_weights": _text,
+    "evaluate.legacy_weights": _text,
+    "evaluate.inception_score": _flag,
 }
 
 

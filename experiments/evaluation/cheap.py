@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments.data import Source
+from experiments.errors import UserError
 from experiments.evaluation.naming import with_count
 from fdrl_jax.metrics import energy_distance, frechet_distance, random_conv_features
 
@@ -30,11 +31,19 @@ def cheap_metric(source: Source, samples: np.ndarray) -> CheapMetric:
     Args:
       source: the data that the samples should resemble.
       samples: on the host, [N, ...]: at least two.
+
+    Raises:
+      UserError: if there is nothing to compare images with.
     """
     if source.kind == "points":
         samples = samples[:_MAX_POINTS]
         value = energy_distance(samples, source.held_out(len(samples), 1))
         return CheapMetric(with_count("energy_distance", len(samples)), value, True)
     reference = source.held_out(_MAX_REFERENCE_IMAGES, 0)
+    if len(reference) < 2:
+        raise UserError(
+            f"data {source.name!r} has less than 2 held-out images to compare with; "
+            "set evaluate.every_steps=0"
+        )
     value = frechet_distance(random_conv_features(samples), random_conv_features(reference))
     return CheapMetric(with_count("frechet_random_conv", len(samples)), value, True)

@@ -1,14 +1,17 @@
 """Metrics of samples in the plane, against fresh data."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from experiments.data import Source
 from experiments.evaluation.naming import with_count
+from experiments.sampling import Samples
 from fdrl_jax.metrics import (
     energy_distance,
     kl_to_density,
+    log_ratio_kl,
     mode_coverage,
     sinkhorn_divergence,
     sliced_wasserstein,
@@ -56,6 +59,32 @@ def metrics(source: Source, samples: np.ndarray) -> dict[str, Any]:
             "smallest_mode_share": float(coverage.counts.min() / len(samples)),
         }
     return result
+
+
+def ratio(
+    source: Source, samples: Samples, log_ratio: Callable[[np.ndarray], np.ndarray]
+) -> dict[str, float]:
+    """Computes how far an estimated density ratio is from the true one, in nats.
+
+    The estimate is of the bridged samples over the data. Their density is not known, but of the
+    true log-ratio only its mean is needed, `E_q̃[log r] = KL(q̃ ‖ p)`, which follows from the density
+    of the data and an estimate of the entropy.
+
+    Args:
+      source: the data; without a known density there is nothing to compute.
+      samples: the bridged ones are what the estimator was trained on.
+      log_ratio: the estimate, `x [B, 2] -> log r [B]`.
+    """
+    if source.log_density is None:
+        return {}
+    bridged = samples.bridged[:MAX_POINTS]
+    true_kl = kl_to_density(bridged, source.log_density(bridged))
+    on_flowed, on_data = log_ratio(bridged), log_ratio(source.held_out(len(bridged), 1))
+    return {
+        "kl_of_bridged_to_data": true_kl,
+        "kl_of_bridged_to_data_by_estimator": float(np.mean(on_flowed)),
+        "log_ratio_kl": log_ratio_kl(true_kl, on_flowed, on_data),
+    }
 
 
 def _transport(suffix: str, samples: np.ndarray, data: np.ndarray) -> dict[str, float]:

@@ -4,6 +4,7 @@ Numbers of two protocols do not compare, so the protocol is part of a metric's n
 """
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +25,7 @@ class Protocol(NamedTuple):
       metrics: what can be computed.
       pixels: "uint8" or "float32".
       resize_kernel: how images get to the network's 299 x 299 pixels.
+      key: of a run's config, for the file of weights.
     """
 
     name: str
@@ -34,6 +36,12 @@ class Protocol(NamedTuple):
     metrics: tuple[str, ...]
     pixels: str
     resize_kernel: str
+    key: str
+
+    @property
+    def flag(self) -> str:
+        """How to name the file of weights."""
+        return f"--weights=FILE, or --config.{self.key}=FILE for a run"
 
 
 STANDARD = Protocol(
@@ -45,6 +53,7 @@ STANDARD = Protocol(
     metrics=METRICS,
     pixels="uint8",
     resize_kernel="bilinear of TensorFlow 1, no antialiasing",
+    key="evaluate.inception_weights",
 )
 # The paper's: floats that are never rounded, and torchvision's network with weights of ImageNet.
 LEGACY = Protocol(
@@ -56,6 +65,7 @@ LEGACY = Protocol(
     metrics=("fid",),
     pixels="float32",
     resize_kernel="bilinear of PyTorch, align_corners=False, no antialiasing",
+    key="evaluate.legacy_weights",
 )
 PROTOCOLS = {protocol.name: protocol for protocol in (STANDARD, LEGACY)}
 
@@ -79,11 +89,21 @@ def check_weights(protocol: Protocol, path: str) -> Weights:
         raise UserError(
             f"{missing}: the protocol {protocol.name!r} needs the file {protocol.weights_file} "
             f"(SHA-256 begins with {protocol.sha256}) from {protocol.source}; fetch it by hand and "
-            "name it by --weights=FILE"
+            f"name it, {protocol.flag}"
         )
     with Path(path).open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     return Weights(path, sha256, sha256.startswith(protocol.sha256))
+
+
+def check_files(files: Mapping[str, str]) -> None:
+    """Checks files of weights, by the name of their protocol: before hours of work, not after.
+
+    Raises:
+      UserError: for one that is missing.
+    """
+    for name, path in files.items():
+        check_weights(PROTOCOLS[name], path)
 
 
 def prefixed(protocol: Protocol, weights: Weights, metric: str) -> str:

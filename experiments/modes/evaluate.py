@@ -1,7 +1,10 @@
 """Mode evaluate: the metrics of a checkpoint, and its report."""
 
-from experiments import evaluation, report, runs
+from experiments import report, runs
 from experiments.build import Experiment
+from experiments.evaluation.protocols import check_files
+from experiments.evaluation.run import evaluate_run
+from experiments.log_ratio import make_log_ratio
 from experiments.request import Request
 from experiments.sampling import sample_state
 from experiments.workdir import Workdir, read_json, write_json
@@ -17,17 +20,19 @@ def run(request: Request) -> None:
 
 def evaluate(experiment: Experiment, workdir: Workdir, train_state: TrainState) -> None:
     """Writes and prints the metrics of a train state, and writes the report."""
+    check_files(experiment.inception_weights)
     samples = sample_state(experiment, train_state, experiment.evaluation_samples)
     if not parallel.is_first_process():
         return
-    metrics = evaluation.evaluate(experiment.source, samples)
-    write_json(workdir.evaluation, {"step": int(train_state.step), "metrics": metrics})
-    report.write(experiment, workdir, train_state, samples, metrics)
+    step = int(train_state.step)
+    found = evaluate_run(experiment, samples, make_log_ratio(experiment, train_state), step)
+    write_json(workdir.evaluation, {"step": step, "metrics": found.metrics, **found.record})
+    report.write(experiment, workdir, train_state, samples, found.metrics, found.nearest)
     tell(workdir)
 
 
 def tell(workdir: Workdir) -> None:
     """Prints the metrics of the last evaluation, and where the report is."""
     for name, value in read_json(workdir.evaluation, "metrics")["metrics"].items():
-        print(f"  {name:32s} {report.format_value(value)}")
+        print(f"  {name:38s} {report.format_value(value)}")
     print(f"report: {workdir.report.absolute()}")

@@ -14,6 +14,10 @@ def run(request: Request) -> None:
     workdir = Workdir(request.workdir)
     experiment = build.experiment(request.config, workdir.prior)
     memory.check_state(experiment)
+    if experiment.inception_weights:
+        from experiments.evaluation.protocols import check_files
+
+        check_files(experiment.inception_weights)
     workdir.create()
     first = parallel.is_first_process()
     with workdir.lock() if first else contextlib.nullcontext():

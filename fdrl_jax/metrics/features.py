@@ -9,6 +9,7 @@ from jax import lax
 
 _WIDTHS = (64, 32, 16)
 _GRID = 2
+_SIDE = 32
 _BATCH_SIZE = 256
 
 
@@ -19,8 +20,9 @@ def random_conv_features(images: np.ndarray) -> np.ndarray:
     channels; then the mean over each quarter of the image. Filters see edges, strokes and texture,
     which the mean and the covariance of pixels (equal for data and the data-dependent prior) do
     not tell apart, and quarters see where. 64 numbers are few enough for a covariance from some
-    hundred images. Small grey or colour images, 8 x 8 to 32 x 32, suit it best; it knows nothing of
-    objects, so it ranks samples of one data set and says nothing across data sets.
+    hundred images. It is made for grey or colour images of 8 x 8 to 32 x 32; of larger ones it sees
+    the means of squares of pixels, 32 to 63 on the shorter side. It knows nothing of objects, so it
+    ranks samples of one data set and says nothing across data sets.
 
     Args:
       images: in [-1, 1], [N, H, W, C] with H and W of at least 2; values beyond are clipped.
@@ -41,6 +43,7 @@ def random_conv_features(images: np.ndarray) -> np.ndarray:
 
 @jax.jit
 def _features(images: jax.Array) -> jax.Array:
+    images = _shrunk(images)
     filters = [jnp.asarray(kernel) for kernel in _filters(images.shape[-1])]
 
     def of_image(image: jax.Array) -> jax.Array:
@@ -55,6 +58,14 @@ def _features(images: jax.Array) -> jax.Array:
 
     features: jax.Array = lax.map(of_image, images, batch_size=_BATCH_SIZE)
     return features
+
+
+def _shrunk(images: jax.Array) -> jax.Array:
+    side = max(1, min(images.shape[1:3]) // _SIDE)
+    num, height, width, channels = images.shape
+    rows, columns = height // side, width // side
+    squares = images[:, : rows * side, : columns * side]
+    return squares.reshape(num, rows, side, columns, side, channels).mean(axis=(2, 4))
 
 
 def _pooled(maps: jax.Array) -> jax.Array:

@@ -16,13 +16,15 @@ def frechet_distance(x: np.ndarray, y: np.ndarray) -> float:
         at equal N alone.
 
     Raises:
-      ValueError: for features of unequal dimensions.
+      ValueError: for features of unequal dimensions, or of less than two examples.
 
     Reference: Heusel et al., "GANs Trained by a Two Time-Scale Update Rule", 2017.
     """
     x, y = flat(x), flat(y)
-    if x.shape[1] != y.shape[1]:
-        raise ValueError(f"features of one dimension needed, got {x.shape} and {y.shape}")
+    if min(len(x), len(y)) < 2 or x.shape[1] != y.shape[1]:
+        raise ValueError(
+            f"two or more features of one dimension needed, got {x.shape} and {y.shape}"
+        )
     cov_x, cov_y = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
     cov_x, cov_y = np.atleast_2d(cov_x), np.atleast_2d(cov_y)
     # (Σx Σy) has the eigenvalues of Σx^½ Σy Σx^½, which is symmetric: no complex square root.
