@@ -23,10 +23,10 @@ def metrics(source: Source, samples: np.ndarray, prior: np.ndarray) -> dict[str,
     if len(held_out) < 2:  # Of a very small set: there is no distance to a single image.
         return {"num_samples": num}
     by_filters = (spaces.BUILT_IN, random_conv_features)
-    floor = spaces.judge(*by_filters, prior[:num], held_out)
+    of_prior = spaces.judge(*by_filters, prior[:num], held_out)
     return {
         **spaces.judge(*by_filters, samples[:num], held_out),
-        **{f"{name}_of_prior": v for name, v in floor.items() if name.startswith("frechet")},
+        **{f"{name}_of_prior": v for name, v in of_prior.items() if name.startswith("frechet")},
         "pixel_energy_distance": energy_distance(samples[:num], held_out),
         "pixel_energy_distance_of_prior": energy_distance(prior[:num], held_out),
         "num_samples": num,

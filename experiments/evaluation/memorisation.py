@@ -26,7 +26,8 @@ class Memorisation(NamedTuple):
 
     Attributes:
       median_ratio: median distance of a sample to its nearest training image, over that of a
-        held-out image. 0 for copies; 1 as near as new data are.
+        held-out image. 0 for copies; 1 as near as new data are; no finite number if most held-out
+        images are copies themselves.
       auc: probability that a sample is nearer to the training set than a held-out image, ties
         counted half: 0.5 as near as new data, 1 for copies (area under the ROC curve).
       p_value: of the Mann-Whitney test that samples are not nearer than held-out images.
@@ -71,7 +72,8 @@ def compare(samples_to_train: np.ndarray, held_out_to_train: np.ndarray) -> Memo
     """Compares two sets of distances to the training set, [N] and [M]."""
     test = mannwhitneyu(samples_to_train, held_out_to_train, alternative="less")
     further = test.statistic / (len(samples_to_train) * len(held_out_to_train))
-    ratio = np.median(samples_to_train) / np.median(held_out_to_train)
+    with np.errstate(divide="ignore", invalid="ignore"):  # Held-out copies of training images.
+        ratio = np.median(samples_to_train) / np.median(held_out_to_train)
     return Memorisation(float(ratio), float(1.0 - further), float(test.pvalue))
 
 
@@ -109,13 +111,18 @@ def judge(
       `memorisation_..._SPACE` to numbers, and for each space the nearest training images,
       [num_shown, num_neighbours, H, W, C].
     """
-    figures, shown = {}, {}
+    figures: dict[str, float] = {}
+    shown = {}
     queries = np.concatenate([samples, held_out])
     for name, features in spaces.items():
         found = nearest(queries, train_batches(), num_neighbours, features)
         first, rest = found.distances[: len(samples), 0], found.distances[len(samples) :, 0]
-        for figure, value in compare(first, rest)._asdict().items():
-            figures[f"memorisation_{figure}_{name}"] = value
+        judged = compare(first, rest)._asdict()
+        figures |= {
+            f"memorisation_{figure}_{name}": value
+            for figure, value in judged.items()
+            if np.isfinite(value)
+        }
         shown[name] = pick(train_batches(), found.indices[: min(num_shown, len(samples))])
     return figures, shown
 
