@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -189,7 +190,7 @@ class Checkpoints:
         """
         self._attempt(self._manager.close)
 
-    def _attempt(self, write: Any) -> None:
+    def _attempt(self, write: Callable[[], Any]) -> None:
         try:
             write()
         except Exception as error:  # Bare ones, of the file system's errors and of TensorStore's.

@@ -106,7 +106,7 @@ def main(_: list[str]) -> None:
         if error.errno not in _OF_THE_DISK:
             raise
         where = error.filename or f"--workdir={folder}"
-        _exit(f"{where} cannot be written: {error.strerror}; checkpoints are intact", 2)
+        _exit(f"{where}: {error.strerror}; checkpoints that are there are intact", 2)
     except KeyboardInterrupt:
         _exit("interrupted; the same command goes on from the newest checkpoint", 130)
 
