@@ -23,10 +23,12 @@ def run(request: Request) -> None:
             raise UserError("curve.over='step' goes over all checkpoints; leave --checkpoint out")
         points = _told("step", curve.over_step(experiment, workdir, num))
         name, axis, marks = "step", "training step", {}
+        title = f"{experiment.source.name}, every checkpoint"
     else:
         train_state = runs.restore(experiment, workdir, request.checkpoint_step)
         lengths = experiment.curve.lengths or curve.choose_lengths(flow)
         points = _told("length", curve.over_length(experiment, train_state, lengths, num))
+        title = f"{experiment.source.name}, checkpoint of step {int(train_state.step):,}"
         name, axis = f"length_step_{int(train_state.step)}", "length of the flow, steps"
         marks = {"$K$": flow.num_steps, r"$K+\kappa$": flow.num_steps + flow.num_refine_steps}
     if not parallel.is_first_process():
@@ -36,7 +38,7 @@ def run(request: Request) -> None:
     workdir.curves.mkdir(exist_ok=True)
     table = workdir.curves / f"{name}.csv"
     _write_csv(table, name.partition("_")[0], points)
-    figure = curves.metric(points, axis, marks)
+    figure = curves.metric(points, title, axis, marks)
     picture = pictures.save(figure, table.with_suffix(".png"))
     print(f"best: {curves.best_of(points)[0]:,}\nvalues: {table}\npicture: {picture}")
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FormatStrFormatter, LogFormatter
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
 from experiments.evaluation import CheapMetric
 from experiments.metrics_log import PREFIX
@@ -52,12 +52,13 @@ def training(records: list[dict[str, Any]], best: Mapping[str, Any] | None = Non
 
 
 def metric(
-    points: Sequence[tuple[int, CheapMetric]], axis: str, marks: Mapping[str, int]
+    points: Sequence[tuple[int, CheapMetric]], title: str, axis: str, marks: Mapping[str, int]
 ) -> Figure:
     """Draws a metric of samples against what they were taken at, with its best (fig. 8).
 
     Args:
       points: (where, metric), in order.
+      title: of what the samples are.
       axis: what "where" is.
       marks: places to mark, by their names.
     """
@@ -66,14 +67,16 @@ def metric(
     ax.plot(at, values, ".-", color=SAMPLES)
     if min(values) > 0.0:  # An unbiased estimate of a small distance may be negative.
         ax.set_yscale("log")
-        ax.yaxis.set_major_formatter(FormatStrFormatter("%.3g"))
-        ax.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
+        ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        ax.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+        ax.yaxis.set_minor_formatter(NullFormatter())
     for name, where in marks.items():
         ax.axvline(where, color=PRIOR, linewidth=0.8, linestyle=":")
         ax.annotate(name, (where, 1.0), xycoords=("data", "axes fraction"), ha="center")
     best, best_metric = best_of(points)
     label = f"best: {best_metric.value:.3g} at {best:,}"
     ax.plot([best], [best_metric.value], "*", color=DATA, markersize=12, label=label)
+    ax.set_title(title, pad=16)  # Above the names of the marks.
     ax.set(xlabel=axis, ylabel=best_metric.name)
     ax.legend()
     return figure
