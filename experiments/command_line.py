@@ -23,7 +23,7 @@ def parse(argv: list[str]) -> list[str]:
       UserError: for an unknown flag, mode, file or key, or a value of the wrong type.
     """
     argv = _with_saved_config(argv)
-    _check_config_file(_value(argv, "config"))
+    check_config_file(_value(argv, "config"))
     _check_keys(argv)
     try:
         return list(flags.FLAGS(argv))
@@ -48,6 +48,21 @@ def check_needed(mode: str, config: Any, workdir: str | None, checkpoint: str | 
         raise UserError(f"--checkpoint=FILE.pt, the file to read, is missing: {example(mode)}")
 
 
+def check_config_file(config: str | None) -> None:
+    """Checks that a config file is there; variants may follow its name after a colon.
+
+    Raises:
+      UserError: naming the nearest file and those beside it.
+    """
+    if config is None:
+        return
+    path = Path(config.partition(":")[0])
+    if not path.is_file():
+        others = [str(p) for p in sorted(path.parent.glob("*.py")) if p.stem != "__init__"]
+        there = f"; there are {', '.join(others)}" if others else ""
+        raise UserError(f"--config={path} does not exist{nearest(str(path), others)}{there}")
+
+
 def _with_saved_config(argv: list[str]) -> list[str]:
     workdir = _value(argv, "workdir")
     saved = workdir is not None and (Path(workdir) / "config.json").exists()
@@ -64,16 +79,6 @@ def _value(argv: list[str], name: str) -> str | None:
         if flag in (f"--{name}", f"-{name}"):
             return value if equals else (argv[i + 1] if i + 1 < len(argv) else None)
     return None
-
-
-def _check_config_file(config: str | None) -> None:
-    if config is None:
-        return
-    path = Path(config.partition(":")[0])
-    if not path.is_file():
-        others = [str(p) for p in sorted(path.parent.glob("*.py")) if p.stem != "__init__"]
-        there = f"; there are {', '.join(others)}" if others else ""
-        raise UserError(f"--config={path} does not exist{nearest(str(path), others)}{there}")
 
 
 def _check_keys(argv: list[str]) -> None:

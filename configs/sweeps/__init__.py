@@ -1,0 +1,1 @@
+"""Sweeps: each file lists runs for `python -m experiments.sweep --sweep=FILE.py`."""

@@ -1,0 +1,123 @@
+r"""Run many configs one after the other and compare them in a table and a picture.
+
+A sweep file lists names and values over a config (see configs/sweeps/); grids on the command line
+do for simple ones. Every run gets a folder below the sweep's. The same command goes on where it was
+stopped: runs that are done are left as they are. A run that fails or diverges is told in the table
+and does not end the sweep.
+
+Try:
+  python -m experiments.sweep --sweep=configs/sweeps/ablation_digits.py --workdir=runs/ablation
+  python -m experiments.sweep --config=configs/digits.py --grid config.flow.num_steps=10,20,40 \
+    --seeds=0,1 --metrics=frechet_distance --config.train.num_steps=500 --workdir=runs/length
+
+written: table.md, table.csv, picture.png, and in each run's folder output.txt beside the usual.
+"""
+
+import argparse
+import signal
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+from experiments.errors import UserError
+from experiments.pictures import save, sweeps
+from experiments.sweep import plan, runner, table
+from experiments.workdir import write_text
+
+_PREFIX = "--config."
+
+
+class _Parser(argparse.ArgumentParser):
+    """Tells a mistake in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see python -m experiments.sweep --help")
+
+
+def main(argv: list[str]) -> None:
+    """Runs the sweep asked for; prints the table and where the files are."""
+    root, todo = parse(argv)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--workdir={root} cannot be written: {error.strerror}") from error
+    outcomes = runner.run_all(todo, root)
+    metrics = table.metrics_to_show(todo, outcomes)
+    rows = table.rows(todo, outcomes, metrics)
+    text = table.markdown(rows, metrics)
+    write_text(root / "table.md", text)
+    table.write_csv(root / "table.csv", todo, outcomes)
+    print(text)
+    print(f"table: {root / 'table.csv'}")
+    if any(values for row in rows for values in row.values.values()):
+        print(f"picture: {save(sweeps.comparison(rows, metrics), root / 'picture.png')}")
+
+
+def parse(argv: list[str]) -> tuple[Path, plan.Plan]:
+    """Returns the sweep's folder and what to run.
+
+    Raises:
+      UserError: for a mistake in the flags, the sweep file or a value.
+    """
+    usage, _, rest = (__doc__ or "").partition("\n")
+    parser = _Parser(
+        "python -m experiments.sweep",
+        description=usage + rest,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--sweep", type=Path, metavar="FILE.py", help="what to run")
+    parser.add_argument("--config", metavar="FILE.py", help="config of the runs of a grid")
+    parser.add_argument(
+        *("--grid", "-g"),
+        action="append",
+        default=[],
+        metavar="KEY=VALUE,VALUE",
+        help="a key of the config and its values; several give all combinations",
+    )
+    parser.add_argument("--seeds", type=_numbers, metavar="N,N", help="seeds of every run")
+    parser.add_argument("--metrics", type=_names, metavar="NAME,NAME", help="metrics to show")
+    parser.add_argument(
+        "--workdir", type=Path, required=True, metavar="DIR", help="folder of the sweep"
+    )
+    parser.add_argument("--config.KEY", metavar="VALUE", help="a value for all runs", dest="_")
+    overrides = [a for a in argv if a.startswith(_PREFIX)]
+    flags = parser.parse_args([a for a in argv if not a.startswith(_PREFIX)])
+    given: dict[str, Any] = {"settings": dict(map(_override, overrides))}
+    given |= {k: v for k in ("seeds", "metrics") if (v := getattr(flags, k)) is not None}
+    if flags.sweep and not (flags.config or flags.grid):
+        return flags.workdir, plan.from_file(flags.sweep, **given)
+    if flags.config and flags.grid and not flags.sweep:
+        return flags.workdir, plan.make(flags.config, plan.grid(flags.grid), **given)
+    raise UserError("give either --sweep=FILE.py, or --config=FILE.py and --grid KEY=VALUE,VALUE")
+
+
+def _override(argument: str) -> tuple[str, Any]:
+    key, equals, value = argument.removeprefix(_PREFIX).partition("=")
+    if not equals:
+        raise UserError(f"{argument} needs a value: {argument}=VALUE")
+    return key, plan.parse_value(value)
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be whole numbers, got {text!r}") from None
+
+
+def _names(text: str) -> list[str]:
+    return text.split(",")
+
+
+if __name__ == "__main__":
+    # A sweep that is told to end must not leave the run that it waits for behind.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("error: interrupted; the same command goes on", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,160 @@
+"""What a sweep runs: from a file, or from grids on the command line."""
+
+import ast
+import importlib.util
+import itertools
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from experiments import command_line, schema
+from experiments.errors import UserError
+from fdrl_jax.names import nearest
+
+Settings = dict[str, Any]
+Groups = Mapping[str, Mapping[str, Settings]]
+
+_KEYS = ("config", "settings", "groups", "seeds", "metrics")
+
+
+class Run(NamedTuple):
+    """One run of a sweep.
+
+    Attributes:
+      group: the question that it answers, together with the other runs of the group.
+      name: what it is called in the table and the picture.
+      seed: its seed.
+      varied: values of the config that set it apart in its group.
+      settings: all values that differ from the config file's, the seed among them.
+      folder: its folder below the sweep's; runs of equal settings in two groups share one.
+    """
+
+    group: str
+    name: str
+    seed: int
+    varied: Settings
+    settings: Settings
+    folder: str
+
+
+class Plan(NamedTuple):
+    """A sweep: the config file that its runs start from, the runs, and the metrics to show.
+
+    No metrics stand for all that differ between the runs.
+    """
+
+    config: str
+    runs: list[Run]
+    metrics: tuple[str, ...]
+
+
+def make(
+    config: str,
+    groups: Groups,
+    *,
+    settings: Settings | None = None,
+    seeds: Sequence[int] = (0,),
+    metrics: Sequence[str] = (),
+) -> Plan:
+    """Lists the runs of a sweep and checks every value before any of them starts.
+
+    Args:
+      config: a config file, with variants after a colon if need be.
+      groups: group to name to values of the config, by dotted keys.
+      settings: values for all runs.
+      seeds: every run is made with each of them.
+      metrics: names in `evaluation.json`, the most telling first.
+
+    Raises:
+      UserError: for an unknown key of the config, or a value that it may not have.
+    """
+    command_line.check_config_file(config)
+    folders: dict[str, str] = {}
+    runs = []
+    named = [(group, name, own) for group, of in groups.items() for name, own in of.items()]
+    # A sweep that is stopped half way has every run with the first seeds.
+    for seed, (group, name, varied) in itertools.product(seeds, named):
+        merged = {**(settings or {}), **varied, "seed": seed}
+        _check(merged)
+        folder = f"{_slug(group)}/{_slug(name)}/seed_{seed}"
+        shared = folders.setdefault(json.dumps(merged, sort_keys=True), folder)
+        runs.append(Run(group, name, seed, dict(varied), merged, shared))
+    if not runs:
+        raise UserError("the sweep has no runs: give it groups and seeds")
+    return Plan(config, runs, tuple(metrics))
+
+
+def from_file(path: Path, **instead: Any) -> Plan:
+    """Reads a sweep file, which has a `get_sweep()` that returns the arguments of `make`.
+
+    Args:
+      path: the file.
+      **instead: arguments that come before the file's; "settings" are merged with them.
+
+    Raises:
+      UserError: if there is no such file, or it does not say what to run.
+    """
+    if not path.is_file():
+        others = [str(p) for p in sorted(path.parent.glob("*.py")) if p.stem != "__init__"]
+        raise UserError(f"--sweep={path} does not exist{nearest(str(path), others)}")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"--sweep={path} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        sweep = dict(module.get_sweep())
+    except Exception as error:  # Somebody's own code may raise anything.
+        raise UserError(f"--sweep={path}: {type(error).__name__}: {error}") from error
+    for key in sweep:
+        if key not in _KEYS:
+            raise UserError(f"--sweep={path}: unknown key {key!r}{nearest(key, _KEYS)}")
+    for key in ("config", "groups"):
+        if key not in sweep:
+            raise UserError(f"--sweep={path}: missing key {key!r}")
+    settings = {**sweep.get("settings", {}), **instead.pop("settings", {})}
+    return make(**{**sweep, **instead, "settings": settings})
+
+
+def grid(specs: Sequence[str]) -> Groups:
+    """Returns the product of grids as one group.
+
+    Args:
+      specs: "config.KEY=VALUE,VALUE,..." each; a comma within parentheses parts no values.
+
+    Raises:
+      UserError: for a grid without a key or values.
+    """
+    axes = []
+    for spec in specs:
+        key, equals, values = spec.partition("=")
+        if not (equals and values):
+            raise UserError(f"--grid {spec} must be KEY=VALUE,VALUE such as flow.num_steps=20,40")
+        split = re.split(r",(?![^(]*\))", values)
+        axes.append([(key.removeprefix("config."), parse_value(value)) for value in split])
+    group = ", ".join(axis[0][0] for axis in axes)
+    points = map(dict, itertools.product(*axes))
+    return {group: {", ".join(f"{k}={v}" for k, v in point.items()): point for point in points}}
+
+
+def parse_value(text: str) -> Any:
+    """Reads a value from the command line: a Python literal, or else a text."""
+    try:
+        return ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError):
+        return text.strip()
+
+
+def _check(settings: Settings) -> None:
+    for key, value in settings.items():
+        if key not in schema.RULES:
+            raise UserError(f"config: unknown key {key!r}{nearest(key, schema.RULES)}")
+        wrong = schema.RULES[key](value)
+        if wrong:
+            raise UserError(f"config: {key} must be {wrong}, got {value!r}")
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^\w.=+-]+", "_", name).strip("_")

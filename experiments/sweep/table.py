@@ -1,0 +1,108 @@
+"""The results of a sweep as tables: every run for programs, means over seeds for people."""
+
+import csv
+import statistics
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from experiments.report import format_value
+from experiments.sweep.plan import Plan, Settings
+from experiments.sweep.runner import DONE, Outcome
+
+
+class Row(NamedTuple):
+    """The runs of one name in a group, one a seed.
+
+    Attributes:
+      varied: values that set it apart from the others of its group.
+      values: a metric's value for each seed that came to its end.
+      num_runs: how many seeds there were.
+      remarks: what became of the others.
+    """
+
+    group: str
+    name: str
+    varied: Settings
+    values: dict[str, list[float]]
+    num_runs: int
+    remarks: str
+
+
+def metrics_to_show(plan: Plan, outcomes: Sequence[Outcome]) -> tuple[str, ...]:
+    """Returns the metrics that the sweep names, or else those that differ between its runs."""
+    found = [o.metrics for o in outcomes if o.status == DONE]
+    if plan.metrics or not found:
+        return plan.metrics
+    names = [name for name, value in found[0].items() if isinstance(value, (int, float))]
+    return tuple(name for name in names if len({m.get(name) for m in found}) > 1)
+
+
+def rows(plan: Plan, outcomes: Sequence[Outcome], metrics: Sequence[str]) -> list[Row]:
+    """Gathers the seeds of each name."""
+    together: dict[tuple[str, str], list[int]] = {}
+    for i, run in enumerate(plan.runs):
+        together.setdefault((run.group, run.name), []).append(i)
+    result = []
+    for (group, name), indices in together.items():
+        done = [outcomes[i].metrics for i in indices if outcomes[i].status == DONE]
+        values = {metric: [float(m[metric]) for m in done if metric in m] for metric in metrics}
+        remarks = [
+            f"seed {plan.runs[i].seed} {outcomes[i].status}: {outcomes[i].reason}"
+            for i in indices
+            if outcomes[i].status != DONE
+        ]
+        varied = plan.runs[indices[0]].varied
+        result.append(Row(group, name, varied, values, len(indices), "; ".join(remarks)))
+    return result
+
+
+def write_csv(path: Path, plan: Plan, outcomes: Sequence[Outcome]) -> None:
+    """Writes one line a run with all its settings and all its metrics."""
+    lines = list(_records(plan, outcomes))
+    columns = dict.fromkeys(key for line in lines for key in line)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(columns))
+        writer.writeheader()
+        writer.writerows(lines)
+
+
+def _records(plan: Plan, outcomes: Sequence[Outcome]) -> Iterator[dict[str, Any]]:
+    for run, outcome in zip(plan.runs, outcomes, strict=True):
+        yield {
+            "group": run.group,
+            "name": run.name,
+            "folder": run.folder,
+            "status": outcome.status,
+            "reason": outcome.reason,
+            "seconds": round(outcome.seconds, 1),
+            **{f"config.{key}": value for key, value in run.settings.items()},
+            **{k: v for k, v in outcome.metrics.items() if isinstance(v, (int, float))},
+        }
+
+
+def markdown(table: Sequence[Row], metrics: Sequence[str]) -> str:
+    """Returns a table a group, with the mean over seeds and their standard deviation."""
+    remarks = any(row.remarks for row in table)
+    parts = []
+    for group in dict.fromkeys(row.group for row in table):
+        header = [group, "runs", *metrics, *(["remarks"] if remarks else [])]
+        lines = [
+            [row.name, str(row.num_runs), *(_summary(row.values[m]) for m in metrics)]
+            + ([row.remarks.replace("|", "\\|")] if remarks else [])
+            for row in table
+            if row.group == group
+        ]
+        parts.append("\n".join(_line(cells) for cells in (header, ["---"] * len(header), *lines)))
+    return "\n\n".join(parts) + "\n"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _summary(values: Sequence[float]) -> str:
+    if not values:
+        return "-"
+    mean = format_value(statistics.fmean(values))
+    return f"{mean} ± {statistics.stdev(values):.2g}" if len(values) > 1 else mean
