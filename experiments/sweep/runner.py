@@ -16,6 +16,7 @@ from experiments.workdir import Workdir, read_json, write_json
 
 DONE, DIVERGED, FAILED = "done", "diverged", "failed"
 _RECORD = "outcome.json"
+_ERROR = "error: "
 
 
 class Outcome(NamedTuple):
@@ -31,7 +32,7 @@ def run_program(config: str, run: Run, folder: Path) -> tuple[int, str]:
     """Runs the program in a process of its own: neither a crash nor a leak reaches the next run.
 
     Returns:
-      Its exit code, and the last line that it wrote unless that is 0.
+      Its exit code, and unless that is 0 the error that it told, or else its last line.
     """
     overrides = [f"--config.{key}={value}" for key, value in run.settings.items()]
     command = [sys.executable, "-m", "experiments.main", f"--config={config}"]
@@ -42,10 +43,12 @@ def run_program(config: str, run: Run, folder: Path) -> tuple[int, str]:
         ).returncode
     if code == 0:
         return code, ""
+    if code < 0:
+        return code, f"killed by signal {-code}"
     # Progress bars write over their line.
     lines = [line.strip() for line in re.split(r"[\r\n]", output.read_text()) if line.strip()]
-    last = lines[-1].removeprefix("error: ") if lines else "it wrote nothing"
-    return code, f"killed by signal {-code}" if code < 0 else last
+    told = [line.removeprefix(_ERROR) for line in lines if line.startswith(_ERROR)]
+    return code, (told or lines or ["it wrote nothing"])[-1]
 
 
 def run_all(
