@@ -1,9 +1,9 @@
-"""The one training loop. What it trains, on what, is in the experiment that it is given."""
+"""The one training loop. What it trains, on what, is in the `Training` that it is given."""
 
 import contextlib
 import time
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -11,13 +11,13 @@ from tqdm import tqdm
 
 from experiments import divergence, hosts, memory, metrics_log
 from experiments.best import Judge
-from experiments.build import Experiment
+from experiments.build import Experiment, Training
 from experiments.checkpoints import FREE_IN_TRAINING, Checkpoints
 from experiments.data.feed import Feed
 from experiments.errors import DivergedError, PreemptedError
 from experiments.metrics_log import Record
 from experiments.preemption import Preemption
-from experiments.sampling import make_sample_fn
+from experiments.sampling import SampleFn, make_sample_fn
 from experiments.workdir import Workdir, write_json
 from fdrl_jax import parallel, steps
 from fdrl_jax.state import TrainState
@@ -37,11 +37,11 @@ class Window(NamedTuple):
         return numbers, {k: np.concatenate([m[k][:count] for count, m in host]) for k in names}
 
 
-def train(experiment: Experiment, workdir: Workdir, command: str) -> TrainState:
+def train(experiment: Training, workdir: Workdir, command: str) -> TrainState:
     """Trains from the newest checkpoint of the workdir, or from the start, to the last step.
 
     Args:
-      experiment: from `build.experiment`.
+      experiment: an `Experiment`, or the training of a classifier.
       workdir: where checkpoints, metrics and snapshots go.
       command: what the user typed, for the record.
 
@@ -75,7 +75,7 @@ def train(experiment: Experiment, workdir: Workdir, command: str) -> TrainState:
                 start = divergence.recover(error, experiment.guard, start, good, restored)
 
 
-def _newest(experiment: Experiment, store: Checkpoints) -> tuple[TrainState, bool]:
+def _newest(experiment: Training, store: Checkpoints) -> tuple[TrainState, bool]:
     """Returns the state of the newest checkpoint, or that before the first step, and which."""
     template = jax.eval_shape(experiment.init_state)
     # A schedule over the whole run makes its length a part of every step.
@@ -91,19 +91,24 @@ class _Trainer:
     """Trains from a state on, and again from another one if need be; compiles once."""
 
     def __init__(
-        self, experiment: Experiment, workdir: Workdir, store: Checkpoints, preemption: Preemption
+        self, experiment: Training, workdir: Workdir, store: Checkpoints, preemption: Preemption
     ) -> None:
         self._experiment = experiment
         self._workdir = workdir
         self._store = store
         self._preemption = preemption
-        train_step = experiment.make_train_step(experiment.problem)
+        train_step = experiment.train_step()
         self._run_steps = memory.checked(
             parallel.map_steps(steps.repeat_steps(train_step, experiment.steps_per_dispatch))
         )
-        self._sample = make_sample_fn(experiment)
         self._constants = parallel.replicate(experiment.constants)
-        self._judge = Judge(experiment, workdir, self._sample, self._constants)
+        # A classifier has no samples to judge and to look at.
+        self._judge: Callable[[TrainState], Record] | None = None
+        self._write_snapshot: Callable[[int, TrainState], None] | None = None
+        if isinstance(experiment, Experiment):
+            sample = make_sample_fn(experiment)
+            self._judge = Judge(experiment, workdir, sample, self._constants).judge
+            self._write_snapshot = _snapshot_writer(experiment, workdir, sample, self._constants)
 
     def train_from(self, start: TrainState) -> TrainState:
         """Trains to the last step.
@@ -161,16 +166,14 @@ class _Trainer:
                     continue
                 # The only places where the host waits for the device to be idle.
                 numbers, values = window.fetch()
-                divergence.check(
-                    numbers, values, experiment.problem.bregman.output, experiment.guard
-                )
+                divergence.check(numbers, values, experiment.output, experiment.guard)
                 self._store.check_saved()
-                judging = due(cadence.evaluate_steps) and not stopping
-                if due(cadence.log_steps) or judging or stopping:
+                judge = self._judge if due(cadence.evaluate_steps) and not stopping else None
+                if due(cadence.log_steps) or judge or stopping:
                     seconds = time.perf_counter() - window.started
                     record = _summarise(experiment, step, values, seconds, start)
-                    if judging:
-                        record |= self._judge.judge(replicated)
+                    if judge:
+                        record |= judge(replicated)
                     for writer in writers:
                         writer.write(step, record)
                     bar.set_description(f"loss {record['loss']:.4f}")
@@ -183,7 +186,7 @@ class _Trainer:
                         experiment.settings,
                         experiment.data_state(step + num_skipped),
                     )
-                if due(cadence.snapshot_steps) and not stopping:
+                if self._write_snapshot and due(cadence.snapshot_steps) and not stopping:
                     self._write_snapshot(step, replicated)
         if stopping:
             raise PreemptedError(
@@ -192,17 +195,20 @@ class _Trainer:
             )
         return jax.tree.map(np.asarray, parallel.unreplicate(replicated))
 
-    def _write_snapshot(self, step: int, replicated: TrainState) -> None:
-        num = self._experiment.snapshot_samples
-        samples = self._sample(
-            self._experiment.sampling_variables(replicated), self._constants, num
-        )
+
+def _snapshot_writer(
+    experiment: Experiment, workdir: Workdir, sample: SampleFn, constants: Any
+) -> Callable[[int, TrainState], None]:
+    def write(step: int, replicated: TrainState) -> None:
+        variables, num = experiment.sampling_variables(replicated), experiment.snapshot_samples
+        samples = sample(variables, constants, num)
         if parallel.is_first_process():
-            path = self._workdir.snapshots / f"{step:08d}.npz"
-            np.savez_compressed(path, arr_0=samples.refined)
+            np.savez_compressed(workdir.snapshots / f"{step:08d}.npz", arr_0=samples.refined)
+
+    return write
 
 
-def _writers(experiment: Experiment, workdir: Workdir, step: int) -> Iterator[metrics_log.Writer]:
+def _writers(experiment: Training, workdir: Workdir, step: int) -> Iterator[metrics_log.Writer]:
     if not parallel.is_first_process():
         return
     yield metrics_log.JsonLines(workdir.metrics, step)
@@ -214,7 +220,7 @@ def _writers(experiment: Experiment, workdir: Workdir, step: int) -> Iterator[me
 
 
 def _summarise(
-    experiment: Experiment,
+    experiment: Training,
     step: int,
     values: dict[str, np.ndarray],
     seconds: float,

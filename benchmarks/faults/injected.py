@@ -1,5 +1,6 @@
 """The program with a fault: python -m benchmarks.faults.injected clock=HOURS|nan=STEP FLAGS."""
 
+import dataclasses
 import runpy
 import sys
 import time
@@ -60,7 +61,9 @@ def poison(experiment: build.Experiment, step: int) -> build.Experiment:
         return {**batch, "real": jnp.where(is_hit, jnp.nan, batch["real"])}
 
     keywords = {**make.keywords, "draw": poisoned}
-    return experiment._replace(make_train_step=lambda problem: make.func(problem, **keywords))
+    return dataclasses.replace(
+        experiment, make_train_step=lambda problem: make.func(problem, **keywords)
+    )
 
 
 if __name__ == "__main__":

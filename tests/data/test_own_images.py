@@ -11,6 +11,7 @@ from image_files import numbered, picture, write_folder
 
 from configs import folder
 from experiments import build, loop, modes
+from experiments.build import parts
 from experiments.checkpoints import Checkpoints
 from experiments.errors import UserError
 from experiments.request import Request
@@ -173,7 +174,7 @@ def test_where_the_data_are_may_stand_in_the_environment(images, monkeypatch):
 
 
 def test_the_network_follows_from_the_size_of_the_images():
-    assert [build._network_for(size) for size in (8, 32, 64, 128, 256)] == [
+    assert [parts.network_for(size) for size in (8, 32, 64, 128, 256)] == [
         "resnet32",
         "resnet32",
         "resnet64",

@@ -1,5 +1,6 @@
 """An exported sampler draws the program's samples in a process that knows nothing of it."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -111,7 +112,8 @@ def test_a_sampler_that_translates_takes_what_it_starts_from_as_input(tiny, tmp_
     experiment = build.experiment(tiny())
     starts = experiment.source.held_out(20, 0)
     prior = priors.batch("source")
-    experiment = experiment._replace(
+    experiment = dataclasses.replace(
+        experiment,
         source=experiment.source._replace(starts=lambda positions: starts[positions]),
         problem=experiment.problem._replace(prior_sample=prior.sample),
         constants=experiment.constants._replace(prior=prior.params),

@@ -1,5 +1,6 @@
 """The one training loop: it resumes exactly, stops on nonsense, and loses nothing."""
 
+import dataclasses
 import json
 import re
 import sys
@@ -76,15 +77,18 @@ def test_a_diverging_loss_stops_the_run_names_the_step_and_keeps_the_last_good_c
     changes = {"train.num_steps": 4, "checkpoint.every_steps": 2, "optimizer.schedule": "constant"}
     before = train(tiny(changes={**changes, "train.num_steps": 2}), tmp_path)
     broken = build.experiment(tiny(changes=changes))
-    broken = broken._replace(constants=broken.constants._replace(data=np.float32("nan")))
+    broken = dataclasses.replace(
+        broken, constants=broken.constants._replace(data=np.float32("nan"))
+    )
     draw = broken.source.draw
-    broken = broken._replace(
+    broken = dataclasses.replace(
+        broken,
         make_train_step=_with_draw(
             broken,
             lambda arrays, host, key, positions: {
                 "real": draw((), host, key, positions)["real"] + arrays
             },
-        )
+        ),
     )
     with pytest.raises(
         DivergedError, match="loss is nan at step 3; the last good checkpoint is of"
