@@ -4,8 +4,9 @@ OTT-JAX takes a second to import, so only the functions that need it do.
 """
 
 import contextlib
+import functools
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -34,17 +35,8 @@ def sliced_wasserstein(
 
     Reference: Bonneel et al., "Sliced and Radon Wasserstein Barycenters of Measures", 2015.
     """
-    x, y = _pair(x, y)
-    with _quiet():
-        from ott.tools import sliced
-
-    @jax.jit
-    def squared(x: jax.Array, y: jax.Array) -> jax.Array:
-        value: jax.Array
-        value, _ = sliced.sliced_wasserstein(x, y, n_proj=num_projections, rng=jax.random.key(seed))
-        return value
-
-    return float(np.sqrt(max(float(squared(jnp.asarray(x), jnp.asarray(y))), 0.0)))
+    squared = float(_sliced(num_projections)(*_pair(x, y), jax.random.key(seed)))
+    return float(np.sqrt(max(squared, 0.0)))
 
 
 def sinkhorn_divergence(
@@ -71,17 +63,7 @@ def sinkhorn_divergence(
     Reference: Feydy et al., "Interpolating between Optimal Transport and MMD using Sinkhorn
     Divergences", AISTATS 2019.
     """
-    x, y = _pair(x, y)
-    with _quiet():
-        from ott.tools import sinkhorn_divergence as divergences
-
-    @jax.jit
-    def both(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
-        options = {"max_iterations": max_iterations}
-        value, out = divergences.sinkdiv(x, y, epsilon=epsilon, solve_kwargs=options)
-        return value, jnp.all(jnp.asarray(out.converged))
-
-    value, converged = both(jnp.asarray(x), jnp.asarray(y))
+    value, converged = _sinkhorn(max_iterations)(*_pair(x, y), epsilon)
     if not converged:
         raise ValueError(
             f"Sinkhorn's algorithm did not converge in {max_iterations:,} iterations; "
@@ -90,13 +72,41 @@ def sinkhorn_divergence(
     return float(value)
 
 
-def _pair(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+@functools.cache  # One compiled program, and not one a call.
+def _sliced(num_projections: int) -> Callable[..., jax.Array]:
+    with _quiet():
+        from ott.tools import sliced
+
+    @jax.jit
+    def squared(x: jax.Array, y: jax.Array, key: jax.Array) -> jax.Array:
+        value: jax.Array
+        value, _ = sliced.sliced_wasserstein(x, y, n_proj=num_projections, rng=key)
+        return value
+
+    return squared
+
+
+@functools.cache
+def _sinkhorn(max_iterations: int) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    with _quiet():
+        from ott.tools import sinkhorn_divergence as divergences
+
+    @jax.jit
+    def both(x: jax.Array, y: jax.Array, epsilon: float) -> tuple[jax.Array, jax.Array]:
+        options = {"max_iterations": max_iterations}
+        value, out = divergences.sinkdiv(x, y, epsilon=epsilon, solve_kwargs=options)
+        return value, jnp.all(jnp.asarray(out.converged))
+
+    return both
+
+
+def _pair(x: np.ndarray, y: np.ndarray) -> tuple[jax.Array, jax.Array]:
     x, y = flat(x), flat(y)
     if x.shape[1] != y.shape[1]:
         raise ValueError(f"points of one dimension needed, got {x.shape} and {y.shape}")
     # Centred together before float64 becomes float32: transport ignores a common shift.
     centre = y.mean(axis=0)
-    return (x - centre).astype(np.float32), (y - centre).astype(np.float32)
+    return jnp.asarray(x - centre, jnp.float32), jnp.asarray(y - centre, jnp.float32)
 
 
 @contextlib.contextmanager
