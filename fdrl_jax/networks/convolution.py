@@ -3,8 +3,8 @@
 On CPU, XLA runs a convolution fast only in canonical form: NHWC images, an HWIO kernel, stride by
 windows alone. The derivatives that JAX derives are not canonical, and inside a loop (a flow is one)
 they run up to a hundred times slower. Here the three maps that a convolution and its derivatives
-of every order consist of are written canonically for CPU. GPU and TPU recognise the derived forms,
-so they keep those.
+of every order consist of are written canonically for CPU, with Winograd's algorithm where it saves
+work. GPU and TPU recognise the derived forms, so they keep those.
 
 The maps are bilinear, and each one's derivatives are the other two:
 
@@ -21,6 +21,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from fdrl_jax.networks import winograd
+
+_MIN_CHANNELS_WINOGRAD = 16  # With fewer, the transforms of the images cost more than they save.
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 _Size = tuple[int, int]
 _Pair = tuple[jax.Array, jax.Array]
@@ -62,7 +65,13 @@ def _varying_alike(*arrays: jax.Array) -> tuple[jax.Array, ...]:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _output(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    return _plain(x, kernel, stride)
+    output: jax.Array = lax.platform_dependent(
+        x,
+        kernel,
+        cpu=functools.partial(_canonical_output, stride=stride),
+        default=functools.partial(_plain, stride=stride),
+    )
+    return output
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -176,6 +185,18 @@ def _kernel_gradient_padding(
     ]
 
 
+def _suits_winograd(kernel_shape: tuple[int, ...], stride: int, dtype: jnp.dtype) -> bool:
+    wide = min(kernel_shape[2:]) >= _MIN_CHANNELS_WINOGRAD
+    # Its sums cancel digits, of which bfloat16 has none to spare.
+    return kernel_shape[:2] == (3, 3) and stride == 1 and wide and dtype != jnp.bfloat16
+
+
+def _canonical_output(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    if _suits_winograd(kernel.shape, stride, x.dtype):
+        return winograd.convolve(x, kernel)
+    return _plain(x, kernel, stride)
+
+
 def _canonical_input_gradient(
     g: jax.Array, kernel: jax.Array, stride: int, size: _Size
 ) -> jax.Array:
@@ -186,6 +207,8 @@ def _canonical_input_gradient(
     ``i + d``: a convolution of ``g`` with those taps, in the order of ``d``. At stride 1 this is
     the single convolution with the reversed kernel.
     """
+    if _suits_winograd(kernel.shape, stride, g.dtype):
+        return winograd.convolve(g, kernel[::-1, ::-1].swapaxes(2, 3))
     counts = tuple(-(-length // stride) for length in size)
     rows = []
     for row in range(stride):

@@ -28,10 +28,12 @@ def native(x, kernel, stride):
     )
 
 
-def draw(kernel_size, size=(6, 5)):
+def draw(kernel_size, size=(6, 5), channels=(3, 4)):
     random = np.random.default_rng(0)
-    x = random.standard_normal((2, *size, 3))
-    return jnp.asarray(x), jnp.asarray(random.standard_normal((kernel_size, kernel_size, 3, 4)))
+    x = random.standard_normal((2, *size, channels[0]))
+    return jnp.asarray(x), jnp.asarray(
+        random.standard_normal((kernel_size, kernel_size, *channels))
+    )
 
 
 def assert_close(actual, expected, relative=1e-12):
@@ -44,11 +46,18 @@ def assert_close(actual, expected, relative=1e-12):
     )
 
 
-@pytest.mark.parametrize(("kernel_size", "stride", "size"), CASES)
+# Wide 3x3 kernels of stride 1 take Winograd's algorithm.
+WIDE = (16, 18)
+
+
+@pytest.mark.parametrize(
+    ("kernel_size", "stride", "size", "channels"),
+    [*((*case, (3, 4)) for case in CASES), *((3, 1, size, WIDE) for size in SIZES)],
+)
 def test_value_and_both_gradients_are_those_of_the_native_rule(
-    kernel_size, stride, size, double_precision
+    kernel_size, stride, size, channels, double_precision
 ):
-    x, kernel = draw(kernel_size, size)
+    x, kernel = draw(kernel_size, size, channels)
 
     def value_and_gradients(convolution):
         def apply(x, kernel):
