@@ -1,4 +1,4 @@
-"""What the program runs on, in words."""
+"""What the program runs on, and how exactly it multiplies there."""
 
 import os
 import platform
@@ -20,3 +20,17 @@ def describe_devices() -> str:
         f"devices: {len(devices)} x {kind}{memory}{processes}; jax {jax.__version__}, "
         f"jaxlib {version('jaxlib')}, Python {platform.python_version()}"
     )
+
+
+def set_matmul_precision(precision: str) -> None:
+    """Sets how accelerators multiply float32 arrays, for this process.
+
+    Unless told otherwise they drop digits: TPUs multiply in bfloat16, NVIDIA's GPUs from Ampere on
+    in TF32.
+
+    Args:
+      precision: "float32" for all digits, "tensorfloat32" for 10 bits of mantissa, or "bfloat16".
+        CPUs always take all digits of the type, and are left alone.
+    """
+    if jax.default_backend() != "cpu":
+        jax.config.update("jax_default_matmul_precision", precision)

@@ -122,7 +122,7 @@ def _divergence(value: Any) -> str | None:
 
 RULES: dict[str, Rule] = {
     "seed": _whole(),
-    "precision": _choice("float32", "bfloat16"),
+    "precision": _choice("float32", "tensorfloat32", "bfloat16"),
     "data.name": registry.objection,
     "data.dir": _text,
     "data.split": _text,

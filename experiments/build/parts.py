@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import optax
 
-from experiments import data, schema
+from experiments import data, hardware, schema
 from experiments.data import DataOptions, Source
 from experiments.errors import UserError
 from fdrl_jax import networks
@@ -63,7 +63,9 @@ def network(c: dict[str, Any], source: Source, num_outputs: int | None = None) -
     Raises:
       ValueError: for a network that does not fit the data.
     """
-    name, dtype, spectral_norm = c["network.name"], c["precision"], c["network.spectral_norm"]
+    name, spectral_norm = c["network.name"], c["network.spectral_norm"]
+    hardware.set_matmul_precision(c["precision"])
+    dtype = "bfloat16" if c["precision"] == "bfloat16" else "float32"
     kind = source.kind
     if name == "auto":
         name = "mlp" if kind == "points" else network_for(max(source.event_shape[:2]))

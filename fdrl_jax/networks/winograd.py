@@ -16,6 +16,7 @@ its float32 errors of 1e-6 tip activations over LeakyReLU's kink, which moves in
 Reference: Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016.
 """
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -65,5 +66,7 @@ def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 def _combine(weights: np.ndarray, arrays: Sequence[jax.Array]) -> jax.Array:
     """Returns the sum of arrays with weights of -1, 0 and 1."""
-    terms = [w * array for w, array in zip(weights.tolist(), arrays, strict=True) if w]
-    return sum(terms[1:], start=terms[0])
+    terms: list[jax.Array] = [
+        weight * array for weight, array in zip(weights.tolist(), arrays, strict=True) if weight
+    ]
+    return functools.reduce(jnp.add, terms)
