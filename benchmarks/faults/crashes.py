@@ -33,7 +33,8 @@ def kill_at_random(folder: Path, times: int, seed: int = 0) -> Outcome:
         if "damaged" in program.told(log):
             complaints.append(program.told(log))
     last = program.newest(run) + 10
-    if program.train_to(run, last, log) != program.train_to(folder / "whole", last, log):
+    seldom = {"checkpoint.every_steps": program.NEVER}
+    if program.train_to(run, last, log) != program.train_to(folder / "whole", last, log, seldom):
         complaints.append(f"step {last} differs from that of the uninterrupted run")
     return Outcome(
         "kill -9 at random moments",
