@@ -42,6 +42,9 @@ def checked(mapped: Any) -> Callable[..., Any]:
     Args:
       mapped: from `parallel`; called with arguments of the same shapes every time.
     """
+    if jax.process_count() > 1:
+        # With several processes, what `compile` returns refuses the arrays of one of them.
+        return mapped
     compiled: Any = None
 
     def run(*arguments: Any) -> Any:

@@ -49,7 +49,7 @@ def terminate(folder: Path) -> Outcome:
     run, log = folder / "run", folder / "log"
     seldom = {"checkpoint.every_steps": program.NEVER, "log.every_steps": 1}
     process = program.start(program.command(run, seldom), log)
-    program.wait(lambda: _lines(run) >= 3, "the third step")
+    program.wait(process, lambda: _lines(run) >= 3, "the third step")
     process.send_signal(signal.SIGTERM)
     code, step = process.wait(), program.newest(run)
     complaints = [] if code == 4 else [f"exit code {code}: {program.told(log)}"]
@@ -63,7 +63,7 @@ def terminate_one_of_two(folder: Path) -> Outcome:
     run, log = folder / "run", folder / "log"
     seldom = {"checkpoint.every_steps": program.NEVER, "log.every_steps": 1}
     processes = program.start_processes(run, seldom, log)
-    program.wait(lambda: _lines(run) >= 3, "the third step")
+    program.wait(processes[0], lambda: _lines(run) >= 3, "the third step")
     processes[1].send_signal(signal.SIGTERM)
     codes, step = [process.wait() for process in processes], program.newest(run)
     told = [program.told(log.with_suffix(f".{i}")) for i in range(2)]

@@ -77,10 +77,12 @@ def state_digest(workdir: Path, step: int) -> str:
     return str(json.loads(text)["state"])
 
 
-def wait(until: Callable[[], bool], what: str) -> None:
+def wait(process: subprocess.Popen, until: Callable[[], bool], what: str) -> None:
     """Waits for something that a process does."""
     deadline = time.monotonic() + _DEADLINE_SECONDS
     while not until():
+        if process.poll() is not None:
+            raise ChildProcessError(f"before {what}, the process ended: {process.returncode}")
         if time.monotonic() > deadline:
             raise TimeoutError(f"{what} did not come in {_DEADLINE_SECONDS} s")
         time.sleep(0.005)
@@ -88,13 +90,7 @@ def wait(until: Callable[[], bool], what: str) -> None:
 
 def wait_for_step(process: subprocess.Popen, workdir: Path, step: int) -> None:
     """Waits until a process has saved a step."""
-
-    def there() -> bool:
-        if process.poll() is not None:
-            raise ChildProcessError(f"the process ended with code {process.returncode}")
-        return newest(workdir) >= step
-
-    wait(there, f"step {step}")
+    wait(process, lambda: newest(workdir) >= step, f"step {step}")
 
 
 def train_to(
