@@ -43,7 +43,7 @@ def training(records: list[dict[str, Any]], best: Mapping[str, Any] | None = Non
         for name in judged:
             taken = ~np.isnan(values(name))
             label = name.removeprefix(PREFIX)
-            ax.plot(np.array(steps)[taken], values(name)[taken], ".-", label=label)
+            ax.plot(np.array(steps)[taken], values(name)[taken], ".-", color=SAMPLES, label=label)
         if best is not None:
             ax.axvline(best["step"], color=PRIOR, linestyle=":", label="best checkpoint")
         ax.set(title="metric of samples", xlabel="step")
