@@ -1,11 +1,14 @@
 """The paper's estimators: flow step, train step, sampling, compilation; beside PyTorch eager.
 
-Run: python -m benchmarks.estimators [--networks resnet32,...] [--batch 8] [--precision float32]
+Run: python -m benchmarks.estimators [--networks resnet32,...] [--batches 8,...]
+  [--precisions float32,bfloat16] [--torch_compile] [--json FILE]
 A step of the flow is timed inside the compiled loop. Rates are in GFLOP/s by the compiler's count,
-shares are of a matrix product of the same precision, timed in the same rounds. PyTorch is optional.
+which sees the work that Winograd's algorithm leaves; shares are of a matrix product of the same
+precision, timed in the same rounds. PyTorch, in float32, is optional, and so is its compiler.
 """
 
 import argparse
+import itertools
 import json
 import time
 from collections.abc import Callable
@@ -79,31 +82,38 @@ def ours(name: str, batch: int, precision: str) -> tuple[dict[str, Callable[[], 
     return contenders, figures
 
 
-def pytorch(name: str, batch: int) -> dict[str, Callable[[], Any]]:
-    """Returns PyTorch's contenders, in float32."""
+def pytorch(name: str, batch: int, compiled: bool) -> dict[str, Callable[[], Any]]:
+    """Returns PyTorch's contenders, in float32: eager, and by its compiler if asked for."""
     import torch
 
     from benchmarks import torch_resnet
 
-    net = torch_resnet.Network(networks.SPECS[name])
-    optimizer = torch.optim.Adam(net.parameters(), lr=1e-4)
     x = torch.rand(batch, 3, SIZES[name], SIZES[name]) * 2.0 - 1.0
+    contenders: dict[str, Callable[[], Any]] = {}
 
-    def flow() -> torch.Tensor:
-        return torch_resnet.flow(net, x.clone(), NUM_FLOW_STEPS, **_FLOW)
+    def enter(label: str, net: Any) -> None:
+        optimizer = torch.optim.Adam(net.parameters(), lr=1e-4)
 
-    def train() -> None:
-        torch_resnet.train_step(net, optimizer, x, flow())
+        def flow() -> torch.Tensor:
+            return torch_resnet.flow(net, x.clone(), NUM_FLOW_STEPS, **_FLOW)
 
-    return {"PyTorch flow": flow, "PyTorch train": train}
+        contenders[f"{label}_flow"] = flow
+        contenders[f"{label}_train"] = lambda: torch_resnet.train_step(net, optimizer, x, flow())
+
+    enter("pytorch", torch_resnet.Network(networks.SPECS[name]))
+    if compiled:
+        enter("torch_compile", torch.compile(torch_resnet.Network(networks.SPECS[name])))
+    return contenders
 
 
-def measure(name: str, batch: int, precision: str, rounds: int) -> dict[str, Any]:
+def measure(
+    name: str, batch: int, precision: str, rounds: int, torch_compile: bool = False
+) -> dict[str, Any]:
     """Times one network; all contenders take turns."""
     contenders, figures = ours(name, batch, precision)
     if precision == "float32":
         try:
-            contenders |= pytorch(name, batch)
+            contenders |= pytorch(name, batch, torch_compile)
         except ImportError:
             print("PyTorch is not installed; only our own times are measured")
     seconds = alternate(contenders, rounds)
@@ -121,9 +131,9 @@ def measure(name: str, batch: int, precision: str, rounds: int) -> dict[str, Any
         "share_of_product": rate / peak,
         **figures,
     }
-    if "PyTorch flow" in seconds:
-        result["pytorch_over_ours_flow"] = seconds["PyTorch flow"] / seconds["flow"]
-        result["pytorch_over_ours_train"] = seconds["PyTorch train"] / seconds["train"]
+    for contender in contenders.keys() - {"flow", "train", "product"}:
+        ours_alike = contender.rpartition("_")[2]
+        result[f"{contender}_over_ours"] = seconds[contender] / seconds[ours_alike]
     return result
 
 
@@ -131,17 +141,22 @@ def main() -> None:
     """Prints the figures of each network, and writes them as JSON when asked."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--networks", default="resnet32")
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--batches", default="8")
+    parser.add_argument("--precisions", default="float32")
+    parser.add_argument("--torch_compile", action="store_true", help="also time torch.compile")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", help="also write the figures to this file")
     arguments = parser.parse_args()
     xla_flags.set_cpu_flags()
+    lists = (arguments.networks, arguments.batches, arguments.precisions)
     results = []
-    for name in arguments.networks.split(","):
-        results.append(measure(name, arguments.batch, arguments.precision, arguments.rounds))
+    for name, batch, precision in itertools.product(*(text.split(",") for text in lists)):
+        results.append(
+            measure(name, int(batch), precision, arguments.rounds, arguments.torch_compile)
+        )
         for key, value in results[-1].items():
             print(f"{key:36s} {value if isinstance(value, str) else format(value, ',.4g')}")
+        print()
     if arguments.json:
         with open(arguments.json, "w") as file:
             json.dump(results, file, indent=2)
