@@ -24,7 +24,7 @@ VERSION := $(shell $(PYTHON) -c '$(PRINT_VERSION)' 2>/dev/null)
 # Set up anew when the dependencies, the interpreter or the place of the clone change.
 READY := $(VENV)/.ready-$(VERSION)-$(shell pwd | cksum | cut -d' ' -f1)
 
-.PHONY: help setup demo test test-fast check licences format constraints clean
+.PHONY: help setup demo test test-fast check licences format constraints package clean
 
 help: ## print this list
 	@echo 'usage: make TARGET [PYTHON=python3] [VENV=.venv]'
@@ -72,6 +72,14 @@ constraints: ## pin the newest versions anew [PYTHON_OLD=python3.11 PYTHON_NEW=p
 	    comm -23 $$1 $$2 | sed 's/$$/; python_version < "3.12"/'; \
 	    comm -13 $$1 $$2 | sed 's/$$/; python_version >= "3.12"/'; } | sort -f; } > ../../constraints.txt
 	@rm -rf build/pins
+
+package: $(READY) ## build wheel and sdist into dist/, and try the wheel in an empty environment
+	@rm -rf dist build/package && mkdir -p build && $(PY) -m build --outdir dist > build/package.log \
+	  || { cat build/package.log; exit 1; }
+	@$(PY) -m venv build/package && build/package/bin/python -m pip install -q \
+	  --disable-pip-version-check -c constraints.txt dist/*.whl
+	@cd build && package/bin/python -c 'import fdrl_jax; print("fdrl_jax", fdrl_jax.__version__)' && \
+	  package/bin/python -m experiments.main --config=swissroll:tiny --workdir=package/run
 
 clean: ## remove $(VENV), the caches and the build files; runs/ stays
 	rm -rf '$(VENV)' .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage htmlcov build dist *.egg-info

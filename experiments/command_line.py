@@ -11,18 +11,20 @@ from experiments.errors import UserError
 from experiments.modes import MODES, example
 from fdrl_jax.names import nearest
 
+_CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]+)")
 
 
 def parse(argv: list[str]) -> list[str]:
     """Parses absl's flags, the config file and the overrides of its keys.
 
+    A bare name is a config of the project's own, wherever it is installed: `--config=swissroll`.
     Without `--config`, the config of the run in the workdir is taken.
 
     Raises:
       UserError: for an unknown flag, mode, file or key, or a value of the wrong type.
     """
-    argv = _with_saved_config(argv)
+    argv = _with_own_config(_with_saved_config(argv))
     check_config_file(_value(argv, "config"))
     _check_keys(argv)
     try:
@@ -67,9 +69,19 @@ def _with_saved_config(argv: list[str]) -> list[str]:
     workdir = _value(argv, "workdir")
     saved = workdir is not None and (Path(workdir) / "config.json").exists()
     if _value(argv, "config") is None and saved:
-        here = Path(__file__).resolve().parent.parent
-        return [argv[0], f"--config={here / 'configs' / 'saved.py'}:{workdir}", *argv[1:]]
+        return [argv[0], f"--config={_CONFIGS / 'saved.py'}:{workdir}", *argv[1:]]
     return argv
+
+
+def _with_own_config(argv: list[str]) -> list[str]:
+    value = _value(argv, "config") or ""
+    name, colon, variant = value.partition(":")
+    file = _CONFIGS / f"{name}.py"
+    if not re.fullmatch(r"\w+", name) or not file.is_file():
+        return argv
+    index = next(i for i, a in enumerate(argv) if re.fullmatch(r"--?config(=.*)?", a))
+    rest = argv[index + 1 :] if "=" in argv[index] else argv[index + 2 :]
+    return [*argv[:index], f"--config={file}{colon}{variant}", *rest]
 
 
 def _value(argv: list[str], name: str) -> str | None:

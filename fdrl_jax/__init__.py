@@ -22,7 +22,7 @@ from fdrl_jax import (
 from fdrl_jax.divergences import first_variation
 from fdrl_jax.flow import TwoStage, drift, flow, langevin_step, noise_scale, two_stage
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 __all__ = [
     "TwoStage",

@@ -35,6 +35,16 @@ def test_a_wrong_name_is_answered_with_the_nearest_right_one(argument, expected,
         command_line.parse(["main", *config, argument])
 
 
+@pytest.mark.parametrize("flag", [["--config=swissroll:tiny"], ["--config", "swissroll:tiny"]])
+def test_a_bare_name_is_a_config_of_the_project(flag, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    argv = ["main", "--workdir=runs/swissroll", *flag, "--mode=dry_run"]
+    file = ROOT / "configs" / "swissroll.py"
+    assert command_line._with_own_config(argv) == [
+        *("main", "--workdir=runs/swissroll", f"--config={file}:tiny", "--mode=dry_run")
+    ]
+
+
 def test_a_wrong_mode_is_answered_with_the_nearest_and_the_allowed_ones():
     with pytest.raises(UserError, match=r"did you mean 'sample'.*Allowed: train, .*sample"):
         command_line.check_needed("smaple", {}, "runs/x", None)
