@@ -110,8 +110,12 @@ def make_train_step(
     """
 
     def loss_and_grads(
-        variables: Variables, constants: Constants, host_batch: Any, positions: Array
-    ) -> tuple[Any, Metrics]:
+        variables: Variables,
+        constants: Constants,
+        host_batch: Any,
+        positions: Array,
+        particles: Any,
+    ) -> tuple[Any, Metrics, Any]:
         data_key = rng.stream_key(jax.random.key(seed), rng.Stream.DATA)
         batch = draw(constants.data, host_batch, data_key, positions)
         x = perturb(lambda x: apply(variables, x), batch["real"], batch["label"], attack)
@@ -122,8 +126,8 @@ def make_train_step(
             correct = jnp.argmax(logits, axis=-1) == batch["label"]
             return loss, {"loss": loss, "accuracy": jnp.mean(correct)}
 
-        result: tuple[Any, Metrics] = jax.grad(loss_fn, has_aux=True)(variables["params"])
-        return result
+        grads, metrics = jax.grad(loss_fn, has_aux=True)(variables["params"])
+        return grads, metrics, particles
 
     return from_gradients(loss_and_grads, optimizer=optimizer, batch_size=batch_size, **options)
 
