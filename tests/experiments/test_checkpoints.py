@@ -1,6 +1,7 @@
 """A damaged checkpoint is never taken for a good one, and the one before it is found."""
 
 import gc
+import itertools
 import logging
 import shutil
 
@@ -54,7 +55,8 @@ def test_however_a_file_of_the_newest_is_damaged_no_wrong_number_comes_back(
     two_checkpoints, caplog
 ):
     fallbacks = 0
-    for what in damage.each(two_checkpoints / "2"):
+    # Four ways for each file: every third meets all files, and all ways in turn.
+    for what in itertools.islice(damage.each(two_checkpoints / "2"), 0, None, 3):
         caplog.clear()
         restored = restore(two_checkpoints)
         if is_equal(restored, state_at(2)):  # Not all that Orbax writes is read.
@@ -62,7 +64,7 @@ def test_however_a_file_of_the_newest_is_damaged_no_wrong_number_comes_back(
         assert is_equal(restored, state_at(1)), what
         assert f"{two_checkpoints / '2'} is damaged" in caplog.text, what
         fallbacks += 1
-    assert fallbacks > 20
+    assert fallbacks > 7
     assert is_equal(restore(two_checkpoints), state_at(2))
 
 
