@@ -113,6 +113,17 @@ def get_config() -> ConfigDict:
     c.sample.format = "npz"  # In mode sample; for images also "folder" or "zip", of PNG files.
     c.sample.name = ""  # Of the files in mode sample; the step of the checkpoint if empty.
 
+    c.condition = ConfigDict()  # Of mode sample: samples of a class.
+    c.condition.label = ""  # Name or number of the class, or "all" in turn; also --class.
+    # Workdir of a classifier, or a .pt of the library "robustness"; also --classifier.
+    c.condition.classifier = ""
+    c.condition.weight = 0.1  # phi.
+    c.condition.num_refine_steps = 10  # kappa of these samples.
+
+    c.attack = ConfigDict()  # Of mode train_classifier: images are perturbed ...
+    c.attack.epsilon = 1.0  # ... within this L2 distance, on the scale [0, 1] of pixels ...
+    c.attack.num_steps = 7  # ... in so many steps; 0 trains without, for comparison.
+
     c.curve = ConfigDict()  # Of mode curve: the metric ...
     c.curve.over = "length"  # ... against the length of the flow, or the training "step".
     c.curve.lengths = ()  # Increasing; empty for a choice from 0 to K + 50.

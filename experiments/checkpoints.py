@@ -22,11 +22,11 @@ from fdrl_jax.state import TrainState
 # Settings that may change when a run goes on: they do not alter what a step computes.
 FREE_IN_TRAINING = (
     *("log.", "checkpoint.", "snapshot.", "evaluate.", "train.max_"),
-    *("train.on_divergence", "train.rollback_", "sample.", "curve."),
+    *("train.on_divergence", "train.rollback_", "sample.", "curve.", "condition."),
     *("data.dir", "data.on_error", "data.num_workers", "data.num_threads", "data.prefetch_batches"),
 )
 # Sampling moreover reads no optimizer, and may flow otherwise than training did.
-FREE_IN_SAMPLING = (*FREE_IN_TRAINING, "flow.", "train.", "optimizer.", "seed")
+FREE_IN_SAMPLING = (*FREE_IN_TRAINING, "flow.", "train.", "optimizer.", "attack.", "seed")
 
 _MARK = "commit_success.txt"  # Written by Orbax when all else is on disk.
 _JSON_ITEMS = ("settings", "data", "digests")

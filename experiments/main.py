@@ -62,6 +62,18 @@ _PRIOR = flags.DEFINE_string(
     None,
     "In mode convert: the file of the authors' data-dependent prior.",
 )
+_CLASS = flags.DEFINE_string(
+    "class",
+    None,
+    "In mode sample: name or number of the class to draw, or all for each in turn; needs "
+    "--classifier. Sets condition.label.",
+)
+_CLASSIFIER = flags.DEFINE_string(
+    "classifier",
+    None,
+    "What tells the classes apart: the workdir of mode train_classifier, or a .pt file of the "
+    "library robustness. Sets condition.classifier.",
+)
 _NUM_SAMPLES = flags.DEFINE_integer(
     "num_samples",
     None,
@@ -88,6 +100,8 @@ def main(_: list[str]) -> None:
         settings = config.to_dict()
         if _DATA_DIR.value:
             settings["data"]["dir"] = _DATA_DIR.value
+        for key, flag in (("label", _CLASS), ("classifier", _CLASSIFIER)):
+            settings["condition"][key] = flag.value or settings["condition"][key]
         modes.run(
             Request(
                 mode=mode,

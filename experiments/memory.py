@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from experiments.build import Experiment
+from experiments.build import Training
 from experiments.errors import UserError
 from fdrl_jax import parallel
 
@@ -23,7 +23,7 @@ _HINT = (
 _CGROUP = Path("/sys/fs/cgroup/memory.max")  # What a container may use.
 
 
-def check_state(experiment: Experiment) -> None:
+def check_state(experiment: Training) -> None:
     """Checks that parameters, average, optimizer, gradients and constants fit, from shapes alone.
 
     Raises:

@@ -42,6 +42,22 @@ class Sampling(NamedTuple):
     name: str
 
 
+class Conditioning(NamedTuple):
+    """What class samples are of, and how strongly.
+
+    Attributes:
+      label: name or number of the class, "all", or empty for samples of any.
+      classifier: a workdir, or a checkpoint file.
+      weight: `phi`.
+      num_refine_steps: `kappa` of such samples.
+    """
+
+    label: str
+    classifier: str
+    weight: float
+    num_refine_steps: int
+
+
 class Curve(NamedTuple):
     """What mode curve takes the metric against.
 

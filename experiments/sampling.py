@@ -58,11 +58,16 @@ def sample_starts(experiment: Experiment, train_state: TrainState, num_samples: 
 def batch_at(experiment: Experiment, positions: np.ndarray) -> dict[str, np.ndarray]:
     """Returns what the sampler reads for the samples at these positions.
 
-    For paired domains that is the images to start from: held-out ones first.
+    For paired domains that is the images to start from: held-out ones first; for class-conditional
+    samples their classes.
     """
-    starts = experiment.source.starts
+    starts, labels = experiment.source.starts, experiment.labels
     batch = {"position": positions}
-    return batch if starts is None else {**batch, "source": starts(positions)}
+    if starts is not None:
+        batch["source"] = starts(positions)
+    if labels is not None:
+        batch["label"] = labels(positions)
+    return batch
 
 
 def batch_size(experiment: Experiment, num_samples: int) -> int:

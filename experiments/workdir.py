@@ -19,7 +19,7 @@ class Workdir:
     `config.json` the settings; `prior.npz` the fitted prior; `metrics.jsonl` one line a logging
     interval; `checkpoints/` the newest; `best/` the best by the metric during training;
     `snapshots/` samples during training; `samples/`; `curves/`; `pictures/`; `evaluation.json`;
-    `report.html`; `lock` who trains here.
+    `report.html`; `classifier.json` what a classifier's run is of; `lock` who trains here.
     """
 
     def __init__(self, root: str | Path) -> None:
@@ -34,6 +34,7 @@ class Workdir:
         self.samples = self.root / "samples"
         self.pictures = self.root / "pictures"
         self.evaluation = self.root / "evaluation.json"
+        self.classifier = self.root / "classifier.json"
         self.report = self.root / "report.html"
         self.lock_file = self.root / "lock"
 

@@ -42,6 +42,18 @@ class Attack(NamedTuple):
     bounds: tuple[float, float] = (-1.0, 1.0)
 
 
+def l2_attack(epsilon: float, num_steps: int) -> Attack:
+    """Returns an attack whose steps can reach all of the ball, of `2.5 ε / num_steps` each.
+
+    Args:
+      epsilon: radius, in units of the images.
+      num_steps: steps; 0 for no attack.
+
+    Reference: Madry et al., arXiv 1706.06083.
+    """
+    return Attack(epsilon, 2.5 * epsilon / max(num_steps, 1), num_steps)
+
+
 def perturb(classifier: Classifier, x: Array, labels: Array, attack: Attack) -> Array:
     """Seeks the images nearby that a classifier gets most wrong (projected gradient descent).
 

@@ -14,6 +14,9 @@ from fdrl_jax.state import Variables
 Array = jax.Array
 
 
+Condition = Callable[[Potential, Any, Batch], Potential]
+
+
 class Estimator(NamedTuple):
     """A density-ratio network as two functions.
 
@@ -57,6 +60,8 @@ class Problem(NamedTuple):
       divergence: the f-divergence whose first variation is the potential.
       flow: hyper-parameters of the flow.
       prior_sample: `(params, keys [B], batch) -> x_0 [B, ...]`, as in `priors.Prior`.
+      condition: `(estimator x -> [B], arrays of a classifier, batch) -> estimator`, such as by
+        `compose.condition`, applied when samples are drawn and never in training; or `None`.
     """
 
     estimator: Estimator
@@ -64,6 +69,7 @@ class Problem(NamedTuple):
     divergence: FDivergence
     flow: FlowParams
     prior_sample: Callable[[Any, Array, Batch], Array]
+    condition: Condition | None = None
 
     def potential(self, variables: Variables) -> Potential:
         """Returns the potential `f'(r(x))` of the estimator with these variables (eq. 5)."""
@@ -71,9 +77,21 @@ class Problem(NamedTuple):
             lambda x: self.estimator.apply(variables, x), self.divergence, self.bregman.output
         )
 
+    def sampling_potential(
+        self, variables: Variables, constants: "Constants", batch: Batch
+    ) -> Potential:
+        """Returns the potential for samples: conditioned, if the problem is (eq. 12)."""
+        if self.condition is None:
+            return self.potential(variables)
+        estimator = self.condition(
+            lambda x: self.estimator.apply(variables, x), constants.classifier, batch
+        )
+        return first_variation(estimator, self.divergence, self.bregman.output)
+
 
 class Constants(NamedTuple):
-    """Arrays that a step reads and never changes: the data source's and the prior's."""
+    """Arrays that a step reads and never changes: those of data, prior and classifier."""
 
     data: Any
     prior: Any
+    classifier: Any = None

@@ -26,8 +26,8 @@ def make_sampler(problem: Problem, *, seed: int) -> Sampler:
 
     Returns:
       `(variables, constants, batch) -> TwoStage`, each [B, ...], where the batch holds "position"
-      [B], the indices of the samples, and what a `batch` prior reads. Sample `i` follows from
-      (seed, i) alone.
+      [B], the indices of the samples, and what a `batch` prior and a condition read. Sample `i`
+      follows from (seed, i) and these alone.
     """
 
     def sample(variables: Variables, constants: Constants, batch: Batch) -> TwoStage:
@@ -35,7 +35,7 @@ def make_sampler(problem: Problem, *, seed: int) -> Sampler:
         return two_stage(
             keys,
             x0,
-            problem.potential(variables),
+            problem.sampling_potential(variables, constants, batch),
             num_steps=problem.flow.num_steps,
             num_refine_steps=problem.flow.num_refine_steps,
             step_size=problem.flow.step_size,
@@ -57,7 +57,7 @@ def make_path_sampler(problem: Problem, *, seed: int) -> Callable[..., Array]:
         _, path = flow(
             keys,
             x0,
-            problem.potential(variables),
+            problem.sampling_potential(variables, constants, batch),
             num_steps=problem.flow.num_steps + problem.flow.num_refine_steps,
             step_size=problem.flow.step_size,
             noise_scale=problem.flow.noise_scale,
@@ -99,7 +99,7 @@ def make_segment(problem: Problem, *, seed: int, num_steps: int) -> Segment:
         return flow(
             _flow_keys(seed, batch),
             batch["x"],
-            problem.potential(variables),
+            problem.sampling_potential(variables, constants, batch),
             num_steps=num_steps,
             step_size=problem.flow.step_size,
             noise_scale=problem.flow.noise_scale,

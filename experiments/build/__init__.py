@@ -13,7 +13,7 @@ from experiments.build import parts, training
 from experiments.build.parts import Apply
 from experiments.build.training import Training
 from experiments.data import Source
-from experiments.options import Curve, Sampling
+from experiments.options import Conditioning, Curve, Sampling
 from fdrl_jax import bregman, divergences, networks, parallel, priors, replay, steps
 from fdrl_jax.priors import Prior
 from fdrl_jax.problem import Constants, Estimator, FlowParams, Problem
@@ -32,7 +32,7 @@ class Experiment(Training):
         another flow.
       inception_weights: files of weights by the protocol of evaluation that they are for.
       inception_score: whether that is computed as well.
-      labels: `positions [B] -> labels [B]` of class-conditional samples.
+      labels: `positions [B] -> labels [B]` of class-conditional samples; `None` for others.
     """
 
     problem: Problem
@@ -42,6 +42,7 @@ class Experiment(Training):
     sampling_batch_size: int
     sampling: Sampling
     judged_samples: int
+    conditioning: Conditioning
     curve: Curve
     inception_weights: dict[str, str]
     inception_score: bool
@@ -89,7 +90,7 @@ def experiment(
 
 def _build(c: dict[str, Any], prior_file: Path | None, fit_prior: bool) -> Experiment:
     source = parts.source(c)
-    network = parts.network(c, source)
+    network = parts.network(c, source.event_shape)
     prior = _prior(c, source, prior_file, fit_prior)
     shared = training.common(c)
     problem = Problem(
@@ -129,6 +130,7 @@ def _build(c: dict[str, Any], prior_file: Path | None, fit_prior: bool) -> Exper
         sampling_batch_size=c["evaluate.batch_size"],
         sampling=Sampling(**parts.section(c, "sample")),
         judged_samples=c["evaluate.num_judged_samples"],
+        conditioning=Conditioning(**parts.section(c, "condition")),
         curve=Curve(c["curve.over"], tuple(c["curve.lengths"])),
         inception_weights=_given(
             standard=c["evaluate.inception_weights"], fid_legacy_fdrl=c["evaluate.legacy_weights"]

@@ -5,14 +5,21 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
 from experiments.build import parts, training
-from experiments.build.parts import Apply
+from experiments.build.parts import Apply, Network
 from experiments.build.training import Training
 from experiments.errors import UserError
-from fdrl_jax import adversarial, parallel
+from fdrl_jax import adversarial, parallel, state
 from fdrl_jax.adversarial import Attack
 from fdrl_jax.problem import Constants
+from fdrl_jax.state import TrainState
 from fdrl_jax.steps import TrainStep
+
+_NUM_EVALUATION_STEPS = 20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,11 +27,15 @@ class ClassifierTraining(Training):
     """A classifier that is trained on attacked images.
 
     Attributes:
-      attack: in training and when robust accuracy is measured; pixels are in [-1, 1].
+      attack: in training; pixels are in [-1, 1].
+      evaluation_attack: a stronger one, when robust accuracy is measured.
+      held_out_labels: classes of the held-out images.
       make_train_step: builds the train step.
     """
 
     attack: Attack
+    evaluation_attack: Attack
+    held_out_labels: np.ndarray
     make_train_step: Callable[[], TrainStep]
 
     @property
@@ -47,20 +58,39 @@ def classifier(config: Mapping[str, Any]) -> ClassifierTraining:
         return _build(parts.checked(config))
 
 
+def restorable(
+    settings: Mapping[str, Any], event_shape: tuple[int, ...], num_classes: int
+) -> tuple[Network, TrainState]:
+    """Returns the network of a trained classifier, and the shapes of its train state.
+
+    Args:
+      settings: the flat config of its run.
+      event_shape: shape of an image.
+      num_classes: number of its classes.
+    """
+    network = parts.network(settings, event_shape, num_classes)
+    optimizer = parts.optimizer(settings, parts.learning_rate(settings))
+
+    def init() -> TrainState:
+        example = jnp.zeros((1, *event_shape))
+        return state.create(dict(network.init(jax.random.key(0), example)), optimizer)
+
+    return network, jax.eval_shape(init)
+
+
 def _build(c: dict[str, Any]) -> ClassifierTraining:
     source = parts.source(c)
-    if not source.classes or source.open_feed is not None:
+    if source.labels is None or source.kind != "images":
         raise UserError(
             f"data.name={c['data.name']}: a classifier needs labelled images that fit in "
             "data.in_memory_megabytes: digits, sub-folders as classes, an npz with labels, or TFDS"
         )
-    network = parts.network(c, source, len(source.classes))
+    network = parts.network(c, source.event_shape, len(source.classes))
     shared = training.common(c)
-    attack = Attack(
-        # From the scale [0, 1], on which such figures are told, to that of images here.
-        epsilon=2.0 * c["attack.epsilon"],
-        step_size=2.0 * c["attack.step_size"],
-        num_steps=c["attack.num_steps"],
+    # From the scale [0, 1], on which such figures are told, to that of images here.
+    attack, evaluation_attack = (
+        adversarial.l2_attack(2.0 * c["attack.epsilon"], num_steps)
+        for num_steps in (c["attack.num_steps"], _NUM_EVALUATION_STEPS)
     )
     make_train_step = functools.partial(
         adversarial.make_train_step,
@@ -80,5 +110,7 @@ def _build(c: dict[str, Any]) -> ClassifierTraining:
         network=network,
         constants=Constants(source.arrays, ()),
         attack=attack,
+        evaluation_attack=evaluation_attack,
+        held_out_labels=source.labels[1],
         make_train_step=make_train_step,
     )

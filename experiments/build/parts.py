@@ -57,7 +57,9 @@ def source(c: dict[str, Any]) -> Source:
     return data.load(DataOptions(**section(c, "data")))
 
 
-def network(c: dict[str, Any], source: Source, num_outputs: int | None = None) -> Network:
+def network(
+    c: Mapping[str, Any], event_shape: tuple[int, ...], num_outputs: int | None = None
+) -> Network:
     """Builds the network of a run; with several outputs, a classifier's.
 
     Raises:
@@ -66,9 +68,9 @@ def network(c: dict[str, Any], source: Source, num_outputs: int | None = None) -
     name, spectral_norm = c["network.name"], c["network.spectral_norm"]
     hardware.set_matmul_precision(c["precision"])
     dtype = "bfloat16" if c["precision"] == "bfloat16" else "float32"
-    kind = source.kind
+    kind = "images" if len(event_shape) == 3 else "points"
     if name == "auto":
-        name = "mlp" if kind == "points" else network_for(max(source.event_shape[:2]))
+        name = "mlp" if kind == "points" else network_for(max(event_shape[:2]))
     if (name == "mlp") != (kind == "points"):
         fitting = "'mlp'" if kind == "points" else "a residual network such as 'resnet'"
         raise ValueError(f"network.name={name!r} does not fit {kind}; use {fitting}")
@@ -98,7 +100,7 @@ def network_for(image_size: int) -> str:
     return "resnet32" if image_size <= 48 else "resnet64" if image_size <= 96 else "resnet128"
 
 
-def learning_rate(c: dict[str, Any]) -> optax.Schedule:
+def learning_rate(c: Mapping[str, Any]) -> optax.Schedule:
     """Returns the learning rate as a function of the step."""
     rate = c["optimizer.learning_rate"]
     if c["optimizer.schedule"] == "cosine":
@@ -109,7 +111,7 @@ def learning_rate(c: dict[str, Any]) -> optax.Schedule:
     return optax.constant_schedule(rate)
 
 
-def optimizer(c: dict[str, Any], schedule: optax.Schedule) -> optax.GradientTransformation:
+def optimizer(c: Mapping[str, Any], schedule: optax.Schedule) -> optax.GradientTransformation:
     """Returns Adam, with clipped gradients if the config says so."""
     adam = optax.adam(schedule, b1=c["optimizer.b1"], b2=c["optimizer.b2"])
     if c["optimizer.clip_norm"] > 0:

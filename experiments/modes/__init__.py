@@ -32,8 +32,12 @@ MODES = {
         "--config=configs/folder.py --data_dir=DIR --workdir=runs/own",
     ),
     "sample": Mode(
-        "write samples of a checkpoint: .npz, or a folder or zip of PNG (sample.format)",
+        "write samples of a checkpoint, of a class with --class and --classifier, as .npz or PNG",
         "--workdir=runs/digits --num_samples=50000 --config.sample.format=zip",
+    ),
+    "train_classifier": Mode(
+        "train a classifier that withstands attacks, for class-conditional samples",
+        "--config=configs/digits_classifier.py --workdir=runs/digits_classifier",
     ),
     "evaluate": Mode("compute the metrics of a checkpoint", "--workdir=runs/swissroll"),
     "curve": Mode(

@@ -11,6 +11,7 @@ from tqdm import tqdm
 from experiments import pictures, runs, sample_files
 from experiments.build import Experiment
 from experiments.checkpoints import FREE_IN_TRAINING
+from experiments.conditional import ALL, conditioned
 from experiments.integrity import digest_arrays
 from experiments.request import Request
 from experiments.sampling import batch_size, make_sample_fn, sample_starts
@@ -26,14 +27,20 @@ _OF_NO_SAMPLE = (*FREE_IN_TRAINING, "train.", "optimizer.")
 def run(request: Request) -> None:
     """Writes samples, `samples/NAME.npz` or as PNG, `NAME.json` with what they are, `NAME.png`.
 
+    With condition.label they are of that class, or, for "all", sample `i` of class `i` modulo their
+    number, and the picture has a row for each.
+
     They are drawn in parts that are kept until the end: after a kill the same command goes on, and
     the files are those of an uninterrupted run. Points are stored as they are, images as uint8.
     """
     experiment, workdir = runs.open_run(request)
+    if experiment.conditioning.label:
+        experiment = conditioned(experiment)
     options, source = experiment.sampling, experiment.source
     train_state = runs.restore(experiment, workdir, request.checkpoint_step)
     step, num = int(train_state.step), request.num_samples or experiment.evaluation_samples
-    name = options.name or f"step_{step}"
+    of_class = "" if experiment.labels is None else f"_class_{experiment.conditioning.label}"
+    name = options.name or f"step_{step}{of_class}"
     path = sample_files.target(workdir.samples, name, options.format, source.kind)
     record_file, picture = (workdir.samples / f"{name}.{suffix}" for suffix in ("json", "png"))
     record = describe(experiment, train_state, num, path)
@@ -118,4 +125,9 @@ def _draw_picture(experiment: Experiment, starts: np.ndarray, shards: Shards, pa
     enough = itertools.islice(shards.read(), -(-len(starts) // shards.shard_size))
     stored = np.concatenate(list(enough))[: len(starts)]
     samples = pictures.from_stored(experiment.source, stored)
-    pictures.save(pictures.samples_and_data(experiment.source, starts, samples), path)
+    if experiment.labels is not None and experiment.conditioning.label == ALL:
+        labels = experiment.labels(np.arange(len(samples)))
+        figure = pictures.samples_by_class(experiment.source, samples, labels)
+    else:
+        figure = pictures.samples_and_data(experiment.source, starts, samples)
+    pictures.save(figure, path)

@@ -16,6 +16,7 @@ __all__ = [
     "num_shown",
     "prior_and_data",
     "samples_and_data",
+    "samples_by_class",
     "save",
 ]
 
@@ -27,6 +28,11 @@ def samples_and_data(source: Source, prior: np.ndarray, samples: np.ndarray) -> 
     """Draws the prior, the samples that flowed from it, and held-out data side by side."""
     draw = points.samples_and_data if source.kind == "points" else images.samples_and_data
     return draw(prior, samples, source.held_out(_SHOWN_DATA, 1))
+
+
+def samples_by_class(source: Source, samples: np.ndarray, labels: np.ndarray) -> Figure:
+    """Draws class-conditional samples, a row for each class of the data."""
+    return images.by_class(samples, labels, source.classes)
 
 
 def prior_and_data(source: Source, prior: np.ndarray) -> Figure:

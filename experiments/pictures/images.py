@@ -44,6 +44,18 @@ def prior_and_data(prior: np.ndarray, data: np.ndarray) -> Figure:
     return _grids({"prior $x_0$": prior, "data": data})
 
 
+def by_class(images: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> Figure:
+    """Draws a row of images for each class that there are any of."""
+    rows = [images[labels == label] for label in range(len(classes))]
+    columns = max(1, min(map(len, rows)))
+    figure, (ax,) = panels(1, size=3.6)
+    show(ax, tile(np.concatenate([row[:columns] for row in rows]), columns))
+    pitch = images.shape[1] + 1
+    for label, name in enumerate(classes):
+        ax.text(-2, (label + 0.5) * pitch, name, ha="right", va="center")
+    return figure
+
+
 def flow_strip(path: np.ndarray, num_steps: int, columns: int = 12) -> Figure:
     """Draws the flow of some images from left to right, `x_0 ... x_{K+κ}` (fig. 6).
 

@@ -1,6 +1,7 @@
 """Networks that estimate a density ratio or its logarithm."""
 
 from fdrl_jax.networks.attention import SelfAttention
+from fdrl_jax.networks.bottleneck import BottleneckResNet
 from fdrl_jax.networks.convolution import convolve
 from fdrl_jax.networks.layers import Conv, Dense
 from fdrl_jax.networks.mlp import MLP
@@ -11,6 +12,7 @@ from fdrl_jax.networks.torch_import import from_torch_state_dict, torch_shapes
 __all__ = [
     "MLP",
     "SPECS",
+    "BottleneckResNet",
     "Conv",
     "Dense",
     "ResNet",

@@ -1,4 +1,4 @@
-"""Weights of the reference PyTorch implementation as Flax variables."""
+"""Weights of PyTorch networks, the reference implementation's among them, as Flax variables."""
 
 import re
 from collections.abc import Mapping
@@ -8,14 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fdrl_jax.networks.bottleneck import BottleneckResNet
 from fdrl_jax.networks.mlp import MLP
 from fdrl_jax.networks.resnet import ResNet
 from fdrl_jax.networks.spectral import COLLECTION
 
+Network = MLP | ResNet | BottleneckResNet
 
-def from_torch_state_dict(
-    net: MLP | ResNet, state_dict: Mapping[str, np.ndarray]
-) -> dict[str, Any]:
+
+def from_torch_state_dict(net: Network, state_dict: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Builds a network's variables from the reference implementation's parameters.
 
     Args:
@@ -24,7 +25,8 @@ def from_torch_state_dict(
             ``[C_out, C_in, k, k]``), with or without the prefix ``module.``.
 
     Returns:
-        Variables for ``net.apply``: ``"params"``, and ``"spectral"`` under spectral normalisation.
+        Variables for ``net.apply``: ``"params"``, with ``"spectral"`` under spectral normalisation
+        and ``"batch_stats"`` under batch normalisation.
 
     Raises:
         ValueError: naming every tensor that is missing, surplus or of the wrong shape.
@@ -38,7 +40,7 @@ def from_torch_state_dict(
     return variables
 
 
-def torch_shapes(net: MLP | ResNet, input_features: int) -> dict[str, tuple[int, ...]]:
+def torch_shapes(net: Network, input_features: int) -> dict[str, tuple[int, ...]]:
     """Names and shapes that the reference implementation gives a network's tensors.
 
     Args:
@@ -51,7 +53,7 @@ def torch_shapes(net: MLP | ResNet, input_features: int) -> dict[str, tuple[int,
     return _shapes_by_name(_template(net, input_features))
 
 
-def _template(net: MLP | ResNet, input_features: int) -> dict[str, Any]:
+def _template(net: Network, input_features: int) -> dict[str, Any]:
     """The shapes of a network's variables, none of which depends on the size of the images."""
     shape = (1, input_features) if isinstance(net, MLP) else (1, 8, 8, input_features)
     template: dict[str, Any] = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros(shape))
@@ -70,6 +72,7 @@ def _names(template: dict[str, Any]) -> dict[str, Any]:
     # PyTorch keeps the vectors beside the raw kernel, which it then calls weight_orig.
     kernel = "weight_orig" if COLLECTION in template else "weight"
     suffixes = {"kernel": kernel, "u": "weight_u", "v": "weight_v"}
+    suffixes |= {"scale": "weight", "mean": "running_mean", "var": "running_var"}
     names: dict[str, Any] = jax.tree.map_with_path(name, template)
     return names
 

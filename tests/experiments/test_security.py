@@ -1,5 +1,6 @@
 """Nothing that a stranger wrote is executed, leads out of its folder or slips into a page."""
 
+import dataclasses
 import json
 import os
 import re
@@ -104,7 +105,8 @@ def test_classes_and_data_with_hostile_names_write_only_into_the_workdir(tiny, t
 def test_the_report_escapes_all_that_it_shows(monkeypatch, tiny, tmp_path):
     workdir = Workdir(tmp_path)
     experiment = build.experiment(tiny())
-    experiment = experiment._replace(source=experiment.source._replace(name=HOSTILE))
+    source = experiment.source._replace(name=HOSTILE)
+    experiment = dataclasses.replace(experiment, source=source)
     write_json(workdir.config, {"command": HOSTILE, "settings": {HOSTILE: HOSTILE}})
     picture = tmp_path / "x.png"
     picture.write_bytes(b"x")

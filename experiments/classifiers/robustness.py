@@ -1,0 +1,108 @@
+"""Classifiers of CIFAR from checkpoints of the PyTorch library `robustness`, without PyTorch.
+
+Such a checkpoint has the state dictionary of its `AttackerModel` under "model": the network under
+`module.model.`, the mean and deviation by which images are normalised under `module.normalizer.`,
+and both once more under `module.attacker.`. Files from before PyTorch 1.6, as the published ones
+are, must be saved anew first, where PyTorch and the library are:
+
+    torch.save({"model": torch.load(OLD, pickle_module=dill)["model"]}, NEW)
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.errors import UserError
+from experiments.torch_files import TorchFileError, read_torch_file
+from fdrl_jax.networks import BottleneckResNet, from_torch_state_dict
+
+_COPIES, _UNUSED = "attacker.", "num_batches_tracked"
+
+
+class TrainedElsewhere(NamedTuple):
+    """A classifier with what it does to images before the network.
+
+    Attributes:
+      apply: `(variables, x [B, H, W, 3] in [0, 1]) -> logits [B, num_classes]`.
+      variables: "network", and "mean" and "std", [3] each.
+      num_classes: number of classes.
+    """
+
+    apply: Any
+    variables: dict[str, Any]
+    num_classes: int
+
+
+def read_robustness(path: Path) -> TrainedElsewhere:
+    """Reads a checkpoint of a ResNet with bottleneck blocks, such as ResNet-50, of any width.
+
+    Nothing in the file is executed.
+
+    Raises:
+      UserError: if the file cannot be read, or naming the tensors that are missing or surplus.
+    """
+    try:
+        entries = read_torch_file(path)
+        if not isinstance(entries, dict) or not isinstance(entries.get("model"), dict):
+            raise TorchFileError('has no state dictionary under "model"')
+        return _classifier(entries["model"])
+    except (TorchFileError, ValueError) as error:
+        text = str(error) if str(path) in str(error) else f"{path}: {error}"
+        raise UserError(f"{text}; a checkpoint of the library robustness is wanted") from error
+
+
+def _classifier(tensors: Mapping[object, object]) -> TrainedElsewhere:
+    normaliser, network = _split(tensors)
+    mean, std = (_pop(normaliser, f"new_{name}") for name in ("mean", "std"))
+    kernel, last = network.get("conv1.weight"), network.get("linear.weight")
+    if kernel is None or last is None or kernel.ndim != 4 or last.ndim != 2:
+        raise TorchFileError("has no model.conv1.weight and model.linear.weight of a CIFAR ResNet")
+    blocks = _count_blocks(network)
+    net = BottleneckResNet(blocks, kernel.shape[0], last.shape[0])
+    variables = {
+        "network": from_torch_state_dict(net, network),
+        "mean": jnp.asarray(mean.reshape(-1), jnp.float32),
+        "std": jnp.asarray(std.reshape(-1), jnp.float32),
+    }
+
+    def apply(variables: dict[str, Any], x: jax.Array) -> jax.Array:
+        # Clipped, as there: what lies outside of the range is no image.
+        x = (jnp.clip(x, 0.0, 1.0) - variables["mean"]) / variables["std"]
+        return cast(jax.Array, net.apply(variables["network"], x))
+
+    return TrainedElsewhere(apply, variables, last.shape[0])
+
+
+def _split(tensors: Mapping[object, object]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the tensors of the normaliser and of the network by their own names."""
+    parts: dict[str, dict[str, Any]] = {"normalizer.": {}, "model.": {}}
+    for key, value in tensors.items():
+        name = str(key).removeprefix("module.")
+        if name.startswith(_COPIES) or name.endswith(_UNUSED):
+            continue
+        prefix = next((p for p in parts if name.startswith(p)), None)
+        if prefix is None or not isinstance(value, np.ndarray):
+            raise TorchFileError(f"holds {name!r}, which is of no model, normalizer or attacker")
+        parts[prefix][name.removeprefix(prefix)] = value
+    return parts["normalizer."], parts["model."]
+
+
+def _pop(normaliser: dict[str, Any], name: str) -> np.ndarray:
+    array = normaliser.pop(name, None)
+    if array is None or np.size(array) != 3:
+        raise TorchFileError(f"has no normalizer.{name} of three numbers")
+    return np.asarray(array)
+
+
+def _count_blocks(network: Mapping[str, Any]) -> tuple[int, ...]:
+    matches = (re.match(r"layer(\d)\.(\d+)\.", name) for name in network)
+    found = {(int(match[1]), int(match[2])) for match in matches if match}
+    stages = sorted({stage for stage, _ in found})
+    if not stages or stages != list(range(1, len(stages) + 1)):
+        raise TorchFileError("has no stages model.layer1, model.layer2 and so on")
+    return tuple(1 + max(index for stage, index in found if stage == s) for s in stages)

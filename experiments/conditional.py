@@ -1,0 +1,99 @@
+"""Class-conditional samples: an experiment whose samplers follow a classifier as well."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments import classifiers
+from experiments.build import Experiment
+from experiments.classifiers import Classifier
+from experiments.errors import UserError
+from fdrl_jax import compose
+from fdrl_jax.flow import Potential
+from fdrl_jax.names import nearest
+from fdrl_jax.priors import Batch
+
+ALL = "all"
+
+
+def conditioned(experiment: Experiment) -> Experiment:
+    """Returns the experiment with samples of the class, or the classes in turn, that it asks for.
+
+    Raises:
+      UserError: for data without classes, an unknown class, or a classifier that does not fit.
+    """
+    options, source = experiment.conditioning, experiment.source
+    labels = labels_of(options.label, source.classes)
+    if not options.classifier:
+        raise UserError(
+            f"--class={options.label} needs --classifier: the workdir of a classifier, from "
+            "--mode=train_classifier, or a checkpoint file of the library robustness"
+        )
+    classifier = classifiers.load(Path(options.classifier), source.classes, source.event_shape)
+    return follow(experiment, classifier, labels, options.weight, options.num_refine_steps)
+
+
+def follow(
+    experiment: Experiment,
+    classifier: Classifier,
+    labels: Callable[[np.ndarray], np.ndarray],
+    weight: float,
+    num_refine_steps: int,
+) -> Experiment:
+    """Returns the experiment with samples of classes that follow from their positions.
+
+    Args:
+      experiment: the unconditional one.
+      classifier: what tells the classes apart.
+      labels: `positions [B] -> labels [B]`.
+      weight: `phi`.
+      num_refine_steps: `kappa`.
+    """
+    problem = experiment.problem
+
+    def condition(estimator: Potential, arrays: Any, batch: Batch) -> Potential:
+        def logits(x: jax.Array) -> jax.Array:
+            return classifier.apply(arrays, x)
+
+        return compose.condition(
+            estimator,
+            logits,
+            batch["label"],
+            weight,
+            output=problem.bregman.output,
+            input_range=classifier.input_range,
+        )
+
+    flow = problem.flow._replace(num_refine_steps=num_refine_steps)
+    return dataclasses.replace(
+        experiment,
+        problem=problem._replace(flow=flow, condition=condition),
+        constants=experiment.constants._replace(classifier=classifier.variables),
+        labels=labels,
+    )
+
+
+def labels_of(name: str, classes: tuple[str, ...]) -> Callable[[np.ndarray], np.ndarray]:
+    """Returns `positions -> labels` for a class by name or number, or for all in turn.
+
+    Raises:
+      UserError: naming the classes and the nearest one.
+    """
+    if not classes:
+        raise UserError(f"--class={name}: the data have no classes")
+    if name == ALL:
+        return lambda positions: (positions % len(classes)).astype(np.int32)
+    if name in classes:
+        label = classes.index(name)
+    elif name.isdecimal() and int(name) < len(classes):
+        label = int(name)
+    else:
+        raise UserError(
+            f"--class={name} is no class of the data{nearest(name, (*classes, ALL)) or '.'} "
+            f"Allowed: {', '.join(classes)}, a number from 0 to {len(classes) - 1}, or {ALL}"
+        )
+    return lambda positions: np.full(len(positions), label, np.int32)
