@@ -6,6 +6,7 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 WORKDIR ?= runs/swissroll
 PYTEST_ARGS ?=
+GALLERY_ARGS ?=
 PYTHON_OLD ?= python3.11
 PYTHON_NEW ?= python3.13
 
@@ -24,7 +25,7 @@ VERSION := $(shell $(PYTHON) -c '$(PRINT_VERSION)' 2>/dev/null)
 # Set up anew when the dependencies, the interpreter or the place of the clone change.
 READY := $(VENV)/.ready-$(VERSION)-$(shell pwd | cksum | cut -d' ' -f1)
 
-.PHONY: help setup demo test test-fast check licences format constraints package clean
+.PHONY: help setup demo test test-fast check docs gallery licences format constraints package clean
 
 help: ## print this list
 	@echo 'usage: make TARGET [PYTHON=python3] [VENV=.venv]'
@@ -46,6 +47,14 @@ check: $(READY) ## lint, format, types, the walls between the packages, and that
 	$(PY) -m mypy
 	$(PY) -m pytest -q tests/test_walls.py
 	$(PY) -m pip check
+
+docs: $(READY) ## build the documentation into build/docs; every warning is an error
+	@$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	$(PY) -m sphinx -q -W --keep-going -d build/doctrees docs build/docs
+	@echo 'build/docs/index.html'
+
+gallery: $(READY) ## draw all pictures of the documentation anew [GALLERY_ARGS="--only swissroll"]
+	@$(PY) -m docs.gallery $(GALLERY_ARGS)
 
 licences: $(READY) ## list the packages of the environment with their licences
 	@$(PY) -c '$(PRINT_LICENCES)'

@@ -16,10 +16,23 @@ from experiments.errors import UserError
 from experiments.request import Request
 
 # What `--help` shows first: absl prints the docstring of the program.
-__doc__ += "\n\nModes, by --mode=NAME, with an example of each:\n"
+__doc__ += f"""
+
+Start with
+  {modes.example("train")}
+which takes a minute on a CPU and writes a report. Start a command again, and it goes on from the
+newest checkpoint. Later commands need --workdir alone: the folder remembers its config.
+
+Modes, by --mode=NAME, with an example of each:
+"""
 for _name, _of_mode in modes.MODES.items():
     __doc__ += f"  {_name:9s} {_of_mode.summary}\n    {modes.example(_name)}\n"
-__doc__ += "\nEvery key of the config can be overridden: --config.flow.step_size=0.1\n"
+__doc__ += """
+Settings: every key of configs/base.py, as in --config.flow.step_size=0.1; a variant after a colon,
+as in --config=configs/digits.py:tiny, which goes through everything in seconds.
+Many runs at once: python -m experiments.sweep --help
+Images of any program: python -m experiments.evaluate --help
+"""
 
 # Full, over quota, larger than the system allows, or read-only.
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)

@@ -45,7 +45,7 @@ def sinkhorn_divergence(
     """Computes the Sinkhorn divergence with squared distances as cost.
 
     `S_ε(x, y) = OT_ε(x, y) - OT_ε(x, x)/2 - OT_ε(y, y)/2`: 0 for equal sets; the squared
-    2-Wasserstein distance for ε → 0. For a set and the same one shifted by m it is |m|² at any ε.
+    2-Wasserstein distance for ε → 0. For a set and the same one shifted by m it is `|m|²` at any ε.
 
     Args:
       x: a sample, [N, ...]. Time and memory grow with N M.

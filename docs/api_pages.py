@@ -1,0 +1,96 @@
+"""The API reference: one page a module of `fdrl_jax`, written from its public names."""
+
+import ast
+import importlib
+import inspect
+import pkgutil
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import fdrl_jax
+
+FOLDER = "api"
+
+
+def modules() -> list[ModuleType]:
+    """Returns the modules and packages directly below `fdrl_jax`: what a user imports."""
+    found = pkgutil.iter_modules(fdrl_jax.__path__)
+    return [importlib.import_module(f"fdrl_jax.{info.name}") for info in found]
+
+
+def public_names(module: ModuleType) -> list[str]:
+    """Returns a module's public names in their order: of a package, its `__all__`; else its own."""
+    if hasattr(module, "__path__"):
+        return list(module.__all__)
+    names = []
+    for node in ast.parse(inspect.getsource(module)).body:
+        match node:
+            case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
+                names.append(name)
+            case ast.Assign(targets=[ast.Name(id=name)]) | ast.AnnAssign(target=ast.Name(id=name)):
+                names.append(name)
+    # An overloaded function stands there several times.
+    return [name for name in dict.fromkeys(names) if not name.startswith("_")]
+
+
+def page(module: ModuleType) -> str:
+    """Returns the page of a module, in reStructuredText, which autodoc is at home in."""
+    title = module.__name__
+    lines = [title, "=" * len(title), "", f".. automodule:: {title}", "   :no-members:", ""]
+    for name in public_names(module):
+        lines += _directive(title, name, getattr(module, name))
+    return "\n".join(lines)
+
+
+def _directive(module: str, name: str, value: Any) -> list[str]:
+    if inspect.isclass(value):
+        # The docstring describes the fields; as members they would be aliases for field numbers.
+        fields = ", ".join(("count", "index", *getattr(value, "_fields", ())))
+        return [
+            f".. autoclass:: {module}.{name}",
+            "   :members:",
+            f"   :exclude-members: {fields}",
+            "",
+        ]
+    if inspect.isfunction(value):
+        return [f".. autofunction:: {module}.{name}", ""]
+    return [f".. py:data:: {name}", f"   :type: {type(value).__name__}", ""]
+
+
+def write_pages(docs: Path) -> None:
+    """Writes a page for each module, and takes away those of modules that are gone."""
+    folder = docs / FOLDER
+    folder.mkdir(exist_ok=True)
+    pages = {f"{module.__name__}.rst": page(module) for module in modules()}
+    for old in folder.glob("fdrl_jax.*.rst"):
+        if old.name not in pages:
+            old.unlink()
+    for name, text in pages.items():
+        path = folder / name
+        if not path.exists() or path.read_text() != text:  # Sphinx rereads what is newer.
+            path.write_text(text)
+
+
+def missing(documented: set[str]) -> list[str]:
+    """Returns the public symbols that are not among the documented full names.
+
+    What a module takes over from another one counts where it is defined.
+    """
+    wanted = {f"{m.__name__}.{name}" for m in modules() for name in public_names(m)}
+    for name in (n for n in fdrl_jax.__all__ if n != "__version__"):
+        value = getattr(fdrl_jax, name)
+        if inspect.ismodule(value):
+            wanted.add(value.__name__)
+        else:
+            wanted.add(f"{value.__module__}.{value.__name__}")
+    return sorted(wanted - documented)
+
+
+def check(app: Any, environment: Any) -> None:
+    """Warns, and so fails the build, if a public symbol is not in the reference."""
+    from sphinx.util import logging
+
+    documented = set(environment.domaindata["py"]["objects"])
+    for name in missing(documented):
+        logging.getLogger(__name__).warning("%s is not in the API reference", name)

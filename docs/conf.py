@@ -1,0 +1,34 @@
+"""Settings of Sphinx: `make docs` builds this folder into build/docs, warnings being errors."""
+
+from pathlib import Path
+from typing import Any
+
+from docs import api_pages
+from fdrl_jax import __version__
+
+project = "fdrl_jax"
+author = "The fdrl_jax authors"
+copyright = author
+release = version = __version__
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.napoleon"]
+exclude_patterns = ["**/README.md"]
+myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 3
+
+autodoc_typehints = "none"  # The signature has them.
+autodoc_preserve_defaults = True
+autodoc_member_order = "bysource"
+napoleon_numpy_docstring = False
+napoleon_use_rtype = False
+napoleon_use_ivar = True  # Attributes once, in the docstring, and not as members too.
+
+html_theme = "furo"
+html_title = f"fdrl_jax {release}"
+html_show_sphinx = False
+
+
+def setup(app: Any) -> None:
+    """Writes the pages of the API reference, and checks at the end that they name every symbol."""
+    app.connect("builder-inited", lambda app: api_pages.write_pages(Path(app.srcdir)))
+    app.connect("env-check-consistency", api_pages.check)

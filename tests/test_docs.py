@@ -1,0 +1,97 @@
+"""The documentation holds: its commands parse, its links lead somewhere, its pictures are small."""
+
+import re
+import shlex
+import sys
+from pathlib import Path
+from unittest import mock
+
+import pytest
+from absl import flags
+
+from docs import api_pages, gallery
+from experiments import command_line, modes
+from experiments import main as main_program
+from experiments.sweep import __main__ as sweep_program
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+MAIN = "python -m experiments.main"
+# How ml_collections imports a config file; the tests of the program see it in its own process.
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+MAX_PICTURE_BYTES, MAX_PICTURES_BYTES = 150_000, 2_000_000
+
+
+def commands(page: Path, program: str) -> list[str]:
+    """The commands of a page's code blocks and tables that call a program, in one line each."""
+    text = page.read_text().replace("\\\n", " ")
+    blocks = re.findall(r"^```(?:bash)?\n(.*?)^```", text, re.M | re.S)
+    lines = [line.strip() for block in blocks for line in block.splitlines()]
+    called = [line for line in lines if line.startswith(f"{program} ")]
+    return [line for line in called if "--help" not in line]
+
+
+def check_parses(command: str) -> None:
+    """Parses the flags as the program does; a run's own config stands for that of its folder."""
+    argv = ["main", *shlex.split(command.removeprefix(MAIN), comments=True)]
+    if not any(argument.startswith("--config=") for argument in argv):
+        argv.insert(1, "--config=configs/digits.py")
+    values = flags.FLAGS
+    values.unparse_flags()
+    for name in [name for name in values if name.startswith("config.")]:
+        delattr(values, name)  # Overrides that the command before has defined.
+    with mock.patch.object(sys, "argv", argv):  # Where ml_collections looks for overrides.
+        command_line.parse(argv)
+    command_line.check_needed(values.mode, values.config, values.workdir, values.checkpoint)
+
+
+@pytest.fixture(autouse=True)
+def _in_the_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert main_program.main  # Its import defines the flags.
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_of_a_page_parses(page):
+    for command in commands(page, MAIN):
+        check_parses(command)
+    for command in commands(page, "python -m experiments.sweep"):
+        argv = shlex.split(command, comments=True)[3:]
+        assert sweep_program.parse(argv)[1].runs
+
+
+@pytest.mark.parametrize("mode", modes.MODES)
+def test_every_mode_has_an_example_that_parses(mode):
+    check_parses(modes.example(mode))
+    assert flags.FLAGS.mode == mode
+
+
+def test_a_command_that_does_not_parse_is_found():
+    with pytest.raises(command_line.UserError, match="step_size"):
+        check_parses(f"{MAIN} --workdir=runs/x --config.flow.step_sise=1")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_to_a_file_leads_to_one(page):
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):
+        if not target.startswith(("http", "images/fdrl")):
+            assert (page.parent / target).exists(), target
+
+
+def test_every_picture_comes_from_the_gallery_and_is_small():
+    files = sorted((ROOT / "docs" / "images").iterdir())
+    drawn = {target for entry in gallery.ENTRIES for target in entry.pictures}
+    assert {file.name for file in files} <= drawn
+    assert max(file.stat().st_size for file in files) < MAX_PICTURE_BYTES
+    assert sum(file.stat().st_size for file in files) < MAX_PICTURES_BYTES
+
+
+def test_the_api_reference_has_every_public_symbol():
+    documented = set()
+    for module in api_pages.modules():
+        page = api_pages.page(module)
+        documented |= {module.__name__, *re.findall(r"^.. auto\w+:: (\S+)", page, re.M)}
+        data = re.findall(r"^.. py:data:: (\S+)", page, re.M)
+        documented |= {f"{module.__name__}.{name}" for name in data}
+    assert api_pages.missing(documented) == []
+    assert api_pages.missing(documented - {"fdrl_jax.flow.flow"}) == ["fdrl_jax.flow.flow"]
