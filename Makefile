@@ -25,7 +25,7 @@ VERSION := $(shell $(PYTHON) -c '$(PRINT_VERSION)' 2>/dev/null)
 # Set up anew when the dependencies, the interpreter or the place of the clone change.
 READY := $(VENV)/.ready-$(VERSION)-$(shell pwd | cksum | cut -d' ' -f1)
 
-.PHONY: help setup demo test test-fast check docs gallery licences format constraints package clean
+.PHONY: help setup demo test test-fast coverage check docs gallery licences format constraints package clean
 
 help: ## print this list
 	@echo 'usage: make TARGET [PYTHON=python3] [VENV=.venv]'
@@ -40,6 +40,10 @@ test: $(READY) ## run all tests [PYTEST_ARGS="-n 2 -k flow"]
 
 test-fast: $(READY) ## run the tests that are not marked slow
 	@$(PY) -m pytest -m 'not slow' $(PYTEST_ARGS)
+
+coverage: $(READY) ## share of the library's lines and branches that its own tests run
+	@$(PY) -m coverage run -m pytest -q tests/core tests/networks tests/data/test_covariance.py
+	@$(PY) -m coverage report --include='fdrl_jax/*' --fail-under=95
 
 check: $(READY) ## lint, format, types, the walls between the packages, and that dependencies agree
 	$(PY) -m ruff check .

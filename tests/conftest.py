@@ -1,5 +1,6 @@
 """Prepares JAX before a test module imports it, and puts the tests of the core first."""
 
+import collections
 import os
 import tempfile
 from pathlib import Path
@@ -34,3 +35,21 @@ def pytest_unconfigure() -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Runs the core first: where its mathematics is wrong, the rest fails only because of it."""
     items.sort(key=lambda item: CORE not in item.path.parents)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Adds a line an area: how many of its promises hold, and how long that took to find out."""
+    areas = collections.defaultdict(list)
+    for outcome in ("passed", "failed", "skipped"):
+        for report in terminalreporter.stats.get(outcome, ()):
+            areas[report.nodeid.split("::")[0].rpartition("/")[0]].append(
+                (outcome, report.duration)
+            )
+    if len(areas) < 2:
+        return
+    terminalreporter.section("by area")
+    for area, results in sorted(areas.items()):
+        counts = collections.Counter(outcome for outcome, _ in results)
+        told = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
+        seconds = sum(duration for _, duration in results)
+        terminalreporter.write_line(f"{area:20s} {told} ({seconds:.0f} s)")
