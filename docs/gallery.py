@@ -23,11 +23,11 @@ MAIN = "python -m experiments.main"
 
 
 class Entry(NamedTuple):
-    """Pictures that one command draws.
+    """Pictures that are drawn together.
 
     Attributes:
       name: for `--only`.
-      command: what draws them; runs/gallery stands for the folder of `--workdir`.
+      command: what draws them, one or more lines; runs/gallery stands for `--workdir`.
       pictures: file in docs/images to (file that the command writes, below runs/gallery; caption).
       of_run: the entry whose run the command needs.
     """
@@ -49,7 +49,20 @@ ENTRIES = (
         f"{MAIN} --config=configs/swissroll.py --workdir=runs/gallery/swissroll",
         {
             "swissroll.png": ("swissroll/pictures/samples.png", "Prior, samples and data."),
+            "swissroll_ratio.png": (
+                "swissroll/pictures/log_ratio.png",
+                "The learnt log-ratio and the drift that it gives.",
+            ),
+            "swissroll_course.png": (
+                "swissroll/pictures/course.png",
+                "Samples over training (figure 4 of the paper).",
+            ),
         },
+    ),
+    Entry(
+        "25gaussians",
+        f"{MAIN} --config=configs/25gaussians.py --workdir=runs/gallery/25gaussians",
+        {"25gaussians.png": ("25gaussians/pictures/samples.png", "25 Gaussians.")},
     ),
     Entry(
         "digits",
@@ -74,6 +87,25 @@ ENTRIES = (
         },
         of_run="digits",
     ),
+    Entry(
+        "classes",
+        f"{MAIN} --mode=train_classifier --config=configs/digits_classifier.py "
+        "--workdir=runs/gallery/classes\n"
+        f"{MAIN} --workdir=runs/gallery/digits --mode=sample --num_samples=100 --class=all "
+        "--classifier=runs/gallery/classes --config.sample.name=classes",
+        {
+            "digits_classes.png": (
+                "digits/samples/classes.png",
+                "Samples by class: a row for each digit.",
+            )
+        },
+        of_run="digits",
+    ),
+    Entry(
+        "what_goes_wrong",
+        "python -m docs.what_goes_wrong --workdir=runs/gallery/what_goes_wrong",
+        {"what_goes_wrong.png": ("what_goes_wrong/picture.png", "One thing wrong in each.")},
+    ),
 )
 
 
@@ -96,12 +128,12 @@ def main(argv: list[str]) -> None:
 
 def draw(entry: Entry, workdir: Path) -> float:
     """Runs the command of an entry from scratch; returns the seconds that it took."""
-    if not entry.of_run:
-        shutil.rmtree(workdir / entry.name, ignore_errors=True)
+    shutil.rmtree(workdir / entry.name, ignore_errors=True)
     workdir.mkdir(parents=True, exist_ok=True)
-    command = shlex.split(entry.command.replace(WORKDIR, str(workdir)))
     started = time.perf_counter()
-    subprocess.run([sys.executable, *command[1:]], check=True, cwd=DOCS.parent)
+    for line in entry.command.replace(WORKDIR, str(workdir)).splitlines():
+        command = [sys.executable, *shlex.split(line)[1:]]
+        subprocess.run(command, check=True, cwd=DOCS.parent)
     seconds = time.perf_counter() - started
     collect(entry, workdir)
     return seconds
@@ -118,20 +150,26 @@ def collect(entry: Entry, workdir: Path) -> None:
 
 
 def page(times: dict[str, int]) -> str:
-    """Returns the gallery as a page: each picture with its command and its time."""
+    """Returns the gallery as a page: each picture that was drawn, with its command and time."""
+    took = {e.name: f"{times[e.name]} s" if e.name in times else "not measured" for e in ENTRIES}
     parts = [
         "# Gallery\n\nEvery picture of this documentation, with the command that draws it and its "
         "time on two CPU cores. `make gallery` draws all of them from scratch, `make gallery "
-        'GALLERY_ARGS="--only swissroll"` one. This page is written by `docs/gallery.py`.\n'
+        'GALLERY_ARGS="--only swissroll"` one. This page is written by `docs/gallery.py`.\n',
+        "| entry | shows | time |\n|---|---|---|",
     ]
+    for entry in ENTRIES:
+        captions = " ".join(caption for _, caption in entry.pictures.values())
+        parts.append(f"| [{entry.name}](#{entry.name}) | {captions} | {took[entry.name]} |")
+    parts.append("")
     for entry in ENTRIES:
         shown = [
             f"![{caption}](images/{target})\n\n{caption}\n"
             for target, (_, caption) in entry.pictures.items()
+            if (IMAGES / target).exists()
         ]
-        took = f"{times[entry.name]} s" if entry.name in times else "not measured yet"
         after = f", after `{entry.of_run}`" if entry.of_run else ""
-        command = f"```bash\n{entry.command}\n```\n\nTime: {took}{after}.\n"
+        command = f"```bash\n{entry.command}\n```\n\nTime: {took[entry.name]}{after}.\n"
         parts.append(f"## {entry.name}\n\n{command}\n" + "\n".join(shown))
     return "\n".join(parts)
 

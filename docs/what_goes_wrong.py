@@ -1,0 +1,68 @@
+"""Runs what goes wrong on a swiss roll, and draws the samples of each run with its metrics.
+
+Command: python -m docs.what_goes_wrong --workdir=runs/wrong
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments import metrics_log, npz_files
+from experiments.pictures.points import frame
+from experiments.pictures.style import PRIOR, SAMPLES, panels, save
+from experiments.sweep import plan, runner, table
+from experiments.sweep.plan import Run
+from experiments.sweep.runner import Outcome
+from experiments.workdir import Workdir
+
+SWEEP = Path(__file__).parents[1] / "configs" / "sweeps" / "what_goes_wrong.py"
+LOGGED = ("drift_norm", "ratio_real", "ratio_flowed")
+COLUMNS = 3
+
+
+def main() -> None:
+    """Runs the sweep, or what is left of it; draws the picture and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--workdir", type=Path, required=True, help="folder of the runs")
+    root = parser.parse_args().workdir
+    root.mkdir(parents=True, exist_ok=True)
+    todo = plan.from_file(SWEEP)
+    outcomes = runner.run_all(todo, root)
+    print(f"| | end | energy_ratio | {' | '.join(LOGGED)} |\n|{'---|' * (len(LOGGED) + 3)}")
+    for run, outcome in zip(todo.runs, outcomes, strict=True):
+        print(f"| {run.name} | {' | '.join(_row(Workdir(root / run.folder), outcome))} |")
+    print(save(_draw(root, todo.runs, outcomes), root / "picture.png"))
+
+
+def _row(workdir: Workdir, outcome: Outcome) -> list[str]:
+    last = metrics_log.read(workdir.metrics)[-1]
+    values = [outcome.metrics.get("energy_ratio"), *(last[name] for name in LOGGED)]
+    return [outcome.status, *("-" if v is None else table.format_value(v) for v in values)]
+
+
+def _draw(root: Path, runs: list[Run], outcomes: list[Outcome]) -> Figure:
+    """Draws the last snapshot of each run over those of the good one, in grey."""
+    figure, axes = panels(COLUMNS, -(-len(runs) // COLUMNS), size=2.7)
+    good = _last_snapshot(Workdir(root / runs[0].folder))
+    low, high = frame(good, margin=0.3)
+    for ax, run, outcome in zip(axes, runs, outcomes, strict=True):
+        samples = _last_snapshot(Workdir(root / run.folder))
+        ax.scatter(*good.T, s=1.0, color=PRIOR, alpha=0.25, linewidths=0)
+        ax.scatter(*samples.T, s=1.5, color=SAMPLES, alpha=0.6, linewidths=0)
+        ratio = outcome.metrics.get("energy_ratio")
+        value = outcome.status if ratio is None else f"energy ratio {ratio:.1f}"
+        ax.set(xlim=(low, high), ylim=(low, high), aspect="equal")
+        ax.set_axis_off()
+        ax.set_title(f"{run.name}\n{value}")
+    return figure
+
+
+def _last_snapshot(workdir: Workdir) -> np.ndarray:
+    _, path = workdir.snapshot_files(up_to_step=10**9)[-1]
+    return npz_files.read(path)["arr_0"]
+
+
+if __name__ == "__main__":
+    main()
