@@ -18,7 +18,7 @@ from PIL import Image
 DOCS = Path(__file__).parent
 IMAGES, PAGE, TIMES = DOCS / "images", DOCS / "gallery.md", DOCS / "gallery_times.json"
 WORKDIR = "runs/gallery"
-NUM_COLOURS = 128
+NUM_COLOURS = 256
 MAIN = "python -m experiments.main"
 
 
