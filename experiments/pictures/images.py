@@ -46,14 +46,22 @@ def prior_and_data(prior: np.ndarray, data: np.ndarray) -> Figure:
 
 def by_class(images: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> Figure:
     """Draws a row of images for each class that there are any of."""
-    rows = [images[labels == label] for label in range(len(classes))]
-    columns = max(1, min(map(len, rows)))
     figure, (ax,) = panels(1, size=3.6)
+    show_by_class(ax, images, labels, classes)
+    return figure
+
+
+def show_by_class(
+    ax: Axes, images: np.ndarray, labels: np.ndarray, classes: Sequence[str], columns: int = 10
+) -> None:
+    """Draws a row of images for each class that there are any of, with its name."""
+    present = np.unique(labels)
+    rows = [images[labels == label] for label in present]
+    columns = min(columns, *map(len, rows), len(images))
     show(ax, tile(np.concatenate([row[:columns] for row in rows]), columns))
     pitch = images.shape[1] + 1
-    for label, name in enumerate(classes):
-        ax.text(-2, (label + 0.5) * pitch, name, ha="right", va="center")
-    return figure
+    for place, label in enumerate(present):
+        ax.text(-2, (place + 0.5) * pitch, classes[label], ha="right", va="center")
 
 
 def flow_strip(path: np.ndarray, num_steps: int, columns: int = 12) -> Figure:

@@ -1,0 +1,99 @@
+"""How well class-conditional samples hit their class, and how varied they stay, by the weight.
+
+python -m benchmarks.conditioning --workdir=runs/digits --robust=runs/digits_classifier \
+  --plain=runs/digits_plain --out=runs/conditioning
+
+Both classifiers are from `--mode=train_classifier` with configs/digits_classifier.py, the plain
+one with `--config.attack.num_steps=0`. A third judges whether a sample is of its class: a
+support-vector classifier of the real training images, which guides no sample. Diversity is the
+mean distance of two samples of a class over that of two real images of it, in the space of the
+judge's decisions. Prints a table, and writes it and a picture.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from configs import saved
+from experiments import classifiers, runs
+from experiments.build import Experiment
+from experiments.conditional import ALL, follow, labels_of
+from experiments.evaluation.digits import Judge, fit_judge
+from experiments.pictures import save
+from experiments.pictures.conditioning import accuracy_and_diversity
+from experiments.request import Request
+from experiments.sampling import sample_state
+from fdrl_jax.state import TrainState
+
+WEIGHTS = (0.0, 0.03, 0.1, 0.2, 0.3, 1.0, 3.0)
+SHOWN_WEIGHT = 0.3
+NUM_REFINE_STEPS = 10
+
+
+def main() -> None:
+    options = _options()
+    request = Request("sample", saved.get_config(options.workdir).to_dict(), Path(options.workdir))
+    experiment, workdir = runs.open_run(request)
+    state = runs.restore(experiment, workdir, None)
+    source = experiment.source
+    train_labels, _ = source.labels
+    judge = fit_judge(source.train(), train_labels)
+    spread = _spread(judge, source.train(), train_labels)
+    rows, shown = [], {}
+    cases = [(kind, w) for kind in ("robust", "plain") for w in WEIGHTS]
+    for kind, weight in tqdm(cases, unit="case"):
+        samples, labels = _draw(experiment, state, getattr(options, kind), weight, options.num)
+        judged = judge.classifier.predict(samples.reshape(len(samples), -1))
+        accuracy = float(np.mean(judged == labels))
+        diversity = float(np.mean(_spread(judge, samples, labels) / spread))
+        rows.append((kind, weight, accuracy, diversity))
+        if weight == SHOWN_WEIGHT:
+            shown[kind] = samples[: 10 * len(source.classes)]
+    table = _table(rows)
+    print(table)
+    out = Path(options.out)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "conditioning.md").write_text(table)
+    figure = accuracy_and_diversity(rows, shown, SHOWN_WEIGHT, source.classes)
+    print(f"picture: {save(figure, out / 'conditioning.png')}")
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name in ("workdir", "robust", "plain", "out"):
+        parser.add_argument(f"--{name}", required=True)
+    parser.add_argument("--num", type=int, default=100, help="samples a class")
+    return parser.parse_args()
+
+
+def _draw(
+    experiment: Experiment, state: TrainState, folder: str, weight: float, num: int
+) -> tuple[np.ndarray, np.ndarray]:
+    source = experiment.source
+    classifier = classifiers.load(Path(folder), source.classes, source.event_shape)
+    labels = labels_of(ALL, source.classes)
+    conditioned = follow(experiment, classifier, labels, weight, NUM_REFINE_STEPS)
+    samples = sample_state(conditioned, state, num * len(source.classes)).refined
+    return np.clip(samples, -1.0, 1.0), labels(np.arange(len(samples)))
+
+
+def _spread(judge: Judge, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Returns the mean distance of two images of each class, [number of classes]."""
+
+    def of_class(features: np.ndarray) -> float:
+        distances = np.linalg.norm(features[:, None] - features[None], axis=-1)
+        return float(distances.sum() / (len(features) * (len(features) - 1)))
+
+    return np.array([of_class(judge.features(images[labels == k])) for k in np.unique(labels)])
+
+
+def _table(rows: list[tuple[str, float, float, float]]) -> str:
+    lines = ["| classifier | weight | class accuracy | diversity |", "|---|---|---|---|"]
+    lines += [f"| {kind} | {w:g} | {100 * a:.1f}% | {d:.2f} |" for kind, w, a, d in rows]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
