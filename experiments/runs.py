@@ -14,8 +14,17 @@ from fdrl_jax.state import TrainState
 
 
 def open_run(request: Request) -> tuple[Experiment, Workdir]:
-    """Builds the experiment of a workdir that should exist, and makes none that does not."""
+    """Builds the experiment of a workdir that should exist, and makes none that does not.
+
+    Raises:
+      UserError: if the workdir is of a classifier, or the config cannot run.
+    """
     workdir = Workdir(request.workdir)
+    if workdir.classifier.exists():
+        raise UserError(
+            f"--workdir={workdir.root} holds a classifier; name it with --classifier, and as "
+            "--workdir the run whose samples it should guide"
+        )
     prior_file = workdir.prior if workdir.root.is_dir() else None
     return build.experiment(request.config, prior_file), workdir
 

@@ -41,6 +41,7 @@ def asking(tiny, trained_classifier):
     return config
 
 
+@pytest.mark.slow
 def test_training_a_classifier_tells_clean_and_robust_accuracy_on_held_out_images(
     trained_classifier,
 ):
@@ -61,6 +62,7 @@ def test_a_classifier_needs_labelled_images(tiny):
         build_classifier(tiny("swissroll"))
 
 
+@pytest.mark.slow
 def test_sample_i_of_all_classes_is_that_of_class_i_and_each_has_a_row_in_the_picture(
     asking, tiny, tmp_path, capsys
 ):
@@ -90,6 +92,7 @@ def test_a_class_is_named_or_numbered_and_a_wrong_one_is_answered_with_the_neare
         labels_of("cat", ())
 
 
+@pytest.mark.slow
 def test_what_is_no_classifier_or_one_of_other_data_is_told(tiny, trained_classifier, tmp_path):
     with pytest.raises(UserError, match="needs --classifier"):
         conditioned(build.experiment(tiny("digits", {"condition.label": "3"})))
@@ -97,6 +100,8 @@ def test_what_is_no_classifier_or_one_of_other_data_is_told(tiny, trained_classi
         load(tmp_path, CIFAR, (32, 32, 3))
     with pytest.raises(UserError, match="its classes are"):
         load(trained_classifier.root, CIFAR, (8, 8, 1))
+    with pytest.raises(UserError, match="holds a classifier"):
+        modes.run(Request("sample", tiny("digits"), trained_classifier.root))
     with pytest.raises(UserError, match="tells 10 classes of colour images"):
         load(GOLDEN / "robustness_tiny.pt", CIFAR[:9], (16, 16, 3))
 
