@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-CODE = ("fdrl_jax", "experiments", "configs", "benchmarks")
+CODE = ("fdrl_jax", "experiments", "configs", "benchmarks", "examples")
 MAX_LINES = 300
 
 # All that the library stands on; nothing here reads flags or files, or draws.
@@ -111,6 +111,10 @@ def test_the_flow_knows_no_divergence_loss_or_network():
     files = [path for path in python_files("fdrl_jax") if "flow" in (path.stem, path.parent.name)]
     upper = ("fdrl_jax.divergences", "fdrl_jax.bregman", "fdrl_jax.networks")
     assert not offenders(files, upper)
+
+
+def test_the_examples_use_the_library_alone():
+    assert not offenders(python_files("examples"), ["experiments", "configs", "benchmarks"])
 
 
 def test_only_parallel_maps_over_devices():

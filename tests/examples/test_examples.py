@@ -1,0 +1,93 @@
+"""Every example runs, in a small setting, and shows what it is there to show."""
+
+import json
+import math
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from examples import analytic_ratio, density_chasm, gan, nnx_model, refine_digits, refine_gan
+
+EXAMPLES = Path(density_chasm.__file__).parent
+
+
+def test_an_analytic_ratio_moves_samples_to_its_target_and_a_product_between_two():
+    means = analytic_ratio.main(["--steps=100"])
+    np.testing.assert_allclose(means["logd"], [1.0, 1.0], atol=0.35)
+    np.testing.assert_allclose(means["product"], [1.0, 0.0], atol=0.35)
+
+
+@pytest.mark.slow
+def test_flow_guided_training_closes_the_chasm_that_a_stale_estimator_does_not(tmp_path):
+    density_chasm.main(["--steps=400", f"--out={tmp_path}"])
+    told = json.loads((tmp_path / "density_chasm.json").read_text())
+    assert told["stale, near"]["energy_distance"] < 0.1
+    assert told["stale, far"]["energy_distance"] > 1.0
+    assert told["flow-guided, far"]["energy_distance"] < 0.3
+    assert (tmp_path / "density_chasm.png").exists()
+
+
+def test_the_divergence_of_a_gaussian_fit_is_that_of_its_closed_form():
+    samples = density_chasm.target_samples(0.0)
+    samples = (samples - samples.mean(axis=0)) @ np.linalg.inv(
+        np.linalg.cholesky(np.cov(samples.T))
+    )
+    moved = 2.0 * density_chasm.STD * samples.astype(np.float64) + 0.5
+    variance = np.cov(moved.T)
+    expected = 0.5 * (
+        np.trace(variance) / 0.1 + 0.5 / 0.1 - 2 - math.log(np.linalg.det(variance) / 0.01)
+    )
+    assert density_chasm.gaussian_kl(moved, 0.0) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.slow
+def test_an_nnx_model_learns_a_flow_towards_data():
+    distances = nnx_model.main(["--steps=150"])
+    assert distances["samples"] < distances["prior"]
+
+
+@pytest.mark.slow
+def test_refinement_brings_samples_of_a_gan_nearer_to_the_modes(tmp_path):
+    numbers = refine_gan.main(["--steps=600", f"--out={tmp_path}"])
+    before, after = (
+        numbers[n]["high_quality_share"] for n in ("generator", "refined in data space")
+    )
+    assert after > before
+    assert json.loads((tmp_path / "refine_gan.json").read_text()) == numbers
+    assert (tmp_path / "refine_gan.png").exists()
+
+
+@pytest.mark.slow
+def test_refinement_of_digits_writes_its_picture_and_numbers(tmp_path):
+    numbers = refine_digits.main(["--steps=100", f"--out={tmp_path}"])
+    assert set(numbers) >= {"generator", "refined", "refined with a corrector"}
+    assert (tmp_path / "refine_digits.png").exists()
+
+
+def test_the_last_steps_of_a_gan_leave_its_generator_alone():
+    options = {"num_latents": 2, "num_steps": 2, "limit": 6.0, "hidden_sizes": (8,)}
+    trained, further = (
+        gan.train(refine_gan.draw_data, num_last_steps=n, **options) for n in (0, 4)
+    )
+    z = gan.latents(jax.random.key(0), 5, 2)
+    np.testing.assert_array_equal(trained.generator(z), further.generator(z))
+    assert not np.array_equal(trained.discriminator(z), further.discriminator(z))
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_from_top_to_bottom():
+    cells = json.loads((EXAMPLES / "first_look.ipynb").read_text())["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    space = {"__name__": "notebook", "NUM_STEPS": 20}
+    for source in code:
+        exec(compile(source.replace("NUM_STEPS = 1_000", "NUM_STEPS = 20"), "cell", "exec"), space)
+    assert space["samples"].shape == (2_000, 2)
+    assert not any(cell.get("outputs") for cell in cells)
+
+
+def test_the_index_names_every_example():
+    index = (EXAMPLES / "README.md").read_text()
+    files = {p.name for p in EXAMPLES.iterdir() if p.suffix in (".py", ".ipynb")} - {"__init__.py"}
+    assert all(name in index for name in files), files
