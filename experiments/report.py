@@ -9,19 +9,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import best, metrics_log, npz_files, pictures
+from experiments import best, figures, metrics_log, npz_files, pictures
 from experiments.build import Experiment
 from experiments.errors import UserError
 from experiments.log_ratio import make_log_ratio
-from experiments.pictures import curves, images, points
+from experiments.pictures import curves, points
 from experiments.pictures.neighbours import neighbours
-from experiments.sampling import Samples, batch_at
+from experiments.sampling import Samples
 from experiments.workdir import Workdir, read_json, write_text
 from fdrl_jax.flow import drift
-from fdrl_jax.samplers import make_path_sampler
 from fdrl_jax.state import TrainState
 
-_NUM_STRIPS = 8
 _STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;"
     "color:#222}h1{font-size:1.5rem}h2{font-size:1.1rem;margin-top:2rem}img{max-width:100%}"
@@ -90,7 +88,7 @@ def _draw(
         title, figure = "Density ratio and drift", _field(experiment, train_state)
         drawn.append((title, figure, "log_ratio.png"))
     else:
-        title, figure = "The flow", _strip(experiment, train_state)
+        title, figure = "The flow", figures.flow_strip(experiment, train_state)
         drawn.append((title, figure, "flow.png"))
     records = [r for r in metrics_log.read(workdir.metrics) if r["step"] <= step]
     if records:
@@ -122,13 +120,6 @@ def _field(experiment: Experiment, train_state: TrainState) -> Any:
 
     log_ratio = make_log_ratio(experiment, train_state)
     return points.log_ratio_and_drift(log_ratio, drift_at, experiment.source.held_out(4_000, 1))
-
-
-def _strip(experiment: Experiment, train_state: TrainState) -> Any:
-    sampler = jax.jit(make_path_sampler(experiment.problem, seed=experiment.seed))
-    batch = batch_at(experiment, np.arange(_NUM_STRIPS, dtype=np.int32))
-    path = sampler(experiment.sampling_variables(train_state), experiment.constants, batch)
-    return images.flow_strip(np.asarray(path), experiment.problem.flow.num_steps)
 
 
 def _table(rows: dict[str, str]) -> str:

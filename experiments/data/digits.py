@@ -6,13 +6,21 @@ import jax
 import numpy as np
 
 from experiments.data.source import Source, shuffled_indices
+from experiments.errors import DataError
 
 Array = jax.Array
 NUM_HELD_OUT = 360
 
 
-def digits() -> Source:
+def digits(source_class: str = "", target_class: str = "") -> Source:
     """Grey 8 x 8 images in [-1, 1] with labels; a fixed stratified fifth is held out.
+
+    Args:
+      source_class: for a pair of domains, the digit to start from ...
+      target_class: ... and the digit to learn.
+
+    Raises:
+      DataError: for one of the classes without the other, or no digit.
 
     Reference: Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits", UCI, 1998.
     """
@@ -27,10 +35,15 @@ def digits() -> Source:
     )
 
     def draw(arrays: Any, host_batch: Any, key: Array, positions: Array) -> dict[str, Array]:
-        indices = shuffled_indices(key, positions, len(train))
-        return {name: array[indices] for name, array in arrays.items()}
+        indices = shuffled_indices(key, positions, len(arrays["real"]))
+        batch = {name: arrays[name][indices] for name in ("real", "label")}
+        if "source" in arrays:
+            other_key = jax.random.fold_in(key, 1)
+            others = shuffled_indices(other_key, positions, len(arrays["source"]))
+            batch["source"] = arrays["source"][others]
+        return batch
 
-    return Source(
+    source = Source(
         name="digits",
         kind="images",
         event_shape=images.shape[1:],
@@ -42,4 +55,40 @@ def digits() -> Source:
         classes=tuple(map(str, data.target_names)),
         identity="digits",
         fingerprint="digits",
+    )
+    if not source_class and not target_class:
+        return source
+    return _pair(source, source_class, target_class)
+
+
+def _pair(whole: Source, source_class: str, target_class: str) -> Source:
+    """Restricts digits to one class to start from and one to learn."""
+    for name in (source_class, target_class):
+        if name not in whole.classes:
+            raise DataError(
+                f"data.source_class={source_class!r} and data.target_class={target_class!r} "
+                f"must both be digits, {', '.join(whole.classes)}"
+            )
+    labels = whole.labels or (np.empty(0), np.empty(0))
+    train, held_out = whole.arrays["real"], whole.held_out(NUM_HELD_OUT, 0)
+    of_target, of_source = (
+        [np.flatnonzero(part == int(name)) for part in labels]
+        for name in (target_class, source_class)
+    )
+    starts = np.concatenate([held_out[of_source[1]], train[of_source[0]]])
+    real, unseen = train[of_target[0]], held_out[of_target[1]]
+    name = f"digits {source_class} to {target_class}"
+    return whole._replace(
+        arrays={
+            "real": real,
+            "label": whole.arrays["label"][of_target[0]],
+            "source": train[of_source[0]],
+        },
+        train_batches=lambda: iter([real]),
+        held_out=lambda num, seed: unseen[:num],
+        labels=(labels[0][of_target[0]], labels[1][of_target[1]]),
+        starts=lambda positions: starts[positions % len(starts)],
+        num_starts=(len(of_source[1]), len(starts)),
+        identity=name,
+        fingerprint=name,
     )

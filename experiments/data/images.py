@@ -78,6 +78,7 @@ def image_source(options: DataOptions) -> Source:
         classes=real.train.records.classes,
         open_feed=None if in_memory else _feed_opener(sides, problems, reading),
         starts=_starts(sides["source"], problems) if "source" in sides else None,
+        num_starts=_num_starts(sides["source"]) if "source" in sides else (0, 0),
         identity=digest(*(side.train.records.identity for side in sides.values())),
         fingerprint=real.train.fingerprint,
     )
@@ -170,9 +171,13 @@ def _first(images: Images, num: int, problems: Problems, reading: Reading) -> np
     return np.concatenate([to_unit(part) for part, _ in batches])
 
 
-def _starts(side: _Side, problems: Problems) -> Callable[[np.ndarray], np.ndarray]:
+def _num_starts(side: _Side) -> tuple[int, int]:
     num_held_out = len(side.held_out.records)
-    total = num_held_out + len(side.train.records)
+    return num_held_out, num_held_out + len(side.train.records)
+
+
+def _starts(side: _Side, problems: Problems) -> Callable[[np.ndarray], np.ndarray]:
+    num_held_out, total = _num_starts(side)
 
     def load(position: int) -> np.ndarray:
         # An unreadable image gives way to the next one.

@@ -37,6 +37,8 @@ def load(options: DataOptions) -> Source:
     Raises:
       DataError: for data that are missing or cannot be read.
     """
+    if options.name == "digits":
+        return digits(options.source_class, options.target_class)
     built_in = BUILT_IN.get(options.name)
     if built_in is not None:
         return built_in()

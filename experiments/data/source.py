@@ -41,6 +41,7 @@ class Source(NamedTuple):
         data that are streamed; `None` otherwise.
       starts: `(positions [B]) -> images [B, ...]` to start samples from, float32, for paired
         domains: held-out ones first, then those of training, then again from the beginning.
+      num_starts: how many of them are held out, and how many there are in all.
       identity: a hash of what fixes the order of examples; a run goes on only with the same.
       fingerprint: a hash of the training set as `train_batches` gives it; a fitted prior is used
         again only with the same.
@@ -60,6 +61,7 @@ class Source(NamedTuple):
     classes: tuple[str, ...] = ()
     open_feed: Callable[[int, int, int, int], Feed] | None = None
     starts: Callable[[np.ndarray], np.ndarray] | None = None
+    num_starts: tuple[int, int] = (0, 0)
     identity: str = ""
     fingerprint: str = ""
 

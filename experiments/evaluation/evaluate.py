@@ -3,7 +3,7 @@
 from typing import Any
 
 from experiments.data import Source
-from experiments.evaluation import digits, images, points
+from experiments.evaluation import digits, images, points, translation
 from experiments.sampling import Samples
 
 
@@ -20,6 +20,8 @@ def evaluate(source: Source, samples: Samples) -> dict[str, Any]:
     """
     if source.kind == "points":
         return points.metrics(source, samples.refined)
+    if source.starts is not None:
+        return translation.metrics(source, samples.refined)
     if source.name == "digits":
         return digits.metrics(source, samples.refined, samples.prior)
     return images.metrics(source, samples.refined, samples.prior)

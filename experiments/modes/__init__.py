@@ -44,6 +44,14 @@ MODES = {
         "draw the metric against the length of the flow, or the step (curve.over=step)",
         "--workdir=runs/digits --num_samples=2000",
     ),
+    "strips": Mode(
+        "draw samples of images on their way from the prior",
+        "--workdir=runs/digits --num_samples=8",
+    ),
+    "interpolate": Mode(
+        "draw samples of images along paths in the prior, with common noise",
+        "--workdir=runs/digits",
+    ),
     "dry_run": Mode(
         "tell settings, shapes, memory and time of a run without training",
         "--config=configs/digits.py",

@@ -27,6 +27,8 @@ _SHOWN_DATA = 4_000
 def samples_and_data(source: Source, prior: np.ndarray, samples: np.ndarray) -> Figure:
     """Draws the prior, the samples that flowed from it, and held-out data side by side."""
     draw = points.samples_and_data if source.kind == "points" else images.samples_and_data
+    if source.starts is not None:
+        draw = images.translation
     return draw(prior, samples, source.held_out(_SHOWN_DATA, 1))
 
 

@@ -39,6 +39,12 @@ def samples_and_data(prior: np.ndarray, samples: np.ndarray, data: np.ndarray) -
     return _grids(dict(zip(titles, (prior, samples, data), strict=True)))
 
 
+def translation(sources: np.ndarray, translated: np.ndarray, targets: np.ndarray) -> Figure:
+    """Draws source images, what became of them in the same places, and images of the target."""
+    titles = ("source", r"translated $x_{K+\kappa}$", "target")
+    return _grids(dict(zip(titles, (sources, translated, targets), strict=True)))
+
+
 def prior_and_data(prior: np.ndarray, data: np.ndarray) -> Figure:
     """Draws grids of the prior and the data side by side (fig. 3)."""
     return _grids({"prior $x_0$": prior, "data": data})
@@ -64,12 +70,15 @@ def show_by_class(
         ax.text(-2, (place + 0.5) * pitch, classes[label], ha="right", va="center")
 
 
-def flow_strip(path: np.ndarray, num_steps: int, columns: int = 12) -> Figure:
+def flow_strip(
+    path: np.ndarray, num_steps: int, start: str = "the prior", columns: int = 12
+) -> Figure:
     """Draws the flow of some images from left to right, `x_0 ... x_{K+κ}` (fig. 6).
 
     Args:
       path: [K + κ + 1, B, H, W, C].
       num_steps: bridging steps K, marked in the title.
+      start: where the flow starts, for the title.
       columns: moments shown.
     """
     picked = spread(len(path), columns)
@@ -77,7 +86,22 @@ def flow_strip(path: np.ndarray, num_steps: int, columns: int = 12) -> Figure:
     strip = np.swapaxes(path[picked], 0, 1).reshape(-1, *path.shape[2:])
     figure, (ax,) = panels(1, size=7.0)
     show(ax, tile(strip, len(picked)))
-    ax.set_title(f"flow from the prior: steps {', '.join(map(str, picked))} (K = {num_steps})")
+    ax.set_title(f"flow from {start}: steps {', '.join(map(str, picked))} (K = {num_steps})")
+    return figure
+
+
+def interpolations(sheets: dict[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
+    """Draws interpolated points of the prior and where they flowed to, with common noise (fig. 7).
+
+    Args:
+      sheets: kind of interpolation to `(x_0, samples)`, each [paths, points, H, W, C].
+    """
+    figure, axes = panels(len(sheets), size=6.0)
+    for ax, (kind, (start, end)) in zip(axes, sheets.items(), strict=True):
+        # A row of the prior above each row of samples.
+        rows = np.stack([start, end], axis=1).reshape(-1, *start.shape[2:])
+        show(ax, tile(rows, start.shape[1]))
+        ax.set_title(f"{kind} interpolation: prior, and below it the samples")
     return figure
 
 

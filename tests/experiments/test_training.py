@@ -17,7 +17,7 @@ from experiments.request import Request
 from experiments.workdir import Workdir
 
 # Those whose data are built in; tests/data trains on images that it makes.
-CONFIGS = ("swissroll", "swissroll_lsif", "8gaussians", "25gaussians", "digits")
+CONFIGS = ("swissroll", "swissroll_lsif", "8gaussians", "25gaussians", "digits", "digits_pair")
 
 
 def train(config, folder):

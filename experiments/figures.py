@@ -1,0 +1,63 @@
+"""The paper's figures of a trained estimator: flow strips, and interpolations in the prior."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments.build import Experiment
+from experiments.errors import UserError
+from experiments.pictures import images
+from experiments.sampling import batch_at
+from fdrl_jax import interpolation, samplers
+from fdrl_jax.state import TrainState
+
+_NUM_PATHS, _NUM_POINTS = 6, 11
+
+
+def flow_strip(experiment: Experiment, train_state: TrainState, num_strips: int = 8) -> Figure:
+    """Draws the way of some samples from the prior, or the source, to the end (fig. 6)."""
+    _check_images(experiment)
+    sampler = jax.jit(samplers.make_path_sampler(experiment.problem, seed=experiment.seed))
+    batch = batch_at(experiment, np.arange(num_strips, dtype=np.int32))
+    path = sampler(experiment.sampling_variables(train_state), experiment.constants, batch)
+    start = "the prior" if experiment.source.starts is None else "the source"
+    return images.flow_strip(np.asarray(path), experiment.problem.flow.num_steps, start)
+
+
+def interpolations(experiment: Experiment, train_state: TrainState) -> Figure:
+    """Draws interpolated points of the prior and their samples, with common noise (fig. 7).
+
+    The ends of a path are samples of the prior. All its points flow with the noise of its first, so
+    that only the start differs.
+    """
+    _check_images(experiment)
+    problem, seed = experiment.problem, experiment.seed
+    num_steps = problem.flow.num_steps + problem.flow.num_refine_steps
+    start = jax.jit(samplers.make_start_sampler(problem, seed=seed))
+    advance = jax.jit(samplers.make_segment(problem, seed=seed, num_steps=num_steps))
+    variables = experiment.sampling_variables(train_state)
+    ends = batch_at(experiment, np.arange(2 * _NUM_PATHS, dtype=np.int32))
+    x0 = start(variables, experiment.constants, ends)
+    centre = experiment.constants.prior
+    # Gaussians are round about their mean, the other priors about zero.
+    mean = jnp.reshape(centre["mean"], x0.shape[1:]) if "mean" in centre else jnp.zeros(())
+    weights = jnp.linspace(0.0, 1.0, _NUM_POINTS)
+
+    def sheet(between: Callable[..., jax.Array]) -> tuple[np.ndarray, np.ndarray]:
+        points = jax.vmap(lambda a, b: between(a, b, weights))(x0[::2] - mean, x0[1::2] - mean)
+        flat = (points + mean).reshape(-1, *x0.shape[1:])
+        batch = {"position": np.repeat(ends["position"][::2], _NUM_POINTS), "x": flat}
+        samples = advance(variables, experiment.constants, batch, 0)
+        shape = (_NUM_PATHS, _NUM_POINTS, *x0.shape[1:])
+        return np.asarray(flat).reshape(shape), np.asarray(samples).reshape(shape)
+
+    kinds = {"spherical": interpolation.spherical, "linear": interpolation.linear}
+    return images.interpolations({kind: sheet(between) for kind, between in kinds.items()})
+
+
+def _check_images(experiment: Experiment) -> None:
+    if experiment.source.kind != "images":
+        raise UserError(f"data {experiment.source.name!r} are points; this figure is of images")

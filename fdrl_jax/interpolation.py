@@ -1,0 +1,56 @@
+"""Paths between two points of a prior (figure 7 of the paper).
+
+Flow the points of a path with the same key, and the samples differ by their start alone.
+"""
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+
+def linear(a: Array, b: Array, weights: Array) -> Array:
+    """Returns `(1 - t) a + t b`.
+
+    Args:
+      a: a point, of any shape.
+      b: another one, of the same shape.
+      weights: `t`, [T].
+
+    Returns:
+      Points, [T, ...]. Between independent samples of a Gaussian they lie nearer to its mean than
+      its samples do.
+    """
+    t = _column(weights, a)
+    return (1.0 - t) * a + t * b
+
+
+def spherical(a: Array, b: Array, weights: Array) -> Array:
+    """Returns `(sin((1 - t) ω) a + sin(t ω) b) / sin ω`, with `ω` the angle between the points.
+
+    The points keep the length of samples of a centred Gaussian, which linear ones lose. Subtract
+    the mean of another one first.
+
+    Args:
+      a: a point, of any shape.
+      b: another one, of the same shape.
+      weights: `t`, [T].
+
+    Returns:
+      Points, [T, ...]; the linear ones for points in one direction or opposite ones, or at zero.
+
+    Reference: Shoemake, "Animating rotation with quaternion curves", SIGGRAPH 1985.
+    """
+    t = _column(weights, a)
+    lengths = jnp.linalg.norm(a) * jnp.linalg.norm(b)
+    cosine = jnp.vdot(a, b) / jnp.where(lengths > 0.0, lengths, 1.0)
+    angle = jnp.arccos(jnp.clip(cosine, -1.0, 1.0))
+    sine = jnp.sin(angle)
+    defined = (sine > 1e-4) & (lengths > 0.0)
+    safe = jnp.where(defined, sine, 1.0)
+    arc = (jnp.sin((1.0 - t) * angle) * a + jnp.sin(t * angle) * b) / safe
+    return jnp.where(defined, arc, linear(a, b, weights))
+
+
+def _column(weights: Array, a: Array) -> Array:
+    return jnp.reshape(weights, (-1,) + (1,) * jnp.ndim(a))
