@@ -58,8 +58,8 @@ def _fit_judge(source: Source) -> Callable[[np.ndarray], np.ndarray]:
 
     if source.name == "digits" and source.labels is not None:
         whole = digits()
-        images, labels = whole.arrays["real"], whole.arrays["label"]
-        target, gamma = source.labels[0][0], 0.03
+        images, labels, target = whole.arrays["real"], whole.arrays["label"], source.labels[0][0]
+        judge = SVC(C=10.0, gamma=0.03)
     else:
         target_images = np.concatenate(list(source.train_batches()))[:_MAX_TRAINING]
         first, end = source.num_starts
@@ -67,8 +67,9 @@ def _fit_judge(source: Source) -> Callable[[np.ndarray], np.ndarray]:
         source_images = source.starts(positions) if source.starts is not None else target_images
         images = np.concatenate([source_images, target_images])
         labels = np.arange(len(images)) >= len(source_images)
-        target, gamma = True, "scale"
-    judge = SVC(C=10.0, gamma=gamma).fit(_rows(images), labels)
+        target = True
+        judge = SVC(C=10.0)
+    judge.fit(_rows(images), labels)
     return lambda images: judge.predict(_rows(images)) == target
 
 

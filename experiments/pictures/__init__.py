@@ -26,10 +26,12 @@ _SHOWN_DATA = 4_000
 
 def samples_and_data(source: Source, prior: np.ndarray, samples: np.ndarray) -> Figure:
     """Draws the prior, the samples that flowed from it, and held-out data side by side."""
-    draw = points.samples_and_data if source.kind == "points" else images.samples_and_data
+    data = source.held_out(_SHOWN_DATA, 1)
+    if source.kind == "points":
+        return points.samples_and_data(prior, samples, data)
     if source.starts is not None:
-        draw = images.translation
-    return draw(prior, samples, source.held_out(_SHOWN_DATA, 1))
+        return images.translation(prior, samples, data)
+    return images.samples_and_data(prior, samples, data)
 
 
 def samples_by_class(source: Source, samples: np.ndarray, labels: np.ndarray) -> Figure:

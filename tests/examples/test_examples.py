@@ -13,20 +13,29 @@ from examples import analytic_ratio, density_chasm, gan, nnx_model, refine_digit
 EXAMPLES = Path(density_chasm.__file__).parent
 
 
-def test_an_analytic_ratio_moves_samples_to_its_target_and_a_product_between_two():
-    means = analytic_ratio.main(["--steps=100"])
-    np.testing.assert_allclose(means["logd"], [1.0, 1.0], atol=0.35)
-    np.testing.assert_allclose(means["product"], [1.0, 0.0], atol=0.35)
+def test_a_stale_analytic_ratio_stops_at_its_target_under_log_d_and_not_under_kl():
+    means = analytic_ratio.main([])
+    np.testing.assert_allclose(means["logd"], [1.0, 1.0], atol=0.2)
+    assert min(means["kl"]) > 5.0
 
 
 @pytest.mark.slow
-def test_flow_guided_training_closes_the_chasm_that_a_stale_estimator_does_not(tmp_path):
-    density_chasm.main(["--steps=400", f"--out={tmp_path}"])
+def test_a_stale_estimator_fails_at_the_chasm_and_the_example_tells(tmp_path):
+    density_chasm.main(["--steps=60", f"--out={tmp_path}"])
     told = json.loads((tmp_path / "density_chasm.json").read_text())
-    assert told["stale, near"]["energy_distance"] < 0.1
+    assert (
+        told["stale, near"]["energy_distance"] < told["stale, near"]["of_prior"]["energy_distance"]
+    )
     assert told["stale, far"]["energy_distance"] > 1.0
-    assert told["flow-guided, far"]["energy_distance"] < 0.3
     assert (tmp_path / "density_chasm.png").exists()
+
+
+@pytest.mark.slow
+def test_flow_guided_training_closes_the_chasm(monkeypatch):
+    monkeypatch.setattr(density_chasm, "STEPS_BETWEEN_LOOKS", 500)
+    _, looks = density_chasm.train(density_chasm.CASES[-1], 1_000)
+    assert looks[0].energy_distance > 10.0
+    assert looks[-1].energy_distance < 0.1
 
 
 def test_the_divergence_of_a_gaussian_fit_is_that_of_its_closed_form():
@@ -50,7 +59,7 @@ def test_an_nnx_model_learns_a_flow_towards_data():
 
 @pytest.mark.slow
 def test_refinement_brings_samples_of_a_gan_nearer_to_the_modes(tmp_path):
-    numbers = refine_gan.main(["--steps=600", f"--out={tmp_path}"])
+    numbers = refine_gan.main(["--steps=400", f"--out={tmp_path}"])
     before, after = (
         numbers[n]["high_quality_share"] for n in ("generator", "refined in data space")
     )
@@ -61,7 +70,7 @@ def test_refinement_brings_samples_of_a_gan_nearer_to_the_modes(tmp_path):
 
 @pytest.mark.slow
 def test_refinement_of_digits_writes_its_picture_and_numbers(tmp_path):
-    numbers = refine_digits.main(["--steps=100", f"--out={tmp_path}"])
+    numbers = refine_digits.main(["--steps=60", f"--out={tmp_path}"])
     assert set(numbers) >= {"generator", "refined", "refined with a corrector"}
     assert (tmp_path / "refine_digits.png").exists()
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from experiments import build, figures, modes
+from experiments import build, figures, loop, modes
 from experiments.errors import UserError
 from experiments.pictures import images
 from experiments.request import Request
@@ -12,9 +12,10 @@ from experiments.workdir import Workdir
 
 @pytest.fixture(scope="module")
 def of_digits(tiny, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("digits")
-    modes.run(Request("train", tiny("digits"), folder))
-    return Workdir(folder)
+    workdir = Workdir(tmp_path_factory.mktemp("digits"))
+    workdir.create()
+    loop.train(build.experiment(tiny("digits")), workdir, "a command")
+    return workdir
 
 
 @pytest.mark.parametrize("mode", ["strips", "interpolate"])
@@ -42,6 +43,8 @@ def test_the_points_of_a_path_share_their_noise_and_its_ends_are_samples_of_the_
     np.testing.assert_allclose(spherical[:, [0, -1]], linear[:, [0, -1]], atol=1e-5)
 
 
-def test_figures_of_images_are_refused_for_points(trained, tiny):
-    with pytest.raises(UserError, match="'swissroll' are points"):
-        modes.run(Request("interpolate", tiny(), trained.root))
+def test_figures_of_images_are_refused_for_points(tiny):
+    experiment = build.experiment(tiny())
+    for draw in (figures.flow_strip, figures.interpolations):
+        with pytest.raises(UserError, match="'swissroll' are points"):
+            draw(experiment, experiment.init_state())
