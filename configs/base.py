@@ -62,11 +62,6 @@ def get_config() -> ConfigDict:
     c.flow.step_size = 3.0  # eta.
     c.flow.noise_scale = 0.01  # nu.
 
-    c.replay = ConfigDict()
-    # Beyond the paper: this share of the particles of a train step go on from where the step before
-    # left them, and a step flows only (1 - fraction) * K steps. See docs/ablations.md.
-    c.replay.fraction = 0.0
-
     c.loss = ConfigDict()
     c.loss.name = "lr"
     c.loss.divergence = "kl"

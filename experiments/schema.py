@@ -158,7 +158,6 @@ RULES: dict[str, Rule] = {
     "flow.num_refine_steps": _whole(0, 100_000),
     "flow.step_size": _Real(0.0, above=True),
     "flow.noise_scale": _Real(0.0),
-    "replay.fraction": _Real(0.0, 1.0, below=True),
     "loss.name": _choice(*bregman.REGISTRY),
     "loss.divergence": _divergence,
     "optimizer.learning_rate": _Real(0.0, 10.0, above=True),

@@ -122,12 +122,8 @@ def make_train_step(
     """
 
     def loss_and_grads(
-        variables: Variables,
-        constants: Constants,
-        host_batch: Any,
-        positions: Array,
-        particles: Any,
-    ) -> tuple[Any, Metrics, Any]:
+        variables: Variables, constants: Constants, host_batch: Any, positions: Array
+    ) -> tuple[Any, Metrics]:
         data_key = rng.stream_key(jax.random.key(seed), rng.Stream.DATA)
         batch = draw(constants.data, host_batch, data_key, positions)
         x = perturb(lambda x: apply(variables, x), batch["real"], batch["label"], attack)
@@ -138,8 +134,8 @@ def make_train_step(
             correct = jnp.argmax(logits, axis=-1) == batch["label"]
             return loss, {"loss": loss, "accuracy": jnp.mean(correct)}
 
-        grads, metrics = jax.grad(loss_fn, has_aux=True)(variables["params"])
-        return grads, metrics, particles
+        result: tuple[Any, Metrics] = jax.grad(loss_fn, has_aux=True)(variables["params"])
+        return result
 
     return from_gradients(loss_and_grads, optimizer=optimizer, batch_size=batch_size, **options)
 

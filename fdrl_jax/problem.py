@@ -32,23 +32,12 @@ class Estimator(NamedTuple):
 
 
 class FlowParams(NamedTuple):
-    """Hyper-parameters of the flow: steps `K`, refinement steps `κ`, step size `η`, noise `ν`.
-
-    Attributes:
-      replay_fraction: share `ρ` of the particles of a train step that go on from where the step
-        before left them, see `fdrl_jax.replay`; 0 is the paper's method.
-    """
+    """Hyper-parameters of the flow: steps `K`, refinement steps `κ`, step size `η`, noise `ν`."""
 
     num_steps: int
     step_size: float
     noise_scale: float
     num_refine_steps: int = 0
-    replay_fraction: float = 0.0
-
-    @property
-    def num_train_steps(self) -> int:
-        """Steps of the flow in a train step: `(1 - ρ) K`, but at least one of them."""
-        return max(min(1, self.num_steps), round((1.0 - self.replay_fraction) * self.num_steps))
 
 
 class Problem(NamedTuple):

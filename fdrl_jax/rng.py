@@ -23,7 +23,6 @@ class Stream(enum.IntEnum):
     PRIOR = 3
     FLOW = 4
     SAMPLE = 5
-    REPLAY = 6
 
 
 def stream_key(root: Array, stream: Stream) -> Array:

@@ -35,8 +35,6 @@ class TrainState(NamedTuple):
         the newest step. Sampling and evaluation use these.
       opt_state: the Optax optimizer's state.
       rollbacks: what returns to an earlier state have changed.
-      particles: where the flow left those of the newest step, [global batch, ...], for a problem
-        with a replay fraction; every replica holds all of them.
     """
 
     step: Array
@@ -44,7 +42,6 @@ class TrainState(NamedTuple):
     ema_variables: Variables
     opt_state: optax.OptState
     rollbacks: Rollbacks
-    particles: Array | tuple[()] = ()
 
     @property
     def num_batches(self) -> Array:
@@ -94,7 +91,6 @@ def apply_gradients(
         ema_variables={**state.variables, "params": ema},
         opt_state=opt_state,
         rollbacks=state.rollbacks,
-        particles=state.particles,
     )
 
 

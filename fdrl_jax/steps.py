@@ -13,7 +13,7 @@ import optax
 from jax import lax
 
 from fdrl_jax import bregman as bregman_lib
-from fdrl_jax import replay, rng, state
+from fdrl_jax import rng, state
 from fdrl_jax.flow import drift, flow, normal_like
 from fdrl_jax.priors import Batch
 from fdrl_jax.problem import Constants, Problem
@@ -69,12 +69,8 @@ def make_train_step(
     bregman_lib.check_pair(problem.bregman, problem.divergence)
 
     def loss_and_grads(
-        variables: Variables,
-        constants: Constants,
-        host_batch: Any,
-        positions: Array,
-        particles: Any,
-    ) -> tuple[Any, Metrics, Any]:
+        variables: Variables, constants: Constants, host_batch: Any, positions: Array
+    ) -> tuple[Any, Metrics]:
         root = jax.random.key(seed)
         data_key = rng.stream_key(root, rng.Stream.DATA)
         batch = draw(constants.data, host_batch, data_key, positions)
@@ -84,16 +80,13 @@ def make_train_step(
             real = real + dequantisation * normal_like(keys, real)
         prior_keys = rng.example_keys(root, rng.Stream.PRIOR, positions)
         x0 = problem.prior_sample(constants.prior, prior_keys, batch)
-        if problem.flow.replay_fraction:
-            keys = rng.example_keys(root, rng.Stream.REPLAY, positions)
-            x0 = replay.restart(keys, particles, x0, problem.flow.replay_fraction)
         potential = problem.potential(variables)
         flowed = lax.stop_gradient(
             flow(
                 rng.example_keys(root, rng.Stream.FLOW, positions),
                 x0,
                 potential,
-                num_steps=problem.flow.num_train_steps,
+                num_steps=problem.flow.num_steps,
                 step_size=problem.flow.step_size,
                 noise_scale=problem.flow.noise_scale,
             )
@@ -106,8 +99,7 @@ def make_train_step(
             return bregman_lib.loss(problem.bregman, *jnp.split(out, 2))
 
         grads, metrics = jax.grad(loss_fn, has_aux=True)(variables["params"])
-        metrics = {**metrics, "drift_norm": jnp.mean(speed)}
-        return grads, metrics, flowed if problem.flow.replay_fraction else particles
+        return grads, {**metrics, "drift_norm": jnp.mean(speed)}
 
     return from_gradients(
         loss_and_grads,
@@ -121,7 +113,7 @@ def make_train_step(
 
 
 def from_gradients(
-    loss_and_grads: Callable[[Variables, Constants, Any, Array, Any], tuple[Any, Metrics, Any]],
+    loss_and_grads: Callable[[Variables, Constants, Any, Array], tuple[Any, Metrics]],
     *,
     optimizer: optax.GradientTransformation,
     batch_size: int,
@@ -133,10 +125,8 @@ def from_gradients(
     """Builds a train step from what computes gradients: micro-batches, replicas and the update.
 
     Args:
-      loss_and_grads: `(variables, constants, host batch, positions [B], particles [B, ...]) ->
-        (grads, metrics, particles)`. Gradients, like `variables["params"]`, and metrics are means
-        over the examples; the particles are what the next step gets at the same place of its
-        batch.
+      loss_and_grads: `(variables, constants, host batch, positions [B]) -> (grads, metrics)`, both
+        means over the examples; the gradients are like `variables["params"]`.
       optimizer: as for `make_train_step`.
       batch_size: as for `make_train_step`.
       refresh: as in `problem.Estimator`.
@@ -165,19 +155,15 @@ def from_gradients(
         # replicas share by itself, and the mean below would be a sum.
         variables = _per_replica(train_state.variables, axis_name)
 
-        def of_part(part: Any) -> tuple[Any, Any]:
-            grads, metrics, particles = loss_and_grads(variables, constants, *part)
-            return (grads, metrics), particles
+        def of_part(part: Any) -> tuple[Any, Metrics]:
+            return loss_and_grads(variables, constants, *part)
 
-        particles = replay.take(train_state.particles, positions)
-        (grads, metrics), particles = _over_parts(
-            of_part, (host_batch, positions, particles), num_micro_batches, axis_name
+        grads, metrics = _mean_over_parts(
+            of_part, (host_batch, positions), num_micro_batches, axis_name
         )
-        particles = replay.put(train_state.particles, positions, particles, axis_name)
         if axis_name is not None:
             grads, metrics = lax.pmean((grads, metrics), axis_name)  # type: ignore[no-untyped-call]
         metrics = {**metrics, "grad_norm": optax.tree.norm(grads)}
-        train_state = train_state._replace(particles=particles)
         return state.apply_gradients(train_state, grads, optimizer, ema_rate), metrics
 
     return train_step
@@ -228,34 +214,23 @@ def _per_replica(tree: Any, axis_name: str | None) -> Any:
     return jax.tree.map(lambda a: jnp.where(replica >= 0, a, a), tree)
 
 
-def _over_parts(
-    function: Callable[[Any], tuple[Any, Any]],
+def _mean_over_parts(
+    function: Callable[[Any], tuple[Any, Metrics]],
     inputs: Any,
     num_parts: int,
     axis_name: str | None,
-) -> tuple[Any, Any]:
-    """Calls a function on equal parts of the batch, one after the other.
-
-    Args:
-      function: `inputs -> (means over the examples, values [B, ...] of the examples)`.
-      inputs: pytree of arrays [B, ...].
-      num_parts: how many parts.
-      axis_name: the mapped axis, if any.
-
-    Returns:
-      What the function would return for the whole.
-    """
+) -> tuple[Any, Metrics]:
+    """Averages gradients and metrics over equal parts of the batch, one part after the other."""
     if num_parts == 1:
         return function(inputs)
     parts = jax.tree.map(lambda a: a.reshape(num_parts, -1, *a.shape[1:]), inputs)
-    shapes, _ = jax.eval_shape(function, jax.tree.map(lambda a: a[0], parts))
+    shapes = jax.eval_shape(function, jax.tree.map(lambda a: a[0], parts))
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     zeros = _per_replica(zeros, axis_name)
 
-    def body(total: Any, part: Any) -> tuple[Any, Any]:
-        means, each = function(part)
-        return jax.tree.map(jnp.add, total, means), each
+    def body(total: Any, part: Any) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, function(part)), None
 
-    total, each = lax.scan(body, zeros, parts)
-    means = jax.tree.map(lambda a: a / num_parts, total)
-    return means, jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), each)
+    total, _ = lax.scan(body, zeros, parts)
+    mean: tuple[Any, Metrics] = jax.tree.map(lambda a: a / num_parts, total)
+    return mean

@@ -14,7 +14,7 @@ from experiments.build.parts import Apply
 from experiments.build.training import Training
 from experiments.data import Source
 from experiments.options import Conditioning, Curve, Sampling
-from fdrl_jax import bregman, divergences, networks, parallel, priors, replay, steps
+from fdrl_jax import bregman, divergences, networks, parallel, priors, steps
 from fdrl_jax.priors import Prior
 from fdrl_jax.problem import Constants, Estimator, FlowParams, Problem
 from fdrl_jax.state import TrainState, Variables
@@ -57,14 +57,6 @@ class Experiment(Training):
         """Returns the step for the problem of the experiment."""
         return self.make_train_step(self.problem)
 
-    def init_state(self) -> TrainState:
-        """Returns the state before the first step, with room for particles if some are replayed."""
-        before = super().init_state()
-        if not self.problem.flow.replay_fraction:
-            return before
-        particles = replay.none_yet(self.batch_size, self.source.event_shape)
-        return before._replace(particles=particles)
-
     def sampling_variables(self, train_state: TrainState) -> Variables:
         """Returns the variables that samples follow from: the averaged ones or the newest."""
         averaged = self.sampling.weights == "ema"
@@ -102,7 +94,6 @@ def _build(c: dict[str, Any], prior_file: Path | None, fit_prior: bool) -> Exper
             step_size=c["flow.step_size"],
             noise_scale=c["flow.noise_scale"],
             num_refine_steps=c["flow.num_refine_steps"],
-            replay_fraction=c["replay.fraction"],
         ),
         prior_sample=prior.sample,
     )

@@ -19,8 +19,7 @@ def run(request: Request) -> None:
     """Resolves a config and prints what its run would need.
 
     The step of the run is compiled, and memory is the compiler's figure for it. Time is measured on
-    train steps with few flow steps, on a scratch state, and extrapolated linearly to those of the
-    run.
+    train steps with few flow steps, on a scratch state, and extrapolated linearly to K.
     """
     experiment = build.experiment(request.config, fit_prior=False)
     for key, value in experiment.settings.items():
@@ -33,13 +32,12 @@ def run(request: Request) -> None:
     print(
         f"batch: {experiment.batch_size}, {experiment.batch_size // num} on each of {num} devices"
     )
-    num_flow_steps = experiment.problem.flow.num_train_steps
-    compiled, seconds = _compile(experiment, num_flow_steps)
+    compiled, seconds = _compile(experiment, experiment.problem.flow.num_steps)
     print(f"compilation: {seconds:.1f} s")
     print(f"memory of the compiled step: {_memory(compiled) / 2**20:,.1f} MiB a device")
     few, more = (_time_step(experiment, k) for k in (_FEW, _MORE))
     flow_step = max((more - few) / (_MORE - _FEW), 0.0)
-    step = few + flow_step * (num_flow_steps - _FEW)
+    step = few + flow_step * (experiment.problem.flow.num_steps - _FEW)
     print(
         f"time: {flow_step * 1e3:.3g} ms a flow step, {step * 1e3:.3g} ms a train step (estimated)"
     )
@@ -48,7 +46,7 @@ def run(request: Request) -> None:
 
 def _compile(experiment: Experiment, num_flow_steps: int) -> tuple[Any, float]:
     started = time.perf_counter()
-    flow = experiment.problem.flow._replace(num_steps=num_flow_steps, replay_fraction=0.0)
+    flow = experiment.problem.flow._replace(num_steps=num_flow_steps)
     train_step = experiment.make_train_step(experiment.problem._replace(flow=flow))
     run_steps = parallel.map_steps(steps.repeat_steps(train_step, experiment.steps_per_dispatch))
     compiled = run_steps.lower(*_arguments(experiment), 1).compile()
