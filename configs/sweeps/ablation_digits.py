@@ -8,15 +8,14 @@ Results: docs/ablations.md.
 from typing import Any
 
 from configs.base import PAIRS
+from configs.sweeps import train_steps
 
-# Gradients of the network that a run may take, a particle: K of a train step's flow, one for the
-# drift at its end and about two for the update.
-_BUDGET = 400 * (20 + 3)
+BUDGET = 400 * (20 + 3)
 
 
-def equal_compute(flow_steps: int) -> dict[str, Any]:
-    """Returns a length of the flow with as many train steps as the budget leaves for it."""
-    return {"flow.num_steps": flow_steps, "train.num_steps": round(_BUDGET / (flow_steps + 3))}
+def of_length(flow_steps: int) -> dict[str, Any]:
+    """Returns a length of the flow, with as many train steps as the budget leaves for it."""
+    return {"flow.num_steps": flow_steps, "train.num_steps": train_steps(BUDGET, flow_steps)}
 
 
 def get_sweep() -> dict[str, Any]:
@@ -26,9 +25,9 @@ def get_sweep() -> dict[str, Any]:
         "settings": {
             # What the groups vary stands here too, so that they share the run of these values.
             "prior.name": "data_dependent",
-            "loss.name": "lsif",
-            "loss.divergence": "pearson",
-            **equal_compute(20),
+            "loss.name": "lr",
+            "loss.divergence": "kl",
+            **of_length(20),
             # A smaller network than the config's, a fifth of its steps, and larger ones.
             "network.width": 16,
             "network.blocks": ((16, 1), (32, 2), (32, 1)),
@@ -40,7 +39,7 @@ def get_sweep() -> dict[str, Any]:
                 "DDP": {"prior.name": "data_dependent"},
                 "UP": {"prior.name": "uniform"},
             },
-            "flow steps K": {f"K = {k}": equal_compute(k) for k in (5, 10, 20, 40)},
+            "flow steps K": {f"K = {k}": of_length(k) for k in (5, 10, 20, 40)},
             "loss, divergence": {
                 f"{loss}, {divergence}": {"loss.name": loss, "loss.divergence": divergence}
                 for loss, divergence in PAIRS.values()
