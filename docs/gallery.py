@@ -102,6 +102,37 @@ ENTRIES = (
         of_run="digits",
     ),
     Entry(
+        "translation",
+        f"{MAIN} --config=configs/digits_pair.py --workdir=runs/gallery/translation",
+        {
+            "translation.png": (
+                "translation/pictures/flow.png",
+                "Translation: a digit of one class flows to another, without pairs.",
+            )
+        },
+    ),
+    Entry(
+        "density_chasm",
+        "python -m examples.density_chasm --out=runs/gallery/density_chasm",
+        {
+            "density_chasm.png": (
+                "density_chasm/density_chasm.png",
+                "The density chasm (figures 2 and 4): a stale estimator fails far away, "
+                "flow-guided training does not.",
+            )
+        },
+    ),
+    Entry(
+        "refine_gan",
+        "python -m examples.refine_gan --out=runs/gallery/refine_gan",
+        {
+            "refine_gan.png": (
+                "refine_gan/refine_gan.png",
+                "A GAN's samples, refined along its own discriminator.",
+            )
+        },
+    ),
+    Entry(
         "what_goes_wrong",
         "python -m docs.what_goes_wrong --workdir=runs/gallery/what_goes_wrong",
         {"what_goes_wrong.png": ("what_goes_wrong/picture.png", "One thing wrong in each.")},
