@@ -6,6 +6,8 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 WORKDIR ?= runs/swissroll
 PYTEST_ARGS ?=
+# Workers, as many as cores but not more than 4: -n 0 in PYTEST_ARGS for a debugger.
+PYTEST := -m pytest -n auto --maxprocesses=4
 GALLERY_ARGS ?=
 PYTHON_OLD ?= python3.11
 PYTHON_NEW ?= python3.13
@@ -35,11 +37,11 @@ help: ## print this list
 demo: $(READY) ## train on the swiss roll and show the report [WORKDIR=runs/swissroll]
 	@$(PY) -m experiments.main --config=configs/swissroll.py --workdir='$(WORKDIR)'
 
-test: $(READY) ## run all tests [PYTEST_ARGS="-n 2 -k flow"]
-	@$(PY) -m pytest $(PYTEST_ARGS)
+test: $(READY) ## run all tests [PYTEST_ARGS="-k flow -x"]
+	@$(PY) $(PYTEST) $(PYTEST_ARGS)
 
 test-fast: $(READY) ## run the tests that are not marked slow
-	@$(PY) -m pytest -m 'not slow' $(PYTEST_ARGS)
+	@$(PY) $(PYTEST) -m 'not slow' $(PYTEST_ARGS)
 
 coverage: $(READY) ## share of the library's lines and branches that its own tests run
 	@$(PY) -m coverage run -m pytest -q tests/core tests/networks tests/data/test_covariance.py

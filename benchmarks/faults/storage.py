@@ -1,16 +1,11 @@
 """Faults of the disk: damaged, full and read-only, and two runs in one place."""
 
-import ctypes
-import resource
+import os
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.faults import damage, program
 from benchmarks.faults.outcome import Outcome
-
-# Linux: see prctl(2) and capabilities(7).
-_PR_CAPBSET_DROP, _CAP_DAC_OVERRIDE = 24, 1
 
 
 def damage_newest(folder: Path) -> Outcome:
@@ -37,11 +32,7 @@ def fill_disk(folder: Path, bytes_left: int = 40_000) -> Outcome:
     """Goes on with a run under a limit on the size of files that its checkpoints exceed."""
     run, log = folder / "run", folder / "log"
     before = program.train_to(run, 5, log)
-
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_left, bytes_left))
-
-    code = _go_on(run, log, limit)
+    code = _go_on(run, log, "prlimit", f"--fsize={bytes_left}")
     complaints = _complaints(code, log, "File too large", run, 5, before)
     return Outcome(
         "full disk", 1, "the work since the last checkpoint, which is intact", complaints
@@ -55,13 +46,10 @@ def forbid_writing(folder: Path) -> Outcome:
     folders = [run, *(path for path in run.rglob("*") if path.is_dir())]
     for path in folders:
         path.chmod(0o555)
-
-    def obey_modes() -> None:
-        # The administrator may write everywhere, unless this right is given up; others have none.
-        ctypes.CDLL(None).prctl(_PR_CAPBSET_DROP, _CAP_DAC_OVERRIDE, 0, 0, 0)
-
+    # The administrator may write everywhere, unless this right is given up; others have none.
+    obey_modes = ("setpriv", "--bounding-set=-dac_override") if os.geteuid() == 0 else ()
     try:
-        code = _go_on(run, log, obey_modes)
+        code = _go_on(run, log, *obey_modes)
     finally:
         for path in folders:
             path.chmod(0o755)
@@ -85,13 +73,12 @@ def start_twice(folder: Path) -> Outcome:
     return Outcome("two runs in one workdir", 1, "nothing: the second refuses", complaints)
 
 
-def _go_on(run: Path, log: Path, prepare: Callable[[], None]) -> int:
-    """Goes on with a run in a process that prepares itself; returns its exit code."""
+def _go_on(run: Path, log: Path, *wrapper: str) -> int:
+    """Goes on with a run under a command of Linux that limits it; returns the exit code."""
     with log.open("w") as stream:
         return subprocess.run(
-            program.command(run, {"train.num_steps": 40}),
+            [*wrapper, *program.command(run, {"train.num_steps": 40})],
             cwd=program.ROOT,
-            preexec_fn=prepare,
             stderr=stream,
             stdout=subprocess.DEVNULL,
         ).returncode
