@@ -29,6 +29,12 @@ def flip(file: Path) -> None:
     file.write_bytes(content)
 
 
+def largest_file(folder: Path) -> Path:
+    """Returns the largest file at any depth: that of the arrays."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return max(files, key=lambda path: path.stat().st_size)
+
+
 KINDS: tuple[Callable[[Path], None], ...] = (truncate, empty, delete, flip)
 
 

@@ -15,8 +15,7 @@ def damage_newest(folder: Path) -> Outcome:
     complaints = []
     for i, kind in enumerate(damage.KINDS):
         last = 10 + 5 * i
-        arrays = (run / "checkpoints" / str(last) / "state").rglob("*")
-        kind(max(arrays, key=lambda path: path.stat().st_size))
+        kind(damage.largest_file(run / "checkpoints" / str(last) / "state"))
         program.train_to(run, last + 5, log)
         if f"checkpoints/{last} is damaged" not in program.told(log):
             complaints.append(f"no warning of {kind.__name__}: {program.told(log)}")

@@ -69,8 +69,7 @@ def test_however_a_file_of_the_newest_is_damaged_no_wrong_number_comes_back(
 
 
 def test_flipped_bits_in_the_arrays_are_found(two_checkpoints, caplog):
-    arrays = max((two_checkpoints / "2").rglob("*"), key=lambda path: path.stat().st_size)
-    damage.flip(arrays)
+    damage.flip(damage.largest_file(two_checkpoints / "2"))
     assert is_equal(restore(two_checkpoints), state_at(1))
     assert "2 is damaged (the arrays are not what was saved)" in caplog.text
 

@@ -111,7 +111,7 @@ def test_the_report_escapes_all_that_it_shows(monkeypatch, tiny, tmp_path):
     picture = tmp_path / "x.png"
     picture.write_bytes(b"x")
     monkeypatch.setattr(report, "_draw", lambda *_: [(HOSTILE, picture)])
-    report.write(experiment, workdir, experiment.init_state(), None, {HOSTILE: [1.0]})
+    report.write(experiment, workdir, experiment.init_state(), None, {HOSTILE: [1.0]}, {})
     page = workdir.report.read_text()
     assert page.count("&lt;script&gt;") >= 7
     assert "<script" not in page
