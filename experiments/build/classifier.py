@@ -6,14 +6,13 @@ from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from experiments.build import parts, training
 from experiments.build.parts import Apply, Network
 from experiments.build.training import Training
 from experiments.errors import UserError
-from fdrl_jax import adversarial, parallel, state
+from fdrl_jax import adversarial, parallel
 from fdrl_jax.adversarial import Attack
 from fdrl_jax.problem import Constants
 from fdrl_jax.state import TrainState
@@ -70,11 +69,8 @@ def restorable(
     """
     network = parts.network(settings, event_shape, num_classes)
     optimizer = parts.optimizer(settings, parts.learning_rate(settings))
-
-    def init() -> TrainState:
-        example = jnp.zeros((1, *event_shape))
-        return state.create(dict(network.init(jax.random.key(0), example)), optimizer)
-
+    key = jax.random.key(0)  # Of no consequence: only shapes are taken.
+    init = functools.partial(parts.initial_state, key, network, optimizer, event_shape)
     return network, jax.eval_shape(init)
 
 

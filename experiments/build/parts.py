@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
-from experiments import data, hardware, schema
+from experiments import data, schema
 from experiments.data import DataOptions, Source
 from experiments.errors import UserError
-from fdrl_jax import networks
-from fdrl_jax.state import Variables
+from fdrl_jax import networks, state
+from fdrl_jax.state import TrainState, Variables
 
 Network = networks.MLP | networks.ResNet
 Apply = Callable[[Variables, jax.Array], jax.Array]
@@ -66,7 +67,6 @@ def network(
       ValueError: for a network that does not fit the data.
     """
     name, spectral_norm = c["network.name"], c["network.spectral_norm"]
-    hardware.set_matmul_precision(c["precision"])
     dtype = "bfloat16" if c["precision"] == "bfloat16" else "float32"
     kind = "images" if len(event_shape) == 3 else "points"
     if name == "auto":
@@ -93,6 +93,17 @@ def network(
         remat=c["network.remat"],
         num_outputs=num_outputs,
     )
+
+
+def initial_state(
+    key: jax.Array,
+    network: Network,
+    optimizer: optax.GradientTransformation,
+    event_shape: tuple[int, ...],
+) -> TrainState:
+    """Returns the state of a network before its first step."""
+    example = jnp.zeros((1, *event_shape))
+    return state.create(dict(jax.jit(network.init)(key, example)), optimizer)
 
 
 def network_for(image_size: int) -> str:

@@ -6,15 +6,15 @@ import json
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
+from experiments import hardware
 from experiments.build import parts
 from experiments.build.parts import Network
 from experiments.data import Source
 from experiments.data.feed import Feed
 from experiments.options import Cadence, Guard, Loggers
-from fdrl_jax import rng, state
+from fdrl_jax import rng
 from fdrl_jax.problem import Constants
 from fdrl_jax.state import TrainState
 from fdrl_jax.steps import TrainStep
@@ -58,8 +58,7 @@ class Training(abc.ABC):
     def init_state(self) -> TrainState:
         """Returns the state before the first step; it follows from the seed."""
         key = rng.stream_key(jax.random.key(self.seed), rng.Stream.INIT)
-        example = jnp.zeros((1, *self.source.event_shape))
-        return state.create(dict(jax.jit(self.network.init)(key, example)), self.optimizer)
+        return parts.initial_state(key, self.network, self.optimizer, self.source.event_shape)
 
     def data_state(self, num_batches: int) -> dict[str, Any]:
         """Returns where the data stand after so many batches, and what fixes their order."""
@@ -74,7 +73,12 @@ class Training(abc.ABC):
 
 
 def common(c: dict[str, Any]) -> dict[str, Any]:
-    """Returns the fields of a `Training` that the config alone determines."""
+    """Returns the fields of a `Training` that the config alone determines.
+
+    The process multiplies as the run asks for from now on; what else it opens, a classifier that
+    guides the samples, does not change that.
+    """
+    hardware.set_matmul_precision(c["precision"])
     schedule = parts.learning_rate(c)
     return {
         # Through JSON, so that it equals what a checkpoint gives back.
