@@ -13,9 +13,8 @@ import sys
 import tempfile
 import time
 
+from benchmarks.sizes import SIZES
 from experiments import xla_flags
-
-SIZES = {"resnet32": 32, "resnet64": 64, "resnet64_shallow": 64, "resnet128": 128}
 
 
 def compile_flow(name: str, batch: int, num_steps: int) -> dict[str, float]:

@@ -19,12 +19,12 @@ import jax.numpy as jnp
 import optax
 
 import fdrl_jax as fdrl
+from benchmarks.sizes import SIZES
 from benchmarks.timing import alternate
 from experiments import xla_flags
 from fdrl_jax import networks
 from fdrl_jax.problem import Constants, Estimator, FlowParams, Problem
 
-SIZES = {"resnet32": 32, "resnet64": 64, "resnet64_shallow": 64, "resnet128": 128}
 NUM_FLOW_STEPS, PEAK_SIZE = 5, 2_048
 _FLOW = {"step_size": 3.0, "noise_scale": 0.01}
 
