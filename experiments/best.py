@@ -61,13 +61,14 @@ class Judge:
         improved = math.isfinite(metric.value) and sign * metric.value < sign * before
         if bool(parallel.any_process(improved and parallel.is_first_process())):
             state = jax.tree.map(np.asarray, parallel.unreplicate(replicated))
-            self._save(state, metric.name, metric.value)
+            self._save(state, metric.name, metric.value, best)
         return {PREFIX + metric.name: metric.value}
 
-    def _save(self, train_state: TrainState, metric: str, value: float) -> None:
+    def _save(
+        self, train_state: TrainState, metric: str, value: float, best: dict[str, Any] | None
+    ) -> None:
         # Each in a folder of its own, to which the record points: a crash leaves the one before,
         # and a run that was rolled back may come to an earlier step.
-        best = read(self._workdir)
         number = int(best["folder"]) + 1 if best else 0
         target = self._workdir.best / str(number)
         if parallel.is_first_process():

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import json
 import logging
 import os
 import re
@@ -14,6 +13,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from experiments import schema
 from experiments.errors import UserError
 from experiments.integrity import digest_arrays, digest_json
 from fdrl_jax import parallel
@@ -241,9 +241,9 @@ def check_fit(
       UserError: naming each setting that differs, with both values.
     """
     differing = [
-        f"{key} is {json.dumps(settings.get(key))} but was {json.dumps(saved.get(key))}"
-        for key in sorted(saved.keys() | settings.keys())
-        if saved.get(key) != settings.get(key) and not key.startswith(free)
+        told
+        for key, told in schema.differences(saved, settings).items()
+        if not key.startswith(free)
     ]
     if differing:
         raise UserError(

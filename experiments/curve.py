@@ -12,7 +12,7 @@ from experiments.build import Experiment
 from experiments.checkpoints import Checkpoints
 from experiments.evaluation import CheapMetric, cheap_metric
 from experiments.request import CheckpointStep
-from experiments.sampling import batch_at, batch_size, make_sample_fn, sample_starts
+from experiments.sampling import batch_at, batch_size, make_sample_fn, on_devices, sample_starts
 from experiments.workdir import Workdir
 from fdrl_jax import parallel, samplers
 from fdrl_jax.problem import FlowParams
@@ -53,8 +53,7 @@ def over_length(
     stride = math.gcd(*lengths) or 1
     segment = samplers.make_segment(experiment.problem, seed=experiment.seed, num_steps=stride)
     advance = parallel.map_segment(segment)
-    variables = parallel.replicate(experiment.sampling_variables(train_state))
-    constants = parallel.replicate(experiment.constants)
+    variables, constants = on_devices(experiment, train_state)
     size = batch_size(experiment, num_samples)
     batches = [np.arange(i, i + size, dtype=np.int32) for i in range(0, num_samples, size)]
     starts = sample_starts(experiment, train_state, size * len(batches))

@@ -54,11 +54,16 @@ def checked(mapped: Any) -> Callable[..., Any]:
             stats = compiled.memory_analysis()
             if stats is not None:  # Not every backend tells.
                 # The arguments are in memory already.
-                more = stats.output_size_in_bytes - stats.alias_size_in_bytes
-                _compare(stats.temp_size_in_bytes + more, "the compiled train step")
+                _compare(bytes_beside_arguments(stats), "the compiled train step")
         return compiled(*arguments)
 
     return run
+
+
+def bytes_beside_arguments(stats: Any) -> int:
+    """Returns what a compiled program needs on a device beside its arguments."""
+    outputs = stats.output_size_in_bytes - stats.alias_size_in_bytes
+    return int(stats.temp_size_in_bytes + outputs)
 
 
 def explain(error: Exception) -> UserError | None:

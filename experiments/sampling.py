@@ -37,18 +37,22 @@ class SampleFn(Protocol):
     ) -> Samples: ...
 
 
+def on_devices(experiment: Experiment, train_state: TrainState) -> tuple[Any, Any]:
+    """Returns what a mapped sampler reads beside the batch, on every device."""
+    variables = experiment.sampling_variables(train_state)
+    return parallel.replicate(variables), parallel.replicate(experiment.constants)
+
+
 def sample_state(experiment: Experiment, train_state: TrainState, num_samples: int) -> Samples:
     """Draws samples of a train state (one replica)."""
-    variables = parallel.replicate(experiment.sampling_variables(train_state))
-    constants = parallel.replicate(experiment.constants)
+    variables, constants = on_devices(experiment, train_state)
     return make_sample_fn(experiment)(variables, constants, num_samples, progress=True)
 
 
 def sample_starts(experiment: Experiment, train_state: TrainState, num_samples: int) -> np.ndarray:
     """Returns where the first samples start, `x_0` [num_samples, ...], without flowing them."""
     sampler = samplers.make_start_sampler(experiment.problem, seed=experiment.seed)
-    variables = parallel.replicate(experiment.sampling_variables(train_state))
-    constants = parallel.replicate(experiment.constants)
+    variables, constants = on_devices(experiment, train_state)
     drawn: np.ndarray = _in_batches(
         experiment, parallel.map_sampler(sampler), variables, constants, num_samples
     )

@@ -1,5 +1,6 @@
 """What each key of a config may hold. Checked once, before anything is built."""
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -235,6 +236,15 @@ def as_floats(flat: Mapping[str, Any]) -> dict[str, Any]:
     """
     return {
         key: float(value) if isinstance(RULES[key], _Real) else value for key, value in flat.items()
+    }
+
+
+def differences(saved: Mapping[str, Any], present: Mapping[str, Any]) -> dict[str, str]:
+    """Returns what differs between two flat settings: {"seed": "seed is 1 but was 0"}, in order."""
+    return {
+        key: f"{key} is {json.dumps(present.get(key))} but was {json.dumps(saved.get(key))}"
+        for key in sorted(saved.keys() | present.keys())
+        if saved.get(key) != present.get(key)
     }
 
 

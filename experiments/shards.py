@@ -1,6 +1,5 @@
 """Samples in parts on disk: a kill loses the part in work and nothing else."""
 
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -79,13 +78,8 @@ class Shards:
 
 
 def _check_same(saved: dict[str, Any], present: dict[str, Any], folder: Path) -> None:
-    before, now = schema.flatten(saved), schema.flatten(present)
-    differing = [
-        f"{key.removeprefix('settings.')} is {json.dumps(now.get(key))} "
-        f"but was {json.dumps(before.get(key))}"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key)
-    ]
+    told = schema.differences(schema.flatten(saved), schema.flatten(present)).values()
+    differing = [text.removeprefix("settings.") for text in told]
     if differing:
         raise UserError(
             f"{folder} holds a part of other samples: {'; '.join(differing)}. Finish those with "

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from experiments import build
+from experiments import build, memory
 from experiments.build import Experiment
 from experiments.hardware import describe_devices
 from experiments.request import Request
@@ -76,12 +76,7 @@ def _time_step(experiment: Experiment, num_flow_steps: int) -> float:
 
 def _memory(compiled: Any) -> int:
     stats = compiled.memory_analysis()
-    return int(
-        stats.argument_size_in_bytes
-        + stats.output_size_in_bytes
-        + stats.temp_size_in_bytes
-        - stats.alias_size_in_bytes
-    )
+    return int(stats.argument_size_in_bytes) + memory.bytes_beside_arguments(stats)
 
 
 def _duration(seconds: float) -> str:

@@ -14,7 +14,7 @@ from experiments.checkpoints import FREE_IN_TRAINING
 from experiments.conditional import ALL, conditioned
 from experiments.integrity import digest_arrays
 from experiments.request import Request
-from experiments.sampling import batch_size, make_sample_fn, sample_starts
+from experiments.sampling import batch_size, make_sample_fn, on_devices, sample_starts
 from experiments.shards import Shards
 from experiments.workdir import read_json, write_json
 from fdrl_jax import parallel
@@ -77,8 +77,7 @@ def describe(
 
 def draw(experiment: Experiment, train_state: TrainState, shards: Shards) -> None:
     """Draws the parts that are missing."""
-    variables = parallel.replicate(experiment.sampling_variables(train_state))
-    constants = parallel.replicate(experiment.constants)
+    variables, constants = on_devices(experiment, train_state)
     sample = make_sample_fn(experiment)
     missing = shards.missing()
     left = sum(map(shards.count, missing))
