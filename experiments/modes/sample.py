@@ -65,12 +65,18 @@ def describe(
 ) -> dict[str, Any]:
     """Returns all that samples follow from, as JSON can hold it."""
     settings = experiment.settings.items()
+    condition: dict[str, Any] = {}
+    if experiment.labels is not None:
+        # Not where the classifier lies, but what it is.
+        condition = experiment.conditioning._asdict()
+        condition["classifier"] = digest_arrays(experiment.constants.classifier)
     return {
         "file": path.name,
         "num_samples": num_samples,
         "checkpoint_step": int(train_state.step),
         "weights": experiment.sampling.weights,
         "variables_sha256": digest_arrays(experiment.sampling_variables(train_state)),
+        "condition": condition,
         "settings": {k: v for k, v in settings if not k.startswith(_OF_NO_SAMPLE)},
     }
 

@@ -79,6 +79,9 @@ def test_sample_i_of_all_classes_is_that_of_class_i_and_each_has_a_row_in_the_pi
     assert np.abs(every[8].astype(int) - sevens[8]).max() > 1
     assert (workdir.samples / "step_2_class_all.png").exists()
     assert "16 samples of step 2" in capsys.readouterr().out
+    modes.run(Request("sample", asking("7", weight=0.0), tmp_path, num_samples=16))
+    unguided = np.load(workdir.samples / "step_2_class_7.npz")["arr_0"]
+    assert np.abs(unguided.astype(int) - sevens).max() > 1, "another weight draws other samples"
 
 
 def test_a_class_is_named_or_numbered_and_a_wrong_one_is_answered_with_the_nearest():
