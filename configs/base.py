@@ -60,6 +60,7 @@ def get_config() -> ConfigDict:
     c.flow.num_steps = 100  # K, in training and as bridging steps in sampling.
     c.flow.num_refine_steps = 20  # kappa, further steps in sampling.
     c.flow.step_size = 3.0  # eta.
+    c.flow.step_size_decay = 1.0  # Factor on eta by the K-th step, in geometric progression.
     c.flow.noise_scale = 0.01  # nu.
 
     c.loss = ConfigDict()

@@ -242,7 +242,9 @@ def check_fit(
     """
     differing = [
         told
-        for key, told in schema.differences(saved, settings).items()
+        for key, told in schema.differences(
+            schema.completed(saved), schema.completed(settings)
+        ).items()
         if not key.startswith(free)
     ]
     if differing:

@@ -158,6 +158,7 @@ RULES: dict[str, Rule] = {
     "flow.num_steps": _whole(1, 100_000),
     "flow.num_refine_steps": _whole(0, 100_000),
     "flow.step_size": _Real(0.0, above=True),
+    "flow.step_size_decay": _Real(0.0, 1_000.0, above=True),
     "flow.noise_scale": _Real(0.0),
     "loss.name": _choice(*bregman.REGISTRY),
     "loss.divergence": _divergence,
@@ -205,6 +206,9 @@ RULES: dict[str, Rule] = {
     "evaluate.inception_score": _flag,
 }
 
+# Keys that runs of earlier versions lack, with the value that says what these runs did.
+LATER_KEYS: dict[str, Any] = {"flow.step_size_decay": 1.0}
+
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Flattens nested keys to dotted ones: {"flow": {"num_steps": 1}} -> {"flow.num_steps": 1}."""
@@ -237,6 +241,11 @@ def as_floats(flat: Mapping[str, Any]) -> dict[str, Any]:
     return {
         key: float(value) if isinstance(RULES[key], _Real) else value for key, value in flat.items()
     }
+
+
+def completed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the flat settings of a run, of whatever version, with all keys that matter now."""
+    return {**LATER_KEYS, **settings}
 
 
 def differences(saved: Mapping[str, Any], present: Mapping[str, Any]) -> dict[str, str]:

@@ -21,7 +21,15 @@ from fdrl_jax import (
     steps,
 )
 from fdrl_jax.divergences import first_variation
-from fdrl_jax.flow import TwoStage, drift, flow, langevin_step, noise_scale, two_stage
+from fdrl_jax.flow import (
+    TwoStage,
+    drift,
+    flow,
+    flow_with_speed,
+    langevin_step,
+    noise_scale,
+    two_stage,
+)
 
 __version__ = "0.1.0"
 
@@ -35,6 +43,7 @@ __all__ = [
     "drift",
     "first_variation",
     "flow",
+    "flow_with_speed",
     "interpolation",
     "langevin_step",
     "metrics",

@@ -8,6 +8,8 @@ Random numbers: step `k` uses `fold_in(key, k)`, so a flow of K + κ steps passe
 the flow of K steps, and a flow may be cut in pieces (`first_step`) without changing a number. A
 batch of typed keys, [B], gives each example its own stream: its path then depends on its own key
 and start alone, whatever the batch size and the number of devices.
+
+Step size and noise scale may be numbers, or functions of the step `k`: schedules over the flow.
 """
 
 from collections.abc import Callable
@@ -22,6 +24,7 @@ from jax import lax
 Array = jax.Array
 Potential = Callable[[Array], Array]
 Scalar: TypeAlias = chex.Numeric
+Schedule: TypeAlias = Scalar | Callable[[Array], Scalar]  # A number, or a function of the step.
 
 
 class TwoStage(NamedTuple):
@@ -76,8 +79,7 @@ def langevin_step(
     Returns:
       The points after the step, of the shape and dtype of `x`.
     """
-    moved: Array = x + step_size * drift(x, potential_fn) + noise_scale * normal_like(key, x)
-    return moved.astype(x.dtype)
+    return _moved(key, x, drift(x, potential_fn), step_size, noise_scale)
 
 
 @overload
@@ -87,8 +89,8 @@ def flow(
     potential_fn: Potential,
     *,
     num_steps: int,
-    step_size: Scalar,
-    noise_scale: Scalar,
+    step_size: Schedule,
+    noise_scale: Schedule,
     first_step: int | Array = 0,
     with_trajectory: Literal[False] = False,
     unroll: int = 1,
@@ -102,8 +104,8 @@ def flow(
     potential_fn: Potential,
     *,
     num_steps: int,
-    step_size: Scalar,
-    noise_scale: Scalar,
+    step_size: Schedule,
+    noise_scale: Schedule,
     first_step: int | Array = 0,
     with_trajectory: Literal[True],
     unroll: int = 1,
@@ -116,8 +118,8 @@ def flow(
     potential_fn: Potential,
     *,
     num_steps: int,
-    step_size: Scalar,
-    noise_scale: Scalar,
+    step_size: Schedule,
+    noise_scale: Schedule,
     first_step: int | Array = 0,
     with_trajectory: bool = False,
     unroll: int = 1,
@@ -132,8 +134,8 @@ def flow(
       x0: where the flow starts, [B, ...].
       potential_fn: `x [B, ...] -> [B]`.
       num_steps: how many steps, >= 0 (static).
-      step_size: `η`.
-      noise_scale: `ν`.
+      step_size: `η`, or a function `k -> η_k` of the step.
+      noise_scale: `ν`, or a function `k -> ν_k`.
       first_step: index of the first step: the noise of step `k` follows from (key, k).
       with_trajectory: also return the path (static).
       unroll: steps per iteration of the compiled loop (static).
@@ -145,25 +147,51 @@ def flow(
     Raises:
       ValueError: if `num_steps` is not a whole number >= 0.
     """
-    _check_count("num_steps", num_steps)
-    x0 = jnp.asarray(x0)
-    if not jnp.issubdtype(x0.dtype, jnp.floating):
-        x0 = x0.astype(jnp.float32)
-    key = _as_typed(key)
-
-    fold_in = jax.vmap(jax.random.fold_in, (0, None)) if key.ndim else jax.random.fold_in
+    step = _make_step(key, potential_fn, step_size, noise_scale)
 
     def body(x: Array, k: Array) -> tuple[Array, Array | None]:
-        x = langevin_step(
-            fold_in(key, k), x, potential_fn, step_size=step_size, noise_scale=noise_scale
-        )
+        x, _ = step(x, k)
         return x, (x if with_trajectory else None)
 
-    steps = first_step + jnp.arange(num_steps)
-    x_last, path = lax.scan(body, x0, steps, unroll=unroll)
+    x0 = _as_floating(x0)
+    x_last, path = lax.scan(body, x0, first_step + _counted(num_steps), unroll=unroll)
     if path is not None:
         return x_last, jnp.concatenate([x0[None], path])
     return x_last
+
+
+def flow_with_speed(
+    key: Array,
+    x0: Array,
+    potential_fn: Potential,
+    *,
+    num_steps: int,
+    step_size: Schedule,
+    noise_scale: Schedule,
+) -> tuple[Array, Array]:
+    """Runs the flow, and tells how strong the drift was, at no further cost.
+
+    Args:
+      key: as for `flow`, and so are the others.
+      x0: where the flow starts, [B, ...].
+      potential_fn: `x [B, ...] -> [B]`.
+      num_steps: how many steps, >= 0 (static).
+      step_size: `η`, or a function of the step.
+      noise_scale: `ν`, or a function of the step.
+
+    Returns:
+      `x_K`, [B, ...], and the norms of the drifts `|∇φ(x_k)|`, [K, B].
+
+    Raises:
+      ValueError: if `num_steps` is not a whole number >= 0.
+    """
+    step = _make_step(key, potential_fn, step_size, noise_scale)
+
+    def body(x: Array, k: Array) -> tuple[Array, Array]:
+        x, drift = step(x, k)
+        return x, jnp.linalg.norm(drift.reshape(len(x), -1), axis=-1)
+
+    return lax.scan(body, _as_floating(x0), _counted(num_steps))
 
 
 def two_stage(
@@ -173,8 +201,8 @@ def two_stage(
     *,
     num_steps: int,
     num_refine_steps: int,
-    step_size: Scalar,
-    noise_scale: Scalar,
+    step_size: Schedule,
+    noise_scale: Schedule,
 ) -> TwoStage:
     """Samples in two stages (algorithm 2): K bridging steps, then κ refinement steps.
 
@@ -193,10 +221,17 @@ def two_stage(
       ValueError: if a number of steps is not a whole number >= 0.
     """
     _check_count("num_refine_steps", num_refine_steps)
-    hyper = {"step_size": step_size, "noise_scale": noise_scale}
-    bridged = flow(key, x0, potential_fn, num_steps=num_steps, **hyper)
+    bridged = flow(
+        key, x0, potential_fn, num_steps=num_steps, step_size=step_size, noise_scale=noise_scale
+    )
     refined = flow(
-        key, bridged, potential_fn, num_steps=num_refine_steps, first_step=num_steps, **hyper
+        key,
+        bridged,
+        potential_fn,
+        num_steps=num_refine_steps,
+        step_size=step_size,
+        noise_scale=noise_scale,
+        first_step=num_steps,
     )
     return TwoStage(x0, bridged, refined)
 
@@ -212,6 +247,36 @@ def normal_like(key: Array, x: Array) -> Array:
     if key.ndim == 0:
         return jax.random.normal(key, x.shape, x.dtype)
     return jax.vmap(lambda k: jax.random.normal(k, x.shape[1:], x.dtype))(key)
+
+
+def _make_step(
+    key: Array, potential_fn: Potential, step_size: Schedule, noise_scale: Schedule
+) -> Callable[[Array, Array], tuple[Array, Array]]:
+    """Returns `(x, k) -> (x after step k, drift at x)`."""
+    key = _as_typed(key)
+    fold_in = jax.vmap(jax.random.fold_in, (0, None)) if key.ndim else jax.random.fold_in
+
+    def step(x: Array, k: Array) -> tuple[Array, Array]:
+        at_x = drift(x, potential_fn)
+        eta, nu = (s(k) if callable(s) else s for s in (step_size, noise_scale))
+        return _moved(fold_in(key, k), x, at_x, eta, nu), at_x
+
+    return step
+
+
+def _moved(key: Array, x: Array, drift: Array, step_size: Scalar, noise_scale: Scalar) -> Array:
+    moved: Array = x + step_size * drift + noise_scale * normal_like(key, x)
+    return moved.astype(x.dtype)
+
+
+def _as_floating(x: Array) -> Array:
+    x = jnp.asarray(x)
+    return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.float32)
+
+
+def _counted(num_steps: int) -> Array:
+    _check_count("num_steps", num_steps)
+    return jnp.arange(num_steps)
 
 
 def _as_typed(key: Array) -> Array:

@@ -1,13 +1,14 @@
 """What is learnt, as functions and hyper-parameters: the input of train steps and samplers."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import jax
+import jax.numpy as jnp
 
 from fdrl_jax.bregman import Bregman
 from fdrl_jax.divergences import FDivergence, first_variation
-from fdrl_jax.flow import Potential
+from fdrl_jax.flow import Potential, Schedule
 from fdrl_jax.priors import Batch
 from fdrl_jax.state import Variables
 
@@ -31,13 +32,47 @@ class Estimator(NamedTuple):
     refresh: Callable[[Variables], Variables] = lambda variables: variables
 
 
+class Schedules(TypedDict):
+    """Step size and noise scale of a flow, by the names that it gives them."""
+
+    step_size: Schedule
+    noise_scale: Schedule
+
+
 class FlowParams(NamedTuple):
-    """Hyper-parameters of the flow: steps `K`, refinement steps `κ`, step size `η`, noise `ν`."""
+    """Hyper-parameters of the flow.
+
+    Attributes:
+      num_steps: `K`, in training and as bridging steps in sampling.
+      step_size: `η`, of the first step.
+      noise_scale: `ν`, of the first step.
+      num_refine_steps: `κ`, further steps in sampling.
+      step_size_decay: factor on the step size by the `K`-th step.
+    """
 
     num_steps: int
     step_size: float
     noise_scale: float
     num_refine_steps: int = 0
+    step_size_decay: float = 1.0
+
+    def schedules(self) -> Schedules:
+        """Returns step size and noise scale as `flow` takes them.
+
+        Over `K` steps the step size decays geometrically, `η_k = η decay^(k/K)`, and stays where it
+        is in the steps beyond. The noise scale follows as the root, so that the entropy weight
+        `ν² / 2η` of eq. 9 is the same at every step.
+        """
+        if self.step_size_decay == 1.0:
+            return {"step_size": self.step_size, "noise_scale": self.noise_scale}
+
+        def factor(k: Array) -> Array:
+            return jnp.power(self.step_size_decay, jnp.minimum(k / self.num_steps, 1.0))
+
+        return {
+            "step_size": lambda k: self.step_size * factor(k),
+            "noise_scale": lambda k: self.noise_scale * jnp.sqrt(factor(k)),
+        }
 
 
 class Problem(NamedTuple):

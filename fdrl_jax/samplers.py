@@ -38,8 +38,7 @@ def make_sampler(problem: Problem, *, seed: int) -> Sampler:
             problem.sampling_potential(variables, constants, batch),
             num_steps=problem.flow.num_steps,
             num_refine_steps=problem.flow.num_refine_steps,
-            step_size=problem.flow.step_size,
-            noise_scale=problem.flow.noise_scale,
+            **problem.flow.schedules(),
         )
 
     return sample
@@ -59,8 +58,7 @@ def make_path_sampler(problem: Problem, *, seed: int) -> Callable[..., Array]:
             x0,
             problem.sampling_potential(variables, constants, batch),
             num_steps=problem.flow.num_steps + problem.flow.num_refine_steps,
-            step_size=problem.flow.step_size,
-            noise_scale=problem.flow.noise_scale,
+            **problem.flow.schedules(),
             with_trajectory=True,
         )
         return path
@@ -101,8 +99,7 @@ def make_segment(problem: Problem, *, seed: int, num_steps: int) -> Segment:
             batch["x"],
             problem.sampling_potential(variables, constants, batch),
             num_steps=num_steps,
-            step_size=problem.flow.step_size,
-            noise_scale=problem.flow.noise_scale,
+            **problem.flow.schedules(),
             first_step=first_step,
         )
 

@@ -14,7 +14,7 @@ from jax import lax
 
 from fdrl_jax import bregman as bregman_lib
 from fdrl_jax import rng, state
-from fdrl_jax.flow import drift, flow, normal_like
+from fdrl_jax.flow import flow_with_speed, normal_like
 from fdrl_jax.priors import Batch
 from fdrl_jax.problem import Constants, Problem
 from fdrl_jax.state import TrainState, Variables
@@ -60,7 +60,8 @@ def make_train_step(
 
     Returns:
       `(state, constants, host batch or None) -> (state, metrics)`. The metrics are scalars: those
-      of `bregman.loss`, "grad_norm", and "drift_norm", the mean norm of the drift at `x_K`.
+      of `bregman.loss`, "grad_norm", and "drift_norm", the mean norm of the drift in the last step
+      of the flow.
 
     Raises:
       ValueError: for a loss and divergence that do not go together, or a batch that does not
@@ -80,18 +81,15 @@ def make_train_step(
             real = real + dequantisation * normal_like(keys, real)
         prior_keys = rng.example_keys(root, rng.Stream.PRIOR, positions)
         x0 = problem.prior_sample(constants.prior, prior_keys, batch)
-        potential = problem.potential(variables)
-        flowed = lax.stop_gradient(
-            flow(
+        flowed, speeds = lax.stop_gradient(
+            flow_with_speed(
                 rng.example_keys(root, rng.Stream.FLOW, positions),
                 x0,
-                potential,
+                problem.potential(variables),
                 num_steps=problem.flow.num_steps,
-                step_size=problem.flow.step_size,
-                noise_scale=problem.flow.noise_scale,
+                **problem.flow.schedules(),
             )
         )
-        speed = jnp.linalg.norm(drift(flowed, potential).reshape(len(flowed), -1), axis=-1)
 
         def loss_fn(params: Any) -> tuple[Array, Metrics]:
             both = jnp.concatenate([real, flowed.astype(real.dtype)])
@@ -99,7 +97,7 @@ def make_train_step(
             return bregman_lib.loss(problem.bregman, *jnp.split(out, 2))
 
         grads, metrics = jax.grad(loss_fn, has_aux=True)(variables["params"])
-        return grads, {**metrics, "drift_norm": jnp.mean(speed)}
+        return grads, {**metrics, "drift_norm": jnp.sum(speeds[-1:]) / len(flowed)}
 
     return from_gradients(
         loss_and_grads,

@@ -94,6 +94,7 @@ def _build(c: dict[str, Any], prior_file: Path | None, fit_prior: bool) -> Exper
             step_size=c["flow.step_size"],
             noise_scale=c["flow.noise_scale"],
             num_refine_steps=c["flow.num_refine_steps"],
+            step_size_decay=c["flow.step_size_decay"],
         ),
         prior_sample=prior.sample,
     )

@@ -36,7 +36,7 @@ def training(records: list[dict[str, Any]], best: Mapping[str, Any] | None = Non
     ratio.set(title=r"mean ratio $r = \tilde{q}/p$", xlabel="step")
     ratio.legend()
     norms.semilogy(steps, values("grad_norm"), color=DATA, label="gradient of the loss")
-    norms.semilogy(steps, values("drift_norm"), color=SAMPLES, label="drift at $x_K$")
+    norms.semilogy(steps, values("drift_norm"), color=SAMPLES, label="last drift of the flow")
     norms.set(title="norms", xlabel="step")
     norms.legend()
     for ax in rest:

@@ -11,6 +11,7 @@ import optax
 import pytest
 
 from benchmarks.faults import damage
+from experiments import schema
 from experiments.checkpoints import Checkpoints
 from experiments.errors import UserError
 from fdrl_jax import state
@@ -107,3 +108,14 @@ def test_a_run_that_fell_back_saves_the_damaged_step_anew(two_checkpoints, caplo
     assert is_equal(restore(two_checkpoints), state_at(2))
     assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
     assert (two_checkpoints / "damaged_2").is_dir()
+
+
+def test_a_checkpoint_from_before_a_key_was_there_fits_only_a_run_that_does_what_it_did(
+    two_checkpoints,
+):
+    store = Checkpoints(two_checkpoints, keep=3)
+    same = {**SETTINGS, **schema.LATER_KEYS}
+    assert store.restore(state_at(0), same, free=()) is not None
+    with pytest.raises(UserError, match=r"flow.step_size_decay is 0\.5 but was 1\.0"):
+        store.restore(state_at(0), {**same, "flow.step_size_decay": 0.5}, free=())
+    store.close()
