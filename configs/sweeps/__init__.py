@@ -6,7 +6,7 @@ def train_steps(budget: int, flow_steps: int) -> int:
 
     Args:
       budget: gradients of the network that the run may take, a particle. A train step takes one for
-        each step of the flow, one for the drift at its end and about two for the update.
+        each step of the flow and about two for the update.
       flow_steps: steps of the flow in a train step.
     """
-    return round(budget / (flow_steps + 3))
+    return round(budget / (flow_steps + 2))

@@ -10,7 +10,7 @@ from typing import Any
 from configs.base import PAIRS
 from configs.sweeps import train_steps
 
-BUDGET = 400 * (20 + 3)
+BUDGET = 400 * (20 + 2)
 
 
 def of_length(flow_steps: int) -> dict[str, Any]:
