@@ -1,5 +1,8 @@
 """Sweeps: each file lists runs for `python -m experiments.sweep --sweep=FILE.py`."""
 
+import math
+from typing import Any
+
 
 def train_steps(budget: int, flow_steps: int) -> int:
     """Returns how many train steps a run may take, that flow so many steps each.
@@ -10,3 +13,9 @@ def train_steps(budget: int, flow_steps: int) -> int:
       flow_steps: steps of the flow in a train step.
     """
     return round(budget / (flow_steps + 2))
+
+
+def decaying(mean: float, decay: float) -> dict[str, Any]:
+    """Returns a step size that changes by a factor over the flow, whose mean over time is given."""
+    mean_factor = (decay - 1.0) / math.log(decay) if decay != 1.0 else 1.0
+    return {"flow.step_size": mean / mean_factor, "flow.step_size_decay": decay}

@@ -1,14 +1,14 @@
-"""The paper's ablations on digits: prior, length of the flow, loss with divergence.
+"""Ablations on digits: prior, length of the flow, loss with divergence, step sizes that decay.
 
 Command: python -m experiments.sweep --sweep=configs/sweeps/ablation_digits.py --workdir=runs/ab
-Cost: 8 runs a seed of about 45 s each on two CPU cores.
+Cost: 10 runs a seed of about 45 s each on two CPU cores.
 Results: docs/ablations.md.
 """
 
 from typing import Any
 
 from configs.base import PAIRS
-from configs.sweeps import train_steps
+from configs.sweeps import decaying, train_steps
 
 BUDGET = 400 * (20 + 2)
 
@@ -28,6 +28,7 @@ def get_sweep() -> dict[str, Any]:
             "loss.name": "lr",
             "loss.divergence": "kl",
             **of_length(20),
+            **decaying(1.0, 1.0),
             # A smaller network than the config's, a fifth of its steps, and larger ones.
             "network.width": 16,
             "network.blocks": ((16, 1), (32, 2), (32, 1)),
@@ -44,6 +45,7 @@ def get_sweep() -> dict[str, Any]:
                 f"{loss}, {divergence}": {"loss.name": loss, "loss.divergence": divergence}
                 for loss, divergence in PAIRS.values()
             },
+            "step size, end over start": {f"{d:g}": decaying(1.0, d) for d in (0.1, 1.0, 10.0)},
         },
         "seeds": (0, 1),
         "metrics": ("frechet_distance", "top_probability"),
