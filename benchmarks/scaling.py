@@ -23,7 +23,7 @@ from jax import lax
 
 import fdrl_jax as fdrl
 from benchmarks.timing import alternate
-from experiments import xla_flags
+from experiments.machine import xla_flags
 from fdrl_jax import networks, parallel, rng, steps
 from fdrl_jax.problem import Constants, Estimator, FlowParams, Problem
 

@@ -12,7 +12,7 @@ from experiments.evaluation.compare import DEFAULT_METRICS, Inception, compare
 from experiments.evaluation.evaluate import evaluate
 from experiments.evaluation.image_sets import ImageSet
 from experiments.pictures.images import to_uint8
-from experiments.sampling import Samples
+from experiments.sampling.draw import Samples
 from fdrl_jax.metrics import random_conv_features
 
 _MAX_SOUGHT = 1_000  # Samples, and held-out images, whose nearest training images are sought.

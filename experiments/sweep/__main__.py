@@ -21,8 +21,8 @@ from typing import Any, NoReturn
 
 from experiments.errors import UserError
 from experiments.pictures import save, sweeps
+from experiments.storage.workdir import write_text
 from experiments.sweep import plan, runner, table
-from experiments.workdir import write_text
 
 _PREFIX = "--config."
 

@@ -8,9 +8,9 @@ import pytest
 
 from experiments.errors import UserError
 from experiments.pictures import sweeps
+from experiments.storage.workdir import Workdir, write_json
 from experiments.sweep import __main__ as command
 from experiments.sweep import plan, runner, table
-from experiments.workdir import Workdir, write_json
 
 CONFIG = "configs/25gaussians.py"
 GROUPS = {

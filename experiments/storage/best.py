@@ -9,10 +9,10 @@ import jax
 import numpy as np
 
 from experiments.build import Experiment
-from experiments.checkpoints import Checkpoints
-from experiments.metrics_log import PREFIX, Record
-from experiments.sampling import SampleFn
-from experiments.workdir import Workdir, read_json, write_json
+from experiments.sampling.draw import SampleFn
+from experiments.storage.checkpoints import Checkpoints
+from experiments.storage.workdir import Workdir, read_json, write_json
+from experiments.training.metrics_log import PREFIX, Record
 from fdrl_jax import parallel
 from fdrl_jax.state import TrainState
 
