@@ -14,10 +14,10 @@ from experiments.data.feed import Feed
 from experiments.errors import DivergedError, PreemptedError
 from experiments.machine import hosts
 from experiments.sampling.draw import SampleFn, make_sample_fn
-from experiments.storage.best import Judge
 from experiments.storage.checkpoints import FREE_IN_TRAINING, Checkpoints
 from experiments.storage.workdir import Workdir, write_json
 from experiments.training import divergence, memory, metrics_log
+from experiments.training.judge import Judge
 from experiments.training.metrics_log import Record
 from experiments.training.preemption import Preemption
 from fdrl_jax import parallel, steps
