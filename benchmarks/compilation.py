@@ -14,7 +14,7 @@ import tempfile
 import time
 
 from benchmarks.sizes import SIZES
-from experiments import xla_flags
+from experiments.machine import xla_flags
 
 
 def compile_flow(name: str, batch: int, num_steps: int) -> dict[str, float]:

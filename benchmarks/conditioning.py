@@ -17,14 +17,15 @@ import numpy as np
 from tqdm import tqdm
 
 from configs import saved
-from experiments import classifiers, runs
+from experiments import classifiers
 from experiments.build import Experiment
-from experiments.conditional import ALL, follow, labels_of
 from experiments.evaluation.digits import Judge, fit_judge
 from experiments.pictures import save
 from experiments.pictures.conditioning import accuracy_and_diversity
 from experiments.request import Request
-from experiments.sampling import sample_state
+from experiments.sampling import runs
+from experiments.sampling.conditional import ALL, follow, labels_of
+from experiments.sampling.draw import sample_state
 from fdrl_jax.state import TrainState
 
 WEIGHTS = (0.0, 0.03, 0.1, 0.2, 0.3, 1.0, 3.0)

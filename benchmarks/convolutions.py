@@ -1,8 +1,8 @@
 """What makes the estimators' convolutions fast on CPU: the form of derivatives, and a flag.
 
 Prints GFLOP/s of every form of a derivative, inside a loop and outside, with and without the
-compiler flag of ``experiments.xla_flags``, beside the rates of a matrix product and of the forward
-convolution. Run from the repository's root; takes a few minutes on two cores:
+compiler flag of ``experiments.machine.xla_flags``, beside the rates of a matrix product and of the
+forward convolution. Run from the repository's root; takes a few minutes on two cores:
 
     python -m benchmarks.convolutions [--json=FILE]
 """
@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from experiments.xla_flags import CPU_FLAG
+from experiments.machine.xla_flags import CPU_FLAG
 
 NUM_REPEATS = 3
 NUM_LOOP_STEPS = 2

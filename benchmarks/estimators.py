@@ -21,7 +21,7 @@ import optax
 import fdrl_jax as fdrl
 from benchmarks.sizes import SIZES
 from benchmarks.timing import alternate
-from experiments import xla_flags
+from experiments.machine import xla_flags
 from fdrl_jax import networks
 from fdrl_jax.problem import Constants, Estimator, FlowParams, Problem
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from experiments import fitted_prior, pictures
+from experiments import pictures
+from experiments.build import fitted_prior
 from experiments.data import DataOptions, load
 from fdrl_jax import priors, rng
 

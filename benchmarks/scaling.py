@@ -24,7 +24,7 @@ import optax
 import fdrl_jax as fdrl
 from benchmarks.timing import alternate
 from benchmarks.trace import thread_seconds
-from experiments import xla_flags
+from experiments.machine import xla_flags
 from fdrl_jax import networks, parallel, rng, steps
 from fdrl_jax.problem import Constants, Estimator, FlowParams, Problem
 

@@ -13,7 +13,8 @@ from collections.abc import Callable
 import jax
 
 from benchmarks.timing import alternate
-from experiments import build, xla_flags
+from experiments import build
+from experiments.machine import xla_flags
 from fdrl_jax import parallel, steps
 
 BATCH, NUM_FLOW_STEPS, STEP_SIZE, NOISE_SCALE, RATE, EMA = 256, 100, 0.1, 0.01, 2e-3, 0.998

@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments import metrics_log, npz_files
+from experiments.data import npz_files
 from experiments.pictures.points import frame
 from experiments.pictures.style import PRIOR, SAMPLES, panels, save
+from experiments.storage.workdir import Workdir
 from experiments.sweep import plan, runner, table
 from experiments.sweep.plan import Run
 from experiments.sweep.runner import Outcome
-from experiments.workdir import Workdir
+from experiments.training import metrics_log
 
 SWEEP = Path(__file__).parents[1] / "configs" / "sweeps" / "what_goes_wrong.py"
 LOGGED = ("drift_norm", "ratio_real", "ratio_flowed")

@@ -119,7 +119,7 @@ def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _record_of(samples: Path) -> Any:
     """Returns what --mode=sample wrote beside its samples: checkpoint, seed, flow; else nothing."""
-    from experiments.workdir import read_json
+    from experiments.storage.workdir import read_json
 
     record = samples.with_suffix(".json")
     return read_json(record) if record.is_file() else None

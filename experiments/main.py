@@ -11,8 +11,9 @@ import absl.logging
 from absl import app, flags
 from ml_collections import config_flags
 
-from experiments import command_line, modes, xla_flags
+from experiments import command_line, modes
 from experiments.errors import UserError
+from experiments.machine import xla_flags
 from experiments.request import Request
 
 # What `--help` shows first: absl prints the docstring of the program.
@@ -150,7 +151,7 @@ def _set_up_logging() -> None:
 
 
 def _join_processes() -> None:
-    from experiments import hosts  # Imports JAX.
+    from experiments.machine import hosts  # Imports JAX.
 
     hosts.join(
         _COORDINATOR.value,

@@ -1,6 +1,7 @@
 """The walls between the packages hold: who imports whom, read from the source, not run."""
 
 import ast
+import graphlib
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -18,8 +19,8 @@ FOUNDATION |= sys.stdlib_module_names
 ON_DEMAND = ("ott", "tensorflow", "torch", "torch_fidelity", "torchvision", "tensorboardX", "wandb")
 # Readers that execute what the file tells them to. (`pickletools` only takes pickles apart.)
 EXECUTING = ("pickle", "cloudpickle", "dill", "marshal", "shelve", "joblib", "yaml")
-# The files of experiments/ that see a configuration: the flags, the checks, the builder.
-READERS_OF_CONFIGS = ("main.py", "validate.py", "build")
+# Where experiments/ may know the library of configurations: the flags and the builder.
+READERS_OF_CONFIGS = ("main.py", "build")
 
 
 def python_files(*folders: str) -> list[Path]:
@@ -126,10 +127,22 @@ def test_only_parallel_maps_over_devices():
 def test_a_configuration_goes_no_further_than_its_readers():
     room = ROOT / "experiments"
     readers = {room / name for name in READERS_OF_CONFIGS}
+    assert all(path.exists() for path in readers)
     files = [
         path for path in python_files("experiments") if readers.isdisjoint((path, *path.parents))
     ]
     assert not offenders(files, ["ml_collections"])
+
+
+def test_the_rooms_of_the_program_import_each_other_in_one_direction():
+    rooms: dict[str, set[str]] = {}
+    for path in python_files("experiments"):
+        room = path.relative_to(ROOT).with_suffix("").parts[1]
+        names = [name.split(".") for name in imported_at_once(path.read_text())]
+        known = {parts[1] for parts in names if parts[0] == "experiments"}
+        rooms.setdefault(room, set()).update(known - {room})
+    order = list(graphlib.TopologicalSorter(rooms).static_order())  # A circle has none.
+    assert order.index("storage") < order.index("training") < order.index("modes")
 
 
 def test_optional_packages_are_imported_only_on_demand():

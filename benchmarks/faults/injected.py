@@ -9,7 +9,8 @@ from typing import Any
 import jax.numpy as jnp
 import tqdm.std
 
-from experiments import build, metrics_log
+from experiments import build
+from experiments.training import metrics_log
 
 
 def main() -> None:

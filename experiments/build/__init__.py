@@ -8,12 +8,11 @@ from typing import Any, cast
 
 import numpy as np
 
-from experiments import fitted_prior
-from experiments.build import parts, training
+from experiments.build import fitted_prior, parts, training
+from experiments.build.options import Conditioning, Curve, Sampling
 from experiments.build.parts import Apply
 from experiments.build.training import Training
 from experiments.data import Source
-from experiments.options import Conditioning, Curve, Sampling
 from fdrl_jax import bregman, divergences, networks, parallel, priors, steps
 from fdrl_jax.priors import Prior
 from fdrl_jax.problem import Constants, Estimator, FlowParams, Problem

@@ -8,12 +8,12 @@ from typing import Any
 import jax
 import optax
 
-from experiments import hardware
 from experiments.build import parts
+from experiments.build.options import Cadence, Guard, Loggers
 from experiments.build.parts import Network
 from experiments.data import Source
 from experiments.data.feed import Feed
-from experiments.options import Cadence, Guard, Loggers
+from experiments.machine import hardware
 from fdrl_jax import rng
 from fdrl_jax.problem import Constants
 from fdrl_jax.state import TrainState

@@ -9,10 +9,10 @@ import jax
 
 from experiments.build.classifier import restorable
 from experiments.build.parts import Apply
-from experiments.checkpoints import FREE_IN_SAMPLING, Checkpoints
 from experiments.classifiers.robustness import read_robustness
 from experiments.errors import UserError
-from experiments.workdir import Workdir, read_json
+from experiments.storage.checkpoints import FREE_IN_SAMPLING, Checkpoints
+from experiments.storage.workdir import Workdir, read_json
 
 Array = jax.Array
 

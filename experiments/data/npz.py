@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import npz_files
+from experiments.data import npz_files
 from experiments.data.records import ArrayRecords
 from experiments.errors import DataError
 

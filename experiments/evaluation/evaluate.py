@@ -4,7 +4,7 @@ from typing import Any
 
 from experiments.data import Source
 from experiments.evaluation import digits, images, points, translation
-from experiments.sampling import Samples
+from experiments.sampling.draw import Samples
 
 
 def evaluate(source: Source, samples: Samples) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import numpy as np
 
 from experiments.data import Source
 from experiments.evaluation.naming import with_count
-from experiments.sampling import Samples
+from experiments.sampling.draw import Samples
 from fdrl_jax.metrics import (
     energy_distance,
     kl_to_density,

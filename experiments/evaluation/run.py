@@ -7,12 +7,12 @@ import numpy as np
 
 from experiments.build import Experiment
 from experiments.data import Source
+from experiments.data.pixels import to_uint8
 from experiments.evaluation import memorisation, points, spaces
 from experiments.evaluation.compare import DEFAULT_METRICS, Inception, compare
 from experiments.evaluation.evaluate import evaluate
 from experiments.evaluation.image_sets import ImageSet
-from experiments.pictures.images import to_uint8
-from experiments.sampling import Samples
+from experiments.sampling.draw import Samples
 from fdrl_jax.metrics import random_conv_features
 
 _MAX_SOUGHT = 1_000  # Samples, and held-out images, whose nearest training images are sought.

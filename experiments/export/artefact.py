@@ -14,8 +14,8 @@ import numpy as np
 
 from experiments.build import Experiment
 from experiments.errors import UserError
-from experiments.sampling import batch_at
-from experiments.workdir import write_json, write_text
+from experiments.sampling.draw import batch_at
+from experiments.storage.workdir import write_json, write_text
 from fdrl_jax import samplers
 from fdrl_jax.names import nearest
 from fdrl_jax.problem import Constants

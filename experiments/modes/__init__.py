@@ -87,7 +87,7 @@ def run(request: Request) -> None:
     try:
         importlib.import_module(f"{__name__}.{request.mode}").run(request)
     except (MemoryError, RuntimeError) as error:
-        from experiments import memory
+        from experiments.training import memory
 
         explained = memory.explain(error)
         if explained is None:

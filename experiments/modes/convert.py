@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from experiments.convert import convert
 from experiments.request import Request
-from experiments.workdir import Workdir
+from experiments.storage.workdir import Workdir
+from experiments.torch_files.convert import convert
 
 
 def run(request: Request) -> None:

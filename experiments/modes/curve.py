@@ -5,12 +5,14 @@ import io
 from collections.abc import Iterable
 from pathlib import Path
 
-from experiments import curve, pictures, runs
-from experiments.curve import Point
+from experiments import pictures
 from experiments.errors import UserError
+from experiments.evaluation import curve
+from experiments.evaluation.curve import Point
 from experiments.pictures import curves
 from experiments.request import Request
-from experiments.workdir import write_text
+from experiments.sampling import runs
+from experiments.storage.workdir import write_text
 from fdrl_jax import parallel
 
 

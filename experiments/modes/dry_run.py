@@ -6,10 +6,11 @@ from typing import Any
 
 import jax
 
-from experiments import build, memory
+from experiments import build
 from experiments.build import Experiment
-from experiments.hardware import describe_devices
+from experiments.machine.hardware import describe_devices
 from experiments.request import Request
+from experiments.training import memory
 from fdrl_jax import parallel, steps
 
 _FEW, _MORE = 1, 11  # Flow steps of the two timed train steps; the time is linear in them.

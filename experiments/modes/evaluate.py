@@ -1,13 +1,14 @@
 """Mode evaluate: the metrics of a checkpoint, and its report."""
 
-from experiments import report, runs
 from experiments.build import Experiment
 from experiments.evaluation.protocols import check_files
 from experiments.evaluation.run import evaluate_run
-from experiments.log_ratio import make_log_ratio
+from experiments.pictures import report
 from experiments.request import Request
-from experiments.sampling import sample_state
-from experiments.workdir import Workdir, read_json, write_json
+from experiments.sampling import runs
+from experiments.sampling.draw import sample_state
+from experiments.sampling.log_ratio import make_log_ratio
+from experiments.storage.workdir import Workdir, read_json, write_json
 from fdrl_jax import parallel
 from fdrl_jax.state import TrainState
 

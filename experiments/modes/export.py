@@ -1,7 +1,8 @@
 """Mode export: a checkpoint's sampler as a folder that needs JAX alone."""
 
-from experiments import export, runs
+from experiments import export
 from experiments.request import Request
+from experiments.sampling import runs
 
 
 def run(request: Request) -> None:

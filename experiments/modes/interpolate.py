@@ -1,12 +1,14 @@
 """Mode interpolate: samples along paths in the prior, with common noise, as a picture."""
 
-from experiments import figures, pictures, runs
+from experiments import pictures
+from experiments.pictures import flow
 from experiments.request import Request
+from experiments.sampling import runs
 
 
 def run(request: Request) -> None:
     """Writes the picture of spherical and linear interpolations (fig. 7)."""
     experiment, workdir = runs.open_run(request)
     train_state = runs.restore(experiment, workdir, request.checkpoint_step)
-    figure = figures.interpolations(experiment, train_state)
+    figure = flow.interpolations(experiment, train_state)
     print(f"picture: {pictures.save(figure, workdir.pictures / 'interpolation.png')}")

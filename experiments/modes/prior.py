@@ -6,8 +6,8 @@ import numpy as np
 
 from experiments import build, pictures
 from experiments.request import Request
-from experiments.sampling import batch_at
-from experiments.workdir import Workdir
+from experiments.sampling.draw import batch_at
+from experiments.storage.workdir import Workdir
 from fdrl_jax import rng
 
 _NUM_SHOWN = 100

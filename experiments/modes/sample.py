@@ -8,15 +8,16 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from experiments import pictures, runs, sample_files
+from experiments import pictures
 from experiments.build import Experiment
-from experiments.checkpoints import FREE_IN_TRAINING
-from experiments.conditional import ALL, conditioned
-from experiments.integrity import digest_arrays
 from experiments.request import Request
-from experiments.sampling import batch_size, make_sample_fn, on_devices, sample_starts
-from experiments.shards import Shards
-from experiments.workdir import read_json, write_json
+from experiments.sampling import runs, sample_files
+from experiments.sampling.conditional import ALL, conditioned
+from experiments.sampling.draw import batch_size, make_sample_fn, on_devices, sample_starts
+from experiments.sampling.shards import Shards
+from experiments.storage.checkpoints import FREE_IN_TRAINING
+from experiments.storage.integrity import digest_arrays
+from experiments.storage.workdir import read_json, write_json
 from fdrl_jax import parallel
 from fdrl_jax.state import TrainState
 

@@ -1,7 +1,9 @@
 """Mode strips: samples on their way from the prior, or the source, to the end, as a picture."""
 
-from experiments import figures, pictures, runs
+from experiments import pictures
+from experiments.pictures import flow
 from experiments.request import Request
+from experiments.sampling import runs
 
 _MOST = 64  # More rows than this make a picture that nobody can look at.
 
@@ -10,5 +12,5 @@ def run(request: Request) -> None:
     """Writes the picture of flow strips (fig. 6)."""
     experiment, workdir = runs.open_run(request)
     train_state = runs.restore(experiment, workdir, request.checkpoint_step)
-    figure = figures.flow_strip(experiment, train_state, min(request.num_samples or 8, _MOST))
+    figure = flow.flow_strip(experiment, train_state, min(request.num_samples or 8, _MOST))
     print(f"picture: {pictures.save(figure, workdir.pictures / 'strips.png')}")

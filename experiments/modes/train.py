@@ -2,10 +2,11 @@
 
 import contextlib
 
-from experiments import build, loop, memory
-from experiments.hardware import describe_devices
+from experiments import build
+from experiments.machine.hardware import describe_devices
 from experiments.request import Request
-from experiments.workdir import Workdir, read_json
+from experiments.storage.workdir import Workdir, read_json
+from experiments.training import loop, memory
 from fdrl_jax import parallel
 
 

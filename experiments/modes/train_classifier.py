@@ -3,13 +3,13 @@
 import contextlib
 from typing import cast
 
-from experiments import loop, memory
 from experiments.build.classifier import ClassifierTraining, classifier
 from experiments.build.parts import Apply
 from experiments.classifiers import accuracies
-from experiments.hardware import describe_devices
+from experiments.machine.hardware import describe_devices
 from experiments.request import Request
-from experiments.workdir import Workdir, read_json, write_json
+from experiments.storage.workdir import Workdir, read_json, write_json
+from experiments.training import loop, memory
 from fdrl_jax import parallel
 from fdrl_jax.state import TrainState
 

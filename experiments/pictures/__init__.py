@@ -1,11 +1,14 @@
-"""Pictures of a run: every function draws one figure. Here what goes with which kind of data."""
+"""Pictures of a run: every function draws one figure. Here what goes with which kind of data.
+
+`report` puts them together on one page.
+"""
 
 from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.data import Source
+from experiments.data import Source, pixels
 from experiments.pictures import images, points
 from experiments.pictures.style import save
 
@@ -54,12 +57,12 @@ def course(source: Source, snapshots: Snapshots) -> Figure:
 
 def as_stored(source: Source, samples: np.ndarray) -> np.ndarray:
     """Returns samples as they are written to files: points as they are, images as uint8."""
-    return samples if source.kind == "points" else images.to_uint8(samples)
+    return samples if source.kind == "points" else pixels.to_uint8(samples)
 
 
 def from_stored(source: Source, stored: np.ndarray) -> np.ndarray:
     """Undoes `as_stored`, but for rounding."""
-    return stored if source.kind == "points" else images.from_uint8(stored)
+    return stored if source.kind == "points" else pixels.from_uint8(stored)
 
 
 def num_shown(source: Source) -> int:

@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
 from experiments.evaluation import CheapMetric
-from experiments.metrics_log import PREFIX
 from experiments.pictures.style import DATA, PRIOR, SAMPLES, panels, plt
+from experiments.training.metrics_log import PREFIX
 
 
 def training(records: list[dict[str, Any]], best: Mapping[str, Any] | None = None) -> Figure:
@@ -18,7 +18,7 @@ def training(records: list[dict[str, Any]], best: Mapping[str, Any] | None = Non
 
     Args:
       records: lines of the log.
-      best: what `experiments.best` knows of the best checkpoint.
+      best: what `experiments.storage.best` knows of the best checkpoint.
     """
     steps = [r["step"] for r in records]
 

@@ -6,20 +6,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from experiments.data.pixels import to_uint8
 from experiments.pictures.points import spread
 from experiments.pictures.style import panels
 
 NUM_IN_GRID = 100
-
-
-def to_uint8(images: np.ndarray) -> np.ndarray:
-    """Maps [-1, 1] to the grey levels 0 .. 255, clipping what lies outside."""
-    return np.clip(np.round((images + 1.0) * 127.5), 0, 255).astype(np.uint8)
-
-
-def from_uint8(grey_levels: np.ndarray) -> np.ndarray:
-    """Maps the grey levels 0 .. 255 to [-1, 1]."""
-    return (grey_levels / 127.5 - 1.0).astype(np.float32)
 
 
 def tile(images: np.ndarray, columns: int, gap: int = 1) -> np.ndarray:

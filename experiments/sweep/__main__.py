@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from experiments.errors import UserError
-from experiments.pictures import save, sweeps
-from experiments.sweep import plan, runner, table
-from experiments.workdir import write_text
+from experiments.pictures import save
+from experiments.storage.workdir import write_text
+from experiments.sweep import picture, plan, runner, table
 
 _PREFIX = "--config."
 
@@ -50,7 +50,7 @@ def main(argv: list[str]) -> None:
     print(text)
     print(f"table: {root / 'table.csv'}")
     if any(values for row in rows for values in row.values.values()):
-        print(f"picture: {save(sweeps.comparison(rows, metrics), root / 'picture.png')}")
+        print(f"picture: {save(picture.comparison(rows, metrics), root / 'picture.png')}")
 
 
 def parse(argv: list[str]) -> tuple[Path, plan.Plan]:

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from experiments.errors import DivergedError
+from experiments.storage.workdir import Workdir, read_json, write_json
 from experiments.sweep.plan import Plan, Run
-from experiments.workdir import Workdir, read_json, write_json
 
 DONE, DIVERGED, FAILED = "done", "diverged", "failed"
 _RECORD = "outcome.json"

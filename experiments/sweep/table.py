@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.report import format_value
+from experiments.pictures.report import format_value
 from experiments.sweep.plan import Plan, Settings
 from experiments.sweep.runner import DONE, Outcome
 

@@ -6,7 +6,8 @@ each tensor storage. The floors, each knowing only those above it in this list:
 * ``errors`` and ``inert``: the one error, the inert values, and the check of a finished object;
 * ``pickles``: an interpreter of the pickle that can only build inert data;
 * ``archives``: the zip archive, its storages and the tensors that view them as numpy arrays;
-* ``checkpoints``: the two files of the authors' PyTorch program, checked and named.
+* ``checkpoints``: the two files of the authors' PyTorch program, checked and named;
+* ``convert``: from those to a workdir of ours. It alone knows the rest of the program.
 """
 
 from experiments.torch_files.archives import read_torch_file

@@ -82,41 +82,6 @@ def test_two_stages_are_the_flow_of_k_and_of_k_plus_kappa_steps(key):
     np.testing.assert_array_equal(stages.refined, flow(key, START, 7))
 
 
-@each_kind_of_key
-def test_the_flow_with_speed_is_the_flow_and_tells_the_norm_of_each_drift(key):
-    end, speeds = fdrl.flow_with_speed(key, START, potential, num_steps=4, **HYPER)
-
-    same_end, path = flow(key, START, 4, with_trajectory=True)
-    np.testing.assert_allclose(end, same_end, atol=1e-6)
-    drifts = np.stack([fdrl.drift(x, potential) for x in path[:-1]])
-    np.testing.assert_allclose(speeds, np.linalg.norm(drifts, axis=-1), rtol=1e-5)
-
-
-def scheduled(key, x0, num_steps, first_step=0):
-    return fdrl.flow(
-        key,
-        x0,
-        potential,
-        num_steps=num_steps,
-        step_size=lambda k: 0.1 / (k + 1),
-        noise_scale=lambda k: 0.3 * (k + 1),
-        first_step=first_step,
-    )
-
-
-@each_kind_of_key
-def test_schedules_give_each_step_its_own_step_size_and_noise_wherever_the_flow_is_cut(key):
-    fold_in = jax.vmap(jax.random.fold_in, (0, None)) if key.ndim else jax.random.fold_in
-    x = START
-    for k in range(3):
-        step = {"step_size": 0.1 / (k + 1), "noise_scale": 0.3 * (k + 1)}
-        x = fdrl.langevin_step(fold_in(key, k), x, potential, **step)
-
-    np.testing.assert_allclose(scheduled(key, START, 3), x, atol=1e-6)
-    cut = scheduled(key, scheduled(key, START, 2), 1, first_step=2)
-    np.testing.assert_allclose(cut, x, atol=1e-6)
-
-
 def test_without_refinement_both_stages_are_the_same():
     stages = fdrl.two_stage(KEY, START, potential, num_steps=4, num_refine_steps=0, **HYPER)
 

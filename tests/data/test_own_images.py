@@ -10,13 +10,14 @@ import pytest
 from image_files import numbered, picture, write_folder
 
 from configs import folder
-from experiments import build, loop, modes
+from experiments import build, modes
 from experiments.build import parts
-from experiments.checkpoints import Checkpoints
 from experiments.errors import UserError
 from experiments.request import Request
-from experiments.sampling import sample_state
-from experiments.workdir import Workdir
+from experiments.sampling.draw import sample_state
+from experiments.storage.checkpoints import Checkpoints
+from experiments.storage.workdir import Workdir
+from experiments.training import loop
 
 
 def config(where, **changes):

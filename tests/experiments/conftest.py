@@ -9,7 +9,7 @@ import pytest
 
 from experiments import modes
 from experiments.request import Request
-from experiments.workdir import Workdir
+from experiments.storage.workdir import Workdir
 
 Settings = dict[str, Any]
 

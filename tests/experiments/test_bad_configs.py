@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments import build, memory, modes, schema
+from experiments import build, modes, schema
 from experiments.errors import UserError
 from experiments.request import Request
+from experiments.training import memory
 from fdrl_jax import parallel, steps
 
 HOSTILE = [

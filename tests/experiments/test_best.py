@@ -6,12 +6,15 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import best, build, evaluation, loop, metrics_log, modes, runs
-from experiments.checkpoints import Checkpoints
+from experiments import build, evaluation, modes
 from experiments.errors import UserError
 from experiments.evaluation import CheapMetric
 from experiments.request import Request
-from experiments.workdir import Workdir
+from experiments.sampling import runs
+from experiments.storage import best
+from experiments.storage.checkpoints import Checkpoints
+from experiments.storage.workdir import Workdir
+from experiments.training import loop, metrics_log
 
 NAME = "evaluation/energy_distance_32"
 

@@ -12,8 +12,8 @@ import pytest
 
 from benchmarks.faults import damage
 from experiments import schema
-from experiments.checkpoints import Checkpoints
 from experiments.errors import UserError
+from experiments.storage.checkpoints import Checkpoints
 from fdrl_jax import state
 
 SETTINGS = {"flow.step_size": 0.1}

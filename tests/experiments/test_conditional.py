@@ -7,14 +7,15 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import build, loop, modes
+from experiments import build, modes
 from experiments.build.classifier import classifier as build_classifier
 from experiments.classifiers import load, read_robustness
-from experiments.conditional import conditioned, labels_of
 from experiments.errors import UserError
 from experiments.request import Request
+from experiments.sampling.conditional import conditioned, labels_of
+from experiments.storage.workdir import Workdir
 from experiments.torch_files import read_torch_file
-from experiments.workdir import Workdir
+from experiments.training import loop
 from fdrl_jax import adversarial
 
 GOLDEN = Path(__file__).parents[1] / "golden"

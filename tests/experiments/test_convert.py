@@ -6,12 +6,14 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import build, convert, fitted_prior, loop, modes, schema
-from experiments.checkpoints import Checkpoints
+from experiments import build, modes, schema
+from experiments.build import fitted_prior
 from experiments.errors import UserError
 from experiments.request import Request
-from experiments.torch_files import TorchCheckpoint, read_checkpoint, read_gaussian_prior
-from experiments.workdir import Workdir, read_json
+from experiments.storage.checkpoints import Checkpoints
+from experiments.storage.workdir import Workdir, read_json
+from experiments.torch_files import TorchCheckpoint, convert, read_checkpoint, read_gaussian_prior
+from experiments.training import loop
 from fdrl_jax import networks
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -5,11 +5,12 @@ import csv
 import numpy as np
 import pytest
 
-from experiments import build, curve, modes, runs
-from experiments.evaluation import CheapMetric, cheap_metric
+from experiments import build, modes
+from experiments.evaluation import CheapMetric, cheap_metric, curve
 from experiments.pictures import curves
 from experiments.request import Request
-from experiments.sampling import sample_state
+from experiments.sampling import runs
+from experiments.sampling.draw import sample_state
 from fdrl_jax.problem import FlowParams
 
 NUM = 50  # More than a batch, and no multiple of one.

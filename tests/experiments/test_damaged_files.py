@@ -13,12 +13,16 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from configs import saved
-from experiments import build, fitted_prior, metrics_log, npz_files, report, schema
+from experiments import build, schema
+from experiments.build import fitted_prior
+from experiments.data import npz_files
 from experiments.data.decoding import Transform, decode
 from experiments.data.files import ZipArchive
 from experiments.data.problems import Problems
 from experiments.errors import DataError, UserError
-from experiments.workdir import Workdir, read_json
+from experiments.pictures import report
+from experiments.storage.workdir import Workdir, read_json
+from experiments.training import metrics_log
 
 FLIPS = st.lists(
     st.tuples(st.floats(0, 1, exclude_max=True), st.integers(1, 255)), min_size=1, max_size=4

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from benchmarks.faults.injected import poison
-from experiments import build, loop, metrics_log
+from experiments import build
 from experiments.errors import DivergedError
-from experiments.workdir import Workdir
+from experiments.storage.workdir import Workdir
+from experiments.training import loop, metrics_log
 
 BAD_STEP = 7
 CHANGES = {

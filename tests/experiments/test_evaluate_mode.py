@@ -8,7 +8,7 @@ from experiments.errors import UserError
 from experiments.evaluation import compare
 from experiments.evaluation.inception import Judged
 from experiments.request import Request
-from experiments.workdir import Workdir, read_json
+from experiments.storage.workdir import Workdir, read_json
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 import jax
 import pytest
 
-from experiments import hardware
+from experiments.machine import hardware
 
 
 @pytest.fixture

@@ -8,10 +8,12 @@ import jax
 import pytest
 
 from benchmarks.faults import program
-from experiments import build, hosts, loop
-from experiments.checkpoints import FREE_IN_TRAINING, Checkpoints
+from experiments import build
 from experiments.errors import PeerError, UserError
-from experiments.workdir import Workdir
+from experiments.machine import hosts
+from experiments.storage.checkpoints import FREE_IN_TRAINING, Checkpoints
+from experiments.storage.workdir import Workdir
+from experiments.training import loop
 from fdrl_jax import parallel
 
 CHANGES = {

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from experiments import modes
+from experiments.data.pixels import to_uint8
 from experiments.errors import UserError
-from experiments.pictures.images import to_uint8
 from experiments.request import Request
 
 

@@ -3,7 +3,7 @@
 import os
 import signal
 
-from experiments.preemption import Preemption
+from experiments.training.preemption import Preemption
 
 
 def test_the_first_sigterm_is_heard_and_a_second_would_end_the_process():

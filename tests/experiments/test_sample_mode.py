@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import modes, sample_files
+from experiments import modes
 from experiments.errors import UserError
 from experiments.request import Request
-from experiments.shards import Shards
+from experiments.sampling import sample_files
+from experiments.sampling.shards import Shards
 
 ROOT = Path(__file__).parents[2]
 

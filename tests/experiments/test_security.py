@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import build, loop, metrics_log, modes, report
+from experiments import build, modes
 from experiments.data import DataOptions, load, tfds
 from experiments.data.files import Folder
 from experiments.data.problems import Problems
 from experiments.errors import DataError
+from experiments.pictures import report
 from experiments.request import Request
-from experiments.workdir import Workdir, write_json
+from experiments.storage.workdir import Workdir, write_json
+from experiments.training import loop, metrics_log
 
 SECRET = "s3cr3t-0123456789abcdef"
 HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)>'

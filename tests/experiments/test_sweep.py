@@ -7,10 +7,9 @@ import statistics
 import pytest
 
 from experiments.errors import UserError
-from experiments.pictures import sweeps
+from experiments.storage.workdir import Workdir, write_json
 from experiments.sweep import __main__ as command
-from experiments.sweep import plan, runner, table
-from experiments.workdir import Workdir, write_json
+from experiments.sweep import picture, plan, runner, table
 
 CONFIG = "configs/25gaussians.py"
 GROUPS = {
@@ -94,7 +93,7 @@ def test_the_tables_have_means_over_seeds_and_remarks_for_people_and_every_run_f
 
 def test_the_picture_has_lines_along_numbers_and_bars_by_name(tmp_path):
     todo, outcomes, _ = sweep(tmp_path, {"js": 3})
-    figure = sweeps.comparison(table.rows(todo, outcomes, ["quality"]), ["quality"])
+    figure = picture.comparison(table.rows(todo, outcomes, ["quality"]), ["quality"])
 
     along, by_name = figure.axes
     assert along.get_xlabel() == "flow.noise_scale"

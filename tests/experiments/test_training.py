@@ -9,12 +9,13 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import build, divergence, loop, metrics_log, modes
-from experiments.checkpoints import Checkpoints
+from experiments import build, modes
+from experiments.build.options import Guard
 from experiments.errors import DivergedError, UserError
-from experiments.options import Guard
 from experiments.request import Request
-from experiments.workdir import Workdir
+from experiments.storage.checkpoints import Checkpoints
+from experiments.storage.workdir import Workdir
+from experiments.training import divergence, loop, metrics_log
 
 # Those whose data are built in; tests/data trains on images that it makes.
 CONFIGS = ("swissroll", "swissroll_lsif", "8gaussians", "25gaussians", "digits", "digits_pair")

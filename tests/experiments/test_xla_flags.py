@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from experiments import xla_flags
+from experiments.machine import xla_flags
 
 
 @pytest.mark.parametrize("version", ["0.10.2", "0.11", "0.12.0.1", "0.12.9"])
@@ -48,7 +48,7 @@ def test_the_installed_jax_starts_with_the_flag_and_was_not_imported_before():
     program = """
 import os, sys
 os.environ.pop("XLA_FLAGS", None)
-from experiments.xla_flags import set_cpu_flags
+from experiments.machine.xla_flags import set_cpu_flags
 was_set = set_cpu_flags()
 assert not any(name.split(".")[0] in ("jax", "jaxlib") for name in sys.modules)
 import jax

@@ -9,14 +9,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import best, figures, metrics_log, npz_files, pictures
+from experiments import pictures
 from experiments.build import Experiment
+from experiments.data import npz_files
 from experiments.errors import UserError
-from experiments.log_ratio import make_log_ratio
-from experiments.pictures import curves, points
+from experiments.pictures import curves, flow, points
 from experiments.pictures.neighbours import neighbours
-from experiments.sampling import Samples
-from experiments.workdir import Workdir, read_json, write_text
+from experiments.sampling.draw import Samples
+from experiments.sampling.log_ratio import make_log_ratio
+from experiments.storage import best
+from experiments.storage.workdir import Workdir, read_json, write_text
+from experiments.training import metrics_log
 from fdrl_jax.flow import drift
 from fdrl_jax.state import TrainState
 
@@ -88,7 +91,7 @@ def _draw(
         title, figure = "Density ratio and drift", _field(experiment, train_state)
         drawn.append((title, figure, "log_ratio.png"))
     else:
-        title, figure = "The flow", figures.flow_strip(experiment, train_state)
+        title, figure = "The flow", flow.flow_strip(experiment, train_state)
         drawn.append((title, figure, "flow.png"))
     records = [r for r in metrics_log.read(workdir.metrics) if r["step"] <= step]
     if records:

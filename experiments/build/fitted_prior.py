@@ -12,8 +12,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from experiments import npz_files
-from experiments.data import Source
+from experiments.data import Source, npz_files
 from experiments.data.records import digest
 from fdrl_jax import priors
 

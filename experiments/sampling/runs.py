@@ -4,12 +4,13 @@ import contextlib
 
 import jax
 
-from experiments import best, build
+from experiments import build
 from experiments.build import Experiment
-from experiments.checkpoints import FREE_IN_SAMPLING, Checkpoints
 from experiments.errors import UserError
 from experiments.request import CheckpointStep, Request
-from experiments.workdir import Workdir
+from experiments.storage import best
+from experiments.storage.checkpoints import FREE_IN_SAMPLING, Checkpoints
+from experiments.storage.workdir import Workdir
 from fdrl_jax.state import TrainState
 
 

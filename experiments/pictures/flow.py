@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from experiments.build import Experiment
 from experiments.errors import UserError
 from experiments.pictures import images
-from experiments.sampling import batch_at
+from experiments.sampling.draw import batch_at
 from fdrl_jax import interpolation, samplers
 from fdrl_jax.state import TrainState
 

@@ -7,13 +7,20 @@ from collections.abc import Iterator
 import numpy as np
 from tqdm import tqdm
 
-from experiments import best, runs
 from experiments.build import Experiment
-from experiments.checkpoints import Checkpoints
 from experiments.evaluation import CheapMetric, cheap_metric
 from experiments.request import CheckpointStep
-from experiments.sampling import batch_at, batch_size, make_sample_fn, on_devices, sample_starts
-from experiments.workdir import Workdir
+from experiments.sampling import runs
+from experiments.sampling.draw import (
+    batch_at,
+    batch_size,
+    make_sample_fn,
+    on_devices,
+    sample_starts,
+)
+from experiments.storage import best
+from experiments.storage.checkpoints import Checkpoints
+from experiments.storage.workdir import Workdir
 from fdrl_jax import parallel, samplers
 from fdrl_jax.problem import FlowParams
 from fdrl_jax.state import TrainState

@@ -4,8 +4,8 @@ import logging
 
 import numpy as np
 
+from experiments.build.options import Guard
 from experiments.errors import DivergedError
-from experiments.options import Guard
 from fdrl_jax import state
 from fdrl_jax.state import TrainState
 

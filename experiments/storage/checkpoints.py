@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 
 from experiments import schema
 from experiments.errors import UserError
-from experiments.integrity import digest_arrays, digest_json
+from experiments.storage.integrity import digest_arrays, digest_json
 from fdrl_jax import parallel
 from fdrl_jax.state import TrainState
 

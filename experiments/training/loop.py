@@ -9,16 +9,17 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from experiments import divergence, hosts, memory, metrics_log
-from experiments.best import Judge
 from experiments.build import Experiment, Training
-from experiments.checkpoints import FREE_IN_TRAINING, Checkpoints
 from experiments.data.feed import Feed
 from experiments.errors import DivergedError, PreemptedError
-from experiments.metrics_log import Record
-from experiments.preemption import Preemption
-from experiments.sampling import SampleFn, make_sample_fn
-from experiments.workdir import Workdir, write_json
+from experiments.machine import hosts
+from experiments.sampling.draw import SampleFn, make_sample_fn
+from experiments.storage.checkpoints import FREE_IN_TRAINING, Checkpoints
+from experiments.storage.workdir import Workdir, write_json
+from experiments.training import divergence, memory, metrics_log
+from experiments.training.judge import Judge
+from experiments.training.metrics_log import Record
+from experiments.training.preemption import Preemption
 from fdrl_jax import parallel, steps
 from fdrl_jax.state import TrainState
 

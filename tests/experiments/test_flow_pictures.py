@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 
-from experiments import build, figures, loop, modes
+from experiments import build, modes
 from experiments.errors import UserError
-from experiments.pictures import images
+from experiments.pictures import flow, images
 from experiments.request import Request
-from experiments.workdir import Workdir
+from experiments.storage.workdir import Workdir
+from experiments.training import loop
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ def test_the_points_of_a_path_share_their_noise_and_its_ends_are_samples_of_the_
     # Without a drift all that moves the points is the noise.
     config = tiny("digits", {"flow.step_size": 1e-12, "flow.noise_scale": 0.5})
     experiment = build.experiment(config)
-    figures.interpolations(experiment, experiment.init_state())
+    flow.interpolations(experiment, experiment.init_state())
     for start, end in sheets.values():
         noise = end - start
         np.testing.assert_allclose(noise, np.broadcast_to(noise[:, :1], noise.shape), atol=1e-5)
@@ -45,6 +46,6 @@ def test_the_points_of_a_path_share_their_noise_and_its_ends_are_samples_of_the_
 
 def test_figures_of_images_are_refused_for_points(tiny):
     experiment = build.experiment(tiny())
-    for draw in (figures.flow_strip, figures.interpolations):
+    for draw in (flow.flow_strip, flow.interpolations):
         with pytest.raises(UserError, match="'swissroll' are points"):
             draw(experiment, experiment.init_state())

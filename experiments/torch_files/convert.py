@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import build, fitted_prior, schema
-from experiments.build import Experiment
-from experiments.checkpoints import Checkpoints
+from experiments import build, schema
+from experiments.build import Experiment, fitted_prior
 from experiments.errors import UserError
+from experiments.storage.checkpoints import Checkpoints
+from experiments.storage.workdir import Workdir, write_json
 from experiments.torch_files import (
     GaussianPrior,
     TorchCheckpoint,
@@ -22,7 +23,6 @@ from experiments.torch_files import (
     read_checkpoint,
     read_gaussian_prior,
 )
-from experiments.workdir import Workdir, write_json
 from fdrl_jax import networks
 from fdrl_jax.state import TrainState
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from experiments import schema
 from experiments.errors import UserError
-from experiments.workdir import read_json, write_json
+from experiments.storage.workdir import read_json, write_json
 
 
 class Shards:

@@ -1,0 +1,1 @@
+"""What the program runs on: compiler flags, devices, and the hosts of one run."""

@@ -1,0 +1,77 @@
+"""Step sizes and noise that follow a schedule over the flow, and the speed along it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fdrl_jax as fdrl
+from fdrl_jax.problem import FlowParams
+
+KEY = jax.random.key(7)
+START = jax.random.normal(jax.random.key(0), (8, 2))
+HYPER = {"step_size": 0.1, "noise_scale": 0.3}
+
+each_kind_of_key = pytest.mark.parametrize(
+    "key", [KEY, jax.random.split(KEY, 8)], ids=["one_key", "a_key_an_example"]
+)
+
+
+def potential(x):
+    return jnp.sum(jnp.cos(x) + 0.5 * x**2, axis=-1)
+
+
+@each_kind_of_key
+def test_the_flow_with_speed_is_the_flow_and_tells_the_norm_of_each_drift(key):
+    end, speeds = fdrl.flow_with_speed(key, START, potential, num_steps=4, **HYPER)
+
+    same_end, path = fdrl.flow(key, START, potential, num_steps=4, with_trajectory=True, **HYPER)
+    np.testing.assert_allclose(end, same_end, atol=1e-6)
+    drifts = np.stack([fdrl.drift(x, potential) for x in path[:-1]])
+    np.testing.assert_allclose(speeds, np.linalg.norm(drifts, axis=-1), rtol=1e-5)
+
+
+def scheduled(key, x0, num_steps, first_step=0):
+    return fdrl.flow(
+        key,
+        x0,
+        potential,
+        num_steps=num_steps,
+        step_size=lambda k: 0.1 / (k + 1),
+        noise_scale=lambda k: 0.3 * (k + 1),
+        first_step=first_step,
+    )
+
+
+@each_kind_of_key
+def test_schedules_give_each_step_its_own_step_size_and_noise_wherever_the_flow_is_cut(key):
+    fold_in = jax.vmap(jax.random.fold_in, (0, None)) if key.ndim else jax.random.fold_in
+    x = START
+    for k in range(3):
+        step = {"step_size": 0.1 / (k + 1), "noise_scale": 0.3 * (k + 1)}
+        x = fdrl.langevin_step(fold_in(key, k), x, potential, **step)
+
+    np.testing.assert_allclose(scheduled(key, START, 3), x, atol=1e-6)
+    cut = scheduled(key, scheduled(key, START, 2), 1, first_step=2)
+    np.testing.assert_allclose(cut, x, atol=1e-6)
+
+
+def at_steps(schedule, *steps):
+    return [float(schedule(np.float32(k))) for k in steps]
+
+
+def test_the_step_size_decays_geometrically_over_k_steps_and_then_stays():
+    step_size = FlowParams(10, 2.0, 0.1, step_size_decay=0.01).schedules()["step_size"]
+
+    assert at_steps(step_size, 0, 5, 10, 15) == pytest.approx([2.0, 0.2, 0.02, 0.02])
+
+
+def test_the_noise_follows_the_step_size_at_the_same_entropy_weight():
+    flow = FlowParams(10, 2.0, 0.1, step_size_decay=0.01).schedules()
+
+    etas, nus = (np.array(at_steps(flow[name], 0, 3, 12)) for name in ("step_size", "noise_scale"))
+    np.testing.assert_allclose(nus**2 / (2.0 * etas), 0.1**2 / 4.0, rtol=1e-5)
+
+
+def test_without_decay_both_are_plain_numbers():
+    assert FlowParams(10, 2.0, 0.1).schedules() == {"step_size": 2.0, "noise_scale": 0.1}
