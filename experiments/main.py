@@ -4,6 +4,7 @@ import errno
 import logging
 import shlex
 import sys
+import time
 from pathlib import Path
 from typing import NoReturn
 
@@ -34,6 +35,8 @@ as in --config=configs/digits.py:tiny, which goes through everything in seconds.
 Many runs at once: python -m experiments.sweep --help
 Images of any program: python -m experiments.evaluate --help
 """
+
+_STARTED = time.perf_counter()
 
 # Full, over quota, larger than the system allows, or read-only.
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -126,6 +129,7 @@ def main(_: list[str]) -> None:
                 num_samples=_NUM_SAMPLES.value,
                 prior=Path(_PRIOR.value) if _PRIOR.value else None,
                 platforms=tuple(_PLATFORMS.value),
+                started=_STARTED,
             )
         )
     except UserError as error:

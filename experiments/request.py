@@ -20,6 +20,7 @@ class Request(NamedTuple):
       num_samples: how many samples to draw; `None` for the config's number.
       prior: file of the authors' prior, in mode convert.
       platforms: what an exported sampler is to run on.
+      started: when the program was started, by `time.perf_counter`.
     """
 
     mode: str
@@ -30,6 +31,7 @@ class Request(NamedTuple):
     num_samples: int | None = None
     prior: Path | None = None
     platforms: tuple[str, ...] = ("cpu", "cuda", "tpu")
+    started: float | None = None
 
     @property
     def checkpoint_step(self) -> CheckpointStep:

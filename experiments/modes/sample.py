@@ -1,6 +1,7 @@
 """Mode sample: samples of a checkpoint as files, with a record of what they are, and a picture."""
 
 import itertools
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ def run(request: Request) -> None:
     record = describe(experiment, train_state, num, path)
     if not _is_done(record_file, record, path):
         shards = _open_shards(workdir.samples / f"{name}.parts", record, experiment)
-        draw(experiment, train_state, shards)
+        draw(experiment, train_state, shards, request.started)
         starts = sample_starts(experiment, train_state, min(num, pictures.num_shown(source)))
         if parallel.is_first_process():
             record_file.unlink(missing_ok=True)  # That of samples that are replaced now.
@@ -82,8 +83,10 @@ def describe(
     }
 
 
-def draw(experiment: Experiment, train_state: TrainState, shards: Shards) -> None:
-    """Draws the parts that are missing."""
+def draw(
+    experiment: Experiment, train_state: TrainState, shards: Shards, started: float | None = None
+) -> None:
+    """Draws the parts that are missing; tells how long after the start the first one was there."""
     variables, constants = on_devices(experiment, train_state)
     sample = make_sample_fn(experiment)
     missing = shards.missing()
@@ -103,6 +106,8 @@ def draw(experiment: Experiment, train_state: TrainState, shards: Shards) -> Non
             if parallel.is_first_process():
                 shards.write(first, pictures.as_stored(experiment.source, kept))
             bar.update(len(kept))
+            if started is not None and first == missing[0] and parallel.is_first_process():
+                bar.write(f"first samples {time.perf_counter() - started:.1f} s after the start")
 
 
 def _open_shards(folder: Path, record: dict[str, Any], experiment: Experiment) -> Shards:

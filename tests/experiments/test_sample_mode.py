@@ -1,6 +1,7 @@
 """Mode sample: files that other programs read, and a kill in the middle that costs nothing."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -133,3 +134,12 @@ def test_a_kill_in_the_middle_of_sampling_neither_repeats_nor_loses_a_sample(tra
     assert one[".npz"] == other[".npz"]
     assert one[".png"] == other[".png"]
     assert len(np.unique(np.load(trained.samples / "killed.npz")["arr_0"], axis=0)) == 4000
+
+
+def test_it_tells_once_how_soon_after_the_start_the_first_samples_were_there(trained, tiny, capsys):
+    config = tiny(changes={"sample.name": "soon", "evaluate.batch_size": 8})
+    request = Request("sample", config, trained.root, num_samples=20, started=time.perf_counter())
+    modes.run(request)
+
+    (told,) = re.findall(r"first samples (\d+\.\d) s after the start", capsys.readouterr().out)
+    assert 0.0 <= float(told) < 600.0
