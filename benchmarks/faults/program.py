@@ -45,17 +45,22 @@ def start(arguments: Sequence[str], log: Path, num_devices: int = 1) -> subproce
 
 
 def start_processes(
-    workdir: Path, changes: dict[str, object], log: Path, num: int = 2, num_devices: int = 2
+    workdir: Path,
+    changes: dict[str, object],
+    log: Path,
+    *flags: str,
+    num: int = 2,
+    num_devices: int = 2,
 ) -> list[subprocess.Popen]:
-    """Starts processes that train together over collectives of the CPU."""
+    """Starts processes that work together over collectives of the CPU."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
     together = (f"--coordinator_address={address}", f"--num_processes={num}")
     processes = []
     for i in range(num):
-        flags = (*together, f"--process_id={i}", "--heartbeat_seconds=10")
-        arguments = command(workdir, changes, *flags)
+        of_process = (*together, f"--process_id={i}", "--heartbeat_seconds=10")
+        arguments = command(workdir, changes, *of_process, *flags)
         processes.append(start(arguments, log.with_suffix(f".{i}"), num_devices))
     return processes
 

@@ -5,12 +5,14 @@ import shutil
 
 import chex
 import jax
+import numpy as np
 import pytest
 
 from benchmarks.faults import program
-from experiments import build
+from experiments import build, modes
 from experiments.errors import PeerError, UserError
 from experiments.machine import hosts
+from experiments.request import Request
 from experiments.storage.checkpoints import FREE_IN_TRAINING, Checkpoints
 from experiments.storage.workdir import Workdir
 from experiments.training import loop
@@ -52,6 +54,28 @@ def test_two_processes_train_what_one_does_and_one_goes_on_with_any_number_of_de
 
     for name, step in (("4", 50), ("4", 60), ("1", 60)):
         chex.assert_trees_all_close(state(name, step), state("alone", step), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_draw_and_judge_the_samples_that_one_draws(trained, tiny, tmp_path):
+    shutil.copytree(trained.root, tmp_path / "together")
+    changes = {"sample.name": "drawn", "evaluate.batch_size": 8, "curve.lengths": "(0,3,5)"}
+    for mode in ("sample", "curve"):
+        flags = (f"--mode={mode}", "--num_samples=30")
+        log = tmp_path / mode
+        processes = program.start_processes(tmp_path / "together", changes, log, *flags)
+        codes = [process.wait(600) for process in processes]
+        assert codes == [0, 0], log.with_suffix(".0").read_text()
+        config = tiny(changes=changes | {"curve.lengths": (0, 3, 5)})
+        modes.run(Request(mode, config, trained.root, num_samples=30))
+
+    one, two = Workdir(trained.root), Workdir(tmp_path / "together")
+    drawn = [np.load(workdir.samples / "drawn.npz")["arr_0"] for workdir in (one, two)]
+    np.testing.assert_allclose(*drawn, rtol=1e-4, atol=1e-5)
+    curves = [
+        np.loadtxt(w.curves / "length_step_4.csv", delimiter=",", skiprows=1) for w in (one, two)
+    ]
+    np.testing.assert_allclose(*curves, rtol=1e-2)
 
 
 def test_flags_that_do_not_suffice_are_told():
