@@ -3,6 +3,7 @@
 Run: python -m benchmarks.long_run_process NOTES.jsonl EVERY_SECONDS, then the program's own flags.
 """
 
+import ctypes
 import json
 import os
 import runpy
@@ -41,6 +42,8 @@ def note(workdir: Path) -> dict[str, Any]:
     """Returns what the process holds now."""
     import jax
 
+    # The C library keeps freed memory for later; what it can give back is no growth of the program.
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
     status = Path("/proc/self/status").read_text()
     resident = next(line for line in status.splitlines() if line.startswith("VmRSS"))
     metrics = (workdir / "metrics.jsonl").read_text().split("\n")[:-1]
