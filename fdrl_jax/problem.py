@@ -67,7 +67,9 @@ class FlowParams(NamedTuple):
             return {"step_size": self.step_size, "noise_scale": self.noise_scale}
 
         def factor(k: Array) -> Array:
-            return jnp.power(self.step_size_decay, jnp.minimum(k / self.num_steps, 1.0))
+            # A flow of no training steps, `K = 0`, has its decay behind it after one.
+            progress = k / max(self.num_steps, 1)
+            return jnp.power(self.step_size_decay, jnp.minimum(progress, 1.0))
 
         return {
             "step_size": lambda k: self.step_size * factor(k),
