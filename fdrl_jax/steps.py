@@ -14,7 +14,7 @@ from jax import lax
 
 from fdrl_jax import bregman as bregman_lib
 from fdrl_jax import rng, state
-from fdrl_jax.flow import flow_with_speed, normal_like
+from fdrl_jax.flow import as_floating, flow_with_speed, normal_like
 from fdrl_jax.priors import Batch
 from fdrl_jax.problem import Constants, Problem
 from fdrl_jax.state import TrainState, Variables
@@ -75,7 +75,8 @@ def make_train_step(
         root = jax.random.key(seed)
         data_key = rng.stream_key(root, rng.Stream.DATA)
         batch = draw(constants.data, host_batch, data_key, positions)
-        real = batch["real"]
+        # Integers would stay integers under dequantisation, and the flowed samples take their type.
+        real = as_floating(batch["real"])
         if dequantisation:
             keys = rng.example_keys(root, rng.Stream.DEQUANTISATION, positions)
             real = real + dequantisation * normal_like(keys, real)
@@ -138,7 +139,7 @@ def from_gradients(
     Raises:
       ValueError: for a batch that does not divide into the micro-batches.
     """
-    if batch_size % num_micro_batches:
+    if num_micro_batches < 1 or batch_size % num_micro_batches:
         raise ValueError(
             f"a batch of {batch_size} does not divide into {num_micro_batches} micro-batches"
         )
