@@ -81,9 +81,7 @@ def perturb(classifier: Classifier, x: Array, labels: Array, attack: Attack) -> 
         inside = _scaled(offset, lambda n: jnp.minimum(1.0, attack.epsilon / jnp.maximum(n, _TINY)))
         return jnp.clip(x + inside, *attack.bounds)
 
-    if not attack.epsilon:
-        return x
-    moved: Array = lax.fori_loop(0, attack.num_steps, step, x)
+    moved: Array = lax.fori_loop(0, attack.num_steps, step, x) if attack.epsilon else x
     return lax.stop_gradient(moved)
 
 
