@@ -162,7 +162,7 @@ def resnet(
             raise ValueError(f"unknown network {spec!r}; allowed: {allowed}{nearest(spec, SPECS)}")
         spec = SPECS[spec]
     stem = spec.stem if width is None else width
-    scale = stem / spec.stem
+    scale = stem / spec.stem if spec.stem > 0 else 0.0  # Which the check below refuses.
     blocks = tuple((round(size * scale), stride) for size, stride in spec.blocks)
     if not blocks or min(stem, *(min(block) for block in blocks)) < 1:
         raise ValueError(
