@@ -150,8 +150,9 @@ def _checksums() -> Any:
     def gathered(tree: Any) -> jax.Array:
         total = jnp.uint32(0)
         for leaf in jax.tree.leaves(tree):
-            unsigned = jnp.dtype(f"uint{8 * leaf.dtype.itemsize}")
-            words = lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32).ravel()
+            # 64 bits become two words: one alone would lose half of them.
+            unsigned = jnp.dtype(f"uint{8 * min(leaf.dtype.itemsize, 4)}")
+            words = leaf.ravel().view(unsigned).astype(jnp.uint32)
             # Odd weights have inverses modulo 2^32, so that no single change is lost.
             weights = 2 * jnp.arange(words.size, dtype=jnp.uint32) + 1
             total = 31 * total + jnp.sum(words * weights, dtype=jnp.uint32)
