@@ -12,8 +12,8 @@ class Bottleneck(nn.Module):
     """Convolutions 1x1, 3x3 and 1x1, each normalised, beside a shortcut.
 
     Attributes:
-        features: channels inside; four times as many come out.
-        stride: stride of the 3x3 convolution and of the shortcut.
+      features: channels inside; four times as many come out.
+      stride: stride of the 3x3 convolution and of the shortcut.
     """
 
     features: int
@@ -31,7 +31,7 @@ class Bottleneck(nn.Module):
 
 
 class BottleneckResNet(nn.Module):
-    """Classifier of small images, ``[B, H, W, C] -> [B, num_outputs]``, by statistics as stored.
+    """Classifier of small images, `[B, H, W, C] -> [B, num_outputs]`, by statistics as stored.
 
     A 3x3 convolution of stride 1, stages of bottleneck blocks of 1, 2, 4, 8 times the width, each
     after the first at half the resolution, the mean over positions, an affine map. ResNet-50 has
@@ -39,9 +39,9 @@ class BottleneckResNet(nn.Module):
     is to be used, not trained.
 
     Attributes:
-        blocks: number of blocks in every stage.
-        width: channels of the first convolution.
-        num_outputs: number of classes.
+      blocks: number of blocks in every stage.
+      width: channels of the first convolution.
+      num_outputs: number of classes.
 
     Reference: He et al., "Deep Residual Learning for Image Recognition", 2016.
     """
