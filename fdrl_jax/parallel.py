@@ -30,7 +30,11 @@ def unreplicate(tree: Any) -> Any:
 
 
 def local_part(array: np.ndarray) -> np.ndarray:
-    """Returns the equal part of [N, ...] that this process computes: consecutive, in order."""
+    """Returns the equal part of [N, ...] that this process computes: consecutive, in order.
+
+    Raises:
+      ValueError: if the examples do not divide over the processes.
+    """
     num = jax.process_count()
     if len(array) % num:
         raise ValueError(f"{len(array)} examples do not divide over {num} processes")
@@ -55,7 +59,7 @@ def shard(tree: Any) -> Any:
 
 
 def gather(tree: Any) -> Any:
-    """Undoes `shard` and `local_part`: [devices, N/d, ...] -> [N, ...] on every process."""
+    """Undoes `shard` and `local_part`: [devices, N/devices, ...] -> [N, ...] on every process."""
     tree = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), tree)
     if jax.process_count() == 1:
         return tree

@@ -13,9 +13,8 @@ from fdrl_jax.priors import Batch
 from fdrl_jax.state import Variables
 
 Array = jax.Array
-
-
-Condition = Callable[[Potential, Any, Batch], Potential]
+# From an estimator, the arrays of a classifier and the batch to the conditioned estimator.
+Condition = Callable[[Callable[[Array], Array], Any, Batch], Callable[[Array], Array]]
 
 
 class Estimator(NamedTuple):
@@ -77,6 +76,20 @@ class FlowParams(NamedTuple):
         }
 
 
+class Constants(NamedTuple):
+    """Arrays that steps and samplers read and never change.
+
+    Attributes:
+      data: those of the data source, for the `draw` of a train step.
+      prior: those of the prior, the `params` of `priors.Prior`.
+      classifier: those of the classifier of a condition, if there is one.
+    """
+
+    data: Any
+    prior: Any
+    classifier: Any = None
+
+
 class Problem(NamedTuple):
     """What is learnt: an estimator, trained by a Bregman loss, that drives a flow from a prior.
 
@@ -104,7 +117,7 @@ class Problem(NamedTuple):
         )
 
     def sampling_potential(
-        self, variables: Variables, constants: "Constants", batch: Batch
+        self, variables: Variables, constants: Constants, batch: Batch
     ) -> Potential:
         """Returns the potential for samples: conditioned, if the problem is (eq. 12)."""
         if self.condition is None:
@@ -113,11 +126,3 @@ class Problem(NamedTuple):
             lambda x: self.estimator.apply(variables, x), constants.classifier, batch
         )
         return first_variation(estimator, self.divergence, self.bregman.output)
-
-
-class Constants(NamedTuple):
-    """Arrays that a step reads and never changes: those of data, prior and classifier."""
-
-    data: Any
-    prior: Any
-    classifier: Any = None

@@ -21,8 +21,6 @@ from fdrl_jax.state import TrainState, Variables
 
 Array = jax.Array
 Metrics = dict[str, Array]
-
-
 TrainStep = Callable[[TrainState, Constants, Any], tuple[TrainState, Metrics]]
 RepeatedStep = Callable[[TrainState, Constants, Any, Array], tuple[TrainState, Metrics]]
 
@@ -54,14 +52,14 @@ def make_train_step(
       batch_size: examples of one replica.
       ema_rate: decay of the moving average of parameters.
       dequantisation: standard deviation of the Gaussian noise added to data.
-      num_micro_batches: parts in which the batch goes through flow and gradient one after the
+      num_micro_batches: equal parts in which the batch goes through flow and gradient one after the
         other, to save memory; the result is that of the whole batch.
       axis_name: mapped axis over which gradients and metrics are averaged, if any.
 
     Returns:
       `(state, constants, host batch or None) -> (state, metrics)`. The metrics are scalars: those
       of `bregman.loss`, "grad_norm", and "drift_norm", the mean norm of the drift in the last step
-      of the flow.
+      of the flow (0 for a flow of no steps).
 
     Raises:
       ValueError: for a loss and divergence that do not go together, or a batch that does not
