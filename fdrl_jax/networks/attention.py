@@ -15,6 +15,8 @@ class SelfAttention(nn.Module):
     `attended_j = sum_i softmax_i(key_i . query_j) value_i`. The scalar `gamma` is learnt and
     starts at 0, so that the module starts as the identity.
 
+    Maps images `[B, H, W, C]` to images of the same shape.
+
     Attributes:
       spectral_norm: whether every kernel is divided by its largest singular value.
       dtype: type of the computation; parameters are float32.

@@ -138,6 +138,7 @@ _kernel_gradient.defvjp(_kernel_gradient_fwd, _kernel_gradient_bwd)
 
 
 def _plain(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    """The convolution itself, in XLA's canonical form."""
     padding = (kernel.shape[0] // 2,) * 2
     return lax.conv_general_dilated(
         x, kernel, (stride, stride), (padding, padding), dimension_numbers=_LAYOUT
@@ -146,9 +147,9 @@ def _plain(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
 
 def _derived_input_gradient(g: jax.Array, kernel: jax.Array, stride: int, size: _Size) -> jax.Array:
     """The form of JAX's own derivative, which GPU and TPU compilers look for."""
-    before = kernel.shape[0] - 1 - kernel.shape[0] // 2
+    before = kernel.shape[0] // 2
     padding = [
-        (before, length - 1 - before + kernel.shape[0] // 2 * 2 - (outputs - 1) * stride)
+        (before, length - 1 + before - (outputs - 1) * stride)
         for length, outputs in zip(size, g.shape[1:3], strict=True)
     ]
     return lax.conv_general_dilated(

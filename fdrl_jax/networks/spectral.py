@@ -81,7 +81,7 @@ def normalised(module: nn.Module, kernel: jax.Array) -> jax.Array:
       kernel: `[C_in, C_out]` or `[k, k, C_in, C_out]`.
 
     Returns:
-      `kernel / sigma`.
+      `kernel / sigma`, of the shape of the kernel.
     """
     matrix = as_matrix(kernel)
     fixed = jax.lax.stop_gradient(matrix)
