@@ -81,9 +81,8 @@ def get_config() -> ConfigDict:
     c.train.batch_size = 64  # Over all devices.
     c.train.ema_rate = 0.998
     c.train.steps_per_dispatch = 10  # Train steps that the device takes without the host.
-    c.train.num_micro_batches = (
-        1  # Parts of a replica's batch, one after the other, to save memory.
-    )
+    # Equal parts of a replica's batch, one after the other, to save memory.
+    c.train.num_micro_batches = 1
     c.train.max_log_ratio = 50.0  # With a mean log ratio beyond this a run counts as diverged ...
     c.train.max_ratio = 1e4  # ... and so with a mean ratio, for a network that returns the ratio.
     # Then: "stop"; or "rollback" to the last checkpoint, past the batches since.

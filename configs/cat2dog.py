@@ -2,7 +2,8 @@
 
 Command: python -m experiments.main --config=configs/cat2dog.py
   --workdir=runs/cat2dog --data_dir=FOLDER
-Variants: cat2dog.py:lr_kl, cat2dog.py:lsif_pearson,up and so on, see `base.variant`.
+Variants: cat2dog.py:lr_kl, cat2dog.py:lr_js and so on, the pairs of `base.variant`; not "ddp" or
+  "up", whose priors would take the place of the cats.
 Cost: GPU days; not run here at full scale.
 Score: the paper has FID 108.10 against 100 test images, legacy protocol.
 """
@@ -13,7 +14,7 @@ from configs import base
 
 
 def get_config(name: str = "") -> ConfigDict:
-    """Returns the config, or its variants, such as "lr_kl,up"."""
+    """Returns the config, or its variants, such as "lr_kl"."""
     c = base.images()
     c.data.name = "pair"
     c.data.resize = 84

@@ -1,6 +1,8 @@
-"""The config of an existing run, from its workdir: `--config=configs/saved.py:WORKDIR`.
+"""The config of an existing run, from its workdir.
 
-`experiments.main` uses it by itself when `--config` is left out and the workdir has a run.
+Command: python -m experiments.main --config=configs/saved.py:WORKDIR --workdir=WORKDIR
+Cost and score are those of that run. `experiments.main` takes this config by itself when `--config`
+is left out and the workdir has a run.
 """
 
 import json

@@ -2,7 +2,7 @@
 
     python -m examples.density_chasm
 
-Samples of `q' = N(0, 0.1 I)` shall flow to `p = N((d, d), 0.1 I)`. A stale estimator is trained on
+Samples of `q' = N(0, 0.1 I)` should flow to `p = N((d, d), 0.1 I)`. A stale estimator is trained on
 `q'` and `p` themselves and never sees what lies between them. That is enough for `d = 1`; for
 `d = 6` there is nothing between them to learn from, and the flow strays (figure 2 of the paper).
 Flow-guided training learns from samples on their way, so that ratio and samples improve together

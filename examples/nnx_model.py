@@ -49,10 +49,11 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     divergence, loss = fdrl.divergences.get("kl"), fdrl.bregman.get("lr")
 
     def flowed(model: Estimator, key: jax.Array, num: int) -> jax.Array:
-        x0 = jax.random.normal(key, (num, 2))
+        prior_key, flow_key = jax.random.split(key)
+        x0 = jax.random.normal(prior_key, (num, 2))
         potential = fdrl.first_variation(model, divergence)
         return fdrl.flow(
-            key, x0, potential, num_steps=NUM_FLOW_STEPS, step_size=0.1, noise_scale=0.01
+            flow_key, x0, potential, num_steps=NUM_FLOW_STEPS, step_size=0.1, noise_scale=0.01
         )
 
     @nnx.jit
@@ -66,7 +67,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     for step in tqdm(range(num_steps), unit="step"):
         train_step(model, optimizer, jax.random.fold_in(jax.random.key(0), step))
     samples = np.asarray(flowed(model, jax.random.key(1), 2_000))
-    prior = np.asarray(jax.random.normal(jax.random.key(1), (2_000, 2)))
+    prior = np.asarray(jax.random.normal(jax.random.key(2), (2_000, 2)))
     distances = {
         "prior": fdrl.metrics.energy_distance(prior, np.asarray(data)),
         "samples": fdrl.metrics.energy_distance(samples, np.asarray(data)),

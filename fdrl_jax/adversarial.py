@@ -31,8 +31,8 @@ class Attack(NamedTuple):
 
     Attributes:
       epsilon: radius of the ball; 0 for no attack.
-      step_size: length of a step.
-      num_steps: steps.
+      step_size: length of a step, in the same units.
+      num_steps: number of steps.
       bounds: range of the pixels.
     """
 
@@ -46,8 +46,8 @@ def l2_attack(epsilon: float, num_steps: int) -> Attack:
     """Returns an attack whose steps can reach all of the ball, of `2.5 ε / num_steps` each.
 
     Args:
-      epsilon: radius, in units of the images.
-      num_steps: steps; 0 for no attack.
+      epsilon: radius of the ball, in units of the images; 0 for no attack.
+      num_steps: number of steps; 0 for no attack.
 
     Reference: Madry et al., arXiv 1706.06083.
     """
@@ -63,7 +63,7 @@ def perturb(classifier: Classifier, x: Array, labels: Array, attack: Attack) -> 
     Args:
       classifier: `x [B, ...] -> logits [B, C]`, each row depending on its own example alone.
       x: images within the bounds, [B, ...].
-      labels: their classes, [B].
+      labels: their classes, [B] integers.
       attack: radius, steps and bounds.
 
     Returns:
@@ -81,14 +81,17 @@ def perturb(classifier: Classifier, x: Array, labels: Array, attack: Attack) -> 
         inside = _scaled(offset, lambda n: jnp.minimum(1.0, attack.epsilon / jnp.maximum(n, _TINY)))
         return jnp.clip(x + inside, *attack.bounds)
 
-    if not attack.epsilon:
-        return x
-    moved: Array = lax.fori_loop(0, attack.num_steps, step, x)
+    moved: Array = lax.fori_loop(0, attack.num_steps, step, x) if attack.epsilon else x
     return lax.stop_gradient(moved)
 
 
 def cross_entropy(logits: Array, labels: Array) -> Array:
-    """Returns `-log p(y | x)` of each example, [B]."""
+    """Returns `-log p(y | x)` of each example, [B].
+
+    Args:
+      logits: [B, C].
+      labels: the classes, [B] integers.
+    """
     losses: Array = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     return losses
 
@@ -119,6 +122,9 @@ def make_train_step(
     Returns:
       `(state, constants, host batch or None) -> (state, metrics)`: "loss" and "accuracy" at the
       attacked images, and "grad_norm".
+
+    Raises:
+      ValueError: as `steps.from_gradients`.
     """
 
     def loss_and_grads(

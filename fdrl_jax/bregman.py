@@ -92,9 +92,9 @@ def loss(bregman: Bregman, out_real: Array, out_flowed: Array) -> tuple[Array, d
       out_flowed: network outputs on flowed samples, [B].
 
     Returns:
-      The scalar loss and metrics, all scalars: the mean network output on data and on flowed
-      samples ("output_*") and the mean density ratio there ("ratio_*"). For the true ratio,
-      `E_p[r] = 1`.
+      The scalar loss and metrics, all scalars: the loss again ("loss"), the mean network output on
+      data and on flowed samples ("output_real", "output_flowed") and the mean density ratio there
+      ("ratio_real", "ratio_flowed"). For the true ratio, `E_p[r] = 1`.
     """
     value = jnp.mean(bregman.real_term(out_real)) + jnp.mean(bregman.flowed_term(out_flowed))
     to_ratio: Callable[[Array], Array] = jnp.exp if bregman.output == "log_ratio" else jnp.asarray

@@ -79,6 +79,9 @@ def product(log_ratios: Sequence[Estimator], weights: Sequence[float] | None = N
       log_ratios: functions `x [B, ...] -> [B]`.
       weights: one number a function; all 1 if left out.
 
+    Returns:
+      The function `x [B, ...] -> [B]`.
+
     Raises:
       ValueError: for no function, or unequal lengths.
     """
@@ -110,7 +113,7 @@ def condition(
     The flow of the result under KL is that of the paper (eq. 30), with `η` for its `2 η`:
     `x - η ∇(log r(x) - φ log p(y | x)) + ν ξ`. The exact conditional is `φ = 1`; learnt ratios
     and classifiers want less. The classifier should be robust to adversarial perturbations:
-    the flow descends its gradient, which of others leads to images that fool it and nobody else.
+    the flow climbs its log-probability, which for others leads to images that fool it alone.
 
     Args:
       estimator: `x [B, ...] -> [B]`.
@@ -163,6 +166,9 @@ def refine(
 
     Returns:
       The potential, `x [B, ...] -> [B]`, or `z [B, ...] -> [B]` with a generator, for `flow`.
+
+    Raises:
+      ValueError: for an unknown divergence.
 
     Reference: Ansari, Ang and Soh, arXiv 2012.00780, sections 3.1 to 3.3.
     """

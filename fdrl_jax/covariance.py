@@ -11,11 +11,17 @@ from typing import NamedTuple
 import numpy as np
 from scipy import linalg
 
-_BLOCK = 1_024
+_BLOCK = 1_024  # Rows of a D x D matrix at a time.
 
 
 class Moments(NamedTuple):
-    """Count, mean and scatter matrix `Σ (x - μ)(x - μ)ᵀ` of examples seen so far, in float64."""
+    """Sufficient statistics of a Gaussian, in float64.
+
+    Attributes:
+      num_examples: N.
+      mean: `μ`, [D].
+      scatter: the scatter matrix `Σ (x - μ)(x - μ)ᵀ` over the examples, [D, D].
+    """
 
     num_examples: int
     mean: np.ndarray
@@ -50,24 +56,22 @@ class LowRank(NamedTuple):
         return float(self.variances.sum() / self.total_variance) if self.total_variance else 1.0
 
 
-class _Row(NamedTuple):
-    """What has been seen so far, and the rows that it adds to the scatter matrix."""
-
-    num_examples: int
-    mean: np.ndarray
-    rows: np.ndarray
-
-
 def moments(batches: Iterable[np.ndarray]) -> Moments:
     """Computes mean and covariance in one pass over batches.
 
-    Besides the result of D x D it needs memory for a strip of it only.
+    Besides the scatter matrix of D x D it needs memory for a strip of it only.
 
     Args:
-      batches: arrays [B, ...] of un-augmented examples in [-1, 1].
+      batches: arrays [B, ...] of examples; for the prior un-augmented ones in [-1, 1].
+
+    Returns:
+      Count, mean [D] and scatter matrix [D, D].
 
     Raises:
-      ValueError: if there is no example.
+      ValueError: if there is no example, or one is not finite.
+
+    Reference: Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing
+    sample variances", 1979.
     """
     scatter: np.ndarray | None = None
     for seen in _rows(batches):
@@ -95,10 +99,13 @@ def low_rank(batches: Iterable[np.ndarray], rank: int, seed: int = 0) -> LowRank
     Args:
       batches: arrays [B, ...] of un-augmented examples in [-1, 1].
       rank: number of directions `k`, at most D.
-      seed: of the sketch `Ω`.
+      seed: of the random test matrix `Ω`.
+
+    Returns:
+      The mean, and the `k` leading directions with their variances.
 
     Raises:
-      ValueError: if there is no example, or the rank is not between 1 and D.
+      ValueError: if there is no example, one is not finite, or the rank is not from 1 to D.
 
     Reference: Tropp, Yurtsever, Udell and Cevher, "Fixed-rank approximation of a positive-
     semidefinite matrix from streaming data", NeurIPS 2017, algorithm 3.
@@ -126,7 +133,14 @@ def low_rank(batches: Iterable[np.ndarray], rank: int, seed: int = 0) -> LowRank
 
 
 def covariance_factor(covariance: np.ndarray, jitter: float = 1e-4) -> np.ndarray:
-    """Returns the Cholesky factor of `Σ + jitter I` (eq. 8), float32, computed in float64.
+    """Returns the Cholesky factor of `Σ + jitter I` (eq. 8).
+
+    Args:
+      covariance: `Σ`, [D, D].
+      jitter: added to the diagonal, in the squared unit of the data.
+
+    Returns:
+      The lower triangular factor, [D, D], float32, computed in float64.
 
     Raises:
       ValueError: if the sum is not positive definite.
@@ -143,11 +157,18 @@ def covariance_factor(covariance: np.ndarray, jitter: float = 1e-4) -> np.ndarra
 
 
 def low_rank_factor(part: LowRank, jitter: float = 1e-4) -> tuple[np.ndarray, float]:
-    """Returns `F` and `s` with `F Fᵀ + s² I` for `Σ + jitter I`, float32.
+    """Returns `F` and `s` such that `F Fᵀ + s² I` stands for `Σ + jitter I`.
 
     The variance that the directions do not hold is spread evenly over the other `D - k`, so the
     total is kept: `s² = (trace Σ - Σᵢ λᵢ) / (D - k) + jitter`, the maximum-likelihood solution of
     probabilistic principal component analysis.
+
+    Args:
+      part: what `low_rank` returns.
+      jitter: as for `covariance_factor`.
+
+    Returns:
+      `F`, [D, k] float32, and `s`, for the `factor` and `remainder_scale` of `priors.gaussian`.
 
     Reference: Tipping and Bishop, "Probabilistic principal component analysis", 1999.
     """
@@ -158,12 +179,23 @@ def low_rank_factor(part: LowRank, jitter: float = 1e-4) -> tuple[np.ndarray, fl
     return (part.directions * scales).astype(np.float32), float(np.sqrt(remainder + jitter))
 
 
-def _rows(batches: Iterable[np.ndarray]) -> Iterator[_Row]:
+class _Seen(NamedTuple):
+    """Count and mean of all examples up to a batch, and the batch's rows of the scatter matrix."""
+
+    num_examples: int
+    mean: np.ndarray
+    rows: np.ndarray
+
+
+def _rows(batches: Iterable[np.ndarray]) -> Iterator[_Seen]:
+    """Yields, for each batch of B examples, the B + 1 rows `v` of which `v vᵀ` are added up."""
     count, mean = 0, np.zeros(())
     for examples in batches:
         if not len(examples):
             continue
         x = np.asarray(examples, np.float64).reshape(len(examples), -1)
+        if not np.isfinite(x).all():
+            raise ValueError("the examples are not finite")
         rows = np.empty((len(x) + 1, x.shape[1]))
         batch_mean = x.mean(axis=0)
         np.subtract(x, batch_mean, out=rows[:-1])
@@ -171,11 +203,17 @@ def _rows(batches: Iterable[np.ndarray]) -> Iterator[_Row]:
         rows[-1] = moved * np.sqrt(count * len(x) / (count + len(x)))
         mean = mean + moved * (len(x) / (count + len(x)))
         count += len(x)
-        yield _Row(count, mean, rows)
+        yield _Seen(count, mean, rows)
 
 
 def _nystroem(sketch: np.ndarray, test: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the leading eigenvectors and eigenvalues; overwrites both arguments."""
+    """Returns the leading eigenvectors and eigenvalues of the matrix that was sketched.
+
+    Args:
+      sketch: `Y = Σ Ω`, [D, width]; overwritten.
+      test: `Ω`, [D, width]; overwritten.
+      rank: number of eigenvectors, at most the width.
+    """
     # A tiny multiple of the identity makes the core positive definite; it is taken off again.
     shift = np.finfo(np.float64).eps * np.linalg.norm(sketch) * np.sqrt(len(sketch))
     core = test.T @ sketch + shift * (test.T @ test)
@@ -193,12 +231,11 @@ def _nystroem(sketch: np.ndarray, test: np.ndarray, rank: int) -> tuple[np.ndarr
 
 
 def _root(core: np.ndarray) -> np.ndarray:
-    """Returns a Cholesky factor, of the matrix lifted by rounding errors if it needs that."""
+    """Returns the Cholesky factor of a matrix that is positive definite up to rounding errors."""
     lift = np.finfo(np.float64).eps * max(float(np.trace(core)), np.finfo(np.float64).tiny)
-    for _ in range(20):
+    while True:
         try:
             return np.asarray(linalg.cholesky(core, lower=True))
         except linalg.LinAlgError:
             core = core + lift * np.eye(len(core))
             lift *= 10.0
-    raise ValueError("the examples are not finite")

@@ -49,13 +49,13 @@ def noise_scale(step_size: float, entropy_weight: float) -> float:
 
 
 def drift(x: Array, potential_fn: Potential) -> Array:
-    """Returns `-∇φ(x)`, example by example.
+    """Returns the drift `-∇φ(x)`, [B, ...], example by example.
 
     Args:
-      x: a batch of points, [B, ...].
+      x: a batch of points, [B, ...]; integers count as float32.
       potential_fn: `x [B, ...] -> [B]`, each entry depending on its own example alone.
     """
-    gradient: Array = jax.grad(lambda points: jnp.sum(potential_fn(points)))(x)
+    gradient: Array = jax.grad(lambda points: jnp.sum(potential_fn(points)))(as_floating(x))
     return -gradient
 
 
@@ -71,7 +71,7 @@ def langevin_step(
 
     Args:
       key: one key for the batch, or a typed key for each example, [B].
-      x: a batch of points, [B, ...], floating point.
+      x: a batch of points, [B, ...]; integers count as float32.
       potential_fn: `x [B, ...] -> [B]`.
       step_size: `η`.
       noise_scale: `ν`; zero gives the deterministic gradient flow.
@@ -79,6 +79,7 @@ def langevin_step(
     Returns:
       The points after the step, of the shape and dtype of `x`.
     """
+    x = as_floating(x)
     return _moved(key, x, drift(x, potential_fn), step_size, noise_scale)
 
 
@@ -131,7 +132,7 @@ def flow(
 
     Args:
       key: one key for the batch, or a typed key for each example, [B].
-      x0: where the flow starts, [B, ...].
+      x0: where the flow starts, [B, ...]; integers count as float32.
       potential_fn: `x [B, ...] -> [B]`.
       num_steps: how many steps, >= 0 (static).
       step_size: `η`, or a function `k -> η_k` of the step.
@@ -153,7 +154,7 @@ def flow(
         x, _ = step(x, k)
         return x, (x if with_trajectory else None)
 
-    x0 = _as_floating(x0)
+    x0 = as_floating(x0)
     x_last, path = lax.scan(body, x0, first_step + _counted(num_steps), unroll=unroll)
     if path is not None:
         return x_last, jnp.concatenate([x0[None], path])
@@ -169,15 +170,15 @@ def flow_with_speed(
     step_size: Schedule,
     noise_scale: Schedule,
 ) -> tuple[Array, Array]:
-    """Runs the flow, and tells how strong the drift was, at no further cost.
+    """Runs `flow`, and returns the norm of the drift at every step, at no further cost.
 
     Args:
-      key: as for `flow`, and so are the others.
-      x0: where the flow starts, [B, ...].
-      potential_fn: `x [B, ...] -> [B]`.
-      num_steps: how many steps, >= 0 (static).
-      step_size: `η`, or a function of the step.
-      noise_scale: `ν`, or a function of the step.
+      key: as for `flow`.
+      x0: as for `flow`.
+      potential_fn: as for `flow`.
+      num_steps: as for `flow`.
+      step_size: as for `flow`.
+      noise_scale: as for `flow`.
 
     Returns:
       `x_K`, [B, ...], and the norms of the drifts `|∇φ(x_k)|`, [K, B].
@@ -188,10 +189,10 @@ def flow_with_speed(
     step = _make_step(key, potential_fn, step_size, noise_scale)
 
     def body(x: Array, k: Array) -> tuple[Array, Array]:
-        x, drift = step(x, k)
-        return x, jnp.linalg.norm(drift.reshape(len(x), -1), axis=-1)
+        x, velocity = step(x, k)
+        return x, jnp.linalg.norm(velocity.reshape(len(x), -1), axis=-1)
 
-    return lax.scan(body, _as_floating(x0), _counted(num_steps))
+    return lax.scan(body, as_floating(x0), _counted(num_steps))
 
 
 def two_stage(
@@ -217,10 +218,14 @@ def two_stage(
       step_size: as for `flow`.
       noise_scale: as for `flow`.
 
+    Returns:
+      `x_0`, `x_K` and `x_{K+κ}`, each [B, ...].
+
     Raises:
       ValueError: if a number of steps is not a whole number >= 0.
     """
     _check_count("num_refine_steps", num_refine_steps)
+    x0 = as_floating(x0)
     bridged = flow(
         key, x0, potential_fn, num_steps=num_steps, step_size=step_size, noise_scale=noise_scale
     )
@@ -241,12 +246,23 @@ def normal_like(key: Array, x: Array) -> Array:
 
     Args:
       key: one key for the batch, or a typed key for each example, [B].
-      x: what the noise is like.
+      x: what the noise is like, floating point.
+
+    Raises:
+      ValueError: if the number of keys is not that of the examples.
     """
     key = _as_typed(key)
     if key.ndim == 0:
         return jax.random.normal(key, x.shape, x.dtype)
+    if len(key) != len(x):  # One key would otherwise give all examples the same noise.
+        raise ValueError(f"one key, or one an example, is needed: got {len(key)} for {len(x)}")
     return jax.vmap(lambda k: jax.random.normal(k, x.shape[1:], x.dtype))(key)
+
+
+def as_floating(x: Array) -> Array:
+    """Returns floating-point arrays as they are, and others as float32."""
+    x = jnp.asarray(x)
+    return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.float32)
 
 
 def _make_step(
@@ -257,21 +273,16 @@ def _make_step(
     fold_in = jax.vmap(jax.random.fold_in, (0, None)) if key.ndim else jax.random.fold_in
 
     def step(x: Array, k: Array) -> tuple[Array, Array]:
-        at_x = drift(x, potential_fn)
+        velocity = drift(x, potential_fn)
         eta, nu = (s(k) if callable(s) else s for s in (step_size, noise_scale))
-        return _moved(fold_in(key, k), x, at_x, eta, nu), at_x
+        return _moved(fold_in(key, k), x, velocity, eta, nu), velocity
 
     return step
 
 
-def _moved(key: Array, x: Array, drift: Array, step_size: Scalar, noise_scale: Scalar) -> Array:
-    moved: Array = x + step_size * drift + noise_scale * normal_like(key, x)
+def _moved(key: Array, x: Array, velocity: Array, step_size: Scalar, noise_scale: Scalar) -> Array:
+    moved: Array = x + step_size * velocity + noise_scale * normal_like(key, x)
     return moved.astype(x.dtype)
-
-
-def _as_floating(x: Array) -> Array:
-    x = jnp.asarray(x)
-    return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.float32)
 
 
 def _counted(num_steps: int) -> Array:

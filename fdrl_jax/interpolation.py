@@ -28,8 +28,8 @@ def linear(a: Array, b: Array, weights: Array) -> Array:
 def spherical(a: Array, b: Array, weights: Array) -> Array:
     """Returns `(sin((1 - t) ω) a + sin(t ω) b) / sin ω`, with `ω` the angle between the points.
 
-    The points keep the length of samples of a centred Gaussian, which linear ones lose. Subtract
-    the mean of another one first.
+    The points keep the length of samples of a centred Gaussian, which linear ones lose. Where the
+    mean is not 0, subtract it before and add it after.
 
     Args:
       a: a point, of any shape.
@@ -37,7 +37,8 @@ def spherical(a: Array, b: Array, weights: Array) -> Array:
       weights: `t`, [T].
 
     Returns:
-      Points, [T, ...]; the linear ones for points in one direction or opposite ones, or at zero.
+      Points, [T, ...]; the linear ones where no arc is defined: for points in the same or in
+      opposite directions, or at zero.
 
     Reference: Shoemake, "Animating rotation with quaternion curves", SIGGRAPH 1985.
     """
@@ -53,4 +54,5 @@ def spherical(a: Array, b: Array, weights: Array) -> Array:
 
 
 def _column(weights: Array, a: Array) -> Array:
+    """Returns the weights as [T, 1, ..., 1], to go with points of the shape of `a`."""
     return jnp.reshape(weights, (-1,) + (1,) * jnp.ndim(a))

@@ -30,7 +30,11 @@ def unreplicate(tree: Any) -> Any:
 
 
 def local_part(array: np.ndarray) -> np.ndarray:
-    """Returns the equal part of [N, ...] that this process computes: consecutive, in order."""
+    """Returns the equal part of [N, ...] that this process computes: consecutive, in order.
+
+    Raises:
+      ValueError: if the examples do not divide over the processes.
+    """
     num = jax.process_count()
     if len(array) % num:
         raise ValueError(f"{len(array)} examples do not divide over {num} processes")
@@ -55,7 +59,7 @@ def shard(tree: Any) -> Any:
 
 
 def gather(tree: Any) -> Any:
-    """Undoes `shard` and `local_part`: [devices, N/d, ...] -> [N, ...] on every process."""
+    """Undoes `shard` and `local_part`: [devices, N/devices, ...] -> [N, ...] on every process."""
     tree = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), tree)
     if jax.process_count() == 1:
         return tree
@@ -150,8 +154,9 @@ def _checksums() -> Any:
     def gathered(tree: Any) -> jax.Array:
         total = jnp.uint32(0)
         for leaf in jax.tree.leaves(tree):
-            unsigned = jnp.dtype(f"uint{8 * leaf.dtype.itemsize}")
-            words = lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32).ravel()
+            # 64 bits become two words: one alone would lose half of them.
+            unsigned = jnp.dtype(f"uint{8 * min(leaf.dtype.itemsize, 4)}")
+            words = leaf.ravel().view(unsigned).astype(jnp.uint32)
             # Odd weights have inverses modulo 2^32, so that no single change is lost.
             weights = 2 * jnp.arange(words.size, dtype=jnp.uint32) + 1
             total = 31 * total + jnp.sum(words * weights, dtype=jnp.uint32)

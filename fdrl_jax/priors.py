@@ -1,4 +1,4 @@
-"""Priors: the source distributions `q'` where the flow starts (method section 6 of the paper).
+"""Priors: the source distributions `q'` where the flow starts.
 
 A prior is a pair of arrays and a pure function, apart from each other so that large arrays (a
 covariance factor) travel into compiled functions as arguments and not as constants.
@@ -36,7 +36,7 @@ class Prior(NamedTuple):
     Attributes:
       params: a pytree of arrays, possibly empty.
       sample: `(params, keys [B], batch) -> x_0 [B, ...]`. One typed key an example; the batch is
-        what the data source gave for the step, read by `batch` priors alone.
+        what the data source gave for the step, read by the prior `batch` alone.
     """
 
     params: Any
@@ -44,7 +44,15 @@ class Prior(NamedTuple):
 
 
 def normal(event_shape: Sequence[int], scale: float = 1.0) -> Prior:
-    """Returns `N(0, scale² I)`."""
+    """Returns `N(0, scale² I)`.
+
+    Args:
+      event_shape: shape of one example.
+      scale: standard deviation.
+
+    Raises:
+      ValueError: if the scale is not positive.
+    """
     if not scale > 0:
         raise ValueError(f"the scale of a normal prior must be positive, got {scale}")
     shape = tuple(event_shape)
@@ -52,7 +60,16 @@ def normal(event_shape: Sequence[int], scale: float = 1.0) -> Prior:
 
 
 def uniform(event_shape: Sequence[int], low: float = -1.0, high: float = 1.0) -> Prior:
-    """Returns the uniform distribution on a box: the uniform prior (UP) on `[-1, 1]` by default."""
+    """Returns the uniform distribution on a box: the uniform prior (UP) on `[-1, 1]` by default.
+
+    Args:
+      event_shape: shape of one example.
+      low: lower bound of every entry.
+      high: upper bound of every entry.
+
+    Raises:
+      ValueError: unless `low < high`.
+    """
     if not low < high:
         raise ValueError(f"a uniform prior needs low < high, got {low} and {high}")
     shape = tuple(event_shape)

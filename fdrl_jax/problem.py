@@ -13,9 +13,8 @@ from fdrl_jax.priors import Batch
 from fdrl_jax.state import Variables
 
 Array = jax.Array
-
-
-Condition = Callable[[Potential, Any, Batch], Potential]
+# From an estimator, the arrays of a classifier and the batch to the conditioned estimator.
+Condition = Callable[[Callable[[Array], Array], Any, Batch], Callable[[Array], Array]]
 
 
 class Estimator(NamedTuple):
@@ -67,12 +66,28 @@ class FlowParams(NamedTuple):
             return {"step_size": self.step_size, "noise_scale": self.noise_scale}
 
         def factor(k: Array) -> Array:
-            return jnp.power(self.step_size_decay, jnp.minimum(k / self.num_steps, 1.0))
+            # A flow of no training steps, `K = 0`, has its decay behind it after one.
+            progress = k / max(self.num_steps, 1)
+            return jnp.power(self.step_size_decay, jnp.minimum(progress, 1.0))
 
         return {
             "step_size": lambda k: self.step_size * factor(k),
             "noise_scale": lambda k: self.noise_scale * jnp.sqrt(factor(k)),
         }
+
+
+class Constants(NamedTuple):
+    """Arrays that steps and samplers read and never change.
+
+    Attributes:
+      data: those of the data source, for the `draw` of a train step.
+      prior: those of the prior, the `params` of `priors.Prior`.
+      classifier: those of the classifier of a condition, if there is one.
+    """
+
+    data: Any
+    prior: Any
+    classifier: Any = None
 
 
 class Problem(NamedTuple):
@@ -102,7 +117,7 @@ class Problem(NamedTuple):
         )
 
     def sampling_potential(
-        self, variables: Variables, constants: "Constants", batch: Batch
+        self, variables: Variables, constants: Constants, batch: Batch
     ) -> Potential:
         """Returns the potential for samples: conditioned, if the problem is (eq. 12)."""
         if self.condition is None:
@@ -111,11 +126,3 @@ class Problem(NamedTuple):
             lambda x: self.estimator.apply(variables, x), constants.classifier, batch
         )
         return first_variation(estimator, self.divergence, self.bregman.output)
-
-
-class Constants(NamedTuple):
-    """Arrays that a step reads and never changes: those of data, prior and classifier."""
-
-    data: Any
-    prior: Any
-    classifier: Any = None

@@ -22,7 +22,7 @@ class Stream(enum.IntEnum):
     DEQUANTISATION = 2
     PRIOR = 3
     FLOW = 4
-    SAMPLE = 5
+    SAMPLE = 5  # Root of the streams of sampling, so that they are not those of training.
 
 
 def stream_key(root: Array, stream: Stream) -> Array:

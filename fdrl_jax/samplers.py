@@ -24,6 +24,10 @@ Segment = Callable[[Variables, Constants, Batch, Array], Array]
 def make_sampler(problem: Problem, *, seed: int) -> Sampler:
     """Builds the two-stage sampler (algorithm 2): `K` bridging and `κ` refinement steps.
 
+    Args:
+      problem: estimator, divergence, flow, prior and condition.
+      seed: seed of the samples.
+
     Returns:
       `(variables, constants, batch) -> TwoStage`, each [B, ...], where the batch holds "position"
       [B], the indices of the samples, and what a `batch` prior and a condition read. Sample `i`
@@ -47,6 +51,10 @@ def make_sampler(problem: Problem, *, seed: int) -> Sampler:
 def make_path_sampler(problem: Problem, *, seed: int) -> Callable[..., Array]:
     """Builds the sampler that returns whole paths, for pictures.
 
+    Args:
+      problem: as for `make_sampler`.
+      seed: as for `make_sampler`.
+
     Returns:
       As `make_sampler`, but for `x_0 ... x_{K+κ}` of the same samples, [K + κ + 1, B, ...].
     """
@@ -69,6 +77,10 @@ def make_path_sampler(problem: Problem, *, seed: int) -> Callable[..., Array]:
 def make_start_sampler(problem: Problem, *, seed: int) -> StartSampler:
     """Builds the sampler of the prior alone.
 
+    Args:
+      problem: as for `make_sampler`.
+      seed: as for `make_sampler`.
+
     Returns:
       As `make_sampler`, but for `x_0` of the same samples, [B, ...].
     """
@@ -85,6 +97,11 @@ def make_segment(problem: Problem, *, seed: int, num_steps: int) -> Segment:
 
     Segments one after the other make up the one flow of `make_sampler`, as noise follows from the
     step: samples at many lengths of the flow cost no more than those at its end.
+
+    Args:
+      problem: as for `make_sampler`.
+      seed: as for `make_sampler`.
+      num_steps: steps of a segment, >= 0.
 
     Returns:
       `(variables, constants, batch, first_step) -> x`, [B, ...], where the batch holds "position"

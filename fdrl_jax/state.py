@@ -50,7 +50,12 @@ class TrainState(NamedTuple):
 
 
 def create(variables: Variables, optimizer: optax.GradientTransformation) -> TrainState:
-    """Returns the state before the first step; the average starts at the initial parameters."""
+    """Returns the state before the first step; the average starts at the initial parameters.
+
+    Args:
+      variables: the network's initial variables, with "params".
+      optimizer: an Optax optimizer.
+    """
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         variables=variables,
@@ -78,6 +83,9 @@ def apply_gradients(
       grads: gradients of the loss, like `state.variables["params"]`.
       optimizer: as given to `create`.
       ema_rate: decay of the average: `ema <- rate * ema + (1 - rate) * params`.
+
+    Returns:
+      The state one step later.
     """
     params = state.variables["params"]
     updates, opt_state = optimizer.update(grads, state.opt_state, params)

@@ -14,15 +14,13 @@ from jax import lax
 
 from fdrl_jax import bregman as bregman_lib
 from fdrl_jax import rng, state
-from fdrl_jax.flow import flow_with_speed, normal_like
+from fdrl_jax.flow import as_floating, flow_with_speed, normal_like
 from fdrl_jax.priors import Batch
 from fdrl_jax.problem import Constants, Problem
 from fdrl_jax.state import TrainState, Variables
 
 Array = jax.Array
 Metrics = dict[str, Array]
-
-
 TrainStep = Callable[[TrainState, Constants, Any], tuple[TrainState, Metrics]]
 RepeatedStep = Callable[[TrainState, Constants, Any, Array], tuple[TrainState, Metrics]]
 
@@ -54,14 +52,14 @@ def make_train_step(
       batch_size: examples of one replica.
       ema_rate: decay of the moving average of parameters.
       dequantisation: standard deviation of the Gaussian noise added to data.
-      num_micro_batches: parts in which the batch goes through flow and gradient one after the
+      num_micro_batches: equal parts in which the batch goes through flow and gradient one after the
         other, to save memory; the result is that of the whole batch.
       axis_name: mapped axis over which gradients and metrics are averaged, if any.
 
     Returns:
       `(state, constants, host batch or None) -> (state, metrics)`. The metrics are scalars: those
       of `bregman.loss`, "grad_norm", and "drift_norm", the mean norm of the drift in the last step
-      of the flow.
+      of the flow (0 for a flow of no steps).
 
     Raises:
       ValueError: for a loss and divergence that do not go together, or a batch that does not
@@ -75,7 +73,8 @@ def make_train_step(
         root = jax.random.key(seed)
         data_key = rng.stream_key(root, rng.Stream.DATA)
         batch = draw(constants.data, host_batch, data_key, positions)
-        real = batch["real"]
+        # Integers would stay integers under dequantisation, and the flowed samples take their type.
+        real = as_floating(batch["real"])
         if dequantisation:
             keys = rng.example_keys(root, rng.Stream.DEQUANTISATION, positions)
             real = real + dequantisation * normal_like(keys, real)
@@ -138,7 +137,7 @@ def from_gradients(
     Raises:
       ValueError: for a batch that does not divide into the micro-batches.
     """
-    if batch_size % num_micro_batches:
+    if num_micro_batches < 1 or batch_size % num_micro_batches:
         raise ValueError(
             f"a batch of {batch_size} does not divide into {num_micro_batches} micro-batches"
         )

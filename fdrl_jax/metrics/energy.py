@@ -23,14 +23,14 @@ def energy_distance(x: np.ndarray, y: np.ndarray, *, unbiased: bool = True) -> f
       The estimate, in the unit of the data.
 
     Raises:
-      ValueError: for less than two points, or points of unequal dimensions.
+      ValueError: for fewer than two points, or points of unequal dimensions.
 
     Reference: Székely and Rizzo, "Energy statistics", 2013.
     """
     x, y = flat(x), flat(y)
     if min(len(x), len(y)) < 2 or x.shape[1] != y.shape[1]:
         raise ValueError(f"two samples of points of one dimension needed, got {x.shape}, {y.shape}")
-    n, m = (len(x), len(y))
+    n, m = len(x), len(y)
     pairs_x, pairs_y = (n * (n - 1), m * (m - 1)) if unbiased else (n * n, m * m)
     return float(
         2.0 * _sum_distances(x, y) / (n * m)

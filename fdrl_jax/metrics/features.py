@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-_WIDTHS = (64, 32, 16)
-_GRID = 2
-_SIDE = 32
-_BATCH_SIZE = 256
+_WIDTHS = (64, 32, 16)  # Channels after each convolution.
+_GRID = 2  # Cells a side over which the last channels are averaged.
+_SIDE = 32  # Images whose shorter side is twice as long or more are shrunk towards it, in pixels.
+_BATCH_SIZE = 256  # Images at a time.
 
 
 def random_conv_features(images: np.ndarray) -> np.ndarray:
@@ -61,11 +61,12 @@ def _features(images: jax.Array) -> jax.Array:
 
 
 def _shrunk(images: jax.Array) -> jax.Array:
-    side = max(1, min(images.shape[1:3]) // _SIDE)
+    """Averages over squares of pixels; rows and columns that fill no square fall away."""
     num, height, width, channels = images.shape
-    rows, columns = height // side, width // side
-    squares = images[:, : rows * side, : columns * side]
-    return squares.reshape(num, rows, side, columns, side, channels).mean(axis=(2, 4))
+    factor = max(1, min(height, width) // _SIDE)
+    rows, columns = height // factor, width // factor
+    squares = images[:, : rows * factor, : columns * factor]
+    return squares.reshape(num, rows, factor, columns, factor, channels).mean(axis=(2, 4))
 
 
 def _pooled(maps: jax.Array) -> jax.Array:

@@ -15,8 +15,11 @@ def frechet_distance(x: np.ndarray, y: np.ndarray) -> float:
       y: features, [M, D]. With few more examples than D the estimate is biased upwards, so compare
         at equal N alone.
 
+    Returns:
+      The distance, in the squared unit of the features; covariances are unbiased (1 / (N - 1)).
+
     Raises:
-      ValueError: for features of unequal dimensions, or of less than two examples.
+      ValueError: for features of unequal dimensions, or of fewer than two examples.
 
     Reference: Heusel et al., "GANs Trained by a Two Time-Scale Update Rule", 2017.
     """

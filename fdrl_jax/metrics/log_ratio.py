@@ -36,6 +36,9 @@ def log_ratio_error(
       estimated_on_flowed: `log r̂` on the same samples, [N].
       true_on_data: `log r` on samples of p, [M].
       estimated_on_data: `log r̂` on the same samples, [M].
+
+    Returns:
+      `log_ratio_kl`, with `E_q̃[log r]` as the mean of `true_on_flowed`, and root mean squares.
     """
 
     def rmse(true: np.ndarray, estimated: np.ndarray) -> float:
@@ -85,6 +88,9 @@ def kl_to_density(
 
     Returns:
       Nats. In the plane, of 10,000 samples, right to about 0.04.
+
+    Raises:
+      ValueError: as `entropy`.
     """
     return float(-entropy(samples, num_neighbours=num_neighbours) - np.mean(log_density))
 

@@ -42,8 +42,11 @@ def manifold_metrics(
       precision_neighbours: k of precision and recall.
       density_neighbours: k of density and coverage.
 
+    Returns:
+      The four metrics; all but density are from 0 to 1.
+
     Raises:
-      ValueError: for features of unequal dimensions, or fewer examples than neighbours.
+      ValueError: for features of unequal dimensions, or for no more examples than neighbours.
 
     Reference: Kynkäänniemi et al., "Improved Precision and Recall Metric for Assessing Generative
     Models", NeurIPS 2019; Naeem et al., "Reliable Fidelity and Diversity Metrics for Generative

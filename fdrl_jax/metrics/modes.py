@@ -12,10 +12,10 @@ class ModeCoverage(NamedTuple):
     """How samples fall on the modes of a mixture.
 
     Attributes:
-      num_hit: modes that are the nearest of at least one sample within the radius.
-      num_modes: modes of the mixture.
+      num_hit: number of modes that are the nearest of at least one sample within the radius.
+      num_modes: number of modes of the mixture.
       high_quality: share of samples within the radius of a mode, 0 to 1.
-      counts: samples within the radius of each mode.
+      counts: number of samples that each mode is nearest to, within the radius, [M].
     """
 
     num_hit: int
@@ -32,6 +32,9 @@ def mode_coverage(samples: np.ndarray, modes: np.ndarray, radius: float) -> Mode
       modes: centres, [M, D].
       radius: distance within which a sample belongs to its nearest mode: usually 4 standard
         deviations of a mode.
+
+    Returns:
+      The modes hit, and the share of samples near one.
     """
     distances = cdist(flat(samples), flat(modes))
     near = distances.min(axis=1) <= radius

@@ -9,15 +9,17 @@ from fdrl_jax.networks.layers import Conv
 
 
 class SelfAttention(nn.Module):
-    """Adds to every position what it attends to: ``y = x + gamma * W_o attended``.
+    """Adds to every position what it attends to: `y = x + gamma * W_o attended`.
 
-    With keys, queries and values of ``C / 8`` channels and positions ``i, j``:
-    ``attended_j = sum_i softmax_i(key_i . query_j) value_i``. The scalar ``gamma`` is learnt and
+    With keys, queries and values of `C / 8` channels and positions `i, j`:
+    `attended_j = sum_i softmax_i(key_i . query_j) value_i`. The scalar `gamma` is learnt and
     starts at 0, so that the module starts as the identity.
 
+    Maps images `[B, H, W, C]` to images of the same shape.
+
     Attributes:
-        spectral_norm: whether every kernel is divided by its largest singular value.
-        dtype: type of the computation; parameters are float32.
+      spectral_norm: whether every kernel is divided by its largest singular value.
+      dtype: type of the computation; parameters are float32.
 
     Reference: Zhang et al., "Self-Attention Generative Adversarial Networks", ICML 2019.
     """

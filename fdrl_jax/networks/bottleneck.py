@@ -1,4 +1,4 @@
-"""The residual network with bottleneck blocks that classifiers of CIFAR are, for use as trained."""
+"""Residual networks of bottleneck blocks, such as ResNet-50: classifiers trained elsewhere."""
 
 from collections.abc import Sequence
 
@@ -12,8 +12,8 @@ class Bottleneck(nn.Module):
     """Convolutions 1x1, 3x3 and 1x1, each normalised, beside a shortcut.
 
     Attributes:
-        features: channels inside; four times as many come out.
-        stride: stride of the 3x3 convolution and of the shortcut.
+      features: channels inside; four times as many come out.
+      stride: stride of the 3x3 convolution and of the shortcut.
     """
 
     features: int
@@ -31,17 +31,17 @@ class Bottleneck(nn.Module):
 
 
 class BottleneckResNet(nn.Module):
-    """Classifier of small images, ``[B, H, W, C] -> [B, num_outputs]``, by statistics as stored.
+    """Classifier of small images, `[B, H, W, C] -> [B, num_outputs]`, for inference alone.
 
     A 3x3 convolution of stride 1, stages of bottleneck blocks of 1, 2, 4, 8 times the width, each
     after the first at half the resolution, the mean over positions, an affine map. ResNet-50 has
-    blocks (3, 4, 6, 3) and width 64. Batch normalisation takes its running statistics: this network
-    is to be used, not trained.
+    blocks (3, 4, 6, 3) and width 64. Batch normalisation takes the running statistics stored in
+    "batch_stats" and never updates them.
 
     Attributes:
-        blocks: number of blocks in every stage.
-        width: channels of the first convolution.
-        num_outputs: number of classes.
+      blocks: number of blocks in every stage.
+      width: channels of the first convolution.
+      num_outputs: number of classes, whose logits come out.
 
     Reference: He et al., "Deep Residual Learning for Image Recognition", 2016.
     """

@@ -12,7 +12,7 @@ The maps are bilinear, and each one's derivatives are the other two:
     input_gradient(g, w) = d <g, output(x, w)> / dx
     kernel_gradient(x, g) = d <g, output(x, w)> / dw
 
-Reverse mode works to any order; forward mode (``jax.jvp``) is not defined.
+Reverse mode works to any order; forward mode (`jax.jvp`) is not defined.
 """
 
 import functools
@@ -30,18 +30,18 @@ _Pair = tuple[jax.Array, jax.Array]
 
 
 def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
-    """Convolves images with an odd square kernel under zero padding ``k // 2``.
+    """Convolves images with an odd square kernel under zero padding `k // 2`.
 
     Args:
-        x: images ``[B, H, W, C_in]``.
-        kernel: weights ``[k, k, C_in, C_out]`` with odd ``k``, of the type of ``x``.
-        stride: distance between output positions, at least 1.
+      x: images `[B, H, W, C_in]`.
+      kernel: weights `[k, k, C_in, C_out]` with odd `k`, of the type of `x`.
+      stride: distance between output positions, at least 1.
 
     Returns:
-        Images ``[B, ceil(H / stride), ceil(W / stride), C_out]``.
+      Images `[B, ceil(H / stride), ceil(W / stride), C_out]`.
 
     Raises:
-        ValueError: if the kernel is not square with an odd size, or the stride is below 1.
+      ValueError: if the kernel is not square with an odd size, or the stride is below 1.
     """
     if kernel.shape[0] != kernel.shape[1] or kernel.shape[0] % 2 == 0:
         raise ValueError(f"kernel must be square with an odd size, got {kernel.shape[:2]}")
@@ -53,7 +53,7 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
 def _varying_alike(*arrays: jax.Array) -> tuple[jax.Array, ...]:
     """Lets arrays vary over the same mesh axes, so that all their cotangents do.
 
-    Only inside a ``jax.shard_map`` that checks replication do the axes differ, say for images of
+    Only inside a `jax.shard_map` that checks replication do the axes differ, say for images of
     each device and one kernel; the cast's own transposition then sums the kernel's gradient.
     """
     varying = [jax.typeof(array).manual_axis_type.varying for array in arrays]
@@ -138,6 +138,7 @@ _kernel_gradient.defvjp(_kernel_gradient_fwd, _kernel_gradient_bwd)
 
 
 def _plain(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    """The convolution itself, in XLA's canonical form."""
     padding = (kernel.shape[0] // 2,) * 2
     return lax.conv_general_dilated(
         x, kernel, (stride, stride), (padding, padding), dimension_numbers=_LAYOUT
@@ -146,9 +147,9 @@ def _plain(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
 
 def _derived_input_gradient(g: jax.Array, kernel: jax.Array, stride: int, size: _Size) -> jax.Array:
     """The form of JAX's own derivative, which GPU and TPU compilers look for."""
-    before = kernel.shape[0] - 1 - kernel.shape[0] // 2
+    before = kernel.shape[0] // 2
     padding = [
-        (before, length - 1 - before + kernel.shape[0] // 2 * 2 - (outputs - 1) * stride)
+        (before, length - 1 + before - (outputs - 1) * stride)
         for length, outputs in zip(size, g.shape[1:3], strict=True)
     ]
     return lax.conv_general_dilated(
@@ -200,11 +201,11 @@ def _canonical_output(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array
 def _canonical_input_gradient(
     g: jax.Array, kernel: jax.Array, stride: int, size: _Size
 ) -> jax.Array:
-    """Convolves ``g`` once for every phase of the input's positions, then interleaves the phases.
+    """Convolves `g` once for every phase of the input's positions, then interleaves the phases.
 
-    An input position ``stride * i + phase`` met the kernel only at taps ``t`` with
-    ``stride * d = phase + k // 2 - t`` for an integer ``d``, when the output position was
-    ``i + d``: a convolution of ``g`` with those taps, in the order of ``d``. At stride 1 this is
+    An input position `stride * i + phase` met the kernel only at taps `t` with
+    `stride * d = phase + k // 2 - t` for an integer `d`, when the output position was
+    `i + d`: a convolution of `g` with those taps, in the order of `d`. At stride 1 this is
     the single convolution with the reversed kernel.
     """
     if _suits_winograd(kernel.shape, stride, g.dtype):
@@ -236,7 +237,7 @@ def _canonical_input_gradient(
 def _phase(
     kernel_size: int, stride: int, phase: int, count: int, length: int
 ) -> tuple[slice, _Size]:
-    """Taps of one phase along one axis, last first, and the padding of ``length`` to ``count``."""
+    """Taps of one phase along one axis, last first, and the padding of `length` to `count`."""
     centre = phase + kernel_size // 2
     taps = range(centre % stride, kernel_size, stride)
     if not taps:
@@ -250,7 +251,7 @@ def _phase(
 def _canonical_kernel_gradient(
     x: jax.Array, g: jax.Array, stride: int, kernel_size: int
 ) -> jax.Array:
-    """Convolves the images with ``g`` as the kernel, their channels taken as the batch."""
+    """Convolves the images with `g` as the kernel, their channels taken as the batch."""
     batch, channels, features = x.shape[0], x.shape[3], g.shape[3]
     # Transposing with the positions as one axis keeps XLA from folding the transposition into the
     # convolution, which would make it non-canonical, and lets it fuse with the copy.

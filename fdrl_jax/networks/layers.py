@@ -32,12 +32,12 @@ def _bias(layer: "Dense | Conv", fan_in: int) -> jax.Array:
 
 
 class Dense(nn.Module):
-    """Affine map ``x W + b`` of the last axis.
+    """Affine map `x W + b` of the last axis.
 
     Attributes:
-        features: size of the output's last axis.
-        spectral_norm: whether ``W`` is divided by its largest singular value.
-        dtype: type of the computation; parameters are float32.
+      features: size of the output's last axis.
+      spectral_norm: whether `W` is divided by its largest singular value.
+      dtype: type of the computation; parameters are float32.
     """
 
     features: int
@@ -51,15 +51,15 @@ class Dense(nn.Module):
 
 
 class Conv(nn.Module):
-    """Convolution of NHWC images under zero padding ``kernel_size // 2``.
+    """Convolution of NHWC images under zero padding `kernel_size // 2`.
 
     Attributes:
-        features: number of output channels.
-        kernel_size: odd side of the kernel.
-        stride: distance between output positions.
-        use_bias: whether a bias a channel is added.
-        spectral_norm: whether the kernel is divided by its largest singular value.
-        dtype: type of the computation; parameters are float32.
+      features: number of output channels.
+      kernel_size: odd side of the kernel.
+      stride: distance between output positions.
+      use_bias: whether a bias a channel is added.
+      spectral_norm: whether the kernel is divided by its largest singular value.
+      dtype: type of the computation; parameters are float32.
     """
 
     features: int

@@ -13,12 +13,12 @@ from fdrl_jax.networks.layers import Dense, activate
 class MLP(nn.Module):
     """Multilayer perceptron with LeakyReLU(0.2) and one output a point.
 
-    Maps ``x [B, D]`` to ``[B]``: the density ratio or its logarithm, as the loss has it.
+    Maps `x [B, D]` to `[B]`: the density ratio or its logarithm, as the loss has it.
 
     Attributes:
-        hidden_sizes: width of every hidden layer.
-        spectral_norm: whether every kernel is divided by its largest singular value.
-        dtype: type of the computation; parameters and output are float32.
+      hidden_sizes: width of every hidden layer.
+      spectral_norm: whether every kernel is divided by its largest singular value.
+      dtype: type of the computation; parameters and output are float32.
 
     Reference: Heng et al., "Generative Modeling with Flow-Guided Density Ratio Learning", table 4.
     """

@@ -17,9 +17,9 @@ class ResNetSpec(NamedTuple):
     """Widths and depths of a residual network.
 
     Attributes:
-        stem: channels of the first convolution.
-        blocks: ``(channels, stride)`` of every block.
-        attention_after: number of blocks before the self-attention, where a network has one.
+      stem: channels of the first convolution.
+      blocks: `(channels, stride)` of every block.
+      attention_after: number of blocks before the self-attention, where a network has one.
     """
 
     stem: int
@@ -53,15 +53,15 @@ SPECS = {
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut: ``act(conv(act(conv(x))) + shortcut(x))``.
+    """Two 3x3 convolutions beside a shortcut: `act(conv(act(conv(x))) + shortcut(x))`.
 
     The shortcut is a 1x1 convolution where the shape changes, else the identity.
 
     Attributes:
-        features: number of output channels.
-        stride: stride of the first convolution and of the shortcut.
-        spectral_norm: whether every kernel is divided by its largest singular value.
-        dtype: type of the computation; parameters are float32.
+      features: number of output channels.
+      stride: stride of the first convolution and of the shortcut.
+      spectral_norm: whether every kernel is divided by its largest singular value.
+      dtype: type of the computation; parameters are float32.
     """
 
     features: int
@@ -86,18 +86,18 @@ class ResidualBlock(nn.Module):
 class ResNet(nn.Module):
     """Residual network without normalisation layers.
 
-    Maps ``x [B, H, W, C]`` in [-1, 1] to ``[B]``: the density ratio or its logarithm, as the loss
+    Maps `x [B, H, W, C]` in [-1, 1] to `[B]`: the density ratio or its logarithm, as the loss
     has it. A 3x3 convolution, the blocks, the mean over positions, an affine map. With
-    ``num_outputs`` it maps to ``[B, num_outputs]``: the logits of a classifier.
+    `num_outputs` it maps to `[B, num_outputs]`: the logits of a classifier.
 
     Attributes:
-        spec: widths and depths.
-        spectral_norm: whether every kernel is divided by its largest singular value.
-        attention: whether self-attention follows block number ``spec.attention_after``.
-        dtype: type of the computation; parameters and output are float32.
-        remat: whether the activations inside a block are computed again in the backward pass,
-            which takes less memory and more time.
-        num_outputs: numbers an image; ``None`` for one without an axis of its own.
+      spec: widths and depths.
+      spectral_norm: whether every kernel is divided by its largest singular value.
+      attention: whether self-attention follows block number `spec.attention_after`.
+      dtype: type of the computation; parameters and output are float32.
+      remat: whether the activations inside a block are computed again in the backward pass,
+        which takes less memory and more time.
+      num_outputs: numbers an image; `None` for one without an axis of its own.
 
     Reference: Heng et al., "Generative Modeling with Flow-Guided Density Ratio Learning", table 4.
     """
@@ -142,19 +142,19 @@ def resnet(
     """Makes a residual network from the paper's table or from a description of one's own.
 
     Args:
-        spec: ``"resnet32"``, ``"resnet64"``, ``"resnet64_shallow"``, ``"resnet128"``, or a spec.
-        width: channels of the first convolution; those of all blocks change in proportion.
-        spectral_norm: whether every kernel is divided by its largest singular value.
-        attention: whether self-attention follows block number ``attention_after`` of the spec.
-        dtype: type of the computation, float32 or bfloat16; parameters and output are float32.
-        remat: whether the activations inside a block are computed again in the backward pass.
-        num_outputs: numbers an image, such as a classifier's logits; ``None`` for one alone.
+      spec: `"resnet32"`, `"resnet64"`, `"resnet64_shallow"`, `"resnet128"`, or a spec.
+      width: channels of the first convolution; those of all blocks change in proportion.
+      spectral_norm: whether every kernel is divided by its largest singular value.
+      attention: whether self-attention follows block number `attention_after` of the spec.
+      dtype: type of the computation, float32 or bfloat16; parameters and output are float32.
+      remat: whether the activations inside a block are computed again in the backward pass.
+      num_outputs: numbers an image, such as a classifier's logits; `None` for one alone.
 
     Returns:
-        A Flax module that maps images ``[B, H, W, C]`` to ``[B]``, or to ``[B, num_outputs]``.
+      A Flax module that maps images `[B, H, W, C]` to `[B]`, or to `[B, num_outputs]`.
 
     Raises:
-        ValueError: for an unknown name, sizes or outputs below 1, or attention without a place.
+      ValueError: for an unknown name, sizes or outputs below 1, or attention without a place.
     """
     if isinstance(spec, str):
         if spec not in SPECS:
@@ -162,7 +162,7 @@ def resnet(
             raise ValueError(f"unknown network {spec!r}; allowed: {allowed}{nearest(spec, SPECS)}")
         spec = SPECS[spec]
     stem = spec.stem if width is None else width
-    scale = stem / spec.stem
+    scale = stem / spec.stem if spec.stem > 0 else 0.0  # Which the check below refuses.
     blocks = tuple((round(size * scale), stride) for size, stride in spec.blocks)
     if not blocks or min(stem, *(min(block) for block in blocks)) < 1:
         raise ValueError(

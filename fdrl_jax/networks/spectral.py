@@ -1,9 +1,9 @@
 """Spectral normalisation: a kernel divided by its largest singular value.
 
-The estimate of that value rests on two vectors, kept in the collection ``"spectral"``:
-``sigma = u^T W v`` with ``W`` the kernel as a ``[C_out, C_in * k * k]`` matrix. Vectors stand still
+The estimate of that value rests on two vectors, kept in the collection `"spectral"`:
+`sigma = u^T W v` with `W` the kernel as a `[C_out, C_in * k * k]` matrix. Vectors stand still
 unless the collection is mutable, so a flow or a sampler sees one fixed function, and a training
-step that applies the network with ``mutable=["spectral"]`` moves them once.
+step that applies the network with `mutable=["spectral"]` moves them once.
 
 Reference: Miyato et al., "Spectral Normalization for Generative Adversarial Networks", ICLR 2018.
 """
@@ -24,24 +24,24 @@ def as_matrix(kernel: jax.Array) -> jax.Array:
     """Flattens a kernel the way PyTorch does, so that its vectors mean the same here.
 
     Args:
-        kernel: ``[C_in, C_out]`` or ``[k, k, C_in, C_out]``.
+      kernel: `[C_in, C_out]` or `[k, k, C_in, C_out]`.
 
     Returns:
-        The matrix ``[C_out, C_in]`` or ``[C_out, C_in * k * k]``.
+      The matrix `[C_out, C_in]` or `[C_out, C_in * k * k]`.
     """
     out_and_in_first = jnp.moveaxis(kernel, (-1, -2), (0, 1))
     return out_and_in_first.reshape(kernel.shape[-1], -1)
 
 
 def power_iteration(matrix: jax.Array, u: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Moves the singular vectors once: ``v = normalise(W^T u)``, then ``u = normalise(W v)``.
+    """Moves the singular vectors once: `v = normalise(W^T u)`, then `u = normalise(W v)`.
 
     Args:
-        matrix: ``W``, ``[M, N]``.
-        u: left vector ``[M]``.
+      matrix: `W`, `[M, N]`.
+      u: left vector `[M]`.
 
     Returns:
-        The new ``u`` ``[M]`` and ``v`` ``[N]``.
+      The new `u` `[M]` and `v` `[N]`.
     """
     v = _normalise(matrix.T @ u)
     return _normalise(matrix @ v), v
@@ -50,14 +50,14 @@ def power_iteration(matrix: jax.Array, u: jax.Array) -> tuple[jax.Array, jax.Arr
 def update_vectors(variables: Mapping[str, Any]) -> dict[str, Any]:
     """Runs one power iteration for every spectrally normalised kernel of a network.
 
-    The same update as applying the network with ``mutable=["spectral"]``, for callers who have no
+    The same update as applying the network with `mutable=["spectral"]`, for callers who have no
     input at hand or who split a batch. Variables without such kernels come back unchanged.
 
     Args:
-        variables: a network's variables, with ``"params"``.
+      variables: a network's variables, with `"params"`.
 
     Returns:
-        The variables with new vectors.
+      The variables with new vectors.
     """
     if COLLECTION not in variables:
         return dict(variables)
@@ -72,16 +72,16 @@ def update_vectors(variables: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def normalised(module: nn.Module, kernel: jax.Array) -> jax.Array:
-    """Divides a kernel by its spectral norm, with the vectors kept as variables of ``module``.
+    """Divides a kernel by its spectral norm, with the vectors kept as variables of `module`.
 
-    Gradients flow through ``sigma`` to the kernel, never to the vectors.
+    Gradients flow through `sigma` to the kernel, never to the vectors.
 
     Args:
-        module: the Flax module that owns the kernel, inside its compact call.
-        kernel: ``[C_in, C_out]`` or ``[k, k, C_in, C_out]``.
+      module: the Flax module that owns the kernel, inside its compact call.
+      kernel: `[C_in, C_out]` or `[k, k, C_in, C_out]`.
 
     Returns:
-        ``kernel / sigma``.
+      `kernel / sigma`, of the shape of the kernel.
     """
     matrix = as_matrix(kernel)
     fixed = jax.lax.stop_gradient(matrix)

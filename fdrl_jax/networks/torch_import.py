@@ -20,16 +20,16 @@ def from_torch_state_dict(net: Network, state_dict: Mapping[str, np.ndarray]) ->
     """Builds a network's variables from the reference implementation's parameters.
 
     Args:
-        net: the network that the parameters belong to.
-        state_dict: arrays by PyTorch's names (``layer1.0.conv1.weight``; kernels
-            ``[C_out, C_in, k, k]``), with or without the prefix ``module.``.
+      net: the network that the parameters belong to.
+      state_dict: arrays by PyTorch's names (`layer1.0.conv1.weight`; kernels
+        `[C_out, C_in, k, k]`), with or without the prefix `module.`.
 
     Returns:
-        Variables for ``net.apply``: ``"params"``, with ``"spectral"`` under spectral normalisation
-        and ``"batch_stats"`` under batch normalisation.
+      Variables for `net.apply`: `"params"`, with `"spectral"` under spectral normalisation
+      and `"batch_stats"` under batch normalisation.
 
     Raises:
-        ValueError: naming every tensor that is missing, surplus or of the wrong shape.
+      ValueError: naming every tensor that is missing, surplus or of the wrong shape.
     """
     tensors = {name.removeprefix("module."): np.asarray(a) for name, a in state_dict.items()}
     template = _template(net, _input_features(tensors))
@@ -44,11 +44,11 @@ def torch_shapes(net: Network, input_features: int) -> dict[str, tuple[int, ...]
     """Names and shapes that the reference implementation gives a network's tensors.
 
     Args:
-        net: the network.
-        input_features: channels of its images, or dimension of its points.
+      net: the network.
+      input_features: channels of its images, or dimension of its points.
 
     Returns:
-        The shape of every tensor in PyTorch's order of axes, by PyTorch's name.
+      The shape of every tensor in PyTorch's order of axes, by PyTorch's name.
     """
     return _shapes_by_name(_template(net, input_features))
 

@@ -53,6 +53,14 @@ def test_no_gradient_goes_through_the_attack():
     assert jax.grad(loss)(2.0) == 0.0
 
 
+@pytest.mark.parametrize("epsilon", [0.0, 0.5])
+def test_no_gradient_reaches_the_images_with_or_without_an_attack(epsilon):
+    def total(x):
+        return jnp.sum(adversarial.perturb(linear, x, LABELS, Attack(epsilon, 0.2, 3)))
+
+    np.testing.assert_array_equal(jax.grad(total)(X), np.zeros_like(X))
+
+
 def draw(data, host_batch, key, positions):
     """Two features: a small one that always tells, and a large one that tells in 19 of 20."""
     del data, host_batch

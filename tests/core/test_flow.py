@@ -252,6 +252,26 @@ def test_integers_start_as_float32(x0):
     np.testing.assert_array_equal(end, plain_flow(KEY, np.float32(x0)))
 
 
+@pytest.mark.parametrize("x", [[[1, 2], [3, 4]], np.array([[1.0, 2.0], [3.0, 4.0]])])
+def test_single_steps_drifts_and_stages_take_what_the_flow_takes(x):
+    as_float32 = jnp.float32(x)
+
+    step = fdrl.langevin_step(KEY, x, potential, **HYPER)
+    stages = fdrl.two_stage(KEY, x, potential, num_steps=1, num_refine_steps=0, **HYPER)
+
+    expected = fdrl.langevin_step(KEY, as_float32, potential, **HYPER)
+    np.testing.assert_array_equal(step, expected)
+    np.testing.assert_array_equal(fdrl.drift(x, potential), fdrl.drift(as_float32, potential))
+    np.testing.assert_array_equal(stages.prior, as_float32)
+    assert step.dtype == stages.prior.dtype == jnp.float32
+
+
+@pytest.mark.parametrize(("num_keys", "num_examples"), [(1, 8), (8, 1), (3, 8)])
+def test_neither_one_key_nor_one_an_example_is_an_error(num_keys, num_examples):
+    with pytest.raises(ValueError, match=f"got {num_keys} for {num_examples}"):
+        plain_flow(EXAMPLE_KEYS[:num_keys], START[:num_examples])
+
+
 @pytest.mark.parametrize("shape", [(4,), (2, 4, 4, 3)])
 @pytest.mark.parametrize("one_key", [True, False], ids=["one_key", "a_key_an_example"])
 def test_examples_may_be_scalars_or_images_as_well_as_points(shape, one_key):

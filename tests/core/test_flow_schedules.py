@@ -66,6 +66,13 @@ def test_the_step_size_decays_geometrically_over_k_steps_and_then_stays():
     assert at_steps(step_size, 0, 5, 10, 15) == pytest.approx([2.0, 0.2, 0.02, 0.02])
 
 
+def test_without_training_steps_the_decay_is_complete_after_the_first_step():
+    flow = FlowParams(0, 2.0, 0.1, step_size_decay=0.01).schedules()
+
+    assert at_steps(flow["step_size"], 0, 1, 2) == pytest.approx([2.0, 0.02, 0.02])
+    assert at_steps(flow["noise_scale"], 0, 1, 2) == pytest.approx([0.1, 0.01, 0.01])
+
+
 def test_the_noise_follows_the_step_size_at_the_same_entropy_weight():
     flow = FlowParams(10, 2.0, 0.1, step_size_decay=0.01).schedules()
 

@@ -127,6 +127,24 @@ def test_unreplicate_undoes_replicate():
     assert len(one["x"].sharding.device_set) == 1
 
 
+def differing(array, other, replica=1):
+    """Replicas of an array, but of another one on one device."""
+    arrays = [other if i == replica else array for i in range(NUM_DEVICES)]
+    return jax.pmap(lambda i: jnp.stack(arrays)[i])(jnp.arange(NUM_DEVICES))
+
+
+@pytest.mark.skipif(NUM_DEVICES < 3, reason="needs a majority")
+@pytest.mark.parametrize("dtype", [bool, jnp.int8, jnp.bfloat16, jnp.float32, jnp.float64])
+def test_a_replica_that_differs_in_one_number_of_any_type_is_found(dtype):
+    with jax.enable_x64(dtype == jnp.float64):
+        array = jnp.zeros((2, 2), dtype)
+        changed = array.at[1, 0].set(jnp.ones((), dtype))
+        tree = {"a": differing(array, changed), "b": differing(array, array)}
+
+        assert parallel.odd_replicas(tree) == [1]
+        assert parallel.odd_replicas({"b": tree["b"]}) == []
+
+
 def test_sharding_examples_that_do_not_divide_over_the_devices_is_an_error():
     num = NUM_DEVICES + 1
 

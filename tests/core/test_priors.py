@@ -70,6 +70,18 @@ def test_empty_batches_change_nothing_and_no_example_at_all_is_an_error():
             priors.moments(nothing)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize(
+    "statistics", [priors.moments, lambda batches: priors.low_rank(batches, 2)]
+)
+def test_an_example_that_is_not_finite_is_an_error(statistics, value):
+    x = examples()
+    x[150, 1, 2] = value
+
+    with pytest.raises(ValueError, match="the examples are not finite"):
+        statistics([x[:100], x[100:]])
+
+
 def test_the_moments_are_those_of_the_reference_implementation():
     golden = np.load(GOLDEN / "original_tiny_ddp_expected.npz")
 

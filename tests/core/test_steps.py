@@ -254,6 +254,22 @@ def test_a_loss_and_a_divergence_that_do_not_go_together_are_an_error_before_any
         small_problem.train_step(problem)
 
 
-def test_a_batch_that_does_not_divide_into_micro_batches_is_an_error():
-    with pytest.raises(ValueError, match="16 does not divide into 3 micro-batches"):
-        small_problem.train_step(num_micro_batches=3)
+@pytest.mark.parametrize("num", [3, 0, -4])
+def test_a_batch_that_does_not_divide_into_micro_batches_is_an_error(num):
+    with pytest.raises(ValueError, match=f"16 does not divide into {num} micro-batches"):
+        small_problem.train_step(num_micro_batches=num)
+
+
+@pytest.mark.parametrize("dequantisation", [0.0, 0.5])
+def test_data_of_integers_trains_as_the_same_numbers_in_floating_point(dequantisation):
+    step = jax.jit(
+        small_problem.train_step(draw=from_host, dequantisation=dequantisation),
+    )
+    integers = {"real": jnp.arange(32).reshape(16, 2) % 3}
+    floats = {"real": jnp.float32(integers["real"])}
+
+    actual, expected = (
+        step(small_problem.initial_state(), CONSTANTS, batch) for batch in (integers, floats)
+    )
+
+    chex.assert_trees_all_close(actual, expected, rtol=1e-6)

@@ -61,6 +61,10 @@ def test_translation_has_the_papers_hyperparameters():
     assert (c["prior.name"], c["data.resize"], c["data.image_size"]) == ("source", 84, 64)
 
 
+def test_a_tiny_folder_is_as_small_with_another_variant():
+    assert load("folder", "tiny,up")["network.width"] == load("folder", "tiny")["network.width"]
+
+
 def test_an_unknown_variant_is_answered_with_the_allowed_ones():
     with pytest.raises(ValueError, match=r"unknown variant 'fast'.*tiny, ddp, up, lsif_pearson"):
         base.variant(base.images(), "fast")

@@ -159,7 +159,8 @@ def test_an_unknown_name_is_refused_with_the_nearest():
 
 
 @pytest.mark.parametrize(
-    "spec", [ResNetSpec(4, ()), ResNetSpec(4, ((0, 1),)), ResNetSpec(4, ((4, 0),))]
+    "spec",
+    [*(ResNetSpec(4, blocks) for blocks in ((), ((0, 1),), ((4, 0),))), ResNetSpec(0, ((4, 1),))],
 )
 def test_a_spec_that_describes_no_network_is_refused(spec):
     with pytest.raises(ValueError, match="a network needs blocks"):
