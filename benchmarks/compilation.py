@@ -50,9 +50,9 @@ def compile_flow(name: str, batch: int, num_steps: int) -> dict[str, float]:
 def main() -> None:
     """Prints the figures of a cold and a warm process as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--network", default="resnet32", choices=SIZES)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--num_steps", type=int, default=100)
+    parser.add_argument("--network", default="resnet32", choices=SIZES, help="the estimator")
+    parser.add_argument("--batch", type=int, default=8, help="images, %(default)s by default")
+    parser.add_argument("--num_steps", type=int, default=100, help="of the flow")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:

@@ -1,8 +1,7 @@
 """How well class-conditional samples hit their class, and how varied they stay, by the weight.
 
-python -m benchmarks.conditioning --workdir=runs/digits --robust=runs/digits_classifier \
-  --plain=runs/digits_plain --out=runs/conditioning
-
+Run: python -m benchmarks.conditioning --workdir=runs/digits --robust=runs/digits_classifier
+  --plain=runs/digits_plain --out=runs/conditioning [--num=100]
 Both classifiers are from `--mode=train_classifier` with configs/digits_classifier.py, the plain
 one with `--config.attack.num_steps=0`. A third judges whether a sample is of its class: a
 support-vector classifier of the real training images, which guides no sample. Diversity is the
@@ -34,6 +33,7 @@ NUM_REFINE_STEPS = 10
 
 
 def main() -> None:
+    """Prints the table, and writes it with the picture."""
     options = _options()
     request = Request("sample", saved.get_config(options.workdir).to_dict(), Path(options.workdir))
     experiment, workdir = runs.open_run(request)
@@ -63,8 +63,13 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    for name in ("workdir", "robust", "plain", "out"):
-        parser.add_argument(f"--{name}", required=True)
+    for name, text in (
+        ("workdir", "folder of the run on digits that is guided"),
+        ("robust", "folder of a classifier trained under attack"),
+        ("plain", "folder of a classifier trained without"),
+        ("out", "folder for the table and the picture"),
+    ):
+        parser.add_argument(f"--{name}", required=True, help=text)
     parser.add_argument("--num", type=int, default=100, help="samples a class")
     return parser.parse_args()
 

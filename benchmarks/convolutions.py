@@ -1,10 +1,9 @@
 """What makes the estimators' convolutions fast on CPU: the form of derivatives, and a flag.
 
+Run: python -m benchmarks.convolutions [--json=FILE]
 Prints GFLOP/s of every form of a derivative, inside a loop and outside, with and without the
-compiler flag of ``experiments.machine.xla_flags``, beside the rates of a matrix product and of the
-forward convolution. Run from the repository's root; takes a few minutes on two cores:
-
-    python -m benchmarks.convolutions [--json=FILE]
+compiler flag of `experiments.machine.xla_flags`, beside the rates of a matrix product and of the
+forward convolution. Takes a few minutes on two cores.
 """
 
 import argparse
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from experiments.machine.xla_flags import CPU_FLAG
+from experiments.storage.workdir import write_json
 
 NUM_REPEATS = 3
 NUM_LOOP_STEPS = 2
@@ -165,8 +165,8 @@ def run(flag: str) -> list[dict[str, str | float]]:
 
 def main() -> None:
     """Prints the table, and writes it where asked."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--json", type=Path, help="file for the rows")
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
@@ -184,7 +184,7 @@ def main() -> None:
             f"{row['gflop_s']:8.1f} {row['gflop_s_with_flag']:8.1f}"
         )
     if args.json:
-        args.json.write_text(json.dumps({"flag": CPU_FLAG, "rows": rows}, indent=1) + "\n")
+        write_json(args.json, {"flag": CPU_FLAG, "rows": rows})
 
 
 if __name__ == "__main__":

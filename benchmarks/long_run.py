@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from experiments.storage.workdir import write_json
+
 LOG_STEPS, CHECKPOINT_STEPS, KEEP = 10, 50, 3
 _FLAGS = {
     "train.num_steps": 1_000_000_000,
@@ -33,13 +35,14 @@ WARM_UP = 0.25  # Share of a process's life that is not judged.
 
 
 def main() -> None:
+    """Prints the growth of both processes, and ends with code 1 where it is too much."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=30.0)
-    parser.add_argument("--workdir", help="a temporary folder if left out")
+    parser.add_argument("--minutes", type=float, default=30.0, help="of both processes together")
+    parser.add_argument("--workdir", help="folder of the run; a temporary one if left out")
     parser.add_argument("--every_seconds", type=float, default=5.0, help="between two notes")
     parser.add_argument("--max_growth", type=float, default=1.0, help="MiB a minute")
-    parser.add_argument("--json", help="also write the figures to this file")
-    parser.add_argument("--picture", help="also draw the course into this file")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument("--picture", type=Path, help="also draw the course into this file")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         workdir = Path(arguments.workdir or scratch)
@@ -48,9 +51,9 @@ def main() -> None:
     result = judge(notes, faults, arguments.max_growth)
     print(json.dumps({k: v for k, v in result.items() if k != "notes"}, indent=2))
     if arguments.json:
-        Path(arguments.json).write_text(json.dumps(result) + "\n")
+        write_json(arguments.json, result)
     if arguments.picture:
-        draw(notes, Path(arguments.picture))
+        draw(notes, arguments.picture)
     sys.exit(bool(result["faults"]))
 
 

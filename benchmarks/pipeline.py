@@ -1,6 +1,6 @@
 """Images a second that the data pipeline delivers, by number of worker processes.
 
-python -m benchmarks.pipeline --data_dir=cifar10.zip
+Run: python -m benchmarks.pipeline --data_dir=cifar10.zip [--workers 0 1 2] [--num_batches=100]
 Three cases: images of CIFAR-10's size in memory on the device, the same streamed from a zip, and
 JPEG files of CelebA's size, 178 x 218 pixels, cropped and resized to 64 x 64. The last are made in
 a temporary folder from the images of --data_dir, enlarged.
@@ -23,10 +23,13 @@ NUM_JPEG = 2_000
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Prints a line for each case and number of workers."""
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data_dir", required=True, help="folder or zip of images of 32 x 32")
-    parser.add_argument("--workers", type=int, nargs="*", default=[0, 1, 2])
-    parser.add_argument("--num_batches", type=int, default=100)
+    parser.add_argument(
+        "--workers", type=int, nargs="*", default=[0, 1, 2], help="numbers of processes to try"
+    )
+    parser.add_argument("--num_batches", type=int, default=100, help="timed batches of a case")
     arguments = parser.parse_args()
     small = DataOptions("folder", arguments.data_dir, random_flip=True)
     print(f"{'in memory, 32 x 32':32s} {in_memory(small, arguments.num_batches):10,.0f} images/s")

@@ -1,7 +1,7 @@
 """Time, memory and accuracy of the data-dependent prior on real images.
 
-python -m benchmarks.prior --data_dir=DIR --image_size=128 --picture=prior.png
-Run it once a setting: the peak of memory is that of the process.
+Run: python -m benchmarks.prior --data_dir=DIR [--image_size=64] [--rank=0] [--picture=FILE.png]
+Call it once a setting: the peak of memory is that of the process.
 """
 
 import argparse
@@ -26,11 +26,12 @@ def peak_megabytes() -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data_dir", required=True)
-    parser.add_argument("--image_size", type=int, default=64)
-    parser.add_argument("--rank", type=int, default=0)
-    parser.add_argument("--picture", type=Path)
+    """Prints time and memory of the fit, and how far model and samples are from the data."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data_dir", required=True, help="folder or zip of images")
+    parser.add_argument("--image_size", type=int, default=64, help="in pixels, width and height")
+    parser.add_argument("--rank", type=int, default=0, help="of the covariance, as in prior.rank")
+    parser.add_argument("--picture", type=Path, help="also draw samples and data into this file")
     arguments = parser.parse_args()
 
     options = DataOptions(

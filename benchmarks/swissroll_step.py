@@ -1,20 +1,21 @@
 """The train step of the swiss roll (batch 256, K = 100) in fdrl_jax and in PyTorch eager.
 
-Run: python -m benchmarks.swissroll_step
+Run: python -m benchmarks.swissroll_step [--json=FILE]
 PyTorch is optional (pip install torch); without it only our own time is printed.
 """
 
 import argparse
 import importlib
 import itertools
-import json
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 
 from benchmarks.timing import alternate
 from experiments import build
 from experiments.machine import xla_flags
+from experiments.storage.workdir import write_json
 from fdrl_jax import parallel, steps
 
 BATCH, NUM_FLOW_STEPS, STEP_SIZE, NOISE_SCALE, RATE, EMA = 256, 100, 0.1, 0.01, 2e-3, 0.998
@@ -80,7 +81,7 @@ def pytorch() -> Callable[[], object]:
 def main() -> None:
     """Prints the median time of a train step of each, and the ratio."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", help="also write the figures to this file")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     path = parser.parse_args().json
     xla_flags.set_cpu_flags()
     contenders = {"fdrl_jax": ours()}
@@ -93,8 +94,7 @@ def main() -> None:
         ratio = value / milliseconds["fdrl_jax"]
         print(f"{name:14s} {value:8.2f} ms a train step   {ratio:5.2f} x fdrl_jax")
     if path:
-        with open(path, "w") as file:
-            json.dump(milliseconds, file, indent=2)
+        write_json(path, milliseconds)
 
 
 if __name__ == "__main__":

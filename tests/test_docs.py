@@ -1,21 +1,26 @@
 """The documentation holds: its commands parse, its links lead somewhere, its pictures are small."""
 
+import inspect
+import pkgutil
 import re
 import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
 import pytest
 from absl import flags
 
+import fdrl_jax
 from docs import api_pages, gallery
-from experiments import command_line, modes
+from experiments import command_line, modes, schema
 from experiments import main as main_program
 from experiments.sweep import __main__ as sweep_program
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "examples/README.md")]
+PAGES += sorted((ROOT / "docs").rglob("*.md"))
 MAIN = "python -m experiments.main"
 # How ml_collections imports a config file; the tests of the program see it in its own process.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
@@ -45,19 +50,86 @@ def check_parses(command: str) -> None:
     command_line.check_needed(values.mode, values.config, values.workdir, values.checkpoint)
 
 
+def place(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def file_of(module: str) -> Path:
+    path = ROOT / module.replace(".", "/")
+    return path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+def other_flags(text: str) -> Iterator[tuple[str, str]]:
+    """Pairs (module, flag) of the commands that no parser of the program reads."""
+    rooms = "benchmarks|docs|examples|experiments"
+    called = rf"python -m ((?:{rooms})[.\w]*)([^`\n]*)"
+    for module, arguments in re.findall(called, text.replace("\\\n", " ")):
+        if module not in ("experiments.main", "experiments.sweep"):
+            flags_given = set(re.findall(r"--(\w+)", arguments)) - {"help"}
+            yield from ((module, flag) for flag in sorted(flags_given))
+
+
+def unknown_keys(text: str) -> list[str]:
+    """Keys of the config in code that have no rule."""
+    sections = "|".join({key.partition(".")[0] for key in schema.RULES if "." in key})
+    found = re.findall(rf"(?:`|config\.)((?:{sections})\.(?!npz|json|py\b)[a-z]\w*)[`=]", text)
+    return sorted(set(found) - schema.RULES.keys())
+
+
+def unknown_names(text: str) -> list[str]:
+    """Paths and dotted names of the project in code that lead nowhere."""
+    rooms = "fdrl_jax|experiments|configs|benchmarks|examples|tests|docs"
+    code = " ".join(re.findall(r"`+([^`]+)`+", text))
+    found = re.findall(rf"(?<![\w/.])((?:{rooms})[./][\w./]*\w)", code)
+    placeholders = {name for name in found if name.split(".")[-1].isupper()}
+    return sorted(name for name in {*found} - placeholders if not leads(name))
+
+
+def leads(name: str) -> bool:
+    if "/" in name:
+        return (ROOT / name).exists()
+    try:
+        return pkgutil.resolve_name(name) is not None
+    except (ImportError, AttributeError):
+        return False
+
+
 @pytest.fixture(autouse=True)
 def _in_the_root(monkeypatch):
     monkeypatch.chdir(ROOT)
     assert main_program.main  # Its import defines the flags.
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=place)
 def test_every_command_of_a_page_parses(page):
     for command in commands(page, MAIN):
         check_parses(command)
     for command in commands(page, "python -m experiments.sweep"):
         argv = shlex.split(command, comments=True)[3:]
         assert sweep_program.parse(argv)[1].runs
+
+
+@pytest.mark.parametrize("page", PAGES, ids=place)
+def test_every_flag_of_the_other_commands_of_a_page_exists(page):
+    for module, flag in other_flags(page.read_text()):
+        assert re.search(rf"\b{flag}\b", file_of(module).read_text()), f"{module} --{flag}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=place)
+def test_every_key_file_and_name_of_the_code_in_a_page_exists(page):
+    text = page.read_text()
+    assert unknown_keys(text) == []
+    assert unknown_names(text) == []
+
+
+def test_what_a_page_names_wrongly_is_found():
+    assert commands(ROOT / "README.md", MAIN)
+    assert [*other_flags("python -m benchmarks.pods --josn=x")] == [("benchmarks.pods", "josn")]
+    assert "josn" not in file_of("benchmarks.pods").read_text()
+    text = "`flow.step_sise=1`, `flow.step_size=1`, `prior.npz`, `fdrl_jax.flow.drift`"
+    assert unknown_keys(text) == ["flow.step_sise"]
+    text = "`experiments/loop.py`, `fdrl_jax.flow.flown`, `python -m examples.NAME`, `docs/conf.py`"
+    assert unknown_names(text) == ["experiments/loop.py", "fdrl_jax.flow.flown"]
 
 
 @pytest.mark.parametrize("mode", modes.MODES)
@@ -71,10 +143,10 @@ def test_a_command_that_does_not_parse_is_found():
         check_parses(f"{MAIN} --workdir=runs/x --config.flow.step_sise=1")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=place)
 def test_every_link_to_a_file_leads_to_one(page):
     for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):
-        if not target.startswith(("http", "images/fdrl")):
+        if not target.startswith("http"):
             assert (page.parent / target).exists(), target
 
 
@@ -95,3 +167,6 @@ def test_the_api_reference_has_every_public_symbol():
         documented |= {f"{module.__name__}.{name}" for name in data}
     assert api_pages.missing(documented) == []
     assert api_pages.missing(documented - {"fdrl_jax.flow.flow"}) == ["fdrl_jax.flow.flow"]
+    index = (ROOT / "docs" / "api" / "index.md").read_text()
+    at_the_top = [n for n in fdrl_jax.__all__ if not inspect.ismodule(getattr(fdrl_jax, n))]
+    assert [n for n in at_the_top if f"`fdrl.{n}`" not in index] == ["__version__"]

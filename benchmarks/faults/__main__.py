@@ -18,7 +18,8 @@ from benchmarks.faults.outcome import Outcome
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Prints the table, and what went wrong on stderr."""
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=20, help="how often kill -9 is sent in a row")
     parser.add_argument("--only", default="", help="faults whose function's name has this in it")
     arguments = parser.parse_args()

@@ -1,4 +1,7 @@
-"""The program with a fault: python -m benchmarks.faults.injected clock=HOURS|nan=STEP FLAGS."""
+"""The program with a fault.
+
+Run: python -m benchmarks.faults.injected clock=HOURS|nan=STEP, then the program's own flags.
+"""
 
 import dataclasses
 import runpy

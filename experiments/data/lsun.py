@@ -87,7 +87,7 @@ def _open(root: str) -> Any:
         import lmdb
     except ModuleNotFoundError:
         raise DataError(
-            "LSUN's databases need the package lmdb: pip install 'fdrl_jax[lmdb]'"
+            "LSUN's databases need the package lmdb: pip install -e '.[lmdb]'"
         ) from None
     try:
         # Nothing is written, so no lock is needed, and folders may be read-only.

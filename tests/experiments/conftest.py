@@ -1,6 +1,7 @@
 """Small runs that the tests of the program share."""
 
 import importlib
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from experiments.storage.workdir import Workdir
 Settings = dict[str, Any]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def tiny() -> Callable[..., Settings]:
     """Returns `(config name, {"section.key": value}) -> the nested config of its tiny variant`."""
 
@@ -31,9 +32,16 @@ def tiny() -> Callable[..., Settings]:
     return config
 
 
-@pytest.fixture(scope="module")
-def trained(tiny, tmp_path_factory) -> Workdir:
-    """The workdir of a tiny run on the swiss roll."""
-    folder: Path = tmp_path_factory.mktemp("trained")
+@pytest.fixture(scope="session")
+def trained_once(tiny, tmp_path_factory) -> Path:
+    folder: Path = tmp_path_factory.mktemp("trained_once")
     modes.run(Request("train", tiny(), folder, "python -m experiments.main <tiny>"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(trained_once, tmp_path_factory) -> Workdir:
+    """The workdir of a tiny run on the swiss roll, which the tests of a module may change."""
+    folder: Path = tmp_path_factory.mktemp("trained") / "run"
+    shutil.copytree(trained_once, folder)
     return Workdir(folder)

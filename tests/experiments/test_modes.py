@@ -31,8 +31,14 @@ def test_a_sample_does_not_depend_on_how_many_are_drawn_with_it(trained, tiny):
 
 
 def test_sampling_may_flow_longer_than_training_did(trained, tiny):
-    longer = tiny(changes={"flow.num_refine_steps": 7})
-    modes.run(Request("sample", longer, trained.root, num_samples=4))
+    drawn = []
+    for num_refine_steps in (1, 7):
+        changes = {"flow.num_refine_steps": num_refine_steps, "sample.name": "long"}
+        modes.run(Request("sample", tiny(changes=changes), trained.root, num_samples=4))
+        record = json.loads((trained.samples / "long.json").read_text())
+        assert record["settings"]["flow.num_refine_steps"] == num_refine_steps
+        drawn.append(np.load(trained.samples / "long.npz")["arr_0"])
+    assert not np.allclose(*drawn)
 
 
 def test_a_checkpoint_that_is_not_there_is_answered_with_those_that_are(trained, tiny):

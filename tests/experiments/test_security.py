@@ -93,6 +93,8 @@ def test_classes_and_data_with_hostile_names_write_only_into_the_workdir(tiny, t
         for i in range(8):
             Image.new("RGB", (8, 8), (i, i, i)).save(images / kind / f"{i}.png")
     changes = {"data.dir": str(images), "data.image_size": 8, "prior.name": "uniform"}
+    # A network that compiles in a second.
+    changes |= {"network.name": "resnet", "network.width": 4, "network.blocks": ((4, 2),)}
     config = tiny("folder", {**changes, "train.num_steps": 2, "evaluate.num_samples": 8})
     run = tmp_path / f"run {HOSTILE.replace('/', '∕')}"
     before = {name for name in files_below(tmp_path) if not name.startswith("run ")}

@@ -143,9 +143,12 @@ def test_metrics_are_json_lines_and_a_resumed_run_has_no_double_ones(tmp_path):
 
 
 def test_the_log_has_the_metrics_that_a_person_watches(trained):
-    for record in metrics_log.read(trained.metrics):
-        wanted = {"loss", "ratio_real", "ratio_flowed", "grad_norm", "drift_norm"}
-        assert wanted | {"steps_per_second", "learning_rate"} <= record.keys()
+    wanted = {"loss", "ratio_real", "ratio_flowed", "grad_norm", "drift_norm"}
+    wanted |= {"steps_per_second", "learning_rate"}
+    records = metrics_log.read(trained.metrics)
+    assert [record["step"] for record in records] == [2, 4]
+    for record in records:
+        assert wanted <= record.keys()
 
 
 def test_tensorboard_gets_the_same_scalars(tiny, tmp_path):
