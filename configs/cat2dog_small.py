@@ -16,6 +16,7 @@ def get_config(name: str = "") -> ConfigDict:
     c.data.source_class = "cat"
     c.data.target_class = "dog"
     c.prior.name = "source"
+    c.train.num_steps = 1_500
     c.evaluate.num_samples = 200
     c.evaluate.batch_size = 200
     return base.variant(c, name)
