@@ -1,6 +1,7 @@
 """Mode sample: files that other programs read, and a kill in the middle that costs nothing."""
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -17,7 +18,7 @@ from experiments import modes
 from experiments.errors import UserError
 from experiments.request import Request
 from experiments.sampling import sample_files
-from experiments.sampling.shards import Shards
+from experiments.sampling.shards import Shards, lock
 
 ROOT = Path(__file__).parents[2]
 
@@ -105,6 +106,21 @@ def test_sampling_that_was_cut_goes_on_and_makes_the_same_files(trained, tiny, m
     assert files(trained, "cut") == whole
     sample(trained, config, num_samples=30)
     assert len(written) == 4  # What is done is not drawn again.
+
+
+def test_two_programs_do_not_draw_the_same_samples_at_the_same_time(trained, tiny):
+    config = tiny(changes={"sample.name": "shared"})
+    parts = trained.samples / "shared.parts"
+    with lock(parts), pytest.raises(UserError) as caught:
+        sample(trained, config)
+
+    told = str(caught.value)
+    assert told.startswith(f"{parts} is in use by process {os.getpid()} on ")
+    assert told.endswith("or name these otherwise, with --config.sample.name")
+    assert not parts.exists()
+    with lock(trained.samples / "other.parts"):
+        sample(trained, config)  # Other samples are nobody's concern.
+    assert (trained.samples / "shared.npz").exists()
 
 
 @pytest.mark.slow
