@@ -42,7 +42,8 @@ def run(request: Request) -> None:
     options, source = experiment.sampling, experiment.source
     train_state = runs.restore(experiment, workdir, request.checkpoint_step)
     step, num = int(train_state.step), request.num_samples or experiment.evaluation_samples
-    of_class = "" if experiment.labels is None else f"_class_{experiment.conditioning.label}"
+    label = experiment.conditioning.label.replace("/", "_")  # Names of classes may have slashes.
+    of_class = "" if experiment.labels is None else f"_class_{label}"
     name = options.name or f"step_{step}{of_class}"
     path = sample_files.target(workdir.samples, name, options.format, source.kind)
     record_file, picture = (workdir.samples / f"{name}.{suffix}" for suffix in ("json", "png"))
@@ -57,7 +58,7 @@ def run(request: Request) -> None:
             if first:
                 record_file.unlink(missing_ok=True)  # That of samples that are replaced now.
                 with tqdm(total=num, unit="sample", desc="writing") as bar:
-                    sample_files.write(path, _told(shards.read(), bar), num)
+                    sample_files.write(path, options.format, _told(shards.read(), bar), num)
                 _draw_picture(experiment, starts, shards, picture)
                 write_json(record_file, record)
                 shards.remove()

@@ -39,7 +39,7 @@ def test_all_formats_hold_the_same_pixels_and_equal_samples_make_equal_bytes(cha
             path = sample_files.target(tmp_path, name, file_format, "images")
             parts = [images[:2], images[2:]] if name == "one" else [images]
             for _ in range(2):  # The second time it takes the place of the first.
-                sample_files.write(path, parts, 5)
+                sample_files.write(path, file_format, parts, 5)
 
     (tmp_path / "unpacked").mkdir()
     zipfile.ZipFile(tmp_path / "one.zip").extractall(tmp_path / "unpacked")
@@ -121,6 +121,15 @@ def test_two_programs_do_not_draw_the_same_samples_at_the_same_time(trained, tin
     with lock(trained.samples / "other.parts"):
         sample(trained, config)  # Other samples are nobody's concern.
     assert (trained.samples / "shared.npz").exists()
+
+
+def test_a_name_with_a_dot_is_no_format(trained, tiny, tmp_path):
+    images = np.zeros((2, 4, 4, 1), np.uint8)
+    for file_format, suffix in (("npz", ".npz"), ("zip", ".zip"), ("folder", "")):
+        path = sample_files.target(tmp_path, "v1.npz", file_format, "images")
+        sample_files.write(path, file_format, [images], 2)
+        assert path.name == f"v1.npz{suffix}"
+    assert len(list((tmp_path / "v1.npz").iterdir())) == 2
 
 
 @pytest.mark.slow
