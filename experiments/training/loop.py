@@ -15,7 +15,7 @@ from experiments.errors import DivergedError, PreemptedError
 from experiments.machine import hosts
 from experiments.sampling.draw import SampleFn, make_sample_fn
 from experiments.storage.checkpoints import FREE_IN_TRAINING, Checkpoints
-from experiments.storage.workdir import Workdir, write_json
+from experiments.storage.workdir import Workdir, replacing, write_json
 from experiments.training import divergence, memory, metrics_log
 from experiments.training.judge import Judge
 from experiments.training.metrics_log import Record
@@ -204,7 +204,8 @@ def _snapshot_writer(
         variables, num = experiment.sampling_variables(replicated), experiment.snapshot_samples
         samples = sample(variables, constants, num)
         if parallel.is_first_process():
-            np.savez_compressed(workdir.snapshots / f"{step:08d}.npz", arr_0=samples.refined)
+            with replacing(workdir.snapshots / f"{step:08d}.npz") as file:
+                np.savez_compressed(file, arr_0=samples.refined)
 
     return write
 
