@@ -5,7 +5,7 @@ import importlib.util
 import itertools
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,9 +78,10 @@ def make(
     for seed, (group, name, varied) in itertools.product(seeds, named):
         merged = {**(settings or {}), **varied, "seed": seed}
         _check(merged)
-        folder = f"{_slug(group)}/{_slug(name)}/seed_{seed}"
-        shared = folders.setdefault(json.dumps(merged, sort_keys=True), folder)
-        runs.append(Run(group, name, seed, dict(varied), merged, shared))
+        key = json.dumps(merged, sort_keys=True)
+        if key not in folders:
+            folders[key] = _folder(group, name, seed, taken=folders.values())
+        runs.append(Run(group, name, seed, dict(varied), merged, folders[key]))
     if not runs:
         raise UserError("the sweep has no runs: give it groups and seeds")
     return Plan(config, runs, tuple(metrics))
@@ -154,6 +155,13 @@ def _check(settings: Settings) -> None:
         wrong = schema.RULES[key](value)
         if wrong:
             raise UserError(f"config: {key} must be {wrong}, got {value!r}")
+
+
+def _folder(group: str, name: str, seed: int, taken: Collection[str]) -> str:
+    """Returns a folder for a run; names that differ in signs that no folder has get a number."""
+    stem = f"{_slug(group)}/{_slug(name)}"
+    stems = itertools.chain([stem], (f"{stem}_{number}" for number in itertools.count(2)))
+    return next(f for stem in stems if (f := f"{stem}/seed_{seed}") not in taken)
 
 
 def _slug(name: str) -> str:
