@@ -114,13 +114,16 @@ def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
         image_sets.load(where, arguments.data_dir, arguments.image_size)
         for where in (arguments.samples, arguments.reference)
     )
+    held_out = None
+    if arguments.held_out:
+        held_out = image_sets.load(arguments.held_out, arguments.data_dir, arguments.image_size)
+        image_sets.check_pair(held_out, reference)
+        image_sets.check_channels(samples, reference, held_out)
     networks = compare.Inception(weights, arguments.metrics.split(","))
     cache = Path(arguments.cache_dir) if arguments.cache_dir else None
     result = compare.compare(samples, reference, networks, by_features, cache=cache)
     result["run"] = _record_of(Path(arguments.samples))
-    if arguments.held_out:
-        held_out = image_sets.load(arguments.held_out, arguments.data_dir, arguments.image_size)
-        image_sets.check_pair(held_out, reference)
+    if held_out is not None:
         result["metrics"] |= _memorisation(samples, reference, held_out, by_features, arguments)
         result["held_out"] = held_out.where
     return result

@@ -102,6 +102,18 @@ def check_pair(samples: ImageSet, reference: ImageSet) -> None:
             raise DataError(f"{images.where}: at least 2 images are needed")
 
 
+def check_channels(*sets: ImageSet) -> None:
+    """Checks that sets of images of one size can be compared pixel by pixel.
+
+    Raises:
+      DataError: if some are grey and others in colour.
+    """
+    channels = {images.where: images.pixels.shape[-1] for images in sets}
+    if len(set(channels.values())) > 1:
+        told = ", ".join(f"{where} has {number}" for where, number in channels.items())
+        raise DataError(f"numbers of channels differ: {told}")
+
+
 def _unit(pixels: np.ndarray) -> np.ndarray:
     return pixels if pixels.dtype == np.float32 else np.asarray(to_unit(pixels))
 

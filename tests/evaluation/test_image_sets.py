@@ -85,6 +85,17 @@ def test_grey_arrays_stay_grey_and_other_sizes_need_a_common_one(stored, capsys)
     assert result["samples"]["resized_by"] is None
 
 
+def test_held_out_images_that_do_not_fit_are_told_before_anything_is_computed(
+    stored, capsys, monkeypatch
+):
+    monkeypatch.delattr("experiments.evaluation.compare.compare")
+    arguments = (stored / "folder", stored / "reference.npz", "--features=random_conv")
+    for name, expected in (("grey", "numbers of channels differ"), ("small", "8 x 8 pixels")):
+        code, message = run(capsys, *arguments, f"--held_out={stored / name}.npz")
+        assert code == 2
+        assert expected in message
+
+
 def test_a_feature_space_of_ones_own_is_a_function_in_a_module(stored, capsys, monkeypatch):
     monkeypatch.syspath_prepend(stored)
     (stored / "my_space.py").write_text("def means(images):\n    return images.mean((1, 2))\n")
