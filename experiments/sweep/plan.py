@@ -134,18 +134,25 @@ def grid(specs: Sequence[str]) -> Groups:
         if not (equals and values):
             raise UserError(f"--grid {spec} must be KEY=VALUE,VALUE such as flow.num_steps=20,40")
         split = re.split(r",(?![^(]*\))", values)
-        axes.append([(key.removeprefix("config."), parse_value(value)) for value in split])
+        key = key.removeprefix("config.")
+        axes.append([(key, parse_value(key, value)) for value in split])
     group = ", ".join(axis[0][0] for axis in axes)
     points = map(dict, itertools.product(*axes))
     return {group: {", ".join(f"{k}={v}" for k, v in point.items()): point for point in points}}
 
 
-def parse_value(text: str) -> Any:
-    """Reads a value from the command line: a Python literal, or else a text."""
+def parse_value(key: str, text: str) -> Any:
+    """Reads a value of a key from the command line: a Python literal, or else a text.
+
+    A text also where the key holds one that looks like a literal, such as a class named 3.
+    """
+    text = text.strip()
     try:
-        return ast.literal_eval(text.strip())
+        value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
-        return text.strip()
+        return text
+    rule = schema.RULES.get(key)
+    return text if rule and rule(value) and not rule(text) else value
 
 
 def _check(settings: Settings) -> None:

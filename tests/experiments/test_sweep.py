@@ -172,6 +172,14 @@ def test_the_command_runs_the_program_and_tells_how_each_run_ended(tmp_path, cap
     assert {"table.md", "table.csv", "picture.png"} <= {path.name for path in tmp_path.iterdir()}
 
 
+def test_a_class_that_looks_like_a_number_stays_a_text():
+    groups = plan.grid(["data.target_class=3,5"])
+    assert [run.varied for run in plan.make(CONFIG, groups).runs] == [
+        {"data.target_class": "3"},
+        {"data.target_class": "5"},
+    ]
+
+
 def test_names_that_differ_in_signs_no_folder_has_get_folders_of_their_own():
     groups = {"a": {"x y": {"flow.num_steps": 3}, "x/y": {"flow.num_steps": 4}, "x_y": {}}}
     todo = plan.make(CONFIG, groups)
