@@ -24,7 +24,7 @@ from fdrl_jax import parallel, steps
 from fdrl_jax.state import TrainState
 
 
-class Window(NamedTuple):
+class _Window(NamedTuple):
     """Metrics since the last log, still on the device: (first step, count, arrays) a dispatch."""
 
     started: float
@@ -137,7 +137,7 @@ class _Trainer:
         def due(every: int) -> bool:
             return every > 0 and (step % every == 0 or step == last)
 
-        window = Window(time.perf_counter(), [])
+        window = _Window(time.perf_counter(), [])
         bar = tqdm(
             total=last,
             initial=step,
@@ -179,7 +179,7 @@ class _Trainer:
                         writer.write(step, record)
                     bar.set_description(f"loss {record['loss']:.4f}")
                     bar.update(step - bar.n)
-                    window = Window(time.perf_counter(), [])
+                    window = _Window(time.perf_counter(), [])
                 if due(cadence.checkpoint_steps) or stopping:
                     hosts.check_agreement(replicated, step)
                     self._store.save(
