@@ -42,9 +42,7 @@ def run(request: Request) -> None:
     options, source = experiment.sampling, experiment.source
     train_state = runs.restore(experiment, workdir, request.checkpoint_step)
     step, num = int(train_state.step), request.num_samples or experiment.evaluation_samples
-    label = experiment.conditioning.label.replace("/", "_")  # Names of classes may have slashes.
-    of_class = "" if experiment.labels is None else f"_class_{label}"
-    name = options.name or f"step_{step}{of_class}"
+    name = options.name or default_name(step, experiment.conditioning.label)
     path = sample_files.target(workdir.samples, name, options.format, source.kind)
     record_file, picture = (workdir.samples / f"{name}.{suffix}" for suffix in ("json", "png"))
     record = describe(experiment, train_state, num, path)
@@ -65,6 +63,12 @@ def run(request: Request) -> None:
     if first:
         print(f"{num:,} samples of step {step:,}: {path}")
         print(f"picture: {picture}\nwhat they are: {record_file}")
+
+
+def default_name(step: int, label: str) -> str:
+    """Returns what samples of a step, and perhaps of a class, are called."""
+    safe = label.replace("/", "_")  # Names of classes may have slashes.
+    return f"step_{step}_class_{safe}" if label else f"step_{step}"
 
 
 def describe(

@@ -16,6 +16,7 @@ from PIL import Image
 
 from experiments import modes
 from experiments.errors import UserError
+from experiments.modes.sample import default_name
 from experiments.request import Request
 from experiments.sampling import sample_files
 from experiments.sampling.shards import Shards, lock
@@ -121,6 +122,11 @@ def test_two_programs_do_not_draw_the_same_samples_at_the_same_time(trained, tin
     with lock(trained.samples / "other.parts"):
         sample(trained, config)  # Other samples are nobody's concern.
     assert (trained.samples / "shared.npz").exists()
+
+
+def test_a_class_with_a_slash_in_its_name_is_no_folder():
+    assert default_name(4, "") == "step_4"
+    assert default_name(4, "a/abbey") == "step_4_class_a_abbey"
 
 
 def test_a_name_with_a_dot_is_no_format(trained, tiny, tmp_path):
