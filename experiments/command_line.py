@@ -40,8 +40,8 @@ def check_needed(mode: str, config: Any, workdir: str | None, checkpoint: str | 
       UserError: naming what is missing, with an example.
     """
     if mode not in MODES:
-        allowed = ", ".join(MODES)
-        raise UserError(f"--mode={mode} is unknown{nearest(mode, MODES)} Allowed: {allowed}")
+        hint = nearest(mode, MODES) or "."
+        raise UserError(f"--mode={mode} is unknown{hint} Allowed: {', '.join(MODES)}")
     if config is None:
         raise UserError(f"--config=FILE.py is missing: {example('train')}")
     if workdir is None and MODES[mode].needs_workdir:

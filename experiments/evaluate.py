@@ -21,14 +21,14 @@ Examples:
 import argparse
 import json
 import sys
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from experiments.errors import UserError
 from experiments.evaluation.protocols import METRICS, PROTOCOLS
+from experiments.storage.workdir import read_json, write_text
 from fdrl_jax.names import nearest
-
-EXIT_USER_ERROR = 2
 
 
 class _Parser(argparse.ArgumentParser):
@@ -37,16 +37,16 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command; a mistake of the user's ends it with one line and exit code 2."""
+    """Runs the command; a mistake of the user's ends it with one line and its exit code."""
     try:
         arguments = _parse(argv)
         result = _evaluate(arguments)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
+        return error.exit_code
     text = json.dumps(result, indent=2)
     if arguments.out:
-        Path(arguments.out).write_text(text + "\n")
+        write_text(Path(arguments.out), text + "\n")
     else:
         print(text)
     return 0
@@ -73,26 +73,36 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--image_size", type=int, default=0, help="resize both sets to this square")
     parser.add_argument("--data_dir", default="", help="where TFDS sets are")
     parser.add_argument("--held_out", default="", help="a set that training never saw")
-    parser.add_argument("--picture", default="", help="file for the nearest images of REFERENCE")
+    parser.add_argument(
+        "--picture",
+        default="",
+        help="file for samples beside the nearest images of REFERENCE; with --held_out",
+    )
     parser.add_argument("--cache_dir", default="", help="where features of references are kept")
     parser.add_argument("--out", default="", help="file for the result")
     arguments = parser.parse_args(argv)
-    for name, allowed in (("protocol", PROTOCOLS), ("metrics", METRICS)):
-        for value in getattr(arguments, name).split(","):
-            if value not in allowed:
-                hint = nearest(value, allowed)
-                raise UserError(f"--{name}: no {value!r}{hint}; there are {', '.join(allowed)}")
+    _check_named("protocol", [arguments.protocol], PROTOCOLS)
+    _check_named("metrics", arguments.metrics.split(","), METRICS)
     if arguments.image_size < 0:
         raise UserError(f"--image_size={arguments.image_size} must be a number of pixels")
     for name in ("out", "picture"):
         folder = Path(getattr(arguments, name)).parent
         if not folder.is_dir():
             raise UserError(f"--{name}: the folder {folder} does not exist")
+    if arguments.picture and not arguments.held_out:
+        raise UserError("--picture is drawn where samples are sought in REFERENCE: give --held_out")
     return arguments
 
 
+def _check_named(flag: str, values: Sequence[str], allowed: Collection[str]) -> None:
+    for value in values:
+        if value not in allowed:
+            hint = nearest(value, allowed)
+            raise UserError(f"--{flag}: no {value!r}{hint}; there are {', '.join(allowed)}")
+
+
 def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
-    # JAX and the readers of data take seconds to import: not for --help or a mistyped flag.
+    # Judges and readers of data take seconds to import: not for --help or a mistyped flag.
     from experiments.evaluation import compare, image_sets, protocols
 
     protocol = PROTOCOLS[arguments.protocol]
@@ -104,14 +114,16 @@ def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
         image_sets.load(where, arguments.data_dir, arguments.image_size)
         for where in (arguments.samples, arguments.reference)
     )
-    metrics = arguments.metrics.split(",")
-    networks = compare.Inception(weights, [m for m in metrics if m in protocol.metrics])
-    cache = Path(arguments.cache_dir) if arguments.cache_dir else None
-    result = compare.compare(samples, reference, networks, by_features, cache=cache)
-    result["run"] = _record_of(Path(arguments.samples))
+    held_out = None
     if arguments.held_out:
         held_out = image_sets.load(arguments.held_out, arguments.data_dir, arguments.image_size)
         image_sets.check_pair(held_out, reference)
+        image_sets.check_channels(samples, reference, held_out)
+    networks = compare.Inception(weights, arguments.metrics.split(","))
+    cache = Path(arguments.cache_dir) if arguments.cache_dir else None
+    result = compare.compare(samples, reference, networks, by_features, cache=cache)
+    result["run"] = _record_of(Path(arguments.samples))
+    if held_out is not None:
         result["metrics"] |= _memorisation(samples, reference, held_out, by_features, arguments)
         result["held_out"] = held_out.where
     return result
@@ -119,9 +131,8 @@ def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _record_of(samples: Path) -> Any:
     """Returns what --mode=sample wrote beside its samples: checkpoint, seed, flow; else nothing."""
-    from experiments.storage.workdir import read_json
-
-    record = samples.with_suffix(".json")
+    samples = samples.absolute()
+    record = samples.parent / f"{samples.name if samples.is_dir() else samples.stem}.json"
     return read_json(record) if record.is_file() else None
 
 

@@ -14,7 +14,7 @@ from ml_collections import config_flags
 
 from experiments import command_line, modes
 from experiments.errors import UserError
-from experiments.machine import xla_flags
+from experiments.machine import hosts, xla_flags
 from experiments.request import Request
 
 # What `--help` shows first: absl prints the docstring of the program.
@@ -155,8 +155,6 @@ def _set_up_logging() -> None:
 
 
 def _join_processes() -> None:
-    from experiments.machine import hosts  # Imports JAX.
-
     hosts.join(
         _COORDINATOR.value,
         _NUM_PROCESSES.value,

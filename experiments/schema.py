@@ -15,6 +15,7 @@ Rule = Callable[[Any], str | None]
 
 _MAX_FLOAT32 = 3.4e38
 _MAX_TEXT = 1_000
+_MAX_FILE_NAME = 200  # Bytes: file systems take 255, with the suffixes that samples get.
 _MAX_SHOWN = 300  # Characters of a value in a message.
 
 
@@ -64,8 +65,11 @@ def _text(value: Any) -> str | None:
 
 
 def _file_name(value: Any) -> str | None:
-    fits = isinstance(value, str) and "/" not in value and not value.startswith(".")
-    return None if fits else "a name for a file, without a folder"
+    fits = _text(value) is None and "/" not in value and not value.startswith(".")
+    fits = fits and len(value.encode()) <= _MAX_FILE_NAME
+    return (
+        None if fits else f"a name for a file, without a folder, of at most {_MAX_FILE_NAME} bytes"
+    )
 
 
 def _choice(*allowed: str) -> Rule:

@@ -79,7 +79,8 @@ def _build(c: dict[str, Any]) -> ClassifierTraining:
     if source.labels is None or source.kind != "images":
         raise UserError(
             f"data.name={c['data.name']}: a classifier needs labelled images that fit in "
-            "data.in_memory_megabytes: digits, sub-folders as classes, an npz with labels, or TFDS"
+            "data.in_memory_megabytes: digits, sub-folders as classes, an npz with labels, or "
+            "TFDS; and held-out images of no other classes than those of training"
         )
     network = parts.network(c, source.event_shape, len(source.classes))
     shared = training.common(c)

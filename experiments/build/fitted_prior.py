@@ -2,7 +2,6 @@
 
 import logging
 import math
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,8 @@ from tqdm import tqdm
 
 from experiments.data import Source, npz_files
 from experiments.data.records import digest
+from experiments.errors import UserError
+from experiments.storage.workdir import replacing
 from fdrl_jax import priors
 
 # Up to 64 x 64 x 3 the whole covariance is kept: its factor takes 604 MB.
@@ -26,6 +27,7 @@ class FittedPrior(NamedTuple):
     """`N(μ, F Fᵀ + s² I)` with `μ` [D], `F` [D, k] and the remainder `s`.
 
     `share_held` is the share of the data's variance that `F` holds: 1 for a full covariance.
+    `num_examples` is 0 for a prior that was not fitted here.
     """
 
     mean: np.ndarray
@@ -51,13 +53,16 @@ def load_or_fit(source: Source, rank: int, jitter: float, file: Path | None) -> 
     """Returns the prior that is kept in a file, or fits it and keeps it there.
 
     A kept one is used only for the same data, transform, rank and jitter. Fitting takes one pass
-    over the un-augmented training set.
+    over the un-augmented training set, and replaces a kept one that does not fit.
 
     Args:
       source: the data.
       rank: of the covariance, or 0 for all of it.
       jitter: added to the diagonal.
       file: where it is kept, if anywhere.
+
+    Raises:
+      UserError: if the kept one does not fit and was fitted elsewhere, so that it would be lost.
     """
     fingerprint = _fingerprint(source, rank, jitter)
     kept = None if file is None else _read(file, fingerprint)
@@ -121,23 +126,26 @@ def _read(file: Path, fingerprint: str) -> FittedPrior | None:
         return None
     try:
         arrays = npz_files.read(file)
-        if str(arrays["fingerprint"]) != fingerprint:
-            return None
-        return FittedPrior(
+        kept = FittedPrior(
             arrays["mean"],
             arrays["factor"],
             float(arrays["remainder_scale"]),
             float(arrays["share_held"]),
             int(arrays["num_examples"]),
         )
+        fits = str(arrays["fingerprint"]) == fingerprint
     except (ValueError, TypeError, KeyError) as error:
         logging.getLogger("fdrl").warning("%s is damaged (%s); fitting anew", file, error)
         return None
+    if not fits and not kept.num_examples:
+        raise UserError(
+            f"{file} was fitted elsewhere, to other data or with another prior.rank or "
+            "prior.jitter. Bring those back, or remove it to fit a prior anew"
+        )
+    return kept if fits else None
 
 
 def _write(file: Path, fitted: FittedPrior, fingerprint: str) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(file.name + ".part")
-    with part.open("wb") as stream:
+    with replacing(file) as stream:
         np.savez(stream, fingerprint=np.array(fingerprint), **fitted._asdict())
-    os.replace(part, file)

@@ -11,6 +11,7 @@ from experiments.data.feed import Feed
 from experiments.data.options import DataOptions
 from experiments.data.parts import open_parts
 from experiments.data.pipeline import Images, Reading, all_batches, probe, training_batches
+from experiments.data.pixels import to_unit
 from experiments.data.problems import Problems
 from experiments.data.records import Records, Subset, digest
 from experiments.data.source import Source, shuffled_indices
@@ -84,20 +85,43 @@ def image_source(options: DataOptions) -> Source:
     )
 
 
-def to_unit(pixels: Any) -> Any:
-    """Maps grey levels 0 .. 255 to [-1, 1]; numpy or JAX."""
-    return pixels.astype(np.float32) / np.float32(127.5) - np.float32(1.0)
-
-
 def _load(train: Images, held_out: Images, problems: Problems, reading: Reading) -> _Side:
     """Decodes the training images of a side into one array."""
-    size = _batch_size(train)
-    parts = list(all_batches(train, problems, reading, size))
+    parts = list(all_batches(train, problems, reading, _batch_size(train)))
     pixels = np.concatenate([part for part, _ in parts])
-    labels, other = train.records.labels, held_out.records.labels
-    if labels is None or other is None:
+    labels = train.records.labels
+    if labels is None or held_out.records.labels is None:
         return _Side(train, held_out, pixels, None)
-    return _Side(train, held_out, pixels, (labels[np.concatenate([n for _, n in parts])], other))
+    if problems.skip:  # Held-out images are read later: their labels must be those of these images.
+        held_out = _readable(held_out, problems, reading)
+    held_out_labels = _numbered_alike(held_out.records, train.records.classes)
+    if held_out_labels is None:
+        return _Side(train, held_out, pixels, None)
+    of_pixels = labels[np.concatenate([numbers for _, numbers in parts])]
+    return _Side(train, held_out, pixels, (of_pixels, held_out_labels))
+
+
+def _readable(images: Images, problems: Problems, reading: Reading) -> Images:
+    found = [numbers for _, numbers in all_batches(images, problems, reading, _batch_size(images))]
+    if not found:
+        raise _none_held_out()
+    return images._replace(records=Subset(images.records, np.concatenate(found)))
+
+
+def _numbered_alike(held_out: Records, classes: tuple[str, ...]) -> np.ndarray | None:
+    """Returns the labels of held-out images by the numbers that classes have in training.
+
+    A part that comes by itself numbers its own classes and may lack some. `None` if it has one that
+    training lacks.
+    """
+    if held_out.labels is None or not set(held_out.classes) <= set(classes):
+        return None
+    numbers = np.array([classes.index(name) for name in held_out.classes], np.int32)
+    return numbers[held_out.labels]
+
+
+def _none_held_out() -> DataError:
+    return DataError("none of the held-out images can be read")
 
 
 def _make_draw(names: tuple[str, ...], random_flip: bool) -> Callable[..., dict[str, Array]]:
@@ -168,7 +192,10 @@ def _first(images: Images, num: int, problems: Problems, reading: Reading) -> np
     some = images._replace(records=Subset(images.records, indices))
     # Few images: worker processes would take longer to start than to read them.
     batches = all_batches(some, problems, reading._replace(num_workers=0), _batch_size(images))
-    return np.concatenate([to_unit(part) for part, _ in batches])
+    parts = [to_unit(part) for part, _ in batches]
+    if not parts:
+        raise _none_held_out()
+    return np.concatenate(parts)
 
 
 def _num_starts(side: _Side) -> tuple[int, int]:

@@ -13,7 +13,6 @@ from experiments.errors import DataError
 from fdrl_jax.names import nearest
 
 _HELD_OUT_SHARE = 10  # At most one image in so many is held out of a set without a part of its own.
-_TFDS = "tfds:"
 
 
 class Part(NamedTuple):
@@ -39,7 +38,7 @@ def open_parts(options: DataOptions, problems: Problems) -> dict[str, Part]:
     Raises:
       DataError: for data that are missing, empty or of another layout than the options say.
     """
-    if options.name != "npz" and not options.name.startswith(_TFDS) and not options.dir:
+    if options.name != "npz" and not options.name.startswith(tfds.PREFIX) and not options.dir:
         raise DataError(
             f"data.name={options.name} needs to know where the data are: set --data_dir, "
             "--config.data.dir or the environment variable FDRL_DATA_DIR"
@@ -62,8 +61,8 @@ def open_parts(options: DataOptions, problems: Problems) -> dict[str, Part]:
 
 def _open(options: DataOptions, problems: Problems) -> _Found:
     splits = (options.split, options.held_out_split)
-    if options.name.startswith(_TFDS):
-        folder = tfds.find(options.name.removeprefix(_TFDS), options.dir)
+    if options.name.startswith(tfds.PREFIX):
+        folder = tfds.find(options.name.removeprefix(tfds.PREFIX), options.dir)
         train, held_out = (tfds.open_split(folder, split) for split in splits)
         if train is None:
             raise DataError(f"{folder} has no split {options.split!r} (data.split)")
@@ -126,7 +125,8 @@ def _with_held_out(part: _Found, most: int) -> Part:
     """Holds images out where the data come without a part for that.
 
     Which ones follows from their number alone, never from the run's seed, so that runs compare.
-    The first image of each class stays in training: a class with one image has no other.
+    The first image of each class stays in training, as a class with one image has no other; only
+    where every class has no more than one is the last image held out.
     """
     if part.held_out is not None and len(part.held_out):
         return Part(part.train, part.held_out)

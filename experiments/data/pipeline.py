@@ -78,9 +78,10 @@ def probe(records: Records, transform: Transform, problems: Problems) -> Images:
     """Finds the shape of the examples: that of the first readable image.
 
     Raises:
-      DataError: for an unreadable image, or if none can be read.
+      DataError: for an unreadable image, unless such are skipped, or if there is none to read.
     """
-    for index in range(min(len(records), _MOST_IN_A_ROW)):
+    num = min(len(records), _MOST_IN_A_ROW)
+    for index in range(num):
         try:
             pixels = decode(records.read(index), transform)
         except ValueError as error:
@@ -88,7 +89,9 @@ def probe(records: Records, transform: Transform, problems: Problems) -> Images:
             continue
         height, width, channels = pixels.shape
         return Images(records, transform, (height, width, channels))
-    raise DataError(f"{records.name(0)} and all images after it are unreadable")
+    if not num:
+        raise DataError("the data hold no image")
+    raise DataError(f"all of the {num} images from {records.name(0)} on are unreadable")
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from experiments.data import tfds
 from experiments.data.digits import digits
 from experiments.data.images import image_source
 from experiments.data.options import DataOptions
@@ -18,13 +19,12 @@ BUILT_IN: dict[str, Callable[[], Source]] = {
 }
 # Images of the user's own; "tfds:NAME" names a prepared set of tensorflow-datasets.
 STORED = ("folder", "lsun", "npz", "pair")
-_TFDS = "tfds:"
 
 
 def objection(name: object) -> str | None:
     """Returns what a name of data must be, or `None` for one that fits."""
     if isinstance(name, str) and (
-        name in BUILT_IN or name in STORED or (name.startswith(_TFDS) and name != _TFDS)
+        name in BUILT_IN or name in STORED or (name.startswith(tfds.PREFIX) and name != tfds.PREFIX)
     ):
         return None
     allowed = [*BUILT_IN, *STORED, "tfds:NAME"]

@@ -35,10 +35,11 @@ class Source(NamedTuple):
       modes: centres of the modes of a mixture, [M, 2], if it is one.
       mode_std: standard deviation of each mode.
       log_density: `points [N, 2] -> log p [N]` of the data, in nats, where it is known.
-      labels: `(train labels, held-out labels)`, if the data have any.
+      labels: `(train labels, held-out labels)` by the same numbers, if the data have any: in the
+        order of the images that `train_batches` and `held_out` give.
       classes: names of the classes by label; empty without labels.
-      open_feed: `(seed, batch size of this process, first step, steps of a dispatch) -> Feed` for
-        data that are streamed; `None` otherwise.
+      open_feed: `(seed, batch size of this process, batches to leave out, steps of a dispatch) ->
+        Feed` for data that are streamed; `None` otherwise.
       starts: `(positions [B]) -> images [B, ...]` to start samples from, float32, for paired
         domains: held-out ones first, then those of training, then again from the beginning.
       num_starts: how many of them are held out, and how many there are in all.

@@ -16,6 +16,7 @@ from experiments.data.records import Payload, digest
 from experiments.errors import DataError
 from fdrl_jax.names import nearest
 
+PREFIX = "tfds:"  # Of the names of such sets, as in `tfds:cifar10`.
 _DEFAULT_ROOT = "~/tensorflow_datasets"
 # NAME, NAME/CONFIG, either with :VERSION. Each part begins with a letter or digit, so that no name
 # leads out of the root, or is a pattern.

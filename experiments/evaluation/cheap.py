@@ -33,8 +33,10 @@ def cheap_metric(source: Source, samples: np.ndarray) -> CheapMetric:
       samples: on the host, [N, ...]: at least two.
 
     Raises:
-      UserError: if there is nothing to compare images with.
+      UserError: for less than two samples, or if there is nothing to compare images with.
     """
+    if len(samples) < 2:
+        raise UserError(f"a metric needs at least 2 samples, got --num_samples={len(samples)}")
     if source.kind == "points":
         samples = samples[:_MAX_POINTS]
         value = energy_distance(samples, source.held_out(len(samples), 1))

@@ -8,7 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments.build import Experiment
-from experiments.evaluation import CheapMetric, cheap_metric
+from experiments.evaluation.cheap import CheapMetric, cheap_metric
 from experiments.request import CheckpointStep
 from experiments.sampling import runs
 from experiments.sampling.draw import (

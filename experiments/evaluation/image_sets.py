@@ -10,13 +10,12 @@ from tqdm import tqdm
 from experiments.data import npz, tfds
 from experiments.data.decoding import Transform
 from experiments.data.files import Tree
-from experiments.data.images import to_unit
 from experiments.data.pipeline import Reading, all_batches, probe
+from experiments.data.pixels import to_uint8, to_unit
 from experiments.data.problems import Problems
 from experiments.data.records import Records, digest
 from experiments.errors import DataError
 
-_TFDS = "tfds:"
 _BATCH_SIZE = 1_000
 
 
@@ -43,6 +42,11 @@ class ImageSet(NamedTuple):
         """The images in [-1, 1], float32."""
         return _unit(self.pixels)
 
+    @property
+    def rounded(self) -> np.ndarray:
+        """The images as grey levels, uint8."""
+        return self.pixels if self.pixels.dtype == np.uint8 else to_uint8(self.pixels)
+
     def unit_batches(self) -> Iterator[np.ndarray]:
         """Yields the images in [-1, 1], some at a time."""
         for first in range(0, len(self.pixels), _BATCH_SIZE):
@@ -66,6 +70,8 @@ def load(where: str, data_dir: str = "", image_size: int = 0) -> ImageSet:
             raise DataError(f"{where}: images of floats cannot be resized")
         return ImageSet(where, floats)
     records, channels = _open(where, data_dir)
+    if not len(records):
+        raise DataError(f"{where}: no image in it")
     problems = Problems("stop")
     images = probe(records, Transform(image_size=image_size, channels=channels), problems)
     pixels = np.empty((len(records), *images.shape), np.uint8)
@@ -96,13 +102,25 @@ def check_pair(samples: ImageSet, reference: ImageSet) -> None:
             raise DataError(f"{images.where}: at least 2 images are needed")
 
 
+def check_channels(*sets: ImageSet) -> None:
+    """Checks that sets of images of one size can be compared pixel by pixel.
+
+    Raises:
+      DataError: if some are grey and others in colour.
+    """
+    channels = {images.where: images.pixels.shape[-1] for images in sets}
+    if len(set(channels.values())) > 1:
+        told = ", ".join(f"{where} has {number}" for where, number in channels.items())
+        raise DataError(f"numbers of channels differ: {told}")
+
+
 def _unit(pixels: np.ndarray) -> np.ndarray:
     return pixels if pixels.dtype == np.float32 else np.asarray(to_unit(pixels))
 
 
 def _open(where: str, data_dir: str) -> tuple[Records, int]:
-    if where.startswith(_TFDS):
-        name, _, split = where.removeprefix(_TFDS).rpartition(":")
+    if where.startswith(tfds.PREFIX):
+        name, _, split = where.removeprefix(tfds.PREFIX).rpartition(":")
         if not name:
             raise DataError(f"{where}: name the split too, as in tfds:cifar10:train")
         folder = tfds.find(name, data_dir)
@@ -126,6 +144,10 @@ def _floats(where: str) -> np.ndarray | None:
         return None
     if not np.issubdtype(array.dtype, np.floating):
         return None
-    if array.ndim != 4 or array.shape[-1] not in (1, 3) or not np.abs(array).max() <= 1.0:
+    if (
+        array.ndim != 4
+        or array.shape[-1] not in (1, 3)
+        or not np.abs(array).max(initial=0.0) <= 1.0
+    ):
         raise DataError(f"{where}: images of floats must be [N, H, W, 1 or 3] in [-1, 1]")
     return array.astype(np.float32)

@@ -144,10 +144,7 @@ def drop_damaged(kept: Path, num_images: int) -> None:
 
 def _hand_over(images: ImageSet, protocol: Protocol, path: Path) -> str:
     """Writes images as the protocol wants them, to a file that the process maps into memory."""
-    pixels = images.unit if protocol.pixels == "float32" else images.pixels
-    if pixels.dtype == np.float32 and protocol.pixels == "uint8":
-        pixels = np.clip(np.round((pixels + 1.0) * 127.5), 0, 255).astype(np.uint8)
-    np.save(path, pixels)
+    np.save(path, images.unit if protocol.pixels == "float32" else images.rounded)
     return str(path)
 
 

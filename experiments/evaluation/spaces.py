@@ -56,9 +56,9 @@ def get(name: str) -> tuple[str, Features]:
         return name, _REGISTRY[name]
     module, _, function = name.partition(":")
     if not function:
-        known = ", ".join(_REGISTRY)
+        hint = nearest(name, _REGISTRY) or "."
         raise UserError(
-            f"unknown feature space {name!r}{nearest(name, _REGISTRY)} There are {known}, and "
+            f"unknown feature space {name!r}{hint} There are {', '.join(_REGISTRY)}, and "
             "MODULE:FUNCTION for one of your own"
         )
     try:

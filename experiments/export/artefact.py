@@ -1,7 +1,6 @@
 """Writes a sampler as StableHLO, with its arrays, a loader and what one should know of them."""
 
 import hashlib
-import os
 import platform
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -15,7 +14,7 @@ import numpy as np
 from experiments.build import Experiment
 from experiments.errors import UserError
 from experiments.sampling.draw import batch_at
-from experiments.storage.workdir import write_json, write_text
+from experiments.storage.workdir import replacing, write_json, write_text
 from fdrl_jax import samplers
 from fdrl_jax.names import nearest
 from fdrl_jax.problem import Constants
@@ -41,7 +40,7 @@ Sample `i` is the same however many are drawn.
 | file | holds |
 |---|---|
 | `sampler.stablehlo` | the program, `jax.export`'s format, for any batch size |
-| `arrays.npz` | averaged parameters of the network, and the prior's arrays; plain arrays |
+| `arrays.npz` | parameters of the network ({weights}), and the prior's arrays; plain arrays |
 | `load_sampler.py` | reads both and draws |
 | `metadata.json` | settings, shapes, versions, hashes |
 
@@ -52,7 +51,7 @@ How long it lasts: {lifetime}
 def write(
     experiment: Experiment, train_state: TrainState, folder: Path, platforms: Sequence[str]
 ) -> None:
-    """Exports the sampler of a train state (its averaged parameters) into a folder.
+    """Exports the sampler of a train state into a folder.
 
     Args:
       experiment: the run.
@@ -67,28 +66,31 @@ def write(
         if wanted not in PLATFORMS:
             allowed = ", ".join(PLATFORMS)
             raise UserError(
-                f"--platforms={wanted} is unknown{nearest(wanted, PLATFORMS)} Allowed: {allowed}"
+                f"--platforms={wanted} is unknown{nearest(wanted, PLATFORMS) or '.'} "
+                f"Allowed: {allowed}"
             )
     arrays, treedef = _flatten(train_state, experiment)
     exported = _export(experiment, arrays, treedef, platforms)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        hashes = {
-            "sampler.stablehlo": _write(folder / "sampler.stablehlo", exported.serialize()),
-            "arrays.npz": _write_arrays(folder / "arrays.npz", arrays),
-        }
-        loader = Path(__file__).with_name("load_sampler.py").read_text()
+        with replacing(folder / "sampler.stablehlo") as file:
+            file.write(exported.serialize())
+        with replacing(folder / "arrays.npz") as file:
+            np.savez(file, **arrays)
+        hashes = {name: _sha256(folder / name) for name in ("sampler.stablehlo", "arrays.npz")}
+        loader = Path(__file__).with_name("load_sampler.py").read_text("utf-8")
         write_text(folder / "load_sampler.py", loader)
         metadata = _metadata(experiment, int(train_state.step), exported, arrays)
-        # Last: an export that was cut short does not match its metadata, which the loader tells.
-        write_json(folder / "metadata.json", {**metadata, "sha256": hashes})
         readme = _README.format(
             step=metadata["step"],
             name=experiment.source.name,
             platforms=", ".join(platforms),
+            weights=experiment.sampling.weights,
             lifetime=LIFETIME,
         )
         write_text(folder / "README.md", readme)
+        # Last: an export that was cut short does not match its metadata, which the loader tells.
+        write_json(folder / "metadata.json", {**metadata, "sha256": hashes})
     except OSError as error:
         raise UserError(f"{folder} cannot be written: {error.strerror}") from error
 
@@ -149,18 +151,6 @@ def _metadata(
     }
 
 
-def _write(path: Path, content: bytes | bytearray) -> str:
-    """Writes a file whole or not at all; returns its hash."""
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(content)
-    os.replace(part, path)
-    return hashlib.sha256(content).hexdigest()
-
-
-def _write_arrays(path: Path, arrays: dict[str, Any]) -> str:
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as stream:
-        np.savez(stream, **arrays)
-    os.replace(part, path)
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -78,8 +78,8 @@ def example(name: str) -> str:
 def run(request: Request) -> None:
     """Runs a mode.
 
-    Its file is imported only now: it starts JAX, whose flags must be set before, and a call for
-    help or with a mistake should not wait for it.
+    Its file is imported only now: Orbax, matplotlib and the judges take seconds, for which a call
+    for help or with a mistake should not wait.
 
     Raises:
       UserError: for the user's mistakes, among them to ask for more memory than there is.

@@ -35,7 +35,7 @@ def run(request: Request) -> None:
     )
     compiled, seconds = _compile(experiment, experiment.problem.flow.num_steps)
     print(f"compilation: {seconds:.1f} s")
-    print(f"memory of the compiled step: {_memory(compiled) / 2**20:,.1f} MiB a device")
+    print(f"memory of the compiled step: {_memory(compiled)}")
     few, more = (_time_step(experiment, k) for k in (_FEW, _MORE))
     flow_step = max((more - few) / (_MORE - _FEW), 0.0)
     step = few + flow_step * (experiment.problem.flow.num_steps - _FEW)
@@ -75,9 +75,12 @@ def _time_step(experiment: Experiment, num_flow_steps: int) -> float:
     return statistics.median(seconds)
 
 
-def _memory(compiled: Any) -> int:
+def _memory(compiled: Any) -> str:
     stats = compiled.memory_analysis()
-    return int(stats.argument_size_in_bytes) + memory.bytes_beside_arguments(stats)
+    if stats is None:
+        return "not told by this backend"
+    needed = int(stats.argument_size_in_bytes) + memory.bytes_beside_arguments(stats)
+    return f"{needed / 2**20:,.1f} MiB a device"
 
 
 def _duration(seconds: float) -> str:

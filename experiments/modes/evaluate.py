@@ -27,6 +27,7 @@ def evaluate(experiment: Experiment, workdir: Workdir, train_state: TrainState) 
         return
     step = int(train_state.step)
     found = evaluate_run(experiment, samples, make_log_ratio(experiment, train_state), step)
+    workdir.report.unlink(missing_ok=True)  # Mode train takes it and these metrics for one.
     write_json(workdir.evaluation, {"step": step, "metrics": found.metrics, **found.record})
     report.write(experiment, workdir, train_state, samples, found.metrics, found.nearest)
     tell(workdir)

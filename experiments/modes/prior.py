@@ -8,7 +8,7 @@ from experiments import build, pictures
 from experiments.request import Request
 from experiments.sampling.draw import batch_at
 from experiments.storage.workdir import Workdir
-from fdrl_jax import rng
+from fdrl_jax import parallel, rng
 
 _NUM_SHOWN = 100
 
@@ -17,6 +17,8 @@ def run(request: Request) -> None:
     """Fits the prior into the workdir and writes a picture of its samples."""
     workdir = Workdir(request.workdir)
     experiment = build.experiment(request.config, workdir.prior)
+    if not parallel.is_first_process():
+        return
     workdir.create()
     positions = np.arange(_NUM_SHOWN, dtype=np.int32)
     batch = jax.tree.map(jnp.asarray, batch_at(experiment, positions))

@@ -1,5 +1,6 @@
 """Mode sample: samples of a checkpoint as files, with a record of what they are, and a picture."""
 
+import contextlib
 import itertools
 import time
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from experiments.request import Request
 from experiments.sampling import runs, sample_files
 from experiments.sampling.conditional import ALL, conditioned
 from experiments.sampling.draw import batch_size, make_sample_fn, on_devices, sample_starts
-from experiments.sampling.shards import Shards
+from experiments.sampling.shards import Shards, lock
 from experiments.storage.checkpoints import FREE_IN_TRAINING
 from experiments.storage.integrity import digest_arrays
 from experiments.storage.workdir import read_json, write_json
@@ -41,25 +42,33 @@ def run(request: Request) -> None:
     options, source = experiment.sampling, experiment.source
     train_state = runs.restore(experiment, workdir, request.checkpoint_step)
     step, num = int(train_state.step), request.num_samples or experiment.evaluation_samples
-    of_class = "" if experiment.labels is None else f"_class_{experiment.conditioning.label}"
-    name = options.name or f"step_{step}{of_class}"
+    name = options.name or default_name(step, experiment.conditioning.label)
     path = sample_files.target(workdir.samples, name, options.format, source.kind)
     record_file, picture = (workdir.samples / f"{name}.{suffix}" for suffix in ("json", "png"))
     record = describe(experiment, train_state, num, path)
+    first = parallel.is_first_process()
     if not _is_done(record_file, record, path):
-        shards = _open_shards(workdir.samples / f"{name}.parts", record, experiment)
-        draw(experiment, train_state, shards, request.started)
-        starts = sample_starts(experiment, train_state, min(num, pictures.num_shown(source)))
-        if parallel.is_first_process():
-            record_file.unlink(missing_ok=True)  # That of samples that are replaced now.
-            with tqdm(total=num, unit="sample", desc="writing") as bar:
-                sample_files.write(path, _told(shards.read(), bar), num)
-            _draw_picture(experiment, starts, shards, picture)
-            write_json(record_file, record)
-            shards.remove()
-    if parallel.is_first_process():
+        parts = workdir.samples / f"{name}.parts"
+        with lock(parts) if first else contextlib.nullcontext():
+            shards = _open_shards(parts, record, experiment)
+            draw(experiment, train_state, shards, request.started)
+            starts = sample_starts(experiment, train_state, min(num, pictures.num_shown(source)))
+            if first:
+                record_file.unlink(missing_ok=True)  # That of samples that are replaced now.
+                with tqdm(total=num, unit="sample", desc="writing") as bar:
+                    sample_files.write(path, options.format, _told(shards.read(), bar), num)
+                _draw_picture(experiment, starts, shards, picture)
+                write_json(record_file, record)
+                shards.remove()
+    if first:
         print(f"{num:,} samples of step {step:,}: {path}")
         print(f"picture: {picture}\nwhat they are: {record_file}")
+
+
+def default_name(step: int, label: str) -> str:
+    """Returns what samples of a step, and perhaps of a class, are called."""
+    safe = label.replace("/", "_")  # Names of classes may have slashes.
+    return f"step_{step}_class_{safe}" if label else f"step_{step}"
 
 
 def describe(

@@ -62,7 +62,7 @@ def as_stored(source: Source, samples: np.ndarray) -> np.ndarray:
 
 def from_stored(source: Source, stored: np.ndarray) -> np.ndarray:
     """Undoes `as_stored`, but for rounding."""
-    return stored if source.kind == "points" else pixels.from_uint8(stored)
+    return stored if source.kind == "points" else pixels.to_unit(stored)
 
 
 def num_shown(source: Source) -> int:

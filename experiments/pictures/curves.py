@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
-from experiments.evaluation import CheapMetric
+from experiments.evaluation.cheap import CheapMetric
 from experiments.pictures.style import DATA, PRIOR, SAMPLES, panels, plt
 from experiments.training.metrics_log import PREFIX
 

@@ -24,6 +24,13 @@ def tile(images: np.ndarray, columns: int, gap: int = 1) -> np.ndarray:
     return sheet
 
 
+def show(ax: Axes, sheet: np.ndarray) -> None:
+    """Draws a sheet of grey levels without axes."""
+    grey = sheet.shape[-1] == 1
+    ax.imshow(sheet[..., 0] if grey else sheet, cmap="gray" if grey else None, vmin=0, vmax=255)
+    ax.set_axis_off()
+
+
 def samples_and_data(prior: np.ndarray, samples: np.ndarray, data: np.ndarray) -> Figure:
     """Draws grids of the prior, the flowed samples and the data side by side."""
     titles = ("prior $x_0$", r"samples $x_{K+\kappa}$", "data")
@@ -112,10 +119,3 @@ def _grids(columns: dict[str, np.ndarray]) -> Figure:
         show(ax, tile(images[:NUM_IN_GRID], 10))
         ax.set_title(title)
     return figure
-
-
-def show(ax: Axes, sheet: np.ndarray) -> None:
-    """Draws a sheet of grey levels without axes."""
-    grey = sheet.shape[-1] == 1
-    ax.imshow(sheet[..., 0] if grey else sheet, cmap="gray" if grey else None, vmin=0, vmax=255)
-    ax.set_axis_off()

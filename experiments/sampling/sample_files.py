@@ -36,22 +36,23 @@ def target(folder: Path, name: str, file_format: str, kind: str) -> Path:
     return folder / f"{name}{_SUFFIXES[file_format]}"
 
 
-def write(path: Path, parts: Iterable[np.ndarray], num_samples: int) -> None:
+def write(path: Path, file_format: str, parts: Iterable[np.ndarray], num_samples: int) -> None:
     """Writes samples whole or not at all, holding one part at a time in memory.
 
     Args:
-      path: from `target`; its suffix tells the format.
+      path: from `target`.
+      file_format: as for `target`.
       parts: the samples in order: uint8 images [n, H, W, C], or points [n, 2].
       num_samples: over all parts.
     """
     unfinished = path.with_name(path.name + ".unfinished")
     writers: dict[str, Callable[[Path, Iterator[np.ndarray], int], None]] = {
-        ".npz": _write_npz,
-        ".zip": _write_zip,
-        "": _write_folder,
+        "npz": _write_npz,
+        "zip": _write_zip,
+        "folder": _write_folder,
     }
     _remove(unfinished)
-    writers[path.suffix](unfinished, iter(parts), num_samples)
+    writers[file_format](unfinished, iter(parts), num_samples)
     if path.is_dir():
         _remove(path)
     os.replace(unfinished, path)

@@ -1,8 +1,8 @@
 """Samples in parts on disk: a kill loses the part in work and nothing else."""
 
-import os
 import shutil
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +10,27 @@ import numpy as np
 
 from experiments import schema
 from experiments.errors import UserError
-from experiments.storage.workdir import read_json, write_json
+from experiments.storage.lock import exclusive
+from experiments.storage.workdir import read_json, replacing, write_json
+
+
+def lock(folder: Path) -> AbstractContextManager[None]:
+    """Keeps other programs from drawing the same set of samples at the same time.
+
+    Raises:
+      UserError: if one does, naming its process.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # Beside the folder, which comes and goes; hidden, as it stays among the samples.
+    file = folder.with_name(f".{folder.name}.lock")
+    return exclusive(file, str(folder), "name these otherwise, with --config.sample.name")
 
 
 class Shards:
     """Equal parts of a set of samples, each a file that is there whole or not at all.
 
-    A manifest holds what the samples are of, so that those of other settings never get in.
+    A manifest holds what the samples are of, so that those of other settings never get in. Only one
+    program at a time may use a set: see `lock`.
     """
 
     def __init__(
@@ -35,7 +49,7 @@ class Shards:
         """
         manifest = folder / "manifest.json"
         if manifest.exists():
-            saved = read_json(manifest)
+            saved = read_json(manifest, "record", "shard_size")
             _check_same(saved["record"], record, folder)
             shard_size = saved["shard_size"]
         else:
@@ -56,10 +70,8 @@ class Shards:
 
     def write(self, first: int, samples: np.ndarray) -> None:
         """Writes a part whole or not at all."""
-        unfinished = self._folder / "unfinished"
-        with unfinished.open("wb") as file:
+        with replacing(self._file(first)) as file:
             np.save(file, samples)
-        os.replace(unfinished, self._file(first))
 
     def read(self) -> Iterator[np.ndarray]:
         """Reads the parts in order, one after the other."""

@@ -13,7 +13,8 @@ from fdrl_jax.state import TrainState
 def read(workdir: Workdir) -> dict[str, Any] | None:
     """Returns step, metric, value and folder of the best checkpoint, if there is one."""
     record = workdir.best / "best.json"
-    return read_json(record) if record.exists() else None
+    keys = ("folder", "metric", "value", "step")
+    return read_json(record, *keys) if record.exists() else None
 
 
 def folder(workdir: Workdir) -> Path | None:

@@ -1,16 +1,14 @@
 """The folder of a run: where each thing lies, and writing so that nothing is half there."""
 
 import contextlib
-import fcntl
 import json
-import logging
 import os
-import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from experiments.errors import UserError
+from experiments.storage.lock import exclusive
 
 
 class Workdir:
@@ -18,8 +16,9 @@ class Workdir:
 
     `config.json` the settings; `prior.npz` the fitted prior; `metrics.jsonl` one line a logging
     interval; `checkpoints/` the newest; `best/` the best by the metric during training;
-    `snapshots/` samples during training; `samples/`; `curves/`; `pictures/`; `evaluation.json`;
-    `report.html`; `classifier.json` what a classifier's run is of; `lock` who trains here.
+    `snapshots/` samples during training; `samples/`; `curves/`; `pictures/`; `export/`;
+    `evaluation.json`; `report.html`; `classifier.json` what a classifier's run is of; `lock` who
+    trains here.
     """
 
     def __init__(self, root: str | Path) -> None:
@@ -50,36 +49,14 @@ class Workdir:
         except OSError as error:
             raise UserError(f"--workdir={self.root} cannot be written: {error.strerror}") from error
 
-    @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
-        """Keeps other runs out of the folder; the system frees it however this process ends.
+    def lock(self) -> contextlib.AbstractContextManager[None]:
+        """Keeps other runs out of the folder.
 
         Raises:
           UserError: if another process trains here, naming it.
         """
-        try:
-            file = self.lock_file.open("a+")
-        except OSError as error:
-            raise UserError(f"--workdir={self.root} cannot be written: {error.strerror}") from error
-        with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.seek(0)
-                raise UserError(
-                    f"--workdir={self.root} is in use by {file.read().strip()}; wait for it, stop "
-                    "it, or train in another --workdir"
-                ) from None
-            except OSError as error:  # Some file systems of clusters have no locks.
-                logging.getLogger("fdrl").warning(
-                    "%s cannot be locked (%s): see to it that no other run uses it",
-                    self.root,
-                    error.strerror,
-                )
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-            file.flush()
-            yield
+        otherwise = "train in another --workdir"
+        return exclusive(self.lock_file, f"--workdir={self.root}", otherwise)
 
     def snapshot_files(self, up_to_step: int) -> list[tuple[int, Path]]:
         """Returns the snapshots of steps up to one, in order."""
@@ -111,7 +88,15 @@ def read_json(path: Path, *keys: str) -> dict[str, Any]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file whole or not at all: a reader or a crash never meets half of it."""
+    """Writes a text file, UTF-8 whatever the locale, whole or not at all."""
+    with replacing(path) as file:
+        file.write(text.encode())
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """Opens a file that takes its place at the end: a reader or a crash never meets half of it."""
     part = path.with_name(path.name + ".part")
-    part.write_text(text)
+    with part.open("wb") as file:
+        yield file
     os.replace(part, path)

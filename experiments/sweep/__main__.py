@@ -96,7 +96,7 @@ def _override(argument: str) -> tuple[str, Any]:
     key, equals, value = argument.removeprefix(_PREFIX).partition("=")
     if not equals:
         raise UserError(f"{argument} needs a value: {argument}=VALUE")
-    return key, plan.parse_value(value)
+    return key, plan.parse_value(key, value)
 
 
 def _numbers(text: str) -> list[int]:

@@ -5,7 +5,7 @@ import importlib.util
 import itertools
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,9 +78,10 @@ def make(
     for seed, (group, name, varied) in itertools.product(seeds, named):
         merged = {**(settings or {}), **varied, "seed": seed}
         _check(merged)
-        folder = f"{_slug(group)}/{_slug(name)}/seed_{seed}"
-        shared = folders.setdefault(json.dumps(merged, sort_keys=True), folder)
-        runs.append(Run(group, name, seed, dict(varied), merged, shared))
+        key = json.dumps(merged, sort_keys=True)
+        if key not in folders:
+            folders[key] = _folder(group, name, seed, taken=folders.values())
+        runs.append(Run(group, name, seed, dict(varied), merged, folders[key]))
     if not runs:
         raise UserError("the sweep has no runs: give it groups and seeds")
     return Plan(config, runs, tuple(metrics))
@@ -133,18 +134,25 @@ def grid(specs: Sequence[str]) -> Groups:
         if not (equals and values):
             raise UserError(f"--grid {spec} must be KEY=VALUE,VALUE such as flow.num_steps=20,40")
         split = re.split(r",(?![^(]*\))", values)
-        axes.append([(key.removeprefix("config."), parse_value(value)) for value in split])
+        key = key.removeprefix("config.")
+        axes.append([(key, parse_value(key, value)) for value in split])
     group = ", ".join(axis[0][0] for axis in axes)
     points = map(dict, itertools.product(*axes))
     return {group: {", ".join(f"{k}={v}" for k, v in point.items()): point for point in points}}
 
 
-def parse_value(text: str) -> Any:
-    """Reads a value from the command line: a Python literal, or else a text."""
+def parse_value(key: str, text: str) -> Any:
+    """Reads a value of a key from the command line: a Python literal, or else a text.
+
+    A text also where the key holds one that looks like a literal, such as a class named 3.
+    """
+    text = text.strip()
     try:
-        return ast.literal_eval(text.strip())
+        value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
-        return text.strip()
+        return text
+    rule = schema.RULES.get(key)
+    return text if rule and rule(value) and not rule(text) else value
 
 
 def _check(settings: Settings) -> None:
@@ -154,6 +162,13 @@ def _check(settings: Settings) -> None:
         wrong = schema.RULES[key](value)
         if wrong:
             raise UserError(f"config: {key} must be {wrong}, got {value!r}")
+
+
+def _folder(group: str, name: str, seed: int, taken: Collection[str]) -> str:
+    """Returns a folder for a run; names that differ in signs that no folder has get a number."""
+    stem = f"{_slug(group)}/{_slug(name)}"
+    stems = itertools.chain([stem], (f"{stem}_{number}" for number in itertools.count(2)))
+    return next(f for stem in stems if (f := f"{stem}/seed_{seed}") not in taken)
 
 
 def _slug(name: str) -> str:

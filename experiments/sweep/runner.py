@@ -15,7 +15,7 @@ from experiments.storage.workdir import Workdir, read_json, write_json
 from experiments.sweep.plan import Plan, Run
 
 DONE, DIVERGED, FAILED = "done", "diverged", "failed"
-_RECORD = "outcome.json"
+_RECORD, _KEYS = "outcome.json", ("asked", "status", "reason", "seconds")
 _ERROR = "error: "
 
 
@@ -46,7 +46,8 @@ def run_program(config: str, run: Run, folder: Path) -> tuple[int, str]:
     if code < 0:
         return code, f"killed by signal {-code}"
     # Progress bars write over their line.
-    lines = [line.strip() for line in re.split(r"[\r\n]", output.read_text()) if line.strip()]
+    text = output.read_text(errors="replace")  # A kill may cut a character.
+    lines = [line.strip() for line in re.split(r"[\r\n]", text) if line.strip()]
     told = [line.removeprefix(_ERROR) for line in lines if line.startswith(_ERROR)]
     return code, (told or lines or ["it wrote nothing"])[-1]
 
@@ -95,7 +96,7 @@ def _known(folder: Path, asked: dict[str, Any]) -> Outcome | None:
     record = folder / _RECORD
     if not record.exists():
         return None
-    known = read_json(record)
+    known = read_json(record, *_KEYS)
     if known["asked"] != asked or known["status"] == FAILED:
         return None
     return _outcome(folder, known)
@@ -112,5 +113,5 @@ def _remember(
 
 def _outcome(folder: Path, record: dict[str, Any]) -> Outcome:
     done = record["status"] == DONE
-    metrics = read_json(Workdir(folder).evaluation)["metrics"] if done else {}
+    metrics = read_json(Workdir(folder).evaluation, "metrics")["metrics"] if done else {}
     return Outcome(record["status"], record["reason"], record["seconds"], metrics)

@@ -1,12 +1,14 @@
 """The results of a sweep as tables: every run for programs, means over seeds for people."""
 
 import csv
+import io
 import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.pictures.report import format_value
+from experiments.storage.workdir import write_text
 from experiments.sweep.plan import Plan, Settings
 from experiments.sweep.runner import DONE, Outcome
 
@@ -61,10 +63,11 @@ def write_csv(path: Path, plan: Plan, outcomes: Sequence[Outcome]) -> None:
     """Writes one line a run with all its settings and all its metrics."""
     lines = list(_records(plan, outcomes))
     columns = dict.fromkeys(key for line in lines for key in line)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(columns))
-        writer.writeheader()
-        writer.writerows(lines)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(columns))
+    writer.writeheader()
+    writer.writerows(lines)
+    write_text(path, text.getvalue())
 
 
 def _records(plan: Plan, outcomes: Sequence[Outcome]) -> Iterator[dict[str, Any]]:

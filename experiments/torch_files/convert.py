@@ -23,7 +23,7 @@ from experiments.torch_files import (
     read_checkpoint,
     read_gaussian_prior,
 )
-from fdrl_jax import networks
+from fdrl_jax import networks, parallel
 from fdrl_jax.state import TrainState
 
 # Their key -> ours, and what becomes of the value.
@@ -92,6 +92,8 @@ def convert(
     store = Checkpoints(workdir.checkpoints, experiment.num_checkpoints)
     with contextlib.closing(store):
         store.save(train_state, experiment.settings)
+    if not parallel.is_first_process():
+        return unknown
     if moments is not None:
         jitter = settings["prior.jitter"]
         fitted_prior.adopt(experiment.source, jitter, workdir.prior, *moments)

@@ -33,7 +33,7 @@ class Judge:
     def judge(self, replicated: TrainState) -> Record:
         """Returns the metric under its name in the log; the state is saved if it is the best."""
         # Only now: judges take seconds to import, and most runs need none before their end.
-        from experiments.evaluation import cheap_metric
+        from experiments.evaluation.cheap import cheap_metric
 
         experiment = self._experiment
         variables = experiment.sampling_variables(replicated)

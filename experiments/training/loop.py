@@ -15,7 +15,7 @@ from experiments.errors import DivergedError, PreemptedError
 from experiments.machine import hosts
 from experiments.sampling.draw import SampleFn, make_sample_fn
 from experiments.storage.checkpoints import FREE_IN_TRAINING, Checkpoints
-from experiments.storage.workdir import Workdir, write_json
+from experiments.storage.workdir import Workdir, replacing, write_json
 from experiments.training import divergence, memory, metrics_log
 from experiments.training.judge import Judge
 from experiments.training.metrics_log import Record
@@ -24,7 +24,7 @@ from fdrl_jax import parallel, steps
 from fdrl_jax.state import TrainState
 
 
-class Window(NamedTuple):
+class _Window(NamedTuple):
     """Metrics since the last log, still on the device: (first step, count, arrays) a dispatch."""
 
     started: float
@@ -137,7 +137,7 @@ class _Trainer:
         def due(every: int) -> bool:
             return every > 0 and (step % every == 0 or step == last)
 
-        window = Window(time.perf_counter(), [])
+        window = _Window(time.perf_counter(), [])
         bar = tqdm(
             total=last,
             initial=step,
@@ -179,7 +179,7 @@ class _Trainer:
                         writer.write(step, record)
                     bar.set_description(f"loss {record['loss']:.4f}")
                     bar.update(step - bar.n)
-                    window = Window(time.perf_counter(), [])
+                    window = _Window(time.perf_counter(), [])
                 if due(cadence.checkpoint_steps) or stopping:
                     hosts.check_agreement(replicated, step)
                     self._store.save(
@@ -204,7 +204,8 @@ def _snapshot_writer(
         variables, num = experiment.sampling_variables(replicated), experiment.snapshot_samples
         samples = sample(variables, constants, num)
         if parallel.is_first_process():
-            np.savez_compressed(workdir.snapshots / f"{step:08d}.npz", arr_0=samples.refined)
+            with replacing(workdir.snapshots / f"{step:08d}.npz") as file:
+                np.savez_compressed(file, arr_0=samples.refined)
 
     return write
 

@@ -75,6 +75,18 @@ def explain(error: Exception) -> UserError | None:
     return UserError(f"out of memory: {reason[:200]}. {_HINT}")
 
 
+def host_bytes() -> int:
+    """Returns the memory that the host can still give, where the system tells."""
+    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+        free = int(lines["MemAvailable"].split()[0]) * 1024
+    if _CGROUP.exists() and (limit := _CGROUP.read_text().strip()).isdecimal():
+        free = min(free, int(limit))
+    return free
+
+
 def _compare(needed_a_device: int, what: str) -> None:
     device = jax.local_devices()[0]
     stats = device.memory_stats()
@@ -88,18 +100,6 @@ def _compare(needed_a_device: int, what: str) -> None:
             f"config: {what} needs at least {needed / 2**30:,.1f} GiB, and {where} "
             f"{available / 2**30:,.1f} GiB are free. {_HINT}"
         )
-
-
-def host_bytes() -> int:
-    """Returns the memory that the host can still give, where the system tells."""
-    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
-        free = int(lines["MemAvailable"].split()[0]) * 1024
-    if _CGROUP.exists() and (limit := _CGROUP.read_text().strip()).isdecimal():
-        free = min(free, int(limit))
-    return free
 
 
 def _bytes(leaf: Any) -> int:

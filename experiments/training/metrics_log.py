@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from experiments.errors import UserError
+from experiments.storage.integrity import digest_json
+from experiments.storage.workdir import write_text
 
 Record = dict[str, float]
 PREFIX = "evaluation/"  # Of the name of a metric of samples.
@@ -26,22 +28,18 @@ class JsonLines:
     """
 
     def __init__(self, path: Path, resume_step: int) -> None:
-        kept = [line for line in read(path) if line["step"] <= resume_step]
-        self._file = path.open("w")
-        for line in kept:
-            self._append(line)
+        kept = [json.dumps(line) + "\n" for line in read(path) if line["step"] <= resume_step]
+        write_text(path, "".join(kept))
+        self._file = path.open("a")
 
     def write(self, step: int, record: Record) -> None:
         # JSON has no NaN; a run that diverges writes null for it.
         finite = {k: v if math.isfinite(v) else None for k, v in record.items()}
-        self._append({"step": step, **finite})
+        self._file.write(json.dumps({"step": step, **finite}) + "\n")
+        self._file.flush()
 
     def close(self) -> None:
         self._file.close()
-
-    def _append(self, line: dict[str, Any]) -> None:
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
 
 
 class TensorBoard:
@@ -64,13 +62,16 @@ class Wandb:
 
     def __init__(self, folder: Path, mode: str, settings: dict[str, Any]) -> None:
         module = _import("wandb", "wandb")
-        # The workdir's name as the id: a resumed run goes on in the same curve.
+        root = folder.absolute()
         self._run = module.init(
             project="fdrl_jax",
             dir=str(folder),
             mode=mode,
             config=settings,
-            id=folder.absolute().name,
+            name=root.name,
+            # Of the workdir, so that a resumed run goes on in the same curve; of its whole path,
+            # as many runs of a sweep have a folder `seed_0`.
+            id=digest_json(str(root)),
             resume="allow",
         )
 

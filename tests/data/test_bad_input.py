@@ -9,6 +9,7 @@ import pytest
 from image_files import encoded, numbered, picture, write_folder
 
 from experiments.data import DataOptions, load
+from experiments.data.pixels import to_unit
 from experiments.errors import DataError
 
 FINE = 12
@@ -206,3 +207,33 @@ def test_skipped_images_lose_their_labels_too(tmp_path):
     source = open_folder(tmp_path, "skip")
     assert len(source.labels[0]) == len(source.arrays["real"])
     assert np.bincount(source.labels[0]).sum() == len(source.train())
+
+
+def test_a_skipped_held_out_image_takes_its_label_with_it(tmp_path):
+    names = [f"{part}/{i % 2}/{i}.png" for part in ("train", "test") for i in range(6)]
+    write_folder(tmp_path, names)
+    cut(tmp_path / "test" / "0" / "2.png")
+    source = open_folder(tmp_path, on_error="skip")
+    images = source.held_out(1_000, 0)
+    assert len(images) == len(source.labels[1]) == 5
+    expected = {to_unit(picture(8, 8, 6 + i)).tobytes(): i % 2 for i in range(6)}
+    found = [expected[image.tobytes()] for image in images]
+    np.testing.assert_array_equal(source.labels[1], found)
+
+
+def test_held_out_images_that_are_all_unreadable_are_told(tmp_path):
+    write_folder(tmp_path, [*numbered(4, "train/"), *numbered(1, "test/")])
+    cut(tmp_path / "test" / "000.png")
+    source = open_folder(tmp_path, on_error="skip")
+    with pytest.raises(DataError, match="none of the held-out images can be read"):
+        source.held_out(10, 0)
+
+
+def test_arrays_without_an_image_are_told(tmp_path):
+    np.savez(
+        tmp_path / "x.npz",
+        images=np.zeros((0, 8, 8), np.uint8),
+        x_test=np.zeros((3, 8, 8), np.uint8),
+    )
+    with pytest.raises(DataError, match="the data hold no image"):
+        load(DataOptions("npz", str(tmp_path / "x.npz")))

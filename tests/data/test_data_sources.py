@@ -182,3 +182,15 @@ def test_arrays_of_another_kind_are_refused_by_name(arrays, message, tmp_path):
     np.savez(tmp_path / "a.npz", **arrays)
     with pytest.raises(DataError, match=message):
         load(DataOptions("npz", str(tmp_path / "a.npz")))
+
+
+def test_held_out_labels_have_the_numbers_of_training_where_a_split_lacks_a_class(tmp_path):
+    pixels = np.arange(6 * 64, dtype=np.uint16).astype(np.uint8).reshape(6, 8, 8)
+    arrays = {"x_train": pixels, "y_train": [0, 1, 2, 0, 1, 2], "x_test": pixels[:2]}
+    np.savez(tmp_path / "x.npz", **arrays, y_test=[2, 2])
+    source = load(DataOptions("npz", str(tmp_path / "x.npz")))
+    assert source.classes == ("0", "1", "2")
+    assert source.labels[1].tolist() == [2, 2]
+
+    np.savez(tmp_path / "x.npz", **arrays, y_test=[2, 7])
+    assert load(DataOptions("npz", str(tmp_path / "x.npz"))).labels is None

@@ -85,6 +85,17 @@ def test_grey_arrays_stay_grey_and_other_sizes_need_a_common_one(stored, capsys)
     assert result["samples"]["resized_by"] is None
 
 
+def test_held_out_images_that_do_not_fit_are_told_before_anything_is_computed(
+    stored, capsys, monkeypatch
+):
+    monkeypatch.delattr("experiments.evaluation.compare.compare")
+    arguments = (stored / "folder", stored / "reference.npz", "--features=random_conv")
+    for name, expected in (("grey", "numbers of channels differ"), ("small", "8 x 8 pixels")):
+        code, message = run(capsys, *arguments, f"--held_out={stored / name}.npz")
+        assert code == 2
+        assert expected in message
+
+
 def test_a_feature_space_of_ones_own_is_a_function_in_a_module(stored, capsys, monkeypatch):
     monkeypatch.syspath_prepend(stored)
     (stored / "my_space.py").write_text("def means(images):\n    return images.mean((1, 2))\n")
@@ -105,6 +116,8 @@ def test_a_feature_space_of_ones_own_is_a_function_in_a_module(stored, capsys, m
         (["--protocol=fid_legacy_fdrl"], "inception_v3_google-0cc3c7bd.pth"),
         (["--protocol=standart"], "did you mean 'standard'"),
         (["--metrics=fid,kidd"], "did you mean 'kid'"),
+        (["--protocol=standard,fid_legacy_fdrl"], "no 'standard,fid_legacy_fdrl'"),
+        (["--picture=x.png"], "give --held_out"),
         (["--speed=high"], "unrecognized arguments: --speed=high"),
         (["--out=nowhere/x.json"], "the folder nowhere does not exist"),
     ],
@@ -133,3 +146,33 @@ def test_metrics_of_other_protocols_or_weights_have_other_names():
     assert prefixed(STANDARD, genuine, "fid") == "fid"
     assert prefixed(LEGACY, genuine, "fid") == "fid_legacy_fdrl"
     assert prefixed(STANDARD, other, "fid") == "fid_weights_1a2b3c4d"
+
+
+def test_an_empty_set_is_named(stored, tmp_path, capsys):
+    for name, kind in (("floats", np.float32), ("levels", np.uint8)):
+        path = tmp_path / f"{name}.npz"
+        np.savez(path, arr_0=np.zeros((0, 16, 16, 3), kind))
+        code, message = run(capsys, path, stored / "reference.npz", "--features=random_conv")
+        assert code == 2
+        assert message.startswith(f"error: {path}: ")
+
+
+def test_the_record_of_samples_is_found_whatever_their_name(tmp_path, monkeypatch):
+    for name in ("v1.5", "v1"):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"file": name}))
+    (tmp_path / "v1.5").mkdir()
+    assert evaluate._record_of(tmp_path / "v1.5") == {"file": "v1.5"}
+    assert evaluate._record_of(tmp_path / "v1.npz") == {"file": "v1"}
+    monkeypatch.chdir(tmp_path / "v1.5")
+    assert evaluate._record_of(Path()) == {"file": "v1.5"}
+
+
+def test_a_mistyped_flag_does_not_wait_for_what_judges():
+    program = (
+        "import sys; from experiments import evaluate; evaluate.main(['a', 'b', '--x']);"
+        "print(*sorted(name.partition('.')[0] for name in sys.modules))"
+    )
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "unrecognized arguments: --x" in done.stderr
+    assert not {"sklearn", "grain", "matplotlib", "orbax"} & set(done.stdout.split())

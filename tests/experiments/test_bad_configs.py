@@ -139,3 +139,9 @@ def test_memory_that_ran_out_is_explained_and_other_errors_are_not(monkeypatch):
     monkeypatch.setattr(dry_run, "run", fail)
     with pytest.raises(RuntimeError, match="a defect"):
         modes.run(Request("dry_run", {}))
+
+
+@pytest.mark.parametrize("name", ["a/b", ".hidden", "a\nb", "x" * 201, "\u00e9" * 101])
+def test_a_name_that_no_file_can_have_is_refused(name):
+    assert "a name for a file" in schema.RULES["sample.name"](name)
+    assert schema.RULES["sample.name"]("v1.5 of J\u00f6rg") is None

@@ -6,9 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import build, evaluation, modes
+from experiments import build, modes
 from experiments.errors import UserError
-from experiments.evaluation import CheapMetric
+from experiments.evaluation import cheap
+from experiments.evaluation.cheap import CheapMetric
 from experiments.request import Request
 from experiments.sampling import runs
 from experiments.storage import best
@@ -32,7 +33,7 @@ def valued(monkeypatch):
     def give(*values):
         left = iter(values)
         monkeypatch.setattr(
-            evaluation, "cheap_metric", lambda *_: CheapMetric("metric_32", next(left), True)
+            cheap, "cheap_metric", lambda *_: CheapMetric("metric_32", next(left), True)
         )
 
     return give

@@ -48,6 +48,8 @@ def test_a_bare_name_is_a_config_of_the_project(flag, monkeypatch, tmp_path):
 def test_a_wrong_mode_is_answered_with_the_nearest_and_the_allowed_ones():
     with pytest.raises(UserError, match=r"did you mean 'sample'.*Allowed: train, .*sample"):
         command_line.check_needed("smaple", {}, "runs/x", None)
+    with pytest.raises(UserError, match=r"is unknown\. Allowed: train"):
+        command_line.check_needed("0", {}, "runs/x", None)
 
 
 def test_a_missing_workdir_is_named_but_a_dry_run_needs_none():

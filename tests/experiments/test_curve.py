@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from experiments import build, modes
-from experiments.evaluation import CheapMetric, cheap_metric, curve
+from experiments.errors import UserError
+from experiments.evaluation import curve
+from experiments.evaluation.cheap import CheapMetric, cheap_metric
 from experiments.pictures import curves
 from experiments.request import Request
 from experiments.sampling import runs
@@ -66,3 +68,8 @@ def test_the_best_of_a_curve_is_a_number_in_the_metrics_own_direction():
 
     assert curves.best_of(points(float("nan"), 2.0, 1.0, 3.0, lower=True))[0] == 2
     assert curves.best_of(points(float("nan"), 2.0, 1.0, 3.0, lower=False))[0] == 3
+
+
+def test_a_metric_of_one_sample_is_refused_in_one_line(trained, tiny):
+    with pytest.raises(UserError, match="at least 2 samples, got --num_samples=1"):
+        modes.run(Request("curve", tiny(), trained.root, num_samples=1))

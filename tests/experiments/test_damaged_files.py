@@ -4,7 +4,11 @@ import contextlib
 import functools
 import io
 import json
+import os
+import subprocess
+import sys
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,9 +25,11 @@ from experiments.data.files import ZipArchive
 from experiments.data.problems import Problems
 from experiments.errors import DataError, UserError
 from experiments.pictures import report
-from experiments.storage.workdir import Workdir, read_json
+from experiments.storage import best
+from experiments.storage.workdir import Workdir, read_json, replacing
 from experiments.training import metrics_log
 
+ROOT = Path(__file__).parents[2]
 FLIPS = st.lists(
     st.tuples(st.floats(0, 1, exclude_max=True), st.integers(1, 255)), min_size=1, max_size=4
 )
@@ -135,6 +141,17 @@ def test_a_damaged_prior_is_told_and_fitted_anew(tiny, tmp_path, caplog):
         assert file.read_bytes()[:2] == b"PK"
 
 
+def test_a_prior_that_was_fitted_elsewhere_is_never_replaced(tiny, tmp_path):
+    source = build.experiment(tiny("digits"), fit_prior=False).source
+    file, size = tmp_path / "prior.npz", 64
+    fitted_prior.adopt(source, 1e-4, file, np.zeros(size), np.eye(size))
+    whole = file.read_bytes()
+    with pytest.raises(UserError, match=r"prior\.npz was fitted elsewhere.*prior\.jitter"):
+        fitted_prior.load_or_fit(source, 0, 1e-3, file)
+    assert file.read_bytes() == whole
+    assert fitted_prior.load_or_fit(source, 0, 1e-4, file).mean.shape == (size,)
+
+
 @pytest.mark.parametrize(
     "line", [b"{", b"[]", b"{}", b'{"step": "1"}', b"\xff\xfe", b"null", b'{"step": 1.5}']
 )
@@ -162,3 +179,51 @@ def test_a_damaged_snapshot_is_named_and_strange_files_are_passed_over(tmp_path)
     assert step == 2
     with pytest.raises(UserError, match=r"00000002\.npz is damaged"):
         report._read_snapshot(path)
+
+
+def test_a_crash_while_a_file_is_written_leaves_the_one_before(tmp_path):
+    path = tmp_path / "x"
+    path.write_bytes(b"before")
+
+    def write(content):
+        with replacing(path) as file:
+            file.write(content)
+            file.write("no bytes")
+
+    with pytest.raises(TypeError):
+        write(b"half")
+    assert path.read_bytes() == b"before"
+
+
+def test_a_crash_when_a_run_goes_on_leaves_the_log_of_metrics(tmp_path, monkeypatch):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n{"step": 2}\n{"step": 3}\n')
+    left = [json.dumps({"step": 1})]  # The first line; then the process ends.
+    with monkeypatch.context() as patched:
+        patched.setattr(metrics_log.json, "dumps", lambda _: left.pop())
+        with pytest.raises(IndexError):
+            metrics_log.JsonLines(path, 2)
+    assert [line["step"] for line in metrics_log.read(path)] == [1, 2, 3]
+    writer = metrics_log.JsonLines(path, 2)
+    writer.write(3, {"loss": 1.0})
+    writer.close()
+    assert [line["step"] for line in metrics_log.read(path)] == [1, 2, 3]
+
+
+def test_a_record_of_the_best_checkpoint_that_lacks_a_key_is_named(tmp_path):
+    workdir = Workdir(tmp_path)
+    workdir.best.mkdir()
+    (workdir.best / "best.json").write_text('{"step": 1}')
+    with pytest.raises(UserError, match=r"best\.json is damaged: it lacks one of folder"):
+        best.read(workdir)
+
+
+def test_text_is_utf8_whatever_the_locale(tmp_path):
+    program = (
+        "import sys; from pathlib import Path; from experiments.storage.workdir import write_text;"
+        "write_text(Path(sys.argv[1]), chr(954))"
+    )
+    ascii_locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-c", program, str(tmp_path / "x")]
+    subprocess.run(command, cwd=ROOT, env=os.environ | ascii_locale, check=True)
+    assert (tmp_path / "x").read_bytes() == "κ".encode()

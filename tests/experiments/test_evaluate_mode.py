@@ -7,6 +7,7 @@ from experiments import modes
 from experiments.errors import UserError
 from experiments.evaluation import compare
 from experiments.evaluation.inception import Judged
+from experiments.pictures import report
 from experiments.request import Request
 from experiments.storage.workdir import Workdir, read_json
 
@@ -68,3 +69,22 @@ def test_missing_weights_are_told_before_training_begins(tiny, tmp_path):
     with pytest.raises(UserError, match=r"nowhere\.pth does not exist.*6726825d"):
         modes.run(Request("train", config, tmp_path / "run", "a command"))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_report_never_stands_beside_metrics_of_another_evaluation(tiny, tmp_path, monkeypatch):
+    run = Request("train", tiny(), tmp_path / "run", "a command")
+    workdir = Workdir(run.workdir)
+    modes.run(run)
+
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(report, "write", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            modes.run(run._replace(mode="evaluate", checkpoint="2"))
+    assert read_json(workdir.evaluation)["step"] == 2
+    assert not workdir.report.exists()
+    modes.run(run)
+    assert read_json(workdir.evaluation)["step"] == 4
+    assert "step 4" in workdir.report.read_text()

@@ -9,6 +9,7 @@ from experiments import modes
 from experiments.data.pixels import to_uint8
 from experiments.errors import UserError
 from experiments.request import Request
+from fdrl_jax import parallel
 
 
 def test_samples_come_from_the_newest_checkpoint_or_the_one_named(trained, tiny, capsys):
@@ -79,3 +80,11 @@ def test_a_dry_run_tells_shapes_memory_and_time_and_writes_nothing(
 def test_images_are_stored_as_clipped_grey_levels():
     images = np.array([-1.2, -1.0, 0.0, 1.0, 3.0], np.float32)
     assert to_uint8(images).tolist() == [0, 0, 128, 255, 255]
+
+
+@pytest.mark.parametrize("mode", ["prior", "export", "strips", "interpolate"])
+def test_of_several_processes_the_first_alone_writes(mode, trained, tiny, monkeypatch):
+    before = sorted(trained.root.rglob("*"))
+    monkeypatch.setattr(parallel, "is_first_process", lambda: False)
+    modes.run(Request(mode, tiny(), trained.root))
+    assert sorted(trained.root.rglob("*")) == before

@@ -1,6 +1,7 @@
 """Mode sample: files that other programs read, and a kill in the middle that costs nothing."""
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -15,9 +16,10 @@ from PIL import Image
 
 from experiments import modes
 from experiments.errors import UserError
+from experiments.modes.sample import default_name
 from experiments.request import Request
 from experiments.sampling import sample_files
-from experiments.sampling.shards import Shards
+from experiments.sampling.shards import Shards, lock
 
 ROOT = Path(__file__).parents[2]
 
@@ -38,7 +40,7 @@ def test_all_formats_hold_the_same_pixels_and_equal_samples_make_equal_bytes(cha
             path = sample_files.target(tmp_path, name, file_format, "images")
             parts = [images[:2], images[2:]] if name == "one" else [images]
             for _ in range(2):  # The second time it takes the place of the first.
-                sample_files.write(path, parts, 5)
+                sample_files.write(path, file_format, parts, 5)
 
     (tmp_path / "unpacked").mkdir()
     zipfile.ZipFile(tmp_path / "one.zip").extractall(tmp_path / "unpacked")
@@ -105,6 +107,35 @@ def test_sampling_that_was_cut_goes_on_and_makes_the_same_files(trained, tiny, m
     assert files(trained, "cut") == whole
     sample(trained, config, num_samples=30)
     assert len(written) == 4  # What is done is not drawn again.
+
+
+def test_two_programs_do_not_draw_the_same_samples_at_the_same_time(trained, tiny):
+    config = tiny(changes={"sample.name": "shared"})
+    parts = trained.samples / "shared.parts"
+    with lock(parts), pytest.raises(UserError) as caught:
+        sample(trained, config)
+
+    told = str(caught.value)
+    assert told.startswith(f"{parts} is in use by process {os.getpid()} on ")
+    assert told.endswith("or name these otherwise, with --config.sample.name")
+    assert not parts.exists()
+    with lock(trained.samples / "other.parts"):
+        sample(trained, config)  # Other samples are nobody's concern.
+    assert (trained.samples / "shared.npz").exists()
+
+
+def test_a_class_with_a_slash_in_its_name_is_no_folder():
+    assert default_name(4, "") == "step_4"
+    assert default_name(4, "a/abbey") == "step_4_class_a_abbey"
+
+
+def test_a_name_with_a_dot_is_no_format(trained, tiny, tmp_path):
+    images = np.zeros((2, 4, 4, 1), np.uint8)
+    for file_format, suffix in (("npz", ".npz"), ("zip", ".zip"), ("folder", "")):
+        path = sample_files.target(tmp_path, "v1.npz", file_format, "images")
+        sample_files.write(path, file_format, [images], 2)
+        assert path.name == f"v1.npz{suffix}"
+    assert len(list((tmp_path / "v1.npz").iterdir())) == 2
 
 
 @pytest.mark.slow

@@ -152,6 +152,7 @@ def test_secrets_of_the_environment_are_written_nowhere(tiny, tmp_path, monkeypa
     workdir.create()
     loop.train(build.experiment(config), workdir, "a command")
     assert told["mode"] == "online"
+    assert told["name"] == "run"
     assert SECRET not in json.dumps(told, default=str)
     out = capfd.readouterr()
     assert SECRET not in out.out + out.err

@@ -3,6 +3,7 @@
 import csv
 import json
 import statistics
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -172,3 +173,28 @@ def test_the_command_runs_the_program_and_tells_how_each_run_ended(tmp_path, cap
     figures = json.loads((tmp_path / "loss.name/loss.name=lr/seed_0/evaluation.json").read_text())
     assert f"| loss.name=lr | 1 | {figures['metrics']['energy_ratio']:.4g} |" in told
     assert {"table.md", "table.csv", "picture.png"} <= {path.name for path in tmp_path.iterdir()}
+
+
+def test_a_class_that_looks_like_a_number_stays_a_text():
+    groups = plan.grid(["data.target_class=3,5"])
+    assert [run.varied for run in plan.make(CONFIG, groups).runs] == [
+        {"data.target_class": "3"},
+        {"data.target_class": "5"},
+    ]
+
+
+def test_names_that_differ_in_signs_no_folder_has_get_folders_of_their_own():
+    groups = {"a": {"x y": {"flow.num_steps": 3}, "x/y": {"flow.num_steps": 4}, "x_y": {}}}
+    todo = plan.make(CONFIG, groups)
+    assert [run.folder for run in todo.runs] == ["a/x_y/seed_0", "a/x_y_2/seed_0", "a/x_y_3/seed_0"]
+
+
+def test_output_that_is_no_text_does_not_end_the_sweep(tmp_path, monkeypatch):
+    def run(command, stdout, stderr):
+        stdout.buffer.write(b"\xff\nerror: the reason \xe2\x82")
+        return subprocess.CompletedProcess(command, 1)
+
+    monkeypatch.setattr(runner.subprocess, "run", run)
+    code, reason = runner.run_program(CONFIG, plan.make(CONFIG, GROUPS).runs[0], tmp_path)
+    assert code == 1
+    assert reason.startswith("the reason")

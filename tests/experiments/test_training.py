@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -168,3 +169,30 @@ def test_a_workdir_that_cannot_be_written_is_a_clear_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
         Workdir(tmp_path / "file" / "run").create()
+
+
+def test_runs_in_folders_of_one_name_have_curves_of_their_own(tmp_path, monkeypatch):
+    ids = []
+
+    class Module:
+        @staticmethod
+        def init(**arguments):
+            ids.append(arguments["id"])
+
+    monkeypatch.setattr(metrics_log, "_import", lambda name, extra: Module)
+    for folder in ("a/seed_0", "b/seed_0", "a/seed_0"):
+        metrics_log.Wandb(tmp_path / folder, "offline", {})
+    assert ids[0] == ids[2] != ids[1]
+
+
+def test_a_crash_while_a_snapshot_is_written_leaves_none(tiny, tmp_path, monkeypatch):
+    def cut(file, **arrays):
+        opened = file.open("wb") if isinstance(file, Path) else file
+        opened.write(b"PK")
+        opened.flush()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(np, "savez_compressed", cut)
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny(), tmp_path)
+    assert Workdir(tmp_path).snapshot_files(10) == []
