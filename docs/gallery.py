@@ -1,6 +1,6 @@
 """Draws every picture of the documentation from scratch on a CPU, and writes docs/gallery.md.
 
-Command: python -m docs.gallery [--only NAME ...] [--workdir=runs/gallery]
+Command: python -m docs.gallery [--only NAME ...] [--workdir=runs/gallery] [--data_dir=CIFAR10]
 """
 
 import argparse
@@ -18,7 +18,7 @@ from PIL import Image
 DOCS = Path(__file__).parent
 IMAGES, PAGE, TIMES = DOCS / "images", DOCS / "gallery.md", DOCS / "gallery_times.json"
 WORKDIR = "runs/gallery"
-NUM_COLOURS = 256
+NUM_COLOURS, JPEG_QUALITY = 256, 80
 MAIN = "python -m experiments.main"
 
 
@@ -30,12 +30,14 @@ class Entry(NamedTuple):
       command: what draws them, one or more lines; runs/gallery stands for `--workdir`.
       pictures: file in docs/images to (file that the command writes, below runs/gallery; caption).
       of_run: the entry whose run the command needs.
+      needs_data: whether it takes CIFAR-10, from `--data_dir`, which nothing here downloads.
     """
 
     name: str
     command: str
     pictures: dict[str, tuple[str, str]]
     of_run: str = ""
+    needs_data: bool = False
 
 
 ENTRIES = (
@@ -130,6 +132,30 @@ ENTRIES = (
         },
     ),
     Entry(
+        "cifar10_small",
+        f"{MAIN} --config=configs/cifar10_small.py --data_dir=CIFAR10 "
+        "--workdir=runs/gallery/cifar10_small",
+        {
+            "cifar10_small_flow.jpg": (
+                "cifar10_small/pictures/flow.png",
+                "CIFAR-10 on a CPU: samples on their way from the data-dependent prior.",
+            )
+        },
+        needs_data=True,
+    ),
+    Entry(
+        "cat2dog_small",
+        f"{MAIN} --config=configs/cat2dog_small.py --data_dir=CIFAR10 "
+        "--workdir=runs/gallery/cat2dog_small",
+        {
+            "cat2dog_small.jpg": (
+                "cat2dog_small/pictures/flow.png",
+                "Held-out cats of CIFAR-10 flow towards dogs.",
+            )
+        },
+        needs_data=True,
+    ),
+    Entry(
         "density_chasm",
         "python -m examples.density_chasm --out=runs/gallery/density_chasm",
         {
@@ -165,23 +191,29 @@ def main(argv: list[str]) -> None:
     names = [entry.name for entry in ENTRIES]
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME")
     parser.add_argument("--page", action="store_true", help="write the page alone, draw nothing")
+    parser.add_argument("--data_dir", help="CIFAR-10 as a folder or zip; without it, no such run")
     arguments = parser.parse_args(argv)
     times = json.loads(TIMES.read_text()) if TIMES.exists() else {}
     chosen = [entry for entry in ENTRIES if entry.name in arguments.only and not arguments.page]
     for entry in chosen:
-        times[entry.name] = round(draw(entry, Path(arguments.workdir)))
+        if entry.needs_data and arguments.data_dir is None:
+            print(f"{entry.name}: left out, it needs CIFAR-10: --data_dir=FOLDER_OR_ZIP")
+            continue
+        seconds = draw(entry, Path(arguments.workdir), arguments.data_dir or "")
+        times[entry.name] = round(seconds)
         TIMES.write_text(json.dumps(times, indent=2, sort_keys=True) + "\n")
         print(f"{entry.name}: {times[entry.name]} s", flush=True)
     PAGE.write_text(page(times))
 
 
-def draw(entry: Entry, workdir: Path) -> float:
+def draw(entry: Entry, workdir: Path, data_dir: str) -> float:
     """Runs the command of an entry from scratch; returns the seconds that it took."""
     shutil.rmtree(workdir / entry.name, ignore_errors=True)
     workdir.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     for line in entry.command.replace(WORKDIR, str(workdir)).splitlines():
-        command = [sys.executable, *shlex.split(line)[1:]]
+        arguments = [a.replace("=CIFAR10", f"={data_dir}") for a in shlex.split(line)[1:]]
+        command = [sys.executable, *arguments]
         subprocess.run(command, check=True, cwd=DOCS.parent)
     seconds = time.perf_counter() - started
     collect(entry, workdir)
@@ -189,12 +221,15 @@ def draw(entry: Entry, workdir: Path) -> float:
 
 
 def collect(entry: Entry, workdir: Path) -> None:
-    """Copies the pictures of an entry into docs/images: PNG in few colours."""
+    """Copies the pictures of an entry into docs/images: PNG in few colours, or JPEG."""
     for target, (drawn, _) in entry.pictures.items():
         if target.endswith(".svg"):
             shutil.copy(workdir / drawn, IMAGES / target)
             continue
         image = Image.open(workdir / drawn).convert("RGB")
+        if target.endswith(".jpg"):  # Of photographs, which few colours do not do justice.
+            image.save(IMAGES / target, quality=JPEG_QUALITY, optimize=True)
+            continue
         image.quantize(NUM_COLOURS, dither=Image.Dither.NONE).save(IMAGES / target, optimize=True)
 
 
