@@ -144,18 +144,6 @@ ENTRIES = (
         needs_data=True,
     ),
     Entry(
-        "cat2dog_small",
-        f"{MAIN} --config=configs/cat2dog_small.py --data_dir=CIFAR10 "
-        "--workdir=runs/gallery/cat2dog_small",
-        {
-            "cat2dog_small.jpg": (
-                "cat2dog_small/pictures/flow.png",
-                "Held-out cats of CIFAR-10 flow towards dogs.",
-            )
-        },
-        needs_data=True,
-    ),
-    Entry(
         "density_chasm",
         "python -m examples.density_chasm --out=runs/gallery/density_chasm",
         {
