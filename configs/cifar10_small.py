@@ -3,7 +3,7 @@
 Command: python -m experiments.main --config=configs/cifar10_small.py --data_dir=FOLDER_OR_ZIP
   --workdir=runs/cifar10_small
 A folder or zip of PNG or JPEG; --config.data.name=tfds:cifar10 for the prepared TFDS set.
-Cost: about 20 min on two CPU cores, with evaluation and report.
+Cost: about 15 min on two CPU cores by the dry run, with evaluation and report.
 Score: on 19,000 images, Fréchet distance in random convolutions 0.051 (the prior 0.094), precision
   0.88, coverage 0.86. Scenes and objects with clear outlines, which one cannot name.
 """
