@@ -8,6 +8,8 @@ WORKDIR ?= runs/swissroll
 PYTEST_ARGS ?=
 # Workers, as many as cores but not more than 4: -n 0 in PYTEST_ARGS for a debugger.
 PYTEST := -m pytest -n auto --maxprocesses=4
+OF_THE_LIBRARY := tests/core tests/networks tests/data/test_covariance.py tests/evaluation/test_cheap_metric.py \
+  $(addprefix tests/experiments/test_,conditional.py curve.py hosts.py)
 GALLERY_ARGS ?=
 PYTHON_OLD ?= python3.11
 PYTHON_NEW ?= python3.13
@@ -43,9 +45,9 @@ test: $(READY) ## run all tests [PYTEST_ARGS="-k flow -x"]
 test-fast: $(READY) ## run the tests that are not marked slow
 	@$(PY) $(PYTEST) -m 'not slow' $(PYTEST_ARGS)
 
-coverage: $(READY) ## share of the library's lines and branches that its own tests run
-	@$(PY) -m coverage run -m pytest -q tests/core tests/networks tests/data/test_covariance.py
-	@$(PY) -m coverage report --include='fdrl_jax/*' --fail-under=95
+coverage: $(READY) ## share of the library's lines and branches that its tests run
+	@$(PY) -m coverage run $(PYTEST) -q -m 'not slow' $(OF_THE_LIBRARY)
+	@$(PY) -m coverage combine -q && $(PY) -m coverage report --include='fdrl_jax/*' --fail-under=95
 
 check: $(READY) ## lint, format, types, the walls between the packages, and that dependencies agree
 	$(PY) -m ruff check .
@@ -97,7 +99,7 @@ package: $(READY) ## build wheel and sdist into dist/, and try the wheel in an e
 	  package/bin/python -m experiments.main --config=swissroll:tiny --workdir=package/run
 
 clean: ## remove $(VENV), the caches and the build files; runs/ stays
-	rm -rf '$(VENV)' .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage htmlcov build dist *.egg-info
+	rm -rf '$(VENV)' .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage* htmlcov build dist *.egg-info
 
 # Debian ships venv without ensurepip: there, the system's pip puts pip into the environment.
 $(READY): pyproject.toml constraints.txt
