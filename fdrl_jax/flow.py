@@ -42,9 +42,8 @@ def noise_scale(step_size: float, entropy_weight: float) -> float:
       ValueError: for a negative step size or entropy weight.
     """
     if step_size < 0 or entropy_weight < 0:
-        raise ValueError(
-            f"step_size and entropy_weight must be >= 0, got {step_size} and {entropy_weight}"
-        )
+        got = f"{step_size} and {entropy_weight}"
+        raise ValueError(f"step_size and entropy_weight must be >= 0, got {got}")
     return float((2.0 * step_size * entropy_weight) ** 0.5)
 
 
@@ -254,8 +253,9 @@ def normal_like(key: Array, x: Array) -> Array:
     key = _as_typed(key)
     if key.ndim == 0:
         return jax.random.normal(key, x.shape, x.dtype)
-    if len(key) != len(x):  # One key would otherwise give all examples the same noise.
-        raise ValueError(f"one key, or one an example, is needed: got {len(key)} for {len(x)}")
+    # One key would otherwise give all the same noise. `len` refuses a symbolic batch size.
+    if (num := key.shape[0]) != x.shape[0]:
+        raise ValueError(f"one key, or one an example, is needed: got {num} for {x.shape[0]}")
     return jax.vmap(lambda k: jax.random.normal(k, x.shape[1:], x.dtype))(key)
 
 
