@@ -226,8 +226,9 @@ def page(times: dict[str, int]) -> str:
     took = {e.name: f"{times[e.name]} s" if e.name in times else "not measured" for e in ENTRIES}
     parts = [
         "# Gallery\n\nEvery picture of this documentation, with the command that draws it and its "
-        "time on two CPU cores. `make gallery` draws all of them from scratch, `make gallery "
-        'GALLERY_ARGS="--only swissroll"` one. This page is written by `docs/gallery.py`.\n',
+        "time on two CPU cores that did other work as well. `make gallery` draws all of them from "
+        'scratch, `make gallery GALLERY_ARGS="--only swissroll"` one. This page is written by '
+        "`docs/gallery.py`.\n",
         "| entry | shows | time |\n|---|---|---|",
     ]
     for entry in ENTRIES:
