@@ -9,9 +9,9 @@ precision, timed in the same rounds. PyTorch, in float32, is optional, and so is
 
 import argparse
 import itertools
-import json
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -22,6 +22,7 @@ import fdrl_jax as fdrl
 from benchmarks.sizes import SIZES
 from benchmarks.timing import alternate
 from experiments.machine import xla_flags
+from experiments.storage.workdir import write_json
 from fdrl_jax import networks
 from fdrl_jax.problem import Constants, Estimator, FlowParams, Problem
 
@@ -140,12 +141,12 @@ def measure(
 def main() -> None:
     """Prints the figures of each network, and writes them as JSON when asked."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--networks", default="resnet32")
-    parser.add_argument("--batches", default="8")
-    parser.add_argument("--precisions", default="float32")
+    parser.add_argument("--networks", default="resnet32", help="names, with commas between")
+    parser.add_argument("--batches", default="8", help="images of a step")
+    parser.add_argument("--precisions", default="float32", help="float32, bfloat16")
     parser.add_argument("--torch_compile", action="store_true", help="also time torch.compile")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", help="also write the figures to this file")
+    parser.add_argument("--rounds", type=int, default=5, help="timed calls of each")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     arguments = parser.parse_args()
     xla_flags.set_cpu_flags()
     lists = (arguments.networks, arguments.batches, arguments.precisions)
@@ -158,8 +159,7 @@ def main() -> None:
             print(f"{key:36s} {value if isinstance(value, str) else format(value, ',.4g')}")
         print()
     if arguments.json:
-        with open(arguments.json, "w") as file:
-            json.dump(results, file, indent=2)
+        write_json(arguments.json, results)
 
 
 if __name__ == "__main__":

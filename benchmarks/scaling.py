@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -25,6 +26,7 @@ import fdrl_jax as fdrl
 from benchmarks.timing import alternate
 from benchmarks.trace import thread_seconds
 from experiments.machine import xla_flags
+from experiments.storage.workdir import write_json
 from fdrl_jax import networks, parallel, rng, steps
 from fdrl_jax.problem import Constants, Estimator, FlowParams, Problem
 
@@ -41,9 +43,9 @@ _FLAG = "--xla_force_host_platform_device_count"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--json", help="also write the figures to this file")
-    parser.add_argument("--picture", help="also draw the cost into this file")
+    parser.add_argument("--rounds", type=int, default=7, help="timed calls of each")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument("--picture", type=Path, help="also draw the cost into this file")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
@@ -54,8 +56,7 @@ def main() -> None:
     results["cost"] = {name: measure_cost(name, arguments.rounds) for name in FACTORS}
     tell(results)
     if arguments.json:
-        with open(arguments.json, "w") as file:
-            json.dump(results, file, indent=2)
+        write_json(arguments.json, results)
     if arguments.picture:
         draw(results["cost"], arguments.picture)
 
@@ -163,10 +164,8 @@ def tell(results: dict[str, Any]) -> None:
         print(f"{name:6s} {row:56s} slope {cost['slope']:.2f}")
 
 
-def draw(cost: dict[str, Any], path: str) -> None:
+def draw(cost: dict[str, Any], path: Path) -> None:
     """Draws the time of a step against each factor, on logarithmic axes."""
-    from pathlib import Path
-
     from experiments.pictures import style
 
     figure, axes = style.panels(len(cost), size=2.6)
@@ -180,7 +179,7 @@ def draw(cost: dict[str, Any], path: str) -> None:
         panel.set_yticks(times, [f"{time:,.0f}" for time in times])
         panel.legend()
     axes[0].set_ylabel("ms of a train step")
-    style.save(figure, Path(path))
+    style.save(figure, path)
 
 
 if __name__ == "__main__":
