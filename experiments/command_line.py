@@ -1,118 +1,322 @@
-"""From the command line to parsed flags, with errors that say what to write instead."""
+"""From the command line to a `Command`, with errors that say what to write instead."""
 
+import argparse
+import ast
+import dataclasses
+import importlib.util
+import inspect
 import re
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NoReturn
 
-from absl import flags
-
-from experiments import schema
+from experiments import settings
 from experiments.errors import UserError
-from experiments.modes import MODES, example
+from experiments.modes import FLAGS, MODES, Mode, example, natural, positive
+from experiments.settings import Settings
 from fdrl_jax.names import nearest
 
 _CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-_OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]+)")
+_PROGRAM = "python -m experiments.main"
+_HOST_FLAGS = (
+    "distributed",
+    "coordinator_address",
+    "num_processes",
+    "process_id",
+    "heartbeat_seconds",
+)
 
 
-def parse(argv: list[str]) -> list[str]:
-    """Parses absl's flags, the config file and the overrides of its keys.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Command:
+    """What the user asks for.
 
-    A bare name is a config of the project's own, wherever it is installed: `--config=swissroll`.
-    Without `--config`, the config of the run in the workdir is taken.
+    Attributes:
+      mode: a name in `experiments.modes.MODES`.
+      workdir: folder of the run; `None` for modes that need none.
+      config: flat settings of the config file with the changes; `None` without a config file.
+      changes: flat settings that the command line changes.
+      data_dir: where the data are, if the command says so.
+      flags: values of the mode's own flags.
+      text: the command as typed, for the record.
+    """
+
+    mode: str
+    workdir: Path | None = None
+    config: Settings | None = None
+    changes: Settings = dataclasses.field(default_factory=dict)
+    data_dir: str = ""
+    flags: dict[str, Any] = dataclasses.field(default_factory=dict)
+    text: str = ""
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the run, for modes that need one."""
+        if self.workdir is None:
+            raise UserError(f"--workdir=DIR, the folder of the run, is missing: {example(self.mode)}")
+        return self.workdir
+
+    @property
+    def which(self) -> int | Literal["best"] | None:
+        """The checkpoint that `--checkpoint` names: a step, "best", or `None` for the newest."""
+        name = self.flags.get("checkpoint")
+        if name is None or name == "best":
+            return name
+        if not name.isdecimal():
+            raise UserError(
+                f"--checkpoint={name} must be the step of a checkpoint, or best, in mode {self.mode}"
+            )
+        return int(name)
+
+
+def parse(argv: Sequence[str]) -> tuple[Command, dict[str, Any]]:
+    """Reads the arguments of the program.
+
+    Args:
+      argv: without the program's name.
+
+    Returns:
+      The command, and the flags that say how processes find each other.
 
     Raises:
-      UserError: for an unknown flag, mode, file or key, or a value of the wrong type.
+      UserError: for an unknown flag, mode, file or key, a flag of another mode, a stray word, or a
+        value that is not allowed.
     """
-    argv = _with_own_config(_with_saved_config(argv))
-    check_config_file(_value(argv, "config"))
-    _check_keys(argv)
-    try:
-        return list(flags.FLAGS(argv))
-    except Exception as error:  # A config file or a parser of values may raise anything.
-        raise UserError(_explain(error)) from error
-
-
-def check_needed(mode: str, config: Any, workdir: str | None, checkpoint: str | None) -> None:
-    """Checks that the flags that a mode needs are there.
-
-    Raises:
-      UserError: naming what is missing, with an example.
-    """
-    if mode not in MODES:
-        hint = nearest(mode, MODES) or "."
-        raise UserError(f"--mode={mode} is unknown{hint} Allowed: {', '.join(MODES)}")
-    if config is None:
-        raise UserError(f"--config=FILE.py is missing: {example('train')}")
+    changes, rest = _split_changes(list(argv))
+    mode = _mode_of(rest)
+    flags = _parse_flags(mode, rest)
+    spec = flags.pop("config")
+    if spec is not None and not MODES[mode].creates:
+        raise UserError(
+            f"--config: mode {mode} opens an existing run, which keeps its own settings; leave it "
+            f"out, and change single settings with --config.KEY=VALUE: {example(mode)}"
+        )
+    for flag, key in (("class", "condition.label"), ("classifier", "condition.classifier")):
+        if flags.get(flag):
+            changes[key] = flags[flag]
+    config = None if spec is None else {**load_config(spec), **changes}
+    workdir = flags.pop("workdir")
     if workdir is None and MODES[mode].needs_workdir:
         raise UserError(f"--workdir=DIR, the folder of the run, is missing: {example(mode)}")
-    if checkpoint is None and MODES[mode].needs_checkpoint:
-        raise UserError(f"--checkpoint=FILE.pt, the file to read, is missing: {example(mode)}")
+    hosts = {name: flags.pop(name) for name in _HOST_FLAGS}
+    return (
+        Command(
+            mode=mode,
+            workdir=None if workdir is None else Path(workdir),
+            config=config,
+            changes=changes,
+            data_dir=flags.pop("data_dir") or "",
+            flags=flags,
+            text=shlex.join(["python", "-m", "experiments.main", *argv]),
+        ),
+        hosts,
+    )
 
 
-def check_config_file(config: str | None) -> None:
-    """Checks that a config file is there; variants may follow its name after a colon.
+def help_for(argv: Sequence[str]) -> str | None:
+    """Returns the help that the arguments ask for: of the program, a mode or a setting."""
+    wanted = [a for a in argv if a in ("-h", "--help") or a.startswith("--help=")]
+    if not wanted:
+        return None
+    topic = wanted[0].partition("=")[2]
+    mode = next((a.partition("=")[2] for a in argv if a.startswith("--mode=")), topic)
+    if mode in MODES:
+        return _help_of_mode(mode)
+    return settings.explain(topic.removeprefix("config.")) if topic else _help()
+
+
+def load_config(spec: str) -> Settings:
+    """Runs a config file.
+
+    Args:
+      spec: FILE.py or FILE.py:VARIANTS; a bare name is one of the project's own configs.
+
+    Returns:
+      Its settings, flat and not yet checked.
 
     Raises:
-      UserError: naming the nearest file and those beside it.
+      UserError: naming the nearest file, or what is wrong in it.
     """
-    if config is None:
-        return
-    path = Path(config.partition(":")[0])
-    if not path.is_file():
-        others = [str(p) for p in sorted(path.parent.glob("*.py")) if p.stem != "__init__"]
-        there = f"; there are {', '.join(others)}" if others else ""
-        raise UserError(f"--config={path} does not exist{nearest(str(path), others)}{there}")
+    path = config_file(spec)
+    name, _, variants = spec.partition(":")
+    try:
+        module_spec = importlib.util.spec_from_file_location("config", path)
+        if module_spec is None or module_spec.loader is None:
+            raise UserError(f"--config={name} is not a Python file")
+        module = importlib.util.module_from_spec(module_spec)
+        module_spec.loader.exec_module(module)
+        takes_variants = bool(inspect.signature(module.get_config).parameters)
+        if variants and not takes_variants:
+            raise UserError(f"--config={name} has no variants, got {variants!r}")
+        config = module.get_config(variants) if takes_variants else module.get_config()
+        return settings.flatten(config.to_dict())
+    except UserError:
+        raise
+    except Exception as error:  # Somebody's own code may raise anything.
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(f"config: {name}: {reason[-1]}") from error
 
 
-def _with_saved_config(argv: list[str]) -> list[str]:
-    workdir = _value(argv, "workdir")
-    saved = workdir is not None and (Path(workdir) / "config.json").exists()
-    if _value(argv, "config") is None and saved:
-        return [argv[0], f"--config={_CONFIGS / 'saved.py'}:{workdir}", *argv[1:]]
-    return argv
+def config_file(spec: str) -> Path:
+    """Returns the file of a config.
+
+    Raises:
+      UserError: if there is none, naming the nearest one and those in its folder.
+    """
+    name = spec.partition(":")[0]
+    own = _CONFIGS / f"{name}.py"
+    path = own if re.fullmatch(r"\w+", name) and own.is_file() else Path(name)
+    if path.is_file():
+        return path
+    folder = path.parent if path.parent.is_dir() else _CONFIGS
+    others = [str(p) for p in sorted(folder.glob("*.py")) if p.stem != "__init__"]
+    there = f"; there are {', '.join(others)}" if others else ""
+    raise UserError(f"--config={name} does not exist{nearest(name, others)}{there}")
 
 
-def _with_own_config(argv: list[str]) -> list[str]:
-    value = _value(argv, "config") or ""
-    name, colon, variant = value.partition(":")
-    file = _CONFIGS / f"{name}.py"
-    if not re.fullmatch(r"\w+", name) or not file.is_file():
-        return argv
-    index = next(i for i, a in enumerate(argv) if re.fullmatch(r"--?config(=.*)?", a))
-    rest = argv[index + 1 :] if "=" in argv[index] else argv[index + 2 :]
-    return [*argv[:index], f"--config={file}{colon}{variant}", *rest]
+def parse_value(key: str, text: str) -> Any:
+    """Reads the value of a setting: a Python literal, or else a text.
+
+    It is a text also where the setting holds one that looks like a literal, such as a class 3.
+
+    Raises:
+      UserError: for an unknown setting, or a value that it may not have.
+    """
+    settings.check_key(key, prefix="--config.")
+    text = text.strip()
+    words = {"true": True, "false": False}
+    try:
+        value = words[text.lower()] if text.lower() in words else ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        value = text
+    if settings.error_of(key, value) and not settings.error_of(key, text):
+        return text
+    error = settings.error_of(key, value)
+    if error:
+        raise UserError(f"config: {key} {error}")
+    return value
 
 
-def _value(argv: list[str], name: str) -> str | None:
-    """Returns the value of a flag before the flags are parsed."""
+class _Parser(argparse.ArgumentParser):
+    """Reports a mistake as an error of the user's."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see {_PROGRAM} --help")
+
+
+def _split_changes(argv: list[str]) -> tuple[Settings, list[str]]:
+    """Splits `--config.KEY=VALUE` from the other arguments."""
+    changes: Settings = {}
+    rest = []
+    arguments = iter(argv)
+    for argument in arguments:
+        match = re.match(r"--?config\.([^=]+)(?:=(.*))?$", argument, re.DOTALL)
+        if match is None:
+            rest.append(argument)
+            continue
+        settings.check_key(match[1], prefix="--config.")
+        value = match[2] if match[2] is not None else next(arguments, None)
+        if value is None:
+            raise UserError(f"{argument} needs a value: {argument}=VALUE")
+        changes[match[1]] = parse_value(match[1], value)
+    return changes, rest
+
+
+def _mode_of(argv: list[str]) -> str:
     for i, argument in enumerate(argv):
         flag, equals, value = argument.partition("=")
-        if flag in (f"--{name}", f"-{name}"):
-            return value if equals else (argv[i + 1] if i + 1 < len(argv) else None)
-    return None
+        if flag in ("--mode", "-mode"):
+            mode = value if equals else (argv[i + 1] if i + 1 < len(argv) else "")
+            if mode not in MODES:
+                hint = nearest(mode, MODES) or "."
+                raise UserError(f"--mode={mode} is unknown{hint} Allowed: {', '.join(MODES)}")
+            return mode
+    return "train"
 
 
-def _check_keys(argv: list[str]) -> None:
-    sections = {key.rpartition(".")[0] for key in schema.RULES}
-    for argument in argv:
-        match = _OVERRIDE.match(argument)
-        if not match or match[1] in schema.RULES:
-            continue
-        if match[1] in sections:
-            keys = ", ".join(key for key in schema.RULES if key.startswith(match[1] + "."))
-            raise UserError(f"--config.{match[1]} is a section; its keys are {keys}")
-        raise UserError(f"--config.{match[1]}: unknown key{nearest(match[1], schema.RULES)}")
+def _parse_flags(mode: str, argv: list[str]) -> dict[str, Any]:
+    parser = _Parser(_PROGRAM, add_help=False, allow_abbrev=False)
+    _add_common(parser)
+    for name in MODES[mode].flags:
+        parser.add_argument(f"--{name}", **FLAGS[name])
+    known, unknown = parser.parse_known_args([_two_dashes(a) for a in argv])
+    if unknown:
+        raise UserError(_explain_unknown(mode, unknown[0]))
+    return vars(known)
 
 
-def _explain(error: Exception) -> str:
-    """Says in one line what is wrong with a value, and what the key may hold."""
-    text = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
-    match = re.search(r"flag --(?:no)?config\.([^=]+)=(.*?): ", text)
-    if match and match[1] in schema.RULES:
-        allowed = schema.RULES[match[1]](match[2])
-        if allowed:
-            return f"config: {match[1]} must be {allowed}, got {match[2]!r}"
-    if "Error whilst parsing config file" in text:
-        return f"config: {str(error).strip().splitlines()[-1]}"
-    return text
+def _two_dashes(argument: str) -> str:
+    return f"-{argument}" if re.match(r"-[a-z]\w+", argument) else argument
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--mode")
+    parser.add_argument("--workdir", help="folder of the run; created if missing")
+    parser.add_argument("--config", help="config file, FILE.py or FILE.py:tiny")
+    parser.add_argument("--data_dir", help="where the data are; overrides data.dir")
+    parser.add_argument(
+        "--distributed",
+        action="store_true",
+        help="join the other processes of the run, found on TPU pods, SLURM, Open MPI, Kubernetes "
+        "or through JAX_COORDINATOR_ADDRESS; see docs/clusters.md",
+    )
+    parser.add_argument("--coordinator_address", help="HOST:PORT of the first process")
+    parser.add_argument("--num_processes", type=positive, help="number of processes of the run")
+    parser.add_argument("--process_id", type=natural, help="number of this process")
+    parser.add_argument(
+        "--heartbeat_seconds",
+        type=positive,
+        default=100,
+        help="the others stop after this long without a sign of one process",
+    )
+
+
+def _explain_unknown(mode: str, argument: str) -> str:
+    name = argument.lstrip("-").partition("=")[0]
+    if not argument.startswith("-"):
+        hint = f"; did you mean --mode={argument}?" if argument in MODES else ""
+        return f"stray word {argument!r} on the command line{hint}"
+    owners = [other for other, of in MODES.items() if name in of.flags]
+    if owners:
+        return f"--{name} is a flag of mode {', '.join(owners)}, not of mode {mode}"
+    allowed = [*MODES[mode].flags, "mode", "workdir", "config", "data_dir", *_HOST_FLAGS]
+    return f"unknown flag --{name}{nearest(name, allowed)}"
+
+
+def _help() -> str:
+    lines = [
+        f"usage: {_PROGRAM} --config=FILE.py --workdir=DIR [--mode=NAME] [--config.KEY=VALUE ...]",
+        "",
+        "Start with",
+        f"  {example('train')}",
+        "which takes a minute on a CPU and writes a report. The same command again resumes from the",
+        "newest checkpoint. Later commands need only --workdir: the run keeps its settings.",
+        "",
+        "Modes, with an example of each:",
+    ]
+    for name, mode in MODES.items():
+        lines += [f"  {name:17s}{mode.summary}", f"    {example(name)}"]
+    lines += [
+        "",
+        "Settings: --config.KEY=VALUE for every key of configs/base.py, such as",
+        "--config.flow.step_size=0.1; --help=KEY or --help=SECTION explains them.",
+        "A variant after a colon: --config=configs/digits.py:tiny runs everything in seconds.",
+        f"Flags of a mode: {_PROGRAM} --mode=NAME --help",
+        "Many runs at once: python -m experiments.sweep --help",
+        "Images of any program: python -m experiments.evaluate --help",
+    ]
+    return "\n".join(lines)
+
+
+def _help_of_mode(name: str) -> str:
+    mode: Mode = MODES[name]
+    parser = _Parser(
+        _PROGRAM, add_help=False, allow_abbrev=False, usage=example(name), description=mode.summary
+    )
+    own = parser.add_argument_group(f"flags of mode {name}")
+    for flag in mode.flags:
+        own.add_argument(f"--{flag}", **FLAGS[flag])
+    _add_common(parser)
+    return parser.format_help()
+

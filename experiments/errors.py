@@ -1,11 +1,11 @@
-"""Errors that are the user's to mend: told in one line, without a traceback."""
+"""Errors that the user can fix: reported in one line, without a traceback."""
 
 
 class UserError(Exception):
     """A mistake in a command, a config or a file. The message says what to do about it.
 
     Attributes:
-      exit_code: with which the program ends.
+      exit_code: exit status of the program.
     """
 
     exit_code = 2
@@ -16,7 +16,7 @@ class DataError(UserError):
 
 
 class DivergedError(UserError):
-    """Training produced numbers that are of no use.
+    """Training produced numbers that are useless.
 
     Attributes:
       last_step: the last step that was taken.
@@ -30,7 +30,7 @@ class DivergedError(UserError):
 
 
 class PreemptedError(UserError):
-    """The system asked the run to end. It has saved its state and goes on when called again."""
+    """The system asked the run to stop. Its state is saved, and the same command resumes it."""
 
     exit_code = 4
 

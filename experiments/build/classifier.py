@@ -1,113 +1,79 @@
-"""The training of a classifier, from a config."""
+"""The training of a classifier, from its settings."""
 
-import dataclasses
-import functools
-from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import cast
 
-import jax
-import numpy as np
-
-from experiments.build import parts, training
-from experiments.build.parts import Apply, Network
-from experiments.build.training import Training
+from experiments.build.network import Network, make_network
+from experiments.build.training import (
+    Training,
+    explained,
+    learning_rate,
+    make_optimizer,
+    state_shapes,
+)
+from experiments.data import Source
 from experiments.errors import UserError
+from experiments.settings import Settings
 from fdrl_jax import adversarial, parallel
 from fdrl_jax.adversarial import Attack
-from fdrl_jax.problem import Constants
+from fdrl_jax.problem import Apply, Constants
 from fdrl_jax.state import TrainState
-from fdrl_jax.steps import TrainStep
-
-_NUM_EVALUATION_STEPS = 20
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ClassifierTraining(Training):
-    """A classifier that is trained on attacked images.
-
-    Attributes:
-      attack: in training; pixels are in [-1, 1].
-      evaluation_attack: a stronger one, when robust accuracy is measured.
-      held_out_labels: classes of the held-out images.
-      make_train_step: builds the train step.
-    """
-
-    attack: Attack
-    evaluation_attack: Attack
-    held_out_labels: np.ndarray
-    make_train_step: Callable[[], TrainStep]
-
-    @property
-    def output(self) -> str:
-        """What the network returns."""
-        return "logits"
-
-    def train_step(self) -> TrainStep:
-        """Returns the step."""
-        return self.make_train_step()
-
-
-def classifier(config: Mapping[str, Any]) -> ClassifierTraining:
-    """Checks a config and builds the training of a classifier on its labelled images.
+def classifier_training(settings: Settings, source: Source) -> Training:
+    """Builds the training of a classifier on labelled images, attacked ones if asked for.
 
     Raises:
-      UserError: for values that cannot run, or data without labels in memory.
+      UserError: for settings that cannot run, or data without labels in memory.
     """
-    with parts.explained():
-        return _build(parts.checked(config))
-
-
-def restorable(
-    settings: Mapping[str, Any], event_shape: tuple[int, ...], num_classes: int
-) -> tuple[Network, TrainState]:
-    """Returns the network of a trained classifier, and the shapes of its train state.
-
-    Args:
-      settings: the flat config of its run.
-      event_shape: shape of an image.
-      num_classes: number of its classes.
-    """
-    network = parts.network(settings, event_shape, num_classes)
-    optimizer = parts.optimizer(settings, parts.learning_rate(settings))
-    key = jax.random.key(0)  # Of no consequence: only shapes are taken.
-    init = functools.partial(parts.initial_state, key, network, optimizer, event_shape)
-    return network, jax.eval_shape(init)
-
-
-def _build(c: dict[str, Any]) -> ClassifierTraining:
-    source = parts.source(c)
     if source.labels is None or source.kind != "images":
         raise UserError(
-            f"data.name={c['data.name']}: a classifier needs labelled images that fit in "
+            f"data.name={settings['data.name']}: a classifier needs labelled images that fit in "
             "data.in_memory_megabytes: digits, sub-folders as classes, an npz with labels, or "
             "TFDS; and held-out images of no other classes than those of training"
         )
-    network = parts.network(c, source.event_shape, len(source.classes))
-    shared = training.common(c)
-    # From the scale [0, 1], on which such figures are told, to that of images here.
-    attack, evaluation_attack = (
-        adversarial.l2_attack(2.0 * c["attack.epsilon"], num_steps)
-        for num_steps in (c["attack.num_steps"], _NUM_EVALUATION_STEPS)
-    )
-    make_train_step = functools.partial(
-        adversarial.make_train_step,
-        cast(Apply, network.apply),
-        attack=attack,
-        optimizer=shared["optimizer"],
-        draw=source.draw,
-        seed=c["seed"],
-        batch_size=parallel.local_batch_size(c["train.batch_size"]),
-        ema_rate=c["train.ema_rate"],
-        num_micro_batches=c["train.num_micro_batches"],
-        axis_name=parallel.AXIS,
-    )
-    return ClassifierTraining(
-        **shared,
+    optimizer = make_optimizer(settings)
+    with explained():
+        network = make_network(settings, source.event_shape, len(source.classes))
+        train_step = adversarial.make_train_step(
+            cast(Apply, network.apply),
+            attack=make_attack(settings, settings["attack.num_steps"]),
+            optimizer=optimizer,
+            draw=source.draw,
+            batch_size=parallel.local_batch_size(settings["train.batch_size"]),
+            ema_rate=settings["train.ema_rate"],
+            ema_ramp=settings["train.ema_ramp"],
+            num_micro_batches=settings["train.num_micro_batches"],
+            axis_name=parallel.AXIS,
+        )
+    return Training(
+        settings=settings,
         source=source,
         network=network,
+        output="logits",
+        optimizer=optimizer,
+        schedule=learning_rate(settings),
         constants=Constants(source.arrays, ()),
-        attack=attack,
-        evaluation_attack=evaluation_attack,
-        held_out_labels=source.labels[1],
-        make_train_step=make_train_step,
+        train_step=train_step,
     )
+
+
+def make_attack(settings: Settings, num_steps: int) -> Attack:
+    """Returns the attack of a classifier's settings, on pixels in [-1, 1].
+
+    `attack.epsilon` is on the scale [0, 1], on which such figures are given.
+    """
+    return adversarial.l2_attack(2.0 * settings["attack.epsilon"], num_steps)
+
+
+def trained_classifier(
+    settings: Settings, event_shape: tuple[int, ...], num_classes: int
+) -> tuple[Network, TrainState]:
+    """Returns the network of a trained classifier, and the template of its checkpoints.
+
+    Args:
+      settings: of its run, flat.
+      event_shape: shape of an image.
+      num_classes: number of its classes.
+    """
+    network = make_network(settings, event_shape, num_classes)
+    return network, state_shapes(settings, network, event_shape)

@@ -1,108 +1,121 @@
-"""What the training loop is told of any run."""
+"""What the training loop needs of any run, a density ratio's or a classifier's."""
 
-import abc
+import contextlib
 import dataclasses
-import json
+import functools
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import optax
 
-from experiments.build import parts
-from experiments.build.options import Cadence, Guard, Loggers
-from experiments.build.parts import Network
+from experiments.build.network import Network, init_network
 from experiments.data import Source
 from experiments.data.feed import Feed
-from experiments.machine import hardware
-from fdrl_jax import rng
+from experiments.errors import UserError
+from experiments.settings import Settings
+from experiments.training.rollbacks import after_rollbacks
+from fdrl_jax import rng, state
 from fdrl_jax.problem import Constants
 from fdrl_jax.state import TrainState
 from fdrl_jax.steps import TrainStep
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Training(abc.ABC):
-    """A network that is trained on data, resolved: what the loop needs, and no config.
+class Training:
+    """A network that is trained on data.
 
     Attributes:
-      settings: the flat config, for the record and for comparison with a checkpoint's.
+      settings: flat.
+      source: the data.
+      network: what is trained.
+      output: what the network returns: "ratio", "log_ratio" or "logits".
+      optimizer: of the parameters.
       schedule: learning rate as a function of the step.
-      may_lengthen: whether the number of steps may change when the run goes on.
+      constants: arrays that a step reads.
+      train_step: the per-replica step, which names the axis of `parallel`.
     """
 
-    settings: dict[str, Any]
-    seed: int
+    settings: Settings
     source: Source
     network: Network
+    output: str
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
     constants: Constants
-    num_steps: int
-    batch_size: int
-    steps_per_dispatch: int
-    num_checkpoints: int
-    cadence: Cadence
-    guard: Guard
-    loggers: Loggers
-    may_lengthen: bool
-
-    @property
-    @abc.abstractmethod
-    def output(self) -> str:
-        """What the network returns: "ratio", "log_ratio" or "logits"."""
-
-    @abc.abstractmethod
-    def train_step(self) -> TrainStep:
-        """Returns the per-replica step, which names the axis of `parallel`."""
+    train_step: TrainStep
 
     def init_state(self) -> TrainState:
         """Returns the state before the first step; it follows from the seed."""
-        key = rng.stream_key(jax.random.key(self.seed), rng.Stream.INIT)
-        return parts.initial_state(key, self.network, self.optimizer, self.source.event_shape)
+        return init_state(self.settings, self.network, self.source.event_shape)
 
-    def data_state(self, num_batches: int) -> dict[str, Any]:
-        """Returns where the data stand after so many batches, and what fixes their order."""
+    def state_shapes(self) -> TrainState:
+        """Returns shapes and dtypes of the state, without computing it."""
+        return state_shapes(self.settings, self.network, self.source.event_shape)
+
+    def data_position(self, num_batches: int) -> dict[str, Any]:
+        """Returns where the data stream is after a number of batches."""
         return {"num_batches": num_batches, "identity": self.source.identity}
 
     def open_feed(self, num_batches: int) -> Feed:
         """Opens the host batches of this process after the first few; none if data need none."""
         if self.source.open_feed is None:
             return Feed(None)
-        size = self.batch_size // jax.process_count()
-        return self.source.open_feed(self.seed, size, num_batches, self.steps_per_dispatch)
+        size = self.settings["train.batch_size"] // jax.process_count()
+        dispatch = self.settings["train.steps_per_dispatch"]
+        return self.source.open_feed(self.settings["seed"], size, num_batches, dispatch)
 
 
-def common(c: dict[str, Any]) -> dict[str, Any]:
-    """Returns the fields of a `Training` that the config alone determines.
+def init_state(
+    settings: Mapping[str, Any], network: Network, event_shape: tuple[int, ...]
+) -> TrainState:
+    """Returns the state of a network before its first step."""
+    key = rng.stream_key(rng.root_key(settings["seed"]), rng.Stream.INIT)
+    return state.create(init_network(key, network, event_shape), make_optimizer(settings))
 
-    The process multiplies as the run asks for from now on; what else it opens, a classifier that
-    guides the samples, does not change that.
+
+def state_shapes(
+    settings: Mapping[str, Any], network: Network, event_shape: tuple[int, ...]
+) -> TrainState:
+    """Returns shapes and dtypes of such a state: the template of a checkpoint."""
+    shapes: TrainState = jax.eval_shape(
+        functools.partial(init_state, settings, network, event_shape)
+    )
+    return shapes
+
+
+def learning_rate(settings: Mapping[str, Any]) -> optax.Schedule:
+    """Returns the learning rate as a function of the step."""
+    rate, warmup = settings["optimizer.learning_rate"], settings["optimizer.warmup_steps"]
+    if settings["optimizer.schedule"] == "cosine":
+        schedule = optax.cosine_decay_schedule(rate, settings["train.num_steps"])
+    elif settings["optimizer.schedule"] == "piecewise":
+        factors = dict.fromkeys(settings["optimizer.boundaries"], settings["optimizer.decay"])
+        schedule = optax.piecewise_constant_schedule(rate, factors)
+    else:
+        schedule = optax.constant_schedule(rate)
+    if not warmup:
+        return schedule
+    return lambda step: schedule(step) * jax.numpy.minimum(1.0, (step + 1) / warmup)
+
+
+def make_optimizer(settings: Mapping[str, Any]) -> optax.GradientTransformation:
+    """Returns Adam, with clipped gradients if the settings say so, slowed down by rollbacks."""
+    adam = optax.adam(
+        learning_rate(settings), b1=settings["optimizer.b1"], b2=settings["optimizer.b2"]
+    )
+    if settings["optimizer.clip_norm"] > 0:
+        adam = optax.chain(optax.clip_by_global_norm(settings["optimizer.clip_norm"]), adam)
+    return after_rollbacks(adam)
+
+
+@contextlib.contextmanager
+def explained() -> Iterator[None]:
+    """Turns the library's errors into the user's.
+
+    They explain bad combinations, such as a loss with a divergence, or a batch with devices.
     """
-    hardware.set_matmul_precision(c["precision"])
-    schedule = parts.learning_rate(c)
-    return {
-        # Through JSON, so that it equals what a checkpoint gives back.
-        "settings": json.loads(json.dumps(c)),
-        "seed": c["seed"],
-        "optimizer": parts.optimizer(c, schedule),
-        "schedule": schedule,
-        "num_steps": c["train.num_steps"],
-        "batch_size": c["train.batch_size"],
-        "steps_per_dispatch": c["train.steps_per_dispatch"],
-        "num_checkpoints": c["checkpoint.keep"],
-        "cadence": Cadence(
-            log_steps=c["log.every_steps"],
-            checkpoint_steps=c["checkpoint.every_steps"],
-            snapshot_steps=c["snapshot.every_steps"],
-            evaluate_steps=c["evaluate.every_steps"],
-        ),
-        "guard": Guard(
-            c["train.max_log_ratio"],
-            c["train.max_ratio"],
-            c["train.on_divergence"],
-            c["train.rollback_lr_factor"],
-            c["train.max_rollbacks"],
-        ),
-        "loggers": Loggers(c["log.tensorboard"], c["log.wandb"]),
-        "may_lengthen": c["optimizer.schedule"] != "cosine",
-    }
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(f"config: {error}") from error

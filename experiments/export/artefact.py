@@ -1,6 +1,6 @@
 """Writes a sampler as StableHLO, with its arrays, a loader and what one should know of them."""
 
-import hashlib
+import datetime
 import platform
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -13,13 +13,18 @@ import numpy as np
 
 from experiments.build import Experiment
 from experiments.errors import UserError
-from experiments.sampling.draw import batch_at
-from experiments.storage.workdir import replacing, write_json, write_text
+from experiments.files import replacing, sha256_of_file, write_json, write_text
+from experiments.sampling.draw import batch_at, sampling_key
 from fdrl_jax import samplers
 from fdrl_jax.names import nearest
 from fdrl_jax.problem import Constants
 from fdrl_jax.state import TrainState
 
+# Settings that hold paths of this machine.
+_PATHS = (
+    *("data.dir", "condition.classifier"),
+    *("evaluate.inception_weights", "evaluate.legacy_weights"),
+)
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 LIFETIME = (
     "JAX promises that an exported artefact can be read by versions up to six months newer than "
@@ -77,7 +82,7 @@ def write(
             file.write(exported.serialize())
         with replacing(folder / "arrays.npz") as file:
             np.savez(file, **arrays)
-        hashes = {name: _sha256(folder / name) for name in ("sampler.stablehlo", "arrays.npz")}
+        hashes = {name: sha256_of_file(folder / name) for name in ("sampler.stablehlo", "arrays.npz")}
         loader = Path(__file__).with_name("load_sampler.py").read_text("utf-8")
         write_text(folder / "load_sampler.py", loader)
         metadata = _metadata(experiment, int(train_state.step), exported, arrays)
@@ -85,7 +90,7 @@ def write(
             step=metadata["step"],
             name=experiment.source.name,
             platforms=", ".join(platforms),
-            weights=experiment.sampling.weights,
+            weights=experiment.settings["sample.weights"],
             lifetime=LIFETIME,
         )
         write_text(folder / "README.md", readme)
@@ -112,12 +117,12 @@ def _flatten(train_state: TrainState, experiment: Experiment) -> tuple[dict[str,
 def _export(
     experiment: Experiment, arrays: dict[str, Any], treedef: Any, platforms: Sequence[str]
 ) -> jax.export.Exported:
-    sampler = samplers.make_sampler(experiment.problem, seed=experiment.seed)
+    sampler, key = samplers.make_sampler(experiment.problem), sampling_key(experiment)
     names = list(arrays)
 
     def sample(arrays: dict[str, Any], batch: dict[str, Any]) -> Any:
         tree = jax.tree.unflatten(treedef, [arrays[name] for name in names])
-        return sampler(tree["network"], Constants((), tree["prior"]), batch).refined
+        return sampler(key, tree["network"], Constants((), tree["prior"]), batch).refined
 
     example = batch_at(experiment, np.zeros(1, np.int32))
     (size,) = jax.export.symbolic_shape("batch")
@@ -134,8 +139,9 @@ def _metadata(
     packages = ("jax", "jaxlib", "flax", "numpy")
     return {
         "step": step,
-        # The folder is made to be handed on: where the data lay is nobody's business.
-        "settings": {k: v for k, v in experiment.settings.items() if k != "data.dir"},
+        # The folder is made to be shared: where files are on this machine is nobody's business.
+        "settings": {k: v for k, v in experiment.settings.items() if k not in _PATHS},
+        "written": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "kind": experiment.source.kind,
         "event_shape": list(experiment.source.event_shape),
         "needs_source": experiment.source.starts is not None,
@@ -150,7 +156,3 @@ def _metadata(
         "lifetime": LIFETIME,
     }
 
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,53 +1,59 @@
-"""Several processes, on one or many hosts, that train one model."""
+"""Several processes, on one or many hosts, that work on one run."""
 
 import contextlib
 import faulthandler
 import os
 import sys
 from collections.abc import Iterator
+from typing import NoReturn
 
 import jax
 
 from experiments.errors import PeerError, UserError
+from experiments.machine import memory
 from fdrl_jax import parallel
 
 _SHUTDOWN_TIMEOUT_SECONDS = 24 * 3_600  # The first process evaluates while the others wait.
 
 
 def join(
+    *,
+    distributed: bool,
     coordinator_address: str | None,
     num_processes: int | None,
     process_id: int | None,
-    *,
-    automatic: bool,
     heartbeat_seconds: int,
 ) -> None:
     """Joins the processes of a run, before anything runs on a device.
 
     Args:
+      distributed: whether to find what is not given in the environment: JAX's own variables, a TPU
+        pod slice, SLURM, Open MPI or Kubernetes.
       coordinator_address: HOST:PORT at which the first process listens.
       num_processes: how many there are.
       process_id: the number of this one.
-      automatic: whether to find out what is not given from the environment: JAX's own variables, a
-        TPU pod slice, SLURM, Open MPI or Kubernetes.
-      heartbeat_seconds: after this long without a sign of one process the others end.
+      heartbeat_seconds: after this long without a sign of one process the others stop.
 
     Raises:
       UserError: if what is given does not suffice.
     """
     given = (coordinator_address, num_processes, process_id)
-    if not automatic and given == (None, None, None):
+    if not distributed and given == (None, None, None):
         return
-    if not automatic and None in given:
+    if not distributed and None in given:
         raise UserError(
             "--coordinator_address=HOST:PORT, --num_processes=N and --process_id=I go together; "
-            "--distributed finds out what is missing on TPU pods, SLURM and the like"
+            "--distributed finds what is missing on TPU pods, SLURM and similar"
         )
+    if process_id:
+        print(f"waiting for the first process of the run at {coordinator_address}", file=sys.stderr)
     try:
         jax.distributed.initialize(
             coordinator_address,
             num_processes,
             process_id,
+            # By default the first process would listen on every interface of its host.
+            coordinator_bind_address=coordinator_address,
             heartbeat_timeout_seconds=heartbeat_seconds,
             shutdown_timeout_seconds=_SHUTDOWN_TIMEOUT_SECONDS,
         )
@@ -60,24 +66,29 @@ def join(
 
 
 @contextlib.contextmanager
-def ending_with_peers() -> Iterator[None]:
-    """Ends this process if another one of the run has gone, as the collectives then fail.
+def leaving_with_peers() -> Iterator[None]:
+    """With several processes, ends this one at once on an error of its own or of a peer.
 
-    At once and without cleaning up: whatever closes in good order waits for all processes.
+    Without cleaning up, because whatever closes in good order waits for all processes.
     """
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
+    except UserError as error:
         if jax.process_count() == 1:
             raise
+        _leave(str(error), error.exit_code)
+    except (jax.errors.JaxRuntimeError, MemoryError) as error:
+        if jax.process_count() == 1:
+            raise
+        exhausted = memory.explain(error)
+        if exhausted is not None:
+            _leave(str(exhausted), exhausted.exit_code)
         reason = str(error).strip().splitlines()[0]
-        print(
-            "error: another process of the run has ended, or cannot be reached "
-            f"({reason}). The same command on all hosts goes on from the newest checkpoint",
-            file=sys.stderr,
-            flush=True,
+        _leave(
+            f"another process of the run has ended, or cannot be reached ({reason}). The same "
+            "command on all hosts resumes from the newest checkpoint",
+            PeerError.exit_code,
         )
-        os._exit(PeerError.exit_code)
 
 
 def check_agreement(replicated: object, step: int) -> None:
@@ -86,10 +97,15 @@ def check_agreement(replicated: object, step: int) -> None:
     Raises:
       PeerError: naming those that differ.
     """
-    odd = parallel.odd_replicas(replicated)
-    if odd:
+    divergent = parallel.divergent_replicas(replicated)
+    if divergent:
         raise PeerError(
-            f"at step {step} the replicas {', '.join(map(str, odd))} of {jax.device_count()} do "
-            "not hold the same numbers as the others: faulty memory, or processes with different "
-            "checkpoints or versions. Nothing of this was saved"
+            f"at step {step} the replicas {', '.join(map(str, divergent))} of "
+            f"{jax.device_count()} do not hold the same numbers as the others: faulty memory, or "
+            "processes with different checkpoints or versions. Nothing of this was saved"
         )
+
+
+def _leave(message: str, code: int) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    os._exit(code)

@@ -1,70 +1,132 @@
-"""What the program does: one file a mode, each with a `run(request)`."""
+"""What the program does: one module per mode, each with a `run_mode(command)`."""
 
+import argparse
 import importlib
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from experiments.request import Request
+if TYPE_CHECKING:
+    from experiments.command_line import Command
 
 
 class Mode(NamedTuple):
     """What a person should know of a mode before using it.
 
     Attributes:
-      summary: what it does, in a line.
-      example: the flags of a typical call, after `--mode=NAME`.
+      summary: what it does, in one line.
+      example: the arguments of a typical call, after `--mode=NAME`.
+      flags: names of its own flags, in `FLAGS`.
+      creates: whether it can start from a config file; others open a run that exists.
       needs_workdir: whether it reads or writes the folder of a run.
-      needs_checkpoint: whether `--checkpoint` must be given.
     """
 
     summary: str
     example: str
+    flags: tuple[str, ...] = ()
+    creates: bool = False
     needs_workdir: bool = True
-    needs_checkpoint: bool = False
 
+
+def positive(text: str) -> int:
+    """Reads a whole number >= 1 from the command line."""
+    return _number(text, 1)
+
+
+def natural(text: str) -> int:
+    """Reads a whole number >= 0 from the command line."""
+    return _number(text, 0)
+
+
+# The options of each flag for `argparse`.
+FLAGS: dict[str, dict[str, Any]] = {
+    "checkpoint": {
+        "help": "step of the checkpoint, or best; the newest if left out. In mode convert: the "
+        "file of the authors' program"
+    },
+    "num_samples": {
+        "type": positive,
+        "help": "number of samples; evaluate.num_samples if left out",
+    },
+    "class": {
+        "help": "name or number of the class to draw, or all for each in turn; needs --classifier. "
+        "Sets condition.label"
+    },
+    "classifier": {
+        "help": "workdir of mode train_classifier, or a .pt file of the library robustness. Sets "
+        "condition.classifier"
+    },
+    "platforms": {
+        "type": lambda text: tuple(text.split(",")),
+        "default": ("cpu", "cuda", "tpu"),
+        "help": "what the sampler should run on, of cpu, cuda, rocm and tpu",
+    },
+    "prior": {"help": "file of the authors' data-dependent prior"},
+    "name": {"help": "name of the evaluation to report; the newest of the run if left out"},
+}
 
 MODES = {
     "train": Mode(
         "train from the newest checkpoint to the last step, evaluate, write a report",
         "--config=configs/swissroll.py --workdir=runs/swissroll",
+        creates=True,
     ),
     "prior": Mode(
-        "fit the data-dependent prior and draw samples of it beside the data",
+        "create a run without training it, and draw samples of its prior next to the data",
         "--config=configs/folder.py --data_dir=DIR --workdir=runs/own",
+        creates=True,
     ),
     "sample": Mode(
         "write samples of a checkpoint, of a class with --class and --classifier, as .npz or PNG",
         "--workdir=runs/digits --num_samples=50000 --config.sample.format=zip",
+        ("checkpoint", "num_samples", "class", "classifier"),
     ),
     "train_classifier": Mode(
-        "train a classifier that withstands attacks, for class-conditional samples",
+        "train a classifier, robust to attacks or not, for samples by class and for metrics",
         "--config=configs/digits_classifier.py --workdir=runs/digits_classifier",
+        creates=True,
     ),
-    "evaluate": Mode("compute the metrics of a checkpoint", "--workdir=runs/swissroll"),
+    "evaluate": Mode(
+        "compute the metrics of a checkpoint and write its report",
+        "--workdir=runs/swissroll",
+        ("checkpoint", "num_samples", "classifier"),
+    ),
+    "report": Mode(
+        "write the report of an evaluation again", "--workdir=runs/swissroll", ("name",)
+    ),
     "curve": Mode(
         "draw the metric against the length of the flow, or the step (curve.over=step)",
         "--workdir=runs/digits --num_samples=2000",
+        ("checkpoint", "num_samples"),
     ),
     "strips": Mode(
         "draw samples of images on their way from the prior",
         "--workdir=runs/digits --num_samples=8",
+        ("checkpoint", "num_samples"),
     ),
     "interpolate": Mode(
         "draw samples of images along paths in the prior, with common noise",
         "--workdir=runs/digits",
+        ("checkpoint",),
     ),
     "dry_run": Mode(
-        "tell settings, shapes, memory and time of a run without training",
+        "print cost, memory and time of a run without training",
         "--config=configs/digits.py",
+        creates=True,
         needs_workdir=False,
     ),
     "export": Mode(
-        "write a checkpoint's sampler as a folder that needs JAX alone (StableHLO)",
+        "write a checkpoint's sampler as a folder that needs only JAX (StableHLO)",
         "--workdir=runs/swissroll --platforms=cpu,cuda,tpu",
+        ("checkpoint", "platforms"),
     ),
     "convert": Mode(
-        "turn a checkpoint of the authors' PyTorch program into a workdir",
+        "turn a checkpoint of the authors' PyTorch program into a run",
         "--config=configs/cifar10.py --checkpoint=FILE.pt --workdir=runs/converted",
-        needs_checkpoint=True,
+        ("checkpoint", "prior"),
+        creates=True,
+    ),
+    "migrate": Mode(
+        "convert the folder of a run of version 0.1, with its data at hand",
+        "--workdir=runs/old",
     ),
 }
 
@@ -75,21 +137,28 @@ def example(name: str) -> str:
     return f"python -m experiments.main {flag}{MODES[name].example}"
 
 
-def run(request: Request) -> None:
+def run(command: "Command") -> None:
     """Runs a mode.
 
-    Its file is imported only now: Orbax, matplotlib and the judges take seconds, for which a call
-    for help or with a mistake should not wait.
+    Its module is imported only now: Orbax and matplotlib take seconds, for which a call for help or
+    with a mistake should not wait.
 
     Raises:
-      UserError: for the user's mistakes, among them to ask for more memory than there is.
+      UserError: for the user's mistakes, among them asking for more memory than there is.
     """
+    module = importlib.import_module(f"{__name__}.{command.mode}")
     try:
-        importlib.import_module(f"{__name__}.{request.mode}").run(request)
+        module.run_mode(command)
     except (MemoryError, RuntimeError) as error:
-        from experiments.training import memory
+        from experiments.machine import memory
 
         explained = memory.explain(error)
         if explained is None:
             raise
         raise explained from error
+
+
+def _number(text: str, low: int) -> int:
+    if not text.isdecimal() or int(text) < low:
+        raise argparse.ArgumentTypeError(f"must be a whole number >= {low}, got {text!r}")
+    return int(text)

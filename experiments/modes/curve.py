@@ -1,4 +1,4 @@
-"""Mode curve: the metric against the length of the flow, or against the step of training."""
+"""Mode curve: the metric against the length of the flow, or against the train step."""
 
 import csv
 import io
@@ -6,46 +6,44 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from experiments import pictures
+from experiments.command_line import Command
 from experiments.errors import UserError
-from experiments.evaluation import curve
-from experiments.evaluation.curve import Point
+from experiments.files import sha256_of_json, write_text
 from experiments.pictures import curves
-from experiments.request import Request
-from experiments.sampling import runs
-from experiments.storage.workdir import write_text
+from experiments.sampling import curve
+from experiments.sampling.curve import Point
+from experiments.sampling.opened import open_checkpoint
 from fdrl_jax import parallel
 
 
-def run(request: Request) -> None:
-    """Writes a curve as CSV and as a picture into `curves/`, and tells where the best lies."""
-    experiment, workdir = runs.open_run(request)
-    flow, num = experiment.problem.flow, request.num_samples or experiment.evaluation_samples
-    if experiment.curve.over == "step":
-        if request.checkpoint is not None:
-            raise UserError("curve.over='step' goes over all checkpoints; leave --checkpoint out")
-        points = _told("step", curve.over_step(experiment, workdir, num))
-        name, axis, marks = "step", "training step", {}
-        title = f"{experiment.source.name}, every checkpoint"
+def run_mode(command: Command) -> None:
+    """Writes a curve as CSV and as a picture into `curves/`, and prints where the best is."""
+    opened = open_checkpoint(command)
+    settings, flow = opened.experiment.settings, opened.experiment.problem.flow
+    num = command.flags["num_samples"] or settings["evaluate.num_samples"]
+    data = opened.run.data["name"]
+    if settings["curve.over"] == "step":
+        if command.flags["checkpoint"] is not None:
+            raise UserError("curve.over='step' uses all checkpoints; leave --checkpoint out")
+        points = _printed("step", curve.over_step(opened, num))
+        name, over, axis, marks = "step", "step", "train step", {}
+        title = f"{data}, every checkpoint"
     else:
-        train_state = runs.restore(experiment, workdir, request.checkpoint_step)
-        lengths = experiment.curve.lengths or curve.choose_lengths(flow)
-        points = _told("length", curve.over_length(experiment, train_state, lengths, num))
-        title = f"{experiment.source.name}, checkpoint of step {int(train_state.step):,}"
-        name, axis = f"length_step_{int(train_state.step)}", "length of the flow, steps"
+        lengths = tuple(settings["curve.lengths"]) or curve.choose_lengths(flow)
+        points = _printed("length", curve.over_length(opened, lengths, num))
+        title = f"{data}, checkpoint of step {opened.step:,}"
+        name, over, axis = f"length_step_{opened.step}", "length", "length of the flow, steps"
         marks = {"$K$": flow.num_steps, r"$K+\kappa$": flow.num_steps + flow.num_refine_steps}
     if not parallel.is_first_process():
         return
-    if not points:
-        raise UserError(f"no checkpoint in {workdir.checkpoints}; train first, with --mode=train")
-    workdir.curves.mkdir(exist_ok=True)
-    table = workdir.curves / f"{name}.csv"
-    _write_csv(table, name.partition("_")[0], points)
+    opened.run.curves.mkdir(exist_ok=True)
+    table = _free_file(opened.run.curves, name, _as_csv(over, points))
     figure = curves.metric(points, title, axis, marks)
     picture = pictures.save(figure, table.with_suffix(".png"))
     print(f"best: {curves.best_of(points)[0]:,}\nvalues: {table}\npicture: {picture}")
 
 
-def _told(over: str, points: Iterable[Point]) -> list[Point]:
+def _printed(over: str, points: Iterable[Point]) -> list[Point]:
     """Prints each point when it is there."""
     seen = []
     for at, metric in points:
@@ -55,9 +53,18 @@ def _told(over: str, points: Iterable[Point]) -> list[Point]:
     return seen
 
 
-def _write_csv(path: Path, over: str, points: list[Point]) -> None:
+def _as_csv(over: str, points: list[Point]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([over, points[0][1].name])
     writer.writerows([at, metric.value] for at, metric in points)
-    write_text(path, text.getvalue())
+    return text.getvalue()
+
+
+def _free_file(folder: Path, name: str, content: str) -> Path:
+    """Writes a table beside others of the same name: no curve replaces another one."""
+    path = folder / f"{name}.csv"
+    if path.exists() and path.read_text() != content:
+        path = folder / f"{name}_{sha256_of_json(content)[:8]}.csv"
+    write_text(path, content)
+    return path

@@ -1,89 +1,114 @@
-"""Mode dry_run: settings, devices, shapes, memory and time of a run, without training."""
+"""Mode dry_run: what a run would cost, without training."""
 
-import statistics
+import math
 import time
 from typing import Any
 
 import jax
 
-from experiments import build
-from experiments.build import Experiment
-from experiments.machine.hardware import describe_devices
-from experiments.request import Request
-from experiments.training import memory
-from fdrl_jax import parallel, steps
+from experiments import build, cost, settings
+from experiments.build import Experiment, Training
+from experiments.command_line import Command
+from experiments.machine import hardware, memory
+from experiments.modes.creation import check, load_data, wanted_settings
+from fdrl_jax import parallel, rng, steps
 
-_FEW, _MORE = 1, 11  # Flow steps of the two timed train steps; the time is linear in them.
+_MAX_TIMED_SECONDS = 4.0  # A train step of up to this length is timed as a whole.
+_REPORT_SECONDS = 20.0  # Metrics and pictures, besides the samples.
 
 
-def run(request: Request) -> None:
-    """Resolves a config and prints what its run would need.
+def run_mode(command: Command) -> None:
+    """Prints cost, memory, disk and time of a run, then the settings that differ from the defaults.
 
-    The step of the run is compiled, and memory is the compiler's figure for it. Time is measured on
-    train steps with few flow steps, on a scratch state, and extrapolated linearly to K.
+    The real train step is compiled; memory is the compiler's figure for it. A flow step is timed,
+    and the train step as well unless it takes too long.
     """
-    experiment = build.experiment(request.config, fit_prior=False)
-    for key, value in experiment.settings.items():
-        print(f"  {key:32s} {value}")
-    print(describe_devices())
-    variables = jax.eval_shape(experiment.init_state).variables
-    count = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    wanted = wanted_settings(command)
+    hardware.set_matmul_precision(wanted["precision"])
+    source = load_data(wanted, command.data_dir)
+    experiment = build.experiment(wanted, source)
+    check(experiment)
+    training = build.ratio_training(experiment)
+    compiled, compile_seconds = _compile(training)
+    step = _time(training, experiment, compiled)
+    _print_answer(experiment, compiled, compile_seconds, step)
+    print("settings that differ from the defaults:")
+    defaults = settings.checked(settings.defaults())
+    for key, value in wanted.items():
+        if value != defaults[key]:
+            print(f"  {key:32s} {value}")
+
+
+def _print_answer(
+    experiment: Experiment, compiled: Any, compile_seconds: float, step: cost.StepCost
+) -> None:
+    wanted = experiment.settings
+    training_seconds = step.train_step * wanted["train.num_steps"]
+    flow_steps = wanted["flow.num_steps"] + wanted["flow.num_refine_steps"]
+    batches = wanted["evaluate.num_samples"] / wanted["train.batch_size"]
+    evaluation_seconds = batches * flow_steps * step.flow_step + _REPORT_SECONDS
+    total = compile_seconds + training_seconds + evaluation_seconds
+    first = compile_seconds + step.train_step * min(
+        wanted["checkpoint.every_steps"], wanted["train.num_steps"]
+    )
+    size = cost.checkpoint_bytes(experiment)
+    how = "measured" if step.is_measured else "estimated from the flow step"
+    variables = experiment.state_shapes().variables
+    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"]))
     num = parallel.num_devices()
-    print(f"network: {count:,} parameters, input {experiment.source.event_shape}")
-    print(
-        f"batch: {experiment.batch_size}, {experiment.batch_size // num} on each of {num} devices"
-    )
-    compiled, seconds = _compile(experiment, experiment.problem.flow.num_steps)
-    print(f"compilation: {seconds:.1f} s")
-    print(f"memory of the compiled step: {_memory(compiled)}")
-    few, more = (_time_step(experiment, k) for k in (_FEW, _MORE))
-    flow_step = max((more - few) / (_MORE - _FEW), 0.0)
-    step = few + flow_step * (experiment.problem.flow.num_steps - _FEW)
-    print(
-        f"time: {flow_step * 1e3:.3g} ms a flow step, {step * 1e3:.3g} ms a train step (estimated)"
-    )
-    print(f"run: {experiment.num_steps:,} steps, about {_duration(step * experiment.num_steps)}")
+    print(f"whole run: about {duration(total)}, of which")
+    print(f"  compilation {duration(compile_seconds)}, {wanted['train.num_steps']:,} train steps")
+    print(f"  {duration(training_seconds)}, evaluation and report {duration(evaluation_seconds)};")
+    print("  fitting the prior to the data comes on top, where it is data-dependent")
+    print(f"time to the first checkpoint: {duration(first)}")
+    print(f"train step: {step.train_step * 1e3:.3g} ms ({how}); flow step {step.flow_step * 1e3:.3g} ms")
+    print(f"memory per device: {_memory(compiled)}")
+    print(f"disk: {size * (wanted['checkpoint.keep'] + 1) / 2**20:,.0f} MiB of checkpoints")
+    print(hardware.describe_devices())
+    print(f"network: {count:,} parameters, input {experiment.source.event_shape}, "
+          f"{experiment.network.dtype}")
+    print(f"batch: {wanted['train.batch_size']}, {wanted['train.batch_size'] // num} per device")
 
 
-def _compile(experiment: Experiment, num_flow_steps: int) -> tuple[Any, float]:
+def duration(seconds: float) -> str:
+    """Formats a duration for people."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7_200:
+        return f"{seconds / 60:.0f} min"
+    hours = seconds / 3_600
+    return f"{hours:.1f} h" if hours < 48 else f"{hours / 24:.0f} days"
+
+
+def _compile(training: Training) -> tuple[Any, float]:
     started = time.perf_counter()
-    flow = experiment.problem.flow._replace(num_steps=num_flow_steps)
-    train_step = experiment.make_train_step(experiment.problem._replace(flow=flow))
-    run_steps = parallel.map_steps(steps.repeat_steps(train_step, experiment.steps_per_dispatch))
-    compiled = run_steps.lower(*_arguments(experiment), 1).compile()
+    dispatch = training.settings["train.steps_per_dispatch"]
+    run_steps = parallel.map_steps(steps.repeat_steps(training.train_step, dispatch))
+    compiled = run_steps.lower(*_arguments(training)).compile()
     return compiled, time.perf_counter() - started
 
 
-def _arguments(experiment: Experiment) -> tuple[Any, Any, Any]:
-    with experiment.open_feed(0) as feed:
+def _arguments(training: Training) -> tuple[Any, ...]:
+    with training.open_feed(0) as feed:
         host_batches = feed.take(1)
-    return (
-        parallel.replicate(experiment.init_state()),
-        parallel.replicate(experiment.constants),
-        host_batches,
-    )
+    zeros = jax.tree.map(lambda s: jax.numpy.zeros(s.shape, s.dtype), training.state_shapes())
+    key = rng.root_key(training.settings["seed"])
+    constants = parallel.replicate(training.constants)
+    return key, parallel.replicate(zeros), constants, host_batches, 1, 0
 
 
-def _time_step(experiment: Experiment, num_flow_steps: int) -> float:
-    compiled, _ = _compile(experiment, num_flow_steps)
-    seconds = []
-    for _ in range(5):
-        arguments = _arguments(experiment)  # Anew: the step takes the state's buffers.
-        started = time.perf_counter()
-        jax.block_until_ready(compiled(*arguments, 1))
-        seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds)
+def _time(training: Training, experiment: Experiment, compiled: Any) -> cost.StepCost:
+    flow_step = cost.time_flow_step(experiment)
+    estimate = cost.estimate_train_step(flow_step, training.settings["flow.num_steps"])
+    if estimate > _MAX_TIMED_SECONDS:
+        return cost.StepCost(flow_step, estimate, is_measured=False)
+    measured = cost.time_train_step(compiled, lambda: _arguments(training))
+    return cost.StepCost(flow_step, measured, is_measured=True)
 
 
 def _memory(compiled: Any) -> str:
     stats = compiled.memory_analysis()
     if stats is None:
-        return "not told by this backend"
-    needed = int(stats.argument_size_in_bytes) + memory.bytes_beside_arguments(stats)
-    return f"{needed / 2**20:,.1f} MiB a device"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7_200 else f"{seconds / 3_600:.1f} h"
+        return "not reported by this backend"
+    needed = int(stats.argument_size_in_bytes) + memory.bytes_besides_arguments(stats)
+    return f"{needed / 2**20:,.1f} MiB"

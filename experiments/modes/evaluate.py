@@ -1,40 +1,148 @@
-"""Mode evaluate: the metrics of a checkpoint, and its report."""
+"""Mode evaluate: the metrics of a checkpoint as a record, with its report."""
 
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from experiments import evaluation, records, report
 from experiments.build import Experiment
-from experiments.evaluation.protocols import check_files
-from experiments.evaluation.run import evaluate_run
-from experiments.pictures import report
-from experiments.request import Request
-from experiments.sampling import runs
+from experiments.classifiers import FeatureClassifier, load_features
+from experiments.command_line import Command
+from experiments.data import Source
+from experiments.errors import UserError
+from experiments.evaluation import Evaluation, Samples
+from experiments.files import write_json
+from experiments.modes.creation import load_data
+from experiments.run import Run
 from experiments.sampling.draw import sample_state
 from experiments.sampling.log_ratio import make_log_ratio
-from experiments.storage.workdir import Workdir, read_json, write_json
+from experiments.sampling.opened import Opened, open_checkpoint, restore
 from fdrl_jax import parallel
-from fdrl_jax.state import TrainState
 
 
-def run(request: Request) -> None:
-    """Computes the metrics of a checkpoint and draws its report anew."""
-    experiment, workdir = runs.open_run(request)
-    evaluate(experiment, workdir, runs.restore(experiment, workdir, request.checkpoint_step))
+def run_mode(command: Command) -> None:
+    """Computes the metrics of a checkpoint, unless they were computed before."""
+    opened = open_checkpoint(command)
+    evaluate(opened, command.flags.get("num_samples"), command.data_dir)
 
 
-def evaluate(experiment: Experiment, workdir: Workdir, train_state: TrainState) -> None:
-    """Writes and prints the metrics of a train state, and writes the report."""
-    check_files(experiment.inception_weights)
-    samples = sample_state(experiment, train_state, experiment.evaluation_samples)
+def evaluate_last(run: Run, experiment: Experiment) -> None:
+    """Evaluates the newest checkpoint of a run that was trained to its end."""
+    evaluate(Opened(run, experiment, restore(run, experiment, None)), None, live=experiment.source)
+
+
+def evaluate(
+    opened: Opened,
+    num_samples: int | None = None,
+    data_dir: str = "",
+    live: Source | None = None,
+) -> None:
+    """Writes and prints the metrics of a checkpoint and its report.
+
+    Args:
+      opened: run, settings and checkpoint.
+      num_samples: how many samples; `evaluate.num_samples` if left out.
+      data_dir: where the training data are, if not where they were.
+      live: the training data, if they are open already.
+    """
+    settings, folder = opened.experiment.settings, opened.run.evaluations
+    num = num_samples or settings["evaluate.num_samples"]
+    classifier = _classifier(opened)
+    inception = _inception(settings)
+    digest = None if classifier is None else classifier.digest
+    key = records.key_of(opened, num, classifier=digest, inception=inception is not None)
+    is_default = num == opened.run.settings["evaluate.num_samples"] and not classifier
+    name = records.name_of(opened, key, is_default=is_default)
+    path, is_there = records.find(folder, name, key)
+    if is_there:
+        if parallel.is_first_process():
+            print(f"already evaluated: step {opened.step:,}, {num:,} samples")
+            _finish(opened.run, path, is_default)
+        return
+    samples = Samples(*sample_state(opened.experiment, opened.checkpoint.state, num))
     if not parallel.is_first_process():
         return
-    step = int(train_state.step)
-    found = evaluate_run(experiment, samples, make_log_ratio(experiment, train_state), step)
-    workdir.report.unlink(missing_ok=True)  # Mode train takes it and these metrics for one.
-    write_json(workdir.evaluation, {"step": step, "metrics": found.metrics, **found.record})
-    report.write(experiment, workdir, train_state, samples, found.metrics, found.nearest)
-    tell(workdir)
+    source, absent = _training_data(opened, data_dir, live)
+    found = _score(opened, samples, source, classifier, inception)
+    record = {
+        "key": key,
+        "metrics": evaluation.to_json(found.metrics),
+        "details": found.record | ({"skipped": absent} if absent else {}),
+        "command_settings": settings,
+    }
+    folder.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".part_", dir=folder) as part:
+        unfinished = Path(part) / "record"
+        unfinished.mkdir()
+        report.draw(opened, samples, found, unfinished)
+        write_json(unfinished / "record.json", record)
+        unfinished.rename(path)
+    _finish(opened.run, path, is_default)
 
 
-def tell(workdir: Workdir) -> None:
-    """Prints the metrics of the last evaluation, and where the report is."""
-    for name, value in read_json(workdir.evaluation, "metrics")["metrics"].items():
-        print(f"  {name:38s} {report.format_value(value)}")
-    print(f"report: {workdir.report.absolute()}")
+def _finish(run: Run, record: Path, is_default: bool) -> None:
+    """Writes the report of a record, and prints its metrics."""
+    page = report.write(run, record)
+    if is_default:
+        shutil.copyfile(page, run.report)
+        page = run.report
+    print(evaluation.table(report.metrics_of(record)))
+    print(f"report: {page.absolute()}")
+
+
+def _score(
+    opened: Opened,
+    samples: Samples,
+    source: Source | None,
+    classifier: FeatureClassifier | None,
+    inception: Any,
+) -> Evaluation:
+    experiment, state = opened.experiment, opened.checkpoint.state
+    reference = opened.run.metric_reference()
+    if experiment.source.kind == "points":
+        log_ratio = make_log_ratio(experiment, state)
+        return evaluation.evaluate_points(reference, samples, log_ratio)
+    if experiment.source.starts is not None:
+        return evaluation.evaluate_translation(reference, samples, classifier=classifier)
+    return evaluation.evaluate_images(
+        reference,
+        samples,
+        train_batches=None if source is None else source.train_batches,
+        classifier=classifier,
+        inception=inception,
+    )
+
+
+def _classifier(opened: Opened) -> FeatureClassifier | None:
+    path = opened.experiment.settings["condition.classifier"]
+    if not path:
+        return None
+    source = opened.experiment.source
+    return load_features(Path(path), source.classes, source.event_shape)
+
+
+def _inception(settings: dict[str, Any]) -> Any:
+    """Returns the Inception networks whose weights the settings name, if any."""
+    files = {
+        "standard": settings["evaluate.inception_weights"],
+        "fid_legacy_fdrl": settings["evaluate.legacy_weights"],
+    }
+    given = {protocol: file for protocol, file in files.items() if file}
+    return evaluation.inception(given, settings["evaluate.inception_score"]) if given else None
+
+
+def _training_data(
+    opened: Opened, data_dir: str, live: Source | None
+) -> tuple[Source | None, str | None]:
+    """Returns the training data where they are at hand and unchanged, or why they are not."""
+    if live is not None or opened.experiment.source.kind == "points":
+        return live, None
+    try:
+        source = load_data(opened.run.settings, data_dir)
+        opened.run.check_data(source)
+    except UserError as error:
+        if data_dir:
+            raise
+        return None, f"metrics that need the training data: {error}"
+    return source, None

@@ -1,19 +1,18 @@
-"""Mode export: a checkpoint's sampler as a folder that needs JAX alone."""
+"""Mode export: a checkpoint's sampler as a folder that needs only JAX."""
 
 from experiments import export
-from experiments.request import Request
-from experiments.sampling import runs
+from experiments.command_line import Command
+from experiments.sampling.opened import open_checkpoint
 from fdrl_jax import parallel
 
 
-def run(request: Request) -> None:
-    """Writes StableHLO, arrays, a loader and metadata into `export/step_N` of the workdir."""
-    experiment, workdir = runs.open_run(request)
-    train_state = runs.restore(experiment, workdir, request.checkpoint_step)
+def run_mode(command: Command) -> None:
+    """Writes StableHLO, arrays, a loader and metadata into `export/step_N` of the run."""
+    opened = open_checkpoint(command)
     if not parallel.is_first_process():
         return
-    folder = workdir.root / "export" / f"step_{int(train_state.step)}"
-    export.write(experiment, train_state, folder, request.platforms)
-    print(f"sampler of step {int(train_state.step):,}: {folder}")
+    folder = opened.run.exports / f"step_{opened.step}"
+    export.write(opened.experiment, opened.checkpoint.state, folder, command.flags["platforms"])
+    print(f"sampler of step {opened.step:,}: {folder}")
     print(f"note: {export.LIFETIME}")
     print(f"try: python {folder / 'load_sampler.py'} --num_samples=100 --out=samples.npz")

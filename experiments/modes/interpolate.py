@@ -1,17 +1,17 @@
 """Mode interpolate: samples along paths in the prior, with common noise, as a picture."""
 
 from experiments import pictures
+from experiments.command_line import Command
 from experiments.pictures import flow
-from experiments.request import Request
-from experiments.sampling import runs
+from experiments.sampling.opened import open_checkpoint
 from fdrl_jax import parallel
 
 
-def run(request: Request) -> None:
+def run_mode(command: Command) -> None:
     """Writes the picture of spherical and linear interpolations (fig. 7)."""
-    experiment, workdir = runs.open_run(request)
-    train_state = runs.restore(experiment, workdir, request.checkpoint_step)
+    opened = open_checkpoint(command)
     if not parallel.is_first_process():
         return
-    figure = flow.interpolations(experiment, train_state)
-    print(f"picture: {pictures.save(figure, workdir.pictures / 'interpolation.png')}")
+    figure = flow.interpolations(opened.experiment, opened.checkpoint.state)
+    opened.run.pictures.mkdir(exist_ok=True)
+    print(f"picture: {pictures.save(figure, opened.run.pictures / 'interpolation.png')}")

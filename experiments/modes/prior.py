@@ -1,28 +1,29 @@
-"""Mode prior: fits the data-dependent prior, or finds it fitted, and draws it beside the data."""
+"""Mode prior: creates a run without training it, and draws its prior next to the data."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import build, pictures
-from experiments.request import Request
+from experiments import pictures, run
+from experiments.command_line import Command
+from experiments.modes.creation import create_or_resume
 from experiments.sampling.draw import batch_at
-from experiments.storage.workdir import Workdir
 from fdrl_jax import parallel, rng
 
 _NUM_SHOWN = 100
 
 
-def run(request: Request) -> None:
-    """Fits the prior into the workdir and writes a picture of its samples."""
-    workdir = Workdir(request.workdir)
-    experiment = build.experiment(request.config, workdir.prior)
-    if not parallel.is_first_process():
-        return
-    workdir.create()
-    positions = np.arange(_NUM_SHOWN, dtype=np.int32)
-    batch = jax.tree.map(jnp.asarray, batch_at(experiment, positions))
-    keys = rng.example_keys(jax.random.key(experiment.seed), rng.Stream.PRIOR, batch["position"])
-    x0 = experiment.problem.prior_sample(experiment.constants.prior, keys, batch)
-    figure = pictures.prior_and_data(experiment.source, np.asarray(x0))
-    print(f"picture: {pictures.save(figure, workdir.pictures / 'prior.png')}")
+def run_mode(command: Command) -> None:
+    """Fits the prior of a new run and writes a picture of its samples."""
+    with run.locked_folder(command.folder):
+        created, experiment = create_or_resume(command)
+        if not parallel.is_first_process():
+            return
+        positions = np.arange(_NUM_SHOWN, dtype=np.int32)
+        batch = jax.tree.map(jnp.asarray, batch_at(experiment, positions))
+        root = rng.root_key(experiment.settings["seed"])
+        keys = rng.example_keys(root, rng.Stream.PRIOR, batch["position"])
+        x0 = experiment.problem.prior_sample(experiment.constants.prior, keys, batch)
+        figure = pictures.prior_and_data(experiment.source, np.asarray(x0))
+        created.pictures.mkdir(exist_ok=True)
+        print(f"picture: {pictures.save(figure, created.pictures / 'prior.png')}")

@@ -5,98 +5,139 @@ import itertools
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
-from experiments import pictures
+from experiments import pictures, records, settings
 from experiments.build import Experiment
-from experiments.request import Request
-from experiments.sampling import runs, sample_files
+from experiments.command_line import Command
+from experiments.errors import UserError
+from experiments.files import read_json, sha256_of_arrays, sha256_of_json, write_json
+from experiments.sampling import sample_files
 from experiments.sampling.conditional import ALL, conditioned
 from experiments.sampling.draw import batch_size, make_sample_fn, on_devices, sample_starts
+from experiments.sampling.opened import Opened, open_checkpoint
 from experiments.sampling.shards import Shards, lock
-from experiments.storage.checkpoints import FREE_IN_TRAINING
-from experiments.storage.integrity import digest_arrays
-from experiments.storage.workdir import read_json, write_json
 from fdrl_jax import parallel
-from fdrl_jax.state import TrainState
 
-# Settings that no sample follows from: the checkpoint's hash stands for how it was trained.
-_OF_NO_SAMPLE = (*FREE_IN_TRAINING, "train.", "optimizer.")
+_STARTED = time.perf_counter()
 
 
-def run(request: Request) -> None:
-    """Writes samples, `samples/NAME.npz` or as PNG, `NAME.json` with what they are, `NAME.png`.
+class _Target(NamedTuple):
+    """Where samples go: the file or folder, its record, a picture, and the parts under way."""
+
+    path: Path
+    record: Path
+    picture: Path
+    parts: Path
+
+
+def run_mode(command: Command) -> None:
+    """Writes samples, `samples/NAME.npz` or as PNG, with a record of what they are and a picture.
 
     With condition.label they are of that class, or, for "all", sample `i` of class `i` modulo their
     number, and the picture has a row for each.
 
-    They are drawn in parts that are kept until the end: after a kill the same command goes on, and
+    They are drawn in parts that are kept until the end: after a kill the same command resumes, and
     the files are those of an uninterrupted run. Points are stored as they are, images as uint8.
+    Existing samples are never replaced.
     """
-    experiment, workdir = runs.open_run(request)
-    if experiment.conditioning.label:
+    opened = open_checkpoint(command)
+    experiment, wanted = opened.experiment, opened.experiment.settings
+    if wanted["condition.label"]:
         experiment = conditioned(experiment)
-    options, source = experiment.sampling, experiment.source
-    train_state = runs.restore(experiment, workdir, request.checkpoint_step)
-    step, num = int(train_state.step), request.num_samples or experiment.evaluation_samples
-    name = options.name or default_name(step, experiment.conditioning.label)
-    path = sample_files.target(workdir.samples, name, options.format, source.kind)
-    record_file, picture = (workdir.samples / f"{name}.{suffix}" for suffix in ("json", "png"))
-    record = describe(experiment, train_state, num, path)
+    elif wanted["condition.classifier"]:
+        raise UserError("--classifier guides samples of a class: name it with --class, or use all")
+    num = command.flags["num_samples"] or wanted["evaluate.num_samples"]
+    record = _describe(opened, experiment, num)
+    target = _find_target(opened, record)
     first = parallel.is_first_process()
-    if not _is_done(record_file, record, path):
-        parts = workdir.samples / f"{name}.parts"
-        with lock(parts) if first else contextlib.nullcontext():
-            shards = _open_shards(parts, record, experiment)
-            draw(experiment, train_state, shards, request.started)
-            starts = sample_starts(experiment, train_state, min(num, pictures.num_shown(source)))
+    if not _is_done(target, record):
+        opened.run.samples.mkdir(exist_ok=True)
+        with lock(target.parts) if first else contextlib.nullcontext():
+            shards = _open_shards(target.parts, record, experiment)
+            _draw(opened, experiment, shards)
+            num_shown = min(num, pictures.num_shown(experiment.source))
+            starts = sample_starts(experiment, opened.checkpoint.state, num_shown)
             if first:
-                record_file.unlink(missing_ok=True)  # That of samples that are replaced now.
                 with tqdm(total=num, unit="sample", desc="writing") as bar:
-                    sample_files.write(path, options.format, _told(shards.read(), bar), num)
-                _draw_picture(experiment, starts, shards, picture)
-                write_json(record_file, record)
+                    parts = _counted(shards.read(), bar)
+                    with sample_files.writing(target.path, record["format"], parts, num):
+                        _draw_picture(experiment, starts, shards, target.picture)
+                        # Before the samples take their name: what has it without a record is
+                        # somebody else's.
+                        write_json(target.record, record)
                 shards.remove()
     if first:
-        print(f"{num:,} samples of step {step:,}: {path}")
-        print(f"picture: {picture}\nwhat they are: {record_file}")
+        print(f"{num:,} samples of step {opened.step:,}: {target.path}")
+        print(f"picture: {target.picture}\nrecord: {target.record}")
 
 
-def default_name(step: int, label: str) -> str:
-    """Returns what samples of a step, and perhaps of a class, are called."""
-    safe = label.replace("/", "_")  # Names of classes may have slashes.
-    return f"step_{step}_class_{safe}" if label else f"step_{step}"
-
-
-def describe(
-    experiment: Experiment, train_state: TrainState, num_samples: int, path: Path
-) -> dict[str, Any]:
-    """Returns all that samples follow from, as JSON can hold it."""
-    settings = experiment.settings.items()
+def _describe(opened: Opened, experiment: Experiment, num_samples: int) -> dict[str, Any]:
+    """Returns all that the samples follow from, and their format."""
     condition: dict[str, Any] = {}
     if experiment.labels is not None:
-        # Not where the classifier lies, but what it is.
-        condition = experiment.conditioning._asdict()
-        condition["classifier"] = digest_arrays(experiment.constants.classifier)
+        condition = settings.section(experiment.settings, "condition")
+        # Not where the classifier is, but what it is.
+        condition["classifier"] = sha256_of_arrays(experiment.constants.classifier)
     return {
-        "file": path.name,
-        "num_samples": num_samples,
-        "checkpoint_step": int(train_state.step),
-        "weights": experiment.sampling.weights,
-        "variables_sha256": digest_arrays(experiment.sampling_variables(train_state)),
-        "condition": condition,
-        "settings": {k: v for k, v in settings if not k.startswith(_OF_NO_SAMPLE)},
+        "key": records.key_of(opened, num_samples, condition=condition),
+        "format": experiment.settings["sample.format"],
     }
 
 
-def draw(
-    experiment: Experiment, train_state: TrainState, shards: Shards, started: float | None = None
-) -> None:
-    """Draws the parts that are missing; tells how long after the start the first one was there."""
-    variables, constants = on_devices(experiment, train_state)
+def _find_target(opened: Opened, record: dict[str, Any]) -> _Target:
+    """Returns where these samples are or should be.
+
+    Raises:
+      UserError: if the name that the user chose is taken by something else.
+    """
+    wanted = opened.experiment.settings
+    chosen = wanted["sample.name"]
+    name = chosen or _default_name(opened.step, wanted["condition.label"])
+    for candidate in (name, f"{name}_{sha256_of_json(record)[:8]}"):
+        path = sample_files.target(
+            opened.run.samples, candidate, record["format"], opened.experiment.source.kind
+        )
+        target = _Target(
+            path,
+            path.with_name(f"{path.name}.json"),
+            path.with_name(f"{path.name}.picture.png"),
+            path.with_name(f"{path.name}.parts"),
+        )
+        if _is_free(target, record):
+            return target
+        if chosen:
+            break
+    raise UserError(
+        f"{target.path} exists and holds other samples, or something else; choose another name "
+        "with --config.sample.name"
+    )
+
+
+def _is_free(target: _Target, record: dict[str, Any]) -> bool:
+    """Whether a target holds nothing, or these samples, complete or under way."""
+    for file in (target.record, target.parts / "manifest.json"):
+        if file.is_file():
+            held = read_json(file)
+            return held == record or held.get("record") == record
+    return not target.path.exists()
+
+
+def _is_done(target: _Target, record: dict[str, Any]) -> bool:
+    return target.record.exists() and target.path.exists() and read_json(target.record) == record
+
+
+def _default_name(step: int, label: str) -> str:
+    safe = "".join(c if c.isalnum() or c in "._-" else "_" for c in label)[:100]
+    return f"step_{step}_class_{safe}" if label else f"step_{step}"
+
+
+def _draw(opened: Opened, experiment: Experiment, shards: Shards) -> None:
+    """Draws the parts that are missing; prints when the first one was there."""
+    variables, constants = on_devices(experiment, opened.checkpoint.state)
     sample = make_sample_fn(experiment)
     missing = shards.missing()
     left = sum(map(shards.count, missing))
@@ -115,27 +156,23 @@ def draw(
             if parallel.is_first_process():
                 shards.write(first, pictures.as_stored(experiment.source, kept))
             bar.update(len(kept))
-            if started is not None and first == missing[0] and parallel.is_first_process():
-                bar.write(f"first samples {time.perf_counter() - started:.1f} s after the start")
+            if first == missing[0] and parallel.is_first_process():
+                bar.write(f"first samples after {time.perf_counter() - _STARTED:.1f} s")
 
 
 def _open_shards(folder: Path, record: dict[str, Any], experiment: Experiment) -> Shards:
-    num = record["num_samples"]
+    num = record["key"]["num_samples"]
 
     def opened() -> Shards:
         return Shards(folder, record, num, batch_size(experiment, num))
 
-    if parallel.is_first_process():  # Others would make the folder at the same time.
+    if parallel.is_first_process():  # Others would create the folder at the same time.
         opened()
     parallel.barrier("shards opened")
     return opened()
 
 
-def _is_done(record_file: Path, record: dict[str, Any], path: Path) -> bool:
-    return record_file.exists() and path.exists() and bool(read_json(record_file) == record)
-
-
-def _told(parts: Iterator[np.ndarray], bar: Any) -> Iterator[np.ndarray]:
+def _counted(parts: Iterator[np.ndarray], bar: Any) -> Iterator[np.ndarray]:
     for part in parts:
         yield part
         bar.update(len(part))
@@ -145,7 +182,7 @@ def _draw_picture(experiment: Experiment, starts: np.ndarray, shards: Shards, pa
     enough = itertools.islice(shards.read(), -(-len(starts) // shards.shard_size))
     stored = np.concatenate(list(enough))[: len(starts)]
     samples = pictures.from_stored(experiment.source, stored)
-    if experiment.labels is not None and experiment.conditioning.label == ALL:
+    if experiment.labels is not None and experiment.settings["condition.label"] == ALL:
         labels = experiment.labels(np.arange(len(samples)))
         figure = pictures.samples_by_class(experiment.source, samples, labels)
     else:

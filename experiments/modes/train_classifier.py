@@ -1,49 +1,40 @@
-"""Mode train_classifier: a classifier that withstands attacks, for class-conditional samples."""
+"""Mode train_classifier: a classifier for class-conditional samples and for metrics."""
 
-import contextlib
-from typing import cast
-
-from experiments.build.classifier import ClassifierTraining, classifier
-from experiments.build.parts import Apply
-from experiments.classifiers import accuracies
-from experiments.machine.hardware import describe_devices
-from experiments.request import Request
-from experiments.storage.workdir import Workdir, read_json, write_json
-from experiments.training import loop, memory
+from experiments import build, run
+from experiments.classifiers import evaluate_classifier
+from experiments.command_line import Command
+from experiments.files import write_json
+from experiments.machine import hardware, memory
+from experiments.modes.creation import load_data, wanted_settings
+from experiments.training import loop
 from fdrl_jax import parallel
-from fdrl_jax.state import TrainState
 
 
-def run(request: Request) -> None:
-    """Trains to the last step and tells how often held-out images are classified rightly."""
-    workdir, training = Workdir(request.workdir), classifier(request.config)
-    memory.check_state(training)
-    workdir.create()
-    first = parallel.is_first_process()
-    with workdir.lock() if first else contextlib.nullcontext():
-        if first:
-            print(describe_devices())
-            source = training.source
-            shape = {"classes": list(source.classes), "event_shape": list(source.event_shape)}
-            write_json(workdir.classifier, shape)
-        train_state = loop.train(training, workdir, request.command)
-        if first:
-            _evaluate(training, workdir, train_state)
-
-
-def _evaluate(training: ClassifierTraining, workdir: Workdir, train_state: TrainState) -> None:
-    source, attack = training.source, training.evaluation_attack
-    labels = training.held_out_labels
-    images = source.held_out(len(labels), 0)
-    apply = cast(Apply, training.network.apply)
-    clean, robust = accuracies(apply, train_state.ema_variables, images, labels, attack)
-    metrics = {
-        "clean_accuracy": clean,
-        "robust_accuracy": robust,
-        "robust_at_epsilon": attack.epsilon / 2.0,
-        "num_images": len(images),
-    }
-    write_json(workdir.evaluation, {"step": int(train_state.step), "metrics": metrics})
-    for name, value in read_json(workdir.evaluation)["metrics"].items():
-        print(f"  {name:32s} {value:.4g}")
-    print(f"classifier: --classifier={workdir.root}")
+def run_mode(command: Command) -> None:
+    """Trains to the last step and prints the accuracy on held-out images."""
+    with run.locked_folder(command.folder):
+        opened = None
+        if run.exists(command.folder):
+            opened = run.open_run(command.folder, "classifier")
+        wanted = wanted_settings(command, opened)
+        if opened is not None:
+            wanted = opened.resumed(wanted)
+        hardware.set_matmul_precision(wanted["precision"])
+        source = load_data(wanted, command.data_dir)
+        if opened is not None:
+            opened.check_data(source)
+        training = build.classifier_training(wanted, source)
+        memory.check_state(training.state_shapes(), training.constants)
+        if opened is None:
+            opened = run.create(command.folder, "classifier", wanted, source, None, command.text)
+        if parallel.is_first_process():
+            print(hardware.describe_devices())
+            opened.log_command(command.text)
+        state = loop.train(training, opened)
+        if parallel.is_first_process():
+            metrics = evaluate_classifier(training, state)
+            record = {"step": int(state.step), "metrics": metrics}
+            write_json(opened.root / "accuracy.json", record)
+            for name, value in metrics.items():
+                print(f"  {name:32s} {value:.4g}")
+            print(f"classifier: --classifier={opened.root}")

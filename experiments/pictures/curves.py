@@ -18,7 +18,7 @@ def training(records: list[dict[str, Any]], best: Mapping[str, Any] | None = Non
 
     Args:
       records: lines of the log.
-      best: what `experiments.storage.best` knows of the best checkpoint.
+      best: "step", "metric" and "value" of the best checkpoint, if there is one.
     """
     steps = [r["step"] for r in records]
 

@@ -13,7 +13,7 @@ from experiments.build import Experiment
 from experiments.classifiers import Classifier
 from experiments.errors import UserError
 from fdrl_jax import compose
-from fdrl_jax.flow import Potential
+from fdrl_jax.langevin import Potential
 from fdrl_jax.names import nearest
 from fdrl_jax.priors import Batch
 
@@ -26,15 +26,17 @@ def conditioned(experiment: Experiment) -> Experiment:
     Raises:
       UserError: for data without classes, an unknown class, or a classifier that does not fit.
     """
-    options, source = experiment.conditioning, experiment.source
-    labels = labels_of(options.label, source.classes)
-    if not options.classifier:
+    options, source = experiment.settings, experiment.source
+    labels = labels_of(options["condition.label"], source.classes)
+    if not options["condition.classifier"]:
         raise UserError(
-            f"--class={options.label} needs --classifier: the workdir of a classifier, from "
+            f"--class={options['condition.label']} needs --classifier: the workdir of a classifier, from "
             "--mode=train_classifier, or a checkpoint file of the library robustness"
         )
-    classifier = classifiers.load(Path(options.classifier), source.classes, source.event_shape)
-    return follow(experiment, classifier, labels, options.weight, options.num_refine_steps)
+    path = Path(options["condition.classifier"])
+    classifier = classifiers.load(path, source.classes, source.event_shape)
+    num_refine_steps = options["condition.num_refine_steps"]
+    return follow(experiment, classifier, labels, options["condition.weight"], num_refine_steps)
 
 
 def follow(
@@ -64,7 +66,7 @@ def follow(
             logits,
             batch["label"],
             weight,
-            output=problem.bregman.output,
+            output=problem.output,
             input_range=classifier.input_range,
         )
 

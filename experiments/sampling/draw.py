@@ -8,7 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments.build import Experiment
-from fdrl_jax import parallel, samplers
+from fdrl_jax import parallel, rng, samplers
 from fdrl_jax.state import TrainState
 
 
@@ -38,7 +38,7 @@ class SampleFn(Protocol):
 
 
 def on_devices(experiment: Experiment, train_state: TrainState) -> tuple[Any, Any]:
-    """Returns what a mapped sampler reads beside the batch, on every device."""
+    """Returns what a mapped sampler reads besides the batch, on every device."""
     variables = experiment.sampling_variables(train_state)
     return parallel.replicate(variables), parallel.replicate(experiment.constants)
 
@@ -51,7 +51,7 @@ def sample_state(experiment: Experiment, train_state: TrainState, num_samples: i
 
 def sample_starts(experiment: Experiment, train_state: TrainState, num_samples: int) -> np.ndarray:
     """Returns where the first samples start, `x_0` [num_samples, ...], without flowing them."""
-    sampler = samplers.make_start_sampler(experiment.problem, seed=experiment.seed)
+    sampler = samplers.make_start_sampler(experiment.problem)
     variables, constants = on_devices(experiment, train_state)
     drawn: np.ndarray = _in_batches(
         experiment, parallel.map_sampler(sampler), variables, constants, num_samples
@@ -74,15 +74,20 @@ def batch_at(experiment: Experiment, positions: np.ndarray) -> dict[str, np.ndar
     return batch
 
 
+def sampling_key(experiment: Experiment) -> jax.Array:
+    """Returns the key that all samples of a run follow from."""
+    return rng.root_key(experiment.settings["seed"])
+
+
 def batch_size(experiment: Experiment, num_samples: int) -> int:
     """Returns the number of samples at a time: every device takes the same number."""
     num_replicas = parallel.num_replicas()
-    return -(-min(experiment.sampling_batch_size, num_samples) // num_replicas) * num_replicas
+    return -(-min(experiment.settings["evaluate.batch_size"], num_samples) // num_replicas) * num_replicas
 
 
 def make_sample_fn(experiment: Experiment) -> SampleFn:
-    """Builds the sampler of an experiment, compiled once a batch size."""
-    sampler = parallel.map_sampler(samplers.make_sampler(experiment.problem, seed=experiment.seed))
+    """Builds the sampler of an experiment, compiled once per batch size."""
+    sampler = parallel.map_sampler(samplers.make_sampler(experiment.problem))
 
     def sample(
         variables: Any,
@@ -110,13 +115,12 @@ def _in_batches(
     first: int = 0,
     progress: bool = False,
 ) -> Any:
-    size = batch_size(experiment, num_samples)
-    parts = []
+    size, key, parts = batch_size(experiment, num_samples), sampling_key(experiment), []
     with tqdm(total=num_samples, unit="sample", disable=not progress, desc="sampling") as bar:
         for offset in range(0, num_samples, size):
             positions = np.arange(first + offset, first + offset + size, dtype=np.int32)
             batch = parallel.shard(batch_at(experiment, parallel.local_part(positions)))
-            part = parallel.gather(mapped(variables, constants, batch))
+            part = parallel.gather(mapped(key, variables, constants, batch))
             parts.append(jax.tree.map(np.asarray, part))
             bar.update(min(size, num_samples - offset))
     return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:num_samples], *parts)

@@ -1,7 +1,7 @@
-"""Samples as files for other programs: equal samples make equal bytes, at any time."""
+"""Samples as files for other programs: equal samples give equal bytes, at any time."""
 
+import contextlib
 import io
-import os
 import shutil
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
@@ -36,8 +36,13 @@ def target(folder: Path, name: str, file_format: str, kind: str) -> Path:
     return folder / f"{name}{_SUFFIXES[file_format]}"
 
 
-def write(path: Path, file_format: str, parts: Iterable[np.ndarray], num_samples: int) -> None:
-    """Writes samples whole or not at all, holding one part at a time in memory.
+@contextlib.contextmanager
+def writing(
+    path: Path, file_format: str, parts: Iterable[np.ndarray], num_samples: int
+) -> Iterator[None]:
+    """Writes samples, which take their name after the block: complete or not at all.
+
+    Only one part at a time is in memory. Nothing that exists is replaced by a folder.
 
     Args:
       path: from `target`.
@@ -45,7 +50,7 @@ def write(path: Path, file_format: str, parts: Iterable[np.ndarray], num_samples
       parts: the samples in order: uint8 images [n, H, W, C], or points [n, 2].
       num_samples: over all parts.
     """
-    unfinished = path.with_name(path.name + ".unfinished")
+    unfinished = path.with_name(f".{path.name}.unfinished")
     writers: dict[str, Callable[[Path, Iterator[np.ndarray], int], None]] = {
         "npz": _write_npz,
         "zip": _write_zip,
@@ -53,9 +58,8 @@ def write(path: Path, file_format: str, parts: Iterable[np.ndarray], num_samples
     }
     _remove(unfinished)
     writers[file_format](unfinished, iter(parts), num_samples)
-    if path.is_dir():
-        _remove(path)
-    os.replace(unfinished, path)
+    yield
+    unfinished.rename(path)
 
 
 def _write_npz(path: Path, parts: Iterator[np.ndarray], num_samples: int) -> None:

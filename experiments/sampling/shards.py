@@ -1,4 +1,4 @@
-"""Samples in parts on disk: a kill loses the part in work and nothing else."""
+"""Samples in parts on disk: a kill loses the part under way and nothing else."""
 
 import shutil
 from collections.abc import Iterator
@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from experiments import schema
+from experiments import settings
 from experiments.errors import UserError
-from experiments.storage.lock import exclusive
-from experiments.storage.workdir import read_json, replacing, write_json
+from experiments.files import locked, read_json, replacing, write_json
 
 
 def lock(folder: Path) -> AbstractContextManager[None]:
@@ -23,7 +22,7 @@ def lock(folder: Path) -> AbstractContextManager[None]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     # Beside the folder, which comes and goes; hidden, as it stays among the samples.
     file = folder.with_name(f".{folder.name}.lock")
-    return exclusive(file, str(folder), "name these otherwise, with --config.sample.name")
+    return locked(file, str(folder), "choose another name with --config.sample.name")
 
 
 class Shards:
@@ -36,7 +35,7 @@ class Shards:
     def __init__(
         self, folder: Path, record: dict[str, Any], num_samples: int, shard_size: int
     ) -> None:
-        """Starts a set of shards, or goes on with the one that is there.
+        """Starts a set of shards, or resumes the one that exists.
 
         Args:
           folder: where the parts are.
@@ -49,7 +48,7 @@ class Shards:
         """
         manifest = folder / "manifest.json"
         if manifest.exists():
-            saved = read_json(manifest, "record", "shard_size")
+            saved = read_json(manifest, record=dict, shard_size=int)
             _check_same(saved["record"], record, folder)
             shard_size = saved["shard_size"]
         else:
@@ -90,10 +89,10 @@ class Shards:
 
 
 def _check_same(saved: dict[str, Any], present: dict[str, Any], folder: Path) -> None:
-    told = schema.differences(schema.flatten(saved), schema.flatten(present)).values()
-    differing = [text.removeprefix("settings.") for text in told]
+    differing = settings.differences(settings.flatten(saved), settings.flatten(present))
     if differing:
         raise UserError(
-            f"{folder} holds a part of other samples: {'; '.join(differing)}. Finish those with "
-            "their settings, remove that folder, or name these otherwise, with --config.sample.name"
+            f"{folder} holds a part of other samples: {'; '.join(differing.values())}. Finish those "
+            "with their settings, remove that folder, or choose another name with "
+            "--config.sample.name"
         )

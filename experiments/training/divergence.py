@@ -1,44 +1,58 @@
-"""What to do when training produces numbers that are of no use."""
+"""What to do when training produces numbers that are useless."""
 
 import logging
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from experiments.build.options import Guard
 from experiments.errors import DivergedError
-from fdrl_jax import state
+from experiments.training import rollbacks
 from fdrl_jax.state import TrainState
 
 
-def check(numbers: np.ndarray, values: dict[str, np.ndarray], output: str, guard: Guard) -> None:
-    """Raises if a metric left its bounds.
+class Guard(NamedTuple):
+    """Limits of mean network outputs beyond which a run counts as diverged, and what happens then.
+
+    Attributes:
+      max_log_ratio: for a network that returns the log ratio.
+      max_ratio: for any other.
+      on_divergence: "stop" or "rollback".
+      rollback_lr_factor: multiplies the learning rate at each rollback.
+      max_rollbacks: how many a run may have.
+    """
+
+    max_log_ratio: float
+    max_ratio: float
+    on_divergence: str = "stop"
+    rollback_lr_factor: float = 1.0
+    max_rollbacks: int = 0
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> Self:
+        """Returns the guard of a run's settings."""
+        return cls(**{name: settings[f"train.{name}"] for name in cls._fields})
+
+
+def find_trouble(
+    numbers: np.ndarray, values: dict[str, np.ndarray], output: str, guard: Guard
+) -> str | None:
+    """Returns at which step which metric left its bounds first, or `None`.
 
     Args:
       numbers: steps, [T].
       values: metrics at these steps, [T] each.
       output: what the network returns, as `Training.output` has it.
       guard: the bounds.
-
-    Raises:
-      DivergedError: naming the first such step and metric.
     """
-    trouble = find_trouble(numbers, values, output, guard)
-    if trouble is not None:
-        raise DivergedError(f"training diverged: {trouble}", last_step=int(numbers[-1]))
-
-
-def find_trouble(
-    numbers: np.ndarray, values: dict[str, np.ndarray], output: str, guard: Guard
-) -> str | None:
-    """Says at which step which metric left its bounds first, or nothing; arguments as above."""
     limit = guard.max_log_ratio if output == "log_ratio" else guard.max_ratio
     limits = dict.fromkeys(("loss", "grad_norm", "drift_norm"), np.inf)
     limits |= dict.fromkeys(("output_real", "output_flowed"), limit)
     found = []
     for name, bound in limits.items():
         if name not in values:
-            continue  # A metric of density ratios alone.
-        # "not within" and not "beyond", so that NaN counts.
+            continue  # A metric of density ratios only.
+        # "not within" instead of "beyond", so that NaN counts.
         bad = ~(np.abs(values[name]) < bound)
         if bad.any():
             first = int(np.argmax(bad))
@@ -53,24 +67,25 @@ def find_trouble(
 
 
 def recover(
-    error: DivergedError, guard: Guard, diverged: TrainState, restored: TrainState, has_saved: bool
+    error: DivergedError, guard: Guard, diverged: TrainState, good: TrainState, *, has_saved: bool
 ) -> TrainState:
-    """Returns the state to go on from: the last good one, past the batches since, more slowly.
+    """Returns the state to resume from: the last good one, past the batches since, more slowly.
 
-    What it returns follows from its arguments, so a run that is cut before its next checkpoint
-    diverges and recovers in the same way again.
+    It follows from the arguments, so a run that is killed before its next checkpoint diverges and
+    recovers in the same way again.
 
     Args:
-      error: from `check`.
+      error: from the loop.
       guard: what to do.
       diverged: the state that the diverged attempt started from.
-      restored: the newest checkpoint, or the state before the first step.
+      good: the newest checkpoint, or the state before the first step.
       has_saved: whether there is a checkpoint.
 
     Raises:
       DivergedError: if the run should stop, or has been rolled back often enough.
     """
-    done, step = int(diverged.rollbacks.num), int(restored.step)
+    before, step = rollbacks.of(diverged), int(good.step)
+    done = int(before.num)
     if guard.on_divergence == "stop" or done >= guard.max_rollbacks:
         kept = (
             f"the last good checkpoint is of step {step}"
@@ -79,25 +94,26 @@ def recover(
         )
         tried = f" after {done} rollbacks" if done else ""
         raise DivergedError(
-            f"{error}{tried}; {kept}. Try a smaller optimizer.learning_rate or flow.step_size, "
-            "optimizer.clip_norm=1, a larger train.batch_size, loss.name=lr, or "
-            "train.on_divergence=rollback",
+            f"{error}{tried}; {kept}. Try loss.gradient_penalty=0.1, a smaller "
+            "optimizer.learning_rate or flow.step_size, optimizer.clip_norm=1, a larger "
+            "train.batch_size, loss.name=lr, or train.on_divergence=rollback",
             last_step=error.last_step,
         ) from error
-    restored = restored._replace(rollbacks=diverged.rollbacks)
-    recovered = state.roll_back(
-        restored,
-        num_skipped=error.last_step - step,
+    num_skipped = error.last_step - step
+    recovered = rollbacks.roll_back(
+        good,
+        before=before,
+        num_skipped=num_skipped,
         learning_rate_factor=guard.rollback_lr_factor,
     )
     logging.getLogger("fdrl").warning(
-        "%s; rollback %d of %d: going on from step %d, without the %d batches since, at %.3g times "
+        "%s; rollback %d of %d: resuming from step %d, without the %d batches since, at %.3g times "
         "the learning rate",
         error,
         done + 1,
         guard.max_rollbacks,
         step,
-        error.last_step - step,
-        float(recovered.rollbacks.learning_rate_scale),
+        num_skipped,
+        float(rollbacks.of(recovered).learning_rate_scale),
     )
     return recovered

@@ -2,33 +2,109 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from tqdm import tqdm
 
-from experiments.build import Experiment, Training
+from experiments.build import Training
+from experiments.checkpoints import Checkpoints
 from experiments.data.feed import Feed
 from experiments.errors import DivergedError, PreemptedError
-from experiments.machine import hosts
-from experiments.sampling.draw import SampleFn, make_sample_fn
-from experiments.storage.checkpoints import FREE_IN_TRAINING, Checkpoints
-from experiments.storage.workdir import Workdir, replacing, write_json
-from experiments.training import divergence, memory, metrics_log
-from experiments.training.judge import Judge
+from experiments.machine import hosts, interrupts, memory
+from experiments.run import Run
+from experiments.training import divergence, metrics_log, rollbacks
+from experiments.training.divergence import Guard
 from experiments.training.metrics_log import Record
 from experiments.training.preemption import Preemption
-from fdrl_jax import parallel, steps
+from experiments.training.rollbacks import Rollbacks
+from fdrl_jax import parallel, rng, steps
 from fdrl_jax.state import TrainState
 
 
-class _Window(NamedTuple):
-    """Metrics since the last log, still on the device: (first step, count, arrays) a dispatch."""
+class Moment(NamedTuple):
+    """What a hook sees of a training, while the device is idle.
 
-    started: float
-    parts: list[tuple[int, int, dict[str, jax.Array]]]
+    Attributes:
+      step: train steps so far.
+      state: on every device; read it, never change it.
+      constants: on every device.
+      best: "metric" and "value" of the best checkpoint so far, if there is one.
+      save: `(metric, value) -> None` saves the state as the best checkpoint by a metric.
+    """
+
+    step: int
+    state: Any
+    constants: Any
+    best: dict[str, Any] | None
+    save: Callable[[str, float], None]
+
+
+class Hook(NamedTuple):
+    """Something to do during training.
+
+    Attributes:
+      every: after each multiple of this many steps, and after the last one; 0 for never.
+      act: reads the training; what it returns is logged.
+    """
+
+    every: int
+    act: Callable[[Moment], Record | None]
+
+
+def train(training: Training, run: Run, hooks: Sequence[Hook] = ()) -> TrainState:
+    """Trains from the newest checkpoint of a run, or from the start, to the last step.
+
+    Args:
+      training: what is trained.
+      run: where checkpoints and metrics go; the caller holds its lock.
+      hooks: what else to do along the way, in this order.
+
+    Returns:
+      The last train state, one replica, on the host.
+
+    Raises:
+      DivergedError: if the loss is not finite or the ratio saturates, and the run should stop or
+        has been rolled back often enough. Earlier checkpoints stay.
+      PreemptedError: if the system asked the run to stop; its state is saved.
+      PeerError: if replicas do not agree.
+      UserError: if a checkpoint cannot be read or written.
+    """
+    guard = Guard.of(training.settings)
+    with contextlib.ExitStack() as stack:
+        preemption = stack.enter_context(Preemption())
+        store = stack.enter_context(run.checkpoints())
+        loop = _Loop(training, run, hooks, store, preemption, guard)
+        start = _newest(training, store)
+        while True:
+            try:
+                return loop.train_from(start)
+            except DivergedError as error:
+                store.wait()
+                good = _newest(training, store)
+                start = divergence.recover(
+                    error, guard, start, good, has_saved=bool(store.steps())
+                )
+
+
+def _newest(training: Training, store: Checkpoints) -> TrainState:
+    """Returns the state of the newest checkpoint, or that before the first step."""
+    restored = store.restore(training.state_shapes())
+    if restored is None:
+        return training.init_state()
+    store.set_aside_after(int(restored.state.step))
+    interrupts.note("the same command resumes from the newest checkpoint")
+    return restored.state
+
+
+class _Window:
+    """Metrics since the last log, still on the device: (first step, count, arrays) per dispatch."""
+
+    def __init__(self) -> None:
+        self.parts: list[tuple[int, int, dict[str, jax.Array]]] = []
+        self.seconds = 0.0  # Of training, without what the hooks take.
 
     def fetch(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Waits for the device; returns the steps and the value of each metric at each of them."""
@@ -38,78 +114,33 @@ class _Window(NamedTuple):
         return numbers, {k: np.concatenate([m[k][:count] for count, m in host]) for k in names}
 
 
-def train(experiment: Training, workdir: Workdir, command: str) -> TrainState:
-    """Trains from the newest checkpoint of the workdir, or from the start, to the last step.
-
-    Args:
-      experiment: an `Experiment`, or the training of a classifier.
-      workdir: where checkpoints, metrics and snapshots go.
-      command: what the user typed, for the record.
-
-    Returns:
-      The last train state, one replica, on the host.
-
-    Raises:
-      DivergedError: if the loss is not finite or the ratio saturates, and the run should stop or
-        has been rolled back often enough. Checkpoints before that stay.
-      PreemptedError: if the system asked the run to end; its state is saved.
-      PeerError: if replicas do not agree.
-      UserError: if the workdir's checkpoint is of another config, or cannot be written.
-    """
-    with contextlib.ExitStack() as stack:
-        preemption = stack.enter_context(Preemption())
-        store = Checkpoints(workdir.checkpoints, experiment.num_checkpoints)
-        stack.callback(store.close)
-        start, restored = _newest(experiment, store)
-        if restored:
-            store.check_data(int(start.step), experiment.data_state(int(start.num_batches)))
-        # Only now: a config that does not fit must not replace the record of the run.
-        if parallel.is_first_process():
-            write_json(workdir.config, {"command": command, "settings": experiment.settings})
-        trainer = _Trainer(experiment, workdir, store, preemption)
-        while True:
-            try:
-                return trainer.train_from(start)
-            except DivergedError as error:
-                store.wait()
-                good, restored = _newest(experiment, store)
-                start = divergence.recover(error, experiment.guard, start, good, restored)
-
-
-def _newest(experiment: Training, store: Checkpoints) -> tuple[TrainState, bool]:
-    """Returns the state of the newest checkpoint, or that before the first step, and which."""
-    template = jax.eval_shape(experiment.init_state)
-    # A schedule over the whole run makes its length a part of every step.
-    free = (*FREE_IN_TRAINING, "train.num_steps") if experiment.may_lengthen else FREE_IN_TRAINING
-    restored = store.restore(template, experiment.settings, free)
-    if restored is None:
-        return experiment.init_state(), False
-    store.set_aside_after(int(restored.step))
-    return restored, True
-
-
-class _Trainer:
-    """Trains from a state on, and again from another one if need be; compiles once."""
+class _Loop:
+    """Trains from one state, and again from another one if need be; compiles once."""
 
     def __init__(
-        self, experiment: Training, workdir: Workdir, store: Checkpoints, preemption: Preemption
+        self,
+        training: Training,
+        run: Run,
+        hooks: Sequence[Hook],
+        store: Checkpoints,
+        preemption: Preemption,
+        guard: Guard,
     ) -> None:
-        self._experiment = experiment
-        self._workdir = workdir
+        self._training = training
+        self._run = run
+        self._hooks = [hook for hook in hooks if hook.every]
         self._store = store
         self._preemption = preemption
-        train_step = experiment.train_step()
+        self._guard = guard
+        self._num_steps = training.settings["train.num_steps"]
+        self._log_every = training.settings["log.every_steps"]
+        self._save_every = training.settings["checkpoint.every_steps"]
+        self._dispatch = training.settings["train.steps_per_dispatch"]
         self._run_steps = memory.checked(
-            parallel.map_steps(steps.repeat_steps(train_step, experiment.steps_per_dispatch))
+            parallel.map_steps(steps.repeat_steps(training.train_step, self._dispatch))
         )
-        self._constants = parallel.replicate(experiment.constants)
-        # A classifier has no samples to judge and to look at.
-        self._judge: Callable[[TrainState], Record] | None = None
-        self._write_snapshot: Callable[[int, TrainState], None] | None = None
-        if isinstance(experiment, Experiment):
-            sample = make_sample_fn(experiment)
-            self._judge = Judge(experiment, workdir, sample, self._constants).judge
-            self._write_snapshot = _snapshot_writer(experiment, workdir, sample, self._constants)
+        self._constants = parallel.replicate(training.constants)
+        self._key = rng.root_key(training.settings["seed"])
 
     def train_from(self, start: TrainState) -> TrainState:
         """Trains to the last step.
@@ -121,120 +152,130 @@ class _Trainer:
         with contextlib.ExitStack() as stack:
             writers = [
                 stack.enter_context(contextlib.closing(writer))
-                for writer in _writers(self._experiment, self._workdir, int(start.step))
+                for writer in _writers(self._training, self._run, int(start.step))
             ]
-            feed = stack.enter_context(self._experiment.open_feed(int(start.num_batches)))
-            stack.enter_context(hosts.ending_with_peers())
-            return self._run(start, writers, feed)
+            feed = stack.enter_context(self._training.open_feed(rollbacks.num_batches(start)))
+            return self._train(start, writers, feed)
 
-    def _run(self, start: TrainState, writers: list[metrics_log.Writer], feed: Feed) -> TrainState:
-        experiment = self._experiment
-        cadence, last = experiment.cadence, experiment.num_steps
-        step, num_skipped = int(start.step), int(start.rollbacks.num_skipped)
-        replicated = parallel.replicate(start)
-        hosts.check_agreement(replicated, step)
+    def _train(
+        self, start: TrainState, writers: list[metrics_log.Writer], feed: Feed
+    ) -> TrainState:
+        step, last, so_far = int(start.step), self._num_steps, rollbacks.of(start)
+        num_skipped = int(so_far.num_skipped)
+        state = parallel.replicate(start)
+        hosts.check_agreement(state, step)
+        cadences = [self._log_every, self._save_every, *(hook.every for hook in self._hooks)]
+        saved = step
 
         def due(every: int) -> bool:
-            return every > 0 and (step % every == 0 or step == last)
+            return step % every == 0 or step == last
 
-        window = _Window(time.perf_counter(), [])
-        bar = tqdm(
-            total=last,
-            initial=step,
-            unit="step",
-            desc="compiling",
-            smoothing=0.1,
-            disable=step >= last or not parallel.is_first_process(),
-        )
+        def save(best_by: tuple[str, float] | None = None) -> None:
+            nonlocal saved
+            hosts.check_agreement(state, step)
+            self._store.save(
+                parallel.unreplicate(state),
+                data=self._training.data_position(step + num_skipped),
+                best_by=best_by,
+            )
+            saved = step
+            interrupts.note("the same command resumes from the newest complete checkpoint")
+
+        window, timer = _Window(), time.perf_counter()
         stopping = self._preemption.is_due()
-        with bar:
+        with _progress_bar(step, last) as bar:
             while step < last and not stopping:
-                until_next = [every - step % every for every in cadence if every]
-                count = min(experiment.steps_per_dispatch, last - step, *until_next)
-                # Gathered while the device works on the dispatch before.
+                until_next = [every - step % every for every in cadences]
+                count = min(self._dispatch, last - step, *until_next)
+                # Fetched while the device works on the previous dispatch.
                 host_batches = feed.take(count)
-                replicated, metrics = self._run_steps(
-                    replicated, self._constants, host_batches, count
+                state, metrics = self._run_steps(
+                    self._key, state, self._constants, host_batches, count, num_skipped
                 )
                 window.parts.append((step + 1, count, metrics))
                 step += count
                 if len(window.parts) > 1:
-                    # At most two dispatches on their way: batches of more would fill the memory,
-                    # and a run that should end would have to wait for them.
+                    # At most two dispatches under way: batches of more would fill the memory, and
+                    # a run that should stop would have to wait for them.
                     jax.block_until_ready(window.parts[-2][2])
+                bar.set_description(bar.desc.replace("compiling", "training"))
+                bar.update(count)
                 stopping = self._preemption.is_due()
-                if not stopping and not any(map(due, cadence)):
+                if not stopping and not any(map(due, cadences)):
                     continue
                 # The only places where the host waits for the device to be idle.
                 numbers, values = window.fetch()
-                divergence.check(numbers, values, experiment.output, experiment.guard)
-                self._store.check_saved()
-                judge = self._judge if due(cadence.evaluate_steps) and not stopping else None
-                if due(cadence.log_steps) or judge or stopping:
-                    seconds = time.perf_counter() - window.started
-                    record = _summarise(experiment, step, values, seconds, start)
-                    if judge:
-                        record |= judge(replicated)
+                window.seconds += time.perf_counter() - timer
+                trouble = divergence.find_trouble(
+                    numbers, values, self._training.output, self._guard
+                )
+                record: Record = {}
+                if trouble is None:
+                    self._store.check_saved()
+                    for hook in self._hooks if not stopping else ():
+                        if due(hook.every):
+                            moment = Moment(
+                                step,
+                                state,
+                                self._constants,
+                                self._store.best(),
+                                lambda metric, value: save((metric, value)),
+                            )
+                            record |= hook.act(moment) or {}
+                    if (due(self._save_every) or stopping) and saved != step:
+                        save()
+                if due(self._log_every) or record or stopping or trouble is not None:
+                    record |= self._summary(step, values, window.seconds, so_far)
                     for writer in writers:
                         writer.write(step, record)
                     bar.set_description(f"loss {record['loss']:.4f}")
-                    bar.update(step - bar.n)
-                    window = _Window(time.perf_counter(), [])
-                if due(cadence.checkpoint_steps) or stopping:
-                    hosts.check_agreement(replicated, step)
-                    self._store.save(
-                        parallel.unreplicate(replicated),
-                        experiment.settings,
-                        experiment.data_state(step + num_skipped),
-                    )
-                if self._write_snapshot and due(cadence.snapshot_steps) and not stopping:
-                    self._write_snapshot(step, replicated)
+                    window = _Window()
+                if trouble is not None:
+                    raise DivergedError(f"training diverged: {trouble}", last_step=step)
+                timer = time.perf_counter()
         if stopping:
-            raise PreemptedError(
-                f"asked to end by the system, at step {step}, which is saved; the same command "
-                "goes on from there"
-            )
-        return jax.tree.map(np.asarray, parallel.unreplicate(replicated))
+            raise PreemptedError(_when_preempted(step, int(start.step), bool(self._store.steps())))
+        return jax.tree.map(np.asarray, parallel.unreplicate(state))
+
+    def _summary(
+        self, step: int, values: dict[str, np.ndarray], seconds: float, so_far: Rollbacks
+    ) -> Record:
+        count, batch_size = len(values["loss"]), self._training.settings["train.batch_size"]
+        rate = float(self._training.schedule(step - 1)) * float(so_far.learning_rate_scale)
+        record = {
+            **{name: float(np.mean(value)) for name, value in sorted(values.items())},
+            "learning_rate": rate,
+            "steps_per_second": count / seconds,
+            "examples_per_second": count * batch_size / seconds,
+        }
+        if self._guard.on_divergence == "rollback":
+            record["rollbacks"] = int(so_far.num)
+            record["skipped_batches"] = int(so_far.num_skipped)
+        return record
 
 
-def _snapshot_writer(
-    experiment: Experiment, workdir: Workdir, sample: SampleFn, constants: Any
-) -> Callable[[int, TrainState], None]:
-    def write(step: int, replicated: TrainState) -> None:
-        variables, num = experiment.sampling_variables(replicated), experiment.snapshot_samples
-        samples = sample(variables, constants, num)
-        if parallel.is_first_process():
-            with replacing(workdir.snapshots / f"{step:08d}.npz") as file:
-                np.savez_compressed(file, arr_0=samples.refined)
-
-    return write
+def _progress_bar(step: int, last: int) -> Any:
+    return tqdm(
+        total=last,
+        initial=step,
+        unit="step",
+        desc="compiling",
+        smoothing=0.1,
+        disable=step >= last or not parallel.is_first_process(),
+    )
 
 
-def _writers(experiment: Training, workdir: Workdir, step: int) -> Iterator[metrics_log.Writer]:
+def _when_preempted(step: int, start: int, has_saved: bool) -> str:
+    if step == start and not has_saved:
+        return "asked to stop by the system before the first step; the same command starts again"
+    return f"asked to stop by the system, at step {step}, which is saved; the same command resumes"
+
+
+def _writers(training: Training, run: Run, step: int) -> Iterator[metrics_log.Writer]:
     if not parallel.is_first_process():
         return
-    yield metrics_log.JsonLines(workdir.metrics, step)
-    if experiment.loggers.tensorboard:
-        yield metrics_log.TensorBoard(workdir.root / "tensorboard", step)
-    if experiment.loggers.wandb != "off":
-        mode = experiment.loggers.wandb
-        yield metrics_log.Wandb(workdir.root, mode, experiment.settings)
-
-
-def _summarise(
-    experiment: Training,
-    step: int,
-    values: dict[str, np.ndarray],
-    seconds: float,
-    start: TrainState,
-) -> Record:
-    count, before = len(values["loss"]), start.rollbacks
-    record = {
-        **{name: float(np.mean(value)) for name, value in sorted(values.items())},
-        "learning_rate": float(experiment.schedule(step - 1)) * float(before.learning_rate_scale),
-        "steps_per_second": count / seconds,
-        "examples_per_second": count * experiment.batch_size / seconds,
-    }
-    if experiment.guard.on_divergence == "rollback":
-        record |= {"rollbacks": int(before.num), "skipped_batches": int(before.num_skipped)}
-    return record
+    yield metrics_log.JsonLines(run.metrics, step)
+    if training.settings["log.tensorboard"]:
+        yield metrics_log.TensorBoard(run.root / "tensorboard", step)
+    if training.settings["log.wandb"] != "off":
+        yield metrics_log.Wandb(run.root, training.settings["log.wandb"], training.settings)

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from experiments.errors import UserError
-from experiments.storage.integrity import digest_json
-from experiments.storage.workdir import write_text
+from experiments.files import sha256_of_json, write_text
 
 Record = dict[str, float]
 PREFIX = "evaluation/"  # Of the name of a metric of samples.
@@ -71,7 +70,7 @@ class Wandb:
             name=root.name,
             # Of the workdir, so that a resumed run goes on in the same curve; of its whole path,
             # as many runs of a sweep have a folder `seed_0`.
-            id=digest_json(str(root)),
+            id=sha256_of_json(str(root)),
             resume="allow",
         )
 

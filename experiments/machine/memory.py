@@ -1,4 +1,4 @@
-"""Whether a run fits into the memory there is: told in one line, before the system ends it.
+"""Checks before a run that it fits into memory: one line, before the system kills the process.
 
 An accelerator's runtime refuses what it cannot allocate. A CPU's promises it, and the operating
 system kills the process when the memory is used; so what a run needs is compared beforehand.
@@ -12,9 +12,9 @@ from typing import Any
 
 import jax
 
-from experiments.build import Training
 from experiments.errors import UserError
 from fdrl_jax import parallel
+from fdrl_jax.state import TrainState
 
 _HINT = (
     "Try a smaller network.width or network.hidden_sizes, a smaller train.batch_size, a larger "
@@ -23,14 +23,17 @@ _HINT = (
 _CGROUP = Path("/sys/fs/cgroup/memory.max")  # What a container may use.
 
 
-def check_state(experiment: Training) -> None:
-    """Checks that parameters, average, optimizer, gradients and constants fit, from shapes alone.
+def check_state(state: TrainState, constants: Any) -> None:
+    """Checks that parameters, average, optimizer, gradients and constants fit, from shapes only.
+
+    Args:
+      state: shapes of the train state.
+      constants: arrays that the train step reads, or their shapes.
 
     Raises:
-      UserError: saying how much is needed and how much there is.
+      UserError: with the memory that is needed and the memory that is free.
     """
-    state = jax.eval_shape(experiment.init_state)
-    trees = (state, state.variables["params"], experiment.constants)
+    trees = (state, state.variables["params"], constants)
     needed = sum(_bytes(leaf) for leaf in jax.tree.leaves(trees))
     count = sum(leaf.size for leaf in jax.tree.leaves(state.variables["params"]))
     _compare(needed, f"the train state of a network of {count:,} parameters")
@@ -52,22 +55,22 @@ def checked(mapped: Any) -> Callable[..., Any]:
         if compiled is None:
             compiled = mapped.lower(*arguments).compile()
             stats = compiled.memory_analysis()
-            if stats is not None:  # Not every backend tells.
+            if stats is not None:  # Not every backend reports them.
                 # The arguments are in memory already.
-                _compare(bytes_beside_arguments(stats), "the compiled train step")
+                _compare(bytes_besides_arguments(stats), "the compiled train step")
         return compiled(*arguments)
 
     return run
 
 
-def bytes_beside_arguments(stats: Any) -> int:
-    """Returns what a compiled program needs on a device beside its arguments."""
+def bytes_besides_arguments(stats: Any) -> int:
+    """Returns the bytes that a compiled program needs per device, besides its arguments."""
     outputs = stats.output_size_in_bytes - stats.alias_size_in_bytes
     return int(stats.temp_size_in_bytes + outputs)
 
 
 def explain(error: Exception) -> UserError | None:
-    """Returns what to tell of an error that says that memory has run out; `None` for others."""
+    """Returns the user's error for one that says that memory has run out; `None` for others."""
     exhausted = isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
     if not exhausted and not isinstance(error, MemoryError):
         return None
@@ -76,7 +79,7 @@ def explain(error: Exception) -> UserError | None:
 
 
 def host_bytes() -> int:
-    """Returns the memory that the host can still give, where the system tells."""
+    """Returns the bytes that are free on the host, where the system reports them."""
     free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():
@@ -87,14 +90,14 @@ def host_bytes() -> int:
     return free
 
 
-def _compare(needed_a_device: int, what: str) -> None:
+def _compare(needed_per_device: int, what: str) -> None:
     device = jax.local_devices()[0]
     stats = device.memory_stats()
     if stats and "bytes_limit" in stats:
-        needed, available = needed_a_device, stats["bytes_limit"] - stats["bytes_in_use"]
+        needed, available = needed_per_device, stats["bytes_limit"] - stats["bytes_in_use"]
         where = f"on each {device.device_kind}"
     else:
-        needed, available, where = needed_a_device * parallel.num_devices(), host_bytes(), "here"
+        needed, available, where = needed_per_device * parallel.num_devices(), host_bytes(), "here"
     if needed > available:
         raise UserError(
             f"config: {what} needs at least {needed / 2**30:,.1f} GiB, and {where} "

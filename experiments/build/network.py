@@ -1,0 +1,66 @@
+"""The network of a run, from its settings."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from experiments.machine import hardware
+from fdrl_jax import networks
+from fdrl_jax.state import Variables
+
+Network = networks.MLP | networks.ResNet
+
+
+def make_network(
+    settings: Mapping[str, Any], event_shape: tuple[int, ...], num_outputs: int | None = None
+) -> Network:
+    """Builds the network of a run.
+
+    Args:
+      settings: flat.
+      event_shape: shape of an example.
+      num_outputs: number of classes of a classifier; `None` for a density ratio.
+
+    Raises:
+      ValueError: for a network that does not fit the data.
+    """
+    name, spectral_norm = settings["network.name"], settings["network.spectral_norm"]
+    kind = "images" if len(event_shape) == 3 else "points"
+    precision = hardware.resolve_precision(settings["precision"]) if kind == "images" else "float32"
+    dtype = "bfloat16" if "bfloat16" in (precision, settings["precision"]) else "float32"
+    if name == "auto":
+        name = "mlp" if kind == "points" else _for_image_size(max(event_shape[:2]))
+    if (name == "mlp") != (kind == "points"):
+        fitting = "'mlp'" if kind == "points" else "a residual network such as 'resnet'"
+        raise ValueError(f"network.name={name!r} does not fit {kind}; use {fitting}")
+    if name == "mlp":
+        return networks.MLP(tuple(settings["network.hidden_sizes"]), spectral_norm, dtype)
+    width, blocks = settings["network.width"], settings["network.blocks"]
+    if name != "resnet":
+        spec: str | networks.ResNetSpec = name
+    elif blocks and width:
+        pairs = tuple((features, stride) for features, stride in blocks)
+        spec = networks.ResNetSpec(width, pairs, settings["network.attention_after"])
+    else:
+        raise ValueError("network.name='resnet' needs network.width and network.blocks")
+    return networks.resnet(
+        spec,
+        width=width or None,
+        spectral_norm=spectral_norm,
+        attention=settings["network.attention"],
+        dtype=dtype,
+        remat=settings["network.remat"],
+        num_outputs=num_outputs,
+    )
+
+
+def init_network(key: jax.Array, network: Network, event_shape: tuple[int, ...]) -> Variables:
+    """Returns the initial variables of a network."""
+    return dict(jax.jit(network.init)(key, jnp.zeros((1, *event_shape))))
+
+
+def _for_image_size(size: int) -> str:
+    """Returns the paper's network for the nearest of its sizes, 32, 64 and 128."""
+    return "resnet32" if size <= 48 else "resnet64" if size <= 96 else "resnet128"

@@ -1,0 +1,159 @@
+"""A density ratio: what its samples follow from, and its training."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from experiments import divergence_formula, prior
+from experiments.build.network import Network, make_network
+from experiments.build.training import (
+    Training,
+    explained,
+    learning_rate,
+    make_optimizer,
+    state_shapes,
+)
+from experiments.data import Source
+from experiments.prior import FittedPrior
+from experiments.settings import Settings
+from fdrl_jax import bregman, parallel, priors, steps
+from fdrl_jax.priors import Prior
+from fdrl_jax.problem import Constants, Estimator, FlowParams, Problem
+from fdrl_jax.state import TrainState, Variables
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """A density ratio, with everything that its samples follow from but the parameters.
+
+    Attributes:
+      settings: flat.
+      source: the data.
+      network: the estimator.
+      problem: estimator, loss, divergence, flow, prior and condition.
+      constants: arrays of data, prior and classifier.
+      labels: `positions [B] -> labels [B]` of class-conditional samples; `None` for others.
+    """
+
+    settings: Settings
+    source: Source
+    network: Network
+    problem: Problem
+    constants: Constants
+    labels: Callable[[np.ndarray], np.ndarray] | None = None
+
+    def state_shapes(self) -> TrainState:
+        """Returns shapes and dtypes of the train state: the template of a checkpoint."""
+        return state_shapes(self.settings, self.network, self.source.event_shape)
+
+    def sampling_variables(self, train_state: TrainState) -> Variables:
+        """Returns the variables that samples follow from: the averaged ones or the newest."""
+        averaged = self.settings["sample.weights"] == "ema"
+        return train_state.ema_variables if averaged else train_state.variables
+
+
+def needs_fitted_prior(settings: Mapping[str, Any]) -> bool:
+    """Whether the prior of these settings is fitted to data."""
+    return bool(settings["prior.name"] == "data_dependent")
+
+
+def experiment(
+    settings: Settings, source: Source, fitted: FittedPrior | None = None
+) -> Experiment:
+    """Builds a density ratio.
+
+    Args:
+      settings: flat and checked.
+      source: the data.
+      fitted: the data-dependent prior; if the settings ask for one and it is left out, a blank one
+        of the right shapes takes its place: enough to check, compile and time.
+
+    Raises:
+      UserError: for combinations of settings that cannot run.
+    """
+    with explained():
+        network = make_network(settings, source.event_shape)
+        of_run = _prior(settings, source, fitted)
+        problem = Problem(
+            estimator=Estimator.from_network(network),
+            bregman=bregman.get(settings["loss.name"]),
+            divergence=divergence_formula.parse(settings["loss.divergence"]),
+            flow=FlowParams(
+                num_steps=settings["flow.num_steps"],
+                step_size=settings["flow.step_size"],
+                noise_scale=settings["flow.noise_scale"],
+                num_refine_steps=settings["flow.num_refine_steps"],
+                step_size_decay=settings["flow.step_size_decay"],
+            ),
+            prior_sample=of_run.sample,
+        )
+        bregman.check_pair(problem.bregman, problem.divergence)
+        return Experiment(
+            settings=settings,
+            source=source,
+            network=network,
+            problem=problem,
+            constants=Constants(source.arrays, of_run.params),
+        )
+
+
+def ratio_training(of: Experiment, num_flow_steps: int | None = None) -> Training:
+    """Builds the training of a density ratio.
+
+    Args:
+      of: the density ratio.
+      num_flow_steps: another length of the flow, to time it.
+
+    Raises:
+      UserError: for a batch that does not divide over devices or micro-batches.
+    """
+    settings, problem = of.settings, of.problem
+    if num_flow_steps is not None:
+        problem = problem._replace(flow=problem.flow._replace(num_steps=num_flow_steps))
+    optimizer = make_optimizer(settings)
+    with explained():
+        train_step = steps.make_train_step(
+            problem,
+            optimizer=optimizer,
+            draw=of.source.draw,
+            batch_size=parallel.local_batch_size(settings["train.batch_size"]),
+            ema_rate=settings["train.ema_rate"],
+            ema_ramp=settings["train.ema_ramp"],
+            gradient_penalty=settings["loss.gradient_penalty"],
+            dequantisation=settings["data.dequantisation"],
+            num_micro_batches=settings["train.num_micro_batches"],
+            axis_name=parallel.AXIS,
+        )
+    return Training(
+        settings=settings,
+        source=of.source,
+        network=of.network,
+        output=problem.output,
+        optimizer=optimizer,
+        schedule=learning_rate(settings),
+        constants=of.constants,
+        train_step=train_step,
+    )
+
+
+def _prior(settings: Settings, source: Source, fitted: FittedPrior | None) -> Prior:
+    name = settings["prior.name"]
+    if name == "normal":
+        return priors.normal(source.event_shape, settings["prior.scale"])
+    if name == "uniform":
+        return priors.uniform(source.event_shape)
+    if name == "source":
+        if source.starts is None:
+            raise ValueError(
+                "prior.name='source' needs paired domains: data.name='pair', or data.source_class "
+                "and data.target_class"
+            )
+        return priors.batch("source", settings["data.dequantisation"])
+    rank = prior.choose_rank(settings["prior.rank"], source.event_shape)
+    found = prior.blank(rank, source.event_shape) if fitted is None else fitted
+    # Images are clipped to their range (section 5 of the paper); points have none.
+    clip = (-1.0, 1.0) if source.kind == "images" else None
+    mean = found.mean.reshape(source.event_shape)
+    return priors.gaussian(mean, found.factor, remainder_scale=found.remainder_scale, clip=clip)

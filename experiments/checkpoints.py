@@ -1,0 +1,351 @@
+"""Checkpoints of a run, by Orbax, with hashes of our own."""
+
+import contextlib
+import errno
+import io
+import logging
+import os
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from experiments.errors import UserError
+from experiments.files import read_json, sha256_of_arrays, sha256_of_json, write_json
+from fdrl_jax import parallel
+from fdrl_jax.state import TrainState
+
+Which: TypeAlias = int | Literal["best"] | None  # A step, the best by the metric, or the newest.
+
+_MARK = "commit_success.txt"  # Written by Orbax when everything else is on disk.
+_PATTERN = re.compile(r"[\[\]*?\\]")  # Orbax reads a path with one of these as a pattern.
+# The disk's or the machine's troubles, which prove nothing about the file.
+_TRANSIENT = (errno.EIO, errno.ESTALE, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EACCES)
+
+
+class Restored(NamedTuple):
+    """A checkpoint in memory.
+
+    Attributes:
+      state: arrays, one replica, as numpy arrays.
+      data: where the data stream is, see `Checkpoints.save`.
+      sha256: digest of the arrays.
+    """
+
+    state: TrainState
+    data: dict[str, Any]
+    sha256: str
+
+
+class _Damaged(Exception):
+    """What is on disk is not what was saved."""
+
+
+class _KeepNewestAndBest:
+    """Orbax's preservation policy: the newest few, and the best."""
+
+    def __init__(self, num_newest: int, best_step: Callable[[], int | None]) -> None:
+        self._num_newest = num_newest
+        self._best_step = best_step
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+        oldest_kept = len(checkpoints) - self._num_newest
+        best = self._best_step()
+        return [i >= oldest_kept or c.step == best for i, c in enumerate(checkpoints)]
+
+
+class Checkpoints:
+    """The checkpoints of a run: one folder per step, the newest few and the best are kept.
+
+    A checkpoint holds the train state (step, variables, average, optimizer) and a record: the run
+    that it belongs to and the position in the data. Random keys follow from the step and the seed.
+
+    Orbax returns wrong numbers for a file with flipped bits and zeros for a missing one, without an
+    error. So SHA-256 digests of all that is saved are computed in memory and saved with it: they
+    are complete exactly when the checkpoint is, wherever a crash falls, and cover the way from
+    memory to memory. What does not match them is never returned.
+    """
+
+    def __init__(self, folder: Path, run_id: str, keep: int = 1) -> None:
+        """Opens the checkpoints of a run.
+
+        Args:
+          folder: created if missing.
+          run_id: digest of what the run was created with.
+          keep: how many of the newest to keep.
+        """
+        self._folder = folder.absolute()
+        check_path(self._folder)
+        self._run_id = run_id
+        self._best_file = self._folder / "best.json"
+        options = ocp.CheckpointManagerOptions(
+            create=True, preservation_policy=_KeepNewestAndBest(keep, self._best_step)
+        )
+        self._manager = ocp.CheckpointManager(self._folder, options=options)
+
+    def steps(self) -> list[int]:
+        """Returns the steps of complete checkpoints, oldest first."""
+        self._manager.reload()
+        return [step for step in sorted(self._manager.all_steps()) if self._is_complete(step)]
+
+    def best(self) -> dict[str, Any] | None:
+        """Returns "step", "metric" and "value" of the best checkpoint, if there is one.
+
+        Raises:
+          UserError: if its record was edited by hand into something else.
+        """
+        if not self._best_file.exists():
+            return None
+        return read_json(self._best_file, step=int, metric=str, value=(int, float))
+
+    def save(
+        self,
+        train_state: TrainState,
+        *,
+        data: dict[str, Any],
+        best_by: tuple[str, float] | None = None,
+    ) -> None:
+        """Saves a state (one replica) in the background; a crash leaves the earlier ones intact.
+
+        Args:
+          train_state: the state.
+          data: the position in the data and what fixes their order, as JSON can hold it.
+          best_by: name and value of the metric by which this is the best so far.
+
+        Raises:
+          UserError: if this save, or the previous one, cannot be written.
+        """
+        arrays, step = jax.tree.map(np.asarray, train_state), int(train_state.step)
+        record = {
+            "run": self._run_id,
+            "data": data,
+            "state_sha256": sha256_of_arrays(arrays),
+        }
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(arrays),
+            record=ocp.args.JsonSave({**record, "sha256": sha256_of_json(record)}),
+        )
+        self._attempt(lambda: self._manager.save(step, args=items))
+        if best_by is not None:
+            # After the checkpoint is complete: until then the previous best is the best.
+            self.wait()
+            if parallel.is_first_process():
+                metric, value = best_by
+                write_json(self._best_file, {"step": step, "metric": metric, "value": value})
+            parallel.barrier("best checkpoint recorded")
+
+    def restore(self, template: TrainState, which: Which = None) -> Restored | None:
+        """Restores a checkpoint: the newest intact one, the best, or the one of a step.
+
+        A damaged one is named in a warning, and the previous one is restored. One that another
+        program has removed in the meantime is skipped.
+
+        Args:
+          template: shapes and dtypes of the state, as from `jax.eval_shape`.
+          which: a step, "best", or `None` for the newest.
+
+        Returns:
+          The checkpoint, or `None` if there is none.
+
+        Raises:
+          UserError: if the one that was asked for does not exist, belongs to another run or cannot
+            be read, or if no checkpoint is intact.
+        """
+        if which is not None:
+            return self._restore_named(template, which)
+        damaged: list[int] = []
+        while True:
+            steps = [step for step in self._agreed_steps() if step not in damaged]
+            if not steps:
+                break
+            try:
+                return self._read(steps[-1], template)
+            except FileNotFoundError:
+                continue  # A training beside this program has removed it; there is a newer one.
+            except _Damaged as error:
+                self._warn(steps[-1], error)
+                damaged.append(steps[-1])
+        if damaged:
+            raise UserError(
+                f"none of the checkpoints {sorted(damaged)} in {self._folder} is intact; remove "
+                "that folder to train from the start"
+            )
+        return None
+
+    def set_aside_after(self, step: int) -> None:
+        """Renames checkpoints newer than a step, which were found damaged, to `damaged_STEP`.
+
+        A run that resumes from an older one reaches these steps again and saves them again.
+        """
+        newer = [s for s in self._manager.all_steps() if s > step]
+        if parallel.is_first_process():
+            for damaged in newer:
+                folder = self._folder / str(damaged)
+                if folder.exists():
+                    folder.rename(_free_name(self._folder / f"damaged_{damaged}"))
+        parallel.barrier("damaged checkpoints set aside")
+        self._manager.reload()
+
+    def check_saved(self) -> None:
+        """Checks whether a save in the background has failed, without waiting for it.
+
+        Raises:
+          UserError: if so.
+        """
+        self._attempt(self._manager.check_for_errors)
+
+    def wait(self) -> None:
+        """Waits until saves in the background are on disk.
+
+        Raises:
+          UserError: if they cannot be written.
+        """
+        self._attempt(self._manager.wait_until_finished)
+
+    def close(self) -> None:
+        """Waits for saves and closes the manager.
+
+        Raises:
+          UserError: if they cannot be written.
+        """
+        self._attempt(self._manager.close)
+
+    def _restore_named(self, template: TrainState, which: int | Literal["best"]) -> Restored:
+        if which == "best":
+            best = self.best()
+            if best is None:
+                raise UserError(
+                    f"no best checkpoint in {self._folder}; train with evaluate.every_steps above 0"
+                )
+            which = int(best["step"])
+        steps = self._agreed_steps()
+        if which not in steps:
+            raise UserError(f"no checkpoint of step {which} in {self._folder}; there are {steps}")
+        try:
+            return self._read(which, template)
+        except FileNotFoundError:
+            raise UserError(
+                f"the checkpoint of step {which} was removed while it was read; there are "
+                f"{self.steps()}"
+            ) from None
+        except _Damaged as error:
+            others = [step for step in steps if step != which]
+            raise UserError(
+                f"the checkpoint {self._folder / str(which)} is damaged ({error}); "
+                + (f"others are {others}" if others else "there is no other one")
+            ) from error
+
+    def _agreed_steps(self) -> list[int]:
+        """Returns the complete steps, which all processes of the run must see."""
+        steps = self.steps()
+        if not parallel.same_on_all_processes(sha256_of_json(steps)):
+            raise UserError(
+                f"the processes of the run see different checkpoints in {self._folder} (this one "
+                f"sees {steps}): give them one shared --workdir"
+            )
+        return steps
+
+    def _read(self, step: int, template: TrainState) -> Restored:
+        """Reads a checkpoint that is complete.
+
+        Raises:
+          FileNotFoundError: if it has been removed in the meantime.
+          _Damaged: if what is on disk is not what was saved.
+          UserError: if it belongs to another run, or the disk cannot be read.
+        """
+        try:
+            record = self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))
+            record = dict(record["record"])
+            claimed = record.pop("sha256")
+            if sha256_of_json(record) != claimed:
+                raise _Damaged("the record is not what was saved")
+            # When a read fails, TensorStore prints the stack of every other read under way.
+            with contextlib.redirect_stderr(io.StringIO()):
+                args = ocp.args.Composite(state=ocp.args.StandardRestore(template))
+                restored = self._manager.restore(step, args=args)["state"]
+            state = jax.tree.map(np.asarray, restored)
+        except _Damaged:
+            raise
+        except MemoryError:
+            raise
+        except Exception as error:  # Orbax raises bare exceptions for damaged files.
+            if not self._is_complete(step):
+                raise FileNotFoundError(step) from error
+            if jax.process_count() > 1 and isinstance(error, jax.errors.JaxRuntimeError):
+                raise  # Of a collective: another process has failed.
+            if _errno(error) in _TRANSIENT:
+                raise UserError(
+                    f"{self._folder / str(step)} cannot be read: {_reason(error)}"
+                ) from error
+            raise _Damaged(_reason(error)) from error
+        if record["run"] != self._run_id:
+            raise UserError(
+                f"the checkpoint {self._folder / str(step)} belongs to another run: run.json is "
+                "not the one that it was trained with"
+            )
+        if sha256_of_arrays(state) != record["state_sha256"]:
+            raise _Damaged("the arrays are not what was saved")
+        return Restored(state, record["data"], record["state_sha256"])
+
+    def _attempt(self, write: Callable[[], Any]) -> None:
+        try:
+            write()
+        except Exception as error:  # Bare ones, of the file system's errors and of TensorStore's.
+            good = [step for step in sorted(self._manager.all_steps()) if self._is_complete(step)]
+            kept = f"that of step {good[-1]} is intact" if good else "there is no earlier one"
+            raise UserError(
+                f"a checkpoint cannot be written into {self._folder} ({_reason(error)}); {kept}"
+            ) from error
+
+    def _best_step(self) -> int | None:
+        best = self.best()
+        return None if best is None else int(best["step"])
+
+    def _is_complete(self, step: int) -> bool:
+        # A folder that a crash left without Orbax's mark counts as a step for Orbax.
+        return (self._folder / str(step) / _MARK).is_file()
+
+    def _warn(self, step: int, error: Exception) -> None:
+        logging.getLogger("fdrl").warning(
+            "checkpoint %s is damaged (%s); trying the previous one",
+            self._folder / str(step),
+            error,
+        )
+
+
+def check_path(folder: Path) -> None:
+    """Checks that Orbax can read what it would write into a folder.
+
+    Raises:
+      UserError: naming the characters that it cannot.
+    """
+    bad = sorted(set(_PATTERN.findall(str(folder.absolute()))))
+    if bad:
+        raise UserError(
+            f"--workdir={folder}: checkpoints cannot be read back from a path with "
+            f"{' '.join(bad)}; choose another folder"
+        )
+
+
+def _errno(error: BaseException) -> int | None:
+    if isinstance(error, OSError):
+        return error.errno
+    code = re.search(r"os_error_code='(\d+)'", str(error))  # TensorStore's way to report one.
+    return int(code[1]) if code else None
+
+
+def _reason(error: Exception) -> str:
+    code = _errno(error)
+    if code is not None:
+        return os.strerror(code)
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+def _free_name(path: Path) -> Path:
+    names = [path, *(path.with_name(f"{path.name}.{i}") for i in range(1, 1_000))]
+    return next(name for name in names if not name.exists())

@@ -1,0 +1,103 @@
+"""What a run costs, estimated before it starts: operations, time, memory and disk."""
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.build import Experiment
+from fdrl_jax import drift, parallel
+
+_CPU_FLOPS_PER_SECOND = 2e11  # Of two cores in float32; a rough figure, to warn of days of work.
+# A step's loss and its gradient see data and flowed samples (twice the batch of a flow step), and
+# also differentiate by the parameters: forward, input gradient and kernel gradient.
+_GRADIENT_IN_FLOW_STEPS = 3.0
+SECONDS_PER_DAY = 86_400
+
+
+class StepCost(NamedTuple):
+    """Seconds of a flow step and of a train step, and whether the latter was timed as a whole."""
+
+    flow_step: float
+    train_step: float
+    is_measured: bool
+
+
+def flow_step_flops(experiment: Experiment) -> float | None:
+    """Returns the operations of one flow step of a train batch, if the compiler counts them."""
+    lowered = jax.jit(_drift_of(experiment)).lower(*_drift_shapes(experiment))
+    analysis = lowered.cost_analysis() or {}
+    return float(analysis["flops"]) if "flops" in analysis else None
+
+
+def days_on_cpu(experiment: Experiment) -> float | None:
+    """Returns a rough number of days that the training takes on a CPU; `None` elsewhere."""
+    flops = flow_step_flops(experiment) if jax.default_backend() == "cpu" else None
+    if flops is None:
+        return None
+    settings = experiment.settings
+    flow_steps = settings["flow.num_steps"] + _GRADIENT_IN_FLOW_STEPS
+    total = settings["train.num_steps"] * flow_steps * flops
+    return total / _CPU_FLOPS_PER_SECOND / SECONDS_PER_DAY
+
+
+def time_flow_step(experiment: Experiment) -> float:
+    """Compiles and times one flow step of a device's part of the train batch, in seconds."""
+    variables, x = _drift_shapes(experiment)
+    arrays = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), variables)
+    points = jnp.zeros(x.shape, x.dtype)
+    compiled = jax.jit(_drift_of(experiment)).lower(arrays, points).compile()
+    jax.block_until_ready(compiled(arrays, points))
+    return _median_seconds(lambda: compiled(arrays, points), budget_seconds=2.0)
+
+
+def time_train_step(
+    compiled: Callable[..., Any], arguments: Callable[[], tuple[Any, ...]]
+) -> float:
+    """Times a compiled train step, in seconds.
+
+    Args:
+      compiled: takes one step; it may take over its arguments' buffers.
+      arguments: makes them.
+    """
+    seconds = []
+    for _ in range(3):
+        made = arguments()
+        started = time.perf_counter()
+        jax.block_until_ready(compiled(*made))
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)
+
+
+def estimate_train_step(flow_step_seconds: float, num_flow_steps: int) -> float:
+    """Returns the seconds of a train step from those of a flow step."""
+    return flow_step_seconds * (num_flow_steps + _GRADIENT_IN_FLOW_STEPS)
+
+
+def checkpoint_bytes(experiment: Experiment) -> int:
+    """Returns the size of one checkpoint on disk."""
+    leaves = jax.tree.leaves(experiment.state_shapes())
+    return sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
+
+
+def _drift_of(experiment: Experiment) -> Callable[[Any, jax.Array], jax.Array]:
+    return lambda variables, x: drift(x, experiment.problem.potential(variables))
+
+
+def _drift_shapes(experiment: Experiment) -> tuple[Any, jax.ShapeDtypeStruct]:
+    batch_size = parallel.local_batch_size(experiment.settings["train.batch_size"])
+    shape = (batch_size, *experiment.source.event_shape)
+    return experiment.state_shapes().variables, jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+def _median_seconds(function: Callable[[], Any], budget_seconds: float) -> float:
+    seconds: list[float] = []
+    while not seconds or (len(seconds) < 10 and sum(seconds) < budget_seconds):
+        started = time.perf_counter()
+        jax.block_until_ready(function())
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds)

@@ -1,0 +1,161 @@
+"""Files that are complete or absent: atomic writes, JSON, hashes and locks."""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import socket
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import IO, Any
+
+import jax
+import numpy as np
+
+from experiments.errors import UserError
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """Opens a file that replaces `path` at the end: no reader and no crash meets half of it.
+
+    The unfinished file has a name of its own and is never one that exists, so that two programs do
+    not share it and a symbolic link does not lead it elsewhere.
+    """
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+    try:
+        with os.fdopen(os.open(part, flags, 0o666), "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file, complete or not at all, in UTF-8 whatever the locale."""
+    with replacing(path) as file:
+        file.write(text.encode())
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes a JSON file, complete or not at all."""
+    write_text(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+
+def append_line(path: Path, content: Any) -> None:
+    """Appends a line of JSON to a log."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
+    with os.fdopen(os.open(path, flags, 0o666), "a", encoding="utf-8") as file:
+        file.write(json.dumps(content, sort_keys=True) + "\n")
+
+
+def read_json(path: Path, **types: type | tuple[type, ...]) -> dict[str, Any]:
+    """Reads a JSON object, which must hold certain keys with values of certain types.
+
+    Raises:
+      UserError: naming the file, if it is missing, not JSON, or lacks a key.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is damaged: expected an object, got {type(content).__name__}")
+    for key, kinds in types.items():
+        if not isinstance(content.get(key), kinds):
+            found = repr(content[key])[:80] if key in content else "nothing"
+            raise UserError(f"{path} is damaged: {key!r} holds {found}")
+    return content
+
+
+def read_npz(path: Path, *names: str) -> dict[str, np.ndarray]:
+    """Reads the named arrays of an npz file; nothing in it is executed.
+
+    Raises:
+      UserError: naming the file, if it is missing, damaged or lacks an array.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in names or archive.files}
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    except Exception as error:  # zipfile, zlib and NumPy raise exceptions of many types.
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path} is damaged: {reason}") from error
+
+
+def sha256_of_file(path: Path) -> str:
+    """Returns the SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_of_json(content: Any) -> str:
+    """Returns the SHA-256 of content that JSON can hold."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def sha256_of_arrays(tree: Any) -> str:
+    """Returns the SHA-256 of a pytree of arrays: paths, dtypes, shapes and bytes.
+
+    Leaves are hashed by several threads, because hashing long buffers releases Python's lock.
+    """
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    with ThreadPoolExecutor() as pool:
+        hashes = list(pool.map(lambda leaf: _sha256_of_array(np.asarray(leaf[1])), leaves))
+    names = [jax.tree_util.keystr(path) for path, _ in leaves]
+    return sha256_of_json(list(zip(names, hashes, strict=True)))
+
+
+def _sha256_of_array(array: np.ndarray) -> str:
+    hashed = hashlib.sha256(f"{array.dtype} {array.shape}".encode())
+    hashed.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return hashed.hexdigest()
+
+
+@contextlib.contextmanager
+def locked(file: Path, guarded: str, alternative: str) -> Iterator[None]:
+    """Holds a lock on a file; the system releases it however this process ends.
+
+    Of several processes of one run, only the first should acquire it.
+
+    Args:
+      file: created if missing; it stays, and names the process that held it last.
+      guarded: what the lock protects, for messages.
+      alternative: what a second program can do instead of waiting, for messages.
+
+    Raises:
+      UserError: if another process holds it, naming that process, or the file cannot be written.
+    """
+    try:
+        handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    except OSError as error:
+        raise UserError(f"{guarded} cannot be written: {error.strerror} ({file.name})") from error
+    with os.fdopen(handle, "r+", errors="replace") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = " ".join(stream.read(200).split())
+            raise UserError(
+                f"{guarded} is in use by {holder}; wait for it, stop it, or {alternative}"
+            ) from None
+        except OSError as error:  # Some file systems of clusters have no locks.
+            logging.getLogger("fdrl").warning(
+                "%s cannot be locked (%s): make sure that no other program uses it",
+                guarded,
+                error.strerror,
+            )
+        stream.truncate(0)
+        stream.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        stream.flush()
+        yield

@@ -1,0 +1,91 @@
+"""From a config to a run that exists: for the modes that can start one."""
+
+import time
+from typing import NamedTuple
+
+from experiments import build, data, prior, run, settings
+from experiments.build import Experiment
+from experiments.command_line import Command
+from experiments.data import DataOptions, Source
+from experiments.errors import UserError
+from experiments.machine import hardware, memory
+from experiments.modes import example
+from experiments.run import Run
+from experiments.settings import Settings
+from fdrl_jax import parallel
+
+
+class Created(NamedTuple):
+    """A run of a density ratio, new or resumed, with its data at hand."""
+
+    run: Run
+    experiment: Experiment
+
+
+def create_or_resume(command: Command) -> Created:
+    """Opens the run of a command to train it, or creates it; the caller holds its lock.
+
+    Everything is checked before anything is written.
+
+    Raises:
+      UserError: for settings that cannot run, that do not fit the run, or other data.
+    """
+    if run.exists(command.folder):
+        opened = run.open_run(command.folder, "ratio")
+        wanted = opened.resumed(wanted_settings(command, opened))
+        hardware.set_matmul_precision(wanted["precision"])
+        source = load_data(wanted, command.data_dir)
+        opened.check_data(source)
+        created = Created(opened, build.experiment(wanted, source, opened.prior()))
+        check(created.experiment)
+        return created
+    wanted = wanted_settings(command)
+    hardware.set_matmul_precision(wanted["precision"])
+    source = load_data(wanted, command.data_dir)
+    check(build.experiment(wanted, source))
+    fitted = None
+    if build.needs_fitted_prior(wanted):
+        started = time.perf_counter()
+        rank = prior.choose_rank(wanted["prior.rank"], source.event_shape)
+        fitted = prior.fit(source.train_batches(), rank, wanted["prior.jitter"])
+        if parallel.is_first_process():
+            print(f"{prior.describe(fitted)}, {time.perf_counter() - started:.1f} s")
+    experiment = build.experiment(wanted, source, fitted)
+    return Created(
+        run.create(command.folder, "ratio", wanted, source, fitted, command.text), experiment
+    )
+
+
+def wanted_settings(command: Command, opened: Run | None = None) -> Settings:
+    """Returns the checked settings that a command asks for.
+
+    Raises:
+      UserError: for a missing config, or values that are not allowed.
+    """
+    if command.config is not None:
+        return settings.checked(command.config)
+    if opened is not None:
+        return settings.checked({**opened.settings, **command.changes})
+    if command.workdir is not None and (command.workdir / "config.json").exists():
+        run.open_run(command.workdir)  # Explains how to convert a run of version 0.1.
+    raise UserError(f"--config=FILE.py is missing: {example(command.mode)}")
+
+
+def load_data(wanted: Settings, data_dir: str = "") -> Source:
+    """Opens the data of a run.
+
+    Raises:
+      DataError: for data that are missing or cannot be read.
+    """
+    options = DataOptions(**settings.section(wanted, "data"))
+    return data.load(options._replace(dir=data_dir or options.dir))
+
+
+def check(experiment: Experiment) -> None:
+    """Checks that a density ratio can be trained here, before anything is written or fitted.
+
+    Raises:
+      UserError: for settings that cannot run together, or more memory than there is.
+    """
+    training = build.ratio_training(experiment)
+    memory.check_state(training.state_shapes(), training.constants)

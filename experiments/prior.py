@@ -1,0 +1,130 @@
+"""The data-dependent prior: fitted once when a run is created, and part of the run from then on."""
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from experiments.errors import UserError
+from experiments.files import read_npz, replacing, sha256_of_arrays
+from fdrl_jax import priors
+
+# Up to 64 x 64 x 3 the full covariance is kept: its factor needs 604 MB.
+MAX_EXACT_SIZE = 12_288
+DEFAULT_RANK = 512
+
+
+class FittedPrior(NamedTuple):
+    """`N(μ, F Fᵀ + s² I)` with `μ` [D], `F` [D, k] and the remainder `s`.
+
+    Attributes:
+      mean: `μ`.
+      factor: `F`.
+      remainder_scale: `s`.
+      share_held: share of the data's variance that `F` holds: 1 for a full covariance.
+      num_examples: examples that it was fitted to; 0 for a prior that was fitted elsewhere.
+    """
+
+    mean: np.ndarray
+    factor: np.ndarray
+    remainder_scale: float
+    share_held: float
+    num_examples: int
+
+    @property
+    def sha256(self) -> str:
+        """Digest of what samples follow from."""
+        return sha256_of_arrays((self.mean, self.factor, np.float64(self.remainder_scale)))
+
+
+def choose_rank(rank: int, event_shape: Sequence[int]) -> int:
+    """Returns the rank to use for `prior.rank`; 0 means the full covariance.
+
+    Raises:
+      ValueError: for a rank above the size of an example.
+    """
+    size = math.prod(event_shape)
+    if rank > size:
+        raise ValueError(f"prior.rank must be at most {size}, the size of an example, got {rank}")
+    return rank or (0 if size <= MAX_EXACT_SIZE else DEFAULT_RANK)
+
+
+def fit(batches: Iterable[np.ndarray], rank: int, jitter: float) -> FittedPrior:
+    """Fits the prior in one pass over the training set, without augmentation or noise (eq. 8).
+
+    Args:
+      batches: of examples, [B, ...].
+      rank: of the covariance, or 0 for the full one.
+      jitter: variance added to the diagonal.
+    """
+    batches = tqdm(batches, desc="fitting the prior", unit="batch", leave=False)
+    if rank:
+        part = priors.low_rank(batches, rank)
+        factor, scale = priors.low_rank_factor(part, jitter)
+        return FittedPrior(part.mean, factor, scale, part.share_held, part.num_examples)
+    mean, covariance, num_examples = _moments(batches)
+    return FittedPrior(mean, priors.covariance_factor(covariance, jitter), 0.0, 1.0, num_examples)
+
+
+def from_covariance(mean: np.ndarray, covariance: np.ndarray) -> FittedPrior:
+    """Returns a prior that was fitted elsewhere, with the jitter in its covariance.
+
+    Args:
+      mean: [D].
+      covariance: [D, D].
+    """
+    factor = priors.covariance_factor(np.asarray(covariance, np.float64), jitter=0.0)
+    return FittedPrior(np.asarray(mean, np.float64), factor, 0.0, 1.0, num_examples=0)
+
+
+def blank(rank: int, event_shape: Sequence[int]) -> FittedPrior:
+    """Returns a prior of the right shapes that is fitted to nothing, to compile and time with."""
+    size = math.prod(event_shape)
+    factor = np.zeros((size, rank or size), np.float32)
+    return FittedPrior(np.zeros(size), factor, 1.0 if rank else 0.0, 0.0, 0)
+
+
+def write(file: Path, fitted: FittedPrior) -> None:
+    """Writes a prior."""
+    with replacing(file) as stream:
+        np.savez(stream, **fitted._asdict())
+
+
+def read(file: Path, sha256: str) -> FittedPrior:
+    """Reads the prior of a run.
+
+    Raises:
+      UserError: if the file is missing, damaged, or not the one that the run was created with.
+    """
+    arrays = read_npz(file, *FittedPrior._fields)
+    fitted = FittedPrior(
+        arrays["mean"],
+        arrays["factor"],
+        float(arrays["remainder_scale"]),
+        float(arrays["share_held"]),
+        int(arrays["num_examples"]),
+    )
+    if fitted.sha256 != sha256:
+        raise UserError(
+            f"{file} is not the prior that the run was created with; restore the file, or train "
+            "in a new --workdir"
+        )
+    return fitted
+
+
+def describe(fitted: FittedPrior) -> str:
+    """Returns a line for the person who waits."""
+    size, rank = fitted.factor.shape
+    form = "full covariance" if rank == size else f"rank {rank}"
+    return (
+        f"prior: fitted to {fitted.num_examples:,} examples of {size:,} numbers, {form}, "
+        f"{fitted.share_held:.2%} of the variance held"
+    )
+
+
+def _moments(batches: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray, int]:
+    found = priors.moments(batches)
+    return found.mean, found.covariance, found.num_examples

@@ -1,0 +1,62 @@
+"""Records of what was drawn from a run: each is added under a name of its own, none is replaced."""
+
+from pathlib import Path
+from typing import Any
+
+from experiments import settings
+from experiments.files import read_json, sha256_of_json
+from experiments.sampling.opened import Opened
+
+Key = dict[str, Any]
+
+
+def key_of(opened: Opened, num_samples: int, **more: Any) -> Key:
+    """Returns what a record follows from, as JSON can hold it.
+
+    Args:
+      opened: run, settings and checkpoint.
+      num_samples: number of samples.
+      **more: what else it follows from, such as a classifier's digest.
+    """
+    experiment = opened.experiment
+    return {
+        "run": opened.run.id,
+        "step": opened.step,
+        "checkpoint_sha256": opened.checkpoint.sha256,
+        "num_samples": num_samples,
+        "settings": settings.of_scope(experiment.settings, "flow"),
+        **more,
+    }
+
+
+def name_of(opened: Opened, key: Key, *, is_default: bool) -> str:
+    """Returns the name of a record: `step_N`, with a digest unless it is the run's own.
+
+    Args:
+      opened: run, settings and checkpoint.
+      key: from `key_of`.
+      is_default: whether the command changes nothing that the record follows from.
+    """
+    own = settings.of_scope(opened.run.settings, "flow")
+    stem = f"step_{opened.step}"
+    return stem if is_default and key["settings"] == own else f"{stem}_{sha256_of_json(key)[:8]}"
+
+
+def find(folder: Path, name: str, key: Key) -> tuple[Path, bool]:
+    """Returns where a record lies or should lie, and whether it is there already.
+
+    A record of the same name that follows from something else, such as a run that was rolled back,
+    stays: the new one gets a name with its digest.
+
+    Args:
+      folder: of all records of this kind.
+      name: from `name_of`.
+      key: from `key_of`.
+
+    Raises:
+      UserError: naming a record that is damaged.
+    """
+    path = folder / name
+    if (path / "record.json").is_file() and read_json(path / "record.json", key=dict)["key"] != key:
+        path = folder / f"{name}_{sha256_of_json(key)[:8]}"
+    return path, (path / "record.json").is_file()

@@ -1,0 +1,211 @@
+"""The report of a run: one self-contained page, a function of the run and of one evaluation."""
+
+import base64
+import html
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import evaluation, pictures, settings
+from experiments.build import Experiment
+from experiments.evaluation import Evaluation, Metric, Metrics, Samples
+from experiments.files import read_json, read_npz, write_json, write_text
+from experiments.pictures import curves, flow, points
+from experiments.pictures.neighbours import neighbours
+from experiments.run import Run
+from experiments.sampling.log_ratio import make_log_ratio
+from experiments.sampling.opened import Opened
+from experiments.training import metrics_log
+from fdrl_jax import drift
+from fdrl_jax.state import TrainState
+
+_NUM_HEADLINES = 5
+_STYLE = """
+:root{color-scheme:light dark}
+body{font:16px/1.55 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}
+h1{font-size:1.6rem;margin-bottom:.3rem}h2{font-size:1.2rem;margin-top:2.2rem}
+figure{margin:1.2rem 0}img{max-width:100%;background:#fff;border-radius:4px}
+figcaption{opacity:.8}code,pre{font-family:ui-monospace,monospace;font-size:.9em}
+pre{overflow-x:auto;padding:.5rem;background:#8881;border-radius:4px}
+.scroll{overflow-x:auto}table{border-collapse:collapse}
+th,td{padding:.2rem 1.2rem .2rem 0;text-align:left;vertical-align:top;border-bottom:1px solid #8884}
+.lead{font-size:1.1rem}
+"""
+
+
+def draw(opened: Opened, samples: Samples, found: Evaluation, folder: Path) -> None:
+    """Draws the pictures of an evaluation into its folder, and lists them with their captions."""
+    experiment, state, run = opened.experiment, opened.checkpoint.state, opened.run
+    source = experiment.source
+    drawn = [
+        (
+            "samples.png",
+            "Where the flow starts, samples, and held-out data.",
+            pictures.samples_and_data(source, samples.prior, samples.refined),
+        )
+    ]
+    if source.kind == "points":
+        caption = "The estimated log density ratio (flowed over data) and the drift of the flow."
+        drawn.append(("log_ratio.png", caption, _field(experiment, state)))
+    else:
+        caption = "Samples on their way: each row is one sample, from the prior to the end."
+        drawn.append(("flow.png", caption, flow.flow_strip(experiment, state)))
+    if found.nearest:
+        caption = "Samples with the training images nearest to them: copies would show here."
+        drawn.append(("neighbours.png", caption, neighbours(samples.refined, found.nearest)))
+    log = [r for r in metrics_log.read(run.metrics) if r["step"] <= opened.step]
+    if log:
+        with run.checkpoints() as store:
+            best = store.best()
+        drawn.append(("curves.png", "Loss and norms over training.", curves.training(log, best)))
+    shots = [
+        (step, read_npz(path, "arr_0")["arr_0"])
+        for step, path in run.snapshot_files(opened.step)
+    ]
+    if shots:
+        course = pictures.course(source, shots)
+        drawn.append(("course.png", "The same samples over training.", course))
+    captions = {name: caption for name, caption, _ in drawn}
+    for name, _, figure in drawn:
+        pictures.save(figure, folder / name)
+    if shots and source.kind == "points":
+        points.animate_course(shots, source.held_out(len(shots[0][1]), 1), folder / "course.gif")
+        captions["course.gif"] = "The same, moving."
+    write_json(folder / "pictures.json", captions)
+
+
+def write(run: Run, record: Path) -> Path:
+    """Writes the report of an evaluation into its folder.
+
+    Args:
+      run: the run; its folder is read, and no data and no checkpoint.
+      record: folder of the evaluation.
+
+    Returns:
+      The path of the page.
+
+    Raises:
+      UserError: naming a file that is missing or damaged.
+    """
+    found = read_json(record / "record.json", key=dict, metrics=dict, details=dict)
+    captions = json.loads((record / "pictures.json").read_text())
+    metrics, step = metrics_of(record), found["key"]["step"]
+    name = html.escape(run.data["name"])
+    changed = settings.differences(
+        settings.of_scope(run.settings, "flow"), found["key"]["settings"]
+    )
+    sections = [
+        f"<h1>FDRL on {name}, train step {step:,}</h1>",
+        f"<p>{_what(run, found)}</p>",
+        f'<p class="lead">{html.escape(evaluation.summary(metrics))}</p>',
+        _metrics_table(dict(list(metrics.items())[:_NUM_HEADLINES])),
+        *(_figure(record / file, caption) for file, caption in captions.items()),
+        "<h2>Metrics</h2>",
+        _metrics_table(metrics),
+        _details(found["details"]),
+        "<h2>Settings</h2>",
+        "<p>Those that differ from the defaults:</p>",
+        _table([(k, str(v)) for k, v in run.settings.items() if v != _default(k)]),
+        _folded("All settings", _table([(k, str(v)) for k, v in run.settings.items()])),
+    ]
+    if changed:
+        text = "; ".join(changed.values())
+        sections.insert(2, f"<p>This evaluation changes settings of the run: {html.escape(text)}.</p>")
+    page = (
+        f'<!doctype html><html lang="en"><meta charset="utf-8">'
+        f'<meta name="viewport" content="width=device-width,initial-scale=1">'
+        f"<title>FDRL on {name}</title><style>{_STYLE}</style>{''.join(sections)}</html>\n"
+    )
+    path = record / "report.html"
+    write_text(path, page)
+    return path
+
+
+def metrics_of(record: Path) -> Metrics:
+    """Returns the metrics of an evaluation.
+
+    Raises:
+      UserError: if its record is damaged.
+    """
+    return evaluation.from_json(read_json(record / "record.json", metrics=dict)["metrics"])
+
+
+def _what(run: Run, found: dict[str, Any]) -> str:
+    command = html.escape(_without_paths(run.command))
+    num = found["key"]["num_samples"]
+    return f"Trained by <code>{command}</code>, evaluated on {num:,} samples."
+
+
+def _without_paths(command: str) -> str:
+    """Shortens absolute paths to their last part: a report is made to be shared."""
+    words = []
+    for word in command.split(" "):
+        flag, equals, value = word.rpartition("=")
+        quoted = value.strip("'\"")
+        words.append(f"{flag}{equals}{Path(quoted).name}" if quoted.startswith("/") else word)
+    return " ".join(words)
+
+
+def _default(key: str) -> Any:
+    default = settings.SETTINGS[key].default
+    return json.loads(json.dumps(default))
+
+
+def _metrics_table(metrics: Metrics) -> str:
+    header = "<tr><th>metric</th><th>samples</th><th>prior</th><th>real data</th><th></th></tr>"
+    rows = "".join(_metric_row(metric) for metric in metrics.values())
+    return f'<div class="scroll"><table>{header}{rows}</table></div>'
+
+
+def _metric_row(metric: Metric) -> str:
+    cells = [metric.words, evaluation.with_spread(metric.value, metric.spread)]
+    for other in (metric.prior, metric.real):
+        cells.append("" if other is None else evaluation.with_spread(other.value, other.spread))
+    unit = f", {metric.unit}" if metric.unit else ""
+    cells.append({"lower": "lower is better", "higher": "higher is better"}.get(metric.direction, ""))
+    cells[0] += unit
+    return f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in cells)}</tr>"
+
+
+def _details(details: dict[str, Any]) -> str:
+    rows = [(key.replace("_", " "), json.dumps(value)) for key, value in details.items()]
+    return _folded("How the metrics were computed", _table(rows))
+
+
+def _folded(title: str, content: str) -> str:
+    return f"<details><summary>{html.escape(title)}</summary>{content}</details>"
+
+
+def _table(rows: list[tuple[str, str]]) -> str:
+    cells = "".join(
+        f"<tr><td>{html.escape(key)}</td><td><code>{html.escape(value)}</code></td></tr>"
+        for key, value in rows
+        if not Path(value).is_absolute()
+    )
+    return f'<div class="scroll"><table>{cells}</table></div>'
+
+
+def _figure(path: Path, caption: str) -> str:
+    encoded = base64.b64encode(path.read_bytes()).decode()
+    text = html.escape(caption)
+    source = f"data:image/{path.suffix[1:]};base64,{encoded}"
+    return f'<figure><img alt="{text}" src="{source}"><figcaption>{text}</figcaption></figure>'
+
+
+def _field(experiment: Experiment, state: TrainState) -> Any:
+    problem, variables = experiment.problem, experiment.sampling_variables(state)
+
+    @jax.jit
+    def drift_at(x: jax.Array) -> jax.Array:
+        return drift(x, problem.potential(variables))
+
+    log_ratio = make_log_ratio(experiment, state)
+    return points.log_ratio_and_drift(
+        log_ratio,
+        lambda x: np.asarray(drift_at(jnp.asarray(x))),
+        experiment.source.held_out(4_000, 1),
+    )

@@ -1,0 +1,312 @@
+"""A run on disk. It is frozen when it is created: all that its results follow from is in its folder.
+
+    run.json        kind, settings, identity of the data, digests of the files below, versions
+    prior.npz       the fitted prior, if it is data-dependent
+    reference.npz   held-out images, for pictures and metrics without the data
+    commands.jsonl  every command that trained here
+    checkpoints/    metrics.jsonl    snapshots/    pictures/    report.html
+    samples/        evaluations/     curves/       export/      records, added and never overwritten
+
+`create` writes the first three, once, and `run.json` last. Everything else only reads them.
+"""
+
+import contextlib
+import datetime
+import platform
+from collections.abc import Iterator, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from experiments import prior, settings
+from experiments.checkpoints import Checkpoints, check_path
+from experiments.data import Source
+from experiments.errors import UserError
+from experiments.files import append_line, locked, read_json, sha256_of_json, write_json
+from experiments.prior import FittedPrior
+from experiments.reference import Reference
+from experiments.settings import Settings
+from fdrl_jax import parallel
+from fdrl_jax.names import nearest
+
+Kind = Literal["ratio", "classifier"]
+_FORMAT = 2  # Of the folder; version 0.1 of the program wrote format 1, without a number.
+_PACKAGES = ("fdrl_jax", "jax", "jaxlib", "flax", "optax", "numpy")
+
+
+class Run:
+    """A run that exists.
+
+    Attributes:
+      root: its folder.
+      kind: what was trained: a density "ratio" or a "classifier".
+      settings: those that it was created with, flat.
+      data: name, kind, event shape, classes and identity of its data.
+      id: digest of what its samples and its training follow from, besides the seed of a command.
+    """
+
+    def __init__(self, root: Path, record: Mapping[str, Any]) -> None:
+        self.root = root
+        self.kind: Kind = record["kind"]
+        self.settings = settings.completed(record["settings"])
+        self.data: dict[str, Any] = record["data"]
+        self.command: str = record["command"]
+        self._prior_sha256: str | None = record["prior_sha256"]
+        self._reference_sha256: str | None = record["reference_sha256"]
+        # Of the record as it is on disk: keys that came with later versions do not change it.
+        fixed = {
+            key: value
+            for key, value in record["settings"].items()
+            if key in settings.SETTINGS and settings.SETTINGS[key].scope == "fixed"
+        }
+        self.id = sha256_of_json([self.kind, fixed, self.data, self._prior_sha256])
+        self.metrics = root / "metrics.jsonl"
+        self.snapshots = root / "snapshots"
+        self.samples = root / "samples"
+        self.evaluations = root / "evaluations"
+        self.curves = root / "curves"
+        self.pictures = root / "pictures"
+        self.exports = root / "export"
+        self.report = root / "report.html"
+
+    def prior(self) -> FittedPrior | None:
+        """Returns the fitted prior, if the run has one.
+
+        Raises:
+          UserError: if the file is not the one that the run was created with.
+        """
+        if self._prior_sha256 is None:
+            return None
+        return prior.read(self.root / "prior.npz", self._prior_sha256)
+
+    def reference(self) -> Reference | None:
+        """Returns the held-out images of the run, if its data are images.
+
+        Raises:
+          UserError: if the file is not the one that the run was created with.
+        """
+        if self._reference_sha256 is None:
+            return None
+        return Reference.read(self.root / "reference.npz", self._reference_sha256)
+
+    def checkpoints(self) -> contextlib.closing[Checkpoints]:
+        """Opens the checkpoints, for a `with` statement."""
+        keep = self.settings["checkpoint.keep"]
+        return contextlib.closing(Checkpoints(self.root / "checkpoints", self.id, keep))
+
+    def has_checkpoints(self) -> bool:
+        """Whether the folder of checkpoints exists."""
+        return (self.root / "checkpoints").is_dir()
+
+    def overridden(self, changes: Mapping[str, Any]) -> Settings:
+        """Returns the settings of a command that draws samples of the run.
+
+        Args:
+          changes: flat, from the command line.
+
+        Raises:
+          UserError: naming each setting that was fixed when the run was created.
+        """
+        merged = settings.checked({**self.settings, **changes})
+        fixed = settings.of_scope(merged, "fixed", "training")
+        differing = settings.differences(settings.of_scope(self.settings, "fixed", "training"), fixed)
+        if differing:
+            raise UserError(
+                f"fixed when the run {self.root} was created: {'; '.join(differing.values())}. "
+                "Train a new run in another --workdir for other values"
+            )
+        return merged
+
+    def resumed(self, wanted: Settings) -> Settings:
+        """Returns the settings to resume training with.
+
+        Args:
+          wanted: flat and checked; those that are free take effect, the others must be the run's.
+
+        Raises:
+          UserError: naming each setting that differs, with both values.
+        """
+        free = settings.of_scope(wanted, "free")
+        saved = {**self.settings, **free}
+        if wanted["optimizer.schedule"] != "cosine":  # Its length is a part of every step.
+            saved["train.num_steps"] = wanted["train.num_steps"]
+        differing = settings.differences(saved, wanted)
+        if differing:
+            raise UserError(
+                f"the config does not fit the run {self.root}: {'; '.join(differing.values())}. "
+                "Use the settings of the run, or another --workdir"
+            )
+        return wanted
+
+    def check_data(self, source: Source) -> None:
+        """Checks that data are those that the run was created with.
+
+        Raises:
+          UserError: if images were added, removed, renamed or edited.
+        """
+        now = describe_data(source)
+        if now == self.data:
+            return
+        what = "content" if now["identity"] == self.data["identity"] else "number, names or order"
+        raise UserError(
+            f"the data are not those that the run {self.root} was created with (the {what} of the "
+            "images changed). Restore them, or train in another --workdir"
+        )
+
+    def log_command(self, command: str) -> None:
+        """Appends a command to the log of the run."""
+        append_line(self.root / "commands.jsonl", {"command": command, "started": _now()})
+
+    def snapshot_files(self, up_to_step: int) -> list[tuple[int, Path]]:
+        """Returns the snapshots of steps up to one, in order."""
+        files = [path for path in self.snapshots.glob("*.npz") if path.stem.isdecimal()]
+        found = sorted((int(path.stem), path) for path in files)
+        return [(step, path) for step, path in found if step <= up_to_step]
+
+
+def describe_data(source: Source) -> dict[str, Any]:
+    """Returns what identifies the data of a run, as JSON can hold it."""
+    return {
+        "name": source.name,
+        "kind": source.kind,
+        "event_shape": list(source.event_shape),
+        "classes": list(source.classes),
+        "identity": source.identity,
+        "fingerprint": source.fingerprint,
+    }
+
+
+@contextlib.contextmanager
+def locked_folder(root: Path) -> Iterator[None]:
+    """Makes the folder of a run and keeps other trainings out of it; on the first process.
+
+    Raises:
+      UserError: if it cannot be written, or another process trains here.
+    """
+    check_path(root)
+    if not parallel.is_first_process():
+        yield
+        return
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--workdir={root} cannot be written: {error.strerror}") from error
+    with locked(root / "lock", f"--workdir={root}", "train in another --workdir"):
+        yield
+
+
+def create(
+    root: Path,
+    kind: Kind,
+    wanted: Settings,
+    source: Source,
+    fitted: FittedPrior | None,
+    command: str,
+) -> Run:
+    """Creates a run; the caller holds `locked_folder`.
+
+    Args:
+      root: its folder, without a run.
+      kind: what it trains.
+      wanted: its settings, flat and checked.
+      source: its data.
+      fitted: its prior, if it is data-dependent.
+      command: what the user typed.
+
+    Raises:
+      UserError: if the folder cannot be written.
+    """
+    if parallel.is_first_process():
+        reference = Reference.of(source) if kind == "ratio" else None
+        try:
+            if fitted is not None:
+                prior.write(root / "prior.npz", fitted)
+            if reference is not None:
+                reference.write(root / "reference.npz")
+            record = {
+                "format": _FORMAT,
+                "kind": kind,
+                "settings": wanted,
+                "data": describe_data(source),
+                "prior_sha256": None if fitted is None else fitted.sha256,
+                "reference_sha256": None if reference is None else reference.sha256,
+                "command": command,
+                "created": _now(),
+                "versions": {"python": platform.python_version()}
+                | {name: _version(name) for name in _PACKAGES},
+            }
+            write_json(root / "run.json", record)
+        except OSError as error:
+            raise UserError(f"--workdir={root} cannot be written: {error.strerror}") from error
+    parallel.barrier("run created")
+    return open_run(root)
+
+
+def exists(root: Path) -> bool:
+    """Whether a folder holds a run."""
+    return (root / "run.json").is_file()
+
+
+def open_run(root: Path, kind: Kind | None = None) -> Run:
+    """Opens a run, without changing anything on disk.
+
+    Args:
+      root: its folder.
+      kind: what it must be of.
+
+    Raises:
+      UserError: if there is none, with the nearest folder that holds one, or it is of another kind.
+    """
+    if not exists(root):
+        raise UserError(_why_missing(root))
+    record = read_json(
+        root / "run.json",
+        format=int,
+        kind=str,
+        settings=dict,
+        data=dict,
+        command=str,
+        prior_sha256=(str, type(None)),
+        reference_sha256=(str, type(None)),
+    )
+    if record["format"] > _FORMAT:
+        raise UserError(f"{root} was written by a newer version of fdrl_jax; update the program")
+    try:
+        run = Run(root, record)
+        settings.checked(run.settings)
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{root / 'run.json'} is damaged: {error}") from error
+    if not parallel.same_on_all_processes(run.id):
+        raise UserError(f"--workdir={root} is not the same folder on all processes of the run")
+    if kind is not None and run.kind != kind:
+        wanted = {"ratio": "a density ratio", "classifier": "a classifier"}
+        raise UserError(f"--workdir={root} holds {wanted[run.kind]}, not {wanted[kind]}")
+    return run
+
+
+def _why_missing(root: Path) -> str:
+    if (root / "config.json").is_file():
+        return (
+            f"--workdir={root} was written by version 0.1; convert it once, with its data at hand: "
+            f"python -m experiments.main --mode=migrate --workdir={root}"
+        )
+    if root.exists() and not root.is_dir():
+        return f"--workdir={root} is a file, not the folder of a run"
+    runs = [str(path.parent) for path in root.parent.glob("*/run.json")]
+    hint = nearest(str(root), runs) or (f"; there are {', '.join(sorted(runs)[:5])}" if runs else "")
+    return f"--workdir={root} holds no run{hint}. Train one with --config=FILE.py"
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def _version(package: str) -> str:
+    if package == "fdrl_jax":
+        import fdrl_jax
+
+        return fdrl_jax.__version__
+    return version(package)

@@ -1,0 +1,89 @@
+"""The metric of samples against the length of their flow, and against the step of training."""
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+from tqdm import tqdm
+
+from experiments.evaluation import CheapMetric, cheap_metric
+from experiments.sampling.draw import (
+    batch_at,
+    batch_size,
+    make_sample_fn,
+    on_devices,
+    sample_starts,
+    sampling_key,
+)
+from experiments.sampling.opened import Opened, restore
+from fdrl_jax import parallel, samplers
+from fdrl_jax.problem import FlowParams
+
+Point = tuple[int, CheapMetric]
+_BEYOND_STEPS = 50  # How far beyond K the curve goes if nothing else is asked for.
+_MAX_POINTS = 20
+
+
+def choose_lengths(flow: FlowParams) -> tuple[int, ...]:
+    """Returns round lengths from 0 to K + 50, with K and K + κ among them."""
+    longest = flow.num_steps + _BEYOND_STEPS
+    stride = next(
+        factor * 10**power
+        for power in range(6)
+        for factor in (1, 2, 5)
+        if longest <= _MAX_POINTS * factor * 10**power
+    )
+    marked = {flow.num_steps, flow.num_steps + flow.num_refine_steps, longest}
+    return tuple(sorted({*range(0, longest + 1, stride), *marked}))
+
+
+def over_length(opened: Opened, lengths: tuple[int, ...], num_samples: int) -> Iterator[Point]:
+    """Computes the metric at several lengths of one flow (fig. 8).
+
+    All samples go from one length to the next together, so that every step is taken once, and no
+    more than one set of samples is in memory however many lengths there are.
+
+    Args:
+      opened: run, settings and checkpoint.
+      lengths: increasing numbers of steps.
+      num_samples: at each length.
+    """
+    experiment, state = opened.experiment, opened.checkpoint.state
+    reference = opened.run.metric_reference()
+    stride = math.gcd(*lengths) or 1
+    advance = parallel.map_segment(samplers.make_segment(experiment.problem, num_steps=stride))
+    variables, constants = on_devices(experiment, state)
+    key, size = sampling_key(experiment), batch_size(experiment, num_samples)
+    batches = [np.arange(i, i + size, dtype=np.int32) for i in range(0, num_samples, size)]
+    starts = sample_starts(experiment, state, size * len(batches))
+    points = np.split(starts, len(batches))
+    done = 0
+    with tqdm(
+        total=lengths[-1] * len(batches),
+        unit="step",
+        desc="flowing",
+        disable=not parallel.is_first_process(),
+    ) as bar:
+        for length in lengths:
+            for i, positions in enumerate(batches):
+                for first_step in range(done, length, stride):
+                    batch = {**batch_at(experiment, positions), "x": points[i]}
+                    part = parallel.shard({k: parallel.local_part(v) for k, v in batch.items()})
+                    moved = advance(key, variables, constants, part, first_step)
+                    points[i] = np.asarray(parallel.gather(moved))
+                    bar.update(stride)
+            done = length
+            yield length, cheap_metric(reference, np.concatenate(points)[:num_samples])
+
+
+def over_step(opened: Opened, num_samples: int) -> Iterator[Point]:
+    """Computes the metric at every checkpoint that is kept, the best among them."""
+    experiment, reference = opened.experiment, opened.run.metric_reference()
+    with opened.run.checkpoints() as store:
+        steps = store.steps()
+    sample, constants = make_sample_fn(experiment), parallel.replicate(experiment.constants)
+    for step in steps:
+        state = restore(opened.run, experiment, step).state
+        variables = parallel.replicate(experiment.sampling_variables(state))
+        samples = sample(variables, constants, num_samples, progress=True)
+        yield step, cheap_metric(reference, samples.refined)

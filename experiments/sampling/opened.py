@@ -1,0 +1,61 @@
+"""An existing run, opened to draw samples from: nothing but its folder is read."""
+
+from typing import NamedTuple
+
+from experiments import build, run
+from experiments.build import Experiment
+from experiments.checkpoints import Restored, Which
+from experiments.command_line import Command
+from experiments.errors import UserError
+from experiments.machine import hardware
+from experiments.run import Run
+
+
+class Opened(NamedTuple):
+    """A run with the checkpoint that a command asks for."""
+
+    run: Run
+    experiment: Experiment
+    checkpoint: Restored
+
+    @property
+    def step(self) -> int:
+        """The train step of the checkpoint."""
+        return int(self.checkpoint.state.step)
+
+
+def open_checkpoint(command: Command) -> Opened:
+    """Opens the run and the checkpoint of a command.
+
+    Raises:
+      UserError: if there is no run or no such checkpoint, or the command changes a setting that was
+        fixed when the run was created.
+    """
+    opened, experiment = open_experiment(command)
+    return Opened(opened, experiment, restore(opened, experiment, command.which))
+
+
+def open_experiment(command: Command) -> tuple[Run, Experiment]:
+    """Opens the run of a command, with the settings that the command changes.
+
+    Raises:
+      UserError: as `open_checkpoint`.
+    """
+    opened = run.open_run(command.folder, "ratio")
+    settings = opened.overridden(command.changes)
+    hardware.set_matmul_precision(settings["precision"])
+    return opened, build.experiment(settings, opened.source(), opened.prior())
+
+
+def restore(opened: Run, experiment: Experiment, which: Which) -> Restored:
+    """Restores the newest checkpoint of a run, the best, or the one of a step.
+
+    Raises:
+      UserError: if there is none.
+    """
+    if opened.has_checkpoints():
+        with opened.checkpoints() as store:
+            restored = store.restore(experiment.state_shapes(), which)
+        if restored is not None:
+            return restored
+    raise UserError(f"no checkpoint in {opened.root}; train first, with --mode=train")
