@@ -1,5 +1,5 @@
 # One environment, $(VENV), serves every target: the first target called makes it, the others find it.
-# Another interpreter beside it: make test PYTHON=python3.13 VENV=.venv313
+# Another interpreter next to it: make test PYTHON=python3.13 VENV=.venv313
 .DEFAULT_GOAL := help
 
 VENV ?= .venv
@@ -15,14 +15,20 @@ PYTHON_OLD ?= python3.11
 PYTHON_NEW ?= python3.13
 
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+# Debian splits off ensurepip; there the system's pip helps out, see $(READY).
+CAN_HOST := import sys, venv; from importlib.util import find_spec; \
+  sys.exit(sys.version_info < (3, 11) or not (find_spec("ensurepip") or find_spec("pip")))
 PRINT_VERSION := import sys; print("%d.%d" % sys.version_info[:2])
 PRINT_LICENCES := from importlib.metadata import distributions; \
   print(*sorted("%-30s %-16s %s" % (d.name, d.version, d.metadata["License-Expression"] \
   or (d.metadata["License"] or "see its files").splitlines()[0][:60]) for d in distributions()), sep="\n")
 
-# An environment that works keeps its interpreter, unless PYTHON is given.
+# An environment that works keeps its interpreter, unless PYTHON is given. A new one gets the newest
+# Python that runs: a name on the PATH may be a shim with nothing behind it.
 ifeq ($(origin PYTHON),undefined)
-PYTHON := $(if $(shell $(PY) -c '$(NEW_ENOUGH)' 2>&1 || echo broken),python3,$(PY))
+PYTHON := $(if $(shell $(PY) -c '$(NEW_ENOUGH)' 2>&1 || echo broken),$(shell \
+  for python in python3.14 python3.13 python3.12 python3.11; do \
+  $$python -c '$(CAN_HOST)' >/dev/null 2>&1 && echo $$python && exit; done; echo python3),$(PY))
 endif
 VERSION := $(shell $(PYTHON) -c '$(PRINT_VERSION)' 2>/dev/null)
 
@@ -32,7 +38,7 @@ READY := $(VENV)/.ready-$(VERSION)-$(shell pwd | cksum | cut -d' ' -f1)
 .PHONY: help setup demo test test-fast coverage check docs gallery licences format constraints package clean
 
 help: ## print this list
-	@echo 'usage: make TARGET [PYTHON=python3] [VENV=.venv]'
+	@echo 'usage: make TARGET [PYTHON=python3.13] [VENV=.venv]'
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | \
 	  while IFS='|' read -r name text; do printf '  %-12s %s\n' "$$name" "$$text"; done
 
@@ -90,13 +96,12 @@ constraints: ## pin the newest versions anew [PYTHON_OLD=python3.11 PYTHON_NEW=p
 	    comm -13 $$1 $$2 | sed 's/$$/; python_version >= "3.12"/'; } | sort -f; } > ../../constraints.txt
 	@rm -rf build/pins
 
-package: $(READY) ## build wheel and sdist into dist/, and try the wheel in an empty environment
+package: $(READY) ## build wheel and sdist into dist/, and import the wheel in an empty environment
 	@rm -rf dist build/package && mkdir -p build && $(PY) -m build --outdir dist > build/package.log \
 	  || { cat build/package.log; exit 1; }
 	@$(PY) -m venv build/package && build/package/bin/python -m pip install -q \
 	  --disable-pip-version-check -c constraints.txt dist/*.whl
-	@cd build && package/bin/python -c 'import fdrl_jax; print("fdrl_jax", fdrl_jax.__version__)' && \
-	  package/bin/python -m experiments.main --config=swissroll:tiny --workdir=package/run
+	@cd build && package/bin/python -c 'import fdrl_jax; print("fdrl_jax", fdrl_jax.__version__)'
 
 clean: ## remove $(VENV), the caches and the build files; runs/ stays
 	rm -rf '$(VENV)' .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage* htmlcov build dist *.egg-info

@@ -1,11 +1,11 @@
-"""Classifiers of CIFAR from checkpoints of the PyTorch library `robustness`, without PyTorch.
+"""Classifiers of CIFAR from checkpoints of the PyTorch library `robustness`.
 
 Such a checkpoint has the state dictionary of its `AttackerModel` under "model": the network under
 `module.model.`, the mean and deviation by which images are normalised under `module.normalizer.`,
-and both once more under `module.attacker.`. Files from before PyTorch 1.6, as the published ones
-are, must be saved anew first, where PyTorch and the library are:
+and both once more under `module.attacker.`. The published files also hold objects of that library,
+which are refused. Save them again where PyTorch and the library are installed:
 
-    torch.save({"model": torch.load(OLD, pickle_module=dill)["model"]}, NEW)
+    torch.save({"model": torch.load(OLD, pickle_module=dill, weights_only=False)["model"]}, NEW)
 """
 
 import re
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.errors import UserError
-from experiments.torch_files import TorchFileError, read_torch_file
+from experiments.torch_file import load, state_dict
 from fdrl_jax.networks import BottleneckResNet, from_torch_state_dict
 
 _COPIES, _UNUSED = "attacker.", "num_batches_tracked"
@@ -47,21 +47,22 @@ def read_robustness(path: Path) -> TrainedElsewhere:
       UserError: if the file cannot be read, or naming the tensors that are missing or surplus.
     """
     try:
-        entries = read_torch_file(path)
-        if not isinstance(entries, dict) or not isinstance(entries.get("model"), dict):
-            raise TorchFileError('has no state dictionary under "model"')
-        return _classifier(entries["model"])
-    except (TorchFileError, ValueError) as error:
-        text = str(error) if str(path) in str(error) else f"{path}: {error}"
-        raise UserError(f"{text}; a checkpoint of the library robustness is wanted") from error
+        entries = load(path)
+        if not isinstance(entries, dict) or "model" not in entries:
+            raise ValueError("it has no state dictionary under 'model'")
+        return _classifier(state_dict(entries["model"], "model"))
+    except ValueError as error:
+        raise UserError(
+            f"{path}: {error}; a checkpoint of the library robustness is needed"
+        ) from error
 
 
-def _classifier(tensors: Mapping[object, object]) -> TrainedElsewhere:
+def _classifier(tensors: Mapping[str, np.ndarray]) -> TrainedElsewhere:
     normaliser, network = _split(tensors)
     mean, std = (_pop(normaliser, f"new_{name}") for name in ("mean", "std"))
     kernel, last = network.get("conv1.weight"), network.get("linear.weight")
     if kernel is None or last is None or kernel.ndim != 4 or last.ndim != 2:
-        raise TorchFileError("has no model.conv1.weight and model.linear.weight of a CIFAR ResNet")
+        raise ValueError("it has no model.conv1.weight and model.linear.weight of a CIFAR ResNet")
     blocks = _count_blocks(network)
     net = BottleneckResNet(blocks, kernel.shape[0], last.shape[0])
     variables = {
@@ -78,25 +79,26 @@ def _classifier(tensors: Mapping[object, object]) -> TrainedElsewhere:
     return TrainedElsewhere(apply, variables, last.shape[0])
 
 
-def _split(tensors: Mapping[object, object]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _split(
+    tensors: Mapping[str, np.ndarray],
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Returns the tensors of the normaliser and of the network by their own names."""
-    parts: dict[str, dict[str, Any]] = {"normalizer.": {}, "model.": {}}
-    for key, value in tensors.items():
-        name = str(key).removeprefix("module.")
+    parts: dict[str, dict[str, np.ndarray]] = {"normalizer.": {}, "model.": {}}
+    for name, values in tensors.items():
         if name.startswith(_COPIES) or name.endswith(_UNUSED):
             continue
         prefix = next((p for p in parts if name.startswith(p)), None)
-        if prefix is None or not isinstance(value, np.ndarray):
-            raise TorchFileError(f"holds {name!r}, which is of no model, normalizer or attacker")
-        parts[prefix][name.removeprefix(prefix)] = value
+        if prefix is None:
+            raise ValueError(f"it holds {name!r}, which is of no model, normalizer or attacker")
+        parts[prefix][name.removeprefix(prefix)] = values
     return parts["normalizer."], parts["model."]
 
 
-def _pop(normaliser: dict[str, Any], name: str) -> np.ndarray:
-    array = normaliser.pop(name, None)
-    if array is None or np.size(array) != 3:
-        raise TorchFileError(f"has no normalizer.{name} of three numbers")
-    return np.asarray(array)
+def _pop(normaliser: dict[str, np.ndarray], name: str) -> np.ndarray:
+    values = normaliser.pop(name, None)
+    if values is None or np.size(values) != 3:
+        raise ValueError(f"it has no normalizer.{name} of three numbers")
+    return values
 
 
 def _count_blocks(network: Mapping[str, Any]) -> tuple[int, ...]:
@@ -104,5 +106,5 @@ def _count_blocks(network: Mapping[str, Any]) -> tuple[int, ...]:
     found = {(int(match[1]), int(match[2])) for match in matches if match}
     stages = sorted({stage for stage, _ in found})
     if not stages or stages != list(range(1, len(stages) + 1)):
-        raise TorchFileError("has no stages model.layer1, model.layer2 and so on")
+        raise ValueError("it has no stages model.layer1, model.layer2 and so on")
     return tuple(1 + max(index for stage, index in found if stage == s) for s in stages)

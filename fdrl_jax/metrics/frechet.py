@@ -19,14 +19,15 @@ def frechet_distance(x: np.ndarray, y: np.ndarray) -> float:
       The distance, in the squared unit of the features; covariances are unbiased (1 / (N - 1)).
 
     Raises:
-      ValueError: for features of unequal dimensions, or of fewer than two examples.
+      ValueError: for different numbers of features, or fewer than two examples.
 
     Reference: Heusel et al., "GANs Trained by a Two Time-Scale Update Rule", 2017.
     """
     x, y = flat(x), flat(y)
     if min(len(x), len(y)) < 2 or x.shape[1] != y.shape[1]:
         raise ValueError(
-            f"two or more features of one dimension needed, got {x.shape} and {y.shape}"
+            "x and y must be two or more examples each with the same number of features, "
+            f"got {x.shape} and {y.shape}"
         )
     cov_x, cov_y = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
     cov_x, cov_y = np.atleast_2d(cov_x), np.atleast_2d(cov_y)

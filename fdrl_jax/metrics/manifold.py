@@ -46,7 +46,7 @@ def manifold_metrics(
       The four metrics; all but density are from 0 to 1.
 
     Raises:
-      ValueError: for features of unequal dimensions, or for no more examples than neighbours.
+      ValueError: for different numbers of features, or for no more examples than neighbours.
 
     Reference: Kynkäänniemi et al., "Improved Precision and Recall Metric for Assessing Generative
     Models", NeurIPS 2019; Naeem et al., "Reliable Fidelity and Diversity Metrics for Generative
@@ -56,8 +56,8 @@ def manifold_metrics(
     most = max(precision_neighbours, density_neighbours)
     if samples.shape[1] != data.shape[1] or min(len(samples), len(data)) <= most:
         raise ValueError(
-            f"two sets of more than {most} features of one dimension needed, "
-            f"got {samples.shape} and {data.shape}"
+            f"samples and data must be more than {most} examples each with the same number of "
+            f"features, got {samples.shape} and {data.shape}"
         )
     centre = data.mean(axis=0)  # Squares of small numbers differ with less rounding.
     samples, data = samples - centre, data - centre

@@ -1,6 +1,6 @@
 """Distances of optimal transport between two samples, by OTT-JAX, in float32 on the device.
 
-OTT-JAX takes a second to import, so only the functions that need it do.
+OTT-JAX is the extra `metrics`. It needs a second to import, so only the functions that use it do.
 """
 
 import contextlib
@@ -31,7 +31,8 @@ def sliced_wasserstein(
       above 0 also for two sets from one distribution.
 
     Raises:
-      ValueError: for points of unequal dimensions.
+      ValueError: for points with different numbers of features.
+      ModuleNotFoundError: if OTT-JAX is not installed.
 
     Reference: Bonneel et al., "Sliced and Radon Wasserstein Barycenters of Measures", 2015.
     """
@@ -58,7 +59,9 @@ def sinkhorn_divergence(
       The divergence, in the squared unit of the data.
 
     Raises:
-      ValueError: for points of unequal dimensions, or if the iterations did not suffice.
+      ValueError: for points with different numbers of features, or if the iterations did not
+        suffice.
+      ModuleNotFoundError: if OTT-JAX is not installed.
 
     Reference: Feydy et al., "Interpolating between Optimal Transport and MMD using Sinkhorn
     Divergences", AISTATS 2019.
@@ -74,7 +77,7 @@ def sinkhorn_divergence(
 
 @functools.cache  # One compiled program, and not one a call.
 def _sliced(num_projections: int) -> Callable[..., jax.Array]:
-    with _quiet():
+    with _ott_imported():
         from ott.tools import sliced
 
     @jax.jit
@@ -88,7 +91,7 @@ def _sliced(num_projections: int) -> Callable[..., jax.Array]:
 
 @functools.cache
 def _sinkhorn(max_iterations: int) -> Callable[..., tuple[jax.Array, jax.Array]]:
-    with _quiet():
+    with _ott_imported():
         from ott.tools import sinkhorn_divergence as divergences
 
     @jax.jit
@@ -103,15 +106,21 @@ def _sinkhorn(max_iterations: int) -> Callable[..., tuple[jax.Array, jax.Array]]
 def _pair(x: np.ndarray, y: np.ndarray) -> tuple[jax.Array, jax.Array]:
     x, y = flat(x), flat(y)
     if x.shape[1] != y.shape[1]:
-        raise ValueError(f"points of one dimension needed, got {x.shape} and {y.shape}")
+        raise ValueError(f"x and y must have the same number of features, got {x.shape} and {y.shape}")
     # Centred together before float64 becomes float32: transport ignores a common shift.
     centre = y.mean(axis=0)
     return jnp.asarray(x - centre, jnp.float32), jnp.asarray(y - centre, jnp.float32)
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Imports OTT, which imports JAXopt, which warns that nobody looks after it any more."""
+def _ott_imported() -> Iterator[None]:
+    """Explains how to install OTT, and hides the warning that JAXopt, which it uses, has ended."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "JAXopt is no longer", DeprecationWarning)
-        yield
+        try:
+            yield
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                "distances of optimal transport need OTT-JAX. Install it: pip install ott-jax",
+                name=error.name,
+            ) from error

@@ -14,7 +14,7 @@ from experiments.errors import UserError
 from experiments.request import Request
 from experiments.sampling.conditional import conditioned, labels_of
 from experiments.storage.workdir import Workdir
-from experiments.torch_files import read_torch_file
+from experiments.torch_file import load as load_torch_file
 from experiments.training import loop
 from fdrl_jax import adversarial
 
@@ -106,11 +106,13 @@ def test_what_is_no_classifier_or_one_of_other_data_is_told(tiny, trained_classi
         load(trained_classifier.root, CIFAR, (8, 8, 1))
     with pytest.raises(UserError, match="holds a classifier"):
         modes.run(Request("sample", tiny("digits"), trained_classifier.root))
+    pytest.importorskip("torch")
     with pytest.raises(UserError, match="tells 10 classes of colour images"):
         load(GOLDEN / "robustness_tiny.pt", CIFAR[:9], (16, 16, 3))
 
 
 def test_a_network_of_the_library_robustness_gives_pytorchs_logits():
+    pytest.importorskip("torch")
     expected = np.load(GOLDEN / "robustness_tiny_expected.npz")
     images = np.moveaxis(expected["images"] / np.float32(255), 1, -1)
     assert images.min() < 0.0  # So that the clipping counts.
@@ -123,16 +125,20 @@ def test_a_network_of_the_library_robustness_gives_pytorchs_logits():
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (lambda t: t.pop("module.model.layer2.0.bn2.running_var"), "missing layer2.0.bn2.running"),
-        (lambda t: t.update({"module.model.layer9.x": np.zeros(2)}), "surplus layer9.x"),
-        (lambda t: t.update({"module.head.w": np.zeros(2)}), "holds 'head.w'"),
-        (lambda t: t.pop("module.normalizer.new_std"), "no normalizer.new_std"),
-        (lambda t: t.pop("module.model.conv1.weight"), "no model.conv1.weight"),
+        (
+            lambda t, _: t.pop("module.model.layer2.0.bn2.running_var"),
+            "missing layer2.0.bn2.running",
+        ),
+        (lambda t, x: t.update({"module.model.layer9.x": x}), "surplus layer9.x"),
+        (lambda t, x: t.update({"module.head.w": x}), "holds 'head.w'"),
+        (lambda t, _: t.pop("module.normalizer.new_std"), "no normalizer.new_std"),
+        (lambda t, _: t.pop("module.model.conv1.weight"), "no model.conv1.weight"),
     ],
 )
 def test_tensors_that_do_not_fit_are_named(change, expected, monkeypatch):
-    entries = read_torch_file(GOLDEN / "robustness_tiny.pt")
-    change(entries["model"])
-    monkeypatch.setattr("experiments.classifiers.robustness.read_torch_file", lambda _: entries)
+    torch = pytest.importorskip("torch")
+    entries = load_torch_file(GOLDEN / "robustness_tiny.pt")
+    change(entries["model"], torch.zeros(2))
+    monkeypatch.setattr("experiments.classifiers.robustness.load", lambda _: entries)
     with pytest.raises(UserError, match=expected):
         read_robustness(Path("x.pt"))

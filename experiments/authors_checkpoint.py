@@ -1,0 +1,281 @@
+"""The authors' checkpoints and priors in our terms: settings, variables, moments of the optimizer.
+
+Nothing here writes a file, opens data or builds a run.
+"""
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+
+from experiments.torch_file import TorchFileError, array, load, quoted, state_dict
+from fdrl_jax import networks
+from fdrl_jax.state import Variables
+
+Settings: TypeAlias = dict[str, Any]
+Tensors: TypeAlias = Mapping[str, np.ndarray]
+
+_ENTRIES = ("step", "model", "ema", "optim", "config")
+_BUFFERS = ("weight_u", "weight_v")  # Vectors of spectral normalisation: Adam skips them.
+
+# Their key -> ours.
+_KEYS = {
+    "learning_rate": "optimizer.learning_rate",
+    "n_epochs": "train.num_steps",  # They call a step an epoch.
+    "scheduler_steps": "optimizer.boundaries",
+    "scheduler_gamma": "optimizer.decay",
+    "train_batch_size": "train.batch_size",
+    "loss_function": "loss.name",
+    "f_divergence": "loss.divergence",
+    "eta": "flow.step_size",
+    "noise_factor": "flow.noise_scale",
+    "n_flow_steps": "flow.num_steps",
+    "ema_rate": "train.ema_rate",
+    "img_size": "data.image_size",
+    "n_channels": "data.channels",
+}
+# Their value -> ours.
+_VALUES = {
+    "loss_function": {"LSIF": "lsif", "LR": "lr", "KL": "ukl"},
+    "f_divergence": {"Pearson": "pearson", "KL": "kl", "JS": "js", "logD": "logd"},
+}
+# Their data set -> what `data.name` of our config may be.
+_DATA_SETS = {
+    "swissroll": ("swissroll",),
+    "8gaussians": ("8gaussians",),
+    "25gaussians": ("25gaussians",),
+    "cifar10": ("tfds:cifar10", "folder", "npz"),
+    "celeba": ("folder", "tfds:celeb_a", "npz"),
+    "lsun_church": ("lsun", "folder", "npz"),
+    "cat2dog": ("pair",),
+}
+# What the tensors or --config determine, and what concerns their machine and folders only.
+_NOT_NEEDED = {
+    *("model", "self_attn", "spectral_norm", "in_dim", "hidden_dim", "n_hidden_layers", "ema"),
+    *("device", "data_dir", "exp_root_dir", "log_dir", "ckpt_dir", "config", "ckpt", "phase"),
+    *("print_steps", "log_steps", "save_steps", "test_batch_size", "debug"),
+    *("use_wandb", "wandb_id", "wandb_notes", "run_name"),
+}
+
+
+class AuthorsCheckpoint(NamedTuple):
+    """A checkpoint of the authors' program, translated.
+
+    Attributes:
+      settings: flat settings of ours.
+      left_out: their settings that have no counterpart, as "name=value".
+      num_steps: train steps done.
+      variables: of the network.
+      ema_variables: their moving average.
+      num_updates: of Adam.
+      mu: Adam's running mean of the gradient, shaped like the parameters.
+      nu: the same of the squared gradient.
+    """
+
+    settings: Settings
+    left_out: list[str]
+    num_steps: int
+    variables: Variables
+    ema_variables: Variables
+    num_updates: int
+    mu: Any
+    nu: Any
+
+
+def read_checkpoint(path: Path, ours: Mapping[str, Any]) -> AuthorsCheckpoint:
+    """Reads and translates a training checkpoint.
+
+    Args:
+      path: the `.pt` file; nothing in it is executed.
+      ours: flat settings of our config for the same data, for what theirs do not say.
+
+    Raises:
+      UserError: if the file is damaged, no such checkpoint, or one for other data.
+    """
+    entries = load(path)
+    with _named(path):
+        if not isinstance(entries, dict):
+            raise ValueError(f"it holds a {type(entries).__name__} instead of a checkpoint")
+        missing = [key for key in _ENTRIES if key not in entries]
+        if missing:
+            raise ValueError(f"it is no checkpoint of the authors: it lacks {', '.join(missing)}")
+        model, ema = (state_dict(entries[name], name) for name in ("model", "ema"))
+        num_updates, mu, nu = _adam(entries["optim"], model)
+        network_settings, network = _network(model)
+        settings, left_out = _translated(entries["config"], ours)
+
+        def variables(tensors: Tensors) -> Variables:
+            return networks.from_torch_state_dict(network, tensors)
+
+        def parameters(moments: Tensors) -> Any:
+            # Moments lack the vectors of spectral normalisation: the model's fill their place.
+            return variables({**model, **moments})["params"]
+
+        return AuthorsCheckpoint(
+            settings={**settings, **network_settings},
+            left_out=left_out,
+            num_steps=_count(entries["step"], "step") + 1,  # Theirs is the index of the last one.
+            variables=variables(model),
+            ema_variables=variables(ema),
+            num_updates=num_updates,
+            mu=parameters(mu),
+            nu=parameters(nu),
+        )
+
+
+def read_prior(path: Path, event_shape: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Reads the data-dependent prior, a pickled `MultivariateNormal` (eq. 8).
+
+    Args:
+      path: the `.pt` file; nothing in it is executed.
+      event_shape: of the data, for images [H, W, C].
+
+    Returns:
+      Mean [D] and covariance [D, D] over examples flattened in our order of axes.
+
+    Raises:
+      UserError: if the file is damaged, holds anything else, or a prior of another size.
+    """
+    prior = load(path)
+    with _named(path):
+        if type(prior).__name__ != "MultivariateNormal":
+            raise ValueError(f"it holds a {type(prior).__name__} instead of a MultivariateNormal")
+        mean, factor = (
+            array(vars(prior).get(name), name) for name in ("loc", "_unbroadcasted_scale_tril")
+        )
+        size = math.prod(event_shape)
+        if mean.shape != (size,) or factor.shape != (size, size):
+            raise ValueError(
+                f"its mean {mean.shape} and Cholesky factor {factor.shape} do not fit the data "
+                f"{tuple(event_shape)} of {size} dimensions"
+            )
+        if not (np.isfinite(mean).all() and np.isfinite(factor).all()):
+            raise ValueError("its mean or Cholesky factor is not finite")
+        if np.triu(factor, 1).any() or np.diagonal(factor).min() <= 0.0:
+            raise ValueError("its Cholesky factor is not lower triangular and positive")
+    order = np.arange(size)
+    if len(event_shape) == 3:  # They flatten images as channels, rows, columns.
+        height, width, channels = event_shape
+        order = order.reshape(channels, height, width).transpose(1, 2, 0).ravel()
+    rows = factor[order]
+    return mean[order], rows @ rows.T
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise TorchFileError(f"{path}: {error}") from error
+
+
+def _translated(theirs: object, ours: Mapping[str, Any]) -> tuple[Settings, list[str]]:
+    """Returns flat settings of ours, and those of theirs without a counterpart."""
+    if not isinstance(theirs, dict) or not all(isinstance(key, str) for key in theirs):
+        raise ValueError("its entry config is not a dictionary of settings by name")
+    settings: Settings = {**ours, "optimizer.schedule": "piecewise"}
+    left_out = []
+    for key, value in sorted(theirs.items()):
+        if key == "dataset" and _is_known_data_set(value, ours["data.name"]):
+            continue
+        if key in _KEYS:
+            settings[_KEYS[key]] = _value(key, value)
+        elif key not in _NOT_NEEDED:
+            left_out.append(f"{quoted(key)[1:-1]}={quoted(value) if _is_plain(value) else '...'}")
+    return settings, left_out
+
+
+def _is_known_data_set(theirs: object, ours: str) -> bool:
+    """Whether our data are theirs; `False` for a set of theirs that we do not know.
+
+    Raises:
+      ValueError: if they are of another set.
+    """
+    known = _DATA_SETS.get(theirs) if isinstance(theirs, str) else None
+    if known is not None and ours not in known:
+        raise ValueError(
+            f"it was trained on {theirs!r}, but the config has data.name={ours!r}; "
+            f"use --config=configs/{theirs}.py"
+        )
+    return known is not None
+
+
+def _value(key: str, value: object) -> object:
+    if key in _VALUES:
+        known = _VALUES[key]
+        if not isinstance(value, str) or value not in known:
+            shown = quoted(value) if _is_plain(value) else type(value).__name__
+            raise ValueError(f"unknown {key} {shown}; known: {', '.join(known)}")
+        return known[value]
+    numbers = value if isinstance(value, list) else [value]
+    if not all(type(number) in (int, float) for number in numbers):
+        raise ValueError(f"its setting {key} is not a number or a list of numbers")
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _is_plain(value: object) -> bool:
+    # Printing a hostile nested container could take for ever.
+    return value is None or isinstance(value, str | int | float)
+
+
+def _network(model: Tensors) -> tuple[Settings, networks.MLP | networks.ResNet]:
+    """Finds the network whose tensors have these names and shapes."""
+    shapes = {name: values.shape for name, values in model.items()}
+    spectral_norm = any(name.endswith(_BUFFERS) for name in shapes)
+    kernel = "weight_orig" if spectral_norm else "weight"
+    settings: Settings = {"network.spectral_norm": spectral_norm}
+    if any(name.startswith("mlp.") for name in shapes):
+        kernels = [shape for name, shape in shapes.items() if name.endswith(f".{kernel}")]
+        sizes = tuple(shape[0] for shape in kernels[:-1])
+        chosen = {"network.name": "mlp", "network.hidden_sizes": sizes}
+        return settings | chosen, networks.MLP(sizes, spectral_norm)
+    attention = any(name.startswith("self_attn_module.") for name in shapes)
+    stem = shapes.get(f"conv1.{kernel}", ())
+    for name in networks.SPECS if len(stem) == 4 else ():
+        net = networks.resnet(name, width=stem[0], spectral_norm=spectral_norm, attention=attention)
+        if networks.torch_shapes(net, stem[1]) == shapes:
+            chosen = {"network.name": name, "network.width": stem[0]}
+            return settings | chosen | {"network.attention": attention}, net
+    first = ", ".join(f"{quoted(name)} {shape}" for name, shape in list(shapes.items())[:3])
+    raise ValueError(
+        f"its tensors are of none of the networks {', '.join(('mlp', *networks.SPECS))}: "
+        f"{len(shapes)} tensors, {first}, ..."
+    )
+
+
+def _adam(
+    optimizer: object, model: Tensors
+) -> tuple[int, dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Returns the number of updates, and Adam's two moments by the names of the parameters.
+
+    PyTorch numbers the parameters in the order of the state dictionary, buffers left out; it has
+    no state of those that were never updated.
+    """
+    states = optimizer.get("state") if isinstance(optimizer, dict) else None
+    parameters = {k: v for k, v in model.items() if not k.endswith(_BUFFERS)}
+    if not isinstance(states, dict) or not states.keys() <= set(range(len(parameters))):
+        raise ValueError(f"its optimizer's state is not one of {len(parameters)} parameters")
+    counts: set[int] = set()
+    mu, nu = ({name: np.zeros_like(v) for name, v in parameters.items()} for _ in range(2))
+    for index, name in enumerate(parameters):
+        if index not in states:
+            continue
+        state = states[index]
+        if not isinstance(state, dict) or not {"step", "exp_avg", "exp_avg_sq"} <= state.keys():
+            raise ValueError(f"its optimizer's state of {quoted(name)} is not one of Adam")
+        counts.add(_count(state["step"], "step of the optimizer"))
+        for moment, key in ((mu, "exp_avg"), (nu, "exp_avg_sq")):
+            moment[name] = array(state[key], f"optimizer's {key} of {quoted(name)}")
+    if len(counts) > 1:
+        raise ValueError(f"its optimizer's step counts differ: {sorted(counts)}")
+    return max(counts, default=0), mu, nu
+
+
+def _count(value: object, name: str) -> int:
+    number = value if isinstance(value, int) else array(value, name)
+    if np.ndim(number) or not float(number).is_integer() or number < 0:
+        raise ValueError(f"its {name} is not a count")
+    return int(number)
