@@ -1,59 +1,61 @@
-"""Mode convert: a checkpoint of the authors' PyTorch program becomes a workdir."""
+"""Mode convert: a checkpoint of the authors' PyTorch program becomes a run."""
 
-import contextlib
 from pathlib import Path
 
 import jax.numpy as jnp
 import optax
 
-from experiments import build, schema
+from experiments import build, prior, run, settings
 from experiments.authors_checkpoint import AuthorsCheckpoint, read_checkpoint, read_prior
-from experiments.build import Experiment, fitted_prior
+from experiments.build import Training
+from experiments.command_line import Command
 from experiments.errors import UserError
-from experiments.request import Request
-from experiments.storage.checkpoints import Checkpoints
-from experiments.storage.workdir import Workdir, write_json
+from experiments.modes import example
+from experiments.modes.creation import load_data
 from fdrl_jax import parallel
 from fdrl_jax.state import TrainState
 
 
-def run(request: Request) -> None:
-    """Writes a workdir that samples, evaluates and resumes, from the authors' file.
+def run_mode(command: Command) -> None:
+    """Creates a run that samples, evaluates and resumes, from the authors' file.
 
     Network, loss, divergence, flow and optimizer come from the file; the rest, such as where the
     data are, from the config.
 
     Raises:
-      UserError: if the file cannot be read or does not fit, or the workdir has checkpoints.
+      UserError: if the file cannot be read or does not fit, or the folder already holds a run.
     """
-    file, workdir = Path(request.checkpoint or ""), Workdir(request.workdir)
-    if workdir.checkpoints.is_dir() and any(workdir.checkpoints.iterdir()):
-        raise UserError(f"--workdir={workdir.root} has checkpoints already; name an empty folder")
-    checkpoint = read_checkpoint(file, schema.flatten(request.config))
-    settings = dict(checkpoint.settings)
-    if request.prior is not None:
-        settings |= {"prior.name": "data_dependent", "prior.rank": 0}
-    experiment = build.experiment(schema.unflatten(settings), fit_prior=False)
-    moments = None
-    if request.prior is not None:
-        moments = read_prior(request.prior, experiment.source.event_shape)
-    state = _train_state(checkpoint, experiment)
-    workdir.create()
-    with contextlib.closing(Checkpoints(workdir.checkpoints, experiment.num_checkpoints)) as store:
-        store.save(state, experiment.settings)
-    if parallel.is_first_process():
-        if moments is not None:
-            jitter = settings["prior.jitter"]
-            fitted_prior.adopt(experiment.source, jitter, workdir.prior, *moments)
-        record = {"command": request.command, "settings": experiment.settings}
-        write_json(workdir.config, record)
+    file, prior_file = command.flags["checkpoint"], command.flags["prior"]
+    if command.config is None or file is None:
+        raise UserError(f"--config and --checkpoint=FILE.pt are needed: {example('convert')}")
+    checkpoint = read_checkpoint(Path(file), command.config)
+    adopted = {"prior.name": "data_dependent", "prior.rank": 0} if prior_file else {}
+    wanted = settings.checked({**checkpoint.settings, **adopted})
+    source = load_data(wanted, command.data_dir)
+    experiment = build.experiment(wanted, source)
+    fitted = None
+    if prior_file:
+        fitted = prior.from_covariance(*read_prior(Path(prior_file), source.event_shape))
+    elif build.needs_fitted_prior(wanted):
+        rank = prior.choose_rank(wanted["prior.rank"], source.event_shape)
+        fitted = prior.fit(source.train_batches(), rank, wanted["prior.jitter"])
+    training = build.ratio_training(experiment)
+    state = _train_state(checkpoint, training)
+    with run.locked_folder(command.folder):
+        if run.exists(command.folder):
+            raise UserError(f"--workdir={command.folder} already holds a run; name another folder")
+        created = run.create(command.folder, "ratio", wanted, source, fitted, command.text)
+        with created.checkpoints() as store:
+            store.save(state, data=training.data_position(int(state.step)))
+    if not parallel.is_first_process():
+        return
     if checkpoint.left_out:
         print(f"settings without a counterpart, left out: {', '.join(checkpoint.left_out)}")
-    print(f"converted: --workdir={workdir.root} samples, evaluates and resumes")
+    print(f"converted: --workdir={created.root} samples, evaluates and resumes")
 
 
-def _train_state(checkpoint: AuthorsCheckpoint, experiment: Experiment) -> TrainState:
-    state = experiment.init_state()
+def _train_state(checkpoint: AuthorsCheckpoint, training: Training) -> TrainState:
+    state = training.init_state()
     count = jnp.asarray(checkpoint.num_updates, jnp.int32)
     moments = {"mu": checkpoint.mu, "nu": checkpoint.nu, "count": count}
     return state._replace(
