@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from experiments.data import registry
+from experiments import data
 from experiments.errors import UserError
 from fdrl_jax import bregman, divergences, networks
 from fdrl_jax.names import nearest
@@ -54,8 +54,8 @@ def _flag(value: Any) -> str | None:
 
 
 def _channels(value: Any) -> str | None:
-    fits = _whole(1, 3)(value) is None and value != 2
-    return None if fits else "1 (grey) or 3 (colour)"
+    fits = _whole(0, 3)(value) is None and value != 2
+    return None if fits else "1 (grey), 3 (colour) or 0 (as stored)"
 
 
 def _text(value: Any) -> str | None:
@@ -128,7 +128,7 @@ def _divergence(value: Any) -> str | None:
 RULES: dict[str, Rule] = {
     "seed": _whole(),
     "precision": _choice("float32", "tensorfloat32", "bfloat16"),
-    "data.name": registry.objection,
+    "data.name": data.objection,
     "data.dir": _text,
     "data.split": _text,
     "data.held_out_split": _text,

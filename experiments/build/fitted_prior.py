@@ -11,8 +11,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from experiments.data import Source, npz_files
-from experiments.data.records import digest
+from experiments.data import Source, digest, read_arrays
 from experiments.errors import UserError
 from experiments.storage.workdir import replacing
 from fdrl_jax import priors
@@ -125,7 +124,7 @@ def _read(file: Path, fingerprint: str) -> FittedPrior | None:
     if not file.exists():
         return None
     try:
-        arrays = npz_files.read(file)
+        arrays = read_arrays(file, [*FittedPrior._fields, "fingerprint"])
         kept = FittedPrior(
             arrays["mean"],
             arrays["factor"],

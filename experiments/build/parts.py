@@ -1,7 +1,6 @@
 """Parts that several kinds of runs are built of, from the flat config."""
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -26,9 +25,7 @@ def checked(config: Mapping[str, Any]) -> dict[str, Any]:
       UserError: naming each key and value that does not fit.
     """
     schema.check(config)
-    c = schema.as_floats(schema.flatten(config))
-    c["data.dir"] = c["data.dir"] or os.environ.get("FDRL_DATA_DIR", "")
-    return c
+    return schema.as_floats(schema.flatten(config))
 
 
 @contextlib.contextmanager

@@ -11,8 +11,7 @@ import optax
 from experiments.build import parts
 from experiments.build.options import Cadence, Guard, Loggers
 from experiments.build.parts import Network
-from experiments.data import Source
-from experiments.data.feed import Feed
+from experiments.data import Feed, Source
 from experiments.machine import hardware
 from fdrl_jax import rng
 from fdrl_jax.problem import Constants

@@ -11,7 +11,7 @@ import numpy as np
 
 from experiments import pictures
 from experiments.build import Experiment
-from experiments.data import npz_files
+from experiments.data import read_arrays
 from experiments.errors import UserError
 from experiments.pictures import curves, flow, points
 from experiments.pictures.neighbours import neighbours
@@ -110,7 +110,7 @@ def _draw(
 
 def _read_snapshot(path: Path) -> np.ndarray:
     try:
-        return npz_files.read(path)["arr_0"]
+        return read_arrays(path, ["arr_0"])["arr_0"]
     except (ValueError, KeyError) as error:
         raise UserError(f"{path} is damaged ({error}); remove it, and try again") from error
 

@@ -10,7 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments.build import Experiment, Training
-from experiments.data.feed import Feed
+from experiments.data import Feed
 from experiments.errors import DivergedError, PreemptedError
 from experiments.machine import hosts
 from experiments.sampling.draw import SampleFn, make_sample_fn
