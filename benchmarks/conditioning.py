@@ -39,7 +39,7 @@ def main() -> None:
     experiment, workdir = runs.open_run(request)
     state = runs.restore(experiment, workdir, None)
     source = experiment.source
-    train_labels, _ = source.labels
+    train_labels = source.labels.train
     judge = fit_judge(source.train(), train_labels)
     spread = _spread(judge, source.train(), train_labels)
     rows, shown = [], {}

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.data import npz_files
+from experiments.data import read_arrays
 from experiments.pictures.points import frame
 from experiments.pictures.style import PRIOR, SAMPLES, panels, save
 from experiments.storage.workdir import Workdir
@@ -62,7 +62,7 @@ def _draw(root: Path, runs: list[Run], outcomes: list[Outcome]) -> Figure:
 
 def _last_snapshot(workdir: Workdir) -> np.ndarray:
     _, path = workdir.snapshot_files(up_to_step=10**9)[-1]
-    return npz_files.read(path)["arr_0"]
+    return read_arrays(path, ["arr_0"])["arr_0"]
 
 
 if __name__ == "__main__":

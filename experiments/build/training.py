@@ -10,8 +10,7 @@ import jax
 import optax
 
 from experiments.build.network import Network, init_network
-from experiments.data import Source
-from experiments.data.feed import Feed
+from experiments.data import Feed, Source
 from experiments.errors import UserError
 from experiments.settings import Settings
 from experiments.training.rollbacks import after_rollbacks

@@ -1,7 +1,27 @@
 """Data sources: one interface, chosen by name in the config."""
 
-from experiments.data.options import DataOptions
-from experiments.data.registry import load
-from experiments.data.source import Source
+from experiments.data.arrays import read_arrays, read_headers
+from experiments.data.decode import to_uint8, to_unit
+from experiments.data.digits import digits
+from experiments.data.records import digest
+from experiments.data.registry import load, objection, resolve_dir
+from experiments.data.source import DataOptions, Density, Labels, Source, Starts
+from experiments.data.stream import Feed
 
-__all__ = ["DataOptions", "Source", "load"]
+__all__ = [
+    "DataOptions",
+    "Density",
+    "Feed",
+    "Labels",
+    "Source",
+    "Starts",
+    "digest",
+    "digits",
+    "load",
+    "objection",
+    "read_arrays",
+    "read_headers",
+    "resolve_dir",
+    "to_uint8",
+    "to_unit",
+]

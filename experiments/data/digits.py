@@ -5,7 +5,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.data.source import Source, shuffled_indices
+from experiments.data.shuffle import shuffled_indices
+from experiments.data.source import Labels, Source, Starts
+from experiments.data.stream import spread
 from experiments.errors import DataError
 
 Array = jax.Array
@@ -24,7 +26,7 @@ def digits(source_class: str = "", target_class: str = "") -> Source:
 
     Reference: Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits", UCI, 1998.
     """
-    # Only now: scikit-learn takes seconds to import, which runs on other data need not wait for.
+    # Imported here: scikit-learn takes seconds to import, and runs on other data do not need it.
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -43,36 +45,34 @@ def digits(source_class: str = "", target_class: str = "") -> Source:
             batch["source"] = arrays["source"][others]
         return batch
 
+    labels = Labels(train_labels, held_out_labels, tuple(map(str, data.target_names)))
     source = Source(
         name="digits",
-        kind="images",
         event_shape=images.shape[1:],
         arrays={"real": train, "label": train_labels.astype(np.int32)},
         draw=draw,
-        train_batches=lambda: iter([train]),
+        train_batches=lambda num=None: iter([train[spread(len(train), num)]]),
         held_out=lambda num, seed: held_out[:num],
-        labels=(train_labels, held_out_labels),
-        classes=tuple(map(str, data.target_names)),
+        labels=labels,
         identity="digits",
         fingerprint="digits",
     )
     if not source_class and not target_class:
         return source
-    return _pair(source, source_class, target_class)
+    return _pair(source, labels, source_class, target_class)
 
 
-def _pair(whole: Source, source_class: str, target_class: str) -> Source:
+def _pair(whole: Source, labels: Labels, source_class: str, target_class: str) -> Source:
     """Restricts digits to one class to start from and one to learn."""
     for name in (source_class, target_class):
-        if name not in whole.classes:
+        if name not in labels.classes:
             raise DataError(
                 f"data.source_class={source_class!r} and data.target_class={target_class!r} "
-                f"must both be digits, {', '.join(whole.classes)}"
+                f"must both be digits, {', '.join(labels.classes)}"
             )
-    labels = whole.labels or (np.empty(0), np.empty(0))
     train, held_out = whole.arrays["real"], whole.held_out(NUM_HELD_OUT, 0)
     of_target, of_source = (
-        [np.flatnonzero(part == int(name)) for part in labels]
+        [np.flatnonzero(part == int(name)) for part in (labels.train, labels.held_out)]
         for name in (target_class, source_class)
     )
     starts = np.concatenate([held_out[of_source[1]], train[of_source[0]]])
@@ -84,11 +84,14 @@ def _pair(whole: Source, source_class: str, target_class: str) -> Source:
             "label": whole.arrays["label"][of_target[0]],
             "source": train[of_source[0]],
         },
-        train_batches=lambda: iter([real]),
+        train_batches=lambda num=None: iter([real[spread(len(real), num)]]),
         held_out=lambda num, seed: unseen[:num],
-        labels=(labels[0][of_target[0]], labels[1][of_target[1]]),
-        starts=lambda positions: starts[positions % len(starts)],
-        num_starts=(len(of_source[1]), len(starts)),
+        labels=labels._replace(
+            train=labels.train[of_target[0]], held_out=labels.held_out[of_target[1]]
+        ),
+        starts=Starts(
+            lambda positions: starts[positions % len(starts)], len(of_source[1]), len(starts)
+        ),
         identity=name,
         fingerprint=name,
     )

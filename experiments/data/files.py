@@ -1,7 +1,10 @@
 """Folders and zips of images; sub-folders are classes."""
 
+import io
 import os
+import shutil
 import stat
+import threading
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -10,14 +13,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.data.problems import Problems
-from experiments.data.records import digest, number_classes
+from experiments.data.records import (
+    Problems,
+    digest,
+    log_other_files,
+    number_classes,
+    printable,
+)
 from experiments.errors import DataError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 MAX_FILE_BYTES = 2**28
 # What operating systems leave in folders without being asked.
 _LITTER = ("thumbs.db", "desktop.ini", "__macosx")
+_OPENING = threading.Lock()
 
 
 class Entry(NamedTuple):
@@ -33,9 +42,9 @@ class Folder:
 
     root: str
 
-    def entries(self, problems: Problems) -> Iterator[Entry]:
-        """Walks the folder, following links."""
-        yield from self._walk(Path(self.root), (), problems)
+    def entries(self, problems: Problems, others: list[str]) -> Iterator[Entry]:
+        """Walks the folder, following links; `others` gets the files that are no images."""
+        yield from self._walk(Path(self.root), (), problems, others)
 
     def read(self, path: str) -> bytes:
         """Reads a file."""
@@ -44,15 +53,17 @@ class Folder:
         except OSError as error:
             raise ValueError(f"cannot be read: {error.strerror}") from error
 
-    def _walk(self, folder: Path, above: tuple[str, ...], problems: Problems) -> Iterator[Entry]:
+    def _walk(
+        self, folder: Path, above: tuple[str, ...], problems: Problems, others: list[str]
+    ) -> Iterator[Entry]:
         real = os.path.realpath(folder)
         if real in above:
-            problems.report(str(folder), "a link to a folder that holds it, which has no end")
+            problems.report(_shown(folder), "a link to a folder that holds it, which has no end")
             return
         try:
             children = sorted(folder.iterdir())
         except OSError as error:
-            problems.report(str(folder), f"the folder cannot be read: {error.strerror}")
+            problems.report(_shown(folder), f"the folder cannot be read: {error.strerror}")
             return
         for child in children:
             if _is_litter(child.name):
@@ -60,12 +71,14 @@ class Folder:
             try:
                 status = child.stat()
             except OSError as error:
-                problems.report(str(child), f"cannot be read: {error.strerror}")
+                problems.report(_shown(child), f"cannot be read: {error.strerror}")
                 continue
             if stat.S_ISDIR(status.st_mode):
-                yield from self._walk(child, (*above, real), problems)
-            elif reason := _objection(child.name, status):
-                problems.report(str(child), reason)
+                yield from self._walk(child, (*above, real), problems, others)
+            elif child.suffix.lower() not in SUFFIXES:
+                others.append(_shown(child))
+            elif reason := _objection(status):
+                problems.report(_shown(child), reason)
             else:
                 path = child.relative_to(self.root).as_posix()
                 yield Entry(path, (status.st_size, status.st_mtime_ns))
@@ -78,8 +91,11 @@ class ZipArchive:
     root: str
     _open: zipfile.ZipFile | None = field(default=None, repr=False, compare=False)
 
-    def entries(self, problems: Problems) -> Iterator[Entry]:
-        """Lists the archive; names that point outside of it, and names given twice, are refused."""
+    def entries(self, problems: Problems, others: list[str]) -> Iterator[Entry]:
+        """Lists the archive; names that point outside of it, and names given twice, are refused.
+
+        `others` gets the files that are no images by their names.
+        """
         seen: set[str] = set()
         for info in self._archive().infolist():
             path = PurePosixPath(info.filename.replace("\\", "/"))
@@ -90,10 +106,10 @@ class ZipArchive:
                 problems.report(name, "the path leads out of the archive")
             elif info.is_dir():
                 continue
+            elif path.suffix.lower() not in SUFFIXES:
+                others.append(name)
             elif info.filename in seen:
                 problems.report(name, "the name occurs twice in the archive")
-            elif path.suffix.lower() not in SUFFIXES:
-                problems.report(name, _no_image())
             elif info.flag_bits & 1:
                 problems.report(name, "encrypted")
             elif info.file_size > MAX_FILE_BYTES:
@@ -105,17 +121,22 @@ class ZipArchive:
     def read(self, path: str) -> bytes:
         """Reads an entry and checks its checksum."""
         try:
-            return self._archive().read(path)
+            # In pieces into one buffer: `ZipFile.read` needs the memory of two.
+            buffer = io.BytesIO()
+            with self._archive().open(path) as stream:
+                shutil.copyfileobj(stream, buffer)
+            return buffer.getvalue()
         except Exception as error:  # zipfile and zlib have errors of their own.
             raise ValueError(f"cannot be read: {error}") from error
 
     def _archive(self) -> zipfile.ZipFile:
-        if self._open is None:
-            try:
-                self._open = zipfile.ZipFile(self.root)
-            except Exception as error:  # A damaged directory has errors of many kinds.
-                raise DataError(f"{self.root}: no readable zip: {error}") from error
-        return self._open
+        with _OPENING:
+            if self._open is None:
+                try:
+                    self._open = zipfile.ZipFile(self.root)
+                except Exception as error:  # A damaged directory has errors of many kinds.
+                    raise DataError(f"{self.root}: no readable zip: {error}") from error
+            return self._open
 
     def __getstate__(self) -> dict[str, Any]:
         # Each worker process opens the file for itself.
@@ -147,7 +168,7 @@ class FileRecords:
     def name(self, index: int) -> str:
         """Returns the file's path."""
         join = ":" if isinstance(self.container, ZipArchive) else "/"
-        return f"{self.container.root}{join}{self.entries[index].path}"
+        return printable(f"{self.container.root}{join}{self.entries[index].path}")
 
     def read(self, index: int) -> bytes:
         """Reads a file."""
@@ -155,24 +176,27 @@ class FileRecords:
 
 
 class Tree:
-    """The image files below a root, with the folder that holds everything else taken off."""
+    """The image files below a root; a folder that holds all others does not count as a class."""
 
     def __init__(self, root: str, problems: Problems) -> None:
         """Lists a folder or a zip.
 
         Raises:
-          DataError: if it does not exist, has no image, or (unless skipped) holds anything else.
+          DataError: if it does not exist, has no image, or (unless skipped) holds a bad one.
         """
-        if not Path(root).exists():
+        if reason := _missing(root):
             raise DataError(
-                f"data.dir={root} does not exist; it must be a folder or a zip of images"
+                f"data.dir={printable(root)} {reason}; it must be a folder or a zip of images"
             )
         self.root = root
         self._container = Folder(root) if Path(root).is_dir() else ZipArchive(root)
-        self._entries = sorted(self._container.entries(problems))
+        others: list[str] = []
+        self._entries = sorted(self._container.entries(problems, others))
         if not self._entries:
-            left_out = f" ({len(problems)} file(s) skipped)" if len(problems) else ""
-            raise DataError(f"{root}: no image in it{left_out}; images are {', '.join(SUFFIXES)}")
+            num = len(problems) + len(others)
+            skipped = f" ({num} file(s) skipped)" if num else ""
+            raise DataError(f"{root}: no image in it{skipped}; images are {', '.join(SUFFIXES)}")
+        log_other_files(root, others)
         heads = {PurePosixPath(e.path).parts[0] for e in self._entries}
         nested = all(len(PurePosixPath(e.path).parts) > 2 for e in self._entries)
         self._depth = 1 if len(heads) == 1 and nested else 0
@@ -205,15 +229,26 @@ def _is_litter(name: str) -> bool:
     return name.startswith(".") or name.lower() in _LITTER
 
 
-def _objection(name: str, status: os.stat_result) -> str | None:
+def _missing(root: str) -> str:
+    """Returns why there is nothing at a path; an empty text if there is something."""
+    try:
+        Path(root).stat()
+    except FileNotFoundError:
+        return "does not exist"
+    except OSError as error:  # A name that is too long, or a folder that may not be entered.
+        return f"cannot be opened ({error.strerror})"
+    except ValueError as error:
+        return f"is no path ({error})"
+    return ""
+
+
+def _objection(status: os.stat_result) -> str | None:
     if not stat.S_ISREG(status.st_mode):
         return "not a regular file"  # Opening a pipe would wait for ever.
-    if Path(name).suffix.lower() not in SUFFIXES:
-        return _no_image()
     if status.st_size > MAX_FILE_BYTES:
         return f"{status.st_size:,} bytes, too large for an image"
     return None
 
 
-def _no_image() -> str:
-    return f"not an image by its name ({', '.join(SUFFIXES)})"
+def _shown(path: Path) -> str:
+    return printable(str(path))

@@ -1,17 +1,23 @@
-"""Stored images by number: what every format offers to the pipeline."""
+"""Stored images by number: what every format offers, and what happens to bad ones."""
 
 import hashlib
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
+from experiments.errors import DataError
+
 Payload = bytes | np.ndarray
 
 
 class Records(Protocol):
-    """Images in a fixed order, read one at a time. Must pickle: worker processes get a copy."""
+    """Images in a fixed order, read one at a time. Must pickle: worker processes get a copy.
+
+    `read` is called from several threads at once.
+    """
 
     @property
     def labels(self) -> np.ndarray | None:
@@ -27,7 +33,7 @@ class Records(Protocol):
     def identity(self) -> str:
         """A hash of what fixes the order of the images: their names.
 
-        A run goes on only with the same.
+        A run resumes only with the same.
         """
         ...
 
@@ -44,14 +50,14 @@ class Records(Protocol):
         ...
 
     def name(self, index: int) -> str:
-        """Returns how to call an image in a message: its path."""
+        """Returns what a message calls an image: its path."""
         ...
 
     def read(self, index: int) -> Payload:
         """Returns an image as a file's bytes or as uint8 pixels.
 
         Raises:
-          ValueError: with the reason alone, if it cannot be read.
+          ValueError: with only the reason, if it cannot be read.
         """
         ...
 
@@ -96,35 +102,44 @@ class Subset:
         return self.records.read(int(self.indices[index]))
 
 
-@dataclass(frozen=True)
-class ArrayRecords:
-    """Images that are in memory as pixels, uint8 [N, H, W] or [N, H, W, C]."""
+class Problems:
+    """Collects bad files by `data.on_error`: stops at the first, or skips and counts them."""
 
-    where: str
-    pixels: np.ndarray
-    labels: np.ndarray | None
-    classes: tuple[str, ...]
-
-    @property
-    def identity(self) -> str:
-        """Hash of the order: arrays have no names, so the shape stands for them."""
-        return digest(self.pixels.shape)
-
-    @property
-    def fingerprint(self) -> str:
-        """Hash of the content."""
-        return digest(self.pixels.shape, self.pixels)
+    def __init__(self, on_error: str) -> None:
+        self.skip = on_error == "skip"
+        self._names: set[str] = set()
 
     def __len__(self) -> int:
-        return len(self.pixels)
+        return len(self._names)
 
-    def name(self, index: int) -> str:
-        """Returns the array's name and the image's number."""
-        return f"{self.where}[{index}]"
+    def report(self, name: str, reason: str) -> None:
+        """Reports a bad file.
 
-    def read(self, index: int) -> Payload:
-        """Returns pixels."""
-        return self.pixels[index]
+        Raises:
+          DataError: naming the file, unless such files are to be skipped.
+        """
+        if not self.skip:
+            raise DataError(f"{name}: {reason}. Fix or remove it, or set data.on_error=skip")
+        if not self._names:
+            _log().warning("skipped %s: %s; further such files are only counted", name, reason)
+        self._names.add(name)
+
+    def summarise(self) -> None:
+        """Logs how many files were skipped, if any."""
+        if self._names:
+            _log().warning("skipped %d file(s) of the data in total", len(self._names))
+
+
+def log_other_files(root: str, names: list[str]) -> None:
+    """Logs, in one line, the files that are no images by their names, if there are any."""
+    if names:
+        example = f"such as {names[0]}" if len(names) > 1 else names[0]
+        _log().warning(
+            "%s: ignored %d file(s) whose names are not those of images, %s",
+            root,
+            len(names),
+            example,
+        )
 
 
 def digest(*parts: Any) -> str:
@@ -140,6 +155,30 @@ def digest(*parts: Any) -> str:
 
 
 def number_classes(names: Iterable[str]) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Numbers classes by the order of their names; returns labels [N] and the names."""
-    classes, labels = np.unique(np.asarray(list(names), dtype=str), return_inverse=True)
-    return labels.astype(np.int32), tuple(str(c) for c in classes)
+    """Numbers classes by the order of their names; returns labels [N] and the printable names."""
+    numbers: dict[str, int] = {}
+    found = [numbers.setdefault(name, len(numbers)) for name in names]
+    ordered = sorted(numbers)
+    rank = np.empty(len(ordered), np.int32)
+    rank[[numbers[name] for name in ordered]] = np.arange(len(ordered))
+    return rank[np.array(found, np.intp)], tuple(printable(name) for name in ordered)
+
+
+def printable(name: str) -> str:
+    r"""Returns a name from a file system with escapes for what no message or file can hold.
+
+    Bytes that are not UTF-8 become `\xff`, control characters `\n`.
+    """
+
+    def escaped(character: str) -> str:
+        if character.isprintable():
+            return character
+        if "\udc80" <= character <= "\udcff":  # How Python stands in for an undecodable byte.
+            return f"\\x{ord(character) - 0xDC00:02x}"
+        return character.encode("unicode_escape").decode()
+
+    return "".join(map(escaped, name))
+
+
+def _log() -> logging.Logger:
+    return logging.getLogger("fdrl")

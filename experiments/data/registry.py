@@ -1,13 +1,13 @@
 """The data sources, by name."""
 
+import os
 from collections.abc import Callable
 
 from experiments.data import tfds
 from experiments.data.digits import digits
-from experiments.data.images import image_source
-from experiments.data.options import DataOptions
-from experiments.data.source import Source
-from experiments.data.toy2d import gaussians8, gaussians25, swissroll
+from experiments.data.source import DataOptions, Source
+from experiments.data.stored import stored_source
+from experiments.data.toy import gaussians8, gaussians25, swissroll
 from experiments.errors import DataError
 from fdrl_jax.names import nearest
 
@@ -19,6 +19,17 @@ BUILT_IN: dict[str, Callable[[], Source]] = {
 }
 # Images of the user's own; "tfds:NAME" names a prepared set of tensorflow-datasets.
 STORED = ("folder", "lsun", "npz", "pair")
+# Settings of stored images, which would do nothing for a built-in set.
+_OF_STORED_IMAGES = (
+    "split",
+    "held_out_split",
+    "num_held_out",
+    "center_crop",
+    "resize",
+    "image_size",
+    "keep_aspect",
+    "random_flip",
+)
 
 
 def objection(name: object) -> str | None:
@@ -31,18 +42,52 @@ def objection(name: object) -> str | None:
     return f"one of {', '.join(allowed)}{nearest(str(name), allowed)}"
 
 
+def resolve_dir(dir: str) -> str:
+    """Returns where the data are: `data.dir`, else the environment variable FDRL_DATA_DIR.
+
+    It is looked up each time data are opened, and never stored: another machine has another one.
+    """
+    return dir or os.environ.get("FDRL_DATA_DIR", "")
+
+
 def load(options: DataOptions) -> Source:
     """Opens a data source, whose name `objection` has passed.
 
     Raises:
-      DataError: for data that are missing or cannot be read.
+      DataError: for data that are missing or cannot be read, and for settings that a built-in set
+        does not have.
     """
-    if options.name == "digits":
-        return digits(options.source_class, options.target_class)
-    built_in = BUILT_IN.get(options.name)
-    if built_in is not None:
-        return built_in()
+    if options.name in BUILT_IN:
+        return _built_in(options)
+    where = resolve_dir(options.dir)
     try:
-        return image_source(options)
+        return stored_source(options._replace(dir=where))
     except OSError as error:
-        raise DataError(f"data.dir={options.dir}: {error.strerror or error}") from error
+        raise DataError(f"data.dir={where}: {error.strerror or error}") from error
+
+
+def _built_in(options: DataOptions) -> Source:
+    classes = (options.source_class, options.target_class)
+    if options.name == "digits":
+        source = digits(*classes)
+    elif any(classes):
+        raise DataError(
+            f"data.source_class and data.target_class: data.name={options.name} has no classes"
+        )
+    else:
+        source = BUILT_IN[options.name]()
+    usual = DataOptions(options.name, image_size=options.image_size)
+    changed = [key for key in _OF_STORED_IMAGES if getattr(options, key) != getattr(usual, key)]
+    if options.image_size not in (0, source.event_shape[0]) or (
+        options.image_size and source.kind == "points"
+    ):
+        changed.append("image_size")
+    if changed:
+        size = " x ".join(map(str, source.event_shape[:2]))
+        what = "points" if source.kind == "points" else f"images of {size} pixels"
+        keys = ", ".join(f"data.{key}={getattr(options, key)}" for key in changed)
+        raise DataError(
+            f"{keys}: data.name={options.name} is built in, {what} that are not cropped, resized, "
+            "mirrored or split otherwise. Remove the setting, or choose data of another name"
+        )
+    return source

@@ -1,102 +1,153 @@
-"""What a data source gives to the training loop and to the evaluation."""
+"""What a data set is asked for, and what it gives to training and evaluation."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
-from experiments.data.feed import Feed
+from experiments.data.decode import Transform
+from experiments.data.stream import Feed, Reading
 
 Array = jax.Array
+
+
+class DataOptions(NamedTuple):
+    """The section `data` of a config, typed; the settings say what each key does."""
+
+    name: str
+    dir: str = ""
+    split: str = "train"
+    held_out_split: str = "test"
+    num_held_out: int = 1_000
+    source_class: str = ""
+    target_class: str = ""
+    center_crop: int = 0
+    resize: int = 0
+    image_size: int = 0
+    keep_aspect: bool = True
+    channels: int = 3
+    random_flip: bool = False
+    dequantisation: float = 0.0
+    on_error: str = "stop"
+    in_memory_megabytes: int = 256
+    num_workers: int = 0
+    num_threads: int = 4
+    prefetch_batches: int = 8
+
+    @property
+    def transform(self) -> Transform:
+        """The part that turns a stored image into an example."""
+        return Transform(
+            self.center_crop, self.resize, self.image_size, self.keep_aspect, self.channels
+        )
+
+    @property
+    def reading(self) -> Reading:
+        """The part that says how much is read at the same time."""
+        return Reading(self.num_workers, self.num_threads, self.prefetch_batches)
+
+
+class Density(NamedTuple):
+    """A density that is known in closed form.
+
+    Attributes:
+      log_density: `points [N, 2] -> log p [N]`, in nats.
+      modes: centres of the modes of a mixture, [M, 2]; `None` for other densities.
+      mode_std: standard deviation of each mode; 0 without modes.
+    """
+
+    log_density: Callable[[np.ndarray], np.ndarray]
+    modes: np.ndarray | None = None
+    mode_std: float = 0.0
+
+
+class Labels(NamedTuple):
+    """The class of each example, as an index into `classes`.
+
+    Attributes:
+      train: [N], in the order of `Source.train_batches()`.
+      held_out: [M], in the order of `Source.held_out(M, seed)`.
+      classes: names of the classes; printable, with escapes for characters that are not.
+    """
+
+    train: np.ndarray
+    held_out: np.ndarray
+    classes: tuple[str, ...]
+
+
+class Starts(NamedTuple):
+    """Images to start samples from, for paired domains.
+
+    Attributes:
+      load: `positions [B] -> images [B, ...]`, float32: first the held-out images, then those of
+        training, then again from the beginning. Reads only the images at these positions.
+      num_held_out: number of held-out images.
+      num: number of all images.
+    """
+
+    load: Callable[[np.ndarray], np.ndarray]
+    num_held_out: int
+    num: int
+
+    def __call__(self, positions: np.ndarray) -> np.ndarray:
+        """Returns the images at these positions."""
+        return self.load(positions)
 
 
 class Source(NamedTuple):
     """A data set, and one pure function that draws from it inside the train step.
 
-    So there is one loop for all data. What is small enough lies on the device, where `draw` picks
-    and augments and the host does nothing; what is not comes from the host as batches of a `Feed`,
+    So one loop serves all data. A small set lies on the device, where `draw` selects and augments
+    examples and the host does nothing; a large one comes from the host as batches of a `Feed`,
     which `draw` only augments.
 
     Attributes:
       name: as in the config.
-      kind: "points" in the plane or "images" in [-1, 1], NHWC.
-      event_shape: shape of one example.
-      arrays: a pytree of arrays that `draw` reads.
+      event_shape: shape of one example: [2] for points in the plane, [H, W, C] for images, whose
+        values are in [-1, 1].
+      arrays: a pytree of NumPy arrays that `draw` reads, which the caller copies to the devices;
+        `()` if `draw` needs none.
       draw: `(arrays, host batch, key, positions [B]) -> {"real": [B, ...]}`, on the device; the key
         is one for the whole run, the positions are the examples' (see `fdrl_jax.rng`). Paired
-        domains have the images to start from under "source", data with labels that lie on the
-        device the classes under "label", [B].
-      train_batches: `() -> batches [B, ...]` of the whole un-augmented training set, float32, once:
-        for the prior and for metrics.
-      held_out: `(num, seed) -> examples` that training never sees, float32: at most `num`.
-      modes: centres of the modes of a mixture, [M, 2], if it is one.
-      mode_std: standard deviation of each mode.
-      log_density: `points [N, 2] -> log p [N]` of the data, in nats, where it is known.
-      labels: `(train labels, held-out labels)` by the same numbers, if the data have any: in the
-        order of the images that `train_batches` and `held_out` give.
-      classes: names of the classes by label; empty without labels.
-      open_feed: `(seed, batch size of this process, batches to leave out, steps of a dispatch) ->
+        domains also have the images to start from under "source", labelled data the classes under
+        "label", [B].
+      train_batches: `(num=None) -> batches [B, ...]` of the un-augmented training set, float32,
+        once, in order; or of `num` examples that are spread evenly over it, reading only those.
+      held_out: `(num, seed) -> examples` that training never sees, float32: at most `num`, reading
+        only those. The seed matters only where examples are generated.
+      density: the density of the data, if it is known.
+      labels: the class of each example, if the data have classes.
+      open_feed: `(seed, batch size of this process, batches to skip, steps per dispatch) ->
         Feed` for data that are streamed; `None` otherwise.
-      starts: `(positions [B]) -> images [B, ...]` to start samples from, float32, for paired
-        domains: held-out ones first, then those of training, then again from the beginning.
-      num_starts: how many of them are held out, and how many there are in all.
-      identity: a hash of what fixes the order of examples; a run goes on only with the same.
-      fingerprint: a hash of the training set as `train_batches` gives it; a fitted prior is used
-        again only with the same.
+      starts: images to start samples from, for paired domains.
+      identity: a hash of what fixes the order of examples; a run resumes only with the same.
+      fingerprint: a hash of the training set as `train_batches` gives it.
     """
 
     name: str
-    kind: Literal["points", "images"]
     event_shape: tuple[int, ...]
     arrays: Any
     draw: Callable[[Any, Any, Array, Array], dict[str, Array]]
-    train_batches: Callable[[], Iterator[np.ndarray]]
+    train_batches: Callable[..., Iterator[np.ndarray]]
     held_out: Callable[[int, int], np.ndarray]
-    modes: np.ndarray | None = None
-    mode_std: float | None = None
-    log_density: Callable[[np.ndarray], np.ndarray] | None = None
-    labels: tuple[np.ndarray, np.ndarray] | None = None
-    classes: tuple[str, ...] = ()
+    density: Density | None = None
+    labels: Labels | None = None
     open_feed: Callable[[int, int, int, int], Feed] | None = None
-    starts: Callable[[np.ndarray], np.ndarray] | None = None
-    num_starts: tuple[int, int] = (0, 0)
+    starts: Starts | None = None
     identity: str = ""
     fingerprint: str = ""
 
-    def train(self) -> np.ndarray:
-        """Returns the un-augmented training set, [N, ...] float32: for sets that fit in memory."""
-        return np.concatenate(list(self.train_batches()))
+    @property
+    def kind(self) -> Literal["points", "images"]:
+        """Whether the examples are points in the plane or images."""
+        return "points" if len(self.event_shape) == 1 else "images"
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes by label; empty without labels."""
+        return self.labels.classes if self.labels is not None else ()
 
-def shuffled_indices(key: Array, positions: Array, num_examples: int) -> Array:
-    """Maps positions of a run to examples: each epoch is a permutation of its own.
-
-    Stateless: the permutation of an epoch follows from (key, epoch), so a resumed run goes on with
-    exactly the examples that are due, and replicas that know only their positions share no example.
-
-    Args:
-      key: one typed key for the run.
-      positions: consecutive positions, [B].
-      num_examples: size of the data set; if smaller than B, examples repeat within the batch.
-
-    Returns:
-      Indices, [B].
-    """
-    epochs, offsets = jnp.divmod(positions, num_examples)
-    first = epochs[0]
-    # As many epochs as B consecutive positions can touch.
-    num_epochs = 1 + -(-len(positions) // num_examples)
-
-    def order(i: int) -> Array:
-        return jax.random.permutation(jax.random.fold_in(key, first + i), num_examples)
-
-    def order_if_needed(i: int) -> Array:
-        # Sorting is what costs here, and most batches lie within one epoch.
-        unused = jnp.zeros(num_examples, jnp.int32)
-        return lax.cond(first + i <= epochs[-1], lambda: order(i), lambda: unused)
-
-    orders = jnp.stack([order(0), *(order_if_needed(i) for i in range(1, num_epochs))])
-    return orders[epochs - first, offsets]
+    def train(self, num: int | None = None) -> np.ndarray:
+        """Returns the un-augmented training set, or `num` examples of it: [N, ...] float32."""
+        return np.concatenate(list(self.train_batches(num)))

@@ -6,6 +6,7 @@ here, and the code of the builder is not needed, so sets of one's own work like 
 
 import os
 import re
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ _DEFAULT_ROOT = "~/tensorflow_datasets"
 # NAME, NAME/CONFIG, either with :VERSION. Each part begins with a letter or digit, so that no name
 # leads out of the root, or is a pattern.
 _NAME = re.compile(r"[^\W_][\w.+-]*(/[^\W_][\w.+-]*)?(:[\w.]+)?")
+
+_OPENING = threading.Lock()
 
 
 @dataclass
@@ -46,8 +49,9 @@ class TfdsRecords:
 
     def read(self, index: int) -> Payload:
         """Returns the encoded image."""
-        if self._data is None:
-            self._data = _open(self.folder, self.split, self.image_key)
+        with _OPENING:
+            if self._data is None:
+                self._data = _open(self.folder, self.split, self.image_key)
         try:
             return self._data[index][self.image_key]
         except Exception as error:  # The reader of array_record raises what it likes.

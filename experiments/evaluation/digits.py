@@ -49,7 +49,8 @@ def metrics(source: Source, samples: np.ndarray, prior: np.ndarray) -> dict[str,
     the samples are: the Fréchet distance of that rest is the floor, of real images. Fréchet
     distances depend on the number of images, so all are taken at the size of the held-out set.
     """
-    train_labels, held_out_labels = source.labels or _no_labels(source)
+    labels = source.labels or _no_labels(source)
+    train_labels, held_out_labels = labels.train, labels.held_out
     train, held_out = source.train(), source.held_out(len(held_out_labels), 0)
     judge = fit_judge(train[::2], train_labels[::2])
     probabilities = judge.probabilities(samples)

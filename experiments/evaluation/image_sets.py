@@ -5,15 +5,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
-from experiments.data import npz, tfds
-from experiments.data.decoding import Transform
+from experiments.data import arrays, digest, read_arrays, read_headers, tfds, to_uint8, to_unit
+from experiments.data.decode import Transform
 from experiments.data.files import Tree
-from experiments.data.pipeline import Reading, all_batches, probe
-from experiments.data.pixels import to_uint8, to_unit
-from experiments.data.problems import Problems
-from experiments.data.records import Records, digest
+from experiments.data.records import Problems, Records
+from experiments.data.stream import Reading, decode_all, probe
 from experiments.errors import DataError
 
 _BATCH_SIZE = 1_000
@@ -74,13 +71,7 @@ def load(where: str, data_dir: str = "", image_size: int = 0) -> ImageSet:
         raise DataError(f"{where}: no image in it")
     problems = Problems("stop")
     images = probe(records, Transform(image_size=image_size, channels=channels), problems)
-    pixels = np.empty((len(records), *images.shape), np.uint8)
-    filled = 0
-    with tqdm(total=len(records), unit="image", desc=f"reading {where}", leave=False) as bar:
-        for part, _ in all_batches(images, problems, Reading(), _BATCH_SIZE):
-            pixels[filled : filled + len(part)] = part
-            filled += len(part)
-            bar.update(len(part))
+    pixels, _ = decode_all(images, problems, Reading(), where)
     unchanged = probe(records, Transform(channels=channels), problems).shape == images.shape
     return ImageSet(where, pixels, resized=not unchanged)
 
@@ -129,7 +120,7 @@ def _open(where: str, data_dir: str) -> tuple[Records, int]:
             raise DataError(f"{folder} has no split {split!r}")
         return records, 3
     if where.endswith(".npz"):
-        array, _ = npz.open_archive(where)
+        array, _ = arrays.open_archive(where)
         grey = array.pixels.ndim == 3 or array.pixels.shape[-1] == 1
         return array, 1 if grey else 3
     return Tree(where, Problems("stop")).records(), 3
@@ -138,11 +129,11 @@ def _open(where: str, data_dir: str) -> tuple[Records, int]:
 def _floats(where: str) -> np.ndarray | None:
     """Returns the images of an .npz that holds floats; `None` for any other file."""
     try:
-        with Path(where).open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            array = archive["arr_0"]
-    except Exception:  # Whatever is wrong with the file, the reader of uint8 images explains it.
-        return None
-    if not np.issubdtype(array.dtype, np.floating):
+        header = read_headers(Path(where)).get("arr_0")
+        if header is None or not np.issubdtype(header.dtype, np.floating):
+            return None
+        array = read_arrays(Path(where), ["arr_0"])["arr_0"]
+    except ValueError:  # The reader of uint8 images explains what is wrong with the file.
         return None
     if (
         array.ndim != 4

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.data.records import digest
+from experiments.data import digest
 from experiments.errors import UserError
 from experiments.evaluation.image_sets import ImageSet, check_pair
 from experiments.evaluation.naming import with_count

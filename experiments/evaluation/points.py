@@ -46,16 +46,17 @@ def metrics(source: Source, samples: np.ndarray) -> dict[str, Any]:
         **_transport("", samples, data),
         **_transport("_of_fresh_data", fresh, data),
     }
-    if source.log_density is not None:
-        result["kl_to_data"] = kl_to_density(samples, source.log_density(samples))
-    if source.modes is not None and source.mode_std is not None:
-        radius = MODE_RADIUS_STDS * source.mode_std
-        coverage = mode_coverage(samples, source.modes, radius)
+    density = source.density
+    if density is not None:
+        result["kl_to_data"] = kl_to_density(samples, density.log_density(samples))
+    if density is not None and density.modes is not None:
+        radius = MODE_RADIUS_STDS * density.mode_std
+        coverage = mode_coverage(samples, density.modes, radius)
         result |= {
             "modes_hit": coverage.num_hit,
             "modes": coverage.num_modes,
             "high_quality_share": coverage.high_quality,
-            "high_quality_share_of_data": mode_coverage(data, source.modes, radius).high_quality,
+            "high_quality_share_of_data": mode_coverage(data, density.modes, radius).high_quality,
             "smallest_mode_share": float(coverage.counts.min() / len(samples)),
         }
     return result
@@ -75,10 +76,10 @@ def ratio(
       samples: the bridged ones are what the estimator was trained on.
       log_ratio: the estimate, `x [B, 2] -> log r [B]`.
     """
-    if source.log_density is None:
+    if source.density is None:
         return {}
     bridged = samples.bridged[:MAX_POINTS]
-    true_kl = kl_to_density(bridged, source.log_density(bridged))
+    true_kl = kl_to_density(bridged, source.density.log_density(bridged))
     on_flowed, on_data = log_ratio(bridged), log_ratio(source.held_out(len(bridged), 1))
     return {
         "kl_of_bridged_to_data": true_kl,

@@ -6,8 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.build import Experiment
-from experiments.data import Source
-from experiments.data.pixels import to_uint8
+from experiments.data import Source, to_uint8
 from experiments.evaluation import memorisation, points, spaces
 from experiments.evaluation.compare import DEFAULT_METRICS, Inception, compare
 from experiments.evaluation.evaluate import evaluate

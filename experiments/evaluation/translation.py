@@ -1,13 +1,13 @@
 """Metrics of unpaired translation: is it the target domain, and how much of the source is kept?"""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from scipy.spatial.distance import cdist
 
-from experiments.data import Source
-from experiments.data.digits import digits
+from experiments.data import Source, digits
+from experiments.errors import UserError
 
 _MAX_IMAGES = 1_000  # Distances of all pairs.
 _MAX_TRAINING = 2_000  # Of each domain, for the judge.
@@ -28,9 +28,9 @@ def metrics(source: Source, samples: np.ndarray) -> dict[str, Any]:
       source: paired domains.
       samples: translated images, `samples[i]` of the source image `starts(i)`.
     """
-    num_held_out, num_starts = source.num_starts
-    num = min(_MAX_IMAGES, len(samples), num_starts)
-    sources = source.starts(np.arange(num)) if source.starts is not None else samples
+    starts = source.starts or _no_starts(source)
+    num = min(_MAX_IMAGES, len(samples), starts.num)
+    sources = starts(np.arange(num))
     translated, targets = np.clip(samples[:num], -1.0, 1.0), source.held_out(num, 0)
     is_target = _fit_judge(source)
     between = _distances(translated, sources)
@@ -45,7 +45,7 @@ def metrics(source: Source, samples: np.ndarray) -> dict[str, Any]:
         "distance_of_targets_to_sources": float(_distances(targets, sources).mean()),
         "own_source_nearest_share": float(np.mean(between.argmin(axis=1) == np.arange(num))),
         "num_samples": num,
-        "num_held_out_sources": min(num, num_held_out),
+        "num_held_out_sources": min(num, starts.num_held_out),
     }
 
 
@@ -61,16 +61,20 @@ def _fit_judge(source: Source) -> Callable[[np.ndarray], np.ndarray]:
         images, labels, target = whole.arrays["real"], whole.arrays["label"], source.labels[0][0]
         judge = SVC(C=10.0, gamma=0.03)
     else:
-        target_images = np.concatenate(list(source.train_batches()))[:_MAX_TRAINING]
-        first, end = source.num_starts
-        positions = np.arange(first, min(end, first + _MAX_TRAINING))
-        source_images = source.starts(positions) if source.starts is not None else target_images
+        target_images = source.train(_MAX_TRAINING)
+        starts = source.starts or _no_starts(source)
+        first = starts.num_held_out
+        source_images = starts(np.arange(first, min(starts.num, first + _MAX_TRAINING)))
         images = np.concatenate([source_images, target_images])
         labels = np.arange(len(images)) >= len(source_images)
         target = True
         judge = SVC(C=10.0)
     judge.fit(_rows(images), labels)
     return lambda images: judge.predict(_rows(images)) == target
+
+
+def _no_starts(source: Source) -> NoReturn:
+    raise UserError(f"data {source.name!r} are not paired, so there is nothing to translate")
 
 
 def _distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:

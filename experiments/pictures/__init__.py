@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.data import Source, pixels
+from experiments.data import Source, to_uint8, to_unit
 from experiments.pictures import images, points
 from experiments.pictures.style import save
 
@@ -57,12 +57,12 @@ def course(source: Source, snapshots: Snapshots) -> Figure:
 
 def as_stored(source: Source, samples: np.ndarray) -> np.ndarray:
     """Returns samples as they are written to files: points as they are, images as uint8."""
-    return samples if source.kind == "points" else pixels.to_uint8(samples)
+    return samples if source.kind == "points" else to_uint8(samples)
 
 
 def from_stored(source: Source, stored: np.ndarray) -> np.ndarray:
     """Undoes `as_stored`, but for rounding."""
-    return stored if source.kind == "points" else pixels.to_unit(stored)
+    return stored if source.kind == "points" else to_unit(stored)
 
 
 def num_shown(source: Source) -> int:

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.data.pixels import to_uint8
+from experiments.data import to_uint8
 from experiments.pictures.points import spread
 from experiments.pictures.style import panels
 

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from experiments.build import Training
 from experiments.checkpoints import Checkpoints
-from experiments.data.feed import Feed
+from experiments.data import Feed
 from experiments.errors import DivergedError, PreemptedError
 from experiments.machine import hosts, interrupts, memory
 from experiments.run import Run

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from image_files import encoded, numbered, picture, write_folder
 
-from experiments.data import DataOptions, load
-from experiments.data.pixels import to_unit
+from experiments.data import DataOptions, load, to_unit
 from experiments.errors import DataError
 
 FINE = 12

@@ -10,7 +10,7 @@ import pytest
 from image_files import encoded, picture
 from PIL import Image
 
-from experiments.data.decoding import Transform, decode
+from experiments.data.decode import Transform, decode
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "transforms.npz")
 RECIPES = {
@@ -114,7 +114,7 @@ def test_a_flipped_byte_in_a_png_is_noticed():
 
 
 def test_a_decompression_bomb_is_refused_by_its_header(monkeypatch):
-    monkeypatch.setattr("experiments.data.decoding.MAX_PIXELS", 1_000)
+    monkeypatch.setattr("experiments.data.decode.MAX_PIXELS", 1_000)
     with pytest.raises(ValueError, match=r"64 x 64 pixels, more than 1,000"):
         decode(encoded(picture(64, 64)), PLAIN)
 

@@ -7,10 +7,10 @@ import pytest
 from image_files import encoded, numbered, picture, write_folder
 
 from experiments.data import DataOptions, load
-from experiments.data.decoding import Transform
-from experiments.data.pipeline import Images, Reading, all_batches, training_batches
-from experiments.data.problems import Problems
-from experiments.data.records import ArrayRecords
+from experiments.data.arrays import ArrayRecords
+from experiments.data.decode import Transform
+from experiments.data.records import Problems
+from experiments.data.stream import Images, Reading, all_batches, training_batches
 from experiments.errors import DataError
 
 NUM = 20
@@ -155,7 +155,7 @@ def test_skipped_images_are_replaced_counted_and_told_once_and_move_no_other(cap
     np.testing.assert_array_equal(taken, np.where(np.isin(whole, (3, 4)), 5, whole))
     assert len(problems) == 2
     assert len(caplog.records) == 1
-    problems.tell()
+    problems.summarise()
     assert "skipped 2 file(s)" in caplog.text
 
 

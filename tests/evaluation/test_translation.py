@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.data.digits import digits
+from experiments.data import digits
 from experiments.errors import DataError
 from experiments.evaluation import translation
 
@@ -25,7 +25,7 @@ def test_a_pair_of_digits_has_the_classes_and_starts_from_held_out_images_first(
 
     assert labels_of(batch["real"]) == {8}
     assert labels_of(batch["source"]) == {3}
-    num_held_out, total = pair.num_starts
+    num_held_out, total = pair.starts.num_held_out, pair.starts.num
     unseen = whole.held_out(360, 0)[whole.labels[1] == 3]
     np.testing.assert_array_equal(pair.starts(np.arange(num_held_out)), unseen)
     np.testing.assert_array_equal(pair.starts(np.array([total])), pair.starts(np.array([0])))

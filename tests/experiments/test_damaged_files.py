@@ -19,10 +19,10 @@ from PIL import Image
 from configs import saved
 from experiments import build, schema
 from experiments.build import fitted_prior
-from experiments.data import npz_files
-from experiments.data.decoding import Transform, decode
+from experiments.data import read_arrays
+from experiments.data.decode import Transform, decode
 from experiments.data.files import ZipArchive
-from experiments.data.problems import Problems
+from experiments.data.records import Problems
 from experiments.errors import DataError, UserError
 from experiments.pictures import report
 from experiments.storage import best
@@ -71,7 +71,7 @@ def test_a_damaged_npz_gives_arrays_or_the_reason(flips, cut, folder, content):
     path = folder / "fuzzed.npz"
     path.write_bytes(damaged(content["npz"], flips, cut))
     with contextlib.suppress(ValueError):
-        npz_files.read(path)
+        read_arrays(path, ["a"])
 
 
 @pytest.mark.parametrize("kind", ["png", "jpeg", "webp"])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments import modes
-from experiments.data.pixels import to_uint8
+from experiments.data import to_uint8
 from experiments.errors import UserError
 from experiments.request import Request
 from fdrl_jax import parallel

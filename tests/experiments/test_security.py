@@ -13,7 +13,7 @@ from PIL import Image
 from experiments import build, modes
 from experiments.data import DataOptions, load, tfds
 from experiments.data.files import Folder
-from experiments.data.problems import Problems
+from experiments.data.records import Problems
 from experiments.errors import DataError
 from experiments.pictures import report
 from experiments.request import Request

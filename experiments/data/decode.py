@@ -1,10 +1,10 @@
 """From the bytes of an image file to uint8 pixels: decoding, colours, crops and resizing.
 
-Everything here raises `ValueError` with the reason alone; the caller knows the file's name.
+Everything here raises `ValueError` with only the reason; the caller knows the file's name.
 """
 
 import io
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -12,8 +12,11 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 FORMATS = ("PNG", "JPEG", "WEBP")
 # Pillow warns from here on and refuses at twice as many; one limit for all is easier to explain.
 MAX_PIXELS = 89_478_485
+# A resized image may have this many pixels even if it was smaller before.
+_MAX_ENLARGED = 2**24
 _SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N")
 _ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
+_GREY = ("1", "L", "LA", "La", "I", *_SIXTEEN_BIT)
 
 
 class Transform(NamedTuple):
@@ -22,9 +25,9 @@ class Transform(NamedTuple):
     Attributes:
       center_crop: side of a square cut from the centre first; 0 for none. CelebA: 140.
       resize: length of the shorter side after resizing; 0 for `image_size`. Cat2dog: 84.
-      image_size: side of the square cut from the centre at last; 0 keeps images as they are.
+      image_size: side of the square cut from the centre last; 0 keeps images as they are.
       keep_aspect: `False` resizes straight to the square, whatever the shape (the paper's LSUN).
-      channels: 3 for colour, 1 for grey.
+      channels: 3 for colour, 1 for grey, 0 for what each image is stored as.
     """
 
     center_crop: int = 0
@@ -34,10 +37,13 @@ class Transform(NamedTuple):
     channels: int = 3
 
     def __call__(self, image: Image.Image) -> np.ndarray:
-        """Returns pixels, uint8 [H, W, channels].
+        """Returns pixels, uint8 [H, W, C].
 
         Resizing is Pillow's bilinear kernel, widened when shrinking (antialiased), as in the
         authors' code; sizes are rounded as torchvision rounds them.
+
+        Raises:
+          ValueError: if the image is too small for its crop, or too large once it is resized.
         """
         if self.center_crop:
             image = _crop_centre(image, self.center_crop)
@@ -53,7 +59,16 @@ class Transform(NamedTuple):
             size = (int(side * image.width / shorter), int(side * image.height / shorter))
         else:
             size = (side, side)
-        return image if size == image.size else image.resize(size, Image.Resampling.BILINEAR)
+        if size == image.size:
+            return image
+        # A line of pixels can have few of them and become huge when its shorter side is enlarged.
+        most = min(MAX_PIXELS, max(image.width * image.height, _MAX_ENLARGED))
+        if size[0] * size[1] > most:
+            raise ValueError(
+                f"{image.width} x {image.height} pixels would be resized to {size[0]} x {size[1]}, "
+                f"more than {most:,} in total"
+            )
+        return image.resize(size, Image.Resampling.BILINEAR)
 
 
 def decode(payload: bytes | np.ndarray, transform: Transform) -> np.ndarray:
@@ -64,16 +79,27 @@ def decode(payload: bytes | np.ndarray, transform: Transform) -> np.ndarray:
 
     Args:
       payload: a PNG, JPEG or WebP file, or pixels: uint8 [H, W], [H, W, 1] or [H, W, 3].
-      transform: crops and size.
+      transform: crops, size and channels.
 
     Returns:
-      Pixels, uint8 [H, W, channels].
+      Pixels, uint8 [H, W, C], where C is 1 or 3.
 
     Raises:
       ValueError: with the reason, if it is no image of such a format, is damaged, or too large.
     """
     image = _from_array(payload) if isinstance(payload, np.ndarray) else _open(payload)
-    return transform(_to_mode(image, "L" if transform.channels == 1 else "RGB"))
+    channels = transform.channels or (1 if image.mode in _GREY else 3)
+    return transform(_to_mode(image, "L" if channels == 1 else "RGB"))
+
+
+def to_uint8(images: np.ndarray) -> np.ndarray:
+    """Maps pixels in [-1, 1], which networks see, to grey levels 0 .. 255, with clipping."""
+    return np.clip(np.round((images + 1.0) * 127.5), 0, 255).astype(np.uint8)
+
+
+def to_unit(grey_levels: Any) -> Any:
+    """Maps grey levels 0 .. 255 to [-1, 1], float32; NumPy or JAX."""
+    return grey_levels.astype(np.float32) / np.float32(127.5) - np.float32(1.0)
 
 
 def _open(content: bytes) -> Image.Image:
@@ -86,7 +112,9 @@ def _open(content: bytes) -> Image.Image:
     except Exception as error:  # Decoders raise what they like on damaged headers, or a warning.
         raise ValueError(f"cannot be opened: {error}") from error
     if image.width * image.height > MAX_PIXELS:
-        raise ValueError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS:,} in all")
+        raise ValueError(
+            f"{image.width} x {image.height} pixels, more than {MAX_PIXELS:,} in total"
+        )
     try:
         if image.format == "PNG":
             # Loading does not compare the checksums of a PNG; verifying leaves nothing to load.
@@ -101,6 +129,8 @@ def _open(content: bytes) -> Image.Image:
 def _from_array(pixels: np.ndarray) -> Image.Image:
     if pixels.dtype != np.uint8:
         raise ValueError(f"pixels must be uint8, got {pixels.dtype}")
+    if not pixels.size:
+        raise ValueError(f"an image without a pixel, of shape {list(pixels.shape)}")
     return Image.fromarray(pixels[..., 0] if pixels.shape[-1:] == (1,) else pixels)
 
 
@@ -121,7 +151,7 @@ def _to_mode(image: Image.Image, mode: str) -> Image.Image:
     try:
         return image.convert(mode)
     except ValueError as error:
-        raise ValueError(f"mode {image.mode} cannot be turned into {mode}") from error
+        raise ValueError(f"mode {image.mode} cannot be converted to {mode}") from error
 
 
 def _crop_centre(image: Image.Image, side: int) -> Image.Image:

@@ -9,12 +9,13 @@ import numpy as np
 from scipy.spatial.distance import cdist
 from scipy.special import logsumexp
 
-from experiments.data.source import Source
+from experiments.data.source import Density, Source
 
 Array = jax.Array
 # Points of the spiral whose Gaussians make up its density: at most 0.6 standard deviations apart,
 # where the sum equals the integral to seven digits.
 _SPIRAL_POINTS = 1_000
+_NUM_TRAINING = 50_000  # Examples that stand for the training set, which has no end.
 _ROWS = 1_000  # A block of 1,000 x 1,000 distances takes 8 MB.
 
 
@@ -30,7 +31,7 @@ def swissroll() -> Source:
     middles = (np.arange(_SPIRAL_POINTS) + 0.5) / _SPIRAL_POINTS
     angles = 1.5 * np.pi * (1.0 + 2.0 * middles)
     spiral = angles[:, None] * np.stack([np.cos(angles), np.sin(angles)], -1) / 7.5
-    return _source("swissroll", sample, _log_density(spiral, 0.25 / 7.5))
+    return _source("swissroll", sample, Density(_log_density(spiral, 0.25 / 7.5)))
 
 
 def gaussians8() -> Source:
@@ -54,8 +55,8 @@ def _mixture(name: str, centres: np.ndarray, std: float, divisor: float) -> Sour
         centre = jnp.asarray(modes)[jax.random.randint(mode_key, (), 0, len(modes))]
         return centre + mode_std * jax.random.normal(noise_key, (2,))
 
-    source = _source(name, sample, _log_density(modes, mode_std))
-    return source._replace(modes=modes, mode_std=mode_std)
+    density = Density(_log_density(modes, mode_std), modes, mode_std)
+    return _source(name, sample, density)
 
 
 def _log_density(centres: np.ndarray, std: float) -> Callable[[np.ndarray], np.ndarray]:
@@ -71,11 +72,7 @@ def _log_density(centres: np.ndarray, std: float) -> Callable[[np.ndarray], np.n
     return log_density
 
 
-def _source(
-    name: str,
-    sample: Callable[[Array], Array],
-    log_density: Callable[[np.ndarray], np.ndarray],
-) -> Source:
+def _source(name: str, sample: Callable[[Array], Array], density: Density) -> Source:
     def draw(arrays: Any, host_batch: Any, key: Array, positions: Array) -> dict[str, Array]:
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, positions)
         return {"real": jax.vmap(sample)(keys)}
@@ -87,13 +84,12 @@ def _source(
 
     return Source(
         name=name,
-        kind="points",
         event_shape=(2,),
         arrays=(),
         draw=draw,
-        train_batches=lambda: iter([fresh(50_000, 0)]),
+        train_batches=lambda num=None: iter([fresh(num or _NUM_TRAINING, 0)]),
         held_out=fresh,
-        log_density=log_density,
+        density=density,
         identity=name,
         fingerprint=name,
     )

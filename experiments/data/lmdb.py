@@ -1,5 +1,9 @@
 """LSUN's LMDB databases: the value of each key is an encoded image."""
 
+import glob
+import os
+import threading
+import weakref
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +14,10 @@ from experiments.data.records import digest
 from experiments.errors import DataError
 
 _FILE = "data.mdb"
+# LMDB must not open a file twice in one process, so that all records, and all threads that read
+# them, share one environment, which is closed with the last of them.
+_OPENING = threading.Lock()
+_OPENED: "weakref.WeakValueDictionary[str, Any]" = weakref.WeakValueDictionary()
 
 
 @dataclass
@@ -51,7 +59,7 @@ class LmdbRecords:
         return bytes(value)
 
     def __getstate__(self) -> dict[str, Any]:
-        # A database must be opened anew in every process.
+        # Every process must open the database for itself.
         return {**self.__dict__, "_environment": None}
 
 
@@ -67,18 +75,16 @@ def open_database(root: str) -> LmdbRecords:
             keys = [bytes(key) for key in transaction.cursor().iternext(values=False)]
     except Exception as error:  # lmdb's own errors, whose package is imported on demand.
         raise DataError(f"{root}: no readable LMDB: {error}") from error
-    finally:
-        environment.close()
     if not keys:
         raise DataError(f"{root}: the database is empty")
-    return LmdbRecords(root, keys)
+    return LmdbRecords(root, keys, _environment=environment)
 
 
 def find_split(root: str, split: str) -> str | None:
     """Returns the database of a split: the root itself, or the one named `*_SPLIT_lmdb` in it."""
     if (Path(root) / _FILE).exists():
         return root if split == "train" else None
-    found = sorted(Path(root).glob(f"*{split}_lmdb/{_FILE}"))
+    found = sorted(Path(root).glob(f"*{glob.escape(split)}_lmdb/{_FILE}"))
     return str(found[0].parent) if len(found) == 1 else None
 
 
@@ -89,8 +95,16 @@ def _open(root: str) -> Any:
         raise DataError(
             "LSUN's databases need the package lmdb: pip install -e '.[lmdb]'"
         ) from None
+    key = os.path.realpath(root)
     try:
-        # Nothing is written, so no lock is needed, and folders may be read-only.
-        return lmdb.open(root, readonly=True, lock=False, readahead=False, create=False)
+        with _OPENING:
+            environment = _OPENED.get(key)
+            if environment is None:
+                # Nothing is written, so no lock is needed, and folders may be read-only.
+                environment = lmdb.open(
+                    root, readonly=True, lock=False, readahead=False, create=False
+                )
+                _OPENED[key] = environment
+        return environment
     except lmdb.Error as error:
         raise DataError(f"{root}: no readable LMDB: {error}") from error

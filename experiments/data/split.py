@@ -1,14 +1,13 @@
-"""Which images are for training and which are held out, and which are of which domain."""
+"""Which images are for training, which are held out, and which belong to which domain."""
 
 from typing import NamedTuple
 
 import numpy as np
 
-from experiments.data import lsun, npz, tfds
+from experiments.data import arrays, lmdb, tfds
 from experiments.data.files import Tree
-from experiments.data.options import DataOptions
-from experiments.data.problems import Problems
-from experiments.data.records import Records, Subset
+from experiments.data.records import Problems, Records, Subset
+from experiments.data.source import DataOptions
 from experiments.errors import DataError
 from fdrl_jax.names import nearest
 
@@ -68,7 +67,7 @@ def _open(options: DataOptions, problems: Problems) -> _Found:
             raise DataError(f"{folder} has no split {options.split!r} (data.split)")
         return _Found(train, held_out)
     if options.name == "npz":
-        return _Found(*npz.open_archive(options.dir))
+        return _Found(*arrays.open_archive(options.dir))
     if options.name == "lsun":
         return _open_lsun(options)
     tree = Tree(options.dir, problems)
@@ -78,14 +77,14 @@ def _open(options: DataOptions, problems: Problems) -> _Found:
 
 
 def _open_lsun(options: DataOptions) -> _Found:
-    train = lsun.find_split(options.dir, options.split)
+    train = lmdb.find_split(options.dir, options.split)
     if train is None:
         raise DataError(
             f"data.dir={options.dir} is no LMDB and holds not exactly one *_{options.split}_lmdb; "
             "get one from https://github.com/fyu/lsun (download.py) and unpack it"
         )
-    held_out = lsun.find_split(options.dir, options.held_out_split)
-    return _Found(lsun.open_database(train), lsun.open_database(held_out) if held_out else None)
+    held_out = lmdb.find_split(options.dir, options.held_out_split)
+    return _Found(lmdb.open_database(train), lmdb.open_database(held_out) if held_out else None)
 
 
 def _pair_of_folders(options: DataOptions, problems: Problems) -> dict[str, _Found]:

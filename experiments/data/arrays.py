@@ -1,0 +1,172 @@
+"""Arrays of `.npz` files: read by name, never executed, and never larger than the file says."""
+
+import math
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from experiments.data.records import Payload, digest, printable
+from experiments.errors import DataError
+
+# Names under which arrays of images are looked for, in this order.
+_TRAIN = ("images", "x_train", "x", "arr_0")
+_HELD_OUT = ("held_out_images", "x_test")
+_LABELS = {"images": "labels", "x_train": "y_train", "x": "y", "arr_0": "arr_1"}
+_LABELS |= {"held_out_images": "held_out_labels", "x_test": "y_test"}
+_SUFFIX = ".npy"
+
+
+class Header(NamedTuple):
+    """Shape and type of a stored array."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+
+@dataclass(frozen=True)
+class ArrayRecords:
+    """Images that are in memory as pixels, uint8 [N, H, W] or [N, H, W, C]."""
+
+    where: str
+    pixels: np.ndarray
+    labels: np.ndarray | None
+    classes: tuple[str, ...]
+
+    @property
+    def identity(self) -> str:
+        """Hash of the order: arrays have no names, so the shape stands for them."""
+        return digest(self.pixels.shape)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the content."""
+        return digest(self.pixels.shape, self.pixels)
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def name(self, index: int) -> str:
+        """Returns the array's name and the image's number."""
+        return f"{self.where}[{index}]"
+
+    def read(self, index: int) -> Payload:
+        """Returns pixels."""
+        return self.pixels[index]
+
+
+def open_archive(path: str) -> tuple[ArrayRecords, ArrayRecords | None]:
+    """Reads images, and held-out images if there are any, with their labels.
+
+    Raises:
+      DataError: if the file is missing or damaged, has no array of images, or not of uint8.
+    """
+    if not Path(path).is_file():
+        raise DataError(
+            f"data.dir={path} does not exist; data.name=npz needs the path of an .npz file"
+        )
+    try:
+        headers = read_headers(Path(path))
+        train = _records(path, headers, _TRAIN)
+        if train is None:
+            raise DataError(
+                f"{path}: no array named {' or '.join(_TRAIN)}; there are {list(headers)}"
+            )
+        return train, _records(path, headers, _HELD_OUT)
+    except ValueError as error:
+        raise DataError(f"{path}: {error}") from error
+
+
+def read_headers(path: Path) -> dict[str, Header]:
+    """Returns shape and type of each array of a file without reading any of them.
+
+    Raises:
+      ValueError: with only the reason, if it is no intact `.npz` of plain arrays.
+    """
+    with _opened(path) as archive:
+        return {name: _header(archive, name) for name in _names(archive)}
+
+
+def read_arrays(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
+    """Reads the arrays of these names, and nothing else.
+
+    Raises:
+      ValueError: with only the reason, if one is missing or the file is no intact `.npz`.
+    """
+    with _opened(path) as archive:
+        return {name: _array(archive, name) for name in names}
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            yield archive
+    except Exception as error:  # zipfile, zlib and NumPy's headers have dozens of errors.
+        raise ValueError(f"no readable .npz of plain arrays: {error}") from error
+
+
+def _names(archive: zipfile.ZipFile) -> list[str]:
+    return [name.removesuffix(_SUFFIX) for name in archive.namelist() if name.endswith(_SUFFIX)]
+
+
+def _header(archive: zipfile.ZipFile, name: str) -> Header:
+    """Reads the header of an array, and checks that the array has the size of its entry."""
+    if name not in _names(archive):
+        raise ValueError(f"no array named {name!r}; there are {_names(archive)}")
+    info = archive.getinfo(name + _SUFFIX)
+    with archive.open(info) as stream:
+        version = np.lib.format.read_magic(stream)
+        read = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }.get(version)
+        if read is None:
+            raise ValueError(f"{name!r}: format {version} of an array is not supported")
+        shape, _, dtype = read(stream)
+        expected = stream.tell() + math.prod(shape) * dtype.itemsize
+    if dtype.hasobject:
+        raise ValueError(f"{name!r} holds objects, not numbers")
+    if min(shape, default=0) < 0 or expected != info.file_size:
+        raise ValueError(f"{name!r} has {info.file_size:,} bytes where {expected:,} are due")
+    return Header(shape, dtype)
+
+
+def _array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    _header(archive, name)
+    with archive.open(name + _SUFFIX) as stream:
+        array: np.ndarray = np.lib.format.read_array(stream, allow_pickle=False)
+        return array
+
+
+def _records(
+    path: str, headers: Mapping[str, Header], names: tuple[str, ...]
+) -> ArrayRecords | None:
+    name = next((name for name in names if name in headers), None)
+    if name is None:
+        return None
+    (shape, dtype), where = headers[name], f"{path}:{name}"
+    if dtype != np.uint8 or not (len(shape) == 3 or (len(shape) == 4 and shape[-1] in (1, 3))):
+        raise DataError(
+            f"{where}: images must be uint8 [N, H, W], [N, H, W, 1] or [N, H, W, 3], "
+            f"got {dtype} {list(shape)}"
+        )
+    if 0 in shape[1:]:
+        raise DataError(f"{where}: images without a pixel, of shape {list(shape)}")
+    labels = _LABELS[name]
+    if labels in headers and headers[labels].shape != shape[:1]:
+        raise DataError(
+            f"{where}: {shape[0]} images but labels of shape {list(headers[labels].shape)}"
+        )
+    arrays = read_arrays(Path(path), [name, *([labels] if labels in headers else [])])
+    if labels not in headers:
+        return ArrayRecords(where, arrays[name], None, ())
+    # Ordered as numbers where they are numbers.
+    values, numbers = np.unique(arrays[labels], return_inverse=True)
+    return ArrayRecords(
+        where, arrays[name], numbers.astype(np.int32), tuple(printable(str(v)) for v in values)
+    )

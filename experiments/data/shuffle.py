@@ -1,0 +1,91 @@
+"""A shuffle without state: which example is due at a position of a run, on the device."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+Array = jax.Array
+# Up to here a permutation is sorted, which costs at most 4 ms per step on a CPU.
+MAX_SORTED = 10_000
+_NUM_ROUNDS = 8
+
+
+def shuffled_indices(key: Array, positions: Array, num_examples: int) -> Array:
+    """Maps positions of a run to examples: each epoch is a permutation of its own.
+
+    Stateless: the permutation of an epoch follows from (key, epoch), so a resumed run continues
+    with exactly the examples that are due, and replicas that know only their positions share no
+    example. The permutation of a large set is never computed as a whole: the cost is O(B).
+
+    Args:
+      key: one typed key for the run.
+      positions: consecutive positions, [B].
+      num_examples: size of the data set; if smaller than B, examples repeat within the batch.
+
+    Returns:
+      Indices, [B].
+    """
+    if num_examples <= MAX_SORTED:
+        return _sorted(key, positions, num_examples)
+
+    def index(position: Array) -> Array:
+        epoch, offset = jnp.divmod(position, num_examples)
+        return permuted(jax.random.fold_in(key, epoch), offset, num_examples)
+
+    return jax.vmap(index)(positions)
+
+
+def permuted(key: Array, index: Array, num: int) -> Array:
+    """Returns the value of a pseudorandom permutation of 0 .. `num` - 1 at one index.
+
+    A Feistel network permutes a rectangle of a x b >= `num` cells, each round adding a hash of one
+    coordinate to the other; a value outside of the range is permuted again until it is inside.
+
+    Args:
+      key: a typed key, which chooses the permutation.
+      index: an integer in 0 .. `num` - 1, [].
+      num: size of the range.
+
+    Returns:
+      An integer in the same range, [].
+
+    Reference: Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002, sections 4 and 5.
+    """
+    # As close to a square as possible: fewer than a of the a x b cells are outside of the range.
+    a = math.isqrt(num - 1) + 1
+    b = -(-num // a)
+    keys = jax.random.split(key, _NUM_ROUNDS)
+
+    def hashed(round_key: Array, value: Array, modulus: int) -> Array:
+        bits = jax.random.bits(jax.random.fold_in(round_key, value), dtype=jnp.uint32)
+        return (bits % modulus).astype(jnp.int32)
+
+    def permute(cell: Array) -> Array:
+        row, column = jnp.divmod(cell, b)
+        for i in range(0, _NUM_ROUNDS, 2):
+            row = (row + hashed(keys[i], column, a)) % a
+            column = (column + hashed(keys[i + 1], row, b)) % b
+        return row * b + column
+
+    first = permute(jnp.asarray(index, jnp.int32))
+    return lax.while_loop(lambda cell: cell >= num, permute, first)
+
+
+def _sorted(key: Array, positions: Array, num_examples: int) -> Array:
+    epochs, offsets = jnp.divmod(positions, num_examples)
+    first = epochs[0]
+    # As many epochs as B consecutive positions can touch.
+    num_epochs = 1 + -(-len(positions) // num_examples)
+
+    def order(i: int) -> Array:
+        return jax.random.permutation(jax.random.fold_in(key, first + i), num_examples)
+
+    def order_if_needed(i: int) -> Array:
+        # Sorting dominates the cost, and most batches lie within one epoch.
+        unused = jnp.zeros(num_examples, jnp.int32)
+        return lax.cond(first + i <= epochs[-1], lambda: order(i), lambda: unused)
+
+    orders = jnp.stack([order(0), *(order_if_needed(i) for i in range(1, num_epochs))])
+    return orders[epochs - first, offsets]

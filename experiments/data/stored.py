@@ -1,0 +1,245 @@
+"""A `Source` of images, whatever they are stored in."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.data.decode import to_unit
+from experiments.data.records import Problems, digest
+from experiments.data.shuffle import shuffled_indices
+from experiments.data.source import DataOptions, Labels, Source, Starts
+from experiments.data.split import open_parts
+from experiments.data.stream import (
+    Feed,
+    Images,
+    Reading,
+    all_batches,
+    decode_all,
+    probe,
+    spread,
+    training_batches,
+)
+from experiments.errors import DataError
+from fdrl_jax import parallel
+
+Array = jax.Array
+
+
+class _Side(NamedTuple):
+    """The images of one domain; `pixels` of the training images where they are in memory."""
+
+    train: Images
+    held_out: Images
+    pixels: np.ndarray | None
+    labels: Labels | None
+
+
+class _Reader(NamedTuple):
+    """How images are read, and where bad ones are reported."""
+
+    problems: Problems
+    reading: Reading
+
+    def readable(self, images: Images) -> Images:
+        """Returns the images that can be read."""
+        batches = all_batches(images, self.problems, self.reading, images.batch_size)
+        found = [numbers for _, numbers in batches]
+        if not found:
+            raise _none_held_out()
+        return images.subset(np.concatenate(found))
+
+    def batches(self, images: Images) -> Iterator[np.ndarray]:
+        """Yields all images in batches, float32 in [-1, 1]."""
+        batches = all_batches(images, self.problems, self.reading, images.batch_size)
+        return (to_unit(pixels) for pixels, _ in batches)
+
+    def first_readable(self, places: Iterable[tuple[Images, int]]) -> np.ndarray:
+        """Returns the first readable image, uint8."""
+        for images, index in places:
+            try:
+                return images.load(index)
+            except ValueError as error:
+                self.problems.report(images.records.name(index), str(error))
+        raise DataError("none of the images to start from can be read")
+
+
+def stored_source(options: DataOptions) -> Source:
+    """Opens a set, or a pair of domains, of images.
+
+    Sets of at most `in_memory_megabytes` of pixels are decoded once, here, and stay on the device;
+    larger ones are streamed.
+
+    Raises:
+      DataError: for data that are missing or, unless they are skipped, cannot be read.
+    """
+    reader = _Reader(Problems(options.on_error), options.reading)
+    opened = {}
+    for name, part in open_parts(options, reader.problems).items():
+        train = probe(part.train, options.transform, reader.problems)
+        held_out = _mixed(train._replace(records=part.held_out))
+        opened[name] = _labelled(train, held_out) if name == "real" else (train, held_out)
+    in_memory = sum(train.num_bytes for train, _ in opened.values()) <= (
+        options.in_memory_megabytes * 2**20
+    )
+    sides = {
+        name: _load(*images, reader) if in_memory else _streamed(*images, reader)
+        for name, images in opened.items()
+    }
+    if in_memory:
+        reader.problems.summarise()
+    real, source = sides["real"], sides.get("source")
+    if source is not None and source.train.shape != real.train.shape:
+        raise DataError(
+            f"the domains differ in height, width or channels, {source.train.shape} and "
+            f"{real.train.shape}; set data.image_size or data.channels"
+        )
+    arrays: Any = {name: side.pixels for name, side in sides.items()} if in_memory else ()
+    if in_memory and real.labels is not None:
+        arrays["label"] = real.labels.train
+    return Source(
+        name=options.name,
+        event_shape=real.train.shape,
+        arrays=arrays,
+        draw=_make_draw(tuple(sides), options.random_flip),
+        train_batches=lambda num=None: _train_batches(real, num, reader),
+        held_out=lambda num, seed: _first(real.held_out, num, reader),
+        labels=real.labels,
+        open_feed=None if in_memory else _feed_opener(sides, reader),
+        starts=None if source is None else _starts(source, reader),
+        identity=digest(*(side.train.records.identity for side in sides.values())),
+        fingerprint=real.train.fingerprint,
+    )
+
+
+def _labelled(train: Images, held_out: Images) -> tuple[Images, Images]:
+    """Numbers the classes of both parts as in training.
+
+    A part that comes by itself numbers its own classes and may lack some. If it has one that
+    training lacks, or no labels, neither part gets any.
+    """
+    classes, of_train = train.records.classes, train.records.labels
+    others, of_held_out = held_out.records.classes, held_out.records.labels
+    if of_train is None or of_held_out is None or not set(others) <= set(classes):
+        return train, held_out
+    numbers = np.array([classes.index(name) for name in others], np.int32)
+    return (
+        train._replace(labels=np.asarray(of_train, np.int32)),
+        held_out._replace(labels=numbers[of_held_out]),
+    )
+
+
+def _load(train: Images, held_out: Images, reader: _Reader) -> _Side:
+    """Decodes the training images of a side into one array."""
+    pixels, numbers = decode_all(train, reader.problems, reader.reading, "training images")
+    if reader.problems.skip and held_out.labels is not None:
+        # Held-out images are read later, and their labels must be those of the readable ones.
+        held_out = reader.readable(held_out)
+    if train.labels is None or held_out.labels is None:
+        return _Side(train, held_out, pixels, None)
+    labels = Labels(train.labels[numbers], held_out.labels, train.records.classes)
+    return _Side(train, held_out, pixels, labels)
+
+
+def _streamed(train: Images, held_out: Images, reader: _Reader) -> _Side:
+    # If images may be skipped, which ones have labels is known only once all have been read.
+    if train.labels is None or held_out.labels is None or reader.problems.skip:
+        return _Side(train, held_out, None, None)
+    return _Side(
+        train, held_out, None, Labels(train.labels, held_out.labels, train.records.classes)
+    )
+
+
+def _none_held_out() -> DataError:
+    return DataError("none of the held-out images can be read")
+
+
+def _make_draw(names: tuple[str, ...], random_flip: bool) -> Callable[..., dict[str, Array]]:
+    def draw(arrays: Any, host_batch: Any, key: Array, positions: Array) -> dict[str, Array]:
+        batch = {}
+        for number, name in enumerate(names):
+            order_key, flip_key = jax.random.split(jax.random.fold_in(key, number))
+            if host_batch is None:
+                indices = shuffled_indices(order_key, positions, len(arrays[name]))
+                pixels = arrays[name][indices]
+                if name == "real" and "label" in arrays:
+                    batch["label"] = arrays["label"][indices]
+            else:
+                pixels = host_batch[name]
+                if name == "real" and "label" in host_batch:
+                    batch["label"] = host_batch["label"]
+            images = to_unit(pixels)
+            batch[name] = _flip(flip_key, positions, images) if random_flip else images
+        return batch
+
+    return draw
+
+
+def _flip(key: Array, positions: Array, images: Array) -> Array:
+    """Mirrors half of the images, left to right; which ones follows from their positions."""
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, positions)
+    mirrored = jax.vmap(jax.random.bernoulli)(keys)
+    return jnp.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
+
+
+def _feed_opener(
+    sides: Mapping[str, _Side], reader: _Reader
+) -> Callable[[int, int, int, int], Feed]:
+    def open_feed(seed: int, batch_size: int, start: int, max_steps: int) -> Feed:
+        batches = training_batches(
+            {name: side.train for name, side in sides.items()},
+            reader.problems,
+            reader.reading,
+            seed=seed,
+            batch_size=batch_size,
+            start=start,
+            process=(jax.process_index(), jax.process_count()),
+        )
+        return Feed(batches, max_steps, parallel.num_devices(), reader.problems)
+
+    return open_feed
+
+
+def _train_batches(side: _Side, num: int | None, reader: _Reader) -> Iterator[np.ndarray]:
+    if side.pixels is None:
+        chosen = spread(len(side.train.records), num)
+        return reader.batches(side.train if num is None else side.train.subset(chosen))
+    pixels, size = side.pixels, side.train.batch_size
+    chosen = spread(len(pixels), num)
+    parts = (chosen[first : first + size] for first in range(0, len(chosen), size))
+    return (to_unit(pixels[part]) for part in parts)
+
+
+def _mixed(images: Images) -> Images:
+    """Puts held-out images, which often lie class by class, in one fixed random order."""
+    return images.subset(np.random.default_rng(0).permutation(len(images.records)))
+
+
+def _first(images: Images, num: int, reader: _Reader) -> np.ndarray:
+    some = images.subset(np.arange(min(num, len(images.records))))
+    # Few images: worker processes would take longer to start than to read them.
+    parts = list(reader._replace(reading=reader.reading._replace(num_workers=0)).batches(some))
+    if not parts:
+        raise _none_held_out()
+    return np.concatenate(parts)
+
+
+def _starts(side: _Side, reader: _Reader) -> Starts:
+    num_held_out = len(side.held_out.records)
+    total = num_held_out + len(side.train.records)
+
+    def place(number: int) -> tuple[Images, int]:
+        number %= total
+        if number < num_held_out:
+            return side.held_out, number
+        return side.train, number - num_held_out
+
+    def load(position: int) -> np.ndarray:
+        # An unreadable image is replaced by the next one.
+        return reader.first_readable(place(n) for n in range(position, position + total))
+
+    return Starts(
+        lambda positions: to_unit(np.stack([load(int(p)) for p in positions])), num_held_out, total
+    )

@@ -1,0 +1,383 @@
+"""From stored images to batches, by Grain, and from batches to dispatches.
+
+The example at position `p` of a run is a function of (seed, p) alone: Grain's shuffle permutes
+indices without state, differently each epoch, and everything up to the batch keeps random access.
+So a run resumes at a number of batches, with any number of workers, and the batch of a step is the
+same set of images over any number of processes.
+
+Bad images do not raise in a worker, whose errors would have to survive pickling: an image carries
+a status instead, which the main process checks.
+"""
+
+from collections.abc import Generator, Iterator, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import grain
+import numpy as np
+from absl import flags
+from grain.experimental import ZipMapDataset
+from tqdm import tqdm
+
+from experiments.data.decode import Transform, decode
+from experiments.data.records import Problems, Records, Subset, digest
+from experiments.errors import DataError
+from fdrl_jax import parallel
+
+OK, REPLACED, LOST = 0, 1, 2
+_MAX_CONSECUTIVE_BAD = 100  # More unreadable images than this side by side are no accident.
+_MAX_PROBED = 100  # Images whose colours are looked at to see whether a set is grey.
+_BATCH_BYTES = 2**25  # Float32 pixels in a batch of a pass over the data.
+_BAR_AFTER_SECONDS = 2.0
+
+
+class Reading(NamedTuple):
+    """How much is read at the same time.
+
+    Attributes:
+      num_workers: worker processes; 0 reads in the main process.
+      num_threads: threads in each process; Pillow decodes outside Python's lock.
+      prefetch_batches: batches read ahead.
+    """
+
+    num_workers: int = 0
+    num_threads: int = 4
+    prefetch_batches: int = 8
+
+
+class Images(NamedTuple):
+    """An image set that is decoded when asked for; all examples have one shape.
+
+    Attributes:
+      records: the stored images.
+      transform: how each becomes an example.
+      shape: [H, W, C] of an example.
+      labels: class of each image by the numbers of training, [N], if there are any.
+    """
+
+    records: Records
+    transform: Transform
+    shape: tuple[int, int, int]
+    labels: np.ndarray | None = None
+
+    def load(self, index: int) -> np.ndarray:
+        """Returns an example, uint8 of `shape`.
+
+        Raises:
+          ValueError: with only the reason.
+        """
+        pixels = decode(self.records.read(index), self.transform)
+        if pixels.shape[2] != self.shape[2]:
+            raise ValueError("in colour where others are grey; set data.channels to 3 or 1")
+        if pixels.shape != self.shape:
+            sizes = [f"{s[1]} x {s[0]}" for s in (pixels.shape, self.shape)]
+            raise ValueError(f"{sizes[0]} pixels where others have {sizes[1]}; set data.image_size")
+        return pixels
+
+    def reason(self, index: int) -> str:
+        """Returns why an image could not be loaded."""
+        try:
+            self.load(index)
+        except ValueError as error:
+            return str(error)
+        return "could not be read at first, but can be now: is the disk or the network unstable?"
+
+    def subset(self, indices: np.ndarray) -> "Images":
+        """Returns some of the images, in the order of the indices."""
+        labels = None if self.labels is None else self.labels[indices]
+        return self._replace(records=Subset(self.records, indices), labels=labels)
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of content and transform: what a fitted prior depends on."""
+        return digest(self.records.fingerprint, tuple(self.transform))
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of all examples as uint8."""
+        return len(self.records) * int(np.prod(self.shape))
+
+    @property
+    def batch_size(self) -> int:
+        """Examples in a batch of a pass over the set."""
+        return max(1, min(1_000, _BATCH_BYTES // (4 * int(np.prod(self.shape)))))
+
+
+def probe(records: Records, transform: Transform, problems: Problems) -> Images:
+    """Finds the shape of the examples: that of the first readable image.
+
+    With `transform.channels` of 0, a set in which any of a hundred images is stored in colour is a
+    set of colour images, whose grey ones get equal channels.
+
+    Raises:
+      DataError: for an unreadable image, unless such are skipped, or if there is none to read.
+    """
+    if not transform.channels and _any_in_colour(records):
+        transform = transform._replace(channels=3)
+    num = min(len(records), _MAX_CONSECUTIVE_BAD)
+    for index in range(num):
+        try:
+            pixels = decode(records.read(index), transform)
+        except ValueError as error:
+            problems.report(records.name(index), str(error))
+            continue
+        height, width, channels = pixels.shape
+        return Images(records, transform, (height, width, channels))
+    if not num:
+        raise DataError("the data hold no image")
+    raise DataError(f"all of the {num} images from {records.name(0)} on are unreadable")
+
+
+def _any_in_colour(records: Records) -> bool:
+    for index in spread(len(records), _MAX_PROBED):
+        try:
+            if decode(records.read(int(index)), Transform(channels=0)).shape[2] == 3:
+                return True
+        except ValueError:
+            continue  # Reported once it is read for use.
+    return False
+
+
+def spread(total: int, num: int | None) -> np.ndarray:
+    """Returns `num` indices spread evenly over `total`, or all of them: data often lie by class."""
+    if num is None or num >= total:
+        return np.arange(total)
+    return np.arange(num) * total // num
+
+
+@dataclass(frozen=True)
+class _Load:
+    """Loads the image of an index, or one of the next few in place of an unreadable one."""
+
+    images: Images
+    num_tries: int
+
+    def __call__(self, index: int) -> dict[str, Any]:
+        for attempt in range(self.num_tries):
+            loaded = int(index + attempt) % len(self.images.records)
+            try:
+                pixels = self.images.load(loaded)
+            except ValueError:
+                continue
+            return self._example(pixels, index, REPLACED if attempt else OK, loaded)
+        return self._example(np.zeros(self.images.shape, np.uint8), index, LOST, index)
+
+    def _example(self, pixels: np.ndarray, index: int, status: int, loaded: int) -> dict[str, Any]:
+        example = {"pixels": pixels, "index": np.int64(index), "status": np.int8(status)}
+        if self.images.labels is not None:
+            example["label"] = np.int32(self.images.labels[loaded])
+        return example
+
+
+@dataclass(frozen=True)
+class _Name:
+    """Names the sides of a pair, which Grain zips to a tuple."""
+
+    sides: tuple[str, ...]
+
+    def __call__(self, examples: tuple[Any, ...]) -> dict[str, Any]:
+        return dict(zip(self.sides, examples, strict=True))
+
+
+def training_batches(
+    sides: Mapping[str, Images],
+    problems: Problems,
+    reading: Reading,
+    *,
+    seed: int,
+    batch_size: int,
+    start: int = 0,
+    process: tuple[int, int] = (0, 1),
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yields batches without end, each epoch in an order of its own.
+
+    Each side of a pair is shuffled by itself, and the smaller one repeats more often. Epochs
+    follow each other without a gap: a batch may hold the end of one and the beginning of the next,
+    so none is ragged and no image is dropped.
+
+    Args:
+      sides: image sets by name.
+      problems: where unreadable images are reported. A skipped one is replaced by the next
+        readable one, so that all others stay where they are.
+      reading: workers, threads and batches read ahead.
+      seed: of the shuffle.
+      batch_size: examples of a batch of this process.
+      start: number of batches to skip, those that a run has had.
+      process: index of this process and number of processes, which share the batches of a step.
+
+    Yields:
+      Pixels by side, uint8 [batch_size, H, W, C], and the classes of the images of "real" under
+      "label", int32 [batch_size], if they have any.
+
+    Raises:
+      DataError: for an unreadable image, unless such are skipped; or if a worker process dies.
+    """
+    index, count = process
+    parts = []
+    for number, images in enumerate(sides.values()):
+        side_seed = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+        order = grain.MapDataset.range(len(images.records)).seed(side_seed).shuffle().repeat()
+        tries = _MAX_CONSECUTIVE_BAD if problems.skip else 1
+        parts.append(order.map(_Load(images, tries)))
+    dataset = ZipMapDataset(parts).map(_Name(tuple(sides))).batch(batch_size, drop_remainder=True)
+    # Whole batches in turn: a process has those positions of a step whose keys its replicas have.
+    for batch in _read(dataset[index::count][start:], reading):
+        for side, images in sides.items():
+            _report(images, batch[side], problems, lost_is_end=True)
+        taken = {side: batch[side]["pixels"] for side in sides}
+        if "label" in batch.get("real", ()):
+            taken["label"] = batch["real"]["label"]
+        yield taken
+
+
+def all_batches(
+    images: Images, problems: Problems, reading: Reading, batch_size: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields every readable image once, in order; the last batch may be smaller.
+
+    Yields:
+      Pixels, uint8 [B, H, W, C], and the numbers of these images, [B].
+
+    Raises:
+      DataError: as `training_batches`.
+    """
+    dataset = grain.MapDataset.range(len(images.records)).map(_Load(images, 1)).batch(batch_size)
+    for batch in _read(dataset, reading):
+        _report(images, batch, problems, lost_is_end=False)
+        fine = batch["status"] == OK
+        if fine.any():
+            yield batch["pixels"][fine], batch["index"][fine]
+
+
+def decode_all(
+    images: Images, problems: Problems, reading: Reading, what: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Decodes a whole set into one array, with a progress bar if that takes long.
+
+    Returns:
+      Pixels of the readable images, uint8 [N, H, W, C], and their numbers, [N].
+
+    Raises:
+      DataError: as `training_batches`, or if no image is readable.
+    """
+    pixels = np.empty((len(images.records), *images.shape), np.uint8)
+    numbers = np.empty(len(pixels), np.int64)
+    filled = 0
+    with tqdm(
+        total=len(pixels),
+        desc=f"reading {what}",
+        unit="image",
+        leave=False,
+        delay=_BAR_AFTER_SECONDS,
+        disable=not parallel.is_first_process(),
+    ) as bar:
+        for part, which in all_batches(images, problems, reading, images.batch_size):
+            end = filled + len(part)
+            pixels[filled:end], numbers[filled:end] = part, which
+            bar.update(len(part))
+            filled = end
+    if not filled:
+        raise DataError(f"none of the {len(pixels)} {what} can be read")
+    return pixels[:filled], numbers[:filled]
+
+
+def _read(dataset: grain.MapDataset, reading: Reading) -> Iterator[Any]:
+    threads = max(1, reading.num_threads)
+    options = grain.ReadOptions(threads, max(threads, reading.prefetch_batches))
+    stream = dataset.to_iter_dataset(options)
+    if reading.num_workers:
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # Grain hands the flags on to its workers.
+        ahead = -(-reading.prefetch_batches // reading.num_workers)
+        stream = stream.mp_prefetch(grain.MultiprocessingOptions(reading.num_workers, ahead))
+    iterator = iter(stream)
+    try:
+        yield from iterator
+    except RuntimeError as error:
+        # What Grain raises for a worker that was killed, for example by the system for its memory.
+        raise DataError(f"reading the data stopped: {error}") from error
+    finally:
+        # Stops the workers now, and not when the garbage is collected.
+        getattr(iterator, "close", lambda: None)()
+
+
+def _report(images: Images, batch: dict[str, Any], problems: Problems, lost_is_end: bool) -> None:
+    for index in batch["index"][batch["status"] != OK]:
+        problems.report(images.records.name(int(index)), images.reason(int(index)))
+    if lost_is_end and (batch["status"] == LOST).any():
+        index = int(batch["index"][batch["status"] == LOST][0])
+        name = images.records.name(index)
+        raise DataError(f"{name} and the next {_MAX_CONSECUTIVE_BAD - 1} images are unreadable")
+
+
+class Feed:
+    """Stacks the batches of several train steps for one dispatch to the device.
+
+    While the device works on one dispatch, this gathers the next from what Grain has read ahead,
+    so the host's work is hidden as long as the host is faster than the device.
+
+    Its state is the number of batches taken or skipped, `TrainState.num_batches`: a resumed run
+    needs only that and the seed.
+    """
+
+    def __init__(
+        self,
+        batches: Iterator[dict[str, np.ndarray]] | None,
+        max_steps: int = 1,
+        num_devices: int = 1,
+        problems: Problems | None = None,
+    ) -> None:
+        """Wraps the batches of a process.
+
+        Args:
+          batches: pixels by side, [B, ...] each, and perhaps classes, [B]; `None` for a source that
+            lives on the device.
+          max_steps: steps of the largest dispatch.
+          num_devices: replicas of this process, over which a batch is split.
+          problems: bad files, which are summarised at the end.
+        """
+        self._batches = batches
+        self._max_steps = max_steps
+        self._num_devices = num_devices
+        self._problems = problems
+
+    def take(self, count: int) -> dict[str, np.ndarray] | None:
+        """Returns the batches of the next steps.
+
+        Args:
+          count: number of steps.
+
+        Returns:
+          Arrays [devices, max_steps, B / devices, ...], of which the first `count` steps are set,
+          as `fdrl_jax.steps.repeat_steps` takes them; `None` for a source on the device.
+        """
+        if self._batches is None:
+            return None
+        taken = [next(self._batches) for _ in range(count)]
+        return {name: self._stack([batch[name] for batch in taken]) for name in taken[0]}
+
+    def close(self) -> None:
+        """Stops reading."""
+        if isinstance(self._batches, Generator):
+            self._batches.close()
+        if self._problems is not None:
+            self._problems.summarise()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _stack(self, batches: list[np.ndarray]) -> np.ndarray:
+        size, event = len(batches[0]) // self._num_devices, batches[0].shape[1:]
+        stacked = np.zeros((self._num_devices, self._max_steps, size, *event), batches[0].dtype)
+        for step, batch in enumerate(batches):
+            stacked[:, step] = batch.reshape(self._num_devices, size, *event)
+        return stacked
