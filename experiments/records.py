@@ -60,3 +60,9 @@ def find(folder: Path, name: str, key: Key) -> tuple[Path, bool]:
     if (path / "record.json").is_file() and read_json(path / "record.json", key=dict)["key"] != key:
         path = folder / f"{name}_{sha256_of_json(key)[:8]}"
     return path, (path / "record.json").is_file()
+
+
+def newest(folder: Path) -> Path | None:
+    """Returns the newest record in a folder, if there is one."""
+    found = sorted(folder.glob("*/record.json"), key=lambda path: path.stat().st_mtime_ns)
+    return found[-1].parent if found else None

@@ -12,22 +12,29 @@
 
 import contextlib
 import datetime
+import logging
 import platform
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
-import numpy as np
-
 from experiments import prior, settings
 from experiments.checkpoints import Checkpoints, check_path
-from experiments.data import Source
+from experiments.data import Source, is_built_in
 from experiments.errors import UserError
-from experiments.files import append_line, locked, read_json, sha256_of_json, write_json
+from experiments.evaluation import references
+from experiments.evaluation.references import ImageReference, PointsReference
+from experiments.files import (
+    append_line,
+    locked,
+    read_json,
+    sha256_of_file,
+    sha256_of_json,
+    write_json,
+)
+from experiments.frozen import frozen_source
 from experiments.prior import FittedPrior
-from experiments.reference import Reference
 from experiments.settings import Settings
 from fdrl_jax import parallel
 from fdrl_jax.names import nearest
@@ -82,15 +89,30 @@ class Run:
             return None
         return prior.read(self.root / "prior.npz", self._prior_sha256)
 
-    def reference(self) -> Reference | None:
-        """Returns the held-out images of the run, if its data are images.
+    def source(self) -> Source:
+        """Returns the data as the run keeps them: everything but what training needs.
 
         Raises:
-          UserError: if the file is not the one that the run was created with.
+          UserError: if the file of held-out images is not the one that the run was created with.
         """
+        return frozen_source(self.data, self.settings, self._kept_images())
+
+    def metric_reference(self) -> ImageReference | PointsReference:
+        """Returns the real data that samples are compared with.
+
+        Raises:
+          UserError: as `source`.
+        """
+        kept = self._kept_images()
+        return references.of_source(self.source()) if kept is None else kept
+
+    def _kept_images(self) -> ImageReference | None:
         if self._reference_sha256 is None:
             return None
-        return Reference.read(self.root / "reference.npz", self._reference_sha256)
+        file = self.root / "reference.npz"
+        if not file.is_file() or sha256_of_file(file) != self._reference_sha256:
+            raise UserError(f"{file} is not what the run was created with; restore the file")
+        return references.load(file)
 
     def checkpoints(self) -> contextlib.closing[Checkpoints]:
         """Opens the checkpoints, for a `with` statement."""
@@ -145,16 +167,23 @@ class Run:
         """Checks that data are those that the run was created with.
 
         Raises:
-          UserError: if images were added, removed, renamed or edited.
+          UserError: if images were added, removed or renamed.
         """
-        now = describe_data(source)
-        if now == self.data:
-            return
-        what = "content" if now["identity"] == self.data["identity"] else "number, names or order"
-        raise UserError(
-            f"the data are not those that the run {self.root} was created with (the {what} of the "
-            "images changed). Restore them, or train in another --workdir"
-        )
+        now, then = describe_data(source), self.data
+        differing = [key for key in then if key != "fingerprint" and now.get(key) != then[key]]
+        if differing:
+            raise UserError(
+                f"the data are not those that the run {self.root} was created with: images were "
+                f"added, removed or renamed ({', '.join(differing)}). Restore them, or train in "
+                "another --workdir"
+            )
+        if now["fingerprint"] != then["fingerprint"]:
+            # Sizes and modification times: they also change when a folder is copied.
+            logging.getLogger("fdrl").warning(
+                "the images of %s have other sizes or modification times than when the run was "
+                "created; its prior and its reference stay as they were",
+                source.name,
+            )
 
     def log_command(self, command: str) -> None:
         """Appends a command to the log of the run."""
@@ -220,19 +249,23 @@ def create(
       UserError: if the folder cannot be written.
     """
     if parallel.is_first_process():
-        reference = Reference.of(source) if kind == "ratio" else None
+        # What is built in is made again at any time; a classifier has no samples to compare.
+        keeps_images = kind == "ratio" and not is_built_in(wanted["data.name"])
         try:
             if fitted is not None:
                 prior.write(root / "prior.npz", fitted)
-            if reference is not None:
-                reference.write(root / "reference.npz")
+            if keeps_images:
+                kept = references.of_source(source, _domains(wanted))
+                references.save(kept, root / "reference.npz")
             record = {
                 "format": _FORMAT,
                 "kind": kind,
                 "settings": wanted,
                 "data": describe_data(source),
                 "prior_sha256": None if fitted is None else fitted.sha256,
-                "reference_sha256": None if reference is None else reference.sha256,
+                "reference_sha256": (
+                    sha256_of_file(root / "reference.npz") if keeps_images else None
+                ),
                 "command": command,
                 "created": _now(),
                 "versions": {"python": platform.python_version()}
@@ -285,6 +318,10 @@ def open_run(root: Path, kind: Kind | None = None) -> Run:
         wanted = {"ratio": "a density ratio", "classifier": "a classifier"}
         raise UserError(f"--workdir={root} holds {wanted[run.kind]}, not {wanted[kind]}")
     return run
+
+
+def _domains(wanted: Settings) -> tuple[str, str]:
+    return wanted["data.source_class"], wanted["data.target_class"]
 
 
 def _why_missing(root: Path) -> str:

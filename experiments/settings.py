@@ -167,7 +167,7 @@ SETTINGS: dict[str, Setting] = {
     # data
     "data.name": Setting(
         "swissroll",
-        Rule(registry.is_known, registry.ALLOWED, registry.NAMES),
+        Rule(registry.is_known, f"one of {', '.join(registry.NAMES)}", registry.NAMES),
         "A built-in set (swissroll, 8gaussians, 25gaussians, digits) or images: folder (also a zip), "
         "npz, lsun, pair, tfds:NAME.",
         "fixed",

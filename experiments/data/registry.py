@@ -9,7 +9,6 @@ from experiments.data.source import DataOptions, Source
 from experiments.data.stored import stored_source
 from experiments.data.toy import gaussians8, gaussians25, swissroll
 from experiments.errors import DataError
-from fdrl_jax.names import nearest
 
 BUILT_IN: dict[str, Callable[[], Source]] = {
     "swissroll": swissroll,
@@ -32,14 +31,19 @@ _OF_STORED_IMAGES = (
 )
 
 
-def objection(name: object) -> str | None:
-    """Returns what a name of data must be, or `None` for one that fits."""
-    if isinstance(name, str) and (
+NAMES = (*BUILT_IN, *STORED, "tfds:NAME")  # What a user may write.
+
+
+def is_known(name: object) -> bool:
+    """Whether `load` knows data of this name."""
+    return isinstance(name, str) and (
         name in BUILT_IN or name in STORED or (name.startswith(tfds.PREFIX) and name != tfds.PREFIX)
-    ):
-        return None
-    allowed = [*BUILT_IN, *STORED, "tfds:NAME"]
-    return f"one of {', '.join(allowed)}{nearest(str(name), allowed)}"
+    )
+
+
+def is_built_in(name: str) -> bool:
+    """Whether data come with the program, so that nothing of them is read from disk."""
+    return name in BUILT_IN
 
 
 def resolve_dir(dir: str) -> str:
@@ -51,7 +55,7 @@ def resolve_dir(dir: str) -> str:
 
 
 def load(options: DataOptions) -> Source:
-    """Opens a data source, whose name `objection` has passed.
+    """Opens a data source, whose name `is_known`.
 
     Raises:
       DataError: for data that are missing or cannot be read, and for settings that a built-in set

@@ -1,6 +1,6 @@
 """Mode report: writes the report of an evaluation again."""
 
-from experiments import report, run
+from experiments import records, report, run
 from experiments.command_line import Command
 from experiments.errors import UserError
 from fdrl_jax.names import nearest
@@ -9,12 +9,9 @@ from fdrl_jax.names import nearest
 def run_mode(command: Command) -> None:
     """Writes the report of the newest evaluation, or of the one that is named."""
     opened = run.open_run(command.folder, "ratio")
-    found = sorted(
-        (path.stat().st_mtime_ns, path.parent.name)
-        for path in opened.evaluations.glob("*/record.json")
-    )
-    names = [name for _, name in found]
-    wanted = command.flags["name"] or (names[-1] if names else None)
+    newest = records.newest(opened.evaluations)
+    names = sorted(path.parent.name for path in opened.evaluations.glob("*/record.json"))
+    wanted = command.flags["name"] or (newest.name if newest else None)
     if wanted not in names:
         there = f"there are {', '.join(names)}" if names else "evaluate with --mode=evaluate first"
         hint = nearest(wanted, names) if wanted else ""

@@ -19,9 +19,10 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
+from experiments import command_line
 from experiments.errors import UserError
 from experiments.pictures import save
-from experiments.storage.workdir import write_text
+from experiments.files import write_text
 from experiments.sweep import picture, plan, runner, table
 
 _PREFIX = "--config."
@@ -96,7 +97,7 @@ def _override(argument: str) -> tuple[str, Any]:
     key, equals, value = argument.removeprefix(_PREFIX).partition("=")
     if not equals:
         raise UserError(f"{argument} needs a value: {argument}=VALUE")
-    return key, plan.parse_value(key, value)
+    return key, command_line.parse_value(key, value)
 
 
 def _numbers(text: str) -> list[int]:
@@ -111,7 +112,7 @@ def _names(text: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    # A sweep that is told to end must not leave the run that it waits for behind.
+    # A sweep that is asked to stop must not leave behind the run that it waits for.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         main(sys.argv[1:])
@@ -119,5 +120,5 @@ if __name__ == "__main__":
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        print("error: interrupted; the same command goes on", file=sys.stderr)
+        print("error: interrupted; the same command resumes", file=sys.stderr)
         sys.exit(130)

@@ -1,6 +1,5 @@
 """What a sweep runs: from a file, or from grids on the command line."""
 
-import ast
 import importlib.util
 import itertools
 import json
@@ -9,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments import command_line, schema
+from experiments import command_line, settings as settings_lib
 from experiments.errors import UserError
 from fdrl_jax.names import nearest
 
@@ -70,7 +69,7 @@ def make(
     Raises:
       UserError: for an unknown key of the config, or a value that it may not have.
     """
-    command_line.check_config_file(config)
+    command_line.config_file(config)
     folders: dict[str, str] = {}
     runs = []
     named = [(group, name, own) for group, of in groups.items() for name, own in of.items()]
@@ -135,33 +134,18 @@ def grid(specs: Sequence[str]) -> Groups:
             raise UserError(f"--grid {spec} must be KEY=VALUE,VALUE such as flow.num_steps=20,40")
         split = re.split(r",(?![^(]*\))", values)
         key = key.removeprefix("config.")
-        axes.append([(key, parse_value(key, value)) for value in split])
+        axes.append([(key, command_line.parse_value(key, value)) for value in split])
     group = ", ".join(axis[0][0] for axis in axes)
     points = map(dict, itertools.product(*axes))
     return {group: {", ".join(f"{k}={v}" for k, v in point.items()): point for point in points}}
 
 
-def parse_value(key: str, text: str) -> Any:
-    """Reads a value of a key from the command line: a Python literal, or else a text.
-
-    A text also where the key holds one that looks like a literal, such as a class named 3.
-    """
-    text = text.strip()
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
-    rule = schema.RULES.get(key)
-    return text if rule and rule(value) and not rule(text) else value
-
-
 def _check(settings: Settings) -> None:
     for key, value in settings.items():
-        if key not in schema.RULES:
-            raise UserError(f"config: unknown key {key!r}{nearest(key, schema.RULES)}")
-        wrong = schema.RULES[key](value)
-        if wrong:
-            raise UserError(f"config: {key} must be {wrong}, got {value!r}")
+        settings_lib.check_key(key, prefix="config: ")
+        error = settings_lib.error_of(key, value)
+        if error:
+            raise UserError(f"config: {key} {error}")
 
 
 def _folder(group: str, name: str, seed: int, taken: Collection[str]) -> str:

@@ -10,13 +10,16 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from experiments.errors import DivergedError
-from experiments.storage.workdir import Workdir, read_json, write_json
+from experiments import command_line, evaluation, records, settings
+from experiments.errors import DivergedError, UserError
+from experiments.files import read_json, sha256_of_json, write_json
 from experiments.sweep.plan import Plan, Run
+from fdrl_jax.names import nearest
 
 DONE, DIVERGED, FAILED = "done", "diverged", "failed"
-_RECORD, _KEYS = "outcome.json", ("asked", "status", "reason", "seconds")
+_RECORD = "outcome.json"
 _ERROR = "error: "
+_MAX_SECONDS_TO_SAVE = 600
 
 
 class Outcome(NamedTuple):
@@ -32,15 +35,23 @@ def run_program(config: str, run: Run, folder: Path) -> tuple[int, str]:
     """Runs the program in a process of its own: neither a crash nor a leak reaches the next run.
 
     Returns:
-      Its exit code, and unless that is 0 the error that it told, or else its last line.
+      Its exit code, and unless that is 0 the error that it reported, or else its last line.
     """
     overrides = [f"--config.{key}={value}" for key, value in run.settings.items()]
     command = [sys.executable, "-m", "experiments.main", f"--config={config}"]
     output = folder / "output.txt"
-    with output.open("w") as file:
-        code = subprocess.run(
-            [*command, f"--workdir={folder}", *overrides], stdout=file, stderr=subprocess.STDOUT
-        ).returncode
+    arguments = [*command, f"--workdir={folder}", *overrides]
+    with (
+        output.open("w") as file,
+        subprocess.Popen(arguments, stdout=file, stderr=subprocess.STDOUT) as process,
+    ):
+        try:
+            code = process.wait()
+        except BaseException:
+            # Interrupted, or asked to stop: so is the run, which saves its state first.
+            process.terminate()
+            process.wait(timeout=_MAX_SECONDS_TO_SAVE)
+            raise
     if code == 0:
         return code, ""
     if code < 0:
@@ -48,8 +59,8 @@ def run_program(config: str, run: Run, folder: Path) -> tuple[int, str]:
     # Progress bars write over their line.
     text = output.read_text(errors="replace")  # A kill may cut a character.
     lines = [line.strip() for line in re.split(r"[\r\n]", text) if line.strip()]
-    told = [line.removeprefix(_ERROR) for line in lines if line.startswith(_ERROR)]
-    return code, (told or lines or ["it wrote nothing"])[-1]
+    errors = [line.removeprefix(_ERROR) for line in lines if line.startswith(_ERROR)]
+    return code, (errors or lines or ["it wrote nothing"])[-1]
 
 
 def run_all(
@@ -57,8 +68,8 @@ def run_all(
 ) -> list[Outcome]:
     """Runs every run that has not ended yet, under a progress bar.
 
-    A run that is done or has diverged would end so again and is left as it is; one that was
-    killed goes on from its newest checkpoint; one that failed is tried again.
+    A run that is done or has diverged would end that way again and is skipped; one that was killed
+    resumes from its newest checkpoint; one that failed is tried again.
 
     Args:
       plan: what to run.
@@ -82,24 +93,35 @@ def run_all(
                 outcome = _remember(folder, asked, code, reason, time.perf_counter() - started)
             if outcome.status != DONE:
                 bar.write(f"{name} {outcome.status}: {outcome.reason}", file=sys.stderr)
+            if outcome.status == DONE:
+                _check_metrics(plan.metrics, outcome.metrics)
             outcomes[name] = outcome
             bar.update()
     return [outcomes[run.folder] for run in plan.runs]
 
 
 def _asked(config: str, run: Run) -> dict[str, Any]:
-    return {"config": config, "settings": {key: str(value) for key, value in run.settings.items()}}
+    """Returns what identifies a run: the settings that the config file gives it now."""
+    resolved = settings.checked({**command_line.load_config(config), **run.settings})
+    return {"config": config, "settings_sha256": sha256_of_json(resolved)}
 
 
 def _known(folder: Path, asked: dict[str, Any]) -> Outcome | None:
-    """Returns how a run of these settings ended before, if trying again would change nothing."""
+    """Returns how a run of these settings ended before, if trying again would change nothing.
+
+    Raises:
+      UserError: if the folder holds a run of other settings.
+    """
     record = folder / _RECORD
     if not record.exists():
         return None
-    known = read_json(record, *_KEYS)
-    if known["asked"] != asked or known["status"] == FAILED:
-        return None
-    return _outcome(folder, known)
+    known = read_json(record, asked=dict, status=str, reason=str, seconds=(int, float))
+    if known["asked"] != asked:
+        raise UserError(
+            f"{folder} holds a run of other settings: the config file or the sweep has changed "
+            "since. Remove that folder, or choose another --workdir"
+        )
+    return None if known["status"] == FAILED else _outcome(folder, known)
 
 
 def _remember(
@@ -112,6 +134,19 @@ def _remember(
 
 
 def _outcome(folder: Path, record: dict[str, Any]) -> Outcome:
-    done = record["status"] == DONE
-    metrics = read_json(Workdir(folder).evaluation, "metrics")["metrics"] if done else {}
-    return Outcome(record["status"], record["reason"], record["seconds"], metrics)
+    found: dict[str, Any] = {}
+    if record["status"] == DONE:
+        newest = records.newest(folder / "evaluations")
+        if newest is None:
+            raise UserError(f"{folder} has no evaluation; remove that folder to run it again")
+        metrics = evaluation.from_json(read_json(newest / "record.json", metrics=dict)["metrics"])
+        found = {name: metric.value for name, metric in metrics.items()}
+    return Outcome(record["status"], record["reason"], record["seconds"], found)
+
+
+def _check_metrics(wanted: tuple[str, ...], found: dict[str, Any]) -> None:
+    for name in wanted:
+        if name not in found:
+            raise UserError(
+                f"--metrics: no metric {name!r}{nearest(name, found)}; there are {', '.join(found)}"
+            )
