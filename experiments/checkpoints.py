@@ -258,7 +258,9 @@ class Checkpoints:
           UserError: if it belongs to another run, or the disk cannot be read.
         """
         try:
-            record = self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))
+            record = self._manager.restore(
+                step, args=ocp.args.Composite(record=ocp.args.JsonRestore())
+            )
             record = dict(record["record"])
             claimed = record.pop("sha256")
             if sha256_of_json(record) != claimed:

@@ -54,7 +54,9 @@ class Command:
     def folder(self) -> Path:
         """The folder of the run, for modes that need one."""
         if self.workdir is None:
-            raise UserError(f"--workdir=DIR, the folder of the run, is missing: {example(self.mode)}")
+            raise UserError(
+                f"--workdir=DIR, the folder of the run, is missing: {example(self.mode)}"
+            )
         return self.workdir
 
     @property
@@ -319,4 +321,3 @@ def _help_of_mode(name: str) -> str:
         own.add_argument(f"--{flag}", **FLAGS[flag])
     _add_common(parser)
     return parser.format_help()
-

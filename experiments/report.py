@@ -63,8 +63,7 @@ def draw(opened: Opened, samples: Samples, found: Evaluation, folder: Path) -> N
             best = store.best()
         drawn.append(("curves.png", "Loss and norms over training.", curves.training(log, best)))
     shots = [
-        (step, read_npz(path, "arr_0")["arr_0"])
-        for step, path in run.snapshot_files(opened.step)
+        (step, read_npz(path, "arr_0")["arr_0"]) for step, path in run.snapshot_files(opened.step)
     ]
     if shots:
         course = pictures.course(source, shots)
@@ -114,7 +113,9 @@ def write(run: Run, record: Path) -> Path:
     ]
     if changed:
         text = "; ".join(changed.values())
-        sections.insert(2, f"<p>This evaluation changes settings of the run: {html.escape(text)}.</p>")
+        sections.insert(
+            2, f"<p>This evaluation changes settings of the run: {html.escape(text)}.</p>"
+        )
     page = (
         f'<!doctype html><html lang="en"><meta charset="utf-8">'
         f'<meta name="viewport" content="width=device-width,initial-scale=1">'
@@ -166,7 +167,9 @@ def _metric_row(metric: Metric) -> str:
     for other in (metric.prior, metric.real):
         cells.append("" if other is None else evaluation.with_spread(other.value, other.spread))
     unit = f", {metric.unit}" if metric.unit else ""
-    cells.append({"lower": "lower is better", "higher": "higher is better"}.get(metric.direction, ""))
+    cells.append(
+        {"lower": "lower is better", "higher": "higher is better"}.get(metric.direction, "")
+    )
     cells[0] += unit
     return f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in cells)}</tr>"
 

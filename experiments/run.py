@@ -134,7 +134,9 @@ class Run:
         """
         merged = settings.checked({**self.settings, **changes})
         fixed = settings.of_scope(merged, "fixed", "training")
-        differing = settings.differences(settings.of_scope(self.settings, "fixed", "training"), fixed)
+        differing = settings.differences(
+            settings.of_scope(self.settings, "fixed", "training"), fixed
+        )
         if differing:
             raise UserError(
                 f"fixed when the run {self.root} was created: {'; '.join(differing.values())}. "
@@ -333,7 +335,9 @@ def _why_missing(root: Path) -> str:
     if root.exists() and not root.is_dir():
         return f"--workdir={root} is a file, not the folder of a run"
     runs = [str(path.parent) for path in root.parent.glob("*/run.json")]
-    hint = nearest(str(root), runs) or (f"; there are {', '.join(sorted(runs)[:5])}" if runs else "")
+    hint = nearest(str(root), runs) or (
+        f"; there are {', '.join(sorted(runs)[:5])}" if runs else ""
+    )
     return f"--workdir={root} holds no run{hint}. Train one with --config=FILE.py"
 
 

@@ -86,7 +86,9 @@ def _whole(low: int = 0, high: int = 2**31 - 1) -> Rule:
     return Rule(accepts, f"a whole number from {low:,} to {high:,}")
 
 
-def _real(low: float, high: float = _MAX_FLOAT32, *, above: bool = False, below: bool = False) -> Rule:
+def _real(
+    low: float, high: float = _MAX_FLOAT32, *, above: bool = False, below: bool = False
+) -> Rule:
     """A number that a float32 can hold, within limits; "above" and "below" leave the limit out."""
 
     def accepts(value: Any) -> bool:
@@ -149,13 +151,13 @@ def _is_divergence(value: Any) -> bool:
 
 _FLAG = Rule(lambda value: isinstance(value, bool), "True or False")
 _TEXT = Rule(_is_text, f"a text of at most {_MAX_TEXT:,} printable characters")
-_FILE_NAME = Rule(
-    _is_file_name, f"a file name without a folder, of at most {_MAX_FILE_NAME} bytes"
-)
+_FILE_NAME = Rule(_is_file_name, f"a file name without a folder, of at most {_MAX_FILE_NAME} bytes")
 _LENGTH = _whole(0, 65_536)
 
 SETTINGS: dict[str, Setting] = {
-    "seed": Setting(0, _whole(), "Seed of the initial weights, the data order and the noise.", "flow"),
+    "seed": Setting(
+        0, _whole(), "Seed of the initial weights, the data order and the noise.", "flow"
+    ),
     "precision": Setting(
         "float32",
         _choice("auto", "float32", "tensorfloat32", "bfloat16"),
@@ -179,14 +181,18 @@ SETTINGS: dict[str, Setting] = {
         "free",
     ),
     "data.split": Setting("train", _TEXT, "Split of a TFDS set to train on.", "fixed"),
-    "data.held_out_split": Setting("test", _TEXT, "Split to evaluate on, where there is one.", "fixed"),
+    "data.held_out_split": Setting(
+        "test", _TEXT, "Split to evaluate on, where there is one.", "fixed"
+    ),
     "data.num_held_out": Setting(
         1_000,
         _whole(1),
         "Images held out of a set without such a split, but at most a tenth of it.",
         "fixed",
     ),
-    "data.source_class": Setting("", _TEXT, "Paired domains: translate images of this class.", "fixed"),
+    "data.source_class": Setting(
+        "", _TEXT, "Paired domains: translate images of this class.", "fixed"
+    ),
     "data.target_class": Setting("", _TEXT, "Paired domains: translate to this class.", "fixed"),
     "data.center_crop": Setting(
         0, _LENGTH, "Crops this square (pixels) from the centre first; 0: no crop.", "fixed"
@@ -209,7 +215,9 @@ SETTINGS: dict[str, Setting] = {
         "Channels of an image: 1 (grey), 3 (colour), or 0 for what the files have.",
         "fixed",
     ),
-    "data.random_flip": Setting(False, _FLAG, "Mirrors half of the images, left to right.", "fixed"),
+    "data.random_flip": Setting(
+        False, _FLAG, "Mirrors half of the images, left to right.", "fixed"
+    ),
     "data.dequantisation": Setting(
         0.0,
         _real(0.0, 1.0),
@@ -217,13 +225,22 @@ SETTINGS: dict[str, Setting] = {
         "fixed",
     ),
     "data.on_error": Setting(
-        "stop", _choice("stop", "skip"), "What to do at an unreadable file; skip counts them.", "free"
+        "stop",
+        _choice("stop", "skip"),
+        "What to do at an unreadable file; skip counts them.",
+        "free",
     ),
     "data.in_memory_megabytes": Setting(
-        256, _whole(0), "Sets up to this size are kept in memory, larger ones are streamed.", "fixed"
+        256,
+        _whole(0),
+        "Sets up to this size are kept in memory, larger ones are streamed.",
+        "fixed",
     ),
     "data.num_workers": Setting(
-        0, _whole(0, 1_000), "Processes that decode streamed images; 0: threads of the main one.", "free"
+        0,
+        _whole(0, 1_000),
+        "Processes that decode streamed images; 0: threads of the main one.",
+        "free",
     ),
     "data.num_threads": Setting(4, _whole(1, 1_000), "Decoding threads per process.", "free"),
     "data.prefetch_batches": Setting(8, _whole(1, 10_000), "Batches decoded in advance.", "free"),
@@ -256,7 +273,9 @@ SETTINGS: dict[str, Setting] = {
     "network.attention_after": Setting(
         1, _whole(1, 1_000), "Block of `resnet` that self-attention follows.", "fixed"
     ),
-    "network.spectral_norm": Setting(False, _FLAG, "Divides kernels by their largest singular value.", "fixed"),
+    "network.spectral_norm": Setting(
+        False, _FLAG, "Divides kernels by their largest singular value.", "fixed"
+    ),
     "network.remat": Setting(
         False, _FLAG, "Recomputes activations in the backward pass, to save memory.", "training"
     ),
@@ -291,7 +310,9 @@ SETTINGS: dict[str, Setting] = {
         "Factor on eta by the K-th step, in geometric progression.",
         "flow",
     ),
-    "flow.noise_scale": Setting(0.01, _real(0.0), "nu: standard deviation of the noise per step.", "flow"),
+    "flow.noise_scale": Setting(
+        0.01, _real(0.0), "nu: standard deviation of the noise per step.", "flow"
+    ),
     # loss
     "loss.name": Setting("lr", _choice(*bregman.REGISTRY), "The Bregman loss.", "fixed"),
     "loss.divergence": Setting(
@@ -308,8 +329,12 @@ SETTINGS: dict[str, Setting] = {
     ),
     # optimizer
     "optimizer.learning_rate": Setting(1e-4, _real(0.0, 10.0, above=True), "Of Adam.", "training"),
-    "optimizer.b1": Setting(0.9, _real(0.0, 1.0, below=True), "First momentum of Adam.", "training"),
-    "optimizer.b2": Setting(0.999, _real(0.0, 1.0, below=True), "Second momentum of Adam.", "training"),
+    "optimizer.b1": Setting(
+        0.9, _real(0.0, 1.0, below=True), "First momentum of Adam.", "training"
+    ),
+    "optimizer.b2": Setting(
+        0.999, _real(0.0, 1.0, below=True), "Second momentum of Adam.", "training"
+    ),
     "optimizer.schedule": Setting(
         "piecewise", _choice("constant", "piecewise", "cosine"), "Of the learning rate.", "training"
     ),
@@ -328,9 +353,14 @@ SETTINGS: dict[str, Setting] = {
     ),
     # train
     "train.num_steps": Setting(100_000, _whole(1), "Train steps.", "training"),
-    "train.batch_size": Setting(64, _whole(1, 2**20), "Examples per step, over all devices.", "training"),
+    "train.batch_size": Setting(
+        64, _whole(1, 2**20), "Examples per step, over all devices.", "training"
+    ),
     "train.ema_rate": Setting(
-        0.998, _real(0.0, 1.0, below=True), "Decay of the moving average of the parameters.", "training"
+        0.998,
+        _real(0.0, 1.0, below=True),
+        "Decay of the moving average of the parameters.",
+        "training",
     ),
     "train.ema_ramp": Setting(
         False,
@@ -383,7 +413,10 @@ SETTINGS: dict[str, Setting] = {
         "ema", _choice("ema", "raw"), "Samples from the averaged parameters or the newest.", "flow"
     ),
     "sample.format": Setting(
-        "npz", _choice("npz", "folder", "zip"), "Files of mode sample; folder and zip hold PNG.", "free"
+        "npz",
+        _choice("npz", "folder", "zip"),
+        "Files of mode sample; folder and zip hold PNG.",
+        "free",
     ),
     "sample.name": Setting(
         "", _FILE_NAME, "Name of these files; empty: the checkpoint's step.", "free"
@@ -402,13 +435,19 @@ SETTINGS: dict[str, Setting] = {
         10, _whole(0, 100_000), "kappa of class-conditional samples.", "free"
     ),
     "attack.epsilon": Setting(
-        1.0, _real(0.0), "L2 distance of adversarial images, on the scale [0, 1] of pixels.", "training"
+        1.0,
+        _real(0.0),
+        "L2 distance of adversarial images, on the scale [0, 1] of pixels.",
+        "training",
     ),
     "attack.num_steps": Setting(
         7, _whole(0, 1_000), "Steps of the attack; 0 trains a classifier without one.", "training"
     ),
     "curve.over": Setting(
-        "length", _choice("length", "step"), "Mode curve: against flow length or train step.", "free"
+        "length",
+        _choice("length", "step"),
+        "Mode curve: against flow length or train step.",
+        "free",
     ),
     "curve.lengths": Setting(
         (),
@@ -418,7 +457,10 @@ SETTINGS: dict[str, Setting] = {
     ),
     # evaluate
     "evaluate.every_steps": Setting(
-        0, _whole(), "Steps between cheap metrics in training, whose best is kept; 0: never.", "free"
+        0,
+        _whole(),
+        "Steps between cheap metrics in training, whose best is kept; 0: never.",
+        "free",
     ),
     "evaluate.num_monitored_samples": Setting(
         1_000, _whole(2, 10_000_000), "Samples of that metric.", "free"

@@ -59,9 +59,7 @@ def needs_fitted_prior(settings: Mapping[str, Any]) -> bool:
     return bool(settings["prior.name"] == "data_dependent")
 
 
-def experiment(
-    settings: Settings, source: Source, fitted: FittedPrior | None = None
-) -> Experiment:
+def experiment(settings: Settings, source: Source, fitted: FittedPrior | None = None) -> Experiment:
     """Builds a density ratio.
 
     Args:

@@ -82,7 +82,9 @@ def write(
             file.write(exported.serialize())
         with replacing(folder / "arrays.npz") as file:
             np.savez(file, **arrays)
-        hashes = {name: sha256_of_file(folder / name) for name in ("sampler.stablehlo", "arrays.npz")}
+        hashes = {
+            name: sha256_of_file(folder / name) for name in ("sampler.stablehlo", "arrays.npz")
+        }
         loader = Path(__file__).with_name("load_sampler.py").read_text("utf-8")
         write_text(folder / "load_sampler.py", loader)
         metadata = _metadata(experiment, int(train_state.step), exported, arrays)
@@ -155,4 +157,3 @@ def _metadata(
         },
         "lifetime": LIFETIME,
     }
-

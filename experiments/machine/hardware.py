@@ -34,3 +34,8 @@ def set_matmul_precision(precision: str) -> None:
     """
     if jax.default_backend() != "cpu":
         jax.config.update("jax_default_matmul_precision", precision)
+
+
+def resolve_precision(precision: str) -> str:
+    """Returns the precision that `auto` means on the devices at hand."""
+    return "float32" if precision == "auto" else precision

@@ -82,7 +82,10 @@ def sampling_key(experiment: Experiment) -> jax.Array:
 def batch_size(experiment: Experiment, num_samples: int) -> int:
     """Returns the number of samples at a time: every device takes the same number."""
     num_replicas = parallel.num_replicas()
-    return -(-min(experiment.settings["evaluate.batch_size"], num_samples) // num_replicas) * num_replicas
+    return (
+        -(-min(experiment.settings["evaluate.batch_size"], num_samples) // num_replicas)
+        * num_replicas
+    )
 
 
 def make_sample_fn(experiment: Experiment) -> SampleFn:

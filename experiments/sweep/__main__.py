@@ -21,8 +21,8 @@ from typing import Any, NoReturn
 
 from experiments import command_line
 from experiments.errors import UserError
-from experiments.pictures import save
 from experiments.files import write_text
+from experiments.pictures import save
 from experiments.sweep import picture, plan, runner, table
 
 _PREFIX = "--config."

@@ -8,7 +8,8 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments import command_line, settings as settings_lib
+from experiments import command_line
+from experiments import settings as settings_lib
 from experiments.errors import UserError
 from fdrl_jax.names import nearest
 

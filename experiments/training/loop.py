@@ -84,9 +84,7 @@ def train(training: Training, run: Run, hooks: Sequence[Hook] = ()) -> TrainStat
             except DivergedError as error:
                 store.wait()
                 good = _newest(training, store)
-                start = divergence.recover(
-                    error, guard, start, good, has_saved=bool(store.steps())
-                )
+                start = divergence.recover(error, guard, start, good, has_saved=bool(store.steps()))
 
 
 def _newest(training: Training, store: Checkpoints) -> TrainState:

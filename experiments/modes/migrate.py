@@ -1,0 +1,88 @@
+"""Mode migrate: the folder of a run of version 0.1 becomes one of today's."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from experiments import build, run, settings
+from experiments.build import Training
+from experiments.command_line import Command
+from experiments.errors import UserError
+from experiments.files import read_json, read_npz, sha256_of_arrays
+from experiments.modes.creation import load_data
+from experiments.prior import FittedPrior
+from fdrl_jax.state import TrainState
+
+
+class _OldState(NamedTuple):
+    """The train state of version 0.1: counters of rollbacks were beside the optimizer's state."""
+
+    step: Any
+    variables: Any
+    ema_variables: Any
+    opt_state: Any
+    rollbacks: Any
+
+
+def run_mode(command: Command) -> None:
+    """Freezes the run and converts its newest checkpoint; the old ones stay in a folder of their own.
+
+    The data must be at hand, because the run keeps held-out images from now on.
+
+    Raises:
+      UserError: if the folder holds no run of version 0.1, or its checkpoint is damaged.
+    """
+    root = command.folder
+    with run.locked_folder(root):
+        if run.exists(root):
+            raise UserError(f"--workdir={root} holds a run of today's version already")
+        record = read_json(root / "config.json", settings=dict, command=str)
+        wanted = settings.checked(settings.completed(record["settings"]))
+        source = load_data(wanted, command.data_dir)
+        fitted = _read_prior(root / "prior.npz") if build.needs_fitted_prior(wanted) else None
+        training = build.ratio_training(build.experiment(wanted, source, fitted))
+        old, new = root / "checkpoints_of_0.1", root / "checkpoints"
+        if not old.exists():
+            new.rename(old)
+        state = _read_newest(old, training)
+        created = run.create(root, "ratio", wanted, source, fitted, record["command"])
+        with created.checkpoints() as store:
+            store.save(state, data=training.data_position(int(state.step)))
+    print(f"converted: step {int(state.step):,}; the old checkpoints are in {old}")
+
+
+def _read_prior(file: Path) -> FittedPrior:
+    arrays = read_npz(file, *FittedPrior._fields)
+    scale, share = float(arrays["remainder_scale"]), float(arrays["share_held"])
+    num_examples = int(arrays["num_examples"])
+    return FittedPrior(arrays["mean"], arrays["factor"], scale, share, num_examples)
+
+
+def _read_newest(folder: Path, training: Training) -> TrainState:
+    shapes = training.state_shapes()
+    optimizer_state, rollbacks = shapes.opt_state
+    template = _OldState(
+        shapes.step, shapes.variables, shapes.ema_variables, optimizer_state, rollbacks
+    )
+    with ocp.CheckpointManager(folder.absolute()) as manager:
+        newest = manager.latest_step()
+        if newest is None:
+            raise UserError(f"no checkpoint in {folder}")
+        items = {"state": ocp.args.StandardRestore(template), "digests": ocp.args.JsonRestore()}
+        try:
+            found = manager.restore(newest, args=ocp.args.Composite(**items))
+        except Exception as error:  # Orbax raises bare exceptions for damaged files.
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(f"{folder / str(newest)} cannot be read: {reason}") from error
+    old = jax.tree.map(np.asarray, found["state"])
+    if sha256_of_arrays(old) != found["digests"]["state"]:
+        raise UserError(f"{folder / str(newest)} is damaged; remove it to convert the previous one")
+    return TrainState(
+        step=old.step,
+        variables=old.variables,
+        ema_variables=old.ema_variables,
+        opt_state=(old.opt_state, old.rollbacks),
+    )
