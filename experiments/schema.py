@@ -7,6 +7,7 @@ from typing import Any
 
 from experiments.data import registry
 from experiments.errors import UserError
+from experiments import divergence_formula
 from fdrl_jax import bregman, divergences, networks
 from fdrl_jax.names import nearest
 
@@ -117,7 +118,7 @@ def _blocks(value: Any) -> str | None:
 
 def _divergence(value: Any) -> str | None:
     try:
-        divergences.get(value)
+        divergence_formula.parse(value)
     except ValueError as error:
         return f"a divergence: {_cut(str(error))}"
     except TypeError:

@@ -4,16 +4,16 @@ import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
+from experiments import divergence_formula
 from experiments.build import fitted_prior, parts, training
 from experiments.build.options import Conditioning, Curve, Sampling
-from experiments.build.parts import Apply
 from experiments.build.training import Training
 from experiments.data import Source
-from fdrl_jax import bregman, divergences, networks, parallel, priors, steps
+from fdrl_jax import bregman, parallel, priors, steps
 from fdrl_jax.priors import Prior
 from fdrl_jax.problem import Constants, Estimator, FlowParams, Problem
 from fdrl_jax.state import TrainState, Variables
@@ -50,7 +50,7 @@ class Experiment(Training):
     @property
     def output(self) -> str:
         """What the network returns."""
-        return self.problem.bregman.output
+        return self.problem.output
 
     def train_step(self) -> TrainStep:
         """Returns the step for the problem of the experiment."""
@@ -85,9 +85,9 @@ def _build(c: dict[str, Any], prior_file: Path | None, fit_prior: bool) -> Exper
     prior = _prior(c, source, prior_file, fit_prior)
     shared = training.common(c)
     problem = Problem(
-        estimator=Estimator(cast(Apply, network.apply), networks.update_vectors),
+        estimator=Estimator.from_network(network),
         bregman=bregman.get(c["loss.name"]),
-        divergence=divergences.get(c["loss.divergence"]),
+        divergence=divergence_formula.parse(c["loss.divergence"]),
         flow=FlowParams(
             num_steps=c["flow.num_steps"],
             step_size=c["flow.step_size"],
@@ -101,7 +101,6 @@ def _build(c: dict[str, Any], prior_file: Path | None, fit_prior: bool) -> Exper
         steps.make_train_step,
         optimizer=shared["optimizer"],
         draw=source.draw,
-        seed=c["seed"],
         batch_size=parallel.local_batch_size(c["train.batch_size"]),
         ema_rate=c["train.ema_rate"],
         dequantisation=c["data.dequantisation"],

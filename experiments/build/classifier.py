@@ -95,7 +95,6 @@ def _build(c: dict[str, Any]) -> ClassifierTraining:
         attack=attack,
         optimizer=shared["optimizer"],
         draw=source.draw,
-        seed=c["seed"],
         batch_size=parallel.local_batch_size(c["train.batch_size"]),
         ema_rate=c["train.ema_rate"],
         num_micro_batches=c["train.num_micro_batches"],

@@ -12,6 +12,7 @@ import optax
 from experiments import data, schema
 from experiments.data import DataOptions, Source
 from experiments.errors import UserError
+from experiments.training.rollbacks import after_rollbacks
 from fdrl_jax import networks, state
 from fdrl_jax.state import TrainState, Variables
 
@@ -123,8 +124,8 @@ def learning_rate(c: Mapping[str, Any]) -> optax.Schedule:
 
 
 def optimizer(c: Mapping[str, Any], schedule: optax.Schedule) -> optax.GradientTransformation:
-    """Returns Adam, with clipped gradients if the config says so."""
+    """Returns Adam, with clipped gradients if the config says so; its state counts rollbacks."""
     adam = optax.adam(schedule, b1=c["optimizer.b1"], b2=c["optimizer.b2"])
     if c["optimizer.clip_norm"] > 0:
-        return optax.chain(optax.clip_by_global_norm(c["optimizer.clip_norm"]), adam)
-    return adam
+        adam = optax.chain(optax.clip_by_global_norm(c["optimizer.clip_norm"]), adam)
+    return after_rollbacks(adam)

@@ -57,8 +57,13 @@ class Training(abc.ABC):
 
     def init_state(self) -> TrainState:
         """Returns the state before the first step; it follows from the seed."""
-        key = rng.stream_key(jax.random.key(self.seed), rng.Stream.INIT)
+        key = rng.stream_key(self.key, rng.Stream.INIT)
         return parts.initial_state(key, self.network, self.optimizer, self.source.event_shape)
+
+    @property
+    def key(self) -> jax.Array:
+        """The root key of the run."""
+        return rng.root_key(self.seed)
 
     def data_state(self, num_batches: int) -> dict[str, Any]:
         """Returns where the data stand after so many batches, and what fixes their order."""

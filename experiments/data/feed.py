@@ -15,7 +15,7 @@ class Feed:
     The device works on one dispatch while this gathers the next from what Grain has read ahead, so
     the host's work hides behind the device's as long as it is the faster.
 
-    Its state is the number of batches taken or left out, `TrainState.num_batches`: that and the
+    Its state is the number of batches used or skipped, `rollbacks.num_batches`: that and the
     seed are all that a resumed run needs.
     """
 

@@ -58,7 +58,7 @@ def over_length(
       num_samples: at each length.
     """
     stride = math.gcd(*lengths) or 1
-    segment = samplers.make_segment(experiment.problem, seed=experiment.seed, num_steps=stride)
+    segment = samplers.make_segment(experiment.problem, num_steps=stride)
     advance = parallel.map_segment(segment)
     variables, constants = on_devices(experiment, train_state)
     size = batch_size(experiment, num_samples)
@@ -77,7 +77,9 @@ def over_length(
                 for first_step in range(done, length, stride):
                     batch = {**batch_at(experiment, positions), "x": points[i]}
                     part = parallel.shard({k: parallel.local_part(v) for k, v in batch.items()})
-                    moved = parallel.gather(advance(variables, constants, part, first_step))
+                    moved = parallel.gather(
+                        advance(experiment.key, variables, constants, part, first_step)
+                    )
                     points[i] = np.asarray(moved)
                     bar.update(stride)
             done = length

@@ -112,12 +112,14 @@ def _flatten(train_state: TrainState, experiment: Experiment) -> tuple[dict[str,
 def _export(
     experiment: Experiment, arrays: dict[str, Any], treedef: Any, platforms: Sequence[str]
 ) -> jax.export.Exported:
-    sampler = samplers.make_sampler(experiment.problem, seed=experiment.seed)
+    sampler = samplers.make_sampler(experiment.problem)
     names = list(arrays)
 
     def sample(arrays: dict[str, Any], batch: dict[str, Any]) -> Any:
         tree = jax.tree.unflatten(treedef, [arrays[name] for name in names])
-        return sampler(tree["network"], Constants((), tree["prior"]), batch).refined
+        return sampler(
+            experiment.key, tree["network"], Constants((), tree["prior"]), batch
+        ).refined
 
     example = batch_at(experiment, np.zeros(1, np.int32))
     (size,) = jax.export.symbolic_shape("batch")

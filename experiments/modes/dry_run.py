@@ -50,17 +50,20 @@ def _compile(experiment: Experiment, num_flow_steps: int) -> tuple[Any, float]:
     flow = experiment.problem.flow._replace(num_steps=num_flow_steps)
     train_step = experiment.make_train_step(experiment.problem._replace(flow=flow))
     run_steps = parallel.map_steps(steps.repeat_steps(train_step, experiment.steps_per_dispatch))
-    compiled = run_steps.lower(*_arguments(experiment), 1).compile()
+    compiled = run_steps.lower(*_arguments(experiment)).compile()
     return compiled, time.perf_counter() - started
 
 
-def _arguments(experiment: Experiment) -> tuple[Any, Any, Any]:
+def _arguments(experiment: Experiment) -> tuple[Any, ...]:
     with experiment.open_feed(0) as feed:
         host_batches = feed.take(1)
     return (
+        experiment.key,
         parallel.replicate(experiment.init_state()),
         parallel.replicate(experiment.constants),
         host_batches,
+        1,  # Steps.
+        0,  # Batches skipped.
     )
 
 
@@ -70,7 +73,7 @@ def _time_step(experiment: Experiment, num_flow_steps: int) -> float:
     for _ in range(5):
         arguments = _arguments(experiment)  # Anew: the step takes the state's buffers.
         started = time.perf_counter()
-        jax.block_until_ready(compiled(*arguments, 1))
+        jax.block_until_ready(compiled(*arguments))
         seconds.append(time.perf_counter() - started)
     return statistics.median(seconds)
 

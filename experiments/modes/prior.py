@@ -22,7 +22,7 @@ def run(request: Request) -> None:
     workdir.create()
     positions = np.arange(_NUM_SHOWN, dtype=np.int32)
     batch = jax.tree.map(jnp.asarray, batch_at(experiment, positions))
-    keys = rng.example_keys(jax.random.key(experiment.seed), rng.Stream.PRIOR, batch["position"])
+    keys = rng.example_keys(experiment.key, rng.Stream.PRIOR, batch["position"])
     x0 = experiment.problem.prior_sample(experiment.constants.prior, keys, batch)
     figure = pictures.prior_and_data(experiment.source, np.asarray(x0))
     print(f"picture: {pictures.save(figure, workdir.pictures / 'prior.png')}")

@@ -20,9 +20,11 @@ _NUM_PATHS, _NUM_POINTS = 6, 11
 def flow_strip(experiment: Experiment, train_state: TrainState, num_strips: int = 8) -> Figure:
     """Draws the way of some samples from the prior, or the source, to the end (fig. 6)."""
     _check_images(experiment)
-    sampler = jax.jit(samplers.make_path_sampler(experiment.problem, seed=experiment.seed))
+    sampler = jax.jit(samplers.make_path_sampler(experiment.problem))
     batch = batch_at(experiment, np.arange(num_strips, dtype=np.int32))
-    path = sampler(experiment.sampling_variables(train_state), experiment.constants, batch)
+    path = sampler(
+        experiment.key, experiment.sampling_variables(train_state), experiment.constants, batch
+    )
     start = "the prior" if experiment.source.starts is None else "the source"
     return images.flow_strip(np.asarray(path), experiment.problem.flow.num_steps, start)
 
@@ -34,13 +36,13 @@ def interpolations(experiment: Experiment, train_state: TrainState) -> Figure:
     that only the start differs.
     """
     _check_images(experiment)
-    problem, seed = experiment.problem, experiment.seed
+    problem, key = experiment.problem, experiment.key
     num_steps = problem.flow.num_steps + problem.flow.num_refine_steps
-    start = jax.jit(samplers.make_start_sampler(problem, seed=seed))
-    advance = jax.jit(samplers.make_segment(problem, seed=seed, num_steps=num_steps))
+    start = jax.jit(samplers.make_start_sampler(problem))
+    advance = jax.jit(samplers.make_segment(problem, num_steps=num_steps))
     variables = experiment.sampling_variables(train_state)
     ends = batch_at(experiment, np.arange(2 * _NUM_PATHS, dtype=np.int32))
-    x0 = start(variables, experiment.constants, ends)
+    x0 = start(key, variables, experiment.constants, ends)
     centre = experiment.constants.prior
     # Gaussians are round about their mean, the other priors about zero.
     mean = jnp.reshape(centre["mean"], x0.shape[1:]) if "mean" in centre else jnp.zeros(())
@@ -50,7 +52,7 @@ def interpolations(experiment: Experiment, train_state: TrainState) -> Figure:
         points = jax.vmap(lambda a, b: between(a, b, weights))(x0[::2] - mean, x0[1::2] - mean)
         flat = (points + mean).reshape(-1, *x0.shape[1:])
         batch = {"position": np.repeat(ends["position"][::2], _NUM_POINTS), "x": flat}
-        samples = advance(variables, experiment.constants, batch, 0)
+        samples = advance(key, variables, experiment.constants, batch, 0)
         shape = (_NUM_PATHS, _NUM_POINTS, *x0.shape[1:])
         return np.asarray(flat).reshape(shape), np.asarray(samples).reshape(shape)
 

@@ -20,7 +20,7 @@ from experiments.sampling.log_ratio import make_log_ratio
 from experiments.storage import best
 from experiments.storage.workdir import Workdir, read_json, write_text
 from experiments.training import metrics_log
-from fdrl_jax.flow import drift
+from fdrl_jax.langevin import drift
 from fdrl_jax.state import TrainState
 
 _STYLE = (

@@ -13,7 +13,7 @@ from experiments.build import Experiment
 from experiments.classifiers import Classifier
 from experiments.errors import UserError
 from fdrl_jax import compose
-from fdrl_jax.flow import Potential
+from fdrl_jax.langevin import Potential
 from fdrl_jax.names import nearest
 from fdrl_jax.priors import Batch
 
@@ -64,7 +64,7 @@ def follow(
             logits,
             batch["label"],
             weight,
-            output=problem.bregman.output,
+            output=problem.output,
             input_range=classifier.input_range,
         )
 

@@ -51,7 +51,7 @@ def sample_state(experiment: Experiment, train_state: TrainState, num_samples: i
 
 def sample_starts(experiment: Experiment, train_state: TrainState, num_samples: int) -> np.ndarray:
     """Returns where the first samples start, `x_0` [num_samples, ...], without flowing them."""
-    sampler = samplers.make_start_sampler(experiment.problem, seed=experiment.seed)
+    sampler = samplers.make_start_sampler(experiment.problem)
     variables, constants = on_devices(experiment, train_state)
     drawn: np.ndarray = _in_batches(
         experiment, parallel.map_sampler(sampler), variables, constants, num_samples
@@ -82,7 +82,7 @@ def batch_size(experiment: Experiment, num_samples: int) -> int:
 
 def make_sample_fn(experiment: Experiment) -> SampleFn:
     """Builds the sampler of an experiment, compiled once a batch size."""
-    sampler = parallel.map_sampler(samplers.make_sampler(experiment.problem, seed=experiment.seed))
+    sampler = parallel.map_sampler(samplers.make_sampler(experiment.problem))
 
     def sample(
         variables: Any,
@@ -116,7 +116,7 @@ def _in_batches(
         for offset in range(0, num_samples, size):
             positions = np.arange(first + offset, first + offset + size, dtype=np.int32)
             batch = parallel.shard(batch_at(experiment, parallel.local_part(positions)))
-            part = parallel.gather(mapped(variables, constants, batch))
+            part = parallel.gather(mapped(experiment.key, variables, constants, batch))
             parts.append(jax.tree.map(np.asarray, part))
             bar.update(min(size, num_samples - offset))
     return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:num_samples], *parts)

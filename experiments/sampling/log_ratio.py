@@ -21,7 +21,7 @@ def make_log_ratio(
 
     def log_ratio(x: np.ndarray) -> np.ndarray:
         out = np.asarray(apply(variables, x))
-        if problem.bregman.output == "log_ratio":
+        if problem.output == "log_ratio":
             return out
         # An unconstrained ratio may be negative, where its logarithm does not exist.
         return np.log(np.maximum(out, _SMALLEST_RATIO))

@@ -6,7 +6,7 @@ import numpy as np
 
 from experiments.build.options import Guard
 from experiments.errors import DivergedError
-from fdrl_jax import state
+from experiments.training import rollbacks
 from fdrl_jax.state import TrainState
 
 
@@ -70,7 +70,7 @@ def recover(
     Raises:
       DivergedError: if the run should stop, or has been rolled back often enough.
     """
-    done, step = int(diverged.rollbacks.num), int(restored.step)
+    done, step = int(rollbacks.of(diverged).num), int(restored.step)
     if guard.on_divergence == "stop" or done >= guard.max_rollbacks:
         kept = (
             f"the last good checkpoint is of step {step}"
@@ -84,9 +84,9 @@ def recover(
             "train.on_divergence=rollback",
             last_step=error.last_step,
         ) from error
-    restored = restored._replace(rollbacks=diverged.rollbacks)
-    recovered = state.roll_back(
+    recovered = rollbacks.roll_back(
         restored,
+        rollbacks.of(diverged),
         num_skipped=error.last_step - step,
         learning_rate_factor=guard.rollback_lr_factor,
     )
@@ -98,6 +98,6 @@ def recover(
         guard.max_rollbacks,
         step,
         error.last_step - step,
-        float(recovered.rollbacks.learning_rate_scale),
+        float(rollbacks.of(recovered).learning_rate_scale),
     )
     return recovered

@@ -16,7 +16,7 @@ from experiments.machine import hosts
 from experiments.sampling.draw import SampleFn, make_sample_fn
 from experiments.storage.checkpoints import FREE_IN_TRAINING, Checkpoints
 from experiments.storage.workdir import Workdir, replacing, write_json
-from experiments.training import divergence, memory, metrics_log
+from experiments.training import divergence, memory, metrics_log, rollbacks
 from experiments.training.judge import Judge
 from experiments.training.metrics_log import Record
 from experiments.training.preemption import Preemption
@@ -62,7 +62,7 @@ def train(experiment: Training, workdir: Workdir, command: str) -> TrainState:
         stack.callback(store.close)
         start, restored = _newest(experiment, store)
         if restored:
-            store.check_data(int(start.step), experiment.data_state(int(start.num_batches)))
+            store.check_data(int(start.step), experiment.data_state(rollbacks.num_batches(start)))
         # Only now: a config that does not fit must not replace the record of the run.
         if parallel.is_first_process():
             write_json(workdir.config, {"command": command, "settings": experiment.settings})
@@ -123,14 +123,14 @@ class _Trainer:
                 stack.enter_context(contextlib.closing(writer))
                 for writer in _writers(self._experiment, self._workdir, int(start.step))
             ]
-            feed = stack.enter_context(self._experiment.open_feed(int(start.num_batches)))
+            feed = stack.enter_context(self._experiment.open_feed(rollbacks.num_batches(start)))
             stack.enter_context(hosts.ending_with_peers())
             return self._run(start, writers, feed)
 
     def _run(self, start: TrainState, writers: list[metrics_log.Writer], feed: Feed) -> TrainState:
         experiment = self._experiment
         cadence, last = experiment.cadence, experiment.num_steps
-        step, num_skipped = int(start.step), int(start.rollbacks.num_skipped)
+        step, num_skipped = int(start.step), int(rollbacks.of(start).num_skipped)
         replicated = parallel.replicate(start)
         hosts.check_agreement(replicated, step)
 
@@ -154,7 +154,7 @@ class _Trainer:
                 # Gathered while the device works on the dispatch before.
                 host_batches = feed.take(count)
                 replicated, metrics = self._run_steps(
-                    replicated, self._constants, host_batches, count
+                    experiment.key, replicated, self._constants, host_batches, count, num_skipped
                 )
                 window.parts.append((step + 1, count, metrics))
                 step += count
@@ -228,7 +228,7 @@ def _summarise(
     seconds: float,
     start: TrainState,
 ) -> Record:
-    count, before = len(values["loss"]), start.rollbacks
+    count, before = len(values["loss"]), rollbacks.of(start)
     record = {
         **{name: float(np.mean(value)) for name, value in sorted(values.items())},
         "learning_rate": float(experiment.schedule(step - 1)) * float(before.learning_rate_scale),
