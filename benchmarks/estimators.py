@@ -48,7 +48,7 @@ def ours(name: str, batch: int, precision: str) -> tuple[dict[str, Callable[[], 
     prior = fdrl.priors.uniform(shape)
     optimizer = optax.adam(1e-4)
     problem = Problem(
-        Estimator(net.apply, networks.update_vectors),
+        Estimator.from_network(net),
         fdrl.bregman.LR,
         fdrl.divergences.KL,
         FlowParams(NUM_FLOW_STEPS, **_FLOW),
@@ -58,14 +58,14 @@ def ours(name: str, batch: int, precision: str) -> tuple[dict[str, Callable[[], 
         problem,
         optimizer=optimizer,
         draw=lambda data, host_batch, key, positions: {"real": data},
-        seed=0,
         batch_size=batch,
     )
     state = fdrl.state.create(dict(variables), optimizer)
+    root = fdrl.rng.root_key(0)
     started = time.perf_counter()
     flow = jax.jit(run_flow).lower(variables, x).compile()
     compile_seconds = time.perf_counter() - started
-    train = jax.jit(step).lower(state, Constants(x, ()), None).compile()
+    train = jax.jit(step).lower(root, state, Constants(x, ()), None).compile()
     one = jax.jit(lambda v, x: fdrl.drift(x, potential(v))).lower(variables, x).compile()
     peak = jnp.ones((PEAK_SIZE, PEAK_SIZE), precision)
     product = jax.jit(jnp.matmul)
@@ -77,7 +77,7 @@ def ours(name: str, batch: int, precision: str) -> tuple[dict[str, Callable[[], 
     }
     contenders = {
         "flow": lambda: jax.block_until_ready(flow(variables, x)),
-        "train": lambda: jax.block_until_ready(train(state, Constants(x, ()), None)),
+        "train": lambda: jax.block_until_ready(train(root, state, Constants(x, ()), None)),
         "product": lambda: jax.block_until_ready(product(peak, peak)),
     }
     return contenders, figures

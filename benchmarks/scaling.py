@@ -68,7 +68,7 @@ def problem(K: int, size: int, width: int) -> tuple[Problem, Any, dict[str, Any]
     variables = dict(jax.jit(net.init)(jax.random.key(0), jnp.zeros((1, *shape))))
     optimizer = optax.adam(1e-4)
     of = Problem(
-        Estimator(net.apply, networks.update_vectors),
+        Estimator.from_network(net),
         fdrl.bregman.LR,
         fdrl.divergences.KL,
         FlowParams(K, step_size=1.0, noise_scale=0.01),
@@ -83,7 +83,7 @@ def train_step(of: Problem, optimizer: Any, batch: int, size: int, axis: str | N
         return {"real": jax.vmap(lambda k: jax.random.uniform(k, (size, size, 3)))(keys)}
 
     return steps.make_train_step(
-        of, optimizer=optimizer, draw=draw, seed=0, batch_size=batch, axis_name=axis
+        of, optimizer=optimizer, draw=draw, batch_size=batch, axis_name=axis
     )
 
 
@@ -99,7 +99,7 @@ def measure_cost(factor: str, rounds: int) -> dict[str, Any]:
         setting = {**BASE, factor: value}
         of, optimizer, state = problem(setting["K"], setting["size"], setting["width"])
         step = train_step(of, optimizer, setting["batch"], setting["size"], axis=None)
-        contenders[str(value)] = timed(step, state, Constants((), ()), None)
+        contenders[str(value)] = timed(step, rng.root_key(0), state, Constants((), ()))
     seconds = list(alternate(contenders, rounds).values())
     return {
         "values": FACTORS[factor],
@@ -129,12 +129,12 @@ def measure_devices(rounds: int) -> dict[str, Any]:
     local = parallel.local_batch_size(batch)
     mapped = parallel.map_sampler(train_step(of, optimizer, local, size, parallel.AXIS))
     plain = train_step(of, optimizer, batch, size, axis=None)
-    replicated, constants = parallel.replicate(state), Constants((), ())
+    replicated, constants, key = parallel.replicate(state), Constants((), ()), rng.root_key(0)
 
     def run() -> None:
-        jax.block_until_ready(mapped(replicated, constants, None))
+        jax.block_until_ready(mapped(key, replicated, constants, None))
 
-    seconds = alternate({"mapped": run, "plain": timed(plain, state, constants, None)}, rounds)
+    seconds = alternate({"mapped": run, "plain": timed(plain, key, state, constants)}, rounds)
     num = parallel.num_devices()
     # The reduction itself lasts as long as the last device needs, so waiting is counted apart.
     profile = thread_seconds(run, "all-reduce", "Rendezvous")

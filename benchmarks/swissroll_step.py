@@ -33,7 +33,8 @@ def ours() -> Callable[[], object]:
 
     def run() -> None:
         nonlocal state
-        state, _ = jax.block_until_ready(run_steps(state, constants, None, _STEPS_PER_CALL))
+        arguments = (experiment.key, state, constants, None, _STEPS_PER_CALL, 0)
+        state, _ = jax.block_until_ready(run_steps(*arguments))
 
     return run
 

@@ -68,9 +68,9 @@ def train(case: Case, num_train_steps: int) -> tuple[np.ndarray, list[Look]]:
     prior = fdrl.priors.normal((2,), STD)
     net = fdrl.networks.MLP()
     problem = Problem(
-        estimator=Estimator(net.apply),
-        bregman=fdrl.bregman.get("lr"),
-        divergence=fdrl.divergences.get("logd"),
+        estimator=Estimator.from_network(net),
+        bregman="lr",
+        divergence="logd",
         flow=FlowParams(case.train_flow_steps, STEP_SIZE, NOISE_SCALE),
         prior_sample=prior.sample,
     )
@@ -83,11 +83,11 @@ def train(case: Case, num_train_steps: int) -> tuple[np.ndarray, list[Look]]:
     state = fdrl.state.create(net.init(jax.random.key(0), jnp.zeros((1, 2))), optimizer)
     constants = Constants((), prior.params)
     step = fdrl.steps.make_train_step(
-        problem, optimizer=optimizer, draw=draw, seed=0, batch_size=BATCH_SIZE, ema_rate=0.98
+        problem, optimizer=optimizer, draw=draw, batch_size=BATCH_SIZE, ema_rate=0.98
     )
     take_steps = jax.jit(fdrl.steps.repeat_steps(step, STEPS_BETWEEN_LOOKS))
     shown = problem._replace(flow=FlowParams(case.shown_flow_steps, STEP_SIZE, NOISE_SCALE))
-    sample_path = jax.jit(fdrl.samplers.make_path_sampler(shown, seed=1))
+    sample_path = jax.jit(fdrl.samplers.make_path_sampler(shown))
     # What happens to a stale estimator during training is of no interest here: the end is shown.
     guided = case.train_flow_steps > 0
     looks = []
@@ -95,12 +95,12 @@ def train(case: Case, num_train_steps: int) -> tuple[np.ndarray, list[Look]]:
         while True:
             if guided or state.step == num_train_steps:
                 batch = {"position": jnp.arange(NUM_SAMPLES)}
-                path = np.asarray(sample_path(state.ema_variables, constants, batch))
+                path = np.asarray(sample_path(fdrl.rng.root_key(1), state.ema_variables, constants, batch))
                 looks.append(look(int(state.step), path[-1], case.distance))
             if state.step == num_train_steps:
                 return path, looks
             count = min(STEPS_BETWEEN_LOOKS, num_train_steps - int(state.step))
-            state, _ = take_steps(state, constants, None, count)
+            state, _ = take_steps(fdrl.rng.root_key(0), state, constants, None, count)
             bar.update(count)
 
 

@@ -2,6 +2,9 @@
 
 Reference: Heng, Ansari and Soh, "Generative Modeling with Flow-Guided Density Ratio Learning",
 ECML/PKDD 2024, arXiv 2303.03714.
+
+Everywhere in this package the density ratio is that of flowed samples over data, `r = q~/p`: it is
+large where there are too many samples and small where there are too few.
 """
 
 from fdrl_jax import (
@@ -10,8 +13,10 @@ from fdrl_jax import (
     compose,
     divergences,
     interpolation,
+    langevin,
     metrics,
     networks,
+    objectives,
     parallel,
     priors,
     problem,
@@ -21,15 +26,8 @@ from fdrl_jax import (
     steps,
 )
 from fdrl_jax.divergences import first_variation
-from fdrl_jax.flow import (
-    TwoStage,
-    drift,
-    flow,
-    flow_with_speed,
-    langevin_step,
-    noise_scale,
-    two_stage,
-)
+from fdrl_jax.langevin import TwoStage, drift, flow, langevin_step, noise_scale, two_stage
+from fdrl_jax.objectives import objective
 
 __version__ = "0.1.0"
 
@@ -43,12 +41,14 @@ __all__ = [
     "drift",
     "first_variation",
     "flow",
-    "flow_with_speed",
     "interpolation",
+    "langevin",
     "langevin_step",
     "metrics",
     "networks",
     "noise_scale",
+    "objective",
+    "objectives",
     "parallel",
     "priors",
     "problem",

@@ -16,10 +16,12 @@ import optax
 from jax import lax
 
 from fdrl_jax import rng
+from fdrl_jax.langevin import as_floating
+from fdrl_jax.objectives import Metrics
 from fdrl_jax.priors import Batch
 from fdrl_jax.problem import Constants
 from fdrl_jax.state import Variables
-from fdrl_jax.steps import Metrics, TrainStep, from_gradients
+from fdrl_jax.steps import TrainStep, from_gradients
 
 Array = jax.Array
 Classifier = Callable[[Array], Array]
@@ -62,7 +64,7 @@ def perturb(classifier: Classifier, x: Array, labels: Array, attack: Attack) -> 
 
     Args:
       classifier: `x [B, ...] -> logits [B, C]`, each row depending on its own example alone.
-      x: images within the bounds, [B, ...].
+      x: images within the bounds, [B, ...]; integers count as float32.
       labels: their classes, [B] integers.
       attack: radius, steps and bounds.
 
@@ -71,6 +73,8 @@ def perturb(classifier: Classifier, x: Array, labels: Array, attack: Attack) -> 
 
     Reference: Madry et al., arXiv 1706.06083, section 2.1.
     """
+
+    x = as_floating(x)
 
     def loss(x: Array) -> Array:
         return jnp.sum(cross_entropy(classifier(x), labels))
@@ -102,7 +106,6 @@ def make_train_step(
     attack: Attack,
     optimizer: optax.GradientTransformation,
     draw: Callable[[Any, Any, Array, Array], Batch],
-    seed: int,
     batch_size: int,
     **options: Any,
 ) -> TrainStep:
@@ -115,22 +118,21 @@ def make_train_step(
       attack: what the classifier should withstand.
       optimizer: an Optax optimizer.
       draw: as in `steps.make_train_step`, with the classes under "label", [B].
-      seed: seed of the run.
       batch_size: examples of one replica.
       **options: those of `steps.from_gradients`.
 
     Returns:
-      `(state, constants, host batch or None) -> (state, metrics)`: "loss" and "accuracy" at the
-      attacked images, and "grad_norm".
+      A `steps.TrainStep`. Its metrics are "loss" and "accuracy" at the attacked images, and
+      "grad_norm".
 
     Raises:
       ValueError: as `steps.from_gradients`.
     """
 
     def loss_and_grads(
-        variables: Variables, constants: Constants, host_batch: Any, positions: Array
+        variables: Variables, key: Array, constants: Constants, host_batch: Any, positions: Array
     ) -> tuple[Any, Metrics]:
-        data_key = rng.stream_key(jax.random.key(seed), rng.Stream.DATA)
+        data_key = rng.stream_key(key, rng.Stream.DATA)
         batch = draw(constants.data, host_batch, data_key, positions)
         x = perturb(lambda x: apply(variables, x), batch["real"], batch["label"], attack)
 

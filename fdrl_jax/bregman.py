@@ -12,11 +12,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.scipy.special import xlogy
 
+from fdrl_jax import divergences
 from fdrl_jax.divergences import FDivergence, Output
 from fdrl_jax.names import nearest
 
 Array = jax.Array
+_MAX_LOG_RATIO = 80.0  # exp(89) is infinite in float32; the sum over a batch must be finite too.
 
 
 class Bregman(NamedTuple):
@@ -51,7 +54,7 @@ LSIF = Bregman(
 LR = Bregman(
     name="lr",
     output="log_ratio",
-    g=lambda y: y * jnp.log(y) - (1.0 + y) * jnp.log(1.0 + y),
+    g=lambda y: xlogy(y, y) - (1.0 + y) * jnp.log(1.0 + y),
     g_prime=lambda y: jnp.log(y) - jnp.log(1.0 + y),
     real_term=lambda out: -jax.nn.log_sigmoid(-out),
     flowed_term=lambda out: -jax.nn.log_sigmoid(out),
@@ -60,7 +63,7 @@ LR = Bregman(
 UKL = Bregman(
     name="ukl",
     output="log_ratio",
-    g=lambda y: y * jnp.log(y) - y,
+    g=lambda y: xlogy(y, y) - y,
     g_prime=jnp.log,
     real_term=jnp.exp,
     flowed_term=lambda out: -out,
@@ -83,21 +86,29 @@ def get(spec: str | Bregman) -> Bregman:
     return REGISTRY[spec]
 
 
-def loss(bregman: Bregman, out_real: Array, out_flowed: Array) -> tuple[Array, dict[str, Array]]:
+def loss(
+    bregman: str | Bregman, out_real: Array, out_flowed: Array
+) -> tuple[Array, dict[str, Array]]:
     """Estimates the Bregman divergence from a batch of data and a batch of flowed samples (eq. 2).
 
     Args:
-      bregman: the loss, from `get`.
+      bregman: the loss, or its name.
       out_real: network outputs on data, [B].
       out_flowed: network outputs on flowed samples, [B].
 
     Returns:
       The scalar loss and metrics, all scalars: the loss again ("loss"), the mean network output on
       data and on flowed samples ("output_real", "output_flowed") and the mean density ratio there
-      ("ratio_real", "ratio_flowed"). For the true ratio, `E_p[r] = 1`.
+      ("ratio_real", "ratio_flowed"), in which log-ratios above 80 count as 80, so that the means
+      stay finite. For the true ratio, `E_p[r] = 1`.
     """
+    bregman = get(bregman)
     value = jnp.mean(bregman.real_term(out_real)) + jnp.mean(bregman.flowed_term(out_flowed))
-    to_ratio: Callable[[Array], Array] = jnp.exp if bregman.output == "log_ratio" else jnp.asarray
+
+    def to_ratio(output: Array) -> Array:
+        is_log = bregman.output == "log_ratio"
+        return jnp.exp(jnp.minimum(output, _MAX_LOG_RATIO)) if is_log else output
+
     metrics = {
         "loss": value,
         "output_real": jnp.mean(out_real),
@@ -108,18 +119,29 @@ def loss(bregman: Bregman, out_real: Array, out_flowed: Array) -> tuple[Array, d
     return value, metrics
 
 
-def check_pair(bregman: Bregman, divergence: FDivergence) -> None:
+def check_pair(
+    bregman: str | Bregman, divergence: str | FDivergence
+) -> tuple[Bregman, FDivergence]:
     """Checks that the flow of a divergence can use what a loss trains the network to return.
 
     Losses whose network returns `log r` go with every divergence. LSIF trains an unconstrained
     ratio, so it goes with divergences whose `f'` is defined for every real number (Pearson).
 
+    Args:
+      bregman: the loss, or its name.
+      divergence: the f-divergence, or its name.
+
+    Returns:
+      Both, as objects.
+
     Raises:
-      ValueError: for a pair without a stable form, with what to use instead.
+      ValueError: for an unknown name, or a pair without a stable form, with what to use instead.
     """
+    bregman, divergence = get(bregman), divergences.get(divergence)
     if bregman.output == "ratio" and divergence.potential_from_ratio is None:
         raise ValueError(
             f"loss {bregman.name!r} trains an unconstrained ratio, but divergence "
             f"{divergence.name!r} needs a positive one (it takes its logarithm or a power): "
             f"use {bregman.name!r} with 'pearson', or {divergence.name!r} with 'lr' or 'ukl'"
         )
+    return bregman, divergence

@@ -11,6 +11,7 @@ Ansari, Ang and Soh, "Refining Deep Generative Models via Discriminator Gradient
 """
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +30,7 @@ def log_probability(
     *,
     negate: bool = False,
     input_range: tuple[float, float] = (-1.0, 1.0),
+    class_probabilities: Literal["uniform"] | Array | Sequence[float] | None = None,
 ) -> Estimator:
     """Returns `x -> log p(y | x)`, or `log(1 - p(y | x))`, of a classifier's logits.
 
@@ -38,12 +40,15 @@ def log_probability(
       negate: take the probability of all other classes.
       input_range: what the classifier wants for the range [-1, 1] of `x`, such as (0, 1). The map
         is affine, without clipping.
+      class_probabilities: the probabilities `p(y)` in the classifier's training data, [C], or
+        "uniform": then the result is relative to them, `log p(y | x) - log p(y)`.
 
     Returns:
       The function `x [B, ...] -> [B]`.
 
     Raises:
-      ValueError: when it is called, for logits that are not [B, C] or a label beyond them.
+      ValueError: when it is called, for logits that are not [B, C], a label beyond them, or another
+        number of class probabilities.
     """
     low, high = input_range
 
@@ -60,9 +65,25 @@ def log_probability(
         ):
             raise ValueError(f"label must be from 0 to {num_classes - 1}, got {label}")
         chosen = jax.nn.one_hot(jnp.broadcast_to(label, len(logits)), num_classes, dtype=bool)
-        of_class = jnp.where(chosen ^ negate, logits, -jnp.inf)
-        value: Array = jax.nn.logsumexp(of_class, -1) - jax.nn.logsumexp(logits, -1)
-        return value
+
+        def of_class(logits: Array) -> Array:
+            kept = jnp.where(chosen ^ negate, logits, -jnp.inf)
+            value: Array = jax.nn.logsumexp(kept, -1) - jax.nn.logsumexp(logits, -1)
+            return value
+
+        if class_probabilities is None:
+            return of_class(logits)
+        probabilities = (
+            jnp.full(num_classes, 1.0 / num_classes)
+            if isinstance(class_probabilities, str)
+            else jnp.asarray(class_probabilities, jnp.float32)
+        )
+        if probabilities.shape != (num_classes,):
+            raise ValueError(
+                f"class_probabilities must be one number per class, [{num_classes}], got shape "
+                f"{probabilities.shape}"
+            )
+        return of_class(logits) - of_class(jnp.log(probabilities))
 
     return log_p
 
@@ -77,22 +98,25 @@ def product(log_ratios: Sequence[Estimator], weights: Sequence[float] | None = N
 
     Args:
       log_ratios: functions `x [B, ...] -> [B]`.
-      weights: one number a function; all 1 if left out.
+      weights: one number per function; all 1 if left out.
 
     Returns:
       The function `x [B, ...] -> [B]`.
 
     Raises:
-      ValueError: for no function, or unequal lengths.
+      ValueError: for no function, or unequal lengths; when it is called, for functions that return
+        unequal shapes, which would broadcast.
     """
     ws = [1.0] * len(log_ratios) if weights is None else list(weights)
     if not log_ratios or len(ws) != len(log_ratios):
         raise ValueError(
-            f"one weight a function is needed, got {len(ws)} for {len(log_ratios)} functions"
+            f"expected one weight per function, got {len(ws)} for {len(log_ratios)} functions"
         )
 
     def log_r(x: Array) -> Array:
-        terms = [w * function(x) for w, function in zip(ws, log_ratios, strict=True)]
+        values = [function(x) for function in log_ratios]
+        _check_shapes(values)
+        terms = [w * value for w, value in zip(ws, values, strict=True)]
         return sum(terms[1:], start=terms[0])
 
     return log_r
@@ -107,8 +131,12 @@ def condition(
     output: Output = "log_ratio",
     negate: bool = False,
     input_range: tuple[float, float] = (-1.0, 1.0),
+    class_probabilities: Array | Sequence[float] | None = None,
 ) -> Estimator:
-    """Conditions a density-ratio estimator on a class: `r(x | y) ∝ r(x) p(y | x)^-φ` (eq. 12).
+    """Conditions a density-ratio estimator on a class: `r(x) (p(y | x) / p(y))^-φ` (eq. 12).
+
+    The factor `p(y)^φ` changes nothing under KL. Under other divergences it matters: with it, a
+    classifier that knows nothing leaves the flow as it is.
 
     The flow of the result under KL is that of the paper (eq. 30), with `η` for its `2 η`:
     `x - η ∇(log r(x) - φ log p(y | x)) + ν ξ`. The exact conditional is `φ = 1`; learnt ratios
@@ -121,10 +149,11 @@ def condition(
       label: as for `log_probability`.
       weight: `φ`; 0 is unconditional.
       output: what the estimator returns, and so what the result does: "log_ratio", or "ratio" for
-        an unconstrained `r` (LSIF), of which the result is `r(x) p(y | x)^-φ`. Where such an `r` is
+        an unconstrained `r` (LSIF), of which the result is that times the same factor. Where such an `r` is
         negative, that form turns the pull of the class round; prefer a loss that learns `log r`.
       negate: condition on any class but this.
       input_range: as for `log_probability`.
+      class_probabilities: `p(y)` in the classifier's training data, [C]; uniform if left out.
 
     Returns:
       An estimator `x [B, ...] -> [B]` for `first_variation` with the same output.
@@ -133,10 +162,22 @@ def condition(
       ValueError: for an unknown output; later as `log_probability`.
     """
     check_output(output)
-    log_p = log_probability(classifier, label, negate=negate, input_range=input_range)
-    if output == "ratio":
-        return lambda x: estimator(x) * jnp.exp(-weight * log_p(x))
-    return product([estimator, log_p], [1.0, -weight])
+    log_p = log_probability(
+        classifier,
+        label,
+        negate=negate,
+        input_range=input_range,
+        class_probabilities="uniform" if class_probabilities is None else class_probabilities,
+    )
+    if output == "log_ratio":
+        return product([estimator, log_p], [1.0, -weight])
+
+    def ratio(x: Array) -> Array:
+        values = [estimator(x), log_p(x)]
+        _check_shapes(values)
+        return values[0] * jnp.exp(-weight * values[1])
+
+    return ratio
 
 
 def refine(
@@ -177,3 +218,13 @@ def refine(
     if generator is None:
         return first_variation(log_ratio, divergence)
     return first_variation(lambda z: log_ratio(generator(z)), divergence)
+
+
+def _check_shapes(values: Sequence[Array]) -> None:
+    shapes = [value.shape for value in values]
+    if len(set(shapes)) > 1:
+        got = ", ".join(map(str, shapes))
+        raise ValueError(
+            "functions that are combined must all return one number per example, [B], got shapes "
+            f"{got}; from [B, 1], drop the last axis: `[:, 0]`"
+        )

@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
+from jax.scipy.special import xlogy
 
 from fdrl_jax.names import nearest
 
@@ -52,7 +53,7 @@ PEARSON = FDivergence(
 
 KL = FDivergence(
     name="kl",
-    f=lambda r: r * jnp.log(r),
+    f=lambda r: xlogy(r, r),
     f_prime=lambda r: jnp.log(r) + 1.0,
     potential_from_log_ratio=lambda log_r: log_r,
 )
@@ -60,7 +61,7 @@ KL = FDivergence(
 # log(2r / (r + 1)) = log 2 + log sigmoid(log r).
 JS = FDivergence(
     name="js",
-    f=lambda r: r * jnp.log(r) - (r + 1.0) * jnp.log((r + 1.0) / 2.0),
+    f=lambda r: xlogy(r, r) - (r + 1.0) * jnp.log((r + 1.0) / 2.0),
     f_prime=lambda r: jnp.log(2.0 * r / (r + 1.0)),
     potential_from_log_ratio=jax.nn.log_sigmoid,
 )
@@ -86,6 +87,8 @@ HELLINGER = FDivergence(
     f_prime=lambda r: 1.0 - 1.0 / jnp.sqrt(r),
     potential_from_log_ratio=lambda log_r: -jnp.exp(-0.5 * log_r),
 )
+
+_ALPHA = re.compile(r"alpha\(\s*(?P<order>[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?)\s*\)")
 
 REGISTRY: dict[str, FDivergence] = {
     d.name: d for d in (PEARSON, KL, JS, LOGD, REVERSE_KL, HELLINGER)
@@ -122,84 +125,65 @@ def alpha(order: float) -> FDivergence:
     )
 
 
-def combine(weights: Sequence[float], divergences: Sequence[FDivergence]) -> FDivergence:
+def combine(
+    weights: Sequence[float], divergences: Sequence[str | FDivergence]
+) -> FDivergence:
     """Returns the positive linear combination `Σ w_i D_i`, which is again an f-divergence.
 
     Args:
-      weights: positive numbers, one a divergence.
-      divergences: the divergences to add.
+      weights: positive numbers, one per divergence.
+      divergences: the divergences to add, or their names.
 
     Raises:
       ValueError: for no divergence, unequal lengths, or a weight that is not positive and finite.
     """
     if not divergences or len(weights) != len(divergences):
         raise ValueError(
-            f"one weight a divergence is needed, got {len(weights)} weights for "
+            f"expected one weight per divergence, got {len(weights)} weights for "
             f"{len(divergences)} divergences"
         )
+    terms = [get(divergence) for divergence in divergences]
     ws = [float(w) for w in weights]
     if not all(0.0 < w < float("inf") for w in ws):
         raise ValueError(f"weights of divergences must be positive and finite, got {ws}")
 
     def weighted_sum(functions: Sequence[Callable[[Array], Array]]) -> Callable[[Array], Array]:
         def total(value: Array) -> Array:
-            terms = [w * function(value) for w, function in zip(ws, functions, strict=True)]
-            return sum(terms[1:], start=terms[0])
+            values = [w * function(value) for w, function in zip(ws, functions, strict=True)]
+            return sum(values[1:], start=values[0])
 
         return total
 
-    from_ratio = [d.potential_from_ratio for d in divergences]
+    from_ratio = [d.potential_from_ratio for d in terms]
     defined = [function for function in from_ratio if function is not None]
     return FDivergence(
-        name=" + ".join(f"{w:g}*{d.name}" for w, d in zip(ws, divergences, strict=True)),
-        f=weighted_sum([d.f for d in divergences]),
-        f_prime=weighted_sum([d.f_prime for d in divergences]),
-        potential_from_log_ratio=weighted_sum([d.potential_from_log_ratio for d in divergences]),
+        name=" + ".join(f"{w:g}*{d.name}" for w, d in zip(ws, terms, strict=True)),
+        f=weighted_sum([d.f for d in terms]),
+        f_prime=weighted_sum([d.f_prime for d in terms]),
+        potential_from_log_ratio=weighted_sum([d.potential_from_log_ratio for d in terms]),
         potential_from_ratio=weighted_sum(defined) if len(defined) == len(from_ratio) else None,
     )
 
 
-_NUMBER = r"[-+]?\d*\.?\d+(?:[eE][-+]?\d+)?"
-_TERM = re.compile(rf"(?:(?P<weight>{_NUMBER})\s*\*\s*)?(?P<name>[a-z_]+)(?:\((?P<arg>[^()]*)\))?")
-
-
 def get(spec: str | FDivergence) -> FDivergence:
-    """Returns a divergence by name or by a short formula.
+    """Returns a divergence by name. A divergence is returned as it is.
 
     Args:
-      spec: a name ("pearson", "kl", "js", "logd", "reverse_kl", "hellinger"), "alpha(0.5)", or a
-        positive linear combination such as "0.5*kl + 0.5*reverse_kl". A divergence is returned as
-        it is.
+      spec: "pearson", "kl", "js", "logd", "reverse_kl", "hellinger", or "alpha(0.5)" with the order
+        of an alpha-divergence.
 
     Raises:
       ValueError: naming the allowed names and the nearest one.
     """
     if isinstance(spec, FDivergence):
         return spec
-    terms = [_parse_term(term.strip(), spec) for term in re.split(r"(?<!\d[eE])\+", spec)]
-    if len(terms) == 1 and terms[0][0] is None:
-        return terms[0][1]
-    return combine([1.0 if w is None else w for w, _ in terms], [d for _, d in terms])
-
-
-def _parse_term(term: str, spec: str) -> tuple[float | None, FDivergence]:
-    match = _TERM.fullmatch(term)
-    name = match["name"] if match else term
+    if spec in REGISTRY:
+        return REGISTRY[spec]
+    if match := _ALPHA.fullmatch(spec):
+        return alpha(float(match["order"]))
     allowed = [*REGISTRY, "alpha(ORDER)"]
-    if match and name == "alpha" and match["arg"] is not None:
-        try:
-            divergence = alpha(float(match["arg"]))
-        except ValueError as error:
-            raise ValueError(f"in divergence {spec!r}: {error}") from None
-    elif match and match["arg"] is None and name in REGISTRY:
-        divergence = REGISTRY[name]
-    else:
-        hint = nearest(name, allowed) or "."
-        raise ValueError(
-            f"unknown divergence {term!r} in {spec!r}{hint} Allowed: {', '.join(allowed)}, "
-            "or positive combinations such as '0.5*kl + 0.5*js'"
-        )
-    return (None if match["weight"] is None else float(match["weight"])), divergence
+    hint = nearest(spec, allowed) or "."
+    raise ValueError(f"unknown divergence {spec!r}{hint} Allowed: {', '.join(allowed)}")
 
 
 def check_output(output: str) -> None:

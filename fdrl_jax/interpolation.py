@@ -1,6 +1,12 @@
 """Paths between two points of a prior (figure 7 of the paper).
 
-Flow the points of a path with the same key, and the samples differ by their start alone.
+To compare samples along a path, flow all its points with the same noise, so that they differ by
+their start only. One key for the batch would give each point other noise; give each point the same
+key instead:
+
+    points = spherical(a, b, jnp.linspace(0.0, 1.0, 11))
+    keys = jnp.broadcast_to(key, len(points))
+    samples = flow(keys, points, potential, num_steps=100, step_size=0.1, noise_scale=0.01)
 """
 
 import jax
@@ -14,7 +20,7 @@ def linear(a: Array, b: Array, weights: Array) -> Array:
 
     Args:
       a: a point, of any shape.
-      b: another one, of the same shape.
+      b: another point, of the same shape.
       weights: `t`, [T].
 
     Returns:

@@ -6,13 +6,13 @@ processes (hosts) the axis goes over the devices of all of them, in the order of
 """
 
 import functools
+import hashlib
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import jax_utils
 from jax import lax
 from jax.experimental import multihost_utils
 
@@ -20,8 +20,22 @@ AXIS = "replicas"
 
 
 def replicate(tree: Any) -> Any:
-    """Copies a pytree to every local device: a new leading axis of replicas."""
-    return jax_utils.replicate(tree)  # type: ignore[no-untyped-call]
+    """Copies a pytree to every local device: a new leading axis of replicas.
+
+    Each copy goes to its device directly, so that no device ever holds more than one.
+    """
+    devices = [d for d in jax.devices() if d.process_index == jax.process_index()]
+    mesh = jax.sharding.Mesh(np.array(devices), (AXIS,))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(AXIS))
+
+    def copy(a: Any) -> jax.Array:
+        one = a[None] if isinstance(a, jax.Array) else np.asarray(a)[None]
+        copies = [jax.device_put(one, device) for device in devices]
+        return jax.make_array_from_single_device_arrays(
+            (len(devices), *one.shape[1:]), sharding, copies
+        )
+
+    return jax.tree.map(copy, tree)
 
 
 def unreplicate(tree: Any) -> Any:
@@ -69,20 +83,21 @@ def gather(tree: Any) -> Any:
 def map_steps(repeated_step: Callable[..., Any]) -> Any:
     """Maps `steps.repeat_steps` over devices.
 
-    All arguments have a leading axis of replicas, but for the count of steps, which all share. The
-    buffers of the state are donated.
+    Key, count of steps and offset of batches are shared; the other arguments have a leading axis of
+    replicas. All six are positional. The buffers of the state are donated.
     """
-    return jax.pmap(repeated_step, axis_name=AXIS, in_axes=(0, 0, 0, None), donate_argnums=(0,))
+    in_axes = (None, 0, 0, 0, None, None)
+    return jax.pmap(repeated_step, axis_name=AXIS, in_axes=in_axes, donate_argnums=(1,))
 
 
 def map_sampler(sampler: Callable[..., Any]) -> Any:
-    """Maps `(variables, constants, batch) -> samples` over devices."""
-    return jax.pmap(sampler, axis_name=AXIS)
+    """Maps `(key, variables, constants, batch) -> samples` over devices, which share the key."""
+    return jax.pmap(sampler, axis_name=AXIS, in_axes=(None, 0, 0, 0))
 
 
 def map_segment(segment: Callable[..., Any]) -> Any:
-    """Maps `samplers.make_segment` over devices, which share the number of the first step."""
-    return jax.pmap(segment, axis_name=AXIS, in_axes=(0, 0, 0, None))
+    """Maps `samplers.make_segment` over devices, which share the key and the first step."""
+    return jax.pmap(segment, axis_name=AXIS, in_axes=(None, 0, 0, 0, None))
 
 
 def local_batch_size(global_batch_size: int) -> int:
@@ -124,6 +139,15 @@ def barrier(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
+def same_on_all_processes(text: str) -> bool:
+    """Returns whether a text is the same on every process; all of them must call this."""
+    if jax.process_count() == 1:
+        return True
+    digest = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
+    gathered = multihost_utils.process_allgather(digest)
+    return bool(np.all(gathered == gathered[:1]))
+
+
 def any_process(flag: bool) -> jax.Array:
     """Starts to find out whether a flag is set on any process.
 
@@ -133,7 +157,7 @@ def any_process(flag: bool) -> jax.Array:
     return answer
 
 
-def odd_replicas(tree: Any) -> list[int]:
+def divergent_replicas(tree: Any) -> list[int]:
     """Returns which replicas of a replicated pytree differ in any bit from most of them.
 
     Costs a pass over the tree on each device and a number a device between them. One changed word

@@ -1,14 +1,17 @@
 """What is learnt, as functions and hyper-parameters: the input of train steps and samplers."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple, Self, TypedDict
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
+from fdrl_jax import bregman as bregman_lib
 from fdrl_jax.bregman import Bregman
-from fdrl_jax.divergences import FDivergence, first_variation
-from fdrl_jax.flow import Potential, Schedule
+from fdrl_jax.divergences import FDivergence, Output, first_variation
+from fdrl_jax.langevin import Potential, Schedule
+from fdrl_jax.networks import update_vectors
 from fdrl_jax.priors import Batch
 from fdrl_jax.state import Variables
 
@@ -20,6 +23,9 @@ Condition = Callable[[Callable[[Array], Array], Any, Batch], Callable[[Array], A
 class Estimator(NamedTuple):
     """A density-ratio network as two functions.
 
+    It estimates the ratio of flowed samples over data, `r = q~/p`, or its logarithm. Build it from
+    a network of this package by `Estimator.from_network`, which does not forget `refresh`.
+
     Attributes:
       apply: `(variables, x [B, ...]) -> [B]`, each output depending on its own example alone.
       refresh: `variables -> variables`, called once a training step, before it: moves what is not
@@ -29,6 +35,20 @@ class Estimator(NamedTuple):
 
     apply: Callable[[Variables, Array], Array]
     refresh: Callable[[Variables], Variables] = lambda variables: variables
+
+    @classmethod
+    def from_network(cls, network: nn.Module) -> Self:
+        """Returns the estimator of a Flax module that maps [B, ...] to [B].
+
+        The vectors of spectral normalisation, if it has any, are moved once per training step. For
+        a module with variables of another kind that should move, give `apply` and `refresh`.
+        """
+
+        def apply(variables: Variables, x: Array) -> Array:
+            output: Array = network.apply(variables, x)
+            return output
+
+        return cls(apply, update_vectors)
 
 
 class Schedules(TypedDict):
@@ -47,6 +67,7 @@ class FlowParams(NamedTuple):
       noise_scale: `ν`, of the first step.
       num_refine_steps: `κ`, further steps in sampling.
       step_size_decay: factor on the step size by the `K`-th step.
+      unroll: steps per iteration of the compiled loop.
     """
 
     num_steps: int
@@ -54,6 +75,7 @@ class FlowParams(NamedTuple):
     noise_scale: float
     num_refine_steps: int = 0
     step_size_decay: float = 1.0
+    unroll: int = 1
 
     def schedules(self) -> Schedules:
         """Returns step size and noise scale as `flow` takes them.
@@ -95,8 +117,8 @@ class Problem(NamedTuple):
 
     Attributes:
       estimator: the network.
-      bregman: the loss; its `output` says what the network returns.
-      divergence: the f-divergence whose first variation is the potential.
+      bregman: the loss, or its name; its `output` says what the network returns.
+      divergence: the f-divergence whose first variation is the potential, or its name.
       flow: hyper-parameters of the flow.
       prior_sample: `(params, keys [B], batch) -> x_0 [B, ...]`, as in `priors.Prior`.
       condition: `(estimator x -> [B], arrays of a classifier, batch) -> estimator`, such as by
@@ -104,16 +126,21 @@ class Problem(NamedTuple):
     """
 
     estimator: Estimator
-    bregman: Bregman
-    divergence: FDivergence
+    bregman: str | Bregman
+    divergence: str | FDivergence
     flow: FlowParams
     prior_sample: Callable[[Any, Array, Batch], Array]
     condition: Condition | None = None
 
+    @property
+    def output(self) -> Output:
+        """What the network returns: "ratio" or "log_ratio"."""
+        return bregman_lib.get(self.bregman).output
+
     def potential(self, variables: Variables) -> Potential:
         """Returns the potential `f'(r(x))` of the estimator with these variables (eq. 5)."""
         return first_variation(
-            lambda x: self.estimator.apply(variables, x), self.divergence, self.bregman.output
+            lambda x: self.estimator.apply(variables, x), self.divergence, self.output
         )
 
     def sampling_potential(
@@ -125,4 +152,4 @@ class Problem(NamedTuple):
         estimator = self.condition(
             lambda x: self.estimator.apply(variables, x), constants.classifier, batch
         )
-        return first_variation(estimator, self.divergence, self.bregman.output)
+        return first_variation(estimator, self.divergence, self.output)

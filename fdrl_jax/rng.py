@@ -1,4 +1,4 @@
-"""Random numbers that follow from (seed, purpose, position) alone.
+"""Random numbers that follow from (seed, purpose, position) only.
 
 Every example of a run has a position: in training `step * global_batch + index`, in sampling the
 index of the sample. A key is a function of the root key, what it is used for and the position, and
@@ -25,6 +25,31 @@ class Stream(enum.IntEnum):
     SAMPLE = 5  # Root of the streams of sampling, so that they are not those of training.
 
 
+def root_key(seed: int) -> Array:
+    """Returns the root key of a seed, of the generator that keeps the promises above.
+
+    JAX can be configured to make other keys by default (`jax_default_prng_impl="rbg"`, usual on
+    TPUs). Those give an example other numbers in another batch.
+    """
+    return jax.random.key(seed, impl="threefry2x32")
+
+
+def check_independent(keys: Array) -> None:
+    """Checks that keys, one per example, give an example the same numbers in every batch.
+
+    Args:
+      keys: typed keys.
+
+    Raises:
+      ValueError: for keys of another generator than "threefry2x32".
+    """
+    if (name := str(jax.random.key_impl(keys))) != "threefry2x32":
+        raise ValueError(
+            f"one key per example needs the generator 'threefry2x32', got {name!r}, whose numbers "
+            "depend on the batch; make the root key by fdrl_jax.rng.root_key(seed)"
+        )
+
+
 def stream_key(root: Array, stream: Stream) -> Array:
     """Returns the key of a stream under a root key."""
     return jax.random.fold_in(root, int(stream))
@@ -34,13 +59,17 @@ def example_keys(root: Array, stream: Stream, positions: Array) -> Array:
     """Returns a key for each example.
 
     Args:
-      root: a typed key, as from `jax.random.key(seed)`.
+      root: a typed key, from `root_key`.
       stream: what the numbers are for.
       positions: the examples' positions, [B] integers.
 
     Returns:
       Typed keys, [B].
+
+    Raises:
+      ValueError: for a root key of another generator than "threefry2x32".
     """
+    check_independent(root)
     keys: Array = jax.vmap(jax.random.fold_in, (None, 0))(stream_key(root, stream), positions)
     return keys
 
@@ -49,16 +78,17 @@ def batch_positions(step: Array, batch_size: int, axis_name: str | None = None) 
     """Returns the positions of a replica's examples in a training step.
 
     Args:
-      step: the training step, an integer scalar.
+      step: the number of the batch, from 0, an integer scalar.
       batch_size: examples in this replica's batch.
       axis_name: the mapped axis of replicas, or `None` outside of one.
 
     Returns:
-      Positions, [batch_size]: consecutive over the replicas of the step, and over steps.
+      Positions, [batch_size] uint32: consecutive over the replicas of the step, and over steps.
+      They start again at 0 after 2^32 examples.
     """
     if axis_name is None:
-        replica, num_replicas = jnp.int32(0), 1
+        replica, num_replicas = jnp.uint32(0), 1
     else:
         replica, num_replicas = jax.lax.axis_index(axis_name), jax.lax.axis_size(axis_name)
-    first: Array = (step * num_replicas + replica) * batch_size
-    return first + jnp.arange(batch_size)
+    first: Array = (jnp.uint32(step) * num_replicas + jnp.uint32(replica)) * batch_size
+    return first + jnp.arange(batch_size, dtype=jnp.uint32)

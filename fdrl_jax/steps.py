@@ -1,11 +1,12 @@
 """The train step: a per-replica function that knows at most an axis name.
 
 It is built once from functions and hyper-parameters and holds no arrays, so `parallel` may map it
-over devices by whatever means, and a user may call it in a jit of their own.
+over devices by whatever means, and a user may call it in a jit of their own. The random key is an
+argument: another seed compiles nothing, and `jax.vmap` over keys trains several seeds at once.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -14,15 +15,47 @@ from jax import lax
 
 from fdrl_jax import bregman as bregman_lib
 from fdrl_jax import rng, state
-from fdrl_jax.flow import as_floating, flow_with_speed, normal_like
+from fdrl_jax.langevin import as_floating, normal_like
+from fdrl_jax.objectives import Metrics, objective
 from fdrl_jax.priors import Batch
 from fdrl_jax.problem import Constants, Problem
 from fdrl_jax.state import TrainState, Variables
 
 Array = jax.Array
-Metrics = dict[str, Array]
-TrainStep = Callable[[TrainState, Constants, Any], tuple[TrainState, Metrics]]
-RepeatedStep = Callable[[TrainState, Constants, Any, Array], tuple[TrainState, Metrics]]
+# `(variables, key, constants, host batch, positions [B]) -> (gradients, metrics)`.
+LossAndGrads = Callable[[Variables, Array, Constants, Any, Array], tuple[Any, Metrics]]
+
+
+class TrainStep(Protocol):
+    """One update.
+
+    Called with the root key of the run, the state, constants, the host batch if the data source has
+    one, and an offset: the step draws batch number `state.step + batch_offset`, so that a run may
+    leave batches out.
+    """
+
+    def __call__(
+        self,
+        key: Array,
+        train_state: TrainState,
+        constants: Constants,
+        host_batch: Any = None,
+        batch_offset: int | Array = 0,
+    ) -> tuple[TrainState, Metrics]: ...
+
+
+class RepeatedStep(Protocol):
+    """Several updates; see `repeat_steps`."""
+
+    def __call__(
+        self,
+        key: Array,
+        train_state: TrainState,
+        constants: Constants,
+        host_batches: Any,
+        count: int | Array,
+        batch_offset: int | Array = 0,
+    ) -> tuple[TrainState, Metrics]: ...
 
 
 def make_train_step(
@@ -30,73 +63,82 @@ def make_train_step(
     *,
     optimizer: optax.GradientTransformation,
     draw: Callable[[Any, Any, Array, Array], Batch],
-    seed: int,
     batch_size: int,
     ema_rate: float = 0.998,
+    ema_ramp: bool = False,
     dequantisation: float = 0.0,
+    gradient_penalty: float = 0.0,
     num_micro_batches: int = 1,
     axis_name: str | None = None,
 ) -> TrainStep:
     """Builds the train step (algorithm 1).
 
-    One step draws data and prior samples, flows the latter for `K` steps with the present
-    estimator (no gradient goes through the flow), and updates the estimator on the Bregman loss
-    between data and flowed samples. Keys follow from (seed, position of the example).
+    One step draws data and prior samples and follows the gradient of `objectives.objective`: it
+    flows the prior samples for `K` steps with the present estimator (no gradient goes through the
+    flow), and updates the estimator on the Bregman loss between data and flowed samples. All random
+    numbers follow from (key, position of the example).
 
     Args:
       problem: estimator, loss, divergence, flow and prior.
-      optimizer: an Optax optimizer.
+      optimizer: an Optax optimizer; one that needs the loss gets it as `value`.
       draw: `(data arrays, host batch, key, positions [B]) -> batch`, with the data under "real",
         [B, ...]; a pure function that runs on the device. The key is the same for the whole run.
-      seed: seed of the run.
       batch_size: examples of one replica.
       ema_rate: decay of the moving average of parameters.
+      ema_ramp: as for `state.apply_gradients`.
       dequantisation: standard deviation of the Gaussian noise added to data.
+      gradient_penalty: as for `objectives.objective`; 0 for none, which costs nothing.
       num_micro_batches: equal parts in which the batch goes through flow and gradient one after the
         other, to save memory; the result is that of the whole batch.
       axis_name: mapped axis over which gradients and metrics are averaged, if any.
 
     Returns:
-      `(state, constants, host batch or None) -> (state, metrics)`. The metrics are scalars: those
-      of `bregman.loss`, "grad_norm", and "drift_norm", the mean norm of the drift in the last step
-      of the flow (0 for a flow of no steps).
+      A `TrainStep`. The metrics are scalars: those of `objectives.objective`, and "grad_norm".
 
     Raises:
-      ValueError: for a loss and divergence that do not go together, or a batch that does not
-        divide into the micro-batches.
+      ValueError: for a loss and divergence that do not go together, a negative penalty, or a batch
+        that does not divide into the micro-batches; when it is traced, for data or prior samples of
+        another number than the batch size, and as `objectives.objective`.
     """
     bregman_lib.check_pair(problem.bregman, problem.divergence)
+    if gradient_penalty < 0:
+        raise ValueError(f"gradient_penalty must be >= 0, got {gradient_penalty}")
 
     def loss_and_grads(
-        variables: Variables, constants: Constants, host_batch: Any, positions: Array
+        variables: Variables, key: Array, constants: Constants, host_batch: Any, positions: Array
     ) -> tuple[Any, Metrics]:
-        root = jax.random.key(seed)
-        data_key = rng.stream_key(root, rng.Stream.DATA)
+        data_key = rng.stream_key(key, rng.Stream.DATA)
         batch = draw(constants.data, host_batch, data_key, positions)
-        # Integers would stay integers under dequantisation, and the flowed samples take their type.
+        # Integers would stay integers under dequantisation.
         real = as_floating(batch["real"])
         if dequantisation:
-            keys = rng.example_keys(root, rng.Stream.DEQUANTISATION, positions)
+            keys = rng.example_keys(key, rng.Stream.DEQUANTISATION, positions)
             real = real + dequantisation * normal_like(keys, real)
-        prior_keys = rng.example_keys(root, rng.Stream.PRIOR, positions)
+        prior_keys = rng.example_keys(key, rng.Stream.PRIOR, positions)
         x0 = problem.prior_sample(constants.prior, prior_keys, batch)
-        flowed, speeds = lax.stop_gradient(
-            flow_with_speed(
-                rng.example_keys(root, rng.Stream.FLOW, positions),
-                x0,
-                problem.potential(variables),
-                num_steps=problem.flow.num_steps,
-                **problem.flow.schedules(),
-            )
-        )
+        for name, array in (("draw", real), ("the prior", x0)):
+            if len(array) != len(positions):
+                raise ValueError(
+                    f"{name} must return one example per position, {len(positions)}, "
+                    f"got {len(array)}"
+                )
 
         def loss_fn(params: Any) -> tuple[Array, Metrics]:
-            both = jnp.concatenate([real, flowed.astype(real.dtype)])
-            out = problem.estimator.apply({**variables, "params": params}, both)
-            return bregman_lib.loss(problem.bregman, *jnp.split(out, 2))
+            return objective(
+                rng.example_keys(key, rng.Stream.FLOW, positions),
+                real,
+                x0,
+                lambda x: problem.estimator.apply({**variables, "params": params}, x),
+                bregman=problem.bregman,
+                divergence=problem.divergence,
+                num_steps=problem.flow.num_steps,
+                **problem.flow.schedules(),
+                gradient_penalty=gradient_penalty,
+                unroll=problem.flow.unroll,
+            )
 
-        grads, metrics = jax.grad(loss_fn, has_aux=True)(variables["params"])
-        return grads, {**metrics, "drift_norm": jnp.sum(speeds[-1:]) / len(flowed)}
+        result: tuple[Any, Metrics] = jax.grad(loss_fn, has_aux=True)(variables["params"])
+        return result
 
     return from_gradients(
         loss_and_grads,
@@ -104,35 +146,39 @@ def make_train_step(
         batch_size=batch_size,
         refresh=problem.estimator.refresh,
         ema_rate=ema_rate,
+        ema_ramp=ema_ramp,
         num_micro_batches=num_micro_batches,
         axis_name=axis_name,
     )
 
 
 def from_gradients(
-    loss_and_grads: Callable[[Variables, Constants, Any, Array], tuple[Any, Metrics]],
+    loss_and_grads: LossAndGrads,
     *,
     optimizer: optax.GradientTransformation,
     batch_size: int,
     refresh: Callable[[Variables], Variables] = lambda variables: variables,
     ema_rate: float = 0.998,
+    ema_ramp: bool = False,
     num_micro_batches: int = 1,
     axis_name: str | None = None,
 ) -> TrainStep:
     """Builds a train step from what computes gradients: micro-batches, replicas and the update.
 
     Args:
-      loss_and_grads: `(variables, constants, host batch, positions [B]) -> (grads, metrics)`, both
-        means over the examples; the gradients are like `variables["params"]`.
+      loss_and_grads: `(variables, key, constants, host batch, positions [B]) -> (grads, metrics)`,
+        both means over the examples; the gradients are like `variables["params"]`, and "loss" is
+        among the metrics.
       optimizer: as for `make_train_step`.
       batch_size: as for `make_train_step`.
       refresh: as in `problem.Estimator`.
       ema_rate: as for `make_train_step`.
+      ema_ramp: as for `make_train_step`.
       num_micro_batches: as for `make_train_step`.
       axis_name: as for `make_train_step`.
 
     Returns:
-      `(state, constants, host batch or None) -> (state, metrics)`, with "grad_norm" added.
+      A `TrainStep`, with "grad_norm" added to the metrics.
 
     Raises:
       ValueError: for a batch that does not divide into the micro-batches.
@@ -141,27 +187,35 @@ def from_gradients(
         raise ValueError(
             f"a batch of {batch_size} does not divide into {num_micro_batches} micro-batches"
         )
+    # Under jit, whatever calls it again with the same shapes does not trace it again.
+    loss_and_grads = jax.jit(loss_and_grads)
 
     def train_step(
-        train_state: TrainState, constants: Constants, host_batch: Any
+        key: Array,
+        train_state: TrainState,
+        constants: Constants,
+        host_batch: Any = None,
+        batch_offset: int | Array = 0,
     ) -> tuple[TrainState, Metrics]:
         train_state = train_state._replace(variables=refresh(train_state.variables))
-        positions = rng.batch_positions(train_state.num_batches, batch_size, axis_name)
+        positions = rng.batch_positions(train_state.step + batch_offset, batch_size, axis_name)
 
         # Each replica differentiates its own copy: `shard_map` sums the gradient of an array that
         # replicas share by itself, and the mean below would be a sum.
         variables = _per_replica(train_state.variables, axis_name)
 
         def of_part(part: Any) -> tuple[Any, Metrics]:
-            return loss_and_grads(variables, constants, *part)
+            return loss_and_grads(variables, key, constants, *part)
 
         grads, metrics = _mean_over_parts(
             of_part, (host_batch, positions), num_micro_batches, axis_name
         )
         if axis_name is not None:
             grads, metrics = lax.pmean((grads, metrics), axis_name)  # type: ignore[no-untyped-call]
-        metrics = {**metrics, "grad_norm": optax.tree.norm(grads)}
-        return state.apply_gradients(train_state, grads, optimizer, ema_rate), metrics
+        after = state.apply_gradients(
+            train_state, grads, optimizer, ema_rate, ema_ramp=ema_ramp, value=metrics["loss"]
+        )
+        return after, {**metrics, "grad_norm": optax.tree.norm(grads)}
 
     return train_step
 
@@ -177,24 +231,36 @@ def repeat_steps(train_step: TrainStep, max_steps: int) -> RepeatedStep:
       max_steps: the largest count.
 
     Returns:
-      `(state, constants, host batches, count) -> (state, metrics)`: the host batches (if any) have
-      a leading axis of `max_steps`; so have the metrics, of which the first `count` are set.
+      `(key, state, constants, host batches, count, batch offset) -> (state, metrics)`: the host
+      batches (if any) have a leading axis of `max_steps`; so have the metrics, of which the first
+      `count` are set.
     """
+    # Under jit, the step is traced once for its shapes and for the loop.
+    traced_once = jax.jit(train_step)
 
     def run(
-        train_state: TrainState, constants: Constants, host_batches: Any, count: Array
+        key: Array,
+        train_state: TrainState,
+        constants: Constants,
+        host_batches: Any,
+        count: int | Array,
+        batch_offset: int | Array = 0,
     ) -> tuple[TrainState, Metrics]:
-        def batch_at(i: Array | int) -> Any:
-            return jax.tree.map(
+        def take(train_state: TrainState, i: Array) -> tuple[TrainState, Metrics]:
+            host_batch = jax.tree.map(
                 lambda a: lax.dynamic_index_in_dim(a, i, keepdims=False), host_batches
             )
+            result: tuple[TrainState, Metrics] = traced_once(
+                key, train_state, constants, host_batch, batch_offset
+            )
+            return result
 
         def body(i: Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
             train_state, history = carry
-            train_state, metrics = train_step(train_state, constants, batch_at(i))
+            train_state, metrics = take(train_state, i)
             return train_state, jax.tree.map(lambda h, m: h.at[i].set(m), history, metrics)
 
-        _, shapes = jax.eval_shape(train_step, train_state, constants, batch_at(0))
+        _, shapes = jax.eval_shape(take, train_state, jnp.int32(0))
         history = jax.tree.map(lambda s: jnp.zeros((max_steps, *s.shape), s.dtype), shapes)
         done: tuple[TrainState, Metrics] = lax.fori_loop(0, count, body, (train_state, history))
         return done

@@ -126,10 +126,10 @@ def test_what_a_page_names_wrongly_is_found():
     assert commands(ROOT / "README.md", MAIN)
     assert [*other_flags("python -m benchmarks.pods --josn=x")] == [("benchmarks.pods", "josn")]
     assert "josn" not in file_of("benchmarks.pods").read_text()
-    text = "`flow.step_sise=1`, `flow.step_size=1`, `prior.npz`, `fdrl_jax.flow.drift`"
+    text = "`flow.step_sise=1`, `flow.step_size=1`, `prior.npz`, `fdrl_jax.langevin.drift`"
     assert unknown_keys(text) == ["flow.step_sise"]
-    text = "`experiments/loop.py`, `fdrl_jax.flow.flown`, `python -m examples.NAME`, `docs/conf.py`"
-    assert unknown_names(text) == ["experiments/loop.py", "fdrl_jax.flow.flown"]
+    text = "`experiments/loop.py`, `fdrl_jax.langevin.flown`, `python -m examples.NAME`, `docs/conf.py`"
+    assert unknown_names(text) == ["experiments/loop.py", "fdrl_jax.langevin.flown"]
 
 
 @pytest.mark.parametrize("mode", modes.MODES)
@@ -166,7 +166,7 @@ def test_the_api_reference_has_every_public_symbol():
         data = re.findall(r"^.. py:data:: (\S+)", page, re.M)
         documented |= {f"{module.__name__}.{name}" for name in data}
     assert api_pages.missing(documented) == []
-    assert api_pages.missing(documented - {"fdrl_jax.flow.flow"}) == ["fdrl_jax.flow.flow"]
+    assert api_pages.missing(documented - {"fdrl_jax.langevin.flow"}) == ["fdrl_jax.langevin.flow"]
     index = (ROOT / "docs" / "api" / "index.md").read_text()
     at_the_top = [n for n in fdrl_jax.__all__ if not inspect.ismodule(getattr(fdrl_jax, n))]
     assert [n for n in at_the_top if f"`fdrl.{n}`" not in index] == ["__version__"]

@@ -1,6 +1,9 @@
 """The training of a classifier, from its settings."""
 
+from collections.abc import Callable
 from typing import cast
+
+import jax
 
 from experiments.build.network import Network, make_network
 from experiments.build.training import (
@@ -15,8 +18,10 @@ from experiments.errors import UserError
 from experiments.settings import Settings
 from fdrl_jax import adversarial, parallel
 from fdrl_jax.adversarial import Attack
-from fdrl_jax.problem import Apply, Constants
-from fdrl_jax.state import TrainState
+from fdrl_jax.problem import Constants
+from fdrl_jax.state import TrainState, Variables
+
+Apply = Callable[[Variables, jax.Array], jax.Array]
 
 
 def classifier_training(settings: Settings, source: Source) -> Training:

@@ -10,10 +10,10 @@ import jax
 import optax
 
 from experiments.build.network import Network, init_network
+from experiments.build.rollbacks import after_rollbacks
 from experiments.data import Feed, Source
 from experiments.errors import UserError
 from experiments.settings import Settings
-from experiments.training.rollbacks import after_rollbacks
 from fdrl_jax import rng, state
 from fdrl_jax.problem import Constants
 from fdrl_jax.state import TrainState

@@ -84,5 +84,5 @@ def _read_newest(folder: Path, training: Training) -> TrainState:
         step=old.step,
         variables=old.variables,
         ema_variables=old.ema_variables,
-        opt_state=(old.opt_state, old.rollbacks),
+        opt_state=type(shapes.opt_state)(old.opt_state, old.rollbacks),
     )

@@ -7,13 +7,13 @@ from typing import Any
 
 import jax
 import numpy as np
-from fdrl_jax.langevin import Potential
 
 from experiments import classifiers
 from experiments.build import Experiment
 from experiments.classifiers import Classifier
 from experiments.errors import UserError
 from fdrl_jax import compose
+from fdrl_jax.langevin import Potential
 from fdrl_jax.names import nearest
 from fdrl_jax.priors import Batch
 

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
+from experiments.build import rollbacks
 from experiments.errors import DivergedError
-from experiments.training import rollbacks
 from fdrl_jax.state import TrainState
 
 

@@ -9,17 +9,17 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from experiments.build import Training
+from experiments.build import Training, rollbacks
+from experiments.build.rollbacks import Rollbacks
 from experiments.checkpoints import Checkpoints
 from experiments.data import Feed
 from experiments.errors import DivergedError, PreemptedError
 from experiments.machine import hosts, interrupts, memory
 from experiments.run import Run
-from experiments.training import divergence, metrics_log, rollbacks
+from experiments.training import divergence, metrics_log
 from experiments.training.divergence import Guard
 from experiments.training.metrics_log import Record
 from experiments.training.preemption import Preemption
-from experiments.training.rollbacks import Rollbacks
 from fdrl_jax import parallel, rng, steps
 from fdrl_jax.state import TrainState
 
@@ -159,6 +159,7 @@ class _Loop:
         self, start: TrainState, writers: list[metrics_log.Writer], feed: Feed
     ) -> TrainState:
         step, last, so_far = int(start.step), self._num_steps, rollbacks.of(start)
+        start_step = step
         num_skipped = int(so_far.num_skipped)
         state = parallel.replicate(start)
         hosts.check_agreement(state, step)
@@ -196,7 +197,8 @@ class _Loop:
                     # At most two dispatches under way: batches of more would fill the memory, and
                     # a run that should stop would have to wait for them.
                     jax.block_until_ready(window.parts[-2][2])
-                bar.set_description(bar.desc.replace("compiling", "training"))
+                if bar.n == start_step:
+                    bar.set_description(f"compiled in {time.perf_counter() - timer:.1f} s")
                 bar.update(count)
                 stopping = self._preemption.is_due()
                 if not stopping and not any(map(due, cadences)):
@@ -232,7 +234,7 @@ class _Loop:
                     raise DivergedError(f"training diverged: {trouble}", last_step=step)
                 timer = time.perf_counter()
         if stopping:
-            raise PreemptedError(_when_preempted(step, int(start.step), bool(self._store.steps())))
+            raise PreemptedError(_when_preempted(step, start_step, bool(self._store.steps())))
         return jax.tree.map(np.asarray, parallel.unreplicate(state))
 
     def _summary(
@@ -257,7 +259,7 @@ def _progress_bar(step: int, last: int) -> Any:
         total=last,
         initial=step,
         unit="step",
-        desc="compiling",
+        desc="compiling",  # Until the first dispatch returns.
         smoothing=0.1,
         disable=step >= last or not parallel.is_first_process(),
     )

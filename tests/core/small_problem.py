@@ -4,10 +4,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fdrl_jax import bregman, divergences, priors, state, steps
+from fdrl_jax import bregman, divergences, priors, rng, state, steps
 from fdrl_jax.problem import Constants, Estimator, FlowParams, Problem
 
 OPTIMIZER = optax.adam(0.05)
+KEY = rng.root_key(3)
 PRIOR = priors.gaussian(jnp.array([0.2, -0.1]), 0.5 * jnp.eye(2), clip=None)
 CONSTANTS = Constants(data=jnp.array([0.1, 0.4]), prior=PRIOR.params)
 
@@ -54,5 +55,5 @@ def problem(estimator=ESTIMATOR, prior_sample=PRIOR.sample, **flow):
 
 
 def train_step(of_problem=None, **options):
-    options = {"optimizer": OPTIMIZER, "draw": draw, "seed": 3, "batch_size": 16} | options
+    options = {"optimizer": OPTIMIZER, "draw": draw, "batch_size": 16} | options
     return steps.make_train_step(of_problem or problem(), **options)

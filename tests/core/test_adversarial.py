@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from fdrl_jax import adversarial, state
+from fdrl_jax import adversarial, rng, state
 from fdrl_jax.adversarial import Attack
 from fdrl_jax.problem import Constants
 
@@ -86,13 +86,12 @@ def test_training_against_an_attack_drops_the_feature_that_an_attack_can_turn(
         attack=Attack(epsilon, 0.1, 5),
         optimizer=optimizer,
         draw=draw,
-        seed=0,
         batch_size=100,
     )
     start = state.create({"params": {"w": jnp.zeros(2)}}, optimizer)
 
     def body(s, _):
-        return step(s, Constants((), ()), None)
+        return step(rng.root_key(0), s, Constants((), ()))
 
     end, metrics = jax.lax.scan(body, start, length=400)
 

@@ -77,10 +77,10 @@ def test_a_quadratic_potential_gives_the_mean_and_variance_of_the_ornstein_uhlen
         jax.random.split(jax.random.key(1), num),
         start,
         lambda x: quadratic(x, curvature),
-        num_steps=100,
+        num_steps=101,
         step_size=step_size,
         noise_scale=noise_scale,
-        with_trajectory=True,
+        observe=lambda x, drift: x,
     )
 
     # x' = c x + nu xi: a geometric series.
@@ -114,10 +114,10 @@ def test_noise_has_mean_zero_variance_nu_squared_and_is_independent_over_steps_a
         jax.random.key(0),
         jnp.zeros((num, 2)),
         lambda x: jnp.zeros(len(x)),
-        num_steps=5,
+        num_steps=6,
         step_size=1.0,
         noise_scale=noise_scale,
-        with_trajectory=True,
+        observe=lambda x, drift: x,
     )
     noise = np.diff(np.asarray(path), axis=0) / noise_scale  # [steps, examples, coordinates]
     columns = np.moveaxis(noise, 1, 0).reshape(num, -1)

@@ -22,13 +22,18 @@ def potential(x):
 
 
 @each_kind_of_key
-def test_the_flow_with_speed_is_the_flow_and_tells_the_norm_of_each_drift(key):
-    end, speeds = fdrl.flow_with_speed(key, START, potential, num_steps=4, **HYPER)
+def test_an_observer_sees_each_point_and_its_drift_and_changes_nothing(key):
+    def observe(x, drift):
+        return {"x": x, "speed": jnp.linalg.norm(drift, axis=-1)}
 
-    same_end, path = fdrl.flow(key, START, potential, num_steps=4, with_trajectory=True, **HYPER)
-    np.testing.assert_allclose(end, same_end, atol=1e-6)
-    drifts = np.stack([fdrl.drift(x, potential) for x in path[:-1]])
-    np.testing.assert_allclose(speeds, np.linalg.norm(drifts, axis=-1), rtol=1e-5)
+    end, seen = fdrl.flow(key, START, potential, num_steps=4, observe=observe, **HYPER)
+
+    np.testing.assert_allclose(
+        end, fdrl.flow(key, START, potential, num_steps=4, **HYPER), atol=1e-6
+    )
+    np.testing.assert_array_equal(seen["x"][0], START)
+    drifts = np.stack([fdrl.drift(x, potential) for x in seen["x"]])
+    np.testing.assert_allclose(seen["speed"], np.linalg.norm(drifts, axis=-1), rtol=1e-5)
 
 
 def scheduled(key, x0, num_steps, first_step=0):

@@ -15,7 +15,7 @@ from fdrl_jax.parallel import AXIS
 
 NUM_DEVICES = jax.local_device_count()
 GLOBAL_BATCH = 4 * NUM_DEVICES
-CONSTANTS = small_problem.CONSTANTS
+CONSTANTS, KEY = small_problem.CONSTANTS, small_problem.KEY
 
 # A GPU machine may have one device; the CPU always has the fake ones of conftest.py.
 pytestmark = pytest.mark.skipif(
@@ -36,13 +36,18 @@ def per_replica(num_micro_batches=1):
 @functools.cache
 def on_one_device():
     step = steps.repeat_steps(small_problem.train_step(batch_size=GLOBAL_BATCH), 3)
-    return jax.jit(step)(small_problem.initial_state(), CONSTANTS, None, 3)
+    return jax.jit(step)(KEY, small_problem.initial_state(), CONSTANTS, None, 3)
 
 
 @functools.cache
 def on_all_devices():
     return parallel.map_steps(per_replica())(
-        parallel.replicate(small_problem.initial_state()), parallel.replicate(CONSTANTS), None, 3
+        KEY,
+        parallel.replicate(small_problem.initial_state()),
+        parallel.replicate(CONSTANTS),
+        None,
+        3,
+        0,
     )
 
 
@@ -69,7 +74,7 @@ def test_replicas_are_equal_bit_for_bit():
 def test_the_same_steps_under_jit_of_shard_map_give_the_same_numbers(check_vma, num_micro_batches):
     # With check_vma (the default), shard_map sums the gradient of what replicas share by itself.
     mapped = jax.shard_map(
-        lambda state, constants: per_replica(num_micro_batches)(state, constants, None, 3),
+        lambda state, constants: per_replica(num_micro_batches)(KEY, state, constants, None, 3),
         mesh=jax.make_mesh((NUM_DEVICES,), (AXIS,), axis_types=(AxisType.Auto,)),
         in_specs=PartitionSpec(),
         out_specs=PartitionSpec(),
@@ -83,7 +88,7 @@ def test_the_same_steps_under_jit_of_shard_map_give_the_same_numbers(check_vma, 
 
 def test_the_same_steps_under_vmap_give_the_same_numbers():
     mapped = jax.vmap(
-        lambda _: per_replica()(small_problem.initial_state(), CONSTANTS, None, 3),
+        lambda _: per_replica()(KEY, small_problem.initial_state(), CONSTANTS, None, 3),
         axis_name=AXIS,
     )
 
@@ -94,14 +99,14 @@ def test_the_same_steps_under_vmap_give_the_same_numbers():
 
 
 def test_samples_on_all_devices_are_those_on_one():
-    sampler = samplers.make_sampler(small_problem.problem(), seed=0)
+    sampler = samplers.make_sampler(small_problem.problem())
     variables, batch = small_problem.initial_variables(), {"position": np.arange(GLOBAL_BATCH)}
 
     spread = parallel.map_sampler(sampler)(
-        parallel.replicate(variables), parallel.replicate(CONSTANTS), parallel.shard(batch)
+        KEY, parallel.replicate(variables), parallel.replicate(CONSTANTS), parallel.shard(batch)
     )
 
-    expected = jax.jit(sampler)(variables, CONSTANTS, batch)
+    expected = jax.jit(sampler)(KEY, variables, CONSTANTS, batch)
     chex.assert_trees_all_close(parallel.gather(spread), expected, rtol=1e-5, atol=1e-6)
 
 
@@ -141,8 +146,8 @@ def test_a_replica_that_differs_in_one_number_of_any_type_is_found(dtype):
         changed = array.at[1, 0].set(jnp.ones((), dtype))
         tree = {"a": differing(array, changed), "b": differing(array, array)}
 
-        assert parallel.odd_replicas(tree) == [1]
-        assert parallel.odd_replicas({"b": tree["b"]}) == []
+        assert parallel.divergent_replicas(tree) == [1]
+        assert parallel.divergent_replicas({"b": tree["b"]}) == []
 
 
 def test_sharding_examples_that_do_not_divide_over_the_devices_is_an_error():

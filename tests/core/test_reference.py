@@ -15,7 +15,7 @@ import optax
 import pytest
 
 import fdrl_jax as fdrl
-from fdrl_jax import priors, state, steps
+from fdrl_jax import priors, rng, state, steps
 from fdrl_jax.problem import Constants, Estimator, FlowParams, Problem
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -109,14 +109,13 @@ def trained(variables):
         ),
         optimizer=optimizer,
         draw=lambda data, host_batch, key, positions: host_batch,
-        seed=0,
         batch_size=32,
         ema_rate=float(case["ema"]),
     )
     run = jax.jit(steps.repeat_steps(step, 5))
     batches = {"real": case["x_real"], "source": case["x0"]}
     start = state.create(variables, optimizer)
-    return run(start, Constants((), prior.params), batches, 5)
+    return run(rng.root_key(0), start, Constants((), prior.params), batches, 5)
 
 
 def test_the_losses_of_five_steps_of_training(trained):

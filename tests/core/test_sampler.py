@@ -11,18 +11,18 @@ import fdrl_jax as fdrl
 from fdrl_jax import priors, rng, samplers
 from fdrl_jax.problem import Constants
 
-VARIABLES = small_problem.initial_variables()
+VARIABLES, KEY = small_problem.initial_variables(), rng.root_key(0)
 
 
 @functools.cache
-def compiled(seed=0, path=False):
+def compiled(path=False):
     make = samplers.make_path_sampler if path else samplers.make_sampler
-    return jax.jit(make(small_problem.problem(), seed=seed))
+    return jax.jit(make(small_problem.problem()))
 
 
-def sample(positions, **options):
+def sample(positions, seed=0, **options):
     batch = {"position": jnp.asarray(positions)}
-    return compiled(**options)(VARIABLES, small_problem.CONSTANTS, batch)
+    return compiled(**options)(rng.root_key(seed), VARIABLES, small_problem.CONSTANTS, batch)
 
 
 def test_samples_are_prior_samples_after_k_and_after_k_plus_kappa_steps_of_the_flow():
@@ -65,14 +65,14 @@ def test_a_flow_in_segments_passes_through_the_same_samples():
 
     def advance(*arguments):
         traces.append(1)
-        return samplers.make_segment(small_problem.problem(), seed=0, num_steps=2)(*arguments)
+        return samplers.make_segment(small_problem.problem(), num_steps=2)(*arguments)
 
-    start = samplers.make_start_sampler(small_problem.problem(), seed=0)
-    x = jax.jit(start)(VARIABLES, small_problem.CONSTANTS, positions)
+    start = samplers.make_start_sampler(small_problem.problem())
+    x = jax.jit(start)(KEY, VARIABLES, small_problem.CONSTANTS, positions)
     advance = jax.jit(advance)
     for first_step in (0, 2, 4):
         np.testing.assert_allclose(x, path[first_step], atol=1e-6)
-        x = advance(VARIABLES, small_problem.CONSTANTS, {**positions, "x": x}, first_step)
+        x = advance(KEY, VARIABLES, small_problem.CONSTANTS, {**positions, "x": x}, first_step)
     np.testing.assert_allclose(x, path[6], atol=1e-6)
     assert len(traces) == 1
 
@@ -85,11 +85,9 @@ def test_samples_start_elsewhere_than_the_first_steps_of_training_with_the_same_
 
 
 def test_a_batch_prior_starts_from_the_batch():
-    sampler = samplers.make_sampler(
-        small_problem.problem(prior_sample=priors.batch().sample), seed=0
-    )
+    sampler = samplers.make_sampler(small_problem.problem(prior_sample=priors.batch().sample))
     batch = {"position": jnp.arange(3), "source": jnp.ones((3, 2))}
 
-    stages = sampler(VARIABLES, Constants((), ()), batch)
+    stages = sampler(KEY, VARIABLES, Constants((), ()), batch)
 
     np.testing.assert_array_equal(stages.prior, batch["source"])

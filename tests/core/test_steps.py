@@ -11,10 +11,10 @@ import pytest
 import small_problem
 
 import fdrl_jax as fdrl
-from fdrl_jax import bregman, divergences, priors, samplers, steps
+from fdrl_jax import bregman, divergences, priors, rng, samplers, steps
 from fdrl_jax.problem import Constants, Estimator
 
-CONSTANTS = small_problem.CONSTANTS
+CONSTANTS, KEY = small_problem.CONSTANTS, small_problem.KEY
 
 
 @functools.cache
@@ -41,7 +41,7 @@ def one_step(num_micro_batches=1):
         ema_rate=0.75,
         num_micro_batches=num_micro_batches,
     )
-    return jax.jit(step)(small_problem.initial_state(optax.sgd(0.1)), CONSTANTS, host_batch())
+    return jax.jit(step)(KEY, small_problem.initial_state(optax.sgd(0.1)), CONSTANTS, host_batch())
 
 
 @jax.jit
@@ -117,9 +117,9 @@ def test_metrics_are_finite_scalars_and_those_of_the_loss_and_the_norms_of_gradi
 
 def test_micro_batches_give_the_step_of_the_whole_batch():
     state = small_problem.initial_state()
-    whole = compiled()(state, CONSTANTS, None)
+    whole = compiled()(KEY, state, CONSTANTS, None)
 
-    parts = compiled(num_micro_batches=4)(state, CONSTANTS, None)
+    parts = compiled(num_micro_batches=4)(KEY, state, CONSTANTS, None)
 
     chex.assert_trees_all_close(parts, whole, rtol=2e-5, atol=1e-6)
 
@@ -131,12 +131,12 @@ def test_micro_batches_split_the_hosts_batch_as_well():
 def test_the_same_seed_and_step_give_the_same_numbers_and_others_give_others():
     state = small_problem.initial_state()
     losses = {
-        "first": compiled()(state, CONSTANTS, None)[1]["loss"],
-        "later step": compiled()(state._replace(step=jnp.int32(1)), CONSTANTS, None)[1]["loss"],
-        "other seed": compiled(seed=4)(state, CONSTANTS, None)[1]["loss"],
+        "first": compiled()(KEY, state, CONSTANTS, None)[1]["loss"],
+        "later step": compiled()(KEY, state._replace(step=jnp.int32(1)), CONSTANTS, None)[1]["loss"],
+        "other seed": compiled()(rng.root_key(4), state, CONSTANTS, None)[1]["loss"],
     }
 
-    assert compiled()(state, CONSTANTS, None)[1]["loss"] == losses["first"]
+    assert compiled()(KEY, state, CONSTANTS, None)[1]["loss"] == losses["first"]
     assert len({float(loss) for loss in losses.values()}) == 3
 
 
@@ -144,18 +144,20 @@ def test_data_is_drawn_from_arrays_and_host_batch_with_one_key_at_consecutive_po
     calls = []
 
     def draw(*arguments):
-        calls.append(arguments)
+        jax.debug.callback(lambda *values: calls.append(values), *arguments, ordered=True)
         return {"real": jnp.zeros((4, 2))}
 
     step = small_problem.train_step(small_problem.problem(num_steps=0), draw=draw, batch_size=4)
     state = small_problem.initial_state()
     batches = [jnp.zeros(4), jnp.ones(4)]
     for batch in batches:
-        state, _ = step(state, CONSTANTS, batch)
+        state, _ = step(KEY, state, CONSTANTS, batch)
 
+    jax.effects_barrier()
+    assert len(calls) == 2
     for i, (data, batch, key, positions) in enumerate(calls):
-        assert data is CONSTANTS.data
-        assert batch is batches[i]
+        np.testing.assert_array_equal(data, CONSTANTS.data)
+        np.testing.assert_array_equal(batch, batches[i])
         assert key == calls[0][2]
         np.testing.assert_array_equal(positions, 4 * i + np.arange(4))
 
@@ -171,7 +173,7 @@ def test_dequantisation_noise_is_added_to_data_and_not_to_prior_samples():
     )
     zeros = {"real": jnp.zeros((num, 2)), "source": jnp.zeros((num, 2))}
 
-    _, metrics = jax.jit(step)(small_problem.initial_state(), CONSTANTS, zeros)
+    _, metrics = jax.jit(step)(KEY, small_problem.initial_state(), CONSTANTS, zeros)
 
     expected = 2.0 * standard_deviation**2  # The variance of a chi square of 2 is 2 x 2.
     error = 2.0 * standard_deviation**2 / np.sqrt(num)
@@ -186,10 +188,10 @@ def repeated():
 
 def test_n_steps_and_then_m_equal_n_plus_m_bit_for_bit():
     start = small_problem.initial_state()
-    whole, history = repeated()(start, CONSTANTS, None, 5)
+    whole, history = repeated()(KEY, start, CONSTANTS, None, 5)
 
-    middle, first = repeated()(start, CONSTANTS, None, 2)
-    end, second = repeated()(middle, CONSTANTS, None, 3)
+    middle, first = repeated()(KEY, start, CONSTANTS, None, 2)
+    end, second = repeated()(KEY, middle, CONSTANTS, None, 3)
 
     chex.assert_trees_all_equal(end, whole)
     assert end.step == 5
@@ -200,10 +202,10 @@ def test_n_steps_and_then_m_equal_n_plus_m_bit_for_bit():
 
 def test_repeated_steps_are_the_steps_one_by_one():
     state = small_problem.initial_state()
-    end, history = repeated()(state, CONSTANTS, None, 2)
+    end, history = repeated()(KEY, state, CONSTANTS, None, 2)
 
     for i in range(2):
-        state, metrics = compiled()(state, CONSTANTS, None)
+        state, metrics = compiled()(KEY, state, CONSTANTS, None)
         chex.assert_trees_all_close(jax.tree.map(lambda h, i=i: h[i], history), metrics, rtol=1e-5)
     chex.assert_trees_all_close(end, state, rtol=1e-5)
 
@@ -211,7 +213,7 @@ def test_repeated_steps_are_the_steps_one_by_one():
 def test_no_steps_change_nothing():
     start = small_problem.initial_state()
 
-    end, _ = repeated()(start, CONSTANTS, None, 0)
+    end, _ = repeated()(KEY, start, CONSTANTS, None, 0)
 
     chex.assert_trees_all_equal(end, start)
 
@@ -228,7 +230,7 @@ def test_untrained_variables_are_refreshed_once_a_step_and_stand_still_within_it
         small_problem.problem(Estimator(apply, refresh)), num_micro_batches=2
     )
     end, metrics = jax.jit(steps.repeat_steps(step, 3))(
-        small_problem.initial_state(variables=variables), CONSTANTS, None, 3
+        KEY, small_problem.initial_state(variables=variables), CONSTANTS, None, 3
     )
 
     np.testing.assert_allclose(metrics["drift_norm"], [1.0, 2.0, 3.0], rtol=1e-6)
@@ -238,10 +240,10 @@ def test_untrained_variables_are_refreshed_once_a_step_and_stand_still_within_it
 def test_a_trained_estimator_moves_the_prior_towards_the_data():
     step = jax.jit(steps.repeat_steps(small_problem.train_step(ema_rate=0.9), 300))
     data = Constants(data=jnp.array([1.0, 1.0]), prior=small_problem.PRIOR.params)
-    end, _ = step(small_problem.initial_state(), data, None, 300)
-    sampler = samplers.make_sampler(small_problem.problem(), seed=0)
+    end, _ = step(KEY, small_problem.initial_state(), data, None, 300)
+    sampler = samplers.make_sampler(small_problem.problem())
 
-    samples = jax.jit(sampler)(end.ema_variables, data, {"position": jnp.arange(500)})
+    samples = jax.jit(sampler)(KEY, end.ema_variables, data, {"position": jnp.arange(500)})
 
     gaps = [np.linalg.norm(np.mean(stage, axis=0) - 1.0) for stage in samples]
     assert gaps[0] > 4.0 * gaps[1]
@@ -269,7 +271,7 @@ def test_data_of_integers_trains_as_the_same_numbers_in_floating_point(dequantis
     floats = {"real": jnp.float32(integers["real"])}
 
     actual, expected = (
-        step(small_problem.initial_state(), CONSTANTS, batch) for batch in (integers, floats)
+        step(KEY, small_problem.initial_state(), CONSTANTS, batch) for batch in (integers, floats)
     )
 
     chex.assert_trees_all_close(actual, expected, rtol=1e-6)

@@ -47,9 +47,12 @@ def trace(experiment):
         memory.check_state(experiment)
     step = experiment.make_train_step(experiment.problem)
     run = parallel.map_steps(steps.repeat_steps(step, experiment.steps_per_dispatch))
-    state = jax.eval_shape(parallel.replicate, jax.eval_shape(experiment.init_state))
-    constants = jax.eval_shape(parallel.replicate, experiment.constants)
-    return jax.eval_shape(run, state, constants, None, 1)
+    num = parallel.num_devices()
+    state, constants = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct((num, *np.shape(a)), a.dtype),
+        (jax.eval_shape(experiment.init_state), experiment.constants),
+    )
+    return jax.eval_shape(run, experiment.key, state, constants, None, 1, 0)
 
 
 @pytest.mark.parametrize("name", ["swissroll", "digits"])

@@ -10,7 +10,7 @@ from benchmarks.faults.injected import poison
 from experiments import build
 from experiments.errors import DivergedError
 from experiments.storage.workdir import Workdir
-from experiments.training import loop, metrics_log
+from experiments.training import loop, metrics_log, rollbacks
 
 BAD_STEP = 7
 CHANGES = {
@@ -50,7 +50,7 @@ def test_a_rollback_leaves_the_bad_batch_out_lowers_the_learning_rate_and_is_log
     assert int(state.step) == 12
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
     # Back from step 7 to the checkpoint of step 5: batches 6 and 7 are left out.
-    assert tuple(map(float, state.rollbacks)) == (1, 2, 0.25)
+    assert tuple(map(float, rollbacks.of(state))) == (1, 2, 0.25)
     assert "loss is nan at step 7; rollback 1 of 3: going on from step 5" in caplog.text
     records = metrics_log.read(Workdir(tmp_path).metrics)
     assert [r["step"] for r in records] == list(range(1, 13))
@@ -72,7 +72,7 @@ def test_a_run_that_was_cut_after_a_rollback_equals_the_uninterrupted_one(train,
 def test_before_the_first_checkpoint_a_rollback_goes_to_the_start(train, tmp_path):
     state = train(tmp_path, bad_step=2, **{"train.num_steps": 3})
     assert int(state.step) == 3
-    assert int(state.rollbacks.num_skipped) == 2
+    assert int(rollbacks.of(state).num_skipped) == 2
 
 
 def test_after_the_allowed_number_of_rollbacks_the_run_stops(train, tmp_path):

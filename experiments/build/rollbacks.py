@@ -1,0 +1,83 @@
+"""Counters of a run that has been rolled back, in the optimizer's state: checkpoints hold them."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fdrl_jax.state import TrainState
+
+
+class Rollbacks(NamedTuple):
+    """What rollbacks after divergence have changed so far.
+
+    Attributes:
+      num: how many there were, an int32 scalar.
+      num_skipped: batches skipped so far: step `s` draws batch `s + num_skipped`; int32.
+      learning_rate_scale: factor on every update, a float32 scalar.
+    """
+
+    num: jax.Array
+    num_skipped: jax.Array
+    learning_rate_scale: jax.Array
+
+
+class _State(NamedTuple):
+    optimizer: optax.OptState
+    rollbacks: Rollbacks
+
+
+def after_rollbacks(
+    optimizer: optax.GradientTransformation,
+) -> optax.GradientTransformationExtraArgs:
+    """Returns an optimizer whose state holds `Rollbacks`, which scale its updates."""
+    inner = optax.with_extra_args_support(optimizer)
+
+    def init(params: optax.Params) -> _State:
+        start = Rollbacks(
+            num=jnp.zeros((), jnp.int32),
+            num_skipped=jnp.zeros((), jnp.int32),
+            learning_rate_scale=jnp.ones((), jnp.float32),
+        )
+        return _State(inner.init(params), start)
+
+    def update(
+        updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra_args: Any
+    ) -> tuple[optax.Updates, _State]:
+        updates, inner_state = inner.update(updates, state.optimizer, params, **extra_args)
+        scaled = optax.tree.scale(state.rollbacks.learning_rate_scale, updates)
+        return scaled, _State(inner_state, state.rollbacks)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def of(train_state: TrainState) -> Rollbacks:
+    """Returns the rollbacks of a state whose optimizer is from `after_rollbacks`."""
+    rollbacks: Rollbacks = train_state.opt_state.rollbacks
+    return rollbacks
+
+
+def num_batches(train_state: TrainState) -> int:
+    """Returns the number of batches used or skipped so far."""
+    return int(train_state.step) + int(of(train_state).num_skipped)
+
+
+def roll_back(
+    train_state: TrainState, before: Rollbacks, num_skipped: int, learning_rate_factor: float
+) -> TrainState:
+    """Returns an earlier state that resumes past the batches that made training diverge.
+
+    Args:
+      train_state: the earlier state.
+      before: the rollbacks of the state that diverged.
+      num_skipped: batches to skip.
+      learning_rate_factor: multiplies the updates from now on.
+    """
+    rollbacks = Rollbacks(
+        num=before.num + jnp.int32(1),
+        num_skipped=before.num_skipped + jnp.int32(num_skipped),
+        learning_rate_scale=before.learning_rate_scale * jnp.float32(learning_rate_factor),
+    )
+    opt_state: Any = train_state.opt_state
+    return train_state._replace(opt_state=opt_state._replace(rollbacks=rollbacks))

@@ -1,0 +1,326 @@
+"""The Langevin flow: a pure, jittable Euler-Maruyama integration along a potential.
+
+`x_{k+1} = x_k - η ∇φ(x_k) + ν ξ_k`, `ξ_k ~ N(0, I)` (eq. 9; `φ` is the first variation `f'(r(x))`,
+`η` the step size, `ν = sqrt(2 η γ)` the noise scale with the entropy weight `γ`). The ratio is
+flowed samples over data, `r = q/p`, so the flow decreases `log r` and moves towards the data. This
+file knows potentials only: where they come from (an estimator, a classifier, a formula) is not its
+business.
+
+Random numbers: step `k` uses `fold_in(key, k)`, so a flow of K + κ steps passes through the end of
+the flow of K steps, and a flow may be cut in pieces (`first_step`) without changing a number. A
+batch of typed keys, [B], gives each example its own stream: its path then depends on its own key
+and start only, whatever the batch size and the number of devices. This holds for the generator
+"threefry2x32" (`rng.root_key`); "rbg" does not keep it, so one rbg key per example is an error.
+
+Step size and noise scale may be numbers, or functions of the step `k`: schedules over the flow.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias, overload
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from fdrl_jax import rng
+
+Array = jax.Array
+Potential = Callable[[Array], Array]
+Observe = Callable[[Array, Array], Any]
+Scalar: TypeAlias = chex.Numeric
+Schedule: TypeAlias = Scalar | Callable[[Array], Scalar]  # A number, or a function of the step.
+
+
+class TwoStage(NamedTuple):
+    """Samples of the prior, `x_0`, after the bridging steps, `x_K`, and refined, `x_{K+κ}`."""
+
+    prior: Array
+    bridged: Array
+    refined: Array
+
+
+def noise_scale(step_size: float, entropy_weight: float) -> float:
+    """Returns `ν = sqrt(2 η γ)`, the noise scale of an entropy weight `γ` (eq. 9).
+
+    Raises:
+      ValueError: for a negative step size or entropy weight.
+    """
+    if step_size < 0 or entropy_weight < 0:
+        got = f"{step_size} and {entropy_weight}"
+        raise ValueError(f"step_size and entropy_weight must be >= 0, got {got}")
+    return float((2.0 * step_size * entropy_weight) ** 0.5)
+
+
+def drift(x: Array, potential_fn: Potential) -> Array:
+    """Returns the drift `-∇φ(x)`, [B, ...], example by example.
+
+    Args:
+      x: a batch of points, [B, ...]; integers and types of less than 32 bits count as float32.
+      potential_fn: `x [B, ...] -> [B]`, each entry depending on its own example only; for a single
+        point, [D] or a number, also `x -> scalar`.
+
+    Raises:
+      ValueError: when it is traced, for a potential of another shape: [B, 1], for instance, would
+        broadcast in sums with [B] and multiply the drift by B.
+    """
+
+    def total(points: Array) -> Array:
+        value = potential_fn(points)
+        if value.shape != points.shape[:1] and not (value.shape == () and points.ndim <= 1):
+            raise ValueError(
+                "a potential must return one number per example, shape "
+                f"{points.shape[:1]} for x of shape {points.shape}, got {value.shape}"
+                + ("; drop the last axis: `[:, 0]`" if value.shape[1:] == (1,) else "")
+            )
+        return jnp.sum(value)
+
+    gradient: Array = jax.grad(total)(as_floating(x))
+    return -gradient
+
+
+def langevin_step(
+    key: Array,
+    x: Array,
+    potential_fn: Potential,
+    *,
+    step_size: Scalar,
+    noise_scale: Scalar,
+) -> Array:
+    """Takes one Euler-Maruyama step (eq. 9): `x - η ∇φ(x) + ν ξ`.
+
+    Args:
+      key: one key for the batch, or a typed key per example, [B].
+      x: a batch of points, [B, ...]; integers and types of less than 32 bits count as float32.
+      potential_fn: as for `drift`.
+      step_size: `η`, a scalar.
+      noise_scale: `ν`, a scalar; zero gives the deterministic gradient flow.
+
+    Returns:
+      The points after the step, of the shape of `x`.
+
+    Raises:
+      ValueError: as `drift` and `flow`.
+    """
+    x = as_floating(x)
+    return _moved(lambda: _as_typed(key), x, drift(x, potential_fn), step_size, noise_scale)
+
+
+@overload
+def flow(
+    key: Array,
+    x0: Array,
+    potential_fn: Potential,
+    *,
+    num_steps: int,
+    step_size: Schedule,
+    noise_scale: Schedule,
+    first_step: int | Array = 0,
+    observe: None = None,
+    unroll: int = 1,
+) -> Array: ...
+
+
+@overload
+def flow(
+    key: Array,
+    x0: Array,
+    potential_fn: Potential,
+    *,
+    num_steps: int,
+    step_size: Schedule,
+    noise_scale: Schedule,
+    first_step: int | Array = 0,
+    observe: Observe,
+    unroll: int = 1,
+) -> tuple[Array, Any]: ...
+
+
+def flow(
+    key: Array,
+    x0: Array,
+    potential_fn: Potential,
+    *,
+    num_steps: int,
+    step_size: Schedule,
+    noise_scale: Schedule,
+    first_step: int | Array = 0,
+    observe: Observe | None = None,
+    unroll: int = 1,
+) -> Array | tuple[Array, Any]:
+    """Runs the flow for a number of Euler-Maruyama steps (eq. 9) in one `lax.scan`.
+
+    Call it inside `jax.jit`. Outside, every call traces and compiles the loop again, which takes
+    seconds for a network: a Python function may close over arrays that change (the parameters of an
+    NNX module), so the compiled loop cannot be reused safely. See `docs/reuse.md`.
+
+    Memory does not grow with `num_steps` unless `observe` stores something or a gradient is taken
+    through the flow.
+
+    Args:
+      key: one key for the batch, or a typed key per example, [B], of "threefry2x32" (the default
+        of JAX on most machines; `rng.root_key` always). With a key per example, a path depends on
+        its own key and start only.
+      x0: where the flow starts, [B, ...]; integers and types of less than 32 bits count as float32.
+      potential_fn: as for `drift`; traced once.
+      num_steps: the number of steps, >= 0 (a static Python int).
+      step_size: `η`, a scalar, or a function `k -> η_k` of the step.
+      noise_scale: `ν`, a scalar, or a function `k -> ν_k`. No noise is drawn where it is the Python
+        number 0.
+      first_step: index of the first step: the noise of step `k` follows from (key, k).
+      observe: `(x_k [B, ...], drift at x_k [B, ...]) -> pytree`, called before each step. The
+        results are stacked over the steps. `lambda x, drift: x` stores the path `x_0 .. x_{K-1}`.
+      unroll: steps per iteration of the compiled loop (static).
+
+    Returns:
+      `x_K`, [B, ...]; with `observe`, `(x_K, stacked results)`, of leading axis `num_steps`.
+
+    Raises:
+      TypeError: for a key that is not a JAX key.
+      ValueError: for a `num_steps` that is not a static whole number >= 0, a potential of another
+        shape than [B], a step size or noise scale that is not a scalar, or rbg keys per example.
+    """
+    _check_count("num_steps", num_steps)
+    step = _make_step(key, potential_fn, step_size, noise_scale)
+
+    def body(x: Array, k: Array) -> tuple[Array, Any]:
+        moved, velocity = step(x, k)
+        return moved, (None if observe is None else observe(x, velocity))
+
+    steps = first_step + jnp.arange(num_steps)
+    x_last, observed = lax.scan(body, as_floating(x0), steps, unroll=unroll)
+    return x_last if observe is None else (x_last, observed)
+
+
+def two_stage(
+    key: Array,
+    x0: Array,
+    potential_fn: Potential,
+    *,
+    num_steps: int,
+    num_refine_steps: int,
+    step_size: Schedule,
+    noise_scale: Schedule,
+    unroll: int = 1,
+) -> TwoStage:
+    """Samples in two stages (algorithm 2): K bridging steps, then κ refinement steps.
+
+    Both stages are one flow in one loop, and the potential is traced once: the refined samples
+    equal `flow` with K + κ steps. Like `flow`, it belongs inside `jax.jit`.
+
+    Args:
+      key: as for `flow`.
+      x0: as for `flow`.
+      potential_fn: as for `flow`.
+      num_steps: bridging steps `K`, as in training.
+      num_refine_steps: refinement steps `κ`, >= 0.
+      step_size: as for `flow`.
+      noise_scale: as for `flow`.
+      unroll: as for `flow`.
+
+    Returns:
+      `x_0`, `x_K` and `x_{K+κ}`, each [B, ...].
+
+    Raises:
+      TypeError: as `flow`.
+      ValueError: as `flow`.
+    """
+    _check_count("num_steps", num_steps)
+    _check_count("num_refine_steps", num_refine_steps)
+    step = _make_step(key, potential_fn, step_size, noise_scale)
+
+    def body(carry: tuple[Array, Array], k: Array) -> tuple[tuple[Array, Array], None]:
+        x, bridged = carry
+        x, _ = step(x, k)
+        return (x, jnp.where(k < num_steps, x, bridged)), None
+
+    x0 = as_floating(x0)
+    steps = jnp.arange(num_steps + num_refine_steps)
+    (refined, bridged), _ = lax.scan(body, (x0, x0), steps, unroll=unroll)
+    return TwoStage(x0, bridged, refined)
+
+
+def normal_like(key: Array, x: Array) -> Array:
+    """Draws standard normal noise of the shape and dtype of `x`, [B, ...].
+
+    Args:
+      key: one key for the batch, or a typed key per example, [B].
+      x: what the noise is like, floating point.
+
+    Raises:
+      TypeError: for a key that is not a JAX key.
+      ValueError: if the number of keys is not that of the examples, or for rbg keys per example.
+    """
+    key = _as_typed(key)
+    if key.ndim == 0:
+        return jax.random.normal(key, x.shape, x.dtype)
+    # One key would otherwise give all the same noise. `len` refuses a symbolic batch size.
+    if (num := key.shape[0]) != x.shape[0]:
+        raise ValueError(f"expected one key, or one key per example, got {num} for {x.shape[0]}")
+    return jax.vmap(lambda k: jax.random.normal(k, x.shape[1:], x.dtype))(key)
+
+
+def as_floating(x: Array) -> Array:
+    """Returns arrays of floating-point numbers, of at least 32 bits.
+
+    In bfloat16 a flow would stall: 1 + 0.001 rounds to 1.
+    """
+    x = jnp.asarray(x)
+    is_wide = jnp.issubdtype(x.dtype, jnp.floating) and jnp.finfo(x.dtype).bits >= 32
+    return x if is_wide else x.astype(jnp.float32)
+
+
+def _make_step(
+    key: Array, potential_fn: Potential, step_size: Schedule, noise_scale: Schedule
+) -> Callable[[Array, Array], tuple[Array, Array]]:
+    """Returns `(x, k) -> (x after step k, drift at x)`."""
+    key = _as_typed(key)
+    fold_in = jax.vmap(jax.random.fold_in, (0, None)) if key.ndim else jax.random.fold_in
+
+    def step(x: Array, k: Array) -> tuple[Array, Array]:
+        velocity = drift(x, potential_fn)
+        eta, nu = (s(k) if callable(s) else s for s in (step_size, noise_scale))
+        return _moved(lambda: fold_in(key, k), x, velocity, eta, nu), velocity
+
+    return step
+
+
+def _moved(
+    make_key: Callable[[], Array],
+    x: Array,
+    velocity: Array,
+    step_size: Scalar,
+    noise_scale: Scalar,
+) -> Array:
+    for name, value in (("step_size", step_size), ("noise_scale", noise_scale)):
+        if jnp.ndim(value):
+            # [B] would broadcast over the features of points [B, B].
+            raise ValueError(f"{name} must be a scalar, got an array of shape {jnp.shape(value)}")
+    moved = x + step_size * velocity
+    if not (isinstance(noise_scale, (int, float)) and noise_scale == 0):
+        moved = moved + noise_scale * normal_like(make_key(), x)
+    return moved.astype(x.dtype)
+
+
+def _as_typed(key: Array) -> Array:
+    """Accepts the raw uint32 keys of `jax.random.PRNGKey` next to typed ones."""
+    if not isinstance(key, (jax.Array, np.ndarray)):
+        raise TypeError(
+            f"key must be a JAX key, such as jax.random.key(0), got {type(key).__name__} {key!r}"
+        )
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(key)
+    if key.ndim:
+        rng.check_independent(key)
+    return key
+
+
+def _check_count(name: str, value: object) -> None:
+    if isinstance(value, jax.Array):
+        raise ValueError(
+            f"{name} must be a static Python int, got a JAX array or traced value, {value}; "
+            "under jax.jit, name it in static_argnames"
+        )
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 0:
+        raise ValueError(f"{name} must be a whole number >= 0, got {value!r}")
