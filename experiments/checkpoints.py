@@ -41,7 +41,7 @@ class Restored(NamedTuple):
     sha256: str
 
 
-class _Damaged(Exception):
+class _DamagedError(Exception):
     """What is on disk is not what was saved."""
 
 
@@ -166,7 +166,7 @@ class Checkpoints:
                 return self._read(steps[-1], template)
             except FileNotFoundError:
                 continue  # A training beside this program has removed it; there is a newer one.
-            except _Damaged as error:
+            except _DamagedError as error:
                 self._warn(steps[-1], error)
                 damaged.append(steps[-1])
         if damaged:
@@ -232,7 +232,7 @@ class Checkpoints:
                 f"the checkpoint of step {which} was removed while it was read; there are "
                 f"{self.steps()}"
             ) from None
-        except _Damaged as error:
+        except _DamagedError as error:
             others = [step for step in steps if step != which]
             raise UserError(
                 f"the checkpoint {self._folder / str(which)} is damaged ({error}); "
@@ -254,7 +254,7 @@ class Checkpoints:
 
         Raises:
           FileNotFoundError: if it has been removed in the meantime.
-          _Damaged: if what is on disk is not what was saved.
+          _DamagedError: if what is on disk is not what was saved.
           UserError: if it belongs to another run, or the disk cannot be read.
         """
         try:
@@ -264,13 +264,13 @@ class Checkpoints:
             record = dict(record["record"])
             claimed = record.pop("sha256")
             if sha256_of_json(record) != claimed:
-                raise _Damaged("the record is not what was saved")
+                raise _DamagedError("the record is not what was saved")
             # When a read fails, TensorStore prints the stack of every other read under way.
             with contextlib.redirect_stderr(io.StringIO()):
                 args = ocp.args.Composite(state=ocp.args.StandardRestore(template))
                 restored = self._manager.restore(step, args=args)["state"]
             state = jax.tree.map(np.asarray, restored)
-        except _Damaged:
+        except _DamagedError:
             raise
         except MemoryError:
             raise
@@ -283,14 +283,14 @@ class Checkpoints:
                 raise UserError(
                     f"{self._folder / str(step)} cannot be read: {_reason(error)}"
                 ) from error
-            raise _Damaged(_reason(error)) from error
+            raise _DamagedError(_reason(error)) from error
         if record["run"] != self._run_id:
             raise UserError(
                 f"the checkpoint {self._folder / str(step)} belongs to another run: run.json is "
                 "not the one that it was trained with"
             )
         if sha256_of_arrays(state) != record["state_sha256"]:
-            raise _Damaged("the arrays are not what was saved")
+            raise _DamagedError("the arrays are not what was saved")
         return Restored(state, record["data"], record["state_sha256"])
 
     def _attempt(self, write: Callable[[], Any]) -> None:

@@ -1,4 +1,4 @@
-"""A run on disk. It is frozen when it is created: all that its results follow from is in its folder.
+"""A run on disk, frozen when it is created: all that its results follow from is in its folder.
 
     run.json        kind, settings, identity of the data, digests of the files below, versions
     prior.npz       the fitted prior, if it is data-dependent
@@ -257,7 +257,7 @@ def create(
             if fitted is not None:
                 prior.write(root / "prior.npz", fitted)
             if keeps_images:
-                kept = references.of_source(source, _domains(wanted))
+                kept = references.of_images(source, _domains(wanted))
                 references.save(kept, root / "reference.npz")
             record = {
                 "format": _FORMAT,

@@ -1,4 +1,4 @@
-"""From settings to objects: networks, flows and train steps. Pure: no file, no output, no global."""
+"""From settings to objects: networks, flows, train steps. Pure: no file, output or global."""
 
 from experiments.build.classifier import classifier_training
 from experiments.build.network import init_network, make_network

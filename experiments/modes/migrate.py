@@ -28,7 +28,7 @@ class _OldState(NamedTuple):
 
 
 def run_mode(command: Command) -> None:
-    """Freezes the run and converts its newest checkpoint; the old ones stay in a folder of their own.
+    """Freezes the run and converts its newest checkpoint; the old ones stay, in another folder.
 
     The data must be at hand, because the run keeps held-out images from now on.
 

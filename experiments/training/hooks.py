@@ -1,4 +1,4 @@
-"""Hooks of the training loop for a density ratio: snapshots and the metric that chooses the best."""
+"""What the training of a density ratio does along the way: snapshots, and finding the best."""
 
 import math
 from collections.abc import Sequence
