@@ -1,15 +1,21 @@
-"""Every format gives the same kind of source; what is missing is told with how to get it."""
+"""Every format gives the same kind of source; what is missing is named with how to get it."""
 
+import copy
 import shutil
+import threading
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import jax
 import lmdb
 import numpy as np
 import pytest
 from image_files import encoded, numbered, picture, write_folder
 
 from experiments.data import DataOptions, load
+from experiments.data.files import Folder
+from experiments.data.lmdb import open_database
 from experiments.errors import DataError
 
 
@@ -51,9 +57,10 @@ def test_folders_and_zips_hold_out_a_tenth_and_lose_no_image(form, tmp_path):
 def test_sub_folders_are_classes_also_below_one_common_folder(tmp_path):
     names = [f"all/{c}/{i}.png" for c in ("cat", "dog") for i in range(10)]
     source = load(DataOptions("folder", str(write_folder(tmp_path, names))))
-    labels, held_out = source.labels
-    assert set(labels) == {0, 1}
-    assert (len(labels), len(held_out)) == (18, 2)
+    labels = source.labels
+    assert set(labels.train) == {0, 1}
+    assert (len(labels.train), len(labels.held_out)) == (18, 2)
+    assert labels.classes == source.classes == ("cat", "dog")
 
 
 def test_a_split_of_the_folder_is_held_out_where_there_is_one(tmp_path):
@@ -66,7 +73,7 @@ def test_a_split_of_the_folder_is_held_out_where_there_is_one(tmp_path):
 def test_a_class_with_one_image_keeps_it_for_training(tmp_path):
     write_folder(tmp_path, ["rare/0.png", *numbered(10, "many/")])
     source = load(DataOptions("folder", str(tmp_path)))
-    assert sorted(source.labels[0]) == [0] * 9 + [1]
+    assert sorted(source.labels.train) == [0] * 9 + [1]
 
 
 def test_npz_arrays_come_with_labels_and_their_own_held_out_part(tmp_path):
@@ -77,7 +84,7 @@ def test_npz_arrays_come_with_labels_and_their_own_held_out_part(tmp_path):
     )
     source = load(DataOptions("npz", str(path)))
     np.testing.assert_array_equal(stored(source), pixels[:6])
-    np.testing.assert_array_equal(source.labels[0], np.arange(6) % 2)
+    np.testing.assert_array_equal(source.labels.train, np.arange(6) % 2)
     assert all_images(source) == expected(9)
 
 
@@ -107,7 +114,7 @@ def test_a_tfds_set_of_ones_own_is_read_without_its_builder_and_without_tensorfl
     source = load(DataOptions("tfds:glyphs", str(prepared)))
     assert len(stored(source)) == 12
     assert all_images(source) == expected(16)
-    np.testing.assert_array_equal(source.labels[0].sum(), 6)
+    np.testing.assert_array_equal(source.labels.train.sum(), 6)
 
 
 def test_a_tfds_set_that_is_not_prepared_is_told_with_where_and_how(prepared):
@@ -190,7 +197,137 @@ def test_held_out_labels_have_the_numbers_of_training_where_a_split_lacks_a_clas
     np.savez(tmp_path / "x.npz", **arrays, y_test=[2, 2])
     source = load(DataOptions("npz", str(tmp_path / "x.npz")))
     assert source.classes == ("0", "1", "2")
-    assert source.labels[1].tolist() == [2, 2]
+    assert source.labels.held_out.tolist() == [2, 2]
 
     np.savez(tmp_path / "x.npz", **arrays, y_test=[2, 7])
     assert load(DataOptions("npz", str(tmp_path / "x.npz"))).labels is None
+
+
+def write_lmdb(path, num):
+    with lmdb.open(str(path)) as database, database.begin(write=True) as transaction:
+        for i in range(num):
+            transaction.put(b"key%d" % i, encoded(picture(8, 8, i)))
+
+
+def test_many_threads_may_be_the_first_to_read_a_database(tmp_path):
+    write_lmdb(tmp_path / "x_train_lmdb", 4)
+    stored = open_database(str(tmp_path / "x_train_lmdb"))
+    expected_content, kept = stored.read(0), copy.copy(stored)
+    del stored
+    for _ in range(50):
+        # As in a worker process, where the database is not open yet.
+        records, start = copy.copy(kept), threading.Barrier(4)
+
+        def read(records=records, start=start):
+            start.wait()
+            return records.read(0)
+
+        with ThreadPoolExecutor(4) as pool:
+            reads = [pool.submit(read) for _ in range(4)]
+            assert all(each.result() == expected_content for each in reads)
+
+
+def test_a_database_may_be_opened_again_while_it_is_read(tmp_path):
+    write_lmdb(tmp_path / "x_train_lmdb", 4)
+    one, two = (open_database(str(tmp_path / "x_train_lmdb")) for _ in range(2))
+    assert one.read(3) == two.read(3)
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """The files that are read from folders."""
+    paths, whole = [], Folder.read
+
+    def read(self, path):
+        paths.append(path)
+        return whole(self, path)
+
+    monkeypatch.setattr(Folder, "read", read)
+    return paths
+
+
+@pytest.mark.parametrize("megabytes", [0, 256])
+def test_a_part_of_a_set_is_spread_over_it_and_nothing_else_is_read(megabytes, tmp_path, reads):
+    write_folder(tmp_path, [*numbered(50, "train/a/"), *numbered(50, "train/b/")])
+    write_folder(tmp_path, numbered(30, "test/a/"))
+    source = load(DataOptions("folder", str(tmp_path), in_memory_megabytes=megabytes))
+    whole = source.train()
+    reads.clear()
+    np.testing.assert_array_equal(source.train(10), whole[::10])
+    assert len(reads) == (0 if megabytes else 10)
+    reads.clear()
+    assert len(source.held_out(3, 0)) == len(reads) == 3
+
+
+def test_streamed_images_come_with_their_classes(tmp_path):
+    write_folder(tmp_path, [f"{c}/{i}.png" for c in ("cat", "dog") for i in range(20)])
+    source = load(DataOptions("folder", str(tmp_path), in_memory_megabytes=0))
+    kept = load(DataOptions("folder", str(tmp_path)))
+    for ours, theirs in zip(source.labels, kept.labels, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    dogs = {picture(8, 8, i).tobytes() for i in range(20, 40)}
+    assert [x.tobytes() in dogs for x in stored(kept)] == (source.labels.train == 1).tolist()
+    with source.open_feed(0, 16, 0, 1) as feed:
+        batch = {name: array[:, 0] for name, array in feed.take(1).items()}
+    assert batch["label"].dtype == np.int32
+    for pixels, labels in zip(batch["real"], batch["label"], strict=True):
+        assert [x.tobytes() in dogs for x in pixels] == (labels == 1).tolist()
+        drawn = source.draw((), {"real": pixels, "label": labels}, jax.random.key(0), None)
+        np.testing.assert_array_equal(drawn["label"], labels)
+
+
+def test_an_image_in_place_of_an_unreadable_one_brings_its_own_class(tmp_path):
+    write_folder(tmp_path, [f"train/{c}/{i}.png" for c in ("cat", "dog") for i in range(4)])
+    write_folder(tmp_path, numbered(2, "test/cat/"))
+    (tmp_path / "train" / "cat" / "3.png").write_bytes(b"")
+    options = DataOptions("folder", str(tmp_path), on_error="skip", in_memory_megabytes=0)
+    source = load(options)
+    assert source.labels is None
+    dogs = {picture(8, 8, i).tobytes() for i in range(4, 8)}
+    with source.open_feed(0, 8, 0, 1) as feed:
+        batch = feed.take(1)
+    pixels = batch["real"].reshape(8, -1)
+    assert [x.tobytes() in dogs for x in pixels] == (batch["label"].ravel() == 1).tolist()
+
+
+def write_pictures(where, grey, colour):
+    """Writes images of two kinds under numbers."""
+    where.mkdir(parents=True)
+    for i in (*grey, *colour):
+        pixels = picture(6, 6, i)
+        (where / f"{i:03d}.png").write_bytes(encoded(pixels[..., 0] if i in grey else pixels))
+
+
+def test_with_size_and_channels_0_a_zip_of_grey_images_is_as_it_is_stored(tmp_path):
+    write_pictures(tmp_path / "images", range(20), ())
+    path = make_zip(tmp_path / "images", tmp_path / "images.zip")
+    source = load(DataOptions("folder", str(path), channels=0))
+    assert source.event_shape == (6, 6, 1)
+    found = {image.tobytes() for image in stored(source)}
+    assert found < {picture(6, 6, i)[..., 0].tobytes() for i in range(20)}
+
+
+def test_with_channels_0_grey_images_among_coloured_ones_get_equal_channels(tmp_path):
+    write_pictures(tmp_path / "train", range(9), range(9, 10))
+    write_pictures(tmp_path / "test", range(2), ())
+    source = load(DataOptions("folder", str(tmp_path), channels=0))
+    assert source.event_shape == (6, 6, 3)
+    assert len(stored(source)) == 10
+    assert np.ptp(stored(source)[:9], axis=-1).max() == 0
+    assert np.ptp(source.held_out(2, 0), axis=-1).max() == 0
+
+
+def test_with_channels_0_a_colour_image_that_shows_up_late_is_not_made_grey(tmp_path):
+    # Of 150 images, 100 are looked at first: numbers 0, 1, 3, 4, 6 and so on.
+    write_pictures(tmp_path / "train", [i for i in range(150) if i != 2], [2])
+    write_pictures(tmp_path / "test", range(2), ())
+    with pytest.raises(DataError, match=r"002.png: in colour where others are grey; set data.chan"):
+        load(DataOptions("folder", str(tmp_path), channels=0))
+
+
+def test_a_long_pass_shows_a_bar_on_the_standard_error_only(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("experiments.data.stream._BAR_AFTER_SECONDS", 0.0)
+    load(DataOptions("folder", str(write_folder(tmp_path, numbered(20)))))
+    out, err = capsys.readouterr()
+    assert "reading training images" in err
+    assert not out

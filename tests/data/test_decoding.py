@@ -127,6 +127,47 @@ def test_a_bomb_beyond_pillows_own_limit_is_refused_too():
         decode(bytes(bomb), PLAIN)
 
 
+@pytest.mark.parametrize(
+    ("size", "transform"),
+    [
+        ((30_000, 1), Transform(image_size=64)),
+        ((2, 2), Transform(image_size=40_000)),
+        ((2, 2), Transform(image_size=8, resize=40_000)),
+        ((2, 2), Transform(image_size=40_000, keep_aspect=False)),
+    ],
+)
+def test_an_image_that_would_be_resized_to_too_many_pixels_is_refused(size, transform):
+    with pytest.raises(ValueError, match=rf"{size[0]} x {size[1]} pixels would be resized to"):
+        decode(encoded(np.zeros((size[1], size[0]), np.uint8)), transform)
+
+
+def test_a_long_image_that_fits_into_memory_is_resized():
+    assert decode(np.zeros((2, 60, 3), np.uint8), Transform(image_size=64)).shape == (64, 64, 3)
+
+
+@pytest.mark.parametrize("shape", [(0, 4, 3), (4, 0, 3), (0, 4)])
+def test_an_array_without_a_pixel_is_refused(shape):
+    with pytest.raises(ValueError, match="without a pixel"):
+        decode(np.zeros(shape, np.uint8), Transform(image_size=4))
+
+
+@pytest.mark.parametrize(
+    ("mode", "channels"),
+    [
+        ("L", 1),
+        ("LA", 1),
+        ("1", 1),
+        ("I;16", 1),
+        ("RGB", 3),
+        ("RGBA", 3),
+        ("P", 3),
+    ],
+)
+def test_with_channels_0_an_image_keeps_the_channels_it_is_stored_with(mode, channels):
+    ours = decode(saved(Image.new(mode, (4, 4))), Transform(channels=0))
+    assert ours.shape == (4, 4, channels)
+
+
 def test_an_image_too_small_for_its_crop_is_refused():
     with pytest.raises(ValueError, match=r"100 x 90 pixels, too small for a crop of 140"):
         decode(picture(100, 90), Transform(center_crop=140))

@@ -184,9 +184,11 @@ def test_the_source_prior_needs_a_pair(images):
         build.experiment(config(images, prior__name="source"))
 
 
-def test_where_the_data_are_may_stand_in_the_environment(images, monkeypatch):
+def test_the_environment_may_say_where_the_data_are_and_is_not_stored(images, monkeypatch):
     monkeypatch.setenv("FDRL_DATA_DIR", str(images))
-    assert build.experiment(config("")).settings["data.dir"] == str(images)
+    experiment = build.experiment(config(""))
+    assert len(experiment.source.train()) == 54
+    assert experiment.settings["data.dir"] == ""
 
 
 def test_the_network_follows_from_the_size_of_the_images():

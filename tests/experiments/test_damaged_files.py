@@ -89,7 +89,7 @@ def test_a_damaged_zip_is_named_or_its_entries_are(flips, cut, folder, content):
     path.write_bytes(damaged(content["zip"], flips, cut))
     archive = ZipArchive(str(path))
     try:
-        for entry in archive.entries(Problems("skip")):
+        for entry in archive.entries(Problems("skip"), []):
             with contextlib.suppress(ValueError):
                 archive.read(entry.path)
     except DataError as error:
@@ -105,7 +105,7 @@ def test_a_zip_entry_without_a_name_is_refused(tmp_path):
         archive.writestr(".", b"")
     problems = Problems("skip")
     archive = ZipArchive(str(tmp_path / "x.zip"))
-    assert list(archive.entries(problems)) == []
+    assert list(archive.entries(problems, [])) == []
     assert len(problems) == 1
     archive._open.close()
 

@@ -126,7 +126,7 @@ def test_links_in_a_folder_are_followed_but_never_out_of_regular_files(tmp_path)
     (tmp_path / "data").mkdir()
     os.symlink("/dev/zero", tmp_path / "data" / "endless.png")
     problems = Problems("skip")
-    assert list(Folder(str(tmp_path / "data")).entries(problems)) == []
+    assert list(Folder(str(tmp_path / "data")).entries(problems, [])) == []
     assert len(problems) == 1
 
 

@@ -1,0 +1,71 @@
+"""Built-in sets, and where data are looked for."""
+
+import numpy as np
+import pytest
+from image_files import numbered, write_folder
+
+from experiments.data import DataOptions, load, resolve_dir
+from experiments.errors import DataError
+
+
+@pytest.mark.parametrize("name", ["swissroll", "8gaussians", "digits"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"image_size": 32},
+        {"center_crop": 4},
+        {"resize": 9},
+        {"keep_aspect": False},
+        {"random_flip": True},
+        {"num_held_out": 5},
+        {"split": "all"},
+    ],
+    ids=str,
+)
+def test_a_setting_that_would_do_nothing_is_an_error(name, changes):
+    (key,) = changes
+    with pytest.raises(DataError, match=rf"data\.{key}=.* data\.name={name} is built in"):
+        load(DataOptions(name, **changes))
+
+
+def test_points_have_no_classes_to_choose():
+    with pytest.raises(DataError, match="swissroll has no classes"):
+        load(DataOptions("swissroll", source_class="1", target_class="2"))
+
+
+def test_the_size_that_a_built_in_set_has_may_be_given():
+    assert load(DataOptions("digits", image_size=8)).event_shape == (8, 8, 1)
+
+
+@pytest.mark.parametrize("name", ["swissroll", "digits"])
+def test_a_number_of_training_examples_may_be_asked_for(name):
+    source = load(DataOptions(name))
+    assert source.train(10).shape == (10, *source.event_shape)
+
+
+def test_a_pair_of_digits_has_the_labels_of_its_target():
+    source = load(DataOptions("digits", source_class="3", target_class="8"))
+    assert set(source.labels.train) == set(source.labels.held_out) == {8}
+    assert len(source.labels.train) == len(source.train())
+    assert len(source.labels.held_out) == len(source.held_out(1_000, 0))
+
+
+def test_the_environment_is_looked_up_whenever_data_are_opened(tmp_path, monkeypatch):
+    options = DataOptions("folder")
+    for num, name in ((4, "a"), (6, "b")):
+        where = write_folder(tmp_path / name, numbered(num))
+        monkeypatch.setenv("FDRL_DATA_DIR", str(where))
+        source = load(options)
+        assert len(source.train()) + len(source.held_out(10, 0)) == num
+    assert resolve_dir("given") == "given"
+    assert resolve_dir("") == str(tmp_path / "b")
+    monkeypatch.delenv("FDRL_DATA_DIR")
+    assert resolve_dir("") == ""
+
+
+def test_the_classes_of_digits_are_those_of_the_images():
+    source = load(DataOptions("digits"))
+    means = [source.train()[source.labels.train == i].mean(axis=0) for i in range(10)]
+    held_out = source.held_out(360, 0)
+    distances = [((held_out - mean) ** 2).sum(axis=(1, 2, 3)) for mean in means]
+    assert np.mean(np.argmin(distances, axis=0) == source.labels.held_out) > 0.8

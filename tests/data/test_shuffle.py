@@ -1,0 +1,60 @@
+"""The shuffle on the device: every example once an epoch, as a pure function of the position."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.data.shuffle import MAX_SORTED, permuted, shuffled_indices
+
+KEY = jax.random.key(5)
+
+
+def shuffled(first, count, num, key=KEY):
+    return np.asarray(shuffled_indices(key, first + jnp.arange(count), num))
+
+
+@pytest.mark.parametrize("num", [1, 2, 3, 10, 97, 256, 1_000, 4_097])
+def test_it_is_a_permutation_of_any_number(num):
+    values = jax.vmap(lambda i: permuted(KEY, i, num))(jnp.arange(num))
+    assert sorted(np.asarray(values)) == list(range(num))
+
+
+@pytest.mark.parametrize("num", [7, MAX_SORTED, MAX_SORTED + 1, 10_201])
+def test_every_epoch_has_every_example_once_and_an_order_of_its_own(num):
+    epochs = shuffled(0, 3 * num, num).reshape(3, num)
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(num))
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+
+
+@pytest.mark.parametrize("num", [100, MAX_SORTED + 1])
+def test_the_example_at_a_position_does_not_depend_on_the_batch(num):
+    whole = shuffled(0, 3 * num, num)
+    for first, count in ((0, 7), (num - 3, 7), (2 * num - 60, 64)):
+        np.testing.assert_array_equal(shuffled(first, count, num), whole[first : first + count])
+
+
+def test_the_order_of_a_large_set_follows_from_the_key_and_looks_random():
+    num = 100_000
+    order, other = (shuffled(0, num, num, jax.random.key(i)) for i in (0, 1))
+    assert (order != other).mean() > 0.999
+    # Of independent uniform numbers; a standard error is 1 / sqrt(num) = 0.003.
+    positions = np.arange(num)
+    assert abs(np.corrcoef(positions, order)[0, 1]) < 0.015
+    assert abs(np.corrcoef(order[:-1], order[1:])[0, 1]) < 0.015
+    assert abs(np.corrcoef(order, other)[0, 1]) < 0.015
+    # Ten equal parts of the range within each tenth of the epoch: chi-squared of 81 freedoms, whose
+    # standard deviation is 13; without replacement it is smaller.
+    counts = np.histogram2d(positions, order, bins=10)[0]
+    assert 30 < ((counts - num / 100) ** 2 / (num / 100)).sum() < 140
+    assert np.abs(np.diff(order) == 1).sum() < 10
+
+
+def test_a_batch_of_a_large_set_costs_nothing_that_grows_with_the_set():
+    def text(num):
+        return str(jax.make_jaxpr(lambda p: shuffled_indices(KEY, p, num))(jnp.arange(8)))
+
+    assert "sort" in text(1_000)
+    assert "sort" not in text(10**9)
+    assert "1000000000]" not in text(10**9)
