@@ -15,16 +15,15 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from configs import saved
 from experiments import classifiers
 from experiments.build import Experiment
+from experiments.command_line import Command
 from experiments.evaluation.digits import Judge, fit_judge
 from experiments.pictures import save
 from experiments.pictures.conditioning import accuracy_and_diversity
-from experiments.request import Request
-from experiments.sampling import runs
 from experiments.sampling.conditional import ALL, follow, labels_of
 from experiments.sampling.draw import sample_state
+from experiments.sampling.opened import open_checkpoint
 from fdrl_jax.state import TrainState
 
 WEIGHTS = (0.0, 0.03, 0.1, 0.2, 0.3, 1.0, 3.0)
@@ -35,9 +34,8 @@ NUM_REFINE_STEPS = 10
 def main() -> None:
     """Prints the table, and writes it with the picture."""
     options = _options()
-    request = Request("sample", saved.get_config(options.workdir).to_dict(), Path(options.workdir))
-    experiment, workdir = runs.open_run(request)
-    state = runs.restore(experiment, workdir, None)
+    opened = open_checkpoint(Command(mode="sample", workdir=Path(options.workdir)))
+    experiment, state = opened.experiment, opened.checkpoint.state
     source = experiment.source
     train_labels = source.labels.train
     judge = fit_judge(source.train(), train_labels)

@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from experiments.files import write_json
 from experiments.machine.xla_flags import CPU_FLAG
-from experiments.storage.workdir import write_json
 
 NUM_REPEATS = 3
 NUM_LOOP_STEPS = 2

@@ -21,8 +21,8 @@ import optax
 import fdrl_jax as fdrl
 from benchmarks.sizes import SIZES
 from benchmarks.timing import alternate
+from experiments.files import write_json
 from experiments.machine import xla_flags
-from experiments.storage.workdir import write_json
 from fdrl_jax import networks
 from fdrl_jax.problem import Constants, Estimator, FlowParams, Problem
 

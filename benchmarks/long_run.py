@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from experiments.storage.workdir import write_json
+from experiments.files import write_json
 
 LOG_STEPS, CHECKPOINT_STEPS, KEEP = 10, 50, 3
 _FLAGS = {

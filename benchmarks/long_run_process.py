@@ -27,9 +27,9 @@ def main() -> None:
 
 def watch(notes: Path, every: float, workdir: Path) -> None:
     """Appends a note every few seconds."""
-    config, started = workdir / "config.json", time.time()
-    # Written when training begins: JAX must not be woken up before the program has set its flags.
-    while not (config.exists() and config.stat().st_mtime > started):
+    log, started = workdir / "commands.jsonl", time.time()
+    # Written when training begins: JAX must not start before the program has set its flags.
+    while not (log.exists() and log.stat().st_mtime > started):
         time.sleep(0.1)
     with notes.open("a") as file:
         while True:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 import fdrl_jax as fdrl
 from benchmarks.sizes import SIZES
-from experiments.storage.workdir import write_json
+from experiments.files import write_json
 from fdrl_jax import networks
 
 NUM_FLOW_STEPS, EFFICIENCY = 100, 0.9

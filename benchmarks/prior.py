@@ -1,7 +1,7 @@
 """Time, memory and accuracy of the data-dependent prior on real images.
 
 Run: python -m benchmarks.prior --data_dir=DIR [--image_size=64] [--rank=0] [--picture=FILE.png]
-Call it once a setting: the peak of memory is that of the process.
+Call it once per setting: the peak of memory is that of the process.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from experiments import pictures
-from experiments.build import fitted_prior
+from experiments import prior as fitted_prior
 from experiments.data import DataOptions, load
 from fdrl_jax import priors, rng
 
@@ -40,7 +40,7 @@ def main() -> None:
     source = load(options)
     rank = fitted_prior.choose_rank(arguments.rank, source.event_shape)
     before, started = peak_megabytes(), time.perf_counter()
-    fitted = fitted_prior.load_or_fit(source, rank, 1e-4, None)
+    fitted = fitted_prior.fit(source.train_batches(), rank, 1e-4)
     print(f"fit: {time.perf_counter() - started:.1f} s")
     print(f"peak memory: {peak_megabytes():,.0f} MB, before the fit {before:,.0f} MB")
 
@@ -58,7 +58,7 @@ def main() -> None:
     drawn = []
     for first in range(0, NUM_SAMPLES, 256):
         keys = rng.example_keys(
-            jax.random.key(0), rng.Stream.PRIOR, np.arange(first, first + 256, dtype=np.int32)
+            rng.root_key(0), rng.Stream.PRIOR, np.arange(first, first + 256, dtype=np.int32)
         )
         drawn.append(np.asarray(sample(prior.params, keys, {})).reshape(256, -1))
     projected = np.concatenate([d @ directions for d in drawn])

@@ -25,8 +25,8 @@ import optax
 import fdrl_jax as fdrl
 from benchmarks.timing import alternate
 from benchmarks.trace import thread_seconds
+from experiments.files import write_json
 from experiments.machine import xla_flags
-from experiments.storage.workdir import write_json
 from fdrl_jax import networks, parallel, rng, steps
 from fdrl_jax.problem import Constants, Estimator, FlowParams, Problem
 

@@ -5,7 +5,6 @@ PyTorch is optional (pip install torch); without it only our own time is printed
 """
 
 import argparse
-import importlib
 import itertools
 from collections.abc import Callable
 from pathlib import Path
@@ -13,10 +12,11 @@ from pathlib import Path
 import jax
 
 from benchmarks.timing import alternate
-from experiments import build
+from experiments import build, command_line, settings
+from experiments.files import write_json
 from experiments.machine import xla_flags
-from experiments.storage.workdir import write_json
-from fdrl_jax import parallel, steps
+from experiments.modes.creation import load_data
+from fdrl_jax import parallel, rng, steps
 
 BATCH, NUM_FLOW_STEPS, STEP_SIZE, NOISE_SCALE, RATE, EMA = 256, 100, 0.1, 0.01, 2e-3, 0.998
 _STEPS_PER_CALL = 10
@@ -24,16 +24,15 @@ _STEPS_PER_CALL = 10
 
 def ours() -> Callable[[], object]:
     """Returns a function that takes ten train steps of `configs/swissroll.py`."""
-    config = importlib.import_module("configs.swissroll").get_config().to_dict()
-    experiment = build.experiment(config)
-    train_step = experiment.make_train_step(experiment.problem)
-    run_steps = parallel.map_steps(steps.repeat_steps(train_step, _STEPS_PER_CALL))
-    state = parallel.replicate(experiment.init_state())
-    constants = parallel.replicate(experiment.constants)
+    wanted = settings.checked(command_line.load_config("swissroll"))
+    training = build.ratio_training(build.experiment(wanted, load_data(wanted)))
+    run_steps = parallel.map_steps(steps.repeat_steps(training.train_step, _STEPS_PER_CALL))
+    state, constants = map(parallel.replicate, (training.init_state(), training.constants))
+    key = rng.root_key(wanted["seed"])
 
     def run() -> None:
         nonlocal state
-        arguments = (experiment.key, state, constants, None, _STEPS_PER_CALL, 0)
+        arguments = (key, state, constants, None, _STEPS_PER_CALL, 0)
         state, _ = jax.block_until_ready(run_steps(*arguments))
 
     return run
@@ -61,7 +60,7 @@ def pytorch() -> Callable[[], object]:
     def step() -> None:
         real, x = draw(), torch.randn(BATCH, 2)
         for parameter in model.parameters():
-            parameter.requires_grad_(False)  # The flow needs the gradient to its input alone.
+            parameter.requires_grad_(False)  # The flow needs the gradient to its input only.
         for _ in range(NUM_FLOW_STEPS):
             x.requires_grad_(True)
             (gradient,) = torch.autograd.grad(model(x).sum(), x)
@@ -93,7 +92,7 @@ def main() -> None:
     milliseconds = {k: 1e3 * v / _STEPS_PER_CALL for k, v in alternate(contenders).items()}
     for name, value in milliseconds.items():
         ratio = value / milliseconds["fdrl_jax"]
-        print(f"{name:14s} {value:8.2f} ms a train step   {ratio:5.2f} x fdrl_jax")
+        print(f"{name:14s} {value:8.2f} ms per train step   {ratio:5.2f} x fdrl_jax")
     if path:
         write_json(path, milliseconds)
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from docs import api_pages
+from docs import api_pages, settings_page
 from fdrl_jax import __version__
 
 project = "fdrl_jax"
@@ -29,6 +29,7 @@ html_show_sphinx = False
 
 
 def setup(app: Any) -> None:
-    """Writes the pages of the API reference, and checks at the end that they name every symbol."""
+    """Writes the generated pages, and checks at the end that they name every public symbol."""
     app.connect("builder-inited", lambda app: api_pages.write_pages(Path(app.srcdir)))
+    app.connect("builder-inited", lambda app: settings_page.write(Path(app.srcdir)))
     app.connect("env-check-consistency", api_pages.check)

@@ -10,10 +10,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.data import read_arrays
+from experiments.evaluation import format_value
 from experiments.pictures.points import frame
 from experiments.pictures.style import PRIOR, SAMPLES, panels, save
-from experiments.storage.workdir import Workdir
-from experiments.sweep import plan, runner, table
+from experiments.sweep import plan, runner
 from experiments.sweep.plan import Run
 from experiments.sweep.runner import Outcome
 from experiments.training import metrics_log
@@ -33,23 +33,23 @@ def main() -> None:
     outcomes = runner.run_all(todo, root)
     print(f"| | end | energy_ratio | {' | '.join(LOGGED)} |\n|{'---|' * (len(LOGGED) + 3)}")
     for run, outcome in zip(todo.runs, outcomes, strict=True):
-        print(f"| {run.name} | {' | '.join(_row(Workdir(root / run.folder), outcome))} |")
+        print(f"| {run.name} | {' | '.join(_row(root / run.folder, outcome))} |")
     print(save(_draw(root, todo.runs, outcomes), root / "picture.png"))
 
 
-def _row(workdir: Workdir, outcome: Outcome) -> list[str]:
-    last = metrics_log.read(workdir.metrics)[-1]
+def _row(folder: Path, outcome: Outcome) -> list[str]:
+    last = metrics_log.read(folder / "metrics.jsonl")[-1]
     values = [outcome.metrics.get("energy_ratio"), *(last[name] for name in LOGGED)]
-    return [outcome.status, *("-" if v is None else table.format_value(v) for v in values)]
+    return [outcome.status, *("-" if v is None else format_value(v) for v in values)]
 
 
 def _draw(root: Path, runs: list[Run], outcomes: list[Outcome]) -> Figure:
     """Draws the last snapshot of each run over those of the good one, in grey."""
     figure, axes = panels(COLUMNS, -(-len(runs) // COLUMNS), size=2.7)
-    good = _last_snapshot(Workdir(root / runs[0].folder))
+    good = _last_snapshot(root / runs[0].folder)
     low, high = frame(good, margin=0.3)
     for ax, run, outcome in zip(axes, runs, outcomes, strict=True):
-        samples = _last_snapshot(Workdir(root / run.folder))
+        samples = _last_snapshot(root / run.folder)
         ax.scatter(*good.T, s=1.0, color=PRIOR, alpha=0.25, linewidths=0)
         ax.scatter(*samples.T, s=1.5, color=SAMPLES, alpha=0.6, linewidths=0)
         ratio = outcome.metrics.get("energy_ratio")
@@ -60,8 +60,8 @@ def _draw(root: Path, runs: list[Run], outcomes: list[Outcome]) -> Figure:
     return figure
 
 
-def _last_snapshot(workdir: Workdir) -> np.ndarray:
-    _, path = workdir.snapshot_files(up_to_step=10**9)[-1]
+def _last_snapshot(folder: Path) -> np.ndarray:
+    path = max((folder / "snapshots").glob("*.npz"))
     return read_arrays(path, ["arr_0"])["arr_0"]
 
 

@@ -67,7 +67,7 @@ class Command:
             return name
         if not name.isdecimal():
             raise UserError(
-                f"--checkpoint={name} must be the step of a checkpoint, or best, in mode {self.mode}"
+                f"--checkpoint={name}: mode {self.mode} needs the step of a checkpoint, or best"
             )
         return int(name)
 
@@ -292,8 +292,8 @@ def _help() -> str:
         "",
         "Start with",
         f"  {example('train')}",
-        "which takes a minute on a CPU and writes a report. The same command again resumes from the",
-        "newest checkpoint. Later commands need only --workdir: the run keeps its settings.",
+        "which takes a minute on a CPU and writes a report. The same command again resumes from",
+        "the newest checkpoint. Later commands need only --workdir: the run keeps its settings.",
         "",
         "Modes, with an example of each:",
     ]

@@ -162,16 +162,16 @@ SETTINGS: dict[str, Setting] = {
         "float32",
         _choice("auto", "float32", "tensorfloat32", "bfloat16"),
         "Precision of the network's computation; parameters and flow stay in float32. `auto` uses "
-        "bfloat16 where the device is fast in it, and float32 elsewhere. Accelerators are faster in "
-        "tensorfloat32 (NVIDIA, Ampere or newer) and, with half the memory, in bfloat16.",
+        "bfloat16 where the device is fast in it, and float32 elsewhere. Accelerators are faster "
+        "in tensorfloat32 (NVIDIA, Ampere or newer) and, with half the memory, in bfloat16.",
         "fixed",
     ),
     # data
     "data.name": Setting(
         "swissroll",
         Rule(registry.is_known, f"one of {', '.join(registry.NAMES)}", registry.NAMES),
-        "A built-in set (swissroll, 8gaussians, 25gaussians, digits) or images: folder (also a zip), "
-        "npz, lsun, pair, tfds:NAME.",
+        "A built-in set (swissroll, 8gaussians, 25gaussians, digits) or images: folder (also a "
+        "zip), npz, lsun, pair, tfds:NAME.",
         "fixed",
     ),
     "data.dir": Setting(
@@ -389,7 +389,7 @@ SETTINGS: dict[str, Setting] = {
     "train.on_divergence": Setting(
         "stop",
         _choice("stop", "rollback"),
-        "What a diverged run does: stop, or return to the last checkpoint and skip the batches since.",
+        "A diverged run stops, or returns to the last checkpoint and skips the batches since.",
         "free",
     ),
     "train.rollback_lr_factor": Setting(

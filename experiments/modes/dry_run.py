@@ -61,9 +61,8 @@ def _print_answer(
     print(f"  {duration(training_seconds)}, evaluation and report {duration(evaluation_seconds)};")
     print("  fitting the prior to the data comes on top, where it is data-dependent")
     print(f"time to the first checkpoint: {duration(first)}")
-    print(
-        f"train step: {step.train_step * 1e3:.3g} ms ({how}); flow step {step.flow_step * 1e3:.3g} ms"
-    )
+    print(f"train step: {step.train_step * 1e3:.3g} ms ({how})")
+    print(f"flow step: {step.flow_step * 1e3:.3g} ms")
     print(f"memory per device: {_memory(compiled)}")
     print(f"disk: {size * (wanted['checkpoint.keep'] + 1) / 2**20:,.0f} MiB of checkpoints")
     print(hardware.describe_devices())

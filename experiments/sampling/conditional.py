@@ -30,8 +30,9 @@ def conditioned(experiment: Experiment) -> Experiment:
     labels = labels_of(options["condition.label"], source.classes)
     if not options["condition.classifier"]:
         raise UserError(
-            f"--class={options['condition.label']} needs --classifier: the workdir of a classifier, from "
-            "--mode=train_classifier, or a checkpoint file of the library robustness"
+            f"--class={options['condition.label']} needs --classifier: the workdir of a "
+            "classifier, from --mode=train_classifier, or a checkpoint file of the library "
+            "robustness"
         )
     path = Path(options["condition.classifier"])
     classifier = classifiers.load(path, source.classes, source.event_shape)

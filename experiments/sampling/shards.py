@@ -92,7 +92,7 @@ def _check_same(saved: dict[str, Any], present: dict[str, Any], folder: Path) ->
     differing = settings.differences(settings.flatten(saved), settings.flatten(present))
     if differing:
         raise UserError(
-            f"{folder} holds a part of other samples: {'; '.join(differing.values())}. Finish those "
-            "with their settings, remove that folder, or choose another name with "
+            f"{folder} holds a part of other samples: {'; '.join(differing.values())}. Finish "
+            "those with their settings, remove that folder, or choose another name with "
             "--config.sample.name"
         )
