@@ -44,10 +44,6 @@ def write(docs: Path) -> None:
 def _row(key: str) -> str:
     setting = settings.SETTINGS[key]
     default = repr(setting.default).replace("'", '"')
-    cells = (
-        f"`{key}`",
-        f"`{default}`",
-        setting.scope,
-        f"{setting.about} Allowed: {setting.rule.allowed}.",
-    )
+    meaning = f"{setting.about} Allowed: {setting.rule.allowed}."
+    cells = (f"`{key}`", f"`{default}`", setting.scope, meaning)
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from experiments import build, cost, settings
+from experiments import advice, build, cost, settings
 from experiments.build import Experiment, Training
 from experiments.command_line import Command
 from experiments.machine import hardware, memory
@@ -32,6 +32,8 @@ def run_mode(command: Command) -> None:
     compiled, compile_seconds = _compile(training)
     step = _time(training, experiment, compiled)
     _print_answer(experiment, compiled, compile_seconds, step)
+    if source.kind == "images":
+        print(advice.noise_warning(wanted) or advice.describe_noise(wanted))
     print("settings that differ from the defaults:")
     defaults = settings.checked(settings.defaults())
     for key, value in wanted.items():

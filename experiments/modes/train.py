@@ -1,6 +1,6 @@
 """Mode train: trains to the last step, from the newest checkpoint if there is one; reports."""
 
-from experiments import build, run
+from experiments import advice, build, run
 from experiments.command_line import Command
 from experiments.machine.hardware import describe_devices
 from experiments.modes.creation import create_or_resume
@@ -15,6 +15,7 @@ def run_mode(command: Command) -> None:
         if parallel.is_first_process():
             print(describe_devices())
             created.log_command(command.text)
+            advice.warn(experiment)
         loop.train(build.ratio_training(experiment), created, hooks.hooks_of(experiment, created))
         # Only now: metrics and pictures take seconds to import, and training should start at once.
         from experiments.modes import evaluate
