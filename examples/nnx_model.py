@@ -1,10 +1,10 @@
-"""A model of one's own, here of Flax NNX, trained by a loop of one's own.
+"""Your own model, here of Flax NNX, in your own training loop.
 
     python -m examples.nnx_model
 
-The flow, the first variation and the loss take plain functions, so any model will do that maps a
-batch to one number an example. Algorithm 1 of the paper is a page: two moons from a normal prior.
-An Equinox model takes the same place, as `lambda x: jax.vmap(model)(x)[:, 0]`.
+`fdrl.objective` accepts any function that maps a batch to one number per example, so algorithm 1 of
+the paper is a page: two moons from a normal prior. `docs/reuse.md` has the same loop for plain Optax
+and for Equinox.
 """
 
 import argparse
@@ -46,27 +46,25 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     model = Estimator(96, nnx.Rngs(0))
     schedule = optax.cosine_decay_schedule(2e-3, num_steps)
     optimizer = nnx.Optimizer(model, optax.adam(schedule), wrt=nnx.Param)
-    divergence, loss = fdrl.divergences.get("kl"), fdrl.bregman.get("lr")
-
-    def flowed(model: Estimator, key: jax.Array, num: int) -> jax.Array:
-        prior_key, flow_key = jax.random.split(key)
-        x0 = jax.random.normal(prior_key, (num, 2))
-        potential = fdrl.first_variation(model, divergence)
-        return fdrl.flow(
-            flow_key, x0, potential, num_steps=NUM_FLOW_STEPS, step_size=0.1, noise_scale=0.01
-        )
+    flow = {"num_steps": NUM_FLOW_STEPS, "step_size": 0.1, "noise_scale": 0.01}
 
     @nnx.jit
     def train_step(model: Estimator, optimizer: nnx.Optimizer, key: jax.Array) -> None:
-        data_key, flow_key = jax.random.split(key)
+        data_key, prior_key, flow_key = jax.random.split(key, 3)
         real = jax.random.choice(data_key, data, (BATCH_SIZE,))
-        fake = jax.lax.stop_gradient(flowed(model, flow_key, BATCH_SIZE))
-        grads = nnx.grad(lambda m: fdrl.bregman.loss(loss, m(real), m(fake))[0])(model)
+        x0 = jax.random.normal(prior_key, real.shape)
+        grads = nnx.grad(lambda m: fdrl.objective(flow_key, real, x0, m, **flow)[0])(model)
         optimizer.update(model, grads)
+
+    @nnx.jit
+    def sample(model: Estimator, key: jax.Array) -> jax.Array:
+        prior_key, flow_key = jax.random.split(key)
+        x0 = jax.random.normal(prior_key, (2_000, 2))
+        return fdrl.flow(flow_key, x0, fdrl.first_variation(model, "kl"), **flow)
 
     for step in tqdm(range(num_steps), unit="step"):
         train_step(model, optimizer, jax.random.fold_in(jax.random.key(0), step))
-    samples = np.asarray(flowed(model, jax.random.key(1), 2_000))
+    samples = np.asarray(sample(model, jax.random.key(1)))
     prior = np.asarray(jax.random.normal(jax.random.key(2), (2_000, 2)))
     distances = {
         "prior": fdrl.metrics.energy_distance(prior, np.asarray(data)),

@@ -134,7 +134,8 @@ def make_train_step(
     ) -> tuple[Any, Metrics]:
         data_key = rng.stream_key(key, rng.Stream.DATA)
         batch = draw(constants.data, host_batch, data_key, positions)
-        x = perturb(lambda x: apply(variables, x), batch["real"], batch["label"], attack)
+        real = as_floating(batch["real"])
+        x = perturb(lambda x: apply(variables, x), real, batch["label"], attack)
 
         def loss_fn(params: Any) -> tuple[Array, Metrics]:
             logits = apply({**variables, "params": params}, x)

@@ -9,11 +9,15 @@ import fdrl_jax as fdrl
 from fdrl_jax.divergences import REGISTRY, FDivergence, alpha, combine, get
 
 ORDERS = (-1.0, 0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
-FORMULAS = ("0.5*kl + 0.5*reverse_kl", "2*pearson+1e-3 * alpha(0.5)", "js + logd")
+COMBINED = [
+    combine([0.5, 0.5], ["kl", "reverse_kl"]),
+    combine([2.0, 1e-3], ["pearson", "alpha(0.5)"]),
+    combine([1.0, 1.0], ["js", "logd"]),
+]
 DIVERGENCES = [
     *REGISTRY.values(),
     *(alpha(order) for order in ORDERS),
-    *(get(formula) for formula in FORMULAS),
+    *COMBINED,
 ]
 RATIOS = np.geomspace(0.02, 50.0, 61).astype(np.float32)
 
@@ -142,28 +146,16 @@ def test_equal_distributions_have_divergence_zero_and_others_a_positive_one(dive
 def test_get_returns_a_divergence_by_its_name_and_a_divergence_as_it_is(name):
     assert get(name) is REGISTRY[name]
     assert get(REGISTRY[name]) is REGISTRY[name]
-    assert get(f" {name} ") is REGISTRY[name]
 
 
 @pytest.mark.parametrize(
-    ("formula", "weights"),
-    [
-        ("2*kl", {"kl": 2.0}),
-        ("1e-3*kl", {"kl": 1e-3}),
-        ("1e+2*kl+ 1E-05*js", {"kl": 100.0, "js": 1e-5}),
-        (".5 * kl + js", {"kl": 0.5, "js": 1.0}),
-        ("kl+kl", {"kl": 2.0}),
-        ("0.25*pearson + 3.5*alpha(-1e+0)", {"pearson": 0.25, "alpha(-1)": 3.5}),
-        ("alpha( 1.5e-1 )", {"alpha(0.15)": 1.0}),
-    ],
+    ("name", "order"), [("alpha(0.5)", 0.5), ("alpha( 1.5e-1 )", 0.15), ("alpha(-1e+0)", -1.0)]
 )
-def test_get_reads_formulas(formula, weights):
-    expected = sum(w * get(name).f_prime(RATIOS) for name, w in weights.items())
-
-    np.testing.assert_allclose(get(formula).f_prime(RATIOS), expected, rtol=1e-5, atol=1e-6)
+def test_get_reads_the_order_of_an_alpha_divergence(name, order):
+    np.testing.assert_array_equal(get(name).f_prime(RATIOS), alpha(order).f_prime(RATIOS))
 
 
-@each_divergence
+@pytest.mark.parametrize("divergence", [*REGISTRY.values(), *map(alpha, ORDERS)])
 def test_get_finds_a_divergence_again_by_the_name_it_carries(divergence):
     again = get(divergence.name)
 
@@ -178,7 +170,7 @@ def test_get_finds_a_divergence_again_by_the_name_it_carries(divergence):
         ("logD", "logd"),
         ("KL", "kl"),
         ("helinger", "hellinger"),
-        ("0.5*kl + 0.5*reversekl", "reverse_kl"),
+        ("reversekl", "reverse_kl"),
         ("alpha", r"alpha\(ORDER\)"),
     ],
 )
@@ -192,22 +184,16 @@ def test_an_unknown_name_is_an_error_that_names_it_the_allowed_ones_and_the_near
 
 
 def test_a_name_like_no_other_is_an_error_without_a_guess():
-    with pytest.raises(ValueError, match=r"^unknown divergence 'w1' in 'w1'\. Allowed: pearson, "):
+    with pytest.raises(ValueError, match=r"^unknown divergence 'w1'\. Allowed: pearson, "):
         get("w1")
 
 
-@pytest.mark.parametrize("spec", ["", "kl +", "kl + + js", "kl*2", "kl js", "kl(2)", "alpha()"])
-def test_a_formula_that_does_not_parse_is_an_error_that_shows_it(spec):
-    with pytest.raises(ValueError, match="divergence") as error:
+@pytest.mark.parametrize("spec", ["", "0.5*kl", "kl + js", "kl(2)", "alpha()", "alpha(nan)"])
+def test_what_is_no_name_is_an_error_that_shows_it(spec):
+    with pytest.raises(ValueError, match="unknown divergence") as error:
         get(spec)
 
     assert repr(spec) in str(error.value)
-
-
-@pytest.mark.parametrize("spec", ["-1*kl", "kl + 0*js"])
-def test_a_weight_that_is_not_positive_is_an_error(spec):
-    with pytest.raises(ValueError, match="must be positive and finite"):
-        get(spec)
 
 
 def test_a_combination_needs_one_weight_a_divergence():

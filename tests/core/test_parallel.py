@@ -10,8 +10,9 @@ import pytest
 import small_problem
 from jax.sharding import AxisType, PartitionSpec
 
-from fdrl_jax import parallel, samplers, steps
+from fdrl_jax import networks, parallel, samplers, steps
 from fdrl_jax.parallel import AXIS
+from fdrl_jax.problem import Estimator
 
 NUM_DEVICES = jax.local_device_count()
 GLOBAL_BATCH = 4 * NUM_DEVICES
@@ -130,6 +131,44 @@ def test_unreplicate_undoes_replicate():
     one = parallel.unreplicate(replicated)
     chex.assert_trees_all_equal(one, tree)
     assert len(one["x"].sharding.device_set) == 1
+
+
+def test_no_device_ever_holds_the_copies_of_others(monkeypatch):
+    held = []
+    put = jax.device_put
+
+    def recorded(x, device=None, **options):
+        arrays = [a for a in jax.live_arrays() if a.nbytes >= size]
+        held.append(sum(s.data.nbytes for a in arrays for s in a.addressable_shards))
+        return put(x, device, **options)
+
+    size = 4 * 250_000
+    tree = jnp.ones(250_000)
+    monkeypatch.setattr(jax, "device_put", recorded)
+    replicated = parallel.replicate(tree)
+    on_first = [
+        s.data.nbytes for s in replicated.addressable_shards if s.device == jax.local_devices()[0]
+    ]
+
+    assert on_first == [size]
+    # The array, its view with the new axis, and the copies that other devices hold.
+    assert max(held) <= (NUM_DEVICES + 1) * size
+
+
+def test_an_estimator_of_a_network_moves_its_vectors_in_every_step():
+    net = networks.MLP((8,), spectral_norm=True)
+    estimator = Estimator.from_network(net)
+    variables = dict(net.init(KEY, jnp.zeros((1, 2))))
+    variables["params"] = jax.tree.map(lambda a: a + 1.0, variables["params"])
+    step = small_problem.train_step(small_problem.problem(estimator))
+    optimizer = small_problem.OPTIMIZER
+
+    end, _ = jax.jit(step)(KEY, small_problem.initial_state(optimizer, variables), CONSTANTS)
+
+    expected = networks.update_vectors(variables)["spectral"]
+    chex.assert_trees_all_close(end.variables["spectral"], expected, rtol=1e-5)
+    before = jax.tree.leaves(variables["spectral"])
+    assert any(np.any(a != b) for a, b in zip(jax.tree.leaves(expected), before, strict=True))
 
 
 def differing(array, other, replica=1):

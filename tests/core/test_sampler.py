@@ -91,3 +91,34 @@ def test_a_batch_prior_starts_from_the_batch():
     stages = sampler(KEY, VARIABLES, Constants((), ()), batch)
 
     np.testing.assert_array_equal(stages.prior, batch["source"])
+
+
+def test_another_seed_compiles_nothing_and_several_seeds_draw_at_once_under_vmap():
+    traces = []
+
+    def sampler(*arguments):
+        traces.append(1)
+        return samplers.make_sampler(small_problem.problem())(*arguments)
+
+    run = jax.jit(sampler)
+    batch = {"position": jnp.arange(5)}
+    each = [run(rng.root_key(i), VARIABLES, small_problem.CONSTANTS, batch) for i in range(3)]
+    assert len(traces) == 1
+
+    keys = jax.vmap(rng.root_key)(jnp.arange(3))
+    together = jax.vmap(lambda key: sampler(key, VARIABLES, small_problem.CONSTANTS, batch))(keys)
+    for i, alone in enumerate(each):
+        np.testing.assert_allclose(together.refined[i], alone.refined, rtol=1e-5, atol=1e-6)
+
+
+def test_a_path_is_not_held_twice_in_memory():
+    compiled_path = jax.jit(
+        samplers.make_path_sampler(small_problem.problem(num_steps=300, noise_scale=0.1))
+    )
+    batch = {"position": jax.ShapeDtypeStruct((200,), jnp.int32)}
+    program = compiled_path.lower(KEY, VARIABLES, small_problem.CONSTANTS, batch).compile()
+
+    memory = program.memory_analysis()
+
+    assert memory.output_size_in_bytes >= 303 * 200 * 2 * 4
+    assert memory.temp_size_in_bytes < 0.2 * memory.output_size_in_bytes

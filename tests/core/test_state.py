@@ -3,6 +3,7 @@
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from fdrl_jax import state
@@ -69,3 +70,29 @@ def test_the_optimizers_state_goes_from_update_to_update():
 
     # Velocities 10 and 15.
     chex.assert_trees_all_close(now.variables["params"]["w"], jnp.array([1.0 - 2.5, 2.0 + 2.5]))
+
+
+def test_the_rate_of_the_average_grows_to_its_value_on_a_ramp():
+    optimizer, rate = optax.sgd(0.1), 0.25
+    now = state.create(VARIABLES, optimizer)
+    expected = VARIABLES["params"]["w"]
+
+    # (1 + t) / (10 + t): 0.1, 0.1818, 0.25, and then the rate itself.
+    for ramp in (0.1, 2.0 / 11.0, 0.25, 0.25, 0.25):
+        now = state.apply_gradients(now, GRADS, optimizer, rate, ema_ramp=True)
+        expected = ramp * expected + (1.0 - ramp) * now.variables["params"]["w"]
+        np.testing.assert_allclose(now.ema_variables["params"]["w"], expected, rtol=1e-6)
+
+
+def test_an_optimizer_that_needs_the_loss_gets_it_and_others_ignore_it():
+    plateau = optax.chain(
+        optax.sgd(0.1), optax.contrib.reduce_on_plateau(factor=0.5, patience=1, accumulation_size=1)
+    )
+    now = state.create(VARIABLES, plateau)
+    for _ in range(6):
+        now = state.apply_gradients(now, GRADS, plateau, 0.9, value=jnp.float32(1.0))
+    assert optax.tree.get(now.opt_state, "scale") < 1.0
+
+    plain = optax.sgd(0.1)
+    after = state.apply_gradients(state.create(VARIABLES, plain), GRADS, plain, 0.9, value=1.0)
+    chex.assert_trees_all_close(after.variables["params"], {"w": jnp.array([0.0, 3.0])})

@@ -1,0 +1,178 @@
+"""Misuse that gave wrong numbers, or a message that misled, is an error that says what to do."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small_problem
+
+import fdrl_jax as fdrl
+from fdrl_jax import adversarial, bregman, compose, divergences, rng, state
+from fdrl_jax.adversarial import Attack
+
+KEY = jax.random.key(0)
+X = jax.random.normal(KEY, (3, 3))
+HYPER = {"step_size": 0.1, "noise_scale": 0.3}
+
+
+def column(x):
+    return jnp.sum(x**2, axis=-1, keepdims=True)
+
+
+def square(x):
+    return jnp.sum(x**2, axis=-1)
+
+
+def logits(x):
+    return jnp.stack([x[:, 0], x[:, 1]], axis=-1)
+
+
+@pytest.mark.parametrize("potential", [column, lambda x: square(x)[:, None] + square(x), jnp.mean])
+def test_a_potential_of_another_shape_than_one_number_per_example_is_an_error(potential):
+    for use in (
+        lambda: fdrl.drift(X, potential),
+        lambda: fdrl.flow(KEY, X, potential, num_steps=1, **HYPER),
+    ):
+        with pytest.raises(ValueError, match="must return one number per example"):
+            use()
+
+
+def test_the_error_of_a_column_says_how_to_drop_its_axis():
+    with pytest.raises(ValueError, match=r"\(3,\) for x of shape \(3, 3\), got \(3, 1\); drop"):
+        fdrl.drift(X, column)
+
+
+def test_a_single_point_may_have_a_scalar_potential():
+    np.testing.assert_allclose(fdrl.drift(X[0], lambda x: jnp.sum(x**2)), -2.0 * X[0])
+
+
+@pytest.mark.parametrize("output", ["log_ratio", "ratio"])
+def test_compositions_of_unequal_shapes_are_an_error(output):
+    with pytest.raises(ValueError, match=r"got shapes \(3, 1\), \(3,\)"):
+        compose.condition(column, logits, 0, output=output)(X)
+    with pytest.raises(ValueError, match=r"got shapes \(3,\), \(3, 1\)"):
+        compose.product([square, column])(X)
+
+
+@pytest.mark.parametrize("name", ["step_size", "noise_scale"])
+def test_a_step_size_or_noise_scale_per_example_is_an_error(name):
+    hyper = {**HYPER, name: jnp.ones(3)}
+    with pytest.raises(ValueError, match=rf"{name} must be a scalar, got an array of shape \(3,\)"):
+        fdrl.flow(KEY, X, square, num_steps=1, **hyper)
+
+
+def test_a_seed_in_place_of_a_key_is_an_error_that_shows_how_to_make_one():
+    with pytest.raises(TypeError, match=r"such as jax.random.key\(0\), got int 0"):
+        fdrl.flow(0, X, square, num_steps=1, **HYPER)
+
+
+def test_a_traced_or_array_number_of_steps_is_said_to_need_a_static_int():
+    for run in (
+        lambda: fdrl.flow(KEY, X, square, num_steps=jnp.int32(5), **HYPER),
+        lambda: jax.jit(lambda n: fdrl.flow(KEY, X, square, num_steps=n, **HYPER))(5),
+    ):
+        with pytest.raises(ValueError, match="num_steps must be a static Python int"):
+            run()
+
+
+def test_rbg_keys_per_example_are_an_error_and_one_rbg_key_for_the_batch_is_not():
+    keys = jax.random.split(jax.random.key(0, impl="rbg"), 3)
+    with pytest.raises(ValueError, match="needs the generator 'threefry2x32', got 'rbg'"):
+        fdrl.flow(keys, X, square, num_steps=1, **HYPER)
+    with pytest.raises(ValueError, match="needs the generator 'threefry2x32', got 'rbg'"):
+        rng.example_keys(keys[0], rng.Stream.FLOW, jnp.arange(3))
+    assert np.all(np.isfinite(fdrl.flow(keys[0], X, square, num_steps=1, **HYPER)))
+
+
+def test_root_keys_are_the_same_whatever_generator_is_the_default():
+    expected = jax.random.key_data(jax.random.key(5, impl="threefry2x32"))
+    with jax.default_prng_impl("rbg"):
+        np.testing.assert_array_equal(jax.random.key_data(rng.root_key(5)), expected)
+
+
+def test_positions_do_not_become_negative_beyond_two_to_the_31_examples():
+    positions = rng.batch_positions(jnp.int32(2**25), 64)
+    np.testing.assert_array_equal(positions, 2**31 + np.arange(64))
+
+
+@pytest.mark.parametrize("num", [8, 32])
+def test_a_draw_of_another_number_of_rows_than_the_batch_is_an_error(num):
+    def draw(data, host_batch, key, positions):
+        return {"real": jnp.zeros((num, 2))}
+
+    step = small_problem.train_step(draw=draw)
+    with pytest.raises(ValueError, match=f"one example per position, 16, got {num}"):
+        step(KEY, small_problem.initial_state(), small_problem.CONSTANTS)
+
+
+@pytest.mark.parametrize("name", ["kl", "js"])
+def test_the_generators_of_kl_and_js_are_finite_where_the_ratio_is_zero(name):
+    limit = {"kl": 0.0, "js": np.log(2.0)}[name]
+    np.testing.assert_allclose(divergences.get(name).f(jnp.zeros(1)), limit, rtol=1e-6)
+
+
+def test_the_mean_ratio_stays_finite_where_the_loss_is():
+    _, metrics = bregman.loss("lr", jnp.float32([-200.0] * 64), jnp.float32([200.0] * 64))
+    assert all(np.isfinite(value) for value in metrics.values())
+
+
+def test_losses_and_divergences_may_be_names_everywhere():
+    assert bregman.check_pair("lr", "js") == (bregman.LR, divergences.JS)
+    assert divergences.combine([0.5, 2.0], ["kl", "js"]).name == "0.5*kl + 2*js"
+    named = small_problem.problem()._replace(bregman="lr", divergence="kl")
+    assert named.output == "log_ratio"
+    by_name, by_object = (
+        small_problem.train_step(problem)(
+            KEY, small_problem.initial_state(), small_problem.CONSTANTS
+        )[1]
+        for problem in (named, small_problem.problem())
+    )
+    assert by_name == by_object
+
+
+def test_an_uninformative_classifier_leaves_the_drift_as_it_is_under_every_divergence():
+    log_ratio = functools.partial(jnp.sum, axis=-1)
+    for name in divergences.REGISTRY:
+        for probabilities in (None, [0.2, 0.3, 0.5]):
+            constant = jnp.log(jnp.array(probabilities or [1.0, 1.0, 1.0]))
+            conditioned = compose.condition(
+                log_ratio,
+                lambda x, constant=constant: 7.0 + jnp.zeros((len(x), 1)) + constant,
+                2,
+                2.0,
+                class_probabilities=probabilities,
+            )
+            np.testing.assert_allclose(
+                fdrl.drift(X, fdrl.first_variation(conditioned, name)),
+                fdrl.drift(X, fdrl.first_variation(log_ratio, name)),
+                rtol=1e-4,
+            )
+
+
+def test_class_probabilities_of_another_number_are_an_error():
+    with pytest.raises(ValueError, match=r"one number per class, \[2\], got shape \(3,\)"):
+        compose.condition(square, logits, 0, class_probabilities=[0.2, 0.3, 0.5])(X)
+
+
+def test_a_classifier_trains_on_integer_images_as_on_the_same_numbers():
+    def apply(variables, x):
+        return jnp.stack([x[:, 0], x[:, 1]], axis=-1) * variables["params"]["w"]
+
+    def metrics(dtype):
+        def draw(data, host_batch, key, positions):
+            real = jnp.array([[0, 1], [1, 0], [1, 1], [0, 0]], dtype)
+            return {"real": real, "label": jnp.array([0, 1, 0, 1])}
+
+        step = adversarial.make_train_step(
+            apply,
+            attack=Attack(0.5, 0.1, 3),
+            optimizer=small_problem.OPTIMIZER,
+            draw=draw,
+            batch_size=4,
+        )
+        start = state.create({"params": {"w": jnp.float32(1.0)}}, small_problem.OPTIMIZER)
+        return step(KEY, start, small_problem.CONSTANTS)[1]
+
+    assert metrics(jnp.uint8) == metrics(jnp.float32)

@@ -1,0 +1,259 @@
+"""The objective for a training loop of any kind: its gradient, its penalty, its cost."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import small_problem
+
+import fdrl_jax as fdrl
+from fdrl_jax import bregman, networks, parallel, priors, rng, steps
+from fdrl_jax.problem import Estimator
+
+KEY = jax.random.key(1)
+REAL, START = jax.random.normal(jax.random.key(0), (2, 12, 2))
+FLOW = {"num_steps": 4, "step_size": 0.1, "noise_scale": 0.2}
+PARAMS = small_problem.initial_variables()["params"]
+
+
+def estimator(params):
+    return lambda x: small_problem.apply({"params": params}, x)
+
+
+def cubic(params):
+    """An output whose gradient differs from example to example."""
+    return lambda x: params["curvature"] * jnp.sum(x**3, axis=-1) + x @ params["slope"]
+
+
+def objective(params, of=estimator, real=REAL, x0=START, **options):
+    return fdrl.objective(KEY, real, x0, of(params), **(FLOW | options))
+
+
+def by_definition(params, of=estimator, penalty=0.0, pair=("lr", "kl")):
+    loss, divergence = bregman.get(pair[0]), pair[1]
+    potential = fdrl.first_variation(of(PARAMS), divergence, loss.output)  # Constant parameters.
+    flowed = fdrl.flow(KEY, START, potential, **FLOW)
+    value, _ = bregman.loss(loss, of(params)(REAL), of(params)(flowed))
+
+    def mean_square(x):
+        one_by_one = jax.vmap(jax.grad(lambda x: of(params)(x[None])[0]))(x)
+        return jnp.mean(jnp.sum(one_by_one**2, axis=-1))
+
+    return value + 0.5 * penalty * (mean_square(REAL) + mean_square(flowed))
+
+
+@pytest.mark.parametrize("penalty", [0.0, 0.7])
+@pytest.mark.parametrize("pair", [("lr", "kl"), ("lsif", "pearson"), ("ukl", "logd")])
+def test_loss_and_gradient_are_those_of_the_definition_and_none_goes_through_the_flow(
+    pair, penalty
+):
+    options = {"bregman": pair[0], "divergence": pair[1], "gradient_penalty": penalty}
+
+    @jax.jit
+    def both(params):
+        actual = jax.value_and_grad(lambda p: objective(p, cubic, **options)[0])(params)
+        expected = jax.value_and_grad(lambda p: by_definition(p, cubic, penalty, pair))(params)
+        return actual, expected
+
+    actual, expected = both(PARAMS)
+
+    chex.assert_trees_all_close(actual, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_metric_of_the_penalty_is_its_part_of_the_loss():
+    without, metrics_without = objective(PARAMS)
+    loss, metrics = objective(PARAMS, gradient_penalty=0.7)
+
+    assert "gradient_penalty" not in metrics_without
+    assert metrics["loss"] == loss
+    np.testing.assert_allclose(loss, without + metrics["gradient_penalty"], rtol=1e-6)
+    assert metrics["gradient_penalty"] > 0.01
+
+
+def test_no_penalty_costs_nothing():
+    def program(**options):
+        return str(jax.make_jaxpr(jax.grad(lambda p: objective(p, **options)[0]))(PARAMS))
+
+    plain = program()
+    assert program(gradient_penalty=0.0) == plain
+    assert len(program(gradient_penalty=0.1)) > len(plain)
+
+
+def test_the_flow_stores_nothing_for_a_backward_pass():
+    def temporary_bytes(num_steps):
+        gradient = jax.grad(lambda p: objective(p, num_steps=num_steps)[0])
+        return jax.jit(gradient).lower(PARAMS).compile().memory_analysis().temp_size_in_bytes
+
+    size = 4 * (len(START) + 2)  # The norm of a drift per example, and the counter of steps.
+    assert temporary_bytes(500) - temporary_bytes(10) <= 490 * size
+
+
+def test_the_estimator_is_traced_once_for_the_flow_and_once_for_the_loss():
+    shapes = []
+
+    def counted(params):
+        def apply(x):
+            shapes.append(x.shape)
+            return estimator(params)(x)
+
+        return apply
+
+    jax.jit(jax.value_and_grad(lambda p: objective(p, counted, gradient_penalty=1.0)[0]))(PARAMS)
+
+    assert shapes == [(12, 2), (24, 2)]
+
+
+@pytest.mark.parametrize("num_micro_batches", [1, 2])
+def test_a_dispatch_of_train_steps_traces_the_estimator_once_for_flow_and_loss(num_micro_batches):
+    shapes = []
+
+    def apply(variables, x):
+        shapes.append(x.shape)
+        return small_problem.apply(variables, x)
+
+    step = small_problem.train_step(
+        small_problem.problem(Estimator(apply)), num_micro_batches=num_micro_batches
+    )
+    run = jax.jit(steps.repeat_steps(step, 3))
+    arguments = (small_problem.initial_state(), small_problem.CONSTANTS, None, 3)
+    run(rng.root_key(0), *arguments)
+    run(rng.root_key(1), *arguments)  # Another seed compiles nothing.
+
+    size = 16 // num_micro_batches
+    assert shapes == [(size, 2), (2 * size, 2)]
+
+
+def test_data_and_prior_samples_may_differ_in_number():
+    _, metrics = objective(PARAMS, real=REAL[:5])
+    _, of_all = objective(PARAMS)
+
+    np.testing.assert_allclose(
+        metrics["output_real"], np.mean(estimator(PARAMS)(REAL[:5])), rtol=1e-5
+    )
+    np.testing.assert_allclose(metrics["output_flowed"], of_all["output_flowed"], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"real": REAL[:, :1]}, "same features"),
+        ({"of": lambda params: lambda x: x[:, :1]}, r"drop the last axis"),
+        ({"of": lambda params: lambda x: x[:, :1], "num_steps": 0}, "one number per example"),
+        ({"gradient_penalty": -1.0}, "gradient_penalty must be >= 0"),
+        ({"bregman": "lsif"}, "unconstrained ratio"),
+        ({"bregman": "lrr"}, "did you mean 'lr'"),
+    ],
+)
+def test_what_would_give_wrong_numbers_is_an_error(change, message):
+    with pytest.raises(ValueError, match=message):
+        objective(PARAMS, **change)
+
+
+@functools.cache
+def image_problem(remat):
+    """A convolutional network with spectral norm, whose second derivatives the penalty needs."""
+    spec = networks.ResNetSpec(4, ((4, 1), (8, 2)))
+    net = networks.resnet(spec, spectral_norm=True, remat=remat)
+    problem = small_problem.problem(
+        Estimator.from_network(net), prior_sample=priors.uniform((6, 6, 1)).sample, step_size=5.0
+    )
+    variables = net.init(jax.random.key(0), jnp.zeros((1, 6, 6, 1)))
+    return net, problem, dict(variables)
+
+
+def draw_images(data, host_batch, key, positions):
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, positions)
+    return {"real": 0.5 * jax.vmap(lambda key: jax.random.normal(key, (6, 6, 1)))(keys)}
+
+
+def image_step(remat=False, num_micro_batches=1, num_replicas=1, gradient_penalty=2.0):
+    """The state and metrics after one step of 8 images."""
+    _, problem, variables = image_problem(remat)
+    optimizer = optax.sgd(0.1)
+    step = steps.make_train_step(
+        problem,
+        optimizer=optimizer,
+        draw=draw_images,
+        batch_size=8 // num_replicas,
+        gradient_penalty=gradient_penalty,
+        num_micro_batches=num_micro_batches,
+        axis_name="i" if num_replicas > 1 else None,
+    )
+    start = fdrl.state.create(variables, optimizer)
+    constants = small_problem.Constants((), ())
+    if num_replicas == 1:
+        return jax.jit(step)(KEY, start, constants)
+    mapped = jax.vmap(lambda _: step(KEY, start, constants), axis_name="i")
+    return jax.tree.map(lambda a: a[0], jax.jit(mapped)(jnp.arange(num_replicas)))
+
+
+def test_the_penalty_of_a_convolutional_network_has_the_gradient_of_finite_differences():
+    net, _, variables = image_problem(False)
+    x0, real = jax.random.uniform(jax.random.key(2), (2, 4, 6, 6, 1), minval=-1.0)
+
+    @jax.jit
+    def loss(params):
+        return fdrl.objective(
+            KEY,
+            real,
+            x0,
+            lambda x: net.apply({**variables, "params": params}, x),
+            num_steps=0,  # The flowed samples would follow the parameters.
+            step_size=1.0,
+            noise_scale=0.0,
+            gradient_penalty=1e3,
+        )[0]
+
+    flat, unflatten = jax.flatten_util.ravel_pytree(variables["params"])
+    direction = jax.random.normal(jax.random.key(3), flat.shape)
+    direction = direction / jnp.linalg.norm(direction)
+    gradient = jax.flatten_util.ravel_pytree(jax.grad(loss)(variables["params"]))[0]
+    width = 1e-2
+    difference = loss(unflatten(flat + width * direction)) - loss(
+        unflatten(flat - width * direction)
+    )
+    np.testing.assert_allclose(gradient @ direction, difference / (2 * width), rtol=2e-2)
+
+
+@pytest.mark.parametrize(
+    "options", [{"num_micro_batches": 2}, {"remat": True}, {"num_replicas": 2}], ids=str
+)
+def test_the_penalty_is_the_same_in_parts_rematerialised_and_over_replicas(options):
+    expected, expected_metrics = image_step()
+
+    actual, metrics = image_step(**options)
+
+    assert expected_metrics["gradient_penalty"] > 0.0
+    chex.assert_trees_all_close(metrics, expected_metrics, rtol=1e-4, atol=1e-6)
+    chex.assert_trees_all_close(actual.variables, expected.variables, rtol=1e-4, atol=1e-6)
+
+
+def test_the_penalty_lowers_the_gradient_of_the_output():
+    def slope(gradient_penalty):
+        step = small_problem.train_step(gradient_penalty=gradient_penalty, ema_rate=0.9)
+        run = jax.jit(steps.repeat_steps(step, 200))
+        end, _ = run(KEY, small_problem.initial_state(), small_problem.CONSTANTS, None, 200)
+        return optax.tree.norm(end.variables["params"]["slope"])
+
+    assert slope(10.0) < 0.5 * slope(0.0)
+
+
+def test_replicas_on_devices_penalise_as_one_device_does():
+    num = parallel.num_devices()
+    if num == 1:
+        pytest.skip("needs several devices")
+    options = {"gradient_penalty": 0.5}
+    one = small_problem.train_step(batch_size=4 * num, **options)
+    many = small_problem.train_step(batch_size=4, axis_name=parallel.AXIS, **options)
+    arguments = (small_problem.initial_state(), small_problem.CONSTANTS)
+
+    expected = jax.jit(steps.repeat_steps(one, 2))(KEY, *arguments, None, 2)
+    actual = parallel.map_steps(steps.repeat_steps(many, 2))(
+        KEY, *map(parallel.replicate, arguments), None, 2, 0
+    )
+
+    chex.assert_trees_all_close(parallel.unreplicate(actual), expected, rtol=1e-4, atol=1e-6)
