@@ -235,7 +235,8 @@ def test_an_entry_of_a_zip_is_unpacked_into_one_buffer(tmp_path):
         archive.writestr("0.png", bytes(size))
     archive = ZipArchive(str(path))
     with at_most(1.5 * size):
-        assert archive.read("0.png") == bytes(size)
+        content = archive.read("0.png")
+    assert content == bytes(size)
 
 
 def test_an_array_that_is_not_needed_is_not_read(tmp_path):
