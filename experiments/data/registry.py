@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from experiments.data import tfds
 from experiments.data.digits import digits
+from experiments.data.records import printable
 from experiments.data.source import DataOptions, Source
 from experiments.data.stored import stored_source
 from experiments.data.toy import gaussians8, gaussians25, swissroll
@@ -67,7 +68,9 @@ def load(options: DataOptions) -> Source:
     try:
         return stored_source(options._replace(dir=where))
     except OSError as error:
-        raise DataError(f"data.dir={where}: {error.strerror or error}") from error
+        raise DataError(printable(f"data.dir={where}: {error.strerror or error}")) from error
+    except DataError as error:  # Paths may hold characters that no terminal and no log can show.
+        raise DataError(printable(str(error))) from error
 
 
 def _built_in(options: DataOptions) -> Source:

@@ -8,18 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.data.decode import to_unit
+from experiments.data.decoded import Images, probe, spread
 from experiments.data.records import Problems, digest
 from experiments.data.shuffle import shuffled_indices
 from experiments.data.source import DataOptions, Labels, Source, Starts
 from experiments.data.split import open_parts
 from experiments.data.stream import (
     Feed,
-    Images,
     Reading,
     all_batches,
     decode_all,
-    probe,
-    spread,
     training_batches,
 )
 from experiments.errors import DataError

@@ -20,15 +20,12 @@ from absl import flags
 from grain.experimental import ZipMapDataset
 from tqdm import tqdm
 
-from experiments.data.decode import Transform, decode
-from experiments.data.records import Problems, Records, Subset, digest
+from experiments.data.decoded import MAX_CONSECUTIVE_BAD, Images
+from experiments.data.records import Problems
 from experiments.errors import DataError
 from fdrl_jax import parallel
 
 OK, REPLACED, LOST = 0, 1, 2
-_MAX_CONSECUTIVE_BAD = 100  # More unreadable images than this side by side are no accident.
-_MAX_PROBED = 100  # Images whose colours are looked at to see whether a set is grey.
-_BATCH_BYTES = 2**25  # Float32 pixels in a batch of a pass over the data.
 _BAR_AFTER_SECONDS = 2.0
 
 
@@ -44,106 +41,6 @@ class Reading(NamedTuple):
     num_workers: int = 0
     num_threads: int = 4
     prefetch_batches: int = 8
-
-
-class Images(NamedTuple):
-    """An image set that is decoded when asked for; all examples have one shape.
-
-    Attributes:
-      records: the stored images.
-      transform: how each becomes an example.
-      shape: [H, W, C] of an example.
-      labels: class of each image by the numbers of training, [N], if there are any.
-    """
-
-    records: Records
-    transform: Transform
-    shape: tuple[int, int, int]
-    labels: np.ndarray | None = None
-
-    def load(self, index: int) -> np.ndarray:
-        """Returns an example, uint8 of `shape`.
-
-        Raises:
-          ValueError: with only the reason.
-        """
-        pixels = decode(self.records.read(index), self.transform)
-        if pixels.shape[2] != self.shape[2]:
-            raise ValueError("in colour where others are grey; set data.channels to 3 or 1")
-        if pixels.shape != self.shape:
-            sizes = [f"{s[1]} x {s[0]}" for s in (pixels.shape, self.shape)]
-            raise ValueError(f"{sizes[0]} pixels where others have {sizes[1]}; set data.image_size")
-        return pixels
-
-    def reason(self, index: int) -> str:
-        """Returns why an image could not be loaded."""
-        try:
-            self.load(index)
-        except ValueError as error:
-            return str(error)
-        return "could not be read at first, but can be now: is the disk or the network unstable?"
-
-    def subset(self, indices: np.ndarray) -> "Images":
-        """Returns some of the images, in the order of the indices."""
-        labels = None if self.labels is None else self.labels[indices]
-        return self._replace(records=Subset(self.records, indices), labels=labels)
-
-    @property
-    def fingerprint(self) -> str:
-        """A hash of content and transform: what a fitted prior depends on."""
-        return digest(self.records.fingerprint, tuple(self.transform))
-
-    @property
-    def num_bytes(self) -> int:
-        """Size of all examples as uint8."""
-        return len(self.records) * int(np.prod(self.shape))
-
-    @property
-    def batch_size(self) -> int:
-        """Examples in a batch of a pass over the set."""
-        return max(1, min(1_000, _BATCH_BYTES // (4 * int(np.prod(self.shape)))))
-
-
-def probe(records: Records, transform: Transform, problems: Problems) -> Images:
-    """Finds the shape of the examples: that of the first readable image.
-
-    With `transform.channels` of 0, a set in which any of a hundred images is stored in colour is a
-    set of colour images, whose grey ones get equal channels.
-
-    Raises:
-      DataError: for an unreadable image, unless such are skipped, or if there is none to read.
-    """
-    if not transform.channels and _any_in_colour(records):
-        transform = transform._replace(channels=3)
-    num = min(len(records), _MAX_CONSECUTIVE_BAD)
-    for index in range(num):
-        try:
-            pixels = decode(records.read(index), transform)
-        except ValueError as error:
-            problems.report(records.name(index), str(error))
-            continue
-        height, width, channels = pixels.shape
-        return Images(records, transform, (height, width, channels))
-    if not num:
-        raise DataError("the data hold no image")
-    raise DataError(f"all of the {num} images from {records.name(0)} on are unreadable")
-
-
-def _any_in_colour(records: Records) -> bool:
-    for index in spread(len(records), _MAX_PROBED):
-        try:
-            if decode(records.read(int(index)), Transform(channels=0)).shape[2] == 3:
-                return True
-        except ValueError:
-            continue  # Reported once it is read for use.
-    return False
-
-
-def spread(total: int, num: int | None) -> np.ndarray:
-    """Returns `num` indices spread evenly over `total`, or all of them: data often lie by class."""
-    if num is None or num >= total:
-        return np.arange(total)
-    return np.arange(num) * total // num
 
 
 @dataclass(frozen=True)
@@ -218,7 +115,7 @@ def training_batches(
     for number, images in enumerate(sides.values()):
         side_seed = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
         order = grain.MapDataset.range(len(images.records)).seed(side_seed).shuffle().repeat()
-        tries = _MAX_CONSECUTIVE_BAD if problems.skip else 1
+        tries = MAX_CONSECUTIVE_BAD if problems.skip else 1
         parts.append(order.map(_Load(images, tries)))
     dataset = ZipMapDataset(parts).map(_Name(tuple(sides))).batch(batch_size, drop_remainder=True)
     # Whole batches in turn: a process has those positions of a step whose keys its replicas have.
@@ -308,7 +205,7 @@ def _report(images: Images, batch: dict[str, Any], problems: Problems, lost_is_e
     if lost_is_end and (batch["status"] == LOST).any():
         index = int(batch["index"][batch["status"] == LOST][0])
         name = images.records.name(index)
-        raise DataError(f"{name} and the next {_MAX_CONSECUTIVE_BAD - 1} images are unreadable")
+        raise DataError(f"{name} and the next {MAX_CONSECUTIVE_BAD - 1} images are unreadable")
 
 
 class Feed:

@@ -8,9 +8,10 @@ import numpy as np
 
 from experiments.data import arrays, digest, read_arrays, read_headers, tfds, to_uint8, to_unit
 from experiments.data.decode import Transform
+from experiments.data.decoded import probe
 from experiments.data.files import Tree
 from experiments.data.records import Problems, Records
-from experiments.data.stream import Reading, decode_all, probe
+from experiments.data.stream import Reading, decode_all
 from experiments.errors import DataError
 
 _BATCH_SIZE = 1_000

@@ -9,8 +9,9 @@ from image_files import encoded, numbered, picture, write_folder
 from experiments.data import DataOptions, load
 from experiments.data.arrays import ArrayRecords
 from experiments.data.decode import Transform
+from experiments.data.decoded import Images
 from experiments.data.records import Problems
-from experiments.data.stream import Images, Reading, all_batches, training_batches
+from experiments.data.stream import Reading, all_batches, training_batches
 from experiments.errors import DataError
 
 NUM = 20

@@ -1,5 +1,7 @@
 """The shuffle on the device: every example once an epoch, as a pure function of the position."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,19 +12,20 @@ from experiments.data.shuffle import MAX_SORTED, permuted, shuffled_indices
 KEY = jax.random.key(5)
 
 
+@functools.partial(jax.jit, static_argnums=(1, 2))
 def shuffled(first, count, num, key=KEY):
-    return np.asarray(shuffled_indices(key, first + jnp.arange(count), num))
+    return shuffled_indices(key, first + jnp.arange(count), num)
 
 
-@pytest.mark.parametrize("num", [1, 2, 3, 10, 97, 256, 1_000, 4_097])
+@pytest.mark.parametrize("num", [1, 3, 97, 4_096])
 def test_it_is_a_permutation_of_any_number(num):
-    values = jax.vmap(lambda i: permuted(KEY, i, num))(jnp.arange(num))
+    values = jax.jit(jax.vmap(lambda i: permuted(KEY, i, num)))(jnp.arange(num))
     assert sorted(np.asarray(values)) == list(range(num))
 
 
-@pytest.mark.parametrize("num", [7, MAX_SORTED, MAX_SORTED + 1, 10_201])
+@pytest.mark.parametrize("num", [7, MAX_SORTED + 1])
 def test_every_epoch_has_every_example_once_and_an_order_of_its_own(num):
-    epochs = shuffled(0, 3 * num, num).reshape(3, num)
+    epochs = np.asarray(shuffled(0, 3 * num, num)).reshape(3, num)
     for epoch in epochs:
         assert sorted(epoch) == list(range(num))
     assert len({tuple(epoch) for epoch in epochs}) == 3
@@ -30,14 +33,14 @@ def test_every_epoch_has_every_example_once_and_an_order_of_its_own(num):
 
 @pytest.mark.parametrize("num", [100, MAX_SORTED + 1])
 def test_the_example_at_a_position_does_not_depend_on_the_batch(num):
-    whole = shuffled(0, 3 * num, num)
-    for first, count in ((0, 7), (num - 3, 7), (2 * num - 60, 64)):
-        np.testing.assert_array_equal(shuffled(first, count, num), whole[first : first + count])
+    whole = np.asarray(shuffled(0, 3 * num, num))
+    for first in (0, num - 3, 2 * num - 7):
+        np.testing.assert_array_equal(shuffled(first, 7, num), whole[first : first + 7])
 
 
 def test_the_order_of_a_large_set_follows_from_the_key_and_looks_random():
     num = 100_000
-    order, other = (shuffled(0, num, num, jax.random.key(i)) for i in (0, 1))
+    order, other = (np.asarray(shuffled(0, num, num, jax.random.key(i))) for i in (0, 1))
     assert (order != other).mean() > 0.999
     # Of independent uniform numbers; a standard error is 1 / sqrt(num) = 0.003.
     positions = np.arange(num)
