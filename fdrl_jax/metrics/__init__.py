@@ -1,6 +1,6 @@
 """Distances between samples and data, on the host: they judge, they do not train."""
 
-from fdrl_jax.metrics.energy import energy_distance
+from fdrl_jax.metrics.energy import EnergyRatio, energy_distance, energy_ratio
 from fdrl_jax.metrics.features import random_conv_features
 from fdrl_jax.metrics.frechet import frechet_distance
 from fdrl_jax.metrics.log_ratio import (
@@ -15,10 +15,12 @@ from fdrl_jax.metrics.modes import ModeCoverage, mode_coverage
 from fdrl_jax.metrics.transport import sinkhorn_divergence, sliced_wasserstein
 
 __all__ = [
+    "EnergyRatio",
     "LogRatioError",
     "ManifoldMetrics",
     "ModeCoverage",
     "energy_distance",
+    "energy_ratio",
     "entropy",
     "frechet_distance",
     "kl_to_density",

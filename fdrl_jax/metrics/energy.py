@@ -1,43 +1,155 @@
-"""The energy distance between two samples."""
+"""The energy distance between two samples, and its size relative to that of true data."""
 
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
 import numpy as np
-from scipy.spatial.distance import cdist
+from jax import lax
 
 from fdrl_jax.metrics.rows import flat
 
-_ROWS = 1_000  # A block of 1,000 x 10,000 distances takes 80 MB.
+_ROWS = 1_000  # A block of 1,000 x 10,000 distances needs 80 MB.
+_FEW_FEATURES = 8  # Up to here differences are faster than products of matrices.
+_COINCIDENT = 1e-13  # Squared distances below this share of the squared norms are rounding errors.
+_MAX_SPLIT_POINTS = 1_000
+
+
+class EnergyRatio(NamedTuple):
+    """How far samples are from data, in units of the distance of true data.
+
+    Attributes:
+      value: the ratio; for a sample of true data its expectation is 1.
+      low: true data have a smaller ratio in 5% of cases.
+      high: true data have a larger ratio in 5% of cases.
+    """
+
+    value: float
+    low: float
+    high: float
 
 
 def energy_distance(x: np.ndarray, y: np.ndarray, *, unbiased: bool = True) -> float:
     """Estimates the squared energy distance `2 E|X - Y| - E|X - X'| - E|Y - Y'|`.
+
+    It is computed in float64 on the default device, in blocks: memory grows with M and D only.
 
     Args:
       x: a sample, [N, ...].
       y: another one, [M, ...].
       unbiased: leave out the distances of points to themselves (the U-statistic). Its expectation
         is the distance between the distributions, so 0 for equal ones, and single estimates may be
-        negative. The biased V-statistic is never negative and has an expectation of about
+        negative. The biased V-statistic is never negative and has an expectation of
         `E|X - X'| (1/N + 1/M)` for equal distributions.
 
     Returns:
       The estimate, in the unit of the data.
 
     Raises:
-      ValueError: for fewer than two points, or points of unequal dimensions.
+      ValueError: for fewer than two points, or points with different numbers of features.
 
     Reference: Székely and Rizzo, "Energy statistics", 2013.
     """
-    x, y = flat(x), flat(y)
-    if min(len(x), len(y)) < 2 or x.shape[1] != y.shape[1]:
-        raise ValueError(f"two samples of points of one dimension needed, got {x.shape}, {y.shape}")
+    x, y = _pair(x, y)
     n, m = len(x), len(y)
     pairs_x, pairs_y = (n * (n - 1), m * (m - 1)) if unbiased else (n * n, m * m)
-    return float(
+    return (
         2.0 * _sum_distances(x, y) / (n * m)
         - _sum_distances(x, x) / pairs_x
         - _sum_distances(y, y) / pairs_y
     )
 
 
+def energy_ratio(
+    samples: np.ndarray, data: np.ndarray, *, num_splits: int = 1_000, seed: int = 0
+) -> EnergyRatio:
+    """Compares the energy distance of samples with what true data would have.
+
+    The numerator is the biased (V-) estimate between samples and data. The denominator is its exact
+    expectation if the samples were true data, `E|Y - Y'| (1/N + 1/M)`, with the mean distance
+    estimated without bias from the data. So a sample of true data has an expected ratio of 1, and
+    no other draw of data enters. More samples make the same deviation count more.
+
+    The distribution of the ratio under true data does not depend on N and M if both are large. Its
+    quantiles come from random splits of (at most 1,000 of) the data into two halves.
+
+    Args:
+      samples: to be judged, [N, ...].
+      data: of the true distribution and independent of the samples, [M, ...].
+      num_splits: random splits for the quantiles.
+      seed: of the splits.
+
+    Returns:
+      The ratio, and the 5% and 95% quantiles of that of true data.
+
+    Raises:
+      ValueError: for fewer than two points, or points with different numbers of features.
+    """
+    samples, data = _pair(samples, data)
+    n, m = len(samples), len(data)
+    within = _sum_distances(data, data)
+    distance = (
+        2.0 * _sum_distances(samples, data) / (n * m)
+        - _sum_distances(samples, samples) / n**2
+        - within / m**2
+    )
+    expected = within / (m * (m - 1)) * (1 / n + 1 / m)
+    if expected == 0.0:
+        raise ValueError("all points of the data coincide, so there is no distance to compare with")
+    low, high = np.quantile(_ratios_of_splits(data, num_splits, seed), (0.05, 0.95))
+    return EnergyRatio(distance / expected, float(low), float(high))
+
+
+def _ratios_of_splits(data: np.ndarray, num_splits: int, seed: int) -> np.ndarray:
+    """Returns the ratio between the halves of every random split."""
+    rng = np.random.default_rng(seed)
+    half = min(len(data), _MAX_SPLIT_POINTS) // 2
+    points = rng.permutation(data)[: 2 * half]
+    sides = np.repeat([1.0, -1.0], half)
+    signs = rng.permuted(np.tile(sides, (num_splits, 1)), axis=1)
+    with jax.enable_x64(True):
+        return np.asarray(_split_ratios(jnp.asarray(points), jnp.asarray(signs)))
+
+
+def _pair(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    x, y = flat(x), flat(y)
+    if min(len(x), len(y)) < 2 or x.shape[1] != y.shape[1]:
+        raise ValueError(
+            "both samples must have at least two points and the same number of features, "
+            f"got {x.shape} and {y.shape}"
+        )
+    centre = y.mean(axis=0)  # Squares of small numbers differ with less rounding.
+    return x - centre, y - centre
+
+
 def _sum_distances(x: np.ndarray, y: np.ndarray) -> float:
-    return sum(float(cdist(x[i : i + _ROWS], y).sum()) for i in range(0, len(x), _ROWS))
+    with jax.enable_x64(True):
+        return float(_sum(jnp.asarray(x), jnp.asarray(y)))
+
+
+@jax.jit
+def _sum(x: jax.Array, y: jax.Array) -> jax.Array:
+    of_rows = lax.map(lambda row: _distances(row[None], y).sum(), x, batch_size=_ROWS)
+    return jnp.sum(of_rows)
+
+
+@jax.jit
+def _split_ratios(points: jax.Array, signs: jax.Array) -> jax.Array:
+    """Returns the ratio for splits [S, 2 H] into two halves of H points, marked by 1 and -1."""
+    half = len(points) // 2
+    distances = _distances(points, points)
+    # 2 mean(A, B) - mean(A, A) - mean(B, B) as a quadratic form in the signs.
+    energies = -jnp.sum((signs @ distances) * signs, axis=1) / half**2
+    mean_distance = jnp.sum(distances) / (2 * half * (2 * half - 1))
+    return energies / (mean_distance * 2.0 / half)
+
+
+@jax.jit
+def _distances(x: jax.Array, y: jax.Array) -> jax.Array:
+    """Returns the distances [N, M] of points [N, D] and [M, D], without N x M x D numbers."""
+    if x.shape[1] <= _FEW_FEATURES:
+        gaps = (x[:, i, None] - y[:, i] for i in range(x.shape[1]))
+        return jnp.sqrt(sum((gap**2 for gap in gaps), jnp.zeros((len(x), len(y)), x.dtype)))
+    norms = jnp.sum(x**2, axis=1)[:, None] + jnp.sum(y**2, axis=1)
+    squares = norms - 2.0 * jnp.matmul(x, y.T, precision=lax.Precision.HIGHEST)
+    return jnp.sqrt(jnp.where(squares > _COINCIDENT * norms, squares, 0.0))

@@ -106,7 +106,9 @@ def _sinkhorn(max_iterations: int) -> Callable[..., tuple[jax.Array, jax.Array]]
 def _pair(x: np.ndarray, y: np.ndarray) -> tuple[jax.Array, jax.Array]:
     x, y = flat(x), flat(y)
     if x.shape[1] != y.shape[1]:
-        raise ValueError(f"x and y must have the same number of features, got {x.shape} and {y.shape}")
+        raise ValueError(
+            f"x and y must have the same number of features, got {x.shape} and {y.shape}"
+        )
     # Centred together before float64 becomes float32: transport ignores a common shift.
     centre = y.mean(axis=0)
     return jnp.asarray(x - centre, jnp.float32), jnp.asarray(y - centre, jnp.float32)

@@ -1,10 +1,13 @@
 """Distances between samples, against closed forms and their promises of bias."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.spatial.distance import cdist
 from scipy.stats import norm
 
 from fdrl_jax import metrics
+from fdrl_jax.metrics import energy
 
 SIGMAS = 4.0  # Allowed sampling error, in standard deviations of the mean over repeats.
 
@@ -91,9 +94,58 @@ def test_distances_take_images_as_vectors_of_pixels():
 
 
 @pytest.mark.parametrize("shapes", [((1, 2), (5, 2)), ((5, 2), (1, 2)), ((5, 2), (5, 3))])
-def test_the_energy_distance_needs_two_points_of_one_dimension(shapes):
-    with pytest.raises(ValueError, match="two samples of points of one dimension needed"):
-        metrics.energy_distance(*(np.zeros(shape) for shape in shapes))
+def test_the_energy_distance_needs_two_points_and_equal_numbers_of_features(shapes):
+    for metric in (metrics.energy_distance, metrics.energy_ratio):
+        with pytest.raises(ValueError, match="at least two points and the same number of features"):
+            metric(*(np.zeros(shape) for shape in shapes))
+
+
+def test_true_data_have_an_energy_ratio_of_1_on_average_and_lie_within_its_quantiles():
+    def ratio(rng):
+        return metrics.energy_ratio(rng.normal(size=(300, 2)), rng.normal(size=(200, 2)), seed=1)
+
+    ratios = [ratio(np.random.default_rng(seed)) for seed in range(100)]
+    values = np.array([ratio.value for ratio in ratios])
+
+    assert values.mean() == pytest.approx(1.0, abs=SIGMAS * values.std() / np.sqrt(len(values)))
+    inside = np.mean([ratio.low <= ratio.value <= ratio.high for ratio in ratios])
+    assert inside == pytest.approx(0.9, abs=SIGMAS * np.sqrt(0.9 * 0.1 / len(ratios)))
+
+
+def test_the_energy_ratio_divides_the_biased_distance_by_its_exact_expectation():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(40, 2)), 0.3 + rng.normal(size=(30, 2))
+    pairs = np.sqrt(((y[:, None] - y[None]) ** 2).sum(-1)).sum() / (30 * 29)
+    expected = metrics.energy_distance(x, y, unbiased=False) / (pairs * (1 / 40 + 1 / 30))
+
+    assert metrics.energy_ratio(x, y).value == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_energy_ratio_grows_for_samples_of_another_distribution_and_has_no_unit():
+    rng = np.random.default_rng(0)
+    x, y = 0.5 + rng.normal(size=(500, 3)), rng.normal(size=(500, 3))
+    ratio = metrics.energy_ratio(x, y)
+
+    assert ratio.value > 5.0 * ratio.high
+    np.testing.assert_allclose(metrics.energy_ratio(9.0 * x, 9.0 * y), ratio, rtol=1e-9)
+    with pytest.raises(ValueError, match="all points of the data coincide"):
+        metrics.energy_ratio(x, np.ones((5, 3)))
+
+
+def test_many_features_give_the_same_distances_without_memory_for_all_differences():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(1_100, 400)), 0.1 + rng.normal(size=(600, 400))
+    x[:100] = y[:100]  # Coincident points have a distance of exactly 0.
+    n, m = len(x), len(y)
+    expected = (
+        2.0 * cdist(x, y).mean()
+        - cdist(x, x).sum() / (n * (n - 1))
+        - cdist(y, y).sum() / (m * (m - 1))
+    )
+
+    assert metrics.energy_distance(x, y) == pytest.approx(expected, rel=1e-9)
+    program = energy._sum.lower(jnp.asarray(x), jnp.asarray(y)).compile()
+    assert program.memory_analysis().temp_size_in_bytes < 8 * n * m * 400 / 20
 
 
 def with_moments(mean, covariance, num=50, seed=0):
