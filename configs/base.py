@@ -119,6 +119,9 @@ def get_config() -> ConfigDict:
     c.attack.epsilon = 1.0  # ... within this L2 distance, on the scale [0, 1] of pixels ...
     c.attack.num_steps = 7  # ... in so many steps; 0 trains without, for comparison.
 
+    c.augment = ConfigDict()  # Of mode train_classifier: training images are ...
+    c.augment.max_shift = 0  # ... shifted by at most this many pixels along each axis; 0: not.
+
     c.curve = ConfigDict()  # Of mode curve: the metric ...
     c.curve.over = "length"  # ... against the length of the flow, or the training "step".
     c.curve.lengths = ()  # Increasing; empty for a choice from 0 to K + 50.

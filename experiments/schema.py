@@ -199,6 +199,7 @@ RULES: dict[str, Rule] = {
     "condition.num_refine_steps": _whole(0, 100_000),
     "attack.epsilon": _Real(0.0),
     "attack.num_steps": _whole(0, 1_000),
+    "augment.max_shift": _whole(0, 1_000),
     "curve.over": _choice("length", "step"),
     "curve.lengths": _lengths,
     "evaluate.every_steps": _whole(),
@@ -211,7 +212,7 @@ RULES: dict[str, Rule] = {
 }
 
 # Keys that runs of earlier versions lack, with the value that says what these runs did.
-LATER_KEYS: dict[str, Any] = {"flow.step_size_decay": 1.0}
+LATER_KEYS: dict[str, Any] = {"flow.step_size_decay": 1.0, "augment.max_shift": 0}
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -14,11 +14,15 @@ from experiments.build.training import Training
 from experiments.errors import UserError
 from fdrl_jax import adversarial, parallel
 from fdrl_jax.adversarial import Attack
+from fdrl_jax.augmentation import shifted
+from fdrl_jax.priors import Batch
 from fdrl_jax.problem import Constants
 from fdrl_jax.state import TrainState
 from fdrl_jax.steps import TrainStep
 
+Draw = Callable[[Any, Any, jax.Array, jax.Array], Batch]
 _NUM_EVALUATION_STEPS = 20
+_SHIFT_KEY = 1_000  # Folded into the key of the data, which folds in the number of a domain.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,7 +98,7 @@ def _build(c: dict[str, Any]) -> ClassifierTraining:
         cast(Apply, network.apply),
         attack=attack,
         optimizer=shared["optimizer"],
-        draw=source.draw,
+        draw=_augmented(source.draw, c["augment.max_shift"]),
         seed=c["seed"],
         batch_size=parallel.local_batch_size(c["train.batch_size"]),
         ema_rate=c["train.ema_rate"],
@@ -111,3 +115,12 @@ def _build(c: dict[str, Any]) -> ClassifierTraining:
         held_out_labels=source.labels[1],
         make_train_step=make_train_step,
     )
+
+
+def _augmented(draw: Draw, max_shift: int) -> Draw:
+    def augmented(arrays: Any, host_batch: Any, key: jax.Array, positions: jax.Array) -> Batch:
+        batch = draw(arrays, host_batch, key, positions)
+        shift_key = jax.random.fold_in(key, _SHIFT_KEY)
+        return {**batch, "real": shifted(shift_key, positions, batch["real"], max_shift)}
+
+    return augmented if max_shift else draw

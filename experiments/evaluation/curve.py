@@ -8,6 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments.build import Experiment
+from experiments.evaluation import references
 from experiments.evaluation.cheap import CheapMetric, cheap_metric
 from experiments.request import CheckpointStep
 from experiments.sampling import runs
@@ -57,6 +58,7 @@ def over_length(
       lengths: increasing numbers of steps.
       num_samples: at each length.
     """
+    reference = references.of(experiment.source)
     stride = math.gcd(*lengths) or 1
     segment = samplers.make_segment(experiment.problem, seed=experiment.seed, num_steps=stride)
     advance = parallel.map_segment(segment)
@@ -81,7 +83,7 @@ def over_length(
                     points[i] = np.asarray(moved)
                     bar.update(stride)
             done = length
-            yield length, cheap_metric(experiment.source, np.concatenate(points)[:num_samples])
+            yield length, cheap_metric(reference, np.concatenate(points)[:num_samples])
 
 
 def over_step(experiment: Experiment, workdir: Workdir, num_samples: int) -> Iterator[Point]:
@@ -94,8 +96,9 @@ def over_step(experiment: Experiment, workdir: Workdir, num_samples: int) -> Ite
         kept.setdefault(found["step"], "best")
     sample = make_sample_fn(experiment)
     constants = parallel.replicate(experiment.constants)
+    reference = references.of(experiment.source)
     for step, name in sorted(kept.items()):
         train_state = runs.restore(experiment, workdir, name)
         variables = parallel.replicate(experiment.sampling_variables(train_state))
         samples = sample(variables, constants, num_samples, progress=True)
-        yield step, cheap_metric(experiment.source, samples.refined)
+        yield step, cheap_metric(reference, samples.refined)

@@ -33,4 +33,4 @@ def run(request: Request) -> None:
             evaluate.evaluate(experiment, workdir, train_state)
         elif first:
             print(f"already trained and evaluated, to step {step:,}")
-            evaluate.tell(workdir)
+            evaluate.show(workdir)

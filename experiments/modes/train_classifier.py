@@ -1,21 +1,25 @@
-"""Mode train_classifier: a classifier that withstands attacks, for class-conditional samples."""
+"""Mode train_classifier: a classifier, for features of the evaluation or samples by class."""
 
 import contextlib
 from typing import cast
+
+import jax
+import numpy as np
 
 from experiments.build.classifier import ClassifierTraining, classifier
 from experiments.build.parts import Apply
 from experiments.classifiers import accuracies
 from experiments.machine.hardware import describe_devices
 from experiments.request import Request
-from experiments.storage.workdir import Workdir, read_json, write_json
+from experiments.storage.integrity import digest_arrays
+from experiments.storage.workdir import Workdir, write_json
 from experiments.training import loop, memory
 from fdrl_jax import parallel
 from fdrl_jax.state import TrainState
 
 
 def run(request: Request) -> None:
-    """Trains to the last step and tells how often held-out images are classified rightly."""
+    """Trains to the last step and prints the accuracy on held-out images."""
     workdir, training = Workdir(request.workdir), classifier(request.config)
     memory.check_state(training)
     workdir.create()
@@ -36,7 +40,8 @@ def _evaluate(training: ClassifierTraining, workdir: Workdir, train_state: Train
     labels = training.held_out_labels
     images = source.held_out(len(labels), 0)
     apply = cast(Apply, training.network.apply)
-    clean, robust = accuracies(apply, train_state.ema_variables, images, labels, attack)
+    variables = jax.tree.map(np.asarray, train_state.ema_variables)
+    clean, robust = accuracies(apply, variables, images, labels, attack)
     metrics = {
         "clean_accuracy": clean,
         "robust_accuracy": robust,
@@ -44,6 +49,8 @@ def _evaluate(training: ClassifierTraining, workdir: Workdir, train_state: Train
         "num_images": len(images),
     }
     write_json(workdir.evaluation, {"step": int(train_state.step), "metrics": metrics})
-    for name, value in read_json(workdir.evaluation)["metrics"].items():
-        print(f"  {name:32s} {value:.4g}")
+    print(f"  accuracy on {len(images):,} held-out images: {100 * clean:.2f}%")
+    if attack.epsilon and training.attack.num_steps:
+        print(f"  under attack, L2 distance {attack.epsilon / 2.0:g}: {100 * robust:.2f}%")
+    print(f"  digest: {digest_arrays(variables)}")
     print(f"classifier: --classifier={workdir.root}")

@@ -13,10 +13,12 @@ from experiments import pictures
 from experiments.build import Experiment
 from experiments.data import npz_files
 from experiments.errors import UserError
+from experiments.evaluation.metrics import Metrics, columns, rows, summary
+from experiments.evaluation.translation import caption
 from experiments.pictures import curves, flow, points
 from experiments.pictures.neighbours import neighbours
-from experiments.sampling.draw import Samples
 from experiments.sampling.log_ratio import make_log_ratio
+from experiments.sampling.samples import Samples
 from experiments.storage import best
 from experiments.storage.workdir import Workdir, read_json, write_text
 from experiments.training import metrics_log
@@ -37,7 +39,7 @@ def write(
     workdir: Workdir,
     train_state: TrainState,
     samples: Samples,
-    metrics: dict[str, Any],
+    metrics: Metrics,
     nearest: dict[str, np.ndarray],
 ) -> None:
     """Draws the pictures of a run into its workdir and writes `report.html`.
@@ -45,7 +47,7 @@ def write(
     `nearest` are training images near the first samples, by the space in which they are near, for
     the picture of memorisation; nothing for points.
     """
-    titled = _draw(experiment, workdir, train_state, samples)
+    titled = _draw(experiment, workdir, train_state, samples, metrics)
     saved = read_json(workdir.config, "command", "settings")
     if nearest:
         figure = neighbours(samples.refined, nearest)
@@ -55,8 +57,8 @@ def write(
     sections = [
         f"<h1>FDRL on {html.escape(name)}, step {step:,}</h1>",
         f"<pre>{html.escape(saved['command'])}</pre>",
-        "<h2>Figures</h2>",
-        _table({key: format_value(value) for key, value in metrics.items()}),
+        "<h2>Metrics</h2>",
+        _metrics_table(metrics, "prior" if experiment.source.starts is None else "source"),
         *(f"<h2>{html.escape(title)}</h2>{_embed(path, title)}" for title, path in titled),
         "<h2>Settings</h2>",
         _table({key: str(value) for key, value in saved["settings"].items()}),
@@ -68,22 +70,25 @@ def write(
     write_text(workdir.report, page)
 
 
-def format_value(value: Any) -> str:
-    """Formats a figure for people: four digits, small numbers as powers of ten."""
-    if isinstance(value, list):
-        return ", ".join(map(format_value, value))
-    return f"{value:.4g}" if isinstance(value, float) else f"{value:,}"
-
-
 def _draw(
-    experiment: Experiment, workdir: Workdir, train_state: TrainState, samples: Samples
+    experiment: Experiment,
+    workdir: Workdir,
+    train_state: TrainState,
+    samples: Samples,
+    metrics: Metrics,
 ) -> list[tuple[str, Path]]:
     source, folder = experiment.source, workdir.pictures
-    step = int(train_state.step)
+    step, settings = int(train_state.step), experiment.settings
     drawn = [
         (
             "Samples and data",
-            pictures.samples_and_data(source, samples.prior, samples.refined),
+            pictures.samples_and_data(
+                source,
+                samples.prior,
+                samples.refined,
+                domains=(settings["data.source_class"], settings["data.target_class"]),
+                caption=caption(metrics) if source.starts is not None else "",
+            ),
             "samples.png",
         )
     ]
@@ -125,10 +130,20 @@ def _field(experiment: Experiment, train_state: TrainState) -> Any:
     return points.log_ratio_and_drift(log_ratio, drift_at, experiment.source.held_out(4_000, 1))
 
 
-def _table(rows: dict[str, str]) -> str:
+def _metrics_table(metrics: Metrics, start: str) -> str:
+    """Metrics next to those of the start and of real data; the words appear under the pointer."""
+    lines = [f"<tr>{''.join(f'<th>{name}</th>' for name in columns(start))}</tr>"]
+    for metric, texts in zip(metrics.values(), rows(metrics), strict=True):
+        cells = "".join(f"<td>{html.escape(text)}</td>" for text in texts)
+        lines.append(f'<tr title="{html.escape(metric.defined.words)}">{cells}</tr>')
+    sentences = "<br>".join(map(html.escape, summary(metrics, start).splitlines()))
+    return f"<table>{''.join(lines)}</table><p>{sentences}</p>"
+
+
+def _table(settings: dict[str, str]) -> str:
     cells = (
         f"<tr><td>{html.escape(key)}</td><td>{html.escape(value)}</td></tr>"
-        for key, value in rows.items()
+        for key, value in settings.items()
     )
     return f"<table>{''.join(cells)}</table>"
 

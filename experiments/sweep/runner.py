@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from experiments.errors import DivergedError
+from experiments.evaluation.metrics import values
 from experiments.storage.workdir import Workdir, read_json, write_json
 from experiments.sweep.plan import Plan, Run
 
@@ -113,5 +114,6 @@ def _remember(
 
 def _outcome(folder: Path, record: dict[str, Any]) -> Outcome:
     done = record["status"] == DONE
-    metrics = read_json(Workdir(folder).evaluation, "metrics")["metrics"] if done else {}
+    stored = read_json(Workdir(folder).evaluation, "metrics")["metrics"] if done else {}
+    metrics = values(stored)
     return Outcome(record["status"], record["reason"], record["seconds"], metrics)

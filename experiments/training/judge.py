@@ -29,17 +29,21 @@ class Judge:
         self._workdir = workdir
         self._sample = sample
         self._constants = constants
+        self._reference: Any = None
 
     def judge(self, replicated: TrainState) -> Record:
         """Returns the metric under its name in the log; the state is saved if it is the best."""
         # Only now: judges take seconds to import, and most runs need none before their end.
+        from experiments.evaluation import references
         from experiments.evaluation.cheap import cheap_metric
 
+        if self._reference is None:
+            self._reference = references.of(self._experiment.source)
         experiment = self._experiment
         variables = experiment.sampling_variables(replicated)
         samples = self._sample(variables, self._constants, experiment.judged_samples)
         # The same numbers on every process, but perhaps not to the last bit: the first decides.
-        metric = cheap_metric(experiment.source, samples.refined)
+        metric = cheap_metric(self._reference, samples.refined)
         record = best.read(self._workdir)
         # A value of another metric, or on another number of samples, is no match for this one.
         before = record["value"] if record and record["metric"] == metric.name else math.inf

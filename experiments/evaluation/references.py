@@ -1,0 +1,213 @@
+"""Real data that samples are compared with: small enough to be stored with a run."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from experiments.data import Source, npz_files
+from experiments.data.pixels import to_uint8, to_unit
+from experiments.errors import DataError
+
+LoadStarts = Callable[[np.ndarray], np.ndarray]
+_MAX_IMAGES = 2_000
+_MAX_BYTES = 2**25  # Of uint8 pixels per field.
+
+
+class PointsReference(NamedTuple):
+    """A density in the plane.
+
+    Attributes:
+      draw: `(num, seed) -> points [num, 2]`, fresh for each seed.
+      log_density: `points [N, 2] -> log p [N]` in nats, where it is known.
+      modes: centres of a mixture, [M, 2], where the density is one.
+      mode_std: standard deviation of each mode.
+    """
+
+    draw: Callable[[int, int], np.ndarray]
+    log_density: Callable[[np.ndarray], np.ndarray] | None = None
+    modes: np.ndarray | None = None
+    mode_std: float | None = None
+
+
+class Fit(NamedTuple):
+    """Training images that a classifier is fitted to for the evaluation.
+
+    Attributes:
+      images: in [-1, 1], [N, H, W, C] float32.
+      labels: their classes, [N].
+      target: class that is the target of a translation.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    target: int | None = None
+
+
+class Starts(NamedTuple):
+    """The source domain of a translation.
+
+    Attributes:
+      images: where samples start: sample `i` at image `i`, in [-1, 1], [N, H, W, C] float32.
+      num_held_out: how many of them training never saw; these come first.
+    """
+
+    images: np.ndarray
+    num_held_out: int
+
+
+class ImageReference(NamedTuple):
+    """Real images, in [-1, 1], [N, H, W, C] float32.
+
+    Attributes:
+      name: of the data.
+      images: held-out images, which training never saw.
+      labels: their classes, [N]; `None` for data without labels.
+      classes: names of the classes by label.
+      spare: further real images to which no classifier was fitted; empty for most data.
+      fit: what a classifier of pixels is fitted to, for digits and for translations.
+      starts: where the samples of a translation start.
+      domains: names of the source and the target of a translation.
+    """
+
+    name: str
+    images: np.ndarray
+    labels: np.ndarray | None = None
+    classes: tuple[str, ...] = ()
+    spare: np.ndarray | None = None
+    fit: Fit | None = None
+    starts: Starts | None = None
+    domains: tuple[str, str] = ("source", "target")
+
+
+def of(source: Source, domains: tuple[str, str] = ("", "")) -> PointsReference | ImageReference:
+    """Returns what samples of a data source are compared with."""
+    return of_points(source) if source.kind == "points" else of_images(source, domains)
+
+
+def of_points(source: Source) -> PointsReference:
+    """Returns what samples of a density in the plane are compared with."""
+    return PointsReference(source.held_out, source.log_density, source.modes, source.mode_std)
+
+
+def of_images(source: Source, domains: tuple[str, str] = ("", "")) -> ImageReference:
+    """Collects what samples of a set of images are compared with.
+
+    Reads the held-out images, and of the training set no more than what is stored.
+
+    Args:
+      source: the images.
+      domains: names of the source and the target, for a translation.
+    """
+    shape = source.event_shape
+    most = min(_MAX_IMAGES, max(2, _MAX_BYTES // int(np.prod(shape))))
+    images = source.held_out(most, 0)
+    labels = None if source.labels is None else np.asarray(source.labels[1][: len(images)])
+    reference = ImageReference(source.name, images, labels, source.classes)
+    if source.starts is not None:
+        num_held_out, num_starts = source.num_starts
+        starts = source.starts(np.arange(min(most, num_starts)))
+        fit = _fit_digits(source) or _fit_domains(source, source.starts, most)
+        names = (domains[0] or "source", domains[1] or "target")
+        return reference._replace(
+            fit=fit, starts=Starts(starts, min(num_held_out, len(starts))), domains=names
+        )
+    if source.name == "digits" and source.labels is not None:
+        # Every other training image is as new to the classifier as samples are.
+        train = source.train()
+        return reference._replace(fit=Fit(train[::2], source.labels[0][::2]), spare=train[1::2])
+    return reference
+
+
+def _fit_digits(source: Source) -> Fit | None:
+    """Returns all ten digits: telling ten classes apart is harder to please than two."""
+    if not source.name.startswith("digits") or source.labels is None:
+        return None
+    from experiments.data.digits import digits
+
+    whole = digits()
+    arrays = whole.arrays
+    return Fit(arrays["real"], arrays["label"], int(source.labels[0][0]))
+
+
+def _fit_domains(source: Source, load_starts: LoadStarts, most: int) -> Fit | None:
+    targets = first(source.train_batches(), most)
+    begin, end = source.num_starts
+    positions = np.arange(begin, min(end, begin + most))
+    if not len(positions):
+        return None
+    sources = load_starts(positions)
+    labels = np.arange(len(sources) + len(targets)) >= len(sources)
+    return Fit(np.concatenate([sources, targets]), labels.astype(np.int32), target=1)
+
+
+def first(batches: Iterator[np.ndarray], num: int) -> np.ndarray:
+    """Returns the first examples of batches, reading no further."""
+    parts, missing = [], num
+    for batch in batches:
+        parts.append(batch[:missing])
+        missing -= len(parts[-1])
+        if not missing:
+            break
+    return np.concatenate(parts)
+
+
+def save(reference: ImageReference, path: Path) -> None:
+    """Writes a reference as one .npz, with pixels as uint8 where that loses nothing."""
+    fields: dict[str, np.ndarray] = {
+        "name": np.array(reference.name),
+        "classes": np.array(reference.classes, dtype=np.str_),
+        "domains": np.array(reference.domains, dtype=np.str_),
+        "images": _stored(reference.images),
+    }
+    if reference.labels is not None:
+        fields["labels"] = reference.labels
+    if reference.spare is not None:
+        fields["spare"] = _stored(reference.spare)
+    if (fit := reference.fit) is not None:
+        fields |= {"fit_images": _stored(fit.images), "fit_labels": fit.labels}
+        if fit.target is not None:
+            fields["fit_target"] = np.array(fit.target)
+    if (starts := reference.starts) is not None:
+        fields |= {"starts": _stored(starts.images), "num_held_out": np.array(starts.num_held_out)}
+    with path.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **fields)
+
+
+def load(path: Path) -> ImageReference:
+    """Reads what `save` wrote.
+
+    Raises:
+      DataError: for a file that is missing, damaged or something else.
+    """
+    try:
+        fields = npz_files.read(path)
+        fit, starts = None, None
+        if "fit_images" in fields:
+            target = int(fields["fit_target"]) if "fit_target" in fields else None
+            fit = Fit(_restored(fields["fit_images"]), fields["fit_labels"], target)
+        if "starts" in fields:
+            starts = Starts(_restored(fields["starts"]), int(fields["num_held_out"]))
+        source, target_name = map(str, fields["domains"])
+        return ImageReference(
+            str(fields["name"]),
+            _restored(fields["images"]),
+            fields.get("labels"),
+            tuple(map(str, fields["classes"])),
+            _restored(fields["spare"]) if "spare" in fields else None,
+            fit,
+            starts,
+            (source, target_name),
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"{path} is no stored reference, or is damaged: {error}") from error
+
+
+def _stored(images: np.ndarray) -> np.ndarray:
+    rounded = to_uint8(images)
+    return rounded if np.array_equal(to_unit(rounded), images) else images
+
+
+def _restored(stored: np.ndarray) -> np.ndarray:
+    return stored if stored.dtype == np.float32 else np.asarray(to_unit(stored))
