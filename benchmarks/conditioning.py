@@ -18,7 +18,8 @@ from tqdm import tqdm
 from experiments import classifiers
 from experiments.build import Experiment
 from experiments.command_line import Command
-from experiments.evaluation.digits import Judge, fit_judge
+from experiments.evaluation.references import Fit
+from experiments.evaluation.svc import SvcClassifier
 from experiments.pictures import save
 from experiments.pictures.conditioning import accuracy_and_diversity
 from experiments.sampling.conditional import ALL, follow, labels_of
@@ -38,15 +39,14 @@ def main() -> None:
     experiment, state = opened.experiment, opened.checkpoint.state
     source = experiment.source
     train_labels = source.labels.train
-    judge = fit_judge(source.train(), train_labels)
-    spread = _spread(judge, source.train(), train_labels)
+    svc = SvcClassifier(Fit(source.train(), train_labels), probabilities=False)
+    spread = _spread(svc, source.train(), train_labels)
     rows, shown = [], {}
     cases = [(kind, w) for kind in ("robust", "plain") for w in WEIGHTS]
     for kind, weight in tqdm(cases, unit="case"):
         samples, labels = _draw(experiment, state, getattr(options, kind), weight, options.num)
-        judged = judge.classifier.predict(samples.reshape(len(samples), -1))
-        accuracy = float(np.mean(judged == labels))
-        diversity = float(np.mean(_spread(judge, samples, labels) / spread))
+        accuracy = float(np.mean(svc.predict(samples) == labels))
+        diversity = float(np.mean(_spread(svc, samples, labels) / spread))
         rows.append((kind, weight, accuracy, diversity))
         if weight == SHOWN_WEIGHT:
             shown[kind] = samples[: 10 * len(source.classes)]
@@ -83,14 +83,14 @@ def _draw(
     return np.clip(samples, -1.0, 1.0), labels(np.arange(len(samples)))
 
 
-def _spread(judge: Judge, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def _spread(svc: SvcClassifier, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Returns the mean distance of two images of each class, [number of classes]."""
 
     def of_class(features: np.ndarray) -> float:
         distances = np.linalg.norm(features[:, None] - features[None], axis=-1)
         return float(distances.sum() / (len(features) * (len(features) - 1)))
 
-    return np.array([of_class(judge.features(images[labels == k])) for k in np.unique(labels)])
+    return np.array([of_class(svc.features(images[labels == k])) for k in np.unique(labels)])
 
 
 def _table(rows: list[tuple[str, float, float, float]]) -> str:

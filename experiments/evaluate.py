@@ -1,4 +1,4 @@
-r"""Judge one set of images by another: `python -m experiments.evaluate SAMPLES REFERENCE`.
+r"""Compare one set of images with another: `python -m experiments.evaluate SAMPLES REFERENCE`.
 
 A set is a folder or a zip of images, an .npz (arr_0: uint8 [N, H, W, C], or float32 in [-1, 1]), or
 tfds:NAME:SPLIT. The result is JSON on the standard output, or in the file of --out.
@@ -10,7 +10,7 @@ Examples:
   The paper's protocol, on samples that were never rounded:
     python -m experiments.evaluate floats.npz real.npz --protocol=fid_legacy_fdrl \
       --weights=inception_v3_google-0cc3c7bd.pth
-  Without any weights, by fixed random filters or a feature space of one's own:
+  Without any weights, by fixed random filters or your own feature space:
     python -m experiments.evaluate samples/ real.zip --features=random_conv
     python -m experiments.evaluate samples/ real.zip --features=my_module:my_features
   Are the samples copies of the training set?
@@ -27,7 +27,7 @@ from typing import Any, NoReturn
 
 from experiments.errors import UserError
 from experiments.evaluation.protocols import METRICS, PROTOCOLS
-from experiments.storage.workdir import read_json, write_text
+from experiments.files import read_json, write_text
 from fdrl_jax.names import nearest
 
 
@@ -58,7 +58,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("samples", metavar="SAMPLES", help="images to judge")
+    parser.add_argument("samples", metavar="SAMPLES", help="images to evaluate")
     parser.add_argument("reference", metavar="REFERENCE", help="real images")
     parser.add_argument("--protocol", default="standard", help=", ".join(PROTOCOLS))
     parser.add_argument("--weights", default="", help="file of the Inception network's weights")
@@ -102,8 +102,8 @@ def _check_named(flag: str, values: Sequence[str], allowed: Collection[str]) -> 
 
 
 def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
-    # Judges and readers of data take seconds to import: not for --help or a mistyped flag.
-    from experiments.evaluation import compare, image_sets, protocols
+    # Metrics and readers of data take seconds to import: not for --help or a mistyped flag.
+    from experiments.evaluation import compare, image_sets, metrics, protocols
 
     protocol = PROTOCOLS[arguments.protocol]
     by_features = [name for name in arguments.features.split(",") if name]
@@ -117,16 +117,16 @@ def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     held_out = None
     if arguments.held_out:
         held_out = image_sets.load(arguments.held_out, arguments.data_dir, arguments.image_size)
-        image_sets.check_pair(held_out, reference)
+        image_sets.check_pair(held_out.summarised(), reference.summarised())
         image_sets.check_channels(samples, reference, held_out)
     networks = compare.Inception(weights, arguments.metrics.split(","))
     cache = Path(arguments.cache_dir) if arguments.cache_dir else None
-    result = compare.compare(samples, reference, networks, by_features, cache=cache)
-    result["run"] = _record_of(Path(arguments.samples))
+    found, record = compare.compare(samples, reference, networks, by_features, cache=cache)
+    record["run"] = _record_of(Path(arguments.samples))
     if held_out is not None:
-        result["metrics"] |= _memorisation(samples, reference, held_out, by_features, arguments)
-        result["held_out"] = held_out.where
-    return result
+        found += _memorisation(samples, reference, held_out, by_features, arguments)
+        record["held_out"] = held_out.where
+    return {"metrics": metrics.to_json(metrics.by_name(found)), **record}
 
 
 def _record_of(samples: Path) -> Any:
@@ -138,18 +138,18 @@ def _record_of(samples: Path) -> Any:
 
 def _memorisation(
     samples: Any, train: Any, held_out: Any, by_features: list[str], arguments: argparse.Namespace
-) -> dict[str, float]:
+) -> list[Any]:
     from experiments import pictures
     from experiments.evaluation import memorisation, spaces
     from experiments.pictures.neighbours import neighbours
 
     named = dict(spaces.get(name) for name in by_features)
-    figures, shown = memorisation.judge(
+    found, shown = memorisation.search(
         samples.unit, held_out.unit, train.unit_batches, {"pixels": None, **named}
     )
     if arguments.picture:
         pictures.save(neighbours(samples.unit, shown), Path(arguments.picture))
-    return figures
+    return found
 
 
 if __name__ == "__main__":

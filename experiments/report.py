@@ -12,7 +12,7 @@ import numpy as np
 
 from experiments import evaluation, pictures, settings
 from experiments.build import Experiment
-from experiments.evaluation import Evaluation, Metric, Metrics, Samples
+from experiments.evaluation import Evaluation, Metrics, Samples
 from experiments.files import read_json, read_npz, write_json, write_text
 from experiments.pictures import curves, flow, points
 from experiments.pictures.neighbours import neighbours
@@ -93,6 +93,7 @@ def write(run: Run, record: Path) -> Path:
     found = read_json(record / "record.json", key=dict, metrics=dict, details=dict)
     captions = json.loads((record / "pictures.json").read_text())
     metrics, step = metrics_of(record), found["key"]["step"]
+    start = found["details"].get("start", "prior")
     name = html.escape(run.data["name"])
     changed = settings.differences(
         settings.of_scope(run.settings, "flow"), found["key"]["settings"]
@@ -100,11 +101,14 @@ def write(run: Run, record: Path) -> Path:
     sections = [
         f"<h1>FDRL on {name}, train step {step:,}</h1>",
         f"<p>{_what(run, found)}</p>",
-        f'<p class="lead">{html.escape(evaluation.summary(metrics))}</p>',
-        _metrics_table(dict(list(metrics.items())[:_NUM_HEADLINES])),
+        *(
+            f'<p class="lead">{html.escape(line)}</p>'
+            for line in evaluation.summary(metrics, start).splitlines()
+        ),
+        _metrics_table(_headlines(metrics), start),
         *(_figure(record / file, caption) for file, caption in captions.items()),
         "<h2>Metrics</h2>",
-        _metrics_table(metrics),
+        _metrics_table(metrics, start),
         _details(found["details"]),
         "<h2>Settings</h2>",
         "<p>Those that differ from the defaults:</p>",
@@ -135,6 +139,12 @@ def metrics_of(record: Path) -> Metrics:
     return evaluation.from_json(read_json(record / "record.json", metrics=dict)["metrics"])
 
 
+def _headlines(metrics: Metrics) -> Metrics:
+    """Returns the metrics to look at first: those that stand between prior and real data."""
+    found = {name: metric for name, metric in metrics.items() if metric.defined.headline}
+    return dict(list((found or metrics).items())[:_NUM_HEADLINES])
+
+
 def _what(run: Run, found: dict[str, Any]) -> str:
     command = html.escape(_without_paths(run.command))
     num = found["key"]["num_samples"]
@@ -156,22 +166,18 @@ def _default(key: str) -> Any:
     return json.loads(json.dumps(default))
 
 
-def _metrics_table(metrics: Metrics) -> str:
-    header = "<tr><th>metric</th><th>samples</th><th>prior</th><th>real data</th><th></th></tr>"
-    rows = "".join(_metric_row(metric) for metric in metrics.values())
-    return f'<div class="scroll"><table>{header}{rows}</table></div>'
-
-
-def _metric_row(metric: Metric) -> str:
-    cells = [metric.words, evaluation.with_spread(metric.value, metric.spread)]
-    for other in (metric.prior, metric.real):
-        cells.append("" if other is None else evaluation.with_spread(other.value, other.spread))
-    unit = f", {metric.unit}" if metric.unit else ""
-    cells.append(
-        {"lower": "lower is better", "higher": "higher is better"}.get(metric.direction, "")
+def _metrics_table(metrics: Metrics, start: str) -> str:
+    header = "".join(f"<th>{html.escape(name)}</th>" for name in evaluation.columns(start))
+    rows = "".join(
+        f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>"
+        for row in _with_words(metrics)
     )
-    cells[0] += unit
-    return f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in cells)}</tr>"
+    return f'<div class="scroll"><table><tr>{header}</tr>{rows}</table></div>'
+
+
+def _with_words(metrics: Metrics) -> list[tuple[str, ...]]:
+    rows = zip(metrics.values(), evaluation.rows(metrics), strict=True)
+    return [(f"{metric.defined.words} ({metric.name})", *row[1:]) for metric, row in rows]
 
 
 def _details(details: dict[str, Any]) -> str:

@@ -104,7 +104,7 @@ class Run:
           UserError: as `source`.
         """
         kept = self._kept_images()
-        return references.of_source(self.source()) if kept is None else kept
+        return references.of(self.source(), _domains(self.settings)) if kept is None else kept
 
     def _kept_images(self) -> ImageReference | None:
         if self._reference_sha256 is None:

@@ -443,6 +443,12 @@ SETTINGS: dict[str, Setting] = {
     "attack.num_steps": Setting(
         7, _whole(0, 1_000), "Steps of the attack; 0 trains a classifier without one.", "training"
     ),
+    "augment.max_shift": Setting(
+        0,
+        _whole(0, 1_000),
+        "Shifts the training images of a classifier by at most this many pixels along each axis.",
+        "training",
+    ),
     "curve.over": Setting(
         "length",
         _choice("length", "step"),

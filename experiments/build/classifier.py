@@ -1,7 +1,7 @@
 """The training of a classifier, from its settings."""
 
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 import jax
 
@@ -18,10 +18,14 @@ from experiments.errors import UserError
 from experiments.settings import Settings
 from fdrl_jax import adversarial, parallel
 from fdrl_jax.adversarial import Attack
+from fdrl_jax.augmentation import shifted
+from fdrl_jax.priors import Batch
 from fdrl_jax.problem import Constants
 from fdrl_jax.state import TrainState, Variables
 
 Apply = Callable[[Variables, jax.Array], jax.Array]
+Draw = Callable[[Any, Any, jax.Array, jax.Array], Batch]
+_SHIFT_KEY = 1_000  # Folded into the key of the data, which folds in the number of a domain.
 
 
 def classifier_training(settings: Settings, source: Source) -> Training:
@@ -43,7 +47,7 @@ def classifier_training(settings: Settings, source: Source) -> Training:
             cast(Apply, network.apply),
             attack=make_attack(settings, settings["attack.num_steps"]),
             optimizer=optimizer,
-            draw=source.draw,
+            draw=_augmented(source.draw, settings["augment.max_shift"]),
             batch_size=parallel.local_batch_size(settings["train.batch_size"]),
             ema_rate=settings["train.ema_rate"],
             ema_ramp=settings["train.ema_ramp"],
@@ -82,3 +86,12 @@ def trained_classifier(
     """
     network = make_network(settings, event_shape, num_classes)
     return network, state_shapes(settings, network, event_shape)
+
+
+def _augmented(draw: Draw, max_shift: int) -> Draw:
+    def augmented(arrays: Any, host_batch: Any, key: jax.Array, positions: jax.Array) -> Batch:
+        batch = draw(arrays, host_batch, key, positions)
+        shift_key = jax.random.fold_in(key, _SHIFT_KEY)
+        return {**batch, "real": shifted(shift_key, positions, batch["real"], max_shift)}
+
+    return augmented if max_shift else draw

@@ -1,7 +1,15 @@
-"""Classifiers that guide the flow: of a workdir of ours, or of the library `robustness`."""
+"""Classifiers that guide the flow or evaluate samples: of a workdir or the library `robustness`."""
 
-from experiments.classifiers.evaluate import accuracies
-from experiments.classifiers.load import Classifier, load
+from experiments.classifiers.accuracy import accuracies
+from experiments.classifiers.load import Classifier, FeatureClassifier, load, load_features
 from experiments.classifiers.robustness import TrainedElsewhere, read_robustness
 
-__all__ = ["Classifier", "TrainedElsewhere", "accuracies", "load", "read_robustness"]
+__all__ = [
+    "Classifier",
+    "FeatureClassifier",
+    "TrainedElsewhere",
+    "accuracies",
+    "load",
+    "load_features",
+    "read_robustness",
+]

@@ -1,4 +1,4 @@
-"""One set of images against another: every metric asked for, and how it was taken."""
+"""Compares one set of images with another."""
 
 import platform
 from collections.abc import Mapping, Sequence
@@ -12,14 +12,15 @@ import scipy
 
 import fdrl_jax
 from experiments.evaluation import inception, spaces
-from experiments.evaluation.image_sets import ImageSet, check_pair
+from experiments.evaluation.image_sets import ImageSet, ImageStream, Summary, check_pair
+from experiments.evaluation.metrics import Metric
 from experiments.evaluation.protocols import METRICS, PROTOCOLS
 
 DEFAULT_METRICS = tuple(name for name in METRICS if name != "inception_score")
 
 
 class Inception(NamedTuple):
-    """What is asked of an Inception network.
+    """What to compute by Inception networks.
 
     Attributes:
       weights: file of weights by the name of the protocol.
@@ -37,57 +38,70 @@ def compare(
     features: Sequence[str],
     *,
     cache: Path | None = None,
-) -> dict[str, Any]:
+) -> tuple[list[Metric], dict[str, Any]]:
     """Computes metrics of samples against a reference.
 
     Args:
-      samples: images to judge.
+      samples: images to evaluate.
       reference: real ones.
-      networks: Inception networks to judge by.
-      features: names of feature spaces to judge in.
+      networks: Inception networks to use.
+      features: names of feature spaces to use.
       cache: where features of references are kept; the user's cache if left out.
 
     Returns:
-      "metrics": names, with the number of samples in them, to numbers; "protocols": how those of
-      an Inception network were taken; "samples", "reference" and "versions".
+      The metrics; and for the record "protocols", how those of an Inception network were computed,
+      "features", "samples", "reference" and "versions".
 
     Raises:
       UserError: for sets that cannot be compared, missing weights or packages.
     """
-    check_pair(samples, reference)
-    metrics: dict[str, float] = {}
+    described = samples.summarised(), reference.summarised()
+    check_pair(*described)
+    metrics, protocols = by_inception(samples, reference, networks, cache=cache)
+    for name in features:
+        label, function = spaces.get(name)
+        metrics += spaces.against(label, function, samples.unit, reference.unit)
+    return metrics, {
+        "protocols": protocols,
+        "features": list(features),
+        "samples": _describe(described[0]),
+        "reference": _describe(described[1]),
+        "versions": versions(),
+    }
+
+
+def by_inception(
+    samples: ImageSet,
+    reference: ImageSet | ImageStream,
+    networks: Inception,
+    *,
+    cache: Path | None = None,
+) -> tuple[list[Metric], list[dict[str, Any]]]:
+    """Computes the metrics of Inception networks, and says how, once per protocol."""
+    metrics: list[Metric] = []
     protocols = []
     for name, weights in networks.weights.items():
         protocol = PROTOCOLS[name]
         wanted = [m for m in networks.metrics if m in protocol.metrics]
-        judged = inception.judge(samples, reference, protocol, weights, wanted, cache=cache)
-        metrics |= judged.metrics
-        protocols.append(judged.details)
-    for name in features:
-        label, function = spaces.get(name)
-        metrics |= spaces.judge(label, function, samples.unit, reference.unit)
-    return {
-        "metrics": metrics,
-        "protocols": protocols,
-        "features": list(features),
-        "samples": _describe(samples),
-        "reference": _describe(reference),
-        "versions": _versions(),
-    }
+        computed = inception.compute(samples, reference, protocol, weights, wanted, cache=cache)
+        metrics += computed.metrics
+        protocols.append(computed.details)
+    return metrics, protocols
 
 
-def _describe(images: ImageSet) -> dict[str, Any]:
-    num, *size = images.pixels.shape
+def _describe(images: Summary) -> dict[str, Any]:
+    num, *size = images.shape
     return {
         "where": images.where,
         "num_images": num,
         "image_size": size,
-        "pixels": str(images.pixels.dtype),
+        "pixels": images.pixels,
         "resized_by": "Pillow, bilinear, antialiased" if images.resized else None,
         "fingerprint": images.fingerprint,
     }
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Returns the versions of what metrics are computed with."""
     modules = (fdrl_jax, jax, np, scipy, PIL)
     return {m.__name__: m.__version__ for m in modules} | {"python": platform.python_version()}

@@ -1,12 +1,13 @@
 """Sets of images that are judged: a folder, a zip, an .npz, or a split of a TFDS data set."""
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.data import arrays, digest, read_arrays, read_headers, tfds, to_uint8, to_unit
+from experiments.data import arrays, read_arrays, read_headers, tfds, to_uint8, to_unit
 from experiments.data.decode import Transform
 from experiments.data.decoded import probe
 from experiments.data.files import Tree
@@ -15,6 +16,24 @@ from experiments.data.stream import Reading, decode_all
 from experiments.errors import DataError
 
 _BATCH_SIZE = 1_000
+
+
+class Summary(NamedTuple):
+    """What is known of a set of images after a pass over it.
+
+    Attributes:
+      where: what a person calls it.
+      shape: [N, H, W, C].
+      pixels: type of the pixels.
+      resized: whether the images were made smaller or larger to fit.
+      fingerprint: hash of the pixels: the same for a folder, a zip and an array of the same images.
+    """
+
+    where: str
+    shape: tuple[int, ...]
+    pixels: str
+    resized: bool
+    fingerprint: str
 
 
 class ImageSet(NamedTuple):
@@ -30,25 +49,41 @@ class ImageSet(NamedTuple):
     pixels: np.ndarray
     resized: bool = False
 
-    @property
-    def fingerprint(self) -> str:
-        """Hash of the pixels: the same for a folder, a zip and an array of the same images."""
-        return digest(str(self.pixels.dtype), self.pixels.shape, self.pixels)
+    def summarised(self) -> Summary:
+        """Hashes the images."""
+        size = range(0, len(self.pixels), _BATCH_SIZE)
+        parts = (self.pixels[first : first + _BATCH_SIZE] for first in size)
+        return _summarised(self.where, parts, self.pixels.dtype)._replace(resized=self.resized)
 
     @property
     def unit(self) -> np.ndarray:
         """The images in [-1, 1], float32."""
         return _unit(self.pixels)
 
-    @property
-    def rounded(self) -> np.ndarray:
-        """The images as grey levels, uint8."""
-        return self.pixels if self.pixels.dtype == np.uint8 else to_uint8(self.pixels)
-
     def unit_batches(self) -> Iterator[np.ndarray]:
         """Yields the images in [-1, 1], some at a time."""
         for first in range(0, len(self.pixels), _BATCH_SIZE):
             yield _unit(self.pixels[first : first + _BATCH_SIZE])
+
+
+class ImageStream(NamedTuple):
+    """Images that are read batch by batch, for sets that may not fit in memory.
+
+    Attributes:
+      where: what a person calls it.
+      batches: `() -> images in [-1, 1] [B, H, W, C]`, once.
+    """
+
+    where: str
+    batches: Callable[[], Iterator[np.ndarray]]
+
+    def unit_batches(self) -> Iterator[np.ndarray]:
+        """Yields the images in [-1, 1], some at a time."""
+        return self.batches()
+
+    def summarised(self) -> Summary:
+        """Counts and hashes the images, in a pass."""
+        return _summarised(self.where, self.batches(), np.dtype(np.uint8))
 
 
 def load(where: str, data_dir: str = "", image_size: int = 0) -> ImageSet:
@@ -77,21 +112,21 @@ def load(where: str, data_dir: str = "", image_size: int = 0) -> ImageSet:
     return ImageSet(where, pixels, resized=not unchanged)
 
 
-def check_pair(samples: ImageSet, reference: ImageSet) -> None:
+def check_pair(samples: Summary, reference: Summary) -> None:
     """Checks that two sets can be compared.
 
     Raises:
-      DataError: for images of unequal size, or less than two of them.
+      DataError: for images of unequal size, or fewer than two of them.
     """
-    (height, width), other = (images.pixels.shape[1:3] for images in (samples, reference))
+    for images in (samples, reference):
+        if images.shape[0] < 2:
+            raise DataError(f"{images.where}: at least 2 images are needed")
+    (height, width), other = (images.shape[1:3] for images in (samples, reference))
     if (height, width) != other:
         raise DataError(
             f"{samples.where} has images of {width} x {height} pixels, {reference.where} of "
             f"{other[1]} x {other[0]}: give --image_size to resize both"
         )
-    for images in (samples, reference):
-        if len(images.pixels) < 2:
-            raise DataError(f"{images.where}: at least 2 images are needed")
 
 
 def check_channels(*sets: ImageSet) -> None:
@@ -104,6 +139,16 @@ def check_channels(*sets: ImageSet) -> None:
     if len(set(channels.values())) > 1:
         told = ", ".join(f"{where} has {number}" for where, number in channels.items())
         raise DataError(f"numbers of channels differ: {told}")
+
+
+def _summarised(where: str, batches: Iterable[np.ndarray], dtype: np.dtype[Any]) -> Summary:
+    hashed, shape = hashlib.sha256(str(dtype).encode()), (0,)
+    for batch in batches:
+        pixels = to_uint8(batch) if dtype == np.uint8 and batch.dtype != np.uint8 else batch
+        hashed.update(np.ascontiguousarray(pixels).data)
+        shape = (shape[0] + len(pixels), *pixels.shape[1:])
+    hashed.update(repr(shape).encode())
+    return Summary(where, shape, str(dtype), False, hashed.hexdigest()[:24])
 
 
 def _unit(pixels: np.ndarray) -> np.ndarray:

@@ -1,33 +1,88 @@
-"""Metrics of images of any kind: a first look, without a network that knows images."""
+"""Evaluation of images."""
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
-from experiments.data import Source
-from experiments.evaluation import spaces
+from experiments.evaluation import classes, draws, memorisation, spaces
+from experiments.evaluation.classes import Classifier
+from experiments.evaluation.compare import Inception, by_inception
+from experiments.evaluation.image_sets import ImageSet, ImageStream
+from experiments.evaluation.metrics import by_name
+from experiments.evaluation.references import ImageReference
+from experiments.evaluation.result import Evaluation
+from experiments.evaluation.svc import SvcClassifier
+from experiments.sampling.samples import Samples
 from fdrl_jax.metrics import energy_distance, random_conv_features
 
-_MAX_IMAGES = 1_000  # Distances of all pairs.
+_MAX_QUERIES = 1_000  # Samples, and held-out images, whose nearest training images are found.
+_MAX_QUERY_NUMBERS = 2**25  # Of their pixels.
+
+TrainBatches = Callable[[], Iterator[np.ndarray]]
 
 
-def metrics(source: Source, samples: np.ndarray, prior: np.ndarray) -> dict[str, Any]:
-    """Compares samples, and the prior, with held-out images.
+def evaluate_images(
+    reference: ImageReference,
+    samples: Samples,
+    *,
+    train_batches: TrainBatches | None = None,
+    classifier: Classifier | None = None,
+    inception: Inception | None = None,
+    num_draws: int = draws.NUM_DRAWS,
+) -> Evaluation:
+    """Compares samples with real images, next to the prior and to real images of the same number.
 
-    By the built-in feature space and by energy distances of pixels: 0 for equal distributions. Both
-    know little of what an image shows: watch whether samples come nearer than the prior, and judge
-    by the pictures, or by an Inception network where there are weights for one.
+    Args:
+      reference: real images.
+      samples: the refined ones are evaluated.
+      train_batches: `() -> batches of the training set`, once. Without it nearest training images
+        and Inception metrics are skipped, and the record says so.
+      classifier: one that was trained on the same data, for features that see objects.
+      inception: what to compute by an Inception network.
+      num_draws: how often everything is drawn anew.
+
+    Raises:
+      UserError: for weights of an Inception network that are missing or do not fit.
     """
-    num = min(_MAX_IMAGES, len(samples))
-    held_out = source.held_out(num, 0)
-    if len(held_out) < 2:  # Of a very small set: there is no distance to a single image.
-        return {"num_samples": num}
-    by_filters = (spaces.BUILT_IN, random_conv_features)
-    of_prior = spaces.judge(*by_filters, prior[:num], held_out)
-    return {
-        **spaces.judge(*by_filters, samples[:num], held_out),
-        **{f"{name}_of_prior": v for name, v in of_prior.items() if name.startswith("frechet")},
-        "pixel_energy_distance": energy_distance(samples[:num], held_out),
-        "pixel_energy_distance_of_prior": energy_distance(prior[:num], held_out),
-        "num_samples": num,
-    }
+    record: dict[str, Any] = {"num_draws": num_draws, "skipped": []}
+    images = draws.pools(reference, samples.refined, samples.prior)
+    chosen = draws.indices(images, num_draws)
+    metrics = []
+    if chosen:
+        if reference.fit is not None:
+            found, record["class_shares_svc"] = classes.evaluate(
+                SvcClassifier(reference.fit), images, chosen
+            )
+            metrics += found
+        if classifier is not None:
+            found, record["class_shares_classifier"] = classes.evaluate(classifier, images, chosen)
+            record["classifier"] = classifier.describe()
+            metrics += found
+        in_features = images.map(random_conv_features)
+        metrics += draws.compare(spaces.BUILT_IN, spaces.scores, in_features, chosen)
+        metrics += draws.compare(
+            "", lambda x, y: {"pixel_energy_distance": energy_distance(x, y)}, images, chosen
+        )
+    else:
+        record["skipped"].append("distances: fewer than 4 held-out images or 2 samples")
+    if train_batches is None:
+        record["skipped"].append("nearest training images: the training set was not given")
+        if inception is not None:
+            record["skipped"].append("Inception metrics: the training set was not given")
+        return Evaluation(by_name(metrics), record, {})
+    most = min(_MAX_QUERIES, max(2, _MAX_QUERY_NUMBERS // int(np.prod(images.images.shape[1:]))))
+    found, nearest = memorisation.search(
+        images.samples[:most],
+        images.images[:most],
+        train_batches,
+        {"pixels": None, spaces.BUILT_IN: random_conv_features},
+    )
+    metrics += found
+    if inception is not None:
+        # Never rounded: the standard protocol rounds by itself, the paper's does not.
+        ours = ImageSet("samples of the run", images.samples)
+        training_set = ImageStream(f"training set of {reference.name}", train_batches)
+        found, record["protocols"] = by_inception(ours, training_set, inception)
+        metrics += found
+    return Evaluation(by_name(metrics), record, nearest)

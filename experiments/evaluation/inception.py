@@ -1,32 +1,34 @@
 """Inception metrics of one set of images against another: prepares and starts their process."""
 
+import contextlib
 import importlib.util
+import itertools
 import json
 import logging
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import numpy as np
 
-from experiments.data import digest
+from experiments.data import digest, to_uint8
 from experiments.errors import UserError
-from experiments.evaluation.image_sets import ImageSet, check_pair
-from experiments.evaluation.naming import with_count
+from experiments.evaluation.image_sets import ImageSet, ImageStream, check_pair
+from experiments.evaluation.metrics import Estimate, Metric, with_count
 from experiments.evaluation.protocols import Protocol, check_weights, prefixed
 from fdrl_jax.metrics import manifold_metrics
 
 _KID_SUBSET_SIZE = 1_000  # The field's; smaller where there are fewer images.
 
 
-class Judged(NamedTuple):
-    """Metrics by name, how they were taken, and the features of the samples, [N, 2048]."""
+class Computed(NamedTuple):
+    """Metrics, how they were computed, and the features of the samples, [N, 2048]."""
 
-    metrics: dict[str, float]
+    metrics: list[Metric]
     details: dict[str, Any]
     sample_features: np.ndarray
 
@@ -37,23 +39,23 @@ def cache_folder() -> Path:
     return Path(os.environ.get("FDRL_CACHE_DIR") or Path(root) / "fdrl_jax")
 
 
-def judge(
+def compute(
     samples: ImageSet,
-    reference: ImageSet,
+    reference: ImageSet | ImageStream,
     protocol: Protocol,
     weights_file: str,
     metrics: Sequence[str],
     *,
     cache: Path | None = None,
     batch_size: int = 64,
-) -> Judged:
+) -> Computed:
     """Computes Inception metrics by torch-fidelity, in a process of its own.
 
-    Features of the reference are kept by its pixels, the protocol and the weights, so they are
-    computed once.
+    Images are streamed to that process, which holds only their features. Features of the reference
+    are cached by its pixels, the protocol and the weights, so they are computed once.
 
     Args:
-      samples: images to judge.
+      samples: images to evaluate.
       reference: real images.
       protocol: how.
       weights_file: of the network.
@@ -65,36 +67,43 @@ def judge(
       UserError: for missing weights or packages, images that do not fit the protocol, or a process
         that failed.
     """
-    check_pair(samples, reference)
     weights = check_weights(protocol, weights_file)
     _check(samples, protocol, metrics)
+    ours, real = samples.summarised(), reference.summarised()
+    check_pair(ours, real)
     cache = cache or cache_folder()
     cache.mkdir(parents=True, exist_ok=True)
-    key = digest(reference.fingerprint, protocol.name, weights.sha256)
+    key = digest(real.fingerprint, protocol.name, weights.sha256)
     kept = cache / f"inception-{key}.npy"
-    drop_damaged(kept, len(reference.pixels))
-    subset_size = min(_KID_SUBSET_SIZE, len(samples.pixels), len(reference.pixels))
+    drop_damaged(kept, real.shape[0])
+    subset_size = min(_KID_SUBSET_SIZE, ours.shape[0], real.shape[0])
+    streamed = [samples] if kept.exists() else [samples, reference]
     with tempfile.TemporaryDirectory(prefix="fdrl_evaluate_") as folder:
         job: dict[str, Any] = {
             "protocol": protocol.name,
             "weights": str(Path(weights_file).resolve()),
             "metrics": list(metrics),
-            "samples": _hand_over(samples, protocol, Path(folder) / "samples.npy"),
-            "reference": _hand_over(reference, protocol, Path(folder) / "reference.npy"),
+            "pixels": protocol.pixels,
+            "samples_shape": ours.shape,
+            "reference_shape": real.shape,
             "reference_features": str(kept.resolve()),
             "sample_features": str(Path(folder) / "features.npy"),
             "kid_subset_size": subset_size,
             "batch_size": batch_size,
             "result": str(Path(folder) / "result.json"),
         }
-        result = _run(job, Path(folder))
+        batches = itertools.chain.from_iterable(images.unit_batches() for images in streamed)
+        result = _run(job, Path(folder), _as_bytes(batches, protocol))
         features = np.load(job["sample_features"])
-    found = result["metrics"]
+    found = {name: Estimate(*value) for name, value in result["metrics"].items()}
     if "density_coverage" in metrics:
         manifold = manifold_metrics(features, np.load(kept))
-        found |= {"density": manifold.density, "coverage": manifold.coverage}
-    num = len(samples.pixels)
-    named = {with_count(prefixed(protocol, weights, m), num): v for m, v in found.items()}
+        found |= {"density": Estimate(manifold.density), "coverage": Estimate(manifold.coverage)}
+    num = ours.shape[0]
+    named = [
+        Metric(with_count(prefixed(protocol, weights, metric), num), metric, value)
+        for metric, value in found.items()
+    ]
     details = {
         "protocol": protocol.name if weights.genuine else f"{protocol.name} with other weights",
         "weights_file": Path(weights_file).name,
@@ -105,7 +114,7 @@ def judge(
         "device": result["device"],
         "versions": result["versions"],
     }
-    return Judged(named, details, features)
+    return Computed(named, details, features)
 
 
 def _check(samples: ImageSet, protocol: Protocol, metrics: Sequence[str]) -> None:
@@ -142,22 +151,27 @@ def drop_damaged(kept: Path, num_images: int) -> None:
         kept.unlink()
 
 
-def _hand_over(images: ImageSet, protocol: Protocol, path: Path) -> str:
-    """Writes images as the protocol wants them, to a file that the process maps into memory."""
-    np.save(path, images.unit if protocol.pixels == "float32" else images.rounded)
-    return str(path)
+def _as_bytes(batches: Iterable[np.ndarray], protocol: Protocol) -> Iterator[bytes]:
+    """Yields images as the protocol needs them, one batch after the other."""
+    for batch in batches:
+        pixels = batch.astype(np.float32) if protocol.pixels == "float32" else to_uint8(batch)
+        yield np.ascontiguousarray(pixels).tobytes()
 
 
-def _run(job: dict[str, Any], folder: Path) -> Any:
+def _run(job: dict[str, Any], folder: Path, images: Iterator[bytes]) -> Any:
     job_file = folder / "job.json"
     job_file.write_text(json.dumps(job))
     command = [sys.executable, "-m", "experiments.evaluation.inception_process", str(job_file)]
     root = Path(__file__).resolve().parents[2]
-    done = subprocess.run(command, cwd=root, stdout=subprocess.DEVNULL, check=False)
+    done = subprocess.Popen(command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    # A process that has failed reads no further; its exit code and result say why.
+    with contextlib.suppress(BrokenPipeError), done, cast(BinaryIO, done.stdin) as stream:
+        for part in images:
+            stream.write(part)
     if done.returncode:
         raise UserError(
-            f"the process of the Inception metrics ended with exit code {done.returncode}; what "
-            "it said stands above"
+            f"the process of the Inception metrics ended with exit code {done.returncode}; its "
+            "error message is above"
         )
     result = json.loads(Path(job["result"]).read_text())
     if "error" in result:

@@ -7,8 +7,9 @@ else, so that it and JAX never share a process, and the memory of a GPU.
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -24,16 +25,16 @@ def main(job_file: str) -> None:
         reason = str(error).strip().splitlines()[0]
         result = {"error": f"{job['weights']} holds no weights of this network: {reason}"}
     else:
-        result = _judge(job, network)
+        result = _compute(job, network)
     Path(job["result"]).write_text(json.dumps(result))
 
 
-def _judge(job: dict[str, Any], network: Any) -> dict[str, Any]:
+def _compute(job: dict[str, Any], network: Any) -> dict[str, Any]:
     import torch
     import torch_fidelity
     import torchvision
 
-    samples = extract(network, job["samples"], job["batch_size"])
+    samples = extract(network, job, job["samples_shape"], sys.stdin.buffer)
     np.save(job["sample_features"], samples["2048"].numpy())
     metrics = _against(job, samples["2048"], _reference(job, network))
     if "inception_score" in job["metrics"]:
@@ -91,26 +92,38 @@ def _legacy_network(job: dict[str, Any]) -> Any:
     return Legacy().eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def extract(network: Any, images_file: str, batch_size: int) -> dict[str, Any]:
-    """Returns features of the images in a file, by layer, [N, D], with a progress bar."""
+def extract(
+    network: Any, job: dict[str, Any], shape: Sequence[int], stream: BinaryIO
+) -> dict[str, Any]:
+    """Returns features of the images in a stream, by layer, [N, D], with a progress bar.
+
+    Args:
+      network: from `build_network`.
+      job: its batch size and type of pixels.
+      shape: of the images, [N, H, W, C]; grey ones become three equal channels.
+      stream: of their pixels, image by image.
+    """
     import torch
-    from torch.utils.data import Dataset
-    from torch_fidelity.utils import get_featuresdict_from_dataset
+    from tqdm import tqdm
 
-    images = np.load(images_file, mmap_mode="r")
-
-    class Images(Dataset):
-        def __len__(self) -> int:
-            return len(images)
-
-        def __getitem__(self, index: int) -> Any:
-            pixels = torch.from_numpy(np.array(images[index]))
-            return pixels.permute(2, 0, 1).expand(3, -1, -1)  # Grey: three equal channels.
-
-    features: dict[str, Any] = get_featuresdict_from_dataset(
-        Images(), network, batch_size, torch.cuda.is_available(), save_cpu_ram=True, verbose=True
-    )
-    return features
+    num, *size = shape
+    dtype = np.dtype(job["pixels"])
+    num_bytes = int(np.prod(size)) * dtype.itemsize
+    parts: dict[str, list[Any]] = {}
+    with tqdm(total=num, unit="image", desc="Inception features", leave=False) as bar:
+        for first in range(0, num, job["batch_size"]):
+            count = min(job["batch_size"], num - first)
+            payload = stream.read(count * num_bytes)
+            pixels = np.frombuffer(bytearray(payload), dtype).reshape(count, *size)
+            batch = torch.from_numpy(pixels).permute(0, 3, 1, 2).expand(-1, 3, -1, -1)
+            if torch.cuda.is_available():
+                batch = batch.cuda()
+            with torch.no_grad():
+                found = network.convert_features_tuple_to_dict(network(batch))
+            for layer, features in found.items():
+                parts.setdefault(layer, []).append(features.cpu())
+            bar.update(count)
+    return {layer: torch.cat(features) for layer, features in parts.items()}
 
 
 def _reference(job: dict[str, Any], network: Any) -> Any:
@@ -119,7 +132,8 @@ def _reference(job: dict[str, Any], network: Any) -> Any:
 
     kept = Path(job["reference_features"])
     if not kept.exists():
-        features = extract(network, job["reference"], job["batch_size"])["2048"].numpy()
+        found = extract(network, job, job["reference_shape"], sys.stdin.buffer)
+        features = found["2048"].numpy()
         part = kept.with_name(f"{kept.name}.{os.getpid()}.part")
         with part.open("wb") as file:
             np.save(file, features)
@@ -127,35 +141,33 @@ def _reference(job: dict[str, Any], network: Any) -> Any:
     return torch.from_numpy(np.load(kept))
 
 
-def _against(job: dict[str, Any], samples: Any, reference: Any) -> dict[str, float]:
+def _against(job: dict[str, Any], samples: Any, reference: Any) -> dict[str, list[float]]:
+    """Returns metrics by name: [value], or [value, spread]."""
     from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
     from torch_fidelity.metric_kid import kid_features_to_metric
     from torch_fidelity.metric_prc import prc_features_to_metric
 
-    metrics, wanted = {}, job["metrics"]
+    metrics: dict[str, list[float]] = {}
+    wanted = job["metrics"]
     if "fid" in wanted:
         statistics = [fid_features_to_statistics(x) for x in (samples, reference)]
         found = fid_statistics_to_metric(*statistics, verbose=False)
-        metrics["fid"] = found["frechet_inception_distance"]
+        metrics["fid"] = [found["frechet_inception_distance"]]
     if "kid" in wanted:
         size = job["kid_subset_size"]
         found = kid_features_to_metric(samples, reference, kid_subset_size=size, verbose=False)
-        metrics["kid"] = found["kernel_inception_distance_mean"]
-        metrics["kid_std"] = found["kernel_inception_distance_std"]
+        metrics["kid"] = [found[f"kernel_inception_distance_{part}"] for part in ("mean", "std")]
     if "precision_recall" in wanted:
         found = prc_features_to_metric(samples, reference, save_cpu_ram=True, verbose=False)
-        metrics |= {"precision": found["precision"], "recall": found["recall"]}
+        metrics |= {"precision": [found["precision"]], "recall": [found["recall"]]}
     return metrics
 
 
-def _inception_score(logits: Any) -> dict[str, float]:
+def _inception_score(logits: Any) -> dict[str, list[float]]:
     from torch_fidelity.metric_isc import isc_features_to_metric
 
     found = isc_features_to_metric(logits)
-    return {
-        "inception_score": found["inception_score_mean"],
-        "inception_score_std": found["inception_score_std"],
-    }
+    return {"inception_score": [found[f"inception_score_{part}"] for part in ("mean", "std")]}
 
 
 if __name__ == "__main__":

@@ -6,7 +6,9 @@ from typing import NamedTuple
 import numpy as np
 from scipy.stats import mannwhitneyu
 
+from experiments.evaluation.metrics import Estimate, Metric
 from experiments.evaluation.spaces import Features
+from fdrl_jax.metrics.rows import flat
 
 
 class Neighbours(NamedTuple):
@@ -15,10 +17,12 @@ class Neighbours(NamedTuple):
     Attributes:
       distances: Euclidean, [Q, k].
       indices: numbers of the images in the order of the training set, [Q, k].
+      images: the images themselves, of the first queries, [num_shown, k, ...].
     """
 
     distances: np.ndarray
     indices: np.ndarray
+    images: np.ndarray
 
 
 class Memorisation(NamedTuple):
@@ -43,29 +47,43 @@ def nearest(
     train_batches: Iterable[np.ndarray],
     num_neighbours: int,
     features: Features | None = None,
+    *,
+    num_shown: int = 0,
 ) -> Neighbours:
     """Finds the nearest training images in one pass over the training set.
+
+    Only the neighbours of the first queries are kept as images, however large the training set is.
 
     Args:
       queries: images, [Q, ...].
       train_batches: the training set, [B, ...] at a time.
       num_neighbours: k.
-      features: space in which distances are taken; that of pixels if left out.
+      features: space of the distances; that of pixels if left out.
+      num_shown: number of queries whose neighbours are kept.
     """
     in_space = features or (lambda images: images)
-    rows = _rows(in_space(queries))
+    rows = flat(in_space(queries))
     distances = np.full((len(rows), 0), np.inf)
     indices = np.zeros((len(rows), 0), int)
+    kept: dict[int, np.ndarray] = {}
     seen = 0
     for batch in train_batches:
         numbers = np.broadcast_to(seen + np.arange(len(batch)), (len(rows), len(batch)))
-        distances = np.concatenate([distances, _distances(rows, _rows(in_space(batch)))], axis=1)
+        distances = np.concatenate([distances, _distances(rows, flat(in_space(batch)))], axis=1)
         indices = np.concatenate([indices, numbers], axis=1)
         nearest_first = np.argsort(distances, axis=1, kind="stable")[:, :num_neighbours]
         distances = np.take_along_axis(distances, nearest_first, axis=1)
         indices = np.take_along_axis(indices, nearest_first, axis=1)
+        wanted = set(indices[:num_shown].ravel().tolist())
+        kept = {
+            number: kept[number] if number < seen else batch[number - seen].copy()
+            for number in wanted
+        }
         seen += len(batch)
-    return Neighbours(distances, indices)
+    shown = indices[:num_shown]
+    images = [kept[number] for number in shown.ravel().tolist()]
+    stacked = np.stack(images) if images else queries[:0]
+    return Neighbours(distances, indices, stacked.reshape(*shown.shape, *queries.shape[1:]))
 
 
 def compare(samples_to_train: np.ndarray, held_out_to_train: np.ndarray) -> Memorisation:
@@ -77,18 +95,7 @@ def compare(samples_to_train: np.ndarray, held_out_to_train: np.ndarray) -> Memo
     return Memorisation(float(ratio), float(1.0 - further), float(test.pvalue))
 
 
-def pick(train_batches: Iterable[np.ndarray], indices: np.ndarray) -> np.ndarray:
-    """Collects training images by number in another pass: `indices.shape + image shape`."""
-    wanted, seen = set(indices.ravel().tolist()), 0
-    found: dict[int, np.ndarray] = {}
-    for batch in train_batches:
-        found |= {seen + i: image for i, image in enumerate(batch) if seen + i in wanted}
-        seen += len(batch)
-    images = np.stack([found[i] for i in indices.ravel().tolist()])
-    return images.reshape(*indices.shape, *images.shape[1:])
-
-
-def judge(
+def search(
     samples: np.ndarray,
     held_out: np.ndarray,
     train_batches: Callable[[], Iterator[np.ndarray]],
@@ -96,39 +103,34 @@ def judge(
     *,
     num_shown: int = 8,
     num_neighbours: int = 7,
-) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """Looks for samples in the training set.
+) -> tuple[list[Metric], dict[str, np.ndarray]]:
+    """Searches for samples in the training set, in one pass per feature space.
 
     Args:
       samples: images in [-1, 1], [N, H, W, C].
       held_out: real images that training never saw, [M, H, W, C].
       train_batches: `() -> the training set`, once.
       spaces: feature spaces by name; `None` for that of pixels.
-      num_shown: samples whose neighbours are returned, the first ones.
-      num_neighbours: of each.
+      num_shown: number of samples whose neighbours are returned, the first ones.
+      num_neighbours: neighbours per sample.
 
     Returns:
-      `memorisation_..._SPACE` to numbers, and for each space the nearest training images,
+      `memorisation_..._SPACE`, finite ones only, and for each space the nearest training images,
       [num_shown, num_neighbours, H, W, C].
     """
-    figures: dict[str, float] = {}
+    found = []
     shown = {}
     queries = np.concatenate([samples, held_out])
+    num_shown = min(num_shown, len(samples))
     for name, features in spaces.items():
-        found = nearest(queries, train_batches(), num_neighbours, features)
-        first, rest = found.distances[: len(samples), 0], found.distances[len(samples) :, 0]
-        judged = compare(first, rest)._asdict()
-        figures |= {
-            f"memorisation_{figure}_{name}": value
-            for figure, value in judged.items()
-            if np.isfinite(value)
-        }
-        shown[name] = pick(train_batches(), found.indices[: min(num_shown, len(samples))])
-    return figures, shown
-
-
-def _rows(features: np.ndarray) -> np.ndarray:
-    return np.asarray(features, np.float64).reshape(len(features), -1)
+        near = nearest(queries, train_batches(), num_neighbours, features, num_shown=num_shown)
+        first, rest = near.distances[: len(samples), 0], near.distances[len(samples) :, 0]
+        for figure, value in compare(first, rest)._asdict().items():
+            if np.isfinite(value):
+                definition = f"memorisation_{figure}"
+                found.append(Metric(f"{definition}_{name}", definition, Estimate(value)))
+        shown[name] = near.images
+    return found, shown
 
 
 def _distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -1,18 +1,17 @@
-"""Metrics of samples in the plane, against fresh data."""
+"""Evaluation of samples in the plane, against fresh data."""
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
-from experiments.data import Source
-from experiments.evaluation.naming import with_count
-from experiments.sampling.draw import Samples
+from experiments.evaluation.metrics import Estimate, Metric, by_name, estimate, with_count
+from experiments.evaluation.references import PointsReference
+from experiments.evaluation.result import Evaluation
+from experiments.sampling.samples import Samples
 from fdrl_jax.metrics import (
-    energy_distance,
-    energy_ratio,
     kl_to_density,
     log_ratio_kl,
+    mean_distance,
     mode_coverage,
     sinkhorn_divergence,
     sliced_wasserstein,
@@ -20,84 +19,166 @@ from fdrl_jax.metrics import (
 
 MAX_POINTS = 10_000  # Distances of all pairs: four times the points take sixteen times the time.
 MODE_RADIUS_STDS = 4.0
+_NUM_DRAWS = 5
 _MAX_SINKHORN_POINTS = 1_000  # Hundreds of passes over all pairs: about a second.
 _MAX_SLICED_POINTS = 5_000
 # Of the mean squared distance within the data: less is sharper but takes many more iterations.
 _SINKHORN_EPSILON = 0.05
 
+LogDensity = Callable[[np.ndarray], np.ndarray]
+LogRatio = Callable[[np.ndarray], np.ndarray]
 
-def metrics(source: Source, samples: np.ndarray) -> dict[str, Any]:
-    """Computes distances to fresh data and, for a mixture, how the samples fall on the modes.
 
-    The energy distance is estimated without bias, so that between two sets of data it scatters
-    about 0 and cannot serve as a unit. `energy_ratio` divides the biased estimate by its
-    expectation for true data, which score 1 on average; 90% of true data sets score between
-    `energy_ratio_of_data_p05` and `energy_ratio_of_data_p95`. Distances of optimal transport are
-    positive for any finite sets too, so each has that between fresh data next to it. Where the
-    density of the data is known, so is the KL divergence of the samples from it, up to the entropy
-    of the samples, which is estimated from nearest neighbours.
+def evaluate_points(
+    reference: PointsReference,
+    samples: Samples,
+    log_ratio: LogRatio | None = None,
+    *,
+    num_draws: int = _NUM_DRAWS,
+) -> Evaluation:
+    """Computes distances to fresh data and, for a mixture, how samples cover the modes.
+
+    Real data are fresh draws of the same size, so every metric has their mean and spread next to
+    it. The spread of samples is that over fresh references: the samples stay the same ones.
+
+    Args:
+      reference: the density.
+      samples: the refined ones are evaluated.
+      log_ratio: the estimate `x [B, 2] -> log r [B]`, which is compared with the truth where the
+        density is known.
+      num_draws: number of fresh data sets.
     """
-    samples = samples[:MAX_POINTS]
-    data, fresh = (source.held_out(len(samples), seed) for seed in (1, 2))
-    ratio_to_data = energy_ratio(samples, data)
-    result: dict[str, Any] = {
-        "energy_distance": energy_distance(samples, data),
-        "energy_ratio": ratio_to_data.value,
-        "energy_ratio_of_data_p05": ratio_to_data.low,
-        "energy_ratio_of_data_p95": ratio_to_data.high,
-        "num_samples": len(samples),
-        **_transport("", samples, data),
-        **_transport("_of_fresh_data", fresh, data),
+    ours = {
+        "samples": samples.refined[:MAX_POINTS],
+        "prior": samples.prior[:MAX_POINTS],
     }
-    density = source.density
-    if density is not None:
-        result["kl_to_data"] = kl_to_density(samples, density.log_density(samples))
-    if density is not None and density.modes is not None:
-        radius = MODE_RADIUS_STDS * density.mode_std
-        coverage = mode_coverage(samples, density.modes, radius)
-        result |= {
-            "modes_hit": coverage.num_hit,
-            "modes": coverage.num_modes,
-            "high_quality_share": coverage.high_quality,
-            "high_quality_share_of_data": mode_coverage(data, density.modes, radius).high_quality,
-            "smallest_mode_share": float(coverage.counts.min() / len(samples)),
-        }
-    return result
+    num = len(ours["samples"])
+    data = [reference.draw(num, seed) for seed in range(1, num_draws + 2)]
+    metrics = [*energy(ours["samples"], ours["prior"], data), *_transport(ours, data)]
+    if reference.log_density is not None:
+        density = reference.log_density
+
+        def kl(points: np.ndarray) -> float:
+            return float(kl_to_density(points, density(points)))
+
+        metrics.append(_once("kl_to_data", kl, ours, data))
+        if log_ratio is not None:
+            metrics += _ratio(density, data[0], samples, log_ratio)
+    if reference.modes is not None and reference.mode_std is not None:
+        metrics += _modes(reference.modes, MODE_RADIUS_STDS * reference.mode_std, ours, data)
+    return Evaluation(by_name(metrics), {"num_draws": num_draws, "num_samples": num}, {})
 
 
-def ratio(
-    source: Source, samples: Samples, log_ratio: Callable[[np.ndarray], np.ndarray]
-) -> dict[str, float]:
-    """Computes how far an estimated density ratio is from the true one, in nats.
+def energy(samples: np.ndarray, prior: np.ndarray, data: list[np.ndarray]) -> list[Metric]:
+    """Computes the energy distance, and its ratio to what sets of true data have on average.
+
+    The ratio is that of `fdrl_jax.metrics.energy_ratio` in its unbiased form: the biased estimate
+    of N points against M exceeds `E|Y - Y'| (1/N + 1/M)`, which true data have on average, by the
+    unbiased energy distance. So true data score 1 on average.
+
+    Args:
+      samples: points, [N, 2].
+      prior: points, [N, 2].
+      data: fresh data sets, [N, 2], one more than draws: each but the last is the reference of a
+        draw, and the next one the real data of that draw.
+    """
+    within = [mean_distance(points) for points in data]
+    scale = float(np.mean(within)) * (1 / len(samples) + 1 / len(data[0]))
+
+    def distances(sets: list[np.ndarray], within_sets: list[float]) -> list[float]:
+        return [
+            2.0 * mean_distance(points, other) - own - own_other
+            for points, own, other, own_other in zip(
+                sets, within_sets, data[: len(sets)], within[: len(sets)], strict=True
+            )
+        ]
+
+    def repeated(points: np.ndarray, copies: int) -> list[float]:
+        return distances([points] * copies, [mean_distance(points)] * copies)
+
+    # The prior is far away, and one reference shows that as well as several.
+    num_draws = len(data) - 1
+    sides = [repeated(samples, num_draws), repeated(prior, 1), distances(data[1:], within[1:])]
+    ratios = [[1.0 + distance / scale for distance in side] for side in sides]
+    return [
+        Metric("energy_ratio", "energy_ratio", *map(estimate, ratios)),
+        Metric("energy_distance", "energy_distance", *map(estimate, sides)),
+    ]
+
+
+def _once(
+    definition: str,
+    score: Callable[[np.ndarray], float],
+    ours: dict[str, np.ndarray],
+    data: list[np.ndarray],
+) -> Metric:
+    """Returns a metric of the samples by themselves, of the prior, and of fresh data."""
+    real = estimate(score(points) for points in data)
+    samples, prior = (Estimate(score(ours[side])) for side in ("samples", "prior"))
+    return Metric(definition, definition, samples, prior, real)
+
+
+def _transport(ours: dict[str, np.ndarray], data: list[np.ndarray]) -> list[Metric]:
+    """Optimal transport, of fewer points: their number is in the names."""
+    epsilon = _SINKHORN_EPSILON * 2.0 * float(data[0].var(axis=0).sum())
+
+    def sinkhorn(points: np.ndarray, other: np.ndarray) -> float:
+        return sinkhorn_divergence(points, other, epsilon=epsilon)
+
+    return [
+        _over_references("sliced_wasserstein", sliced_wasserstein, _MAX_SLICED_POINTS, ours, data),
+        _over_references("sinkhorn_divergence", sinkhorn, _MAX_SINKHORN_POINTS, ours, data),
+    ]
+
+
+def _over_references(
+    definition: str,
+    distance: Callable[[np.ndarray, np.ndarray], float],
+    most: int,
+    ours: dict[str, np.ndarray],
+    data: list[np.ndarray],
+) -> Metric:
+    num = min(most, len(data[0]))
+
+    def over_draws(sets: list[np.ndarray]) -> Estimate:
+        pairs = zip(sets, data[: len(sets)], strict=True)
+        return estimate(distance(points[:num], other[:num]) for points, other in pairs)
+
+    sides = ([ours["samples"]] * (len(data) - 1), [ours["prior"]], data[1:])
+    return Metric(with_count(definition, num), definition, *map(over_draws, sides))
+
+
+def _modes(
+    modes: np.ndarray, radius: float, ours: dict[str, np.ndarray], data: list[np.ndarray]
+) -> list[Metric]:
+    def hit(points: np.ndarray) -> float:
+        return float(mode_coverage(points, modes, radius).num_hit)
+
+    def close(points: np.ndarray) -> float:
+        return mode_coverage(points, modes, radius).high_quality
+
+    def smallest(points: np.ndarray) -> float:
+        return float(mode_coverage(points, modes, radius).counts.min() / len(points))
+
+    named = {"modes_hit": hit, "high_quality_share": close, "smallest_mode_share": smallest}
+    return [_once(name, score, ours, data) for name, score in named.items()]
+
+
+def _ratio(
+    log_density: LogDensity, data: np.ndarray, samples: Samples, log_ratio: LogRatio
+) -> list[Metric]:
+    """Computes how far the estimated density ratio is from the true one, in nats.
 
     The estimate is of the bridged samples over the data. Their density is not known, but of the
     true log-ratio only its mean is needed, `E_q̃[log r] = KL(q̃ ‖ p)`, which follows from the density
     of the data and an estimate of the entropy.
-
-    Args:
-      source: the data; without a known density there is nothing to compute.
-      samples: the bridged ones are what the estimator was trained on.
-      log_ratio: the estimate, `x [B, 2] -> log r [B]`.
     """
-    if source.density is None:
-        return {}
     bridged = samples.bridged[:MAX_POINTS]
-    true_kl = kl_to_density(bridged, source.density.log_density(bridged))
-    on_flowed, on_data = log_ratio(bridged), log_ratio(source.held_out(len(bridged), 1))
-    return {
+    true_kl = float(kl_to_density(bridged, log_density(bridged)))
+    on_flowed, on_data = log_ratio(bridged), log_ratio(data[: len(bridged)])
+    found = {
         "kl_of_bridged_to_data": true_kl,
         "kl_of_bridged_to_data_by_estimator": float(np.mean(on_flowed)),
-        "log_ratio_kl": log_ratio_kl(true_kl, on_flowed, on_data),
+        "log_ratio_kl": float(log_ratio_kl(true_kl, on_flowed, on_data)),
     }
-
-
-def _transport(suffix: str, samples: np.ndarray, data: np.ndarray) -> dict[str, float]:
-    """Optimal transport, on fewer points: how many stands in the names."""
-    few, some = min(_MAX_SINKHORN_POINTS, len(samples)), min(_MAX_SLICED_POINTS, len(samples))
-    epsilon = _SINKHORN_EPSILON * 2.0 * float(data.var(axis=0).sum())
-    sinkhorn = sinkhorn_divergence(samples[:few], data[:few], epsilon=epsilon)
-    sliced = sliced_wasserstein(samples[:some], data[:some])
-    return {
-        with_count(f"sliced_wasserstein{suffix}", some): sliced,
-        with_count(f"sinkhorn_divergence{suffix}", few): sinkhorn,
-    }
+    return [Metric(name, name, Estimate(value)) for name, value in found.items()]

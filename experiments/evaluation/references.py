@@ -1,13 +1,15 @@
 """Real data that samples are compared with: small enough to be stored with a run."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from experiments.data import Source, read_arrays, read_headers, to_uint8, to_unit
+from experiments.data import Source, digits, read_arrays, read_headers, to_uint8, to_unit
+from experiments.data import Starts as SourceStarts
 from experiments.errors import DataError
+from experiments.files import replacing
 
 _MAX_IMAGES = 2_000
 _MAX_BYTES = 2**25  # Of uint8 pixels per field.
@@ -79,17 +81,14 @@ class ImageReference(NamedTuple):
     domains: tuple[str, str] = ("source", "target")
 
 
+def of(source: Source, domains: tuple[str, str] = ("", "")) -> PointsReference | ImageReference:
+    """Returns what samples of a data source are compared with."""
+    return of_points(source) if source.kind == "points" else of_images(source, domains)
+
+
 def of_points(source: Source) -> PointsReference:
     """Returns what samples of a density in the plane are compared with."""
-    density = source.density
-    if density is None:
-        return PointsReference(source.held_out)
-    return PointsReference(source.held_out, *density)
-
-
-def of_source(source: Source) -> ImageReference | PointsReference:
-    """Returns what samples of built-in data are compared with."""
-    return of_points(source) if source.kind == "points" else of_images(source)
+    return PointsReference(source.held_out, *(source.density or ()))
 
 
 def of_images(source: Source, domains: tuple[str, str] = ("", "")) -> ImageReference:
@@ -104,12 +103,12 @@ def of_images(source: Source, domains: tuple[str, str] = ("", "")) -> ImageRefer
     shape = source.event_shape
     most = min(_MAX_IMAGES, max(2, _MAX_BYTES // int(np.prod(shape))))
     images = source.held_out(most, 0)
-    labels = None if source.labels is None else np.asarray(source.labels[1][: len(images)])
+    labels = None if source.labels is None else np.asarray(source.labels.held_out[: len(images)])
     reference = ImageReference(source.name, images, labels, source.classes)
     if source.starts is not None:
         num_held_out, num_starts = source.starts.num_held_out, source.starts.num
         starts = source.starts(np.arange(min(most, num_starts)))
-        fit = _fit_digits(source) or _fit_domains(source, most)
+        fit = _fit_digits(source) or _fit_domains(source, source.starts, most)
         names = (domains[0] or "source", domains[1] or "target")
         return reference._replace(
             fit=fit, starts=Starts(starts, min(num_held_out, len(starts))), domains=names
@@ -117,7 +116,7 @@ def of_images(source: Source, domains: tuple[str, str] = ("", "")) -> ImageRefer
     if source.name == "digits" and source.labels is not None:
         # Every other training image is as new to the classifier as samples are.
         train = source.train()
-        return reference._replace(fit=Fit(train[::2], source.labels[0][::2]), spare=train[1::2])
+        return reference._replace(fit=Fit(train[::2], source.labels.train[::2]), spare=train[1::2])
     return reference
 
 
@@ -125,34 +124,20 @@ def _fit_digits(source: Source) -> Fit | None:
     """Returns all ten digits: telling ten classes apart is harder to please than two."""
     if not source.name.startswith("digits") or source.labels is None:
         return None
-    from experiments.data.digits import digits
-
     whole = digits()
     arrays = whole.arrays
-    return Fit(arrays["real"], arrays["label"], int(source.labels[0][0]))
+    return Fit(arrays["real"], arrays["label"], int(source.labels.train[0]))
 
 
-def _fit_domains(source: Source, most: int) -> Fit | None:
-    assert source.starts is not None
-    targets = first(source.train_batches(), most)
-    begin, end = source.starts.num_held_out, source.starts.num
+def _fit_domains(source: Source, starts: SourceStarts, most: int) -> Fit | None:
+    targets = source.train(most)
+    begin, end = starts.num_held_out, starts.num
     positions = np.arange(begin, min(end, begin + most))
     if not len(positions):
         return None
-    sources = source.starts(positions)
+    sources = starts(positions)
     labels = np.arange(len(sources) + len(targets)) >= len(sources)
     return Fit(np.concatenate([sources, targets]), labels.astype(np.int32), target=1)
-
-
-def first(batches: Iterator[np.ndarray], num: int) -> np.ndarray:
-    """Returns the first examples of batches, reading no further."""
-    parts, missing = [], num
-    for batch in batches:
-        parts.append(batch[:missing])
-        missing -= len(parts[-1])
-        if not missing:
-            break
-    return np.concatenate(parts)
 
 
 def save(reference: ImageReference, path: Path) -> None:
@@ -173,7 +158,7 @@ def save(reference: ImageReference, path: Path) -> None:
             fields["fit_target"] = np.array(fit.target)
     if (starts := reference.starts) is not None:
         fields |= {"starts": _stored(starts.images), "num_held_out": np.array(starts.num_held_out)}
-    with path.open("wb") as file:
+    with replacing(path) as file:
         np.savez_compressed(file, allow_pickle=False, **fields)
 
 

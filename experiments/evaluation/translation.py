@@ -1,85 +1,130 @@
-"""Metrics of unpaired translation: is it the target domain, and how much of the source is kept?"""
+"""Evaluation of unpaired translation: is it the target, and how much of the source is kept?"""
 
-from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 from scipy.spatial.distance import cdist
 
-from experiments.data import Source, digits
-from experiments.errors import UserError
+from experiments.evaluation import classes, draws
+from experiments.evaluation.classes import Classifier
+from experiments.evaluation.metrics import Estimate, Metric, Metrics, by_name, with_count
+from experiments.evaluation.references import ImageReference
+from experiments.evaluation.result import Evaluation
+from experiments.evaluation.svc import SvcClassifier
+from experiments.sampling.samples import Samples
+from fdrl_jax.metrics.rows import flat
 
 _MAX_IMAGES = 1_000  # Distances of all pairs.
-_MAX_TRAINING = 2_000  # Of each domain, for the judge.
 
 
-def metrics(source: Source, samples: np.ndarray) -> dict[str, Any]:
-    """Computes how many translated images count as the target, and how near they are to sources.
+def evaluate_translation(
+    reference: ImageReference,
+    samples: Samples,
+    *,
+    classifier: Classifier | None = None,
+    num_draws: int = draws.NUM_DRAWS,
+) -> Evaluation:
+    """Computes what share of translated images is the target, and how near they are to sources.
 
-    A support-vector classifier of real training images judges the domain. It knows nothing of the
-    estimator; `target_share_of_source` and `target_share_of_data` say how far to trust it.
+    A support-vector classifier of real training images decides about the domain. It knows nothing
+    of the estimator, and its verdict on real images of both domains is next to that on samples.
 
-    Distances are of pixels, in the unit [-1, 1], root mean square. What is kept shows in a
-    translated image that is nearer to its own source than to other sources, and much nearer than a
-    random image of the target is to a source. `own_source_nearest_share` would be `1 / num_samples`
-    by chance.
+    Sources take the place of the prior: a metric stands between that of source images and that of
+    real images of the target. `own_source_nearest_share` is about `1 / num_images` by chance.
 
     Args:
-      source: paired domains.
-      samples: translated images, `samples[i]` of the source image `starts(i)`.
+      reference: images of the target, with those that samples start from.
+      samples: the refined ones are evaluated: `samples[i]` of the source image `i`.
+      classifier: one that was trained on both domains, for features that see objects.
+      num_draws: how often everything is drawn anew for distances to the target.
+
+    Raises:
+      ValueError: for a reference without sources.
     """
-    starts = source.starts or _no_starts(source)
-    num = min(_MAX_IMAGES, len(samples), starts.num)
-    sources = starts(np.arange(num))
-    translated, targets = np.clip(samples[:num], -1.0, 1.0), source.held_out(num, 0)
-    is_target = _fit_judge(source)
-    between = _distances(translated, sources)
+    if reference.starts is None:
+        raise ValueError(f"the reference of {reference.name!r} has no source images")
+    starts = reference.starts
+    num = min(_MAX_IMAGES, len(samples.refined), len(starts.images))
+    sources = starts.images[:num]
+    translated = np.clip(samples.refined[:num], -1.0, 1.0)
+    targets = reference.images[:num]
+    record: dict[str, Any] = {
+        "start": "source",
+        "source": reference.domains[0],
+        "target": reference.domains[1],
+        "num_images": num,
+        "num_held_out_sources": min(num, starts.num_held_out),
+        "num_draws": num_draws,
+        "skipped": [],
+    }
+    metrics = []
+    if reference.fit is None:
+        record["skipped"].append("target_share: no training image of the source to fit to")
+    else:
+        svc, target = SvcClassifier(reference.fit, probabilities=False), reference.fit.target
+
+        def share(images: np.ndarray) -> Estimate:
+            return Estimate(float(np.mean(svc.predict(images) == target)))
+
+        verdicts = (share(images) for images in (translated, sources, targets))
+        metrics.append(Metric(with_count("target_share_svc", num), "target_share", *verdicts))
+    metrics += _kept(translated, sources, targets)
+    images = draws.pools(reference, translated, sources)
+    chosen = draws.indices(images, num_draws)
+    if classifier is not None and chosen:
+        found, record["class_shares_classifier"] = classes.evaluate(classifier, images, chosen)
+        record["classifier"] = classifier.describe()
+        metrics += found
+    return Evaluation(by_name(metrics), record, {})
+
+
+def caption(metrics: Metrics) -> str:
+    """Says below a picture what share is the target, and what share kept its own source."""
+    found = {metric.definition: metric for metric in metrics.values()}
+    kept = found["own_source_nearest_share"]
+    chance = kept.real.value if kept.real else 0.0
+    text = f"nearest to their own source: {100 * kept.value:.0f}% (by chance {100 * chance:.1f}%)"
+    if (share := found.get("target_share")) is None:
+        return text
+    sides = [("sources", share.prior), ("targets", share.real)]
+    others = ", ".join(f"{name} {100 * side.value:.0f}%" for name, side in sides if side)
+    return f"taken for the target: {100 * share.value:.0f}% ({others}); {text}"
+
+
+def _kept(translated: np.ndarray, sources: np.ndarray, targets: np.ndarray) -> list[Metric]:
+    num = len(translated)
+    own, others, nearest = _distances(translated, sources)
+    far = Estimate(float(_rms(targets, sources).mean()))
+    between = float(_distances(sources, sources)[1])
+    return [
+        Metric(
+            with_count("own_source_nearest_share", num),
+            "own_source_nearest_share",
+            Estimate(nearest),
+            Estimate(1.0),
+            Estimate(1.0 / num),
+        ),
+        Metric(
+            "distance_to_own_source", "distance_to_own_source", Estimate(own), Estimate(0.0), far
+        ),
+        Metric(
+            "distance_to_other_sources",
+            "distance_to_other_sources",
+            Estimate(others),
+            Estimate(between),
+            far,
+        ),
+    ]
+
+
+def _distances(images: np.ndarray, sources: np.ndarray) -> tuple[float, float, float]:
+    """Returns mean distance to the own source and to others, and the share nearest to its own."""
+    between, num = _rms(images, sources), len(images)
     own = np.diagonal(between)
     others = (between.sum(axis=1) - own) / max(num - 1, 1)
-    return {
-        "target_share": float(is_target(translated).mean()),
-        "target_share_of_source": float(is_target(sources).mean()),
-        "target_share_of_data": float(is_target(targets).mean()),
-        "distance_to_own_source": float(own.mean()),
-        "distance_to_other_sources": float(others.mean()),
-        "distance_of_targets_to_sources": float(_distances(targets, sources).mean()),
-        "own_source_nearest_share": float(np.mean(between.argmin(axis=1) == np.arange(num))),
-        "num_samples": num,
-        "num_held_out_sources": min(num, starts.num_held_out),
-    }
+    share = np.mean(between.argmin(axis=1) == np.arange(num))
+    return float(own.mean()), float(others.mean()), float(share)
 
 
-def _fit_judge(source: Source) -> Callable[[np.ndarray], np.ndarray]:
-    """Fits a classifier of domains to real training images: `images -> [N]`, whether target.
-
-    Digits are judged among all ten, which is harder to please than the choice of two.
-    """
-    from sklearn.svm import SVC
-
-    if source.name == "digits" and source.labels is not None:
-        whole = digits()
-        images, labels, target = whole.arrays["real"], whole.arrays["label"], source.labels[0][0]
-        judge = SVC(C=10.0, gamma=0.03)
-    else:
-        target_images = source.train(_MAX_TRAINING)
-        starts = source.starts or _no_starts(source)
-        first = starts.num_held_out
-        source_images = starts(np.arange(first, min(starts.num, first + _MAX_TRAINING)))
-        images = np.concatenate([source_images, target_images])
-        labels = np.arange(len(images)) >= len(source_images)
-        target = True
-        judge = SVC(C=10.0)
-    judge.fit(_rows(images), labels)
-    return lambda images: judge.predict(_rows(images)) == target
-
-
-def _no_starts(source: Source) -> NoReturn:
-    raise UserError(f"data {source.name!r} are not paired, so there is nothing to translate")
-
-
-def _distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return cdist(_rows(x), _rows(y)) / np.sqrt(_rows(x).shape[1])
-
-
-def _rows(images: np.ndarray) -> np.ndarray:
-    return images.reshape(len(images), -1)
+def _rms(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return np.asarray(cdist(flat(x), flat(y)) / np.sqrt(flat(x).shape[1]))

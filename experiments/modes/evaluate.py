@@ -3,7 +3,6 @@
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from experiments import evaluation, records, report
 from experiments.build import Experiment
@@ -11,13 +10,14 @@ from experiments.classifiers import FeatureClassifier, load_features
 from experiments.command_line import Command
 from experiments.data import Source
 from experiments.errors import UserError
-from experiments.evaluation import Evaluation, Samples
-from experiments.files import write_json
+from experiments.evaluation import Evaluation, Inception, PointsReference, Samples
+from experiments.files import read_json, write_json
 from experiments.modes.creation import load_data
 from experiments.run import Run
 from experiments.sampling.draw import sample_state
 from experiments.sampling.log_ratio import make_log_ratio
 from experiments.sampling.opened import Opened, open_checkpoint, restore
+from experiments.settings import Settings
 from fdrl_jax import parallel
 
 
@@ -60,16 +60,21 @@ def evaluate(
             print(f"already evaluated: step {opened.step:,}, {num:,} samples")
             _finish(opened.run, path, is_default)
         return
-    samples = Samples(*sample_state(opened.experiment, opened.checkpoint.state, num))
+    samples = sample_state(opened.experiment, opened.checkpoint.state, num)
     if not parallel.is_first_process():
         return
-    source, absent = _training_data(opened, data_dir, live)
+    source, reason = _training_data(opened, data_dir, live)
     found = _score(opened, samples, source, classifier, inception)
+    skipped = [*found.record.get("skipped", ()), *([reason] if reason else [])]
     record = {
         "key": key,
         "metrics": evaluation.to_json(found.metrics),
-        "details": found.record | ({"skipped": absent} if absent else {}),
-        "command_settings": settings,
+        "details": {
+            **found.record,
+            "skipped": skipped,
+            "precision": settings["precision"],
+            "versions": evaluation.versions(),
+        },
     }
     folder.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".part_", dir=folder) as part:
@@ -87,7 +92,10 @@ def _finish(run: Run, record: Path, is_default: bool) -> None:
     if is_default:
         shutil.copyfile(page, run.report)
         page = run.report
-    print(evaluation.table(report.metrics_of(record)))
+    details = read_json(record / "record.json", details=dict)["details"]
+    print(evaluation.table(report.metrics_of(record), details.get("start", "prior")))
+    for reason in details.get("skipped", ()):
+        print(f"skipped: {reason}")
     print(f"report: {page.absolute()}")
 
 
@@ -96,14 +104,13 @@ def _score(
     samples: Samples,
     source: Source | None,
     classifier: FeatureClassifier | None,
-    inception: Any,
+    inception: Inception | None,
 ) -> Evaluation:
-    experiment, state = opened.experiment, opened.checkpoint.state
     reference = opened.run.metric_reference()
-    if experiment.source.kind == "points":
-        log_ratio = make_log_ratio(experiment, state)
+    if isinstance(reference, PointsReference):
+        log_ratio = make_log_ratio(opened.experiment, opened.checkpoint.state)
         return evaluation.evaluate_points(reference, samples, log_ratio)
-    if experiment.source.starts is not None:
+    if reference.starts is not None:
         return evaluation.evaluate_translation(reference, samples, classifier=classifier)
     return evaluation.evaluate_images(
         reference,
@@ -122,14 +129,18 @@ def _classifier(opened: Opened) -> FeatureClassifier | None:
     return load_features(Path(path), source.classes, source.event_shape)
 
 
-def _inception(settings: dict[str, Any]) -> Any:
+def _inception(settings: Settings) -> Inception | None:
     """Returns the Inception networks whose weights the settings name, if any."""
     files = {
         "standard": settings["evaluate.inception_weights"],
         "fid_legacy_fdrl": settings["evaluate.legacy_weights"],
     }
     given = {protocol: file for protocol, file in files.items() if file}
-    return evaluation.inception(given, settings["evaluate.inception_score"]) if given else None
+    if not given:
+        return None
+    evaluation.check_files(given)
+    score = ("inception_score",) if settings["evaluate.inception_score"] else ()
+    return Inception(given, (*evaluation.DEFAULT_METRICS, *score))
 
 
 def _training_data(
@@ -144,5 +155,5 @@ def _training_data(
     except UserError as error:
         if data_dir:
             raise
-        return None, f"metrics that need the training data: {error}"
+        return None, f"the training data are not at hand: {error}"
     return source, None

@@ -1,13 +1,24 @@
 """Mode train_classifier: a classifier for class-conditional samples and for metrics."""
 
+from typing import cast
+
+import jax
+import numpy as np
+
 from experiments import build, run
-from experiments.classifiers import evaluate_classifier
+from experiments.build import Training
+from experiments.build.classifier import Apply
+from experiments.classifiers import accuracies
 from experiments.command_line import Command
 from experiments.files import write_json
 from experiments.machine import hardware, memory
 from experiments.modes.creation import load_data, wanted_settings
+from experiments.run import Run
 from experiments.training import loop
 from fdrl_jax import parallel
+from fdrl_jax.state import TrainState
+
+_NUM_EVALUATION_STEPS = 20  # Of the attack: stronger than that of training.
 
 
 def run_mode(command: Command) -> None:
@@ -19,11 +30,10 @@ def run_mode(command: Command) -> None:
         wanted = wanted_settings(command, opened)
         if opened is not None:
             wanted = opened.resumed(wanted)
-        hardware.set_matmul_precision(wanted["precision"])
         source = load_data(wanted, command.data_dir)
         if opened is not None:
             opened.check_data(source)
-        training = build.classifier_training(wanted, source)
+        training = build.classifier_training(hardware.prepare(wanted), source)
         memory.check_state(training.state_shapes(), training.constants)
         if opened is None:
             opened = run.create(command.folder, "classifier", wanted, source, None, command.text)
@@ -32,9 +42,27 @@ def run_mode(command: Command) -> None:
             opened.log_command(command.text)
         state = loop.train(training, opened)
         if parallel.is_first_process():
-            metrics = evaluate_classifier(training, state)
-            record = {"step": int(state.step), "metrics": metrics}
-            write_json(opened.root / "accuracy.json", record)
-            for name, value in metrics.items():
-                print(f"  {name:32s} {value:.4g}")
-            print(f"classifier: --classifier={opened.root}")
+            _evaluate(training, opened, state)
+
+
+def _evaluate(training: Training, opened: Run, state: TrainState) -> None:
+    """Writes and prints the accuracy on held-out images, also under a stronger attack."""
+    source, settings = training.source, training.settings
+    attack = build.make_attack(settings, _NUM_EVALUATION_STEPS)
+    labels = source.labels.held_out if source.labels is not None else np.zeros(0)
+    images = source.held_out(len(labels), 0)
+    variables = jax.tree.map(np.asarray, state.ema_variables)
+    apply = cast(Apply, training.network.apply)
+    clean, robust = accuracies(apply, variables, images, labels, attack)
+    metrics = {
+        "clean_accuracy": clean,
+        "robust_accuracy": robust,
+        "robust_at_epsilon": settings["attack.epsilon"],
+        "num_images": len(images),
+    }
+    write_json(opened.root / "accuracy.json", {"step": int(state.step), "metrics": metrics})
+    print(f"  accuracy on {len(images):,} held-out images: {100 * clean:.2f}%")
+    if settings["attack.epsilon"] and settings["attack.num_steps"]:
+        distance = settings["attack.epsilon"]
+        print(f"  under attack, L2 distance {distance:g}: {100 * robust:.2f}%")
+    print(f"classifier: --classifier={opened.root}")

@@ -27,13 +27,24 @@ Snapshots = Sequence[tuple[int, np.ndarray]]
 _SHOWN_DATA = 4_000
 
 
-def samples_and_data(source: Source, prior: np.ndarray, samples: np.ndarray) -> Figure:
-    """Draws the prior, the samples that flowed from it, and held-out data side by side."""
+def samples_and_data(
+    source: Source,
+    prior: np.ndarray,
+    samples: np.ndarray,
+    *,
+    domains: tuple[str, str] = ("", ""),
+    caption: str = "",
+) -> Figure:
+    """Draws the prior, the samples that flowed from it, and held-out data side by side.
+
+    For a translation `domains` are the names of source and target, and the caption says what
+    metrics do (`evaluation.translation.caption`).
+    """
     data = source.held_out(_SHOWN_DATA, 1)
     if source.kind == "points":
         return points.samples_and_data(prior, samples, data)
     if source.starts is not None:
-        return images.translation(prior, samples, data)
+        return images.translation(prior, samples, data, domains, caption)
     return images.samples_and_data(prior, samples, data)
 
 

@@ -37,10 +37,28 @@ def samples_and_data(prior: np.ndarray, samples: np.ndarray, data: np.ndarray) -
     return _grids(dict(zip(titles, (prior, samples, data), strict=True)))
 
 
-def translation(sources: np.ndarray, translated: np.ndarray, targets: np.ndarray) -> Figure:
-    """Draws source images, what became of them in the same places, and images of the target."""
-    titles = ("source", r"translated $x_{K+\kappa}$", "target")
-    return _grids(dict(zip(titles, (sources, translated, targets), strict=True)))
+def translation(
+    sources: np.ndarray,
+    translated: np.ndarray,
+    targets: np.ndarray,
+    domains: tuple[str, str] = ("", ""),
+    caption: str = "",
+) -> Figure:
+    """Draws source images, their translations in the same places, and images of the target.
+
+    Args:
+      sources: in [-1, 1], [N, H, W, C].
+      translated: `translated[i]` of `sources[i]`.
+      targets: real images.
+      domains: names of the source and the target.
+      caption: what metrics say, below the picture.
+    """
+    source, target = (name and f": {name}" for name in domains)
+    titles = (f"source{source}", r"translated $x_{K+\kappa}$", f"target{target}")
+    figure = _grids(dict(zip(titles, (sources, translated, targets), strict=True)))
+    if caption:
+        figure.supxlabel(caption, fontsize="medium")
+    return figure
 
 
 def prior_and_data(prior: np.ndarray, data: np.ndarray) -> Figure:

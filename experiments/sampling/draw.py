@@ -1,23 +1,16 @@
 """Samples from a trained estimator: batches over all devices, sample `i` always the same."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 from tqdm import tqdm
 
 from experiments.build import Experiment
+from experiments.sampling.samples import Samples
 from fdrl_jax import parallel, rng, samplers
 from fdrl_jax.state import TrainState
-
-
-class Samples(NamedTuple):
-    """Samples on the host, [N, ...]: of the prior `x_0`, bridged `x_K` and refined `x_{K+κ}`."""
-
-    prior: np.ndarray
-    bridged: np.ndarray
-    refined: np.ndarray
 
 
 class SampleFn(Protocol):

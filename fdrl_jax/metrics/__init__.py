@@ -1,6 +1,6 @@
 """Distances between samples and data, on the host: they judge, they do not train."""
 
-from fdrl_jax.metrics.energy import EnergyRatio, energy_distance, energy_ratio
+from fdrl_jax.metrics.energy import EnergyRatio, energy_distance, energy_ratio, mean_distance
 from fdrl_jax.metrics.features import random_conv_features
 from fdrl_jax.metrics.frechet import frechet_distance
 from fdrl_jax.metrics.log_ratio import (
@@ -27,6 +27,7 @@ __all__ = [
     "log_ratio_error",
     "log_ratio_kl",
     "manifold_metrics",
+    "mean_distance",
     "mode_coverage",
     "random_conv_features",
     "sinkhorn_divergence",

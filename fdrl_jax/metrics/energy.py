@@ -60,6 +60,25 @@ def energy_distance(x: np.ndarray, y: np.ndarray, *, unbiased: bool = True) -> f
     )
 
 
+def mean_distance(x: np.ndarray, y: np.ndarray | None = None) -> float:
+    """Returns the mean distance `E|X - Y|` between two samples, or `E|X - X'|` within one.
+
+    It is computed as in `energy_distance`, so many samples can share the mean within one of them.
+
+    Args:
+      x: a sample, [N, ...].
+      y: another one, [M, ...]; if left out, distances of points of `x` to themselves do not count.
+
+    Raises:
+      ValueError: for fewer than two points, or points with different numbers of features.
+    """
+    if y is None:
+        x, _ = _pair(x, x)
+        return _sum_distances(x, x) / (len(x) * (len(x) - 1))
+    x, y = _pair(x, y)
+    return _sum_distances(x, y) / (len(x) * len(y))
+
+
 def energy_ratio(
     samples: np.ndarray, data: np.ndarray, *, num_splits: int = 1_000, seed: int = 0
 ) -> EnergyRatio:

@@ -110,21 +110,24 @@ class ResNet(nn.Module):
     num_outputs: int | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, *, features: bool = False) -> jax.Array:
+        """Maps images to the output; with `features` to what the last affine map reads, [B, D]."""
         block = nn.remat(ResidualBlock) if self.remat else ResidualBlock
         stem = Conv(
             self.spec.stem, spectral_norm=self.spectral_norm, dtype=self.dtype, name="conv1"
         )
         x = activate(stem(x))
         stage, index = 0, 0
-        for number, (features, stride) in enumerate(self.spec.blocks):
+        for number, (channels, stride) in enumerate(self.spec.blocks):
             # A stage of the reference implementation starts where the resolution changes.
             stage, index = (stage + 1, 0) if stride > 1 or number == 0 else (stage, index + 1)
             name = f"layer{stage}_{index}"
-            x = block(features, stride, self.spectral_norm, self.dtype, name=name)(x)
+            x = block(channels, stride, self.spectral_norm, self.dtype, name=name)(x)
             if self.attention and number + 1 == self.spec.attention_after:
                 x = SelfAttention(self.spectral_norm, self.dtype, name="self_attn_module")(x)
         x = x.astype(jnp.float32).mean(axis=(1, 2))
+        if features:
+            return x
         x = Dense(self.num_outputs or 1, self.spectral_norm, name="linear")(x)
         return x[..., 0] if self.num_outputs is None else x
 

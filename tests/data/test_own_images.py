@@ -7,16 +7,16 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from experiments.request import Request
+from experiments.storage.checkpoints import Checkpoints
+from experiments.storage.workdir import Workdir
 from image_files import encoded, numbered, picture, write_folder
 
 from configs import folder
 from experiments import build, modes
 from experiments.build import parts
 from experiments.errors import UserError
-from experiments.request import Request
 from experiments.sampling.draw import sample_state
-from experiments.storage.checkpoints import Checkpoints
-from experiments.storage.workdir import Workdir
 from experiments.training import loop, metrics_log
 
 

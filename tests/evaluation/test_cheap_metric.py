@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
+from experiments.evaluation.naming import with_count
 
 from experiments.data import digits
 from experiments.data.toy import gaussians8
 from experiments.evaluation.cheap import cheap_metric
-from experiments.evaluation.naming import with_count
 from fdrl_jax.metrics import random_conv_features
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from experiments import modes
 from experiments.request import Request
 from experiments.storage.workdir import Workdir
+
+from experiments import modes
 
 Settings = dict[str, Any]
 

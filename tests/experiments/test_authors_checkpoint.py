@@ -5,15 +5,15 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from experiments.request import Request
+from experiments.storage.checkpoints import Checkpoints
+from experiments.storage.workdir import Workdir, read_json
 from PIL import Image
 
 from experiments import build, modes, schema
 from experiments.authors_checkpoint import read_checkpoint, read_prior
 from experiments.build import fitted_prior
 from experiments.errors import UserError
-from experiments.request import Request
-from experiments.storage.checkpoints import Checkpoints
-from experiments.storage.workdir import Workdir, read_json
 from experiments.training import loop
 
 torch = pytest.importorskip("torch")

@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from experiments.request import Request
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from experiments import build, modes, schema
 from experiments.errors import UserError
-from experiments.request import Request
 from experiments.training import memory
 from fdrl_jax import parallel, steps
 

@@ -5,16 +5,16 @@ import json
 import jax
 import numpy as np
 import pytest
+from experiments.request import Request
+from experiments.storage import best
+from experiments.storage.checkpoints import Checkpoints
+from experiments.storage.workdir import Workdir
 
 from experiments import build, modes
 from experiments.errors import UserError
 from experiments.evaluation import cheap
 from experiments.evaluation.cheap import CheapMetric
-from experiments.request import Request
 from experiments.sampling import runs
-from experiments.storage import best
-from experiments.storage.checkpoints import Checkpoints
-from experiments.storage.workdir import Workdir
 from experiments.training import loop, metrics_log
 
 NAME = "evaluation/energy_distance_32"

@@ -9,11 +9,11 @@ import jax
 import numpy as np
 import optax
 import pytest
+from experiments.storage.checkpoints import Checkpoints
 
 from benchmarks.faults import damage
 from experiments import schema
 from experiments.errors import UserError
-from experiments.storage.checkpoints import Checkpoints
 from fdrl_jax import state
 
 SETTINGS = {"flow.step_size": 0.1}

@@ -6,14 +6,14 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from experiments.request import Request
+from experiments.storage.workdir import Workdir
 
 from experiments import build, modes
 from experiments.build.classifier import classifier as build_classifier
 from experiments.classifiers import load, read_robustness
 from experiments.errors import UserError
-from experiments.request import Request
 from experiments.sampling.conditional import conditioned, labels_of
-from experiments.storage.workdir import Workdir
 from experiments.torch_file import load as load_torch_file
 from experiments.training import loop
 from fdrl_jax import adversarial

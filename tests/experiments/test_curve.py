@@ -4,13 +4,13 @@ import csv
 
 import numpy as np
 import pytest
+from experiments.request import Request
 
 from experiments import build, modes
 from experiments.errors import UserError
 from experiments.evaluation import curve
 from experiments.evaluation.cheap import CheapMetric, cheap_metric
 from experiments.pictures import curves
-from experiments.request import Request
 from experiments.sampling import runs
 from experiments.sampling.draw import sample_state
 from fdrl_jax.problem import FlowParams

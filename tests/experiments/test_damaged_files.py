@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from experiments.storage import best
+from experiments.storage.workdir import Workdir, read_json, replacing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -25,8 +27,6 @@ from experiments.data.files import ZipArchive
 from experiments.data.records import Problems
 from experiments.errors import DataError, UserError
 from experiments.pictures import report
-from experiments.storage import best
-from experiments.storage.workdir import Workdir, read_json, replacing
 from experiments.training import metrics_log
 
 ROOT = Path(__file__).parents[2]

@@ -5,11 +5,11 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from experiments.storage.workdir import Workdir
 
 from benchmarks.faults.injected import poison
 from experiments import build
 from experiments.errors import DivergedError
-from experiments.storage.workdir import Workdir
 from experiments.training import loop, metrics_log, rollbacks
 
 BAD_STEP = 7

@@ -2,14 +2,14 @@
 
 import numpy as np
 import pytest
+from experiments.request import Request
+from experiments.storage.workdir import Workdir, read_json
 
 from experiments import modes
 from experiments.errors import UserError
 from experiments.evaluation import compare
 from experiments.evaluation.inception import Judged
 from experiments.pictures import report
-from experiments.request import Request
-from experiments.storage.workdir import Workdir, read_json
 
 
 @pytest.fixture(scope="module")

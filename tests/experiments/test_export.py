@@ -9,14 +9,14 @@ import sys
 import jax
 import numpy as np
 import pytest
+from experiments.request import Request
+from experiments.storage.workdir import Workdir
 
 from experiments import build, export, modes
 from experiments.errors import UserError
 from experiments.export.load_sampler import Sampler
-from experiments.request import Request
 from experiments.sampling import runs
 from experiments.sampling.draw import sample_state
-from experiments.storage.workdir import Workdir
 from experiments.training import loop
 from fdrl_jax import priors
 

@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
+from experiments.request import Request
+from experiments.storage.workdir import Workdir
 
 from experiments import build, modes
 from experiments.errors import UserError
 from experiments.pictures import flow, images
-from experiments.request import Request
-from experiments.storage.workdir import Workdir
 from experiments.training import loop
 
 

@@ -7,14 +7,14 @@ import chex
 import jax
 import numpy as np
 import pytest
+from experiments.request import Request
+from experiments.storage.checkpoints import FREE_IN_TRAINING, Checkpoints
+from experiments.storage.workdir import Workdir
 
 from benchmarks.faults import program
 from experiments import build, modes
 from experiments.errors import PeerError, UserError
 from experiments.machine import hosts
-from experiments.request import Request
-from experiments.storage.checkpoints import FREE_IN_TRAINING, Checkpoints
-from experiments.storage.workdir import Workdir
 from experiments.training import loop
 from fdrl_jax import parallel
 

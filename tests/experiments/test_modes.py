@@ -4,11 +4,11 @@ import json
 
 import numpy as np
 import pytest
+from experiments.request import Request
 
 from experiments import modes
 from experiments.data import to_uint8
 from experiments.errors import UserError
-from experiments.request import Request
 from fdrl_jax import parallel
 
 

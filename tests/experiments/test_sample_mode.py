@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from experiments.request import Request
 from PIL import Image
 
 from experiments import modes
 from experiments.errors import UserError
 from experiments.modes.sample import default_name
-from experiments.request import Request
 from experiments.sampling import sample_files
 from experiments.sampling.shards import Shards, lock
 

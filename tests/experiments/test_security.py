@@ -8,6 +8,8 @@ import zipfile
 
 import numpy as np
 import pytest
+from experiments.request import Request
+from experiments.storage.workdir import Workdir, write_json
 from PIL import Image
 
 from experiments import build, modes
@@ -16,8 +18,6 @@ from experiments.data.files import Folder
 from experiments.data.records import Problems
 from experiments.errors import DataError
 from experiments.pictures import report
-from experiments.request import Request
-from experiments.storage.workdir import Workdir, write_json
 from experiments.training import loop, metrics_log
 
 SECRET = "s3cr3t-0123456789abcdef"

@@ -7,9 +7,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from experiments.storage.workdir import Workdir, write_json
 
 from experiments.errors import UserError
-from experiments.storage.workdir import Workdir, write_json
 from experiments.sweep import __main__ as command
 from experiments.sweep import picture, plan, runner, table
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-
-from experiments import build, modes
 from experiments.build.options import Guard
-from experiments.errors import DivergedError, UserError
 from experiments.request import Request
 from experiments.storage.checkpoints import Checkpoints
 from experiments.storage.workdir import Workdir
+
+from experiments import build, modes
+from experiments.errors import DivergedError, UserError
 from experiments.training import divergence, loop, metrics_log
 
 # Those whose data are built in; tests/data trains on images that it makes.

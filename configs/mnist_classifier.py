@@ -1,0 +1,28 @@
+"""A classifier of MNIST for two purposes: features to evaluate samples in, or guidance by class.
+
+Command: python -m experiments.main --mode=train_classifier --config=configs/mnist_classifier.py
+  --data_dir=FOLDER_OR_ZIP --workdir=runs/mnist_classifier
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+
+def get_config(name: str = "") -> ConfigDict:
+    """Returns the config, or its variants: "robust" (for guidance) and "tiny"."""
+    c = base.get_config()
+    c.data.name = "folder"
+    c.data.channels = 1
+    c.precision = "bfloat16"
+    c.network.name = "resnet"
+    c.network.width = 32
+    c.network.blocks = ((32, 2), (64, 2), (64, 1))
+    c.augment.max_shift = 2
+    c.attack.num_steps = 0
+    c.optimizer.learning_rate = 1e-3
+    c.optimizer.schedule = "cosine"
+    c.train.num_steps = 1_500
+    c.train.batch_size = 128
+    c.checkpoint.every_steps = 500
+    return base.variant(c, name)

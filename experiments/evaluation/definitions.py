@@ -1,0 +1,263 @@
+"""What every metric means. The glossary in `docs/evaluation.md` is generated from here."""
+
+from typing import Literal, NamedTuple
+
+
+class Definition(NamedTuple):
+    """A family of metrics.
+
+    Attributes:
+      words: what it measures, as a phrase for people.
+      formula: in plain text.
+      unit: of the value.
+      direction: which values are better; `None` where no direction is.
+      protocol: how it is estimated.
+      headline: whether the summary of an evaluation mentions it.
+    """
+
+    words: str
+    formula: str
+    unit: str
+    direction: Literal["lower", "higher"] | None
+    protocol: str
+    headline: bool = False
+
+
+_HALVES = (
+    "Several draws, each on random halves of the held-out images: one half is the reference, the "
+    "other half is the real data."
+)
+_NEIGHBOURS = "In a feature space, by distances to nearest neighbours. " + _HALVES
+_PROBABILITIES = "By a classifier of real images; on the draws of the Fréchet distance."
+_INCEPTION = "By torch-fidelity, against the training set; the protocol is part of the name."
+_TRANSPORT = "Between finite samples of equal size, so real data are above 0 as well."
+
+DEFINITIONS: dict[str, Definition] = {
+    "energy_ratio": Definition(
+        "energy distance to the data in units of the sampling error of real data",
+        "1 + N D / E|Y - Y'|, with D the energy distance",
+        "1",
+        "lower",
+        "D is unbiased and averaged over several fresh data sets of N points, so real data score "
+        "1 on average. Single scores of real data scatter; their spread is given.",
+        headline=True,
+    ),
+    "energy_distance": Definition(
+        "energy distance to the data",
+        "2 E|X - Y| - E|X - X'| - E|Y - Y'|",
+        "unit of the data",
+        "lower",
+        "Unbiased (U-statistic), so real data scatter around 0 and values may be negative.",
+    ),
+    "sliced_wasserstein": Definition(
+        "2-Wasserstein distance over one-dimensional projections",
+        "(E_θ W2²(<θ, X>, <θ, Y>))^(1/2)",
+        "unit of the data",
+        "lower",
+        "128 fixed directions. " + _TRANSPORT,
+    ),
+    "sinkhorn_divergence": Definition(
+        "entropic optimal transport with squared distances",
+        "OT_ε(X, Y) - OT_ε(X, X)/2 - OT_ε(Y, Y)/2",
+        "squared unit of the data",
+        "lower",
+        "ε is 0.05 of the mean squared distance within the data. " + _TRANSPORT,
+    ),
+    "kl_to_data": Definition(
+        "KL divergence of the samples from the known density",
+        "E_q[log q - log p]",
+        "nats",
+        "lower",
+        "The entropy of the samples is estimated from nearest neighbours, so real data scatter "
+        "around 0.",
+    ),
+    "modes_hit": Definition(
+        "number of modes of the mixture that samples reach",
+        "modes with a sample within 4 standard deviations",
+        "modes",
+        "higher",
+        "A sample belongs to its nearest mode.",
+    ),
+    "high_quality_share": Definition(
+        "share of samples close to a mode",
+        "share within 4 standard deviations of a mode",
+        "1",
+        "higher",
+        "A sample belongs to its nearest mode.",
+    ),
+    "smallest_mode_share": Definition(
+        "share of the samples on the rarest mode",
+        "smallest share over the modes",
+        "1",
+        "higher",
+        "Counts samples within 4 standard deviations.",
+    ),
+    "kl_of_bridged_to_data": Definition(
+        "KL divergence of the bridged samples from the known density",
+        "E_q~[log q~ - log p] = E_q~[log r]",
+        "nats",
+        "lower",
+        "As kl_to_data, on the samples after K steps that the estimator is trained on.",
+    ),
+    "kl_of_bridged_to_data_by_estimator": Definition(
+        "the same divergence as the estimator sees it",
+        "mean of log r over bridged samples",
+        "nats",
+        None,
+        "Compare it with kl_of_bridged_to_data.",
+    ),
+    "log_ratio_kl": Definition(
+        "error of the estimated log-ratio",
+        "KL(q~ || p exp(log r) / Z)",
+        "nats",
+        "lower",
+        "Z is estimated on fresh data.",
+    ),
+    "frechet": Definition(
+        "Fréchet distance between Gaussians fitted to features",
+        "|m_X - m_Y|² + tr(C_X + C_Y - 2 (C_X C_Y)^(1/2))",
+        "squared unit of the features",
+        "lower",
+        "Biased upwards for few images, so compare at the same number only. " + _HALVES,
+        headline=True,
+    ),
+    "precision": Definition(
+        "share of samples within the neighbourhoods of real images",
+        "Kynkäänniemi et al. 2019",
+        "1",
+        "higher",
+        _NEIGHBOURS,
+    ),
+    "recall": Definition(
+        "share of real images within the neighbourhoods of samples",
+        "Kynkäänniemi et al. 2019",
+        "1",
+        "higher",
+        _NEIGHBOURS,
+    ),
+    "density": Definition(
+        "how densely real neighbourhoods surround the samples",
+        "Naeem et al. 2020",
+        "1",
+        "higher",
+        _NEIGHBOURS,
+    ),
+    "coverage": Definition(
+        "share of real images that have a sample in their neighbourhood",
+        "Naeem et al. 2020",
+        "1",
+        "higher",
+        _NEIGHBOURS,
+    ),
+    "pixel_energy_distance": Definition(
+        "energy distance of pixels",
+        "2 E|X - Y| - E|X - X'| - E|Y - Y'|",
+        "pixel values in [-1, 1], Euclidean",
+        "lower",
+        "Unbiased. " + _HALVES,
+    ),
+    "top_probability": Definition(
+        "mean probability of the most probable class",
+        "E max_c p(c | x)",
+        "1",
+        "higher",
+        _PROBABILITIES,
+        headline=True,
+    ),
+    "smallest_class_share": Definition(
+        "share of the rarest class among the samples",
+        "smallest share over the classes",
+        "1",
+        "higher",
+        _PROBABILITIES,
+    ),
+    "largest_class_share": Definition(
+        "share of the most frequent class among the samples",
+        "largest share over the classes",
+        "1",
+        "lower",
+        _PROBABILITIES,
+    ),
+    "memorisation_auc": Definition(
+        "probability that a sample is nearer to the training set than a held-out image",
+        "area under the ROC curve of distances to the nearest training image",
+        "1",
+        None,
+        "0.5: as near as new images. 1: copies.",
+    ),
+    "memorisation_median_ratio": Definition(
+        "distance of samples to the training set over that of held-out images",
+        "ratio of medians of the distances to the nearest training image",
+        "1",
+        None,
+        "1: as near as new images. 0: copies.",
+    ),
+    "memorisation_p_value": Definition(
+        "evidence that samples are nearer to the training set than held-out images",
+        "Mann-Whitney test, one-sided",
+        "1",
+        None,
+        "A small value together with a high memorisation_auc points to copies.",
+    ),
+    "target_share": Definition(
+        "share of translated images that a classifier takes for the target",
+        "share of predictions that are the target",
+        "1",
+        "higher",
+        "By a support-vector classifier of pixels or the classifier in the name. An image that "
+        "fools it counts as well, so read it next to the Fréchet distance.",
+        headline=True,
+    ),
+    "own_source_nearest_share": Definition(
+        "share of translated images whose nearest source is their own",
+        "share of i with argmin_j |x_i - s_j| = i",
+        "1",
+        "higher",
+        "Distances of pixels. Real data: 1 / N, the score of images unrelated to the sources.",
+    ),
+    "distance_to_own_source": Definition(
+        "distance between a translated image and its source",
+        "mean over i of |x_i - s_i|",
+        "pixel values in [-1, 1], root mean square",
+        None,
+        "For real images of the target: distance to a source image at random.",
+    ),
+    "distance_to_other_sources": Definition(
+        "distance between a translated image and the other sources",
+        "mean over i and j != i of |x_i - s_j|",
+        "pixel values in [-1, 1], root mean square",
+        None,
+        "As distance_to_own_source.",
+    ),
+    "fid": Definition(
+        "Fréchet distance in the features of an Inception network",
+        "as frechet",
+        "squared unit of the features",
+        "lower",
+        _INCEPTION,
+        headline=True,
+    ),
+    "kid": Definition(
+        "kernel distance in the features of an Inception network",
+        "squared MMD with the kernel (<a, b> / D + 1)³",
+        "1",
+        "lower",
+        "Mean over subsets; the spread is their standard deviation. " + _INCEPTION,
+    ),
+    "inception_score": Definition(
+        "sharpness and variety of an Inception network's classes",
+        "exp E KL(p(c | x) || p(c))",
+        "1",
+        "higher",
+        "Without a reference; the spread is over ten splits. " + _INCEPTION,
+    ),
+}
+
+
+def glossary() -> str:
+    """Returns the definitions as a table in Markdown."""
+    lines = ["| metric | meaning | formula | unit | better | how |", "|---|---|---|---|---|---|"]
+    for name, d in DEFINITIONS.items():
+        cells = (f"`{name}`", d.words, d.formula, d.unit, d.direction or "-", d.protocol)
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
