@@ -7,13 +7,13 @@ file operations, a backend and an exit of its own, as if it had been started afr
 
 import ctypes
 import faulthandler
+import importlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-import types
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -30,7 +30,7 @@ class Ended(NamedTuple):
     Attributes:
       code: exit code; negative for a signal; `None` if it had to be killed at the time limit.
       seconds: that it ran.
-      log: what it printed on stdout and stderr.
+      log: what it printed on stderr.
     """
 
     code: int | None
@@ -81,7 +81,7 @@ class ForkServer:
 
         Args:
           arguments: of the program.
-          log: file for what it prints, replaced.
+          log: file for what it prints on stderr, replaced.
           fault: what to inject.
           evaluates: whether a training that ends is evaluated, as the program does.
           limit_seconds: after this long it is killed, with the stacks of its threads in the log.
@@ -119,23 +119,24 @@ def main() -> None:
 
 
 def _import_all() -> None:
-    # What a command imports only when it needs it.
-    from experiments.data import toy
-    from experiments.modes import creation, train
-    from experiments.training import loop
+    """Imports what a command imports only when it needs it."""
+    from experiments.modes import MODES
 
-    _ = creation, loop, toy, train
+    for mode in MODES:
+        importlib.import_module(f"experiments.modes.{mode}")
 
 
 def _become(request: dict[str, Any]) -> None:
     """Makes a child of the server the process of a command."""
     log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o666)
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    for file, number in ((nothing, 0), (log, 1), (log, 2)):
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for file, number in ((nothing, 0), (nothing, 1), (log, 2)):
         os.dup2(file, number)
     faulthandler.enable()
     if not request["evaluates"]:
-        sys.modules["experiments.modes.evaluate"] = _without_evaluation()
+        from experiments.modes import evaluate
+
+        evaluate.evaluate_last = lambda run, experiment: None
     if request["fault"] is not None:
         arm = ctypes.CDLL(os.environ[_ENV]).faults_arm
         encoded = [a.encode() if isinstance(a, str) else a for a in request["fault"]]
@@ -144,12 +145,6 @@ def _become(request: dict[str, Any]) -> None:
             *(ctypes.c_int, ctypes.c_int, ctypes.c_char_p),
         ]
         arm(*encoded)
-
-
-def _without_evaluation() -> types.ModuleType:
-    module = types.ModuleType("experiments.modes.evaluate")
-    module.evaluate_last = lambda run, experiment: None  # type: ignore[attr-defined]
-    return module
 
 
 def _wait(child: int, started: float, limit_seconds: float) -> dict[str, Any]:

@@ -122,7 +122,9 @@ def miss_first(folder: Path) -> Outcome:
         program.kill(process)
     expected = f"waiting for the first process of the run at {address}"
     complaints = [] if expected in program.printed(log) else [program.printed(log)]
-    return Outcome("wrong port", 1, "nothing: it says whom it waits for", complaints, "", 1, seconds)
+    return Outcome(
+        "wrong port", 1, "nothing: it says whom it waits for", complaints, "", 1, seconds
+    )
 
 
 def _kill(
@@ -151,7 +153,9 @@ def _ends(
             codes.append(None)
             program.kill(process)
     seconds = time.monotonic() - started
-    logs = [log.with_suffix(f".{i}") for i in range(len(processes))] if len(processes) > 1 else [log]
+    logs = (
+        [log.with_suffix(f".{i}") for i in range(len(processes))] if len(processes) > 1 else [log]
+    )
     return codes, [program.printed(file) for file in logs], seconds
 
 

@@ -1,6 +1,8 @@
 """A fault at each operation on the files of a run: what is lost, and how the program ends."""
 
 import collections
+import errno
+import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +21,14 @@ _CHANGES = {
     "snapshot.every_steps": 2,
 }
 _LIMIT_SECONDS = 90.0
+_FULL = Kind("ENOSPC", errno.ENOSPC, lasting=True)
+# Modes that add to a run, each with its flags and the folder of what it adds.
+READERS = {
+    "sample": (("--num_samples=16", "--config.evaluate.batch_size=8"), "samples"),
+    "evaluate": (("--num_samples=32",), "evaluations"),
+    "curve": (("--num_samples=32", "--config.curve.lengths=(0,1)"), "curves"),
+    "export": (("--platforms=cpu",), "export"),
+}
 
 
 class Whole(NamedTuple):
@@ -86,6 +96,59 @@ def inject(
         lines,
         longest,
     )
+
+
+def inject_into_reader(server: ForkServer, folder: Path, mode: str, num: int = 0) -> Outcome:
+    """Fills the disk at file operations of a mode that adds to a run, and runs it again.
+
+    Args:
+      server: runs the program.
+      folder: with the run of `uninterrupted`.
+      mode: in `READERS`.
+      num: how many positions, spread evenly; 0 for all.
+    """
+    flags, added = READERS[mode]
+    complaints, codes, lines, longest = [], [], 0, 0.0
+
+    def run_mode(name: str, fault_at: int | None) -> tuple[Path, Path, Ended]:
+        run, trace = folder / name, folder / f"{name}.trace"
+        fault = None if fault_at is None else Fault(run, _FULL, fault_at, trace)
+        arguments = [f"--mode={mode}", f"--workdir={run}", *flags]
+        return run, trace, server.run(arguments, folder / "log", fault)
+
+    shutil.copytree(folder / "whole", folder / mode)
+    whole, trace, ended = run_mode(mode, 0)
+    if ended.code != 0:
+        return Outcome(f"ENOSPC in mode {mode}", 0, "", [f"without a fault: {ended.log}"])
+    expected, digest = _names(whole / added), program.state_digest(whole, 4)
+    num_operations = len(trace.read_text().splitlines())
+    for position in spread(num_operations, num or num_operations):
+        name = f"{mode}_{position}"
+        shutil.copytree(folder / "whole", folder / name)
+        run, trace, ended = run_mode(name, position)
+        wrong = _judge(ended, _FULL)
+        again = run_mode(name, None)[2]
+        if again.code != 0:
+            wrong.append(f"it does not work again: {again.log}")
+        elif _names(run / added) != expected:
+            wrong.append(f"it left {_names(run / added)}, not {expected}")
+        if program.state_digest(run, 4) != digest:
+            wrong.append("the checkpoint was changed")
+        hit = _operation(trace, position)
+        complaints += [f"{mode}, ENOSPC at operation {position}, {hit}: {text}" for text in wrong]
+        codes.append(ended.code)
+        lines = max(lines, sum(line.startswith("error: ") for line in ended.log.splitlines()))
+        longest = max(longest, ended.seconds)
+        shutil.rmtree(run)
+    lost = f"the {added} under way; the same command again adds all of them"
+    name = f"ENOSPC at the n-th file operation of mode {mode} and all later ones"
+    return Outcome(name, len(codes), lost, complaints, words(codes), lines, longest)
+
+
+def _names(folder: Path) -> list[str]:
+    """Returns what is in a folder, at any depth, without the locks."""
+    found = (str(path.relative_to(folder)) for path in folder.rglob("*"))
+    return sorted(name for name in found if not name.endswith(".lock"))
 
 
 def _judge(ended: Ended, kind: Kind) -> list[str]:

@@ -11,6 +11,7 @@ import logging
 import secrets
 import socket
 import threading
+import time
 from collections.abc import Sequence
 
 import jax
@@ -21,7 +22,9 @@ from fdrl_jax import parallel
 
 _CONNECT_SECONDS = 60.0
 _LEAVE_SECONDS = 5.0  # For the others to end while the first process, which JAX needs, is there.
+_OWN_SECONDS = 2.0  # For a process to end with a message of its own when a peer has an error.
 _links: list[socket.socket] = []
+_leaving = threading.Lock()  # Held for ever by the thread that ends this process.
 
 
 def watch(host: str | None) -> None:
@@ -47,8 +50,8 @@ def watch(host: str | None) -> None:
                 links = _accepted(listener, token, jax.process_count() - 1)
     except OSError as error:  # A firewall between hosts, or a name that does not resolve.
         logging.getLogger("fdrl").warning(
-            "the processes of the run cannot watch each other (%s): the end of one is noticed after "
-            "--heartbeat_seconds",
+            "the processes of the run cannot watch each other (%s): they notice the end of one "
+            "after --heartbeat_seconds",
             error,
         )
         return
@@ -60,8 +63,11 @@ def watch(host: str | None) -> None:
 def tell(code: int) -> None:
     """Tells the peers that this process ends with an exit code; 0 if its work is done.
 
-    The first process then waits for them, but not for long: without it JAX aborts the others.
+    Only one thread returns from this with an error's code. The first process then waits for the
+    others, but not for long: without it JAX aborts them.
     """
+    if code:
+        _leaving.acquire()
     for link in _links:
         try:
             link.sendall(bytes([code]))
@@ -82,6 +88,7 @@ def _leave_with_peer(link: socket.socket) -> None:
             "another process of the run has ended. The same command on all hosts resumes from the "
             "newest checkpoint",
         )
+    time.sleep(_OWN_SECONDS)
     tell(code[0])
     leave(code[0], "another process of the run has ended with an error; its message says why")
 
