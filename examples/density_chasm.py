@@ -95,7 +95,9 @@ def train(case: Case, num_train_steps: int) -> tuple[np.ndarray, list[Look]]:
         while True:
             if guided or state.step == num_train_steps:
                 batch = {"position": jnp.arange(NUM_SAMPLES)}
-                path = np.asarray(sample_path(fdrl.rng.root_key(1), state.ema_variables, constants, batch))
+                path = np.asarray(
+                    sample_path(fdrl.rng.root_key(1), state.ema_variables, constants, batch)
+                )
                 looks.append(look(int(state.step), path[-1], case.distance))
             if state.step == num_train_steps:
                 return path, looks

@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from experiments import divergence_formula
 from experiments.data import registry
 from experiments.errors import UserError
-from experiments import divergence_formula
 from fdrl_jax import bregman, divergences, networks
 from fdrl_jax.names import nearest
 

@@ -73,7 +73,6 @@ def perturb(classifier: Classifier, x: Array, labels: Array, attack: Attack) -> 
 
     Reference: Madry et al., arXiv 1706.06083, section 2.1.
     """
-
     x = as_floating(x)
 
     def loss(x: Array) -> Array:

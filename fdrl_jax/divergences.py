@@ -125,9 +125,7 @@ def alpha(order: float) -> FDivergence:
     )
 
 
-def combine(
-    weights: Sequence[float], divergences: Sequence[str | FDivergence]
-) -> FDivergence:
+def combine(weights: Sequence[float], divergences: Sequence[str | FDivergence]) -> FDivergence:
     """Returns the positive linear combination `Σ w_i D_i`, which is again an f-divergence.
 
     Args:

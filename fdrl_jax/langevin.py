@@ -267,7 +267,7 @@ def as_floating(x: Array) -> Array:
     In bfloat16 a flow would stall: 1 + 0.001 rounds to 1.
     """
     x = jnp.asarray(x)
-    is_wide = jnp.issubdtype(x.dtype, jnp.floating) and jnp.finfo(x.dtype).bits >= 32
+    is_wide = jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize >= 4
     return x if is_wide else x.astype(jnp.float32)
 
 
@@ -297,10 +297,11 @@ def _moved(
         if jnp.ndim(value):
             # [B] would broadcast over the features of points [B, B].
             raise ValueError(f"{name} must be a scalar, got an array of shape {jnp.shape(value)}")
-    moved = x + step_size * velocity
+    moved: Array = x + step_size * velocity
     if not (isinstance(noise_scale, (int, float)) and noise_scale == 0):
         moved = moved + noise_scale * normal_like(make_key(), x)
-    return moved.astype(x.dtype)
+    result: Array = moved.astype(x.dtype)
+    return result
 
 
 def _as_typed(key: Array) -> Array:
@@ -310,7 +311,8 @@ def _as_typed(key: Array) -> Array:
             f"key must be a JAX key, such as jax.random.key(0), got {type(key).__name__} {key!r}"
         )
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        return jax.random.wrap_key_data(key)
+        typed: Array = jax.random.wrap_key_data(key)
+        return typed
     if key.ndim:
         rng.check_independent(key)
     return key

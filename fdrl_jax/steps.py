@@ -205,7 +205,8 @@ def from_gradients(
         variables = _per_replica(train_state.variables, axis_name)
 
         def of_part(part: Any) -> tuple[Any, Metrics]:
-            return loss_and_grads(variables, key, constants, *part)
+            result: tuple[Any, Metrics] = loss_and_grads(variables, key, constants, *part)
+            return result
 
         grads, metrics = _mean_over_parts(
             of_part, (host_batch, positions), num_micro_batches, axis_name

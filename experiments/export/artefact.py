@@ -117,9 +117,7 @@ def _export(
 
     def sample(arrays: dict[str, Any], batch: dict[str, Any]) -> Any:
         tree = jax.tree.unflatten(treedef, [arrays[name] for name in names])
-        return sampler(
-            experiment.key, tree["network"], Constants((), tree["prior"]), batch
-        ).refined
+        return sampler(experiment.key, tree["network"], Constants((), tree["prior"]), batch).refined
 
     example = batch_at(experiment, np.zeros(1, np.int32))
     (size,) = jax.export.symbolic_shape("batch")

@@ -132,7 +132,9 @@ def test_the_same_seed_and_step_give_the_same_numbers_and_others_give_others():
     state = small_problem.initial_state()
     losses = {
         "first": compiled()(KEY, state, CONSTANTS, None)[1]["loss"],
-        "later step": compiled()(KEY, state._replace(step=jnp.int32(1)), CONSTANTS, None)[1]["loss"],
+        "later step": compiled()(KEY, state._replace(step=jnp.int32(1)), CONSTANTS, None)[1][
+            "loss"
+        ],
         "other seed": compiled()(rng.root_key(4), state, CONSTANTS, None)[1]["loss"],
     }
 
