@@ -197,7 +197,8 @@ def refine(
 
         potential = refine(discriminator, generator=generator)
         nu = noise_scale(0.1, entropy_weight=0.01)
-        z = flow(key, z, potential, num_steps=25, step_size=0.1, noise_scale=nu)
+        run = lambda key, z: flow(key, z, potential, num_steps=25, step_size=0.1, noise_scale=nu)
+        z = jax.jit(run)(key, z)
 
     Args:
       discriminator: `x [B, ...] -> [B]`, the logit of "real" (before any sigmoid).
