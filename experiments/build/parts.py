@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import optax
 
 from experiments import data, schema
+from experiments.build.rollbacks import after_rollbacks
 from experiments.data import DataOptions, Source
 from experiments.errors import UserError
-from experiments.training.rollbacks import after_rollbacks
 from fdrl_jax import networks, state
 from fdrl_jax.state import TrainState, Variables
 

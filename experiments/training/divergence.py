@@ -4,9 +4,9 @@ import logging
 
 import numpy as np
 
+from experiments.build import rollbacks
 from experiments.build.options import Guard
 from experiments.errors import DivergedError
-from experiments.training import rollbacks
 from fdrl_jax.state import TrainState
 
 

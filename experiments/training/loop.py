@@ -9,14 +9,14 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from experiments.build import Experiment, Training
+from experiments.build import Experiment, Training, rollbacks
 from experiments.data.feed import Feed
 from experiments.errors import DivergedError, PreemptedError
 from experiments.machine import hosts
 from experiments.sampling.draw import SampleFn, make_sample_fn
 from experiments.storage.checkpoints import FREE_IN_TRAINING, Checkpoints
 from experiments.storage.workdir import Workdir, replacing, write_json
-from experiments.training import divergence, memory, metrics_log, rollbacks
+from experiments.training import divergence, memory, metrics_log
 from experiments.training.judge import Judge
 from experiments.training.metrics_log import Record
 from experiments.training.preemption import Preemption

@@ -8,9 +8,10 @@ import pytest
 
 from benchmarks.faults.injected import poison
 from experiments import build
+from experiments.build import rollbacks
 from experiments.errors import DivergedError
 from experiments.storage.workdir import Workdir
-from experiments.training import loop, metrics_log, rollbacks
+from experiments.training import loop, metrics_log
 
 BAD_STEP = 7
 CHANGES = {
