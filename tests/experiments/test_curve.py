@@ -8,7 +8,7 @@ from experiments.request import Request
 
 from experiments import build, modes
 from experiments.errors import UserError
-from experiments.evaluation import curve
+from experiments.evaluation import curve, references
 from experiments.evaluation.cheap import CheapMetric, cheap_metric
 from experiments.pictures import curves
 from experiments.sampling import runs
@@ -32,7 +32,7 @@ def test_one_pass_takes_the_metric_of_the_samples_at_every_length(trained, tiny)
 
     assert [length for length, _ in points] == [0, 3, 4]
     for (_, metric), stage in zip(points, samples, strict=True):
-        expected = cheap_metric(experiment.source, stage)
+        expected = cheap_metric(references.of(experiment.source), stage)
         assert metric.name == expected.name
         np.testing.assert_allclose(metric.value, expected.value, rtol=1e-4, atol=1e-6)
 

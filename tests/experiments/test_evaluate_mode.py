@@ -8,7 +8,8 @@ from experiments.storage.workdir import Workdir, read_json
 from experiments import modes
 from experiments.errors import UserError
 from experiments.evaluation import compare
-from experiments.evaluation.inception import Judged
+from experiments.evaluation.inception import Computed
+from experiments.evaluation.metrics import Estimate, Metric, values
 from experiments.pictures import report
 
 
@@ -22,7 +23,7 @@ def digits(tiny, tmp_path_factory) -> Workdir:
 def test_an_evaluation_of_images_tells_of_memorisation_and_shows_the_nearest(digits):
     found = read_json(digits.evaluation)
     for space in ("pixels", "random_conv"):
-        assert 0 <= found["metrics"][f"memorisation_auc_{space}"] <= 1
+        assert 0 <= found["metrics"][f"memorisation_auc_{space}"]["value"] <= 1
     assert (digits.pictures / "neighbours.png").exists()
     assert "Nearest training images" in digits.report.read_text()
     run = found["run"]
@@ -31,7 +32,7 @@ def test_an_evaluation_of_images_tells_of_memorisation_and_shows_the_nearest(dig
 
 
 def test_an_evaluation_of_points_compares_the_estimated_log_ratio_with_the_true_one(trained):
-    metrics = read_json(trained.evaluation)["metrics"]
+    metrics = values(read_json(trained.evaluation)["metrics"])
     assert metrics["log_ratio_kl"] > 0  # After four steps the estimate is of no use yet.
     assert metrics["kl_to_data"] > 0
     assert metrics["sinkhorn_divergence_64"] > 0
@@ -43,11 +44,12 @@ def test_weights_of_an_inception_network_judge_unrounded_samples_by_the_training
     (tmp_path / "weights.pth").write_text("weights")
     calls = []
 
-    def judge(samples, reference, protocol, weights, metrics, *, cache):
+    def compute(samples, reference, protocol, weights, metrics, *, cache):
         calls.append((samples, reference, protocol.name, metrics))
-        return Judged({f"fid_of_{protocol.name}": 1.0}, {"protocol": protocol.name}, np.zeros(1))
+        metric = Metric(f"fid_of_{protocol.name}", "fid", Estimate(1.0))
+        return Computed([metric], {"protocol": protocol.name}, np.zeros(1))
 
-    monkeypatch.setattr(compare.inception, "judge", judge)
+    monkeypatch.setattr(compare.inception, "compute", compute)
     keys = ("evaluate.inception_weights", "evaluate.legacy_weights")
     config = tiny("digits", dict.fromkeys(keys, str(tmp_path / "weights.pth")))
     modes.run(Request("evaluate", config, digits.root))
@@ -58,10 +60,9 @@ def test_weights_of_an_inception_network_judge_unrounded_samples_by_the_training
     assert {f"fid_of_{name}" for name in names} < found["metrics"].keys()
     samples, reference, _, metrics = calls[1]
     assert samples.pixels.dtype == np.float32
-    assert reference.pixels.dtype == np.uint8
-    assert (len(samples.pixels), len(reference.pixels)) == (64, 1_437)
+    assert (len(samples.pixels), reference.summarised().shape) == (64, (1_437, 8, 8, 1))
     assert metrics == ["fid"]
-    assert found["reference"]["where"] == "training set of digits"
+    assert reference.where == "training set of digits"
 
 
 def test_missing_weights_are_told_before_training_begins(tiny, tmp_path):
