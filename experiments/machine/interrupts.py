@@ -50,8 +50,10 @@ def leave(code: int, message: str) -> NoReturn:
 
     What cleans up when a process ends may wait for a disk or a peer that does not answer.
     """
+    # From another thread, the main one has perhaps a progress bar, whose line ends here.
+    end = "" if threading.current_thread() is threading.main_thread() else "\n"
     sys.stdout.flush()
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    print(f"{end}error: {message}", file=sys.stderr, flush=True)
     os._exit(code)
 
 
@@ -59,5 +61,4 @@ def _leave_on_interrupt(reader: int) -> None:
     with os.fdopen(reader, "rb", buffering=0) as signals:
         while received := signals.read(1):
             if received[0] == signal.SIGINT:
-                print(file=sys.stderr)  # The progress bar's line ends here.
                 leave(EXIT_CODE, f"interrupted; {_state['loss']()}")

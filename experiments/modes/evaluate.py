@@ -1,6 +1,6 @@
 """Mode evaluate: the metrics of a checkpoint as a record, with its report."""
 
-import shutil
+import errno
 import tempfile
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from experiments.command_line import Command
 from experiments.data import Source
 from experiments.errors import UserError
 from experiments.evaluation import Evaluation, Inception, PointsReference, Samples
-from experiments.files import read_json, write_json
+from experiments.files import read_json, write_json, write_text
 from experiments.modes.creation import load_data
 from experiments.run import Run
 from experiments.sampling.draw import sample_state
@@ -82,7 +82,12 @@ def evaluate(
         unfinished.mkdir()
         report.draw(opened, samples, found, unfinished)
         write_json(unfinished / "record.json", record)
-        unfinished.rename(path)
+        try:
+            unfinished.rename(path)
+        except OSError as error:
+            # Another program has evaluated the same at the same time.
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
     _finish(opened.run, path, is_default)
 
 
@@ -90,7 +95,7 @@ def _finish(run: Run, record: Path, is_default: bool) -> None:
     """Writes the report of a record, and prints its metrics."""
     page = report.write(run, record)
     if is_default:
-        shutil.copyfile(page, run.report)
+        write_text(run.report, page.read_text("utf-8"))
         page = run.report
     details = read_json(record / "record.json", details=dict)["details"]
     print(evaluation.table(report.metrics_of(record), details.get("start", "prior")))
