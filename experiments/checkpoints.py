@@ -90,7 +90,7 @@ class Checkpoints:
         self._folder = folder.absolute()
         check_path(self._folder)
         self._run_id = run_id
-        self._keep, self._read_only = keep, read_only
+        self._num_newest, self._read_only = keep, read_only
         self._best_file = self._folder / "best.json"
         policy = None if read_only else _KeepNewestAndBest(keep, self._best_step)
         options = ocp.CheckpointManagerOptions(
@@ -259,7 +259,7 @@ class Checkpoints:
         complete = self.steps()
         if not parallel.is_first_process() or not complete:
             return
-        kept = {*complete[-self._keep :], self._best_step()}
+        kept = {*complete[-self._num_newest :], self._best_step()}
         for path in self._folder.iterdir():
             is_old = path.name.isdecimal() and int(path.name) not in kept
             if is_old or _UNFINISHED in path.name:
@@ -329,6 +329,8 @@ class Checkpoints:
         try:
             return self._read(step, template)
         except _DamagedError:
+            if not self._read_only:  # Then this process holds the lock of the run.
+                raise
             time.sleep(_REMOVAL_SECONDS)
             if not self._is_complete(step):
                 raise FileNotFoundError(step) from None

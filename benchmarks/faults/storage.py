@@ -101,7 +101,7 @@ def start_twice(folder: Path) -> Outcome:
 
 
 def read_beside_training(folder: Path) -> Outcome:
-    """Samples, evaluates, exports and draws curves of a run that trains, with one checkpoint kept."""
+    """Samples, evaluates, exports and draws curves of a run that trains and keeps one step."""
     run, log, other = folder / "run", folder / "log", folder / "other"
     changes = {"checkpoint.keep": 1, "evaluate.num_samples": 64, "curve.lengths": "(0,1)"}
     training = program.start(program.command(run, changes), log)
