@@ -201,6 +201,18 @@ class Run:
                 source.name,
             )
 
+    def check_present(self) -> None:
+        """Checks that the folder still holds the run: Orbax would make a removed one again.
+
+        Raises:
+          UserError: if not.
+        """
+        if not (self.root / "run.json").is_file():
+            raise UserError(
+                f"--workdir={self.root} was removed or renamed while the run trained; what was "
+                "saved before is there only if the folder still is"
+            )
+
     def log_command(self, command: str) -> None:
         """Appends a command to the log of the run."""
         append_line(self.root / "commands.jsonl", {"command": command, "started": _now()})

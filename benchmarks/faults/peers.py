@@ -6,6 +6,7 @@ import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from benchmarks.faults import program
 from benchmarks.faults.outcome import Outcome, errors_in, words
@@ -128,7 +129,7 @@ def miss_first(folder: Path) -> Outcome:
 
 
 def _kill(
-    processes: Sequence[subprocess.Popen], victim: int, log: Path
+    processes: Sequence[Any], victim: int, log: Path
 ) -> tuple[list[str], list[int | None], float]:
     """Kills a process; returns complaints about the end of the other one, its code, and seconds."""
     program.kill(processes[victim])
@@ -142,7 +143,7 @@ def _kill(
 
 
 def _ends(
-    processes: Sequence[subprocess.Popen], log: Path, started: float
+    processes: Sequence[Any], log: Path, started: float
 ) -> tuple[list[int | None], list[str], float]:
     """Waits for processes; returns their codes, what they printed, and how long that took."""
     codes: list[int | None] = []

@@ -15,6 +15,7 @@ import pytest
 
 from benchmarks.faults import peers as faults
 from benchmarks.faults import program
+from benchmarks.faults.fork_server import ForkServer
 from experiments import build, run
 from experiments.errors import PeerError, UserError
 from experiments.machine import hosts, peers
@@ -36,6 +37,12 @@ JOINED = {
 }
 
 
+@pytest.fixture(scope="module")
+def _server():
+    with ForkServer():
+        yield
+
+
 def state(folder, step):
     opened = run.open_run(folder)
     experiment = build.experiment(opened.settings, opened.source(), opened.prior())
@@ -44,6 +51,7 @@ def state(folder, step):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("_server")
 def test_two_processes_train_what_one_does_and_one_resumes_with_any_number_of_devices(tmp_path):
     log = tmp_path / "log"
     program.train_to(tmp_path / "alone", 60, log, CHANGES)
@@ -63,6 +71,7 @@ def test_two_processes_train_what_one_does_and_one_resumes_with_any_number_of_de
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("_server")
 def test_two_processes_draw_and_judge_the_samples_that_one_draws(tmp_path):
     one, two, log = tmp_path / "one", tmp_path / "two", tmp_path / "log"
     program.train_to(one, 5, log)
@@ -87,6 +96,7 @@ def test_two_processes_draw_and_judge_the_samples_that_one_draws(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("_server")
 @pytest.mark.parametrize(
     "scenario",
     [
