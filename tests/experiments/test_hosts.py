@@ -165,7 +165,7 @@ def from_first_process(offer):
         return offer
     return sys.stdin.readline()
 parallel.from_first_process = from_first_process
-peers.watch("127.0.0.1")
+peers.watch("127.0.0.1:1")
 print("ready", flush=True)
 if ending != "wait":
     sys.stdin.readline()
