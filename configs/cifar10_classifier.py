@@ -5,8 +5,7 @@ Command: python -m experiments.main --mode=train_classifier --config=configs/cif
   and for guidance --config.attack.num_steps=7
 Cost: not measured on an idle machine.
 Score: not measured to the end. The paper uses a ResNet-50 of the library "robustness", trained
-  under attack (L2,
-  epsilon 1), which --classifier reads as well.
+  under attack (L2, epsilon 1), which --classifier reads as well.
 """
 
 from ml_collections import ConfigDict

@@ -5,8 +5,7 @@ Command: python -m experiments.main --mode=train_classifier --config=configs/mni
   and for guidance --config.attack.num_steps=7
 Cost: not measured on an idle machine.
 Score: not measured at this length. A first try (1,500 steps of 128 at a rate of 1e-3) classified
-  97.4% of
-  1,000 held-out images correctly.
+  97.4% of 1,000 held-out images correctly.
 """
 
 from ml_collections import ConfigDict
