@@ -30,6 +30,7 @@ def points() -> ConfigDict:
     c.optimizer.schedule = "cosine"
     c.train.num_steps = 3_000
     c.train.batch_size = 256
+    c.train.ema_ramp = True
     c.train.steps_per_dispatch = 50
     c.checkpoint.every_steps = 1_000
     c.snapshot.every_steps = 250
@@ -44,6 +45,7 @@ def images() -> ConfigDict:
     LSIF with Pearson, the pair of its best figures (table 2); K = 100, 100,000 steps of batch 64.
     """
     c = get_config()
+    c.precision = "auto"
     c.data.random_flip = True
     c.data.dequantisation = 0.03
     c.prior.name = "data_dependent"

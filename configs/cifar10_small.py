@@ -32,6 +32,7 @@ def get_config(name: str = "") -> ConfigDict:
     c.optimizer.schedule = "cosine"
     c.train.num_steps = 2_000
     c.train.batch_size = 32
+    c.train.ema_ramp = True
     c.log.every_steps = 20
     c.checkpoint.every_steps = 200
     c.snapshot.every_steps = 200

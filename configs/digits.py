@@ -26,6 +26,7 @@ def get_config(name: str = "") -> ConfigDict:
     c.optimizer.learning_rate = 5e-4
     c.optimizer.schedule = "cosine"
     c.train.num_steps = 2_000
+    c.train.ema_ramp = True
     c.train.batch_size = 64
     c.train.steps_per_dispatch = 10
     c.checkpoint.every_steps = 500

@@ -8,8 +8,8 @@ divergences. The ratio is that of samples over data, `r = q'/p`, and the flow de
 The ratio here is stale: it belongs to the samples before the flow and does not follow them. Under
 log D the drift fades where `r` is small, so the samples stop near the target. Under KL the drift is
 the same everywhere and never stops, so the samples pass the target at full speed; under JS they do
-so after a slow start. An estimator that is trained on the flowed samples does not have this problem:
-its drift vanishes when the samples match the data.
+so after a slow start. An estimator that is trained on the flowed samples does not have this
+problem: its drift vanishes when the samples match the data.
 """
 
 import argparse

@@ -3,8 +3,8 @@
     python -m examples.nnx_model
 
 `fdrl.objective` accepts any function that maps a batch to one number per example, so algorithm 1 of
-the paper is a page: two moons from a normal prior. `docs/reuse.md` has the same loop for plain Optax
-and for Equinox.
+the paper is a page: two moons from a normal prior. `docs/reuse.md` has the same loop for plain
+Optax and for Equinox.
 """
 
 import argparse

@@ -3,6 +3,7 @@
 import errno
 import logging
 import sys
+from pathlib import Path
 from typing import Any, NoReturn
 
 import absl.logging
@@ -10,6 +11,7 @@ import absl.logging
 from experiments import command_line, modes
 from experiments.command_line import Command
 from experiments.errors import UserError
+from experiments.files import read_json
 from experiments.machine import hosts, interrupts, xla_flags
 
 # Full, over quota, larger than the system allows, or read-only.
@@ -35,7 +37,7 @@ def main(argv: list[str]) -> None:
 
 def _run(command: Command, processes: dict[str, Any]) -> None:
     # Before anything runs on a device: XLA reads its flags when its backend starts.
-    xla_flags.set_cpu_flags()
+    xla_flags.set_cpu_flags(bfloat16=_precision(command) in ("auto", "bfloat16"))
     hosts.join(**processes)
     with interrupts.exiting_at_once(), hosts.leaving_with_peers():
         try:
@@ -47,6 +49,16 @@ def _run(command: Command, processes: dict[str, Any]) -> None:
             raise UserError(
                 f"{where}: {error.strerror}; files that were complete are intact"
             ) from error
+
+
+def _precision(command: Command) -> str:
+    """Returns the precision of a command's run, which is opened and checked only later."""
+    record = (command.workdir or Path()) / "run.json"
+    if command.config is not None:
+        return str(command.config.get("precision"))
+    if command.workdir is None or not record.is_file():
+        return "float32"
+    return str(read_json(record, settings=dict)["settings"].get("precision"))
 
 
 def _set_up_logging() -> None:

@@ -149,8 +149,9 @@ def condition(
       label: as for `log_probability`.
       weight: `φ`; 0 is unconditional.
       output: what the estimator returns, and so what the result does: "log_ratio", or "ratio" for
-        an unconstrained `r` (LSIF), of which the result is that times the same factor. Where such an `r` is
-        negative, that form turns the pull of the class round; prefer a loss that learns `log r`.
+        an unconstrained `r` (LSIF), of which the result is that times the same factor. Where such
+        an `r` is negative, that form reverses the pull of the class; prefer a loss that learns
+        `log r`.
       negate: condition on any class but this.
       input_range: as for `log_probability`.
       class_probabilities: `p(y)` in the classifier's training data, [C]; uniform if left out.
@@ -196,7 +197,8 @@ def refine(
 
         potential = refine(discriminator, generator=generator)
         nu = noise_scale(0.1, entropy_weight=0.01)
-        z = flow(key, z, potential, num_steps=25, step_size=0.1, noise_scale=nu)
+        run = lambda key, z: flow(key, z, potential, num_steps=25, step_size=0.1, noise_scale=nu)
+        z = jax.jit(run)(key, z)
 
     Args:
       discriminator: `x [B, ...] -> [B]`, the logit of "real" (before any sigmoid).

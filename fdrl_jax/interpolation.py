@@ -6,7 +6,8 @@ key instead:
 
     points = spherical(a, b, jnp.linspace(0.0, 1.0, 11))
     keys = jnp.broadcast_to(key, len(points))
-    samples = flow(keys, points, potential, num_steps=100, step_size=0.1, noise_scale=0.01)
+    run = lambda keys, x: flow(keys, x, potential, num_steps=100, step_size=0.1, noise_scale=0.01)
+    samples = jax.jit(run)(keys, points)
 """
 
 import jax

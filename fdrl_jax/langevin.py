@@ -104,7 +104,7 @@ def langevin_step(
       ValueError: as `drift` and `flow`.
     """
     x = as_floating(x)
-    return _moved(lambda: _as_typed(key), x, drift(x, potential_fn), step_size, noise_scale)
+    return _moved(lambda: rng.typed(key), x, drift(x, potential_fn), step_size, noise_scale)
 
 
 @overload
@@ -241,33 +241,13 @@ def two_stage(
     return TwoStage(x0, bridged, refined)
 
 
-def normal_like(key: Array, x: Array) -> Array:
-    """Draws standard normal noise of the shape and dtype of `x`, [B, ...].
-
-    Args:
-      key: one key for the batch, or a typed key per example, [B].
-      x: what the noise is like, floating point.
-
-    Raises:
-      TypeError: for a key that is not a JAX key.
-      ValueError: if the number of keys is not that of the examples, or for rbg keys per example.
-    """
-    key = _as_typed(key)
-    if key.ndim == 0:
-        return jax.random.normal(key, x.shape, x.dtype)
-    # One key would otherwise give all the same noise. `len` refuses a symbolic batch size.
-    if (num := key.shape[0]) != x.shape[0]:
-        raise ValueError(f"expected one key, or one key per example, got {num} for {x.shape[0]}")
-    return jax.vmap(lambda k: jax.random.normal(k, x.shape[1:], x.dtype))(key)
-
-
 def as_floating(x: Array) -> Array:
     """Returns arrays of floating-point numbers, of at least 32 bits.
 
     In bfloat16 a flow would stall: 1 + 0.001 rounds to 1.
     """
     x = jnp.asarray(x)
-    is_wide = jnp.issubdtype(x.dtype, jnp.floating) and jnp.finfo(x.dtype).bits >= 32
+    is_wide = jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize >= 4
     return x if is_wide else x.astype(jnp.float32)
 
 
@@ -275,7 +255,7 @@ def _make_step(
     key: Array, potential_fn: Potential, step_size: Schedule, noise_scale: Schedule
 ) -> Callable[[Array, Array], tuple[Array, Array]]:
     """Returns `(x, k) -> (x after step k, drift at x)`."""
-    key = _as_typed(key)
+    key = rng.typed(key)
     fold_in = jax.vmap(jax.random.fold_in, (0, None)) if key.ndim else jax.random.fold_in
 
     def step(x: Array, k: Array) -> tuple[Array, Array]:
@@ -297,23 +277,11 @@ def _moved(
         if jnp.ndim(value):
             # [B] would broadcast over the features of points [B, B].
             raise ValueError(f"{name} must be a scalar, got an array of shape {jnp.shape(value)}")
-    moved = x + step_size * velocity
+    moved: Array = x + step_size * velocity
     if not (isinstance(noise_scale, (int, float)) and noise_scale == 0):
-        moved = moved + noise_scale * normal_like(make_key(), x)
-    return moved.astype(x.dtype)
-
-
-def _as_typed(key: Array) -> Array:
-    """Accepts the raw uint32 keys of `jax.random.PRNGKey` next to typed ones."""
-    if not isinstance(key, (jax.Array, np.ndarray)):
-        raise TypeError(
-            f"key must be a JAX key, such as jax.random.key(0), got {type(key).__name__} {key!r}"
-        )
-    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        return jax.random.wrap_key_data(key)
-    if key.ndim:
-        rng.check_independent(key)
-    return key
+        moved = moved + noise_scale * rng.normal_like(make_key(), x)
+    result: Array = moved.astype(x.dtype)
+    return result
 
 
 def _check_count(name: str, value: object) -> None:

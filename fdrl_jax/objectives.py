@@ -109,7 +109,7 @@ def objective(
             f"an estimator must return one number per example, shape {both.shape[:1]} for x of "
             f"shape {both.shape}, got {outputs.shape}"
         )
-    value, metrics = bregman_lib.loss(loss, outputs[:num_real], outputs[num_real:])
+    value, metrics = bregman_lib.loss(loss, *jnp.split(outputs, [num_real]))
     if penalised:
         (gradients,) = pull_back(jnp.ones_like(outputs))
         squares = jnp.sum(jnp.square(gradients.reshape(len(both), -1)), axis=-1)

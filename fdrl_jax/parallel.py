@@ -22,11 +22,12 @@ AXIS = "replicas"
 def replicate(tree: Any) -> Any:
     """Copies a pytree to every local device: a new leading axis of replicas.
 
-    Each copy goes to its device directly, so that no device ever holds more than one.
+    Each copy goes to its device directly, so that no device ever holds those of others.
     """
     devices = [d for d in jax.devices() if d.process_index == jax.process_index()]
     mesh = jax.sharding.Mesh(np.array(devices), (AXIS,))
-    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(AXIS))
+    spec = jax.sharding.PartitionSpec(AXIS)  # type: ignore[no-untyped-call]
+    sharding = jax.sharding.NamedSharding(mesh, spec)
 
     def copy(a: Any) -> jax.Array:
         one = a[None] if isinstance(a, jax.Array) else np.asarray(a)[None]

@@ -45,8 +45,9 @@ class Estimator(NamedTuple):
         """
 
         def apply(variables: Variables, x: Array) -> Array:
-            output: Array = network.apply(variables, x)
-            return output
+            output: Any = network.apply(variables, x)
+            result: Array = output
+            return result
 
         return cls(apply, update_vectors)
 

@@ -10,6 +10,7 @@ import enum
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Array = jax.Array
 
@@ -48,6 +49,25 @@ def check_independent(keys: Array) -> None:
             f"one key per example needs the generator 'threefry2x32', got {name!r}, whose numbers "
             "depend on the batch; make the root key by fdrl_jax.rng.root_key(seed)"
         )
+
+
+def typed(key: Array) -> Array:
+    """Returns a typed key, also from the raw uint32 key of `jax.random.PRNGKey`.
+
+    Raises:
+      TypeError: for what is not a JAX key, such as a seed.
+      ValueError: for several keys of another generator than "threefry2x32".
+    """
+    if not isinstance(key, (jax.Array, np.ndarray)):
+        raise TypeError(
+            f"key must be a JAX key, such as jax.random.key(0), got {type(key).__name__} {key!r}"
+        )
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        wrapped: Array = jax.random.wrap_key_data(key)
+        return wrapped
+    if key.ndim:
+        check_independent(key)
+    return key
 
 
 def stream_key(root: Array, stream: Stream) -> Array:
@@ -92,3 +112,23 @@ def batch_positions(step: Array, batch_size: int, axis_name: str | None = None) 
         replica, num_replicas = jax.lax.axis_index(axis_name), jax.lax.axis_size(axis_name)
     first: Array = (jnp.uint32(step) * num_replicas + jnp.uint32(replica)) * batch_size
     return first + jnp.arange(batch_size, dtype=jnp.uint32)
+
+
+def normal_like(key: Array, x: Array) -> Array:
+    """Draws standard normal noise of the shape and dtype of `x`, [B, ...].
+
+    Args:
+      key: one key for the batch, or a typed key per example, [B].
+      x: what the noise is like, floating point.
+
+    Raises:
+      TypeError: for a key that is not a JAX key.
+      ValueError: if the number of keys is not that of the examples, or for rbg keys per example.
+    """
+    key = typed(key)
+    if key.ndim == 0:
+        return jax.random.normal(key, x.shape, x.dtype)
+    # One key would otherwise give all the same noise. `len` refuses a symbolic batch size.
+    if (num := key.shape[0]) != x.shape[0]:
+        raise ValueError(f"expected one key, or one key per example, got {num} for {x.shape[0]}")
+    return jax.vmap(lambda k: jax.random.normal(k, x.shape[1:], x.dtype))(key)

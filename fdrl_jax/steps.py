@@ -15,7 +15,7 @@ from jax import lax
 
 from fdrl_jax import bregman as bregman_lib
 from fdrl_jax import rng, state
-from fdrl_jax.langevin import as_floating, normal_like
+from fdrl_jax.langevin import as_floating
 from fdrl_jax.objectives import Metrics, objective
 from fdrl_jax.priors import Batch
 from fdrl_jax.problem import Constants, Problem
@@ -113,7 +113,7 @@ def make_train_step(
         real = as_floating(batch["real"])
         if dequantisation:
             keys = rng.example_keys(key, rng.Stream.DEQUANTISATION, positions)
-            real = real + dequantisation * normal_like(keys, real)
+            real = real + dequantisation * rng.normal_like(keys, real)
         prior_keys = rng.example_keys(key, rng.Stream.PRIOR, positions)
         x0 = problem.prior_sample(constants.prior, prior_keys, batch)
         for name, array in (("draw", real), ("the prior", x0)):
@@ -205,7 +205,8 @@ def from_gradients(
         variables = _per_replica(train_state.variables, axis_name)
 
         def of_part(part: Any) -> tuple[Any, Metrics]:
-            return loss_and_grads(variables, key, constants, *part)
+            result: tuple[Any, Metrics] = loss_and_grads(variables, key, constants, *part)
+            return result
 
         grads, metrics = _mean_over_parts(
             of_part, (host_batch, positions), num_micro_batches, axis_name

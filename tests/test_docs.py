@@ -128,7 +128,10 @@ def test_what_a_page_names_wrongly_is_found():
     assert "josn" not in file_of("benchmarks.pods").read_text()
     text = "`flow.step_sise=1`, `flow.step_size=1`, `prior.npz`, `fdrl_jax.langevin.drift`"
     assert unknown_keys(text) == ["flow.step_sise"]
-    text = "`experiments/loop.py`, `fdrl_jax.langevin.flown`, `python -m examples.NAME`, `docs/conf.py`"
+    text = (
+        "`experiments/loop.py`, `fdrl_jax.langevin.flown`, `python -m examples.NAME`, "
+        "`docs/conf.py`"
+    )
     assert unknown_names(text) == ["experiments/loop.py", "fdrl_jax.langevin.flown"]
 
 

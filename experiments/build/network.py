@@ -6,7 +6,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments.machine import hardware
 from fdrl_jax import networks
 from fdrl_jax.state import Variables
 
@@ -19,7 +18,7 @@ def make_network(
     """Builds the network of a run.
 
     Args:
-      settings: flat.
+      settings: flat; `hardware.prepare` replaces the precision "auto" by the one that is used.
       event_shape: shape of an example.
       num_outputs: number of classes of a classifier; `None` for a density ratio.
 
@@ -28,8 +27,7 @@ def make_network(
     """
     name, spectral_norm = settings["network.name"], settings["network.spectral_norm"]
     kind = "images" if len(event_shape) == 3 else "points"
-    precision = hardware.resolve_precision(settings["precision"]) if kind == "images" else "float32"
-    dtype = "bfloat16" if "bfloat16" in (precision, settings["precision"]) else "float32"
+    dtype = "bfloat16" if settings["precision"] == "bfloat16" else "float32"
     if name == "auto":
         name = "mlp" if kind == "points" else _for_image_size(max(event_shape[:2]))
     if (name == "mlp") != (kind == "points"):

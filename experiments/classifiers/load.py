@@ -13,6 +13,7 @@ from experiments.build.network import Network
 from experiments.classifiers.robustness import read_robustness
 from experiments.errors import UserError
 from experiments.files import read_json, sha256_of_arrays
+from experiments.machine import hardware
 from experiments.run import Run
 
 Array = jax.Array
@@ -161,7 +162,9 @@ def _restored(
                 f"--classifier={path} was trained on other data: its {name} are "
                 f"{trained.data[name]}, those here {list(ours)}"
             )
-    network, template = trained_classifier(trained.settings, event_shape, len(classes))
+    network, template = trained_classifier(
+        hardware.prepare(trained.settings), event_shape, len(classes)
+    )
     with trained.checkpoints() as store:
         restored = store.restore(template)
     if restored is None:

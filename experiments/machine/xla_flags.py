@@ -1,38 +1,81 @@
 """Compiler flags that make JAX's CPU backend faster, set before JAX starts.
 
-Call ``set_cpu_flags`` before anything runs on a device: XLA reads its flags once, when its backend
+Call `set_cpu_flags` before anything runs on a device: XLA reads its flags once, when its backend
 starts. This file imports nothing of JAX.
 """
 
 import importlib.metadata
 import os
 import re
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
+
+from experiments.machine import processor
 
 # Leaves convolutions to the older kernels, which compute weight gradients about twice as fast.
 CPU_FLAG = "--xla_cpu_experimental_ynn_fusion_type=individual_dot"
+# Hands convolutions and matrix products to oneDNN, which alone uses AMX for convolutions.
+ONEDNN_FLAG = "--xla_cpu_experimental_onednn_custom_call=true"
 
-# An unknown flag aborts the process, so only versions that were tried get it: first, and first not.
-_KNOWN_SINCE = (0, 10, 2)
-_UNTRIED_SINCE = (0, 13)
+# An unknown flag aborts the process, and oneDNN's kernels are correct only in the versions that
+# were tested, so other versions get neither: the first version of each, and the first without.
+_CPU_FLAG_VERSIONS = ((0, 10, 2), (0, 13))
+_ONEDNN_VERSIONS = ((0, 12), (0, 13))
+_CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 
 
-def set_cpu_flags(environ: MutableMapping[str, str] = os.environ) -> bool:
-    """Sets the flag in ``XLA_FLAGS`` where it is known to be safe.
+def set_cpu_flags(
+    environ: MutableMapping[str, str] = os.environ, *, bfloat16: bool = False
+) -> bool:
+    """Sets the flags in `XLA_FLAGS` where they are known to be safe.
 
-    A variable that is already there stays as it is, even an empty one, so ``XLA_FLAGS= python ...``
-    runs without the flag.
+    A variable that is already there stays as it is, even an empty one, so `XLA_FLAGS= python ...`
+    runs without the flags.
 
     Args:
         environ: the environment to change.
+        bfloat16: whether the process computes in bfloat16, for which oneDNN is used where
+            `onednn_objection` has none.
 
     Returns:
-        Whether the flag was set.
+        Whether a flag was set.
     """
-    if "XLA_FLAGS" in environ or not _is_known(_installed_jaxlib()):
+    if "XLA_FLAGS" in environ or not _is_within(_CPU_FLAG_VERSIONS):
         return False
-    environ["XLA_FLAGS"] = CPU_FLAG
+    use_onednn = bfloat16 and onednn_objection(environ) is None
+    environ["XLA_FLAGS"] = f"{CPU_FLAG} {ONEDNN_FLAG}" if use_onednn else CPU_FLAG
     return True
+
+
+def onednn_objection(environ: Mapping[str, str] = os.environ) -> str | None:
+    """Returns why oneDNN's bfloat16 kernels cannot be used here, or `None` where they can.
+
+    The result is part of a sentence: "bfloat16 is slow here because ...".
+    """
+    if "amx_bf16" not in processor.features():
+        return "the processor has no AMX instructions for bfloat16 (amx_bf16)"
+    if not _is_within(_ONEDNN_VERSIONS):
+        return "the fast kernels need JAX 0.12 (Python 3.12 or newer)"
+    if environ.get(_CACHE_VARIABLE):
+        return (
+            "the fast kernels crash together with JAX's persistent compilation cache; "
+            f"unset {_CACHE_VARIABLE}"
+        )
+    if "XLA_FLAGS" in environ and not uses_onednn(environ):
+        return f"XLA_FLAGS is set without {ONEDNN_FLAG}"
+    return None
+
+
+def uses_onednn(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether the flags of this process hand convolutions to oneDNN."""
+    return ONEDNN_FLAG in environ.get("XLA_FLAGS", "").split()
+
+
+def _is_within(versions: tuple[tuple[int, ...], tuple[int, ...]]) -> bool:
+    release = re.match(r"\d+(\.\d+)*", _installed_jaxlib())
+    if release is None:
+        return False
+    first, first_without = versions
+    return first <= tuple(map(int, release.group().split("."))) < first_without
 
 
 def _installed_jaxlib() -> str:
@@ -40,10 +83,3 @@ def _installed_jaxlib() -> str:
         return importlib.metadata.version("jaxlib")
     except importlib.metadata.PackageNotFoundError:
         return ""
-
-
-def _is_known(version: str) -> bool:
-    release = re.match(r"\d+(\.\d+)*", version)
-    if release is None:
-        return False
-    return _KNOWN_SINCE <= tuple(map(int, release.group().split("."))) < _UNTRIED_SINCE

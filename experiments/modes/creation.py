@@ -33,16 +33,15 @@ def create_or_resume(command: Command) -> Created:
     if run.exists(command.folder):
         opened = run.open_run(command.folder, "ratio")
         wanted = opened.resumed(wanted_settings(command, opened))
-        hardware.set_matmul_precision(wanted["precision"])
         source = load_data(wanted, command.data_dir)
         opened.check_data(source)
-        created = Created(opened, build.experiment(wanted, source, opened.prior()))
+        used = hardware.prepare(wanted)
+        created = Created(opened, build.experiment(used, source, opened.prior()))
         check(created.experiment)
         return created
     wanted = wanted_settings(command)
-    hardware.set_matmul_precision(wanted["precision"])
-    source = load_data(wanted, command.data_dir)
-    check(build.experiment(wanted, source))
+    source, used = load_data(wanted, command.data_dir), hardware.prepare(wanted)
+    check(build.experiment(used, source))
     fitted = None
     if build.needs_fitted_prior(wanted):
         started = time.perf_counter()
@@ -50,7 +49,7 @@ def create_or_resume(command: Command) -> Created:
         fitted = prior.fit(source.train_batches(), rank, wanted["prior.jitter"])
         if parallel.is_first_process():
             print(f"{prior.describe(fitted)}, {time.perf_counter() - started:.1f} s")
-    experiment = build.experiment(wanted, source, fitted)
+    experiment = build.experiment(used, source, fitted)
     return Created(
         run.create(command.folder, "ratio", wanted, source, fitted, command.text), experiment
     )

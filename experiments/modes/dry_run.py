@@ -24,9 +24,8 @@ def run_mode(command: Command) -> None:
     and the train step as well unless it takes too long.
     """
     wanted = wanted_settings(command)
-    hardware.set_matmul_precision(wanted["precision"])
     source = load_data(wanted, command.data_dir)
-    experiment = build.experiment(wanted, source)
+    experiment = build.experiment(hardware.prepare(wanted), source)
     check(experiment)
     training = build.ratio_training(experiment)
     compiled, compile_seconds = _compile(training)

@@ -69,7 +69,12 @@ def evaluate(
     record = {
         "key": key,
         "metrics": evaluation.to_json(found.metrics),
-        "details": {**found.record, "skipped": skipped, "versions": evaluation.versions()},
+        "details": {
+            **found.record,
+            "skipped": skipped,
+            "precision": settings["precision"],
+            "versions": evaluation.versions(),
+        },
     }
     folder.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".part_", dir=folder) as part:

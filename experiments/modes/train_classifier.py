@@ -30,11 +30,10 @@ def run_mode(command: Command) -> None:
         wanted = wanted_settings(command, opened)
         if opened is not None:
             wanted = opened.resumed(wanted)
-        hardware.set_matmul_precision(wanted["precision"])
         source = load_data(wanted, command.data_dir)
         if opened is not None:
             opened.check_data(source)
-        training = build.classifier_training(wanted, source)
+        training = build.classifier_training(hardware.prepare(wanted), source)
         memory.check_state(training.state_shapes(), training.constants)
         if opened is None:
             opened = run.create(command.folder, "classifier", wanted, source, None, command.text)

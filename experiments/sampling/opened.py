@@ -42,8 +42,7 @@ def open_experiment(command: Command) -> tuple[Run, Experiment]:
       UserError: as `open_checkpoint`.
     """
     opened = run.open_run(command.folder, "ratio")
-    settings = opened.overridden(command.changes)
-    hardware.set_matmul_precision(settings["precision"])
+    settings = hardware.prepare(opened.overridden(command.changes))
     return opened, build.experiment(settings, opened.source(), opened.prior())
 
 

@@ -8,6 +8,9 @@ from jax.typing import DTypeLike
 from fdrl_jax.networks.convolution import convolve
 from fdrl_jax.networks.spectral import normalised
 
+# oneDNN's bfloat16 products of other lengths may read past the end, and spread NaN found there.
+_CONTRACTION_AMX = 32
+
 # U(-1/sqrt(fan_in), 1/sqrt(fan_in)): the start of the reference implementation's kernels.
 _init_kernel = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
@@ -31,6 +34,14 @@ def _bias(layer: "Dense | Conv", fan_in: int) -> jax.Array:
     return layer.param("bias", init).astype(layer.dtype)
 
 
+def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    missing = -kernel.shape[0] % _CONTRACTION_AMX if x.dtype == jnp.bfloat16 else 0
+    if missing:
+        x = jnp.pad(x, ((0, 0),) * (x.ndim - 1) + ((0, missing),))
+        kernel = jnp.pad(kernel, ((0, missing), (0, 0)))
+    return x @ kernel
+
+
 class Dense(nn.Module):
     """Affine map `x W + b` of the last axis.
 
@@ -47,7 +58,7 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = _kernel(self, (x.shape[-1], self.features))
-        return x.astype(self.dtype) @ kernel + _bias(self, x.shape[-1])
+        return _product(x.astype(self.dtype), kernel) + _bias(self, x.shape[-1])
 
 
 class Conv(nn.Module):

@@ -83,7 +83,9 @@ def test_the_potential_of_the_log_ratio_is_exact_wherever_float32_can_hold_its_s
     np.testing.assert_allclose(slope, expected[fits], rtol=2e-5)
 
 
-@pytest.mark.parametrize("spec", ["pearson", "alpha(2)", "0.5*pearson + 3*alpha(2)"])
+@pytest.mark.parametrize(
+    "spec", ["pearson", "alpha(2)", combine([0.5, 3.0], ["pearson", "alpha(2)"])]
+)
 def test_the_potential_of_the_ratio_has_the_slope_of_f_prime_and_goes_on_below_zero(spec):
     divergence = get(spec)
     slope = derivative(divergence.potential_from_ratio)

@@ -292,36 +292,3 @@ def test_the_drift_of_an_example_comes_from_its_own_potential():
     alone = jnp.stack([-jax.grad(lambda x: potential(x[None])[0])(x) for x in START])
 
     np.testing.assert_allclose(fdrl.drift(START, potential), alone, rtol=1e-6)
-
-
-def test_two_stages_trace_the_potential_once():
-    traces = []
-
-    def counted(x):
-        traces.append(1)
-        return potential(x)
-
-    fdrl.two_stage(KEY, START, counted, num_steps=4, num_refine_steps=3, **HYPER)
-
-    assert len(traces) == 1
-
-
-@each_kind_of_key
-def test_no_noise_is_drawn_for_a_noise_scale_of_zero(key):
-    def program(noise_scale):
-        return str(
-            jax.make_jaxpr(
-                lambda x: fdrl.flow(
-                    key, x, potential, num_steps=3, step_size=0.1, noise_scale=noise_scale
-                )
-            )(START)
-        )
-
-    assert "random_bits" in program(0.1)
-    assert "random_bits" not in program(0.0)
-    assert "random_bits" not in program(0)
-
-
-def test_the_module_of_the_flow_is_not_hidden_by_the_function():
-    assert fdrl.langevin.flow is fdrl.flow
-    assert fdrl.objectives.objective is fdrl.objective
