@@ -36,9 +36,14 @@ def start(*arguments: Any, **flags: Any) -> None:
 
 
 def train(
-    folder: Path, changes: Mapping[str, Any] | None = None, config: str = "swissroll:tiny"
+    folder: Path, changes: Mapping[str, Any] | None = None, config: str | None = None
 ) -> TrainState:
-    """Creates or resumes a run and trains it, without the evaluation at its end."""
+    """Creates or resumes a run and trains it, without the evaluation at its end.
+
+    Without a config, a new run is one on the swiss roll.
+    """
+    if config is None and not run.exists(folder):
+        config = "swissroll:tiny"
     with run.locked_folder(folder):
         created, experiment = create_or_resume(command("train", folder, config, changes))
         along = hooks.hooks_of(experiment, created)
