@@ -13,7 +13,7 @@ import numpy as np
 from experiments import evaluation, pictures, settings
 from experiments.build import Experiment
 from experiments.evaluation import Evaluation, Metrics, Samples
-from experiments.files import read_json, read_npz, write_json, write_text
+from experiments.files import read_json, write_json, write_text
 from experiments.pictures import curves, flow, points
 from experiments.pictures.neighbours import neighbours
 from experiments.run import Run
@@ -62,9 +62,7 @@ def draw(opened: Opened, samples: Samples, found: Evaluation, folder: Path) -> N
         with run.checkpoints() as store:
             best = store.best()
         drawn.append(("curves.png", "Loss and norms over training.", curves.training(log, best)))
-    shots = [
-        (step, read_npz(path, "arr_0")["arr_0"]) for step, path in run.snapshot_files(opened.step)
-    ]
+    shots = run.read_snapshots(opened.step)
     if shots:
         course = pictures.course(source, shots)
         drawn.append(("course.png", "The same samples over training.", course))

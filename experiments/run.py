@@ -19,6 +19,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from experiments import prior, settings
 from experiments.checkpoints import Checkpoints, check_path
 from experiments.data import Source, is_built_in
@@ -29,6 +31,7 @@ from experiments.files import (
     append_line,
     locked,
     read_json,
+    read_npz,
     sha256_of_file,
     sha256_of_json,
     write_json,
@@ -191,11 +194,24 @@ class Run:
         """Appends a command to the log of the run."""
         append_line(self.root / "commands.jsonl", {"command": command, "started": _now()})
 
-    def snapshot_files(self, up_to_step: int) -> list[tuple[int, Path]]:
-        """Returns the snapshots of steps up to one, in order."""
-        files = [path for path in self.snapshots.glob("*.npz") if path.stem.isdecimal()]
-        found = sorted((int(path.stem), path) for path in files)
-        return [(step, path) for step, path in found if step <= up_to_step]
+    def read_snapshots(self, up_to_step: int) -> list[tuple[int, np.ndarray]]:
+        """Reads the snapshots of steps up to one: samples during training, in order.
+
+        Raises:
+          UserError: naming one that is damaged.
+        """
+        numbered = [path for path in self.snapshots.glob("*.npz") if path.stem.isdecimal()]
+        found = sorted((int(path.stem), path) for path in numbered)
+        shape = tuple(self.data["event_shape"])
+        read = []
+        for step, path in found:
+            if step > up_to_step:
+                break
+            samples = read_npz(path, "arr_0")["arr_0"]
+            if samples.shape[1:] != shape or not len(samples):
+                raise UserError(f"{path} is damaged: its samples have the shape {samples.shape}")
+            read.append((step, samples))
+        return read
 
 
 def describe_data(source: Source) -> dict[str, Any]:

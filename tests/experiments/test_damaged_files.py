@@ -20,7 +20,6 @@ from experiments.data.decode import Transform, decode
 from experiments.data.files import ZipArchive
 from experiments.data.records import Problems
 from experiments.errors import DataError, UserError
-from experiments.files import read_npz
 
 FLIPS = st.lists(
     st.tuples(st.floats(0, 1, exclude_max=True), st.integers(1, 255)), min_size=1, max_size=4
@@ -118,15 +117,15 @@ def test_a_damaged_record_of_a_run_is_refused_by_the_name_of_its_file(flips, cut
     assert message.isprintable()
 
 
-def test_a_damaged_snapshot_is_named_and_strange_files_are_skipped(trained):
-    for name, content in (("00000003.npz", b"PK"), ("notes.npz", b"PK")):
-        (trained.snapshots / name).write_bytes(content)
-    np.savez(trained.snapshots / "00000001.npz", arr_0=np.float32(1.0))  # Of no dimension.
-    found = dict(trained.snapshot_files(5))
-    assert sorted(found) == [1, 2, 3, 4]
-    assert dict(trained.snapshot_files(2)).keys() == {1, 2}
-    with pytest.raises(UserError, match=r"00000003\.npz is damaged"):
-        read_npz(found[3], "arr_0")
+def test_a_damaged_snapshot_is_named_and_strange_files_are_skipped(of_images):
+    (of_images.snapshots / "notes.npz").write_bytes(b"PK")
+    assert [step for step, _ in of_images.read_snapshots(9)] == [2, 4]
+    assert [step for step, _ in of_images.read_snapshots(3)] == [2]
+    damaged = of_images.snapshots / "00000003.npz"
+    for samples in (None, np.float32(1.0), np.zeros((2, 3)), np.zeros((0, 8, 8, 3))):
+        damaged.write_bytes(b"PK") if samples is None else np.savez(damaged, arr_0=samples)
+        with pytest.raises(UserError, match=r"00000003\.npz is damaged"):
+            of_images.read_snapshots(9)
 
 
 @pytest.mark.parametrize("key", ["kind", "settings", "data", "command", "prior_sha256", "format"])

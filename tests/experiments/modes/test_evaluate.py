@@ -1,90 +1,142 @@
-"""What an evaluation says of a run, and how it was taken."""
+"""Evaluations are records: each describes what it was computed from, and none replaces another."""
+
+import json
 
 import numpy as np
 import pytest
-from experiments.request import Request
-from experiments.storage.workdir import Workdir, read_json
+from small_runs import contents, start
 
-from experiments import modes
+from experiments import evaluation, records, report
 from experiments.errors import UserError
-from experiments.evaluation import compare
-from experiments.evaluation.inception import Judged
-from experiments.pictures import report
 
 
-@pytest.fixture(scope="module")
-def digits(tiny, tmp_path_factory) -> Workdir:
-    workdir = Workdir(tmp_path_factory.mktemp("digits"))
-    modes.run(Request("train", tiny("digits"), workdir.root, "a command"))
-    return workdir
+def evaluate(run, changes=None, **flags):
+    start("evaluate", run.root, None, changes, **flags)
 
 
-def test_an_evaluation_of_images_tells_of_memorisation_and_shows_the_nearest(digits):
-    found = read_json(digits.evaluation)
-    for space in ("pixels", "random_conv"):
-        assert 0 <= found["metrics"][f"memorisation_auc_{space}"] <= 1
-    assert (digits.pictures / "neighbours.png").exists()
-    assert "Nearest training images" in digits.report.read_text()
-    run = found["run"]
-    assert (run["checkpoint_step"], run["seed"], run["weights"]) == (4, 0, "ema")
-    assert (run["num_steps"], run["num_refine_steps"]) == (3, 1)
+def read(run, name):
+    return json.loads((run.evaluations / name / "record.json").read_text())
 
 
-def test_an_evaluation_of_points_compares_the_estimated_log_ratio_with_the_true_one(trained):
-    metrics = read_json(trained.evaluation)["metrics"]
-    assert metrics["log_ratio_kl"] > 0  # After four steps the estimate is of no use yet.
-    assert metrics["kl_to_data"] > 0
-    assert metrics["sinkhorn_divergence_64"] > 0
-
-
-def test_weights_of_an_inception_network_judge_unrounded_samples_by_the_training_set(
-    digits, tiny, tmp_path, monkeypatch
+def test_a_finished_run_has_a_record_of_its_own_settings_and_is_not_evaluated_again(
+    trained, capsys
 ):
-    (tmp_path / "weights.pth").write_text("weights")
-    calls = []
-
-    def judge(samples, reference, protocol, weights, metrics, *, cache):
-        calls.append((samples, reference, protocol.name, metrics))
-        return Judged({f"fid_of_{protocol.name}": 1.0}, {"protocol": protocol.name}, np.zeros(1))
-
-    monkeypatch.setattr(compare.inception, "judge", judge)
-    keys = ("evaluate.inception_weights", "evaluate.legacy_weights")
-    config = tiny("digits", dict.fromkeys(keys, str(tmp_path / "weights.pth")))
-    modes.run(Request("evaluate", config, digits.root))
-    found = read_json(digits.evaluation)
-    names = ["standard", "fid_legacy_fdrl"]
-    assert [call[2] for call in calls] == names
-    assert [p["protocol"] for p in found["protocols"]] == names
-    assert {f"fid_of_{name}" for name in names} < found["metrics"].keys()
-    samples, reference, _, metrics = calls[1]
-    assert samples.pixels.dtype == np.float32
-    assert reference.pixels.dtype == np.uint8
-    assert (len(samples.pixels), len(reference.pixels)) == (64, 1_437)
-    assert metrics == ["fid"]
-    assert found["reference"]["where"] == "training set of digits"
+    found = read(trained, "step_4")
+    assert found["key"]["num_samples"] == 64
+    assert found["key"]["settings"]["flow.num_steps"] == 3
+    assert found["key"]["run"] == trained.id
+    before = contents(trained.evaluations)
+    start("train", trained.root)
+    assert "already evaluated: step 4, 64 samples" in capsys.readouterr().out
+    assert contents(trained.evaluations) == before
 
 
-def test_missing_weights_are_told_before_training_begins(tiny, tmp_path):
-    config = tiny(changes={"evaluate.inception_weights": "nowhere.pth"})
-    with pytest.raises(UserError, match=r"nowhere\.pth does not exist.*6726825d"):
-        modes.run(Request("train", config, tmp_path / "run", "a command"))
-    assert not (tmp_path / "run").exists()
+def test_an_evaluation_of_other_settings_is_added_and_says_so(trained, capsys):
+    before, page = contents(trained.evaluations), trained.report.read_bytes()
+    evaluate(trained, {"flow.num_steps": 5})
+    evaluate(trained, num_samples=16)
+    evaluate(trained, checkpoint=2)
+    after = contents(trained.evaluations)
+    assert after.items() >= before.items()
+    assert trained.report.read_bytes() == page, "the run's report is of its own settings"
+    found = [read(trained, path.parent.name) for path in trained.evaluations.glob("*/record.json")]
+    keys = [(r["key"]["step"], r["key"]["num_samples"], r["key"]["settings"]["flow.num_steps"]) for r in found]
+    assert sorted(keys) == [(2, 64, 3), (4, 16, 3), (4, 64, 3), (4, 64, 5)]
+    (changed,) = [p for p in trained.evaluations.glob("step_4_*") if "flow.num_steps is 5 but was 3" in (p / "report.html").read_text()]
+    assert read(trained, changed.name)["key"]["settings"]["flow.num_steps"] == 5
+    capsys.readouterr()
+    start("train", trained.root)
+    shown = capsys.readouterr().out
+    assert evaluation.table(report.metrics_of(trained.evaluations / "step_4")) in shown
 
 
-def test_a_report_never_stands_beside_metrics_of_another_evaluation(tiny, tmp_path, monkeypatch):
-    run = Request("train", tiny(), tmp_path / "run", "a command")
-    workdir = Workdir(run.workdir)
-    modes.run(run)
+def test_the_number_of_samples_is_the_one_that_was_asked_for(trained):
+    evaluate(trained, num_samples=50)
+    newest = records.newest(trained.evaluations)
+    assert read(trained, newest.name)["key"]["num_samples"] == 50
+
+
+def test_the_same_evaluation_again_gives_the_same_numbers(trained, tmp_path):
+    before = read(trained, "step_4")["metrics"]
+    for path in trained.evaluations.iterdir():
+        path.rename(tmp_path / path.name)
+    evaluate(trained)
+    again = read(trained, "step_4")["metrics"]
+    assert again.keys() == before.keys()
+    for name, metric in again.items():
+        np.testing.assert_allclose(metric["value"], before[name]["value"], rtol=1e-6)
+
+
+def test_an_interrupted_evaluation_leaves_no_record(trained, monkeypatch):
+    before = contents(trained.evaluations)
 
     def interrupted(*arguments):
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patched:
-        patched.setattr(report, "write", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            modes.run(run._replace(mode="evaluate", checkpoint="2"))
-    assert read_json(workdir.evaluation)["step"] == 2
-    assert not workdir.report.exists()
-    modes.run(run)
-    assert read_json(workdir.evaluation)["step"] == 4
-    assert "step 4" in workdir.report.read_text()
+    monkeypatch.setattr(report, "draw", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(trained, num_samples=20)
+    assert contents(trained.evaluations) == before
+
+
+def test_the_report_is_written_again_from_the_record_only(trained, capsys):
+    page = trained.evaluations / "step_4" / "report.html"
+    before = page.read_bytes()
+    page.unlink()
+    trained.report.unlink()
+    start("report", trained.root, name="step_4")
+    assert page.read_bytes() == before
+    assert f"report: {page}" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"no evaluation step_5 .*did you mean 'step_4'.*there are"):
+        start("report", trained.root, name="step_5")
+    start("train", trained.root)
+    assert trained.report.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "content", ["text", "null", "[]", "{}", '{"key": {}, "metrics": null}', '{"metrics": {}}']
+)
+def test_a_record_that_was_edited_by_hand_is_named(content, of_images):
+    file = of_images.evaluations / "step_4" / "record.json"
+    file.write_text(content)
+    for mode in ("report", "evaluate"):
+        with pytest.raises(UserError, match=r"record\.json is damaged") as caught:
+            start(mode, of_images.root)
+        assert "\n" not in str(caught.value)
+
+
+def test_without_an_evaluation_the_report_says_how_to_get_one(of_images):
+    (of_images.evaluations / "step_4").rename(of_images.root / "elsewhere")
+    with pytest.raises(UserError, match="evaluate with --mode=evaluate first"):
+        start("report", of_images.root)
+
+
+def test_an_evaluation_of_images_reports_memorisation_and_shows_the_nearest(of_digits):
+    metrics = read(of_digits, "step_4")["metrics"]
+    for space in ("pixels", "random_conv"):
+        assert 0 <= metrics[f"memorisation_auc_{space}"]["value"] <= 1
+    assert (of_digits.evaluations / "step_4" / "neighbours.png").exists()
+    assert of_digits.report.read_text().count("data:image/png;base64,") >= 4
+
+
+def test_metrics_that_need_the_training_data_are_skipped_with_the_reason(of_images, tmp_path):
+    changed = {"data.dir": tmp_path / "nowhere"}
+    evaluate(of_images, changed, num_samples=16)
+    newest = records.newest(of_images.evaluations)
+    skipped = " ".join(map(str, read(of_images, newest.name)["details"]["skipped"]))
+    assert "training" in skipped
+
+
+def test_an_evaluation_of_points_compares_the_estimated_log_ratio_with_the_true_one(trained):
+    metrics = read(trained, "step_4")["metrics"]
+    assert metrics["log_ratio_kl"]["value"] > 0  # After four steps the estimate is of no use yet.
+    assert metrics["kl_to_data"]["value"] > 0
+    assert metrics["sinkhorn_divergence_64"]["value"] > 0
+
+
+def test_missing_weights_are_named_before_any_sample_is_drawn(trained, monkeypatch):
+    from experiments.modes import evaluate as mode
+
+    monkeypatch.setattr(mode, "sample_state", lambda *_: pytest.fail("samples were drawn"))
+    with pytest.raises(UserError, match=r"nowhere\.pth does not exist"):
+        evaluate(trained, {"evaluate.inception_weights": "nowhere.pth"})
