@@ -11,12 +11,12 @@ from experiments.sampling.opened import Opened
 Key = dict[str, Any]
 
 
-def key_of(opened: Opened, num_samples: int, **more: Any) -> Key:
+def key_of(opened: Opened, num_samples: int | None, **more: Any) -> Key:
     """Returns what a record follows from, as JSON can hold it.
 
     Args:
       opened: run, settings and checkpoint.
-      num_samples: number of samples.
+      num_samples: number of samples; `None` for what draws any number.
       **more: what else it follows from, such as a classifier's digest.
     """
     experiment = opened.experiment

@@ -2,29 +2,25 @@
 
 import numpy as np
 import pytest
-from experiments.request import Request
-from experiments.storage.workdir import Workdir
+from small_runs import start
 
-from experiments import build, modes
+from experiments import build
 from experiments.errors import UserError
+from experiments.modes import creation
 from experiments.pictures import flow, images
-from experiments.training import loop
 
 
-@pytest.fixture(scope="module")
-def of_digits(tiny, tmp_path_factory):
-    workdir = Workdir(tmp_path_factory.mktemp("digits"))
-    workdir.create()
-    loop.train(build.experiment(tiny("digits")), workdir, "a command")
-    return workdir
+def untrained(wanted):
+    experiment = build.experiment(wanted, creation.load_data(wanted))
+    return experiment, build.ratio_training(experiment).init_state()
 
 
-@pytest.mark.parametrize("mode", ["strips", "interpolate"])
-def test_a_run_on_images_gives_the_picture(of_digits, tiny, capsys, mode):
-    modes.run(Request(mode, tiny("digits"), of_digits.root))
-    path = capsys.readouterr().out.split("picture: ")[1].strip()
-    assert path.endswith(".png")
-    assert (of_digits.pictures / path.split("/")[-1]).exists()
+@pytest.mark.parametrize(("mode", "name"), [("strips", "strips"), ("interpolate", "interpolation")])
+def test_a_run_on_images_gives_the_picture(of_digits, capsys, mode, name):
+    start(mode, of_digits.root)
+    path = of_digits.pictures / f"{name}.png"
+    assert capsys.readouterr().out == f"picture: {path}\n"
+    assert path.stat().st_size > 1_000
 
 
 def test_the_points_of_a_path_share_their_noise_and_its_ends_are_samples_of_the_prior(
@@ -33,9 +29,8 @@ def test_the_points_of_a_path_share_their_noise_and_its_ends_are_samples_of_the_
     sheets = {}
     monkeypatch.setattr(images, "interpolations", sheets.update)
     # Without a drift all that moves the points is the noise.
-    config = tiny("digits", {"flow.step_size": 1e-12, "flow.noise_scale": 0.5})
-    experiment = build.experiment(config)
-    flow.interpolations(experiment, experiment.init_state())
+    wanted = tiny("digits", {"flow.step_size": 1e-12, "flow.noise_scale": 0.5})
+    flow.interpolations(*untrained(wanted))
     for start, end in sheets.values():
         noise = end - start
         np.testing.assert_allclose(noise, np.broadcast_to(noise[:, :1], noise.shape), atol=1e-5)
@@ -45,7 +40,6 @@ def test_the_points_of_a_path_share_their_noise_and_its_ends_are_samples_of_the_
 
 
 def test_figures_of_images_are_refused_for_points(tiny):
-    experiment = build.experiment(tiny())
     for draw in (flow.flow_strip, flow.interpolations):
         with pytest.raises(UserError, match="'swissroll' are points"):
-            draw(experiment, experiment.init_state())
+            draw(*untrained(tiny()))
