@@ -1,4 +1,4 @@
-"""A classifier of CIFAR-10 for two purposes: features to evaluate samples in, or guidance by class.
+"""A classifier of CIFAR-10: features for the evaluation of samples, or guidance by class.
 
 Command: python -m experiments.main --mode=train_classifier --config=configs/cifar10_classifier.py
   --data_dir=FOLDER_OR_ZIP --workdir=runs/cifar10_classifier
@@ -10,7 +10,7 @@ from configs import base
 
 
 def get_config(name: str = "") -> ConfigDict:
-    """Returns the config, or its variants: "robust" (for guidance) and "tiny"."""
+    """Returns the config, or its variant: "tiny"."""
     c = base.get_config()
     c.data.name = "folder"
     c.data.image_size = 32

@@ -1,4 +1,4 @@
-"""A classifier of MNIST for two purposes: features to evaluate samples in, or guidance by class.
+"""A classifier of MNIST: features for the evaluation of samples, or guidance by class.
 
 Command: python -m experiments.main --mode=train_classifier --config=configs/mnist_classifier.py
   --data_dir=FOLDER_OR_ZIP --workdir=runs/mnist_classifier
@@ -10,7 +10,7 @@ from configs import base
 
 
 def get_config(name: str = "") -> ConfigDict:
-    """Returns the config, or its variants: "robust" (for guidance) and "tiny"."""
+    """Returns the config, or its variant: "tiny"."""
     c = base.get_config()
     c.data.name = "folder"
     c.data.channels = 1
@@ -20,9 +20,10 @@ def get_config(name: str = "") -> ConfigDict:
     c.network.blocks = ((32, 2), (64, 2), (64, 1))
     c.augment.max_shift = 2
     c.attack.num_steps = 0
-    c.optimizer.learning_rate = 1e-3
+    c.optimizer.learning_rate = 3e-3
+    c.optimizer.clip_norm = 1.0
     c.optimizer.schedule = "cosine"
-    c.train.num_steps = 1_500
-    c.train.batch_size = 128
+    c.train.num_steps = 3_000
+    c.train.batch_size = 64
     c.checkpoint.every_steps = 500
     return base.variant(c, name)

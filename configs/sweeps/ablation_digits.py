@@ -48,5 +48,5 @@ def get_sweep() -> dict[str, Any]:
             "step size, end over start": {f"{d:g}": decaying(1.0, d) for d in (0.1, 1.0, 10.0)},
         },
         "seeds": (0, 1),
-        "metrics": ("frechet_distance", "top_probability"),
+        "metrics": ("frechet_svc_360", "top_probability_svc_360"),
     }

@@ -68,8 +68,10 @@ def estimate(values: Iterable[float]) -> Estimate:
 
 
 def by_name(metrics: Iterable[Metric]) -> Metrics:
-    """Returns metrics by their names, in the same order."""
-    return {metric.name: metric for metric in metrics}
+    """Returns metrics by their names, in the order of the definitions, which is that of reading."""
+    order = list(DEFINITIONS)
+    by_definition = sorted(metrics, key=lambda metric: order.index(metric.definition))
+    return {metric.name: metric for metric in by_definition}
 
 
 def with_count(name: str, num_samples: int) -> str:
@@ -92,8 +94,8 @@ def from_json(stored: Mapping[str, Mapping[str, Any]]) -> Metrics:
     def read(fields: Mapping[str, Any], side: str, spread: str) -> Estimate | None:
         return None if fields[side] is None else Estimate(fields[side], fields[spread])
 
-    return {
-        name: Metric(
+    return by_name(
+        Metric(
             name,
             fields["definition"],
             Estimate(fields["value"], fields["spread"]),
@@ -101,7 +103,7 @@ def from_json(stored: Mapping[str, Mapping[str, Any]]) -> Metrics:
             read(fields, "real", "real_spread"),
         )
         for name, fields in stored.items()
-    }
+    )
 
 
 def values(stored: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Pictures of what the weight of a classifier does to class-conditional samples."""
+"""Pictures of the effect of a classifier's weight on class-conditional samples."""
 
 from collections.abc import Mapping, Sequence
 

@@ -1,4 +1,4 @@
-"""The picture of memorisation: samples beside what is nearest to them in the training set."""
+"""The picture of memorisation: samples next to their nearest training images."""
 
 from collections.abc import Mapping
 

@@ -8,7 +8,7 @@ and does not end the sweep.
 Try:
   python -m experiments.sweep --sweep=configs/sweeps/ablation_digits.py --workdir=runs/ablation
   python -m experiments.sweep --config=configs/digits.py --grid config.flow.num_steps=10,20,40 \
-    --seeds=0,1 --metrics=frechet_distance --config.train.num_steps=500 --workdir=runs/length
+    --seeds=0,1 --metrics=frechet_svc_360 --config.train.num_steps=500 --workdir=runs/length
 
 written: table.md, table.csv, picture.png, and in each run's folder output.txt beside the usual.
 """

@@ -160,7 +160,7 @@ def test_data_is_drawn_from_arrays_and_host_batch_with_one_key_at_consecutive_po
     for i, (data, batch, key, positions) in enumerate(calls):
         np.testing.assert_array_equal(data, CONSTANTS.data)
         np.testing.assert_array_equal(batch, batches[i])
-        assert key == calls[0][2]
+        np.testing.assert_array_equal(key, calls[0][2])
         np.testing.assert_array_equal(positions, 4 * i + np.arange(4))
 
 

@@ -11,6 +11,7 @@ import pytest
 from image_files import encoded
 
 from experiments import evaluate
+from experiments.data.pixels import to_unit
 from experiments.errors import DataError
 from experiments.evaluation import image_sets
 from experiments.evaluation.protocols import LEGACY, STANDARD, Weights, prefixed
@@ -66,7 +67,7 @@ def test_the_metric_is_zero_for_equal_sets_small_for_halves_and_grows_with_noise
         noisy = np.clip(samples + (scale or 0) * rng.normal(size=samples.shape), 0, 255)
         np.savez(tmp_path / "samples.npz", arr_0=np.round(noisy).astype(np.uint8))
         arguments = (tmp_path / "samples.npz", tmp_path / "reference.npz", "--features=random_conv")
-        values.append(run(capsys, *arguments)[1]["metrics"]["frechet_random_conv_300"])
+        values.append(run(capsys, *arguments)[1]["metrics"]["frechet_random_conv_300"]["value"])
     assert values[0] == pytest.approx(0.0, abs=1e-9)
     assert values == sorted(values)
     assert values[-1] > 20 * values[1]
@@ -102,7 +103,7 @@ def test_a_feature_space_of_ones_own_is_a_function_in_a_module(stored, capsys, m
     arguments = (stored / "folder", stored / "reference.npz")
     code, result = run(capsys, *arguments, "--features=my_space:means")
     assert code == 0
-    assert result["metrics"]["frechet_means_60"] > 0
+    assert result["metrics"]["frechet_means_60"]["value"] > 0
     code, message = run(capsys, *arguments, "--features=random_con")
     assert code == 2
     assert "did you mean 'random_conv'" in message
@@ -176,3 +177,12 @@ def test_a_mistyped_flag_does_not_wait_for_what_judges():
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "unrecognized arguments: --x" in done.stderr
     assert not {"sklearn", "grain", "matplotlib", "orbax"} & set(done.stdout.split())
+
+
+def test_a_stream_of_images_is_the_same_set_as_the_images_in_memory(stripes):
+    pixels = stripes(50, 0)
+    whole = image_sets.ImageSet("x", pixels)
+    for size in (7, 50):
+        parts = [to_unit(pixels[i : i + size]) for i in range(0, 50, size)]
+        stream = image_sets.ImageStream("x", lambda parts=parts: iter(parts))
+        assert stream.summarised() == whole.summarised()

@@ -5,6 +5,7 @@ agreement does not depend.
 """
 
 import functools
+import io
 import json
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 from experiments import evaluate
 from experiments.errors import UserError
 from experiments.evaluation import inception, inception_process
-from experiments.evaluation.image_sets import ImageSet
+from experiments.evaluation.image_sets import ImageSet, ImageStream
 from experiments.evaluation.protocols import LEGACY, METRICS, STANDARD
 from fdrl_jax.metrics import manifold_metrics
 
@@ -99,24 +100,26 @@ def test_metrics_equal_a_direct_call_of_torch_fidelity(sets, weights, tmp_path, 
     ours |= {"precision": "precision", "recall": "recall"}
     ours |= {"inception_score": "inception_score_mean"}
     for name, theirs in ours.items():
-        value = result["metrics"][f"{name}_{suffix}"]
+        value = result["metrics"][f"{name}_{suffix}"]["value"]
         assert value == pytest.approx(direct[theirs], rel=1e-6), name
-    assert result["metrics"][f"fid_{suffix}"] > 0
-    assert 0 <= result["metrics"][f"coverage_{suffix}"] <= 1
+    assert result["metrics"][f"fid_{suffix}"]["value"] > 0
+    assert 0 <= result["metrics"][f"coverage_{suffix}"]["value"] <= 1
 
 
 @pytest.mark.slow
 def test_features_of_the_reference_are_kept_and_used(sets, weights, tmp_path):
     few = sets[0]._replace(pixels=sets[0].pixels[:8])
-    judge = functools.partial(inception.judge, few, sets[1], STANDARD, weights, cache=tmp_path)
-    first = judge(["kid", "precision_recall", "density_coverage"])
+    compute = functools.partial(inception.compute, few, sets[1], STANDARD, weights, cache=tmp_path)
+    first = compute(["kid", "precision_recall", "density_coverage"])
     (kept,) = tmp_path.iterdir()
     manifold = manifold_metrics(first.sample_features, np.load(kept))._asdict()
-    for name, value in first.metrics.items():
-        if not name.startswith("kid"):
-            assert value == pytest.approx(manifold[name.partition("_")[0]]), name
+    for metric in first.metrics:
+        if metric.definition != "kid":
+            assert metric.value == pytest.approx(manifold[metric.definition]), metric.name
     np.save(kept, 2.0 * np.load(kept))
-    assert judge(["kid"]).metrics.items().isdisjoint(first.metrics.items())
+    (kid,) = compute(["kid"]).metrics
+    assert kid.definition == "kid"
+    assert kid not in first.metrics
     assert list(tmp_path.iterdir()) == [kept]
 
 
@@ -140,11 +143,12 @@ def test_the_legacy_protocol_takes_floats_that_are_not_rounded(sets, tmp_path):
     network = Inception3(init_weights=False)
     weights = save_random(network, tmp_path / "legacy.pth")
     with pytest.raises(UserError, match="was rounded to 256 levels"):
-        inception.judge(*sets, LEGACY, weights, ["fid"], cache=tmp_path)
+        inception.compute(*sets, LEGACY, weights, ["fid"], cache=tmp_path)
     floats = sets[0].unit[:3] * np.float32(0.999)
-    np.save(tmp_path / "floats.npy", floats)
-    ours = inception_process.build_network({"protocol": LEGACY.name, "weights": weights})
-    features = inception_process.extract(ours, str(tmp_path / "floats.npy"), batch_size=3)["2048"]
+    job = {"protocol": LEGACY.name, "weights": weights, "pixels": "float32", "batch_size": 2}
+    ours = inception_process.build_network(job)
+    stream = io.BytesIO(floats.tobytes())
+    features = inception_process.extract(ours, job, floats.shape, stream)["2048"]
     network.fc = torch.nn.Identity()
     large = torch.nn.functional.interpolate(
         torch.from_numpy(floats).permute(0, 3, 1, 2), (299, 299), mode="bilinear"
@@ -159,4 +163,20 @@ def test_a_file_that_holds_no_weights_is_told_in_one_line(sets, tmp_path):
     needs_torch()
     (tmp_path / "text.pth").write_text("not weights")
     with pytest.raises(UserError, match=r"text\.pth holds no weights of this network"):
-        inception.judge(*sets, STANDARD, str(tmp_path / "text.pth"), ["fid"], cache=tmp_path)
+        inception.compute(*sets, STANDARD, str(tmp_path / "text.pth"), ["fid"], cache=tmp_path)
+
+
+@pytest.mark.slow
+def test_a_reference_is_streamed_and_gives_the_numbers_of_the_same_images_in_memory(
+    sets, weights, tmp_path
+):
+    samples, reference = sets
+    batches = [reference.unit[:5], reference.unit[5:]]
+    stream = ImageStream("stream", lambda: iter(batches))
+    found = [
+        inception.compute(samples, other, STANDARD, weights, ["fid"], cache=tmp_path / name)
+        for name, other in (("memory", reference), ("stream", stream))
+    ]
+    assert found[0].metrics == found[1].metrics
+    names = [{path.name for path in (tmp_path / name).iterdir()} for name in ("memory", "stream")]
+    assert names[0] == names[1], "the cache knows them as the same images"

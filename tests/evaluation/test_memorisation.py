@@ -18,6 +18,10 @@ def images(stripes):
     return pixels[:200], pixels[200:]
 
 
+def values(metrics):
+    return {metric.name: metric.value for metric in metrics}
+
+
 def in_batches(train, size=64):
     return lambda: (train[first : first + size] for first in range(0, len(train), size))
 
@@ -35,9 +39,9 @@ def test_neighbours_are_those_of_a_brute_force_search_whatever_the_batches(image
 
 def test_copies_score_one_and_new_images_a_half(images, stripes):
     train, held_out = images
-    copies, _ = memorisation.judge(train[:50], held_out, in_batches(train), SPACES)
+    copies = values(memorisation.search(train[:50], held_out, in_batches(train), SPACES)[0])
     new = stripes(100, 1, size=8) / np.float32(127.5) - np.float32(1.0)
-    fresh, _ = memorisation.judge(new, held_out, in_batches(train), SPACES)
+    fresh = values(memorisation.search(new, held_out, in_batches(train), SPACES)[0])
     for space in SPACES:
         assert copies[f"memorisation_auc_{space}"] == pytest.approx(1.0)
         assert copies[f"memorisation_median_ratio_{space}"] == pytest.approx(0.0, abs=1e-3)
@@ -49,8 +53,26 @@ def test_copies_score_one_and_new_images_a_half(images, stripes):
 def test_the_picture_shows_each_sample_beside_its_nearest_training_images(images, tmp_path):
     train, held_out = images
     samples = np.concatenate([train[10:12], held_out[:3]])
-    _, shown = memorisation.judge(samples, held_out, in_batches(train), SPACES, num_neighbours=4)
+    _, shown = memorisation.search(samples, held_out, in_batches(train), SPACES, num_neighbours=4)
     assert shown["pixels"].shape == (5, 4, 8, 8, 3)
     np.testing.assert_array_equal(shown["pixels"][:2, 0], train[10:12])
+    for space in SPACES:
+        queries = memorisation.nearest(samples, in_batches(train)(), 4, SPACES[space])
+        np.testing.assert_array_equal(shown[space], train[queries.indices])
     path = save(neighbours(samples, shown), tmp_path / "neighbours.png")
     assert path.stat().st_size > 1_000
+
+
+def test_the_training_set_is_read_once_per_space_and_only_what_is_shown_is_kept(images):
+    train, held_out = images
+    passes = []
+
+    def counted():
+        passes.append(1)
+        return in_batches(train)()
+
+    memorisation.search(train[:20], held_out, counted, SPACES, num_shown=2, num_neighbours=3)
+    assert len(passes) == len(SPACES)
+    near = memorisation.nearest(train[:20], in_batches(train)(), 3, num_shown=2)
+    assert near.images.shape == (2, 3, 8, 8, 3)
+    assert near.images.base is None or near.images.base.size == near.images.size

@@ -6,7 +6,10 @@ import pytest
 
 from experiments.data import digits
 from experiments.errors import DataError
-from experiments.evaluation import translation
+from experiments.evaluation import references, translation
+from experiments.evaluation.translation import evaluate_translation
+from experiments.pictures.images import translation as draw_translation
+from experiments.sampling.samples import Samples
 
 
 @pytest.fixture(scope="module")
@@ -37,25 +40,45 @@ def test_a_class_that_is_no_digit_is_answered_with_the_digits(classes):
         digits(*classes)
 
 
+def evaluate(pair, translated):
+    reference = references.of(pair, ("3", "8"))
+    sources = reference.starts.images[: len(translated)]
+    return evaluate_translation(reference, Samples(sources, translated, translated))
+
+
 def test_sources_left_as_they_are_are_kept_and_no_target(pair):
-    told = translation.metrics(pair, pair.starts(np.arange(30)))
-    assert told["target_share"] == told["target_share_of_source"] < 0.1
-    assert told["target_share_of_data"] > 0.9
-    assert told["distance_to_own_source"] == 0.0
-    assert told["own_source_nearest_share"] == 1.0
-    assert told["num_samples"] == 30
+    found = evaluate(pair, pair.starts(np.arange(30)))
+    share = found.metrics["target_share_svc_30"]
+    assert share.value == share.prior.value < 0.1
+    assert share.real.value > 0.9
+    assert found.metrics["distance_to_own_source"].value == 0.0
+    own = found.metrics["own_source_nearest_share_30"]
+    assert (own.value, own.prior.value) == (1.0, 1.0)
+    assert own.real.value == pytest.approx(1 / 30)
+    assert found.record["num_images"] == 30
 
 
 def test_random_images_of_the_target_are_the_target_and_keep_nothing(pair):
-    told = translation.metrics(pair, pair.held_out(30, 0))
-    assert told["target_share"] > 0.9
-    assert told["own_source_nearest_share"] < 0.3
-    assert told["distance_to_own_source"] == pytest.approx(
-        told["distance_to_other_sources"], rel=0.2
-    )
+    found = evaluate(pair, pair.held_out(30, 0))
+    assert found.metrics["target_share_svc_30"].value > 0.9
+    assert found.metrics["own_source_nearest_share_30"].value < 0.3
+    own, others = (found.metrics[f"distance_to_{x}"].value for x in ("own_source", "other_sources"))
+    assert own == pytest.approx(others, rel=0.2)
 
 
-def test_domains_of_other_images_are_judged_by_a_classifier_of_the_two(pair):
-    told = translation.metrics(pair._replace(name="folder"), pair.held_out(30, 0))
-    assert told["target_share"] > 0.9
-    assert told["target_share_of_source"] < 0.1
+def test_domains_of_other_images_are_told_apart_by_a_classifier_of_the_two(pair):
+    found = evaluate(pair._replace(name="folder"), pair.held_out(30, 0))
+    share = found.metrics["target_share_svc_30"]
+    assert share.value > 0.9
+    assert share.prior.value < 0.1
+
+
+def test_the_picture_names_both_domains_and_says_what_is_kept_and_what_is_the_target(pair):
+    found = evaluate(pair, pair.starts(np.arange(30)))
+    caption = translation.caption(found.metrics)
+    assert caption.startswith("taken for the target: 0% (sources 0%, targets 9")
+    assert caption.endswith("nearest to their own source: 100% (by chance 3.3%)")
+    images = pair.held_out(4, 0)
+    figure = draw_translation(images, images, images, ("3", "8"), caption)
+    assert [ax.get_title() for ax in figure.axes][::2] == ["source: 3", "target: 8"]
+    assert figure.get_supxlabel() == caption

@@ -171,7 +171,7 @@ def test_the_command_runs_the_program_and_tells_how_each_run_ended(tmp_path, cap
     assert "seed 0 failed: config: " in told
     assert "use 'lsif' with 'pearson'" in told
     figures = json.loads((tmp_path / "loss.name/loss.name=lr/seed_0/evaluation.json").read_text())
-    assert f"| loss.name=lr | 1 | {figures['metrics']['energy_ratio']:.4g} |" in told
+    assert f"| loss.name=lr | 1 | {figures['metrics']['energy_ratio']['value']:.4g} |" in told
     assert {"table.md", "table.csv", "picture.png"} <= {path.name for path in tmp_path.iterdir()}
 
 

@@ -1,0 +1,109 @@
+"""Metrics of images stand between those of the prior and of real images of the same number."""
+
+import numpy as np
+import pytest
+
+from experiments.data.digits import digits
+from experiments.evaluation import draws, references
+from experiments.evaluation.draws import Pools
+from experiments.evaluation.images import evaluate_images
+from experiments.evaluation.references import ImageReference
+from experiments.sampling.samples import Samples
+
+
+def unit(pixels):
+    return pixels / np.float32(127.5) - np.float32(1.0)
+
+
+class Brightness:
+    """Classifies images by whether their mean is above 0; features are means of channels."""
+
+    space = "brightness"
+
+    def describe(self):
+        return {"name": "brightness", "accuracy": 0.5}
+
+    def probabilities_and_features(self, images):
+        bright = 1.0 / (1.0 + np.exp(-20.0 * images.mean(axis=(1, 2, 3))))
+        return np.stack([1.0 - bright, bright], axis=1), images.mean(axis=(1, 2))
+
+
+@pytest.fixture(scope="module")
+def found(stripes):
+    reference = ImageReference("stripes", unit(stripes(120, 0)))
+    samples = Samples(*(unit(stripes(300, seed)) for seed in (1, 2, 3)))
+    noise = np.random.default_rng(0).uniform(-1, 1, samples.prior.shape).astype(np.float32)
+    train = unit(stripes(200, 4))
+    return evaluate_images(
+        reference,
+        samples._replace(prior=noise),
+        train_batches=lambda: iter([train[:150], train[150:]]),
+        classifier=Brightness(),
+    )
+
+
+def test_samples_like_the_data_score_like_real_images_and_noise_does_not(found):
+    for name in ("frechet_random_conv_60", "pixel_energy_distance_60"):
+        metric = found.metrics[name]
+        assert metric.samples.spread > 0
+        assert metric.real.spread > 0
+        assert abs(metric.way_left) < 0.3, name
+        assert metric.prior.value > metric.real.value + 5 * metric.real.spread
+
+
+def test_a_classifier_gives_its_features_sureness_and_classes_and_is_on_record(found):
+    assert found.record["classifier"] == {"name": "brightness", "accuracy": 0.5}
+    shares = found.record["class_shares_classifier"]
+    assert set(shares) == {"samples", "prior", "real"}
+    assert sum(shares["samples"]) == pytest.approx(1.0)
+    sure = found.metrics["top_probability_brightness_60"]
+    assert 0.5 < sure.value < 1.0
+    assert sure.value == pytest.approx(sure.real.value, abs=0.05)
+    smallest, largest = (
+        found.metrics[f"{side}_class_share_brightness_60"].value for side in ("smallest", "largest")
+    )
+    assert smallest + largest == pytest.approx(1.0)
+    assert found.metrics["frechet_brightness_60"].prior.value > 0
+
+
+def test_the_nearest_training_images_are_found_as_well(found):
+    assert found.record["skipped"] == []
+    assert found.nearest["pixels"].shape == (8, 7, 16, 16, 3)
+    assert 0.3 < found.metrics["memorisation_auc_pixels"].value < 0.7
+
+
+def test_draws_have_disjoint_halves_and_disjoint_samples_while_there_are_enough():
+    def pools(num_images, num_spare, num_samples):
+        spare = np.zeros((num_spare, 1)) if num_spare else None
+        return Pools(np.zeros((num_images, 1)), spare, *np.zeros((2, num_samples, 1)))
+
+    halves = draws.indices(pools(100, 0, 250), 5)
+    for draw in halves:
+        assert len(draw.reference) == len(draw.real) == len(draw.samples) == 50
+        assert not set(draw.reference) & set(draw.real)
+    assert len({i for draw in halves for i in draw.samples}) == 250
+    with_spare = draws.indices(pools(100, 300, 120), 5)
+    assert all(set(draw.reference) == set(range(100)) for draw in with_spare)
+    assert with_spare[0].real.tolist() != with_spare[1].real.tolist()
+    assert all(len(set(draw.samples)) == 100 for draw in with_spare)
+    assert draws.indices(pools(3, 0, 50), 5) == []
+
+
+def test_one_held_out_image_leaves_no_distance_and_the_record_says_so(stripes):
+    images = unit(stripes(8, 0))
+    found = evaluate_images(ImageReference("one", images[:1]), Samples(images, images, images))
+    assert found.metrics == {}
+    assert found.record["skipped"][0].startswith("distances: fewer than 4 held-out images")
+
+
+def test_digits_are_compared_with_all_held_out_digits_by_a_classifier_that_is_new_to_them():
+    source = digits()
+    reference = references.of(source)
+    train = source.train()
+    mean = np.broadcast_to(train.mean(axis=0), train.shape)
+    found = evaluate_images(reference, Samples(mean, train, train))
+    metric = found.metrics["frechet_svc_360"]
+    assert metric.real.value < 0.5 < metric.prior.value
+    assert abs(metric.way_left) < 0.1
+    assert found.metrics["top_probability_svc_360"].real.value > 0.8
+    assert len(found.record["class_shares_svc"]["real"]) == 10

@@ -1,0 +1,71 @@
+"""Metrics are records between those of the prior and of real data, and are defined in one place."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from experiments.evaluation import definitions, metrics
+from experiments.evaluation.metrics import Estimate, Metric
+
+DOCS = Path(__file__).parents[2] / "docs"
+FAR, NEAR = Estimate(10.0, 0.1), Estimate(1.0, 0.1)
+
+
+def frechet(value, prior=FAR, real=NEAR):
+    return Metric("frechet_svc_360", "frechet", Estimate(value, 0.2), prior, real)
+
+
+def test_the_spread_is_the_standard_deviation_over_draws_and_one_draw_has_none():
+    assert metrics.estimate([1.0, 3.0]) == Estimate(2.0, pytest.approx(2**0.5))
+    assert metrics.estimate([1.0]) == Estimate(1.0, None)
+
+
+def test_metrics_survive_json_and_sweeps_read_bare_numbers_of_old_runs_as_well():
+    found = metrics.by_name([frechet(2.0), Metric("kl_to_data", "kl_to_data", Estimate(0.1))])
+    assert list(found) == ["kl_to_data", "frechet_svc_360"], "the order of the definitions"
+    stored = json.loads(json.dumps(metrics.to_json(found), sort_keys=True))
+    assert list(metrics.from_json(stored).items()) == list(found.items())
+    assert stored["frechet_svc_360"]["direction"] == "lower"
+    assert metrics.values({**stored, "old": 3.0}) == {
+        "frechet_svc_360": 2.0,
+        "kl_to_data": 0.1,
+        "old": 3.0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (2.8, "at 20% of the way from real data to the prior"),
+        (0.9, "no worse than real data"),
+        (11.0, "further from real data than the prior"),
+    ],
+)
+def test_the_table_says_where_samples_are_between_real_data_and_the_prior(value, expected):
+    text = metrics.table(metrics.by_name([frechet(value)]))
+    assert expected in text
+    assert "lower is better" in text
+    head, row = text.splitlines()[:2]
+    assert head.split() == ["metric", "samples", "prior", "real", "data", "better"]
+    assert row.split() == [
+        "frechet_svc_360",
+        *(f"{value:g}", "±", "0.2", "10", "±", "0.1", "1", "±", "0.1", "lower"),
+    ]
+
+
+def test_a_metric_that_cannot_tell_the_prior_from_real_data_places_no_samples():
+    close = frechet(1.1, prior=Estimate(1.2, 0.1))
+    assert close.way_left is None
+    assert "frechet" not in metrics.summary(metrics.by_name([close]))
+
+
+@pytest.mark.parametrize(
+    ("num", "name"), [(50_000, "fid_50k"), (5_000, "fid_5k"), (360, "fid_360"), (1_500, "fid_1500")]
+)
+def test_names_of_metrics_include_the_number_of_samples(num, name):
+    assert metrics.with_count("fid", num) == name
+
+
+def test_the_glossary_in_the_documentation_is_that_of_the_definitions():
+    assert definitions.glossary() in (DOCS / "evaluation.md").read_text()

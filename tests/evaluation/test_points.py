@@ -1,0 +1,57 @@
+"""The energy ratio of real data is 1 on average, and every metric has real data next to it."""
+
+import numpy as np
+import pytest
+
+from experiments.data.toy2d import gaussians8
+from experiments.evaluation import points, references
+from experiments.evaluation.points import evaluate_points
+from experiments.sampling.samples import Samples
+from fdrl_jax.metrics import energy_distance
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return references.of(gaussians8())
+
+
+def test_real_data_have_an_energy_ratio_of_one_on_average(reference):
+    data = [reference.draw(300, seed) for seed in range(6)]
+    ratios, of_prior = [], []
+    for seed in range(100, 160):
+        real = reference.draw(300, seed)
+        ratio, _ = points.energy(real, real + 0.5, data)
+        ratios.append(ratio.value)
+        of_prior.append(ratio.prior.value)
+    error = np.std(ratios) / np.sqrt(len(ratios))
+    assert np.mean(ratios) == pytest.approx(1.0, abs=4 * error + 0.2)
+    assert min(of_prior) > max(ratios)
+
+
+def test_the_energy_distance_is_the_mean_over_fresh_data_of_the_unbiased_estimate(reference):
+    samples, *data = (reference.draw(200, seed) for seed in range(4))
+    _, found = points.energy(samples, samples, data)
+    expected = [energy_distance(samples, fresh) for fresh in data[:-1]]
+    assert found.value == pytest.approx(np.mean(expected), abs=1e-5)
+    assert found.samples.spread == pytest.approx(np.std(expected, ddof=1), abs=1e-5)
+    real = [energy_distance(a, b) for a, b in zip(data[1:], data, strict=False)]
+    assert found.real.value == pytest.approx(np.mean(real), abs=1e-5)
+
+
+def test_all_metrics_of_a_mixture_have_the_prior_and_real_data_next_to_them(reference):
+    real = reference.draw(400, 50)
+    prior = np.random.default_rng(0).normal(size=real.shape).astype(np.float32)
+    found = evaluate_points(reference, Samples(prior, real, real), lambda x: np.zeros(len(x)))
+    for metric in found.metrics.values():
+        if metric.definition not in ("log_ratio_kl", *_OF_BRIDGED):
+            assert metric.real is not None, metric.name
+            assert metric.prior is not None, metric.name
+            assert metric.real.spread is not None, metric.name
+    assert found.metrics["modes_hit"].value == found.metrics["modes_hit"].real.value == 8
+    assert found.metrics["high_quality_share"].prior.value < 0.5
+    assert found.metrics["kl_to_data"].value < 0.2 < found.metrics["kl_to_data"].prior.value
+    assert found.metrics["log_ratio_kl"].value < 0.2, "0 is the log-ratio of real data"
+    assert found.record == {"num_draws": 5, "num_samples": 400}
+
+
+_OF_BRIDGED = ("kl_of_bridged_to_data", "kl_of_bridged_to_data_by_estimator")

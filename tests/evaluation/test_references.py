@@ -1,0 +1,60 @@
+"""References are stored with a run, and evaluations need nothing else of the data."""
+
+import itertools
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.data.digits import digits
+from experiments.errors import DataError
+from experiments.evaluation import references
+from experiments.evaluation.images import evaluate_images
+from experiments.evaluation.translation import evaluate_translation
+from experiments.sampling.samples import Samples
+
+
+@pytest.mark.parametrize("classes", [("", ""), ("3", "8")])
+def test_a_stored_reference_equals_what_was_stored(classes, tmp_path):
+    reference = references.of(digits(*classes), classes)
+    references.save(reference, tmp_path / "reference.npz")
+    restored = references.load(tmp_path / "reference.npz")
+    jax.tree.map(np.testing.assert_array_equal, restored, reference)
+    assert jax.tree.structure(restored) == jax.tree.structure(reference)
+
+
+def test_pixels_of_256_levels_are_stored_in_a_byte_each(stripes, tmp_path):
+    images = stripes(200, 0) / np.float32(127.5) - np.float32(1.0)
+    noisy = images + np.float32(1e-3)
+    for name, pixels in (("levels", images), ("floats", noisy)):
+        reference = references.ImageReference(name, pixels)
+        references.save(reference, tmp_path / name)
+        np.testing.assert_array_equal(references.load(tmp_path / name).images, pixels)
+    with np.load(tmp_path / "levels") as stored:
+        assert stored["images"].dtype == np.uint8
+
+
+def test_a_damaged_reference_is_named(tmp_path):
+    path = tmp_path / "reference.npz"
+    path.write_bytes(b"no archive")
+    with pytest.raises(DataError, match=r"reference\.npz is no stored reference"):
+        references.load(path)
+
+
+def test_the_first_examples_are_read_and_no_more():
+    batches = (np.full((4, 2), i) for i in itertools.count())
+    np.testing.assert_array_equal(references.first(batches, 6)[:, 0], [0] * 4 + [1] * 2)
+    assert next(batches)[0, 0] == 2
+
+
+def test_evaluation_works_without_the_training_data_and_says_what_is_missing(tmp_path):
+    path = tmp_path / "reference.npz"
+    images = references.of(digits()).images[:60]
+    references.save(references.of(digits()), path)
+    found = evaluate_images(references.load(path), Samples(images, images, images))
+    assert "frechet_svc_60" in found.metrics
+    assert not any("memorisation" in name for name in found.metrics)
+    assert found.record["skipped"] == ["nearest training images: the training set was not given"]
+    references.save(references.of(digits("3", "8")), path)
+    found = evaluate_translation(references.load(path), Samples(images, images, images))
+    assert "target_share_svc_60" in found.metrics
