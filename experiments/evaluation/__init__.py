@@ -19,7 +19,7 @@ from experiments.evaluation.protocols import check_files
 from experiments.evaluation.references import ImageReference, PointsReference
 from experiments.evaluation.result import Evaluation
 from experiments.evaluation.translation import evaluate_translation
-from experiments.sampling.samples import Samples
+from experiments.samples import Samples
 
 __all__ = [
     "DEFAULT_METRICS",

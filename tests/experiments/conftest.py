@@ -1,4 +1,4 @@
-"""Small runs that the tests of the program share: each is trained once, and copied to be changed."""
+"""Small runs that the tests of the program share: each is trained once, and copied for changes."""
 
 import shutil
 from collections.abc import Callable
@@ -64,7 +64,7 @@ def _copy(trained: Path, folder: Path) -> Run:
 
 @pytest.fixture(scope="module")
 def trained(_trained_once, tmp_path_factory) -> Run:
-    """A tiny run on the swiss roll, trained and evaluated, that the tests of a module may change."""
+    """A tiny run on the swiss roll, trained and evaluated; the tests of a module may change it."""
     return _copy(_trained_once("swissroll"), tmp_path_factory.mktemp("swissroll") / "run")
 
 

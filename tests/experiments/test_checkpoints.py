@@ -200,7 +200,13 @@ def test_a_step_that_does_not_exist_is_answered_with_those_that_do(two):
 
 @pytest.mark.parametrize(
     "content",
-    ["", "[]", '{"step": "2", "metric": "m", "value": 1}', '{"step": 1}', '{"step": 1, "metric": 3}'],
+    [
+        "",
+        "[]",
+        '{"step": "2", "metric": "m", "value": 1}',
+        '{"step": 1}',
+        '{"step": 1, "metric": 3}',
+    ],
 )
 def test_a_record_of_the_best_that_was_edited_is_named(two, content):
     (two / "best.json").write_text(content)

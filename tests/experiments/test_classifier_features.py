@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
+from experiments.request import Request
+from experiments.storage.workdir import read_json
 
 from experiments import classifiers, modes
 from experiments.errors import UserError
-from experiments.request import Request
-from experiments.storage.workdir import read_json
 
 
 @pytest.mark.slow

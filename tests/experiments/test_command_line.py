@@ -47,18 +47,29 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_a_mistake_is_answered_with_what_to_write(arguments, expected, monkeypatch):
     monkeypatch.chdir(ROOT)
     with pytest.raises(UserError, match=re.escape(expected)) as caught:
-        command_line.parse(["--workdir=w", *arguments] if "--mode=sample" not in arguments else arguments)
+        command_line.parse(
+            ["--workdir=w", *arguments] if "--mode=sample" not in arguments else arguments
+        )
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["sample", "--workdir=w"], "stray word 'sample' on the command line; did you mean --mode="),
+        (
+            ["sample", "--workdir=w"],
+            "stray word 'sample' on the command line; did you mean --mode=",
+        ),
         (["--workdir=w", "runs"], "stray word 'runs' on the command line"),
-        (["--mode=interpolate", "--workdir=w", "--class=3"], "--class is a flag of mode sample, not"),
+        (
+            ["--mode=interpolate", "--workdir=w", "--class=3"],
+            "--class is a flag of mode sample, not",
+        ),
         (["--mode=interpolate", "--workdir=w", "--classifier=c"], "flag of mode sample, evaluate,"),
-        (["--mode=strips", "--workdir=w", "--platforms=banana"], "--platforms is a flag of mode exp"),
+        (
+            ["--mode=strips", "--workdir=w", "--platforms=banana"],
+            "--platforms is a flag of mode exp",
+        ),
         (["--workdir=w", "--num_samples=3"], "--num_samples is a flag of mode"),
         (["--mode=report", "--workdir=w", "--checkpoint=3"], "--checkpoint is a flag of mode"),
     ],

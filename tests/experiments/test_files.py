@@ -74,7 +74,8 @@ def test_a_lock_names_its_holder_and_is_free_afterwards(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"{", b"[]", b'"text"', b"null", b"3", b'{"step": "4"}', b"{}", b"\xff", b"[" * 10**5]
+    "content",
+    [b"", b"{", b"[]", b'"text"', b"null", b"3", b'{"step": "4"}', b"{}", b"\xff", b"[" * 10**5],
 )
 def test_a_file_that_was_edited_by_hand_is_named(content, tmp_path):
     path = tmp_path / "record.json"

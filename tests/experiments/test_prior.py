@@ -50,7 +50,12 @@ def test_a_damaged_prior_is_named_and_never_replaced(fitted, tmp_path):
     prior.write(file, fitted)
     whole = file.read_bytes()
     middle = len(whole) // 2
-    for broken in (b"", whole[:-30], whole[:middle] + b"?" + whole[middle + 1 :], b"PK" + bytes(50)):
+    for broken in (
+        b"",
+        whole[:-30],
+        whole[:middle] + b"?" + whole[middle + 1 :],
+        b"PK" + bytes(50),
+    ):
         file.write_bytes(broken)
         with pytest.raises(UserError, match=r"prior\.npz is (damaged|not the prior)"):
             prior.read(file, fitted.sha256)

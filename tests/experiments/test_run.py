@@ -1,6 +1,6 @@
-"""A run is frozen when it is created: nothing that comes later changes what its results follow from.
+"""A run is frozen when it is created: nothing later changes what its results follow from.
 
-Each test of a mode that is refused, or of data that change, compares the whole folder before and after.
+Tests of commands that are refused, or of data that change, compare the whole folder.
 """
 
 import json
@@ -82,7 +82,9 @@ def test_resuming_on_images_that_were_added_or_removed_is_refused(own_run, own_i
     assert frozen(own_run.root) == files
 
 
-def test_a_run_works_on_another_machine_without_its_data(own_run, own_images, tmp_path, monkeypatch):
+def test_a_run_works_on_another_machine_without_its_data(
+    own_run, own_images, tmp_path, monkeypatch
+):
     shutil.rmtree(own_images)
     elsewhere = tmp_path / "elsewhere"
     shutil.copytree(own_run.root, elsewhere / "run")
@@ -181,7 +183,9 @@ def test_a_folder_that_cannot_hold_a_run_is_refused_before_the_first_step(name, 
 def test_a_run_of_another_version_is_answered_with_the_command_that_converts_it(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     for mode in ("sample", "train"):
-        with pytest.raises(UserError, match=rf"version 0\.1; .*--mode=migrate --workdir={tmp_path}"):
+        with pytest.raises(
+            UserError, match=rf"version 0\.1; .*--mode=migrate --workdir={tmp_path}"
+        ):
             start(mode, tmp_path)
 
 
@@ -232,7 +236,12 @@ def test_ctrl_c_while_compiling_ends_with_130_and_says_what_is_on_disk(tmp_path)
     argv = [sys.executable, "-m", "experiments.main", "--config=digits", f"--workdir={tmp_path}"]
     environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
     process = subprocess.Popen(
-        argv, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        argv,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     while not (tmp_path / "checkpoints").exists() and process.poll() is None:
         time.sleep(0.05)

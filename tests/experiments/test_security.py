@@ -111,7 +111,10 @@ def test_the_report_escapes_all_that_it_shows(of_images):
     write_json(of_images.root / "run.json", record)
     folder = of_images.evaluations / "step_4"
     details = {HOSTILE: HOSTILE}
-    write_json(folder / "record.json", json.loads((folder / "record.json").read_text()) | {"details": details})
+    write_json(
+        folder / "record.json",
+        json.loads((folder / "record.json").read_text()) | {"details": details},
+    )
     write_json(folder / "pictures.json", {"samples.png": HOSTILE})
     page = report.write(run.open_run(of_images.root), folder).read_text()
     assert page.count("&lt;script&gt;") >= 6

@@ -8,6 +8,9 @@ from small_runs import contents, start
 
 from experiments import evaluation, records, report
 from experiments.errors import UserError
+from experiments.evaluation import compare
+from experiments.evaluation.inception import Computed
+from experiments.evaluation.metrics import Estimate, Metric
 
 
 def evaluate(run, changes=None, **flags):
@@ -39,11 +42,14 @@ def test_an_evaluation_of_other_settings_is_added_and_says_so(trained, capsys):
     after = contents(trained.evaluations)
     assert after.items() >= before.items()
     assert trained.report.read_bytes() == page, "the run's report is of its own settings"
-    found = [read(trained, path.parent.name) for path in trained.evaluations.glob("*/record.json")]
-    keys = [(r["key"]["step"], r["key"]["num_samples"], r["key"]["settings"]["flow.num_steps"]) for r in found]
-    assert sorted(keys) == [(2, 64, 3), (4, 16, 3), (4, 64, 3), (4, 64, 5)]
-    (changed,) = [p for p in trained.evaluations.glob("step_4_*") if "flow.num_steps is 5 but was 3" in (p / "report.html").read_text()]
-    assert read(trained, changed.name)["key"]["settings"]["flow.num_steps"] == 5
+    found = [
+        read(trained, path.parent.name)["key"] for path in trained.evaluations.glob("*/record.json")
+    ]
+    described = [(k["step"], k["num_samples"], k["settings"]["flow.num_steps"]) for k in found]
+    assert sorted(described) == [(2, 64, 3), (4, 16, 3), (4, 64, 3), (4, 64, 5)]
+    pages = {p.parent.name: p.read_text() for p in trained.evaluations.glob("*/report.html")}
+    (changed,) = [name for name, text in pages.items() if "flow.num_steps is 5 but was 3" in text]
+    assert read(trained, changed)["key"]["settings"]["flow.num_steps"] == 5
     capsys.readouterr()
     start("train", trained.root)
     shown = capsys.readouterr().out
@@ -111,7 +117,7 @@ def test_without_an_evaluation_the_report_says_how_to_get_one(of_images):
         start("report", of_images.root)
 
 
-def test_an_evaluation_of_images_reports_memorisation_and_shows_the_nearest(of_digits):
+def test_an_evaluation_of_a_run_on_images_reports_memorisation_and_shows_the_nearest(of_digits):
     metrics = read(of_digits, "step_4")["metrics"]
     for space in ("pixels", "random_conv"):
         assert 0 <= metrics[f"memorisation_auc_{space}"]["value"] <= 1
@@ -132,6 +138,33 @@ def test_an_evaluation_of_points_compares_the_estimated_log_ratio_with_the_true_
     assert metrics["log_ratio_kl"]["value"] > 0  # After four steps the estimate is of no use yet.
     assert metrics["kl_to_data"]["value"] > 0
     assert metrics["sinkhorn_divergence_64"]["value"] > 0
+
+
+def test_inception_metrics_see_unrounded_samples_and_the_training_set(
+    of_digits, tmp_path, monkeypatch
+):
+    weights = tmp_path / "weights.pth"
+    weights.write_text("weights")
+    calls = []
+
+    def compute(samples, reference, protocol, weights, metrics, *, cache):
+        calls.append((samples, reference, protocol.name, metrics))
+        metric = Metric(f"fid_of_{protocol.name}", "fid", Estimate(1.0))
+        return Computed([metric], {"protocol": protocol.name}, np.zeros(1))
+
+    monkeypatch.setattr(compare.inception, "compute", compute)
+    evaluate(
+        of_digits, dict.fromkeys(("evaluate.inception_weights", "evaluate.legacy_weights"), weights)
+    )
+    found = read(of_digits, records.newest(of_digits.evaluations).name)
+    names = ["standard", "fid_legacy_fdrl"]
+    assert [call[2] for call in calls] == names
+    assert {f"fid_of_{name}" for name in names} < found["metrics"].keys()
+    samples, reference, _, metrics = calls[1]
+    assert samples.pixels.dtype == np.float32
+    assert (len(samples.pixels), reference.summarised().shape) == (64, (1_437, 8, 8, 1))
+    assert metrics == ["fid"]
+    assert reference.where == "training set of digits"
 
 
 def test_missing_weights_are_named_before_any_sample_is_drawn(trained, monkeypatch):

@@ -9,9 +9,6 @@ import sys
 import jax
 import numpy as np
 import pytest
-from experiments.request import Request
-from experiments.storage.workdir import Workdir
-
 from small_runs import command, start
 
 from experiments import build, export

@@ -31,8 +31,8 @@ def test_the_points_of_a_path_share_their_noise_and_its_ends_are_samples_of_the_
     # Without a drift all that moves the points is the noise.
     wanted = tiny("digits", {"flow.step_size": 1e-12, "flow.noise_scale": 0.5})
     flow.interpolations(*untrained(wanted))
-    for start, end in sheets.values():
-        noise = end - start
+    for first, last in sheets.values():
+        noise = last - first
         np.testing.assert_allclose(noise, np.broadcast_to(noise[:, :1], noise.shape), atol=1e-5)
         assert not np.allclose(noise[0], noise[1], atol=0.1)
     (spherical, _), (linear, _) = sheets["spherical"], sheets["linear"]

@@ -56,7 +56,9 @@ def test_samples_of_other_settings_are_added_and_none_is_replaced(trained):
     start("sample", trained.root, None, {"flow.num_steps": 5}, num_samples=10)
     after = contents(trained.samples)
     assert after.items() >= before.items()
-    records = [json.loads(v) for k, v in after.items() if k.startswith("step_4") and k.endswith(".json")]
+    records = [
+        json.loads(v) for k, v in after.items() if k.startswith("step_4") and k.endswith(".json")
+    ]
     found = {(r["key"]["num_samples"], r["key"]["settings"]["flow.num_steps"]) for r in records}
     assert found == {(10, 3), (12, 3), (10, 5)}
     start("sample", trained.root, num_samples=10)
@@ -66,7 +68,9 @@ def test_samples_of_other_settings_are_added_and_none_is_replaced(trained):
 def test_a_sample_does_not_depend_on_how_many_are_drawn_with_it(trained):
     sample(trained, 5, **named("five", **{"evaluate.batch_size": 5}))
     sample(trained, 21, **named("more", **{"evaluate.batch_size": 8}))
-    np.testing.assert_allclose(drawn(trained, "five"), drawn(trained, "more")[:5], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        drawn(trained, "five"), drawn(trained, "more")[:5], rtol=1e-5, atol=1e-6
+    )
 
 
 def test_settings_of_sampling_change_the_samples_and_are_recorded_next_to_them(trained):
@@ -225,6 +229,8 @@ def test_a_kill_in_the_middle_of_sampling_neither_repeats_nor_loses_a_sample(tra
     assert resumed.wait() == whole.wait() == 0
     assert not parts.exists()
     for suffix in (".npz", ".npz.picture.png"):
-        one, other = ((trained.samples / f"{n}{suffix}").read_bytes() for n in ("killed", "unkilled"))
+        one, other = (
+            (trained.samples / f"{n}{suffix}").read_bytes() for n in ("killed", "unkilled")
+        )
         assert one == other
     assert len(np.unique(drawn(trained, "killed"), axis=0)) == 4000

@@ -29,7 +29,9 @@ def stop_at_question(number, monkeypatch):
 
 def test_before_the_first_step_nothing_is_saved_and_nothing_else_is_claimed(tmp_path, monkeypatch):
     stop_at_question(1, monkeypatch)
-    with pytest.raises(PreemptedError, match="before the first step; the same command starts again"):
+    with pytest.raises(
+        PreemptedError, match="before the first step; the same command starts again"
+    ):
         train(tmp_path)
     with run.open_run(tmp_path).checkpoints() as store:
         assert store.steps() == []
