@@ -63,12 +63,12 @@ def test_a_link_in_the_place_of_a_file_overwrites_nothing_elsewhere(tmp_path):
 
 
 def test_a_lock_names_its_holder_and_is_free_afterwards(tmp_path):
-    with locked(tmp_path / "lock", "--workdir=x", "wait"):
-        with (
-            pytest.raises(UserError, match=rf"x is in use by process {os.getpid()} on .* or wait"),
-            locked(tmp_path / "lock", "--workdir=x", "wait"),
-        ):
-            pass
+    with (
+        locked(tmp_path / "lock", "--workdir=x", "wait"),
+        pytest.raises(UserError, match=rf"x is in use by process {os.getpid()} on .* or wait"),
+        locked(tmp_path / "lock", "--workdir=x", "wait"),
+    ):
+        pass
     with locked(tmp_path / "lock", "--workdir=x", "wait"):
         pass
 

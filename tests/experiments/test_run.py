@@ -109,7 +109,7 @@ def test_a_run_works_on_another_machine_without_its_data(
         ("sample", {"prior.jitter": 0.5}),
         ("sample", {"data.image_size": 30}),
         ("evaluate", {"network.width": 5}),
-        ("interpolate", {"loss.divergence": "kl"}),
+        ("interpolate", {"loss.divergence": "js"}),
         ("export", {"train.ema_rate": 0.5}),
         ("train", {"prior.jitter": 0.5}),
         ("prior", {"prior.jitter": 0.5}),

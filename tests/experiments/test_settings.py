@@ -133,7 +133,7 @@ def test_a_pair_that_cannot_run_is_refused_before_the_prior_is_fitted(
     image_folder, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(creation.prior, "fit", lambda *_: pytest.fail("the prior was fitted"))
-    changes = {"data.dir": image_folder, "data.image_size": 8, "loss.divergence": "kl"}
+    changes = {"data.dir": image_folder, "data.image_size": 8, "loss.name": "lsif"}
     with pytest.raises(UserError, match="use 'lsif' with 'pearson'"):
         start("train", tmp_path / "run", "folder:tiny", {**changes, **SMALL_RESNET})
 

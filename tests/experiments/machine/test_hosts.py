@@ -1,21 +1,20 @@
-"""Several processes train what one does; a checkpoint knows nothing of how many there were."""
+"""Several processes train what one does; a checkpoint does not depend on how many there were."""
 
 import contextlib
+import os
 import shutil
 
 import chex
 import jax
 import numpy as np
 import pytest
-from experiments.request import Request
-from experiments.storage.checkpoints import FREE_IN_TRAINING, Checkpoints
-from experiments.storage.workdir import Workdir
+from small_runs import command, start, train
 
 from benchmarks.faults import program
-from experiments import build, modes
+from experiments import build, run
 from experiments.errors import PeerError, UserError
 from experiments.machine import hosts
-from experiments.training import loop
+from experiments.modes import creation
 from fdrl_jax import parallel
 
 CHANGES = {
@@ -29,12 +28,10 @@ CHANGES = {
 
 
 @pytest.mark.slow
-def test_two_processes_train_what_one_does_and_one_goes_on_with_any_number_of_devices(
+def test_two_processes_train_what_one_does_and_one_resumes_with_any_number_of_devices(
     tiny, tmp_path
 ):
-    experiment = build.experiment(tiny(changes=CHANGES))
-    Workdir(tmp_path / "alone").create()
-    loop.train(experiment, Workdir(tmp_path / "alone"), "a command")
+    train(tmp_path / "one", CHANGES)
 
     log = tmp_path / "log"
     processes = program.start_processes(tmp_path / "4", CHANGES | {"train.num_steps": 50}, log)
@@ -44,48 +41,127 @@ def test_two_processes_train_what_one_does_and_one_goes_on_with_any_number_of_de
     shutil.copytree(tmp_path / "4", tmp_path / "1")
     for num_devices in (4, 1):
         program.train_to(tmp_path / str(num_devices), 60, log, CHANGES, num_devices)
+    wanted = tiny(changes=CHANGES)
+    experiment = build.experiment(wanted, creation.load_data(wanted))
 
     def state(name, step):
-        store = Checkpoints(Workdir(tmp_path / name).checkpoints, keep=3)
-        with contextlib.closing(store):
-            template = jax.eval_shape(experiment.init_state)
-            free = (*FREE_IN_TRAINING, "train.num_steps")
-            return store.restore(template, experiment.settings, free, step)
+        with run.open_run(tmp_path / name).checkpoints() as store:
+            return store.restore(experiment.state_shapes(), step).state
 
     for name, step in (("4", 50), ("4", 60), ("1", 60)):
-        chex.assert_trees_all_close(state(name, step), state("alone", step), rtol=1e-3, atol=1e-5)
+        chex.assert_trees_all_close(state(name, step), state("one", step), rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.slow
-def test_two_processes_draw_and_judge_the_samples_that_one_draws(trained, tiny, tmp_path):
+def test_two_processes_draw_and_evaluate_the_samples_that_one_draws(trained, tmp_path):
     shutil.copytree(trained.root, tmp_path / "together")
+    together = run.open_run(tmp_path / "together")
     changes = {"sample.name": "drawn", "evaluate.batch_size": 8, "curve.lengths": "(0,3,5)"}
     for mode in ("sample", "curve"):
-        flags = (f"--mode={mode}", "--num_samples=30")
-        log = tmp_path / mode
-        processes = program.start_processes(tmp_path / "together", changes, log, *flags)
-        codes = [process.wait(600) for process in processes]
-        assert codes == [0, 0], log.with_suffix(".0").read_text()
-        config = tiny(changes=changes | {"curve.lengths": (0, 3, 5)})
-        modes.run(Request(mode, config, trained.root, num_samples=30))
+        argv = [f"--mode={mode}", "--num_samples=30", f"--workdir={together.root}"]
+        argv += [f"--config.{key}={value}" for key, value in changes.items()]
+        codes, output = start_two(argv, tmp_path / mode)
+        assert codes == [0, 0], output
+        start(mode, trained.root, None, changes, num_samples=30)
 
-    one, two = Workdir(trained.root), Workdir(tmp_path / "together")
-    drawn = [np.load(workdir.samples / "drawn.npz")["arr_0"] for workdir in (one, two)]
+    drawn = [np.load(r.samples / "drawn.npz")["arr_0"] for r in (trained, together)]
     np.testing.assert_allclose(*drawn, rtol=1e-4, atol=1e-5)
     curves = [
-        np.loadtxt(w.curves / "length_step_4.csv", delimiter=",", skiprows=1) for w in (one, two)
+        np.loadtxt(r.curves / "length_step_4.csv", delimiter=",", skiprows=1)
+        for r in (trained, together)
     ]
     np.testing.assert_allclose(*curves, rtol=1e-2)
 
 
-def test_flags_that_do_not_suffice_are_told():
+def start_two(argv, log):
+    """Runs the program in two processes that work together."""
+    import socket
+    import subprocess
+    import sys
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+    environment["JAX_CPU_COLLECTIVES_IMPLEMENTATION"] = "gloo"
+    processes = []
+    for i in range(2):
+        own = (f"--coordinator_address=127.0.0.1:{port}", "--num_processes=2", f"--process_id={i}")
+        with log.with_suffix(f".{i}").open("wb") as stream:
+            processes.append(
+                subprocess.Popen(
+                    [sys.executable, "-m", "experiments.main", *argv, *own],
+                    cwd=program.ROOT,
+                    env=environment,
+                    stdout=stream,
+                    stderr=stream,
+                )
+            )
+    codes = [process.wait(600) for process in processes]
+    return codes, "\n".join(log.with_suffix(f".{i}").read_text() for i in range(2))
+
+
+@pytest.mark.slow
+def test_two_processes_with_folders_that_are_not_shared_end_with_a_reason(trained, tmp_path):
+    codes, output = start_two(
+        [f"--workdir={tmp_path / 'nowhere'}", "--mode=sample"], tmp_path / "x"
+    )
+    assert codes == [2, 2], output
+    assert "holds no run" in output
+    assert "Traceback" not in output
+
+
+def test_flags_that_do_not_suffice_are_named():
+    asked = command("train", "w", "swissroll:tiny")
+    assert asked.mode == "train"
     with pytest.raises(UserError, match="go together"):
-        hosts.join("127.0.0.1:1", None, None, automatic=False, heartbeat_seconds=10)
+        hosts.join(
+            distributed=False,
+            coordinator_address="127.0.0.1:1",
+            num_processes=None,
+            process_id=None,
+            heartbeat_seconds=10,
+        )
 
 
 def test_without_flags_nothing_is_joined():
-    hosts.join(None, None, None, automatic=False, heartbeat_seconds=10)
+    hosts.join(
+        distributed=False,
+        coordinator_address=None,
+        num_processes=None,
+        process_id=None,
+        heartbeat_seconds=10,
+    )
     assert jax.process_count() == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (MemoryError("full"), 2, "out of memory: full"),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 3 GB"), 2, "out of memory: RESOURCE_EXH"),
+        (jax.errors.JaxRuntimeError("Connection reset"), 5, "another process of the run has ended"),
+        (UserError("wrong"), 2, "error: wrong"),
+        (PeerError("they differ"), 5, "error: they differ"),
+    ],
+)
+def test_of_several_processes_each_leaves_with_the_code_of_the_cause(
+    error, code, message, monkeypatch, capsys
+):
+    """Memory that ran out would run out again: its code asks for no restart."""
+
+    class Left(BaseException):
+        pass
+
+    def leave(status):
+        raise Left(status)
+
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(os, "_exit", leave)
+    with pytest.raises(Left, match=str(code)), hosts.leaving_with_peers():
+        raise error
+    assert message in capsys.readouterr().err
 
 
 def test_replicas_that_differ_in_a_bit_are_named():

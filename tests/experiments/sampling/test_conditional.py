@@ -1,88 +1,73 @@
 """Samples of a class: by a classifier of a workdir, or one of the library robustness."""
 
 import json
+import shutil
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from experiments.request import Request
-from experiments.storage.workdir import Workdir
+from small_runs import command, start
 
-from experiments import build, modes
-from experiments.build.classifier import classifier as build_classifier
-from experiments.classifiers import load, read_robustness
+from experiments import build, run
+from experiments.build.classifier import make_attack
+from experiments.classifiers import load, load_features, read_robustness
 from experiments.errors import UserError
+from experiments.modes import creation
 from experiments.sampling.conditional import conditioned, labels_of
+from experiments.sampling.opened import open_checkpoint
 from experiments.torch_file import load as load_torch_file
-from experiments.training import loop
 from fdrl_jax import adversarial
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN = Path(__file__).parents[2] / "golden"
 CIFAR = ("airplane", "automobile", "bird", "cat", "deer")
 CIFAR += ("dog", "frog", "horse", "ship", "truck")
 
 
 @pytest.fixture(scope="module")
-def trained_classifier(tiny, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("classifier")
-    config = tiny("digits_classifier", {"attack.num_steps": 2, "train.steps_per_dispatch": 4})
-    modes.run(Request("train_classifier", config, folder, "a command"))
-    return Workdir(folder)
-
-
-@pytest.fixture
-def asking(tiny, trained_classifier):
-    """Returns `(class, changes) -> the config of digits that asks for it`."""
-
-    def config(label, **changes):
-        settings = {"condition.label": label, "condition.classifier": str(trained_classifier.root)}
-        return tiny("digits", settings | {f"condition.{k}": v for k, v in changes.items()})
-
-    return config
+def classifier(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("classifiers") / "of_digits"
+    changes = {"attack.num_steps": 2, "train.steps_per_dispatch": 4}
+    start("train_classifier", folder, "digits_classifier:tiny", changes)
+    return run.open_run(folder)
 
 
 @pytest.mark.slow
-def test_training_a_classifier_tells_clean_and_robust_accuracy_on_held_out_images(
-    trained_classifier,
-):
-    figures = json.loads(trained_classifier.evaluation.read_text())["metrics"]
-    assert 0.0 <= figures["robust_accuracy"] <= figures["clean_accuracy"] <= 1.0
-    assert figures["num_images"] == 360
-    assert figures["robust_at_epsilon"] == 0.75
-    assert "accuracy" in trained_classifier.metrics.read_text()
+def test_training_a_classifier_reports_clean_and_robust_accuracy_on_held_out_images(classifier):
+    metrics = json.loads((classifier.root / "accuracy.json").read_text())["metrics"]
+    assert 0.0 <= metrics["robust_accuracy"] <= metrics["clean_accuracy"] <= 1.0
+    assert metrics["num_images"] == 360
+    assert metrics["robust_at_epsilon"] == 0.75
+    assert "accuracy" in classifier.metrics.read_text()
 
 
 def test_an_attack_on_the_scale_of_the_literature_is_twice_as_far_on_ours(tiny):
-    training = build_classifier(tiny("digits_classifier", {"attack.epsilon": 0.4}))
-    assert training.attack == adversarial.l2_attack(0.8, 7)
+    wanted = tiny("digits_classifier", {"attack.epsilon": 0.4})
+    assert make_attack(wanted, 7) == adversarial.l2_attack(0.8, 7)
 
 
 def test_a_classifier_needs_labelled_images(tiny):
+    wanted = tiny("swissroll")
     with pytest.raises(UserError, match="needs labelled images"):
-        build_classifier(tiny("swissroll"))
+        build.classifier_training(wanted, creation.load_data(wanted))
 
 
 @pytest.mark.slow
 def test_sample_i_of_all_classes_is_that_of_class_i_and_each_has_a_row_in_the_picture(
-    asking, tiny, tmp_path, capsys
+    of_digits, classifier, capsys
 ):
-    workdir = Workdir(tmp_path)
-    workdir.create()
-    loop.train(build.experiment(tiny("digits", {"train.num_steps": 2})), workdir, "a command")
-    for label in ("all", "7"):
-        modes.run(Request("sample", asking(label, weight=5.0), tmp_path, num_samples=16))
-    every, sevens = (
-        np.load(workdir.samples / f"step_2_class_{label}.npz")["arr_0"] for label in ("all", "7")
-    )
+    def sample(label, weight):
+        flags = {"classifier": classifier.root, "class": label, "num_samples": 16}
+        start("sample", of_digits.root, None, {"condition.weight": weight}, **flags)
+        return np.load(capsys.readouterr().out.split(": ")[1].split("\n")[0])["arr_0"].astype(int)
+
+    every, sevens = sample("all", 5.0), sample("7", 5.0)
     assert every.shape == sevens.shape == (16, 8, 8, 1)
     np.testing.assert_allclose(every[7], sevens[7], atol=1)
-    assert np.abs(every[8].astype(int) - sevens[8]).max() > 1
-    assert (workdir.samples / "step_2_class_all.png").exists()
-    assert "16 samples of step 2" in capsys.readouterr().out
-    modes.run(Request("sample", asking("7", weight=0.0), tmp_path, num_samples=16))
-    unguided = np.load(workdir.samples / "step_2_class_7.npz")["arr_0"]
-    assert np.abs(unguided.astype(int) - sevens).max() > 1, "another weight draws other samples"
+    assert np.abs(every[8] - sevens[8]).max() > 1
+    assert (of_digits.samples / "step_4_class_all.npz.picture.png").exists()
+    assert np.abs(sample("7", 0.0) - sevens).max() > 1, "another weight draws other samples"
+    np.testing.assert_array_equal(sample("7", 5.0), sevens)  # And replaces none.
 
 
 def test_a_class_is_named_or_numbered_and_a_wrong_one_is_answered_with_the_nearest():
@@ -97,18 +82,48 @@ def test_a_class_is_named_or_numbered_and_a_wrong_one_is_answered_with_the_neare
 
 
 @pytest.mark.slow
-def test_what_is_no_classifier_or_one_of_other_data_is_told(tiny, trained_classifier, tmp_path):
+def test_what_is_no_classifier_or_one_of_other_data_is_refused(of_digits, classifier, tmp_path):
+    opened = open_checkpoint(command("sample", of_digits.root, **{"class": "3"}))
     with pytest.raises(UserError, match="needs --classifier"):
-        conditioned(build.experiment(tiny("digits", {"condition.label": "3"})))
-    with pytest.raises(UserError, match="train_classifier"):
+        conditioned(opened.experiment)
+    with pytest.raises(UserError, match="guides samples of a class: name it with --class"):
+        start("sample", of_digits.root, classifier=classifier.root)
+    with pytest.raises(UserError, match="holds no run"):
         load(tmp_path, CIFAR, (32, 32, 3))
-    with pytest.raises(UserError, match="its classes are"):
-        load(trained_classifier.root, CIFAR, (8, 8, 1))
-    with pytest.raises(UserError, match="holds a classifier"):
-        modes.run(Request("sample", tiny("digits"), trained_classifier.root))
+    with pytest.raises(UserError, match="classes"):
+        load(classifier.root, CIFAR, (8, 8, 1))
+    with pytest.raises(UserError, match="holds a classifier, not a density ratio"):
+        start("sample", classifier.root)
     pytest.importorskip("torch")
     with pytest.raises(UserError, match="tells 10 classes of colour images"):
         load(GOLDEN / "robustness_tiny.pt", CIFAR[:9], (16, 16, 3))
+
+
+@pytest.mark.slow
+def test_a_classifier_evaluates_samples_under_its_accuracy_and_digest(
+    of_digits, classifier, tmp_path
+):
+    digits = tuple("0123456789")
+    found = load_features(classifier.root, digits, (8, 8, 1))
+    images = np.random.default_rng(0).uniform(-1, 1, (300, 8, 8, 1)).astype(np.float32)
+    probabilities, features = found.probabilities_and_features(images)
+    assert probabilities.shape == (300, 10)
+    assert len(features) == 300
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1.0, rtol=1e-5)
+    np.testing.assert_allclose(
+        features[270:], found.probabilities_and_features(images[270:])[1], rtol=1e-5
+    )
+    start("evaluate", of_digits.root, classifier=classifier.root)
+    (file,) = of_digits.evaluations.glob("step_4_*/record.json")
+    stored = json.loads(file.read_text())
+    assert stored["key"]["classifier"] == found.digest
+    assert stored["details"]["classifier"] == found.describe()
+    assert "frechet_classifier_64" in stored["metrics"]
+    unfinished = tmp_path / "unfinished"
+    shutil.copytree(classifier.root, unfinished)
+    (unfinished / "accuracy.json").unlink()
+    with pytest.raises(UserError, match="has no known accuracy"):
+        load_features(unfinished, digits, (8, 8, 1))
 
 
 def test_a_network_of_the_library_robustness_gives_pytorchs_logits():
