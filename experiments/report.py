@@ -15,13 +15,13 @@ from experiments.build import Experiment
 from experiments.evaluation import metrics as metrics_lib
 from experiments.evaluation.metrics import Metrics
 from experiments.evaluation.result import Evaluation
-from experiments.files import read_json, read_npz, write_json, write_text
+from experiments.files import read_json, write_json, write_text
 from experiments.pictures import curves, flow, points
 from experiments.pictures.neighbours import neighbours
 from experiments.run import Run
+from experiments.samples import Samples
 from experiments.sampling.log_ratio import make_log_ratio
 from experiments.sampling.opened import Opened
-from experiments.sampling.samples import Samples
 from experiments.training import metrics_log
 from fdrl_jax import drift
 from fdrl_jax.state import TrainState
@@ -65,9 +65,7 @@ def draw(opened: Opened, samples: Samples, found: Evaluation, folder: Path) -> N
         with run.checkpoints() as store:
             best = store.best()
         drawn.append(("curves.png", "Loss and norms over training.", curves.training(log, best)))
-    shots = [
-        (step, read_npz(path, "arr_0")["arr_0"]) for step, path in run.snapshot_files(opened.step)
-    ]
+    shots = run.read_snapshots(opened.step)
     if shots:
         course = pictures.course(source, shots)
         drawn.append(("course.png", "The same samples over training.", course))

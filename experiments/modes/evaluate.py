@@ -21,10 +21,10 @@ from experiments.evaluation.translation import evaluate_translation
 from experiments.files import read_json, write_json
 from experiments.modes.creation import load_data
 from experiments.run import Run
+from experiments.samples import Samples
 from experiments.sampling.draw import sample_state
 from experiments.sampling.log_ratio import make_log_ratio
 from experiments.sampling.opened import Opened, open_checkpoint, restore
-from experiments.sampling.samples import Samples
 from experiments.settings import Settings
 from fdrl_jax import parallel
 
@@ -32,7 +32,8 @@ from fdrl_jax import parallel
 def run_mode(command: Command) -> None:
     """Computes the metrics of a checkpoint, unless they were computed before."""
     opened = open_checkpoint(command)
-    evaluate(opened, command.flags.get("num_samples"), command.data_dir)
+    is_newest = command.which is None
+    evaluate(opened, command.flags["num_samples"], command.data_dir, is_newest=is_newest)
 
 
 def evaluate_last(run: Run, experiment: Experiment) -> None:
@@ -45,6 +46,8 @@ def evaluate(
     num_samples: int | None = None,
     data_dir: str = "",
     live: Source | None = None,
+    *,
+    is_newest: bool = True,
 ) -> None:
     """Writes and prints the metrics of a checkpoint and its report.
 
@@ -53,6 +56,7 @@ def evaluate(
       num_samples: how many samples; `evaluate.num_samples` if left out.
       data_dir: where the training data are, if not where they were.
       live: the training data, if they are open already.
+      is_newest: whether it is the newest checkpoint, whose report is the run's.
     """
     settings, folder = opened.experiment.settings, opened.run.evaluations
     num = num_samples or settings["evaluate.num_samples"]
@@ -63,10 +67,11 @@ def evaluate(
     is_default = num == opened.run.settings["evaluate.num_samples"] and not classifier
     name = records.name_of(opened, key, is_default=is_default)
     path, is_there = records.find(folder, name, key)
+    is_of_run = is_newest and is_default and records.has_own_settings(opened.run, key)
     if is_there:
         if parallel.is_first_process():
             print(f"already evaluated: step {opened.step:,}, {num:,} samples")
-            _finish(opened.run, path, is_default)
+            _finish(opened.run, path, is_of_run)
         return
     samples = sample_state(opened.experiment, opened.checkpoint.state, num)
     if not parallel.is_first_process():
@@ -91,13 +96,13 @@ def evaluate(
         report.draw(opened, samples, found, unfinished)
         write_json(unfinished / "record.json", record)
         unfinished.rename(path)
-    _finish(opened.run, path, is_default)
+    _finish(opened.run, path, is_of_run)
 
 
-def _finish(run: Run, record: Path, is_default: bool) -> None:
-    """Writes the report of a record, and prints its metrics."""
+def _finish(run: Run, record: Path, is_of_run: bool) -> None:
+    """Writes the report of a record, which may be the run's own, and prints its metrics."""
     page = report.write(run, record)
-    if is_default:
+    if is_of_run:
         shutil.copyfile(page, run.report)
         page = run.report
     details = read_json(record / "record.json", details=dict)["details"]

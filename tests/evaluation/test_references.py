@@ -9,7 +9,7 @@ from experiments.errors import DataError
 from experiments.evaluation import references
 from experiments.evaluation.images import evaluate_images
 from experiments.evaluation.translation import evaluate_translation
-from experiments.sampling.samples import Samples
+from experiments.samples import Samples
 
 
 @pytest.mark.parametrize("classes", [("", ""), ("3", "8")])
