@@ -62,7 +62,7 @@ def draw(opened: Opened, samples: Samples, found: Evaluation, folder: Path) -> N
         drawn.append(("neighbours.png", caption, neighbours(samples.refined, found.nearest)))
     log = [r for r in metrics_log.read(run.metrics) if r["step"] <= opened.step]
     if log:
-        with run.checkpoints() as store:
+        with run.saved_checkpoints() as store:
             best = store.best()
         drawn.append(("curves.png", "Loss and norms over training.", curves.training(log, best)))
     shots = run.read_snapshots(opened.step)

@@ -1,6 +1,6 @@
 """Mode evaluate: the metrics of a checkpoint as a record, with its report."""
 
-import shutil
+import errno
 import tempfile
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from experiments.evaluation.protocols import check_files
 from experiments.evaluation.references import PointsReference
 from experiments.evaluation.result import Evaluation
 from experiments.evaluation.translation import evaluate_translation
-from experiments.files import read_json, write_json
+from experiments.files import read_json, write_json, write_text
 from experiments.modes.creation import load_data
 from experiments.run import Run
 from experiments.samples import Samples
@@ -95,7 +95,12 @@ def evaluate(
         unfinished.mkdir()
         report.draw(opened, samples, found, unfinished)
         write_json(unfinished / "record.json", record)
-        unfinished.rename(path)
+        try:
+            unfinished.rename(path)
+        except OSError as error:
+            # Another program has evaluated the same at the same time.
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
     _finish(opened.run, path, is_of_run)
 
 
@@ -103,7 +108,7 @@ def _finish(run: Run, record: Path, is_of_run: bool) -> None:
     """Writes the report of a record, which may be the run's own, and prints its metrics."""
     page = report.write(run, record)
     if is_of_run:
-        shutil.copyfile(page, run.report)
+        write_text(run.report, page.read_text("utf-8"))
         page = run.report
     details = read_json(record / "record.json", details=dict)["details"]
     print(metrics.table(report.metrics_of(record), details.get("start", "prior")))

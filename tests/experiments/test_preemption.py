@@ -1,0 +1,42 @@
+"""SIGTERM asks for an orderly end once, and ends the process at once the second time."""
+
+import os
+import signal
+
+import pytest
+
+from benchmarks.faults import crashes
+from experiments.training import loop
+from experiments.training.preemption import Preemption
+
+
+def test_the_first_sigterm_is_heard_and_a_second_would_end_the_process():
+    before = signal.getsignal(signal.SIGTERM)
+    with Preemption() as preemption:
+        assert not preemption.is_due()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert preemption.is_due()
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_what_a_program_promises_when_it_ends_is_on_disk():
+    assert "before the first step" in loop._when_preempted(0, 0, has_saved=False)
+    assert "at step 7, which is saved" in loop._when_preempted(7, 7, has_saved=True)
+    assert "no checkpoint was complete yet" in loop._when_interrupted(None)
+    assert "resumes from step 7" in loop._when_interrupted(7)
+
+
+@pytest.mark.slow
+def test_sigterm_saves_the_step_and_ends_with_a_code_of_its_own(tmp_path):
+    assert not crashes.terminate(tmp_path).complaints
+
+
+@pytest.mark.slow
+def test_sigterm_while_the_first_step_is_compiled_promises_nothing(tmp_path):
+    assert not crashes.terminate_early(tmp_path).complaints
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_with_130_and_one_line_at_any_moment(tmp_path):
+    assert not crashes.interrupt(tmp_path).complaints
