@@ -82,7 +82,7 @@ def check_bfloat16() -> None:
         these kernels crash the process.
     """
     instead = f"Use precision=float32, or unset {xla_flags.ONEDNN_FLAG} in XLA_FLAGS."
-    if jax.config.read("jax_compilation_cache_dir"):
+    if jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         raise UserError(
             "the fast bfloat16 kernels crash together with JAX's persistent compilation cache. "
             f"Unset JAX_COMPILATION_CACHE_DIR. {instead}"
