@@ -5,8 +5,8 @@ What runs fast on CPU depends on the type:
 - float32 and float64: XLA's direct convolution runs at the rate of a matrix product, and Winograd's
   algorithm saves multiplications where channels are wide.
 - bfloat16: with oneDNN (JAX 0.12, a flag of XLA, a processor with AMX) direct convolutions run many
-  times faster still. Kernel gradients are matrix products there: as a convolution they would be
-  three times slower, and oneDNN computes those of 2, 4 and 8 images wrongly.
+  times faster still. Kernel gradients are matrix products there: as a convolution most are
+  slower, and oneDNN computes those of 2, 4 and 8 images wrongly.
 
 Two more faults of oneDNN are avoided for every type. The kernel gradient of a 1x1 convolution with
 one output channel is wrong in float32; for a 1x1 kernel it is a matrix product. Matrix products in
