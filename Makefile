@@ -9,7 +9,7 @@ PYTEST_ARGS ?=
 # Workers, as many as cores but not more than 4: -n 0 in PYTEST_ARGS for a debugger.
 PYTEST := -m pytest -n auto --maxprocesses=4
 OF_THE_LIBRARY := tests/core tests/networks tests/data/test_covariance.py tests/evaluation/test_cheap_metric.py \
-  $(addprefix tests/experiments/test_,conditional.py curve.py hosts.py)
+  tests/experiments/sampling tests/experiments/modes/test_curve.py tests/experiments/machine/test_hosts.py
 GALLERY_ARGS ?=
 PYTHON_OLD ?= python3.11
 PYTHON_NEW ?= python3.13
@@ -55,11 +55,11 @@ coverage: $(READY) ## share of the library's lines and branches that its tests r
 	@$(PY) -m coverage run $(PYTEST) -q -m 'not slow' $(OF_THE_LIBRARY)
 	@$(PY) -m coverage combine -q && $(PY) -m coverage report --include='fdrl_jax/*' --fail-under=95
 
-check: $(READY) ## lint, format, types, the walls between the packages, and that dependencies agree
+check: $(READY) ## lint, format, types, import rules, and that dependencies agree
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
-	$(PY) -m pytest -q tests/test_walls.py
+	$(VENV)/bin/lint-imports
 	$(PY) -m pip check
 
 docs: $(READY) ## build the documentation into build/docs; every warning is an error

@@ -85,7 +85,8 @@ def read_npz(path: Path, *names: str) -> dict[str, np.ndarray]:
       UserError: naming the file, if it is missing, damaged or lacks an array.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # NumPy leaves a file open that it opened itself and cannot read.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return {name: archive[name] for name in names or archive.files}
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None

@@ -5,17 +5,18 @@ from typing import Any
 
 from experiments import settings
 from experiments.files import read_json, sha256_of_json
+from experiments.run import Run
 from experiments.sampling.opened import Opened
 
 Key = dict[str, Any]
 
 
-def key_of(opened: Opened, num_samples: int, **more: Any) -> Key:
+def key_of(opened: Opened, num_samples: int | None, **more: Any) -> Key:
     """Returns what a record follows from, as JSON can hold it.
 
     Args:
       opened: run, settings and checkpoint.
-      num_samples: number of samples.
+      num_samples: number of samples; `None` for what draws any number.
       **more: what else it follows from, such as a classifier's digest.
     """
     experiment = opened.experiment
@@ -37,9 +38,14 @@ def name_of(opened: Opened, key: Key, *, is_default: bool) -> str:
       key: from `key_of`.
       is_default: whether the command changes nothing that the record follows from.
     """
-    own = settings.of_scope(opened.run.settings, "flow")
     stem = f"step_{opened.step}"
-    return stem if is_default and key["settings"] == own else f"{stem}_{sha256_of_json(key)[:8]}"
+    is_own = is_default and has_own_settings(opened.run, key)
+    return stem if is_own else f"{stem}_{sha256_of_json(key)[:8]}"
+
+
+def has_own_settings(run: Run, key: Key) -> bool:
+    """Whether a record was drawn with the settings that the run was created with."""
+    return bool(key["settings"] == settings.of_scope(run.settings, "flow"))
 
 
 def find(folder: Path, name: str, key: Key) -> tuple[Path, bool]:

@@ -19,6 +19,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from experiments import prior, settings
 from experiments.checkpoints import Checkpoints, check_path
 from experiments.data import Source, is_built_in
@@ -29,6 +31,7 @@ from experiments.files import (
     append_line,
     locked,
     read_json,
+    read_npz,
     sha256_of_file,
     sha256_of_json,
     write_json,
@@ -217,11 +220,24 @@ class Run:
         """Appends a command to the log of the run."""
         append_line(self.root / "commands.jsonl", {"command": command, "started": _now()})
 
-    def snapshot_files(self, up_to_step: int) -> list[tuple[int, Path]]:
-        """Returns the snapshots of steps up to one, in order."""
-        files = [path for path in self.snapshots.glob("*.npz") if path.stem.isdecimal()]
-        found = sorted((int(path.stem), path) for path in files)
-        return [(step, path) for step, path in found if step <= up_to_step]
+    def read_snapshots(self, up_to_step: int) -> list[tuple[int, np.ndarray]]:
+        """Reads the snapshots of steps up to one: samples during training, in order.
+
+        Raises:
+          UserError: naming one that is damaged.
+        """
+        numbered = [path for path in self.snapshots.glob("*.npz") if path.stem.isdecimal()]
+        found = sorted((int(path.stem), path) for path in numbered)
+        shape = tuple(self.data["event_shape"])
+        read = []
+        for step, path in found:
+            if step > up_to_step:
+                break
+            samples = read_npz(path, "arr_0")["arr_0"]
+            if samples.shape[1:] != shape or not len(samples):
+                raise UserError(f"{path} is damaged: its samples have the shape {samples.shape}")
+            read.append((step, samples))
+        return read
 
 
 def describe_data(source: Source) -> dict[str, Any]:
@@ -237,16 +253,23 @@ def describe_data(source: Source) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def locked_folder(root: Path) -> Iterator[None]:
+def locked_folder(root: Path, *, creates: bool = True) -> Iterator[None]:
     """Makes the folder of a run and keeps other trainings out of it.
 
     The first process holds the lock, and all of them learn whether it has it. A folder that was
     made for a command that is rejected does not stay.
 
+    Args:
+      root: the folder.
+      creates: whether a run can be created there; otherwise it must hold one.
+
     Raises:
-      UserError: if it cannot be written, or another process trains here.
+      UserError: if it cannot be written, holds no run that it must hold, or another process trains
+        here.
     """
     check_path(root)
+    if not creates and not exists(root):
+        raise UserError(_why_missing(root))
     refused: UserError | None = None
     with contextlib.ExitStack() as stack:
         if parallel.is_first_process():
@@ -344,6 +367,21 @@ def exists(root: Path) -> bool:
     return found
 
 
+def check_free(root: Path) -> None:
+    """Checks that a folder holds nothing that a new run would mix with.
+
+    Raises:
+      UserError: if it holds a run of version 0.1, or checkpoints without the record of their run.
+    """
+    if (root / "config.json").is_file():
+        raise UserError(_why_missing(root))
+    if (root / "checkpoints").exists():
+        raise UserError(
+            f"--workdir={root} holds checkpoints but no run.json; restore that file, or train in "
+            "another --workdir"
+        )
+
+
 def open_run(root: Path, kind: Kind | None = None) -> Run:
     """Opens a run, without changing anything on disk.
 
@@ -371,7 +409,8 @@ def open_run(root: Path, kind: Kind | None = None) -> Run:
     try:
         run = Run(root, record)
         settings.checked(run.settings)
-    except (KeyError, TypeError) as error:
+        _check_data(run.data)
+    except (KeyError, TypeError, UserError) as error:
         raise UserError(f"{root / 'run.json'} is damaged: {error}") from error
     if not parallel.same_on_all_processes(run.id):
         raise UserError(f"--workdir={root} is not the same folder on all processes of the run")
@@ -379,6 +418,13 @@ def open_run(root: Path, kind: Kind | None = None) -> Run:
         wanted = {"ratio": "a density ratio", "classifier": "a classifier"}
         raise UserError(f"--workdir={root} holds {wanted[run.kind]}, not {wanted[kind]}")
     return run
+
+
+def _check_data(described: Mapping[str, Any]) -> None:
+    types = {"name": str, "kind": str, "identity": str, "event_shape": list, "classes": list}
+    for key, kind in types.items():
+        if not isinstance(described[key], kind):
+            raise TypeError(f"{key!r} of its data holds {str(described[key])[:80]!r}")
 
 
 def _domains(wanted: Settings) -> tuple[str, str]:

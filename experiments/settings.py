@@ -145,6 +145,8 @@ def _are_blocks(value: Any) -> bool:
 
 
 def _is_divergence(value: Any) -> bool:
+    if not isinstance(value, str):
+        return False
     divergence_formula.parse(value)
     return True
 

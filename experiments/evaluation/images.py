@@ -13,7 +13,7 @@ from experiments.evaluation.metrics import by_name
 from experiments.evaluation.references import ImageReference
 from experiments.evaluation.result import Evaluation
 from experiments.evaluation.svc import SvcClassifier
-from experiments.sampling.samples import Samples
+from experiments.samples import Samples
 from fdrl_jax.metrics import energy_distance, random_conv_features
 
 _MAX_QUERIES = 1_000  # Samples, and held-out images, whose nearest training images are found.

@@ -7,7 +7,7 @@ import numpy as np
 from experiments.evaluation.metrics import Estimate, Metric, by_name, estimate, with_count
 from experiments.evaluation.references import PointsReference
 from experiments.evaluation.result import Evaluation
-from experiments.sampling.samples import Samples
+from experiments.samples import Samples
 from fdrl_jax.metrics import (
     kl_to_density,
     log_ratio_kl,

@@ -11,7 +11,7 @@ from experiments.evaluation.metrics import Estimate, Metric, Metrics, by_name, w
 from experiments.evaluation.references import ImageReference
 from experiments.evaluation.result import Evaluation
 from experiments.evaluation.svc import SvcClassifier
-from experiments.sampling.samples import Samples
+from experiments.samples import Samples
 from fdrl_jax.metrics.rows import flat
 
 _MAX_IMAGES = 1_000  # Distances of all pairs.

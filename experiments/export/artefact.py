@@ -1,8 +1,9 @@
 """Writes a sampler as StableHLO, with its arrays, a loader and what one should know of them."""
 
+import contextlib
 import datetime
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -132,7 +133,20 @@ def _export(
         name: jax.ShapeDtypeStruct((size, *a.shape[1:]), a.dtype) for name, a in example.items()
     }
     like = {name: jax.ShapeDtypeStruct(a.shape, a.dtype) for name, a in arrays.items()}
-    return jax.export.export(jax.jit(sample), platforms=list(platforms))(like, shapes)
+    with _without_source_paths():
+        return jax.export.export(jax.jit(sample), platforms=list(platforms))(like, shapes)
+
+
+@contextlib.contextmanager
+def _without_source_paths() -> Iterator[None]:
+    """Keeps the paths of this machine's source files out of lowered programs, which are shared."""
+    name = "jax_traceback_in_locations_limit"
+    before = getattr(jax.config, name)
+    jax.config.update(name, 0)
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
 
 
 def _metadata(

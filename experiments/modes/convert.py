@@ -44,6 +44,7 @@ def run_mode(command: Command) -> None:
     with run.locked_folder(command.folder):
         if run.exists(command.folder):
             raise UserError(f"--workdir={command.folder} already holds a run; name another folder")
+        run.check_free(command.folder)
         created = run.create(command.folder, "ratio", wanted, source, fitted, command.text)
         with created.checkpoints() as store:
             store.save(state, data=training.data_position(int(state.step)))

@@ -39,6 +39,7 @@ def create_or_resume(command: Command) -> Created:
         created = Created(opened, build.experiment(used, source, opened.prior()))
         check(created.experiment)
         return created
+    run.check_free(command.folder)
     wanted = wanted_settings(command)
     source, used = load_data(wanted, command.data_dir), hardware.prepare(wanted)
     check(build.experiment(used, source))
@@ -65,8 +66,6 @@ def wanted_settings(command: Command, opened: Run | None = None) -> Settings:
         return settings.checked(command.config)
     if opened is not None:
         return settings.checked({**opened.settings, **command.changes})
-    if command.workdir is not None and (command.workdir / "config.json").exists():
-        run.open_run(command.workdir)  # Explains how to convert a run of version 0.1.
     raise UserError(f"--config=FILE.py is missing: {example(command.mode)}")
 
 

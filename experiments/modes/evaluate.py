@@ -4,16 +4,24 @@ import errno
 import tempfile
 from pathlib import Path
 
-from experiments import evaluation, records, report
+from experiments import records, report
 from experiments.build import Experiment
 from experiments.classifiers import FeatureClassifier, load_features
 from experiments.command_line import Command
 from experiments.data import Source
 from experiments.errors import UserError
-from experiments.evaluation import Evaluation, Inception, PointsReference, Samples
+from experiments.evaluation import metrics
+from experiments.evaluation.compare import DEFAULT_METRICS, Inception, versions
+from experiments.evaluation.images import evaluate_images
+from experiments.evaluation.points import evaluate_points
+from experiments.evaluation.protocols import check_files
+from experiments.evaluation.references import PointsReference
+from experiments.evaluation.result import Evaluation
+from experiments.evaluation.translation import evaluate_translation
 from experiments.files import read_json, write_json, write_text
 from experiments.modes.creation import load_data
 from experiments.run import Run
+from experiments.samples import Samples
 from experiments.sampling.draw import sample_state
 from experiments.sampling.log_ratio import make_log_ratio
 from experiments.sampling.opened import Opened, open_checkpoint, restore
@@ -24,7 +32,8 @@ from fdrl_jax import parallel
 def run_mode(command: Command) -> None:
     """Computes the metrics of a checkpoint, unless they were computed before."""
     opened = open_checkpoint(command)
-    evaluate(opened, command.flags.get("num_samples"), command.data_dir)
+    is_newest = command.which is None
+    evaluate(opened, command.flags["num_samples"], command.data_dir, is_newest=is_newest)
 
 
 def evaluate_last(run: Run, experiment: Experiment) -> None:
@@ -37,6 +46,8 @@ def evaluate(
     num_samples: int | None = None,
     data_dir: str = "",
     live: Source | None = None,
+    *,
+    is_newest: bool = True,
 ) -> None:
     """Writes and prints the metrics of a checkpoint and its report.
 
@@ -45,6 +56,7 @@ def evaluate(
       num_samples: how many samples; `evaluate.num_samples` if left out.
       data_dir: where the training data are, if not where they were.
       live: the training data, if they are open already.
+      is_newest: whether it is the newest checkpoint, whose report is the run's.
     """
     settings, folder = opened.experiment.settings, opened.run.evaluations
     num = num_samples or settings["evaluate.num_samples"]
@@ -55,10 +67,11 @@ def evaluate(
     is_default = num == opened.run.settings["evaluate.num_samples"] and not classifier
     name = records.name_of(opened, key, is_default=is_default)
     path, is_there = records.find(folder, name, key)
+    is_of_run = is_newest and is_default and records.has_own_settings(opened.run, key)
     if is_there:
         if parallel.is_first_process():
             print(f"already evaluated: step {opened.step:,}, {num:,} samples")
-            _finish(opened.run, path, is_default)
+            _finish(opened.run, path, is_of_run)
         return
     samples = sample_state(opened.experiment, opened.checkpoint.state, num)
     if not parallel.is_first_process():
@@ -68,12 +81,12 @@ def evaluate(
     skipped = [*found.record.get("skipped", ()), *([reason] if reason else [])]
     record = {
         "key": key,
-        "metrics": evaluation.to_json(found.metrics),
+        "metrics": metrics.to_json(found.metrics),
         "details": {
             **found.record,
             "skipped": skipped,
             "precision": settings["precision"],
-            "versions": evaluation.versions(),
+            "versions": versions(),
         },
     }
     folder.mkdir(exist_ok=True)
@@ -88,17 +101,17 @@ def evaluate(
             # Another program has evaluated the same at the same time.
             if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
                 raise
-    _finish(opened.run, path, is_default)
+    _finish(opened.run, path, is_of_run)
 
 
-def _finish(run: Run, record: Path, is_default: bool) -> None:
-    """Writes the report of a record, and prints its metrics."""
+def _finish(run: Run, record: Path, is_of_run: bool) -> None:
+    """Writes the report of a record, which may be the run's own, and prints its metrics."""
     page = report.write(run, record)
-    if is_default:
+    if is_of_run:
         write_text(run.report, page.read_text("utf-8"))
         page = run.report
     details = read_json(record / "record.json", details=dict)["details"]
-    print(evaluation.table(report.metrics_of(record), details.get("start", "prior")))
+    print(metrics.table(report.metrics_of(record), details.get("start", "prior")))
     for reason in details.get("skipped", ()):
         print(f"skipped: {reason}")
     print(f"report: {page.absolute()}")
@@ -114,10 +127,10 @@ def _score(
     reference = opened.run.metric_reference()
     if isinstance(reference, PointsReference):
         log_ratio = make_log_ratio(opened.experiment, opened.checkpoint.state)
-        return evaluation.evaluate_points(reference, samples, log_ratio)
+        return evaluate_points(reference, samples, log_ratio)
     if reference.starts is not None:
-        return evaluation.evaluate_translation(reference, samples, classifier=classifier)
-    return evaluation.evaluate_images(
+        return evaluate_translation(reference, samples, classifier=classifier)
+    return evaluate_images(
         reference,
         samples,
         train_batches=None if source is None else source.train_batches,
@@ -143,9 +156,9 @@ def _inception(settings: Settings) -> Inception | None:
     given = {protocol: file for protocol, file in files.items() if file}
     if not given:
         return None
-    evaluation.check_files(given)
+    check_files(given)
     score = ("inception_score",) if settings["evaluate.inception_score"] else ()
-    return Inception(given, (*evaluation.DEFAULT_METRICS, *score))
+    return Inception(given, (*DEFAULT_METRICS, *score))
 
 
 def _training_data(

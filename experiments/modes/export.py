@@ -1,17 +1,21 @@
 """Mode export: a checkpoint's sampler as a folder that needs only JAX."""
 
-from experiments import export
+from experiments import export, records
 from experiments.command_line import Command
 from experiments.sampling.opened import open_checkpoint
 from fdrl_jax import parallel
 
 
 def run_mode(command: Command) -> None:
-    """Writes StableHLO, arrays, a loader and metadata into `export/step_N` of the run."""
+    """Writes StableHLO, arrays, a loader and metadata into `export/step_N` of the run.
+
+    With other settings of the flow than the run's, the folder has a name of its own.
+    """
     opened = open_checkpoint(command)
     if not parallel.is_first_process():
         return
-    folder = opened.run.exports / f"step_{opened.step}"
+    key = records.key_of(opened, None)
+    folder = opened.run.exports / records.name_of(opened, key, is_default=True)
     export.write(opened.experiment, opened.checkpoint.state, folder, command.flags["platforms"])
     print(f"sampler of step {opened.step:,}: {folder}")
     print(f"note: {export.LIFETIME}")

@@ -15,7 +15,7 @@ _NUM_SHOWN = 100
 
 def run_mode(command: Command) -> None:
     """Fits the prior of a new run and writes a picture of its samples."""
-    with run.locked_folder(command.folder):
+    with run.locked_folder(command.folder, creates=command.config is not None):
         created, experiment = create_or_resume(command)
         if not parallel.is_first_process():
             return

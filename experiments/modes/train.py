@@ -10,7 +10,7 @@ from fdrl_jax import parallel
 
 def run_mode(command: Command) -> None:
     """Trains, evaluates the last state and writes the report; a finished run stays as it is."""
-    with run.locked_folder(command.folder):
+    with run.locked_folder(command.folder, creates=command.config is not None):
         created, experiment = create_or_resume(command)
         if parallel.is_first_process():
             print(describe_devices())

@@ -23,10 +23,12 @@ _NUM_EVALUATION_STEPS = 20  # Of the attack: stronger than that of training.
 
 def run_mode(command: Command) -> None:
     """Trains to the last step and prints the accuracy on held-out images."""
-    with run.locked_folder(command.folder):
+    with run.locked_folder(command.folder, creates=command.config is not None):
         opened = None
         if run.exists(command.folder):
             opened = run.open_run(command.folder, "classifier")
+        else:
+            run.check_free(command.folder)
         wanted = wanted_settings(command, opened)
         if opened is not None:
             wanted = opened.resumed(wanted)

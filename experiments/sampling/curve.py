@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 from tqdm import tqdm
 
-from experiments.evaluation import CheapMetric, cheap_metric
+from experiments.evaluation.cheap import CheapMetric, cheap_metric
 from experiments.sampling.draw import (
     batch_at,
     batch_size,

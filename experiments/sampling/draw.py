@@ -8,7 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments.build import Experiment
-from experiments.sampling.samples import Samples
+from experiments.samples import Samples
 from fdrl_jax import parallel, rng, samplers
 from fdrl_jax.state import TrainState
 

@@ -11,7 +11,7 @@ import pytest
 from image_files import encoded
 
 from experiments import evaluate
-from experiments.data.pixels import to_unit
+from experiments.data.decode import to_unit
 from experiments.errors import DataError
 from experiments.evaluation import image_sets
 from experiments.evaluation.protocols import LEGACY, STANDARD, Weights, prefixed

@@ -8,7 +8,7 @@ from experiments.evaluation import draws, references
 from experiments.evaluation.draws import Pools
 from experiments.evaluation.images import evaluate_images
 from experiments.evaluation.references import ImageReference
-from experiments.sampling.samples import Samples
+from experiments.samples import Samples
 
 
 def unit(pixels):

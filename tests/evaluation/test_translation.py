@@ -9,7 +9,7 @@ from experiments.errors import DataError
 from experiments.evaluation import references, translation
 from experiments.evaluation.translation import evaluate_translation
 from experiments.pictures.images import translation as draw_translation
-from experiments.sampling.samples import Samples
+from experiments.samples import Samples
 
 
 @pytest.fixture(scope="module")

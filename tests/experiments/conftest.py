@@ -1,47 +1,80 @@
-"""Small runs that the tests of the program share."""
+"""Small runs that the tests of the program share: each is trained once, and copied for changes."""
 
-import importlib
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from experiments.request import Request
-from experiments.storage.workdir import Workdir
+from PIL import Image
+from small_runs import SMALL_RESNET, start
 
-from experiments import modes
+from experiments import command_line, run, settings
+from experiments.run import Run
 
 Settings = dict[str, Any]
 
 
 @pytest.fixture(scope="session")
 def tiny() -> Callable[..., Settings]:
-    """Returns `(config name, {"section.key": value}) -> the nested config of its tiny variant`."""
+    """Returns `(config name, {"section.key": value}) -> flat settings of its tiny variant`."""
 
     def config(name: str = "swissroll", changes: Settings | None = None) -> Settings:
-        settings = importlib.import_module(f"configs.{name}").get_config("tiny").to_dict()
-        for key, value in (changes or {}).items():
-            *sections, last = key.split(".")
-            target = settings
-            for section in sections:
-                target = target[section]
-            target[last] = value
-        return settings
+        return settings.checked({**command_line.load_config(f"{name}:tiny"), **(changes or {})})
 
     return config
 
 
 @pytest.fixture(scope="session")
-def trained_once(tiny, tmp_path_factory) -> Path:
-    folder: Path = tmp_path_factory.mktemp("trained_once")
-    modes.run(Request("train", tiny(), folder, "python -m experiments.main <tiny>"))
+def image_folder(tmp_path_factory) -> Path:
+    """A folder of 40 small images in two classes."""
+    folder: Path = tmp_path_factory.mktemp("images")
+    random = np.random.default_rng(0)
+    for name in ("ant", "bee"):
+        (folder / name).mkdir()
+        for i in range(20):
+            pixels = random.integers(0, 256, (8, 8, 3), np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{i}.png")
     return folder
 
 
+@pytest.fixture(scope="session")
+def _trained_once(image_folder, tmp_path_factory) -> Callable[[str], Path]:
+    """Trains a run of each name once: "swissroll", "digits" or "images"."""
+    done: dict[str, Path] = {}
+
+    def trained(name: str) -> Path:
+        if name not in done:
+            done[name] = tmp_path_factory.mktemp(f"trained_{name}") / "run"
+            config, changes = f"{name}:tiny", {}
+            if name == "images":
+                config = "folder:tiny"
+                changes = {"data.dir": image_folder, "data.image_size": 8, **SMALL_RESNET}
+            start("train", done[name], config, changes)
+        return done[name]
+
+    return trained
+
+
+def _copy(trained: Path, folder: Path) -> Run:
+    shutil.copytree(trained, folder)
+    return run.open_run(folder)
+
+
 @pytest.fixture(scope="module")
-def trained(trained_once, tmp_path_factory) -> Workdir:
-    """The workdir of a tiny run on the swiss roll, which the tests of a module may change."""
-    folder: Path = tmp_path_factory.mktemp("trained") / "run"
-    shutil.copytree(trained_once, folder)
-    return Workdir(folder)
+def trained(_trained_once, tmp_path_factory) -> Run:
+    """A tiny run on the swiss roll, trained and evaluated; the tests of a module may change it."""
+    return _copy(_trained_once("swissroll"), tmp_path_factory.mktemp("swissroll") / "run")
+
+
+@pytest.fixture(scope="module")
+def of_digits(_trained_once, tmp_path_factory) -> Run:
+    """The same on digits."""
+    return _copy(_trained_once("digits"), tmp_path_factory.mktemp("digits") / "run")
+
+
+@pytest.fixture
+def of_images(_trained_once, tmp_path) -> Run:
+    """The same on a folder of images, with a data-dependent prior, anew for each test."""
+    return _copy(_trained_once("images"), tmp_path / "of_images")

@@ -4,26 +4,38 @@ import importlib
 from pathlib import Path
 
 import pytest
+from small_runs import train
 
 from configs import base
-from experiments import schema
+from experiments import command_line, data, settings
+from experiments.modes import creation
 
 NAMES = sorted(
     path.stem
     for path in (Path(__file__).parents[2] / "configs").glob("*.py")
-    if path.stem not in ("__init__", "base", "saved")
+    if path.stem not in ("__init__", "base")
 )
 PAPER = ("cifar10", "celeba", "lsun_church")
+BUILT_IN = [n for n in NAMES if data.is_built_in(command_line.load_config(n)["data.name"])]
 
 
 def load(name, variant=""):
-    return schema.flatten(importlib.import_module(f"configs.{name}").get_config(variant).to_dict())
+    return command_line.load_config(f"{name}:{variant}")
 
 
 @pytest.mark.parametrize("variant", ["", "tiny", "tiny,up", *base.PAIRS])
 @pytest.mark.parametrize("name", NAMES)
-def test_every_variant_obeys_the_rules(name, variant):
-    schema.check(schema.unflatten(load(name, variant)))
+def test_every_variant_is_allowed(name, variant):
+    wanted = settings.checked(load(name, variant))
+    if name in BUILT_IN:
+        creation.load_data(wanted)  # Built-in data refuse settings that would do nothing.
+
+
+@pytest.mark.parametrize("name", [n for n in BUILT_IN if not n.endswith("_classifier")])
+def test_every_config_of_built_in_data_takes_a_step_in_its_tiny_variant(name, tmp_path):
+    rarely = {"snapshot.every_steps": 100, "checkpoint.every_steps": 100}
+    state = train(tmp_path, {**rarely, "train.num_steps": 1}, f"{name}:tiny")
+    assert int(state.step) == 1
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,24 +1,23 @@
 """Nothing that a stranger wrote is executed, leads out of its folder or slips into a page."""
 
-import dataclasses
 import json
 import os
 import re
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
-from experiments.request import Request
-from experiments.storage.workdir import Workdir, write_json
 from PIL import Image
+from small_runs import SMALL_RESNET, start, train
 
-from experiments import build, modes
+from experiments import report, run
 from experiments.data import DataOptions, load, tfds
 from experiments.data.files import Folder
 from experiments.data.records import Problems
-from experiments.errors import DataError
-from experiments.pictures import report
-from experiments.training import loop, metrics_log
+from experiments.errors import DataError, UserError
+from experiments.files import write_json
+from experiments.training import metrics_log
 
 SECRET = "s3cr3t-0123456789abcdef"
 HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)>'
@@ -46,11 +45,12 @@ def test_a_pickle_in_an_npz_is_not_executed(tmp_path):
     assert not trace.exists()
 
 
-def test_a_pickle_in_the_place_of_a_prior_is_not_executed(tiny, tmp_path, caplog):
-    trace, workdir = tmp_path / "executed", Workdir(tmp_path)
-    np.savez(workdir.prior, fingerprint=np.array(Payload(trace), dtype=object))
-    build.experiment(tiny("digits"), workdir.prior)
-    assert "is damaged" in caplog.text
+@pytest.mark.parametrize("name", ["prior.npz", "reference.npz"])
+def test_a_pickle_in_the_place_of_a_part_of_a_run_is_not_executed(name, of_images, tmp_path):
+    trace = tmp_path / "executed"
+    np.savez(of_images.root / name, mean=np.array(Payload(trace), dtype=object))
+    with pytest.raises(UserError, match=name.replace(".", r"\.")):
+        start("strips", of_images.root)
     assert not trace.exists()
 
 
@@ -86,40 +86,62 @@ def test_an_entry_of_a_zip_cannot_write_anywhere(tmp_path):
 
 
 @pytest.mark.slow
-def test_classes_and_data_with_hostile_names_write_only_into_the_workdir(tiny, tmp_path):
+def test_classes_and_data_with_hostile_names_write_only_into_the_workdir(tmp_path):
     images = tmp_path / "data" / HOSTILE.replace("/", "∕")
     for kind in ("..a", "%2e%2e%2f", "<b>"):
         (images / kind).mkdir(parents=True)
         for i in range(8):
             Image.new("RGB", (8, 8), (i, i, i)).save(images / kind / f"{i}.png")
-    changes = {"data.dir": str(images), "data.image_size": 8, "prior.name": "uniform"}
-    # A network that compiles in a second.
-    changes |= {"network.name": "resnet", "network.width": 4, "network.blocks": ((4, 2),)}
-    config = tiny("folder", {**changes, "train.num_steps": 2, "evaluate.num_samples": 8})
-    run = tmp_path / f"run {HOSTILE.replace('/', '∕')}"
+    changes = {"data.dir": images, "data.image_size": 8, "prior.name": "uniform", **SMALL_RESNET}
+    folder = tmp_path / f"run {HOSTILE.replace('/', '∕')}"
     before = {name for name in files_below(tmp_path) if not name.startswith("run ")}
-    modes.run(Request("train", config, run, f"--workdir={run} {HOSTILE}"))
+    small = {"train.num_steps": 2, "evaluate.num_samples": 8}
+    start("train", folder, "folder:tiny", {**changes, **small})
     after = {name for name in files_below(tmp_path) if not name.startswith("run ")}
     assert after == before
-    page = Workdir(run).report.read_text()
+    page = (folder / "report.html").read_text()
     assert "<script" not in page
     assert not re.search(r"<img(?! alt=\"[^\"<>]*\" src=\"data:image/)", page)
 
 
-def test_the_report_escapes_all_that_it_shows(monkeypatch, tiny, tmp_path):
-    workdir = Workdir(tmp_path)
-    experiment = build.experiment(tiny())
-    source = experiment.source._replace(name=HOSTILE)
-    experiment = dataclasses.replace(experiment, source=source)
-    write_json(workdir.config, {"command": HOSTILE, "settings": {HOSTILE: HOSTILE}})
-    picture = tmp_path / "x.png"
-    picture.write_bytes(b"x")
-    monkeypatch.setattr(report, "_draw", lambda *_: [(HOSTILE, picture)])
-    report.write(experiment, workdir, experiment.init_state(), None, {HOSTILE: [1.0]}, {})
-    page = workdir.report.read_text()
-    assert page.count("&lt;script&gt;") >= 7
+def test_the_report_escapes_all_that_it_shows(of_images):
+    record = json.loads((of_images.root / "run.json").read_text())
+    record |= {"command": HOSTILE, "data": record["data"] | {"name": HOSTILE}}
+    record["settings"]["data.split"] = HOSTILE
+    write_json(of_images.root / "run.json", record)
+    folder = of_images.evaluations / "step_4"
+    details = {HOSTILE: HOSTILE}
+    write_json(
+        folder / "record.json",
+        json.loads((folder / "record.json").read_text()) | {"details": details},
+    )
+    write_json(folder / "pictures.json", {"samples.png": HOSTILE})
+    page = report.write(run.open_run(of_images.root), folder).read_text()
+    assert page.count("&lt;script&gt;") >= 6
     assert "<script" not in page
     assert "onerror=alert(2)>" not in page
+
+
+def test_what_one_shares_of_a_run_holds_no_path_of_this_machine(of_images, image_folder):
+    """The report, samples, curves, evaluations, pictures and the exported sampler."""
+    start("sample", of_images.root, num_samples=3)
+    start("evaluate", of_images.root, num_samples=16)
+    start("curve", of_images.root, None, {"curve.lengths": (0, 3)}, num_samples=8)
+    start("export", of_images.root, platforms="cpu")
+    places = ("samples", "evaluations", "curves", "pictures", "export")
+    files = [path for place in places for path in (of_images.root / place).rglob("*")]
+    files = [of_images.report, *(path for path in files if path.is_file())]
+    assert len(files) > 15
+    private = {Path.home(), Path.cwd(), of_images.root, image_folder, Path(__file__).parents[2]}
+    found = [
+        (path.name, str(place))
+        for path in files
+        for place in private
+        if str(place).encode() in path.read_bytes() and len(place.parts) > 1
+    ]
+    assert not found
+    sampler = next((of_images.root / "export").rglob("sampler.stablehlo")).read_bytes()
+    assert b".py" not in sampler
 
 
 def test_links_in_a_folder_are_followed_but_never_out_of_regular_files(tmp_path):
@@ -130,7 +152,7 @@ def test_links_in_a_folder_are_followed_but_never_out_of_regular_files(tmp_path)
     assert len(problems) == 1
 
 
-def test_secrets_of_the_environment_are_written_nowhere(tiny, tmp_path, monkeypatch, capfd):
+def test_secrets_of_the_environment_are_written_nowhere(tmp_path, monkeypatch, capfd):
     for name in ("WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "HF_TOKEN"):
         monkeypatch.setenv(name, SECRET)
     told = {}
@@ -147,10 +169,7 @@ def test_secrets_of_the_environment_are_written_nowhere(tiny, tmp_path, monkeypa
             return Run()
 
     monkeypatch.setattr(metrics_log, "_import", lambda name, extra: Module)
-    config = tiny(changes={"log.wandb": "online", "train.num_steps": 2})
-    workdir = Workdir(tmp_path / "run")
-    workdir.create()
-    loop.train(build.experiment(config), workdir, "a command")
+    train(tmp_path / "run", {"log.wandb": "online", "train.num_steps": 2})
     assert told["mode"] == "online"
     assert told["name"] == "run"
     assert SECRET not in json.dumps(told, default=str)

@@ -1,18 +1,17 @@
-"""Curves of the metric: every point is that of samples drawn for it alone."""
+"""Curves of the metric: every point is that of samples drawn for it."""
 
 import csv
 
 import numpy as np
 import pytest
-from experiments.request import Request
+from small_runs import command, contents, start
 
-from experiments import build, modes
 from experiments.errors import UserError
-from experiments.evaluation import curve, references
 from experiments.evaluation.cheap import CheapMetric, cheap_metric
 from experiments.pictures import curves
-from experiments.sampling import runs
+from experiments.sampling import curve
 from experiments.sampling.draw import sample_state
+from experiments.sampling.opened import open_checkpoint
 from fdrl_jax.problem import FlowParams
 
 NUM = 50  # More than a batch, and no multiple of one.
@@ -23,33 +22,39 @@ def rows(path):
         return list(csv.reader(file))
 
 
-def test_one_pass_takes_the_metric_of_the_samples_at_every_length(trained, tiny):
-    experiment = build.experiment(tiny())  # K = 3, kappa = 1.
-    train_state = runs.restore(experiment, trained, None)
-    samples = sample_state(experiment, train_state, NUM)
+def test_one_pass_computes_the_metric_of_the_samples_at_every_length(trained):
+    opened = open_checkpoint(command("curve", trained.root))  # K = 3, kappa = 1.
+    samples = sample_state(opened.experiment, opened.checkpoint.state, NUM)
 
-    points = list(curve.over_length(experiment, train_state, (0, 3, 4), NUM))
+    points = list(curve.over_length(opened, (0, 3, 4), NUM))
 
     assert [length for length, _ in points] == [0, 3, 4]
     for (_, metric), stage in zip(points, samples, strict=True):
-        expected = cheap_metric(references.of(experiment.source), stage)
+        expected = cheap_metric(trained.metric_reference(), stage)
         assert metric.name == expected.name
         np.testing.assert_allclose(metric.value, expected.value, rtol=1e-4, atol=1e-6)
 
 
-def test_mode_curve_writes_values_and_a_picture_and_names_the_best(trained, tiny, capsys):
-    config = tiny(changes={"curve.lengths": (2, 4, 6)})
-    modes.run(Request("curve", config, trained.root, num_samples=NUM))
-    modes.run(Request("curve", tiny(changes={"curve.over": "step"}), trained.root, num_samples=NUM))
+def test_mode_curve_writes_values_and_a_picture_and_names_the_best(trained, capsys):
+    start("curve", trained.root, None, {"curve.lengths": (2, 4, 6)}, num_samples=NUM)
+    out = capsys.readouterr().out
+    start("curve", trained.root, None, {"curve.over": "step"}, num_samples=NUM)
 
     (over, name), *values = rows(trained.curves / "length_step_4.csv")
     assert (over, name) == ("length", "energy_distance_50")
     assert [int(at) for at, _ in values] == [2, 4, 6]
     best = min(values, key=lambda row: float(row[1]))[0]
-    assert f"best: {best}\n" in capsys.readouterr().out
+    assert f"best: {best}\n" in out
     assert [row[0] for row in rows(trained.curves / "step.csv")] == ["step", "2", "4"]
     for name in ("length_step_4", "step"):
         assert (trained.curves / f"{name}.png").stat().st_size > 5_000
+    before = contents(trained.curves)
+    start("curve", trained.root, None, {"curve.lengths": (2, 5)}, num_samples=NUM)
+    after = contents(trained.curves)
+    assert after.items() >= before.items(), "no curve replaces another one"
+    assert len(after) == len(before) + 2
+    with pytest.raises(UserError, match="uses all checkpoints; leave --checkpoint out"):
+        start("curve", trained.root, None, {"curve.over": "step"}, checkpoint=2)
 
 
 @pytest.mark.parametrize(("num_steps", "stride"), [(20, 5), (100, 10), (3, 5), (1_000, 100)])
@@ -70,6 +75,6 @@ def test_the_best_of_a_curve_is_a_number_in_the_metrics_own_direction():
     assert curves.best_of(points(float("nan"), 2.0, 1.0, 3.0, lower=False))[0] == 3
 
 
-def test_a_metric_of_one_sample_is_refused_in_one_line(trained, tiny):
-    with pytest.raises(UserError, match="at least 2 samples, got --num_samples=1"):
-        modes.run(Request("curve", tiny(), trained.root, num_samples=1))
+def test_a_metric_of_one_sample_is_refused_in_one_line(trained):
+    with pytest.raises(UserError, match="at least 2 samples"):
+        start("curve", trained.root, num_samples=1)

@@ -4,12 +4,16 @@ import csv
 import json
 import statistics
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
-from experiments.storage.workdir import Workdir, write_json
 
+from experiments import evaluation
 from experiments.errors import UserError
+from experiments.evaluation.metrics import Estimate, Metric
+from experiments.files import write_json
 from experiments.sweep import __main__ as command
 from experiments.sweep import picture, plan, runner, table
 
@@ -21,13 +25,15 @@ GROUPS = {
 
 
 def program(endings, calls):
-    """Stands for the program: ends as told by (noise scale, divergence), writes the seed."""
+    """Stands for the program: ends as given by the run's name, and writes its seed."""
 
     def run(config, run, folder):
         calls.append(run.folder)
         code = endings.get(run.name, 0)
-        metrics = {"quality": 1.0 + run.seed, "shares": [0.5], "num_samples": 7}
-        write_json(Workdir(folder).evaluation, {"step": 4, "metrics": metrics})
+        metric = Metric("quality", "energy_distance", Estimate(1.0 + run.seed))
+        record = folder / "evaluations" / "step_4"
+        record.mkdir(parents=True, exist_ok=True)
+        write_json(record / "record.json", {"metrics": evaluation.to_json({"quality": metric})})
         return code, "the reason" if code else ""
 
     return run
@@ -56,12 +62,54 @@ def test_the_same_sweep_again_runs_only_what_failed(tmp_path):
     assert [o.status for o in outcomes].count("diverged") == 3
 
 
-def test_other_settings_in_the_same_folder_are_run_again(tmp_path):
+def test_other_settings_in_the_same_folder_are_refused(tmp_path):
     sweep(tmp_path)
+    with pytest.raises(UserError, match=r"holds a run of other settings.*another --workdir"):
+        sweep(tmp_path, settings={"train.num_steps": 7})
 
-    _, _, calls = sweep(tmp_path, settings={"train.num_steps": 7})
 
-    assert len(calls) == 15
+def test_results_of_a_config_file_that_was_edited_since_do_not_count_as_done(tmp_path):
+    config = tmp_path / "own.py"
+    text = "from configs import base\ndef get_config():\n  c = base.points()\n"
+    config.write_text(f"{text}  return c\n")
+    todo = plan.make(str(config), {"a": {"x": {"flow.num_steps": 3}}})
+    runner.run_all(todo, tmp_path / "sweep", program({}, []))
+    config.write_text(f"{text}  c.train.num_steps = 9\n  return c\n")
+    with pytest.raises(UserError, match="the config file or the sweep has changed since"):
+        runner.run_all(todo, tmp_path / "sweep", program({}, []))
+
+
+def test_a_misspelt_metric_ends_the_sweep_after_its_first_run(tmp_path):
+    todo, calls = plan.make(CONFIG, GROUPS, metrics=("qualty",)), []
+    with pytest.raises(UserError, match="no metric 'qualty'; did you mean 'quality'"):
+        runner.run_all(todo, tmp_path, program({}, calls))
+    assert len(calls) == 1
+
+
+def test_a_sweep_that_is_asked_to_stop_waits_until_its_run_has_saved(tmp_path, monkeypatch):
+    """The run takes two seconds to save after SIGTERM."""
+    program = (
+        "import signal, sys, time, pathlib\n"
+        "def save(*_):\n  time.sleep(2)\n  pathlib.Path('saved').touch()\n  sys.exit(4)\n"
+        "signal.signal(signal.SIGTERM, save)\nprint('ready', flush=True)\ntime.sleep(60)"
+    )
+    real = subprocess.Popen
+
+    class Program(real):
+        def __init__(self, arguments, **options):
+            super().__init__([sys.executable, "-c", program], cwd=tmp_path, **options)
+
+        def wait(self, timeout=None):
+            if timeout is None:
+                while "ready" not in (tmp_path / "output.txt").read_text():
+                    time.sleep(0.01)
+                raise KeyboardInterrupt  # As SIGTERM and Ctrl-C do.
+            return super().wait(timeout)
+
+    monkeypatch.setattr(runner.subprocess, "Popen", Program)
+    with pytest.raises(KeyboardInterrupt):
+        runner.run_program(CONFIG, plan.make(CONFIG, GROUPS).runs[0], tmp_path)
+    assert (tmp_path / "saved").exists()
 
 
 def test_runs_of_equal_settings_in_two_groups_are_one(tmp_path):
@@ -155,23 +203,24 @@ def test_a_sweep_file_that_is_wrong_is_told_with_its_name(text, expected, tmp_pa
 
 
 def test_every_sweep_file_is_one_that_can_run():
-    files = sorted((Path(__file__).parents[2] / "configs" / "sweeps").glob("[!_]*.py"))
+    files = sorted((Path(__file__).parents[3] / "configs" / "sweeps").glob("[!_]*.py"))
     assert files
     for path in files:
         assert plan.from_file(path, settings={"log.every_steps": 7}).runs[0].settings["seed"] == 0
 
 
 @pytest.mark.slow
-def test_the_command_runs_the_program_and_tells_how_each_run_ended(tmp_path, capsys):
+def test_the_command_runs_the_program_and_reports_how_each_run_ended(tmp_path, capsys):
     arguments = [f"--config={CONFIG}:tiny", "--grid", "loss.name=lr,lsif"]
 
     command.main([*arguments, f"--workdir={tmp_path}", "--metrics=energy_ratio"])
 
-    told = capsys.readouterr().out
-    assert "seed 0 failed: config: " in told
-    assert "use 'lsif' with 'pearson'" in told
-    figures = json.loads((tmp_path / "loss.name/loss.name=lr/seed_0/evaluation.json").read_text())
-    assert f"| loss.name=lr | 1 | {figures['metrics']['energy_ratio']['value']:.4g} |" in told
+    out = capsys.readouterr().out
+    assert "seed 0 failed: config: " in out
+    assert "use 'lsif' with 'pearson'" in out
+    (record,) = (tmp_path / "loss.name/loss.name=lr/seed_0/evaluations").glob("*/record.json")
+    value = json.loads(record.read_text())["metrics"]["energy_ratio"]["value"]
+    assert f"| loss.name=lr | 1 | {evaluation.format_value(value)} |" in out
     assert {"table.md", "table.csv", "picture.png"} <= {path.name for path in tmp_path.iterdir()}
 
 
@@ -190,11 +239,13 @@ def test_names_that_differ_in_signs_no_folder_has_get_folders_of_their_own():
 
 
 def test_output_that_is_no_text_does_not_end_the_sweep(tmp_path, monkeypatch):
-    def run(command, stdout, stderr):
-        stdout.buffer.write(b"\xff\nerror: the reason \xe2\x82")
-        return subprocess.CompletedProcess(command, 1)
-
-    monkeypatch.setattr(runner.subprocess, "run", run)
+    content = "import os; os.write(1, b'\\xff\\nerror: the reason \\xe2\\x82'); raise SystemExit(1)"
+    real = subprocess.Popen
+    monkeypatch.setattr(
+        runner.subprocess,
+        "Popen",
+        lambda _, **options: real([sys.executable, "-c", content], **options),
+    )
     code, reason = runner.run_program(CONFIG, plan.make(CONFIG, GROUPS).runs[0], tmp_path)
     assert code == 1
     assert reason.startswith("the reason")

@@ -9,15 +9,14 @@ import sys
 import jax
 import numpy as np
 import pytest
-from experiments.request import Request
-from experiments.storage.workdir import Workdir
+from small_runs import command, start
 
-from experiments import build, export, modes
+from experiments import build, export
 from experiments.errors import UserError
 from experiments.export.load_sampler import Sampler
-from experiments.sampling import runs
+from experiments.modes import creation
 from experiments.sampling.draw import sample_state
-from experiments.training import loop
+from experiments.sampling.opened import open_checkpoint
 from fdrl_jax import priors
 
 NUM = 12
@@ -32,9 +31,13 @@ print(*sorted({name.partition(".")[0] for name in sys.modules}))
 """
 
 
+def experiment_of(wanted):
+    return build.experiment(wanted, creation.load_data(wanted))
+
+
 def trained_state(experiment):
     """A state whose parameters no initialisation gives, without the time of a training."""
-    state = experiment.init_state()
+    state = build.ratio_training(experiment).init_state()
     moved = jax.tree.map(
         lambda a: a + 0.05 * np.cos(np.arange(a.size)).reshape(a.shape), state.ema_variables
     )
@@ -46,7 +49,7 @@ def exported(tiny, tmp_path_factory):
     """Returns the folder and the program's samples, of points and of images with their prior."""
     found = {}
     for name in ("swissroll", "digits"):
-        experiment = build.experiment(tiny(name))
+        experiment = experiment_of(tiny(name))
         state, folder = trained_state(experiment), tmp_path_factory.mktemp(name)
         export.write(experiment, state, folder, ("cpu", "cuda", "tpu"))
         found[name] = folder, sample_state(experiment, state, NUM).refined
@@ -91,7 +94,7 @@ def test_the_metadata_tell_versions_shapes_settings_and_how_long_it_lasts(export
 
 
 def test_the_parameters_are_shipped_as_plain_arrays(exported, tiny):
-    experiment = build.experiment(tiny("digits"))
+    experiment = experiment_of(tiny("digits"))
     kernel = trained_state(experiment).ema_variables["params"]["conv1"]["kernel"]
     with np.load(exported["digits"][0] / "arrays.npz", allow_pickle=False) as arrays:
         np.testing.assert_array_equal(arrays["network/params/conv1/kernel"], kernel)
@@ -111,7 +114,7 @@ def test_a_damaged_file_of_an_export_is_named(name, exported):
 
 
 def test_a_sampler_that_translates_takes_what_it_starts_from_as_input(tiny, tmp_path):
-    experiment = build.experiment(tiny())
+    experiment = experiment_of(tiny())
     starts = experiment.source.held_out(20, 0)
     prior = priors.batch("source")
     experiment = dataclasses.replace(
@@ -130,21 +133,27 @@ def test_a_sampler_that_translates_takes_what_it_starts_from_as_input(tiny, tmp_
         sampler(6, source=starts[:5])
 
 
-def test_the_mode_writes_the_sampler_of_a_checkpoint(tiny, tmp_path, capsys):
-    config, workdir = tiny(), Workdir(tmp_path)
-    experiment = build.experiment(config)
-    workdir.create()
-    loop.train(experiment, workdir, "a command")
-    modes.run(Request("export", config, tmp_path, checkpoint="2", platforms=("cpu",)))
-    folder = tmp_path / "export" / "step_2"
+def test_the_mode_writes_the_sampler_of_a_checkpoint(trained, capsys):
+    start("export", trained.root, checkpoint=2, platforms="cpu")
+    folder = trained.exports / "step_2"
     assert str(folder) in capsys.readouterr().out
-    samples = sample_state(experiment, runs.restore(experiment, workdir, 2), 5).refined
+    opened = open_checkpoint(command("export", trained.root, checkpoint=2))
+    samples = sample_state(opened.experiment, opened.checkpoint.state, 5).refined
     np.testing.assert_allclose(Sampler(folder)(5), samples, rtol=1e-4, atol=1e-5)
+
+
+def test_an_export_of_other_settings_does_not_replace_the_first(trained):
+    start("export", trained.root, platforms="cpu")
+    first = (trained.exports / "step_4" / "metadata.json").read_bytes()
+    start("export", trained.root, None, {"flow.num_steps": 5}, platforms="cpu")
+    assert (trained.exports / "step_4" / "metadata.json").read_bytes() == first
+    (other,) = trained.exports.glob("step_4_*")
+    assert json.loads((other / "metadata.json").read_text())["settings"]["flow.num_steps"] == 5
 
 
 @pytest.mark.parametrize("platforms", [("cpu", "cude"), ()])
 def test_an_unknown_platform_is_answered_with_those_that_are(platforms, tiny, tmp_path):
-    experiment = build.experiment(tiny())
+    experiment = experiment_of(tiny())
     with pytest.raises(UserError, match="Allowed: cpu, cuda, rocm, tpu"):
         export.write(experiment, experiment.init_state(), tmp_path / "export", platforms)
     assert not any(tmp_path.iterdir())

@@ -1,0 +1,49 @@
+"""A dry run answers first: cost, memory, disk and time of the whole run; it writes nothing."""
+
+import jax
+import pytest
+from small_runs import start
+
+from experiments.modes.dry_run import duration
+
+
+def test_a_dry_run_prints_the_answer_first_and_then_the_settings_that_differ(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    start("dry_run", None, "digits:tiny", {"flow.step_size": 0.25})
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("whole run: about ")
+    answer = "\n".join(lines[: lines.index("settings that differ from the defaults:")])
+    for word in ("compilation", "evaluation", "first checkpoint", "MiB", "disk", "devices:"):
+        assert word in answer, word
+    assert "parameters, input (8, 8, 1)" in answer
+    shown = [line.split()[0] for line in lines if line.startswith("  ") and "." in line.split()[0]]
+    assert "flow.step_size" in shown
+    assert "data.num_threads" not in shown  # As by default.
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_dry_run_compiles_the_train_step_once_and_no_initialisation(monkeypatch):
+    compiled = []
+    monkeypatch.setattr(
+        jax.stages.Lowered, "compile", _counting(jax.stages.Lowered.compile, compiled)
+    )
+    start("dry_run", None, "swissroll:tiny")
+    assert len(compiled) == 2  # The train step, and a step of the flow to time it.
+
+
+def _counting(compile_, calls):
+    def counted(lowered, *args, **kwargs):
+        calls.append(lowered)
+        return compile_(lowered, *args, **kwargs)
+
+    return counted
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [(3, "3 s"), (300, "5 min"), (10_800, "3.0 h"), (1_000_000, "12 days")],
+)
+def test_durations_are_given_in_the_unit_that_a_person_would_use(seconds, expected):
+    assert duration(seconds) == expected

@@ -1,0 +1,175 @@
+"""Evaluations are records: each describes what it was computed from, and none replaces another."""
+
+import json
+
+import numpy as np
+import pytest
+from small_runs import contents, start
+
+from experiments import evaluation, records, report
+from experiments.errors import UserError
+from experiments.evaluation import compare
+from experiments.evaluation.inception import Computed
+from experiments.evaluation.metrics import Estimate, Metric
+
+
+def evaluate(run, changes=None, **flags):
+    start("evaluate", run.root, None, changes, **flags)
+
+
+def read(run, name):
+    return json.loads((run.evaluations / name / "record.json").read_text())
+
+
+def test_a_finished_run_has_a_record_of_its_own_settings_and_is_not_evaluated_again(
+    trained, capsys
+):
+    found = read(trained, "step_4")
+    assert found["key"]["num_samples"] == 64
+    assert found["key"]["settings"]["flow.num_steps"] == 3
+    assert found["key"]["run"] == trained.id
+    before = contents(trained.evaluations)
+    start("train", trained.root)
+    assert "already evaluated: step 4, 64 samples" in capsys.readouterr().out
+    assert contents(trained.evaluations) == before
+
+
+def test_an_evaluation_of_other_settings_is_added_and_says_so(trained, capsys):
+    before, page = contents(trained.evaluations), trained.report.read_bytes()
+    evaluate(trained, {"flow.num_steps": 5})
+    evaluate(trained, num_samples=16)
+    evaluate(trained, checkpoint=2)
+    after = contents(trained.evaluations)
+    assert after.items() >= before.items()
+    assert trained.report.read_bytes() == page, "the run's report is of its own settings"
+    found = [
+        read(trained, path.parent.name)["key"] for path in trained.evaluations.glob("*/record.json")
+    ]
+    described = [(k["step"], k["num_samples"], k["settings"]["flow.num_steps"]) for k in found]
+    assert sorted(described) == [(2, 64, 3), (4, 16, 3), (4, 64, 3), (4, 64, 5)]
+    pages = {p.parent.name: p.read_text() for p in trained.evaluations.glob("*/report.html")}
+    (changed,) = [name for name, text in pages.items() if "flow.num_steps is 5 but was 3" in text]
+    assert read(trained, changed)["key"]["settings"]["flow.num_steps"] == 5
+    capsys.readouterr()
+    start("train", trained.root)
+    shown = capsys.readouterr().out
+    assert evaluation.table(report.metrics_of(trained.evaluations / "step_4")) in shown
+
+
+def test_the_number_of_samples_is_the_one_that_was_asked_for(trained):
+    evaluate(trained, num_samples=50)
+    newest = records.newest(trained.evaluations)
+    assert read(trained, newest.name)["key"]["num_samples"] == 50
+
+
+def test_the_same_evaluation_again_gives_the_same_numbers(trained, tmp_path):
+    before = read(trained, "step_4")["metrics"]
+    for path in trained.evaluations.iterdir():
+        path.rename(tmp_path / path.name)
+    evaluate(trained)
+    again = read(trained, "step_4")["metrics"]
+    assert again.keys() == before.keys()
+    for name, metric in again.items():
+        np.testing.assert_allclose(metric["value"], before[name]["value"], rtol=1e-6)
+
+
+def test_an_interrupted_evaluation_leaves_no_record(trained, monkeypatch):
+    before = contents(trained.evaluations)
+
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(report, "draw", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(trained, num_samples=20)
+    assert contents(trained.evaluations) == before
+
+
+def test_the_report_is_written_again_from_the_record_only(trained, capsys):
+    page = trained.evaluations / "step_4" / "report.html"
+    before = page.read_bytes()
+    page.unlink()
+    trained.report.unlink()
+    start("report", trained.root, name="step_4")
+    assert page.read_bytes() == before
+    assert f"report: {page}" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"no evaluation step_5 .*did you mean 'step_4'.*there are"):
+        start("report", trained.root, name="step_5")
+    start("train", trained.root)
+    assert trained.report.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "content", ["text", "null", "[]", "{}", '{"key": {}, "metrics": null}', '{"metrics": {}}']
+)
+def test_a_record_that_was_edited_by_hand_is_named(content, of_images):
+    file = of_images.evaluations / "step_4" / "record.json"
+    file.write_text(content)
+    for mode in ("report", "evaluate"):
+        with pytest.raises(UserError, match=r"record\.json is damaged") as caught:
+            start(mode, of_images.root)
+        assert "\n" not in str(caught.value)
+
+
+def test_without_an_evaluation_the_report_says_how_to_get_one(of_images):
+    (of_images.evaluations / "step_4").rename(of_images.root / "elsewhere")
+    with pytest.raises(UserError, match="evaluate with --mode=evaluate first"):
+        start("report", of_images.root)
+
+
+def test_an_evaluation_of_a_run_on_images_reports_memorisation_and_shows_the_nearest(of_digits):
+    metrics = read(of_digits, "step_4")["metrics"]
+    for space in ("pixels", "random_conv"):
+        assert 0 <= metrics[f"memorisation_auc_{space}"]["value"] <= 1
+    assert (of_digits.evaluations / "step_4" / "neighbours.png").exists()
+    assert of_digits.report.read_text().count("data:image/png;base64,") >= 4
+
+
+def test_metrics_that_need_the_training_data_are_skipped_with_the_reason(of_images, tmp_path):
+    changed = {"data.dir": tmp_path / "nowhere"}
+    evaluate(of_images, changed, num_samples=16)
+    newest = records.newest(of_images.evaluations)
+    skipped = " ".join(map(str, read(of_images, newest.name)["details"]["skipped"]))
+    assert "training" in skipped
+
+
+def test_an_evaluation_of_points_compares_the_estimated_log_ratio_with_the_true_one(trained):
+    metrics = read(trained, "step_4")["metrics"]
+    assert metrics["log_ratio_kl"]["value"] > 0  # After four steps the estimate is of no use yet.
+    assert metrics["kl_to_data"]["value"] > 0
+    assert metrics["sinkhorn_divergence_64"]["value"] > 0
+
+
+def test_inception_metrics_see_unrounded_samples_and_the_training_set(
+    of_digits, tmp_path, monkeypatch
+):
+    weights = tmp_path / "weights.pth"
+    weights.write_text("weights")
+    calls = []
+
+    def compute(samples, reference, protocol, weights, metrics, *, cache):
+        calls.append((samples, reference, protocol.name, metrics))
+        metric = Metric(f"fid_of_{protocol.name}", "fid", Estimate(1.0))
+        return Computed([metric], {"protocol": protocol.name}, np.zeros(1))
+
+    monkeypatch.setattr(compare.inception, "compute", compute)
+    evaluate(
+        of_digits, dict.fromkeys(("evaluate.inception_weights", "evaluate.legacy_weights"), weights)
+    )
+    found = read(of_digits, records.newest(of_digits.evaluations).name)
+    names = ["standard", "fid_legacy_fdrl"]
+    assert [call[2] for call in calls] == names
+    assert {f"fid_of_{name}" for name in names} < found["metrics"].keys()
+    samples, reference, _, metrics = calls[1]
+    assert samples.pixels.dtype == np.float32
+    assert (len(samples.pixels), reference.summarised().shape) == (64, (1_437, 8, 8, 1))
+    assert metrics == ["fid"]
+    assert reference.where == "training set of digits"
+
+
+def test_missing_weights_are_named_before_any_sample_is_drawn(trained, monkeypatch):
+    from experiments.modes import evaluate as mode
+
+    monkeypatch.setattr(mode, "sample_state", lambda *_: pytest.fail("samples were drawn"))
+    with pytest.raises(UserError, match=r"nowhere\.pth does not exist"):
+        evaluate(trained, {"evaluate.inception_weights": "nowhere.pth"})

@@ -1,0 +1,45 @@
+"""Flow strips and interpolations: drawn from a run, with noise that the points of a path share."""
+
+import numpy as np
+import pytest
+from small_runs import start
+
+from experiments import build
+from experiments.errors import UserError
+from experiments.modes import creation
+from experiments.pictures import flow, images
+
+
+def untrained(wanted):
+    experiment = build.experiment(wanted, creation.load_data(wanted))
+    return experiment, build.ratio_training(experiment).init_state()
+
+
+@pytest.mark.parametrize(("mode", "name"), [("strips", "strips"), ("interpolate", "interpolation")])
+def test_a_run_on_images_gives_the_picture(of_digits, capsys, mode, name):
+    start(mode, of_digits.root)
+    path = of_digits.pictures / f"{name}.png"
+    assert capsys.readouterr().out == f"picture: {path}\n"
+    assert path.stat().st_size > 1_000
+
+
+def test_the_points_of_a_path_share_their_noise_and_its_ends_are_samples_of_the_prior(
+    tiny, monkeypatch
+):
+    sheets = {}
+    monkeypatch.setattr(images, "interpolations", sheets.update)
+    # Without a drift all that moves the points is the noise.
+    wanted = tiny("digits", {"flow.step_size": 1e-12, "flow.noise_scale": 0.5})
+    flow.interpolations(*untrained(wanted))
+    for first, last in sheets.values():
+        noise = last - first
+        np.testing.assert_allclose(noise, np.broadcast_to(noise[:, :1], noise.shape), atol=1e-5)
+        assert not np.allclose(noise[0], noise[1], atol=0.1)
+    (spherical, _), (linear, _) = sheets["spherical"], sheets["linear"]
+    np.testing.assert_allclose(spherical[:, [0, -1]], linear[:, [0, -1]], atol=1e-5)
+
+
+def test_figures_of_images_are_refused_for_points(tiny):
+    for draw in (flow.flow_strip, flow.interpolations):
+        with pytest.raises(UserError, match="'swissroll' are points"):
+            draw(*untrained(tiny()))

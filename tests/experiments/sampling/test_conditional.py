@@ -1,0 +1,159 @@
+"""Samples of a class: by a classifier of a workdir, or one of the library robustness."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from small_runs import command, start
+
+from experiments import build, run
+from experiments.build.classifier import make_attack
+from experiments.classifiers import load, load_features, read_robustness
+from experiments.errors import UserError
+from experiments.modes import creation
+from experiments.sampling.conditional import conditioned, labels_of
+from experiments.sampling.opened import open_checkpoint
+from experiments.torch_file import load as load_torch_file
+from fdrl_jax import adversarial
+
+GOLDEN = Path(__file__).parents[2] / "golden"
+CIFAR = ("airplane", "automobile", "bird", "cat", "deer")
+CIFAR += ("dog", "frog", "horse", "ship", "truck")
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("classifiers") / "of_digits"
+    changes = {"attack.num_steps": 2, "train.steps_per_dispatch": 4}
+    start("train_classifier", folder, "digits_classifier:tiny", changes)
+    return run.open_run(folder)
+
+
+@pytest.mark.slow
+def test_training_a_classifier_reports_clean_and_robust_accuracy_on_held_out_images(classifier):
+    metrics = json.loads((classifier.root / "accuracy.json").read_text())["metrics"]
+    assert 0.0 <= metrics["robust_accuracy"] <= metrics["clean_accuracy"] <= 1.0
+    assert metrics["num_images"] == 360
+    assert metrics["robust_at_epsilon"] == 0.75
+    assert "accuracy" in classifier.metrics.read_text()
+
+
+def test_an_attack_on_the_scale_of_the_literature_is_twice_as_far_on_ours(tiny):
+    wanted = tiny("digits_classifier", {"attack.epsilon": 0.4})
+    assert make_attack(wanted, 7) == adversarial.l2_attack(0.8, 7)
+
+
+def test_a_classifier_needs_labelled_images(tiny):
+    wanted = tiny("swissroll")
+    with pytest.raises(UserError, match="needs labelled images"):
+        build.classifier_training(wanted, creation.load_data(wanted))
+
+
+@pytest.mark.slow
+def test_sample_i_of_all_classes_is_that_of_class_i_and_each_has_a_row_in_the_picture(
+    of_digits, classifier, capsys
+):
+    def sample(label, weight):
+        flags = {"classifier": classifier.root, "class": label, "num_samples": 16}
+        start("sample", of_digits.root, None, {"condition.weight": weight}, **flags)
+        return np.load(capsys.readouterr().out.split(": ")[1].split("\n")[0])["arr_0"].astype(int)
+
+    every, sevens = sample("all", 5.0), sample("7", 5.0)
+    assert every.shape == sevens.shape == (16, 8, 8, 1)
+    np.testing.assert_allclose(every[7], sevens[7], atol=1)
+    assert np.abs(every[8] - sevens[8]).max() > 1
+    assert (of_digits.samples / "step_4_class_all.npz.picture.png").exists()
+    assert np.abs(sample("7", 0.0) - sevens).max() > 1, "another weight draws other samples"
+    np.testing.assert_array_equal(sample("7", 5.0), sevens)  # And replaces none.
+
+
+def test_a_class_is_named_or_numbered_and_a_wrong_one_is_answered_with_the_nearest():
+    positions = np.arange(12)
+    for name in ("cat", "3"):
+        np.testing.assert_array_equal(labels_of(name, CIFAR)(positions), 3)
+    np.testing.assert_array_equal(labels_of("all", CIFAR)(positions), positions % 10)
+    with pytest.raises(UserError, match=r"did you mean 'horse'.*Allowed: airplane, .* 0 to 9"):
+        labels_of("hors", CIFAR)
+    with pytest.raises(UserError, match="no classes"):
+        labels_of("cat", ())
+
+
+@pytest.mark.slow
+def test_what_is_no_classifier_or_one_of_other_data_is_refused(of_digits, classifier, tmp_path):
+    opened = open_checkpoint(command("sample", of_digits.root, **{"class": "3"}))
+    with pytest.raises(UserError, match="needs --classifier"):
+        conditioned(opened.experiment)
+    with pytest.raises(UserError, match="guides samples of a class: name it with --class"):
+        start("sample", of_digits.root, classifier=classifier.root)
+    with pytest.raises(UserError, match="holds no run"):
+        load(tmp_path, CIFAR, (32, 32, 3))
+    with pytest.raises(UserError, match="classes"):
+        load(classifier.root, CIFAR, (8, 8, 1))
+    with pytest.raises(UserError, match="holds a classifier, not a density ratio"):
+        start("sample", classifier.root)
+    pytest.importorskip("torch")
+    with pytest.raises(UserError, match="tells 10 classes of colour images"):
+        load(GOLDEN / "robustness_tiny.pt", CIFAR[:9], (16, 16, 3))
+
+
+@pytest.mark.slow
+def test_a_classifier_evaluates_samples_under_its_accuracy_and_digest(
+    of_digits, classifier, tmp_path
+):
+    digits = tuple("0123456789")
+    found = load_features(classifier.root, digits, (8, 8, 1))
+    images = np.random.default_rng(0).uniform(-1, 1, (300, 8, 8, 1)).astype(np.float32)
+    probabilities, features = found.probabilities_and_features(images)
+    assert probabilities.shape == (300, 10)
+    assert len(features) == 300
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1.0, rtol=1e-5)
+    np.testing.assert_allclose(
+        features[270:], found.probabilities_and_features(images[270:])[1], rtol=1e-5
+    )
+    start("evaluate", of_digits.root, classifier=classifier.root)
+    (file,) = of_digits.evaluations.glob("step_4_*/record.json")
+    stored = json.loads(file.read_text())
+    assert stored["key"]["classifier"] == found.digest
+    assert stored["details"]["classifier"] == found.describe()
+    assert "frechet_classifier_64" in stored["metrics"]
+    unfinished = tmp_path / "unfinished"
+    shutil.copytree(classifier.root, unfinished)
+    (unfinished / "accuracy.json").unlink()
+    with pytest.raises(UserError, match="has no known accuracy"):
+        load_features(unfinished, digits, (8, 8, 1))
+
+
+def test_a_network_of_the_library_robustness_gives_pytorchs_logits():
+    pytest.importorskip("torch")
+    expected = np.load(GOLDEN / "robustness_tiny_expected.npz")
+    images = np.moveaxis(expected["images"] / np.float32(255), 1, -1)
+    assert images.min() < 0.0  # So that the clipping counts.
+    of_file = load(GOLDEN / "robustness_tiny.pt", CIFAR, (16, 16, 3))
+    logits = jax.jit(of_file.apply)(of_file.variables, images)
+    assert of_file.input_range == (0.0, 1.0)
+    np.testing.assert_allclose(logits, expected["logits"], atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (
+            lambda t, _: t.pop("module.model.layer2.0.bn2.running_var"),
+            "missing layer2.0.bn2.running",
+        ),
+        (lambda t, x: t.update({"module.model.layer9.x": x}), "surplus layer9.x"),
+        (lambda t, x: t.update({"module.head.w": x}), "holds 'head.w'"),
+        (lambda t, _: t.pop("module.normalizer.new_std"), "no normalizer.new_std"),
+        (lambda t, _: t.pop("module.model.conv1.weight"), "no model.conv1.weight"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_named(change, expected, monkeypatch):
+    torch = pytest.importorskip("torch")
+    entries = load_torch_file(GOLDEN / "robustness_tiny.pt")
+    change(entries["model"], torch.zeros(2))
+    monkeypatch.setattr("experiments.classifiers.robustness.load", lambda _: entries)
+    with pytest.raises(UserError, match=expected):
+        read_robustness(Path("x.pt"))

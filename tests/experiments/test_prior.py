@@ -1,0 +1,77 @@
+"""The fitted prior is a part of the run: it is read back as it was, or refused."""
+
+import numpy as np
+import pytest
+
+from experiments import prior
+from experiments.errors import UserError
+
+
+@pytest.fixture
+def fitted():
+    batches = [np.random.default_rng(i).normal(size=(20, 2, 3)) for i in range(3)]
+    return prior.fit(batches, 0, 1e-4)
+
+
+def test_the_fit_has_the_mean_and_the_covariance_of_the_data_with_the_jitter(fitted):
+    data = np.concatenate([np.random.default_rng(i).normal(size=(20, 6)) for i in range(3)])
+    np.testing.assert_allclose(fitted.mean, data.mean(0), atol=1e-6)
+    covariance = fitted.factor @ fitted.factor.T
+    np.testing.assert_allclose(covariance, np.cov(data.T) + 1e-4 * np.eye(6), atol=0.03)
+    assert (fitted.num_examples, fitted.share_held) == (60, 1.0)
+    assert "60 examples of 6 numbers, full covariance" in prior.describe(fitted)
+
+
+def test_a_prior_that_was_written_is_read_back_bit_for_bit(fitted, tmp_path):
+    prior.write(tmp_path / "prior.npz", fitted)
+    again = prior.read(tmp_path / "prior.npz", fitted.sha256)
+    for one, other in zip(again, fitted, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert again.sha256 == fitted.sha256
+
+
+def test_a_prior_of_lower_rank_and_a_blank_one_have_the_same_shapes():
+    batches = [np.random.default_rng(i).normal(size=(20, 2, 3)) for i in range(3)]
+    low = prior.fit(batches, 2, 1e-4)
+    blank = prior.blank(2, (2, 3))
+    assert low.factor.shape == blank.factor.shape == (6, 2)
+    assert low.remainder_scale > 0
+    assert "rank 2" in prior.describe(low)
+
+
+def test_another_prior_in_its_place_is_refused(fitted, tmp_path):
+    prior.write(tmp_path / "prior.npz", fitted._replace(mean=fitted.mean + 1e-3))
+    with pytest.raises(UserError, match="is not the prior that the run was created with"):
+        prior.read(tmp_path / "prior.npz", fitted.sha256)
+
+
+def test_a_damaged_prior_is_named_and_never_replaced(fitted, tmp_path):
+    file = tmp_path / "prior.npz"
+    prior.write(file, fitted)
+    whole = file.read_bytes()
+    middle = len(whole) // 2
+    for broken in (
+        b"",
+        whole[:-30],
+        whole[:middle] + b"?" + whole[middle + 1 :],
+        b"PK" + bytes(50),
+    ):
+        file.write_bytes(broken)
+        with pytest.raises(UserError, match=r"prior\.npz is (damaged|not the prior)"):
+            prior.read(file, fitted.sha256)
+        assert file.read_bytes() == broken
+
+
+def test_a_prior_that_was_fitted_elsewhere_has_its_covariance():
+    covariance = np.array([[2.0, 0.5], [0.5, 1.0]])
+    adopted = prior.from_covariance(np.array([1.0, 2.0]), covariance)
+    np.testing.assert_allclose(adopted.factor @ adopted.factor.T, covariance, atol=1e-6)
+    assert adopted.num_examples == 0
+
+
+@pytest.mark.parametrize(("rank", "expected"), [(0, 0), (5, 5)])
+def test_a_rank_of_zero_is_the_full_covariance_of_small_data(rank, expected):
+    assert prior.choose_rank(rank, (8, 8, 1)) == expected
+    assert prior.choose_rank(0, (128, 128, 3)) == prior.DEFAULT_RANK
+    with pytest.raises(ValueError, match=r"prior\.rank must be at most 64"):
+        prior.choose_rank(65, (8, 8, 1))

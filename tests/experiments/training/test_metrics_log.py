@@ -1,0 +1,83 @@
+"""Metrics as JSON lines, for TensorBoard and for Weights & Biases."""
+
+import json
+import sys
+
+import pytest
+from small_runs import train
+
+from experiments.errors import UserError
+from experiments.training import metrics_log
+
+
+def test_metrics_are_json_lines_and_a_resumed_run_has_no_duplicates(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    first = metrics_log.JsonLines(path, resume_step=0)
+    for step in (1, 2, 3):
+        first.write(step, {"loss": float(step)})
+    first.close()
+    with path.open("a") as file:
+        file.write('{"step": 4, "lo')  # Cut by a crash.
+    second = metrics_log.JsonLines(path, resume_step=2)
+    second.write(3, {"loss": float("nan")})
+    second.close()
+    lines = metrics_log.read(path)
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    assert lines[-1]["loss"] is None
+
+
+def test_the_log_has_the_metrics_that_a_person_watches(trained):
+    wanted = {"loss", "ratio_real", "ratio_flowed", "grad_norm", "drift_norm"}
+    wanted |= {"steps_per_second", "learning_rate"}
+    records = metrics_log.read(trained.metrics)
+    assert [record["step"] for record in records] == [2, 4]
+    for record in records:
+        assert wanted <= record.keys()
+
+
+def test_a_crash_while_a_run_resumes_leaves_the_log_of_metrics(tmp_path, monkeypatch):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n{"step": 2}\n{"step": 3}\n')
+    left = [json.dumps({"step": 1})]  # The first line; then the process ends.
+    with monkeypatch.context() as patched:
+        patched.setattr(metrics_log.json, "dumps", lambda _: left.pop())
+        with pytest.raises(IndexError):
+            metrics_log.JsonLines(path, 2)
+    assert [line["step"] for line in metrics_log.read(path)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "line", [b"{", b"[]", b"{}", b'{"step": "1"}', b"\xff\xfe", b"null", b'{"step": 1.5}']
+)
+def test_a_damaged_line_of_metrics_is_named_by_its_number(line, tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n' + line + b'\n{"step": 3}\n')
+    with pytest.raises(UserError, match=r"metrics\.jsonl:2: not a line of metrics"):
+        metrics_log.read(path)
+
+
+def test_tensorboard_gets_the_same_scalars(tmp_path):
+    train(tmp_path, {"log.tensorboard": True})
+    events = list((tmp_path / "tensorboard").glob("events.*"))
+    assert events
+    assert b"ratio_flowed" in events[0].read_bytes()
+
+
+def test_a_missing_logger_is_reported_with_how_to_install_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match=r"pip install -e '.\[wandb\]'"):
+        train(tmp_path, {"log.wandb": "offline"})
+
+
+def test_runs_in_folders_of_one_name_have_curves_of_their_own(tmp_path, monkeypatch):
+    ids = []
+
+    class Module:
+        @staticmethod
+        def init(**arguments):
+            ids.append(arguments["id"])
+
+    monkeypatch.setattr(metrics_log, "_import", lambda name, extra: Module)
+    for folder in ("a/seed_0", "b/seed_0", "a/seed_0"):
+        metrics_log.Wandb(tmp_path / folder, "offline", {})
+    assert ids[0] == ids[2] != ids[1]
