@@ -96,6 +96,7 @@ class ForkServer:
         arguments: Sequence[str],
         log: Path,
         num_devices: int = 1,
+        injected: str = "",
         fault: Fault | None = None,
         *,
         evaluates: bool = True,
@@ -106,13 +107,15 @@ class ForkServer:
           arguments: of the program.
           log: file for what it prints on stderr, replaced.
           num_devices: number of CPU devices.
-          fault: what to inject.
+          injected: a fault of `benchmarks.faults.injected`.
+          fault: a fault of the disk.
           evaluates: whether a training that ends is evaluated, as the program does.
         """
         request = {
             "arguments": list(arguments),
             "log": str(log),
             "num_devices": num_devices,
+            "injected": injected,
             "fault": None if fault is None else fault.as_arguments(),
             "evaluates": evaluates,
         }
@@ -188,6 +191,10 @@ def _become(request: dict[str, Any]) -> None:
         os.dup2(file, number)
     os.environ.update(program.environment(request["num_devices"]))
     faulthandler.enable()
+    if request["injected"]:
+        from benchmarks.faults import injected
+
+        injected.inject(request["injected"])
     if not request["evaluates"]:
         from experiments.modes import evaluate
 

@@ -100,8 +100,7 @@ def refuse_lock(folder: Path) -> Outcome:
 def exhaust_memory(folder: Path) -> Outcome:
     """Lets two processes run out of memory: a restart would do it again."""
     run, log = folder / "run", folder / "log"
-    arguments = ["-m", "benchmarks.faults.injected", "memory=3", *program.command(run)[3:]]
-    commands = [[program.command(run)[0], *arguments]] * 2
+    commands = [program.injected_command("memory=3", run)] * 2
     started = time.monotonic()
     codes, printed, seconds = _ends(program.start_processes(commands, log), log, started)
     complaints = _complaints(codes, [2, 2], printed)

@@ -26,8 +26,10 @@ SMALL = {
 _BAR = re.compile(r"\d+%\|.*\|")  # Of tqdm.
 _DEADLINE_SECONDS = 600  # Long enough for a machine that is busy with other work.
 _PROGRAM = [sys.executable, "-m", "experiments.main"]
-# `(arguments, log, devices) -> process`, set while a `ForkServer` is there: it spares the imports.
-starter: Callable[[Sequence[str], Path, int], Any] | None = None
+_INJECTED = [sys.executable, "-m", "benchmarks.faults.injected"]
+# `(arguments, log, devices, injected fault) -> process`, set while a `ForkServer` is there, which
+# spares the imports.
+starter: Callable[[Sequence[str], Path, int, str], Any] | None = None
 
 
 def arguments(workdir: Path, changes: Mapping[str, object] | None = None, *flags: str) -> list[str]:
@@ -43,6 +45,13 @@ def arguments(workdir: Path, changes: Mapping[str, object] | None = None, *flags
 def command(workdir: Path, changes: Mapping[str, object] | None = None, *flags: str) -> list[str]:
     """Returns the command that trains the swiss roll in its tiny variant."""
     return [*_PROGRAM, *arguments(workdir, changes, *flags)]
+
+
+def injected_command(
+    fault: str, workdir: Path, changes: Mapping[str, object] | None = None
+) -> list[str]:
+    """Returns the command that trains with a fault of `benchmarks.faults.injected`."""
+    return [*_INJECTED, fault, *arguments(workdir, changes)]
 
 
 def command_of_mode(mode: str, workdir: Path, *flags: str) -> list[str]:
@@ -67,8 +76,11 @@ def start(
     Returns:
       The process, as a `subprocess.Popen` or a `Forked`.
     """
-    if starter is not None and list(arguments[:3]) == _PROGRAM and not variables:
-        return starter(arguments[3:], log, num_devices)
+    if starter is not None and not variables:
+        if list(arguments[:3]) == _PROGRAM:
+            return starter(arguments[3:], log, num_devices, "")
+        if list(arguments[:3]) == _INJECTED:
+            return starter(arguments[4:], log, num_devices, arguments[3])
     with log.open("wb") as stream:
         return subprocess.Popen(
             arguments,

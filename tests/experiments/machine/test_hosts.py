@@ -101,7 +101,6 @@ def test_two_processes_draw_and_judge_the_samples_that_one_draws(tmp_path):
     "scenario",
     [
         faults.terminate_one,
-        faults.kill_one,
         faults.kill_while_sampling,
         faults.split_workdirs,
         faults.refuse_lock,
