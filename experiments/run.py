@@ -277,7 +277,7 @@ def locked_folder(root: Path, *, creates: bool = True) -> Iterator[None]:
                 stack.enter_context(_made_and_locked(root))
             except UserError as error:
                 refused = error
-        if bool(parallel.any_process(refused is not None)):
+        if not parallel.same_on_all_processes(str(refused is None)) or refused is not None:
             raise refused or UserError(
                 f"the first process of the run cannot use --workdir={root}; its message says why"
             )
