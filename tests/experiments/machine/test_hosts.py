@@ -52,7 +52,7 @@ def state(folder, step):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("_server")
-def test_two_processes_train_what_one_does_and_one_resumes_with_any_number_of_devices(tmp_path):
+def test_two_processes_of_two_devices_train_what_one_does_and_one_of_one_resumes(tmp_path):
     log = tmp_path / "log"
     program.train_to(tmp_path / "alone", 60, log, CHANGES)
     command = program.command(tmp_path / "4", CHANGES | {"train.num_steps": 50})
@@ -61,10 +61,9 @@ def test_two_processes_train_what_one_does_and_one_resumes_with_any_number_of_de
         stack.callback(program.kill, *processes)
         program.wait_for_step(processes[0], tmp_path / "4", 50)
     shutil.copytree(tmp_path / "4", tmp_path / "1")
-    for num_devices in (4, 1):
-        program.train_to(tmp_path / str(num_devices), 60, log, CHANGES, num_devices)
+    program.train_to(tmp_path / "1", 60, log, CHANGES)
 
-    for name, step in (("4", 50), ("4", 60), ("1", 60)):
+    for name, step in (("4", 50), ("1", 60)):
         chex.assert_trees_all_close(
             state(tmp_path / name, step), state(tmp_path / "alone", step), rtol=1e-3, atol=1e-5
         )
