@@ -72,13 +72,23 @@ def main() -> None:
                 continue
             folder = Path(scratch) / name
             folder.mkdir()
-            found = scenario(folder)
-            for outcome in [found] if isinstance(found, Outcome) else found:
+            for outcome in _outcomes(name, scenario, folder):
                 print(outcome.as_row(), flush=True)
                 for complaint in outcome.complaints:
                     failed = True
                     print(f"WRONG: {complaint}", file=sys.stderr, flush=True)
     sys.exit(failed)
+
+
+def _outcomes(
+    name: str, scenario: Callable[[Path], Iterator[Outcome] | Outcome], folder: Path
+) -> Iterator[Outcome]:
+    """Runs a scenario; one that cannot be run is a complaint, and the next ones follow."""
+    try:
+        found = scenario(folder)
+        yield from [found] if isinstance(found, Outcome) else found
+    except (OSError, TimeoutError) as error:
+        yield Outcome(name, 0, "unknown", [f"{name}: {error!r}"])
 
 
 def _at_positions(server: ForkServer, num: int, folder: Path) -> Iterator[Outcome]:

@@ -76,6 +76,7 @@ def start(
     Returns:
       The process, as a `subprocess.Popen` or a `Forked`.
     """
+    log.touch()  # A forked process opens it only later.
     if starter is not None and not variables:
         if list(arguments[:3]) == _PROGRAM:
             return starter(arguments[3:], log, num_devices, "")
