@@ -1,6 +1,5 @@
 """Mode evaluate: the metrics of a checkpoint as a record, with its report."""
 
-import shutil
 import tempfile
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from experiments.command_line import Command
 from experiments.data import Source
 from experiments.errors import UserError
 from experiments.evaluation import Evaluation, Inception, PointsReference, Samples
-from experiments.files import read_json, write_json
+from experiments.files import read_json, write_json, write_text
 from experiments.modes.creation import load_data
 from experiments.run import Run
 from experiments.sampling.draw import sample_state
@@ -87,7 +86,7 @@ def evaluate(
         unfinished.mkdir()
         report.draw(opened, samples, found, unfinished)
         write_json(unfinished / "record.json", record)
-        unfinished.rename(path)
+        records.add(unfinished, path)
     _finish(opened.run, path, is_of_run)
 
 
@@ -95,7 +94,7 @@ def _finish(run: Run, record: Path, is_of_run: bool) -> None:
     """Writes the report of a record, which may be the run's own, and prints its metrics."""
     page = report.write(run, record)
     if is_of_run:
-        shutil.copyfile(page, run.report)
+        write_text(run.report, page.read_text("utf-8"))
         page = run.report
     details = read_json(record / "record.json", details=dict)["details"]
     print(evaluation.table(report.metrics_of(record), details.get("start", "prior")))

@@ -103,7 +103,7 @@ def start_two(argv, log):
 
 
 @pytest.mark.slow
-def test_two_processes_with_folders_that_are_not_shared_end_with_a_reason(trained, tmp_path):
+def test_two_processes_without_a_run_both_end_with_the_reason(tmp_path):
     codes, output = start_two(
         [f"--workdir={tmp_path / 'nowhere'}", "--mode=sample"], tmp_path / "x"
     )

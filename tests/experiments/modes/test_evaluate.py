@@ -85,6 +85,22 @@ def test_an_interrupted_evaluation_leaves_no_record(trained, monkeypatch):
     assert contents(trained.evaluations) == before
 
 
+def test_of_two_evaluations_at_once_one_record_stays(trained, monkeypatch):
+    draw, running = report.draw, []
+
+    def draw_after_another_program(*arguments):
+        if not running:
+            running.append(True)
+            evaluate(trained, num_samples=24)
+        draw(*arguments)
+
+    monkeypatch.setattr(report, "draw", draw_after_another_program)
+    evaluate(trained, num_samples=24)
+    found = [read(trained, p.parent.name) for p in trained.evaluations.glob("*/record.json")]
+    assert [r["key"]["num_samples"] for r in found].count(24) == 1
+    assert not list(trained.evaluations.glob(".part_*"))
+
+
 def test_the_report_is_written_again_from_the_record_only(trained, capsys):
     page = trained.evaluations / "step_4" / "report.html"
     before = page.read_bytes()

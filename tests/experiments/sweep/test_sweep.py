@@ -64,7 +64,7 @@ def test_the_same_sweep_again_runs_only_what_failed(tmp_path):
 
 def test_other_settings_in_the_same_folder_are_refused(tmp_path):
     sweep(tmp_path)
-    with pytest.raises(UserError, match="holds a run of other settings.*another --workdir"):
+    with pytest.raises(UserError, match=r"holds a run of other settings.*another --workdir"):
         sweep(tmp_path, settings={"train.num_steps": 7})
 
 
