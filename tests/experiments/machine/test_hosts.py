@@ -125,6 +125,23 @@ def test_flags_that_do_not_suffice_are_named():
         )
 
 
+def test_a_process_says_what_it_waits_for_and_the_first_binds_only_the_given_address(
+    monkeypatch, capsys
+):
+    given = {}
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *_, **options: given.update(options))
+    monkeypatch.setattr(hosts.faulthandler, "disable", lambda: None)
+    hosts.join(
+        distributed=False,
+        coordinator_address="127.0.0.1:5",
+        num_processes=2,
+        process_id=1,
+        heartbeat_seconds=10,
+    )
+    assert given["coordinator_bind_address"] == "127.0.0.1:5"
+    assert "waiting for the first process of the run at 127.0.0.1:5" in capsys.readouterr().err
+
+
 def test_without_flags_nothing_is_joined():
     hosts.join(
         distributed=False,
