@@ -1,16 +1,21 @@
-"""The paper's estimators: flow step, train step, sampling, compilation; beside PyTorch eager.
+"""The paper's estimators: flow step, train step and compilation, next to PyTorch eager.
 
 Run: python -m benchmarks.estimators [--networks resnet32,...] [--batches 8,...]
-  [--precisions float32,bfloat16] [--torch_compile] [--json FILE]
-A step of the flow is timed inside the compiled loop. Rates are in GFLOP/s by the compiler's count,
-which sees the work that Winograd's algorithm leaves; shares are of a matrix product of the same
-precision, timed in the same rounds. PyTorch, in float32, is optional, and so is its compiler.
+  [--precisions float32,bfloat16] [--torch_python PATH] [--torch_compile] [--json FILE]
+A step of the flow is timed inside the compiled loop. PyTorch runs in a process of its own, with the
+Python given or this one, in the same precision; the contenders take turns, and the figures are
+medians and their ratios. One precision per process: XLA reads its flags once, so give each its own
+command where the figures matter.
 """
 
 import argparse
 import itertools
+import json
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +27,11 @@ import fdrl_jax as fdrl
 from benchmarks.sizes import SIZES
 from benchmarks.timing import alternate
 from experiments.files import write_json
-from experiments.machine import xla_flags
+from experiments.machine import processor, xla_flags
 from fdrl_jax import networks
 from fdrl_jax.problem import Constants, Estimator, FlowParams, Problem
 
-NUM_FLOW_STEPS, PEAK_SIZE = 5, 2_048
+NUM_FLOW_STEPS = 5
 _FLOW = {"step_size": 3.0, "noise_scale": 0.01}
 
 
@@ -43,7 +48,8 @@ def ours(name: str, batch: int, precision: str) -> tuple[dict[str, Callable[[], 
 
     def run_flow(variables: Any, x: jax.Array) -> jax.Array:
         key = jax.random.key(2)
-        return fdrl.flow(key, x, potential(variables), num_steps=NUM_FLOW_STEPS, **_FLOW)
+        prepared = networks.prepare(net, variables)
+        return fdrl.flow(key, x, potential(prepared), num_steps=NUM_FLOW_STEPS, **_FLOW)
 
     prior = fdrl.priors.uniform(shape)
     optimizer = optax.adam(1e-4)
@@ -66,75 +72,74 @@ def ours(name: str, batch: int, precision: str) -> tuple[dict[str, Callable[[], 
     flow = jax.jit(run_flow).lower(variables, x).compile()
     compile_seconds = time.perf_counter() - started
     train = jax.jit(step).lower(root, state, Constants(x, ()), None).compile()
-    one = jax.jit(lambda v, x: fdrl.drift(x, potential(v))).lower(variables, x).compile()
-    peak = jnp.ones((PEAK_SIZE, PEAK_SIZE), precision)
-    product = jax.jit(jnp.matmul)
     memory = train.memory_analysis()
     figures = {
-        "flops_flow_step": one.cost_analysis()["flops"],
         "compile_flow_seconds": compile_seconds,
         "train_step_temporary_bytes": memory.temp_size_in_bytes,
     }
     contenders = {
         "flow": lambda: jax.block_until_ready(flow(variables, x)),
         "train": lambda: jax.block_until_ready(train(root, state, Constants(x, ()), None)),
-        "product": lambda: jax.block_until_ready(product(peak, peak)),
     }
     return contenders, figures
 
 
-def pytorch(name: str, batch: int, compiled: bool) -> dict[str, Callable[[], Any]]:
-    """Returns PyTorch's contenders, in float32: eager, and by its compiler if asked for."""
-    import torch
+@contextmanager
+def pytorch(
+    python: str, name: str, batch: int, precision: str, compiled: bool
+) -> Iterator[dict[str, Callable[[], Any]]]:
+    """Starts PyTorch in another process; yields its contenders, none where it is not installed."""
+    spec = networks.SPECS[name]
+    settings = {
+        "stem": spec.stem,
+        "blocks": spec.blocks,
+        "size": SIZES[name],
+        "batch": batch,
+        "precision": precision,
+        "compiled": compiled,
+        "flow": {"num_steps": NUM_FLOW_STEPS, **_FLOW},
+    }
+    program = Path(__file__).with_name("torch_resnet.py")
+    command = [python, str(program), json.dumps(settings)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
+    with subprocess.Popen(command, **pipes) as process:
+        version = process.stdout.readline().strip()
+        if not version:
+            print("PyTorch did not start; only our own times are measured", file=sys.stderr)
+            yield {}
+            return
 
-    from benchmarks import torch_resnet
+        def ask(what: str) -> None:
+            process.stdin.write(f"{what}\n")
+            if process.stdout.readline().strip() != "done":
+                raise RuntimeError("PyTorch's process ended; its error is above")
 
-    x = torch.rand(batch, 3, SIZES[name], SIZES[name]) * 2.0 - 1.0
-    contenders: dict[str, Callable[[], Any]] = {}
-
-    def enter(label: str, net: Any) -> None:
-        optimizer = torch.optim.Adam(net.parameters(), lr=1e-4)
-
-        def flow() -> torch.Tensor:
-            return torch_resnet.flow(net, x.clone(), NUM_FLOW_STEPS, **_FLOW)
-
-        contenders[f"{label}_flow"] = flow
-        contenders[f"{label}_train"] = lambda: torch_resnet.train_step(net, optimizer, x, flow())
-
-    enter("pytorch", torch_resnet.Network(networks.SPECS[name]))
-    if compiled:
-        enter("torch_compile", torch.compile(torch_resnet.Network(networks.SPECS[name])))
-    return contenders
+        print(f"PyTorch {version}")
+        yield {f"pytorch_{what}": lambda what=what: ask(what) for what in ("flow", "train")}
+        process.stdin.close()
 
 
 def measure(
-    name: str, batch: int, precision: str, rounds: int, torch_compile: bool = False
+    name: str, batch: int, precision: str, rounds: int, torch_python: str, torch_compile: bool
 ) -> dict[str, Any]:
     """Times one network; all contenders take turns."""
     contenders, figures = ours(name, batch, precision)
-    if precision == "float32":
-        try:
-            contenders |= pytorch(name, batch, torch_compile)
-        except ImportError:
-            print("PyTorch is not installed; only our own times are measured")
-    seconds = alternate(contenders, rounds)
-    flow_step = seconds["flow"] / NUM_FLOW_STEPS
-    rate = figures["flops_flow_step"] / flow_step
-    peak = 2.0 * PEAK_SIZE**3 / seconds["product"]
+    with pytorch(torch_python, name, batch, precision, torch_compile) as other:
+        seconds = alternate(contenders | other, rounds)
     result = {
         "network": name,
         "batch": batch,
         "precision": precision,
-        "flow_step_ms": 1e3 * flow_step,
+        "flow_step_ms": 1e3 * seconds["flow"] / NUM_FLOW_STEPS,
         "train_step_ms": 1e3 * seconds["train"],
-        "sampling_ms_per_image_at_120_steps": 1e3 * flow_step * 120 / batch,
-        "flow_gflops": rate / 1e9,
-        "share_of_product": rate / peak,
+        "sampling_ms_per_image_at_120_steps": 1e3 * seconds["flow"] / NUM_FLOW_STEPS * 120 / batch,
         **figures,
     }
-    for contender in contenders.keys() - {"flow", "train", "product"}:
-        ours_alike = contender.rpartition("_")[2]
-        result[f"{contender}_over_ours"] = seconds[contender] / seconds[ours_alike]
+    for contender in other:
+        result[f"{contender}_ms"] = 1e3 * seconds[contender]
+        result[f"{contender}_over_ours"] = (
+            seconds[contender] / seconds[contender.removeprefix("pytorch_")]
+        )
     return result
 
 
@@ -144,16 +149,26 @@ def main() -> None:
     parser.add_argument("--networks", default="resnet32", help="names, with commas between")
     parser.add_argument("--batches", default="8", help="images of a step")
     parser.add_argument("--precisions", default="float32", help="float32, bfloat16")
-    parser.add_argument("--torch_compile", action="store_true", help="also time torch.compile")
+    parser.add_argument("--torch_python", default=sys.executable, help="a Python that has PyTorch")
+    parser.add_argument("--torch_compile", action="store_true", help="compile PyTorch's network")
     parser.add_argument("--rounds", type=int, default=5, help="timed calls of each")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     arguments = parser.parse_args()
-    xla_flags.set_cpu_flags()
+    xla_flags.set_cpu_flags(bfloat16="bfloat16" in arguments.precisions)
+    print(f"processor: {processor.describe()}; jax {jax.__version__}")
+    print(f"oneDNN kernels: {'on' if xla_flags.uses_onednn() else 'off'}")
     lists = (arguments.networks, arguments.batches, arguments.precisions)
     results = []
     for name, batch, precision in itertools.product(*(text.split(",") for text in lists)):
         results.append(
-            measure(name, int(batch), precision, arguments.rounds, arguments.torch_compile)
+            measure(
+                name,
+                int(batch),
+                precision,
+                arguments.rounds,
+                arguments.torch_python,
+                arguments.torch_compile,
+            )
         )
         for key, value in results[-1].items():
             print(f"{key:36s} {value if isinstance(value, str) else format(value, ',.4g')}")

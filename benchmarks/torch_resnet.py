@@ -1,9 +1,17 @@
-"""The residual networks in PyTorch eager, for comparison alone; PyTorch is optional."""
+"""The residual networks in PyTorch eager, in a process of their own, for comparison only.
+
+Run by `benchmarks.estimators`, possibly with another Python that has PyTorch:
+  python benchmarks/torch_resnet.py '{"stem": 128, "blocks": [[128, 1], ...], "size": 32, ...}'
+It reads one word per line, "flow" or "train", runs that, and answers with a line. The images and
+weights are in the layout channels_last, which is PyTorch's fastest on CPU.
+"""
+
+import copy
+import json
+import sys
 
 import torch
 from torch import nn
-
-from fdrl_jax.networks import ResNetSpec
 
 
 class Block(nn.Module):
@@ -23,32 +31,39 @@ class Block(nn.Module):
 
 
 class Network(nn.Module):
-    """Maps images [B, C, H, W] to [B]."""
+    """Maps images [B, C, H, W] to [B]; the head computes in float32."""
 
-    def __init__(self, spec: ResNetSpec, channels: int = 3) -> None:
+    def __init__(self, stem: int, blocks: list[tuple[int, int]], channels: int = 3) -> None:
         super().__init__()
-        layers: list[nn.Module] = [nn.Conv2d(channels, spec.stem, 3, 1, 1, bias=False)]
+        layers: list[nn.Module] = [nn.Conv2d(channels, stem, 3, 1, 1, bias=False)]
         layers.append(nn.LeakyReLU(0.2))
-        features_in = spec.stem
-        for features, stride in spec.blocks:
+        features_in = stem
+        for features, stride in blocks:
             layers.append(Block(features_in, features, stride))
             features_in = features
         self.layers = nn.Sequential(*layers)
         self.head = nn.Linear(features_in, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(self.layers(x).mean(dim=(2, 3)))[:, 0]
+        return self.head(self.layers(x).float().mean(dim=(2, 3)))[:, 0]
 
 
 def flow(net: Network, x: torch.Tensor, num_steps: int, step_size: float, noise_scale: float):
-    """Flows images with the network's parameters frozen."""
+    """Flows float32 images with a copy of the network in the type of the computation."""
     net.requires_grad_(False)
+    dtype = net.layers[0].weight.dtype
     for _ in range(num_steps):
         x.requires_grad_(True)
-        (gradient,) = torch.autograd.grad(net(x).sum(), x)
+        (gradient,) = torch.autograd.grad(net(x.to(dtype)).sum(), x)
         x = x.detach() - step_size * gradient + noise_scale * torch.randn_like(x)
-    net.requires_grad_(True)
     return x
+
+
+def frozen(net: Network, dtype: torch.dtype) -> Network:
+    """Casts a copy of the convolutions; the head stays in float32."""
+    copied = copy.deepcopy(net)
+    copied.layers.to(dtype)
+    return copied
 
 
 def train_step(net: Network, optimizer: torch.optim.Optimizer, real: torch.Tensor, x: torch.Tensor):
@@ -58,3 +73,33 @@ def train_step(net: Network, optimizer: torch.optim.Optimizer, real: torch.Tenso
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
+
+
+def main() -> None:
+    """Serves requests until the input ends."""
+    settings = json.loads(sys.argv[1])
+    dtype = getattr(torch, settings["precision"])
+    size, hyper = settings["size"], settings["flow"]
+    layout = torch.channels_last
+    x = torch.rand(settings["batch"], 3, size, size) * 2.0 - 1.0
+    x = x.to(memory_format=layout)
+    net = Network(settings["stem"], settings["blocks"]).to(memory_format=layout)
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-4)
+    sampler = frozen(net, dtype)
+    if settings["compiled"]:
+        net, sampler = torch.compile(net), torch.compile(sampler)
+
+    def train() -> None:
+        flowed = flow(frozen(getattr(net, "_orig_mod", net), dtype), x.clone(), **hyper)
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            train_step(net, optimizer, x, flowed)
+
+    work = {"flow": lambda: flow(sampler, x.clone(), **hyper), "train": train}
+    print(torch.__version__, flush=True)
+    for line in sys.stdin:
+        work[line.strip()]()
+        print("done", flush=True)
+
+
+if __name__ == "__main__":
+    main()

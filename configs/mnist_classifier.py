@@ -2,6 +2,10 @@
 
 Command: python -m experiments.main --mode=train_classifier --config=configs/mnist_classifier.py
   --data_dir=FOLDER_OR_ZIP --workdir=runs/mnist_classifier
+  and for guidance --config.attack.num_steps=7
+Cost: not measured on an idle machine.
+Score: not measured at this length. A first try (1,500 steps of 128 at a rate of 1e-3) classified
+  97.4% of 1,000 held-out images correctly.
 """
 
 from ml_collections import ConfigDict

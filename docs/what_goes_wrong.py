@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.data import read_arrays
-from experiments.evaluation import format_value
+from experiments.evaluation.metrics import format_value
 from experiments.pictures.points import frame
 from experiments.pictures.style import PRIOR, SAMPLES, panels, save
 from experiments.sweep import plan, runner

@@ -6,9 +6,12 @@ import io
 import logging
 import os
 import re
+import shutil
+import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, Self, TypeAlias
 
 import jax
 import numpy as np
@@ -22,6 +25,9 @@ from fdrl_jax.state import TrainState
 Which: TypeAlias = int | Literal["best"] | None  # A step, the best by the metric, or the newest.
 
 _MARK = "commit_success.txt"  # Written by Orbax when everything else is on disk.
+_UNFINISHED = ".orbax-checkpoint-tmp"  # In the name of what Orbax is still writing.
+_REMOVAL_SECONDS = 0.5  # Longer than another program takes to remove a checkpoint, file by file.
+_PATIENCE_SECONDS = 30.0  # For closing after an error, which may wait for what never comes.
 _PATTERN = re.compile(r"[\[\]*?\\]")  # Orbax reads a path with one of these as a pattern.
 # The disk's or the machine's troubles, which prove nothing about the file.
 _TRANSIENT = (errno.EIO, errno.ESTALE, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EACCES)
@@ -70,27 +76,48 @@ class Checkpoints:
     memory to memory. What does not match them is never returned.
     """
 
-    def __init__(self, folder: Path, run_id: str, keep: int = 1) -> None:
-        """Opens the checkpoints of a run.
+    def __init__(
+        self, folder: Path, run_id: str, keep: int = 1, *, read_only: bool = False
+    ) -> None:
+        """Opens the checkpoints of a run, to be used in a `with` statement or closed.
 
         Args:
           folder: created if missing.
           run_id: digest of what the run was created with.
           keep: how many of the newest to keep.
+          read_only: whether nothing is saved; the folder must exist then.
         """
         self._folder = folder.absolute()
         check_path(self._folder)
         self._run_id = run_id
+        self._num_newest, self._read_only = keep, read_only
         self._best_file = self._folder / "best.json"
+        policy = None if read_only else _KeepNewestAndBest(keep, self._best_step)
         options = ocp.CheckpointManagerOptions(
-            create=True, preservation_policy=_KeepNewestAndBest(keep, self._best_step)
+            create=not read_only, read_only=read_only, preservation_policy=policy
         )
         self._manager = ocp.CheckpointManager(self._folder, options=options)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.close()
+        elif jax.process_count() == 1:  # Several would wait for each other.
+            closing = threading.Thread(target=self._close_quietly, daemon=True)
+            closing.start()
+            closing.join(_PATIENCE_SECONDS)
 
     def steps(self) -> list[int]:
         """Returns the steps of complete checkpoints, oldest first."""
         self._manager.reload()
         return [step for step in sorted(self._manager.all_steps()) if self._is_complete(step)]
+
+    def newest_on_disk(self) -> int | None:
+        """Returns the step of the newest complete checkpoint; any thread may ask at any time."""
+        marks = self._folder.glob(f"*/{_MARK}")
+        return max((int(m.parent.name) for m in marks if m.parent.name.isdecimal()), default=None)
 
     def best(self) -> dict[str, Any] | None:
         """Returns "step", "metric" and "value" of the best checkpoint, if there is one.
@@ -119,6 +146,8 @@ class Checkpoints:
         Raises:
           UserError: if this save, or the previous one, cannot be written.
         """
+        if self._read_only:
+            raise ValueError("the checkpoints were opened to be read only")
         arrays, step = jax.tree.map(np.asarray, train_state), int(train_state.step)
         record = {
             "run": self._run_id,
@@ -163,9 +192,9 @@ class Checkpoints:
             if not steps:
                 break
             try:
-                return self._read(steps[-1], template)
+                return self._read_agreed(steps[-1], template)
             except FileNotFoundError:
-                continue  # A training beside this program has removed it; there is a newer one.
+                continue  # Another program, which trains, has removed it; there is a newer one.
             except _DamagedError as error:
                 self._warn(steps[-1], error)
                 damaged.append(steps[-1])
@@ -207,12 +236,34 @@ class Checkpoints:
         self._attempt(self._manager.wait_until_finished)
 
     def close(self) -> None:
-        """Waits for saves and closes the manager.
+        """Waits for saves, removes what is not to be kept, and closes the manager.
 
         Raises:
           UserError: if they cannot be written.
         """
+        if not self._read_only:
+            self.wait()
+            self._remove_unneeded()
         self._attempt(self._manager.close)
+
+    def _close_quietly(self) -> None:
+        # The error that this follows is the one to report.
+        with contextlib.suppress(Exception):
+            self._manager.close()
+
+    def _remove_unneeded(self) -> None:
+        """Removes what a crash left, and a checkpoint that was the best until the last one.
+
+        Orbax removes older checkpoints only when it saves another one.
+        """
+        complete = self.steps()
+        if not parallel.is_first_process() or not complete:
+            return
+        kept = {*complete[-self._num_newest :], self._best_step()}
+        for path in self._folder.iterdir():
+            is_old = path.name.isdecimal() and int(path.name) not in kept
+            if is_old or _UNFINISHED in path.name:
+                shutil.rmtree(path)
 
     def _restore_named(self, template: TrainState, which: int | Literal["best"]) -> Restored:
         if which == "best":
@@ -226,7 +277,7 @@ class Checkpoints:
         if which not in steps:
             raise UserError(f"no checkpoint of step {which} in {self._folder}; there are {steps}")
         try:
-            return self._read(which, template)
+            return self._read_agreed(which, template)
         except FileNotFoundError:
             raise UserError(
                 f"the checkpoint of step {which} was removed while it was read; there are "
@@ -248,6 +299,42 @@ class Checkpoints:
                 f"sees {steps}): give them one shared --workdir"
             )
         return steps
+
+    def _read_agreed(self, step: int, template: TrainState) -> Restored:
+        """Reads a checkpoint that is complete, with the same outcome on all processes of the run.
+
+        Raises:
+          FileNotFoundError: if it has been removed in the meantime.
+          _DamagedError: if what is on disk is not what was saved.
+          UserError: if it belongs to another run, the disk cannot be read, or the processes do not
+            read the same.
+        """
+        restored, error = None, None
+        try:
+            restored = self._read_patiently(step, template)
+            outcome = restored.sha256
+        except (FileNotFoundError, _DamagedError) as caught:
+            error, outcome = caught, type(caught).__name__
+        if not parallel.same_on_all_processes(outcome):
+            raise UserError(
+                f"the processes of the run do not read the same from {self._folder / str(step)}: "
+                "give them one shared --workdir"
+            )
+        if restored is None:
+            raise error or FileNotFoundError(step)
+        return restored
+
+    def _read_patiently(self, step: int, template: TrainState) -> Restored:
+        """Reads a checkpoint, again if it seems damaged: another program may be removing it."""
+        try:
+            return self._read(step, template)
+        except _DamagedError:
+            if not self._read_only:  # Then this process holds the lock of the run.
+                raise
+            time.sleep(_REMOVAL_SECONDS)
+            if not self._is_complete(step):
+                raise FileNotFoundError(step) from None
+            return self._read(step, template)
 
     def _read(self, step: int, template: TrainState) -> Restored:
         """Reads a checkpoint that is complete.
@@ -297,8 +384,8 @@ class Checkpoints:
         try:
             write()
         except Exception as error:  # Bare ones, of the file system's errors and of TensorStore's.
-            good = [step for step in sorted(self._manager.all_steps()) if self._is_complete(step)]
-            kept = f"that of step {good[-1]} is intact" if good else "there is no earlier one"
+            step = self.newest_on_disk()
+            kept = "there is no earlier one" if step is None else f"that of step {step} is intact"
             raise UserError(
                 f"a checkpoint cannot be written into {self._folder} ({_reason(error)}); {kept}"
             ) from error

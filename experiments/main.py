@@ -1,58 +1,75 @@
 """The program: `python -m experiments.main --config=FILE.py --workdir=DIR`; see `--help`."""
 
+import contextlib
 import errno
 import logging
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-import absl.logging
+from experiments.machine import interrupts
 
-from experiments import command_line, modes
-from experiments.command_line import Command
-from experiments.errors import UserError
-from experiments.files import read_json
-from experiments.machine import hosts, interrupts, xla_flags
+# The rest is imported by the functions that use it: it takes seconds, and Ctrl-C should work then.
+if TYPE_CHECKING:
+    from experiments.command_line import Command
 
-# Full, over quota, larger than the system allows, or read-only.
+# Full, over quota, larger than the system allows, read-only, failing, or gone.
 _OF_THE_DISK = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
     *(errno.EIO, errno.ESTALE, errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP),
+    *(errno.EEXIST, errno.ENOTEMPTY),
 )
 
 
 def main(argv: list[str]) -> None:
-    """Runs the mode that is asked for; a mistake of the user's ends the program with one line."""
-    _set_up_logging()
-    try:
-        text = command_line.help_for(argv)
-        if text is not None:
-            print(text)
-            return
-        command, processes = command_line.parse(argv)
-        _run(command, processes)
-    except UserError as error:
-        _exit(error, error.exit_code)
+    """Runs the mode that is asked for; a mistake of the user's ends the process with one line."""
+    with interrupts.exiting_at_once():
+        from experiments import command_line
+        from experiments.errors import UserError
+
+        _set_up_logging()
+        try:
+            text = command_line.help_for(argv)
+            if text is None:
+                _run(*command_line.parse(argv))
+            else:
+                print(text)
+        except UserError as error:
+            interrupts.leave(error.exit_code, str(error))
 
 
-def _run(command: Command, processes: dict[str, Any]) -> None:
+def _run(command: "Command", processes: dict[str, Any]) -> None:
+    from experiments import modes
+    from experiments.machine import hosts, xla_flags
+
     # Before anything runs on a device: XLA reads its flags when its backend starts.
     xla_flags.set_cpu_flags(bfloat16=_precision(command) in ("auto", "bfloat16"))
     hosts.join(**processes)
-    with interrupts.exiting_at_once(), hosts.leaving_with_peers():
-        try:
-            modes.run(command)
-        except OSError as error:
-            if error.errno not in _OF_THE_DISK:
-                raise
-            where = error.filename or f"--workdir={command.workdir}"
-            raise UserError(
-                f"{where}: {error.strerror}; files that were complete are intact"
-            ) from error
+    with hosts.leaving_with_peers(), _explaining_the_disk(command):
+        modes.run(command)
 
 
-def _precision(command: Command) -> str:
+@contextlib.contextmanager
+def _explaining_the_disk(command: "Command") -> Iterator[None]:
+    """Turns an error of the disk into one of the user's."""
+    from experiments.errors import UserError
+
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _OF_THE_DISK:
+            raise
+        where = error.filename or f"--workdir={command.workdir}"
+        raise UserError(
+            f"{where}: {error.strerror}; files that were complete are intact"
+        ) from error
+
+
+def _precision(command: "Command") -> str:
     """Returns the precision of a command's run, which is opened and checked only later."""
+    from experiments.files import read_json
+
     record = (command.workdir or Path()) / "run.json"
     if command.config is not None:
         return str(command.config.get("precision"))
@@ -62,7 +79,10 @@ def _precision(command: Command) -> str:
 
 
 def _set_up_logging() -> None:
+    import absl.logging
+
     # Libraries report every file they touch, and print the stacks of errors that they raise.
+    sys.unraisablehook = _print_unraisable
     absl.logging.set_verbosity(absl.logging.FATAL)
     own = logging.getLogger("fdrl")
     own.setLevel(logging.WARNING)
@@ -72,9 +92,11 @@ def _set_up_logging() -> None:
     own.addHandler(handler)
 
 
-def _exit(message: object, code: int) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
-    sys.exit(code)
+def _print_unraisable(hooked: "sys.UnraisableHookArgs") -> None:
+    # Orbax closes its event loop at the first write that fails, and TensorStore reports the others
+    # to it when they end.
+    if str(hooked.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(hooked)
 
 
 if __name__ == "__main__":

@@ -10,13 +10,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import evaluation, pictures, settings
+from experiments import pictures, settings
 from experiments.build import Experiment
-from experiments.evaluation import Evaluation, Metrics, Samples
+from experiments.evaluation import metrics as metrics_lib
+from experiments.evaluation.metrics import Metrics
+from experiments.evaluation.result import Evaluation
 from experiments.files import read_json, write_json, write_text
 from experiments.pictures import curves, flow, points
 from experiments.pictures.neighbours import neighbours
 from experiments.run import Run
+from experiments.samples import Samples
 from experiments.sampling.log_ratio import make_log_ratio
 from experiments.sampling.opened import Opened
 from experiments.training import metrics_log
@@ -59,7 +62,7 @@ def draw(opened: Opened, samples: Samples, found: Evaluation, folder: Path) -> N
         drawn.append(("neighbours.png", caption, neighbours(samples.refined, found.nearest)))
     log = [r for r in metrics_log.read(run.metrics) if r["step"] <= opened.step]
     if log:
-        with run.checkpoints() as store:
+        with run.saved_checkpoints() as store:
             best = store.best()
         drawn.append(("curves.png", "Loss and norms over training.", curves.training(log, best)))
     shots = run.read_snapshots(opened.step)
@@ -101,7 +104,7 @@ def write(run: Run, record: Path) -> Path:
         f"<p>{_what(run, found)}</p>",
         *(
             f'<p class="lead">{html.escape(line)}</p>'
-            for line in evaluation.summary(metrics, start).splitlines()
+            for line in metrics_lib.summary(metrics, start).splitlines()
         ),
         _metrics_table(_headlines(metrics), start),
         *(_figure(record / file, caption) for file, caption in captions.items()),
@@ -134,7 +137,7 @@ def metrics_of(record: Path) -> Metrics:
     Raises:
       UserError: if its record is damaged.
     """
-    return evaluation.from_json(read_json(record / "record.json", metrics=dict)["metrics"])
+    return metrics_lib.from_json(read_json(record / "record.json", metrics=dict)["metrics"])
 
 
 def _headlines(metrics: Metrics) -> Metrics:
@@ -165,7 +168,7 @@ def _default(key: str) -> Any:
 
 
 def _metrics_table(metrics: Metrics, start: str) -> str:
-    header = "".join(f"<th>{html.escape(name)}</th>" for name in evaluation.columns(start))
+    header = "".join(f"<th>{html.escape(name)}</th>" for name in metrics_lib.columns(start))
     rows = "".join(
         f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>"
         for row in _with_words(metrics)
@@ -174,7 +177,7 @@ def _metrics_table(metrics: Metrics, start: str) -> str:
 
 
 def _with_words(metrics: Metrics) -> list[tuple[str, ...]]:
-    rows = zip(metrics.values(), evaluation.rows(metrics), strict=True)
+    rows = zip(metrics.values(), metrics_lib.rows(metrics), strict=True)
     return [(f"{metric.defined.words} ({metric.name})", *row[1:]) for metric, row in rows]
 
 

@@ -117,10 +117,24 @@ class Run:
             raise UserError(f"{file} is not what the run was created with; restore the file")
         return references.load(file)
 
-    def checkpoints(self) -> contextlib.closing[Checkpoints]:
-        """Opens the checkpoints, for a `with` statement."""
-        keep = self.settings["checkpoint.keep"]
-        return contextlib.closing(Checkpoints(self.root / "checkpoints", self.id, keep))
+    def checkpoints(self, keep: int | None = None) -> Checkpoints:
+        """Opens the checkpoints to save some, for a `with` statement; the caller holds the lock.
+
+        Args:
+          keep: how many of the newest to keep; as many as when the run was created if left out.
+        """
+        keep = self.settings["checkpoint.keep"] if keep is None else keep
+        return Checkpoints(self.root / "checkpoints", self.id, keep)
+
+    def saved_checkpoints(self) -> Checkpoints:
+        """Opens the checkpoints to read them, also while a training saves more.
+
+        Raises:
+          UserError: if there are none.
+        """
+        if not self.has_checkpoints():
+            raise UserError(f"no checkpoint in {self.root}; train first, with --mode=train")
+        return Checkpoints(self.root / "checkpoints", self.id, read_only=True)
 
     def has_checkpoints(self) -> bool:
         """Whether the folder of checkpoints exists."""
@@ -228,7 +242,10 @@ def describe_data(source: Source) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def locked_folder(root: Path, *, creates: bool = True) -> Iterator[None]:
-    """Makes the folder of a run and keeps other trainings out of it; on the first process.
+    """Makes the folder of a run and keeps other trainings out of it.
+
+    The first process holds the lock, and all of them learn whether it has it. A folder that was
+    made for a command that is rejected does not stay.
 
     Args:
       root: the folder.
@@ -241,15 +258,35 @@ def locked_folder(root: Path, *, creates: bool = True) -> Iterator[None]:
     check_path(root)
     if not creates and not exists(root):
         raise UserError(_why_missing(root))
-    if not parallel.is_first_process():
+    refused: UserError | None = None
+    with contextlib.ExitStack() as stack:
+        if parallel.is_first_process():
+            try:
+                stack.enter_context(_made_and_locked(root))
+            except UserError as error:
+                refused = error
+        if bool(parallel.any_process(refused is not None)):
+            raise refused or UserError(
+                f"the first process of the run cannot use --workdir={root}; its message says why"
+            )
         yield
-        return
+
+
+@contextlib.contextmanager
+def _made_and_locked(root: Path) -> Iterator[None]:
+    is_new = not root.exists()
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--workdir={root} cannot be written: {error.strerror}") from error
     with locked(root / "lock", f"--workdir={root}", "train in another --workdir"):
-        yield
+        try:
+            yield
+        except BaseException:
+            if is_new and [path.name for path in root.iterdir()] == ["lock"]:
+                (root / "lock").unlink()
+                root.rmdir()
+            raise
 
 
 def create(
@@ -304,8 +341,18 @@ def create(
 
 
 def exists(root: Path) -> bool:
-    """Whether a folder holds a run."""
-    return (root / "run.json").is_file()
+    """Whether a folder holds a run; all processes must ask.
+
+    Raises:
+      UserError: if some processes see a run there and others do not.
+    """
+    found = (root / "run.json").is_file()
+    if not parallel.same_on_all_processes(str(found)):
+        raise UserError(
+            f"--workdir={root} is not the same folder on all processes: a run is only on some. "
+            "Give them one shared --workdir"
+        )
+    return found
 
 
 def check_free(root: Path) -> None:

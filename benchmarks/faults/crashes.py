@@ -1,4 +1,4 @@
-"""Ends of processes: kill -9, SIGTERM, and one of several that train together."""
+"""Ends of one process: kill -9, SIGTERM and Ctrl-C."""
 
 import random
 import signal
@@ -6,7 +6,9 @@ import time
 from pathlib import Path
 
 from benchmarks.faults import program
-from benchmarks.faults.outcome import Outcome
+from benchmarks.faults.outcome import Outcome, errors_in
+
+_SELDOM = {"checkpoint.every_steps": program.NEVER, "log.every_steps": 1}
 
 
 def kill_at_random(folder: Path, times: int, seed: int = 0) -> Outcome:
@@ -26,12 +28,12 @@ def kill_at_random(folder: Path, times: int, seed: int = 0) -> Outcome:
             program.wait_for_step(process, run, before + 5)
             time.sleep(chance.uniform(0.0, 0.5))
         program.kill(process)
-        reached, after = _steps_told(log), program.newest(run)
+        reached, after = _step_shown(log), program.newest(run)
         lost.append(max(0, reached - after))
         if after < before:
             complaints.append(f"step {after} where {before} had been saved")
-        if "damaged" in program.told(log):
-            complaints.append(program.told(log))
+        if "damaged" in program.printed(log):
+            complaints.append(program.printed(log))
     last = program.newest(run) + 10
     seldom = {"checkpoint.every_steps": program.NEVER}
     if program.train_to(run, last, log) != program.train_to(folder / "whole", last, log, seldom):
@@ -47,62 +49,76 @@ def kill_at_random(folder: Path, times: int, seed: int = 0) -> Outcome:
 def terminate(folder: Path) -> Outcome:
     """Sends SIGTERM to a run that saves seldom."""
     run, log = folder / "run", folder / "log"
-    seldom = {"checkpoint.every_steps": program.NEVER, "log.every_steps": 1}
-    process = program.start(program.command(run, seldom), log)
-    program.wait(process, lambda: _lines(run) >= 3, "the third step")
+    process = program.start(program.command(run, _SELDOM), log)
+    program.wait(process, lambda: program.num_logged(run) >= 3, "the third step")
+    started = time.monotonic()
     process.send_signal(signal.SIGTERM)
     code, step = process.wait(), program.newest(run)
-    complaints = [] if code == 4 else [f"exit code {code}: {program.told(log)}"]
-    if f"at step {step}, which is saved" not in program.told(log):
-        complaints.append(f"it does not tell of step {step}: {program.told(log)}")
-    return Outcome("SIGTERM", 1, f"nothing: step {step} is saved; exit code {code}", complaints)
+    printed = program.printed(log)
+    complaints = _complaints(code, 4, printed)
+    if f"at step {step}, which is saved" not in printed:
+        complaints.append(f"it does not report step {step}: {printed}")
+    seconds = time.monotonic() - started
+    return Outcome("SIGTERM", 1, f"nothing: step {step} is saved", complaints, "4", 1, seconds)
 
 
-def terminate_one_of_two(folder: Path) -> Outcome:
-    """Sends SIGTERM to one of two processes that train together: both must save the same step."""
+def terminate_early(folder: Path) -> Outcome:
+    """Sends SIGTERM while the first step is compiled: there is nothing to save."""
     run, log = folder / "run", folder / "log"
-    seldom = {"checkpoint.every_steps": program.NEVER, "log.every_steps": 1}
-    processes = program.start_processes(run, seldom, log)
-    program.wait(processes[0], lambda: _lines(run) >= 3, "the third step")
-    processes[1].send_signal(signal.SIGTERM)
-    codes, step = [process.wait() for process in processes], program.newest(run)
-    told = [program.told(log.with_suffix(f".{i}")) for i in range(2)]
-    complaints = [] if codes == [4, 4] else [f"exit codes {codes}: {told}"]
-    complaints += [text for text in told if f"at step {step}, which is saved" not in text]
-    return Outcome(
-        "SIGTERM to one of two processes", 1, f"nothing: both saved step {step}", complaints
-    )
-
-
-def kill_one_of_two(folder: Path, victim: int = 1) -> Outcome:
-    """Kills one of two processes that train together, and starts both again."""
-    run, log = folder / "run", folder / "log"
-    processes = program.start_processes(run, {}, log)
-    program.wait_for_step(processes[0], run, 10)
-    program.kill(processes[victim])
+    process = program.start(program.command(run, _SELDOM), log, variables=_NO_CACHE)
+    program.wait(process, lambda: "compiling" in log.read_text(), "the first compilation")
     started = time.monotonic()
-    code = processes[1 - victim].wait(timeout=120)
-    seconds, told = time.monotonic() - started, program.told(log.with_suffix(f".{1 - victim}"))
-    complaints = [] if "another" in told else [f"no clear message: {told}"]
-    complaints += [] if code else ["the other process ended as if nothing had happened"]
-    before = program.newest(run)
-    processes = program.start_processes(run, {}, log)
-    program.wait_for_step(processes[0], run, before + 5)
-    program.kill(*processes)
+    process.send_signal(signal.SIGTERM)
+    code, printed = process.wait(), program.printed(log)
+    seconds, step = time.monotonic() - started, program.newest(run)
+    complaints = _complaints(code, 4, printed)
+    expected = f"at step {step}, which is saved" if step else "before the first step"
+    if expected not in printed:
+        complaints.append(f"{step} is saved, but it says {printed}")
+    return Outcome("SIGTERM while compiling", 1, "nothing", complaints, "4", 1, seconds)
+
+
+def interrupt(folder: Path) -> Outcome:
+    """Sends SIGINT, as Ctrl-C does: while the program is imported, compiles, and trains."""
+    complaints, longest = [], 0.0
+    for moment in ("importing", "compiling", "training"):
+        run, log = folder / moment, folder / f"{moment}.log"
+        process = program.start(program.command(run), log, variables=_NO_CACHE)
+        if moment == "importing":
+            time.sleep(0.5)
+        elif moment == "compiling":
+            program.wait(process, lambda log=log: "compiling" in log.read_text(), "compilation")
+            time.sleep(0.2)
+        else:
+            program.wait_for_step(process, run, 5)
+        started = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        code, printed = process.wait(), program.printed(log)
+        longest = max(longest, time.monotonic() - started)
+        complaints += [f"while {moment}: {text}" for text in _complaints(code, 130, printed)]
+        promises = "resumes from step" in printed
+        if promises != bool(program.newest(run)):
+            complaints.append(f"while {moment}: {program.newest(run)} is saved, but {printed}")
     return Outcome(
-        "kill -9 of one of two processes",
-        1,
-        f"the work since step {before}; the other ended after {seconds:.0f} s",
+        "Ctrl-C while importing, compiling, training",
+        3,
+        "the work since the last checkpoint",
         complaints,
+        "130",
+        1,
+        longest,
     )
 
 
-def _lines(run: Path) -> int:
-    file = run / "metrics.jsonl"
-    return file.read_bytes().count(b"\n") if file.exists() else 0
+_NO_CACHE = {"JAX_ENABLE_COMPILATION_CACHE": "false"}  # So that compiling takes seconds.
 
 
-def _steps_told(log: Path) -> int:
+def _complaints(code: int, expected: int, printed: str) -> list[str]:
+    complaints = [] if code == expected else [f"exit code {code}: {printed}"]
+    return complaints + [f"printed {text}" for text in errors_in(printed)]
+
+
+def _step_shown(log: Path) -> int:
     """Returns the last step that a progress bar showed."""
     bars = [word for word in log.read_bytes().split() if b"/" in word and word[:1].isdigit()]
     steps = [word.split(b"/")[0] for word in bars if word.endswith(str(program.NEVER).encode())]

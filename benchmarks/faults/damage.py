@@ -52,6 +52,6 @@ def each(checkpoint: Path) -> Iterator[str]:
                 continue
             damage(checkpoint / file.relative_to(saved))
             yield f"{damage.__name__} {file.relative_to(saved)}"
-            shutil.rmtree(checkpoint)
+            shutil.rmtree(checkpoint, ignore_errors=True)
             shutil.copytree(saved, checkpoint)
     shutil.rmtree(saved)

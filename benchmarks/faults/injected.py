@@ -1,6 +1,7 @@
 """The program with a fault.
 
-Run: python -m benchmarks.faults.injected clock=HOURS|nan=STEP, then the program's own flags.
+Run: python -m benchmarks.faults.injected clock=HOURS|memory=STEP|nan=STEP, then the program's own
+flags.
 """
 
 import dataclasses
@@ -9,17 +10,21 @@ import sys
 import time
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import tqdm.std
 
 from experiments import build
-from experiments.training import metrics_log
+from experiments.training import divergence, metrics_log
 
 
 def main() -> None:
     name, _, value = sys.argv.pop(1).partition("=")
     if name == "clock":
         let_clock_jump(float(value))
+    elif name == "memory":
+        exhaust_memory(int(value))
     else:
         build.experiment = with_nan(build.experiment, int(value))
     runpy.run_module("experiments.main", run_name="__main__", alter_sys=True)
@@ -44,30 +49,39 @@ def let_clock_jump(hours: float) -> None:
     metrics_log.JsonLines.write = write
 
 
+def exhaust_memory(step: int) -> None:
+    """Lets the device run out of memory at a step, as JAX reports it."""
+    true_find = divergence.find_trouble
+
+    def find_trouble(numbers: np.ndarray, *arguments: Any) -> str | None:
+        if numbers[-1] >= step:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 byte")
+        return true_find(numbers, *arguments)
+
+    divergence.find_trouble = find_trouble
+
+
 def with_nan(make_experiment: Any, step: int) -> Any:
     """Returns a builder of experiments in which the batch of a step has a number that is none."""
 
     def make(*arguments: Any, **options: Any) -> build.Experiment:
-        experiment = make_experiment(*arguments, **options)
-        return poison(experiment, step)
+        return poison(make_experiment(*arguments, **options), step)
 
     return make
 
 
 def poison(experiment: build.Experiment, step: int) -> build.Experiment:
-    """Puts NaN into the first example of the batch that an undisturbed run takes at a step."""
-    make, position = experiment.make_train_step, (step - 1) * experiment.batch_size
-    draw = make.keywords["draw"]
+    """Puts NaN into the first example of the batch that an undisturbed run uses at a step."""
+    position = (step - 1) * experiment.settings["train.batch_size"]
+    draw = experiment.source.draw
 
     def poisoned(arrays: Any, host_batch: Any, key: Any, positions: Any) -> Any:
         batch = draw(arrays, host_batch, key, positions)
         is_hit = (positions == position).reshape(-1, *(1,) * (batch["real"].ndim - 1))
         return {**batch, "real": jnp.where(is_hit, jnp.nan, batch["real"])}
 
-    keywords = {**make.keywords, "draw": poisoned}
-    return dataclasses.replace(
-        experiment, make_train_step=lambda problem: make.func(problem, **keywords)
-    )
+    source = experiment.source._replace(draw=poisoned)
+    return dataclasses.replace(experiment, source=source)
 
 
 if __name__ == "__main__":

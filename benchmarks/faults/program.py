@@ -1,13 +1,14 @@
-"""Runs the real program on a small problem, in processes of its own, and looks at what it saved."""
+"""Runs the real program on a small problem, in separate processes, and looks at what it saved."""
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -21,47 +22,78 @@ SMALL = {
     "checkpoint.every_steps": 5,
     "snapshot.every_steps": NEVER,
 }
-_DEADLINE_SECONDS = 600  # Of a machine that has much else to do.
+_BAR = re.compile(r"\d+%\|.*\|")  # Of tqdm.
+_DEADLINE_SECONDS = 600  # Long enough for a machine that is busy with other work.
 
 
-def command(workdir: Path, changes: dict[str, object] | None = None, *flags: str) -> list[str]:
-    """Returns the command that trains the swiss roll in its tiny variant."""
-    settings = SMALL | (changes or {})
+def arguments(workdir: Path, changes: Mapping[str, object] | None = None, *flags: str) -> list[str]:
+    """Returns the arguments that train the swiss roll in its tiny variant, or open such a run."""
+    settings = SMALL | dict(changes or {})
     return [
-        *(sys.executable, "-m", "experiments.main", "--config=configs/swissroll.py:tiny"),
+        "--config=configs/swissroll.py:tiny",
         *(f"--config.{key}={value}" for key, value in settings.items()),
         *(f"--workdir={workdir}", *flags),
     ]
 
 
-def start(arguments: Sequence[str], log: Path, num_devices: int = 1) -> subprocess.Popen:
-    """Starts a command; what it says on stderr goes to a file."""
+def command(workdir: Path, changes: Mapping[str, object] | None = None, *flags: str) -> list[str]:
+    """Returns the command that trains the swiss roll in its tiny variant."""
+    return [sys.executable, "-m", "experiments.main", *arguments(workdir, changes, *flags)]
+
+
+def command_of_mode(mode: str, workdir: Path, *flags: str) -> list[str]:
+    """Returns the command of a mode that opens a run."""
+    return [
+        *(sys.executable, "-m", "experiments.main", f"--mode={mode}"),
+        *(f"--workdir={workdir}", *flags),
+    ]
+
+
+def environment(num_devices: int = 1) -> dict[str, str]:
+    """Returns the variables that a process of the program needs besides those of this process."""
     flags = f"--xla_force_host_platform_device_count={num_devices}"
-    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    return {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+
+
+def start(
+    arguments: Sequence[str],
+    log: Path,
+    num_devices: int = 1,
+    variables: Mapping[str, str] | None = None,
+) -> subprocess.Popen:
+    """Starts a command; what it prints on stderr goes to a file."""
     with log.open("wb") as stream:
         return subprocess.Popen(
-            arguments, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=stream
+            arguments,
+            cwd=ROOT,
+            env={**os.environ, **environment(num_devices), **(variables or {})},
+            stdout=subprocess.DEVNULL,
+            stderr=stream,
         )
 
 
-def start_processes(
-    workdir: Path,
-    changes: dict[str, object],
-    log: Path,
-    *flags: str,
-    num: int = 2,
-    num_devices: int = 2,
-) -> list[subprocess.Popen]:
-    """Starts processes that work together over collectives of the CPU."""
+def free_address() -> str:
+    """Returns an address of this machine with a free port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
-    together = (f"--coordinator_address={address}", f"--num_processes={num}")
+        return f"127.0.0.1:{probe.getsockname()[1]}"
+
+
+def start_processes(
+    commands: Sequence[Sequence[str]], log: Path, num_devices: int = 2
+) -> list[subprocess.Popen]:
+    """Starts processes that work together over collectives of the CPU, each with its command.
+
+    What process `i` prints on stderr goes to the file `log` with the suffix `.i`.
+    """
+    address = free_address()
     processes = []
-    for i in range(num):
-        of_process = (*together, f"--process_id={i}", "--heartbeat_seconds=10")
-        arguments = command(workdir, changes, *of_process, *flags)
-        processes.append(start(arguments, log.with_suffix(f".{i}"), num_devices))
+    for i, arguments in enumerate(commands):
+        together = (
+            *(f"--coordinator_address={address}", f"--num_processes={len(commands)}"),
+            *(f"--process_id={i}", "--heartbeat_seconds=10"),
+        )
+        processes.append(start([*arguments, *together], log.with_suffix(f".{i}"), num_devices))
     return processes
 
 
@@ -78,8 +110,8 @@ def newest(workdir: Path) -> int:
 
 def state_digest(workdir: Path, step: int) -> str:
     """Returns the hash of a saved state, as it was in memory."""
-    text = (workdir / "checkpoints" / str(step) / "digests" / "metadata").read_text()
-    return str(json.loads(text)["state"])
+    text = (workdir / "checkpoints" / str(step) / "record" / "metadata").read_text()
+    return str(json.loads(text)["state_sha256"])
 
 
 def wait(process: subprocess.Popen, until: Callable[[], bool], what: str) -> None:
@@ -98,15 +130,21 @@ def wait_for_step(process: subprocess.Popen, workdir: Path, step: int) -> None:
     wait(process, lambda: newest(workdir) >= step, f"step {step}")
 
 
+def num_logged(workdir: Path) -> int:
+    """Returns how many lines of metrics a run has."""
+    file = workdir / "metrics.jsonl"
+    return file.read_bytes().count(b"\n") if file.exists() else 0
+
+
 def train_to(
     workdir: Path,
     step: int,
     log: Path,
-    changes: dict[str, object] | None = None,
+    changes: Mapping[str, object] | None = None,
     num_devices: int = 1,
 ) -> str:
     """Trains to a step, ends there, without an evaluation, and returns the state's hash."""
-    arguments = command(workdir, (changes or {}) | {"train.num_steps": step})
+    arguments = command(workdir, dict(changes or {}) | {"train.num_steps": step})
     process = start(arguments, log, num_devices)
     try:
         wait_for_step(process, workdir, step)
@@ -123,7 +161,7 @@ def kill(*processes: subprocess.Popen) -> None:
         process.wait()
 
 
-def told(log: Path) -> str:
-    """Returns what a process said, without its progress bars, which end in a carriage return."""
+def printed(log: Path) -> str:
+    """Returns what a process printed, without its progress bars, which end in a carriage return."""
     lines = log.read_text(errors="replace").replace("\r", "\n").splitlines()
-    return "\n".join(line for line in lines if line and "step/s" not in line)
+    return "\n".join(line for line in lines if line.strip() and not _BAR.search(line))

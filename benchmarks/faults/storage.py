@@ -1,15 +1,16 @@
-"""Faults of the disk: damaged, full and read-only, and two runs in one place."""
+"""Faults of the disk: damaged, full, read-only and removed, and programs side by side."""
 
 import os
 import subprocess
+import time
 from pathlib import Path
 
 from benchmarks.faults import damage, program
-from benchmarks.faults.outcome import Outcome
+from benchmarks.faults.outcome import Outcome, errors_in, words
 
 
 def damage_newest(folder: Path) -> Outcome:
-    """Damages the newest checkpoint in each way, once, each time before the run goes on."""
+    """Damages the newest checkpoint in each way, once, each time before the run resumes."""
     run, log = folder / "run", folder / "log"
     program.train_to(run, 10, log)
     complaints = []
@@ -17,8 +18,8 @@ def damage_newest(folder: Path) -> Outcome:
         last = 10 + 5 * i
         kind(damage.largest_file(run / "checkpoints" / str(last) / "state"))
         program.train_to(run, last + 5, log)
-        if f"checkpoints/{last} is damaged" not in program.told(log):
-            complaints.append(f"no warning of {kind.__name__}: {program.told(log)}")
+        if f"checkpoints/{last} is damaged" not in program.printed(log):
+            complaints.append(f"no warning of {kind.__name__}: {program.printed(log)}")
     last = 10 + 5 * len(damage.KINDS)
     if program.state_digest(run, last) != program.train_to(folder / "whole", last, log):
         complaints.append(f"step {last} differs from that of the uninterrupted run")
@@ -28,18 +29,20 @@ def damage_newest(folder: Path) -> Outcome:
 
 
 def fill_disk(folder: Path, bytes_left: int = 40_000) -> Outcome:
-    """Goes on with a run under a limit on the size of files that its checkpoints exceed."""
+    """Resumes a run under a limit on the size of files that its checkpoints exceed."""
     run, log = folder / "run", folder / "log"
     before = program.train_to(run, 5, log)
-    code = _go_on(run, log, "prlimit", f"--fsize={bytes_left}")
-    complaints = _complaints(code, log, "File too large", run, 5, before)
-    return Outcome(
-        "full disk", 1, "the work since the last checkpoint, which is intact", complaints
-    )
+    code, seconds = _resume(run, log, "prlimit", f"--fsize={bytes_left}")
+    complaints = _complaints(code, log, "File too large")
+    if "that of step 5 is intact" not in program.printed(log):
+        complaints.append(f"it does not say that step 5 is intact: {program.printed(log)}")
+    lost = "the work since the last checkpoint, which is intact"
+    complaints += _complaints_of_next(run, log, 5, before)
+    return Outcome("file too large", 1, lost, complaints, words([code]), 1, seconds)
 
 
 def forbid_writing(folder: Path) -> Outcome:
-    """Goes on with a run whose folder has become read-only."""
+    """Resumes a run whose folder has become read-only."""
     run, log = folder / "run", folder / "log"
     before = program.train_to(run, 5, log)
     folders = [run, *(path for path in run.rglob("*") if path.is_dir())]
@@ -48,12 +51,34 @@ def forbid_writing(folder: Path) -> Outcome:
     # The administrator may write everywhere, unless this right is given up; others have none.
     obey_modes = ("setpriv", "--bounding-set=-dac_override") if os.geteuid() == 0 else ()
     try:
-        code = _go_on(run, log, *obey_modes)
+        code, seconds = _resume(run, log, *obey_modes)
     finally:
         for path in folders:
             path.chmod(0o755)
-    complaints = _complaints(code, log, "Permission denied", run, 5, before)
-    return Outcome("read-only workdir", 1, "nothing: it does not start", complaints)
+    complaints = _complaints(code, log, "Permission denied")
+    complaints += _complaints_of_next(run, log, 5, before)
+    lost = "nothing: it does not start"
+    return Outcome("read-only workdir", 1, lost, complaints, words([code]), 1, seconds)
+
+
+def remove_workdir(folder: Path) -> Outcome:
+    """Removes the folder of a run that trains."""
+    run, log = folder / "run", folder / "log"
+    process = program.start(program.command(run), log)
+    program.wait_for_step(process, run, 5)
+    started = time.monotonic()
+    run.rename(folder / "elsewhere")
+    try:
+        code: int | None = process.wait(timeout=120)
+    except subprocess.TimeoutExpired:
+        code = None
+        program.kill(process)
+    seconds, printed = time.monotonic() - started, program.printed(log)
+    complaints = [] if code == 2 else [f"exit code {code}: {printed}"]
+    complaints += [f"printed {text}" for text in errors_in(printed)]
+    lost = "the work since the last checkpoint in the removed folder"
+    name = "workdir removed while training"
+    return Outcome(name, 1, lost, complaints, words([code]), 1, seconds)
 
 
 def start_twice(folder: Path) -> Outcome:
@@ -61,37 +86,108 @@ def start_twice(folder: Path) -> Outcome:
     run, log, second = folder / "run", folder / "log", folder / "second"
     first = program.start(program.command(run), log)
     program.wait_for_step(first, run, 5)
+    started = time.monotonic()
     code = program.start(program.command(run), second).wait()
+    seconds = time.monotonic() - started
     complaints = [] if code == 2 else [f"exit code {code}"]
-    if f"is in use by process {first.pid} on" not in program.told(second):
-        complaints.append(f"no clear message: {program.told(second)}")
+    if f"is in use by process {first.pid} on" not in program.printed(second):
+        complaints.append(f"no clear message: {program.printed(second)}")
     if first.poll() is not None:
-        complaints.append(f"the first run ended: {program.told(log)}")
+        complaints.append(f"the first run ended: {program.printed(log)}")
     program.kill(first)
     program.train_to(run, program.newest(run) + 5, log)
-    return Outcome("two runs in one workdir", 1, "nothing: the second refuses", complaints)
+    lost = "nothing: the second refuses"
+    return Outcome("two runs in one workdir", 1, lost, complaints, words([code]), 1, seconds)
 
 
-def _go_on(run: Path, log: Path, *wrapper: str) -> int:
-    """Goes on with a run under a command of Linux that limits it; returns the exit code."""
+def read_beside_training(folder: Path) -> Outcome:
+    """Samples, evaluates, exports and draws curves of a run that trains and keeps one step."""
+    run, log, other = folder / "run", folder / "log", folder / "other"
+    changes = {"checkpoint.keep": 1, "evaluate.num_samples": 64, "curve.lengths": "(0,1)"}
+    training = program.start(program.command(run, changes), log)
+    program.wait_for_step(training, run, 5)
+    complaints, codes = [], []
+    for mode in ("sample", "evaluate", "curve", "export"):
+        flags = ("--platforms=cpu",) if mode == "export" else ("--num_samples=64",)
+        code = program.start(program.command_of_mode(mode, run, *flags), other).wait()
+        codes.append(code)
+        printed = program.printed(other)
+        complaints += [] if code == 0 and "error" not in printed else [f"{mode}: {code}, {printed}"]
+    if training.poll() is not None:
+        complaints.append(f"the training ended: {program.printed(log)}")
+    program.kill(training)
+    lost = "nothing: neither disturbs the other"
+    name = "sample, evaluate, curve and export next to training, one checkpoint kept"
+    return Outcome(name, len(codes), lost, complaints, words(codes))
+
+
+def evaluate_twice(folder: Path) -> Outcome:
+    """Evaluates a run in two processes at once."""
+    run, log = folder / "run", folder / "log"
+    program.train_to(run, 5, log, {"evaluate.num_samples": 64})
+    logs = [folder / f"evaluate_{i}" for i in range(2)]
+    command = program.command_of_mode("evaluate", run, "--num_samples=64")
+    codes = [process.wait() for process in [program.start(command, file) for file in logs]]
+    complaints = [] if codes == [0, 0] else [f"{codes}: {[program.printed(f) for f in logs]}"]
+    records = list((run / "evaluations").glob("*/record.json"))
+    left = [path.name for path in (run / "evaluations").iterdir() if path.name.startswith(".")]
+    if len(records) != 1 or left:
+        complaints.append(f"records {records}, left over {left}")
+    lost = "nothing: they write one record"
+    return Outcome("two evaluations at once", 1, lost, complaints, words(codes))
+
+
+def reject_classifier(folder: Path) -> Outcome:
+    """Asks for a classifier in the folder of a density ratio, and in one that does not exist."""
+    run, log = folder / "run", folder / "log"
+    program.train_to(run, 5, log)
+    before = _content(run)
+    classifier = [*program.command(run)[:3], "--mode=train_classifier"]
+    commands = (
+        [*classifier, "--config=configs/digits_classifier.py:tiny", f"--workdir={run}"],
+        [*classifier, "--config=configs/swissroll.py:tiny", f"--workdir={folder / 'new'}"],
+    )
+    codes = [program.start(command, log).wait() for command in commands]
+    complaints = [] if codes == [2, 2] else [f"exit codes {codes}: {program.printed(log)}"]
+    if _content(run) != before:
+        complaints.append(f"the run was changed: {_content(run).symmetric_difference(before)}")
+    if (folder / "new").exists():
+        complaints.append("the rejected command left a folder")
+    lost = "nothing: nothing is written"
+    return Outcome("rejected classifier", 2, lost, complaints, words(codes), 1)
+
+
+def _content(run: Path) -> set[tuple[str, bytes]]:
+    files = (path for path in run.rglob("*") if path.is_file() and path.name != "lock")
+    return {(str(path.relative_to(run)), path.read_bytes()) for path in files}
+
+
+def _resume(run: Path, log: Path, *wrapper: str) -> tuple[int, float]:
+    """Resumes a run under a command of Linux that limits it; returns its exit code and seconds."""
+    started = time.monotonic()
     with log.open("w") as stream:
-        return subprocess.run(
+        code = subprocess.run(
             [*wrapper, *program.command(run, {"train.num_steps": 40})],
             cwd=program.ROOT,
+            env={**os.environ, **program.environment()},
             stderr=stream,
             stdout=subprocess.DEVNULL,
         ).returncode
+    return code, time.monotonic() - started
 
 
-def _complaints(code: int, log: Path, message: str, run: Path, step: int, digest: str) -> list[str]:
-    """Says what is wrong with a run that should have ended with a line and an intact checkpoint."""
-    told = program.told(log)
-    # TensorStore may print stacks of its own around it.
-    errors = [line for line in told.splitlines() if line.startswith("error: ")]
+def _complaints(code: int, log: Path, message: str) -> list[str]:
+    """Says what is wrong with the end of a run that should have ended with one line."""
+    printed = program.printed(log)
     complaints = [] if code == 2 else [f"exit code {code}"]
-    if len(errors) != 1 or message not in errors[0]:
-        complaints.append(f"no clear message: {told}")
-    again = program.train_to(run, step + 5, log)
-    if "damaged" in program.told(log) or program.state_digest(run, step) != digest:
-        complaints.append(f"the checkpoint of step {step} is not intact: {program.told(log)}")
-    return complaints if again else [*complaints, "it does not go on"]
+    complaints += [f"printed {text}" for text in errors_in(printed)]
+    return complaints if message in printed else [*complaints, f"no clear message: {printed}"]
+
+
+def _complaints_of_next(run: Path, log: Path, step: int, digest: str) -> list[str]:
+    """Resumes a run after a fault; says what is wrong with the checkpoint that it had."""
+    program.train_to(run, step + 5, log)
+    printed = program.printed(log)
+    if "damaged" in printed or program.state_digest(run, step) != digest:
+        return [f"the checkpoint of step {step} is not intact: {printed}"]
+    return []

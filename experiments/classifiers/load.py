@@ -165,7 +165,7 @@ def _restored(
     network, template = trained_classifier(
         hardware.prepare(trained.settings), event_shape, len(classes)
     )
-    with trained.checkpoints() as store:
+    with trained.saved_checkpoints() as store:
         restored = store.restore(template)
     if restored is None:
         raise UserError(f"no checkpoint of a classifier in {path}; resume its training")

@@ -4,15 +4,19 @@ import contextlib
 import faulthandler
 import os
 import sys
+import threading
+import traceback
 from collections.abc import Iterator
 from typing import NoReturn
 
 import jax
 
 from experiments.errors import PeerError, UserError
-from experiments.machine import memory
+from experiments.machine import memory, peers
+from experiments.machine.interrupts import leave
 from fdrl_jax import parallel
 
+_QUIET_SECONDS = 5.0  # Of waiting for the others without a word.
 _SHUTDOWN_TIMEOUT_SECONDS = 24 * 3_600  # The first process evaluates while the others wait.
 
 
@@ -45,8 +49,11 @@ def join(
             "--coordinator_address=HOST:PORT, --num_processes=N and --process_id=I go together; "
             "--distributed finds what is missing on TPU pods, SLURM and similar"
         )
-    if process_id:
-        print(f"waiting for the first process of the run at {coordinator_address}", file=sys.stderr)
+    waiting = threading.Timer(
+        _QUIET_SECONDS, _print_waiting, (coordinator_address, num_processes, process_id)
+    )
+    waiting.daemon = True
+    waiting.start()
     try:
         jax.distributed.initialize(
             coordinator_address,
@@ -60,9 +67,12 @@ def join(
     except (ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"the processes of the run cannot be joined: {reason}") from error
+    finally:
+        waiting.cancel()
     # JAX ends this process with a message when another one is gone; the stacks of all its threads
     # would hide it.
     faulthandler.disable()
+    peers.watch(coordinator_address.rpartition(":")[0] if coordinator_address else None)
 
 
 @contextlib.contextmanager
@@ -73,22 +83,29 @@ def leaving_with_peers() -> Iterator[None]:
     """
     try:
         yield
+        peers.tell(0)
     except UserError as error:
         if jax.process_count() == 1:
             raise
-        _leave(str(error), error.exit_code)
+        _leave(error.exit_code, str(error))
     except (jax.errors.JaxRuntimeError, MemoryError) as error:
         if jax.process_count() == 1:
             raise
         exhausted = memory.explain(error)
         if exhausted is not None:
-            _leave(str(exhausted), exhausted.exit_code)
+            _leave(exhausted.exit_code, str(exhausted))
         reason = str(error).strip().splitlines()[0]
         _leave(
+            PeerError.exit_code,
             f"another process of the run has ended, or cannot be reached ({reason}). The same "
             "command on all hosts resumes from the newest checkpoint",
-            PeerError.exit_code,
         )
+    except Exception:
+        if jax.process_count() == 1:
+            raise
+        traceback.print_exc()
+        peers.tell(1)
+        os._exit(1)
 
 
 def check_agreement(replicated: object, step: int) -> None:
@@ -106,6 +123,15 @@ def check_agreement(replicated: object, step: int) -> None:
         )
 
 
-def _leave(message: str, code: int) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr, flush=True)
-    os._exit(code)
+def _leave(code: int, message: str) -> NoReturn:
+    peers.tell(code)
+    leave(code, message)
+
+
+def _print_waiting(address: str | None, num: int | None, own: int | None) -> None:
+    where = f"at {address}" if address else "that the environment names"
+    if own == 0:
+        text = f"the other {(num or 2) - 1} processes of the run to join {where}"
+    else:
+        text = f"the first process of the run {where}"
+    print(f"waiting for {text}", file=sys.stderr, flush=True)

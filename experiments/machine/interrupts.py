@@ -5,15 +5,20 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import NoReturn
 
 EXIT_CODE = 130
-_state = {"message": "nothing was saved yet"}
+_state: dict[str, Callable[[], str]] = {"loss": lambda: "files that were complete are intact"}
 
 
-def note(message: str) -> None:
-    """Sets what an interrupted program says about what is on disk."""
-    _state["message"] = message
+def describe_loss(describe: Callable[[], str]) -> None:
+    """Sets what an interrupted program says about what is on disk.
+
+    Args:
+      describe: called from another thread when the program is interrupted.
+    """
+    _state["loss"] = describe
 
 
 @contextlib.contextmanager
@@ -40,9 +45,20 @@ def exiting_at_once() -> Iterator[None]:
         os.close(writer)  # Ends the thread.
 
 
+def leave(code: int, message: str) -> NoReturn:
+    """Prints the one line of an error and ends the process, without cleaning up.
+
+    What cleans up when a process ends may wait for a disk or a peer that does not answer.
+    """
+    # From another thread, the main one has perhaps a progress bar, whose line ends here.
+    end = "" if threading.current_thread() is threading.main_thread() else "\n"
+    sys.stdout.flush()
+    print(f"{end}error: {message}", file=sys.stderr, flush=True)
+    os._exit(code)
+
+
 def _leave_on_interrupt(reader: int) -> None:
     with os.fdopen(reader, "rb", buffering=0) as signals:
         while received := signals.read(1):
             if received[0] == signal.SIGINT:
-                print(f"\nerror: interrupted; {_state['message']}", file=sys.stderr, flush=True)
-                os._exit(EXIT_CODE)
+                leave(EXIT_CODE, f"interrupted; {_state['loss']()}")

@@ -3,16 +3,24 @@
 import tempfile
 from pathlib import Path
 
-from experiments import evaluation, records, report
+from experiments import records, report
 from experiments.build import Experiment
 from experiments.classifiers import FeatureClassifier, load_features
 from experiments.command_line import Command
 from experiments.data import Source
 from experiments.errors import UserError
-from experiments.evaluation import Evaluation, Inception, PointsReference, Samples
+from experiments.evaluation import metrics
+from experiments.evaluation.compare import DEFAULT_METRICS, Inception, versions
+from experiments.evaluation.images import evaluate_images
+from experiments.evaluation.points import evaluate_points
+from experiments.evaluation.protocols import check_files
+from experiments.evaluation.references import PointsReference
+from experiments.evaluation.result import Evaluation
+from experiments.evaluation.translation import evaluate_translation
 from experiments.files import read_json, write_json, write_text
 from experiments.modes.creation import load_data
 from experiments.run import Run
+from experiments.samples import Samples
 from experiments.sampling.draw import sample_state
 from experiments.sampling.log_ratio import make_log_ratio
 from experiments.sampling.opened import Opened, open_checkpoint, restore
@@ -72,12 +80,12 @@ def evaluate(
     skipped = [*found.record.get("skipped", ()), *([reason] if reason else [])]
     record = {
         "key": key,
-        "metrics": evaluation.to_json(found.metrics),
+        "metrics": metrics.to_json(found.metrics),
         "details": {
             **found.record,
             "skipped": skipped,
             "precision": settings["precision"],
-            "versions": evaluation.versions(),
+            "versions": versions(),
         },
     }
     folder.mkdir(exist_ok=True)
@@ -97,7 +105,7 @@ def _finish(run: Run, record: Path, is_of_run: bool) -> None:
         write_text(run.report, page.read_text("utf-8"))
         page = run.report
     details = read_json(record / "record.json", details=dict)["details"]
-    print(evaluation.table(report.metrics_of(record), details.get("start", "prior")))
+    print(metrics.table(report.metrics_of(record), details.get("start", "prior")))
     for reason in details.get("skipped", ()):
         print(f"skipped: {reason}")
     print(f"report: {page.absolute()}")
@@ -113,10 +121,10 @@ def _score(
     reference = opened.run.metric_reference()
     if isinstance(reference, PointsReference):
         log_ratio = make_log_ratio(opened.experiment, opened.checkpoint.state)
-        return evaluation.evaluate_points(reference, samples, log_ratio)
+        return evaluate_points(reference, samples, log_ratio)
     if reference.starts is not None:
-        return evaluation.evaluate_translation(reference, samples, classifier=classifier)
-    return evaluation.evaluate_images(
+        return evaluate_translation(reference, samples, classifier=classifier)
+    return evaluate_images(
         reference,
         samples,
         train_batches=None if source is None else source.train_batches,
@@ -142,9 +150,9 @@ def _inception(settings: Settings) -> Inception | None:
     given = {protocol: file for protocol, file in files.items() if file}
     if not given:
         return None
-    evaluation.check_files(given)
+    check_files(given)
     score = ("inception_score",) if settings["evaluate.inception_score"] else ()
-    return Inception(given, (*evaluation.DEFAULT_METRICS, *score))
+    return Inception(given, (*DEFAULT_METRICS, *score))
 
 
 def _training_data(

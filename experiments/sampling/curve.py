@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 from tqdm import tqdm
 
-from experiments.evaluation import CheapMetric, cheap_metric
+from experiments.evaluation.cheap import CheapMetric, cheap_metric
 from experiments.sampling.draw import (
     batch_at,
     batch_size,
@@ -79,10 +79,13 @@ def over_length(opened: Opened, lengths: tuple[int, ...], num_samples: int) -> I
 def over_step(opened: Opened, num_samples: int) -> Iterator[Point]:
     """Computes the metric at every checkpoint that is kept, the best among them."""
     experiment, reference = opened.experiment, opened.run.metric_reference()
-    with opened.run.checkpoints() as store:
+    with opened.run.saved_checkpoints() as store:
         steps = store.steps()
     sample, constants = make_sample_fn(experiment), parallel.replicate(experiment.constants)
     for step in steps:
+        with opened.run.saved_checkpoints() as store:
+            if step not in store.steps():
+                continue  # A training that saves more has removed it.
         state = restore(opened.run, experiment, step).state
         variables = parallel.replicate(experiment.sampling_variables(state))
         samples = sample(variables, constants, num_samples, progress=True)

@@ -53,7 +53,7 @@ def restore(opened: Run, experiment: Experiment, which: Which) -> Restored:
       UserError: if there is none.
     """
     if opened.has_checkpoints():
-        with opened.checkpoints() as store:
+        with opened.saved_checkpoints() as store:
             restored = store.restore(experiment.state_shapes(), which)
         if restored is not None:
             return restored

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from experiments import command_line, evaluation, records, settings
+from experiments import command_line, records, settings
 from experiments.errors import DivergedError, UserError
+from experiments.evaluation import metrics
 from experiments.files import read_json, sha256_of_json, write_json
 from experiments.sweep.plan import Plan, Run
 from fdrl_jax.names import nearest
@@ -139,8 +140,8 @@ def _outcome(folder: Path, record: dict[str, Any]) -> Outcome:
         newest = records.newest(folder / "evaluations")
         if newest is None:
             raise UserError(f"{folder} has no evaluation; remove that folder to run it again")
-        metrics = evaluation.from_json(read_json(newest / "record.json", metrics=dict)["metrics"])
-        found = {name: metric.value for name, metric in metrics.items()}
+        stored = metrics.from_json(read_json(newest / "record.json", metrics=dict)["metrics"])
+        found = {name: metric.value for name, metric in stored.items()}
     return Outcome(record["status"], record["reason"], record["seconds"], found)
 
 

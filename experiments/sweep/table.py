@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.evaluation import format_value
+from experiments.evaluation.metrics import format_value
 from experiments.files import write_text
 from experiments.sweep.plan import Plan, Settings
 from experiments.sweep.runner import DONE, Outcome

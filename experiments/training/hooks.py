@@ -50,7 +50,7 @@ class _Monitor:
 
     def __call__(self, moment: Moment) -> Record:
         # Only now: metrics take seconds to import, and most runs need none before their end.
-        from experiments.evaluation import cheap_metric
+        from experiments.evaluation.cheap import cheap_metric
 
         variables = self._experiment.sampling_variables(moment.state)
         num = self._experiment.settings["evaluate.num_monitored_samples"]

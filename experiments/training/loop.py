@@ -75,7 +75,8 @@ def train(training: Training, run: Run, hooks: Sequence[Hook] = ()) -> TrainStat
     guard = Guard.of(training.settings)
     with contextlib.ExitStack() as stack:
         preemption = stack.enter_context(Preemption())
-        store = stack.enter_context(run.checkpoints())
+        store = stack.enter_context(run.checkpoints(training.settings["checkpoint.keep"]))
+        interrupts.describe_loss(lambda: _when_interrupted(store.newest_on_disk()))
         loop = _Loop(training, run, hooks, store, preemption, guard)
         start = _newest(training, store)
         while True:
@@ -93,7 +94,6 @@ def _newest(training: Training, store: Checkpoints) -> TrainState:
     if restored is None:
         return training.init_state()
     store.set_aside_after(int(restored.state.step))
-    interrupts.note("the same command resumes from the newest checkpoint")
     return restored.state
 
 
@@ -178,7 +178,6 @@ class _Loop:
                 best_by=best_by,
             )
             saved = step
-            interrupts.note("the same command resumes from the newest complete checkpoint")
 
         window, timer = _Window(), time.perf_counter()
         stopping = self._preemption.is_due()
@@ -234,6 +233,7 @@ class _Loop:
                     raise DivergedError(f"training diverged: {trouble}", last_step=step)
                 timer = time.perf_counter()
         if stopping:
+            self._store.wait()
             raise PreemptedError(_when_preempted(step, start_step, bool(self._store.steps())))
         return jax.tree.map(np.asarray, parallel.unreplicate(state))
 
@@ -263,6 +263,12 @@ def _progress_bar(step: int, last: int) -> Any:
         smoothing=0.1,
         disable=step >= last or not parallel.is_first_process(),
     )
+
+
+def _when_interrupted(saved: int | None) -> str:
+    if saved is None:
+        return "no checkpoint was complete yet; the same command starts again"
+    return f"the same command resumes from step {saved}"
 
 
 def _when_preempted(step: int, start: int, has_saved: bool) -> str:

@@ -5,6 +5,7 @@ from fdrl_jax.networks.bottleneck import BottleneckResNet
 from fdrl_jax.networks.convolution import convolve
 from fdrl_jax.networks.layers import Conv, Dense
 from fdrl_jax.networks.mlp import MLP
+from fdrl_jax.networks.prepared import prepare
 from fdrl_jax.networks.resnet import SPECS, ResNet, ResNetSpec, resnet
 from fdrl_jax.networks.spectral import update_vectors
 from fdrl_jax.networks.torch_import import from_torch_state_dict, torch_shapes
@@ -20,6 +21,7 @@ __all__ = [
     "SelfAttention",
     "convolve",
     "from_torch_state_dict",
+    "prepare",
     "resnet",
     "torch_shapes",
     "update_vectors",

@@ -19,28 +19,42 @@ class SelfAttention(nn.Module):
 
     Attributes:
       spectral_norm: whether every kernel is divided by its largest singular value.
-      dtype: type of the computation; parameters are float32.
+      dtype: type of the convolutions; scores and weights take at least float32, and parameters
+        are float32.
+      implementation: of the convolutions, as in `convolve`.
 
     Reference: Zhang et al., "Self-Attention Generative Adversarial Networks", ICML 2019.
     """
 
     spectral_norm: bool = False
     dtype: DTypeLike = jnp.float32
+    implementation: str = "custom"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         channels = x.shape[-1]
 
         def project(features: int, name: str, images: jax.Array) -> jax.Array:
-            layer = Conv(features, 1, 1, True, self.spectral_norm, self.dtype, name=name)
+            layer = Conv(
+                features,
+                kernel_size=1,
+                use_bias=True,
+                spectral_norm=self.spectral_norm,
+                dtype=self.dtype,
+                implementation=self.implementation,
+                name=name,
+            )
             return layer(images)
 
         def positions(name: str) -> jax.Array:
             images = project(max(channels // 8, 1), name, x)
-            return images.reshape(images.shape[0], -1, images.shape[-1])
+            return images.reshape(images.shape[0], -1, images.shape[-1]).astype(dtype)
 
+        # At least float32 for scores and weights: in bfloat16 the scores are rounded before the
+        # softmax, which costs 1 to 3%, and with few channels the products take little time.
+        dtype = jnp.promote_types(self.dtype, jnp.float32)
         scores = jnp.einsum("bic,bjc->bij", positions("key"), positions("query"))
-        weights = nn.softmax(scores.astype(jnp.float32), axis=1).astype(self.dtype)
+        weights = nn.softmax(scores, axis=1)
         attended = jnp.einsum("bij,bic->bjc", weights, positions("value"))
         output = project(channels, "self_att", attended.reshape(*x.shape[:-1], -1))
         gamma = self.param("gamma", nn.initializers.zeros, ())

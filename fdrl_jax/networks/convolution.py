@@ -53,12 +53,25 @@ def convolve(
         raise ValueError(f"kernel must be square with an odd size, got {kernel.shape[:2]}")
     if stride < 1:
         raise ValueError(f"stride must be at least 1, got {stride}")
-    if implementation not in IMPLEMENTATIONS:
-        allowed, hint = ", ".join(IMPLEMENTATIONS), nearest(implementation, IMPLEMENTATIONS)
-        raise ValueError(f"unknown implementation {implementation!r}; allowed: {allowed}{hint}")
+    check_implementation(implementation)
     if implementation == "xla":
         return convolution_cpu.plain(x, kernel, stride)
-    return _output(*_varying_alike(x, kernel), stride)
+    try:
+        return _output(*_varying_alike(x, kernel), stride)
+    except TypeError as error:
+        if "forward-mode" not in str(error):
+            raise
+        raise TypeError(
+            "this convolution supports reverse mode only; for forward mode (jax.jvp, jax.jacfwd, "
+            'jax.hessian) use implementation="xla" of convolve, Conv or resnet'
+        ) from error
+
+
+def check_implementation(name: str) -> None:
+    """Raises a ValueError for a name that is none of `IMPLEMENTATIONS`."""
+    if name not in IMPLEMENTATIONS:
+        allowed, hint = ", ".join(IMPLEMENTATIONS), nearest(name, IMPLEMENTATIONS)
+        raise ValueError(f"unknown implementation {name!r}; allowed: {allowed}{hint}")
 
 
 def _varying_alike(*arrays: jax.Array) -> tuple[jax.Array, ...]:

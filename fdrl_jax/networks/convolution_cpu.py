@@ -4,13 +4,16 @@ What runs fast on CPU depends on the type:
 
 - float32 and float64: XLA's direct convolution runs at the rate of a matrix product, and Winograd's
   algorithm saves multiplications where channels are wide.
-- bfloat16: with oneDNN (JAX 0.12, a flag of XLA, a processor with AMX) the direct convolution runs
-  many times faster still. Some of its kernels are wrong, and the forms below avoid those. A kernel
-  gradient with 2, 4 or 8 images is off by its own size; with 16 or more images, after padding with
-  zeros, it is right. A float32 convolution with a 1x1 kernel and one output channel has a wrong
-  kernel gradient; a 1x1 kernel's gradient is therefore a matrix product. AMX matrix products may
-  read NaN past a contraction that is not a multiple of 32 long, so it is padded to one.
+- bfloat16: with oneDNN (JAX 0.12, a flag of XLA, a processor with AMX) direct convolutions run many
+  times faster still. Kernel gradients are matrix products there: as a convolution most are
+  slower, and oneDNN computes those of 2, 4 and 8 images wrongly.
+
+Two more faults of oneDNN are avoided for every type. The kernel gradient of a 1x1 convolution with
+one output channel is wrong in float32; for a 1x1 kernel it is a matrix product. Matrix products in
+bfloat16 may read NaN past a contraction that is not a multiple of 32 long; it is padded to one.
 """
+
+import os
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +22,7 @@ from jax import lax
 from fdrl_jax.networks import winograd
 
 _MIN_CHANNELS_WINOGRAD = 16  # With fewer, the transforms of the images cost more than they save.
-_MIN_BATCH_ONEDNN = 16
+_ONEDNN_FLAG = "--xla_cpu_experimental_onednn_custom_call=true"
 _CONTRACTION_AMX = 32
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 _Size = tuple[int, int]
@@ -106,11 +109,57 @@ def _phase(
 
 
 def kernel_gradient(x: jax.Array, g: jax.Array, stride: int, kernel_size: int) -> jax.Array:
+    """The gradient to the kernel: matrix products, or a convolution with `g` as the kernel."""
+    if kernel_size == 1 or (x.dtype == jnp.bfloat16 and _uses_onednn()):
+        return _kernel_gradient_by_products(x, g, stride, kernel_size)
+    return _kernel_gradient_by_convolution(x, g, stride, kernel_size)
+
+
+def _uses_onednn() -> bool:
+    # XLA reads its flags once, so this is the same at every trace.
+    return _ONEDNN_FLAG in os.environ.get("XLA_FLAGS", "").split()
+
+
+def _kernel_gradient_by_products(
+    x: jax.Array, g: jax.Array, stride: int, kernel_size: int
+) -> jax.Array:
+    """One matrix product per row of the kernel, over all positions of all images.
+
+    The products have the type of the images. XLA accumulates them in float32 in any case, and would
+    convert bfloat16 operands of a float32 product, which oneDNN then multiplies in float32.
+    """
+    channels, features, width = x.shape[3], g.shape[3], g.shape[2]
+    padding = kernel_gradient_padding(x, g, stride, kernel_size)
+    zero = jnp.zeros((), x.dtype)
+    padded = lax.pad(x, zero, ((0, 0, 0), *((*pair, 0) for pair in padding), (0, 0, 0)))
+
+    def windows(array: jax.Array, axis: int, count: int) -> list[jax.Array]:
+        stop = (count - 1) * stride + 1
+        return [
+            lax.slice_in_dim(array, tap, tap + stop, stride, axis) for tap in range(kernel_size)
+        ]
+
+    columns = jnp.concatenate(windows(padded, 2, width), axis=3)
+    right = _padded(g.reshape(-1, features))
+    rows = [
+        lax.dot_general(
+            _padded(row.reshape(-1, kernel_size * channels)), right, (((0,), (0,)), ((), ()))
+        )
+        for row in windows(columns, 1, g.shape[1])
+    ]
+    return jnp.stack(rows).reshape(kernel_size, kernel_size, channels, features)
+
+
+def _padded(matrix: jax.Array) -> jax.Array:
+    """Appends rows of zeros where a product over them could read past the end."""
+    count = -matrix.shape[0] % _CONTRACTION_AMX if matrix.dtype == jnp.bfloat16 else 0
+    return jnp.pad(matrix, ((0, count), (0, 0)))
+
+
+def _kernel_gradient_by_convolution(
+    x: jax.Array, g: jax.Array, stride: int, kernel_size: int
+) -> jax.Array:
     """Convolves the images with `g` as the kernel, their channels taken as the batch."""
-    if kernel_size == 1:
-        return _pointwise_kernel_gradient(x[:, ::stride, ::stride], g)
-    if x.dtype == jnp.bfloat16:
-        x, g = (_padded(a, max(0, _MIN_BATCH_ONEDNN - a.shape[0])) for a in (x, g))
     batch, channels, features = x.shape[0], x.shape[3], g.shape[3]
     # Transposing with the positions as one axis keeps XLA from folding the transposition into the
     # convolution, which would make it non-canonical, and lets it fuse with the copy.
@@ -129,20 +178,3 @@ def kernel_gradient(x: jax.Array, g: jax.Array, stride: int, kernel_size: int) -
         dimension_numbers=_LAYOUT,
     )
     return gradient.transpose(1, 2, 0, 3)
-
-
-def _pointwise_kernel_gradient(x: jax.Array, g: jax.Array) -> jax.Array:
-    """The gradient to a 1x1 kernel: one matrix product over all positions."""
-    left, right = x.reshape(-1, x.shape[3]), g.reshape(-1, g.shape[3])
-    if x.dtype == jnp.bfloat16:
-        left, right = (_padded(a, -a.shape[0] % _CONTRACTION_AMX) for a in (left, right))
-    over_positions = (((0,), (0,)), ((), ()))
-    gradient: jax.Array = lax.dot_general(
-        left, right, over_positions, preferred_element_type=jnp.promote_types(x.dtype, jnp.float32)
-    )
-    return gradient.astype(x.dtype)[None, None]
-
-
-def _padded(array: jax.Array, count: int) -> jax.Array:
-    """Appends zeros along the first axis."""
-    return jnp.pad(array, ((0, count), *((0, 0),) * (array.ndim - 1)))

@@ -68,9 +68,10 @@ class Conv(nn.Module):
       features: number of output channels.
       kernel_size: odd side of the kernel.
       stride: distance between output positions.
-      use_bias: whether a bias a channel is added.
+      use_bias: whether a bias per channel is added.
       spectral_norm: whether the kernel is divided by its largest singular value.
       dtype: type of the computation; parameters are float32.
+      implementation: as in `convolve`.
     """
 
     features: int
@@ -79,9 +80,11 @@ class Conv(nn.Module):
     use_bias: bool = False
     spectral_norm: bool = False
     dtype: DTypeLike = jnp.float32
+    implementation: str = "custom"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
-        y = convolve(x.astype(self.dtype), _kernel(self, shape), self.stride)
+        kernel = _kernel(self, shape)
+        y = convolve(x.astype(self.dtype), kernel, self.stride, implementation=self.implementation)
         return y + _bias(self, self.kernel_size**2 * x.shape[-1]) if self.use_bias else y

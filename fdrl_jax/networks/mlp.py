@@ -11,14 +11,14 @@ from fdrl_jax.networks.layers import Dense, activate
 
 
 class MLP(nn.Module):
-    """Multilayer perceptron with LeakyReLU(0.2) and one output a point.
+    """Multilayer perceptron with LeakyReLU(0.2) and one output per point.
 
     Maps `x [B, D]` to `[B]`: the density ratio or its logarithm, as the loss has it.
 
     Attributes:
       hidden_sizes: width of every hidden layer.
       spectral_norm: whether every kernel is divided by its largest singular value.
-      dtype: type of the computation; parameters and output are float32.
+      dtype: type of the computation; parameters, the last layer and the output are float32.
 
     Reference: Heng et al., "Generative Modeling with Flow-Guided Density Ratio Learning", table 4.
     """
@@ -27,10 +27,22 @@ class MLP(nn.Module):
     spectral_norm: bool = False
     dtype: DTypeLike = jnp.float32
 
+    @property
+    def head(self) -> str:
+        """Name of the last layer, which computes in float32."""
+        return self._name(len(self.hidden_sizes))
+
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        for index, size in enumerate((*self.hidden_sizes, 1)):
-            x = activate(x) if index else x
-            # Even numbers: the reference implementation counts the activations between as well.
-            x = Dense(size, self.spectral_norm, self.dtype, name=f"mlp_{2 * index}")(x)
+        for index, size in enumerate(self.hidden_sizes):
+            x = Dense(size, self.spectral_norm, self.dtype, name=self._name(index))(x)
+            x = activate(x)
+        # In bfloat16 its output, a log ratio, would be rounded to 8 bits.
+        dtype = jnp.promote_types(self.dtype, jnp.float32)
+        x = Dense(1, self.spectral_norm, dtype, name=self.head)(x)
         return x[..., 0].astype(jnp.float32)
+
+    @staticmethod
+    def _name(index: int) -> str:
+        # Even numbers: the reference implementation also counts the activations.
+        return f"mlp_{2 * index}"

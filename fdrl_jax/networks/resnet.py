@@ -1,7 +1,7 @@
 """Residual networks for images: one module, and a table of the paper's four."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 
 from fdrl_jax.names import nearest
 from fdrl_jax.networks.attention import SelfAttention
+from fdrl_jax.networks.convolution import check_implementation
 from fdrl_jax.networks.layers import Conv, Dense, activate
 
 
@@ -62,18 +63,26 @@ class ResidualBlock(nn.Module):
       stride: stride of the first convolution and of the shortcut.
       spectral_norm: whether every kernel is divided by its largest singular value.
       dtype: type of the computation; parameters are float32.
+      implementation: of the convolutions, as in `convolve`.
     """
 
     features: int
     stride: int = 1
     spectral_norm: bool = False
     dtype: DTypeLike = jnp.float32
+    implementation: str = "custom"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         def conv(size: int, stride: int, name: str) -> Conv:
             return Conv(
-                self.features, size, stride, False, self.spectral_norm, self.dtype, name=name
+                self.features,
+                size,
+                stride,
+                spectral_norm=self.spectral_norm,
+                dtype=self.dtype,
+                implementation=self.implementation,
+                name=name,
             )
 
         y = activate(conv(3, self.stride, "conv1")(x))
@@ -94,10 +103,11 @@ class ResNet(nn.Module):
       spec: widths and depths.
       spectral_norm: whether every kernel is divided by its largest singular value.
       attention: whether self-attention follows block number `spec.attention_after`.
-      dtype: type of the computation; parameters and output are float32.
+      dtype: type of the computation; parameters, the last layer and the output are float32.
       remat: whether the activations inside a block are computed again in the backward pass,
-        which takes less memory and more time.
-      num_outputs: numbers an image; `None` for one without an axis of its own.
+        which needs less memory and more time.
+      num_outputs: outputs per image; `None` for one without an axis of its own.
+      implementation: of the convolutions, as in `convolve`.
 
     Reference: Heng et al., "Generative Modeling with Flow-Guided Density Ratio Learning", table 4.
     """
@@ -108,27 +118,35 @@ class ResNet(nn.Module):
     dtype: DTypeLike = jnp.float32
     remat: bool = False
     num_outputs: int | None = None
+    implementation: str = "custom"
+
+    @property
+    def head(self) -> str:
+        """Name of the last layer, which computes in float32."""
+        return "linear"
 
     @nn.compact
     def __call__(self, x: jax.Array, *, features: bool = False) -> jax.Array:
         """Maps images to the output; with `features` to what the last affine map reads, [B, D]."""
         block = nn.remat(ResidualBlock) if self.remat else ResidualBlock
-        stem = Conv(
-            self.spec.stem, spectral_norm=self.spectral_norm, dtype=self.dtype, name="conv1"
-        )
-        x = activate(stem(x))
+        options: dict[str, Any] = {
+            "spectral_norm": self.spectral_norm,
+            "dtype": self.dtype,
+            "implementation": self.implementation,
+        }
+        x = activate(Conv(self.spec.stem, **options, name="conv1")(x))
         stage, index = 0, 0
         for number, (channels, stride) in enumerate(self.spec.blocks):
             # A stage of the reference implementation starts where the resolution changes.
             stage, index = (stage + 1, 0) if stride > 1 or number == 0 else (stage, index + 1)
             name = f"layer{stage}_{index}"
-            x = block(channels, stride, self.spectral_norm, self.dtype, name=name)(x)
+            x = block(channels, stride, **options, name=name)(x)
             if self.attention and number + 1 == self.spec.attention_after:
-                x = SelfAttention(self.spectral_norm, self.dtype, name="self_attn_module")(x)
+                x = SelfAttention(**options, name="self_attn_module")(x)
         x = x.astype(jnp.float32).mean(axis=(1, 2))
         if features:
             return x
-        x = Dense(self.num_outputs or 1, self.spectral_norm, name="linear")(x)
+        x = Dense(self.num_outputs or 1, self.spectral_norm, name=self.head)(x)
         return x[..., 0] if self.num_outputs is None else x
 
 
@@ -141,8 +159,9 @@ def resnet(
     dtype: DTypeLike = jnp.float32,
     remat: bool = False,
     num_outputs: int | None = None,
+    implementation: str = "custom",
 ) -> ResNet:
-    """Makes a residual network from the paper's table or from a description of one's own.
+    """Makes a residual network from the paper's table or from your own description.
 
     Args:
       spec: `"resnet32"`, `"resnet64"`, `"resnet64_shallow"`, `"resnet128"`, or a spec.
@@ -151,13 +170,15 @@ def resnet(
       attention: whether self-attention follows block number `attention_after` of the spec.
       dtype: type of the computation, float32 or bfloat16; parameters and output are float32.
       remat: whether the activations inside a block are computed again in the backward pass.
-      num_outputs: numbers an image, such as a classifier's logits; `None` for one alone.
+      num_outputs: outputs per image, such as a classifier's logits; `None` for a single one.
+      implementation: of the convolutions, as in `convolve`: `"xla"` supports forward mode.
 
     Returns:
       A Flax module that maps images `[B, H, W, C]` to `[B]`, or to `[B, num_outputs]`.
 
     Raises:
-      ValueError: for an unknown name, sizes or outputs below 1, or attention without a place.
+      ValueError: for an unknown name or implementation, sizes or outputs below 1, or attention
+        without a place.
     """
     if isinstance(spec, str):
         if spec not in SPECS:
@@ -172,6 +193,7 @@ def resnet(
             "a network needs blocks, and widths and strides of at least 1; "
             f"got stem {stem}, blocks {blocks}"
         )
+    check_implementation(implementation)
     if num_outputs is not None and num_outputs < 1:
         raise ValueError(f"num_outputs must be at least 1, got {num_outputs}")
     places = range(1, len(blocks) + 1)
@@ -181,4 +203,4 @@ def resnet(
             f"got {spec.attention_after}"
         )
     scaled = ResNetSpec(stem, blocks, spec.attention_after)
-    return ResNet(scaled, spectral_norm, attention, dtype, remat, num_outputs)
+    return ResNet(scaled, spectral_norm, attention, dtype, remat, num_outputs, implementation)

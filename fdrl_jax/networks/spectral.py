@@ -5,6 +5,8 @@ The estimate of that value rests on two vectors, kept in the collection `"spectr
 unless the collection is mutable, so a flow or a sampler sees one fixed function, and a training
 step that applies the network with `mutable=["spectral"]` moves them once.
 
+A program that applies fixed variables many times divides once, before its loop: see `prepare`.
+
 Reference: Miyato et al., "Spectral Normalization for Generative Adversarial Networks", ICLR 2018.
 """
 
@@ -16,6 +18,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 COLLECTION = "spectral"
+_DIVIDED = "divided"  # Replaces the vectors of a kernel that is divided already.
 _NUM_INIT_ITERATIONS = 15
 _EPSILON = 1e-12
 
@@ -83,6 +86,8 @@ def normalised(module: nn.Module, kernel: jax.Array) -> jax.Array:
     Returns:
       `kernel / sigma`, of the shape of the kernel.
     """
+    if module.has_variable(COLLECTION, _DIVIDED):
+        return kernel
     matrix = as_matrix(kernel)
     fixed = jax.lax.stop_gradient(matrix)
 
@@ -98,8 +103,31 @@ def normalised(module: nn.Module, kernel: jax.Array) -> jax.Array:
     v = module.variable(COLLECTION, "v", lambda: _normalise(fixed.T @ u.value))
     if module.is_mutable_collection(COLLECTION) and not module.is_initializing():
         u.value, v.value = power_iteration(fixed, u.value)
-    sigma: jax.Array = u.value @ matrix @ v.value
-    return kernel / sigma
+    return kernel / _sigma(matrix, u.value, v.value)
+
+
+def divided(kernel: jax.Array, vectors: Mapping[str, jax.Array]) -> tuple[jax.Array, Any]:
+    """Divides a kernel outside its module.
+
+    Args:
+      kernel: `[C_in, C_out]` or `[k, k, C_in, C_out]`.
+      vectors: the kernel's entry in the collection.
+
+    Returns:
+      `kernel / sigma`, and the entry that tells the module so.
+    """
+    if _DIVIDED in vectors:
+        return kernel, vectors
+    kernel = kernel / _sigma(as_matrix(kernel), vectors["u"], vectors["v"])
+    return kernel, {_DIVIDED: jnp.zeros(())}
+
+
+def _sigma(matrix: jax.Array, u: jax.Array, v: jax.Array) -> jax.Array:
+    # The vectors are estimates, not parameters: a caller who differentiates all variables must
+    # not train them.
+    u, v = jax.lax.stop_gradient((u, v))
+    sigma: jax.Array = u @ matrix @ v
+    return sigma
 
 
 def _normalise(vector: jax.Array) -> jax.Array:

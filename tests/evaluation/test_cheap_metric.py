@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from experiments.data.toy2d import gaussians8
 
 from experiments.data.digits import digits
+from experiments.data.toy import gaussians8
 from experiments.evaluation import references
 from experiments.evaluation.cheap import cheap_metric
 from fdrl_jax.metrics import random_conv_features

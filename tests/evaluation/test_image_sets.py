@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from experiments.data.pixels import to_unit
 from image_files import encoded
 
 from experiments import evaluate
+from experiments.data.decode import to_unit
 from experiments.errors import DataError
 from experiments.evaluation import image_sets
 from experiments.evaluation.protocols import LEGACY, STANDARD, Weights, prefixed

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from experiments.data.toy2d import gaussians8
 
+from experiments.data.toy import gaussians8
 from experiments.evaluation import points, references
 from experiments.evaluation.points import evaluate_points
 from experiments.samples import Samples

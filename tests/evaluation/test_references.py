@@ -1,7 +1,5 @@
 """References are stored with a run, and evaluations need nothing else of the data."""
 
-import itertools
-
 import jax
 import numpy as np
 import pytest
@@ -39,12 +37,6 @@ def test_a_damaged_reference_is_named(tmp_path):
     path.write_bytes(b"no archive")
     with pytest.raises(DataError, match=r"reference\.npz is no stored reference"):
         references.load(path)
-
-
-def test_the_first_examples_are_read_and_no_more():
-    batches = (np.full((4, 2), i) for i in itertools.count())
-    np.testing.assert_array_equal(references.first(batches, 6)[:, 0], [0] * 4 + [1] * 2)
-    assert next(batches)[0, 0] == 2
 
 
 def test_evaluation_works_without_the_training_data_and_says_what_is_missing(tmp_path):

@@ -221,3 +221,42 @@ def test_even_and_oblong_kernels_are_refused(shape):
 def test_a_stride_below_one_is_refused():
     with pytest.raises(ValueError, match="stride must be at least 1, got 0"):
         convolve(jnp.zeros((1, 4, 4, 3)), jnp.zeros((3, 3, 3, 4)), 0)
+
+
+def test_xla_supports_forward_mode(double_precision):
+    x, kernel = draw(3)
+
+    def value(x, implementation):
+        return jnp.sum(jnp.tanh(convolve(x, kernel, 2, implementation=implementation)))
+
+    _, slope = jax.jvp(lambda x: value(x, "xla"), (x,), (jnp.ones_like(x),))
+
+    assert_close(slope, jax.grad(value)(x, "custom").sum())
+
+
+def test_forward_mode_through_the_custom_rule_is_refused_with_the_alternative():
+    x, kernel = draw(3)
+
+    with pytest.raises(TypeError, match='use implementation="xla"'):
+        jax.jvp(lambda x: convolve(x, kernel), (x,), (x,))
+
+
+def test_an_unknown_implementation_is_refused_with_the_nearest():
+    with pytest.raises(ValueError, match="allowed: custom, xla; did you mean 'xla'"):
+        convolve(*draw(3), implementation="xla2")
+
+
+@pytest.mark.parametrize("batch", [1, 4, 16, 17])
+@pytest.mark.parametrize("kernel_size", [1, 3])
+def test_kernel_gradients_in_bfloat16_do_not_depend_on_the_padding_of_the_batch(batch, kernel_size):
+    random = np.random.default_rng(0)
+    x = random.standard_normal((batch, 5, 5, 3)).astype(jnp.bfloat16)
+    kernel = random.standard_normal((kernel_size, kernel_size, 3, 2)).astype(jnp.bfloat16)
+
+    def gradient(dtype):
+        def loss(kernel):
+            return jnp.sum(convolve(x.astype(dtype), kernel).astype(jnp.float32) ** 2) / 2
+
+        return jax.jit(jax.grad(loss))(kernel.astype(dtype)).astype(jnp.float32)
+
+    assert_close(gradient(jnp.bfloat16), gradient(jnp.float32), 2e-2)

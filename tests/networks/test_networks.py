@@ -227,3 +227,41 @@ def test_all_tensors_that_do_not_fit_are_named_in_one_error():
 def test_an_empty_state_dict_is_refused(net):
     with pytest.raises(ValueError, match="missing"):
         from_torch_state_dict(net, {})
+
+
+def test_the_heads_output_is_not_rounded_to_bfloat16():
+    for net, shape in ((MLP((8,)), (64, 2)), (resnet(ResNetSpec(4, ((8, 2),))), (64, 8, 8, 1))):
+        x = jax.random.normal(jax.random.key(1), shape)
+        out, _ = net.clone(dtype=jnp.bfloat16).init_with_output(jax.random.key(0), x)
+        assert (out != out.astype(jnp.bfloat16).astype(jnp.float32)).any()
+
+
+def test_attention_in_bfloat16_rounds_no_scores():
+    x = jax.random.normal(jax.random.key(1), (2, 4, 4, 64))
+    variables = SelfAttention().init(jax.random.key(0), x)
+    params = {**variables["params"], "gamma": jnp.ones(())}
+    for name in ("query", "key"):  # Sharp attention, where a rounded score shows.
+        params[name] = jax.tree.map(lambda a: 8 * a.astype(jnp.bfloat16), params[name])
+    x = x.astype(jnp.bfloat16)
+
+    def attended(dtype):
+        return SelfAttention(dtype=dtype).apply({"params": params}, x.astype(dtype)) - x
+
+    exact = attended(jnp.float32)
+    error = jnp.linalg.norm(attended(jnp.bfloat16).astype(jnp.float32) - exact)
+    assert error < 1.2e-2 * jnp.linalg.norm(exact)
+
+
+def test_a_network_by_xlas_convolutions_supports_forward_mode():
+    net = resnet(ResNetSpec(4, ((8, 2),), 1), attention=True, implementation="xla")
+    x = jax.random.normal(jax.random.key(1), (2, 8, 8, 1))
+    variables = net.init(jax.random.key(0), x)
+
+    out, slope = jax.jvp(lambda x: net.apply(variables, x), (x,), (x,))
+    custom = net.clone(implementation="custom")
+    gradient = jax.grad(lambda x: custom.apply(variables, x).sum())(x)
+
+    np.testing.assert_allclose(out, custom.apply(variables, x), rtol=1e-5)
+    np.testing.assert_allclose(slope.sum(), jnp.vdot(gradient, x), rtol=1e-4)
+    with pytest.raises(ValueError, match="unknown implementation 'native'"):
+        resnet("resnet32", implementation="native")

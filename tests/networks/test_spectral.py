@@ -150,3 +150,12 @@ def test_variables_without_spectral_norm_are_left_alone():
     variables = MLP((4,)).init(jax.random.key(0), jnp.ones((1, 2)))
 
     assert update_vectors(variables) == variables
+
+
+def test_the_vectors_are_not_trained_with_all_variables(case):
+    net, variables, x = case
+
+    gradient = jax.jit(jax.grad(lambda variables: net.apply(variables, x).sum()))(variables)
+
+    assert not any(leaf.any() for leaf in jax.tree.leaves(gradient["spectral"]))
+    assert any(leaf.any() for leaf in jax.tree.leaves(gradient["params"]))

@@ -1,20 +1,23 @@
-"""Several processes train what one does; a checkpoint does not depend on how many there were."""
+"""Several processes train what one does, and end together; a checkpoint fits any number of them."""
 
 import contextlib
 import os
 import shutil
+import socket
+import subprocess
+import sys
+import time
 
 import chex
 import jax
 import numpy as np
 import pytest
-from small_runs import command, start, train
 
+from benchmarks.faults import peers as faults
 from benchmarks.faults import program
 from experiments import build, run
 from experiments.errors import PeerError, UserError
-from experiments.machine import hosts
-from experiments.modes import creation
+from experiments.machine import hosts, peers
 from fdrl_jax import parallel
 
 CHANGES = {
@@ -25,160 +28,218 @@ CHANGES = {
     "checkpoint.every_steps": 50,
     "snapshot.every_steps": 1_000,
 }
+JOINED = {
+    "coordinator_address": None,
+    "num_processes": None,
+    "process_id": None,
+    "heartbeat_seconds": 10,
+}
+
+
+def state(folder, step):
+    opened = run.open_run(folder)
+    experiment = build.experiment(opened.settings, opened.source(), opened.prior())
+    with opened.saved_checkpoints() as store:
+        return store.restore(experiment.state_shapes(), step).state
 
 
 @pytest.mark.slow
-def test_two_processes_train_what_one_does_and_one_resumes_with_any_number_of_devices(
-    tiny, tmp_path
-):
-    train(tmp_path / "one", CHANGES)
-
+def test_two_processes_train_what_one_does_and_one_resumes_with_any_number_of_devices(tmp_path):
     log = tmp_path / "log"
-    processes = program.start_processes(tmp_path / "4", CHANGES | {"train.num_steps": 50}, log)
+    program.train_to(tmp_path / "alone", 60, log, CHANGES)
+    command = program.command(tmp_path / "4", CHANGES | {"train.num_steps": 50})
+    processes = program.start_processes([command] * 2, log)
     with contextlib.ExitStack() as stack:
         stack.callback(program.kill, *processes)
         program.wait_for_step(processes[0], tmp_path / "4", 50)
     shutil.copytree(tmp_path / "4", tmp_path / "1")
     for num_devices in (4, 1):
         program.train_to(tmp_path / str(num_devices), 60, log, CHANGES, num_devices)
-    wanted = tiny(changes=CHANGES)
-    experiment = build.experiment(wanted, creation.load_data(wanted))
-
-    def state(name, step):
-        with run.open_run(tmp_path / name).checkpoints() as store:
-            return store.restore(experiment.state_shapes(), step).state
 
     for name, step in (("4", 50), ("4", 60), ("1", 60)):
-        chex.assert_trees_all_close(state(name, step), state("one", step), rtol=1e-3, atol=1e-5)
+        chex.assert_trees_all_close(
+            state(tmp_path / name, step), state(tmp_path / "alone", step), rtol=1e-3, atol=1e-5
+        )
 
 
 @pytest.mark.slow
-def test_two_processes_draw_and_evaluate_the_samples_that_one_draws(trained, tmp_path):
-    shutil.copytree(trained.root, tmp_path / "together")
-    together = run.open_run(tmp_path / "together")
-    changes = {"sample.name": "drawn", "evaluate.batch_size": 8, "curve.lengths": "(0,3,5)"}
-    for mode in ("sample", "curve"):
-        argv = [f"--mode={mode}", "--num_samples=30", f"--workdir={together.root}"]
-        argv += [f"--config.{key}={value}" for key, value in changes.items()]
-        codes, output = start_two(argv, tmp_path / mode)
-        assert codes == [0, 0], output
-        start(mode, trained.root, None, changes, num_samples=30)
+def test_two_processes_draw_and_judge_the_samples_that_one_draws(tmp_path):
+    one, two, log = tmp_path / "one", tmp_path / "two", tmp_path / "log"
+    program.train_to(one, 5, log)
+    shutil.copytree(one, two)
+    flags = ("--num_samples=30", "--config.evaluate.batch_size=8")
+    for mode, more in (("sample", ()), ("curve", ("--config.curve.lengths=(0,3)",))):
+        processes = program.start_processes(
+            [program.command_of_mode(mode, two, *flags, *more)] * 2, log
+        )
+        codes = [process.wait(600) for process in processes]
+        assert codes == [0, 0], log.with_suffix(".0").read_text()
+        command = program.command_of_mode(mode, one, *flags, *more)
+        assert program.start(command, log).wait() == 0, log.read_text()
 
-    drawn = [np.load(r.samples / "drawn.npz")["arr_0"] for r in (trained, together)]
+    drawn = [np.load(folder / "samples" / "step_5.npz")["arr_0"] for folder in (one, two)]
     np.testing.assert_allclose(*drawn, rtol=1e-4, atol=1e-5)
     curves = [
-        np.loadtxt(r.curves / "length_step_4.csv", delimiter=",", skiprows=1)
-        for r in (trained, together)
+        np.loadtxt(next((f / "curves").glob("*.csv")), delimiter=",", skiprows=1)
+        for f in (one, two)
     ]
     np.testing.assert_allclose(*curves, rtol=1e-2)
 
 
-def start_two(argv, log):
-    """Runs the program in two processes that work together."""
-    import socket
-    import subprocess
-    import sys
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
-    environment["JAX_CPU_COLLECTIVES_IMPLEMENTATION"] = "gloo"
-    processes = []
-    for i in range(2):
-        own = (f"--coordinator_address=127.0.0.1:{port}", "--num_processes=2", f"--process_id={i}")
-        with log.with_suffix(f".{i}").open("wb") as stream:
-            processes.append(
-                subprocess.Popen(
-                    [sys.executable, "-m", "experiments.main", *argv, *own],
-                    cwd=program.ROOT,
-                    env=environment,
-                    stdout=stream,
-                    stderr=stream,
-                )
-            )
-    codes = [process.wait(600) for process in processes]
-    return codes, "\n".join(log.with_suffix(f".{i}").read_text() for i in range(2))
-
-
 @pytest.mark.slow
-def test_two_processes_without_a_run_both_end_with_the_reason(tmp_path):
-    codes, output = start_two(
-        [f"--workdir={tmp_path / 'nowhere'}", "--mode=sample"], tmp_path / "x"
-    )
-    assert codes == [2, 2], output
-    assert "holds no run" in output
-    assert "Traceback" not in output
+@pytest.mark.parametrize(
+    "scenario",
+    [
+        faults.terminate_one,
+        faults.kill_one,
+        faults.kill_while_sampling,
+        faults.split_workdirs,
+        faults.refuse_lock,
+        faults.exhaust_memory,
+    ],
+)
+def test_processes_end_together_with_one_line_each(scenario, tmp_path):
+    assert not scenario(tmp_path).complaints
 
 
-def test_flags_that_do_not_suffice_are_named():
-    asked = command("train", "w", "swissroll:tiny")
-    assert asked.mode == "train"
+def test_flags_that_do_not_suffice_are_an_error():
     with pytest.raises(UserError, match="go together"):
-        hosts.join(
-            distributed=False,
-            coordinator_address="127.0.0.1:1",
-            num_processes=None,
-            process_id=None,
-            heartbeat_seconds=10,
-        )
-
-
-def test_a_process_says_what_it_waits_for_and_the_first_binds_only_the_given_address(
-    monkeypatch, capsys
-):
-    given = {}
-    monkeypatch.setattr(jax.distributed, "initialize", lambda *_, **options: given.update(options))
-    monkeypatch.setattr(hosts.faulthandler, "disable", lambda: None)
-    hosts.join(
-        distributed=False,
-        coordinator_address="127.0.0.1:5",
-        num_processes=2,
-        process_id=1,
-        heartbeat_seconds=10,
-    )
-    assert given["coordinator_bind_address"] == "127.0.0.1:5"
-    assert "waiting for the first process of the run at 127.0.0.1:5" in capsys.readouterr().err
+        hosts.join(distributed=False, **JOINED | {"coordinator_address": "127.0.0.1:1"})
 
 
 def test_without_flags_nothing_is_joined():
-    hosts.join(
-        distributed=False,
-        coordinator_address=None,
-        num_processes=None,
-        process_id=None,
-        heartbeat_seconds=10,
-    )
+    hosts.join(distributed=False, **JOINED)
     assert jax.process_count() == 1
 
 
-@pytest.mark.parametrize(
-    ("error", "code", "message"),
-    [
-        (MemoryError("full"), 2, "out of memory: full"),
-        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 3 GB"), 2, "out of memory: RESOURCE_EXH"),
-        (jax.errors.JaxRuntimeError("Connection reset"), 5, "another process of the run has ended"),
-        (UserError("wrong"), 2, "error: wrong"),
-        (PeerError("they differ"), 5, "error: they differ"),
-    ],
-)
-def test_of_several_processes_each_leaves_with_the_code_of_the_cause(
-    error, code, message, monkeypatch, capsys
+def test_a_process_that_waits_for_the_first_one_says_for_whom_and_listens_only_where_it_should(
+    monkeypatch, capsys
 ):
-    """Memory that ran out would run out again: its code asks for no restart."""
+    asked = {}
 
-    class Left(BaseException):
-        pass
+    def initialize(*arguments, **options):
+        asked.update(options)
+        time.sleep(0.3)
+        raise RuntimeError("DEADLINE_EXCEEDED: no answer")
 
-    def leave(status):
-        raise Left(status)
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    monkeypatch.setattr(hosts, "_QUIET_SECONDS", 0.05)
+    for process_id, waits_for in ((1, "the first process"), (0, "the other 1 processes")):
+        with pytest.raises(UserError, match="cannot be joined: DEADLINE_EXCEEDED: no answer"):
+            hosts.join(
+                distributed=False,
+                coordinator_address="127.0.0.1:9",
+                num_processes=2,
+                process_id=process_id,
+                heartbeat_seconds=10,
+            )
+        printed = capsys.readouterr().err
+        assert printed.startswith(f"waiting for {waits_for}")
+        assert "at 127.0.0.1:9" in printed
+    assert asked["coordinator_bind_address"] == "127.0.0.1:9"
 
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr(os, "_exit", leave)
-    with pytest.raises(Left, match=str(code)), hosts.leaving_with_peers():
-        raise error
-    assert message in capsys.readouterr().err
+
+# Two processes without JAX's own service: what one prints and its exit code when the other ends.
+PEER = """
+import sys, threading, time
+import jax
+from experiments.machine import peers
+from fdrl_jax import parallel
+
+index, ending = int(sys.argv[1]), sys.argv[2]
+jax.process_count = lambda: 2
+parallel.is_first_process = lambda: index == 0
+def from_first_process(offer):
+    if index == 0:
+        print(offer, flush=True)
+        return offer
+    return sys.stdin.readline()
+parallel.from_first_process = from_first_process
+peers.watch("127.0.0.1")
+print("ready", flush=True)
+if ending != "wait":
+    sys.stdin.readline()
+    peers.tell(int(ending))
+    if ending == "0":
+        time.sleep(30)
+    peers.leave(int(ending), "its own")
+time.sleep(30)
+"""
+
+
+@pytest.fixture
+def pair():
+    """Starts two processes that watch each other; each is told how it ends, or to wait."""
+    with contextlib.ExitStack() as stack:
+
+        def start(index, ending):
+            process = subprocess.Popen(
+                [sys.executable, "-c", PEER, str(index), ending],
+                cwd=program.ROOT,
+                env={**os.environ, "PYTHONPATH": str(program.ROOT)},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            stack.callback(process.communicate)
+            stack.callback(process.kill)
+            return process
+
+        def started(*endings):
+            first, second = (start(i, ending) for i, ending in enumerate(endings))
+            second.stdin.write(first.stdout.readline())
+            second.stdin.flush()
+            assert first.stdout.readline() == second.stdout.readline() == "ready\n"
+            return first, second
+
+        yield started
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_when_a_process_is_killed_the_other_ends_at_once_with_one_line(pair, victim):
+    both = pair("wait", "wait")
+    both[victim].kill()
+    survivor = both[1 - victim]
+    assert survivor.wait(10) == PeerError.exit_code
+    (line,) = survivor.stderr.read().split("\n")[1:-1]  # After the end of a progress bar's line.
+    assert line.startswith("error: another process of the run has ended")
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_process_with_an_error_gives_its_exit_code_to_its_peers(pair, victim):
+    both = pair(*("2" if i == victim else "wait" for i in range(2)))
+    both[victim].stdin.write("\n")
+    both[victim].stdin.flush()
+    assert [process.wait(15) for process in both] == [2, 2]
+    printed = [process.stderr.read().strip() for process in both]
+    assert printed[victim] == "error: its own"
+    assert printed[1 - victim].startswith("error: another process of the run has ended with an er")
+
+
+def test_a_process_whose_work_is_done_may_end_before_its_peers(pair):
+    first, second = pair("wait", "0")
+    second.stdin.write("\n")
+    second.stdin.flush()
+    time.sleep(0.5)
+    second.kill()
+    time.sleep(0.5)
+    assert first.poll() is None
+
+
+def test_a_stranger_that_connects_is_no_peer():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        with (
+            socket.create_connection(("127.0.0.1", port)) as stranger,
+            socket.create_connection(("127.0.0.1", port)) as friend,
+        ):
+            stranger.sendall(b"x" * 32)
+            friend.sendall(b"t" * 32)
+            (link,) = peers._accepted(listener, "t" * 32, 1)
+            with link:
+                friend.sendall(b"\3")
+                assert link.recv(1) == b"\3"
 
 
 def test_replicas_that_differ_in_a_bit_are_named():

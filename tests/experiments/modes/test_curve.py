@@ -7,7 +7,7 @@ import pytest
 from small_runs import command, contents, start
 
 from experiments.errors import UserError
-from experiments.evaluation import CheapMetric, cheap_metric
+from experiments.evaluation.cheap import CheapMetric, cheap_metric
 from experiments.pictures import curves
 from experiments.sampling import curve
 from experiments.sampling.draw import sample_state

@@ -10,7 +10,7 @@ from small_runs import command, start, train
 
 from experiments import evaluation, run
 from experiments.errors import UserError
-from experiments.evaluation import CheapMetric
+from experiments.evaluation.cheap import CheapMetric
 from experiments.sampling.opened import open_checkpoint
 from experiments.training import metrics_log
 

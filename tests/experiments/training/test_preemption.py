@@ -1,14 +1,12 @@
-"""SIGTERM asks for an end in good order once, and ends the process at once the second time."""
+"""SIGTERM asks for an orderly end once, and ends the process at once the second time."""
 
 import os
 import signal
 
-import numpy as np
 import pytest
-from small_runs import train
 
-from experiments import run
-from experiments.errors import PreemptedError
+from benchmarks.faults import crashes
+from experiments.training import loop
 from experiments.training.preemption import Preemption
 
 
@@ -22,44 +20,23 @@ def test_the_first_sigterm_is_heard_and_a_second_would_end_the_process():
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def stop_at_question(number, monkeypatch):
-    asked = iter(range(1, 100))
-    monkeypatch.setattr(Preemption, "is_due", lambda _: next(asked) >= number)
+def test_what_a_program_promises_when_it_ends_is_on_disk():
+    assert "before the first step" in loop._when_preempted(0, 0, has_saved=False)
+    assert "at step 7, which is saved" in loop._when_preempted(7, 7, has_saved=True)
+    assert "no checkpoint was complete yet" in loop._when_interrupted(None)
+    assert "resumes from step 7" in loop._when_interrupted(7)
 
 
-def test_before_the_first_step_nothing_is_saved_and_nothing_else_is_claimed(tmp_path, monkeypatch):
-    stop_at_question(1, monkeypatch)
-    with pytest.raises(
-        PreemptedError, match="before the first step; the same command starts again"
-    ):
-        train(tmp_path)
-    with run.open_run(tmp_path).checkpoints() as store:
-        assert store.steps() == []
+@pytest.mark.slow
+def test_sigterm_saves_the_step_and_ends_with_a_code_of_its_own(tmp_path):
+    assert not crashes.terminate(tmp_path).complaints
 
 
-def test_a_run_that_is_asked_to_stop_saves_its_step_and_resumes_to_the_same_numbers(
-    tmp_path, monkeypatch
-):
-    changes = {"checkpoint.every_steps": 100}
-    whole = train(tmp_path / "whole", changes)
-    with monkeypatch.context() as patched:
-        stop_at_question(2, patched)
-        with pytest.raises(PreemptedError, match="at step 2, which is saved") as caught:
-            train(tmp_path / "parts", changes)
-    assert caught.value.exit_code == 4
-    with run.open_run(tmp_path / "parts").checkpoints() as store:
-        assert store.steps() == [2]
-    resumed = train(tmp_path / "parts", changes)
-    np.testing.assert_array_equal(
-        resumed.variables["params"]["mlp_0"]["kernel"], whole.variables["params"]["mlp_0"]["kernel"]
-    )
+@pytest.mark.slow
+def test_sigterm_while_the_first_step_is_compiled_promises_nothing(tmp_path):
+    assert not crashes.terminate_early(tmp_path).complaints
 
 
-def test_a_resumed_run_that_is_stopped_before_its_first_step_names_the_saved_one(
-    tmp_path, monkeypatch
-):
-    changes = {"optimizer.schedule": "constant"}
-    train(tmp_path, changes)
-    stop_at_question(1, monkeypatch)
-    with pytest.raises(PreemptedError, match="at step 4, which is saved"):
-        train(tmp_path, {**changes, "train.num_steps": 8})
+@pytest.mark.slow
+def test_ctrl_c_ends_with_130_and_one_line_at_any_moment(tmp_path):
+    assert not crashes.interrupt(tmp_path).complaints

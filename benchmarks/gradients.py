@@ -1,0 +1,113 @@
+"""Are the convolutions' values and gradients right on this machine? Compares them with float64.
+
+Run: python -m benchmarks.gradients [--precision bfloat16] [--cases 300] [--seed 0]
+Draws cases from all combinations of kernel, stride, image size, batch and width, computes each in a
+process with the flags of a real run, and prints every result beyond the bound of its type. Ends
+with status 1 if there is one.
+"""
+
+import argparse
+import itertools
+import sys
+from typing import NamedTuple
+
+import numpy as np
+
+from experiments.machine import processor, xla_flags
+
+BOUNDS = {"bfloat16": 1.5e-2, "float32": 2e-5}  # Relative to the largest entry.
+KERNELS, STRIDES, BATCHES = (1, 3, 5), (1, 2), (1, 2, 4, 8, 16, 17)
+SIZES = ((1, 1), (2, 3), (5, 7), (8, 8), (16, 16))
+WIDTHS = (1, 2, 3, 4, 8, 16, 17, 31, 32, 48, 64, 128, 256)
+
+
+class Case(NamedTuple):
+    """One convolution."""
+
+    kernel: int
+    stride: int
+    size: tuple[int, int]
+    channels_in: int
+    channels_out: int
+    batch: int
+
+
+def exact(x: np.ndarray, kernel: np.ndarray, g: np.ndarray, stride: int) -> tuple:
+    """The convolution and its gradients in float64, by their definition."""
+    size, (height, width) = kernel.shape[0], g.shape[1:3]
+    pad = size // 2
+    padded = np.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    output, gx, gk = np.zeros_like(g), np.zeros_like(padded), np.zeros_like(kernel)
+    for row, column in itertools.product(range(size), repeat=2):
+        window = (
+            slice(None),
+            slice(row, row + (height - 1) * stride + 1, stride),
+            slice(column, column + (width - 1) * stride + 1, stride),
+        )
+        output += padded[window] @ kernel[row, column]
+        gx[window] += g @ kernel[row, column].T
+        left, right = padded[window].reshape(-1, x.shape[3]), g.reshape(-1, g.shape[3])
+        gk[row, column] = left.T @ right
+    return output, gx[:, pad : pad + x.shape[1], pad : pad + x.shape[2]], gk
+
+
+def errors(case: Case, precision: str, random: np.random.Generator) -> dict[str, float]:
+    """Largest error of the output and of both gradients, relative to the largest entry."""
+    import jax
+    import jax.numpy as jnp
+
+    from fdrl_jax.networks import convolve
+
+    def draw(*shape: int) -> np.ndarray:
+        return random.standard_normal(shape).astype(jnp.dtype(precision))
+
+    outputs = [-(-length // case.stride) for length in case.size]
+    x = draw(case.batch, *case.size, case.channels_in)
+    kernel = draw(case.kernel, case.kernel, case.channels_in, case.channels_out)
+    g = draw(case.batch, *outputs, case.channels_out)
+
+    @jax.jit
+    def computed(x: jax.Array, kernel: jax.Array, g: jax.Array) -> tuple:
+        output, pullback = jax.vjp(lambda x, kernel: convolve(x, kernel, case.stride), x, kernel)
+        return output, *pullback(g)
+
+    wanted = exact(*(a.astype(np.float64) for a in (x, kernel, g)), case.stride)
+    return {
+        name: float(np.abs(np.asarray(got, np.float64) - want).max() / np.abs(want).max())
+        for name, got, want in zip(
+            ("output", "input gradient", "kernel gradient"),
+            computed(x, kernel, g),
+            wanted,
+            strict=True,
+        )
+    }
+
+
+def main() -> None:
+    """Prints the cases that are wrong, and how many were computed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--precision", default="bfloat16", choices=BOUNDS, help="of the arrays")
+    parser.add_argument("--cases", type=int, default=300, help="how many to draw")
+    parser.add_argument("--seed", type=int, default=0, help="of the draw and of the numbers")
+    arguments = parser.parse_args()
+    xla_flags.set_cpu_flags(bfloat16=arguments.precision == "bfloat16")
+    print(f"processor: {processor.describe()}; oneDNN: {xla_flags.uses_onednn()}", flush=True)
+    cases = [
+        Case(*values)
+        for values in itertools.product(KERNELS, STRIDES, SIZES, WIDTHS, WIDTHS, BATCHES)
+    ]
+    random = np.random.default_rng(arguments.seed)
+    chosen = random.choice(len(cases), min(arguments.cases, len(cases)), replace=False)
+    num_wrong, largest = 0, 0.0
+    for index in chosen:
+        for name, error in errors(cases[index], arguments.precision, random).items():
+            largest = max(largest, error)
+            if not error < BOUNDS[arguments.precision]:  # NaN is no smaller.
+                num_wrong += 1
+                print(f"wrong {name} by {error:.2g}: {cases[index]}", flush=True)
+    print(f"{len(chosen)} cases, {num_wrong} wrong results, largest error {largest:.2g}")
+    sys.exit(num_wrong > 0)
+
+
+if __name__ == "__main__":
+    main()

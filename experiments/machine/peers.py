@@ -1,0 +1,139 @@
+"""How the processes of a run notice that one of them has ended.
+
+JAX notices it after a heartbeat that is missing, and then aborts the process with stacks of C++.
+Here, each process keeps a connection to the first one, which the operating system closes whenever
+and however a process ends. A process that ends by itself sends its exit code first, so that its
+peers end with the same one: a restart does not help against a full disk or too little memory.
+"""
+
+import json
+import logging
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Sequence
+
+import jax
+
+from experiments.errors import PeerError
+from experiments.machine.interrupts import leave
+from fdrl_jax import parallel
+
+_CONNECT_SECONDS = 60.0
+_LEAVE_SECONDS = 5.0  # For the others to end while the first process, which JAX needs, is there.
+_OWN_SECONDS = 2.0  # For a process to end with a message of its own when a peer has an error.
+_links: list[socket.socket] = []
+_leaving = threading.Lock()  # Held for ever by the thread that ends this process.
+
+
+def watch(host: str | None) -> None:
+    """Connects this process with its peers; all processes must call this.
+
+    Args:
+      host: address of the first process, on which it listens; found by its name if left out.
+    """
+    if jax.process_count() == 1:
+        return
+    listener, offer = None, ""
+    if parallel.is_first_process():
+        listener = socket.create_server((host or "", 0))
+        listener.settimeout(_CONNECT_SECONDS)
+        name, port = host or socket.gethostname(), listener.getsockname()[1]
+        offer = json.dumps([name, port, secrets.token_hex(16)])
+    name, port, token = json.loads(parallel.from_first_process(offer))
+    try:
+        if listener is None:
+            links = [_connected(name, port, token)]
+        else:
+            with listener:
+                links = _accepted(listener, token, jax.process_count() - 1)
+    except OSError as error:  # A firewall between hosts, or a name that does not resolve.
+        logging.getLogger("fdrl").warning(
+            "the processes of the run cannot watch each other (%s): they notice the end of one "
+            "after --heartbeat_seconds",
+            error,
+        )
+        return
+    _links.extend(links)
+    for link in links:
+        threading.Thread(target=_leave_with_peer, args=(link,), daemon=True).start()
+
+
+def tell(code: int) -> None:
+    """Tells the peers that this process ends with an exit code; 0 if its work is done.
+
+    Only one thread returns from this with an error's code. The first process then waits for the
+    others, but not for long: without it JAX aborts them.
+    """
+    if code:
+        _leaving.acquire()
+    for link in _links:
+        try:
+            link.sendall(bytes([code]))
+        except OSError:
+            continue  # It has ended already.
+    if code and parallel.is_first_process():
+        _wait_for_ends(_links)
+
+
+def _leave_with_peer(link: socket.socket) -> None:
+    code = _received(link)
+    if code == b"\0":
+        return
+    if not code:
+        tell(PeerError.exit_code)
+        leave(
+            PeerError.exit_code,
+            "another process of the run has ended. The same command on all hosts resumes from the "
+            "newest checkpoint",
+        )
+    time.sleep(_OWN_SECONDS)
+    tell(code[0])
+    leave(code[0], "another process of the run has ended with an error; its message says why")
+
+
+def _wait_for_ends(links: Sequence[socket.socket]) -> None:
+    def wait(link: socket.socket) -> None:
+        while _received(link):
+            pass
+
+    waiting = [threading.Thread(target=wait, args=(link,), daemon=True) for link in links]
+    for thread in waiting:
+        thread.start()
+    for thread in waiting:
+        thread.join(_LEAVE_SECONDS)
+
+
+def _received(link: socket.socket) -> bytes:
+    try:
+        return link.recv(1)
+    except OSError:
+        return b""
+
+
+def _connected(name: str, port: int, token: str) -> socket.socket:
+    link = socket.create_connection((name, port), timeout=_CONNECT_SECONDS)
+    link.sendall(token.encode())
+    link.settimeout(None)
+    return link
+
+
+def _accepted(listener: socket.socket, token: str, num: int) -> list[socket.socket]:
+    links: list[socket.socket] = []
+    while len(links) < num:
+        link, _ = listener.accept()
+        link.settimeout(_CONNECT_SECONDS)
+        if _received_exactly(link, len(token)) == token.encode():
+            link.settimeout(None)
+            links.append(link)
+        else:
+            link.close()  # Not one of ours.
+    return links
+
+
+def _received_exactly(link: socket.socket, num: int) -> bytes:
+    found = b""
+    while len(found) < num and (part := link.recv(num - len(found))):
+        found += part
+    return found

@@ -1,0 +1,21 @@
+"""The processor's features are read where the system lists them."""
+
+from experiments.machine import processor
+
+
+def test_features_of_either_architecture_are_read(tmp_path):
+    for name in ("flags", "Features"):
+        path = tmp_path / name
+        path.write_text(f"processor\t: 0\n{name}\t\t: avx2 amx_bf16\n\nprocessor\t: 1\n")
+        assert processor.features(path) == {"avx2", "amx_bf16"}
+
+
+def test_a_system_without_the_list_has_no_known_features(tmp_path):
+    assert processor.features(tmp_path / "missing") == frozenset()
+
+
+def test_only_notable_features_are_described(monkeypatch):
+    monkeypatch.setattr(processor, "features", lambda: frozenset(("fpu", "amx_bf16")))
+    assert processor.describe() == "amx_bf16"
+    monkeypatch.setattr(processor, "features", frozenset)
+    assert processor.describe() == "features unknown"
