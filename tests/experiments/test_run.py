@@ -6,8 +6,6 @@ Tests of commands that are refused, or of data that change, compare the whole fo
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +19,6 @@ from experiments.sampling.draw import sample_state
 from experiments.sampling.opened import open_checkpoint
 from fdrl_jax import parallel
 
-ROOT = Path(__file__).parents[2]
 # Written by every command, or by what libraries do when a folder is opened.
 VOLATILE = ("lock", "commands.jsonl")
 
@@ -226,27 +223,3 @@ def test_of_several_processes_only_the_first_writes(mode, of_images, monkeypatch
     monkeypatch.setattr(parallel, "is_first_process", lambda: False)
     start(mode, of_images.root)
     assert sorted(of_images.root.rglob("*")) == before
-
-
-@pytest.mark.slow
-def test_ctrl_c_while_compiling_ends_with_130_and_says_what_is_on_disk(tmp_path):
-    import signal
-    import time
-
-    argv = [sys.executable, "-m", "experiments.main", "--config=digits", f"--workdir={tmp_path}"]
-    environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
-    process = subprocess.Popen(
-        argv,
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    while not (tmp_path / "checkpoints").exists() and process.poll() is None:
-        time.sleep(0.05)
-    time.sleep(1.0)  # Compiling, which takes many seconds.
-    process.send_signal(signal.SIGINT)
-    message = process.communicate(timeout=120)[1]
-    assert process.returncode == 130, message
-    assert "error: interrupted; nothing was saved yet" in message

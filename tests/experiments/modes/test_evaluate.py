@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from small_runs import contents, start
 
-from experiments import evaluation, records, report
+from experiments import records, report
 from experiments.errors import UserError
-from experiments.evaluation import compare
+from experiments.evaluation import compare, metrics
 from experiments.evaluation.inception import Computed
 from experiments.evaluation.metrics import Estimate, Metric
 
@@ -53,7 +53,7 @@ def test_an_evaluation_of_other_settings_is_added_and_says_so(trained, capsys):
     capsys.readouterr()
     start("train", trained.root)
     shown = capsys.readouterr().out
-    assert evaluation.table(report.metrics_of(trained.evaluations / "step_4")) in shown
+    assert metrics.table(report.metrics_of(trained.evaluations / "step_4")) in shown
 
 
 def test_the_number_of_samples_is_the_one_that_was_asked_for(trained):
