@@ -159,13 +159,14 @@ def _training_data(
     opened: Opened, data_dir: str, live: Source | None
 ) -> tuple[Source | None, str | None]:
     """Returns the training data where they are at hand and unchanged, or why they are not."""
+    settings = opened.experiment.settings
     if live is not None or opened.experiment.source.kind == "points":
         return live, None
     try:
-        source = load_data(opened.run.settings, data_dir)
+        source = load_data(settings, data_dir)
         opened.run.check_data(source)
     except UserError as error:
-        if data_dir:
-            raise
+        if data_dir or settings["data.dir"] != opened.run.settings["data.dir"]:
+            raise  # The user said where they are.
         return None, f"the training data are not at hand: {error}"
     return source, None

@@ -94,6 +94,9 @@ def test_a_run_works_on_another_machine_without_its_data(
     start("curve", folder, None, {"curve.lengths": (0, 3)}, num_samples=8)
     start("export", folder, platforms="cpu")
     start("evaluate", folder, num_samples=16)
+    (file,) = folder.glob("evaluations/*/record.json")
+    skipped = json.loads(file.read_text())["details"]["skipped"]
+    assert any("training data" in str(reason) for reason in skipped)
     start("report", folder)
     assert (elsewhere / "run" / "samples" / "step_2.npz").is_file()
     for name in ("strips.png", "interpolation.png"):

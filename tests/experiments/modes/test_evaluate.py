@@ -148,12 +148,11 @@ def test_an_evaluation_of_a_run_on_images_reports_memorisation_and_shows_the_nea
     assert of_digits.report.read_text().count("data:image/png;base64,") >= 4
 
 
-def test_metrics_that_need_the_training_data_are_skipped_with_the_reason(of_images, tmp_path):
-    changed = {"data.dir": tmp_path / "nowhere"}
-    evaluate(of_images, changed, num_samples=16)
-    newest = records.newest(of_images.evaluations)
-    skipped = " ".join(map(str, read(of_images, newest.name)["details"]["skipped"]))
-    assert "training" in skipped
+def test_training_data_that_are_not_where_the_command_says_are_an_error(of_images, tmp_path):
+    nowhere = tmp_path / "nowhere"
+    for changes, flags in (({"data.dir": nowhere}, {}), ({}, {"data_dir": nowhere})):
+        with pytest.raises(UserError, match="nowhere"):
+            evaluate(of_images, changes, num_samples=16, **flags)
 
 
 def test_an_evaluation_of_points_compares_the_estimated_log_ratio_with_the_true_one(trained):
