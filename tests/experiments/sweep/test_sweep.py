@@ -171,7 +171,7 @@ def test_grids_give_all_combinations_and_keep_commas_within_parentheses():
     ("arguments", "expected"),
     [
         (["--grid", "flow.num_step=1,2"], "did you mean 'flow.num_steps'"),
-        (["--grid", "flow.num_steps=1,x"], "a whole number from 1 to 100000, got 'x'"),
+        (["--grid", "flow.num_steps=1,x"], "a whole number from 1 to 100,000, got 'x'"),
         (["--grid", "flow.num_steps"], "must be KEY=VALUE,VALUE"),
         (["--grid", "seed=1,2", "--config.loss.divergence=kll"], "did you mean 'kl'"),
         (["--grid", "seed=1,2", "--seeds=a"], "must be whole numbers, got 'a'"),
