@@ -313,8 +313,14 @@ def _help() -> str:
 
 def _help_of_mode(name: str) -> str:
     mode: Mode = MODES[name]
+    has_settings = any(key.startswith(f"{name}.") for key in settings.SETTINGS)
     parser = _Parser(
-        _PROGRAM, add_help=False, allow_abbrev=False, usage=example(name), description=mode.summary
+        _PROGRAM,
+        add_help=False,
+        allow_abbrev=False,
+        usage=example(name),
+        description=mode.summary,
+        epilog=f"Settings of the same name: --help=config.{name}" if has_settings else None,
     )
     own = parser.add_argument_group(f"flags of mode {name}")
     for flag in mode.flags:

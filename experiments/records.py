@@ -1,9 +1,11 @@
 """Records of what was drawn from a run: each is added under a name of its own, none is replaced."""
 
+import errno
 from pathlib import Path
 from typing import Any
 
 from experiments import settings
+from experiments.errors import UserError
 from experiments.files import read_json, sha256_of_json
 from experiments.run import Run
 from experiments.sampling.opened import Opened
@@ -66,6 +68,25 @@ def find(folder: Path, name: str, key: Key) -> tuple[Path, bool]:
     if (path / "record.json").is_file() and read_json(path / "record.json", key=dict)["key"] != key:
         path = folder / f"{name}_{sha256_of_json(key)[:8]}"
     return path, (path / "record.json").is_file()
+
+
+def add(unfinished: Path, path: Path) -> None:
+    """Gives a finished record its name; one that another program added in the meantime stays.
+
+    Args:
+      unfinished: folder of the record, in the folder of all records or below it.
+      path: from `find`.
+
+    Raises:
+      UserError: if something else has this name.
+    """
+    try:
+        unfinished.rename(path)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise
+        if not (path / "record.json").is_file():
+            raise UserError(f"{path} exists and is no record; move it elsewhere") from error
 
 
 def newest(folder: Path) -> Path | None:

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from small_runs import SMALL_RESNET, start, train
 
-from experiments import report, run
+from experiments import pictures, report, run
 from experiments.data import DataOptions, load, tfds
 from experiments.data.files import Folder
 from experiments.data.records import Problems
@@ -88,7 +88,7 @@ def test_an_entry_of_a_zip_cannot_write_anywhere(tmp_path):
 @pytest.mark.slow
 def test_classes_and_data_with_hostile_names_write_only_into_the_workdir(tmp_path):
     images = tmp_path / "data" / HOSTILE.replace("/", "∕")
-    for kind in ("..a", "%2e%2e%2f", "<b>"):
+    for kind in ("..a", "$x_{$", "<b>", os.fsdecode(b"\xff"), "y" * 250):
         (images / kind).mkdir(parents=True)
         for i in range(8):
             Image.new("RGB", (8, 8), (i, i, i)).save(images / kind / f"{i}.png")
@@ -102,6 +102,16 @@ def test_classes_and_data_with_hostile_names_write_only_into_the_workdir(tmp_pat
     page = (folder / "report.html").read_text()
     assert "<script" not in page
     assert not re.search(r"<img(?! alt=\"[^\"<>]*\" src=\"data:image/)", page)
+
+
+def test_a_picture_shows_names_of_classes_as_they_are(of_images, tmp_path):
+    source = of_images.source()
+    names = ("$x_{$", "y" * 250)
+    source = source._replace(labels=source.labels._replace(classes=names))
+    samples, labels = np.zeros((4, 8, 8, 3), np.float32), np.array([0, 1, 0, 1])
+    pictures.save(pictures.samples_by_class(source, samples, labels), tmp_path / "x.png")
+    width, height = Image.open(tmp_path / "x.png").size
+    assert max(width, height) < 5_000
 
 
 def test_the_report_escapes_all_that_it_shows(of_images):

@@ -155,5 +155,5 @@ def test_an_export_of_other_settings_does_not_replace_the_first(trained):
 def test_an_unknown_platform_is_answered_with_those_that_are(platforms, tiny, tmp_path):
     experiment = experiment_of(tiny())
     with pytest.raises(UserError, match="Allowed: cpu, cuda, rocm, tpu"):
-        export.write(experiment, experiment.init_state(), tmp_path / "export", platforms)
+        export.write(experiment, trained_state(experiment), tmp_path / "export", platforms)
     assert not any(tmp_path.iterdir())
