@@ -204,6 +204,18 @@ class Run:
                 source.name,
             )
 
+    def check_present(self) -> None:
+        """Checks that the folder still holds the run: Orbax would make a removed one again.
+
+        Raises:
+          UserError: if not.
+        """
+        if not (self.root / "run.json").is_file():
+            raise UserError(
+                f"--workdir={self.root} was removed or renamed while the run trained; what was "
+                "saved before is there only if the folder still is"
+            )
+
     def log_command(self, command: str) -> None:
         """Appends a command to the log of the run."""
         append_line(self.root / "commands.jsonl", {"command": command, "started": _now()})
@@ -265,7 +277,7 @@ def locked_folder(root: Path, *, creates: bool = True) -> Iterator[None]:
                 stack.enter_context(_made_and_locked(root))
             except UserError as error:
                 refused = error
-        if bool(parallel.any_process(refused is not None)):
+        if not parallel.same_on_all_processes(str(refused is None)) or refused is not None:
             raise refused or UserError(
                 f"the first process of the run cannot use --workdir={root}; its message says why"
             )
