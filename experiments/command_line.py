@@ -5,6 +5,7 @@ import ast
 import dataclasses
 import importlib.util
 import inspect
+import os
 import re
 import shlex
 from collections.abc import Sequence
@@ -105,7 +106,7 @@ def parse(argv: Sequence[str]) -> tuple[Command, dict[str, Any]]:
     return (
         Command(
             mode=mode,
-            workdir=None if workdir is None else Path(workdir),
+            workdir=None if workdir is None else Path(os.path.expanduser(workdir)),
             config=config,
             changes=changes,
             data_dir=flags.pop("data_dir") or "",

@@ -41,12 +41,13 @@ def main(argv: list[str]) -> None:
 
 def _run(command: "Command", processes: dict[str, Any]) -> None:
     from experiments import modes
-    from experiments.machine import hosts, xla_flags
+    from experiments.machine import hosts, peers, xla_flags
 
     # Before anything runs on a device: XLA reads its flags when its backend starts.
     xla_flags.set_cpu_flags(bfloat16=_precision(command) in ("auto", "bfloat16"))
     hosts.join(**processes)
     with hosts.leaving_with_peers(), _explaining_the_disk(command):
+        peers.watch(processes["coordinator_address"])
         modes.run(command)
 
 

@@ -93,3 +93,22 @@ def newest(folder: Path) -> Path | None:
     """Returns the newest record in a folder, if there is one."""
     found = sorted(folder.glob("*/record.json"), key=lambda path: path.stat().st_mtime_ns)
     return found[-1].parent if found else None
+
+
+def newest_of(folder: Path, key: Key) -> dict[str, Any] | None:
+    """Returns the newest record of a checkpoint with the same settings, if there is one.
+
+    Args:
+      folder: of all records of this kind.
+      key: from `key_of`; the number of samples may be any.
+
+    Raises:
+      UserError: naming a record that is damaged.
+    """
+    found = sorted(folder.glob("*/record.json"), key=lambda path: path.stat().st_mtime_ns)
+    wanted = {name: value for name, value in key.items() if name != "num_samples"}
+    for path in reversed(found):
+        record = read_json(path, key=dict, metrics=dict, details=dict)
+        if wanted.items() <= record["key"].items():
+            return record
+    return None

@@ -52,14 +52,21 @@ def main() -> None:
         "reject_classifier": storage.reject_classifier,
         "poison_batch": numbers.poison_batch,
         "let_clock_jump": numbers.let_clock_jump,
-        "positions": functools.partial(_at_positions, num=arguments.positions),
     }
     failed = False
     print(HEADER)
-    with tempfile.TemporaryDirectory() as scratch:
+    with contextlib.ExitStack() as stack:
+        scratch = stack.enter_context(tempfile.TemporaryDirectory())
         # All runs compile the same program.
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{scratch}/compiled")
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+        can_inject = injection.can_compile()
+        library = injection.compile_library(Path(scratch)) if can_inject else None
+        server = stack.enter_context(ForkServer(library))
+        if can_inject:
+            scenarios["positions"] = functools.partial(_at_positions, server, arguments.positions)
+        else:
+            print("no gcc: faults at file operations are left out", file=sys.stderr)
         for name, scenario in scenarios.items():
             if arguments.only not in name:
                 continue
@@ -74,19 +81,14 @@ def main() -> None:
     sys.exit(failed)
 
 
-def _at_positions(folder: Path, num: int) -> Iterator[Outcome]:
+def _at_positions(server: ForkServer, num: int, folder: Path) -> Iterator[Outcome]:
     """Injects each kind of fault at file operations of a training, and of what reads the run."""
-    if not injection.can_compile():
-        print("no gcc: faults at file operations are left out", file=sys.stderr)
-        return
-    with contextlib.ExitStack() as stack:
-        server = stack.enter_context(ForkServer(injection.compile_library(folder)))
-        whole = positions.uninterrupted(server, folder)
-        chosen = positions.spread(whole.num_operations, num or whole.num_operations)
-        for kind in injection.KINDS:
-            yield positions.inject(server, folder, whole, kind, chosen)
-        for mode in positions.READERS:
-            yield positions.inject_into_reader(server, folder, mode, num)
+    whole = positions.uninterrupted(server, folder)
+    chosen = positions.spread(whole.num_operations, num or whole.num_operations)
+    for kind in injection.KINDS:
+        yield positions.inject(server, folder, whole, kind, chosen)
+    for mode in positions.READERS:
+        yield positions.inject_into_reader(server, folder, mode, num)
 
 
 if __name__ == "__main__":

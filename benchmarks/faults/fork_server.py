@@ -1,10 +1,11 @@
 """Runs the program many times without importing it anew: one process forks for each command.
 
-`ForkServer` starts this file in a process with the library of `injection.c` preloaded. It imports
-the program, runs nothing of it, and forks for each request, so that each child has a counter of
-file operations, a backend and an exit of its own, as if it had been started afresh.
+`ForkServer` starts this file in a process. It imports the program, runs nothing of it, and forks
+for each request, so that each child has a backend, signals and an exit of its own, as if it had
+been started afresh. With the library of `injection.c` it also counts file operations.
 """
 
+import contextlib
 import ctypes
 import faulthandler
 import importlib
@@ -21,7 +22,7 @@ from typing import Any, NamedTuple, Self
 from benchmarks.faults import program
 from benchmarks.faults.injection import Fault
 
-_ENV = "FDRL_FAULTS_LIBRARY"
+_LIBRARY = "FDRL_FAULTS_LIBRARY"
 
 
 class Ended(NamedTuple):
@@ -38,35 +39,87 @@ class Ended(NamedTuple):
     log: str
 
 
-class ForkServer:
-    """Runs commands of the program under faults, one after the other; use in a `with` statement."""
+class Forked:
+    """A process of the program, with those methods of `subprocess.Popen` that the faults need."""
 
-    def __init__(self, library: Path) -> None:
+    def __init__(self, server: "ForkServer", pid: int) -> None:
+        self._server, self.pid = server, pid
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            self.returncode = self._server.ask({"poll": self.pid})["code"]
+        return self.returncode
+
+    def wait(self, timeout: float = float("inf")) -> int:
+        deadline = time.monotonic() + timeout
+        while (code := self.poll()) is None:
+            if time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired(str(self.pid), timeout)
+            time.sleep(0.01)
+        return code
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+
+class ForkServer:
+    """Starts commands of the program, also for `program.start`; use in a `with` statement."""
+
+    def __init__(self, library: Path | None = None) -> None:
         """Starts the server.
 
         Args:
-          library: from `injection.compile_library`.
+          library: from `injection.compile_library`; left out, there are no faults of the disk.
         """
-        environment = {
-            **os.environ,
-            **program.environment(),
-            "LD_PRELOAD": str(library),
-            _ENV: str(library),
-        }
+        preloaded = {} if library is None else {"LD_PRELOAD": str(library), _LIBRARY: str(library)}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.faults.fork_server"],
             cwd=program.ROOT,
-            env=environment,
+            env={**os.environ, **program.environment(), **preloaded},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
 
     def __enter__(self) -> Self:
+        program.starter = self.start
         return self
 
     def __exit__(self, *_: object) -> None:
+        program.starter = None
         self._process.communicate()  # Closes its stdin, at whose end it ends.
+
+    def start(
+        self,
+        arguments: Sequence[str],
+        log: Path,
+        num_devices: int = 1,
+        injected: str = "",
+        fault: Fault | None = None,
+        *,
+        evaluates: bool = True,
+    ) -> Forked:
+        """Starts a command.
+
+        Args:
+          arguments: of the program.
+          log: file for what it prints on stderr, replaced.
+          num_devices: number of CPU devices.
+          injected: a fault of `benchmarks.faults.injected`.
+          fault: a fault of the disk.
+          evaluates: whether a training that ends is evaluated, as the program does.
+        """
+        request = {
+            "arguments": list(arguments),
+            "log": str(log),
+            "num_devices": num_devices,
+            "injected": injected,
+            "fault": None if fault is None else fault.as_arguments(),
+            "evaluates": evaluates,
+        }
+        return Forked(self, self.ask(request)["pid"])
 
     def run(
         self,
@@ -77,30 +130,27 @@ class ForkServer:
         evaluates: bool = True,
         limit_seconds: float = 120.0,
     ) -> Ended:
-        """Runs a command.
+        """Runs a command; at the time limit it is killed, with stacks of its threads in the log."""
+        started = time.monotonic()
+        process = self.start(arguments, log, fault=fault, evaluates=evaluates)
+        code: int | None = None
+        try:
+            code = process.wait(limit_seconds)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGABRT)
+            process.wait()
+        return Ended(code, time.monotonic() - started, program.printed(log))
 
-        Args:
-          arguments: of the program.
-          log: file for what it prints on stderr, replaced.
-          fault: what to inject.
-          evaluates: whether a training that ends is evaluated, as the program does.
-          limit_seconds: after this long it is killed, with the stacks of its threads in the log.
-        """
+    def ask(self, request: dict[str, Any]) -> Any:
+        """Sends a request to the server; returns its answer."""
         if self._process.stdin is None or self._process.stdout is None:
             raise ValueError("the server has no pipes")
-        request = {
-            "arguments": list(arguments),
-            "log": str(log),
-            "fault": None if fault is None else fault.as_arguments(),
-            "evaluates": evaluates,
-            "limit_seconds": limit_seconds,
-        }
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
         answer = self._process.stdout.readline()
         if not answer:
             raise ChildProcessError(f"the server ended with code {self._process.wait()}")
-        return Ended(**json.loads(answer), log=program.printed(log))
+        return json.loads(answer)
 
 
 def main() -> None:
@@ -109,13 +159,15 @@ def main() -> None:
     _import_all()
     for line in sys.stdin:
         request = json.loads(line)
-        started = time.monotonic()
+        if "poll" in request:
+            print(json.dumps({"code": _poll(request["poll"])}), flush=True)
+            continue
         child = os.fork()
         if child == 0:
             _become(request)
             experiments_main.main(request["arguments"])
             return
-        print(json.dumps(_wait(child, started, request["limit_seconds"])), flush=True)
+        print(json.dumps({"pid": child}), flush=True)
 
 
 def _import_all() -> None:
@@ -126,19 +178,29 @@ def _import_all() -> None:
         importlib.import_module(f"experiments.modes.{mode}")
 
 
+def _poll(child: int) -> int | None:
+    ended, status = os.waitpid(child, os.WNOHANG)
+    return os.waitstatus_to_exitcode(status) if ended else None
+
+
 def _become(request: dict[str, Any]) -> None:
     """Makes a child of the server the process of a command."""
     log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o666)
     nothing = os.open(os.devnull, os.O_RDWR)
     for file, number in ((nothing, 0), (nothing, 1), (log, 2)):
         os.dup2(file, number)
+    os.environ.update(program.environment(request["num_devices"]))
     faulthandler.enable()
+    if request["injected"]:
+        from benchmarks.faults import injected
+
+        injected.inject(request["injected"])
     if not request["evaluates"]:
         from experiments.modes import evaluate
 
         evaluate.evaluate_last = lambda run, experiment: None
     if request["fault"] is not None:
-        arm = ctypes.CDLL(os.environ[_ENV]).faults_arm
+        arm = ctypes.CDLL(os.environ[_LIBRARY]).faults_arm
         encoded = [a.encode() if isinstance(a, str) else a for a in request["fault"]]
         arm.argtypes = [
             *(ctypes.c_char_p, ctypes.c_char_p, ctypes.c_long),
@@ -147,20 +209,6 @@ def _become(request: dict[str, Any]) -> None:
         arm(*encoded)
 
 
-def _wait(child: int, started: float, limit_seconds: float) -> dict[str, Any]:
-    code = None
-    while code is None and time.monotonic() - started < limit_seconds:
-        ended, status = os.waitpid(child, os.WNOHANG)
-        if ended:
-            code = os.waitstatus_to_exitcode(status)
-        else:
-            time.sleep(0.01)
-    seconds = time.monotonic() - started
-    if code is None:
-        os.kill(child, signal.SIGABRT)  # Prints the stacks of all threads.
-        os.waitpid(child, 0)
-    return {"code": code, "seconds": seconds}
-
-
 if __name__ == "__main__":
-    main()
+    with contextlib.suppress(KeyboardInterrupt):
+        main()

@@ -20,14 +20,19 @@ from experiments.training import divergence, metrics_log
 
 
 def main() -> None:
-    name, _, value = sys.argv.pop(1).partition("=")
+    inject(sys.argv.pop(1))
+    runpy.run_module("experiments.main", run_name="__main__", alter_sys=True)
+
+
+def inject(fault: str) -> None:
+    """Changes the program in this process: `clock=HOURS`, `memory=STEP` or `nan=STEP`."""
+    name, _, value = fault.partition("=")
     if name == "clock":
         let_clock_jump(float(value))
     elif name == "memory":
         exhaust_memory(int(value))
     else:
         build.experiment = with_nan(build.experiment, int(value))
-    runpy.run_module("experiments.main", run_name="__main__", alter_sys=True)
 
 
 def let_clock_jump(hours: float) -> None:

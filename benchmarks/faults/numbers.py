@@ -1,7 +1,6 @@
 """Faults of numbers and of time: NaN in a batch, and a clock that jumps."""
 
 import json
-import sys
 from pathlib import Path
 
 from benchmarks.faults import program
@@ -38,9 +37,8 @@ def let_clock_jump(folder: Path) -> Outcome:
 def _run_with(
     fault: str, run: Path, last: int, log: Path, changes: dict[str, object] | None = None
 ) -> None:
-    flags = program.arguments(run, (changes or {}) | {"train.num_steps": last})
-    inside = [sys.executable, "-m", "benchmarks.faults.injected", fault]
-    process = program.start([*inside, *flags], log)
+    changes = (changes or {}) | {"train.num_steps": last}
+    process = program.start(program.injected_command(fault, run, changes), log)
     try:
         program.wait_for_step(process, run, last)
     finally:

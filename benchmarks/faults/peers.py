@@ -6,6 +6,7 @@ import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from benchmarks.faults import program
 from benchmarks.faults.outcome import Outcome, errors_in, words
@@ -99,8 +100,7 @@ def refuse_lock(folder: Path) -> Outcome:
 def exhaust_memory(folder: Path) -> Outcome:
     """Lets two processes run out of memory: a restart would do it again."""
     run, log = folder / "run", folder / "log"
-    arguments = ["-m", "benchmarks.faults.injected", "memory=3", *program.command(run)[3:]]
-    commands = [[program.command(run)[0], *arguments]] * 2
+    commands = [program.injected_command("memory=3", run)] * 2
     started = time.monotonic()
     codes, printed, seconds = _ends(program.start_processes(commands, log), log, started)
     complaints = _complaints(codes, [2, 2], printed)
@@ -128,7 +128,7 @@ def miss_first(folder: Path) -> Outcome:
 
 
 def _kill(
-    processes: Sequence[subprocess.Popen], victim: int, log: Path
+    processes: Sequence[Any], victim: int, log: Path
 ) -> tuple[list[str], list[int | None], float]:
     """Kills a process; returns complaints about the end of the other one, its code, and seconds."""
     program.kill(processes[victim])
@@ -142,7 +142,7 @@ def _kill(
 
 
 def _ends(
-    processes: Sequence[subprocess.Popen], log: Path, started: float
+    processes: Sequence[Any], log: Path, started: float
 ) -> tuple[list[int | None], list[str], float]:
     """Waits for processes; returns their codes, what they printed, and how long that took."""
     codes: list[int | None] = []

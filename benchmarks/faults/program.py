@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 NEVER = 1_000_000_000
@@ -24,6 +25,11 @@ SMALL = {
 }
 _BAR = re.compile(r"\d+%\|.*\|")  # Of tqdm.
 _DEADLINE_SECONDS = 600  # Long enough for a machine that is busy with other work.
+_PROGRAM = [sys.executable, "-m", "experiments.main"]
+_INJECTED = [sys.executable, "-m", "benchmarks.faults.injected"]
+# `(arguments, log, devices, injected fault) -> process`, set while a `ForkServer` is there, which
+# spares the imports.
+starter: Callable[[Sequence[str], Path, int, str], Any] | None = None
 
 
 def arguments(workdir: Path, changes: Mapping[str, object] | None = None, *flags: str) -> list[str]:
@@ -38,15 +44,19 @@ def arguments(workdir: Path, changes: Mapping[str, object] | None = None, *flags
 
 def command(workdir: Path, changes: Mapping[str, object] | None = None, *flags: str) -> list[str]:
     """Returns the command that trains the swiss roll in its tiny variant."""
-    return [sys.executable, "-m", "experiments.main", *arguments(workdir, changes, *flags)]
+    return [*_PROGRAM, *arguments(workdir, changes, *flags)]
+
+
+def injected_command(
+    fault: str, workdir: Path, changes: Mapping[str, object] | None = None
+) -> list[str]:
+    """Returns the command that trains with a fault of `benchmarks.faults.injected`."""
+    return [*_INJECTED, fault, *arguments(workdir, changes)]
 
 
 def command_of_mode(mode: str, workdir: Path, *flags: str) -> list[str]:
     """Returns the command of a mode that opens a run."""
-    return [
-        *(sys.executable, "-m", "experiments.main", f"--mode={mode}"),
-        *(f"--workdir={workdir}", *flags),
-    ]
+    return [*_PROGRAM, f"--mode={mode}", f"--workdir={workdir}", *flags]
 
 
 def environment(num_devices: int = 1) -> dict[str, str]:
@@ -60,8 +70,17 @@ def start(
     log: Path,
     num_devices: int = 1,
     variables: Mapping[str, str] | None = None,
-) -> subprocess.Popen:
-    """Starts a command; what it prints on stderr goes to a file."""
+) -> Any:
+    """Starts a command; what it prints on stderr goes to a file.
+
+    Returns:
+      The process, as a `subprocess.Popen` or a `Forked`.
+    """
+    if starter is not None and not variables:
+        if list(arguments[:3]) == _PROGRAM:
+            return starter(arguments[3:], log, num_devices, "")
+        if list(arguments[:3]) == _INJECTED:
+            return starter(arguments[4:], log, num_devices, arguments[3])
     with log.open("wb") as stream:
         return subprocess.Popen(
             arguments,
@@ -81,7 +100,7 @@ def free_address() -> str:
 
 def start_processes(
     commands: Sequence[Sequence[str]], log: Path, num_devices: int = 2
-) -> list[subprocess.Popen]:
+) -> list[Any]:
     """Starts processes that work together over collectives of the CPU, each with its command.
 
     What process `i` prints on stderr goes to the file `log` with the suffix `.i`.
@@ -114,7 +133,7 @@ def state_digest(workdir: Path, step: int) -> str:
     return str(json.loads(text)["state_sha256"])
 
 
-def wait(process: subprocess.Popen, until: Callable[[], bool], what: str) -> None:
+def wait(process: Any, until: Callable[[], bool], what: str) -> None:
     """Waits for something that a process does."""
     deadline = time.monotonic() + _DEADLINE_SECONDS
     while not until():
@@ -125,7 +144,7 @@ def wait(process: subprocess.Popen, until: Callable[[], bool], what: str) -> Non
         time.sleep(0.005)
 
 
-def wait_for_step(process: subprocess.Popen, workdir: Path, step: int) -> None:
+def wait_for_step(process: Any, workdir: Path, step: int) -> None:
     """Waits until a process has saved a step."""
     wait(process, lambda: newest(workdir) >= step, f"step {step}")
 
@@ -153,7 +172,7 @@ def train_to(
     return state_digest(workdir, step)
 
 
-def kill(*processes: subprocess.Popen) -> None:
+def kill(*processes: Any) -> None:
     """Ends processes as a power cut would."""
     for process in processes:
         process.send_signal(signal.SIGKILL)

@@ -72,7 +72,6 @@ def join(
     # JAX ends this process with a message when another one is gone; the stacks of all its threads
     # would hide it.
     faulthandler.disable()
-    peers.watch(coordinator_address.rpartition(":")[0] if coordinator_address else None)
 
 
 @contextlib.contextmanager

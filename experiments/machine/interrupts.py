@@ -52,8 +52,10 @@ def leave(code: int, message: str) -> NoReturn:
     """
     # From another thread, the main one has perhaps a progress bar, whose line ends here.
     end = "" if threading.current_thread() is threading.main_thread() else "\n"
-    sys.stdout.flush()
-    print(f"{end}error: {message}", file=sys.stderr, flush=True)
+    for stream, text in ((sys.stdout, ""), (sys.stderr, f"{end}error: {message}\n")):
+        with contextlib.suppress(OSError, ValueError):  # Nobody may be reading any more.
+            stream.write(text)
+            stream.flush()
     os._exit(code)
 
 

@@ -27,27 +27,18 @@ _links: list[socket.socket] = []
 _leaving = threading.Lock()  # Held for ever by the thread that ends this process.
 
 
-def watch(host: str | None) -> None:
+def watch(address: str | None) -> None:
     """Connects this process with its peers; all processes must call this.
 
     Args:
-      host: address of the first process, on which it listens; found by its name if left out.
+      address: HOST:PORT of the first process, which listens on that host at another port; left
+        out, its peers find it by its host name.
     """
     if jax.process_count() == 1:
         return
-    listener, offer = None, ""
-    if parallel.is_first_process():
-        listener = socket.create_server((host or "", 0))
-        listener.settimeout(_CONNECT_SECONDS)
-        name, port = host or socket.gethostname(), listener.getsockname()[1]
-        offer = json.dumps([name, port, secrets.token_hex(16)])
-    name, port, token = json.loads(parallel.from_first_process(offer))
     try:
-        if listener is None:
-            links = [_connected(name, port, token)]
-        else:
-            with listener:
-                links = _accepted(listener, token, jax.process_count() - 1)
+        host = address.rpartition(":")[0] if address else None
+        links = _listen(host) if parallel.is_first_process() else _connect()
     except OSError as error:  # A firewall between hosts, or a name that does not resolve.
         logging.getLogger("fdrl").warning(
             "the processes of the run cannot watch each other (%s): they notice the end of one "
@@ -112,11 +103,46 @@ def _received(link: socket.socket) -> bytes:
         return b""
 
 
-def _connected(name: str, port: int, token: str) -> socket.socket:
+def _listen(host: str | None) -> list[socket.socket]:
+    """Returns the connections of the first process to the others.
+
+    Raises:
+      OSError: if they cannot be made.
+    """
+    name, token = (host or socket.gethostname()).strip("[]"), secrets.token_hex(16)
+    family = socket.AF_INET6 if ":" in name else socket.AF_INET
+    try:
+        listener = socket.create_server((name if host else "", 0), family=family)
+    except OSError as error:
+        parallel.from_first_process(json.dumps([error.strerror, 0, ""]))
+        raise
+    with listener:
+        listener.settimeout(_CONNECT_SECONDS)
+        parallel.from_first_process(json.dumps([name, listener.getsockname()[1], token]))
+        return _accepted(listener, token, jax.process_count() - 1)
+
+
+def _connect() -> list[socket.socket]:
+    """Returns the connection of another process to the first one.
+
+    Raises:
+      OSError: if it cannot be made.
+    """
+    name, port, token = json.loads(parallel.from_first_process(""))
+    if not token:
+        raise OSError(name)
     link = socket.create_connection((name, port), timeout=_CONNECT_SECONDS)
     link.sendall(token.encode())
+    _settle(link)
+    return [link]
+
+
+def _settle(link: socket.socket) -> None:
+    """Lets a connection stay, without traffic, as long as both hosts are there."""
     link.settimeout(None)
-    return link
+    link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if hasattr(socket, "TCP_KEEPIDLE"):  # Firewalls forget a quiet connection after minutes.
+        link.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60)
 
 
 def _accepted(listener: socket.socket, token: str, num: int) -> list[socket.socket]:
@@ -125,7 +151,7 @@ def _accepted(listener: socket.socket, token: str, num: int) -> list[socket.sock
         link, _ = listener.accept()
         link.settimeout(_CONNECT_SECONDS)
         if _received_exactly(link, len(token)) == token.encode():
-            link.settimeout(None)
+            _settle(link)
             links.append(link)
         else:
             link.close()  # Not one of ours.

@@ -172,6 +172,7 @@ class _Loop:
         def save(best_by: tuple[str, float] | None = None) -> None:
             nonlocal saved
             hosts.check_agreement(state, step)
+            self._run.check_present()
             self._store.save(
                 parallel.unreplicate(state),
                 data=self._training.data_position(step + num_skipped),

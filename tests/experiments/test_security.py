@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -152,6 +153,35 @@ def test_what_one_shares_of_a_run_holds_no_path_of_this_machine(of_images, image
     assert not found
     sampler = next((of_images.root / "export").rglob("sampler.stablehlo")).read_bytes()
     assert b".py" not in sampler
+    names = {path.name for path in files}
+    assert {"model.safetensors", "config.json", "README.md", "record.json"} <= names
+
+
+@pytest.mark.slow
+def test_a_run_that_is_copied_to_a_colleague_holds_no_home_and_no_working_folder(
+    image_folder, tmp_path, monkeypatch
+):
+    home, work = tmp_path / "home", tmp_path / "work"
+    shutil.copytree(image_folder, home / "images")
+    work.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(work)
+    changes = {"data.dir": home / "images", "data.image_size": 8, **SMALL_RESNET}
+    start("train", work / "run", "folder:tiny", changes)
+    files = [path for path in (work / "run").rglob("*") if path.is_file()]
+    assert {"run.json", "commands.jsonl", "reference.npz"} <= {path.name for path in files}
+    content = {path.name: path.read_bytes() for path in files}
+    private = (home, work, Path(__file__).parents[2])
+    found = [
+        (name, p) for name, held in content.items() for p in private if str(p).encode() in held
+    ]
+    assert not found
+    assert b"--workdir=run " in content["run.json"]
+    assert b"config.data.dir=~/images" in content["commands.jsonl"]
+    # The run resumes where it was, and on a machine with another home.
+    start("train", work / "run", None, {"log.every_steps": 1})
+    monkeypatch.setenv("HOME", str(tmp_path / "other"))
+    assert run.open_run(work / "run").settings["data.dir"] == str(tmp_path / "other" / "images")
 
 
 def test_links_in_a_folder_are_followed_but_never_out_of_regular_files(tmp_path):

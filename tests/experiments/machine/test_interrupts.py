@@ -1,0 +1,46 @@
+"""Ending at once: one line, an exit code, and nothing that it waits for."""
+
+import os
+import subprocess
+import sys
+
+from benchmarks.faults import program
+
+# A thread that is not a daemon would keep a process that ends in the ordinary way.
+LEAVING = """
+import sys, threading
+from experiments.machine import interrupts
+print("before")
+if sys.argv[1] == "thread":
+    threading.Thread(target=interrupts.leave, args=(3, "why")).start()
+    threading.Event().wait()
+else:
+    threading.Thread(target=threading.Event().wait).start()
+    interrupts.leave(3, "why")
+"""
+
+
+def test_leaving_prints_one_line_and_waits_for_no_thread():
+    for place, line in (("main", "error: why\n"), ("thread", "\nerror: why\n")):
+        ended = subprocess.run(
+            [sys.executable, "-c", LEAVING, place],
+            cwd=program.ROOT,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert ended.returncode == 3
+        assert (ended.stdout, ended.stderr) == ("before\n", line)
+
+
+def test_leaving_works_when_nobody_reads_the_output():
+    process = subprocess.Popen(
+        [sys.executable, "-c", LEAVING, "main"],
+        cwd=program.ROOT,
+        env={k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"},  # `print` is lazy.
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    process.stdout.close()
+    process.stderr.close()
+    assert process.wait(60) == 3
