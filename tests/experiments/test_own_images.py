@@ -70,7 +70,7 @@ def test_a_folder_trains_samples_and_reports(copied):
     created = run.open_run(folder)
     assert created.report.exists()
     record = json.loads((created.evaluations / "step_4" / "record.json").read_text())
-    assert "pixel_energy_distance" in record["metrics"]
+    assert "frechet_random_conv_3" in record["metrics"]
     assert np.load(created.samples / "step_4.npz")["arr_0"].shape == (5, 8, 8, 3)
 
 
