@@ -5,6 +5,7 @@ import ast
 import dataclasses
 import importlib.util
 import inspect
+import os
 import re
 import shlex
 from collections.abc import Sequence
@@ -105,7 +106,7 @@ def parse(argv: Sequence[str]) -> tuple[Command, dict[str, Any]]:
     return (
         Command(
             mode=mode,
-            workdir=None if workdir is None else Path(workdir),
+            workdir=None if workdir is None else Path(os.path.expanduser(workdir)),
             config=config,
             changes=changes,
             data_dir=flags.pop("data_dir") or "",
@@ -313,8 +314,14 @@ def _help() -> str:
 
 def _help_of_mode(name: str) -> str:
     mode: Mode = MODES[name]
+    has_settings = any(key.startswith(f"{name}.") for key in settings.SETTINGS)
     parser = _Parser(
-        _PROGRAM, add_help=False, allow_abbrev=False, usage=example(name), description=mode.summary
+        _PROGRAM,
+        add_help=False,
+        allow_abbrev=False,
+        usage=example(name),
+        description=mode.summary,
+        epilog=f"Settings of the same name: --help=config.{name}" if has_settings else None,
     )
     own = parser.add_argument_group(f"flags of mode {name}")
     for flag in mode.flags:

@@ -1,6 +1,7 @@
 """Divergences as users write them in a config: names and positive combinations of them."""
 
 import re
+from typing import Any
 
 from fdrl_jax import divergences
 from fdrl_jax.divergences import FDivergence
@@ -20,11 +21,31 @@ def parse(formula: str) -> FDivergence:
     Raises:
       ValueError: naming the wrong term, the allowed names and the nearest one.
     """
+    found = _terms(formula)
+    if isinstance(found, FDivergence):
+        return found
+    return divergences.combine(*found)
+
+
+def describe(formula: str) -> str | list[list[Any]]:
+    """Returns the argument of `divergences.get`, or those of `divergences.combine`, for JSON.
+
+    Raises:
+      ValueError: as `parse`.
+    """
+    found = _terms(formula)
+    if isinstance(found, FDivergence):
+        return found.name
+    weights, parts = found
+    return [weights, [part.name for part in parts]]
+
+
+def _terms(formula: str) -> FDivergence | tuple[list[float], list[FDivergence]]:
     terms = [_parse_term(term.strip(), formula) for term in _PLUS.split(formula)]
     if len(terms) == 1 and terms[0][0] is None:
         return terms[0][1]
     weights = [1.0 if weight is None else weight for weight, _ in terms]
-    return divergences.combine(weights, [divergence for _, divergence in terms])
+    return weights, [divergence for _, divergence in terms]
 
 
 def _parse_term(term: str, formula: str) -> tuple[float | None, FDivergence]:

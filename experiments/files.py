@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import socket
 import uuid
 from collections.abc import Iterator
@@ -71,11 +72,20 @@ def read_json(path: Path, **types: type | tuple[type, ...]) -> dict[str, Any]:
         raise UserError(f"{path} is damaged: {error}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} is damaged: expected an object, got {type(content).__name__}")
+    check_types(path, content, **types)
+    return content
+
+
+def check_types(path: Path, content: dict[str, Any], **types: type | tuple[type, ...]) -> None:
+    """Checks that an object of a JSON file holds certain keys with values of certain types.
+
+    Raises:
+      UserError: naming the file and the key.
+    """
     for key, kinds in types.items():
         if not isinstance(content.get(key), kinds):
             found = repr(content[key])[:80] if key in content else "nothing"
             raise UserError(f"{path} is damaged: {key!r} holds {found}")
-    return content
 
 
 def read_npz(path: Path, *names: str) -> dict[str, np.ndarray]:
@@ -93,6 +103,17 @@ def read_npz(path: Path, *names: str) -> dict[str, np.ndarray]:
     except Exception as error:  # zipfile, zlib and NumPy raise exceptions of many types.
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path} is damaged: {reason}") from error
+
+
+def without_home(text: str) -> str:
+    """Shortens the home folder to `~` and paths below the working folder to relative ones.
+
+    For what is stored in a run: a run is copied to colleagues. Other absolute paths stay.
+    """
+    for folder, replacement in ((Path.cwd(), ""), (Path.home(), "~/")):
+        if len(folder.parts) > 1:
+            text = re.sub(rf"(?<![\w./~-]){re.escape(str(folder))}/", replacement, text)
+    return text
 
 
 def sha256_of_file(path: Path) -> str:

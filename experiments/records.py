@@ -1,9 +1,11 @@
 """Records of what was drawn from a run: each is added under a name of its own, none is replaced."""
 
+import errno
 from pathlib import Path
 from typing import Any
 
 from experiments import settings
+from experiments.errors import UserError
 from experiments.files import read_json, sha256_of_json
 from experiments.run import Run
 from experiments.sampling.opened import Opened
@@ -68,7 +70,45 @@ def find(folder: Path, name: str, key: Key) -> tuple[Path, bool]:
     return path, (path / "record.json").is_file()
 
 
+def add(unfinished: Path, path: Path) -> None:
+    """Gives a finished record its name; one that another program added in the meantime stays.
+
+    Args:
+      unfinished: folder of the record, in the folder of all records or below it.
+      path: from `find`.
+
+    Raises:
+      UserError: if something else has this name.
+    """
+    try:
+        unfinished.rename(path)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise
+        if not (path / "record.json").is_file():
+            raise UserError(f"{path} exists and is no record; move it elsewhere") from error
+
+
 def newest(folder: Path) -> Path | None:
     """Returns the newest record in a folder, if there is one."""
     found = sorted(folder.glob("*/record.json"), key=lambda path: path.stat().st_mtime_ns)
     return found[-1].parent if found else None
+
+
+def newest_of(folder: Path, key: Key) -> dict[str, Any] | None:
+    """Returns the newest record of a checkpoint with the same settings, if there is one.
+
+    Args:
+      folder: of all records of this kind.
+      key: from `key_of`; the number of samples may be any.
+
+    Raises:
+      UserError: naming a record that is damaged.
+    """
+    found = sorted(folder.glob("*/record.json"), key=lambda path: path.stat().st_mtime_ns)
+    wanted = {name: value for name, value in key.items() if name != "num_samples"}
+    for path in reversed(found):
+        record = read_json(path, key=dict, metrics=dict, details=dict)
+        if wanted.items() <= record["key"].items():
+            return record
+    return None

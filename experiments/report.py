@@ -12,10 +12,11 @@ import numpy as np
 
 from experiments import pictures, settings
 from experiments.build import Experiment
+from experiments.errors import UserError
 from experiments.evaluation import metrics as metrics_lib
 from experiments.evaluation.metrics import Metrics
 from experiments.evaluation.result import Evaluation
-from experiments.files import read_json, write_json, write_text
+from experiments.files import check_types, read_json, write_json, write_text
 from experiments.pictures import curves, flow, points
 from experiments.pictures.neighbours import neighbours
 from experiments.run import Run
@@ -92,7 +93,11 @@ def write(run: Run, record: Path) -> Path:
       UserError: naming a file that is missing or damaged.
     """
     found = read_json(record / "record.json", key=dict, metrics=dict, details=dict)
-    captions = json.loads((record / "pictures.json").read_text())
+    check_types(record / "record.json", found["key"], step=int, num_samples=int, settings=dict)
+    details = {"start": "prior", "skipped": [], **found["details"]}
+    check_types(record / "record.json", details, start=str, skipped=list)
+    captions = read_json(record / "pictures.json")
+    check_types(record / "pictures.json", captions, **dict.fromkeys(captions, str))
     metrics, step = metrics_of(record), found["key"]["step"]
     start = found["details"].get("start", "prior")
     name = html.escape(run.data["name"])
@@ -137,7 +142,11 @@ def metrics_of(record: Path) -> Metrics:
     Raises:
       UserError: if its record is damaged.
     """
-    return metrics_lib.from_json(read_json(record / "record.json", metrics=dict)["metrics"])
+    path = record / "record.json"
+    try:
+        return metrics_lib.from_json(read_json(path, metrics=dict)["metrics"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is damaged: its metrics are not readable ({error})") from error
 
 
 def _headlines(metrics: Metrics) -> Metrics:
@@ -200,7 +209,10 @@ def _table(rows: list[tuple[str, str]]) -> str:
 
 
 def _figure(path: Path, caption: str) -> str:
-    encoded = base64.b64encode(path.read_bytes()).decode()
+    try:
+        encoded = base64.b64encode(path.read_bytes()).decode()
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist, but pictures.json names it") from None
     text = html.escape(caption)
     source = f"data:image/{path.suffix[1:]};base64,{encoded}"
     return f'<figure><img alt="{text}" src="{source}"><figcaption>{text}</figcaption></figure>'

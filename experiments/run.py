@@ -13,6 +13,7 @@
 import contextlib
 import datetime
 import logging
+import os
 import platform
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
@@ -34,6 +35,7 @@ from experiments.files import (
     read_npz,
     sha256_of_file,
     sha256_of_json,
+    without_home,
     write_json,
 )
 from experiments.frozen import frozen_source
@@ -62,6 +64,9 @@ class Run:
         self.root = root
         self.kind: Kind = record["kind"]
         self.settings = settings.completed(record["settings"])
+        for key in settings.PATHS:
+            if str(self.settings[key]).startswith("~/"):
+                self.settings[key] = os.path.expanduser(self.settings[key])
         self.data: dict[str, Any] = record["data"]
         self.command: str = record["command"]
         self._prior_sha256: str | None = record["prior_sha256"]
@@ -218,7 +223,8 @@ class Run:
 
     def log_command(self, command: str) -> None:
         """Appends a command to the log of the run."""
-        append_line(self.root / "commands.jsonl", {"command": command, "started": _now()})
+        record = {"command": without_home(command), "started": _now()}
+        append_line(self.root / "commands.jsonl", record)
 
     def read_snapshots(self, up_to_step: int) -> list[tuple[int, np.ndarray]]:
         """Reads the snapshots of steps up to one: samples during training, in order.
@@ -334,13 +340,13 @@ def create(
             record = {
                 "format": _FORMAT,
                 "kind": kind,
-                "settings": wanted,
+                "settings": _portable(wanted),
                 "data": describe_data(source),
                 "prior_sha256": None if fitted is None else fitted.sha256,
                 "reference_sha256": (
                     sha256_of_file(root / "reference.npz") if keeps_images else None
                 ),
-                "command": command,
+                "command": without_home(command),
                 "created": _now(),
                 "versions": {"python": platform.python_version()}
                 | {name: _version(name) for name in _PACKAGES},
@@ -444,6 +450,17 @@ def _why_missing(root: Path) -> str:
         f"; there are {', '.join(sorted(runs)[:5])}" if runs else ""
     )
     return f"--workdir={root} holds no run{hint}. Train one with --config=FILE.py"
+
+
+def _portable(wanted: Settings) -> Settings:
+    """Shortens the home folder in paths; a relative path would depend on the working folder."""
+    home = f"{Path.home()}/"
+    return {
+        key: f"~/{value.removeprefix(home)}"
+        if key in settings.PATHS and value.startswith(home)
+        else value
+        for key, value in wanted.items()
+    }
 
 
 def _now() -> str:

@@ -494,6 +494,15 @@ SETTINGS: dict[str, Setting] = {
 _RENAMED = {"evaluate.num_judged_samples": "evaluate.num_monitored_samples"}
 
 
+# Settings that hold paths of files on this machine, which nothing that is shared should show.
+PATHS = (
+    "data.dir",
+    "condition.classifier",
+    "evaluate.inception_weights",
+    "evaluate.legacy_weights",
+)
+
+
 def defaults() -> dict[str, Any]:
     """Returns the default of every setting, nested by section."""
     return unflatten({key: setting.default for key, setting in SETTINGS.items()})

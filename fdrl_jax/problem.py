@@ -1,5 +1,6 @@
 """What is learnt, as functions and hyper-parameters: the input of train steps and samplers."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, Self, TypedDict
 
@@ -8,10 +9,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from fdrl_jax import bregman as bregman_lib
+from fdrl_jax import networks
 from fdrl_jax.bregman import Bregman
 from fdrl_jax.divergences import FDivergence, Output, first_variation
 from fdrl_jax.langevin import Potential, Schedule
-from fdrl_jax.networks import update_vectors
 from fdrl_jax.priors import Batch
 from fdrl_jax.state import Variables
 
@@ -31,10 +32,14 @@ class Estimator(NamedTuple):
       refresh: `variables -> variables`, called once a training step, before it: moves what is not
         trained by gradients (the vectors of spectral normalisation). Flow and loss of the step,
         and sampling, see these variables as constants.
+      prepare: `variables -> variables` for which `apply` gives the same outputs with less work:
+        called once before a flow, never on what is differentiated (casts of weights to bfloat16,
+        division by spectral norms).
     """
 
     apply: Callable[[Variables, Array], Array]
     refresh: Callable[[Variables], Variables] = lambda variables: variables
+    prepare: Callable[[Variables], Variables] = lambda variables: variables
 
     @classmethod
     def from_network(cls, network: nn.Module) -> Self:
@@ -49,7 +54,9 @@ class Estimator(NamedTuple):
             result: Array = output
             return result
 
-        return cls(apply, update_vectors)
+        if isinstance(network, (networks.MLP, networks.ResNet)):
+            return cls(apply, networks.update_vectors, functools.partial(networks.prepare, network))
+        return cls(apply, networks.update_vectors)
 
 
 class Schedules(TypedDict):
@@ -140,8 +147,9 @@ class Problem(NamedTuple):
 
     def potential(self, variables: Variables) -> Potential:
         """Returns the potential `f'(r(x))` of the estimator with these variables (eq. 5)."""
+        prepared = self.estimator.prepare(variables)
         return first_variation(
-            lambda x: self.estimator.apply(variables, x), self.divergence, self.output
+            lambda x: self.estimator.apply(prepared, x), self.divergence, self.output
         )
 
     def sampling_potential(
@@ -150,7 +158,8 @@ class Problem(NamedTuple):
         """Returns the potential for samples: conditioned, if the problem is (eq. 12)."""
         if self.condition is None:
             return self.potential(variables)
+        prepared = self.estimator.prepare(variables)
         estimator = self.condition(
-            lambda x: self.estimator.apply(variables, x), constants.classifier, batch
+            lambda x: self.estimator.apply(prepared, x), constants.classifier, batch
         )
         return first_variation(estimator, self.divergence, self.output)

@@ -123,6 +123,9 @@ def make_train_step(
                     f"got {len(array)}"
                 )
 
+        # Outside of what is differentiated, and so once per step.
+        prepared = problem.estimator.prepare(variables)
+
         def loss_fn(params: Any) -> tuple[Array, Metrics]:
             return objective(
                 rng.example_keys(key, rng.Stream.FLOW, positions),
@@ -134,6 +137,7 @@ def make_train_step(
                 num_steps=problem.flow.num_steps,
                 **problem.flow.schedules(),
                 gradient_penalty=gradient_penalty,
+                flow_estimator_fn=lambda x: problem.estimator.apply(prepared, x),
                 unroll=problem.flow.unroll,
             )
 

@@ -52,7 +52,7 @@ def resolve_dir(dir: str) -> str:
 
     It is looked up each time data are opened, and never stored: another machine has another one.
     """
-    return dir or os.environ.get("FDRL_DATA_DIR", "")
+    return os.path.expanduser(dir or os.environ.get("FDRL_DATA_DIR", ""))
 
 
 def load(options: DataOptions) -> Source:

@@ -89,21 +89,34 @@ def to_json(metrics: Metrics) -> dict[str, dict[str, Any]]:
 
 
 def from_json(stored: Mapping[str, Mapping[str, Any]]) -> Metrics:
-    """Undoes `to_json`."""
+    """Undoes `to_json`.
+
+    Raises:
+      KeyError, TypeError or ValueError: for what `to_json` does not return.
+    """
 
     def read(fields: Mapping[str, Any], side: str, spread: str) -> Estimate | None:
+        for value in (fields[side], fields[spread]):
+            if not isinstance(value, int | float | None):
+                raise TypeError(f"{side!r} holds {str(value)[:80]!r}")
         return None if fields[side] is None else Estimate(fields[side], fields[spread])
 
     return by_name(
         Metric(
             name,
             fields["definition"],
-            Estimate(fields["value"], fields["spread"]),
+            _required(read(fields, "value", "spread")),
             read(fields, "prior", "prior_spread"),
             read(fields, "real", "real_spread"),
         )
         for name, fields in stored.items()
     )
+
+
+def _required(found: Estimate | None) -> Estimate:
+    if found is None:
+        raise TypeError("'value' holds None")
+    return found
 
 
 def values(stored: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import contextlib
 import datetime
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,48 +14,36 @@ import numpy as np
 
 from experiments.build import Experiment
 from experiments.errors import UserError
+from experiments.export import card, model
 from experiments.files import replacing, sha256_of_file, write_json, write_text
+from experiments.prior import FittedPrior
 from experiments.sampling.draw import batch_at, sampling_key
 from fdrl_jax import samplers
 from fdrl_jax.names import nearest
 from fdrl_jax.problem import Constants
 from fdrl_jax.state import TrainState
 
-# Settings that hold paths of this machine.
-_PATHS = (
-    *("data.dir", "condition.classifier"),
-    *("evaluate.inception_weights", "evaluate.legacy_weights"),
-)
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 LIFETIME = (
     "JAX promises that an exported artefact can be read by versions up to six months newer than "
-    "the one that wrote it, and up to three weeks older. Measured: an artefact of JAX 0.12 with a "
-    "symbolic batch is not read by 0.10.2; the other way works. arrays.npz outlives the artefact; "
-    "with a newer JAX, export the checkpoint again."
+    "the one that wrote it, and up to three weeks older. Measured: versions about ten months newer "
+    "refuse it, and an artefact of JAX 0.12 with a symbolic batch is not read by 0.10.2; the other "
+    "way works. model.safetensors and arrays.npz do not expire; with a newer JAX, export the "
+    "checkpoint again."
 )
-_README = """# A sampler of fdrl_jax
-
-Step {step:,} of a training on `{name}`, for {platforms}. It needs JAX and `flatbuffers`, and
-nothing of the program that trained it:
-
-    python load_sampler.py --num_samples=1000 --out=samples.npz
-
-or in Python: `from load_sampler import Sampler; samples = Sampler()(1000)`.
-Sample `i` is the same however many are drawn.
-
-| file | holds |
-|---|---|
-| `sampler.stablehlo` | the program, `jax.export`'s format, for any batch size |
-| `arrays.npz` | parameters of the network ({weights}), and the prior's arrays; plain arrays |
-| `load_sampler.py` | reads both and draws |
-| `metadata.json` | settings, shapes, versions, hashes |
-
-How long it lasts: {lifetime}
-"""
+_HASHED = ("sampler.stablehlo", "arrays.npz", "model.safetensors")
+# Of what JAX promises: a version up to six months newer reads the artefact.
+_PROMISED = datetime.timedelta(days=182)
 
 
 def write(
-    experiment: Experiment, train_state: TrainState, folder: Path, platforms: Sequence[str]
+    experiment: Experiment,
+    train_state: TrainState,
+    folder: Path,
+    platforms: Sequence[str],
+    *,
+    fitted: FittedPrior | None = None,
+    evaluation: Mapping[str, Any] | None = None,
 ) -> None:
     """Exports the sampler of a train state into a folder.
 
@@ -64,6 +52,8 @@ def write(
       train_state: one replica.
       folder: made if missing; files of an earlier export are replaced.
       platforms: what it is to run on, of `PLATFORMS`.
+      fitted: the data-dependent prior of the run, if it has one.
+      evaluation: the record of an evaluation of this state, for the model card.
 
     Raises:
       UserError: for an unknown platform or a folder that cannot be written.
@@ -83,20 +73,14 @@ def write(
             file.write(exported.serialize())
         with replacing(folder / "arrays.npz") as file:
             np.savez(file, **arrays)
-        hashes = {
-            name: sha256_of_file(folder / name) for name in ("sampler.stablehlo", "arrays.npz")
-        }
+        with replacing(folder / "model.safetensors") as file:
+            file.write(model.to_bytes(arrays))
+        write_json(folder / "config.json", model.describe(experiment, fitted))
+        hashes = {name: sha256_of_file(folder / name) for name in _HASHED}
         loader = Path(__file__).with_name("load_sampler.py").read_text("utf-8")
         write_text(folder / "load_sampler.py", loader)
         metadata = _metadata(experiment, int(train_state.step), exported, arrays)
-        readme = _README.format(
-            step=metadata["step"],
-            name=experiment.source.name,
-            platforms=", ".join(platforms),
-            weights=experiment.settings["sample.weights"],
-            lifetime=LIFETIME,
-        )
-        write_text(folder / "README.md", readme)
+        write_text(folder / "README.md", card.write(experiment, metadata, evaluation))
         # Last: an export that was cut short does not match its metadata, which the loader tells.
         write_json(folder / "metadata.json", {**metadata, "sha256": hashes})
     except OSError as error:
@@ -153,11 +137,12 @@ def _metadata(
     experiment: Experiment, step: int, exported: jax.export.Exported, arrays: dict[str, Any]
 ) -> dict[str, Any]:
     packages = ("jax", "jaxlib", "flax", "numpy")
+    today = datetime.datetime.now(datetime.UTC).date()
     return {
         "step": step,
-        # The folder is made to be shared: where files are on this machine is nobody's business.
-        "settings": {k: v for k, v in experiment.settings.items() if k not in _PATHS},
-        "written": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "settings": model.shareable(experiment.settings),
+        "written": today.isoformat(),
+        "expires": (today + _PROMISED).isoformat(),
         "kind": experiment.source.kind,
         "event_shape": list(experiment.source.event_shape),
         "needs_source": experiment.source.starts is not None,

@@ -10,6 +10,7 @@ from experiments.command_line import Command
 from experiments.errors import UserError
 from experiments.files import sha256_of_json, write_text
 from experiments.pictures import curves
+from experiments.pictures.style import plain
 from experiments.sampling import curve
 from experiments.sampling.curve import Point
 from experiments.sampling.opened import open_checkpoint
@@ -21,7 +22,7 @@ def run_mode(command: Command) -> None:
     opened = open_checkpoint(command)
     settings, flow = opened.experiment.settings, opened.experiment.problem.flow
     num = command.flags["num_samples"] or settings["evaluate.num_samples"]
-    data = opened.run.data["name"]
+    data = plain(opened.run.data["name"])
     if settings["curve.over"] == "step":
         if command.flags["checkpoint"] is not None:
             raise UserError("curve.over='step' uses all checkpoints; leave --checkpoint out")

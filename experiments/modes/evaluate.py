@@ -1,6 +1,5 @@
 """Mode evaluate: the metrics of a checkpoint as a record, with its report."""
 
-import errno
 import tempfile
 from pathlib import Path
 
@@ -95,12 +94,7 @@ def evaluate(
         unfinished.mkdir()
         report.draw(opened, samples, found, unfinished)
         write_json(unfinished / "record.json", record)
-        try:
-            unfinished.rename(path)
-        except OSError as error:
-            # Another program has evaluated the same at the same time.
-            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
-                raise
+        records.add(unfinished, path)
     _finish(opened.run, path, is_of_run)
 
 
@@ -165,13 +159,14 @@ def _training_data(
     opened: Opened, data_dir: str, live: Source | None
 ) -> tuple[Source | None, str | None]:
     """Returns the training data where they are at hand and unchanged, or why they are not."""
+    settings = opened.experiment.settings
     if live is not None or opened.experiment.source.kind == "points":
         return live, None
     try:
-        source = load_data(opened.run.settings, data_dir)
+        source = load_data(settings, data_dir)
         opened.run.check_data(source)
     except UserError as error:
-        if data_dir:
-            raise
+        if data_dir or settings["data.dir"] != opened.run.settings["data.dir"]:
+            raise  # The user said where they are.
         return None, f"the training data are not at hand: {error}"
     return source, None

@@ -7,7 +7,7 @@ from fdrl_jax import parallel
 
 
 def run_mode(command: Command) -> None:
-    """Writes StableHLO, arrays, a loader and metadata into `export/step_N` of the run.
+    """Writes StableHLO, safetensors, a loader and a model card into `export/step_N` of the run.
 
     With other settings of the flow than the run's, the folder has a name of its own.
     """
@@ -16,7 +16,14 @@ def run_mode(command: Command) -> None:
         return
     key = records.key_of(opened, None)
     folder = opened.run.exports / records.name_of(opened, key, is_default=True)
-    export.write(opened.experiment, opened.checkpoint.state, folder, command.flags["platforms"])
+    export.write(
+        opened.experiment,
+        opened.checkpoint.state,
+        folder,
+        command.flags["platforms"],
+        fitted=opened.run.prior(),
+        evaluation=records.newest_of(opened.run.evaluations, key),
+    )
     print(f"sampler of step {opened.step:,}: {folder}")
     print(f"note: {export.LIFETIME}")
     print(f"try: python {folder / 'load_sampler.py'} --num_samples=100 --out=samples.npz")

@@ -14,6 +14,7 @@ from experiments.errors import UserError
 from experiments.files import read_json, read_npz, sha256_of_arrays
 from experiments.modes.creation import load_data
 from experiments.prior import FittedPrior
+from experiments.run import Run
 from fdrl_jax.state import TrainState
 
 
@@ -37,7 +38,9 @@ def run_mode(command: Command) -> None:
     """
     root = command.folder
     with run.locked_folder(root):
-        if run.exists(root):
+        # A conversion that was cut before its checkpoint was saved is finished.
+        created = run.open_run(root, "ratio") if run.exists(root) else None
+        if created is not None and _has_checkpoint(created):
             raise UserError(f"--workdir={root} holds a run of today's version already")
         record = read_json(root / "config.json", settings=dict, command=str)
         wanted = settings.checked(settings.completed(record["settings"]))
@@ -48,10 +51,16 @@ def run_mode(command: Command) -> None:
         if not old.exists():
             new.rename(old)
         state = _read_newest(old, training)
-        created = run.create(root, "ratio", wanted, source, fitted, record["command"])
+        if created is None:
+            created = run.create(root, "ratio", wanted, source, fitted, record["command"])
         with created.checkpoints() as store:
             store.save(state, data=training.data_position(int(state.step)))
     print(f"converted: step {int(state.step):,}; the old checkpoints are in {old}")
+
+
+def _has_checkpoint(created: Run) -> bool:
+    with created.checkpoints() as store:
+        return bool(store.steps())
 
 
 def _read_prior(file: Path) -> FittedPrior:

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from experiments.data import to_uint8
 from experiments.pictures.points import spread
-from experiments.pictures.style import panels
+from experiments.pictures.style import panels, plain
 
 NUM_IN_GRID = 100
 
@@ -53,7 +53,7 @@ def translation(
       domains: names of the source and the target.
       caption: what metrics say, below the picture.
     """
-    source, target = (name and f": {name}" for name in domains)
+    source, target = (name and f": {plain(name)}" for name in domains)
     titles = (f"source{source}", r"translated $x_{K+\kappa}$", f"target{target}")
     figure = _grids(dict(zip(titles, (sources, translated, targets), strict=True)))
     if caption:
@@ -83,7 +83,7 @@ def show_by_class(
     show(ax, tile(np.concatenate([row[:columns] for row in rows]), columns))
     pitch = images.shape[1] + 1
     for place, label in enumerate(present):
-        ax.text(-2, (place + 0.5) * pitch, classes[label], ha="right", va="center")
+        ax.text(-2, (place + 0.5) * pitch, plain(classes[label]), ha="right", va="center")
 
 
 def flow_strip(

@@ -10,10 +10,13 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-__all__ = ["DATA", "DIVERGING", "PRIOR", "SAMPLES", "panels", "plt", "save"]
+from experiments.files import replacing
+
+__all__ = ["DATA", "DIVERGING", "PRIOR", "SAMPLES", "panels", "plain", "plt", "save"]
 
 DATA, SAMPLES, PRIOR = "#4878a8", "#d1602b", "#8a8a8a"
 DIVERGING = "RdBu_r"
+_MAX_NAME = 40  # Characters of a class or a data set that a picture shows.
 
 plt.rcParams.update(
     {
@@ -36,8 +39,15 @@ def panels(columns: int, rows: int = 1, size: float = 3.2) -> tuple[Figure, list
     return figure, list(axes.ravel())
 
 
+def plain(name: str) -> str:
+    """Returns a name that a user chose, short and without a meaning as mathematics."""
+    short = name if len(name) <= _MAX_NAME else f"{name[: _MAX_NAME - 1]}…"
+    return short.replace("$", r"\$")
+
+
 def save(figure: Figure, path: Path) -> Path:
-    """Writes a figure as PNG and frees it."""
-    figure.savefig(path)
+    """Writes a figure, complete or not at all, and frees it."""
+    with replacing(path) as file:
+        figure.savefig(file, format=path.suffix[1:])
     plt.close(figure)
     return path

@@ -97,9 +97,10 @@ def read(path: Path) -> list[dict[str, Any]]:
 def _parse(line: bytes, where: str) -> dict[str, Any]:
     try:
         record = json.loads(line)
-        if isinstance(record["step"], int):
+        numbers = all(isinstance(value, int | float | None) for value in record.values())
+        if isinstance(record["step"], int) and numbers:
             return dict(record)
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, AttributeError):
         pass
     raise UserError(f"{where}: not a line of metrics; remove it, and try again")
 

@@ -1,6 +1,7 @@
 """The train step: algorithm 1, with keys that follow from the seed and the step alone."""
 
 import functools
+import re
 
 import chex
 import jax
@@ -11,8 +12,8 @@ import pytest
 import small_problem
 
 import fdrl_jax as fdrl
-from fdrl_jax import bregman, divergences, priors, rng, samplers, steps
-from fdrl_jax.problem import Constants, Estimator
+from fdrl_jax import bregman, divergences, networks, priors, rng, samplers, state, steps
+from fdrl_jax.problem import Constants, Estimator, FlowParams, Problem
 
 CONSTANTS, KEY = small_problem.CONSTANTS, small_problem.KEY
 
@@ -277,3 +278,36 @@ def test_data_of_integers_trains_as_the_same_numbers_in_floating_point(dequantis
     )
 
     chex.assert_trees_all_close(actual, expected, rtol=1e-6)
+
+
+def scans(jaxpr):
+    """The loops of a traced program, those inside other equations too."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "scan":
+            yield equation
+            continue
+        for parameter in equation.params.values():
+            inner = getattr(parameter, "jaxpr", parameter)
+            if hasattr(inner, "eqns"):
+                yield from scans(inner)
+
+
+def test_weights_are_cast_once_per_train_step_and_never_inside_the_flow():
+    net = networks.resnet(networks.ResNetSpec(4, ((4, 2),)), dtype=jnp.bfloat16)
+    variables = dict(net.init(KEY, jnp.zeros((1, 8, 8, 1))))
+    optimizer = optax.sgd(1e-3)
+
+    def draw(arrays, host_batch, key, positions):
+        return {"real": jnp.zeros((4, 8, 8, 1))}
+
+    def casts_in_the_flow(estimator):
+        prior = priors.uniform((8, 8, 1))
+        of = Problem(estimator, "lr", "kl", FlowParams(3, 1.0, 0.0), prior.sample)
+        step = steps.make_train_step(of, optimizer=optimizer, draw=draw, batch_size=4)
+        traced = jax.make_jaxpr(step)(KEY, state.create(variables, optimizer), CONSTANTS)
+        (loop,) = scans(traced.jaxpr)
+        return len(re.findall(r"bf16\[[13],[13],\d+,\d+\] = convert_element_type", str(loop)))
+
+    prepared = Estimator.from_network(net)
+    assert casts_in_the_flow(prepared._replace(prepare=lambda variables: variables)) > 0
+    assert casts_in_the_flow(prepared) == 0

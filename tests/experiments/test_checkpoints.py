@@ -210,7 +210,7 @@ def test_a_step_that_does_not_exist_is_answered_with_those_that_do(two):
 )
 def test_a_record_of_the_best_that_was_edited_is_named(two, content):
     (two / "best.json").write_text(content)
-    with opened(two) as store, pytest.raises(UserError, match=r"best\.json is damaged"):
+    with pytest.raises(UserError, match=r"best\.json is damaged"), opened(two) as store:
         store.best()
 
 

@@ -102,6 +102,9 @@ def test_help_explains_the_program_a_section_or_a_key():
     assert "Allowed: a finite number above 0" in key
     assert command_line.help_for(["--help=config.flow.step_size"]) == key
     assert key in command_line.help_for(["--help=flow"])
+    # A section with the name of a mode.
+    assert "--help=config.sample" in command_line.help_for(["--help=sample"])
+    assert "--config.sample.format=npz" in command_line.help_for(["--help=config.sample"])
     with pytest.raises(UserError, match=r"did you mean 'flow\.step_size'"):
         command_line.help_for(["--help=flow.step_sise"])
     assert command_line.help_for(["--mode=train"]) is None

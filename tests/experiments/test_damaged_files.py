@@ -19,6 +19,7 @@ from experiments.data.decode import Transform, decode
 from experiments.data.files import ZipArchive
 from experiments.data.records import Problems
 from experiments.errors import DataError, UserError
+from experiments.training import metrics_log
 
 FLIPS = st.lists(
     st.tuples(st.floats(0, 1, exclude_max=True), st.integers(1, 255)), min_size=1, max_size=4
@@ -153,3 +154,67 @@ def test_a_part_of_a_run_that_was_changed_is_named(name, of_images):
         path.unlink() if content is None else path.write_bytes(content)
         with pytest.raises(UserError, match=name.replace(".", r"\.")):
             start("strips", of_images.root)
+
+
+@pytest.mark.parametrize("content", ["text", "null", "[1, 2]", "3", "{}", '{"key": null}', "\xff"])
+@pytest.mark.parametrize("name", ["record.json", "pictures.json"])
+def test_a_record_of_an_evaluation_that_was_edited_by_hand_is_named(name, content, of_images):
+    if (name, content) == ("pictures.json", "{}"):
+        return  # A report without pictures.
+    (of_images.evaluations / "step_4" / name).write_text(content)
+    with pytest.raises(UserError, match=rf"{name} is damaged"):
+        start("report", of_images.root)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"key": {"step": "4"}},
+        {"key": {"step": 4, "num_samples": None, "settings": {}}},
+        {"key": {"step": 4, "num_samples": 16, "settings": [1]}},
+        {"metrics": {"frechet": 3.0}},
+        {"metrics": {"frechet": {"value": [1.0]}}},
+        {"metrics": {"frechet": {"definition": "unknown"}}},
+        {"details": {"start": 3}},
+        {"details": []},
+    ],
+)
+def test_values_of_an_evaluation_of_the_wrong_shape_are_named(change, of_images):
+    path = of_images.evaluations / "step_4" / "record.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(UserError, match=r"record\.json is damaged") as caught:
+        start("report", of_images.root)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["text", None, [1.0]])
+def test_a_metric_whose_value_was_edited_by_hand_is_named(value, of_images):
+    path = of_images.evaluations / "step_4" / "record.json"
+    record = json.loads(path.read_text())
+    next(iter(record["metrics"].values()))["value"] = value
+    path.write_text(json.dumps(record))
+    with pytest.raises(UserError, match=r"record\.json is damaged: its metrics .*'value'"):
+        start("report", of_images.root)
+
+
+def test_a_picture_that_was_removed_by_hand_is_named(of_images):
+    (of_images.evaluations / "step_4" / "samples.png").unlink()
+    with pytest.raises(UserError, match=r"samples\.png does not exist"):
+        start("report", of_images.root)
+
+
+@pytest.mark.parametrize(
+    "line", ["text", "null", "[1]", '{"step": "1"}', '{"step": 1, "loss": [2]}']
+)
+def test_a_line_of_metrics_that_was_edited_by_hand_is_named(line, tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "loss": 2.0, "other": null}\n' + line + "\n")
+    with pytest.raises(UserError, match=r"metrics\.jsonl:2: not a line of metrics"):
+        metrics_log.read(path)
+
+
+@pytest.mark.parametrize("content", ["text", "null", "[4]", '{"step": "../4"}', '{"step": [4]}'])
+def test_a_record_of_the_best_checkpoint_that_was_edited_by_hand_is_named(content, of_images):
+    (of_images.root / "checkpoints" / "best.json").write_text(content)
+    with pytest.raises(UserError, match=r"best\.json is damaged"):
+        start("strips", of_images.root, checkpoint="best")

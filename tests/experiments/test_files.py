@@ -16,6 +16,7 @@ from experiments.files import (
     read_npz,
     replacing,
     sha256_of_arrays,
+    without_home,
     write_json,
     write_text,
 )
@@ -116,3 +117,13 @@ def test_text_is_utf8_whatever_the_locale(tmp_path):
     assert (tmp_path / "x").read_bytes() == "κ".encode()
     write_text(tmp_path / "y", "κ")
     assert (tmp_path / "y").read_bytes() == "κ".encode()
+
+
+def test_home_and_working_folder_are_shortened_and_their_neighbours_are_not(tmp_path, monkeypatch):
+    home, work = tmp_path / "ada", tmp_path / "work"
+    work.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(work)
+    command = f"x --workdir={work}/run '--config.data.dir={home}/a b' {home}2/c /data{home}/d"
+    shortened = f"x --workdir=run '--config.data.dir=~/a b' {home}2/c /data{home}/d"
+    assert without_home(command) == shortened

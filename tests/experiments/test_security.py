@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 from small_runs import SMALL_RESNET, start, train
 
-from experiments import report, run
+from experiments import pictures, report, run
 from experiments.data import DataOptions, load, tfds
 from experiments.data.files import Folder
 from experiments.data.records import Problems
@@ -88,7 +89,7 @@ def test_an_entry_of_a_zip_cannot_write_anywhere(tmp_path):
 @pytest.mark.slow
 def test_classes_and_data_with_hostile_names_write_only_into_the_workdir(tmp_path):
     images = tmp_path / "data" / HOSTILE.replace("/", "∕")
-    for kind in ("..a", "%2e%2e%2f", "<b>"):
+    for kind in ("..a", "$x_{$", "<b>", os.fsdecode(b"\xff"), "y" * 250):
         (images / kind).mkdir(parents=True)
         for i in range(8):
             Image.new("RGB", (8, 8), (i, i, i)).save(images / kind / f"{i}.png")
@@ -102,6 +103,16 @@ def test_classes_and_data_with_hostile_names_write_only_into_the_workdir(tmp_pat
     page = (folder / "report.html").read_text()
     assert "<script" not in page
     assert not re.search(r"<img(?! alt=\"[^\"<>]*\" src=\"data:image/)", page)
+
+
+def test_a_picture_shows_names_of_classes_as_they_are(of_images, tmp_path):
+    source = of_images.source()
+    names = ("$x_{$", "y" * 250)
+    source = source._replace(labels=source.labels._replace(classes=names))
+    samples, labels = np.zeros((4, 8, 8, 3), np.float32), np.array([0, 1, 0, 1])
+    pictures.save(pictures.samples_by_class(source, samples, labels), tmp_path / "x.png")
+    width, height = Image.open(tmp_path / "x.png").size
+    assert max(width, height) < 5_000
 
 
 def test_the_report_escapes_all_that_it_shows(of_images):
@@ -142,6 +153,36 @@ def test_what_one_shares_of_a_run_holds_no_path_of_this_machine(of_images, image
     assert not found
     sampler = next((of_images.root / "export").rglob("sampler.stablehlo")).read_bytes()
     assert b".py" not in sampler
+    names = {path.name for path in files}
+    assert {"model.safetensors", "config.json", "README.md", "record.json"} <= names
+
+
+@pytest.mark.slow
+def test_a_run_that_is_copied_to_a_colleague_holds_no_home_and_no_working_folder(
+    image_folder, tmp_path, monkeypatch
+):
+    home, work = tmp_path / "home", tmp_path / "work"
+    shutil.copytree(image_folder, home / "images")
+    work.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(work)
+    changes = {"data.dir": home / "images", "data.image_size": 8, **SMALL_RESNET}
+    start("train", work / "run", "folder:tiny", changes)
+    files = [path for path in (work / "run").rglob("*") if path.is_file()]
+    assert {"run.json", "commands.jsonl", "reference.npz"} <= {path.name for path in files}
+    # Orbax's mark of a complete checkpoint names the folder that it was written to.
+    content = {p.name: p.read_bytes() for p in files if p.name != "commit_success.txt"}
+    private = (home, work, Path(__file__).parents[2])
+    found = [
+        (name, p) for name, held in content.items() for p in private if str(p).encode() in held
+    ]
+    assert not found
+    assert b"--workdir=run " in content["run.json"]
+    assert b"config.data.dir=~/images" in content["commands.jsonl"]
+    # The run resumes where it was, and on a machine with another home.
+    start("train", work / "run", None, {"log.every_steps": 1})
+    monkeypatch.setenv("HOME", str(tmp_path / "other"))
+    assert run.open_run(work / "run").settings["data.dir"] == str(tmp_path / "other" / "images")
 
 
 def test_links_in_a_folder_are_followed_but_never_out_of_regular_files(tmp_path):

@@ -5,73 +5,65 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from experiments.request import Request
-from experiments.storage.checkpoints import Checkpoints
-from experiments.storage.workdir import Workdir, read_json
 from PIL import Image
+from small_runs import command, start, train
 
-from experiments import build, modes, schema
+from experiments import prior, run, settings
 from experiments.authors_checkpoint import read_checkpoint, read_prior
-from experiments.build import fitted_prior
+from experiments.build import make_network
 from experiments.errors import UserError
-from experiments.training import loop
+from experiments.sampling.opened import open_checkpoint
 
 torch = pytest.importorskip("torch")
 import authors_program  # noqa: E402  (it needs PyTorch)
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN = Path(__file__).parents[2] / "golden"
 FILE = GOLDEN / "original_mlp_ckpt.pt"
 IMAGE_SETS = ("cifar10", "celeba", "lsun_church", "cat2dog")
 
 
-def convert(config, file, workdir, **options):
-    modes.run(Request("convert", config, workdir, "a command", checkpoint=str(file), **options))
-    return Workdir(workdir)
+def convert(workdir, config, file, changes=None, **flags):
+    start("convert", workdir, config, changes, checkpoint=file, **flags)
+    return run.open_run(workdir)
 
 
-@pytest.fixture
-def converted(tiny, tmp_path):
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory):
     changes = {"snapshot.num_samples": 16, "flow.num_refine_steps": 1}
-    workdir = convert(tiny("swissroll", changes), FILE, tmp_path / "converted")
-    return workdir, schema.unflatten(read_json(workdir.config)["settings"])
+    return convert(tmp_path_factory.mktemp("authors") / "run", "swissroll:tiny", FILE, changes)
 
 
-def restore(workdir, config):
-    experiment = build.experiment(config)
-    store = Checkpoints(workdir.checkpoints, 3)
-    state = store.restore(jax.eval_shape(experiment.init_state), experiment.settings, free=())
-    store.close()
-    return experiment, state
+def restored(created, step=3):
+    return open_checkpoint(command("sample", created.root, checkpoint=step))
 
 
 def test_outputs_of_model_and_average_are_the_authors(converted):
-    experiment, state = restore(*converted)
+    opened = restored(converted)
+    state, network = opened.checkpoint.state, opened.experiment.network
     expected = np.load(GOLDEN / "original_mlp_ckpt_expected.npz")
     for variables, name in ((state.variables, "y_model"), (state.ema_variables, "y_ema")):
-        outputs = experiment.network.apply(variables, expected["x"])
+        outputs = network.apply(variables, expected["x"])
         np.testing.assert_allclose(outputs, expected[name], rtol=1e-5, atol=1e-6)
 
 
 def test_settings_step_and_optimizer_are_the_authors(converted):
-    experiment, state = restore(*converted)
-    assert experiment.settings["loss.name"] == "lsif"
-    assert experiment.settings["loss.divergence"] == "pearson"
-    assert experiment.settings["flow.num_steps"] == 200
-    assert experiment.settings["optimizer.boundaries"] == [5000, 10000, 15000]
+    state, found = restored(converted).checkpoint.state, converted.settings
+    assert found["loss.name"] == "lsif"
+    assert found["loss.divergence"] == "pearson"
+    assert found["flow.num_steps"] == 200
+    assert found["optimizer.boundaries"] == [5000, 10000, 15000]
     assert int(state.step) == 3
-    adam = state.opt_state[0]
+    adam = state.opt_state.optimizer[0]
     assert int(adam.count) == 3
     original = torch.load(FILE, weights_only=True)["optim"]["state"][0]
     np.testing.assert_allclose(adam.mu["mlp_0"]["kernel"], original["exp_avg"].T, rtol=1e-6)
 
 
-def test_the_workdir_resumes_and_samples(converted):
-    workdir, config = converted
-    config["train"]["num_steps"], config["flow"]["num_steps"] = 5, 200
-    state = loop.train(build.experiment(config), workdir, "on")
+def test_the_run_resumes_and_samples(converted):
+    state = train(converted.root, {"train.num_steps": 5})
     assert int(state.step) == 5
-    modes.run(Request("sample", config, workdir.root, num_samples=8))
-    assert (workdir.samples / "step_5.npz").exists()
+    start("sample", converted.root, num_samples=8)
+    assert (converted.samples / "step_5.npz").exists()
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +77,7 @@ def image_checkpoints(tmp_path_factory):
 @pytest.mark.parametrize("dataset", IMAGE_SETS)
 def test_image_checkpoints_of_all_four_data_sets_are_read(dataset, image_checkpoints, tiny):
     file, net, optimizer = image_checkpoints[dataset]
-    ours = schema.flatten(tiny(dataset))
+    ours = tiny(dataset)
 
     found = read_checkpoint(file, ours)
 
@@ -96,11 +88,11 @@ def test_image_checkpoints_of_all_four_data_sets_are_read(dataset, image_checkpo
     assert [found.settings[name] for name in names] == expected
     assert (found.settings["loss.name"], found.settings["loss.divergence"]) == ("lr", "logd")
     assert found.settings["data.name"] == ours["data.name"]
-    schema.check(schema.unflatten(found.settings))
+    settings.checked(found.settings)
     for key in ("name", "spectral_norm", "attention"):
         assert found.settings[f"network.{key}"] == ours[f"network.{key}"]
     # The network that the settings describe computes what theirs does.
-    network = build.parts.network(found.settings, (32, 32, 3))
+    network = make_network(found.settings, (32, 32, 3))
     x = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype(np.float32)
     with torch.no_grad():
         expected = net(torch.from_numpy(np.moveaxis(x, -1, 1))).numpy()
@@ -116,22 +108,21 @@ def test_image_checkpoints_of_all_four_data_sets_are_read(dataset, image_checkpo
         assert np.abs(kernel).max() > 0.0
 
 
-def test_an_image_checkpoint_becomes_a_workdir(image_checkpoints, tiny, tmp_path, capsys):
+def test_an_image_checkpoint_becomes_a_run(image_checkpoints, tmp_path, capsys):
     images = tmp_path / "images"
     images.mkdir()
     for i, pixels in enumerate(np.random.default_rng(0).integers(0, 256, (60, 70, 70, 3))):
         Image.fromarray(pixels.astype(np.uint8)).save(images / f"{i}.png")
-    changes = {"data.dir": str(images), "data.center_crop": 0, "prior.name": "uniform"}
+    changes = {"data.dir": images, "data.center_crop": 0, "prior.name": "uniform"}
     file = image_checkpoints["celeba"][0]
 
-    workdir = convert(tiny("celeba", changes), file, tmp_path / "run")
+    created = convert(tmp_path / "run", "celeba:tiny", file, changes)
 
     assert "counterpart" not in capsys.readouterr().out
-    config = schema.unflatten(read_json(workdir.config)["settings"])
-    experiment, state = restore(workdir, config)
-    assert experiment.batch_size == 48
-    assert experiment.network.spec.stem == 8
-    assert int(state.step) == 1
+    opened = restored(created, 1)
+    assert created.settings["train.batch_size"] == 48
+    assert opened.experiment.network.spec.stem == 8
+    assert opened.step == 1
 
 
 def entries():
@@ -144,7 +135,7 @@ def saved(tmp_path, value, **options):
 
 
 def test_files_of_the_old_format_are_read_too(tiny, tmp_path):
-    ours = schema.flatten(tiny())
+    ours = tiny()
     old = saved(tmp_path, entries(), _use_new_zipfile_serialization=False)
     assert old.read_bytes()[:2] != b"PK"
     found, expected = read_checkpoint(old, ours), read_checkpoint(FILE, ours)
@@ -198,7 +189,7 @@ def test_what_does_not_fit_is_named(change, problem, tiny, tmp_path):
     changed = entries()
     change(changed)
     with pytest.raises(UserError, match=problem) as caught:
-        read_checkpoint(saved(tmp_path, changed), schema.flatten(tiny()))
+        read_checkpoint(saved(tmp_path, changed), tiny())
     assert str(caught.value).startswith(f"{tmp_path / 'changed.pt'}: ")
     assert "\n" not in str(caught.value)
 
@@ -207,12 +198,12 @@ def test_tensors_of_no_known_network_are_named(tiny, tmp_path):
     changed = entries() | {"optim": {"state": {}}}
     changed["model"] = changed["ema"] = {"encoder.weight": VECTOR}
     with pytest.raises(UserError, match=r"networks mlp, resnet32.*'encoder\.weight' \(3,\)"):
-        read_checkpoint(saved(tmp_path, changed), schema.flatten(tiny()))
+        read_checkpoint(saved(tmp_path, changed), tiny())
 
 
 def test_parameters_that_were_never_updated_have_zero_moments(tiny, tmp_path):
     changed = entries() | {"optim": {"state": {}}}
-    found = read_checkpoint(saved(tmp_path, changed), schema.flatten(tiny()))
+    found = read_checkpoint(saved(tmp_path, changed), tiny())
     assert found.num_updates == 0
     assert not any(leaf.any() for leaf in jax.tree.leaves((found.mu, found.nu)))
 
@@ -220,11 +211,11 @@ def test_parameters_that_were_never_updated_have_zero_moments(tiny, tmp_path):
 def test_settings_without_a_counterpart_are_listed(tiny, tmp_path):
     changed = entries()
     changed["config"] |= {"colour": 3, "dataset": "squares", "nested": [[[1]]]}
-    found = read_checkpoint(saved(tmp_path, changed), schema.flatten(tiny()))
+    found = read_checkpoint(saved(tmp_path, changed), tiny())
     assert found.left_out == ["colour='3'", "dataset='squares'", "nested=..."]
 
 
-def test_the_authors_prior_becomes_ours_in_our_order_of_axes(tiny, tmp_path):
+def test_the_authors_prior_becomes_ours_in_our_order_of_axes():
     expected = np.load(GOLDEN / "original_tiny_ddp_expected.npz")
     shape = (2, 2, 3)
     mean, covariance = read_prior(GOLDEN / "original_tiny_ddp.pt", shape)
@@ -234,9 +225,7 @@ def test_the_authors_prior_becomes_ours_in_our_order_of_axes(tiny, tmp_path):
     np.testing.assert_allclose(
         covariance.reshape(*shape, *shape), theirs.transpose(1, 2, 0, 4, 5, 3), atol=1e-5
     )
-    source = build.experiment(tiny("digits")).source._replace(event_shape=shape)
-    fitted_prior.adopt(source, 1e-4, tmp_path / "prior.npz", mean, covariance)
-    kept = fitted_prior.load_or_fit(source, 0, 1e-4, tmp_path / "prior.npz")
+    kept = prior.from_covariance(mean, covariance)
     np.testing.assert_allclose(kept.factor @ kept.factor.T, covariance, atol=1e-5)
     np.testing.assert_allclose(kept.mean, mean)
 
@@ -261,14 +250,18 @@ def test_an_inconsistent_prior_is_refused(change, problem, tmp_path):
 
 def test_the_two_kinds_of_file_are_not_confused(tiny):
     with pytest.raises(UserError, match="a MultivariateNormal instead of a checkpoint"):
-        read_checkpoint(GOLDEN / "original_tiny_ddp.pt", schema.flatten(tiny()))
+        read_checkpoint(GOLDEN / "original_tiny_ddp.pt", tiny())
     with pytest.raises(UserError, match="a dict instead of a MultivariateNormal"):
         read_prior(FILE, (2,))
 
 
-def test_a_workdir_with_checkpoints_is_not_overwritten(converted, tiny, tmp_path):
-    with pytest.raises(UserError, match="has checkpoints already"):
-        convert(tiny(), FILE, converted[0].root)
+def test_a_folder_with_a_run_is_not_overwritten(converted, tmp_path):
+    before = (converted.root / "run.json").read_bytes()
+    with pytest.raises(UserError, match="already holds a run"):
+        convert(converted.root, "swissroll:tiny", FILE)
+    assert (converted.root / "run.json").read_bytes() == before
     with pytest.raises(UserError, match="does not exist"):
-        convert(tiny(), tmp_path / "no.pt", tmp_path / "w")
+        convert(tmp_path / "w", "swissroll:tiny", tmp_path / "no.pt")
     assert not (tmp_path / "w").exists()
+    with pytest.raises(UserError, match="are needed: "):
+        start("convert", tmp_path / "w", "swissroll:tiny")

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from small_runs import contents, start
 
-from experiments import evaluation, records, report
+from experiments import records, report
 from experiments.errors import UserError
-from experiments.evaluation import compare
+from experiments.evaluation import compare, metrics
 from experiments.evaluation.inception import Computed
 from experiments.evaluation.metrics import Estimate, Metric
 
@@ -53,7 +53,7 @@ def test_an_evaluation_of_other_settings_is_added_and_says_so(trained, capsys):
     capsys.readouterr()
     start("train", trained.root)
     shown = capsys.readouterr().out
-    assert evaluation.table(report.metrics_of(trained.evaluations / "step_4")) in shown
+    assert metrics.table(report.metrics_of(trained.evaluations / "step_4")) in shown
 
 
 def test_the_number_of_samples_is_the_one_that_was_asked_for(trained):
@@ -85,6 +85,22 @@ def test_an_interrupted_evaluation_leaves_no_record(trained, monkeypatch):
     assert contents(trained.evaluations) == before
 
 
+def test_of_two_evaluations_at_once_one_record_stays(trained, monkeypatch):
+    draw, running = report.draw, []
+
+    def draw_after_another_program(*arguments):
+        if not running:
+            running.append(True)
+            evaluate(trained, num_samples=24)
+        draw(*arguments)
+
+    monkeypatch.setattr(report, "draw", draw_after_another_program)
+    evaluate(trained, num_samples=24)
+    found = [read(trained, p.parent.name) for p in trained.evaluations.glob("*/record.json")]
+    assert [r["key"]["num_samples"] for r in found].count(24) == 1
+    assert not list(trained.evaluations.glob(".part_*"))
+
+
 def test_the_report_is_written_again_from_the_record_only(trained, capsys):
     page = trained.evaluations / "step_4" / "report.html"
     before = page.read_bytes()
@@ -100,12 +116,19 @@ def test_the_report_is_written_again_from_the_record_only(trained, capsys):
 
 
 @pytest.mark.parametrize(
-    "content", ["text", "null", "[]", "{}", '{"key": {}, "metrics": null}', '{"metrics": {}}']
+    ("content", "modes"),
+    [
+        ("text", ("report", "evaluate")),
+        ("null", ("report", "evaluate")),
+        ("[]", ("report", "evaluate")),
+        ('{"metrics": {}}', ("report", "evaluate")),
+        ('{"key": {}, "metrics": null}', ("report",)),
+    ],
 )
-def test_a_record_that_was_edited_by_hand_is_named(content, of_images):
+def test_a_record_that_was_edited_by_hand_is_named(content, modes, of_images):
     file = of_images.evaluations / "step_4" / "record.json"
     file.write_text(content)
-    for mode in ("report", "evaluate"):
+    for mode in modes:
         with pytest.raises(UserError, match=r"record\.json is damaged") as caught:
             start(mode, of_images.root)
         assert "\n" not in str(caught.value)
@@ -125,12 +148,11 @@ def test_an_evaluation_of_a_run_on_images_reports_memorisation_and_shows_the_nea
     assert of_digits.report.read_text().count("data:image/png;base64,") >= 4
 
 
-def test_metrics_that_need_the_training_data_are_skipped_with_the_reason(of_images, tmp_path):
-    changed = {"data.dir": tmp_path / "nowhere"}
-    evaluate(of_images, changed, num_samples=16)
-    newest = records.newest(of_images.evaluations)
-    skipped = " ".join(map(str, read(of_images, newest.name)["details"]["skipped"]))
-    assert "training" in skipped
+def test_training_data_that_are_not_where_the_command_says_are_an_error(of_images, tmp_path):
+    nowhere = tmp_path / "nowhere"
+    for changes, flags in (({"data.dir": nowhere}, {}), ({}, {"data_dir": nowhere})):
+        with pytest.raises(UserError, match="nowhere"):
+            evaluate(of_images, changes, num_samples=16, **flags)
 
 
 def test_an_evaluation_of_points_compares_the_estimated_log_ratio_with_the_true_one(trained):

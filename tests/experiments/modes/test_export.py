@@ -1,6 +1,8 @@
 """An exported sampler draws the program's samples in a process that knows nothing of it."""
 
+import ast
 import dataclasses
+import datetime
 import json
 import os
 import subprocess
@@ -9,9 +11,11 @@ import sys
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
+import yaml
 from small_runs import command, start
 
-from experiments import build, export
+from experiments import build, export, prior
 from experiments.errors import UserError
 from experiments.export.load_sampler import Sampler
 from experiments.modes import creation
@@ -101,7 +105,79 @@ def test_the_parameters_are_shipped_as_plain_arrays(exported, tiny):
         assert arrays["prior/factor"].shape == (64, 64)
 
 
-@pytest.mark.parametrize("name", ["sampler.stablehlo", "arrays.npz"])
+def code_of(card):
+    return card.split("```python\n")[1].split("```")[0]
+
+
+@pytest.mark.parametrize("name", ["swissroll", "digits"])
+def test_the_code_of_the_card_draws_the_same_samples_with_the_library(name, exported, monkeypatch):
+    folder, samples = exported[name]
+    monkeypatch.chdir(folder)
+    code = code_of((folder / "README.md").read_text())
+    assert len(ast.parse(code).body) <= 10
+    drawn = {}
+    exec(code, drawn)
+    np.testing.assert_allclose(drawn["samples"], samples[:8], rtol=1e-4, atol=1e-5)
+
+
+def test_the_code_of_the_card_knows_combinations_and_priors_of_low_rank(
+    tiny, tmp_path, monkeypatch
+):
+    changes = {"loss.name": "lr", "loss.divergence": "0.5*kl + 0.5*js", "prior.rank": 3}
+    wanted = tiny("digits", changes)
+    source = creation.load_data(wanted)
+    fitted = prior.fit(source.train_batches(), 3, wanted["prior.jitter"])
+    assert fitted.remainder_scale > 0
+    experiment = build.experiment(wanted, source, fitted)
+    state = trained_state(experiment)
+    export.write(experiment, state, tmp_path, ("cpu",), fitted=fitted)
+    monkeypatch.chdir(tmp_path)
+    drawn = {}
+    exec(code_of((tmp_path / "README.md").read_text()), drawn)
+    samples = sample_state(experiment, state, 8).refined
+    np.testing.assert_allclose(drawn["samples"], samples, rtol=1e-4, atol=1e-5)
+
+
+def test_safetensors_hold_the_arrays_and_the_settings_are_json(exported):
+    folder, _ = exported["digits"]
+    tensors = safetensors.numpy.load_file(folder / "model.safetensors")
+    with np.load(folder / "arrays.npz", allow_pickle=False) as arrays:
+        assert tensors.keys() == {*arrays.files}
+        for name in arrays.files:
+            np.testing.assert_array_equal(tensors[name], arrays[name])
+    config = json.loads((folder / "config.json").read_text())
+    assert config["settings"]["flow.num_steps"] == config["flow"]["num_steps"] == 3
+
+
+def test_the_card_has_the_front_matter_of_the_hub_and_the_metrics_of_the_run(trained):
+    start("export", trained.root, platforms="cpu")
+    card = (trained.exports / "step_4" / "README.md").read_text()
+    _, front, text = card.split("---\n", 2)
+    told = yaml.safe_load(front)
+    assert told["license"] == "unknown"
+    assert told["library_name"] == "fdrl_jax"
+    assert told["datasets"] == ["swissroll"]
+    assert "jax" in told["tags"]
+    record = json.loads((trained.evaluations / "step_4" / "record.json").read_text())
+    assert record["metrics"]
+    for name in record["metrics"]:
+        assert f"| {name} |" in text
+    assert f"{record['key']['num_samples']:,} samples" in text
+    start("export", trained.root, checkpoint=2, platforms="cpu")
+    assert "was not evaluated" in (trained.exports / "step_2" / "README.md").read_text()
+
+
+def test_the_export_says_when_it_expires(exported):
+    folder, _ = exported["swissroll"]
+    told = json.loads((folder / "metadata.json").read_text())
+    written, expires = (datetime.date.fromisoformat(told[k]) for k in ("written", "expires"))
+    assert 150 < (expires - written).days < 200
+    card = " ".join((folder / "README.md").read_text().split())
+    assert f"written on {written} by JAX {jax.__version__}" in card
+    assert f"not promised to load after {expires}" in card
+
+
+@pytest.mark.parametrize("name", ["sampler.stablehlo", "arrays.npz", "model.safetensors"])
 def test_a_damaged_file_of_an_export_is_named(name, exported):
     path = exported["swissroll"][0] / name
     content = path.read_bytes()
@@ -116,12 +192,12 @@ def test_a_damaged_file_of_an_export_is_named(name, exported):
 def test_a_sampler_that_translates_takes_what_it_starts_from_as_input(tiny, tmp_path):
     experiment = experiment_of(tiny())
     starts = experiment.source.held_out(20, 0)
-    prior = priors.batch("source")
+    of_source = priors.batch("source")
     experiment = dataclasses.replace(
         experiment,
         source=experiment.source._replace(starts=lambda positions: starts[positions]),
-        problem=experiment.problem._replace(prior_sample=prior.sample),
-        constants=experiment.constants._replace(prior=prior.params),
+        problem=experiment.problem._replace(prior_sample=of_source.sample),
+        constants=experiment.constants._replace(prior=of_source.params),
     )
     state = trained_state(experiment)
     export.write(experiment, state, tmp_path, ("cpu",))
@@ -155,5 +231,5 @@ def test_an_export_of_other_settings_does_not_replace_the_first(trained):
 def test_an_unknown_platform_is_answered_with_those_that_are(platforms, tiny, tmp_path):
     experiment = experiment_of(tiny())
     with pytest.raises(UserError, match="Allowed: cpu, cuda, rocm, tpu"):
-        export.write(experiment, experiment.init_state(), tmp_path / "export", platforms)
+        export.write(experiment, trained_state(experiment), tmp_path / "export", platforms)
     assert not any(tmp_path.iterdir())

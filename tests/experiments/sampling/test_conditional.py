@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from small_runs import command, start
+from small_runs import command, start, train
 
 from experiments import build, run
 from experiments.build.classifier import make_attack
@@ -68,6 +68,14 @@ def test_sample_i_of_all_classes_is_that_of_class_i_and_each_has_a_row_in_the_pi
     assert (of_digits.samples / "step_4_class_all.npz.picture.png").exists()
     assert np.abs(sample("7", 0.0) - sevens).max() > 1, "another weight draws other samples"
     np.testing.assert_array_equal(sample("7", 5.0), sevens)  # And replaces none.
+
+
+def test_a_rejected_training_of_a_classifier_leaves_a_folder_that_trains_and_samples(tmp_path):
+    with pytest.raises(UserError, match="needs labelled images"):
+        start("train_classifier", tmp_path, "swissroll:tiny")
+    assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+    train(tmp_path)
+    start("sample", tmp_path, num_samples=2)
 
 
 def test_a_class_is_named_or_numbered_and_a_wrong_one_is_answered_with_the_nearest():

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments import evaluation
 from experiments.errors import UserError
+from experiments.evaluation import metrics as metrics_lib
 from experiments.evaluation.metrics import Estimate, Metric
 from experiments.files import write_json
 from experiments.sweep import __main__ as command
@@ -33,7 +33,7 @@ def program(endings, calls):
         metric = Metric("quality", "energy_distance", Estimate(1.0 + run.seed))
         record = folder / "evaluations" / "step_4"
         record.mkdir(parents=True, exist_ok=True)
-        write_json(record / "record.json", {"metrics": evaluation.to_json({"quality": metric})})
+        write_json(record / "record.json", {"metrics": metrics_lib.to_json({"quality": metric})})
         return code, "the reason" if code else ""
 
     return run
@@ -171,7 +171,7 @@ def test_grids_give_all_combinations_and_keep_commas_within_parentheses():
     ("arguments", "expected"),
     [
         (["--grid", "flow.num_step=1,2"], "did you mean 'flow.num_steps'"),
-        (["--grid", "flow.num_steps=1,x"], "a whole number from 1 to 100000, got 'x'"),
+        (["--grid", "flow.num_steps=1,x"], "a whole number from 1 to 100,000, got 'x'"),
         (["--grid", "flow.num_steps"], "must be KEY=VALUE,VALUE"),
         (["--grid", "seed=1,2", "--config.loss.divergence=kll"], "did you mean 'kl'"),
         (["--grid", "seed=1,2", "--seeds=a"], "must be whole numbers, got 'a'"),
@@ -220,7 +220,7 @@ def test_the_command_runs_the_program_and_reports_how_each_run_ended(tmp_path, c
     assert "use 'lsif' with 'pearson'" in out
     (record,) = (tmp_path / "loss.name/loss.name=lr/seed_0/evaluations").glob("*/record.json")
     value = json.loads(record.read_text())["metrics"]["energy_ratio"]["value"]
-    assert f"| loss.name=lr | 1 | {evaluation.format_value(value)} |" in out
+    assert f"| loss.name=lr | 1 | {metrics_lib.format_value(value)} |" in out
     assert {"table.md", "table.csv", "picture.png"} <= {path.name for path in tmp_path.iterdir()}
 
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from small_runs import command, start, train
 
-from experiments import evaluation, run
+from experiments import run
 from experiments.errors import UserError
+from experiments.evaluation import cheap
 from experiments.evaluation.cheap import CheapMetric
 from experiments.sampling.opened import open_checkpoint
 from experiments.training import metrics_log
@@ -24,7 +25,7 @@ def valued(monkeypatch):
     def give(*values):
         left = iter(values)
         monkeypatch.setattr(
-            evaluation, "cheap_metric", lambda *_: CheapMetric("metric_32", next(left), True)
+            cheap, "cheap_metric", lambda *_: CheapMetric("metric_32", next(left), True)
         )
 
     return give

@@ -3,9 +3,14 @@
 import os
 import signal
 
+import jax
+import numpy as np
 import pytest
+from small_runs import train
 
 from benchmarks.faults import crashes
+from experiments import run
+from experiments.errors import PreemptedError
 from experiments.training import loop
 from experiments.training.preemption import Preemption
 
@@ -25,6 +30,35 @@ def test_what_a_program_promises_when_it_ends_is_on_disk():
     assert "at step 7, which is saved" in loop._when_preempted(7, 7, has_saved=True)
     assert "no checkpoint was complete yet" in loop._when_interrupted(None)
     assert "resumes from step 7" in loop._when_interrupted(7)
+
+
+def stop_at_question(number, monkeypatch):
+    asked = iter(range(1, 100))
+    monkeypatch.setattr(Preemption, "is_due", lambda _: next(asked) >= number)
+
+
+def test_before_the_first_step_nothing_is_saved_and_nothing_else_is_claimed(tmp_path, monkeypatch):
+    stop_at_question(1, monkeypatch)
+    with pytest.raises(PreemptedError, match="before the first step; the same command starts"):
+        train(tmp_path)
+    with run.open_run(tmp_path).checkpoints() as store:
+        assert store.steps() == []
+
+
+def test_a_run_that_is_asked_to_stop_saves_its_step_and_resumes_to_the_same_numbers(
+    tmp_path, monkeypatch
+):
+    changes = {"checkpoint.every_steps": 100}
+    whole = train(tmp_path / "whole", changes)
+    with monkeypatch.context() as patched:
+        stop_at_question(2, patched)
+        with pytest.raises(PreemptedError, match="at step 2, which is saved") as caught:
+            train(tmp_path / "parts", changes)
+    assert caught.value.exit_code == 4
+    with run.open_run(tmp_path / "parts").checkpoints() as store:
+        assert store.steps() == [2]
+    resumed = train(tmp_path / "parts", changes)
+    jax.tree.map(np.testing.assert_array_equal, resumed.variables, whole.variables)
 
 
 @pytest.mark.slow
