@@ -27,6 +27,7 @@ Which: TypeAlias = int | Literal["best"] | None  # A step, the best by the metri
 _MARK = "commit_success.txt"  # Written by Orbax when everything else is on disk.
 _UNFINISHED = ".orbax-checkpoint-tmp"  # In the name of what Orbax is still writing.
 _REMOVAL_SECONDS = 0.5  # Longer than another program takes to remove a checkpoint, file by file.
+_MAX_LISTINGS = 20
 _PATIENCE_SECONDS = 30.0  # For closing after an error, which may wait for what never comes.
 _PATTERN = re.compile(r"[\[\]*?\\]")  # Orbax reads a path with one of these as a pattern.
 # The disk's or the machine's troubles, which prove nothing about the file.
@@ -96,7 +97,7 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             create=not read_only, read_only=read_only, preservation_policy=policy
         )
-        self._manager = ocp.CheckpointManager(self._folder, options=options)
+        self._manager = self._listed(lambda: ocp.CheckpointManager(self._folder, options=options))
 
     def __enter__(self) -> Self:
         return self
@@ -111,7 +112,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Returns the steps of complete checkpoints, oldest first."""
-        self._manager.reload()
+        self._listed(self._manager.reload)
         return [step for step in sorted(self._manager.all_steps()) if self._is_complete(step)]
 
     def newest_on_disk(self) -> int | None:
@@ -389,6 +390,16 @@ class Checkpoints:
             raise UserError(
                 f"a checkpoint cannot be written into {self._folder} ({_reason(error)}); {kept}"
             ) from error
+
+    def _listed(self, list_steps: Callable[[], Any]) -> Any:
+        """Lets Orbax list the steps, again if another program removes one of them meanwhile."""
+        for _ in range(_MAX_LISTINGS):
+            try:
+                return list_steps()
+            except FileNotFoundError:
+                if not self._folder.is_dir():
+                    raise
+        return list_steps()
 
     def _best_step(self) -> int | None:
         best = self.best()

@@ -83,6 +83,21 @@ def test_a_checkpoint_that_is_removed_file_by_file_while_it_is_read_is_not_damag
     assert "damaged" not in caplog.text
 
 
+def test_a_checkpoint_that_is_removed_while_the_steps_are_listed_is_no_error(tmp_path, monkeypatch):
+    with Checkpoints(tmp_path, RUN) as store:
+        store.save(state_at(1), data={})
+    with Checkpoints(tmp_path, RUN, read_only=True) as reader:
+        reload, failures = reader._manager.reload, [FileNotFoundError(2, "x"), None]
+
+        def reload_once_too_late():
+            if failures.pop(0):
+                raise FileNotFoundError(2, "No such file or directory", "2")
+            reload()
+
+        monkeypatch.setattr(reader._manager, "reload", reload_once_too_late)
+        assert reader.steps() == [1]
+
+
 def test_a_failed_save_says_which_checkpoint_is_complete(tmp_path, monkeypatch):
     with Checkpoints(tmp_path, RUN, keep=2) as store:
         store.save(state_at(7), data={})
