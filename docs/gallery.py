@@ -44,19 +44,19 @@ ENTRIES = (
     Entry(
         "architecture",
         "python -m docs.draw_architecture runs/gallery/architecture.svg",
-        {"architecture.svg": ("architecture.svg", "The way of the data through the packages.")},
+        {"architecture.svg": ("architecture.svg", "Data flow through the packages.")},
     ),
     Entry(
         "swissroll",
         f"{MAIN} --config=configs/swissroll.py --workdir=runs/gallery/swissroll",
         {
-            "swissroll.png": ("swissroll/pictures/samples.png", "Prior, samples and data."),
+            "swissroll.png": ("swissroll/evaluations/step_3000/samples.png", "Prior, samples and data."),
             "swissroll_ratio.png": (
-                "swissroll/pictures/log_ratio.png",
+                "swissroll/evaluations/step_3000/log_ratio.png",
                 "The learnt log-ratio and the drift that it gives.",
             ),
             "swissroll_course.png": (
-                "swissroll/pictures/course.png",
+                "swissroll/evaluations/step_3000/course.png",
                 "Samples over training (figure 4 of the paper).",
             ),
         },
@@ -64,18 +64,18 @@ ENTRIES = (
     Entry(
         "25gaussians",
         f"{MAIN} --config=configs/25gaussians.py --workdir=runs/gallery/25gaussians",
-        {"25gaussians.png": ("25gaussians/pictures/samples.png", "25 Gaussians.")},
+        {"25gaussians.png": ("25gaussians/evaluations/step_3000/samples.png", "25 Gaussians.")},
     ),
     Entry(
         "digits",
         f"{MAIN} --config=configs/digits.py --workdir=runs/gallery/digits",
         {
             "digits_flow.png": (
-                "digits/pictures/flow.png",
+                "digits/evaluations/step_2000/flow.png",
                 "Each row is one digit on its way from the data-dependent prior.",
             ),
-            "digits_samples.png": ("digits/pictures/samples.png", "Prior, samples and data."),
-            "digits_curves.png": ("digits/pictures/curves.png", "A healthy run."),
+            "digits_samples.png": ("digits/evaluations/step_2000/samples.png", "Prior, samples and data."),
+            "digits_curves.png": ("digits/evaluations/step_2000/curves.png", "A healthy run."),
         },
     ),
     Entry(
@@ -97,7 +97,7 @@ ENTRIES = (
         "--classifier=runs/gallery/classes --config.sample.name=classes",
         {
             "digits_classes.png": (
-                "digits/samples/classes.png",
+                "digits/samples/classes.npz.picture.png",
                 "Samples by class: a row for each digit.",
             )
         },
@@ -126,7 +126,7 @@ ENTRIES = (
         f"{MAIN} --config=configs/digits_pair.py --workdir=runs/gallery/translation",
         {
             "translation.png": (
-                "translation/pictures/flow.png",
+                "translation/evaluations/step_1000/flow.png",
                 "Translation: a digit of one class flows to another, without pairs.",
             )
         },
@@ -137,7 +137,7 @@ ENTRIES = (
         "--workdir=runs/gallery/cifar10_small",
         {
             "cifar10_small_flow.jpg": (
-                "cifar10_small/pictures/flow.png",
+                "cifar10_small/evaluations/step_2000/flow.png",
                 "CIFAR-10 on a CPU: samples on their way from the data-dependent prior.",
             )
         },

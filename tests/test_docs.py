@@ -4,26 +4,21 @@ import inspect
 import pkgutil
 import re
 import shlex
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from unittest import mock
 
 import pytest
-from absl import flags
 
 import fdrl_jax
-from docs import api_pages, gallery
-from experiments import command_line, modes, schema
-from experiments import main as main_program
+from docs import api_pages, gallery, settings_page
+from experiments import command_line, modes
+from experiments.settings import SETTINGS
 from experiments.sweep import __main__ as sweep_program
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "examples/README.md")]
 PAGES += sorted((ROOT / "docs").rglob("*.md"))
 MAIN = "python -m experiments.main"
-# How ml_collections imports a config file; the tests of the program see it in its own process.
-pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 MAX_PICTURE_BYTES, MAX_PICTURES_BYTES = 150_000, 2_000_000
 
 
@@ -36,18 +31,10 @@ def commands(page: Path, program: str) -> list[str]:
     return [line for line in called if "--help" not in line]
 
 
-def check_parses(command: str) -> None:
-    """Parses the flags as the program does; a run's own config stands for that of its folder."""
-    argv = ["main", *shlex.split(command.removeprefix(MAIN), comments=True)]
-    if not any(argument.startswith("--config=") for argument in argv):
-        argv.insert(1, "--config=configs/digits.py")
-    values = flags.FLAGS
-    values.unparse_flags()
-    for name in [name for name in values if name.startswith("config.")]:
-        delattr(values, name)  # Overrides that the command before has defined.
-    with mock.patch.object(sys, "argv", argv):  # Where ml_collections looks for overrides.
-        command_line.parse(argv)
-    command_line.check_needed(values.mode, values.config, values.workdir, values.checkpoint)
+def check_parses(command: str) -> str:
+    """Parses a command as the program does, and returns its mode."""
+    argv = shlex.split(command.removeprefix(MAIN), comments=True)
+    return command_line.parse(argv)[0].mode
 
 
 def place(page: Path) -> str:
@@ -71,9 +58,9 @@ def other_flags(text: str) -> Iterator[tuple[str, str]]:
 
 def unknown_keys(text: str) -> list[str]:
     """Keys of the config in code that have no rule."""
-    sections = "|".join({key.partition(".")[0] for key in schema.RULES if "." in key})
+    sections = "|".join({key.partition(".")[0] for key in SETTINGS if "." in key})
     found = re.findall(rf"(?:`|config\.)((?:{sections})\.(?!npz|json|py\b)[a-z]\w*)[`=]", text)
-    return sorted(set(found) - schema.RULES.keys())
+    return sorted(set(found) - SETTINGS.keys())
 
 
 def unknown_names(text: str) -> list[str]:
@@ -97,7 +84,6 @@ def leads(name: str) -> bool:
 @pytest.fixture(autouse=True)
 def _in_the_root(monkeypatch):
     monkeypatch.chdir(ROOT)
-    assert main_program.main  # Its import defines the flags.
 
 
 @pytest.mark.parametrize("page", PAGES, ids=place)
@@ -137,13 +123,17 @@ def test_what_a_page_names_wrongly_is_found():
 
 @pytest.mark.parametrize("mode", modes.MODES)
 def test_every_mode_has_an_example_that_parses(mode):
-    check_parses(modes.example(mode))
-    assert flags.FLAGS.mode == mode
+    assert check_parses(modes.example(mode)) == mode
 
 
 def test_a_command_that_does_not_parse_is_found():
     with pytest.raises(command_line.UserError, match="step_size"):
         check_parses(f"{MAIN} --workdir=runs/x --config.flow.step_sise=1")
+
+
+def test_the_page_of_settings_is_the_one_that_the_declarations_give():
+    page = ROOT / "docs" / settings_page.FILE
+    assert page.read_text() == settings_page.page(), "write it again with `make docs`"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=place)

@@ -35,7 +35,7 @@ _TRANSPORT = "Between finite samples of equal size, so real data are above 0 as 
 DEFINITIONS: dict[str, Definition] = {
     "energy_ratio": Definition(
         "energy distance to the data in units of the sampling error of real data",
-        "1 + N D / E|Y - Y'|, with D the energy distance",
+        "1 + D / (E|Y - Y'| (1/N + 1/M)), D the unbiased energy distance",
         "1",
         "lower",
         "D is unbiased and averaged over several fresh data sets of N points, so real data score "
