@@ -50,7 +50,10 @@ ENTRIES = (
         "swissroll",
         f"{MAIN} --config=configs/swissroll.py --workdir=runs/gallery/swissroll",
         {
-            "swissroll.png": ("swissroll/evaluations/step_3000/samples.png", "Prior, samples and data."),
+            "swissroll.png": (
+                "swissroll/evaluations/step_3000/samples.png",
+                "Prior, samples and data.",
+            ),
             "swissroll_ratio.png": (
                 "swissroll/evaluations/step_3000/log_ratio.png",
                 "The learnt log-ratio and the drift that it gives.",
@@ -74,7 +77,10 @@ ENTRIES = (
                 "digits/evaluations/step_2000/flow.png",
                 "Each row is one digit on its way from the data-dependent prior.",
             ),
-            "digits_samples.png": ("digits/evaluations/step_2000/samples.png", "Prior, samples and data."),
+            "digits_samples.png": (
+                "digits/evaluations/step_2000/samples.png",
+                "Prior, samples and data.",
+            ),
             "digits_curves.png": ("digits/evaluations/step_2000/curves.png", "A healthy run."),
         },
     ),
