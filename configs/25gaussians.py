@@ -2,7 +2,8 @@
 
 Command: python -m experiments.main --config=configs/25gaussians.py --workdir=runs/25gaussians
 Cost: about 40 s on two CPU cores, with evaluation and report.
-Score: all 25 modes, 96% of samples within 4 standard deviations of one.
+Score: 25 of 25 modes, 96.5% of samples within 4 sigma of one (prior 2.7%, data 99.97%);
+  seed 0.
 """
 
 from ml_collections import ConfigDict

@@ -2,7 +2,8 @@
 
 Command: python -m experiments.main --config=configs/digits.py --workdir=runs/digits
 Cost: about 3 min on two CPU cores, with evaluation and report.
-Score: Fréchet distance 0.22 (real images 0.26, the prior 1.06), mean top probability 0.92.
+Score: Fréchet distance of 360 images 0.31 ± 0.18 (prior 1.12 ± 0.11, real images 0.21 ± 0.04) in
+  the space of a support-vector classifier, mean top probability 0.919 (0.870, 0.920); seed 0.
 """
 
 from ml_collections import ConfigDict

@@ -2,7 +2,7 @@
 
 Command: python -m experiments.main --config=configs/swissroll.py --workdir=runs/swissroll
 Cost: about 40 s on two CPU cores, with evaluation and report.
-Score: energy ratio 0.3 to 1.2 (1: as near to data as fresh data are).
+Score: energy ratio 0.86 ± 0.30 (prior 160, real data 1.33 ± 0.51); seed 0.
 """
 
 from ml_collections import ConfigDict
