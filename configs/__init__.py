@@ -1,1 +1,1 @@
-"""One short file a run; all settings and their defaults stand in `base`."""
+"""One short file per run. `base` has the defaults of all settings."""

@@ -1,4 +1,4 @@
-"""The defaults of every setting, and what the other configs share.
+"""The defaults of all settings, and functions that the other configs share.
 
 Each setting is declared once, in `experiments/settings.py`: default, allowed values and meaning.
 """

@@ -3,9 +3,9 @@
 Command: python -m experiments.main --config=configs/cat2dog.py
   --workdir=runs/cat2dog --data_dir=FOLDER
 Variants: cat2dog.py:lr_kl, cat2dog.py:lr_js and so on, the pairs of `base.variant`; not "ddp" or
-  "up", whose priors would take the place of the cats.
-Cost: GPU days; not run here at full scale.
-Score: the paper has FID 108.10 against 100 test images, legacy protocol.
+  "up", whose priors would replace the cats.
+Cost: days on a GPU; not run here at full scale.
+Score: FID 108.10 against 100 test images in the paper, legacy protocol.
 """
 
 from ml_collections import ConfigDict

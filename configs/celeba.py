@@ -3,8 +3,8 @@
 Command: python -m experiments.main --config=configs/celeba.py
   --workdir=runs/celeba --data_dir=FOLDER_OR_ZIP
 Variants: celeba.py:lr_kl, celeba.py:lsif_pearson,up and so on, see `base.variant`.
-Cost: GPU days; not run here at full scale.
-Score: the paper has FID 17.77 (LSIF-chi^2), 18.09 (LR-KL), legacy protocol.
+Cost: days on a GPU; not run here at full scale.
+Score: FID 17.77 (LSIF-chi^2) and 18.09 (LR-KL) in the paper, legacy protocol.
 """
 
 from ml_collections import ConfigDict

@@ -4,8 +4,8 @@ Command: python -m experiments.main --mode=train_classifier --config=configs/cif
   --data_dir=FOLDER_OR_ZIP --workdir=runs/cifar10_classifier
   and for guidance --config.attack.num_steps=7
 Cost: not measured on an idle machine.
-Score: not measured to the end. The paper uses a ResNet-50 of the library "robustness", trained
-  under attack (L2, epsilon 1), which --classifier reads as well.
+Score: not measured at full length. The paper uses a ResNet-50 of the library "robustness", trained
+  under attack (L2, epsilon 1). --classifier accepts it too.
 """
 
 from ml_collections import ConfigDict

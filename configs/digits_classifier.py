@@ -3,8 +3,8 @@
 Command: python -m experiments.main --mode=train_classifier --config=configs/digits_classifier.py \
   --workdir=runs/digits_classifier
 Cost: about 1 min on two CPU cores.
-Score: 98% of held-out images right, 61% under attack; with --config.attack.num_steps=0, the
-  ordinary training, 97% and 16%.
+Score: accuracy of 98% on held-out images and 61% under attack; with plain training
+  (--config.attack.num_steps=0) 97% and 16%.
 """
 
 from ml_collections import ConfigDict

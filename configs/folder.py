@@ -1,12 +1,12 @@
-"""Images of one's own, in a folder or a zip; the network and the prior follow from their size.
+"""Your own images, in a folder or a zip. The network and the prior follow from their size.
 
 Command: python -m experiments.main --config=configs/folder.py --config.data.dir=my_images
   --config.data.image_size=64 --workdir=runs/my_images
-The recipe is the paper's for images (section 5): the network that it uses at the nearest of its
-sizes (32, 64, 128), and the data-dependent prior, with the full covariance up to 64 x 64 in colour
-and a low-rank one above. docs/data.md tells which images may be used and what can be set.
+The recipe is that of the paper for images (section 5): its network for the nearest of the sizes 32,
+64 and 128, and the data-dependent prior, with the full covariance up to 64 x 64 in colour and a
+low-rank one above. docs/data.md describes the formats and settings of images.
 Variants: folder.py:lsif_pearson, folder.py:up and so on, see `base.variant`.
-Cost: grows with the number of pixels; at 64 x 64 GPU days for all 100,000 steps.
+Cost: grows with the number of pixels. All 100,000 steps at 64 x 64 take days on a GPU.
 Score: depends on the images; the report of the run compares with held-out ones.
 """
 

@@ -3,8 +3,8 @@
 Command: python -m experiments.main --config=configs/lsun_church.py
   --workdir=runs/lsun_church --data_dir=LMDB
 Variants: lsun_church.py:lr_kl, lsun_church.py:lsif_pearson,up and so on, see `base.variant`.
-Cost: GPU days; not run here at full scale.
-Score: the paper shows samples, no figure.
+Cost: days on a GPU; not run here at full scale.
+Score: the paper shows samples and no metric.
 """
 
 from ml_collections import ConfigDict

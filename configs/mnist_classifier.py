@@ -4,8 +4,8 @@ Command: python -m experiments.main --mode=train_classifier --config=configs/mni
   --data_dir=FOLDER_OR_ZIP --workdir=runs/mnist_classifier
   and for guidance --config.attack.num_steps=7
 Cost: not measured on an idle machine.
-Score: not measured at this length. A first try (1,500 steps of 128 at a rate of 1e-3) classified
-  97.4% of 1,000 held-out images correctly.
+Score: not measured at this length. A shorter run (1,500 steps, batch 128, learning rate 1e-3) had
+  an accuracy of 97.4% on 1,000 held-out images.
 """
 
 from ml_collections import ConfigDict

@@ -1,4 +1,4 @@
-"""A swiss roll by the LSIF loss and the Pearson flow, whose network returns the ratio itself.
+"""A swiss roll with the LSIF loss and the Pearson flow, where the network returns the ratio itself.
 
 Command: python -m experiments.main --config=configs/swissroll_lsif.py --workdir=runs/swissroll_lsif
 Cost: about 75 s on two CPU cores, with evaluation and report.

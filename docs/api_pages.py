@@ -1,4 +1,4 @@
-"""The API reference: one page a module of `fdrl_jax`, written from its public names."""
+"""Writes the API reference: one page per module of `fdrl_jax`, from its public names."""
 
 import ast
 import importlib
@@ -20,7 +20,7 @@ def modules() -> list[ModuleType]:
 
 
 def public_names(module: ModuleType) -> list[str]:
-    """Returns a module's public names in their order: of a package, its `__all__`; else its own."""
+    """Returns the public names of a module in order; those of a package are its `__all__`."""
     if hasattr(module, "__path__"):
         return list(module.__all__)
     names = []
@@ -30,12 +30,12 @@ def public_names(module: ModuleType) -> list[str]:
                 names.append(name)
             case ast.Assign(targets=[ast.Name(id=name)]) | ast.AnnAssign(target=ast.Name(id=name)):
                 names.append(name)
-    # An overloaded function stands there several times.
+    # An overloaded function has several definitions.
     return [name for name in dict.fromkeys(names) if not name.startswith("_")]
 
 
 def page(module: ModuleType) -> str:
-    """Returns the page of a module, in reStructuredText, which autodoc is at home in."""
+    """Returns the page of a module in reStructuredText, the format of autodoc."""
     title = module.__name__
     lines = [title, "=" * len(title), "", f".. automodule:: {title}", "   :no-members:", ""]
     for name in public_names(module):
@@ -59,7 +59,7 @@ def _directive(module: str, name: str, value: Any) -> list[str]:
 
 
 def write_pages(docs: Path) -> None:
-    """Writes a page for each module, and takes away those of modules that are gone."""
+    """Writes a page for each module and removes those of modules that no longer exist."""
     folder = docs / FOLDER
     folder.mkdir(exist_ok=True)
     pages = {f"{module.__name__}.rst": page(module) for module in modules()}
@@ -75,7 +75,7 @@ def write_pages(docs: Path) -> None:
 def missing(documented: set[str]) -> list[str]:
     """Returns the public symbols that are not among the documented full names.
 
-    What a module takes over from another one counts where it is defined.
+    A symbol that a module imports from another one counts where it is defined.
     """
     wanted = {f"{m.__name__}.{name}" for m in modules() for name in public_names(m)}
     for name in (n for n in fdrl_jax.__all__ if n != "__version__"):
@@ -88,7 +88,7 @@ def missing(documented: set[str]) -> list[str]:
 
 
 def check(app: Any, environment: Any) -> None:
-    """Warns, and so fails the build, if a public symbol is not in the reference."""
+    """Warns about public symbols that are not in the reference, which fails the build."""
     from sphinx.util import logging
 
     documented = set(environment.domaindata["py"]["objects"])

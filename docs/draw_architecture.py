@@ -1,4 +1,4 @@
-"""Draws the way of the data through the house: `python -m docs.draw_architecture PICTURE.svg`."""
+"""Draws the data flow through the packages: `python -m docs.draw_architecture PICTURE.svg`."""
 
 import sys
 from pathlib import Path
@@ -13,7 +13,7 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 EDGE, CORE, INK = "#f3e7df", "#dfe9f3", "#333333"
 EDGE_LINE, CORE_LINE = "#d1602b", "#4878a8"
-# Name, what it does, column, row from the top, whether it is in the core.
+# Name: label, column, row from the top, whether it is in the core.
 BOXES = {
     "config": ("configs/*.py\n--config.a.b=value", 0, 0, False),
     "build": ("build\ntyped objects, once", 1, 0, False),
@@ -47,8 +47,8 @@ def main(path: Path) -> None:
     """Writes the picture."""
     plt.rcParams.update({"font.size": 9, "svg.fonttype": "none", "svg.hashsalt": "architecture"})
     figure, ax = plt.subplots(figsize=(11.2, 4.4))
-    room(ax, (-0.25, -2.75), 11.65, 4.4, EDGE, EDGE_LINE, "experiments/: files, flags, pictures")
-    room(ax, (2.1, -2.6), 9.15, 2.4, CORE, CORE_LINE, "fdrl_jax/: pure functions of arrays", 2.2)
+    package(ax, (-0.25, -2.75), 11.65, 4.4, EDGE, EDGE_LINE, "experiments/: files, flags, pictures")
+    package(ax, (2.1, -2.6), 9.15, 2.4, CORE, CORE_LINE, "fdrl_jax/: pure functions of arrays", 2.2)
     for text, column, row, core in BOXES.values():
         box(ax, (column * COLUMN, -row * ROW + 0.5), text, CORE_LINE if core else EDGE_LINE)
     for start, end in ARROWS:
@@ -58,7 +58,7 @@ def main(path: Path) -> None:
     figure.savefig(path, bbox_inches="tight", metadata={"Date": None})
 
 
-def room(
+def package(
     ax: Axes,
     corner: tuple[float, float],
     width: float,
@@ -68,7 +68,7 @@ def room(
     title: str,
     drop: float = 0.24,
 ) -> None:
-    """Draws a package, its title so far below its upper edge."""
+    """Draws a package with its title at a distance below its upper edge."""
     style = "round,pad=0,rounding_size=0.12"
     ax.add_patch(FancyBboxPatch(corner, width, height, style, fc=colour, ec="none", zorder=0))
     y = corner[1] + height - drop
@@ -76,7 +76,7 @@ def room(
 
 
 def box(ax: Axes, corner: tuple[float, float], text: str, line: str) -> None:
-    """Draws a part."""
+    """Draws a box."""
     style = "round,pad=0,rounding_size=0.08"
     patch = FancyBboxPatch(corner, WIDTH, HEIGHT, style, fc="white", ec=line, lw=1.2, zorder=2)
     ax.add_patch(patch)
@@ -85,7 +85,7 @@ def box(ax: Axes, corner: tuple[float, float], text: str, line: str) -> None:
 
 
 def arrow(ax: Axes, start: str, end: str) -> None:
-    """Draws where the data go next, from the side of one box to that of another."""
+    """Draws an arrow from the side of one box to that of another."""
     (_, c0, r0, _), (_, c1, r1, _) = BOXES[start], BOXES[end]
     x0, y0 = c0 * COLUMN + WIDTH / 2, -r0 * ROW + 0.5 + HEIGHT / 2
     x1, y1 = c1 * COLUMN + WIDTH / 2, -r1 * ROW + 0.5 + HEIGHT / 2
@@ -95,7 +95,7 @@ def arrow(ax: Axes, start: str, end: str) -> None:
     elif c0 == c1:
         up = 1 if r0 > r1 else -1
         y0, y1 = y0 + up * HEIGHT / 2, y1 - up * HEIGHT / 2
-    else:  # Down from the one, then into the side of the other.
+    else:  # Down from one box, then into the side of the other.
         y0, x1 = y0 - HEIGHT / 2, x1 + WIDTH / 2
         connection = "angle,angleA=-90,angleB=0,rad=6"
     ax.add_patch(

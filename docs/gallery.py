@@ -1,4 +1,4 @@
-"""Draws every picture of the documentation from scratch on a CPU, and writes docs/gallery.md.
+"""Draws all pictures of the documentation from scratch on a CPU and writes docs/gallery.md.
 
 Command: python -m docs.gallery [--only NAME ...] [--workdir=runs/gallery] [--data_dir=CIFAR10]
 """
@@ -27,10 +27,10 @@ class Entry(NamedTuple):
 
     Attributes:
       name: for `--only`.
-      command: what draws them, one or more lines; runs/gallery stands for `--workdir`.
+      command: draws the pictures, one or more lines; runs/gallery is replaced by `--workdir`.
       pictures: file in docs/images to (file that the command writes, below runs/gallery; caption).
       of_run: the entry whose run the command needs.
-      needs_data: whether it takes CIFAR-10, from `--data_dir`, which nothing here downloads.
+      needs_data: whether it needs CIFAR-10 from `--data_dir`, which is not downloaded.
     """
 
     name: str
@@ -56,7 +56,7 @@ ENTRIES = (
             ),
             "swissroll_ratio.png": (
                 "swissroll/evaluations/step_3000/log_ratio.png",
-                "The learnt log-ratio and the drift that it gives.",
+                "The learnt log-ratio, and the drift that points to where samples are missing.",
             ),
             "swissroll_course.png": (
                 "swissroll/evaluations/step_3000/course.png",
@@ -67,7 +67,12 @@ ENTRIES = (
     Entry(
         "25gaussians",
         f"{MAIN} --config=configs/25gaussians.py --workdir=runs/gallery/25gaussians",
-        {"25gaussians.png": ("25gaussians/evaluations/step_3000/samples.png", "25 Gaussians.")},
+        {
+            "25gaussians.png": (
+                "25gaussians/evaluations/step_3000/samples.png",
+                "25 Gaussians: prior, samples and data.",
+            )
+        },
     ),
     Entry(
         "digits",
@@ -81,7 +86,10 @@ ENTRIES = (
                 "digits/evaluations/step_2000/samples.png",
                 "Prior, samples and data.",
             ),
-            "digits_curves.png": ("digits/evaluations/step_2000/curves.png", "A healthy run."),
+            "digits_curves.png": (
+                "digits/evaluations/step_2000/curves.png",
+                "Loss, mean ratio and norms of a healthy run.",
+            ),
         },
     ),
     Entry(
@@ -121,8 +129,8 @@ ENTRIES = (
         {
             "conditioning.png": (
                 "conditioning/conditioning.png",
-                "Accuracy and diversity of class-conditional samples by the weight of the "
-                "classifier, robust and plain.",
+                "Accuracy and diversity of class-conditional samples against the weight of the "
+                "classifier, for a robust and a plain one.",
             )
         },
         of_run="digits",
@@ -133,7 +141,7 @@ ENTRIES = (
         {
             "translation.png": (
                 "translation/evaluations/step_1000/flow.png",
-                "Translation: a digit of one class flows to another, without pairs.",
+                "Unpaired translation: digits of one class flow to another class.",
             )
         },
     ),
@@ -166,32 +174,37 @@ ENTRIES = (
         {
             "refine_gan.png": (
                 "refine_gan/refine_gan.png",
-                "A GAN's samples, refined along its own discriminator.",
+                "Samples of a GAN, refined by its own discriminator.",
             )
         },
     ),
     Entry(
         "what_goes_wrong",
         "python -m docs.what_goes_wrong --workdir=runs/gallery/what_goes_wrong",
-        {"what_goes_wrong.png": ("what_goes_wrong/picture.png", "One thing wrong in each.")},
+        {
+            "what_goes_wrong.png": (
+                "what_goes_wrong/picture.png",
+                "A healthy run, and five runs with one bad setting each.",
+            )
+        },
     ),
 )
 
 
 def main(argv: list[str]) -> None:
-    """Draws the pictures asked for and writes the page."""
+    """Draws the requested pictures and writes the page."""
     parser = argparse.ArgumentParser("python -m docs.gallery", description=__doc__)
     parser.add_argument("--workdir", default=WORKDIR, help="folder of the runs")
     names = [entry.name for entry in ENTRIES]
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME")
-    parser.add_argument("--page", action="store_true", help="write the page alone, draw nothing")
-    parser.add_argument("--data_dir", help="CIFAR-10 as a folder or zip; without it, no such run")
+    parser.add_argument("--page", action="store_true", help="write only the page, draw nothing")
+    parser.add_argument("--data_dir", help="CIFAR-10 as a folder or zip")
     arguments = parser.parse_args(argv)
     times = json.loads(TIMES.read_text()) if TIMES.exists() else {}
     chosen = [entry for entry in ENTRIES if entry.name in arguments.only and not arguments.page]
     for entry in chosen:
         if entry.needs_data and arguments.data_dir is None:
-            print(f"{entry.name}: left out, it needs CIFAR-10: --data_dir=FOLDER_OR_ZIP")
+            print(f"{entry.name}: skipped, it needs CIFAR-10: --data_dir=FOLDER_OR_ZIP")
             continue
         seconds = draw(entry, Path(arguments.workdir), arguments.data_dir or "")
         times[entry.name] = round(seconds)
@@ -201,7 +214,7 @@ def main(argv: list[str]) -> None:
 
 
 def draw(entry: Entry, workdir: Path, data_dir: str) -> float:
-    """Runs the command of an entry from scratch; returns the seconds that it took."""
+    """Runs the command of an entry from scratch and returns the time in seconds."""
     shutil.rmtree(workdir / entry.name, ignore_errors=True)
     workdir.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
@@ -215,26 +228,27 @@ def draw(entry: Entry, workdir: Path, data_dir: str) -> float:
 
 
 def collect(entry: Entry, workdir: Path) -> None:
-    """Copies the pictures of an entry into docs/images: PNG in few colours, or JPEG."""
+    """Copies the pictures of an entry to docs/images, as PNG with few colours or as JPEG."""
     for target, (drawn, _) in entry.pictures.items():
         if target.endswith(".svg"):
             shutil.copy(workdir / drawn, IMAGES / target)
             continue
         image = Image.open(workdir / drawn).convert("RGB")
-        if target.endswith(".jpg"):  # Of photographs, which few colours do not do justice.
+        if target.endswith(".jpg"):  # Photographs need many colours.
             image.save(IMAGES / target, quality=JPEG_QUALITY, optimize=True)
             continue
         image.quantize(NUM_COLOURS, dither=Image.Dither.NONE).save(IMAGES / target, optimize=True)
 
 
 def page(times: dict[str, int]) -> str:
-    """Returns the gallery as a page: each picture that was drawn, with its command and time."""
+    """Returns the page of the gallery: each picture with its command and time."""
     took = {e.name: f"{times[e.name]} s" if e.name in times else "not measured" for e in ENTRIES}
     parts = [
-        "# Gallery\n\nEvery picture of this documentation, with the command that draws it and its "
-        "time on two CPU cores that did other work as well. `make gallery` draws all of them from "
-        'scratch, `make gallery GALLERY_ARGS="--only swissroll"` one. This page is written by '
-        "`docs/gallery.py`.\n",
+        "# Gallery\n\nThis page shows all pictures of the documentation with the commands that draw "
+        "them.\nThe times are from two CPU cores that also did other work.\n"
+        "`make gallery` draws all pictures from scratch, and\n"
+        '`make gallery GALLERY_ARGS="--only swissroll"` those of one entry.\n'
+        "`docs/gallery.py` writes this page.\n",
         "| entry | shows | time |\n|---|---|---|",
     ]
     for entry in ENTRIES:

@@ -1,4 +1,4 @@
-"""The reference of all settings: written from `experiments/settings.py`."""
+"""Writes the reference of all settings from `experiments/settings.py`."""
 
 from pathlib import Path
 
@@ -7,14 +7,16 @@ from experiments import settings
 FILE = "settings.md"
 _INTRODUCTION = """# Settings
 
-Every setting of a run: its default, what it does and when it may change. Set one on the command
-line with `--config.KEY=VALUE`, or in a config file. `python -m experiments.main --help=KEY`
-prints the same.
+This page lists every setting of a run with its default, its meaning and its allowed values. Change
+a setting on the command line with `--config.KEY=VALUE`, or in a config file. The same text is
+printed by `python -m experiments.main --help=KEY`.
 
-- **fixed**: set when the run is created.
-- **training**: set when the run is created; samples depend on it through the checkpoint only.
-- **flow**: set when the run is created; a command that draws samples may use another value.
-- **free**: may change with every command.
+The column "may change" says when a setting may differ from that of an existing run:
+
+- **fixed**: never. It is set when the run is created.
+- **training**: never. Samples depend on it only through the checkpoint.
+- **flow**: a command that draws samples may use another value, and records it.
+- **free**: every command may use another value.
 """
 _TITLES = {"": "General"}
 
@@ -35,7 +37,7 @@ def page() -> str:
 
 
 def write(docs: Path) -> None:
-    """Writes the page, unless it is up to date: Sphinx reads what is newer again."""
+    """Writes the page if it has changed, because Sphinx reads newer files again."""
     path, text = docs / FILE, page()
     if not path.exists() or path.read_text() != text:
         path.write_text(text)

@@ -1,4 +1,4 @@
-"""Runs what goes wrong on a swiss roll, and draws the samples of each run with its metrics.
+"""Runs common failures on a swiss roll and draws the samples of each run with its metrics.
 
 Command: python -m docs.what_goes_wrong --workdir=runs/wrong
 """
@@ -24,7 +24,7 @@ COLUMNS = 3
 
 
 def main() -> None:
-    """Runs the sweep, or what is left of it; draws the picture and prints the table."""
+    """Runs or resumes the sweep, draws the picture and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workdir", type=Path, required=True, help="folder of the runs")
     root = parser.parse_args().workdir
@@ -44,7 +44,7 @@ def _row(folder: Path, outcome: Outcome) -> list[str]:
 
 
 def _draw(root: Path, runs: list[Run], outcomes: list[Outcome]) -> Figure:
-    """Draws the last snapshot of each run over those of the good one, in grey."""
+    """Draws the last snapshot of each run over that of the healthy one, in grey."""
     figure, axes = panels(COLUMNS, -(-len(runs) // COLUMNS), size=2.7)
     good = _last_snapshot(root / runs[0].folder)
     low, high = frame(good, margin=0.3)

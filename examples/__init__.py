@@ -1,1 +1,1 @@
-"""Short programs that use the library alone: `python -m examples.NAME`."""
+"""Short programs that use only the library: `python -m examples.NAME`."""

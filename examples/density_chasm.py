@@ -3,12 +3,12 @@
     python -m examples.density_chasm
 
 Samples of `q' = N(0, 0.1 I)` should flow to `p = N((d, d), 0.1 I)`. A stale estimator is trained on
-`q'` and `p` themselves and never sees what lies between them. That is enough for `d = 1`; for
-`d = 6` there is nothing between them to learn from, and the flow strays (figure 2 of the paper).
-Flow-guided training learns from samples on their way, so that ratio and samples improve together
-(figure 4). The stale estimator is the case `K = 0`: one function below trains all three.
+samples of `q'` and `p` and never sees the region between them. That suffices for `d = 1`. For
+`d = 6` no samples are in between, and the flow strays (figure 2 of the paper). Flow-guided training
+learns from flowed samples, so that ratio and samples improve together (figure 4). The stale
+estimator is the case `K = 0`, so one function trains all three.
 
-Writes a picture and the numbers. Cost: about a minute on two CPU cores.
+The program writes a picture and the numbers. It takes about a minute on two CPU cores.
 """
 
 import argparse
@@ -60,7 +60,7 @@ class Look(NamedTuple):
 
 
 def train(case: Case, num_train_steps: int) -> tuple[np.ndarray, list[Look]]:
-    """Trains an estimator by the library's own step, and looks at its flow now and then.
+    """Trains an estimator with the train step of the library, and measures its flow regularly.
 
     Returns:
       The path of the samples under the last estimator, [steps + 1, N, 2], and the looks.
@@ -88,7 +88,7 @@ def train(case: Case, num_train_steps: int) -> tuple[np.ndarray, list[Look]]:
     take_steps = jax.jit(fdrl.steps.repeat_steps(step, STEPS_BETWEEN_LOOKS))
     shown = problem._replace(flow=FlowParams(case.shown_flow_steps, STEP_SIZE, NOISE_SCALE))
     sample_path = jax.jit(fdrl.samplers.make_path_sampler(shown))
-    # What happens to a stale estimator during training is of no interest here: the end is shown.
+    # Only the end of training is shown for a stale estimator.
     guided = case.train_flow_steps > 0
     looks = []
     with tqdm(total=num_train_steps, unit="step", desc=case.name) as bar:
@@ -124,7 +124,7 @@ def gaussian_kl(samples: np.ndarray, distance: float) -> float:
 
 
 def target_samples(distance: float) -> np.ndarray:
-    """Returns samples of the target, always the same."""
+    """Returns fixed samples of the target."""
     return distance + STD * np.random.default_rng(0).standard_normal((NUM_SAMPLES, 2))
 
 

@@ -1,7 +1,7 @@
-"""A small generative adversarial network, of one's own: what the refinement examples refine.
+"""A small generative adversarial network (GAN), which the refinement examples refine.
 
-Nothing here is of the library but a network. A generator and a discriminator are Flax modules, and
-training is the plain game with the non-saturating loss and a gradient penalty on data (R1).
+Only the network of the discriminator is from the library. Generator and discriminator are Flax
+modules, trained with the non-saturating loss and a gradient penalty on data (R1).
 """
 
 from collections.abc import Callable, Sequence
@@ -59,8 +59,8 @@ def train(
       num_latents: `L`.
       num_steps: updates of both.
       limit: of the generator's outputs.
-      num_last_steps: further updates of the discriminator alone, so that its logit comes near
-        `log p/q` of the generator as it is at the end: that is what refinement needs.
+      num_last_steps: further updates of the discriminator only, so that its logit approaches
+        `log p/q` of the final generator, which refinement needs.
       hidden_sizes: of both networks.
       learning_rate: of Adam, for both.
       penalty: weight of the squared gradient of the logit at data.
@@ -117,7 +117,7 @@ def train(
     carry, total = (players, opt_states), num_steps + num_last_steps
     for first in tqdm(range(0, total, steps_per_dispatch), desc="GAN", unit="dispatch"):
         carry = take_steps(carry, first, min(first + steps_per_dispatch, total))
-        # Else the host would be far ahead, and the bar would tell nothing.
+        # Without this the host would run far ahead, and the bar would not show progress.
         jax.block_until_ready(carry)
     players, _ = carry
     return Gan(

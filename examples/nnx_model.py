@@ -2,9 +2,9 @@
 
     python -m examples.nnx_model
 
-`fdrl.objective` accepts any function that maps a batch to one number per example, so algorithm 1 of
-the paper is a page: two moons from a normal prior. `docs/reuse.md` has the same loop for plain
-Optax and for Equinox.
+`fdrl.objective` accepts any function that maps a batch to one number per example. With it,
+algorithm 1 of the paper is a short loop. The data are two moons, and the prior is normal.
+`docs/reuse.md` has the same loop for plain Optax and for Equinox.
 """
 
 import argparse

@@ -2,12 +2,12 @@
 
     python -m examples.refine_digits
 
-A small GAN learns the 8 x 8 digits of scikit-learn. Its latent vectors flow along its own
-discriminator's logit `d = log p/q`. Then the same discriminator refines another generator that has
-none: a linear one (principal components), of distribution `q_l`. For that a corrector
-`c = log q/q_l` is learnt between the samples of both, and `d + c` takes the place of `d`.
+A small GAN learns the digits of scikit-learn, 8 x 8 pixels. Its latent vectors flow along the logit
+`d = log p/q` of its own discriminator. Then the same discriminator refines another generator, which
+has no discriminator: a linear one (principal components) with distribution `q_l`. A corrector
+`c = log q/q_l` is trained on samples of both generators, and `d + c` replaces `d`.
 
-Writes a picture and the numbers. Cost: about a minute on two CPU cores.
+The program writes a picture and the numbers. It takes about a minute on two CPU cores.
 """
 
 import argparse
@@ -28,8 +28,8 @@ from examples import gan
 Array = jax.Array
 NUM_LATENTS, NUM_SAMPLES, NUM_SHOWN = 16, 800, 64
 NUM_FLOW_STEPS, STEP_SIZE, ENTROPY_WEIGHT = 25, 0.1, 0.01  # As in the paper of DGflow.
-# Its factor `1 / (1 + e^-d)` lets vectors rest where the logit says "fake" beyond doubt: there, far
-# from all samples, its gradient leads nowhere.
+# Its factor `1 / (1 + e^-d)` stops vectors where the logit is certain of "fake": far from all
+# samples its gradient has no useful direction.
 DIVERGENCE = "js"
 
 
@@ -64,7 +64,7 @@ def learn_corrector(
 
     run = jax.jit(lambda carry: jax.lax.fori_loop(0, num_steps, step, carry))
     params, _ = run((params, optimizer.init(params)))
-    # The library's ratio is that of its second samples to its first: `log q_l/q`.
+    # The library learns the ratio of its second samples to its first: `log q_l/q`.
     return lambda x: -net.apply(params, x)
 
 
@@ -90,7 +90,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     args.out.mkdir(parents=True, exist_ok=True)
     digits = load_digits()
     images = (digits.data / 8.0 - 1.0).astype(np.float32)
-    # Half of the images teaches the judge, the other is its reference; the GAN learns from all.
+    # The classifier is trained on half of the images, and the other half is the reference. The GAN
+    # is trained on all of them.
     judge = SVC(C=10.0, gamma=0.03, decision_function_shape="ovo")
     judge.fit(images[::2], digits.target[::2])
 

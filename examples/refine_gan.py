@@ -1,12 +1,12 @@
-"""Refinement of one's own generator (DGflow): 25 Gaussians, in data space and in latent space.
+"""Refinement of a generator (DGflow): 25 Gaussians, in data space and in latent space.
 
     python -m examples.refine_gan
 
-A small GAN learns a grid of 25 narrow Gaussians, and leaves many samples between them. Its own
-discriminator knows that: the flow along its logit moves the samples, or the latent vectors behind
-them, to where the discriminator says "real". The generator is not trained any further.
+A small GAN learns a grid of 25 narrow Gaussians and draws many samples between them. Its own
+discriminator detects them. The flow along its logit moves the samples, or their latent vectors, to
+where the discriminator says "real". The generator is not trained further.
 
-Writes a picture and the numbers. Cost: about a minute on two CPU cores.
+The program writes a picture and the numbers. It takes about a minute on two CPU cores.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from examples import gan
 STD, NUM_SAMPLES = 0.05, 5_000
 CENTRES = np.stack(np.meshgrid(*[np.arange(-4.0, 5.0, 2.0)] * 2), axis=-1).reshape(-1, 2)
 ENTROPY_WEIGHT = 0.01
-# Steps, and their size: small, as the logit is steep at a mode, which long steps would miss.
+# Steps and their size. Steps are small because the logit is steep at a mode.
 DATA_FLOW, LATENT_FLOW = (200, 0.004), (25, 0.002)
 
 
