@@ -65,6 +65,8 @@ check: $(READY) ## lint, format, types, import rules, and that dependencies agre
 docs: $(READY) ## build the documentation into build/docs; every warning is an error
 	@$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	$(PY) -m sphinx -q -W --keep-going -d build/doctrees docs build/docs
+	@! grep -rE --include='*.html' '<(script|img|link rel="stylesheet")[^>]*(src|href)="(https?:)?//' build/docs \
+	  || { echo 'These pages load files from the network: they must be readable without one.' >&2; exit 1; }
 	@echo 'build/docs/index.html'
 
 gallery: $(READY) ## draw all pictures of the documentation anew [GALLERY_ARGS="--only swissroll"]

@@ -1,5 +1,6 @@
-"""Settings of Sphinx: `make docs` builds this folder into build/docs, warnings being errors."""
+"""Settings of Sphinx: `make docs` builds this folder into build/docs and treats warnings as errors."""
 
+import importlib.resources
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,11 @@ napoleon_use_ivar = True  # Attributes once, in the docstring, and not as member
 html_theme = "furo"
 html_title = f"fdrl_jax {release}"
 html_show_sphinx = False
+
+# MathJax in one file, next to the pages: they can be read without a network.
+mathjax_path = "tex-svg.js"
+_MATHJAX = importlib.resources.files("sphinx-mathjax-offline") / "static" / "mathjax"
+html_static_path = [str(_MATHJAX / mathjax_path)]
 
 
 def setup(app: Any) -> None:
