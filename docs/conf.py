@@ -1,4 +1,4 @@
-"""Settings of Sphinx. `make docs` builds this folder into build/docs; warnings are errors."""
+"""Settings of Sphinx: `make docs` builds this folder into build/docs; warnings are errors."""
 
 import importlib.resources
 from pathlib import Path

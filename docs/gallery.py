@@ -244,8 +244,8 @@ def page(times: dict[str, int]) -> str:
     """Returns the page of the gallery: each picture with its command and time."""
     took = {e.name: f"{times[e.name]} s" if e.name in times else "not measured" for e in ENTRIES}
     parts = [
-        "# Gallery\n\nThis page shows all pictures of the documentation with the commands that draw "
-        "them.\nThe times are from two CPU cores that also did other work.\n"
+        "# Gallery\n\nThis page shows all pictures of the documentation with the commands that "
+        "draw them.\nThe times are from two CPU cores that also did other work.\n"
         "`make gallery` draws all pictures from scratch, and\n"
         '`make gallery GALLERY_ARGS="--only swissroll"` those of one entry.\n'
         "`docs/gallery.py` writes this page.\n",

@@ -58,6 +58,9 @@ class Metric(NamedTuple):
         return (self.value - self.real.value) / gap if abs(gap) > 2.0 * noise else None
 
 
+NOTE = "Mean ± standard deviation over draws of the given number of samples."
+_ROUNDING = 1e-9  # Relative.
+
 Metrics = dict[str, Metric]
 
 
@@ -151,7 +154,7 @@ def columns(start: str = "prior") -> tuple[str, ...]:
 def rows(metrics: Metrics) -> list[tuple[str, ...]]:
     """Returns a row of texts per metric, below `columns`."""
     return [
-        (m.name, *map(_told, (m.samples, m.prior, m.real)), m.defined.direction or "")
+        (m.name, *map(_with_spread, (m.samples, m.prior, m.real)), m.defined.direction or "")
         for m in metrics.values()
     ]
 
@@ -168,10 +171,14 @@ def table(metrics: Metrics, start: str = "prior") -> str:
 
 
 def summary(metrics: Metrics, start: str = "prior") -> str:
-    """Says in words what the metrics say about the samples, one line per headline metric."""
+    """Returns what the table shows, and one sentence per headline metric."""
+    return "\n".join([NOTE, *sentences(metrics, start)])
+
+
+def sentences(metrics: Metrics, start: str = "prior") -> list[str]:
+    """Says in words where samples are between real data and their start, per headline metric."""
     headlines = [m for m in metrics.values() if m.defined.headline and m.way_left is not None]
-    note = "Mean ± standard deviation over draws of the given number of samples."
-    return "\n".join([note, *(_sentence(metric, start) for metric in headlines)])
+    return [_sentence(metric, start) for metric in headlines]
 
 
 def _sentence(metric: Metric, start: str) -> str:
@@ -182,16 +189,21 @@ def _sentence(metric: Metric, start: str) -> str:
         verdict = "the samples score no worse than real data of the same number"
     else:
         verdict = f"the samples are at {100 * left:.0f}% of the way from real data to the {start}"
+    words = metric.defined.words
     return (
-        f"{metric.name} ({metric.defined.words}; {metric.defined.direction} is better): {verdict}."
+        f"{words[0].upper()}{words[1:]} ({metric.name}, {metric.defined.direction} is better): "
+        f"{verdict}."
     )
 
 
-def _told(side: Estimate | None) -> str:
+def _with_spread(side: Estimate | None) -> str:
     if side is None:
         return "-"
-    spread = "" if side.spread is None else f" ± {side.spread:.2g}"
-    return format_value(side.value) + spread
+    if side.spread is None:
+        return format_value(side.value)
+    # Equal draws have a spread of rounding errors.
+    spread = side.spread if side.spread > _ROUNDING * abs(side.value) else 0.0
+    return f"{format_value(side.value)} ± {spread:.2g}"
 
 
 def format_value(value: Any) -> str:

@@ -111,7 +111,8 @@ def test_a_picture_shows_names_of_classes_as_they_are(of_images, tmp_path):
     source = source._replace(labels=source.labels._replace(classes=names))
     samples, labels = np.zeros((4, 8, 8, 3), np.float32), np.array([0, 1, 0, 1])
     pictures.save(pictures.samples_by_class(source, samples, labels), tmp_path / "x.png")
-    width, height = Image.open(tmp_path / "x.png").size
+    with Image.open(tmp_path / "x.png") as picture:
+        width, height = picture.size
     assert max(width, height) < 5_000
 
 

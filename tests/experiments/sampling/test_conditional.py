@@ -96,7 +96,7 @@ def test_what_is_no_classifier_or_one_of_other_data_is_refused(of_digits, classi
         conditioned(opened.experiment)
     with pytest.raises(UserError, match="guides samples of a class: name it with --class"):
         start("sample", of_digits.root, classifier=classifier.root)
-    with pytest.raises(UserError, match="holds no run"):
+    with pytest.raises(UserError, match="neither a checkpoint file nor the workdir"):
         load(tmp_path, CIFAR, (32, 32, 3))
     with pytest.raises(UserError, match="classes"):
         load(classifier.root, CIFAR, (8, 8, 1))
