@@ -33,11 +33,11 @@ _STYLE = """
 body{font:16px/1.55 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}
 h1{font-size:1.6rem;margin-bottom:.3rem}h2{font-size:1.2rem;margin-top:2.2rem}
 figure{margin:1.2rem 0}img{max-width:100%;background:#fff;border-radius:4px}
-figcaption{opacity:.8}code,pre{font-family:ui-monospace,monospace;font-size:.9em}
+figcaption,.note{opacity:.8}.note{font-size:.9rem}code,pre{font-family:ui-monospace,monospace;font-size:.9em}
 pre{overflow-x:auto;padding:.5rem;background:#8881;border-radius:4px}
 .scroll{overflow-x:auto}table{border-collapse:collapse}
 th,td{padding:.2rem 1.2rem .2rem 0;text-align:left;vertical-align:top;border-bottom:1px solid #8884}
-.lead{font-size:1.1rem}
+td{min-width:9rem}.value{white-space:nowrap;min-width:0}.lead{font-size:1.1rem}
 """
 
 
@@ -109,9 +109,10 @@ def write(run: Run, record: Path) -> Path:
         f"<p>{_what(run, found)}</p>",
         *(
             f'<p class="lead">{html.escape(line)}</p>'
-            for line in metrics_lib.summary(metrics, start).splitlines()
+            for line in metrics_lib.sentences(metrics, start)
         ),
         _metrics_table(_headlines(metrics), start),
+        f'<p class="note">{metrics_lib.NOTE}</p>',
         *(_figure(record / file, caption) for file, caption in captions.items()),
         "<h2>Metrics</h2>",
         _metrics_table(metrics, start),
@@ -179,8 +180,9 @@ def _default(key: str) -> Any:
 def _metrics_table(metrics: Metrics, start: str) -> str:
     header = "".join(f"<th>{html.escape(name)}</th>" for name in metrics_lib.columns(start))
     rows = "".join(
-        f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>"
-        for row in _with_words(metrics)
+        f"<tr><td>{html.escape(first)}</td>"
+        f"{''.join(f'<td class=value>{html.escape(cell)}</td>' for cell in rest)}</tr>"
+        for first, *rest in _with_words(metrics)
     )
     return f'<div class="scroll"><table><tr>{header}</tr>{rows}</table></div>'
 

@@ -255,9 +255,12 @@ DEFINITIONS: dict[str, Definition] = {
 
 
 def glossary() -> str:
-    """Returns the definitions as a table in Markdown."""
-    lines = ["| metric | meaning | formula | unit | better | how |", "|---|---|---|---|---|---|"]
-    for name, d in DEFINITIONS.items():
-        cells = (f"`{name}`", d.words, d.formula, d.unit, d.direction or "-", d.protocol)
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return "\n".join(lines) + "\n"
+    """Returns the definitions as a list in Markdown."""
+    return "\n".join(map(_entry, DEFINITIONS)) + "\n"
+
+
+def _entry(name: str) -> str:
+    d = DEFINITIONS[name]
+    better = f", {d.direction} is better" if d.direction else ""
+    unit = "no unit" if d.unit == "1" else d.unit
+    return f"- **`{name}`**: {d.words} ({unit}{better}). `{d.formula}`. {d.protocol}"

@@ -54,6 +54,11 @@ def test_the_table_says_where_samples_are_between_real_data_and_the_prior(value,
     ]
 
 
+def test_a_spread_of_rounding_errors_is_shown_as_zero():
+    equal = metrics.Metric("kl_to_data", "kl_to_data", Estimate(0.865, 1.1e-16), None, None)
+    assert metrics.rows({"kl_to_data": equal})[0][1] == "0.865 ± 0"
+
+
 def test_a_metric_that_cannot_tell_the_prior_from_real_data_places_no_samples():
     close = frechet(1.1, prior=Estimate(1.2, 0.1))
     assert close.way_left is None
