@@ -31,7 +31,8 @@ html_show_sphinx = False
 # MathJax in one file, next to the pages: they can be read without a network.
 mathjax_path = "tex-svg.js"
 _MATHJAX = importlib.resources.files("sphinx-mathjax-offline") / "static" / "mathjax"
-html_static_path = [str(_MATHJAX / mathjax_path)]
+html_static_path = [str(_MATHJAX / mathjax_path), "style.css"]
+html_css_files = ["style.css"]
 
 
 def setup(app: Any) -> None:

@@ -37,7 +37,8 @@ figcaption,.note{opacity:.8}.note{font-size:.9rem}code,pre{font-family:ui-monosp
 pre{overflow-x:auto;padding:.5rem;background:#8881;border-radius:4px}
 .scroll{overflow-x:auto}table{border-collapse:collapse}
 th,td{padding:.2rem 1.2rem .2rem 0;text-align:left;vertical-align:top;border-bottom:1px solid #8884}
-td{min-width:9rem}.value{white-space:nowrap;min-width:0}.lead{font-size:1.1rem}
+.value{white-space:nowrap}.lead{font-size:1.1rem}
+@media(max-width:40rem){table{font-size:.8rem}th,td{padding-right:.6rem}.value{white-space:normal}}
 """
 
 
@@ -180,11 +181,15 @@ def _default(key: str) -> Any:
 def _metrics_table(metrics: Metrics, start: str) -> str:
     header = "".join(f"<th>{html.escape(name)}</th>" for name in metrics_lib.columns(start))
     rows = "".join(
-        f"<tr><td>{html.escape(first)}</td>"
-        f"{''.join(f'<td class=value>{html.escape(cell)}</td>' for cell in rest)}</tr>"
+        f"<tr><td>{html.escape(first)}</td>{''.join(map(_value_cell, rest))}</tr>"
         for first, *rest in _with_words(metrics)
     )
     return f'<div class="scroll"><table><tr>{header}</tr>{rows}</table></div>'
+
+
+def _value_cell(text: str) -> str:
+    # A narrow screen breaks the line before the sign only.
+    return f'<td class="value">{html.escape(text).replace("± ", "±&nbsp;")}</td>'
 
 
 def _with_words(metrics: Metrics) -> list[tuple[str, ...]]:

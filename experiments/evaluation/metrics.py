@@ -199,11 +199,10 @@ def _sentence(metric: Metric, start: str) -> str:
 def _with_spread(side: Estimate | None) -> str:
     if side is None:
         return "-"
-    if side.spread is None:
+    # Draws that reuse all samples differ only by rounding, which says nothing about the spread.
+    if side.spread is None or side.spread <= _ROUNDING * abs(side.value):
         return format_value(side.value)
-    # Equal draws have a spread of rounding errors.
-    spread = side.spread if side.spread > _ROUNDING * abs(side.value) else 0.0
-    return f"{format_value(side.value)} ± {spread:.2g}"
+    return f"{format_value(side.value)} ± {side.spread:.2g}"
 
 
 def format_value(value: Any) -> str:
