@@ -19,6 +19,20 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "examples/README.md")]
 PAGES += sorted((ROOT / "docs").rglob("*.md"))
 MAIN = "python -m experiments.main"
+# Words that read as translated, and what to write instead.
+UNUSUAL_WORDS = {
+    "anew": "again",
+    "beside": "next to",
+    "besides": "also",
+    "mend": "fix",
+    "goes on": "resumes, continues",
+    "stands in": "is in",
+    "stands at": "is at",
+    "of one's own": "your",
+    "so long as": "while",
+    "tells": "prints, reports",
+    "told": "printed, reported",
+}
 MAX_PICTURE_BYTES, MAX_PICTURES_BYTES = 150_000, 2_000_000
 
 
@@ -141,6 +155,21 @@ def test_every_link_to_a_file_leads_to_one(page):
     for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):
         if not target.startswith("http"):
             assert (page.parent / target).exists(), target
+
+
+def unusual_words(text: str) -> list[str]:
+    prose = re.sub(r"```.*?```|`[^`]*`", "", text, flags=re.S)
+    return [word for word in UNUSUAL_WORDS if re.search(rf"\b{word}\b", prose)]
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CHANGELOG.md"], ids=place)
+def test_pages_use_the_words_of_the_field(page):
+    found = unusual_words(page.read_text())
+    assert not found, {word: UNUSUAL_WORDS[word] for word in found}
+
+
+def test_an_unusual_word_in_prose_is_found_and_in_code_is_not():
+    assert unusual_words("A run goes on. `anew`\n```\nbeside\n```\n") == ["goes on"]
 
 
 def test_every_picture_comes_from_the_gallery_and_is_small():
