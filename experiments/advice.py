@@ -46,10 +46,10 @@ def duration_warning(experiment: Experiment) -> str | None:
     days = cost.days_on_cpu(experiment)
     if days is None or days < 1.0:
         return None
-    hint = "configs/folder.py:small has a recipe for CPUs"
     return (
         f"this training takes about {days:,.0f} days on a CPU (a rough estimate from the number of "
-        f"operations); {hint}, and --mode=dry_run measures the time"
+        "operations); configs/cifar10_small.py has a network and a flow for CPUs, and "
+        "--mode=dry_run measures the time"
     )
 
 

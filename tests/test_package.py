@@ -118,8 +118,10 @@ def test_make_picks_the_newest_python_that_runs(tmp_path):
         script = tmp_path / f"python{version}"
         script.write_text(f"#!/bin/sh\nexit {status}\n")
         script.chmod(0o755)
-    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    environment.pop("PYTHON", None)
+    # Without what an outer make, which may have started the tests, hands on to this one.
+    outer = ("PYTHON", "VENV", "MAKEFLAGS", "MAKEOVERRIDES", "MFLAGS", "MAKELEVEL")
+    environment = {k: v for k, v in os.environ.items() if k not in outer}
+    environment["PATH"] = f"{tmp_path}:{environment['PATH']}"
 
     def chosen(*arguments):
         make = ["make", "-n", "-f", ROOT / "Makefile", "setup", f"VENV={tmp_path}/env", *arguments]
