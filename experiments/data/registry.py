@@ -65,6 +65,8 @@ def load(options: DataOptions) -> Source:
     if options.name in BUILT_IN:
         return _built_in(options)
     where = resolve_dir(options.dir)
+    if "\0" in where:  # What raises for it, and where, depends on the version of Python.
+        raise DataError(printable(f"data.dir={where}: a path cannot hold a NUL character"))
     try:
         return stored_source(options._replace(dir=where))
     except OSError as error:
