@@ -16,7 +16,7 @@ Step size and noise scale may be numbers, or functions of the step `k`: schedule
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias, overload
+from typing import Any, NamedTuple, TypeAlias
 
 import chex
 import jax
@@ -107,36 +107,6 @@ def langevin_step(
     return _moved(lambda: rng.typed(key), x, drift(x, potential_fn), step_size, noise_scale)
 
 
-@overload
-def flow(
-    key: Array,
-    x0: Array,
-    potential_fn: Potential,
-    *,
-    num_steps: int,
-    step_size: Schedule,
-    noise_scale: Schedule,
-    first_step: int | Array = 0,
-    observe: None = None,
-    unroll: int = 1,
-) -> Array: ...
-
-
-@overload
-def flow(
-    key: Array,
-    x0: Array,
-    potential_fn: Potential,
-    *,
-    num_steps: int,
-    step_size: Schedule,
-    noise_scale: Schedule,
-    first_step: int | Array = 0,
-    observe: Observe,
-    unroll: int = 1,
-) -> tuple[Array, Any]: ...
-
-
 def flow(
     key: Array,
     x0: Array,
@@ -148,7 +118,7 @@ def flow(
     first_step: int | Array = 0,
     observe: Observe | None = None,
     unroll: int = 1,
-) -> Array | tuple[Array, Any]:
+) -> Any:
     """Runs the flow for a number of Euler-Maruyama steps (eq. 9) in one `lax.scan`.
 
     Call it inside `jax.jit`. Outside, every call traces and compiles the loop again, which takes

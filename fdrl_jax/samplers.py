@@ -113,7 +113,7 @@ def make_segment(problem: Problem, *, num_steps: int) -> Segment:
         batch: Batch,
         first_step: int | Array,
     ) -> Array:
-        return flow(
+        moved: Array = flow(
             _flow_keys(key, batch),
             batch["x"],
             problem.sampling_potential(variables, constants, batch),
@@ -122,6 +122,7 @@ def make_segment(problem: Problem, *, num_steps: int) -> Segment:
             first_step=first_step,
             unroll=problem.flow.unroll,
         )
+        return moved
 
     return advance
 
