@@ -12,6 +12,7 @@
 
 import contextlib
 import datetime
+import functools
 import logging
 import os
 import platform
@@ -103,7 +104,7 @@ class Run:
         Raises:
           UserError: if the file of held-out images is not the one that the run was created with.
         """
-        return frozen_source(self.data, self.settings, self._kept_images())
+        return frozen_source(self.data, self.settings, self._kept_images)
 
     def metric_reference(self) -> ImageReference | PointsReference:
         """Returns the real data that samples are compared with.
@@ -111,9 +112,14 @@ class Run:
         Raises:
           UserError: as `source`.
         """
-        kept = self._kept_images()
+        return self._metric_reference
+
+    @functools.cached_property
+    def _metric_reference(self) -> ImageReference | PointsReference:
+        kept = self._kept_images
         return references.of(self.source(), _domains(self.settings)) if kept is None else kept
 
+    @functools.cached_property
     def _kept_images(self) -> ImageReference | None:
         if self._reference_sha256 is None:
             return None

@@ -1,7 +1,7 @@
 """From settings to objects: networks, flows, train steps. Pure: no file, output or global."""
 
 from experiments.build.classifier import classifier_training, make_attack
-from experiments.build.network import init_network, make_network
+from experiments.build.network import make_network
 from experiments.build.ratio import Experiment, experiment, needs_fitted_prior, ratio_training
 from experiments.build.training import Training
 
@@ -10,7 +10,6 @@ __all__ = [
     "Training",
     "classifier_training",
     "experiment",
-    "init_network",
     "make_attack",
     "make_network",
     "needs_fitted_prior",

@@ -97,19 +97,16 @@ def experiment(settings: Settings, source: Source, fitted: FittedPrior | None = 
         )
 
 
-def ratio_training(of: Experiment, num_flow_steps: int | None = None) -> Training:
+def ratio_training(of: Experiment) -> Training:
     """Builds the training of a density ratio.
 
     Args:
       of: the density ratio.
-      num_flow_steps: another length of the flow, to time it.
 
     Raises:
       UserError: for a batch that does not divide over devices or micro-batches.
     """
     settings, problem = of.settings, of.problem
-    if num_flow_steps is not None:
-        problem = problem._replace(flow=problem.flow._replace(num_steps=num_flow_steps))
     optimizer = make_optimizer(settings)
     with explained():
         train_step = steps.make_train_step(

@@ -42,15 +42,15 @@ def create_or_resume(command: Command) -> Created:
     run.check_free(command.folder)
     wanted = wanted_settings(command)
     source, used = load_data(wanted, command.data_dir), hardware.prepare(wanted)
-    check(build.experiment(used, source))
-    fitted = None
+    experiment, fitted = build.experiment(used, source), None
+    check(experiment)
     if build.needs_fitted_prior(wanted):
         started = time.perf_counter()
         rank = prior.choose_rank(wanted["prior.rank"], source.event_shape)
         fitted = prior.fit(source.train_batches(), rank, wanted["prior.jitter"])
         if parallel.is_first_process():
             print(f"{prior.describe(fitted)}, {time.perf_counter() - started:.1f} s")
-    experiment = build.experiment(used, source, fitted)
+        experiment = build.experiment(used, source, fitted)
     return Created(
         run.create(command.folder, "ratio", wanted, source, fitted, command.text), experiment
     )
