@@ -1,4 +1,4 @@
-"""Runs the program many times without importing it anew: one process forks for each command.
+"""Runs the program many times without importing it again: one process forks for each command.
 
 `ForkServer` starts this file in a process. It imports the program, runs nothing of it, and forks
 for each request, so that each child has a backend, signals and an exit of its own, as if it had
