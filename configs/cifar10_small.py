@@ -16,26 +16,8 @@ from configs import base
 
 def get_config(name: str = "") -> ConfigDict:
     """Returns the config, or its variants, such as "up"."""
-    c = base.images()
+    c = base.small_images(32, 32, 3)
     c.data.name = "folder"
     c.data.image_size = 32
-    c.network.name = "resnet"
-    c.network.width = 32
-    c.network.blocks = ((32, 2), (64, 1), (64, 2), (64, 1))
-    c.loss.name = "lr"
-    c.loss.divergence = "kl"
-    # The paper's flow of 100 steps of 3 in a tenth of the steps: at equal compute, more updates of
-    # the network are worth more.
-    c.flow.num_steps = 10
-    c.flow.num_refine_steps = 10
-    c.flow.step_size = 20.0
-    c.optimizer.learning_rate = 2e-3
-    c.optimizer.schedule = "cosine"
-    c.train.num_steps = 2_000
-    c.train.batch_size = 32
-    c.train.ema_ramp = True
-    c.log.every_steps = 20
-    c.checkpoint.every_steps = 200
-    c.snapshot.every_steps = 200
-    c.evaluate.num_samples = 1_000
+    c.data.random_flip = True
     return base.variant(c, name)

@@ -1,12 +1,13 @@
-"""Your own images, in a folder or a zip. The network and the prior follow from their size.
+"""Your own images, in a folder or a zip: a recipe that follows from them and from the device.
 
 Command: python -m experiments.main --config=configs/folder.py --config.data.dir=my_images
   --config.data.image_size=64 --workdir=runs/my_images
-The recipe is that of the paper for images (section 5): its network for the nearest of the sizes 32,
-64 and 128, and the data-dependent prior, with the full covariance up to 64 x 64 in colour and a
-low-rank one above. docs/data.md describes the formats and settings of images.
+On a CPU this is the recipe for small images (`base.small_images`), with a step size and a network
+for their size; grey images stay grey. On an accelerator it is the paper's (section 5), with its
+network for the nearest of the sizes 32, 64 and 128. Both start from the data-dependent prior, with
+the full covariance up to 64 x 64 in colour and a low-rank one above. docs/data.md describes the
+formats and settings of images; --mode=dry_run estimates the time.
 Variants: folder.py:lsif_pearson, folder.py:up and so on, see `base.variant`.
-Cost: grows with the number of pixels. All 100,000 steps at 64 x 64 take days on a GPU.
 Score: depends on the images; the report of the run compares with held-out ones.
 """
 
@@ -16,16 +17,30 @@ from configs import base
 
 
 def get_config(name: str = "") -> ConfigDict:
-    """Returns the config, or its variants, such as "up" or "tiny"."""
-    c = base.get_config()
+    """Returns the config for accelerators, or its variants, such as "up" or "tiny"."""
+    c = base.images()
+    c.loss.name, c.loss.divergence = "lr", "kl"
+    c.network.name = "auto"
+    return _with_variants(_of_a_folder(c), name)
+
+
+def get_config_for(platform: str, event_shape: tuple[int, ...], name: str = "") -> ConfigDict:
+    """Returns the config for a device and for images of a shape (height, width, channels)."""
+    if platform != "cpu":
+        return get_config(name)
+    return _with_variants(_of_a_folder(base.small_images(*event_shape)), name)
+
+
+def _of_a_folder(c: ConfigDict) -> ConfigDict:
     c.data.name = "folder"
     c.data.image_size = 64
-    c.data.random_flip = True
-    c.data.dequantisation = 0.03
-    c.network.name = "auto"
-    c.prior.name = "data_dependent"
+    c.data.channels = 0  # As stored.
     c.evaluate.num_samples = 1_000
     c.evaluate.batch_size = 100
+    return c
+
+
+def _with_variants(c: ConfigDict, name: str) -> ConfigDict:
     c = base.variant(c, name)
     if "tiny" in name.split(","):
         c.network.width = 4

@@ -48,8 +48,8 @@ def duration_warning(experiment: Experiment) -> str | None:
         return None
     return (
         f"this training takes about {days:,.0f} days on a CPU (a rough estimate from the number of "
-        "operations); configs/cifar10_small.py has a network and a flow for CPUs, and "
-        "--mode=dry_run measures the time"
+        "operations). Smaller images (data.image_size) shorten it; configs/folder.py has a network "
+        "and a flow for CPUs; --mode=dry_run measures the time"
     )
 
 

@@ -2,14 +2,17 @@
 
 import argparse
 import ast
+import contextlib
 import dataclasses
+import functools
 import importlib.util
 import inspect
 import os
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal, NoReturn
 
 from experiments import settings
@@ -37,6 +40,8 @@ class Command:
       mode: a name in `experiments.modes.MODES`.
       workdir: folder of the run; `None` for modes that need none.
       config: flat settings of the config file with the changes; `None` without a config file.
+      config_for: `(platform, shape of an example) -> flat settings` of a config file that depends
+        on them, without the changes; `None` for others.
       changes: flat settings that the command line changes.
       data_dir: where the data are, if the command says so.
       flags: values of the mode's own flags.
@@ -46,6 +51,7 @@ class Command:
     mode: str
     workdir: Path | None = None
     config: Settings | None = None
+    config_for: Callable[[str, tuple[int, ...]], Settings] | None = None
     changes: Settings = dataclasses.field(default_factory=dict)
     data_dir: str = ""
     flags: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -99,6 +105,7 @@ def parse(argv: Sequence[str]) -> tuple[Command, dict[str, Any]]:
         if flags.get(flag):
             changes[key] = flags[flag]
     config = None if spec is None else {**load_config(spec), **changes}
+    config_for = None if spec is None else load_config_for(spec)
     workdir = flags.pop("workdir")
     if workdir is None and MODES[mode].needs_workdir:
         raise UserError(f"--workdir=DIR, the folder of the run, is missing: {example(mode)}")
@@ -108,6 +115,7 @@ def parse(argv: Sequence[str]) -> tuple[Command, dict[str, Any]]:
             mode=mode,
             workdir=None if workdir is None else Path(os.path.expanduser(workdir)),
             config=config,
+            config_for=config_for,
             changes=changes,
             data_dir=flags.pop("data_dir") or "",
             flags=flags,
@@ -141,24 +149,61 @@ def load_config(spec: str) -> Settings:
     Raises:
       UserError: naming the nearest file, or what is wrong in it.
     """
-    path = config_file(spec)
+    return _call(spec, "get_config")
+
+
+def load_config_for(spec: str) -> Callable[[str, tuple[int, ...]], Settings] | None:
+    """Returns `(platform, shape of an example) -> settings` of a config file that depends on them.
+
+    Such a file defines `get_config_for` besides `get_config`, whose settings are used until the
+    data and the device are known.
+
+    Args:
+      spec: as for `load_config`.
+
+    Returns:
+      The function, or `None` for a file without one.
+
+    Raises:
+      UserError: as `load_config`.
+    """
+    with _explaining(spec):
+        if not hasattr(_imported(spec), "get_config_for"):
+            return None
+    return functools.partial(_call, spec, "get_config_for")
+
+
+def _call(spec: str, function: str, *arguments: Any) -> Settings:
+    """Calls a function of a config file with some arguments and the variants of the spec."""
     name, _, variants = spec.partition(":")
-    try:
-        module_spec = importlib.util.spec_from_file_location("config", path)
-        if module_spec is None or module_spec.loader is None:
-            raise UserError(f"--config={name} is not a Python file")
-        module = importlib.util.module_from_spec(module_spec)
-        module_spec.loader.exec_module(module)
-        takes_variants = bool(inspect.signature(module.get_config).parameters)
+    with _explaining(spec):
+        get_config = getattr(_imported(spec), function)
+        takes_variants = len(inspect.signature(get_config).parameters) > len(arguments)
         if variants and not takes_variants:
             raise UserError(f"--config={name} has no variants, got {variants!r}")
-        config = module.get_config(variants) if takes_variants else module.get_config()
+        config = get_config(*arguments, *((variants,) if takes_variants else ()))
         return settings.flatten(config.to_dict())
+
+
+def _imported(spec: str) -> ModuleType:
+    path = config_file(spec)
+    module_spec = importlib.util.spec_from_file_location("config", path)
+    if module_spec is None or module_spec.loader is None:
+        raise UserError(f"--config={spec.partition(':')[0]} is not a Python file")
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    return module
+
+
+@contextlib.contextmanager
+def _explaining(spec: str) -> Iterator[None]:
+    try:
+        yield
     except UserError:
         raise
     except Exception as error:  # Somebody's own code may raise anything.
         reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(f"config: {name}: {reason[-1]}") from error
+        raise UserError(f"config: {spec.partition(':')[0]}: {reason[-1]}") from error
 
 
 def config_file(spec: str) -> Path:

@@ -329,6 +329,12 @@ SETTINGS: dict[str, Setting] = {
         "Weight of the zero-centred gradient penalty on data and flowed samples (R1 + R2).",
         "training",
     ),
+    "loss.gradient_penalty_fraction": Setting(
+        1.0,
+        _real(0.0, 1.0, above=True),
+        "Share of the batch that the penalty is computed on; less is faster.",
+        "training",
+    ),
     # optimizer
     "optimizer.learning_rate": Setting(1e-4, _real(0.0, 10.0, above=True), "Of Adam.", "training"),
     "optimizer.b1": Setting(

@@ -68,6 +68,7 @@ def make_train_step(
     ema_ramp: bool = False,
     dequantisation: float = 0.0,
     gradient_penalty: float = 0.0,
+    gradient_penalty_fraction: float = 1.0,
     num_micro_batches: int = 1,
     axis_name: str | None = None,
 ) -> TrainStep:
@@ -88,6 +89,7 @@ def make_train_step(
       ema_ramp: as for `state.apply_gradients`.
       dequantisation: standard deviation of the Gaussian noise added to data.
       gradient_penalty: as for `objectives.objective`; 0 for none, which costs nothing.
+      gradient_penalty_fraction: as for `objectives.objective`; of each micro-batch.
       num_micro_batches: equal parts in which the batch goes through flow and gradient one after the
         other, to save memory; the result is that of the whole batch.
       axis_name: mapped axis over which gradients and metrics are averaged, if any.
@@ -137,6 +139,7 @@ def make_train_step(
                 num_steps=problem.flow.num_steps,
                 **problem.flow.schedules(),
                 gradient_penalty=gradient_penalty,
+                gradient_penalty_fraction=gradient_penalty_fraction,
                 flow_estimator_fn=lambda x: problem.estimator.apply(prepared, x),
                 unroll=problem.flow.unroll,
             )

@@ -117,6 +117,7 @@ def ratio_training(of: Experiment) -> Training:
             ema_rate=settings["train.ema_rate"],
             ema_ramp=settings["train.ema_ramp"],
             gradient_penalty=settings["loss.gradient_penalty"],
+            gradient_penalty_fraction=settings["loss.gradient_penalty_fraction"],
             dequantisation=settings["data.dequantisation"],
             num_micro_batches=settings["train.num_micro_batches"],
             axis_name=parallel.AXIS,

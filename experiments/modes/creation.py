@@ -3,6 +3,8 @@
 import time
 from typing import NamedTuple
 
+import jax
+
 from experiments import build, data, prior, run, settings
 from experiments.build import Experiment
 from experiments.command_line import Command
@@ -40,8 +42,8 @@ def create_or_resume(command: Command) -> Created:
         check(created.experiment)
         return created
     run.check_free(command.folder)
-    wanted = wanted_settings(command)
-    source, used = load_data(wanted, command.data_dir), hardware.prepare(wanted)
+    wanted, source = settings_and_data(command)
+    used = hardware.prepare(wanted)
     experiment, fitted = build.experiment(used, source), None
     check(experiment)
     if build.needs_fitted_prior(wanted):
@@ -62,11 +64,36 @@ def wanted_settings(command: Command, opened: Run | None = None) -> Settings:
     Raises:
       UserError: for a missing config, or values that are not allowed.
     """
+    if opened is not None and command.config_for is not None:
+        # What was fitted to the device and the data stays as it was.
+        of_data = {k: v for k, v in (command.config or {}).items() if k.startswith("data.")}
+        return settings.checked({**opened.settings, **of_data, **command.changes})
     if command.config is not None:
         return settings.checked(command.config)
     if opened is not None:
         return settings.checked({**opened.settings, **command.changes})
     raise UserError(f"--config=FILE.py is missing: {example(command.mode)}")
+
+
+def settings_and_data(command: Command) -> tuple[Settings, Source]:
+    """Returns the checked settings of a new run, and its data.
+
+    A config that depends on the device and on the shape of the data is asked again once these are
+    known; it keeps its settings of the data.
+
+    Raises:
+      UserError: as `wanted_settings`.
+      DataError: as `load_data`.
+    """
+    wanted = wanted_settings(command)
+    source = load_data(wanted, command.data_dir)
+    if command.config_for is not None:
+        fitting = command.config_for(jax.default_backend(), source.event_shape)
+        of_data = {key: value for key, value in wanted.items() if key.startswith("data.")}
+        wanted = settings.checked({**fitting, **of_data, **command.changes})
+        if parallel.is_first_process():
+            print(f"config: for {source.event_shape} images on this {jax.default_backend()}")
+    return wanted, source
 
 
 def load_data(wanted: Settings, data_dir: str = "") -> Source:

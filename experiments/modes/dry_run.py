@@ -10,7 +10,7 @@ from experiments import advice, build, cost, settings
 from experiments.build import Experiment, Training
 from experiments.command_line import Command
 from experiments.machine import hardware, memory
-from experiments.modes.creation import check, load_data, wanted_settings
+from experiments.modes.creation import check, settings_and_data
 from fdrl_jax import parallel, rng, steps
 
 _MAX_TIMED_SECONDS = 4.0  # A train step of up to this length is timed as a whole.
@@ -23,8 +23,7 @@ def run_mode(command: Command) -> None:
     The real train step is compiled; memory is the compiler's figure for it. A flow step is timed,
     and the train step as well unless it takes too long.
     """
-    wanted = wanted_settings(command)
-    source = load_data(wanted, command.data_dir)
+    wanted, source = settings_and_data(command)
     experiment = build.experiment(hardware.prepare(wanted), source)
     check(experiment)
     training = build.ratio_training(experiment)

@@ -33,7 +33,7 @@ def objective(params, of=estimator, real=REAL, x0=START, **options):
     return fdrl.objective(KEY, real, x0, of(params), **(FLOW | options))
 
 
-def by_definition(params, of=estimator, penalty=0.0, pair=("lr", "kl")):
+def by_definition(params, of=estimator, penalty=0.0, pair=("lr", "kl"), num_penalised=None):
     loss, divergence = bregman.get(pair[0]), pair[1]
     potential = fdrl.first_variation(of(PARAMS), divergence, loss.output)  # Constant parameters.
     flowed = fdrl.flow(KEY, START, potential, **FLOW)
@@ -43,7 +43,8 @@ def by_definition(params, of=estimator, penalty=0.0, pair=("lr", "kl")):
         one_by_one = jax.vmap(jax.grad(lambda x: of(params)(x[None])[0]))(x)
         return jnp.mean(jnp.sum(one_by_one**2, axis=-1))
 
-    return value + 0.5 * penalty * (mean_square(REAL) + mean_square(flowed))
+    penalised = [x[:num_penalised] for x in (REAL, flowed)]
+    return value + 0.5 * penalty * sum(map(mean_square, penalised))
 
 
 @pytest.mark.parametrize("penalty", [0.0, 0.7])
@@ -62,6 +63,26 @@ def test_loss_and_gradient_are_those_of_the_definition_and_none_goes_through_the
     actual, expected = both(PARAMS)
 
     chex.assert_trees_all_close(actual, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_penalty_on_a_part_of_the_batch_differentiates_the_first_examples():
+    options = {"gradient_penalty": 0.7, "gradient_penalty_fraction": 0.25}
+
+    @jax.jit
+    def both(params):
+        actual = jax.value_and_grad(lambda p: objective(p, cubic, **options)[0])(params)
+        expected = jax.value_and_grad(lambda p: by_definition(p, cubic, 0.7, num_penalised=3))
+        return actual, expected(params)
+
+    chex.assert_trees_all_close(*both(PARAMS), rtol=1e-5, atol=1e-6)
+
+
+def test_the_smallest_part_of_the_batch_is_one_example_and_one_example_may_be_all():
+    for real, x0 in ((REAL, START), (REAL[:1], START[:1])):
+        _, metrics = objective(
+            PARAMS, cubic, real, x0, gradient_penalty=0.7, gradient_penalty_fraction=1e-3
+        )
+        assert metrics["gradient_penalty"] > 0
 
 
 def test_the_metric_of_the_penalty_is_its_part_of_the_loss():
@@ -144,6 +165,8 @@ def test_data_and_prior_samples_may_differ_in_number():
         ({"of": lambda params: lambda x: x[:, :1]}, r"drop the last axis"),
         ({"of": lambda params: lambda x: x[:, :1], "num_steps": 0}, "one number per example"),
         ({"gradient_penalty": -1.0}, "gradient_penalty must be >= 0"),
+        ({"gradient_penalty_fraction": 0.0}, "gradient_penalty_fraction must be above 0"),
+        ({"gradient_penalty_fraction": 1.5}, "gradient_penalty_fraction must be above 0"),
         ({"bregman": "lsif"}, "unconstrained ratio"),
         ({"bregman": "lrr"}, "did you mean 'lr'"),
     ],

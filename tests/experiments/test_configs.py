@@ -7,7 +7,9 @@ import pytest
 from small_runs import train
 
 from configs import base
-from experiments import command_line, data, settings
+from experiments import command_line, data, run, settings
+from experiments.build.network import make_network
+from experiments.errors import UserError
 from experiments.modes import creation
 
 NAMES = sorted(
@@ -80,3 +82,44 @@ def test_a_tiny_folder_is_as_small_with_another_variant():
 def test_an_unknown_variant_is_answered_with_the_allowed_ones():
     with pytest.raises(ValueError, match=r"unknown variant 'fast'.*tiny, ddp, up, lsif_pearson"):
         base.variant(base.images(), "fast")
+
+
+def test_the_config_of_a_folder_fits_the_device_and_the_images():
+    config_for = command_line.load_config_for("folder")
+    on_cpu = settings.checked(config_for("cpu", (28, 28, 1)))
+    assert (on_cpu["flow.num_steps"], on_cpu["flow.step_size"]) == (12, 6.4)
+    assert on_cpu["network.blocks"] == [[64, 2], [64, 2], [128, 1]]
+    assert on_cpu["network.blocks"] == settings.checked(load("mnist"))["network.blocks"]
+    assert config_for("gpu", (32, 32, 3)) == load("folder")
+    assert load("folder")["flow.num_steps"] == 100
+    assert command_line.load_config_for("mnist") is None
+    with pytest.raises(UserError, match="unknown variant 'wide'"):
+        command_line.load_config_for("folder:wide")("cpu", (28, 28, 1))
+
+
+@pytest.mark.parametrize("size", [8, 16, 28, 32, 64, 128])
+def test_the_recipe_for_small_images_takes_every_size(size):
+    c = base.small_images(size, size, 3)
+    network = make_network(settings.checked(settings.flatten(c.to_dict())), (size, size, 3))
+    smallest = size
+    for _, stride in network.spec.blocks:
+        smallest = -(-smallest // stride)
+    assert 4 <= smallest <= 8
+
+
+def test_a_fitted_run_keeps_its_settings_when_the_same_command_resumes_it(image_folder, tmp_path):
+    arguments = ["--config=configs/folder.py", "--config.train.num_steps=3"]
+    arguments += [f"--config.data.dir={image_folder}", "--config.data.image_size=8"]
+    command, _ = command_line.parse([*arguments, f"--workdir={tmp_path / 'run'}"])
+    with run.locked_folder(command.folder):
+        created = creation.create_or_resume(command)
+        resumed = creation.create_or_resume(command)
+
+    assert created.run.settings["flow.step_size"] == 3.2
+    assert created.run.settings["train.num_steps"] == 3
+    assert resumed.run.settings == created.run.settings
+    other, _ = command_line.parse(
+        [*arguments, "--config.data.channels=1", f"--workdir={tmp_path / 'run'}"]
+    )
+    with pytest.raises(UserError, match=r"data\.channels"):
+        creation.create_or_resume(other)
