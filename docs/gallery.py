@@ -1,6 +1,6 @@
 """Draws all pictures of the documentation from scratch on a CPU and writes docs/gallery.md.
 
-Command: python -m docs.gallery [--only NAME ...] [--workdir=runs/gallery] [--data_dir=CIFAR10]
+Command: python -m docs.gallery [--only NAME ...] [--workdir=runs/gallery] [--data SET=PATH ...]
 """
 
 import argparse
@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,14 +31,15 @@ class Entry(NamedTuple):
       command: draws the pictures, one or more lines; runs/gallery is replaced by `--workdir`.
       pictures: file in docs/images to (file that the command writes, below runs/gallery; caption).
       of_run: the entry whose run the command needs.
-      needs_data: whether it needs CIFAR-10 from `--data_dir`, which is not downloaded.
+      needs_data: the set that `--data` must name, as nothing is downloaded; its name in the command
+        is replaced by the path.
     """
 
     name: str
     command: str
     pictures: dict[str, tuple[str, str]]
     of_run: str = ""
-    needs_data: bool = False
+    needs_data: str = ""
 
 
 ENTRIES = (
@@ -79,15 +81,15 @@ ENTRIES = (
         f"{MAIN} --config=configs/digits.py --workdir=runs/gallery/digits",
         {
             "digits_flow.png": (
-                "digits/evaluations/step_2000/flow.png",
+                "digits/evaluations/step_1500/flow.png",
                 "Each row is one digit on its way from the data-dependent prior.",
             ),
             "digits_samples.png": (
-                "digits/evaluations/step_2000/samples.png",
+                "digits/evaluations/step_1500/samples.png",
                 "Prior, samples and data.",
             ),
             "digits_curves.png": (
-                "digits/evaluations/step_2000/curves.png",
+                "digits/evaluations/step_1500/curves.png",
                 "Loss, mean ratio and norms of a healthy run.",
             ),
         },
@@ -97,7 +99,7 @@ ENTRIES = (
         f"{MAIN} --workdir=runs/gallery/digits --mode=curve --num_samples=2000",
         {
             "digits_curve.png": (
-                "digits/curves/length_step_2000.png",
+                "digits/curves/length_step_1500.png",
                 "Fréchet distance against the length of the flow (figure 8).",
             )
         },
@@ -146,6 +148,29 @@ ENTRIES = (
         },
     ),
     Entry(
+        "mnist",
+        f"{MAIN} --mode=train_classifier --config=configs/mnist_classifier.py --data_dir=MNIST "
+        "--workdir=runs/gallery/mnist/classifier\n"
+        f"{MAIN} --config=configs/mnist.py --data_dir=MNIST --workdir=runs/gallery/mnist/run\n"
+        f"{MAIN} --workdir=runs/gallery/mnist/run --mode=evaluate --data_dir=MNIST "
+        "--classifier=runs/gallery/mnist/classifier",
+        {
+            "mnist_samples.png": (
+                "mnist/run/evaluations/step_2000/samples.png",
+                "MNIST: prior, samples and data.",
+            ),
+            "mnist_flow.png": (
+                "mnist/run/evaluations/step_2000/flow.png",
+                "MNIST: samples on their way from the data-dependent prior.",
+            ),
+            "mnist_neighbours.png": (
+                "mnist/run/evaluations/step_2000/neighbours.png",
+                "Samples of MNIST next to their nearest training images.",
+            ),
+        },
+        needs_data="MNIST",
+    ),
+    Entry(
         "cifar10_small",
         f"{MAIN} --config=configs/cifar10_small.py --data_dir=CIFAR10 "
         "--workdir=runs/gallery/cifar10_small",
@@ -155,7 +180,7 @@ ENTRIES = (
                 "CIFAR-10 on a CPU: samples on their way from the data-dependent prior.",
             )
         },
-        needs_data=True,
+        needs_data="CIFAR10",
     ),
     Entry(
         "density_chasm",
@@ -198,29 +223,47 @@ def main(argv: list[str]) -> None:
     names = [entry.name for entry in ENTRIES]
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME")
     parser.add_argument("--page", action="store_true", help="write only the page, draw nothing")
-    parser.add_argument("--data_dir", help="CIFAR-10 as a folder or zip")
+    sets = sorted({entry.needs_data for entry in ENTRIES if entry.needs_data})
+    parser.add_argument(
+        "--data",
+        nargs="+",
+        default=[],
+        metavar="SET=PATH",
+        help=f"folders or zips of images, for {', '.join(sets)}",
+    )
     arguments = parser.parse_args(argv)
+    data = dict(text.partition("=")[::2] for text in arguments.data)
+    if unknown := set(data) - set(sets):
+        parser.error(f"--data: unknown set {min(unknown)!r}; allowed: {', '.join(sets)}")
     times = json.loads(TIMES.read_text()) if TIMES.exists() else {}
     chosen = [entry for entry in ENTRIES if entry.name in arguments.only and not arguments.page]
     for entry in chosen:
-        if entry.needs_data and arguments.data_dir is None:
-            print(f"{entry.name}: skipped, it needs CIFAR-10: --data_dir=FOLDER_OR_ZIP")
+        if entry.needs_data and entry.needs_data not in data:
+            print(f"{entry.name}: skipped, it needs --data {entry.needs_data}=FOLDER_OR_ZIP")
             continue
-        seconds = draw(entry, Path(arguments.workdir), arguments.data_dir or "")
+        seconds = draw(entry, Path(arguments.workdir), data)
         times[entry.name] = round(seconds)
         TIMES.write_text(json.dumps(times, indent=2, sort_keys=True) + "\n")
         print(f"{entry.name}: {times[entry.name]} s", flush=True)
     PAGE.write_text(page(times))
 
 
-def draw(entry: Entry, workdir: Path, data_dir: str) -> float:
-    """Runs the command of an entry from scratch and returns the time in seconds."""
+def draw(entry: Entry, workdir: Path, data: Mapping[str, str]) -> float:
+    """Runs the command of an entry from scratch and returns the time in seconds.
+
+    Args:
+      entry: what to draw.
+      workdir: folder of the runs.
+      data: paths of the sets that commands name.
+    """
     shutil.rmtree(workdir / entry.name, ignore_errors=True)
     workdir.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     for line in entry.command.replace(WORKDIR, str(workdir)).splitlines():
-        arguments = [a.replace("=CIFAR10", f"={data_dir}") for a in shlex.split(line)[1:]]
-        command = [sys.executable, *arguments]
+        command = [sys.executable, *shlex.split(line)[1:]]
+        if entry.needs_data:
+            wanted, path = f"--data_dir={entry.needs_data}", data[entry.needs_data]
+            command = [f"--data_dir={path}" if a == wanted else a for a in command]
         subprocess.run(command, check=True, cwd=DOCS.parent)
     seconds = time.perf_counter() - started
     collect(entry, workdir)
