@@ -3,8 +3,8 @@
 Reference: Heng, Ansari and Soh, "Generative Modeling with Flow-Guided Density Ratio Learning",
 ECML/PKDD 2024, arXiv 2303.03714.
 
-Everywhere in this package the density ratio is that of flowed samples over data, `r = q~/p`: it is
-large where there are too many samples and small where there are too few.
+Throughout this package the density ratio is flowed samples over data, `r = q~/p`. It is large where
+there are too many samples and small where there are too few.
 """
 
 from fdrl_jax import (

@@ -1,7 +1,8 @@
-"""Classifiers that small perturbations do not fool: adversarial training on the L2 ball.
+"""Adversarial training on the L2 ball, for classifiers that small perturbations do not fool.
 
-The flow follows a classifier's gradient. That of an ordinary one is noise to the eye, as tiny
-perturbations change its mind; that of one trained against them points to what makes a class.
+The flow follows a classifier's gradient. The gradient of an ordinary classifier looks like noise,
+because tiny perturbations change its prediction. The gradient of a robust classifier points towards
+features of the class.
 
 References: Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks", 2018;
 Santurkar et al., "Image Synthesis with a Single (Robust) Classifier", 2019.
@@ -45,7 +46,7 @@ class Attack(NamedTuple):
 
 
 def l2_attack(epsilon: float, num_steps: int) -> Attack:
-    """Returns an attack whose steps can reach all of the ball, of `2.5 ε / num_steps` each.
+    """Returns an attack that can reach every point of the ball, with steps of `2.5 ε / num_steps`.
 
     Args:
       epsilon: radius of the ball, in units of the images; 0 for no attack.
@@ -57,19 +58,20 @@ def l2_attack(epsilon: float, num_steps: int) -> Attack:
 
 
 def perturb(classifier: Classifier, x: Array, labels: Array, attack: Attack) -> Array:
-    """Seeks the images nearby that a classifier gets most wrong (projected gradient descent).
+    """Finds nearby images on which a classifier has a large loss (projected gradient descent).
 
-    `x <- clip(project(x + a g / |g|))` with `g` the gradient of the cross-entropy, projected on
-    `|x - x_0| <= ε`; from `x_0` on, without a random start.
+    Each step is `x <- clip(project(x + a g / |g|))`, where `g` is the gradient of the cross-entropy
+    and the projection is onto `|x - x_0| <= ε`. The first step starts at `x_0`, not at a random
+    point.
 
     Args:
-      classifier: `x [B, ...] -> logits [B, C]`, each row depending on its own example alone.
-      x: images within the bounds, [B, ...]; integers count as float32.
+      classifier: `x [B, ...] -> logits [B, C]`, each row depending only on its own example.
+      x: images within the bounds, [B, ...]; integers are converted to float32.
       labels: their classes, [B] integers.
       attack: radius, steps and bounds.
 
     Returns:
-      Images of the shape of `x`, through which no gradient goes.
+      Images of the shape of `x`. No gradient flows through them.
 
     Reference: Madry et al., arXiv 1706.06083, section 2.1.
     """
@@ -89,7 +91,7 @@ def perturb(classifier: Classifier, x: Array, labels: Array, attack: Attack) -> 
 
 
 def cross_entropy(logits: Array, labels: Array) -> Array:
-    """Returns `-log p(y | x)` of each example, [B].
+    """Returns `-log p(y | x)` per example, [B].
 
     Args:
       logits: [B, C].
@@ -108,24 +110,24 @@ def make_train_step(
     batch_size: int,
     **options: Any,
 ) -> TrainStep:
-    """Builds the train step of a classifier: cross-entropy at images that were attacked first.
+    """Builds the train step of a classifier: the cross-entropy on attacked images.
 
-    It goes where `steps.make_train_step` goes, and draws data by the same positions.
+    It is used like the result of `steps.make_train_step` and draws data by the same positions.
 
     Args:
       apply: `(variables, x [B, ...]) -> logits [B, C]`.
-      attack: what the classifier should withstand.
+      attack: the attack that the classifier should withstand.
       optimizer: an Optax optimizer.
       draw: as in `steps.make_train_step`, with the classes under "label", [B].
-      batch_size: examples of one replica.
-      **options: those of `steps.from_gradients`.
+      batch_size: examples per replica.
+      **options: further options of `steps.from_gradients`.
 
     Returns:
-      A `steps.TrainStep`. Its metrics are "loss" and "accuracy" at the attacked images, and
+      A `steps.TrainStep`. Its metrics are "loss" and "accuracy" on the attacked images, and
       "grad_norm".
 
     Raises:
-      ValueError: as `steps.from_gradients`.
+      ValueError: as for `steps.from_gradients`.
     """
 
     def loss_and_grads(

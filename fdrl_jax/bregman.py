@@ -73,10 +73,10 @@ REGISTRY: dict[str, Bregman] = {b.name: b for b in (LSIF, LR, UKL)}
 
 
 def get(spec: str | Bregman) -> Bregman:
-    """Returns a Bregman loss by name: "lsif", "lr" or "ukl". A loss is returned as it is.
+    """Returns a Bregman loss by name: "lsif", "lr" or "ukl". A loss is returned unchanged.
 
     Raises:
-      ValueError: naming the allowed names and the nearest one.
+      ValueError: for an unknown name; lists the allowed names and suggests the closest one.
     """
     if isinstance(spec, Bregman):
         return spec
@@ -89,7 +89,7 @@ def get(spec: str | Bregman) -> Bregman:
 def loss(
     bregman: str | Bregman, out_real: Array, out_flowed: Array
 ) -> tuple[Array, dict[str, Array]]:
-    """Estimates the Bregman divergence from a batch of data and a batch of flowed samples (eq. 2).
+    """Estimates the Bregman divergence from batches of data and of flowed samples (eq. 2).
 
     Args:
       bregman: the loss, or its name.
@@ -97,10 +97,10 @@ def loss(
       out_flowed: network outputs on flowed samples, [B].
 
     Returns:
-      The scalar loss and metrics, all scalars: the loss again ("loss"), the mean network output on
-      data and on flowed samples ("output_real", "output_flowed") and the mean density ratio there
-      ("ratio_real", "ratio_flowed"), in which log-ratios above 80 count as 80, so that the means
-      stay finite. For the true ratio, `E_p[r] = 1`.
+      The scalar loss, and a dictionary of scalar metrics: the loss again ("loss"), and the means
+      over data and over flowed samples of the network output ("output_real", "output_flowed") and
+      of the density ratio ("ratio_real", "ratio_flowed"). Log-ratios are capped at 80 in the means
+      of the ratio, which keeps them finite. For the true ratio, `E_p[r] = 1`.
     """
     bregman = get(bregman)
     value = jnp.mean(bregman.real_term(out_real)) + jnp.mean(bregman.flowed_term(out_flowed))
@@ -122,26 +122,26 @@ def loss(
 def check_pair(
     bregman: str | Bregman, divergence: str | FDivergence
 ) -> tuple[Bregman, FDivergence]:
-    """Checks that the flow of a divergence can use what a loss trains the network to return.
+    """Checks that the flow of a divergence can use the network output that a loss trains.
 
-    Losses whose network returns `log r` go with every divergence. LSIF trains an unconstrained
-    ratio, so it goes with divergences whose `f'` is defined for every real number (Pearson).
+    Losses whose network returns `log r` work with every divergence. LSIF trains an unconstrained
+    ratio, so it works only with divergences whose `f'` is defined for every real number (Pearson).
 
     Args:
       bregman: the loss, or its name.
       divergence: the f-divergence, or its name.
 
     Returns:
-      Both, as objects.
+      The `Bregman` and the `FDivergence`.
 
     Raises:
-      ValueError: for an unknown name, or a pair without a stable form, with what to use instead.
+      ValueError: for an unknown name, or for a pair without a stable form; suggests an alternative.
     """
     bregman, divergence = get(bregman), divergences.get(divergence)
     if bregman.output == "ratio" and divergence.potential_from_ratio is None:
         raise ValueError(
             f"loss {bregman.name!r} trains an unconstrained ratio, but divergence "
-            f"{divergence.name!r} needs a positive one (it takes its logarithm or a power): "
+            f"{divergence.name!r} needs a positive one (it uses its logarithm or a power): "
             f"use {bregman.name!r} with 'pearson', or {divergence.name!r} with 'lr' or 'ukl'"
         )
     return bregman, divergence

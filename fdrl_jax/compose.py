@@ -1,9 +1,9 @@
 """Compositions of density ratios: by class, by several attributes, and around a generator.
 
-All of them are functions of functions. An estimator, a classifier or a discriminator goes in, and
-what comes out goes to `first_variation` or to `flow` like any estimator's ratio or potential. The
-algebra is that of logarithms: a flow that decreases `log r` moves towards the denominator of `r`,
-so adding `-w log p` to it makes `p^w` a factor of what the flow aims at.
+Each function here maps functions to a function: pass it an estimator, a classifier or a
+discriminator, and pass the result to `first_variation` or `flow` like any other ratio or potential.
+Ratios are combined in logarithms. A flow that decreases `log r` moves towards the denominator of
+`r`, so adding `-w log p` to `log r` multiplies the target of the flow by `p^w`.
 
 References: Heng, Ansari and Soh, arXiv 2303.03714, section 3.4 (conditional generation); Du, Li and
 Mordatch, "Compositional Visual Generation with Energy Based Models", 2020 (products, negation);
@@ -32,23 +32,20 @@ def log_probability(
     input_range: tuple[float, float] = (-1.0, 1.0),
     class_probabilities: Literal["uniform"] | Array | Sequence[float] | None = None,
 ) -> Estimator:
-    """Returns `x -> log p(y | x)`, or `log(1 - p(y | x))`, of a classifier's logits.
+    """Returns `x -> log p(y | x)`, or `x -> log(1 - p(y | x))`, from a classifier's logits.
 
     Args:
-      classifier: `images [B, ...] -> logits [B, C]`, each row depending on its own example alone.
-      label: the class, or an integer for each example, [B]; from 0 to C - 1.
-      negate: take the probability of all other classes.
-      input_range: what the classifier wants for the range [-1, 1] of `x`, such as (0, 1). The map
-        is affine, without clipping.
+      classifier: `images [B, ...] -> logits [B, C]`, each row depending only on its own example.
+      label: the class, or one class per example, [B]; integers from 0 to C - 1.
+      negate: use the probability of all other classes.
+      input_range: input range of the classifier, such as (0, 1). The range [-1, 1] of `x` is mapped
+        to it linearly, without clipping.
       class_probabilities: the probabilities `p(y)` in the classifier's training data, [C], or
-        "uniform": then the result is relative to them, `log p(y | x) - log p(y)`.
+        "uniform". If given, the result is relative to them: `log p(y | x) - log p(y)`.
 
     Returns:
-      The function `x [B, ...] -> [B]`.
-
-    Raises:
-      ValueError: when it is called, for logits that are not [B, C], a label beyond them, or another
-        number of class probabilities.
+      The function `x [B, ...] -> [B]`. It raises ValueError for logits that are not [B, C], for a
+      label that is out of range, and unless there is one probability per class.
     """
     low, high = input_range
 
@@ -59,7 +56,7 @@ def log_probability(
                 f"a classifier must return logits [B, C], two classes included; got {logits.shape}"
             )
         num_classes = logits.shape[-1]
-        # Labels that are traced cannot be looked at.
+        # The values of traced labels are not known here.
         if not isinstance(label, jax.core.Tracer) and not np.all(
             (np.asarray(label) >= 0) & (np.asarray(label) < num_classes)
         ):
@@ -91,21 +88,22 @@ def log_probability(
 def product(log_ratios: Sequence[Estimator], weights: Sequence[float] | None = None) -> Estimator:
     """Returns the logarithm of a product of powers, `x -> Σ w_i log r_i(x)`.
 
-    With `r_i = q/p_i` over one `q`, the flow aims at `q Π (p_i/q)^(w_i)`: the product of the `p_i`
-    wherever `q` is flat. A negative weight divides: away from `p_i`. Log-probabilities go in as
-    `-log p(y | x)`, that is with a negative weight to be sought and a positive one to be avoided:
-    `product([log_r, log_p(smile), log_p(hat)], [1, -0.1, 0.1])` smiles without a hat.
+    If all `r_i = q/p_i` share one `q`, the target of the flow is `q Π (p_i/q)^(w_i)`, which is the
+    product of the `p_i` wherever `q` is flat. A negative weight moves samples away from `p_i`.
+    Log-probabilities enter as `-log p(y | x)`, so a negative weight seeks a class and a positive
+    weight avoids it: `product([log_r, log_p(smile), log_p(hat)], [1, -0.1, 0.1])` gives smiles
+    without hats.
 
     Args:
       log_ratios: functions `x [B, ...] -> [B]`.
-      weights: one number per function; all 1 if left out.
+      weights: one number per function; 1 each by default.
 
     Returns:
-      The function `x [B, ...] -> [B]`.
+      The function `x [B, ...] -> [B]`. It raises ValueError if the functions return different
+      shapes, which would broadcast.
 
     Raises:
-      ValueError: for no function, or unequal lengths; when it is called, for functions that return
-        unequal shapes, which would broadcast.
+      ValueError: if there are no functions, or if there is not one weight per function.
     """
     ws = [1.0] * len(log_ratios) if weights is None else list(weights)
     if not log_ratios or len(ws) != len(log_ratios):
@@ -135,32 +133,34 @@ def condition(
 ) -> Estimator:
     """Conditions a density-ratio estimator on a class: `r(x) (p(y | x) / p(y))^-φ` (eq. 12).
 
-    The factor `p(y)^φ` changes nothing under KL. Under other divergences it matters: with it, a
-    classifier that knows nothing leaves the flow as it is.
+    The factor `p(y)^φ` has no effect under KL. Under other divergences it ensures that an
+    uninformative classifier does not change the flow.
 
-    The flow of the result under KL is that of the paper (eq. 30), with `η` for its `2 η`:
-    `x - η ∇(log r(x) - φ log p(y | x)) + ν ξ`. The exact conditional is `φ = 1`; learnt ratios
-    and classifiers want less. The classifier should be robust to adversarial perturbations:
-    the flow climbs its log-probability, which for others leads to images that fool it alone.
+    Under KL the result is the flow of the paper (eq. 30) with `η` in place of its `2 η`:
+    `x - η ∇(log r(x) - φ log p(y | x)) + ν ξ`. The exact conditional is `φ = 1`; learnt ratios and
+    classifiers work better with a smaller weight. Use a classifier that is robust to adversarial
+    perturbations. The flow ascends its log-probability, and for an ordinary classifier this leads
+    to images that fool only this classifier.
 
     Args:
       estimator: `x [B, ...] -> [B]`.
       classifier: as for `log_probability`.
       label: as for `log_probability`.
       weight: `φ`; 0 is unconditional.
-      output: what the estimator returns, and so what the result does: "log_ratio", or "ratio" for
-        an unconstrained `r` (LSIF), of which the result is that times the same factor. Where such
-        an `r` is negative, that form reverses the pull of the class; prefer a loss that learns
+      output: what the estimator and the result return: "log_ratio" for `log r`, or "ratio" for an
+        unconstrained `r` (LSIF), which is multiplied by the same factor. Where such an `r` is
+        negative, the factor pushes samples away from the class, so prefer a loss that learns
         `log r`.
-      negate: condition on any class but this.
+      negate: condition on any class except this one.
       input_range: as for `log_probability`.
-      class_probabilities: `p(y)` in the classifier's training data, [C]; uniform if left out.
+      class_probabilities: `p(y)` in the classifier's training data, [C]; uniform by default.
 
     Returns:
-      An estimator `x [B, ...] -> [B]` for `first_variation` with the same output.
+      An estimator `x [B, ...] -> [B]` for `first_variation` with the same output. It raises the
+      errors of the function that `log_probability` returns.
 
     Raises:
-      ValueError: for an unknown output; later as `log_probability`.
+      ValueError: for an unknown output.
     """
     check_output(output)
     log_p = log_probability(
@@ -193,7 +193,7 @@ def refine(
     With the discriminator's logit `d = log p/q`, the density ratio is `log r = -(d + c)`, and the
     flow of the potential `f'(r)` is `x + η s ∇d(x) + ν ξ` with `s = 1` for KL, `1 / (1 + e^d)`
     for log D and `1 / (1 + e^-d)` for JS. With a generator `G` the flow runs in its latent space,
-    with `log r(z) = -(d + c)(G(z))`. The authors take 25 steps with `η = 0.1` and `γ = 0.01`:
+    with `log r(z) = -(d + c)(G(z))`. The authors use 25 steps with `η = 0.1` and `γ = 0.01`:
 
         potential = refine(discriminator, generator=generator)
         nu = noise_scale(0.1, entropy_weight=0.01)
@@ -202,10 +202,11 @@ def refine(
 
     Args:
       discriminator: `x [B, ...] -> [B]`, the logit of "real" (before any sigmoid).
-      divergence: the f-divergence, or what `divergences.get` takes.
-      generator: `z [B, ...] -> x [B, ...]` to refine latent vectors; samples if left out.
-      corrector: `c: x [B, ...] -> [B]`, `log q_d/q` where the discriminator was trained against
-        the samples of another generator, `q_d`, than those to refine, `q`.
+      divergence: the f-divergence, or a name for `divergences.get`.
+      generator: `z [B, ...] -> x [B, ...]`, to refine latent vectors; without it, samples are
+        refined directly.
+      corrector: `c: x [B, ...] -> [B]`, an estimate of `log q_d/q`. Needed if the discriminator was
+        trained on samples of another generator, `q_d`, than the one to refine, `q`.
 
     Returns:
       The potential, `x [B, ...] -> [B]`, or `z [B, ...] -> [B]` with a generator, for `flow`.

@@ -1,8 +1,8 @@
-"""Mean and covariance of a data set in one pass, exact or of low rank, in float64 on the host.
+"""Mean and covariance of a data set in one pass, exact or low-rank, in float64 on the host.
 
-Both are sums over rows `v` of `v vᵀ`. The rows are the centred examples of each batch and, for each
-batch, one more that accounts for the move of the mean (Chan, Golub and LeVeque, 1979), so nothing
-cancels and no second pass is needed.
+The scatter matrix is a sum of `v vᵀ` over rows `v`. Each batch contributes its centred examples and
+one more row that accounts for the change of the mean (Chan, Golub and LeVeque, 1979). This avoids
+both cancellation and a second pass.
 """
 
 from collections.abc import Iterable, Iterator
@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import linalg
 
-_BLOCK = 1_024  # Rows of a D x D matrix at a time.
+_BLOCK = 1_024  # Rows of a D x D matrix per block.
 
 
 class Moments(NamedTuple):
@@ -34,7 +34,7 @@ class Moments(NamedTuple):
 
 
 class LowRank(NamedTuple):
-    """The leading part of a covariance, without the covariance.
+    """The leading eigenvectors of a covariance that is never formed.
 
     Attributes:
       num_examples: N.
@@ -52,23 +52,23 @@ class LowRank(NamedTuple):
 
     @property
     def share_held(self) -> float:
-        """Share of the total variance that lies along the directions."""
+        """Share of the total variance along the directions."""
         return float(self.variances.sum() / self.total_variance) if self.total_variance else 1.0
 
 
 def moments(batches: Iterable[np.ndarray]) -> Moments:
     """Computes mean and covariance in one pass over batches.
 
-    Besides the scatter matrix of D x D it needs memory for a strip of it only.
+    In addition to the D x D scatter matrix, it needs memory for one block of its rows.
 
     Args:
-      batches: arrays [B, ...] of examples; for the prior un-augmented ones in [-1, 1].
+      batches: arrays [B, ...] of examples; for the prior, without augmentation and in [-1, 1].
 
     Returns:
       Count, mean [D] and scatter matrix [D, D].
 
     Raises:
-      ValueError: if there is no example, or one is not finite.
+      ValueError: if there are no examples, or one is not finite.
 
     Reference: Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing
     sample variances", 1979.
@@ -78,7 +78,7 @@ def moments(batches: Iterable[np.ndarray]) -> Moments:
         size = seen.rows.shape[1]
         if scatter is None:
             scatter = np.zeros((size, size))
-        # The matrix is symmetric: the blocks below the diagonal are computed, the others copied.
+        # The matrix is symmetric: only the blocks below the diagonal are computed.
         for top in range(0, size, _BLOCK):
             end = min(top + _BLOCK, size)
             scatter[top:end, :end] += seen.rows[:, top:end].T @ seen.rows[:, :end]
@@ -91,21 +91,21 @@ def moments(batches: Iterable[np.ndarray]) -> Moments:
 
 
 def low_rank(batches: Iterable[np.ndarray], rank: int, seed: int = 0) -> LowRank:
-    """Computes the mean and the leading part of the covariance in one pass over batches.
+    """Computes the mean and the leading eigenvectors of the covariance in one pass over batches.
 
-    A Nyström approximation from a random sketch `Y = Σ Ω` of twice the rank: memory is two arrays
-    of D x 2k, never D x D.
+    This is a Nyström approximation from a random sketch `Y = Σ Ω` of twice the rank. It stores two
+    arrays of D x 2k and never a D x D matrix.
 
     Args:
-      batches: arrays [B, ...] of un-augmented examples in [-1, 1].
+      batches: arrays [B, ...] of examples without augmentation, in [-1, 1].
       rank: number of directions `k`, at most D.
-      seed: of the random test matrix `Ω`.
+      seed: seed of the random test matrix `Ω`.
 
     Returns:
       The mean, and the `k` leading directions with their variances.
 
     Raises:
-      ValueError: if there is no example, one is not finite, or the rank is not from 1 to D.
+      ValueError: if there are no examples, one is not finite, or the rank is not from 1 to D.
 
     Reference: Tropp, Yurtsever, Udell and Cevher, "Fixed-rank approximation of a positive-
     semidefinite matrix from streaming data", NeurIPS 2017, algorithm 3.
@@ -157,11 +157,11 @@ def covariance_factor(covariance: np.ndarray, jitter: float = 1e-4) -> np.ndarra
 
 
 def low_rank_factor(part: LowRank, jitter: float = 1e-4) -> tuple[np.ndarray, float]:
-    """Returns `F` and `s` such that `F Fᵀ + s² I` stands for `Σ + jitter I`.
+    """Returns `F` and `s` such that `F Fᵀ + s² I` approximates `Σ + jitter I`.
 
-    The variance that the directions do not hold is spread evenly over the other `D - k`, so the
-    total is kept: `s² = (trace Σ - Σᵢ λᵢ) / (D - k) + jitter`, the maximum-likelihood solution of
-    probabilistic principal component analysis.
+    The variance that the `k` directions do not explain is spread evenly over the other `D - k`,
+    which preserves the total: `s² = (trace Σ - Σᵢ λᵢ) / (D - k) + jitter`. This is the
+    maximum-likelihood solution of probabilistic principal component analysis.
 
     Args:
       part: what `low_rank` returns.
@@ -179,16 +179,16 @@ def low_rank_factor(part: LowRank, jitter: float = 1e-4) -> tuple[np.ndarray, fl
     return (part.directions * scales).astype(np.float32), float(np.sqrt(remainder + jitter))
 
 
-class _Seen(NamedTuple):
-    """Count and mean of all examples up to a batch, and the batch's rows of the scatter matrix."""
+class _PartialMoments(NamedTuple):
+    """Count and mean of all examples so far, and the latest batch's rows of the scatter matrix."""
 
     num_examples: int
     mean: np.ndarray
     rows: np.ndarray
 
 
-def _rows(batches: Iterable[np.ndarray]) -> Iterator[_Seen]:
-    """Yields, for each batch of B examples, the B + 1 rows `v` of which `v vᵀ` are added up."""
+def _rows(batches: Iterable[np.ndarray]) -> Iterator[_PartialMoments]:
+    """Yields, for each batch of B examples, the B + 1 rows `v` whose `v vᵀ` sum to the scatter."""
     count, mean = 0, np.zeros(())
     for examples in batches:
         if not len(examples):
@@ -203,21 +203,21 @@ def _rows(batches: Iterable[np.ndarray]) -> Iterator[_Seen]:
         rows[-1] = moved * np.sqrt(count * len(x) / (count + len(x)))
         mean = mean + moved * (len(x) / (count + len(x)))
         count += len(x)
-        yield _Seen(count, mean, rows)
+        yield _PartialMoments(count, mean, rows)
 
 
 def _nystroem(sketch: np.ndarray, test: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the leading eigenvectors and eigenvalues of the matrix that was sketched.
+    """Returns the leading eigenvectors and eigenvalues of the sketched matrix.
 
     Args:
       sketch: `Y = Σ Ω`, [D, width]; overwritten.
       test: `Ω`, [D, width]; overwritten.
       rank: number of eigenvectors, at most the width.
     """
-    # A tiny multiple of the identity makes the core positive definite; it is taken off again.
+    # A tiny multiple of the identity makes the core positive definite; it is subtracted later.
     shift = np.finfo(np.float64).eps * np.linalg.norm(sketch) * np.sqrt(len(sketch))
     core = test.T @ sketch + shift * (test.T @ test)
-    root = _root(0.5 * (core + core.T))
+    root = _cholesky(0.5 * (core + core.T))
     test *= shift
     sketch += test
     for top in range(0, len(sketch), _BLOCK):
@@ -230,7 +230,7 @@ def _nystroem(sketch: np.ndarray, test: np.ndarray, rank: int) -> tuple[np.ndarr
     return directions, np.maximum(squares - shift, 0.0)
 
 
-def _root(core: np.ndarray) -> np.ndarray:
+def _cholesky(core: np.ndarray) -> np.ndarray:
     """Returns the Cholesky factor of a matrix that is positive definite up to rounding errors."""
     lift = np.finfo(np.float64).eps * max(float(np.trace(core)), np.finfo(np.float64).tiny)
     while True:

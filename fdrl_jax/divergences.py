@@ -1,8 +1,8 @@
 """f-divergences and the first variation that drives the flow.
 
 A divergence here is `D_f(q || p) = ∫ p f(q/p) dx` with a convex generator `f` (eq. 1 of the paper).
-Its first variation with respect to `q` is `f'(q/p)`, so the Langevin flow drifts along
-`-∇ f'(r(x))` with the density ratio `r = q/p` (eq. 3 and 5). Constants of `f'` have no gradient and
+Its first variation with respect to `q` is `f'(q/p)`, so the drift of the Langevin flow is
+`-∇ f'(r(x))` with the density ratio `r = q/p` (eq. 3 and 5). Constants in `f'` have no gradient and
 are dropped from the potentials.
 
 Reference: Heng, Ansari and Soh, "Generative Modeling with Flow-Guided Density Ratio Learning",
@@ -27,13 +27,13 @@ class FDivergence(NamedTuple):
     """An f-divergence as a record of pure, element-wise functions.
 
     Attributes:
-      name: the name under which `get` finds it, or a description for composed ones.
+      name: the name under which `get` finds it, or a description of a combination.
       f: the generator, a function of the ratio `r > 0`.
       f_prime: its derivative, a function of the ratio `r > 0`.
-      potential_from_log_ratio: `f'(exp(log r))` up to a constant, stable for large `|log r|` where
-        the divergence allows it.
-      potential_from_ratio: `f'(r)` up to a constant where it is defined for every real `r`, so that
-        an unconstrained estimator of the ratio itself can be used; `None` otherwise.
+      potential_from_log_ratio: `f'(exp(log r))` up to a constant, numerically stable for large
+        `|log r|` where the divergence allows it.
+      potential_from_ratio: `f'(r)` up to a constant, for unconstrained estimators of the ratio
+        itself; `None` if it is not defined for every real `r`.
     """
 
     name: str
@@ -96,7 +96,7 @@ REGISTRY: dict[str, FDivergence] = {
 
 
 def alpha(order: float) -> FDivergence:
-    """Returns the alpha-divergence of an order.
+    """Returns the alpha-divergence of the given order.
 
     `f(r) = (r^a - a r + a - 1) / (a (a - 1))`, so `f'(r) = (r^(a-1) - 1) / (a - 1)`. Orders 1 and 0
     are the limits KL and reverse KL; order 2 is half of Pearson; 1/2 is twice squared Hellinger.
@@ -119,7 +119,7 @@ def alpha(order: float) -> FDivergence:
         name=name,
         f=lambda r: (r**a - a * r + a - 1.0) / (a * (a - 1.0)),
         f_prime=lambda r: (r ** (a - 1.0) - 1.0) / (a - 1.0),
-        # Without the constant: (r^(a-1) - 1)/(a - 1) loses all digits to the 1 when r is small.
+        # Without the constant: for small r, subtracting 1 would cancel all digits.
         potential_from_log_ratio=lambda log_r: jnp.exp((a - 1.0) * log_r) / (a - 1.0),
         potential_from_ratio=(lambda r: r) if a == 2.0 else None,
     )
@@ -133,7 +133,8 @@ def combine(weights: Sequence[float], divergences: Sequence[str | FDivergence]) 
       divergences: the divergences to add, or their names.
 
     Raises:
-      ValueError: for no divergence, unequal lengths, or a weight that is not positive and finite.
+      ValueError: if there are no divergences, if there is not one weight per divergence, or if a
+        weight is not positive and finite.
     """
     if not divergences or len(weights) != len(divergences):
         raise ValueError(
@@ -164,14 +165,14 @@ def combine(weights: Sequence[float], divergences: Sequence[str | FDivergence]) 
 
 
 def get(spec: str | FDivergence) -> FDivergence:
-    """Returns a divergence by name. A divergence is returned as it is.
+    """Returns a divergence by name. A divergence is returned unchanged.
 
     Args:
-      spec: "pearson", "kl", "js", "logd", "reverse_kl", "hellinger", or "alpha(0.5)" with the order
-        of an alpha-divergence.
+      spec: "pearson", "kl", "js", "logd", "reverse_kl", "hellinger", or "alpha(ORDER)", such as
+        "alpha(0.5)".
 
     Raises:
-      ValueError: naming the allowed names and the nearest one.
+      ValueError: for an unknown name; lists the allowed names and suggests the closest one.
     """
     if isinstance(spec, FDivergence):
         return spec
@@ -185,10 +186,10 @@ def get(spec: str | FDivergence) -> FDivergence:
 
 
 def check_output(output: str) -> None:
-    """Checks what an estimator is said to return.
+    """Checks the kind of output of an estimator.
 
     Raises:
-      ValueError: for anything but "ratio" and "log_ratio".
+      ValueError: unless it is "ratio" or "log_ratio".
     """
     if output not in get_args(Output):
         raise ValueError(f"output must be one of {', '.join(get_args(Output))}, got {output!r}")
@@ -203,9 +204,9 @@ def first_variation(
 
     Args:
       estimator_fn: any function `x [B, ...] -> [B]` that estimates the density ratio `q/p`.
-      divergence: the f-divergence, or what `get` takes.
-      output: what the estimator returns: "log_ratio" for `log r`, "ratio" for `r` itself,
-        unconstrained (as after training with the LSIF loss).
+      divergence: the f-divergence, or a name for `get`.
+      output: what the estimator returns: "log_ratio" for `log r`, or "ratio" for an unconstrained
+        `r` (as trained with the LSIF loss).
 
     Returns:
       The potential, a function `x [B, ...] -> [B]`, up to a constant.

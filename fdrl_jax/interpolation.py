@@ -1,8 +1,8 @@
 """Paths between two points of a prior (figure 7 of the paper).
 
-To compare samples along a path, flow all its points with the same noise, so that they differ by
-their start only. One key for the batch would give each point other noise; give each point the same
-key instead:
+To compare samples along a path, flow all points with the same noise, so that they differ only in
+where they start. One key for the batch would give each point different noise, so pass the same key
+for each point:
 
     points = spherical(a, b, jnp.linspace(0.0, 1.0, 11))
     keys = jnp.broadcast_to(key, len(points))
@@ -25,8 +25,8 @@ def linear(a: Array, b: Array, weights: Array) -> Array:
       weights: `t`, [T].
 
     Returns:
-      Points, [T, ...]. Between independent samples of a Gaussian they lie nearer to its mean than
-      its samples do.
+      Points, [T, ...]. Between independent samples of a Gaussian, they are closer to its mean than
+      typical samples are.
     """
     t = _column(weights, a)
     return (1.0 - t) * a + t * b
@@ -35,17 +35,17 @@ def linear(a: Array, b: Array, weights: Array) -> Array:
 def spherical(a: Array, b: Array, weights: Array) -> Array:
     """Returns `(sin((1 - t) ω) a + sin(t ω) b) / sin ω`, with `ω` the angle between the points.
 
-    The points keep the length of samples of a centred Gaussian, which linear ones lose. Where the
-    mean is not 0, subtract it before and add it after.
+    Between samples of a centred Gaussian, the points keep the norm of a typical sample, unlike
+    those of `linear`. If the mean is not 0, subtract it before and add it after.
 
     Args:
       a: a point, of any shape.
-      b: another one, of the same shape.
+      b: another point, of the same shape.
       weights: `t`, [T].
 
     Returns:
-      Points, [T, ...]; the linear ones where no arc is defined: for points in the same or in
-      opposite directions, or at zero.
+      Points, [T, ...]. They are those of `linear` where the arc is undefined: for points in the
+      same or in opposite directions, or at zero.
 
     Reference: Shoemake, "Animating rotation with quaternion curves", SIGGRAPH 1985.
     """
@@ -61,5 +61,5 @@ def spherical(a: Array, b: Array, weights: Array) -> Array:
 
 
 def _column(weights: Array, a: Array) -> Array:
-    """Returns the weights as [T, 1, ..., 1], to go with points of the shape of `a`."""
+    """Returns the weights as [T, 1, ..., 1], which broadcast with points of the shape of `a`."""
     return jnp.reshape(weights, (-1,) + (1,) * jnp.ndim(a))

@@ -2,17 +2,17 @@
 
 `x_{k+1} = x_k - η ∇φ(x_k) + ν ξ_k`, `ξ_k ~ N(0, I)` (eq. 9; `φ` is the first variation `f'(r(x))`,
 `η` the step size, `ν = sqrt(2 η γ)` the noise scale with the entropy weight `γ`). The ratio is
-flowed samples over data, `r = q/p`, so the flow decreases `log r` and moves towards the data. This
-file knows potentials only: where they come from (an estimator, a classifier, a formula) is not its
-business.
+flowed samples over data, `r = q/p`, so the flow decreases `log r` and moves towards the data. The
+potential may be any function, whether it comes from an estimator, a classifier or a formula.
 
-Random numbers: step `k` uses `fold_in(key, k)`, so a flow of K + κ steps passes through the end of
-the flow of K steps, and a flow may be cut in pieces (`first_step`) without changing a number. A
-batch of typed keys, [B], gives each example its own stream: its path then depends on its own key
-and start only, whatever the batch size and the number of devices. This holds for the generator
-"threefry2x32" (`rng.root_key`); "rbg" does not keep it, so one rbg key per example is an error.
+Random numbers: step `k` uses `fold_in(key, k)`. A flow of K + κ steps therefore passes through the
+end of the flow of K steps, and a flow can be split into segments (`first_step`) without changing
+its numbers. With a batch of typed keys, [B], each example has its own random stream: its path
+depends only on its own key and start, whatever the batch size and the number of devices. This holds
+for the generator "threefry2x32" (`rng.root_key`). It does not hold for "rbg", so one rbg key per
+example is an error.
 
-Step size and noise scale may be numbers, or functions of the step `k`: schedules over the flow.
+Step size and noise scale may be numbers, or schedules: functions of the step `k`.
 """
 
 from collections.abc import Callable
@@ -34,7 +34,7 @@ Schedule: TypeAlias = Scalar | Callable[[Array], Scalar]  # A number, or a funct
 
 
 class TwoStage(NamedTuple):
-    """Samples of the prior, `x_0`, after the bridging steps, `x_K`, and refined, `x_{K+κ}`."""
+    """Samples of the prior (`x_0`), after bridging (`x_K`) and after refinement (`x_{K+κ}`)."""
 
     prior: Array
     bridged: Array
@@ -42,7 +42,7 @@ class TwoStage(NamedTuple):
 
 
 def noise_scale(step_size: float, entropy_weight: float) -> float:
-    """Returns `ν = sqrt(2 η γ)`, the noise scale of an entropy weight `γ` (eq. 9).
+    """Returns `ν = sqrt(2 η γ)`, the noise scale for an entropy weight `γ` (eq. 9).
 
     Raises:
       ValueError: for a negative step size or entropy weight.
@@ -57,13 +57,14 @@ def drift(x: Array, potential_fn: Potential) -> Array:
     """Returns the drift `-∇φ(x)`, [B, ...], example by example.
 
     Args:
-      x: a batch of points, [B, ...]; integers and types of less than 32 bits count as float32.
-      potential_fn: `x [B, ...] -> [B]`, each entry depending on its own example only; for a single
-        point, [D] or a number, also `x -> scalar`.
+      x: a batch of points, [B, ...]. Integers and types of less than 32 bits are converted to
+        float32.
+      potential_fn: `x [B, ...] -> [B]`, each entry depending only on its own example. For a single
+        point, [D] or a number, `x -> scalar` is also allowed.
 
     Raises:
-      ValueError: when it is traced, for a potential of another shape: [B, 1], for instance, would
-        broadcast in sums with [B] and multiply the drift by B.
+      ValueError: if the potential returns another shape. [B, 1], for instance, would broadcast in
+        sums with [B] and multiply the drift by B.
     """
 
     def total(points: Array) -> Array:
@@ -92,7 +93,7 @@ def langevin_step(
 
     Args:
       key: one key for the batch, or a typed key per example, [B].
-      x: a batch of points, [B, ...]; integers and types of less than 32 bits count as float32.
+      x: a batch of points, [B, ...], as for `drift`.
       potential_fn: as for `drift`.
       step_size: `η`, a scalar.
       noise_scale: `ν`, a scalar; zero gives the deterministic gradient flow.
@@ -101,10 +102,12 @@ def langevin_step(
       The points after the step, of the shape of `x`.
 
     Raises:
-      ValueError: as `drift` and `flow`.
+      ValueError: as for `drift` and `flow`.
     """
     x = as_floating(x)
-    return _moved(lambda: rng.typed(key), x, drift(x, potential_fn), step_size, noise_scale)
+    return _euler_maruyama(
+        lambda: rng.typed(key), x, drift(x, potential_fn), step_size, noise_scale
+    )
 
 
 def flow(
@@ -119,37 +122,37 @@ def flow(
     observe: Observe | None = None,
     unroll: int = 1,
 ) -> Any:
-    """Runs the flow for a number of Euler-Maruyama steps (eq. 9) in one `lax.scan`.
+    """Runs `num_steps` Euler-Maruyama steps (eq. 9) in one `lax.scan`.
 
     Call it inside `jax.jit`. Outside, every call traces and compiles the loop again, which takes
-    seconds for a network: a Python function may close over arrays that change (the parameters of an
-    NNX module), so the compiled loop cannot be reused safely. See `docs/reuse.md`.
+    seconds for a network. The compiled loop cannot be reused safely, because a Python function may
+    close over arrays that change (such as the parameters of an NNX module). See `docs/reuse.md`.
 
     Memory does not grow with `num_steps` unless `observe` stores something or a gradient is taken
     through the flow.
 
     Args:
-      key: one key for the batch, or a typed key per example, [B], of "threefry2x32" (the default
-        of JAX on most machines; `rng.root_key` always). With a key per example, a path depends on
-        its own key and start only.
-      x0: where the flow starts, [B, ...]; integers and types of less than 32 bits count as float32.
+      key: one key for the batch, or a typed key per example, [B]. Keys per example must be of
+        "threefry2x32", the default of JAX on most machines and always that of `rng.root_key`; the
+        path of an example then depends only on its own key and start.
+      x0: where the flow starts, [B, ...], as `x` for `drift`.
       potential_fn: as for `drift`; traced once.
       num_steps: the number of steps, >= 0 (a static Python int).
       step_size: `η`, a scalar, or a function `k -> η_k` of the step.
-      noise_scale: `ν`, a scalar, or a function `k -> ν_k`. No noise is drawn where it is the Python
-        number 0.
-      first_step: index of the first step: the noise of step `k` follows from (key, k).
+      noise_scale: `ν`, a scalar, or a function `k -> ν_k`. If it is the Python number 0, no noise
+        is drawn.
+      first_step: index of the first step. The noise of step `k` depends only on (key, k).
       observe: `(x_k [B, ...], drift at x_k [B, ...]) -> pytree`, called before each step. The
         results are stacked over the steps. `lambda x, drift: x` stores the path `x_0 .. x_{K-1}`.
       unroll: steps per iteration of the compiled loop (static).
 
     Returns:
-      `x_K`, [B, ...]; with `observe`, `(x_K, stacked results)`, of leading axis `num_steps`.
+      `x_K`, [B, ...]; with `observe`, `(x_K, stacked results)`, with a leading axis of `num_steps`.
 
     Raises:
       TypeError: for a key that is not a JAX key.
-      ValueError: for a `num_steps` that is not a static whole number >= 0, a potential of another
-        shape than [B], a step size or noise scale that is not a scalar, or rbg keys per example.
+      ValueError: if `num_steps` is not a static whole number >= 0, if the potential does not return
+        [B], if the step size or noise scale is not a scalar, or for rbg keys per example.
     """
     _check_count("num_steps", num_steps)
     step = _make_step(key, potential_fn, step_size, noise_scale)
@@ -176,8 +179,8 @@ def two_stage(
 ) -> TwoStage:
     """Samples in two stages (algorithm 2): K bridging steps, then κ refinement steps.
 
-    Both stages are one flow in one loop, and the potential is traced once: the refined samples
-    equal `flow` with K + κ steps. Like `flow`, it belongs inside `jax.jit`.
+    Both stages run in one loop, and the potential is traced once. The refined samples equal those
+    of `flow` with K + κ steps. As with `flow`, call it inside `jax.jit`.
 
     Args:
       key: as for `flow`.
@@ -193,8 +196,8 @@ def two_stage(
       `x_0`, `x_K` and `x_{K+κ}`, each [B, ...].
 
     Raises:
-      TypeError: as `flow`.
-      ValueError: as `flow`.
+      TypeError: as for `flow`.
+      ValueError: as for `flow`.
     """
     _check_count("num_steps", num_steps)
     _check_count("num_refine_steps", num_refine_steps)
@@ -212,9 +215,9 @@ def two_stage(
 
 
 def as_floating(x: Array) -> Array:
-    """Returns arrays of floating-point numbers, of at least 32 bits.
+    """Converts integers, and floating-point types of less than 32 bits, to float32.
 
-    In bfloat16 a flow would stall: 1 + 0.001 rounds to 1.
+    In bfloat16 a flow would stall, because 1 + 0.001 rounds to 1.
     """
     x = jnp.asarray(x)
     is_wide = jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize >= 4
@@ -231,12 +234,12 @@ def _make_step(
     def step(x: Array, k: Array) -> tuple[Array, Array]:
         velocity = drift(x, potential_fn)
         eta, nu = (s(k) if callable(s) else s for s in (step_size, noise_scale))
-        return _moved(lambda: fold_in(key, k), x, velocity, eta, nu), velocity
+        return _euler_maruyama(lambda: fold_in(key, k), x, velocity, eta, nu), velocity
 
     return step
 
 
-def _moved(
+def _euler_maruyama(
     make_key: Callable[[], Array],
     x: Array,
     velocity: Array,

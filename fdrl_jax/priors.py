@@ -1,7 +1,7 @@
 """Priors: the source distributions `q'` where the flow starts.
 
-A prior is a pair of arrays and a pure function, apart from each other so that large arrays (a
-covariance factor) travel into compiled functions as arguments and not as constants.
+A prior consists of arrays and a pure function. They are separate so that large arrays (a covariance
+factor) are passed to compiled functions as arguments and do not become constants.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,8 +35,8 @@ class Prior(NamedTuple):
 
     Attributes:
       params: a pytree of arrays, possibly empty.
-      sample: `(params, keys [B], batch) -> x_0 [B, ...]`. One typed key an example; the batch is
-        what the data source gave for the step, read by the prior `batch` alone.
+      sample: `(params, keys [B], batch) -> x_0 [B, ...]`, with one typed key per example. The batch
+        is the one that the data source returned for the step; only the prior `batch` reads it.
     """
 
     params: Any
@@ -60,7 +60,7 @@ def normal(event_shape: Sequence[int], scale: float = 1.0) -> Prior:
 
 
 def uniform(event_shape: Sequence[int], low: float = -1.0, high: float = 1.0) -> Prior:
-    """Returns the uniform distribution on a box: the uniform prior (UP) on `[-1, 1]` by default.
+    """Returns the uniform distribution on a box, by default the uniform prior (UP) on `[-1, 1]`.
 
     Args:
       event_shape: shape of one example.
@@ -91,10 +91,10 @@ def gaussian(
 
     Args:
       mean: `μ`, of the event's shape.
-      factor: `F`, [D, k] with D the event's size: `covariance_factor`, with k = D, or the factor of
+      factor: `F`, [D, k] with D the event's size, from `covariance_factor` (k = D) or
         `low_rank_factor`.
-      remainder_scale: `s`, standard deviation of what a factor of low rank leaves out.
-      clip: the range that samples are clipped to, or `None`.
+      remainder_scale: `s`, the standard deviation of the part that a low-rank factor leaves out.
+      clip: the range to which samples are clipped, or `None`.
 
     Raises:
       ValueError: if the factor does not fit the mean.
@@ -122,11 +122,11 @@ def gaussian(
 
 
 def batch(field: str = "source", dequantisation: float = 0.0) -> Prior:
-    """Returns the prior that takes `x_0` from the batch itself: image-to-image translation.
+    """Returns the prior that uses images of the batch as `x_0`, for image-to-image translation.
 
     Args:
       field: name of the images in the batch.
-      dequantisation: standard deviation of the Gaussian noise added to them, as to data.
+      dequantisation: standard deviation of the Gaussian noise added to these images, as to data.
     """
 
     def sample(_: Any, keys: Array, batch: Batch) -> Array:

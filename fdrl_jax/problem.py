@@ -1,4 +1,4 @@
-"""What is learnt, as functions and hyper-parameters: the input of train steps and samplers."""
+"""A learning problem as functions and hyper-parameters: the input of train steps and samplers."""
 
 import functools
 from collections.abc import Callable
@@ -17,24 +17,24 @@ from fdrl_jax.priors import Batch
 from fdrl_jax.state import Variables
 
 Array = jax.Array
-# From an estimator, the arrays of a classifier and the batch to the conditioned estimator.
+# `(estimator, arrays of a classifier, batch) -> conditioned estimator`.
 Condition = Callable[[Callable[[Array], Array], Any, Batch], Callable[[Array], Array]]
 
 
 class Estimator(NamedTuple):
     """A density-ratio network as two functions.
 
-    It estimates the ratio of flowed samples over data, `r = q~/p`, or its logarithm. Build it from
-    a network of this package by `Estimator.from_network`, which does not forget `refresh`.
+    It estimates the ratio of flowed samples over data, `r = q~/p`, or its logarithm. For a network
+    of this package use `Estimator.from_network`, which also sets `refresh` and `prepare`.
 
     Attributes:
-      apply: `(variables, x [B, ...]) -> [B]`, each output depending on its own example alone.
-      refresh: `variables -> variables`, called once a training step, before it: moves what is not
-        trained by gradients (the vectors of spectral normalisation). Flow and loss of the step,
-        and sampling, see these variables as constants.
-      prepare: `variables -> variables` for which `apply` gives the same outputs with less work:
-        called once before a flow, never on what is differentiated (casts of weights to bfloat16,
-        division by spectral norms).
+      apply: `(variables, x [B, ...]) -> [B]`, each output depending only on its own example.
+      refresh: `variables -> variables`, called once before each train step. It updates variables
+        that are not trained by gradients (the vectors of spectral normalisation). The flow and the
+        loss of the step, and sampling, use them as constants.
+      prepare: `variables -> variables` with which `apply` gives the same outputs at a lower cost,
+        for instance by casting weights to bfloat16 and dividing them by spectral norms in advance.
+        It is called once before a flow, never on variables that are differentiated.
     """
 
     apply: Callable[[Variables, Array], Array]
@@ -45,8 +45,8 @@ class Estimator(NamedTuple):
     def from_network(cls, network: nn.Module) -> Self:
         """Returns the estimator of a Flax module that maps [B, ...] to [B].
 
-        The vectors of spectral normalisation, if it has any, are moved once per training step. For
-        a module with variables of another kind that should move, give `apply` and `refresh`.
+        The vectors of spectral normalisation, if any, are updated once per train step. For a module
+        with other variables to update, construct an `Estimator` with your own `refresh`.
         """
 
         def apply(variables: Variables, x: Array) -> Array:
@@ -60,7 +60,7 @@ class Estimator(NamedTuple):
 
 
 class Schedules(TypedDict):
-    """Step size and noise scale of a flow, by the names that it gives them."""
+    """Step size and noise scale, as keyword arguments of `flow`."""
 
     step_size: Schedule
     noise_scale: Schedule
@@ -70,11 +70,11 @@ class FlowParams(NamedTuple):
     """Hyper-parameters of the flow.
 
     Attributes:
-      num_steps: `K`, in training and as bridging steps in sampling.
-      step_size: `η`, of the first step.
-      noise_scale: `ν`, of the first step.
-      num_refine_steps: `κ`, further steps in sampling.
-      step_size_decay: factor on the step size by the `K`-th step.
+      num_steps: `K`, the steps in training and the bridging steps in sampling.
+      step_size: `η` of the first step.
+      noise_scale: `ν` of the first step.
+      num_refine_steps: `κ`, additional steps in sampling.
+      step_size_decay: factor by which the step size changes until the `K`-th step.
       unroll: steps per iteration of the compiled loop.
     """
 
@@ -86,17 +86,17 @@ class FlowParams(NamedTuple):
     unroll: int = 1
 
     def schedules(self) -> Schedules:
-        """Returns step size and noise scale as `flow` takes them.
+        """Returns step size and noise scale as keyword arguments of `flow`.
 
-        Over `K` steps the step size decays geometrically, `η_k = η decay^(k/K)`, and stays where it
-        is in the steps beyond. The noise scale follows as the root, so that the entropy weight
-        `ν² / 2η` of eq. 9 is the same at every step.
+        Over `K` steps the step size decays geometrically, `η_k = η decay^(k/K)`, and then stays
+        constant. The noise scale is multiplied by the square root of that factor, so the entropy
+        weight `ν² / 2η` of eq. 9 is the same at every step.
         """
         if self.step_size_decay == 1.0:
             return {"step_size": self.step_size, "noise_scale": self.noise_scale}
 
         def factor(k: Array) -> Array:
-            # A flow of no training steps, `K = 0`, has its decay behind it after one.
+            # With no training steps, `K = 0`, the decay is complete after one step.
             progress = k / max(self.num_steps, 1)
             return jnp.power(self.step_size_decay, jnp.minimum(progress, 1.0))
 
@@ -110,9 +110,9 @@ class Constants(NamedTuple):
     """Arrays that steps and samplers read and never change.
 
     Attributes:
-      data: those of the data source, for the `draw` of a train step.
-      prior: those of the prior, the `params` of `priors.Prior`.
-      classifier: those of the classifier of a condition, if there is one.
+      data: arrays of the data source, for the `draw` of a train step.
+      prior: arrays of the prior, the `params` of `priors.Prior`.
+      classifier: arrays of the classifier for conditional sampling, if there is one.
     """
 
     data: Any
@@ -121,16 +121,16 @@ class Constants(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """What is learnt: an estimator, trained by a Bregman loss, that drives a flow from a prior.
+    """An estimator, trained by a Bregman loss, that drives a flow from a prior.
 
     Attributes:
       estimator: the network.
-      bregman: the loss, or its name; its `output` says what the network returns.
+      bregman: the loss, or its name; its `output` is what the network returns.
       divergence: the f-divergence whose first variation is the potential, or its name.
       flow: hyper-parameters of the flow.
       prior_sample: `(params, keys [B], batch) -> x_0 [B, ...]`, as in `priors.Prior`.
-      condition: `(estimator x -> [B], arrays of a classifier, batch) -> estimator`, such as by
-        `compose.condition`, applied when samples are drawn and never in training; or `None`.
+      condition: `(estimator x -> [B], arrays of a classifier, batch) -> estimator`, for instance
+        with `compose.condition`; or `None`. It is applied in sampling and never in training.
     """
 
     estimator: Estimator
@@ -155,7 +155,7 @@ class Problem(NamedTuple):
     def sampling_potential(
         self, variables: Variables, constants: Constants, batch: Batch
     ) -> Potential:
-        """Returns the potential for samples: conditioned, if the problem is (eq. 12)."""
+        """Returns the potential for sampling, conditioned if there is a condition (eq. 12)."""
         if self.condition is None:
             return self.potential(variables)
         prepared = self.estimator.prepare(variables)

@@ -1,9 +1,9 @@
-"""Random numbers that follow from (seed, purpose, position) only.
+"""Random numbers that depend only on (seed, purpose, position).
 
-Every example of a run has a position: in training `step * global_batch + index`, in sampling the
-index of the sample. A key is a function of the root key, what it is used for and the position, and
-never of a carried state, a batch size or a device. So a resumed run repeats the uninterrupted one
-exactly, and sample `i` is the same in a batch of 10 on a laptop and of 10,000 on a pod.
+Every example of a run has a position: `step * global_batch + index` in training, and the index of
+the sample in sampling. A key is a function of the root key, its purpose and the position, and never
+of a carried state, a batch size or a device. A resumed run therefore repeats the uninterrupted run
+exactly, and sample `i` is the same in a batch of 10 on a laptop as in one of 10,000 on a pod.
 """
 
 import enum
@@ -16,27 +16,27 @@ Array = jax.Array
 
 
 class Stream(enum.IntEnum):
-    """What random numbers are used for; one independent stream each."""
+    """The purposes of random numbers, each with an independent stream."""
 
     INIT = 0
     DATA = 1
     DEQUANTISATION = 2
     PRIOR = 3
     FLOW = 4
-    SAMPLE = 5  # Root of the streams of sampling, so that they are not those of training.
+    SAMPLE = 5  # Root of the streams of sampling, which keeps them apart from those of training.
 
 
 def root_key(seed: int) -> Array:
-    """Returns the root key of a seed, of the generator that keeps the promises above.
+    """Returns the root key for a seed, of the generator with the guarantees above.
 
-    JAX can be configured to make other keys by default (`jax_default_prng_impl="rbg"`, usual on
-    TPUs). Those give an example other numbers in another batch.
+    JAX can be configured to make other keys by default (`jax_default_prng_impl="rbg"`, common on
+    TPUs). With those, the numbers of an example depend on its batch.
     """
     return jax.random.key(seed, impl="threefry2x32")
 
 
 def check_independent(keys: Array) -> None:
-    """Checks that keys, one per example, give an example the same numbers in every batch.
+    """Checks that keys per example give an example the same numbers in every batch.
 
     Args:
       keys: typed keys.
@@ -47,15 +47,15 @@ def check_independent(keys: Array) -> None:
     if (name := str(jax.random.key_impl(keys))) != "threefry2x32":
         raise ValueError(
             f"one key per example needs the generator 'threefry2x32', got {name!r}, whose numbers "
-            "depend on the batch; make the root key by fdrl_jax.rng.root_key(seed)"
+            "depend on the batch; make the root key with fdrl_jax.rng.root_key(seed)"
         )
 
 
 def typed(key: Array) -> Array:
-    """Returns a typed key, also from the raw uint32 key of `jax.random.PRNGKey`.
+    """Returns a typed key, also for a raw uint32 key of `jax.random.PRNGKey`.
 
     Raises:
-      TypeError: for what is not a JAX key, such as a seed.
+      TypeError: for anything else, such as a seed.
       ValueError: for several keys of another generator than "threefry2x32".
     """
     if not isinstance(key, (jax.Array, np.ndarray)):
@@ -76,11 +76,11 @@ def stream_key(root: Array, stream: Stream) -> Array:
 
 
 def example_keys(root: Array, stream: Stream, positions: Array) -> Array:
-    """Returns a key for each example.
+    """Returns one key per example.
 
     Args:
       root: a typed key, from `root_key`.
-      stream: what the numbers are for.
+      stream: the purpose of the numbers.
       positions: the examples' positions, [B] integers.
 
     Returns:
@@ -95,16 +95,16 @@ def example_keys(root: Array, stream: Stream, positions: Array) -> Array:
 
 
 def batch_positions(step: Array, batch_size: int, axis_name: str | None = None) -> Array:
-    """Returns the positions of a replica's examples in a training step.
+    """Returns the positions of a replica's examples in a train step.
 
     Args:
       step: the number of the batch, from 0, an integer scalar.
-      batch_size: examples in this replica's batch.
-      axis_name: the mapped axis of replicas, or `None` outside of one.
+      batch_size: examples per replica.
+      axis_name: the mapped axis of replicas, or `None` if there is none.
 
     Returns:
-      Positions, [batch_size] uint32: consecutive over the replicas of the step, and over steps.
-      They start again at 0 after 2^32 examples.
+      Positions, [batch_size] uint32, consecutive over the replicas of a step and over steps. They
+      wrap around to 0 after 2^32 examples.
     """
     if axis_name is None:
         replica, num_replicas = jnp.uint32(0), 1
@@ -119,16 +119,16 @@ def normal_like(key: Array, x: Array) -> Array:
 
     Args:
       key: one key for the batch, or a typed key per example, [B].
-      x: what the noise is like, floating point.
+      x: a floating-point array.
 
     Raises:
       TypeError: for a key that is not a JAX key.
-      ValueError: if the number of keys is not that of the examples, or for rbg keys per example.
+      ValueError: if there is neither one key nor one key per example, or for rbg keys per example.
     """
     key = typed(key)
     if key.ndim == 0:
         return jax.random.normal(key, x.shape, x.dtype)
-    # One key would otherwise give all the same noise. `len` refuses a symbolic batch size.
+    # [1] keys would give all examples the same noise. `len` rejects a symbolic batch size.
     if (num := key.shape[0]) != x.shape[0]:
         raise ValueError(f"expected one key, or one key per example, got {num} for {x.shape[0]}")
     return jax.vmap(lambda k: jax.random.normal(k, x.shape[1:], x.dtype))(key)

@@ -1,9 +1,8 @@
-"""Samplers: per-replica functions, from positions of samples to samples.
+"""Samplers: per-replica functions that map positions of samples to samples.
 
-They are built once from functions and hyper-parameters and hold no arrays, so `parallel` may map
-them over devices by whatever means, and a user may call them in a jit of their own. Sample `i`
-follows from (key, i) only, and every sampler here draws the same one. The key is an argument:
-another seed compiles nothing.
+They are built once from functions and hyper-parameters and hold no arrays. `parallel` maps them
+over devices, and you can call them in your own `jit`. Sample `i` depends only on (key, i) and is
+the same from every sampler here. The key is an argument, so a new seed does not recompile.
 """
 
 from collections.abc import Callable
@@ -30,8 +29,9 @@ def make_sampler(problem: Problem) -> Sampler:
 
     Returns:
       `(key, variables, constants, batch) -> TwoStage`, each [B, ...]. The key is a root key, from
-      `rng.root_key(seed)`. The batch holds "position" [B], the indices of the samples, and what a
-      `batch` prior and a condition read. Sample `i` follows from (key, i) and these only.
+      `rng.root_key(seed)`. The batch has "position", the indices of the samples, [B], and the
+      entries that a `batch` prior and a condition read. Sample `i` depends only on the key, `i` and
+      its own entries.
     """
 
     def sample(key: Array, variables: Variables, constants: Constants, batch: Batch) -> TwoStage:
@@ -49,17 +49,17 @@ def make_sampler(problem: Problem) -> Sampler:
 
 
 def make_path_sampler(problem: Problem) -> ArraySampler:
-    """Builds the sampler that returns whole paths, for pictures.
+    """Builds the sampler that returns whole paths, for plots.
 
     Args:
       problem: as for `make_sampler`.
 
     Returns:
-      As `make_sampler`, but for `x_0 ... x_{K+κ}` of the same samples, [K + κ + 1, B, ...].
+      As for `make_sampler`, but returns `x_0 ... x_{K+κ}` of the same samples, [K + κ + 1, B, ...].
     """
 
     def sample(key: Array, variables: Variables, constants: Constants, batch: Batch) -> Array:
-        # One step more, so that the last point is observed too: to append it would copy the path.
+        # One more step, so that the last point is observed too; appending it would copy the path.
         _, path = flow(
             _flow_keys(key, batch),
             _start(problem, key, constants, batch),
@@ -76,13 +76,13 @@ def make_path_sampler(problem: Problem) -> ArraySampler:
 
 
 def make_start_sampler(problem: Problem) -> ArraySampler:
-    """Builds the sampler of the prior only.
+    """Builds the sampler that returns only the prior samples.
 
     Args:
       problem: as for `make_sampler`.
 
     Returns:
-      As `make_sampler`, but for `x_0` of the same samples, [B, ...].
+      As for `make_sampler`, but returns `x_0` of the same samples, [B, ...].
     """
 
     def sample(key: Array, variables: Variables, constants: Constants, batch: Batch) -> Array:
@@ -92,18 +92,18 @@ def make_start_sampler(problem: Problem) -> ArraySampler:
 
 
 def make_segment(problem: Problem, *, num_steps: int) -> Segment:
-    """Builds the function that takes samples some steps further on their flow.
+    """Builds the function that advances samples along their flow by some steps.
 
-    Segments one after the other make up the one flow of `make_sampler`, as noise follows from the
-    step: samples at many lengths of the flow cost no more than those at its end.
+    Consecutive segments give exactly the flow of `make_sampler`, because the noise depends only on
+    the step. Samples at many lengths of the flow thus cost no more than those at its end.
 
     Args:
       problem: as for `make_sampler`.
-      num_steps: steps of a segment, >= 0.
+      num_steps: steps per segment, >= 0.
 
     Returns:
-      `(key, variables, constants, batch, first_step) -> x`, [B, ...], where the batch holds
-      "position" and "x", the samples after `first_step` steps.
+      `(key, variables, constants, batch, first_step) -> x`, [B, ...]. The batch has "position" and
+      "x", the samples after `first_step` steps.
     """
 
     def advance(

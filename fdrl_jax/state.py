@@ -1,4 +1,4 @@
-"""The train state: arrays only. Functions (network, optimizer) are passed to what needs them."""
+"""The train state, which holds only arrays. Network and optimizer are passed where needed."""
 
 from typing import Any, NamedTuple
 
@@ -11,14 +11,14 @@ Variables = dict[str, Any]
 
 
 class TrainState(NamedTuple):
-    """All that changes in training.
+    """Everything that changes in training.
 
     Attributes:
-      step: number of updates done, an int32 scalar.
+      step: number of completed updates, an int32 scalar.
       variables: the network's variables: "params", and collections that are not trained by
         gradients (the vectors of spectral normalisation).
-      ema_variables: exponential moving average of the parameters, with the other collections of
-        the newest step. Sampling and evaluation use these.
+      ema_variables: exponential moving average of the parameters, and the other collections of the
+        latest step. Sampling and evaluation use these.
       opt_state: the Optax optimizer's state.
     """
 
@@ -57,13 +57,13 @@ def apply_gradients(
 
     Args:
       state: the state before.
-      grads: gradients of the loss, like `state.variables["params"]`.
+      grads: gradients of the loss, with the structure of `state.variables["params"]`.
       optimizer: as given to `create`.
       ema_rate: decay of the average: `ema <- rate * ema + (1 - rate) * params`.
-      ema_ramp: lets the rate grow to `ema_rate` as `min(ema_rate, (1 + t) / (10 + t))` with `t` the
-        number of updates before this one, so that early parameters are soon forgotten.
+      ema_ramp: increases the rate to `ema_rate` as `min(ema_rate, (1 + t) / (10 + t))`, where `t`
+        is the number of earlier updates, so that early parameters are soon forgotten.
       **extra_args: for optimizers that need more than gradients, such as `value`, the loss, for
-        `optax.contrib.reduce_on_plateau`. Others ignore them.
+        `optax.contrib.reduce_on_plateau`. Other optimizers ignore them.
 
     Returns:
       The state one step later.
@@ -79,7 +79,7 @@ def apply_gradients(
     return TrainState(
         step=state.step + 1,
         variables={**state.variables, "params": params},
-        # Collections that are not trained have no average: those of the newest step serve.
+        # Collections that are not trained are not averaged but copied from the latest step.
         ema_variables={**state.variables, "params": ema},
         opt_state=opt_state,
     )

@@ -74,7 +74,7 @@ def needed(requirements):
 
 
 @pytest.mark.slow
-def test_the_wheel_holds_the_library_only(wheel):
+def test_the_wheel_contains_only_the_library(wheel):
     with zipfile.ZipFile(wheel) as archive:
         folders = {name.split("/")[0] for name in archive.namelist()}
     assert {name for name in folders if not name.endswith(".dist-info")} == {"fdrl_jax"}
@@ -108,7 +108,7 @@ def test_the_readmes_example_runs_with_the_declared_dependencies_only(wheel, tmp
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == (
-        "distances of optimal transport need OTT-JAX. Install it: pip install ott-jax\n"
+        "optimal-transport distances need OTT-JAX. Install it with: pip install ott-jax\n"
     )
 
 

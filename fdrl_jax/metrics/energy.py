@@ -1,4 +1,4 @@
-"""The energy distance between two samples, and its size relative to that of true data."""
+"""The energy distance between two samples, and its ratio to the distance that true data have."""
 
 from typing import NamedTuple
 
@@ -10,18 +10,18 @@ from jax import lax
 from fdrl_jax.metrics.rows import flat
 
 _ROWS = 1_000  # A block of 1,000 x 10,000 distances needs 80 MB.
-_FEW_FEATURES = 8  # Up to here differences are faster than products of matrices.
+_FEW_FEATURES = 8  # Up to this number, differences are faster than a matrix product.
 _COINCIDENT = 1e-13  # Squared distances below this share of the squared norms are rounding errors.
 _MAX_SPLIT_POINTS = 1_000
 
 
 class EnergyRatio(NamedTuple):
-    """How far samples are from data, in units of the distance of true data.
+    """How far samples are from data, relative to independent true data.
 
     Attributes:
-      value: the ratio; for a sample of true data its expectation is 1.
-      low: true data have a smaller ratio in 5% of cases.
-      high: true data have a larger ratio in 5% of cases.
+      value: the ratio. Its expectation is 1 if the samples are true data.
+      low: the 5% quantile of the ratio of true data.
+      high: the 95% quantile of the ratio of true data.
     """
 
     value: float
@@ -32,15 +32,15 @@ class EnergyRatio(NamedTuple):
 def energy_distance(x: np.ndarray, y: np.ndarray, *, unbiased: bool = True) -> float:
     """Estimates the squared energy distance `2 E|X - Y| - E|X - X'| - E|Y - Y'|`.
 
-    It is computed in float64 on the default device, in blocks: memory grows with M and D only.
+    It is computed in float64 on the default device, in blocks, so memory grows only with M and D.
 
     Args:
       x: a sample, [N, ...].
-      y: another one, [M, ...].
-      unbiased: leave out the distances of points to themselves (the U-statistic). Its expectation
-        is the distance between the distributions, so 0 for equal ones, and single estimates may be
-        negative. The biased V-statistic is never negative and has an expectation of
-        `E|X - X'| (1/N + 1/M)` for equal distributions.
+      y: another sample, [M, ...].
+      unbiased: exclude the distances of points to themselves (the U-statistic). Its expectation is
+        the distance between the distributions, 0 if they are equal, so an estimate may be negative.
+        The biased V-statistic is never negative; for equal distributions its expectation is
+        `E|X - X'| (1/N + 1/M)`.
 
     Returns:
       The estimate, in the unit of the data.
@@ -63,11 +63,11 @@ def energy_distance(x: np.ndarray, y: np.ndarray, *, unbiased: bool = True) -> f
 def mean_distance(x: np.ndarray, y: np.ndarray | None = None) -> float:
     """Returns the mean distance `E|X - Y|` between two samples, or `E|X - X'|` within one.
 
-    It is computed as in `energy_distance`, so many samples can share the mean within one of them.
+    With it, comparisons of many samples with the same data can reuse the mean within the data.
 
     Args:
       x: a sample, [N, ...].
-      y: another one, [M, ...]; if left out, distances of points of `x` to themselves do not count.
+      y: another sample, [M, ...]; if omitted, the mean is over distinct points of `x`.
 
     Raises:
       ValueError: for fewer than two points, or points with different numbers of features.
@@ -82,24 +82,25 @@ def mean_distance(x: np.ndarray, y: np.ndarray | None = None) -> float:
 def energy_ratio(
     samples: np.ndarray, data: np.ndarray, *, num_splits: int = 1_000, seed: int = 0
 ) -> EnergyRatio:
-    """Compares the energy distance of samples with what true data would have.
+    """Compares the energy distance of samples to data with the distance that true data would have.
 
-    The numerator is the biased (V-) estimate between samples and data. The denominator is its exact
-    expectation if the samples were true data, `E|Y - Y'| (1/N + 1/M)`, with the mean distance
-    estimated without bias from the data. So a sample of true data has an expected ratio of 1, and
-    no other draw of data enters. More samples make the same deviation count more.
+    The numerator is the biased estimate (the V-statistic) between samples and data. The denominator
+    is its exact expectation if the samples were true data, `E|Y - Y'| (1/N + 1/M)`, where the mean
+    distance is an unbiased estimate from the data. The expected ratio of true data is therefore 1,
+    and no further sample of data is needed. The same deviation gives a larger ratio with more
+    samples.
 
-    The distribution of the ratio under true data does not depend on N and M if both are large. Its
-    quantiles come from random splits of (at most 1,000 of) the data into two halves.
+    If N and M are large, the distribution of the ratio of true data does not depend on them. Its
+    quantiles are estimated from random splits of (at most 1,000 of) the data into two halves.
 
     Args:
-      samples: to be judged, [N, ...].
-      data: of the true distribution and independent of the samples, [M, ...].
-      num_splits: random splits for the quantiles.
-      seed: of the splits.
+      samples: the samples to evaluate, [N, ...].
+      data: samples of the true distribution, independent of `samples`, [M, ...].
+      num_splits: number of random splits for the quantiles.
+      seed: seed of the splits.
 
     Returns:
-      The ratio, and the 5% and 95% quantiles of that of true data.
+      The ratio, and the 5% and 95% quantiles of the ratio of true data.
 
     Raises:
       ValueError: for fewer than two points, or points with different numbers of features.
@@ -120,7 +121,7 @@ def energy_ratio(
 
 
 def _ratios_of_splits(data: np.ndarray, num_splits: int, seed: int) -> np.ndarray:
-    """Returns the ratio between the halves of every random split."""
+    """Returns the energy ratio between the halves of each random split."""
     rng = np.random.default_rng(seed)
     half = min(len(data), _MAX_SPLIT_POINTS) // 2
     points = rng.permutation(data)[: 2 * half]
@@ -137,7 +138,7 @@ def _pair(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             "both samples must have at least two points and the same number of features, "
             f"got {x.shape} and {y.shape}"
         )
-    centre = y.mean(axis=0)  # Squares of small numbers differ with less rounding.
+    centre = y.mean(axis=0)  # Differences of smaller squares have smaller rounding errors.
     return x - centre, y - centre
 
 
@@ -165,7 +166,7 @@ def _split_ratios(points: jax.Array, signs: jax.Array) -> jax.Array:
 
 @jax.jit
 def _distances(x: jax.Array, y: jax.Array) -> jax.Array:
-    """Returns the distances [N, M] of points [N, D] and [M, D], without N x M x D numbers."""
+    """Returns the distances [N, M] of points [N, D] and [M, D], without an array of N x M x D."""
     if x.shape[1] <= _FEW_FEATURES:
         gaps = (x[:, i, None] - y[:, i] for i in range(x.shape[1]))
         return jnp.sqrt(sum((gap**2 for gap in gaps), jnp.zeros((len(x), len(y)), x.dtype)))

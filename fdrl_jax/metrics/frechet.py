@@ -12,11 +12,12 @@ def frechet_distance(x: np.ndarray, y: np.ndarray) -> float:
 
     Args:
       x: features, [N, D].
-      y: features, [M, D]. With few more examples than D the estimate is biased upwards, so compare
-        at equal N alone.
+      y: features, [M, D]. The estimate is biased upwards unless there are many more examples than
+        features, so compare values only at equal N.
 
     Returns:
-      The distance, in the squared unit of the features; covariances are unbiased (1 / (N - 1)).
+      The squared distance, in the squared unit of the features, with unbiased covariances
+      (1 / (N - 1)).
 
     Raises:
       ValueError: for different numbers of features, or fewer than two examples.
@@ -26,12 +27,12 @@ def frechet_distance(x: np.ndarray, y: np.ndarray) -> float:
     x, y = flat(x), flat(y)
     if min(len(x), len(y)) < 2 or x.shape[1] != y.shape[1]:
         raise ValueError(
-            "x and y must be two or more examples each with the same number of features, "
+            "x and y must have at least two examples each and the same number of features, "
             f"got {x.shape} and {y.shape}"
         )
     cov_x, cov_y = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
     cov_x, cov_y = np.atleast_2d(cov_x), np.atleast_2d(cov_y)
-    # (Σx Σy) has the eigenvalues of Σx^½ Σy Σx^½, which is symmetric: no complex square root.
+    # Σx Σy has the eigenvalues of the symmetric Σx^½ Σy Σx^½, which needs no complex square root.
     values, vectors = np.linalg.eigh(cov_x)
     root = (vectors * np.sqrt(np.clip(values, 0.0, None))) @ vectors.T
     cross = np.linalg.eigvalsh(root @ cov_y @ root)

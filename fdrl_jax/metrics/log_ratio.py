@@ -1,4 +1,4 @@
-"""How good an estimate of the density ratio is, where the true one is known or can be estimated."""
+"""Errors of an estimated density ratio whose true value is known or can be estimated."""
 
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ from fdrl_jax.metrics.rows import flat
 
 
 class LogRatioError(NamedTuple):
-    """Distance of an estimated from the true log-ratio.
+    """Error of an estimated log-ratio.
 
     Attributes:
       kl: see `log_ratio_kl`, in nats.
@@ -29,7 +29,7 @@ def log_ratio_error(
     true_on_data: np.ndarray,
     estimated_on_data: np.ndarray,
 ) -> LogRatioError:
-    """Compares an estimated log-ratio with the true `log r = log q̃/p` where both are known.
+    """Compares an estimated log-ratio with the true one, `log r = log q̃/p`.
 
     Args:
       true_on_flowed: `log r` on samples of q̃, [N].
@@ -38,7 +38,7 @@ def log_ratio_error(
       estimated_on_data: `log r̂` on the same samples, [M].
 
     Returns:
-      `log_ratio_kl`, with `E_q̃[log r]` as the mean of `true_on_flowed`, and root mean squares.
+      `log_ratio_kl`, with the mean of `true_on_flowed` for `E_q̃[log r]`, and root mean squares.
     """
 
     def rmse(true: np.ndarray, estimated: np.ndarray) -> float:
@@ -53,11 +53,11 @@ def log_ratio_error(
 def log_ratio_kl(
     true_kl: float, estimated_on_flowed: np.ndarray, estimated_on_data: np.ndarray
 ) -> float:
-    """Estimates the KL divergence of the true from the estimated ratio, `KL(q̃ ‖ r̂ p)`.
+    """Estimates `KL(q̃ ‖ r̂ p)`, the error of an estimated density ratio.
 
-    `E_q̃[log r - log r̂] + E_p[r̂] - 1`: the divergence between q̃ and what the estimate takes for
-    it, `r̂ p`, which need not have mass 1. It is the excess of the unnormalised KL loss (appendix B)
-    over its minimum: never negative in expectation, 0 for `r̂ = r` alone.
+    The value is `E_q̃[log r - log r̂] + E_p[r̂] - 1`: the divergence between q̃ and its model `r̂ p`,
+    whose mass need not be 1. It is the excess of the unnormalised KL loss (appendix B) over its
+    minimum. Its expectation is never negative and 0 only for `r̂ = r`.
 
     Args:
       true_kl: `E_q̃[log r] = KL(q̃ ‖ p)`, exact or estimated (`kl_to_density`). Nothing else about r
@@ -66,7 +66,7 @@ def log_ratio_kl(
       estimated_on_data: `log r̂` on samples of p, [M].
 
     Returns:
-      Nats.
+      The divergence, in nats.
     """
     on_data = np.asarray(estimated_on_data, np.float64)
     mass = np.exp(logsumexp(on_data) - np.log(len(on_data)))
@@ -76,21 +76,21 @@ def log_ratio_kl(
 def kl_to_density(
     samples: np.ndarray, log_density: np.ndarray, *, num_neighbours: int = 5
 ) -> float:
-    """Estimates `KL(q̃ ‖ p) = -H(q̃) - E_q̃[log p]` from samples of q̃ where p is known.
+    """Estimates `KL(q̃ ‖ p) = -H(q̃) - E_q̃[log p]` from samples of q̃, for a known p.
 
-    The entropy `H(q̃)` comes from distances to nearest neighbours (`entropy`), so no density of q̃
-    is needed.
+    The entropy `H(q̃)` is estimated from distances to nearest neighbours (`entropy`), so the density
+    of q̃ is not needed.
 
     Args:
-      samples: of q̃, [N, D].
-      log_density: `log p` on these samples, [N].
-      num_neighbours: of the estimate of the entropy.
+      samples: samples of q̃, [N, D].
+      log_density: `log p` at these samples, [N].
+      num_neighbours: neighbours for the estimate of the entropy.
 
     Returns:
-      Nats. In the plane, of 10,000 samples, right to about 0.04.
+      The divergence, in nats. In two dimensions, 10,000 samples give it to about 0.04.
 
     Raises:
-      ValueError: as `entropy`.
+      ValueError: as for `entropy`.
     """
     return float(-entropy(samples, num_neighbours=num_neighbours) - np.mean(log_density))
 
@@ -98,28 +98,30 @@ def kl_to_density(
 def entropy(samples: np.ndarray, *, num_neighbours: int = 5) -> float:
     """Estimates the differential entropy by Kozachenko and Leonenko's formula.
 
-    `ψ(N) - ψ(k) + log V_D + D E[log ε_k]`, with ε_k the distance of a sample to its k-th neighbour
-    and V_D the volume of the unit ball.
+    The value is `ψ(N) - ψ(k) + log V_D + D E[log ε_k]`. ε_k is the distance of a sample to its
+    k-th neighbour, and V_D is the volume of the unit ball.
 
     Args:
-      samples: [N, D], for small D: in many dimensions its bias is large.
+      samples: samples, [N, D]. The bias is large unless D is small.
       num_neighbours: k.
 
     Returns:
-      Nats.
+      The entropy, in nats.
 
     Raises:
-      ValueError: for too few samples, or if more than k of them coincide.
+      ValueError: if there are too few samples, or if more than k of them coincide.
 
     Reference: Kozachenko and Leonenko, 1987; Kraskov et al., "Estimating mutual information", 2004.
     """
     samples = flat(samples)
     num, size = samples.shape
     if num <= num_neighbours:
-        raise ValueError(f"more than {num_neighbours} samples needed, got {num}")
+        raise ValueError(f"expected more than {num_neighbours} samples, got {num}")
     distances = cKDTree(samples).query(samples, k=[num_neighbours + 1])[0][:, 0]
     if not distances.all():
-        raise ValueError(f"more than {num_neighbours} samples coincide, so there is no density")
+        raise ValueError(
+            f"more than {num_neighbours} samples coincide, so their density is not finite"
+        )
     log_volume = size / 2 * np.log(np.pi) - gammaln(size / 2 + 1)
     mean_log_distance = np.mean(np.log(distances))
     return float(digamma(num) - digamma(num_neighbours) + log_volume + size * mean_log_distance)

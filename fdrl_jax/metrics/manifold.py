@@ -1,4 +1,4 @@
-"""Fidelity and diversity: do samples lie among the data, and the data among the samples?"""
+"""Fidelity and diversity of samples: precision, recall, density and coverage."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -11,14 +11,16 @@ _ROWS = 1_000  # A block of 1,000 x 50,000 distances takes 400 MB.
 
 
 class ManifoldMetrics(NamedTuple):
-    """Shares from nearest neighbours in a feature space.
+    """Fidelity and diversity from nearest neighbours in a feature space.
+
+    The ball of a point has its distance to its k-th neighbour, in its own set, as radius.
 
     Attributes:
-      precision: share of samples within the k-th neighbour's distance of some datum.
-      recall: share of data within the k-th neighbour's distance of some sample.
-      density: as precision, but it counts all such data, over k: about 1 for equal distributions,
-        may exceed 1, and one outlier among the data does not raise it.
-      coverage: share of data that have a sample within their k-th neighbour's distance.
+      precision: share of samples that are in the ball of at least one data point.
+      recall: share of data that are in the ball of at least one sample.
+      density: mean number of data balls that contain a sample, divided by k. It is about 1 for
+        equal distributions and may exceed 1. A single outlier in the data does not raise it.
+      coverage: share of data whose ball contains at least one sample.
     """
 
     precision: float
@@ -38,15 +40,16 @@ def manifold_metrics(
 
     Args:
       samples: features of generated examples, [N, D].
-      data: features of real ones, [M, D].
+      data: features of real examples, [M, D].
       precision_neighbours: k of precision and recall.
       density_neighbours: k of density and coverage.
 
     Returns:
-      The four metrics; all but density are from 0 to 1.
+      The four metrics. All except density are between 0 and 1.
 
     Raises:
-      ValueError: for different numbers of features, or for no more examples than neighbours.
+      ValueError: for different numbers of features, or if there are no more examples than
+        neighbours.
 
     Reference: Kynkäänniemi et al., "Improved Precision and Recall Metric for Assessing Generative
     Models", NeurIPS 2019; Naeem et al., "Reliable Fidelity and Diversity Metrics for Generative
@@ -56,10 +59,10 @@ def manifold_metrics(
     most = max(precision_neighbours, density_neighbours)
     if samples.shape[1] != data.shape[1] or min(len(samples), len(data)) <= most:
         raise ValueError(
-            f"samples and data must be more than {most} examples each with the same number of "
+            f"samples and data must have more than {most} examples each and the same number of "
             f"features, got {samples.shape} and {data.shape}"
         )
-    centre = data.mean(axis=0)  # Squares of small numbers differ with less rounding.
+    centre = data.mean(axis=0)  # Differences of smaller squares have smaller rounding errors.
     samples, data = samples - centre, data - centre
     of_data = _radii(data, (precision_neighbours, density_neighbours))
     of_samples = _radii(samples, (precision_neighbours,))
@@ -82,7 +85,7 @@ def manifold_metrics(
 
 
 def _radii(x: np.ndarray, neighbours: tuple[int, ...]) -> np.ndarray:
-    """Returns squared distances to the k-th neighbour, itself not counted, [len(neighbours), N]."""
+    """Returns squared distances to the k-th other point for each k, [len(neighbours), N]."""
     ks = list(neighbours)
     return _over_rows(x, x, lambda rows, _: np.partition(rows, ks, axis=1)[:, ks]).T
 
@@ -90,7 +93,7 @@ def _radii(x: np.ndarray, neighbours: tuple[int, ...]) -> np.ndarray:
 def _over_rows(
     x: np.ndarray, y: np.ndarray, reduce_rows: Callable[[np.ndarray, slice], np.ndarray]
 ) -> np.ndarray:
-    """Reduces squared distances from `x` to `y` block by block: [N, M] does not fit in memory."""
+    """Reduces squared distances from `x` to `y` in blocks, as [N, M] may not fit in memory."""
     squares = np.sum(y**2, axis=1)
     blocks = []
     for first in range(0, len(x), _ROWS):

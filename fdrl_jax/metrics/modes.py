@@ -1,4 +1,4 @@
-"""How samples fall on the modes of a mixture."""
+"""Coverage of the modes of a mixture."""
 
 from typing import NamedTuple
 
@@ -9,13 +9,14 @@ from fdrl_jax.metrics.rows import flat
 
 
 class ModeCoverage(NamedTuple):
-    """How samples fall on the modes of a mixture.
+    """How well samples cover the modes of a mixture.
 
     Attributes:
-      num_hit: number of modes that are the nearest of at least one sample within the radius.
+      num_hit: number of modes with at least one sample.
       num_modes: number of modes of the mixture.
       high_quality: share of samples within the radius of a mode, 0 to 1.
-      counts: number of samples that each mode is nearest to, within the radius, [M].
+      counts: number of samples per mode, [M]. A sample counts for its nearest mode if it is within
+        the radius.
     """
 
     num_hit: int
@@ -25,7 +26,7 @@ class ModeCoverage(NamedTuple):
 
 
 def mode_coverage(samples: np.ndarray, modes: np.ndarray, radius: float) -> ModeCoverage:
-    """Counts the modes that samples hit, and the share of samples near a mode.
+    """Counts the modes that have samples, and the share of samples near a mode.
 
     Args:
       samples: points, [N, D].
@@ -34,7 +35,7 @@ def mode_coverage(samples: np.ndarray, modes: np.ndarray, radius: float) -> Mode
         deviations of a mode.
 
     Returns:
-      The modes hit, and the share of samples near one.
+      The counts and the share.
     """
     distances = cdist(flat(samples), flat(modes))
     near = distances.min(axis=1) <= radius

@@ -1,6 +1,7 @@
-"""Distances of optimal transport between two samples, by OTT-JAX, in float32 on the device.
+"""Optimal-transport distances between two samples, by OTT-JAX, in float32 on the device.
 
-OTT-JAX is the extra `metrics`. It needs a second to import, so only the functions that use it do.
+OTT-JAX is in the extra `metrics`. Importing it takes a second, so only the functions that use it
+import it.
 """
 
 import contextlib
@@ -22,13 +23,13 @@ def sliced_wasserstein(
 
     Args:
       x: a sample, [N, ...].
-      y: another one, [M, ...].
-      num_projections: directions θ, uniform on the sphere.
-      seed: of the directions: the same for the same seed, so that values can be compared.
+      y: another sample, [M, ...].
+      num_projections: number of directions θ, uniform on the sphere.
+      seed: seed of the directions. Use the same seed for values that you compare.
 
     Returns:
-      The distance between the two sets of points, in the unit of the data: never negative, and
-      above 0 also for two sets from one distribution.
+      The distance between the two sets of points, in the unit of the data. It is positive even for
+      two samples from one distribution.
 
     Raises:
       ValueError: for points with different numbers of features.
@@ -45,22 +46,23 @@ def sinkhorn_divergence(
 ) -> float:
     """Computes the Sinkhorn divergence with squared distances as cost.
 
-    `S_ε(x, y) = OT_ε(x, y) - OT_ε(x, x)/2 - OT_ε(y, y)/2`: 0 for equal sets; the squared
-    2-Wasserstein distance for ε → 0. For a set and the same one shifted by m it is `|m|²` at any ε.
+    `S_ε(x, y) = OT_ε(x, y) - OT_ε(x, x)/2 - OT_ε(y, y)/2`. It is 0 for equal sets and tends to the
+    squared 2-Wasserstein distance as ε → 0. Between a set and its translation by m it is `|m|²` for
+    every ε.
 
     Args:
       x: a sample, [N, ...]. Time and memory grow with N M.
-      y: another one, [M, ...].
-      epsilon: strength of the entropic regularisation, in the squared unit of the data. Values
-        compare at one ε alone.
-      max_iterations: of Sinkhorn's algorithm; more are needed for a small ε.
+      y: another sample, [M, ...].
+      epsilon: strength of the entropic regularisation, in the squared unit of the data. Values for
+        different ε are not comparable.
+      max_iterations: iterations of Sinkhorn's algorithm; a small ε needs more.
 
     Returns:
       The divergence, in the squared unit of the data.
 
     Raises:
-      ValueError: for points with different numbers of features, or if the iterations did not
-        suffice.
+      ValueError: for points with different numbers of features, or if Sinkhorn's algorithm does not
+        converge.
       ModuleNotFoundError: if OTT-JAX is not installed.
 
     Reference: Feydy et al., "Interpolating between Optimal Transport and MMD using Sinkhorn
@@ -70,12 +72,12 @@ def sinkhorn_divergence(
     if not converged:
         raise ValueError(
             f"Sinkhorn's algorithm did not converge in {max_iterations:,} iterations; "
-            f"take more of them or an epsilon above {epsilon:g}"
+            f"raise max_iterations or epsilon (now {epsilon:g})"
         )
     return float(value)
 
 
-@functools.cache  # One compiled program, and not one a call.
+@functools.cache  # One compiled program, not one per call.
 def _sliced(num_projections: int) -> Callable[..., jax.Array]:
     with _ott_imported():
         from ott.tools import sliced
@@ -109,20 +111,20 @@ def _pair(x: np.ndarray, y: np.ndarray) -> tuple[jax.Array, jax.Array]:
         raise ValueError(
             f"x and y must have the same number of features, got {x.shape} and {y.shape}"
         )
-    # Centred together before float64 becomes float32: transport ignores a common shift.
+    # Centred before the conversion to float32, for precision; a common shift changes no distance.
     centre = y.mean(axis=0)
     return jnp.asarray(x - centre, jnp.float32), jnp.asarray(y - centre, jnp.float32)
 
 
 @contextlib.contextmanager
 def _ott_imported() -> Iterator[None]:
-    """Explains how to install OTT, and hides the warning that JAXopt, which it uses, has ended."""
+    """Explains how to install OTT-JAX, and hides a deprecation warning of JAXopt, which it uses."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "JAXopt is no longer", DeprecationWarning)
         try:
             yield
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(
-                "distances of optimal transport need OTT-JAX. Install it: pip install ott-jax",
+                "optimal-transport distances need OTT-JAX. Install it with: pip install ott-jax",
                 name=error.name,
             ) from error

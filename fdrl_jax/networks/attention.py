@@ -9,18 +9,18 @@ from fdrl_jax.networks.layers import Conv
 
 
 class SelfAttention(nn.Module):
-    """Adds to every position what it attends to: `y = x + gamma * W_o attended`.
+    """Self-attention with a residual connection: `y = x + gamma * W_o attended`.
 
-    With keys, queries and values of `C / 8` channels and positions `i, j`:
-    `attended_j = sum_i softmax_i(key_i . query_j) value_i`. The scalar `gamma` is learnt and
-    starts at 0, so that the module starts as the identity.
+    Keys, queries and values have `C / 8` channels. For positions `i, j`,
+    `attended_j = sum_i softmax_i(key_i . query_j) value_i`. The learnt scalar `gamma` starts at 0,
+    so the module starts as the identity.
 
     Maps images `[B, H, W, C]` to images of the same shape.
 
     Attributes:
       spectral_norm: whether every kernel is divided by its largest singular value.
-      dtype: type of the convolutions; scores and weights take at least float32, and parameters
-        are float32.
+      dtype: type of the convolutions. Scores and weights are computed in at least float32, and
+        parameters are float32.
       implementation: of the convolutions, as in `convolve`.
 
     Reference: Zhang et al., "Self-Attention Generative Adversarial Networks", ICML 2019.
@@ -50,8 +50,8 @@ class SelfAttention(nn.Module):
             images = project(max(channels // 8, 1), name, x)
             return images.reshape(images.shape[0], -1, images.shape[-1]).astype(dtype)
 
-        # At least float32 for scores and weights: in bfloat16 the scores are rounded before the
-        # softmax, which costs 1 to 3%, and with few channels the products take little time.
+        # In bfloat16 the scores would be rounded before the softmax, an error of 1 to 3%. With few
+        # channels, float32 costs little time.
         dtype = jnp.promote_types(self.dtype, jnp.float32)
         scores = jnp.einsum("bic,bjc->bij", positions("key"), positions("query"))
         weights = nn.softmax(scores, axis=1)

@@ -1,4 +1,4 @@
-"""Residual networks of bottleneck blocks, such as ResNet-50: classifiers trained elsewhere."""
+"""Residual networks of bottleneck blocks, such as ResNet-50, for pretrained classifiers."""
 
 from collections.abc import Sequence
 
@@ -9,10 +9,10 @@ from fdrl_jax.networks.layers import Conv, Dense
 
 
 class Bottleneck(nn.Module):
-    """Convolutions 1x1, 3x3 and 1x1, each normalised, beside a shortcut.
+    """Convolutions 1x1, 3x3 and 1x1, each normalised, with a shortcut.
 
     Attributes:
-      features: channels inside; four times as many come out.
+      features: inner channels; the output has four times as many.
       stride: stride of the 3x3 convolution and of the shortcut.
     """
 
@@ -31,17 +31,17 @@ class Bottleneck(nn.Module):
 
 
 class BottleneckResNet(nn.Module):
-    """Classifier of small images, `[B, H, W, C] -> [B, num_outputs]`, for inference alone.
+    """Classifier of small images, `[B, H, W, C] -> [B, num_outputs]`, for inference only.
 
-    A 3x3 convolution of stride 1, stages of bottleneck blocks of 1, 2, 4, 8 times the width, each
-    after the first at half the resolution, the mean over positions, an affine map. ResNet-50 has
-    blocks (3, 4, 6, 3) and width 64. Batch normalisation takes the running statistics stored in
-    "batch_stats" and never updates them.
+    The layers are a 3x3 convolution of stride 1, stages of bottleneck blocks with 1, 2, 4 and 8
+    times the width, the mean over positions and an affine map. Each stage after the first halves
+    the resolution. ResNet-50 has blocks (3, 4, 6, 3) and width 64. Batch normalisation uses the
+    running statistics in "batch_stats" and never updates them.
 
     Attributes:
-      blocks: number of blocks in every stage.
+      blocks: number of blocks per stage.
       width: channels of the first convolution.
-      num_outputs: number of classes, whose logits come out.
+      num_outputs: number of classes.
 
     Reference: He et al., "Deep Residual Learning for Image Recognition", 2016.
     """

@@ -1,17 +1,16 @@
 """The two-dimensional convolution of the estimators, with derivatives that stay fast on CPU.
 
 On CPU, XLA runs a convolution fast only in canonical form: NHWC images, an HWIO kernel, and no
-stride other than that of the windows. The derivatives that JAX derives are not canonical, and
-inside a loop (a flow is one) they run up to a hundred times slower. A convolution and its
-derivatives of every order consist of three bilinear maps, and the derivatives of each are the
-other two:
+dilation. JAX's own derivatives are not canonical, and inside a loop such as a flow they run up to a
+hundred times slower. A convolution and its derivatives of every order consist of three bilinear
+maps, and the derivatives of each are the other two:
 
     output(x, w)
     input_gradient(g, w) = d <g, output(x, w)> / dx
     kernel_gradient(x, g) = d <g, output(x, w)> / dw
 
-This file holds that rule and XLA's own forms of the three maps, which the compilers for GPU and TPU
-recognise. `convolution_cpu` holds their canonical forms. Reverse mode works to any order. Forward
+This module has that rule and XLA's own forms of the three maps, which the compilers for GPU and TPU
+recognise. Their canonical forms are in `convolution_cpu`. Reverse mode works to any order. Forward
 mode needs `implementation="xla"`.
 """
 
@@ -57,7 +56,7 @@ def convolve(
     if implementation == "xla":
         return convolution_cpu.plain(x, kernel, stride)
     try:
-        return _output(*_varying_alike(x, kernel), stride)
+        return _output(*_cast_to_same_axes(x, kernel), stride)
     except TypeError as error:
         if "forward-mode" not in str(error):
             raise
@@ -68,17 +67,18 @@ def convolve(
 
 
 def check_implementation(name: str) -> None:
-    """Raises a ValueError for a name that is none of `IMPLEMENTATIONS`."""
+    """Raises a ValueError unless the name is one of `IMPLEMENTATIONS`."""
     if name not in IMPLEMENTATIONS:
         allowed, hint = ", ".join(IMPLEMENTATIONS), nearest(name, IMPLEMENTATIONS)
         raise ValueError(f"unknown implementation {name!r}; allowed: {allowed}{hint}")
 
 
-def _varying_alike(*arrays: jax.Array) -> tuple[jax.Array, ...]:
-    """Lets arrays vary over the same mesh axes, so that all their cotangents do.
+def _cast_to_same_axes(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+    """Casts arrays to vary over the same mesh axes, so that all their cotangents do.
 
-    Only inside a `jax.shard_map` that checks replication do the axes differ, say for images of
-    each device and one kernel; the cast's own transposition then sums the kernel's gradient.
+    The axes differ only inside a `jax.shard_map` that checks replication, for instance if images
+    vary over devices and the kernel does not. The transpose of the cast then sums the kernel's
+    gradient.
     """
     varying = [jax.typeof(array).manual_axis_type.varying for array in arrays]
     missing = [tuple(sorted(frozenset().union(*varying) - own)) for own in varying]

@@ -1,16 +1,17 @@
 """Canonical forms of the convolution and its derivatives, for CPU.
 
-What runs fast on CPU depends on the type:
+What is fast on CPU depends on the type:
 
-- float32 and float64: XLA's direct convolution runs at the rate of a matrix product, and Winograd's
-  algorithm saves multiplications where channels are wide.
-- bfloat16: with oneDNN (JAX 0.12, a flag of XLA, a processor with AMX) direct convolutions run many
-  times faster still. Kernel gradients are matrix products there: as a convolution most are
-  slower, and oneDNN computes those of 2, 4 and 8 images wrongly.
+- float32 and float64: XLA's direct convolution is as fast as a matrix product, and Winograd's
+  algorithm saves multiplications if there are many channels.
+- bfloat16: with oneDNN (JAX 0.12, an XLA flag and a processor with AMX) direct convolutions are
+  many times faster still. Kernel gradients are computed as matrix products. As convolutions, most
+  of them would be slower, and oneDNN returns wrong results for 2, 4 and 8 images.
 
-Two more faults of oneDNN are avoided for every type. The kernel gradient of a 1x1 convolution with
-one output channel is wrong in float32; for a 1x1 kernel it is a matrix product. Matrix products in
-bfloat16 may read NaN past a contraction that is not a multiple of 32 long; it is padded to one.
+This module also works around two other bugs of oneDNN. In float32, the kernel gradient of a 1x1
+convolution with one output channel is wrong, so kernel gradients of 1x1 kernels are matrix
+products. In bfloat16, matrix products may read NaN past the end of a contraction whose length is
+not a multiple of 32, so contractions are padded to a multiple.
 """
 
 import os
@@ -21,7 +22,7 @@ from jax import lax
 
 from fdrl_jax.networks import winograd
 
-_MIN_CHANNELS_WINOGRAD = 16  # With fewer, the transforms of the images cost more than they save.
+_MIN_CHANNELS_WINOGRAD = 16  # With fewer channels, the transforms cost more than they save.
 _ONEDNN_FLAG = "--xla_cpu_experimental_onednn_custom_call=true"
 _CONTRACTION_AMX = 32
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
@@ -49,12 +50,12 @@ def kernel_gradient_padding(
 
 def _suits_winograd(kernel_shape: tuple[int, ...], stride: int, dtype: jnp.dtype) -> bool:
     wide = min(kernel_shape[2:]) >= _MIN_CHANNELS_WINOGRAD
-    # Its sums cancel digits, of which bfloat16 has none to spare.
+    # Its sums lose digits to cancellation, too many for bfloat16.
     return kernel_shape[:2] == (3, 3) and stride == 1 and wide and dtype != jnp.bfloat16
 
 
 def output(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """The convolution: Winograd's algorithm where it saves work, else the direct one."""
+    """The convolution, by Winograd's algorithm where it is faster."""
     if _suits_winograd(kernel.shape, stride, x.dtype):
         return winograd.convolve(x, kernel)
     return plain(x, kernel, stride)
@@ -63,10 +64,10 @@ def output(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
 def input_gradient(g: jax.Array, kernel: jax.Array, stride: int, size: _Size) -> jax.Array:
     """Convolves `g` once for every phase of the input's positions, then interleaves the phases.
 
-    An input position `stride * i + phase` met the kernel only at taps `t` with
-    `stride * d = phase + k // 2 - t` for an integer `d`, when the output position was
-    `i + d`: a convolution of `g` with those taps, in the order of `d`. At stride 1 this is
-    the single convolution with the reversed kernel.
+    An input position `stride * i + phase` contributes to the output position `i + d` through the
+    tap `t` with `stride * d = phase + k // 2 - t`. For one phase, the gradient is therefore a
+    convolution of `g` with those taps for which `d` is an integer, in the order of `d`. At stride 1
+    this is a single convolution with the reversed kernel.
     """
     if _suits_winograd(kernel.shape, stride, g.dtype):
         return winograd.convolve(g, kernel[::-1, ::-1].swapaxes(2, 3))
@@ -79,8 +80,8 @@ def input_gradient(g: jax.Array, kernel: jax.Array, stride: int, size: _Size) ->
             taps, padding = _phase(kernel.shape[1], stride, column, counts[1], g.shape[2])
             part = kernel[row_taps, taps].swapaxes(2, 3)
             if part.size:
-                # Unless a barrier keeps XLA from folding them into the convolution, the reversal
-                # and the transposition make it non-canonical. It also moves them out of a loop.
+                # The barrier stops XLA from folding the reversal and the transposition into the
+                # convolution, which would make it non-canonical. It also moves them out of a loop.
                 part = lax.optimization_barrier(part)  # type: ignore[no-untyped-call]
                 image = lax.conv_general_dilated(
                     g, part, (1, 1), (row_padding, padding), dimension_numbers=_LAYOUT
@@ -109,7 +110,7 @@ def _phase(
 
 
 def kernel_gradient(x: jax.Array, g: jax.Array, stride: int, kernel_size: int) -> jax.Array:
-    """The gradient to the kernel: matrix products, or a convolution with `g` as the kernel."""
+    """The gradient with respect to the kernel, by matrix products or by a convolution."""
     if kernel_size == 1 or (x.dtype == jnp.bfloat16 and _uses_onednn()):
         return _kernel_gradient_by_products(x, g, stride, kernel_size)
     return _kernel_gradient_by_convolution(x, g, stride, kernel_size)
@@ -125,8 +126,8 @@ def _kernel_gradient_by_products(
 ) -> jax.Array:
     """One matrix product per row of the kernel, over all positions of all images.
 
-    The products have the type of the images. XLA accumulates them in float32 in any case, and would
-    convert bfloat16 operands of a float32 product, which oneDNN then multiplies in float32.
+    The products have the type of the images. XLA accumulates them in float32 in any case. With
+    float32 results, it would convert bfloat16 operands first, and oneDNN would multiply in float32.
     """
     channels, features, width = x.shape[3], g.shape[3], g.shape[2]
     padding = kernel_gradient_padding(x, g, stride, kernel_size)
@@ -151,7 +152,7 @@ def _kernel_gradient_by_products(
 
 
 def _padded(matrix: jax.Array) -> jax.Array:
-    """Appends rows of zeros where a product over them could read past the end."""
+    """Appends rows of zeros where a product over the rows could read past the end."""
     count = -matrix.shape[0] % _CONTRACTION_AMX if matrix.dtype == jnp.bfloat16 else 0
     return jnp.pad(matrix, ((0, count), (0, 0)))
 
@@ -159,10 +160,10 @@ def _padded(matrix: jax.Array) -> jax.Array:
 def _kernel_gradient_by_convolution(
     x: jax.Array, g: jax.Array, stride: int, kernel_size: int
 ) -> jax.Array:
-    """Convolves the images with `g` as the kernel, their channels taken as the batch."""
+    """Convolves the images with `g` as the kernel, treating channels as the batch."""
     batch, channels, features = x.shape[0], x.shape[3], g.shape[3]
-    # Transposing with the positions as one axis keeps XLA from folding the transposition into the
-    # convolution, which would make it non-canonical, and lets it fuse with the copy.
+    # A transposition with the positions as one axis is not folded into the convolution, which would
+    # make it non-canonical, and XLA can fuse it with the copy.
     images = (
         x.reshape(batch, -1, channels).transpose(2, 1, 0).reshape(channels, *x.shape[1:3], batch)
     )

@@ -8,10 +8,10 @@ from jax.typing import DTypeLike
 from fdrl_jax.networks.convolution import convolve
 from fdrl_jax.networks.spectral import normalised
 
-# oneDNN's bfloat16 products of other lengths may read past the end, and spread NaN found there.
+# For other lengths, oneDNN's bfloat16 products may read past the end and return NaN.
 _CONTRACTION_AMX = 32
 
-# U(-1/sqrt(fan_in), 1/sqrt(fan_in)): the start of the reference implementation's kernels.
+# U(-1/sqrt(fan_in), 1/sqrt(fan_in)), as in the reference implementation.
 _init_kernel = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 

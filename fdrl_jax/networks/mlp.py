@@ -1,4 +1,4 @@
-"""The estimator for points of low dimension."""
+"""The estimator for low-dimensional points."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ from fdrl_jax.networks.layers import Dense, activate
 class MLP(nn.Module):
     """Multilayer perceptron with LeakyReLU(0.2) and one output per point.
 
-    Maps `x [B, D]` to `[B]`: the density ratio or its logarithm, as the loss has it.
+    Maps `x [B, D]` to `[B]`: the density ratio or its logarithm, depending on the loss.
 
     Attributes:
       hidden_sizes: width of every hidden layer.
@@ -37,12 +37,12 @@ class MLP(nn.Module):
         for index, size in enumerate(self.hidden_sizes):
             x = Dense(size, self.spectral_norm, self.dtype, name=self._name(index))(x)
             x = activate(x)
-        # In bfloat16 its output, a log ratio, would be rounded to 8 bits.
+        # In bfloat16 the output, a log ratio, would be rounded to 8 bits.
         dtype = jnp.promote_types(self.dtype, jnp.float32)
         x = Dense(1, self.spectral_norm, dtype, name=self.head)(x)
         return x[..., 0].astype(jnp.float32)
 
     @staticmethod
     def _name(index: int) -> str:
-        # Even numbers: the reference implementation also counts the activations.
+        # Even numbers, because the reference implementation also counts the activations.
         return f"mlp_{2 * index}"

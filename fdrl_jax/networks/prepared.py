@@ -1,4 +1,4 @@
-"""Work on a network's weights that does not depend on its input, done once before a loop."""
+"""Preparation of a network's weights, done once before a loop that applies it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,16 +14,16 @@ from fdrl_jax.networks.spectral import COLLECTION, divided
 def prepare(net: MLP | ResNet, variables: Mapping[str, Any]) -> dict[str, Any]:
     """Divides kernels by their spectral norms and casts weights to the type of the computation.
 
-    `net.apply` gives the same output for the result as for `variables`. A flow applies fixed
-    weights at every step, and compilers do not always move this work out of the loop; after
-    `prepare` there is none left in it. The result is for evaluation: train the float32 `variables`.
+    `net.apply` gives the same output with the result as with `variables`. A flow applies fixed
+    weights at every step, and compilers do not always move this work out of the loop. `prepare`
+    does it in advance. Use the result only for evaluation, and train the float32 `variables`.
 
     Args:
       net: the network.
       variables: its variables, with `"params"`.
 
     Returns:
-      Variables for `net.apply`. The head stays in float32, as the network computes it.
+      Variables for `net.apply`. The head stays in float32, because the network computes it so.
     """
 
     def of_layers(

@@ -1,4 +1,4 @@
-"""Residual networks for images: one module, and a table of the paper's four."""
+"""Residual networks for images: one module, and the specs of the paper's four networks."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -19,8 +19,8 @@ class ResNetSpec(NamedTuple):
 
     Attributes:
       stem: channels of the first convolution.
-      blocks: `(channels, stride)` of every block.
-      attention_after: number of blocks before the self-attention, where a network has one.
+      blocks: `(channels, stride)` of each block.
+      attention_after: number of blocks before the self-attention, if the network has it.
     """
 
     stem: int
@@ -54,9 +54,9 @@ SPECS = {
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut: `act(conv(act(conv(x))) + shortcut(x))`.
+    """Two 3x3 convolutions with a shortcut: `act(conv(act(conv(x))) + shortcut(x))`.
 
-    The shortcut is a 1x1 convolution where the shape changes, else the identity.
+    The shortcut is a 1x1 convolution if the shape changes, otherwise the identity.
 
     Attributes:
       features: number of output channels.
@@ -95,18 +95,18 @@ class ResidualBlock(nn.Module):
 class ResNet(nn.Module):
     """Residual network without normalisation layers.
 
-    Maps `x [B, H, W, C]` in [-1, 1] to `[B]`: the density ratio or its logarithm, as the loss
-    has it. A 3x3 convolution, the blocks, the mean over positions, an affine map. With
-    `num_outputs` it maps to `[B, num_outputs]`: the logits of a classifier.
+    Maps `x [B, H, W, C]` in [-1, 1] to `[B]`: the density ratio or its logarithm, depending on the
+    loss. With `num_outputs` it maps to `[B, num_outputs]`: the logits of a classifier. The layers
+    are a 3x3 convolution, the blocks, the mean over positions and an affine map.
 
     Attributes:
       spec: widths and depths.
       spectral_norm: whether every kernel is divided by its largest singular value.
       attention: whether self-attention follows block number `spec.attention_after`.
       dtype: type of the computation; parameters, the last layer and the output are float32.
-      remat: whether the activations inside a block are computed again in the backward pass,
-        which needs less memory and more time.
-      num_outputs: outputs per image; `None` for one without an axis of its own.
+      remat: whether the activations inside a block are recomputed in the backward pass, which
+        needs less memory and more time.
+      num_outputs: outputs per image; `None` for a single output without an axis.
       implementation: of the convolutions, as in `convolve`.
 
     Reference: Heng et al., "Generative Modeling with Flow-Guided Density Ratio Learning", table 4.
@@ -127,7 +127,7 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, features: bool = False) -> jax.Array:
-        """Maps images to the output; with `features` to what the last affine map reads, [B, D]."""
+        """Maps images to the output, or with `features` to the input of the last map, [B, D]."""
         block = nn.remat(ResidualBlock) if self.remat else ResidualBlock
         options: dict[str, Any] = {
             "spectral_norm": self.spectral_norm,
@@ -137,7 +137,7 @@ class ResNet(nn.Module):
         x = activate(Conv(self.spec.stem, **options, name="conv1")(x))
         stage, index = 0, 0
         for number, (channels, stride) in enumerate(self.spec.blocks):
-            # A stage of the reference implementation starts where the resolution changes.
+            # In the reference implementation, a stage starts where the resolution changes.
             stage, index = (stage + 1, 0) if stride > 1 or number == 0 else (stage, index + 1)
             name = f"layer{stage}_{index}"
             x = block(channels, stride, **options, name=name)(x)
@@ -161,24 +161,24 @@ def resnet(
     num_outputs: int | None = None,
     implementation: str = "custom",
 ) -> ResNet:
-    """Makes a residual network from the paper's table or from your own description.
+    """Makes one of the paper's residual networks, or one from your own spec.
 
     Args:
       spec: `"resnet32"`, `"resnet64"`, `"resnet64_shallow"`, `"resnet128"`, or a spec.
-      width: channels of the first convolution; those of all blocks change in proportion.
+      width: channels of the first convolution; those of all blocks scale in proportion.
       spectral_norm: whether every kernel is divided by its largest singular value.
       attention: whether self-attention follows block number `attention_after` of the spec.
       dtype: type of the computation, float32 or bfloat16; parameters and output are float32.
-      remat: whether the activations inside a block are computed again in the backward pass.
-      num_outputs: outputs per image, such as a classifier's logits; `None` for a single one.
+      remat: whether the activations inside a block are recomputed in the backward pass.
+      num_outputs: outputs per image, such as a classifier's logits; `None` for a single output.
       implementation: of the convolutions, as in `convolve`: `"xla"` supports forward mode.
 
     Returns:
       A Flax module that maps images `[B, H, W, C]` to `[B]`, or to `[B, num_outputs]`.
 
     Raises:
-      ValueError: for an unknown name or implementation, sizes or outputs below 1, or attention
-        without a place.
+      ValueError: for an unknown name or implementation, sizes or outputs below 1, or an
+        `attention_after` that is not the number of a block.
     """
     if isinstance(spec, str):
         if spec not in SPECS:
@@ -186,7 +186,7 @@ def resnet(
             raise ValueError(f"unknown network {spec!r}; allowed: {allowed}{nearest(spec, SPECS)}")
         spec = SPECS[spec]
     stem = spec.stem if width is None else width
-    scale = stem / spec.stem if spec.stem > 0 else 0.0  # Which the check below refuses.
+    scale = stem / spec.stem if spec.stem > 0 else 0.0  # The check below rejects 0.
     blocks = tuple((round(size * scale), stride) for size, stride in spec.blocks)
     if not blocks or min(stem, *(min(block) for block in blocks)) < 1:
         raise ValueError(

@@ -1,11 +1,12 @@
 """Spectral normalisation: a kernel divided by its largest singular value.
 
-The estimate of that value rests on two vectors, kept in the collection `"spectral"`:
-`sigma = u^T W v` with `W` the kernel as a `[C_out, C_in * k * k]` matrix. Vectors stand still
-unless the collection is mutable, so a flow or a sampler sees one fixed function, and a training
-step that applies the network with `mutable=["spectral"]` moves them once.
+The singular value is estimated from two vectors in the collection `"spectral"`: `sigma = u^T W v`,
+with `W` the kernel as a `[C_out, C_in * k * k]` matrix. The vectors change only if the collection
+is mutable. A flow or a sampler thus sees one fixed function, and a train step that applies the
+network with `mutable=["spectral"]` updates them once.
 
-A program that applies fixed variables many times divides once, before its loop: see `prepare`.
+A program that applies fixed variables many times should divide once, before its loop; see
+`prepare`.
 
 Reference: Miyato et al., "Spectral Normalization for Generative Adversarial Networks", ICLR 2018.
 """
@@ -18,13 +19,13 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 COLLECTION = "spectral"
-_DIVIDED = "divided"  # Replaces the vectors of a kernel that is divided already.
+_DIVIDED = "divided"  # Replaces the vectors of a kernel that has been divided already.
 _NUM_INIT_ITERATIONS = 15
 _EPSILON = 1e-12
 
 
 def as_matrix(kernel: jax.Array) -> jax.Array:
-    """Flattens a kernel the way PyTorch does, so that its vectors mean the same here.
+    """Flattens a kernel as PyTorch does, so that its singular vectors can be used here.
 
     Args:
       kernel: `[C_in, C_out]` or `[k, k, C_in, C_out]`.
@@ -37,7 +38,7 @@ def as_matrix(kernel: jax.Array) -> jax.Array:
 
 
 def power_iteration(matrix: jax.Array, u: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Moves the singular vectors once: `v = normalise(W^T u)`, then `u = normalise(W v)`.
+    """Updates the singular vectors once: `v = normalise(W^T u)`, then `u = normalise(W v)`.
 
     Args:
       matrix: `W`, `[M, N]`.
@@ -53,8 +54,8 @@ def power_iteration(matrix: jax.Array, u: jax.Array) -> tuple[jax.Array, jax.Arr
 def update_vectors(variables: Mapping[str, Any]) -> dict[str, Any]:
     """Runs one power iteration for every spectrally normalised kernel of a network.
 
-    The same update as applying the network with `mutable=["spectral"]`, for callers who have no
-    input at hand or who split a batch. Variables without such kernels come back unchanged.
+    This is the update of applying the network with `mutable=["spectral"]`, for callers that have no
+    input or that split a batch. Variables without such kernels are returned unchanged.
 
     Args:
       variables: a network's variables, with `"params"`.
@@ -75,7 +76,7 @@ def update_vectors(variables: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def normalised(module: nn.Module, kernel: jax.Array) -> jax.Array:
-    """Divides a kernel by its spectral norm, with the vectors kept as variables of `module`.
+    """Divides a kernel by its spectral norm, with the vectors as variables of `module`.
 
     Gradients flow through `sigma` to the kernel, never to the vectors.
 
@@ -92,7 +93,7 @@ def normalised(module: nn.Module, kernel: jax.Array) -> jax.Array:
     fixed = jax.lax.stop_gradient(matrix)
 
     def initial_u() -> jax.Array:
-        # Enough iterations for a sensible sigma: the first flow runs before the first update.
+        # Enough iterations for a good sigma, because the first flow runs before the first update.
         start = _normalise(jax.random.normal(module.make_rng("params"), matrix.shape[:1]))
         u: jax.Array = jax.lax.fori_loop(
             0, _NUM_INIT_ITERATIONS, lambda _, u: power_iteration(fixed, u)[0], start
@@ -114,7 +115,7 @@ def divided(kernel: jax.Array, vectors: Mapping[str, jax.Array]) -> tuple[jax.Ar
       vectors: the kernel's entry in the collection.
 
     Returns:
-      `kernel / sigma`, and the entry that tells the module so.
+      `kernel / sigma`, and a new entry that marks the kernel as divided.
     """
     if _DIVIDED in vectors:
         return kernel, vectors
@@ -123,8 +124,8 @@ def divided(kernel: jax.Array, vectors: Mapping[str, jax.Array]) -> tuple[jax.Ar
 
 
 def _sigma(matrix: jax.Array, u: jax.Array, v: jax.Array) -> jax.Array:
-    # The vectors are estimates, not parameters: a caller who differentiates all variables must
-    # not train them.
+    # The vectors are estimates, not parameters. They must not be trained even if a caller
+    # differentiates with respect to all variables.
     u, v = jax.lax.stop_gradient((u, v))
     sigma: jax.Array = u @ matrix @ v
     return sigma

@@ -1,4 +1,4 @@
-"""Weights of PyTorch networks, the reference implementation's among them, as Flax variables."""
+"""Converts weights of PyTorch networks, such as the reference implementation, to Flax variables."""
 
 import re
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ def from_torch_state_dict(net: Network, state_dict: Mapping[str, np.ndarray]) ->
       and `"batch_stats"` under batch normalisation.
 
     Raises:
-      ValueError: naming every tensor that is missing, surplus or of the wrong shape.
+      ValueError: if the tensors do not fit; lists each one that is missing, surplus or misshapen.
     """
     tensors = {name.removeprefix("module."): np.asarray(a) for name, a in state_dict.items()}
     template = _template(net, _input_features(tensors))
@@ -41,7 +41,7 @@ def from_torch_state_dict(net: Network, state_dict: Mapping[str, np.ndarray]) ->
 
 
 def torch_shapes(net: Network, input_features: int) -> dict[str, tuple[int, ...]]:
-    """Names and shapes that the reference implementation gives a network's tensors.
+    """Names and shapes of a network's tensors in the reference implementation.
 
     Args:
       net: the network.
@@ -69,7 +69,7 @@ def _names(template: dict[str, Any]) -> dict[str, Any]:
         parts = [re.sub(r"_(\d+)$", r".\1", module) for module in modules]
         return ".".join((*parts, suffixes.get(leaf, leaf)))
 
-    # PyTorch keeps the vectors beside the raw kernel, which it then calls weight_orig.
+    # PyTorch stores the vectors next to the raw kernel, which it then calls weight_orig.
     kernel = "weight_orig" if COLLECTION in template else "weight"
     suffixes = {"kernel": kernel, "u": "weight_u", "v": "weight_v"}
     suffixes |= {"scale": "weight", "mean": "running_mean", "var": "running_var"}
@@ -96,7 +96,7 @@ def _input_features(tensors: Mapping[str, np.ndarray]) -> int:
             kernel = tensors.get(f"{name}.{suffix}")
             if kernel is not None and kernel.ndim > 1:
                 return int(kernel.shape[1])
-    # The first kernel is missing or misshapen, which the comparison of names will report.
+    # The first kernel is missing or misshapen, which `_check` reports.
     return 1
 
 

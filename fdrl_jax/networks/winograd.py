@@ -1,17 +1,18 @@
 """Winograd's minimal filtering: 3x3 convolutions with two thirds of the multiplications.
 
-For CPU, where XLA's direct convolution already runs at the rate of a matrix product, so that only
-fewer multiplications make it faster. The algorithm F(2, 3) along the rows takes two rows of outputs
-at a time, which four rows `d` of the input reach through the three rows `k` of the kernel:
+This is for CPU, where XLA's direct convolution is already as fast as a matrix product, so only
+fewer multiplications can make it faster. The algorithm F(2, 3) along the rows computes two rows of
+outputs at a time, from four rows `d` of the input and the three rows `k` of the kernel:
 
     output = A^T [(G k) * (B^T d)]
 
-where each of the four entries of the bracket is a 1x3 convolution along the columns: 12
-multiplications a channel for two outputs, and not 18. Its rounding is that of the direct sum.
+Each of the four entries of the bracket is a 1x3 convolution along the columns, which needs 12
+multiplications per channel for two outputs instead of 18. Rounding errors are as for the direct
+sum.
 
-More rows at a time, or both axes, save more and cost digits: F(4, 3) runs another fifth faster, but
-its float32 errors of 1e-6 tip activations over LeakyReLU's kink, which moves input gradients by
-1e-3.
+More rows at a time, or both axes, would save more but lose precision. F(4, 3) is another 20%
+faster, but its float32 errors of 1e-6 move activations across the kink of LeakyReLU, which changes
+input gradients by 1e-3.
 
 Reference: Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016.
 """
@@ -48,7 +49,7 @@ def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
     rows = [lax.slice_in_dim(padded, i, i + last, _ROWS, axis=1) for i in range(len(_INPUT))]
 
     weights = jnp.einsum("ai,ijco->ajco", jnp.asarray(_KERNEL, kernel.dtype), kernel)
-    # Behind a barrier the weights are an array of their own, which moves out of a loop.
+    # With the barrier, the weights are a separate array, which XLA moves out of a loop.
     weights = lax.optimization_barrier(weights)  # type: ignore[no-untyped-call]
     products = [
         lax.conv_general_dilated(

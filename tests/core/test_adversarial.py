@@ -45,7 +45,7 @@ def test_no_radius_is_no_attack_and_flat_classifiers_give_no_nan():
     np.testing.assert_allclose(flat, X, atol=1e-7)
 
 
-def test_no_gradient_goes_through_the_attack():
+def test_no_gradient_flows_through_the_attack():
     def loss(scale):
         moved = adversarial.perturb(lambda x: scale * linear(x), X, LABELS, Attack(0.5, 0.2, 3))
         return jnp.sum(moved)
@@ -77,7 +77,7 @@ def apply(variables, x):
 
 
 @pytest.mark.parametrize(("epsilon", "follows_the_small"), [(0.0, True), (0.3, False)])
-def test_training_against_an_attack_drops_the_feature_that_an_attack_can_turn(
+def test_training_against_an_attack_ignores_the_feature_that_an_attack_can_flip(
     epsilon, follows_the_small
 ):
     optimizer = optax.adam(0.2)

@@ -138,7 +138,7 @@ TWO_PEARSON = divergences.combine([2.0], ["pearson"])
     [*map(divergences.get, [*divergences.REGISTRY, "alpha(2)"]), KL_JS, TWO_PEARSON],
     ids=lambda d: d.name,
 )
-def test_a_loss_that_trains_the_ratio_goes_with_pearson_and_one_of_log_ratios_with_all(
+def test_a_loss_for_the_ratio_works_with_pearson_and_a_loss_for_log_ratios_with_all(
     loss, divergence
 ):
     if loss.output == "log_ratio" or divergence.name in ("pearson", "alpha(2)", "2*pearson"):
@@ -156,7 +156,7 @@ def test_only_lsif_trains_the_ratio_itself():
 
 
 @each_loss
-def test_get_returns_a_loss_by_its_name_and_a_loss_as_it_is(loss):
+def test_get_returns_a_loss_by_name_and_a_loss_unchanged(loss):
     assert bregman.get(loss.name) is loss
     own = loss._replace(name="own")
     assert bregman.get(own) is own
@@ -164,13 +164,13 @@ def test_get_returns_a_loss_by_its_name_and_a_loss_as_it_is(loss):
 
 
 @pytest.mark.parametrize(("name", "nearest"), [("lsf", "lsif"), ("LR", "lr"), ("kl", "ukl")])
-def test_an_unknown_name_is_an_error_that_names_the_allowed_ones_and_the_nearest(name, nearest):
+def test_an_unknown_name_is_an_error_with_the_allowed_names_and_a_suggestion(name, nearest):
     with pytest.raises(ValueError, match=f"'{name}'; did you mean '{nearest}'") as error:
         bregman.get(name)
 
     assert "Allowed: lsif, lr, ukl" in str(error.value)
 
 
-def test_a_name_like_no_other_is_an_error_without_a_guess():
+def test_a_name_unlike_all_others_is_an_error_without_a_suggestion():
     with pytest.raises(ValueError, match=r"unknown Bregman loss 'w1'\. Allowed: lsif, lr, ukl$"):
         bregman.get("w1")

@@ -35,7 +35,7 @@ def assert_equal_up_to_a_constant(actual, expected):
 
 
 @pytest.mark.parametrize("label", [0, 1, 2])
-def test_an_exact_classifier_with_weight_one_gives_the_ratio_to_the_class_alone(label):
+def test_an_exact_classifier_with_weight_one_gives_the_ratio_to_its_class(label):
     conditioned = compose.condition(log_ratio, classifier, label, 1.0)
 
     expected = log_normal(0.0, 4.0)(X) - log_normal(MEANS[label])(X)
@@ -53,7 +53,7 @@ def test_weight_zero_is_unconditional():
     np.testing.assert_array_equal(compose.condition(log_ratio, classifier, 1, 0.0)(X), log_ratio(X))
 
 
-def test_each_example_may_have_a_class_of_its_own_also_under_jit():
+def test_each_example_may_have_its_own_class_also_under_jit():
     labels = jnp.arange(len(X)) % 3
 
     @jax.jit
@@ -86,7 +86,7 @@ def test_a_conditioned_ratio_is_the_exponential_of_the_conditioned_log_ratio():
     assert fdrl.first_variation(of_ratio, "pearson", "ratio")(X).shape == (len(X),)
 
 
-def test_the_classifier_sees_its_own_range_of_inputs():
+def test_the_classifier_gets_inputs_in_its_own_range():
     seen = []
 
     def zero_to_one(x):
@@ -142,7 +142,7 @@ def test_a_flow_under_two_attributes_ends_where_both_hold():
     assert np.all((end[:, 0] > 0) & (end[:, 1] < 0))
 
 
-def test_mistakes_are_told_with_what_is_allowed():
+def test_errors_state_what_is_allowed():
     with pytest.raises(ValueError, match="label must be from 0 to 2, got 3"):
         compose.condition(log_ratio, classifier, 3)(X)
     with pytest.raises(ValueError, match=r"logits \[B, C\]"):
@@ -181,7 +181,7 @@ def test_refinement_moves_by_dgflows_factor_times_the_discriminators_gradient(na
     np.testing.assert_allclose(fdrl.drift(X, potential), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_refinement_with_the_exact_corrector_equals_that_by_the_right_discriminator():
+def test_refinement_with_the_exact_corrector_equals_refinement_with_the_right_discriminator():
     data, own, other = log_normal(0.0), log_normal(MEANS[0], 2.0), log_normal(MEANS[1], 0.5)
 
     corrected = compose.refine(

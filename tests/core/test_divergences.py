@@ -86,7 +86,7 @@ def test_the_potential_of_the_log_ratio_is_exact_wherever_float32_can_hold_its_s
 @pytest.mark.parametrize(
     "spec", ["pearson", "alpha(2)", combine([0.5, 3.0], ["pearson", "alpha(2)"])]
 )
-def test_the_potential_of_the_ratio_has_the_slope_of_f_prime_and_goes_on_below_zero(spec):
+def test_the_potential_of_the_ratio_has_the_slope_of_f_prime_also_below_zero(spec):
     divergence = get(spec)
     slope = derivative(divergence.potential_from_ratio)
 
@@ -145,7 +145,7 @@ def test_equal_distributions_have_divergence_zero_and_others_a_positive_one(dive
 
 
 @each_name
-def test_get_returns_a_divergence_by_its_name_and_a_divergence_as_it_is(name):
+def test_get_returns_a_divergence_by_name_and_a_divergence_unchanged(name):
     assert get(name) is REGISTRY[name]
     assert get(REGISTRY[name]) is REGISTRY[name]
 
@@ -158,7 +158,7 @@ def test_get_reads_the_order_of_an_alpha_divergence(name, order):
 
 
 @pytest.mark.parametrize("divergence", [*REGISTRY.values(), *map(alpha, ORDERS)])
-def test_get_finds_a_divergence_again_by_the_name_it_carries(divergence):
+def test_get_finds_a_divergence_by_its_own_name(divergence):
     again = get(divergence.name)
 
     assert again.name == divergence.name
@@ -176,7 +176,9 @@ def test_get_finds_a_divergence_again_by_the_name_it_carries(divergence):
         ("alpha", r"alpha\(ORDER\)"),
     ],
 )
-def test_an_unknown_name_is_an_error_that_names_it_the_allowed_ones_and_the_nearest(spec, nearest):
+def test_an_unknown_name_is_an_error_with_the_name_the_allowed_names_and_a_suggestion(
+    spec, nearest
+):
     with pytest.raises(ValueError, match=f"did you mean '{nearest}'") as error:
         get(spec)
 
@@ -185,20 +187,20 @@ def test_an_unknown_name_is_an_error_that_names_it_the_allowed_ones_and_the_near
         assert name in str(error.value)
 
 
-def test_a_name_like_no_other_is_an_error_without_a_guess():
+def test_a_name_unlike_all_others_is_an_error_without_a_suggestion():
     with pytest.raises(ValueError, match=r"^unknown divergence 'w1'\. Allowed: pearson, "):
         get("w1")
 
 
 @pytest.mark.parametrize("spec", ["", "0.5*kl", "kl + js", "kl(2)", "alpha()", "alpha(nan)"])
-def test_what_is_no_name_is_an_error_that_shows_it(spec):
+def test_a_spec_that_is_not_a_name_is_quoted_in_the_error(spec):
     with pytest.raises(ValueError, match="unknown divergence") as error:
         get(spec)
 
     assert repr(spec) in str(error.value)
 
 
-def test_a_combination_needs_one_weight_a_divergence():
+def test_a_combination_needs_one_weight_per_divergence():
     with pytest.raises(ValueError, match="2 weights for 1 divergences"):
         combine([1.0, 2.0], [get("kl")])
     with pytest.raises(ValueError, match="0 weights for 0 divergences"):
@@ -230,7 +232,7 @@ def test_first_variation_is_the_same_whether_pearson_is_given_the_ratio_or_its_l
     np.testing.assert_allclose(fdrl.drift(x, of_log)[:, 0], -2 * np.exp(x.sum(-1)), rtol=1e-5)
 
 
-def test_first_variation_takes_an_estimator_of_ratios_that_are_negative():
+def test_first_variation_accepts_an_estimator_with_negative_ratios():
     potential = fdrl.first_variation(lambda x: 3.0 * x[:, 0], get("pearson"), output="ratio")
 
     np.testing.assert_allclose(fdrl.drift(-jnp.ones((2, 1)), potential), -6.0)
@@ -246,7 +248,7 @@ def test_first_variation_refuses_an_unknown_output_and_names_the_allowed():
         fdrl.first_variation(jnp.ravel, get("kl"), output="log")
 
 
-def test_a_divergence_of_ones_own_needs_no_registration():
+def test_a_custom_divergence_needs_no_registration():
     own = FDivergence("own", lambda r: r**2 - 1, lambda r: 2 * r, lambda log_r: 2 * jnp.exp(log_r))
 
     assert get(own) is own

@@ -49,7 +49,7 @@ def plain_flow(key, x0, num_steps=5):
 
 
 @each_kind_of_key
-def test_a_flow_cut_in_two_equals_the_whole_bit_for_bit(key):
+def test_a_flow_split_in_two_equals_the_whole_flow_bit_for_bit(key):
     whole, half = flow(key, START, 7), flow(key, START, 3)
 
     np.testing.assert_array_equal(flow(key, half, 4, first_step=3), whole)
@@ -92,7 +92,7 @@ def test_without_refinement_both_stages_are_the_same():
     np.testing.assert_array_equal(stages.refined, stages.bridged)
 
 
-def test_with_a_key_an_example_a_path_depends_on_its_own_key_and_start_alone():
+def test_with_a_key_per_example_a_path_depends_only_on_its_own_key_and_start():
     whole = flow(EXAMPLE_KEYS, START)
 
     np.testing.assert_array_equal(flow(EXAMPLE_KEYS[:3], START[:3]), whole[:3])
@@ -100,7 +100,7 @@ def test_with_a_key_an_example_a_path_depends_on_its_own_key_and_start_alone():
 
 
 @each_kind_of_key
-def test_examples_of_a_batch_and_steps_of_a_path_get_noise_of_their_own(key):
+def test_examples_of_a_batch_and_steps_of_a_path_get_independent_noise(key):
     end, path = fdrl.flow(
         key,
         jnp.zeros((8, 2)),
@@ -120,7 +120,7 @@ def test_the_same_key_gives_the_same_path_and_another_key_another():
     assert np.all(flow(KEY, START) != flow(jax.random.key(8), START))
 
 
-def test_raw_keys_of_prngkey_serve_as_well_as_typed_ones():
+def test_raw_keys_of_prngkey_work_like_typed_keys():
     raw = jax.random.PRNGKey(7)
 
     np.testing.assert_array_equal(plain_flow(raw, START), plain_flow(KEY, START))
@@ -176,7 +176,7 @@ def test_the_potential_is_traced_once_whatever_the_number_of_steps(observe):
         traces.clear()
 
 
-def test_one_compiled_flow_serves_all_step_sizes_and_noise_scales():
+def test_one_compiled_flow_works_for_all_step_sizes_and_noise_scales():
     traces = []
 
     @jax.jit
@@ -200,7 +200,7 @@ def temporary_bytes(num_steps, **options):
     return memory.temp_size_in_bytes + memory.output_size_in_bytes
 
 
-def test_memory_does_not_grow_with_the_number_of_steps_but_by_the_trajectory():
+def test_memory_grows_with_the_number_of_steps_only_for_a_trajectory():
     size = 64 * 32 * 4
 
     few, many = temporary_bytes(10), temporary_bytes(1_000)
@@ -212,7 +212,7 @@ def test_memory_does_not_grow_with_the_number_of_steps_but_by_the_trajectory():
     assert path_many - path_few >= 990 * size
 
 
-def test_a_flow_of_no_steps_stays_where_it_is():
+def test_a_flow_of_zero_steps_returns_its_start():
     np.testing.assert_array_equal(flow(KEY, START, 0), START)
 
     end, path = flow(KEY, START, 0, observe=positions)
@@ -226,7 +226,7 @@ def test_a_negative_number_of_steps_is_an_error():
 
 
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
-def test_a_start_of_half_precision_counts_as_float32_so_that_small_steps_move_it(dtype):
+def test_a_start_in_half_precision_is_converted_to_float32_so_that_small_steps_move_it(dtype):
     end = fdrl.flow(
         KEY,
         jnp.ones((1, 1), dtype),
@@ -241,7 +241,7 @@ def test_a_start_of_half_precision_counts_as_float32_so_that_small_steps_move_it
 
 
 @pytest.mark.parametrize("x0", [[[1, 2], [3, 4]], np.array([[1, 2], [3, 4]], np.uint8)])
-def test_integers_start_as_float32(x0):
+def test_an_integer_start_is_converted_to_float32(x0):
     end = plain_flow(KEY, x0)
 
     assert end.dtype == jnp.float32
@@ -249,7 +249,7 @@ def test_integers_start_as_float32(x0):
 
 
 @pytest.mark.parametrize("x", [[[1, 2], [3, 4]], np.array([[1.0, 2.0], [3.0, 4.0]])])
-def test_single_steps_drifts_and_stages_take_what_the_flow_takes(x):
+def test_single_steps_drifts_and_stages_accept_the_inputs_of_the_flow(x):
     as_float32 = jnp.float32(x)
 
     step = fdrl.langevin_step(KEY, x, potential, **HYPER)
@@ -263,7 +263,7 @@ def test_single_steps_drifts_and_stages_take_what_the_flow_takes(x):
 
 
 @pytest.mark.parametrize(("num_keys", "num_examples"), [(1, 8), (8, 1), (3, 8)])
-def test_neither_one_key_nor_one_an_example_is_an_error(num_keys, num_examples):
+def test_neither_one_key_nor_one_per_example_is_an_error(num_keys, num_examples):
     with pytest.raises(ValueError, match=f"got {num_keys} for {num_examples}"):
         plain_flow(EXAMPLE_KEYS[:num_keys], START[:num_examples])
 
@@ -282,7 +282,7 @@ def test_examples_may_be_scalars_or_images_as_well_as_points(shape, one_key):
     assert len(np.unique(end)) == end.size
 
 
-def test_unrolling_the_loop_changes_its_speed_alone():
+def test_unrolling_the_loop_changes_only_its_speed():
     np.testing.assert_allclose(
         flow(KEY, START, 7, unroll=3), flow(KEY, START, 7), rtol=1e-5, atol=1e-6
     )

@@ -142,7 +142,7 @@ def test_noise_scale_refuses_negative_arguments(arguments):
         fdrl.noise_scale(*arguments)
 
 
-def test_the_exact_ratio_of_shifted_gaussians_carries_the_source_onto_the_target():
+def test_the_exact_ratio_of_shifted_gaussians_moves_the_source_to_the_target():
     # As in figure 2: q' = N(0, 0.1 I), p = N((1, 1), 0.1 I). For KL the drift is shift / 0.1
     # everywhere, so the source arrives at time 0.1.
     variance, shift, num_steps = 0.1, jnp.array([1.0, 1.0]), 15

@@ -49,7 +49,7 @@ def scheduled(key, x0, num_steps, first_step=0):
 
 
 @each_kind_of_key
-def test_schedules_give_each_step_its_own_step_size_and_noise_wherever_the_flow_is_cut(key):
+def test_schedules_give_each_step_its_step_size_and_noise_wherever_the_flow_is_split(key):
     fold_in = jax.vmap(jax.random.fold_in, (0, None)) if key.ndim else jax.random.fold_in
     x = START
     for k in range(3):
@@ -78,7 +78,7 @@ def test_without_training_steps_the_decay_is_complete_after_the_first_step():
     assert at_steps(flow["noise_scale"], 0, 1, 2) == pytest.approx([0.1, 0.01, 0.01])
 
 
-def test_the_noise_follows_the_step_size_at_the_same_entropy_weight():
+def test_the_noise_scale_keeps_the_entropy_weight_when_the_step_size_changes():
     flow = FlowParams(10, 2.0, 0.1, step_size_decay=0.01).schedules()
 
     etas, nus = (np.array(at_steps(flow[name], 0, 3, 12)) for name in ("step_size", "noise_scale"))

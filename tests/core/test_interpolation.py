@@ -17,7 +17,7 @@ def ends():
 
 
 @pytest.mark.parametrize("between", [interpolation.linear, interpolation.spherical])
-def test_a_path_starts_and_ends_at_the_points_given(ends, between):
+def test_a_path_starts_and_ends_at_the_given_points(ends, between):
     path = between(*ends, WEIGHTS)
     assert path.shape == (7, 4, 4, 3)
     np.testing.assert_allclose(path[0], ends[0], atol=1e-5)

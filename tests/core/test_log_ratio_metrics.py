@@ -25,7 +25,7 @@ def test_the_true_log_ratio_has_no_error():
 
 
 @pytest.mark.parametrize("offset", [-1.0, 0.5, 2.0])
-def test_a_constant_offset_costs_the_divergence_of_unnormalised_densities(offset):
+def test_a_constant_offset_gives_the_divergence_of_unnormalised_densities(offset):
     # KL(q || e^c q) of unnormalised densities is e^c - 1 - c.
     q, p, log_ratio = gaussians()
     error = metrics.log_ratio_error(
@@ -35,7 +35,7 @@ def test_a_constant_offset_costs_the_divergence_of_unnormalised_densities(offset
     assert error.rmse_on_data == pytest.approx(abs(offset))
 
 
-def test_the_ratio_of_another_gaussian_costs_their_divergence():
+def test_the_ratio_of_another_gaussian_gives_their_divergence():
     # An estimate r = q'/p with q' = N(0, I) = p: log r = 0, and KL(q || q') = |GAP|^2 / 2.
     q, p, _ = gaussians()
     kl = metrics.log_ratio_kl(GAP @ GAP / 2, np.zeros(len(q)), np.zeros(len(p)))
@@ -54,7 +54,7 @@ def test_the_entropy_of_samples_is_that_of_their_density():
 def test_the_entropy_needs_samples_that_differ():
     with pytest.raises(ValueError, match="more than 5 samples coincide"):
         metrics.entropy(np.zeros((10, 2)))
-    with pytest.raises(ValueError, match="more than 5 samples needed, got 3"):
+    with pytest.raises(ValueError, match="expected more than 5 samples, got 3"):
         metrics.entropy(np.zeros((3, 2)))
 
 

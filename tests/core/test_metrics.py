@@ -85,7 +85,7 @@ def test_the_biased_energy_distance_of_a_sample_to_itself_is_zero():
     assert metrics.energy_distance(x, x, unbiased=False) == pytest.approx(0.0, abs=1e-12)
 
 
-def test_distances_take_images_as_vectors_of_pixels():
+def test_distances_treat_images_as_vectors_of_pixels():
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(20, 2, 2, 1)), rng.normal(size=(30, 2, 2, 1))
 
@@ -100,7 +100,7 @@ def test_the_energy_distance_needs_two_points_and_equal_numbers_of_features(shap
             metric(*(np.zeros(shape) for shape in shapes))
 
 
-def test_true_data_have_an_energy_ratio_of_1_on_average_and_lie_within_its_quantiles():
+def test_true_data_have_a_mean_energy_ratio_of_1_within_its_quantiles():
     def ratio(rng):
         return metrics.energy_ratio(rng.normal(size=(300, 2)), rng.normal(size=(200, 2)), seed=1)
 

@@ -68,7 +68,7 @@ def test_a_seed_in_place_of_a_key_is_an_error_that_shows_how_to_make_one():
         fdrl.flow(0, X, square, num_steps=1, **HYPER)
 
 
-def test_a_traced_or_array_number_of_steps_is_said_to_need_a_static_int():
+def test_the_error_for_a_traced_or_array_number_of_steps_asks_for_a_static_int():
     for run in (
         lambda: fdrl.flow(KEY, X, square, num_steps=jnp.int32(5), **HYPER),
         lambda: jax.jit(lambda n: fdrl.flow(KEY, X, square, num_steps=n, **HYPER))(5),
@@ -98,7 +98,7 @@ def test_positions_do_not_become_negative_beyond_two_to_the_31_examples():
 
 
 @pytest.mark.parametrize("num", [8, 32])
-def test_a_draw_of_another_number_of_rows_than_the_batch_is_an_error(num):
+def test_a_draw_that_does_not_return_one_row_per_position_is_an_error(num):
     def draw(data, host_batch, key, positions):
         return {"real": jnp.zeros((num, 2))}
 
@@ -132,7 +132,7 @@ def test_losses_and_divergences_may_be_names_everywhere():
     assert by_name == by_object
 
 
-def test_an_uninformative_classifier_leaves_the_drift_as_it_is_under_every_divergence():
+def test_an_uninformative_classifier_does_not_change_the_drift_under_any_divergence():
     log_ratio = functools.partial(jnp.sum, axis=-1)
     for name in divergences.REGISTRY:
         for probabilities in (None, [0.2, 0.3, 0.5]):
@@ -151,12 +151,12 @@ def test_an_uninformative_classifier_leaves_the_drift_as_it_is_under_every_diver
             )
 
 
-def test_class_probabilities_of_another_number_are_an_error():
+def test_the_wrong_number_of_class_probabilities_is_an_error():
     with pytest.raises(ValueError, match=r"one number per class, \[2\], got shape \(3,\)"):
         compose.condition(square, logits, 0, class_probabilities=[0.2, 0.3, 0.5])(X)
 
 
-def test_a_classifier_trains_on_integer_images_as_on_the_same_numbers():
+def test_a_classifier_trains_on_integer_images_as_on_the_same_floats():
     def apply(variables, x):
         return jnp.stack([x[:, 0], x[:, 1]], axis=-1) * variables["params"]["w"]
 

@@ -49,9 +49,7 @@ def by_definition(params, of=estimator, penalty=0.0, pair=("lr", "kl"), num_pena
 
 @pytest.mark.parametrize("penalty", [0.0, 0.7])
 @pytest.mark.parametrize("pair", [("lr", "kl"), ("lsif", "pearson"), ("ukl", "logd")])
-def test_loss_and_gradient_are_those_of_the_definition_and_none_goes_through_the_flow(
-    pair, penalty
-):
+def test_loss_and_gradient_follow_the_definition_without_a_gradient_through_the_flow(pair, penalty):
     options = {"bregman": pair[0], "divergence": pair[1], "gradient_penalty": penalty}
 
     @jax.jit
@@ -95,7 +93,7 @@ def test_the_metric_of_the_penalty_is_its_part_of_the_loss():
     assert metrics["gradient_penalty"] > 0.01
 
 
-def test_no_penalty_costs_nothing():
+def test_without_a_penalty_there_is_no_cost():
     def program(**options):
         return str(jax.make_jaxpr(jax.grad(lambda p: objective(p, **options)[0]))(PARAMS))
 
@@ -171,7 +169,7 @@ def test_data_and_prior_samples_may_differ_in_number():
         ({"bregman": "lrr"}, "did you mean 'lr'"),
     ],
 )
-def test_what_would_give_wrong_numbers_is_an_error(change, message):
+def test_inputs_that_would_give_wrong_numbers_are_errors(change, message):
     with pytest.raises(ValueError, match=message):
         objective(PARAMS, **change)
 

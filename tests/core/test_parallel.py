@@ -133,7 +133,7 @@ def test_unreplicate_undoes_replicate():
     assert len(one["x"].sharding.device_set) == 1
 
 
-def test_the_first_device_does_not_hold_the_copies_of_others(monkeypatch):
+def test_the_first_device_does_not_store_the_copies_of_others(monkeypatch):
     held, put, first = [], jax.device_put, jax.local_devices()[0]
 
     def recorded(x, device=None, **options):
@@ -152,7 +152,7 @@ def test_the_first_device_does_not_hold_the_copies_of_others(monkeypatch):
     assert max(held) <= 2 * size
 
 
-def test_an_estimator_of_a_network_moves_its_vectors_in_every_step():
+def test_an_estimator_from_a_network_updates_its_vectors_in_every_step():
     net = networks.MLP((8,), spectral_norm=True)
     estimator = Estimator.from_network(net)
     variables = dict(net.init(KEY, jnp.zeros((1, 2))))
@@ -193,7 +193,7 @@ def test_sharding_examples_that_do_not_divide_over_the_devices_is_an_error():
         parallel.shard({"x": np.zeros((num, 2))})
 
 
-def test_the_local_batch_is_the_global_one_over_all_devices():
+def test_the_local_batch_is_the_global_batch_divided_by_the_devices():
     assert parallel.local_batch_size(3 * NUM_DEVICES) == 3
 
 
@@ -204,8 +204,6 @@ def test_the_local_batch_is_the_global_one_over_all_devices():
         (NUM_DEVICES - 1, f"{NUM_DEVICES}"),
     ],
 )
-def test_a_global_batch_that_does_not_divide_is_an_error_that_names_the_nearest_that_do(
-    size, nearest
-):
+def test_a_global_batch_that_does_not_divide_is_an_error_with_the_nearest_that_do(size, nearest):
     with pytest.raises(ValueError, match=f"batch of {size} does not divide .* do: {nearest}$"):
         parallel.local_batch_size(size)

@@ -58,7 +58,7 @@ def test_moments_of_float32_examples_far_from_zero_do_not_cancel():
     np.testing.assert_allclose(moments.covariance, expected, rtol=1e-7, atol=1e-9)
 
 
-def test_empty_batches_change_nothing_and_no_example_at_all_is_an_error():
+def test_empty_batches_change_nothing_and_no_examples_are_an_error():
     x = examples()
 
     with_empty = priors.moments([x[:0], x, x[:0]])
@@ -102,7 +102,7 @@ def test_the_covariance_factor_is_the_lower_triangular_root_of_the_covariance_pl
     np.testing.assert_allclose(factor @ factor.T, covariance + 1e-2 * np.eye(6), atol=1e-6)
 
 
-def test_the_jitter_makes_a_singular_covariance_usable_and_its_lack_is_an_error():
+def test_the_jitter_makes_a_singular_covariance_usable_and_without_it_there_is_an_error():
     singular = np.zeros((3, 3))
 
     np.testing.assert_allclose(priors.covariance_factor(singular), 1e-2 * np.eye(3), rtol=1e-6)
@@ -128,7 +128,7 @@ def test_samples_of_the_gaussian_prior_have_its_mean_and_covariance():
     assert np.all(abs(np.cov(flat, rowvar=False) - covariance) < SIGMAS * error)
 
 
-def test_the_gaussian_prior_clips_to_the_range_of_images_unless_told_otherwise():
+def test_the_gaussian_prior_clips_to_the_range_of_images_by_default():
     mean, factor = np.array([0.9, 0.0]), np.eye(2)
 
     raw = sample(priors.gaussian(mean, factor, clip=None), 100)
@@ -140,7 +140,7 @@ def test_the_gaussian_prior_clips_to_the_range_of_images_unless_told_otherwise()
     np.testing.assert_array_equal(sample(half, 100), raw.clip(-0.5, 0.5))
 
 
-def test_the_gaussian_prior_hands_its_arrays_over_as_parameters():
+def test_the_gaussian_prior_has_its_arrays_as_parameters():
     prior = priors.gaussian(np.zeros(2), np.zeros((2, 2)))
     other = {"mean": jnp.array([0.5, -0.5]), "factor": jnp.zeros((2, 2))}
 
@@ -189,7 +189,7 @@ PRIORS = {
 
 
 @pytest.mark.parametrize("name", PRIORS)
-def test_a_sample_follows_from_its_own_key_whatever_the_batch(name):
+def test_a_sample_depends_only_on_its_own_key_whatever_the_batch(name):
     prior = PRIORS[name]
     whole = np.asarray(prior.sample(prior.params, keys(8), {}))
 

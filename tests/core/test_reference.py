@@ -73,7 +73,7 @@ def test_bregman_losses_and_the_norms_of_their_gradients(name, variables):
 
 
 @pytest.mark.parametrize("name", DIVERGENCES)
-def test_the_displacement_by_the_flow_of_every_divergence(name, variables):
+def test_the_displacements_of_the_flow_for_all_divergences(name, variables):
     case = golden("mlp")
     potential = fdrl.first_variation(
         lambda x: NET.apply(variables, x),

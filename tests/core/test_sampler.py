@@ -77,7 +77,7 @@ def test_a_flow_in_segments_passes_through_the_same_samples():
     assert len(traces) == 1
 
 
-def test_samples_start_elsewhere_than_the_first_steps_of_training_with_the_same_seed():
+def test_samples_do_not_start_where_training_with_the_same_seed_starts():
     keys = rng.example_keys(jax.random.key(0), rng.Stream.PRIOR, jnp.arange(20))
     of_training = small_problem.PRIOR.sample(small_problem.CONSTANTS.prior, keys, {})
 
@@ -111,7 +111,7 @@ def test_another_seed_compiles_nothing_and_several_seeds_draw_at_once_under_vmap
         np.testing.assert_allclose(together.refined[i], alone.refined, rtol=1e-5, atol=1e-6)
 
 
-def test_a_path_is_not_held_twice_in_memory():
+def test_a_path_is_not_stored_twice_in_memory():
     compiled_path = jax.jit(
         samplers.make_path_sampler(small_problem.problem(num_steps=300, noise_scale=0.1))
     )

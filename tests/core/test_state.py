@@ -21,7 +21,7 @@ def test_a_new_state_is_at_step_zero_and_its_average_starts_at_the_parameters():
     chex.assert_trees_all_equal(new.ema_variables, VARIABLES)
 
 
-def test_a_state_holds_arrays_alone_and_may_be_donated():
+def test_a_state_holds_only_arrays_and_may_be_donated():
     new = state.create(jax.tree.map(jnp.copy, VARIABLES), optax.adam(0.1))
 
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(new))
@@ -50,7 +50,7 @@ def test_the_average_follows_its_recursion_over_several_updates():
     chex.assert_trees_all_close(now.ema_variables["params"]["w"], expected, rtol=1e-6)
 
 
-def test_variables_that_are_not_trained_are_those_of_the_newest_step_in_the_average_too():
+def test_untrained_variables_are_not_averaged_but_those_of_the_latest_step():
     optimizer = optax.sgd(0.1)
     before = state.create(VARIABLES, optimizer)
     moved = before._replace(variables={**VARIABLES, "vectors": {"u": jnp.array([6.0])}})
@@ -61,7 +61,7 @@ def test_variables_that_are_not_trained_are_those_of_the_newest_step_in_the_aver
     chex.assert_trees_all_equal(after.ema_variables["vectors"], {"u": jnp.array([6.0])})
 
 
-def test_the_optimizers_state_goes_from_update_to_update():
+def test_the_optimizers_state_is_passed_from_update_to_update():
     optimizer = optax.sgd(0.1, momentum=0.5)
     now = state.create(VARIABLES, optimizer)
 

@@ -12,7 +12,7 @@ from fdrl_jax import rng, steps
 CONSTANTS, KEY = small_problem.CONSTANTS, small_problem.KEY
 
 
-def test_a_step_may_leave_batches_out():
+def test_a_step_may_skip_batches():
     step, state = jax.jit(small_problem.train_step()), small_problem.initial_state()
     repeated = jax.jit(steps.repeat_steps(small_problem.train_step(), 5))
     later = state._replace(step=jnp.int32(2))

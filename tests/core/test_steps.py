@@ -73,7 +73,7 @@ def step_by_definition(params):
     return value, drift, partial, through_flow
 
 
-def test_a_step_follows_the_gradient_of_the_loss_and_lets_none_through_the_flow():
+def test_a_step_follows_the_gradient_of_the_loss_without_a_gradient_through_the_flow():
     params = small_problem.initial_variables()["params"]
     after, metrics = one_step()
 
@@ -95,7 +95,7 @@ def test_the_drift_norm_is_the_mean_length_of_the_drift_in_the_last_step_of_the_
     np.testing.assert_allclose(metrics["drift_norm"], expected, rtol=1e-5)
 
 
-def test_a_step_moves_the_average_of_parameters_by_one_minus_its_rate():
+def test_a_step_updates_the_average_of_parameters_by_one_minus_its_rate():
     before = small_problem.initial_variables()["params"]
     after, _ = one_step()
 
@@ -104,7 +104,7 @@ def test_a_step_moves_the_average_of_parameters_by_one_minus_its_rate():
     assert after.step == 1
 
 
-def test_metrics_are_finite_scalars_and_those_of_the_loss_and_the_norms_of_gradient_and_drift():
+def test_metrics_are_finite_scalars_of_the_loss_and_the_norms_of_gradient_and_drift():
     _, metrics = one_step()
 
     assert {*metrics} == {
@@ -189,7 +189,7 @@ def repeated():
     return jax.jit(steps.repeat_steps(small_problem.train_step(), 5))
 
 
-def test_n_steps_and_then_m_equal_n_plus_m_bit_for_bit():
+def test_n_steps_and_then_m_equal_n_plus_m_steps_bit_for_bit():
     start = small_problem.initial_state()
     whole, history = repeated()(KEY, start, CONSTANTS, None, 5)
 
@@ -213,7 +213,7 @@ def test_repeated_steps_are_the_steps_one_by_one():
     chex.assert_trees_all_close(end, state, rtol=1e-5)
 
 
-def test_no_steps_change_nothing():
+def test_zero_steps_change_nothing():
     start = small_problem.initial_state()
 
     end, _ = repeated()(KEY, start, CONSTANTS, None, 0)
@@ -221,7 +221,7 @@ def test_no_steps_change_nothing():
     chex.assert_trees_all_equal(end, start)
 
 
-def test_untrained_variables_are_refreshed_once_a_step_and_stand_still_within_it():
+def test_untrained_variables_are_refreshed_once_per_step_and_constant_within_it():
     def apply(variables, x):  # The slope of the potential is the count of refreshes.
         return variables["vectors"] * x[:, 0] + 0.0 * variables["params"]["offset"]
 
@@ -252,7 +252,7 @@ def test_a_trained_estimator_moves_the_prior_towards_the_data():
     assert gaps[0] > 4.0 * gaps[1]
 
 
-def test_a_loss_and_a_divergence_that_do_not_go_together_are_an_error_before_any_step():
+def test_a_loss_and_a_divergence_that_do_not_fit_are_an_error_before_any_step():
     problem = small_problem.problem()._replace(bregman=bregman.LSIF, divergence=divergences.JS)
 
     with pytest.raises(ValueError, match="'lsif' trains an unconstrained ratio"):
@@ -266,7 +266,7 @@ def test_a_batch_that_does_not_divide_into_micro_batches_is_an_error(num):
 
 
 @pytest.mark.parametrize("dequantisation", [0.0, 0.5])
-def test_data_of_integers_trains_as_the_same_numbers_in_floating_point(dequantisation):
+def test_integer_data_train_like_the_same_floats(dequantisation):
     step = jax.jit(
         small_problem.train_step(draw=from_host, dequantisation=dequantisation),
     )

@@ -13,20 +13,20 @@ def points():
     return np.random.default_rng(0).normal(size=(120, 2))
 
 
-def test_a_shift_costs_its_length_by_optimal_transport(points):
+def test_the_transport_distance_of_a_shift_is_its_length(points):
     sliced = metrics.sliced_wasserstein(points + SHIFT, points, num_projections=500)
     assert sliced == pytest.approx(5.0 / np.sqrt(2.0), rel=0.05)
     divergence = metrics.sinkhorn_divergence(points + SHIFT, points, epsilon=0.5)
     assert divergence == pytest.approx(25.0, rel=1e-3)
 
 
-def test_transport_to_itself_costs_nothing_and_far_from_the_origin_neither(points):
+def test_the_transport_distance_to_itself_is_zero_also_far_from_the_origin(points):
     far = points + 1e3
     assert metrics.sliced_wasserstein(far, far) == pytest.approx(0.0, abs=1e-5)
     assert metrics.sinkhorn_divergence(far, far, epsilon=0.5) == pytest.approx(0.0, abs=1e-4)
 
 
-def test_transport_scales_with_the_data_and_takes_unequal_numbers_of_points(points):
+def test_transport_scales_with_the_data_and_accepts_unequal_numbers_of_points(points):
     other = 0.5 * points[:80] + 1.0
     small = metrics.sliced_wasserstein(other, points)
     assert metrics.sliced_wasserstein(3 * other, 3 * points) == pytest.approx(3 * small, rel=1e-4)
@@ -35,7 +35,7 @@ def test_transport_scales_with_the_data_and_takes_unequal_numbers_of_points(poin
     assert large == pytest.approx(9 * small, rel=1e-3)
 
 
-def test_too_few_iterations_are_an_error_and_no_wrong_number(points):
+def test_too_few_iterations_are_an_error_and_not_a_wrong_number(points):
     with pytest.raises(ValueError, match="did not converge in 10 iterations"):
         metrics.sinkhorn_divergence(points + SHIFT, points, epsilon=1e-3, max_iterations=10)
 

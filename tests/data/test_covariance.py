@@ -60,7 +60,7 @@ def test_a_low_rank_sketch_of_full_width_is_exact():
     assert part.share_held == pytest.approx(values[:30].sum() / values.sum(), rel=1e-6)
 
 
-def test_a_narrow_sketch_holds_nearly_as_much_as_the_best_directions_could():
+def test_a_narrow_sketch_explains_nearly_as_much_variance_as_the_best_directions():
     x = decaying()
     part = priors.low_rank([x], rank=8)
     values = np.linalg.eigvalsh(covariance(x))[::-1]
@@ -78,7 +78,7 @@ def test_the_low_rank_factor_keeps_leading_and_total_variance_and_spreads_the_re
 
 
 @pytest.mark.parametrize("num", [1, 5])
-def test_fewer_examples_than_directions_are_no_trouble(num):
+def test_fewer_examples_than_directions_are_allowed(num):
     x = decaying(num=num)
     part = priors.low_rank([x], rank=20)
     factor, scale = priors.low_rank_factor(part)
@@ -108,7 +108,7 @@ def test_a_sample_is_the_same_whatever_is_drawn_with_it():
     np.testing.assert_allclose(prior.sample(prior.params, keys[3:4], {})[0], whole[3], atol=1e-6)
 
 
-def test_source_images_are_dequantised_when_asked_for():
+def test_source_images_are_dequantised_on_request():
     images = np.zeros((4, 8, 8, 3), np.float32)
     keys = jax.random.split(jax.random.key(0), 4)
     plain, noisy = priors.batch("source"), priors.batch("source", dequantisation=0.03)
@@ -117,13 +117,13 @@ def test_source_images_are_dequantised_when_asked_for():
 
 
 @pytest.mark.parametrize("fit", [priors.moments, lambda x: priors.low_rank(x, 2)])
-def test_no_example_at_all_is_an_error(fit):
+def test_no_examples_are_an_error(fit):
     with pytest.raises(ValueError, match="at least one example"):
         fit([np.zeros((0, 4))])
 
 
 @pytest.mark.parametrize("rank", [0, 61])
-def test_a_rank_that_cannot_be_is_refused(rank):
+def test_an_impossible_rank_is_refused(rank):
     with pytest.raises(ValueError, match="from 1 to 60"):
         priors.low_rank([decaying()], rank)
 
