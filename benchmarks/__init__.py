@@ -1,1 +1,1 @@
-"""Performance measurements: run by hand, as `python -m benchmarks.NAME`, never in a test."""
+"""Performance measurements, run by hand as `python -m benchmarks.NAME` and never in a test."""

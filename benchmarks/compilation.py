@@ -1,8 +1,8 @@
-"""Seconds to compile the flow of an estimator, cold and with JAX's persistent cache.
+"""Time to compile the flow of an estimator, without and with JAX's persistent cache.
 
 Run: python -m benchmarks.compilation [--network resnet32] [--batch 8] [--num_steps 100]
-Each figure comes from a fresh process; both share one cache, which begins empty. A run has the same
-by JAX_COMPILATION_CACHE_DIR=DIR python -m experiments.main ...
+Each figure is from a new process. Both processes share one cache, which is empty at first. To use a
+cache in a run: JAX_COMPILATION_CACHE_DIR=DIR python -m experiments.main ...
 """
 
 import argparse
@@ -18,7 +18,7 @@ from experiments.machine import xla_flags
 
 
 def compile_flow(name: str, batch: int, num_steps: int) -> dict[str, float]:
-    """Compiles a flow in this process; returns the seconds from its start to each stage."""
+    """Compiles a flow in this process and returns the time to each stage, in seconds."""
     started = time.perf_counter()
     xla_flags.set_cpu_flags()
     import jax
@@ -48,11 +48,11 @@ def compile_flow(name: str, batch: int, num_steps: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Prints the figures of a cold and a warm process as JSON."""
+    """Prints the figures without and with the cache as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--network", default="resnet32", choices=SIZES, help="the estimator")
     parser.add_argument("--batch", type=int, default=8, help="images, %(default)s by default")
-    parser.add_argument("--num_steps", type=int, default=100, help="of the flow")
+    parser.add_argument("--num_steps", type=int, default=100, help="steps of the flow")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:

@@ -1,12 +1,13 @@
-"""How well class-conditional samples hit their class, and how varied they stay, by the weight.
+"""Class accuracy and diversity of class-conditional samples, by the weight of the classifier.
 
 Run: python -m benchmarks.conditioning --workdir=runs/digits --robust=runs/digits_classifier
   --plain=runs/digits_plain --out=runs/conditioning [--num=100]
-Both classifiers are from `--mode=train_classifier` with configs/digits_classifier.py, the plain
-one with `--config.attack.num_steps=0`. A third judges whether a sample is of its class: a
-support-vector classifier of the real training images, which guides no sample. Diversity is the
-mean distance of two samples of a class over that of two real images of it, in the space of the
-judge's decisions. Prints a table, and writes it and a picture.
+Both classifiers are from `--mode=train_classifier` with configs/digits_classifier.py, the plain one
+with `--config.attack.num_steps=0`. A third classifier decides whether a sample belongs to its
+class: a support-vector classifier of real training images, which guides no samples. Diversity is
+the mean distance of two samples of a class, divided by that of two real images of the class, in the
+space of decision values of this classifier. The program prints a table, and writes it with a
+picture.
 """
 
 import argparse
@@ -33,7 +34,7 @@ NUM_REFINE_STEPS = 10
 
 
 def main() -> None:
-    """Prints the table, and writes it with the picture."""
+    """Prints the table and writes it with the picture."""
     options = _options()
     opened = open_checkpoint(Command(mode="sample", workdir=Path(options.workdir)))
     experiment, state = opened.experiment, opened.checkpoint.state
@@ -62,13 +63,13 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     for name, text in (
-        ("workdir", "folder of the run on digits that is guided"),
+        ("workdir", "folder of the run on digits"),
         ("robust", "folder of a classifier trained under attack"),
-        ("plain", "folder of a classifier trained without"),
+        ("plain", "folder of a classifier trained without attack"),
         ("out", "folder for the table and the picture"),
     ):
         parser.add_argument(f"--{name}", required=True, help=text)
-    parser.add_argument("--num", type=int, default=100, help="samples a class")
+    parser.add_argument("--num", type=int, default=100, help="samples per class")
     return parser.parse_args()
 
 
@@ -84,7 +85,7 @@ def _draw(
 
 
 def _spread(svc: SvcClassifier, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Returns the mean distance of two images of each class, [number of classes]."""
+    """Returns the mean distance of two images of a class, [number of classes]."""
 
     def of_class(features: np.ndarray) -> float:
         distances = np.linalg.norm(features[:, None] - features[None], axis=-1)

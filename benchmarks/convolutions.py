@@ -1,9 +1,9 @@
-"""What makes the estimators' convolutions fast on CPU: the form of derivatives, and a flag.
+"""Speed of the estimators' convolutions on CPU, by the form of derivatives and a compiler flag.
 
 Run: python -m benchmarks.convolutions [--json=FILE]
-Prints GFLOP/s of every form of a derivative, inside a loop and outside, with and without the
-compiler flag of `experiments.machine.xla_flags`, beside the rates of a matrix product and of the
-forward convolution. Takes a few minutes on two cores.
+Prints GFLOP/s for each form of a derivative, inside and outside of a loop, with and without the
+compiler flag of `experiments.machine.xla_flags`, next to those of a matrix product and of the
+forward convolution. It takes a few minutes on two cores.
 """
 
 import argparse
@@ -42,7 +42,7 @@ class Shape(NamedTuple):
 
     @property
     def gflop(self) -> float:
-        """Floating-point operations in thousands of millions, an addition counted as one."""
+        """Floating-point operations in units of 1e9; additions and multiplications count as one."""
         outputs = self.batch * (-(-self.size // self.stride)) ** 2
         taps = self.kernel_size**2 * self.channels_in
         return 2e-9 * outputs * taps * self.channels_out
@@ -58,7 +58,7 @@ SHAPES = (
 
 
 def measure() -> Iterator[dict[str, str | float]]:
-    """Yields a row a measurement, under the flags with which JAX started."""
+    """Yields one row per measurement, with the flags that JAX started with."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -71,7 +71,7 @@ def measure() -> Iterator[dict[str, str | float]]:
 
         once()
         first = once()
-        # The slow forms are so slow that one run tells.
+        # The slow forms are so slow that one run suffices.
         return first if first > 1 else min(first, *(once() for _ in range(NUM_REPEATS - 1)))
 
     def row(what: str, form: str, where: str, gflop: float, duration: float) -> dict:
@@ -100,7 +100,7 @@ def measure() -> Iterator[dict[str, str | float]]:
             @jax.jit
             def loop(first, second, function=function):
                 def step(first, _):
-                    # Depends on the step before, so that it cannot be moved out of the loop.
+                    # Depends on the previous step, so that it cannot be moved out of the loop.
                     return first + 1e-6 * function(first, second).mean(), None
 
                 return jax.lax.scan(step, first, length=NUM_LOOP_STEPS)[0]
@@ -110,7 +110,7 @@ def measure() -> Iterator[dict[str, str | float]]:
 
 
 def forms(shape: Shape, x, kernel, g) -> dict:
-    """Every form of a shape's convolution and derivatives, with its arguments."""
+    """All forms of a shape's convolution and derivatives, with their arguments."""
     import jax
     from jax import lax
 
@@ -134,7 +134,7 @@ def forms(shape: Shape, x, kernel, g) -> dict:
         return lambda g, x: jax.vjp(lambda kernel: convolution(x, kernel), kernel)[1](g)[0]
 
     def dilated(g, kernel):
-        """The input gradient as one convolution, of ``g`` with zeros between its positions."""
+        """The input gradient as one convolution of `g` with zeros between its positions."""
         flipped = lax.optimization_barrier(kernel[::-1, ::-1].swapaxes(2, 3))
         before = size - 1 - size // 2
         after = shape.size + size - 1 - before - ((g.shape[1] - 1) * stride + 1)
@@ -156,7 +156,7 @@ def forms(shape: Shape, x, kernel, g) -> dict:
 
 
 def run(flag: str) -> list[dict[str, str | float]]:
-    """Measures in a process of its own, since XLA reads its flags once."""
+    """Measures in a separate process, because XLA reads its flags only once."""
     environ = {**os.environ, "XLA_FLAGS": flag}
     command = [sys.executable, "-m", "benchmarks.convolutions", "--measure"]
     done = subprocess.run(command, env=environ, stdout=subprocess.PIPE, check=True, text=True)
@@ -164,7 +164,7 @@ def run(flag: str) -> list[dict[str, str | float]]:
 
 
 def main() -> None:
-    """Prints the table, and writes it where asked."""
+    """Prints the table, and writes it to `--json` if given."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)

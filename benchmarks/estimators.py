@@ -1,11 +1,11 @@
-"""The paper's estimators: flow step, train step and compilation, next to PyTorch eager.
+"""Times of the paper's estimators (flow step, train step, compilation), next to PyTorch eager.
 
 Run: python -m benchmarks.estimators [--networks resnet32,...] [--batches 8,...]
   [--precisions float32,bfloat16] [--torch_python PATH] [--torch_compile] [--json FILE]
-A step of the flow is timed inside the compiled loop. PyTorch runs in a process of its own, with the
-Python given or this one, in the same precision; the contenders take turns, and the figures are
-medians and their ratios. One precision per process: XLA reads its flags once, so give each its own
-command where the figures matter.
+A step of the flow is timed inside the compiled loop. PyTorch runs in a separate process, with
+--torch_python or this Python, in the same precision. The contenders take turns, and the figures are
+medians and their ratios. XLA reads its flags only once, so run each precision in a separate command
+if the figures matter.
 """
 
 import argparse
@@ -88,7 +88,7 @@ def ours(name: str, batch: int, precision: str) -> tuple[dict[str, Callable[[], 
 def pytorch(
     python: str, name: str, batch: int, precision: str, compiled: bool
 ) -> Iterator[dict[str, Callable[[], Any]]]:
-    """Starts PyTorch in another process; yields its contenders, none where it is not installed."""
+    """Starts PyTorch in another process and yields its contenders; none if it is not installed."""
     spec = networks.SPECS[name]
     settings = {
         "stem": spec.stem,
@@ -105,14 +105,14 @@ def pytorch(
     with subprocess.Popen(command, **pipes) as process:
         version = process.stdout.readline().strip()
         if not version:
-            print("PyTorch did not start; only our own times are measured", file=sys.stderr)
+            print("PyTorch did not start; only fdrl_jax is timed", file=sys.stderr)
             yield {}
             return
 
         def ask(what: str) -> None:
             process.stdin.write(f"{what}\n")
             if process.stdout.readline().strip() != "done":
-                raise RuntimeError("PyTorch's process ended; its error is above")
+                raise RuntimeError("the process of PyTorch has ended; see its error above")
 
         print(f"PyTorch {version}")
         yield {f"pytorch_{what}": lambda what=what: ask(what) for what in ("flow", "train")}
@@ -144,10 +144,10 @@ def measure(
 
 
 def main() -> None:
-    """Prints the figures of each network, and writes them as JSON when asked."""
+    """Prints the figures of each network, and writes them to `--json` if given."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--networks", default="resnet32", help="names, with commas between")
-    parser.add_argument("--batches", default="8", help="images of a step")
+    parser.add_argument("--networks", default="resnet32", help="names, separated by commas")
+    parser.add_argument("--batches", default="8", help="images per step")
     parser.add_argument("--precisions", default="float32", help="float32, bfloat16")
     parser.add_argument("--torch_python", default=sys.executable, help="a Python that has PyTorch")
     parser.add_argument("--torch_compile", action="store_true", help="compile PyTorch's network")

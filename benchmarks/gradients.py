@@ -1,9 +1,9 @@
-"""Are the convolutions' values and gradients right on this machine? Compares them with float64.
+"""Checks values and gradients of the convolutions on this machine against float64.
 
 Run: python -m benchmarks.gradients [--precision bfloat16] [--cases 300] [--seed 0]
-Draws cases from all combinations of kernel, stride, image size, batch and width, computes each in a
-process with the flags of a real run, and prints every result beyond the bound of its type. Ends
-with status 1 if there is one.
+Chooses random combinations of kernel, stride, image size, batch and width, computes them in a
+process with the flags of a real run, and prints each result whose error exceeds the bound of its
+type. The exit code is 1 if there is one.
 """
 
 import argparse
@@ -33,7 +33,7 @@ class Case(NamedTuple):
 
 
 def exact(x: np.ndarray, kernel: np.ndarray, g: np.ndarray, stride: int) -> tuple:
-    """The convolution and its gradients in float64, by their definition."""
+    """The convolution and its gradients in float64, computed from the definition."""
     size, (height, width) = kernel.shape[0], g.shape[1:3]
     pad = size // 2
     padded = np.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
@@ -52,7 +52,7 @@ def exact(x: np.ndarray, kernel: np.ndarray, g: np.ndarray, stride: int) -> tupl
 
 
 def errors(case: Case, precision: str, random: np.random.Generator) -> dict[str, float]:
-    """Largest error of the output and of both gradients, relative to the largest entry."""
+    """Largest errors of the output and of both gradients, relative to the largest entry."""
     import jax
     import jax.numpy as jnp
 
@@ -84,11 +84,11 @@ def errors(case: Case, precision: str, random: np.random.Generator) -> dict[str,
 
 
 def main() -> None:
-    """Prints the cases that are wrong, and how many were computed."""
+    """Prints the wrong results and the number of cases."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--precision", default="bfloat16", choices=BOUNDS, help="of the arrays")
-    parser.add_argument("--cases", type=int, default=300, help="how many to draw")
-    parser.add_argument("--seed", type=int, default=0, help="of the draw and of the numbers")
+    parser.add_argument("--precision", default="bfloat16", choices=BOUNDS, help="type of arrays")
+    parser.add_argument("--cases", type=int, default=300, help="number of cases")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the cases and their numbers")
     arguments = parser.parse_args()
     xla_flags.set_cpu_flags(bfloat16=arguments.precision == "bfloat16")
     print(f"processor: {processor.describe()}; oneDNN: {xla_flags.uses_onednn()}", flush=True)
@@ -102,7 +102,7 @@ def main() -> None:
     for index in chosen:
         for name, error in errors(cases[index], arguments.precision, random).items():
             largest = max(largest, error)
-            if not error < BOUNDS[arguments.precision]:  # NaN is no smaller.
+            if not error < BOUNDS[arguments.precision]:  # Also for NaN.
                 num_wrong += 1
                 print(f"wrong {name} by {error:.2g}: {cases[index]}", flush=True)
     print(f"{len(chosen)} cases, {num_wrong} wrong results, largest error {largest:.2g}")

@@ -1,11 +1,12 @@
-"""A long training of the digits, killed and restarted halfway: what grows that should not?
+"""Checks a long training on digits, killed and restarted halfway, for leaks and lost metrics.
 
 Run: python -m benchmarks.long_run --minutes=30 [--json=FILE] [--picture=FILE.png]
-The program trains in a process of its own, in which a thread notes memory of the host, bytes of
-arrays on the devices, open files, threads and checkpoints every few seconds. Halfway the process is
-killed as by a power cut (SIGKILL) and the same command is started again. Ends with code 1 if, after
-a warm-up, memory or arrays grow faster than --max_growth, open files or threads become more,
-checkpoints are more than the config keeps, or the metrics have a double line or a gap. Linux only.
+The program trains in a separate process. Every few seconds, a thread of that process records host
+memory, bytes of arrays on the devices, open files, threads and checkpoints. Halfway, the process is
+killed by SIGKILL, as by a power failure, and the same command is started again. The exit code is 1
+if, after a warm-up, memory or arrays grow faster than --max_growth, the number of open files or
+threads grows, there are more checkpoints than the config keeps, or the metrics have a duplicate
+line or a gap. Linux only.
 """
 
 import argparse
@@ -31,18 +32,18 @@ _FLAGS = {
     "checkpoint.keep": KEEP,
     "snapshot.every_steps": 500,
 }
-WARM_UP = 0.25  # Share of a process's life that is not judged.
+WARM_UP = 0.25  # Share of the time of a process that is ignored.
 
 
 def main() -> None:
-    """Prints the growth of both processes, and ends with code 1 where it is too much."""
+    """Prints the growth of both processes, and exits with code 1 if it is too large."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=30.0, help="of both processes together")
-    parser.add_argument("--workdir", help="folder of the run; a temporary one if left out")
-    parser.add_argument("--every_seconds", type=float, default=5.0, help="between two notes")
-    parser.add_argument("--max_growth", type=float, default=1.0, help="MiB a minute")
+    parser.add_argument("--minutes", type=float, default=30.0, help="time of both processes")
+    parser.add_argument("--workdir", help="folder of the run; by default a temporary one")
+    parser.add_argument("--every_seconds", type=float, default=5.0, help="interval of records")
+    parser.add_argument("--max_growth", type=float, default=1.0, help="MiB per minute")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    parser.add_argument("--picture", type=Path, help="also draw the course into this file")
+    parser.add_argument("--picture", type=Path, help="also plot the figures to this file")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         workdir = Path(arguments.workdir or scratch)
@@ -58,7 +59,7 @@ def main() -> None:
 
 
 def train_twice(workdir: Path, seconds: float, every: float) -> list[dict[str, Any]]:
-    """Trains, kills the process halfway, goes on; returns what both processes noted."""
+    """Trains, kills the process halfway, resumes, and returns the records of both processes."""
     workdir.mkdir(parents=True, exist_ok=True)
     file = workdir / "notes.jsonl"
     command = [
@@ -81,7 +82,7 @@ def train_twice(workdir: Path, seconds: float, every: float) -> list[dict[str, A
 
 
 def faults_of_metrics(path: Path) -> list[str]:
-    """Says where the lines of metrics are double or missing."""
+    """Returns complaints about duplicate or missing lines of metrics."""
     steps = [json.loads(line)["step"] for line in path.read_text().splitlines()]
     due = [LOG_STEPS * (i + 1) for i in range(len(steps))]
     wrong = [f"{got} for {want}" for got, want in zip(steps, due, strict=True) if got != want]
@@ -89,7 +90,7 @@ def faults_of_metrics(path: Path) -> list[str]:
 
 
 def judge(notes: list[dict[str, Any]], faults: list[str], max_growth: float) -> dict[str, Any]:
-    """Fits the growth of each process after its warm-up, and names what is beyond its limit."""
+    """Fits the growth of each process after its warm-up, and lists what exceeds its limit."""
     processes = []
     for pid in dict.fromkeys(note["pid"] for note in notes):
         own = [note for note in notes if note["pid"] == pid]
@@ -98,24 +99,24 @@ def judge(notes: list[dict[str, Any]], faults: list[str], max_growth: float) -> 
         figures = {"minutes": minutes[-1] - minutes[0], "steps": own[-1]["step"]}
         for name in ("host_mib", "device_mib"):
             values = [note[name] for note in own]
-            # Theil and Sen's slope, the median over all pairs: peaks do not move it.
+            # The Theil-Sen slope, the median over all pairs, is robust to peaks.
             growth = stats.theilslopes(values, minutes).slope
             figures |= {name: float(np.median(values)), f"{name}_a_minute": float(growth)}
             if growth > max_growth:
-                faults = [*faults, f"{name} grows by {growth:.2f} MiB a minute"]
+                faults = [*faults, f"{name} grows by {growth:.2f} MiB per minute"]
         for name in ("open_files", "threads"):
-            # Medians of both halves of the time: a save in progress has some more for a moment.
+            # Medians over both halves of the time, because a save briefly needs some more.
             half = len(own) // 2
             parts = (own[:half], own[half:])
             first, second = (float(np.median([n[name] for n in part])) for part in parts)
             figures |= {name: [first, second]}
             if second > first:
-                faults = [*faults, f"{name} became more: {first}, then {second}"]
+                faults = [*faults, f"{name} increased from {first} to {second}"]
         processes.append(figures)
     most = max(note["checkpoints"] for note in notes)
-    # One more while the oldest is being removed.
+    # One more is allowed while the oldest is being removed.
     if most > KEEP + 1:
-        faults = [*faults, f"{most} checkpoints where {KEEP} are kept"]
+        faults = [*faults, f"{most} checkpoints, but {KEEP} should be kept"]
     return {"processes": processes, "most_checkpoints": most, "faults": faults, "notes": notes}
 
 

@@ -1,6 +1,6 @@
-"""The program, with a thread beside it that takes notes: for `benchmarks.long_run`.
+"""Runs the program with a thread that records its resources, for `benchmarks.long_run`.
 
-Run: python -m benchmarks.long_run_process NOTES.jsonl EVERY_SECONDS, then the program's own flags.
+Run: python -m benchmarks.long_run_process NOTES.jsonl EVERY_SECONDS, then the program's flags.
 """
 
 import ctypes
@@ -26,9 +26,9 @@ def main() -> None:
 
 
 def watch(notes: Path, every: float, workdir: Path) -> None:
-    """Appends a note every few seconds."""
+    """Appends a record every few seconds."""
     log, started = workdir / "commands.jsonl", time.time()
-    # Written when training begins: JAX must not start before the program has set its flags.
+    # Waits until training begins, because JAX must not start before the program has set its flags.
     while not (log.exists() and log.stat().st_mtime > started):
         time.sleep(0.1)
     with notes.open("a") as file:
@@ -39,10 +39,10 @@ def watch(notes: Path, every: float, workdir: Path) -> None:
 
 
 def note(workdir: Path) -> dict[str, Any]:
-    """Returns what the process holds now."""
+    """Returns the resources that the process uses now."""
     import jax
 
-    # The C library keeps freed memory for later; what it can give back is no growth of the program.
+    # The C library keeps freed memory for reuse, which must not count as growth of the program.
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     status = Path("/proc/self/status").read_text()
     resident = next(line for line in status.splitlines() if line.startswith("VmRSS"))

@@ -1,9 +1,9 @@
-"""Images a second that the data pipeline delivers, by number of worker processes.
+"""Throughput of the data pipeline in images per second, by number of worker processes.
 
 Run: python -m benchmarks.pipeline --data_dir=cifar10.zip [--workers 0 1 2] [--num_batches=100]
-Three cases: images of CIFAR-10's size in memory on the device, the same streamed from a zip, and
-JPEG files of CelebA's size, 178 x 218 pixels, cropped and resized to 64 x 64. The last are made in
-a temporary folder from the images of --data_dir, enlarged.
+There are three cases: images of the size of CIFAR-10 in memory on the device, the same images
+streamed from a zip, and JPEG files of the size of CelebA, 178 x 218 pixels, cropped and resized to
+64 x 64. These JPEG files are enlarged images of --data_dir in a temporary folder.
 """
 
 import argparse
@@ -23,13 +23,13 @@ NUM_JPEG = 2_000
 
 
 def main() -> None:
-    """Prints a line for each case and number of workers."""
+    """Prints one line per case and number of workers."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data_dir", required=True, help="folder or zip of images of 32 x 32")
     parser.add_argument(
         "--workers", type=int, nargs="*", default=[0, 1, 2], help="numbers of processes to try"
     )
-    parser.add_argument("--num_batches", type=int, default=100, help="timed batches of a case")
+    parser.add_argument("--num_batches", type=int, default=100, help="timed batches per case")
     arguments = parser.parse_args()
     small = DataOptions("folder", arguments.data_dir, random_flip=True)
     print(f"{'in memory, 32 x 32':32s} {in_memory(small, arguments.num_batches):10,.0f} images/s")
@@ -61,13 +61,13 @@ def in_memory(options: DataOptions, num_batches: int) -> float:
 def from_host(options: DataOptions, num_batches: int) -> float:
     open_feed = load(options).open_feed
     if open_feed is None:
-        raise SystemExit("the images are too few to be streamed")
+        raise SystemExit("there are too few images for streaming")
     with open_feed(0, BATCH_SIZE, 0, 1) as feed:
         return rate(lambda _: feed.take(1), num_batches)
 
 
 def rate(batch: Callable[[int], object], num_batches: int) -> float:
-    """Images a second, without the first batches: compilation, and the start of workers."""
+    """Images per second, without the first batches (compilation and the start of workers)."""
     for i in range(20):
         batch(i)
     started = time.perf_counter()

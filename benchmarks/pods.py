@@ -1,11 +1,11 @@
-"""How small may a device's batch be on a pod? On paper: bytes all-reduced against FLOPs, a step.
+"""Estimates the smallest batch per device on a pod, from communication and computation per step.
 
 Run: python -m benchmarks.pods [--json=FILE]
-A step all-reduces the float32 gradients once: a ring sends 2 (n - 1) / n times their bytes through
-each device. It computes K drifts and one gradient of the loss for each image. FLOPs are XLA's
-count of the unoptimised program; peaks and bandwidths are the vendors'. Nothing is taken to overlap
-and the compute to run at its peak, which makes the communication look worse than it is; latency is
-left out, some tens of microseconds beside steps of milliseconds.
+A step all-reduces the float32 gradients once, and a ring sends 2 (n - 1) / n times their bytes
+through each device. The step computes K drifts and one gradient of the loss per image. FLOPs are
+XLA's count for the unoptimised program; peaks and bandwidths are those of the vendors. The estimate
+assumes no overlap, and computation at its peak, which makes communication look worse than it is. It
+ignores latency, some tens of microseconds in steps of milliseconds.
 """
 
 import argparse
@@ -25,9 +25,9 @@ NAMES = ("resnet32", "resnet64", "resnet128")
 
 
 class Device(NamedTuple):
-    """Peak FLOP/s in bfloat16 (dense), and bytes a second that leave a device.
+    """Peak FLOP/s in bfloat16 (dense), and outgoing bytes per second of a device.
 
-    Vendors state bandwidth in both directions together; a ring uses each at the same time.
+    Vendors state the sum over both directions, but a ring uses both at the same time.
     """
 
     name: str
@@ -50,7 +50,7 @@ DEVICES = (
         256,
         989e12,
         50e9,
-        "NVIDIA DGX H100 data sheet: ConnectX-7, one a GPU",
+        "NVIDIA DGX H100 data sheet: ConnectX-7, one per GPU",
     ),
     Device(
         "256 x TPU v5e, ICI",
@@ -70,7 +70,7 @@ DEVICES = (
 
 
 def cost(name: str) -> dict[str, float]:
-    """Returns parameters, and FLOPs for one image: of a drift, and of the gradient of the loss."""
+    """Returns the number of parameters, and the FLOPs per image of a drift and of a gradient."""
     net = networks.resnet(name)
     shape = (1, SIZES[name], SIZES[name], 3)
     x = jax.ShapeDtypeStruct(shape, jnp.float32)
@@ -91,30 +91,30 @@ def cost(name: str) -> dict[str, float]:
 
 
 def flops(function: Any, *arguments: Any) -> float:
-    # As accelerators run it: on CPU, Winograd's convolutions have fewer.
+    # As accelerators compute it; Winograd's convolutions on CPU need fewer.
     lowered = jax.jit(function).trace(*arguments).lower(lowering_platforms=("tpu",))
     return float(lowered.cost_analysis()["flops"])
 
 
 def flops_step(of: dict[str, float]) -> float:
-    """Returns FLOPs for one image: of a train step."""
+    """Returns the FLOPs of a train step per image."""
     return NUM_FLOW_STEPS * of["flops_drift"] + of["flops_gradient"]
 
 
 def smallest_batch(of: dict[str, float], device: Device) -> dict[str, float]:
-    """Returns times of a step with one image a device, and the batch of the wanted efficiency."""
+    """Returns the times of a step with one image per device, and the batch for the efficiency."""
     sent = 2.0 * (device.num - 1) / device.num * 4.0 * of["parameters"]
     communication, computation = sent / device.bandwidth, flops_step(of) / device.peak
-    # b c / (b c + t) >= e, with c the time of an image and t that of the all-reduce.
+    # b c / (b c + t) >= e, with c the time per image and t the time of the all-reduce.
     return {
         "all_reduce_microseconds": 1e6 * communication,
-        "compute_microseconds_an_image": 1e6 * computation,
+        "compute_microseconds_per_image": 1e6 * computation,
         "smallest_batch": EFFICIENCY / (1.0 - EFFICIENCY) * communication / computation,
     }
 
 
 def main() -> None:
-    """Prints a table for each network."""
+    """Prints one table per network."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     path = parser.parse_args().json
@@ -124,14 +124,14 @@ def main() -> None:
         results[name] = {**of, **{d.name: smallest_batch(of, d) for d in DEVICES}}
         print(
             f"{name}: {of['parameters']:,} parameters, {4e-6 * of['parameters']:.1f} MB of "
-            f"gradients; {flops_step(of) / 1e12:.3f} TFLOP an image and step (K = {NUM_FLOW_STEPS})"
+            f"gradients; {flops_step(of) / 1e12:.3f} TFLOP per image (K = {NUM_FLOW_STEPS})"
         )
         for device in DEVICES:
             found = results[name][device.name]
             print(
                 f"  {device.name:34s} all-reduce {found['all_reduce_microseconds']:7.1f} us, "
-                f"{found['compute_microseconds_an_image']:8.1f} us an image: "
-                f"{EFFICIENCY:.0%} from {found['smallest_batch']:.3f} images a device"
+                f"{found['compute_microseconds_per_image']:8.1f} us per image: "
+                f"{EFFICIENCY:.0%} from {found['smallest_batch']:.3f} images per device"
             )
     if path:
         write_json(path, results)

@@ -1,7 +1,7 @@
 """Time, memory and accuracy of the data-dependent prior on real images.
 
 Run: python -m benchmarks.prior --data_dir=DIR [--image_size=64] [--rank=0] [--picture=FILE.png]
-Call it once per setting: the peak of memory is that of the process.
+Run it once per setting, because the peak of memory is that of the process.
 """
 
 import argparse
@@ -26,12 +26,12 @@ def peak_megabytes() -> float:
 
 
 def main() -> None:
-    """Prints time and memory of the fit, and how far model and samples are from the data."""
+    """Prints time and memory of the fit, and the errors of the model and of its samples."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data_dir", required=True, help="folder or zip of images")
     parser.add_argument("--image_size", type=int, default=64, help="in pixels, width and height")
-    parser.add_argument("--rank", type=int, default=0, help="of the covariance, as in prior.rank")
-    parser.add_argument("--picture", type=Path, help="also draw samples and data into this file")
+    parser.add_argument("--rank", type=int, default=0, help="rank of the covariance (prior.rank)")
+    parser.add_argument("--picture", type=Path, help="also draw samples and data to this file")
     arguments = parser.parse_args()
 
     options = DataOptions(
@@ -44,7 +44,7 @@ def main() -> None:
     print(f"fit: {time.perf_counter() - started:.1f} s")
     print(f"peak memory: {peak_megabytes():,.0f} MB, before the fit {before:,.0f} MB")
 
-    # Of Gaussian samples before they are clipped: the clipping changes the covariance by design.
+    # Uses Gaussian samples before clipping, because clipping changes the covariance by design.
     prior = priors.gaussian(
         fitted.mean.reshape(source.event_shape),
         fitted.factor,

@@ -1,11 +1,13 @@
-"""Cost of a train step by devices, K, batch, image size and width, measured on this machine.
+"""Measures the cost of a train step by number of devices, K, batch, image size and width.
 
 Run: python -m benchmarks.scaling [--rounds 7] [--json=FILE] [--picture=FILE.png]
-Devices: the same global batch over 1, 2, 4 and 8 fake CPU devices, each number in a process of its
-own. They share the cores, so an ideal mapping takes the same time, and what is more is overhead. A
-plain `jit` is timed beside it. The profiler tells how long a device is in the all-reduce, and how
-much of that it waits for the others, which on shared cores are not at the same place.
-Cost: one factor changes and the others stay; the slope is that of a line through the logarithms.
+Devices: the same global batch is split over 1, 2, 4 and 8 fake CPU devices, each number in a
+separate process. The devices share the cores, so an ideal mapping takes the same time, and extra
+time is overhead. A plain `jit` is timed for comparison. The profiler reports how long a device is
+in the all-reduce, and how much of that it waits for other devices, which on shared cores do not
+arrive at the same time.
+Cost: one factor changes and the others are fixed. The slope is that of a line through the
+logarithms.
 """
 
 import argparse
@@ -43,9 +45,9 @@ _FLAG = "--xla_force_host_platform_device_count"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=7, help="timed calls of each")
+    parser.add_argument("--rounds", type=int, default=7, help="timed calls of each contender")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    parser.add_argument("--picture", type=Path, help="also draw the cost into this file")
+    parser.add_argument("--picture", type=Path, help="also plot the cost to this file")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
@@ -54,7 +56,7 @@ def main() -> None:
     results = {"devices": [in_process(num, arguments.rounds) for num in DEVICES]}
     xla_flags.set_cpu_flags()
     results["cost"] = {name: measure_cost(name, arguments.rounds) for name in FACTORS}
-    tell(results)
+    print_tables(results)
     if arguments.json:
         write_json(arguments.json, results)
     if arguments.picture:
@@ -62,7 +64,7 @@ def main() -> None:
 
 
 def problem(K: int, size: int, width: int) -> tuple[Problem, Any, dict[str, Any]]:
-    """Returns a residual network's problem, its optimizer and its first state."""
+    """Returns a problem with a residual network, its optimizer and its first state."""
     shape = (size, size, 3)
     net = networks.resnet(networks.ResNetSpec(width, ((width, 1), (2 * width, 2)), 1))
     variables = dict(jax.jit(net.init)(jax.random.key(0), jnp.zeros((1, *shape))))
@@ -93,7 +95,7 @@ def timed(function: Any, *arguments: Any) -> Callable[[], Any]:
 
 
 def measure_cost(factor: str, rounds: int) -> dict[str, Any]:
-    """Times train steps in which one factor changes, in turns; fits the slope of the logarithms."""
+    """Times train steps in which one factor changes, and fits the slope of the logarithms."""
     contenders = {}
     for value in FACTORS[factor]:
         setting = {**BASE, factor: value}
@@ -113,7 +115,7 @@ def slope(values: Any, seconds: Any) -> float:
 
 
 def in_process(num_devices: int, rounds: int) -> dict[str, Any]:
-    """Measures a number of fake devices in a process that has so many."""
+    """Measures in a process with this number of fake devices."""
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     xla_flags.set_cpu_flags(environment)
     environment["XLA_FLAGS"] = f"{environment.get('XLA_FLAGS', '')} {_FLAG}={num_devices}"
@@ -123,7 +125,7 @@ def in_process(num_devices: int, rounds: int) -> dict[str, Any]:
 
 
 def measure_devices(rounds: int) -> dict[str, Any]:
-    """Times the mapped step and the plain one; profiles the all-reduce of the former."""
+    """Times the mapped and the plain step, and profiles the all-reduce of the mapped step."""
     batch, size = BASE["batch"], BASE["size"]
     of, optimizer, state = problem(BASE["K"], size, BASE["width"])
     local = parallel.local_batch_size(batch)
@@ -136,24 +138,24 @@ def measure_devices(rounds: int) -> dict[str, Any]:
 
     seconds = alternate({"mapped": run, "plain": timed(plain, key, state, constants)}, rounds)
     num = parallel.num_devices()
-    # The reduction itself lasts as long as the last device needs, so waiting is counted apart.
+    # The reduction lasts until the last device arrives, so waiting is counted separately.
     profile = thread_seconds(run, "all-reduce", "Rendezvous")
     return {
         "devices": num,
-        "steps_a_second": 1.0 / seconds["mapped"],
-        "images_a_second": batch / seconds["mapped"],
+        "steps_per_second": 1.0 / seconds["mapped"],
+        "images_per_second": batch / seconds["mapped"],
         "over_plain_jit": seconds["mapped"] / seconds["plain"],
         "all_reduce_share": profile["all-reduce"] / num / seconds["mapped"],
         "waiting_share": profile["Rendezvous"] / num / seconds["mapped"],
     }
 
 
-def tell(results: dict[str, Any]) -> None:
+def print_tables(results: dict[str, Any]) -> None:
     """Prints both tables."""
     print("devices  steps/s  images/s  x plain jit  in all-reduce  of that waiting")
     for row in results["devices"]:
         print(
-            f"{row['devices']:7d} {row['steps_a_second']:8.2f} {row['images_a_second']:9.1f} "
+            f"{row['devices']:7d} {row['steps_per_second']:8.2f} {row['images_per_second']:9.1f} "
             f"{row['over_plain_jit']:12.2f} {row['all_reduce_share']:14.2%} "
             f"{row['waiting_share']:15.2%}"
         )

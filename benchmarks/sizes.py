@@ -1,3 +1,3 @@
-"""Width and height, in pixels, of the images that each of the paper's networks is for."""
+"""Width and height, in pixels, of the images for each of the paper's networks."""
 
 SIZES = {"resnet32": 32, "resnet64": 64, "resnet64_shallow": 64, "resnet128": 128}

@@ -1,7 +1,7 @@
 """The train step of the swiss roll (batch 256, K = 100) in fdrl_jax and in PyTorch eager.
 
 Run: python -m benchmarks.swissroll_step [--json=FILE]
-PyTorch is optional (pip install torch); without it only our own time is printed.
+PyTorch is optional (pip install torch). Without it, only the time of fdrl_jax is printed.
 """
 
 import argparse
@@ -60,7 +60,7 @@ def pytorch() -> Callable[[], object]:
     def step() -> None:
         real, x = draw(), torch.randn(BATCH, 2)
         for parameter in model.parameters():
-            parameter.requires_grad_(False)  # The flow needs the gradient to its input only.
+            parameter.requires_grad_(False)  # The flow needs only the gradient of the input.
         for _ in range(NUM_FLOW_STEPS):
             x.requires_grad_(True)
             (gradient,) = torch.autograd.grad(model(x).sum(), x)
@@ -79,7 +79,7 @@ def pytorch() -> Callable[[], object]:
 
 
 def main() -> None:
-    """Prints the median time of a train step of each, and the ratio."""
+    """Prints the median time of a train step for both, and the ratio."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     path = parser.parse_args().json
@@ -88,7 +88,7 @@ def main() -> None:
     try:
         contenders["PyTorch eager"] = pytorch()
     except ImportError:
-        print("PyTorch is not installed; only our own time is measured")
+        print("PyTorch is not installed; only fdrl_jax is timed")
     milliseconds = {k: 1e3 * v / _STEPS_PER_CALL for k, v in alternate(contenders).items()}
     for name, value in milliseconds.items():
         ratio = value / milliseconds["fdrl_jax"]

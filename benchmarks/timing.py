@@ -1,4 +1,4 @@
-"""How everything here is timed: medians over rounds in which the contenders take turns."""
+"""Timing for all benchmarks: medians over rounds in which the contenders take turns."""
 
 import statistics
 import time
@@ -6,14 +6,14 @@ from collections.abc import Callable, Mapping
 
 
 def alternate(contenders: Mapping[str, Callable[[], object]], rounds: int = 15) -> dict[str, float]:
-    """Times functions in turns, so that a drift of the machine's speed hits all of them alike.
+    """Times functions in turns, so that changes in the machine's speed affect all of them equally.
 
     Args:
         contenders: functions that return when their work is done, by name.
-        rounds: timed calls of each, after one call that warms up.
+        rounds: timed calls of each, after one warm-up call.
 
     Returns:
-        Median seconds of a call, by name.
+        Median seconds per call, by name.
     """
     for run in contenders.values():
         run()

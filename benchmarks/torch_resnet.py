@@ -1,9 +1,9 @@
-"""The residual networks in PyTorch eager, in a process of their own, for comparison only.
+"""The residual networks in PyTorch eager, in a separate process, for comparison only.
 
-Run by `benchmarks.estimators`, possibly with another Python that has PyTorch:
+It is run by `benchmarks.estimators`, possibly with another Python that has PyTorch:
   python benchmarks/torch_resnet.py '{"stem": 128, "blocks": [[128, 1], ...], "size": 32, ...}'
-It reads one word per line, "flow" or "train", runs that, and answers with a line. The images and
-weights are in the layout channels_last, which is PyTorch's fastest on CPU.
+It reads one word per line, "flow" or "train", runs it, and answers with a line. Images and weights
+have the layout channels_last, which is the fastest in PyTorch on CPU.
 """
 
 import copy
@@ -49,7 +49,7 @@ class Network(nn.Module):
 
 
 def flow(net: Network, x: torch.Tensor, num_steps: int, step_size: float, noise_scale: float):
-    """Flows float32 images with a copy of the network in the type of the computation."""
+    """Flows float32 images with a copy of the network in the given precision."""
     net.requires_grad_(False)
     dtype = net.layers[0].weight.dtype
     for _ in range(num_steps):
@@ -60,7 +60,7 @@ def flow(net: Network, x: torch.Tensor, num_steps: int, step_size: float, noise_
 
 
 def frozen(net: Network, dtype: torch.dtype) -> Network:
-    """Casts a copy of the convolutions; the head stays in float32."""
+    """Returns a copy with cast convolutions; the head stays in float32."""
     copied = copy.deepcopy(net)
     copied.layers.to(dtype)
     return copied
@@ -76,7 +76,7 @@ def train_step(net: Network, optimizer: torch.optim.Optimizer, real: torch.Tenso
 
 
 def main() -> None:
-    """Serves requests until the input ends."""
+    """Answers requests until the input ends."""
     settings = json.loads(sys.argv[1])
     dtype = getattr(torch, settings["precision"])
     size, hyper = settings["size"], settings["flow"]

@@ -1,4 +1,4 @@
-"""What XLA's profiler says of a run: the time that its threads spent in operations of a kind."""
+"""Reads XLA's profiler: the time that threads spend in operations of a kind."""
 
 import tempfile
 from collections.abc import Callable
@@ -8,11 +8,11 @@ import jax
 
 
 def thread_seconds(run: Callable[[], object], *prefixes: str) -> dict[str, float]:
-    """Runs a function under the profiler and adds up the operations by the start of their names.
+    """Runs a function under the profiler and sums the times of operations by prefix.
 
     Args:
-      run: returns when its work is done; compiled before, as compilation would count.
-      prefixes: starts of names, such as "all-reduce".
+      run: returns when its work is done. It must be compiled before, or compilation would count.
+      prefixes: prefixes of names of operations, such as "all-reduce".
 
     Returns:
       Seconds by prefix, summed over all threads of the host.

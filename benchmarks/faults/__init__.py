@@ -1,1 +1,1 @@
-"""Faults, injected into the real program, and what they cost."""
+"""Fault injection: faults in the real program, and what is lost."""

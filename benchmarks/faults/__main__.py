@@ -1,8 +1,8 @@
-"""The table of faults: what was injected, how often, what was lost, and how the program ended.
+"""Prints a table of injected faults: how often, what was lost, and how the program ended.
 
 Run: python -m benchmarks.faults [--kills=20] [--only=NAME] [--positions=NUM]
-Every fault is injected into the real program, on the swiss roll in its tiny variant. Ends with
-code 1 if more was lost than the work since the last checkpoint, or if the program did not end with
+Each fault is injected into the real program, on the tiny variant of the swiss roll. The exit code
+is 1 if more was lost than the work since the last checkpoint, or if the program did not end with
 one line. Faults at file operations need gcc. Linux only. On two cores it takes ten minutes with
 --positions=3, and hours with all positions.
 """
@@ -22,13 +22,13 @@ from benchmarks.faults.outcome import HEADER, Outcome
 
 
 def main() -> None:
-    """Prints the table, and what went wrong on stderr."""
+    """Prints the table, and complaints on stderr."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kills", type=int, default=20, help="how often kill -9 is sent in a row")
+    parser.add_argument("--kills", type=int, default=20, help="number of times to send kill -9")
     parser.add_argument(
         "--positions", type=int, default=0, help="file operations per kind of fault; 0 for all"
     )
-    parser.add_argument("--only", default="", help="faults whose function's name has this in it")
+    parser.add_argument("--only", default="", help="only faults whose function contains this text")
     arguments = parser.parse_args()
     scenarios: dict[str, Callable[[Path], Iterator[Outcome] | Outcome]] = {
         "kill_at_random": functools.partial(crashes.kill_at_random, times=arguments.kills),
@@ -49,7 +49,7 @@ def main() -> None:
         "remove_workdir": storage.remove_workdir,
         "start_twice": storage.start_twice,
         "evaluate_twice": storage.evaluate_twice,
-        "read_beside_training": storage.read_beside_training,
+        "read_during_training": storage.read_during_training,
         "reject_classifier": storage.reject_classifier,
         "poison_batch": numbers.poison_batch,
         "let_clock_jump": numbers.let_clock_jump,
@@ -67,7 +67,7 @@ def main() -> None:
         if can_inject:
             scenarios["positions"] = functools.partial(_at_positions, server, arguments.positions)
         else:
-            print("no gcc: faults at file operations are left out", file=sys.stderr)
+            print("no gcc: faults at file operations are skipped", file=sys.stderr)
         for name, scenario in scenarios.items():
             if arguments.only not in name:
                 continue
@@ -84,7 +84,7 @@ def main() -> None:
 def _outcomes(
     name: str, scenario: Callable[[Path], Iterator[Outcome] | Outcome], folder: Path
 ) -> Iterator[Outcome]:
-    """Runs a scenario; one that cannot be run is a complaint, and the next ones follow."""
+    """Runs a scenario; if it cannot be run, that is a complaint and not an error."""
     try:
         found = scenario(folder)
         yield from [found] if isinstance(found, Outcome) else found
@@ -93,7 +93,7 @@ def _outcomes(
 
 
 def _at_positions(server: ForkServer, num: int, folder: Path) -> Iterator[Outcome]:
-    """Injects each kind of fault at file operations of a training, and of what reads the run."""
+    """Injects each kind of fault at file operations of a training and of programs that read it."""
     whole = positions.uninterrupted(server, folder)
     chosen = positions.spread(whole.num_operations, num or whole.num_operations)
     for kind in injection.KINDS:

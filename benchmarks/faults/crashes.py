@@ -1,4 +1,4 @@
-"""Ends of one process: kill -9, SIGTERM and Ctrl-C."""
+"""Faults that end one process: kill -9, SIGTERM and Ctrl-C."""
 
 import random
 import signal
@@ -12,9 +12,9 @@ _SELDOM = {"checkpoint.every_steps": program.NEVER, "log.every_steps": 1}
 
 
 def kill_at_random(folder: Path, times: int, seed: int = 0) -> Outcome:
-    """Kills a run again and again, lets it end, and compares it with an uninterrupted one.
+    """Kills a run many times, lets it finish, and compares it with an uninterrupted run.
 
-    One in four falls into the start of the program, the others into training and saving.
+    One kill in four happens while the program starts, the others during training and saving.
     """
     chance = random.Random(seed)
     run, log = folder / "run", folder / "killed"
@@ -31,7 +31,7 @@ def kill_at_random(folder: Path, times: int, seed: int = 0) -> Outcome:
         reached, after = _step_shown(log), program.newest(run)
         lost.append(max(0, reached - after))
         if after < before:
-            complaints.append(f"step {after} where {before} had been saved")
+            complaints.append(f"step {after}, but step {before} had been saved")
         if "damaged" in program.printed(log):
             complaints.append(program.printed(log))
     last = program.newest(run) + 10
@@ -47,7 +47,7 @@ def kill_at_random(folder: Path, times: int, seed: int = 0) -> Outcome:
 
 
 def terminate(folder: Path) -> Outcome:
-    """Sends SIGTERM to a run that saves seldom."""
+    """Sends SIGTERM to a run that rarely saves."""
     run, log = folder / "run", folder / "log"
     process = program.start(program.command(run, _SELDOM), log)
     program.wait(process, lambda: program.num_logged(run) >= 3, "the third step")
@@ -63,7 +63,7 @@ def terminate(folder: Path) -> Outcome:
 
 
 def terminate_early(folder: Path) -> Outcome:
-    """Sends SIGTERM while the first step is compiled: there is nothing to save."""
+    """Sends SIGTERM while the first step is compiled, when there is nothing to save."""
     run, log = folder / "run", folder / "log"
     process = program.start(program.command(run, _SELDOM), log, variables=_NO_CACHE)
     program.wait(process, lambda: "compiling" in log.read_text(), "the first compilation")
@@ -110,7 +110,7 @@ def interrupt(folder: Path) -> Outcome:
     )
 
 
-_NO_CACHE = {"JAX_ENABLE_COMPILATION_CACHE": "false"}  # So that compiling takes seconds.
+_NO_CACHE = {"JAX_ENABLE_COMPILATION_CACHE": "false"}  # Makes compilation take seconds.
 
 
 def _complaints(code: int, expected: int, printed: str) -> list[str]:

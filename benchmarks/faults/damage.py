@@ -6,12 +6,12 @@ from pathlib import Path
 
 
 def truncate(file: Path) -> None:
-    """Cuts the second half off."""
+    """Cuts off the second half."""
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
 def empty(file: Path) -> None:
-    """Leaves a file of no bytes."""
+    """Leaves an empty file."""
     file.write_bytes(b"")
 
 
@@ -21,7 +21,7 @@ def delete(file: Path) -> None:
 
 
 def flip(file: Path) -> None:
-    """Flips every bit of some bytes in the middle."""
+    """Flips all bits of some bytes in the middle."""
     content = bytearray(file.read_bytes())
     middle = len(content) // 2
     for i in range(max(0, middle - 32), min(len(content), middle + 32)):
@@ -30,7 +30,7 @@ def flip(file: Path) -> None:
 
 
 def largest_file(folder: Path) -> Path:
-    """Returns the largest file at any depth: that of the arrays."""
+    """Returns the largest file at any depth, which contains the arrays."""
     files = (path for path in folder.rglob("*") if path.is_file())
     return max(files, key=lambda path: path.stat().st_size)
 
@@ -39,10 +39,10 @@ KINDS: tuple[Callable[[Path], None], ...] = (truncate, empty, delete, flip)
 
 
 def each(checkpoint: Path) -> Iterator[str]:
-    """Damages each file of a checkpoint in each way, and repairs it after the caller looked.
+    """Damages each file of a checkpoint in each way, and repairs it when the caller resumes.
 
     Yields:
-      What was done.
+      A description of the damage.
     """
     saved = checkpoint.with_name(f"saved_{checkpoint.name}")
     shutil.copytree(checkpoint, saved)

@@ -1,8 +1,8 @@
-"""Runs the program many times without importing it again: one process forks for each command.
+"""Runs the program many times without importing it again, by forking one process per command.
 
-`ForkServer` starts this file in a process. It imports the program, runs nothing of it, and forks
-for each request, so that each child has a backend, signals and an exit of its own, as if it had
-been started afresh. With the library of `injection.c` it also counts file operations.
+`ForkServer` starts this file in a process. It imports the program without running it, and forks for
+each request. Each child thus has its own backend, signals and exit, like a newly started program.
+With the library of `injection.c` it also counts file operations.
 """
 
 import contextlib
@@ -30,8 +30,8 @@ class Ended(NamedTuple):
 
     Attributes:
       code: exit code; negative for a signal; `None` if it had to be killed at the time limit.
-      seconds: that it ran.
-      log: what it printed on stderr.
+      seconds: how long it ran.
+      log: its output on stderr.
     """
 
     code: int | None
@@ -40,7 +40,7 @@ class Ended(NamedTuple):
 
 
 class Forked:
-    """A process of the program, with those methods of `subprocess.Popen` that the faults need."""
+    """A process of the program, with the methods of `subprocess.Popen` that faults need."""
 
     def __init__(self, server: "ForkServer", pid: int) -> None:
         self._server, self.pid = server, pid
@@ -71,7 +71,8 @@ class ForkServer:
         """Starts the server.
 
         Args:
-          library: from `injection.compile_library`; left out, there are no faults of the disk.
+          library: the library from `injection.compile_library`; without it, there are no disk
+            faults.
         """
         preloaded = {} if library is None else {"LD_PRELOAD": str(library), _LIBRARY: str(library)}
         self._process = subprocess.Popen(
@@ -89,7 +90,7 @@ class ForkServer:
 
     def __exit__(self, *_: object) -> None:
         program.starter = None
-        self._process.communicate()  # Closes its stdin, at whose end it ends.
+        self._process.communicate()  # Closes its stdin, which ends it.
 
     def start(
         self,
@@ -104,12 +105,12 @@ class ForkServer:
         """Starts a command.
 
         Args:
-          arguments: of the program.
-          log: file for what it prints on stderr, replaced.
+          arguments: arguments of the program.
+          log: file for its output on stderr, which is replaced.
           num_devices: number of CPU devices.
           injected: a fault of `benchmarks.faults.injected`.
           fault: a fault of the disk.
-          evaluates: whether a training that ends is evaluated, as the program does.
+          evaluates: whether a finished training is evaluated, as the program does.
         """
         request = {
             "arguments": list(arguments),
@@ -130,7 +131,7 @@ class ForkServer:
         evaluates: bool = True,
         limit_seconds: float = 120.0,
     ) -> Ended:
-        """Runs a command; at the time limit it is killed, with stacks of its threads in the log."""
+        """Runs a command; at the time limit it is killed, and the log gets its stacks."""
         started = time.monotonic()
         process = self.start(arguments, log, fault=fault, evaluates=evaluates)
         code: int | None = None
@@ -142,14 +143,14 @@ class ForkServer:
         return Ended(code, time.monotonic() - started, program.printed(log))
 
     def ask(self, request: dict[str, Any]) -> Any:
-        """Sends a request to the server; returns its answer."""
+        """Sends a request to the server and returns its answer."""
         if self._process.stdin is None or self._process.stdout is None:
             raise ValueError("the server has no pipes")
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
         answer = self._process.stdout.readline()
         if not answer:
-            raise ChildProcessError(f"the server ended with code {self._process.wait()}")
+            raise ChildProcessError(f"the server has ended with code {self._process.wait()}")
         return json.loads(answer)
 
 
@@ -171,7 +172,7 @@ def main() -> None:
 
 
 def _import_all() -> None:
-    """Imports what a command imports only when it needs it."""
+    """Imports the modules that commands import on demand."""
     from experiments.modes import MODES
 
     for mode in MODES:
@@ -184,7 +185,7 @@ def _poll(child: int) -> int | None:
 
 
 def _become(request: dict[str, Any]) -> None:
-    """Makes a child of the server the process of a command."""
+    """Turns a child of the server into the process of a command."""
     log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o666)
     nothing = os.open(os.devnull, os.O_RDWR)
     for file, number in ((nothing, 0), (nothing, 1), (log, 2)):

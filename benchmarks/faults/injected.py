@@ -1,7 +1,7 @@
-"""The program with a fault.
+"""Runs the program with an injected fault.
 
-Run: python -m benchmarks.faults.injected clock=HOURS|memory=STEP|nan=STEP, then the program's own
-flags.
+Run: python -m benchmarks.faults.injected clock=HOURS|memory=STEP|nan=STEP, then the flags of the
+program.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ def main() -> None:
 
 
 def inject(fault: str) -> None:
-    """Changes the program in this process: `clock=HOURS`, `memory=STEP` or `nan=STEP`."""
+    """Injects a fault into this process: `clock=HOURS`, `memory=STEP` or `nan=STEP`."""
     name, _, value = fault.partition("=")
     if name == "clock":
         let_clock_jump(float(value))
@@ -36,9 +36,9 @@ def inject(fault: str) -> None:
 
 
 def let_clock_jump(hours: float) -> None:
-    """Starts with a clock that is wrong, and sets it as wrong to the other side at the first log.
+    """Starts with a wrong clock, and makes it wrong in the other direction at the first log.
 
-    Not in the middle of a save: Orbax waits by this clock, and would give up.
+    It does not jump during a save, because Orbax uses this clock for timeouts.
     """
     true_time, true_write, offset = time.time, metrics_log.JsonLines.write, [3_600 * hours]
 
@@ -50,12 +50,12 @@ def let_clock_jump(hours: float) -> None:
         true_write(log, step, record)
 
     time.time = wrong_time
-    tqdm.std.time = wrong_time  # It has the function already.
+    tqdm.std.time = wrong_time  # It has already imported the function.
     metrics_log.JsonLines.write = write
 
 
 def exhaust_memory(step: int) -> None:
-    """Lets the device run out of memory at a step, as JAX reports it."""
+    """Raises JAX's out-of-memory error at a step."""
     true_find = divergence.find_trouble
 
     def find_trouble(numbers: np.ndarray, *arguments: Any) -> str | None:
@@ -67,7 +67,7 @@ def exhaust_memory(step: int) -> None:
 
 
 def with_nan(make_experiment: Any, step: int) -> Any:
-    """Returns a builder of experiments in which the batch of a step has a number that is none."""
+    """Returns a builder of experiments in which the batch of a step contains NaN."""
 
     def make(*arguments: Any, **options: Any) -> build.Experiment:
         return poison(make_experiment(*arguments, **options), step)
@@ -76,7 +76,7 @@ def with_nan(make_experiment: Any, step: int) -> Any:
 
 
 def poison(experiment: build.Experiment, step: int) -> build.Experiment:
-    """Puts NaN into the first example of the batch that an undisturbed run uses at a step."""
+    """Puts NaN into the first example of the batch that an uninterrupted run uses at a step."""
     position = (step - 1) * experiment.settings["train.batch_size"]
     draw = experiment.source.draw
 

@@ -13,10 +13,10 @@ class Kind(NamedTuple):
     """A way in which a disk or a process fails.
 
     Attributes:
-      name: of the signal or the errno.
-      errno: 0 for a kill.
-      lasting: whether everything later fails too, as on a disk that is full.
-      reads: whether files cannot be read either.
+      name: name of the signal or the errno.
+      errno: the errno; 0 for a kill.
+      lasting: whether all later operations fail too, as on a full disk.
+      reads: whether reading files fails too.
     """
 
     name: str
@@ -38,10 +38,10 @@ class Fault(NamedTuple):
     """A fault at a file operation.
 
     Attributes:
-      folder: whose files fail.
+      folder: the folder whose files fail.
       kind: how they fail.
-      position: of the operation, from 1; 0 for none, which only counts.
-      trace: file for the operations, one a line; `None` for none.
+      position: number of the operation, from 1; 0 only counts operations.
+      trace: file for the operations, one per line; `None` for no file.
     """
 
     folder: Path
@@ -69,7 +69,7 @@ def can_compile() -> bool:
 
 
 def compile_library(folder: Path) -> Path:
-    """Compiles `injection.c` into a folder; returns the library."""
+    """Compiles `injection.c` to a folder and returns the library."""
     library = folder.absolute() / "injection.so"
     subprocess.run(
         ["gcc", "-shared", "-fPIC", "-O1", "-o", library, _SOURCE, "-ldl"],

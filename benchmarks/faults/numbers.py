@@ -1,4 +1,4 @@
-"""Faults of numbers and of time: NaN in a batch, and a clock that jumps."""
+"""Faults of numbers and of time: NaN in a batch, and a jumping clock."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ from benchmarks.faults.outcome import Outcome
 
 
 def poison_batch(folder: Path) -> Outcome:
-    """Puts NaN into a batch of a run that is asked to roll back."""
+    """Puts NaN into a batch of a run with train.on_divergence=rollback."""
     run, log, last = folder / "run", folder / "log", 20
     changes = {"train.on_divergence": "rollback", "log.every_steps": 1}
     _run_with("nan=8", run, last, log, changes)
@@ -22,7 +22,7 @@ def poison_batch(folder: Path) -> Outcome:
 
 
 def let_clock_jump(folder: Path) -> Outcome:
-    """Trains under a clock that jumps back by ten hours, and at a restart forward by as many."""
+    """Trains with a clock that jumps back by ten hours, and forward by ten hours at a restart."""
     run, log, last = folder / "run", folder / "log", 20
     often = {"log.every_steps": 1}
     _run_with("clock=5", run, 10, log, often)

@@ -1,20 +1,21 @@
-"""What a fault did."""
+"""The outcome of a fault."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 
 class Outcome(NamedTuple):
-    """A line of the table.
+    """A row of the table.
 
     Attributes:
-      fault: what was done to the run.
-      times: how often.
-      lost: what it cost, in words.
-      complaints: what should not have happened.
-      codes: exit codes of the program, each once, in words; empty if it did not end.
-      lines: most lines that it printed when it ended; `None` if it did not end by itself.
-      seconds: longest time from the fault to the end of the program; `None` likewise.
+      fault: the fault.
+      times: number of injections.
+      lost: what was lost, in words.
+      complaints: observations that show an error of the program.
+      codes: the different exit codes of the program, in words; empty if it did not end.
+      lines: largest number of lines printed at its end; `None` if it did not end by itself.
+      seconds: longest time from the fault to the end of the program; `None` if it did not end by
+        itself.
     """
 
     fault: str
@@ -26,7 +27,7 @@ class Outcome(NamedTuple):
     seconds: float | None = None
 
     def as_row(self) -> str:
-        """Returns the line of a Markdown table."""
+        """Returns the row of a Markdown table."""
         cells = [
             *(self.fault, str(self.times), self.lost, self.codes or "-"),
             "-" if self.lines is None else str(self.lines),
@@ -42,15 +43,15 @@ HEADER = (
 
 
 def errors_in(printed: str) -> list[str]:
-    """Returns what a program should not print on stderr: all but the one line of its error."""
-    # A process that waits for its peers says so.
+    """Returns unexpected output on stderr: everything except the one line of the error."""
+    # Also expected: a process that waits for its peers reports that.
     lines = [line for line in printed.splitlines() if not line.startswith("waiting for ")]
     errors = [line for line in lines if line.startswith("error: ")]
     others = [line for line in lines if line not in errors]
     wrong = errors[1:] + others
-    return [f"{len(wrong)} lines besides the error, first: {wrong[0]}"] if wrong else []
+    return [f"{len(wrong)} unexpected lines, first: {wrong[0]}"] if wrong else []
 
 
 def words(codes: Sequence[int | None]) -> str:
-    """Returns exit codes in words, each once."""
+    """Returns the different exit codes in words."""
     return ", ".join("none" if c is None else str(c) for c in sorted(set(codes), key=str))

@@ -1,4 +1,4 @@
-"""Faults of one of two processes that work together: what the other one does."""
+"""Faults of one of two processes of a run, and the behaviour of the other one."""
 
 import shutil
 import signal
@@ -13,7 +13,7 @@ from benchmarks.faults.outcome import Outcome, errors_in, words
 from experiments.files import locked
 
 _SELDOM = {"checkpoint.every_steps": program.NEVER, "log.every_steps": 1}
-_LIMIT_SECONDS = 120  # The heartbeat is 10 s; starting takes the rest on a busy machine.
+_LIMIT_SECONDS = 120  # The heartbeat is 10 s; on a busy machine, starting takes the rest.
 
 
 def terminate_one(folder: Path) -> Outcome:
@@ -62,7 +62,7 @@ def kill_while_sampling(folder: Path, victim: int = 1) -> Outcome:
 
 
 def split_workdirs(folder: Path) -> Outcome:
-    """Gives two processes a workdir each: a run is only in one, or they have other checkpoints."""
+    """Gives two processes separate workdirs: only one has a run, or their checkpoints differ."""
     run, log = folder / "run", folder / "log"
     program.train_to(run, 10, log)
     complaints, codes, longest = [], [], 0.0
@@ -78,12 +78,12 @@ def split_workdirs(folder: Path) -> Outcome:
         complaints += [text for text in printed if "one shared --workdir" not in text]
     if program.newest(run) != 10:
         complaints.append(f"the newest checkpoint was 10 and is {program.newest(run)}")
-    name = "two processes with a workdir each"
+    name = "two processes with separate workdirs"
     return Outcome(name, 2, "nothing", complaints, words(codes), 1, longest)
 
 
 def refuse_lock(folder: Path) -> Outcome:
-    """Starts two processes in a workdir that is in use."""
+    """Starts two processes in a workdir that is already in use."""
     run, log = folder / "run", folder / "log"
     run.mkdir()
     with locked(run / "lock", "the run", "wait"):
@@ -98,7 +98,7 @@ def refuse_lock(folder: Path) -> Outcome:
 
 
 def exhaust_memory(folder: Path) -> Outcome:
-    """Lets two processes run out of memory: a restart would do it again."""
+    """Lets two processes run out of memory, in which case a restart does not help."""
     run, log = folder / "run", folder / "log"
     commands = [program.injected_command("memory=3", run)] * 2
     started = time.monotonic()
@@ -110,7 +110,7 @@ def exhaust_memory(folder: Path) -> Outcome:
 
 
 def miss_first(folder: Path) -> Outcome:
-    """Starts a second process whose first one does not exist, as with a wrong port."""
+    """Starts the second process of a run without a first one, as with a wrong port."""
     log, address = folder / "log", program.free_address()
     flags = (f"--coordinator_address={address}", "--num_processes=2", "--process_id=1")
     started = time.monotonic()
@@ -123,14 +123,14 @@ def miss_first(folder: Path) -> Outcome:
     expected = f"waiting for the first process of the run at {address}"
     complaints = [] if expected in program.printed(log) else [program.printed(log)]
     return Outcome(
-        "wrong port", 1, "nothing: it says whom it waits for", complaints, "", 1, seconds
+        "wrong port", 1, "nothing: it reports the address it waits for", complaints, "", 1, seconds
     )
 
 
 def _kill(
     processes: Sequence[Any], victim: int, log: Path
 ) -> tuple[list[str], list[int | None], float]:
-    """Kills a process; returns complaints about the end of the other one, its code, and seconds."""
+    """Kills a process; returns complaints about the other one, its exit code, and the time."""
     program.kill(processes[victim])
     started = time.monotonic()
     codes, printed, seconds = _ends(
@@ -144,7 +144,7 @@ def _kill(
 def _ends(
     processes: Sequence[Any], log: Path, started: float
 ) -> tuple[list[int | None], list[str], float]:
-    """Waits for processes; returns their codes, what they printed, and how long that took."""
+    """Waits for processes; returns their exit codes, their output, and the time."""
     codes: list[int | None] = []
     for process in processes:
         try:

@@ -1,4 +1,4 @@
-"""A fault at each operation on the files of a run: what is lost, and how the program ends."""
+"""Faults at each operation on the files of a run: what is lost, and how the program ends."""
 
 import collections
 import errno
@@ -12,7 +12,7 @@ from benchmarks.faults.fork_server import Ended, ForkServer
 from benchmarks.faults.injection import Fault, Kind
 from benchmarks.faults.outcome import Outcome, errors_in, words
 
-# Two checkpoints, of which the second replaces the first.
+# Writes two checkpoints, and the second replaces the first.
 _CHANGES = {
     "train.num_steps": 4,
     "checkpoint.every_steps": 2,
@@ -22,7 +22,7 @@ _CHANGES = {
 }
 _LIMIT_SECONDS = 90.0
 _FULL = Kind("ENOSPC", errno.ENOSPC, lasting=True)
-# Modes that add to a run, each with its flags and the folder of what it adds.
+# Modes that add files to a run, each with its flags and the folder of these files.
 READERS = {
     "sample": (("--num_samples=16", "--config.evaluate.batch_size=8"), "samples"),
     "evaluate": (("--num_samples=32",), "evaluations"),
@@ -35,8 +35,8 @@ class Whole(NamedTuple):
     """The uninterrupted run.
 
     Attributes:
-      digest: of its last state.
-      num_operations: on its files.
+      digest: digest of its last state.
+      num_operations: number of operations on its files.
     """
 
     digest: str
@@ -44,7 +44,7 @@ class Whole(NamedTuple):
 
 
 def uninterrupted(server: ForkServer, folder: Path) -> Whole:
-    """Trains without a fault, and counts the operations on files."""
+    """Trains without a fault and counts the operations on files."""
     run, trace = folder / "whole", folder / "trace"
     fault = Fault(run, Kind("none"), 0, trace)
     ended = server.run(program.arguments(run, _CHANGES), folder / "log", fault, evaluates=False)
@@ -62,7 +62,7 @@ def spread(num_operations: int, num: int, offset: int = 0) -> list[int]:
 def inject(
     server: ForkServer, folder: Path, whole: Whole, kind: Kind, positions: Iterable[int]
 ) -> Outcome:
-    """Trains with a fault at each position, and again without; compares the last states."""
+    """Trains with a fault at each position, resumes without one, and compares the last states."""
     complaints, codes, steps, lines, longest = [], [], collections.Counter[int](), 0, 0.0
     for position in positions:
         run = folder / f"{kind.name}_{position}"
@@ -99,13 +99,13 @@ def inject(
 
 
 def inject_into_reader(server: ForkServer, folder: Path, mode: str, num: int = 0) -> Outcome:
-    """Fills the disk at file operations of a mode that adds to a run, and runs it again.
+    """Fills the disk at file operations of a mode that adds files to a run, and runs it again.
 
     Args:
       server: runs the program.
-      folder: with the run of `uninterrupted`.
-      mode: in `READERS`.
-      num: how many positions, spread evenly; 0 for all.
+      folder: the folder with the run of `uninterrupted`.
+      mode: a mode in `READERS`.
+      num: number of positions, spread evenly; 0 for all.
     """
     flags, added = READERS[mode]
     complaints, codes, lines, longest = [], [], 0, 0.0
@@ -129,9 +129,9 @@ def inject_into_reader(server: ForkServer, folder: Path, mode: str, num: int = 0
         wrong = _judge(ended, _FULL)
         again = run_mode(name, None)[2]
         if again.code != 0:
-            wrong.append(f"it does not work again: {again.log}")
+            wrong.append(f"the same command fails: {again.log}")
         elif _names(run / added) != expected:
-            wrong.append(f"it left {_names(run / added)}, not {expected}")
+            wrong.append(f"it added {_names(run / added)}, not {expected}")
         if program.state_digest(run, 4) != digest:
             wrong.append("the checkpoint was changed")
         hit = _operation(trace, position)
@@ -140,19 +140,19 @@ def inject_into_reader(server: ForkServer, folder: Path, mode: str, num: int = 0
         lines = max(lines, sum(line.startswith("error: ") for line in ended.log.splitlines()))
         longest = max(longest, ended.seconds)
         shutil.rmtree(run)
-    lost = f"the {added} under way; the same command again adds all of them"
+    lost = f"the {added} in progress; the same command adds all of them"
     name = f"ENOSPC at the n-th file operation of mode {mode} and all later ones"
     return Outcome(name, len(codes), lost, complaints, words(codes), lines, longest)
 
 
 def _names(folder: Path) -> list[str]:
-    """Returns what is in a folder, at any depth, without the locks."""
+    """Returns the content of a folder at any depth, without locks."""
     found = (str(path.relative_to(folder)) for path in folder.rglob("*"))
     return sorted(name for name in found if not name.endswith(".lock"))
 
 
 def _judge(ended: Ended, kind: Kind) -> list[str]:
-    """Says what is wrong with the end of a run under a fault."""
+    """Returns complaints about the end of a run with a fault."""
     if ended.code is None:
         return [f"did not end within {_LIMIT_SECONDS:.0f} s: {ended.log}"]
     if kind.name == "kill":
@@ -165,7 +165,7 @@ def _judge(ended: Ended, kind: Kind) -> list[str]:
 
 
 def _judge_resumed(again: Ended, run: Path, whole: Whole) -> list[str]:
-    """Says what is wrong with the run that resumed after the fault."""
+    """Returns complaints about the run that resumed after the fault."""
     if again.code != 0:
         return [f"it does not resume, code {again.code}: {again.log}"]
     if "damaged" in again.log:
@@ -177,7 +177,7 @@ def _judge_resumed(again: Ended, run: Path, whole: Whole) -> list[str]:
 
 
 def _left_over(run: Path) -> Sequence[str]:
-    """Returns what a resumed run should have removed."""
+    """Returns files that a resumed run should have removed."""
     return sorted(
         path.name for path in (run / "checkpoints").iterdir() if path.name not in ("4", "best.json")
     )

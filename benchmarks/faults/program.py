@@ -1,4 +1,4 @@
-"""Runs the real program on a small problem, in separate processes, and looks at what it saved."""
+"""Runs the real program on a small problem in separate processes, and reads what it saved."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 NEVER = 1_000_000_000
-# Small steps, saved often, so that a process is nearly always in the middle of a save.
+# Short steps that are saved often, so that a process is nearly always saving.
 SMALL = {
     "train.num_steps": NEVER,
     "train.steps_per_dispatch": 1,
@@ -23,17 +23,17 @@ SMALL = {
     "checkpoint.every_steps": 5,
     "snapshot.every_steps": NEVER,
 }
-_BAR = re.compile(r"\d+%\|.*\|")  # Of tqdm.
-_DEADLINE_SECONDS = 600  # Long enough for a machine that is busy with other work.
+_BAR = re.compile(r"\d+%\|.*\|")  # A progress bar of tqdm.
+_DEADLINE_SECONDS = 600  # Long enough for a busy machine.
 _PROGRAM = [sys.executable, "-m", "experiments.main"]
 _INJECTED = [sys.executable, "-m", "benchmarks.faults.injected"]
-# `(arguments, log, devices, injected fault) -> process`, set while a `ForkServer` is there, which
-# spares the imports.
+# `(arguments, log, devices, injected fault) -> process`, set while a `ForkServer` runs, which
+# avoids repeated imports.
 starter: Callable[[Sequence[str], Path, int, str], Any] | None = None
 
 
 def arguments(workdir: Path, changes: Mapping[str, object] | None = None, *flags: str) -> list[str]:
-    """Returns the arguments that train the swiss roll in its tiny variant, or open such a run."""
+    """Returns the arguments that train the tiny swiss roll, or open such a run."""
     settings = SMALL | dict(changes or {})
     return [
         "--config=configs/swissroll.py:tiny",
@@ -43,7 +43,7 @@ def arguments(workdir: Path, changes: Mapping[str, object] | None = None, *flags
 
 
 def command(workdir: Path, changes: Mapping[str, object] | None = None, *flags: str) -> list[str]:
-    """Returns the command that trains the swiss roll in its tiny variant."""
+    """Returns the command that trains the tiny swiss roll."""
     return [*_PROGRAM, *arguments(workdir, changes, *flags)]
 
 
@@ -60,7 +60,7 @@ def command_of_mode(mode: str, workdir: Path, *flags: str) -> list[str]:
 
 
 def environment(num_devices: int = 1) -> dict[str, str]:
-    """Returns the variables that a process of the program needs besides those of this process."""
+    """Returns additional environment variables for a process of the program."""
     flags = f"--xla_force_host_platform_device_count={num_devices}"
     return {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
 
@@ -71,7 +71,7 @@ def start(
     num_devices: int = 1,
     variables: Mapping[str, str] | None = None,
 ) -> Any:
-    """Starts a command; what it prints on stderr goes to a file.
+    """Starts a command with stderr redirected to a file.
 
     Returns:
       The process, as a `subprocess.Popen` or a `Forked`.
@@ -102,9 +102,9 @@ def free_address() -> str:
 def start_processes(
     commands: Sequence[Sequence[str]], log: Path, num_devices: int = 2
 ) -> list[Any]:
-    """Starts processes that work together over collectives of the CPU, each with its command.
+    """Starts the processes of one run, each with its command, with CPU collectives.
 
-    What process `i` prints on stderr goes to the file `log` with the suffix `.i`.
+    Stderr of process `i` is redirected to the file `log` with the suffix `.i`.
     """
     address = free_address()
     processes = []
@@ -129,7 +129,7 @@ def newest(workdir: Path) -> int:
 
 
 def state_digest(workdir: Path, step: int) -> str:
-    """Returns the hash of a saved state, as it was in memory."""
+    """Returns the hash of a saved state, computed in memory before it was saved."""
     text = (workdir / "checkpoints" / str(step) / "record" / "metadata").read_text()
     return str(json.loads(text)["state_sha256"])
 
@@ -139,9 +139,9 @@ def wait(process: Any, until: Callable[[], bool], what: str) -> None:
     deadline = time.monotonic() + _DEADLINE_SECONDS
     while not until():
         if process.poll() is not None:
-            raise ChildProcessError(f"before {what}, the process ended: {process.returncode}")
+            raise ChildProcessError(f"the process ended before {what}: {process.returncode}")
         if time.monotonic() > deadline:
-            raise TimeoutError(f"{what} did not come in {_DEADLINE_SECONDS} s")
+            raise TimeoutError(f"{what} did not happen within {_DEADLINE_SECONDS} s")
         time.sleep(0.005)
 
 
@@ -151,7 +151,7 @@ def wait_for_step(process: Any, workdir: Path, step: int) -> None:
 
 
 def num_logged(workdir: Path) -> int:
-    """Returns how many lines of metrics a run has."""
+    """Returns the number of lines of metrics of a run."""
     file = workdir / "metrics.jsonl"
     return file.read_bytes().count(b"\n") if file.exists() else 0
 
@@ -163,7 +163,7 @@ def train_to(
     changes: Mapping[str, object] | None = None,
     num_devices: int = 1,
 ) -> str:
-    """Trains to a step, ends there, without an evaluation, and returns the state's hash."""
+    """Trains to a step without an evaluation, and returns the hash of the state."""
     arguments = command(workdir, dict(changes or {}) | {"train.num_steps": step})
     process = start(arguments, log, num_devices)
     try:
@@ -174,7 +174,7 @@ def train_to(
 
 
 def kill(*processes: Any) -> None:
-    """Ends processes as a power cut would."""
+    """Kills processes without warning, like a power failure."""
     for process in processes:
         process.send_signal(signal.SIGKILL)
     for process in processes:
@@ -182,6 +182,6 @@ def kill(*processes: Any) -> None:
 
 
 def printed(log: Path) -> str:
-    """Returns what a process printed, without its progress bars, which end in a carriage return."""
+    """Returns the output of a process without progress bars, which end in a carriage return."""
     lines = log.read_text(errors="replace").replace("\r", "\n").splitlines()
     return "\n".join(line for line in lines if line.strip() and not _BAR.search(line))

@@ -1,4 +1,4 @@
-"""Faults of the disk: damaged, full, read-only and removed, and programs side by side."""
+"""Faults of storage: damaged, full, read-only or removed; and several programs in one run."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ from benchmarks.faults.outcome import Outcome, errors_in, words
 
 
 def damage_newest(folder: Path) -> Outcome:
-    """Damages the newest checkpoint in each way, once, each time before the run resumes."""
+    """Damages the newest checkpoint in each way once, and resumes the run each time."""
     run, log = folder / "run", folder / "log"
     program.train_to(run, 10, log)
     complaints = []
@@ -29,7 +29,7 @@ def damage_newest(folder: Path) -> Outcome:
 
 
 def fill_disk(folder: Path, bytes_left: int = 40_000) -> Outcome:
-    """Resumes a run under a limit on the size of files that its checkpoints exceed."""
+    """Resumes a run with a limit on file sizes that its checkpoints exceed."""
     run, log = folder / "run", folder / "log"
     before = program.train_to(run, 5, log)
     code, seconds = _resume(run, log, "prlimit", f"--fsize={bytes_left}")
@@ -48,7 +48,7 @@ def forbid_writing(folder: Path) -> Outcome:
     folders = [run, *(path for path in run.rglob("*") if path.is_dir())]
     for path in folders:
         path.chmod(0o555)
-    # The administrator may write everywhere, unless this right is given up; others have none.
+    # The administrator may write everywhere unless this right is dropped; others do not have it.
     obey_modes = ("setpriv", "--bounding-set=-dac_override") if os.geteuid() == 0 else ()
     try:
         code, seconds = _resume(run, log, *obey_modes)
@@ -62,7 +62,7 @@ def forbid_writing(folder: Path) -> Outcome:
 
 
 def remove_workdir(folder: Path) -> Outcome:
-    """Removes the folder of a run that trains."""
+    """Removes the folder of a run during training."""
     run, log = folder / "run", folder / "log"
     process = program.start(program.command(run), log)
     program.wait_for_step(process, run, 5)
@@ -82,7 +82,7 @@ def remove_workdir(folder: Path) -> Outcome:
 
 
 def start_twice(folder: Path) -> Outcome:
-    """Starts a second run in the folder of one that trains; and again when that was killed."""
+    """Starts a second training in the same folder, and again after the first was killed."""
     run, log, second = folder / "run", folder / "log", folder / "second"
     first = program.start(program.command(run), log)
     program.wait_for_step(first, run, 5)
@@ -96,12 +96,12 @@ def start_twice(folder: Path) -> Outcome:
         complaints.append(f"the first run ended: {program.printed(log)}")
     program.kill(first)
     program.train_to(run, program.newest(run) + 5, log)
-    lost = "nothing: the second refuses"
+    lost = "nothing: the second does not start"
     return Outcome("two runs in one workdir", 1, lost, complaints, words([code]), 1, seconds)
 
 
-def read_beside_training(folder: Path) -> Outcome:
-    """Samples, evaluates, exports and draws curves of a run that trains and keeps one step."""
+def read_during_training(folder: Path) -> Outcome:
+    """Samples, evaluates, exports and draws curves during training that keeps one checkpoint."""
     run, log, other = folder / "run", folder / "log", folder / "other"
     changes = {"checkpoint.keep": 1, "evaluate.num_samples": 64, "curve.lengths": "(0,1)"}
     training = program.start(program.command(run, changes), log)
@@ -116,8 +116,8 @@ def read_beside_training(folder: Path) -> Outcome:
     if training.poll() is not None:
         complaints.append(f"the training ended: {program.printed(log)}")
     program.kill(training)
-    lost = "nothing: neither disturbs the other"
-    name = "sample, evaluate, curve and export next to training, one checkpoint kept"
+    lost = "nothing: the programs do not disturb each other"
+    name = "sample, evaluate, curve and export during training, one checkpoint kept"
     return Outcome(name, len(codes), lost, complaints, words(codes))
 
 
@@ -138,7 +138,7 @@ def evaluate_twice(folder: Path) -> Outcome:
 
 
 def reject_classifier(folder: Path) -> Outcome:
-    """Asks for a classifier in the folder of a density ratio, and in one that does not exist."""
+    """Trains a classifier in the folder of a density ratio, and with a config for ratios."""
     run, log = folder / "run", folder / "log"
     program.train_to(run, 5, log)
     before = _content(run)
@@ -163,7 +163,7 @@ def _content(run: Path) -> set[tuple[str, bytes]]:
 
 
 def _resume(run: Path, log: Path, *wrapper: str) -> tuple[int, float]:
-    """Resumes a run under a command of Linux that limits it; returns its exit code and seconds."""
+    """Resumes a run inside a Linux command that limits it; returns the exit code and the time."""
     started = time.monotonic()
     with log.open("w") as stream:
         code = subprocess.run(
@@ -177,7 +177,7 @@ def _resume(run: Path, log: Path, *wrapper: str) -> tuple[int, float]:
 
 
 def _complaints(code: int, log: Path, message: str) -> list[str]:
-    """Says what is wrong with the end of a run that should have ended with one line."""
+    """Returns complaints about the end of a run that should have ended with one line."""
     printed = program.printed(log)
     complaints = [] if code == 2 else [f"exit code {code}"]
     complaints += [f"printed {text}" for text in errors_in(printed)]
@@ -185,7 +185,7 @@ def _complaints(code: int, log: Path, message: str) -> list[str]:
 
 
 def _complaints_of_next(run: Path, log: Path, step: int, digest: str) -> list[str]:
-    """Resumes a run after a fault; says what is wrong with the checkpoint that it had."""
+    """Resumes a run after a fault, and returns complaints about its checkpoint."""
     program.train_to(run, step + 5, log)
     printed = program.printed(log)
     if "damaged" in printed or program.state_digest(run, step) != digest:
