@@ -1,4 +1,4 @@
-"""Errors that the user can fix: reported in one line, without a traceback."""
+"""Errors that the user can fix, reported in one line without a traceback."""
 
 
 class UserError(Exception):
@@ -16,10 +16,10 @@ class DataError(UserError):
 
 
 class DivergedError(UserError):
-    """Training produced numbers that are useless.
+    """Training diverged.
 
     Attributes:
-      last_step: the last step that was taken.
+      last_step: the last completed step.
     """
 
     exit_code = 3
@@ -30,12 +30,12 @@ class DivergedError(UserError):
 
 
 class PreemptedError(UserError):
-    """The system asked the run to stop. Its state is saved, and the same command resumes it."""
+    """The system asked the run to stop; its state is saved, and the same command resumes it."""
 
     exit_code = 4
 
 
 class PeerError(UserError):
-    """Another process of the run ended, or processes or devices do not agree."""
+    """Another process of the run has ended, or processes or devices do not agree."""
 
     exit_code = 5

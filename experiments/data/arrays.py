@@ -1,4 +1,4 @@
-"""Arrays of `.npz` files: read by name, never executed, and never larger than the file says."""
+"""Reads arrays from `.npz` files by name; never executes content or exceeds declared sizes."""
 
 import math
 import zipfile
@@ -13,7 +13,7 @@ import numpy as np
 from experiments.data.records import Payload, digest, printable
 from experiments.errors import DataError
 
-# Names under which arrays of images are looked for, in this order.
+# Names of the arrays of images, in the order in which they are tried.
 _TRAIN = ("images", "x_train", "x", "arr_0")
 _HELD_OUT = ("held_out_images", "x_test")
 _LABELS = {"images": "labels", "x_train": "y_train", "x": "y", "arr_0": "arr_1"}
@@ -30,7 +30,7 @@ class Header(NamedTuple):
 
 @dataclass(frozen=True)
 class ArrayRecords:
-    """Images that are in memory as pixels, uint8 [N, H, W] or [N, H, W, C]."""
+    """Images in memory, as uint8 pixels [N, H, W] or [N, H, W, C]."""
 
     where: str
     pixels: np.ndarray
@@ -39,7 +39,7 @@ class ArrayRecords:
 
     @property
     def identity(self) -> str:
-        """Hash of the order: arrays have no names, so the shape stands for them."""
+        """Hash of the order, from the shape, because the images have no names."""
         return digest(self.pixels.shape)
 
     @property
@@ -51,7 +51,7 @@ class ArrayRecords:
         return len(self.pixels)
 
     def name(self, index: int) -> str:
-        """Returns the array's name and the image's number."""
+        """Returns the name of the array and the index of the image."""
         return f"{self.where}[{index}]"
 
     def read(self, index: int) -> Payload:
@@ -63,7 +63,7 @@ def open_archive(path: str) -> tuple[ArrayRecords, ArrayRecords | None]:
     """Reads images, and held-out images if there are any, with their labels.
 
     Raises:
-      DataError: if the file is missing or damaged, has no array of images, or not of uint8.
+      DataError: if the file is missing or damaged, or has no uint8 array of images.
     """
     if not Path(path).is_file():
         raise DataError(
@@ -74,7 +74,7 @@ def open_archive(path: str) -> tuple[ArrayRecords, ArrayRecords | None]:
         train = _records(path, headers, _TRAIN)
         if train is None:
             raise DataError(
-                f"{path}: no array named {' or '.join(_TRAIN)}; there are {list(headers)}"
+                f"{path}: no array named {' or '.join(_TRAIN)}; available: {list(headers)}"
             )
         return train, _records(path, headers, _HELD_OUT)
     except ValueError as error:
@@ -82,20 +82,20 @@ def open_archive(path: str) -> tuple[ArrayRecords, ArrayRecords | None]:
 
 
 def read_headers(path: Path) -> dict[str, Header]:
-    """Returns shape and type of each array of a file without reading any of them.
+    """Returns shape and type of each array of a file without reading the arrays.
 
     Raises:
-      ValueError: with only the reason, if it is no intact `.npz` of plain arrays.
+      ValueError: with only the reason, if the file is not an intact `.npz` of plain arrays.
     """
     with _opened(path) as archive:
         return {name: _header(archive, name) for name in _names(archive)}
 
 
 def read_arrays(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
-    """Reads the arrays of these names, and nothing else.
+    """Reads only the arrays with these names.
 
     Raises:
-      ValueError: with only the reason, if one is missing or the file is no intact `.npz`.
+      ValueError: with only the reason, if an array is missing or the `.npz` file is damaged.
     """
     with _opened(path) as archive:
         return {name: _array(archive, name) for name in names}
@@ -106,8 +106,8 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
     try:
         with zipfile.ZipFile(path) as archive:
             yield archive
-    except Exception as error:  # zipfile, zlib and NumPy's headers have dozens of errors.
-        raise ValueError(f"no readable .npz of plain arrays: {error}") from error
+    except Exception as error:  # zipfile, zlib and NumPy raise dozens of types of errors.
+        raise ValueError(f"not a readable .npz of plain arrays: {error}") from error
 
 
 def _names(archive: zipfile.ZipFile) -> list[str]:
@@ -117,7 +117,7 @@ def _names(archive: zipfile.ZipFile) -> list[str]:
 def _header(archive: zipfile.ZipFile, name: str) -> Header:
     """Reads the header of an array, and checks that the array has the size of its entry."""
     if name not in _names(archive):
-        raise ValueError(f"no array named {name!r}; there are {_names(archive)}")
+        raise ValueError(f"no array named {name!r}; available: {_names(archive)}")
     info = archive.getinfo(name + _SUFFIX)
     with archive.open(info) as stream:
         version = np.lib.format.read_magic(stream)
@@ -126,13 +126,13 @@ def _header(archive: zipfile.ZipFile, name: str) -> Header:
             (2, 0): np.lib.format.read_array_header_2_0,
         }.get(version)
         if read is None:
-            raise ValueError(f"{name!r}: format {version} of an array is not supported")
+            raise ValueError(f"{name!r}: array format {version} is not supported")
         shape, _, dtype = read(stream)
         expected = stream.tell() + math.prod(shape) * dtype.itemsize
     if dtype.hasobject:
-        raise ValueError(f"{name!r} holds objects, not numbers")
+        raise ValueError(f"{name!r} contains objects, not numbers")
     if min(shape, default=0) < 0 or expected != info.file_size:
-        raise ValueError(f"{name!r} has {info.file_size:,} bytes where {expected:,} are due")
+        raise ValueError(f"{name!r}: expected {expected:,} bytes, got {info.file_size:,}")
     return Header(shape, dtype)
 
 
@@ -156,7 +156,7 @@ def _records(
             f"got {dtype} {list(shape)}"
         )
     if 0 in shape[1:]:
-        raise DataError(f"{where}: images without a pixel, of shape {list(shape)}")
+        raise DataError(f"{where}: the images have no pixels, shape {list(shape)}")
     labels = _LABELS[name]
     if labels in headers and headers[labels].shape != shape[:1]:
         raise DataError(
@@ -165,7 +165,7 @@ def _records(
     arrays = read_arrays(Path(path), [name, *([labels] if labels in headers else [])])
     if labels not in headers:
         return ArrayRecords(where, arrays[name], None, ())
-    # Ordered as numbers where they are numbers.
+    # Labels that are numbers are ordered as numbers.
     values, numbers = np.unique(arrays[labels], return_inverse=True)
     return ArrayRecords(
         where, arrays[name], numbers.astype(np.int32), tuple(printable(str(v)) for v in values)

@@ -1,6 +1,6 @@
-"""From the bytes of an image file to uint8 pixels: decoding, colours, crops and resizing.
+"""Decodes image files to uint8 pixels, with colour conversion, crops and resizing.
 
-Everything here raises `ValueError` with only the reason; the caller knows the file's name.
+Functions here raise `ValueError` with only the reason; the caller knows the name of the file.
 """
 
 import io
@@ -10,9 +10,9 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 FORMATS = ("PNG", "JPEG", "WEBP")
-# Pillow warns from here on and refuses at twice as many; one limit for all is easier to explain.
+# Pillow warns above this number and fails above twice this number; one limit is easier to explain.
 MAX_PIXELS = 89_478_485
-# A resized image may have this many pixels even if it was smaller before.
+# An image that is enlarged may have up to this many pixels.
 _MAX_ENLARGED = 2**24
 _SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N")
 _ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
@@ -23,11 +23,11 @@ class Transform(NamedTuple):
     """How a stored image becomes an example, in this order (method section 8 of the paper).
 
     Attributes:
-      center_crop: side of a square cut from the centre first; 0 for none. CelebA: 140.
-      resize: length of the shorter side after resizing; 0 for `image_size`. Cat2dog: 84.
-      image_size: side of the square cut from the centre last; 0 keeps images as they are.
-      keep_aspect: `False` resizes straight to the square, whatever the shape (the paper's LSUN).
-      channels: 3 for colour, 1 for grey, 0 for what each image is stored as.
+      center_crop: side of a square that is first cropped from the centre; 0 for none (CelebA: 140).
+      resize: length of the shorter side after resizing; 0 for `image_size` (Cat2dog: 84).
+      image_size: side of the square that is finally cropped from the centre; 0 for no change.
+      keep_aspect: `False` resizes to the square without a crop (the paper's LSUN).
+      channels: 3 for colour, 1 for grey, 0 for the channels of the stored image.
     """
 
     center_crop: int = 0
@@ -39,11 +39,11 @@ class Transform(NamedTuple):
     def __call__(self, image: Image.Image) -> np.ndarray:
         """Returns pixels, uint8 [H, W, C].
 
-        Resizing is Pillow's bilinear kernel, widened when shrinking (antialiased), as in the
-        authors' code; sizes are rounded as torchvision rounds them.
+        Resizing uses Pillow's bilinear kernel with antialiasing, as in the authors' code. Sizes are
+        rounded as in torchvision.
 
         Raises:
-          ValueError: if the image is too small for its crop, or too large once it is resized.
+          ValueError: if the image is too small for the crop, or too large after resizing.
         """
         if self.center_crop:
             image = _crop_centre(image, self.center_crop)
@@ -61,7 +61,7 @@ class Transform(NamedTuple):
             size = (side, side)
         if size == image.size:
             return image
-        # A line of pixels can have few of them and become huge when its shorter side is enlarged.
+        # A thin image with few pixels can become huge when its shorter side is enlarged.
         most = min(MAX_PIXELS, max(image.width * image.height, _MAX_ENLARGED))
         if size[0] * size[1] > most:
             raise ValueError(
@@ -74,8 +74,8 @@ class Transform(NamedTuple):
 def decode(payload: bytes | np.ndarray, transform: Transform) -> np.ndarray:
     """Decodes and transforms one image.
 
-    Grey and palette images, CMYK, transparency (shown on white), 16-bit grey (scaled, not cut off)
-    and the rotation that a camera notes in EXIF are turned into plain upright 8-bit images.
+    The result is an upright 8-bit image. Palettes and CMYK are converted, transparent images are
+    placed on white, 16-bit grey is scaled to 8 bits, and the rotation in EXIF is applied.
 
     Args:
       payload: a PNG, JPEG or WebP file, or pixels: uint8 [H, W], [H, W, 1] or [H, W, 3].
@@ -85,7 +85,7 @@ def decode(payload: bytes | np.ndarray, transform: Transform) -> np.ndarray:
       Pixels, uint8 [H, W, C], where C is 1 or 3.
 
     Raises:
-      ValueError: with the reason, if it is no image of such a format, is damaged, or too large.
+      ValueError: with the reason, if the image has another format, is damaged, or is too large.
     """
     image = _from_array(payload) if isinstance(payload, np.ndarray) else _open(payload)
     channels = transform.channels or (1 if image.mode in _GREY else 3)
@@ -93,12 +93,12 @@ def decode(payload: bytes | np.ndarray, transform: Transform) -> np.ndarray:
 
 
 def to_uint8(images: np.ndarray) -> np.ndarray:
-    """Maps pixels in [-1, 1], which networks see, to grey levels 0 .. 255, with clipping."""
+    """Maps pixels in [-1, 1] to grey levels 0 to 255, with clipping."""
     return np.clip(np.round((images + 1.0) * 127.5), 0, 255).astype(np.uint8)
 
 
 def to_unit(grey_levels: Any) -> Any:
-    """Maps grey levels 0 .. 255 to [-1, 1], float32; NumPy or JAX."""
+    """Maps grey levels 0 to 255 to [-1, 1], float32; for NumPy or JAX arrays."""
     return grey_levels.astype(np.float32) / np.float32(127.5) - np.float32(1.0)
 
 
@@ -108,8 +108,8 @@ def _open(content: bytes) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(content), formats=FORMATS)
     except UnidentifiedImageError:
-        raise ValueError(f"no {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image") from None
-    except Exception as error:  # Decoders raise what they like on damaged headers, or a warning.
+        raise ValueError(f"not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image") from None
+    except Exception as error:  # Decoders may raise any error, or a warning, on damaged headers.
         raise ValueError(f"cannot be opened: {error}") from error
     if image.width * image.height > MAX_PIXELS:
         raise ValueError(
@@ -117,7 +117,7 @@ def _open(content: bytes) -> Image.Image:
         )
     try:
         if image.format == "PNG":
-            # Loading does not compare the checksums of a PNG; verifying leaves nothing to load.
+            # Loading does not check the checksums of a PNG, and `verify` consumes the file.
             image.verify()
             image = Image.open(io.BytesIO(content), formats=FORMATS)
         image.load()
@@ -130,7 +130,7 @@ def _from_array(pixels: np.ndarray) -> Image.Image:
     if pixels.dtype != np.uint8:
         raise ValueError(f"pixels must be uint8, got {pixels.dtype}")
     if not pixels.size:
-        raise ValueError(f"an image without a pixel, of shape {list(pixels.shape)}")
+        raise ValueError(f"the image has no pixels, shape {list(pixels.shape)}")
     return Image.fromarray(pixels[..., 0] if pixels.shape[-1:] == (1,) else pixels)
 
 
@@ -138,7 +138,7 @@ def _to_mode(image: Image.Image, mode: str) -> Image.Image:
     if image.mode in _SIXTEEN_BIT or image.mode == "I":
         levels = np.asarray(image).astype(np.float64)
         if levels.min() < 0 or levels.max() > 65_535:
-            raise ValueError(f"mode {image.mode} with values beyond 16 bit")
+            raise ValueError(f"mode {image.mode} with values of more than 16 bits")
         image = Image.fromarray(np.round(levels / 257.0).astype(np.uint8))
     elif image.mode == "F":
         raise ValueError("mode F: floating-point pixels have no fixed range")
@@ -160,6 +160,6 @@ def _crop_centre(image: Image.Image, side: int) -> Image.Image:
         return image
     if width < side or height < side:
         raise ValueError(f"{width} x {height} pixels, too small for a crop of {side}")
-    # Halves are rounded to even, as torchvision does.
+    # Halves are rounded to even, as in torchvision.
     left, top = round((width - side) / 2), round((height - side) / 2)
     return image.crop((left, top, left + side, top + side))

@@ -1,4 +1,4 @@
-"""Sets of stored images that are decoded when asked for."""
+"""Sets of stored images that are decoded on demand."""
 
 from typing import NamedTuple
 
@@ -8,19 +8,19 @@ from experiments.data.decode import Transform, decode
 from experiments.data.records import Problems, Records, Subset, digest
 from experiments.errors import DataError
 
-MAX_CONSECUTIVE_BAD = 100  # More unreadable images than this side by side are no accident.
-_MAX_PROBED = 100  # Images whose colours are looked at to see whether a set is grey.
-_BATCH_BYTES = 2**25  # Float32 pixels in a batch of a pass over the data.
+MAX_CONSECUTIVE_BAD = 100  # More unreadable images in a row show that something else is wrong.
+_MAX_PROBED = 100  # Images that are checked to decide whether a set is grey.
+_BATCH_BYTES = 2**25  # Float32 pixels per batch in a pass over the data.
 
 
 class Images(NamedTuple):
-    """An image set that is decoded when asked for; all examples have one shape.
+    """A set of images that are decoded on demand; all examples have one shape.
 
     Attributes:
       records: the stored images.
-      transform: how each becomes an example.
-      shape: [H, W, C] of an example.
-      labels: class of each image by the numbers of training, [N], if there are any.
+      transform: the transform from a stored image to an example.
+      shape: shape of one example, [H, W, C].
+      labels: class of each image, numbered as in training, [N]; `None` without labels.
     """
 
     records: Records
@@ -29,17 +29,17 @@ class Images(NamedTuple):
     labels: np.ndarray | None = None
 
     def load(self, index: int) -> np.ndarray:
-        """Returns an example, uint8 of `shape`.
+        """Returns an example, uint8, with the shape `shape`.
 
         Raises:
           ValueError: with only the reason.
         """
         pixels = decode(self.records.read(index), self.transform)
         if pixels.shape[2] != self.shape[2]:
-            raise ValueError("in colour where others are grey; set data.channels to 3 or 1")
+            raise ValueError("in colour, but others are grey; set data.channels to 3 or 1")
         if pixels.shape != self.shape:
             sizes = [f"{s[1]} x {s[0]}" for s in (pixels.shape, self.shape)]
-            raise ValueError(f"{sizes[0]} pixels where others have {sizes[1]}; set data.image_size")
+            raise ValueError(f"{sizes[0]} pixels, but others have {sizes[1]}; set data.image_size")
         return pixels
 
     def reason(self, index: int) -> str:
@@ -48,7 +48,7 @@ class Images(NamedTuple):
             self.load(index)
         except ValueError as error:
             return str(error)
-        return "could not be read at first, but can be now: is the disk or the network unstable?"
+        return "could not be read at first, but can be read now; check the disk or the network"
 
     def subset(self, indices: np.ndarray) -> "Images":
         """Returns some of the images, in the order of the indices."""
@@ -57,7 +57,7 @@ class Images(NamedTuple):
 
     @property
     def fingerprint(self) -> str:
-        """A hash of content and transform: what a fitted prior depends on."""
+        """Hash of content and transform, on which a fitted prior depends."""
         return digest(self.records.fingerprint, tuple(self.transform))
 
     @property
@@ -67,18 +67,18 @@ class Images(NamedTuple):
 
     @property
     def batch_size(self) -> int:
-        """Examples in a batch of a pass over the set."""
+        """Examples per batch in a pass over the set."""
         return max(1, min(1_000, _BATCH_BYTES // (4 * int(np.prod(self.shape)))))
 
 
 def probe(records: Records, transform: Transform, problems: Problems) -> Images:
-    """Finds the shape of the examples: that of the first readable image.
+    """Finds the shape of the examples, from the first readable image.
 
-    With `transform.channels` of 0, a set in which any of a hundred images is stored in colour is a
-    set of colour images, whose grey ones get equal channels.
+    If `transform.channels` is 0, the images are in colour if any of a hundred is stored in colour.
+    Grey images then get equal channels.
 
     Raises:
-      DataError: for an unreadable image, unless such are skipped, or if there is none to read.
+      DataError: for an unreadable image, unless such images are skipped, or if none is readable.
     """
     if not transform.channels and _any_in_colour(records):
         transform = transform._replace(channels=3)
@@ -92,8 +92,8 @@ def probe(records: Records, transform: Transform, problems: Problems) -> Images:
         height, width, channels = pixels.shape
         return Images(records, transform, (height, width, channels))
     if not num:
-        raise DataError("the data hold no image")
-    raise DataError(f"all of the {num} images from {records.name(0)} on are unreadable")
+        raise DataError("the data contain no images")
+    raise DataError(f"all {num} images from {records.name(0)} on are unreadable")
 
 
 def _any_in_colour(records: Records) -> bool:
@@ -102,12 +102,12 @@ def _any_in_colour(records: Records) -> bool:
             if decode(records.read(int(index)), Transform(channels=0)).shape[2] == 3:
                 return True
         except ValueError:
-            continue  # Reported once it is read for use.
+            continue  # Reported when it is read for use.
     return False
 
 
 def spread(total: int, num: int | None) -> np.ndarray:
-    """Returns `num` indices spread evenly over `total`, or all of them: data often lie by class."""
+    """Returns `num` indices spread evenly over `total`, or all: data are often sorted by class."""
     if num is None or num >= total:
         return np.arange(total)
     return np.arange(num) * total // num

@@ -15,18 +15,18 @@ NUM_HELD_OUT = 360
 
 
 def digits(source_class: str = "", target_class: str = "") -> Source:
-    """Grey 8 x 8 images in [-1, 1] with labels; a fixed stratified fifth is held out.
+    """Grey 8 x 8 images in [-1, 1] with labels, of which a fixed stratified fifth is held out.
 
     Args:
-      source_class: for a pair of domains, the digit to start from ...
-      target_class: ... and the digit to learn.
+      source_class: for a pair of domains, the digit to start from.
+      target_class: for a pair of domains, the digit to learn.
 
     Raises:
-      DataError: for one of the classes without the other, or no digit.
+      DataError: if only one of the classes is given, or one is not a digit.
 
     Reference: Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits", UCI, 1998.
     """
-    # Imported here: scikit-learn takes seconds to import, and runs on other data do not need it.
+    # Importing scikit-learn takes seconds, and runs on other data do not need it.
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -63,7 +63,7 @@ def digits(source_class: str = "", target_class: str = "") -> Source:
 
 
 def _pair(whole: Source, labels: Labels, source_class: str, target_class: str) -> Source:
-    """Restricts digits to one class to start from and one to learn."""
+    """Restricts digits to a class to start from and a class to learn."""
     for name in (source_class, target_class):
         if name not in labels.classes:
             raise DataError(

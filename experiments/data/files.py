@@ -1,4 +1,4 @@
-"""Folders and zips of images; sub-folders are classes."""
+"""Folders and zip archives of images; sub-folders are classes."""
 
 import io
 import os
@@ -24,13 +24,13 @@ from experiments.errors import DataError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 MAX_FILE_BYTES = 2**28
-# What operating systems leave in folders without being asked.
+# Files that operating systems create in folders.
 _LITTER = ("thumbs.db", "desktop.ini", "__macosx")
 _OPENING = threading.Lock()
 
 
 class Entry(NamedTuple):
-    """An image file: path below the root with "/" between parts, and what changes with content."""
+    """An image file: its path below the root, and a value that changes with its content."""
 
     path: str
     stamp: tuple[int, ...]
@@ -43,7 +43,7 @@ class Folder:
     root: str
 
     def entries(self, problems: Problems, others: list[str]) -> Iterator[Entry]:
-        """Walks the folder, following links; `others` gets the files that are no images."""
+        """Walks the folder and follows links; adds files that are not images to `others`."""
         yield from self._walk(Path(self.root), (), problems, others)
 
     def read(self, path: str) -> bytes:
@@ -58,7 +58,7 @@ class Folder:
     ) -> Iterator[Entry]:
         real = os.path.realpath(folder)
         if real in above:
-            problems.report(_shown(folder), "a link to a folder that holds it, which has no end")
+            problems.report(_shown(folder), "a link to a folder that contains it (a cycle)")
             return
         try:
             children = sorted(folder.iterdir())
@@ -77,7 +77,7 @@ class Folder:
                 yield from self._walk(child, (*above, real), problems, others)
             elif child.suffix.lower() not in SUFFIXES:
                 others.append(_shown(child))
-            elif reason := _objection(status):
+            elif reason := _rejection_reason(status):
                 problems.report(_shown(child), reason)
             else:
                 path = child.relative_to(self.root).as_posix()
@@ -86,15 +86,15 @@ class Folder:
 
 @dataclass
 class ZipArchive:
-    """A zip. It is read in place and never extracted."""
+    """A zip archive. It is read in place and never extracted."""
 
     root: str
     _open: zipfile.ZipFile | None = field(default=None, repr=False, compare=False)
 
     def entries(self, problems: Problems, others: list[str]) -> Iterator[Entry]:
-        """Lists the archive; names that point outside of it, and names given twice, are refused.
+        """Lists the archive. Names that lead outside of it, and duplicate names, are rejected.
 
-        `others` gets the files that are no images by their names.
+        Files whose names are not those of images are added to `others`.
         """
         seen: set[str] = set()
         for info in self._archive().infolist():
@@ -121,12 +121,12 @@ class ZipArchive:
     def read(self, path: str) -> bytes:
         """Reads an entry and checks its checksum."""
         try:
-            # In pieces into one buffer: `ZipFile.read` needs the memory of two.
+            # Reads in pieces into one buffer, because `ZipFile.read` needs twice the memory.
             buffer = io.BytesIO()
             with self._archive().open(path) as stream:
                 shutil.copyfileobj(stream, buffer)
             return buffer.getvalue()
-        except Exception as error:  # zipfile and zlib have errors of their own.
+        except Exception as error:  # zipfile and zlib raise their own types of errors.
             raise ValueError(f"cannot be read: {error}") from error
 
     def _archive(self) -> zipfile.ZipFile:
@@ -134,18 +134,18 @@ class ZipArchive:
             if self._open is None:
                 try:
                     self._open = zipfile.ZipFile(self.root)
-                except Exception as error:  # A damaged directory has errors of many kinds.
-                    raise DataError(f"{self.root}: no readable zip: {error}") from error
+                except Exception as error:  # A damaged directory can raise many types of errors.
+                    raise DataError(f"{self.root}: not a readable zip: {error}") from error
             return self._open
 
     def __getstate__(self) -> dict[str, Any]:
-        # Each worker process opens the file for itself.
+        # Each worker process opens the file again.
         return {"root": self.root, "_open": None}
 
 
 @dataclass(frozen=True)
 class FileRecords:
-    """Image files of a folder or a zip."""
+    """Image files of a folder or a zip archive."""
 
     container: Folder | ZipArchive
     entries: list[Entry]
@@ -159,7 +159,7 @@ class FileRecords:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of names, sizes, and time stamps (of files) or checksums (in a zip)."""
+        """Hash of names, sizes, and time stamps (in a folder) or checksums (in a zip)."""
         return digest(self.entries)
 
     def __len__(self) -> int:
@@ -176,13 +176,13 @@ class FileRecords:
 
 
 class Tree:
-    """The image files below a root; a folder that holds all others does not count as a class."""
+    """The image files below a root. A folder that contains all others does not count as a class."""
 
     def __init__(self, root: str, problems: Problems) -> None:
         """Lists a folder or a zip.
 
         Raises:
-          DataError: if it does not exist, has no image, or (unless skipped) holds a bad one.
+          DataError: if it does not exist, has no images, or (unless skipped) has a bad one.
         """
         if reason := _missing(root):
             raise DataError(
@@ -195,7 +195,7 @@ class Tree:
         if not self._entries:
             num = len(problems) + len(others)
             skipped = f" ({num} file(s) skipped)" if num else ""
-            raise DataError(f"{root}: no image in it{skipped}; images are {', '.join(SUFFIXES)}")
+            raise DataError(f"{root}: no images found{skipped}; images are {', '.join(SUFFIXES)}")
         log_other_files(root, others)
         heads = {PurePosixPath(e.path).parts[0] for e in self._entries}
         nested = all(len(PurePosixPath(e.path).parts) > 2 for e in self._entries)
@@ -209,7 +209,7 @@ class Tree:
     def records(self, part: str | None = None) -> FileRecords:
         """Returns all images, or those in one of the `parts`.
 
-        If each lies in a folder below that, these folders are the classes.
+        If each image is in a folder below that, these folders are the classes.
         """
         entries, tails = [], []
         for entry in self._entries:
@@ -230,19 +230,19 @@ def _is_litter(name: str) -> bool:
 
 
 def _missing(root: str) -> str:
-    """Returns why there is nothing at a path; an empty text if there is something."""
+    """Returns why there is no file or folder at a path; "" if there is one."""
     try:
         Path(root).stat()
     except FileNotFoundError:
         return "does not exist"
-    except OSError as error:  # A name that is too long, or a folder that may not be entered.
+    except OSError as error:  # A name that is too long, or a folder without permission.
         return f"cannot be opened ({error.strerror})"
     except ValueError as error:
-        return f"is no path ({error})"
+        return f"is not a valid path ({error})"
     return ""
 
 
-def _objection(status: os.stat_result) -> str | None:
+def _rejection_reason(status: os.stat_result) -> str | None:
     if not stat.S_ISREG(status.st_mode):
         return "not a regular file"  # Opening a pipe would wait for ever.
     if status.st_size > MAX_FILE_BYTES:

@@ -1,4 +1,4 @@
-"""LSUN's LMDB databases: the value of each key is an encoded image."""
+"""Reads LSUN's LMDB databases, in which the value of each key is an encoded image."""
 
 import glob
 import os
@@ -14,15 +14,15 @@ from experiments.data.records import digest
 from experiments.errors import DataError
 
 _FILE = "data.mdb"
-# LMDB must not open a file twice in one process, so that all records, and all threads that read
-# them, share one environment, which is closed with the last of them.
+# LMDB must not open a file twice in one process. All records and all threads that read them share
+# one environment, which is closed with the last record.
 _OPENING = threading.Lock()
 _OPENED: "weakref.WeakValueDictionary[str, Any]" = weakref.WeakValueDictionary()
 
 
 @dataclass
 class LmdbRecords:
-    """The images of one database, in the order of their keys. They have no labels."""
+    """The images of one database, in the order of their keys, without labels."""
 
     root: str
     keys: list[bytes]
@@ -55,11 +55,11 @@ class LmdbRecords:
         with self._environment.begin() as transaction:
             value = transaction.get(self.keys[index])
         if value is None:
-            raise ValueError("the key is gone from the database")
+            raise ValueError("the key is no longer in the database")
         return bytes(value)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Every process must open the database for itself.
+        # Each process must open the database again.
         return {**self.__dict__, "_environment": None}
 
 
@@ -73,15 +73,15 @@ def open_database(root: str) -> LmdbRecords:
     try:
         with environment.begin() as transaction:
             keys = [bytes(key) for key in transaction.cursor().iternext(values=False)]
-    except Exception as error:  # lmdb's own errors, whose package is imported on demand.
-        raise DataError(f"{root}: no readable LMDB: {error}") from error
+    except Exception as error:  # Errors of lmdb, a package that is imported only on demand.
+        raise DataError(f"{root}: not a readable LMDB: {error}") from error
     if not keys:
         raise DataError(f"{root}: the database is empty")
     return LmdbRecords(root, keys, _environment=environment)
 
 
 def find_split(root: str, split: str) -> str | None:
-    """Returns the database of a split: the root itself, or the one named `*_SPLIT_lmdb` in it."""
+    """Returns the database of a split: the root itself, or its sub-folder `*_SPLIT_lmdb`."""
     if (Path(root) / _FILE).exists():
         return root if split == "train" else None
     found = sorted(Path(root).glob(f"*{glob.escape(split)}_lmdb/{_FILE}"))
@@ -107,4 +107,4 @@ def _open(root: str) -> Any:
                 _OPENED[key] = environment
         return environment
     except lmdb.Error as error:
-        raise DataError(f"{root}: no readable LMDB: {error}") from error
+        raise DataError(f"{root}: not a readable LMDB: {error}") from error

@@ -1,4 +1,4 @@
-"""Stored images by number: what every format offers, and what happens to bad ones."""
+"""Stored images by index: the interface of all formats, and the handling of bad images."""
 
 import hashlib
 import logging
@@ -14,9 +14,10 @@ Payload = bytes | np.ndarray
 
 
 class Records(Protocol):
-    """Images in a fixed order, read one at a time. Must pickle: worker processes get a copy.
+    """Images in a fixed order, read one at a time.
 
-    `read` is called from several threads at once.
+    Instances must support pickling, because worker processes get copies. `read` is called from
+    several threads at once.
     """
 
     @property
@@ -31,17 +32,17 @@ class Records(Protocol):
 
     @property
     def identity(self) -> str:
-        """A hash of what fixes the order of the images: their names.
+        """Hash of the names of the images, which determine their order.
 
-        A run resumes only with the same.
+        A run resumes only with the same hash.
         """
         ...
 
     @property
     def fingerprint(self) -> str:
-        """A hash that changes when any image changes.
+        """Hash that changes when any image changes.
 
-        By size and time stamp or checksum, where reading all of the data would take too long.
+        It uses size and time stamp, or a checksum, if reading all of the data would take too long.
         """
         ...
 
@@ -50,11 +51,11 @@ class Records(Protocol):
         ...
 
     def name(self, index: int) -> str:
-        """Returns what a message calls an image: its path."""
+        """Returns the name of an image for messages: its path."""
         ...
 
     def read(self, index: int) -> Payload:
-        """Returns an image as a file's bytes or as uint8 pixels.
+        """Returns an image as the bytes of a file or as uint8 pixels.
 
         Raises:
           ValueError: with only the reason, if it cannot be read.
@@ -64,7 +65,7 @@ class Records(Protocol):
 
 @dataclass(frozen=True)
 class Subset:
-    """Some of other records, in an order of their own."""
+    """A selection of other records, in a given order."""
 
     records: Records
     indices: np.ndarray
@@ -103,7 +104,7 @@ class Subset:
 
 
 class Problems:
-    """Collects bad files by `data.on_error`: stops at the first, or skips and counts them."""
+    """Handles bad files by `data.on_error`: stops at the first, or skips and counts them."""
 
     def __init__(self, on_error: str) -> None:
         self.skip = on_error == "skip"
@@ -131,11 +132,11 @@ class Problems:
 
 
 def log_other_files(root: str, names: list[str]) -> None:
-    """Logs, in one line, the files that are no images by their names, if there are any."""
+    """Logs files whose names are not those of images, in one line, if there are any."""
     if names:
         example = f"such as {names[0]}" if len(names) > 1 else names[0]
         _log().warning(
-            "%s: ignored %d file(s) whose names are not those of images, %s",
+            "%s: ignored %d file(s) whose names are not image names, %s",
             root,
             len(names),
             example,
@@ -155,7 +156,7 @@ def digest(*parts: Any) -> str:
 
 
 def number_classes(names: Iterable[str]) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Numbers classes by the order of their names; returns labels [N] and the printable names."""
+    """Numbers classes in the order of their names; returns labels [N] and printable names."""
     numbers: dict[str, int] = {}
     found = [numbers.setdefault(name, len(numbers)) for name in names]
     ordered = sorted(numbers)
@@ -165,15 +166,15 @@ def number_classes(names: Iterable[str]) -> tuple[np.ndarray, tuple[str, ...]]:
 
 
 def printable(name: str) -> str:
-    r"""Returns a name from a file system with escapes for what no message or file can hold.
+    r"""Returns a name from a file system with escapes for characters that cannot be printed.
 
-    Bytes that are not UTF-8 become `\xff`, control characters `\n`.
+    Bytes that are not UTF-8 become escapes such as `\xff`, control characters such as `\n`.
     """
 
     def escaped(character: str) -> str:
         if character.isprintable():
             return character
-        if "\udc80" <= character <= "\udcff":  # How Python stands in for an undecodable byte.
+        if "\udc80" <= character <= "\udcff":  # Python's substitutes for undecodable bytes.
             return f"\\x{ord(character) - 0xDC00:02x}"
         return character.encode("unicode_escape").decode()
 

@@ -17,9 +17,9 @@ BUILT_IN: dict[str, Callable[[], Source]] = {
     "25gaussians": gaussians25,
     "digits": digits,
 }
-# Images of the user's own; "tfds:NAME" names a prepared set of tensorflow-datasets.
+# The user's images; "tfds:NAME" is a prepared set of tensorflow-datasets.
 STORED = ("folder", "lsun", "npz", "pair")
-# Settings of stored images, which would do nothing for a built-in set.
+# Settings of stored images, which have no effect on a built-in set.
 _OF_STORED_IMAGES = (
     "split",
     "held_out_split",
@@ -32,25 +32,25 @@ _OF_STORED_IMAGES = (
 )
 
 
-NAMES = (*BUILT_IN, *STORED, "tfds:NAME")  # What a user may write.
+NAMES = (*BUILT_IN, *STORED, "tfds:NAME")  # Allowed values of data.name.
 
 
 def is_known(name: object) -> bool:
-    """Whether `load` knows data of this name."""
+    """Whether `load` accepts this name."""
     return isinstance(name, str) and (
         name in BUILT_IN or name in STORED or (name.startswith(tfds.PREFIX) and name != tfds.PREFIX)
     )
 
 
 def is_built_in(name: str) -> bool:
-    """Whether data come with the program, so that nothing of them is read from disk."""
+    """Whether a data set is built in and needs no files."""
     return name in BUILT_IN
 
 
 def resolve_dir(dir: str) -> str:
-    """Returns where the data are: `data.dir`, else the environment variable FDRL_DATA_DIR.
+    """Returns where the data are: `data.dir`, or the environment variable FDRL_DATA_DIR.
 
-    It is looked up each time data are opened, and never stored: another machine has another one.
+    The variable is read whenever data are opened and never stored, as it differs between machines.
     """
     return os.path.expanduser(dir or os.environ.get("FDRL_DATA_DIR", ""))
 
@@ -59,19 +59,19 @@ def load(options: DataOptions) -> Source:
     """Opens a data source, whose name `is_known`.
 
     Raises:
-      DataError: for data that are missing or cannot be read, and for settings that a built-in set
-        does not have.
+      DataError: for data that are missing or cannot be read, and for settings that a built-in data
+        set does not support.
     """
     if options.name in BUILT_IN:
         return _built_in(options)
     where = resolve_dir(options.dir)
-    if "\0" in where:  # What raises for it, and where, depends on the version of Python.
-        raise DataError(printable(f"data.dir={where}: a path cannot hold a NUL character"))
+    if "\0" in where:  # Versions of Python raise different errors for it, in different places.
+        raise DataError(printable(f"data.dir={where}: a path cannot contain a NUL character"))
     try:
         return stored_source(options._replace(dir=where))
     except OSError as error:
         raise DataError(printable(f"data.dir={where}: {error.strerror or error}")) from error
-    except DataError as error:  # Paths may hold characters that no terminal and no log can show.
+    except DataError as error:  # Paths may contain characters that a terminal cannot show.
         raise DataError(printable(str(error))) from error
 
 
@@ -96,7 +96,7 @@ def _built_in(options: DataOptions) -> Source:
         what = "points" if source.kind == "points" else f"images of {size} pixels"
         keys = ", ".join(f"data.{key}={getattr(options, key)}" for key in changed)
         raise DataError(
-            f"{keys}: data.name={options.name} is built in, {what} that are not cropped, resized, "
-            "mirrored or split otherwise. Remove the setting, or choose data of another name"
+            f"{keys}: data.name={options.name} is a built-in set of {what} that are not cropped, "
+            "resized, mirrored or split differently. Remove the setting, or choose other data"
         )
     return source

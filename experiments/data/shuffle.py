@@ -1,4 +1,4 @@
-"""A shuffle without state: which example is due at a position of a run, on the device."""
+"""A stateless shuffle on the device: maps positions of a run to examples."""
 
 import math
 
@@ -7,22 +7,22 @@ import jax.numpy as jnp
 from jax import lax
 
 Array = jax.Array
-# Up to here a permutation is sorted, which costs at most 4 ms per step on a CPU.
+# Up to this size a permutation is sorted, which costs at most 4 ms per step on a CPU.
 MAX_SORTED = 10_000
 _NUM_ROUNDS = 8
 
 
 def shuffled_indices(key: Array, positions: Array, num_examples: int) -> Array:
-    """Maps positions of a run to examples: each epoch is a permutation of its own.
+    """Maps positions of a run to examples, with a new permutation in each epoch.
 
-    Stateless: the permutation of an epoch follows from (key, epoch), so a resumed run continues
-    with exactly the examples that are due, and replicas that know only their positions share no
-    example. The permutation of a large set is never computed as a whole: the cost is O(B).
+    The permutation of an epoch depends only on (key, epoch). A resumed run therefore continues with
+    exactly the next examples, and replicas that know only their positions share no example. The
+    permutation of a large set is never computed as a whole, so the cost is O(B).
 
     Args:
       key: one typed key for the run.
       positions: consecutive positions, [B].
-      num_examples: size of the data set; if smaller than B, examples repeat within the batch.
+      num_examples: size of the data set; if it is less than B, examples repeat within the batch.
 
     Returns:
       Indices, [B].
@@ -38,14 +38,14 @@ def shuffled_indices(key: Array, positions: Array, num_examples: int) -> Array:
 
 
 def permuted(key: Array, index: Array, num: int) -> Array:
-    """Returns the value of a pseudorandom permutation of 0 .. `num` - 1 at one index.
+    """Returns the value of a pseudorandom permutation of 0 to `num` - 1 at one index.
 
-    A Feistel network permutes a rectangle of a x b >= `num` cells, each round adding a hash of one
-    coordinate to the other; a value outside of the range is permuted again until it is inside.
+    A Feistel network permutes a rectangle of a x b >= `num` cells. Each round adds a hash of one
+    coordinate to the other. A value out of range is permuted again until it is in range.
 
     Args:
       key: a typed key, which chooses the permutation.
-      index: an integer in 0 .. `num` - 1, [].
+      index: an integer from 0 to `num` - 1, [].
       num: size of the range.
 
     Returns:
@@ -53,7 +53,7 @@ def permuted(key: Array, index: Array, num: int) -> Array:
 
     Reference: Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002, sections 4 and 5.
     """
-    # As close to a square as possible: fewer than a of the a x b cells are outside of the range.
+    # As close to a square as possible: fewer than a of the a x b cells are out of range.
     a = math.isqrt(num - 1) + 1
     b = -(-num // a)
     keys = jax.random.split(key, _NUM_ROUNDS)
@@ -83,7 +83,7 @@ def _sorted(key: Array, positions: Array, num_examples: int) -> Array:
         return jax.random.permutation(jax.random.fold_in(key, first + i), num_examples)
 
     def order_if_needed(i: int) -> Array:
-        # Sorting dominates the cost, and most batches lie within one epoch.
+        # Sorting dominates the cost, and most batches are within one epoch.
         unused = jnp.zeros(num_examples, jnp.int32)
         return lax.cond(first + i <= epochs[-1], lambda: order(i), lambda: unused)
 

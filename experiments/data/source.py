@@ -1,4 +1,4 @@
-"""What a data set is asked for, and what it gives to training and evaluation."""
+"""The options of a data set, and its interface to training and evaluation."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
@@ -13,7 +13,7 @@ Array = jax.Array
 
 
 class DataOptions(NamedTuple):
-    """The section `data` of a config, typed; the settings say what each key does."""
+    """The section `data` of the settings, typed; `settings` documents each key."""
 
     name: str
     dir: str = ""
@@ -37,23 +37,23 @@ class DataOptions(NamedTuple):
 
     @property
     def transform(self) -> Transform:
-        """The part that turns a stored image into an example."""
+        """The transform from a stored image to an example."""
         return Transform(
             self.center_crop, self.resize, self.image_size, self.keep_aspect, self.channels
         )
 
     @property
     def reading(self) -> Reading:
-        """The part that says how much is read at the same time."""
+        """The options for reading in parallel."""
         return Reading(self.num_workers, self.num_threads, self.prefetch_batches)
 
 
 class Density(NamedTuple):
-    """A density that is known in closed form.
+    """A density in closed form.
 
     Attributes:
       log_density: `points [N, 2] -> log p [N]`, in nats.
-      modes: centres of the modes of a mixture, [M, 2]; `None` for other densities.
+      modes: centres of the modes of a mixture, [M, 2]; `None` if it is not a mixture.
       mode_std: standard deviation of each mode; 0 without modes.
     """
 
@@ -68,7 +68,7 @@ class Labels(NamedTuple):
     Attributes:
       train: [N], in the order of `Source.train_batches()`.
       held_out: [M], in the order of `Source.held_out(M, seed)`.
-      classes: names of the classes; printable, with escapes for characters that are not.
+      classes: names of the classes, with escapes for characters that cannot be printed.
     """
 
     train: np.ndarray
@@ -77,11 +77,11 @@ class Labels(NamedTuple):
 
 
 class Starts(NamedTuple):
-    """Images to start samples from, for paired domains.
+    """Source images to start samples from, for paired domains.
 
     Attributes:
-      load: `positions [B] -> images [B, ...]`, float32: first the held-out images, then those of
-        training, then again from the beginning. Reads only the images at these positions.
+      load: `positions [B] -> images [B, ...]`, float32. The held-out images come first, then the
+        training images, and then both repeat. Reads only the images at these positions.
       num_held_out: number of held-out images.
       num: number of all images.
     """
@@ -96,33 +96,34 @@ class Starts(NamedTuple):
 
 
 class Source(NamedTuple):
-    """A data set, and one pure function that draws from it inside the train step.
+    """A data set, with a pure function that draws batches inside the train step.
 
-    So one loop serves all data. A small set lies on the device, where `draw` selects and augments
-    examples and the host does nothing; a large one comes from the host as batches of a `Feed`,
-    which `draw` only augments.
+    One training loop serves all data. A small set is stored on the device, where `draw` selects and
+    augments examples without the host. A large set is streamed from the host as batches of a
+    `Feed`, which `draw` only augments.
 
     Attributes:
-      name: as in the config.
-      event_shape: shape of one example: [2] for points in the plane, [H, W, C] for images, whose
-        values are in [-1, 1].
-      arrays: a pytree of NumPy arrays that `draw` reads, which the caller copies to the devices;
-        `()` if `draw` needs none.
-      draw: `(arrays, host batch, key, positions [B]) -> {"real": [B, ...]}`, on the device; the key
-        is one for the whole run, the positions are the examples' (see `fdrl_jax.rng`). Paired
-        domains also have the images to start from under "source", labelled data the classes under
+      name: the setting `data.name`.
+      event_shape: shape of one example: [2] for points in the plane, [H, W, C] for images with
+        values in [-1, 1].
+      arrays: a pytree of NumPy arrays for `draw`, which the caller copies to the devices; `()` if
+        `draw` needs none.
+      draw: `(arrays, host batch, key, positions [B]) -> {"real": [B, ...]}`, on the device. The key
+        is the same for the whole run; the positions are those of `fdrl_jax.rng`. Paired domains
+        also have the images to start from under "source", and labelled data have the classes under
         "label", [B].
-      train_batches: `(num=None) -> batches [B, ...]` of the un-augmented training set, float32,
-        once, in order; or of `num` examples that are spread evenly over it, reading only those.
-      held_out: `(num, seed) -> examples` that training never sees, float32: at most `num`, reading
-        only those. The seed matters only where examples are generated.
+      train_batches: `(num=None) -> batches [B, ...]`, float32: one pass in order over the training
+        set without augmentation, or over `num` examples spread evenly over it. Reads only those.
+      held_out: `(num, seed) -> examples` that training never sees, float32, at most `num`. Reads
+        only those. The seed matters only if examples are generated.
       density: the density of the data, if it is known.
       labels: the class of each example, if the data have classes.
       open_feed: `(seed, batch size of this process, batches to skip, steps per dispatch) ->
-        Feed` for data that are streamed; `None` otherwise.
+        Feed` for streamed data; `None` otherwise.
       starts: images to start samples from, for paired domains.
-      identity: a hash of what fixes the order of examples; a run resumes only with the same.
-      fingerprint: a hash of the training set as `train_batches` gives it.
+      identity: a hash of everything that determines the order of examples. A run resumes only with
+        the same hash.
+      fingerprint: a hash of the training set, as returned by `train_batches`.
     """
 
     name: str
@@ -149,5 +150,5 @@ class Source(NamedTuple):
         return self.labels.classes if self.labels is not None else ()
 
     def train(self, num: int | None = None) -> np.ndarray:
-        """Returns the un-augmented training set, or `num` examples of it: [N, ...] float32."""
+        """Returns the training set without augmentation, or `num` examples of it, [N, ...]."""
         return np.concatenate(list(self.train_batches(num)))

@@ -1,4 +1,4 @@
-"""Which images are for training, which are held out, and which belong to which domain."""
+"""Splits images into training and held-out images, and into domains."""
 
 from typing import NamedTuple
 
@@ -11,35 +11,36 @@ from experiments.data.source import DataOptions
 from experiments.errors import DataError
 from fdrl_jax.names import nearest
 
-_HELD_OUT_SHARE = 10  # At most one image in so many is held out of a set without a part of its own.
+_HELD_OUT_SHARE = 10  # At most one image in this many is held out of a set without its own split.
 
 
 class Part(NamedTuple):
-    """Training images, and images that training never sees."""
+    """Training images and held-out images."""
 
     train: Records
     held_out: Records
 
 
 class _Found(NamedTuple):
-    """As the data come: perhaps without a part that is held out."""
+    """Images as found, possibly without held-out images."""
 
     train: Records
     held_out: Records | None
 
 
 def open_parts(options: DataOptions, problems: Problems) -> dict[str, Part]:
-    """Opens what the options name.
+    """Opens the data of the options.
 
     Returns:
-      The images to learn under "real"; for a pair of domains, those to start from under "source".
+      The images to learn under "real" and, for a pair of domains, the images to start from under
+      "source".
 
     Raises:
-      DataError: for data that are missing, empty or of another layout than the options say.
+      DataError: for data that are missing, are empty, or do not have the expected layout.
     """
     if options.name != "npz" and not options.name.startswith(tfds.PREFIX) and not options.dir:
         raise DataError(
-            f"data.name={options.name} needs to know where the data are: set --data_dir, "
+            f"data.name={options.name} needs the path of the data: set --data_dir, "
             "--config.data.dir or the environment variable FDRL_DATA_DIR"
         )
     chosen = bool(options.source_class) + bool(options.target_class)
@@ -80,8 +81,9 @@ def _open_lsun(options: DataOptions) -> _Found:
     train = lmdb.find_split(options.dir, options.split)
     if train is None:
         raise DataError(
-            f"data.dir={options.dir} is no LMDB and holds not exactly one *_{options.split}_lmdb; "
-            "get one from https://github.com/fyu/lsun (download.py) and unpack it"
+            f"data.dir={options.dir} is neither an LMDB nor a folder with exactly one "
+            f"*_{options.split}_lmdb; download one from https://github.com/fyu/lsun "
+            "(download.py) and unpack it"
         )
     held_out = lmdb.find_split(options.dir, options.held_out_split)
     return _Found(lmdb.open_database(train), lmdb.open_database(held_out) if held_out else None)
@@ -97,7 +99,7 @@ def _pair_of_folders(options: DataOptions, problems: Problems) -> dict[str, _Fou
         if train not in found:
             raise DataError(
                 f"data.name=pair needs a folder {train!r} in {options.dir}, and {held_out!r} for "
-                f"held-out images; there are {sorted(found)}{nearest(train, found)}"
+                f"held-out images; available: {sorted(found)}{nearest(train, found)}"
             )
         sides[side] = _Found(
             tree.records(train), tree.records(held_out) if held_out in found else None
@@ -111,28 +113,28 @@ def _of_class(part: _Found, name: str) -> _Found:
             raise DataError(f"the data have no labels, so there is no class {name!r}")
         if name not in records.classes:
             hint = nearest(name, records.classes)
-            raise DataError(f"no class {name!r}{hint}; there are {', '.join(records.classes)}")
+            raise DataError(f"no class {name!r}{hint}; available: {', '.join(records.classes)}")
         return Subset(records, np.flatnonzero(records.labels == records.classes.index(name)))
 
     picked = pick(part.train)
     if not len(picked):
-        raise DataError(f"class {name!r} has no training image")
+        raise DataError(f"class {name!r} has no training images")
     return _Found(picked, pick(part.held_out) if part.held_out else None)
 
 
 def _with_held_out(part: _Found, most: int) -> Part:
-    """Holds images out where the data come without a part for that.
+    """Holds out images if the data have no held-out split.
 
-    Which ones follows from their number alone, never from the run's seed, so that runs compare.
-    The first image of each class stays in training, as a class with one image has no other; only
-    where every class has no more than one is the last image held out.
+    The choice depends only on the number of images and not on the seed, so that runs can be
+    compared. The first image of each class stays in training, because it may be the only one. If no
+    class has more than one image, the last image is held out.
     """
     if part.held_out is not None and len(part.held_out):
         return Part(part.train, part.held_out)
     total = len(part.train)
     if total < 2:
         raise DataError(
-            f"{part.train.name(0) if total else 'the data'}: at least 2 images are needed, one to "
+            f"{part.train.name(0) if total else 'the data'}: expected at least 2 images, one to "
             "train on and one to hold out"
         )
     num = max(1, min(most, total // _HELD_OUT_SHARE))

@@ -1,4 +1,4 @@
-"""A `Source` of images, whatever they are stored in."""
+"""A `Source` of stored images, for all formats."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -27,7 +27,7 @@ Array = jax.Array
 
 
 class _Side(NamedTuple):
-    """The images of one domain; `pixels` of the training images where they are in memory."""
+    """The images of one domain, with the `pixels` of training images that are in memory."""
 
     train: Images
     held_out: Images
@@ -36,13 +36,13 @@ class _Side(NamedTuple):
 
 
 class _Reader(NamedTuple):
-    """How images are read, and where bad ones are reported."""
+    """Reads images and reports bad ones."""
 
     problems: Problems
     reading: Reading
 
     def readable(self, images: Images) -> Images:
-        """Returns the images that can be read."""
+        """Returns the subset of readable images."""
         batches = all_batches(images, self.problems, self.reading, images.batch_size)
         found = [numbers for _, numbers in batches]
         if not found:
@@ -65,13 +65,13 @@ class _Reader(NamedTuple):
 
 
 def stored_source(options: DataOptions) -> Source:
-    """Opens a set, or a pair of domains, of images.
+    """Opens a set of images, or a pair of domains.
 
-    Sets of at most `in_memory_megabytes` of pixels are decoded once, here, and stay on the device;
-    larger ones are streamed.
+    Sets of at most `in_memory_megabytes` of pixels are decoded here once and stay on the device.
+    Larger sets are streamed.
 
     Raises:
-      DataError: for data that are missing or, unless they are skipped, cannot be read.
+      DataError: for data that are missing, or for unreadable images unless they are skipped.
     """
     reader = _Reader(Problems(options.on_error), options.reading)
     opened = {}
@@ -113,10 +113,10 @@ def stored_source(options: DataOptions) -> Source:
 
 
 def _labelled(train: Images, held_out: Images) -> tuple[Images, Images]:
-    """Numbers the classes of both parts as in training.
+    """Numbers the classes of held-out images as in training.
 
-    A part that comes by itself numbers its own classes and may lack some. If it has one that
-    training lacks, or no labels, neither part gets any.
+    Held-out images from a separate split number their own classes and may lack some. If they have a
+    class that training lacks, or no labels, neither part gets labels.
     """
     classes, of_train = train.records.classes, train.records.labels
     others, of_held_out = held_out.records.classes, held_out.records.labels
@@ -130,10 +130,10 @@ def _labelled(train: Images, held_out: Images) -> tuple[Images, Images]:
 
 
 def _load(train: Images, held_out: Images, reader: _Reader) -> _Side:
-    """Decodes the training images of a side into one array."""
+    """Decodes the training images of a domain into one array."""
     pixels, numbers = decode_all(train, reader.problems, reader.reading, "training images")
     if reader.problems.skip and held_out.labels is not None:
-        # Held-out images are read later, and their labels must be those of the readable ones.
+        # Held-out images are read later; their labels must match the readable images.
         held_out = reader.readable(held_out)
     if train.labels is None or held_out.labels is None:
         return _Side(train, held_out, pixels, None)
@@ -142,7 +142,7 @@ def _load(train: Images, held_out: Images, reader: _Reader) -> _Side:
 
 
 def _streamed(train: Images, held_out: Images, reader: _Reader) -> _Side:
-    # If images may be skipped, which ones have labels is known only once all have been read.
+    # If images may be skipped, their labels are known only after all have been read.
     if train.labels is None or held_out.labels is None or reader.problems.skip:
         return _Side(train, held_out, None, None)
     return _Side(
@@ -176,7 +176,7 @@ def _make_draw(names: tuple[str, ...], random_flip: bool) -> Callable[..., dict[
 
 
 def _flip(key: Array, positions: Array, images: Array) -> Array:
-    """Mirrors half of the images, left to right; which ones follows from their positions."""
+    """Mirrors half of the images, left to right, chosen by their positions."""
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, positions)
     mirrored = jax.vmap(jax.random.bernoulli)(keys)
     return jnp.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
@@ -211,13 +211,13 @@ def _train_batches(side: _Side, num: int | None, reader: _Reader) -> Iterator[np
 
 
 def _mixed(images: Images) -> Images:
-    """Puts held-out images, which often lie class by class, in one fixed random order."""
+    """Puts held-out images, which are often sorted by class, in one fixed random order."""
     return images.subset(np.random.default_rng(0).permutation(len(images.records)))
 
 
 def _first(images: Images, num: int, reader: _Reader) -> np.ndarray:
     some = images.subset(np.arange(min(num, len(images.records))))
-    # Few images: worker processes would take longer to start than to read them.
+    # For few images, starting worker processes would take longer than reading.
     parts = list(reader._replace(reading=reader.reading._replace(num_workers=0)).batches(some))
     if not parts:
         raise _none_held_out()

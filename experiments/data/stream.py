@@ -1,12 +1,12 @@
-"""From stored images to batches, by Grain, and from batches to dispatches.
+"""Streams stored images: batches by Grain, and dispatches of several batches.
 
-The example at position `p` of a run is a function of (seed, p) alone: Grain's shuffle permutes
-indices without state, differently each epoch, and everything up to the batch keeps random access.
-So a run resumes at a number of batches, with any number of workers, and the batch of a step is the
-same set of images over any number of processes.
+The example at position `p` of a run depends only on (seed, p). Grain's shuffle permutes indices
+without state, differently in each epoch, and the pipeline has random access up to the batch. A run
+can therefore resume after any number of batches, with any number of workers, and the batch of a
+step has the same images for any number of processes.
 
-Bad images do not raise in a worker, whose errors would have to survive pickling: an image carries
-a status instead, which the main process checks.
+Workers do not raise an error for a bad image, because not every error can be pickled. Instead, each
+image has a status, which the main process checks.
 """
 
 from collections.abc import Generator, Iterator, Mapping
@@ -30,12 +30,12 @@ _BAR_AFTER_SECONDS = 2.0
 
 
 class Reading(NamedTuple):
-    """How much is read at the same time.
+    """Options for reading in parallel.
 
     Attributes:
       num_workers: worker processes; 0 reads in the main process.
-      num_threads: threads in each process; Pillow decodes outside Python's lock.
-      prefetch_batches: batches read ahead.
+      num_threads: threads per process; Pillow decodes without Python's global lock.
+      prefetch_batches: batches to read ahead.
     """
 
     num_workers: int = 0
@@ -45,7 +45,7 @@ class Reading(NamedTuple):
 
 @dataclass(frozen=True)
 class _Load:
-    """Loads the image of an index, or one of the next few in place of an unreadable one."""
+    """Loads the image at an index; an unreadable image is replaced by the next readable one."""
 
     images: Images
     num_tries: int
@@ -69,7 +69,7 @@ class _Load:
 
 @dataclass(frozen=True)
 class _Name:
-    """Names the sides of a pair, which Grain zips to a tuple."""
+    """Converts a tuple of zipped domains to a dictionary by name."""
 
     sides: tuple[str, ...]
 
@@ -87,28 +87,28 @@ def training_batches(
     start: int = 0,
     process: tuple[int, int] = (0, 1),
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Yields batches without end, each epoch in an order of its own.
+    """Yields batches without end, each epoch in a new order.
 
-    Each side of a pair is shuffled by itself, and the smaller one repeats more often. Epochs
-    follow each other without a gap: a batch may hold the end of one and the beginning of the next,
-    so none is ragged and no image is dropped.
+    Both domains of a pair are shuffled separately, and the smaller one repeats more often. A batch
+    may contain the end of one epoch and the beginning of the next, so all batches have the same
+    size and no image is dropped.
 
     Args:
       sides: image sets by name.
-      problems: where unreadable images are reported. A skipped one is replaced by the next
-        readable one, so that all others stay where they are.
-      reading: workers, threads and batches read ahead.
-      seed: of the shuffle.
-      batch_size: examples of a batch of this process.
-      start: number of batches to skip, those that a run has had.
+      problems: receives unreadable images. A skipped image is replaced by the next readable one, so
+        that all others keep their positions.
+      reading: workers, threads and batches to read ahead.
+      seed: seed of the shuffle.
+      batch_size: examples per batch of this process.
+      start: number of batches to skip, which the run has used before.
       process: index of this process and number of processes, which share the batches of a step.
 
     Yields:
-      Pixels by side, uint8 [batch_size, H, W, C], and the classes of the images of "real" under
-      "label", int32 [batch_size], if they have any.
+      Pixels by name, uint8 [batch_size, H, W, C], and the classes of the images of "real" under
+      "label", int32 [batch_size], if there are any.
 
     Raises:
-      DataError: for an unreadable image, unless such are skipped; or if a worker process dies.
+      DataError: for an unreadable image, unless it is skipped; or if a worker process dies.
     """
     index, count = process
     parts = []
@@ -118,10 +118,10 @@ def training_batches(
         tries = MAX_CONSECUTIVE_BAD if problems.skip else 1
         parts.append(order.map(_Load(images, tries)))
     dataset = ZipMapDataset(parts).map(_Name(tuple(sides))).batch(batch_size, drop_remainder=True)
-    # Whole batches in turn: a process has those positions of a step whose keys its replicas have.
+    # Processes take whole batches in turn, which gives them the positions of their own replicas.
     for batch in _read(dataset[index::count][start:], reading):
         for side, images in sides.items():
-            _report(images, batch[side], problems, lost_is_end=True)
+            _report(images, batch[side], problems, stop_if_lost=True)
         taken = {side: batch[side]["pixels"] for side in sides}
         if "label" in batch.get("real", ()):
             taken["label"] = batch["real"]["label"]
@@ -134,14 +134,14 @@ def all_batches(
     """Yields every readable image once, in order; the last batch may be smaller.
 
     Yields:
-      Pixels, uint8 [B, H, W, C], and the numbers of these images, [B].
+      Pixels, uint8 [B, H, W, C], and the indices of these images, [B].
 
     Raises:
-      DataError: as `training_batches`.
+      DataError: as for `training_batches`.
     """
     dataset = grain.MapDataset.range(len(images.records)).map(_Load(images, 1)).batch(batch_size)
     for batch in _read(dataset, reading):
-        _report(images, batch, problems, lost_is_end=False)
+        _report(images, batch, problems, stop_if_lost=False)
         fine = batch["status"] == OK
         if fine.any():
             yield batch["pixels"][fine], batch["index"][fine]
@@ -153,10 +153,10 @@ def decode_all(
     """Decodes a whole set into one array, with a progress bar if that takes long.
 
     Returns:
-      Pixels of the readable images, uint8 [N, H, W, C], and their numbers, [N].
+      Pixels of the readable images, uint8 [N, H, W, C], and their indices, [N].
 
     Raises:
-      DataError: as `training_batches`, or if no image is readable.
+      DataError: as for `training_batches`, or if no image is readable.
     """
     pixels = np.empty((len(images.records), *images.shape), np.uint8)
     numbers = np.empty(len(pixels), np.int64)
@@ -185,24 +185,24 @@ def _read(dataset: grain.MapDataset, reading: Reading) -> Iterator[Any]:
     stream = dataset.to_iter_dataset(options)
     if reading.num_workers:
         if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()  # Grain hands the flags on to its workers.
+            flags.FLAGS.mark_as_parsed()  # Grain passes the flags to its workers.
         ahead = -(-reading.prefetch_batches // reading.num_workers)
         stream = stream.mp_prefetch(grain.MultiprocessingOptions(reading.num_workers, ahead))
     iterator = iter(stream)
     try:
         yield from iterator
     except RuntimeError as error:
-        # What Grain raises for a worker that was killed, for example by the system for its memory.
+        # Grain raises this if a worker was killed, for example because memory ran out.
         raise DataError(f"reading the data stopped: {error}") from error
     finally:
-        # Stops the workers now, and not when the garbage is collected.
+        # Stops the workers now and not only at garbage collection.
         getattr(iterator, "close", lambda: None)()
 
 
-def _report(images: Images, batch: dict[str, Any], problems: Problems, lost_is_end: bool) -> None:
+def _report(images: Images, batch: dict[str, Any], problems: Problems, stop_if_lost: bool) -> None:
     for index in batch["index"][batch["status"] != OK]:
         problems.report(images.records.name(int(index)), images.reason(int(index)))
-    if lost_is_end and (batch["status"] == LOST).any():
+    if stop_if_lost and (batch["status"] == LOST).any():
         index = int(batch["index"][batch["status"] == LOST][0])
         name = images.records.name(index)
         raise DataError(f"{name} and the next {MAX_CONSECUTIVE_BAD - 1} images are unreadable")
@@ -211,11 +211,11 @@ def _report(images: Images, batch: dict[str, Any], problems: Problems, lost_is_e
 class Feed:
     """Stacks the batches of several train steps for one dispatch to the device.
 
-    While the device works on one dispatch, this gathers the next from what Grain has read ahead,
-    so the host's work is hidden as long as the host is faster than the device.
+    While the device runs one dispatch, this collects the next one from the batches that Grain has
+    read ahead. The work of the host is hidden if the host is faster than the device.
 
-    Its state is the number of batches taken or skipped, `TrainState.num_batches`: a resumed run
-    needs only that and the seed.
+    The only state is the number of batches used or skipped, so a resumed run needs only this number
+    and the seed.
     """
 
     def __init__(
@@ -228,9 +228,9 @@ class Feed:
         """Wraps the batches of a process.
 
         Args:
-          batches: pixels by side, [B, ...] each, and perhaps classes, [B]; `None` for a source that
-            lives on the device.
-          max_steps: steps of the largest dispatch.
+          batches: pixels by name, [B, ...] each, and possibly classes, [B]; `None` for a source
+            that is stored on the device.
+          max_steps: steps in the largest dispatch.
           num_devices: replicas of this process, over which a batch is split.
           problems: bad files, which are summarised at the end.
         """
@@ -246,8 +246,8 @@ class Feed:
           count: number of steps.
 
         Returns:
-          Arrays [devices, max_steps, B / devices, ...], of which the first `count` steps are set,
-          as `fdrl_jax.steps.repeat_steps` takes them; `None` for a source on the device.
+          Arrays [devices, max_steps, B / devices, ...] for `fdrl_jax.steps.repeat_steps`, whose
+          first `count` steps are set; `None` for a source on the device.
         """
         if self._batches is None:
             return None

@@ -1,7 +1,7 @@
-"""Data sets that tensorflow-datasets has prepared, read without TensorFlow.
+"""Reads data sets that tensorflow-datasets has prepared, without TensorFlow.
 
-Only what is prepared as array_record is read: that format has random access. Nothing is downloaded
-here, and the code of the builder is not needed, so sets of one's own work like the stock ones.
+The sets must be prepared as array_record, a format with random access. Nothing is downloaded, and
+the code of the builder is not needed, so your own data sets work like those of TFDS.
 """
 
 import os
@@ -17,10 +17,10 @@ from experiments.data.records import Payload, digest
 from experiments.errors import DataError
 from fdrl_jax.names import nearest
 
-PREFIX = "tfds:"  # Of the names of such sets, as in `tfds:cifar10`.
+PREFIX = "tfds:"  # Prefix of data.name, as in `tfds:cifar10`.
 _DEFAULT_ROOT = "~/tensorflow_datasets"
-# NAME, NAME/CONFIG, either with :VERSION. Each part begins with a letter or digit, so that no name
-# leads out of the root, or is a pattern.
+# NAME or NAME/CONFIG, optionally with :VERSION. Each part begins with a letter or digit, so that a
+# name can neither lead out of the root nor be a pattern.
 _NAME = re.compile(r"[^\W_][\w.+-]*(/[^\W_][\w.+-]*)?(:[\w.]+)?")
 
 _OPENING = threading.Lock()
@@ -44,7 +44,7 @@ class TfdsRecords:
         return self.length
 
     def name(self, index: int) -> str:
-        """Returns the data set, the split and the number."""
+        """Returns the data set, the split and the index."""
         return f"{self.folder}:{self.split}[{index}]"
 
     def read(self, index: int) -> Payload:
@@ -54,27 +54,28 @@ class TfdsRecords:
                 self._data = _open(self.folder, self.split, self.image_key)
         try:
             return self._data[index][self.image_key]
-        except Exception as error:  # The reader of array_record raises what it likes.
+        except Exception as error:  # The reader of array_record may raise any error.
             raise ValueError(f"cannot be read: {error}") from error
 
     def __getstate__(self) -> dict[str, Any]:
-        # Each worker process opens the files for itself.
+        # Each worker process opens the files again.
         return {**self.__dict__, "_data": None}
 
 
 def find(name: str, root: str) -> str:
-    """Returns the folder of a prepared data set, its newest version unless the name says which.
+    """Returns the folder of a prepared data set, in its newest version unless the name has one.
 
     Args:
       name: NAME, NAME/CONFIG or NAME/CONFIG:VERSION as in TFDS.
-      root: the folder that holds all sets; "" for TFDS's own default.
+      root: the folder with all data sets; "" for the default of TFDS.
 
     Raises:
-      DataError: saying where it was looked for and how to prepare it.
+      DataError: if it is not found; says where it was searched for and how to prepare it.
     """
     if not _NAME.fullmatch(name):
         raise DataError(
-            f"data.name=tfds:NAME, tfds:NAME/CONFIG or with :VERSION, got {name[:100]!r}"
+            "data.name must be tfds:NAME or tfds:NAME/CONFIG, optionally with :VERSION, got "
+            f"{name[:100]!r}"
         )
     base = Path(root or os.environ.get("TFDS_DATA_DIR") or _DEFAULT_ROOT).expanduser()
     stem, _, version = name.partition(":")
@@ -84,12 +85,12 @@ def find(name: str, root: str) -> str:
         known = sorted(
             {p.parents[1].relative_to(base).as_posix() for p in base.glob("**/dataset_info.json")}
         )
-        there = f" There are: {', '.join(known[:10])}{nearest(stem, known)}." if known else ""
+        there = f" Available: {', '.join(known[:10])}{nearest(stem, known)}." if known else ""
         raise DataError(
-            f"TFDS data set {name!r} is not prepared in {base} (looked for in --data_dir or "
+            f"TFDS data set {name!r} is not prepared in {base} (searched in --data_dir or "
             f"data.dir, FDRL_DATA_DIR, TFDS_DATA_DIR, {_DEFAULT_ROOT}).{there} Prepare it once "
             f"where TensorFlow is installed: tfds build {stem} --data_dir={base} "
-            "--file_format=array_record, and copy the folder here; docs/data.md shows more"
+            "--file_format=array_record, and copy the folder here; see docs/data.md"
         )
     configs = sorted({f.parent.relative_to(base).as_posix() for f in found})
     if len(configs) > 1:
@@ -103,7 +104,7 @@ def open_split(folder: str, split: str) -> TfdsRecords | None:
     """Opens a split of a prepared data set, or returns `None` if it has no such split.
 
     Raises:
-      DataError: if the set has no image, is in a format without random access, or is damaged.
+      DataError: if the set has no images, has a format without random access, or is damaged.
     """
     import tensorflow_datasets as tfds
 
@@ -113,7 +114,9 @@ def open_split(folder: str, split: str) -> TfdsRecords | None:
     features = builder.info.features
     image_keys = [k for k, f in features.items() if isinstance(f, tfds.features.Image)]
     if not image_keys:
-        raise DataError(f"{folder}: the data set has no feature that is an image: {list(features)}")
+        raise DataError(
+            f"{folder}: none of the features of the data set is an image: {list(features)}"
+        )
     label_keys = [k for k, f in features.items() if isinstance(f, tfds.features.ClassLabel)]
     info = builder.info.splits[split]
     labels, classes = None, ()
@@ -121,7 +124,7 @@ def open_split(folder: str, split: str) -> TfdsRecords | None:
         data = _open(folder, split, image_keys[0])
         try:
             labels = np.array([int(data[i][label_keys[0]]) for i in range(len(data))], np.int32)
-        except Exception as error:  # The reader of array_record raises what it likes.
+        except Exception as error:  # The reader of array_record may raise any error.
             raise DataError(f"{folder}: split {split!r} cannot be read: {error}") from error
         classes = tuple(features[label_keys[0]].names)
     fixed = (builder.info.full_name, split, info.num_examples, list(info.shard_lengths))
@@ -147,8 +150,8 @@ def _builder(folder: str) -> Any:
         raise DataError(f"{folder}: not a readable TFDS data set: {error}") from error
     if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
         raise DataError(
-            f"{folder} is stored as {builder.info.file_format.value}, which has no random access; "
-            "prepare it with --file_format=array_record"
+            f"{folder} is stored as {builder.info.file_format.value}, a format without random "
+            "access; prepare it with --file_format=array_record"
         )
     return builder
 

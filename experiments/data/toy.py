@@ -1,4 +1,4 @@
-"""Densities in the plane, drawn on the device: nothing is stored and no two batches are alike."""
+"""Densities in the plane, sampled on the device, with new points in every batch."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,15 +12,15 @@ from scipy.special import logsumexp
 from experiments.data.source import Density, Source
 
 Array = jax.Array
-# Points of the spiral whose Gaussians make up its density: at most 0.6 standard deviations apart,
-# where the sum equals the integral to seven digits.
+# The density is a sum of Gaussians at this many points of the spiral. They are at most 0.6 standard
+# deviations apart, so the sum equals the integral to seven digits.
 _SPIRAL_POINTS = 1_000
-_NUM_TRAINING = 50_000  # Examples that stand for the training set, which has no end.
+_NUM_TRAINING = 50_000  # Examples that represent the infinite training set.
 _ROWS = 1_000  # A block of 1,000 x 1,000 distances takes 8 MB.
 
 
 def swissroll() -> Source:
-    """The spiral of scikit-learn's `make_swiss_roll`, coordinates 0 and 2, noise 0.25, over 7.5."""
+    """Coordinates 0 and 2 of scikit-learn's `make_swiss_roll`, noise 0.25, divided by 7.5."""
 
     def sample(key: Array) -> Array:
         angle_key, noise_key = jax.random.split(key)
@@ -35,13 +35,13 @@ def swissroll() -> Source:
 
 
 def gaussians8() -> Source:
-    """Eight Gaussians of standard deviation 0.02 on a circle of radius 2, over 1.414."""
+    """Eight Gaussians of standard deviation 0.02 on a circle of radius 2, divided by 1.414."""
     angles = np.arange(8) * (np.pi / 4.0)
     return _mixture("8gaussians", 2.0 * np.stack([np.cos(angles), np.sin(angles)], -1), 0.02, 1.414)
 
 
 def gaussians25() -> Source:
-    """Twenty-five Gaussians of standard deviation 0.05 on a 5 x 5 grid of spacing 2, over 2.828."""
+    """25 Gaussians of standard deviation 0.05 on a 5 x 5 grid of spacing 2, divided by 2.828."""
     axis = np.arange(-4.0, 5.0, 2.0)
     centres = np.stack(np.meshgrid(axis, axis, indexing="ij"), -1).reshape(-1, 2)
     return _mixture("25gaussians", centres, 0.05, 2.828)
@@ -78,7 +78,7 @@ def _source(name: str, sample: Callable[[Array], Array], density: Density) -> So
         return {"real": jax.vmap(sample)(keys)}
 
     def fresh(num: int, seed: int) -> np.ndarray:
-        # A fold apart from training's streams, which start from the plain seed.
+        # Folding in a number keeps this stream apart from those of training.
         root = jax.random.fold_in(jax.random.key(seed), 2**31 - 1)
         return np.asarray(jax.jit(jax.vmap(sample))(jax.random.split(root, num)))
 

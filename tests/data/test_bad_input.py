@@ -65,9 +65,9 @@ FAULTS = {
     cut_jpeg: "damaged",
     empty: "the file is empty",
     text_in_disguise: "no PNG, JPEG or WEBP image",
-    other_size: "9 x 8 pixels where others have 8 x 8; set data.image_size",
+    other_size: "9 x 8 pixels, but others have 8 x 8; set data.image_size",
     dangling: "cannot be read",
-    endless: "a link to a folder that holds it",
+    endless: "a link to a folder that contains it",
     pipe: "not a regular file",
     huge: "too large for an image",
 }
@@ -101,7 +101,7 @@ def test_a_file_that_may_not_be_read_is_named(tmp_path, monkeypatch):
     assert number_of_images(open_folder(tmp_path, "skip")) == FINE - 1
 
 
-def test_what_operating_systems_leave_behind_is_passed_over_in_silence(tmp_path, caplog):
+def test_files_that_operating_systems_create_are_ignored_silently(tmp_path, caplog):
     write_folder(tmp_path, numbered(FINE))
     for name in (".DS_Store", "Thumbs.db", "._000.png"):
         (tmp_path / name).write_bytes(b"x")
@@ -118,14 +118,14 @@ def test_links_to_other_folders_are_followed(tmp_path):
 
 @pytest.mark.parametrize("on_error", ["stop", "skip"])
 def test_folders_without_enough_images_are_named(on_error, tmp_path):
-    with pytest.raises(DataError, match=f"{tmp_path}: no image in it"):
+    with pytest.raises(DataError, match=f"{tmp_path}: no images found"):
         open_folder(tmp_path, on_error)
     write_folder(tmp_path, ["only.png"])
-    with pytest.raises(DataError, match=r"only.png: at least 2 images are needed"):
+    with pytest.raises(DataError, match=r"only.png: expected at least 2 images"):
         open_folder(tmp_path, on_error)
 
 
-def test_a_folder_of_nothing_but_bad_images_is_told_as_that(tmp_path):
+def test_a_folder_with_only_bad_images_is_reported_as_such(tmp_path):
     for i in range(5):
         empty(tmp_path / f"{i}.png")
     with pytest.raises(DataError, match="unreadable"):
@@ -143,7 +143,7 @@ def test_a_folder_of_nothing_but_bad_images_is_told_as_that(tmp_path):
         ("000.png", "occurs twice"),
     ],
 )
-def test_an_entry_of_a_zip_that_must_not_be_there_is_named(name, message, tmp_path):
+def test_a_forbidden_entry_of_a_zip_is_named(name, message, tmp_path):
     path = tmp_path / "images.zip"
     with zipfile.ZipFile(path, "w") as archive:
         for i, fine in enumerate(numbered(FINE)):
@@ -176,21 +176,21 @@ def test_damage_to_a_zip_is_noticed_by_its_checksum(tmp_path):
         open_folder(path)
 
 
-def test_a_file_that_is_no_zip_is_named(tmp_path):
+def test_a_file_that_is_not_a_zip_is_named(tmp_path):
     (tmp_path / "images.zip").write_bytes(b"PK not really")
-    with pytest.raises(DataError, match=r"images.zip: no readable zip"):
+    with pytest.raises(DataError, match=r"images.zip: not a readable zip"):
         open_folder(tmp_path / "images.zip")
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut", b"\x93NUMPY"])
 def test_a_damaged_npz_is_named(content, tmp_path):
     (tmp_path / "a.npz").write_bytes(content)
-    with pytest.raises(DataError, match=r"a.npz: no readable .npz"):
+    with pytest.raises(DataError, match=r"a.npz: not a readable .npz"):
         load(DataOptions("npz", str(tmp_path / "a.npz")))
 
 
 @pytest.mark.parametrize("form", ["folder", "zip"])
-def test_files_that_are_no_images_by_their_names_are_ignored_with_one_line(form, tmp_path, caplog):
+def test_files_without_image_names_are_ignored_with_one_line(form, tmp_path, caplog):
     where = write_folder(tmp_path / "images", numbered(FINE))
     for name in ("readme.txt", "labels.csv", "checksums"):
         (where / name).write_text("not an image")
@@ -205,9 +205,9 @@ def test_files_that_are_no_images_by_their_names_are_ignored_with_one_line(form,
     assert "checksums" in line
 
 
-def test_a_folder_of_nothing_but_other_files_has_no_image(tmp_path):
+def test_a_folder_with_only_other_files_has_no_images(tmp_path):
     (tmp_path / "readme.txt").write_text("not an image")
-    with pytest.raises(DataError, match=r"no image in it \(1 file\(s\) skipped\)"):
+    with pytest.raises(DataError, match=r"no images found \(1 file\(s\) skipped\)"):
         open_folder(tmp_path)
 
 
@@ -221,7 +221,7 @@ def test_class_folders_of_any_name_are_read_and_their_names_can_be_printed(name,
     json.dumps(source.classes, ensure_ascii=False).encode()
 
 
-def test_a_bad_file_in_a_folder_whose_name_is_no_text_is_named(tmp_path):
+def test_a_bad_file_in_a_folder_whose_name_is_not_utf8_is_named(tmp_path):
     where = tmp_path / os.fsdecode(b"\xff")
     write_folder(where, numbered(FINE))
     empty(where / "z.png")
@@ -241,7 +241,7 @@ def test_a_path_that_cannot_exist_ends_in_one_line(kind, name, tmp_path):
 
 def test_a_damaged_lmdb_is_named(tmp_path):
     (tmp_path / "data.mdb").write_bytes(bytes(8_192))
-    with pytest.raises(DataError, match="no readable LMDB"):
+    with pytest.raises(DataError, match="not a readable LMDB"):
         load(DataOptions("lsun", str(tmp_path)))
 
 
@@ -265,7 +265,7 @@ def test_a_skipped_held_out_image_takes_its_label_with_it(tmp_path):
     np.testing.assert_array_equal(source.labels.held_out, found)
 
 
-def test_held_out_images_that_are_all_unreadable_are_told(tmp_path):
+def test_unreadable_held_out_images_are_reported(tmp_path):
     write_folder(tmp_path, [*numbered(4, "train/"), *numbered(1, "test/")])
     cut(tmp_path / "test" / "000.png")
     source = open_folder(tmp_path, on_error="skip")
@@ -273,11 +273,11 @@ def test_held_out_images_that_are_all_unreadable_are_told(tmp_path):
         source.held_out(10, 0)
 
 
-def test_arrays_without_an_image_are_told(tmp_path):
+def test_arrays_without_images_are_reported(tmp_path):
     np.savez(
         tmp_path / "x.npz",
         images=np.zeros((0, 8, 8), np.uint8),
         x_test=np.zeros((3, 8, 8), np.uint8),
     )
-    with pytest.raises(DataError, match="the data hold no image"):
+    with pytest.raises(DataError, match="the data contain no images"):
         load(DataOptions("npz", str(tmp_path / "x.npz")))

@@ -38,7 +38,7 @@ def test_the_size_that_a_built_in_set_has_may_be_given():
 
 
 @pytest.mark.parametrize("name", ["swissroll", "digits"])
-def test_a_number_of_training_examples_may_be_asked_for(name):
+def test_a_number_of_training_examples_may_be_requested(name):
     source = load(DataOptions(name))
     assert source.train(10).shape == (10, *source.event_shape)
 
@@ -50,7 +50,7 @@ def test_a_pair_of_digits_has_the_labels_of_its_target():
     assert len(source.labels.held_out) == len(source.held_out(1_000, 0))
 
 
-def test_the_environment_is_looked_up_whenever_data_are_opened(tmp_path, monkeypatch):
+def test_the_environment_is_read_whenever_data_are_opened(tmp_path, monkeypatch):
     options = DataOptions("folder")
     for num, name in ((4, "a"), (6, "b")):
         where = write_folder(tmp_path / name, numbered(num))

@@ -40,7 +40,7 @@ def make_zip(folder: Path, path: Path) -> Path:
 
 
 @pytest.mark.parametrize("form", ["folder", "zip"])
-def test_folders_and_zips_hold_out_a_tenth_and_lose_no_image(form, tmp_path):
+def test_folders_and_zips_hold_out_a_tenth_and_use_every_image(form, tmp_path):
     where = write_folder(tmp_path / "images", numbered(20))
     if form == "zip":
         where = make_zip(where, tmp_path / "images.zip")
@@ -74,7 +74,7 @@ def test_a_class_with_one_image_keeps_it_for_training(tmp_path):
     assert sorted(source.labels.train) == [0] * 9 + [1]
 
 
-def test_npz_arrays_come_with_labels_and_their_own_held_out_part(tmp_path):
+def test_npz_arrays_have_labels_and_a_held_out_part(tmp_path):
     path = tmp_path / "a.npz"
     pixels = np.stack([picture(8, 8, i) for i in range(9)])
     np.savez(
@@ -108,25 +108,27 @@ def prepared(tmp_path_factory):
     return root
 
 
-def test_a_tfds_set_of_ones_own_is_read_without_its_builder_and_without_tensorflow(prepared):
+def test_a_custom_tfds_set_is_read_without_its_builder_and_without_tensorflow(prepared):
     source = load(DataOptions("tfds:glyphs", str(prepared)))
     assert len(stored(source)) == 12
     assert all_images(source) == expected(16)
     np.testing.assert_array_equal(source.labels.train.sum(), 6)
 
 
-def test_a_tfds_set_that_is_not_prepared_is_told_with_where_and_how(prepared):
+def test_the_error_for_an_unprepared_tfds_set_says_where_and_how_to_prepare_it(prepared):
     with pytest.raises(DataError, match=r"'glyph' is not prepared in .*did you mean 'glyphs'"):
         load(DataOptions("tfds:glyph", str(prepared)))
     with pytest.raises(DataError, match=r"tfds build cifar10 .*--file_format=array_record"):
         load(DataOptions("tfds:cifar10", str(prepared / "nowhere")))
 
 
-def test_a_tfds_set_without_random_access_is_told_to_be_prepared_anew(prepared, tmp_path):
+def test_the_error_for_a_tfds_set_without_random_access_says_to_prepare_it_again(
+    prepared, tmp_path
+):
     shutil.copytree(prepared, tmp_path / "copy")
     info = next((tmp_path / "copy").rglob("dataset_info.json"))
     info.write_text(info.read_text().replace("array_record", "tfrecord"))
-    with pytest.raises(DataError, match=r"tfrecord, which has no random access"):
+    with pytest.raises(DataError, match=r"tfrecord, a format without random access"):
         load(DataOptions("tfds:glyphs", str(tmp_path / "copy")))
 
 
@@ -177,9 +179,9 @@ def test_what_is_missing_is_named(changes, message, tmp_path, monkeypatch):
         ({"images": np.zeros((4, 8, 8, 2), np.uint8)}, r"got uint8 \[4, 8, 8, 2\]"),
         (
             {"pictures": np.zeros((4, 8, 8, 3), np.uint8)},
-            r"no array named .*there are \['pictures'\]",
+            r"no array named .*available: \['pictures'\]",
         ),
-        ({"images": np.array([{}], object)}, "no readable .npz of plain arrays"),
+        ({"images": np.array([{}], object)}, "not a readable .npz of plain arrays"),
         ({"images": np.zeros((4, 8, 8), np.uint8), "labels": np.zeros(3)}, "4 images but labels"),
     ],
 )
@@ -239,7 +241,7 @@ def write_pictures(where, grey, colour):
         (where / f"{i:03d}.png").write_bytes(encoded(pixels[..., 0] if i in grey else pixels))
 
 
-def test_with_size_and_channels_0_a_zip_of_grey_images_is_as_it_is_stored(tmp_path):
+def test_with_size_and_channels_0_a_zip_of_grey_images_is_read_unchanged(tmp_path):
     write_pictures(tmp_path / "images", range(20), ())
     path = make_zip(tmp_path / "images", tmp_path / "images.zip")
     source = load(DataOptions("folder", str(path), channels=0))
@@ -258,11 +260,11 @@ def test_with_channels_0_grey_images_among_coloured_ones_get_equal_channels(tmp_
     assert np.ptp(source.held_out(2, 0), axis=-1).max() == 0
 
 
-def test_with_channels_0_a_colour_image_that_shows_up_late_is_not_made_grey(tmp_path):
+def test_with_channels_0_a_late_colour_image_is_not_made_grey(tmp_path):
     # Of 150 images, 100 are looked at first: numbers 0, 1, 3, 4, 6 and so on.
     write_pictures(tmp_path / "train", [i for i in range(150) if i != 2], [2])
     write_pictures(tmp_path / "test", range(2), ())
-    with pytest.raises(DataError, match=r"002.png: in colour where others are grey; set data.chan"):
+    with pytest.raises(DataError, match=r"002.png: in colour, but others are grey; set data.cha"):
         load(DataOptions("folder", str(tmp_path), channels=0))
 
 

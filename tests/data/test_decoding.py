@@ -35,7 +35,7 @@ def test_recipes_of_the_paper_equal_torchvision_within_one_grey_level(name):
     assert np.abs(ours - GOLDEN[name].astype(int)).max() <= 1
 
 
-def test_images_that_fit_already_are_not_touched():
+def test_images_that_already_fit_are_not_changed():
     pixels = picture(32, 32)
     for payload in (pixels, encoded(pixels), encoded(pixels, "WEBP", lossless=True)):
         np.testing.assert_array_equal(decode(payload, Transform(image_size=32)), pixels)
@@ -60,7 +60,7 @@ def test_palette_images_get_their_colours():
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
-def test_what_is_transparent_shows_white_and_not_the_colour_hidden_below(mode):
+def test_transparent_pixels_are_white_and_not_the_hidden_colour(mode):
     hidden = (10, 0) if mode == "LA" else (10, 20, 30, 0)
     assert (decode(saved(Image.new(mode, (2, 2), hidden)), PLAIN) == 255).all()
 
@@ -72,7 +72,7 @@ def test_cmyk_becomes_rgb():
     assert ours[1:].max() < 60
 
 
-def test_a_photograph_stands_upright():
+def test_a_photograph_is_turned_upright():
     pixels = np.zeros((4, 8, 3), np.uint8)
     pixels[:, :4] = 255
     exif = Image.Exif()
@@ -93,7 +93,7 @@ def test_grey_and_colour_follow_the_number_of_channels():
     ("payload", "reason"),
     [
         (b"", "empty"),
-        (b"GIF89a not one of ours", "no PNG, JPEG or WEBP image"),
+        (b"GIF89a not one of ours", "not a PNG, JPEG or WEBP image"),
         (encoded(picture(32, 32))[:300], "damaged|cannot be opened"),
         (encoded(picture(64, 64), "JPEG")[:700], "damaged"),
         (encoded(picture(64, 64), "WEBP")[:200], "damaged|cannot be opened|no PNG"),
@@ -101,7 +101,7 @@ def test_grey_and_colour_follow_the_number_of_channels():
     ],
     ids=["empty", "gif", "cut_png", "cut_jpeg", "cut_webp", "floats"],
 )
-def test_what_is_no_image_is_refused_with_the_reason(payload, reason):
+def test_a_file_that_is_not_an_image_is_refused_with_the_reason(payload, reason):
     with pytest.raises(ValueError, match=reason):
         decode(payload, PLAIN)
 
@@ -146,8 +146,8 @@ def test_a_long_image_that_fits_into_memory_is_resized():
 
 
 @pytest.mark.parametrize("shape", [(0, 4, 3), (4, 0, 3), (0, 4)])
-def test_an_array_without_a_pixel_is_refused(shape):
-    with pytest.raises(ValueError, match="without a pixel"):
+def test_an_array_without_pixels_is_refused(shape):
+    with pytest.raises(ValueError, match="has no pixels"):
         decode(np.zeros(shape, np.uint8), Transform(image_size=4))
 
 

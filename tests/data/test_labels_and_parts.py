@@ -52,7 +52,7 @@ def test_streamed_images_come_with_their_classes(tmp_path):
         np.testing.assert_array_equal(drawn["label"], labels)
 
 
-def test_an_image_in_place_of_an_unreadable_one_brings_its_own_class(tmp_path):
+def test_an_image_that_replaces_an_unreadable_one_has_its_own_class(tmp_path):
     write_folder(tmp_path, [f"train/{c}/{i}.png" for c in ("cat", "dog") for i in range(4)])
     write_folder(tmp_path, numbered(2, "test/cat/"))
     (tmp_path / "train" / "cat" / "3.png").write_bytes(b"")

@@ -59,7 +59,7 @@ def test_an_array_is_checked_by_its_header_before_it_is_read(tmp_path):
             load(DataOptions("npz", str(path)))
 
 
-def test_labels_of_another_number_than_images_are_not_read(tmp_path):
+def test_labels_are_not_read_if_their_number_differs_from_the_images(tmp_path):
     size = 2**26
     arrays = {"images": np.zeros((4, 8, 8), np.uint8), "labels": np.zeros(size, np.uint8)}
     np.savez_compressed(tmp_path / "a.npz", **arrays)
@@ -67,7 +67,7 @@ def test_labels_of_another_number_than_images_are_not_read(tmp_path):
         load(DataOptions("npz", str(tmp_path / "a.npz")))
 
 
-def test_an_array_whose_header_claims_more_than_the_file_holds_is_refused(tmp_path):
+def test_an_array_whose_header_claims_more_than_the_file_contains_is_refused(tmp_path):
     path, stream = tmp_path / "a.npz", io.BytesIO()
     header = {"descr": "|u1", "fortran_order": False, "shape": (10**6, 64, 64)}
     np.lib.format.write_array_header_1_0(stream, header)
@@ -78,7 +78,7 @@ def test_an_array_whose_header_claims_more_than_the_file_holds_is_refused(tmp_pa
 
 
 @pytest.mark.parametrize("shape", [(4, 0, 8), (4, 8, 0, 3)])
-def test_images_without_a_pixel_are_refused(shape, tmp_path):
+def test_images_without_pixels_are_refused(shape, tmp_path):
     np.savez(tmp_path / "a.npz", images=np.zeros(shape, np.uint8))
-    with pytest.raises(DataError, match="without a pixel"):
+    with pytest.raises(DataError, match="have no pixels"):
         load(DataOptions("npz", str(tmp_path / "a.npz"), image_size=8))

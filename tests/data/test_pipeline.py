@@ -36,20 +36,20 @@ def read(count, sides=None, workers=0, **options):
     return {side: np.stack([b[side].ravel() for b in taken]) for side in taken[0]}
 
 
-def test_every_epoch_has_every_image_once_and_an_order_of_its_own():
+def test_every_epoch_has_every_image_once_and_its_own_order():
     epochs = read(15)["real"].reshape(3, NUM)
     for epoch in epochs:
         assert sorted(epoch) == list(range(NUM))
     assert len({tuple(epoch) for epoch in epochs}) == 3
 
 
-def test_batches_run_over_the_end_of_an_epoch_and_drop_nothing():
+def test_batches_cross_the_end_of_an_epoch_and_drop_nothing():
     taken = read(20, batch_size=3)["real"].ravel()
     assert sorted(taken[:NUM]) == list(range(NUM))
     assert sorted(taken[NUM : 2 * NUM]) == list(range(NUM))
 
 
-def test_the_order_follows_from_the_seed():
+def test_the_order_depends_only_on_the_seed():
     np.testing.assert_array_equal(read(5)["real"], read(5)["real"])
     assert (read(5)["real"] != read(5, seed=4)["real"]).any()
 
@@ -72,7 +72,7 @@ def test_the_images_of_a_step_and_their_order_do_not_depend_on_the_number_of_pro
     np.testing.assert_array_equal(one, np.concatenate(two, axis=1))
 
 
-def test_the_sides_of_a_pair_are_shuffled_apart_and_the_smaller_repeats():
+def test_the_domains_of_a_pair_are_shuffled_separately_and_the_smaller_repeats():
     taken = read(5, {"real": images(20), "source": images(10, first=100)})
     assert sorted(taken["real"].ravel()) == list(range(20))
     source = taken["source"].ravel()
@@ -147,7 +147,7 @@ def test_an_unreadable_image_stops_the_run_by_name(workers):
         read(5, {"real": broken()}, workers=workers)
 
 
-def test_skipped_images_are_replaced_counted_and_told_once_and_move_no_other(caplog):
+def test_skipped_images_are_replaced_counted_and_reported_once_and_move_no_others(caplog):
     problems = Problems("skip")
     batches = training_batches({"real": broken()}, problems, Reading(), seed=3, batch_size=4)
     taken = np.stack([next(batches)["real"].ravel() for _ in range(10)])
@@ -160,7 +160,7 @@ def test_skipped_images_are_replaced_counted_and_told_once_and_move_no_other(cap
     assert "skipped 2 file(s)" in caplog.text
 
 
-def test_a_pass_over_all_images_leaves_the_unreadable_out():
+def test_a_pass_over_all_images_skips_the_unreadable():
     batches = list(all_batches(broken(), Problems("skip"), Reading(), 8))
     assert np.concatenate([n for _, n in batches]).tolist() == [0, 1, 2, *range(5, NUM)]
 
@@ -172,7 +172,7 @@ class Hopeless(Fatal):
         raise ValueError("torn in two")
 
 
-def test_skipping_everything_is_not_a_way_to_train():
+def test_skipping_all_images_is_an_error():
     sides = {"real": Images(Hopeless(), Transform(), (1, 1, 3))}
     batches = training_batches(sides, Problems("skip"), Reading(), seed=0, batch_size=2)
     with pytest.raises(DataError, match="unreadable"):

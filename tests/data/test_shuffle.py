@@ -24,7 +24,7 @@ def test_it_is_a_permutation_of_any_number(num):
 
 
 @pytest.mark.parametrize("num", [7, MAX_SORTED + 1])
-def test_every_epoch_has_every_example_once_and_an_order_of_its_own(num):
+def test_every_epoch_has_every_example_once_and_its_own_order(num):
     epochs = np.asarray(shuffled(0, 3 * num, num)).reshape(3, num)
     for epoch in epochs:
         assert sorted(epoch) == list(range(num))
