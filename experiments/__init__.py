@@ -1,1 +1,1 @@
-"""The program around the library: configs, data, the training loop, files and pictures."""
+"""The program around the library: settings, data, the training loop, files and plots."""

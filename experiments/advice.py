@@ -1,4 +1,4 @@
-"""Warnings about settings that run but are unlikely to do what the user wants."""
+"""Warnings about settings that are valid but unlikely to give what the user wants."""
 
 import logging
 from collections.abc import Mapping
@@ -11,11 +11,11 @@ _MAX_VARIANCE_RATIO = 4.0
 
 
 def noise_balance(settings: Mapping[str, Any]) -> tuple[float, float]:
-    """Returns the variances of the noise in flowed samples and in data, on the scale [-1, 1].
+    """Returns the noise variances of flowed samples and of data, on the scale [-1, 1].
 
-    Flowed samples carry the jitter of the data-dependent prior and the noise of K steps,
-    `jitter + K nu^2`; data carry the dequantisation noise. What the drift of the flow removes is
-    not counted.
+    Flowed samples have the jitter of the data-dependent prior and the noise of K steps,
+    `jitter + K nu^2`. Data have the dequantisation noise. The estimate ignores that the drift of
+    the flow removes noise.
     """
     jitter = settings["prior.jitter"] if settings["prior.name"] == "data_dependent" else 0.0
     flowed = jitter + settings["flow.num_steps"] * settings["flow.noise_scale"] ** 2
@@ -23,7 +23,7 @@ def noise_balance(settings: Mapping[str, Any]) -> tuple[float, float]:
 
 
 def describe_noise(settings: Mapping[str, Any]) -> str:
-    """Returns a line on the balance of noise."""
+    """Returns a line about the balance of noise."""
     flowed, data = noise_balance(settings)
     return f"noise (standard deviation): flowed samples {flowed**0.5:.3f}, data {data**0.5:.3f}"
 

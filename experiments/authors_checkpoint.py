@@ -1,6 +1,6 @@
-"""The authors' checkpoints and priors in our terms: settings, variables, moments of the optimizer.
+"""Converts the authors' checkpoints and priors to our settings, variables and optimizer moments.
 
-Nothing here writes a file, opens data or builds a run.
+Nothing here writes a file, opens data or creates a run.
 """
 
 import contextlib
@@ -42,7 +42,7 @@ _VALUES = {
     "loss_function": {"LSIF": "lsif", "LR": "lr", "KL": "ukl"},
     "f_divergence": {"Pearson": "pearson", "KL": "kl", "JS": "js", "logD": "logd"},
 }
-# Their data set -> what `data.name` of our config may be.
+# Their data set -> allowed values of our `data.name`.
 _DATA_SETS = {
     "swissroll": ("swissroll",),
     "8gaussians": ("8gaussians",),
@@ -52,7 +52,7 @@ _DATA_SETS = {
     "lsun_church": ("lsun", "folder", "npz"),
     "cat2dog": ("pair",),
 }
-# What the tensors or --config determine, and what concerns their machine and folders only.
+# Settings that the tensors or --config determine, and those of their machine and folders.
 _NOT_NEEDED = {
     *("model", "self_attn", "spectral_norm", "in_dim", "hidden_dim", "n_hidden_layers", "ema"),
     *("device", "data_dir", "exp_root_dir", "log_dir", "ckpt_dir", "config", "ckpt", "phase"),
@@ -62,17 +62,17 @@ _NOT_NEEDED = {
 
 
 class AuthorsCheckpoint(NamedTuple):
-    """A checkpoint of the authors' program, translated.
+    """A converted checkpoint of the authors' program.
 
     Attributes:
-      settings: flat settings of ours.
-      left_out: their settings that have no counterpart, as "name=value".
-      num_steps: train steps done.
-      variables: of the network.
+      settings: our settings, flat.
+      left_out: their settings without a counterpart, as "name=value".
+      num_steps: number of completed train steps.
+      variables: variables of the network.
       ema_variables: their moving average.
-      num_updates: of Adam.
-      mu: Adam's running mean of the gradient, shaped like the parameters.
-      nu: the same of the squared gradient.
+      num_updates: number of Adam's updates.
+      mu: Adam's running mean of the gradient, with the structure of the parameters.
+      nu: Adam's running mean of the squared gradient.
     """
 
     settings: Settings
@@ -86,22 +86,24 @@ class AuthorsCheckpoint(NamedTuple):
 
 
 def read_checkpoint(path: Path, ours: Mapping[str, Any]) -> AuthorsCheckpoint:
-    """Reads and translates a training checkpoint.
+    """Reads and converts a training checkpoint.
 
     Args:
       path: the `.pt` file; nothing in it is executed.
-      ours: flat settings of our config for the same data, for what theirs do not say.
+      ours: flat settings of our config for the same data, for settings that theirs lack.
 
     Raises:
-      UserError: if the file is damaged, no such checkpoint, or one for other data.
+      UserError: if the file is damaged, is not such a checkpoint, or belongs to other data.
     """
     entries = load(path)
     with _named(path):
         if not isinstance(entries, dict):
-            raise ValueError(f"it holds a {type(entries).__name__} instead of a checkpoint")
+            raise ValueError(f"it contains a {type(entries).__name__} instead of a checkpoint")
         missing = [key for key in _ENTRIES if key not in entries]
         if missing:
-            raise ValueError(f"it is no checkpoint of the authors: it lacks {', '.join(missing)}")
+            raise ValueError(
+                f"it is not a checkpoint of the authors' program: it lacks {', '.join(missing)}"
+            )
         model, ema = (state_dict(entries[name], name) for name in ("model", "ema"))
         num_updates, mu, nu = _adam(entries["optim"], model)
         network_settings, network = _network(model)
@@ -111,13 +113,13 @@ def read_checkpoint(path: Path, ours: Mapping[str, Any]) -> AuthorsCheckpoint:
             return networks.from_torch_state_dict(network, tensors)
 
         def parameters(moments: Tensors) -> Any:
-            # Moments lack the vectors of spectral normalisation: the model's fill their place.
+            # Moments lack the vectors of spectral normalisation; those of the model fill the gaps.
             return variables({**model, **moments})["params"]
 
         return AuthorsCheckpoint(
             settings={**settings, **network_settings},
             left_out=left_out,
-            num_steps=_count(entries["step"], "step") + 1,  # Theirs is the index of the last one.
+            num_steps=_count(entries["step"], "step") + 1,  # Theirs is the index of the last step.
             variables=variables(model),
             ema_variables=variables(ema),
             num_updates=num_updates,
@@ -131,18 +133,20 @@ def read_prior(path: Path, event_shape: Sequence[int]) -> tuple[np.ndarray, np.n
 
     Args:
       path: the `.pt` file; nothing in it is executed.
-      event_shape: of the data, for images [H, W, C].
+      event_shape: shape of one example, [H, W, C] for images.
 
     Returns:
-      Mean [D] and covariance [D, D] over examples flattened in our order of axes.
+      Mean [D] and covariance [D, D] of examples flattened in our order of axes.
 
     Raises:
-      UserError: if the file is damaged, holds anything else, or a prior of another size.
+      UserError: if the file is damaged, contains anything else, or has a prior of another size.
     """
     prior = load(path)
     with _named(path):
         if type(prior).__name__ != "MultivariateNormal":
-            raise ValueError(f"it holds a {type(prior).__name__} instead of a MultivariateNormal")
+            raise ValueError(
+                f"it contains a {type(prior).__name__} instead of a MultivariateNormal"
+            )
         mean, factor = (
             array(vars(prior).get(name), name) for name in ("loc", "_unbroadcasted_scale_tril")
         )
@@ -157,7 +161,7 @@ def read_prior(path: Path, event_shape: Sequence[int]) -> tuple[np.ndarray, np.n
         if np.triu(factor, 1).any() or np.diagonal(factor).min() <= 0.0:
             raise ValueError("its Cholesky factor is not lower triangular and positive")
     order = np.arange(size)
-    if len(event_shape) == 3:  # They flatten images as channels, rows, columns.
+    if len(event_shape) == 3:  # They flatten images in the order channels, rows, columns.
         height, width, channels = event_shape
         order = order.reshape(channels, height, width).transpose(1, 2, 0).ravel()
     rows = factor[order]
@@ -173,7 +177,7 @@ def _named(path: Path) -> Iterator[None]:
 
 
 def _translated(theirs: object, ours: Mapping[str, Any]) -> tuple[Settings, list[str]]:
-    """Returns flat settings of ours, and those of theirs without a counterpart."""
+    """Returns our settings, flat, and their settings without a counterpart."""
     if not isinstance(theirs, dict) or not all(isinstance(key, str) for key in theirs):
         raise ValueError("its entry config is not a dictionary of settings by name")
     settings: Settings = {**ours, "optimizer.schedule": "piecewise"}
@@ -189,10 +193,10 @@ def _translated(theirs: object, ours: Mapping[str, Any]) -> tuple[Settings, list
 
 
 def _is_known_data_set(theirs: object, ours: str) -> bool:
-    """Whether our data are theirs; `False` for a set of theirs that we do not know.
+    """Whether our data are theirs; `False` if we do not know their data set.
 
     Raises:
-      ValueError: if they are of another set.
+      ValueError: if our data are another set.
     """
     known = _DATA_SETS.get(theirs) if isinstance(theirs, str) else None
     if known is not None and ours not in known:
@@ -241,7 +245,7 @@ def _network(model: Tensors) -> tuple[Settings, networks.MLP | networks.ResNet]:
             return settings | chosen | {"network.attention": attention}, net
     first = ", ".join(f"{quoted(name)} {shape}" for name, shape in list(shapes.items())[:3])
     raise ValueError(
-        f"its tensors are of none of the networks {', '.join(('mlp', *networks.SPECS))}: "
+        f"its tensors match none of the networks {', '.join(('mlp', *networks.SPECS))}: "
         f"{len(shapes)} tensors, {first}, ..."
     )
 
@@ -251,13 +255,13 @@ def _adam(
 ) -> tuple[int, dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Returns the number of updates, and Adam's two moments by the names of the parameters.
 
-    PyTorch numbers the parameters in the order of the state dictionary, buffers left out; it has
-    no state of those that were never updated.
+    PyTorch numbers the parameters in the order of the state dictionary, without buffers. It has no
+    state for parameters that were never updated.
     """
     states = optimizer.get("state") if isinstance(optimizer, dict) else None
     parameters = {k: v for k, v in model.items() if not k.endswith(_BUFFERS)}
     if not isinstance(states, dict) or not states.keys() <= set(range(len(parameters))):
-        raise ValueError(f"its optimizer's state is not one of {len(parameters)} parameters")
+        raise ValueError(f"its optimizer state does not match its {len(parameters)} parameters")
     counts: set[int] = set()
     mu, nu = ({name: np.zeros_like(v) for name, v in parameters.items()} for _ in range(2))
     for index, name in enumerate(parameters):
@@ -265,7 +269,7 @@ def _adam(
             continue
         state = states[index]
         if not isinstance(state, dict) or not {"step", "exp_avg", "exp_avg_sq"} <= state.keys():
-            raise ValueError(f"its optimizer's state of {quoted(name)} is not one of Adam")
+            raise ValueError(f"its optimizer state of {quoted(name)} is not a state of Adam")
         counts.add(_count(state["step"], "step of the optimizer"))
         for moment, key in ((mu, "exp_avg"), (nu, "exp_avg_sq")):
             moment[name] = array(state[key], f"optimizer's {key} of {quoted(name)}")

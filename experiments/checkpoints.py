@@ -1,4 +1,4 @@
-"""Checkpoints of a run, by Orbax, with hashes of our own."""
+"""Checkpoints of a run, stored by Orbax and verified by hashes."""
 
 import contextlib
 import errno
@@ -24,13 +24,13 @@ from fdrl_jax.state import TrainState
 
 Which: TypeAlias = int | Literal["best"] | None  # A step, the best by the metric, or the newest.
 
-_MARK = "commit_success.txt"  # Written by Orbax when everything else is on disk.
-_UNFINISHED = ".orbax-checkpoint-tmp"  # In the name of what Orbax is still writing.
-_REMOVAL_SECONDS = 0.5  # Longer than another program takes to remove a checkpoint, file by file.
+_MARK = "commit_success.txt"  # Written by Orbax after everything else is on disk.
+_UNFINISHED = ".orbax-checkpoint-tmp"  # In the names of folders that Orbax is still writing.
+_REMOVAL_SECONDS = 0.5  # Longer than another program needs to remove a checkpoint, file by file.
 _MAX_LISTINGS = 20
-_PATIENCE_SECONDS = 30.0  # For closing after an error, which may wait for what never comes.
+_PATIENCE_SECONDS = 30.0  # Limit for closing after an error, which could wait for ever.
 _PATTERN = re.compile(r"[\[\]*?\\]")  # Orbax reads a path with one of these as a pattern.
-# The disk's or the machine's troubles, which prove nothing about the file.
+# Errors of the disk or the machine, which do not show that the file is damaged.
 _TRANSIENT = (errno.EIO, errno.ESTALE, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EACCES)
 
 
@@ -38,9 +38,9 @@ class Restored(NamedTuple):
     """A checkpoint in memory.
 
     Attributes:
-      state: arrays, one replica, as numpy arrays.
-      data: where the data stream is, see `Checkpoints.save`.
-      sha256: digest of the arrays.
+      state: the state of one replica, as NumPy arrays.
+      data: position of the data stream, see `Checkpoints.save`.
+      sha256: SHA-256 digest of the arrays.
     """
 
     state: TrainState
@@ -49,11 +49,11 @@ class Restored(NamedTuple):
 
 
 class _DamagedError(Exception):
-    """What is on disk is not what was saved."""
+    """The files on disk are not those that were saved."""
 
 
 class _KeepNewestAndBest:
-    """Orbax's preservation policy: the newest few, and the best."""
+    """A preservation policy for Orbax that keeps the newest checkpoints and the best one."""
 
     def __init__(self, num_newest: int, best_step: Callable[[], int | None]) -> None:
         self._num_newest = num_newest
@@ -66,27 +66,28 @@ class _KeepNewestAndBest:
 
 
 class Checkpoints:
-    """The checkpoints of a run: one folder per step, the newest few and the best are kept.
+    """The checkpoints of a run, in one folder per step. The newest few and the best are kept.
 
-    A checkpoint holds the train state (step, variables, average, optimizer) and a record: the run
-    that it belongs to and the position in the data. Random keys follow from the step and the seed.
+    A checkpoint holds the train state (step, variables, average, optimizer) and a record with the
+    run that it belongs to and the position in the data. Random keys depend only on the step and the
+    seed.
 
-    Orbax returns wrong numbers for a file with flipped bits and zeros for a missing one, without an
-    error. So SHA-256 digests of all that is saved are computed in memory and saved with it: they
-    are complete exactly when the checkpoint is, wherever a crash falls, and cover the way from
-    memory to memory. What does not match them is never returned.
+    Orbax does not report damage: it returns wrong numbers for a file with flipped bits, and zeros
+    for a missing file. SHA-256 digests of the state and the record are therefore computed in memory
+    and saved in the same checkpoint, so that a crash cannot separate them. Data that do not match
+    their digest are never returned.
     """
 
     def __init__(
         self, folder: Path, run_id: str, keep: int = 1, *, read_only: bool = False
     ) -> None:
-        """Opens the checkpoints of a run, to be used in a `with` statement or closed.
+        """Opens the checkpoints of a run. Use it in a `with` statement, or close it.
 
         Args:
-          folder: created if missing.
+          folder: the folder of the checkpoints, created if missing.
           run_id: digest of what the run was created with.
-          keep: how many of the newest to keep.
-          read_only: whether nothing is saved; the folder must exist then.
+          keep: number of the newest checkpoints to keep.
+          read_only: if true, nothing is saved, and the folder must exist.
         """
         self._folder = folder.absolute()
         check_path(self._folder)
@@ -105,7 +106,7 @@ class Checkpoints:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
             self.close()
-        elif jax.process_count() == 1:  # Several would wait for each other.
+        elif jax.process_count() == 1:  # Several processes would wait for each other.
             closing = threading.Thread(target=self._close_quietly, daemon=True)
             closing.start()
             closing.join(_PATIENCE_SECONDS)
@@ -116,7 +117,7 @@ class Checkpoints:
         return [step for step in sorted(self._manager.all_steps()) if self._is_complete(step)]
 
     def newest_on_disk(self) -> int | None:
-        """Returns the step of the newest complete checkpoint; any thread may ask at any time."""
+        """Returns the step of the newest complete checkpoint; may be called from any thread."""
         marks = self._folder.glob(f"*/{_MARK}")
         return max((int(m.parent.name) for m in marks if m.parent.name.isdecimal()), default=None)
 
@@ -124,7 +125,7 @@ class Checkpoints:
         """Returns "step", "metric" and "value" of the best checkpoint, if there is one.
 
         Raises:
-          UserError: if its record was edited by hand into something else.
+          UserError: if its record has been edited and is no longer valid.
         """
         if not self._best_file.exists():
             return None
@@ -137,18 +138,18 @@ class Checkpoints:
         data: dict[str, Any],
         best_by: tuple[str, float] | None = None,
     ) -> None:
-        """Saves a state (one replica) in the background; a crash leaves the earlier ones intact.
+        """Saves a state in the background. Earlier checkpoints survive a crash.
 
         Args:
-          train_state: the state.
-          data: the position in the data and what fixes their order, as JSON can hold it.
-          best_by: name and value of the metric by which this is the best so far.
+          train_state: the state of one replica.
+          data: the position in the data and what determines their order, as values for JSON.
+          best_by: name and value of the metric by which this is the best checkpoint so far.
 
         Raises:
-          UserError: if this save, or the previous one, cannot be written.
+          UserError: if this checkpoint, or the previous one, cannot be written.
         """
         if self._read_only:
-            raise ValueError("the checkpoints were opened to be read only")
+            raise ValueError("the checkpoints were opened with read_only=True")
         arrays, step = jax.tree.map(np.asarray, train_state), int(train_state.step)
         record = {
             "run": self._run_id,
@@ -161,7 +162,7 @@ class Checkpoints:
         )
         self._attempt(lambda: self._manager.save(step, args=items))
         if best_by is not None:
-            # After the checkpoint is complete: until then the previous best is the best.
+            # Only when the checkpoint is complete; until then the previous best one counts.
             self.wait()
             if parallel.is_first_process():
                 metric, value = best_by
@@ -171,8 +172,8 @@ class Checkpoints:
     def restore(self, template: TrainState, which: Which = None) -> Restored | None:
         """Restores a checkpoint: the newest intact one, the best, or the one of a step.
 
-        A damaged one is named in a warning, and the previous one is restored. One that another
-        program has removed in the meantime is skipped.
+        If the newest checkpoint is damaged, a warning is logged and the previous one is restored.
+        Checkpoints that another program removes in the meantime are skipped.
 
         Args:
           template: shapes and dtypes of the state, as from `jax.eval_shape`.
@@ -182,8 +183,8 @@ class Checkpoints:
           The checkpoint, or `None` if there is none.
 
         Raises:
-          UserError: if the one that was asked for does not exist, belongs to another run or cannot
-            be read, or if no checkpoint is intact.
+          UserError: if the requested checkpoint does not exist, belongs to another run or cannot be
+            read, or if no checkpoint is intact.
         """
         if which is not None:
             return self._restore_named(template, which)
@@ -195,7 +196,7 @@ class Checkpoints:
             try:
                 return self._read_agreed(steps[-1], template)
             except FileNotFoundError:
-                continue  # Another program, which trains, has removed it; there is a newer one.
+                continue  # Another program that trains has removed it and saved a newer one.
             except _DamagedError as error:
                 self._warn(steps[-1], error)
                 damaged.append(steps[-1])
@@ -207,9 +208,9 @@ class Checkpoints:
         return None
 
     def set_aside_after(self, step: int) -> None:
-        """Renames checkpoints newer than a step, which were found damaged, to `damaged_STEP`.
+        """Renames checkpoints newer than a step, which are damaged, to `damaged_STEP`.
 
-        A run that resumes from an older one reaches these steps again and saves them again.
+        A run that resumes from an older checkpoint reaches and saves these steps again.
         """
         newer = [s for s in self._manager.all_steps() if s > step]
         if parallel.is_first_process():
@@ -224,7 +225,7 @@ class Checkpoints:
         """Checks whether a save in the background has failed, without waiting for it.
 
         Raises:
-          UserError: if so.
+          UserError: if a save has failed.
         """
         self._attempt(self._manager.check_for_errors)
 
@@ -237,7 +238,7 @@ class Checkpoints:
         self._attempt(self._manager.wait_until_finished)
 
     def close(self) -> None:
-        """Waits for saves, removes what is not to be kept, and closes the manager.
+        """Waits for saves, removes checkpoints that are no longer kept, and closes the manager.
 
         Raises:
           UserError: if they cannot be written.
@@ -248,14 +249,14 @@ class Checkpoints:
         self._attempt(self._manager.close)
 
     def _close_quietly(self) -> None:
-        # The error that this follows is the one to report.
+        # The error that led here is the one to report, not one from closing.
         with contextlib.suppress(Exception):
             self._manager.close()
 
     def _remove_unneeded(self) -> None:
-        """Removes what a crash left, and a checkpoint that was the best until the last one.
+        """Removes remains of a crash, and a checkpoint that is no longer the best.
 
-        Orbax removes older checkpoints only when it saves another one.
+        Orbax itself removes older checkpoints only when it saves a new one.
         """
         complete = self.steps()
         if not parallel.is_first_process() or not complete:
@@ -276,23 +277,25 @@ class Checkpoints:
             which = int(best["step"])
         steps = self._agreed_steps()
         if which not in steps:
-            raise UserError(f"no checkpoint of step {which} in {self._folder}; there are {steps}")
+            raise UserError(
+                f"no checkpoint of step {which} in {self._folder}; available steps: {steps}"
+            )
         try:
             return self._read_agreed(which, template)
         except FileNotFoundError:
             raise UserError(
-                f"the checkpoint of step {which} was removed while it was read; there are "
+                f"the checkpoint of step {which} was removed while it was read; available steps: "
                 f"{self.steps()}"
             ) from None
         except _DamagedError as error:
             others = [step for step in steps if step != which]
             raise UserError(
                 f"the checkpoint {self._folder / str(which)} is damaged ({error}); "
-                + (f"others are {others}" if others else "there is no other one")
+                + (f"other checkpoints: {others}" if others else "there is no other checkpoint")
             ) from error
 
     def _agreed_steps(self) -> list[int]:
-        """Returns the complete steps, which all processes of the run must see."""
+        """Returns the steps of complete checkpoints, which must be the same on all processes."""
         steps = self.steps()
         if not parallel.same_on_all_processes(sha256_of_json(steps)):
             raise UserError(
@@ -302,11 +305,11 @@ class Checkpoints:
         return steps
 
     def _read_agreed(self, step: int, template: TrainState) -> Restored:
-        """Reads a checkpoint that is complete, with the same outcome on all processes of the run.
+        """Reads a complete checkpoint, with the same outcome on all processes of the run.
 
         Raises:
           FileNotFoundError: if it has been removed in the meantime.
-          _DamagedError: if what is on disk is not what was saved.
+          _DamagedError: if the files on disk are not those that were saved.
           UserError: if it belongs to another run, the disk cannot be read, or the processes do not
             read the same.
         """
@@ -326,11 +329,11 @@ class Checkpoints:
         return restored
 
     def _read_patiently(self, step: int, template: TrainState) -> Restored:
-        """Reads a checkpoint, again if it seems damaged: another program may be removing it."""
+        """Reads a checkpoint, and once more if it seems damaged or is being removed."""
         try:
             return self._read(step, template)
         except _DamagedError:
-            if not self._read_only:  # Then this process holds the lock of the run.
+            if not self._read_only:  # This process holds the lock, so nobody else removes it.
                 raise
             time.sleep(_REMOVAL_SECONDS)
             if not self._is_complete(step):
@@ -338,11 +341,11 @@ class Checkpoints:
             return self._read(step, template)
 
     def _read(self, step: int, template: TrainState) -> Restored:
-        """Reads a checkpoint that is complete.
+        """Reads a complete checkpoint.
 
         Raises:
           FileNotFoundError: if it has been removed in the meantime.
-          _DamagedError: if what is on disk is not what was saved.
+          _DamagedError: if the files on disk are not those that were saved.
           UserError: if it belongs to another run, or the disk cannot be read.
         """
         try:
@@ -353,7 +356,7 @@ class Checkpoints:
             claimed = record.pop("sha256")
             if sha256_of_json(record) != claimed:
                 raise _DamagedError("the record is not what was saved")
-            # When a read fails, TensorStore prints the stack of every other read under way.
+            # When a read fails, TensorStore prints the stacks of all other concurrent reads.
             with contextlib.redirect_stderr(io.StringIO()):
                 args = ocp.args.Composite(state=ocp.args.StandardRestore(template))
                 restored = self._manager.restore(step, args=args)["state"]
@@ -362,11 +365,11 @@ class Checkpoints:
             raise
         except MemoryError:
             raise
-        except Exception as error:  # Orbax raises bare exceptions for damaged files.
+        except Exception as error:  # Orbax raises plain exceptions for damaged files.
             if not self._is_complete(step):
                 raise FileNotFoundError(step) from error
             if jax.process_count() > 1 and isinstance(error, jax.errors.JaxRuntimeError):
-                raise  # Of a collective: another process has failed.
+                raise  # An error of a collective: another process has failed.
             if _errno(error) in _TRANSIENT:
                 raise UserError(
                     f"{self._folder / str(step)} cannot be read: {_reason(error)}"
@@ -374,8 +377,8 @@ class Checkpoints:
             raise _DamagedError(_reason(error)) from error
         if record["run"] != self._run_id:
             raise UserError(
-                f"the checkpoint {self._folder / str(step)} belongs to another run: run.json is "
-                "not the one that it was trained with"
+                f"the checkpoint {self._folder / str(step)} belongs to another run: it was trained "
+                "with a different run.json"
             )
         if sha256_of_arrays(state) != record["state_sha256"]:
             raise _DamagedError("the arrays are not what was saved")
@@ -384,7 +387,7 @@ class Checkpoints:
     def _attempt(self, write: Callable[[], Any]) -> None:
         try:
             write()
-        except Exception as error:  # Bare ones, of the file system's errors and of TensorStore's.
+        except Exception as error:  # Plain exceptions wrap errors of the disk and TensorStore.
             step = self.newest_on_disk()
             kept = "there is no earlier one" if step is None else f"that of step {step} is intact"
             raise UserError(
@@ -392,7 +395,7 @@ class Checkpoints:
             ) from error
 
     def _listed(self, list_steps: Callable[[], Any]) -> Any:
-        """Lets Orbax list the steps, again if another program removes one of them meanwhile."""
+        """Lets Orbax list the steps, and retries if another program removes one meanwhile."""
         for _ in range(_MAX_LISTINGS):
             try:
                 return list_steps()
@@ -406,7 +409,7 @@ class Checkpoints:
         return None if best is None else int(best["step"])
 
     def _is_complete(self, step: int) -> bool:
-        # A folder that a crash left without Orbax's mark counts as a step for Orbax.
+        # Orbax also lists a folder that a crash left without its mark.
         return (self._folder / str(step) / _MARK).is_file()
 
     def _warn(self, step: int, error: Exception) -> None:
@@ -418,10 +421,10 @@ class Checkpoints:
 
 
 def check_path(folder: Path) -> None:
-    """Checks that Orbax can read what it would write into a folder.
+    """Checks that Orbax could read checkpoints from a folder.
 
     Raises:
-      UserError: naming the characters that it cannot.
+      UserError: if the path has characters that Orbax misreads; names them.
     """
     bad = sorted(set(_PATTERN.findall(str(folder.absolute()))))
     if bad:
@@ -434,7 +437,7 @@ def check_path(folder: Path) -> None:
 def _errno(error: BaseException) -> int | None:
     if isinstance(error, OSError):
         return error.errno
-    code = re.search(r"os_error_code='(\d+)'", str(error))  # TensorStore's way to report one.
+    code = re.search(r"os_error_code='(\d+)'", str(error))  # TensorStore reports it in the text.
     return int(code[1]) if code else None
 
 

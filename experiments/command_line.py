@@ -1,4 +1,4 @@
-"""From the command line to a `Command`, with errors that say what to write instead."""
+"""Parses the command line to a `Command`. Errors say what to write instead."""
 
 import argparse
 import ast
@@ -34,17 +34,17 @@ _HOST_FLAGS = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Command:
-    """What the user asks for.
+    """A parsed command.
 
     Attributes:
       mode: a name in `experiments.modes.MODES`.
       workdir: folder of the run; `None` for modes that need none.
       config: flat settings of the config file with the changes; `None` without a config file.
-      config_for: `(platform, shape of an example) -> flat settings` of a config file that depends
-        on them, without the changes; `None` for others.
+      config_for: `(platform, shape of an example) -> flat settings`, without the changes, of a
+        config file that depends on them; `None` for other files.
       changes: flat settings that the command line changes.
-      data_dir: where the data are, if the command says so.
-      flags: values of the mode's own flags.
+      data_dir: where the data are, if given.
+      flags: values of the flags of the mode.
       text: the command as typed, for the record.
     """
 
@@ -86,11 +86,11 @@ def parse(argv: Sequence[str]) -> tuple[Command, dict[str, Any]]:
       argv: without the program's name.
 
     Returns:
-      The command, and the flags that say how processes find each other.
+      The command, and the flags for starting several processes.
 
     Raises:
-      UserError: for an unknown flag, mode, file or key, a flag of another mode, a stray word, or a
-        value that is not allowed.
+      UserError: for an unknown flag, mode, file or key, a flag of another mode, an unexpected
+        argument, or an invalid value.
     """
     changes, rest = _split_changes(list(argv))
     mode = _mode_of(rest)
@@ -98,8 +98,8 @@ def parse(argv: Sequence[str]) -> tuple[Command, dict[str, Any]]:
     spec = flags.pop("config")
     if spec is not None and not MODES[mode].creates:
         raise UserError(
-            f"--config: mode {mode} opens an existing run, which keeps its own settings; leave it "
-            f"out, and change single settings with --config.KEY=VALUE: {example(mode)}"
+            f"--config: mode {mode} opens an existing run, which keeps its own settings; remove "
+            f"--config and change single settings with --config.KEY=VALUE: {example(mode)}"
         )
     for flag, key in (("class", "condition.label"), ("classifier", "condition.classifier")):
         if flags.get(flag):
@@ -126,7 +126,7 @@ def parse(argv: Sequence[str]) -> tuple[Command, dict[str, Any]]:
 
 
 def help_for(argv: Sequence[str]) -> str | None:
-    """Returns the help that the arguments ask for: of the program, a mode or a setting."""
+    """Returns the help for the program, a mode or a setting, if the arguments ask for it."""
     wanted = [a for a in argv if a in ("-h", "--help") or a.startswith("--help=")]
     if not wanted:
         return None
@@ -147,7 +147,7 @@ def load_config(spec: str) -> Settings:
       Its settings, flat and not yet checked.
 
     Raises:
-      UserError: naming the nearest file, or what is wrong in it.
+      UserError: if the file does not exist, or raises an error.
     """
     return _call(spec, "get_config")
 
@@ -155,8 +155,8 @@ def load_config(spec: str) -> Settings:
 def load_config_for(spec: str) -> Callable[[str, tuple[int, ...]], Settings] | None:
     """Returns `(platform, shape of an example) -> settings` of a config file that depends on them.
 
-    Such a file defines `get_config_for` besides `get_config`, whose settings are used until the
-    data and the device are known.
+    Such a file also defines `get_config_for`. The settings of `get_config` are used until the data
+    and the device are known.
 
     Args:
       spec: as for `load_config`.
@@ -165,7 +165,7 @@ def load_config_for(spec: str) -> Callable[[str, tuple[int, ...]], Settings] | N
       The function, or `None` for a file without one.
 
     Raises:
-      UserError: as `load_config`.
+      UserError: as for `load_config`.
     """
     with _explaining(spec):
         if not hasattr(_imported(spec), "get_config_for"):
@@ -174,13 +174,13 @@ def load_config_for(spec: str) -> Callable[[str, tuple[int, ...]], Settings] | N
 
 
 def _call(spec: str, function: str, *arguments: Any) -> Settings:
-    """Calls a function of a config file with some arguments and the variants of the spec."""
+    """Calls a function of a config file with arguments and the variants of the spec."""
     name, _, variants = spec.partition(":")
     with _explaining(spec):
         get_config = getattr(_imported(spec), function)
         takes_variants = len(inspect.signature(get_config).parameters) > len(arguments)
         if variants and not takes_variants:
-            raise UserError(f"--config={name} has no variants, got {variants!r}")
+            raise UserError(f"--config={name} has no variants, so {variants!r} is not allowed")
         config = get_config(*arguments, *((variants,) if takes_variants else ()))
         return settings.flatten(config.to_dict())
 
@@ -201,16 +201,16 @@ def _explaining(spec: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except Exception as error:  # Somebody's own code may raise anything.
+    except Exception as error:  # A user's code may raise anything.
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(f"config: {spec.partition(':')[0]}: {reason[-1]}") from error
 
 
 def config_file(spec: str) -> Path:
-    """Returns the file of a config.
+    """Returns the path of a config file.
 
     Raises:
-      UserError: if there is none, naming the nearest one and those in its folder.
+      UserError: if it does not exist; suggests the closest file and lists those in its folder.
     """
     name = spec.partition(":")[0]
     own = _CONFIGS / f"{name}.py"
@@ -219,17 +219,18 @@ def config_file(spec: str) -> Path:
         return path
     folder = path.parent if path.parent.is_dir() else _CONFIGS
     others = [str(p) for p in sorted(folder.glob("*.py")) if p.stem != "__init__"]
-    there = f"; there are {', '.join(others)}" if others else ""
+    there = f"; available: {', '.join(others)}" if others else ""
     raise UserError(f"--config={name} does not exist{nearest(name, others)}{there}")
 
 
 def parse_value(key: str, text: str) -> Any:
-    """Reads the value of a setting: a Python literal, or else a text.
+    """Parses the value of a setting: a Python literal, or otherwise text.
 
-    It is a text also where the setting holds one that looks like a literal, such as a class 3.
+    For a setting whose values are text, it stays text even if it looks like a literal, such as the
+    class 3.
 
     Raises:
-      UserError: for an unknown setting, or a value that it may not have.
+      UserError: for an unknown setting or an invalid value.
     """
     settings.check_key(key, prefix="--config.")
     text = text.strip()
@@ -247,7 +248,7 @@ def parse_value(key: str, text: str) -> Any:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Reports a mistake as an error of the user's."""
+    """A parser that raises UserError."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see {_PROGRAM} --help")
@@ -316,7 +317,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         "--heartbeat_seconds",
         type=positive,
         default=100,
-        help="the others stop after this long without a sign of one process",
+        help="a process that is silent for this long counts as failed, and the others stop",
     )
 
 
@@ -324,7 +325,7 @@ def _explain_unknown(mode: str, argument: str) -> str:
     name = argument.lstrip("-").partition("=")[0]
     if not argument.startswith("-"):
         hint = f"; did you mean --mode={argument}?" if argument in MODES else ""
-        return f"stray word {argument!r} on the command line{hint}"
+        return f"unexpected argument {argument!r} on the command line{hint}"
     owners = [other for other, of in MODES.items() if name in of.flags]
     if owners:
         return f"--{name} is a flag of mode {', '.join(owners)}, not of mode {mode}"
@@ -338,10 +339,10 @@ def _help() -> str:
         "",
         "Start with",
         f"  {example('train')}",
-        "which takes a minute on a CPU and writes a report. The same command again resumes from",
-        "the newest checkpoint. Later commands need only --workdir: the run keeps its settings.",
+        "which takes a minute on a CPU and writes a report. Run the same command again to resume",
+        "from the newest checkpoint. Later commands need only --workdir: a run keeps its settings.",
         "",
-        "Modes, with an example of each:",
+        "Modes, each with an example:",
     ]
     for name, mode in MODES.items():
         lines += [f"  {name:17s}{mode.summary}", f"    {example(name)}"]
@@ -349,10 +350,10 @@ def _help() -> str:
         "",
         "Settings: --config.KEY=VALUE for every key of configs/base.py, such as",
         "--config.flow.step_size=0.1; --help=KEY or --help=SECTION explains them.",
-        "A variant after a colon: --config=configs/digits.py:tiny runs everything in seconds.",
+        "Variants follow a colon: --config=configs/digits.py:tiny runs everything in seconds.",
         f"Flags of a mode: {_PROGRAM} --mode=NAME --help",
         "Many runs at once: python -m experiments.sweep --help",
-        "Images of any program: python -m experiments.evaluate --help",
+        "Evaluate images of any program: python -m experiments.evaluate --help",
     ]
     return "\n".join(lines)
 
@@ -366,7 +367,7 @@ def _help_of_mode(name: str) -> str:
         allow_abbrev=False,
         usage=example(name),
         description=mode.summary,
-        epilog=f"Settings of the same name: --help=config.{name}" if has_settings else None,
+        epilog=f"Settings for this mode: --help=config.{name}" if has_settings else None,
     )
     own = parser.add_argument_group(f"flags of mode {name}")
     for flag in mode.flags:

@@ -1,4 +1,4 @@
-"""Divergences as users write them in a config: names and positive combinations of them."""
+"""Parses divergences of a config: names and positive combinations of them."""
 
 import re
 from typing import Any
@@ -8,7 +8,7 @@ from fdrl_jax.divergences import FDivergence
 
 _NUMBER = r"[-+]?\d*\.?\d+(?:[eE][-+]?\d+)?"
 _TERM = re.compile(rf"(?:(?P<weight>{_NUMBER})\s*\*\s*)?(?P<name>[^*]+)")
-_PLUS = re.compile(r"(?<!\d[eE])\+(?![^(]*\))")  # Not that of 1e+3, nor one within brackets.
+_PLUS = re.compile(r"(?<!\d[eE])\+(?![^(]*\))")  # Not the plus of 1e+3, nor one within brackets.
 
 
 def parse(formula: str) -> FDivergence:
@@ -19,7 +19,7 @@ def parse(formula: str) -> FDivergence:
         as "0.5*kl + 0.5*reverse_kl".
 
     Raises:
-      ValueError: naming the wrong term, the allowed names and the nearest one.
+      ValueError: for an invalid term; lists the allowed names and suggests the closest one.
     """
     found = _terms(formula)
     if isinstance(found, FDivergence):
@@ -28,10 +28,10 @@ def parse(formula: str) -> FDivergence:
 
 
 def describe(formula: str) -> str | list[list[Any]]:
-    """Returns the argument of `divergences.get`, or those of `divergences.combine`, for JSON.
+    """Returns the arguments of `divergences.get` or `divergences.combine` as values for JSON.
 
     Raises:
-      ValueError: as `parse`.
+      ValueError: as for `parse`.
     """
     found = _terms(formula)
     if isinstance(found, FDivergence):

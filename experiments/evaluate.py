@@ -1,7 +1,7 @@
 r"""Compare one set of images with another: `python -m experiments.evaluate SAMPLES REFERENCE`.
 
 A set is a folder or a zip of images, an .npz (arr_0: uint8 [N, H, W, C], or float32 in [-1, 1]), or
-tfds:NAME:SPLIT. The result is JSON on the standard output, or in the file of --out.
+tfds:NAME:SPLIT. The result is printed as JSON, or written to the file of --out.
 
 Examples:
   FID, KID, precision, recall, density and coverage, by torch-fidelity (pip install -e '.[eval]'):
@@ -10,7 +10,7 @@ Examples:
   The paper's protocol, on samples that were never rounded:
     python -m experiments.evaluate floats.npz real.npz --protocol=fid_legacy_fdrl \
       --weights=inception_v3_google-0cc3c7bd.pth
-  Without any weights, by fixed random filters or your own feature space:
+  Without pretrained weights, with fixed random filters or your own feature space:
     python -m experiments.evaluate samples/ real.zip --features=random_conv
     python -m experiments.evaluate samples/ real.zip --features=my_module:my_features
   Are the samples copies of the training set?
@@ -37,7 +37,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command; a mistake of the user's ends it with one line and its exit code."""
+    """Runs the command; an error of the user is printed in one line."""
     try:
         arguments = _parse(argv)
         result = _evaluate(arguments)
@@ -65,10 +65,12 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--metrics",
         default="fid,kid,precision_recall,density_coverage",
-        help=f"of the Inception network, by comma: {', '.join(METRICS)}",
+        help=f"metrics of the Inception network, separated by commas: {', '.join(METRICS)}",
     )
     parser.add_argument(
-        "--features", default="", help="feature spaces, by comma: random_conv or MODULE:FUNCTION"
+        "--features",
+        default="",
+        help="feature spaces, separated by commas: random_conv or MODULE:FUNCTION",
     )
     parser.add_argument("--image_size", type=int, default=0, help="resize both sets to this square")
     parser.add_argument("--data_dir", default="", help="where TFDS sets are")
@@ -76,9 +78,10 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--picture",
         default="",
-        help="file for samples beside the nearest images of REFERENCE; with --held_out",
+        help="file for a picture of samples next to the nearest images of REFERENCE; needs "
+        "--held_out",
     )
-    parser.add_argument("--cache_dir", default="", help="where features of references are kept")
+    parser.add_argument("--cache_dir", default="", help="folder for cached features of references")
     parser.add_argument("--out", default="", help="file for the result")
     arguments = parser.parse_args(argv)
     _check_named("protocol", [arguments.protocol], PROTOCOLS)
@@ -90,7 +93,9 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         if not folder.is_dir():
             raise UserError(f"--{name}: the folder {folder} does not exist")
     if arguments.picture and not arguments.held_out:
-        raise UserError("--picture is drawn where samples are sought in REFERENCE: give --held_out")
+        raise UserError(
+            "--picture shows the nearest images of REFERENCE, whose search needs --held_out"
+        )
     return arguments
 
 
@@ -98,11 +103,11 @@ def _check_named(flag: str, values: Sequence[str], allowed: Collection[str]) -> 
     for value in values:
         if value not in allowed:
             hint = nearest(value, allowed)
-            raise UserError(f"--{flag}: no {value!r}{hint}; there are {', '.join(allowed)}")
+            raise UserError(f"--{flag}: unknown {value!r}{hint}; allowed: {', '.join(allowed)}")
 
 
 def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
-    # Metrics and readers of data take seconds to import: not for --help or a mistyped flag.
+    # Importing metrics and readers of data takes seconds, too long for --help or a mistyped flag.
     from experiments.evaluation import compare, image_sets, metrics, protocols
 
     protocol = PROTOCOLS[arguments.protocol]
@@ -130,7 +135,7 @@ def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _record_of(samples: Path) -> Any:
-    """Returns what --mode=sample wrote beside its samples: checkpoint, seed, flow; else nothing."""
+    """Returns the record that --mode=sample wrote next to its samples, or `None`."""
     samples = samples.absolute()
     record = samples.parent / f"{samples.name if samples.is_dir() else samples.stem}.json"
     return read_json(record) if record.is_file() else None

@@ -1,4 +1,4 @@
-"""Files that are complete or absent: atomic writes, JSON, hashes and locks."""
+"""Atomic writes, JSON, hashes and locks."""
 
 import contextlib
 import fcntl
@@ -22,10 +22,10 @@ from experiments.errors import UserError
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Opens a file that replaces `path` at the end: no reader and no crash meets half of it.
+    """Opens a file that replaces `path` when it is complete, so that `path` is never half written.
 
-    The unfinished file has a name of its own and is never one that exists, so that two programs do
-    not share it and a symbolic link does not lead it elsewhere.
+    The unfinished file has a new, unique name. Two programs therefore do not share it, and a
+    symbolic link cannot redirect it.
     """
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
@@ -41,13 +41,13 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file, complete or not at all, in UTF-8 whatever the locale."""
+    """Writes a text file atomically, in UTF-8 whatever the locale."""
     with replacing(path) as file:
         file.write(text.encode())
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes a JSON file, complete or not at all."""
+    """Writes a JSON file atomically."""
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
@@ -59,10 +59,10 @@ def append_line(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path, **types: type | tuple[type, ...]) -> dict[str, Any]:
-    """Reads a JSON object, which must hold certain keys with values of certain types.
+    """Reads a JSON object and checks that it has the given keys with values of the given types.
 
     Raises:
-      UserError: naming the file, if it is missing, not JSON, or lacks a key.
+      UserError: if the file is missing, is not JSON, or lacks a key; names the file.
     """
     try:
         content = json.loads(path.read_bytes())
@@ -77,10 +77,10 @@ def read_json(path: Path, **types: type | tuple[type, ...]) -> dict[str, Any]:
 
 
 def check_types(path: Path, content: dict[str, Any], **types: type | tuple[type, ...]) -> None:
-    """Checks that an object of a JSON file holds certain keys with values of certain types.
+    """Checks that a JSON object has the given keys with values of the given types.
 
     Raises:
-      UserError: naming the file and the key.
+      UserError: if it does not; names the file and the key.
     """
     for key, kinds in types.items():
         if not isinstance(content.get(key), kinds):
@@ -92,23 +92,23 @@ def read_npz(path: Path, *names: str) -> dict[str, np.ndarray]:
     """Reads the named arrays of an npz file; nothing in it is executed.
 
     Raises:
-      UserError: naming the file, if it is missing, damaged or lacks an array.
+      UserError: if the file is missing, is damaged, or lacks an array; names the file.
     """
     try:
-        # NumPy leaves a file open that it opened itself and cannot read.
+        # If NumPy opens a file itself and cannot read it, it leaves the file open.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return {name: archive[name] for name in names or archive.files}
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
-    except Exception as error:  # zipfile, zlib and NumPy raise exceptions of many types.
+    except Exception as error:  # zipfile, zlib and NumPy raise many types of errors.
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path} is damaged: {reason}") from error
 
 
 def without_home(text: str) -> str:
-    """Shortens the home folder to `~` and paths below the working folder to relative ones.
+    """Shortens the home folder to `~`, and paths below the working folder to relative paths.
 
-    For what is stored in a run: a run is copied to colleagues. Other absolute paths stay.
+    This is for text that is stored in a run, because runs are shared. Other absolute paths remain.
     """
     for folder, replacement in ((Path.cwd(), ""), (Path.home(), "~/")):
         if len(folder.parts) > 1:
@@ -123,7 +123,7 @@ def sha256_of_file(path: Path) -> str:
 
 
 def sha256_of_json(content: Any) -> str:
-    """Returns the SHA-256 of content that JSON can hold."""
+    """Returns the SHA-256 of content that JSON can represent."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -147,17 +147,17 @@ def _sha256_of_array(array: np.ndarray) -> str:
 
 @contextlib.contextmanager
 def locked(file: Path, guarded: str, alternative: str) -> Iterator[None]:
-    """Holds a lock on a file; the system releases it however this process ends.
+    """Holds a lock on a file, which the system releases when this process ends, even by a crash.
 
-    Of several processes of one run, only the first should acquire it.
+    If a run has several processes, only the first should acquire it.
 
     Args:
-      file: created if missing; it stays, and names the process that held it last.
+      file: the lock file, created if missing and never removed. It names the last holder.
       guarded: what the lock protects, for messages.
       alternative: what a second program can do instead of waiting, for messages.
 
     Raises:
-      UserError: if another process holds it, naming that process, or the file cannot be written.
+      UserError: if another process holds the lock, or if the file cannot be written.
     """
     try:
         handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
@@ -171,7 +171,7 @@ def locked(file: Path, guarded: str, alternative: str) -> Iterator[None]:
             raise UserError(
                 f"{guarded} is in use by {holder}; wait for it, stop it, or {alternative}"
             ) from None
-        except OSError as error:  # Some file systems of clusters have no locks.
+        except OSError as error:  # Some file systems of clusters do not support locks.
             logging.getLogger("fdrl").warning(
                 "%s cannot be locked (%s): make sure that no other program uses it",
                 guarded,

@@ -1,4 +1,4 @@
-"""The data of a run as sampling, pictures and metrics see them: from the run's folder only."""
+"""The data of a run for sampling, pictures and metrics, from the folder of the run only."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
@@ -14,12 +14,12 @@ from experiments.evaluation.references import ImageReference
 def frozen_source(
     described: Mapping[str, Any], of: Mapping[str, Any], reference: ImageReference | None
 ) -> Source:
-    """Returns a source that reads no data on disk, and cannot be trained on unless it is built in.
+    """Returns a source that reads no data from disk. Training needs built-in data.
 
     Args:
       described: the data of the run, from `run.describe_data`.
       of: settings of the run, flat.
-      reference: the held-out images that the run keeps; `None` for built-in data.
+      reference: the held-out images stored in the run; `None` for built-in data.
     """
     if reference is None:
         return data.load(DataOptions(**settings.section(of, "data")))
@@ -54,8 +54,8 @@ def _starts(reference: ImageReference) -> Starts | None:
     def load(positions: np.ndarray) -> np.ndarray:
         if len(positions) and max(positions) >= len(images):
             raise UserError(
-                f"the run keeps {len(images):,} images of the source domain: ask for at most that "
-                "many samples"
+                f"the run stores only {len(images):,} images of the source domain; request at most "
+                "this many samples"
             )
         return images[np.asarray(positions)]
 

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from experiments.machine import interrupts
 
-# The rest is imported by the functions that use it: it takes seconds, and Ctrl-C should work then.
+# Other imports are inside functions: they take seconds, in which Ctrl-C should work.
 if TYPE_CHECKING:
     from experiments.command_line import Command
 
-# Full, over quota, larger than the system allows, read-only, failing, or gone.
+# Disk full, over quota, file too large, read-only, failing, or gone.
 _OF_THE_DISK = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
     *(errno.EIO, errno.ESTALE, errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP),
@@ -23,7 +23,7 @@ _OF_THE_DISK = (
 
 
 def main(argv: list[str]) -> None:
-    """Runs the mode that is asked for; a mistake of the user's ends the process with one line."""
+    """Runs a mode; an error of the user is printed in one line and ends the process."""
     with interrupts.exiting_at_once():
         from experiments import command_line
         from experiments.errors import UserError
@@ -43,7 +43,7 @@ def _run(command: "Command", processes: dict[str, Any]) -> None:
     from experiments import modes
     from experiments.machine import hosts, peers, xla_flags
 
-    # Before anything runs on a device: XLA reads its flags when its backend starts.
+    # Must come first, because XLA reads its flags when its backend starts.
     xla_flags.set_cpu_flags(bfloat16=_precision(command) in ("auto", "bfloat16"))
     hosts.join(**processes)
     with hosts.leaving_with_peers(), _explaining_the_disk(command):
@@ -53,7 +53,7 @@ def _run(command: "Command", processes: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def _explaining_the_disk(command: "Command") -> Iterator[None]:
-    """Turns an error of the disk into one of the user's."""
+    """Turns an error of the disk into a UserError."""
     from experiments.errors import UserError
 
     try:
@@ -68,7 +68,7 @@ def _explaining_the_disk(command: "Command") -> Iterator[None]:
 
 
 def _precision(command: "Command") -> str:
-    """Returns the precision of a command's run, which is opened and checked only later."""
+    """Returns the precision of a command's run, before the run is opened and checked."""
     from experiments.files import read_json
 
     record = (command.workdir or Path()) / "run.json"
@@ -82,7 +82,7 @@ def _precision(command: "Command") -> str:
 def _set_up_logging() -> None:
     import absl.logging
 
-    # Libraries report every file they touch, and print the stacks of errors that they raise.
+    # Some libraries log every file, and the stacks of errors that they also raise.
     sys.unraisablehook = _print_unraisable
     absl.logging.set_verbosity(absl.logging.FATAL)
     own = logging.getLogger("fdrl")
@@ -94,8 +94,8 @@ def _set_up_logging() -> None:
 
 
 def _print_unraisable(hooked: "sys.UnraisableHookArgs") -> None:
-    # Orbax closes its event loop at the first write that fails, and TensorStore reports the others
-    # to it when they end.
+    # Orbax closes its event loop after the first failed write, and TensorStore then reports the
+    # other failures to that loop.
     if str(hooked.exc_value) != "Event loop is closed":
         sys.__unraisablehook__(hooked)
 

@@ -1,4 +1,4 @@
-"""The data-dependent prior: fitted once when a run is created, and part of the run from then on."""
+"""The data-dependent prior, which is fitted once when a run is created and then stored with it."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -12,7 +12,7 @@ from experiments.errors import UserError
 from experiments.files import read_npz, replacing, sha256_of_arrays
 from fdrl_jax import priors
 
-# Up to 64 x 64 x 3 the full covariance is kept: its factor needs 604 MB.
+# Up to 64 x 64 x 3 the full covariance is used, whose factor needs 604 MB.
 MAX_EXACT_SIZE = 12_288
 DEFAULT_RANK = 512
 
@@ -24,8 +24,8 @@ class FittedPrior(NamedTuple):
       mean: `μ`.
       factor: `F`.
       remainder_scale: `s`.
-      share_held: share of the data's variance that `F` holds: 1 for a full covariance.
-      num_examples: examples that it was fitted to; 0 for a prior that was fitted elsewhere.
+      share_held: share of the data's variance that `F` explains; 1 for a full covariance.
+      num_examples: number of examples in the fit; 0 for a prior that was fitted elsewhere.
     """
 
     mean: np.ndarray
@@ -36,7 +36,7 @@ class FittedPrior(NamedTuple):
 
     @property
     def sha256(self) -> str:
-        """Digest of what samples follow from."""
+        """Digest of the arrays that determine samples."""
         return sha256_of_arrays((self.mean, self.factor, np.float64(self.remainder_scale)))
 
 
@@ -56,8 +56,8 @@ def fit(batches: Iterable[np.ndarray], rank: int, jitter: float) -> FittedPrior:
     """Fits the prior in one pass over the training set, without augmentation or noise (eq. 8).
 
     Args:
-      batches: of examples, [B, ...].
-      rank: of the covariance, or 0 for the full one.
+      batches: batches of examples, [B, ...].
+      rank: rank of the covariance, or 0 for the full covariance.
       jitter: variance added to the diagonal.
     """
     batches = tqdm(batches, desc="fitting the prior", unit="batch", leave=False)
@@ -70,7 +70,7 @@ def fit(batches: Iterable[np.ndarray], rank: int, jitter: float) -> FittedPrior:
 
 
 def from_covariance(mean: np.ndarray, covariance: np.ndarray) -> FittedPrior:
-    """Returns a prior that was fitted elsewhere, with the jitter in its covariance.
+    """Returns a prior from a given covariance, which must include the jitter.
 
     Args:
       mean: [D].
@@ -81,7 +81,7 @@ def from_covariance(mean: np.ndarray, covariance: np.ndarray) -> FittedPrior:
 
 
 def blank(rank: int, event_shape: Sequence[int]) -> FittedPrior:
-    """Returns a prior of the right shapes that is fitted to nothing, to compile and time with."""
+    """Returns a placeholder of the same shapes, for compiling and timing."""
     size = math.prod(event_shape)
     factor = np.zeros((size, rank or size), np.float32)
     return FittedPrior(np.zeros(size), factor, 1.0 if rank else 0.0, 0.0, 0)
@@ -97,7 +97,7 @@ def read(file: Path, sha256: str) -> FittedPrior:
     """Reads the prior of a run.
 
     Raises:
-      UserError: if the file is missing, damaged, or not the one that the run was created with.
+      UserError: if the file is missing, damaged, or not the one the run was created with.
     """
     arrays = read_npz(file, *FittedPrior._fields)
     fitted = FittedPrior(
@@ -109,19 +109,19 @@ def read(file: Path, sha256: str) -> FittedPrior:
     )
     if fitted.sha256 != sha256:
         raise UserError(
-            f"{file} is not the prior that the run was created with; restore the file, or train "
-            "in a new --workdir"
+            f"{file} is not the prior the run was created with; restore the file, or train in a "
+            "new --workdir"
         )
     return fitted
 
 
 def describe(fitted: FittedPrior) -> str:
-    """Returns a line for the person who waits."""
+    """Returns a line of progress about the fit."""
     size, rank = fitted.factor.shape
     form = "full covariance" if rank == size else f"rank {rank}"
     return (
         f"prior: fitted to {fitted.num_examples:,} examples of {size:,} numbers, {form}, "
-        f"{fitted.share_held:.2%} of the variance held"
+        f"{fitted.share_held:.2%} of the variance explained"
     )
 
 

@@ -1,4 +1,4 @@
-"""Records of what was drawn from a run: each is added under a name of its own, none is replaced."""
+"""Records of samples and evaluations of a run, each with its own name and never replaced."""
 
 import errno
 from pathlib import Path
@@ -14,12 +14,12 @@ Key = dict[str, Any]
 
 
 def key_of(opened: Opened, num_samples: int | None, **more: Any) -> Key:
-    """Returns what a record follows from, as JSON can hold it.
+    """Returns everything that determines a record, as values for JSON.
 
     Args:
       opened: run, settings and checkpoint.
-      num_samples: number of samples; `None` for what draws any number.
-      **more: what else it follows from, such as a classifier's digest.
+      num_samples: number of samples; `None` if the record does not depend on it.
+      **more: further inputs of the record, such as a classifier's digest.
     """
     experiment = opened.experiment
     return {
@@ -33,12 +33,12 @@ def key_of(opened: Opened, num_samples: int | None, **more: Any) -> Key:
 
 
 def name_of(opened: Opened, key: Key, *, is_default: bool) -> str:
-    """Returns the name of a record: `step_N`, with a digest unless it is the run's own.
+    """Returns the name of a record: `step_N`, with a digest unless all settings are the run's.
 
     Args:
       opened: run, settings and checkpoint.
-      key: from `key_of`.
-      is_default: whether the command changes nothing that the record follows from.
+      key: the key, from `key_of`.
+      is_default: whether the command changes no setting that the record depends on.
     """
     stem = f"step_{opened.step}"
     is_own = is_default and has_own_settings(opened.run, key)
@@ -46,23 +46,23 @@ def name_of(opened: Opened, key: Key, *, is_default: bool) -> str:
 
 
 def has_own_settings(run: Run, key: Key) -> bool:
-    """Whether a record was drawn with the settings that the run was created with."""
+    """Whether the settings of a record are those that the run was created with."""
     return bool(key["settings"] == settings.of_scope(run.settings, "flow"))
 
 
 def find(folder: Path, name: str, key: Key) -> tuple[Path, bool]:
-    """Returns where a record lies or should lie, and whether it is there already.
+    """Returns the path of a record, and whether it exists.
 
-    A record of the same name that follows from something else, such as a run that was rolled back,
-    stays: the new one gets a name with its digest.
+    If a record of this name has another key, for instance because the run was rolled back, it is
+    kept, and the new record gets a name with its digest.
 
     Args:
-      folder: of all records of this kind.
-      name: from `name_of`.
-      key: from `key_of`.
+      folder: the folder of all records of this kind.
+      name: the name, from `name_of`.
+      key: the key, from `key_of`.
 
     Raises:
-      UserError: naming a record that is damaged.
+      UserError: if a record is damaged; names it.
     """
     path = folder / name
     if (path / "record.json").is_file() and read_json(path / "record.json", key=dict)["key"] != key:
@@ -71,14 +71,14 @@ def find(folder: Path, name: str, key: Key) -> tuple[Path, bool]:
 
 
 def add(unfinished: Path, path: Path) -> None:
-    """Gives a finished record its name; one that another program added in the meantime stays.
+    """Renames a finished record to its name. If another program has just added it, that one stays.
 
     Args:
-      unfinished: folder of the record, in the folder of all records or below it.
-      path: from `find`.
+      unfinished: the folder of the record, in the folder of all records or below it.
+      path: the path, from `find`.
 
     Raises:
-      UserError: if something else has this name.
+      UserError: if another file or folder has this name.
     """
     try:
         unfinished.rename(path)
@@ -86,7 +86,7 @@ def add(unfinished: Path, path: Path) -> None:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
             raise
         if not (path / "record.json").is_file():
-            raise UserError(f"{path} exists and is no record; move it elsewhere") from error
+            raise UserError(f"{path} exists and is not a record; move it elsewhere") from error
 
 
 def newest(folder: Path) -> Path | None:
@@ -99,11 +99,11 @@ def newest_of(folder: Path, key: Key) -> dict[str, Any] | None:
     """Returns the newest record of a checkpoint with the same settings, if there is one.
 
     Args:
-      folder: of all records of this kind.
-      key: from `key_of`; the number of samples may be any.
+      folder: the folder of all records of this kind.
+      key: the key, from `key_of`; its number of samples is ignored.
 
     Raises:
-      UserError: naming a record that is damaged.
+      UserError: if a record is damaged; names it.
     """
     found = sorted(folder.glob("*/record.json"), key=lambda path: path.stat().st_mtime_ns)
     wanted = {name: value for name, value in key.items() if name != "num_samples"}

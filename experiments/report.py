@@ -1,4 +1,4 @@
-"""The report of a run: one self-contained page, a function of the run and of one evaluation."""
+"""The report of a run: a self-contained page that depends only on the run and one evaluation."""
 
 import base64
 import html
@@ -43,7 +43,7 @@ th,td{padding:.2rem 1.2rem .2rem 0;text-align:left;vertical-align:top;border-bot
 
 
 def draw(opened: Opened, samples: Samples, found: Evaluation, folder: Path) -> None:
-    """Draws the pictures of an evaluation into its folder, and lists them with their captions."""
+    """Draws the pictures of an evaluation to its folder, and lists them with their captions."""
     experiment, state, run = opened.experiment, opened.checkpoint.state, opened.run
     source = experiment.source
     drawn = [
@@ -81,17 +81,17 @@ def draw(opened: Opened, samples: Samples, found: Evaluation, folder: Path) -> N
 
 
 def write(run: Run, record: Path) -> Path:
-    """Writes the report of an evaluation into its folder.
+    """Writes the report of an evaluation to its folder.
 
     Args:
-      run: the run; its folder is read, and no data and no checkpoint.
-      record: folder of the evaluation.
+      run: the run; only its folder is read, without data or checkpoints.
+      record: the folder of the evaluation.
 
     Returns:
       The path of the page.
 
     Raises:
-      UserError: naming a file that is missing or damaged.
+      UserError: if a file is missing or damaged; names it.
     """
     found = read_json(record / "record.json", key=dict, metrics=dict, details=dict)
     check_types(record / "record.json", found["key"], step=int, num_samples=int, settings=dict)
@@ -152,7 +152,7 @@ def metrics_of(record: Path) -> Metrics:
 
 
 def _headlines(metrics: Metrics) -> Metrics:
-    """Returns the metrics to look at first: those that stand between prior and real data."""
+    """Returns the metrics to show first: headline metrics with values of prior and real data."""
     found = {name: metric for name, metric in metrics.items() if metric.defined.headline}
     return dict(list((found or metrics).items())[:_NUM_HEADLINES])
 
@@ -164,7 +164,7 @@ def _what(run: Run, found: dict[str, Any]) -> str:
 
 
 def _without_paths(command: str) -> str:
-    """Shortens absolute paths to their last part: a report is made to be shared."""
+    """Shortens absolute paths to their last part, because reports are shared."""
     words = []
     for word in command.split(" "):
         flag, equals, value = word.rpartition("=")
@@ -188,7 +188,7 @@ def _metrics_table(metrics: Metrics, start: str) -> str:
 
 
 def _value_cell(text: str) -> str:
-    # A narrow screen breaks the line before the sign only.
+    # A narrow screen may break the line only before the sign.
     return f'<td class="value">{html.escape(text).replace("± ", "±&nbsp;")}</td>'
 
 

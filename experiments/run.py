@@ -1,4 +1,4 @@
-"""A run on disk, frozen when it is created: all that its results follow from is in its folder.
+"""A run on disk, frozen when it is created. Its folder has everything that determines its results.
 
     run.json        kind, settings, identity of the data, digests of the files below, versions
     prior.npz       the fitted prior, if it is data-dependent
@@ -7,7 +7,7 @@
     checkpoints/    metrics.jsonl    snapshots/    pictures/    report.html
     samples/        evaluations/     curves/       export/      records, added and never overwritten
 
-`create` writes the first three, once, and `run.json` last. Everything else only reads them.
+`create` writes the first three files once, `run.json` last. All other code only reads them.
 """
 
 import contextlib
@@ -46,19 +46,19 @@ from fdrl_jax import parallel
 from fdrl_jax.names import nearest
 
 Kind = Literal["ratio", "classifier"]
-_FORMAT = 2  # Of the folder; version 0.1 of the program wrote format 1, without a number.
+_FORMAT = 2  # Format of the folder; version 0.1 wrote format 1, without a number.
 _PACKAGES = ("fdrl_jax", "jax", "jaxlib", "flax", "optax", "numpy")
 
 
 class Run:
-    """A run that exists.
+    """An existing run.
 
     Attributes:
       root: its folder.
-      kind: what was trained: a density "ratio" or a "classifier".
-      settings: those that it was created with, flat.
+      kind: what is trained: a density "ratio" or a "classifier".
+      settings: the settings that it was created with, flat.
       data: name, kind, event shape, classes and identity of its data.
-      id: digest of what its samples and its training follow from, besides the seed of a command.
+      id: digest of everything that determines its training and its samples, except the seed.
     """
 
     def __init__(self, root: Path, record: Mapping[str, Any]) -> None:
@@ -72,7 +72,7 @@ class Run:
         self.command: str = record["command"]
         self._prior_sha256: str | None = record["prior_sha256"]
         self._reference_sha256: str | None = record["reference_sha256"]
-        # Of the record as it is on disk: keys that came with later versions do not change it.
+        # Computed from the record on disk, so that keys of later versions do not change it.
         fixed = {
             key: value
             for key, value in record["settings"].items()
@@ -92,25 +92,25 @@ class Run:
         """Returns the fitted prior, if the run has one.
 
         Raises:
-          UserError: if the file is not the one that the run was created with.
+          UserError: if the file is not the one the run was created with.
         """
         if self._prior_sha256 is None:
             return None
         return prior.read(self.root / "prior.npz", self._prior_sha256)
 
     def source(self) -> Source:
-        """Returns the data as the run keeps them: everything but what training needs.
+        """Returns the data that the run stores: everything except what only training needs.
 
         Raises:
-          UserError: if the file of held-out images is not the one that the run was created with.
+          UserError: if the file of held-out images is not the one the run was created with.
         """
         return frozen_source(self.data, self.settings, self._kept_images)
 
     def metric_reference(self) -> ImageReference | PointsReference:
-        """Returns the real data that samples are compared with.
+        """Returns the real data for comparison with samples.
 
         Raises:
-          UserError: as `source`.
+          UserError: as for `source`.
         """
         return self._metric_reference
 
@@ -125,23 +125,24 @@ class Run:
             return None
         file = self.root / "reference.npz"
         if not file.is_file() or sha256_of_file(file) != self._reference_sha256:
-            raise UserError(f"{file} is not what the run was created with; restore the file")
+            raise UserError(f"{file} is not the file the run was created with; restore it")
         return references.load(file)
 
     def checkpoints(self, keep: int | None = None) -> Checkpoints:
-        """Opens the checkpoints to save some, for a `with` statement; the caller holds the lock.
+        """Opens the checkpoints for saving, in a `with` statement. The caller must hold the lock.
 
         Args:
-          keep: how many of the newest to keep; as many as when the run was created if left out.
+          keep: number of the newest checkpoints to keep; by default as set when the run was
+            created.
         """
         keep = self.settings["checkpoint.keep"] if keep is None else keep
         return Checkpoints(self.root / "checkpoints", self.id, keep)
 
     def saved_checkpoints(self) -> Checkpoints:
-        """Opens the checkpoints to read them, also while a training saves more.
+        """Opens the checkpoints for reading, possibly while training saves more.
 
         Raises:
-          UserError: if there are none.
+          UserError: if there are no checkpoints.
         """
         if not self.has_checkpoints():
             raise UserError(f"no checkpoint in {self.root}; train first, with --mode=train")
@@ -152,13 +153,13 @@ class Run:
         return (self.root / "checkpoints").is_dir()
 
     def overridden(self, changes: Mapping[str, Any]) -> Settings:
-        """Returns the settings of a command that draws samples of the run.
+        """Returns the settings of a command that draws samples from the run.
 
         Args:
-          changes: flat, from the command line.
+          changes: flat settings from the command line.
 
         Raises:
-          UserError: naming each setting that was fixed when the run was created.
+          UserError: if a setting was fixed when the run was created; names each.
         """
         merged = settings.checked({**self.settings, **changes})
         fixed = settings.of_scope(merged, "fixed", "training")
@@ -167,34 +168,35 @@ class Run:
         )
         if differing:
             raise UserError(
-                f"fixed when the run {self.root} was created: {'; '.join(differing.values())}. "
-                "Train a new run in another --workdir for other values"
+                "these settings were fixed when the run "
+                f"{self.root} was created: {'; '.join(differing.values())}. To use other values, "
+                "train a new run in another --workdir"
             )
         return merged
 
     def resumed(self, wanted: Settings) -> Settings:
-        """Returns the settings to resume training with.
+        """Returns the settings for resuming training.
 
         Args:
-          wanted: flat and checked; those that are free take effect, the others must be the run's.
+          wanted: flat, checked settings. Free settings take effect; others must equal the run's.
 
         Raises:
-          UserError: naming each setting that differs, with both values.
+          UserError: if other settings differ; names each with both values.
         """
         free = settings.of_scope(wanted, "free")
         saved = {**self.settings, **free}
-        if wanted["optimizer.schedule"] != "cosine":  # Its length is a part of every step.
+        if wanted["optimizer.schedule"] != "cosine":  # Its length affects every step.
             saved["train.num_steps"] = wanted["train.num_steps"]
         differing = settings.differences(saved, wanted)
         if differing:
             raise UserError(
-                f"the config does not fit the run {self.root}: {'; '.join(differing.values())}. "
+                f"the config differs from the run {self.root}: {'; '.join(differing.values())}. "
                 "Use the settings of the run, or another --workdir"
             )
         return wanted
 
     def check_data(self, source: Source) -> None:
-        """Checks that data are those that the run was created with.
+        """Checks that the data are those the run was created with.
 
         Raises:
           UserError: if images were added, removed or renamed.
@@ -203,28 +205,28 @@ class Run:
         differing = [key for key in then if key != "fingerprint" and now.get(key) != then[key]]
         if differing:
             raise UserError(
-                f"the data are not those that the run {self.root} was created with: images were "
-                f"added, removed or renamed ({', '.join(differing)}). Restore them, or train in "
-                "another --workdir"
+                f"the data are not those the run {self.root} was created with: images were added, "
+                f"removed or renamed ({', '.join(differing)}). Restore them, or train in another "
+                "--workdir"
             )
         if now["fingerprint"] != then["fingerprint"]:
-            # Sizes and modification times: they also change when a folder is copied.
+            # Only a warning, because modification times also change when a folder is copied.
             logging.getLogger("fdrl").warning(
                 "the images of %s have other sizes or modification times than when the run was "
-                "created; its prior and its reference stay as they were",
+                "created; its prior and its reference do not change",
                 source.name,
             )
 
     def check_present(self) -> None:
-        """Checks that the folder still holds the run: Orbax would make a removed one again.
+        """Checks that the folder still contains the run. Orbax would create it again.
 
         Raises:
-          UserError: if not.
+          UserError: if it does not.
         """
         if not (self.root / "run.json").is_file():
             raise UserError(
-                f"--workdir={self.root} was removed or renamed while the run trained; what was "
-                "saved before is there only if the folder still is"
+                f"--workdir={self.root} was removed or renamed during training; earlier "
+                "checkpoints are lost unless the folder still exists elsewhere"
             )
 
     def log_command(self, command: str) -> None:
@@ -233,10 +235,10 @@ class Run:
         append_line(self.root / "commands.jsonl", record)
 
     def read_snapshots(self, up_to_step: int) -> list[tuple[int, np.ndarray]]:
-        """Reads the snapshots of steps up to one: samples during training, in order.
+        """Reads the snapshots (samples during training) up to a step, in order.
 
         Raises:
-          UserError: naming one that is damaged.
+          UserError: if a snapshot is damaged; names it.
         """
         numbered = [path for path in self.snapshots.glob("*.npz") if path.stem.isdecimal()]
         found = sorted((int(path.stem), path) for path in numbered)
@@ -253,7 +255,7 @@ class Run:
 
 
 def describe_data(source: Source) -> dict[str, Any]:
-    """Returns what identifies the data of a run, as JSON can hold it."""
+    """Returns the description that identifies the data of a run, as values for JSON."""
     return {
         "name": source.name,
         "kind": source.kind,
@@ -266,18 +268,18 @@ def describe_data(source: Source) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def locked_folder(root: Path, *, creates: bool = True) -> Iterator[None]:
-    """Makes the folder of a run and keeps other trainings out of it.
+    """Creates the folder of a run and locks it against other trainings.
 
-    The first process holds the lock, and all of them learn whether it has it. A folder that was
-    made for a command that is rejected does not stay.
+    The first process holds the lock, and all processes learn whether it succeeded. If the command
+    is rejected, a new folder is removed again.
 
     Args:
       root: the folder.
-      creates: whether a run can be created there; otherwise it must hold one.
+      creates: whether a run can be created there; otherwise it must exist.
 
     Raises:
-      UserError: if it cannot be written, holds no run that it must hold, or another process trains
-        here.
+      UserError: if the folder cannot be written, a required run is missing, or another process
+        trains there.
     """
     check_path(root)
     if not creates and not exists(root):
@@ -291,7 +293,7 @@ def locked_folder(root: Path, *, creates: bool = True) -> Iterator[None]:
                 refused = error
         if not parallel.same_on_all_processes(str(refused is None)) or refused is not None:
             raise refused or UserError(
-                f"the first process of the run cannot use --workdir={root}; its message says why"
+                f"the first process of the run cannot use --workdir={root}; see its message"
             )
         yield
 
@@ -321,7 +323,7 @@ def create(
     fitted: FittedPrior | None,
     command: str,
 ) -> Run:
-    """Creates a run; the caller holds `locked_folder`.
+    """Creates a run. The caller must hold `locked_folder`.
 
     Args:
       root: its folder, without a run.
@@ -329,13 +331,13 @@ def create(
       wanted: its settings, flat and checked.
       source: its data.
       fitted: its prior, if it is data-dependent.
-      command: what the user typed.
+      command: the command line.
 
     Raises:
       UserError: if the folder cannot be written.
     """
     if parallel.is_first_process():
-        # What is built in is made again at any time; a classifier has no samples to compare.
+        # Built-in data need no stored reference, and a classifier has no samples to compare.
         keeps_images = kind == "ratio" and not is_built_in(wanted["data.name"])
         try:
             if fitted is not None:
@@ -365,32 +367,32 @@ def create(
 
 
 def exists(root: Path) -> bool:
-    """Whether a folder holds a run; all processes must ask.
+    """Whether a folder contains a run. All processes must call this.
 
     Raises:
-      UserError: if some processes see a run there and others do not.
+      UserError: if only some processes see a run there.
     """
     found = (root / "run.json").is_file()
     if not parallel.same_on_all_processes(str(found)):
         raise UserError(
-            f"--workdir={root} is not the same folder on all processes: a run is only on some. "
+            f"--workdir={root} is not the same folder on all processes: only some see a run. "
             "Give them one shared --workdir"
         )
     return found
 
 
 def check_free(root: Path) -> None:
-    """Checks that a folder holds nothing that a new run would mix with.
+    """Checks that a folder contains nothing that would mix with a new run.
 
     Raises:
-      UserError: if it holds a run of version 0.1, or checkpoints without the record of their run.
+      UserError: if it contains a run of version 0.1, or checkpoints without a `run.json`.
     """
     if (root / "config.json").is_file():
         raise UserError(_why_missing(root))
     if (root / "checkpoints").exists():
         raise UserError(
-            f"--workdir={root} holds checkpoints but no run.json; restore that file, or train in "
-            "another --workdir"
+            f"--workdir={root} contains checkpoints but no run.json; restore that file, or train "
+            "in another --workdir"
         )
 
 
@@ -399,10 +401,10 @@ def open_run(root: Path, kind: Kind | None = None) -> Run:
 
     Args:
       root: its folder.
-      kind: what it must be of.
+      kind: the required kind, if any.
 
     Raises:
-      UserError: if there is none, with the nearest folder that holds one, or it is of another kind.
+      UserError: if there is no run, or it has another kind; suggests the closest folder with a run.
     """
     if not exists(root):
         raise UserError(_why_missing(root))
@@ -428,7 +430,7 @@ def open_run(root: Path, kind: Kind | None = None) -> Run:
         raise UserError(f"--workdir={root} is not the same folder on all processes of the run")
     if kind is not None and run.kind != kind:
         wanted = {"ratio": "a density ratio", "classifier": "a classifier"}
-        raise UserError(f"--workdir={root} holds {wanted[run.kind]}, not {wanted[kind]}")
+        raise UserError(f"--workdir={root} contains {wanted[run.kind]}, not {wanted[kind]}")
     return run
 
 
@@ -436,7 +438,7 @@ def _check_data(described: Mapping[str, Any]) -> None:
     types = {"name": str, "kind": str, "identity": str, "event_shape": list, "classes": list}
     for key, kind in types.items():
         if not isinstance(described[key], kind):
-            raise TypeError(f"{key!r} of its data holds {str(described[key])[:80]!r}")
+            raise TypeError(f"{key!r} of its data is {str(described[key])[:80]!r}")
 
 
 def _domains(wanted: Settings) -> tuple[str, str]:
@@ -446,20 +448,20 @@ def _domains(wanted: Settings) -> tuple[str, str]:
 def _why_missing(root: Path) -> str:
     if (root / "config.json").is_file():
         return (
-            f"--workdir={root} was written by version 0.1; convert it once, with its data at hand: "
+            f"--workdir={root} was written by version 0.1; convert it once (this needs its data): "
             f"python -m experiments.main --mode=migrate --workdir={root}"
         )
     if root.exists() and not root.is_dir():
         return f"--workdir={root} is a file, not the folder of a run"
     runs = [str(path.parent) for path in root.parent.glob("*/run.json")]
     hint = nearest(str(root), runs) or (
-        f"; there are {', '.join(sorted(runs)[:5])}" if runs else ""
+        f"; available: {', '.join(sorted(runs)[:5])}" if runs else ""
     )
-    return f"--workdir={root} holds no run{hint}. Train one with --config=FILE.py"
+    return f"--workdir={root} contains no run{hint}. Train one with --config=FILE.py"
 
 
 def _portable(wanted: Settings) -> Settings:
-    """Shortens the home folder in paths; a relative path would depend on the working folder."""
+    """Shortens the home folder in paths. Relative paths would depend on the working folder."""
     home = f"{Path.home()}/"
     return {
         key: f"~/{value.removeprefix(home)}"

@@ -1,6 +1,6 @@
 """Reads PyTorch's `.pt` files by `torch.load(weights_only=True)`, which executes nothing in them.
 
-Only this module imports PyTorch, and only when a file is read: it is the extra `torch`.
+Only this module imports PyTorch, and only when a file is read. PyTorch is the extra `torch`.
 """
 
 import re
@@ -11,14 +11,14 @@ import numpy as np
 
 from experiments.errors import UserError
 
-_SAFE_SINCE = (2, 6)  # In older versions a file could execute code despite `weights_only`.
+_SAFE_SINCE = (2, 6)  # With older versions, a file could execute code despite `weights_only`.
 _INSTALL = "pip install -e '.[torch]'"
 _MAX_SHOWN_CHARACTERS = 200
-_PARALLEL_PREFIX = "module."  # Added by DataParallel, that is, when trained on several GPUs.
+_PARALLEL_PREFIX = "module."  # Added by DataParallel, for training on several GPUs.
 
 
 class TorchFileError(UserError):
-    """A PyTorch file that is damaged, refused or of the wrong kind. The message names the file."""
+    """A PyTorch file that is damaged, rejected or of the wrong kind. The message names the file."""
 
 
 def load(path: Path) -> Any:
@@ -28,23 +28,23 @@ def load(path: Path) -> Any:
       path: the file, of any version of PyTorch's format.
 
     Returns:
-      The saved object: plain containers of tensors on the CPU. Of classes only
-      `torch.distributions.MultivariateNormal` is read, the authors' data-dependent prior; its
-      constructor does not run, so its attributes are whatever the file says.
+      The saved object: plain containers of tensors on the CPU. The only class allowed is
+      `torch.distributions.MultivariateNormal`, the authors' data-dependent prior. Its constructor
+      does not run, so its attributes are not validated.
 
     Raises:
-      TorchFileError: if the file is missing, damaged, or holds anything else.
+      TorchFileError: if the file is missing, damaged, or contains anything else.
       UserError: if PyTorch 2.6 or newer is not installed.
     """
     try:
         import torch
     except ModuleNotFoundError:
-        raise UserError(f"{path}: reading it needs PyTorch. Install it: {_INSTALL}") from None
+        raise UserError(f"{path}: reading it needs PyTorch. Install it with: {_INSTALL}") from None
     version = tuple(int(part) for part in torch.__version__.split(".")[:2])
     if version < _SAFE_SINCE:
         raise UserError(
             f"{path}: reading it safely needs PyTorch 2.6 or newer, but {torch.__version__} is "
-            f"installed. Upgrade it: {_INSTALL}"
+            f"installed. Upgrade it with: {_INSTALL}"
         )
     try:
         with torch.serialization.safe_globals([torch.distributions.MultivariateNormal]):
@@ -69,11 +69,12 @@ def array(value: object, name: str) -> np.ndarray:
     """Returns a tensor as an array, bfloat16 as float32.
 
     Args:
-      value: what a file holds.
-      name: of the tensor, for the message.
+      value: an object from a file.
+      name: name of the tensor, for the message.
 
     Raises:
-      ValueError: if it is no dense tensor of floats or int64, or has more numbers than are stored.
+      ValueError: if it is not a dense tensor of floats or int64, or claims more numbers than it
+        stores.
     """
     import torch
 
@@ -83,7 +84,7 @@ def array(value: object, name: str) -> np.ndarray:
         or value.layout is not torch.strided
         or value.device.type != "cpu"
         or value.dtype not in known
-        # A stride of 0 makes a tensor of any size out of one number.
+        # With a stride of 0, a tensor of any size needs only one number.
         or value.numel() * value.element_size() > value.untyped_storage().nbytes()
     ):
         raise ValueError(f"its {name} is not a plain tensor")
@@ -95,17 +96,17 @@ def state_dict(value: object, name: str) -> dict[str, np.ndarray]:
     """Returns the tensors of a state dictionary, without the prefix `module.` of their names.
 
     Args:
-      value: what a file holds.
-      name: of the entry, for the message.
+      value: an object from a file.
+      name: name of the entry, for the message.
 
     Raises:
-      ValueError: if it is no dictionary of tensors by name.
+      ValueError: if it is not a dictionary of tensors by name.
     """
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
         raise ValueError(f"its entry {name} is not a dictionary of tensors by name")
     prefixed = [key.startswith(_PARALLEL_PREFIX) for key in value]
     if any(prefixed) and not all(prefixed):
-        raise ValueError(f"its entry {name} has {_PARALLEL_PREFIX!r} before some names only")
+        raise ValueError(f"its entry {name} has {_PARALLEL_PREFIX!r} before only some of its names")
     return {
         key.removeprefix(_PARALLEL_PREFIX): array(tensor, f"entry {name} at {quoted(key)}")
         for key, tensor in value.items()
@@ -113,9 +114,9 @@ def state_dict(value: object, name: str) -> dict[str, np.ndarray]:
 
 
 def _reason(error: Exception) -> str:
-    """Shortens PyTorch's message, which advises to load the file without `weights_only`."""
+    """Shortens PyTorch's message, which recommends loading the file without `weights_only`."""
     refused = re.search(r"\bGLOBAL (\S+)", str(error))
     if refused:
         name = quoted(refused[1])
-        return f"it holds {name}, which is refused: only tensors and plain containers are read"
+        return f"it contains {name}, but only tensors and plain containers are allowed"
     return f"it is damaged or not a PyTorch file ({type(error).__name__})"

@@ -122,7 +122,7 @@ def test_every_key_file_and_name_of_the_code_in_a_page_exists(page):
     assert unknown_names(text) == []
 
 
-def test_what_a_page_names_wrongly_is_found():
+def test_wrong_names_in_a_page_are_found():
     assert commands(ROOT / "README.md", MAIN)
     assert [*other_flags("python -m benchmarks.pods --josn=x")] == [("benchmarks.pods", "josn")]
     assert "josn" not in file_of("benchmarks.pods").read_text()
@@ -145,7 +145,7 @@ def test_a_command_that_does_not_parse_is_found():
         check_parses(f"{MAIN} --workdir=runs/x --config.flow.step_sise=1")
 
 
-def test_the_page_of_settings_is_the_one_that_the_declarations_give():
+def test_the_page_of_settings_is_up_to_date():
     page = ROOT / "docs" / settings_page.FILE
     assert page.read_text() == settings_page.page(), "write it again with `make docs`"
 

@@ -35,7 +35,7 @@ def test_no_array_file_is_read_in_a_way_that_executes_it():
 @pytest.mark.parametrize(
     "source", ["np.load(f, allow_pickle=a)", "np.load(f, None, True)", "torch.load(f)"]
 )
-def test_such_a_call_is_seen(source):
+def test_such_a_call_is_found(source):
     assert list(readers_that_may_execute(source))
     safe = "np.load(f); np.load(f, allow_pickle=False); torch.load(f, weights_only=True)"
     assert not list(readers_that_may_execute(safe))

@@ -25,11 +25,11 @@ from fdrl_jax.state import TrainState, Variables
 
 Apply = Callable[[Variables, jax.Array], jax.Array]
 Draw = Callable[[Any, Any, jax.Array, jax.Array], Batch]
-_SHIFT_KEY = 1_000  # Folded into the key of the data, which folds in the number of a domain.
+_SHIFT_KEY = 1_000  # Folded into the data key, which otherwise folds in the number of a domain.
 
 
 def classifier_training(settings: Settings, source: Source) -> Training:
-    """Builds the training of a classifier on labelled images, attacked ones if asked for.
+    """Builds the training of a classifier on labelled images, attacked if the settings say so.
 
     Raises:
       UserError: for settings that cannot run, or data without labels in memory.
@@ -38,7 +38,7 @@ def classifier_training(settings: Settings, source: Source) -> Training:
         raise UserError(
             f"data.name={settings['data.name']}: a classifier needs labelled images that fit in "
             "data.in_memory_megabytes: digits, sub-folders as classes, an npz with labels, or "
-            "TFDS; and held-out images of no other classes than those of training"
+            "TFDS. The classes of the held-out images must occur in training"
         )
     optimizer = make_optimizer(settings)
     with explained():
@@ -69,7 +69,7 @@ def classifier_training(settings: Settings, source: Source) -> Training:
 def make_attack(settings: Settings, num_steps: int) -> Attack:
     """Returns the attack of a classifier's settings, on pixels in [-1, 1].
 
-    `attack.epsilon` is on the scale [0, 1], on which such figures are given.
+    `attack.epsilon` is on the scale [0, 1], which is usual in the literature.
     """
     return adversarial.l2_attack(2.0 * settings["attack.epsilon"], num_steps)
 
@@ -77,12 +77,12 @@ def make_attack(settings: Settings, num_steps: int) -> Attack:
 def trained_classifier(
     settings: Settings, event_shape: tuple[int, ...], num_classes: int
 ) -> tuple[Network, TrainState]:
-    """Returns the network of a trained classifier, and the template of its checkpoints.
+    """Returns the network of a trained classifier and the template of its checkpoints.
 
     Args:
-      settings: of its run, flat.
-      event_shape: shape of an image.
-      num_classes: number of its classes.
+      settings: settings of its run, flat.
+      event_shape: shape of one image.
+      num_classes: number of classes.
     """
     network = make_network(settings, event_shape, num_classes)
     return network, state_shapes(settings, network, event_shape)

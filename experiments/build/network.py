@@ -18,8 +18,8 @@ def make_network(
     """Builds the network of a run.
 
     Args:
-      settings: flat; `hardware.prepare` replaces the precision "auto" by the one that is used.
-      event_shape: shape of an example.
+      settings: flat settings. `hardware.prepare` has replaced the precision "auto".
+      event_shape: shape of one example.
       num_outputs: number of classes of a classifier; `None` for a density ratio.
 
     Raises:
@@ -60,5 +60,5 @@ def init_network(key: jax.Array, network: Network, event_shape: tuple[int, ...])
 
 
 def _for_image_size(size: int) -> str:
-    """Returns the paper's network for the nearest of its sizes, 32, 64 and 128."""
+    """Returns the paper's network for the closest of its image sizes, 32, 64 and 128."""
     return "resnet32" if size <= 48 else "resnet64" if size <= 96 else "resnet128"

@@ -1,4 +1,4 @@
-"""A density ratio: what its samples follow from, and its training."""
+"""A density ratio and its training, built from settings."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -26,15 +26,15 @@ from fdrl_jax.state import TrainState, Variables
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """A density ratio, with everything that its samples follow from but the parameters.
+    """A density ratio, with everything that determines its samples except the parameters.
 
     Attributes:
-      settings: flat.
+      settings: flat settings.
       source: the data.
       network: the estimator.
       problem: estimator, loss, divergence, flow, prior and condition.
       constants: arrays of data, prior and classifier.
-      labels: `positions [B] -> labels [B]` of class-conditional samples; `None` for others.
+      labels: `positions [B] -> labels [B]` for class-conditional samples; `None` otherwise.
     """
 
     settings: Settings
@@ -49,7 +49,7 @@ class Experiment:
         return state_shapes(self.settings, self.network, self.source.event_shape)
 
     def sampling_variables(self, train_state: TrainState) -> Variables:
-        """Returns the variables that samples follow from: the averaged ones or the newest."""
+        """Returns the variables used for sampling: the averaged or the latest ones."""
         averaged = self.settings["sample.weights"] == "ema"
         return train_state.ema_variables if averaged else train_state.variables
 
@@ -63,13 +63,13 @@ def experiment(settings: Settings, source: Source, fitted: FittedPrior | None = 
     """Builds a density ratio.
 
     Args:
-      settings: flat and checked.
+      settings: flat settings that have been checked.
       source: the data.
-      fitted: the data-dependent prior; if the settings ask for one and it is left out, a blank one
-        of the right shapes takes its place: enough to check, compile and time.
+      fitted: the data-dependent prior. If it is needed and omitted, a placeholder of the same
+        shapes is used, which suffices to check, compile and time.
 
     Raises:
-      UserError: for combinations of settings that cannot run.
+      UserError: for combinations of settings that are not possible.
     """
     with explained():
         network = make_network(settings, source.event_shape)
@@ -149,7 +149,7 @@ def _prior(settings: Settings, source: Source, fitted: FittedPrior | None) -> Pr
         return priors.batch("source", settings["data.dequantisation"])
     rank = prior.choose_rank(settings["prior.rank"], source.event_shape)
     found = prior.blank(rank, source.event_shape) if fitted is None else fitted
-    # Images are clipped to their range (section 5 of the paper); points have none.
+    # Images are clipped to their range (section 5 of the paper); points have no range.
     clip = (-1.0, 1.0) if source.kind == "images" else None
     mean = found.mean.reshape(source.event_shape)
     return priors.gaussian(mean, found.factor, remainder_scale=found.remainder_scale, clip=clip)

@@ -1,4 +1,4 @@
-"""Counters of a run that has been rolled back, in the optimizer's state: checkpoints hold them."""
+"""Counters of rollbacks, stored in the optimizer state and therefore in checkpoints."""
 
 from typing import Any, NamedTuple
 
@@ -10,11 +10,12 @@ from fdrl_jax.state import TrainState
 
 
 class Rollbacks(NamedTuple):
-    """What rollbacks after divergence have changed so far.
+    """Counters and learning-rate factor, accumulated over rollbacks after divergence.
 
     Attributes:
-      num: how many there were, an int32 scalar.
-      num_skipped: batches skipped so far: step `s` draws batch `s + num_skipped`; int32.
+      num: number of rollbacks, an int32 scalar.
+      num_skipped: number of skipped batches, an int32 scalar; step `s` draws batch
+        `s + num_skipped`.
       learning_rate_scale: factor on every update, a float32 scalar.
     """
 
@@ -31,7 +32,7 @@ class _State(NamedTuple):
 def after_rollbacks(
     optimizer: optax.GradientTransformation,
 ) -> optax.GradientTransformationExtraArgs:
-    """Returns an optimizer whose state holds `Rollbacks`, which scale its updates."""
+    """Returns an optimizer whose state includes `Rollbacks`, which scale its updates."""
     inner = optax.with_extra_args_support(optimizer)
 
     def init(params: optax.Params) -> _State:
@@ -66,13 +67,13 @@ def num_batches(train_state: TrainState) -> int:
 def roll_back(
     train_state: TrainState, before: Rollbacks, num_skipped: int, learning_rate_factor: float
 ) -> TrainState:
-    """Returns an earlier state that resumes past the batches that made training diverge.
+    """Returns an earlier state that skips the batches on which training diverged.
 
     Args:
       train_state: the earlier state.
       before: the rollbacks of the state that diverged.
-      num_skipped: batches to skip.
-      learning_rate_factor: multiplies the updates from now on.
+      num_skipped: number of batches to skip.
+      learning_rate_factor: factor on all later updates.
     """
     rollbacks = Rollbacks(
         num=before.num + jnp.int32(1),

@@ -1,4 +1,4 @@
-"""What the training loop needs of any run, a density ratio's or a classifier's."""
+"""Inputs of the training loop, for density ratios and for classifiers."""
 
 import contextlib
 import dataclasses
@@ -22,17 +22,17 @@ from fdrl_jax.steps import TrainStep
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Training:
-    """A network that is trained on data.
+    """A network and its training on data.
 
     Attributes:
-      settings: flat.
+      settings: flat settings.
       source: the data.
-      network: what is trained.
+      network: the network to train.
       output: what the network returns: "ratio", "log_ratio" or "logits".
-      optimizer: of the parameters.
+      optimizer: the optimizer of the parameters.
       schedule: learning rate as a function of the step.
       constants: arrays that a step reads.
-      train_step: the per-replica step, which names the axis of `parallel`.
+      train_step: the per-replica step, which averages over the axis of `parallel`.
     """
 
     settings: Settings
@@ -45,7 +45,7 @@ class Training:
     train_step: TrainStep
 
     def init_state(self) -> TrainState:
-        """Returns the state before the first step; it follows from the seed."""
+        """Returns the state before the first step, which depends only on the seed."""
         return init_state(self.settings, self.network, self.source.event_shape)
 
     def state_shapes(self) -> TrainState:
@@ -53,11 +53,11 @@ class Training:
         return state_shapes(self.settings, self.network, self.source.event_shape)
 
     def data_position(self, num_batches: int) -> dict[str, Any]:
-        """Returns where the data stream is after a number of batches."""
+        """Returns the position of the data stream after a number of batches."""
         return {"num_batches": num_batches, "identity": self.source.identity}
 
     def open_feed(self, num_batches: int) -> Feed:
-        """Opens the host batches of this process after the first few; none if data need none."""
+        """Opens the host batches of this process, after the first `num_batches`."""
         if self.source.open_feed is None:
             return Feed(None)
         size = self.settings["train.batch_size"] // jax.process_count()
@@ -76,7 +76,7 @@ def init_state(
 def state_shapes(
     settings: Mapping[str, Any], network: Network, event_shape: tuple[int, ...]
 ) -> TrainState:
-    """Returns shapes and dtypes of such a state: the template of a checkpoint."""
+    """Returns shapes and dtypes of the state: the template of a checkpoint."""
     shapes: TrainState = jax.eval_shape(
         functools.partial(init_state, settings, network, event_shape)
     )
@@ -99,7 +99,7 @@ def learning_rate(settings: Mapping[str, Any]) -> optax.Schedule:
 
 
 def make_optimizer(settings: Mapping[str, Any]) -> optax.GradientTransformation:
-    """Returns Adam, with clipped gradients if the settings say so, slowed down by rollbacks."""
+    """Returns Adam, with gradient clipping if it is set, and updates scaled by rollbacks."""
     adam = optax.adam(
         learning_rate(settings), b1=settings["optimizer.b1"], b2=settings["optimizer.b2"]
     )
@@ -110,9 +110,9 @@ def make_optimizer(settings: Mapping[str, Any]) -> optax.GradientTransformation:
 
 @contextlib.contextmanager
 def explained() -> Iterator[None]:
-    """Turns the library's errors into the user's.
+    """Turns the library's ValueErrors into errors of the user.
 
-    They explain bad combinations, such as a loss with a divergence, or a batch with devices.
+    They explain invalid combinations, such as of loss and divergence, or of batch size and devices.
     """
     try:
         yield

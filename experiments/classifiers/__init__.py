@@ -1,4 +1,4 @@
-"""Classifiers that guide the flow or evaluate samples: of a workdir or the library `robustness`."""
+"""Classifiers that guide the flow or evaluate samples, from a run or the library `robustness`."""
 
 from experiments.classifiers.accuracy import accuracies
 from experiments.classifiers.load import Classifier, FeatureClassifier, load, load_features

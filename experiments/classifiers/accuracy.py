@@ -1,4 +1,4 @@
-"""How often a classifier is right, on images as they are and on attacked ones."""
+"""Accuracy of a classifier on clean and on attacked images."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,14 +20,14 @@ def accuracies(
     labels: np.ndarray,
     attack: Attack,
 ) -> tuple[float, float]:
-    """Returns the shares of images that are classified rightly: clean and under an attack.
+    """Returns the shares of correctly classified images: clean, and under an attack.
 
     Args:
       apply: `(variables, x [B, ...]) -> logits [B, C]`.
-      variables: of the classifier.
-      images: within the bounds of the attack, [N, ...].
+      variables: variables of the classifier.
+      images: images within the bounds of the attack, [N, ...].
       labels: their classes, [N].
-      attack: what the second share is under.
+      attack: the attack for the second share.
     """
 
     @jax.jit

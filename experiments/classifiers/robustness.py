@@ -1,9 +1,9 @@
 """Classifiers of CIFAR from checkpoints of the PyTorch library `robustness`.
 
 Such a checkpoint has the state dictionary of its `AttackerModel` under "model": the network under
-`module.model.`, the mean and deviation by which images are normalised under `module.normalizer.`,
-and both once more under `module.attacker.`. The published files also hold objects of that library,
-which are refused. Save them again where PyTorch and the library are installed:
+`module.model.`, the mean and standard deviation for normalising images under `module.normalizer.`,
+and copies of both under `module.attacker.`. The published files also contain objects of that
+library, which are rejected. Convert such a file where PyTorch and the library are installed:
 
     torch.save({"model": torch.load(OLD, pickle_module=dill, weights_only=False)["model"]}, NEW)
 """
@@ -25,7 +25,7 @@ _COPIES, _UNUSED = "attacker.", "num_batches_tracked"
 
 
 class TrainedElsewhere(NamedTuple):
-    """A classifier with what it does to images before the network.
+    """A pretrained classifier with its normalisation of images.
 
     Attributes:
       apply: `(variables, x [B, H, W, 3] in [0, 1]) -> logits [B, num_classes]`.
@@ -44,7 +44,7 @@ def read_robustness(path: Path) -> TrainedElsewhere:
     Nothing in the file is executed.
 
     Raises:
-      UserError: if the file cannot be read, or naming the tensors that are missing or surplus.
+      UserError: if the file cannot be read, or if tensors are missing or surplus; lists them.
     """
     try:
         entries = load(path)
@@ -53,7 +53,7 @@ def read_robustness(path: Path) -> TrainedElsewhere:
         return _classifier(state_dict(entries["model"], "model"))
     except ValueError as error:
         raise UserError(
-            f"{path}: {error}; a checkpoint of the library robustness is needed"
+            f"{path}: {error}; expected a checkpoint of the library robustness"
         ) from error
 
 
@@ -72,7 +72,7 @@ def _classifier(tensors: Mapping[str, np.ndarray]) -> TrainedElsewhere:
     }
 
     def apply(variables: dict[str, Any], x: jax.Array) -> jax.Array:
-        # Clipped, as there: what lies outside of the range is no image.
+        # Clipped, as in that library.
         x = (jnp.clip(x, 0.0, 1.0) - variables["mean"]) / variables["std"]
         return cast(jax.Array, net.apply(variables["network"], x))
 
@@ -82,14 +82,16 @@ def _classifier(tensors: Mapping[str, np.ndarray]) -> TrainedElsewhere:
 def _split(
     tensors: Mapping[str, np.ndarray],
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Returns the tensors of the normaliser and of the network by their own names."""
+    """Returns the tensors of the normaliser and of the network, without their prefixes."""
     parts: dict[str, dict[str, np.ndarray]] = {"normalizer.": {}, "model.": {}}
     for name, values in tensors.items():
         if name.startswith(_COPIES) or name.endswith(_UNUSED):
             continue
         prefix = next((p for p in parts if name.startswith(p)), None)
         if prefix is None:
-            raise ValueError(f"it holds {name!r}, which is of no model, normalizer or attacker")
+            raise ValueError(
+                f"it contains {name!r}, which belongs to no model, normalizer or attacker"
+            )
         parts[prefix][name.removeprefix(prefix)] = values
     return parts["normalizer."], parts["model."]
 

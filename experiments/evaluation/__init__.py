@@ -1,1 +1,1 @@
-"""How good samples are: metrics between those of the prior and those of real data."""
+"""Metrics of samples, each next to the values of the prior and of real data."""

@@ -1,4 +1,4 @@
-"""One number that is cheap enough to compute again and again during training."""
+"""A metric that is cheap enough to compute often during training."""
 
 from typing import NamedTuple
 
@@ -10,11 +10,11 @@ from experiments.evaluation.references import ImageReference, PointsReference
 from experiments.evaluation.svc import SvcClassifier
 from fdrl_jax.metrics import energy_distance, frechet_distance, random_conv_features
 
-_MAX_POINTS = 5_000  # Distances of all pairs: a second.
+_MAX_POINTS = 5_000  # The distances of all pairs take a second.
 
 
 class CheapMetric(NamedTuple):
-    """A metric's name, with its number of samples, its value, and which direction is better."""
+    """A metric: its name, with the number of samples, its value, and the better direction."""
 
     name: str
     value: float
@@ -22,19 +22,19 @@ class CheapMetric(NamedTuple):
 
 
 def cheap_metric(reference: PointsReference | ImageReference, samples: np.ndarray) -> CheapMetric:
-    """Computes the metric of samples during training, and of curves.
+    """Computes the metric that is logged during training and used for curves.
 
-    Points in the plane: the unbiased energy distance to as many fresh points. Images: the Fréchet
-    distance to held-out ones, for digits in the space of the support-vector classifier of the other
-    metrics of digits, else in that of fixed random filters. It depends only on the samples and the
-    reference, so the same samples give the same number at every step.
+    For points in the plane, it is the unbiased energy distance to equally many new points. For
+    images, it is the Fréchet distance to held-out images: for digits in the space of the
+    support-vector classifier, and otherwise in that of fixed random filters. It depends only on the
+    samples and the reference.
 
     Args:
-      reference: what the samples should resemble.
-      samples: on the host, [N, ...]; at least two.
+      reference: the data to compare with.
+      samples: at least two samples on the host, [N, ...].
 
     Raises:
-      UserError: for fewer than two samples, or nothing to compare images with.
+      UserError: for fewer than two samples or, with images, fewer than two held-out images.
     """
     if len(samples) < 2:
         raise UserError(f"a metric needs at least 2 samples, got --num_samples={len(samples)}")
@@ -49,7 +49,7 @@ def cheap_metric(reference: PointsReference | ImageReference, samples: np.ndarra
         )
     if reference.fit is not None and reference.starts is None:
         svc = SvcClassifier(reference.fit, probabilities=False)
-        # As many samples as references, as in the evaluation: the bias depends on the number.
+        # Equally many samples and references, as in the evaluation: the bias depends on the number.
         samples, space, features = samples[: len(reference.images)], "svc", svc.features
     else:
         space, features = "random_conv", random_conv_features

@@ -1,4 +1,4 @@
-"""Metrics by a classifier of real images: Fréchet distance, sureness, and balance of classes."""
+"""Metrics by a classifier of real images: Fréchet distance, confidence and class balance."""
 
 from typing import Any, Protocol
 
@@ -11,17 +11,17 @@ from fdrl_jax.metrics import frechet_distance
 
 
 class Classifier(Protocol):
-    """What classifies images and has features of them.
+    """A classifier with a feature space.
 
     Attributes:
-      space: what the features are called in names of metrics.
+      space: name of the feature space in names of metrics.
     """
 
     @property
     def space(self) -> str: ...
 
     def describe(self) -> dict[str, Any]:
-        """Returns what it is, for the record."""
+        """Returns a description of the classifier for the record."""
 
     def probabilities_and_features(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Maps images in [-1, 1], [N, H, W, C], to probabilities [N, classes], features [N, D]."""
@@ -30,15 +30,15 @@ class Classifier(Protocol):
 def evaluate(
     classifier: Classifier, images: Pools, chosen: list[Indices]
 ) -> tuple[list[Metric], dict[str, list[float]]]:
-    """Computes the metrics that a classifier sees.
+    """Computes the metrics by a classifier.
 
     Args:
-      classifier: of real images.
-      images: in [-1, 1].
+      classifier: a classifier of real images.
+      images: images in [-1, 1].
       chosen: the draws.
 
     Returns:
-      The metrics; and the share of each class among samples, the prior and held-out images.
+      The metrics, and the share of each class among samples, the prior and held-out images.
     """
     num_classes = classifier.probabilities_and_features(images.images[:1])[0].shape[1]
 

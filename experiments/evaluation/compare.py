@@ -20,11 +20,11 @@ DEFAULT_METRICS = tuple(name for name in METRICS if name != "inception_score")
 
 
 class Inception(NamedTuple):
-    """What to compute by Inception networks.
+    """Options of the metrics by Inception networks.
 
     Attributes:
-      weights: file of weights by the name of the protocol.
-      metrics: some of `METRICS`; each protocol computes those that it has.
+      weights: file of weights, by name of the protocol.
+      metrics: some of `METRICS`; each protocol computes those that it supports.
     """
 
     weights: Mapping[str, str]
@@ -43,17 +43,17 @@ def compare(
 
     Args:
       samples: images to evaluate.
-      reference: real ones.
+      reference: real images.
       networks: Inception networks to use.
       features: names of feature spaces to use.
-      cache: where features of references are kept; the user's cache if left out.
+      cache: folder for cached features of references; by default the user's cache.
 
     Returns:
-      The metrics; and for the record "protocols", how those of an Inception network were computed,
+      The metrics, and a record with "protocols" (how the Inception metrics were computed),
       "features", "samples", "reference" and "versions".
 
     Raises:
-      UserError: for sets that cannot be compared, missing weights or packages.
+      UserError: for sets that cannot be compared, or missing weights or packages.
     """
     described = samples.summarised(), reference.summarised()
     check_pair(*described)
@@ -77,7 +77,7 @@ def by_inception(
     *,
     cache: Path | None = None,
 ) -> tuple[list[Metric], list[dict[str, Any]]]:
-    """Computes the metrics of Inception networks, and says how, once per protocol."""
+    """Computes the metrics of Inception networks, and returns them with their protocols."""
     metrics: list[Metric] = []
     protocols = []
     for name, weights in networks.weights.items():
@@ -102,6 +102,6 @@ def _describe(images: Summary) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Returns the versions of what metrics are computed with."""
+    """Returns the versions of the packages that compute metrics."""
     modules = (fdrl_jax, jax, np, scipy, PIL)
     return {m.__name__: m.__version__ for m in modules} | {"python": platform.python_version()}

@@ -1,4 +1,4 @@
-"""What every metric means. The glossary in `docs/evaluation.md` is generated from here."""
+"""The definitions of all metrics. The glossary in `docs/evaluation.md` is generated from them."""
 
 from typing import Literal, NamedTuple
 
@@ -7,12 +7,12 @@ class Definition(NamedTuple):
     """A family of metrics.
 
     Attributes:
-      words: what it measures, as a phrase for people.
-      formula: in plain text.
-      unit: of the value.
-      direction: which values are better; `None` where no direction is.
+      words: what it measures, as a phrase.
+      formula: the formula in plain text.
+      unit: unit of the value.
+      direction: "lower" or "higher" values are better; `None` if neither is.
       protocol: how it is estimated.
-      headline: whether the summary of an evaluation mentions it.
+      headline: whether the summary of an evaluation includes it.
     """
 
     words: str

@@ -1,7 +1,8 @@
 """Several draws of equal size from held-out images, samples and the prior.
 
-One value of a metric hides its scatter. So each is computed several times, with references,
-samples and real images drawn anew, and reported as mean and standard deviation over the draws.
+A single value of a metric hides its variation. Each metric is therefore computed several times,
+each time with other references, samples and real images, and reported as the mean and standard
+deviation over these draws.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,18 +13,18 @@ import numpy as np
 from experiments.evaluation.metrics import Metric, estimate, with_count
 from experiments.evaluation.references import ImageReference
 
-_MAX_PER_DRAW = 1_000  # Distances of all pairs.
+_MAX_PER_DRAW = 1_000  # Images; some metrics need the distances of all pairs.
 NUM_DRAWS = 5
 
 
 class Pools(NamedTuple):
-    """The same thing (images, or features of them) on all sides, [N, ...] each.
+    """Images, or their features, of all groups to compare, [N, ...] each.
 
     Attributes:
-      images: of held-out images.
-      spare: of further real images; `None` where held-out images have to serve as real data.
-      samples: of generated samples.
-      prior: of samples of the prior.
+      images: held-out images.
+      spare: further real images; `None` if held-out images must also serve as real data.
+      samples: generated samples.
+      prior: samples of the prior.
     """
 
     images: np.ndarray
@@ -32,17 +33,17 @@ class Pools(NamedTuple):
     prior: np.ndarray
 
     def map(self, function: Callable[[np.ndarray], np.ndarray]) -> "Pools":
-        """Applies a function to every side."""
+        """Applies a function to each group."""
         spare = None if self.spare is None else function(self.spare)
         return Pools(function(self.images), spare, function(self.samples), function(self.prior))
 
 
 class Indices(NamedTuple):
-    """Rows of the pools that make up a draw, of equal number.
+    """Rows of the pools that form a draw, equally many of each.
 
     Attributes:
       reference: rows of `images`.
-      real: rows of `spare`, or else of `images`.
+      real: rows of `spare` or, without spare images, of `images`.
       samples: rows of `samples` and of `prior`.
     """
 
@@ -52,7 +53,7 @@ class Indices(NamedTuple):
 
 
 def pools(reference: ImageReference, samples: np.ndarray, prior: np.ndarray) -> Pools:
-    """Returns images of all sides, clipped to the range of pixels."""
+    """Returns the images of all groups, clipped to the range of pixels."""
     spare = None if reference.spare is None else np.clip(reference.spare, -1.0, 1.0)
     clipped = (np.clip(side, -1.0, 1.0) for side in (reference.images, samples, prior))
     images, samples, prior = clipped
@@ -60,22 +61,22 @@ def pools(reference: ImageReference, samples: np.ndarray, prior: np.ndarray) -> 
 
 
 def indices(pools: Pools, num_draws: int) -> list[Indices]:
-    """Chooses the rows of each draw; the choice depends only on the numbers of rows.
+    """Chooses the rows of each draw. The choice depends only on the numbers of rows.
 
-    With spare images the reference is all held-out images, and the real data are random subsets of
-    the spare ones. Without, each draw splits the held-out images into two random halves. Samples
-    of different draws are disjoint if there are enough of them, else random subsets. None of this
-    makes draws independent: their spread measures scatter, it is no confidence interval.
+    With spare images, the reference is all held-out images, and the real data are random subsets of
+    the spare images. Without them, each draw splits the held-out images into two random halves. The
+    samples of different draws are disjoint if there are enough, and otherwise random subsets. The
+    draws are not independent, so their spread is not a confidence interval.
 
     Returns:
-      The draws; none if there are fewer than two images on any side.
+      The draws; none if a group has fewer than two images.
     """
     num_images, num_samples = len(pools.images), min(len(pools.samples), len(pools.prior))
     num_real = num_images // 2 if pools.spare is None else min(num_images, len(pools.spare))
     num = min(_MAX_PER_DRAW, num_real, num_samples)
     if num < 2:
         return []
-    rng = np.random.RandomState(0)  # NumPy promises that this stream never changes.
+    rng = np.random.RandomState(0)  # NumPy guarantees that this stream never changes.
     found = []
     for draw in range(num_draws):
         order = rng.permutation(num_images)
@@ -100,11 +101,11 @@ def compare(
     """Computes metrics of samples, the prior and real data against the reference, over draws.
 
     Args:
-      space: of the features, for the names; may be empty.
-      scores: `(features [N, D], features of the reference [N, D]) -> values`, by keys of
+      space: name of the feature space, for the names of metrics; may be empty.
+      scores: `(features [N, D], features of the reference [N, D]) -> values`, by key of
         `DEFINITIONS`.
-      pools: features.
-      chosen: from `indices`; at least one draw.
+      pools: the features.
+      chosen: draws from `indices`, at least one.
     """
     real = pools.images if pools.spare is None else pools.spare
     drawn = [

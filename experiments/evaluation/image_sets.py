@@ -1,4 +1,4 @@
-"""Sets of images that are judged: a folder, a zip, an .npz, or a split of a TFDS data set."""
+"""Sets of images to evaluate: a folder, a zip, an .npz, or a split of a TFDS data set."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
@@ -19,14 +19,14 @@ _BATCH_SIZE = 1_000
 
 
 class Summary(NamedTuple):
-    """What is known of a set of images after a pass over it.
+    """A summary of a set of images after one pass over it.
 
     Attributes:
-      where: what a person calls it.
+      where: name of the set for messages.
       shape: [N, H, W, C].
       pixels: type of the pixels.
-      resized: whether the images were made smaller or larger to fit.
-      fingerprint: hash of the pixels: the same for a folder, a zip and an array of the same images.
+      resized: whether the images were resized.
+      fingerprint: hash of the pixels; the same for a folder, a zip and an array of the same images.
     """
 
     where: str
@@ -40,9 +40,9 @@ class ImageSet(NamedTuple):
     """Images in memory, of one size.
 
     Attributes:
-      where: what a person calls it: the path, or the split.
-      pixels: uint8 [N, H, W, C]; or float32 in [-1, 1] where samples were never rounded.
-      resized: whether the images were made smaller or larger to fit.
+      where: name of the set for messages: the path, or the split.
+      pixels: uint8 [N, H, W, C], or float32 in [-1, 1] if samples were not rounded.
+      resized: whether the images were resized.
     """
 
     where: str
@@ -50,7 +50,7 @@ class ImageSet(NamedTuple):
     resized: bool = False
 
     def summarised(self) -> Summary:
-        """Hashes the images."""
+        """Returns the summary with the hash of the images."""
         size = range(0, len(self.pixels), _BATCH_SIZE)
         parts = (self.pixels[first : first + _BATCH_SIZE] for first in size)
         return _summarised(self.where, parts, self.pixels.dtype)._replace(resized=self.resized)
@@ -61,7 +61,7 @@ class ImageSet(NamedTuple):
         return _unit(self.pixels)
 
     def unit_batches(self) -> Iterator[np.ndarray]:
-        """Yields the images in [-1, 1], some at a time."""
+        """Yields the images in [-1, 1] in batches."""
         for first in range(0, len(self.pixels), _BATCH_SIZE):
             yield _unit(self.pixels[first : first + _BATCH_SIZE])
 
@@ -70,41 +70,41 @@ class ImageStream(NamedTuple):
     """Images that are read batch by batch, for sets that may not fit in memory.
 
     Attributes:
-      where: what a person calls it.
-      batches: `() -> images in [-1, 1] [B, H, W, C]`, once.
+      where: name of the set for messages.
+      batches: `() -> images in [-1, 1] [B, H, W, C]`, one pass.
     """
 
     where: str
     batches: Callable[[], Iterator[np.ndarray]]
 
     def unit_batches(self) -> Iterator[np.ndarray]:
-        """Yields the images in [-1, 1], some at a time."""
+        """Yields the images in [-1, 1] in batches."""
         return self.batches()
 
     def summarised(self) -> Summary:
-        """Counts and hashes the images, in a pass."""
+        """Counts and hashes the images in one pass."""
         return _summarised(self.where, self.batches(), np.dtype(np.uint8))
 
 
 def load(where: str, data_dir: str = "", image_size: int = 0) -> ImageSet:
-    """Reads all images of a set, in colour unless an array says that they are grey.
+    """Reads all images of a set, as colour images unless they are an array of grey images.
 
     Args:
       where: a folder or a zip of images; an .npz whose `arr_0` is uint8 [N, H, W, C], or float32
         in [-1, 1]; or tfds:NAME:SPLIT.
       data_dir: where TFDS sets are.
-      image_size: side of the square that images are resized and cut to; 0 leaves them alone.
+      image_size: side of the square to which images are resized and cropped; 0 for no change.
 
     Raises:
-      DataError: for images that are missing, damaged, or of several sizes.
+      DataError: for images that are missing, are damaged, or have different sizes.
     """
     if where.endswith(".npz") and (floats := _floats(where)) is not None:
         if image_size and floats.shape[1:3] != (image_size, image_size):
-            raise DataError(f"{where}: images of floats cannot be resized")
+            raise DataError(f"{where}: floating-point images cannot be resized")
         return ImageSet(where, floats)
     records, channels = _open(where, data_dir)
     if not len(records):
-        raise DataError(f"{where}: no image in it")
+        raise DataError(f"{where}: no images found")
     problems = Problems("stop")
     images = probe(records, Transform(image_size=image_size, channels=channels), problems)
     pixels, _ = decode_all(images, problems, Reading(), where)
@@ -116,16 +116,16 @@ def check_pair(samples: Summary, reference: Summary) -> None:
     """Checks that two sets can be compared.
 
     Raises:
-      DataError: for images of unequal size, or fewer than two of them.
+      DataError: for images of different sizes, or fewer than two images.
     """
     for images in (samples, reference):
         if images.shape[0] < 2:
-            raise DataError(f"{images.where}: at least 2 images are needed")
+            raise DataError(f"{images.where}: expected at least 2 images")
     (height, width), other = (images.shape[1:3] for images in (samples, reference))
     if (height, width) != other:
         raise DataError(
-            f"{samples.where} has images of {width} x {height} pixels, {reference.where} of "
-            f"{other[1]} x {other[0]}: give --image_size to resize both"
+            f"{samples.where} has images of {width} x {height} pixels, and {reference.where} has "
+            f"images of {other[1]} x {other[0]}; set --image_size to resize both"
         )
 
 
@@ -137,8 +137,8 @@ def check_channels(*sets: ImageSet) -> None:
     """
     channels = {images.where: images.pixels.shape[-1] for images in sets}
     if len(set(channels.values())) > 1:
-        told = ", ".join(f"{where} has {number}" for where, number in channels.items())
-        raise DataError(f"numbers of channels differ: {told}")
+        counts = ", ".join(f"{where} has {number}" for where, number in channels.items())
+        raise DataError(f"the numbers of channels differ: {counts}")
 
 
 def _summarised(where: str, batches: Iterable[np.ndarray], dtype: np.dtype[Any]) -> Summary:
@@ -159,7 +159,7 @@ def _open(where: str, data_dir: str) -> tuple[Records, int]:
     if where.startswith(tfds.PREFIX):
         name, _, split = where.removeprefix(tfds.PREFIX).rpartition(":")
         if not name:
-            raise DataError(f"{where}: name the split too, as in tfds:cifar10:train")
+            raise DataError(f"{where}: the split is missing; write it as in tfds:cifar10:train")
         folder = tfds.find(name, data_dir)
         records = tfds.open_split(folder, split)
         if records is None:
@@ -173,18 +173,18 @@ def _open(where: str, data_dir: str) -> tuple[Records, int]:
 
 
 def _floats(where: str) -> np.ndarray | None:
-    """Returns the images of an .npz that holds floats; `None` for any other file."""
+    """Returns the images of an .npz of floating-point numbers; `None` for any other file."""
     try:
         header = read_headers(Path(where)).get("arr_0")
         if header is None or not np.issubdtype(header.dtype, np.floating):
             return None
         array = read_arrays(Path(where), ["arr_0"])["arr_0"]
-    except ValueError:  # The reader of uint8 images explains what is wrong with the file.
+    except ValueError:  # The reader of uint8 images reports what is wrong with the file.
         return None
     if (
         array.ndim != 4
         or array.shape[-1] not in (1, 3)
         or not np.abs(array).max(initial=0.0) <= 1.0
     ):
-        raise DataError(f"{where}: images of floats must be [N, H, W, 1 or 3] in [-1, 1]")
+        raise DataError(f"{where}: floating-point images must be [N, H, W, 1 or 3] in [-1, 1]")
     return array.astype(np.float32)

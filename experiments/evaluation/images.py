@@ -16,8 +16,8 @@ from experiments.evaluation.svc import SvcClassifier
 from experiments.samples import Samples
 from fdrl_jax.metrics import energy_distance, random_conv_features
 
-_MAX_QUERIES = 1_000  # Samples, and held-out images, whose nearest training images are found.
-_MAX_QUERY_NUMBERS = 2**25  # Of their pixels.
+_MAX_QUERIES = 1_000  # Samples, and held-out images, whose nearest training images are searched.
+_MAX_QUERY_NUMBERS = 2**25  # Limit on the number of their pixels.
 
 TrainBatches = Callable[[], Iterator[np.ndarray]]
 
@@ -31,16 +31,16 @@ def evaluate_images(
     inception: Inception | None = None,
     num_draws: int = draws.NUM_DRAWS,
 ) -> Evaluation:
-    """Compares samples with real images, next to the prior and to real images of the same number.
+    """Compares samples, the prior and equally many real images with held-out images.
 
     Args:
       reference: real images.
-      samples: the refined ones are evaluated.
-      train_batches: `() -> batches of the training set`, once. Without it nearest training images
-        and Inception metrics are skipped, and the record says so.
-      classifier: one that was trained on the same data, for features that see objects.
-      inception: what to compute by an Inception network.
-      num_draws: how often everything is drawn anew.
+      samples: the samples, of which the refined ones are evaluated.
+      train_batches: `() -> batches of the training set`, one pass. Without it, nearest training
+        images and Inception metrics are skipped, and the record says so.
+      classifier: a classifier trained on the same data, for features that represent objects.
+      inception: options of the metrics by an Inception network.
+      num_draws: number of draws for the mean and spread of each metric.
 
     Raises:
       UserError: for weights of an Inception network that are missing or do not fit.
@@ -67,9 +67,9 @@ def evaluate_images(
     else:
         record["skipped"].append("distances: fewer than 4 held-out images or 2 samples")
     if train_batches is None:
-        record["skipped"].append("nearest training images: the training set was not given")
+        record["skipped"].append("nearest training images: the training set is not available")
         if inception is not None:
-            record["skipped"].append("Inception metrics: the training set was not given")
+            record["skipped"].append("Inception metrics: the training set is not available")
         return Evaluation(by_name(metrics), record, {})
     most = min(_MAX_QUERIES, max(2, _MAX_QUERY_NUMBERS // int(np.prod(images.images.shape[1:]))))
     found, nearest = memorisation.search(
@@ -80,7 +80,7 @@ def evaluate_images(
     )
     metrics += found
     if inception is not None:
-        # Never rounded: the standard protocol rounds by itself, the paper's does not.
+        # Not rounded here: the standard protocol rounds the images, the paper's does not.
         ours = ImageSet("samples of the run", images.samples)
         training_set = ImageStream(f"training set of {reference.name}", train_batches)
         found, record["protocols"] = by_inception(ours, training_set, inception)

@@ -1,4 +1,4 @@
-"""Inception metrics of one set of images against another: prepares and starts their process."""
+"""Inception metrics of one set of images against another, computed in a separate process."""
 
 import contextlib
 import importlib.util
@@ -22,7 +22,7 @@ from experiments.evaluation.metrics import Estimate, Metric, with_count
 from experiments.evaluation.protocols import Protocol, check_weights, prefixed
 from fdrl_jax.metrics import manifold_metrics
 
-_KID_SUBSET_SIZE = 1_000  # The field's; smaller where there are fewer images.
+_KID_SUBSET_SIZE = 1_000  # The usual size; smaller if there are fewer images.
 
 
 class Computed(NamedTuple):
@@ -34,7 +34,7 @@ class Computed(NamedTuple):
 
 
 def cache_folder() -> Path:
-    """Returns where features of reference sets are kept: FDRL_CACHE_DIR, or the user's cache."""
+    """Returns the folder for features of references: FDRL_CACHE_DIR, or the user's cache."""
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("FDRL_CACHE_DIR") or Path(root) / "fdrl_jax")
 
@@ -49,23 +49,23 @@ def compute(
     cache: Path | None = None,
     batch_size: int = 64,
 ) -> Computed:
-    """Computes Inception metrics by torch-fidelity, in a process of its own.
+    """Computes Inception metrics by torch-fidelity, in a separate process.
 
-    Images are streamed to that process, which holds only their features. Features of the reference
-    are cached by its pixels, the protocol and the weights, so they are computed once.
+    Images are streamed to that process, which stores only their features. Features of the reference
+    are computed once and cached, by its pixels, the protocol and the weights.
 
     Args:
       samples: images to evaluate.
       reference: real images.
-      protocol: how.
-      weights_file: of the network.
+      protocol: the protocol.
+      weights_file: weights of the network.
       metrics: some of `protocol.metrics`.
-      cache: where features of references are kept; `cache_folder()` if left out.
-      batch_size: images at a time.
+      cache: folder for cached features of references; by default `cache_folder()`.
+      batch_size: images per batch.
 
     Raises:
-      UserError: for missing weights or packages, images that do not fit the protocol, or a process
-        that failed.
+      UserError: for missing weights or packages, images that do not fit the protocol, or a failed
+        process.
     """
     weights = check_weights(protocol, weights_file)
     _check(samples, protocol, metrics)
@@ -121,13 +121,13 @@ def _check(samples: ImageSet, protocol: Protocol, metrics: Sequence[str]) -> Non
     unknown = [m for m in metrics if m not in protocol.metrics]
     if unknown:
         raise UserError(
-            f"protocol {protocol.name!r} has no {', '.join(unknown)}; it has "
+            f"protocol {protocol.name!r} has no {', '.join(unknown)}; available: "
             f"{', '.join(protocol.metrics)}"
         )
     if protocol.pixels == "float32" and samples.pixels.dtype == np.uint8:
         raise UserError(
             f"{samples.where} was rounded to 256 levels, which protocol {protocol.name!r} forbids: "
-            "give it an .npz of float32 in [-1, 1] under arr_0, or use --mode=evaluate on a run"
+            "use an .npz with float32 in [-1, 1] under arr_0, or --mode=evaluate on a run"
         )
     needed = [n for n in ("torch", "torchvision", "torch_fidelity") if not _installed(n)]
     if needed:
@@ -139,7 +139,7 @@ def _installed(package: str) -> bool:
 
 
 def drop_damaged(kept: Path, num_images: int) -> None:
-    """Removes kept features that are not those of so many images, [num_images, 2048]."""
+    """Removes cached features unless they are [num_images, 2048]."""
     if not kept.exists():
         return
     try:
@@ -147,12 +147,12 @@ def drop_damaged(kept: Path, num_images: int) -> None:
     except (OSError, ValueError, EOFError):
         fine = False
     if not fine:
-        logging.getLogger("fdrl").warning("%s is damaged; computing it anew", kept)
+        logging.getLogger("fdrl").warning("%s is damaged; computing it again", kept)
         kept.unlink()
 
 
 def _as_bytes(batches: Iterable[np.ndarray], protocol: Protocol) -> Iterator[bytes]:
-    """Yields images as the protocol needs them, one batch after the other."""
+    """Yields the bytes of the images in the format of the protocol, batch by batch."""
     for batch in batches:
         pixels = batch.astype(np.float32) if protocol.pixels == "float32" else to_uint8(batch)
         yield np.ascontiguousarray(pixels).tobytes()
@@ -164,7 +164,7 @@ def _run(job: dict[str, Any], folder: Path, images: Iterator[bytes]) -> Any:
     command = [sys.executable, "-m", "experiments.evaluation.inception_process", str(job_file)]
     root = Path(__file__).resolve().parents[2]
     done = subprocess.Popen(command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
-    # A process that has failed reads no further; its exit code and result say why.
+    # A process that has failed stops reading; its exit code and result say why.
     with contextlib.suppress(BrokenPipeError), done, cast(BinaryIO, done.stdin) as stream:
         for part in images:
             stream.write(part)

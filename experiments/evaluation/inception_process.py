@@ -1,7 +1,7 @@
-"""What runs in the process of its own: Inception features and metrics, by torch-fidelity.
+"""The separate process that computes Inception features and metrics by torch-fidelity.
 
-`python -m experiments.evaluation.inception_process JOB.json`. PyTorch is imported here and nowhere
-else, so that it and JAX never share a process, and the memory of a GPU.
+Run: `python -m experiments.evaluation.inception_process JOB.json`. PyTorch is imported only here,
+so that it never shares a process, and the memory of a GPU, with JAX.
 """
 
 import json
@@ -21,9 +21,9 @@ def main(job_file: str) -> None:
     job = json.loads(Path(job_file).read_text())
     try:
         network = build_network(job)
-    except Exception as error:  # torch and pickle raise what they like on files of other kinds.
+    except Exception as error:  # torch and pickle may raise any error on other files.
         reason = str(error).strip().splitlines()[0]
-        result = {"error": f"{job['weights']} holds no weights of this network: {reason}"}
+        result = {"error": f"{job['weights']} does not contain weights of this network: {reason}"}
     else:
         result = _compute(job, network)
     Path(job["result"]).write_text(json.dumps(result))
@@ -50,11 +50,11 @@ def build_network(job: dict[str, Any]) -> Any:
 
 
 def _standard_network(job: dict[str, Any]) -> Any:
-    """The network of TensorFlow's weights, which takes uint8 images."""
+    """The network with TensorFlow's weights, for uint8 images."""
     import torch
     from torch_fidelity.utils import create_feature_extractor
 
-    # Refuses files that hold more than tensors, which the library would run.
+    # Rejects files with anything but tensors, because the library would execute it.
     torch.load(job["weights"], map_location="cpu", weights_only=True)
     layers = _LAYERS if "inception_score" in job["metrics"] else _LAYERS[:1]
     return create_feature_extractor(
@@ -67,7 +67,7 @@ def _standard_network(job: dict[str, Any]) -> Any:
 
 
 def _legacy_network(job: dict[str, Any]) -> Any:
-    """The network of torchvision up to its last pooling, which takes floats in [-1, 1]."""
+    """The network of torchvision up to its last pooling, for floats in [-1, 1]."""
     import torch
     from torch.nn.functional import interpolate
     from torch_fidelity.feature_extractor_base import FeatureExtractorBase
@@ -100,8 +100,8 @@ def extract(
     Args:
       network: from `build_network`.
       job: its batch size and type of pixels.
-      shape: of the images, [N, H, W, C]; grey ones become three equal channels.
-      stream: of their pixels, image by image.
+      shape: shape of the images, [N, H, W, C]; grey images get three equal channels.
+      stream: the pixels, image by image.
     """
     import torch
     from tqdm import tqdm
@@ -127,7 +127,7 @@ def extract(
 
 
 def _reference(job: dict[str, Any], network: Any) -> Any:
-    """Features of the reference: kept ones, or computed and kept, whole or not at all."""
+    """Features of the reference, from the cache or computed and cached."""
     import torch
 
     kept = Path(job["reference_features"])

@@ -1,4 +1,4 @@
-"""Does a model repeat its training set? Nearest training images of samples, and of new data."""
+"""Memorisation: distances of samples, and of new data, to their nearest training images."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
@@ -15,9 +15,9 @@ class Neighbours(NamedTuple):
     """The nearest training images of each query, nearest first.
 
     Attributes:
-      distances: Euclidean, [Q, k].
-      indices: numbers of the images in the order of the training set, [Q, k].
-      images: the images themselves, of the first queries, [num_shown, k, ...].
+      distances: Euclidean distances, [Q, k].
+      indices: indices of the images in the training set, [Q, k].
+      images: the images, for the first queries, [num_shown, k, ...].
     """
 
     distances: np.ndarray
@@ -26,15 +26,16 @@ class Neighbours(NamedTuple):
 
 
 class Memorisation(NamedTuple):
-    """Distances of samples to the training set against those of held-out images.
+    """Compares the distances of samples to the training set with those of held-out images.
 
     Attributes:
-      median_ratio: median distance of a sample to its nearest training image, over that of a
-        held-out image. 0 for copies; 1 as near as new data are; no finite number if most held-out
-        images are copies themselves.
-      auc: probability that a sample is nearer to the training set than a held-out image, ties
-        counted half: 0.5 as near as new data, 1 for copies (area under the ROC curve).
-      p_value: of the Mann-Whitney test that samples are not nearer than held-out images.
+      median_ratio: median distance of samples to their nearest training images, over that of
+        held-out images. It is 0 for copies and 1 if samples are as near as new data. It is not
+        finite if most held-out images are themselves copies.
+      auc: probability that a sample is nearer to the training set than a held-out image (area under
+        the ROC curve; ties count half). It is 0.5 if samples are as near as new data and 1 for
+        copies.
+      p_value: p-value of the Mann-Whitney test that samples are not nearer than held-out images.
     """
 
     median_ratio: float
@@ -52,13 +53,13 @@ def nearest(
 ) -> Neighbours:
     """Finds the nearest training images in one pass over the training set.
 
-    Only the neighbours of the first queries are kept as images, however large the training set is.
+    Only the neighbours of the first queries are kept as images, which limits the memory.
 
     Args:
       queries: images, [Q, ...].
-      train_batches: the training set, [B, ...] at a time.
+      train_batches: batches of the training set, [B, ...].
       num_neighbours: k.
-      features: space of the distances; that of pixels if left out.
+      features: feature space of the distances; pixels by default.
       num_shown: number of queries whose neighbours are kept.
     """
     in_space = features or (lambda images: images)
@@ -109,14 +110,14 @@ def search(
     Args:
       samples: images in [-1, 1], [N, H, W, C].
       held_out: real images that training never saw, [M, H, W, C].
-      train_batches: `() -> the training set`, once.
-      spaces: feature spaces by name; `None` for that of pixels.
-      num_shown: number of samples whose neighbours are returned, the first ones.
+      train_batches: `() -> the training set`, one pass.
+      spaces: feature spaces by name; `None` for pixels.
+      num_shown: number of samples, the first ones, whose neighbours are returned.
       num_neighbours: neighbours per sample.
 
     Returns:
-      `memorisation_..._SPACE`, finite ones only, and for each space the nearest training images,
-      [num_shown, num_neighbours, H, W, C].
+      The metrics `memorisation_..._SPACE` that are finite, and the nearest training images by
+      space, [num_shown, num_neighbours, H, W, C].
     """
     found = []
     shown = {}

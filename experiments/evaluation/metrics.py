@@ -1,4 +1,4 @@
-"""Metrics as records: a value with its spread, next to the prior and to real data."""
+"""Metrics with their spread, next to the values of the prior and of real data."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,7 +10,7 @@ from experiments.evaluation.definitions import DEFINITIONS, Definition
 
 
 class Estimate(NamedTuple):
-    """A mean over draws and its standard deviation; a single draw has none."""
+    """The mean over draws and the standard deviation, which is `None` for a single draw."""
 
     value: float
     spread: float | None = None
@@ -23,10 +23,10 @@ class Metric(NamedTuple):
       name: the definition, the feature space if there is one, and the number of samples per draw,
         as in `frechet_random_conv_500`.
       definition: key of `DEFINITIONS`.
-      samples: of the generated samples.
-      prior: of the same number of draws from the prior; for translation, of the source images.
-        `None` where it is unknown or makes no sense.
-      real: of the same number of real examples; `None` likewise.
+      samples: value for the generated samples.
+      prior: value for equally many prior samples, or source images in a translation; `None` if it
+        is unknown or not meaningful.
+      real: value for equally many real examples; `None` if it is unknown or not meaningful.
     """
 
     name: str
@@ -42,14 +42,14 @@ class Metric(NamedTuple):
 
     @property
     def defined(self) -> Definition:
-        """What the metric means."""
+        """Definition of the metric."""
         return DEFINITIONS[self.definition]
 
     @property
-    def way_left(self) -> float | None:
-        """How far samples are from real data, on the way from real data (0) to the prior (1).
+    def relative_distance(self) -> float | None:
+        """Position of the samples on the way from real data (0) to the prior (1).
 
-        `None` without both ends, or where prior and real data cannot be told apart.
+        `None` if one of the two is unknown, or if they cannot be distinguished.
         """
         if self.prior is None or self.real is None:
             return None
@@ -59,19 +59,19 @@ class Metric(NamedTuple):
 
 
 NOTE = "Mean ± standard deviation over draws of the given number of samples."
-_ROUNDING = 1e-9  # Relative.
+_ROUNDING = 1e-9  # Relative rounding error.
 
 Metrics = dict[str, Metric]
 
 
 def estimate(values: Iterable[float]) -> Estimate:
-    """Returns mean and standard deviation (with 1 / (N - 1)) of the values of several draws."""
+    """Returns the mean and standard deviation (with 1 / (N - 1)) of values over draws."""
     drawn = [float(value) for value in values]
     return Estimate(float(np.mean(drawn)), float(np.std(drawn, ddof=1)) if drawn[1:] else None)
 
 
 def by_name(metrics: Iterable[Metric]) -> Metrics:
-    """Returns metrics by their names, in the order of the definitions, which is that of reading."""
+    """Returns metrics by name, in the order of the definitions."""
     order = list(DEFINITIONS)
     by_definition = sorted(metrics, key=lambda metric: order.index(metric.definition))
     return {metric.name: metric for metric in by_definition}
@@ -80,22 +80,22 @@ def by_name(metrics: Iterable[Metric]) -> Metrics:
 def with_count(name: str, num_samples: int) -> str:
     """Returns a metric's name with its number of samples: `fid_50k`, `fid_5k`, `fid_360`.
 
-    Most metrics depend on this number, so values with different numbers do not compare.
+    Most metrics depend on this number, so values with different numbers are not comparable.
     """
     thousands, rest = divmod(num_samples, 1_000)
     return f"{name}_{num_samples}" if rest or not thousands else f"{name}_{thousands}k"
 
 
 def to_json(metrics: Metrics) -> dict[str, dict[str, Any]]:
-    """Returns metrics as JSON can hold them: `[name]["value"]` is the mean over draws."""
+    """Returns metrics as values for JSON; `[name]["value"]` is the mean over draws."""
     return {name: _fields(metric) for name, metric in metrics.items()}
 
 
 def from_json(stored: Mapping[str, Mapping[str, Any]]) -> Metrics:
-    """Undoes `to_json`.
+    """The inverse of `to_json`.
 
     Raises:
-      KeyError, TypeError or ValueError: for what `to_json` does not return.
+      KeyError, TypeError or ValueError: for content that `to_json` cannot return.
     """
 
     def read(fields: Mapping[str, Any], side: str, spread: str) -> Estimate | None:
@@ -123,7 +123,7 @@ def _required(found: Estimate | None) -> Estimate:
 
 
 def values(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns name to value of stored metrics, also of version 0.1, which stored bare numbers."""
+    """Returns the values of stored metrics by name, also for version 0.1 (plain numbers)."""
     return {k: v["value"] if isinstance(v, Mapping) else v for k, v in stored.items()}
 
 
@@ -143,16 +143,16 @@ def _fields(metric: Metric) -> dict[str, Any]:
 
 
 def columns(start: str = "prior") -> tuple[str, ...]:
-    """Returns the heads of the columns of `rows`.
+    """Returns the headers of the columns of `rows`.
 
     Args:
-      start: what samples start from: "prior", or "source" for a translation.
+      start: where samples start: "prior", or "source" for a translation.
     """
     return ("metric", "samples", start, "real data", "better")
 
 
 def rows(metrics: Metrics) -> list[tuple[str, ...]]:
-    """Returns a row of texts per metric, below `columns`."""
+    """Returns one row of text per metric, with the columns of `columns`."""
     return [
         (m.name, *map(_with_spread, (m.samples, m.prior, m.real)), m.defined.direction or "")
         for m in metrics.values()
@@ -160,7 +160,7 @@ def rows(metrics: Metrics) -> list[tuple[str, ...]]:
 
 
 def table(metrics: Metrics, start: str = "prior") -> str:
-    """Returns the table for a terminal, with the sentences of `summary`."""
+    """Returns the table for a terminal, followed by `summary`."""
     lines = [columns(start), *rows(metrics)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = [
@@ -171,18 +171,20 @@ def table(metrics: Metrics, start: str = "prior") -> str:
 
 
 def summary(metrics: Metrics, start: str = "prior") -> str:
-    """Returns what the table shows, and one sentence per headline metric."""
+    """Returns a note on the values, and one sentence per headline metric."""
     return "\n".join([NOTE, *sentences(metrics, start)])
 
 
 def sentences(metrics: Metrics, start: str = "prior") -> list[str]:
-    """Says in words where samples are between real data and their start, per headline metric."""
-    headlines = [m for m in metrics.values() if m.defined.headline and m.way_left is not None]
+    """Returns a sentence per headline metric: where samples are between real data and start."""
+    headlines = [
+        m for m in metrics.values() if m.defined.headline and m.relative_distance is not None
+    ]
     return [_sentence(metric, start) for metric in headlines]
 
 
 def _sentence(metric: Metric, start: str) -> str:
-    left = metric.way_left or 0.0
+    left = metric.relative_distance or 0.0
     if left > 1.0:
         verdict = f"the samples are further from real data than the {start} is"
     elif left < 0.0:
@@ -199,14 +201,14 @@ def _sentence(metric: Metric, start: str) -> str:
 def _with_spread(side: Estimate | None) -> str:
     if side is None:
         return "-"
-    # Draws that reuse all samples differ only by rounding, which says nothing about the spread.
+    # Draws that reuse all samples differ only by rounding errors, which are not a spread.
     if side.spread is None or side.spread <= _ROUNDING * abs(side.value):
         return format_value(side.value)
     return f"{format_value(side.value)} ± {side.spread:.2g}"
 
 
 def format_value(value: Any) -> str:
-    """Formats a value for people: four digits, small numbers as powers of ten."""
+    """Formats a value with four digits, and small numbers as powers of ten."""
     if isinstance(value, Sequence) and not isinstance(value, str):
         return ", ".join(map(format_value, value))
     return f"{value:.4g}" if isinstance(value, float) else f"{value:,}"

@@ -1,4 +1,4 @@
-"""Evaluation of samples in the plane, against fresh data."""
+"""Evaluation of samples in the plane against new data."""
 
 from collections.abc import Callable
 
@@ -17,12 +17,12 @@ from fdrl_jax.metrics import (
     sliced_wasserstein,
 )
 
-MAX_POINTS = 10_000  # Distances of all pairs: four times the points take sixteen times the time.
+MAX_POINTS = 10_000  # The time for the distances of all pairs grows with the square.
 MODE_RADIUS_STDS = 4.0
 _NUM_DRAWS = 5
-_MAX_SINKHORN_POINTS = 1_000  # Hundreds of passes over all pairs: about a second.
+_MAX_SINKHORN_POINTS = 1_000  # Hundreds of passes over all pairs take about a second.
 _MAX_SLICED_POINTS = 5_000
-# Of the mean squared distance within the data: less is sharper but takes many more iterations.
+# Relative to the mean squared distance within the data. Smaller values need many more iterations.
 _SINKHORN_EPSILON = 0.05
 
 LogDensity = Callable[[np.ndarray], np.ndarray]
@@ -36,17 +36,17 @@ def evaluate_points(
     *,
     num_draws: int = _NUM_DRAWS,
 ) -> Evaluation:
-    """Computes distances to fresh data and, for a mixture, how samples cover the modes.
+    """Computes distances to new data and, for a mixture, how well samples cover the modes.
 
-    Real data are fresh draws of the same size, so every metric has their mean and spread next to
-    it. The spread of samples is that over fresh references: the samples stay the same ones.
+    Every metric is also computed for real data: new data sets of the same size. The spread of the
+    samples is over these data sets as references; the samples stay the same.
 
     Args:
       reference: the density.
-      samples: the refined ones are evaluated.
-      log_ratio: the estimate `x [B, 2] -> log r [B]`, which is compared with the truth where the
+      samples: the samples, of which the refined ones are evaluated.
+      log_ratio: the estimate `x [B, 2] -> log r [B]`, which is compared with the true ratio if the
         density is known.
-      num_draws: number of fresh data sets.
+      num_draws: number of new data sets.
     """
     ours = {
         "samples": samples.refined[:MAX_POINTS],
@@ -70,17 +70,17 @@ def evaluate_points(
 
 
 def energy(samples: np.ndarray, prior: np.ndarray, data: list[np.ndarray]) -> list[Metric]:
-    """Computes the energy distance, and its ratio to what sets of true data have on average.
+    """Computes the energy distance, and its ratio to the average distance of true data.
 
-    The ratio is that of `fdrl_jax.metrics.energy_ratio` in its unbiased form: the biased estimate
-    of N points against M exceeds `E|Y - Y'| (1/N + 1/M)`, which true data have on average, by the
-    unbiased energy distance. So true data score 1 on average.
+    The ratio is `fdrl_jax.metrics.energy_ratio` in its unbiased form. The biased estimate of N
+    points against M is the unbiased energy distance plus `E|Y - Y'| (1/N + 1/M)`, its average for
+    true data. The average ratio of true data is therefore 1.
 
     Args:
       samples: points, [N, 2].
       prior: points, [N, 2].
-      data: fresh data sets, [N, 2], one more than draws: each but the last is the reference of a
-        draw, and the next one the real data of that draw.
+      data: new data sets, [N, 2], one more than the number of draws. Each except the last is the
+        reference of a draw, and the next data set is the real data of that draw.
     """
     within = [mean_distance(points) for points in data]
     scale = float(np.mean(within)) * (1 / len(samples) + 1 / len(data[0]))
@@ -96,7 +96,7 @@ def energy(samples: np.ndarray, prior: np.ndarray, data: list[np.ndarray]) -> li
     def repeated(points: np.ndarray, copies: int) -> list[float]:
         return distances([points] * copies, [mean_distance(points)] * copies)
 
-    # The prior is far away, and one reference shows that as well as several.
+    # The prior is far away, so one reference suffices.
     num_draws = len(data) - 1
     sides = [repeated(samples, num_draws), repeated(prior, 1), distances(data[1:], within[1:])]
     ratios = [[1.0 + distance / scale for distance in side] for side in sides]
@@ -112,14 +112,14 @@ def _once(
     ours: dict[str, np.ndarray],
     data: list[np.ndarray],
 ) -> Metric:
-    """Returns a metric of the samples by themselves, of the prior, and of fresh data."""
+    """Returns a metric without a reference, of the samples, the prior and new data."""
     real = estimate(score(points) for points in data)
     samples, prior = (Estimate(score(ours[side])) for side in ("samples", "prior"))
     return Metric(definition, definition, samples, prior, real)
 
 
 def _transport(ours: dict[str, np.ndarray], data: list[np.ndarray]) -> list[Metric]:
-    """Optimal transport, of fewer points: their number is in the names."""
+    """Optimal-transport metrics, of fewer points; their number is in the names."""
     epsilon = _SINKHORN_EPSILON * 2.0 * float(data[0].var(axis=0).sum())
 
     def sinkhorn(points: np.ndarray, other: np.ndarray) -> float:
@@ -167,11 +167,11 @@ def _modes(
 def _ratio(
     log_density: LogDensity, data: np.ndarray, samples: Samples, log_ratio: LogRatio
 ) -> list[Metric]:
-    """Computes how far the estimated density ratio is from the true one, in nats.
+    """Computes the error of the estimated density ratio of bridged samples over data, in nats.
 
-    The estimate is of the bridged samples over the data. Their density is not known, but of the
-    true log-ratio only its mean is needed, `E_q̃[log r] = KL(q̃ ‖ p)`, which follows from the density
-    of the data and an estimate of the entropy.
+    The density of the bridged samples is unknown. However, only the mean of the true log-ratio is
+    needed, `E_q̃[log r] = KL(q̃ ‖ p)`. It follows from the density of the data and an estimate of the
+    entropy.
     """
     bridged = samples.bridged[:MAX_POINTS]
     true_kl = float(kl_to_density(bridged, log_density(bridged)))

@@ -1,6 +1,6 @@
-"""How an Inception metric is taken: one name for weights, input and resizing together.
+"""Protocols of Inception metrics: a protocol fixes weights, input and resizing.
 
-Numbers of two protocols do not compare, so the protocol is part of a metric's name.
+Values of different protocols are not comparable, so the protocol is part of the metric's name.
 """
 
 import hashlib
@@ -14,18 +14,18 @@ METRICS = ("fid", "kid", "precision_recall", "density_coverage", "inception_scor
 
 
 class Protocol(NamedTuple):
-    """A protocol.
+    """A protocol of Inception metrics.
 
     Attributes:
-      name: as on the command line.
-      prefix: what metrics are called by in front: "" for the standard.
-      weights_file: name of the file of weights that it is defined for.
-      sha256: first digits of that file's hash.
-      source: where the file comes from.
-      metrics: what can be computed.
+      name: name on the command line.
+      prefix: prefix of the names of metrics; "" for the standard protocol.
+      weights_file: name of the file of weights.
+      sha256: first digits of the SHA-256 of that file.
+      source: where to get the file.
+      metrics: metrics of the protocol.
       pixels: "uint8" or "float32".
-      resize_kernel: how images get to the network's 299 x 299 pixels.
-      key: of a run's config, for the file of weights.
+      resize_kernel: how images are resized to the 299 x 299 pixels of the network.
+      key: setting for the file of weights.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Protocol(NamedTuple):
 
     @property
     def flag(self) -> str:
-        """How to name the file of weights."""
+        """The flags that set the file of weights."""
         return f"--weights=FILE, or --config.{self.key}=FILE for a run"
 
 
@@ -55,7 +55,7 @@ STANDARD = Protocol(
     resize_kernel="bilinear of TensorFlow 1, no antialiasing",
     key="evaluate.inception_weights",
 )
-# The paper's: floats that are never rounded, and torchvision's network with weights of ImageNet.
+# The paper's protocol: floats that are not rounded, and torchvision's network for ImageNet.
 LEGACY = Protocol(
     name="fid_legacy_fdrl",
     prefix="legacy_fdrl",
@@ -71,7 +71,7 @@ PROTOCOLS = {protocol.name: protocol for protocol in (STANDARD, LEGACY)}
 
 
 class Weights(NamedTuple):
-    """A file of weights, its hash, and whether it is the one that the protocol is defined for."""
+    """A file of weights, its hash, and whether it is the file of the protocol."""
 
     path: str
     sha256: str
@@ -79,17 +79,17 @@ class Weights(NamedTuple):
 
 
 def check_weights(protocol: Protocol, path: str) -> Weights:
-    """Finds and hashes a protocol's weights. Nothing is ever downloaded.
+    """Finds and hashes the weights of a protocol. Nothing is downloaded.
 
     Raises:
-      UserError: naming the file that is needed, its hash and where it comes from.
+      UserError: if the file is missing; names it, its hash and where to get it.
     """
     if not path or not Path(path).is_file():
-        missing = f"{path} does not exist" if path else "no weights of the network are given"
+        missing = f"{path} does not exist" if path else "the weights of the network are missing"
         raise UserError(
             f"{missing}: the protocol {protocol.name!r} needs the file {protocol.weights_file} "
-            f"(SHA-256 begins with {protocol.sha256}) from {protocol.source}; fetch it by hand and "
-            f"name it, {protocol.flag}"
+            f"(SHA-256 begins with {protocol.sha256}) from {protocol.source}; download it and set "
+            f"{protocol.flag}"
         )
     with Path(path).open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
@@ -97,20 +97,20 @@ def check_weights(protocol: Protocol, path: str) -> Weights:
 
 
 def check_files(files: Mapping[str, str]) -> None:
-    """Checks files of weights, by the name of their protocol: before hours of work, not after.
+    """Checks files of weights, by name of their protocol, before hours of work.
 
     Raises:
-      UserError: for one that is missing.
+      UserError: if a file is missing.
     """
     for name, path in files.items():
         check_weights(PROTOCOLS[name], path)
 
 
 def prefixed(protocol: Protocol, weights: Weights, metric: str) -> str:
-    """Returns a metric's name under a protocol.
+    """Returns the name of a metric under a protocol.
 
-    `fid` of the standard, `fid_legacy_fdrl` of the paper's. With other weights than the protocol's
-    the number is no FID that compares with anyone's, and the hash in its name says so.
+    It is `fid` for the standard protocol and `fid_legacy_fdrl` for that of the paper. Values with
+    other weights are not comparable with published ones, so their name has the hash of the weights.
     """
     name = f"{metric}_{protocol.prefix}" if protocol.prefix else metric
     return name if weights.genuine else f"{name}_weights_{weights.sha256[:8]}"

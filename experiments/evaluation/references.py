@@ -1,4 +1,4 @@
-"""Real data that samples are compared with: small enough to be stored with a run."""
+"""Real data for comparison with samples, small enough to be stored with a run."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,16 +12,16 @@ from experiments.errors import DataError
 from experiments.files import replacing
 
 _MAX_IMAGES = 2_000
-_MAX_BYTES = 2**25  # Of uint8 pixels per field.
+_MAX_BYTES = 2**25  # Bytes of uint8 pixels per field.
 
 
 class PointsReference(NamedTuple):
     """A density in the plane.
 
     Attributes:
-      draw: `(num, seed) -> points [num, 2]`, fresh for each seed.
-      log_density: `points [N, 2] -> log p [N]` in nats, where it is known.
-      modes: centres of a mixture, [M, 2], where the density is one.
+      draw: `(num, seed) -> points [num, 2]`, different for each seed.
+      log_density: `points [N, 2] -> log p [N]` in nats; `None` if it is unknown.
+      modes: centres of a mixture, [M, 2]; `None` if it is not a mixture.
       mode_std: standard deviation of each mode.
     """
 
@@ -32,12 +32,12 @@ class PointsReference(NamedTuple):
 
 
 class Fit(NamedTuple):
-    """Training images that a classifier is fitted to for the evaluation.
+    """Training images for fitting a classifier for the evaluation.
 
     Attributes:
-      images: in [-1, 1], [N, H, W, C] float32.
+      images: images in [-1, 1], [N, H, W, C] float32.
       labels: their classes, [N].
-      target: class that is the target of a translation.
+      target: target class of a translation.
     """
 
     images: np.ndarray
@@ -49,8 +49,8 @@ class Starts(NamedTuple):
     """The source domain of a translation.
 
     Attributes:
-      images: where samples start: sample `i` at image `i`, in [-1, 1], [N, H, W, C] float32.
-      num_held_out: how many of them training never saw; these come first.
+      images: source images in [-1, 1], [N, H, W, C] float32; sample `i` starts at image `i`.
+      num_held_out: number of images that training never saw; they come first.
     """
 
     images: np.ndarray
@@ -61,12 +61,12 @@ class ImageReference(NamedTuple):
     """Real images, in [-1, 1], [N, H, W, C] float32.
 
     Attributes:
-      name: of the data.
+      name: name of the data.
       images: held-out images, which training never saw.
       labels: their classes, [N]; `None` for data without labels.
       classes: names of the classes by label.
-      spare: further real images to which no classifier was fitted; empty for most data.
-      fit: what a classifier of pixels is fitted to, for digits and for translations.
+      spare: further real images that no classifier was fitted to; empty for most data.
+      fit: images for fitting a classifier of pixels, for digits and for translations.
       starts: where the samples of a translation start.
       domains: names of the source and the target of a translation.
     """
@@ -82,19 +82,19 @@ class ImageReference(NamedTuple):
 
 
 def of(source: Source, domains: tuple[str, str] = ("", "")) -> PointsReference | ImageReference:
-    """Returns what samples of a data source are compared with."""
+    """Returns the reference for samples of a data source."""
     return of_points(source) if source.kind == "points" else of_images(source, domains)
 
 
 def of_points(source: Source) -> PointsReference:
-    """Returns what samples of a density in the plane are compared with."""
+    """Returns the reference for samples of a density in the plane."""
     return PointsReference(source.held_out, *(source.density or ()))
 
 
 def of_images(source: Source, domains: tuple[str, str] = ("", "")) -> ImageReference:
-    """Collects what samples of a set of images are compared with.
+    """Returns the reference for samples of a set of images.
 
-    Reads the held-out images, and of the training set no more than what is stored.
+    Reads the held-out images, and only those training images that are stored.
 
     Args:
       source: the images.
@@ -114,14 +114,14 @@ def of_images(source: Source, domains: tuple[str, str] = ("", "")) -> ImageRefer
             fit=fit, starts=Starts(starts, min(num_held_out, len(starts))), domains=names
         )
     if source.name == "digits" and source.labels is not None:
-        # Every other training image is as new to the classifier as samples are.
+        # Every second training image is spare: the classifier is not fitted to it.
         train = source.train()
         return reference._replace(fit=Fit(train[::2], source.labels.train[::2]), spare=train[1::2])
     return reference
 
 
 def _fit_digits(source: Source) -> Fit | None:
-    """Returns all ten digits: telling ten classes apart is harder to please than two."""
+    """Returns images of all ten digits, because ten classes make a stricter test than two."""
     if not source.name.startswith("digits") or source.labels is None:
         return None
     whole = digits()
@@ -141,7 +141,7 @@ def _fit_domains(source: Source, starts: SourceStarts, most: int) -> Fit | None:
 
 
 def save(reference: ImageReference, path: Path) -> None:
-    """Writes a reference as one .npz, with pixels as uint8 where that loses nothing."""
+    """Writes a reference as one .npz, with pixels as uint8 if this is lossless."""
     fields: dict[str, np.ndarray] = {
         "name": np.array(reference.name),
         "classes": np.array(reference.classes, dtype=np.str_),
@@ -166,7 +166,7 @@ def load(path: Path) -> ImageReference:
     """Reads what `save` wrote.
 
     Raises:
-      DataError: for a file that is missing, damaged or something else.
+      DataError: if the file is missing, is damaged, or has other content.
     """
     try:
         fields = read_arrays(path, read_headers(path))
@@ -188,7 +188,7 @@ def load(path: Path) -> ImageReference:
             (source, target_name),
         )
     except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"{path} is no stored reference, or is damaged: {error}") from error
+        raise DataError(f"{path} is not a stored reference, or is damaged: {error}") from error
 
 
 def _stored(images: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What an evaluation returns."""
+"""The result of an evaluation."""
 
 from typing import Any, NamedTuple
 
@@ -8,13 +8,13 @@ from experiments.evaluation.metrics import Metrics
 
 
 class Evaluation(NamedTuple):
-    """What is known of samples.
+    """The result of an evaluation.
 
     Attributes:
-      metrics: by name, in reading order.
-      record: how they were computed, as JSON can hold it.
-      nearest: training images nearest to the first samples, by the space in which they are near,
-        [Q, k, H, W, C]; empty where they were not searched for.
+      metrics: metrics by name, in the order of the definitions.
+      record: how they were computed, as values for JSON.
+      nearest: training images nearest to the first samples, by feature space, [Q, k, H, W, C];
+        empty if there was no search.
     """
 
     metrics: Metrics

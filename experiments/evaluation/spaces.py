@@ -1,4 +1,4 @@
-"""Feature spaces: functions from images to numbers, by name."""
+"""Feature spaces by name: functions from images to features."""
 
 import importlib
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from experiments.evaluation.metrics import Estimate, Metric, with_count
 from fdrl_jax.metrics import frechet_distance, manifold_metrics, random_conv_features
 from fdrl_jax.names import nearest
 
-# Images in [-1, 1], [N, H, W, C] float32, to features, [N, D] or [N, ...].
+# `images [N, H, W, C] float32 in [-1, 1] -> features [N, D] or [N, ...]`.
 Features = Callable[[np.ndarray], np.ndarray]
 BUILT_IN = "random_conv"
 _FEWEST_FOR_NEIGHBOURS = 6
@@ -20,10 +20,10 @@ def get(name: str) -> tuple[str, Features]:
     """Finds a feature space.
 
     Args:
-      name: "random_conv", or MODULE:FUNCTION, which is imported.
+      name: "random_conv", or MODULE:FUNCTION to import.
 
     Returns:
-      The name in metrics, and the function.
+      The name for metrics, and the function.
 
     Raises:
       UserError: for an unknown name, or a module or function that does not exist.
@@ -34,8 +34,8 @@ def get(name: str) -> tuple[str, Features]:
     if not function:
         hint = nearest(name, (BUILT_IN,)) or "."
         raise UserError(
-            f"unknown feature space {name!r}{hint} Allowed: {BUILT_IN}, or MODULE:FUNCTION for a "
-            "function of yours"
+            f"unknown feature space {name!r}{hint} Allowed: {BUILT_IN}, or MODULE:FUNCTION for "
+            "your own function"
         )
     try:
         return function, getattr(importlib.import_module(module), function)
@@ -44,7 +44,7 @@ def get(name: str) -> tuple[str, Features]:
 
 
 def scores(rows: np.ndarray, reference: np.ndarray) -> dict[str, float]:
-    """Computes the Fréchet distance and, of more than a handful of images, manifold metrics.
+    """Computes the Fréchet distance and, if there are enough images, manifold metrics.
 
     Args:
       rows: features, [N, D].
@@ -59,7 +59,7 @@ def scores(rows: np.ndarray, reference: np.ndarray) -> dict[str, float]:
 def against(
     name: str, features: Features, samples: np.ndarray, reference: np.ndarray
 ) -> list[Metric]:
-    """Computes the same metrics of one whole set of images against another."""
+    """Computes the same metrics of one complete set of images against another."""
     found = scores(features(samples), features(reference))
     return [
         Metric(with_count(f"{metric}_{name}", len(samples)), metric, Estimate(value))

@@ -1,4 +1,4 @@
-"""A support-vector classifier of pixels: enough for digits, and fitted in a second."""
+"""A support-vector classifier of pixels, which suffices for digits and is fitted in a second."""
 
 from typing import Any
 
@@ -11,25 +11,26 @@ _CHANNELS_OF_DIGITS = (8, 8, 1)
 
 
 class SvcClassifier:
-    """Classifies images by their pixels; knows nothing of the estimator.
+    """Classifies images by their pixels, independently of the estimator.
 
-    Its features are the pairwise decision values, 45 for ten classes. They see what matters in a
-    digit: the data-dependent prior matches mean and covariance of the pixels, and is far away here.
+    Its features are the pairwise decision values, 45 for ten classes. They represent what makes a
+    digit: the data-dependent prior matches mean and covariance of the pixels, but is far from the
+    data in this space.
     """
 
     space = "svc"
 
     def __init__(self, fit: Fit, *, probabilities: bool = True) -> None:
-        """Fits to real images, without randomness.
+        """Fits the classifier to real images. The fit is deterministic.
 
         Args:
           fit: real training images and their labels.
-          probabilities: whether `probabilities_and_features` is needed, which takes six fits.
+          probabilities: whether `probabilities_and_features` is needed, which requires six fits.
         """
         from sklearn.calibration import CalibratedClassifierCV
         from sklearn.svm import SVC
 
-        # Chosen on the 8 x 8 digits; other images get the scale of their own pixels.
+        # Chosen for the 8 x 8 digits; for other images it is scaled by their pixels.
         gamma = 0.03 if fit.images.shape[1:] == _CHANNELS_OF_DIGITS else "scale"
         options: dict[str, Any] = {"C": 10.0, "gamma": gamma}
         rows = flat(fit.images)
@@ -40,7 +41,7 @@ class SvcClassifier:
             self._calibrated = calibrated.fit(rows, fit.labels)
 
     def describe(self) -> dict[str, Any]:
-        """Returns what the classifier is, for the record."""
+        """Returns a description of the classifier for the record."""
         return {"name": "support-vector classifier of pixels"}
 
     def predict(self, images: np.ndarray) -> np.ndarray:

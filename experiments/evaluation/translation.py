@@ -1,4 +1,4 @@
-"""Evaluation of unpaired translation: is it the target, and how much of the source is kept?"""
+"""Evaluation of unpaired translation: does it reach the target, and does it keep the source?"""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from experiments.evaluation.svc import SvcClassifier
 from experiments.samples import Samples
 from fdrl_jax.metrics.rows import flat
 
-_MAX_IMAGES = 1_000  # Distances of all pairs.
+_MAX_IMAGES = 1_000  # The distances of all pairs are needed.
 
 
 def evaluate_translation(
@@ -24,22 +24,24 @@ def evaluate_translation(
     classifier: Classifier | None = None,
     num_draws: int = draws.NUM_DRAWS,
 ) -> Evaluation:
-    """Computes what share of translated images is the target, and how near they are to sources.
+    """Computes the share of translated images in the target domain, and distances to sources.
 
-    A support-vector classifier of real training images decides about the domain. It knows nothing
-    of the estimator, and its verdict on real images of both domains is next to that on samples.
+    A support-vector classifier, fitted to real training images and independent of the estimator,
+    decides which domain an image belongs to. Its results on real images of both domains are
+    reported next to those on samples.
 
-    Sources take the place of the prior: a metric stands between that of source images and that of
-    real images of the target. `own_source_nearest_share` is about `1 / num_images` by chance.
+    Source images replace the prior: each metric is reported next to its values for source images
+    and for real target images. `own_source_nearest_share` is about `1 / num_images` by chance.
 
     Args:
-      reference: images of the target, with those that samples start from.
-      samples: the refined ones are evaluated: `samples[i]` of the source image `i`.
-      classifier: one that was trained on both domains, for features that see objects.
-      num_draws: how often everything is drawn anew for distances to the target.
+      reference: images of the target, and the source images.
+      samples: the samples, of which the refined ones are evaluated; `samples[i]` starts at source
+        image `i`.
+      classifier: a classifier trained on both domains, for features that represent objects.
+      num_draws: number of draws for distances to the target.
 
     Raises:
-      ValueError: for a reference without sources.
+      ValueError: for a reference without source images.
     """
     if reference.starts is None:
         raise ValueError(f"the reference of {reference.name!r} has no source images")
@@ -59,7 +61,7 @@ def evaluate_translation(
     }
     metrics = []
     if reference.fit is None:
-        record["skipped"].append("target_share: no training image of the source to fit to")
+        record["skipped"].append("target_share: no training images of the source for a classifier")
     else:
         svc, target = SvcClassifier(reference.fit, probabilities=False), reference.fit.target
 
@@ -79,7 +81,7 @@ def evaluate_translation(
 
 
 def caption(metrics: Metrics) -> str:
-    """Says below a picture what share is the target, and what share kept its own source."""
+    """Returns a caption: the share in the target domain, and the share nearest to its source."""
     found = {metric.definition: metric for metric in metrics.values()}
     kept = found["own_source_nearest_share"]
     chance = kept.real.value if kept.real else 0.0
@@ -88,7 +90,7 @@ def caption(metrics: Metrics) -> str:
         return text
     sides = [("sources", share.prior), ("targets", share.real)]
     others = ", ".join(f"{name} {100 * side.value:.0f}%" for name, side in sides if side)
-    return f"taken for the target: {100 * share.value:.0f}% ({others}); {text}"
+    return f"classified as the target: {100 * share.value:.0f}% ({others}); {text}"
 
 
 def _kept(translated: np.ndarray, sources: np.ndarray, targets: np.ndarray) -> list[Metric]:
@@ -118,7 +120,7 @@ def _kept(translated: np.ndarray, sources: np.ndarray, targets: np.ndarray) -> l
 
 
 def _distances(images: np.ndarray, sources: np.ndarray) -> tuple[float, float, float]:
-    """Returns mean distance to the own source and to others, and the share nearest to its own."""
+    """Returns mean distances to the own and to other sources, and the share nearest to its own."""
     between, num = _rms(images, sources), len(images)
     own = np.diagonal(between)
     others = (between.sum(axis=1) - own) / max(num - 1, 1)

@@ -1,4 +1,4 @@
-"""A trained sampler as a folder that needs JAX and nothing of this program."""
+"""Exports a trained sampler to a folder that needs only JAX, not this program."""
 
 from experiments.export.artefact import LIFETIME, PLATFORMS, write
 

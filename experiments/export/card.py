@@ -42,14 +42,14 @@ prior to the data. This is train step {step:,} of a run on `{name}`.
 
 ## Draw samples
 
-With JAX and `flatbuffers` only, on {platforms}:
+With only JAX and `flatbuffers`, on {platforms}:
 
     python load_sampler.py --num_samples=1000 --out=samples.npz
 
 or in Python: `from load_sampler import Sampler; samples = Sampler()(1000)`. Sample `i` does not
 depend on how many samples are drawn.
 
-With the library only, from `model.safetensors` and `config.json`:
+With the library `fdrl_jax`, from `model.safetensors` and `config.json`:
 
 ```python
 {snippet}
@@ -64,7 +64,7 @@ With the library only, from `model.safetensors` and `config.json`:
 | `load_sampler.py` | loads the program and its arrays, and draws samples |
 | `metadata.json` | shapes, versions, dates and hashes |
 
-`sampler.stablehlo` was written on {written} by JAX {jax} and is not promised to load after
+`sampler.stablehlo` was written on {written} by JAX {jax} and is not guaranteed to load after
 {expires}. {lifetime}
 
 ## Data
@@ -73,7 +73,7 @@ With the library only, from `model.safetensors` and `config.json`:
 
 ## Recipe
 
-Settings that differ from the defaults; `config.json` holds all of them.
+Settings that differ from the defaults. All settings are in `config.json`.
 
 | setting | value |
 |---|---|
@@ -115,7 +115,7 @@ def write(
 
     Args:
       experiment: the run.
-      metadata: of the export.
+      metadata: metadata of the export.
       evaluation: the record of an evaluation of the same checkpoint and settings, if there is one.
     """
     source, of_run = experiment.source, experiment.settings
@@ -142,7 +142,7 @@ def write(
 
 
 def snippet(experiment: Experiment) -> str:
-    """Returns code that draws the same samples with the library, in the folder of an export."""
+    """Returns code that draws the same samples with the library, run in the export's folder."""
     is_combined = not isinstance(describe(experiment.settings["loss.divergence"]), str)
     divergence = f'divergences.{"combine(*" if is_combined else "get("}config["divergence"])'
     network = 'networks.MLP(**config["network"])'
@@ -203,10 +203,10 @@ def _metrics(evaluation: Mapping[str, Any] | None) -> str:
 
 
 def _slug(name: str) -> str:
-    """Returns the name of a data set as the hub's front matter allows it."""
+    """Returns the name of a data set in the form that the hub's front matter allows."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name.removeprefix("tfds:")).strip("-.") or "own"
 
 
 def _plain(text: str) -> str:
-    """Keeps names that a user chose from forming Markdown or HTML."""
+    """Escapes text chosen by a user, so that it cannot form Markdown or HTML."""
     return re.sub(r"[|`<>\n\r\[\]]", "_", text)

@@ -1,8 +1,8 @@
-"""Draws samples with the exported sampler of this folder. Needs jax and flatbuffers alone.
+"""Draws samples with the exported sampler of this folder. Needs only jax and flatbuffers.
 
 Command: python load_sampler.py --num_samples=1000 --out=samples.npz
 Python:  from load_sampler import Sampler; x = Sampler()(1000)
-Sample `i` is the same however many are drawn, and the one that the training program draws.
+Sample `i` does not depend on how many are drawn. The training program draws the same samples.
 """
 
 import argparse
@@ -16,26 +16,26 @@ import numpy as np
 
 
 class Sampler:
-    """The compiled sampler with its arrays; `metadata` tells where it comes from."""
+    """The compiled sampler with its arrays; `metadata` describes its origin."""
 
     def __init__(self, folder: str | Path = Path(__file__).parent) -> None:
         """Reads an exported folder.
 
         Raises:
-          ValueError: for files that are not those of the export, naming the file, or an artefact
-            that the installed JAX cannot read.
+          ValueError: if a file is not that of the export, or if the installed JAX cannot read the
+            artefact.
         """
         folder = Path(folder)
         self.metadata = json.loads((folder / "metadata.json").read_text())
         for name, expected in self.metadata["sha256"].items():
             if hashlib.sha256((folder / name).read_bytes()).hexdigest() != expected:
-                raise ValueError(f"{folder / name} is damaged or not of this export")
+                raise ValueError(f"{folder / name} is damaged or not from this export")
         with np.load(folder / "arrays.npz", allow_pickle=False) as file:
             self._arrays = {name: jax.device_put(file[name]) for name in file.files}
         try:
             content = bytearray((folder / "sampler.stablehlo").read_bytes())
             exported = jax.export.deserialize(content)
-        except Exception as error:  # The reader raises what it likes on a format it does not know.
+        except Exception as error:  # The reader may raise any error for an unknown format.
             raise ValueError(
                 f"JAX {jax.__version__} cannot read the artefact, written by JAX "
                 f"{self.metadata['versions']['jax']}: {error}. {self.metadata['lifetime']}"
@@ -49,26 +49,26 @@ class Sampler:
         source: np.ndarray | None = None,
         batch_size: int = 500,
     ) -> np.ndarray:
-        """Draws the samples number `first` to `first + num_samples - 1`.
+        """Draws the samples with indices `first` to `first + num_samples - 1`.
 
         Args:
-          num_samples: how many.
-          first: number of the first one; numbers end below 2**31.
+          num_samples: number of samples.
+          first: index of the first sample; all indices must be below 2**31.
           source: images to start from, float32 [num_samples, H, W, C] in [-1, 1], for a sampler
-            that translates images (`metadata["needs_source"]`); `None` for the others.
-          batch_size: samples at a time.
+            that translates images (`metadata["needs_source"]`); `None` for other samplers.
+          batch_size: samples per batch.
 
         Returns:
-          Refined samples, float32 [num_samples, ...]; images lie in [-1, 1] or slightly beyond.
+          Refined samples, float32 [num_samples, ...]. Images may slightly exceed [-1, 1].
 
         Raises:
-          ValueError: for numbers out of range, or images to start from that are missing, not
-            needed or of another shape.
+          ValueError: for indices out of range, or a `source` that is missing, not needed or of
+            another shape.
         """
         self._check(num_samples, first, source)
         parts = []
         for start in range(0, num_samples, batch_size):
-            # The last batch is as large as the others, so that one program serves all.
+            # The last batch is as large as the others, so that only one program is compiled.
             numbers = np.arange(start, start + min(batch_size, num_samples))
             numbers = np.minimum(numbers, num_samples - 1)
             batch: dict[str, np.ndarray] = {"position": (first + numbers).astype(np.int32)}
@@ -79,24 +79,24 @@ class Sampler:
 
     def _check(self, num_samples: int, first: int, source: np.ndarray | None) -> None:
         if num_samples < 1 or first < 0 or first + num_samples > 2**31:
-            raise ValueError(f"no samples number {first} to {first + num_samples - 1}")
+            raise ValueError(f"indices out of range: {first} to {first + num_samples - 1}")
         shape = (num_samples, *self.metadata["event_shape"])
         if self.metadata["needs_source"] != (source is not None):
-            needs = "needs" if self.metadata["needs_source"] else "takes no"
+            needs = "needs" if self.metadata["needs_source"] else "does not accept"
             raise ValueError(f"this sampler {needs} images to start from (source)")
         if source is not None and np.shape(source) != shape:
             raise ValueError(f"source must have the shape {shape}, got {np.shape(source)}")
 
 
 def to_stored(samples: np.ndarray, kind: str) -> np.ndarray:
-    """Returns what the training program stores: images as uint8, points as they are."""
+    """Returns samples as the training program stores them: images as uint8, points unchanged."""
     if kind == "points":
         return samples
     return np.clip(np.round((samples + 1.0) * 127.5), 0, 255).astype(np.uint8)
 
 
 def main() -> None:
-    """Writes samples into an .npz, as `arr_0`."""
+    """Writes samples to an .npz, as `arr_0`."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--num_samples", type=int, default=100)
     parser.add_argument("--source", help=".npy of images to start from, float32 in [-1, 1]")

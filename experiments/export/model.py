@@ -1,4 +1,4 @@
-"""The parameters as `model.safetensors`, and as JSON what the library rebuilds the sampler from."""
+"""Exports parameters as safetensors, and the arguments that rebuild the sampler as JSON."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -15,13 +15,13 @@ from experiments.settings import PATHS
 
 def to_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
     """Returns named arrays in the format of safetensors."""
-    # The library writes the buffer of an array, which only this order describes.
+    # safetensors writes the buffer of an array as it is, so the array must be contiguous.
     ordered = {name: np.array(array, order="C") for name, array in arrays.items()}
     return bytes(save(ordered, {"format": "flax"}))
 
 
 def describe(experiment: Experiment, fitted: FittedPrior | None) -> dict[str, Any]:
-    """Returns the arguments of the library's functions that rebuild the sampler, for JSON.
+    """Returns the arguments of library functions that rebuild the sampler, as values for JSON.
 
     Args:
       experiment: the run.

@@ -1,1 +1,1 @@
-"""What the program runs on: compiler flags, devices, and the hosts of one run."""
+"""The hardware: compiler flags, devices, memory, and the hosts of a run."""

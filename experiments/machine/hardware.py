@@ -1,4 +1,4 @@
-"""What the program runs on, and how exactly it multiplies there."""
+"""The devices, and the precision of their computations."""
 
 import logging
 import os
@@ -16,11 +16,11 @@ from experiments.machine import processor, xla_flags
 from fdrl_jax.networks import convolve
 
 _logger = logging.getLogger("fdrl")
-_TOLERANCE = 2e-2  # Of a bfloat16 result, relative to its largest entry: some units of 2^-8.
+_TOLERANCE = 2e-2  # For a bfloat16 result, relative to its largest entry: a few units of 2^-8.
 
 
 def describe_devices() -> str:
-    """Returns one line: devices, their memory where known, and versions."""
+    """Returns a line with the devices, their memory if known, and versions."""
     devices = jax.devices()
     kind = devices[0].device_kind
     if devices[0].platform == "cpu":
@@ -35,14 +35,14 @@ def describe_devices() -> str:
 
 
 def set_matmul_precision(precision: str) -> None:
-    """Sets how accelerators multiply float32 arrays, for this process.
+    """Sets the precision with which accelerators multiply float32 arrays, for this process.
 
-    Unless told otherwise they drop digits: TPUs multiply in bfloat16, NVIDIA's GPUs from Ampere on
-    in TF32.
+    By default, accelerators round the inputs: TPUs multiply in bfloat16, and NVIDIA GPUs since
+    Ampere in TF32.
 
     Args:
-      precision: "float32" for all digits, "tensorfloat32" for 10 bits of mantissa, or "bfloat16".
-        CPUs always take all digits of the type, and are left alone.
+      precision: "float32" for full precision, "tensorfloat32" for 10 bits of mantissa, or
+        "bfloat16". It has no effect on CPUs, which always use full precision.
     """
     if jax.default_backend() != "cpu":
         jax.config.update("jax_default_matmul_precision", precision)
@@ -52,13 +52,13 @@ def prepare(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Prepares this process for the precision of a run.
 
     Args:
-      settings: flat.
+      settings: flat settings.
 
     Returns:
-      The settings with the precision that is used here, never "auto".
+      The settings with the precision in use, never "auto".
 
     Raises:
-      UserError: as `resolve_precision`.
+      UserError: as for `resolve_precision`.
     """
     precision = resolve_precision(settings["precision"], jax.default_backend())
     set_matmul_precision(precision)
@@ -66,18 +66,18 @@ def prepare(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def resolve_precision(precision: str, platform: str) -> str:
-    """Returns the precision that a run uses, and logs a warning where bfloat16 is slow.
+    """Returns the precision that a run uses, and logs a warning if bfloat16 is slow.
 
     Args:
-      precision: "auto", or any precision that `set_matmul_precision` accepts. "auto" is bfloat16
-        where the device is fast in it, else float32.
+      precision: "auto", or any precision that `set_matmul_precision` accepts. "auto" means bfloat16
+        if it is fast on the device, and float32 otherwise.
       platform: "cpu", "gpu" or "tpu", as `jax.default_backend()` names it.
 
     Returns:
       The precision, never "auto".
 
     Raises:
-      UserError: if bfloat16 would run on kernels that do not compute correctly here.
+      UserError: if the kernels for bfloat16 do not compute correctly on this machine.
     """
     slow = _why_bfloat16_is_slow(platform)
     if precision == "auto":
@@ -94,14 +94,14 @@ def check_bfloat16() -> None:
     """Compares a bfloat16 convolution and its gradients with float64 on this machine.
 
     oneDNN's kernels depend on the processor, and some are wrong; see `networks.convolution_cpu`.
-    The check costs a second or two, once per process.
+    The check takes a second or two, once per process.
 
     Raises:
-      UserError: if a result is wrong, or if the persistent compilation cache is on, with which
-        these kernels crash the process.
+      UserError: if a result is wrong, or if the persistent compilation cache is on, which makes
+        these kernels crash.
     """
     instead = f"Use precision=float32, or unset {xla_flags.ONEDNN_FLAG} in XLA_FLAGS."
-    config: Any = jax.config  # Its attributes are made at run time.
+    config: Any = jax.config  # Its attributes are created at run time.
     if config.jax_compilation_cache_dir:
         raise UserError(
             "the fast bfloat16 kernels crash together with JAX's persistent compilation cache. "
@@ -123,7 +123,7 @@ def check_bfloat16() -> None:
     wanted = _exact_convolution(*(a.astype(np.float64) for a in (x, kernel, g)))
     for name, got, want in zip(names, computed(x, kernel, g), wanted, strict=True):
         error = np.abs(np.asarray(got, np.float64) - want).max() / np.abs(want).max()
-        if not error < _TOLERANCE:  # NaN is no smaller.
+        if not error < _TOLERANCE:  # Also for NaN.
             raise UserError(
                 f"bfloat16 convolutions are wrong on this processor: the {name} differs by "
                 f"{error:.1g} of its largest entry. {instead}"
@@ -131,11 +131,11 @@ def check_bfloat16() -> None:
 
 
 def _why_bfloat16_is_slow(platform: str) -> str | None:
-    """Returns why float32 is faster than bfloat16 on the device, or `None` where it is not."""
+    """Returns why bfloat16 is slower than float32 on the device, or `None` if it is not."""
     if platform == "cpu":
         if xla_flags.uses_onednn():
             return None
-        return xla_flags.onednn_objection() or "the fast kernels were not switched on at the start"
+        return xla_flags.why_not_onednn() or "the fast kernels were not switched on at the start"
     if platform == "gpu":
         capability = getattr(jax.devices()[0], "compute_capability", "0")
         if capability.partition(".")[0].isdigit() and int(capability.partition(".")[0]) < 8:
@@ -146,7 +146,7 @@ def _why_bfloat16_is_slow(platform: str) -> str | None:
 def _exact_convolution(
     x: np.ndarray, kernel: np.ndarray, g: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A 3x3 convolution of stride 1 and its gradients, by their definition."""
+    """A 3x3 convolution of stride 1 and its gradients, computed from the definition."""
     height, width = x.shape[1:3]
     padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     output, gx, gk = np.zeros_like(g), np.zeros_like(padded), np.zeros_like(kernel)

@@ -1,4 +1,4 @@
-"""Several processes, on one or many hosts, that work on one run."""
+"""Runs with several processes, on one or many hosts."""
 
 import contextlib
 import faulthandler
@@ -16,7 +16,7 @@ from experiments.machine import memory, peers
 from experiments.machine.interrupts import leave
 from fdrl_jax import parallel
 
-_QUIET_SECONDS = 5.0  # Of waiting for the others without a word.
+_QUIET_SECONDS = 5.0  # Time to wait for other processes before printing a message.
 _SHUTDOWN_TIMEOUT_SECONDS = 24 * 3_600  # The first process evaluates while the others wait.
 
 
@@ -28,26 +28,26 @@ def join(
     process_id: int | None,
     heartbeat_seconds: int,
 ) -> None:
-    """Joins the processes of a run, before anything runs on a device.
+    """Joins the processes of a run. Must be called before anything runs on a device.
 
     Args:
-      distributed: whether to find what is not given in the environment: JAX's own variables, a TPU
+      distributed: whether to detect missing values from the environment: JAX's own variables, a TPU
         pod slice, SLURM, Open MPI or Kubernetes.
       coordinator_address: HOST:PORT at which the first process listens.
-      num_processes: how many there are.
-      process_id: the number of this one.
-      heartbeat_seconds: after this long without a sign of one process the others stop.
+      num_processes: number of processes.
+      process_id: index of this process.
+      heartbeat_seconds: a process that is silent for this long counts as failed.
 
     Raises:
-      UserError: if what is given does not suffice.
+      UserError: if a value is missing, or if the processes cannot be joined.
     """
     given = (coordinator_address, num_processes, process_id)
     if not distributed and given == (None, None, None):
         return
     if not distributed and None in given:
         raise UserError(
-            "--coordinator_address=HOST:PORT, --num_processes=N and --process_id=I go together; "
-            "--distributed finds what is missing on TPU pods, SLURM and similar"
+            "--coordinator_address=HOST:PORT, --num_processes=N and --process_id=I must be given "
+            "together; --distributed detects missing values on TPU pods, SLURM and similar"
         )
     waiting = threading.Timer(
         _QUIET_SECONDS, _print_waiting, (coordinator_address, num_processes, process_id)
@@ -59,7 +59,7 @@ def join(
             coordinator_address,
             num_processes,
             process_id,
-            # By default the first process would listen on every interface of its host.
+            # By default the first process would listen on all interfaces of its host.
             coordinator_bind_address=coordinator_address,
             heartbeat_timeout_seconds=heartbeat_seconds,
             shutdown_timeout_seconds=_SHUTDOWN_TIMEOUT_SECONDS,
@@ -69,20 +69,20 @@ def join(
         raise UserError(f"the processes of the run cannot be joined: {reason}") from error
     finally:
         waiting.cancel()
-    # JAX ends this process with a message when another one is gone; the stacks of all its threads
-    # would hide it.
+    # If another process is lost, JAX ends this one with a message, which would be hidden by the
+    # stacks of all its threads.
     faulthandler.disable()
 
 
 @contextlib.contextmanager
 def leaving_with_peers() -> Iterator[None]:
-    """With several processes, ends this one at once on an error of its own or of a peer.
+    """Ends this process immediately on an error, its own or a peer's, if there are several.
 
-    Without cleaning up, because whatever closes in good order waits for all processes.
+    There is no cleanup, because an orderly shutdown would wait for all processes.
     """
     try:
         yield
-        peers.tell(0)
+        peers.announce_exit(0)
     except UserError as error:
         if jax.process_count() == 1:
             raise
@@ -103,27 +103,27 @@ def leaving_with_peers() -> Iterator[None]:
         if jax.process_count() == 1:
             raise
         traceback.print_exc()
-        peers.tell(1)
+        peers.announce_exit(1)
         os._exit(1)
 
 
 def check_agreement(replicated: object, step: int) -> None:
-    """Checks that all replicas hold the same bits.
+    """Checks that all replicas are equal bit for bit.
 
     Raises:
-      PeerError: naming those that differ.
+      PeerError: if some differ; names them.
     """
     divergent = parallel.divergent_replicas(replicated)
     if divergent:
         raise PeerError(
             f"at step {step} the replicas {', '.join(map(str, divergent))} of "
-            f"{jax.device_count()} do not hold the same numbers as the others: faulty memory, or "
-            "processes with different checkpoints or versions. Nothing of this was saved"
+            f"{jax.device_count()} differ from the others. Possible causes are faulty memory, or "
+            "processes with different checkpoints or versions. This state was not saved"
         )
 
 
 def _leave(code: int, message: str) -> NoReturn:
-    peers.tell(code)
+    peers.announce_exit(code)
     leave(code, message)
 
 

@@ -1,4 +1,4 @@
-"""Ctrl-C ends the program at once, also while XLA compiles."""
+"""Lets Ctrl-C end the program immediately, even while XLA compiles."""
 
 import contextlib
 import os
@@ -13,23 +13,23 @@ _state: dict[str, Callable[[], str]] = {"loss": lambda: "files that were complet
 
 
 def describe_loss(describe: Callable[[], str]) -> None:
-    """Sets what an interrupted program says about what is on disk.
+    """Sets the message of an interrupted program about what has been saved and what is lost.
 
     Args:
-      describe: called from another thread when the program is interrupted.
+      describe: returns the message; called from another thread when the program is interrupted.
     """
     _state["loss"] = describe
 
 
 @contextlib.contextmanager
 def exiting_at_once() -> Iterator[None]:
-    """Lets Ctrl-C end the process from a thread of its own.
+    """Lets Ctrl-C end the process from a separate thread.
 
-    Python runs signal handlers between bytecodes of the main thread, which may be minutes away in
-    compiled code, and an exception there unwinds through the compiler's threads. All files are
-    written atomically, so leaving without cleaning up loses nothing.
+    Python runs signal handlers only between bytecodes of the main thread, which may take minutes in
+    compiled code, and an exception there would unwind through the compiler's threads. All files are
+    written atomically, so exiting without cleanup loses nothing.
     """
-    if threading.current_thread() is not threading.main_thread():  # Only it may set handlers.
+    if threading.current_thread() is not threading.main_thread():  # Others cannot set handlers.
         yield
         return
     reader, writer = os.pipe()
@@ -46,14 +46,14 @@ def exiting_at_once() -> Iterator[None]:
 
 
 def leave(code: int, message: str) -> NoReturn:
-    """Prints the one line of an error and ends the process, without cleaning up.
+    """Prints an error in one line and ends the process without cleanup.
 
-    What cleans up when a process ends may wait for a disk or a peer that does not answer.
+    Cleanup could wait for a disk or a peer that does not respond.
     """
-    # From another thread, the main one has perhaps a progress bar, whose line ends here.
+    # If this is another thread, the main thread may have a progress bar; end its line.
     end = "" if threading.current_thread() is threading.main_thread() else "\n"
     for stream, text in ((sys.stdout, ""), (sys.stderr, f"{end}error: {message}\n")):
-        with contextlib.suppress(OSError, ValueError):  # Nobody may be reading any more.
+        with contextlib.suppress(OSError, ValueError):  # The stream may be closed.
             stream.write(text)
             stream.flush()
     os._exit(code)

@@ -1,7 +1,8 @@
-"""Checks before a run that it fits into memory: one line, before the system kills the process.
+"""Checks before a run that it fits into memory.
 
-An accelerator's runtime refuses what it cannot allocate. A CPU's promises it, and the operating
-system kills the process when the memory is used; so what a run needs is compared beforehand.
+An accelerator reports an error if an allocation fails. On a CPU the allocation succeeds, and the
+operating system kills the process when it uses the memory. The memory that a run needs is therefore
+compared with the free memory in advance.
 """
 
 import math
@@ -20,18 +21,18 @@ _HINT = (
     "Try a smaller network.width or network.hidden_sizes, a smaller train.batch_size, a larger "
     "train.num_micro_batches, network.remat=True, or a smaller evaluate.batch_size"
 )
-_CGROUP = Path("/sys/fs/cgroup/memory.max")  # What a container may use.
+_CGROUP = Path("/sys/fs/cgroup/memory.max")  # The memory limit of a container.
 
 
 def check_state(state: TrainState, constants: Any) -> None:
-    """Checks that parameters, average, optimizer, gradients and constants fit, from shapes only.
+    """Checks, from shapes only, that the train state, gradients and constants fit into memory.
 
     Args:
       state: shapes of the train state.
       constants: arrays that the train step reads, or their shapes.
 
     Raises:
-      UserError: with the memory that is needed and the memory that is free.
+      UserError: if they do not fit; states the memory needed and the memory that is free.
     """
     trees = (state, state.variables["params"], constants)
     needed = sum(_bytes(leaf) for leaf in jax.tree.leaves(trees))
@@ -40,13 +41,13 @@ def check_state(state: TrainState, constants: Any) -> None:
 
 
 def checked(mapped: Any) -> Callable[..., Any]:
-    """Returns a mapped function that compares what its compiled program needs at the first call.
+    """Wraps a mapped function so that its first call checks the memory of the compiled program.
 
     Args:
-      mapped: from `parallel`; called with arguments of the same shapes every time.
+      mapped: a function from `parallel`, always called with arguments of the same shapes.
     """
     if jax.process_count() > 1:
-        # With several processes, what `compile` returns refuses the arrays of one of them.
+        # With several processes, a compiled function does not accept the arrays of one process.
         return mapped
     compiled: Any = None
 
@@ -55,7 +56,7 @@ def checked(mapped: Any) -> Callable[..., Any]:
         if compiled is None:
             compiled = mapped.lower(*arguments).compile()
             stats = compiled.memory_analysis()
-            if stats is not None:  # Not every backend reports them.
+            if stats is not None:  # Not all backends report them.
                 # The arguments are in memory already.
                 _compare(bytes_besides_arguments(stats), "the compiled train step")
         return compiled(*arguments)
@@ -64,13 +65,13 @@ def checked(mapped: Any) -> Callable[..., Any]:
 
 
 def bytes_besides_arguments(stats: Any) -> int:
-    """Returns the bytes that a compiled program needs per device, besides its arguments."""
+    """Returns the bytes that a compiled program needs per device, excluding its arguments."""
     outputs = stats.output_size_in_bytes - stats.alias_size_in_bytes
     return int(stats.temp_size_in_bytes + outputs)
 
 
 def explain(error: Exception) -> UserError | None:
-    """Returns the user's error for one that says that memory has run out; `None` for others."""
+    """Returns a UserError if an error means that memory has run out; otherwise `None`."""
     exhausted = isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
     if not exhausted and not isinstance(error, MemoryError):
         return None
@@ -79,7 +80,7 @@ def explain(error: Exception) -> UserError | None:
 
 
 def host_bytes() -> int:
-    """Returns the bytes that are free on the host, where the system reports them."""
+    """Returns the free memory of the host in bytes, if the system reports it."""
     free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():
@@ -100,8 +101,8 @@ def _compare(needed_per_device: int, what: str) -> None:
         needed, available, where = needed_per_device * parallel.num_devices(), host_bytes(), "here"
     if needed > available:
         raise UserError(
-            f"config: {what} needs at least {needed / 2**30:,.1f} GiB, and {where} "
-            f"{available / 2**30:,.1f} GiB are free. {_HINT}"
+            f"config: {what} needs at least {needed / 2**30:,.1f} GiB, but only "
+            f"{available / 2**30:,.1f} GiB are free {where}. {_HINT}"
         )
 
 

@@ -1,9 +1,10 @@
-"""How the processes of a run notice that one of them has ended.
+"""Lets the processes of a run notice immediately that one of them has ended.
 
-JAX notices it after a heartbeat that is missing, and then aborts the process with stacks of C++.
-Here, each process keeps a connection to the first one, which the operating system closes whenever
-and however a process ends. A process that ends by itself sends its exit code first, so that its
-peers end with the same one: a restart does not help against a full disk or too little memory.
+JAX notices it only after missing heartbeats, and then aborts the process with C++ stacks. Here,
+each process keeps a connection to the first process, which the operating system closes when either
+ends for any reason. A process that ends by itself first sends its exit code, and its peers end with
+the same code. This tells a scheduler whether a restart would help: it does not help if the disk is
+full or memory is too small.
 """
 
 import json
@@ -21,18 +22,18 @@ from experiments.machine.interrupts import leave
 from fdrl_jax import parallel
 
 _CONNECT_SECONDS = 60.0
-_LEAVE_SECONDS = 5.0  # For the others to end while the first process, which JAX needs, is there.
-_OWN_SECONDS = 2.0  # For a process to end with a message of its own when a peer has an error.
+_LEAVE_SECONDS = 5.0  # Time for the others to end before the first process, which JAX needs.
+_OWN_SECONDS = 2.0  # Time for a process to end with its own message when a peer has an error.
 _links: list[socket.socket] = []
-_leaving = threading.Lock()  # Held for ever by the thread that ends this process.
+_leaving = threading.Lock()  # Acquired by the thread that ends this process, never released.
 
 
 def watch(address: str | None) -> None:
     """Connects this process with its peers; all processes must call this.
 
     Args:
-      address: HOST:PORT of the first process, which listens on that host at another port; left
-        out, its peers find it by its host name.
+      address: HOST:PORT of the first process, which listens on that host at another port. If it is
+        `None`, its peers find it by its host name.
     """
     if jax.process_count() == 1:
         return
@@ -41,8 +42,8 @@ def watch(address: str | None) -> None:
         links = _listen(host) if parallel.is_first_process() else _connect()
     except OSError as error:  # A firewall between hosts, or a name that does not resolve.
         logging.getLogger("fdrl").warning(
-            "the processes of the run cannot watch each other (%s): they notice the end of one "
-            "after --heartbeat_seconds",
+            "the processes of the run cannot connect to each other (%s): they notice a failed "
+            "process only after --heartbeat_seconds",
             error,
         )
         return
@@ -51,11 +52,11 @@ def watch(address: str | None) -> None:
         threading.Thread(target=_leave_with_peer, args=(link,), daemon=True).start()
 
 
-def tell(code: int) -> None:
-    """Tells the peers that this process ends with an exit code; 0 if its work is done.
+def announce_exit(code: int) -> None:
+    """Sends the exit code of this process to its peers; 0 if its work is done.
 
-    Only one thread returns from this with an error's code. The first process then waits for the
-    others, but not for long: without it JAX aborts them.
+    For an error code, this returns only in one thread. The first process then waits briefly for the
+    others, because JAX aborts them if it ends before them.
     """
     if code:
         _leaving.acquire()
@@ -73,14 +74,14 @@ def _leave_with_peer(link: socket.socket) -> None:
     if code == b"\0":
         return
     if not code:
-        tell(PeerError.exit_code)
+        announce_exit(PeerError.exit_code)
         leave(
             PeerError.exit_code,
             "another process of the run has ended. The same command on all hosts resumes from the "
             "newest checkpoint",
         )
     time.sleep(_OWN_SECONDS)
-    tell(code[0])
+    announce_exit(code[0])
     leave(code[0], "another process of the run has ended with an error; its message says why")
 
 
@@ -107,7 +108,7 @@ def _listen(host: str | None) -> list[socket.socket]:
     """Returns the connections of the first process to the others.
 
     Raises:
-      OSError: if they cannot be made.
+      OSError: if a connection fails.
     """
     name, token = (host or socket.gethostname()).strip("[]"), secrets.token_hex(16)
     family = socket.AF_INET6 if ":" in name else socket.AF_INET
@@ -123,22 +124,22 @@ def _listen(host: str | None) -> list[socket.socket]:
 
 
 def _connect() -> list[socket.socket]:
-    """Returns the connection of another process to the first one.
+    """Returns the connection of another process to the first process.
 
     Raises:
-      OSError: if it cannot be made.
+      OSError: if the connection fails.
     """
     name, port, token = json.loads(parallel.from_first_process(""))
     if not token:
         raise OSError(name)
     link = socket.create_connection((name, port), timeout=_CONNECT_SECONDS)
     link.sendall(token.encode())
-    _settle(link)
+    _keep_alive(link)
     return [link]
 
 
-def _settle(link: socket.socket) -> None:
-    """Lets a connection stay, without traffic, as long as both hosts are there."""
+def _keep_alive(link: socket.socket) -> None:
+    """Keeps a connection open without traffic while both hosts are up."""
     link.settimeout(None)
     link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     if hasattr(socket, "TCP_KEEPIDLE"):  # Firewalls forget a quiet connection after minutes.
@@ -151,10 +152,10 @@ def _accepted(listener: socket.socket, token: str, num: int) -> list[socket.sock
         link, _ = listener.accept()
         link.settimeout(_CONNECT_SECONDS)
         if _received_exactly(link, len(token)) == token.encode():
-            _settle(link)
+            _keep_alive(link)
             links.append(link)
         else:
-            link.close()  # Not one of ours.
+            link.close()  # Not a process of this run.
     return links
 
 

@@ -1,15 +1,15 @@
-"""What the processor can do. This file imports nothing of JAX."""
+"""Features of the processor. This module does not import JAX."""
 
 import functools
 from pathlib import Path
 
-# Instructions that matter to the speed of neural networks, as Linux names them.
+# Instructions that affect the speed of neural networks, by their names in Linux.
 _NOTABLE = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile", "asimd", "bf16", "sve")
 
 
 @functools.cache
 def features(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
-    """Returns the processor's features by Linux's names; empty where the system does not list them.
+    """Returns the processor's features by their names in Linux; empty if they are not listed.
 
     Args:
       cpuinfo: the file that lists them.

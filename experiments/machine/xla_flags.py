@@ -1,7 +1,7 @@
 """Compiler flags that make JAX's CPU backend faster, set before JAX starts.
 
-Call `set_cpu_flags` before anything runs on a device: XLA reads its flags once, when its backend
-starts. This file imports nothing of JAX.
+Call `set_cpu_flags` before anything runs on a device, because XLA reads its flags only when its
+backend starts. This module does not import JAX.
 """
 
 import importlib.metadata
@@ -11,13 +11,13 @@ from collections.abc import Mapping, MutableMapping
 
 from experiments.machine import processor
 
-# Leaves convolutions to the older kernels, which compute weight gradients about twice as fast.
+# Selects the older kernels for convolutions, which compute weight gradients about twice as fast.
 CPU_FLAG = "--xla_cpu_experimental_ynn_fusion_type=individual_dot"
-# Hands convolutions and matrix products to oneDNN, which alone uses AMX for convolutions.
+# Selects oneDNN for convolutions and matrix products, which is needed to use AMX for convolutions.
 ONEDNN_FLAG = "--xla_cpu_experimental_onednn_custom_call=true"
 
-# An unknown flag aborts the process, and oneDNN's kernels are correct only in the versions that
-# were tested, so other versions get neither: the first version of each, and the first without.
+# An unknown flag aborts the process, and oneDNN's kernels are correct only in tested versions. Each
+# flag is therefore set only from its first version up to, but excluding, its second.
 _CPU_FLAG_VERSIONS = ((0, 10, 2), (0, 13))
 _ONEDNN_VERSIONS = ((0, 12), (0, 13))
 _CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
@@ -26,30 +26,30 @@ _CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 def set_cpu_flags(
     environ: MutableMapping[str, str] = os.environ, *, bfloat16: bool = False
 ) -> bool:
-    """Sets the flags in `XLA_FLAGS` where they are known to be safe.
+    """Sets the flags in `XLA_FLAGS` if they are known to be safe.
 
-    A variable that is already there stays as it is, even an empty one, so `XLA_FLAGS= python ...`
-    runs without the flags.
+    If the variable is already set, even to an empty text, it is not changed. To run without the
+    flags, use `XLA_FLAGS= python ...`.
 
     Args:
         environ: the environment to change.
-        bfloat16: whether the process computes in bfloat16, for which oneDNN is used where
-            `onednn_objection` has none.
+        bfloat16: whether the process computes in bfloat16, for which oneDNN is used unless
+            `why_not_onednn` returns a reason.
 
     Returns:
         Whether a flag was set.
     """
     if "XLA_FLAGS" in environ or not _is_within(_CPU_FLAG_VERSIONS):
         return False
-    use_onednn = bfloat16 and onednn_objection(environ) is None
+    use_onednn = bfloat16 and why_not_onednn(environ) is None
     environ["XLA_FLAGS"] = f"{CPU_FLAG} {ONEDNN_FLAG}" if use_onednn else CPU_FLAG
     return True
 
 
-def onednn_objection(environ: Mapping[str, str] = os.environ) -> str | None:
-    """Returns why oneDNN's bfloat16 kernels cannot be used here, or `None` where they can.
+def why_not_onednn(environ: Mapping[str, str] = os.environ) -> str | None:
+    """Returns why oneDNN's bfloat16 kernels cannot be used here, or `None` if they can.
 
-    The result is part of a sentence: "bfloat16 is slow here because ...".
+    The result completes the sentence "bfloat16 is slow here because ...".
     """
     if "amx_bf16" not in processor.features():
         return "the processor has no AMX instructions for bfloat16 (amx_bf16)"
@@ -66,7 +66,7 @@ def onednn_objection(environ: Mapping[str, str] = os.environ) -> str | None:
 
 
 def uses_onednn(environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether the flags of this process hand convolutions to oneDNN."""
+    """Whether the flags of this process select oneDNN for convolutions."""
     return ONEDNN_FLAG in environ.get("XLA_FLAGS", "").split()
 
 

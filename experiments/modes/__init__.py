@@ -1,4 +1,4 @@
-"""What the program does: one module per mode, each with a `run_mode(command)`."""
+"""The modes of the program: one module per mode, each with a `run_mode(command)`."""
 
 import argparse
 import importlib
@@ -9,13 +9,13 @@ if TYPE_CHECKING:
 
 
 class Mode(NamedTuple):
-    """What a person should know of a mode before using it.
+    """The description of a mode for the command line.
 
     Attributes:
       summary: what it does, in one line.
       example: the arguments of a typical call, after `--mode=NAME`.
-      flags: names of its own flags, in `FLAGS`.
-      creates: whether it can start from a config file; others open a run that exists.
+      flags: names of its flags, in `FLAGS`.
+      creates: whether it can create a run from a config file; other modes open an existing run.
       needs_workdir: whether it reads or writes the folder of a run.
     """
 
@@ -39,15 +39,15 @@ def natural(text: str) -> int:
 # The options of each flag for `argparse`.
 FLAGS: dict[str, dict[str, Any]] = {
     "checkpoint": {
-        "help": "step of the checkpoint, or best; the newest if left out. In mode convert: the "
+        "help": "step of the checkpoint, or best; by default the newest. In mode convert: the "
         "file of the authors' program"
     },
     "num_samples": {
         "type": positive,
-        "help": "number of samples; evaluate.num_samples if left out",
+        "help": "number of samples; by default evaluate.num_samples",
     },
     "class": {
-        "help": "name or number of the class to draw, or all for each in turn; needs --classifier. "
+        "help": "name or number of the class to draw, or all for all in turn; needs --classifier. "
         "Sets condition.label"
     },
     "classifier": {
@@ -57,15 +57,15 @@ FLAGS: dict[str, dict[str, Any]] = {
     "platforms": {
         "type": lambda text: tuple(text.split(",")),
         "default": ("cpu", "cuda", "tpu"),
-        "help": "what the sampler should run on, of cpu, cuda, rocm and tpu",
+        "help": "platforms that the sampler should run on, from cpu, cuda, rocm and tpu",
     },
     "prior": {"help": "file of the authors' data-dependent prior"},
-    "name": {"help": "name of the evaluation to report; the newest of the run if left out"},
+    "name": {"help": "name of the evaluation to report; by default the newest of the run"},
 }
 
 MODES = {
     "train": Mode(
-        "train from the newest checkpoint to the last step, evaluate, write a report",
+        "train to the last step, or resume from the newest checkpoint; evaluate and write a report",
         "--config=configs/swissroll.py --workdir=runs/swissroll",
         creates=True,
     ),
@@ -75,12 +75,12 @@ MODES = {
         creates=True,
     ),
     "sample": Mode(
-        "write samples of a checkpoint, of a class with --class and --classifier, as .npz or PNG",
+        "write samples of a checkpoint as .npz or PNG; of one class with --class and --classifier",
         "--workdir=runs/digits --num_samples=50000 --config.sample.format=zip",
         ("checkpoint", "num_samples", "class", "classifier"),
     ),
     "train_classifier": Mode(
-        "train a classifier, robust to attacks or not, for samples by class and for metrics",
+        "train a plain or a robust classifier, for samples by class and for metrics",
         "--config=configs/digits_classifier.py --workdir=runs/digits_classifier",
         creates=True,
     ),
@@ -93,7 +93,7 @@ MODES = {
         "write the report of an evaluation again", "--workdir=runs/swissroll", ("name",)
     ),
     "curve": Mode(
-        "draw the metric against the length of the flow, or the step (curve.over=step)",
+        "plot the metric against the length of the flow, or the step (curve.over=step)",
         "--workdir=runs/digits --num_samples=2000",
         ("checkpoint", "num_samples"),
     ),
@@ -119,20 +119,20 @@ MODES = {
         ("checkpoint", "platforms"),
     ),
     "convert": Mode(
-        "turn a checkpoint of the authors' PyTorch program into a run",
+        "convert a checkpoint of the authors' PyTorch program to a run",
         "--config=configs/cifar10.py --checkpoint=FILE.pt --workdir=runs/converted",
         ("checkpoint", "prior"),
         creates=True,
     ),
     "migrate": Mode(
-        "convert the folder of a run of version 0.1, with its data at hand",
+        "convert the folder of a run of version 0.1; needs its data",
         "--workdir=runs/old",
     ),
 }
 
 
 def example(name: str) -> str:
-    """Returns a command that one can type for a mode."""
+    """Returns an example command for a mode."""
     flag = "" if name == "train" else f"--mode={name} "
     return f"python -m experiments.main {flag}{MODES[name].example}"
 
@@ -140,11 +140,11 @@ def example(name: str) -> str:
 def run(command: "Command") -> None:
     """Runs a mode.
 
-    Its module is imported only now: Orbax and matplotlib take seconds, for which a call for help or
-    with a mistake should not wait.
+    Its module is imported here, because importing Orbax and matplotlib takes seconds, which a call
+    for help or with an error should not need.
 
     Raises:
-      UserError: for the user's mistakes, among them asking for more memory than there is.
+      UserError: for errors of the user, such as settings that need more memory than there is.
     """
     module = importlib.import_module(f"{__name__}.{command.mode}")
     try:

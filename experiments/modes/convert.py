@@ -1,4 +1,4 @@
-"""Mode convert: a checkpoint of the authors' PyTorch program becomes a run."""
+"""Mode convert: converts a checkpoint of the authors' PyTorch program to a run."""
 
 from pathlib import Path
 
@@ -17,17 +17,17 @@ from fdrl_jax.state import TrainState
 
 
 def run_mode(command: Command) -> None:
-    """Creates a run that samples, evaluates and resumes, from the authors' file.
+    """Creates a run from the authors' file, which can sample, evaluate and resume.
 
-    Network, loss, divergence, flow and optimizer come from the file; the rest, such as where the
-    data are, from the config.
+    Network, loss, divergence, flow and optimizer come from the file. Other settings, such as where
+    the data are, come from the config.
 
     Raises:
-      UserError: if the file cannot be read or does not fit, or the folder already holds a run.
+      UserError: if the file cannot be read or does not fit, or the folder already contains a run.
     """
     file, prior_file = command.flags["checkpoint"], command.flags["prior"]
     if command.config is None or file is None:
-        raise UserError(f"--config and --checkpoint=FILE.pt are needed: {example('convert')}")
+        raise UserError(f"--config or --checkpoint=FILE.pt is missing: {example('convert')}")
     checkpoint = read_checkpoint(Path(file), command.config)
     adopted = {"prior.name": "data_dependent", "prior.rank": 0} if prior_file else {}
     wanted = settings.checked({**checkpoint.settings, **adopted})
@@ -43,7 +43,9 @@ def run_mode(command: Command) -> None:
     state = _train_state(checkpoint, training)
     with run.locked_folder(command.folder):
         if run.exists(command.folder):
-            raise UserError(f"--workdir={command.folder} already holds a run; name another folder")
+            raise UserError(
+                f"--workdir={command.folder} already contains a run; choose another folder"
+            )
         run.check_free(command.folder)
         created = run.create(command.folder, "ratio", wanted, source, fitted, command.text)
         with created.checkpoints() as store:
@@ -51,8 +53,8 @@ def run_mode(command: Command) -> None:
     if not parallel.is_first_process():
         return
     if checkpoint.left_out:
-        print(f"settings without a counterpart, left out: {', '.join(checkpoint.left_out)}")
-    print(f"converted: --workdir={created.root} samples, evaluates and resumes")
+        print(f"ignored settings without a counterpart: {', '.join(checkpoint.left_out)}")
+    print(f"converted: --workdir={created.root} can now sample, evaluate and resume")
 
 
 def _train_state(checkpoint: AuthorsCheckpoint, training: Training) -> TrainState:

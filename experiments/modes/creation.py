@@ -1,4 +1,4 @@
-"""From a config to a run that exists: for the modes that can start one."""
+"""Creates or opens a run, for the modes that can start from a config."""
 
 import time
 from typing import NamedTuple
@@ -18,19 +18,19 @@ from fdrl_jax import parallel
 
 
 class Created(NamedTuple):
-    """A run of a density ratio, new or resumed, with its data at hand."""
+    """A run of a density ratio, new or resumed, with its data."""
 
     run: Run
     experiment: Experiment
 
 
 def create_or_resume(command: Command) -> Created:
-    """Opens the run of a command to train it, or creates it; the caller holds its lock.
+    """Opens the run of a command for training, or creates it. The caller must hold its lock.
 
     Everything is checked before anything is written.
 
     Raises:
-      UserError: for settings that cannot run, that do not fit the run, or other data.
+      UserError: for settings that are invalid or differ from the run's, or for other data.
     """
     if run.exists(command.folder):
         opened = run.open_run(command.folder, "ratio")
@@ -59,10 +59,10 @@ def create_or_resume(command: Command) -> Created:
 
 
 def wanted_settings(command: Command, opened: Run | None = None) -> Settings:
-    """Returns the checked settings that a command asks for.
+    """Returns the settings of a command after checking them.
 
     Raises:
-      UserError: for a missing config, or values that are not allowed.
+      UserError: for a missing config or invalid values.
     """
     if opened is not None and command.config_for is not None:
         # What was fitted to the device and the data stays as it was.
@@ -110,7 +110,7 @@ def check(experiment: Experiment) -> None:
     """Checks that a density ratio can be trained here, before anything is written or fitted.
 
     Raises:
-      UserError: for settings that cannot run together, or more memory than there is.
+      UserError: for settings that do not fit together, or that need more memory than there is.
     """
     training = build.ratio_training(experiment)
     memory.check_state(training.state_shapes(), training.constants)

@@ -18,14 +18,14 @@ from fdrl_jax import parallel
 
 
 def run_mode(command: Command) -> None:
-    """Writes a curve as CSV and as a picture into `curves/`, and prints where the best is."""
+    """Writes a curve as CSV and as a picture to `curves/`, and prints the best point."""
     opened = open_checkpoint(command)
     settings, flow = opened.experiment.settings, opened.experiment.problem.flow
     num = command.flags["num_samples"] or settings["evaluate.num_samples"]
     data = plain(opened.run.data["name"])
     if settings["curve.over"] == "step":
         if command.flags["checkpoint"] is not None:
-            raise UserError("curve.over='step' uses all checkpoints; leave --checkpoint out")
+            raise UserError("curve.over='step' uses all checkpoints; remove --checkpoint")
         points = _printed("step", curve.over_step(opened, num))
         name, over, axis, marks = "step", "step", "train step", {}
         title = f"{data}, every checkpoint"
@@ -45,7 +45,7 @@ def run_mode(command: Command) -> None:
 
 
 def _printed(over: str, points: Iterable[Point]) -> list[Point]:
-    """Prints each point when it is there."""
+    """Prints each point when it is computed."""
     seen = []
     for at, metric in points:
         if parallel.is_first_process():
@@ -63,7 +63,7 @@ def _as_csv(over: str, points: list[Point]) -> str:
 
 
 def _free_file(folder: Path, name: str, content: str) -> Path:
-    """Writes a table beside others of the same name: no curve replaces another one."""
+    """Writes a table under a free name, so that no curve replaces another."""
     path = folder / f"{name}.csv"
     if path.exists() and path.read_text() != content:
         path = folder / f"{name}_{sha256_of_json(content)[:8]}.csv"

@@ -1,4 +1,4 @@
-"""Mode evaluate: the metrics of a checkpoint as a record, with its report."""
+"""Mode evaluate: computes the metrics of a checkpoint and writes a record and a report."""
 
 import tempfile
 from pathlib import Path
@@ -52,10 +52,10 @@ def evaluate(
 
     Args:
       opened: run, settings and checkpoint.
-      num_samples: how many samples; `evaluate.num_samples` if left out.
-      data_dir: where the training data are, if not where they were.
-      live: the training data, if they are open already.
-      is_newest: whether it is the newest checkpoint, whose report is the run's.
+      num_samples: number of samples; by default `evaluate.num_samples`.
+      data_dir: where the training data are, if they have moved.
+      live: the training data, if they are already open.
+      is_newest: whether it is the newest checkpoint, whose report is the report of the run.
     """
     settings, folder = opened.experiment.settings, opened.run.evaluations
     num = num_samples or settings["evaluate.num_samples"]
@@ -99,7 +99,7 @@ def evaluate(
 
 
 def _finish(run: Run, record: Path, is_of_run: bool) -> None:
-    """Writes the report of a record, which may be the run's own, and prints its metrics."""
+    """Writes the report of a record, possibly as that of the run, and prints its metrics."""
     page = report.write(run, record)
     if is_of_run:
         write_text(run.report, page.read_text("utf-8"))
@@ -158,7 +158,7 @@ def _inception(settings: Settings) -> Inception | None:
 def _training_data(
     opened: Opened, data_dir: str, live: Source | None
 ) -> tuple[Source | None, str | None]:
-    """Returns the training data where they are at hand and unchanged, or why they are not."""
+    """Returns the training data if they are available and unchanged, or the reason if not."""
     settings = opened.experiment.settings
     if live is not None or opened.experiment.source.kind == "points":
         return live, None
@@ -167,6 +167,6 @@ def _training_data(
         opened.run.check_data(source)
     except UserError as error:
         if data_dir or settings["data.dir"] != opened.run.settings["data.dir"]:
-            raise  # The user said where they are.
-        return None, f"the training data are not at hand: {error}"
+            raise  # The user has specified where they are.
+        return None, f"the training data are not available: {error}"
     return source, None

@@ -1,4 +1,4 @@
-"""Mode export: a checkpoint's sampler as a folder that needs only JAX."""
+"""Mode export: writes the sampler of a checkpoint to a folder that needs only JAX."""
 
 from experiments import export, records
 from experiments.command_line import Command
@@ -7,9 +7,9 @@ from fdrl_jax import parallel
 
 
 def run_mode(command: Command) -> None:
-    """Writes StableHLO, safetensors, a loader and a model card into `export/step_N` of the run.
+    """Writes StableHLO, safetensors, a loader and a model card to `export/step_N` of the run.
 
-    With other settings of the flow than the run's, the folder has a name of its own.
+    If settings of the flow differ from those of the run, the folder has another name.
     """
     opened = open_checkpoint(command)
     if not parallel.is_first_process():

@@ -1,4 +1,4 @@
-"""Mode interpolate: samples along paths in the prior, with common noise, as a picture."""
+"""Mode interpolate: a picture of samples along paths in the prior, with common noise."""
 
 from experiments import pictures
 from experiments.command_line import Command

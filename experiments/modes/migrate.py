@@ -1,4 +1,4 @@
-"""Mode migrate: the folder of a run of version 0.1 becomes one of today's."""
+"""Mode migrate: converts the folder of a run of version 0.1."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ from fdrl_jax.state import TrainState
 
 
 class _OldState(NamedTuple):
-    """The train state of version 0.1: counters of rollbacks were beside the optimizer's state."""
+    """The train state of version 0.1, with counters of rollbacks outside the optimizer state."""
 
     step: Any
     variables: Any
@@ -29,19 +29,19 @@ class _OldState(NamedTuple):
 
 
 def run_mode(command: Command) -> None:
-    """Freezes the run and converts its newest checkpoint; the old ones stay, in another folder.
+    """Freezes the run and converts its newest checkpoint. The old ones are moved and kept.
 
-    The data must be at hand, because the run keeps held-out images from now on.
+    The data must be available, because the new run also stores held-out images.
 
     Raises:
-      UserError: if the folder holds no run of version 0.1, or its checkpoint is damaged.
+      UserError: if the folder contains no run of version 0.1, or its checkpoint is damaged.
     """
     root = command.folder
     with run.locked_folder(root):
-        # A conversion that was cut before its checkpoint was saved is finished.
+        # A conversion that was interrupted before it saved its checkpoint is continued.
         created = run.open_run(root, "ratio") if run.exists(root) else None
         if created is not None and _has_checkpoint(created):
-            raise UserError(f"--workdir={root} holds a run of today's version already")
+            raise UserError(f"--workdir={root} already contains a run of the current version")
         record = read_json(root / "config.json", settings=dict, command=str)
         wanted = settings.checked(settings.completed(record["settings"]))
         source = load_data(wanted, command.data_dir)
@@ -83,7 +83,7 @@ def _read_newest(folder: Path, training: Training) -> TrainState:
         items = {"state": ocp.args.StandardRestore(template), "digests": ocp.args.JsonRestore()}
         try:
             found = manager.restore(newest, args=ocp.args.Composite(**items))
-        except Exception as error:  # Orbax raises bare exceptions for damaged files.
+        except Exception as error:  # Orbax raises plain exceptions for damaged files.
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise UserError(f"{folder / str(newest)} cannot be read: {reason}") from error
     old = jax.tree.map(np.asarray, found["state"])

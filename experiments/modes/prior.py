@@ -1,4 +1,4 @@
-"""Mode prior: creates a run without training it, and draws its prior next to the data."""
+"""Mode prior: creates a run without training it, and shows samples of its prior and data."""
 
 import jax
 import jax.numpy as jnp

@@ -7,13 +7,13 @@ from fdrl_jax.names import nearest
 
 
 def run_mode(command: Command) -> None:
-    """Writes the report of the newest evaluation, or of the one that is named."""
+    """Writes the report of the newest evaluation, or of the one given by `--name`."""
     opened = run.open_run(command.folder, "ratio")
     newest = records.newest(opened.evaluations)
     names = sorted(path.parent.name for path in opened.evaluations.glob("*/record.json"))
     wanted = command.flags["name"] or (newest.name if newest else None)
     if wanted not in names:
-        there = f"there are {', '.join(names)}" if names else "evaluate with --mode=evaluate first"
+        there = f"available: {', '.join(names)}" if names else "run --mode=evaluate first"
         hint = nearest(wanted, names) if wanted else ""
         raise UserError(f"no evaluation {wanted or ''} in {opened.evaluations}{hint}; {there}")
     print(f"report: {report.write(opened, opened.evaluations / wanted).absolute()}")

@@ -1,4 +1,4 @@
-"""Mode sample: samples of a checkpoint as files, with a record of what they are, and a picture."""
+"""Mode sample: writes samples of a checkpoint with a record and a picture."""
 
 import contextlib
 import itertools
@@ -26,7 +26,7 @@ _STARTED = time.perf_counter()
 
 
 class _Target(NamedTuple):
-    """Where samples go: the file or folder, its record, a picture, and the parts under way."""
+    """Output paths: the file or folder, its record, a picture, and the unfinished parts."""
 
     path: Path
     record: Path
@@ -35,13 +35,13 @@ class _Target(NamedTuple):
 
 
 def run_mode(command: Command) -> None:
-    """Writes samples, `samples/NAME.npz` or as PNG, with a record of what they are and a picture.
+    """Writes samples, to `samples/NAME.npz` or as PNG, with a record and a picture.
 
-    With condition.label they are of that class, or, for "all", sample `i` of class `i` modulo their
-    number, and the picture has a row for each.
+    With condition.label, samples are of that class. For "all", sample `i` is of class `i` modulo
+    the number of classes, and the picture has one row per class.
 
-    They are drawn in parts that are kept until the end: after a kill the same command resumes, and
-    the files are those of an uninterrupted run. Points are stored as they are, images as uint8.
+    Samples are drawn in parts, which are kept until the end. If the program is killed, the same
+    command resumes and writes the same files. Points are stored unchanged, and images as uint8.
     Existing samples are never replaced.
     """
     opened = open_checkpoint(command)
@@ -49,7 +49,7 @@ def run_mode(command: Command) -> None:
     if wanted["condition.label"]:
         experiment = conditioned(experiment)
     elif wanted["condition.classifier"]:
-        raise UserError("--classifier guides samples of a class: name it with --class, or use all")
+        raise UserError("--classifier needs --class=NAME or --class=all")
     num = command.flags["num_samples"] or wanted["evaluate.num_samples"]
     record = _describe(opened, experiment, num)
     target = _find_target(opened, record)
@@ -66,8 +66,8 @@ def run_mode(command: Command) -> None:
                     parts = _counted(shards.read(), bar)
                     with sample_files.writing(target.path, record["format"], parts, num):
                         _draw_picture(experiment, starts, shards, target.picture)
-                        # Before the samples take their name: what has it without a record is
-                        # somebody else's.
+                        # Written before the samples get their name: samples without a record are
+                        # not ours.
                         write_json(target.record, record)
                 shards.remove()
     if first:
@@ -76,11 +76,11 @@ def run_mode(command: Command) -> None:
 
 
 def _describe(opened: Opened, experiment: Experiment, num_samples: int) -> dict[str, Any]:
-    """Returns all that the samples follow from, and their format."""
+    """Returns everything that determines the samples, and their format."""
     condition: dict[str, Any] = {}
     if experiment.labels is not None:
         condition = settings.section(experiment.settings, "condition")
-        # Not where the classifier is, but what it is.
+        # The identity of the classifier, not its path.
         condition["classifier"] = sha256_of_arrays(experiment.constants.classifier)
     return {
         "key": records.key_of(opened, num_samples, condition=condition),
@@ -89,10 +89,10 @@ def _describe(opened: Opened, experiment: Experiment, num_samples: int) -> dict[
 
 
 def _find_target(opened: Opened, record: dict[str, Any]) -> _Target:
-    """Returns where these samples are or should be.
+    """Returns the paths of these samples.
 
     Raises:
-      UserError: if the name that the user chose is taken by something else.
+      UserError: if other files already have the name that the user chose.
     """
     wanted = opened.experiment.settings
     chosen = wanted["sample.name"]
@@ -112,13 +112,13 @@ def _find_target(opened: Opened, record: dict[str, Any]) -> _Target:
         if chosen:
             break
     raise UserError(
-        f"{target.path} exists and holds other samples, or something else; choose another name "
-        "with --config.sample.name"
+        f"{target.path} exists and contains other samples or other files; choose another name with "
+        "--config.sample.name"
     )
 
 
 def _is_free(target: _Target, record: dict[str, Any]) -> bool:
-    """Whether a target holds nothing, or these samples, complete or under way."""
+    """Whether a target is empty or contains these samples, complete or unfinished."""
     for file in (target.record, target.parts / "manifest.json"):
         if file.is_file():
             held = read_json(file)
@@ -136,7 +136,7 @@ def _default_name(step: int, label: str) -> str:
 
 
 def _draw(opened: Opened, experiment: Experiment, shards: Shards) -> None:
-    """Draws the parts that are missing; prints when the first one was there."""
+    """Draws the missing parts, and prints the time until the first one."""
     variables, constants = on_devices(experiment, opened.checkpoint.state)
     sample = make_sample_fn(experiment)
     missing = shards.missing()
@@ -150,7 +150,7 @@ def _draw(opened: Opened, experiment: Experiment, shards: Shards) -> None:
         disable=not parallel.is_first_process(),
     ) as bar:
         for first in missing:
-            # Of full size also at the end, so that all parts run the same compiled program.
+            # The last part also has the full size, so that all run the same compiled program.
             samples = sample(variables, constants, shards.shard_size, first=first).refined
             kept = samples[: shards.count(first)]
             if parallel.is_first_process():
@@ -166,7 +166,7 @@ def _open_shards(folder: Path, record: dict[str, Any], experiment: Experiment) -
     def opened() -> Shards:
         return Shards(folder, record, num, batch_size(experiment, num))
 
-    if parallel.is_first_process():  # Others would create the folder at the same time.
+    if parallel.is_first_process():  # Only one process may create the folder.
         opened()
     parallel.barrier("shards opened")
     return opened()

@@ -1,4 +1,4 @@
-"""Mode strips: samples on their way from the prior, or the source, to the end, as a picture."""
+"""Mode strips: a picture of samples along the flow, from the prior or the source to the end."""
 
 from experiments import pictures
 from experiments.command_line import Command
@@ -6,7 +6,7 @@ from experiments.pictures import flow
 from experiments.sampling.opened import open_checkpoint
 from fdrl_jax import parallel
 
-_MAX_ROWS = 64  # More rows than this make a picture that nobody can look at.
+_MAX_ROWS = 64  # A picture with more rows is too long to view.
 
 
 def run_mode(command: Command) -> None:

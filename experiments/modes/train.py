@@ -1,4 +1,4 @@
-"""Mode train: trains to the last step, from the newest checkpoint if there is one; reports."""
+"""Mode train: trains to the last step, resuming from the newest checkpoint, and evaluates."""
 
 from experiments import advice, build, run
 from experiments.command_line import Command
@@ -9,7 +9,7 @@ from fdrl_jax import parallel
 
 
 def run_mode(command: Command) -> None:
-    """Trains, evaluates the last state and writes the report; a finished run stays as it is."""
+    """Trains, evaluates the last state and writes the report. A finished run is not changed."""
     with run.locked_folder(command.folder, creates=command.config is not None):
         created, experiment = create_or_resume(command)
         if parallel.is_first_process():
@@ -17,7 +17,7 @@ def run_mode(command: Command) -> None:
             created.log_command(command.text)
             advice.warn(experiment)
         loop.train(build.ratio_training(experiment), created, hooks.hooks_of(experiment, created))
-        # Only now: metrics and pictures take seconds to import, and training should start at once.
+        # Imported here because it takes seconds, and training should start immediately.
         from experiments.modes import evaluate
 
         evaluate.evaluate_last(created, experiment)

@@ -1,4 +1,4 @@
-"""Pictures of a run: every function draws one figure. Here what goes with which kind of data.
+"""Figures of a run, one per function. This module selects them by the kind of data.
 
 `report` puts them together on one page.
 """
@@ -37,8 +37,8 @@ def samples_and_data(
 ) -> Figure:
     """Draws the prior, the samples that flowed from it, and held-out data side by side.
 
-    For a translation `domains` are the names of source and target, and the caption says what
-    metrics do (`evaluation.translation.caption`).
+    For a translation, `domains` are the names of source and target, and the caption is that of
+    `evaluation.translation.caption`.
     """
     data = source.held_out(_SHOWN_DATA, 1)
     if source.kind == "points":
@@ -49,7 +49,7 @@ def samples_and_data(
 
 
 def samples_by_class(source: Source, samples: np.ndarray, labels: np.ndarray) -> Figure:
-    """Draws class-conditional samples, a row for each class of the data."""
+    """Draws class-conditional samples, one row per class."""
     return images.by_class(samples, labels, source.classes)
 
 
@@ -67,15 +67,15 @@ def course(source: Source, snapshots: Snapshots) -> Figure:
 
 
 def as_stored(source: Source, samples: np.ndarray) -> np.ndarray:
-    """Returns samples as they are written to files: points as they are, images as uint8."""
+    """Returns samples as they are written to files: points unchanged, images as uint8."""
     return samples if source.kind == "points" else to_uint8(samples)
 
 
 def from_stored(source: Source, stored: np.ndarray) -> np.ndarray:
-    """Undoes `as_stored`, but for rounding."""
+    """The inverse of `as_stored`, except for rounding."""
     return stored if source.kind == "points" else to_unit(stored)
 
 
 def num_shown(source: Source) -> int:
-    """Returns how many samples a picture of many shows at most."""
+    """Returns the largest number of samples in a picture."""
     return _SHOWN_DATA if source.kind == "points" else images.NUM_IN_GRID

@@ -14,10 +14,10 @@ from experiments.training.metrics_log import PREFIX
 
 
 def training(records: list[dict[str, Any]], best: Mapping[str, Any] | None = None) -> Figure:
-    """Draws loss, mean ratio on data and flowed samples, norms, and the metric if one was taken.
+    """Draws loss, mean ratios, norms, and the metric of samples if it was computed.
 
     Args:
-      records: lines of the log.
+      records: lines of the metrics log.
       best: "step", "metric" and "value" of the best checkpoint, if there is one.
     """
     steps = [r["step"] for r in records]
@@ -54,18 +54,18 @@ def training(records: list[dict[str, Any]], best: Mapping[str, Any] | None = Non
 def metric(
     points: Sequence[tuple[int, CheapMetric]], title: str, axis: str, marks: Mapping[str, int]
 ) -> Figure:
-    """Draws a metric of samples against what they were taken at, with its best (fig. 8).
+    """Draws a metric of samples against a number, such as the step, and marks the best (fig. 8).
 
     Args:
-      points: (where, metric), in order.
-      title: of what the samples are.
-      axis: what "where" is.
-      marks: places to mark, by their names.
+      points: pairs of the number and the metric, in order.
+      title: title of the figure.
+      axis: label of the horizontal axis.
+      marks: positions to mark, by name.
     """
     at, values = [p for p, _ in points], [m.value for _, m in points]
     figure, ax = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
     ax.plot(at, values, ".-", color=SAMPLES)
-    if min(values) > 0.0:  # An unbiased estimate of a small distance may be negative.
+    if min(values) > 0.0:  # Unbiased estimates of small distances may be negative.
         ax.set_yscale("log")
         ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         ax.yaxis.set_major_formatter(FormatStrFormatter("%g"))
@@ -76,14 +76,14 @@ def metric(
     best, best_metric = best_of(points)
     label = f"best: {best_metric.value:.3g} at {best:,}"
     ax.plot([best], [best_metric.value], "*", color=DATA, markersize=12, label=label)
-    ax.set_title(title, pad=16)  # Above the names of the marks.
+    ax.set_title(title, pad=16)  # Leaves space for the names of the marks.
     ax.set(xlabel=axis, ylabel=best_metric.name)
     ax.legend()
     return figure
 
 
 def best_of(points: Sequence[tuple[int, CheapMetric]]) -> tuple[int, CheapMetric]:
-    """Returns the point with the best value, the first of equal ones."""
+    """Returns the point with the best value; the first one if several are equal."""
     sign = 1.0 if points[0][1].lower_is_better else -1.0
     finite = [point for point in points if math.isfinite(point[1].value)]
     return min(finite or points, key=lambda point: sign * point[1].value)

@@ -1,4 +1,4 @@
-"""The paper's figures of a trained estimator: flow strips, and interpolations in the prior."""
+"""Figures of a trained estimator as in the paper: flow strips, and interpolations in the prior."""
 
 from collections.abc import Callable
 
@@ -18,7 +18,7 @@ _NUM_PATHS, _NUM_POINTS = 6, 11
 
 
 def flow_strip(experiment: Experiment, train_state: TrainState, num_strips: int = 8) -> Figure:
-    """Draws the way of some samples from the prior, or the source, to the end (fig. 6)."""
+    """Draws some samples along the flow, from the prior or the source to the end (fig. 6)."""
     _check_images(experiment)
     sampler = jax.jit(samplers.make_path_sampler(experiment.problem))
     batch = batch_at(experiment, np.arange(num_strips, dtype=np.int32))
@@ -31,8 +31,8 @@ def flow_strip(experiment: Experiment, train_state: TrainState, num_strips: int 
 def interpolations(experiment: Experiment, train_state: TrainState) -> Figure:
     """Draws interpolated points of the prior and their samples, with common noise (fig. 7).
 
-    The ends of a path are samples of the prior. All its points flow with the noise of its first, so
-    that only the start differs.
+    The ends of a path are samples of the prior. All points of a path use the same noise, so they
+    differ only in their start.
     """
     _check_images(experiment)
     problem, key = experiment.problem, sampling_key(experiment)
@@ -43,7 +43,7 @@ def interpolations(experiment: Experiment, train_state: TrainState) -> Figure:
     ends = batch_at(experiment, np.arange(2 * _NUM_PATHS, dtype=np.int32))
     x0 = start(key, variables, experiment.constants, ends)
     centre = experiment.constants.prior
-    # Gaussians are round about their mean, the other priors about zero.
+    # The centre of a Gaussian is its mean, that of other priors is zero.
     mean = jnp.reshape(centre["mean"], x0.shape[1:]) if "mean" in centre else jnp.zeros(())
     weights = jnp.linspace(0.0, 1.0, _NUM_POINTS)
 
@@ -61,4 +61,6 @@ def interpolations(experiment: Experiment, train_state: TrainState) -> Figure:
 
 def _check_images(experiment: Experiment) -> None:
     if experiment.source.kind != "images":
-        raise UserError(f"data {experiment.source.name!r} are points; this figure is of images")
+        raise UserError(
+            f"this figure is for images, but data {experiment.source.name!r} are points"
+        )

@@ -44,14 +44,14 @@ def translation(
     domains: tuple[str, str] = ("", ""),
     caption: str = "",
 ) -> Figure:
-    """Draws source images, their translations in the same places, and images of the target.
+    """Draws source images, their translations at the same positions, and target images.
 
     Args:
-      sources: in [-1, 1], [N, H, W, C].
-      translated: `translated[i]` of `sources[i]`.
-      targets: real images.
+      sources: source images in [-1, 1], [N, H, W, C].
+      translated: translations; `translated[i]` starts at `sources[i]`.
+      targets: real images of the target.
       domains: names of the source and the target.
-      caption: what metrics say, below the picture.
+      caption: text below the picture.
     """
     source, target = (name and f": {plain(name)}" for name in domains)
     titles = (f"source{source}", r"translated $x_{K+\kappa}$", f"target{target}")
@@ -67,7 +67,7 @@ def prior_and_data(prior: np.ndarray, data: np.ndarray) -> Figure:
 
 
 def by_class(images: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> Figure:
-    """Draws a row of images for each class that there are any of."""
+    """Draws one row of images per class that occurs."""
     figure, (ax,) = panels(1, size=3.6)
     show_by_class(ax, images, labels, classes)
     return figure
@@ -76,7 +76,7 @@ def by_class(images: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> 
 def show_by_class(
     ax: Axes, images: np.ndarray, labels: np.ndarray, classes: Sequence[str], columns: int = 10
 ) -> None:
-    """Draws a row of images for each class that there are any of, with its name."""
+    """Draws one row of images per class that occurs, with its name."""
     present = np.unique(labels)
     rows = [images[labels == label] for label in present]
     columns = min(columns, *map(len, rows), len(images))
@@ -92,13 +92,13 @@ def flow_strip(
     """Draws the flow of some images from left to right, `x_0 ... x_{K+κ}` (fig. 6).
 
     Args:
-      path: [K + κ + 1, B, H, W, C].
-      num_steps: bridging steps K, marked in the title.
+      path: samples along the flow, [K + κ + 1, B, H, W, C].
+      num_steps: number of bridging steps K, for the title.
       start: where the flow starts, for the title.
-      columns: moments shown.
+      columns: number of steps to show.
     """
     picked = spread(len(path), columns)
-    # Tiled row by row: each example's row holds its moments.
+    # Tiled row by row, so that each row shows one sample.
     strip = np.swapaxes(path[picked], 0, 1).reshape(-1, *path.shape[2:])
     figure, (ax,) = panels(1, size=7.0)
     show(ax, tile(strip, len(picked)))
@@ -107,14 +107,14 @@ def flow_strip(
 
 
 def interpolations(sheets: dict[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
-    """Draws interpolated points of the prior and where they flowed to, with common noise (fig. 7).
+    """Draws interpolated points of the prior and their samples, with common noise (fig. 7).
 
     Args:
-      sheets: kind of interpolation to `(x_0, samples)`, each [paths, points, H, W, C].
+      sheets: `(x_0, samples)` by kind of interpolation, each [paths, points, H, W, C].
     """
     figure, axes = panels(len(sheets), size=6.0)
     for ax, (kind, (start, end)) in zip(axes, sheets.items(), strict=True):
-        # A row of the prior above each row of samples.
+        # Each row of samples has the row of its prior samples above it.
         rows = np.stack([start, end], axis=1).reshape(-1, *start.shape[2:])
         show(ax, tile(rows, start.shape[1]))
         ax.set_title(f"{kind} interpolation: prior, and below it the samples")

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from experiments.pictures.images import show, tile
 from experiments.pictures.style import panels
 
-_GAP = 0.35  # White between a sample and its neighbours, in widths of an image.
+_GAP = 0.35  # White space between a sample and its neighbours, in image widths.
 
 
 def neighbours(samples: np.ndarray, nearest: Mapping[str, np.ndarray]) -> Figure:
@@ -16,7 +16,7 @@ def neighbours(samples: np.ndarray, nearest: Mapping[str, np.ndarray]) -> Figure
 
     Args:
       samples: images in [-1, 1], [Q, H, W, C].
-      nearest: training images by the name of the space in which they are near, [Q, k, H, W, C].
+      nearest: training images by the name of the feature space, [Q, k, H, W, C].
     """
     figure, axes = panels(len(nearest), size=4.2)
     for ax, (space, images) in zip(axes, nearest.items(), strict=True):

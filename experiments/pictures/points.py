@@ -10,11 +10,11 @@ from matplotlib.figure import Figure
 
 from experiments.pictures.style import DATA, DIVERGING, PRIOR, SAMPLES, panels, plt
 
-_SHOWN = 4_000  # More points than this make a blot.
+_SHOWN = 4_000  # More points than this would cover each other.
 
 
 def frame(data: np.ndarray, margin: float = 0.25) -> tuple[float, float]:
-    """Returns one range for both axes that holds the data with a margin."""
+    """Returns a range for both axes that contains the data and a margin."""
     reach = float(np.quantile(np.abs(data), 0.999)) * (1.0 + margin)
     return -reach, reach
 
@@ -65,7 +65,7 @@ def log_ratio_and_drift(
     ax.scatter(data[:_SHOWN, 0], data[:_SHOWN, 1], s=0.4, color="black", alpha=0.35, linewidths=0)
     arrows = drift_fn(coarse)
     length = np.linalg.norm(arrows, axis=-1, keepdims=True)
-    # Square-rooted lengths: the far field is many times stronger than the drift near the data.
+    # Arrows have the square root of the length: the drift is many times larger far from the data.
     shown = arrows / np.maximum(np.sqrt(length), 1e-9)
     ax.quiver(*coarse.T, *shown.T, color="black", width=0.0025, alpha=0.8)
     ax.set(xlim=(low, high), ylim=(low, high), xticks=[], yticks=[])
@@ -105,7 +105,7 @@ def animate_course(
 
 
 def spread(count: int, most: int) -> list[int]:
-    """Returns at most `most` indices spread evenly over `count`, first and last among them."""
+    """Returns at most `most` indices spread evenly over `count`, including first and last."""
     return sorted({int(i) for i in np.linspace(0, count - 1, min(count, most)).round()})
 
 

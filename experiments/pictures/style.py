@@ -1,10 +1,10 @@
-"""One look for all pictures: colours, sizes, and how a figure becomes a file."""
+"""The style of all pictures: colours, sizes and file format."""
 
 from pathlib import Path
 
 import matplotlib
 
-matplotlib.use("Agg")  # No screen is needed; before pyplot is imported.
+matplotlib.use("Agg")  # Needs no screen; must precede the import of pyplot.
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
@@ -16,7 +16,7 @@ __all__ = ["DATA", "DIVERGING", "PRIOR", "SAMPLES", "panels", "plain", "plt", "s
 
 DATA, SAMPLES, PRIOR = "#4878a8", "#d1602b", "#8a8a8a"
 DIVERGING = "RdBu_r"
-_MAX_NAME = 40  # Characters of a class or a data set that a picture shows.
+_MAX_NAME = 40  # Characters of the name of a class or a data set in a picture.
 
 plt.rcParams.update(
     {
@@ -40,13 +40,13 @@ def panels(columns: int, rows: int = 1, size: float = 3.2) -> tuple[Figure, list
 
 
 def plain(name: str) -> str:
-    """Returns a name that a user chose, short and without a meaning as mathematics."""
+    """Returns a name chosen by a user, shortened and escaped so that it is not read as maths."""
     short = name if len(name) <= _MAX_NAME else f"{name[: _MAX_NAME - 1]}…"
     return short.replace("$", r"\$")
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Writes a figure, complete or not at all, and frees it."""
+    """Writes a figure atomically and closes it."""
     with replacing(path) as file:
         figure.savefig(file, format=path.suffix[1:])
     plt.close(figure)

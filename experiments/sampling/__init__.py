@@ -1,1 +1,1 @@
-"""From a trained run to its samples: opened, drawn, of a class, kept in parts and as files."""
+"""Samples of a trained run: opens runs, draws samples, and writes them to files."""

@@ -1,4 +1,4 @@
-"""Class-conditional samples: an experiment whose samplers follow a classifier as well."""
+"""Class-conditional samples: experiments whose samplers are guided by a classifier."""
 
 import dataclasses
 from collections.abc import Callable
@@ -21,7 +21,7 @@ ALL = "all"
 
 
 def conditioned(experiment: Experiment) -> Experiment:
-    """Returns the experiment with samples of the class, or the classes in turn, that it asks for.
+    """Returns the experiment with class-conditional samples, if its settings ask for them.
 
     Raises:
       UserError: for data without classes, an unknown class, or a classifier that does not fit.
@@ -47,11 +47,11 @@ def follow(
     weight: float,
     num_refine_steps: int,
 ) -> Experiment:
-    """Returns the experiment with samples of classes that follow from their positions.
+    """Returns the experiment with class-conditional samples.
 
     Args:
-      experiment: the unconditional one.
-      classifier: what tells the classes apart.
+      experiment: the unconditional experiment.
+      classifier: the classifier that guides the flow.
       labels: `positions [B] -> labels [B]`.
       weight: `phi`.
       num_refine_steps: `kappa`.
@@ -84,7 +84,7 @@ def labels_of(name: str, classes: tuple[str, ...]) -> Callable[[np.ndarray], np.
     """Returns `positions -> labels` for a class by name or number, or for all in turn.
 
     Raises:
-      UserError: naming the classes and the nearest one.
+      UserError: for an unknown class; lists the classes and suggests the closest one.
     """
     if not classes:
         raise UserError(f"--class={name}: the data have no classes")
@@ -96,7 +96,7 @@ def labels_of(name: str, classes: tuple[str, ...]) -> Callable[[np.ndarray], np.
         label = int(name)
     else:
         raise UserError(
-            f"--class={name} is no class of the data{nearest(name, (*classes, ALL)) or '.'} "
+            f"--class={name} is not a class of the data{nearest(name, (*classes, ALL)) or '.'} "
             f"Allowed: {', '.join(classes)}, a number from 0 to {len(classes) - 1}, or {ALL}"
         )
     return lambda positions: np.full(len(positions), label, np.int32)

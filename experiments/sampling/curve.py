@@ -1,4 +1,4 @@
-"""The metric of samples against the length of their flow, and against the step of training."""
+"""Curves of the metric of samples over the length of the flow, and over train steps."""
 
 import math
 from collections.abc import Iterator
@@ -20,12 +20,12 @@ from fdrl_jax import parallel, samplers
 from fdrl_jax.problem import FlowParams
 
 Point = tuple[int, CheapMetric]
-_BEYOND_STEPS = 50  # How far beyond K the curve goes if nothing else is asked for.
+_BEYOND_STEPS = 50  # Steps beyond K in the default curve.
 _MAX_POINTS = 20
 
 
 def choose_lengths(flow: FlowParams) -> tuple[int, ...]:
-    """Returns round lengths from 0 to K + 50, with K and K + κ among them."""
+    """Returns round lengths from 0 to K + 50, including K and K + κ."""
     longest = flow.num_steps + _BEYOND_STEPS
     stride = next(
         factor * 10**power
@@ -40,13 +40,13 @@ def choose_lengths(flow: FlowParams) -> tuple[int, ...]:
 def over_length(opened: Opened, lengths: tuple[int, ...], num_samples: int) -> Iterator[Point]:
     """Computes the metric at several lengths of one flow (fig. 8).
 
-    All samples go from one length to the next together, so that every step is taken once, and no
-    more than one set of samples is in memory however many lengths there are.
+    All samples advance together from one length to the next. Every step is computed only once, and
+    memory does not depend on the number of lengths.
 
     Args:
       opened: run, settings and checkpoint.
       lengths: increasing numbers of steps.
-      num_samples: at each length.
+      num_samples: number of samples.
     """
     experiment, state = opened.experiment, opened.checkpoint.state
     reference = opened.run.metric_reference()
@@ -77,7 +77,7 @@ def over_length(opened: Opened, lengths: tuple[int, ...], num_samples: int) -> I
 
 
 def over_step(opened: Opened, num_samples: int) -> Iterator[Point]:
-    """Computes the metric at every checkpoint that is kept, the best among them."""
+    """Computes the metric at every checkpoint on disk."""
     experiment, reference = opened.experiment, opened.run.metric_reference()
     with opened.run.saved_checkpoints() as store:
         steps = store.steps()
@@ -85,7 +85,7 @@ def over_step(opened: Opened, num_samples: int) -> Iterator[Point]:
     for step in steps:
         with opened.run.saved_checkpoints() as store:
             if step not in store.steps():
-                continue  # A training that saves more has removed it.
+                continue  # A training in progress has removed it.
         state = restore(opened.run, experiment, step).state
         variables = parallel.replicate(experiment.sampling_variables(state))
         samples = sample(variables, constants, num_samples, progress=True)

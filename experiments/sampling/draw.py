@@ -1,4 +1,4 @@
-"""Samples from a trained estimator: batches over all devices, sample `i` always the same."""
+"""Draws samples from a trained estimator in batches over all devices."""
 
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -16,7 +16,7 @@ from fdrl_jax.state import TrainState
 class SampleFn(Protocol):
     """`(replicated variables, replicated constants, num) -> Samples` on the host, [num, ...].
 
-    The first of them is sample `first`.
+    The first sample has the index `first`.
     """
 
     def __call__(
@@ -31,7 +31,7 @@ class SampleFn(Protocol):
 
 
 def on_devices(experiment: Experiment, train_state: TrainState) -> tuple[Any, Any]:
-    """Returns what a mapped sampler reads besides the batch, on every device."""
+    """Returns the variables and constants of a mapped sampler, replicated on every device."""
     variables = experiment.sampling_variables(train_state)
     return parallel.replicate(variables), parallel.replicate(experiment.constants)
 
@@ -53,10 +53,10 @@ def sample_starts(experiment: Experiment, train_state: TrainState, num_samples: 
 
 
 def batch_at(experiment: Experiment, positions: np.ndarray) -> dict[str, np.ndarray]:
-    """Returns what the sampler reads for the samples at these positions.
+    """Returns the batch that the sampler reads for the samples at these positions.
 
-    For paired domains that is the images to start from: held-out ones first; for class-conditional
-    samples their classes.
+    For paired domains it has the images to start from, held-out images first. For class-conditional
+    samples it has the classes.
     """
     starts, labels = experiment.source.starts, experiment.labels
     batch = {"position": positions}
@@ -68,12 +68,12 @@ def batch_at(experiment: Experiment, positions: np.ndarray) -> dict[str, np.ndar
 
 
 def sampling_key(experiment: Experiment) -> jax.Array:
-    """Returns the key that all samples of a run follow from."""
+    """Returns the root key of all samples of a run."""
     return rng.root_key(experiment.settings["seed"])
 
 
 def batch_size(experiment: Experiment, num_samples: int) -> int:
-    """Returns the number of samples at a time: every device takes the same number."""
+    """Returns the number of samples per batch, which is a multiple of the number of devices."""
     num_replicas = parallel.num_replicas()
     return (
         -(-min(experiment.settings["evaluate.batch_size"], num_samples) // num_replicas)

@@ -14,7 +14,7 @@ _SMALLEST_RATIO = 1e-6
 def make_log_ratio(
     experiment: Experiment, train_state: TrainState
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """Returns `x [B, ...] -> log r(x) [B]`, of the parameters that sampling uses."""
+    """Returns `x [B, ...] -> log r(x) [B]`, with the parameters that sampling uses."""
     problem = experiment.problem
     variables = experiment.sampling_variables(train_state)
     apply = jax.jit(problem.estimator.apply)
@@ -23,7 +23,7 @@ def make_log_ratio(
         out = np.asarray(apply(variables, x))
         if problem.output == "log_ratio":
             return out
-        # An unconstrained ratio may be negative, where its logarithm does not exist.
+        # An unconstrained ratio may be negative, and then has no logarithm.
         return np.log(np.maximum(out, _SMALLEST_RATIO))
 
     return log_ratio

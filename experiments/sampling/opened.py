@@ -1,4 +1,4 @@
-"""An existing run, opened to draw samples from: nothing but its folder is read."""
+"""Opens an existing run for drawing samples. Only its folder is read."""
 
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ from experiments.run import Run
 
 
 class Opened(NamedTuple):
-    """A run with the checkpoint that a command asks for."""
+    """A run with the checkpoint that a command selects."""
 
     run: Run
     experiment: Experiment
@@ -39,7 +39,7 @@ def open_experiment(command: Command) -> tuple[Run, Experiment]:
     """Opens the run of a command, with the settings that the command changes.
 
     Raises:
-      UserError: as `open_checkpoint`.
+      UserError: as for `open_checkpoint`.
     """
     opened = run.open_run(command.folder, "ratio")
     settings = hardware.prepare(opened.overridden(command.changes))
@@ -50,7 +50,7 @@ def restore(opened: Run, experiment: Experiment, which: Which) -> Restored:
     """Restores the newest checkpoint of a run, the best, or the one of a step.
 
     Raises:
-      UserError: if there is none.
+      UserError: if there is no such checkpoint.
     """
     if opened.has_checkpoints():
         with opened.saved_checkpoints() as store:

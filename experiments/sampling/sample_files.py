@@ -1,4 +1,4 @@
-"""Samples as files for other programs: equal samples give equal bytes, at any time."""
+"""Writes samples to files for other programs. Equal samples always give equal bytes."""
 
 import contextlib
 import io
@@ -13,26 +13,26 @@ from PIL import Image
 
 from experiments.errors import UserError
 
-# ZIP members carry this date, the earliest there is, so that the clock is not in the file.
+# All members of a zip get this date, the earliest possible, so that files do not depend on time.
 _DATE = (1980, 1, 1, 0, 0, 0)
 _SUFFIXES = {"npz": ".npz", "folder": "", "zip": ".zip"}
 
 
 def target(folder: Path, name: str, file_format: str, kind: str) -> Path:
-    """Returns where samples go.
+    """Returns the path for samples.
 
     Args:
-      folder: of all samples.
-      name: of these.
-      file_format: "npz", one array `arr_0` as evaluators of images read it; "folder" or "zip", a
-        PNG a sample.
-      kind: of the data, "points" or "images".
+      folder: the folder of all samples.
+      name: the name of these samples.
+      file_format: "npz" for one array `arr_0`, as in common evaluation programs; "folder" or "zip"
+        for one PNG per sample.
+      kind: kind of the data, "points" or "images".
 
     Raises:
-      UserError: if points should become PNG files.
+      UserError: for points in a format of PNG files.
     """
     if kind == "points" and file_format != "npz":
-        raise UserError(f"sample.format={file_format!r} is for images; points go to 'npz'")
+        raise UserError(f"sample.format={file_format!r} is only for images; use 'npz' for points")
     return folder / f"{name}{_SUFFIXES[file_format]}"
 
 
@@ -40,15 +40,15 @@ def target(folder: Path, name: str, file_format: str, kind: str) -> Path:
 def writing(
     path: Path, file_format: str, parts: Iterable[np.ndarray], num_samples: int
 ) -> Iterator[None]:
-    """Writes samples, which take their name after the block: complete or not at all.
+    """Writes samples, which get their name after the block, so that they are always complete.
 
-    Only one part at a time is in memory. Nothing that exists is replaced by a folder.
+    Only one part is in memory at a time. A folder never replaces existing files.
 
     Args:
-      path: from `target`.
+      path: the path, from `target`.
       file_format: as for `target`.
       parts: the samples in order: uint8 images [n, H, W, C], or points [n, 2].
-      num_samples: over all parts.
+      num_samples: number of samples in all parts.
     """
     unfinished = path.with_name(f".{path.name}.unfinished")
     writers: dict[str, Callable[[Path, Iterator[np.ndarray], int], None]] = {
@@ -100,7 +100,7 @@ def _pngs(parts: Iterator[np.ndarray], num_samples: int) -> Iterator[tuple[str, 
 
 
 def _member(archive: zipfile.ZipFile, name: str) -> IO[bytes]:
-    # Stored as it is: PNG is compressed already, and pixels as such hardly shrink.
+    # Not compressed: PNG files are compressed already, and raw pixels hardly shrink.
     return archive.open(zipfile.ZipInfo(name, _DATE), "w", force_zip64=True)
 
 

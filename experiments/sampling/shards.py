@@ -1,4 +1,4 @@
-"""Samples in parts on disk: a kill loses the part under way and nothing else."""
+"""Stores samples on disk in parts, so that a killed program loses only the current part."""
 
 import shutil
 from collections.abc import Iterator
@@ -14,22 +14,22 @@ from experiments.files import locked, read_json, replacing, write_json
 
 
 def lock(folder: Path) -> AbstractContextManager[None]:
-    """Keeps other programs from drawing the same set of samples at the same time.
+    """Locks a set of samples, so that only one program draws it at a time.
 
     Raises:
-      UserError: if one does, naming its process.
+      UserError: if another program holds the lock; names its process.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    # Beside the folder, which comes and goes; hidden, as it stays among the samples.
+    # Next to the folder, which is temporary; hidden, because it stays among the samples.
     file = folder.with_name(f".{folder.name}.lock")
     return locked(file, str(folder), "choose another name with --config.sample.name")
 
 
 class Shards:
-    """Equal parts of a set of samples, each a file that is there whole or not at all.
+    """Equal parts of a set of samples, each in a file that is written atomically.
 
-    A manifest holds what the samples are of, so that those of other settings never get in. Only one
-    program at a time may use a set: see `lock`.
+    A manifest describes the samples, so that parts with other settings are never mixed in. Only one
+    program at a time may use a set; see `lock`.
     """
 
     def __init__(
@@ -38,13 +38,13 @@ class Shards:
         """Starts a set of shards, or resumes the one that exists.
 
         Args:
-          folder: where the parts are.
-          record: what the samples follow from, as JSON can hold it.
-          num_samples: of the whole set.
-          shard_size: samples of a part; a set that is there keeps its own.
+          folder: the folder of the parts.
+          record: everything that determines the samples, as values for JSON.
+          num_samples: number of samples in the whole set.
+          shard_size: samples per part; an existing set keeps its own.
 
         Raises:
-          UserError: if the parts that are there are of something else.
+          UserError: if the existing parts are of other samples.
         """
         manifest = folder / "manifest.json"
         if manifest.exists():
@@ -52,7 +52,7 @@ class Shards:
             _check_same(saved["record"], record, folder)
             shard_size = saved["shard_size"]
         else:
-            # Written before any part and perhaps removed before the last.
+            # Written before any part, and possibly removed before the last part.
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
             write_json(manifest, {"record": record, "shard_size": shard_size})
@@ -60,20 +60,20 @@ class Shards:
         self._folder = folder
 
     def missing(self) -> list[int]:
-        """Returns the first positions of the parts that are still to be drawn."""
+        """Returns the first positions of the parts that are missing."""
         return [first for first in self._firsts() if not self._file(first).exists()]
 
     def count(self, first: int) -> int:
-        """Returns how many samples the part from a position on has."""
+        """Returns the number of samples in the part that starts at a position."""
         return min(self.shard_size, self.num_samples - first)
 
     def write(self, first: int, samples: np.ndarray) -> None:
-        """Writes a part whole or not at all."""
+        """Writes a part atomically."""
         with replacing(self._file(first)) as file:
             np.save(file, samples)
 
     def read(self) -> Iterator[np.ndarray]:
-        """Reads the parts in order, one after the other."""
+        """Yields the parts in order."""
         for first in self._firsts():
             yield np.load(self._file(first), allow_pickle=False)
 
@@ -92,7 +92,7 @@ def _check_same(saved: dict[str, Any], present: dict[str, Any], folder: Path) ->
     differing = settings.differences(settings.flatten(saved), settings.flatten(present))
     if differing:
         raise UserError(
-            f"{folder} holds a part of other samples: {'; '.join(differing.values())}. Finish "
-            "those with their settings, remove that folder, or choose another name with "
+            f"{folder} contains parts of other samples: {'; '.join(differing.values())}. Finish "
+            "them with their settings, remove that folder, or choose another name with "
             "--config.sample.name"
         )

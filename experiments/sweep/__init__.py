@@ -1,1 +1,1 @@
-"""Many runs in one go: a list of configs, run one after the other, then a table and a picture."""
+"""Sweeps: run many configs one after the other, and compare them in a table and a picture."""

@@ -1,16 +1,16 @@
 r"""Run many configs one after the other and compare them in a table and a picture.
 
-A sweep file lists names and values over a config (see configs/sweeps/); grids on the command line
-do for simple ones. Every run gets a folder below the sweep's. The same command goes on where it was
-stopped: runs that are done are left as they are. A run that fails or diverges is told in the table
-and does not end the sweep.
+A sweep file lists names and changes to a config (see configs/sweeps/). For simple sweeps, use grids
+on the command line. Each run gets a sub-folder of the sweep's folder. The same command resumes an
+interrupted sweep and skips finished runs. A run that fails or diverges is reported in the table and
+does not end the sweep.
 
 Try:
   python -m experiments.sweep --sweep=configs/sweeps/ablation_digits.py --workdir=runs/ablation
   python -m experiments.sweep --config=configs/digits.py --grid config.flow.num_steps=10,20,40 \
     --seeds=0,1 --metrics=frechet_svc_360 --config.train.num_steps=500 --workdir=runs/length
 
-written: table.md, table.csv, picture.png, and in each run's folder output.txt beside the usual.
+Files: table.md, table.csv, picture.png, and output.txt in the folder of each run.
 """
 
 import argparse
@@ -29,14 +29,14 @@ _PREFIX = "--config."
 
 
 class _Parser(argparse.ArgumentParser):
-    """Tells a mistake in one line."""
+    """A parser that raises UserError."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see python -m experiments.sweep --help")
 
 
 def main(argv: list[str]) -> None:
-    """Runs the sweep asked for; prints the table and where the files are."""
+    """Runs a sweep, and prints the table and the paths of the files."""
     root, todo = parse(argv)
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -55,10 +55,10 @@ def main(argv: list[str]) -> None:
 
 
 def parse(argv: list[str]) -> tuple[Path, plan.Plan]:
-    """Returns the sweep's folder and what to run.
+    """Returns the folder of the sweep and its plan.
 
     Raises:
-      UserError: for a mistake in the flags, the sweep file or a value.
+      UserError: for an invalid flag, sweep file or value.
     """
     usage, _, rest = (__doc__ or "").partition("\n")
     parser = _Parser(
@@ -74,7 +74,7 @@ def parse(argv: list[str]) -> tuple[Path, plan.Plan]:
         action="append",
         default=[],
         metavar="KEY=VALUE,VALUE",
-        help="a key of the config and its values; several give all combinations",
+        help="a key of the config and its values; several grids give all combinations",
     )
     parser.add_argument("--seeds", type=_numbers, metavar="N,N", help="seeds of every run")
     parser.add_argument("--metrics", type=_names, metavar="NAME,NAME", help="metrics to show")
@@ -112,7 +112,7 @@ def _names(text: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    # A sweep that is asked to stop must not leave behind the run that it waits for.
+    # If the sweep is stopped, it must also stop its current run.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         main(sys.argv[1:])

@@ -1,4 +1,4 @@
-"""The results of a sweep: a row of panels a metric, a panel a group."""
+"""The picture of a sweep: one row per metric and one panel per group."""
 
 import statistics
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from experiments.sweep.table import Row
 
 
 def comparison(rows: Sequence[Row], metrics: Sequence[str]) -> Figure:
-    """Draws every run as a dot and the mean over seeds as a bar or, along a number, as a line."""
+    """Draws each run as a dot, and the mean over seeds as a bar or, over a number, as a line."""
     groups = list(dict.fromkeys(row.group for row in rows))
     figure, axes = plt.subplots(
         len(metrics),
@@ -42,7 +42,7 @@ def _panel(ax: Axes, rows: Sequence[Row], metric: str) -> None:
     else:
         places = [rows.index(row) for row in shown]
         ax.bar(places, means, width=0.6, color=SAMPLES, alpha=0.45)
-        # A name that has no bar did not come to its end.
+        # A name without a bar has no finished run.
         names = [row.name.replace(", ", ",\n") for row in rows]
         ax.set_xticks(range(len(rows)), names)
     for place, row in zip(places, shown, strict=True):
@@ -51,7 +51,7 @@ def _panel(ax: Axes, rows: Sequence[Row], metric: str) -> None:
 
 
 def _number_varied(rows: Sequence[Row]) -> str | None:
-    """Returns the key of the config that alone sets the rows apart, if its values are numbers."""
+    """Returns the key of the config that varies, if it is the only one and has numbers."""
     keys = {key for row in rows for key in row.varied}
     values = {key: [row.varied.get(key) for row in rows] for key in keys}
     differing = [key for key in keys if len(set(map(str, values[key]))) > 1]

@@ -1,4 +1,4 @@
-"""What a sweep runs: from a file, or from grids on the command line."""
+"""The plan of a sweep, from a file or from grids on the command line."""
 
 import importlib.util
 import itertools
@@ -23,12 +23,12 @@ class Run(NamedTuple):
     """One run of a sweep.
 
     Attributes:
-      group: the question that it answers, together with the other runs of the group.
-      name: what it is called in the table and the picture.
+      group: the name of its group, which answers one question.
+      name: its name in the table and the picture.
       seed: its seed.
-      varied: values of the config that set it apart in its group.
-      settings: all values that differ from the config file's, the seed among them.
-      folder: its folder below the sweep's; runs of equal settings in two groups share one.
+      varied: values of the config that distinguish it in its group.
+      settings: all values that differ from the config file, including the seed.
+      folder: its sub-folder of the sweep's folder; runs of equal settings in two groups share it.
     """
 
     group: str
@@ -40,9 +40,9 @@ class Run(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """A sweep: the config file that its runs start from, the runs, and the metrics to show.
+    """A sweep: the config file of its runs, the runs, and the metrics to show.
 
-    No metrics stand for all that differ between the runs.
+    If `metrics` is empty, all metrics that differ between the runs are shown.
     """
 
     config: str
@@ -58,23 +58,23 @@ def make(
     seeds: Sequence[int] = (0,),
     metrics: Sequence[str] = (),
 ) -> Plan:
-    """Lists the runs of a sweep and checks every value before any of them starts.
+    """Lists the runs of a sweep, and checks all values before any run starts.
 
     Args:
-      config: a config file, with variants after a colon if need be.
-      groups: group to name to values of the config, by dotted keys.
+      config: a config file, optionally with variants after a colon.
+      groups: values of the config by dotted key, by name of the run, by group.
       settings: values for all runs.
-      seeds: every run is made with each of them.
-      metrics: names in `evaluation.json`, the most telling first.
+      seeds: seeds; every run is repeated with each.
+      metrics: names in `evaluation.json`, the most important first.
 
     Raises:
-      UserError: for an unknown key of the config, or a value that it may not have.
+      UserError: for an unknown key of the config or an invalid value.
     """
     command_line.config_file(config)
     folders: dict[str, str] = {}
     runs = []
     named = [(group, name, own) for group, of in groups.items() for name, own in of.items()]
-    # A sweep that is stopped half way has every run with the first seeds.
+    # Seeds are the outer loop, so that a sweep that is stopped halfway has all runs for some seeds.
     for seed, (group, name, varied) in itertools.product(seeds, named):
         merged = {**(settings or {}), **varied, "seed": seed}
         _check(merged)
@@ -83,7 +83,7 @@ def make(
             folders[key] = _folder(group, name, seed, taken=folders.values())
         runs.append(Run(group, name, seed, dict(varied), merged, folders[key]))
     if not runs:
-        raise UserError("the sweep has no runs: give it groups and seeds")
+        raise UserError("the sweep has no runs; add groups and seeds")
     return Plan(config, runs, tuple(metrics))
 
 
@@ -92,22 +92,22 @@ def from_file(path: Path, **instead: Any) -> Plan:
 
     Args:
       path: the file.
-      **instead: arguments that come before the file's; "settings" are merged with them.
+      **instead: arguments that replace those of the file; "settings" are merged.
 
     Raises:
-      UserError: if there is no such file, or it does not say what to run.
+      UserError: if the file does not exist, or does not define a sweep.
     """
     if not path.is_file():
         others = [str(p) for p in sorted(path.parent.glob("*.py")) if p.stem != "__init__"]
         raise UserError(f"--sweep={path} does not exist{nearest(str(path), others)}")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
-        raise UserError(f"--sweep={path} is no Python file")
+        raise UserError(f"--sweep={path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
         sweep = dict(module.get_sweep())
-    except Exception as error:  # Somebody's own code may raise anything.
+    except Exception as error:  # A user's code may raise anything.
         raise UserError(f"--sweep={path}: {type(error).__name__}: {error}") from error
     for key in sweep:
         if key not in _KEYS:
@@ -123,7 +123,7 @@ def grid(specs: Sequence[str]) -> Groups:
     """Returns the product of grids as one group.
 
     Args:
-      specs: "config.KEY=VALUE,VALUE,..." each; a comma within parentheses parts no values.
+      specs: "config.KEY=VALUE,VALUE,..." each; commas within parentheses do not separate values.
 
     Raises:
       UserError: for a grid without a key or values.
@@ -150,7 +150,7 @@ def _check(settings: Settings) -> None:
 
 
 def _folder(group: str, name: str, seed: int, taken: Collection[str]) -> str:
-    """Returns a folder for a run; names that differ in signs that no folder has get a number."""
+    """Returns a folder for a run; a number is added if the name is taken."""
     stem = f"{_slug(group)}/{_slug(name)}"
     stems = itertools.chain([stem], (f"{stem}_{number}" for number in itertools.count(2)))
     return next(f for stem in stems if (f := f"{stem}/seed_{seed}") not in taken)

@@ -1,4 +1,4 @@
-"""Runs what a sweep lists, one process after the other, and remembers how each ended."""
+"""Runs the runs of a sweep, one process after the other, and records how each ended."""
 
 import re
 import subprocess
@@ -24,7 +24,7 @@ _MAX_SECONDS_TO_SAVE = 600
 
 
 class Outcome(NamedTuple):
-    """How a run ended: "done", "diverged" or "failed", why if it did not, and its metrics."""
+    """How a run ended: "done", "diverged" or "failed", the reason, and its metrics."""
 
     status: str
     reason: str
@@ -33,10 +33,10 @@ class Outcome(NamedTuple):
 
 
 def run_program(config: str, run: Run, folder: Path) -> tuple[int, str]:
-    """Runs the program in a process of its own: neither a crash nor a leak reaches the next run.
+    """Runs the program in a separate process, so that a crash or a leak does not affect other runs.
 
     Returns:
-      Its exit code, and unless that is 0 the error that it reported, or else its last line.
+      Its exit code and, if it is not 0, the error that it reported, or else its last line.
     """
     overrides = [f"--config.{key}={value}" for key, value in run.settings.items()]
     command = [sys.executable, "-m", "experiments.main", f"--config={config}"]
@@ -49,7 +49,7 @@ def run_program(config: str, run: Run, folder: Path) -> tuple[int, str]:
         try:
             code = process.wait()
         except BaseException:
-            # Interrupted, or asked to stop: so is the run, which saves its state first.
+            # The sweep is interrupted: stop the run as well, which first saves its state.
             process.terminate()
             process.wait(timeout=_MAX_SECONDS_TO_SAVE)
             raise
@@ -57,28 +57,28 @@ def run_program(config: str, run: Run, folder: Path) -> tuple[int, str]:
         return code, ""
     if code < 0:
         return code, f"killed by signal {-code}"
-    # Progress bars write over their line.
-    text = output.read_text(errors="replace")  # A kill may cut a character.
+    # Progress bars overwrite their line.
+    text = output.read_text(errors="replace")  # A kill may cut a character in two.
     lines = [line.strip() for line in re.split(r"[\r\n]", text) if line.strip()]
     errors = [line.removeprefix(_ERROR) for line in lines if line.startswith(_ERROR)]
-    return code, (errors or lines or ["it wrote nothing"])[-1]
+    return code, (errors or lines or ["no output"])[-1]
 
 
 def run_all(
     plan: Plan, root: Path, program: Callable[[str, Run, Path], tuple[int, str]] = run_program
 ) -> list[Outcome]:
-    """Runs every run that has not ended yet, under a progress bar.
+    """Runs all runs that have not ended yet, with a progress bar.
 
-    A run that is done or has diverged would end that way again and is skipped; one that was killed
-    resumes from its newest checkpoint; one that failed is tried again.
+    Runs that are done or have diverged are skipped, because they would end in the same way again. A
+    run that was killed resumes from its newest checkpoint, and a run that failed is tried again.
 
     Args:
-      plan: what to run.
-      root: the sweep's folder.
-      program: `(config file, run, its folder) -> (exit code, what went wrong)`.
+      plan: the plan of the sweep.
+      root: the folder of the sweep.
+      program: `(config file, run, its folder) -> (exit code, error)`.
 
     Returns:
-      How each of `plan.runs` ended.
+      The outcome of each of `plan.runs`.
     """
     outcomes: dict[str, Outcome] = {}
     todo = {run.folder: run for run in plan.runs}
@@ -102,16 +102,16 @@ def run_all(
 
 
 def _asked(config: str, run: Run) -> dict[str, Any]:
-    """Returns what identifies a run: the settings that the config file gives it now."""
+    """Returns the identity of a run: its settings from the current config file."""
     resolved = settings.checked({**command_line.load_config(config), **run.settings})
     return {"config": config, "settings_sha256": sha256_of_json(resolved)}
 
 
 def _known(folder: Path, asked: dict[str, Any]) -> Outcome | None:
-    """Returns how a run of these settings ended before, if trying again would change nothing.
+    """Returns the earlier outcome of a run with these settings, if it would be the same again.
 
     Raises:
-      UserError: if the folder holds a run of other settings.
+      UserError: if the folder contains a run with other settings.
     """
     record = folder / _RECORD
     if not record.exists():
@@ -119,8 +119,8 @@ def _known(folder: Path, asked: dict[str, Any]) -> Outcome | None:
     known = read_json(record, asked=dict, status=str, reason=str, seconds=(int, float))
     if known["asked"] != asked:
         raise UserError(
-            f"{folder} holds a run of other settings: the config file or the sweep has changed "
-            "since. Remove that folder, or choose another --workdir"
+            f"{folder} contains a run with other settings: the config file or the sweep has "
+            "changed since. Remove that folder, or choose another --workdir"
         )
     return None if known["status"] == FAILED else _outcome(folder, known)
 
@@ -149,5 +149,6 @@ def _check_metrics(wanted: tuple[str, ...], found: dict[str, Any]) -> None:
     for name in wanted:
         if name not in found:
             raise UserError(
-                f"--metrics: no metric {name!r}{nearest(name, found)}; there are {', '.join(found)}"
+                f"--metrics: no metric {name!r}{nearest(name, found)}; available: "
+                f"{', '.join(found)}"
             )

@@ -1,4 +1,4 @@
-"""The results of a sweep as tables: every run for programs, means over seeds for people."""
+"""The tables of a sweep: all runs as CSV for programs, and means over seeds as Markdown."""
 
 import csv
 import io
@@ -14,13 +14,13 @@ from experiments.sweep.runner import DONE, Outcome
 
 
 class Row(NamedTuple):
-    """The runs of one name in a group, one a seed.
+    """The runs of one name in a group, one per seed.
 
     Attributes:
-      varied: values that set it apart from the others of its group.
-      values: a metric's value for each seed that came to its end.
-      num_runs: how many seeds there were.
-      remarks: what became of the others.
+      varied: values that distinguish it from the others in its group.
+      values: values of each metric, for the seeds that finished.
+      num_runs: number of seeds.
+      remarks: how the other seeds ended.
     """
 
     group: str
@@ -32,7 +32,7 @@ class Row(NamedTuple):
 
 
 def metrics_to_show(plan: Plan, outcomes: Sequence[Outcome]) -> tuple[str, ...]:
-    """Returns the metrics that the sweep names, or else those that differ between its runs."""
+    """Returns the metrics of the plan or, if it has none, those that differ between its runs."""
     found = [o.metrics for o in outcomes if o.status == DONE]
     if plan.metrics or not found:
         return plan.metrics
@@ -41,7 +41,7 @@ def metrics_to_show(plan: Plan, outcomes: Sequence[Outcome]) -> tuple[str, ...]:
 
 
 def rows(plan: Plan, outcomes: Sequence[Outcome], metrics: Sequence[str]) -> list[Row]:
-    """Gathers the seeds of each name."""
+    """Collects the seeds of each name."""
     together: dict[tuple[str, str], list[int]] = {}
     for i, run in enumerate(plan.runs):
         together.setdefault((run.group, run.name), []).append(i)
@@ -60,7 +60,7 @@ def rows(plan: Plan, outcomes: Sequence[Outcome], metrics: Sequence[str]) -> lis
 
 
 def write_csv(path: Path, plan: Plan, outcomes: Sequence[Outcome]) -> None:
-    """Writes one line a run with all its settings and all its metrics."""
+    """Writes one line per run with all its settings and metrics."""
     lines = list(_records(plan, outcomes))
     columns = dict.fromkeys(key for line in lines for key in line)
     text = io.StringIO(newline="")
@@ -85,7 +85,7 @@ def _records(plan: Plan, outcomes: Sequence[Outcome]) -> Iterator[dict[str, Any]
 
 
 def markdown(table: Sequence[Row], metrics: Sequence[str]) -> str:
-    """Returns a table a group, with the mean over seeds and their standard deviation."""
+    """Returns one table per group, with means and standard deviations over seeds."""
     remarks = any(row.remarks for row in table)
     parts = []
     for group in dict.fromkeys(row.group for row in table):

@@ -1,1 +1,1 @@
-"""The one training loop, and what surrounds it: divergence, preemption, memory, metrics."""
+"""The training loop, with divergence, preemption, hooks and the metrics log."""

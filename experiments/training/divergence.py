@@ -1,4 +1,4 @@
-"""What to do when training produces numbers that are useless."""
+"""Detects divergence of training, and recovers from it."""
 
 import logging
 from collections.abc import Mapping
@@ -12,14 +12,14 @@ from fdrl_jax.state import TrainState
 
 
 class Guard(NamedTuple):
-    """Limits of mean network outputs beyond which a run counts as diverged, and what happens then.
+    """Limits beyond which a run counts as diverged, and the action to take.
 
     Attributes:
-      max_log_ratio: for a network that returns the log ratio.
-      max_ratio: for any other.
+      max_log_ratio: limit of the mean output of a network that returns the log ratio.
+      max_ratio: limit of the mean output of other networks.
       on_divergence: "stop" or "rollback".
-      rollback_lr_factor: multiplies the learning rate at each rollback.
-      max_rollbacks: how many a run may have.
+      rollback_lr_factor: factor on the learning rate at each rollback.
+      max_rollbacks: largest number of rollbacks in a run.
     """
 
     max_log_ratio: float
@@ -37,13 +37,13 @@ class Guard(NamedTuple):
 def find_trouble(
     numbers: np.ndarray, values: dict[str, np.ndarray], output: str, guard: Guard
 ) -> str | None:
-    """Returns at which step which metric left its bounds first, or `None`.
+    """Returns a message about the first metric that exceeded its limits, or `None`.
 
     Args:
       numbers: steps, [T].
       values: metrics at these steps, [T] each.
-      output: what the network returns, as `Training.output` has it.
-      guard: the bounds.
+      output: what the network returns, see `Training.output`.
+      guard: the limits.
     """
     limit = guard.max_log_ratio if output == "log_ratio" else guard.max_ratio
     limits = dict.fromkeys(("loss", "grad_norm", "drift_norm"), np.inf)
@@ -52,7 +52,7 @@ def find_trouble(
     for name, bound in limits.items():
         if name not in values:
             continue  # A metric of density ratios only.
-        # "not within" instead of "beyond", so that NaN counts.
+        # "not within" instead of "beyond", so that it also holds for NaN.
         bad = ~(np.abs(values[name]) < bound)
         if bad.any():
             first = int(np.argmax(bad))
@@ -69,20 +69,20 @@ def find_trouble(
 def recover(
     error: DivergedError, guard: Guard, diverged: TrainState, good: TrainState, *, has_saved: bool
 ) -> TrainState:
-    """Returns the state to resume from: the last good one, past the batches since, more slowly.
+    """Returns the state to resume from: the last good state, with skipped batches and a lower rate.
 
-    It follows from the arguments, so a run that is killed before its next checkpoint diverges and
-    recovers in the same way again.
+    The result depends only on the arguments. A run that is killed before its next checkpoint
+    therefore diverges and recovers in the same way again.
 
     Args:
-      error: from the loop.
-      guard: what to do.
-      diverged: the state that the diverged attempt started from.
+      error: the error of the loop.
+      guard: the action to take.
+      diverged: the state from which the diverged attempt started.
       good: the newest checkpoint, or the state before the first step.
       has_saved: whether there is a checkpoint.
 
     Raises:
-      DivergedError: if the run should stop, or has been rolled back often enough.
+      DivergedError: if the run should stop, or has reached its number of rollbacks.
     """
     before, step = rollbacks.of(diverged), int(good.step)
     done = int(before.num)
@@ -107,8 +107,8 @@ def recover(
         learning_rate_factor=guard.rollback_lr_factor,
     )
     logging.getLogger("fdrl").warning(
-        "%s; rollback %d of %d: resuming from step %d, without the %d batches since, at %.3g times "
-        "the learning rate",
+        "%s; rollback %d of %d: resuming from step %d, skipping the %d batches since then, with "
+        "%.3g times the learning rate",
         error,
         done + 1,
         guard.max_rollbacks,

@@ -1,4 +1,4 @@
-"""What the training of a density ratio does along the way: snapshots, and finding the best."""
+"""Hooks for training a density ratio: snapshots, and the search for the best checkpoint."""
 
 import math
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from fdrl_jax import parallel
 
 
 def hooks_of(experiment: Experiment, run: Run) -> Sequence[Hook]:
-    """Returns what the training of a density ratio does along the way."""
+    """Returns the hooks for training a density ratio."""
     sample, settings = make_sample_fn(experiment), experiment.settings
     return (
         Hook(settings["evaluate.every_steps"], _Monitor(experiment, run, sample)),
@@ -24,7 +24,7 @@ def hooks_of(experiment: Experiment, run: Run) -> Sequence[Hook]:
 
 
 class _Snapshots:
-    """Writes samples during training, for the picture of its course."""
+    """Writes samples during training, for the picture of its progress."""
 
     def __init__(self, experiment: Experiment, run: Run, sample: SampleFn) -> None:
         self._experiment, self._run, self._sample = experiment, run, sample
@@ -40,16 +40,16 @@ class _Snapshots:
 
 
 class _Monitor:
-    """Computes the cheap metric of a run's samples, and saves the checkpoint that is best by it.
+    """Computes the cheap metric of samples, and saves the best checkpoint by this metric.
 
-    Samples have keys of their own, and the state is only read: training is not affected.
+    Training is not affected: samples use separate keys, and the state is only read.
     """
 
     def __init__(self, experiment: Experiment, run: Run, sample: SampleFn) -> None:
         self._experiment, self._run, self._sample = experiment, run, sample
 
     def __call__(self, moment: Moment) -> Record:
-        # Only now: metrics take seconds to import, and most runs need none before their end.
+        # Importing metrics takes seconds, and most runs need none until the end.
         from experiments.evaluation.cheap import cheap_metric
 
         variables = self._experiment.sampling_variables(moment.state)
@@ -57,10 +57,10 @@ class _Monitor:
         samples = self._sample(variables, moment.constants, num)
         metric = cheap_metric(self._run.metric_reference(), samples.refined)
         sign, best = (1.0 if metric.lower_is_better else -1.0), moment.best
-        # A value of another metric, or on another number of samples, does not compare.
+        # Values of another metric, or for another number of samples, are not comparable.
         before = sign * best["value"] if best and best["metric"] == metric.name else math.inf
         improved = math.isfinite(metric.value) and sign * metric.value < before
-        # The same numbers on every process, but perhaps not to the last bit: the first decides.
+        # The values on different processes may differ in the last bit, so the first one decides.
         if bool(parallel.any_process(improved and parallel.is_first_process())):
             moment.save(metric.name, metric.value)
         return {PREFIX + metric.name: metric.value}

@@ -1,4 +1,4 @@
-"""The one training loop. What it trains, on what, is in the `Training` that it is given."""
+"""The training loop, for any network and data in a `Training`."""
 
 import contextlib
 import time
@@ -25,12 +25,12 @@ from fdrl_jax.state import TrainState
 
 
 class Moment(NamedTuple):
-    """What a hook sees of a training, while the device is idle.
+    """The arguments of a hook, which runs while the device is idle.
 
     Attributes:
-      step: train steps so far.
-      state: on every device; read it, never change it.
-      constants: on every device.
+      step: number of completed train steps.
+      state: the state, replicated on every device; must not be changed.
+      constants: constants, replicated on every device.
       best: "metric" and "value" of the best checkpoint so far, if there is one.
       save: `(metric, value) -> None` saves the state as the best checkpoint by a metric.
     """
@@ -43,11 +43,11 @@ class Moment(NamedTuple):
 
 
 class Hook(NamedTuple):
-    """Something to do during training.
+    """An action to run during training.
 
     Attributes:
-      every: after each multiple of this many steps, and after the last one; 0 for never.
-      act: reads the training; what it returns is logged.
+      every: number of steps between calls, in addition to a call after the last step; 0 for never.
+      act: the action; its result is logged.
     """
 
     every: int
@@ -58,16 +58,16 @@ def train(training: Training, run: Run, hooks: Sequence[Hook] = ()) -> TrainStat
     """Trains from the newest checkpoint of a run, or from the start, to the last step.
 
     Args:
-      training: what is trained.
-      run: where checkpoints and metrics go; the caller holds its lock.
-      hooks: what else to do along the way, in this order.
+      training: the network, the data and the train step.
+      run: the run for checkpoints and metrics; the caller must hold its lock.
+      hooks: hooks to call during training, in this order.
 
     Returns:
-      The last train state, one replica, on the host.
+      The last train state of one replica, on the host.
 
     Raises:
       DivergedError: if the loss is not finite or the ratio saturates, and the run should stop or
-        has been rolled back often enough. Earlier checkpoints stay.
+        has reached its number of rollbacks. Earlier checkpoints remain.
       PreemptedError: if the system asked the run to stop; its state is saved.
       PeerError: if replicas do not agree.
       UserError: if a checkpoint cannot be read or written.
@@ -102,7 +102,7 @@ class _Window:
 
     def __init__(self) -> None:
         self.parts: list[tuple[int, int, dict[str, jax.Array]]] = []
-        self.seconds = 0.0  # Of training, without what the hooks take.
+        self.seconds = 0.0  # Time of training, without that of hooks.
 
     def fetch(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Waits for the device; returns the steps and the value of each metric at each of them."""
@@ -113,7 +113,7 @@ class _Window:
 
 
 class _Loop:
-    """Trains from one state, and again from another one if need be; compiles once."""
+    """Trains from a state, possibly several times after rollbacks, and compiles only once."""
 
     def __init__(
         self,
@@ -144,8 +144,8 @@ class _Loop:
         """Trains to the last step.
 
         Raises:
-          DivergedError: at the first log after a metric left its bounds.
-          PreemptedError: with the state saved.
+          DivergedError: at the first log after a metric exceeded its limits.
+          PreemptedError: if the system asked the run to stop; the state is saved.
         """
         with contextlib.ExitStack() as stack:
             writers = [
@@ -194,8 +194,8 @@ class _Loop:
                 window.parts.append((step + 1, count, metrics))
                 step += count
                 if len(window.parts) > 1:
-                    # At most two dispatches under way: batches of more would fill the memory, and
-                    # a run that should stop would have to wait for them.
+                    # At most two dispatches are queued: more would fill the memory with batches,
+                    # and a run that should stop would have to wait for them.
                     jax.block_until_ready(window.parts[-2][2])
                 if bar.n == start_step:
                     bar.set_description(f"compiled in {time.perf_counter() - timer:.1f} s")
@@ -268,14 +268,14 @@ def _progress_bar(step: int, last: int) -> Any:
 
 def _when_interrupted(saved: int | None) -> str:
     if saved is None:
-        return "no checkpoint was complete yet; the same command starts again"
+        return "there is no complete checkpoint yet; the same command starts again"
     return f"the same command resumes from step {saved}"
 
 
 def _when_preempted(step: int, start: int, has_saved: bool) -> str:
     if step == start and not has_saved:
-        return "asked to stop by the system before the first step; the same command starts again"
-    return f"asked to stop by the system, at step {step}, which is saved; the same command resumes"
+        return "stopped by the system before the first step; the same command starts again"
+    return f"stopped by the system at step {step}, which is saved; the same command resumes"
 
 
 def _writers(training: Training, run: Run, step: int) -> Iterator[metrics_log.Writer]:

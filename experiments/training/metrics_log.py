@@ -1,4 +1,4 @@
-"""Where metrics go: JSON lines always; TensorBoard and Weights & Biases where asked for."""
+"""Logs metrics to JSON lines and, optionally, to TensorBoard and Weights & Biases."""
 
 import json
 import math
@@ -9,11 +9,11 @@ from experiments.errors import UserError
 from experiments.files import sha256_of_json, write_text
 
 Record = dict[str, float]
-PREFIX = "evaluation/"  # Of the name of a metric of samples.
+PREFIX = "evaluation/"  # Prefix of the names of metrics of samples.
 
 
 class Writer(Protocol):
-    """Takes a record of scalars a logging interval."""
+    """Writes one record of scalars per logging interval."""
 
     def write(self, step: int, record: Record) -> None: ...
 
@@ -21,9 +21,9 @@ class Writer(Protocol):
 
 
 class JsonLines:
-    """One JSON object a line.
+    """Writes one JSON object per line.
 
-    On resume, lines after the step resumed from are dropped: a run that was cut has no double ones.
+    When a run resumes, lines after the resumed step are removed, so that no step occurs twice.
     """
 
     def __init__(self, path: Path, resume_step: int) -> None:
@@ -57,7 +57,7 @@ class TensorBoard:
 
 
 class Wandb:
-    """Weights & Biases; with mode "offline" nothing leaves the machine."""
+    """Weights & Biases. In the mode "offline", nothing leaves the machine."""
 
     def __init__(self, folder: Path, mode: str, settings: dict[str, Any]) -> None:
         module = _import("wandb", "wandb")
@@ -68,8 +68,8 @@ class Wandb:
             mode=mode,
             config=settings,
             name=root.name,
-            # Of the workdir, so that a resumed run goes on in the same curve; of its whole path,
-            # as many runs of a sweep have a folder `seed_0`.
+            # From the workdir, so that a resumed run continues the same curve; from its whole path,
+            # because many runs of a sweep have a folder `seed_0`.
             id=sha256_of_json(str(root)),
             resume="allow",
         )
@@ -82,15 +82,15 @@ class Wandb:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """Reads the lines of a metrics file, oldest first; a last line cut by a crash is left out.
+    """Reads the lines of a metrics file, oldest first, without a last line cut by a crash.
 
     Raises:
-      UserError: naming the first line that is damaged otherwise.
+      UserError: if another line is damaged; names the first one.
     """
     if not path.exists():
         return []
     lines = path.read_bytes().split(b"\n")
-    # What follows the last line break was cut in the middle.
+    # Text after the last line break was cut by a crash.
     return [_parse(line, f"{path}:{n}") for n, line in enumerate(lines[:-1], 1) if line]
 
 
@@ -102,7 +102,7 @@ def _parse(line: bytes, where: str) -> dict[str, Any]:
             return dict(record)
     except (ValueError, TypeError, KeyError, AttributeError):
         pass
-    raise UserError(f"{where}: not a line of metrics; remove it, and try again")
+    raise UserError(f"{where}: not a line of metrics; remove the line and try again")
 
 
 def _import(name: str, extra: str) -> Any:

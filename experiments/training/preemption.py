@@ -1,4 +1,4 @@
-"""Ending in good order when the system asks for it."""
+"""Stops training when the system asks for it (preemption)."""
 
 import signal
 import threading
@@ -10,16 +10,16 @@ import jax
 
 from fdrl_jax import parallel
 
-# The answer of a vote is read so many dispatches later, when it is there: nothing waits for it.
+# The result of a vote is read this many dispatches later, when it is ready without waiting.
 _VOTES_UNDER_WAY = 2
 
 
 class Preemption:
-    """Hears SIGTERM: clusters send it some time, often 30 seconds, before they kill a process.
+    """Handles SIGTERM, which clusters send some time, often 30 seconds, before they kill a process.
 
-    The first one asks the loop to save and stop at the next step boundary; a second one ends the
-    process at once. With several processes it is enough that one hears it: they vote beside each
-    dispatch, and so all stop at the same step.
+    After the first signal, the loop saves and stops at the next step boundary. A second signal ends
+    the process immediately. If there are several processes, a signal to one of them suffices: they
+    vote at each dispatch, so all stop at the same step.
     """
 
     def __init__(self) -> None:
@@ -28,7 +28,7 @@ class Preemption:
         self._before: Any = signal.SIG_DFL
 
     def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():  # Others cannot hear signals.
+        if threading.current_thread() is threading.main_thread():  # Others cannot handle signals.
             self._before = signal.signal(signal.SIGTERM, self._hear)
         return self
 
@@ -42,7 +42,7 @@ class Preemption:
             signal.signal(signal.SIGTERM, self._before)
 
     def is_due(self) -> bool:
-        """Tells whether to stop now. To be asked once before each dispatch, by every process."""
+        """Whether to stop now. Every process must call this once before each dispatch."""
         if jax.process_count() == 1:
             return self._heard
         self._votes.append(parallel.any_process(self._heard))

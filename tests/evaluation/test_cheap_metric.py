@@ -22,7 +22,7 @@ def test_the_cheap_metric_grows_with_noise_and_names_its_number_of_samples(sourc
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 8, 1), (300, 9, 7, 3)])
-def test_random_filters_give_64_features_to_each_image_by_itself(shape):
+def test_random_filters_give_each_image_64_features_independently_of_the_others(shape):
     images = np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)
     features = random_conv_features(images)
     assert features.shape == (shape[0], 64)
@@ -31,7 +31,7 @@ def test_random_filters_give_64_features_to_each_image_by_itself(shape):
         random_conv_features(np.zeros((2, 2, 1)))
 
 
-def test_digits_have_the_metric_of_their_evaluation_and_other_images_that_of_random_filters():
+def test_digits_use_the_metric_of_their_evaluation_and_other_images_random_filters():
     reference = references.of(digits())
     samples = digits().train()[:400]
     assert cheap_metric(reference, samples).name == "frechet_svc_360"

@@ -7,7 +7,7 @@ from fdrl_jax import networks
 from fdrl_jax.augmentation import shifted
 
 
-def test_features_are_what_the_last_affine_map_reads():
+def test_features_are_the_input_of_the_last_affine_map():
     spec = networks.ResNetSpec(4, ((6, 2),))
     network = networks.resnet(spec, num_outputs=3)
     x = jax.random.normal(jax.random.key(0), (2, 8, 8, 1))
@@ -19,7 +19,7 @@ def test_features_are_what_the_last_affine_map_reads():
     np.testing.assert_allclose(network.apply(variables, x), expected, rtol=1e-5)
 
 
-def test_shifts_move_images_by_at_most_the_given_length_and_follow_from_the_positions():
+def test_shifts_are_at_most_the_given_length_and_depend_only_on_positions():
     images = np.zeros((40, 9, 9, 1), np.float32)
     images[:, 4, 4] = 1.0
     key, positions = jax.random.key(0), np.arange(40)

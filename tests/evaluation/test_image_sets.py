@@ -86,7 +86,7 @@ def test_grey_arrays_stay_grey_and_other_sizes_need_a_common_one(stored, capsys)
     assert result["samples"]["resized_by"] is None
 
 
-def test_held_out_images_that_do_not_fit_are_told_before_anything_is_computed(
+def test_held_out_images_that_do_not_fit_are_reported_before_anything_is_computed(
     stored, capsys, monkeypatch
 ):
     monkeypatch.delattr("experiments.evaluation.compare.compare")
@@ -97,7 +97,7 @@ def test_held_out_images_that_do_not_fit_are_told_before_anything_is_computed(
         assert expected in message
 
 
-def test_a_feature_space_of_ones_own_is_a_function_in_a_module(stored, capsys, monkeypatch):
+def test_a_custom_feature_space_is_a_function_in_a_module(stored, capsys, monkeypatch):
     monkeypatch.syspath_prepend(stored)
     (stored / "my_space.py").write_text("def means(images):\n    return images.mean((1, 2))\n")
     arguments = (stored / "folder", stored / "reference.npz")
@@ -130,7 +130,7 @@ def test_a_mistake_ends_with_one_line_that_says_what_to_do(stored, capsys, argum
     assert expected in message
 
 
-def test_the_command_runs_as_a_program_and_tells_of_missing_images():
+def test_the_command_runs_as_a_program_and_reports_missing_images():
     command = [sys.executable, "-m", "experiments.evaluate", "nowhere", "nothing"]
     options = {"cwd": ROOT, "capture_output": True, "text": True, "timeout": 120}
     done = subprocess.run([*command, "--features=random_conv"], **options)
@@ -138,7 +138,7 @@ def test_the_command_runs_as_a_program_and_tells_of_missing_images():
     assert done.stderr.strip() == (
         "error: data.dir=nowhere does not exist; it must be a folder or a zip of images"
     )
-    with pytest.raises(DataError, match="name the split too"):
+    with pytest.raises(DataError, match="the split is missing"):
         image_sets.load("tfds:cifar10")
 
 
@@ -168,7 +168,7 @@ def test_the_record_of_samples_is_found_whatever_their_name(tmp_path, monkeypatc
     assert evaluate._record_of(Path()) == {"file": "v1.5"}
 
 
-def test_a_mistyped_flag_does_not_wait_for_what_judges():
+def test_a_mistyped_flag_does_not_wait_for_slow_imports():
     program = (
         "import sys; from experiments import evaluate; evaluate.main(['a', 'b', '--x']);"
         "print(*sorted(name.partition('.')[0] for name in sys.modules))"

@@ -47,11 +47,11 @@ def test_samples_like_the_data_score_like_real_images_and_noise_does_not(found):
         metric = found.metrics[name]
         assert metric.samples.spread > 0
         assert metric.real.spread > 0
-        assert abs(metric.way_left) < 0.3, name
+        assert abs(metric.relative_distance) < 0.3, name
         assert metric.prior.value > metric.real.value + 5 * metric.real.spread
 
 
-def test_a_classifier_gives_its_features_sureness_and_classes_and_is_on_record(found):
+def test_a_classifier_gives_features_confidence_and_classes_and_is_recorded(found):
     assert found.record["classifier"] == {"name": "brightness", "accuracy": 0.5}
     shares = found.record["class_shares_classifier"]
     assert set(shares) == {"samples", "prior", "real"}
@@ -89,7 +89,7 @@ def test_draws_have_disjoint_halves_and_disjoint_samples_while_there_are_enough(
     assert draws.indices(pools(3, 0, 50), 5) == []
 
 
-def test_one_held_out_image_leaves_no_distance_and_the_record_says_so(stripes):
+def test_with_one_held_out_image_there_is_no_distance_and_the_record_says_so(stripes):
     images = unit(stripes(8, 0))
     found = evaluate_images(ImageReference("one", images[:1]), Samples(images, images, images))
     assert found.metrics == {}
@@ -104,6 +104,6 @@ def test_digits_are_compared_with_all_held_out_digits_by_a_classifier_that_is_ne
     found = evaluate_images(reference, Samples(mean, train, train))
     metric = found.metrics["frechet_svc_360"]
     assert metric.real.value < 0.5 < metric.prior.value
-    assert abs(metric.way_left) < 0.1
+    assert abs(metric.relative_distance) < 0.1
     assert found.metrics["top_probability_svc_360"].real.value > 0.8
     assert len(found.record["class_shares_svc"]["real"]) == 10

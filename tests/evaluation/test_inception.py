@@ -131,11 +131,11 @@ def test_damaged_features_of_a_reference_are_dropped(tmp_path, caplog):
     kept.write_bytes(kept.read_bytes()[:1_000])
     inception.drop_damaged(kept, 10)
     assert not kept.exists()
-    assert "is damaged; computing it anew" in caplog.text
+    assert "is damaged; computing it again" in caplog.text
 
 
 @pytest.mark.slow
-def test_the_legacy_protocol_takes_floats_that_are_not_rounded(sets, tmp_path):
+def test_the_legacy_protocol_uses_floats_that_are_not_rounded(sets, tmp_path):
     needs_torch()
     import torch
     from torchvision.models import Inception3
@@ -159,10 +159,10 @@ def test_the_legacy_protocol_takes_floats_that_are_not_rounded(sets, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_file_that_holds_no_weights_is_told_in_one_line(sets, tmp_path):
+def test_a_file_without_weights_is_reported_in_one_line(sets, tmp_path):
     needs_torch()
     (tmp_path / "text.pth").write_text("not weights")
-    with pytest.raises(UserError, match=r"text\.pth holds no weights of this network"):
+    with pytest.raises(UserError, match=r"text\.pth does not contain weights of this network"):
         inception.compute(*sets, STANDARD, str(tmp_path / "text.pth"), ["fid"], cache=tmp_path)
 
 

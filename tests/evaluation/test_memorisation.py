@@ -50,7 +50,7 @@ def test_copies_score_one_and_new_images_a_half(images, stripes):
         assert fresh[f"memorisation_median_ratio_{space}"] == pytest.approx(1.0, abs=0.2)
 
 
-def test_the_picture_shows_each_sample_beside_its_nearest_training_images(images, tmp_path):
+def test_the_picture_shows_each_sample_next_to_its_nearest_training_images(images, tmp_path):
     train, held_out = images
     samples = np.concatenate([train[10:12], held_out[:3]])
     _, shown = memorisation.search(samples, held_out, in_batches(train), SPACES, num_neighbours=4)

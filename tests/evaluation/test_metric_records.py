@@ -21,7 +21,7 @@ def test_the_spread_is_the_standard_deviation_over_draws_and_one_draw_has_none()
     assert metrics.estimate([1.0]) == Estimate(1.0, None)
 
 
-def test_metrics_survive_json_and_sweeps_read_bare_numbers_of_old_runs_as_well():
+def test_metrics_survive_json_and_sweeps_also_read_plain_numbers_of_old_runs():
     found = metrics.by_name([frechet(2.0), Metric("kl_to_data", "kl_to_data", Estimate(0.1))])
     assert list(found) == ["kl_to_data", "frechet_svc_360"], "the order of the definitions"
     stored = json.loads(json.dumps(metrics.to_json(found), sort_keys=True))
@@ -59,9 +59,9 @@ def test_a_spread_of_rounding_errors_is_not_shown():
     assert metrics.rows({"kl_to_data": equal})[0][1] == "0.865"
 
 
-def test_a_metric_that_cannot_tell_the_prior_from_real_data_places_no_samples():
+def test_a_metric_that_cannot_distinguish_prior_and_real_data_has_no_relative_distance():
     close = frechet(1.1, prior=Estimate(1.2, 0.1))
-    assert close.way_left is None
+    assert close.relative_distance is None
     assert "frechet" not in metrics.summary(metrics.by_name([close]))
 
 

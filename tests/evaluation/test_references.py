@@ -35,7 +35,7 @@ def test_pixels_of_256_levels_are_stored_in_a_byte_each(stripes, tmp_path):
 def test_a_damaged_reference_is_named(tmp_path):
     path = tmp_path / "reference.npz"
     path.write_bytes(b"no archive")
-    with pytest.raises(DataError, match=r"reference\.npz is no stored reference"):
+    with pytest.raises(DataError, match=r"reference\.npz is not a stored reference"):
         references.load(path)
 
 
@@ -46,7 +46,7 @@ def test_evaluation_works_without_the_training_data_and_says_what_is_missing(tmp
     found = evaluate_images(references.load(path), Samples(images, images, images))
     assert "frechet_svc_60" in found.metrics
     assert not any("memorisation" in name for name in found.metrics)
-    assert found.record["skipped"] == ["nearest training images: the training set was not given"]
+    assert found.record["skipped"] == ["nearest training images: the training set is not available"]
     references.save(references.of(digits("3", "8")), path)
     found = evaluate_translation(references.load(path), Samples(images, images, images))
     assert "target_share_svc_60" in found.metrics

@@ -35,7 +35,7 @@ def test_a_pair_of_digits_has_the_classes_and_starts_from_held_out_images_first(
 
 
 @pytest.mark.parametrize("classes", [("3", ""), ("3", "x")])
-def test_a_class_that_is_no_digit_is_answered_with_the_digits(classes):
+def test_the_error_for_a_class_that_is_not_a_digit_lists_the_digits(classes):
     with pytest.raises(DataError, match=r"must both be digits, 0, 1, 2"):
         digits(*classes)
 
@@ -46,7 +46,7 @@ def evaluate(pair, translated):
     return evaluate_translation(reference, Samples(sources, translated, translated))
 
 
-def test_sources_left_as_they_are_are_kept_and_no_target(pair):
+def test_unchanged_sources_are_kept_and_are_not_the_target(pair):
     found = evaluate(pair, pair.starts(np.arange(30)))
     share = found.metrics["target_share_svc_30"]
     assert share.value == share.prior.value < 0.1
@@ -66,7 +66,7 @@ def test_random_images_of_the_target_are_the_target_and_keep_nothing(pair):
     assert own == pytest.approx(others, rel=0.2)
 
 
-def test_domains_of_other_images_are_told_apart_by_a_classifier_of_the_two(pair):
+def test_domains_of_other_images_are_distinguished_by_a_classifier_of_the_two(pair):
     found = evaluate(pair._replace(name="folder"), pair.held_out(30, 0))
     share = found.metrics["target_share_svc_30"]
     assert share.value > 0.9
@@ -76,7 +76,7 @@ def test_domains_of_other_images_are_told_apart_by_a_classifier_of_the_two(pair)
 def test_the_picture_names_both_domains_and_says_what_is_kept_and_what_is_the_target(pair):
     found = evaluate(pair, pair.starts(np.arange(30)))
     caption = translation.caption(found.metrics)
-    assert caption.startswith("taken for the target: 0% (sources 0%, targets 9")
+    assert caption.startswith("classified as the target: 0% (sources 0%, targets 9")
     assert caption.endswith("nearest to their own source: 100% (by chance 3.3%)")
     images = pair.held_out(4, 0)
     figure = draw_translation(images, images, images, ("3", "8"), caption)

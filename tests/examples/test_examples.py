@@ -20,7 +20,7 @@ def test_a_stale_analytic_ratio_stops_at_its_target_under_log_d_and_not_under_kl
 
 
 @pytest.mark.slow
-def test_a_stale_estimator_fails_at_the_chasm_and_the_example_tells(tmp_path):
+def test_a_stale_estimator_fails_at_the_chasm_and_the_example_shows_it(tmp_path):
     density_chasm.main(["--steps=60", f"--out={tmp_path}"])
     told = json.loads((tmp_path / "density_chasm.json").read_text())
     assert (

@@ -97,16 +97,18 @@ def test_a_checkpoint_without_a_mark_of_completion_does_not_count(two, kept):
         assert store.steps() == [1]
 
 
-def test_a_damaged_checkpoint_that_was_asked_for_names_the_good_ones_and_stays(two):
+def test_a_requested_damaged_checkpoint_is_an_error_with_the_good_ones_and_is_kept(two):
     damage.flip(damage.largest_file(two / "2"))
-    with pytest.raises(UserError, match=r"checkpoints/2 is damaged .*; others are \[1\]") as caught:
+    with pytest.raises(
+        UserError, match=r"checkpoints/2 is damaged .*; other checkpoints: \[1\]"
+    ) as caught:
         restore(two, 2)
     assert "remove" not in str(caught.value)
     assert is_equal(restore(two, 1), state_at(1))
     assert (two / "2").is_dir()
 
 
-def test_where_no_checkpoint_is_intact_training_does_not_silently_start_again(two):
+def test_if_no_checkpoint_is_intact_training_does_not_silently_start_again(two):
     for step in "12":
         damage.flip(damage.largest_file(two / step))
     with pytest.raises(UserError, match=r"none of the checkpoints \[1, 2\] .* is intact; remove"):
@@ -134,7 +136,7 @@ def test_a_run_that_fell_back_saves_the_damaged_step_again(two, caplog):
         (OSError(errno.EMFILE, "x"), UserError, "2 cannot be read: Too many open files"),
     ],
 )
-def test_trouble_of_the_machine_is_no_damage(two, monkeypatch, error, expected, message):
+def test_an_error_of_the_machine_is_not_damage(two, monkeypatch, error, expected, message):
     with opened(two) as store:
 
         def fail(*args, **kwargs):
@@ -148,7 +150,7 @@ def test_trouble_of_the_machine_is_no_damage(two, monkeypatch, error, expected, 
     assert sorted(path.name for path in two.iterdir()) == ["1", "2"]
 
 
-def test_a_checkpoint_that_a_training_rotates_away_meanwhile_is_replaced_by_the_newer_one(
+def test_a_checkpoint_that_training_removes_meanwhile_is_replaced_by_the_newer_one(
     two, monkeypatch
 ):
     """As a sampling sees it beside a training that keeps one checkpoint."""
@@ -178,7 +180,9 @@ def test_a_named_checkpoint_that_is_removed_meanwhile_is_not_called_damaged(two,
             return found
 
         monkeypatch.setattr(store, "_agreed_steps", rotate)
-        with pytest.raises(UserError, match=r"step 2 was removed while it was read; there are \[1"):
+        with pytest.raises(
+            UserError, match=r"step 2 was removed while it was read; available steps: \[1"
+        ):
             store.restore(state_at(0), 2)
 
 
@@ -193,8 +197,8 @@ def test_a_checkpoint_of_another_run_is_refused(two):
         restore(two, run="digest of another one")
 
 
-def test_a_step_that_does_not_exist_is_answered_with_those_that_do(two):
-    with pytest.raises(UserError, match=r"no checkpoint of step 3 .* there are \[1, 2\]"):
+def test_the_error_for_a_missing_step_lists_those_that_exist(two):
+    with pytest.raises(UserError, match=r"no checkpoint of step 3 .* available steps: \[1, 2\]"):
         restore(two, 3)
 
 
@@ -215,7 +219,7 @@ def test_a_record_of_the_best_that_was_edited_is_named(two, content):
 
 
 @pytest.mark.parametrize("name", ["a[1]", "b*", "c?", "d\\e"])
-def test_a_path_that_cannot_be_read_back_is_refused_at_once(tmp_path, name):
+def test_a_path_that_cannot_be_read_back_is_refused_immediately(tmp_path, name):
     with pytest.raises(UserError, match="checkpoints cannot be read back from a path with"):
         checkpoints.Checkpoints(tmp_path / name, RUN)
     assert not (tmp_path / name).exists()

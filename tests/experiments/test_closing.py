@@ -28,7 +28,7 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_the_best_until_the_last_step_does_not_stay(tmp_path):
+def test_a_checkpoint_that_is_no_longer_the_best_is_removed(tmp_path):
     with Checkpoints(tmp_path, RUN, keep=1) as store:
         store.save(state_at(1), data={}, best_by=("metric", 1.0))
         store.save(state_at(2), data={})
@@ -38,7 +38,7 @@ def test_the_best_until_the_last_step_does_not_stay(tmp_path):
     assert names(tmp_path) == ["3", "best.json"]
 
 
-def test_what_a_crash_left_goes_when_a_training_ends(tmp_path):
+def test_remains_of_a_crash_are_removed_when_training_ends(tmp_path):
     with Checkpoints(tmp_path, RUN, keep=1) as store:
         store.save(state_at(4), data={})
     for left in ("9.orbax-checkpoint-tmp", "2", "damaged_3"):
@@ -83,7 +83,7 @@ def test_a_checkpoint_that_is_removed_file_by_file_while_it_is_read_is_not_damag
     assert "damaged" not in caplog.text
 
 
-def test_a_checkpoint_that_is_removed_while_the_steps_are_listed_is_no_error(tmp_path, monkeypatch):
+def test_a_checkpoint_that_is_removed_while_steps_are_listed_is_not_an_error(tmp_path, monkeypatch):
     with Checkpoints(tmp_path, RUN) as store:
         store.save(state_at(1), data={})
     with Checkpoints(tmp_path, RUN, read_only=True) as reader:
@@ -126,7 +126,7 @@ def test_after_an_error_closing_waits_only_for_a_while(tmp_path, monkeypatch):
     close()
 
 
-def test_a_rejected_command_leaves_no_new_folder_and_no_trace_in_one_that_was_there(tmp_path):
+def test_a_rejected_command_leaves_no_new_folder_and_no_trace_in_an_existing_one(tmp_path):
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "mine").touch()
     for name in ("new", "old"):

@@ -44,7 +44,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         (["--mode=sample", "--workdir=w", "--num_samples=x"], "argument --num_samples: must be a"),
     ],
 )
-def test_a_mistake_is_answered_with_what_to_write(arguments, expected, monkeypatch):
+def test_a_mistake_is_an_error_that_says_what_to_write(arguments, expected, monkeypatch):
     monkeypatch.chdir(ROOT)
     with pytest.raises(UserError, match=re.escape(expected)) as caught:
         command_line.parse(
@@ -58,9 +58,9 @@ def test_a_mistake_is_answered_with_what_to_write(arguments, expected, monkeypat
     [
         (
             ["sample", "--workdir=w"],
-            "stray word 'sample' on the command line; did you mean --mode=",
+            "unexpected argument 'sample' on the command line; did you mean --mode=",
         ),
-        (["--workdir=w", "runs"], "stray word 'runs' on the command line"),
+        (["--workdir=w", "runs"], "unexpected argument 'runs' on the command line"),
         (
             ["--mode=interpolate", "--workdir=w", "--class=3"],
             "--class is a flag of mode sample, not",
@@ -74,7 +74,7 @@ def test_a_mistake_is_answered_with_what_to_write(arguments, expected, monkeypat
         (["--mode=report", "--workdir=w", "--checkpoint=3"], "--checkpoint is a flag of mode"),
     ],
 )
-def test_a_stray_word_or_a_flag_of_another_mode_is_refused(arguments, expected):
+def test_an_unexpected_argument_or_a_flag_of_another_mode_is_refused(arguments, expected):
     with pytest.raises(UserError, match=re.escape(expected)):
         command_line.parse(arguments)
 
@@ -139,7 +139,7 @@ def test_a_class_that_looks_like_a_number_stays_a_text():
 
 
 @pytest.mark.parametrize("which", ["best", "4", None])
-def test_a_checkpoint_is_a_step_or_the_best(which):
+def test_the_flag_checkpoint_is_a_step_or_best(which):
     flags = [] if which is None else [f"--checkpoint={which}"]
     command, _ = command_line.parse(["--mode=sample", "--workdir=w", *flags])
     assert command.which == (4 if which == "4" else which)

@@ -27,7 +27,7 @@ def load(name, variant=""):
 
 @pytest.mark.parametrize("variant", ["", "tiny", "tiny,up", *base.PAIRS])
 @pytest.mark.parametrize("name", NAMES)
-def test_every_variant_is_allowed(name, variant):
+def test_the_settings_of_every_variant_are_valid(name, variant):
     wanted = settings.checked(load(name, variant))
     if name in BUILT_IN:
         creation.load_data(wanted)  # Built-in data refuse settings that would do nothing.
@@ -75,11 +75,11 @@ def test_translation_has_the_papers_hyperparameters():
     assert (c["prior.name"], c["data.resize"], c["data.image_size"]) == ("source", 84, 64)
 
 
-def test_a_tiny_folder_is_as_small_with_another_variant():
+def test_a_tiny_folder_is_equally_small_with_another_variant():
     assert load("folder", "tiny,up")["network.width"] == load("folder", "tiny")["network.width"]
 
 
-def test_an_unknown_variant_is_answered_with_the_allowed_ones():
+def test_the_error_for_an_unknown_variant_lists_the_allowed_ones():
     with pytest.raises(ValueError, match=r"unknown variant 'fast'.*tiny, ddp, up, lsif_pearson"):
         base.variant(base.images(), "fast")
 

@@ -27,13 +27,13 @@ def test_formulas_are_positive_combinations(formula, weights):
     np.testing.assert_allclose(parse(formula).f_prime(RATIOS), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_a_name_is_the_divergence_itself():
+def test_a_name_alone_is_the_divergence():
     for name in REGISTRY:
         assert parse(f" {name} ") is REGISTRY[name]
 
 
 @pytest.mark.parametrize("spec", ["", "kl +", "kl + + js", "kl*2", "kl js", "kl(2)", "alpha()"])
-def test_a_formula_that_does_not_parse_is_an_error_that_shows_it(spec):
+def test_a_formula_that_does_not_parse_is_quoted_in_the_error(spec):
     with pytest.raises(ValueError, match="divergence") as error:
         parse(spec)
 

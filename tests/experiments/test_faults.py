@@ -20,7 +20,7 @@ def server(tmp_path_factory):
         yield started
 
 
-def test_a_run_that_is_killed_again_and_again_ends_bit_equal_to_an_uninterrupted_one(tmp_path):
+def test_a_run_that_is_killed_many_times_equals_an_uninterrupted_one_bit_for_bit(tmp_path):
     outcome = crashes.kill_at_random(tmp_path, times=2)
     assert not outcome.complaints
     assert outcome.times == 2
@@ -31,7 +31,7 @@ def test_a_run_that_is_killed_again_and_again_ends_bit_equal_to_an_uninterrupted
     [
         storage.remove_workdir,
         storage.evaluate_twice,
-        storage.read_beside_training,
+        storage.read_during_training,
         storage.reject_classifier,
     ],
 )

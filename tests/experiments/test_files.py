@@ -49,7 +49,7 @@ def test_two_programs_that_write_one_file_at_a_time_do_not_share_the_unfinished_
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_link_in_the_place_of_a_file_overwrites_nothing_elsewhere(tmp_path):
+def test_a_link_in_place_of_a_file_overwrites_nothing_elsewhere(tmp_path):
     precious = tmp_path / "precious"
     precious.write_text("mine")
     for name in ("lock", "run.json", "commands.jsonl"):
@@ -92,7 +92,7 @@ def test_a_file_that_does_not_exist_is_named(tmp_path):
             read(tmp_path / "nothing")
 
 
-def test_digests_follow_from_names_types_shapes_and_bytes():
+def test_digests_depend_on_names_types_shapes_and_bytes():
     a = {"x": np.arange(6.0)}
     assert sha256_of_arrays(a) == sha256_of_arrays({"x": np.arange(6.0)})
     others = [

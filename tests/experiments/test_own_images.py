@@ -92,7 +92,7 @@ def test_a_prior_is_fitted_once_and_never_again(images, tmp_path, capsys):
     start("prior", folder)
     assert "prior: fitted" not in capsys.readouterr().out
     for change in ({"data.center_crop": 10}, {"prior.rank": 5}):
-        with pytest.raises(UserError, match="does not fit the run"):
+        with pytest.raises(UserError, match="differs from the run"):
             start("prior", folder, None, change)
     assert (folder / "prior.npz").read_bytes() == before
 
@@ -106,7 +106,7 @@ def test_streamed_and_stored_images_give_the_same_prior(images, tmp_path):
     np.testing.assert_allclose(fitted[0].factor, fitted[1].factor, atol=1e-6)
 
 
-def test_half_of_the_images_are_mirrored_and_the_rest_is_as_stored(images):
+def test_half_of_the_images_are_mirrored_and_the_rest_are_unchanged(images):
     source = built(images).source
     key, positions = jax.random.key(0), np.arange(54, dtype=np.int32)
     real = np.asarray(source.draw(source.arrays, None, key, positions)["real"])
@@ -156,7 +156,7 @@ def test_the_source_prior_needs_a_pair(images):
         built(images, **{"prior.name": "source"})
 
 
-def test_the_network_follows_from_the_size_of_the_images():
+def test_the_network_depends_on_the_size_of_the_images():
     sizes = {8: "resnet32", 32: "resnet32", 64: "resnet64", 128: "resnet128", 256: "resnet128"}
     assert {size: _for_image_size(size) for size in sizes} == sizes
 

@@ -30,7 +30,7 @@ def test_a_prior_that_was_written_is_read_back_bit_for_bit(fitted, tmp_path):
     assert again.sha256 == fitted.sha256
 
 
-def test_a_prior_of_lower_rank_and_a_blank_one_have_the_same_shapes():
+def test_a_low_rank_prior_and_a_placeholder_have_the_same_shapes():
     batches = [np.random.default_rng(i).normal(size=(20, 2, 3)) for i in range(3)]
     low = prior.fit(batches, 2, 1e-4)
     blank = prior.blank(2, (2, 3))

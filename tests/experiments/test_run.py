@@ -54,9 +54,7 @@ def own_run(own_images, tmp_path):
     return run.open_run(tmp_path / "run")
 
 
-def test_samples_follow_from_the_prior_at_creation_even_when_every_image_is_edited(
-    own_run, own_images
-):
+def test_samples_use_the_prior_at_creation_even_if_every_image_is_edited(own_run, own_images):
     before, files = samples_of(own_run.root), frozen(own_run.root)
     repaint(own_images)
     np.testing.assert_array_equal(samples_of(own_run.root), before)
@@ -145,22 +143,22 @@ def test_where_the_data_are_is_not_stored_unless_it_was_given(own_images, tmp_pa
     train(tmp_path / "run", {"train.num_steps": 2})
 
 
-def test_a_run_that_does_not_exist_is_answered_with_its_neighbour(of_images):
+def test_the_error_for_a_missing_run_suggests_a_similar_one(of_images):
     wrong = of_images.root.with_name("of_image")
     for mode in ("sample", "evaluate", "report", "export"):
-        with pytest.raises(UserError, match=rf"holds no run; did you mean '{of_images.root}'"):
+        with pytest.raises(UserError, match=rf"contains no run; did you mean '{of_images.root}'"):
             start(mode, wrong)
     assert not wrong.exists()
 
 
 def test_training_without_a_config_names_the_runs_nearby(of_images):
     wrong = of_images.root.with_name("of_image")
-    with pytest.raises(UserError, match=rf"holds no run; did you mean '{of_images.root}'"):
+    with pytest.raises(UserError, match=rf"contains no run; did you mean '{of_images.root}'"):
         start("train", wrong)
     assert not wrong.exists()
 
 
-def test_a_file_in_the_place_of_a_run_is_named(tmp_path):
+def test_a_file_in_place_of_a_run_is_named(tmp_path):
     (tmp_path / "README.md").write_text("# A project")
     with pytest.raises(UserError, match=r"README\.md is a file, not the folder of a run"):
         start("sample", tmp_path / "README.md")
@@ -170,7 +168,7 @@ def test_a_file_in_the_place_of_a_run_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a[1]", "what?", "x" * 300, "a\\b"])
-def test_a_folder_that_cannot_hold_a_run_is_refused_before_the_first_step(name, tmp_path):
+def test_a_folder_that_cannot_contain_a_run_is_refused_before_the_first_step(name, tmp_path):
     with pytest.raises((UserError, OSError)) as caught:
         start("train", tmp_path / name, "swissroll:tiny")
     if isinstance(caught.value, OSError):  # `main` reports it in one line.
@@ -178,7 +176,7 @@ def test_a_folder_that_cannot_hold_a_run_is_refused_before_the_first_step(name, 
     assert not any(tmp_path.iterdir())
 
 
-def test_a_run_of_another_version_is_answered_with_the_command_that_converts_it(tmp_path):
+def test_the_error_for_a_run_of_an_old_version_shows_the_command_that_converts_it(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     for mode in ("sample", "train"):
         with pytest.raises(
@@ -194,9 +192,9 @@ def test_a_run_of_a_newer_version_is_refused(of_images):
         run.open_run(of_images.root)
 
 
-def test_a_run_of_another_kind_is_refused_and_stays_as_it_was(of_images):
+def test_a_run_of_another_kind_is_refused_and_not_changed(of_images):
     before = contents(of_images.root)
-    with pytest.raises(UserError, match="holds a density ratio, not a classifier"):
+    with pytest.raises(UserError, match="contains a density ratio, not a classifier"):
         start("train_classifier", of_images.root)
     assert {k: v for k, v in contents(of_images.root).items() if k != "lock"} == {
         k: v for k, v in before.items() if k != "lock"

@@ -41,13 +41,13 @@ def files_below(folder):
 def test_a_pickle_in_an_npz_is_not_executed(tmp_path):
     trace, path = tmp_path / "executed", tmp_path / "images.npz"
     np.savez(path, images=np.array([Payload(trace)], dtype=object))
-    with pytest.raises(DataError, match=r"images\.npz: no readable \.npz of plain arrays"):
+    with pytest.raises(DataError, match=r"images\.npz: not a readable \.npz of plain arrays"):
         load(DataOptions("npz", str(path)))
     assert not trace.exists()
 
 
 @pytest.mark.parametrize("name", ["prior.npz", "reference.npz"])
-def test_a_pickle_in_the_place_of_a_part_of_a_run_is_not_executed(name, of_images, tmp_path):
+def test_a_pickle_in_place_of_a_part_of_a_run_is_not_executed(name, of_images, tmp_path):
     trace = tmp_path / "executed"
     np.savez(of_images.root / name, mean=np.array(Payload(trace), dtype=object))
     with pytest.raises(UserError, match=name.replace(".", r"\.")):
@@ -105,7 +105,7 @@ def test_classes_and_data_with_hostile_names_write_only_into_the_workdir(tmp_pat
     assert not re.search(r"<img(?! alt=\"[^\"<>]*\" src=\"data:image/)", page)
 
 
-def test_a_picture_shows_names_of_classes_as_they_are(of_images, tmp_path):
+def test_a_picture_shows_names_of_classes_unchanged(of_images, tmp_path):
     source = of_images.source()
     names = ("$x_{$", "y" * 250)
     source = source._replace(labels=source.labels._replace(classes=names))
@@ -116,7 +116,7 @@ def test_a_picture_shows_names_of_classes_as_they_are(of_images, tmp_path):
     assert max(width, height) < 5_000
 
 
-def test_the_report_escapes_all_that_it_shows(of_images):
+def test_the_report_escapes_everything_that_it_shows(of_images):
     record = json.loads((of_images.root / "run.json").read_text())
     record |= {"command": HOSTILE, "data": record["data"] | {"name": HOSTILE}}
     record["settings"]["data.split"] = HOSTILE
@@ -134,7 +134,7 @@ def test_the_report_escapes_all_that_it_shows(of_images):
     assert "onerror=alert(2)>" not in page
 
 
-def test_what_one_shares_of_a_run_holds_no_path_of_this_machine(of_images, image_folder):
+def test_shared_files_of_a_run_contain_no_path_of_this_machine(of_images, image_folder):
     """The report, samples, curves, evaluations, pictures and the exported sampler."""
     start("sample", of_images.root, num_samples=3)
     start("evaluate", of_images.root, num_samples=16)
@@ -159,9 +159,7 @@ def test_what_one_shares_of_a_run_holds_no_path_of_this_machine(of_images, image
 
 
 @pytest.mark.slow
-def test_a_run_that_is_copied_to_a_colleague_holds_no_home_and_no_working_folder(
-    image_folder, tmp_path, monkeypatch
-):
+def test_a_copied_run_contains_no_home_and_no_working_folder(image_folder, tmp_path, monkeypatch):
     home, work = tmp_path / "home", tmp_path / "work"
     shutil.copytree(image_folder, home / "images")
     work.mkdir()

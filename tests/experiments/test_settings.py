@@ -121,10 +121,12 @@ def test_a_scale_that_is_zero_in_float32_is_refused_before_the_dry_run():
         ("digits:tiny", {"network.blocks": ((65_536, 2), (65_536, 1))}),
     ],
 )
-def test_a_network_beyond_the_memory_is_refused_before_anything_is_allocated(
+def test_a_network_too_large_for_memory_is_refused_before_anything_is_allocated(
     config, changes, tmp_path
 ):
-    with pytest.raises(UserError, match=r"parameters needs at least .* GiB are free. Try a small"):
+    with pytest.raises(
+        UserError, match=r"parameters needs at least .* GiB are free here. Try a small"
+    ):
         start("train", tmp_path / "run", config, changes)
     assert not (tmp_path / "run").exists()
 
@@ -138,7 +140,7 @@ def test_a_pair_that_cannot_run_is_refused_before_the_prior_is_fitted(
         start("train", tmp_path / "run", "folder:tiny", {**changes, **SMALL_RESNET})
 
 
-def test_a_step_beyond_the_memory_is_refused_before_it_runs(monkeypatch):
+def test_a_step_too_large_for_memory_is_refused_before_it_runs(monkeypatch):
     monkeypatch.setattr(memory, "host_bytes", lambda: 8)
     x = np.arange(parallel.num_devices(), dtype=np.float32)
     with pytest.raises(UserError, match=r"the compiled train step needs at least .* GiB"):
@@ -156,7 +158,7 @@ def _doubled(key, variables, constants, batch):
     return 2.0 * batch
 
 
-def test_memory_that_ran_out_is_explained_and_other_errors_are_not(monkeypatch):
+def test_out_of_memory_is_explained_and_other_errors_are_not(monkeypatch):
     def allocate(_):
         jnp.zeros(2**50, jnp.uint8).block_until_ready()
 
@@ -173,7 +175,7 @@ def test_memory_that_ran_out_is_explained_and_other_errors_are_not(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["a/b", ".hidden", "a\nb", "x" * 201, "\u00e9" * 101])
-def test_a_name_that_no_file_can_have_is_refused(name):
+def test_an_impossible_file_name_is_refused(name):
     assert "a file name without a folder" in settings.error_of("sample.name", name)
     assert settings.error_of("sample.name", "v1.5 of J\u00f6rg") is None
 
@@ -203,7 +205,7 @@ def test_settings_equal_those_that_were_read_back_from_a_file():
     assert isinstance(checked["flow.step_size"], float)
 
 
-def test_all_mistakes_are_named_at_once_with_the_nearest_key():
+def test_all_mistakes_are_named_together_with_the_nearest_key():
     wrong = {**settings.checked(settings.defaults()), "seed": -1, "flow.step_sise": 1}
     del wrong["flow.step_size"]
     with pytest.raises(UserError) as caught:
@@ -231,7 +233,7 @@ def test_a_setting_that_does_nothing_for_built_in_data_is_refused(config, change
         creation.load_data(settings.checked(wanted))
 
 
-def test_the_variable_of_the_data_folder_is_looked_up_and_never_stored(monkeypatch, tiny):
+def test_the_variable_of_the_data_folder_is_read_and_never_stored(monkeypatch, tiny):
     monkeypatch.setenv("FDRL_DATA_DIR", "/of/this/machine")
     assert resolve_dir("") == "/of/this/machine"
     assert resolve_dir("/given") == "/given"

@@ -108,7 +108,7 @@ def test_the_state_of_the_allowed_class_cannot_call(tmp_path):
 def test_other_classes_and_functions_are_refused_by_name(tmp_path, value):
     torch.save(value, tmp_path / "x.pt")
     message = refusal(tmp_path / "x.pt")
-    assert "which is refused: only tensors and plain containers are read" in message
+    assert "but only tensors and plain containers are allowed" in message
     name = "sys.exit" if isinstance(value, Calls) else type(value).__name__
     assert name in message
 
@@ -169,7 +169,9 @@ def test_changed_bytes_end_in_data_or_in_one_line(folder, flips):
 
 def test_without_pytorch_the_message_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(UserError, match=r"needs PyTorch. Install it: pip install -e '.\[torch\]'"):
+    with pytest.raises(
+        UserError, match=r"needs PyTorch. Install it with: pip install -e '.\[torch\]'"
+    ):
         load(PRIOR)
 
 

@@ -25,7 +25,7 @@ def test_an_accelerator_multiplies_at_the_precision_of_the_config(
     assert jax.config.jax_default_matmul_precision == precision
 
 
-def test_a_cpu_is_left_alone(precision_restored):
+def test_a_cpu_is_not_changed(precision_restored):
     hardware.set_matmul_precision("tensorfloat32")
     assert jax.config.jax_default_matmul_precision is None
 
@@ -36,7 +36,7 @@ def onednn(monkeypatch):
 
     def pretend(reason):
         monkeypatch.setattr(xla_flags, "uses_onednn", lambda: reason is None)
-        monkeypatch.setattr(xla_flags, "onednn_objection", lambda: reason)
+        monkeypatch.setattr(xla_flags, "why_not_onednn", lambda: reason)
 
     before = jax.config.jax_compilation_cache_dir
     jax.config.update("jax_compilation_cache_dir", None)
@@ -53,7 +53,7 @@ def test_auto_is_bfloat16_where_it_is_fast(onednn):
 
 
 @pytest.mark.parametrize("precision", ["float32", "tensorfloat32", "bfloat16"])
-def test_a_precision_asked_for_is_kept(precision, onednn):
+def test_a_requested_precision_is_kept(precision, onednn):
     onednn("there is no AMX")
     assert hardware.resolve_precision(precision, "cpu") == precision
 

@@ -71,7 +71,7 @@ def test_two_processes_of_two_devices_train_what_one_does_and_one_of_one_resumes
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("_server")
-def test_two_processes_draw_and_judge_the_samples_that_one_draws(tmp_path):
+def test_two_processes_draw_and_evaluate_the_samples_that_one_draws(tmp_path):
     one, two, log = tmp_path / "one", tmp_path / "two", tmp_path / "log"
     program.train_to(one, 5, log)
     shutil.copytree(one, two)
@@ -110,8 +110,8 @@ def test_processes_end_together_with_one_line_each(scenario, tmp_path):
     assert not scenario(tmp_path).complaints
 
 
-def test_flags_that_do_not_suffice_are_an_error():
-    with pytest.raises(UserError, match="go together"):
+def test_missing_flags_are_an_error():
+    with pytest.raises(UserError, match="must be given together"):
         hosts.join(distributed=False, **JOINED | {"coordinator_address": "127.0.0.1:1"})
 
 
@@ -120,7 +120,7 @@ def test_without_flags_nothing_is_joined():
     assert jax.process_count() == 1
 
 
-def test_a_process_that_waits_for_the_first_one_says_for_whom_and_listens_only_where_it_should(
+def test_a_process_that_waits_for_the_first_one_says_so_and_listens_only_on_its_address(
     monkeypatch, capsys
 ):
     asked = {}
@@ -167,7 +167,7 @@ peers.watch("127.0.0.1:1")
 print("ready", flush=True)
 if ending != "wait":
     sys.stdin.readline()
-    peers.tell(int(ending))
+    peers.announce_exit(int(ending))
     if ending == "0":
         time.sleep(30)
     peers.leave(int(ending), "its own")
@@ -205,7 +205,7 @@ def pair():
 
 
 @pytest.mark.parametrize("victim", [0, 1])
-def test_when_a_process_is_killed_the_other_ends_at_once_with_one_line(pair, victim):
+def test_when_a_process_is_killed_the_other_ends_immediately_with_one_line(pair, victim):
     both = pair("wait", "wait")
     both[victim].kill()
     survivor = both[1 - victim]
@@ -235,7 +235,7 @@ def test_a_process_whose_work_is_done_may_end_before_its_peers(pair):
     assert first.poll() is None
 
 
-def test_a_stranger_that_connects_is_no_peer():
+def test_a_stranger_that_connects_is_not_a_peer():
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         with (

@@ -33,7 +33,7 @@ def test_leaving_prints_one_line_and_waits_for_no_thread():
         assert (ended.stdout, ended.stderr) == ("before\n", line)
 
 
-def test_leaving_works_when_nobody_reads_the_output():
+def test_leaving_works_when_the_output_is_closed():
     process = subprocess.Popen(
         [sys.executable, "-c", LEAVING, "main"],
         cwd=program.ROOT,

@@ -56,7 +56,7 @@ def test_the_users_own_flags_stay(own, machine):
 
     assert not xla_flags.set_cpu_flags(environ, bfloat16=True)
     assert environ == {"XLA_FLAGS": own}
-    assert "XLA_FLAGS is set without" in xla_flags.onednn_objection(environ)
+    assert "XLA_FLAGS is set without" in xla_flags.why_not_onednn(environ)
     assert not xla_flags.uses_onednn(environ)
 
 
@@ -67,7 +67,7 @@ def test_bfloat16_uses_onednn_on_a_processor_and_version_that_were_tested(machin
     assert xla_flags.set_cpu_flags(environ, bfloat16=True)
     assert environ == {"XLA_FLAGS": BOTH}
     assert xla_flags.uses_onednn(environ)
-    assert xla_flags.onednn_objection(environ) is None
+    assert xla_flags.why_not_onednn(environ) is None
 
 
 @pytest.mark.parametrize(
@@ -79,12 +79,12 @@ def test_bfloat16_uses_onednn_on_a_processor_and_version_that_were_tested(machin
         ("0.12.0.1", ("amx_bf16",), {"JAX_COMPILATION_CACHE_DIR": "cache"}, "unset JAX_COMPIL"),
     ],
 )
-def test_elsewhere_bfloat16_does_without_onednn_for_a_reason(
+def test_elsewhere_bfloat16_does_not_use_onednn_and_the_reason_is_given(
     version, features, environ, reason, machine
 ):
     machine(version, features)
 
-    assert reason in xla_flags.onednn_objection(environ)
+    assert reason in xla_flags.why_not_onednn(environ)
     assert xla_flags.set_cpu_flags(environ, bfloat16=True)
     assert environ["XLA_FLAGS"] == xla_flags.CPU_FLAG
 

@@ -163,20 +163,23 @@ VECTOR = torch.zeros(3)
     ("change", "problem"),
     [
         (without("ema"), "it lacks ema"),
-        (with_value({"encoder.weight": VECTOR}, "model"), "state is not one of 1 parameters"),
+        (with_value({"encoder.weight": VECTOR}, "model"), "state does not match its 1 parameters"),
         (with_value([1], "model"), "entry model is not a dictionary of tensors"),
         (with_value({1: VECTOR}, "model"), "entry model is not a dictionary of tensors"),
         (with_value(1, "ema", "mlp.0.bias"), "entry ema at 'mlp.0.bias' is not a plain tensor"),
         (with_value(VECTOR.cfloat(), "ema", "mlp.0.bias"), "is not a plain tensor"),
         (with_value(VECTOR[:1].expand(2**40), "ema", "mlp.0.bias"), "is not a plain tensor"),
         (with_value(VECTOR, "ema", "mlp.0.bias"), "misshapen mlp.0.bias"),
-        (with_value(VECTOR, "ema", "module.x"), "'module.' before some names only"),
+        (with_value(VECTOR, "ema", "module.x"), "'module.' before only some of its names"),
         (with_value(VECTOR, "optim", "state", 0, "exp_avg"), "misshapen mlp.0.weight"),
         (with_value(1.5, "step"), "its step is not a plain tensor"),
         (with_value(-1, "step"), "its step is not a count"),
         (with_value(torch.tensor(float("nan")), "step"), "its step is not a count"),
-        (with_value({0: {"step": 1}}, "optim", "state"), "of 'mlp.0.weight' is not one of Adam"),
-        (with_value({99: {}}, "optim", "state"), "state is not one of 10 parameters"),
+        (
+            with_value({0: {"step": 1}}, "optim", "state"),
+            "of 'mlp.0.weight' is not a state of Adam",
+        ),
+        (with_value({99: {}}, "optim", "state"), "state does not match its 10 parameters"),
         (with_value(7, "optim", "state", 0, "step"), r"step counts differ: \[3, 7\]"),
         (with_value([1], "config"), "config is not a dictionary of settings"),
         (with_value("GAN", "config", "loss_function"), "loss_function 'GAN'; known: LSIF, LR, KL"),
@@ -185,7 +188,7 @@ VECTOR = torch.zeros(3)
         (with_value("celeba", "config", "dataset"), "on 'celeba'.*--config=configs/celeba.py"),
     ],
 )
-def test_what_does_not_fit_is_named(change, problem, tiny, tmp_path):
+def test_tensors_and_settings_that_do_not_fit_are_named(change, problem, tiny, tmp_path):
     changed = entries()
     change(changed)
     with pytest.raises(UserError, match=problem) as caught:
@@ -257,11 +260,11 @@ def test_the_two_kinds_of_file_are_not_confused(tiny):
 
 def test_a_folder_with_a_run_is_not_overwritten(converted, tmp_path):
     before = (converted.root / "run.json").read_bytes()
-    with pytest.raises(UserError, match="already holds a run"):
+    with pytest.raises(UserError, match="already contains a run"):
         convert(converted.root, "swissroll:tiny", FILE)
     assert (converted.root / "run.json").read_bytes() == before
     with pytest.raises(UserError, match="does not exist"):
         convert(tmp_path / "w", "swissroll:tiny", tmp_path / "no.pt")
     assert not (tmp_path / "w").exists()
-    with pytest.raises(UserError, match="are needed: "):
+    with pytest.raises(UserError, match="is missing: "):
         start("convert", tmp_path / "w", "swissroll:tiny")

@@ -53,12 +53,12 @@ def test_mode_curve_writes_values_and_a_picture_and_names_the_best(trained, caps
     after = contents(trained.curves)
     assert after.items() >= before.items(), "no curve replaces another one"
     assert len(after) == len(before) + 2
-    with pytest.raises(UserError, match="uses all checkpoints; leave --checkpoint out"):
+    with pytest.raises(UserError, match="uses all checkpoints; remove --checkpoint"):
         start("curve", trained.root, None, {"curve.over": "step"}, checkpoint=2)
 
 
 @pytest.mark.parametrize(("num_steps", "stride"), [(20, 5), (100, 10), (3, 5), (1_000, 100)])
-def test_lengths_go_from_the_prior_to_beyond_k_and_hold_both_ends_of_the_flow(num_steps, stride):
+def test_lengths_go_from_the_prior_to_beyond_k_and_include_both_ends_of_the_flow(num_steps, stride):
     flow = FlowParams(num_steps=num_steps, num_refine_steps=7, step_size=1.0, noise_scale=0.0)
     lengths = curve.choose_lengths(flow)
     assert {0, stride, num_steps, num_steps + 7} < set(lengths)

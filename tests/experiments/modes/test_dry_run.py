@@ -45,5 +45,5 @@ def _counting(compile_, calls):
     ("seconds", "expected"),
     [(3, "3 s"), (300, "5 min"), (10_800, "3.0 h"), (1_000_000, "12 days")],
 )
-def test_durations_are_given_in_the_unit_that_a_person_would_use(seconds, expected):
+def test_durations_are_given_in_a_natural_unit(seconds, expected):
     assert duration(seconds) == expected

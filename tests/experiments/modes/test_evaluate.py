@@ -21,9 +21,7 @@ def read(run, name):
     return json.loads((run.evaluations / name / "record.json").read_text())
 
 
-def test_a_finished_run_has_a_record_of_its_own_settings_and_is_not_evaluated_again(
-    trained, capsys
-):
+def test_a_finished_run_has_a_record_with_its_settings_and_is_not_evaluated_again(trained, capsys):
     found = read(trained, "step_4")
     assert found["key"]["num_samples"] == 64
     assert found["key"]["settings"]["flow.num_steps"] == 3
@@ -56,7 +54,7 @@ def test_an_evaluation_of_other_settings_is_added_and_says_so(trained, capsys):
     assert metrics.table(report.metrics_of(trained.evaluations / "step_4")) in shown
 
 
-def test_the_number_of_samples_is_the_one_that_was_asked_for(trained):
+def test_the_number_of_samples_is_the_requested_one(trained):
     evaluate(trained, num_samples=50)
     newest = records.newest(trained.evaluations)
     assert read(trained, newest.name)["key"]["num_samples"] == 50
@@ -109,7 +107,7 @@ def test_the_report_is_written_again_from_the_record_only(trained, capsys):
     start("report", trained.root, name="step_4")
     assert page.read_bytes() == before
     assert f"report: {page}" in capsys.readouterr().out
-    with pytest.raises(UserError, match=r"no evaluation step_5 .*did you mean 'step_4'.*there are"):
+    with pytest.raises(UserError, match=r"no evaluation step_5 .*did you mean 'step_4'.*available"):
         start("report", trained.root, name="step_5")
     start("train", trained.root)
     assert trained.report.read_bytes() == before

@@ -16,7 +16,7 @@ def untrained(wanted):
 
 
 @pytest.mark.parametrize(("mode", "name"), [("strips", "strips"), ("interpolate", "interpolation")])
-def test_a_run_on_images_gives_the_picture(of_digits, capsys, mode, name):
+def test_a_run_on_images_produces_the_picture(of_digits, capsys, mode, name):
     start(mode, of_digits.root)
     path = of_digits.pictures / f"{name}.png"
     assert capsys.readouterr().out == f"picture: {path}\n"

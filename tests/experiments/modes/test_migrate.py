@@ -55,12 +55,12 @@ def test_a_converted_run_has_the_same_state_and_samples_and_keeps_the_old_files(
     np.testing.assert_array_equal(one, other)
     assert (folder / "checkpoints_of_0.1" / "4").is_dir()
     assert (folder / "metrics.jsonl").read_text().count("\n") == 2
-    with pytest.raises(UserError, match="holds a run of today's version already"):
+    with pytest.raises(UserError, match="already contains a run of the current version"):
         start("migrate", folder)
 
 
 @pytest.mark.parametrize("place", [(run, "create"), (Checkpoints, "save")])
-def test_a_conversion_that_was_cut_can_be_repeated(place, old, monkeypatch):
+def test_an_interrupted_conversion_can_be_repeated(place, old, monkeypatch):
     folder, state = old
 
     def cut(*_, **__):

@@ -39,7 +39,7 @@ def record(run, name):
     return json.loads((run.samples / f"{name}.npz.json").read_text())
 
 
-def test_samples_come_from_the_newest_checkpoint_or_the_one_named(trained, capsys):
+def test_samples_are_from_the_newest_checkpoint_or_the_named_one(trained, capsys):
     start("sample", trained.root, num_samples=10)
     assert "10 samples of step 4" in capsys.readouterr().out
     start("sample", trained.root, num_samples=10, checkpoint=2)
@@ -88,10 +88,10 @@ def test_settings_of_sampling_change_the_samples_and_are_recorded_next_to_them(t
     assert len({drawn(trained, name).tobytes() for name in changes}) == len(changes)
 
 
-def test_a_name_that_holds_other_samples_or_a_users_files_is_refused(trained):
+def test_a_name_with_other_samples_or_a_users_files_is_refused(trained):
     sample(trained, **named("chosen"))
     before = contents(trained.samples)
-    with pytest.raises(UserError, match=r"chosen\.npz exists and holds other samples"):
+    with pytest.raises(UserError, match=r"chosen\.npz exists and contains other samples"):
         sample(trained, 21, **named("chosen"))
     assert contents(trained.samples) == before
 
@@ -101,13 +101,13 @@ def test_a_folder_with_a_users_files_is_never_removed(of_digits):
     (of_digits.samples / "mine").mkdir(parents=True)
     (of_digits.samples / "mine" / "thesis.txt").write_text("years of work")
     changes = named("mine", **{"sample.format": "folder"})
-    with pytest.raises(UserError, match="mine exists and holds other samples, or something else"):
+    with pytest.raises(UserError, match="mine exists and contains other samples"):
         sample(of_digits, **changes)
     assert (of_digits.samples / "mine" / "thesis.txt").read_text() == "years of work"
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_all_formats_hold_the_same_pixels_and_equal_samples_make_equal_bytes(channels, tmp_path):
+def test_all_formats_have_the_same_pixels_and_equal_samples_give_equal_bytes(channels, tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (5, 6, 4, channels), np.uint8)
     for name in ("one", "other"):
         for file_format in ("npz", "zip", "folder"):
@@ -130,7 +130,7 @@ def test_all_formats_hold_the_same_pixels_and_equal_samples_make_equal_bytes(cha
         assert one == other
 
 
-def test_samples_that_cannot_be_finished_do_not_take_their_name(tmp_path):
+def test_samples_that_cannot_be_finished_do_not_get_their_name(tmp_path):
     images = np.zeros((2, 4, 4, 1), np.uint8)
     for file_format, suffix in (("npz", ".npz"), ("zip", ".zip"), ("folder", "")):
         path = sample_files.target(tmp_path, "v1.npz", file_format, "images")
@@ -147,11 +147,11 @@ def test_samples_that_cannot_be_finished_do_not_take_their_name(tmp_path):
 
 
 def test_points_are_not_written_as_pictures(trained):
-    with pytest.raises(UserError, match="'zip' is for images; points go to 'npz'"):
+    with pytest.raises(UserError, match="'zip' is only for images; use 'npz' for points"):
         sample(trained, **{"sample.format": "zip"})
 
 
-def test_sampling_that_was_cut_resumes_and_makes_the_same_files(trained, monkeypatch):
+def test_interrupted_sampling_resumes_and_writes_the_same_files(trained, monkeypatch):
     small = {"evaluate.batch_size": 8}
     sample(trained, 30, **named("whole", **small))
     write, written = Shards.write, []
@@ -165,7 +165,7 @@ def test_sampling_that_was_cut_resumes_and_makes_the_same_files(trained, monkeyp
     monkeypatch.setattr(Shards, "write", failing)
     with pytest.raises(KeyboardInterrupt):
         sample(trained, 30, **named("cut", **small))
-    with pytest.raises(UserError, match=r"cut\.npz exists and holds other samples"):
+    with pytest.raises(UserError, match=r"cut\.npz exists and contains other samples"):
         sample(trained, 30, **named("cut", **{"flow.step_size": 0.7}))
     monkeypatch.setattr(Shards, "write", lambda *part: (written.append(part[1]), write(*part)))
     sample(trained, 30, **named("cut", **small))
@@ -193,12 +193,12 @@ def test_two_programs_do_not_draw_the_same_samples_at_the_same_time(trained):
     assert (trained.samples / "shared.npz").exists()
 
 
-def test_a_class_with_a_slash_in_its_name_is_no_folder():
+def test_a_class_with_a_slash_in_its_name_does_not_become_a_folder():
     assert _default_name(4, "") == "step_4"
     assert _default_name(4, "a/abbey") == "step_4_class_a_abbey"
 
 
-def test_it_prints_once_how_soon_the_first_samples_were_there(trained, capsys):
+def test_the_time_until_the_first_samples_is_printed_once(trained, capsys):
     sample(trained, **named("soon", **{"evaluate.batch_size": 8}))
     out = capsys.readouterr()
     (seconds,) = re.findall(r"first samples after (\d+\.\d) s", out.out + out.err)

@@ -41,7 +41,7 @@ def test_training_a_classifier_reports_clean_and_robust_accuracy_on_held_out_ima
     assert "accuracy" in classifier.metrics.read_text()
 
 
-def test_an_attack_on_the_scale_of_the_literature_is_twice_as_far_on_ours(tiny):
+def test_an_attack_on_the_scale_of_the_literature_is_twice_as_large_on_ours(tiny):
     wanted = tiny("digits_classifier", {"attack.epsilon": 0.4})
     assert make_attack(wanted, 7) == adversarial.l2_attack(0.8, 7)
 
@@ -78,7 +78,7 @@ def test_a_rejected_training_of_a_classifier_leaves_a_folder_that_trains_and_sam
     start("sample", tmp_path, num_samples=2)
 
 
-def test_a_class_is_named_or_numbered_and_a_wrong_one_is_answered_with_the_nearest():
+def test_a_class_is_given_by_name_or_number_and_the_error_suggests_the_nearest():
     positions = np.arange(12)
     for name in ("cat", "3"):
         np.testing.assert_array_equal(labels_of(name, CIFAR)(positions), 3)
@@ -90,20 +90,22 @@ def test_a_class_is_named_or_numbered_and_a_wrong_one_is_answered_with_the_neare
 
 
 @pytest.mark.slow
-def test_what_is_no_classifier_or_one_of_other_data_is_refused(of_digits, classifier, tmp_path):
+def test_a_path_without_a_classifier_or_with_one_of_other_data_is_refused(
+    of_digits, classifier, tmp_path
+):
     opened = open_checkpoint(command("sample", of_digits.root, **{"class": "3"}))
     with pytest.raises(UserError, match="needs --classifier"):
         conditioned(opened.experiment)
-    with pytest.raises(UserError, match="guides samples of a class: name it with --class"):
+    with pytest.raises(UserError, match="--classifier needs --class=NAME"):
         start("sample", of_digits.root, classifier=classifier.root)
     with pytest.raises(UserError, match="neither a checkpoint file nor the workdir"):
         load(tmp_path, CIFAR, (32, 32, 3))
     with pytest.raises(UserError, match="classes"):
         load(classifier.root, CIFAR, (8, 8, 1))
-    with pytest.raises(UserError, match="holds a classifier, not a density ratio"):
+    with pytest.raises(UserError, match="contains a classifier, not a density ratio"):
         start("sample", classifier.root)
     pytest.importorskip("torch")
-    with pytest.raises(UserError, match="tells 10 classes of colour images"):
+    with pytest.raises(UserError, match="has 10 classes of colour images"):
         load(GOLDEN / "robustness_tiny.pt", CIFAR[:9], (16, 16, 3))
 
 

@@ -45,7 +45,7 @@ def sweep(root, endings=None, **options):
     return todo, runner.run_all(todo, root, program(endings or {}, calls)), calls
 
 
-def test_a_run_that_fails_or_diverges_is_told_and_the_others_go_on(tmp_path):
+def test_a_run_that_fails_or_diverges_is_reported_and_the_others_continue(tmp_path):
     todo, outcomes, calls = sweep(tmp_path, {"0.1": 3, "js": -9})
 
     assert len(calls) == len(todo.runs) == 15
@@ -64,7 +64,7 @@ def test_the_same_sweep_again_runs_only_what_failed(tmp_path):
 
 def test_other_settings_in_the_same_folder_are_refused(tmp_path):
     sweep(tmp_path)
-    with pytest.raises(UserError, match=r"holds a run of other settings.*another --workdir"):
+    with pytest.raises(UserError, match=r"contains a run with other settings.*another --workdir"):
         sweep(tmp_path, settings={"train.num_steps": 7})
 
 
@@ -86,7 +86,7 @@ def test_a_misspelt_metric_ends_the_sweep_after_its_first_run(tmp_path):
     assert len(calls) == 1
 
 
-def test_a_sweep_that_is_asked_to_stop_waits_until_its_run_has_saved(tmp_path, monkeypatch):
+def test_a_stopped_sweep_waits_until_its_run_has_saved(tmp_path, monkeypatch):
     """The run takes two seconds to save after SIGTERM."""
     program = (
         "import signal, sys, time, pathlib\n"
@@ -141,7 +141,7 @@ def test_the_tables_have_means_over_seeds_and_remarks_for_people_and_every_run_f
     assert {line["quality"] for line in lines} == {"1.0", "2.0", "3.0", ""}
 
 
-def test_the_picture_has_lines_along_numbers_and_bars_by_name(tmp_path):
+def test_the_picture_has_lines_over_numbers_and_bars_for_names(tmp_path):
     todo, outcomes, _ = sweep(tmp_path, {"js": 3})
     figure = picture.comparison(table.rows(todo, outcomes, ["quality"]), ["quality"])
 
@@ -180,7 +180,7 @@ def test_grids_give_all_combinations_and_keep_commas_within_parentheses():
         ([], "either --sweep=FILE.py, or"),
     ],
 )
-def test_a_mistake_is_told_in_one_line_before_anything_runs(arguments, expected, tmp_path):
+def test_a_mistake_is_reported_in_one_line_before_anything_runs(arguments, expected, tmp_path):
     with pytest.raises(UserError) as caught:
         command.main([f"--config={CONFIG}", f"--workdir={tmp_path / 'sweep'}", *arguments])
     assert expected in str(caught.value)
@@ -196,7 +196,7 @@ def test_a_mistake_is_told_in_one_line_before_anything_runs(arguments, expected,
         ("1 / 0", "ZeroDivisionError"),
     ],
 )
-def test_a_sweep_file_that_is_wrong_is_told_with_its_name(text, expected, tmp_path):
+def test_a_wrong_sweep_file_is_reported_with_its_name(text, expected, tmp_path):
     (tmp_path / "own.py").write_text(text)
     with pytest.raises(UserError, match=r"own\.py.*" + expected):
         plan.from_file(tmp_path / "own.py")
@@ -232,13 +232,13 @@ def test_a_class_that_looks_like_a_number_stays_a_text():
     ]
 
 
-def test_names_that_differ_in_signs_no_folder_has_get_folders_of_their_own():
+def test_names_that_differ_only_in_forbidden_characters_get_separate_folders():
     groups = {"a": {"x y": {"flow.num_steps": 3}, "x/y": {"flow.num_steps": 4}, "x_y": {}}}
     todo = plan.make(CONFIG, groups)
     assert [run.folder for run in todo.runs] == ["a/x_y/seed_0", "a/x_y_2/seed_0", "a/x_y_3/seed_0"]
 
 
-def test_output_that_is_no_text_does_not_end_the_sweep(tmp_path, monkeypatch):
+def test_output_that_is_not_text_does_not_end_the_sweep(tmp_path, monkeypatch):
     content = "import os; os.write(1, b'\\xff\\nerror: the reason \\xe2\\x82'); raise SystemExit(1)"
     real = subprocess.Popen
     monkeypatch.setattr(

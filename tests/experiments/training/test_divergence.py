@@ -69,7 +69,7 @@ def test_a_rollback_skips_the_bad_batch_lowers_the_learning_rate_and_is_logged(t
     assert records[5]["learning_rate"] == 0.25 * records[4]["learning_rate"]
 
 
-def test_a_run_that_was_cut_after_a_rollback_equals_the_uninterrupted_one(tmp_path):
+def test_a_run_that_was_interrupted_after_a_rollback_equals_the_uninterrupted_one(tmp_path):
     whole = train(tmp_path / "whole")
     train(tmp_path / "parts", **{"train.num_steps": 10})
     assert_equal_bits(train(tmp_path / "parts"), whole)
@@ -119,7 +119,7 @@ def test_a_diverging_run_stops_names_the_step_logs_it_and_keeps_the_last_good_ch
         ("log_ratio", "grad_norm", np.inf, "grad_norm is inf at step 11"),
     ],
 )
-def test_trouble_is_described_by_the_first_step_and_metric(output, name, value, expected):
+def test_divergence_is_described_by_the_first_step_and_metric(output, name, value, expected):
     names = ("loss", "grad_norm", "drift_norm", "output_real", "output_flowed")
     values = {n: np.zeros(3) for n in names}
     assert divergence.find_trouble(np.arange(10, 13), values, output, Guard(50.0, 1e4)) is None

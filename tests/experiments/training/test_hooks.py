@@ -48,7 +48,7 @@ def test_evaluation_during_training_changes_no_parameter_and_is_logged(tmp_path)
     assert found["value"] == values[found["step"]] == min(values.values())
 
 
-def test_the_best_checkpoint_outlives_the_newest_ones_and_can_be_sampled(tmp_path, valued):
+def test_the_best_checkpoint_is_kept_and_can_be_sampled(tmp_path, valued):
     valued(3.0, 1.0, math.nan, 2.0)
     changes = {"evaluate.every_steps": 1, "checkpoint.every_steps": 1, "checkpoint.keep": 1}
     train(tmp_path, changes)

@@ -53,7 +53,7 @@ def run_with_hook(folder, every, act, **changes):
         return loop.train(build.ratio_training(experiment), created, [Hook(every, act)])
 
 
-def test_a_hook_acts_at_its_multiples_and_at_the_end_and_what_it_returns_is_logged(tmp_path):
+def test_a_hook_runs_at_its_multiples_and_at_the_end_and_its_result_is_logged(tmp_path):
     seen = []
 
     def act(moment):
@@ -74,7 +74,7 @@ def test_throughput_is_that_of_training_without_the_time_of_hooks_and_saves(tmp_
     assert min(rates) > 2.0
 
 
-def test_the_bar_moves_at_every_dispatch_and_says_how_long_compilation_took(tmp_path, monkeypatch):
+def test_the_bar_moves_at_every_dispatch_and_shows_the_time_of_compilation(tmp_path, monkeypatch):
     shown = []
 
     class Bar(loop.tqdm):

@@ -26,7 +26,7 @@ def test_metrics_are_json_lines_and_a_resumed_run_has_no_duplicates(tmp_path):
     assert lines[-1]["loss"] is None
 
 
-def test_the_log_has_the_metrics_that_a_person_watches(trained):
+def test_the_log_has_the_usual_metrics(trained):
     wanted = {"loss", "ratio_real", "ratio_flowed", "grad_norm", "drift_norm"}
     wanted |= {"steps_per_second", "learning_rate"}
     records = metrics_log.read(trained.metrics)
@@ -35,7 +35,7 @@ def test_the_log_has_the_metrics_that_a_person_watches(trained):
         assert wanted <= record.keys()
 
 
-def test_a_crash_while_a_run_resumes_leaves_the_log_of_metrics(tmp_path, monkeypatch):
+def test_a_crash_while_a_run_resumes_does_not_damage_the_metrics_log(tmp_path, monkeypatch):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 1}\n{"step": 2}\n{"step": 3}\n')
     left = [json.dumps({"step": 1})]  # The first line; then the process ends.
@@ -69,7 +69,7 @@ def test_a_missing_logger_is_reported_with_how_to_install_it(tmp_path, monkeypat
         train(tmp_path, {"log.wandb": "offline"})
 
 
-def test_runs_in_folders_of_one_name_have_curves_of_their_own(tmp_path, monkeypatch):
+def test_runs_in_folders_of_the_same_name_have_separate_curves(tmp_path, monkeypatch):
     ids = []
 
     class Module:

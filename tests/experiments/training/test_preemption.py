@@ -15,7 +15,7 @@ from experiments.training import loop
 from experiments.training.preemption import Preemption
 
 
-def test_the_first_sigterm_is_heard_and_a_second_would_end_the_process():
+def test_the_first_sigterm_is_handled_and_a_second_would_end_the_process():
     before = signal.getsignal(signal.SIGTERM)
     with Preemption() as preemption:
         assert not preemption.is_due()
@@ -25,10 +25,10 @@ def test_the_first_sigterm_is_heard_and_a_second_would_end_the_process():
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_what_a_program_promises_when_it_ends_is_on_disk():
+def test_the_step_that_a_program_reports_as_saved_is_on_disk():
     assert "before the first step" in loop._when_preempted(0, 0, has_saved=False)
     assert "at step 7, which is saved" in loop._when_preempted(7, 7, has_saved=True)
-    assert "no checkpoint was complete yet" in loop._when_interrupted(None)
+    assert "there is no complete checkpoint yet" in loop._when_interrupted(None)
     assert "resumes from step 7" in loop._when_interrupted(7)
 
 
@@ -37,7 +37,7 @@ def stop_at_question(number, monkeypatch):
     monkeypatch.setattr(Preemption, "is_due", lambda _: next(asked) >= number)
 
 
-def test_before_the_first_step_nothing_is_saved_and_nothing_else_is_claimed(tmp_path, monkeypatch):
+def test_before_the_first_step_nothing_is_saved_and_the_message_says_so(tmp_path, monkeypatch):
     stop_at_question(1, monkeypatch)
     with pytest.raises(PreemptedError, match="before the first step; the same command starts"):
         train(tmp_path)
@@ -45,7 +45,7 @@ def test_before_the_first_step_nothing_is_saved_and_nothing_else_is_claimed(tmp_
         assert store.steps() == []
 
 
-def test_a_run_that_is_asked_to_stop_saves_its_step_and_resumes_to_the_same_numbers(
+def test_a_run_that_is_stopped_saves_its_step_and_resumes_to_the_same_numbers(
     tmp_path, monkeypatch
 ):
     changes = {"checkpoint.every_steps": 100}
@@ -62,12 +62,12 @@ def test_a_run_that_is_asked_to_stop_saves_its_step_and_resumes_to_the_same_numb
 
 
 @pytest.mark.slow
-def test_sigterm_saves_the_step_and_ends_with_a_code_of_its_own(tmp_path):
+def test_sigterm_saves_the_step_and_ends_with_its_own_exit_code(tmp_path):
     assert not crashes.terminate(tmp_path).complaints
 
 
 @pytest.mark.slow
-def test_sigterm_while_the_first_step_is_compiled_promises_nothing(tmp_path):
+def test_sigterm_while_the_first_step_is_compiled_reports_nothing_saved(tmp_path):
     assert not crashes.terminate_early(tmp_path).complaints
 
 
