@@ -1,12 +1,12 @@
-# One environment, $(VENV), serves every target: the first target called makes it, the others find it.
-# Another interpreter next to it: make test PYTHON=python3.13 VENV=.venv313
+# All targets share one environment, $(VENV), which the first target creates.
+# To use another interpreter next to it: make test PYTHON=python3.13 VENV=.venv313
 .DEFAULT_GOAL := help
 
 VENV ?= .venv
 PY := $(VENV)/bin/python
 WORKDIR ?= runs/swissroll
 PYTEST_ARGS ?=
-# Workers, as many as cores but not more than 4: -n 0 in PYTEST_ARGS for a debugger.
+# One worker per core, but at most 4. For a debugger, set PYTEST_ARGS='-n 0'.
 PYTEST := -m pytest -n auto --maxprocesses=4
 OF_THE_LIBRARY := tests/core tests/networks tests/data/test_covariance.py tests/evaluation/test_cheap_metric.py \
   tests/experiments/sampling tests/experiments/modes/test_curve.py tests/experiments/machine/test_hosts.py
@@ -15,7 +15,7 @@ PYTHON_OLD ?= python3.11
 PYTHON_NEW ?= python3.13
 
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
-# Debian splits off ensurepip; there the system's pip helps out, see $(READY).
+# Debian packages ensurepip separately; without it, the system's pip is used, see $(READY).
 CAN_HOST := import sys, venv; from importlib.util import find_spec; \
   sys.exit(sys.version_info < (3, 11) or not (find_spec("ensurepip") or find_spec("pip")))
 PRINT_VERSION := import sys; print("%d.%d" % sys.version_info[:2])
@@ -23,8 +23,8 @@ PRINT_LICENCES := from importlib.metadata import distributions; \
   print(*sorted("%-30s %-16s %s" % (d.name, d.version, d.metadata["License-Expression"] \
   or (d.metadata["License"] or "see its files").splitlines()[0][:60]) for d in distributions()), sep="\n")
 
-# An environment that works keeps its interpreter, unless PYTHON is given. A new one gets the newest
-# Python that runs: a name on the PATH may be a shim with nothing behind it.
+# A working environment keeps its interpreter unless PYTHON is set. A new one uses the newest Python
+# that runs, because a name on the PATH may be a shim without an interpreter.
 ifeq ($(origin PYTHON),undefined)
 PYTHON := $(if $(shell $(PY) -c '$(NEW_ENOUGH)' 2>&1 || echo broken),$(shell \
   for python in python3.14 python3.13 python3.12 python3.11; do \
@@ -32,7 +32,7 @@ PYTHON := $(if $(shell $(PY) -c '$(NEW_ENOUGH)' 2>&1 || echo broken),$(shell \
 endif
 VERSION := $(shell $(PYTHON) -c '$(PRINT_VERSION)' 2>/dev/null)
 
-# Set up anew when the dependencies, the interpreter or the place of the clone change.
+# Set up again when the dependencies, the interpreter or the path of the clone change.
 READY := $(VENV)/.ready-$(VERSION)-$(shell pwd | cksum | cut -d' ' -f1)
 
 .PHONY: help setup demo test test-fast coverage check docs gallery licences format constraints package clean
@@ -51,37 +51,37 @@ test: $(READY) ## run all tests [PYTEST_ARGS="-k flow -x"]
 test-fast: $(READY) ## run the tests that are not marked slow
 	@$(PY) $(PYTEST) -m 'not slow' $(PYTEST_ARGS)
 
-coverage: $(READY) ## share of the library's lines and branches that its tests run
+coverage: $(READY) ## measure the share of the library's lines and branches that its tests run
 	@$(PY) -m coverage run $(PYTEST) -q -m 'not slow' $(OF_THE_LIBRARY)
 	@$(PY) -m coverage combine -q && $(PY) -m coverage report --include='fdrl_jax/*' --fail-under=95
 
-check: $(READY) ## lint, format, types, import rules, and that dependencies agree
+check: $(READY) ## check lint, format, types, import rules and dependencies
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 	$(VENV)/bin/lint-imports
 	$(PY) -m pip check
 
-docs: $(READY) ## build the documentation into build/docs; every warning is an error
+docs: $(READY) ## build the documentation in build/docs; every warning is an error
 	@$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	$(PY) -m sphinx -q -W --keep-going -d build/doctrees docs build/docs
 	@! grep -rE --include='*.html' '<(script|img|link rel="stylesheet")[^>]*(src|href)="(https?:)?//' build/docs \
-	  || { echo 'These pages load files from the network: they must be readable without one.' >&2; exit 1; }
+	  || { echo 'These pages load files from the network, but must be readable offline.' >&2; exit 1; }
 	@echo 'build/docs/index.html'
 
-gallery: $(READY) ## draw all pictures of the documentation anew [GALLERY_ARGS="--only swissroll"]
+gallery: $(READY) ## draw all pictures of the documentation [GALLERY_ARGS="--only swissroll"]
 	@$(PY) -m docs.gallery $(GALLERY_ARGS)
 
 licences: $(READY) ## list the packages of the environment with their licences
 	@$(PY) -c '$(PRINT_LICENCES)'
 
-format: $(READY) ## mend what the linter and the formatter can mend
+format: $(READY) ## fix what the linter and the formatter can fix
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-setup: $(READY) ## make the environment and nothing else
+setup: $(READY) ## create only the environment
 
-constraints: ## pin the newest versions anew [PYTHON_OLD=python3.11 PYTHON_NEW=python3.13]
+constraints: ## pin the newest versions [PYTHON_OLD=python3.11 PYTHON_NEW=python3.13]
 	@rm -rf build/pins && mkdir -p build/pins
 	@set -e; for python in $(PYTHON_OLD) $(PYTHON_NEW); do \
 	  echo "Resolving with $$python"; \
@@ -92,7 +92,7 @@ constraints: ## pin the newest versions anew [PYTHON_OLD=python3.11 PYTHON_NEW=p
 	done
 	@cd build/pins; export LC_ALL=C; set -- $(notdir $(PYTHON_OLD) $(PYTHON_NEW)); { \
 	  echo '# Written by `make constraints`: the exact versions that `make` installs and the tests run with.'; \
-	  echo '# A package has two lines where its newest version has left Python 3.11 behind.'; \
+	  echo '# A package has two lines if its newest version does not support Python 3.11.'; \
 	  { comm -12 $$1 $$2; \
 	    comm -23 $$1 $$2 | sed 's/$$/; python_version < "3.12"/'; \
 	    comm -13 $$1 $$2 | sed 's/$$/; python_version >= "3.12"/'; } | sort -f; } > ../../constraints.txt
@@ -105,19 +105,19 @@ package: $(READY) ## build wheel and sdist into dist/, and import the wheel in a
 	  --disable-pip-version-check -c constraints.txt dist/*.whl
 	@cd build && package/bin/python -c 'import fdrl_jax; print("fdrl_jax", fdrl_jax.__version__)'
 
-clean: ## remove $(VENV), the caches and the build files; runs/ stays
+clean: ## remove $(VENV), caches and build files, but not runs/
 	rm -rf '$(VENV)' .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage* htmlcov build dist *.egg-info
 
-# Debian ships venv without ensurepip: there, the system's pip puts pip into the environment.
+# Debian ships venv without ensurepip; the system's pip then installs pip into the environment.
 $(READY): pyproject.toml constraints.txt
-	@$(PYTHON) -c '$(NEW_ENOUGH)' || { echo "$(PYTHON) is no Python >= 3.11 that runs." \
-	  "Name one that is: make $(MAKECMDGOALS) PYTHON=python3.13" >&2; exit 1; }
-	@echo 'Setting up $(VENV) with Python $(VERSION): a minute or two, only this once.'
+	@$(PYTHON) -c '$(NEW_ENOUGH)' || { echo "$(PYTHON) is not a working Python >= 3.11." \
+	  "Choose another one: make $(MAKECMDGOALS) PYTHON=python3.13" >&2; exit 1; }
+	@echo 'Setting up $(VENV) with Python $(VERSION); this takes a minute or two, only once.'
 	@test "$$($(PY) -c '$(PRINT_VERSION)' 2>&1)" = '$(VERSION)' \
 	  || { $(PYTHON) -c 'import ensurepip' 2>/dev/null && $(PYTHON) -m venv --clear '$(VENV)'; } \
 	  || { $(PYTHON) -m venv --clear --without-pip '$(VENV)' && $(PYTHON) -m pip --python $(PY) install -q pip; } \
-	  || { echo "Python $(VERSION) makes no environment here. Debian and Ubuntu: apt install python$(VERSION)-venv" >&2; exit 1; }
+	  || { echo "Python $(VERSION) cannot create an environment. On Debian and Ubuntu: apt install python$(VERSION)-venv" >&2; exit 1; }
 	@$(PY) -m pip --version >/dev/null 2>&1 || $(PY) -m ensurepip >/dev/null
 	@$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]' \
-	  || { echo "The installation failed, see above. It is known to work with Python 3.11 to 3.14; this is $(VERSION)." >&2; exit 1; }
+	  || { echo "The installation failed, see above. It works with Python 3.11 to 3.14; this is $(VERSION)." >&2; exit 1; }
 	@rm -f '$(VENV)'/.ready-* && touch '$@'

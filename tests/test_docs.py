@@ -1,9 +1,12 @@
-"""The documentation holds: its commands parse, its links lead somewhere, its pictures are small."""
+"""Checks of the documentation: commands, links, names, pictures and words."""
 
+import ast
 import inspect
+import io
 import pkgutil
 import re
 import shlex
+import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,25 +22,35 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "examples/README.md")]
 PAGES += sorted((ROOT / "docs").rglob("*.md"))
 MAIN = "python -m experiments.main"
-# Words that read as translated, and what to write instead.
+CODE = [
+    path
+    for folder in ("benchmarks", "docs", "examples", "experiments", "fdrl_jax", "tests")
+    for path in sorted((ROOT / folder).rglob("*.py"))
+]
+# Words that read as translated, as regular expressions, and what to write instead.
 UNUSUAL_WORDS = {
     "anew": "again",
     "beside": "next to",
     "besides": "also",
     "mend": "fix",
+    "at hand": "available",
+    "in the place of": "in place of",
+    "(?<!there )is no (?!longer)": "is not a",
     "goes on": "resumes, continues",
     "stands in": "is in",
     "stands at": "is at",
+    "stands? for": "represents, replaces",
     "of one's own": "your",
+    "of (?:ours|yours)": "our, your",
     "so long as": "while",
-    "tells": "prints, reports",
+    "(?-i:tells)": "prints, reports",
     "told": "printed, reported",
 }
 MAX_PICTURE_BYTES, MAX_PICTURES_BYTES = 150_000, 2_000_000
 
 
 def commands(page: Path, program: str) -> list[str]:
-    """The commands of a page's code blocks and tables that call a program, in one line each."""
+    """The commands in a page's code blocks that call a program, each in one line."""
     text = page.read_text().replace("\\\n", " ")
     blocks = re.findall(r"^```(?:bash)?\n(.*?)^```", text, re.M | re.S)
     lines = [line.strip() for block in blocks for line in block.splitlines()]
@@ -46,7 +59,7 @@ def commands(page: Path, program: str) -> list[str]:
 
 
 def check_parses(command: str) -> str:
-    """Parses a command as the program does, and returns its mode."""
+    """Parses a command like the program and returns its mode."""
     argv = shlex.split(command.removeprefix(MAIN), comments=True)
     return command_line.parse(argv)[0].mode
 
@@ -61,9 +74,9 @@ def file_of(module: str) -> Path:
 
 
 def other_flags(text: str) -> Iterator[tuple[str, str]]:
-    """Pairs (module, flag) of the commands that no parser of the program reads."""
-    rooms = "benchmarks|docs|examples|experiments"
-    called = rf"python -m ((?:{rooms})[.\w]*)([^`\n]*)"
+    """Pairs (module, flag) of commands whose parsers are not checked otherwise."""
+    packages = "benchmarks|docs|examples|experiments"
+    called = rf"python -m ((?:{packages})[.\w]*)([^`\n]*)"
     for module, arguments in re.findall(called, text.replace("\\\n", " ")):
         if module not in ("experiments.main", "experiments.sweep"):
             flags_given = set(re.findall(r"--(\w+)", arguments)) - {"help"}
@@ -71,22 +84,22 @@ def other_flags(text: str) -> Iterator[tuple[str, str]]:
 
 
 def unknown_keys(text: str) -> list[str]:
-    """Keys of the config in code that have no rule."""
+    """Keys of the config in code that do not exist."""
     sections = "|".join({key.partition(".")[0] for key in SETTINGS if "." in key})
     found = re.findall(rf"(?:`|config\.)((?:{sections})\.(?!npz|json|py\b)[a-z]\w*)[`=]", text)
     return sorted(set(found) - SETTINGS.keys())
 
 
 def unknown_names(text: str) -> list[str]:
-    """Paths and dotted names of the project in code that lead nowhere."""
-    rooms = "fdrl_jax|experiments|configs|benchmarks|examples|tests|docs"
+    """Paths and dotted names of the project in code that do not exist."""
+    folders = "fdrl_jax|experiments|configs|benchmarks|examples|tests|docs"
     code = " ".join(re.findall(r"`+([^`]+)`+", text))
-    found = re.findall(rf"(?<![\w/.])((?:{rooms})[./][\w./]*\w)", code)
+    found = re.findall(rf"(?<![\w/.])((?:{folders})[./][\w./]*\w)", code)
     placeholders = {name for name in found if name.split(".")[-1].isupper()}
-    return sorted(name for name in {*found} - placeholders if not leads(name))
+    return sorted(name for name in {*found} - placeholders if not exists(name))
 
 
-def leads(name: str) -> bool:
+def exists(name: str) -> bool:
     if "/" in name:
         return (ROOT / name).exists()
     try:
@@ -159,7 +172,19 @@ def test_every_link_to_a_file_leads_to_one(page):
 
 def unusual_words(text: str) -> list[str]:
     prose = re.sub(r"```.*?```|`[^`]*`", "", text, flags=re.S)
-    return [word for word in UNUSUAL_WORDS if re.search(rf"\b{word}\b", prose)]
+    return [word for word in UNUSUAL_WORDS if re.search(rf"\b{word}\b", prose, re.I)]
+
+
+def prose_of(code: str) -> list[str]:
+    """The comments, docstrings and messages in Python code, and the names it defines."""
+    tokens = tokenize.generate_tokens(io.StringIO(code).readline)
+    found = [token.string for token in tokens if token.type == tokenize.COMMENT]
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value:
+            found.append(re.sub(r"\s+", " ", node.value))
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.append(node.name.replace("_", " "))
+    return found
 
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "CHANGELOG.md"], ids=place)
@@ -168,8 +193,23 @@ def test_pages_use_the_words_of_the_field(page):
     assert not found, {word: UNUSUAL_WORDS[word] for word in found}
 
 
+def test_code_uses_the_words_of_the_field():
+    allowed = {"besides"}  # Common in comments, in the sense of "in addition to".
+    found = {
+        (place(path), word): UNUSUAL_WORDS[word]
+        for path in CODE
+        if path != Path(__file__)
+        for word in unusual_words("\n".join(prose_of(path.read_text())))
+        if word not in allowed
+    }
+    assert not found
+
+
 def test_an_unusual_word_in_prose_is_found_and_in_code_is_not():
     assert unusual_words("A run goes on. `anew`\n```\nbeside\n```\n") == ["goes on"]
+    code = 'def tells(x):\n    """A\n    run."""  # Anew.\n    raise ValueError(f"{x} at hand")\n'
+    found = unusual_words("\n".join(prose_of(code)))
+    assert found == ["anew", "at hand", "(?-i:tells)"]
 
 
 def test_every_picture_comes_from_the_gallery_and_is_small():

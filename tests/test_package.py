@@ -1,4 +1,4 @@
-"""What `pip install` and `make` promise, in environments that hold nothing else."""
+"""`pip install` and `make` in empty environments."""
 
 import importlib.metadata
 import os
@@ -15,7 +15,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 DECLARED = {"chex", "flax", "jax", "jaxlib", "numpy", "optax", "scipy"}
-# What the README's example takes as given.
+# What the README's example assumes.
 GIVEN = """
 import jax
 key = jax.random.key(0)
@@ -57,7 +57,7 @@ def metadata(wheel):
 
 
 def needed(requirements):
-    """Names of the distributions that requirements need, those that these need included."""
+    """Names of the distributions that requirements need, directly or indirectly."""
     found, waiting = set(), [(text, "") for text in requirements]
     while waiting:
         text, extra_of_parent = waiting.pop()
@@ -87,7 +87,7 @@ def test_the_readmes_example_runs_with_the_declared_dependencies_only(wheel, tmp
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "env"], check=True)
     python = tmp_path / "env" / "bin" / "python"
     (packages,) = (tmp_path / "env" / "lib").glob("python*/site-packages")
-    # Links to the installed files of these distributions replace a download of hundreds of MB.
+    # Links to the installed files of these distributions avoid a download of hundreds of MB.
     for name in needed(re.findall(r"^Requires-Dist: (.*)$", metadata(wheel), re.M)):
         for file in importlib.metadata.files(name) or ():
             if ".." not in file.parts:
@@ -118,7 +118,7 @@ def test_make_picks_the_newest_python_that_runs(tmp_path):
         script = tmp_path / f"python{version}"
         script.write_text(f"#!/bin/sh\nexit {status}\n")
         script.chmod(0o755)
-    # Without what an outer make, which may have started the tests, hands on to this one.
+    # Without the variables of an outer make that may have started the tests.
     outer = ("PYTHON", "VENV", "MAKEFLAGS", "MAKEOVERRIDES", "MFLAGS", "MAKELEVEL")
     environment = {k: v for k, v in os.environ.items() if k not in outer}
     environment["PATH"] = f"{tmp_path}:{environment['PATH']}"

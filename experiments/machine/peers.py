@@ -3,7 +3,7 @@
 JAX notices it only after missing heartbeats, and then aborts the process with C++ stacks. Here,
 each process keeps a connection to the first process, which the operating system closes when either
 ends for any reason. A process that ends by itself first sends its exit code, and its peers end with
-the same code. This tells a scheduler whether a restart would help: it does not help if the disk is
+the same code. This shows a scheduler whether a restart would help: it does not help if the disk is
 full or memory is too small.
 """
 

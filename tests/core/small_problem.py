@@ -1,4 +1,4 @@
-"""A problem that compiles in a moment, for the tests of train step, sampler and devices."""
+"""A problem that compiles quickly, for the tests of train step, sampler and devices."""
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +37,7 @@ def initial_state(optimizer=OPTIMIZER, variables=None):
 
 
 def draw(data, host_batch, key, positions):
-    """Data that follows from the examples' positions: Gaussian around the data arrays."""
+    """Gaussian data around the data arrays, which depend only on the examples' positions."""
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, positions)
     noise = jax.vmap(lambda key: jax.random.normal(key, (2,)))(keys)
     return {"real": data + 0.3 * noise}

@@ -1,4 +1,4 @@
-"""The attack against its closed form for linear classifiers, and what training against it does."""
+"""The attack against its closed form for linear classifiers, and the effect of training with it."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ WEIGHTS = jax.random.normal(jax.random.key(1), (2, 3))
 
 
 def linear(x):
-    """Logits whose difference is linear: the worst perturbation lies along the weights."""
+    """Logits whose difference is linear, so the worst perturbation is along the weights."""
     return jnp.stack([jnp.zeros(len(x)), jnp.sum(WEIGHTS * x, (1, 2))], axis=-1)
 
 
@@ -39,7 +39,7 @@ def test_attacked_images_stay_in_the_ball_and_in_the_range_of_pixels():
     assert np.all(after > before)
 
 
-def test_no_radius_is_no_attack_and_flat_classifiers_give_no_nan():
+def test_a_radius_of_zero_changes_nothing_and_flat_classifiers_give_no_nan():
     assert adversarial.perturb(linear, X, LABELS, Attack(0.0, 0.1, 5)) is X
     flat = adversarial.perturb(lambda x: jnp.zeros((len(x), 2)), X, LABELS, Attack(0.5, 0.1, 5))
     np.testing.assert_allclose(flat, X, atol=1e-7)
@@ -62,7 +62,7 @@ def test_no_gradient_reaches_the_images_with_or_without_an_attack(epsilon):
 
 
 def draw(data, host_batch, key, positions):
-    """Two features: a small one that always tells, and a large one that tells in 19 of 20."""
+    """Two features: a small one that is always right, and a large one that is right in 95%."""
     del data, host_batch
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, positions)
     labels = jax.vmap(jax.random.bernoulli)(keys).astype(jnp.int32)

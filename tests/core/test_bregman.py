@@ -17,7 +17,7 @@ losses_of_log_ratios = pytest.mark.parametrize("loss", [bregman.LR, bregman.UKL]
 
 
 def to_output(loss, ratio):
-    """What an exact network returns."""
+    """The output of an exact network."""
     return np.log(ratio) if loss.output == "log_ratio" else ratio
 
 
@@ -67,7 +67,7 @@ def test_the_true_ratio_of_discrete_distributions_is_the_minimiser(loss):
 
 @losses_of_log_ratios
 def test_the_true_ratio_of_two_gaussians_is_the_minimiser(loss):
-    # Quantiles in place of random samples: averages over them have no sampling error.
+    # Quantiles instead of random samples, because averages over them have no sampling error.
     quantiles = norm.ppf((np.arange(20_000) + 0.5) / 20_000)
     real, flowed = 1.0 + quantiles, quantiles
 

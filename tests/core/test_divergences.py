@@ -1,4 +1,4 @@
-"""f-divergences: every one keeps the contract of `FDivergence`, and `get` finds it."""
+"""f-divergences: all follow the contract of `FDivergence`, and `get` finds them."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""The flow as a function: its keys, pieces, types, transformations and cost."""
+"""The flow as a function: its keys, segments, types, transformations and cost."""
 
 import functools
 
@@ -207,7 +207,7 @@ def test_memory_grows_with_the_number_of_steps_only_for_a_trajectory():
     path_few = temporary_bytes(10, observe=positions)
     path_many = temporary_bytes(1_000, observe=positions)
 
-    # The counter of steps is an array of 4 bytes a step.
+    # The counter of steps is an array of 4 bytes per step.
     assert 0 < few <= many <= few + 4 * 1_000
     assert path_many - path_few >= 990 * size
 

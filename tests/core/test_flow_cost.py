@@ -1,4 +1,4 @@
-"""What the flow does not do twice, or at all."""
+"""Work that the flow avoids."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Step sizes and noise that follow a schedule over the flow, and the speed along it."""
+"""Schedules of step size and noise over the flow, and observers."""
 
 import jax
 import jax.numpy as jnp

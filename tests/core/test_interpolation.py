@@ -38,7 +38,7 @@ def test_where_no_arc_is_defined_a_spherical_path_is_the_linear_one(factor):
 
 
 def test_points_of_a_path_with_one_key_each_get_the_same_noise():
-    """The recipe of the module: without a drift, the points differ as they did at the start."""
+    """The recipe of the module: without a drift, differences between points do not change."""
     points = interpolation.linear(jnp.zeros(3), jnp.ones(3), WEIGHTS)
     keys = jnp.broadcast_to(jax.random.key(1), len(points))
 

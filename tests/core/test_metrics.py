@@ -1,4 +1,4 @@
-"""Distances between samples, against closed forms and their promises of bias."""
+"""Distances between samples, against closed forms and their stated bias."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -24,7 +24,7 @@ def gaussian_energy_distance(gap, std_x, std_y):
 
 
 def repeated(estimate, repeats=200):
-    """Mean of an estimate over seeds, and the standard deviation of that mean."""
+    """The mean of an estimate over seeds, and the standard deviation of that mean."""
     values = [estimate(np.random.default_rng(seed)) for seed in range(repeats)]
     return np.mean(values), np.std(values) / np.sqrt(repeats)
 

@@ -1,4 +1,4 @@
-"""Misuse that gave wrong numbers, or a message that misled, is an error that says what to do."""
+"""Misuse that would give wrong numbers is an error that says what to do."""
 
 import functools
 

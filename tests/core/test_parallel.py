@@ -73,7 +73,7 @@ def test_replicas_are_equal_bit_for_bit():
 
 @pytest.mark.parametrize(("check_vma", "num_micro_batches"), [(True, 1), (True, 2), (False, 1)])
 def test_the_same_steps_under_jit_of_shard_map_give_the_same_numbers(check_vma, num_micro_batches):
-    # With check_vma (the default), shard_map sums the gradient of what replicas share by itself.
+    # With check_vma (the default), shard_map sums the gradient of arrays that replicas share.
     mapped = jax.shard_map(
         lambda state, constants: per_replica(num_micro_batches)(KEY, state, constants, None, 3),
         mesh=jax.make_mesh((NUM_DEVICES,), (AXIS,), axis_types=(AxisType.Auto,)),
@@ -142,7 +142,7 @@ def test_the_first_device_does_not_store_the_copies_of_others(monkeypatch):
         held.append(sum({a.unsafe_buffer_pointer(): a.nbytes for a in large}.values()))
         return put(x, device, **options)
 
-    size = 4 * 2_500_000  # Larger than anything that other tests left.
+    size = 4 * 2_500_000  # Larger than all arrays of other tests.
     tree = jnp.ones(2_500_000)
     monkeypatch.setattr(jax, "device_put", recorded)
     replicated = parallel.replicate(tree)
@@ -169,7 +169,7 @@ def test_an_estimator_from_a_network_updates_its_vectors_in_every_step():
 
 
 def differing(array, other, replica=1):
-    """Replicas of an array, but of another one on one device."""
+    """Replicas of an array, with another array on one device."""
     arrays = [other if i == replica else array for i in range(NUM_DEVICES)]
     return jax.pmap(lambda i: jnp.stack(arrays)[i])(jnp.arange(NUM_DEVICES))
 

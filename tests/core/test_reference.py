@@ -42,7 +42,7 @@ def golden(name):
 
 
 def relative_error(actual, expected):
-    """Of norms: single elements near zero have no relative accuracy."""
+    """Relative error of norms, because single elements near zero have no relative accuracy."""
     assert np.shape(actual) == np.shape(expected)
     difference = np.float64(actual) - np.float64(expected)
     return np.linalg.norm(difference) / np.linalg.norm(np.float64(expected))
@@ -95,7 +95,7 @@ def test_the_displacements_of_the_flow_for_all_divergences(name, variables):
 
 @pytest.fixture(scope="module")
 def trained(variables):
-    """Five steps on the stored data and prior samples, which travel in the host's batch."""
+    """Five steps on the stored data and prior samples, which are in the host batch."""
     case = golden("train_mlp_LSIF_Pearson")
     prior = priors.batch("source")
     optimizer = optax.adam(float(case["lr"]))

@@ -1,4 +1,4 @@
-"""Random numbers follow from (seed, purpose, position) alone."""
+"""Random numbers depend only on (seed, purpose, position)."""
 
 import itertools
 

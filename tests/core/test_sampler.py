@@ -1,4 +1,4 @@
-"""The sampler: algorithm 2, where sample i follows from (seed, i) alone."""
+"""The sampler: algorithm 2, where sample i depends only on (seed, i)."""
 
 import functools
 

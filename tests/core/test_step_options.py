@@ -1,4 +1,4 @@
-"""Options of the train step: skipped batches, several seeds, optimizers, the average's ramp."""
+"""Options of the train step: skipped batches, several seeds, optimizers, ramp of the average."""
 
 import chex
 import jax

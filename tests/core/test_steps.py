@@ -1,4 +1,4 @@
-"""The train step: algorithm 1, with keys that follow from the seed and the step alone."""
+"""The train step: algorithm 1, with keys that depend only on the seed and the step."""
 
 import functools
 import re
@@ -47,7 +47,7 @@ def one_step(num_micro_batches=1):
 
 @jax.jit
 def step_by_definition(params):
-    """Loss, last drift of the flow, and gradients of the loss without and with the flow's."""
+    """The loss, the last drift, and gradients of the loss without and with that of the flow."""
     batch = host_batch()
 
     def potential(params):

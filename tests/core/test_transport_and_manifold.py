@@ -1,4 +1,4 @@
-"""Distances of optimal transport, and shares of nearest neighbours, against closed forms."""
+"""Optimal-transport distances and nearest-neighbour metrics against closed forms."""
 
 import numpy as np
 import pytest

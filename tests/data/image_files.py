@@ -1,4 +1,4 @@
-"""Images that the tests make for themselves: small, and each one different."""
+"""Small images for tests, each one different."""
 
 import io
 from pathlib import Path
@@ -8,7 +8,7 @@ from PIL import Image
 
 
 def picture(width: int, height: int, number: int = 0) -> np.ndarray:
-    """Slanted stripes and steps, uint8 [H, W, 3]; whole numbers, so equal on every machine."""
+    """Slanted stripes and steps, uint8 [H, W, 3], computed in integers, so equal everywhere."""
     x, y = np.meshgrid(np.arange(width), np.arange(height))
     channels = (
         (x * x * 3 + y * 5) // 16 + 29 * number,

@@ -1,4 +1,4 @@
-"""Bad files end the run by name, or are skipped and counted; nothing hangs."""
+"""Bad files are errors that name the file, or are skipped and counted; nothing hangs."""
 
 import json
 import os
@@ -57,7 +57,7 @@ def pipe(path: Path) -> None:
 
 def huge(path: Path) -> None:
     with path.open("wb") as stream:
-        stream.truncate(2**28 + 1)  # Takes no room on disk.
+        stream.truncate(2**28 + 1)  # A sparse file, which needs no disk space.
 
 
 FAULTS = {
@@ -76,7 +76,7 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_bad_file_is_named_or_skipped_counted_and_reported_once(fault, tmp_path, caplog):
     write_folder(tmp_path, numbered(FINE))
-    # Last in order, so that it decides nothing about the shape; four, so that one is trained on.
+    # Last in order, so that it does not determine the shape; four, so that one is trained on.
     for i in range(1 if fault in (endless, huge) else 4):
         fault(tmp_path / f"z{i}.png")
     with pytest.raises(DataError, match=rf"z\d.*({FAULTS[fault]}).*data.on_error=skip"):

@@ -1,4 +1,4 @@
-"""Built-in sets, and where data are looked for."""
+"""Built-in sets, and where data are searched for."""
 
 import numpy as np
 import pytest

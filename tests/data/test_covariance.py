@@ -1,4 +1,4 @@
-"""Moments in one pass, exact and of low rank, and the priors that are drawn from them."""
+"""Moments in one pass, exact and low-rank, and the priors from them."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ EXPECTED = np.load(Path(__file__).parents[1] / "golden" / "original_tiny_ddp_exp
 
 
 def decaying(num=400, size=60, seed=0):
-    """Examples whose variances fall off as those of images do: by a power of the frequency."""
+    """Examples whose variances decay like those of images, as a power of the frequency."""
     rng = np.random.default_rng(seed)
     basis = np.linalg.qr(rng.standard_normal((size, size)))[0]
     scales = np.arange(1, size + 1) ** -1.5

@@ -1,4 +1,4 @@
-"""Every format gives the same kind of source; what is missing is named with how to get it."""
+"""All formats give the same kind of source; errors name missing data and how to get them."""
 
 import copy
 import shutil
@@ -18,7 +18,7 @@ from experiments.errors import DataError
 
 
 def stored(source):
-    """The training images, as uint8 in a fixed order."""
+    """The training images as uint8, in a fixed order."""
     return np.asarray(source.arrays["real"])
 
 
@@ -215,7 +215,7 @@ def test_many_threads_may_be_the_first_to_read_a_database(tmp_path):
     expected_content, kept = stored.read(0), copy.copy(stored)
     del stored
     for _ in range(50):
-        # As in a worker process, where the database is not open yet.
+        # Like a worker process, where the database is not open yet.
         records, start = copy.copy(kept), threading.Barrier(4)
 
         def read(records=records, start=start):
@@ -261,7 +261,7 @@ def test_with_channels_0_grey_images_among_coloured_ones_get_equal_channels(tmp_
 
 
 def test_with_channels_0_a_late_colour_image_is_not_made_grey(tmp_path):
-    # Of 150 images, 100 are looked at first: numbers 0, 1, 3, 4, 6 and so on.
+    # Of 150 images, 100 are checked first: numbers 0, 1, 3, 4, 6 and so on.
     write_pictures(tmp_path / "train", [i for i in range(150) if i != 2], [2])
     write_pictures(tmp_path / "test", range(2), ())
     with pytest.raises(DataError, match=r"002.png: in colour, but others are grey; set data.cha"):

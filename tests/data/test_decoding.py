@@ -1,4 +1,4 @@
-"""Decoding and transforms: equal to the authors', and right for every kind of image file."""
+"""Decoding and transforms: equal to the authors', and correct for all kinds of image files."""
 
 import io
 import struct
@@ -76,7 +76,7 @@ def test_a_photograph_is_turned_upright():
     pixels = np.zeros((4, 8, 3), np.uint8)
     pixels[:, :4] = 255
     exif = Image.Exif()
-    exif[0x0112] = 6  # To be turned by 90 degrees, clockwise.
+    exif[0x0112] = 6  # To be rotated by 90 degrees, clockwise.
     ours = decode(saved(Image.fromarray(pixels), "PNG", exif=exif), PLAIN)
     assert ours.shape == (8, 4, 3)
     assert ours[:4].min() == 255

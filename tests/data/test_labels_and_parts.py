@@ -1,4 +1,4 @@
-"""Sources read only what they are asked for, and say the class of each example."""
+"""Sources read only the requested examples, and return the class of each."""
 
 import jax
 import numpy as np

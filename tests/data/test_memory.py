@@ -1,4 +1,4 @@
-"""Files get no more memory than their content needs, whatever they claim."""
+"""Reading a file needs no more memory than its content, whatever the file claims."""
 
 import io
 import tracemalloc
@@ -18,7 +18,7 @@ FINE = 12
 
 @contextmanager
 def at_most(num_bytes):
-    """Checks the most memory that Python and NumPy hold at once in the block."""
+    """Checks the peak memory of Python and NumPy in the block."""
     tracemalloc.start()
     try:
         yield

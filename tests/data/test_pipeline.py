@@ -1,4 +1,4 @@
-"""The pipeline: every image once an epoch, and a resumed run goes on with the image that is due."""
+"""The pipeline: every image once per epoch, and a resumed run continues with the next image."""
 
 import os
 
@@ -106,7 +106,7 @@ def test_a_feed_stacks_the_steps_of_a_dispatch_for_each_device(tmp_path):
 
 
 class Fatal:
-    """Records whose third image takes the reading process with it."""
+    """Records whose third image kills the process that reads it."""
 
     labels, classes, identity, fingerprint = None, (), "", ""
 
@@ -118,7 +118,7 @@ class Fatal:
 
     def read(self, index):
         if index == 3:
-            os._exit(9)  # As the system does to a process that takes too much memory.
+            os._exit(9)  # As the system does to a process that uses too much memory.
         return encoded(picture(4, 4, index))
 
 

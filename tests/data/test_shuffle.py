@@ -1,4 +1,4 @@
-"""The shuffle on the device: every example once an epoch, as a pure function of the position."""
+"""The shuffle on the device: every example once per epoch, as a pure function of the position."""
 
 import functools
 
@@ -47,8 +47,8 @@ def test_the_order_of_a_large_set_follows_from_the_key_and_looks_random():
     assert abs(np.corrcoef(positions, order)[0, 1]) < 0.015
     assert abs(np.corrcoef(order[:-1], order[1:])[0, 1]) < 0.015
     assert abs(np.corrcoef(order, other)[0, 1]) < 0.015
-    # Ten equal parts of the range within each tenth of the epoch: chi-squared of 81 freedoms, whose
-    # standard deviation is 13; without replacement it is smaller.
+    # Ten equal parts of the range in each tenth of the epoch: chi-squared with 81 degrees of
+    # freedom, whose standard deviation is 13; it is smaller without replacement.
     counts = np.histogram2d(positions, order, bins=10)[0]
     assert 30 < ((counts - num / 100) ** 2 / (num / 100)).sum() < 140
     assert np.abs(np.diff(order) == 1).sum() < 10

@@ -1,4 +1,4 @@
-"""Images that the tests of the evaluation share."""
+"""Images for the tests of the evaluation."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The metric taken during training: quick, repeatable, and better for better samples."""
+"""The metric during training: quick, repeatable, and better for better samples."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""A set of images is the same set whatever it is stored in, and the command takes them all."""
+"""A set of images is the same in every format, and the command accepts all formats."""
 
 import json
 import subprocess
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def stored(stripes, tmp_path_factory):
-    """The same images as a folder, a zip and an .npz; and others as `reference.npz`."""
+    """The same images as a folder, a zip and an .npz, and other images as `reference.npz`."""
     root, pixels = tmp_path_factory.mktemp("sets"), stripes(60, 0)
     (root / "folder").mkdir()
     with zipfile.ZipFile(root / "images.zip", "w") as archive:
@@ -117,8 +117,8 @@ def test_a_custom_feature_space_is_a_function_in_a_module(stored, capsys, monkey
         (["--protocol=fid_legacy_fdrl"], "inception_v3_google-0cc3c7bd.pth"),
         (["--protocol=standart"], "did you mean 'standard'"),
         (["--metrics=fid,kidd"], "did you mean 'kid'"),
-        (["--protocol=standard,fid_legacy_fdrl"], "no 'standard,fid_legacy_fdrl'"),
-        (["--picture=x.png"], "give --held_out"),
+        (["--protocol=standard,fid_legacy_fdrl"], "unknown 'standard,fid_legacy_fdrl'"),
+        (["--picture=x.png"], "needs --held_out"),
         (["--speed=high"], "unrecognized arguments: --speed=high"),
         (["--out=nowhere/x.json"], "the folder nowhere does not exist"),
     ],

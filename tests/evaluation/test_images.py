@@ -1,4 +1,4 @@
-"""Metrics of images stand between those of the prior and of real images of the same number."""
+"""Metrics of images have values of the prior and of equally many real images next to them."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ def unit(pixels):
 
 
 class Brightness:
-    """Classifies images by whether their mean is above 0; features are means of channels."""
+    """Classifies images by the sign of their mean; the features are means of channels."""
 
     space = "brightness"
 

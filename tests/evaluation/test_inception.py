@@ -1,4 +1,4 @@
-"""Inception metrics equal those of the library that computes them, by any way to call us.
+"""Inception metrics equal those of the library that computes them, for all ways to call them.
 
 Real weights cannot be had here, so the tests draw random ones; of what the network knows the
 agreement does not depend.
@@ -35,7 +35,7 @@ def needs_torch():
 
 
 def save_random(network, path):
-    """Draws weights that neither blow up nor die out over the depth of the network."""
+    """Draws weights whose activations neither explode nor vanish with depth."""
     import torch
 
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Copies of training images are found, and new images are not taken for copies."""
+"""Copies of training images are detected, and new images are not."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Metrics are records between those of the prior and of real data, and are defined in one place."""
+"""Metrics have values of the prior and of real data next to them, and one definition."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The energy ratio of real data is 1 on average, and every metric has real data next to it."""
+"""The energy ratio of real data is 1 on average, and all metrics have a value of real data."""
 
 import numpy as np
 import pytest

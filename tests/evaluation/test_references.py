@@ -1,4 +1,4 @@
-"""References are stored with a run, and evaluations need nothing else of the data."""
+"""References are stored with a run, and evaluations need no other data."""
 
 import jax
 import numpy as np

@@ -1,4 +1,4 @@
-"""Every example runs, in a small setting, and shows what it is there to show."""
+"""All examples run in a small setting and show what they should show."""
 
 import json
 import math
@@ -22,11 +22,12 @@ def test_a_stale_analytic_ratio_stops_at_its_target_under_log_d_and_not_under_kl
 @pytest.mark.slow
 def test_a_stale_estimator_fails_at_the_chasm_and_the_example_shows_it(tmp_path):
     density_chasm.main(["--steps=60", f"--out={tmp_path}"])
-    told = json.loads((tmp_path / "density_chasm.json").read_text())
+    numbers = json.loads((tmp_path / "density_chasm.json").read_text())
     assert (
-        told["stale, near"]["energy_distance"] < told["stale, near"]["of_prior"]["energy_distance"]
+        numbers["stale, near"]["energy_distance"]
+        < numbers["stale, near"]["of_prior"]["energy_distance"]
     )
-    assert told["stale, far"]["energy_distance"] > 1.0
+    assert numbers["stale, far"]["energy_distance"] > 1.0
     assert (tmp_path / "density_chasm.png").exists()
 
 

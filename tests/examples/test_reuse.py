@@ -1,4 +1,4 @@
-"""The programs of docs/reuse.md run, and do what they say."""
+"""The programs of docs/reuse.md run and do what the page says."""
 
 import re
 from pathlib import Path

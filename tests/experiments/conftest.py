@@ -1,4 +1,4 @@
-"""Small runs that the tests of the program share: each is trained once, and copied for changes."""
+"""Small runs shared by the tests of the program, each trained once and copied for changes."""
 
 import shutil
 from collections.abc import Callable
@@ -76,5 +76,5 @@ def of_digits(_trained_once, tmp_path_factory) -> Run:
 
 @pytest.fixture
 def of_images(_trained_once, tmp_path) -> Run:
-    """The same on a folder of images, with a data-dependent prior, anew for each test."""
+    """The same on a folder of images, with a data-dependent prior, copied for each test."""
     return _copy(_trained_once("images"), tmp_path / "of_images")

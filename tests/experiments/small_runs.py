@@ -1,4 +1,4 @@
-"""Runs of the program within the process of the tests, by its own command line."""
+"""Runs of the program in the process of the tests, through its command line."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,7 +21,7 @@ def command(
     changes: Mapping[str, Any] | None = None,
     **flags: Any,
 ) -> Command:
-    """Returns the command that a user types: all values go through the parser as text."""
+    """Returns the command as a user would type it; all values pass through the parser as text."""
     argv = [f"--mode={mode}"]
     argv += [] if workdir is None else [f"--workdir={workdir}"]
     argv += [] if config is None else [f"--config={config}"]

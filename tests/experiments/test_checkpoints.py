@@ -1,4 +1,4 @@
-"""A damaged checkpoint is never restored as a good one, and nothing good is called damaged."""
+"""Damaged checkpoints are never restored, and intact ones are never reported as damaged."""
 
 import contextlib
 import errno
@@ -20,7 +20,7 @@ from fdrl_jax import parallel, state
 
 RUN = "digest of a run"
 
-# Orbax leaves coroutines behind that failed beside the one whose error it raises.
+# If several of Orbax's coroutines fail, it raises the error of one and does not await the others.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
@@ -34,7 +34,7 @@ def state_at(step):
 def opened(folder, keep=3, run=RUN):
     with contextlib.closing(Checkpoints(folder, run, keep)) as store:
         yield store
-    gc.collect()  # Here, where warnings of what is left behind are expected.
+    gc.collect()  # Here, where warnings about unawaited coroutines are expected.
 
 
 def restore(folder, which=None, run=RUN):
@@ -59,14 +59,14 @@ def two(tmp_path):
 @pytest.mark.slow
 def test_however_a_file_of_the_newest_is_damaged_no_wrong_number_comes_back(two, caplog):
     fallbacks = 0
-    # Four ways for each file: every third meets all files, and all ways in turn.
+    # There are four ways for each file; every third covers all files, and all ways in turn.
     for what in itertools.islice(damage.each(two / "2"), 0, None, 3):
         caplog.clear()
         restored = restore(two)
         if is_equal(restored, state_at(2)):  # Orbax writes files that it does not read.
             continue
         assert is_equal(restored, state_at(1)), what
-        # Without its mark, a checkpoint counts as one that was never completed.
+        # A checkpoint without its mark counts as incomplete.
         assert f"{two / '2'} is damaged" in caplog.text or "commit_success" in what, what
         fallbacks += 1
     assert fallbacks > 5
@@ -153,7 +153,7 @@ def test_an_error_of_the_machine_is_not_damage(two, monkeypatch, error, expected
 def test_a_checkpoint_that_training_removes_meanwhile_is_replaced_by_the_newer_one(
     two, monkeypatch
 ):
-    """As a sampling sees it beside a training that keeps one checkpoint."""
+    """The view of a sampler during training that keeps one checkpoint."""
     with opened(two) as reader, opened(two, keep=1) as writer:
         seen, read = [], reader._read
 
@@ -186,7 +186,7 @@ def test_a_named_checkpoint_that_is_removed_meanwhile_is_not_called_damaged(two,
             store.restore(state_at(0), 2)
 
 
-def test_processes_that_see_different_checkpoints_are_told_to_share_the_folder(two, monkeypatch):
+def test_processes_that_see_different_checkpoints_must_share_the_folder(two, monkeypatch):
     monkeypatch.setattr(parallel, "same_on_all_processes", lambda _: False)
     with pytest.raises(UserError, match=r"see different checkpoints .* one shared --workdir"):
         restore(two)

@@ -1,4 +1,4 @@
-"""What closes leaves nothing behind and never waits for ever; what reads changes nothing."""
+"""Closing leaves nothing behind and never waits for ever; reading changes nothing."""
 
 import errno
 import shutil
@@ -65,7 +65,7 @@ def test_a_reader_removes_nothing_and_saves_nothing(tmp_path):
 def test_a_checkpoint_that_is_removed_file_by_file_while_it_is_read_is_not_damaged(
     tmp_path, monkeypatch, caplog
 ):
-    """Its mark is not the first file to go."""
+    """Its mark is not the first file to be removed."""
     with Checkpoints(tmp_path, RUN, keep=2) as store:
         for step in (1, 2):
             store.save(state_at(step), data={})

@@ -1,4 +1,4 @@
-"""Mistakes on the command line end with one line that says what to write instead."""
+"""Mistakes on the command line are reported in one line that says what to write instead."""
 
 import re
 import subprocess

@@ -30,7 +30,7 @@ def load(name, variant=""):
 def test_the_settings_of_every_variant_are_valid(name, variant):
     wanted = settings.checked(load(name, variant))
     if name in BUILT_IN:
-        creation.load_data(wanted)  # Built-in data refuse settings that would do nothing.
+        creation.load_data(wanted)  # Built-in data reject settings that have no effect.
 
 
 @pytest.mark.parametrize("name", [n for n in BUILT_IN if not n.endswith("_classifier")])

@@ -1,4 +1,4 @@
-"""Files that were cut or changed are refused by the name of the file; nothing crashes."""
+"""Truncated or changed files are errors that name the file; nothing crashes."""
 
 import contextlib
 import functools
@@ -41,7 +41,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def content(folder):
-    """Bytes of a file of each kind."""
+    """The bytes of one file of each kind."""
     np.savez(folder / "x.npz", arr_0=np.arange(6.0), text=np.array("abc"))
     picture = Image.fromarray(np.arange(192, dtype=np.uint8).reshape(8, 8, 3))
     kinds = {"npz": (folder / "x.npz").read_bytes()}
@@ -84,8 +84,8 @@ def test_a_damaged_zip_is_named_or_its_entries_are(flips, cut, folder, content):
             with contextlib.suppress(ValueError):
                 archive.read(entry.path)
     except DataError as error:
-        told = str(error)
-        assert told.startswith(str(path))
+        message = str(error)
+        assert message.startswith(str(path))
     finally:
         if archive._open is not None:
             archive._open.close()
@@ -110,7 +110,7 @@ def test_a_damaged_record_of_a_run_is_refused_by_the_name_of_its_file(flips, cut
         found = run.open_run(folder)
     except UserError as error:
         message = str(error)
-    else:  # Of what was changed nothing is read, or it is allowed.
+    else:  # The changed part is not read, or the change is allowed.
         assert found.settings.keys() == trained.settings.keys()
         return
     assert str(folder) in message or message.startswith("config: ")

@@ -1,4 +1,4 @@
-"""Divergences as a config writes them."""
+"""Divergences in a config."""
 
 import numpy as np
 import pytest

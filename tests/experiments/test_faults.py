@@ -1,4 +1,4 @@
-"""Whatever ends a run, nothing is lost but the work since its last checkpoint.
+"""Whatever ends a run, only the work since its last checkpoint is lost.
 
 The faults are those of `python -m benchmarks.faults`, injected into the program itself.
 """
@@ -43,7 +43,7 @@ def test_nothing_is_lost_and_the_program_ends_with_one_line(scenario, tmp_path):
 def test_faults_at_file_operations_lose_nothing_and_end_with_one_line(server, tmp_path):
     whole = positions.uninterrupted(server, tmp_path)
     assert whole.num_operations > 100
-    # Each kind at another place: of the first checkpoint, of the second, and in between.
+    # Each kind at a different place: in the first checkpoint, in the second, and in between.
     places = positions.spread(whole.num_operations, len(KINDS))
     for kind, place in zip(KINDS, places, strict=True):
         outcome = positions.inject(server, tmp_path, whole, kind, [place])

@@ -1,4 +1,4 @@
-"""Files are complete or absent, have names of their own, and lead nowhere else."""
+"""Files are complete or absent, unfinished files have unique names, and links are not followed."""
 
 import os
 import subprocess
@@ -45,7 +45,7 @@ def test_two_programs_that_write_one_file_at_a_time_do_not_share_the_unfinished_
         one.write(b"one")
         other.write(b"other")
         assert len(list(tmp_path.iterdir())) == 2
-    assert path.read_bytes() == b"one"  # The one that was finished last.
+    assert path.read_bytes() == b"one"  # The file that was finished last.
     assert list(tmp_path.iterdir()) == [path]
 
 

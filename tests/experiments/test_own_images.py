@@ -35,7 +35,7 @@ def images(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained_on(images, tmp_path_factory):
-    """Images, and the run of 4 steps on them, streamed, with a checkpoint at each."""
+    """Images, and a run of 4 steps on them, streamed, with a checkpoint at each step."""
     where = tmp_path_factory.mktemp("trained")
     shutil.copytree(images, where / "images")
     every = {"checkpoint.every_steps": 1, "checkpoint.keep": 9}
@@ -138,7 +138,7 @@ def test_a_train_step_on_a_pair_flows_from_source_images(tmp_path):
             (where / side / f"{i}.png").write_bytes(encoded(pixels))
     pair = {"data.name": "pair", "prior.name": "source", "train.num_steps": 1, **STREAMED}
     pair |= {"log.every_steps": 1, "data.dequantisation": 0.0}
-    # So short that what has flowed is still what the flow started from.
+    # So short that flowed samples still equal their start.
     pair |= {"flow.step_size": 1e-12, "flow.noise_scale": 0.0}
     train(tmp_path / "run", changes(where, **pair), CONFIG)
     (record,) = metrics_log.read(tmp_path / "run" / "metrics.jsonl")

@@ -1,4 +1,4 @@
-"""The fitted prior is a part of the run: it is read back as it was, or refused."""
+"""The fitted prior is part of the run: it is read back unchanged, or rejected."""
 
 import numpy as np
 import pytest

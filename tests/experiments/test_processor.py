@@ -1,4 +1,4 @@
-"""The processor's features are read where the system lists them."""
+"""The processor's features are read if the system lists them."""
 
 from experiments.machine import processor
 

@@ -1,4 +1,4 @@
-"""A run is frozen when it is created: nothing later changes what its results follow from.
+"""A run is frozen when it is created: nothing changes later that its results depend on.
 
 Tests of commands that are refused, or of data that change, compare the whole folder.
 """
@@ -19,7 +19,7 @@ from experiments.sampling.draw import sample_state
 from experiments.sampling.opened import open_checkpoint
 from fdrl_jax import parallel
 
-# Written by every command, or by what libraries do when a folder is opened.
+# Written by every command, or by libraries when a folder is opened.
 VOLATILE = ("lock", "commands.jsonl")
 
 
@@ -47,7 +47,7 @@ def own_images(image_folder, tmp_path):
 
 @pytest.fixture
 def own_run(own_images, tmp_path):
-    """A run on them, created with its prior and trained for two steps."""
+    """A run on these images, created with its prior and trained for two steps."""
     changes = {"data.dir": own_images, "data.image_size": 8, "train.num_steps": 2, **SMALL_RESNET}
     rarely = {"checkpoint.every_steps": 100, "snapshot.every_steps": 100}
     train(tmp_path / "run", {**changes, **rarely}, "folder:tiny")
@@ -210,7 +210,7 @@ def test_two_programs_do_not_train_in_one_folder(tmp_path):
     assert message.endswith("or train in another --workdir")
 
 
-def test_processes_with_different_folders_are_told_to_share_one(of_images, monkeypatch):
+def test_processes_with_different_folders_must_share_one(of_images, monkeypatch):
     monkeypatch.setattr(parallel, "same_on_all_processes", lambda _: False)
     with pytest.raises(UserError, match="is not the same folder on all processes"):
         run.open_run(of_images.root)

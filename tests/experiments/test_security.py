@@ -1,4 +1,4 @@
-"""Nothing that a stranger wrote is executed, leads out of its folder or slips into a page."""
+"""Untrusted content is never executed, cannot escape its folder, and is escaped in pages."""
 
 import json
 import os
@@ -25,7 +25,7 @@ HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)>'
 
 
 class Payload:
-    """Leaves a file behind when it is unpickled."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, trace):
         self.trace = str(trace)
@@ -169,7 +169,7 @@ def test_a_copied_run_contains_no_home_and_no_working_folder(image_folder, tmp_p
     start("train", work / "run", "folder:tiny", changes)
     files = [path for path in (work / "run").rglob("*") if path.is_file()]
     assert {"run.json", "commands.jsonl", "reference.npz"} <= {path.name for path in files}
-    # Orbax's mark of a complete checkpoint names the folder that it was written to.
+    # Orbax's mark of a complete checkpoint contains the path of its folder.
     content = {p.name: p.read_bytes() for p in files if p.name != "commit_success.txt"}
     private = (home, work, Path(__file__).parents[2])
     found = [
@@ -178,7 +178,7 @@ def test_a_copied_run_contains_no_home_and_no_working_folder(image_folder, tmp_p
     assert not found
     assert b"--workdir=run " in content["run.json"]
     assert b"config.data.dir=~/images" in content["commands.jsonl"]
-    # The run resumes where it was, and on a machine with another home.
+    # The run resumes in its place, and on a machine with another home folder.
     start("train", work / "run", None, {"log.every_steps": 1})
     monkeypatch.setenv("HOME", str(tmp_path / "other"))
     assert run.open_run(work / "run").settings["data.dir"] == str(tmp_path / "other" / "images")
@@ -195,7 +195,7 @@ def test_links_in_a_folder_are_followed_but_never_out_of_regular_files(tmp_path)
 def test_secrets_of_the_environment_are_written_nowhere(tmp_path, monkeypatch, capfd):
     for name in ("WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "HF_TOKEN"):
         monkeypatch.setenv(name, SECRET)
-    told = {}
+    logged = {}
 
     class Run:
         def log(self, record, step): ...
@@ -205,14 +205,14 @@ def test_secrets_of_the_environment_are_written_nowhere(tmp_path, monkeypatch, c
     class Module:
         @staticmethod
         def init(**arguments):
-            told.update(arguments)
+            logged.update(arguments)
             return Run()
 
     monkeypatch.setattr(metrics_log, "_import", lambda name, extra: Module)
     train(tmp_path / "run", {"log.wandb": "online", "train.num_steps": 2})
-    assert told["mode"] == "online"
-    assert told["name"] == "run"
-    assert SECRET not in json.dumps(told, default=str)
+    assert logged["mode"] == "online"
+    assert logged["name"] == "run"
+    assert SECRET not in json.dumps(logged, default=str)
     out = capfd.readouterr()
     assert SECRET not in out.out + out.err
     written = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]

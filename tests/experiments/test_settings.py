@@ -1,4 +1,4 @@
-"""Whatever a config holds, a run goes well or ends before training with one line."""
+"""Whatever the config, a run works or ends with one line before training."""
 
 import contextlib
 
@@ -31,7 +31,7 @@ HOSTILE = [
     *("1e400*kl", "nan*kl", "-1*kl", "0*kl", "alpha:1e400"),
     *((65_536,) * 4, ((65_536, 8),), ((1, 1), (1, 1)), ((8, 2), (8, 9))),
 ]
-# What a rule lets through is bounded: those that are tried together in a traced step.
+# Settings whose extreme values are tried together in a traced step.
 EXTREME = {
     key: [v for v in HOSTILE if settings.error_of(key, v) is None]
     for key in SETTINGS
@@ -41,7 +41,7 @@ TRACED = [key for key, values in EXTREME.items() if values]
 
 
 def built(flat):
-    """Returns the experiment of flat settings, or nothing if they were refused in a short line."""
+    """Returns the experiment of flat settings, or `None` if they are rejected in a short line."""
     try:
         wanted = settings.checked(flat)
         return build.experiment(wanted, creation.load_data(wanted))
@@ -53,7 +53,7 @@ def built(flat):
 
 
 def trace(experiment):
-    """Runs everything that comes before the first number: shapes, and the step's program."""
+    """Runs everything before the first computation: shapes, and tracing of the step."""
     training = build.ratio_training(experiment)
     with contextlib.suppress(UserError):
         memory.check_state(training.state_shapes(), training.constants)
@@ -70,7 +70,7 @@ def trace(experiment):
 @pytest.mark.parametrize("name", ["swissroll", "digits"])
 def test_no_value_of_any_setting_ends_in_a_traceback(name, tiny, capfd):
     base = tiny(name)
-    # Built-in sets read no setting of the data; one of them is enough to show it.
+    # Built-in sets read no settings of the data; one of them suffices to show it.
     keys = [key for key in SETTINGS if name == "swissroll" or not key.startswith("data.")]
     num_built = sum(built({**base, key: v}) is not None for key in keys for v in HOSTILE)
     assert num_built > 100
@@ -87,7 +87,7 @@ def test_no_value_of_a_setting_of_the_data_ends_in_a_traceback(key, tiny, tmp_pa
     others = [{"data.name": "tfds:x"}, {"data.name": "npz"}] if key == "data.dir" else [classes]
     for changes in ({}, *others):
         for value in HOSTILE:
-            # Not all that the machine holds, and no worker processes, whose start takes seconds.
+            # Limits memory, and uses no worker processes, whose start takes seconds.
             if (key, value) not in (("data.dir", "/"), ("data.num_workers", 1)):
                 built({**base, "prior.rank": 2, **changes, key: value})
 

@@ -1,4 +1,4 @@
-"""PyTorch files are read without executing them; damaged and hostile ones end in one line."""
+"""PyTorch files are read without executing them; damaged and hostile files are errors."""
 
 import os
 import pickle
@@ -21,7 +21,7 @@ PRIOR = GOLDEN / "original_tiny_ddp.pt"
 
 
 class Calls:
-    """Pickles as the call of a function."""
+    """An object that is pickled as the call of a function."""
 
     def __init__(self, function, *arguments):
         self.call = function, arguments

@@ -1,4 +1,4 @@
-"""How exactly the program multiplies is what the config says."""
+"""The precision of computations is that of the config."""
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,7 @@ def test_a_cpu_is_not_changed(precision_restored):
 
 @pytest.fixture
 def onednn(monkeypatch):
-    """Pretends that oneDNN is on or, for a reason, off; and no persistent cache."""
+    """Pretends that oneDNN is on or, with a reason, off, and that there is no persistent cache."""
 
     def pretend(reason):
         monkeypatch.setattr(xla_flags, "uses_onednn", lambda: reason is None)

@@ -1,4 +1,4 @@
-"""Several processes train what one does, and end together; a checkpoint fits any number of them."""
+"""Several processes give the results of one and end together; checkpoints fit any number."""
 
 import contextlib
 import os
@@ -177,7 +177,7 @@ time.sleep(30)
 
 @pytest.fixture
 def pair():
-    """Starts two processes that watch each other; each is told how it ends, or to wait."""
+    """Starts two connected processes; the argument of each says how it ends, or to wait."""
     with contextlib.ExitStack() as stack:
 
         def start(index, ending):
@@ -210,7 +210,7 @@ def test_when_a_process_is_killed_the_other_ends_immediately_with_one_line(pair,
     both[victim].kill()
     survivor = both[1 - victim]
     assert survivor.wait(10) == PeerError.exit_code
-    (line,) = survivor.stderr.read().split("\n")[1:-1]  # After the end of a progress bar's line.
+    (line,) = survivor.stderr.read().split("\n")[1:-1]  # After the line of a progress bar.
     assert line.startswith("error: another process of the run has ended")
 
 

@@ -1,4 +1,4 @@
-"""Ending at once: one line, an exit code, and nothing that it waits for."""
+"""Immediate exit: one line, an exit code, and no waiting."""
 
 import os
 import subprocess
@@ -6,7 +6,7 @@ import sys
 
 from benchmarks.faults import program
 
-# A thread that is not a daemon would keep a process that ends in the ordinary way.
+# A thread that is not a daemon would delay an ordinary exit.
 LEAVING = """
 import sys, threading
 from experiments.machine import interrupts
@@ -37,7 +37,9 @@ def test_leaving_works_when_the_output_is_closed():
     process = subprocess.Popen(
         [sys.executable, "-c", LEAVING, "main"],
         cwd=program.ROOT,
-        env={k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"},  # `print` is lazy.
+        env={
+            k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"
+        },  # Makes `print` buffer its output.
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )

@@ -1,4 +1,4 @@
-"""The compiler flags are set only where they are safe, and never over the user's own."""
+"""The compiler flags are set only if they are safe, and never replace the user's flags."""
 
 import importlib.metadata
 import subprocess

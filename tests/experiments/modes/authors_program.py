@@ -1,4 +1,4 @@
-"""Checkpoints as the authors' PyTorch program writes them: its names, its shapes, its settings."""
+"""Writes checkpoints like the authors' PyTorch program, with its names, shapes and settings."""
 
 import torch
 from torch import nn
@@ -16,7 +16,7 @@ ACTIVATE = nn.LeakyReLU(0.2)
 
 
 def settings(dataset):
-    """The content of their config file of a data set, with what the program adds to it."""
+    """The content of their config file for a data set, with the additions of the program."""
     return {
         "data_dir": "./data",
         "dataset": dataset,
@@ -84,7 +84,7 @@ class Block(nn.Module):
 
 
 class Network(nn.Module):
-    """Images [B, 3, H, W] -> [B]; an eighth of their width."""
+    """Images [B, 3, H, W] -> [B]; an eighth of the width of their networks."""
 
     def __init__(self, dataset):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Curves of the metric: every point is that of samples drawn for it."""
+"""Curves of the metric: each point equals the metric of separately drawn samples."""
 
 import csv
 
@@ -14,7 +14,7 @@ from experiments.sampling.draw import sample_state
 from experiments.sampling.opened import open_checkpoint
 from fdrl_jax.problem import FlowParams
 
-NUM = 50  # More than a batch, and no multiple of one.
+NUM = 50  # More than a batch, and not a multiple of it.
 
 
 def rows(path):

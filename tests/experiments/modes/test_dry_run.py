@@ -1,4 +1,4 @@
-"""A dry run answers first: cost, memory, disk and time of the whole run; it writes nothing."""
+"""A dry run first prints cost, memory, disk and time of the whole run; it writes nothing."""
 
 import jax
 import pytest

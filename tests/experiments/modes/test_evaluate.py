@@ -1,4 +1,4 @@
-"""Evaluations are records: each describes what it was computed from, and none replaces another."""
+"""Evaluations are records that describe their inputs, and none replaces another."""
 
 import json
 
@@ -155,7 +155,7 @@ def test_training_data_that_are_not_where_the_command_says_are_an_error(of_image
 
 def test_an_evaluation_of_points_compares_the_estimated_log_ratio_with_the_true_one(trained):
     metrics = read(trained, "step_4")["metrics"]
-    assert metrics["log_ratio_kl"]["value"] > 0  # After four steps the estimate is of no use yet.
+    assert metrics["log_ratio_kl"]["value"] > 0  # After four steps the estimate is still useless.
     assert metrics["kl_to_data"]["value"] > 0
     assert metrics["sinkhorn_divergence_64"]["value"] > 0
 

@@ -1,4 +1,4 @@
-"""An exported sampler draws the program's samples in a process that knows nothing of it."""
+"""An exported sampler draws the program's samples in a process without the program."""
 
 import ast
 import dataclasses
@@ -24,7 +24,7 @@ from experiments.sampling.opened import open_checkpoint
 from fdrl_jax import priors
 
 NUM = 12
-# Draws from each folder named, and then tells which packages it took.
+# Draws from each given folder, and then prints the packages it has imported.
 ALONE = """
 import runpy, sys
 for folder in sys.argv[1:]:
@@ -40,7 +40,7 @@ def experiment_of(wanted):
 
 
 def trained_state(experiment):
-    """A state whose parameters no initialisation gives, without the time of a training."""
+    """A state with parameters unlike any initialisation, which needs no training."""
     state = build.ratio_training(experiment).init_state()
     moved = jax.tree.map(
         lambda a: a + 0.05 * np.cos(np.arange(a.size)).reshape(a.shape), state.ema_variables
@@ -50,7 +50,7 @@ def trained_state(experiment):
 
 @pytest.fixture(scope="module")
 def exported(tiny, tmp_path_factory):
-    """Returns the folder and the program's samples, of points and of images with their prior."""
+    """Returns the folder and the program's samples, for points and for images with a prior."""
     found = {}
     for name in ("swissroll", "digits"):
         experiment = experiment_of(tiny(name))
@@ -62,7 +62,7 @@ def exported(tiny, tmp_path_factory):
 
 def test_a_process_that_imports_only_jax_draws_the_same_samples(exported):
     folders = [str(folder) for folder, _ in exported.values()]
-    # One device, and none of the flags of the program or of the tests.
+    # With one device, and without the flags of the program or the tests.
     environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "PYTHONPATH")}
     command = [sys.executable, "-W", "error", "-c", ALONE, *folders]
     done = subprocess.run(
@@ -87,13 +87,13 @@ def test_a_sample_depends_only_on_its_index(exported):
 
 def test_the_metadata_have_versions_shapes_settings_and_the_lifetime(exported):
     folder, _ = exported["digits"]
-    told = json.loads((folder / "metadata.json").read_text())
-    assert told["platforms"] == ["cpu", "cuda", "tpu"]
-    assert told["outputs"] == ["float32[batch,8,8,1]"]
-    assert told["settings"]["flow.num_steps"] == 3
-    assert "data.dir" not in told["settings"]
-    assert {"jax", "jaxlib", "python"} <= told["versions"].keys()
-    assert "six months" in told["lifetime"]
+    metadata = json.loads((folder / "metadata.json").read_text())
+    assert metadata["platforms"] == ["cpu", "cuda", "tpu"]
+    assert metadata["outputs"] == ["float32[batch,8,8,1]"]
+    assert metadata["settings"]["flow.num_steps"] == 3
+    assert "data.dir" not in metadata["settings"]
+    assert {"jax", "jaxlib", "python"} <= metadata["versions"].keys()
+    assert "six months" in metadata["lifetime"]
     assert "0.10.2" in (folder / "README.md").read_text()
 
 
@@ -153,11 +153,11 @@ def test_the_card_has_the_front_matter_of_the_hub_and_the_metrics_of_the_run(tra
     start("export", trained.root, platforms="cpu")
     card = (trained.exports / "step_4" / "README.md").read_text()
     _, front, text = card.split("---\n", 2)
-    told = yaml.safe_load(front)
-    assert told["license"] == "unknown"
-    assert told["library_name"] == "fdrl_jax"
-    assert told["datasets"] == ["swissroll"]
-    assert "jax" in told["tags"]
+    header = yaml.safe_load(front)
+    assert header["license"] == "unknown"
+    assert header["library_name"] == "fdrl_jax"
+    assert header["datasets"] == ["swissroll"]
+    assert "jax" in header["tags"]
     record = json.loads((trained.evaluations / "step_4" / "record.json").read_text())
     assert record["metrics"]
     for name in record["metrics"]:
@@ -169,8 +169,8 @@ def test_the_card_has_the_front_matter_of_the_hub_and_the_metrics_of_the_run(tra
 
 def test_the_export_says_when_it_expires(exported):
     folder, _ = exported["swissroll"]
-    told = json.loads((folder / "metadata.json").read_text())
-    written, expires = (datetime.date.fromisoformat(told[k]) for k in ("written", "expires"))
+    metadata = json.loads((folder / "metadata.json").read_text())
+    written, expires = (datetime.date.fromisoformat(metadata[k]) for k in ("written", "expires"))
     assert 150 < (expires - written).days < 200
     card = " ".join((folder / "README.md").read_text().split())
     assert f"written on {written} by JAX {jax.__version__}" in card

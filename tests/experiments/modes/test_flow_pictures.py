@@ -1,4 +1,4 @@
-"""Flow strips and interpolations: drawn from a run, with noise that the points of a path share."""
+"""Flow strips and interpolations of a run; the points of a path share their noise."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ def test_the_points_of_a_path_share_their_noise_and_its_ends_are_samples_of_the_
 ):
     sheets = {}
     monkeypatch.setattr(images, "interpolations", sheets.update)
-    # Without a drift all that moves the points is the noise.
+    # Without a drift, only the noise moves the points.
     wanted = tiny("digits", {"flow.step_size": 1e-12, "flow.noise_scale": 0.5})
     flow.interpolations(*untrained(wanted))
     for first, last in sheets.values():

@@ -1,4 +1,4 @@
-"""The folder of a run of version 0.1 becomes one of today's, and nothing of it is lost."""
+"""The folder of a run of version 0.1 is converted to the current format without loss."""
 
 import json
 
@@ -17,7 +17,7 @@ from experiments.modes.migrate import _OldState
 
 @pytest.fixture
 def old(trained, tmp_path):
-    """A folder as version 0.1 wrote it: settings, and checkpoints with rollbacks of their own."""
+    """A folder in the format of version 0.1: settings, and checkpoints with separate rollbacks."""
     with trained.checkpoints() as store:
         template = train(trained.root)  # Finished: its last state.
         state = store.restore(jax.eval_shape(lambda: template)).state

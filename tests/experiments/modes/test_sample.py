@@ -1,4 +1,4 @@
-"""Mode sample: files that other programs read, records that tell them apart, and safe kills."""
+"""Mode sample: files for other programs, records that distinguish them, and kills without loss."""
 
 import json
 import os
@@ -62,7 +62,7 @@ def test_samples_of_other_settings_are_added_and_none_is_replaced(trained):
     found = {(r["key"]["num_samples"], r["key"]["settings"]["flow.num_steps"]) for r in records}
     assert found == {(10, 3), (12, 3), (10, 5)}
     start("sample", trained.root, num_samples=10)
-    assert contents(trained.samples) == after  # These are there already.
+    assert contents(trained.samples) == after  # These exist already.
 
 
 def test_a_sample_does_not_depend_on_how_many_are_drawn_with_it(trained):
@@ -134,7 +134,7 @@ def test_samples_that_cannot_be_finished_do_not_get_their_name(tmp_path):
     images = np.zeros((2, 4, 4, 1), np.uint8)
     for file_format, suffix in (("npz", ".npz"), ("zip", ".zip"), ("folder", "")):
         path = sample_files.target(tmp_path, "v1.npz", file_format, "images")
-        assert path.name == f"v1.npz{suffix}"  # A name with a dot is no format.
+        assert path.name == f"v1.npz{suffix}"  # A name with a dot is not a format.
         with (
             pytest.raises(KeyboardInterrupt),
             sample_files.writing(path, file_format, [images], 2),
@@ -175,7 +175,7 @@ def test_interrupted_sampling_resumes_and_writes_the_same_files(trained, monkeyp
         one, other = ((trained.samples / f"{n}{suffix}").read_bytes() for n in ("whole", "cut"))
         assert one == other
     sample(trained, 30, **named("cut", **small))
-    assert len(written) == 4  # What is done is not drawn again.
+    assert len(written) == 4  # Finished parts are not drawn again.
     assert not (trained.samples / "cut.npz.parts").exists()
 
 

@@ -1,4 +1,4 @@
-"""Samples of a class: by a classifier of a workdir, or one of the library robustness."""
+"""Class-conditional samples, with a classifier of a workdir or of the library robustness."""
 
 import json
 import shutil

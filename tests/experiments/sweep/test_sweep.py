@@ -1,4 +1,4 @@
-"""A sweep runs a list of configs: checked before, resumable, and no run ends it for the others."""
+"""A sweep checks its configs before running, can be resumed, and continues after a failed run."""
 
 import csv
 import json
@@ -25,7 +25,7 @@ GROUPS = {
 
 
 def program(endings, calls):
-    """Stands for the program: ends as given by the run's name, and writes its seed."""
+    """Replaces the program: ends as the name of the run says, and writes its seed."""
 
     def run(config, run, folder):
         calls.append(run.folder)
@@ -49,8 +49,14 @@ def test_a_run_that_fails_or_diverges_is_reported_and_the_others_continue(tmp_pa
     todo, outcomes, calls = sweep(tmp_path, {"0.1": 3, "js": -9})
 
     assert len(calls) == len(todo.runs) == 15
-    told = {run.name: outcome.status for run, outcome in zip(todo.runs, outcomes, strict=True)}
-    assert told == {"0.0": "done", "0.1": "diverged", "0.2": "done", "kl": "done", "js": "failed"}
+    statuses = {run.name: outcome.status for run, outcome in zip(todo.runs, outcomes, strict=True)}
+    assert statuses == {
+        "0.0": "done",
+        "0.1": "diverged",
+        "0.2": "done",
+        "kl": "done",
+        "js": "failed",
+    }
 
 
 def test_the_same_sweep_again_runs_only_what_failed(tmp_path):
@@ -103,7 +109,7 @@ def test_a_stopped_sweep_waits_until_its_run_has_saved(tmp_path, monkeypatch):
             if timeout is None:
                 while "ready" not in (tmp_path / "output.txt").read_text():
                     time.sleep(0.01)
-                raise KeyboardInterrupt  # As SIGTERM and Ctrl-C do.
+                raise KeyboardInterrupt  # Like SIGTERM and Ctrl-C.
             return super().wait(timeout)
 
     monkeypatch.setattr(runner.subprocess, "Popen", Program)
@@ -149,7 +155,7 @@ def test_the_picture_has_lines_over_numbers_and_bars_for_names(tmp_path):
     assert along.get_xlabel() == "flow.noise_scale"
     assert list(along.lines[0].get_xdata()) == [0.0, 0.1, 0.2]
     assert not along.patches
-    assert len(by_name.patches) == 1  # "js" came to no end.
+    assert len(by_name.patches) == 1  # "js" did not finish.
     assert [label.get_text() for label in by_name.get_xticklabels()] == ["kl", "js"]
 
 

@@ -1,4 +1,4 @@
-"""A run that diverges stops, or goes back and past what made it diverge, and stays repeatable."""
+"""A run that diverges stops, or rolls back and skips the bad batches, and stays repeatable."""
 
 import dataclasses
 import re
@@ -32,7 +32,7 @@ CHANGES = {
 
 
 def poisoned(experiment, step):
-    """Puts NaN into the first example of the batch that an undisturbed run draws at a step."""
+    """Puts NaN into the first example of the batch that an uninterrupted run draws at a step."""
     draw, position = experiment.source.draw, (step - 1) * experiment.settings["train.batch_size"]
 
     def with_nan(arrays, host_batch, key, positions):
@@ -44,7 +44,7 @@ def poisoned(experiment, step):
 
 
 def train(folder, bad_step=BAD_STEP, **changes):
-    """Trains on data of which one batch has a NaN."""
+    """Trains on data with NaN in one batch."""
     with run.locked_folder(folder):
         asked = command("train", folder, "swissroll:tiny", CHANGES | changes)
         created, experiment = create_or_resume(asked)
@@ -73,7 +73,7 @@ def test_a_run_that_was_interrupted_after_a_rollback_equals_the_uninterrupted_on
     whole = train(tmp_path / "whole")
     train(tmp_path / "parts", **{"train.num_steps": 10})
     assert_equal_bits(train(tmp_path / "parts"), whole)
-    # Cut between the rollback and the next checkpoint: it diverges and goes back once more.
+    # Interrupted between the rollback and the next checkpoint: it diverges and rolls back again.
     for step in ("10", "12"):
         shutil.rmtree(tmp_path / "parts" / "checkpoints" / step)
     assert_equal_bits(train(tmp_path / "parts"), whole)
@@ -100,7 +100,7 @@ def test_a_diverging_run_stops_names_the_step_logs_it_and_keeps_the_last_good_ch
         DivergedError, match=r"loss is nan at step 7; the last good checkpoint is of step 5"
     ):
         train(tmp_path, **{"train.on_divergence": "stop"})
-    # Whoever looks for the cause finds the interval that diverged in the log.
+    # The log contains the interval that diverged, which helps to find the cause.
     last = metrics_log.read(tmp_path / "metrics.jsonl")[-1]
     assert (last["step"], last["loss"]) == (7, None)
     created = run.open_run(tmp_path)

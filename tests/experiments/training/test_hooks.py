@@ -1,4 +1,4 @@
-"""The metric during training disturbs nothing, and the checkpoint that is best by it is kept."""
+"""The metric during training has no side effects, and the best checkpoint by it is kept."""
 
 import json
 import math
@@ -20,7 +20,7 @@ NAME = "evaluation/energy_distance_32"
 
 @pytest.fixture
 def valued(monkeypatch):
-    """Lets the metric take given values, one after the other."""
+    """Makes the metric return the given values, one after the other."""
 
     def give(*values):
         left = iter(values)

@@ -1,4 +1,4 @@
-"""The one training loop: it resumes exactly, reports what it does, and loses nothing."""
+"""The training loop: it resumes exactly, reports its progress, and loses nothing."""
 
 import re
 import time
@@ -69,7 +69,7 @@ def test_a_hook_runs_at_its_multiples_and_at_the_end_and_its_result_is_logged(tm
 def test_throughput_is_that_of_training_without_the_time_of_hooks_and_saves(tmp_path):
     changes = {"train.num_steps": 12, "train.steps_per_dispatch": 1, "log.every_steps": 1}
     run_with_hook(tmp_path, 2, lambda _: time.sleep(0.5), **changes)
-    # The first step compiles; a hook of half a second at every second one slows down none.
+    # The first step compiles. A hook of half a second at every second step must not count.
     rates = [r["steps_per_second"] for r in metrics_log.read(tmp_path / "metrics.jsonl")][1:]
     assert min(rates) > 2.0
 

@@ -1,4 +1,4 @@
-"""SIGTERM asks for an orderly end once, and ends the process at once the second time."""
+"""The first SIGTERM asks for an orderly end, and the second one ends the process immediately."""
 
 import os
 import signal
