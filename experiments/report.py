@@ -28,17 +28,28 @@ from fdrl_jax import drift
 from fdrl_jax.state import TrainState
 
 _NUM_HEADLINES = 5
+_SCROLLED = "curves.png"  # Its labels would be too small on a phone.
+# On a narrow screen each metric is a block: its words, and below them its values side by side.
 _STYLE = """
 :root{color-scheme:light dark}
 body{font:16px/1.55 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}
 h1{font-size:1.6rem;margin-bottom:.3rem}h2{font-size:1.2rem;margin-top:2.2rem}
-figure{margin:1.2rem 0}img{max-width:100%;background:#fff;border-radius:4px}
-figcaption,.note{opacity:.8}.note{font-size:.9rem}code,pre{font-family:ui-monospace,monospace;font-size:.9em}
+figure{margin:1.2rem 0;overflow-x:auto}img{max-width:100%;background:#fff;border-radius:4px}
+figcaption,.note,small{opacity:.8}.note{font-size:.9rem}small{display:block;overflow-wrap:anywhere}
+code,pre{font-family:ui-monospace,monospace;font-size:.9em}
 pre{overflow-x:auto;padding:.5rem;background:#8881;border-radius:4px}
-.scroll{overflow-x:auto}table{border-collapse:collapse}
+.scroll{overflow-x:auto}table{border-collapse:collapse}summary{margin:.6rem 0}
 th,td{padding:.2rem 1.2rem .2rem 0;text-align:left;vertical-align:top;border-bottom:1px solid #8884}
 .value{white-space:nowrap}.lead{font-size:1.1rem}
-@media(max-width:40rem){table{font-size:.8rem}th,td{padding-right:.6rem}.value{white-space:normal}}
+@media(max-width:40rem){
+table{font-size:.9rem}th,td{padding-right:.6rem}td{overflow-wrap:anywhere}
+.metrics,.metrics tbody{display:block}.metrics th{display:none}
+.metrics tr{display:grid;grid-template-columns:repeat(3,1fr);column-gap:.5rem}
+.metrics tr{padding:.5rem 0;border-bottom:1px solid #8884}
+.metrics td{border:0;padding:0}.metrics td:first-child{grid-column:1/-1}
+.value{white-space:normal}.metrics .value::before{content:attr(data-label)}
+.metrics .value::before{display:block;font-size:.8rem;opacity:.8}
+.scrolled img{max-width:none;width:44rem}}
 """
 
 
@@ -46,37 +57,46 @@ def draw(opened: Opened, samples: Samples, found: Evaluation, folder: Path) -> N
     """Draws the pictures of an evaluation to its folder, and lists them with their captions."""
     experiment, state, run = opened.experiment, opened.checkpoint.state, opened.run
     source = experiment.source
+    start = "prior samples" if source.starts is None else "source images"
     drawn = [
         (
             "samples.png",
-            "Where the flow starts, samples, and held-out data.",
+            f"From left to right: {start}, where the flow starts; samples; and held-out data. "
+            "Good samples look like the data.",
             pictures.samples_and_data(source, samples.prior, samples.refined),
         )
     ]
     if source.kind == "points":
-        caption = "The estimated log density ratio (flowed over data) and the drift of the flow."
+        caption = (
+            "The estimated log density ratio, flowed samples over data, and the drift of the flow. "
+            "There are too many samples in red regions and too few in blue ones."
+        )
         drawn.append(("log_ratio.png", caption, _field(experiment, state)))
     else:
-        caption = "Samples on their way: each row is one sample, from the prior to the end."
+        caption = f"Samples along the flow. Each row is one sample, from the {start} to the end."
         drawn.append(("flow.png", caption, flow.flow_strip(experiment, state)))
     if found.nearest:
-        caption = "Samples with the training images nearest to them: copies would show here."
+        caption = "Samples, each followed by its nearest training images. Copies would look equal."
         drawn.append(("neighbours.png", caption, neighbours(samples.refined, found.nearest)))
     log = [r for r in metrics_log.read(run.metrics) if r["step"] <= opened.step]
     if log:
         with run.saved_checkpoints() as store:
             best = store.best()
-        drawn.append(("curves.png", "Loss and norms over training.", curves.training(log, best)))
+        caption = (
+            "Training: the loss, the mean ratio (1 on data for an exact estimator), and the norms "
+            "of the gradient and of the drift."
+        )
+        drawn.append(("curves.png", caption, curves.training(log, best)))
     shots = run.read_snapshots(opened.step)
     if shots:
         course = pictures.course(source, shots)
-        drawn.append(("course.png", "The same samples over training.", course))
+        drawn.append(("course.png", "The same samples at several steps of training.", course))
     captions = {name: caption for name, caption, _ in drawn}
     for name, _, figure in drawn:
         pictures.save(figure, folder / name)
     if shots and source.kind == "points":
         points.animate_course(shots, source.held_out(len(shots[0][1]), 1), folder / "course.gif")
-        captions["course.gif"] = "The same, moving."
+        captions["course.gif"] = "The same samples over training, as an animation."
     write_json(folder / "pictures.json", captions)
 
 
@@ -108,25 +128,24 @@ def write(run: Run, record: Path) -> Path:
     sections = [
         f"<h1>FDRL on {name}, train step {step:,}</h1>",
         f"<p>{_what(run, found)}</p>",
-        *(
-            f'<p class="lead">{html.escape(line)}</p>'
-            for line in metrics_lib.sentences(metrics, start)
-        ),
+        f'<p class="lead">{html.escape(metrics_lib.verdict(metrics, start))}</p>',
         _metrics_table(_headlines(metrics), start),
         f'<p class="note">{metrics_lib.NOTE}</p>',
+        "<h2>Pictures</h2>",
         *(_figure(record / file, caption) for file, caption in captions.items()),
         "<h2>Metrics</h2>",
         _metrics_table(metrics, start),
         _details(found["details"]),
         "<h2>Settings</h2>",
-        "<p>Those that differ from the defaults:</p>",
+        f"<p>The run was created by this command:</p><pre>{_command(run)}</pre>",
+        "<p>These settings differ from the defaults:</p>",
         _table([(k, str(v)) for k, v in run.settings.items() if v != _default(k)]),
         _folded("All settings", _table([(k, str(v)) for k, v in run.settings.items()])),
     ]
     if changed:
         text = "; ".join(changed.values())
         sections.insert(
-            2, f"<p>This evaluation changes settings of the run: {html.escape(text)}.</p>"
+            2, f"<p>In this evaluation, settings differ from the run: {html.escape(text)}.</p>"
         )
     page = (
         f'<!doctype html><html lang="en"><meta charset="utf-8">'
@@ -152,15 +171,32 @@ def metrics_of(record: Path) -> Metrics:
 
 
 def _headlines(metrics: Metrics) -> Metrics:
-    """Returns the metrics to show first: headline metrics with values of prior and real data."""
-    found = {name: metric for name, metric in metrics.items() if metric.defined.headline}
-    return dict(list((found or metrics).items())[:_NUM_HEADLINES])
+    """Returns the metrics to show first: headlines, then others with prior and real data."""
+
+    def order(item: tuple[str, metrics_lib.Metric]) -> tuple[bool, bool]:
+        metric = item[1]
+        return not metric.defined.headline, metric.prior is None or metric.real is None
+
+    return dict(sorted(metrics.items(), key=order)[:_NUM_HEADLINES])
 
 
 def _what(run: Run, found: dict[str, Any]) -> str:
-    command = html.escape(_without_paths(run.command))
-    num = found["key"]["num_samples"]
-    return f"Trained by <code>{command}</code>, evaluated on {num:,} samples."
+    """Returns what the report is about: data, training and evaluation."""
+    shape = run.data["event_shape"]
+    kind = "points in the plane"
+    if len(shape) == 3:
+        colour = "grey" if shape[2] == 1 else "colour"
+        kind = f"{colour} images of {shape[1]} x {shape[0]} pixels"
+    step, num = found["key"]["step"], found["key"]["num_samples"]
+    return (
+        f"Samples from a density-ratio flow (FDRL) that was trained on {html.escape(kind)}, data "
+        f"set <b>{html.escape(run.data['name'])}</b>. Checkpoint of train step {step:,} of "
+        f"{run.settings['train.num_steps']:,}, evaluated on {num:,} samples."
+    )
+
+
+def _command(run: Run) -> str:
+    return html.escape(_without_paths(run.command))
 
 
 def _without_paths(command: str) -> str:
@@ -179,22 +215,29 @@ def _default(key: str) -> Any:
 
 
 def _metrics_table(metrics: Metrics, start: str) -> str:
-    header = "".join(f"<th>{html.escape(name)}</th>" for name in metrics_lib.columns(start))
-    rows = "".join(
-        f"<tr><td>{html.escape(first)}</td>{''.join(map(_value_cell, rest))}</tr>"
-        for first, *rest in _with_words(metrics)
-    )
-    return f'<div class="scroll"><table><tr>{header}</tr>{rows}</table></div>'
+    names = metrics_lib.columns(start)[:-1]
+    header = "".join(f"<th>{html.escape(name)}</th>" for name in names)
+    lines = []
+    for metric, (_, *cells, _) in zip(metrics.values(), metrics_lib.rows(metrics), strict=True):
+        values = "".join(map(_value_cell, names[1:], cells))
+        lines.append(f"<tr><td>{_words(metric)}</td>{values}</tr>")
+    table = f'<table class="metrics"><tr>{header}</tr>{"".join(lines)}</table>'
+    return f'<div class="scroll">{table}</div>'
 
 
-def _value_cell(text: str) -> str:
+def _value_cell(label: str, text: str) -> str:
     # A narrow screen may break the line only before the sign.
-    return f'<td class="value">{html.escape(text).replace("± ", "±&nbsp;")}</td>'
+    value = html.escape(text).replace("± ", "±&nbsp;")
+    return f'<td class="value" data-label="{html.escape(label)}">{value}</td>'
 
 
-def _with_words(metrics: Metrics) -> list[tuple[str, ...]]:
-    rows = zip(metrics.values(), metrics_lib.rows(metrics), strict=True)
-    return [(f"{metric.defined.words} ({metric.name})", *row[1:]) for metric, row in rows]
+def _words(metric: metrics_lib.Metric) -> str:
+    """Returns what a metric measures, with its name, unit and direction."""
+    d = metric.defined
+    details = [metric.name, "no unit" if d.unit == "1" else d.unit]
+    details += [f"{d.direction} is better"] if d.direction else []
+    words = html.escape(f"{d.words[0].upper()}{d.words[1:]}")
+    return f"{words}<small>{html.escape(', '.join(details))}</small>"
 
 
 def _details(details: dict[str, Any]) -> str:
@@ -222,7 +265,8 @@ def _figure(path: Path, caption: str) -> str:
         raise UserError(f"{path} does not exist, but pictures.json names it") from None
     text = html.escape(caption)
     source = f"data:image/{path.suffix[1:]};base64,{encoded}"
-    return f'<figure><img alt="{text}" src="{source}"><figcaption>{text}</figcaption></figure>'
+    opening = '<figure class="scrolled">' if path.name == _SCROLLED else "<figure>"
+    return f'{opening}<img alt="{text}" src="{source}"><figcaption>{text}</figcaption></figure>'
 
 
 def _field(experiment: Experiment, state: TrainState) -> Any:

@@ -60,6 +60,7 @@ class Metric(NamedTuple):
 
 NOTE = "Mean ± standard deviation over draws of the given number of samples."
 _ROUNDING = 1e-9  # Relative rounding error.
+_GOOD, _FAIR = 0.1, 0.5  # Largest relative distances of good and of fair samples.
 
 Metrics = dict[str, Metric]
 
@@ -177,14 +178,43 @@ def summary(metrics: Metrics, start: str = "prior") -> str:
 
 def sentences(metrics: Metrics, start: str = "prior") -> list[str]:
     """Returns a sentence per headline metric: where samples are between real data and start."""
-    headlines = [
-        m for m in metrics.values() if m.defined.headline and m.relative_distance is not None
-    ]
-    return [_sentence(metric, start) for metric in headlines]
+    return [_sentence(metric, start) for metric in _placed(metrics)]
+
+
+def verdict(metrics: Metrics, start: str = "prior") -> str:
+    """Returns in a sentence whether the samples are good, with the reason.
+
+    The headline metric in which the samples are worst decides. Its relative distance is at most 0.1
+    for good samples, 0.5 for fair ones and 1 for weak ones.
+    """
+    placed = _placed(metrics)
+    if not placed:
+        return f"No verdict: no headline metric distinguishes real data from the {start}."
+    worst = max(placed, key=_relative_distance)
+    left, words = _relative_distance(worst), f"the {worst.defined.words} ({worst.name})"
+    scope = f"in all {len(placed)} headline metrics" if len(placed) > 1 else f"by {words}"
+    if left <= _GOOD:
+        where = f"at most {100 * max(left, 0.0):.0f}% of the way to the {start}"
+        return f"Good: the samples are close to real data {scope}, {where}."
+    if left > 1.0:
+        return f"Poor: by {words}, the samples are further from real data than the {start} is."
+    where = f"{100 * left:.0f}% of the way from real data to the {start}"
+    if left <= _FAIR:
+        return f"Fair: the samples are nearer to real data than to the {start}; {words} is {where}."
+    return f"Weak: the samples are only a little better than the {start}; {words} is {where}."
+
+
+def _placed(metrics: Metrics) -> list[Metric]:
+    """Returns the headline metrics that place samples between real data and their start."""
+    return [m for m in metrics.values() if m.defined.headline and m.relative_distance is not None]
+
+
+def _relative_distance(metric: Metric) -> float:
+    return metric.relative_distance or 0.0
 
 
 def _sentence(metric: Metric, start: str) -> str:
-    left = metric.relative_distance or 0.0
+    left = _relative_distance(metric)
     if left > 1.0:
         verdict = f"the samples are further from real data than the {start} is"
     elif left < 0.0:

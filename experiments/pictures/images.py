@@ -133,7 +133,9 @@ def course(snapshots: Sequence[tuple[int, np.ndarray]], columns: int = 6) -> Fig
 
 def _grids(columns: dict[str, np.ndarray]) -> Figure:
     figure, axes = panels(len(columns), size=3.6)
+    num = min(NUM_IN_GRID, *map(len, columns.values()))
+    num -= num % 10 if num > 10 else 0  # Full rows.
     for ax, (title, images) in zip(axes, columns.items(), strict=True):
-        show(ax, tile(images[:NUM_IN_GRID], 10))
+        show(ax, tile(images[:num], 10))
         ax.set_title(title)
     return figure

@@ -54,6 +54,29 @@ def test_the_table_says_where_samples_are_between_real_data_and_the_prior(value,
     ]
 
 
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (0.9, "Good: the samples are close to real data by the Fréchet distance "),
+        (2.8, "Fair: the samples are nearer to real data than to the prior; the Fréchet distance "),
+        (9.1, "is 90% of the way from real data to the prior."),
+        (11.0, "Poor: by the Fréchet distance "),
+    ],
+)
+def test_the_verdict_is_a_sentence_with_its_reason(value, expected):
+    text = metrics.verdict(metrics.by_name([frechet(value)]))
+    assert expected in text
+    assert "(frechet_svc_360)" in text
+    assert text.count(". ") == 0
+
+
+def test_the_worst_headline_metric_decides_the_verdict():
+    good = metrics.Metric("fid", "fid", Estimate(1.0), Estimate(10.0), Estimate(1.0))
+    assert "in all 2 headline metrics" in metrics.verdict(metrics.by_name([frechet(1.0), good]))
+    assert "(frechet_svc_360)" in metrics.verdict(metrics.by_name([frechet(8.0), good]))
+    assert metrics.verdict({}).startswith("No verdict")
+
+
 def test_a_spread_of_rounding_errors_is_not_shown():
     equal = metrics.Metric("kl_to_data", "kl_to_data", Estimate(0.865, 1.1e-16), None, None)
     assert metrics.rows({"kl_to_data": equal})[0][1] == "0.865"

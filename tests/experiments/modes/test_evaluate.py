@@ -1,5 +1,6 @@
 """Evaluations are records that describe their inputs, and none replaces another."""
 
+import html
 import json
 
 import numpy as np
@@ -101,6 +102,9 @@ def test_of_two_evaluations_at_once_one_record_stays(trained, monkeypatch):
 
 def test_the_report_is_written_again_from_the_record_only(trained, capsys):
     page = trained.evaluations / "step_4" / "report.html"
+    text = page.read_text()
+    assert metrics.verdict(report.metrics_of(page.parent)) in html.unescape(text)
+    assert "Checkpoint of train step 4 of 4, evaluated on" in text
     before = page.read_bytes()
     page.unlink()
     trained.report.unlink()
