@@ -17,6 +17,7 @@ exclude_patterns = ["**/README.md"]
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 
+smartquotes_action = "qe"  # No dashes, which would change flags such as --config.
 autodoc_typehints = "none"  # The signature has them.
 autodoc_preserve_defaults = True
 autodoc_member_order = "bysource"

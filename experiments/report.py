@@ -42,7 +42,7 @@ pre{overflow-x:auto;padding:.5rem;background:#8881;border-radius:4px}
 th,td{padding:.2rem 1.2rem .2rem 0;text-align:left;vertical-align:top;border-bottom:1px solid #8884}
 .value{white-space:nowrap}.lead{font-size:1.1rem}
 @media(max-width:40rem){
-table{font-size:.9rem}th,td{padding-right:.6rem}td{overflow-wrap:anywhere}
+table{font-size:.8rem}.metrics{font-size:.9rem}th,td{padding-right:.6rem}td{overflow-wrap:anywhere}
 .metrics,.metrics tbody{display:block}.metrics th{display:none}
 .metrics tr{display:grid;grid-template-columns:repeat(3,1fr);column-gap:.5rem}
 .metrics tr{padding:.5rem 0;border-bottom:1px solid #8884}

@@ -64,7 +64,7 @@ FAULTS = {
     cut: "damaged|cannot be opened",
     cut_jpeg: "damaged",
     empty: "the file is empty",
-    text_in_disguise: "no PNG, JPEG or WEBP image",
+    text_in_disguise: "not a PNG, JPEG or WEBP image",
     other_size: "9 x 8 pixels, but others have 8 x 8; set data.image_size",
     dangling: "cannot be read",
     endless: "a link to a folder that contains it",

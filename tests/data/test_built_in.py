@@ -24,7 +24,7 @@ from experiments.errors import DataError
 )
 def test_a_setting_that_would_do_nothing_is_an_error(name, changes):
     (key,) = changes
-    with pytest.raises(DataError, match=rf"data\.{key}=.* data\.name={name} is built in"):
+    with pytest.raises(DataError, match=rf"data\.{key}=.* data\.name={name} is a built-in set"):
         load(DataOptions(name, **changes))
 
 

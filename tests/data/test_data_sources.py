@@ -162,7 +162,7 @@ def test_two_classes_of_a_labelled_set_make_a_pair_and_the_held_out_side_starts_
         ({"source_class": "cat", "target_class": "dgo"}, r"did you mean 'dog'.* cat, dog"),
         ({"name": "pair"}, r"needs a folder 'trainB'"),
         ({"name": "npz"}, r"needs the path of an .npz file"),
-        ({"name": "lsun"}, r"no LMDB"),
+        ({"name": "lsun"}, r"neither an LMDB"),
     ],
 )
 def test_what_is_missing_is_named(changes, message, tmp_path, monkeypatch):

@@ -73,7 +73,7 @@ def test_an_array_whose_header_claims_more_than_the_file_contains_is_refused(tmp
     np.lib.format.write_array_header_1_0(stream, header)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("images.npy", stream.getvalue() + bytes(100))
-    with at_most(2**24), pytest.raises(DataError, match=r"images.* bytes where 4,096,000,128 are"):
+    with at_most(2**24), pytest.raises(DataError, match=r"images.* expected 4,096,000,128 bytes"):
         load(DataOptions("npz", str(path)))
 
 
