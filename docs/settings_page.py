@@ -11,7 +11,7 @@ This page lists every setting of a run with its default, its meaning and its all
 a setting on the command line with `--config.KEY=VALUE`, or in a config file. The same text is
 printed by `python -m experiments.main --help=KEY`.
 
-The column "may change" says when a setting may differ from that of an existing run:
+The last word says when a setting may differ from that of an existing run:
 
 - **fixed**: never. It is set when the run is created.
 - **training**: never. Samples depend on it only through the checkpoint.
@@ -28,11 +28,8 @@ def page() -> str:
         sections.setdefault(key.rpartition(".")[0], []).append(key)
     parts = [_INTRODUCTION]
     for name, keys in sections.items():
-        rows = "\n".join(_row(key) for key in keys)
-        parts.append(
-            f"## {_TITLES.get(name, name)}\n\n| key | default | may change | meaning |\n"
-            f"|---|---|---|---|\n{rows}\n"
-        )
+        entries = "\n".join(map(_entry, keys))
+        parts.append(f"## {_TITLES.get(name, name)}\n\n{entries}\n")
     return "\n".join(parts)
 
 
@@ -43,9 +40,11 @@ def write(docs: Path) -> None:
         path.write_text(text)
 
 
-def _row(key: str) -> str:
+def _entry(key: str) -> str:
+    # A list, because a table of four columns does not fit a phone.
     setting = settings.SETTINGS[key]
     default = repr(setting.default).replace("'", '"')
-    meaning = f"{setting.about} Allowed: {setting.rule.allowed}."
-    cells = (f"`{key}`", f"`{default}`", setting.scope, meaning)
-    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+    text = (
+        f"{setting.about} Allowed: {setting.rule.allowed}. Default: `{default}`; {setting.scope}."
+    )
+    return f"- **`{key}`**: {text}"

@@ -90,11 +90,20 @@ def test_the_last_steps_of_a_gan_leave_its_generator_alone():
 def test_the_notebook_runs_from_top_to_bottom():
     cells = json.loads((EXAMPLES / "first_look.ipynb").read_text())["cells"]
     code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-    space = {"__name__": "notebook", "NUM_STEPS": 20}
+    space = {"__name__": "notebook"}
     for source in code:
         exec(compile(source.replace("NUM_STEPS = 1_000", "NUM_STEPS = 20"), "cell", "exec"), space)
-    assert space["samples"].shape == (2_000, 2)
-    assert not any(cell.get("outputs") for cell in cells)
+    assert space["path"].shape == (61, 2_000, 2)
+    assert len(space["distances"]) == 10
+
+
+def test_the_notebook_is_stored_with_small_outputs():
+    text = (EXAMPLES / "first_look.ipynb").read_text()
+    outputs = [output for cell in json.loads(text)["cells"] for output in cell.get("outputs", ())]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 3
+    assert any("energy distance" in "".join(output.get("text", ())) for output in outputs)
+    assert not any(output["output_type"] == "error" for output in outputs)
+    assert len(text) < 250_000
 
 
 def test_the_index_names_every_example():
