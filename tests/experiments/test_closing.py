@@ -57,7 +57,7 @@ def test_a_reader_removes_nothing_and_saves_nothing(tmp_path):
     before = names(tmp_path)
     with Checkpoints(tmp_path, RUN, keep=1, read_only=True) as store:
         assert int(store.restore(state_at(0)).state.step) == 2
-        with pytest.raises(ValueError, match="read only"):
+        with pytest.raises(ValueError, match="read_only"):
             store.save(state_at(3), data={})
     assert names(tmp_path) == before
 

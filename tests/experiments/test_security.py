@@ -61,7 +61,7 @@ def test_a_tfds_name_cannot_lead_out_of_its_root(name, tmp_path):
     outside.mkdir(parents=True)
     (outside / "dataset_info.json").write_text("{}")
     (tmp_path / "root").mkdir()
-    with pytest.raises(DataError, match=r"data\.name=tfds:NAME"):
+    with pytest.raises(DataError, match=r"data\.name must be tfds:NAME"):
         tfds.find(name, str(tmp_path / "root"))
 
 

@@ -138,7 +138,7 @@ def test_a_record_that_was_edited_by_hand_is_named(content, modes, of_images):
 
 def test_without_an_evaluation_the_report_says_how_to_get_one(of_images):
     (of_images.evaluations / "step_4").rename(of_images.root / "elsewhere")
-    with pytest.raises(UserError, match="evaluate with --mode=evaluate first"):
+    with pytest.raises(UserError, match="run --mode=evaluate first"):
         start("report", of_images.root)
 
 

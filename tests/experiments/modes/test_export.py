@@ -174,7 +174,7 @@ def test_the_export_says_when_it_expires(exported):
     assert 150 < (expires - written).days < 200
     card = " ".join((folder / "README.md").read_text().split())
     assert f"written on {written} by JAX {jax.__version__}" in card
-    assert f"not promised to load after {expires}" in card
+    assert f"not guaranteed to load after {expires}" in card
 
 
 @pytest.mark.parametrize("name", ["sampler.stablehlo", "arrays.npz", "model.safetensors"])
