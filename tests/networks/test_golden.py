@@ -95,7 +95,7 @@ def test_flows_are_the_references(name):
         with jax.enable_x64(dtype == "float64"):
             step_size = jnp.asarray(case.numbers[f"eta_{key}"])
             x0, index = jnp.asarray(start, dtype), list(slopes).index(key)
-            end = flow(case.variables, x0, index, step_size)
+            end = np.asarray(flow(case.variables, x0, index, step_size))
         expected = case.images(f"flow_{key}")
         allowed = FLOW_TOLERANCE[dtype] * norm(expected - start)
         assert norm(end - expected) <= allowed + ROUNDING * np.sqrt(start.size), (dtype, key)
