@@ -65,7 +65,7 @@ def terminate(folder: Path) -> Outcome:
 def terminate_early(folder: Path) -> Outcome:
     """Sends SIGTERM while the first step is compiled: there is nothing to save."""
     run, log = folder / "run", folder / "log"
-    process = program.start(program.command(run, _SELDOM), log, variables=_NO_CACHE)
+    process = program.start(program.command(run, _SELDOM), log, use_cache=False)
     program.wait(process, lambda: "compiling" in log.read_text(), "the first compilation")
     started = time.monotonic()
     process.send_signal(signal.SIGTERM)
@@ -83,7 +83,8 @@ def interrupt(folder: Path) -> Outcome:
     complaints, longest = [], 0.0
     for moment in ("importing", "compiling", "training"):
         run, log = folder / moment, folder / f"{moment}.log"
-        process = program.start(program.command(run), log, variables=_NO_CACHE)
+        fresh = moment == "importing"
+        process = program.start(program.command(run), log, use_cache=False, fresh=fresh)
         if moment == "importing":
             time.sleep(0.5)
         elif moment == "compiling":
@@ -108,9 +109,6 @@ def interrupt(folder: Path) -> Outcome:
         1,
         longest,
     )
-
-
-_NO_CACHE = {"JAX_ENABLE_COMPILATION_CACHE": "false"}  # So that compiling takes seconds.
 
 
 def _complaints(code: int, expected: int, printed: str) -> list[str]:
