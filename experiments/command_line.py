@@ -10,10 +10,10 @@ import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 from experiments import settings
-from experiments.errors import UserError
+from experiments.errors import Parser, UserError
 from experiments.modes import FLAGS, MODES, Mode, example, natural, positive
 from experiments.settings import Settings
 from fdrl_jax.names import nearest
@@ -201,13 +201,6 @@ def parse_value(key: str, text: str) -> Any:
     return value
 
 
-class _Parser(argparse.ArgumentParser):
-    """Reports a mistake as an error of the user's."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see {_PROGRAM} --help")
-
-
 def _split_changes(argv: list[str]) -> tuple[Settings, list[str]]:
     """Splits `--config.KEY=VALUE` from the other arguments."""
     changes: Settings = {}
@@ -239,7 +232,7 @@ def _mode_of(argv: list[str]) -> str:
 
 
 def _parse_flags(mode: str, argv: list[str]) -> dict[str, Any]:
-    parser = _Parser(_PROGRAM, add_help=False, allow_abbrev=False)
+    parser = Parser(_PROGRAM, add_help=False, allow_abbrev=False)
     _add_common(parser)
     for name in MODES[mode].flags:
         parser.add_argument(f"--{name}", **FLAGS[name])
@@ -315,7 +308,7 @@ def _help() -> str:
 def _help_of_mode(name: str) -> str:
     mode: Mode = MODES[name]
     has_settings = any(key.startswith(f"{name}.") for key in settings.SETTINGS)
-    parser = _Parser(
+    parser = Parser(
         _PROGRAM,
         add_help=False,
         allow_abbrev=False,

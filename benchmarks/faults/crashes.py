@@ -86,7 +86,9 @@ def interrupt(folder: Path) -> Outcome:
         fresh = moment == "importing"
         process = program.start(program.command(run), log, use_cache=False, fresh=fresh)
         if moment == "importing":
-            time.sleep(0.5)
+            # The thread that hears Ctrl-C is the first that the program starts.
+            tasks = Path(f"/proc/{process.pid}/task")
+            program.wait(process, lambda tasks=tasks: len(list(tasks.iterdir())) > 1, "its start")
         elif moment == "compiling":
             program.wait(process, lambda log=log: "compiling" in log.read_text(), "compilation")
             time.sleep(0.2)

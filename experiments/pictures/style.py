@@ -46,7 +46,8 @@ def plain(name: str) -> str:
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Writes a figure, complete or not at all, and frees it."""
+    """Writes a figure, complete or not at all, and frees it; the folder is made if missing."""
+    path.parent.mkdir(exist_ok=True)
     with replacing(path) as file:
         figure.savefig(file, format=path.suffix[1:])
     plt.close(figure)
