@@ -29,7 +29,6 @@ def evaluate_images(
     train_batches: TrainBatches | None = None,
     classifier: Classifier | None = None,
     inception: Inception | None = None,
-    num_draws: int = draws.NUM_DRAWS,
 ) -> Evaluation:
     """Compares samples with real images, next to the prior and to real images of the same number.
 
@@ -40,14 +39,13 @@ def evaluate_images(
         and Inception metrics are skipped, and the record says so.
       classifier: one that was trained on the same data, for features that see objects.
       inception: what to compute by an Inception network.
-      num_draws: how often everything is drawn anew.
 
     Raises:
       UserError: for weights of an Inception network that are missing or do not fit.
     """
-    record: dict[str, Any] = {"num_draws": num_draws, "skipped": []}
+    record: dict[str, Any] = {"num_draws": draws.NUM_DRAWS, "skipped": []}
     images = draws.pools(reference, samples.refined, samples.prior)
-    chosen = draws.indices(images, num_draws)
+    chosen = draws.indices(images)
     metrics = []
     if chosen:
         if reference.fit is not None:

@@ -22,7 +22,6 @@ def evaluate_translation(
     samples: Samples,
     *,
     classifier: Classifier | None = None,
-    num_draws: int = draws.NUM_DRAWS,
 ) -> Evaluation:
     """Computes what share of translated images is the target, and how near they are to sources.
 
@@ -36,7 +35,6 @@ def evaluate_translation(
       reference: images of the target, with those that samples start from.
       samples: the refined ones are evaluated: `samples[i]` of the source image `i`.
       classifier: one that was trained on both domains, for features that see objects.
-      num_draws: how often everything is drawn anew for distances to the target.
 
     Raises:
       ValueError: for a reference without sources.
@@ -54,7 +52,7 @@ def evaluate_translation(
         "target": reference.domains[1],
         "num_images": num,
         "num_held_out_sources": min(num, starts.num_held_out),
-        "num_draws": num_draws,
+        "num_draws": draws.NUM_DRAWS,
         "skipped": [],
     }
     metrics = []
@@ -70,7 +68,7 @@ def evaluate_translation(
         metrics.append(Metric(with_count("target_share_svc", num), "target_share", *verdicts))
     metrics += _kept(translated, sources, targets)
     images = draws.pools(reference, translated, sources)
-    chosen = draws.indices(images, num_draws)
+    chosen = draws.indices(images)
     if classifier is not None and chosen:
         found, record["class_shares_classifier"] = classes.evaluate(classifier, images, chosen)
         record["classifier"] = classifier.describe()

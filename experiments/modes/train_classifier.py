@@ -12,7 +12,7 @@ from experiments.build.classifier import Apply
 from experiments.command_line import Command
 from experiments.files import write_json
 from experiments.machine import hardware, memory
-from experiments.modes.creation import load_data, wanted_settings
+from experiments.modes.creation import opened_or_new
 from experiments.run import Run
 from experiments.training import loop
 from fdrl_jax import adversarial, parallel
@@ -25,17 +25,7 @@ _BATCH_SIZE = 500
 def run_mode(command: Command) -> None:
     """Trains to the last step and prints the accuracy on held-out images."""
     with run.locked_folder(command.folder, creates=command.config is not None):
-        opened = None
-        if run.exists(command.folder):
-            opened = run.open_run(command.folder, "classifier")
-        else:
-            run.check_free(command.folder)
-        wanted = wanted_settings(command, opened)
-        if opened is not None:
-            wanted = opened.resumed(wanted)
-        source = load_data(wanted, command.data_dir)
-        if opened is not None:
-            opened.check_data(source)
+        opened, wanted, source = opened_or_new(command, "classifier")
         training = build.classifier_training(hardware.prepare(wanted), source)
         memory.check_state(training.state_shapes(), training.constants)
         if opened is None:
