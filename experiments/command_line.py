@@ -3,10 +3,10 @@
 import argparse
 import ast
 import dataclasses
-import importlib.util
 import inspect
 import os
 import re
+import runpy
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -144,15 +144,13 @@ def load_config(spec: str) -> Settings:
     path = config_file(spec)
     name, _, variants = spec.partition(":")
     try:
-        module_spec = importlib.util.spec_from_file_location("config", path)
-        if module_spec is None or module_spec.loader is None:
-            raise UserError(f"--config={name} is not a Python file")
-        module = importlib.util.module_from_spec(module_spec)
-        module_spec.loader.exec_module(module)
-        takes_variants = bool(inspect.signature(module.get_config).parameters)
+        get_config = runpy.run_path(str(path)).get("get_config")
+        if get_config is None:
+            raise UserError(f"config: {name}: it defines no get_config()")
+        takes_variants = bool(inspect.signature(get_config).parameters)
         if variants and not takes_variants:
             raise UserError(f"--config={name} has no variants, got {variants!r}")
-        config = module.get_config(variants) if takes_variants else module.get_config()
+        config = get_config(variants) if takes_variants else get_config()
         return settings.flatten(config.to_dict())
     except UserError:
         raise

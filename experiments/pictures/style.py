@@ -12,10 +12,23 @@ from matplotlib.figure import Figure
 
 from experiments.files import replacing
 
-__all__ = ["DATA", "DIVERGING", "PRIOR", "SAMPLES", "panels", "plain", "plt", "save"]
-
 DATA, SAMPLES, PRIOR = "#4878a8", "#d1602b", "#8a8a8a"
+DATA_TITLE, SAMPLES_TITLE, PRIOR_TITLE = "data", r"samples $x_{K+\kappa}$", "prior $x_0$"
 DIVERGING = "RdBu_r"
+__all__ = [
+    "DATA",
+    "DATA_TITLE",
+    "DIVERGING",
+    "PRIOR",
+    "PRIOR_TITLE",
+    "SAMPLES",
+    "SAMPLES_TITLE",
+    "panels",
+    "plain",
+    "plt",
+    "save",
+]
+
 _MAX_NAME = 40  # Characters of a class or a data set that a picture shows.
 
 plt.rcParams.update(
