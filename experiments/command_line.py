@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from experiments import settings
 from experiments.errors import Parser, UserError
-from experiments.modes import FLAGS, MODES, Mode, example, natural, positive
+from experiments.modes import FLAGS, MODES, Mode, at_least, example
 from experiments.settings import Settings
 from fdrl_jax.names import nearest
 
@@ -256,11 +256,11 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         "or through JAX_COORDINATOR_ADDRESS; see docs/clusters.md",
     )
     parser.add_argument("--coordinator_address", help="HOST:PORT of the first process")
-    parser.add_argument("--num_processes", type=positive, help="number of processes of the run")
-    parser.add_argument("--process_id", type=natural, help="number of this process")
+    parser.add_argument("--num_processes", type=at_least(1), help="number of processes of the run")
+    parser.add_argument("--process_id", type=at_least(0), help="number of this process")
     parser.add_argument(
         "--heartbeat_seconds",
-        type=positive,
+        type=at_least(1),
         default=100,
         help="the others stop after this long without a sign of one process",
     )
