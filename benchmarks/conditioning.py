@@ -11,9 +11,11 @@ picture.
 """
 
 import argparse
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from experiments import classifiers
@@ -22,7 +24,8 @@ from experiments.command_line import Command
 from experiments.evaluation.references import Fit
 from experiments.evaluation.svc import SvcClassifier
 from experiments.pictures import save
-from experiments.pictures.conditioning import accuracy_and_diversity
+from experiments.pictures.images import show_by_class
+from experiments.pictures.style import DATA, PRIOR, SAMPLES, panels
 from experiments.sampling.conditional import ALL, follow, labels_of
 from experiments.sampling.draw import sample_state
 from experiments.sampling.opened import open_checkpoint
@@ -31,6 +34,8 @@ from fdrl_jax.state import TrainState
 WEIGHTS = (0.0, 0.03, 0.1, 0.2, 0.3, 1.0, 3.0)
 SHOWN_WEIGHT = 0.3
 NUM_REFINE_STEPS = 10
+COLOURS = {"robust": SAMPLES, "plain": DATA}
+Row = tuple[str, float, float, float]
 
 
 def main() -> None:
@@ -58,6 +63,50 @@ def main() -> None:
     (out / "conditioning.md").write_text(table)
     figure = accuracy_and_diversity(rows, shown, SHOWN_WEIGHT, source.classes)
     print(f"picture: {save(figure, out / 'conditioning.png')}")
+
+
+def accuracy_and_diversity(
+    rows: Sequence[Row],
+    samples: Mapping[str, np.ndarray],
+    shown_weight: float,
+    classes: Sequence[str],
+) -> Figure:
+    """Draws class accuracy and diversity over the weight, and samples of both classifiers.
+
+    Args:
+      rows: (classifier, weight, class accuracy, diversity).
+      samples: by classifier, sample `i` of class `i` modulo their number.
+      shown_weight: that of these samples.
+      classes: their names.
+    """
+    kinds = list(samples)
+    figure, axes = panels(2 + len(kinds), size=3.0)
+    for ax, column, title in zip(axes, (2, 3), ("class accuracy", "diversity"), strict=False):
+        for kind in kinds:
+            line = [row for row in rows if row[0] == kind]
+            ax.plot(
+                [row[1] for row in line],
+                [row[column] for row in line],
+                marker="o",
+                color=COLOURS[kind],
+                label=f"{kind} classifier",
+            )
+        ax.set_xscale("symlog", linthresh=0.03)
+        weights = sorted({weight for _, weight, *_ in rows})
+        ax.set_xticks(weights, [f"{weight:g}" for weight in weights], rotation=45)
+        ax.minorticks_off()
+        ax.set_xlabel(r"weight $\varphi$")
+        ax.set_ylim(bottom=0)
+        ax.set_title(title)
+    axes[0].legend(loc="lower right")
+    axes[1].axhline(1.0, color=PRIOR, linestyle="--")
+    across = axes[1].get_yaxis_transform()
+    axes[1].text(1.0, 1.02, "real images", ha="right", color=PRIOR, transform=across)
+    for ax, kind in zip(axes[2:], kinds, strict=True):
+        labels = np.arange(len(samples[kind])) % len(classes)
+        show_by_class(ax, samples[kind], labels, classes)
+        ax.set_title(rf"{kind} classifier, $\varphi$ = {shown_weight:g}")
+    return figure
 
 
 def _options() -> argparse.Namespace:

@@ -1,15 +1,16 @@
 """Checks values and gradients of the convolutions on this machine against float64.
 
 Run: python -m benchmarks.gradients [--precision bfloat16] [--cases 300] [--seed 0]
-Chooses random combinations of kernel, stride, image size, batch and width, computes them in a
-process with the flags of a real run, and prints each result whose error exceeds the bound of its
-type. The exit code is 1 if there is one.
+Draws cases in which every kernel, stride, image size, batch and width occurs equally often,
+computes them in a process with the flags of a real run, and prints every result beyond the bound of
+its type. Ends with status 1 if there is one.
 """
 
 import argparse
 import itertools
 import sys
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -30,6 +31,16 @@ class Case(NamedTuple):
     channels_in: int
     channels_out: int
     batch: int
+
+
+def draw_cases(num: int, random: np.random.Generator) -> list[Case]:
+    """Draws cases; each value of each field occurs as often as the others, give or take one."""
+
+    def stratified(values: Sequence[Any]) -> list[Any]:
+        return [values[i] for i in random.permutation(np.arange(num) % len(values))]
+
+    fields = (KERNELS, STRIDES, SIZES, WIDTHS, WIDTHS, BATCHES)
+    return [Case(*values) for values in zip(*map(stratified, fields), strict=True)]
 
 
 def exact(x: np.ndarray, kernel: np.ndarray, g: np.ndarray, stride: int) -> tuple:
@@ -92,20 +103,15 @@ def main() -> None:
     arguments = parser.parse_args()
     xla_flags.set_cpu_flags(bfloat16=arguments.precision == "bfloat16")
     print(f"processor: {processor.describe()}; oneDNN: {xla_flags.uses_onednn()}", flush=True)
-    cases = [
-        Case(*values)
-        for values in itertools.product(KERNELS, STRIDES, SIZES, WIDTHS, WIDTHS, BATCHES)
-    ]
     random = np.random.default_rng(arguments.seed)
-    chosen = random.choice(len(cases), min(arguments.cases, len(cases)), replace=False)
     num_wrong, largest = 0, 0.0
-    for index in chosen:
-        for name, error in errors(cases[index], arguments.precision, random).items():
+    for case in draw_cases(arguments.cases, random):
+        for name, error in errors(case, arguments.precision, random).items():
             largest = max(largest, error)
             if not error < BOUNDS[arguments.precision]:  # Also for NaN.
                 num_wrong += 1
-                print(f"wrong {name} by {error:.2g}: {cases[index]}", flush=True)
-    print(f"{len(chosen)} cases, {num_wrong} wrong results, largest error {largest:.2g}")
+                print(f"wrong {name} by {error:.2g}: {case}", flush=True)
+    print(f"{arguments.cases} cases, {num_wrong} wrong results, largest error {largest:.2g}")
     sys.exit(num_wrong > 0)
 
 

@@ -4,20 +4,18 @@ import argparse
 import ast
 import contextlib
 import dataclasses
-import functools
-import importlib.util
 import inspect
 import os
 import re
+import runpy
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import ModuleType
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 from experiments import settings
-from experiments.errors import UserError
-from experiments.modes import FLAGS, MODES, Mode, example, natural, positive
+from experiments.errors import Parser, UserError
+from experiments.modes import FLAGS, MODES, Mode, at_least, example
 from experiments.settings import Settings
 from fdrl_jax.names import nearest
 
@@ -176,12 +174,14 @@ def load_config_for(spec: str) -> Callable[[str, tuple[int, ...]], Settings] | N
 def _call(spec: str, function: str, *arguments: Any) -> Settings:
     """Calls a function of a config file with arguments and the variants of the spec."""
     name, _, variants = spec.partition(":")
-    with _explaining(spec):
-        get_config = getattr(_imported(spec), function)
-        takes_variants = len(inspect.signature(get_config).parameters) > len(arguments)
+    try:
+        get_config = runpy.run_path(str(path)).get("get_config")
+        if get_config is None:
+            raise UserError(f"config: {name}: it defines no get_config()")
+        takes_variants = bool(inspect.signature(get_config).parameters)
         if variants and not takes_variants:
-            raise UserError(f"--config={name} has no variants, so {variants!r} is not allowed")
-        config = get_config(*arguments, *((variants,) if takes_variants else ()))
+            raise UserError(f"--config={name} has no variants, got {variants!r}")
+        config = get_config(variants) if takes_variants else get_config()
         return settings.flatten(config.to_dict())
 
 
@@ -247,13 +247,6 @@ def parse_value(key: str, text: str) -> Any:
     return value
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser that raises UserError."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see {_PROGRAM} --help")
-
-
 def _split_changes(argv: list[str]) -> tuple[Settings, list[str]]:
     """Splits `--config.KEY=VALUE` from the other arguments."""
     changes: Settings = {}
@@ -285,7 +278,7 @@ def _mode_of(argv: list[str]) -> str:
 
 
 def _parse_flags(mode: str, argv: list[str]) -> dict[str, Any]:
-    parser = _Parser(_PROGRAM, add_help=False, allow_abbrev=False)
+    parser = Parser(_PROGRAM, add_help=False, allow_abbrev=False)
     _add_common(parser)
     for name in MODES[mode].flags:
         parser.add_argument(f"--{name}", **FLAGS[name])
@@ -311,11 +304,11 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         "or through JAX_COORDINATOR_ADDRESS; see docs/clusters.md",
     )
     parser.add_argument("--coordinator_address", help="HOST:PORT of the first process")
-    parser.add_argument("--num_processes", type=positive, help="number of processes of the run")
-    parser.add_argument("--process_id", type=natural, help="number of this process")
+    parser.add_argument("--num_processes", type=at_least(1), help="number of processes of the run")
+    parser.add_argument("--process_id", type=at_least(0), help="number of this process")
     parser.add_argument(
         "--heartbeat_seconds",
-        type=positive,
+        type=at_least(1),
         default=100,
         help="a process that is silent for this long counts as failed, and the others stop",
     )
@@ -361,7 +354,7 @@ def _help() -> str:
 def _help_of_mode(name: str) -> str:
     mode: Mode = MODES[name]
     has_settings = any(key.startswith(f"{name}.") for key in settings.SETTINGS)
-    parser = _Parser(
+    parser = Parser(
         _PROGRAM,
         add_help=False,
         allow_abbrev=False,

@@ -1,5 +1,8 @@
 """Errors that the user can fix, reported in one line without a traceback."""
 
+import argparse
+from typing import NoReturn
+
 
 class UserError(Exception):
     """A mistake in a command, a config or a file. The message says what to do about it.
@@ -39,3 +42,10 @@ class PeerError(UserError):
     """Another process of the run has ended, or processes or devices do not agree."""
 
     exit_code = 5
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports a mistake on the command line as an error of the user's."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see {self.prog} --help")

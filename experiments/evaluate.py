@@ -23,17 +23,12 @@ import json
 import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from experiments.errors import UserError
+from experiments.errors import Parser, UserError
 from experiments.evaluation.protocols import METRICS, PROTOCOLS
 from experiments.files import read_json, write_text
 from fdrl_jax.names import nearest
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see --help")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -53,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = _Parser(
+    parser = Parser(
         prog="python -m experiments.evaluate",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

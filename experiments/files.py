@@ -9,6 +9,7 @@ import os
 import re
 import socket
 import uuid
+import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -95,9 +96,12 @@ def read_npz(path: Path, *names: str) -> dict[str, np.ndarray]:
       UserError: if the file is missing, is damaged, or lacks an array; names the file.
     """
     try:
-        # If NumPy opens a file itself and cannot read it, it leaves the file open.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            return {name: archive[name] for name in names or archive.files}
+        # NumPy leaves a file open that it opened itself and cannot read.
+        with path.open("rb") as file:
+            if not zipfile.is_zipfile(file):  # NumPy would advise to unpickle it.
+                raise ValueError("it is no .npz file")
+            with np.load(file, allow_pickle=False) as archive:
+                return {name: archive[name] for name in names or archive.files}
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
     except Exception as error:  # zipfile, zlib and NumPy raise many types of errors.

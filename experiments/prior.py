@@ -65,8 +65,9 @@ def fit(batches: Iterable[np.ndarray], rank: int, jitter: float) -> FittedPrior:
         part = priors.low_rank(batches, rank)
         factor, scale = priors.low_rank_factor(part, jitter)
         return FittedPrior(part.mean, factor, scale, part.share_held, part.num_examples)
-    mean, covariance, num_examples = _moments(batches)
-    return FittedPrior(mean, priors.covariance_factor(covariance, jitter), 0.0, 1.0, num_examples)
+    full = priors.moments(batches)
+    factor = priors.covariance_factor(full.covariance, jitter)
+    return FittedPrior(full.mean, factor, 0.0, 1.0, full.num_examples)
 
 
 def from_covariance(mean: np.ndarray, covariance: np.ndarray) -> FittedPrior:
@@ -99,20 +100,29 @@ def read(file: Path, sha256: str) -> FittedPrior:
     Raises:
       UserError: if the file is missing, damaged, or not the one the run was created with.
     """
-    arrays = read_npz(file, *FittedPrior._fields)
-    fitted = FittedPrior(
-        arrays["mean"],
-        arrays["factor"],
-        float(arrays["remainder_scale"]),
-        float(arrays["share_held"]),
-        int(arrays["num_examples"]),
-    )
+    fitted = read_unchecked(file)
     if fitted.sha256 != sha256:
         raise UserError(
             f"{file} is not the prior the run was created with; restore the file, or train in a "
             "new --workdir"
         )
     return fitted
+
+
+def read_unchecked(file: Path) -> FittedPrior:
+    """Reads a prior that no digest is known of.
+
+    Raises:
+      UserError: if the file is missing or damaged.
+    """
+    arrays = read_npz(file, *FittedPrior._fields)
+    return FittedPrior(
+        arrays["mean"],
+        arrays["factor"],
+        float(arrays["remainder_scale"]),
+        float(arrays["share_held"]),
+        int(arrays["num_examples"]),
+    )
 
 
 def describe(fitted: FittedPrior) -> str:
@@ -123,8 +133,3 @@ def describe(fitted: FittedPrior) -> str:
         f"prior: fitted to {fitted.num_examples:,} examples of {size:,} numbers, {form}, "
         f"{fitted.share_held:.2%} of the variance explained"
     )
-
-
-def _moments(batches: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray, int]:
-    found = priors.moments(batches)
-    return found.mean, found.covariance, found.num_examples

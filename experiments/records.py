@@ -1,12 +1,13 @@
 """Records of samples and evaluations of a run, each with its own name and never replaced."""
 
 import errno
+import logging
 from pathlib import Path
 from typing import Any
 
 from experiments import settings
 from experiments.errors import UserError
-from experiments.files import read_json, sha256_of_json
+from experiments.files import check_types, read_json, sha256_of_json
 from experiments.run import Run
 from experiments.sampling.opened import Opened
 
@@ -93,6 +94,25 @@ def newest(folder: Path) -> Path | None:
     """Returns the newest record in a folder, if there is one."""
     found = sorted(folder.glob("*/record.json"), key=lambda path: path.stat().st_mtime_ns)
     return found[-1].parent if found else None
+
+
+def of_run(run: Run) -> Path | None:
+    """Returns the evaluation whose report is the run's own: with its settings, of its last step.
+
+    A record that is damaged is not it; a warning names it.
+    """
+    num_samples, found = run.settings["evaluate.num_samples"], []
+    for path in run.evaluations.glob("*/record.json"):
+        try:
+            key = read_json(path, key=dict)["key"]
+            check_types(path, key, step=int, settings=dict)
+        except UserError as error:
+            logging.getLogger("fdrl").warning("%s", error)
+            continue
+        is_default = key.get("num_samples") == num_samples and not key.get("classifier")
+        if is_default and has_own_settings(run, key):
+            found.append((key["step"], path.stat().st_mtime_ns, path.parent))
+    return max(found)[-1] if found else None
 
 
 def newest_of(folder: Path, key: Key) -> dict[str, Any] | None:

@@ -106,16 +106,13 @@ class Run:
         """
         return frozen_source(self.data, self.settings, self._kept_images)
 
+    @functools.cached_property
     def metric_reference(self) -> ImageReference | PointsReference:
-        """Returns the real data for comparison with samples.
+        """The real data that samples are compared with.
 
         Raises:
           UserError: as for `source`.
         """
-        return self._metric_reference
-
-    @functools.cached_property
-    def _metric_reference(self) -> ImageReference | PointsReference:
         kept = self._kept_images
         return references.of(self.source(), _domains(self.settings)) if kept is None else kept
 

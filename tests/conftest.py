@@ -1,7 +1,11 @@
 """Prepares JAX before a test module imports it, and puts the tests of the core first."""
 
 import collections
+import contextlib
+import ctypes
+import gc
 import os
+import sys
 import tempfile
 from pathlib import Path
 
@@ -9,6 +13,7 @@ import pytest
 
 CORE = Path(__file__).parent / "core"
 NUM_FAKE_DEVICES = 8
+MAX_WORKER_BYTES = 2**30
 
 # JAX reads these at its start, and the processes that tests start inherit them.
 # On the CPU also where there is a GPU: `JAX_PLATFORMS=cuda make test` asks for that one.
@@ -20,11 +25,28 @@ os.environ.setdefault("JOBLIB_MULTIPROCESSING", "0")
 FLAG = f"--xla_force_host_platform_device_count={NUM_FAKE_DEVICES}"
 os.environ["XLA_FLAGS"] = f"{FLAG} {os.environ.get('XLA_FLAGS', '')}".strip()
 
+# Compiling dominates: programs that are optimised less take half the time and give the same numbers
+# but for rounding.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
 # Many tests compile the same programs: the session keeps what it compiled, unless a place that
 # outlasts it is given.
 _COMPILED = tempfile.TemporaryDirectory(prefix="fdrl_jax_tests_")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _COMPILED.name)
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _bounded_memory():
+    """Forgets compiled programs between modules once they fill memory: two workers share 4 GB."""
+    yield
+    statm = Path("/proc/self/statm")  # Linux only; elsewhere memory is not bounded.
+    pages = int(statm.read_text().split()[1]) if statm.exists() else 0
+    if pages * os.sysconf("SC_PAGE_SIZE") > MAX_WORKER_BYTES and (jax := sys.modules.get("jax")):
+        jax.clear_caches()
+        gc.collect()
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def pytest_unconfigure() -> None:

@@ -65,7 +65,7 @@ def terminate(folder: Path) -> Outcome:
 def terminate_early(folder: Path) -> Outcome:
     """Sends SIGTERM while the first step is compiled, when there is nothing to save."""
     run, log = folder / "run", folder / "log"
-    process = program.start(program.command(run, _SELDOM), log, variables=_NO_CACHE)
+    process = program.start(program.command(run, _SELDOM), log, use_cache=False)
     program.wait(process, lambda: "compiling" in log.read_text(), "the first compilation")
     started = time.monotonic()
     process.send_signal(signal.SIGTERM)
@@ -83,9 +83,12 @@ def interrupt(folder: Path) -> Outcome:
     complaints, longest = [], 0.0
     for moment in ("importing", "compiling", "training"):
         run, log = folder / moment, folder / f"{moment}.log"
-        process = program.start(program.command(run), log, variables=_NO_CACHE)
+        fresh = moment == "importing"
+        process = program.start(program.command(run), log, use_cache=False, fresh=fresh)
         if moment == "importing":
-            time.sleep(0.5)
+            # The thread that hears Ctrl-C is the first that the program starts.
+            tasks = Path(f"/proc/{process.pid}/task")
+            program.wait(process, lambda tasks=tasks: len(list(tasks.iterdir())) > 1, "its start")
         elif moment == "compiling":
             program.wait(process, lambda log=log: "compiling" in log.read_text(), "compilation")
             time.sleep(0.2)
@@ -108,9 +111,6 @@ def interrupt(folder: Path) -> Outcome:
         1,
         longest,
     )
-
-
-_NO_CACHE = {"JAX_ENABLE_COMPILATION_CACHE": "false"}  # Makes compilation take seconds.
 
 
 def _complaints(code: int, expected: int, printed: str) -> list[str]:

@@ -19,6 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+import jax
+
 from benchmarks.faults import program
 from benchmarks.faults.injection import Fault
 
@@ -101,6 +103,7 @@ class ForkServer:
         fault: Fault | None = None,
         *,
         evaluates: bool = True,
+        use_cache: bool = True,
     ) -> Forked:
         """Starts a command.
 
@@ -110,7 +113,8 @@ class ForkServer:
           num_devices: number of CPU devices.
           injected: a fault of `benchmarks.faults.injected`.
           fault: a fault of the disk.
-          evaluates: whether a finished training is evaluated, as the program does.
+          evaluates: whether a training that ends is evaluated, as the program does.
+          use_cache: whether programs that were compiled before are used.
         """
         request = {
             "arguments": list(arguments),
@@ -119,6 +123,7 @@ class ForkServer:
             "injected": injected,
             "fault": None if fault is None else fault.as_arguments(),
             "evaluates": evaluates,
+            "use_cache": use_cache,
         }
         return Forked(self, self.ask(request)["pid"])
 
@@ -192,6 +197,7 @@ def _become(request: dict[str, Any]) -> None:
         os.dup2(file, number)
     os.environ.update(program.environment(request["num_devices"]))
     faulthandler.enable()
+    jax.config.update("jax_enable_compilation_cache", request["use_cache"])
     if request["injected"]:
         from benchmarks.faults import injected
 

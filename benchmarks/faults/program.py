@@ -27,9 +27,8 @@ _BAR = re.compile(r"\d+%\|.*\|")  # A progress bar of tqdm.
 _DEADLINE_SECONDS = 600  # Long enough for a busy machine.
 _PROGRAM = [sys.executable, "-m", "experiments.main"]
 _INJECTED = [sys.executable, "-m", "benchmarks.faults.injected"]
-# `(arguments, log, devices, injected fault) -> process`, set while a `ForkServer` runs, which
-# avoids repeated imports.
-starter: Callable[[Sequence[str], Path, int, str], Any] | None = None
+# `ForkServer.start` while there is one, which spares the imports.
+starter: Callable[..., Any] | None = None
 
 
 def arguments(workdir: Path, changes: Mapping[str, object] | None = None, *flags: str) -> list[str]:
@@ -69,24 +68,37 @@ def start(
     arguments: Sequence[str],
     log: Path,
     num_devices: int = 1,
-    variables: Mapping[str, str] | None = None,
+    *,
+    use_cache: bool = True,
+    fresh: bool = False,
 ) -> Any:
     """Starts a command with stderr redirected to a file.
+
+    Args:
+      arguments: the command.
+      log: the file.
+      num_devices: number of CPU devices.
+      use_cache: whether programs that were compiled before are used; otherwise compiling takes
+        seconds.
+      fresh: whether it imports the program, also while there is a `ForkServer`.
 
     Returns:
       The process, as a `subprocess.Popen` or a `Forked`.
     """
     log.touch()  # A forked process opens it only later.
-    if starter is not None and not variables:
+    if starter is not None and not fresh:
         if list(arguments[:3]) == _PROGRAM:
-            return starter(arguments[3:], log, num_devices, "")
+            return starter(arguments[3:], log, num_devices, use_cache=use_cache)
         if list(arguments[:3]) == _INJECTED:
-            return starter(arguments[4:], log, num_devices, arguments[3])
+            return starter(arguments[4:], log, num_devices, arguments[3], use_cache=use_cache)
+    variables = environment(num_devices)
+    if not use_cache:
+        variables["JAX_ENABLE_COMPILATION_CACHE"] = "false"
     with log.open("wb") as stream:
         return subprocess.Popen(
             arguments,
             cwd=ROOT,
-            env={**os.environ, **environment(num_devices), **(variables or {})},
+            env=os.environ | variables,
             stdout=subprocess.DEVNULL,
             stderr=stream,
         )

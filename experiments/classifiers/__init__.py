@@ -1,15 +1,172 @@
 """Classifiers that guide the flow or evaluate samples, from a run or the library `robustness`."""
 
-from experiments.classifiers.accuracy import accuracies
-from experiments.classifiers.load import Classifier, FeatureClassifier, load, load_features
-from experiments.classifiers.robustness import TrainedElsewhere, read_robustness
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple, cast
 
-__all__ = [
-    "Classifier",
-    "FeatureClassifier",
-    "TrainedElsewhere",
-    "accuracies",
-    "load",
-    "load_features",
-    "read_robustness",
-]
+import jax
+import numpy as np
+
+from experiments import run
+from experiments.build.classifier import Apply, trained_classifier
+from experiments.build.network import Network
+from experiments.classifiers.robustness import read_robustness
+from experiments.errors import UserError
+from experiments.files import read_json, sha256_of_arrays
+from experiments.machine import hardware
+from experiments.run import Run
+
+Array = jax.Array
+_BATCH_SIZE = 250
+
+
+class Classifier(NamedTuple):
+    """A trained classifier.
+
+    Attributes:
+      apply: `(variables, x [B, H, W, C]) -> logits [B, number of classes]`.
+      variables: arrays.
+      input_range: of the pixels of `x`.
+    """
+
+    apply: Callable[[Any, Array], Array]
+    variables: Any
+    input_range: tuple[float, float]
+
+
+class FeatureClassifier(NamedTuple):
+    """A trained classifier as a feature space that sees objects, and that says how good it is.
+
+    Attributes:
+      outputs: `(variables, x [B, H, W, C] in [-1, 1]) -> (probabilities [B, number of classes],
+        features of the penultimate layer [B, D])`.
+      variables: arrays.
+      name: of the folder.
+      accuracy: share of held-out images that it classifies correctly.
+      num_held_out: number of these images.
+      digest: SHA-256 of the variables.
+    """
+
+    outputs: Callable[[Any, Array], tuple[Array, Array]]
+    variables: Any
+    name: str
+    accuracy: float
+    num_held_out: int
+    digest: str
+
+    @property
+    def space(self) -> str:
+        """What the features are called in names of metrics."""
+        return "classifier"
+
+    def describe(self) -> dict[str, Any]:
+        """Returns what the classifier is, for the record."""
+        return {
+            "name": self.name,
+            "accuracy": self.accuracy,
+            "num_held_out": self.num_held_out,
+            "digest": self.digest,
+        }
+
+    def probabilities_and_features(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Maps images in [-1, 1], [N, H, W, C], to probabilities and features."""
+        padded = -len(images) % _BATCH_SIZE  # All batches run the same compiled program.
+        whole = np.concatenate([images, np.zeros((padded, *images.shape[1:]), images.dtype)])
+        batches = whole.reshape(-1, _BATCH_SIZE, *images.shape[1:])
+        parts = [self.outputs(self.variables, np.clip(batch, -1.0, 1.0)) for batch in batches]
+        probabilities, features = (
+            np.concatenate([np.asarray(part) for part in side])[: len(images)]
+            for side in zip(*parts, strict=True)
+        )
+        return probabilities, features
+
+
+def load(path: Path, classes: tuple[str, ...], event_shape: tuple[int, ...]) -> Classifier:
+    """Opens the classifier of a workdir, or a checkpoint file of the library `robustness`.
+
+    Args:
+      path: the folder or the file.
+      classes: those of the data, which the classifier must have.
+      event_shape: shape of an image of the data.
+
+    Raises:
+      UserError: if there is none, or it is one for other data.
+    """
+    if path.is_file():
+        apply, variables, num_classes = read_robustness(path)
+        if num_classes != len(classes) or event_shape[-1] != 3:
+            raise UserError(
+                f"--classifier={path} tells {num_classes} classes of colour images apart, but the "
+                f"data are {event_shape} with {len(classes)} classes"
+            )
+        return Classifier(apply, variables, (0.0, 1.0))
+    network, variables, _ = _restored(path, classes, event_shape)
+    return Classifier(cast(Apply, network.apply), variables, (-1.0, 1.0))
+
+
+def load_features(
+    path: Path, classes: tuple[str, ...], event_shape: tuple[int, ...]
+) -> FeatureClassifier:
+    """Opens the classifier of a workdir for the evaluation of samples.
+
+    Args:
+      path: the folder.
+      classes: those of the data, which the classifier must have.
+      event_shape: shape of an image of the data.
+
+    Raises:
+      UserError: if there is none, or it was trained on other data or not to its end.
+    """
+    if path.is_file():
+        raise UserError(
+            f"--classifier={path}: an evaluation needs a classifier of this program, which has "
+            "features and a known accuracy; train one with --mode=train_classifier"
+        )
+    network, variables, trained = _restored(path, classes, event_shape)
+    accuracy = trained.root / "accuracy.json"
+    if not accuracy.is_file():
+        raise UserError(
+            f"--classifier={path} has no known accuracy: its training has not finished; run "
+            "--mode=train_classifier again"
+        )
+    stored = read_json(accuracy, metrics=dict)["metrics"]
+
+    @jax.jit
+    def outputs(variables: Any, x: Array) -> tuple[Array, Array]:
+        logits = cast(Array, network.apply(variables, x))
+        features = cast(Array, network.apply(variables, x, features=True))
+        return jax.nn.softmax(logits), features
+
+    return FeatureClassifier(
+        outputs=outputs,
+        variables=variables,
+        name=trained.root.resolve().name,
+        accuracy=stored["clean_accuracy"],
+        num_held_out=stored["num_images"],
+        digest=sha256_of_arrays(jax.tree.map(np.asarray, variables)),
+    )
+
+
+def _restored(
+    path: Path, classes: tuple[str, ...], event_shape: tuple[int, ...]
+) -> tuple[Network, Any, Run]:
+    if not run.exists(path):
+        raise UserError(
+            f"--classifier={path} is neither a checkpoint file nor the workdir of a classifier; "
+            "train one with --mode=train_classifier"
+        )
+    trained = run.open_run(path, "classifier")
+    for name, ours in (("classes", classes), ("event_shape", event_shape)):
+        if trained.data[name] != list(ours):
+            raise UserError(
+                f"--classifier={path} was trained on other data: its {name} are "
+                f"{trained.data[name]}, those here {list(ours)}"
+            )
+    network, template = trained_classifier(
+        hardware.prepare(trained.settings), event_shape, len(classes)
+    )
+    with trained.saved_checkpoints() as store:
+        restored = store.restore(template)
+    if restored is None:
+        raise UserError(f"no checkpoint of a classifier in {path}; resume its training")
+    return network, restored.state.ema_variables, trained

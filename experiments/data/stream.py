@@ -11,7 +11,6 @@ image has a status, which the main process checks.
 
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import grain
@@ -264,12 +263,7 @@ class Feed:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _stack(self, batches: list[np.ndarray]) -> np.ndarray:

@@ -60,8 +60,8 @@ def pools(reference: ImageReference, samples: np.ndarray, prior: np.ndarray) -> 
     return Pools(images, spare, samples, prior)
 
 
-def indices(pools: Pools, num_draws: int) -> list[Indices]:
-    """Chooses the rows of each draw. The choice depends only on the numbers of rows.
+def indices(pools: Pools) -> list[Indices]:
+    """Chooses the rows of each draw; the choice depends only on the numbers of rows.
 
     With spare images, the reference is all held-out images, and the real data are random subsets of
     the spare images. Without them, each draw splits the held-out images into two random halves. The
@@ -78,13 +78,13 @@ def indices(pools: Pools, num_draws: int) -> list[Indices]:
         return []
     rng = np.random.RandomState(0)  # NumPy guarantees that this stream never changes.
     found = []
-    for draw in range(num_draws):
+    for draw in range(NUM_DRAWS):
         order = rng.permutation(num_images)
         if pools.spare is None:
             reference, real = order[:num], order[num : 2 * num]
         else:
             reference, real = order[:num], rng.permutation(len(pools.spare))[:num]
-        if num * num_draws <= num_samples:
+        if num * NUM_DRAWS <= num_samples:
             ours = np.arange(draw * num, (draw + 1) * num)
         else:
             ours = rng.permutation(num_samples)[:num]

@@ -29,25 +29,23 @@ def evaluate_images(
     train_batches: TrainBatches | None = None,
     classifier: Classifier | None = None,
     inception: Inception | None = None,
-    num_draws: int = draws.NUM_DRAWS,
 ) -> Evaluation:
     """Compares samples, the prior and equally many real images with held-out images.
 
     Args:
       reference: real images.
-      samples: the samples, of which the refined ones are evaluated.
-      train_batches: `() -> batches of the training set`, one pass. Without it, nearest training
-        images and Inception metrics are skipped, and the record says so.
-      classifier: a classifier trained on the same data, for features that represent objects.
-      inception: options of the metrics by an Inception network.
-      num_draws: number of draws for the mean and spread of each metric.
+      samples: the refined ones are evaluated.
+      train_batches: `() -> batches of the training set`, once. Without it nearest training images
+        and Inception metrics are skipped, and the record says so.
+      classifier: one that was trained on the same data, for features that see objects.
+      inception: what to compute by an Inception network.
 
     Raises:
       UserError: for weights of an Inception network that are missing or do not fit.
     """
-    record: dict[str, Any] = {"num_draws": num_draws, "skipped": []}
+    record: dict[str, Any] = {"num_draws": draws.NUM_DRAWS, "skipped": []}
     images = draws.pools(reference, samples.refined, samples.prior)
-    chosen = draws.indices(images, num_draws)
+    chosen = draws.indices(images)
     metrics = []
     if chosen:
         if reference.fit is not None:

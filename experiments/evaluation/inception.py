@@ -22,7 +22,8 @@ from experiments.evaluation.metrics import Estimate, Metric, with_count
 from experiments.evaluation.protocols import Protocol, check_weights, prefixed
 from fdrl_jax.metrics import manifold_metrics
 
-_KID_SUBSET_SIZE = 1_000  # The usual size; smaller if there are fewer images.
+_BATCH_SIZE = 64
+_KID_SUBSET_SIZE = 1_000  # The field's; smaller where there are fewer images.
 
 
 class Computed(NamedTuple):
@@ -47,7 +48,6 @@ def compute(
     metrics: Sequence[str],
     *,
     cache: Path | None = None,
-    batch_size: int = 64,
 ) -> Computed:
     """Computes Inception metrics by torch-fidelity, in a separate process.
 
@@ -60,8 +60,7 @@ def compute(
       protocol: the protocol.
       weights_file: weights of the network.
       metrics: some of `protocol.metrics`.
-      cache: folder for cached features of references; by default `cache_folder()`.
-      batch_size: images per batch.
+      cache: where features of references are kept; `cache_folder()` if left out.
 
     Raises:
       UserError: for missing weights or packages, images that do not fit the protocol, or a failed
@@ -89,7 +88,7 @@ def compute(
             "reference_features": str(kept.resolve()),
             "sample_features": str(Path(folder) / "features.npy"),
             "kid_subset_size": subset_size,
-            "batch_size": batch_size,
+            "batch_size": _BATCH_SIZE,
             "result": str(Path(folder) / "result.json"),
         }
         batches = itertools.chain.from_iterable(images.unit_batches() for images in streamed)

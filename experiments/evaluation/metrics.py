@@ -123,11 +123,6 @@ def _required(found: Estimate | None) -> Estimate:
     return found
 
 
-def values(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the values of stored metrics by name, also for version 0.1 (plain numbers)."""
-    return {k: v["value"] if isinstance(v, Mapping) else v for k, v in stored.items()}
-
-
 def _fields(metric: Metric) -> dict[str, Any]:
     prior, real = (side or (None, None) for side in (metric.prior, metric.real))
     return {

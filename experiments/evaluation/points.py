@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from experiments.evaluation.draws import NUM_DRAWS
 from experiments.evaluation.metrics import Estimate, Metric, by_name, estimate, with_count
 from experiments.evaluation.references import PointsReference
 from experiments.evaluation.result import Evaluation
@@ -19,8 +20,7 @@ from fdrl_jax.metrics import (
 
 MAX_POINTS = 10_000  # The time for the distances of all pairs grows with the square.
 MODE_RADIUS_STDS = 4.0
-_NUM_DRAWS = 5
-_MAX_SINKHORN_POINTS = 1_000  # Hundreds of passes over all pairs take about a second.
+_MAX_SINKHORN_POINTS = 1_000  # Hundreds of passes over all pairs: about a second.
 _MAX_SLICED_POINTS = 5_000
 # Relative to the mean squared distance within the data. Smaller values need many more iterations.
 _SINKHORN_EPSILON = 0.05
@@ -33,8 +33,6 @@ def evaluate_points(
     reference: PointsReference,
     samples: Samples,
     log_ratio: LogRatio | None = None,
-    *,
-    num_draws: int = _NUM_DRAWS,
 ) -> Evaluation:
     """Computes distances to new data and, for a mixture, how well samples cover the modes.
 
@@ -46,14 +44,13 @@ def evaluate_points(
       samples: the samples, of which the refined ones are evaluated.
       log_ratio: the estimate `x [B, 2] -> log r [B]`, which is compared with the true ratio if the
         density is known.
-      num_draws: number of new data sets.
     """
     ours = {
         "samples": samples.refined[:MAX_POINTS],
         "prior": samples.prior[:MAX_POINTS],
     }
     num = len(ours["samples"])
-    data = [reference.draw(num, seed) for seed in range(1, num_draws + 2)]
+    data = [reference.draw(num, seed) for seed in range(1, NUM_DRAWS + 2)]
     metrics = [*energy(ours["samples"], ours["prior"], data), *_transport(ours, data)]
     if reference.log_density is not None:
         density = reference.log_density
@@ -66,7 +63,7 @@ def evaluate_points(
             metrics += _ratio(density, data[0], samples, log_ratio)
     if reference.modes is not None and reference.mode_std is not None:
         metrics += _modes(reference.modes, MODE_RADIUS_STDS * reference.mode_std, ours, data)
-    return Evaluation(by_name(metrics), {"num_draws": num_draws, "num_samples": num}, {})
+    return Evaluation(by_name(metrics), {"num_draws": NUM_DRAWS, "num_samples": num}, {})
 
 
 def energy(samples: np.ndarray, prior: np.ndarray, data: list[np.ndarray]) -> list[Metric]:

@@ -3,12 +3,11 @@
 Values of different protocols are not comparable, so the protocol is part of the metric's name.
 """
 
-import hashlib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from experiments.errors import UserError
+from experiments.files import sha256_of_file
 
 METRICS = ("fid", "kid", "precision_recall", "density_coverage", "inception_score")
 
@@ -71,9 +70,8 @@ PROTOCOLS = {protocol.name: protocol for protocol in (STANDARD, LEGACY)}
 
 
 class Weights(NamedTuple):
-    """A file of weights, its hash, and whether it is the file of the protocol."""
+    """The hash of a file of weights, and whether the protocol is defined for this file."""
 
-    path: str
     sha256: str
     genuine: bool
 
@@ -91,19 +89,8 @@ def check_weights(protocol: Protocol, path: str) -> Weights:
             f"(SHA-256 begins with {protocol.sha256}) from {protocol.source}; download it and set "
             f"{protocol.flag}"
         )
-    with Path(path).open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return Weights(path, sha256, sha256.startswith(protocol.sha256))
-
-
-def check_files(files: Mapping[str, str]) -> None:
-    """Checks files of weights, by name of their protocol, before hours of work.
-
-    Raises:
-      UserError: if a file is missing.
-    """
-    for name, path in files.items():
-        check_weights(PROTOCOLS[name], path)
+    sha256 = sha256_of_file(Path(path))
+    return Weights(sha256, sha256.startswith(protocol.sha256))
 
 
 def prefixed(protocol: Protocol, weights: Weights, metric: str) -> str:

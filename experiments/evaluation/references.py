@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.data import Source, digits, read_arrays, read_headers, to_uint8, to_unit
+from experiments.data import Source, digits, to_uint8, to_unit
 from experiments.data import Starts as SourceStarts
-from experiments.errors import DataError
-from experiments.files import replacing
+from experiments.errors import DataError, UserError
+from experiments.files import read_npz, replacing
 
 _MAX_IMAGES = 2_000
 _MAX_BYTES = 2**25  # Bytes of uint8 pixels per field.
@@ -169,7 +169,7 @@ def load(path: Path) -> ImageReference:
       DataError: if the file is missing, is damaged, or has other content.
     """
     try:
-        fields = read_arrays(path, read_headers(path))
+        fields = read_npz(path)
         fit, starts = None, None
         if "fit_images" in fields:
             target = int(fields["fit_target"]) if "fit_target" in fields else None
@@ -187,8 +187,8 @@ def load(path: Path) -> ImageReference:
             starts,
             (source, target_name),
         )
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"{path} is not a stored reference, or is damaged: {error}") from error
+    except (UserError, ValueError, KeyError) as error:
+        raise DataError(f"{path} is no stored reference, or is damaged: {error}") from error
 
 
 def _stored(images: np.ndarray) -> np.ndarray:

@@ -22,7 +22,6 @@ def evaluate_translation(
     samples: Samples,
     *,
     classifier: Classifier | None = None,
-    num_draws: int = draws.NUM_DRAWS,
 ) -> Evaluation:
     """Computes the share of translated images in the target domain, and distances to sources.
 
@@ -34,11 +33,9 @@ def evaluate_translation(
     and for real target images. `own_source_nearest_share` is about `1 / num_images` by chance.
 
     Args:
-      reference: images of the target, and the source images.
-      samples: the samples, of which the refined ones are evaluated; `samples[i]` starts at source
-        image `i`.
-      classifier: a classifier trained on both domains, for features that represent objects.
-      num_draws: number of draws for distances to the target.
+      reference: images of the target, with those that samples start from.
+      samples: the refined ones are evaluated: `samples[i]` of the source image `i`.
+      classifier: one that was trained on both domains, for features that see objects.
 
     Raises:
       ValueError: for a reference without source images.
@@ -56,7 +53,7 @@ def evaluate_translation(
         "target": reference.domains[1],
         "num_images": num,
         "num_held_out_sources": min(num, starts.num_held_out),
-        "num_draws": num_draws,
+        "num_draws": draws.NUM_DRAWS,
         "skipped": [],
     }
     metrics = []
@@ -72,7 +69,7 @@ def evaluate_translation(
         metrics.append(Metric(with_count("target_share_svc", num), "target_share", *verdicts))
     metrics += _kept(translated, sources, targets)
     images = draws.pools(reference, translated, sources)
-    chosen = draws.indices(images, num_draws)
+    chosen = draws.indices(images)
     if classifier is not None and chosen:
         found, record["class_shares_classifier"] = classes.evaluate(classifier, images, chosen)
         record["classifier"] = classifier.describe()

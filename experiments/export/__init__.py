@@ -1,5 +1,161 @@
-"""Exports a trained sampler to a folder that needs only JAX, not this program."""
+"""A trained sampler as a folder that needs JAX and nothing of this program.
 
-from experiments.export.artefact import LIFETIME, PLATFORMS, write
+It holds the sampler as StableHLO, its arrays, a loader, and what one should know of them.
+"""
 
-__all__ = ["LIFETIME", "PLATFORMS", "write"]
+import contextlib
+import datetime
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.export
+import numpy as np
+
+from experiments.build import Experiment
+from experiments.errors import UserError
+from experiments.export import card, model
+from experiments.files import replacing, sha256_of_file, write_json, write_text
+from experiments.prior import FittedPrior
+from experiments.sampling.draw import batch_at, sampling_key
+from fdrl_jax import samplers
+from fdrl_jax.names import nearest
+from fdrl_jax.problem import Constants
+from fdrl_jax.state import TrainState
+
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+LIFETIME = (
+    "JAX promises that an exported artefact can be read by versions up to six months newer than "
+    "the one that wrote it, and up to three weeks older. Measured: versions about ten months newer "
+    "refuse it, and an artefact of JAX 0.12 with a symbolic batch is not read by 0.10.2; the other "
+    "way works. model.safetensors and arrays.npz do not expire; with a newer JAX, export the "
+    "checkpoint again."
+)
+_HASHED = ("sampler.stablehlo", "arrays.npz", "model.safetensors")
+# Of what JAX promises: a version up to six months newer reads the artefact.
+_PROMISED = datetime.timedelta(days=182)
+
+
+def write(
+    experiment: Experiment,
+    train_state: TrainState,
+    folder: Path,
+    platforms: Sequence[str],
+    *,
+    fitted: FittedPrior | None = None,
+    evaluation: Mapping[str, Any] | None = None,
+) -> None:
+    """Exports the sampler of a train state into a folder.
+
+    Args:
+      experiment: the run.
+      train_state: one replica.
+      folder: made if missing; files of an earlier export are replaced.
+      platforms: what it is to run on, of `PLATFORMS`.
+      fitted: the data-dependent prior of the run, if it has one.
+      evaluation: the record of an evaluation of this state, for the model card.
+
+    Raises:
+      UserError: for an unknown platform or a folder that cannot be written.
+    """
+    for wanted in platforms or ("",):
+        if wanted not in PLATFORMS:
+            allowed = ", ".join(PLATFORMS)
+            raise UserError(
+                f"--platforms={wanted} is unknown{nearest(wanted, PLATFORMS) or '.'} "
+                f"Allowed: {allowed}"
+            )
+    arrays, treedef = _flatten(train_state, experiment)
+    exported = _export(experiment, arrays, treedef, platforms)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with replacing(folder / "sampler.stablehlo") as file:
+            file.write(exported.serialize())
+        with replacing(folder / "arrays.npz") as file:
+            np.savez(file, **arrays)
+        with replacing(folder / "model.safetensors") as file:
+            file.write(model.to_bytes(arrays))
+        write_json(folder / "config.json", model.describe(experiment, fitted))
+        hashes = {name: sha256_of_file(folder / name) for name in _HASHED}
+        loader = Path(__file__).with_name("load_sampler.py").read_text("utf-8")
+        write_text(folder / "load_sampler.py", loader)
+        metadata = _metadata(experiment, int(train_state.step), exported, arrays)
+        write_text(folder / "README.md", card.write(experiment, metadata, evaluation))
+        # Last: an export that was cut short does not match its metadata, which the loader tells.
+        write_json(folder / "metadata.json", {**metadata, "sha256": hashes})
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written: {error.strerror}") from error
+
+
+def _flatten(train_state: TrainState, experiment: Experiment) -> tuple[dict[str, Any], Any]:
+    """Names each array that the sampler reads by its path; the tree is left to the artefact."""
+    tree = {
+        "network": experiment.sampling_variables(train_state),
+        "prior": experiment.constants.prior,
+    }
+    paths, treedef = jax.tree_util.tree_flatten_with_path(tree)
+    arrays = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
+        for path, leaf in paths
+    }
+    return arrays, treedef
+
+
+def _export(
+    experiment: Experiment, arrays: dict[str, Any], treedef: Any, platforms: Sequence[str]
+) -> jax.export.Exported:
+    sampler, key = samplers.make_sampler(experiment.problem), sampling_key(experiment)
+    names = list(arrays)
+
+    def sample(arrays: dict[str, Any], batch: dict[str, Any]) -> Any:
+        tree = jax.tree.unflatten(treedef, [arrays[name] for name in names])
+        return sampler(key, tree["network"], Constants((), tree["prior"]), batch).refined
+
+    example = batch_at(experiment, np.zeros(1, np.int32))
+    (size,) = jax.export.symbolic_shape("batch")
+    shapes = {
+        name: jax.ShapeDtypeStruct((size, *a.shape[1:]), a.dtype) for name, a in example.items()
+    }
+    like = {name: jax.ShapeDtypeStruct(a.shape, a.dtype) for name, a in arrays.items()}
+    with _without_source_paths():
+        return jax.export.export(jax.jit(sample), platforms=list(platforms))(like, shapes)
+
+
+@contextlib.contextmanager
+def _without_source_paths() -> Iterator[None]:
+    """Keeps the paths of this machine's source files out of lowered programs, which are shared."""
+    name = "jax_traceback_in_locations_limit"
+    before = getattr(jax.config, name)
+    jax.config.update(name, 0)
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
+
+
+def _metadata(
+    experiment: Experiment, step: int, exported: jax.export.Exported, arrays: dict[str, Any]
+) -> dict[str, Any]:
+    packages = ("jax", "jaxlib", "flax", "numpy")
+    today = datetime.datetime.now(datetime.UTC).date()
+    return {
+        "step": step,
+        "settings": model.shareable(experiment.settings),
+        "written": today.isoformat(),
+        "expires": (today + _PROMISED).isoformat(),
+        "kind": experiment.source.kind,
+        "event_shape": list(experiment.source.event_shape),
+        "needs_source": experiment.source.starts is not None,
+        "platforms": list(exported.platforms),
+        "calling_convention_version": exported.calling_convention_version,
+        "outputs": [str(a) for a in exported.out_avals],
+        "arrays": {name: [str(a.dtype), list(a.shape)] for name, a in arrays.items()},
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in packages},
+        },
+        "lifetime": LIFETIME,
+    }

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -26,14 +27,15 @@ class Mode(NamedTuple):
     needs_workdir: bool = True
 
 
-def positive(text: str) -> int:
-    """Reads a whole number >= 1 from the command line."""
-    return _number(text, 1)
+def at_least(low: int) -> Callable[[str], int]:
+    """Returns what reads a whole number from the command line."""
 
+    def read(text: str) -> int:
+        if not text.isdecimal() or int(text) < low:
+            raise argparse.ArgumentTypeError(f"must be a whole number >= {low}, got {text!r}")
+        return int(text)
 
-def natural(text: str) -> int:
-    """Reads a whole number >= 0 from the command line."""
-    return _number(text, 0)
+    return read
 
 
 # The options of each flag for `argparse`.
@@ -43,8 +45,8 @@ FLAGS: dict[str, dict[str, Any]] = {
         "file of the authors' program"
     },
     "num_samples": {
-        "type": positive,
-        "help": "number of samples; by default evaluate.num_samples",
+        "type": at_least(1),
+        "help": "number of samples; evaluate.num_samples if left out",
     },
     "class": {
         "help": "name or number of the class to draw, or all for all in turn; needs --classifier. "
@@ -156,9 +158,3 @@ def run(command: "Command") -> None:
         if explained is None:
             raise
         raise explained from error
-
-
-def _number(text: str, low: int) -> int:
-    if not text.isdecimal() or int(text) < low:
-        raise argparse.ArgumentTypeError(f"must be a whole number >= {low}, got {text!r}")
-    return int(text)

@@ -11,7 +11,7 @@ from experiments.build import Training
 from experiments.command_line import Command
 from experiments.errors import UserError
 from experiments.modes import example
-from experiments.modes.creation import load_data
+from experiments.modes.creation import fit_prior, load_data
 from fdrl_jax import parallel
 from fdrl_jax.state import TrainState
 
@@ -37,8 +37,7 @@ def run_mode(command: Command) -> None:
     if prior_file:
         fitted = prior.from_covariance(*read_prior(Path(prior_file), source.event_shape))
     elif build.needs_fitted_prior(wanted):
-        rank = prior.choose_rank(wanted["prior.rank"], source.event_shape)
-        fitted = prior.fit(source.train_batches(), rank, wanted["prior.jitter"])
+        fitted = fit_prior(wanted, source)
     training = build.ratio_training(experiment)
     state = _train_state(checkpoint, training)
     with run.locked_folder(command.folder):

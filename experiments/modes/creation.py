@@ -12,7 +12,8 @@ from experiments.data import DataOptions, Source
 from experiments.errors import UserError
 from experiments.machine import hardware, memory
 from experiments.modes import example
-from experiments.run import Run
+from experiments.prior import FittedPrior
+from experiments.run import Kind, Run
 from experiments.settings import Settings
 from fdrl_jax import parallel
 
@@ -32,30 +33,47 @@ def create_or_resume(command: Command) -> Created:
     Raises:
       UserError: for settings that are invalid or differ from the run's, or for other data.
     """
-    if run.exists(command.folder):
-        opened = run.open_run(command.folder, "ratio")
-        wanted = opened.resumed(wanted_settings(command, opened))
-        source = load_data(wanted, command.data_dir)
-        opened.check_data(source)
-        used = hardware.prepare(wanted)
+    opened, wanted, source = opened_or_new(command, "ratio")
+    used = hardware.prepare(wanted)
+    if opened is not None:
         created = Created(opened, build.experiment(used, source, opened.prior()))
         check(created.experiment)
         return created
-    run.check_free(command.folder)
-    wanted, source = settings_and_data(command)
-    used = hardware.prepare(wanted)
     experiment, fitted = build.experiment(used, source), None
     check(experiment)
     if build.needs_fitted_prior(wanted):
         started = time.perf_counter()
-        rank = prior.choose_rank(wanted["prior.rank"], source.event_shape)
-        fitted = prior.fit(source.train_batches(), rank, wanted["prior.jitter"])
+        fitted = fit_prior(wanted, source)
         if parallel.is_first_process():
             print(f"{prior.describe(fitted)}, {time.perf_counter() - started:.1f} s")
         experiment = build.experiment(used, source, fitted)
     return Created(
         run.create(command.folder, "ratio", wanted, source, fitted, command.text), experiment
     )
+
+
+def opened_or_new(command: Command, kind: Kind) -> tuple[Run | None, Settings, Source]:
+    """Returns the run of a command if there is one, the settings to train with, and the data.
+
+    Raises:
+      UserError: for settings or data that do not fit the run, or a folder that cannot hold one.
+    """
+    opened = run.open_run(command.folder, kind) if run.exists(command.folder) else None
+    if opened is None:
+        run.check_free(command.folder)
+    wanted = wanted_settings(command, opened)
+    if opened is not None:
+        wanted = opened.resumed(wanted)
+    source = load_data(wanted, command.data_dir)
+    if opened is not None:
+        opened.check_data(source)
+    return opened, wanted, source
+
+
+def fit_prior(wanted: Settings, source: Source) -> FittedPrior:
+    """Fits the data-dependent prior of these settings."""
+    rank = prior.choose_rank(wanted["prior.rank"], source.event_shape)
+    return prior.fit(source.train_batches(), rank, wanted["prior.jitter"])
 
 
 def wanted_settings(command: Command, opened: Run | None = None) -> Settings:

@@ -13,12 +13,13 @@ from experiments.evaluation import metrics
 from experiments.evaluation.compare import DEFAULT_METRICS, Inception, versions
 from experiments.evaluation.images import evaluate_images
 from experiments.evaluation.points import evaluate_points
-from experiments.evaluation.protocols import check_files
+from experiments.evaluation.protocols import PROTOCOLS, check_weights
 from experiments.evaluation.references import PointsReference
 from experiments.evaluation.result import Evaluation
 from experiments.evaluation.translation import evaluate_translation
-from experiments.files import read_json, write_json, write_text
+from experiments.files import read_json, write_json
 from experiments.modes.creation import load_data
+from experiments.modes.report import write as write_report
 from experiments.run import Run
 from experiments.samples import Samples
 from experiments.sampling.draw import sample_state
@@ -30,9 +31,7 @@ from fdrl_jax import parallel
 
 def run_mode(command: Command) -> None:
     """Computes the metrics of a checkpoint, unless they were computed before."""
-    opened = open_checkpoint(command)
-    is_newest = command.which is None
-    evaluate(opened, command.flags["num_samples"], command.data_dir, is_newest=is_newest)
+    evaluate(open_checkpoint(command), command.flags["num_samples"], command.data_dir)
 
 
 def evaluate_last(run: Run, experiment: Experiment) -> None:
@@ -45,17 +44,14 @@ def evaluate(
     num_samples: int | None = None,
     data_dir: str = "",
     live: Source | None = None,
-    *,
-    is_newest: bool = True,
 ) -> None:
     """Writes and prints the metrics of a checkpoint and its report.
 
     Args:
       opened: run, settings and checkpoint.
-      num_samples: number of samples; by default `evaluate.num_samples`.
-      data_dir: where the training data are, if they have moved.
-      live: the training data, if they are already open.
-      is_newest: whether it is the newest checkpoint, whose report is the report of the run.
+      num_samples: how many samples; `evaluate.num_samples` if left out.
+      data_dir: where the training data are, if not where they were.
+      live: the training data, if they are open already.
     """
     settings, folder = opened.experiment.settings, opened.run.evaluations
     num = num_samples or settings["evaluate.num_samples"]
@@ -66,11 +62,10 @@ def evaluate(
     is_default = num == opened.run.settings["evaluate.num_samples"] and not classifier
     name = records.name_of(opened, key, is_default=is_default)
     path, is_there = records.find(folder, name, key)
-    is_of_run = is_newest and is_default and records.has_own_settings(opened.run, key)
     if is_there:
         if parallel.is_first_process():
             print(f"already evaluated: step {opened.step:,}, {num:,} samples")
-            _finish(opened.run, path, is_of_run)
+            _finish(opened.run, path)
         return
     samples = sample_state(opened.experiment, opened.checkpoint.state, num)
     if not parallel.is_first_process():
@@ -95,15 +90,12 @@ def evaluate(
         report.draw(opened, samples, found, unfinished)
         write_json(unfinished / "record.json", record)
         records.add(unfinished, path)
-    _finish(opened.run, path, is_of_run)
+    _finish(opened.run, path)
 
 
-def _finish(run: Run, record: Path, is_of_run: bool) -> None:
-    """Writes the report of a record, possibly as that of the run, and prints its metrics."""
-    page = report.write(run, record)
-    if is_of_run:
-        write_text(run.report, page.read_text("utf-8"))
-        page = run.report
+def _finish(run: Run, record: Path) -> None:
+    """Writes the report of a record and prints its metrics."""
+    page = write_report(run, record)
     details = read_json(record / "record.json", details=dict)["details"]
     print(metrics.table(report.metrics_of(record), details.get("start", "prior")))
     for reason in details.get("skipped", ()):
@@ -118,7 +110,7 @@ def _score(
     classifier: FeatureClassifier | None,
     inception: Inception | None,
 ) -> Evaluation:
-    reference = opened.run.metric_reference()
+    reference = opened.run.metric_reference
     if isinstance(reference, PointsReference):
         log_ratio = make_log_ratio(opened.experiment, opened.checkpoint.state)
         return evaluate_points(reference, samples, log_ratio)
@@ -143,14 +135,11 @@ def _classifier(opened: Opened) -> FeatureClassifier | None:
 
 def _inception(settings: Settings) -> Inception | None:
     """Returns the Inception networks whose weights the settings name, if any."""
-    files = {
-        "standard": settings["evaluate.inception_weights"],
-        "fid_legacy_fdrl": settings["evaluate.legacy_weights"],
-    }
-    given = {protocol: file for protocol, file in files.items() if file}
+    given = {name: file for name, p in PROTOCOLS.items() if (file := settings[p.key])}
     if not given:
         return None
-    check_files(given)
+    for name, file in given.items():
+        check_weights(PROTOCOLS[name], file)  # Before hours of work, not after.
     score = ("inception_score",) if settings["evaluate.inception_score"] else ()
     return Inception(given, (*DEFAULT_METRICS, *score))
 

@@ -13,5 +13,4 @@ def run_mode(command: Command) -> None:
     if not parallel.is_first_process():
         return
     figure = flow.interpolations(opened.experiment, opened.checkpoint.state)
-    opened.run.pictures.mkdir(exist_ok=True)
     print(f"picture: {pictures.save(figure, opened.run.pictures / 'interpolation.png')}")

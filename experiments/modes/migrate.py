@@ -7,13 +7,12 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from experiments import build, run, settings
+from experiments import build, prior, run, settings
 from experiments.build import Training
 from experiments.command_line import Command
 from experiments.errors import UserError
-from experiments.files import read_json, read_npz, sha256_of_arrays
+from experiments.files import read_json, sha256_of_arrays
 from experiments.modes.creation import load_data
-from experiments.prior import FittedPrior
 from experiments.run import Run
 from fdrl_jax.state import TrainState
 
@@ -45,7 +44,8 @@ def run_mode(command: Command) -> None:
         record = read_json(root / "config.json", settings=dict, command=str)
         wanted = settings.checked(settings.completed(record["settings"]))
         source = load_data(wanted, command.data_dir)
-        fitted = _read_prior(root / "prior.npz") if build.needs_fitted_prior(wanted) else None
+        is_fitted = build.needs_fitted_prior(wanted)
+        fitted = prior.read_unchecked(root / "prior.npz") if is_fitted else None
         training = build.ratio_training(build.experiment(wanted, source, fitted))
         old, new = root / "checkpoints_of_0.1", root / "checkpoints"
         if not old.exists():
@@ -61,13 +61,6 @@ def run_mode(command: Command) -> None:
 def _has_checkpoint(created: Run) -> bool:
     with created.checkpoints() as store:
         return bool(store.steps())
-
-
-def _read_prior(file: Path) -> FittedPrior:
-    arrays = read_npz(file, *FittedPrior._fields)
-    scale, share = float(arrays["remainder_scale"]), float(arrays["share_held"])
-    num_examples = int(arrays["num_examples"])
-    return FittedPrior(arrays["mean"], arrays["factor"], scale, share, num_examples)
 
 
 def _read_newest(folder: Path, training: Training) -> TrainState:

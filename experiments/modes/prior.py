@@ -25,5 +25,4 @@ def run_mode(command: Command) -> None:
         keys = rng.example_keys(root, rng.Stream.PRIOR, batch["position"])
         x0 = experiment.problem.prior_sample(experiment.constants.prior, keys, batch)
         figure = pictures.prior_and_data(experiment.source, np.asarray(x0))
-        created.pictures.mkdir(exist_ok=True)
         print(f"picture: {pictures.save(figure, created.pictures / 'prior.png')}")

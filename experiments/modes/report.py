@@ -1,13 +1,17 @@
 """Mode report: writes the report of an evaluation again."""
 
+from pathlib import Path
+
 from experiments import records, report, run
 from experiments.command_line import Command
 from experiments.errors import UserError
+from experiments.files import write_text
+from experiments.run import Run
 from fdrl_jax.names import nearest
 
 
 def run_mode(command: Command) -> None:
-    """Writes the report of the newest evaluation, or of the one given by `--name`."""
+    """Writes the report of the newest evaluation, or of the named one, and the run's own."""
     opened = run.open_run(command.folder, "ratio")
     newest = records.newest(opened.evaluations)
     names = sorted(path.parent.name for path in opened.evaluations.glob("*/record.json"))
@@ -16,4 +20,24 @@ def run_mode(command: Command) -> None:
         there = f"available: {', '.join(names)}" if names else "run --mode=evaluate first"
         hint = nearest(wanted, names) if wanted else ""
         raise UserError(f"no evaluation {wanted or ''} in {opened.evaluations}{hint}; {there}")
-    print(f"report: {report.write(opened, opened.evaluations / wanted).absolute()}")
+    own = records.of_run(opened)
+    if own is not None and own.name != wanted:
+        write(opened, own)
+    print(f"report: {write(opened, opened.evaluations / wanted).absolute()}")
+
+
+def write(of: Run, record: Path) -> Path:
+    """Writes the report of an evaluation, and that of the run if the evaluation is its own.
+
+    Args:
+      of: the run.
+      record: folder of the evaluation.
+
+    Returns:
+      The path of the page to look at.
+    """
+    page = report.write(of, record)
+    if record != records.of_run(of):
+        return page
+    write_text(of.report, page.read_text("utf-8"))
+    return of.report

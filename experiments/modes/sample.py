@@ -17,7 +17,7 @@ from experiments.errors import UserError
 from experiments.files import read_json, sha256_of_arrays, sha256_of_json, write_json
 from experiments.sampling import sample_files
 from experiments.sampling.conditional import ALL, conditioned
-from experiments.sampling.draw import batch_size, make_sample_fn, on_devices, sample_starts
+from experiments.sampling.draw import Sampler, batch_size, on_devices, sample_starts
 from experiments.sampling.opened import Opened, open_checkpoint
 from experiments.sampling.shards import Shards, lock
 from fdrl_jax import parallel
@@ -138,7 +138,7 @@ def _default_name(step: int, label: str) -> str:
 def _draw(opened: Opened, experiment: Experiment, shards: Shards) -> None:
     """Draws the missing parts, and prints the time until the first one."""
     variables, constants = on_devices(experiment, opened.checkpoint.state)
-    sample = make_sample_fn(experiment)
+    sample = Sampler(experiment)
     missing = shards.missing()
     left = sum(map(shards.count, missing))
     with tqdm(

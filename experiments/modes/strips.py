@@ -16,5 +16,4 @@ def run_mode(command: Command) -> None:
         return
     num = min(command.flags["num_samples"] or 8, _MAX_ROWS)
     figure = flow.flow_strip(opened.experiment, opened.checkpoint.state, num)
-    opened.run.pictures.mkdir(exist_ok=True)
     print(f"picture: {pictures.save(figure, opened.run.pictures / 'strips.png')}")

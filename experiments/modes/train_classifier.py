@@ -3,38 +3,29 @@
 from typing import cast
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from experiments import build, run
 from experiments.build import Training
 from experiments.build.classifier import Apply
-from experiments.classifiers import accuracies
 from experiments.command_line import Command
 from experiments.files import write_json
 from experiments.machine import hardware, memory
-from experiments.modes.creation import load_data, wanted_settings
+from experiments.modes.creation import opened_or_new
 from experiments.run import Run
 from experiments.training import loop
-from fdrl_jax import parallel
-from fdrl_jax.state import TrainState
+from fdrl_jax import adversarial, parallel
+from fdrl_jax.state import TrainState, Variables
 
-_NUM_EVALUATION_STEPS = 20  # Steps of the attack, which is stronger than in training.
+_NUM_EVALUATION_STEPS = 20  # Of the attack: stronger than that of training.
+_BATCH_SIZE = 500
 
 
 def run_mode(command: Command) -> None:
     """Trains to the last step and prints the accuracy on held-out images."""
     with run.locked_folder(command.folder, creates=command.config is not None):
-        opened = None
-        if run.exists(command.folder):
-            opened = run.open_run(command.folder, "classifier")
-        else:
-            run.check_free(command.folder)
-        wanted = wanted_settings(command, opened)
-        if opened is not None:
-            wanted = opened.resumed(wanted)
-        source = load_data(wanted, command.data_dir)
-        if opened is not None:
-            opened.check_data(source)
+        opened, wanted, source = opened_or_new(command, "classifier")
         training = build.classifier_training(hardware.prepare(wanted), source)
         memory.check_state(training.state_shapes(), training.constants)
         if opened is None:
@@ -51,11 +42,22 @@ def _evaluate(training: Training, opened: Run, state: TrainState) -> None:
     """Writes and prints the accuracy on held-out images, also under a stronger attack."""
     source, settings = training.source, training.settings
     attack = build.make_attack(settings, _NUM_EVALUATION_STEPS)
+    apply = cast(Apply, training.network.apply)
+
+    @jax.jit
+    def correct(variables: Variables, x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def is_right(x: jax.Array) -> jax.Array:
+            return jnp.argmax(apply(variables, x), axis=-1) == y
+
+        attacked = adversarial.perturb(lambda x: apply(variables, x), x, y, attack)
+        return is_right(x), is_right(attacked)
+
     labels = source.labels.held_out if source.labels is not None else np.zeros(0)
     images = source.held_out(len(labels), 0)
     variables = jax.tree.map(np.asarray, state.ema_variables)
-    apply = cast(Apply, training.network.apply)
-    clean, robust = accuracies(apply, variables, images, labels, attack)
+    parts = [slice(first, first + _BATCH_SIZE) for first in range(0, len(images), _BATCH_SIZE)]
+    found = [correct(variables, images[part], labels[part]) for part in parts]
+    clean, robust = (float(np.mean(np.concatenate(side))) for side in zip(*found, strict=True))
     metrics = {
         "clean_accuracy": clean,
         "robust_accuracy": robust,

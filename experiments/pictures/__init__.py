@@ -3,14 +3,14 @@
 `report` puts them together on one page.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.data import Source, to_uint8, to_unit
 from experiments.pictures import images, points
-from experiments.pictures.style import save
+from experiments.pictures.style import DATA_TITLE, PRIOR_TITLE, SAMPLES_TITLE, save
 
 __all__ = [
     "as_stored",
@@ -41,11 +41,9 @@ def samples_and_data(
     `evaluation.translation.caption`.
     """
     data = source.held_out(_SHOWN_DATA, 1)
-    if source.kind == "points":
-        return points.samples_and_data(prior, samples, data)
     if source.starts is not None:
         return images.translation(prior, samples, data, domains, caption)
-    return images.samples_and_data(prior, samples, data)
+    return _side_by_side(source, {PRIOR_TITLE: prior, SAMPLES_TITLE: samples, DATA_TITLE: data})
 
 
 def samples_by_class(source: Source, samples: np.ndarray, labels: np.ndarray) -> Figure:
@@ -55,8 +53,8 @@ def samples_by_class(source: Source, samples: np.ndarray, labels: np.ndarray) ->
 
 def prior_and_data(source: Source, prior: np.ndarray) -> Figure:
     """Draws the prior and held-out data side by side (fig. 3)."""
-    draw = points.prior_and_data if source.kind == "points" else images.prior_and_data
-    return draw(prior, source.held_out(len(prior), 1))
+    data = source.held_out(len(prior), 1)
+    return _side_by_side(source, {PRIOR_TITLE: prior, DATA_TITLE: data})
 
 
 def course(source: Source, snapshots: Snapshots) -> Figure:
@@ -79,3 +77,9 @@ def from_stored(source: Source, stored: np.ndarray) -> np.ndarray:
 def num_shown(source: Source) -> int:
     """Returns the largest number of samples in a picture."""
     return _SHOWN_DATA if source.kind == "points" else images.NUM_IN_GRID
+
+
+def _side_by_side(source: Source, columns: Mapping[str, np.ndarray]) -> Figure:
+    if source.kind == "points":
+        return points.side_by_side(columns, columns[DATA_TITLE])
+    return images.side_by_side(columns)

@@ -1,6 +1,6 @@
 """Pictures of images in [-1, 1], NHWC."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,13 +13,13 @@ from experiments.pictures.style import panels, plain
 NUM_IN_GRID = 100
 
 
-def tile(images: np.ndarray, columns: int, gap: int = 1) -> np.ndarray:
-    """Arranges images row by row on a white sheet, [rows * (H + gap), columns * (W + gap), C]."""
+def tile(images: np.ndarray, columns: int) -> np.ndarray:
+    """Arranges images row by row on a white sheet, [rows * (H + 1), columns * (W + 1), C]."""
     rows = -(-len(images) // columns)
     height, width, channels = images.shape[1:]
-    sheet = np.full((rows * (height + gap), columns * (width + gap), channels), 255, np.uint8)
+    sheet = np.full((rows * (height + 1), columns * (width + 1), channels), 255, np.uint8)
     for i, image in enumerate(to_uint8(images)):
-        top, left = i // columns * (height + gap), i % columns * (width + gap)
+        top, left = i // columns * (height + 1), i % columns * (width + 1)
         sheet[top : top + height, left : left + width] = image
     return sheet
 
@@ -31,10 +31,13 @@ def show(ax: Axes, sheet: np.ndarray) -> None:
     ax.set_axis_off()
 
 
-def samples_and_data(prior: np.ndarray, samples: np.ndarray, data: np.ndarray) -> Figure:
-    """Draws grids of the prior, the flowed samples and the data side by side."""
-    titles = ("prior $x_0$", r"samples $x_{K+\kappa}$", "data")
-    return _grids(dict(zip(titles, (prior, samples, data), strict=True)))
+def side_by_side(columns: Mapping[str, np.ndarray]) -> Figure:
+    """Draws grids of images side by side, below their titles."""
+    figure, axes = panels(len(columns), size=3.6)
+    for ax, (title, images) in zip(axes, columns.items(), strict=True):
+        show(ax, tile(images[:NUM_IN_GRID], 10))
+        ax.set_title(title)
+    return figure
 
 
 def translation(
@@ -54,16 +57,16 @@ def translation(
       caption: text below the picture.
     """
     source, target = (name and f": {plain(name)}" for name in domains)
-    titles = (f"source{source}", r"translated $x_{K+\kappa}$", f"target{target}")
-    figure = _grids(dict(zip(titles, (sources, translated, targets), strict=True)))
+    figure = side_by_side(
+        {
+            f"source{source}": sources,
+            r"translated $x_{K+\kappa}$": translated,
+            f"target{target}": targets,
+        }
+    )
     if caption:
         figure.supxlabel(caption, fontsize="medium")
     return figure
-
-
-def prior_and_data(prior: np.ndarray, data: np.ndarray) -> Figure:
-    """Draws grids of the prior and the data side by side (fig. 3)."""
-    return _grids({"prior $x_0$": prior, "data": data})
 
 
 def by_class(images: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> Figure:
@@ -73,32 +76,27 @@ def by_class(images: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> 
     return figure
 
 
-def show_by_class(
-    ax: Axes, images: np.ndarray, labels: np.ndarray, classes: Sequence[str], columns: int = 10
-) -> None:
-    """Draws one row of images per class that occurs, with its name."""
+def show_by_class(ax: Axes, images: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> None:
+    """Draws a row of images for each class that there are any of, with its name."""
     present = np.unique(labels)
     rows = [images[labels == label] for label in present]
-    columns = min(columns, *map(len, rows), len(images))
+    columns = min(10, *map(len, rows))
     show(ax, tile(np.concatenate([row[:columns] for row in rows]), columns))
     pitch = images.shape[1] + 1
     for place, label in enumerate(present):
         ax.text(-2, (place + 0.5) * pitch, plain(classes[label]), ha="right", va="center")
 
 
-def flow_strip(
-    path: np.ndarray, num_steps: int, start: str = "the prior", columns: int = 12
-) -> Figure:
+def flow_strip(path: np.ndarray, num_steps: int, start: str) -> Figure:
     """Draws the flow of some images from left to right, `x_0 ... x_{K+κ}` (fig. 6).
 
     Args:
       path: samples along the flow, [K + κ + 1, B, H, W, C].
       num_steps: number of bridging steps K, for the title.
       start: where the flow starts, for the title.
-      columns: number of steps to show.
     """
-    picked = spread(len(path), columns)
-    # Tiled row by row, so that each row shows one sample.
+    picked = spread(len(path), 12)
+    # Tiled row by row: each example's row holds its moments.
     strip = np.swapaxes(path[picked], 0, 1).reshape(-1, *path.shape[2:])
     figure, (ax,) = panels(1, size=7.0)
     show(ax, tile(strip, len(picked)))
@@ -121,21 +119,11 @@ def interpolations(sheets: dict[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
     return figure
 
 
-def course(snapshots: Sequence[tuple[int, np.ndarray]], columns: int = 6) -> Figure:
+def course(snapshots: Sequence[tuple[int, np.ndarray]]) -> Figure:
     """Draws the same samples at several steps of training (fig. 4)."""
-    picked = [snapshots[i] for i in spread(len(snapshots), columns)]
+    picked = [snapshots[i] for i in spread(len(snapshots), 6)]
     figure, axes = panels(len(picked), size=2.2)
     for ax, (step, samples) in zip(axes, picked, strict=True):
         show(ax, tile(samples[:36], 6))
         ax.set_title(f"step {step:,}")
-    return figure
-
-
-def _grids(columns: dict[str, np.ndarray]) -> Figure:
-    figure, axes = panels(len(columns), size=3.6)
-    num = min(NUM_IN_GRID, *map(len, columns.values()))
-    num -= num % 10 if num > 10 else 0  # Full rows.
-    for ax, (title, images) in zip(axes, columns.items(), strict=True):
-        show(ax, tile(images[:num], 10))
-        ax.set_title(title)
     return figure

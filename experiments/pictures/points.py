@@ -1,6 +1,6 @@
 """Pictures of densities in the plane."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,36 +8,33 @@ from matplotlib.animation import FuncAnimation, PillowWriter
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.pictures.style import DATA, DIVERGING, PRIOR, SAMPLES, panels, plt
+from experiments.pictures.style import (
+    DATA,
+    DATA_TITLE,
+    DIVERGING,
+    PRIOR,
+    PRIOR_TITLE,
+    SAMPLES,
+    SAMPLES_TITLE,
+    panels,
+    plt,
+)
 
-_SHOWN = 4_000  # More points than this would cover each other.
+_SHOWN = 4_000  # More points than this make a blot.
+_COLOURS = {PRIOR_TITLE: PRIOR, SAMPLES_TITLE: SAMPLES, DATA_TITLE: DATA}
 
 
-def frame(data: np.ndarray, margin: float = 0.25) -> tuple[float, float]:
-    """Returns a range for both axes that contains the data and a margin."""
-    reach = float(np.quantile(np.abs(data), 0.999)) * (1.0 + margin)
+def frame(data: np.ndarray) -> tuple[float, float]:
+    """Returns one range for both axes that holds the data with a margin."""
+    reach = float(np.quantile(np.abs(data), 0.999)) * 1.25
     return -reach, reach
 
 
-def samples_and_data(prior: np.ndarray, samples: np.ndarray, data: np.ndarray) -> Figure:
-    """Draws the prior, the flowed samples and the data side by side, on the same axes."""
-    columns = (
-        (prior, PRIOR, "prior $x_0$"),
-        (samples, SAMPLES, r"samples $x_{K+\kappa}$"),
-        (data, DATA, "data"),
-    )
-    return _columns(columns, data)
-
-
-def prior_and_data(prior: np.ndarray, data: np.ndarray) -> Figure:
-    """Draws the prior and the data side by side, on the same axes."""
-    return _columns(((prior, PRIOR, "prior $x_0$"), (data, DATA, "data")), data)
-
-
-def _columns(columns: Sequence[tuple[np.ndarray, str, str]], data: np.ndarray) -> Figure:
+def side_by_side(columns: Mapping[str, np.ndarray], data: np.ndarray) -> Figure:
+    """Draws sets of points side by side, below their titles, on axes that hold the data."""
     figure, axes = panels(len(columns))
-    for ax, (points, colour, title) in zip(axes, columns, strict=True):
-        _scatter(ax, points, colour, frame(data))
+    for ax, (title, points) in zip(axes, columns.items(), strict=True):
+        _scatter(ax, points, _COLOURS[title], frame(data))
         ax.set_title(title)
     return figure
 
@@ -73,11 +70,9 @@ def log_ratio_and_drift(
     return figure
 
 
-def course(
-    snapshots: Sequence[tuple[int, np.ndarray]], data: np.ndarray, columns: int = 6
-) -> Figure:
+def course(snapshots: Sequence[tuple[int, np.ndarray]], data: np.ndarray) -> Figure:
     """Draws samples at several steps of training side by side, over the data (fig. 4)."""
-    picked = [snapshots[i] for i in spread(len(snapshots), columns)]
+    picked = [snapshots[i] for i in spread(len(snapshots), 6)]
     figure, axes = panels(len(picked), size=2.2)
     for ax, (step, samples) in zip(axes, picked, strict=True):
         _scatter(ax, data, PRIOR, frame(data), alpha=0.15)

@@ -12,11 +12,24 @@ from matplotlib.figure import Figure
 
 from experiments.files import replacing
 
-__all__ = ["DATA", "DIVERGING", "PRIOR", "SAMPLES", "panels", "plain", "plt", "save"]
-
 DATA, SAMPLES, PRIOR = "#4878a8", "#d1602b", "#8a8a8a"
+DATA_TITLE, SAMPLES_TITLE, PRIOR_TITLE = "data", r"samples $x_{K+\kappa}$", "prior $x_0$"
 DIVERGING = "RdBu_r"
-_MAX_NAME = 40  # Characters of the name of a class or a data set in a picture.
+__all__ = [
+    "DATA",
+    "DATA_TITLE",
+    "DIVERGING",
+    "PRIOR",
+    "PRIOR_TITLE",
+    "SAMPLES",
+    "SAMPLES_TITLE",
+    "panels",
+    "plain",
+    "plt",
+    "save",
+]
+
+_MAX_NAME = 40  # Characters of a class or a data set that a picture shows.
 
 plt.rcParams.update(
     {
@@ -46,7 +59,8 @@ def plain(name: str) -> str:
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Writes a figure atomically and closes it."""
+    """Writes a figure, complete or not at all, and frees it; the folder is made if missing."""
+    path.parent.mkdir(exist_ok=True)
     with replacing(path) as file:
         figure.savefig(file, format=path.suffix[1:])
     plt.close(figure)

@@ -8,9 +8,9 @@ from tqdm import tqdm
 
 from experiments.evaluation.cheap import CheapMetric, cheap_metric
 from experiments.sampling.draw import (
+    Sampler,
     batch_at,
     batch_size,
-    make_sample_fn,
     on_devices,
     sample_starts,
     sampling_key,
@@ -49,7 +49,7 @@ def over_length(opened: Opened, lengths: tuple[int, ...], num_samples: int) -> I
       num_samples: number of samples.
     """
     experiment, state = opened.experiment, opened.checkpoint.state
-    reference = opened.run.metric_reference()
+    reference = opened.run.metric_reference
     stride = math.gcd(*lengths) or 1
     advance = parallel.map_segment(samplers.make_segment(experiment.problem, num_steps=stride))
     variables, constants = on_devices(experiment, state)
@@ -77,11 +77,11 @@ def over_length(opened: Opened, lengths: tuple[int, ...], num_samples: int) -> I
 
 
 def over_step(opened: Opened, num_samples: int) -> Iterator[Point]:
-    """Computes the metric at every checkpoint on disk."""
-    experiment, reference = opened.experiment, opened.run.metric_reference()
+    """Computes the metric at every checkpoint that is kept, the best among them."""
+    experiment, reference = opened.experiment, opened.run.metric_reference
     with opened.run.saved_checkpoints() as store:
         steps = store.steps()
-    sample, constants = make_sample_fn(experiment), parallel.replicate(experiment.constants)
+    sample, constants = Sampler(experiment), parallel.replicate(experiment.constants)
     for step in steps:
         with opened.run.saved_checkpoints() as store:
             if step not in store.steps():

@@ -1,7 +1,7 @@
 """Draws samples from a trained estimator in batches over all devices."""
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,23 +13,6 @@ from fdrl_jax import parallel, rng, samplers
 from fdrl_jax.state import TrainState
 
 
-class SampleFn(Protocol):
-    """`(replicated variables, replicated constants, num) -> Samples` on the host, [num, ...].
-
-    The first sample has the index `first`.
-    """
-
-    def __call__(
-        self,
-        variables: Any,
-        constants: Any,
-        num_samples: int,
-        *,
-        first: int = 0,
-        progress: bool = False,
-    ) -> Samples: ...
-
-
 def on_devices(experiment: Experiment, train_state: TrainState) -> tuple[Any, Any]:
     """Returns the variables and constants of a mapped sampler, replicated on every device."""
     variables = experiment.sampling_variables(train_state)
@@ -39,7 +22,7 @@ def on_devices(experiment: Experiment, train_state: TrainState) -> tuple[Any, An
 def sample_state(experiment: Experiment, train_state: TrainState, num_samples: int) -> Samples:
     """Draws samples of a train state (one replica)."""
     variables, constants = on_devices(experiment, train_state)
-    return make_sample_fn(experiment)(variables, constants, num_samples, progress=True)
+    return Sampler(experiment)(variables, constants, num_samples, progress=True)
 
 
 def sample_starts(experiment: Experiment, train_state: TrainState, num_samples: int) -> np.ndarray:
@@ -81,11 +64,15 @@ def batch_size(experiment: Experiment, num_samples: int) -> int:
     )
 
 
-def make_sample_fn(experiment: Experiment) -> SampleFn:
-    """Builds the sampler of an experiment, compiled once per batch size."""
-    sampler = parallel.map_sampler(samplers.make_sampler(experiment.problem))
+class Sampler:
+    """Draws samples of an experiment over all devices; compiled once per batch size."""
 
-    def sample(
+    def __init__(self, experiment: Experiment) -> None:
+        self._experiment = experiment
+        self._mapped = parallel.map_sampler(samplers.make_sampler(experiment.problem))
+
+    def __call__(
+        self,
         variables: Any,
         constants: Any,
         num_samples: int,
@@ -93,12 +80,17 @@ def make_sample_fn(experiment: Experiment) -> SampleFn:
         first: int = 0,
         progress: bool = False,
     ) -> Samples:
-        stages = _in_batches(
-            experiment, sampler, variables, constants, num_samples, first=first, progress=progress
-        )
-        return Samples(*stages)
+        """Returns samples on the host, [num_samples, ...].
 
-    return sample
+        Args:
+          variables: on every device.
+          constants: on every device.
+          num_samples: how many.
+          first: number of the first one.
+          progress: whether a bar is shown.
+        """
+        arguments = (self._experiment, self._mapped, variables, constants, num_samples)
+        return Samples(*_in_batches(*arguments, first=first, progress=progress))
 
 
 def _in_batches(

@@ -31,19 +31,10 @@ def open_checkpoint(command: Command) -> Opened:
       UserError: if there is no run or no such checkpoint, or the command changes a setting that was
         fixed when the run was created.
     """
-    opened, experiment = open_experiment(command)
-    return Opened(opened, experiment, restore(opened, experiment, command.which))
-
-
-def open_experiment(command: Command) -> tuple[Run, Experiment]:
-    """Opens the run of a command, with the settings that the command changes.
-
-    Raises:
-      UserError: as for `open_checkpoint`.
-    """
     opened = run.open_run(command.folder, "ratio")
     settings = hardware.prepare(opened.overridden(command.changes))
-    return opened, build.experiment(settings, opened.source(), opened.prior())
+    experiment = build.experiment(settings, opened.source(), opened.prior())
+    return Opened(opened, experiment, restore(opened, experiment, command.which))
 
 
 def restore(opened: Run, experiment: Experiment, which: Which) -> Restored:

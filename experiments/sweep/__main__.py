@@ -17,22 +17,15 @@ import argparse
 import signal
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from experiments import command_line
-from experiments.errors import UserError
+from experiments.errors import Parser, UserError
 from experiments.files import write_text
 from experiments.pictures import save
 from experiments.sweep import picture, plan, runner, table
 
 _PREFIX = "--config."
-
-
-class _Parser(argparse.ArgumentParser):
-    """A parser that raises UserError."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see python -m experiments.sweep --help")
 
 
 def main(argv: list[str]) -> None:
@@ -61,7 +54,7 @@ def parse(argv: list[str]) -> tuple[Path, plan.Plan]:
       UserError: for an invalid flag, sweep file or value.
     """
     usage, _, rest = (__doc__ or "").partition("\n")
-    parser = _Parser(
+    parser = Parser(
         "python -m experiments.sweep",
         description=usage + rest,
         formatter_class=argparse.RawDescriptionHelpFormatter,

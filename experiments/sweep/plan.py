@@ -1,9 +1,9 @@
 """The plan of a sweep, from a file or from grids on the command line."""
 
-import importlib.util
 import itertools
 import json
 import re
+import runpy
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -100,14 +100,9 @@ def from_file(path: Path, **instead: Any) -> Plan:
     if not path.is_file():
         others = [str(p) for p in sorted(path.parent.glob("*.py")) if p.stem != "__init__"]
         raise UserError(f"--sweep={path} does not exist{nearest(str(path), others)}")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise UserError(f"--sweep={path} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
-        sweep = dict(module.get_sweep())
-    except Exception as error:  # A user's code may raise anything.
+        sweep = dict(runpy.run_path(str(path))["get_sweep"]())
+    except Exception as error:  # Somebody's own code may raise anything.
         raise UserError(f"--sweep={path}: {type(error).__name__}: {error}") from error
     for key in sweep:
         if key not in _KEYS:

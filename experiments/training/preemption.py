@@ -3,7 +3,6 @@
 import signal
 import threading
 from collections import deque
-from types import FrameType, TracebackType
 from typing import Any, Self
 
 import jax
@@ -32,12 +31,7 @@ class Preemption:
             self._before = signal.signal(signal.SIGTERM, self._hear)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._before)
 
@@ -48,6 +42,6 @@ class Preemption:
         self._votes.append(parallel.any_process(self._heard))
         return len(self._votes) > _VOTES_UNDER_WAY and bool(self._votes.popleft())
 
-    def _hear(self, signum: int, frame: FrameType | None) -> None:
+    def _hear(self, *_: object) -> None:
         self._heard = True
         signal.signal(signal.SIGTERM, signal.SIG_DFL)

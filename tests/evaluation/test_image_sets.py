@@ -143,7 +143,7 @@ def test_the_command_runs_as_a_program_and_reports_missing_images():
 
 
 def test_metrics_of_other_protocols_or_weights_have_other_names():
-    genuine, other = (Weights("file", "1a2b3c4d5e", value) for value in (True, False))
+    genuine, other = (Weights("1a2b3c4d5e", value) for value in (True, False))
     assert prefixed(STANDARD, genuine, "fid") == "fid"
     assert prefixed(LEGACY, genuine, "fid") == "fid_legacy_fdrl"
     assert prefixed(STANDARD, other, "fid") == "fid_weights_1a2b3c4d"

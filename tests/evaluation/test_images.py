@@ -77,16 +77,16 @@ def test_draws_have_disjoint_halves_and_disjoint_samples_while_there_are_enough(
         spare = np.zeros((num_spare, 1)) if num_spare else None
         return Pools(np.zeros((num_images, 1)), spare, *np.zeros((2, num_samples, 1)))
 
-    halves = draws.indices(pools(100, 0, 250), 5)
+    halves = draws.indices(pools(100, 0, 250))
     for draw in halves:
         assert len(draw.reference) == len(draw.real) == len(draw.samples) == 50
         assert not set(draw.reference) & set(draw.real)
     assert len({i for draw in halves for i in draw.samples}) == 250
-    with_spare = draws.indices(pools(100, 300, 120), 5)
+    with_spare = draws.indices(pools(100, 300, 120))
     assert all(set(draw.reference) == set(range(100)) for draw in with_spare)
     assert with_spare[0].real.tolist() != with_spare[1].real.tolist()
     assert all(len(set(draw.samples)) == 100 for draw in with_spare)
-    assert draws.indices(pools(3, 0, 50), 5) == []
+    assert draws.indices(pools(3, 0, 50)) == []
 
 
 def test_with_one_held_out_image_there_is_no_distance_and_the_record_says_so(stripes):

@@ -4,7 +4,6 @@ Real weights cannot be had here, so the tests draw random ones; of what the netw
 agreement does not depend.
 """
 
-import functools
 import io
 import json
 
@@ -59,8 +58,26 @@ def weights(tmp_path_factory):
     return save_random(network, tmp_path_factory.mktemp("weights") / "random.pth")
 
 
+@pytest.fixture(scope="module")
+def evaluated(sets, weights, tmp_path_factory):
+    """The result of the command for all metrics, and the folder of kept features."""
+    root = tmp_path_factory.mktemp("evaluated")
+    for images in sets:
+        np.savez(root / f"{images.where}.npz", arr_0=images.pixels)
+    arguments = [str(root / f"{images.where}.npz") for images in sets]
+    arguments += [f"--weights={weights}", f"--metrics={','.join(METRICS)}"]
+    arguments += [f"--cache_dir={root / 'cache'}", f"--out={root / 'result.json'}"]
+    assert evaluate.main(arguments) == 0
+    return json.loads((root / "result.json").read_text()), root / "cache"
+
+
+def value(result, metric):
+    suffix = f"weights_{result['protocols'][0]['weights_sha256'][:8]}_{NUM_SAMPLES}"
+    return result["metrics"][f"{metric}_{suffix}"]["value"]
+
+
 @pytest.mark.slow
-def test_metrics_equal_a_direct_call_of_torch_fidelity(sets, weights, tmp_path, capsys):
+def test_metrics_equal_a_direct_call_of_torch_fidelity(sets, weights, evaluated):
     import torch
     import torch_fidelity
 
@@ -74,12 +91,6 @@ def test_metrics_equal_a_direct_call_of_torch_fidelity(sets, weights, tmp_path, 
         def __getitem__(self, index):
             return self.pixels[index]
 
-    for images in sets:
-        np.savez(tmp_path / f"{images.where}.npz", arr_0=images.pixels)
-    arguments = [str(tmp_path / f"{images.where}.npz") for images in sets]
-    arguments += [f"--weights={weights}", f"--cache_dir={tmp_path / 'cache'}"]
-    assert evaluate.main([*arguments, f"--metrics={','.join(METRICS)}"]) == 0
-    result = json.loads(capsys.readouterr().out)
     direct = torch_fidelity.calculate_metrics(
         input1=Images(sets[0]),
         input2=Images(sets[1]),
@@ -95,32 +106,31 @@ def test_metrics_equal_a_direct_call_of_torch_fidelity(sets, weights, tmp_path, 
         cache=False,
         verbose=False,
     )
-    suffix = f"weights_{result['protocols'][0]['weights_sha256'][:8]}_{NUM_SAMPLES}"
+    result, _ = evaluated
     ours = {"fid": "frechet_inception_distance", "kid": "kernel_inception_distance_mean"}
     ours |= {"precision": "precision", "recall": "recall"}
     ours |= {"inception_score": "inception_score_mean"}
     for name, theirs in ours.items():
-        value = result["metrics"][f"{name}_{suffix}"]["value"]
-        assert value == pytest.approx(direct[theirs], rel=1e-6), name
-    assert result["metrics"][f"fid_{suffix}"]["value"] > 0
-    assert 0 <= result["metrics"][f"coverage_{suffix}"]["value"] <= 1
+        assert value(result, name) == pytest.approx(direct[theirs], rel=1e-6), name
+    assert value(result, "fid") > 0
+    assert 0 <= value(result, "coverage") <= 1
 
 
 @pytest.mark.slow
-def test_features_of_the_reference_are_kept_and_used(sets, weights, tmp_path):
-    few = sets[0]._replace(pixels=sets[0].pixels[:8])
-    compute = functools.partial(inception.compute, few, sets[1], STANDARD, weights, cache=tmp_path)
-    first = compute(["kid", "precision_recall", "density_coverage"])
-    (kept,) = tmp_path.iterdir()
-    manifold = manifold_metrics(first.sample_features, np.load(kept))._asdict()
-    for metric in first.metrics:
-        if metric.definition != "kid":
+def test_features_of_the_reference_are_kept_and_used(sets, weights, evaluated, tmp_path):
+    result, cache = evaluated
+    (kept,) = cache.iterdir()
+    changed = tmp_path / kept.name
+    np.save(changed, 2.0 * np.load(kept))
+    wanted = ["kid", "precision_recall", "density_coverage"]
+    found = inception.compute(*sets, STANDARD, weights, wanted, cache=tmp_path)
+    manifold = manifold_metrics(found.sample_features, np.load(changed))._asdict()
+    for metric in found.metrics:
+        if metric.definition == "kid":
+            assert metric.value != value(result, "kid")
+        else:
             assert metric.value == pytest.approx(manifold[metric.definition]), metric.name
-    np.save(kept, 2.0 * np.load(kept))
-    (kid,) = compute(["kid"]).metrics
-    assert kid.definition == "kid"
-    assert kid not in first.metrics
-    assert list(tmp_path.iterdir()) == [kept]
+    assert list(tmp_path.iterdir()) == [changed]
 
 
 def test_damaged_features_of_a_reference_are_dropped(tmp_path, caplog):
@@ -168,15 +178,13 @@ def test_a_file_without_weights_is_reported_in_one_line(sets, tmp_path):
 
 @pytest.mark.slow
 def test_a_reference_is_streamed_and_gives_the_numbers_of_the_same_images_in_memory(
-    sets, weights, tmp_path
+    sets, weights, evaluated, tmp_path
 ):
     samples, reference = sets
     batches = [reference.unit[:5], reference.unit[5:]]
     stream = ImageStream("stream", lambda: iter(batches))
-    found = [
-        inception.compute(samples, other, STANDARD, weights, ["fid"], cache=tmp_path / name)
-        for name, other in (("memory", reference), ("stream", stream))
-    ]
-    assert found[0].metrics == found[1].metrics
-    names = [{path.name for path in (tmp_path / name).iterdir()} for name in ("memory", "stream")]
+    (fid,) = inception.compute(samples, stream, STANDARD, weights, ["fid"], cache=tmp_path).metrics
+    result, cache = evaluated
+    assert fid.value == pytest.approx(value(result, "fid"), rel=1e-12)
+    names = [{path.name for path in folder.iterdir()} for folder in (cache, tmp_path)]
     assert names[0] == names[1], "the cache knows them as the same images"

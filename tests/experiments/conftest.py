@@ -1,7 +1,7 @@
 """Small runs shared by the tests of the program, each trained once and copied for changes."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,8 @@ import pytest
 from PIL import Image
 from small_runs import SMALL_RESNET, start
 
+from benchmarks.faults import injection
+from benchmarks.faults.fork_server import ForkServer
 from experiments import command_line, run, settings
 from experiments.run import Run
 
@@ -24,6 +26,15 @@ def tiny() -> Callable[..., Settings]:
         return settings.checked({**command_line.load_config(f"{name}:tiny"), **(changes or {})})
 
     return config
+
+
+@pytest.fixture(scope="session")
+def fork_server(tmp_path_factory) -> Iterator[ForkServer]:
+    """Starts commands of the program without its imports; `benchmarks.faults.program` uses it."""
+    folder = tmp_path_factory.mktemp("library")
+    library = injection.compile_library(folder) if injection.can_compile() else None
+    with ForkServer(library) as started:
+        yield started
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Gradients in bfloat16 are right on the kernels that a run on this machine uses."""
+"""Gradients are right on the kernels that a run on this machine uses."""
 
 import os
 import subprocess
@@ -6,27 +6,18 @@ import sys
 
 import pytest
 
-
-def check(*arguments):
-    # A process of its own, with the flags of a run and not those of the tests.
-    environ = {k: v for k, v in os.environ.items() if k not in OWN_OF_THE_TESTS}
-    command = [sys.executable, "-m", "benchmarks.gradients", *arguments]
-    return subprocess.run(command, env=environ, capture_output=True, text=True)
-
-
-OWN_OF_THE_TESTS = ("XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR")
-
-
-def test_some_gradients_are_within_the_bound_of_the_type():
-    done = check("--cases=8")
-
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "8 cases, 0 wrong" in done.stdout
+OWN_OF_THE_TESTS = ("XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR", "JAX_DISABLE_MOST_OPTIMIZATIONS")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bfloat16", "float32"])
-def test_hundreds_of_gradients_are_within_the_bound_of_the_type(precision):
-    done = check("--cases=120", "--seed=1", f"--precision={precision}")
+def test_gradients_of_all_kernels_strides_and_widths_are_within_the_bound_of_the_type(precision):
+    # A process of its own, with the flags of a run and not those of the tests.
+    environ = {k: v for k, v in os.environ.items() if k not in OWN_OF_THE_TESTS}
+    command = [sys.executable, "-m", "benchmarks.gradients", f"--precision={precision}"]
+    done = subprocess.run(
+        [*command, "--cases=26"], env=environ, capture_output=True, text=True, check=False
+    )
 
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "26 cases, 0 wrong" in done.stdout

@@ -134,20 +134,22 @@ def test_remat_changes_no_parameter_and_no_gradient():
     spec = ResNetSpec(stem=4, blocks=((4, 1), (8, 2)))
     nets = [resnet(spec, remat=remat) for remat in (False, True)]
     x = jax.random.normal(jax.random.key(1), (2, 8, 8, 1))
-    variables = nets[0].init(jax.random.key(0), x)
+    variables = jax.jit(nets[0].init)(jax.random.key(0), x)
 
-    plain, remat = (jax.grad(lambda v, net=net: net.apply(v, x).sum())(variables) for net in nets)
+    plain, remat = (
+        jax.jit(jax.grad(lambda v, net=net: net.apply(v, x).sum()))(variables) for net in nets
+    )
 
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), plain, remat)
 
 
 def test_attention_starts_as_the_identity_and_then_mixes_positions():
     x = jax.random.normal(jax.random.key(1), (2, 3, 3, 16))
-    out, variables = SelfAttention().init_with_output(jax.random.key(0), x)
+    out, variables = jax.jit(SelfAttention().init_with_output)(jax.random.key(0), x)
     np.testing.assert_array_equal(out, x)
 
     variables["params"]["gamma"] = jnp.ones(())
-    moved = jax.grad(lambda x: SelfAttention().apply(variables, x)[0, 0, 0].sum())(x)
+    moved = jax.jit(jax.grad(lambda x: SelfAttention().apply(variables, x)[0, 0, 0].sum()))(x)
 
     assert (jnp.abs(moved[0]).sum(-1) > 0).all()
     assert not moved[1].any()
@@ -232,20 +234,22 @@ def test_an_empty_state_dict_is_refused(net):
 def test_the_heads_output_is_not_rounded_to_bfloat16():
     for net, shape in ((MLP((8,)), (64, 2)), (resnet(ResNetSpec(4, ((8, 2),))), (64, 8, 8, 1))):
         x = jax.random.normal(jax.random.key(1), shape)
-        out, _ = net.clone(dtype=jnp.bfloat16).init_with_output(jax.random.key(0), x)
+        half = net.clone(dtype=jnp.bfloat16)
+        out, _ = jax.jit(half.init_with_output)(jax.random.key(0), x)
         assert (out != out.astype(jnp.bfloat16).astype(jnp.float32)).any()
 
 
 def test_attention_in_bfloat16_rounds_no_scores():
     x = jax.random.normal(jax.random.key(1), (2, 4, 4, 64))
-    variables = SelfAttention().init(jax.random.key(0), x)
+    variables = jax.jit(SelfAttention().init)(jax.random.key(0), x)
     params = {**variables["params"], "gamma": jnp.ones(())}
     for name in ("query", "key"):  # Sharp attention, where a rounded score shows.
         params[name] = jax.tree.map(lambda a: 8 * a.astype(jnp.bfloat16), params[name])
     x = x.astype(jnp.bfloat16)
 
     def attended(dtype):
-        return SelfAttention(dtype=dtype).apply({"params": params}, x.astype(dtype)) - x
+        attention = SelfAttention(dtype=dtype)
+        return jax.jit(lambda x: attention.apply({"params": params}, x))(x.astype(dtype)) - x
 
     exact = attended(jnp.float32)
     error = jnp.linalg.norm(attended(jnp.bfloat16).astype(jnp.float32) - exact)
@@ -255,13 +259,18 @@ def test_attention_in_bfloat16_rounds_no_scores():
 def test_a_network_by_xlas_convolutions_supports_forward_mode():
     net = resnet(ResNetSpec(4, ((8, 2),), 1), attention=True, implementation="xla")
     x = jax.random.normal(jax.random.key(1), (2, 8, 8, 1))
-    variables = net.init(jax.random.key(0), x)
+    variables = jax.jit(net.init)(jax.random.key(0), x)
 
-    out, slope = jax.jvp(lambda x: net.apply(variables, x), (x,), (x,))
+    out, slope = jax.jit(lambda x: jax.jvp(lambda x: net.apply(variables, x), (x,), (x,)))(x)
     custom = net.clone(implementation="custom")
-    gradient = jax.grad(lambda x: custom.apply(variables, x).sum())(x)
 
-    np.testing.assert_allclose(out, custom.apply(variables, x), rtol=1e-5)
+    def total(x):
+        out = custom.apply(variables, x)
+        return out.sum(), out
+
+    gradient, expected = jax.jit(jax.grad(total, has_aux=True))(x)
+
+    np.testing.assert_allclose(out, expected, rtol=1e-5)
     np.testing.assert_allclose(slope.sum(), jnp.vdot(gradient, x), rtol=1e-4)
     with pytest.raises(ValueError, match="unknown implementation 'native'"):
         resnet("resnet32", implementation="native")

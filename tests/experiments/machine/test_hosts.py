@@ -15,7 +15,6 @@ import pytest
 
 from benchmarks.faults import peers as faults
 from benchmarks.faults import program
-from benchmarks.faults.fork_server import ForkServer
 from experiments import build, run
 from experiments.errors import PeerError, UserError
 from experiments.machine import hosts, peers
@@ -37,12 +36,6 @@ JOINED = {
 }
 
 
-@pytest.fixture(scope="module")
-def _server():
-    with ForkServer():
-        yield
-
-
 def state(folder, step):
     opened = run.open_run(folder)
     experiment = build.experiment(opened.settings, opened.source(), opened.prior())
@@ -51,7 +44,7 @@ def state(folder, step):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("_server")
+@pytest.mark.usefixtures("fork_server")
 def test_two_processes_of_two_devices_train_what_one_does_and_one_of_one_resumes(tmp_path):
     log = tmp_path / "log"
     program.train_to(tmp_path / "alone", 60, log, CHANGES)
@@ -70,8 +63,8 @@ def test_two_processes_of_two_devices_train_what_one_does_and_one_of_one_resumes
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("_server")
-def test_two_processes_draw_and_evaluate_the_samples_that_one_draws(tmp_path):
+@pytest.mark.usefixtures("fork_server")
+def test_two_processes_draw_and_judge_the_samples_that_one_draws(tmp_path):
     one, two, log = tmp_path / "one", tmp_path / "two", tmp_path / "log"
     program.train_to(one, 5, log)
     shutil.copytree(one, two)
@@ -95,7 +88,7 @@ def test_two_processes_draw_and_evaluate_the_samples_that_one_draws(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("_server")
+@pytest.mark.usefixtures("fork_server")
 @pytest.mark.parametrize(
     "scenario",
     [
@@ -147,22 +140,22 @@ def test_a_process_that_waits_for_the_first_one_says_so_and_listens_only_on_its_
     assert asked["coordinator_bind_address"] == "127.0.0.1:9"
 
 
-# Two processes without JAX's own service: what one prints and its exit code when the other ends.
+# Two processes, with no more of JAX than `peers` uses: what one prints and its exit code when the
+# other ends.
 PEER = """
-import sys, threading, time
-import jax
-from experiments.machine import peers
-from fdrl_jax import parallel
-
+import sys, time, types
 index, ending = int(sys.argv[1]), sys.argv[2]
-jax.process_count = lambda: 2
-parallel.is_first_process = lambda: index == 0
 def from_first_process(offer):
     if index == 0:
         print(offer, flush=True)
         return offer
     return sys.stdin.readline()
-parallel.from_first_process = from_first_process
+parallel = types.SimpleNamespace(
+    is_first_process=lambda: index == 0, from_first_process=from_first_process
+)
+sys.modules["jax"] = types.SimpleNamespace(process_count=lambda: 2)
+sys.modules["fdrl_jax"] = types.SimpleNamespace(parallel=parallel)
+from experiments.machine import peers
 peers.watch("127.0.0.1:1")
 print("ready", flush=True)
 if ending != "wait":

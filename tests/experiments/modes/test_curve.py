@@ -30,7 +30,7 @@ def test_one_pass_computes_the_metric_of_the_samples_at_every_length(trained):
 
     assert [length for length, _ in points] == [0, 3, 4]
     for (_, metric), stage in zip(points, samples, strict=True):
-        expected = cheap_metric(trained.metric_reference(), stage)
+        expected = cheap_metric(trained.metric_reference, stage)
         assert metric.name == expected.name
         np.testing.assert_allclose(metric.value, expected.value, rtol=1e-4, atol=1e-6)
 

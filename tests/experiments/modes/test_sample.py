@@ -3,24 +3,19 @@
 import json
 import os
 import re
-import signal
-import subprocess
-import sys
 import time
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from small_runs import contents, start
 
+from benchmarks.faults import program
 from experiments.errors import UserError
 from experiments.modes.sample import _default_name
 from experiments.sampling import sample_files
 from experiments.sampling.shards import Shards, lock
-
-ROOT = Path(__file__).parents[3]
 
 
 def sample(run, num_samples=20, **changes):
@@ -206,23 +201,19 @@ def test_the_time_until_the_first_samples_is_printed_once(trained, capsys):
 
 
 @pytest.mark.slow
-def test_a_kill_in_the_middle_of_sampling_neither_repeats_nor_loses_a_sample(trained):
+@pytest.mark.usefixtures("fork_server")
+def test_a_kill_in_the_middle_of_sampling_neither_repeats_nor_loses_a_sample(trained, tmp_path):
     def begin(name):
-        command = [sys.executable, "-m", "experiments.main", "--mode=sample", "--num_samples=4000"]
-        options = [f"--config.sample.name={name}", "--config.evaluate.batch_size=8"]
-        return subprocess.Popen(
-            [*command, f"--workdir={trained.root}", *options],
-            cwd=ROOT,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        flags = ("--num_samples=4000", f"--config.sample.name={name}")
+        flags = (*flags, "--config.evaluate.batch_size=8")
+        command = program.command_of_mode("sample", trained.root, *flags)
+        return program.start(command, tmp_path / name)
 
     killed, whole = begin("killed"), begin("unkilled")
     parts = trained.samples / "killed.npz.parts"
     while len(list(parts.glob("*.npy"))) < 3 and killed.poll() is None:
         time.sleep(0.005)
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
+    program.kill(killed)
     assert 3 <= len(list(parts.glob("*.npy"))) < 500
     resumed = begin("killed")
 

@@ -11,7 +11,8 @@ from small_runs import command, start, train
 
 from experiments import build, run
 from experiments.build.classifier import make_attack
-from experiments.classifiers import load, load_features, read_robustness
+from experiments.classifiers import load, load_features
+from experiments.classifiers.robustness import read_robustness
 from experiments.errors import UserError
 from experiments.modes import creation
 from experiments.sampling.conditional import conditioned, labels_of

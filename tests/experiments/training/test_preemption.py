@@ -62,15 +62,18 @@ def test_a_run_that_is_stopped_saves_its_step_and_resumes_to_the_same_numbers(
 
 
 @pytest.mark.slow
-def test_sigterm_saves_the_step_and_ends_with_its_own_exit_code(tmp_path):
+@pytest.mark.usefixtures("fork_server")
+def test_sigterm_saves_the_step_and_ends_with_a_code_of_its_own(tmp_path):
     assert not crashes.terminate(tmp_path).complaints
 
 
 @pytest.mark.slow
-def test_sigterm_while_the_first_step_is_compiled_reports_nothing_saved(tmp_path):
+@pytest.mark.usefixtures("fork_server")
+def test_sigterm_while_the_first_step_is_compiled_promises_nothing(tmp_path):
     assert not crashes.terminate_early(tmp_path).complaints
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("fork_server")
 def test_ctrl_c_ends_with_130_and_one_line_at_any_moment(tmp_path):
     assert not crashes.interrupt(tmp_path).complaints
