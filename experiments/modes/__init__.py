@@ -60,6 +60,11 @@ FLAGS: dict[str, dict[str, Any]] = {
         "help": "what the sampler should run on, of cpu, cuda, rocm and tpu",
     },
     "prior": {"help": "file of the authors' data-dependent prior"},
+    "target": {
+        "help": "machine to plan for, which need not be there: gpu:NAME:NUMBER, such as "
+        "gpu:h100:8, or tpu:NAME:SHAPE, such as tpu:v5e:4x4; experiments/planning/machines.toml "
+        "has the names. Stored images are not needed. This machine if left out"
+    },
     "name": {"help": "name of the evaluation to report; the newest of the run if left out"},
 }
 
@@ -108,8 +113,9 @@ MODES = {
         ("checkpoint",),
     ),
     "dry_run": Mode(
-        "print cost, memory and time of a run without training",
+        "print cost, memory and time of a run without training, here or on --target",
         "--config=configs/digits.py",
+        ("target",),
         creates=True,
         needs_workdir=False,
     ),
