@@ -1,7 +1,7 @@
 """Compiles the train step and the sampler of a run for devices that are not there.
 
-The process must have been started with `process.environment`: the compilers of GPUs and TPUs are
-found, and look for their devices, before JAX starts.
+The process must have been started with `environment.without_devices`: the compilers of GPUs and
+TPUs are found, and look for their devices, before JAX starts.
 """
 
 import time

@@ -315,7 +315,7 @@ def arrays_of(shape: str) -> list[Array]:
 
 def is_collective(instruction: Instruction) -> bool:
     """Whether an instruction moves data between devices."""
-    return _collective(instruction) is not None
+    return kind_of_collective(instruction) is not None
 
 
 def sent_bytes(kernel: Kernel, num_devices: int) -> float:
@@ -326,7 +326,7 @@ def sent_bytes(kernel: Kernel, num_devices: int) -> float:
         arrays = arrays[len(arrays) // 2 :]
     size = _all_bytes(arrays)
     share = (num_devices - 1) / num_devices
-    kind = _collective(instruction)
+    kind = kind_of_collective(instruction)
     if kind == "all-reduce":
         return 2.0 * share * size
     if kind == "reduce-scatter":
@@ -336,7 +336,8 @@ def sent_bytes(kernel: Kernel, num_devices: int) -> float:
     return float(size)
 
 
-def _collective(instruction: Instruction) -> str | None:
+def kind_of_collective(instruction: Instruction) -> str | None:
+    """Returns XLA's name of what moves data between devices; `None` for what does not."""
     opcode = instruction.opcode.removesuffix("-start")
     return opcode if opcode in _COLLECTIVES else None
 

@@ -7,11 +7,11 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from experiments.errors import UserError
+from experiments.planning import environment
 from experiments.planning.targets import Target
 from experiments.settings import Settings
 
@@ -19,20 +19,6 @@ from experiments.settings import Settings
 _COMPILERS = {"tpu": ("libtpu",), "gpu": ("jax-cuda13-pjrt", "jax-cuda12-pjrt")}
 _INSTALL = {"tpu": "python -m pip install 'jax[tpu]'", "gpu": "python -m pip install 'jax[cuda13]'"}
 _MAX_SHOWN = 300
-
-
-def environment(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Returns the environment of a process that compiles for machines that are not there.
-
-    JAX itself runs on the CPU. Its flags for XLA's CPU compiler would be of no use.
-    """
-    return {
-        **{name: value for name, value in environ.items() if name != "XLA_FLAGS"},
-        "JAX_PLATFORMS": "cpu",
-        "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",  # There may be no driver.
-        "TPU_SKIP_MDS_QUERY": "1",  # Outside of Google's cloud, nobody answers.
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # Compilers may share what one who computes may not.
-    }
 
 
 def check_compiler(target: Target) -> None:
@@ -63,7 +49,7 @@ def run(settings: Settings, data_dir: str, target: Target) -> dict[str, Any]:
         )
         command = [sys.executable, "-m", "experiments.planning", str(request), str(answer)]
         root = Path(__file__).resolve().parents[2]
-        environ = environment()
+        environ = environment.without_devices()
         environ["PYTHONPATH"] = os.pathsep.join(
             filter(None, (str(root), environ.get("PYTHONPATH", "")))
         )

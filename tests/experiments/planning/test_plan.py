@@ -13,7 +13,7 @@ from experiments import settings
 from experiments.command_line import load_config
 from experiments.errors import UserError
 from experiments.planning import __main__ as child
-from experiments.planning import compiler, process, report, targets
+from experiments.planning import compiler, environment, process, report, targets
 from experiments.planning.report import Plan
 
 NUM = jax.device_count()
@@ -146,7 +146,7 @@ def test_faults_of_the_compiler_are_explained_in_a_line():
 
 def test_the_process_that_compiles_has_an_environment_of_its_own():
     given = {"XLA_FLAGS": "--xla_cpu_x", "PATH": "/bin", "JAX_PLATFORMS": "tpu"}
-    made = process.environment(given)
+    made = environment.without_devices(given)
     assert "XLA_FLAGS" not in made
     assert made["PATH"] == "/bin"
     assert made["JAX_PLATFORMS"] == "cpu"
