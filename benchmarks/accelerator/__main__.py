@@ -140,7 +140,8 @@ def _train(
     except UserError as error:
         results["skipped"].append(f"gaps: {error}")
     if scale is not FULL or data_dir:
-        results["training"] = training.train(scale, folder, data_dir, max(budget.left - 15.0, 30.0))
+        seconds = max(budget.left - 15.0, scale.min_training_seconds)
+        results["training"] = training.train(scale, folder, data_dir, seconds)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ class Scale(NamedTuple):
       config: what is trained at the end.
       changes: settings of that training.
       num_samples: in its picture.
+      min_training_seconds: that the training gets if the other parts took too long.
     """
 
     networks: tuple[str, ...]
@@ -30,6 +31,7 @@ class Scale(NamedTuple):
     config: str
     changes: dict[str, object]
     num_samples: int
+    min_training_seconds: float
 
 
 FULL = Scale(
@@ -43,6 +45,7 @@ FULL = Scale(
     config="cifar10",
     changes={"log.every_steps": 20, "checkpoint.every_steps": 200, "train.steps_per_dispatch": 20},
     num_samples=100,
+    min_training_seconds=60.0,
 )
 SMALL = Scale(
     networks=("small",),
@@ -55,6 +58,7 @@ SMALL = Scale(
     config="digits:tiny",
     changes={"train.num_steps": 4},
     num_samples=16,
+    min_training_seconds=600.0,
 )
 
 

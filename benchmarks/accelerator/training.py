@@ -82,7 +82,7 @@ def train(scale: Scale, folder: Path, data_dir: str, seconds: float) -> dict[str
         "images_per_second": float(np.median(rates[1:] or rates)),
     }
     drawing = ["--mode=sample", f"--workdir={workdir}", f"--num_samples={scale.num_samples}"]
-    if _run(drawing, max(seconds * 0.2, 60.0)) == 0:
+    if _run(drawing, max(seconds * 0.2, scale.min_training_seconds)) == 0:
         (picture,) = (workdir / "samples").glob("*.png")
         found["picture"] = shutil.copy(picture, folder / "samples.png").name
     return found
