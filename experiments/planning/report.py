@@ -90,7 +90,7 @@ def lines(plan: Plan) -> Iterator[str]:
         yield from _advice(plan)
     yield _largest_line(plan)
     step, draw = plan.cost("train"), plan.cost("sampler")
-    yield _time_line(plan, "whole run, roofline: at least", step.seconds, draw.seconds)
+    yield _time_line(plan, "whole run, roofline:", step.seconds, draw.seconds)
     how = (
         "the TPU compiler's own count of cycles"
         if target.platform == "tpu"
@@ -102,7 +102,7 @@ def lines(plan: Plan) -> Iterator[str]:
         step.expected_seconds,
         draw.expected_seconds,
     )
-    yield f"train step: at least {_ms(step.seconds)}, limited by {step.bound}"
+    yield f"train step, roofline: {_ms(step.seconds)}, limited by {step.bound}"
     yield (
         f"  {_ms(step.compute_seconds)} in kernels that matrix products limit, "
         f"{_ms(step.memory_seconds)} in those that memory limits, "
@@ -116,7 +116,7 @@ def lines(plan: Plan) -> Iterator[str]:
     if step.num_flow_kernels:
         yield f"  {step.num_kernels:,} kernels, {step.num_flow_kernels} per flow step"
     num = found["samples_per_device"] * target.num_devices
-    yield f"{num} samples: at least {draw.seconds:.3g} s, limited by {draw.bound}"
+    yield f"{num} samples, roofline: {draw.seconds:.3g} s, limited by {draw.bound}"
     yield (
         f"network: input {tuple(found['event_shape'])}, {settings['precision']}; batch "
         f"{settings['train.batch_size']}, {plan.batch_size} per device"

@@ -1,9 +1,10 @@
-"""From a compiled program to a time that it cannot beat: the roofline.
+"""From a compiled program to its time at the limits of a machine: the roofline.
 
-Each kernel takes at least as long as its products at the peak, and as its bytes through memory at
-the bandwidth of the data sheet. Kernels run one after the other, and communication is not hidden
-behind them. What it takes to start a kernel, and what it misses of the peak, is not counted: real
-steps take longer, and those of small batches several times as long.
+Each kernel takes as long as its products at the peak, or as its bytes through memory at the
+bandwidth of the data sheet, whichever is longer. Kernels run one after the other, and communication
+is not hidden behind them. What it takes to start a kernel, and what it misses of the peak, is not
+counted: real steps take longer, and those of small batches several times as long. Only what a GPU
+finds in its cache is faster.
 
 A second figure is nearer to what will be seen, and only an estimate: for TPUs the compiler's own
 count of cycles, for GPUs the roofline with a least time per kernel.
@@ -43,12 +44,12 @@ class Cost(NamedTuple):
 
     @property
     def seconds(self) -> float:
-        """The least time of one run."""
+        """Time of one run."""
         return self.compute_seconds + self.memory_seconds + self.link_seconds
 
     @property
     def bound(self) -> str:
-        """What most of the least time goes to."""
+        """What most of the time goes to."""
         parts = {
             "matrix products": self.compute_seconds,
             "memory bandwidth": self.memory_seconds,
