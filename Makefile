@@ -35,12 +35,16 @@ VERSION := $(shell $(PYTHON) -c '$(PRINT_VERSION)' 2>/dev/null)
 # Set up again when the dependencies, the interpreter or the path of the clone change.
 READY := $(VENV)/.ready-$(VERSION)-$(shell pwd | cksum | cut -d' ' -f1)
 
-.PHONY: help setup demo test test-fast coverage check docs gallery licences format constraints package clean
+# Not part of $(VENV): the compilers take 5 GB, and $(VENV) must work without them.
+VENV_ACC ?= .venv-accelerators
+READY_ACC := $(VENV_ACC)/.compilers-$(VERSION)-$(shell pwd | cksum | cut -d' ' -f1)
+
+.PHONY: help setup demo test test-fast test-accelerators coverage check docs gallery licences format constraints package clean
 
 help: ## print this list
 	@echo 'usage: make TARGET [PYTHON=python3.13] [VENV=.venv]'
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | \
-	  while IFS='|' read -r name text; do printf '  %-12s %s\n' "$$name" "$$text"; done
+	  while IFS='|' read -r name text; do printf '  %-18s %s\n' "$$name" "$$text"; done
 
 demo: $(READY) ## train on the swiss roll and show the report [WORKDIR=runs/swissroll]
 	@$(PY) -m experiments.main --config=configs/swissroll.py --workdir='$(WORKDIR)'
@@ -50,6 +54,9 @@ test: $(READY) ## run all tests [PYTEST_ARGS="-k flow -x"]
 
 test-fast: $(READY) ## run the tests that are not marked slow
 	@$(PY) $(PYTEST) -m 'not slow' $(PYTEST_ARGS)
+
+test-accelerators: $(READY_ACC) ## compile for GPUs and TPUs that are not there, 5 GB [PYTEST_ARGS="--full"]
+	@$(VENV_ACC)/bin/python -m pytest -q -n 0 tests_accelerators $(PYTEST_ARGS)
 
 coverage: $(READY) ## measure the share of the library's lines and branches that its tests run
 	@$(PY) -m coverage run $(PYTEST) -q -m 'not slow' $(OF_THE_LIBRARY)
@@ -121,3 +128,10 @@ $(READY): pyproject.toml constraints.txt
 	@$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]' \
 	  || { echo "The installation failed, see above. It works with Python 3.11 to 3.14; this is $(VERSION)." >&2; exit 1; }
 	@rm -f '$(VENV)'/.ready-* && touch '$@'
+
+$(READY_ACC): pyproject.toml constraints.txt
+	@echo 'Setting up $(VENV_ACC) with Python $(VERSION): 5 GB, only this once.'
+	@$(MAKE) --no-print-directory setup VENV='$(VENV_ACC)' PYTHON='$(PYTHON)'
+	@$(VENV_ACC)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt \
+	  'jax[cuda13,tpu]'
+	@touch '$@'

@@ -86,7 +86,14 @@ def ours(name: str, batch: int, precision: str) -> tuple[dict[str, Callable[[], 
 
 @contextmanager
 def pytorch(
-    python: str, name: str, batch: int, precision: str, compiled: bool
+    python: str,
+    name: str,
+    batch: int,
+    precision: str,
+    compiled: bool,
+    *,
+    device: str = "cpu",
+    num_flow_steps: int = NUM_FLOW_STEPS,
 ) -> Iterator[dict[str, Callable[[], Any]]]:
     """Starts PyTorch in another process and yields its contenders; none if it is not installed."""
     spec = networks.SPECS[name]
@@ -97,7 +104,8 @@ def pytorch(
         "batch": batch,
         "precision": precision,
         "compiled": compiled,
-        "flow": {"num_steps": NUM_FLOW_STEPS, **_FLOW},
+        "device": device,
+        "flow": {"num_steps": num_flow_steps, **_FLOW},
     }
     program = Path(__file__).with_name("torch_resnet.py")
     command = [python, str(program), json.dumps(settings)]

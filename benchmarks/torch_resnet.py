@@ -3,7 +3,8 @@
 It is run by `benchmarks.estimators`, possibly with another Python that has PyTorch:
   python benchmarks/torch_resnet.py '{"stem": 128, "blocks": [[128, 1], ...], "size": 32, ...}'
 It reads one word per line, "flow" or "train", runs it, and answers with a line. Images and weights
-have the layout channels_last, which is the fastest in PyTorch on CPU.
+have the layout channels_last, which is the fastest in PyTorch on CPU. The precision
+"tensorfloat32" is float32 that a GPU multiplies in TF32.
 """
 
 import copy
@@ -78,12 +79,16 @@ def train_step(net: Network, optimizer: torch.optim.Optimizer, real: torch.Tenso
 def main() -> None:
     """Answers requests until the input ends."""
     settings = json.loads(sys.argv[1])
-    dtype = getattr(torch, settings["precision"])
+    precision, device = settings["precision"], settings.get("device", "cpu")
+    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    torch.backends.cudnn.allow_tf32 = precision == "tensorfloat32"
+    torch.backends.cuda.matmul.allow_tf32 = precision == "tensorfloat32"
+    torch.backends.cudnn.benchmark = True
     size, hyper = settings["size"], settings["flow"]
     layout = torch.channels_last
     x = torch.rand(settings["batch"], 3, size, size) * 2.0 - 1.0
-    x = x.to(memory_format=layout)
-    net = Network(settings["stem"], settings["blocks"]).to(memory_format=layout)
+    x = x.to(device, memory_format=layout)
+    net = Network(settings["stem"], settings["blocks"]).to(device, memory_format=layout)
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-4)
     sampler = frozen(net, dtype)
     if settings["compiled"]:
@@ -91,13 +96,15 @@ def main() -> None:
 
     def train() -> None:
         flowed = flow(frozen(getattr(net, "_orig_mod", net), dtype), x.clone(), **hyper)
-        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        with torch.autocast(device, torch.bfloat16, enabled=dtype == torch.bfloat16):
             train_step(net, optimizer, x, flowed)
 
     work = {"flow": lambda: flow(sampler, x.clone(), **hyper), "train": train}
     print(torch.__version__, flush=True)
     for line in sys.stdin:
         work[line.strip()]()
+        if device == "cuda":
+            torch.cuda.synchronize()
         print("done", flush=True)
 
 

@@ -4,6 +4,7 @@ import argparse
 import ast
 import contextlib
 import dataclasses
+import functools
 import inspect
 import os
 import re
@@ -166,7 +167,7 @@ def load_config_for(spec: str) -> Callable[[str, tuple[int, ...]], Settings] | N
       UserError: as for `load_config`.
     """
     with _explaining(spec):
-        if not hasattr(_imported(spec), "get_config_for"):
+        if "get_config_for" not in _definitions(spec):
             return None
     return functools.partial(_call, spec, "get_config_for")
 
@@ -174,25 +175,19 @@ def load_config_for(spec: str) -> Callable[[str, tuple[int, ...]], Settings] | N
 def _call(spec: str, function: str, *arguments: Any) -> Settings:
     """Calls a function of a config file with arguments and the variants of the spec."""
     name, _, variants = spec.partition(":")
-    try:
-        get_config = runpy.run_path(str(path)).get("get_config")
+    with _explaining(spec):
+        get_config = _definitions(spec).get(function)
         if get_config is None:
-            raise UserError(f"config: {name}: it defines no get_config()")
-        takes_variants = bool(inspect.signature(get_config).parameters)
+            raise UserError(f"config: {name}: it defines no {function}()")
+        takes_variants = len(inspect.signature(get_config).parameters) > len(arguments)
         if variants and not takes_variants:
             raise UserError(f"--config={name} has no variants, got {variants!r}")
-        config = get_config(variants) if takes_variants else get_config()
+        config = get_config(*arguments, *((variants,) if takes_variants else ()))
         return settings.flatten(config.to_dict())
 
 
-def _imported(spec: str) -> ModuleType:
-    path = config_file(spec)
-    module_spec = importlib.util.spec_from_file_location("config", path)
-    if module_spec is None or module_spec.loader is None:
-        raise UserError(f"--config={spec.partition(':')[0]} is not a Python file")
-    module = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
-    return module
+def _definitions(spec: str) -> dict[str, Any]:
+    return runpy.run_path(str(config_file(spec)))
 
 
 @contextlib.contextmanager

@@ -43,6 +43,10 @@ def _run(command: "Command", processes: dict[str, Any]) -> None:
     from experiments import modes
     from experiments.machine import hosts, peers, xla_flags
 
+    if command.flags.get("target"):
+        # Another process compiles, and nothing runs here: the devices of this machine may be busy.
+        modes.run(command)
+        return
     # Must come first, because XLA reads its flags when its backend starts.
     xla_flags.set_cpu_flags(bfloat16=_precision(command) in ("auto", "bfloat16"))
     hosts.join(**processes)

@@ -7,7 +7,7 @@ processes (hosts) the axis goes over the devices of all of them, in the order of
 
 import functools
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -17,6 +17,11 @@ from jax import lax
 from jax.experimental import multihost_utils
 
 AXIS = "replicas"
+
+# Which arguments of a mapped function have a leading axis of replicas; the others are shared.
+_STEP_AXES = (None, 0, 0, 0, None, None)
+_STATE = (1,)  # The argument of a step whose buffers are donated.
+_SAMPLER_AXES = (None, 0, 0, 0)
 
 
 def replicate(tree: Any) -> Any:
@@ -87,13 +92,12 @@ def map_steps(repeated_step: Callable[..., Any]) -> Any:
     Key, count of steps and offset of batches are shared; the other arguments have a leading axis of
     replicas. All six are positional. The buffers of the state are donated.
     """
-    in_axes = (None, 0, 0, 0, None, None)
-    return jax.pmap(repeated_step, axis_name=AXIS, in_axes=in_axes, donate_argnums=(1,))
+    return jax.pmap(repeated_step, axis_name=AXIS, in_axes=_STEP_AXES, donate_argnums=_STATE)
 
 
 def map_sampler(sampler: Callable[..., Any]) -> Any:
     """Maps `(key, variables, constants, batch) -> samples` over devices, which share the key."""
-    return jax.pmap(sampler, axis_name=AXIS, in_axes=(None, 0, 0, 0))
+    return jax.pmap(sampler, axis_name=AXIS, in_axes=_SAMPLER_AXES)
 
 
 def map_segment(segment: Callable[..., Any]) -> Any:
@@ -101,13 +105,40 @@ def map_segment(segment: Callable[..., Any]) -> Any:
     return jax.pmap(segment, axis_name=AXIS, in_axes=(None, 0, 0, 0, None))
 
 
-def local_batch_size(global_batch_size: int) -> int:
+def lower_steps(
+    repeated_step: Callable[..., Any], devices: Sequence[jax.Device], arguments: tuple[Any, ...]
+) -> Any:
+    """Lowers what `map_steps` maps, for devices that need not be there.
+
+    Args:
+      repeated_step: as for `map_steps`.
+      devices: of any number of hosts, such as those of `jax.experimental.topologies`.
+      arguments: shapes and dtypes of one replica's arguments.
+
+    Returns:
+      A `jax.stages.Lowered`.
+    """
+    return _lower(repeated_step, devices, arguments, _STEP_AXES, _STATE)
+
+
+def lower_sampler(
+    sampler: Callable[..., Any], devices: Sequence[jax.Device], arguments: tuple[Any, ...]
+) -> Any:
+    """Lowers what `map_sampler` maps, as `lower_steps` does."""
+    return _lower(sampler, devices, arguments, _SAMPLER_AXES)
+
+
+def local_batch_size(global_batch_size: int, num: int | None = None) -> int:
     """Returns the examples of one replica.
 
+    Args:
+      global_batch_size: examples of all replicas.
+      num: number of replicas; that of all devices of all processes if it is left out.
+
     Raises:
-      ValueError: if the global batch does not divide over all devices of all processes.
+      ValueError: if the global batch does not divide over the replicas.
     """
-    num = jax.device_count()
+    num = jax.device_count() if num is None else num
     if global_batch_size % num:
         nearest = [
             n for n in (global_batch_size // num * num, -(-global_batch_size // num) * num) if n
@@ -175,6 +206,43 @@ def divergent_replicas(tree: Any) -> list[int]:
     sums = np.asarray(unreplicate(_checksums()(tree)))
     values, counts = np.unique(sums, return_counts=True)
     return [int(i) for i in np.flatnonzero(sums != values[np.argmax(counts)])]
+
+
+def _lower(
+    function: Callable[..., Any],
+    devices: Sequence[jax.Device],
+    arguments: tuple[Any, ...],
+    in_axes: tuple[int | None, ...],
+    donate_argnums: tuple[int, ...] = (),
+) -> Any:
+    """Maps by `jit` of `shard_map`, which `pmap` is inside; `pmap` wants this process's devices."""
+    mesh = jax.sharding.Mesh(np.array(devices), (AXIS,))
+    spec = jax.sharding.PartitionSpec
+    specs = tuple(spec() if axis is None else spec(AXIS) for axis in in_axes)  # type: ignore[no-untyped-call]
+
+    def of_replica(*parts: Any) -> Any:
+        own = [
+            part if axis is None else jax.tree.map(lambda a: a[0], part)
+            for part, axis in zip(parts, in_axes, strict=True)
+        ]
+        return jax.tree.map(lambda a: a[None], function(*own))
+
+    def shapes(argument: Any, axis: int | None, spec_of: Any) -> Any:
+        sharding = jax.sharding.NamedSharding(mesh, spec_of)
+        lead = () if axis is None else (len(devices),)
+
+        def shape(a: Any) -> Any:
+            struct: Any = jax.ShapeDtypeStruct
+            return struct((*lead, *a.shape), a.dtype, sharding=sharding)
+
+        return jax.tree.map(shape, argument)
+
+    out_specs = spec(AXIS)  # type: ignore[no-untyped-call]
+    mapped = jax.shard_map(
+        of_replica, mesh=mesh, in_specs=specs, out_specs=out_specs, check_vma=False
+    )
+    jitted = jax.jit(mapped, donate_argnums=donate_argnums)
+    return jitted.lower(*map(shapes, arguments, in_axes, specs))
 
 
 @functools.cache

@@ -137,8 +137,9 @@ def test_every_key_file_and_name_of_the_code_in_a_page_exists(page):
 
 def test_wrong_names_in_a_page_are_found():
     assert commands(ROOT / "README.md", MAIN)
-    assert [*other_flags("python -m benchmarks.pods --josn=x")] == [("benchmarks.pods", "josn")]
-    assert "josn" not in file_of("benchmarks.pods").read_text()
+    wrong = [*other_flags("python -m benchmarks.scaling --josn=x")]
+    assert wrong == [("benchmarks.scaling", "josn")]
+    assert "josn" not in file_of("benchmarks.scaling").read_text()
     text = "`flow.step_sise=1`, `flow.step_size=1`, `prior.npz`, `fdrl_jax.langevin.drift`"
     assert unknown_keys(text) == ["flow.step_sise"]
     text = (

@@ -97,11 +97,12 @@ def experiment(settings: Settings, source: Source, fitted: FittedPrior | None = 
         )
 
 
-def ratio_training(of: Experiment) -> Training:
+def ratio_training(of: Experiment, num_replicas: int | None = None) -> Training:
     """Builds the training of a density ratio.
 
     Args:
       of: the density ratio.
+      num_replicas: devices that the batch is split over; all that there are if it is left out.
 
     Raises:
       UserError: for a batch that does not divide over devices or micro-batches.
@@ -113,7 +114,7 @@ def ratio_training(of: Experiment) -> Training:
             problem,
             optimizer=optimizer,
             draw=of.source.draw,
-            batch_size=parallel.local_batch_size(settings["train.batch_size"]),
+            batch_size=parallel.local_batch_size(settings["train.batch_size"], num_replicas),
             ema_rate=settings["train.ema_rate"],
             ema_ramp=settings["train.ema_ramp"],
             gradient_penalty=settings["loss.gradient_penalty"],

@@ -7,7 +7,7 @@ from experiments.data import tfds
 from experiments.data.digits import digits
 from experiments.data.records import printable
 from experiments.data.source import DataOptions, Source
-from experiments.data.stored import stored_source
+from experiments.data.stored import absent_source, stored_source
 from experiments.data.toy import gaussians8, gaussians25, swissroll
 from experiments.errors import DataError
 
@@ -73,6 +73,21 @@ def load(options: DataOptions) -> Source:
         raise DataError(printable(f"data.dir={where}: {error.strerror or error}")) from error
     except DataError as error:  # Paths may contain characters that a terminal cannot show.
         raise DataError(printable(str(error))) from error
+
+
+def load_if_given(options: DataOptions) -> tuple[Source, bool]:
+    """Opens a data source for a plan, which needs the shapes only.
+
+    Returns:
+      The source, and whether its data are there: those of a built-in set, or where the options or
+      FDRL_DATA_DIR say. A stored set that no folder is given for is absent.
+
+    Raises:
+      DataError: as `load`, and for an absent set whose images could have any size.
+    """
+    if options.name in BUILT_IN or resolve_dir(options.dir):
+        return load(options), True
+    return absent_source(options), False
 
 
 def _built_in(options: DataOptions) -> Source:

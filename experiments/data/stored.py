@@ -112,6 +112,38 @@ def stored_source(options: DataOptions) -> Source:
     )
 
 
+def absent_source(options: DataOptions) -> Source:
+    """Returns a stored set of images that is not there: enough to build and compile what reads it.
+
+    The images are streamed, as those of a large set are. Whatever would read one raises.
+
+    Raises:
+      DataError: if the settings leave the size of the images to the files.
+    """
+    if not options.image_size or not options.channels:
+        missing = "data.image_size" if not options.image_size else "data.channels"
+        raise DataError(
+            f"the size of the images follows from files that are not given: set --data_dir, or "
+            f"--config.{missing}=NUMBER"
+        )
+
+    def refuse(*_: Any) -> Any:
+        raise DataError("the data are not there")
+
+    is_pair = options.name == "pair" or bool(options.source_class or options.target_class)
+    names = ("real", "source") if is_pair else ("real",)
+    return Source(
+        name=options.name,
+        event_shape=(options.image_size, options.image_size, options.channels),
+        arrays=(),
+        draw=_make_draw(names, options.random_flip),
+        train_batches=refuse,
+        held_out=refuse,
+        open_feed=refuse,
+        starts=Starts(refuse, 0, 0) if is_pair else None,
+    )
+
+
 def _labelled(train: Images, held_out: Images) -> tuple[Images, Images]:
     """Numbers the classes of held-out images as in training.
 

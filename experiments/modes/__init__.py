@@ -62,6 +62,11 @@ FLAGS: dict[str, dict[str, Any]] = {
         "help": "platforms that the sampler should run on, from cpu, cuda, rocm and tpu",
     },
     "prior": {"help": "file of the authors' data-dependent prior"},
+    "target": {
+        "help": "machine to plan for, which need not be there: gpu:NAME:NUMBER, such as "
+        "gpu:h100:8, or tpu:NAME:SHAPE, such as tpu:v5e:4x4; experiments/planning/machines.toml "
+        "has the names. Stored images are not needed. By default this machine"
+    },
     "name": {"help": "name of the evaluation to report; by default the newest of the run"},
 }
 
@@ -110,8 +115,9 @@ MODES = {
         ("checkpoint",),
     ),
     "dry_run": Mode(
-        "print cost, memory and time of a run without training",
+        "print cost, memory and time of a run without training, here or on --target",
         "--config=configs/digits.py",
+        ("target",),
         creates=True,
         needs_workdir=False,
     ),

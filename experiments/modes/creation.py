@@ -58,15 +58,13 @@ def opened_or_new(command: Command, kind: Kind) -> tuple[Run | None, Settings, S
     Raises:
       UserError: for settings or data that do not fit the run, or a folder that cannot hold one.
     """
-    opened = run.open_run(command.folder, kind) if run.exists(command.folder) else None
-    if opened is None:
+    if not run.exists(command.folder):
         run.check_free(command.folder)
-    wanted = wanted_settings(command, opened)
-    if opened is not None:
-        wanted = opened.resumed(wanted)
+        return None, *settings_and_data(command)
+    opened = run.open_run(command.folder, kind)
+    wanted = opened.resumed(wanted_settings(command, opened))
     source = load_data(wanted, command.data_dir)
-    if opened is not None:
-        opened.check_data(source)
+    opened.check_data(source)
     return opened, wanted, source
 
 

@@ -1,6 +1,7 @@
 """Mode dry_run: what a run would cost, without training."""
 
 import math
+import sys
 import time
 from typing import Any
 
@@ -10,7 +11,9 @@ from experiments import advice, build, cost, settings
 from experiments.build import Experiment, Training
 from experiments.command_line import Command
 from experiments.machine import hardware, memory
-from experiments.modes.creation import check, settings_and_data
+from experiments.modes.creation import check, settings_and_data, wanted_settings
+from experiments.planning import process, report, targets
+from experiments.settings import Settings
 from fdrl_jax import parallel, rng, steps
 
 _MAX_TIMED_SECONDS = 4.0  # A train step of up to this length is timed as a whole.
@@ -21,8 +24,14 @@ def run_mode(command: Command) -> None:
     """Prints cost, memory, disk and time of a run, then the settings that differ from the defaults.
 
     The real train step is compiled; memory is the compiler's figure for it. A flow step is timed,
-    and the train step as well unless it takes too long.
+    and the train step as well unless it takes too long. With `--target`, train step and sampler are
+    compiled for a machine that need not be there, and nothing is timed.
     """
+    if command.flags["target"]:
+        wanted = wanted_settings(command)
+        _print_plan(wanted, command)
+        _print_settings(wanted)
+        return
     wanted, source = settings_and_data(command)
     experiment = build.experiment(hardware.prepare(wanted), source)
     check(experiment)
@@ -32,6 +41,19 @@ def run_mode(command: Command) -> None:
     _print_answer(experiment, compiled, compile_seconds, step)
     if source.kind == "images":
         print(advice.noise_warning(wanted) or advice.describe_noise(wanted))
+    _print_settings(wanted)
+
+
+def _print_plan(wanted: Settings, command: Command) -> None:
+    target = targets.parse(command.flags["target"])
+    print(f"compiling for {target.text}: up to a minute for GPUs, several minutes for TPUs")
+    sys.stdout.flush()
+    found = process.run(wanted, command.data_dir, target)
+    for line in report.lines(report.Plan(found["settings"], target, found)):
+        print(line)
+
+
+def _print_settings(wanted: Settings) -> None:
     print("settings that differ from the defaults:")
     defaults = settings.checked(settings.defaults())
     for key, value in wanted.items():

@@ -71,6 +71,24 @@ def test_replicas_are_equal_bit_for_bit():
             np.testing.assert_array_equal(replica, leaf[0])
 
 
+def test_steps_lowered_for_given_devices_are_the_mapped_ones():
+    state, constants = small_problem.initial_state(), CONSTANTS
+    scalar = jax.ShapeDtypeStruct((), jnp.int32)
+    shapes = jax.eval_shape(lambda: (KEY, state, constants, None))
+
+    lowered = parallel.lower_steps(per_replica(), jax.devices(), (*shapes, scalar, scalar))
+
+    replicated = parallel.replicate((state, constants))
+    count, offset = jnp.int32(3), jnp.int32(0)
+    mesh = jax.make_mesh((NUM_DEVICES,), (AXIS,), axis_types=(AxisType.Auto,))
+    shared = jax.sharding.NamedSharding(mesh, PartitionSpec())
+    key, count, offset = jax.device_put((KEY, count, offset), shared)
+    actual = lowered.compile()(key, *replicated, None, count, offset)
+    chex.assert_trees_all_equal(
+        parallel.unreplicate(actual), parallel.unreplicate(on_all_devices())
+    )
+
+
 @pytest.mark.parametrize(("check_vma", "num_micro_batches"), [(True, 1), (True, 2), (False, 1)])
 def test_the_same_steps_under_jit_of_shard_map_give_the_same_numbers(check_vma, num_micro_batches):
     # With check_vma (the default), shard_map sums the gradient of arrays that replicas share.

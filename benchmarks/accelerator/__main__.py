@@ -1,0 +1,148 @@
+"""Everything that is worth knowing of one accelerator, in a few minutes.
+
+Run: python -m benchmarks.accelerator [--folder=DIR] [--minutes=8] [--data_dir=CIFAR10] [--small]
+It measures each network in each precision next to PyTorch where that is installed, compares with
+float64, and trains with what is left of the time. The most important comes first, and what the time
+does not allow is listed as skipped. Writes `accelerator.json`, `accelerator.md` and a picture. Ends
+with code 1 if the device computes something wrongly. `--small` is for a CPU, to see that it works.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import fdrl_jax
+from benchmarks.accelerator import agreement, page, speed, training
+from benchmarks.accelerator.budget import FULL, SMALL, Budget, Scale
+from benchmarks.estimators import pytorch
+from benchmarks.timing import alternate
+from experiments.errors import UserError
+from experiments.files import write_json, write_text
+from experiments.machine import xla_flags
+from fdrl_jax import networks
+
+# Shares of the time that are kept for what follows.
+_FOR_TRAINING, _FOR_PYTORCH = 0.35, 0.15
+
+
+def main() -> None:
+    """Measures, and writes after every part, so that an interruption loses little."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path, default=Path("accelerator"), help="for all files")
+    parser.add_argument("--minutes", type=float, default=8.0, help="at most, for everything")
+    parser.add_argument("--data_dir", default="", help="CIFAR-10: folder or zip of images, or TFDS")
+    parser.add_argument("--small", action="store_true", help="everything in seconds, for a CPU")
+    arguments = parser.parse_args()
+    xla_flags.set_cpu_flags()
+    scale, budget = (SMALL if arguments.small else FULL), Budget(60.0 * arguments.minutes)
+    started = time.monotonic()
+    results: dict[str, Any] = {
+        "device": speed.describe(),
+        "version": fdrl_jax.__version__,
+        "small": arguments.small,
+        "config": scale.config,
+        "batch_size": scale.batch_size,
+        "num_flow_steps": scale.num_flow_steps,
+        "peaks": {},
+        "speed": [],
+        "pytorch": [],
+        "agreement": [],
+        "skipped": [],
+    }
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+
+    def save() -> None:
+        results["seconds"] = time.monotonic() - started
+        write_json(arguments.folder / "accelerator.json", results)
+        write_text(arguments.folder / "accelerator.md", page.page(results))
+
+    for name in scale.networks:
+        _measure(name, scale, budget, results)
+        save()
+    _train(scale, budget, arguments.folder, arguments.data_dir, results)
+    save()
+    print(page.page(results))
+    wrong = [row for row in results["agreement"] if not max(row["errors"].values()) <= row["bound"]]
+    sys.exit(bool(wrong))
+
+
+def _measure(name: str, scale: Scale, budget: Budget, results: dict[str, Any]) -> None:
+    """Measures a network in each precision, as far as the time allows."""
+    for precision in scale.precisions:
+        what = f"{name} in {precision}"
+        if not budget.allows(_FOR_TRAINING + _FOR_PYTORCH):
+            results["skipped"].append(what)
+            continue
+        print(f"{what}: {budget.left:.0f} s left", file=sys.stderr)
+        if precision not in results["peaks"]:
+            results["peaks"][precision] = speed.peak(precision, scale.matrix_size, scale.rounds)
+        found = speed.measure(name, precision, scale)
+        results["speed"].append({"network": name, "precision": precision, **found})
+        errors = agreement.compare(name, precision, scale.num_exact_images)
+        bound = agreement.BOUNDS[precision]
+        results["agreement"].append(
+            {"network": name, "precision": precision, "errors": errors, "bound": bound}
+        )
+        if name not in networks.SPECS:
+            continue
+        for compiled in (False, True):
+            if not budget.allows(_FOR_TRAINING):
+                results["skipped"].append(f"PyTorch, {what}")
+                continue
+            _compare_with_pytorch(found, name, precision, compiled, scale, results)
+
+
+def _compare_with_pytorch(
+    found: dict[str, float],
+    name: str,
+    precision: str,
+    compiled: bool,
+    scale: Scale,
+    results: dict[str, Any],
+) -> None:
+    device = "cuda" if jax.default_backend() == "gpu" else "cpu"
+    with pytorch(
+        sys.executable,
+        name,
+        scale.batch_size,
+        precision,
+        compiled,
+        device=device,
+        num_flow_steps=scale.num_flow_steps,
+    ) as contenders:
+        seconds = alternate(contenders, rounds=2)
+    if seconds:
+        results["pytorch"].append(
+            {
+                "network": name,
+                "precision": precision,
+                "compiled": compiled,
+                **{
+                    f"{what}_ratio": seconds[f"pytorch_{what}"] / found[f"{what}_seconds"]
+                    for what in ("flow", "train")
+                },
+            }
+        )
+
+
+def _train(
+    scale: Scale, budget: Budget, folder: Path, data_dir: str, results: dict[str, Any]
+) -> None:
+    """Profiles and trains with what is left of the time."""
+    if scale is FULL and not data_dir:
+        results["skipped"].append("training: --data_dir=CIFAR10 is missing")
+    try:
+        results["gaps"] = training.host_gaps(scale)
+    except UserError as error:
+        results["skipped"].append(f"gaps: {error}")
+    if scale is not FULL or data_dir:
+        seconds = max(budget.left - 15.0, scale.min_training_seconds)
+        results["training"] = training.train(scale, folder, data_dir, seconds)
+
+
+if __name__ == "__main__":
+    main()

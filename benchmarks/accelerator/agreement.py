@@ -1,0 +1,71 @@
+"""Outputs, gradients and flows of the device, against those of the CPU in float64."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import fdrl_jax as fdrl
+from benchmarks.accelerator import speed
+from fdrl_jax import networks
+
+# Largest relative errors, by norm: rounding adds up over some 25 layers, and tips activations over
+# the kink of LeakyReLU, where gradients jump. A wrong kernel is off by tens of percent.
+BOUNDS = {"bfloat16": 0.1, "tensorfloat32": 2e-2, "float32": 2e-3}
+_NUM_FLOW_STEPS = 5
+
+
+def compare(name: str, precision: str, num_images: int) -> dict[str, float]:
+    """Returns the relative errors of a network on the first device, by what was compared."""
+    shape = (num_images, *speed.image_shape(name))
+    images = np.random.default_rng(0).uniform(-1.0, 1.0, shape)
+    # The same weights for both, drawn where nothing is rounded to less than float32.
+    net = speed.network(name, "float32")
+    variables = jax.tree.map(
+        np.asarray, jax.jit(net.init)(jax.random.key(0), jnp.zeros((1, *shape[1:])))
+    )
+    with jax.default_matmul_precision(precision):
+        got = _computed(speed.network(name, precision), variables, images.astype(np.float32))
+    with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
+        doubled = jax.tree.map(lambda a: a.astype(np.float64), variables)
+        wanted = _computed(net.clone(dtype=jnp.float64), doubled, images)
+    return {what: _error(got[what], wanted[what]) for what in wanted}
+
+
+def _computed(net: networks.ResNet, variables: Any, images: np.ndarray) -> dict[str, Any]:
+    def computed(variables: Any, x: jax.Array) -> dict[str, Any]:
+        def loss(variables: Any) -> jax.Array:
+            real, flowed = jnp.split(net.apply(variables, jnp.concatenate([x, -x])), 2)
+            return fdrl.bregman.loss(fdrl.bregman.LR, real, flowed)[0]
+
+        def potential(x: jax.Array) -> jax.Array:
+            return fdrl.first_variation(lambda x: net.apply(variables, x), "kl")(x)
+
+        # Without noise, which is drawn in the type of the images.
+        flowed = fdrl.flow(
+            jax.random.key(0),
+            x,
+            potential,
+            num_steps=_NUM_FLOW_STEPS,
+            step_size=speed.FLOW["step_size"],
+            noise_scale=0.0,
+        )
+        return {
+            "outputs": net.apply(variables, x),
+            "gradient to the images": fdrl.drift(x, potential),
+            "gradient to the weights": jax.grad(loss)(variables),
+            "displacement by the flow": flowed - x,
+        }
+
+    return jax.tree.map(np.asarray, jax.jit(computed)(variables, jnp.asarray(images)))
+
+
+def _error(got: Any, wanted: Any) -> float:
+    differences = jax.tree.map(lambda a, b: a.astype(np.float64) - b, got, wanted)
+    return _norm(differences) / max(_norm(wanted), 1e-30)
+
+
+def _norm(tree: Any) -> float:
+    leaves = jax.tree.leaves(tree)
+    return float(np.sqrt(sum(np.sum(np.square(leaf, dtype=np.float64)) for leaf in leaves)))

@@ -1,0 +1,102 @@
+"""The results as a page of Markdown, for `docs/`."""
+
+from collections.abc import Iterator
+from typing import Any
+
+
+def page(results: dict[str, Any]) -> str:
+    """Returns the page of a run of `benchmarks.accelerator`."""
+    return "\n".join(_lines(results)) + "\n"
+
+
+def _lines(results: dict[str, Any]) -> Iterator[str]:
+    yield f"# {results['device']}"
+    yield ""
+    yield (
+        f"Measured by `python -m benchmarks.accelerator{' --small' if results['small'] else ''}` "
+        f"in {results['seconds']:.0f} s on one device, with version {results['version']}. Flows "
+        f"have {results['num_flow_steps']} steps and batches {results['batch_size']} images."
+    )
+    yield from _speed(results)
+    yield from _agreement(results)
+    yield from _training(results)
+    if results["skipped"]:
+        yield ""
+        yield "## Not measured"
+        yield ""
+        yield from (f"- {what}" for what in results["skipped"])
+
+
+def _speed(results: dict[str, Any]) -> Iterator[str]:
+    yield ""
+    yield "## Speed"
+    yield ""
+    peaks = (f"{name} {value / 1e12:.4g}" for name, value in results["peaks"].items())
+    yield f"Peak of a matrix product, TFLOP/s: {', '.join(peaks)}."
+    yield ""
+    yield "| network | precision | flow step, ms | of peak | train step, ms | of peak | compiled |"
+    yield "|---|---|---|---|---|---|---|"
+    for row in results["speed"]:
+        peak = results["peaks"].get(row["precision"])
+        shares = [
+            f"{row[f'{what}_flops'] / row[f'{what}_seconds'] / peak:.1%}" if peak else "-"
+            for what in ("flow", "train")
+        ]
+        compilation = row["flow_compile_seconds"] + row["train_compile_seconds"]
+        yield (
+            f"| {row['network']} | {row['precision']} | {1e3 * row['flow_step_seconds']:.4g} | "
+            f"{shares[0]} | {1e3 * row['train_seconds']:.4g} | {shares[1]} | {compilation:.3g} |"
+        )
+    if results["pytorch"]:
+        yield ""
+        yield "PyTorch in the same run; above 1, PyTorch takes longer:"
+        yield ""
+        yield "| network | precision | PyTorch | flow, PyTorch / ours | train step, the same |"
+        yield "|---|---|---|---|---|"
+    for row in results["pytorch"]:
+        form = "torch.compile" if row["compiled"] else "eager"
+        yield (
+            f"| {row['network']} | {row['precision']} | {form} | {row['flow_ratio']:.3g} | "
+            f"{row['train_ratio']:.3g} |"
+        )
+
+
+def _agreement(results: dict[str, Any]) -> Iterator[str]:
+    yield ""
+    yield "## Agreement with float64 on the CPU"
+    yield ""
+    yield "Relative errors by norm, and the largest that is accepted:"
+    yield ""
+    yield "| network | precision | what | error | bound | |"
+    yield "|---|---|---|---|---|---|"
+    for row in results["agreement"]:
+        for what, error in row["errors"].items():
+            verdict = "within" if error <= row["bound"] else "**outside**"
+            yield (
+                f"| {row['network']} | {row['precision']} | {what} | {error:.2g} | "
+                f"{row['bound']:g} | {verdict} |"
+            )
+
+
+def _training(results: dict[str, Any]) -> Iterator[str]:
+    yield ""
+    yield "## Training"
+    yield ""
+    gaps, training = results.get("gaps"), results.get("training")
+    if gaps:
+        share = gaps["device_idle_share"]
+        idle = "not seen by the profiler here" if share is None else f"{share:.2%} of the time"
+        yield (
+            f"Gaps between kernels, in dispatches of {gaps['steps_per_dispatch']} train steps: "
+            f"{idle}."
+        )
+    if training and "error" in training:
+        yield training["error"]
+    elif training:
+        yield (
+            f"`{results['config']}`: {training['steps']:,} train steps, loss "
+            f"{training['loss']:.4g}, {training['images_per_second']:,.4g} images per second."
+        )
+        if "picture" in training:
+            yield ""
+            yield f"![Samples after {training['steps']:,} train steps]({training['picture']})"

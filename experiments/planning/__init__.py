@@ -1,0 +1,1 @@
+"""Plans of runs for accelerators that are not there."""

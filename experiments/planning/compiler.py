@@ -1,0 +1,192 @@
+"""Compiles the train step and the sampler of a run for devices that are not there.
+
+The process must have been started with `environment.without_devices`: the compilers of GPUs and
+TPUs are found, and look for their devices, before JAX starts.
+"""
+
+import time
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import topologies
+
+from experiments import build
+from experiments.build import Experiment
+from experiments.data import Source
+from experiments.planning import hlo
+from experiments.planning.targets import Target
+from experiments.settings import Settings
+from fdrl_jax import parallel, rng, samplers, steps
+
+# Autotuning runs kernels, and there is nothing to run them on.
+_GPU_OPTIONS: dict[str, str] = {"xla_gpu_autotune_level": "0"}
+
+
+class Compiled(NamedTuple):
+    """A program for devices that are not there.
+
+    Attributes:
+      executable: what XLA made.
+      lowered: what JAX handed to XLA.
+      seconds: that the compilation took.
+    """
+
+    executable: Any
+    lowered: Any
+    seconds: float
+
+    @property
+    def text(self) -> str:
+        """XLA's text of the program, after all passes."""
+        return str(self.executable.as_text())
+
+    @property
+    def flops(self) -> float:
+        """FLOPs of products and convolutions, before XLA rewrites them to suit a device."""
+        return hlo.parse(self.lowered.as_text(dialect="hlo")).flops
+
+    @property
+    def memory(self) -> dict[str, int]:
+        """Bytes per device by what they hold."""
+        stats = self.executable.memory_analysis()
+        return {
+            "arguments": int(stats.argument_size_in_bytes),
+            "temporary": int(stats.temp_size_in_bytes),
+            "results": int(stats.output_size_in_bytes - stats.alias_size_in_bytes),
+            "code": int(stats.generated_code_size_in_bytes),
+        }
+
+
+def devices_of(target: Target) -> list[Any]:
+    """Returns the devices of a target, which can be compiled for and nothing else."""
+    if target.platform == "tpu":
+        topology = target.machine["topology"]
+        options = {k: v for k, v in topology.items() if k == "chip_config_name"}
+        name = f"{topology['name']}:{'x'.join(map(str, target.shape))}"
+        found = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
+    else:
+        found = topologies.get_topology_desc(
+            platform="cuda",
+            topology_name=target.machine["xla"]["name"],
+            topology=f"1x{target.shape[0]}x{target.shape[1]}",
+            target_config=_gpu_config(target.machine),
+        )
+    return list(found.devices)
+
+
+def prepare(settings: Settings) -> Settings:
+    """Sets how the target multiplies float32 arrays, and returns the settings that it uses.
+
+    All targets are fast in bfloat16, which `precision=auto` therefore means.
+    """
+    precision = "bfloat16" if settings["precision"] == "auto" else settings["precision"]
+    jax.config.update("jax_default_matmul_precision", precision)
+    return {**settings, "precision": precision}
+
+
+def train_step(settings: Settings, source: Source, devices: list[Any]) -> Compiled:
+    """Compiles the train step, mapped over devices, as training dispatches it.
+
+    Args:
+      settings: from `prepare`.
+      source: the data.
+      devices: from `devices_of`.
+
+    Raises:
+      UserError: for settings that cannot run.
+    """
+    experiment = build.experiment(settings, source)
+    training = build.ratio_training(experiment, len(devices))
+    dispatch = settings["train.steps_per_dispatch"]
+    scalar = jax.ShapeDtypeStruct((), jnp.int32)
+    arguments = (
+        _key_shape(),
+        training.state_shapes(),
+        _shapes(training.constants),
+        _host_batches(experiment, dispatch, len(devices)),
+        scalar,
+        scalar,
+    )
+    return _compile(
+        lambda: parallel.lower_steps(
+            steps.repeat_steps(training.train_step, dispatch), devices, arguments
+        ),
+        devices,
+    )
+
+
+def sampler(settings: Settings, source: Source, devices: list[Any]) -> tuple[Compiled, int]:
+    """Compiles the sampler, and returns it with the samples per device of a batch."""
+    experiment = build.experiment(settings, source)
+    wanted = min(settings["evaluate.batch_size"], settings["evaluate.num_samples"])
+    size = -(-wanted // len(devices))
+    batch = {"position": jax.ShapeDtypeStruct((size,), jnp.int32)}
+    if source.starts is not None:
+        batch["source"] = jax.ShapeDtypeStruct((size, *source.event_shape), jnp.float32)
+    arguments = (
+        _key_shape(),
+        experiment.sampling_variables(experiment.state_shapes()),
+        _shapes(experiment.constants),
+        batch,
+    )
+    compiled = _compile(
+        lambda: parallel.lower_sampler(
+            samplers.make_sampler(experiment.problem), devices, arguments
+        ),
+        devices,
+    )
+    return compiled, size
+
+
+def _compile(lower: Any, devices: list[Any]) -> Compiled:
+    started = time.perf_counter()
+    options = _GPU_OPTIONS if devices[0].platform == "gpu" else None
+    lowered = lower()
+    executable = lowered.compile(compiler_options=options)
+    return Compiled(executable, lowered, time.perf_counter() - started)
+
+
+def _key_shape() -> Any:
+    return jax.eval_shape(lambda: rng.root_key(0))
+
+
+def _shapes(tree: Any) -> Any:
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), tree)
+
+
+def _host_batches(experiment: Experiment, dispatch: int, num_devices: int) -> Any:
+    """Shapes of what the host hands to one device for a dispatch; `None` for data on the device."""
+    source = experiment.source
+    if source.open_feed is None:
+        return None
+    size = experiment.settings["train.batch_size"] // num_devices
+    pixels = jax.ShapeDtypeStruct((dispatch, size, *source.event_shape), jnp.uint8)
+    return {"real": pixels} if source.starts is None else {"real": pixels, "source": pixels}
+
+
+def _gpu_config(machine: Mapping[str, Any]) -> str:
+    """Returns what XLA asks about a GPU, in the text form of its `GpuTargetConfigProto`.
+
+    What is written out here is the same for every GPU from Ampere on.
+    """
+    xla = dict(machine["xla"])
+    name, (major, minor) = xla.pop("name"), xla.pop("compute_capability")
+    own = " ".join(f"{key}: {value}" for key, value in xla.items())
+    return f"""
+      gpu_device_info {{
+        {own}
+        memory_bandwidth: {int(machine["memory_bandwidth"])}
+        device_memory_size: {machine["memory_bytes"]}
+        cuda_compute_capability {{ major: {major} minor: {minor} }}
+        threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
+        shared_memory_per_block: 49152
+        registers_per_core_limit: 65536 registers_per_block_limit: 65536
+        block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+      }}
+      platform_name: "CUDA"
+      dnn_version_info {{ major: 9 minor: 8 }}
+      runtime_version {{ major: 13 minor: 0 }}
+      device_description_str: "{name}"
+    """

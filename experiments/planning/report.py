@@ -1,0 +1,190 @@
+"""What a plan says to the person who made it."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from experiments.planning.roofline import Cost
+from experiments.planning.targets import Target
+from experiments.settings import Settings
+
+_GIB = 2**30
+_HOUR = 3_600.0
+
+
+class Plan(NamedTuple):
+    """A run on a machine that is not there.
+
+    Attributes:
+      settings: of the run, with the precision that it uses.
+      target: the machine.
+      found: what the process that compiles returned.
+    """
+
+    settings: Settings
+    target: Target
+    found: dict[str, Any]
+
+    @property
+    def batch_size(self) -> int:
+        """Examples per device and step."""
+        return int(self.settings["train.batch_size"]) // self.target.num_devices
+
+    @property
+    def data_bytes(self) -> int:
+        """Most of what images in memory may add on each device, if they were not given."""
+        if self.found["has_data"]:
+            return 0
+        return int(self.settings["data.in_memory_megabytes"]) * 2**20
+
+    def needed_bytes(self, part: str) -> int:
+        """Bytes per device of "train" or "sampler"."""
+        return sum(self.found[part]["memory"].values()) + self.data_bytes
+
+    @property
+    def fits(self) -> bool:
+        """Whether train step and sampler fit into the memory of a device."""
+        if "out_of_memory" in self.found:
+            return False
+        return self.target.memory_bytes >= max(map(self.needed_bytes, ("train", "sampler")))
+
+    @property
+    def largest_batch_size(self) -> int | None:
+        """Estimated largest batch per device; `None` where memory does not grow with it.
+
+        From the line through two compiled sizes; or, from one, as if all temporary memory were in
+        proportion to the batch.
+        """
+        own, size = self.found["train"]["memory"], self.batch_size
+        if "double" in self.found:
+            per_example = (sum(self.found["double"].values()) - sum(own.values())) / size
+        else:
+            per_example = own["temporary"] / size
+        if per_example <= 0:
+            return None
+        free = self.target.memory_bytes - self.needed_bytes("train")
+        return max(size + int(free // per_example), 0)
+
+    def cost(self, part: str) -> Cost:
+        """The cost of one run of "train" or "sampler"."""
+        return Cost(**self.found[part]["cost"])
+
+    def run_seconds(self, train_step: float, sampler: float) -> float:
+        """Seconds of all train steps and of the samples at the end, from those of one run."""
+        per_batch = self.found["samples_per_device"] * self.target.num_devices
+        num_batches = -(-int(self.settings["evaluate.num_samples"]) // per_batch)
+        return int(self.settings["train.num_steps"]) * train_step + num_batches * sampler
+
+
+def lines(plan: Plan) -> Iterator[str]:
+    """Yields the lines of a plan, the answer first."""
+    target, settings, found = plan.target, plan.settings, plan.found
+    hosts = f" in {target.num_hosts} hosts" if target.num_hosts > 1 else ""
+    devices = f"{target.num_devices} x {target.title}{hosts}"
+    yield f"plan for {devices} ({target.text}); compiled for it and not run"
+    if "out_of_memory" in found:
+        yield f"does not fit: {found['out_of_memory']}"
+        yield from _advice(plan)
+        return
+    yield _fit_line(plan)
+    if not plan.fits:
+        yield from _advice(plan)
+    yield _largest_line(plan)
+    step, draw = plan.cost("train"), plan.cost("sampler")
+    yield _time_line(plan, "whole run, roofline:", step.seconds, draw.seconds)
+    how = (
+        "the TPU compiler's own count of cycles"
+        if target.platform == "tpu"
+        else f"at least {target.kernel_seconds * 1e6:g} microseconds per kernel"
+    )
+    yield _time_line(
+        plan,
+        f"whole run, an estimate with {how}: about",
+        step.expected_seconds,
+        draw.expected_seconds,
+    )
+    yield f"train step, roofline: {_ms(step.seconds)}, limited by {step.bound}"
+    yield (
+        f"  {_ms(step.compute_seconds)} in kernels that matrix products limit, "
+        f"{_ms(step.memory_seconds)} in those that memory limits, "
+        f"{_ms(step.link_seconds)} of communication"
+    )
+    yield (
+        f"  per device: {found['train']['flops'] / 1e12:.4g} TFLOP, "
+        f"{step.memory_bytes / 1e9:.4g} GB through memory, {step.sent_bytes / 1e6:.4g} MB to "
+        f"other devices in {step.num_collectives} collective operations"
+    )
+    if step.num_flow_kernels:
+        yield f"  {step.num_kernels:,} kernels, {step.num_flow_kernels} per flow step"
+    num = found["samples_per_device"] * target.num_devices
+    yield f"{num} samples, roofline: {draw.seconds:.3g} s, limited by {draw.bound}"
+    yield (
+        f"network: input {tuple(found['event_shape'])}, {settings['precision']}; batch "
+        f"{settings['train.batch_size']}, {plan.batch_size} per device"
+    )
+
+
+def _fit_line(plan: Plan) -> str:
+    memory = plan.found["train"]["memory"]
+    parts = [f"{name} {size / _GIB:.2f}" for name, size in memory.items()]
+    if plan.data_bytes:
+        parts.append(f"images (not given, at most) {plan.data_bytes / _GIB:.2f}")
+    usable = plan.target.machine["usable"]
+    share = f", the {usable:.0%} that JAX uses by default" if usable < 1 else ""
+    return (
+        f"{'fits' if plan.fits else 'does not fit'}: training needs "
+        f"{plan.needed_bytes('train') / _GIB:.2f} and sampling "
+        f"{plan.needed_bytes('sampler') / _GIB:.2f} of {plan.target.memory_bytes / _GIB:.2f} GiB "
+        f"per device{share}; training: {', '.join(parts)}"
+    )
+
+
+def _largest_line(plan: Plan) -> str:
+    largest = plan.largest_batch_size
+    if largest is None:
+        return "largest batch per device: memory does not limit it"
+    how = (
+        f"the line through {plan.batch_size} and {2 * plan.batch_size}"
+        if "double" in plan.found
+        else f"in proportion to {plan.batch_size}"
+    )
+    return f"largest batch per device that fits: about {largest:,} (an estimate, {how})"
+
+
+def _time_line(plan: Plan, what: str, train_step: float, sampler: float) -> str:
+    hours = plan.run_seconds(train_step, sampler) / _HOUR
+    return (
+        f"{what} {hours:.3g} h, {hours * plan.target.num_devices:.3g} device hours "
+        f"({plan.settings['train.num_steps']:,} train steps, "
+        f"{plan.settings['evaluate.num_samples']:,} samples)"
+    )
+
+
+def _advice(plan: Plan) -> Iterator[str]:
+    """Yields what to change in a run that does not fit."""
+    settings = plan.settings
+    if "train" in plan.found:
+        memory = plan.found["train"]["memory"]
+        free = plan.target.memory_bytes - plan.needed_bytes("train") + memory["temporary"]
+        if free > 0:
+            parts = [
+                n
+                for n in range(1, plan.batch_size + 1)
+                if plan.batch_size % n == 0 and memory["temporary"] / n <= free
+            ]
+            if parts and parts[0] > 1:
+                yield f"  try --config.train.num_micro_batches={parts[0]}, with the same results"
+        else:
+            yield "  parameters and constants alone do not fit; a smaller batch is of no use"
+    if not settings["network.remat"]:
+        yield "  try --config.network.remat=true, which needs less memory and more time"
+    if settings["prior.name"] == "data_dependent":
+        yield "  try a smaller --config.prior.rank, such as 512: the prior is on every device"
+    if plan.batch_size > 1:
+        smaller = plan.batch_size // 2 * plan.target.num_devices
+        yield f"  try --config.train.batch_size={smaller}, or more devices for the same batch"
+    smaller = max(int(settings["evaluate.batch_size"]) // 2, 1)
+    yield f"  if sampling needs the memory: --config.evaluate.batch_size={smaller}"
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1e3:.3g} ms"

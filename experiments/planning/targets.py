@@ -1,0 +1,133 @@
+"""Machines to plan for: what `--target` names, and what `machines.toml` knows of it."""
+
+import functools
+import math
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from experiments.errors import UserError
+from fdrl_jax.names import nearest
+
+_MACHINES = Path(__file__).with_name("machines.toml")
+_EXAMPLES = "gpu:h100:8, tpu:v5e:4x4"
+# More would only make the arithmetic of shapes overflow somewhere.
+_MAX_DEVICES = 65_536
+
+
+class Target(NamedTuple):
+    """Devices of one kind, connected to each other.
+
+    Attributes:
+      text: as the user wrote it.
+      platform: "gpu" or "tpu".
+      title: what people call the device.
+      num_devices: how many.
+      shape: of a TPU slice; of GPUs the number of hosts, and of devices per host.
+      memory_bytes: memory of a device that a program may use.
+      memory_bandwidth: bytes per second between its memory and its cores.
+      peaks: FLOP/s by precision.
+      link_bandwidth: bytes per second that leave a device, in one direction.
+      machine: all that the file knows.
+    """
+
+    text: str
+    platform: Literal["gpu", "tpu"]
+    title: str
+    num_devices: int
+    shape: tuple[int, ...]
+    memory_bytes: int
+    memory_bandwidth: float
+    peaks: Mapping[str, float]
+    link_bandwidth: float
+    machine: Mapping[str, Any]
+
+    @property
+    def clock(self) -> float:
+        """Cycles per second of a TPU's cores."""
+        return float(self.machine["clock_ghz"]) * 1e9
+
+    @property
+    def kernel_seconds(self) -> float:
+        """What a kernel of a GPU takes at least, whatever it does."""
+        return float(self.machine["kernel_seconds"])
+
+    @property
+    def num_hosts(self) -> int:
+        """Number of hosts that the devices are spread over."""
+        return -(-self.num_devices // int(self.machine["devices_per_host"]))
+
+
+def parse(text: str) -> Target:
+    """Reads a target such as `gpu:h100:8` or `tpu:v5e:4x4`.
+
+    Raises:
+      UserError: for one that `machines.toml` does not describe, with the nearest that it does.
+    """
+    known = machines()
+    platform, _, rest = text.partition(":")
+    name, _, size = rest.partition(":")
+    if platform not in known:
+        raise _unknown(text, f"starts with {' or '.join(known)}", platform, tuple(known))
+    if name not in known[platform]:
+        names = tuple(known[platform])
+        raise _unknown(text, f"names one of {', '.join(names)}", name, names)
+    machine = known[platform][name]
+    shape = _shape(text, platform, name, size, machine)
+    num = math.prod(shape)
+    spans_hosts = platform == "gpu" and shape[0] > 1
+    return Target(
+        text=text,
+        platform="gpu" if platform == "gpu" else "tpu",
+        title=machine["title"],
+        num_devices=num,
+        shape=shape,
+        memory_bytes=int(machine["memory_bytes"] * machine["usable"]),
+        memory_bandwidth=machine["memory_bandwidth"],
+        peaks=machine["peak"],
+        link_bandwidth=machine["network_bandwidth" if spans_hosts else "link_bandwidth"],
+        machine=machine,
+    )
+
+
+@functools.cache
+def machines() -> dict[str, Any]:
+    """Returns the descriptions of all machines, by platform and name."""
+    return tomllib.loads(_MACHINES.read_text())
+
+
+def _shape(
+    text: str, platform: str, name: str, size: str, machine: Mapping[str, Any]
+) -> tuple[int, ...]:
+    if platform == "gpu":
+        wanted, example = "the number of GPUs", f"gpu:{name}:8"
+        if not re.fullmatch(r"[1-9]\d{0,5}", size):
+            raise UserError(f"--target={text} must end with {wanted}, such as {example}")
+        num, per_host = int(size), machine["devices_per_host"]
+        if num > per_host and num % per_host:
+            lower = num // per_host * per_host
+            raise UserError(
+                f"--target={text}: hosts have {per_host} GPUs; use {lower} or {lower + per_host}"
+            )
+        hosts = 1 if num <= per_host else num // per_host
+        shape: tuple[int, ...] = (hosts, num // hosts)
+    else:
+        axes = machine["topology"]["axes"]
+        example = f"tpu:{name}:{'x'.join(['4'] * axes)}"
+        if not re.fullmatch(r"[1-9]\d{0,4}(x[1-9]\d{0,4})*", size) or size.count("x") + 1 != axes:
+            raise UserError(
+                f"--target={text} must end with the shape of the slice in {axes} numbers, such as "
+                f"{example}"
+            )
+        shape = tuple(map(int, size.split("x")))
+    if math.prod(shape) > _MAX_DEVICES:
+        raise UserError(f"--target={text} has more than {_MAX_DEVICES:,} devices")
+    return shape
+
+
+def _unknown(text: str, wanted: str, word: str, known: tuple[str, ...]) -> UserError:
+    return UserError(
+        f"--target={text} is unknown{nearest(word, known)}; a target {wanted}, as in {_EXAMPLES}"
+    )

@@ -1,0 +1,43 @@
+"""The benchmark of accelerators runs on a CPU in a small form, and its page says what it found."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.accelerator import page
+from benchmarks.accelerator.budget import Budget
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.slow
+def test_the_small_form_measures_compares_and_trains(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.accelerator", "--small", f"--folder={tmp_path}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "accelerator.json").read_text())
+    (speed,) = results["speed"]
+    assert speed["network"] == "small"
+    assert 0 < speed["flow_step_seconds"] < speed["train_seconds"]
+    assert speed["flow_flops"] < speed["train_flops"]
+    (compared,) = results["agreement"]
+    assert len(compared["errors"]) == 4
+    assert max(compared["errors"].values()) < compared["bound"]
+    assert results["training"]["steps"] == 4
+    assert results["training"]["images_per_second"] > 0
+    assert results["gaps"]["device_idle_share"] is None  # A CPU has no kernels to wait for.
+    assert (tmp_path / results["training"]["picture"]).exists()
+    text = (tmp_path / "accelerator.md").read_text()
+    assert text == page.page(results)
+    assert "| small | float32 |" in text
+    assert "**outside**" not in text
+
+
+def test_a_budget_keeps_a_share_for_what_follows():
+    budget = Budget(100.0)
+    assert budget.allows(0.5)
+    assert not budget.allows(1.0)
+    assert not Budget(0.0).allows(0.0)

@@ -1,0 +1,102 @@
+"""Train steps of the paper's configs, compiled once per case for machines that are not there."""
+
+import functools
+from typing import NamedTuple
+
+from experiments import settings
+from experiments.command_line import load_config
+from experiments.data import DataOptions, load_if_given
+from experiments.planning import compiler, hlo, targets
+from experiments.planning.compiler import Compiled
+from experiments.planning.targets import Target
+
+# Every kind of layer of the paper's networks, in seconds of compilation.
+SMALL = {
+    "network.name": "resnet",
+    "network.width": 16,
+    "network.blocks": ((16, 1), (32, 2)),
+    "prior.rank": 64,
+}
+
+
+class Case(NamedTuple):
+    """A train step to compile.
+
+    Attributes:
+      config: of the paper; it fixes the size of the images.
+      target: the machine.
+      kernels: pinned number of kernels per flow step; `None` where nobody has counted them yet.
+      is_full: whether it has the paper's network; others have a small one.
+      precision: of the computation.
+    """
+
+    config: str
+    target: str
+    kernels: int | None
+    is_full: bool = False
+    precision: str = "bfloat16"
+
+    def __str__(self) -> str:
+        size = "full" if self.is_full else "small"
+        return f"{self.config}-{self.target}-{self.precision}-{size}"
+
+
+CASES = (
+    Case("cifar10", "gpu:h100:8", 28),
+    Case("celeba", "gpu:h100:8", 28),
+    Case("lsun_church", "gpu:h100:8", 29),
+    Case("cifar10", "gpu:h100:8", 27, precision="float32"),
+    Case("cifar10", "tpu:v5e:2x2", None),
+    Case("cifar10", "gpu:h100:8", 112, is_full=True),
+    Case("celeba", "gpu:h100:8", 75, is_full=True),
+    Case("lsun_church", "gpu:h100:8", None, is_full=True),
+    Case("cifar10", "tpu:v5e:4x4", 198, is_full=True),
+    Case("celeba", "tpu:v5e:4x4", 144, is_full=True),
+    Case("lsun_church", "tpu:v5e:4x4", None, is_full=True),
+)
+
+
+class Step(NamedTuple):
+    """A compiled train step.
+
+    Attributes:
+      compiled: what XLA made.
+      program: its text, read.
+      flow: name of the computation of one flow step.
+      target: the machine.
+      settings: of the run.
+      state: shapes of the train state, with a leading axis of devices.
+    """
+
+    compiled: Compiled
+    program: hlo.Program
+    flow: str
+    target: Target
+    settings: settings.Settings
+    state: object
+
+    @property
+    def flow_instructions(self) -> list[hlo.Instruction]:
+        """All instructions of one flow step, also those inside fusions."""
+        outer = self.program.computations[self.flow]
+        return [inner for one in outer for inner in self.program.inside(one)]
+
+    @property
+    def batch_size(self) -> int:
+        """Examples per device."""
+        return self.settings["train.batch_size"] // self.target.num_devices
+
+
+@functools.cache
+def step(case: Case) -> Step:
+    """Compiles a case."""
+    changes = {} if case.is_full else SMALL
+    config = load_config(case.config) | changes | {"precision": case.precision}
+    used = compiler.prepare(settings.checked(config))
+    target = targets.parse(case.target)
+    source, _ = load_if_given(DataOptions(**settings.section(used, "data")))
+    compiled = compiler.train_step(used, source, compiler.devices_of(target))
+    program = hlo.parse(compiled.text)
+    flow = program.loop_body(used["flow.num_steps"])
+    arguments, _ = compiled.lowered.args_info
+    return Step(compiled, program, flow, target, used, arguments[1])

@@ -1,0 +1,138 @@
+"""What the compilers for GPUs and TPUs make of the train step, read from the compiled text.
+
+Nothing runs: there is no GPU and no TPU. Each test names what would be slow, or wrong, on one.
+"""
+
+import math
+import re
+
+import jax
+import programs
+import pytest
+
+from experiments.planning import hlo
+
+HOST_TARGETS = re.compile(r"callback|infeed|outfeed|SendToHost|RecvFromHost", re.I)
+# XLA sends the gradients in a few parts of limited size, so that the first may start early.
+MAX_ALL_REDUCE_BYTES = 30 * 2**20
+# The slope of LeakyReLU's derivative and the like; no activation is that small.
+MIN_CHANNELS = 8
+
+
+@pytest.fixture
+def step(case):
+    return programs.step(case)
+
+
+def gradient_bytes(step):
+    shapes = jax.tree.leaves(step.state.variables["params"])
+    return sum(4 * math.prod(leaf.shape[1:]) for leaf in shapes)
+
+
+def convolutions(step):
+    """Convolutions of the flow: of XLA's own, and of cuDNN."""
+    found = step.flow_instructions
+    own = [i for i in found if i.opcode == "convolution"]
+    return own, [i for i in found if i.target.startswith("__cudnn$conv")]
+
+
+def test_gradients_are_all_reduced_once_and_nothing_is_sent_in_the_flow(step):
+    sent = step.program.collectives()
+    assert {hlo.kind_of_collective(kernel.instruction) for kernel in sent} == {"all-reduce"}
+    assert all(kernel.times == 1 for kernel in sent)
+    one_way = sum(hlo.sent_bytes(kernel, 2) for kernel in sent)
+    # Gradients, and a few numbers of metrics.
+    assert gradient_bytes(step) <= one_way <= gradient_bytes(step) + 1_000
+    assert len(sent) <= 1 + gradient_bytes(step) // MAX_ALL_REDUCE_BYTES
+    flow = step.program.kernels(step.flow)
+    assert not [k for k in flow if hlo.is_collective(k.instruction)]
+
+
+def test_the_flow_calls_native_convolutions_in_the_type_of_the_run(step, case):
+    own, of_cudnn = convolutions(step)
+    if step.target.platform == "gpu":
+        assert not own, "XLA computes a convolution itself, in a slow kernel"
+        names = {i.target for i in of_cudnn}
+        assert "__cudnn$convBackwardInput" in names
+        assert not [name for name in names if "BackwardFilter" in name]
+        forward = [i for i in of_cudnn if "BackwardInput" not in i.target]
+        assert len(of_cudnn) == 2 * len(forward)
+        assert not [i for i in of_cudnn if "lhs_dilate" in i.attributes]
+        # Channels last: anything else would be transposed for the tensor cores.
+        assert all("b01f" in i.attributes for i in of_cudnn)
+    else:
+        assert not of_cudnn
+        # Only at stride 2: there the TPU skips the zeros between.
+        dilated = [i for i in own if "lhs_dilate" in i.attributes]
+        strided = [i for i in own if "stride=2x2" in i.attributes]
+        assert len(dilated) == len(strided)
+    dtype = {"bfloat16": "bf16", "float32": "f32"}[case.precision]
+    assert {i.arrays[0].dtype for i in (*own, *of_cudnn)} == {dtype}
+
+
+def test_weights_are_cast_outside_of_the_loop(step, case):
+    carried = {
+        array.dims: array.dtype
+        for loop in step.program.loops()
+        if loop.called[0] == step.flow
+        for array in loop.arrays
+        if len(array.dims) == 4 and array.dims[0] != step.batch_size
+    }
+    dtype = {"bfloat16": "bf16", "float32": "f32"}[case.precision]
+    kernels = {dims: found for dims, found in carried.items() if dims[0] == dims[1] <= 3}
+    assert kernels
+    assert set(kernels.values()) == {dtype}
+    casts = [i for i in step.flow_instructions if i.opcode == "convert"]
+    shapes = {array.dims for i in casts for array in i.arrays}
+    assert not [dims for dims in kernels if dims in shapes]
+
+
+def test_the_state_is_donated(step):
+    header = step.program.text.partition("\n")[0]
+    num = len(jax.tree.leaves(step.state))
+    assert len(re.findall(r"\{\d+\}: \(\d+", header)) == num
+    assert step.compiled.memory["results"] < 2**20
+
+
+def test_the_host_is_never_called(step):
+    everything = [i for body in step.program.computations.values() for i in body]
+    assert not [i for i in everything if i.opcode in ("infeed", "outfeed", "send", "recv")]
+    assert not [i.target for i in everything if HOST_TARGETS.search(i.target)]
+
+
+def test_no_activation_is_transposed_in_the_flow(step):
+    if step.target.platform == "tpu" and step.batch_size < MIN_CHANNELS:
+        pytest.skip("the TPU compiler trades positions for examples in batches below 8")
+
+    def is_activation(array):
+        return len(array.dims) >= 4 and array.dims[-1] >= MIN_CHANNELS
+
+    moved = [
+        i
+        for i in step.flow_instructions
+        if i.opcode in ("transpose", "copy") and any(map(is_activation, i.arrays))
+    ]
+    assert not moved
+
+
+def test_the_program_fits_into_the_memory_of_a_device(step):
+    assert sum(step.compiled.memory.values()) < step.target.memory_bytes
+
+
+def test_flops_before_and_after_compilation_agree(step):
+    # Both rewrite small products, and the TPU compiler pads; a loop that counts once loses 99%.
+    before, after = step.compiled.flops, step.program.flops
+    slack = 1.5 if step.target.platform == "tpu" else 1.001
+    assert 0.98 * before <= after <= slack * before
+
+
+def test_the_number_of_kernels_per_flow_step_is_the_pinned_one(step, case):
+    num = len(list(step.program.kernels(step.flow)))
+    if case.kernels is None:
+        pytest.skip(f"not pinned yet: {num} kernels per flow step")
+    assert num == case.kernels, (
+        f"{num} kernels per flow step, and not {case.kernels}. Fewer: write the new number into "
+        "programs.CASES. More: a change of the code has split or copied something in the loop; "
+        "look for it in step.program.kernels(step.flow). After an update of JAX or cuDNN that "
+        "changes it for every case, write the new numbers and say so in the changelog."
+    )
