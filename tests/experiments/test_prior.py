@@ -41,7 +41,7 @@ def test_a_low_rank_prior_and_a_placeholder_have_the_same_shapes():
 
 def test_another_prior_in_its_place_is_refused(fitted, tmp_path):
     prior.write(tmp_path / "prior.npz", fitted._replace(mean=fitted.mean + 1e-3))
-    with pytest.raises(UserError, match="is not the prior that the run was created with"):
+    with pytest.raises(UserError, match="is not the prior the run was created with"):
         prior.read(tmp_path / "prior.npz", fitted.sha256)
 
 
