@@ -75,9 +75,9 @@ def accuracy_and_diversity(
 
     Args:
       rows: (classifier, weight, class accuracy, diversity).
-      samples: by classifier, sample `i` of class `i` modulo their number.
-      shown_weight: that of these samples.
-      classes: their names.
+      samples: samples by classifier; sample `i` is of class `i` modulo the number of classes.
+      shown_weight: weight of these samples.
+      classes: names of the classes.
     """
     kinds = list(samples)
     figure, axes = panels(2 + len(kinds), size=3.0)

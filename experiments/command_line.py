@@ -181,7 +181,7 @@ def _call(spec: str, function: str, *arguments: Any) -> Settings:
             raise UserError(f"config: {name}: it defines no {function}()")
         takes_variants = len(inspect.signature(get_config).parameters) > len(arguments)
         if variants and not takes_variants:
-            raise UserError(f"--config={name} has no variants, got {variants!r}")
+            raise UserError(f"--config={name} has no variants, so {variants!r} is not allowed")
         config = get_config(*arguments, *((variants,) if takes_variants else ()))
         return settings.flatten(config.to_dict())
 

@@ -96,7 +96,7 @@ def read_npz(path: Path, *names: str) -> dict[str, np.ndarray]:
       UserError: if the file is missing, is damaged, or lacks an array; names the file.
     """
     try:
-        # NumPy leaves a file open that it opened itself and cannot read.
+        # If NumPy opens a file itself and cannot read it, it leaves the file open.
         with path.open("rb") as file:
             if not zipfile.is_zipfile(file):  # NumPy would advise to unpickle it.
                 raise ValueError("it is no .npz file")

@@ -26,7 +26,7 @@ class Classifier(NamedTuple):
     Attributes:
       apply: `(variables, x [B, H, W, C]) -> logits [B, number of classes]`.
       variables: arrays.
-      input_range: of the pixels of `x`.
+      input_range: range of the pixels of `x`.
     """
 
     apply: Callable[[Any, Array], Array]
@@ -35,16 +35,16 @@ class Classifier(NamedTuple):
 
 
 class FeatureClassifier(NamedTuple):
-    """A trained classifier as a feature space that sees objects, and that says how good it is.
+    """A trained classifier as a feature space, with its accuracy.
 
     Attributes:
       outputs: `(variables, x [B, H, W, C] in [-1, 1]) -> (probabilities [B, number of classes],
         features of the penultimate layer [B, D])`.
       variables: arrays.
-      name: of the folder.
+      name: name of its folder.
       accuracy: share of held-out images that it classifies correctly.
-      num_held_out: number of these images.
-      digest: SHA-256 of the variables.
+      num_held_out: number of held-out images.
+      digest: SHA-256 digest of the variables.
     """
 
     outputs: Callable[[Any, Array], tuple[Array, Array]]
@@ -56,11 +56,11 @@ class FeatureClassifier(NamedTuple):
 
     @property
     def space(self) -> str:
-        """What the features are called in names of metrics."""
+        """Name of the feature space in names of metrics."""
         return "classifier"
 
     def describe(self) -> dict[str, Any]:
-        """Returns what the classifier is, for the record."""
+        """Returns a description of the classifier for the record."""
         return {
             "name": self.name,
             "accuracy": self.accuracy,
@@ -82,22 +82,22 @@ class FeatureClassifier(NamedTuple):
 
 
 def load(path: Path, classes: tuple[str, ...], event_shape: tuple[int, ...]) -> Classifier:
-    """Opens the classifier of a workdir, or a checkpoint file of the library `robustness`.
+    """Opens the classifier of a workdir, or of a checkpoint file of the library `robustness`.
 
     Args:
       path: the folder or the file.
-      classes: those of the data, which the classifier must have.
-      event_shape: shape of an image of the data.
+      classes: the classes of the data, which must be those of the classifier.
+      event_shape: shape of one image of the data.
 
     Raises:
-      UserError: if there is none, or it is one for other data.
+      UserError: if there is no classifier, or it belongs to other data.
     """
     if path.is_file():
         apply, variables, num_classes = read_robustness(path)
         if num_classes != len(classes) or event_shape[-1] != 3:
             raise UserError(
-                f"--classifier={path} tells {num_classes} classes of colour images apart, but the "
-                f"data are {event_shape} with {len(classes)} classes"
+                f"--classifier={path} has {num_classes} classes of colour images, but the data "
+                f"have {len(classes)} classes and images of shape {event_shape}"
             )
         return Classifier(apply, variables, (0.0, 1.0))
     network, variables, _ = _restored(path, classes, event_shape)
@@ -111,15 +111,16 @@ def load_features(
 
     Args:
       path: the folder.
-      classes: those of the data, which the classifier must have.
-      event_shape: shape of an image of the data.
+      classes: the classes of the data, which must be those of the classifier.
+      event_shape: shape of one image of the data.
 
     Raises:
-      UserError: if there is none, or it was trained on other data or not to its end.
+      UserError: if there is no classifier, if it was trained on other data, or if its training is
+        not complete.
     """
     if path.is_file():
         raise UserError(
-            f"--classifier={path}: an evaluation needs a classifier of this program, which has "
+            f"--classifier={path}: an evaluation needs a classifier trained by this program, with "
             "features and a known accuracy; train one with --mode=train_classifier"
         )
     network, variables, trained = _restored(path, classes, event_shape)
@@ -160,7 +161,7 @@ def _restored(
         if trained.data[name] != list(ours):
             raise UserError(
                 f"--classifier={path} was trained on other data: its {name} are "
-                f"{trained.data[name]}, those here {list(ours)}"
+                f"{trained.data[name]}, and those of this run are {list(ours)}"
             )
     network, template = trained_classifier(
         hardware.prepare(trained.settings), event_shape, len(classes)

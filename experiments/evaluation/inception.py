@@ -23,7 +23,7 @@ from experiments.evaluation.protocols import Protocol, check_weights, prefixed
 from fdrl_jax.metrics import manifold_metrics
 
 _BATCH_SIZE = 64
-_KID_SUBSET_SIZE = 1_000  # The field's; smaller where there are fewer images.
+_KID_SUBSET_SIZE = 1_000  # The usual size; smaller if there are fewer images.
 
 
 class Computed(NamedTuple):

@@ -20,7 +20,7 @@ from fdrl_jax.metrics import (
 
 MAX_POINTS = 10_000  # The time for the distances of all pairs grows with the square.
 MODE_RADIUS_STDS = 4.0
-_MAX_SINKHORN_POINTS = 1_000  # Hundreds of passes over all pairs: about a second.
+_MAX_SINKHORN_POINTS = 1_000  # Hundreds of passes over all pairs take about a second.
 _MAX_SLICED_POINTS = 5_000
 # Relative to the mean squared distance within the data. Smaller values need many more iterations.
 _SINKHORN_EPSILON = 0.05

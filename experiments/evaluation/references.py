@@ -188,7 +188,7 @@ def load(path: Path) -> ImageReference:
             (source, target_name),
         )
     except (UserError, ValueError, KeyError) as error:
-        raise DataError(f"{path} is no stored reference, or is damaged: {error}") from error
+        raise DataError(f"{path} is not a stored reference, or is damaged: {error}") from error
 
 
 def _stored(images: np.ndarray) -> np.ndarray:

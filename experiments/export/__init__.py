@@ -28,14 +28,14 @@ from fdrl_jax.state import TrainState
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 LIFETIME = (
-    "JAX promises that an exported artefact can be read by versions up to six months newer than "
-    "the one that wrote it, and up to three weeks older. Measured: versions about ten months newer "
-    "refuse it, and an artefact of JAX 0.12 with a symbolic batch is not read by 0.10.2; the other "
-    "way works. model.safetensors and arrays.npz do not expire; with a newer JAX, export the "
-    "checkpoint again."
+    "JAX guarantees that an exported artefact can be read by versions up to six months newer than "
+    "the one that wrote it, and up to three weeks older. In tests, versions about ten months newer "
+    "could not read it. An artefact of JAX 0.12 with a symbolic batch size could not be read by "
+    "0.10.2, but the other direction worked. model.safetensors and arrays.npz do not expire. For a "
+    "newer JAX, export the checkpoint again."
 )
 _HASHED = ("sampler.stablehlo", "arrays.npz", "model.safetensors")
-# Of what JAX promises: a version up to six months newer reads the artefact.
+# JAX guarantees that versions up to six months newer can read the artefact.
 _PROMISED = datetime.timedelta(days=182)
 
 
@@ -52,9 +52,9 @@ def write(
 
     Args:
       experiment: the run.
-      train_state: one replica.
-      folder: made if missing; files of an earlier export are replaced.
-      platforms: what it is to run on, of `PLATFORMS`.
+      train_state: the state of one replica.
+      folder: the folder, created if missing; files of an earlier export are replaced.
+      platforms: platforms to run on, from `PLATFORMS`.
       fitted: the data-dependent prior of the run, if it has one.
       evaluation: the record of an evaluation of this state, for the model card.
 
@@ -84,14 +84,14 @@ def write(
         write_text(folder / "load_sampler.py", loader)
         metadata = _metadata(experiment, int(train_state.step), exported, arrays)
         write_text(folder / "README.md", card.write(experiment, metadata, evaluation))
-        # Last: an export that was cut short does not match its metadata, which the loader tells.
+        # Written last: the loader then detects an export that was interrupted.
         write_json(folder / "metadata.json", {**metadata, "sha256": hashes})
     except OSError as error:
         raise UserError(f"{folder} cannot be written: {error.strerror}") from error
 
 
 def _flatten(train_state: TrainState, experiment: Experiment) -> tuple[dict[str, Any], Any]:
-    """Names each array that the sampler reads by its path; the tree is left to the artefact."""
+    """Returns the arrays that the sampler reads, by path, and the tree to restore them."""
     tree = {
         "network": experiment.sampling_variables(train_state),
         "prior": experiment.constants.prior,
@@ -126,7 +126,7 @@ def _export(
 
 @contextlib.contextmanager
 def _without_source_paths() -> Iterator[None]:
-    """Keeps the paths of this machine's source files out of lowered programs, which are shared."""
+    """Keeps paths of this machine out of lowered programs, because they are shared."""
     name = "jax_traceback_in_locations_limit"
     before = getattr(jax.config, name)
     jax.config.update(name, 0)

@@ -46,7 +46,7 @@ FLAGS: dict[str, dict[str, Any]] = {
     },
     "num_samples": {
         "type": at_least(1),
-        "help": "number of samples; evaluate.num_samples if left out",
+        "help": "number of samples; by default evaluate.num_samples",
     },
     "class": {
         "help": "name or number of the class to draw, or all for all in turn; needs --classifier. "

@@ -18,7 +18,7 @@ from experiments.training import loop
 from fdrl_jax import adversarial, parallel
 from fdrl_jax.state import TrainState, Variables
 
-_NUM_EVALUATION_STEPS = 20  # Of the attack: stronger than that of training.
+_NUM_EVALUATION_STEPS = 20  # Steps of the attack, which is stronger than in training.
 _BATCH_SIZE = 500
 
 

@@ -77,7 +77,7 @@ def by_class(images: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> 
 
 
 def show_by_class(ax: Axes, images: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> None:
-    """Draws a row of images for each class that there are any of, with its name."""
+    """Draws one row of images per class that occurs, with its name."""
     present = np.unique(labels)
     rows = [images[labels == label] for label in present]
     columns = min(10, *map(len, rows))
@@ -96,7 +96,7 @@ def flow_strip(path: np.ndarray, num_steps: int, start: str) -> Figure:
       start: where the flow starts, for the title.
     """
     picked = spread(len(path), 12)
-    # Tiled row by row: each example's row holds its moments.
+    # Tiled row by row, so that each row shows one sample.
     strip = np.swapaxes(path[picked], 0, 1).reshape(-1, *path.shape[2:])
     figure, (ax,) = panels(1, size=7.0)
     show(ax, tile(strip, len(picked)))

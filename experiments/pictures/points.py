@@ -20,12 +20,12 @@ from experiments.pictures.style import (
     plt,
 )
 
-_SHOWN = 4_000  # More points than this make a blot.
+_SHOWN = 4_000  # More points than this would cover each other.
 _COLOURS = {PRIOR_TITLE: PRIOR, SAMPLES_TITLE: SAMPLES, DATA_TITLE: DATA}
 
 
 def frame(data: np.ndarray) -> tuple[float, float]:
-    """Returns one range for both axes that holds the data with a margin."""
+    """Returns a range for both axes that contains the data and a margin."""
     reach = float(np.quantile(np.abs(data), 0.999)) * 1.25
     return -reach, reach
 

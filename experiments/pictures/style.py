@@ -29,7 +29,7 @@ __all__ = [
     "save",
 ]
 
-_MAX_NAME = 40  # Characters of a class or a data set that a picture shows.
+_MAX_NAME = 40  # Characters of the name of a class or a data set in a picture.
 
 plt.rcParams.update(
     {

@@ -1,1 +1,1 @@
-"""Plans of runs for accelerators that are not there."""
+"""Plans of runs for accelerators that this machine does not have."""

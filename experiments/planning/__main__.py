@@ -1,6 +1,6 @@
 """The process that compiles a plan: `python -m experiments.planning REQUEST.json ANSWER.json`.
 
-`process.run` starts it. It writes what it found as JSON, also what the user should be told.
+`process.run` starts it. It writes its results, and errors for the user, as JSON.
 """
 
 import json
@@ -18,7 +18,7 @@ from experiments.settings import Settings, section
 
 
 def main(request: Path, answer: Path) -> None:
-    """Compiles what a request asks for."""
+    """Compiles the programs of a request."""
     wanted = json.loads(request.read_text())
     try:
         found = plan(wanted["settings"], wanted["data_dir"], wanted["target"])
@@ -28,11 +28,11 @@ def main(request: Path, answer: Path) -> None:
 
 
 def plan(settings: Settings, data_dir: str, text: str) -> dict[str, Any]:
-    """Compiles train step and sampler, and returns what they need, as JSON holds it.
+    """Compiles train step and sampler, and returns what they need, as values for JSON.
 
     Args:
-      settings: flat and checked.
-      data_dir: where the data are, if the command says so.
+      settings: flat, checked settings.
+      data_dir: where the data are, if given.
       text: the target.
 
     Raises:
@@ -41,7 +41,7 @@ def plan(settings: Settings, data_dir: str, text: str) -> dict[str, Any]:
     target = targets.parse(text)
     try:
         devices = compiler.devices_of(target)
-    except RuntimeError as error:  # Of a slice that nobody can order, such as 3x3.
+    except RuntimeError as error:  # A slice that does not exist, such as 3x3.
         raise UserError(f"--target={text}: {_last_line(error)}") from error
     settings = compiler.prepare(settings)
     options = DataOptions(**section(settings, "data"))

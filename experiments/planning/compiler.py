@@ -1,4 +1,4 @@
-"""Compiles the train step and the sampler of a run for devices that are not there.
+"""Compiles the train step and the sampler of a run for devices that this machine does not have.
 
 The process must have been started with `environment.without_devices`: the compilers of GPUs and
 TPUs are found, and look for their devices, before JAX starts.
@@ -20,17 +20,17 @@ from experiments.planning.targets import Target
 from experiments.settings import Settings
 from fdrl_jax import parallel, rng, samplers, steps
 
-# Autotuning runs kernels, and there is nothing to run them on.
+# Autotuning runs kernels, but there is no device to run them.
 _GPU_OPTIONS: dict[str, str] = {"xla_gpu_autotune_level": "0"}
 
 
 class Compiled(NamedTuple):
-    """A program for devices that are not there.
+    """A compiled program for devices that this machine does not have.
 
     Attributes:
-      executable: what XLA made.
-      lowered: what JAX handed to XLA.
-      seconds: that the compilation took.
+      executable: the program compiled by XLA.
+      lowered: the input of XLA.
+      seconds: time of the compilation.
     """
 
     executable: Any
@@ -49,7 +49,7 @@ class Compiled(NamedTuple):
 
     @property
     def memory(self) -> dict[str, int]:
-        """Bytes per device by what they hold."""
+        """Bytes per device, by purpose."""
         stats = self.executable.memory_analysis()
         return {
             "arguments": int(stats.argument_size_in_bytes),
@@ -60,7 +60,7 @@ class Compiled(NamedTuple):
 
 
 def devices_of(target: Target) -> list[Any]:
-    """Returns the devices of a target, which can be compiled for and nothing else."""
+    """Returns the devices of a target, which can be used only for compiling."""
     if target.platform == "tpu":
         topology = target.machine["topology"]
         options = {k: v for k, v in topology.items() if k == "chip_config_name"}
@@ -79,7 +79,7 @@ def devices_of(target: Target) -> list[Any]:
 def prepare(settings: Settings) -> Settings:
     """Sets how the target multiplies float32 arrays, and returns the settings that it uses.
 
-    All targets are fast in bfloat16, which `precision=auto` therefore means.
+    `precision=auto` means bfloat16, because all targets are fast in it.
     """
     precision = "bfloat16" if settings["precision"] == "auto" else settings["precision"]
     jax.config.update("jax_default_matmul_precision", precision)
@@ -90,12 +90,12 @@ def train_step(settings: Settings, source: Source, devices: list[Any]) -> Compil
     """Compiles the train step, mapped over devices, as training dispatches it.
 
     Args:
-      settings: from `prepare`.
+      settings: the settings, from `prepare`.
       source: the data.
-      devices: from `devices_of`.
+      devices: the devices, from `devices_of`.
 
     Raises:
-      UserError: for settings that cannot run.
+      UserError: for settings that are not possible.
     """
     experiment = build.experiment(settings, source)
     training = build.ratio_training(experiment, len(devices))
@@ -157,7 +157,7 @@ def _shapes(tree: Any) -> Any:
 
 
 def _host_batches(experiment: Experiment, dispatch: int, num_devices: int) -> Any:
-    """Shapes of what the host hands to one device for a dispatch; `None` for data on the device."""
+    """Shapes of the host batches of one device per dispatch; `None` for data on the device."""
     source = experiment.source
     if source.open_feed is None:
         return None
@@ -167,9 +167,9 @@ def _host_batches(experiment: Experiment, dispatch: int, num_devices: int) -> An
 
 
 def _gpu_config(machine: Mapping[str, Any]) -> str:
-    """Returns what XLA asks about a GPU, in the text form of its `GpuTargetConfigProto`.
+    """Returns the description of a GPU for XLA, in the text form of its `GpuTargetConfigProto`.
 
-    What is written out here is the same for every GPU from Ampere on.
+    The constants here are the same for all GPUs since Ampere.
     """
     xla = dict(machine["xla"])
     name, (major, minor) = xla.pop("name"), xla.pop("compute_capability")

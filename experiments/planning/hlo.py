@@ -1,8 +1,9 @@
-"""What a compiled program does, read from XLA's text of it.
+"""Analyses a compiled program from its text in XLA's format (HLO).
 
-XLA's own `cost_analysis` counts the body of a loop once, and is empty for GPUs that are not there.
-Here every loop whose trip count XLA states counts that many times. Loops without one count once:
-the loop over train steps of a dispatch is such a loop, so the figures are those of one train step.
+XLA's own `cost_analysis` counts the body of a loop once, and is empty for GPUs that this machine
+does not have. Here, a loop counts as often as its trip count, if XLA states it, and otherwise once.
+The loop over train steps of a dispatch has no trip count, so the figures are those of one train
+step.
 """
 
 import functools
@@ -36,7 +37,7 @@ _BITS = {
 _SHAPE = re.compile(r"\b([a-z]\w*)\[([\d,]*)\](?:\{([^{}]*)\})?")
 _NAME = re.compile(r"%([\w.\-]+)")
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) (?:\(.*)?\{$")
-# Instructions that name or regroup arrays and move nothing.
+# Instructions that name or regroup arrays without moving data.
 _FREE = frozenset(
     [
         "parameter",
@@ -90,7 +91,7 @@ class Instruction(NamedTuple):
 
     Attributes:
       name: its name.
-      opcode: what it does, in XLA's words.
+      opcode: its operation, by XLA's name.
       shape: text of its result's shape.
       operands: names of the instructions that it reads.
       attributes: text after the operands.
@@ -111,7 +112,7 @@ class Instruction(NamedTuple):
 
     @property
     def target(self) -> str:
-        """The library function that a custom call names, or nothing."""
+        """The library function that a custom call names, or ""."""
         found = re.search(r'custom_call_target="([^"]*)"', self.attributes)
         return found[1] if found else ""
 
@@ -124,25 +125,25 @@ class Instruction(NamedTuple):
 
     @property
     def estimated_cycles(self) -> int:
-        """Cycles that the TPU compiler expects it to take; 0 where it does not say."""
+        """Cycles that the TPU compiler expects; 0 if it states none."""
         found = re.search(r'"estimated_cycles":"(\d+)"', self.attributes)
         return int(found[1]) if found else 0
 
     @property
     def op_name(self) -> str:
-        """Where it comes from in the Python program, as JAX names it."""
+        """Its origin in the Python program, by JAX's name."""
         found = re.search(r'op_name="([^"]*)"', self.attributes)
         return found[1] if found else ""
 
 
 class Kernel(NamedTuple):
-    """Something that a device starts as a whole.
+    """A unit of work that a device starts as a whole.
 
     Attributes:
-      instruction: of the compiled program.
-      times: how often it runs per train step.
-      flops: of one run, of matrix products and convolutions; padding is not counted.
-      num_bytes: read and written in the device's memory by one run.
+      instruction: the instruction of the compiled program.
+      times: number of runs per train step.
+      flops: FLOPs of matrix products and convolutions per run, without padding.
+      num_bytes: bytes read and written in the device's memory per run.
     """
 
     instruction: Instruction
@@ -165,7 +166,7 @@ class Program(NamedTuple):
     text: str
 
     def kernels(self, computation: str | None = None, times: int = 1) -> Iterator[Kernel]:
-        """Yields what a device runs, from the entry or from another computation on."""
+        """Yields the units of work of a device, starting at the entry or another computation."""
         instructions = self.computations[computation or self.entry]
         shapes = {i.name: i for i in instructions}
         for instruction in instructions:
@@ -195,11 +196,11 @@ class Program(NamedTuple):
         return [i for body in self.computations.values() for i in body if i.opcode == "while"]
 
     def trip_count(self, instruction: Instruction) -> int | None:
-        """Returns how often a loop runs its body, or `None` where the text does not say."""
+        """Returns the trip count of a loop, or `None` if the text does not state it."""
         attributes = instruction.attributes
         if found := re.search(r'"known_trip_count":\{"n":"(\d+)"', attributes):
             return int(found[1])
-        # The TPU compiler leaves it out. The loop of a scan counts from 0 up to a constant.
+        # The TPU compiler omits it. The loop of a scan counts from 0 up to a constant.
         condition = re.search(r"\bcondition=%?([\w.\-]+)", attributes)
         by_name = {i.name: i for i in self.computations.get(condition[1] if condition else "", ())}
         for compare in by_name.values():
@@ -337,7 +338,7 @@ def sent_bytes(kernel: Kernel, num_devices: int) -> float:
 
 
 def kind_of_collective(instruction: Instruction) -> str | None:
-    """Returns XLA's name of what moves data between devices; `None` for what does not."""
+    """Returns XLA's name of a collective operation; `None` for other instructions."""
     opcode = instruction.opcode.removesuffix("-start")
     return opcode if opcode in _COLLECTIVES else None
 

@@ -36,10 +36,10 @@ def check_compiler(target: Target) -> None:
 
 
 def run(settings: Settings, data_dir: str, target: Target) -> dict[str, Any]:
-    """Compiles a plan in a process of its own; see `__main__` for what it returns.
+    """Compiles a plan in a separate process; see `__main__` for the result.
 
     Raises:
-      UserError: for settings that cannot run, or if the compiler of the target does not work.
+      UserError: for settings that are not possible, or if the target's compiler does not work.
     """
     check_compiler(target)
     with tempfile.TemporaryDirectory() as folder:
@@ -65,7 +65,7 @@ def run(settings: Settings, data_dir: str, target: Target) -> dict[str, Any]:
 
 
 def explain(stderr: str, code: int, target: Target) -> UserError:
-    """Returns the user's error for a process that ended without an answer."""
+    """Returns a UserError for a process that ended without an answer."""
     lock = re.search(r"(/\S*libtpu_lockfile)", stderr)
     if lock:
         return UserError(

@@ -1,4 +1,4 @@
-"""What a plan says to the person who made it."""
+"""The report of a plan."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -12,12 +12,12 @@ _HOUR = 3_600.0
 
 
 class Plan(NamedTuple):
-    """A run on a machine that is not there.
+    """A run on a target machine.
 
     Attributes:
-      settings: of the run, with the precision that it uses.
-      target: the machine.
-      found: what the process that compiles returned.
+      settings: settings of the run, with the precision that it uses.
+      target: the target machine.
+      found: the result of the process that compiles.
     """
 
     settings: Settings
@@ -31,7 +31,7 @@ class Plan(NamedTuple):
 
     @property
     def data_bytes(self) -> int:
-        """Most of what images in memory may add on each device, if they were not given."""
+        """Largest size of images in memory on each device, if the images are not available."""
         if self.found["has_data"]:
             return 0
         return int(self.settings["data.in_memory_megabytes"]) * 2**20
@@ -51,8 +51,8 @@ class Plan(NamedTuple):
     def largest_batch_size(self) -> int | None:
         """Estimated largest batch per device; `None` where memory does not grow with it.
 
-        From the line through two compiled sizes; or, from one, as if all temporary memory were in
-        proportion to the batch.
+        It is extrapolated linearly from two compiled sizes or, from one, assuming that all
+        temporary memory is proportional to the batch.
         """
         own, size = self.found["train"]["memory"], self.batch_size
         if "double" in self.found:
@@ -69,14 +69,14 @@ class Plan(NamedTuple):
         return Cost(**self.found[part]["cost"])
 
     def run_seconds(self, train_step: float, sampler: float) -> float:
-        """Seconds of all train steps and of the samples at the end, from those of one run."""
+        """Time of all train steps and of the final samples in seconds, from that of one run."""
         per_batch = self.found["samples_per_device"] * self.target.num_devices
         num_batches = -(-int(self.settings["evaluate.num_samples"]) // per_batch)
         return int(self.settings["train.num_steps"]) * train_step + num_batches * sampler
 
 
 def lines(plan: Plan) -> Iterator[str]:
-    """Yields the lines of a plan, the answer first."""
+    """Yields the lines of a plan, with the answer first."""
     target, settings, found = plan.target, plan.settings, plan.found
     hosts = f" in {target.num_hosts} hosts" if target.num_hosts > 1 else ""
     devices = f"{target.num_devices} x {target.title}{hosts}"
@@ -160,7 +160,7 @@ def _time_line(plan: Plan, what: str, train_step: float, sampler: float) -> str:
 
 
 def _advice(plan: Plan) -> Iterator[str]:
-    """Yields what to change in a run that does not fit."""
+    """Yields suggestions for a run that does not fit."""
     settings = plan.settings
     if "train" in plan.found:
         memory = plan.found["train"]["memory"]

@@ -1,13 +1,13 @@
-"""From a compiled program to its time at the limits of a machine: the roofline.
+"""Computes the time of a compiled program at the limits of a machine (the roofline).
 
-Each kernel takes as long as its products at the peak, or as its bytes through memory at the
+The time of a kernel is that of its products at the peak rate, or of its bytes at the memory
 bandwidth of the data sheet, whichever is longer. Kernels run one after the other, and communication
-is not hidden behind them. What it takes to start a kernel, and what it misses of the peak, is not
-counted: real steps take longer, and those of small batches several times as long. Only what a GPU
-finds in its cache is faster.
+does not overlap with them. The time to start kernels, and losses relative to the peak, are ignored:
+real steps take longer, and with small batches several times as long. Only data in the cache of a
+GPU are faster.
 
-A second figure is nearer to what will be seen, and only an estimate: for TPUs the compiler's own
-count of cycles, for GPUs the roofline with a least time per kernel.
+A second figure is closer to real times but only an estimate: for TPUs the compiler's count of
+cycles, and for GPUs the roofline with a minimum time per kernel.
 """
 
 from typing import NamedTuple
@@ -18,17 +18,17 @@ from experiments.planning.targets import Target
 
 
 class Cost(NamedTuple):
-    """What one run of a program costs on each device.
+    """The cost of one run of a program on each device.
 
     Attributes:
-      memory_bytes: through the device's memory.
-      sent_bytes: that leave the device for others.
-      num_collectives: operations that move data between devices.
-      num_kernels: started on the device.
-      num_flow_kernels: kernels per flow step; 0 where the flow is no loop.
-      compute_seconds: of the kernels that products limit.
-      memory_seconds: of the kernels that memory limits.
-      link_seconds: of communication.
+      memory_bytes: bytes read from and written to the device's memory.
+      sent_bytes: bytes sent to other devices.
+      num_collectives: number of operations that move data between devices.
+      num_kernels: number of kernels.
+      num_flow_kernels: kernels per flow step; 0 if the flow is not a loop.
+      compute_seconds: time of kernels that are limited by products.
+      memory_seconds: time of kernels that are limited by memory.
+      link_seconds: time of communication.
       expected_seconds: the second figure.
     """
 
@@ -49,7 +49,7 @@ class Cost(NamedTuple):
 
     @property
     def bound(self) -> str:
-        """What most of the time goes to."""
+        """What takes most of the time."""
         parts = {
             "matrix products": self.compute_seconds,
             "memory bandwidth": self.memory_seconds,
@@ -59,13 +59,13 @@ class Cost(NamedTuple):
 
 
 def cost(program: Program, target: Target, precision: str, num_flow_steps: int) -> Cost:
-    """Returns what one run of a program costs.
+    """Returns the cost of one run of a program.
 
     Args:
       program: the train step or the sampler.
-      target: what it is compiled for.
-      precision: of the run, never "auto".
-      num_flow_steps: rounds of the loop of the flow.
+      target: the target machine.
+      precision: precision of the run, never "auto".
+      num_flow_steps: number of steps of the flow.
     """
     peak, bandwidth = target.peaks[precision], target.memory_bandwidth
     total = Cost()

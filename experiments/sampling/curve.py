@@ -77,7 +77,7 @@ def over_length(opened: Opened, lengths: tuple[int, ...], num_samples: int) -> I
 
 
 def over_step(opened: Opened, num_samples: int) -> Iterator[Point]:
-    """Computes the metric at every checkpoint that is kept, the best among them."""
+    """Computes the metric at every checkpoint on disk."""
     experiment, reference = opened.experiment, opened.run.metric_reference
     with opened.run.saved_checkpoints() as store:
         steps = store.steps()

@@ -102,7 +102,7 @@ def from_file(path: Path, **instead: Any) -> Plan:
         raise UserError(f"--sweep={path} does not exist{nearest(str(path), others)}")
     try:
         sweep = dict(runpy.run_path(str(path))["get_sweep"]())
-    except Exception as error:  # Somebody's own code may raise anything.
+    except Exception as error:  # A user's code may raise anything.
         raise UserError(f"--sweep={path}: {type(error).__name__}: {error}") from error
     for key in sweep:
         if key not in _KEYS:

@@ -35,7 +35,7 @@ def hooks_of(experiment: Experiment, run: Run) -> Sequence[Hook]:
 
     def monitor(moment: Moment) -> Record:
         """Computes the cheap metric of samples, and saves the checkpoint that is best by it."""
-        # Only now: metrics take seconds to import, and most runs need none before their end.
+        # Importing metrics takes seconds, and most runs need none until the end.
         from experiments.evaluation.cheap import cheap_metric
 
         samples = draw(moment, settings["evaluate.num_monitored_samples"])
