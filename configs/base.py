@@ -92,6 +92,8 @@ def small_images(height: int, width: int, channels: int) -> ConfigDict:
     c.train.num_steps = 2_000
     c.train.batch_size = 64
     c.train.ema_ramp = True
+    # Nobody has tuned this for your images: a run that diverges goes on from its last checkpoint.
+    c.train.on_divergence = "rollback"
     c.log.every_steps = 10
     c.checkpoint.every_steps = 200
     c.snapshot.every_steps = 200
