@@ -1,8 +1,8 @@
 """What each part of the recipe for small images is worth, on digits at equal compute.
 
 Command: python -m experiments.sweep --sweep=configs/sweeps/recipe_digits.py --workdir=runs/recipe
-Cost: 11 runs a seed of about a minute each on two CPU cores.
-Results: docs/ablations.md.
+Cost: 12 runs a seed of about a minute each on two CPU cores, estimated.
+Results: none yet; docs/ablations.md has single trials.
 """
 
 import math
@@ -70,6 +70,7 @@ def get_sweep() -> dict[str, Any]:
             "gradient penalty": {
                 "none": with_penalty(0.0),
                 "0.1": with_penalty(0.1),
+                "0.3": with_penalty(0.3),
                 "1": with_penalty(1.0),
                 "1, on all examples": with_penalty(1.0, 1.0),
             },
