@@ -1,8 +1,8 @@
-"""Mapping over devices and processes: the only file that knows how replicas are spread.
+"""Mapping over devices and processes: the only file that knows how replicas are distributed.
 
-Steps and samplers are per-replica functions that know an axis name. Here they are mapped with
-`jax.pmap`; to map them otherwise (`jit` of `shard_map`), change this file alone. With several
-processes (hosts) the axis goes over the devices of all of them, in the order of the processes.
+Steps and samplers are per-replica functions with an axis name. Here they are mapped with
+`jax.pmap`. To map them in another way (`jit` of `shard_map`), change only this file. With several
+processes (hosts), the axis spans the devices of all processes, in the order of the processes.
 """
 
 import functools
@@ -108,7 +108,7 @@ def map_segment(segment: Callable[..., Any]) -> Any:
 def lower_steps(
     repeated_step: Callable[..., Any], devices: Sequence[jax.Device], arguments: tuple[Any, ...]
 ) -> Any:
-    """Lowers what `map_steps` maps, for devices that need not be there.
+    """Lowers the function of `map_steps` for devices that this machine may not have.
 
     Args:
       repeated_step: as for `map_steps`.
@@ -124,7 +124,7 @@ def lower_steps(
 def lower_sampler(
     sampler: Callable[..., Any], devices: Sequence[jax.Device], arguments: tuple[Any, ...]
 ) -> Any:
-    """Lowers what `map_sampler` maps, as `lower_steps` does."""
+    """Lowers the function of `map_sampler`, as `lower_steps` does."""
     return _lower(sampler, devices, arguments, _SAMPLER_AXES)
 
 
@@ -161,12 +161,12 @@ def num_replicas() -> int:
 
 
 def is_first_process() -> bool:
-    """Tells whether this process writes what only one may write."""
+    """Whether this is the first process, which alone writes shared files."""
     return jax.process_index() == 0
 
 
 def barrier(name: str) -> None:
-    """Waits until every process has come here."""
+    """Waits until every process has reached this call."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
@@ -189,7 +189,7 @@ def same_on_all_processes(text: str) -> bool:
 
 
 def any_process(flag: bool) -> jax.Array:
-    """Starts to find out whether a flag is set on any process.
+    """Starts an asynchronous check whether a flag is set on any process.
 
     Every process must call this equally often. Nothing waits until the answer is read, with `bool`.
     """

@@ -43,7 +43,7 @@ UNUSUAL_WORDS = {
     "of one's own": "your",
     "of (?:ours|yours)": "our, your",
     "so long as": "while",
-    "(?-i:tells)": "prints, reports",
+    "tells": "prints, reports",
     "told": "printed, reported",
 }
 MAX_PICTURE_BYTES, MAX_PICTURES_BYTES = 150_000, 2_000_000
@@ -210,7 +210,7 @@ def test_an_unusual_word_in_prose_is_found_and_in_code_is_not():
     assert unusual_words("A run goes on. `anew`\n```\nbeside\n```\n") == ["goes on"]
     code = 'def tells(x):\n    """A\n    run."""  # Anew.\n    raise ValueError(f"{x} at hand")\n'
     found = unusual_words("\n".join(prose_of(code)))
-    assert found == ["anew", "at hand", "(?-i:tells)"]
+    assert found == ["anew", "at hand", "tells"]
 
 
 def test_every_picture_comes_from_the_gallery_and_is_small():
