@@ -14,6 +14,7 @@ from experiments import pictures, settings
 from experiments.build import Experiment
 from experiments.errors import UserError
 from experiments.evaluation import metrics as metrics_lib
+from experiments.evaluation import translation
 from experiments.evaluation.metrics import Metrics
 from experiments.evaluation.result import Evaluation
 from experiments.files import check_types, read_json, write_json, write_text
@@ -58,12 +59,16 @@ def draw(opened: Opened, samples: Samples, found: Evaluation, folder: Path) -> N
     experiment, state, run = opened.experiment, opened.checkpoint.state, opened.run
     source = experiment.source
     start = "prior samples" if source.starts is None else "source images"
+    labels: dict[str, Any] = {}
+    if source.starts is not None:
+        labels["caption"] = translation.caption(found.metrics)
+        labels["domains"] = (found.record["source"], found.record["target"])
     drawn = [
         (
             "samples.png",
             f"From left to right: {start}, where the flow starts; samples; and held-out data. "
             "Good samples look like the data.",
-            pictures.samples_and_data(source, samples.prior, samples.refined),
+            pictures.samples_and_data(source, samples.prior, samples.refined, **labels),
         )
     ]
     if source.kind == "points":

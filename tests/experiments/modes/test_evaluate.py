@@ -5,13 +5,14 @@ import json
 
 import numpy as np
 import pytest
-from small_runs import contents, start
+from small_runs import SMALL_RESNET, contents, start
 
 from experiments import records, report
 from experiments.errors import UserError
 from experiments.evaluation import compare, metrics
 from experiments.evaluation.inception import Computed
 from experiments.evaluation.metrics import Estimate, Metric
+from experiments.pictures import images
 
 
 def evaluate(run, changes=None, **flags):
@@ -206,3 +207,15 @@ def test_missing_weights_are_named_before_any_sample_is_drawn(trained, monkeypat
     monkeypatch.setattr(mode, "sample_state", lambda *_: pytest.fail("samples were drawn"))
     with pytest.raises(UserError, match=r"nowhere\.pth does not exist"):
         evaluate(trained, {"evaluate.inception_weights": "nowhere.pth"})
+
+
+def test_the_picture_of_a_translation_names_its_domains_and_says_how_it_went(tmp_path, monkeypatch):
+    drawn, draw = [], images.translation
+    monkeypatch.setattr(images, "translation", lambda *args: drawn.append(args) or draw(*args))
+
+    start("train", tmp_path / "run", "digits_pair:tiny", SMALL_RESNET)
+
+    ((*_, domains, caption),) = drawn
+    assert domains == ("3", "8")
+    assert "classified as the target" in caption
+    assert "nearest to their own source" in caption
