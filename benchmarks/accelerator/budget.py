@@ -58,7 +58,7 @@ SMALL = Scale(
     config="digits:tiny",
     changes={"train.num_steps": 4},
     num_samples=16,
-    min_training_seconds=600.0,
+    min_training_seconds=3_600.0,
 )
 
 
