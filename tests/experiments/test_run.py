@@ -38,6 +38,10 @@ def repaint(folder):
         Image.new("RGB", (8, 8), (250, 250, 250)).save(path)
 
 
+# Under a cosine schedule, the number of steps is a part of every step.
+EXTENSIBLE = {"optimizer.schedule": "constant"}
+
+
 @pytest.fixture
 def own_images(image_folder, tmp_path):
     """A copy of the images that a test may change."""
@@ -50,7 +54,7 @@ def own_run(own_images, tmp_path):
     """A run on these images, created with its prior and trained for two steps."""
     changes = {"data.dir": own_images, "data.image_size": 8, "train.num_steps": 2, **SMALL_RESNET}
     rarely = {"checkpoint.every_steps": 100, "snapshot.every_steps": 100}
-    train(tmp_path / "run", {**changes, **rarely}, "folder:tiny")
+    train(tmp_path / "run", {**changes, **rarely, **EXTENSIBLE}, "folder:tiny")
     return run.open_run(tmp_path / "run")
 
 
@@ -134,7 +138,7 @@ def test_a_free_setting_may_change_on_resume_and_every_command_is_logged(of_imag
 
 def test_where_the_data_are_is_not_stored_unless_it_was_given(own_images, tmp_path, monkeypatch):
     monkeypatch.setenv("FDRL_DATA_DIR", str(own_images))
-    changes = {"data.image_size": 8, "train.num_steps": 1, **SMALL_RESNET}
+    changes = {"data.image_size": 8, "train.num_steps": 1, **SMALL_RESNET, **EXTENSIBLE}
     train(tmp_path / "run", changes, "folder:tiny")
     record = (tmp_path / "run" / "run.json").read_text()
     assert str(own_images) not in record

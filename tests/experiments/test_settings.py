@@ -229,7 +229,7 @@ def test_settings_of_an_earlier_version_are_completed_and_renamed():
 )
 def test_a_setting_that_does_nothing_for_built_in_data_is_refused(config, change):
     wanted = command("dry_run", None, config, dict([change])).config
-    with pytest.raises(UserError, match=rf"{change[0]}={change[1]}: .* is built in"):
+    with pytest.raises(UserError, match=rf"{change[0]}={change[1]}: .* is a built-in set"):
         creation.load_data(settings.checked(wanted))
 
 

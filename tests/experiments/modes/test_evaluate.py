@@ -112,7 +112,9 @@ def test_the_report_is_written_again_from_the_record_only(trained, capsys):
     start("report", trained.root, name="step_4")
     assert page.read_bytes() == trained.report.read_bytes() == before
     assert f"report: {trained.report}" in capsys.readouterr().out
-    with pytest.raises(UserError, match=r"no evaluation step_5 .*did you mean 'step_4'.*there are"):
+    with pytest.raises(
+        UserError, match=r"no evaluation step_5 .*did you mean 'step_4'.*available: "
+    ):
         start("report", trained.root, name="step_5")
     # The newest evaluation is of other settings: its report is written, and the run's own as well.
     evaluate(trained, {"flow.num_steps": 6}, num_samples=16)

@@ -39,7 +39,12 @@ def _compiled_here(monkeypatch):
 @pytest.mark.usefixtures("_compiled_here")
 def test_a_plan_answers_first_and_needs_no_images(monkeypatch, capsys):
     monkeypatch.delenv("FDRL_DATA_DIR", raising=False)
-    changes = {**SMALL_RESNET, "train.batch_size": 2 * NUM, "data.image_size": 8}
+    changes = {
+        **SMALL_RESNET,
+        "train.batch_size": 2 * NUM,
+        "data.image_size": 8,
+        "data.channels": 3,
+    }
     start("dry_run", None, "folder:tiny", changes, target=GPU.text)
     waiting, *lines = capsys.readouterr().out.splitlines()
     assert waiting.startswith(f"compiling for {GPU.text}")
@@ -64,7 +69,10 @@ def test_a_plan_answers_first_and_needs_no_images(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"train.batch_size": NUM + 1}, f"a global batch of {NUM + 1} does not divide over {NUM}"),
+        (
+            {"train.batch_size": NUM + 1, "data.channels": 3},
+            f"a global batch of {NUM + 1} does not divide over {NUM}",
+        ),
         ({"data.image_size": 0}, "set --data_dir, or --config.data.image_size=NUMBER"),
     ],
 )
