@@ -156,7 +156,7 @@ def test_a_network_of_the_library_robustness_gives_pytorchs_logits():
             "missing layer2.0.bn2.running",
         ),
         (lambda t, x: t.update({"module.model.layer9.x": x}), "surplus layer9.x"),
-        (lambda t, x: t.update({"module.head.w": x}), "holds 'head.w'"),
+        (lambda t, x: t.update({"module.head.w": x}), "contains 'head.w'"),
         (lambda t, _: t.pop("module.normalizer.new_std"), "no normalizer.new_std"),
         (lambda t, _: t.pop("module.model.conv1.weight"), "no model.conv1.weight"),
     ],
