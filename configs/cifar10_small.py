@@ -4,9 +4,8 @@ Command: python -m experiments.main --config=configs/cifar10_small.py --data_dir
   --workdir=runs/cifar10_small
 The data are a folder or zip of PNG or JPEG files; use --config.data.name=tfds:cifar10 for the
 prepared TFDS set.
-Cost: about 15 min on two CPU cores by the dry run, with evaluation and report.
-Score: not measured with the present metrics. Samples show scenes and objects with clear outlines
-  that cannot be named.
+Cost: not measured on an idle machine. A train step takes about 4 s on one core without AVX-512.
+Score: not measured with this recipe.
 """
 
 from ml_collections import ConfigDict

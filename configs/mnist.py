@@ -4,8 +4,9 @@ Command: python -m experiments.main --config=configs/mnist.py --data_dir=FOLDER_
   --workdir=runs/mnist
 The data are a folder or zip of PNG or JPEG files in a folder per class; use
 --config.data.name=tfds:mnist for the prepared TFDS set.
-Cost: not measured on an idle machine.
-Score: not measured.
+Cost: not measured on an idle machine. A train step takes about 2 s on one core without AVX-512.
+Score: not measured at full length. After 600 of 2,000 steps most samples are strokes that look like
+  digits; docs/ablations.md has the figures.
 """
 
 from ml_collections import ConfigDict
