@@ -4,7 +4,7 @@ Command: python -m experiments.main --config=configs/cat2dog.py
   --workdir=runs/cat2dog --data_dir=FOLDER
 Variants: cat2dog.py:lr_kl, cat2dog.py:lr_js and so on, the pairs of `base.variant`; not "ddp" or
   "up", whose priors would replace the cats.
-Cost: days on a GPU; not run here at full scale.
+Cost: not run at full scale; docs/scaling.md has estimates for GPUs and TPUs.
 Score: FID 108.10 against 100 test images in the paper, legacy protocol.
 """
 

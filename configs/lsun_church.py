@@ -3,7 +3,7 @@
 Command: python -m experiments.main --config=configs/lsun_church.py
   --workdir=runs/lsun_church --data_dir=LMDB
 Variants: lsun_church.py:lr_kl, lsun_church.py:lsif_pearson,up and so on, see `base.variant`.
-Cost: days on a GPU; not run here at full scale.
+Cost: not run at full scale; docs/scaling.md has estimates for GPUs and TPUs.
 Score: the paper shows samples and no metric.
 """
 
