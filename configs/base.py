@@ -93,6 +93,8 @@ def small_images(height: int, width: int, channels: int) -> ConfigDict:
     c.train.batch_size = 64
     c.train.ema_ramp = True
     # Nobody has tuned this for your images: a run that diverges goes on from its last checkpoint.
+    # Healthy runs stay below 0.8; an estimator that has won, and no longer guides, is above 3.
+    c.train.max_log_ratio = 2.0
     c.train.on_divergence = "rollback"
     c.log.every_steps = 10
     c.checkpoint.every_steps = 200
