@@ -64,9 +64,9 @@ def pytest_terminal_summary(terminalreporter):
     areas = collections.defaultdict(list)
     for outcome in ("passed", "failed", "skipped"):
         for report in terminalreporter.stats.get(outcome, ()):
-            areas[report.nodeid.split("::")[0].rpartition("/")[0]].append(
-                (outcome, report.duration)
-            )
+            area = report.nodeid.split("::")[0].rpartition("/")[0]
+            # A module that is skipped as a whole takes no time.
+            areas[area].append((outcome, getattr(report, "duration", 0.0)))
     if len(areas) < 2:
         return
     terminalreporter.section("by area")
