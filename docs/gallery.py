@@ -177,8 +177,8 @@ ENTRIES = (
         {
             "cifar10_small_flow.jpg": (
                 "cifar10_small/evaluations/step_2000/flow.png",
-                "CIFAR-10 on a CPU: samples on their way from the data-dependent prior. The picture is "
-                "older than the recipe of the config.",
+                "CIFAR-10 on a CPU: samples on their way from the data-dependent prior. The "
+                "picture is older than the recipe of the config.",
             )
         },
         needs_data="CIFAR10",
