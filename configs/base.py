@@ -62,9 +62,9 @@ def small_images(height: int, width: int, channels: int) -> ConfigDict:
     """Returns one recipe for small images of any kind, which a CPU can train.
 
     It differs from the paper's in what keeps training stable and short: a gradient penalty, a flow
-    of 12 long steps in place of 100, a narrow network, and noise that the estimator cannot tell
-    apart: `prior.jitter + K nu^2` is about the variance of the dequantisation. docs/ablations.md
-    has the evidence.
+    of 12 long steps instead of 100, a narrow network, and equal noise in samples and data:
+    `prior.jitter + K nu^2` is about the variance of the dequantisation. docs/ablations.md has the
+    evidence.
 
     Args:
       height: of the images, in pixels; with the width it sets the step size and the network.
@@ -92,8 +92,8 @@ def small_images(height: int, width: int, channels: int) -> ConfigDict:
     c.train.num_steps = 2_000
     c.train.batch_size = 64
     c.train.ema_ramp = True
-    # Nobody has tuned this for your images: a run that diverges goes on from its last checkpoint.
-    # Healthy runs stay below 0.8; an estimator that has won, and no longer guides, is above 3.
+    # The recipe is not tuned to single data sets, so a diverged run returns to its last checkpoint.
+    # Healthy runs stay below 0.8. Above 3, samples no longer improve.
     c.train.max_log_ratio = 2.0
     c.train.on_divergence = "rollback"
     c.log.every_steps = 10

@@ -12,7 +12,7 @@ import runpy
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from experiments import settings
 from experiments.errors import Parser, UserError
@@ -103,8 +103,7 @@ def parse(argv: Sequence[str]) -> tuple[Command, dict[str, Any]]:
     for flag, key in (("class", "condition.label"), ("classifier", "condition.classifier")):
         if flags.get(flag):
             changes[key] = flags[flag]
-    config = None if spec is None else {**load_config(spec), **changes}
-    config_for = None if spec is None else load_config_for(spec)
+    file = None if spec is None else read_config(spec)
     workdir = flags.pop("workdir")
     if workdir is None and MODES[mode].needs_workdir:
         raise UserError(f"--workdir=DIR, the folder of the run, is missing: {example(mode)}")
@@ -113,8 +112,8 @@ def parse(argv: Sequence[str]) -> tuple[Command, dict[str, Any]]:
         Command(
             mode=mode,
             workdir=None if workdir is None else Path(os.path.expanduser(workdir)),
-            config=config,
-            config_for=config_for,
+            config=None if file is None else {**file.settings, **changes},
+            config_for=None if file is None else file.settings_for,
             changes=changes,
             data_dir=flags.pop("data_dir") or "",
             flags=flags,
@@ -136,47 +135,47 @@ def help_for(argv: Sequence[str]) -> str | None:
     return settings.explain(topic.removeprefix("config.")) if topic else _help()
 
 
-def load_config(spec: str) -> Settings:
-    """Runs a config file.
+class ConfigFile(NamedTuple):
+    """What a config file says.
+
+    Attributes:
+      settings: flat and not yet checked; used until the data and the device are known.
+      settings_for: `(platform, shape of an example) -> settings`, by the `get_config_for` of a file
+        that depends on them; `None` for other files.
+    """
+
+    settings: Settings
+    settings_for: Callable[[str, tuple[int, ...]], Settings] | None
+
+
+def read_config(spec: str) -> ConfigFile:
+    """Runs a config file, once.
 
     Args:
       spec: FILE.py or FILE.py:VARIANTS; a bare name is one of the project's own configs.
 
-    Returns:
-      Its settings, flat and not yet checked.
-
     Raises:
       UserError: if the file does not exist, or raises an error.
     """
-    return _call(spec, "get_config")
-
-
-def load_config_for(spec: str) -> Callable[[str, tuple[int, ...]], Settings] | None:
-    """Returns `(platform, shape of an example) -> settings` of a config file that depends on them.
-
-    Such a file also defines `get_config_for`. The settings of `get_config` are used until the data
-    and the device are known.
-
-    Args:
-      spec: as for `load_config`.
-
-    Returns:
-      The function, or `None` for a file without one.
-
-    Raises:
-      UserError: as for `load_config`.
-    """
     with _explaining(spec):
-        if "get_config_for" not in _definitions(spec):
-            return None
-    return functools.partial(_call, spec, "get_config_for")
+        definitions = runpy.run_path(str(config_file(spec)))
+    call = functools.partial(_call, spec, definitions)
+    depends = "get_config_for" in definitions
+    return ConfigFile(
+        call("get_config"), functools.partial(call, "get_config_for") if depends else None
+    )
 
 
-def _call(spec: str, function: str, *arguments: Any) -> Settings:
+def load_config(spec: str) -> Settings:
+    """Returns the settings of a config file; see `read_config`."""
+    return read_config(spec).settings
+
+
+def _call(spec: str, definitions: dict[str, Any], function: str, *arguments: Any) -> Settings:
     """Calls a function of a config file with arguments and the variants of the spec."""
     name, _, variants = spec.partition(":")
     with _explaining(spec):
-        get_config = _definitions(spec).get(function)
+        get_config = definitions.get(function)
         if get_config is None:
             raise UserError(f"config: {name}: it defines no {function}()")
         takes_variants = len(inspect.signature(get_config).parameters) > len(arguments)
@@ -184,10 +183,6 @@ def _call(spec: str, function: str, *arguments: Any) -> Settings:
             raise UserError(f"--config={name} has no variants, so {variants!r} is not allowed")
         config = get_config(*arguments, *((variants,) if takes_variants else ()))
         return settings.flatten(config.to_dict())
-
-
-def _definitions(spec: str) -> dict[str, Any]:
-    return runpy.run_path(str(config_file(spec)))
 
 
 @contextlib.contextmanager

@@ -1,6 +1,5 @@
 """A training of the program itself, on real data: images per second, gaps, and a picture."""
 
-import json
 import shlex
 import shutil
 import signal
@@ -18,6 +17,7 @@ from benchmarks.accelerator.budget import Scale
 from experiments import build, command_line, settings
 from experiments.data import DataOptions, load_if_given
 from experiments.machine import hardware
+from experiments.training import metrics_log
 from fdrl_jax import parallel, rng, steps
 
 _NUM_PROFILED = 3  # Dispatches.
@@ -69,11 +69,9 @@ def train(scale: Scale, folder: Path, data_dir: str, seconds: float) -> dict[str
         if not Path(data_dir, scale.config).is_dir():  # Not a set that TFDS has prepared.
             command.append("--config.data.name=folder")
     code = _run(command, seconds * 0.8)
-    metrics = workdir / "metrics.jsonl"
-    lines = metrics.read_text().splitlines() if metrics.exists() else []
-    if code not in (0, _STOPPED) or not lines:
+    logged = metrics_log.read(workdir / "metrics.jsonl")
+    if code not in (0, _STOPPED) or not logged:
         return {"error": f"training ended with code {code}: {shlex.join(command)}"}
-    logged = [json.loads(line) for line in lines]
     rates = [line["examples_per_second"] for line in logged if "examples_per_second" in line]
     found = {
         "steps": logged[-1]["step"],

@@ -4,15 +4,16 @@ import math
 from typing import Any
 
 
-def train_steps(budget: int, flow_steps: int) -> int:
+def train_steps(budget: float, flow_steps: int, update: float = 2.0) -> int:
     """Returns how many train steps a run may take, that flow so many steps each.
 
     Args:
       budget: gradients of the network that the run may take, a particle. A train step takes one for
-        each step of the flow and about two for the update.
+        each step of the flow and some for the update.
       flow_steps: steps of the flow in a train step.
+      update: gradients of the update.
     """
-    return round(budget / (flow_steps + 2))
+    return round(budget / (flow_steps + update))
 
 
 def decaying(mean: float, decay: float) -> dict[str, Any]:

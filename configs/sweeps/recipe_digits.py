@@ -9,16 +9,18 @@ import math
 from typing import Any
 
 from configs.base import small_images
+from configs.sweeps import train_steps
 
 _RECIPE = small_images(8, 8, 1)
 _NUM_STEPS = 500
+_FRACTION = _RECIPE.loss.gradient_penalty_fraction
 _PATH = _RECIPE.flow.num_steps * _RECIPE.flow.step_size
 # Gradients of the network per example in the update: of the loss, and of a penalty on all examples.
 _LOSS, _PENALTY = 2.0, 3.0
 
 
 def of_cost(
-    flow_steps: int = _RECIPE.flow.num_steps, penalised: float = 0.25, relative: float = 1.0
+    flow_steps: int = _RECIPE.flow.num_steps, penalised: float = _FRACTION, relative: float = 1.0
 ) -> dict[str, Any]:
     """Returns the number of train steps that costs as much as the recipe.
 
@@ -27,9 +29,9 @@ def of_cost(
       penalised: share of the batch with a penalty.
       relative: cost of the network, relative to the recipe's.
     """
-    budget = _NUM_STEPS * (_RECIPE.flow.num_steps + _LOSS + 0.25 * _PENALTY)
-    cost = relative * (flow_steps + _LOSS + penalised * _PENALTY)
-    return {"train.num_steps": round(budget / cost)}
+    budget = _NUM_STEPS * (_RECIPE.flow.num_steps + _LOSS + _FRACTION * _PENALTY)
+    update = _LOSS + penalised * _PENALTY
+    return {"train.num_steps": train_steps(budget / relative, flow_steps, update)}
 
 
 def of_length(flow_steps: int) -> dict[str, Any]:
@@ -44,7 +46,7 @@ def of_length(flow_steps: int) -> dict[str, Any]:
     }
 
 
-def with_penalty(weight: float, fraction: float = 0.25) -> dict[str, Any]:
+def with_penalty(weight: float, fraction: float = _FRACTION) -> dict[str, Any]:
     """Returns a gradient penalty on a share of the batch."""
     return {
         "loss.gradient_penalty": weight,

@@ -82,7 +82,7 @@ def wanted_settings(command: Command, opened: Run | None = None) -> Settings:
     """
     if opened is not None and command.config_for is not None:
         # What was fitted to the device and the data stays as it was.
-        of_data = {k: v for k, v in (command.config or {}).items() if k.startswith("data.")}
+        of_data = _of_data(command.config or {})
         return settings.checked({**opened.settings, **of_data, **command.changes})
     if command.config is not None:
         return settings.checked(command.config)
@@ -105,11 +105,14 @@ def settings_and_data(command: Command) -> tuple[Settings, Source]:
     source = load_data(wanted, command.data_dir)
     if command.config_for is not None:
         fitting = command.config_for(jax.default_backend(), source.event_shape)
-        of_data = {key: value for key, value in wanted.items() if key.startswith("data.")}
-        wanted = settings.checked({**fitting, **of_data, **command.changes})
+        wanted = settings.checked({**fitting, **_of_data(wanted), **command.changes})
         if parallel.is_first_process():
             print(f"config: for {source.event_shape} images on this {jax.default_backend()}")
     return wanted, source
+
+
+def _of_data(wanted: Settings) -> Settings:
+    return {key: value for key, value in wanted.items() if key.startswith("data.")}
 
 
 def load_data(wanted: Settings, data_dir: str = "") -> Source:

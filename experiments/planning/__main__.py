@@ -42,7 +42,7 @@ def plan(settings: Settings, data_dir: str, text: str) -> dict[str, Any]:
     try:
         devices = compiler.devices_of(target)
     except RuntimeError as error:  # A slice that does not exist, such as 3x3.
-        raise UserError(f"--target={text}: {_last_line(error)}") from error
+        raise UserError(f"--target={text}: {_first_line(error)}") from error
     settings = compiler.prepare(settings)
     options = DataOptions(**section(settings, "data"))
     source, is_given = load_if_given(options._replace(dir=data_dir or options.dir))
@@ -57,7 +57,7 @@ def plan(settings: Settings, data_dir: str, text: str) -> dict[str, Any]:
     except RuntimeError as error:
         if memory.explain(error) is None:
             raise
-        return {**found, "out_of_memory": _last_line(error)}
+        return {**found, "out_of_memory": _first_line(error)}
     found["train"] = _described(compiled, target, settings, settings["flow.num_steps"])
     if target.platform == "gpu":
         # A second size, for the line through both. The TPU compiler needs minutes for it.
@@ -81,7 +81,7 @@ def _described(
     }
 
 
-def _last_line(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     lines = [line for line in str(error).splitlines() if line.strip()]
     return (lines or [type(error).__name__])[0][:300]
 

@@ -85,16 +85,16 @@ def test_the_error_for_an_unknown_variant_lists_the_allowed_ones():
 
 
 def test_the_config_of_a_folder_fits_the_device_and_the_images():
-    config_for = command_line.load_config_for("folder")
+    config_for = command_line.read_config("folder").settings_for
     on_cpu = settings.checked(config_for("cpu", (28, 28, 1)))
     assert (on_cpu["flow.num_steps"], on_cpu["flow.step_size"]) == (12, 6.4)
     assert on_cpu["network.blocks"] == [[64, 2], [64, 2], [128, 1]]
     assert on_cpu["network.blocks"] == settings.checked(load("mnist"))["network.blocks"]
     assert config_for("gpu", (32, 32, 3)) == load("folder")
     assert load("folder")["flow.num_steps"] == 100
-    assert command_line.load_config_for("mnist") is None
+    assert command_line.read_config("mnist").settings_for is None
     with pytest.raises(UserError, match="unknown variant 'wide'"):
-        command_line.load_config_for("folder:wide")("cpu", (28, 28, 1))
+        command_line.read_config("folder:wide").settings_for("cpu", (28, 28, 1))
 
 
 @pytest.mark.parametrize("size", [8, 16, 28, 32, 64, 128])
