@@ -608,7 +608,8 @@ def completed(settings: Mapping[str, Any]) -> Settings:
     The default of a key that came later is what earlier versions did.
     """
     renamed = {_RENAMED.get(key, key): value for key, value in settings.items()}
-    return {key: renamed.get(key, setting.default) for key, setting in SETTINGS.items()}
+    filled = {key: renamed.get(key, setting.default) for key, setting in SETTINGS.items()}
+    return dict(json.loads(json.dumps(filled)))  # Tuples become lists, as in `checked`.
 
 
 def of_scope(settings: Mapping[str, Any], *scopes: Scope) -> Settings:
