@@ -19,7 +19,7 @@ from PIL import Image
 DOCS = Path(__file__).parent
 IMAGES, PAGE, TIMES = DOCS / "images", DOCS / "gallery.md", DOCS / "gallery_times.json"
 WORKDIR = "runs/gallery"
-NUM_COLOURS, JPEG_QUALITY = 256, 80
+NUM_COLOURS, KMEANS_THRESHOLD, JPEG_QUALITY = 256, 1, 80
 MAIN = "python -m experiments.main"
 
 
@@ -281,7 +281,9 @@ def collect(entry: Entry, workdir: Path) -> None:
         if target.endswith(".jpg"):  # Photographs need many colours.
             image.save(IMAGES / target, quality=JPEG_QUALITY, optimize=True)
             continue
-        image.quantize(NUM_COLOURS, dither=Image.Dither.NONE).save(IMAGES / target, optimize=True)
+        # Median cut alone leaves too few colours to the small areas of a heat map.
+        few = image.quantize(NUM_COLOURS, kmeans=KMEANS_THRESHOLD, dither=Image.Dither.NONE)
+        few.save(IMAGES / target, optimize=True)
 
 
 def page(times: dict[str, int]) -> str:
