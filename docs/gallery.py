@@ -14,12 +14,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from PIL import Image
 
 DOCS = Path(__file__).parent
 IMAGES, PAGE, TIMES = DOCS / "images", DOCS / "gallery.md", DOCS / "gallery_times.json"
 WORKDIR = "runs/gallery"
-NUM_COLOURS, KMEANS_THRESHOLD, JPEG_QUALITY = 256, 1, 80
+LEVEL_BITS, JPEG_QUALITY = 6, 80
 MAIN = "python -m experiments.main"
 
 
@@ -272,7 +273,7 @@ def draw(entry: Entry, workdir: Path, data: Mapping[str, str]) -> float:
 
 
 def collect(entry: Entry, workdir: Path) -> None:
-    """Copies the pictures of an entry to docs/images, as PNG with few colours or as JPEG."""
+    """Copies the pictures of an entry to docs/images, as PNG with fewer levels or as JPEG."""
     for target, (drawn, _) in entry.pictures.items():
         if target.endswith(".svg"):
             shutil.copy(workdir / drawn, IMAGES / target)
@@ -281,9 +282,16 @@ def collect(entry: Entry, workdir: Path) -> None:
         if target.endswith(".jpg"):  # Photographs need many colours.
             image.save(IMAGES / target, quality=JPEG_QUALITY, optimize=True)
             continue
-        # Median cut alone leaves too few colours to the small areas of a heat map.
-        few = image.quantize(NUM_COLOURS, kmeans=KMEANS_THRESHOLD, dither=Image.Dither.NONE)
-        few.save(IMAGES / target, optimize=True)
+        with_fewer_levels(image).save(IMAGES / target, optimize=True)
+
+
+def with_fewer_levels(image: Image.Image) -> Image.Image:
+    """Rounds each channel to 64 levels, which halves the file and leaves heat maps without bands.
+
+    A palette of 256 colours would be smaller still, but it shows bands.
+    """
+    levels = np.asarray(image) >> (8 - LEVEL_BITS)
+    return Image.fromarray((levels * (255 / (2**LEVEL_BITS - 1))).round().astype(np.uint8))
 
 
 def page(times: dict[str, int]) -> str:
