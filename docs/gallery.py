@@ -178,8 +178,8 @@ ENTRIES = (
         {
             "cifar10_small_flow.jpg": (
                 "cifar10_small/evaluations/step_2000/flow.png",
-                "CIFAR-10 on a CPU: samples on their way from the data-dependent prior. The "
-                "picture is older than the recipe of the config.",
+                "CIFAR-10 on a CPU: samples on their way from the data-dependent prior, drawn "
+                "with an earlier recipe of the config.",
             )
         },
         needs_data="CIFAR10",
@@ -299,7 +299,7 @@ def page(times: dict[str, int]) -> str:
     took = {e.name: f"{times[e.name]} s" if e.name in times else "not measured" for e in ENTRIES}
     parts = [
         "# Gallery\n\nThis page shows all pictures of the documentation with the commands that "
-        "draw them.\nThe times are from two CPU cores that also did other work.\n"
+        "draw them.\nThe times were measured on two CPU cores that also did other work.\n"
         "`make gallery` draws all pictures from scratch, and\n"
         '`make gallery GALLERY_ARGS="--only swissroll"` those of one entry.\n'
         "`docs/gallery.py` writes this page.\n",
