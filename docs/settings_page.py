@@ -7,8 +7,9 @@ from experiments import settings
 FILE = "settings.md"
 _INTRODUCTION = """# Settings
 
-This page lists all settings of a run with their meaning, allowed values and default. Change a setting on the command
-line with `--config.KEY=VALUE`, or in a config file. `python -m experiments.main --help=KEY` prints the same text.
+This page lists all settings of a run with their meaning, allowed values and default. Change a
+setting on the command line with `--config.KEY=VALUE`, or in a config file.
+`python -m experiments.main --help=KEY` prints the same text.
 
 The last word of an entry says when a setting may differ from that of an existing run:
 
