@@ -20,7 +20,7 @@ from PIL import Image
 DOCS = Path(__file__).parent
 IMAGES, PAGE, TIMES = DOCS / "images", DOCS / "gallery.md", DOCS / "gallery_times.json"
 WORKDIR = "runs/gallery"
-LEVEL_BITS, JPEG_QUALITY = 6, 80
+LEVEL_BITS, JPEG_QUALITY = 5, 80
 MAIN = "python -m experiments.main"
 
 
@@ -286,7 +286,7 @@ def collect(entry: Entry, workdir: Path) -> None:
 
 
 def with_fewer_levels(image: Image.Image) -> Image.Image:
-    """Rounds each channel to 64 levels, which halves the file and leaves heat maps without bands.
+    """Rounds each channel to 32 levels, which halves the file and leaves heat maps without bands.
 
     A palette of 256 colours would be smaller still, but it shows bands.
     """

@@ -130,7 +130,7 @@ def target_samples(distance: float) -> np.ndarray:
 
 def draw_figure(paths: list[np.ndarray], looks: list[list[Look]], file: Path) -> None:
     """Draws the flow of each case, and the metrics over the flow-guided training."""
-    figure, panels = plt.subplots(2, 2, figsize=(7.4, 7.0), layout="constrained", dpi=140)
+    figure, panels = plt.subplots(2, 2, figsize=(7.4, 7.0), layout="constrained", dpi=120)
     axes = panels.ravel()
     for ax, case, path, seen in zip(axes, CASES, paths, looks, strict=False):
         draw_flow(ax, case, path, seen)
@@ -151,7 +151,7 @@ def draw_figure(paths: list[np.ndarray], looks: list[list[Look]], file: Path) ->
         ax.axhline(getattr(stale, name), color=colour, ls=":", lw=1)
     ax.plot([], [], color="black", ls=":", lw=1, label="stale, far")
     ax.set(title="flow-guided: distance of $\\tilde{q}$ to $p$", xlabel="training step")
-    ax.legend(frameon=False, loc="center right", fontsize=9)
+    ax.legend(frameon=False, loc="lower left", fontsize=9)
     ax.spines[["top", "right"]].set_visible(False)
     figure.savefig(file)
     plt.close(figure)

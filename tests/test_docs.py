@@ -7,6 +7,7 @@ import pkgutil
 import re
 import shlex
 import tokenize
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -163,6 +164,25 @@ def test_wrong_names_in_a_page_are_found():
 @pytest.mark.parametrize("mode", modes.MODES)
 def test_every_mode_has_an_example_that_parses(mode):
     assert check_parses(modes.example(mode)) == mode
+
+
+def test_the_targets_of_make_and_the_extras_of_pip_in_the_pages_exist():
+    text = "\n".join(page.read_text() for page in PAGES)
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"^make ([a-z-]+)|`make ([a-z-]+)", text, re.M))
+    assert all(re.search(rf"^{one or other}:", makefile, re.M) for one, other in targets)
+    extras = set(",".join(re.findall(r"'?\.\[([\w,]+)\]", text)).split(","))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert extras <= project["optional-dependencies"].keys()
+
+
+def test_the_version_is_the_same_everywhere():
+    version = fdrl_jax.__version__
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+    newest = re.search(
+        r"^## \[(.+?)\] - \d{4}-\d\d-\d\d$", (ROOT / "CHANGELOG.md").read_text(), re.M
+    )
+    assert newest[1] == version
 
 
 def test_a_command_that_does_not_parse_is_found():
