@@ -1,4 +1,4 @@
-"""Twenty-five narrow Gaussians on a grid: logistic-regression loss and KL flow.
+"""Twenty-five narrow Gaussians on a grid, with the logistic-regression loss and the KL flow.
 
 Command: python -m experiments.main --config=configs/25gaussians.py --workdir=runs/25gaussians
 Cost: about 40 s on two CPU cores, with evaluation and report.
@@ -12,7 +12,7 @@ from configs import base
 
 
 def get_config(name: str = "") -> ConfigDict:
-    """Returns the config, or its variant "tiny": seconds, for a first look or a test."""
+    """Returns the config, or its variant "tiny", which runs in seconds."""
     c = base.points()
     c.data.name = "25gaussians"
     return base.variant(c, name)

@@ -1,1 +1,1 @@
-"""One short file per run. `base` has the defaults of all settings."""
+"""Configs of runs, one short file each. `base` has the defaults of all settings."""

@@ -1,9 +1,9 @@
-"""Cats to dogs, 64 x 64: unpaired translation, where the prior is the other domain.
+"""Cats to dogs, 64 x 64: unpaired translation, where the flow starts from the other domain.
 
 Command: python -m experiments.main --config=configs/cat2dog.py
   --workdir=runs/cat2dog --data_dir=FOLDER
-Variants: cat2dog.py:lr_kl, cat2dog.py:lr_js and so on, the pairs of `base.variant`; not "ddp" or
-  "up", whose priors would replace the cats.
+Variants: cat2dog.py:lr_kl, cat2dog.py:lr_js and the other pairs of `base.variant`, not "ddp" and
+  "up", because their priors would replace the cats.
 Cost: not run at full scale; docs/scaling.md has estimates for GPUs and TPUs.
 Score: FID 108.10 against 100 test images in the paper, legacy protocol.
 """
@@ -25,6 +25,6 @@ def get_config(name: str = "") -> ConfigDict:
     c.prior.name = "source"
     c.flow.num_refine_steps = 10
     c.optimizer.boundaries = (20_000, 30_000)
-    c.train.num_steps = 40_000  # It tends to diverge when trained for longer.
+    c.train.num_steps = 40_000  # Longer training tends to diverge.
     c.evaluate.num_samples = 100
     return base.variant(c, name)

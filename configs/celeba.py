@@ -2,7 +2,7 @@
 
 Command: python -m experiments.main --config=configs/celeba.py
   --workdir=runs/celeba --data_dir=FOLDER_OR_ZIP
-Variants: celeba.py:lr_kl, celeba.py:lsif_pearson,up and so on, see `base.variant`.
+Variants: celeba.py:lr_kl, celeba.py:lsif_pearson,up and others, see `base.variant`.
 Cost: not run at full scale; docs/scaling.md has estimates for GPUs and TPUs.
 Score: FID 17.77 (LSIF-chi^2) and 18.09 (LR-KL) in the paper, legacy protocol.
 """

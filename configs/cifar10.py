@@ -1,9 +1,9 @@
 """CIFAR-10, 32 x 32 in colour (section 5.2 of the paper).
 
 Command: python -m experiments.main --config=configs/cifar10.py --workdir=runs/cifar10
-  and, for a folder or zip instead of the prepared TFDS set,
-  --config.data.name=folder --data_dir=FOLDER_OR_ZIP
-Variants: cifar10.py:lr_kl, cifar10.py:lsif_pearson,up and so on, see `base.variant`.
+  To read a folder or zip instead of the prepared TFDS set, add
+  --config.data.name=folder --data_dir=FOLDER_OR_ZIP.
+Variants: cifar10.py:lr_kl, cifar10.py:lsif_pearson,up and others, see `base.variant`.
 Cost: not run at full scale; docs/scaling.md has estimates for GPUs and TPUs.
 Score: FID 22.28 (LSIF-chi^2), 22.61 (LR-KL) and 30.23 (uniform prior) in the paper, legacy
   protocol.
@@ -20,7 +20,7 @@ def get_config(name: str = "") -> ConfigDict:
     c.data.name = "tfds:cifar10"
     c.data.image_size = 32
     c.network.name = "resnet32"
-    c.network.spectral_norm = True  # As the authors ran it; False is faster and about as good.
+    c.network.spectral_norm = True  # As in the authors' runs.
     if "up" in name.split(","):
         c.train.num_steps = 120_000
     return base.variant(c, name)

@@ -13,7 +13,7 @@ from configs import base
 
 
 def get_config(name: str = "") -> ConfigDict:
-    """Returns the config, or its variant: "tiny"."""
+    """Returns the config, or its variant "tiny", which runs in seconds."""
     c = base.small_images(8, 8, 1)
     c.data.name = "digits"
     c.train.num_steps = 1_500

@@ -1,4 +1,4 @@
-"""A robust classifier of digits, for class-conditional samples: adversarial training.
+"""A robust classifier of digits for class-conditional samples, by adversarial training.
 
 Command: python -m experiments.main --mode=train_classifier --config=configs/digits_classifier.py \
   --workdir=runs/digits_classifier
@@ -13,7 +13,7 @@ from configs import base
 
 
 def get_config(name: str = "") -> ConfigDict:
-    """Returns the config, or its variant: "tiny"."""
+    """Returns the config, or its variant "tiny", which runs in seconds."""
     c = base.get_config()
     c.data.name = "digits"
     c.network.name = "resnet"

@@ -1,14 +1,14 @@
-"""Your own images, in a folder or a zip: a recipe that follows from them and from the device.
+"""Your own images, in a folder or a zip, with a recipe that fits the images and the device.
 
 Command: python -m experiments.main --config=configs/folder.py --config.data.dir=my_images
   --config.data.image_size=64 --workdir=runs/my_images
-On a CPU this is the recipe for small images (`base.small_images`), with a step size and a network
-for their size; grey images stay grey. On an accelerator it is the paper's (section 5), with its
-network for the nearest of the sizes 32, 64 and 128. Both start from the data-dependent prior, with
-the full covariance up to 64 x 64 in colour and a low-rank one above. docs/data.md describes the
-formats and settings of images; --mode=dry_run estimates the time.
-Variants: folder.py:lsif_pearson, folder.py:up and so on, see `base.variant`.
-Score: depends on the images; the report of the run compares with held-out ones.
+On a CPU, this is the recipe for small images (`base.small_images`), whose step size and network
+depend on the image size. Grey images stay grey. On an accelerator, it is the recipe of the paper
+(section 5), with its network for the nearest of the sizes 32, 64 and 128. Both use the
+data-dependent prior, with the full covariance up to 64 x 64 in colour and a low-rank one above.
+docs/data.md describes formats and settings of images. --mode=dry_run estimates the time.
+Variants: folder.py:lsif_pearson, folder.py:up and others, see `base.variant`.
+Score: depends on the images. The report of the run compares samples with held-out images.
 """
 
 from ml_collections import ConfigDict

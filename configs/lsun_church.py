@@ -2,7 +2,7 @@
 
 Command: python -m experiments.main --config=configs/lsun_church.py
   --workdir=runs/lsun_church --data_dir=LMDB
-Variants: lsun_church.py:lr_kl, lsun_church.py:lsif_pearson,up and so on, see `base.variant`.
+Variants: lsun_church.py:lr_kl, lsun_church.py:lsif_pearson,up and others, see `base.variant`.
 Cost: not run at full scale; docs/scaling.md has estimates for GPUs and TPUs.
 Score: the paper shows samples and no metric.
 """
@@ -19,5 +19,5 @@ def get_config(name: str = "") -> ConfigDict:
     c.data.image_size = 128
     c.data.keep_aspect = False  # The paper squeezes the images to the square.
     c.network.name = "resnet128"
-    c.prior.rank = 1_000  # The full covariance takes 10 GB at this size.
+    c.prior.rank = 1_000  # The full covariance would need 10 GB.
     return base.variant(c, name)

@@ -1,4 +1,4 @@
-"""A swiss roll in the plane: logistic-regression loss and KL flow.
+"""A swiss roll in the plane, with the logistic-regression loss and the KL flow.
 
 Command: python -m experiments.main --config=configs/swissroll.py --workdir=runs/swissroll
 Cost: about 40 s on two CPU cores, with evaluation and report.
@@ -11,7 +11,7 @@ from configs import base
 
 
 def get_config(name: str = "") -> ConfigDict:
-    """Returns the config, or its variant "tiny": seconds, for a first look or a test."""
+    """Returns the config, or its variant "tiny", which runs in seconds."""
     c = base.points()
     c.data.name = "swissroll"
     return base.variant(c, name)

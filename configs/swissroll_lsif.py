@@ -11,12 +11,12 @@ from configs import base
 
 
 def get_config(name: str = "") -> ConfigDict:
-    """Returns the config, or its variant "tiny": seconds, for a first look or a test."""
+    """Returns the config, or its variant "tiny", which runs in seconds."""
     c = base.points()
     c.data.name = "swissroll"
     c.loss.name = "lsif"
     c.loss.divergence = "pearson"
-    # The gradient of this loss grows with the square of the ratio: it wants smaller steps.
+    # The gradient of this loss grows with the square of the ratio, so it needs a smaller rate.
     c.optimizer.learning_rate = 2e-4
     c.train.num_steps = 6_000
     return base.variant(c, name)

@@ -14,7 +14,7 @@ FOLDER = "api"
 
 
 def modules() -> list[ModuleType]:
-    """Returns the modules and packages directly below `fdrl_jax`: what a user imports."""
+    """Returns the modules and packages directly below `fdrl_jax`, which users import."""
     found = pkgutil.iter_modules(fdrl_jax.__path__)
     return [importlib.import_module(f"fdrl_jax.{info.name}") for info in found]
 
@@ -44,8 +44,11 @@ def page(module: ModuleType) -> str:
 
 
 def _directive(module: str, name: str, value: Any) -> list[str]:
+    if inspect.isclass(value) and not value.__module__.startswith("fdrl_jax"):
+        # An alias such as `Array`. Sphinx would describe the same class once per module.
+        return [f".. py:data:: {name}", f"   :type: {value.__module__}.{value.__name__}", ""]
     if inspect.isclass(value):
-        # The docstring describes the fields; as members they would be aliases for field numbers.
+        # The docstring describes the fields. As members they would be aliases for field numbers.
         fields = ", ".join(("count", "index", *getattr(value, "_fields", ())))
         return [
             f".. autoclass:: {module}.{name}",
@@ -68,7 +71,7 @@ def write_pages(docs: Path) -> None:
             old.unlink()
     for name, text in pages.items():
         path = folder / name
-        if not path.exists() or path.read_text() != text:  # Sphinx rereads what is newer.
+        if not path.exists() or path.read_text() != text:  # Sphinx reads newer files again.
             path.write_text(text)
 
 

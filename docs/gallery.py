@@ -14,12 +14,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from PIL import Image
 
 DOCS = Path(__file__).parent
 IMAGES, PAGE, TIMES = DOCS / "images", DOCS / "gallery.md", DOCS / "gallery_times.json"
 WORKDIR = "runs/gallery"
-NUM_COLOURS, JPEG_QUALITY = 256, 80
+LEVEL_BITS, JPEG_QUALITY = 5, 80
 MAIN = "python -m experiments.main"
 
 
@@ -177,8 +178,8 @@ ENTRIES = (
         {
             "cifar10_small_flow.jpg": (
                 "cifar10_small/evaluations/step_2000/flow.png",
-                "CIFAR-10 on a CPU: samples on their way from the data-dependent prior. The "
-                "picture is older than the recipe of the config.",
+                "CIFAR-10 on a CPU: samples on their way from the data-dependent prior, drawn "
+                "with an earlier recipe of the config.",
             )
         },
         needs_data="CIFAR10",
@@ -272,7 +273,7 @@ def draw(entry: Entry, workdir: Path, data: Mapping[str, str]) -> float:
 
 
 def collect(entry: Entry, workdir: Path) -> None:
-    """Copies the pictures of an entry to docs/images, as PNG with few colours or as JPEG."""
+    """Copies the pictures of an entry to docs/images, as PNG with fewer levels or as JPEG."""
     for target, (drawn, _) in entry.pictures.items():
         if target.endswith(".svg"):
             shutil.copy(workdir / drawn, IMAGES / target)
@@ -281,7 +282,16 @@ def collect(entry: Entry, workdir: Path) -> None:
         if target.endswith(".jpg"):  # Photographs need many colours.
             image.save(IMAGES / target, quality=JPEG_QUALITY, optimize=True)
             continue
-        image.quantize(NUM_COLOURS, dither=Image.Dither.NONE).save(IMAGES / target, optimize=True)
+        with_fewer_levels(image).save(IMAGES / target, optimize=True)
+
+
+def with_fewer_levels(image: Image.Image) -> Image.Image:
+    """Rounds each channel to 32 levels, which halves the file and leaves heat maps without bands.
+
+    A palette of 256 colours would be smaller still, but it shows bands.
+    """
+    levels = np.asarray(image) >> (8 - LEVEL_BITS)
+    return Image.fromarray((levels * (255 / (2**LEVEL_BITS - 1))).round().astype(np.uint8))
 
 
 def page(times: dict[str, int]) -> str:
@@ -289,7 +299,7 @@ def page(times: dict[str, int]) -> str:
     took = {e.name: f"{times[e.name]} s" if e.name in times else "not measured" for e in ENTRIES}
     parts = [
         "# Gallery\n\nThis page shows all pictures of the documentation with the commands that "
-        "draw them.\nThe times are from two CPU cores that also did other work.\n"
+        "draw them.\nThe times were measured on two CPU cores that also did other work.\n"
         "`make gallery` draws all pictures from scratch, and\n"
         '`make gallery GALLERY_ARGS="--only swissroll"` those of one entry.\n'
         "`docs/gallery.py` writes this page.\n",

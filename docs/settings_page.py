@@ -7,11 +7,11 @@ from experiments import settings
 FILE = "settings.md"
 _INTRODUCTION = """# Settings
 
-This page lists every setting of a run with its default, its meaning and its allowed values. Change
-a setting on the command line with `--config.KEY=VALUE`, or in a config file. The same text is
-printed by `python -m experiments.main --help=KEY`.
+This page lists all settings of a run with their meaning, allowed values and default. Change a
+setting on the command line with `--config.KEY=VALUE`, or in a config file.
+`python -m experiments.main --help=KEY` prints the same text.
 
-The last word says when a setting may differ from that of an existing run:
+The last word of an entry says when a setting may differ from that of an existing run:
 
 - **fixed**: never. It is set when the run is created.
 - **training**: never. Samples depend on it only through the checkpoint.

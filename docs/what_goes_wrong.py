@@ -45,13 +45,13 @@ def _row(folder: Path, outcome: Outcome) -> list[str]:
 
 def _draw(root: Path, runs: list[Run], outcomes: list[Outcome]) -> Figure:
     """Draws the last snapshot of each run over that of the healthy one, in grey."""
-    figure, axes = panels(COLUMNS, -(-len(runs) // COLUMNS), size=2.7)
+    figure, axes = panels(COLUMNS, -(-len(runs) // COLUMNS), size=2.1)
     good = _last_snapshot(root / runs[0].folder)
-    low, high = frame(good, margin=0.3)
+    low, high = frame(good)
     for ax, run, outcome in zip(axes, runs, outcomes, strict=True):
         samples = _last_snapshot(root / run.folder)
         ax.scatter(*good.T, s=1.0, color=PRIOR, alpha=0.25, linewidths=0)
-        ax.scatter(*samples.T, s=1.5, color=SAMPLES, alpha=0.6, linewidths=0)
+        ax.scatter(*samples.T, s=1.2, color=SAMPLES, alpha=0.6, linewidths=0)
         ratio = outcome.metrics.get("energy_ratio")
         value = outcome.status if ratio is None else f"energy ratio {ratio:.1f}"
         ax.set(xlim=(low, high), ylim=(low, high), aspect="equal")

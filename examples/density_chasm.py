@@ -129,24 +129,29 @@ def target_samples(distance: float) -> np.ndarray:
 
 
 def draw_figure(paths: list[np.ndarray], looks: list[list[Look]], file: Path) -> None:
-    """Draws the flow of each case, and the course of the flow-guided training."""
-    figure, axes = plt.subplots(1, 4, figsize=(14.5, 3.9), layout="constrained", dpi=110)
+    """Draws the flow of each case, and the metrics over the flow-guided training."""
+    figure, panels = plt.subplots(2, 2, figsize=(7.4, 7.0), layout="constrained", dpi=120)
+    axes = panels.ravel()
     for ax, case, path, seen in zip(axes, CASES, paths, looks, strict=False):
         draw_flow(ax, case, path, seen)
     (stale,), guided = looks[1], looks[-1]
     means = np.array([at.mean for at in guided])
-    axes[2].plot(*means.T, "o-", color="black", lw=1, ms=3, label="mean of $\\tilde{q}$, training")
+    axes[2].plot(
+        *means.T, "o-", color="black", lw=1, ms=2, label="mean of $\\tilde{q}$ in training"
+    )
     for ax in axes[:3]:
-        ax.legend(loc="upper left", frameon=False, fontsize=8, markerscale=2)
+        legend = ax.legend(loc="upper left", frameon=False, fontsize=9, markerscale=4)
+        for handle in legend.legend_handles[:3]:  # The points; the path of means has its own size.
+            handle.set_alpha(1.0)
     steps, ax = [at.train_step for at in guided], axes[3]
     for name, colour in (("kl", SAMPLES), ("energy_distance", DATA)):
         label = "KL of a Gaussian fit" if name == "kl" else "energy distance"
         values = [max(getattr(at, name), 1e-3) for at in guided]
         ax.semilogy(steps, values, color=colour, label=label)
         ax.axhline(getattr(stale, name), color=colour, ls=":", lw=1)
-    ax.plot([], [], color="black", ls=":", lw=1, label="the stale ones")
+    ax.plot([], [], color="black", ls=":", lw=1, label="stale, far")
     ax.set(title="flow-guided: distance of $\\tilde{q}$ to $p$", xlabel="training step")
-    ax.legend(frameon=False, loc="center right", fontsize=8)
+    ax.legend(frameon=False, loc="lower left", fontsize=9)
     ax.spines[["top", "right"]].set_visible(False)
     figure.savefig(file)
     plt.close(figure)

@@ -62,11 +62,13 @@ def judge(samples: np.ndarray, data: np.ndarray) -> dict[str, float]:
 
 def draw_figure(columns: dict[str, np.ndarray], numbers: dict[str, dict], file: Path) -> None:
     """Draws the samples before and after, each over the centres of the modes."""
-    figure, axes = plt.subplots(1, len(columns), figsize=(3.2 * len(columns), 3.6), dpi=110)
+    size = (2.2 * len(columns), 2.7)
+    figure, axes = plt.subplots(1, len(columns), figsize=size, layout="constrained", dpi=140)
     for ax, (title, points) in zip(axes, columns.items(), strict=True):
         ax.scatter(*points.T, s=1.5, lw=0, alpha=0.5, color="#d1602b")
         share, modes = (numbers[title][key] for key in ("high_quality_share", "modes_hit"))
-        ax.set(title=f"{title}\n{share:.0%} within 4 σ, {modes} modes", xticks=[], yticks=[])
+        ax.set_title(f"{title}\n{share:.0%} within 4 σ\n{modes} modes", fontsize=10)
+        ax.set(xticks=[], yticks=[])
         ax.set(xlim=(-5, 5), ylim=(-5, 5), aspect="equal")
     figure.savefig(file, bbox_inches="tight")
     plt.close(figure)

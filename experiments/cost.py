@@ -1,4 +1,4 @@
-"""What a run costs, estimated before it starts: operations, time, memory and disk."""
+"""Estimates of what a run costs, before it starts: operations, time and disk."""
 
 import statistics
 import time
@@ -12,15 +12,15 @@ import numpy as np
 from experiments.build import Experiment
 from fdrl_jax import drift, parallel
 
-_CPU_FLOPS_PER_SECOND = 2e11  # Of two cores in float32; a rough figure, to warn of days of work.
-# A step's loss and its gradient see data and flowed samples (twice the batch of a flow step), and
-# also differentiate by the parameters: forward, input gradient and kernel gradient.
+_CPU_FLOPS_PER_SECOND = 2e11  # Two cores in float32; rough, only to warn of days of work.
+# The loss and its gradient process data and flowed samples, which is twice the batch of a flow
+# step, and differentiate with respect to the parameters as well as the input.
 _GRADIENT_IN_FLOW_STEPS = 3.0
 SECONDS_PER_DAY = 86_400
 
 
 class StepCost(NamedTuple):
-    """Seconds of a flow step and of a train step, and whether the latter was timed as a whole."""
+    """Seconds per flow step and per train step, and whether the train step was timed as a whole."""
 
     flow_step: float
     train_step: float
@@ -28,14 +28,14 @@ class StepCost(NamedTuple):
 
 
 def flow_step_flops(experiment: Experiment) -> float | None:
-    """Returns the operations of one flow step of a train batch, if the compiler counts them."""
+    """Returns the FLOPs of one flow step of a train batch, or `None` if they are not counted."""
     lowered = jax.jit(_drift_of(experiment)).lower(*_drift_shapes(experiment))
     analysis = lowered.cost_analysis() or {}
     return float(analysis["flops"]) if "flops" in analysis else None
 
 
 def days_on_cpu(experiment: Experiment) -> float | None:
-    """Returns a rough number of days that the training takes on a CPU; `None` elsewhere."""
+    """Returns roughly how many days the training takes on a CPU, or `None` on other devices."""
     flops = flow_step_flops(experiment) if jax.default_backend() == "cpu" else None
     if flops is None:
         return None
@@ -46,7 +46,7 @@ def days_on_cpu(experiment: Experiment) -> float | None:
 
 
 def time_flow_step(experiment: Experiment) -> float:
-    """Compiles and times one flow step of a device's part of the train batch, in seconds."""
+    """Compiles one flow step of a device's part of the train batch and returns its seconds."""
     variables, x = _drift_shapes(experiment)
     arrays = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), variables)
     points = jnp.zeros(x.shape, x.dtype)
@@ -58,11 +58,11 @@ def time_flow_step(experiment: Experiment) -> float:
 def time_train_step(
     compiled: Callable[..., Any], arguments: Callable[[], tuple[Any, ...]]
 ) -> float:
-    """Times a compiled train step, in seconds.
+    """Returns the seconds of a compiled train step, the shortest of three.
 
     Args:
-      compiled: takes one step; it may take over its arguments' buffers.
-      arguments: makes them.
+      compiled: runs one step. It may donate the buffers of its arguments.
+      arguments: creates new arguments, which each call needs.
     """
     seconds = []
     for _ in range(3):
@@ -74,7 +74,7 @@ def time_train_step(
 
 
 def estimate_train_step(flow_step_seconds: float, num_flow_steps: int) -> float:
-    """Returns the seconds of a train step from those of a flow step."""
+    """Estimates the seconds of a train step from those of a flow step."""
     return flow_step_seconds * (num_flow_steps + _GRADIENT_IN_FLOW_STEPS)
 
 

@@ -1,7 +1,8 @@
-"""Every setting of a run, declared once: default, allowed values, meaning, and when it may change.
+"""All settings of a run, each with its default, allowed values, meaning, and when it may change.
 
-From `SETTINGS` follow the defaults of `configs/base.py`, the checks, the help for a key and the
-reference page of the documentation. To add a setting, add it here and read it where it is used.
+`SETTINGS` is the only declaration. The defaults in `configs/base.py`, the checks, `--help=KEY` and
+the reference page of the documentation are derived from it. To add a setting, add it here and read
+it where it is used.
 """
 
 import dataclasses
@@ -19,25 +20,25 @@ Settings = dict[str, Any]  # Flat: {"flow.step_size": 0.1, ...}.
 
 # When a setting may differ from the value that the run was created with:
 #   "fixed"     never;
-#   "training"  not when the run resumes; samples do not depend on it beyond the checkpoint;
+#   "training"  not when the run resumes; samples depend on it only through the checkpoint;
 #   "flow"      not when the run resumes; a command that draws samples may set it, and records it;
 #   "free"      at any time.
 Scope = Literal["fixed", "training", "flow", "free"]
 
 _MAX_FLOAT32 = 3.4e38
-_MIN_FLOAT32 = 1.2e-38  # The smallest positive normal number: smaller ones may become 0.
+_MIN_FLOAT32 = 1.2e-38  # The smallest positive normal number; smaller ones may become 0.
 _MAX_TEXT = 1_000
-_MAX_FILE_NAME = 200  # Bytes: file systems allow 255, and samples get suffixes.
+_MAX_FILE_NAME = 200  # Bytes. File systems allow 255, and samples get suffixes.
 _MAX_SHOWN = 300  # Characters of a value in a message.
 
 
 class Rule(NamedTuple):
-    """What values a setting may have.
+    """The allowed values of a setting.
 
     Attributes:
-      accepts: whether a value is allowed; a `ValueError` says in more detail why it is not.
-      allowed: the allowed values in words, after "must be".
-      names: the allowed names, if it is a choice.
+      accepts: returns whether a value is allowed, or raises a `ValueError` with the reason.
+      allowed: the allowed values in words; completes a sentence that starts with "must be".
+      names: the allowed names of a choice.
       is_real: whether the value is a real number, stored as a float.
     """
 
@@ -63,10 +64,10 @@ class Setting:
     """One setting.
 
     Attributes:
-      default: its value unless a config or the command line says otherwise.
+      default: its value unless a config or the command line sets another one.
       rule: its allowed values.
       about: what it does, with units.
-      scope: when it may change, see `Scope`.
+      scope: when it may change; see `Scope`.
     """
 
     default: Any
@@ -89,10 +90,10 @@ def _whole(low: int = 0, high: int = 2**31 - 1) -> Rule:
 def _real(
     low: float, high: float = _MAX_FLOAT32, *, above: bool = False, below: bool = False
 ) -> Rule:
-    """A number that a float32 can hold, within limits; "above" and "below" leave the limit out."""
+    """A float32 number within limits; `above` and `below` exclude the limits themselves."""
 
     def accepts(value: Any) -> bool:
-        # Comparisons only: a whole number may be too large to become a float.
+        # Only comparisons, because a whole number may be too large for a float.
         is_number = isinstance(value, float) or _is_whole(value)
         return bool(
             is_number
@@ -111,7 +112,7 @@ def _choice(*names: str) -> Rule:
 
 
 def _is_text(value: Any) -> bool:
-    # No line breaks: texts become parts of one-line messages. No NUL: texts become paths.
+    # No line breaks, because messages of one line quote texts. No NUL, because some are paths.
     return isinstance(value, str) and len(value) <= _MAX_TEXT and value.isprintable()
 
 
@@ -171,94 +172,114 @@ SETTINGS: dict[str, Setting] = {
     "precision": Setting(
         "float32",
         _choice("auto", "float32", "tensorfloat32", "bfloat16"),
-        "Precision of the network's computation; parameters and flow stay in float32. `auto` uses "
-        "bfloat16 where the device is fast in it, and float32 elsewhere. Accelerators are faster "
-        "in tensorfloat32 (NVIDIA, Ampere or newer) and, with half the memory, in bfloat16.",
+        "Precision in which the network computes; parameters and flow are always float32. `auto` "
+        "uses bfloat16 on devices that are fast in it, and float32 on all others. tensorfloat32 is "
+        "faster on NVIDIA GPUs from Ampere on. bfloat16 is faster still and needs half the memory.",
         "fixed",
     ),
     # data
     "data.name": Setting(
         "swissroll",
         Rule(registry.is_known, f"one of {', '.join(registry.NAMES)}", registry.NAMES),
-        "A built-in set (swissroll, 8gaussians, 25gaussians, digits) or images: folder (also a "
-        "zip), npz, lsun, pair, tfds:NAME.",
+        "Data set: a built-in one (swissroll, 8gaussians, 25gaussians, digits), or images from a "
+        "folder or zip (folder), an array (npz), LSUN (lsun), two domains (pair) or TFDS "
+        "(tfds:NAME).",
         "fixed",
     ),
     "data.dir": Setting(
         "",
         _TEXT,
-        "Where the images are. Empty: --data_dir, or the environment variable FDRL_DATA_DIR.",
+        "Path of the images. If empty, the environment variable FDRL_DATA_DIR is used; the flag "
+        "--data_dir overrides both.",
         "free",
     ),
-    "data.split": Setting("train", _TEXT, "Split of a TFDS set to train on.", "fixed"),
+    "data.split": Setting("train", _TEXT, "Split that the run trains on.", "fixed"),
     "data.held_out_split": Setting(
-        "test", _TEXT, "Split to evaluate on, where there is one.", "fixed"
+        "test", _TEXT, "Split that the run is evaluated on, if the data have it.", "fixed"
     ),
     "data.num_held_out": Setting(
         1_000,
         _whole(1),
-        "Images held out of a set without such a split, but at most a tenth of it.",
+        "Number of images to hold out of a set without such a split, at most a tenth of the set.",
         "fixed",
     ),
     "data.source_class": Setting(
-        "", _TEXT, "Paired domains: translate images of this class.", "fixed"
+        "", _TEXT, "For a translation between classes: the class to start from.", "fixed"
     ),
-    "data.target_class": Setting("", _TEXT, "Paired domains: translate to this class.", "fixed"),
+    "data.target_class": Setting(
+        "", _TEXT, "For a translation between classes: the class to translate to.", "fixed"
+    ),
     "data.center_crop": Setting(
-        0, _LENGTH, "Crops this square (pixels) from the centre first; 0: no crop.", "fixed"
+        0,
+        _LENGTH,
+        "Side in pixels of the square that is cut from the centre before resizing; 0: no crop.",
+        "fixed",
     ),
     "data.resize": Setting(
-        0, _LENGTH, "Resizes the shorter side to this length (pixels); 0: image_size.", "fixed"
+        0,
+        _LENGTH,
+        "Length in pixels to which the shorter side is resized; 0: that of data.image_size.",
+        "fixed",
     ),
     "data.image_size": Setting(
         0,
         _LENGTH,
-        "Crops this square (pixels) from the centre; 0: all images already have one size.",
+        "Side in pixels of the square that is cut from the centre after resizing; 0: keeps the "
+        "stored size, which must be the same for all images.",
         "fixed",
     ),
     "data.keep_aspect": Setting(
-        True, _FLAG, "False squeezes images to the square instead of cropping them.", "fixed"
+        True,
+        _FLAG,
+        "True crops images to a square. False squeezes them to data.image_size instead.",
+        "fixed",
     ),
     "data.channels": Setting(
         3,
         Rule(lambda v: _is_whole(v) and v in (0, 1, 3), "0 (as stored), 1 (grey) or 3 (colour)"),
-        "Channels of an image: 1 (grey), 3 (colour), or 0 for what the files have.",
+        "Channels per image: 1 converts to grey, 3 to colour, 0 keeps what the files contain.",
         "fixed",
     ),
     "data.random_flip": Setting(
-        False, _FLAG, "Mirrors half of the images, left to right.", "fixed"
+        False, _FLAG, "Mirrors half of the training images, left to right.", "fixed"
     ),
     "data.dequantisation": Setting(
         0.0,
         _real(0.0, 1.0),
-        "Standard deviation of the Gaussian noise added to data, on the scale [-1, 1].",
+        "Standard deviation of the Gaussian noise that is added to data in [-1, 1].",
         "fixed",
     ),
     "data.on_error": Setting(
         "stop",
         _choice("stop", "skip"),
-        "What to do at an unreadable file; skip counts them.",
+        "Reaction to an unreadable file: stop, or skip it and report the number of such files.",
         "free",
     ),
     "data.in_memory_megabytes": Setting(
         256,
         _whole(0),
-        "Sets up to this size are kept in memory, larger ones are streamed.",
+        "Data sets of up to this many megabytes of pixels are kept in memory; larger ones are "
+        "streamed.",
         "fixed",
     ),
     "data.num_workers": Setting(
         0,
         _whole(0, 1_000),
-        "Processes that decode streamed images; 0: threads of the main one.",
+        "Number of processes that decode streamed images; 0: threads of the main process.",
         "free",
     ),
-    "data.num_threads": Setting(4, _whole(1, 1_000), "Decoding threads per process.", "free"),
-    "data.prefetch_batches": Setting(8, _whole(1, 10_000), "Batches decoded in advance.", "free"),
+    "data.num_threads": Setting(
+        4, _whole(1, 1_000), "Number of decoding threads per process.", "free"
+    ),
+    "data.prefetch_batches": Setting(
+        8, _whole(1, 10_000), "Number of batches that are decoded in advance.", "free"
+    ),
     # network
     "network.name": Setting(
         "mlp",
         _choice("auto", "mlp", "resnet", *networks.SPECS),
-        "`auto` uses the paper's network for the image size; `resnet` the one of network.blocks.",
+        "Network: `mlp` for points; `auto` is the paper's network for the image size; `resnet` is "
+        "built from network.blocks; the others are those of the paper's table 4.",
         "fixed",
     ),
     "network.hidden_sizes": Setting(
@@ -270,21 +291,24 @@ SETTINGS: dict[str, Setting] = {
     "network.width": Setting(
         0,
         _LENGTH,
-        "Stem channels of a residual network, blocks in proportion; 0: the paper's table.",
+        "Channels of the first convolution of a residual network. Those of the blocks of the "
+        "paper's networks scale with it; 0: the paper's number.",
         "fixed",
     ),
     "network.blocks": Setting(
         (),
         Rule(_are_blocks, "pairs of channels and stride such as ((32, 1), (64, 2))"),
-        "(channels, stride) of each block of `resnet`.",
+        "Channels and stride of each block of `resnet`.",
         "fixed",
     ),
-    "network.attention": Setting(False, _FLAG, "Adds self-attention.", "fixed"),
+    "network.attention": Setting(
+        False, _FLAG, "Adds a self-attention layer to a residual network.", "fixed"
+    ),
     "network.attention_after": Setting(
-        1, _whole(1, 1_000), "Block of `resnet` that self-attention follows.", "fixed"
+        1, _whole(1, 1_000), "Number of the block of `resnet` that self-attention follows.", "fixed"
     ),
     "network.spectral_norm": Setting(
-        False, _FLAG, "Divides kernels by their largest singular value.", "fixed"
+        False, _FLAG, "Divides each kernel by its largest singular value.", "fixed"
     ),
     "network.input_mean": Setting(
         (),
@@ -300,228 +324,309 @@ SETTINGS: dict[str, Setting] = {
         "fixed",
     ),
     "network.remat": Setting(
-        False, _FLAG, "Recomputes activations in the backward pass, to save memory.", "training"
+        False,
+        _FLAG,
+        "Recomputes activations in the backward pass. Saves memory and takes longer.",
+        "training",
     ),
     # prior
     "prior.name": Setting(
         "normal",
         _choice("normal", "uniform", "data_dependent", "source"),
-        "Where the flow starts: a distribution, or the source domain of paired data.",
+        "Distribution that the flow starts from; `source` is the source domain of a translation.",
         "fixed",
     ),
     "prior.scale": Setting(1.0, _real(0.0, above=True), "Standard deviation of `normal`.", "fixed"),
     "prior.rank": Setting(
         0,
         _whole(0, 2**20),
-        "Rank of the covariance of `data_dependent`; 0: full up to 12,288 dimensions.",
+        "Rank of the covariance of `data_dependent`; 0: the full covariance, up to 12,288 "
+        "dimensions.",
         "fixed",
     ),
     "prior.jitter": Setting(
-        1e-4, _real(0.0), "Variance added to the diagonal of that covariance (eq. 8).", "fixed"
+        1e-4,
+        _real(0.0),
+        "Variance that is added to the diagonal of this covariance (eq. 8).",
+        "fixed",
     ),
     # flow
     "flow.num_steps": Setting(
-        100, _whole(1, 100_000), "K: steps in training, and bridging steps in sampling.", "flow"
+        100,
+        _whole(1, 100_000),
+        "K: number of flow steps in training, and of bridging steps in sampling.",
+        "flow",
     ),
     "flow.num_refine_steps": Setting(
-        20, _whole(0, 100_000), "kappa: further steps in sampling.", "flow"
+        20,
+        _whole(0, 100_000),
+        "κ: number of refinement steps, which follow the K steps in sampling.",
+        "flow",
     ),
-    "flow.step_size": Setting(3.0, _real(0.0, above=True), "eta: the step size.", "flow"),
+    "flow.step_size": Setting(
+        3.0, _real(0.0, above=True), "η: step size, which multiplies the drift.", "flow"
+    ),
     "flow.step_size_decay": Setting(
         1.0,
         _real(0.0, 1_000.0, above=True),
-        "Factor on eta by the K-th step, in geometric progression.",
+        "Step size at step K divided by the first one; it changes in geometric progression.",
         "flow",
     ),
     "flow.noise_scale": Setting(
-        0.01, _real(0.0), "nu: standard deviation of the noise per step.", "flow"
+        0.01, _real(0.0), "ν: standard deviation of the noise that each step adds.", "flow"
     ),
     # loss
-    "loss.name": Setting("lr", _choice(*bregman.REGISTRY), "The Bregman loss.", "fixed"),
+    "loss.name": Setting(
+        "lr", _choice(*bregman.REGISTRY), "Bregman loss that trains the density ratio.", "fixed"
+    ),
     "loss.divergence": Setting(
         "kl",
         Rule(_is_divergence, "a divergence such as kl, alpha(0.5) or 0.5*kl + 0.5*js"),
-        "The f-divergence whose first variation drives the flow.",
+        "f-divergence that the flow decreases.",
         "fixed",
     ),
     "loss.gradient_penalty": Setting(
         0.0,
         _real(0.0),
-        "Weight of the zero-centred gradient penalty on data and flowed samples (R1 + R2).",
+        "Weight of the zero-centred gradient penalty on data and on flowed samples (R1 + R2).",
         "training",
     ),
     "loss.gradient_penalty_fraction": Setting(
         1.0,
         _real(0.0, 1.0, above=True),
-        "Share of the batch that the penalty is computed on; less is faster.",
+        "Fraction of the batch on which the penalty is computed; a smaller one is faster.",
         "training",
     ),
     # optimizer
-    "optimizer.learning_rate": Setting(1e-4, _real(0.0, 10.0, above=True), "Of Adam.", "training"),
+    "optimizer.learning_rate": Setting(
+        1e-4, _real(0.0, 10.0, above=True), "Initial learning rate of Adam.", "training"
+    ),
     "optimizer.b1": Setting(
-        0.9, _real(0.0, 1.0, below=True), "First momentum of Adam.", "training"
+        0.9, _real(0.0, 1.0, below=True), "Decay rate of Adam's first moment.", "training"
     ),
     "optimizer.b2": Setting(
-        0.999, _real(0.0, 1.0, below=True), "Second momentum of Adam.", "training"
+        0.999, _real(0.0, 1.0, below=True), "Decay rate of Adam's second moment.", "training"
     ),
     "optimizer.schedule": Setting(
-        "piecewise", _choice("constant", "piecewise", "cosine"), "Of the learning rate.", "training"
+        "piecewise",
+        _choice("constant", "piecewise", "cosine"),
+        "Schedule of the learning rate; `cosine` decays it to 0 over train.num_steps.",
+        "training",
     ),
     "optimizer.boundaries": Setting(
         (80_000, 90_000),
         Rule(lambda v: _is_increasing(v, 1), "increasing step numbers such as (80000, 90000)"),
-        "Steps at which `piecewise` multiplies the learning rate by optimizer.decay.",
+        "Train steps at which `piecewise` multiplies the learning rate by optimizer.decay.",
         "training",
     ),
-    "optimizer.decay": Setting(0.1, _real(0.0, 1.0, above=True), "That factor.", "training"),
+    "optimizer.decay": Setting(
+        0.1,
+        _real(0.0, 1.0, above=True),
+        "Factor on the learning rate at each of optimizer.boundaries.",
+        "training",
+    ),
     "optimizer.warmup_steps": Setting(
-        0, _whole(), "Steps over which the learning rate grows linearly from 0.", "training"
+        0,
+        _whole(),
+        "Number of train steps over which the learning rate grows linearly from 0.",
+        "training",
     ),
     "optimizer.clip_norm": Setting(
-        0.0, _real(0.0), "Largest global norm of a gradient; 0: no limit.", "training"
+        0.0,
+        _real(0.0),
+        "Gradients with a larger global norm are scaled down to this norm; 0: no clipping.",
+        "training",
     ),
     # train
-    "train.num_steps": Setting(100_000, _whole(1), "Train steps.", "training"),
+    "train.num_steps": Setting(100_000, _whole(1), "Number of train steps.", "training"),
     "train.batch_size": Setting(
-        64, _whole(1, 2**20), "Examples per step, over all devices.", "training"
+        64, _whole(1, 2**20), "Examples per train step, in total over all devices.", "training"
     ),
     "train.ema_rate": Setting(
         0.998,
         _real(0.0, 1.0, below=True),
-        "Decay of the moving average of the parameters.",
+        "Decay per step of the exponential moving average of the parameters (EMA).",
         "training",
     ),
     "train.ema_ramp": Setting(
         False,
         _FLAG,
-        "Uses the decay min(ema_rate, (1 + t) / (10 + t)), which forgets the initial weights.",
+        "Uses the decay min(ema_rate, (1 + t) / (10 + t)) at step t, so that the average forgets "
+        "the initial weights faster.",
         "training",
     ),
     "train.steps_per_dispatch": Setting(
-        10, _whole(1, 10_000), "Train steps that the device runs without the host.", "free"
+        10,
+        _whole(1, 10_000),
+        "Number of train steps that the device runs before it returns to the host.",
+        "free",
     ),
     "train.num_micro_batches": Setting(
         1,
         _whole(1, 2**20),
-        "Equal parts of a replica's batch, one after the other, to save memory.",
+        "Number of equal parts of the batch per device, which are processed one after the other to "
+        "save memory.",
         "training",
     ),
     "train.max_log_ratio": Setting(
         50.0,
         _real(0.0, above=True),
-        "With a mean log ratio beyond this a run counts as diverged.",
+        "A run has diverged if the absolute value of the mean log ratio exceeds this.",
         "free",
     ),
     "train.max_ratio": Setting(
-        1e4, _real(0.0, above=True), "The same for a network that returns the ratio.", "free"
+        1e4,
+        _real(0.0, above=True),
+        "The same limit for the mean ratio, under losses that learn the ratio itself (LSIF).",
+        "free",
     ),
     "train.on_divergence": Setting(
         "stop",
         _choice("stop", "rollback"),
-        "A diverged run stops, or returns to the last checkpoint and skips the batches since.",
+        "What a diverged run does: stop, or return to the last checkpoint and skip the batches "
+        "since then (rollback).",
         "free",
     ),
     "train.rollback_lr_factor": Setting(
-        0.5, _real(0.0, 1.0, above=True), "Multiplies the learning rate at each rollback.", "free"
+        0.5, _real(0.0, 1.0, above=True), "Factor on the learning rate at each rollback.", "free"
     ),
-    "train.max_rollbacks": Setting(3, _whole(0, 1_000), "Rollbacks that a run may have.", "free"),
+    "train.max_rollbacks": Setting(
+        3,
+        _whole(0, 1_000),
+        "Maximum number of rollbacks; after that a divergence stops the run.",
+        "free",
+    ),
     # log, checkpoint, snapshot
-    "log.every_steps": Setting(100, _whole(1), "Steps between lines of metrics.jsonl.", "free"),
+    "log.every_steps": Setting(
+        100, _whole(1), "Number of train steps between lines of metrics.jsonl.", "free"
+    ),
     "log.tensorboard": Setting(False, _FLAG, "Also writes TensorBoard event files.", "free"),
     "log.wandb": Setting(
         "off", _choice("off", "offline", "online"), "Also logs to Weights & Biases.", "free"
     ),
-    "checkpoint.every_steps": Setting(5_000, _whole(1), "Steps between checkpoints.", "free"),
-    "checkpoint.keep": Setting(3, _whole(1, 1_000), "Newest checkpoints that are kept.", "free"),
-    "snapshot.every_steps": Setting(
-        5_000, _whole(1), "Steps between the samples for the picture of the course.", "free"
+    "checkpoint.every_steps": Setting(
+        5_000, _whole(1), "Number of train steps between checkpoints.", "free"
     ),
-    "snapshot.num_samples": Setting(64, _whole(1, 100_000), "Samples per snapshot.", "free"),
+    "checkpoint.keep": Setting(
+        3,
+        _whole(1, 1_000),
+        "Number of checkpoints to keep: the newest ones. The best one is kept as well.",
+        "free",
+    ),
+    "snapshot.every_steps": Setting(
+        5_000,
+        _whole(1),
+        "Number of train steps between snapshots, the samples that the report shows over training.",
+        "free",
+    ),
+    "snapshot.num_samples": Setting(
+        64, _whole(1, 100_000), "Number of samples per snapshot.", "free"
+    ),
     # sample, condition, attack, curve
     "sample.weights": Setting(
-        "ema", _choice("ema", "raw"), "Samples from the averaged parameters or the newest.", "flow"
+        "ema",
+        _choice("ema", "raw"),
+        "Parameters that draw samples: averaged (ema), or those of the last step (raw).",
+        "flow",
     ),
     "sample.format": Setting(
         "npz",
         _choice("npz", "folder", "zip"),
-        "Files of mode sample; folder and zip hold PNG.",
+        "Format of the samples: an .npz file, or PNG files in a folder or a zip.",
         "free",
     ),
     "sample.name": Setting(
-        "", _FILE_NAME, "Name of these files; empty: the checkpoint's step.", "free"
+        "",
+        _FILE_NAME,
+        "Name of the file or folder of samples; if empty, it follows from the checkpoint's step.",
+        "free",
     ),
     "condition.label": Setting(
-        "", _TEXT, "Class to draw, by name or number, or `all` in turn; also --class.", "free"
+        "",
+        _TEXT,
+        "Class of the samples, by name or number; `all` draws all classes in turn. The flag "
+        "--class sets it too.",
+        "free",
     ),
     "condition.classifier": Setting(
         "",
         _TEXT,
-        "Workdir of a classifier, or a .pt file of the library `robustness`; also --classifier.",
+        "Folder of a trained classifier, or a .pt file of the library `robustness`. The flag "
+        "--classifier sets it too.",
         "free",
     ),
-    "condition.weight": Setting(0.1, _real(0.0), "phi: weight of the class.", "free"),
+    "condition.weight": Setting(0.1, _real(0.0), "φ: weight of the classifier.", "free"),
     "condition.num_refine_steps": Setting(
-        10, _whole(0, 100_000), "kappa of class-conditional samples.", "free"
+        10, _whole(0, 100_000), "Number of refinement steps of class-conditional samples.", "free"
     ),
     "attack.epsilon": Setting(
         1.0,
         _real(0.0),
-        "L2 distance of adversarial images, on the scale [0, 1] of pixels.",
+        "Maximum L2 distance of an adversarial image from the original, for pixels in [0, 1].",
         "training",
     ),
     "attack.num_steps": Setting(
-        7, _whole(0, 1_000), "Steps of the attack; 0 trains a classifier without one.", "training"
+        7,
+        _whole(0, 1_000),
+        "Number of steps of the attack; 0 trains a classifier without adversarial images.",
+        "training",
     ),
     "augment.max_shift": Setting(
         0,
         _whole(0, 1_000),
-        "Shifts the training images of a classifier by at most this many pixels along each axis.",
+        "Maximum random shift of a classifier's training images, in pixels along each axis.",
         "training",
     ),
     "curve.over": Setting(
         "length",
         _choice("length", "step"),
-        "Mode curve: against flow length or train step.",
+        "Horizontal axis of mode curve: length of the flow, or train step.",
         "free",
     ),
     "curve.lengths": Setting(
         (),
         Rule(lambda v: _is_increasing(v, 0), "increasing lengths of the flow such as (0, 50, 100)"),
-        "Lengths of the flow; empty: a choice from 0 to K + 50.",
+        "Lengths of the flow in mode curve; if empty, some lengths from 0 to K + 50.",
         "free",
     ),
     # evaluate
     "evaluate.every_steps": Setting(
         0,
         _whole(),
-        "Steps between cheap metrics in training, whose best is kept; 0: never.",
+        "Number of train steps between evaluations of a cheap metric. The checkpoint with its best "
+        "value is kept; 0: never.",
         "free",
     ),
     "evaluate.num_monitored_samples": Setting(
-        1_000, _whole(2, 10_000_000), "Samples of that metric.", "free"
+        1_000, _whole(2, 10_000_000), "Number of samples of this cheap metric.", "free"
     ),
-    "evaluate.num_samples": Setting(10_000, _whole(2, 10_000_000), "Samples to evaluate.", "free"),
+    "evaluate.num_samples": Setting(
+        10_000, _whole(2, 10_000_000), "Number of samples of an evaluation.", "free"
+    ),
     "evaluate.batch_size": Setting(
-        1_000, _whole(1, 2**20), "Samples drawn at a time, over all devices.", "free"
+        1_000,
+        _whole(1, 2**20),
+        "Number of samples that are drawn at a time, in total over all devices.",
+        "free",
     ),
     "evaluate.inception_weights": Setting(
         "",
         _TEXT,
-        "Weights for FID and similar (extra `eval`): weights-inception-2015-12-05-6726825d.pth of "
-        "torch-fidelity; empty: no FID.",
+        "Path of weights-inception-2015-12-05-6726825d.pth of torch-fidelity, for FID and similar "
+        "metrics (extra `eval`); if empty, they are not computed.",
         "free",
     ),
     "evaluate.legacy_weights": Setting(
-        "", _TEXT, "torchvision's Inception weights, for the paper's protocol.", "free"
+        "", _TEXT, "Path of torchvision's Inception weights, for the paper's protocol.", "free"
     ),
     "evaluate.inception_score": Setting(False, _FLAG, "Also computes the Inception Score.", "free"),
 }
 
-# Names of version 0.1, with those they have now.
+# Names in version 0.1, and their present names.
 _RENAMED = {"evaluate.num_judged_samples": "evaluate.num_monitored_samples"}
 
 
-# Settings that hold paths of files on this machine, which nothing that is shared should show.
+# Settings that contain paths on this machine. Files that are meant to be shared omit them.
 PATHS = (
     "data.dir",
     "condition.classifier",
@@ -565,13 +670,13 @@ def section(settings: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def checked(config: Mapping[str, Any]) -> Settings:
-    """Checks a nested or flat config and returns it flat, as JSON holds it.
+    """Checks a nested or flat config and returns it flat, as JSON stores it.
 
-    Real numbers become floats: JAX reads whole numbers as int32, which holds less than a setting
-    may. Tuples become lists, so that settings equal those that were read back from a file.
+    Real numbers become floats, because JAX converts whole numbers to int32, whose range is too
+    small. Tuples become lists, so that settings equal those that are read from a file.
 
     Raises:
-      UserError: naming each key that is unknown, missing or has a value that is not allowed.
+      UserError: names each key that is unknown, missing or has a value that is not allowed.
     """
     flat = flatten(config)
     errors = [f"unknown key {key!r}{nearest(key, SETTINGS)}" for key in flat if key not in SETTINGS]
@@ -592,7 +697,7 @@ def check_key(key: str, prefix: str = "") -> None:
     """Checks that a setting exists.
 
     Raises:
-      UserError: with the keys of the section, or the nearest key.
+      UserError: lists the keys of the section, or suggests the closest key.
     """
     if key in SETTINGS:
         return
@@ -603,9 +708,9 @@ def check_key(key: str, prefix: str = "") -> None:
 
 
 def completed(settings: Mapping[str, Any]) -> Settings:
-    """Returns the settings of a run of an earlier version, with today's names and all keys.
+    """Returns the settings of a run of an earlier version, with the present names and all keys.
 
-    The default of a key that came later is what earlier versions did.
+    New keys get their default, which is what earlier versions did.
     """
     renamed = {_RENAMED.get(key, key): value for key, value in settings.items()}
     filled = {key: renamed.get(key, setting.default) for key, setting in SETTINGS.items()}
@@ -613,12 +718,12 @@ def completed(settings: Mapping[str, Any]) -> Settings:
 
 
 def of_scope(settings: Mapping[str, Any], *scopes: Scope) -> Settings:
-    """Returns the settings of some scopes."""
+    """Returns the settings whose scope is one of these."""
     return {key: value for key, value in settings.items() if SETTINGS[key].scope in scopes}
 
 
 def differences(saved: Mapping[str, Any], present: Mapping[str, Any]) -> dict[str, str]:
-    """Returns what differs between two flat settings: {"seed": "seed is 1 but was 0"}, in order."""
+    """Describes how two flat settings differ, in order: {"seed": "seed is 1 but was 0"}."""
     return {
         key: f"{key} is {json.dumps(present.get(key))} but was {json.dumps(saved.get(key))}"
         for key in sorted(saved.keys() | present.keys())
@@ -627,10 +732,10 @@ def differences(saved: Mapping[str, Any], present: Mapping[str, Any]) -> dict[st
 
 
 def explain(key: str) -> str:
-    """Returns what a person should know of a setting, or of all settings of a section.
+    """Returns the help text of a setting, or of all settings of a section.
 
     Raises:
-      UserError: for an unknown key, with the nearest one.
+      UserError: if the key does not exist; suggests the closest one.
     """
     keys = [name for name in SETTINGS if name == key or name.startswith(f"{key}.")]
     if not keys:
@@ -645,7 +750,7 @@ def explain(key: str) -> str:
 
 MAY_CHANGE: dict[Scope, str] = {
     "fixed": "Fixed when the run is created.",
-    "training": "Fixed when the run is created; samples follow from the checkpoint only.",
+    "training": "Fixed when the run is created; samples depend on it only through the checkpoint.",
     "flow": "Fixed for training; commands that draw samples may change it.",
     "free": "May change at any time.",
 }

@@ -120,7 +120,7 @@ def make_train_step(
       optimizer: an Optax optimizer.
       draw: as in `steps.make_train_step`, with the classes under "label", [B].
       batch_size: examples per replica.
-      **options: further options of `steps.from_gradients`.
+      **options: other options of `steps.from_gradients`.
 
     Returns:
       A `steps.TrainStep`. Its metrics are "loss" and "accuracy" on the attacked images, and

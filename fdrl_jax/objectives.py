@@ -1,7 +1,7 @@
-"""The objective of flow-guided density ratio learning, for a training loop of any kind.
+"""The objective of flow-guided density ratio learning, for any training loop.
 
-It needs a batch of data, a batch of prior samples and a function that estimates the ratio, and
-nothing of batches, optimizers or devices. `steps.make_train_step` is built on it.
+Its inputs are a batch of data, a batch of prior samples and a function that estimates the ratio. It
+knows nothing about data loading, optimizers or devices. `steps.make_train_step` is built on it.
 """
 
 import math
@@ -36,47 +36,48 @@ def objective(
     flow_estimator_fn: Callable[[Array], Array] | None = None,
     unroll: int = 1,
 ) -> tuple[Array, Metrics]:
-    """Flows prior samples by the estimator and compares them with data (algorithm 1, eq. 11).
+    """Lets prior samples flow and computes the Bregman loss against data (algorithm 1, eq. 11).
 
-    Differentiate it with respect to whatever `estimator_fn` closes over: the flow is a constant of
-    the loss, and no gradient goes through it.
+    Differentiate it with respect to the parameters that `estimator_fn` closes over. The loss treats
+    the flowed samples as constants, so no gradient goes through the flow.
 
-    The estimator learns the ratio of flowed samples over data, `r = q~/p`, or its logarithm, as the
-    loss determines (`Bregman.output`).
+    The estimator learns the density ratio of flowed samples over data, `r = q~/p`, or its
+    logarithm. The loss determines which one (`Bregman.output`).
 
     Args:
-      key: one key for the batch, or a typed key per prior sample, [M]; drives the flow.
-      real: a batch of data, [N, ...]; integers count as float32.
-      x0: a batch of prior samples, [M, ...], of the same features.
-      estimator_fn: `x [B, ...] -> [B]`, each output depending on its own example only. Any
-        function: of Flax, Equinox or plain JAX. It is traced for batches of M and N + M, or of
-        the penalised examples and the others in place of N + M.
+      key: key of the noise of the flow: one for the batch, or one typed key per prior sample, [M].
+      real: a batch of data, [N, ...]. Integers are converted to float32.
+      x0: a batch of prior samples, [M, ...], with the same features as the data.
+      estimator_fn: any function `x [B, ...] -> [B]`, from Flax, Equinox or plain JAX, whose output
+        for an example depends on this example only. It is traced for batches of M and of N + M.
+        With a penalty on a part of the batch, it is traced for this part and for the rest instead
+        of N + M.
       bregman: the loss, or its name.
       divergence: the f-divergence of the flow, or its name.
       num_steps: `K`, as for `flow`.
       step_size: `η`, as for `flow`.
       noise_scale: `ν`, as for `flow`.
       gradient_penalty: `γ` of the zero-centred penalty
-        `γ/2 (E_p |∇_x s(x)|² + E_q~ |∇_x s(x)|²)` (R1 + R2) on the output `s` of the estimator:
-        `log r`, or, under losses that learn an unconstrained ratio (LSIF), `r` itself, as its
-        logarithm does not exist. The Python number 0 costs nothing.
-      gradient_penalty_fraction: share of the batch, above 0 and at most 1, whose first examples
-        estimate both means of the penalty. The second differentiation of a penalised example costs
-        more than the first one of the loss, and a quarter of the batch is often enough.
-      flow_estimator_fn: the same estimator in a form that is cheaper to apply many times, such as
-        with weights that are cast already; the flow uses it, and `estimator_fn` if it is left out.
+        `γ/2 (E_p |∇_x s(x)|² + E_q~ |∇_x s(x)|²)` (R1 + R2) on the output `s` of the estimator.
+        The output is `log r`, or `r` itself for losses that learn an unconstrained ratio (LSIF).
+        The Python number 0 costs nothing.
+      gradient_penalty_fraction: fraction of the batch, above 0 and at most 1, on which the penalty
+        is computed. The first examples are used. A penalised example needs a second derivative,
+        which costs more than the gradient of the loss. A quarter of the batch is often enough.
+      flow_estimator_fn: the same estimator in a form that is cheaper to apply many times, for
+        example with weights that are already cast. The flow uses it instead of `estimator_fn`.
       unroll: as for `flow`.
 
     Returns:
-      The scalar loss and metrics, all scalars: those of `bregman.loss`, with the whole objective
-      as "loss"; "drift_norm", the mean norm of the drift in the last step of the flow (0 for no
-      steps); and, with a penalty, "gradient_penalty", its part of the loss.
+      The scalar loss, and scalar metrics: those of `bregman.loss`, where "loss" includes the
+      penalty; "drift_norm", the mean norm of the drift in the last step of the flow (0 without
+      steps); and, with a penalty, "gradient_penalty", the term that it adds to the loss.
 
     Raises:
-      TypeError: as `flow`.
-      ValueError: as `flow`; for a loss and divergence that do not go together, data and prior
-        samples of different features, outputs that are not [B], a negative penalty, or a fraction
-        outside of (0, 1].
+      TypeError: see `flow`.
+      ValueError: see `flow`. Also if the divergence does not work with the loss, if data and prior
+        samples have different features, if the output of the estimator is not [B], if the penalty
+        is negative, or if the fraction is not in (0, 1].
 
     References: Heng, Ansari and Soh, arXiv 2303.03714, algorithm 1. Mescheder, Geiger and Nowozin,
     "Which Training Methods for GANs do actually Converge?", 2018 (R1 and R2).
@@ -97,8 +98,8 @@ def objective(
             f"{real.shape} and {x0.shape}"
         )
 
-    # Closed-over parameters are frozen before the flow: stopping the gradient only after it would
-    # store the residuals of every step.
+    # Stop the gradient at the closed-over parameters, before the flow. If it were stopped only
+    # after the flow, the residuals of every step would be stored.
     frozen_fn, closed_over = jax.closure_convert(flow_estimator_fn or estimator_fn, x0)
     closed_over = lax.stop_gradient(closed_over)
     flowed, speeds = flow(
@@ -130,7 +131,7 @@ def objective(
 def _outputs(
     estimator_fn: Callable[[Array], Array], real: Array, flowed: Array
 ) -> tuple[Array, Array]:
-    """Returns the outputs at data and at flowed samples, of one call for both."""
+    """Returns the outputs on data and on flowed samples, from one call on both."""
     both = jnp.concatenate([real, flowed])
     outputs = estimator_fn(both)
     if outputs.shape != both.shape[:1]:
@@ -144,9 +145,9 @@ def _outputs(
 def _penalised_outputs(
     estimator_fn: Callable[[Array], Array], real: Array, flowed: Array, fraction: float
 ) -> tuple[tuple[Array, Array], Array]:
-    """Returns the outputs, and the sum of the mean square norms of both gradients.
+    """Returns the outputs, and the mean squared gradient norms of data and of samples, summed.
 
-    Only the first examples are differentiated; each example still goes through the network once.
+    Only the first examples are differentiated. Each example passes through the network once.
     """
     num_real, num_flowed = (math.ceil(fraction * len(x)) for x in (real, flowed))
     chosen = (real[:num_real], flowed[:num_flowed])

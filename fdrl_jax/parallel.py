@@ -161,7 +161,7 @@ def num_replicas() -> int:
 
 
 def is_first_process() -> bool:
-    """Whether this is the first process, which alone writes shared files."""
+    """Returns whether this is the first process. Only this process writes shared files."""
     return jax.process_index() == 0
 
 

@@ -1,8 +1,8 @@
-"""The train step: a per-replica function that knows at most an axis name.
+"""The train step, a pure function for one replica.
 
-It is built once from functions and hyper-parameters and holds no arrays, so `parallel` may map it
-over devices by whatever means, and a user may call it in a jit of their own. The random key is an
-argument: another seed compiles nothing, and `jax.vmap` over keys trains several seeds at once.
+A step is built once from functions and hyper-parameters and holds no arrays. `parallel` maps it
+over devices, and you can call it inside your own `jax.jit`. The random key is an argument, so
+another seed needs no compilation, and `jax.vmap` over keys trains several seeds at once.
 """
 
 from collections.abc import Callable
@@ -27,11 +27,11 @@ LossAndGrads = Callable[[Variables, Array, Constants, Any, Array], tuple[Any, Me
 
 
 class TrainStep(Protocol):
-    """One update.
+    """One update of the estimator.
 
-    Called with the root key of the run, the state, constants, the host batch if the data source has
-    one, and an offset: the step draws batch number `state.step + batch_offset`, so that a run may
-    leave batches out.
+    Its arguments are the root key of the run, the state, the constants, the batch from the host if
+    the data source provides one, and an offset. The step draws batch number
+    `state.step + batch_offset`, so that a run can skip batches.
     """
 
     def __call__(
@@ -45,7 +45,7 @@ class TrainStep(Protocol):
 
 
 class RepeatedStep(Protocol):
-    """Several updates; see `repeat_steps`."""
+    """Several updates in one call; see `repeat_steps`."""
 
     def __call__(
         self,
@@ -74,33 +74,33 @@ def make_train_step(
 ) -> TrainStep:
     """Builds the train step (algorithm 1).
 
-    One step draws data and prior samples and follows the gradient of `objectives.objective`: it
-    flows the prior samples for `K` steps with the present estimator (no gradient goes through the
-    flow), and updates the estimator on the Bregman loss between data and flowed samples. All random
-    numbers follow from (key, position of the example).
+    One step draws data and prior samples, moves the prior samples along the flow of the current
+    estimator for `K` steps, and updates the estimator on the Bregman loss between data and flowed
+    samples. No gradient goes through the flow; see `objectives.objective`. All random numbers
+    depend only on the key and on the position of the example.
 
     Args:
       problem: estimator, loss, divergence, flow and prior.
-      optimizer: an Optax optimizer; one that needs the loss gets it as `value`.
-      draw: `(data arrays, host batch, key, positions [B]) -> batch`, with the data under "real",
-        [B, ...]; a pure function that runs on the device. The key is the same for the whole run.
-      batch_size: examples of one replica.
-      ema_rate: decay of the moving average of parameters.
-      ema_ramp: as for `state.apply_gradients`.
-      dequantisation: standard deviation of the Gaussian noise added to data.
-      gradient_penalty: as for `objectives.objective`; 0 for none, which costs nothing.
-      gradient_penalty_fraction: as for `objectives.objective`; of each micro-batch.
-      num_micro_batches: equal parts in which the batch goes through flow and gradient one after the
-        other, to save memory; the result is that of the whole batch.
+      optimizer: an Optax optimizer. It receives the loss as `value`, which some optimizers need.
+      draw: `(data arrays, host batch, key, positions [B]) -> batch`, a pure function that runs on
+        the device and returns the data under "real", [B, ...]. The key is the same for all steps.
+      batch_size: examples per replica.
+      ema_rate: decay of the moving average of the parameters.
+      ema_ramp: see `state.apply_gradients`.
+      dequantisation: standard deviation of the Gaussian noise that is added to data.
+      gradient_penalty: see `objectives.objective`.
+      gradient_penalty_fraction: fraction of each micro-batch, see `objectives.objective`.
+      num_micro_batches: number of equal parts of the batch. Flow and gradient process one part
+        after the other, which saves memory and gives the result of the whole batch.
       axis_name: mapped axis over which gradients and metrics are averaged, if any.
 
     Returns:
-      A `TrainStep`. The metrics are scalars: those of `objectives.objective`, and "grad_norm".
+      A `TrainStep`. Its metrics are those of `objectives.objective` and "grad_norm".
 
     Raises:
-      ValueError: for a loss and divergence that do not go together, a negative penalty, or a batch
-        that does not divide into the micro-batches; when it is traced, for data or prior samples of
-        another number than the batch size, and as `objectives.objective`.
+      ValueError: if the divergence does not work with the loss, if the penalty is negative, or if
+        the micro-batches do not divide the batch. When the step is traced, also if the number of
+        data or prior samples is not the batch size; see also `objectives.objective`.
     """
     bregman_lib.check_pair(problem.bregman, problem.divergence)
     if gradient_penalty < 0:
@@ -111,7 +111,7 @@ def make_train_step(
     ) -> tuple[Any, Metrics]:
         data_key = rng.stream_key(key, rng.Stream.DATA)
         batch = draw(constants.data, host_batch, data_key, positions)
-        # Integers would stay integers under dequantisation.
+        # Dequantisation needs floating-point numbers.
         real = as_floating(batch["real"])
         if dequantisation:
             keys = rng.example_keys(key, rng.Stream.DEQUANTISATION, positions)
@@ -125,7 +125,7 @@ def make_train_step(
                     f"got {len(array)}"
                 )
 
-        # Outside of what is differentiated, and so once per step.
+        # Outside `loss_fn`, so that it is done once per step and not differentiated.
         prepared = problem.estimator.prepare(variables)
 
         def loss_fn(params: Any) -> tuple[Array, Metrics]:
@@ -170,31 +170,33 @@ def from_gradients(
     num_micro_batches: int = 1,
     axis_name: str | None = None,
 ) -> TrainStep:
-    """Builds a train step from what computes gradients: micro-batches, replicas and the update.
+    """Builds a train step from a function that computes gradients.
+
+    Adds micro-batches, the average over replicas and the update of the state.
 
     Args:
-      loss_and_grads: `(variables, key, constants, host batch, positions [B]) -> (grads, metrics)`,
-        both means over the examples; the gradients are like `variables["params"]`, and "loss" is
-        among the metrics.
-      optimizer: as for `make_train_step`.
-      batch_size: as for `make_train_step`.
-      refresh: as in `problem.Estimator`.
-      ema_rate: as for `make_train_step`.
-      ema_ramp: as for `make_train_step`.
-      num_micro_batches: as for `make_train_step`.
-      axis_name: as for `make_train_step`.
+      loss_and_grads: `(variables, key, constants, host batch, positions [B]) -> (grads, metrics)`.
+        Both are means over the examples. The gradients have the structure of
+        `variables["params"]`, and the metrics contain "loss".
+      optimizer: see `make_train_step`.
+      batch_size: see `make_train_step`.
+      refresh: see `problem.Estimator`.
+      ema_rate: see `make_train_step`.
+      ema_ramp: see `make_train_step`.
+      num_micro_batches: see `make_train_step`.
+      axis_name: see `make_train_step`.
 
     Returns:
       A `TrainStep`, with "grad_norm" added to the metrics.
 
     Raises:
-      ValueError: for a batch that does not divide into the micro-batches.
+      ValueError: if the micro-batches do not divide the batch.
     """
     if num_micro_batches < 1 or batch_size % num_micro_batches:
         raise ValueError(
             f"a batch of {batch_size} does not divide into {num_micro_batches} micro-batches"
         )
-    # Under jit, whatever calls it again with the same shapes does not trace it again.
+    # Under jit, a second call with the same shapes does not trace the function again.
     loss_and_grads = jax.jit(loss_and_grads)
 
     def train_step(
@@ -207,8 +209,8 @@ def from_gradients(
         train_state = train_state._replace(variables=refresh(train_state.variables))
         positions = rng.batch_positions(train_state.step + batch_offset, batch_size, axis_name)
 
-        # Each replica differentiates its own copy: `shard_map` sums the gradient of an array that
-        # replicas share by itself, and the mean below would be a sum.
+        # Each replica differentiates its own copy. Otherwise `shard_map` would already sum the
+        # gradients of the shared array, and the mean below would return this sum.
         variables = _per_replica(train_state.variables, axis_name)
 
         def of_part(part: Any) -> tuple[Any, Metrics]:
@@ -229,21 +231,21 @@ def from_gradients(
 
 
 def repeat_steps(train_step: TrainStep, max_steps: int) -> RepeatedStep:
-    """Returns a function that takes several train steps on the device, in one dispatch.
+    """Returns a function that runs several train steps on the device in one dispatch.
 
-    How many is an argument and not a constant of the compiled program: every count up to
-    `max_steps` runs the same machine code, so where a run is cut does not change its numbers.
+    The number of steps is an argument and not a constant of the compiled program. All numbers up to
+    `max_steps` run the same machine code, so results do not depend on where a run is interrupted.
 
     Args:
       train_step: from `make_train_step`.
-      max_steps: the largest count.
+      max_steps: the largest number of steps per call.
 
     Returns:
-      `(key, state, constants, host batches, count, batch offset) -> (state, metrics)`: the host
-      batches (if any) have a leading axis of `max_steps`; so have the metrics, of which the first
-      `count` are set.
+      `(key, state, constants, host batches, count, batch offset) -> (state, metrics)`. Host batches
+      (if any) and metrics have a leading axis of `max_steps`. Only the first `count` metrics are
+      set.
     """
-    # Under jit, the step is traced once for its shapes and for the loop.
+    # Under jit, the step is traced once, for its shapes and for the loop.
     traced_once = jax.jit(train_step)
 
     def run(
@@ -277,10 +279,10 @@ def repeat_steps(train_step: TrainStep, max_steps: int) -> RepeatedStep:
 
 
 def _per_replica(tree: Any, axis_name: str | None) -> Any:
-    """Makes arrays depend on the replica for `shard_map`; their values stay as they are."""
+    """Marks arrays as different on each replica for `shard_map`, without changing their values."""
     if axis_name is None:
         return tree
-    # Not `lax.pcast`, which says the same but refuses `vmap`.
+    # `lax.pcast` would do the same, but it does not support `vmap`.
     replica = lax.axis_index(axis_name)
     return jax.tree.map(lambda a: jnp.where(replica >= 0, a, a), tree)
 

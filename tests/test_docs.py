@@ -7,6 +7,7 @@ import pkgutil
 import re
 import shlex
 import tokenize
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,9 +50,19 @@ UNUSUAL_WORDS = {
 MAX_PICTURE_BYTES, MAX_PICTURES_BYTES = 150_000, 2_000_000
 
 
+def expand_loops(code: str) -> str:
+    """Unrolls the loops `for NAME in VALUES; do ... done` of a shell."""
+
+    def unrolled(loop: re.Match) -> str:
+        name, values, body = loop.groups()
+        return "".join(body.replace(f"${name}", value) for value in values.split())
+
+    return re.sub(r"^for (\w+) in ([^;\n]+); do\n(.*?)^done$", unrolled, code, flags=re.M | re.S)
+
+
 def commands(page: Path, program: str) -> list[str]:
     """The commands in a page's code blocks that call a program, each in one line."""
-    text = page.read_text().replace("\\\n", " ")
+    text = expand_loops(page.read_text().replace("\\\n", " "))
     blocks = re.findall(r"^```(?:bash)?\n(.*?)^```", text, re.M | re.S)
     lines = [line.strip() for block in blocks for line in block.splitlines()]
     called = [line for line in lines if line.startswith(f"{program} ")]
@@ -136,7 +147,8 @@ def test_every_key_file_and_name_of_the_code_in_a_page_exists(page):
 
 
 def test_wrong_names_in_a_page_are_found():
-    assert commands(ROOT / "README.md", MAIN)
+    found = commands(ROOT / "README.md", MAIN)
+    assert f"{MAIN} --config=configs/8gaussians.py --workdir=runs/8gaussians" in found
     wrong = [*other_flags("python -m benchmarks.scaling --josn=x")]
     assert wrong == [("benchmarks.scaling", "josn")]
     assert "josn" not in file_of("benchmarks.scaling").read_text()
@@ -152,6 +164,25 @@ def test_wrong_names_in_a_page_are_found():
 @pytest.mark.parametrize("mode", modes.MODES)
 def test_every_mode_has_an_example_that_parses(mode):
     assert check_parses(modes.example(mode)) == mode
+
+
+def test_the_targets_of_make_and_the_extras_of_pip_in_the_pages_exist():
+    text = "\n".join(page.read_text() for page in PAGES)
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"^make ([a-z-]+)|`make ([a-z-]+)", text, re.M))
+    assert all(re.search(rf"^{one or other}:", makefile, re.M) for one, other in targets)
+    extras = set(",".join(re.findall(r"'?\.\[([\w,]+)\]", text)).split(","))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert extras <= project["optional-dependencies"].keys()
+
+
+def test_the_version_is_the_same_everywhere():
+    version = fdrl_jax.__version__
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+    newest = re.search(
+        r"^## \[(.+?)\] - \d{4}-\d\d-\d\d$", (ROOT / "CHANGELOG.md").read_text(), re.M
+    )
+    assert newest[1] == version
 
 
 def test_a_command_that_does_not_parse_is_found():

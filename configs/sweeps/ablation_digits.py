@@ -1,7 +1,7 @@
-"""Ablations on digits: prior, length of the flow, loss with divergence, step sizes that decay.
+"""Ablations on digits: prior, length of the flow, loss and divergence, decaying step sizes.
 
 Command: python -m experiments.sweep --sweep=configs/sweeps/ablation_digits.py --workdir=runs/ab
-Cost: 10 runs a seed of about 45 s each on two CPU cores.
+Cost: 10 runs per seed of about 45 s each on two CPU cores.
 Results: docs/ablations.md.
 """
 
@@ -14,22 +14,26 @@ BUDGET = 400 * (20 + 2)
 
 
 def of_length(flow_steps: int) -> dict[str, Any]:
-    """Returns a length of the flow, with as many train steps as the budget leaves for it."""
+    """Returns a length of the flow and the number of train steps that the budget allows."""
     return {"flow.num_steps": flow_steps, "train.num_steps": train_steps(BUDGET, flow_steps)}
 
 
 def get_sweep() -> dict[str, Any]:
-    """Returns what to run, as the arguments of `experiments.sweep.plan.make`."""
+    """Returns the arguments of `experiments.sweep.plan.make`."""
     return {
         "config": "configs/digits.py",
         "settings": {
-            # What the groups vary stands here too, so that they share the run of these values.
+            # Also what the groups vary, so that they share the run with these values.
             "prior.name": "data_dependent",
             "loss.name": "lr",
             "loss.divergence": "kl",
             **of_length(20),
             **decaying(1.0, 1.0),
-            # No regulariser, as in the paper.
+            "precision": "float32",
+            # Runs that diverge stop, and count as such.
+            "train.max_log_ratio": 50.0,
+            "train.on_divergence": "stop",
+            # Without regularisation, as in the paper.
             "loss.gradient_penalty": 0.0,
             "prior.jitter": 1e-4,
             "flow.noise_scale": 0.01,

@@ -1,8 +1,8 @@
-r"""25 Gaussians with step sizes that shrink or grow over the flow, at the same mean.
+r"""25 Gaussians with step sizes that shrink or grow over the flow and have the same mean.
 
 Command: python -m experiments.sweep --sweep=configs/sweeps/decay_25gaussians.py \
   --workdir=runs/decay
-Cost: 4 runs a seed of about 45 s each on two CPU cores.
+Cost: 4 runs per seed of about 45 s each on two CPU cores.
 Results: docs/ablations.md.
 """
 
@@ -12,7 +12,7 @@ from configs.sweeps import decaying
 
 
 def get_sweep() -> dict[str, Any]:
-    """Returns what to run, as the arguments of `experiments.sweep.plan.make`."""
+    """Returns the arguments of `experiments.sweep.plan.make`."""
     return {
         "config": "configs/25gaussians.py",
         "groups": {

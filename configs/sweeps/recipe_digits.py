@@ -1,7 +1,7 @@
-"""What each part of the recipe for small images is worth, on digits at equal compute.
+"""Ablation of each part of the recipe for small images, on digits at equal compute.
 
 Command: python -m experiments.sweep --sweep=configs/sweeps/recipe_digits.py --workdir=runs/recipe
-Cost: 12 runs a seed of about a minute each on two CPU cores, estimated.
+Cost: 12 runs per seed of about a minute each on two CPU cores, estimated.
 Results: none yet; docs/ablations.md has single trials.
 """
 
@@ -15,19 +15,19 @@ _RECIPE = small_images(8, 8, 1)
 _NUM_STEPS = 500
 _FRACTION = _RECIPE.loss.gradient_penalty_fraction
 _PATH = _RECIPE.flow.num_steps * _RECIPE.flow.step_size
-# Gradients of the network per example in the update: of the loss, and of a penalty on all examples.
+# Gradients of the network per example in the update: for the loss, and for a full penalty.
 _LOSS, _PENALTY = 2.0, 3.0
 
 
 def of_cost(
     flow_steps: int = _RECIPE.flow.num_steps, penalised: float = _FRACTION, relative: float = 1.0
 ) -> dict[str, Any]:
-    """Returns the number of train steps that costs as much as the recipe.
+    """Returns the number of train steps for the same cost as that of the recipe.
 
     Args:
-      flow_steps: K.
-      penalised: share of the batch with a penalty.
-      relative: cost of the network, relative to the recipe's.
+      flow_steps: number of flow steps K.
+      penalised: fraction of the batch with a penalty.
+      relative: cost of the network relative to that of the recipe.
     """
     budget = _NUM_STEPS * (_RECIPE.flow.num_steps + _LOSS + _FRACTION * _PENALTY)
     update = _LOSS + penalised * _PENALTY
@@ -35,7 +35,7 @@ def of_cost(
 
 
 def of_length(flow_steps: int) -> dict[str, Any]:
-    """Returns a length of the flow, with steps that cover the same path."""
+    """Returns a length of the flow, with a step size that covers the same distance."""
     return {
         "flow.num_steps": flow_steps,
         "flow.num_refine_steps": flow_steps // 2,
@@ -47,7 +47,7 @@ def of_length(flow_steps: int) -> dict[str, Any]:
 
 
 def with_penalty(weight: float, fraction: float = _FRACTION) -> dict[str, Any]:
-    """Returns a gradient penalty on a share of the batch."""
+    """Returns a gradient penalty on a fraction of the batch."""
     return {
         "loss.gradient_penalty": weight,
         "loss.gradient_penalty_fraction": fraction,
@@ -56,11 +56,11 @@ def with_penalty(weight: float, fraction: float = _FRACTION) -> dict[str, Any]:
 
 
 def get_sweep() -> dict[str, Any]:
-    """Returns what to run, as the arguments of `experiments.sweep.plan.make`."""
+    """Returns the arguments of `experiments.sweep.plan.make`."""
     return {
         "config": "configs/digits.py",
         "settings": {
-            # What the groups vary stands here too, so that they share the run of these values.
+            # Also what the groups vary, so that they share the run with these values.
             **of_length(_RECIPE.flow.num_steps),
             **with_penalty(_RECIPE.loss.gradient_penalty),
             "optimizer.b1": _RECIPE.optimizer.b1,

@@ -1,4 +1,4 @@
-r"""Runs on a swiss roll that go wrong in one thing each, beside one that does not.
+r"""A healthy run on a swiss roll, and five runs with one bad setting each.
 
 Command: python -m experiments.sweep --sweep=configs/sweeps/what_goes_wrong.py \
   --workdir=runs/wrong
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def get_sweep() -> dict[str, Any]:
-    """Returns what to run, as the arguments of `experiments.sweep.plan.make`."""
+    """Returns the arguments of `experiments.sweep.plan.make`."""
     return {
         "config": "configs/swissroll.py",
         "settings": {

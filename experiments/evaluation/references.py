@@ -65,7 +65,7 @@ class ImageReference(NamedTuple):
       images: held-out images, which training never saw.
       labels: their classes, [N]; `None` for data without labels.
       classes: names of the classes by label.
-      spare: further real images that no classifier was fitted to; empty for most data.
+      spare: additional real images that no classifier was fitted to; empty for most data.
       fit: images for fitting a classifier of pixels, for digits and for translations.
       starts: where the samples of a translation start.
       domains: names of the source and the target of a translation.

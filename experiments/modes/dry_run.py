@@ -1,4 +1,4 @@
-"""Mode dry_run: what a run would cost, without training."""
+"""Mode dry_run: estimates what a run would cost, without training."""
 
 import math
 import sys
@@ -16,16 +16,16 @@ from experiments.planning import process, report, targets
 from experiments.settings import Settings
 from fdrl_jax import parallel, rng, steps
 
-_MAX_TIMED_SECONDS = 4.0  # A train step of up to this length is timed as a whole.
-_REPORT_SECONDS = 20.0  # Metrics and pictures, besides the samples.
+_MAX_TIMED_SECONDS = 4.0  # Longer train steps are not timed but estimated.
+_REPORT_SECONDS = 20.0  # For metrics and pictures, in addition to the samples.
 
 
 def run_mode(command: Command) -> None:
-    """Prints cost, memory, disk and time of a run, then the settings that differ from the defaults.
+    """Prints time, memory and disk space of a run, and the settings that differ from the defaults.
 
-    The real train step is compiled; memory is the compiler's figure for it. A flow step is timed,
-    and the train step as well unless it takes too long. With `--target`, train step and sampler are
-    compiled for a machine that need not be there, and nothing is timed.
+    Compiles the real train step and reports the memory that the compiler computes for it. Times a
+    flow step, and also a train step unless it takes too long. With `--target`, compiles train step
+    and sampler for other hardware, which need not be present, and times nothing.
     """
     if command.flags["target"]:
         wanted = wanted_settings(command)
@@ -78,10 +78,12 @@ def _print_answer(
     variables = experiment.state_shapes().variables
     count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"]))
     num = parallel.num_devices()
-    print(f"whole run: about {duration(total)}, of which")
-    print(f"  compilation {duration(compile_seconds)}, {wanted['train.num_steps']:,} train steps")
-    print(f"  {duration(training_seconds)}, evaluation and report {duration(evaluation_seconds)};")
-    print("  fitting the prior to the data comes on top, where it is data-dependent")
+    print(f"whole run: about {duration(total)}")
+    print(f"  compilation: {duration(compile_seconds)}")
+    print(f"  {wanted['train.num_steps']:,} train steps: {duration(training_seconds)}")
+    print(f"  evaluation and report: {duration(evaluation_seconds)}")
+    if wanted["prior.name"] == "data_dependent":
+        print("  not included: fitting the prior to the data")
     print(f"time to the first checkpoint: {duration(first)}")
     print(f"train step: {step.train_step * 1e3:.3g} ms ({how})")
     print(f"flow step: {step.flow_step * 1e3:.3g} ms")
@@ -96,7 +98,7 @@ def _print_answer(
 
 
 def duration(seconds: float) -> str:
-    """Formats a duration for people."""
+    """Formats a duration in the unit that a reader expects."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     if seconds < 7_200:

@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from experiments.evaluation.cheap import CheapMetric
 from experiments.pictures.style import DATA, PRIOR, SAMPLES, panels, plt
@@ -27,7 +28,7 @@ def training(records: list[dict[str, Any]], best: Mapping[str, Any] | None = Non
         return np.array([np.nan if value is None else value for value in found])
 
     judged = sorted({name for r in records for name in r if name.startswith(PREFIX)})
-    figure, (loss, ratio, norms, *rest) = panels(4 if judged else 3, size=3.4)
+    figure, (loss, ratio, norms, *rest) = panels(4 if judged else 3, size=2.6)
     loss.plot(steps, values("loss"), color=SAMPLES)
     loss.set(title="Bregman loss", xlabel="step")
     ratio.plot(steps, values("ratio_real"), color=DATA, label="on data")
@@ -38,6 +39,7 @@ def training(records: list[dict[str, Any]], best: Mapping[str, Any] | None = Non
     norms.semilogy(steps, values("grad_norm"), color=DATA, label="gradient of the loss")
     norms.semilogy(steps, values("drift_norm"), color=SAMPLES, label="last drift of the flow")
     norms.set(title="norms", xlabel="step")
+    _few_log_ticks(norms)
     norms.legend()
     for ax in rest:
         for name in judged:
@@ -48,6 +50,9 @@ def training(records: list[dict[str, Any]], best: Mapping[str, Any] | None = Non
             ax.axvline(best["step"], color=PRIOR, linestyle=":", label="best checkpoint")
         ax.set(title="metric of samples", xlabel="step")
         ax.legend()
+    for ax in (loss, ratio, norms, *rest):
+        ax.xaxis.set_major_locator(MaxNLocator(3))  # Long step numbers need space.
+        ax.xaxis.set_major_formatter("{x:,.0f}")
     return figure
 
 
@@ -63,13 +68,11 @@ def metric(
       marks: positions to mark, by name.
     """
     at, values = [p for p, _ in points], [m.value for _, m in points]
-    figure, ax = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
+    figure, ax = plt.subplots(figsize=(5.4, 3.2), layout="constrained")
     ax.plot(at, values, ".-", color=SAMPLES)
     if min(values) > 0.0:  # Unbiased estimates of small distances may be negative.
         ax.set_yscale("log")
-        ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        ax.yaxis.set_major_formatter(FormatStrFormatter("%g"))
-        ax.yaxis.set_minor_formatter(NullFormatter())
+        _few_log_ticks(ax)
     for name, where in marks.items():
         ax.axvline(where, color=PRIOR, linewidth=0.8, linestyle=":")
         ax.annotate(name, (where, 1.0), xycoords=("data", "axes fraction"), ha="center")
@@ -80,6 +83,13 @@ def metric(
     ax.set(xlabel=axis, ylabel=best_metric.name)
     ax.legend()
     return figure
+
+
+def _few_log_ticks(ax: Axes) -> None:
+    """Labels a logarithmic axis at 1, 2 and 5 times powers of ten, as plain numbers."""
+    ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    ax.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+    ax.yaxis.set_minor_formatter(NullFormatter())
 
 
 def best_of(points: Sequence[tuple[int, CheapMetric]]) -> tuple[int, CheapMetric]:

@@ -33,7 +33,7 @@ def show(ax: Axes, sheet: np.ndarray) -> None:
 
 def side_by_side(columns: Mapping[str, np.ndarray]) -> Figure:
     """Draws grids of images side by side, below their titles."""
-    figure, axes = panels(len(columns), size=3.6)
+    figure, axes = panels(len(columns), size=2.6)
     for ax, (title, images) in zip(axes, columns.items(), strict=True):
         show(ax, tile(images[:NUM_IN_GRID], 10))
         ax.set_title(title)
@@ -71,7 +71,7 @@ def translation(
 
 def by_class(images: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> Figure:
     """Draws one row of images per class that occurs."""
-    figure, (ax,) = panels(1, size=3.6)
+    figure, (ax,) = panels(1, size=3.0)
     show_by_class(ax, images, labels, classes)
     return figure
 
@@ -98,9 +98,12 @@ def flow_strip(path: np.ndarray, num_steps: int, start: str) -> Figure:
     picked = spread(len(path), 12)
     # Tiled row by row, so that each row shows one sample.
     strip = np.swapaxes(path[picked], 0, 1).reshape(-1, *path.shape[2:])
-    figure, (ax,) = panels(1, size=7.0)
+    figure, (ax,) = panels(1, size=5.6)
     show(ax, tile(strip, len(picked)))
-    ax.set_title(f"flow from {start}: steps {', '.join(map(str, picked))} (K = {num_steps})")
+    pitch = path.shape[3] + 1
+    for place, step in enumerate(picked):
+        ax.text((place + 0.5) * pitch, -0.1 * pitch, str(step), ha="center", va="bottom")
+    ax.set_title(f"steps of the flow from {start} (K = {num_steps})", pad=16)
     return figure
 
 
@@ -110,19 +113,19 @@ def interpolations(sheets: dict[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
     Args:
       sheets: `(x_0, samples)` by kind of interpolation, each [paths, points, H, W, C].
     """
-    figure, axes = panels(len(sheets), size=6.0)
+    figure, axes = panels(len(sheets), size=4.0)
     for ax, (kind, (start, end)) in zip(axes, sheets.items(), strict=True):
         # Each row of samples has the row of its prior samples above it.
         rows = np.stack([start, end], axis=1).reshape(-1, *start.shape[2:])
         show(ax, tile(rows, start.shape[1]))
-        ax.set_title(f"{kind} interpolation: prior, and below it the samples")
+        ax.set_title(f"{kind} interpolation (samples below the prior)")
     return figure
 
 
 def course(snapshots: Sequence[tuple[int, np.ndarray]]) -> Figure:
     """Draws the same samples at several steps of training (fig. 4)."""
     picked = [snapshots[i] for i in spread(len(snapshots), 6)]
-    figure, axes = panels(len(picked), size=2.2)
+    figure, axes = panels(len(picked), size=1.4)
     for ax, (step, samples) in zip(axes, picked, strict=True):
         show(ax, tile(samples[:36], 6))
         ax.set_title(f"step {step:,}")

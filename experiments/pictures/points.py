@@ -20,7 +20,7 @@ from experiments.pictures.style import (
     plt,
 )
 
-_SHOWN = 4_000  # More points than this would cover each other.
+_SHOWN = 4_000  # More points would cover each other.
 _COLOURS = {PRIOR_TITLE: PRIOR, SAMPLES_TITLE: SAMPLES, DATA_TITLE: DATA}
 
 
@@ -31,7 +31,7 @@ def frame(data: np.ndarray) -> tuple[float, float]:
 
 
 def side_by_side(columns: Mapping[str, np.ndarray], data: np.ndarray) -> Figure:
-    """Draws sets of points side by side, below their titles, on axes that hold the data."""
+    """Draws sets of points side by side, with titles and a common range that holds the data."""
     figure, axes = panels(len(columns))
     for ax, (title, points) in zip(axes, columns.items(), strict=True):
         _scatter(ax, points, _COLOURS[title], frame(data))
@@ -49,7 +49,7 @@ def log_ratio_and_drift(
     fine, coarse = _grid(low, high, 160), _grid(low, high, 24)
     values = log_ratio_fn(fine).reshape(160, 160)
     limit = max(float(np.quantile(np.abs(values), 0.95)), 1e-6)
-    figure, (ax,) = panels(1, size=5.0)
+    figure, (ax,) = panels(1, size=3.6)
     image = ax.imshow(
         values,
         extent=(low, high, low, high),
@@ -62,7 +62,7 @@ def log_ratio_and_drift(
     ax.scatter(data[:_SHOWN, 0], data[:_SHOWN, 1], s=0.4, color="black", alpha=0.35, linewidths=0)
     arrows = drift_fn(coarse)
     length = np.linalg.norm(arrows, axis=-1, keepdims=True)
-    # Arrows have the square root of the length: the drift is many times larger far from the data.
+    # The square root of the length, because the drift is many times larger far from the data.
     shown = arrows / np.maximum(np.sqrt(length), 1e-9)
     ax.quiver(*coarse.T, *shown.T, color="black", width=0.0025, alpha=0.8)
     ax.set(xlim=(low, high), ylim=(low, high), xticks=[], yticks=[])
@@ -73,7 +73,7 @@ def log_ratio_and_drift(
 def course(snapshots: Sequence[tuple[int, np.ndarray]], data: np.ndarray) -> Figure:
     """Draws samples at several steps of training side by side, over the data (fig. 4)."""
     picked = [snapshots[i] for i in spread(len(snapshots), 6)]
-    figure, axes = panels(len(picked), size=2.2)
+    figure, axes = panels(len(picked), size=1.4)
     for ax, (step, samples) in zip(axes, picked, strict=True):
         _scatter(ax, data, PRIOR, frame(data), alpha=0.15)
         _scatter(ax, samples, SAMPLES, frame(data))
@@ -108,7 +108,7 @@ def _scatter(
     ax: Axes, points: np.ndarray, colour: str, limits: tuple[float, float], alpha: float = 0.5
 ) -> None:
     ax.scatter(
-        points[:_SHOWN, 0], points[:_SHOWN, 1], s=1.5, color=colour, alpha=alpha, linewidths=0
+        points[:_SHOWN, 0], points[:_SHOWN, 1], s=1.2, color=colour, alpha=alpha, linewidths=0
     )
     ax.set(xlim=limits, ylim=limits, xticks=[], yticks=[], aspect="equal")
 

@@ -174,7 +174,7 @@ def _advice(plan: Plan) -> Iterator[str]:
             if parts and parts[0] > 1:
                 yield f"  try --config.train.num_micro_batches={parts[0]}, with the same results"
         else:
-            yield "  parameters and constants alone do not fit; a smaller batch is of no use"
+            yield "  parameters and constants do not fit, so a smaller batch does not help"
     if not settings["network.remat"]:
         yield "  try --config.network.remat=true, which needs less memory and more time"
     if settings["prior.name"] == "data_dependent":

@@ -110,6 +110,17 @@ def test_the_recipe_for_small_images_takes_every_size(size):
     assert 4 <= smallest <= 8
 
 
+def test_digits_differ_from_the_recipe_for_small_images_only_in_length():
+    recipe = settings.flatten(base.small_images(8, 8, 1).to_dict())
+    digits = settings.flatten(load("digits"))
+    assert {key for key in recipe if digits[key] != recipe[key]} == {
+        "data.name",
+        "train.num_steps",
+        "evaluate.num_samples",
+        "evaluate.batch_size",
+    }
+
+
 def test_a_fitted_run_keeps_its_settings_when_the_same_command_resumes_it(image_folder, tmp_path):
     arguments = ["--config=configs/folder.py", "--config.train.num_steps=3"]
     arguments += [f"--config.data.dir={image_folder}", "--config.data.image_size=8"]

@@ -1,6 +1,6 @@
-"""Numbers of the reference implementation, and what it takes to compare with them.
+"""Reference values of the authors' implementation, and helpers to compare with them.
 
-The weights follow from the names of the tensors; see ``weights``. Images are NCHW in the files.
+Weights are generated from the names of the tensors; see `weights`. Images in the files are NCHW.
 """
 
 import json
@@ -23,7 +23,7 @@ NETWORKS: dict[str, MLP | ResNet] = {
     "resnet64_shallow_sn_attn": resnet("resnet64_shallow", spectral_norm=True, attention=True),
 }
 
-# What the flow differentiates, given the network's output.
+# The potential of the flow as a function of the network's output.
 POTENTIALS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "Pearson": lambda out: 2 * out,
     "KL": lambda out: out,
@@ -31,7 +31,7 @@ POTENTIALS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "logD": lambda out: -jax.nn.log_sigmoid(-out),
 }
 
-# Bregman losses of the outputs at real and at flowed samples.
+# Bregman losses as functions of the outputs on real and on flowed samples.
 LOSSES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
     "LSIF": lambda real, flowed: jnp.mean(real**2) / 2 - jnp.mean(flowed),
     "LR": lambda real, flowed: -jnp.mean(jax.nn.log_sigmoid(-real) + jax.nn.log_sigmoid(flowed)),
@@ -40,7 +40,7 @@ LOSSES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
 
 
 class Case(NamedTuple):
-    """A network with its golden weights and numbers."""
+    """A network with its weights and reference values."""
 
     net: MLP | ResNet
     variables: dict

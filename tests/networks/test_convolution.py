@@ -1,4 +1,4 @@
-"""The convolution and its derivatives are those of the mathematical operation."""
+"""The convolution and its derivatives equal those of XLA's own convolution."""
 
 import itertools
 
@@ -11,7 +11,7 @@ from jax import lax
 from fdrl_jax.networks import convolve
 
 SIZES = ((8, 8), (7, 6), (1, 2))
-# The networks use kernels of 1 and 3 and strides of 1 and 2; the rest shows no case is special.
+# The networks use kernels of size 1 and 3 and strides 1 and 2. The others are not special cases.
 CASES = [*itertools.product((1, 3), (1, 2), SIZES), (3, 3, (7, 6)), (5, 3, (7, 8)), (5, 2, (4, 5))]
 
 
@@ -46,7 +46,7 @@ def assert_close(actual, expected, relative=1e-12):
     )
 
 
-# Wide 3x3 kernels of stride 1 take Winograd's algorithm.
+# Enough channels for Winograd's algorithm, which computes 3x3 convolutions with stride 1.
 WIDE = (16, 18)
 
 
@@ -166,7 +166,7 @@ def test_shard_map_sums_the_kernel_gradient_over_replicas(check_vma, kernel_size
             return jnp.sum(convolve(x, kernel, 2) ** 2)
 
         gx, gk = jax.grad(loss, (0, 1))(x, kernel)
-        # With checked replication JAX sums the gradient of a replicated kernel by itself.
+        # With check_vma, JAX already sums the gradient of a replicated kernel.
         return gx, gk if check_vma else lax.psum(gk, "batch")
 
     mapped = jax.shard_map(
@@ -184,7 +184,7 @@ def test_shard_map_sums_the_kernel_gradient_over_replicas(check_vma, kernel_size
 
 
 def gradient_program(platforms):
-    """The program of both gradients of a stride-1 convolution, exported for ``platforms``."""
+    """Exports both gradients of a convolution with stride 1 for these platforms."""
     x, kernel = (array.astype(jnp.float32) for array in draw(3))
     gradients = jax.jit(jax.grad(lambda *args: jnp.sum(convolve(*args) ** 2), (0, 1)))
     return jax.export.export(gradients, platforms=platforms)(x, kernel)
@@ -208,17 +208,17 @@ def test_only_cpu_gets_the_canonical_derivatives(platform, canonical):
     program = gradient_program((platform,)).mlir_module()
 
     assert ("optimization_barrier" in program) == canonical
-    # The derived kernel gradient names the channels as the batch; the canonical one transposes.
+    # XLA's own kernel gradient uses the channels as the batch dimension; ours transposes first.
     assert ("[f, 0, 1, b]" in program) != canonical
 
 
 @pytest.mark.parametrize("shape", [(2, 2, 3, 4), (3, 1, 3, 4)])
-def test_even_and_oblong_kernels_are_refused(shape):
+def test_even_and_oblong_kernels_are_rejected(shape):
     with pytest.raises(ValueError, match="odd size"):
         convolve(jnp.zeros((1, 4, 4, 3)), jnp.zeros(shape))
 
 
-def test_a_stride_below_one_is_refused():
+def test_a_stride_below_one_is_rejected():
     with pytest.raises(ValueError, match="stride must be at least 1, got 0"):
         convolve(jnp.zeros((1, 4, 4, 3)), jnp.zeros((3, 3, 3, 4)), 0)
 
@@ -234,14 +234,14 @@ def test_xla_supports_forward_mode(double_precision):
     assert_close(slope, jax.grad(value)(x, "custom").sum())
 
 
-def test_forward_mode_through_the_custom_rule_is_refused_with_the_alternative():
+def test_the_error_for_forward_mode_names_the_alternative():
     x, kernel = draw(3)
 
     with pytest.raises(TypeError, match='use implementation="xla"'):
         jax.jvp(lambda x: convolve(x, kernel), (x,), (x,))
 
 
-def test_an_unknown_implementation_is_refused_with_the_nearest():
+def test_the_error_for_an_unknown_implementation_suggests_the_closest():
     with pytest.raises(ValueError, match="allowed: custom, xla; did you mean 'xla'"):
         convolve(*draw(3), implementation="xla2")
 

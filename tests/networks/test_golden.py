@@ -1,4 +1,4 @@
-"""The networks are numerically those of the reference implementation."""
+"""The networks agree numerically with the authors' implementation."""
 
 import functools
 import itertools
@@ -13,11 +13,12 @@ import pytest
 from fdrl_jax.networks import torch_shapes
 
 NAMES = sorted(golden.NETWORKS)
-# float32 rounding of x itself, which the difference of two positions cannot escape.
+# Rounding error of x in float32, a lower bound of the error of a difference of two positions.
 ROUNDING = 4e-7
 FLOW_TOLERANCE = {"float64": 1e-4, "float32": 3e-3}
-# The deep network flows by one divergence and in float64 only: in float32 a rounding of x tips a
-# few of its two million activations over LeakyReLU's kink, each of which moves the flow by 1e-3.
+# The deep network is tested with one divergence and only in float64. In float32, rounding of x
+# moves a few of its two million activations across the kink of LeakyReLU, and each of them changes
+# the flow by 1e-3.
 FLOWS = {
     "mlp": [*itertools.product(FLOW_TOLERANCE, golden.POTENTIALS)],
     "resnet64_shallow_sn_attn": [*itertools.product(FLOW_TOLERANCE, golden.POTENTIALS)],
@@ -32,7 +33,7 @@ def tolerance(name: str) -> float:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_outputs_and_input_gradients_are_the_references(name):
+def test_outputs_and_input_gradients_equal_the_reference_values(name):
     case = load(name)
 
     @jax.jit
@@ -46,12 +47,12 @@ def test_outputs_and_input_gradients_are_the_references(name):
     grad, out = gradient_and_output(case.variables, case.images("x"))
 
     assert_close(out, case.numbers["y"], tolerance(name))
-    # In float32 the deep network's gradient depends on the processor, as its flow does.
+    # In float32, gradient and flow of the deep network depend on the processor.
     assert_close(grad, case.images("grad_x"), 3e-3 if name == "resnet32" else tolerance(name))
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_losses_and_gradient_norms_are_the_references(name):
+def test_losses_and_gradient_norms_equal_the_reference_values(name):
     case = load(name)
     fixed = {key: value for key, value in case.variables.items() if key != "params"}
     x = jnp.concatenate([case.images("x_real"), case.images("x")])
@@ -63,7 +64,7 @@ def test_losses_and_gradient_norms_are_the_references(name):
             return {key: loss(real, flowed) for key, loss in golden.LOSSES.items()}
 
         values, pullback = jax.vjp(losses, params)
-        # A loop: to compile one backward pass for each loss takes longer.
+        # A loop, because compiling one backward pass per loss takes longer.
         each = dict(zip(values, jnp.eye(len(values)), strict=True))
         norms = jax.lax.map(lambda chosen: optax.tree.norm(pullback(chosen)[0]), each)
         return values, dict(zip(values, norms, strict=True))
@@ -76,11 +77,11 @@ def test_losses_and_gradient_norms_are_the_references(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_flows_are_the_references(name):
+def test_flows_equal_the_reference_values(name):
     case = load(name)
     slopes = {key: jax.vmap(jax.grad(fn)) for key, fn in golden.POTENTIALS.items()}
 
-    # One program for all divergences: compiling takes longer than flowing.
+    # One program for all divergences, because compiling it takes longer than running it.
     @jax.jit
     def flow(variables, x, index, step_size):
         net = case.net.clone(dtype=x.dtype)
@@ -103,7 +104,7 @@ def test_flows_are_the_references(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_importing_expects_the_names_of_the_reference(name):
+def test_importing_expects_the_names_of_the_authors_code(name):
     features = load(name).images("x").shape[-1]
 
     assert torch_shapes(golden.NETWORKS[name], features) == golden.shapes(name)
@@ -114,6 +115,6 @@ def norm(array):
 
 
 def assert_close(actual, expected, relative):
-    """Compares norms of differences: single elements near zero have no relative accuracy."""
+    """Compares norms of differences, because single elements near zero may be inaccurate."""
     assert np.shape(actual) == np.shape(expected)
     assert norm(actual - expected) <= relative * norm(expected)

@@ -1,4 +1,4 @@
-"""Every network keeps the contract: shapes, names, types, and errors that name what is wrong."""
+"""All networks have the expected shapes, names and types, and errors name what is wrong."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from fdrl_jax.networks import (
     torch_shapes,
 )
 
-# Numbers of blocks in every stage, and the stage that self-attention follows.
+# Number of blocks per stage, and the stage that self-attention follows.
 STAGES = {
     "resnet32": ((3, 3, 3, 3), 1),
     "resnet64": ((1, 2, 2, 2), 2),
@@ -32,7 +32,7 @@ SIZES = {
 
 
 def reference_names(name, spectral_norm, attention):
-    """The names that the reference implementation gives its tensors, from its stages."""
+    """Returns the names of the tensors in the authors' implementation, from its stages."""
     kernels = ["conv1", "linear"]
     for stage, blocks in enumerate(STAGES[name][0], start=1):
         for block in range(blocks):
@@ -51,21 +51,21 @@ def reference_names(name, spectral_norm, attention):
 @pytest.mark.parametrize("attention", [False, True])
 @pytest.mark.parametrize("spectral_norm", [False, True])
 @pytest.mark.parametrize("name", SPECS)
-def test_tensors_have_the_references_names(name, spectral_norm, attention):
+def test_tensors_have_the_names_of_the_authors_code(name, spectral_norm, attention):
     net = resnet(name, spectral_norm=spectral_norm, attention=attention)
 
     assert set(torch_shapes(net, 3)) == reference_names(name, spectral_norm, attention)
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_tables_have_the_papers_size(name):
+def test_networks_have_the_sizes_of_the_paper(name):
     sizes = [np.prod(shape) for shape in torch_shapes(resnet(name), 3).values()]
 
     assert sum(sizes) == SIZES[name]
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_attention_follows_the_references_stage(name):
+def test_attention_follows_the_stage_of_the_authors_code(name):
     after = SPECS[name].attention_after
     stages, stage = STAGES[name]
 
@@ -170,7 +170,7 @@ def test_attention_starts_as_the_identity_and_then_mixes_positions():
     assert not moved[1].any()
 
 
-def test_an_unknown_name_is_refused_with_the_nearest():
+def test_the_error_for_an_unknown_name_suggests_the_closest():
     with pytest.raises(ValueError, match=r"allowed: resnet32, .*did you mean 'resnet64_shallow'"):
         resnet("resnet64-shallow")
 
@@ -179,13 +179,13 @@ def test_an_unknown_name_is_refused_with_the_nearest():
     "spec",
     [*(ResNetSpec(4, blocks) for blocks in ((), ((0, 1),), ((4, 0),))), ResNetSpec(0, ((4, 1),))],
 )
-def test_a_spec_that_describes_no_network_is_refused(spec):
+def test_a_spec_without_valid_blocks_is_rejected(spec):
     with pytest.raises(ValueError, match="a network needs blocks"):
         resnet(spec)
 
 
 @pytest.mark.parametrize("after", [None, 0, 2])
-def test_attention_without_a_place_is_refused(after):
+def test_attention_after_a_block_that_does_not_exist_is_rejected(after):
     with pytest.raises(ValueError, match=f"number from 1 to 1, got {after}"):
         resnet(ResNetSpec(4, ((4, 1),), after), attention=True)
 
@@ -199,7 +199,7 @@ def tensors(net, features):
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])
-def test_imported_kernels_keep_their_meaning(prefix):
+def test_imported_kernels_are_transposed_correctly(prefix):
     net = resnet(ResNetSpec(4, ((6, 2),), 1), attention=True)
     named = tensors(net, 2)
 
@@ -241,12 +241,12 @@ def test_all_tensors_that_do_not_fit_are_named_in_one_error():
 
 
 @pytest.mark.parametrize("net", [MLP(), resnet("resnet64")], ids=["mlp", "resnet"])
-def test_an_empty_state_dict_is_refused(net):
+def test_an_empty_state_dict_is_rejected(net):
     with pytest.raises(ValueError, match="missing"):
         from_torch_state_dict(net, {})
 
 
-def test_the_heads_output_is_not_rounded_to_bfloat16():
+def test_the_output_is_not_rounded_to_bfloat16():
     for net, shape in ((MLP((8,)), (64, 2)), (resnet(ResNetSpec(4, ((8, 2),))), (64, 8, 8, 1))):
         x = jax.random.normal(jax.random.key(1), shape)
         half = net.clone(dtype=jnp.bfloat16)
@@ -254,7 +254,7 @@ def test_the_heads_output_is_not_rounded_to_bfloat16():
         assert (out != out.astype(jnp.bfloat16).astype(jnp.float32)).any()
 
 
-def test_attention_in_bfloat16_rounds_no_scores():
+def test_attention_in_bfloat16_does_not_round_scores():
     x = jax.random.normal(jax.random.key(1), (2, 4, 4, 64))
     variables = jax.jit(SelfAttention().init)(jax.random.key(0), x)
     params = {**variables["params"], "gamma": jnp.ones(())}
@@ -271,7 +271,7 @@ def test_attention_in_bfloat16_rounds_no_scores():
     assert error < 1.2e-2 * jnp.linalg.norm(exact)
 
 
-def test_a_network_by_xlas_convolutions_supports_forward_mode():
+def test_a_network_with_xlas_convolutions_supports_forward_mode():
     net = resnet(ResNetSpec(4, ((8, 2),), 1), attention=True, implementation="xla")
     x = jax.random.normal(jax.random.key(1), (2, 8, 8, 1))
     variables = jax.jit(net.init)(jax.random.key(0), x)

@@ -1,4 +1,4 @@
-"""Prepared variables give the same network, with nothing left to do in a loop."""
+"""Prepared variables give the same network and leave no work on weights to the loop."""
 
 import functools
 import itertools
@@ -40,7 +40,7 @@ def is_scan(equation):
 
 
 def equations(jaxpr):
-    """All equations of a program, those of its inner programs included."""
+    """Yields all equations of a program, including those of inner programs."""
     for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
         yield equation
         for value in jax.tree.leaves(
@@ -101,7 +101,7 @@ def test_no_weight_is_cast_or_divided_inside_a_loop(name):
         return lax.scan(step, x, length=2)[0]
 
     def casts_in_the_loop(variables):
-        """Casts of arrays that have the shape of a kernel, in the body of the scan."""
+        """Returns the casts of kernels in the body of the scan."""
         (loop,) = (e for e in equations(jax.make_jaxpr(flow)(variables, x)) if is_scan(e))
         kernels = {leaf.shape for leaf in jax.tree.leaves(variables["params"]) if leaf.ndim == 4}
         return [

@@ -1,4 +1,4 @@
-"""Spectral normalisation divides by the stored estimate, and moves it only when asked."""
+"""Spectral normalisation divides by the stored estimate and updates it only on request."""
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ def initial(request):
 
 @pytest.fixture(scope="module")
 def case(initial):
-    """A network whose kernels have moved since its vectors fitted them."""
+    """A network whose kernels have changed since its vectors were computed."""
     net, variables, x = initial
     params = jax.tree.map(
         lambda a: a + 0.1 * jnp.cos(jnp.arange(a.size)).reshape(a.shape), variables["params"]
@@ -33,7 +33,7 @@ def case(initial):
 
 
 def torch_matrix(kernel):
-    """``[out, in * k * k]`` by the definition: one row an output, inputs before positions."""
+    """The kernel as a matrix `[out, in * k * k]`, with one row per output channel."""
     kernel = np.asarray(kernel, np.float64)
     if kernel.ndim == 2:
         return kernel.T
@@ -41,7 +41,7 @@ def torch_matrix(kernel):
 
 
 def layers(variables, path=()):
-    """Every normalised layer: its kernel matrix, ``u`` and ``v``."""
+    """Yields the kernel matrix, `u` and `v` of each normalised layer."""
     vectors, params = variables["spectral"], variables["params"]
     for name in path:
         vectors, params = vectors[name], params[name]
@@ -108,7 +108,7 @@ def test_an_updating_pass_uses_the_new_vectors(case):
 @pytest.mark.parametrize("scale", [1, 0.5])
 def test_a_plain_pass_divides_by_the_stored_sigma(case, scale):
     net, variables, x = case
-    # Vectors that no power iteration would leave as they are.
+    # A power iteration would change these vectors.
     vectors = jax.tree.map(lambda a: scale * a, variables["spectral"])
     variables = {**variables, "spectral": vectors}
     sigmas = (u @ matrix @ v for matrix, u, v in layers(variables))
@@ -123,7 +123,7 @@ def test_a_plain_pass_divides_by_the_stored_sigma(case, scale):
     )
 
 
-def test_gradients_flow_through_sigma_to_the_kernel_alone(case):
+def test_gradients_go_through_sigma_to_the_kernel_only(case):
     net, variables, x = case
 
     def total(params):
@@ -146,7 +146,7 @@ def test_gradients_flow_through_sigma_to_the_kernel_alone(case):
                 assert abs(product[0]) <= 1e-4 * product[1] + 1e-6
 
 
-def test_variables_without_spectral_norm_are_left_alone():
+def test_variables_without_spectral_norm_are_unchanged():
     variables = MLP((4,)).init(jax.random.key(0), jnp.ones((1, 2)))
 
     assert update_vectors(variables) == variables

@@ -120,7 +120,7 @@ def test_what_does_not_fit_is_answered_with_what_to_change():
     assert "--config.network.remat=true" in text
     assert f"--config.train.batch_size={4 * NUM}" in text
     fixed = plan(memory={"arguments": 200 * GIB, "temporary": 1 * GIB})
-    assert "a smaller batch is of no use" in "\n".join(report.lines(fixed))
+    assert "a smaller batch does not help" in "\n".join(report.lines(fixed))
     refused = large._replace(found={"event_shape": [32, 32, 3], "out_of_memory": "Used 20G of 15G"})
     assert "does not fit: Used 20G of 15G" in "\n".join(report.lines(refused))
 
