@@ -15,7 +15,7 @@ from jax.experimental import topologies
 from experiments import build
 from experiments.build import Experiment
 from experiments.data import Source
-from experiments.planning import hlo
+from experiments.planning import hlo, work
 from experiments.planning.targets import Target
 from experiments.settings import Settings
 from fdrl_jax import parallel, rng, samplers, steps
@@ -45,7 +45,7 @@ class Compiled(NamedTuple):
     @property
     def flops(self) -> float:
         """FLOPs of products and convolutions, before XLA rewrites them to suit a device."""
-        return hlo.parse(self.lowered.as_text(dialect="hlo")).flops
+        return work.flops(hlo.parse(self.lowered.as_text(dialect="hlo")))
 
     @property
     def memory(self) -> dict[str, int]:
