@@ -153,4 +153,10 @@ def _prior(settings: Settings, source: Source, fitted: FittedPrior | None) -> Pr
     # Images are clipped to their range (section 5 of the paper); points have no range.
     clip = (-1.0, 1.0) if source.kind == "images" else None
     mean = found.mean.reshape(source.event_shape)
-    return priors.gaussian(mean, found.factor, remainder_scale=found.remainder_scale, clip=clip)
+    return priors.gaussian(
+        mean,
+        found.factor,
+        remainder_scale=found.remainder_scale,
+        clip=clip,
+        axis_name=parallel.AXIS,
+    )

@@ -132,4 +132,7 @@ def check(experiment: Experiment) -> None:
       UserError: for settings that do not fit together, or that need more memory than there is.
     """
     training = build.ratio_training(experiment)
-    memory.check_state(training.state_shapes(), training.constants)
+    memory.check_state(
+        training.state_shapes(),
+        build.shapes_on_device(training.constants, parallel.num_replicas()),
+    )

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from experiments import advice, build, cost, settings
-from experiments.build import Experiment, Training
+from experiments.build import Experiment, Training, on_devices
 from experiments.command_line import Command
 from experiments.machine import hardware, memory
 from experiments.modes.creation import check, settings_and_data, wanted_settings
@@ -118,7 +118,7 @@ def _arguments(training: Training) -> tuple[Any, ...]:
         host_batches = feed.take(1)
     zeros = jax.tree.map(lambda s: jax.numpy.zeros(s.shape, s.dtype), training.state_shapes())
     key = rng.root_key(training.settings["seed"])
-    constants = parallel.replicate(training.constants)
+    constants = on_devices(training.constants)
     return key, parallel.replicate(zeros), constants, host_batches, 1, 0
 
 

@@ -104,7 +104,7 @@ def train_step(settings: Settings, source: Source, devices: list[Any]) -> Compil
     arguments = (
         _key_shape(),
         training.state_shapes(),
-        _shapes(training.constants),
+        build.shapes_on_device(training.constants, len(devices)),
         _host_batches(experiment, dispatch, len(devices)),
         scalar,
         scalar,
@@ -128,7 +128,7 @@ def sampler(settings: Settings, source: Source, devices: list[Any]) -> tuple[Com
     arguments = (
         _key_shape(),
         experiment.sampling_variables(experiment.state_shapes()),
-        _shapes(experiment.constants),
+        build.shapes_on_device(experiment.constants, len(devices)),
         batch,
     )
     compiled = _compile(
@@ -150,10 +150,6 @@ def _compile(lower: Any, devices: list[Any]) -> Compiled:
 
 def _key_shape() -> Any:
     return jax.eval_shape(lambda: rng.root_key(0))
-
-
-def _shapes(tree: Any) -> Any:
-    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), tree)
 
 
 def _host_batches(experiment: Experiment, dispatch: int, num_devices: int) -> Any:

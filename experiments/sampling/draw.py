@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from experiments import build
 from experiments.build import Experiment
 from experiments.samples import Samples
 from fdrl_jax import parallel, rng, samplers
@@ -16,7 +17,7 @@ from fdrl_jax.state import TrainState
 def on_devices(experiment: Experiment, train_state: TrainState) -> tuple[Any, Any]:
     """Returns the variables and constants of a mapped sampler, replicated on every device."""
     variables = experiment.sampling_variables(train_state)
-    return parallel.replicate(variables), parallel.replicate(experiment.constants)
+    return parallel.replicate(variables), build.on_devices(experiment.constants)
 
 
 def sample_state(experiment: Experiment, train_state: TrainState, num_samples: int) -> Samples:

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from experiments.build import Training, rollbacks
+from experiments.build import Training, on_devices, rollbacks
 from experiments.build.rollbacks import Rollbacks
 from experiments.checkpoints import Checkpoints
 from experiments.data import Feed
@@ -137,7 +137,7 @@ class _Loop:
         self._run_steps = memory.checked(
             parallel.map_steps(steps.repeat_steps(training.train_step, self._dispatch))
         )
-        self._constants = parallel.replicate(training.constants)
+        self._constants = on_devices(training.constants)
         self._key = rng.root_key(training.settings["seed"])
 
     def train_from(self, start: TrainState) -> TrainState:
