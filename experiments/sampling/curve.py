@@ -6,7 +6,6 @@ from collections.abc import Iterator
 import numpy as np
 from tqdm import tqdm
 
-from experiments import build
 from experiments.evaluation.cheap import CheapMetric, cheap_metric
 from experiments.sampling.draw import (
     Sampler,
@@ -82,7 +81,7 @@ def over_step(opened: Opened, num_samples: int) -> Iterator[Point]:
     experiment, reference = opened.experiment, opened.run.metric_reference
     with opened.run.saved_checkpoints() as store:
         steps = store.steps()
-    sample, constants = Sampler(experiment), build.on_devices(experiment.constants)
+    sample, constants = Sampler(experiment), parallel.replicate(experiment.constants)
     for step in steps:
         with opened.run.saved_checkpoints() as store:
             if step not in store.steps():
