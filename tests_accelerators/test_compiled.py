@@ -38,12 +38,15 @@ def convolutions(step):
 
 def test_gradients_are_all_reduced_once_and_nothing_is_sent_in_the_flow(step):
     sent = work.collectives(step.program)
-    assert {kernel.collective for kernel in sent} == {"all-reduce"}
     assert all(kernel.times == 1 for kernel in sent)
-    one_way = sum(kernel.sent_bytes(2) for kernel in sent)
+    reduced = [kernel for kernel in sent if kernel.collective == "all-reduce"]
+    one_way = sum(kernel.sent_bytes(2) for kernel in reduced)
     # Gradients, and a few numbers of metrics.
     assert gradient_bytes(step) <= one_way <= gradient_bytes(step) + 1_000
-    assert len(sent) <= 1 + gradient_bytes(step) // MAX_ALL_REDUCE_BYTES
+    assert len(reduced) <= 1 + gradient_bytes(step) // MAX_ALL_REDUCE_BYTES
+    # The noise of all examples and its products with the rows of the factor on each device.
+    others = {kernel.collective for kernel in sent} - {"all-reduce"}
+    assert others == ({"all-gather", "all-to-all"} if step.has_distributed_factor else set())
     assert not work.collectives(step.program, step.flow)
 
 
