@@ -117,7 +117,7 @@ def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     held_out = None
     if arguments.held_out:
         held_out = image_sets.load(arguments.held_out, arguments.data_dir, arguments.image_size)
-        image_sets.check_pair(held_out.summarised(), reference.summarised())
+        image_sets.check_pair(held_out, reference)
         image_sets.check_channels(samples, reference, held_out)
     networks = compare.Inception(weights, arguments.metrics.split(","))
     cache = Path(arguments.cache_dir) if arguments.cache_dir else None
@@ -145,7 +145,7 @@ def _memorisation(
 
     named = dict(spaces.get(name) for name in by_features)
     found, shown = memorisation.search(
-        samples.unit, held_out.unit, train.unit_batches, {"pixels": None, **named}
+        samples.unit, held_out.unit, train.batches, {"pixels": None, **named}
     )
     if arguments.picture:
         pictures.save(neighbours(samples.unit, shown), Path(arguments.picture))

@@ -13,16 +13,14 @@ import numpy as np
 from experiments import pictures, settings
 from experiments.build import Experiment
 from experiments.errors import UserError
+from experiments.evaluation import Evaluation, Samples, translation
 from experiments.evaluation import metrics as metrics_lib
-from experiments.evaluation import translation
 from experiments.evaluation.metrics import Metrics
-from experiments.evaluation.result import Evaluation
 from experiments.files import check_types, read_json, write_json, write_text
 from experiments.pictures import curves, flow, points
 from experiments.pictures.neighbours import neighbours
 from experiments.run import Run
-from experiments.samples import Samples
-from experiments.sampling.log_ratio import make_log_ratio
+from experiments.sampling.draw import make_log_ratio
 from experiments.sampling.opened import Opened
 from experiments.training import metrics_log
 from fdrl_jax import drift

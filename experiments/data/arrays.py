@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.data.records import Payload, digest, printable
+from experiments.data.records import Payload, Records, digest, printable
 from experiments.errors import DataError
 
 # Names of the arrays of images, in the order in which they are tried.
@@ -29,37 +29,25 @@ class Header(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ArrayRecords:
+class Pixels:
     """Images in memory, as uint8 pixels [N, H, W] or [N, H, W, C]."""
 
     where: str
     pixels: np.ndarray
-    labels: np.ndarray | None
-    classes: tuple[str, ...]
-
-    @property
-    def identity(self) -> str:
-        """Hash of the order, from the shape, because the images have no names."""
-        return digest(self.pixels.shape)
-
-    @property
-    def fingerprint(self) -> str:
-        """Hash of the content."""
-        return digest(self.pixels.shape, self.pixels)
-
-    def __len__(self) -> int:
-        return len(self.pixels)
 
     def name(self, index: int) -> str:
-        """Returns the name of the array and the index of the image."""
         return f"{self.where}[{index}]"
 
     def read(self, index: int) -> Payload:
-        """Returns pixels."""
         return self.pixels[index]
 
+    def records(self, labels: np.ndarray | None = None, classes: tuple[str, ...] = ()) -> Records:
+        """Returns all images. They have no names, so their order is that of the array."""
+        shape, keys = self.pixels.shape, range(len(self.pixels))
+        return Records(self, keys, digest(shape), digest(shape, self.pixels), labels, classes)
 
-def open_archive(path: str) -> tuple[ArrayRecords, ArrayRecords | None]:
+
+def open_archive(path: str) -> tuple[Records, Records | None]:
     """Reads images, and held-out images if there are any, with their labels.
 
     Raises:
@@ -143,9 +131,7 @@ def _array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
         return array
 
 
-def _records(
-    path: str, headers: Mapping[str, Header], names: tuple[str, ...]
-) -> ArrayRecords | None:
+def _records(path: str, headers: Mapping[str, Header], names: tuple[str, ...]) -> Records | None:
     name = next((name for name in names if name in headers), None)
     if name is None:
         return None
@@ -164,9 +150,8 @@ def _records(
         )
     arrays = read_arrays(Path(path), [name, *([labels] if labels in headers else [])])
     if labels not in headers:
-        return ArrayRecords(where, arrays[name], None, ())
+        return Pixels(where, arrays[name]).records()
     # Labels that are numbers are ordered as numbers.
     values, numbers = np.unique(arrays[labels], return_inverse=True)
-    return ArrayRecords(
-        where, arrays[name], numbers.astype(np.int32), tuple(printable(str(v)) for v in values)
-    )
+    classes = tuple(printable(str(value)) for value in values)
+    return Pixels(where, arrays[name]).records(numbers.astype(np.int32), classes)

@@ -12,7 +12,7 @@ import scipy
 
 import fdrl_jax
 from experiments.evaluation import inception, spaces
-from experiments.evaluation.image_sets import ImageSet, ImageStream, Summary, check_pair
+from experiments.evaluation.image_sets import ImageSet, check_pair
 from experiments.evaluation.metrics import Metric
 from experiments.evaluation.protocols import METRICS, PROTOCOLS
 
@@ -55,8 +55,7 @@ def compare(
     Raises:
       UserError: for sets that cannot be compared, or missing weights or packages.
     """
-    described = samples.summarised(), reference.summarised()
-    check_pair(*described)
+    summaries = check_pair(samples, reference)
     metrics, protocols = by_inception(samples, reference, networks, cache=cache)
     for name in features:
         label, function = spaces.get(name)
@@ -64,15 +63,26 @@ def compare(
     return metrics, {
         "protocols": protocols,
         "features": list(features),
-        "samples": _describe(described[0]),
-        "reference": _describe(described[1]),
+        **{
+            side: {
+                "where": images.where,
+                "num_images": summary.shape[0],
+                "image_size": list(summary.shape[1:]),
+                "pixels": images.pixels,
+                "resized_by": "Pillow, bilinear, antialiased" if images.resized else None,
+                "fingerprint": summary.fingerprint,
+            }
+            for side, images, summary in zip(
+                ("samples", "reference"), (samples, reference), summaries, strict=True
+            )
+        },
         "versions": versions(),
     }
 
 
 def by_inception(
     samples: ImageSet,
-    reference: ImageSet | ImageStream,
+    reference: ImageSet,
     networks: Inception,
     *,
     cache: Path | None = None,
@@ -87,18 +97,6 @@ def by_inception(
         metrics += computed.metrics
         protocols.append(computed.details)
     return metrics, protocols
-
-
-def _describe(images: Summary) -> dict[str, Any]:
-    num, *size = images.shape
-    return {
-        "where": images.where,
-        "num_images": num,
-        "image_size": size,
-        "pixels": images.pixels,
-        "resized_by": "Pillow, bilinear, antialiased" if images.resized else None,
-        "fingerprint": images.fingerprint,
-    }
 
 
 def versions() -> dict[str, str]:

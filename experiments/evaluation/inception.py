@@ -17,7 +17,7 @@ import numpy as np
 
 from experiments.data import digest, to_uint8
 from experiments.errors import UserError
-from experiments.evaluation.image_sets import ImageSet, ImageStream, check_pair
+from experiments.evaluation.image_sets import ImageSet, check_pair
 from experiments.evaluation.metrics import Estimate, Metric, with_count
 from experiments.evaluation.protocols import Protocol, check_weights, prefixed
 from fdrl_jax.metrics import manifold_metrics
@@ -42,7 +42,7 @@ def cache_folder() -> Path:
 
 def compute(
     samples: ImageSet,
-    reference: ImageSet | ImageStream,
+    reference: ImageSet,
     protocol: Protocol,
     weights_file: str,
     metrics: Sequence[str],
@@ -68,8 +68,7 @@ def compute(
     """
     weights = check_weights(protocol, weights_file)
     _check(samples, protocol, metrics)
-    ours, real = samples.summarised(), reference.summarised()
-    check_pair(ours, real)
+    ours, real = check_pair(samples, reference)
     cache = cache or cache_folder()
     cache.mkdir(parents=True, exist_ok=True)
     key = digest(real.fingerprint, protocol.name, weights.sha256)
@@ -91,7 +90,7 @@ def compute(
             "batch_size": _BATCH_SIZE,
             "result": str(Path(folder) / "result.json"),
         }
-        batches = itertools.chain.from_iterable(images.unit_batches() for images in streamed)
+        batches = itertools.chain.from_iterable(images.batches() for images in streamed)
         result = _run(job, Path(folder), _as_bytes(batches, protocol))
         features = np.load(job["sample_features"])
     found = {name: Estimate(*value) for name, value in result["metrics"].items()}
@@ -123,7 +122,7 @@ def _check(samples: ImageSet, protocol: Protocol, metrics: Sequence[str]) -> Non
             f"protocol {protocol.name!r} has no {', '.join(unknown)}; available: "
             f"{', '.join(protocol.metrics)}"
         )
-    if protocol.pixels == "float32" and samples.pixels.dtype == np.uint8:
+    if protocol.pixels == "float32" and samples.pixels == "uint8":
         raise UserError(
             f"{samples.where} was rounded to 256 levels, which protocol {protocol.name!r} forbids: "
             "use an .npz with float32 in [-1, 1] under arr_0, or --mode=evaluate on a run"

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 
 from experiments import build, data, prior, run, settings
-from experiments.build import Experiment
+from experiments.build import Experiment, Training
 from experiments.command_line import Command
 from experiments.data import DataOptions, Source
 from experiments.errors import UserError
@@ -91,8 +91,8 @@ def wanted_settings(command: Command, opened: Run | None = None) -> Settings:
     raise UserError(f"--config=FILE.py is missing: {example(command.mode)}")
 
 
-def settings_and_data(command: Command) -> tuple[Settings, Source]:
-    """Returns the checked settings of a new run, and its data.
+def settings_and_data(command: Command, *, blank: bool = False) -> tuple[Settings, Source]:
+    """Returns the checked settings of a new run, and its data, or data of the same shapes.
 
     A config that depends on the device and on the shape of the data is asked again once these are
     known; it keeps its settings of the data.
@@ -102,7 +102,7 @@ def settings_and_data(command: Command) -> tuple[Settings, Source]:
       DataError: as `load_data`.
     """
     wanted = wanted_settings(command)
-    source = load_data(wanted, command.data_dir)
+    source = load_data(wanted, command.data_dir, blank=blank)
     if command.config_for is not None:
         fitting = command.config_for(jax.default_backend(), source.event_shape)
         wanted = settings.checked({**fitting, **_of_data(wanted), **command.changes})
@@ -115,21 +115,25 @@ def _of_data(wanted: Settings) -> Settings:
     return {key: value for key, value in wanted.items() if key.startswith("data.")}
 
 
-def load_data(wanted: Settings, data_dir: str = "") -> Source:
-    """Opens the data of a run.
+def load_data(wanted: Settings, data_dir: str = "", *, blank: bool = False) -> Source:
+    """Opens the data of a run; `blank` as for `data.load`.
 
     Raises:
       DataError: for data that are missing or cannot be read.
     """
     options = DataOptions(**settings.section(wanted, "data"))
-    return data.load(options._replace(dir=data_dir or options.dir))
+    return data.load(options._replace(dir=data_dir or options.dir), blank=blank)
 
 
-def check(experiment: Experiment) -> None:
+def check(experiment: Experiment) -> Training:
     """Checks that a density ratio can be trained here, before anything is written or fitted.
+
+    Returns:
+      Its training.
 
     Raises:
       UserError: for settings that do not fit together, or that need more memory than there is.
     """
     training = build.ratio_training(experiment)
     memory.check_state(training.state_shapes(), training.constants)
+    return training
