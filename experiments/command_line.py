@@ -272,14 +272,10 @@ def _parse_flags(mode: str, argv: list[str]) -> dict[str, Any]:
     _add_common(parser)
     for name in MODES[mode].flags:
         parser.add_argument(f"--{name}", **FLAGS[name])
-    known, unknown = parser.parse_known_args([_two_dashes(a) for a in argv])
+    known, unknown = parser.parse_known_args([re.sub(r"^-(?=[a-z]\w)", "--", a) for a in argv])
     if unknown:
         raise UserError(_explain_unknown(mode, unknown[0]))
     return vars(known)
-
-
-def _two_dashes(argument: str) -> str:
-    return f"-{argument}" if re.match(r"-[a-z]\w+", argument) else argument
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:

@@ -62,9 +62,7 @@ def time_train_step(
 ) -> float:
     """Times a compiled train step, in seconds: up to three times, but a slow one only once.
 
-    Args:
-      compiled: runs one step; it may take over the buffers of its arguments.
-      arguments: makes the arguments.
+    The step may take over the buffers of its arguments, so they are made again each time.
     """
     seconds: list[float] = []
     while len(seconds) < 3 and sum(seconds) < _TRAIN_STEP_SECONDS:

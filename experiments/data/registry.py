@@ -58,10 +58,8 @@ def resolve_dir(dir: str) -> str:
 def load(options: DataOptions, *, blank: bool = False) -> Source:
     """Opens a data source, whose name `is_known`.
 
-    Args:
-      options: the options.
-      blank: whether black pixels may replace those of images that would be decoded now. This
-        suffices to compile and to time.
+    With `blank`, black pixels may replace those of images that would be decoded now. This suffices
+    to compile and to time.
 
     Raises:
       DataError: for data that are missing or cannot be read, and for settings that a built-in data

@@ -239,9 +239,6 @@ class Feed:
     def take(self, count: int) -> dict[str, np.ndarray] | None:
         """Returns the batches of the next steps.
 
-        Args:
-          count: number of steps.
-
         Returns:
           Arrays [devices, max_steps, B / devices, ...] for `fdrl_jax.steps.repeat_steps`, whose
           first `count` steps are set; `None` for a source on the device.

@@ -6,12 +6,11 @@ from typing import Any
 import numpy as np
 
 from experiments.evaluation import Evaluation, Samples, classes, draws, memorisation, spaces
-from experiments.evaluation.classes import Classifier
-from experiments.evaluation.compare import Inception, by_inception
+from experiments.evaluation.classes import Classifier, SvcClassifier
 from experiments.evaluation.image_sets import ImageSet, in_memory
+from experiments.evaluation.inception import Inception, by_inception
 from experiments.evaluation.metrics import by_name
 from experiments.evaluation.references import ImageReference
-from experiments.evaluation.svc import SvcClassifier
 from fdrl_jax.metrics import energy_distance, random_conv_features
 
 _MAX_QUERIES = 1_000  # Samples, and held-out images, whose nearest training images are searched.

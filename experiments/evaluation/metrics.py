@@ -1,5 +1,6 @@
 """Metrics with their spread, next to the values of the prior and of real data."""
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -87,9 +88,22 @@ def with_count(name: str, num_samples: int) -> str:
     return f"{name}_{num_samples}" if rest or not thousands else f"{name}_{thousands}k"
 
 
+# The keys of a metric in JSON: of the value and of the spread of each side.
+_SIDES = (("value", "spread"), ("prior", "prior_spread"), ("real", "real_spread"))
+
+
 def to_json(metrics: Metrics) -> dict[str, dict[str, Any]]:
     """Returns metrics as values for JSON; `[name]["value"]` is the mean over draws."""
-    return {name: _fields(metric) for name, metric in metrics.items()}
+    stored: dict[str, dict[str, Any]] = {}
+    for name, metric in metrics.items():
+        sides = [side or (None, None) for side in (metric.samples, metric.prior, metric.real)]
+        fields = {"unit": metric.defined.unit, "direction": metric.defined.direction}
+        stored[name] = {
+            key: value
+            for keys, values in zip(_SIDES, sides, strict=True)
+            for key, value in zip(keys, values, strict=True)
+        } | {**fields, "definition": metric.definition}
+    return stored
 
 
 def from_json(stored: Mapping[str, Mapping[str, Any]]) -> Metrics:
@@ -98,51 +112,23 @@ def from_json(stored: Mapping[str, Mapping[str, Any]]) -> Metrics:
     Raises:
       KeyError, TypeError or ValueError: for content that `to_json` cannot return.
     """
-
-    def read(fields: Mapping[str, Any], side: str, spread: str) -> Estimate | None:
-        for value in (fields[side], fields[spread]):
+    read = []
+    for name, fields in stored.items():
+        sides = [tuple(fields[key] for key in keys) for keys in _SIDES]
+        for value in itertools.chain(*sides):
             if not isinstance(value, int | float | None):
-                raise TypeError(f"{side!r} holds {str(value)[:80]!r}")
-        return None if fields[side] is None else Estimate(fields[side], fields[spread])
-
-    return by_name(
-        Metric(
-            name,
-            fields["definition"],
-            _required(read(fields, "value", "spread")),
-            read(fields, "prior", "prior_spread"),
-            read(fields, "real", "real_spread"),
-        )
-        for name, fields in stored.items()
-    )
-
-
-def _required(found: Estimate | None) -> Estimate:
-    if found is None:
-        raise TypeError("'value' holds None")
-    return found
-
-
-def _fields(metric: Metric) -> dict[str, Any]:
-    prior, real = (side or (None, None) for side in (metric.prior, metric.real))
-    return {
-        "value": metric.samples.value,
-        "spread": metric.samples.spread,
-        "prior": prior[0],
-        "prior_spread": prior[1],
-        "real": real[0],
-        "real_spread": real[1],
-        "unit": metric.defined.unit,
-        "direction": metric.defined.direction,
-        "definition": metric.definition,
-    }
+                raise TypeError(f"{name!r} holds {str(value)[:80]!r}")
+        if sides[0][0] is None:
+            raise TypeError(f"{name!r} holds no value")
+        found = [None if side[0] is None else Estimate(*side) for side in sides]
+        read.append(Metric(name, fields["definition"], Estimate(*sides[0]), *found[1:]))
+    return by_name(read)
 
 
 def columns(start: str = "prior") -> tuple[str, ...]:
     """Returns the headers of the columns of `rows`.
 
-    Args:
-      start: where samples start: "prior", or "source" for a translation.
+    Samples `start` at the "prior" or, in a translation, at the "source".
     """
     return ("metric", "samples", start, "real data", "better")
 
@@ -167,13 +153,8 @@ def table(metrics: Metrics, start: str = "prior") -> str:
 
 
 def summary(metrics: Metrics, start: str = "prior") -> str:
-    """Returns a note on the values, and one sentence per headline metric."""
-    return "\n".join([NOTE, *sentences(metrics, start)])
-
-
-def sentences(metrics: Metrics, start: str = "prior") -> list[str]:
-    """Returns a sentence per headline metric: where samples are between real data and start."""
-    return [_sentence(metric, start) for metric in _placed(metrics)]
+    """Returns a note, and a sentence per headline metric: where samples are on the way to start."""
+    return "\n".join([NOTE, *(_sentence(metric, start) for metric in _placed(metrics))])
 
 
 def verdict(metrics: Metrics, start: str = "prior") -> str:

@@ -6,10 +6,9 @@ import numpy as np
 from scipy.spatial.distance import cdist
 
 from experiments.evaluation import Evaluation, Samples, classes, draws
-from experiments.evaluation.classes import Classifier
+from experiments.evaluation.classes import Classifier, SvcClassifier
 from experiments.evaluation.metrics import Estimate, Metric, Metrics, by_name, with_count
 from experiments.evaluation.references import ImageReference
-from experiments.evaluation.svc import SvcClassifier
 from fdrl_jax.metrics.rows import flat
 
 MAX_IMAGES = 1_000  # The distances of all pairs are needed.

@@ -10,8 +10,8 @@ from experiments.command_line import Command
 from experiments.data import Source
 from experiments.errors import UserError
 from experiments.evaluation import Evaluation, Samples, draws, metrics
-from experiments.evaluation.compare import DEFAULT_METRICS, Inception, versions
 from experiments.evaluation.images import evaluate_images
+from experiments.evaluation.inception import DEFAULT_METRICS, Inception, versions
 from experiments.evaluation.points import MAX_POINTS, evaluate_points
 from experiments.evaluation.protocols import PROTOCOLS, check_weights
 from experiments.evaluation.references import PointsReference
@@ -44,11 +44,7 @@ def evaluate(
 ) -> None:
     """Writes and prints the metrics of a checkpoint and its report.
 
-    Args:
-      opened: run, settings and checkpoint.
-      num_samples: how many samples; `evaluate.num_samples` if left out.
-      data_dir: where the training data are, if not where they were.
-      live: the training data, if they are open already.
+    The training data are `live` if they are open already.
     """
     settings, folder = opened.experiment.settings, opened.run.evaluations
     num = num_samples or settings["evaluate.num_samples"]

@@ -41,12 +41,7 @@ def over_length(opened: Opened, lengths: tuple[int, ...], num_samples: int) -> I
     """Computes the metric at several lengths of one flow (fig. 8).
 
     All samples advance together from one length to the next. Every step is computed only once, and
-    memory does not depend on the number of lengths.
-
-    Args:
-      opened: run, settings and checkpoint.
-      lengths: increasing numbers of steps.
-      num_samples: number of samples.
+    memory does not depend on the number of lengths. The lengths increase.
     """
     experiment, state = opened.experiment, opened.checkpoint.state
     reference = opened.run.metric_reference

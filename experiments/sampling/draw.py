@@ -49,12 +49,8 @@ def sample_state(
 ) -> Samples:
     """Draws samples of a train state (one replica).
 
-    Args:
-      experiment: the run.
-      train_state: its state.
-      num_samples: number of refined samples.
-      num_prior: number of the same samples to keep where they start, at most `num_samples`.
-      num_bridged: number to keep after `K` steps, at most `num_samples`.
+    Of the same samples, `num_prior` are kept where they start and `num_bridged` after K steps; both
+    are at most `num_samples`.
     """
     keep = {"prior": num_prior, "bridged": num_bridged, "refined": num_samples}
     mapped = _mapped_sampler(experiment, [stage for stage, num in keep.items() if num])

@@ -39,11 +39,7 @@ def find_trouble(
 ) -> str | None:
     """Returns a message about the first metric that exceeded its limits, or `None`.
 
-    Args:
-      numbers: steps, [T].
-      values: metrics at these steps, [T] each.
-      output: what the network returns, see `Training.output`.
-      guard: the limits.
+    Values are those at the steps `numbers`, [T] each; `output` is what the network returns.
     """
     limit = guard.max_log_ratio if output == "log_ratio" else guard.max_ratio
     limits = dict.fromkeys(("loss", "grad_norm", "drift_norm"), np.inf)
@@ -73,13 +69,6 @@ def recover(
 
     The result depends only on the arguments. A run that is killed before its next checkpoint
     therefore diverges and recovers in the same way again.
-
-    Args:
-      error: the error of the loop.
-      guard: the action to take.
-      diverged: the state from which the diverged attempt started.
-      good: the newest checkpoint, or the state before the first step.
-      has_saved: whether there is a checkpoint.
 
     Raises:
       DivergedError: if the run should stop, or has reached its number of rollbacks.

@@ -57,10 +57,7 @@ class Hook(NamedTuple):
 def train(training: Training, run: Run, hooks: Sequence[Hook] = ()) -> TrainState:
     """Trains from the newest checkpoint of a run, or from the start, to the last step.
 
-    Args:
-      training: the network, the data and the train step.
-      run: the run for checkpoints and metrics; the caller must hold its lock.
-      hooks: hooks to call during training, in this order.
+    The caller must hold the run's lock. Hooks are called in their order.
 
     Returns:
       The last train state of one replica, on the host.

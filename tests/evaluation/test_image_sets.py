@@ -89,7 +89,7 @@ def test_grey_arrays_stay_grey_and_other_sizes_need_a_common_one(stored, capsys)
 def test_held_out_images_that_do_not_fit_are_reported_before_anything_is_computed(
     stored, capsys, monkeypatch
 ):
-    monkeypatch.delattr("experiments.evaluation.compare.compare")
+    monkeypatch.delattr("experiments.evaluation.inception.by_inception")
     arguments = (stored / "folder", stored / "reference.npz", "--features=random_conv")
     for name, expected in (("grey", "numbers of channels differ"), ("small", "8 x 8 pixels")):
         code, message = run(capsys, *arguments, f"--held_out={stored / name}.npz")

@@ -61,7 +61,7 @@ def test_a_dry_run_on_a_folder_reads_no_more_images_than_it_needs_for_their_shap
     changes = {"data.dir": image_folder, "data.image_size": 8, **SMALL_RESNET}
     start("dry_run", None, "folder:tiny", changes)
     assert "input (8, 8, 3)" in capsys.readouterr().out
-    assert len(read) == 1
+    assert len(read) == 2  # One to see whether it is grey, and one for its size.
 
 
 @pytest.mark.parametrize(("seconds", "expected"), [(0.06, 1), (0.0, 3)])

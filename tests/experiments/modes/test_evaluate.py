@@ -10,7 +10,7 @@ from small_runs import SMALL_RESNET, contents, start
 
 from experiments import records, report
 from experiments.errors import UserError
-from experiments.evaluation import compare, metrics
+from experiments.evaluation import inception, metrics
 from experiments.evaluation.inception import Computed
 from experiments.evaluation.metrics import Estimate, Metric
 from experiments.evaluation.references import ImageReference, PointsReference, Starts
@@ -190,7 +190,7 @@ def test_inception_metrics_see_unrounded_samples_and_the_training_set(
         metric = Metric(f"fid_of_{protocol.name}", "fid", Estimate(1.0))
         return Computed([metric], {"protocol": protocol.name}, np.zeros(1))
 
-    monkeypatch.setattr(compare.inception, "compute", compute)
+    monkeypatch.setattr(inception, "compute", compute)
     evaluate(
         of_digits, dict.fromkeys(("evaluate.inception_weights", "evaluate.legacy_weights"), weights)
     )
