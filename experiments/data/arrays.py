@@ -1,31 +1,20 @@
-"""Reads arrays from `.npz` files by name; never executes content or exceeds declared sizes."""
+"""Images in the arrays of an `.npz` file, which are found by their names."""
 
-import math
-import zipfile
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from experiments.data.records import Payload, Records, digest, printable
 from experiments.errors import DataError
+from experiments.files import Header, read_arrays, read_headers
 
 # Names of the arrays of images, in the order in which they are tried.
 _TRAIN = ("images", "x_train", "x", "arr_0")
 _HELD_OUT = ("held_out_images", "x_test")
 _LABELS = {"images": "labels", "x_train": "y_train", "x": "y", "arr_0": "arr_1"}
 _LABELS |= {"held_out_images": "held_out_labels", "x_test": "y_test"}
-_SUFFIX = ".npy"
-
-
-class Header(NamedTuple):
-    """Shape and type of a stored array."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype
 
 
 @dataclass(frozen=True)
@@ -67,68 +56,6 @@ def open_archive(path: str) -> tuple[Records, Records | None]:
         return train, _records(path, headers, _HELD_OUT)
     except ValueError as error:
         raise DataError(f"{path}: {error}") from error
-
-
-def read_headers(path: Path) -> dict[str, Header]:
-    """Returns shape and type of each array of a file without reading the arrays.
-
-    Raises:
-      ValueError: with only the reason, if the file is not an intact `.npz` of plain arrays.
-    """
-    with _opened(path) as archive:
-        return {name: _header(archive, name) for name in _names(archive)}
-
-
-def read_arrays(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
-    """Reads only the arrays with these names.
-
-    Raises:
-      ValueError: with only the reason, if an array is missing or the `.npz` file is damaged.
-    """
-    with _opened(path) as archive:
-        return {name: _array(archive, name) for name in names}
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            yield archive
-    except Exception as error:  # zipfile, zlib and NumPy raise dozens of types of errors.
-        raise ValueError(f"not a readable .npz of plain arrays: {error}") from error
-
-
-def _names(archive: zipfile.ZipFile) -> list[str]:
-    return [name.removesuffix(_SUFFIX) for name in archive.namelist() if name.endswith(_SUFFIX)]
-
-
-def _header(archive: zipfile.ZipFile, name: str) -> Header:
-    """Reads the header of an array, and checks that the array has the size of its entry."""
-    if name not in _names(archive):
-        raise ValueError(f"no array named {name!r}; available: {_names(archive)}")
-    info = archive.getinfo(name + _SUFFIX)
-    with archive.open(info) as stream:
-        version = np.lib.format.read_magic(stream)
-        read = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }.get(version)
-        if read is None:
-            raise ValueError(f"{name!r}: array format {version} is not supported")
-        shape, _, dtype = read(stream)
-        expected = stream.tell() + math.prod(shape) * dtype.itemsize
-    if dtype.hasobject:
-        raise ValueError(f"{name!r} contains objects, not numbers")
-    if min(shape, default=0) < 0 or expected != info.file_size:
-        raise ValueError(f"{name!r}: expected {expected:,} bytes, got {info.file_size:,}")
-    return Header(shape, dtype)
-
-
-def _array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
-    _header(archive, name)
-    with archive.open(name + _SUFFIX) as stream:
-        array: np.ndarray = np.lib.format.read_array(stream, allow_pickle=False)
-        return array
 
 
 def _records(path: str, headers: Mapping[str, Header], names: tuple[str, ...]) -> Records | None:

@@ -96,13 +96,12 @@ def to_json(metrics: Metrics) -> dict[str, dict[str, Any]]:
     """Returns metrics as values for JSON; `[name]["value"]` is the mean over draws."""
     stored: dict[str, dict[str, Any]] = {}
     for name, metric in metrics.items():
-        sides = [side or (None, None) for side in (metric.samples, metric.prior, metric.real)]
-        fields = {"unit": metric.defined.unit, "direction": metric.defined.direction}
-        stored[name] = {
-            key: value
-            for keys, values in zip(_SIDES, sides, strict=True)
-            for key, value in zip(keys, values, strict=True)
-        } | {**fields, "definition": metric.definition}
+        sides = (metric.samples, metric.prior, metric.real)
+        fields: dict[str, Any] = {}
+        for keys, side in zip(_SIDES, sides, strict=True):
+            fields |= dict(zip(keys, side or (None, None), strict=True))
+        defined = {"unit": metric.defined.unit, "direction": metric.defined.direction}
+        stored[name] = {**fields, **defined, "definition": metric.definition}
     return stored
 
 
@@ -114,14 +113,13 @@ def from_json(stored: Mapping[str, Mapping[str, Any]]) -> Metrics:
     """
     read = []
     for name, fields in stored.items():
-        sides = [tuple(fields[key] for key in keys) for keys in _SIDES]
-        for value in itertools.chain(*sides):
-            if not isinstance(value, int | float | None):
-                raise TypeError(f"{name!r} holds {str(value)[:80]!r}")
-        if sides[0][0] is None:
-            raise TypeError(f"{name!r} holds no value")
-        found = [None if side[0] is None else Estimate(*side) for side in sides]
-        read.append(Metric(name, fields["definition"], Estimate(*sides[0]), *found[1:]))
+        for key in itertools.chain(*_SIDES):
+            is_missing = fields[key] is None and key == "value"
+            if is_missing or not isinstance(fields[key], int | float | None):
+                raise TypeError(f"{key!r} holds {str(fields[key])[:80]!r}")
+        samples, *others = (Estimate(*(fields[key] for key in keys)) for keys in _SIDES)
+        known = [None if side.value is None else side for side in others]
+        read.append(Metric(name, fields["definition"], samples, *known))
     return by_name(read)
 
 

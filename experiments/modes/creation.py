@@ -1,7 +1,6 @@
 """Creates or opens a run, for the modes that can start from a config."""
 
 import time
-from typing import NamedTuple
 
 import jax
 
@@ -18,14 +17,7 @@ from experiments.settings import Settings
 from fdrl_jax import parallel
 
 
-class Created(NamedTuple):
-    """A run of a density ratio, new or resumed, with its data."""
-
-    run: Run
-    experiment: Experiment
-
-
-def create_or_resume(command: Command) -> Created:
+def create_or_resume(command: Command) -> tuple[Run, Experiment]:
     """Opens the run of a command for training, or creates it. The caller must hold its lock.
 
     Everything is checked before anything is written.
@@ -36,9 +28,9 @@ def create_or_resume(command: Command) -> Created:
     opened, wanted, source = opened_or_new(command, "ratio")
     used = hardware.prepare(wanted)
     if opened is not None:
-        created = Created(opened, build.experiment(used, source, opened.prior()))
-        check(created.experiment)
-        return created
+        experiment = build.experiment(used, source, opened.prior())
+        check(experiment)
+        return opened, experiment
     experiment, fitted = build.experiment(used, source), None
     check(experiment)
     if build.needs_fitted_prior(wanted):
@@ -47,9 +39,8 @@ def create_or_resume(command: Command) -> Created:
         if parallel.is_first_process():
             print(f"{prior.describe(fitted)}, {time.perf_counter() - started:.1f} s")
         experiment = build.experiment(used, source, fitted)
-    return Created(
-        run.create(command.folder, "ratio", wanted, source, fitted, command.text), experiment
-    )
+    created = run.create(command.folder, "ratio", wanted, source, fitted, command.text)
+    return created, experiment
 
 
 def opened_or_new(command: Command, kind: Kind) -> tuple[Run | None, Settings, Source]:

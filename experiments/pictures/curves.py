@@ -4,12 +4,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
 from experiments.evaluation.cheap import CheapMetric
-from experiments.pictures.style import DATA, PRIOR, SAMPLES, panels, plt
+from experiments.pictures.style import DATA, PRIOR, SAMPLES, panels
 from experiments.training.metrics_log import PREFIX
 
 
