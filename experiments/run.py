@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+import fdrl_jax
 from experiments import prior, settings
 from experiments.checkpoints import Checkpoints, check_path
 from experiments.data import Source, is_built_in
@@ -47,7 +48,7 @@ from fdrl_jax.names import nearest
 
 Kind = Literal["ratio", "classifier"]
 _FORMAT = 2  # Format of the folder; version 0.1 wrote format 1, without a number.
-_PACKAGES = ("fdrl_jax", "jax", "jaxlib", "flax", "optax", "numpy")
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
 
 class Run:
@@ -128,9 +129,7 @@ class Run:
     def checkpoints(self, keep: int | None = None) -> Checkpoints:
         """Opens the checkpoints for saving, in a `with` statement. The caller must hold the lock.
 
-        Args:
-          keep: number of the newest checkpoints to keep; by default as set when the run was
-            created.
+        As many of the newest are kept as `keep` says, by default as set when the run was created.
         """
         keep = self.settings["checkpoint.keep"] if keep is None else keep
         return Checkpoints(self.root / "checkpoints", self.id, keep)
@@ -152,9 +151,6 @@ class Run:
     def overridden(self, changes: Mapping[str, Any]) -> Settings:
         """Returns the settings of a command that draws samples from the run.
 
-        Args:
-          changes: flat settings from the command line.
-
         Raises:
           UserError: if a setting was fixed when the run was created; names each.
         """
@@ -174,8 +170,7 @@ class Run:
     def resumed(self, wanted: Settings) -> Settings:
         """Returns the settings for resuming training.
 
-        Args:
-          wanted: flat, checked settings. Free settings take effect; others must equal the run's.
+        Free settings take effect; others must equal the run's.
 
         Raises:
           UserError: if other settings differ; names each with both values.
@@ -268,11 +263,7 @@ def locked_folder(root: Path, *, creates: bool = True) -> Iterator[None]:
     """Creates the folder of a run and locks it against other trainings.
 
     The first process holds the lock, and all processes learn whether it succeeded. If the command
-    is rejected, a new folder is removed again.
-
-    Args:
-      root: the folder.
-      creates: whether a run can be created there; otherwise it must exist.
+    is rejected, a new folder is removed again. If the command creates no run, one must exist there.
 
     Raises:
       UserError: if the folder cannot be written, a required run is missing, or another process
@@ -322,14 +313,6 @@ def create(
 ) -> Run:
     """Creates a run. The caller must hold `locked_folder`.
 
-    Args:
-      root: its folder, without a run.
-      kind: what it trains.
-      wanted: its settings, flat and checked.
-      source: its data.
-      fitted: its prior, if it is data-dependent.
-      command: the command line.
-
     Raises:
       UserError: if the folder cannot be written.
     """
@@ -353,8 +336,11 @@ def create(
                 ),
                 "command": without_home(command),
                 "created": _now(),
-                "versions": {"python": platform.python_version()}
-                | {name: _version(name) for name in _PACKAGES},
+                "versions": {
+                    "python": platform.python_version(),
+                    "fdrl_jax": fdrl_jax.__version__,
+                    **{name: version(name) for name in _PACKAGES},
+                },
             }
             write_json(root / "run.json", record)
         except OSError as error:
@@ -395,10 +381,6 @@ def check_free(root: Path) -> None:
 
 def open_run(root: Path, kind: Kind | None = None) -> Run:
     """Opens a run, without changing anything on disk.
-
-    Args:
-      root: its folder.
-      kind: the required kind, if any.
 
     Raises:
       UserError: if there is no run, or it has another kind; suggests the closest folder with a run.
@@ -470,11 +452,3 @@ def _portable(wanted: Settings) -> Settings:
 
 def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-
-
-def _version(package: str) -> str:
-    if package == "fdrl_jax":
-        import fdrl_jax
-
-        return fdrl_jax.__version__
-    return version(package)

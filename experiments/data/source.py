@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from experiments.data.decode import Transform
+from experiments.data.records import Problems
 from experiments.data.stream import Feed, Reading
 
 Array = jax.Array
@@ -44,8 +45,9 @@ class DataOptions(NamedTuple):
 
     @property
     def reading(self) -> Reading:
-        """The options for reading in parallel."""
-        return Reading(self.num_workers, self.num_threads, self.prefetch_batches)
+        """How the images are read, with a new list of problems."""
+        problems = Problems(self.on_error)
+        return Reading(problems, self.num_workers, self.num_threads, self.prefetch_batches)
 
 
 class Density(NamedTuple):

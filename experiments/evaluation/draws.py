@@ -15,6 +15,7 @@ from experiments.evaluation.references import ImageReference
 
 _MAX_PER_DRAW = 1_000  # Images; some metrics need the distances of all pairs.
 NUM_DRAWS = 5
+MAX_SAMPLES = NUM_DRAWS * _MAX_PER_DRAW  # More samples, or prior samples, are in no draw.
 
 
 class Pools(NamedTuple):
@@ -53,11 +54,10 @@ class Indices(NamedTuple):
 
 
 def pools(reference: ImageReference, samples: np.ndarray, prior: np.ndarray) -> Pools:
-    """Returns the images of all groups, clipped to the range of pixels."""
+    """Returns the images of all groups that a draw can have, clipped to the range of pixels."""
     spare = None if reference.spare is None else np.clip(reference.spare, -1.0, 1.0)
-    clipped = (np.clip(side, -1.0, 1.0) for side in (reference.images, samples, prior))
-    images, samples, prior = clipped
-    return Pools(images, spare, samples, prior)
+    ours = (np.clip(side[:MAX_SAMPLES], -1.0, 1.0) for side in (samples, prior))
+    return Pools(np.clip(reference.images, -1.0, 1.0), spare, *ours)
 
 
 def indices(pools: Pools) -> list[Indices]:

@@ -4,11 +4,10 @@ from collections.abc import Callable
 
 import numpy as np
 
+from experiments.evaluation import Evaluation, Samples
 from experiments.evaluation.draws import NUM_DRAWS
 from experiments.evaluation.metrics import Estimate, Metric, by_name, estimate, with_count
 from experiments.evaluation.references import PointsReference
-from experiments.evaluation.result import Evaluation
-from experiments.samples import Samples
 from fdrl_jax.metrics import (
     kl_to_density,
     log_ratio_kl,

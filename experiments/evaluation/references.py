@@ -83,22 +83,15 @@ class ImageReference(NamedTuple):
 
 def of(source: Source, domains: tuple[str, str] = ("", "")) -> PointsReference | ImageReference:
     """Returns the reference for samples of a data source."""
-    return of_points(source) if source.kind == "points" else of_images(source, domains)
-
-
-def of_points(source: Source) -> PointsReference:
-    """Returns the reference for samples of a density in the plane."""
-    return PointsReference(source.held_out, *(source.density or ()))
+    if source.kind == "points":
+        return PointsReference(source.held_out, *(source.density or ()))
+    return of_images(source, domains)
 
 
 def of_images(source: Source, domains: tuple[str, str] = ("", "")) -> ImageReference:
     """Returns the reference for samples of a set of images.
 
     Reads the held-out images, and only those training images that are stored.
-
-    Args:
-      source: the images.
-      domains: names of the source and the target, for a translation.
     """
     shape = source.event_shape
     most = min(_MAX_IMAGES, max(2, _MAX_BYTES // int(np.prod(shape))))

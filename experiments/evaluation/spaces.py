@@ -46,9 +46,7 @@ def get(name: str) -> tuple[str, Features]:
 def scores(rows: np.ndarray, reference: np.ndarray) -> dict[str, float]:
     """Computes the Fréchet distance and, if there are enough images, manifold metrics.
 
-    Args:
-      rows: features, [N, D].
-      reference: features of real images, [M, D].
+    Both are features: `rows` [N, D] and those of real images, [M, D].
     """
     found = {"frechet": frechet_distance(rows, reference)}
     if min(len(rows), len(reference)) >= _FEWEST_FOR_NEIGHBOURS:

@@ -5,16 +5,13 @@ from typing import Any
 import numpy as np
 from scipy.spatial.distance import cdist
 
-from experiments.evaluation import classes, draws
-from experiments.evaluation.classes import Classifier
+from experiments.evaluation import Evaluation, Samples, classes, draws
+from experiments.evaluation.classes import Classifier, SvcClassifier
 from experiments.evaluation.metrics import Estimate, Metric, Metrics, by_name, with_count
 from experiments.evaluation.references import ImageReference
-from experiments.evaluation.result import Evaluation
-from experiments.evaluation.svc import SvcClassifier
-from experiments.samples import Samples
 from fdrl_jax.metrics.rows import flat
 
-_MAX_IMAGES = 1_000  # The distances of all pairs are needed.
+MAX_IMAGES = 1_000  # The distances of all pairs are needed.
 
 
 def evaluate_translation(
@@ -43,7 +40,7 @@ def evaluate_translation(
     if reference.starts is None:
         raise ValueError(f"the reference of {reference.name!r} has no source images")
     starts = reference.starts
-    num = min(_MAX_IMAGES, len(samples.refined), len(starts.images))
+    num = min(MAX_IMAGES, len(samples.refined), len(starts.images))
     sources = starts.images[:num]
     translated = np.clip(samples.refined[:num], -1.0, 1.0)
     targets = reference.images[:num]

@@ -51,9 +51,6 @@ def set_matmul_precision(precision: str) -> None:
 def prepare(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Prepares this process for the precision of a run.
 
-    Args:
-      settings: flat settings.
-
     Returns:
       The settings with the precision in use, never "auto".
 

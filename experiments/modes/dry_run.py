@@ -32,12 +32,13 @@ def run_mode(command: Command) -> None:
         _print_plan(wanted, command)
         _print_settings(wanted)
         return
-    wanted, source = settings_and_data(command)
+    wanted, source = settings_and_data(command, blank=True)
     experiment = build.experiment(hardware.prepare(wanted), source)
-    check(experiment)
-    training = build.ratio_training(experiment)
-    compiled, compile_seconds = _compile(training)
-    step = _time(training, experiment, compiled)
+    training = check(experiment)
+    with training.open_feed(0) as feed:
+        host_batches = feed.take(1)
+    compiled, compile_seconds = _compile(training, host_batches)
+    step = _time(training, experiment, compiled, host_batches)
     _print_answer(experiment, compiled, compile_seconds, step)
     if source.kind == "images":
         print(advice.noise_warning(wanted) or advice.describe_noise(wanted))
@@ -105,29 +106,29 @@ def duration(seconds: float) -> str:
     return f"{hours:.1f} h" if hours < 48 else f"{hours / 24:.0f} days"
 
 
-def _compile(training: Training) -> tuple[Any, float]:
+def _compile(training: Training, host_batches: Any) -> tuple[Any, float]:
     started = time.perf_counter()
     dispatch = training.settings["train.steps_per_dispatch"]
     run_steps = parallel.map_steps(steps.repeat_steps(training.train_step, dispatch))
-    compiled = run_steps.lower(*_arguments(training)).compile()
+    compiled = run_steps.lower(*_arguments(training, host_batches)).compile()
     return compiled, time.perf_counter() - started
 
 
-def _arguments(training: Training) -> tuple[Any, ...]:
-    with training.open_feed(0) as feed:
-        host_batches = feed.take(1)
+def _arguments(training: Training, host_batches: Any) -> tuple[Any, ...]:
     zeros = jax.tree.map(lambda s: jax.numpy.zeros(s.shape, s.dtype), training.state_shapes())
     key = rng.root_key(training.settings["seed"])
     constants = on_devices(training.constants)
     return key, parallel.replicate(zeros), constants, host_batches, 1, 0
 
 
-def _time(training: Training, experiment: Experiment, compiled: Any) -> cost.StepCost:
+def _time(
+    training: Training, experiment: Experiment, compiled: Any, host_batches: Any
+) -> cost.StepCost:
     flow_step = cost.time_flow_step(experiment)
     estimate = cost.estimate_train_step(flow_step, training.settings["flow.num_steps"])
     if estimate > _MAX_TIMED_SECONDS:
         return cost.StepCost(flow_step, estimate, is_measured=False)
-    measured = cost.time_train_step(compiled, lambda: _arguments(training))
+    measured = cost.time_train_step(compiled, lambda: _arguments(training, host_batches))
     return cost.StepCost(flow_step, measured, is_measured=True)
 
 

@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 
 from experiments.data.digits import digits
-from experiments.evaluation import draws, references
+from experiments.evaluation import Samples, draws, references
 from experiments.evaluation.draws import Pools
 from experiments.evaluation.images import evaluate_images
 from experiments.evaluation.references import ImageReference
-from experiments.samples import Samples
 
 
 def unit(pixels):
