@@ -126,5 +126,6 @@ def check(experiment: Experiment) -> Training:
       UserError: for settings that do not fit together, or that need more memory than there is.
     """
     training = build.ratio_training(experiment)
-    memory.check_state(training.state_shapes(), training.constants)
+    constants = build.shapes_on_device(training.constants, parallel.num_replicas())
+    memory.check_state(training.state_shapes(), constants)
     return training

@@ -8,13 +8,13 @@ from typing import Any
 import jax
 
 from experiments import advice, build, cost, settings
-from experiments.build import Experiment, Training, on_devices
+from experiments.build import Experiment, Training
 from experiments.command_line import Command
 from experiments.machine import hardware, memory
 from experiments.modes.creation import check, settings_and_data, wanted_settings
 from experiments.planning import process, report, targets
 from experiments.settings import Settings
-from fdrl_jax import parallel, rng, steps
+from fdrl_jax import parallel
 
 _MAX_TIMED_SECONDS = 4.0  # A train step of up to this length is timed as a whole.
 _REPORT_SECONDS = 20.0  # Metrics and pictures, besides the samples.
@@ -108,17 +108,9 @@ def duration(seconds: float) -> str:
 
 def _compile(training: Training, host_batches: Any) -> tuple[Any, float]:
     started = time.perf_counter()
-    dispatch = training.settings["train.steps_per_dispatch"]
-    run_steps = parallel.map_steps(steps.repeat_steps(training.train_step, dispatch))
-    compiled = run_steps.lower(*_arguments(training, host_batches)).compile()
+    run_steps = parallel.map_steps(training.repeated_step())
+    compiled = run_steps.lower(*training.blank_arguments(host_batches, 1)).compile()
     return compiled, time.perf_counter() - started
-
-
-def _arguments(training: Training, host_batches: Any) -> tuple[Any, ...]:
-    zeros = jax.tree.map(lambda s: jax.numpy.zeros(s.shape, s.dtype), training.state_shapes())
-    key = rng.root_key(training.settings["seed"])
-    constants = on_devices(training.constants)
-    return key, parallel.replicate(zeros), constants, host_batches, 1, 0
 
 
 def _time(
@@ -128,7 +120,7 @@ def _time(
     estimate = cost.estimate_train_step(flow_step, training.settings["flow.num_steps"])
     if estimate > _MAX_TIMED_SECONDS:
         return cost.StepCost(flow_step, estimate, is_measured=False)
-    measured = cost.time_train_step(compiled, lambda: _arguments(training, host_batches))
+    measured = cost.time_train_step(compiled, lambda: training.blank_arguments(host_batches, 1))
     return cost.StepCost(flow_step, measured, is_measured=True)
 
 

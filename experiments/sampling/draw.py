@@ -35,7 +35,7 @@ class Sampler:
 
 
 def on_devices(experiment: Experiment, train_state: TrainState) -> tuple[Any, Any]:
-    """Returns the variables and constants of a mapped sampler, replicated on every device."""
+    """Returns the variables and constants of a mapped sampler, on the devices."""
     variables = experiment.sampling_variables(train_state)
     return parallel.replicate(variables), build.on_devices(experiment.constants)
 

@@ -19,7 +19,7 @@ from experiments.run import Run
 from experiments.training import divergence, metrics_log
 from experiments.training.metrics_log import Record
 from experiments.training.preemption import Preemption
-from fdrl_jax import parallel, rng, steps
+from fdrl_jax import parallel, rng
 from fdrl_jax.state import TrainState
 
 
@@ -29,7 +29,7 @@ class Moment(NamedTuple):
     Attributes:
       step: number of completed train steps.
       state: the state, replicated on every device; must not be changed.
-      constants: constants, replicated on every device.
+      constants: constants, as `build.on_devices` places them.
       best: "metric" and "value" of the best checkpoint so far, if there is one.
       save: `(metric, value) -> None` saves the state as the best checkpoint by a metric.
     """
@@ -128,9 +128,7 @@ class _Loop:
         self._log_every = training.settings["log.every_steps"]
         self._save_every = training.settings["checkpoint.every_steps"]
         self._dispatch = training.settings["train.steps_per_dispatch"]
-        self._run_steps = memory.checked(
-            parallel.map_steps(steps.repeat_steps(training.train_step, self._dispatch))
-        )
+        self._run_steps = memory.checked(parallel.map_steps(training.repeated_step()))
         self._constants = on_devices(training.constants)
         self._key = rng.root_key(training.settings["seed"])
 
