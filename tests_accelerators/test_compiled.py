@@ -122,9 +122,11 @@ def test_the_program_fits_into_the_memory_of_a_device(step):
 
 
 def test_flops_before_and_after_compilation_agree(step):
-    # Both rewrite small products, and the TPU compiler pads; a loop that counts once loses 99%.
+    # Both rewrite small products, and the TPU compiler pads; a loop that counts once loses 99%. In
+    # float32, XLA for GPUs computes one input gradient at stride 2, outside of the flow, with the
+    # zeros between: 0.4% of the work of the small network.
     before, after = step.compiled.flops, work.flops(step.program)
-    slack = 1.5 if step.target.platform == "tpu" else 1.001
+    slack = 1.5 if step.target.platform == "tpu" else 1.005
     assert 0.98 * before <= after <= slack * before
 
 

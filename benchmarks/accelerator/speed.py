@@ -20,10 +20,15 @@ FLOW = {"step_size": 3.0, "noise_scale": 0.01}
 _SMALL = networks.ResNetSpec(8, ((8, 2),))
 
 
+def spec(name: str) -> networks.ResNetSpec:
+    """Returns the layers of a network of the paper, or of the "small" one."""
+    return _SMALL if name == "small" else networks.SPECS[name]
+
+
 def network(name: str, precision: str) -> networks.ResNet:
     """Returns a network that computes in bfloat16 or float32; TF32 is a way to multiply float32."""
     dtype = "bfloat16" if precision == "bfloat16" else "float32"
-    return networks.resnet(_SMALL if name == "small" else name, dtype=dtype)
+    return networks.resnet(spec(name), dtype=dtype)
 
 
 def image_shape(name: str) -> tuple[int, int, int]:
