@@ -140,13 +140,9 @@ class Run:
         Raises:
           UserError: if there are no checkpoints.
         """
-        if not self.has_checkpoints():
+        if not (self.root / "checkpoints").is_dir():
             raise UserError(f"no checkpoint in {self.root}; train first, with --mode=train")
         return Checkpoints(self.root / "checkpoints", self.id, read_only=True)
-
-    def has_checkpoints(self) -> bool:
-        """Whether the folder of checkpoints exists."""
-        return (self.root / "checkpoints").is_dir()
 
     def overridden(self, changes: Mapping[str, Any]) -> Settings:
         """Returns the settings of a command that draws samples from the run.
