@@ -11,7 +11,7 @@ from experiments.data.decode import to_unit
 from experiments.data.decoded import Images, probe, spread
 from experiments.data.records import digest
 from experiments.data.shuffle import shuffled_indices
-from experiments.data.source import DataOptions, Labels, Source, Starts
+from experiments.data.source import DataOptions, Labels, Source, Starts, refuse
 from experiments.data.split import open_parts
 from experiments.data.stream import (
     Feed,
@@ -98,18 +98,12 @@ def absent_source(options: DataOptions) -> Source:
             f"--config.{missing}=NUMBER"
         )
 
-    def refuse(*_: Any) -> Any:
-        raise DataError("the data are not there")
-
     is_pair = options.name == "pair" or bool(options.source_class or options.target_class)
     names = ("real", "source") if is_pair else ("real",)
     return Source(
         name=options.name,
         event_shape=(options.image_size, options.image_size, options.channels),
-        arrays=(),
         draw=_make_draw(names, options.random_flip),
-        train_batches=refuse,
-        held_out=refuse,
         open_feed=refuse,
         starts=Starts(refuse, 0, 0) if is_pair else None,
     )
