@@ -69,7 +69,6 @@ def evaluate_translation(
     chosen = draws.indices(images)
     if classifier is not None and chosen:
         found, record["class_shares_classifier"] = classes.evaluate(classifier, images, chosen)
-        record["classifier"] = classifier.describe()
         metrics += found
     return Evaluation(by_name(metrics), record, {})
 
