@@ -1,7 +1,7 @@
 """From settings to objects: networks, flows, train steps. Pure: no file, output or global."""
 
 from experiments.build.classifier import classifier_training, make_attack
-from experiments.build.network import make_network
+from experiments.build.network import make_network, standardised
 from experiments.build.ratio import Experiment, experiment, needs_fitted_prior, ratio_training
 from experiments.build.training import Training
 
@@ -14,4 +14,5 @@ __all__ = [
     "make_network",
     "needs_fitted_prior",
     "ratio_training",
+    "standardised",
 ]

@@ -16,6 +16,8 @@ from experiments.run import Kind, Run
 from experiments.settings import Settings
 from fdrl_jax import parallel
 
+_NUM_MEASURED = 2_000  # Images that the mean and the deviation of pixels are measured on.
+
 
 def create_or_resume(command: Command) -> tuple[Run, Experiment]:
     """Opens the run of a command for training, or creates it. The caller must hold its lock.
@@ -76,7 +78,11 @@ def wanted_settings(command: Command, opened: Run | None = None) -> Settings:
         of_data = _of_data(command.config or {})
         return settings.checked({**opened.settings, **of_data, **command.changes})
     if command.config is not None:
-        return settings.checked(command.config)
+        wanted = settings.checked(command.config)
+        if opened is not None and not wanted["network.input_std"]:
+            measured = ("network.input_mean", "network.input_std")
+            wanted |= {key: opened.settings[key] for key in measured}
+        return wanted
     if opened is not None:
         return settings.checked({**opened.settings, **command.changes})
     raise UserError(f"--config=FILE.py is missing: {example(command.mode)}")
@@ -99,7 +105,7 @@ def settings_and_data(command: Command, *, blank: bool = False) -> tuple[Setting
         wanted = settings.checked({**fitting, **_of_data(wanted), **command.changes})
         if parallel.is_first_process():
             print(f"config: for {source.event_shape} images on this {jax.default_backend()}")
-    return wanted, source
+    return build.standardised(wanted, source.train_batches(_NUM_MEASURED)), source
 
 
 def _of_data(wanted: Settings) -> Settings:
