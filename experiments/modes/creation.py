@@ -89,10 +89,10 @@ def wanted_settings(command: Command, opened: Run | None = None) -> Settings:
 
 
 def settings_and_data(command: Command, *, blank: bool = False) -> tuple[Settings, Source]:
-    """Returns the checked settings of a new run, and its data, or data of the same shapes.
+    """Returns the checked settings of a new run, and its data.
 
     A config that depends on the device and on the shape of the data is asked again once these are
-    known; it keeps its settings of the data.
+    known; it keeps its settings of the data. Nothing is measured on `blank` data.
 
     Raises:
       UserError: as `wanted_settings`.
@@ -105,6 +105,8 @@ def settings_and_data(command: Command, *, blank: bool = False) -> tuple[Setting
         wanted = settings.checked({**fitting, **_of_data(wanted), **command.changes})
         if parallel.is_first_process():
             print(f"config: for {source.event_shape} images on this {jax.default_backend()}")
+    if blank:
+        return wanted, source
     return build.standardised(wanted, source.train_batches(_NUM_MEASURED)), source
 
 
