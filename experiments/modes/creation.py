@@ -1,6 +1,7 @@
 """Creates or opens a run, for the modes that can start from a config."""
 
 import time
+from typing import NamedTuple
 
 import jax
 
@@ -19,7 +20,14 @@ from fdrl_jax import parallel
 _NUM_MEASURED = 2_000  # Images that the mean and the deviation of pixels are measured on.
 
 
-def create_or_resume(command: Command) -> tuple[Run, Experiment]:
+class Created(NamedTuple):
+    """A run of a density ratio, new or resumed, with its data."""
+
+    run: Run
+    experiment: Experiment
+
+
+def create_or_resume(command: Command) -> Created:
     """Opens the run of a command for training, or creates it. The caller must hold its lock.
 
     Everything is checked before anything is written.
@@ -32,7 +40,7 @@ def create_or_resume(command: Command) -> tuple[Run, Experiment]:
     if opened is not None:
         experiment = build.experiment(used, source, opened.prior())
         check(experiment)
-        return opened, experiment
+        return Created(opened, experiment)
     experiment, fitted = build.experiment(used, source), None
     check(experiment)
     if build.needs_fitted_prior(wanted):
@@ -42,7 +50,7 @@ def create_or_resume(command: Command) -> tuple[Run, Experiment]:
             print(f"{prior.describe(fitted)}, {time.perf_counter() - started:.1f} s")
         experiment = build.experiment(used, source, fitted)
     created = run.create(command.folder, "ratio", wanted, source, fitted, command.text)
-    return created, experiment
+    return Created(created, experiment)
 
 
 def opened_or_new(command: Command, kind: Kind) -> tuple[Run | None, Settings, Source]:
