@@ -14,22 +14,9 @@ from configs import base
 
 def get_config(name: str = "") -> ConfigDict:
     """Returns the config, or its variant: "tiny"."""
-    c = base.get_config()
+    c = base.small_images(8, 8, 1)
     c.data.name = "digits"
-    c.data.dequantisation = 0.03
-    c.network.name = "resnet"
-    c.network.width = 32
-    c.network.blocks = ((32, 1), (64, 2), (64, 1))
-    c.prior.name = "data_dependent"
-    c.flow.num_steps = 20
-    c.flow.num_refine_steps = 10
-    c.flow.step_size = 1.0
-    c.flow.noise_scale = 0.01
-    c.optimizer.learning_rate = 5e-4
-    c.optimizer.schedule = "cosine"
-    c.train.num_steps = 2_000
-    c.train.ema_ramp = True
-    c.train.batch_size = 64
+    c.train.num_steps = 1_500
     c.train.steps_per_dispatch = 10
     c.checkpoint.every_steps = 500
     c.snapshot.every_steps = 500

@@ -125,7 +125,11 @@ def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     cache = Path(arguments.cache_dir) if arguments.cache_dir else None
     found, used = inception.by_inception(samples, reference, networks, cache=cache)
     for label, function in map(spaces.get, by_features):
-        found += spaces.against(label, function, samples.unit, reference.unit)
+        scores = spaces.scores(function(samples.unit), function(reference.unit))
+        found += [
+            metrics.measured(name, metrics.Estimate(score), space=label, num=summaries[0].shape[0])
+            for name, score in scores.items()
+        ]
     record: dict[str, Any] = {"protocols": used, "features": by_features}
     for (side, images), summary in zip(sets.items(), summaries, strict=True):
         record[side] = {

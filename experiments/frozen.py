@@ -1,7 +1,7 @@
 """The data of a run for sampling, pictures and metrics, from the folder of the run only."""
 
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
@@ -26,9 +26,6 @@ def frozen_source(
     return Source(
         name=described["name"],
         event_shape=tuple(described["event_shape"]),
-        arrays=(),
-        draw=_refuse,
-        train_batches=_refuse,
         held_out=lambda num, seed: images[:num],
         labels=Labels(none, labels, classes) if classes else None,
         starts=_starts(reference),
@@ -52,7 +49,3 @@ def _starts(reference: ImageReference) -> Starts | None:
         return images[np.asarray(positions)]
 
     return Starts(load, kept.num_held_out, len(images))
-
-
-def _refuse(*_: Any) -> NoReturn:
-    raise UserError("the run was opened without its data, which training needs")

@@ -32,6 +32,7 @@ from experiments.evaluation import references
 from experiments.evaluation.references import ImageReference, PointsReference
 from experiments.files import (
     append_line,
+    check_types,
     locked,
     read_json,
     read_npz,
@@ -140,13 +141,9 @@ class Run:
         Raises:
           UserError: if there are no checkpoints.
         """
-        if not self.has_checkpoints():
+        if not (self.root / "checkpoints").is_dir():
             raise UserError(f"no checkpoint in {self.root}; train first, with --mode=train")
         return Checkpoints(self.root / "checkpoints", self.id, read_only=True)
-
-    def has_checkpoints(self) -> bool:
-        """Whether the folder of checkpoints exists."""
-        return (self.root / "checkpoints").is_dir()
 
     def overridden(self, changes: Mapping[str, Any]) -> Settings:
         """Returns the settings of a command that draws samples from the run.
@@ -399,10 +396,11 @@ def open_run(root: Path, kind: Kind | None = None) -> Run:
     )
     if record["format"] > _FORMAT:
         raise UserError(f"{root} was written by a newer version of fdrl_jax; update the program")
+    types = {"name": str, "kind": str, "identity": str, "event_shape": list, "classes": list}
+    check_types(root / "run.json", record["data"], **types)
     try:
         run = Run(root, record)
         settings.checked(run.settings)
-        _check_data(run.data)
     except (KeyError, TypeError, UserError) as error:
         raise UserError(f"{root / 'run.json'} is damaged: {error}") from error
     if not parallel.same_on_all_processes(run.id):
@@ -411,13 +409,6 @@ def open_run(root: Path, kind: Kind | None = None) -> Run:
         wanted = {"ratio": "a density ratio", "classifier": "a classifier"}
         raise UserError(f"--workdir={root} contains {wanted[run.kind]}, not {wanted[kind]}")
     return run
-
-
-def _check_data(described: Mapping[str, Any]) -> None:
-    types = {"name": str, "kind": str, "identity": str, "event_shape": list, "classes": list}
-    for key, kind in types.items():
-        if not isinstance(described[key], kind):
-            raise TypeError(f"{key!r} of its data is {str(described[key])[:80]!r}")
 
 
 def _domains(wanted: Settings) -> tuple[str, str]:

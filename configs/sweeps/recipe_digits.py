@@ -64,11 +64,16 @@ def get_sweep() -> dict[str, Any]:
             **of_length(_RECIPE.flow.num_steps),
             **with_penalty(_RECIPE.loss.gradient_penalty),
             "optimizer.b1": _RECIPE.optimizer.b1,
+            "network.input_std": _RECIPE.network.input_std,
             "network.width": _RECIPE.network.width,
             "network.blocks": _RECIPE.network.blocks,
             "evaluate.num_samples": 1_000,
         },
         "groups": {
+            "input of the network": {
+                "standardised": {"network.input_std": 0.0},
+                "in [-1, 1]": {"network.input_std": 1.0},
+            },
             "gradient penalty": {
                 "none": with_penalty(0.0),
                 "0.1": with_penalty(0.1),

@@ -11,7 +11,7 @@ from experiments.data.decode import to_unit
 from experiments.data.decoded import Images, probe, spread
 from experiments.data.records import digest
 from experiments.data.shuffle import shuffled_indices
-from experiments.data.source import DataOptions, Labels, Source, Starts
+from experiments.data.source import DataOptions, Labels, Source, Starts, refuse
 from experiments.data.split import open_parts
 from experiments.data.stream import (
     Feed,
@@ -54,7 +54,7 @@ def stored_source(options: DataOptions, *, blank: bool = False) -> Source:
         options.in_memory_megabytes * 2**20
     )
     sides = {
-        name: _load(*images, reading, blank) if in_memory else _streamed(*images, reading)
+        name: _side(*images, reading, in_memory=in_memory, blank=blank)
         for name, images in opened.items()
     }
     if in_memory:
@@ -98,18 +98,12 @@ def absent_source(options: DataOptions) -> Source:
             f"--config.{missing}=NUMBER"
         )
 
-    def refuse(*_: Any) -> Any:
-        raise DataError("the data are not there")
-
     is_pair = options.name == "pair" or bool(options.source_class or options.target_class)
     names = ("real", "source") if is_pair else ("real",)
     return Source(
         name=options.name,
         event_shape=(options.image_size, options.image_size, options.channels),
-        arrays=(),
         draw=_make_draw(names, options.random_flip),
-        train_batches=refuse,
-        held_out=refuse,
         open_feed=refuse,
         starts=Starts(refuse, 0, 0) if is_pair else None,
     )
@@ -132,32 +126,26 @@ def _labelled(train: Images, held_out: Images) -> tuple[Images, Images]:
     )
 
 
-def _load(train: Images, held_out: Images, reading: Reading, blank: bool) -> _Side:
-    """Decodes the training images of a domain into one array."""
-    if blank:
-        numbers = np.arange(len(train.records))
+def _side(
+    train: Images, held_out: Images, reading: Reading, *, in_memory: bool, blank: bool
+) -> _Side:
+    """Decodes the training images of a domain into one array, if they fit in memory."""
+    skips, pixels, numbers = reading.problems.skip, None, np.arange(len(train.records))
+    if in_memory and blank:
         pixels = np.zeros((len(numbers), *train.shape), np.uint8)
-    else:
+    elif in_memory:
         pixels, numbers = decode_all(train, reading, "training images")
-    if reading.problems.skip and held_out.labels is not None and not blank:
-        # Held-out images are read later; their labels must match the readable images.
-        found = [numbers for _, numbers in all_batches(held_out, reading)]
-        if not found:
-            raise _none_held_out()
-        held_out = held_out.subset(np.concatenate(found))
-    if train.labels is None or held_out.labels is None:
+        if skips and held_out.labels is not None:
+            # Held-out images are read later; their labels must match the readable images.
+            found = [numbers for _, numbers in all_batches(held_out, reading)]
+            if not found:
+                raise _none_held_out()
+            held_out = held_out.subset(np.concatenate(found))
+    # If streamed images may be skipped, their labels are known only after all have been read.
+    if train.labels is None or held_out.labels is None or (skips and not in_memory):
         return _Side(train, held_out, pixels, None)
     labels = Labels(train.labels[numbers], held_out.labels, train.records.classes)
     return _Side(train, held_out, pixels, labels)
-
-
-def _streamed(train: Images, held_out: Images, reading: Reading) -> _Side:
-    # If images may be skipped, their labels are known only after all have been read.
-    if train.labels is None or held_out.labels is None or reading.problems.skip:
-        return _Side(train, held_out, None, None)
-    return _Side(
-        train, held_out, None, Labels(train.labels, held_out.labels, train.records.classes)
-    )
 
 
 def _none_held_out() -> DataError:

@@ -24,9 +24,6 @@ class Classifier(Protocol):
     @property
     def space(self) -> str: ...
 
-    def describe(self) -> dict[str, Any]:
-        """Returns a description of the classifier for the record."""
-
     def probabilities_and_features(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Maps images in [-1, 1], [N, H, W, C], to probabilities [N, classes], features [N, D]."""
 
@@ -59,10 +56,6 @@ class SvcClassifier:
         if probabilities:
             calibrated = CalibratedClassifierCV(SVC(**options), cv=5, ensemble=False)
             self._calibrated = calibrated.fit(rows, fit.labels)
-
-    def describe(self) -> dict[str, Any]:
-        """Returns a description of the classifier for the record."""
-        return {"name": "support-vector classifier of pixels"}
 
     def predict(self, images: np.ndarray) -> np.ndarray:
         """Returns the most probable class of each image, [N]."""

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.evaluation.metrics import Metric, estimate, with_count
+from experiments.evaluation.metrics import Metric, estimate, measured
 from experiments.evaluation.references import ImageReference
 
 _MAX_PER_DRAW = 1_000  # Images; some metrics need the distances of all pairs.
@@ -121,10 +121,11 @@ def compare(
     ]
     num = len(chosen[0].reference)
     return [
-        Metric(
-            with_count("_".join(filter(None, (definition, space))), num),
+        measured(
             definition,
             *(estimate(sides[i][definition] for sides in drawn) for i in range(3)),
+            space=space,
+            num=num,
         )
         for definition in drawn[0][0]
     ]

@@ -52,7 +52,6 @@ def evaluate_images(
             metrics += found
         if classifier is not None:
             found, record["class_shares_classifier"] = classes.evaluate(classifier, images, chosen)
-            record["classifier"] = classifier.describe()
             metrics += found
         in_features = images.map(random_conv_features)
         metrics += draws.compare(spaces.BUILT_IN, spaces.scores, in_features, chosen)

@@ -88,6 +88,20 @@ def with_count(name: str, num_samples: int) -> str:
     return f"{name}_{num_samples}" if rest or not thousands else f"{name}_{thousands}k"
 
 
+def measured(
+    definition: str,
+    samples: Estimate,
+    prior: Estimate | None = None,
+    real: Estimate | None = None,
+    *,
+    space: str = "",
+    num: int = 0,
+) -> Metric:
+    """Returns a metric, named by its definition, the feature space and the number of samples."""
+    name = "_".join(filter(None, (definition, space)))
+    return Metric(with_count(name, num) if num else name, definition, samples, prior, real)
+
+
 # The keys of a metric in JSON: of the value and of the spread of each side.
 _SIDES = (("value", "spread"), ("prior", "prior_spread"), ("real", "real_spread"))
 

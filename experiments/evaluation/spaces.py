@@ -6,7 +6,6 @@ from collections.abc import Callable
 import numpy as np
 
 from experiments.errors import UserError
-from experiments.evaluation.metrics import Estimate, Metric, with_count
 from fdrl_jax.metrics import frechet_distance, manifold_metrics, random_conv_features
 from fdrl_jax.names import nearest
 
@@ -52,14 +51,3 @@ def scores(rows: np.ndarray, reference: np.ndarray) -> dict[str, float]:
     if min(len(rows), len(reference)) >= _FEWEST_FOR_NEIGHBOURS:
         found |= manifold_metrics(rows, reference)._asdict()
     return found
-
-
-def against(
-    name: str, features: Features, samples: np.ndarray, reference: np.ndarray
-) -> list[Metric]:
-    """Computes the same metrics of one complete set of images against another."""
-    found = scores(features(samples), features(reference))
-    return [
-        Metric(with_count(f"{metric}_{name}", len(samples)), metric, Estimate(value))
-        for metric, value in found.items()
-    ]

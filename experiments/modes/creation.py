@@ -1,6 +1,7 @@
 """Creates or opens a run, for the modes that can start from a config."""
 
 import time
+from typing import NamedTuple
 
 import jax
 
@@ -16,8 +17,17 @@ from experiments.run import Kind, Run
 from experiments.settings import Settings
 from fdrl_jax import parallel
 
+_NUM_MEASURED = 2_000  # Images that the mean and the deviation of pixels are measured on.
 
-def create_or_resume(command: Command) -> tuple[Run, Experiment]:
+
+class Created(NamedTuple):
+    """A run of a density ratio, new or resumed, with its data."""
+
+    run: Run
+    experiment: Experiment
+
+
+def create_or_resume(command: Command) -> Created:
     """Opens the run of a command for training, or creates it. The caller must hold its lock.
 
     Everything is checked before anything is written.
@@ -30,7 +40,7 @@ def create_or_resume(command: Command) -> tuple[Run, Experiment]:
     if opened is not None:
         experiment = build.experiment(used, source, opened.prior())
         check(experiment)
-        return opened, experiment
+        return Created(opened, experiment)
     experiment, fitted = build.experiment(used, source), None
     check(experiment)
     if build.needs_fitted_prior(wanted):
@@ -40,7 +50,7 @@ def create_or_resume(command: Command) -> tuple[Run, Experiment]:
             print(f"{prior.describe(fitted)}, {time.perf_counter() - started:.1f} s")
         experiment = build.experiment(used, source, fitted)
     created = run.create(command.folder, "ratio", wanted, source, fitted, command.text)
-    return created, experiment
+    return Created(created, experiment)
 
 
 def opened_or_new(command: Command, kind: Kind) -> tuple[Run | None, Settings, Source]:
@@ -76,17 +86,21 @@ def wanted_settings(command: Command, opened: Run | None = None) -> Settings:
         of_data = _of_data(command.config or {})
         return settings.checked({**opened.settings, **of_data, **command.changes})
     if command.config is not None:
-        return settings.checked(command.config)
+        wanted = settings.checked(command.config)
+        if opened is not None and not wanted["network.input_std"]:
+            measured = ("network.input_mean", "network.input_std")
+            wanted |= {key: opened.settings[key] for key in measured}
+        return wanted
     if opened is not None:
         return settings.checked({**opened.settings, **command.changes})
     raise UserError(f"--config=FILE.py is missing: {example(command.mode)}")
 
 
 def settings_and_data(command: Command, *, blank: bool = False) -> tuple[Settings, Source]:
-    """Returns the checked settings of a new run, and its data, or data of the same shapes.
+    """Returns the checked settings of a new run, and its data.
 
     A config that depends on the device and on the shape of the data is asked again once these are
-    known; it keeps its settings of the data.
+    known; it keeps its settings of the data. Nothing is measured on `blank` data.
 
     Raises:
       UserError: as `wanted_settings`.
@@ -99,7 +113,9 @@ def settings_and_data(command: Command, *, blank: bool = False) -> tuple[Setting
         wanted = settings.checked({**fitting, **_of_data(wanted), **command.changes})
         if parallel.is_first_process():
             print(f"config: for {source.event_shape} images on this {jax.default_backend()}")
-    return wanted, source
+    if blank:
+        return wanted, source
+    return build.standardised(wanted, source.train_batches(_NUM_MEASURED)), source
 
 
 def _of_data(wanted: Settings) -> Settings:

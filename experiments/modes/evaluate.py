@@ -71,6 +71,7 @@ def evaluate(
         "metrics": metrics.to_json(found.metrics),
         "details": {
             **found.record,
+            **({} if classifier is None else {"classifier": classifier.describe()}),
             "skipped": skipped,
             "precision": settings["precision"],
             "versions": versions(),

@@ -24,14 +24,26 @@ class Sampler:
         self._mapped = _mapped_sampler(experiment, ("refined",))
 
     def __call__(
-        self, variables: Any, constants: Any, num_samples: int, *, first: int = 0
+        self,
+        variables: Any,
+        constants: Any,
+        num_samples: int,
+        *,
+        first: int = 0,
+        progress: bool = False,
     ) -> np.ndarray:
         """Returns samples on the host, [num_samples, ...], from the one with number `first` on.
 
         Variables and constants are those of `on_devices`.
         """
-        arrays, keep = (variables, constants), {"refined": num_samples}
-        return _in_batches(self._experiment, self._mapped, arrays, keep, first=first)["refined"]
+        return _in_batches(
+            self._experiment,
+            self._mapped,
+            (variables, constants),
+            {"refined": num_samples},
+            first=first,
+            progress=progress,
+        )["refined"]
 
 
 def on_devices(experiment: Experiment, train_state: TrainState) -> tuple[Any, Any]:

@@ -108,6 +108,10 @@ class ResNet(nn.Module):
         needs less memory and more time.
       num_outputs: outputs per image; `None` for a single output without an axis.
       implementation: of the convolutions, as in `convolve`.
+      input_mean: subtracted from `x` before the first layer, per channel; empty for none. The
+        convolutions have no biases, so images that are far from zero, such as a black background
+        at -1, need it.
+      input_std: what `x` is divided by after that.
 
     Reference: Heng et al., "Generative Modeling with Flow-Guided Density Ratio Learning", table 4.
     """
@@ -119,6 +123,8 @@ class ResNet(nn.Module):
     remat: bool = False
     num_outputs: int | None = None
     implementation: str = "custom"
+    input_mean: tuple[float, ...] = ()
+    input_std: float = 1.0
 
     @property
     def head(self) -> str:
@@ -134,6 +140,7 @@ class ResNet(nn.Module):
             "dtype": self.dtype,
             "implementation": self.implementation,
         }
+        x = _standardised(x, self.input_mean, self.input_std)
         x = activate(Conv(self.spec.stem, **options, name="conv1")(x))
         stage, index = 0, 0
         for number, (channels, stride) in enumerate(self.spec.blocks):
@@ -150,6 +157,13 @@ class ResNet(nn.Module):
         return x[..., 0] if self.num_outputs is None else x
 
 
+def _standardised(x: jax.Array, mean: Sequence[float], std: float) -> jax.Array:
+    if len(mean) not in (0, x.shape[-1]):
+        raise ValueError(f"input_mean needs one number per channel, {x.shape[-1]}, got {len(mean)}")
+    x = x - jnp.asarray(mean, x.dtype) if mean else x
+    return x if std == 1 else x / std
+
+
 def resnet(
     spec: str | ResNetSpec,
     *,
@@ -160,6 +174,8 @@ def resnet(
     remat: bool = False,
     num_outputs: int | None = None,
     implementation: str = "custom",
+    input_mean: Sequence[float] = (),
+    input_std: float = 1.0,
 ) -> ResNet:
     """Makes one of the paper's residual networks, or one from your own spec.
 
@@ -172,13 +188,15 @@ def resnet(
       remat: whether the activations inside a block are recomputed in the backward pass.
       num_outputs: outputs per image, such as a classifier's logits; `None` for a single output.
       implementation: of the convolutions, as in `convolve`: `"xla"` supports forward mode.
+      input_mean: mean of the data per channel, which the network subtracts; empty for none.
+      input_std: standard deviation of the data, by which the network divides.
 
     Returns:
       A Flax module that maps images `[B, H, W, C]` to `[B]`, or to `[B, num_outputs]`.
 
     Raises:
-      ValueError: for an unknown name or implementation, sizes or outputs below 1, or an
-        `attention_after` that is not the number of a block.
+      ValueError: for an unknown name or implementation, sizes or outputs below 1, an
+        `attention_after` that is not the number of a block, or an `input_std` that is not positive.
     """
     if isinstance(spec, str):
         if spec not in SPECS:
@@ -202,5 +220,16 @@ def resnet(
             f"attention_after must be a block's number from 1 to {len(blocks)}, "
             f"got {spec.attention_after}"
         )
-    scaled = ResNetSpec(stem, blocks, spec.attention_after)
-    return ResNet(scaled, spectral_norm, attention, dtype, remat, num_outputs, implementation)
+    if not input_std > 0:
+        raise ValueError(f"input_std must be positive, got {input_std}")
+    return ResNet(
+        ResNetSpec(stem, blocks, spec.attention_after),
+        spectral_norm,
+        attention,
+        dtype,
+        remat,
+        num_outputs,
+        implementation,
+        tuple(input_mean),
+        input_std,
+    )

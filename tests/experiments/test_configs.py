@@ -3,8 +3,9 @@
 import importlib
 from pathlib import Path
 
+import numpy as np
 import pytest
-from small_runs import train
+from small_runs import command, train
 
 from configs import base
 from experiments import command_line, data, run, settings
@@ -100,6 +101,8 @@ def test_the_config_of_a_folder_fits_the_device_and_the_images():
 @pytest.mark.parametrize("size", [8, 16, 28, 32, 64, 128])
 def test_the_recipe_for_small_images_takes_every_size(size):
     c = base.small_images(size, size, 3)
+    assert c.network.input_std == 0  # Measured when a run is created.
+    c.network.input_std = 1.0
     network = make_network(settings.checked(settings.flatten(c.to_dict())), (size, size, 3))
     smallest = size
     for _, stride in network.spec.blocks:
@@ -110,10 +113,10 @@ def test_the_recipe_for_small_images_takes_every_size(size):
 def test_a_fitted_run_keeps_its_settings_when_the_same_command_resumes_it(image_folder, tmp_path):
     arguments = ["--config=configs/folder.py", "--config.train.num_steps=3"]
     arguments += [f"--config.data.dir={image_folder}", "--config.data.image_size=8"]
-    command, _ = command_line.parse([*arguments, f"--workdir={tmp_path / 'run'}"])
-    with run.locked_folder(command.folder):
-        created = creation.create_or_resume(command)
-        resumed = creation.create_or_resume(command)
+    wanted, _ = command_line.parse([*arguments, f"--workdir={tmp_path / 'run'}"])
+    with run.locked_folder(wanted.folder):
+        created = creation.create_or_resume(wanted)
+        resumed = creation.create_or_resume(wanted)
 
     assert created.run.settings["flow.step_size"] == 3.2
     assert created.run.settings["train.num_steps"] == 3
@@ -123,3 +126,24 @@ def test_a_fitted_run_keeps_its_settings_when_the_same_command_resumes_it(image_
     )
     with pytest.raises(UserError, match=r"data\.channels"):
         creation.create_or_resume(other)
+
+
+def test_the_networks_input_is_standardised_by_the_images_of_the_run(image_folder, tmp_path):
+    changes = {"data.image_size": 8, "network.width": 4, "network.blocks": ((4, 2),)}
+    changes |= {"data.dir": image_folder, "train.num_steps": 1}
+    found = []
+    for name, given in (("measured", {}), ("given", {"network.input_std": 0.5})):
+        wanted = command("train", tmp_path / name, "mnist", {**changes, **given})
+        with run.locked_folder(wanted.folder):
+            created = creation.create_or_resume(wanted)
+            resumed = creation.create_or_resume(wanted)
+        assert resumed.run.settings == created.run.settings
+        found.append(created)
+    images = np.concatenate(list(found[0].experiment.source.train_batches()))
+    network = found[0].experiment.network
+    assert network.input_mean == pytest.approx([images.mean()], abs=6e-4)
+    assert network.input_std == pytest.approx(images.std(), abs=6e-4)
+    assert (found[1].experiment.network.input_mean, found[1].experiment.network.input_std) == (
+        (),
+        0.5,
+    )

@@ -142,7 +142,7 @@ def test_a_train_step_on_a_pair_flows_from_source_images(tmp_path):
     pair |= {"flow.step_size": 1e-12, "flow.noise_scale": 0.0}
     train(tmp_path / "run", changes(where, **pair), CONFIG)
     (record,) = metrics_log.read(tmp_path / "run" / "metrics.jsonl")
-    experiment = built(where, **pair)
+    experiment = open_checkpoint(command("sample", tmp_path / "run")).experiment
     white_and_black = np.stack([np.full((8, 8, 3), level, np.float32) for level in (1.0, -1.0)])
     variables = build.ratio_training(experiment).init_state().variables
     outputs = experiment.network.apply(variables, white_and_black)

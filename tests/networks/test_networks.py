@@ -96,6 +96,21 @@ def test_a_head_of_several_outputs_changes_nothing_else():
         resnet(spec, num_outputs=0)
 
 
+def test_the_input_is_standardised_before_the_first_layer():
+    spec, x = ResNetSpec(4, ((4, 2),)), jax.random.normal(jax.random.key(1), (3, 8, 8, 2))
+    plain, net = resnet(spec), resnet(spec, input_mean=[-1.0, 0.5], input_std=0.25)
+    variables = plain.init(jax.random.key(0), x)
+
+    found = net.apply(variables, x)
+
+    expected = plain.apply(variables, (x - jnp.array([-1.0, 0.5])) / 0.25)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    with pytest.raises(ValueError, match="input_mean needs one number per channel, 1, got 2"):
+        net.apply(variables, x[..., :1])
+    with pytest.raises(ValueError, match="input_std must be positive, got 0"):
+        resnet(spec, input_std=0)
+
+
 @pytest.mark.parametrize("name", SPECS)
 def test_width_scales_every_channel(name):
     net = resnet(name, width=16)
