@@ -21,8 +21,8 @@ from tqdm import tqdm
 from experiments import classifiers
 from experiments.build import Experiment
 from experiments.command_line import Command
+from experiments.evaluation.classes import SvcClassifier
 from experiments.evaluation.references import Fit
-from experiments.evaluation.svc import SvcClassifier
 from experiments.pictures import save
 from experiments.pictures.images import show_by_class
 from experiments.pictures.style import DATA, PRIOR, SAMPLES, panels

@@ -87,7 +87,8 @@ def ours(name: str, batch: int, precision: str) -> tuple[dict[str, Callable[[], 
 @contextmanager
 def pytorch(
     python: str,
-    name: str,
+    spec: networks.ResNetSpec,
+    size: int,
     batch: int,
     precision: str,
     compiled: bool,
@@ -96,11 +97,10 @@ def pytorch(
     num_flow_steps: int = NUM_FLOW_STEPS,
 ) -> Iterator[dict[str, Callable[[], Any]]]:
     """Starts PyTorch in another process and yields its contenders; none if it is not installed."""
-    spec = networks.SPECS[name]
     settings = {
         "stem": spec.stem,
         "blocks": spec.blocks,
-        "size": SIZES[name],
+        "size": size,
         "batch": batch,
         "precision": precision,
         "compiled": compiled,
@@ -132,7 +132,8 @@ def measure(
 ) -> dict[str, Any]:
     """Times one network; all contenders take turns."""
     contenders, figures = ours(name, batch, precision)
-    with pytorch(torch_python, name, batch, precision, torch_compile) as other:
+    spec, size = networks.SPECS[name], SIZES[name]
+    with pytorch(torch_python, spec, size, batch, precision, torch_compile) as other:
         seconds = alternate(contenders | other, rounds)
     result = {
         "network": name,

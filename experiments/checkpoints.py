@@ -198,7 +198,9 @@ class Checkpoints:
             except FileNotFoundError:
                 continue  # Another program that trains has removed it and saved a newer one.
             except _DamagedError as error:
-                self._warn(steps[-1], error)
+                folder = self._folder / str(steps[-1])
+                message = "checkpoint %s is damaged (%s); trying the previous one"
+                logging.getLogger("fdrl").warning(message, folder, error)
                 damaged.append(steps[-1])
         if damaged:
             raise UserError(
@@ -411,13 +413,6 @@ class Checkpoints:
     def _is_complete(self, step: int) -> bool:
         # Orbax also lists a folder that a crash left without its mark.
         return (self._folder / str(step) / _MARK).is_file()
-
-    def _warn(self, step: int, error: Exception) -> None:
-        logging.getLogger("fdrl").warning(
-            "checkpoint %s is damaged (%s); trying the previous one",
-            self._folder / str(step),
-            error,
-        )
 
 
 def check_path(folder: Path) -> None:

@@ -1,6 +1,5 @@
 """Parses the command line to a `Command`. Errors say what to write instead."""
 
-import argparse
 import ast
 import contextlib
 import dataclasses
@@ -131,7 +130,7 @@ def help_for(argv: Sequence[str]) -> str | None:
     topic = wanted[0].partition("=")[2]
     mode = next((a.partition("=")[2] for a in argv if a.startswith("--mode=")), topic)
     if mode in MODES:
-        return _help_of_mode(mode)
+        return _parser(mode).format_help()
     return settings.explain(topic.removeprefix("config.")) if topic else _help()
 
 
@@ -268,21 +267,29 @@ def _mode_of(argv: list[str]) -> str:
 
 
 def _parse_flags(mode: str, argv: list[str]) -> dict[str, Any]:
-    parser = Parser(_PROGRAM, add_help=False, allow_abbrev=False)
-    _add_common(parser)
-    for name in MODES[mode].flags:
-        parser.add_argument(f"--{name}", **FLAGS[name])
-    known, unknown = parser.parse_known_args([_two_dashes(a) for a in argv])
+    known, unknown = _parser(mode).parse_known_args(
+        [re.sub(r"^-(?=[a-z]\w)", "--", a) for a in argv]
+    )
     if unknown:
         raise UserError(_explain_unknown(mode, unknown[0]))
     return vars(known)
 
 
-def _two_dashes(argument: str) -> str:
-    return f"-{argument}" if re.match(r"-[a-z]\w+", argument) else argument
-
-
-def _add_common(parser: argparse.ArgumentParser) -> None:
+def _parser(name: str) -> Parser:
+    """Returns the parser of a mode, which also prints its help."""
+    mode: Mode = MODES[name]
+    has_settings = any(key.startswith(f"{name}.") for key in settings.SETTINGS)
+    parser = Parser(
+        _PROGRAM,
+        add_help=False,
+        allow_abbrev=False,
+        usage=example(name),
+        description=mode.summary,
+        epilog=f"Settings for this mode: --help=config.{name}" if has_settings else None,
+    )
+    own = parser.add_argument_group(f"flags of mode {name}")
+    for flag in mode.flags:
+        own.add_argument(f"--{flag}", **FLAGS[flag])
     parser.add_argument("--mode")
     parser.add_argument("--workdir", help="folder of the run; created if missing")
     parser.add_argument("--config", help="config file, FILE.py or FILE.py:tiny")
@@ -302,6 +309,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         default=100,
         help="a process that is silent for this long counts as failed, and the others stop",
     )
+    return parser
 
 
 def _explain_unknown(mode: str, argument: str) -> str:
@@ -339,21 +347,3 @@ def _help() -> str:
         "Evaluate images of any program: python -m experiments.evaluate --help",
     ]
     return "\n".join(lines)
-
-
-def _help_of_mode(name: str) -> str:
-    mode: Mode = MODES[name]
-    has_settings = any(key.startswith(f"{name}.") for key in settings.SETTINGS)
-    parser = Parser(
-        _PROGRAM,
-        add_help=False,
-        allow_abbrev=False,
-        usage=example(name),
-        description=mode.summary,
-        epilog=f"Settings for this mode: --help=config.{name}" if has_settings else None,
-    )
-    own = parser.add_argument_group(f"flags of mode {name}")
-    for flag in mode.flags:
-        own.add_argument(f"--{flag}", **FLAGS[flag])
-    _add_common(parser)
-    return parser.format_help()

@@ -103,7 +103,7 @@ def _check_named(flag: str, values: Sequence[str], allowed: Collection[str]) -> 
 
 def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     # Importing metrics and readers of data takes seconds, too long for --help or a mistyped flag.
-    from experiments.evaluation import compare, image_sets, metrics, protocols
+    from experiments.evaluation import image_sets, inception, metrics, protocols, spaces
 
     protocol = PROTOCOLS[arguments.protocol]
     by_features = [name for name in arguments.features.split(",") if name]
@@ -117,11 +117,30 @@ def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     held_out = None
     if arguments.held_out:
         held_out = image_sets.load(arguments.held_out, arguments.data_dir, arguments.image_size)
-        image_sets.check_pair(held_out.summarised(), reference.summarised())
+        image_sets.check_pair(held_out, reference)
         image_sets.check_channels(samples, reference, held_out)
-    networks = compare.Inception(weights, arguments.metrics.split(","))
+    sets = {"samples": samples, "reference": reference}
+    summaries = image_sets.check_pair(samples, reference)
+    networks = inception.Inception(weights, arguments.metrics.split(","))
     cache = Path(arguments.cache_dir) if arguments.cache_dir else None
-    found, record = compare.compare(samples, reference, networks, by_features, cache=cache)
+    found, used = inception.by_inception(samples, reference, networks, cache=cache)
+    for label, function in map(spaces.get, by_features):
+        scores = spaces.scores(function(samples.unit), function(reference.unit))
+        found += [
+            metrics.measured(name, metrics.Estimate(score), space=label, num=summaries[0].shape[0])
+            for name, score in scores.items()
+        ]
+    record: dict[str, Any] = {"protocols": used, "features": by_features}
+    for (side, images), summary in zip(sets.items(), summaries, strict=True):
+        record[side] = {
+            "where": images.where,
+            "num_images": summary.shape[0],
+            "image_size": list(summary.shape[1:]),
+            "pixels": images.pixels,
+            "resized_by": "Pillow, bilinear, antialiased" if images.resized else None,
+            "fingerprint": summary.fingerprint,
+        }
+    record["versions"] = inception.versions()
     record["run"] = _record_of(Path(arguments.samples))
     if held_out is not None:
         found += _memorisation(samples, reference, held_out, by_features, arguments)
@@ -141,11 +160,11 @@ def _memorisation(
 ) -> list[Any]:
     from experiments import pictures
     from experiments.evaluation import memorisation, spaces
-    from experiments.pictures.neighbours import neighbours
+    from experiments.pictures.images import neighbours
 
     named = dict(spaces.get(name) for name in by_features)
     found, shown = memorisation.search(
-        samples.unit, held_out.unit, train.unit_batches, {"pixels": None, **named}
+        samples.unit, held_out.unit, train.batches, {"pixels": None, **named}
     )
     if arguments.picture:
         pictures.save(neighbours(samples.unit, shown), Path(arguments.picture))

@@ -1,24 +1,34 @@
-"""Atomic writes, JSON, hashes and locks."""
+"""Atomic writes, JSON, arrays, hashes and locks."""
 
 import contextlib
 import fcntl
 import hashlib
 import json
 import logging
+import math
 import os
 import re
 import socket
 import uuid
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import jax
 import numpy as np
 
 from experiments.errors import UserError
+
+_NPY = ".npy"  # Ending of the names of arrays in an `.npz` file.
+
+
+class Header(NamedTuple):
+    """Shape and type of a stored array."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
 
 
 @contextlib.contextmanager
@@ -89,24 +99,80 @@ def check_types(path: Path, content: dict[str, Any], **types: type | tuple[type,
             raise UserError(f"{path} is damaged: {key!r} holds {found}")
 
 
+def read_headers(path: Path) -> dict[str, Header]:
+    """Returns shape and type of each array of a file without reading the arrays.
+
+    Raises:
+      ValueError: with only the reason, if the file is not an intact `.npz` of plain arrays.
+    """
+    with _opened(path) as archive:
+        return {name: _header(archive, name) for name in _names(archive)}
+
+
+def read_arrays(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
+    """Reads only the arrays with these names.
+
+    Raises:
+      ValueError: with only the reason, if an array is missing or the `.npz` file is damaged.
+    """
+    with _opened(path) as archive:
+        return {name: _array(archive, name) for name in names}
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            yield archive
+    except Exception as error:  # zipfile, zlib and NumPy raise dozens of types of errors.
+        raise ValueError(f"not a readable .npz of plain arrays: {error}") from error
+
+
+def _names(archive: zipfile.ZipFile) -> list[str]:
+    return [name.removesuffix(_NPY) for name in archive.namelist() if name.endswith(_NPY)]
+
+
+def _header(archive: zipfile.ZipFile, name: str) -> Header:
+    """Reads the header of an array, and checks that the array has the size of its entry."""
+    if name not in _names(archive):
+        raise ValueError(f"no array named {name!r}; available: {_names(archive)}")
+    info = archive.getinfo(name + _NPY)
+    with archive.open(info) as stream:
+        version = np.lib.format.read_magic(stream)
+        read = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }.get(version)
+        if read is None:
+            raise ValueError(f"{name!r}: array format {version} is not supported")
+        shape, _, dtype = read(stream)
+        expected = stream.tell() + math.prod(shape) * dtype.itemsize
+    if dtype.hasobject:
+        raise ValueError(f"{name!r} contains objects, not numbers")
+    if min(shape, default=0) < 0 or expected != info.file_size:
+        raise ValueError(f"{name!r}: expected {expected:,} bytes, got {info.file_size:,}")
+    return Header(shape, dtype)
+
+
+def _array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    _header(archive, name)
+    with archive.open(name + _NPY) as stream:
+        array: np.ndarray = np.lib.format.read_array(stream, allow_pickle=False)
+        return array
+
+
 def read_npz(path: Path, *names: str) -> dict[str, np.ndarray]:
-    """Reads the named arrays of an npz file; nothing in it is executed.
+    """Reads the named arrays, or all, of a file of a run.
 
     Raises:
       UserError: if the file is missing, is damaged, or lacks an array; names the file.
     """
+    if not path.exists():
+        raise UserError(f"{path} does not exist")
     try:
-        # If NumPy opens a file itself and cannot read it, it leaves the file open.
-        with path.open("rb") as file:
-            if not zipfile.is_zipfile(file):  # NumPy would advise to unpickle it.
-                raise ValueError("it is no .npz file")
-            with np.load(file, allow_pickle=False) as archive:
-                return {name: archive[name] for name in names or archive.files}
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
-    except Exception as error:  # zipfile, zlib and NumPy raise many types of errors.
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path} is damaged: {reason}") from error
+        return read_arrays(path, names or read_headers(path))
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {str(error).splitlines()[0]}") from error
 
 
 def without_home(text: str) -> str:

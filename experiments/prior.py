@@ -55,10 +55,7 @@ def choose_rank(rank: int, event_shape: Sequence[int]) -> int:
 def fit(batches: Iterable[np.ndarray], rank: int, jitter: float) -> FittedPrior:
     """Fits the prior in one pass over the training set, without augmentation or noise (eq. 8).
 
-    Args:
-      batches: batches of examples, [B, ...].
-      rank: rank of the covariance, or 0 for the full covariance.
-      jitter: variance added to the diagonal.
+    Rank 0 means the full covariance. The jitter is a variance added to its diagonal.
     """
     batches = tqdm(batches, desc="fitting the prior", unit="batch", leave=False)
     if rank:
@@ -73,9 +70,7 @@ def fit(batches: Iterable[np.ndarray], rank: int, jitter: float) -> FittedPrior:
 def from_covariance(mean: np.ndarray, covariance: np.ndarray) -> FittedPrior:
     """Returns a prior from a given covariance, which must include the jitter.
 
-    Args:
-      mean: [D].
-      covariance: [D, D].
+    The mean is [D], the covariance [D, D].
     """
     factor = priors.covariance_factor(np.asarray(covariance, np.float64), jitter=0.0)
     return FittedPrior(np.asarray(mean, np.float64), factor, 0.0, 1.0, num_examples=0)

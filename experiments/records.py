@@ -17,10 +17,8 @@ Key = dict[str, Any]
 def key_of(opened: Opened, num_samples: int | None, **more: Any) -> Key:
     """Returns everything that determines a record, as values for JSON.
 
-    Args:
-      opened: run, settings and checkpoint.
-      num_samples: number of samples; `None` if the record does not depend on it.
-      **more: further inputs of the record, such as a classifier's digest.
+    `num_samples` is `None` if the record does not depend on it; `more` are its further inputs, such
+    as a classifier's digest.
     """
     experiment = opened.experiment
     return {
@@ -36,10 +34,7 @@ def key_of(opened: Opened, num_samples: int | None, **more: Any) -> Key:
 def name_of(opened: Opened, key: Key, *, is_default: bool) -> str:
     """Returns the name of a record: `step_N`, with a digest unless all settings are the run's.
 
-    Args:
-      opened: run, settings and checkpoint.
-      key: the key, from `key_of`.
-      is_default: whether the command changes no setting that the record depends on.
+    It `is_default` if the command changes no setting that the record depends on.
     """
     stem = f"step_{opened.step}"
     is_own = is_default and has_own_settings(opened.run, key)
@@ -56,11 +51,6 @@ def find(folder: Path, name: str, key: Key) -> tuple[Path, bool]:
 
     If a record of this name has another key, for instance because the run was rolled back, it is
     kept, and the new record gets a name with its digest.
-
-    Args:
-      folder: the folder of all records of this kind.
-      name: the name, from `name_of`.
-      key: the key, from `key_of`.
 
     Raises:
       UserError: if a record is damaged; names it.
@@ -118,9 +108,7 @@ def of_run(run: Run) -> Path | None:
 def newest_of(folder: Path, key: Key) -> dict[str, Any] | None:
     """Returns the newest record of a checkpoint with the same settings, if there is one.
 
-    Args:
-      folder: the folder of all records of this kind.
-      key: the key, from `key_of`; its number of samples is ignored.
+    The number of samples in the key is ignored.
 
     Raises:
       UserError: if a record is damaged; names it.

@@ -13,16 +13,14 @@ import numpy as np
 from experiments import pictures, settings
 from experiments.build import Experiment
 from experiments.errors import UserError
+from experiments.evaluation import Evaluation, Samples, translation
 from experiments.evaluation import metrics as metrics_lib
-from experiments.evaluation import translation
 from experiments.evaluation.metrics import Metrics
-from experiments.evaluation.result import Evaluation
 from experiments.files import check_types, read_json, write_json, write_text
 from experiments.pictures import curves, flow, points
-from experiments.pictures.neighbours import neighbours
+from experiments.pictures.images import neighbours
 from experiments.run import Run
-from experiments.samples import Samples
-from experiments.sampling.log_ratio import make_log_ratio
+from experiments.sampling.draw import make_log_ratio
 from experiments.sampling.opened import Opened
 from experiments.training import metrics_log
 from fdrl_jax import drift
@@ -30,28 +28,7 @@ from fdrl_jax.state import TrainState
 
 _NUM_HEADLINES = 5
 _SCROLLED = "curves.png"  # Its labels would be too small on a phone.
-# On a narrow screen each metric is a block: its words, and below them its values side by side.
-_STYLE = """
-:root{color-scheme:light dark}
-body{font:16px/1.55 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}
-h1{font-size:1.6rem;margin-bottom:.3rem}h2{font-size:1.2rem;margin-top:2.2rem}
-figure{margin:1.2rem 0;overflow-x:auto}img{max-width:100%;background:#fff;border-radius:4px}
-figcaption,.note,small{opacity:.8}.note{font-size:.9rem}small{display:block;overflow-wrap:anywhere}
-code,pre{font-family:ui-monospace,monospace;font-size:.9em}
-pre{overflow-x:auto;padding:.5rem;background:#8881;border-radius:4px}
-.scroll{overflow-x:auto}table{border-collapse:collapse}summary{margin:.6rem 0}
-th,td{padding:.2rem 1.2rem .2rem 0;text-align:left;vertical-align:top;border-bottom:1px solid #8884}
-.value{white-space:nowrap}.lead{font-size:1.1rem}
-@media(max-width:40rem){
-table{font-size:.8rem}.metrics{font-size:.9rem}th,td{padding-right:.6rem}td{overflow-wrap:anywhere}
-.metrics,.metrics tbody{display:block}.metrics th{display:none}
-.metrics tr{display:grid;grid-template-columns:repeat(3,1fr);column-gap:.5rem}
-.metrics tr{padding:.5rem 0;border-bottom:1px solid #8884}
-.metrics td{border:0;padding:0}.metrics td:first-child{grid-column:1/-1}
-.value{white-space:normal}.metrics .value::before{content:attr(data-label)}
-.metrics .value::before{display:block;font-size:.8rem;opacity:.8}
-.scrolled img{max-width:none;width:44rem}}
-"""
+_STYLE = Path(__file__).with_suffix(".css").read_text("utf-8")
 
 
 def draw(opened: Opened, samples: Samples, found: Evaluation, folder: Path) -> None:
@@ -108,9 +85,7 @@ def draw(opened: Opened, samples: Samples, found: Evaluation, folder: Path) -> N
 def write(run: Run, record: Path) -> Path:
     """Writes the report of an evaluation to its folder.
 
-    Args:
-      run: the run; only its folder is read, without data or checkpoints.
-      record: the folder of the evaluation.
+    Of the run, only its folder is read, without data or checkpoints.
 
     Returns:
       The path of the page.
@@ -127,6 +102,11 @@ def write(run: Run, record: Path) -> Path:
     metrics, step = metrics_of(record), found["key"]["step"]
     start = found["details"].get("start", "prior")
     name = html.escape(run.data["name"])
+    details_shown = [(k.replace("_", " "), json.dumps(v)) for k, v in found["details"].items()]
+    used = {key: str(value) for key, value in run.settings.items()}
+    # Through JSON, as the settings of the run.
+    defaults = json.loads(json.dumps({k: s.default for k, s in settings.SETTINGS.items()}))
+    command = html.escape(_without_paths(run.command))
     changed = settings.differences(
         settings.of_scope(run.settings, "flow"), found["key"]["settings"]
     )
@@ -140,12 +120,12 @@ def write(run: Run, record: Path) -> Path:
         *(_figure(record / file, caption) for file, caption in captions.items()),
         "<h2>Metrics</h2>",
         _metrics_table(metrics, start),
-        _details(found["details"]),
+        _folded("How the metrics were computed", _table(details_shown)),
         "<h2>Settings</h2>",
-        f"<p>The run was created by this command:</p><pre>{_command(run)}</pre>",
+        f"<p>The run was created by this command:</p><pre>{command}</pre>",
         "<p>These settings differ from the defaults:</p>",
-        _table([(k, str(v)) for k, v in run.settings.items() if v != _default(k)]),
-        _folded("All settings", _table([(k, str(v)) for k, v in run.settings.items()])),
+        _table([(k, used[k]) for k, v in run.settings.items() if v != defaults[k]]),
+        _folded("All settings", _table(list(used.items()))),
     ]
     if changed:
         text = "; ".join(changed.values())
@@ -200,10 +180,6 @@ def _what(run: Run, found: dict[str, Any]) -> str:
     )
 
 
-def _command(run: Run) -> str:
-    return html.escape(_without_paths(run.command))
-
-
 def _without_paths(command: str) -> str:
     """Shortens absolute paths to their last part, because reports are shared."""
     words = []
@@ -212,11 +188,6 @@ def _without_paths(command: str) -> str:
         quoted = value.strip("'\"")
         words.append(f"{flag}{equals}{Path(quoted).name}" if quoted.startswith("/") else word)
     return " ".join(words)
-
-
-def _default(key: str) -> Any:
-    default = settings.SETTINGS[key].default
-    return json.loads(json.dumps(default))
 
 
 def _metrics_table(metrics: Metrics, start: str) -> str:
@@ -243,11 +214,6 @@ def _words(metric: metrics_lib.Metric) -> str:
     details += [f"{d.direction} is better"] if d.direction else []
     words = html.escape(f"{d.words[0].upper()}{d.words[1:]}")
     return f"{words}<small>{html.escape(', '.join(details))}</small>"
-
-
-def _details(details: dict[str, Any]) -> str:
-    rows = [(key.replace("_", " "), json.dumps(value)) for key, value in details.items()]
-    return _folded("How the metrics were computed", _table(rows))
 
 
 def _folded(title: str, content: str) -> str:

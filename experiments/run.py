@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+import fdrl_jax
 from experiments import prior, settings
 from experiments.checkpoints import Checkpoints, check_path
 from experiments.data import Source, is_built_in
@@ -31,6 +32,7 @@ from experiments.evaluation import references
 from experiments.evaluation.references import ImageReference, PointsReference
 from experiments.files import (
     append_line,
+    check_types,
     locked,
     read_json,
     read_npz,
@@ -47,7 +49,7 @@ from fdrl_jax.names import nearest
 
 Kind = Literal["ratio", "classifier"]
 _FORMAT = 2  # Format of the folder; version 0.1 wrote format 1, without a number.
-_PACKAGES = ("fdrl_jax", "jax", "jaxlib", "flax", "optax", "numpy")
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
 
 class Run:
@@ -128,9 +130,7 @@ class Run:
     def checkpoints(self, keep: int | None = None) -> Checkpoints:
         """Opens the checkpoints for saving, in a `with` statement. The caller must hold the lock.
 
-        Args:
-          keep: number of the newest checkpoints to keep; by default as set when the run was
-            created.
+        As many of the newest are kept as `keep` says, by default as set when the run was created.
         """
         keep = self.settings["checkpoint.keep"] if keep is None else keep
         return Checkpoints(self.root / "checkpoints", self.id, keep)
@@ -141,19 +141,12 @@ class Run:
         Raises:
           UserError: if there are no checkpoints.
         """
-        if not self.has_checkpoints():
+        if not (self.root / "checkpoints").is_dir():
             raise UserError(f"no checkpoint in {self.root}; train first, with --mode=train")
         return Checkpoints(self.root / "checkpoints", self.id, read_only=True)
 
-    def has_checkpoints(self) -> bool:
-        """Whether the folder of checkpoints exists."""
-        return (self.root / "checkpoints").is_dir()
-
     def overridden(self, changes: Mapping[str, Any]) -> Settings:
         """Returns the settings of a command that draws samples from the run.
-
-        Args:
-          changes: flat settings from the command line.
 
         Raises:
           UserError: if a setting was fixed when the run was created; names each.
@@ -174,8 +167,7 @@ class Run:
     def resumed(self, wanted: Settings) -> Settings:
         """Returns the settings for resuming training.
 
-        Args:
-          wanted: flat, checked settings. Free settings take effect; others must equal the run's.
+        Free settings take effect; others must equal the run's.
 
         Raises:
           UserError: if other settings differ; names each with both values.
@@ -268,11 +260,7 @@ def locked_folder(root: Path, *, creates: bool = True) -> Iterator[None]:
     """Creates the folder of a run and locks it against other trainings.
 
     The first process holds the lock, and all processes learn whether it succeeded. If the command
-    is rejected, a new folder is removed again.
-
-    Args:
-      root: the folder.
-      creates: whether a run can be created there; otherwise it must exist.
+    is rejected, a new folder is removed again. If the command creates no run, one must exist there.
 
     Raises:
       UserError: if the folder cannot be written, a required run is missing, or another process
@@ -322,14 +310,6 @@ def create(
 ) -> Run:
     """Creates a run. The caller must hold `locked_folder`.
 
-    Args:
-      root: its folder, without a run.
-      kind: what it trains.
-      wanted: its settings, flat and checked.
-      source: its data.
-      fitted: its prior, if it is data-dependent.
-      command: the command line.
-
     Raises:
       UserError: if the folder cannot be written.
     """
@@ -353,8 +333,11 @@ def create(
                 ),
                 "command": without_home(command),
                 "created": _now(),
-                "versions": {"python": platform.python_version()}
-                | {name: _version(name) for name in _PACKAGES},
+                "versions": {
+                    "python": platform.python_version(),
+                    "fdrl_jax": fdrl_jax.__version__,
+                    **{name: version(name) for name in _PACKAGES},
+                },
             }
             write_json(root / "run.json", record)
         except OSError as error:
@@ -396,10 +379,6 @@ def check_free(root: Path) -> None:
 def open_run(root: Path, kind: Kind | None = None) -> Run:
     """Opens a run, without changing anything on disk.
 
-    Args:
-      root: its folder.
-      kind: the required kind, if any.
-
     Raises:
       UserError: if there is no run, or it has another kind; suggests the closest folder with a run.
     """
@@ -417,10 +396,11 @@ def open_run(root: Path, kind: Kind | None = None) -> Run:
     )
     if record["format"] > _FORMAT:
         raise UserError(f"{root} was written by a newer version of fdrl_jax; update the program")
+    types = {"name": str, "kind": str, "identity": str, "event_shape": list, "classes": list}
+    check_types(root / "run.json", record["data"], **types)
     try:
         run = Run(root, record)
         settings.checked(run.settings)
-        _check_data(run.data)
     except (KeyError, TypeError, UserError) as error:
         raise UserError(f"{root / 'run.json'} is damaged: {error}") from error
     if not parallel.same_on_all_processes(run.id):
@@ -429,13 +409,6 @@ def open_run(root: Path, kind: Kind | None = None) -> Run:
         wanted = {"ratio": "a density ratio", "classifier": "a classifier"}
         raise UserError(f"--workdir={root} contains {wanted[run.kind]}, not {wanted[kind]}")
     return run
-
-
-def _check_data(described: Mapping[str, Any]) -> None:
-    types = {"name": str, "kind": str, "identity": str, "event_shape": list, "classes": list}
-    for key, kind in types.items():
-        if not isinstance(described[key], kind):
-            raise TypeError(f"{key!r} of its data is {str(described[key])[:80]!r}")
 
 
 def _domains(wanted: Settings) -> tuple[str, str]:
@@ -470,11 +443,3 @@ def _portable(wanted: Settings) -> Settings:
 
 def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-
-
-def _version(package: str) -> str:
-    if package == "fdrl_jax":
-        import fdrl_jax
-
-        return fdrl_jax.__version__
-    return version(package)

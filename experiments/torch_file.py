@@ -68,9 +68,7 @@ def quoted(text: object) -> str:
 def array(value: object, name: str) -> np.ndarray:
     """Returns a tensor as an array, bfloat16 as float32.
 
-    Args:
-      value: an object from a file.
-      name: name of the tensor, for the message.
+    The message of an error has its name.
 
     Raises:
       ValueError: if it is not a dense tensor of floats or int64, or claims more numbers than it
@@ -95,9 +93,7 @@ def array(value: object, name: str) -> np.ndarray:
 def state_dict(value: object, name: str) -> dict[str, np.ndarray]:
     """Returns the tensors of a state dictionary, without the prefix `module.` of their names.
 
-    Args:
-      value: an object from a file.
-      name: name of the entry, for the message.
+    The message of an error has the name of the entry.
 
     Raises:
       ValueError: if it is not a dictionary of tensors by name.

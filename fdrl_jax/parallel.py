@@ -29,19 +29,29 @@ def replicate(tree: Any) -> Any:
 
     Each copy goes to its device directly, so that no device ever holds those of others.
     """
-    devices = [d for d in jax.devices() if d.process_index == jax.process_index()]
-    mesh = jax.sharding.Mesh(np.array(devices), (AXIS,))
-    spec = jax.sharding.PartitionSpec(AXIS)  # type: ignore[no-untyped-call]
-    sharding = jax.sharding.NamedSharding(mesh, spec)
 
     def copy(a: Any) -> jax.Array:
         one = a[None] if isinstance(a, jax.Array) else np.asarray(a)[None]
-        copies = [jax.device_put(one, device) for device in devices]
-        return jax.make_array_from_single_device_arrays(
-            (len(devices), *one.shape[1:]), sharding, copies
-        )
+        return _on_local_devices([one] * jax.local_device_count())
 
     return jax.tree.map(copy, tree)
+
+
+def distribute(array: Any) -> jax.Array:
+    """Distributes the rows of an array over the devices of all processes, which all must have it.
+
+    Returns:
+      [devices of this process, N/n, ...] for an array [N, ...] and `n` replicas.
+
+    Raises:
+      ValueError: if the rows do not divide over the replicas.
+    """
+    size, rest = divmod(len(array), num_replicas())
+    if rest:
+        raise ValueError(f"{len(array)} rows do not divide over {num_replicas()} replicas")
+    first = jax.process_index() * jax.local_device_count()
+    replicas = range(first, first + jax.local_device_count())
+    return _on_local_devices([array[None, i * size : (i + 1) * size] for i in replicas])
 
 
 def unreplicate(tree: Any) -> Any:
@@ -206,6 +216,17 @@ def divergent_replicas(tree: Any) -> list[int]:
     sums = np.asarray(unreplicate(_checksums()(tree)))
     values, counts = np.unique(sums, return_counts=True)
     return [int(i) for i in np.flatnonzero(sums != values[np.argmax(counts)])]
+
+
+def _on_local_devices(arrays: Sequence[Any]) -> jax.Array:
+    """Copies arrays [1, ...] to one local device each, and joins them along the first axis."""
+    devices = [d for d in jax.devices() if d.process_index == jax.process_index()]
+    mesh = jax.sharding.Mesh(np.array(devices), (AXIS,))
+    spec = jax.sharding.PartitionSpec(AXIS)  # type: ignore[no-untyped-call]
+    parts = [jax.device_put(a, device) for a, device in zip(arrays, devices, strict=True)]
+    return jax.make_array_from_single_device_arrays(
+        (len(devices), *parts[0].shape[1:]), jax.sharding.NamedSharding(mesh, spec), parts
+    )
 
 
 def _lower(

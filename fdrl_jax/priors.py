@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from fdrl_jax.covariance import Moments, covariance_factor, low_rank, low_rank_factor, moments
 
@@ -86,6 +87,7 @@ def gaussian(
     *,
     remainder_scale: float = 0.0,
     clip: tuple[float, float] | None = (-1.0, 1.0),
+    axis_name: str | None = None,
 ) -> Prior:
     """Returns the data-dependent prior (DDP, eq. 8): `N(μ, F Fᵀ + s² I)`, clipped.
 
@@ -95,6 +97,8 @@ def gaussian(
         `low_rank_factor`.
       remainder_scale: `s`, the standard deviation of the part that a low-rank factor leaves out.
       clip: the range to which samples are clipped, or `None`.
+      axis_name: the mapped axis of replicas. On this axis, `params["factor"]` may also be the rows
+        of one replica, [D/n, k], from `parallel.distribute`.
 
     Raises:
       ValueError: if the factor does not fit the mean.
@@ -105,14 +109,22 @@ def gaussian(
             f"a mean of {size} entries needs a factor of {size} rows, got {np.shape(factor)}"
         )
     rank = np.shape(factor)[1]
-    params = {
-        "mean": jnp.asarray(mean, jnp.float32).reshape(size),
-        "factor": jnp.asarray(factor, jnp.float32),
-    }
+    params = {"mean": _float32(mean).reshape(size), "factor": _float32(factor)}
+
+    def correlated(noise: Array, factor: Array) -> Array:
+        if len(factor) == size:
+            return noise @ factor.T
+        # Each replica multiplies the noise of all examples by its rows. This costs it the same
+        # products as the whole factor would for its own examples.
+        of_all = lax.all_gather(noise, axis_name, tiled=True)
+        own: Array = lax.all_to_all(  # type: ignore[no-untyped-call]
+            of_all @ factor.T, axis_name, split_axis=0, concat_axis=1, tiled=True
+        )
+        return own
 
     def sample(params: dict[str, Array], keys: Array, batch: Batch) -> Array:
         noise = _per_example(jax.random.normal, keys, (rank,))
-        x = params["mean"] + noise @ params["factor"].T
+        x = params["mean"] + correlated(noise, params["factor"])
         if remainder_scale:
             other_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, 1)
             x = x + remainder_scale * _per_example(jax.random.normal, other_keys, (size,))
@@ -136,6 +148,13 @@ def batch(field: str = "source", dequantisation: float = 0.0) -> Prior:
         return x + dequantisation * _per_example(jax.random.normal, keys, x.shape[1:])
 
     return Prior((), sample)
+
+
+def _float32(array: np.ndarray | Array) -> np.ndarray | Array:
+    """Converts an array where it is: one of the host may be too large for a single device."""
+    if isinstance(array, jax.Array):
+        return array.astype(jnp.float32)
+    return np.asarray(array, np.float32)
 
 
 def _per_example(draw: Callable[..., Array], keys: Array, shape: tuple[int, ...]) -> Array:

@@ -1,6 +1,7 @@
 """Train steps of the paper's configs, compiled once per case for machines that are not there."""
 
 import functools
+import math
 from typing import NamedTuple
 
 from experiments import settings
@@ -15,7 +16,6 @@ SMALL = {
     "network.name": "resnet",
     "network.width": 16,
     "network.blocks": ((16, 1), (32, 2)),
-    "prior.rank": 64,
 }
 
 
@@ -28,6 +28,7 @@ class Case(NamedTuple):
       kernels: pinned number of kernels per flow step; `None` where nobody has counted them yet.
       is_full: whether it has the paper's network; others have a small one.
       precision: of the computation.
+      rank: of the prior of a small network; 0 for the full covariance.
     """
 
     config: str
@@ -35,15 +36,16 @@ class Case(NamedTuple):
     kernels: int | None
     is_full: bool = False
     precision: str = "bfloat16"
+    rank: int = 64
 
     def __str__(self) -> str:
-        size = "full" if self.is_full else "small"
+        size = "full" if self.is_full else f"small-rank{self.rank}"
         return f"{self.config}-{self.target}-{self.precision}-{size}"
 
 
 CASES = (
     Case("cifar10", "gpu:h100:8", 28),
-    Case("celeba", "gpu:h100:8", 28),
+    Case("celeba", "gpu:h100:8", 28, rank=0),
     Case("lsun_church", "gpu:h100:8", 29),
     Case("cifar10", "gpu:h100:8", 27, precision="float32"),
     Case("cifar10", "tpu:v5e:2x2", None),
@@ -66,6 +68,7 @@ class Step(NamedTuple):
       target: the machine.
       settings: of the run.
       state: shapes of the train state, with a leading axis of devices.
+      has_distributed_factor: whether each device has only some rows of the prior's factor.
     """
 
     compiled: Compiled
@@ -74,6 +77,7 @@ class Step(NamedTuple):
     target: Target
     settings: settings.Settings
     state: object
+    has_distributed_factor: bool
 
     @property
     def flow_instructions(self) -> list[hlo.Instruction]:
@@ -90,7 +94,7 @@ class Step(NamedTuple):
 @functools.cache
 def step(case: Case) -> Step:
     """Compiles a case."""
-    changes = {} if case.is_full else SMALL
+    changes = {} if case.is_full else {**SMALL, "prior.rank": case.rank}
     config = load_config(case.config) | changes | {"precision": case.precision}
     used = compiler.prepare(settings.checked(config))
     target = targets.parse(case.target)
@@ -99,4 +103,7 @@ def step(case: Case) -> Step:
     program = hlo.parse(compiled.text)
     flow = program.loop_body(used["flow.num_steps"])
     arguments, _ = compiled.lowered.args_info
-    return Step(compiled, program, flow, target, used, arguments[1])
+    _, state, constants, *_ = arguments
+    rows = constants.prior["factor"].shape[1]
+    is_distributed = rows < math.prod(source.event_shape)
+    return Step(compiled, program, flow, target, used, state, is_distributed)

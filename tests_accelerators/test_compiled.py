@@ -10,7 +10,7 @@ import jax
 import programs
 import pytest
 
-from experiments.planning import hlo
+from experiments.planning import work
 
 HOST_TARGETS = re.compile(r"callback|infeed|outfeed|SendToHost|RecvFromHost", re.I)
 # XLA sends the gradients in a few parts of limited size, so that the first may start early.
@@ -37,15 +37,17 @@ def convolutions(step):
 
 
 def test_gradients_are_all_reduced_once_and_nothing_is_sent_in_the_flow(step):
-    sent = step.program.collectives()
-    assert {hlo.kind_of_collective(kernel.instruction) for kernel in sent} == {"all-reduce"}
+    sent = work.collectives(step.program)
     assert all(kernel.times == 1 for kernel in sent)
-    one_way = sum(hlo.sent_bytes(kernel, 2) for kernel in sent)
+    reduced = [kernel for kernel in sent if kernel.collective == "all-reduce"]
+    one_way = sum(kernel.sent_bytes(2) for kernel in reduced)
     # Gradients, and a few numbers of metrics.
     assert gradient_bytes(step) <= one_way <= gradient_bytes(step) + 1_000
-    assert len(sent) <= 1 + gradient_bytes(step) // MAX_ALL_REDUCE_BYTES
-    flow = step.program.kernels(step.flow)
-    assert not [k for k in flow if hlo.is_collective(k.instruction)]
+    assert len(reduced) <= 1 + gradient_bytes(step) // MAX_ALL_REDUCE_BYTES
+    # The noise of all examples and its products with the rows of the factor on each device.
+    others = {kernel.collective for kernel in sent} - {"all-reduce"}
+    assert others == ({"all-gather", "all-to-all"} if step.has_distributed_factor else set())
+    assert not work.collectives(step.program, step.flow)
 
 
 def test_the_flow_calls_native_convolutions_in_the_type_of_the_run(step, case):
@@ -120,19 +122,21 @@ def test_the_program_fits_into_the_memory_of_a_device(step):
 
 
 def test_flops_before_and_after_compilation_agree(step):
-    # Both rewrite small products, and the TPU compiler pads; a loop that counts once loses 99%.
-    before, after = step.compiled.flops, step.program.flops
-    slack = 1.5 if step.target.platform == "tpu" else 1.001
+    # Both rewrite small products, and the TPU compiler pads; a loop that counts once loses 99%. In
+    # float32, XLA for GPUs computes one input gradient at stride 2, outside of the flow, with the
+    # zeros between: 0.4% of the work of the small network.
+    before, after = step.compiled.flops, work.flops(step.program)
+    slack = 1.5 if step.target.platform == "tpu" else 1.005
     assert 0.98 * before <= after <= slack * before
 
 
 def test_the_number_of_kernels_per_flow_step_is_the_pinned_one(step, case):
-    num = len(list(step.program.kernels(step.flow)))
+    num = len(list(work.kernels(step.program, step.flow)))
     if case.kernels is None:
         pytest.skip(f"not pinned yet: {num} kernels per flow step")
     assert num == case.kernels, (
         f"{num} kernels per flow step, and not {case.kernels}. Fewer: write the new number into "
         "programs.CASES. More: a change of the code has split or copied something in the loop; "
-        "look for it in step.program.kernels(step.flow). After an update of JAX or cuDNN that "
+        "look for it in work.kernels(step.program, step.flow). If an update of JAX or cuDNN "
         "changes it for every case, write the new numbers and say so in the changelog."
     )

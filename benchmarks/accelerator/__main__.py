@@ -8,6 +8,7 @@ with code 1 if the device computes something wrongly. `--small` is for a CPU, to
 """
 
 import argparse
+import importlib.util
 import sys
 import time
 from pathlib import Path
@@ -23,7 +24,6 @@ from benchmarks.timing import alternate
 from experiments.errors import UserError
 from experiments.files import write_json, write_text
 from experiments.machine import xla_flags
-from fdrl_jax import networks
 
 # Shares of the time that are kept for what follows.
 _FOR_TRAINING, _FOR_PYTORCH = 0.35, 0.15
@@ -60,6 +60,8 @@ def main() -> None:
         write_json(arguments.folder / "accelerator.json", results)
         write_text(arguments.folder / "accelerator.md", page.page(results))
 
+    if importlib.util.find_spec("torch") is None:
+        results["skipped"].append("PyTorch, which is not installed")
     for name in scale.networks:
         _measure(name, scale, budget, results)
         save()
@@ -87,7 +89,7 @@ def _measure(name: str, scale: Scale, budget: Budget, results: dict[str, Any]) -
         results["agreement"].append(
             {"network": name, "precision": precision, "errors": errors, "bound": bound}
         )
-        if name not in networks.SPECS:
+        if importlib.util.find_spec("torch") is None:
             continue
         for compiled in (False, True):
             if not budget.allows(_FOR_TRAINING):
@@ -105,16 +107,22 @@ def _compare_with_pytorch(
     results: dict[str, Any],
 ) -> None:
     device = "cuda" if jax.default_backend() == "gpu" else "cpu"
-    with pytorch(
-        sys.executable,
-        name,
-        scale.batch_size,
-        precision,
-        compiled,
-        device=device,
-        num_flow_steps=scale.num_flow_steps,
-    ) as contenders:
-        seconds = alternate(contenders, rounds=2)
+    try:
+        with pytorch(
+            sys.executable,
+            speed.spec(name),
+            speed.image_shape(name)[0],
+            scale.batch_size,
+            precision,
+            compiled,
+            device=device,
+            num_flow_steps=scale.num_flow_steps,
+        ) as contenders:
+            seconds = alternate(contenders, rounds=2)
+    except RuntimeError as error:  # Such as `torch.compile` without a C++ compiler.
+        form = "torch.compile" if compiled else "eager"
+        results["skipped"].append(f"PyTorch ({form}), {name} in {precision}: {error}")
+        return
     if seconds:
         results["pytorch"].append(
             {

@@ -12,7 +12,7 @@ import optax
 import fdrl_jax as fdrl
 from benchmarks.accelerator.budget import Scale
 from benchmarks.sizes import SIZES
-from experiments.planning import hlo
+from experiments.planning import hlo, work
 from fdrl_jax import networks
 from fdrl_jax.problem import Constants, Estimator, FlowParams, Problem
 
@@ -20,10 +20,15 @@ FLOW = {"step_size": 3.0, "noise_scale": 0.01}
 _SMALL = networks.ResNetSpec(8, ((8, 2),))
 
 
+def spec(name: str) -> networks.ResNetSpec:
+    """Returns the layers of a network of the paper, or of the "small" one."""
+    return _SMALL if name == "small" else networks.SPECS[name]
+
+
 def network(name: str, precision: str) -> networks.ResNet:
     """Returns a network that computes in bfloat16 or float32; TF32 is a way to multiply float32."""
     dtype = "bfloat16" if precision == "bfloat16" else "float32"
-    return networks.resnet(_SMALL if name == "small" else name, dtype=dtype)
+    return networks.resnet(spec(name), dtype=dtype)
 
 
 def image_shape(name: str) -> tuple[int, int, int]:
@@ -75,18 +80,18 @@ def measure(name: str, precision: str, scale: Scale) -> dict[str, float]:
         return fdrl.flow(keys, x, potential, num_steps=scale.num_flow_steps, **FLOW)
 
     found = {}
-    work: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
+    programs: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
         "flow": (flow, (keys, variables, x)),
         "train": (step, (fdrl.rng.root_key(0), state, Constants(x, ()))),
     }
     with jax.default_matmul_precision(precision):
-        for what, (function, arguments) in work.items():
+        for what, (function, arguments) in programs.items():
             started = time.perf_counter()
             lowered = jax.jit(function).lower(*arguments)
             compiled = lowered.compile()
             found[f"{what}_compile_seconds"] = time.perf_counter() - started
             found[f"{what}_seconds"] = _seconds(compiled, arguments, scale.rounds)
-            found[f"{what}_flops"] = hlo.parse(lowered.as_text(dialect="hlo")).flops
+            found[f"{what}_flops"] = work.flops(hlo.parse(lowered.as_text(dialect="hlo")))
             memory = compiled.memory_analysis()
             if memory is not None:
                 found[f"{what}_temporary_bytes"] = int(memory.temp_size_in_bytes)

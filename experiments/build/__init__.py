@@ -2,6 +2,7 @@
 
 from experiments.build.classifier import classifier_training, make_attack
 from experiments.build.network import make_network, standardised
+from experiments.build.placement import on_devices, shapes_on_device
 from experiments.build.ratio import Experiment, experiment, needs_fitted_prior, ratio_training
 from experiments.build.training import Training
 
@@ -13,6 +14,8 @@ __all__ = [
     "make_attack",
     "make_network",
     "needs_fitted_prior",
+    "on_devices",
     "ratio_training",
+    "shapes_on_device",
     "standardised",
 ]

@@ -77,13 +77,7 @@ def make_attack(settings: Settings, num_steps: int) -> Attack:
 def trained_classifier(
     settings: Settings, event_shape: tuple[int, ...], num_classes: int
 ) -> tuple[Network, TrainState]:
-    """Returns the network of a trained classifier and the template of its checkpoints.
-
-    Args:
-      settings: settings of its run, flat.
-      event_shape: shape of one image.
-      num_classes: number of classes.
-    """
+    """Returns the network of a trained classifier and the template of its checkpoints."""
     network = make_network(settings, event_shape, num_classes)
     return network, state_shapes(settings, network, event_shape)
 

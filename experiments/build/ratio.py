@@ -62,11 +62,8 @@ def needs_fitted_prior(settings: Mapping[str, Any]) -> bool:
 def experiment(settings: Settings, source: Source, fitted: FittedPrior | None = None) -> Experiment:
     """Builds a density ratio.
 
-    Args:
-      settings: flat settings that have been checked.
-      source: the data.
-      fitted: the data-dependent prior. If it is needed and omitted, a placeholder of the same
-        shapes is used, which suffices to check, compile and time.
+    If a data-dependent prior is needed but not given, a placeholder of the same shapes replaces it,
+    which suffices to check, compile and time.
 
     Raises:
       UserError: for combinations of settings that are not possible.
@@ -100,9 +97,7 @@ def experiment(settings: Settings, source: Source, fitted: FittedPrior | None = 
 def ratio_training(of: Experiment, num_replicas: int | None = None) -> Training:
     """Builds the training of a density ratio.
 
-    Args:
-      of: the density ratio.
-      num_replicas: devices that the batch is split over; all that there are if it is left out.
+    Its batch is split over `num_replicas` devices, by default all.
 
     Raises:
       UserError: for a batch that does not divide over devices or micro-batches.
@@ -153,4 +148,10 @@ def _prior(settings: Settings, source: Source, fitted: FittedPrior | None) -> Pr
     # Images are clipped to their range (section 5 of the paper); points have no range.
     clip = (-1.0, 1.0) if source.kind == "images" else None
     mean = found.mean.reshape(source.event_shape)
-    return priors.gaussian(mean, found.factor, remainder_scale=found.remainder_scale, clip=clip)
+    return priors.gaussian(
+        mean,
+        found.factor,
+        remainder_scale=found.remainder_scale,
+        clip=clip,
+        axis_name=parallel.AXIS,
+    )

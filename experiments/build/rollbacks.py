@@ -69,11 +69,7 @@ def roll_back(
 ) -> TrainState:
     """Returns an earlier state that skips the batches on which training diverged.
 
-    Args:
-      train_state: the earlier state.
-      before: the rollbacks of the state that diverged.
-      num_skipped: number of batches to skip.
-      learning_rate_factor: factor on all later updates.
+    `before` are the rollbacks of the state that diverged.
     """
     rollbacks = Rollbacks(
         num=before.num + jnp.int32(1),

@@ -7,17 +7,19 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 
 from experiments.build.network import Network, init_network
+from experiments.build.placement import on_devices
 from experiments.build.rollbacks import after_rollbacks
 from experiments.data import Feed, Source
 from experiments.errors import UserError
 from experiments.settings import Settings
-from fdrl_jax import rng, state
+from fdrl_jax import parallel, rng, state, steps
 from fdrl_jax.problem import Constants
 from fdrl_jax.state import TrainState
-from fdrl_jax.steps import TrainStep
+from fdrl_jax.steps import RepeatedStep, TrainStep
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,6 +53,29 @@ class Training:
     def state_shapes(self) -> TrainState:
         """Returns shapes and dtypes of the state, without computing it."""
         return state_shapes(self.settings, self.network, self.source.event_shape)
+
+    def repeated_step(self) -> RepeatedStep:
+        """Returns the function of one replica for up to `train.steps_per_dispatch` steps."""
+        return steps.repeat_steps(self.train_step, self.settings["train.steps_per_dispatch"])
+
+    def host_batch_shapes(self, num_replicas: int) -> Any:
+        """Returns shapes of one replica's batches of a dispatch; `None` for data on the device."""
+        if self.source.open_feed is None:
+            return None
+        size = self.settings["train.batch_size"] // num_replicas
+        shape = (self.settings["train.steps_per_dispatch"], size, *self.source.event_shape)
+        names = ("real",) if self.source.starts is None else ("real", "source")
+        return {name: jax.ShapeDtypeStruct(shape, np.uint8) for name in names}
+
+    def blank_arguments(self, host_batches: Any, count: int) -> tuple[Any, ...]:
+        """Returns arguments of the mapped `repeated_step` for compiling and timing it.
+
+        The variables are zeros. The step takes over the buffers of the state.
+        """
+        zeros = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), self.state_shapes())
+        key = rng.root_key(self.settings["seed"])
+        copied = parallel.replicate(zeros)
+        return key, copied, on_devices(self.constants), host_batches, count, 0
 
     def data_position(self, num_batches: int) -> dict[str, Any]:
         """Returns the position of the data stream after a number of batches."""

@@ -84,10 +84,7 @@ class FeatureClassifier(NamedTuple):
 def load(path: Path, classes: tuple[str, ...], event_shape: tuple[int, ...]) -> Classifier:
     """Opens the classifier of a workdir, or of a checkpoint file of the library `robustness`.
 
-    Args:
-      path: the folder or the file.
-      classes: the classes of the data, which must be those of the classifier.
-      event_shape: shape of one image of the data.
+    The data must have its classes.
 
     Raises:
       UserError: if there is no classifier, or it belongs to other data.
@@ -109,10 +106,7 @@ def load_features(
 ) -> FeatureClassifier:
     """Opens the classifier of a workdir for the evaluation of samples.
 
-    Args:
-      path: the folder.
-      classes: the classes of the data, which must be those of the classifier.
-      event_shape: shape of one image of the data.
+    The data must have its classes.
 
     Raises:
       UserError: if there is no classifier, if it was trained on other data, or if its training is

@@ -9,9 +9,9 @@ library, which are rejected. Convert such a file where PyTorch and the library a
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -24,18 +24,8 @@ from fdrl_jax.networks import BottleneckResNet, from_torch_state_dict
 _COPIES, _UNUSED = "attacker.", "num_batches_tracked"
 
 
-class TrainedElsewhere(NamedTuple):
-    """A pretrained classifier with its normalisation of images.
-
-    Attributes:
-      apply: `(variables, x [B, H, W, 3] in [0, 1]) -> logits [B, num_classes]`.
-      variables: "network", and "mean" and "std", [3] each.
-      num_classes: number of classes.
-    """
-
-    apply: Any
-    variables: dict[str, Any]
-    num_classes: int
+# `(variables, x [B, H, W, 3] in [0, 1]) -> logits [B, classes]`, variables, number of classes.
+TrainedElsewhere = tuple[Callable[..., jax.Array], dict[str, Any], int]
 
 
 def read_robustness(path: Path) -> TrainedElsewhere:
@@ -76,7 +66,7 @@ def _classifier(tensors: Mapping[str, np.ndarray]) -> TrainedElsewhere:
         x = (jnp.clip(x, 0.0, 1.0) - variables["mean"]) / variables["std"]
         return cast(jax.Array, net.apply(variables["network"], x))
 
-    return TrainedElsewhere(apply, variables, last.shape[0])
+    return apply, variables, last.shape[0]
 
 
 def _split(

@@ -1,12 +1,12 @@
 """Data sources: one interface, chosen by name in the config."""
 
-from experiments.data.arrays import read_arrays, read_headers
 from experiments.data.decode import to_uint8, to_unit
 from experiments.data.digits import digits
 from experiments.data.records import digest
 from experiments.data.registry import is_built_in, load, load_if_given, resolve_dir
 from experiments.data.source import DataOptions, Density, Labels, Source, Starts
 from experiments.data.stream import Feed
+from experiments.files import read_arrays, read_headers
 
 __all__ = [
     "DataOptions",

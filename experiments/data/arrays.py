@@ -1,65 +1,42 @@
-"""Reads arrays from `.npz` files by name; never executes content or exceeds declared sizes."""
+"""Images in the arrays of an `.npz` file, which are found by their names."""
 
-import math
-import zipfile
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
-from experiments.data.records import Payload, digest, printable
+from experiments.data.records import Payload, Records, digest, printable
 from experiments.errors import DataError
+from experiments.files import Header, read_arrays, read_headers
 
 # Names of the arrays of images, in the order in which they are tried.
 _TRAIN = ("images", "x_train", "x", "arr_0")
 _HELD_OUT = ("held_out_images", "x_test")
 _LABELS = {"images": "labels", "x_train": "y_train", "x": "y", "arr_0": "arr_1"}
 _LABELS |= {"held_out_images": "held_out_labels", "x_test": "y_test"}
-_SUFFIX = ".npy"
-
-
-class Header(NamedTuple):
-    """Shape and type of a stored array."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype
 
 
 @dataclass(frozen=True)
-class ArrayRecords:
+class Pixels:
     """Images in memory, as uint8 pixels [N, H, W] or [N, H, W, C]."""
 
     where: str
     pixels: np.ndarray
-    labels: np.ndarray | None
-    classes: tuple[str, ...]
-
-    @property
-    def identity(self) -> str:
-        """Hash of the order, from the shape, because the images have no names."""
-        return digest(self.pixels.shape)
-
-    @property
-    def fingerprint(self) -> str:
-        """Hash of the content."""
-        return digest(self.pixels.shape, self.pixels)
-
-    def __len__(self) -> int:
-        return len(self.pixels)
 
     def name(self, index: int) -> str:
-        """Returns the name of the array and the index of the image."""
         return f"{self.where}[{index}]"
 
     def read(self, index: int) -> Payload:
-        """Returns pixels."""
         return self.pixels[index]
 
+    def records(self, labels: np.ndarray | None = None, classes: tuple[str, ...] = ()) -> Records:
+        """Returns all images. They have no names, so their order is that of the array."""
+        shape, keys = self.pixels.shape, range(len(self.pixels))
+        return Records(self, keys, digest(shape), digest(shape, self.pixels), labels, classes)
 
-def open_archive(path: str) -> tuple[ArrayRecords, ArrayRecords | None]:
+
+def open_archive(path: str) -> tuple[Records, Records | None]:
     """Reads images, and held-out images if there are any, with their labels.
 
     Raises:
@@ -81,71 +58,7 @@ def open_archive(path: str) -> tuple[ArrayRecords, ArrayRecords | None]:
         raise DataError(f"{path}: {error}") from error
 
 
-def read_headers(path: Path) -> dict[str, Header]:
-    """Returns shape and type of each array of a file without reading the arrays.
-
-    Raises:
-      ValueError: with only the reason, if the file is not an intact `.npz` of plain arrays.
-    """
-    with _opened(path) as archive:
-        return {name: _header(archive, name) for name in _names(archive)}
-
-
-def read_arrays(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
-    """Reads only the arrays with these names.
-
-    Raises:
-      ValueError: with only the reason, if an array is missing or the `.npz` file is damaged.
-    """
-    with _opened(path) as archive:
-        return {name: _array(archive, name) for name in names}
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            yield archive
-    except Exception as error:  # zipfile, zlib and NumPy raise dozens of types of errors.
-        raise ValueError(f"not a readable .npz of plain arrays: {error}") from error
-
-
-def _names(archive: zipfile.ZipFile) -> list[str]:
-    return [name.removesuffix(_SUFFIX) for name in archive.namelist() if name.endswith(_SUFFIX)]
-
-
-def _header(archive: zipfile.ZipFile, name: str) -> Header:
-    """Reads the header of an array, and checks that the array has the size of its entry."""
-    if name not in _names(archive):
-        raise ValueError(f"no array named {name!r}; available: {_names(archive)}")
-    info = archive.getinfo(name + _SUFFIX)
-    with archive.open(info) as stream:
-        version = np.lib.format.read_magic(stream)
-        read = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }.get(version)
-        if read is None:
-            raise ValueError(f"{name!r}: array format {version} is not supported")
-        shape, _, dtype = read(stream)
-        expected = stream.tell() + math.prod(shape) * dtype.itemsize
-    if dtype.hasobject:
-        raise ValueError(f"{name!r} contains objects, not numbers")
-    if min(shape, default=0) < 0 or expected != info.file_size:
-        raise ValueError(f"{name!r}: expected {expected:,} bytes, got {info.file_size:,}")
-    return Header(shape, dtype)
-
-
-def _array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
-    _header(archive, name)
-    with archive.open(name + _SUFFIX) as stream:
-        array: np.ndarray = np.lib.format.read_array(stream, allow_pickle=False)
-        return array
-
-
-def _records(
-    path: str, headers: Mapping[str, Header], names: tuple[str, ...]
-) -> ArrayRecords | None:
+def _records(path: str, headers: Mapping[str, Header], names: tuple[str, ...]) -> Records | None:
     name = next((name for name in names if name in headers), None)
     if name is None:
         return None
@@ -164,9 +77,8 @@ def _records(
         )
     arrays = read_arrays(Path(path), [name, *([labels] if labels in headers else [])])
     if labels not in headers:
-        return ArrayRecords(where, arrays[name], None, ())
+        return Pixels(where, arrays[name]).records()
     # Labels that are numbers are ordered as numbers.
     values, numbers = np.unique(arrays[labels], return_inverse=True)
-    return ArrayRecords(
-        where, arrays[name], numbers.astype(np.int32), tuple(printable(str(v)) for v in values)
-    )
+    classes = tuple(printable(str(value)) for value in values)
+    return Pixels(where, arrays[name]).records(numbers.astype(np.int32), classes)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments.data.decode import Transform, decode
-from experiments.data.records import Problems, Records, Subset, digest
+from experiments.data.records import Problems, Records, digest
 from experiments.errors import DataError
 
 MAX_CONSECUTIVE_BAD = 100  # More unreadable images in a row show that something else is wrong.
@@ -53,7 +53,7 @@ class Images(NamedTuple):
     def subset(self, indices: np.ndarray) -> "Images":
         """Returns some of the images, in the order of the indices."""
         labels = None if self.labels is None else self.labels[indices]
-        return self._replace(records=Subset(self.records, indices), labels=labels)
+        return self._replace(records=self.records.subset(indices), labels=labels)
 
     @property
     def fingerprint(self) -> str:

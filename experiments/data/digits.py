@@ -17,9 +17,7 @@ NUM_HELD_OUT = 360
 def digits(source_class: str = "", target_class: str = "") -> Source:
     """Grey 8 x 8 images in [-1, 1] with labels, of which a fixed stratified fifth is held out.
 
-    Args:
-      source_class: for a pair of domains, the digit to start from.
-      target_class: for a pair of domains, the digit to learn.
+    A pair of domains starts from the digit `source_class` and learns `target_class`.
 
     Raises:
       DataError: if only one of the classes is given, or one is not a digit.

@@ -4,17 +4,16 @@ import io
 import os
 import shutil
 import stat
-import threading
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import NamedTuple
 
 from experiments.data.records import (
+    Lazy,
     Problems,
+    Records,
     digest,
     log_other_files,
     number_classes,
@@ -26,7 +25,6 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 MAX_FILE_BYTES = 2**28
 # Files that operating systems create in folders.
 _LITTER = ("thumbs.db", "desktop.ini", "__macosx")
-_OPENING = threading.Lock()
 
 
 class Entry(NamedTuple):
@@ -41,6 +39,9 @@ class Folder:
     """A folder on disk."""
 
     root: str
+
+    def name(self, path: str) -> str:
+        return printable(f"{self.root}/{path}")
 
     def entries(self, problems: Problems, others: list[str]) -> Iterator[Entry]:
         """Walks the folder and follows links; adds files that are not images to `others`."""
@@ -85,11 +86,13 @@ class Folder:
 
 
 @dataclass
-class ZipArchive:
+class ZipArchive(Lazy):
     """A zip archive. It is read in place and never extracted."""
 
     root: str
-    _open: zipfile.ZipFile | None = field(default=None, repr=False, compare=False)
+
+    def name(self, path: str) -> str:
+        return printable(f"{self.root}:{path}")
 
     def entries(self, problems: Problems, others: list[str]) -> Iterator[Entry]:
         """Lists the archive. Names that lead outside of it, and duplicate names, are rejected.
@@ -97,7 +100,7 @@ class ZipArchive:
         Files whose names are not those of images are added to `others`.
         """
         seen: set[str] = set()
-        for info in self._archive().infolist():
+        for info in self.opened().infolist():
             path = PurePosixPath(info.filename.replace("\\", "/"))
             if any(_is_litter(part) for part in path.parts if part != ".."):
                 continue
@@ -123,56 +126,17 @@ class ZipArchive:
         try:
             # Reads in pieces into one buffer, because `ZipFile.read` needs twice the memory.
             buffer = io.BytesIO()
-            with self._archive().open(path) as stream:
+            with self.opened().open(path) as stream:
                 shutil.copyfileobj(stream, buffer)
             return buffer.getvalue()
         except Exception as error:  # zipfile and zlib raise their own types of errors.
             raise ValueError(f"cannot be read: {error}") from error
 
-    def _archive(self) -> zipfile.ZipFile:
-        with _OPENING:
-            if self._open is None:
-                try:
-                    self._open = zipfile.ZipFile(self.root)
-                except Exception as error:  # A damaged directory can raise many types of errors.
-                    raise DataError(f"{self.root}: not a readable zip: {error}") from error
-            return self._open
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Each worker process opens the file again.
-        return {"root": self.root, "_open": None}
-
-
-@dataclass(frozen=True)
-class FileRecords:
-    """Image files of a folder or a zip archive."""
-
-    container: Folder | ZipArchive
-    entries: list[Entry]
-    labels: np.ndarray | None
-    classes: tuple[str, ...]
-
-    @property
-    def identity(self) -> str:
-        """Hash of the names."""
-        return digest([entry.path for entry in self.entries])
-
-    @property
-    def fingerprint(self) -> str:
-        """Hash of names, sizes, and time stamps (in a folder) or checksums (in a zip)."""
-        return digest(self.entries)
-
-    def __len__(self) -> int:
-        return len(self.entries)
-
-    def name(self, index: int) -> str:
-        """Returns the file's path."""
-        join = ":" if isinstance(self.container, ZipArchive) else "/"
-        return printable(f"{self.container.root}{join}{self.entries[index].path}")
-
-    def read(self, index: int) -> bytes:
-        """Reads a file."""
-        return self.container.read(self.entries[index].path)
+    def _open(self) -> zipfile.ZipFile:
+        try:
+            return zipfile.ZipFile(self.root)
+        except Exception as error:  # A damaged directory can raise many types of errors.
+            raise DataError(f"{self.root}: not a readable zip: {error}") from error
 
 
 class Tree:
@@ -206,7 +170,7 @@ class Tree:
         paths = (self._parts(entry) for entry in self._entries)
         return {parts[0] for parts in paths if len(parts) > 1}
 
-    def records(self, part: str | None = None) -> FileRecords:
+    def records(self, part: str | None = None) -> Records:
         """Returns all images, or those in one of the `parts`.
 
         If each image is in a folder below that, these folders are the classes.
@@ -219,7 +183,8 @@ class Tree:
                 tails.append(parts if part is None else parts[1:])
         labelled = all(len(tail) > 1 for tail in tails)
         labels, classes = number_classes(t[0] for t in tails) if labelled else (None, ())
-        return FileRecords(self._container, entries, labels, classes)
+        keys = [entry.path for entry in entries]
+        return Records(self._container, keys, digest(keys), digest(entries), labels, classes)
 
     def _parts(self, entry: Entry) -> tuple[str, ...]:
         return PurePosixPath(entry.path).parts[self._depth :]

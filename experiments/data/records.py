@@ -2,8 +2,9 @@
 
 import hashlib
 import logging
-from collections.abc import Iterable
-from dataclasses import dataclass
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,96 +12,84 @@ import numpy as np
 from experiments.errors import DataError
 
 Payload = bytes | np.ndarray
+_OPENING = threading.Lock()
 
 
-class Records(Protocol):
-    """Images in a fixed order, read one at a time.
+class Container(Protocol):
+    """What images are read from. Instances are pickled, because worker processes get copies."""
 
-    Instances must support pickling, because worker processes get copies. `read` is called from
-    several threads at once.
-    """
-
-    @property
-    def labels(self) -> np.ndarray | None:
-        """Class number of each image, [N], or `None`."""
-        ...
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the classes; empty without labels."""
-        ...
-
-    @property
-    def identity(self) -> str:
-        """Hash of the names of the images, which determine their order.
-
-        A run resumes only with the same hash.
-        """
-        ...
-
-    @property
-    def fingerprint(self) -> str:
-        """Hash that changes when any image changes.
-
-        It uses size and time stamp, or a checksum, if reading all of the data would take too long.
-        """
-        ...
-
-    def __len__(self) -> int:
-        """Returns the number of images."""
-        ...
-
-    def name(self, index: int) -> str:
+    def name(self, key: Any) -> str:
         """Returns the name of an image for messages: its path."""
-        ...
 
-    def read(self, index: int) -> Payload:
-        """Returns an image as the bytes of a file or as uint8 pixels.
+    def read(self, key: Any) -> Payload:
+        """Returns an image as the bytes of a file or as uint8 pixels; for any thread.
 
         Raises:
           ValueError: with only the reason, if it cannot be read.
         """
-        ...
+
+
+class Lazy:
+    """A container that is opened when it is first used, once in each process."""
+
+    _opened: Any = None
+
+    def opened(self) -> Any:
+        """Returns what `_open` returned; for any thread."""
+        with _OPENING:
+            if self._opened is None:
+                self._opened = self._open()
+            return self._opened
+
+    def _open(self) -> Any:
+        raise NotImplementedError
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_opened"}
 
 
 @dataclass(frozen=True)
-class Subset:
-    """A selection of other records, in a given order."""
+class Records:
+    """Images in a fixed order, read one at a time.
 
-    records: Records
-    indices: np.ndarray
+    Attributes:
+      container: what they are read from.
+      keys: the key of each image in the container.
+      identity: hash of the names of the images, which determine their order. A run resumes only
+        with the same hash.
+      fingerprint: hash that changes when any image changes. It uses size and time stamp, or a
+        checksum, if reading all of the data would take too long.
+      labels: class number of each image, [N], or `None`.
+      classes: names of the classes; empty without labels.
+    """
 
-    @property
-    def labels(self) -> np.ndarray | None:
-        """Class number of each image."""
-        labels = self.records.labels
-        return None if labels is None else labels[self.indices]
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the classes."""
-        return self.records.classes
-
-    @property
-    def identity(self) -> str:
-        """Hash of the order."""
-        return digest(self.records.identity, self.indices)
-
-    @property
-    def fingerprint(self) -> str:
-        """Hash of the content."""
-        return digest(self.records.fingerprint, self.indices)
+    container: Container
+    keys: Sequence[Any]
+    identity: str
+    fingerprint: str
+    labels: np.ndarray | None = None
+    classes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
-        return len(self.indices)
+        return len(self.keys)
 
     def name(self, index: int) -> str:
-        """Returns the image's name."""
-        return self.records.name(int(self.indices[index]))
+        """Returns the name of an image for messages."""
+        return self.container.name(self.keys[index])
 
     def read(self, index: int) -> Payload:
-        """Reads an image."""
-        return self.records.read(int(self.indices[index]))
+        """Reads an image; as `Container.read`."""
+        return self.container.read(self.keys[index])
+
+    def subset(self, indices: np.ndarray) -> "Records":
+        """Returns some of the images, in the order of the indices."""
+        return replace(
+            self,
+            keys=[self.keys[index] for index in indices.tolist()],
+            identity=digest(self.identity, indices),
+            fingerprint=digest(self.fingerprint, indices),
+            labels=None if self.labels is None else self.labels[indices],
+        )
 
 
 class Problems:

@@ -55,8 +55,11 @@ def resolve_dir(dir: str) -> str:
     return os.path.expanduser(dir or os.environ.get("FDRL_DATA_DIR", ""))
 
 
-def load(options: DataOptions) -> Source:
+def load(options: DataOptions, *, blank: bool = False) -> Source:
     """Opens a data source, whose name `is_known`.
+
+    With `blank`, black pixels may replace those of images that would be decoded now. This suffices
+    to compile and to time.
 
     Raises:
       DataError: for data that are missing or cannot be read, and for settings that a built-in data
@@ -68,7 +71,7 @@ def load(options: DataOptions) -> Source:
     if "\0" in where:  # Versions of Python raise different errors for it, in different places.
         raise DataError(printable(f"data.dir={where}: a path cannot contain a NUL character"))
     try:
-        return stored_source(options._replace(dir=where))
+        return stored_source(options._replace(dir=where), blank=blank)
     except OSError as error:
         raise DataError(printable(f"data.dir={where}: {error.strerror or error}")) from error
     except DataError as error:  # Paths may contain characters that a terminal cannot show.
@@ -86,7 +89,7 @@ def load_if_given(options: DataOptions) -> tuple[Source, bool]:
       DataError: as `load`, and for an absent set whose images could have any size.
     """
     if options.name in BUILT_IN or resolve_dir(options.dir):
-        return load(options), True
+        return load(options, blank=True), True
     return absent_source(options), False
 
 

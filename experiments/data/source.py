@@ -1,13 +1,15 @@
 """The options of a data set, and its interface to training and evaluation."""
 
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, NoReturn
 
 import jax
 import numpy as np
 
 from experiments.data.decode import Transform
+from experiments.data.records import Problems
 from experiments.data.stream import Feed, Reading
+from experiments.errors import DataError
 
 Array = jax.Array
 
@@ -44,8 +46,9 @@ class DataOptions(NamedTuple):
 
     @property
     def reading(self) -> Reading:
-        """The options for reading in parallel."""
-        return Reading(self.num_workers, self.num_threads, self.prefetch_batches)
+        """How the images are read, with a new list of problems."""
+        problems = Problems(self.on_error)
+        return Reading(problems, self.num_workers, self.num_threads, self.prefetch_batches)
 
 
 class Density(NamedTuple):
@@ -95,12 +98,17 @@ class Starts(NamedTuple):
         return self.load(positions)
 
 
+def refuse(*_: Any) -> NoReturn:
+    """Stands for a function of data that are not there."""
+    raise DataError("this needs the data, which are not there")
+
+
 class Source(NamedTuple):
     """A data set, with a pure function that draws batches inside the train step.
 
     One training loop serves all data. A small set is stored on the device, where `draw` selects and
     augments examples without the host. A large set is streamed from the host as batches of a
-    `Feed`, which `draw` only augments.
+    `Feed`, which `draw` only augments. Functions that are left out raise a DataError.
 
     Attributes:
       name: the setting `data.name`.
@@ -128,10 +136,10 @@ class Source(NamedTuple):
 
     name: str
     event_shape: tuple[int, ...]
-    arrays: Any
-    draw: Callable[[Any, Any, Array, Array], dict[str, Array]]
-    train_batches: Callable[..., Iterator[np.ndarray]]
-    held_out: Callable[[int, int], np.ndarray]
+    arrays: Any = ()
+    draw: Callable[[Any, Any, Array, Array], dict[str, Array]] = refuse
+    train_batches: Callable[..., Iterator[np.ndarray]] = refuse
+    held_out: Callable[[int, int], np.ndarray] = refuse
     density: Density | None = None
     labels: Labels | None = None
     open_feed: Callable[[int, int, int, int], Feed] | None = None

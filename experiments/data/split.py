@@ -6,7 +6,7 @@ import numpy as np
 
 from experiments.data import arrays, lmdb, tfds
 from experiments.data.files import Tree
-from experiments.data.records import Problems, Records, Subset
+from experiments.data.records import Problems, Records
 from experiments.data.source import DataOptions
 from experiments.errors import DataError
 from fdrl_jax.names import nearest
@@ -15,25 +15,18 @@ _HELD_OUT_SHARE = 10  # At most one image in this many is held out of a set with
 
 
 class Part(NamedTuple):
-    """Training images and held-out images."""
-
-    train: Records
-    held_out: Records
-
-
-class _Found(NamedTuple):
-    """Images as found, possibly without held-out images."""
+    """Training images, and held-out images where the data have some of their own."""
 
     train: Records
     held_out: Records | None
 
 
-def open_parts(options: DataOptions, problems: Problems) -> dict[str, Part]:
+def open_parts(options: DataOptions, problems: Problems) -> dict[str, tuple[Records, Records]]:
     """Opens the data of the options.
 
     Returns:
-      The images to learn under "real" and, for a pair of domains, the images to start from under
-      "source".
+      Training and held-out images: those to learn under "real" and, for a pair of domains, those to
+      start from under "source".
 
     Raises:
       DataError: for data that are missing, are empty, or do not have the expected layout.
@@ -59,25 +52,25 @@ def open_parts(options: DataOptions, problems: Problems) -> dict[str, Part]:
     return {side: _with_held_out(part, options.num_held_out) for side, part in sides.items()}
 
 
-def _open(options: DataOptions, problems: Problems) -> _Found:
+def _open(options: DataOptions, problems: Problems) -> Part:
     splits = (options.split, options.held_out_split)
     if options.name.startswith(tfds.PREFIX):
         folder = tfds.find(options.name.removeprefix(tfds.PREFIX), options.dir)
         train, held_out = (tfds.open_split(folder, split) for split in splits)
         if train is None:
             raise DataError(f"{folder} has no split {options.split!r} (data.split)")
-        return _Found(train, held_out)
+        return Part(train, held_out)
     if options.name == "npz":
-        return _Found(*arrays.open_archive(options.dir))
+        return Part(*arrays.open_archive(options.dir))
     if options.name == "lsun":
         return _open_lsun(options)
     tree = Tree(options.dir, problems)
     if set(splits) <= tree.parts():
-        return _Found(*(tree.records(split) for split in splits))
-    return _Found(tree.records(), None)
+        return Part(*(tree.records(split) for split in splits))
+    return Part(tree.records(), None)
 
 
-def _open_lsun(options: DataOptions) -> _Found:
+def _open_lsun(options: DataOptions) -> Part:
     train = lmdb.find_split(options.dir, options.split)
     if train is None:
         raise DataError(
@@ -86,13 +79,13 @@ def _open_lsun(options: DataOptions) -> _Found:
             "(download.py) and unpack it"
         )
     held_out = lmdb.find_split(options.dir, options.held_out_split)
-    return _Found(lmdb.open_database(train), lmdb.open_database(held_out) if held_out else None)
+    return Part(lmdb.open_database(train), lmdb.open_database(held_out) if held_out else None)
 
 
-def _pair_of_folders(options: DataOptions, problems: Problems) -> dict[str, _Found]:
+def _pair_of_folders(options: DataOptions, problems: Problems) -> dict[str, Part]:
     tree = Tree(options.dir, problems)
     found = tree.parts()
-    sides: dict[str, _Found] = {}
+    sides: dict[str, Part] = {}
     domains = {"real": options.target_class or "B", "source": options.source_class or "A"}
     for side, domain in domains.items():
         train, held_out = f"{options.split}{domain}", f"{options.held_out_split}{domain}"
@@ -101,28 +94,28 @@ def _pair_of_folders(options: DataOptions, problems: Problems) -> dict[str, _Fou
                 f"data.name=pair needs a folder {train!r} in {options.dir}, and {held_out!r} for "
                 f"held-out images; available: {sorted(found)}{nearest(train, found)}"
             )
-        sides[side] = _Found(
+        sides[side] = Part(
             tree.records(train), tree.records(held_out) if held_out in found else None
         )
     return sides
 
 
-def _of_class(part: _Found, name: str) -> _Found:
-    def pick(records: Records) -> Subset:
+def _of_class(part: Part, name: str) -> Part:
+    def pick(records: Records) -> Records:
         if records.labels is None:
             raise DataError(f"the data have no labels, so there is no class {name!r}")
         if name not in records.classes:
             hint = nearest(name, records.classes)
             raise DataError(f"no class {name!r}{hint}; available: {', '.join(records.classes)}")
-        return Subset(records, np.flatnonzero(records.labels == records.classes.index(name)))
+        return records.subset(np.flatnonzero(records.labels == records.classes.index(name)))
 
     picked = pick(part.train)
     if not len(picked):
         raise DataError(f"class {name!r} has no training images")
-    return _Found(picked, pick(part.held_out) if part.held_out else None)
+    return Part(picked, pick(part.held_out) if part.held_out else None)
 
 
-def _with_held_out(part: _Found, most: int) -> Part:
+def _with_held_out(part: Part, most: int) -> tuple[Records, Records]:
     """Holds out images if the data have no held-out split.
 
     The choice depends only on the number of images and not on the seed, so that runs can be
@@ -130,7 +123,7 @@ def _with_held_out(part: _Found, most: int) -> Part:
     class has more than one image, the last image is held out.
     """
     if part.held_out is not None and len(part.held_out):
-        return Part(part.train, part.held_out)
+        return part.train, part.held_out
     total = len(part.train)
     if total < 2:
         raise DataError(
@@ -145,4 +138,4 @@ def _with_held_out(part: _Found, most: int) -> Part:
         order = order[~np.isin(order, first)]
     out = np.sort(order[:num] if len(order) else np.array([total - 1]))
     kept = np.setdiff1d(np.arange(total), out)
-    return Part(Subset(part.train, kept), Subset(part.train, out))
+    return part.train.subset(kept), part.train.subset(out)

@@ -1,6 +1,6 @@
 """A `Source` of stored images, for all formats."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -9,9 +9,9 @@ import numpy as np
 
 from experiments.data.decode import to_unit
 from experiments.data.decoded import Images, probe, spread
-from experiments.data.records import Problems, digest
+from experiments.data.records import digest
 from experiments.data.shuffle import shuffled_indices
-from experiments.data.source import DataOptions, Labels, Source, Starts
+from experiments.data.source import DataOptions, Labels, Source, Starts, refuse
 from experiments.data.split import open_parts
 from experiments.data.stream import (
     Feed,
@@ -35,59 +35,30 @@ class _Side(NamedTuple):
     labels: Labels | None
 
 
-class _Reader(NamedTuple):
-    """Reads images and reports bad ones."""
-
-    problems: Problems
-    reading: Reading
-
-    def readable(self, images: Images) -> Images:
-        """Returns the subset of readable images."""
-        batches = all_batches(images, self.problems, self.reading, images.batch_size)
-        found = [numbers for _, numbers in batches]
-        if not found:
-            raise _none_held_out()
-        return images.subset(np.concatenate(found))
-
-    def batches(self, images: Images) -> Iterator[np.ndarray]:
-        """Yields all images in batches, float32 in [-1, 1]."""
-        batches = all_batches(images, self.problems, self.reading, images.batch_size)
-        return (to_unit(pixels) for pixels, _ in batches)
-
-    def first_readable(self, places: Iterable[tuple[Images, int]]) -> np.ndarray:
-        """Returns the first readable image, uint8."""
-        for images, index in places:
-            try:
-                return images.load(index)
-            except ValueError as error:
-                self.problems.report(images.records.name(index), str(error))
-        raise DataError("none of the images to start from can be read")
-
-
-def stored_source(options: DataOptions) -> Source:
+def stored_source(options: DataOptions, *, blank: bool = False) -> Source:
     """Opens a set of images, or a pair of domains.
 
-    Sets of at most `in_memory_megabytes` of pixels are decoded here once and stay on the device.
-    Larger sets are streamed.
+    Sets of at most `in_memory_megabytes` of pixels are decoded here once and stay on the device,
+    or replaced by black images if they are `blank`. Larger sets are streamed.
 
     Raises:
       DataError: for data that are missing, or for unreadable images unless they are skipped.
     """
-    reader = _Reader(Problems(options.on_error), options.reading)
+    reading = options.reading
     opened = {}
-    for name, part in open_parts(options, reader.problems).items():
-        train = probe(part.train, options.transform, reader.problems)
-        held_out = _mixed(train._replace(records=part.held_out))
+    for name, (train_records, held_out_records) in open_parts(options, reading.problems).items():
+        train = probe(train_records, options.transform, reading.problems)
+        held_out = _mixed(train._replace(records=held_out_records))
         opened[name] = _labelled(train, held_out) if name == "real" else (train, held_out)
     in_memory = sum(train.num_bytes for train, _ in opened.values()) <= (
         options.in_memory_megabytes * 2**20
     )
     sides = {
-        name: _load(*images, reader) if in_memory else _streamed(*images, reader)
+        name: _side(*images, reading, in_memory=in_memory, blank=blank)
         for name, images in opened.items()
     }
     if in_memory:
-        reader.problems.summarise()
+        reading.problems.summarise()
     real, source = sides["real"], sides.get("source")
     if source is not None and source.train.shape != real.train.shape:
         raise DataError(
@@ -102,11 +73,11 @@ def stored_source(options: DataOptions) -> Source:
         event_shape=real.train.shape,
         arrays=arrays,
         draw=_make_draw(tuple(sides), options.random_flip),
-        train_batches=lambda num=None: _train_batches(real, num, reader),
-        held_out=lambda num, seed: _first(real.held_out, num, reader),
+        train_batches=lambda num=None: _train_batches(real, num, reading),
+        held_out=lambda num, seed: _first(real.held_out, num, reading),
         labels=real.labels,
-        open_feed=None if in_memory else _feed_opener(sides, reader),
-        starts=None if source is None else _starts(source, reader),
+        open_feed=None if in_memory else _feed_opener(sides, reading),
+        starts=None if source is None else _starts(source, reading),
         identity=digest(*(side.train.records.identity for side in sides.values())),
         fingerprint=real.train.fingerprint,
     )
@@ -127,18 +98,12 @@ def absent_source(options: DataOptions) -> Source:
             f"--config.{missing}=NUMBER"
         )
 
-    def refuse(*_: Any) -> Any:
-        raise DataError("the data are not there")
-
     is_pair = options.name == "pair" or bool(options.source_class or options.target_class)
     names = ("real", "source") if is_pair else ("real",)
     return Source(
         name=options.name,
         event_shape=(options.image_size, options.image_size, options.channels),
-        arrays=(),
         draw=_make_draw(names, options.random_flip),
-        train_batches=refuse,
-        held_out=refuse,
         open_feed=refuse,
         starts=Starts(refuse, 0, 0) if is_pair else None,
     )
@@ -161,25 +126,26 @@ def _labelled(train: Images, held_out: Images) -> tuple[Images, Images]:
     )
 
 
-def _load(train: Images, held_out: Images, reader: _Reader) -> _Side:
-    """Decodes the training images of a domain into one array."""
-    pixels, numbers = decode_all(train, reader.problems, reader.reading, "training images")
-    if reader.problems.skip and held_out.labels is not None:
-        # Held-out images are read later; their labels must match the readable images.
-        held_out = reader.readable(held_out)
-    if train.labels is None or held_out.labels is None:
+def _side(
+    train: Images, held_out: Images, reading: Reading, *, in_memory: bool, blank: bool
+) -> _Side:
+    """Decodes the training images of a domain into one array, if they fit in memory."""
+    skips, pixels, numbers = reading.problems.skip, None, np.arange(len(train.records))
+    if in_memory and blank:
+        pixels = np.zeros((len(numbers), *train.shape), np.uint8)
+    elif in_memory:
+        pixels, numbers = decode_all(train, reading, "training images")
+        if skips and held_out.labels is not None:
+            # Held-out images are read later; their labels must match the readable images.
+            found = [numbers for _, numbers in all_batches(held_out, reading)]
+            if not found:
+                raise _none_held_out()
+            held_out = held_out.subset(np.concatenate(found))
+    # If streamed images may be skipped, their labels are known only after all have been read.
+    if train.labels is None or held_out.labels is None or (skips and not in_memory):
         return _Side(train, held_out, pixels, None)
     labels = Labels(train.labels[numbers], held_out.labels, train.records.classes)
     return _Side(train, held_out, pixels, labels)
-
-
-def _streamed(train: Images, held_out: Images, reader: _Reader) -> _Side:
-    # If images may be skipped, their labels are known only after all have been read.
-    if train.labels is None or held_out.labels is None or reader.problems.skip:
-        return _Side(train, held_out, None, None)
-    return _Side(
-        train, held_out, None, Labels(train.labels, held_out.labels, train.records.classes)
-    )
 
 
 def _none_held_out() -> DataError:
@@ -215,31 +181,34 @@ def _flip(key: Array, positions: Array, images: Array) -> Array:
 
 
 def _feed_opener(
-    sides: Mapping[str, _Side], reader: _Reader
+    sides: Mapping[str, _Side], reading: Reading
 ) -> Callable[[int, int, int, int], Feed]:
     def open_feed(seed: int, batch_size: int, start: int, max_steps: int) -> Feed:
         batches = training_batches(
             {name: side.train for name, side in sides.items()},
-            reader.problems,
-            reader.reading,
+            reading,
             seed=seed,
             batch_size=batch_size,
             start=start,
             process=(jax.process_index(), jax.process_count()),
         )
-        return Feed(batches, max_steps, parallel.num_devices(), reader.problems)
+        return Feed(batches, max_steps, parallel.num_devices(), reading.problems)
 
     return open_feed
 
 
-def _train_batches(side: _Side, num: int | None, reader: _Reader) -> Iterator[np.ndarray]:
+def _train_batches(side: _Side, num: int | None, reading: Reading) -> Iterator[np.ndarray]:
     if side.pixels is None:
         chosen = spread(len(side.train.records), num)
-        return reader.batches(side.train if num is None else side.train.subset(chosen))
+        return _unit_batches(side.train if num is None else side.train.subset(chosen), reading)
     pixels, size = side.pixels, side.train.batch_size
     chosen = spread(len(pixels), num)
     parts = (chosen[first : first + size] for first in range(0, len(chosen), size))
     return (to_unit(pixels[part]) for part in parts)
+
+
+def _unit_batches(images: Images, reading: Reading) -> Iterator[np.ndarray]:
+    return (to_unit(pixels) for pixels, _ in all_batches(images, reading))
 
 
 def _mixed(images: Images) -> Images:
@@ -247,16 +216,16 @@ def _mixed(images: Images) -> Images:
     return images.subset(np.random.default_rng(0).permutation(len(images.records)))
 
 
-def _first(images: Images, num: int, reader: _Reader) -> np.ndarray:
+def _first(images: Images, num: int, reading: Reading) -> np.ndarray:
     some = images.subset(np.arange(min(num, len(images.records))))
     # For few images, starting worker processes would take longer than reading.
-    parts = list(reader._replace(reading=reader.reading._replace(num_workers=0)).batches(some))
+    parts = list(_unit_batches(some, reading._replace(num_workers=0)))
     if not parts:
         raise _none_held_out()
     return np.concatenate(parts)
 
 
-def _starts(side: _Side, reader: _Reader) -> Starts:
+def _starts(side: _Side, reading: Reading) -> Starts:
     num_held_out = len(side.held_out.records)
     total = num_held_out + len(side.train.records)
 
@@ -268,7 +237,12 @@ def _starts(side: _Side, reader: _Reader) -> Starts:
 
     def load(position: int) -> np.ndarray:
         # An unreadable image is replaced by the next one.
-        return reader.first_readable(place(n) for n in range(position, position + total))
+        for images, index in map(place, range(position, position + total)):
+            try:
+                return images.load(index)
+            except ValueError as error:
+                reading.problems.report(images.records.name(index), str(error))
+        raise DataError("none of the images to start from can be read")
 
     return Starts(
         lambda positions: to_unit(np.stack([load(int(p)) for p in positions])), num_held_out, total

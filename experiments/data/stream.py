@@ -29,14 +29,16 @@ _BAR_AFTER_SECONDS = 2.0
 
 
 class Reading(NamedTuple):
-    """Options for reading in parallel.
+    """How images are read.
 
     Attributes:
+      problems: receives unreadable images.
       num_workers: worker processes; 0 reads in the main process.
       num_threads: threads per process; Pillow decodes without Python's global lock.
       prefetch_batches: batches to read ahead.
     """
 
+    problems: Problems
     num_workers: int = 0
     num_threads: int = 4
     prefetch_batches: int = 8
@@ -78,7 +80,6 @@ class _Name:
 
 def training_batches(
     sides: Mapping[str, Images],
-    problems: Problems,
     reading: Reading,
     *,
     seed: int,
@@ -94,9 +95,8 @@ def training_batches(
 
     Args:
       sides: image sets by name.
-      problems: receives unreadable images. A skipped image is replaced by the next readable one, so
-        that all others keep their positions.
-      reading: workers, threads and batches to read ahead.
+      reading: how they are read. A skipped image is replaced by the next readable one, so that all
+        others keep their positions.
       seed: seed of the shuffle.
       batch_size: examples per batch of this process.
       start: number of batches to skip, which the run has used before.
@@ -114,13 +114,13 @@ def training_batches(
     for number, images in enumerate(sides.values()):
         side_seed = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
         order = grain.MapDataset.range(len(images.records)).seed(side_seed).shuffle().repeat()
-        tries = MAX_CONSECUTIVE_BAD if problems.skip else 1
+        tries = MAX_CONSECUTIVE_BAD if reading.problems.skip else 1
         parts.append(order.map(_Load(images, tries)))
     dataset = ZipMapDataset(parts).map(_Name(tuple(sides))).batch(batch_size, drop_remainder=True)
     # Processes take whole batches in turn, which gives them the positions of their own replicas.
     for batch in _read(dataset[index::count][start:], reading):
         for side, images in sides.items():
-            _report(images, batch[side], problems, stop_if_lost=True)
+            _report(images, batch[side], reading.problems, stop_if_lost=True)
         taken = {side: batch[side]["pixels"] for side in sides}
         if "label" in batch.get("real", ()):
             taken["label"] = batch["real"]["label"]
@@ -128,7 +128,7 @@ def training_batches(
 
 
 def all_batches(
-    images: Images, problems: Problems, reading: Reading, batch_size: int
+    images: Images, reading: Reading, batch_size: int = 0
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yields every readable image once, in order; the last batch may be smaller.
 
@@ -138,17 +138,15 @@ def all_batches(
     Raises:
       DataError: as for `training_batches`.
     """
-    dataset = grain.MapDataset.range(len(images.records)).map(_Load(images, 1)).batch(batch_size)
-    for batch in _read(dataset, reading):
-        _report(images, batch, problems, stop_if_lost=False)
+    dataset = grain.MapDataset.range(len(images.records)).map(_Load(images, 1))
+    for batch in _read(dataset.batch(batch_size or images.batch_size), reading):
+        _report(images, batch, reading.problems, stop_if_lost=False)
         fine = batch["status"] == OK
         if fine.any():
             yield batch["pixels"][fine], batch["index"][fine]
 
 
-def decode_all(
-    images: Images, problems: Problems, reading: Reading, what: str
-) -> tuple[np.ndarray, np.ndarray]:
+def decode_all(images: Images, reading: Reading, what: str) -> tuple[np.ndarray, np.ndarray]:
     """Decodes a whole set into one array, with a progress bar if that takes long.
 
     Returns:
@@ -168,7 +166,7 @@ def decode_all(
         delay=_BAR_AFTER_SECONDS,
         disable=not parallel.is_first_process(),
     ) as bar:
-        for part, which in all_batches(images, problems, reading, images.batch_size):
+        for part, which in all_batches(images, reading):
             end = filled + len(part)
             pixels[filled:end], numbers[filled:end] = part, which
             bar.update(len(part))
@@ -240,9 +238,6 @@ class Feed:
 
     def take(self, count: int) -> dict[str, np.ndarray] | None:
         """Returns the batches of the next steps.
-
-        Args:
-          count: number of steps.
 
         Returns:
           Arrays [devices, max_steps, B / devices, ...] for `fdrl_jax.steps.repeat_steps`, whose

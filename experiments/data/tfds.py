@@ -6,14 +6,13 @@ the code of the builder is not needed, so your own data sets work like those of 
 
 import os
 import re
-import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from experiments.data.records import Payload, digest
+from experiments.data.records import Lazy, Payload, Records, digest
 from experiments.errors import DataError
 from fdrl_jax.names import nearest
 
@@ -23,43 +22,36 @@ _DEFAULT_ROOT = "~/tensorflow_datasets"
 # name can neither lead out of the root nor be a pattern.
 _NAME = re.compile(r"[^\W_][\w.+-]*(/[^\W_][\w.+-]*)?(:[\w.]+)?")
 
-_OPENING = threading.Lock()
-
 
 @dataclass
-class TfdsRecords:
-    """The images of one split."""
+class _Split(Lazy):
+    """The images of one split. They are decoded later, with those of other formats."""
 
     folder: str
     split: str
     image_key: str
-    labels: np.ndarray | None
-    classes: tuple[str, ...]
-    identity: str
-    fingerprint: str
-    length: int
-    _data: Any = field(default=None, repr=False, compare=False)
-
-    def __len__(self) -> int:
-        return self.length
 
     def name(self, index: int) -> str:
-        """Returns the data set, the split and the index."""
         return f"{self.folder}:{self.split}[{index}]"
 
     def read(self, index: int) -> Payload:
-        """Returns the encoded image."""
-        with _OPENING:
-            if self._data is None:
-                self._data = _open(self.folder, self.split, self.image_key)
+        data = self.opened()
         try:
-            return self._data[index][self.image_key]
+            return data[index][self.image_key]
         except Exception as error:  # The reader of array_record may raise any error.
             raise ValueError(f"cannot be read: {error}") from error
 
-    def __getstate__(self) -> dict[str, Any]:
-        # Each worker process opens the files again.
-        return {**self.__dict__, "_data": None}
+    def _open(self) -> Any:
+        import tensorflow_datasets as tfds
+
+        decoders = {self.image_key: tfds.decode.SkipDecoding()}
+        builder = _builder(self.folder)
+        try:
+            return builder.as_data_source(split=self.split, decoders=decoders)
+        except Exception as error:
+            raise DataError(
+                f"{self.folder}: split {self.split!r} cannot be opened: {error}"
+            ) from error
 
 
 def find(name: str, root: str) -> str:
@@ -100,7 +92,7 @@ def find(name: str, root: str) -> str:
     return str(max(found, key=lambda f: _version(f.name)))
 
 
-def open_split(folder: str, split: str) -> TfdsRecords | None:
+def open_split(folder: str, split: str) -> Records | None:
     """Opens a split of a prepared data set, or returns `None` if it has no such split.
 
     Raises:
@@ -118,10 +110,10 @@ def open_split(folder: str, split: str) -> TfdsRecords | None:
             f"{folder}: none of the features of the data set is an image: {list(features)}"
         )
     label_keys = [k for k, f in features.items() if isinstance(f, tfds.features.ClassLabel)]
-    info = builder.info.splits[split]
+    info, images = builder.info.splits[split], _Split(folder, split, image_keys[0])
     labels, classes = None, ()
     if label_keys:
-        data = _open(folder, split, image_keys[0])
+        data = images.opened()
         try:
             labels = np.array([int(data[i][label_keys[0]]) for i in range(len(data))], np.int32)
         except Exception as error:  # The reader of array_record may raise any error.
@@ -129,16 +121,8 @@ def open_split(folder: str, split: str) -> TfdsRecords | None:
         classes = tuple(features[label_keys[0]].names)
     fixed = (builder.info.full_name, split, info.num_examples, list(info.shard_lengths))
     files = sorted((p.name, p.stat().st_size) for p in Path(folder).glob(f"*-{split}.*"))
-    return TfdsRecords(
-        folder=folder,
-        split=split,
-        image_key=image_keys[0],
-        labels=labels,
-        classes=classes,
-        identity=digest(*fixed),
-        fingerprint=digest(*fixed, files),
-        length=info.num_examples,
-    )
+    keys = range(info.num_examples)
+    return Records(images, keys, digest(*fixed), digest(*fixed, files), labels, classes)
 
 
 def _builder(folder: str) -> Any:
@@ -154,18 +138,6 @@ def _builder(folder: str) -> Any:
             "access; prepare it with --file_format=array_record"
         )
     return builder
-
-
-def _open(folder: str, split: str, image_key: str) -> Any:
-    import tensorflow_datasets as tfds
-
-    decoders = {image_key: tfds.decode.SkipDecoding()}
-    try:
-        return _builder(folder).as_data_source(split=split, decoders=decoders)
-    except DataError:
-        raise
-    except Exception as error:
-        raise DataError(f"{folder}: split {split!r} cannot be opened: {error}") from error
 
 
 def _version(name: str) -> tuple[int, ...]:

@@ -1,1 +1,33 @@
 """Metrics of samples, each next to the values of the prior and of real data."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments.evaluation.metrics import Metrics
+
+
+class Samples(NamedTuple):
+    """Samples on the host, [N, ...]: of the prior `x_0`, bridged `x_K` and refined `x_{K+κ}`.
+
+    Each stage has as many as its reader needs, always the first ones.
+    """
+
+    prior: np.ndarray
+    bridged: np.ndarray
+    refined: np.ndarray
+
+
+class Evaluation(NamedTuple):
+    """The result of an evaluation.
+
+    Attributes:
+      metrics: metrics by name, in the order of the definitions.
+      record: how they were computed, as values for JSON.
+      nearest: training images nearest to the first samples, by feature space, [Q, k, H, W, C];
+        empty if there was no search.
+    """
+
+    metrics: Metrics
+    record: dict[str, Any]
+    nearest: dict[str, np.ndarray]

@@ -5,9 +5,9 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments.errors import UserError
+from experiments.evaluation.classes import SvcClassifier
 from experiments.evaluation.metrics import with_count
 from experiments.evaluation.references import ImageReference, PointsReference
-from experiments.evaluation.svc import SvcClassifier
 from fdrl_jax.metrics import energy_distance, frechet_distance, random_conv_features
 
 _MAX_POINTS = 5_000  # The distances of all pairs take a second.

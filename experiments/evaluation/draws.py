@@ -10,11 +10,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.evaluation.metrics import Metric, estimate, with_count
+from experiments.evaluation.metrics import Metric, estimate, measured
 from experiments.evaluation.references import ImageReference
 
 _MAX_PER_DRAW = 1_000  # Images; some metrics need the distances of all pairs.
 NUM_DRAWS = 5
+MAX_SAMPLES = NUM_DRAWS * _MAX_PER_DRAW  # More samples, or prior samples, are in no draw.
 
 
 class Pools(NamedTuple):
@@ -53,11 +54,10 @@ class Indices(NamedTuple):
 
 
 def pools(reference: ImageReference, samples: np.ndarray, prior: np.ndarray) -> Pools:
-    """Returns the images of all groups, clipped to the range of pixels."""
+    """Returns the images of all groups that a draw can have, clipped to the range of pixels."""
     spare = None if reference.spare is None else np.clip(reference.spare, -1.0, 1.0)
-    clipped = (np.clip(side, -1.0, 1.0) for side in (reference.images, samples, prior))
-    images, samples, prior = clipped
-    return Pools(images, spare, samples, prior)
+    ours = (np.clip(side[:MAX_SAMPLES], -1.0, 1.0) for side in (samples, prior))
+    return Pools(np.clip(reference.images, -1.0, 1.0), spare, *ours)
 
 
 def indices(pools: Pools) -> list[Indices]:
@@ -121,10 +121,11 @@ def compare(
     ]
     num = len(chosen[0].reference)
     return [
-        Metric(
-            with_count("_".join(filter(None, (definition, space))), num),
+        measured(
             definition,
             *(estimate(sides[i][definition] for sides in drawn) for i in range(3)),
+            space=space,
+            num=num,
         )
         for definition in drawn[0][0]
     ]

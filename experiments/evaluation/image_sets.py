@@ -1,9 +1,9 @@
 """Sets of images to evaluate: a folder, a zip, an .npz, or a split of a TFDS data set."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,71 +19,52 @@ _BATCH_SIZE = 1_000
 
 
 class Summary(NamedTuple):
-    """A summary of a set of images after one pass over it.
+    """The shape [N, H, W, C] of a set, and a hash of its pixels, the same in every format."""
 
-    Attributes:
-      where: name of the set for messages.
-      shape: [N, H, W, C].
-      pixels: type of the pixels.
-      resized: whether the images were resized.
-      fingerprint: hash of the pixels; the same for a folder, a zip and an array of the same images.
-    """
-
-    where: str
     shape: tuple[int, ...]
-    pixels: str
-    resized: bool
     fingerprint: str
 
 
 class ImageSet(NamedTuple):
-    """Images in memory, of one size.
+    """Images of one size, which are read batch by batch and may not fit in memory.
 
     Attributes:
       where: name of the set for messages: the path, or the split.
-      pixels: uint8 [N, H, W, C], or float32 in [-1, 1] if samples were not rounded.
+      batches: `() -> images in [-1, 1] [B, H, W, C]`, float32, one pass.
+      pixels: "uint8", or "float32" for samples that were never rounded.
       resized: whether the images were resized.
     """
 
     where: str
-    pixels: np.ndarray
+    batches: Callable[[], Iterator[np.ndarray]]
+    pixels: str = "uint8"
     resized: bool = False
-
-    def summarised(self) -> Summary:
-        """Returns the summary with the hash of the images."""
-        size = range(0, len(self.pixels), _BATCH_SIZE)
-        parts = (self.pixels[first : first + _BATCH_SIZE] for first in size)
-        return _summarised(self.where, parts, self.pixels.dtype)._replace(resized=self.resized)
 
     @property
     def unit(self) -> np.ndarray:
-        """The images in [-1, 1], float32."""
-        return _unit(self.pixels)
-
-    def unit_batches(self) -> Iterator[np.ndarray]:
-        """Yields the images in [-1, 1] in batches."""
-        for first in range(0, len(self.pixels), _BATCH_SIZE):
-            yield _unit(self.pixels[first : first + _BATCH_SIZE])
-
-
-class ImageStream(NamedTuple):
-    """Images that are read batch by batch, for sets that may not fit in memory.
-
-    Attributes:
-      where: name of the set for messages.
-      batches: `() -> images in [-1, 1] [B, H, W, C]`, one pass.
-    """
-
-    where: str
-    batches: Callable[[], Iterator[np.ndarray]]
-
-    def unit_batches(self) -> Iterator[np.ndarray]:
-        """Yields the images in [-1, 1] in batches."""
-        return self.batches()
+        """All images in [-1, 1], float32."""
+        return np.concatenate(list(self.batches()))
 
     def summarised(self) -> Summary:
         """Counts and hashes the images in one pass."""
-        return _summarised(self.where, self.batches(), np.dtype(np.uint8))
+        hashed, shape = hashlib.sha256(self.pixels.encode()), (0,)
+        for batch in self.batches():
+            pixels = to_uint8(batch) if self.pixels == "uint8" else batch
+            hashed.update(np.ascontiguousarray(pixels).data)
+            shape = (shape[0] + len(pixels), *pixels.shape[1:])
+        hashed.update(repr(shape).encode())
+        return Summary(shape, hashed.hexdigest()[:24])
+
+
+def in_memory(where: str, pixels: np.ndarray, *, resized: bool = False) -> ImageSet:
+    """Returns the set of an array: uint8 [N, H, W, C], or float32, clipped to [-1, 1]."""
+
+    def batches() -> Iterator[np.ndarray]:
+        for first in range(0, len(pixels), _BATCH_SIZE):
+            part = pixels[first : first + _BATCH_SIZE]
+            yield to_unit(part) if part.dtype == np.uint8 else np.clip(part, -1.0, 1.0)
+
+    return ImageSet(where, batches, str(pixels.dtype), resized)
 
 
 def load(where: str, data_dir: str = "", image_size: int = 0) -> ImageSet:
@@ -101,32 +82,34 @@ def load(where: str, data_dir: str = "", image_size: int = 0) -> ImageSet:
     if where.endswith(".npz") and (floats := _floats(where)) is not None:
         if image_size and floats.shape[1:3] != (image_size, image_size):
             raise DataError(f"{where}: floating-point images cannot be resized")
-        return ImageSet(where, floats)
+        return in_memory(where, floats)
     records, channels = _open(where, data_dir)
     if not len(records):
         raise DataError(f"{where}: no images found")
     problems = Problems("stop")
     images = probe(records, Transform(image_size=image_size, channels=channels), problems)
-    pixels, _ = decode_all(images, problems, Reading(), where)
+    pixels, _ = decode_all(images, Reading(problems), where)
     unchanged = probe(records, Transform(channels=channels), problems).shape == images.shape
-    return ImageSet(where, pixels, resized=not unchanged)
+    return in_memory(where, pixels, resized=not unchanged)
 
 
-def check_pair(samples: Summary, reference: Summary) -> None:
-    """Checks that two sets can be compared.
+def check_pair(samples: ImageSet, reference: ImageSet) -> tuple[Summary, Summary]:
+    """Checks that two sets can be compared, and returns their summaries.
 
     Raises:
       DataError: for images of different sizes, or fewer than two images.
     """
-    for images in (samples, reference):
-        if images.shape[0] < 2:
+    found = samples.summarised(), reference.summarised()
+    for images, summary in zip((samples, reference), found, strict=True):
+        if summary.shape[0] < 2:
             raise DataError(f"{images.where}: expected at least 2 images")
-    (height, width), other = (images.shape[1:3] for images in (samples, reference))
+    (height, width), other = (summary.shape[1:3] for summary in found)
     if (height, width) != other:
         raise DataError(
             f"{samples.where} has images of {width} x {height} pixels, and {reference.where} has "
             f"images of {other[1]} x {other[0]}; set --image_size to resize both"
         )
+    return found
 
 
 def check_channels(*sets: ImageSet) -> None:
@@ -135,24 +118,10 @@ def check_channels(*sets: ImageSet) -> None:
     Raises:
       DataError: if some are grey and others in colour.
     """
-    channels = {images.where: images.pixels.shape[-1] for images in sets}
+    channels = {images.where: images.summarised().shape[-1] for images in sets}
     if len(set(channels.values())) > 1:
         counts = ", ".join(f"{where} has {number}" for where, number in channels.items())
         raise DataError(f"the numbers of channels differ: {counts}")
-
-
-def _summarised(where: str, batches: Iterable[np.ndarray], dtype: np.dtype[Any]) -> Summary:
-    hashed, shape = hashlib.sha256(str(dtype).encode()), (0,)
-    for batch in batches:
-        pixels = to_uint8(batch) if dtype == np.uint8 and batch.dtype != np.uint8 else batch
-        hashed.update(np.ascontiguousarray(pixels).data)
-        shape = (shape[0] + len(pixels), *pixels.shape[1:])
-    hashed.update(repr(shape).encode())
-    return Summary(where, shape, str(dtype), False, hashed.hexdigest()[:24])
-
-
-def _unit(pixels: np.ndarray) -> np.ndarray:
-    return pixels if pixels.dtype == np.float32 else np.asarray(to_unit(pixels))
 
 
 def _open(where: str, data_dir: str) -> tuple[Records, int]:
@@ -166,9 +135,7 @@ def _open(where: str, data_dir: str) -> tuple[Records, int]:
             raise DataError(f"{folder} has no split {split!r}")
         return records, 3
     if where.endswith(".npz"):
-        array, _ = arrays.open_archive(where)
-        grey = array.pixels.ndim == 3 or array.pixels.shape[-1] == 1
-        return array, 1 if grey else 3
+        return arrays.open_archive(where)[0], 0  # As many channels as the array has.
     return Tree(where, Problems("stop")).records(), 3
 
 

@@ -5,15 +5,12 @@ from typing import Any
 
 import numpy as np
 
-from experiments.evaluation import classes, draws, memorisation, spaces
-from experiments.evaluation.classes import Classifier
-from experiments.evaluation.compare import Inception, by_inception
-from experiments.evaluation.image_sets import ImageSet, ImageStream
+from experiments.evaluation import Evaluation, Samples, classes, draws, memorisation, spaces
+from experiments.evaluation.classes import Classifier, SvcClassifier
+from experiments.evaluation.image_sets import ImageSet, in_memory
+from experiments.evaluation.inception import Inception, by_inception
 from experiments.evaluation.metrics import by_name
 from experiments.evaluation.references import ImageReference
-from experiments.evaluation.result import Evaluation
-from experiments.evaluation.svc import SvcClassifier
-from experiments.samples import Samples
 from fdrl_jax.metrics import energy_distance, random_conv_features
 
 _MAX_QUERIES = 1_000  # Samples, and held-out images, whose nearest training images are searched.
@@ -34,7 +31,7 @@ def evaluate_images(
 
     Args:
       reference: real images.
-      samples: the refined ones are evaluated.
+      samples: refined ones, which are evaluated, and prior ones.
       train_batches: `() -> batches of the training set`, once. Without it nearest training images
         and Inception metrics are skipped, and the record says so.
       classifier: one that was trained on the same data, for features that see objects.
@@ -55,7 +52,6 @@ def evaluate_images(
             metrics += found
         if classifier is not None:
             found, record["class_shares_classifier"] = classes.evaluate(classifier, images, chosen)
-            record["classifier"] = classifier.describe()
             metrics += found
         in_features = images.map(random_conv_features)
         metrics += draws.compare(spaces.BUILT_IN, spaces.scores, in_features, chosen)
@@ -79,8 +75,8 @@ def evaluate_images(
     metrics += found
     if inception is not None:
         # Not rounded here: the standard protocol rounds the images, the paper's does not.
-        ours = ImageSet("samples of the run", images.samples)
-        training_set = ImageStream(f"training set of {reference.name}", train_batches)
+        ours = in_memory("samples of the run", samples.refined)
+        training_set = ImageSet(f"training set of {reference.name}", train_batches)
         found, record["protocols"] = by_inception(ours, training_set, inception)
         metrics += found
     return Evaluation(by_name(metrics), record, nearest)

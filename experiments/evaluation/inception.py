@@ -6,24 +6,42 @@ import itertools
 import json
 import logging
 import os
+import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
+import jax
 import numpy as np
+import PIL
+import scipy
 
+import fdrl_jax
 from experiments.data import digest, to_uint8
 from experiments.errors import UserError
-from experiments.evaluation.image_sets import ImageSet, ImageStream, check_pair
+from experiments.evaluation.image_sets import ImageSet, check_pair
 from experiments.evaluation.metrics import Estimate, Metric, with_count
-from experiments.evaluation.protocols import Protocol, check_weights, prefixed
+from experiments.evaluation.protocols import METRICS, PROTOCOLS, Protocol, check_weights, prefixed
 from fdrl_jax.metrics import manifold_metrics
 
 _BATCH_SIZE = 64
+DEFAULT_METRICS = tuple(name for name in METRICS if name != "inception_score")
 _KID_SUBSET_SIZE = 1_000  # The usual size; smaller if there are fewer images.
+
+
+class Inception(NamedTuple):
+    """Options of the metrics by Inception networks.
+
+    Attributes:
+      weights: file of weights, by name of the protocol.
+      metrics: some of `METRICS`; each protocol computes those that it supports.
+    """
+
+    weights: Mapping[str, str]
+    metrics: Sequence[str] = DEFAULT_METRICS
 
 
 class Computed(NamedTuple):
@@ -40,9 +58,34 @@ def cache_folder() -> Path:
     return Path(os.environ.get("FDRL_CACHE_DIR") or Path(root) / "fdrl_jax")
 
 
+def by_inception(
+    samples: ImageSet,
+    reference: ImageSet,
+    networks: Inception,
+    *,
+    cache: Path | None = None,
+) -> tuple[list[Metric], list[dict[str, Any]]]:
+    """Computes the metrics of Inception networks, and returns them with their protocols."""
+    metrics: list[Metric] = []
+    protocols = []
+    for name, weights in networks.weights.items():
+        protocol = PROTOCOLS[name]
+        wanted = [m for m in networks.metrics if m in protocol.metrics]
+        computed = compute(samples, reference, protocol, weights, wanted, cache=cache)
+        metrics += computed.metrics
+        protocols.append(computed.details)
+    return metrics, protocols
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of the packages that compute metrics."""
+    modules = (fdrl_jax, jax, np, scipy, PIL)
+    return {m.__name__: m.__version__ for m in modules} | {"python": platform.python_version()}
+
+
 def compute(
     samples: ImageSet,
-    reference: ImageSet | ImageStream,
+    reference: ImageSet,
     protocol: Protocol,
     weights_file: str,
     metrics: Sequence[str],
@@ -54,22 +97,13 @@ def compute(
     Images are streamed to that process, which stores only their features. Features of the reference
     are computed once and cached, by its pixels, the protocol and the weights.
 
-    Args:
-      samples: images to evaluate.
-      reference: real images.
-      protocol: the protocol.
-      weights_file: weights of the network.
-      metrics: some of `protocol.metrics`.
-      cache: where features of references are kept; `cache_folder()` if left out.
-
     Raises:
       UserError: for missing weights or packages, images that do not fit the protocol, or a failed
         process.
     """
     weights = check_weights(protocol, weights_file)
     _check(samples, protocol, metrics)
-    ours, real = samples.summarised(), reference.summarised()
-    check_pair(ours, real)
+    ours, real = check_pair(samples, reference)
     cache = cache or cache_folder()
     cache.mkdir(parents=True, exist_ok=True)
     key = digest(real.fingerprint, protocol.name, weights.sha256)
@@ -91,7 +125,7 @@ def compute(
             "batch_size": _BATCH_SIZE,
             "result": str(Path(folder) / "result.json"),
         }
-        batches = itertools.chain.from_iterable(images.unit_batches() for images in streamed)
+        batches = itertools.chain.from_iterable(images.batches() for images in streamed)
         result = _run(job, Path(folder), _as_bytes(batches, protocol))
         features = np.load(job["sample_features"])
     found = {name: Estimate(*value) for name, value in result["metrics"].items()}
@@ -123,18 +157,15 @@ def _check(samples: ImageSet, protocol: Protocol, metrics: Sequence[str]) -> Non
             f"protocol {protocol.name!r} has no {', '.join(unknown)}; available: "
             f"{', '.join(protocol.metrics)}"
         )
-    if protocol.pixels == "float32" and samples.pixels.dtype == np.uint8:
+    if protocol.pixels == "float32" and samples.pixels == "uint8":
         raise UserError(
             f"{samples.where} was rounded to 256 levels, which protocol {protocol.name!r} forbids: "
             "use an .npz with float32 in [-1, 1] under arr_0, or --mode=evaluate on a run"
         )
-    needed = [n for n in ("torch", "torchvision", "torch_fidelity") if not _installed(n)]
+    packages = ("torch", "torchvision", "torch_fidelity")
+    needed = [name for name in packages if importlib.util.find_spec(name) is None]
     if needed:
         raise UserError(f"{', '.join(needed)} is not installed: pip install -e '.[eval]'")
-
-
-def _installed(package: str) -> bool:
-    return importlib.util.find_spec(package) is not None
 
 
 def drop_damaged(kept: Path, num_images: int) -> None:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.stats import mannwhitneyu
 
-from experiments.evaluation.metrics import Estimate, Metric
+from experiments.evaluation.metrics import Estimate, Metric, measured
 from experiments.evaluation.spaces import Features
 from fdrl_jax.metrics.rows import flat
 
@@ -129,7 +129,7 @@ def search(
         for figure, value in compare(first, rest)._asdict().items():
             if np.isfinite(value):
                 definition = f"memorisation_{figure}"
-                found.append(Metric(f"{definition}_{name}", definition, Estimate(value)))
+                found.append(measured(definition, Estimate(value), space=name))
         shown[name] = near.images
     return found, shown
 

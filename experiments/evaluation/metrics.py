@@ -1,5 +1,6 @@
 """Metrics with their spread, next to the values of the prior and of real data."""
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -87,9 +88,35 @@ def with_count(name: str, num_samples: int) -> str:
     return f"{name}_{num_samples}" if rest or not thousands else f"{name}_{thousands}k"
 
 
+def measured(
+    definition: str,
+    samples: Estimate,
+    prior: Estimate | None = None,
+    real: Estimate | None = None,
+    *,
+    space: str = "",
+    num: int = 0,
+) -> Metric:
+    """Returns a metric, named by its definition, the feature space and the number of samples."""
+    name = "_".join(filter(None, (definition, space)))
+    return Metric(with_count(name, num) if num else name, definition, samples, prior, real)
+
+
+# The keys of a metric in JSON: of the value and of the spread of each side.
+_SIDES = (("value", "spread"), ("prior", "prior_spread"), ("real", "real_spread"))
+
+
 def to_json(metrics: Metrics) -> dict[str, dict[str, Any]]:
     """Returns metrics as values for JSON; `[name]["value"]` is the mean over draws."""
-    return {name: _fields(metric) for name, metric in metrics.items()}
+    stored: dict[str, dict[str, Any]] = {}
+    for name, metric in metrics.items():
+        sides = (metric.samples, metric.prior, metric.real)
+        fields: dict[str, Any] = {}
+        for keys, side in zip(_SIDES, sides, strict=True):
+            fields |= dict(zip(keys, side or (None, None), strict=True))
+        defined = {"unit": metric.defined.unit, "direction": metric.defined.direction}
+        stored[name] = {**fields, **defined, "definition": metric.definition}
+    return stored
 
 
 def from_json(stored: Mapping[str, Mapping[str, Any]]) -> Metrics:
@@ -98,51 +125,22 @@ def from_json(stored: Mapping[str, Mapping[str, Any]]) -> Metrics:
     Raises:
       KeyError, TypeError or ValueError: for content that `to_json` cannot return.
     """
-
-    def read(fields: Mapping[str, Any], side: str, spread: str) -> Estimate | None:
-        for value in (fields[side], fields[spread]):
-            if not isinstance(value, int | float | None):
-                raise TypeError(f"{side!r} holds {str(value)[:80]!r}")
-        return None if fields[side] is None else Estimate(fields[side], fields[spread])
-
-    return by_name(
-        Metric(
-            name,
-            fields["definition"],
-            _required(read(fields, "value", "spread")),
-            read(fields, "prior", "prior_spread"),
-            read(fields, "real", "real_spread"),
-        )
-        for name, fields in stored.items()
-    )
-
-
-def _required(found: Estimate | None) -> Estimate:
-    if found is None:
-        raise TypeError("'value' holds None")
-    return found
-
-
-def _fields(metric: Metric) -> dict[str, Any]:
-    prior, real = (side or (None, None) for side in (metric.prior, metric.real))
-    return {
-        "value": metric.samples.value,
-        "spread": metric.samples.spread,
-        "prior": prior[0],
-        "prior_spread": prior[1],
-        "real": real[0],
-        "real_spread": real[1],
-        "unit": metric.defined.unit,
-        "direction": metric.defined.direction,
-        "definition": metric.definition,
-    }
+    read = []
+    for name, fields in stored.items():
+        for key in itertools.chain(*_SIDES):
+            is_missing = fields[key] is None and key == "value"
+            if is_missing or not isinstance(fields[key], int | float | None):
+                raise TypeError(f"{key!r} holds {str(fields[key])[:80]!r}")
+        samples, *others = (Estimate(*(fields[key] for key in keys)) for keys in _SIDES)
+        known = [None if side.value is None else side for side in others]
+        read.append(Metric(name, fields["definition"], samples, *known))
+    return by_name(read)
 
 
 def columns(start: str = "prior") -> tuple[str, ...]:
     """Returns the headers of the columns of `rows`.
 
-    Args:
-      start: where samples start: "prior", or "source" for a translation.
+    Samples `start` at the "prior" or, in a translation, at the "source".
     """
     return ("metric", "samples", start, "real data", "better")
 
@@ -167,13 +165,8 @@ def table(metrics: Metrics, start: str = "prior") -> str:
 
 
 def summary(metrics: Metrics, start: str = "prior") -> str:
-    """Returns a note on the values, and one sentence per headline metric."""
-    return "\n".join([NOTE, *sentences(metrics, start)])
-
-
-def sentences(metrics: Metrics, start: str = "prior") -> list[str]:
-    """Returns a sentence per headline metric: where samples are between real data and start."""
-    return [_sentence(metric, start) for metric in _placed(metrics)]
+    """Returns a note, and a sentence per headline metric: where samples are on the way to start."""
+    return "\n".join([NOTE, *(_sentence(metric, start) for metric in _placed(metrics))])
 
 
 def verdict(metrics: Metrics, start: str = "prior") -> str:

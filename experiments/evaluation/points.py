@@ -4,11 +4,10 @@ from collections.abc import Callable
 
 import numpy as np
 
+from experiments.evaluation import Evaluation, Samples
 from experiments.evaluation.draws import NUM_DRAWS
-from experiments.evaluation.metrics import Estimate, Metric, by_name, estimate, with_count
+from experiments.evaluation.metrics import Estimate, Metric, by_name, estimate, measured
 from experiments.evaluation.references import PointsReference
-from experiments.evaluation.result import Evaluation
-from experiments.samples import Samples
 from fdrl_jax.metrics import (
     kl_to_density,
     log_ratio_kl,
@@ -98,8 +97,8 @@ def energy(samples: np.ndarray, prior: np.ndarray, data: list[np.ndarray]) -> li
     sides = [repeated(samples, num_draws), repeated(prior, 1), distances(data[1:], within[1:])]
     ratios = [[1.0 + distance / scale for distance in side] for side in sides]
     return [
-        Metric("energy_ratio", "energy_ratio", *map(estimate, ratios)),
-        Metric("energy_distance", "energy_distance", *map(estimate, sides)),
+        measured("energy_ratio", *map(estimate, ratios)),
+        measured("energy_distance", *map(estimate, sides)),
     ]
 
 
@@ -112,7 +111,7 @@ def _once(
     """Returns a metric without a reference, of the samples, the prior and new data."""
     real = estimate(score(points) for points in data)
     samples, prior = (Estimate(score(ours[side])) for side in ("samples", "prior"))
-    return Metric(definition, definition, samples, prior, real)
+    return measured(definition, samples, prior, real)
 
 
 def _transport(ours: dict[str, np.ndarray], data: list[np.ndarray]) -> list[Metric]:
@@ -142,7 +141,7 @@ def _over_references(
         return estimate(distance(points[:num], other[:num]) for points, other in pairs)
 
     sides = ([ours["samples"]] * (len(data) - 1), [ours["prior"]], data[1:])
-    return Metric(with_count(definition, num), definition, *map(over_draws, sides))
+    return measured(definition, *map(over_draws, sides), num=num)
 
 
 def _modes(
@@ -178,4 +177,4 @@ def _ratio(
         "kl_of_bridged_to_data_by_estimator": float(np.mean(on_flowed)),
         "log_ratio_kl": float(log_ratio_kl(true_kl, on_flowed, on_data)),
     }
-    return [Metric(name, name, Estimate(value)) for name, value in found.items()]
+    return [measured(name, Estimate(value)) for name, value in found.items()]

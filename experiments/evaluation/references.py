@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -83,22 +83,15 @@ class ImageReference(NamedTuple):
 
 def of(source: Source, domains: tuple[str, str] = ("", "")) -> PointsReference | ImageReference:
     """Returns the reference for samples of a data source."""
-    return of_points(source) if source.kind == "points" else of_images(source, domains)
-
-
-def of_points(source: Source) -> PointsReference:
-    """Returns the reference for samples of a density in the plane."""
-    return PointsReference(source.held_out, *(source.density or ()))
+    if source.kind == "points":
+        return PointsReference(source.held_out, *(source.density or ()))
+    return of_images(source, domains)
 
 
 def of_images(source: Source, domains: tuple[str, str] = ("", "")) -> ImageReference:
     """Returns the reference for samples of a set of images.
 
     Reads the held-out images, and only those training images that are stored.
-
-    Args:
-      source: the images.
-      domains: names of the source and the target, for a translation.
     """
     shape = source.event_shape
     most = min(_MAX_IMAGES, max(2, _MAX_BYTES // int(np.prod(shape))))
@@ -142,24 +135,23 @@ def _fit_domains(source: Source, starts: SourceStarts, most: int) -> Fit | None:
 
 def save(reference: ImageReference, path: Path) -> None:
     """Writes a reference as one .npz, with pixels as uint8 if this is lossless."""
-    fields: dict[str, np.ndarray] = {
-        "name": np.array(reference.name),
-        "classes": np.array(reference.classes, dtype=np.str_),
-        "domains": np.array(reference.domains, dtype=np.str_),
+    fit, starts = reference.fit, reference.starts
+    fields: dict[str, Any] = {
+        "name": reference.name,
+        "classes": np.array(reference.classes, np.str_),
+        "domains": np.array(reference.domains, np.str_),
         "images": _stored(reference.images),
+        "labels": reference.labels,
+        "spare": None if reference.spare is None else _stored(reference.spare),
     }
-    if reference.labels is not None:
-        fields["labels"] = reference.labels
-    if reference.spare is not None:
-        fields["spare"] = _stored(reference.spare)
-    if (fit := reference.fit) is not None:
+    if fit is not None:
         fields |= {"fit_images": _stored(fit.images), "fit_labels": fit.labels}
-        if fit.target is not None:
-            fields["fit_target"] = np.array(fit.target)
-    if (starts := reference.starts) is not None:
-        fields |= {"starts": _stored(starts.images), "num_held_out": np.array(starts.num_held_out)}
+        fields["fit_target"] = fit.target
+    if starts is not None:
+        fields |= {"starts": _stored(starts.images), "num_held_out": starts.num_held_out}
+    kept = {name: value for name, value in fields.items() if value is not None}
     with replacing(path) as file:
-        np.savez_compressed(file, allow_pickle=False, **fields)
+        np.savez_compressed(file, allow_pickle=False, **kept)
 
 
 def load(path: Path) -> ImageReference:
@@ -169,8 +161,7 @@ def load(path: Path) -> ImageReference:
       DataError: if the file is missing, is damaged, or has other content.
     """
     try:
-        fields = read_npz(path)
-        fit, starts = None, None
+        fields, fit, starts = read_npz(path), None, None
         if "fit_images" in fields:
             target = int(fields["fit_target"]) if "fit_target" in fields else None
             fit = Fit(_restored(fields["fit_images"]), fields["fit_labels"], target)
@@ -178,14 +169,14 @@ def load(path: Path) -> ImageReference:
             starts = Starts(_restored(fields["starts"]), int(fields["num_held_out"]))
         source, target_name = map(str, fields["domains"])
         return ImageReference(
-            str(fields["name"]),
-            _restored(fields["images"]),
-            fields.get("labels"),
-            tuple(map(str, fields["classes"])),
-            _restored(fields["spare"]) if "spare" in fields else None,
-            fit,
-            starts,
-            (source, target_name),
+            name=str(fields["name"]),
+            images=_restored(fields["images"]),
+            labels=fields.get("labels"),
+            classes=tuple(map(str, fields["classes"])),
+            spare=_restored(fields["spare"]) if "spare" in fields else None,
+            fit=fit,
+            starts=starts,
+            domains=(source, target_name),
         )
     except (UserError, ValueError, KeyError) as error:
         raise DataError(f"{path} is not a stored reference, or is damaged: {error}") from error

@@ -6,7 +6,6 @@ from collections.abc import Callable
 import numpy as np
 
 from experiments.errors import UserError
-from experiments.evaluation.metrics import Estimate, Metric, with_count
 from fdrl_jax.metrics import frechet_distance, manifold_metrics, random_conv_features
 from fdrl_jax.names import nearest
 
@@ -46,22 +45,9 @@ def get(name: str) -> tuple[str, Features]:
 def scores(rows: np.ndarray, reference: np.ndarray) -> dict[str, float]:
     """Computes the Fréchet distance and, if there are enough images, manifold metrics.
 
-    Args:
-      rows: features, [N, D].
-      reference: features of real images, [M, D].
+    Both are features: `rows` [N, D] and those of real images, [M, D].
     """
     found = {"frechet": frechet_distance(rows, reference)}
     if min(len(rows), len(reference)) >= _FEWEST_FOR_NEIGHBOURS:
         found |= manifold_metrics(rows, reference)._asdict()
     return found
-
-
-def against(
-    name: str, features: Features, samples: np.ndarray, reference: np.ndarray
-) -> list[Metric]:
-    """Computes the same metrics of one complete set of images against another."""
-    found = scores(features(samples), features(reference))
-    return [
-        Metric(with_count(f"{metric}_{name}", len(samples)), metric, Estimate(value))
-        for metric, value in found.items()
-    ]

@@ -5,16 +5,13 @@ from typing import Any
 import numpy as np
 from scipy.spatial.distance import cdist
 
-from experiments.evaluation import classes, draws
-from experiments.evaluation.classes import Classifier
-from experiments.evaluation.metrics import Estimate, Metric, Metrics, by_name, with_count
+from experiments.evaluation import Evaluation, Samples, classes, draws
+from experiments.evaluation.classes import Classifier, SvcClassifier
+from experiments.evaluation.metrics import Estimate, Metric, Metrics, by_name, measured
 from experiments.evaluation.references import ImageReference
-from experiments.evaluation.result import Evaluation
-from experiments.evaluation.svc import SvcClassifier
-from experiments.samples import Samples
 from fdrl_jax.metrics.rows import flat
 
-_MAX_IMAGES = 1_000  # The distances of all pairs are needed.
+MAX_IMAGES = 1_000  # The distances of all pairs are needed.
 
 
 def evaluate_translation(
@@ -43,7 +40,7 @@ def evaluate_translation(
     if reference.starts is None:
         raise ValueError(f"the reference of {reference.name!r} has no source images")
     starts = reference.starts
-    num = min(_MAX_IMAGES, len(samples.refined), len(starts.images))
+    num = min(MAX_IMAGES, len(samples.refined), len(starts.images))
     sources = starts.images[:num]
     translated = np.clip(samples.refined[:num], -1.0, 1.0)
     targets = reference.images[:num]
@@ -66,13 +63,12 @@ def evaluate_translation(
             return Estimate(float(np.mean(svc.predict(images) == target)))
 
         verdicts = (share(images) for images in (translated, sources, targets))
-        metrics.append(Metric(with_count("target_share_svc", num), "target_share", *verdicts))
+        metrics.append(measured("target_share", *verdicts, space="svc", num=num))
     metrics += _kept(translated, sources, targets)
     images = draws.pools(reference, translated, sources)
     chosen = draws.indices(images)
     if classifier is not None and chosen:
         found, record["class_shares_classifier"] = classes.evaluate(classifier, images, chosen)
-        record["classifier"] = classifier.describe()
         metrics += found
     return Evaluation(by_name(metrics), record, {})
 
@@ -96,23 +92,13 @@ def _kept(translated: np.ndarray, sources: np.ndarray, targets: np.ndarray) -> l
     far = Estimate(float(_rms(targets, sources).mean()))
     between = float(_distances(sources, sources)[1])
     return [
-        Metric(
-            with_count("own_source_nearest_share", num),
+        measured(
             "own_source_nearest_share",
-            Estimate(nearest),
-            Estimate(1.0),
-            Estimate(1.0 / num),
+            *(Estimate(nearest), Estimate(1.0), Estimate(1.0 / num)),
+            num=num,
         ),
-        Metric(
-            "distance_to_own_source", "distance_to_own_source", Estimate(own), Estimate(0.0), far
-        ),
-        Metric(
-            "distance_to_other_sources",
-            "distance_to_other_sources",
-            Estimate(others),
-            Estimate(between),
-            far,
-        ),
+        measured("distance_to_own_source", Estimate(own), Estimate(0.0), far),
+        measured("distance_to_other_sources", Estimate(others), Estimate(between), far),
     ]
 
 

@@ -50,13 +50,8 @@ def write(
 ) -> None:
     """Exports the sampler of a train state into a folder.
 
-    Args:
-      experiment: the run.
-      train_state: the state of one replica.
-      folder: the folder, created if missing; files of an earlier export are replaced.
-      platforms: platforms to run on, from `PLATFORMS`.
-      fitted: the data-dependent prior of the run, if it has one.
-      evaluation: the record of an evaluation of this state, for the model card.
+    Files of an earlier export are replaced. The model card shows the record of an evaluation of
+    this state.
 
     Raises:
       UserError: for an unknown platform or a folder that cannot be written.

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from experiments import settings
@@ -21,107 +22,17 @@ _PRIORS = {
         '                        arrays["prior"]["factor"], **config["prior"])'
     ),
 }
-_CARD = """---
-license: unknown
-library_name: fdrl_jax
-pipeline_tag: {task}
-tags:
-- jax
-- flax
-- generative-model
-- density-ratio-estimation
-datasets:
-- {dataset}
----
-
-# FDRL on {name}
-
-A sampler that was trained by flow-guided density ratio learning (FDRL) with `fdrl_jax`: a network
-estimates the density ratio of flowed samples over data, and its gradient drives samples from the
-prior to the data. This is train step {step:,} of a run on `{name}`.
-
-## Draw samples
-
-With only JAX and `flatbuffers`, on {platforms}:
-
-    python load_sampler.py --num_samples=1000 --out=samples.npz
-
-or in Python: `from load_sampler import Sampler; samples = Sampler()(1000)`. Sample `i` does not
-depend on how many samples are drawn.
-
-With the library `fdrl_jax`, from `model.safetensors` and `config.json`:
-
-```python
-{snippet}
-```
-
-| file | content |
-|---|---|
-| `model.safetensors` | parameters of the network ({weights}) and arrays of the prior |
-| `config.json` | arguments of network, prior and flow, and all settings |
-| `sampler.stablehlo` | the compiled program in the format of `jax.export`, for any batch size |
-| `arrays.npz` | the arrays of `model.safetensors`, as `load_sampler.py` reads them |
-| `load_sampler.py` | loads the program and its arrays, and draws samples |
-| `metadata.json` | shapes, versions, dates and hashes |
-
-`sampler.stablehlo` was written on {written} by JAX {jax} and is not guaranteed to load after
-{expires}. {lifetime}
-
-## Data
-
-`{name}`: {kind} of shape {shape}{classes}.
-
-## Recipe
-
-Settings that differ from the defaults. All settings are in `config.json`.
-
-| setting | value |
-|---|---|
-{recipe}
-
-## Metrics
-
-{metrics}
-
-## Limits
-
-The samples reproduce the biases of the training data and may resemble single training examples.
-The estimator is a density ratio between flowed samples and data; away from both it is not
-calibrated, and with another step size or number of flow steps the metrics above do not hold.
-
-## Licence
-
-`fdrl_jax` is under the MIT licence. The licence of these parameters depends on the data they were
-trained on: replace `license: unknown` by one that the data allow before you publish them.
-
-## Citation
-
-```bibtex
-@inproceedings{{heng2024generative,
-  title     = {{Generative Modeling with Flow-Guided Density Ratio Learning}},
-  author    = {{Heng, Alvin and Ansari, Abdul Fatir and Soh, Harold}},
-  booktitle = {{Machine Learning and Knowledge Discovery in Databases (ECML PKDD)}},
-  year      = {{2024}},
-  note      = {{arXiv:2303.03714}}
-}}
-```
-"""
+_CARD = Path(__file__).with_suffix(".md")  # A template for `str.format`.
 
 
 def write(
     experiment: Experiment, metadata: Mapping[str, Any], evaluation: Mapping[str, Any] | None
 ) -> str:
-    """Returns the model card of an export.
-
-    Args:
-      experiment: the run.
-      metadata: metadata of the export.
-      evaluation: the record of an evaluation of the same checkpoint and settings, if there is one.
-    """
+    """Returns the model card of an export."""
     source, of_run = experiment.source, experiment.settings
     is_image = source.kind == "images"
     classes = ", ".join(map(_plain, source.labels.classes)) if source.labels else ""
-    return _CARD.format(
+    return _CARD.read_text("utf-8").format(
         task="unconditional-image-generation" if is_image else "other",
         dataset=json.dumps(_slug(source.name)),
         name=_plain(source.name),

@@ -21,12 +21,7 @@ def to_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
 
 
 def describe(experiment: Experiment, fitted: FittedPrior | None) -> dict[str, Any]:
-    """Returns the arguments of library functions that rebuild the sampler, as values for JSON.
-
-    Args:
-      experiment: the run.
-      fitted: its data-dependent prior, if it has one.
-    """
+    """Returns the arguments of library functions that rebuild the sampler, as values for JSON."""
     network = experiment.network
     fields = [f.name for f in dataclasses.fields(network) if f.name not in ("parent", "name")]
     return {

@@ -51,9 +51,6 @@ def set_matmul_precision(precision: str) -> None:
 def prepare(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Prepares this process for the precision of a run.
 
-    Args:
-      settings: flat settings.
-
     Returns:
       The settings with the precision in use, never "auto".
 
@@ -147,13 +144,12 @@ def _exact_convolution(
     x: np.ndarray, kernel: np.ndarray, g: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A 3x3 convolution of stride 1 and its gradients, computed from the definition."""
-    height, width = x.shape[1:3]
-    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    output, gx, gk = np.zeros_like(g), np.zeros_like(padded), np.zeros_like(kernel)
-    for row in range(3):
-        for column in range(3):
-            window = (slice(None), slice(row, row + height), slice(column, column + width))
-            output += padded[window] @ kernel[row, column]
-            gx[window] += g @ kernel[row, column].T
-            gk[row, column] = np.einsum("bhwi,bhwo->io", padded[window], g)
-    return output, gx[:, 1:-1, 1:-1], gk
+
+    def windows(of: np.ndarray) -> np.ndarray:
+        padded = np.pad(of, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        return np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2))
+
+    output = np.einsum("bhwirc,rcio->bhwo", windows(x), kernel, optimize=True)
+    gx = np.einsum("bhworc,rcio->bhwi", windows(g), kernel[::-1, ::-1], optimize=True)
+    gk = np.einsum("bhwirc,bhwo->rcio", windows(x), g, optimize=True)
+    return output, gx, gk

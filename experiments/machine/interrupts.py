@@ -15,8 +15,7 @@ _state: dict[str, Callable[[], str]] = {"loss": lambda: "files that were complet
 def describe_loss(describe: Callable[[], str]) -> None:
     """Sets the message of an interrupted program about what has been saved and what is lost.
 
-    Args:
-      describe: returns the message; called from another thread when the program is interrupted.
+    It is composed by another thread when the program is interrupted.
     """
     _state["loss"] = describe
 

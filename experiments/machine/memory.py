@@ -27,15 +27,11 @@ _CGROUP = Path("/sys/fs/cgroup/memory.max")  # The memory limit of a container.
 def check_state(state: TrainState, constants: Any) -> None:
     """Checks, from shapes only, that the train state, gradients and constants fit into memory.
 
-    Args:
-      state: shapes of the train state.
-      constants: arrays that the train step reads, or their shapes.
-
     Raises:
       UserError: if they do not fit; states the memory needed and the memory that is free.
     """
     trees = (state, state.variables["params"], constants)
-    needed = sum(_bytes(leaf) for leaf in jax.tree.leaves(trees))
+    needed = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(trees))
     count = sum(leaf.size for leaf in jax.tree.leaves(state.variables["params"]))
     _compare(needed, f"the train state of a network of {count:,} parameters")
 
@@ -43,8 +39,7 @@ def check_state(state: TrainState, constants: Any) -> None:
 def checked(mapped: Any) -> Callable[..., Any]:
     """Wraps a mapped function so that its first call checks the memory of the compiled program.
 
-    Args:
-      mapped: a function from `parallel`, always called with arguments of the same shapes.
+    All calls must have arguments of the same shapes.
     """
     if jax.process_count() > 1:
         # With several processes, a compiled function does not accept the arrays of one process.
@@ -104,7 +99,3 @@ def _compare(needed_per_device: int, what: str) -> None:
             f"config: {what} needs at least {needed / 2**30:,.1f} GiB, but only "
             f"{available / 2**30:,.1f} GiB are free {where}. {_HINT}"
         )
-
-
-def _bytes(leaf: Any) -> int:
-    return math.prod(leaf.shape) * leaf.dtype.itemsize

@@ -9,11 +9,7 @@ _NOTABLE = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile", "asimd", "
 
 @functools.cache
 def features(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
-    """Returns the processor's features by their names in Linux; empty if they are not listed.
-
-    Args:
-      cpuinfo: the file that lists them.
-    """
+    """Returns the processor's features by their names in Linux; empty if they are not listed."""
     try:
         lines = cpuinfo.read_text().splitlines()
     except OSError:

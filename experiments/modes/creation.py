@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 
 from experiments import build, data, prior, run, settings
-from experiments.build import Experiment
+from experiments.build import Experiment, Training
 from experiments.command_line import Command
 from experiments.data import DataOptions, Source
 from experiments.errors import UserError
@@ -38,9 +38,9 @@ def create_or_resume(command: Command) -> Created:
     opened, wanted, source = opened_or_new(command, "ratio")
     used = hardware.prepare(wanted)
     if opened is not None:
-        created = Created(opened, build.experiment(used, source, opened.prior()))
-        check(created.experiment)
-        return created
+        experiment = build.experiment(used, source, opened.prior())
+        check(experiment)
+        return Created(opened, experiment)
     experiment, fitted = build.experiment(used, source), None
     check(experiment)
     if build.needs_fitted_prior(wanted):
@@ -49,9 +49,8 @@ def create_or_resume(command: Command) -> Created:
         if parallel.is_first_process():
             print(f"{prior.describe(fitted)}, {time.perf_counter() - started:.1f} s")
         experiment = build.experiment(used, source, fitted)
-    return Created(
-        run.create(command.folder, "ratio", wanted, source, fitted, command.text), experiment
-    )
+    created = run.create(command.folder, "ratio", wanted, source, fitted, command.text)
+    return Created(created, experiment)
 
 
 def opened_or_new(command: Command, kind: Kind) -> tuple[Run | None, Settings, Source]:
@@ -97,23 +96,25 @@ def wanted_settings(command: Command, opened: Run | None = None) -> Settings:
     raise UserError(f"--config=FILE.py is missing: {example(command.mode)}")
 
 
-def settings_and_data(command: Command) -> tuple[Settings, Source]:
+def settings_and_data(command: Command, *, blank: bool = False) -> tuple[Settings, Source]:
     """Returns the checked settings of a new run, and its data.
 
     A config that depends on the device and on the shape of the data is asked again once these are
-    known; it keeps its settings of the data.
+    known; it keeps its settings of the data. Nothing is measured on `blank` data.
 
     Raises:
       UserError: as `wanted_settings`.
       DataError: as `load_data`.
     """
     wanted = wanted_settings(command)
-    source = load_data(wanted, command.data_dir)
+    source = load_data(wanted, command.data_dir, blank=blank)
     if command.config_for is not None:
         fitting = command.config_for(jax.default_backend(), source.event_shape)
         wanted = settings.checked({**fitting, **_of_data(wanted), **command.changes})
         if parallel.is_first_process():
             print(f"config: for {source.event_shape} images on this {jax.default_backend()}")
+    if blank:
+        return wanted, source
     return build.standardised(wanted, source.train_batches(_NUM_MEASURED)), source
 
 
@@ -121,21 +122,26 @@ def _of_data(wanted: Settings) -> Settings:
     return {key: value for key, value in wanted.items() if key.startswith("data.")}
 
 
-def load_data(wanted: Settings, data_dir: str = "") -> Source:
-    """Opens the data of a run.
+def load_data(wanted: Settings, data_dir: str = "", *, blank: bool = False) -> Source:
+    """Opens the data of a run; `blank` as for `data.load`.
 
     Raises:
       DataError: for data that are missing or cannot be read.
     """
     options = DataOptions(**settings.section(wanted, "data"))
-    return data.load(options._replace(dir=data_dir or options.dir))
+    return data.load(options._replace(dir=data_dir or options.dir), blank=blank)
 
 
-def check(experiment: Experiment) -> None:
+def check(experiment: Experiment) -> Training:
     """Checks that a density ratio can be trained here, before anything is written or fitted.
+
+    Returns:
+      Its training.
 
     Raises:
       UserError: for settings that do not fit together, or that need more memory than there is.
     """
     training = build.ratio_training(experiment)
-    memory.check_state(training.state_shapes(), training.constants)
+    constants = build.shapes_on_device(training.constants, parallel.num_replicas())
+    memory.check_state(training.state_shapes(), constants)
+    return training

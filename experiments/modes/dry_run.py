@@ -14,7 +14,7 @@ from experiments.machine import hardware, memory
 from experiments.modes.creation import check, settings_and_data, wanted_settings
 from experiments.planning import process, report, targets
 from experiments.settings import Settings
-from fdrl_jax import parallel, rng, steps
+from fdrl_jax import parallel
 
 _MAX_TIMED_SECONDS = 4.0  # Longer train steps are not timed but estimated.
 _REPORT_SECONDS = 20.0  # For metrics and pictures, in addition to the samples.
@@ -32,12 +32,15 @@ def run_mode(command: Command) -> None:
         _print_plan(wanted, command)
         _print_settings(wanted)
         return
-    wanted, source = settings_and_data(command)
-    experiment = build.experiment(hardware.prepare(wanted), source)
-    check(experiment)
-    training = build.ratio_training(experiment)
-    compiled, compile_seconds = _compile(training)
-    step = _time(training, experiment, compiled)
+    wanted, source = settings_and_data(command, blank=True)
+    # What a run measures on its data has a placeholder of the same cost.
+    scale = {"network.input_std": wanted["network.input_std"] or 0.5}
+    experiment = build.experiment({**hardware.prepare(wanted), **scale}, source)
+    training = check(experiment)
+    with training.open_feed(0) as feed:
+        host_batches = feed.take(1)
+    compiled, compile_seconds = _compile(training, host_batches)
+    step = _time(training, experiment, compiled, host_batches)
     _print_answer(experiment, compiled, compile_seconds, step)
     if source.kind == "images":
         print(advice.noise_warning(wanted) or advice.describe_noise(wanted))
@@ -107,29 +110,21 @@ def duration(seconds: float) -> str:
     return f"{hours:.1f} h" if hours < 48 else f"{hours / 24:.0f} days"
 
 
-def _compile(training: Training) -> tuple[Any, float]:
+def _compile(training: Training, host_batches: Any) -> tuple[Any, float]:
     started = time.perf_counter()
-    dispatch = training.settings["train.steps_per_dispatch"]
-    run_steps = parallel.map_steps(steps.repeat_steps(training.train_step, dispatch))
-    compiled = run_steps.lower(*_arguments(training)).compile()
+    run_steps = parallel.map_steps(training.repeated_step())
+    compiled = run_steps.lower(*training.blank_arguments(host_batches, 1)).compile()
     return compiled, time.perf_counter() - started
 
 
-def _arguments(training: Training) -> tuple[Any, ...]:
-    with training.open_feed(0) as feed:
-        host_batches = feed.take(1)
-    zeros = jax.tree.map(lambda s: jax.numpy.zeros(s.shape, s.dtype), training.state_shapes())
-    key = rng.root_key(training.settings["seed"])
-    constants = parallel.replicate(training.constants)
-    return key, parallel.replicate(zeros), constants, host_batches, 1, 0
-
-
-def _time(training: Training, experiment: Experiment, compiled: Any) -> cost.StepCost:
+def _time(
+    training: Training, experiment: Experiment, compiled: Any, host_batches: Any
+) -> cost.StepCost:
     flow_step = cost.time_flow_step(experiment)
     estimate = cost.estimate_train_step(flow_step, training.settings["flow.num_steps"])
     if estimate > _MAX_TIMED_SECONDS:
         return cost.StepCost(flow_step, estimate, is_measured=False)
-    measured = cost.time_train_step(compiled, lambda: _arguments(training))
+    measured = cost.time_train_step(compiled, lambda: training.blank_arguments(host_batches, 1))
     return cost.StepCost(flow_step, measured, is_measured=True)
 
 

@@ -3,27 +3,24 @@
 import tempfile
 from pathlib import Path
 
-from experiments import records, report
+from experiments import pictures, records, report
 from experiments.build import Experiment
 from experiments.classifiers import FeatureClassifier, load_features
 from experiments.command_line import Command
 from experiments.data import Source
 from experiments.errors import UserError
-from experiments.evaluation import metrics
-from experiments.evaluation.compare import DEFAULT_METRICS, Inception, versions
+from experiments.evaluation import Evaluation, Samples, draws, metrics
 from experiments.evaluation.images import evaluate_images
-from experiments.evaluation.points import evaluate_points
+from experiments.evaluation.inception import DEFAULT_METRICS, Inception, versions
+from experiments.evaluation.points import MAX_POINTS, evaluate_points
 from experiments.evaluation.protocols import PROTOCOLS, check_weights
 from experiments.evaluation.references import PointsReference
-from experiments.evaluation.result import Evaluation
-from experiments.evaluation.translation import evaluate_translation
+from experiments.evaluation.translation import MAX_IMAGES, evaluate_translation
 from experiments.files import read_json, write_json
 from experiments.modes.creation import load_data
 from experiments.modes.report import write as write_report
 from experiments.run import Run
-from experiments.samples import Samples
-from experiments.sampling.draw import sample_state
-from experiments.sampling.log_ratio import make_log_ratio
+from experiments.sampling.draw import make_log_ratio, sample_state
 from experiments.sampling.opened import Opened, open_checkpoint, restore
 from experiments.settings import Settings
 from fdrl_jax import parallel
@@ -47,11 +44,7 @@ def evaluate(
 ) -> None:
     """Writes and prints the metrics of a checkpoint and its report.
 
-    Args:
-      opened: run, settings and checkpoint.
-      num_samples: how many samples; `evaluate.num_samples` if left out.
-      data_dir: where the training data are, if not where they were.
-      live: the training data, if they are open already.
+    The training data are `live` if they are open already.
     """
     settings, folder = opened.experiment.settings, opened.run.evaluations
     num = num_samples or settings["evaluate.num_samples"]
@@ -67,7 +60,7 @@ def evaluate(
             print(f"already evaluated: step {opened.step:,}, {num:,} samples")
             _finish(opened.run, path)
         return
-    samples = sample_state(opened.experiment, opened.checkpoint.state, num)
+    samples = _draw(opened, num)
     if not parallel.is_first_process():
         return
     source, reason = _training_data(opened, data_dir, live)
@@ -78,6 +71,7 @@ def evaluate(
         "metrics": metrics.to_json(found.metrics),
         "details": {
             **found.record,
+            **({} if classifier is None else {"classifier": classifier.describe()}),
             "skipped": skipped,
             "precision": settings["precision"],
             "versions": versions(),
@@ -91,6 +85,18 @@ def evaluate(
         write_json(unfinished / "record.json", record)
         records.add(unfinished, path)
     _finish(opened.run, path)
+
+
+def _draw(opened: Opened, num: int) -> Samples:
+    """Draws samples, of each stage only as many as the metrics and the pictures read."""
+    reference, keep = opened.run.metric_reference, {"num_prior": min(num, draws.MAX_SAMPLES)}
+    if isinstance(reference, PointsReference):
+        num = min(num, MAX_POINTS)
+        keep = {"num_prior": num, "num_bridged": num}
+    elif reference.starts is not None:
+        num = min(num, MAX_IMAGES, len(reference.starts.images))
+        keep = {"num_prior": min(num, pictures.num_shown(opened.experiment.source))}
+    return sample_state(opened.experiment, opened.checkpoint.state, num, **keep)
 
 
 def _finish(run: Run, record: Path) -> None:

@@ -29,10 +29,6 @@ def run_mode(command: Command) -> None:
 def write(of: Run, record: Path) -> Path:
     """Writes the report of an evaluation, and that of the run if the evaluation is its own.
 
-    Args:
-      of: the run.
-      record: folder of the evaluation.
-
     Returns:
       The path of the page to look at.
     """

@@ -151,7 +151,7 @@ def _draw(opened: Opened, experiment: Experiment, shards: Shards) -> None:
     ) as bar:
         for first in missing:
             # The last part also has the full size, so that all run the same compiled program.
-            samples = sample(variables, constants, shards.shard_size, first=first).refined
+            samples = sample(variables, constants, shards.shard_size, first=first)
             kept = samples[: shards.count(first)]
             if parallel.is_first_process():
                 shards.write(first, pictures.as_stored(experiment.source, kept))

@@ -40,7 +40,7 @@ def samples_and_data(
     For a translation, `domains` are the names of source and target, and the caption is that of
     `evaluation.translation.caption`.
     """
-    data = source.held_out(_SHOWN_DATA, 1)
+    data = source.held_out(num_shown(source), 1)
     if source.starts is not None:
         return images.translation(prior, samples, data, domains, caption)
     return _side_by_side(source, {PRIOR_TITLE: prior, SAMPLES_TITLE: samples, DATA_TITLE: data})

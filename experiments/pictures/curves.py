@@ -4,22 +4,21 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from experiments.evaluation.cheap import CheapMetric
-from experiments.pictures.style import DATA, PRIOR, SAMPLES, panels, plt
+from experiments.pictures.style import DATA, PRIOR, SAMPLES, panels
 from experiments.training.metrics_log import PREFIX
 
 
 def training(records: list[dict[str, Any]], best: Mapping[str, Any] | None = None) -> Figure:
     """Draws loss, mean ratios, norms, and the metric of samples if it was computed.
 
-    Args:
-      records: lines of the metrics log.
-      best: "step", "metric" and "value" of the best checkpoint, if there is one.
+    The records are those of the metrics log.
     """
     steps = [r["step"] for r in records]
 
@@ -61,11 +60,7 @@ def metric(
 ) -> Figure:
     """Draws a metric of samples against a number, such as the step, and marks the best (fig. 8).
 
-    Args:
-      points: pairs of the number and the metric, in order.
-      title: title of the figure.
-      axis: label of the horizontal axis.
-      marks: positions to mark, by name.
+    The points are in order; `marks` are positions on the horizontal axis, by name.
     """
     at, values = [p for p, _ in points], [m.value for _, m in points]
     figure, ax = plt.subplots(figsize=(5.4, 3.2), layout="constrained")

@@ -11,6 +11,7 @@ from experiments.pictures.points import spread
 from experiments.pictures.style import panels, plain
 
 NUM_IN_GRID = 100
+_GAP = 0.35  # White space between a sample and its neighbours, in image widths.
 
 
 def tile(images: np.ndarray, columns: int) -> np.ndarray:
@@ -49,12 +50,7 @@ def translation(
 ) -> Figure:
     """Draws source images, their translations at the same positions, and target images.
 
-    Args:
-      sources: source images in [-1, 1], [N, H, W, C].
-      translated: translations; `translated[i]` starts at `sources[i]`.
-      targets: real images of the target.
-      domains: names of the source and the target.
-      caption: text below the picture.
+    Images are in [-1, 1], [N, H, W, C]; `translated[i]` starts at `sources[i]`.
     """
     source, target = (name and f": {plain(name)}" for name in domains)
     figure = side_by_side(
@@ -90,10 +86,7 @@ def show_by_class(ax: Axes, images: np.ndarray, labels: np.ndarray, classes: Seq
 def flow_strip(path: np.ndarray, num_steps: int, start: str) -> Figure:
     """Draws the flow of some images from left to right, `x_0 ... x_{K+κ}` (fig. 6).
 
-    Args:
-      path: samples along the flow, [K + κ + 1, B, H, W, C].
-      num_steps: number of bridging steps K, for the title.
-      start: where the flow starts, for the title.
+    The path has samples along the flow, [K + κ + 1, B, H, W, C].
     """
     picked = spread(len(path), 12)
     # Tiled row by row, so that each row shows one sample.
@@ -110,8 +103,7 @@ def flow_strip(path: np.ndarray, num_steps: int, start: str) -> Figure:
 def interpolations(sheets: dict[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
     """Draws interpolated points of the prior and their samples, with common noise (fig. 7).
 
-    Args:
-      sheets: `(x_0, samples)` by kind of interpolation, each [paths, points, H, W, C].
+    The sheets are `(x_0, samples)` by kind of interpolation, each [paths, points, H, W, C].
     """
     figure, axes = panels(len(sheets), size=4.0)
     for ax, (kind, (start, end)) in zip(axes, sheets.items(), strict=True):
@@ -129,4 +121,21 @@ def course(snapshots: Sequence[tuple[int, np.ndarray]]) -> Figure:
     for ax, (step, samples) in zip(axes, picked, strict=True):
         show(ax, tile(samples[:36], 6))
         ax.set_title(f"step {step:,}")
+    return figure
+
+
+def neighbours(samples: np.ndarray, nearest: Mapping[str, np.ndarray]) -> Figure:
+    """Draws rows of a sample and its nearest training images, nearest first (fig. 10).
+
+    Args:
+      samples: images in [-1, 1], [Q, H, W, C].
+      nearest: training images by the name of the feature space, [Q, k, H, W, C].
+    """
+    figure, axes = panels(len(nearest), size=4.2)
+    for ax, (space, images) in zip(axes, nearest.items(), strict=True):
+        sheet = tile(images.reshape(-1, *images.shape[2:]), images.shape[1])
+        left = tile(samples[: len(images)], 1)
+        gap = np.full((len(sheet), max(1, round(_GAP * samples.shape[2])), sheet.shape[2]), 255)
+        show(ax, np.concatenate([left, gap.astype(np.uint8), sheet], axis=1))
+        ax.set_title(f"sample | nearest in the training set, by {space.replace('_', ' ')}")
     return figure

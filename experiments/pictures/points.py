@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.animation import FuncAnimation, PillowWriter
 from matplotlib.axes import Axes
@@ -17,7 +18,6 @@ from experiments.pictures.style import (
     SAMPLES,
     SAMPLES_TITLE,
     panels,
-    plt,
 )
 
 _SHOWN = 4_000  # More points would cover each other.

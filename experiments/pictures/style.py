@@ -4,7 +4,7 @@ from pathlib import Path
 
 import matplotlib
 
-matplotlib.use("Agg")  # Needs no screen; must precede the import of pyplot.
+matplotlib.use("Agg")  # Needs no screen.
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
@@ -15,20 +15,6 @@ from experiments.files import replacing
 DATA, SAMPLES, PRIOR = "#4878a8", "#d1602b", "#8a8a8a"
 DATA_TITLE, SAMPLES_TITLE, PRIOR_TITLE = "data", r"samples $x_{K+\kappa}$", "prior $x_0$"
 DIVERGING = "RdBu_r"
-__all__ = [
-    "DATA",
-    "DATA_TITLE",
-    "DIVERGING",
-    "PRIOR",
-    "PRIOR_TITLE",
-    "SAMPLES",
-    "SAMPLES_TITLE",
-    "panels",
-    "plain",
-    "plt",
-    "save",
-]
-
 _MAX_NAME = 40  # Characters of the name of a class or a data set in a picture.
 
 plt.rcParams.update(

@@ -13,12 +13,11 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 
 from experiments import build
-from experiments.build import Experiment
 from experiments.data import Source
-from experiments.planning import hlo
+from experiments.planning import hlo, work
 from experiments.planning.targets import Target
 from experiments.settings import Settings
-from fdrl_jax import parallel, rng, samplers, steps
+from fdrl_jax import parallel, rng, samplers
 
 # Autotuning runs kernels, but there is no device to run them.
 _GPU_OPTIONS: dict[str, str] = {"xla_gpu_autotune_level": "0"}
@@ -45,7 +44,7 @@ class Compiled(NamedTuple):
     @property
     def flops(self) -> float:
         """FLOPs of products and convolutions, before XLA rewrites them to suit a device."""
-        return hlo.parse(self.lowered.as_text(dialect="hlo")).flops
+        return work.flops(hlo.parse(self.lowered.as_text(dialect="hlo")))
 
     @property
     def memory(self) -> dict[str, int]:
@@ -101,21 +100,17 @@ def train_step(settings: Settings, source: Source, devices: list[Any]) -> Compil
     """
     experiment = build.experiment(settings, source)
     training = build.ratio_training(experiment, len(devices))
-    dispatch = settings["train.steps_per_dispatch"]
     scalar = jax.ShapeDtypeStruct((), jnp.int32)
     arguments = (
         _key_shape(),
         training.state_shapes(),
-        _shapes(training.constants),
-        _host_batches(experiment, dispatch, len(devices)),
+        build.shapes_on_device(training.constants, len(devices)),
+        training.host_batch_shapes(len(devices)),
         scalar,
         scalar,
     )
     return _compile(
-        lambda: parallel.lower_steps(
-            steps.repeat_steps(training.train_step, dispatch), devices, arguments
-        ),
-        devices,
+        lambda: parallel.lower_steps(training.repeated_step(), devices, arguments), devices
     )
 
 
@@ -130,7 +125,7 @@ def sampler(settings: Settings, source: Source, devices: list[Any]) -> tuple[Com
     arguments = (
         _key_shape(),
         experiment.sampling_variables(experiment.state_shapes()),
-        _shapes(experiment.constants),
+        build.shapes_on_device(experiment.constants, len(devices)),
         batch,
     )
     compiled = _compile(
@@ -152,20 +147,6 @@ def _compile(lower: Any, devices: list[Any]) -> Compiled:
 
 def _key_shape() -> Any:
     return jax.eval_shape(lambda: rng.root_key(0))
-
-
-def _shapes(tree: Any) -> Any:
-    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), tree)
-
-
-def _host_batches(experiment: Experiment, dispatch: int, num_devices: int) -> Any:
-    """Shapes of the host batches of one device per dispatch; `None` for data on the device."""
-    source = experiment.source
-    if source.open_feed is None:
-        return None
-    size = experiment.settings["train.batch_size"] // num_devices
-    pixels = jax.ShapeDtypeStruct((dispatch, size, *source.event_shape), jnp.uint8)
-    return {"real": pixels} if source.starts is None else {"real": pixels, "source": pixels}
 
 
 def _gpu_config(machine: Mapping[str, Any]) -> str:

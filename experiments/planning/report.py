@@ -178,7 +178,7 @@ def _advice(plan: Plan) -> Iterator[str]:
     if not settings["network.remat"]:
         yield "  try --config.network.remat=true, which needs less memory and more time"
     if settings["prior.name"] == "data_dependent":
-        yield "  try a smaller --config.prior.rank, such as 512: the prior is on every device"
+        yield "  try a smaller --config.prior.rank, such as 512"
     if plan.batch_size > 1:
         smaller = plan.batch_size // 2 * plan.target.num_devices
         yield f"  try --config.train.batch_size={smaller}, or more devices for the same batch"

@@ -12,7 +12,7 @@ cycles, and for GPUs the roofline with a minimum time per kernel.
 
 from typing import NamedTuple
 
-from experiments.planning import hlo
+from experiments.planning import work
 from experiments.planning.hlo import Program
 from experiments.planning.targets import Target
 
@@ -69,15 +69,13 @@ def cost(program: Program, target: Target, precision: str, num_flow_steps: int) 
     """
     peak, bandwidth = target.peaks[precision], target.memory_bandwidth
     total = Cost()
-    for kernel in program.kernels():
-        sent = 0.0
-        if hlo.is_collective(kernel.instruction):
-            sent = hlo.sent_bytes(kernel, target.num_devices)
+    for kernel in work.kernels(program):
+        sent = kernel.sent_bytes(target.num_devices)
         compute, memory = kernel.flops / peak, kernel.num_bytes / bandwidth
         own = Cost(
             memory_bytes=kernel.num_bytes,
             sent_bytes=sent,
-            num_collectives=int(hlo.is_collective(kernel.instruction)),
+            num_collectives=int(kernel.collective is not None),
             num_kernels=1,
             compute_seconds=compute if compute >= memory else 0.0,
             memory_seconds=memory if memory > compute else 0.0,
@@ -91,5 +89,5 @@ def cost(program: Program, target: Target, precision: str, num_flow_steps: int) 
         )
         total = Cost._make(a + kernel.times * b for a, b in zip(total, own, strict=True))
     flow = program.loop_body(num_flow_steps) if num_flow_steps > 1 else None
-    kernels = program.kernels(flow) if flow else ()
+    kernels = work.kernels(program, flow) if flow else ()
     return total._replace(num_flow_kernels=sum(kernel.times for kernel in kernels))

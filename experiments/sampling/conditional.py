@@ -49,12 +49,7 @@ def follow(
 ) -> Experiment:
     """Returns the experiment with class-conditional samples.
 
-    Args:
-      experiment: the unconditional experiment.
-      classifier: the classifier that guides the flow.
-      labels: `positions [B] -> labels [B]`.
-      weight: `phi`.
-      num_refine_steps: `kappa`.
+    The labels are `positions [B] -> labels [B]`.
     """
     problem = experiment.problem
 

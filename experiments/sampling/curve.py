@@ -41,12 +41,7 @@ def over_length(opened: Opened, lengths: tuple[int, ...], num_samples: int) -> I
     """Computes the metric at several lengths of one flow (fig. 8).
 
     All samples advance together from one length to the next. Every step is computed only once, and
-    memory does not depend on the number of lengths.
-
-    Args:
-      opened: run, settings and checkpoint.
-      lengths: increasing numbers of steps.
-      num_samples: number of samples.
+    memory does not depend on the number of lengths. The lengths increase.
     """
     experiment, state = opened.experiment, opened.checkpoint.state
     reference = opened.run.metric_reference
@@ -81,12 +76,11 @@ def over_step(opened: Opened, num_samples: int) -> Iterator[Point]:
     experiment, reference = opened.experiment, opened.run.metric_reference
     with opened.run.saved_checkpoints() as store:
         steps = store.steps()
-    sample, constants = Sampler(experiment), parallel.replicate(experiment.constants)
+    sample = Sampler(experiment)
     for step in steps:
         with opened.run.saved_checkpoints() as store:
             if step not in store.steps():
                 continue  # A training in progress has removed it.
         state = restore(opened.run, experiment, step).state
-        variables = parallel.replicate(experiment.sampling_variables(state))
-        samples = sample(variables, constants, num_samples, progress=True)
-        yield step, cheap_metric(reference, samples.refined)
+        samples = sample(*on_devices(experiment, state), num_samples, progress=True)
+        yield step, cheap_metric(reference, samples)

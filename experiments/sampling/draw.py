@@ -1,38 +1,84 @@
 """Draws samples from a trained estimator in batches over all devices."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from tqdm import tqdm
 
+from experiments import build
 from experiments.build import Experiment
-from experiments.samples import Samples
+from experiments.evaluation import Samples
 from fdrl_jax import parallel, rng, samplers
 from fdrl_jax.state import TrainState
 
+_SMALLEST_RATIO = 1e-6
+
+
+class Sampler:
+    """Draws refined samples of an experiment over all devices; compiled once per batch size."""
+
+    def __init__(self, experiment: Experiment) -> None:
+        self._experiment = experiment
+        self._mapped = _mapped_sampler(experiment, ("refined",))
+
+    def __call__(
+        self,
+        variables: Any,
+        constants: Any,
+        num_samples: int,
+        *,
+        first: int = 0,
+        progress: bool = False,
+    ) -> np.ndarray:
+        """Returns samples on the host, [num_samples, ...], from the one with number `first` on.
+
+        Variables and constants are those of `on_devices`.
+        """
+        return _in_batches(
+            self._experiment,
+            self._mapped,
+            (variables, constants),
+            {"refined": num_samples},
+            first=first,
+            progress=progress,
+        )["refined"]
+
 
 def on_devices(experiment: Experiment, train_state: TrainState) -> tuple[Any, Any]:
-    """Returns the variables and constants of a mapped sampler, replicated on every device."""
+    """Returns the variables and constants of a mapped sampler, on the devices."""
     variables = experiment.sampling_variables(train_state)
-    return parallel.replicate(variables), parallel.replicate(experiment.constants)
+    return parallel.replicate(variables), build.on_devices(experiment.constants)
 
 
-def sample_state(experiment: Experiment, train_state: TrainState, num_samples: int) -> Samples:
-    """Draws samples of a train state (one replica)."""
-    variables, constants = on_devices(experiment, train_state)
-    return Sampler(experiment)(variables, constants, num_samples, progress=True)
+def sample_state(
+    experiment: Experiment,
+    train_state: TrainState,
+    num_samples: int,
+    *,
+    num_prior: int = 0,
+    num_bridged: int = 0,
+) -> Samples:
+    """Draws samples of a train state (one replica).
+
+    Of the same samples, `num_prior` are kept where they start and `num_bridged` after K steps; both
+    are at most `num_samples`.
+    """
+    keep = {"prior": num_prior, "bridged": num_bridged, "refined": num_samples}
+    mapped = _mapped_sampler(experiment, [stage for stage, num in keep.items() if num])
+    arrays = on_devices(experiment, train_state)
+    drawn = _in_batches(experiment, mapped, arrays, keep, progress=True)
+    none = np.empty((0, *experiment.source.event_shape), np.float32)
+    return Samples(**{stage: drawn.get(stage, none) for stage in keep})
 
 
 def sample_starts(experiment: Experiment, train_state: TrainState, num_samples: int) -> np.ndarray:
     """Returns where the first samples start, `x_0` [num_samples, ...], without flowing them."""
-    sampler = samplers.make_start_sampler(experiment.problem)
-    variables, constants = on_devices(experiment, train_state)
-    drawn: np.ndarray = _in_batches(
-        experiment, parallel.map_sampler(sampler), variables, constants, num_samples
-    )
-    return drawn
+    start = samplers.make_start_sampler(experiment.problem)
+    mapped = parallel.map_sampler(lambda *arguments: {"prior": start(*arguments)})
+    arrays = on_devices(experiment, train_state)
+    return _in_batches(experiment, mapped, arrays, {"prior": num_samples})["prior"]
 
 
 def batch_at(experiment: Experiment, positions: np.ndarray) -> dict[str, np.ndarray]:
@@ -58,57 +104,63 @@ def sampling_key(experiment: Experiment) -> jax.Array:
 def batch_size(experiment: Experiment, num_samples: int) -> int:
     """Returns the number of samples per batch, which is a multiple of the number of devices."""
     num_replicas = parallel.num_replicas()
-    return (
-        -(-min(experiment.settings["evaluate.batch_size"], num_samples) // num_replicas)
-        * num_replicas
-    )
+    wanted = min(experiment.settings["evaluate.batch_size"], num_samples)
+    return -(-wanted // num_replicas) * num_replicas
 
 
-class Sampler:
-    """Draws samples of an experiment over all devices; compiled once per batch size."""
+def make_log_ratio(
+    experiment: Experiment, train_state: TrainState
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Returns the estimate `x [B, ...] -> log r(x) [B]` with the parameters that sampling uses."""
+    problem = experiment.problem
+    variables = experiment.sampling_variables(train_state)
+    apply = jax.jit(problem.estimator.apply)
 
-    def __init__(self, experiment: Experiment) -> None:
-        self._experiment = experiment
-        self._mapped = parallel.map_sampler(samplers.make_sampler(experiment.problem))
+    def log_ratio(x: np.ndarray) -> np.ndarray:
+        out = np.asarray(apply(variables, x))
+        if problem.output == "log_ratio":
+            return out
+        # An unconstrained ratio may be negative, and then has no logarithm.
+        return np.log(np.maximum(out, _SMALLEST_RATIO))
 
-    def __call__(
-        self,
-        variables: Any,
-        constants: Any,
-        num_samples: int,
-        *,
-        first: int = 0,
-        progress: bool = False,
-    ) -> Samples:
-        """Returns samples on the host, [num_samples, ...].
+    return log_ratio
 
-        Args:
-          variables: on every device.
-          constants: on every device.
-          num_samples: how many.
-          first: number of the first one.
-          progress: whether a bar is shown.
-        """
-        arguments = (self._experiment, self._mapped, variables, constants, num_samples)
-        return Samples(*_in_batches(*arguments, first=first, progress=progress))
+
+def _mapped_sampler(experiment: Experiment, stages: Sequence[str]) -> Any:
+    """Maps the sampler over devices, which return only these stages."""
+    sample = samplers.make_sampler(experiment.problem)
+
+    def stages_of(*arguments: Any) -> dict[str, jax.Array]:
+        drawn = sample(*arguments)
+        return {stage: getattr(drawn, stage) for stage in stages}
+
+    return parallel.map_sampler(stages_of)
 
 
 def _in_batches(
     experiment: Experiment,
-    mapped: Callable[..., Any],
-    variables: Any,
-    constants: Any,
-    num_samples: int,
+    mapped: Any,
+    arrays: tuple[Any, Any],
+    keep: Mapping[str, int],
     *,
     first: int = 0,
     progress: bool = False,
-) -> Any:
-    size, key, parts = batch_size(experiment, num_samples), sampling_key(experiment), []
-    with tqdm(total=num_samples, unit="sample", disable=not progress, desc="sampling") as bar:
-        for offset in range(0, num_samples, size):
+) -> dict[str, np.ndarray]:
+    """Returns as many samples of each stage as `keep` says; other samples never leave a device."""
+    num = max(keep.values())
+    size, key = batch_size(experiment, num), sampling_key(experiment)
+    kept: dict[str, np.ndarray] = {}
+    with tqdm(total=num, unit="sample", disable=not progress, desc="sampling") as bar:
+        for offset in range(0, num, size):
             positions = np.arange(first + offset, first + offset + size, dtype=np.int32)
             batch = parallel.shard(batch_at(experiment, parallel.local_part(positions)))
-            part = parallel.gather(mapped(key, variables, constants, batch))
-            parts.append(jax.tree.map(np.asarray, part))
-            bar.update(min(size, num_samples - offset))
-    return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:num_samples], *parts)
+            drawn = mapped(key, *arrays, batch)
+            for stage, part in drawn.items():
+                if offset < keep[stage]:
+                    values = np.asarray(parallel.gather(part))
+                    if stage not in kept:
+                        kept[stage] = np.empty((keep[stage], *values.shape[1:]), values.dtype)
+                    rows = kept[stage][offset : offset + size]
+                    rows[:] = values[: len(rows)]
+            bar.update(min(size, num - offset))
+    return kept

@@ -43,9 +43,8 @@ def restore(opened: Run, experiment: Experiment, which: Which) -> Restored:
     Raises:
       UserError: if there is no such checkpoint.
     """
-    if opened.has_checkpoints():
-        with opened.saved_checkpoints() as store:
-            restored = store.restore(experiment.state_shapes(), which)
-        if restored is not None:
-            return restored
-    raise UserError(f"no checkpoint in {opened.root}; train first, with --mode=train")
+    with opened.saved_checkpoints() as store:
+        restored = store.restore(experiment.state_shapes(), which)
+    if restored is None:
+        raise UserError(f"no checkpoint in {opened.root}; train first, with --mode=train")
+    return restored

@@ -37,11 +37,8 @@ class Shards:
     ) -> None:
         """Starts a set of shards, or resumes the one that exists.
 
-        Args:
-          folder: the folder of the parts.
-          record: everything that determines the samples, as values for JSON.
-          num_samples: number of samples in the whole set.
-          shard_size: samples per part; an existing set keeps its own.
+        The record has everything that determines the samples, as values for JSON. An existing set
+        keeps its size of shards.
 
         Raises:
           UserError: if the existing parts are of other samples.

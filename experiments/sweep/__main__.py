@@ -70,7 +70,9 @@ def parse(argv: list[str]) -> tuple[Path, plan.Plan]:
         help="a key of the config and its values; several grids give all combinations",
     )
     parser.add_argument("--seeds", type=_numbers, metavar="N,N", help="seeds of every run")
-    parser.add_argument("--metrics", type=_names, metavar="NAME,NAME", help="metrics to show")
+    parser.add_argument(
+        "--metrics", type=lambda text: text.split(","), metavar="NAME,NAME", help="metrics to show"
+    )
     parser.add_argument(
         "--workdir", type=Path, required=True, metavar="DIR", help="folder of the sweep"
     )
@@ -98,10 +100,6 @@ def _numbers(text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise argparse.ArgumentTypeError(f"must be whole numbers, got {text!r}") from None
-
-
-def _names(text: str) -> list[str]:
-    return text.split(",")
 
 
 if __name__ == "__main__":

@@ -3,10 +3,11 @@
 import statistics
 from collections.abc import Sequence
 
+import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.pictures.style import DATA, PRIOR, SAMPLES, plt
+from experiments.pictures.style import DATA, PRIOR, SAMPLES
 from experiments.sweep.table import Row
 
 

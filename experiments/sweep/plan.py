@@ -90,9 +90,7 @@ def make(
 def from_file(path: Path, **instead: Any) -> Plan:
     """Reads a sweep file, which has a `get_sweep()` that returns the arguments of `make`.
 
-    Args:
-      path: the file.
-      **instead: arguments that replace those of the file; "settings" are merged.
+    `instead` replaces arguments of the file; "settings" are merged.
 
     Raises:
       UserError: if the file does not exist, or does not define a sweep.

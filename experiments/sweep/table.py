@@ -96,12 +96,9 @@ def markdown(table: Sequence[Row], metrics: Sequence[str]) -> str:
             for row in table
             if row.group == group
         ]
-        parts.append("\n".join(_line(cells) for cells in (header, ["---"] * len(header), *lines)))
+        cells = (header, ["---"] * len(header), *lines)
+        parts.append("\n".join(f"| {' | '.join(line)} |" for line in cells))
     return "\n\n".join(parts) + "\n"
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def _summary(values: Sequence[float]) -> str:

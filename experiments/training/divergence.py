@@ -1,51 +1,23 @@
 """Detects divergence of training, and recovers from it."""
 
 import logging
-from collections.abc import Mapping
-from typing import Any, NamedTuple, Self
 
 import numpy as np
 
 from experiments.build import rollbacks
 from experiments.errors import DivergedError
+from experiments.settings import Settings
 from fdrl_jax.state import TrainState
 
 
-class Guard(NamedTuple):
-    """Limits beyond which a run counts as diverged, and the action to take.
-
-    Attributes:
-      max_log_ratio: limit of the mean output of a network that returns the log ratio.
-      max_ratio: limit of the mean output of other networks.
-      on_divergence: "stop" or "rollback".
-      rollback_lr_factor: factor on the learning rate at each rollback.
-      max_rollbacks: largest number of rollbacks in a run.
-    """
-
-    max_log_ratio: float
-    max_ratio: float
-    on_divergence: str = "stop"
-    rollback_lr_factor: float = 1.0
-    max_rollbacks: int = 0
-
-    @classmethod
-    def of(cls, settings: Mapping[str, Any]) -> Self:
-        """Returns the guard of a run's settings."""
-        return cls(**{name: settings[f"train.{name}"] for name in cls._fields})
-
-
 def find_trouble(
-    numbers: np.ndarray, values: dict[str, np.ndarray], output: str, guard: Guard
+    numbers: np.ndarray, values: dict[str, np.ndarray], output: str, settings: Settings
 ) -> str | None:
     """Returns a message about the first metric that exceeded its limits, or `None`.
 
-    Args:
-      numbers: steps, [T].
-      values: metrics at these steps, [T] each.
-      output: what the network returns, see `Training.output`.
-      guard: the limits.
+    Values are those at the steps `numbers`, [T] each; `output` is what the network returns.
     """
-    limit = guard.max_log_ratio if output == "log_ratio" else guard.max_ratio
+    limit: float = settings["train.max_log_ratio" if output == "log_ratio" else "train.max_ratio"]
     limits = dict.fromkeys(("loss", "grad_norm", "drift_norm"), np.inf)
     limits |= dict.fromkeys(("output_real", "output_flowed"), limit)
     found = []
@@ -67,26 +39,24 @@ def find_trouble(
 
 
 def recover(
-    error: DivergedError, guard: Guard, diverged: TrainState, good: TrainState, *, has_saved: bool
+    error: DivergedError,
+    settings: Settings,
+    diverged: TrainState,
+    good: TrainState,
+    *,
+    has_saved: bool,
 ) -> TrainState:
     """Returns the state to resume from: the last good state, with skipped batches and a lower rate.
 
     The result depends only on the arguments. A run that is killed before its next checkpoint
     therefore diverges and recovers in the same way again.
 
-    Args:
-      error: the error of the loop.
-      guard: the action to take.
-      diverged: the state from which the diverged attempt started.
-      good: the newest checkpoint, or the state before the first step.
-      has_saved: whether there is a checkpoint.
-
     Raises:
       DivergedError: if the run should stop, or has reached its number of rollbacks.
     """
     before, step = rollbacks.of(diverged), int(good.step)
-    done = int(before.num)
-    if guard.on_divergence == "stop" or done >= guard.max_rollbacks:
+    done, most = int(before.num), settings["train.max_rollbacks"]
+    if settings["train.on_divergence"] == "stop" or done >= most:
         kept = (
             f"the last good checkpoint is of step {step}"
             if has_saved
@@ -104,14 +74,14 @@ def recover(
         good,
         before=before,
         num_skipped=num_skipped,
-        learning_rate_factor=guard.rollback_lr_factor,
+        learning_rate_factor=settings["train.rollback_lr_factor"],
     )
     logging.getLogger("fdrl").warning(
         "%s; rollback %d of %d: resuming from step %d, skipping the %d batches since then, with "
         "%.3g times the learning rate",
         error,
         done + 1,
-        guard.max_rollbacks,
+        most,
         step,
         num_skipped,
         float(rollbacks.of(recovered).learning_rate_scale),

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from experiments.build import Training, rollbacks
+from experiments.build import Training, on_devices, rollbacks
 from experiments.build.rollbacks import Rollbacks
 from experiments.checkpoints import Checkpoints
 from experiments.data import Feed
@@ -17,10 +17,9 @@ from experiments.errors import DivergedError, PreemptedError
 from experiments.machine import hosts, interrupts, memory
 from experiments.run import Run
 from experiments.training import divergence, metrics_log
-from experiments.training.divergence import Guard
 from experiments.training.metrics_log import Record
 from experiments.training.preemption import Preemption
-from fdrl_jax import parallel, rng, steps
+from fdrl_jax import parallel, rng
 from fdrl_jax.state import TrainState
 
 
@@ -30,7 +29,7 @@ class Moment(NamedTuple):
     Attributes:
       step: number of completed train steps.
       state: the state, replicated on every device; must not be changed.
-      constants: constants, replicated on every device.
+      constants: constants, as `build.on_devices` places them.
       best: "metric" and "value" of the best checkpoint so far, if there is one.
       save: `(metric, value) -> None` saves the state as the best checkpoint by a metric.
     """
@@ -57,10 +56,7 @@ class Hook(NamedTuple):
 def train(training: Training, run: Run, hooks: Sequence[Hook] = ()) -> TrainState:
     """Trains from the newest checkpoint of a run, or from the start, to the last step.
 
-    Args:
-      training: the network, the data and the train step.
-      run: the run for checkpoints and metrics; the caller must hold its lock.
-      hooks: hooks to call during training, in this order.
+    The caller must hold the run's lock. Hooks are called in their order.
 
     Returns:
       The last train state of one replica, on the host.
@@ -72,12 +68,11 @@ def train(training: Training, run: Run, hooks: Sequence[Hook] = ()) -> TrainStat
       PeerError: if replicas do not agree.
       UserError: if a checkpoint cannot be read or written.
     """
-    guard = Guard.of(training.settings)
     with contextlib.ExitStack() as stack:
         preemption = stack.enter_context(Preemption())
         store = stack.enter_context(run.checkpoints(training.settings["checkpoint.keep"]))
         interrupts.describe_loss(lambda: _when_interrupted(store.newest_on_disk()))
-        loop = _Loop(training, run, hooks, store, preemption, guard)
+        loop = _Loop(training, run, hooks, store, preemption)
         start = _newest(training, store)
         while True:
             try:
@@ -85,7 +80,9 @@ def train(training: Training, run: Run, hooks: Sequence[Hook] = ()) -> TrainStat
             except DivergedError as error:
                 store.wait()
                 good = _newest(training, store)
-                start = divergence.recover(error, guard, start, good, has_saved=bool(store.steps()))
+                start = divergence.recover(
+                    error, training.settings, start, good, has_saved=bool(store.steps())
+                )
 
 
 def _newest(training: Training, store: Checkpoints) -> TrainState:
@@ -122,22 +119,17 @@ class _Loop:
         hooks: Sequence[Hook],
         store: Checkpoints,
         preemption: Preemption,
-        guard: Guard,
     ) -> None:
-        self._training = training
+        self._training, self._settings = training, training.settings
         self._run = run
         self._hooks = [hook for hook in hooks if hook.every]
         self._store = store
         self._preemption = preemption
-        self._guard = guard
-        self._num_steps = training.settings["train.num_steps"]
         self._log_every = training.settings["log.every_steps"]
         self._save_every = training.settings["checkpoint.every_steps"]
         self._dispatch = training.settings["train.steps_per_dispatch"]
-        self._run_steps = memory.checked(
-            parallel.map_steps(steps.repeat_steps(training.train_step, self._dispatch))
-        )
-        self._constants = parallel.replicate(training.constants)
+        self._run_steps = memory.checked(parallel.map_steps(training.repeated_step()))
+        self._constants = on_devices(training.constants)
         self._key = rng.root_key(training.settings["seed"])
 
     def train_from(self, start: TrainState) -> TrainState:
@@ -158,7 +150,7 @@ class _Loop:
     def _train(
         self, start: TrainState, writers: list[metrics_log.Writer], feed: Feed
     ) -> TrainState:
-        step, last, so_far = int(start.step), self._num_steps, rollbacks.of(start)
+        step, last, so_far = int(start.step), self._settings["train.num_steps"], rollbacks.of(start)
         start_step = step
         num_skipped = int(so_far.num_skipped)
         state = parallel.replicate(start)
@@ -207,7 +199,7 @@ class _Loop:
                 numbers, values = window.fetch()
                 window.seconds += time.perf_counter() - timer
                 trouble = divergence.find_trouble(
-                    numbers, values, self._training.output, self._guard
+                    numbers, values, self._training.output, self._settings
                 )
                 record: Record = {}
                 if trouble is None:
@@ -249,7 +241,7 @@ class _Loop:
             "steps_per_second": count / seconds,
             "examples_per_second": count * batch_size / seconds,
         }
-        if self._guard.on_divergence == "rollback":
+        if self._settings["train.on_divergence"] == "rollback":
             record["rollbacks"] = int(so_far.num)
             record["skipped_batches"] = int(so_far.num_skipped)
         return record

@@ -1,5 +1,6 @@
 """The benchmark of accelerators runs on a CPU in a small form, and its page says what it found."""
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -34,6 +35,10 @@ def test_the_small_form_measures_compares_and_trains(tmp_path):
     assert text == page.page(results)
     assert "| small | float32 |" in text
     assert "**outside**" not in text
+    if importlib.util.find_spec("torch") is None:
+        assert "PyTorch, which is not installed" in text
+    else:
+        assert [row["compiled"] for row in results["pytorch"]] == [False, True]
 
 
 def test_a_budget_keeps_a_share_for_what_follows():

@@ -10,7 +10,7 @@ import pytest
 import small_problem
 from jax.sharding import AxisType, PartitionSpec
 
-from fdrl_jax import networks, parallel, samplers, steps
+from fdrl_jax import networks, parallel, priors, rng, samplers, steps
 from fdrl_jax.parallel import AXIS
 from fdrl_jax.problem import Estimator
 
@@ -127,6 +127,35 @@ def test_samples_on_all_devices_are_those_on_one():
 
     expected = jax.jit(sampler)(KEY, variables, CONSTANTS, batch)
     chex.assert_trees_all_close(parallel.gather(spread), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("remainder_scale", [0.0, 0.5])
+def test_a_factor_distributed_over_the_devices_gives_the_samples_of_the_whole_one(remainder_scale):
+    generator = np.random.default_rng(0)
+    mean, factor = (
+        generator.normal(size=(NUM_DEVICES, 3)),
+        generator.normal(size=(NUM_DEVICES * 3, 7)),
+    )
+    prior = priors.gaussian(
+        mean, factor, remainder_scale=remainder_scale, clip=None, axis_name=AXIS
+    )
+    keys = rng.example_keys(KEY, rng.Stream.PRIOR, np.arange(GLOBAL_BATCH))
+    whole = prior.sample(prior.params, keys, {})
+
+    distributed = parallel.distribute(prior.params["factor"])
+    params = {**parallel.replicate(prior.params), "factor": distributed}
+    parts = jax.pmap(lambda params, keys: prior.sample(params, keys, {}), axis_name=AXIS)(
+        params, parallel.shard(keys)
+    )
+
+    assert distributed.shape == (NUM_DEVICES, 3, 7)
+    assert isinstance(prior.params["factor"], np.ndarray)
+    np.testing.assert_allclose(parallel.gather(parts), whole, rtol=1e-5, atol=1e-5)
+
+
+def test_rows_that_do_not_divide_over_the_devices_cannot_be_distributed():
+    with pytest.raises(ValueError, match=f"{NUM_DEVICES + 1} rows do not divide over"):
+        parallel.distribute(np.zeros((NUM_DEVICES + 1, 2)))
 
 
 def test_gather_undoes_shard_and_keeps_the_order():

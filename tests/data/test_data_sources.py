@@ -212,11 +212,11 @@ def write_lmdb(path, num):
 def test_many_threads_may_be_the_first_to_read_a_database(tmp_path):
     write_lmdb(tmp_path / "x_train_lmdb", 4)
     stored = open_database(str(tmp_path / "x_train_lmdb"))
-    expected_content, kept = stored.read(0), copy.copy(stored)
+    expected_content, kept = stored.read(0), copy.deepcopy(stored)
     del stored
     for _ in range(50):
         # Like a worker process, where the database is not open yet.
-        records, start = copy.copy(kept), threading.Barrier(4)
+        records, start = copy.deepcopy(kept), threading.Barrier(4)
 
         def read(records=records, start=start):
             start.wait()

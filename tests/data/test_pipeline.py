@@ -7,10 +7,10 @@ import pytest
 from image_files import encoded, numbered, picture, write_folder
 
 from experiments.data import DataOptions, load
-from experiments.data.arrays import ArrayRecords
+from experiments.data.arrays import Pixels
 from experiments.data.decode import Transform
 from experiments.data.decoded import Images
-from experiments.data.records import Problems
+from experiments.data.records import Problems, Records
 from experiments.data.stream import Reading, all_batches, training_batches
 from experiments.errors import DataError
 
@@ -20,15 +20,14 @@ NUM = 20
 def images(num=NUM, first=0):
     """Images of one pixel whose grey level is their number."""
     pixels = np.arange(first, first + num, dtype=np.uint8).reshape(-1, 1, 1)
-    return Images(ArrayRecords("a", pixels, None, ()), Transform(channels=1), (1, 1, 1))
+    return Images(Pixels("a", pixels).records(), Transform(channels=1), (1, 1, 1))
 
 
 def read(count, sides=None, workers=0, **options):
     """The image numbers of some batches, [count, batch]."""
     batches = training_batches(
         sides or {"real": images()},
-        Problems("stop"),
-        Reading(num_workers=workers),
+        Reading(Problems("stop"), num_workers=workers),
         **{"seed": 3, "batch_size": 4, **options},
     )
     taken = [next(batches) for _ in range(count)]
@@ -86,7 +85,7 @@ def test_a_batch_may_be_larger_than_the_set():
 
 
 def test_a_pass_over_all_images_keeps_the_ragged_last_batch_and_the_order():
-    batches = list(all_batches(images(), Problems("stop"), Reading(), 8))
+    batches = list(all_batches(images(), Reading(Problems("stop")), 8))
     assert [len(pixels) for pixels, _ in batches] == [8, 8, 4]
     np.testing.assert_array_equal(np.concatenate([p.ravel() for p, _ in batches]), np.arange(NUM))
 
@@ -106,12 +105,10 @@ def test_a_feed_stacks_the_steps_of_a_dispatch_for_each_device(tmp_path):
 
 
 class Fatal:
-    """Records whose third image kills the process that reads it."""
+    """A container whose third image kills the process that reads it."""
 
-    labels, classes, identity, fingerprint = None, (), "", ""
-
-    def __len__(self):
-        return NUM
+    def records(self):
+        return Records(self, range(NUM), "", "")
 
     def name(self, index):
         return f"image {index}"
@@ -123,13 +120,13 @@ class Fatal:
 
 
 def test_a_worker_that_dies_ends_the_run_with_its_reason():
-    sides = {"real": Images(Fatal(), Transform(), (4, 4, 3))}
+    sides = {"real": Images(Fatal().records(), Transform(), (4, 4, 3))}
     with pytest.raises(DataError, match=r"reading the data stopped: .*exit code 9"):
         read(NUM, sides, workers=1)
 
 
 class Broken(Fatal):
-    """Records of which two cannot be read."""
+    """A container of which two cannot be read."""
 
     def read(self, index):
         if index in (3, 4):
@@ -138,7 +135,7 @@ class Broken(Fatal):
 
 
 def broken():
-    return Images(Broken(), Transform(channels=1), (1, 1, 1))
+    return Images(Broken().records(), Transform(channels=1), (1, 1, 1))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -149,7 +146,7 @@ def test_an_unreadable_image_stops_the_run_by_name(workers):
 
 def test_skipped_images_are_replaced_counted_and_reported_once_and_move_no_others(caplog):
     problems = Problems("skip")
-    batches = training_batches({"real": broken()}, problems, Reading(), seed=3, batch_size=4)
+    batches = training_batches({"real": broken()}, Reading(problems), seed=3, batch_size=4)
     taken = np.stack([next(batches)["real"].ravel() for _ in range(10)])
     batches.close()
     whole = read(10)["real"]
@@ -161,19 +158,19 @@ def test_skipped_images_are_replaced_counted_and_reported_once_and_move_no_other
 
 
 def test_a_pass_over_all_images_skips_the_unreadable():
-    batches = list(all_batches(broken(), Problems("skip"), Reading(), 8))
+    batches = list(all_batches(broken(), Reading(Problems("skip")), 8))
     assert np.concatenate([n for _, n in batches]).tolist() == [0, 1, 2, *range(5, NUM)]
 
 
 class Hopeless(Fatal):
-    """Records of which none can be read."""
+    """A container of which none can be read."""
 
     def read(self, index):
         raise ValueError("torn in two")
 
 
 def test_skipping_all_images_is_an_error():
-    sides = {"real": Images(Hopeless(), Transform(), (1, 1, 3))}
-    batches = training_batches(sides, Problems("skip"), Reading(), seed=0, batch_size=2)
+    sides = {"real": Images(Hopeless().records(), Transform(), (1, 1, 3))}
+    batches = training_batches(sides, Reading(Problems("skip")), seed=0, batch_size=2)
     with pytest.raises(DataError, match="unreadable"):
         next(batches)

@@ -74,7 +74,7 @@ def test_the_metric_is_zero_for_equal_sets_small_for_halves_and_grows_with_noise
 
 
 def test_grey_arrays_stay_grey_and_other_sizes_need_a_common_one(stored, capsys):
-    assert image_sets.load(str(stored / "grey.npz")).pixels.shape == (60, 16, 16, 1)
+    assert image_sets.load(str(stored / "grey.npz")).unit.shape == (60, 16, 16, 1)
     arguments = (stored / "small.npz", stored / "images.npz", "--features=random_conv")
     code, message = run(capsys, *arguments)
     assert code == 2
@@ -89,7 +89,7 @@ def test_grey_arrays_stay_grey_and_other_sizes_need_a_common_one(stored, capsys)
 def test_held_out_images_that_do_not_fit_are_reported_before_anything_is_computed(
     stored, capsys, monkeypatch
 ):
-    monkeypatch.delattr("experiments.evaluation.compare.compare")
+    monkeypatch.delattr("experiments.evaluation.inception.by_inception")
     arguments = (stored / "folder", stored / "reference.npz", "--features=random_conv")
     for name, expected in (("grey", "numbers of channels differ"), ("small", "8 x 8 pixels")):
         code, message = run(capsys, *arguments, f"--held_out={stored / name}.npz")
@@ -181,8 +181,8 @@ def test_a_mistyped_flag_does_not_wait_for_slow_imports():
 
 def test_a_stream_of_images_is_the_same_set_as_the_images_in_memory(stripes):
     pixels = stripes(50, 0)
-    whole = image_sets.ImageSet("x", pixels)
+    whole = image_sets.in_memory("x", pixels)
     for size in (7, 50):
         parts = [to_unit(pixels[i : i + size]) for i in range(0, 50, size)]
-        stream = image_sets.ImageStream("x", lambda parts=parts: iter(parts))
+        stream = image_sets.ImageSet("x", lambda parts=parts: iter(parts))
         assert stream.summarised() == whole.summarised()

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from experiments import evaluate
+from experiments.data import to_uint8
 from experiments.errors import UserError
 from experiments.evaluation import inception, inception_process
-from experiments.evaluation.image_sets import ImageSet, ImageStream
+from experiments.evaluation.image_sets import ImageSet, in_memory
 from experiments.evaluation.protocols import LEGACY, METRICS, STANDARD
 from fdrl_jax.metrics import manifold_metrics
 
@@ -23,8 +24,8 @@ NUM_SAMPLES, NUM_REFERENCE = 14, 16
 @pytest.fixture(scope="module")
 def sets(stripes):
     return (
-        ImageSet("samples", stripes(NUM_SAMPLES, 0)),
-        ImageSet("reference", stripes(NUM_REFERENCE, 1)),
+        in_memory("samples", stripes(NUM_SAMPLES, 0)),
+        in_memory("reference", stripes(NUM_REFERENCE, 1)),
     )
 
 
@@ -63,7 +64,7 @@ def evaluated(sets, weights, tmp_path_factory):
     """The result of the command for all metrics, and the folder of kept features."""
     root = tmp_path_factory.mktemp("evaluated")
     for images in sets:
-        np.savez(root / f"{images.where}.npz", arr_0=images.pixels)
+        np.savez(root / f"{images.where}.npz", arr_0=to_uint8(images.unit))
     arguments = [str(root / f"{images.where}.npz") for images in sets]
     arguments += [f"--weights={weights}", f"--metrics={','.join(METRICS)}"]
     arguments += [f"--cache_dir={root / 'cache'}", f"--out={root / 'result.json'}"]
@@ -83,7 +84,7 @@ def test_metrics_equal_a_direct_call_of_torch_fidelity(sets, weights, evaluated)
 
     class Images(torch.utils.data.Dataset):
         def __init__(self, images):
-            self.pixels = torch.from_numpy(images.pixels).permute(0, 3, 1, 2)
+            self.pixels = torch.from_numpy(to_uint8(images.unit)).permute(0, 3, 1, 2)
 
         def __len__(self):
             return len(self.pixels)
@@ -182,7 +183,7 @@ def test_a_reference_is_streamed_and_gives_the_numbers_of_the_same_images_in_mem
 ):
     samples, reference = sets
     batches = [reference.unit[:5], reference.unit[5:]]
-    stream = ImageStream("stream", lambda: iter(batches))
+    stream = ImageSet("stream", lambda: iter(batches))
     (fid,) = inception.compute(samples, stream, STANDARD, weights, ["fid"], cache=tmp_path).metrics
     result, cache = evaluated
     assert fid.value == pytest.approx(value(result, "fid"), rel=1e-12)

@@ -5,7 +5,7 @@ import pytest
 
 from experiments.evaluation import memorisation
 from experiments.pictures import save
-from experiments.pictures.neighbours import neighbours
+from experiments.pictures.images import neighbours
 from fdrl_jax.metrics import random_conv_features
 
 SPACES = {"pixels": None, "random_conv": random_conv_features}

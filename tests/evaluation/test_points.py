@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 
 from experiments.data.toy import gaussians8
-from experiments.evaluation import points, references
+from experiments.evaluation import Samples, points, references
 from experiments.evaluation.points import evaluate_points
-from experiments.samples import Samples
 from fdrl_jax.metrics import energy_distance
 
 

@@ -6,10 +6,9 @@ import pytest
 
 from experiments.data.digits import digits
 from experiments.errors import DataError
-from experiments.evaluation import references
+from experiments.evaluation import Samples, references
 from experiments.evaluation.images import evaluate_images
 from experiments.evaluation.translation import evaluate_translation
-from experiments.samples import Samples
 
 
 @pytest.mark.parametrize("classes", [("", ""), ("3", "8")])

@@ -6,10 +6,9 @@ import pytest
 
 from experiments.data import digits
 from experiments.errors import DataError
-from experiments.evaluation import references, translation
+from experiments.evaluation import Samples, references, translation
 from experiments.evaluation.translation import evaluate_translation
 from experiments.pictures.images import translation as draw_translation
-from experiments.samples import Samples
 
 
 @pytest.fixture(scope="module")

@@ -87,8 +87,8 @@ def test_a_damaged_zip_is_named_or_its_entries_are(flips, cut, folder, content):
         message = str(error)
         assert message.startswith(str(path))
     finally:
-        if archive._open is not None:
-            archive._open.close()
+        if archive._opened is not None:
+            archive._opened.close()
 
 
 def test_a_zip_entry_without_a_name_is_refused(tmp_path):
@@ -98,7 +98,7 @@ def test_a_zip_entry_without_a_name_is_refused(tmp_path):
     archive = ZipArchive(str(tmp_path / "x.zip"))
     assert list(archive.entries(problems, [])) == []
     assert len(problems) == 1
-    archive._open.close()
+    archive._opened.close()
 
 
 @given(flips=FLIPS, cut=st.integers(0, 60))

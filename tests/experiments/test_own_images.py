@@ -124,7 +124,7 @@ def test_a_pair_of_domains_samples_from_the_held_out_source_images(megabytes, tm
     pair = {"data.name": "pair", "prior.name": "source", "data.dequantisation": 0.0}
     experiment = built(where, **pair, **{"data.in_memory_megabytes": megabytes})
     state = build.ratio_training(experiment).init_state()
-    started = sample_state(experiment, state, 5).prior
+    started = sample_state(experiment, state, 5, num_prior=5).prior
     test_a = {picture(8, 8, 50 + i).tobytes() for i in range(5)}
     assert {np.round((x + 1) * 127.5).astype(np.uint8).tobytes() for x in started} == test_a
 

@@ -1,10 +1,17 @@
 """The fitted prior is part of the run: it is read back unchanged, or rejected."""
 
+import chex
+import jax
 import numpy as np
 import pytest
+from small_runs import SMALL_RESNET
 
-from experiments import prior
+from experiments import build, prior
+from experiments.build import placement
 from experiments.errors import UserError
+from experiments.modes import creation
+from experiments.sampling import draw
+from fdrl_jax import parallel, rng, steps
 
 
 @pytest.fixture
@@ -75,3 +82,36 @@ def test_a_rank_of_zero_is_the_full_covariance_of_small_data(rank, expected):
     assert prior.choose_rank(0, (128, 128, 3)) == prior.DEFAULT_RANK
     with pytest.raises(ValueError, match=r"prior\.rank must be at most 64"):
         prior.choose_rank(65, (8, 8, 1))
+
+
+def test_a_large_factor_is_distributed_over_the_devices_and_gives_the_same_results(
+    tiny, monkeypatch
+):
+    wanted = tiny("digits") | SMALL_RESNET
+    source = creation.load_data(wanted)
+    experiment = build.experiment(wanted, source, prior.fit(source.train_batches(), 0, 1e-4))
+    training = build.ratio_training(experiment)
+
+    def results():
+        constants = build.on_devices(experiment.constants)
+        shapes = build.shapes_on_device(experiment.constants, jax.device_count())
+        assert jax.tree.map(lambda s: s.shape, shapes) == jax.tree.map(
+            lambda a: a.shape[1:], constants
+        )
+        state, metrics = parallel.map_steps(steps.repeat_steps(training.train_step, 2))(
+            rng.root_key(0), parallel.replicate(training.init_state()), constants, None, 2, 0
+        )
+        assert not parallel.divergent_replicas(state)
+        after = parallel.unreplicate(state)
+        variables = parallel.replicate(experiment.sampling_variables(after))
+        samples = draw.Sampler(experiment)(variables, constants, 16)
+        return constants.prior["factor"].shape, (parallel.unreplicate(metrics), samples)
+
+    copied, expected = results()
+    monkeypatch.setattr(placement, "MIN_DISTRIBUTED_BYTES", 0)
+    distributed, actual = results()
+
+    num = jax.device_count()
+    assert copied == (num, 64, 64)
+    assert distributed == (num, 64 // num, 64)
+    chex.assert_trees_all_close(actual, expected, rtol=1e-3, atol=1e-4)

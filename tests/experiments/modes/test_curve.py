@@ -24,7 +24,9 @@ def rows(path):
 
 def test_one_pass_computes_the_metric_of_the_samples_at_every_length(trained):
     opened = open_checkpoint(command("curve", trained.root))  # K = 3, kappa = 1.
-    samples = sample_state(opened.experiment, opened.checkpoint.state, NUM)
+    samples = sample_state(
+        opened.experiment, opened.checkpoint.state, NUM, num_prior=NUM, num_bridged=NUM
+    )
 
     points = list(curve.over_length(opened, (0, 3, 4), NUM))
 

@@ -1,9 +1,13 @@
 """A dry run first prints cost, memory, disk and time of the whole run; it writes nothing."""
 
+import time
+
 import jax
 import pytest
-from small_runs import start
+from small_runs import SMALL_RESNET, start
 
+from experiments import cost
+from experiments.data import decoded
 from experiments.modes.dry_run import duration
 
 
@@ -47,3 +51,22 @@ def _counting(compile_, calls):
 )
 def test_durations_are_given_in_a_natural_unit(seconds, expected):
     assert duration(seconds) == expected
+
+
+def test_a_dry_run_on_a_folder_reads_no_more_images_than_it_needs_for_their_shape(
+    image_folder, monkeypatch, capsys
+):
+    read, decode = [], decoded.decode
+    monkeypatch.setattr(decoded, "decode", lambda *image: read.append(image) or decode(*image))
+    changes = {"data.dir": image_folder, "data.image_size": 8, **SMALL_RESNET}
+    start("dry_run", None, "folder:tiny", changes)
+    assert "input (8, 8, 3)" in capsys.readouterr().out
+    assert len(read) == 2  # One to see whether it is grey, and one for its size.
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(0.06, 1), (0.0, 3)])
+def test_a_slow_train_step_is_timed_once_and_a_fast_one_three_times(seconds, expected, monkeypatch):
+    monkeypatch.setattr(cost, "_TRAIN_STEP_SECONDS", 0.05)
+    timed = []
+    cost.time_train_step(lambda s: timed.append(s) or time.sleep(s), lambda: (seconds,))
+    assert len(timed) == expected

@@ -2,6 +2,7 @@
 
 import html
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,9 +10,10 @@ from small_runs import SMALL_RESNET, contents, start
 
 from experiments import records, report
 from experiments.errors import UserError
-from experiments.evaluation import compare, metrics
+from experiments.evaluation import inception, metrics
 from experiments.evaluation.inception import Computed
 from experiments.evaluation.metrics import Estimate, Metric
+from experiments.evaluation.references import ImageReference, PointsReference, Starts
 from experiments.pictures import images
 
 
@@ -188,7 +190,7 @@ def test_inception_metrics_see_unrounded_samples_and_the_training_set(
         metric = Metric(f"fid_of_{protocol.name}", "fid", Estimate(1.0))
         return Computed([metric], {"protocol": protocol.name}, np.zeros(1))
 
-    monkeypatch.setattr(compare.inception, "compute", compute)
+    monkeypatch.setattr(inception, "compute", compute)
     evaluate(
         of_digits, dict.fromkeys(("evaluate.inception_weights", "evaluate.legacy_weights"), weights)
     )
@@ -197,16 +199,45 @@ def test_inception_metrics_see_unrounded_samples_and_the_training_set(
     assert [call[2] for call in calls] == names
     assert {f"fid_of_{name}" for name in names} < found["metrics"].keys()
     samples, reference, _, metrics = calls[1]
-    assert samples.pixels.dtype == np.float32
-    assert (len(samples.pixels), reference.summarised().shape) == (64, (1_437, 8, 8, 1))
+    assert samples.pixels == "float32"
+    assert (len(samples.unit), reference.summarised().shape) == (64, (1_437, 8, 8, 1))
     assert metrics == ["fid"]
     assert reference.where == "training set of digits"
+
+
+def drawn_for(reference, kind, monkeypatch):
+    """Returns the numbers of samples that an evaluation of 50,000 draws: refined, and others."""
+    from experiments.modes import evaluate as mode
+
+    monkeypatch.setattr(mode, "sample_state", lambda *arguments, **keep: (arguments[2], keep))
+    source = SimpleNamespace(kind=kind)
+    opened = SimpleNamespace(
+        run=SimpleNamespace(metric_reference=reference),
+        experiment=SimpleNamespace(source=source),
+        checkpoint=SimpleNamespace(state=None),
+    )
+    return mode._draw(opened, 50_000)
+
+
+def test_an_evaluation_keeps_of_each_stage_only_the_samples_that_it_reads(monkeypatch):
+    images = np.zeros((1_500, 2, 2, 3), np.float32)
+    points = PointsReference(draw=lambda num, seed: np.zeros((num, 2)))
+    of_images = ImageReference("x", images)
+    translation = of_images._replace(starts=Starts(images, 5))
+    fewer = of_images._replace(starts=Starts(images[:400], 5))
+    for reference, kind, expected in (
+        (points, "points", (10_000, {"num_prior": 10_000, "num_bridged": 10_000})),
+        (of_images, "images", (50_000, {"num_prior": 5_000})),
+        (translation, "images", (1_000, {"num_prior": 100})),
+        (fewer, "images", (400, {"num_prior": 100})),
+    ):
+        assert drawn_for(reference, kind, monkeypatch) == expected
 
 
 def test_missing_weights_are_named_before_any_sample_is_drawn(trained, monkeypatch):
     from experiments.modes import evaluate as mode
 
-    monkeypatch.setattr(mode, "sample_state", lambda *_: pytest.fail("samples were drawn"))
+    monkeypatch.setattr(mode, "sample_state", lambda *_, **__: pytest.fail("samples were drawn"))
     with pytest.raises(UserError, match=r"nowhere\.pth does not exist"):
         evaluate(trained, {"evaluate.inception_weights": "nowhere.pth"})
 

@@ -1,0 +1,155 @@
+"""Counts the work of a compiled program: kernels, FLOPs, and bytes through memory and links.
+
+XLA's own `cost_analysis` counts the body of a loop once, and is empty for GPUs that this machine
+does not have. Here, a loop counts as often as its trip count, if XLA states it, and otherwise once.
+The loop over train steps of a dispatch has no trip count, so the figures are those of one train
+step.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from experiments.planning import products
+from experiments.planning.hlo import Array, Instruction, Program
+
+# Instructions that name or regroup arrays without moving data.
+_FREE = frozenset(
+    (
+        *("parameter", "constant", "iota", "get-tuple-element", "tuple", "bitcast", "after-all"),
+        *("partition-id", "replica-id", "add-dependency", "opt-barrier", "domain"),
+    )
+)
+_CALLS = frozenset(["while", "conditional", "call", "async-start"])
+_COLLECTIVES = (
+    *("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute"),
+    "collective-broadcast",
+)
+_SLICES = frozenset(["dynamic-slice", "slice", "gather"])
+
+
+class Kernel(NamedTuple):
+    """A unit of work that a device starts as a whole.
+
+    Attributes:
+      instruction: the instruction of the compiled program.
+      times: number of runs per train step.
+      flops: FLOPs of matrix products and convolutions per run, without padding.
+      num_bytes: bytes read and written in the device's memory per run.
+    """
+
+    instruction: Instruction
+    times: int
+    flops: float
+    num_bytes: int
+
+    @property
+    def collective(self) -> str | None:
+        """XLA's name of the operation if it moves data between devices, and otherwise `None`."""
+        opcode = self.instruction.opcode.removesuffix("-start")
+        return opcode if opcode in _COLLECTIVES else None
+
+    def sent_bytes(self, num_devices: int) -> float:
+        """Returns the bytes that leave each device in a collective operation, by rings."""
+        arrays = self.instruction.arrays
+        if self.instruction.opcode.endswith("-start") and len(arrays) > 1:
+            # An asynchronous operation names its operands before its results.
+            arrays = arrays[len(arrays) // 2 :]
+        share = (num_devices - 1) / num_devices
+        times = {
+            None: 0.0,
+            "all-reduce": 2.0 * share,
+            "reduce-scatter": share * num_devices,
+            "all-gather": share,
+            "all-to-all": share,
+        }
+        return times.get(self.collective, 1.0) * _all_bytes(arrays)
+
+
+def kernels(program: Program, computation: str | None = None, times: int = 1) -> Iterator[Kernel]:
+    """Yields the units of work of a device, starting at the entry or another computation."""
+    instructions = program.computations[computation or program.entry]
+    by_name = {i.name: i for i in instructions}
+    for instruction in instructions:
+        opcode = instruction.opcode
+        if opcode in _FREE or opcode.endswith(("-done", "-update")):
+            continue
+        if opcode in _CALLS:
+            rounds = program.trip_count(instruction) or 1
+            for name in instruction.called:
+                yield from kernels(program, name, times * rounds)
+            continue
+        operands = [by_name[name] for name in instruction.operands if name in by_name]
+        yield Kernel(
+            instruction,
+            times,
+            _flops(program, instruction, operands),
+            _num_bytes(program, instruction, operands),
+        )
+
+
+def flops(program: Program) -> float:
+    """Returns the FLOPs of matrix products and convolutions in one run of a program."""
+    return sum(kernel.times * kernel.flops for kernel in kernels(program))
+
+
+def collectives(program: Program, computation: str | None = None) -> list[Kernel]:
+    """Returns the kernels that move data between devices."""
+    return [kernel for kernel in kernels(program, computation) if kernel.collective]
+
+
+def _flops(program: Program, instruction: Instruction, operands: list[Instruction]) -> float:
+    if instruction.opcode not in ("fusion", "async-start", "fusion-start"):
+        return products.flops(instruction, operands)
+    total = 0.0
+    for name in instruction.called:
+        by_name = {i.name: i for i in program.computations.get(name, [])}
+        for inner in by_name.values():
+            own = [by_name[operand] for operand in inner.operands if operand in by_name]
+            total += _flops(program, inner, own)
+    return total
+
+
+def _num_bytes(program: Program, instruction: Instruction, operands: list[Instruction]) -> int:
+    opcode = instruction.opcode
+    read = [_main_bytes(operand.arrays) for operand in operands]
+    written = _main_bytes(instruction.arrays)
+    if opcode in _SLICES:
+        return 2 * written
+    if opcode == "dynamic-update-slice":
+        return 2 * read[1] if len(read) > 1 else written
+    if opcode.endswith("-start"):
+        # The result of an asynchronous operation names its operands again.
+        written = max(written - sum(read), 0)
+    if opcode != "fusion" or not instruction.called:
+        return sum(read) + written
+    return _fusion_bytes(program.computations.get(instruction.called[0], []), read, written)
+
+
+def _fusion_bytes(inner: list[Instruction], read: list[int], written: int) -> int:
+    """Returns the bytes that a fusion moves: of an array that it slices only the slice."""
+    read = list(read)
+    by_name = {i.name: i for i in inner}
+    parameters = {i.number: i.name for i in inner if i.opcode == "parameter"}
+    for number in range(len(read)):
+        name = parameters.get(number)
+        users = [i for i in inner if name in i.operands]
+        if users and all(i.opcode in _SLICES for i in users):
+            read[number] = min(read[number], sum(_all_bytes(i.arrays) for i in users))
+        elif users and all(
+            i.opcode == "dynamic-update-slice" and i.operands[0] == name for i in users
+        ):
+            read[number] = 0
+    for update in inner:
+        if update.opcode == "dynamic-update-slice" and update.operands[1] in by_name:
+            # Only the slice is written, in place.
+            part = by_name[update.operands[1]].arrays
+            written -= max(_all_bytes(update.arrays) - _all_bytes(part), 0)
+    return sum(read) + max(written, 0)
+
+
+def _main_bytes(arrays: list[Array]) -> int:
+    return sum(a.num_bytes for a in arrays if a.is_in_main_memory)
+
+
+def _all_bytes(arrays: list[Array]) -> int:
+    return sum(a.num_bytes for a in arrays)

@@ -1,0 +1,39 @@
+"""Samples are drawn in batches; only the stages and the numbers that are asked for are kept."""
+
+import numpy as np
+from small_runs import command
+
+from experiments import pictures
+from experiments.sampling.draw import batch_size, sample_starts, sample_state
+from experiments.sampling.opened import open_checkpoint
+from fdrl_jax import parallel
+
+NUM, NUM_PRIOR = 50, 10
+
+
+def test_other_stages_and_samples_never_leave_the_device(trained, monkeypatch):
+    opened = open_checkpoint(command("sample", trained.root))
+    experiment, state = opened.experiment, opened.checkpoint.state
+    whole = sample_state(experiment, state, NUM, num_prior=NUM, num_bridged=NUM)
+    fetched, gather = [], parallel.gather
+    monkeypatch.setattr(parallel, "gather", lambda part: fetched.append(part.size) or gather(part))
+
+    some = sample_state(experiment, state, NUM, num_prior=NUM_PRIOR)
+
+    assert [len(stage) for stage in some] == [NUM_PRIOR, 0, NUM]
+    np.testing.assert_array_equal(some.prior, whole.prior[:NUM_PRIOR])
+    np.testing.assert_allclose(some.refined, whole.refined, rtol=1e-5, atol=1e-6)
+    size = batch_size(experiment, NUM)
+    assert NUM_PRIOR < size < NUM
+    assert fetched == [2 * size] * (1 + -(-NUM // size)), "all refined ones, one batch of the prior"
+    np.testing.assert_array_equal(sample_starts(experiment, state, NUM), whole.prior)
+
+
+def test_a_picture_reads_only_the_held_out_images_that_it_shows(of_digits):
+    source, asked = of_digits.source(), []
+    watched = source._replace(
+        held_out=lambda num, seed: asked.append(num) or source.held_out(num, seed)
+    )
+    images = source.held_out(4, 0)
+    pictures.samples_and_data(watched, images, images)
+    assert asked == [100]
