@@ -65,9 +65,7 @@ def test_a_dry_run_on_a_folder_reads_no_more_images_than_it_needs_for_their_shap
 
 
 @pytest.mark.parametrize(("seconds", "expected"), [(3.0, 1), (0.1, 3)])
-def test_a_slow_train_step_is_timed_once_and_a_fast_one_three_times(
-    seconds, expected, monkeypatch
-):
+def test_a_slow_train_step_is_timed_once_and_a_fast_one_three_times(seconds, expected, monkeypatch):
     times = [0.0]
     monkeypatch.setattr(cost, "time", SimpleNamespace(perf_counter=lambda: times[-1]))
     measured = cost.time_train_step(lambda s: times.append(times[-1] + s), lambda: (seconds,))
