@@ -99,7 +99,7 @@ class Starts(NamedTuple):
 
 
 def refuse(*_: Any) -> NoReturn:
-    """Stands for a function of data that are not there."""
+    """The default of a function that a data set without it must not call."""
     raise DataError("this needs the data, which are not there")
 
 
