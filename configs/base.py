@@ -76,7 +76,6 @@ def small_images(height: int, width: int, channels: int) -> ConfigDict:
     c.network.name = "resnet"
     c.network.width = 32
     c.network.blocks = small_blocks(max(height, width))
-    c.network.input_std = 0.0  # Measured.
     c.prior.jitter = 3e-4
     c.flow.num_steps = 12
     c.flow.num_refine_steps = 6

@@ -17,9 +17,6 @@ def get_config(name: str = "") -> ConfigDict:
     c = base.small_images(8, 8, 1)
     c.data.name = "digits"
     c.train.num_steps = 1_500
-    c.train.steps_per_dispatch = 10
-    c.checkpoint.every_steps = 500
-    c.snapshot.every_steps = 500
     c.evaluate.num_samples = 2_000
     c.evaluate.batch_size = 500
     return base.variant(c, name)

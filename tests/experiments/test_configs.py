@@ -101,8 +101,6 @@ def test_the_config_of_a_folder_fits_the_device_and_the_images():
 @pytest.mark.parametrize("size", [8, 16, 28, 32, 64, 128])
 def test_the_recipe_for_small_images_takes_every_size(size):
     c = base.small_images(size, size, 3)
-    assert c.network.input_std == 0  # Measured when a run is created.
-    c.network.input_std = 1.0
     network = make_network(settings.checked(settings.flatten(c.to_dict())), (size, size, 3))
     smallest = size
     for _, stride in network.spec.blocks:
@@ -143,7 +141,10 @@ def test_the_networks_input_is_standardised_by_the_images_of_the_run(image_folde
     changes = {"data.image_size": 8, "network.width": 4, "network.blocks": ((4, 2),)}
     changes |= {"data.dir": image_folder, "train.num_steps": 1}
     found = []
-    for name, given in (("measured", {}), ("given", {"network.input_std": 0.5})):
+    for name, given in (
+        ("measured", {"network.input_std": 0}),
+        ("given", {"network.input_std": 0.5}),
+    ):
         wanted = command("train", tmp_path / name, "mnist", {**changes, **given})
         with run.locked_folder(wanted.folder):
             created = creation.create_or_resume(wanted)

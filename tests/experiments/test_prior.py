@@ -87,7 +87,7 @@ def test_a_rank_of_zero_is_the_full_covariance_of_small_data(rank, expected):
 def test_a_large_factor_is_distributed_over_the_devices_and_gives_the_same_results(
     tiny, monkeypatch
 ):
-    wanted = tiny("digits") | SMALL_RESNET | {"network.input_std": 0.5}
+    wanted = tiny("digits") | SMALL_RESNET
     source = creation.load_data(wanted)
     experiment = build.experiment(wanted, source, prior.fit(source.train_batches(), 0, 1e-4))
     training = build.ratio_training(experiment)
