@@ -93,7 +93,7 @@ def accuracy_and_diversity(
             )
         ax.set_xscale("symlog", linthresh=0.03)
         weights = sorted({weight for _, weight, *_ in rows})
-        ax.set_xticks(weights, [f"{weight:g}" for weight in weights], rotation=45)
+        ax.set_xticks(weights, [f"{weight:g}" for weight in weights], rotation=90)
         ax.minorticks_off()
         ax.set_xlabel(r"weight $\varphi$")
         ax.set_ylim(bottom=0)
