@@ -282,6 +282,8 @@ def collect(entry: Entry, workdir: Path) -> None:
         if target.endswith(".jpg"):  # Photographs need many colours.
             image.save(IMAGES / target, quality=JPEG_QUALITY, optimize=True)
             continue
+        if image.getchannel("R").tobytes() == image.getchannel("B").tobytes():  # Grey.
+            image = image.convert("L")
         with_fewer_levels(image).save(IMAGES / target, optimize=True)
 
 
