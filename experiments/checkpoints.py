@@ -28,6 +28,7 @@ _MARK = "commit_success.txt"  # Written by Orbax after everything else is on dis
 _UNFINISHED = ".orbax-checkpoint-tmp"  # In the names of folders that Orbax is still writing.
 _REMOVAL_SECONDS = 0.5  # Longer than another program needs to remove a checkpoint, file by file.
 _MAX_LISTINGS = 20
+_NUM_LISTINGS = 3
 _PATIENCE_SECONDS = 30.0  # Limit for closing after an error, which could wait for ever.
 _PATTERN = re.compile(r"[\[\]*?\\]")  # Orbax reads a path with one of these as a pattern.
 # Errors of the disk or the machine, which do not show that the file is damaged.
@@ -113,8 +114,14 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Returns the steps of complete checkpoints, oldest first."""
-        self._listed(self._manager.reload)
-        return [step for step in sorted(self._manager.all_steps()) if self._is_complete(step)]
+        for _ in range(_NUM_LISTINGS):
+            self._listed(self._manager.reload)
+            listed = sorted(self._manager.all_steps())
+            complete = [step for step in listed if self._is_complete(step)]
+            # A training that keeps one checkpoint may replace it right after the listing.
+            if complete or not listed or not self._read_only:
+                break
+        return complete
 
     def newest_on_disk(self) -> int | None:
         """Returns the step of the newest complete checkpoint; may be called from any thread."""

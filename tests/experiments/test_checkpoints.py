@@ -56,6 +56,16 @@ def two(tmp_path):
     return folder
 
 
+def test_a_checkpoint_that_is_replaced_right_after_the_listing_is_not_missed(two, monkeypatch):
+    gone = iter([False, False])  # Both are removed between the listing and the first look at them.
+    is_complete = Checkpoints._is_complete
+    monkeypatch.setattr(
+        Checkpoints, "_is_complete", lambda *of: next(gone, True) and is_complete(*of)
+    )
+    with contextlib.closing(Checkpoints(two, RUN, read_only=True)) as store:
+        assert store.steps() == [1, 2]
+
+
 @pytest.mark.slow
 def test_however_a_file_of_the_newest_is_damaged_no_wrong_number_comes_back(two, caplog):
     fallbacks = 0
