@@ -28,7 +28,6 @@ _MARK = "commit_success.txt"  # Written by Orbax after everything else is on dis
 _UNFINISHED = ".orbax-checkpoint-tmp"  # In the names of folders that Orbax is still writing.
 _REMOVAL_SECONDS = 0.5  # Longer than another program needs to remove a checkpoint, file by file.
 _MAX_LISTINGS = 20
-_NUM_LISTINGS = 3
 _PATIENCE_SECONDS = 30.0  # Limit for closing after an error, which could wait for ever.
 _PATTERN = re.compile(r"[\[\]*?\\]")  # Orbax reads a path with one of these as a pattern.
 # Errors of the disk or the machine, which do not show that the file is damaged.
@@ -114,7 +113,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Returns the steps of complete checkpoints, oldest first."""
-        for _ in range(_NUM_LISTINGS):
+        for _ in range(_MAX_LISTINGS):
             self._listed(self._manager.reload)
             listed = sorted(self._manager.all_steps())
             complete = [step for step in listed if self._is_complete(step)]

@@ -33,9 +33,7 @@ def run_mode(command: Command) -> None:
         _print_settings(wanted)
         return
     wanted, source = settings_and_data(command, blank=True)
-    # What a run measures on its data has a placeholder of the same cost.
-    scale = {"network.input_std": wanted["network.input_std"] or 0.5}
-    experiment = build.experiment({**hardware.prepare(wanted), **scale}, source)
+    experiment = build.experiment(build.with_placeholder(hardware.prepare(wanted)), source)
     training = check(experiment)
     with training.open_feed(0) as feed:
         host_batches = feed.take(1)

@@ -83,8 +83,7 @@ def prepare(settings: Settings) -> Settings:
     """
     precision = "bfloat16" if settings["precision"] == "auto" else settings["precision"]
     jax.config.update("jax_default_matmul_precision", precision)
-    scale = settings["network.input_std"] or 0.5
-    return {**settings, "precision": precision, "network.input_std": scale}
+    return {**build.with_placeholder(settings), "precision": precision}
 
 
 def train_step(settings: Settings, source: Source, devices: list[Any]) -> Compiled:
