@@ -112,6 +112,7 @@ def measure() -> Iterator[dict[str, str | float]]:
 def forms(shape: Shape, x, kernel, g) -> dict:
     """All forms of a shape's convolution and derivatives, with their arguments."""
     import jax
+    import jax.numpy as jnp
     from jax import lax
 
     from fdrl_jax.networks import convolve
@@ -133,14 +134,25 @@ def forms(shape: Shape, x, kernel, g) -> dict:
     def kernel_gradient(convolution):
         return lambda g, x: jax.vjp(lambda kernel: convolution(x, kernel), kernel)[1](g)[0]
 
+    before = size - 1 - size // 2
+    after = shape.size + size - 1 - before - ((g.shape[1] - 1) * stride + 1)
+
     def dilated(g, kernel):
-        """The input gradient as one convolution of `g` with zeros between its positions."""
+        """The input gradient as one convolution of `g`, which XLA dilates."""
         flipped = lax.optimization_barrier(kernel[::-1, ::-1].swapaxes(2, 3))
-        before = size - 1 - size // 2
-        after = shape.size + size - 1 - before - ((g.shape[1] - 1) * stride + 1)
         padding = [(before, after)] * 2
         return lax.conv_general_dilated(
             g, flipped, (1, 1), padding, lhs_dilation=(stride,) * 2, dimension_numbers=layout
+        )
+
+    def zeros(g, kernel):
+        """The input gradient as one convolution of `g` with explicit zeros in between."""
+        flipped = lax.optimization_barrier(kernel[::-1, ::-1].swapaxes(2, 3))
+        spread = (before, after, stride - 1)
+        image = lax.pad(g, jnp.zeros((), g.dtype), ((0, 0, 0), spread, spread, (0, 0, 0)))
+        image = lax.optimization_barrier(image)  # Else XLA folds the zeros into a dilation.
+        return lax.conv_general_dilated(
+            image, flipped, (1, 1), [(0, 0)] * 2, dimension_numbers=layout
         )
 
     found = {
@@ -152,6 +164,7 @@ def forms(shape: Shape, x, kernel, g) -> dict:
     }
     if stride > 1:
         found["to the input,", "dilated"] = (dilated, (g, kernel))
+        found["to the input,", "zeros"] = (zeros, (g, kernel))
     return found
 
 

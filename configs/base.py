@@ -76,6 +76,8 @@ def small_images(height: int, width: int, channels: int) -> ConfigDict:
     c.network.name = "resnet"
     c.network.width = 32
     c.network.blocks = small_blocks(max(height, width))
+    # Without biases, the output is linear along rays from zero, and backgrounds turn grey.
+    c.network.use_bias = True
     c.prior.jitter = 3e-4
     c.flow.num_steps = 12
     c.flow.num_refine_steps = 6

@@ -145,14 +145,6 @@ def _are_blocks(value: Any) -> bool:
     )
 
 
-def _are_means(value: Any) -> bool:
-    return (
-        isinstance(value, (tuple, list))
-        and len(value) <= 4
-        and all(_real(-_MAX_FLOAT32).accepts(number) for number in value)
-    )
-
-
 def _is_divergence(value: Any) -> bool:
     if not isinstance(value, str):
         return False
@@ -310,17 +302,10 @@ SETTINGS: dict[str, Setting] = {
     "network.spectral_norm": Setting(
         False, _FLAG, "Divides each kernel by its largest singular value.", "fixed"
     ),
-    "network.input_mean": Setting(
-        (),
-        Rule(_are_means, "at most 4 finite numbers such as (-0.7,)"),
-        "Subtracted from images by a residual network, one number per channel; (): none.",
-        "fixed",
-    ),
-    "network.input_std": Setting(
-        1.0,
-        _real(0.0),
-        "A residual network divides images by it. 0: mean and standard deviation of the training "
-        "set, measured when the run is created.",
+    "network.use_bias": Setting(
+        False,
+        _FLAG,
+        "Adds a bias per channel to the 3x3 convolutions of a residual network.",
         "fixed",
     ),
     "network.remat": Setting(

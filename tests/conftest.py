@@ -36,6 +36,17 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _COMPILED.name)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
 
 
+@pytest.fixture
+def optimised():
+    """Compiles as for users: for tests that train for so long that it pays."""
+    import jax
+
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _bounded_memory():
     """Forgets compiled programs between modules once they fill memory: two workers share 4 GB."""

@@ -29,7 +29,7 @@ def host_gaps(scale: Scale) -> dict[str, Any]:
     wanted = settings.checked(command_line.load_config(scale.config) | scale.changes)
     used = hardware.prepare(wanted)
     source, _ = load_if_given(DataOptions(**settings.section(used, "data")))
-    experiment = build.experiment(build.with_placeholder(used), source)
+    experiment = build.experiment(used, source)
     training = build.ratio_training(experiment)
     num, dispatch = parallel.num_devices(), used["train.steps_per_dispatch"]
     host_batches = jax.tree.map(

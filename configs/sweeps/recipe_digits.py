@@ -64,15 +64,15 @@ def get_sweep() -> dict[str, Any]:
             **of_length(_RECIPE.flow.num_steps),
             **with_penalty(_RECIPE.loss.gradient_penalty),
             "optimizer.b1": _RECIPE.optimizer.b1,
-            "network.input_std": _RECIPE.network.input_std,
+            "network.use_bias": _RECIPE.network.use_bias,
             "network.width": _RECIPE.network.width,
             "network.blocks": _RECIPE.network.blocks,
             "evaluate.num_samples": 1_000,
         },
         "groups": {
-            "input of the network": {
-                "standardised": {"network.input_std": 0.0},
-                "in [-1, 1]": {"network.input_std": 1.0},
+            "convolutions": {
+                "with biases": {"network.use_bias": True},
+                "without": {"network.use_bias": False},
             },
             "gradient penalty": {
                 "none": with_penalty(0.0),

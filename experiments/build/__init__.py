@@ -1,7 +1,7 @@
 """From settings to objects: networks, flows, train steps. Pure: no file, output or global."""
 
 from experiments.build.classifier import classifier_training, make_attack
-from experiments.build.network import make_network, standardised, with_placeholder
+from experiments.build.network import make_network
 from experiments.build.placement import on_devices, shapes_on_device
 from experiments.build.ratio import Experiment, experiment, needs_fitted_prior, ratio_training
 from experiments.build.training import Training
@@ -17,6 +17,4 @@ __all__ = [
     "on_devices",
     "ratio_training",
     "shapes_on_device",
-    "standardised",
-    "with_placeholder",
 ]

@@ -1,13 +1,11 @@
 """The network of a run, from its settings."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from experiments.settings import Settings
 from fdrl_jax import networks
 from fdrl_jax.state import Variables
 
@@ -53,38 +51,8 @@ def make_network(
         dtype=dtype,
         remat=settings["network.remat"],
         num_outputs=num_outputs,
-        input_mean=settings["network.input_mean"],
-        input_std=settings["network.input_std"],
+        use_bias=settings["network.use_bias"],
     )
-
-
-def standardised(settings: Settings, batches: Iterable[np.ndarray]) -> Settings:
-    """Returns settings in which measured numbers replace `network.input_std=0`.
-
-    Args:
-      settings: flat settings.
-      batches: images [B, H, W, C] to measure; read only if needed.
-    """
-    if settings["network.input_std"]:
-        return settings
-    pixels = np.concatenate([x.reshape(-1, x.shape[-1]) for x in batches])
-    mean = pixels.mean(axis=0, dtype=np.float64)
-    std = np.sqrt(np.mean(np.square(pixels - mean), dtype=np.float64))
-    # Few digits: they are read in reports, and sums in another order would change the last ones.
-    # A set of equal images has no deviation; its network only shifts.
-    return {
-        **settings,
-        "network.input_mean": tuple(round(float(m), 3) for m in mean),
-        "network.input_std": round(float(std), 3) or 1.0,
-    }
-
-
-def with_placeholder(settings: Settings) -> Settings:
-    """Returns settings for compiling and timing without data.
-
-    A number of the same cost replaces `network.input_std=0`, which is measured on data.
-    """
-    return {**settings, "network.input_std": settings["network.input_std"] or 0.5}
 
 
 def init_network(key: jax.Array, network: Network, event_shape: tuple[int, ...]) -> Variables:

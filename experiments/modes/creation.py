@@ -17,8 +17,6 @@ from experiments.run import Kind, Run
 from experiments.settings import Settings
 from fdrl_jax import parallel
 
-_NUM_MEASURED = 2_000  # Images that the mean and the deviation of pixels are measured on.
-
 
 class Created(NamedTuple):
     """A run of a density ratio, new or resumed, with its data."""
@@ -86,11 +84,7 @@ def wanted_settings(command: Command, opened: Run | None = None) -> Settings:
         of_data = _of_data(command.config or {})
         return settings.checked({**opened.settings, **of_data, **command.changes})
     if command.config is not None:
-        wanted = settings.checked(command.config)
-        if opened is not None and not wanted["network.input_std"]:
-            measured = ("network.input_mean", "network.input_std")
-            wanted |= {key: opened.settings[key] for key in measured}
-        return wanted
+        return settings.checked(command.config)
     if opened is not None:
         return settings.checked({**opened.settings, **command.changes})
     raise UserError(f"--config=FILE.py is missing: {example(command.mode)}")
@@ -100,7 +94,7 @@ def settings_and_data(command: Command, *, blank: bool = False) -> tuple[Setting
     """Returns the checked settings of a new run, and its data.
 
     A config that depends on the device and on the shape of the data is asked again once these are
-    known; it keeps its settings of the data. Nothing is measured on `blank` data.
+    known; it keeps its settings of the data.
 
     Raises:
       UserError: as `wanted_settings`.
@@ -113,9 +107,7 @@ def settings_and_data(command: Command, *, blank: bool = False) -> tuple[Setting
         wanted = settings.checked({**fitting, **_of_data(wanted), **command.changes})
         if parallel.is_first_process():
             print(f"config: for {source.event_shape} images on this {jax.default_backend()}")
-    if blank:
-        return wanted, source
-    return build.standardised(wanted, source.train_batches(_NUM_MEASURED)), source
+    return wanted, source
 
 
 def _of_data(wanted: Settings) -> Settings:

@@ -33,7 +33,7 @@ def run_mode(command: Command) -> None:
         _print_settings(wanted)
         return
     wanted, source = settings_and_data(command, blank=True)
-    experiment = build.experiment(build.with_placeholder(hardware.prepare(wanted)), source)
+    experiment = build.experiment(hardware.prepare(wanted), source)
     training = check(experiment)
     with training.open_feed(0) as feed:
         host_batches = feed.take(1)

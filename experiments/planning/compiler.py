@@ -78,12 +78,11 @@ def devices_of(target: Target) -> list[Any]:
 def prepare(settings: Settings) -> Settings:
     """Sets how the target multiplies float32 arrays, and returns the settings that it uses.
 
-    `precision=auto` means bfloat16, because all targets are fast in it. A plan needs no data, so
-    what is measured on them has a placeholder of the same cost.
+    `precision=auto` means bfloat16, because all targets are fast in it.
     """
     precision = "bfloat16" if settings["precision"] == "auto" else settings["precision"]
     jax.config.update("jax_default_matmul_precision", precision)
-    return {**build.with_placeholder(settings), "precision": precision}
+    return {**settings, "precision": precision}
 
 
 def train_step(settings: Settings, source: Source, devices: list[Any]) -> Compiled:

@@ -61,6 +61,7 @@ class ResidualBlock(nn.Module):
     Attributes:
       features: number of output channels.
       stride: stride of the first convolution and of the shortcut.
+      use_bias: whether the 3x3 convolutions add a bias per channel.
       spectral_norm: whether every kernel is divided by its largest singular value.
       dtype: type of the computation; parameters are float32.
       implementation: of the convolutions, as in `convolve`.
@@ -68,6 +69,7 @@ class ResidualBlock(nn.Module):
 
     features: int
     stride: int = 1
+    use_bias: bool = False
     spectral_norm: bool = False
     dtype: DTypeLike = jnp.float32
     implementation: str = "custom"
@@ -79,6 +81,7 @@ class ResidualBlock(nn.Module):
                 self.features,
                 size,
                 stride,
+                use_bias=self.use_bias and size > 1,
                 spectral_norm=self.spectral_norm,
                 dtype=self.dtype,
                 implementation=self.implementation,
@@ -108,10 +111,8 @@ class ResNet(nn.Module):
         needs less memory and more time.
       num_outputs: outputs per image; `None` for a single output without an axis.
       implementation: of the convolutions, as in `convolve`.
-      input_mean: subtracted from `x` before the first layer, per channel; empty for none. The
-        convolutions have no biases, so images that are far from zero, such as a black background
-        at -1, need it.
-      input_std: what `x` is divided by after that.
+      use_bias: whether the 3x3 convolutions add a bias per channel. Those of the paper do not, so
+        their response to a flat background is proportional to its brightness.
 
     Reference: Heng et al., "Generative Modeling with Flow-Guided Density Ratio Learning", table 4.
     """
@@ -123,8 +124,7 @@ class ResNet(nn.Module):
     remat: bool = False
     num_outputs: int | None = None
     implementation: str = "custom"
-    input_mean: tuple[float, ...] = ()
-    input_std: float = 1.0
+    use_bias: bool = False
 
     @property
     def head(self) -> str:
@@ -140,14 +140,13 @@ class ResNet(nn.Module):
             "dtype": self.dtype,
             "implementation": self.implementation,
         }
-        x = _standardised(x, self.input_mean, self.input_std)
-        x = activate(Conv(self.spec.stem, **options, name="conv1")(x))
+        x = activate(Conv(self.spec.stem, use_bias=self.use_bias, **options, name="conv1")(x))
         stage, index = 0, 0
         for number, (channels, stride) in enumerate(self.spec.blocks):
             # In the reference implementation, a stage starts where the resolution changes.
             stage, index = (stage + 1, 0) if stride > 1 or number == 0 else (stage, index + 1)
             name = f"layer{stage}_{index}"
-            x = block(channels, stride, **options, name=name)(x)
+            x = block(channels, stride, self.use_bias, **options, name=name)(x)
             if self.attention and number + 1 == self.spec.attention_after:
                 x = SelfAttention(**options, name="self_attn_module")(x)
         x = x.astype(jnp.float32).mean(axis=(1, 2))
@@ -155,13 +154,6 @@ class ResNet(nn.Module):
             return x
         x = Dense(self.num_outputs or 1, self.spectral_norm, name=self.head)(x)
         return x[..., 0] if self.num_outputs is None else x
-
-
-def _standardised(x: jax.Array, mean: Sequence[float], std: float) -> jax.Array:
-    if len(mean) not in (0, x.shape[-1]):
-        raise ValueError(f"input_mean needs one number per channel, {x.shape[-1]}, got {len(mean)}")
-    x = x - jnp.asarray(mean, x.dtype) if mean else x
-    return x if std == 1 else x / std
 
 
 def resnet(
@@ -174,8 +166,7 @@ def resnet(
     remat: bool = False,
     num_outputs: int | None = None,
     implementation: str = "custom",
-    input_mean: Sequence[float] = (),
-    input_std: float = 1.0,
+    use_bias: bool = False,
 ) -> ResNet:
     """Makes one of the paper's residual networks, or one from your own spec.
 
@@ -188,15 +179,14 @@ def resnet(
       remat: whether the activations inside a block are recomputed in the backward pass.
       num_outputs: outputs per image, such as a classifier's logits; `None` for a single output.
       implementation: of the convolutions, as in `convolve`: `"xla"` supports forward mode.
-      input_mean: mean of the data per channel, which the network subtracts; empty for none.
-      input_std: standard deviation of the data, by which the network divides.
+      use_bias: whether the 3x3 convolutions add a bias per channel; those of the paper do not.
 
     Returns:
       A Flax module that maps images `[B, H, W, C]` to `[B]`, or to `[B, num_outputs]`.
 
     Raises:
-      ValueError: for an unknown name or implementation, sizes or outputs below 1, an
-        `attention_after` that is not the number of a block, or an `input_std` that is not positive.
+      ValueError: for an unknown name or implementation, sizes or outputs below 1, or
+        an `attention_after` that is not the number of a block.
     """
     if isinstance(spec, str):
         if spec not in SPECS:
@@ -220,8 +210,6 @@ def resnet(
             f"attention_after must be a block's number from 1 to {len(blocks)}, "
             f"got {spec.attention_after}"
         )
-    if not input_std > 0:
-        raise ValueError(f"input_std must be positive, got {input_std}")
     return ResNet(
         ResNetSpec(stem, blocks, spec.attention_after),
         spectral_norm,
@@ -230,6 +218,5 @@ def resnet(
         remat,
         num_outputs,
         implementation,
-        tuple(input_mean),
-        input_std,
+        use_bias,
     )

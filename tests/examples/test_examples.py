@@ -32,6 +32,7 @@ def test_a_stale_estimator_fails_at_the_chasm_and_the_example_shows_it(tmp_path)
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("optimised")
 def test_flow_guided_training_closes_the_chasm(monkeypatch):
     monkeypatch.setattr(density_chasm, "STEPS_BETWEEN_LOOKS", 500)
     _, looks = density_chasm.train(density_chasm.CASES[-1], 1_000)

@@ -3,9 +3,8 @@
 import importlib
 from pathlib import Path
 
-import numpy as np
 import pytest
-from small_runs import command, train
+from small_runs import train
 
 from configs import base
 from experiments import command_line, data, run, settings
@@ -135,27 +134,3 @@ def test_a_fitted_run_keeps_its_settings_when_the_same_command_resumes_it(image_
     )
     with pytest.raises(UserError, match=r"data\.channels"):
         creation.create_or_resume(other)
-
-
-def test_the_networks_input_is_standardised_by_the_images_of_the_run(image_folder, tmp_path):
-    changes = {"data.image_size": 8, "network.width": 4, "network.blocks": ((4, 2),)}
-    changes |= {"data.dir": image_folder, "train.num_steps": 1}
-    found = []
-    for name, given in (
-        ("measured", {"network.input_std": 0}),
-        ("given", {"network.input_std": 0.5}),
-    ):
-        wanted = command("train", tmp_path / name, "mnist", {**changes, **given})
-        with run.locked_folder(wanted.folder):
-            created = creation.create_or_resume(wanted)
-            resumed = creation.create_or_resume(wanted)
-        assert resumed.run.settings == created.run.settings
-        found.append(created)
-    images = np.concatenate(list(found[0].experiment.source.train_batches()))
-    network = found[0].experiment.network
-    assert network.input_mean == pytest.approx([images.mean()], abs=6e-4)
-    assert network.input_std == pytest.approx(images.std(), abs=6e-4)
-    assert (found[1].experiment.network.input_mean, found[1].experiment.network.input_std) == (
-        (),
-        0.5,
-    )

@@ -221,7 +221,8 @@ def test_settings_of_an_earlier_version_are_completed_and_renamed():
     assert completed["flow.num_steps"] == 7
     assert completed["evaluate.num_monitored_samples"] == 9
     assert completed["flow.step_size_decay"] == 1.0
-    assert completed["network.input_mean"] == []  # As `checked` returns it: the run can be opened.
+    # A list, as `checked` returns it: otherwise the run could not be opened.
+    assert completed["network.hidden_sizes"] == [64, 64, 64, 64]
 
 
 @pytest.mark.parametrize("config", ["swissroll:tiny", "digits:tiny"])

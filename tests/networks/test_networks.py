@@ -96,19 +96,17 @@ def test_a_head_of_several_outputs_changes_nothing_else():
         resnet(spec, num_outputs=0)
 
 
-def test_the_input_is_standardised_before_the_first_layer():
-    spec, x = ResNetSpec(4, ((4, 2),)), jax.random.normal(jax.random.key(1), (3, 8, 8, 2))
-    plain, net = resnet(spec), resnet(spec, input_mean=[-1.0, 0.5], input_std=0.25)
-    variables = plain.init(jax.random.key(0), x)
-
-    found = net.apply(variables, x)
-
-    expected = plain.apply(variables, (x - jnp.array([-1.0, 0.5])) / 0.25)
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
-    with pytest.raises(ValueError, match="input_mean needs one number per channel, 1, got 2"):
-        net.apply(variables, x[..., :1])
-    with pytest.raises(ValueError, match="input_std must be positive, got 0"):
-        resnet(spec, input_std=0)
+def test_without_biases_the_output_is_linear_along_rays_and_with_biases_it_is_not():
+    spec = ResNetSpec(4, ((4, 1), (8, 2)))
+    x = jax.random.normal(jax.random.key(0), (3, 8, 8, 1))
+    for use_bias in (False, True):
+        net = resnet(spec, use_bias=use_bias)
+        variables = net.init(jax.random.key(1), x)
+        at_origin, near, far = (net.apply(variables, c * x) for c in (0.0, 1.0, 3.0))
+        curvature = np.abs((far - at_origin) - 3.0 * (near - at_origin)).max()
+        assert (curvature > 1e-2) == use_bias
+        biased = {p[-2].key for p, _ in jax.tree.leaves_with_path(variables) if p[-1].key == "bias"}
+        assert biased == ({"conv1", "conv2", "linear"} if use_bias else {"linear"})
 
 
 @pytest.mark.parametrize("name", SPECS)
