@@ -172,6 +172,22 @@ ENTRIES = (
         needs_data="MNIST",
     ),
     Entry(
+        "mnist_classes",
+        f"{MAIN} --mode=train_classifier --config=configs/mnist_classifier.py --data_dir=MNIST "
+        "--config.attack.num_steps=3 --config.train.num_steps=2000 "
+        "--workdir=runs/gallery/mnist_classes\n"
+        f"{MAIN} --workdir=runs/gallery/mnist/run --mode=sample --num_samples=100 --class=all "
+        "--classifier=runs/gallery/mnist_classes --config.sample.name=classes",
+        {
+            "mnist_classes.png": (
+                "mnist/run/samples/classes.npz.picture.png",
+                "MNIST by class: a row for each digit, with a classifier trained under attack.",
+            )
+        },
+        of_run="mnist",
+        needs_data="MNIST",
+    ),
+    Entry(
         "cifar10_small",
         f"{MAIN} --config=configs/cifar10_small.py --data_dir=CIFAR10 "
         "--workdir=runs/gallery/cifar10_small",

@@ -48,13 +48,15 @@ def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
     last = (num_tiles - 1) * _ROWS + 1
     rows = [lax.slice_in_dim(padded, i, i + last, _ROWS, axis=1) for i in range(len(_INPUT))]
 
-    weights = jnp.einsum("ai,ijco->ajco", jnp.asarray(_KERNEL, kernel.dtype), kernel)
-    # With the barrier, the weights are a separate array, which XLA moves out of a loop.
-    weights = lax.optimization_barrier(weights)  # type: ignore[no-untyped-call]
+    transformed = jnp.einsum("ai,ijco->ajco", jnp.asarray(_KERNEL, kernel.dtype), kernel)
+    # Behind a barrier, the weights of each product are an array of their own, which XLA moves out
+    # of a loop. It would repeat mere slices in each iteration.
+    slices = [transformed[a : a + 1] for a in range(len(_INPUT))]
+    weights = lax.optimization_barrier(slices)  # type: ignore[no-untyped-call]
     products = [
         lax.conv_general_dilated(
             _combine(combination, rows),
-            weights[a : a + 1],
+            weights[a],
             (1, 1),
             ((0, 0), (1, 1)),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
