@@ -230,7 +230,7 @@ def _network(model: Tensors) -> tuple[Settings, networks.MLP | networks.ResNet]:
     shapes = {name: values.shape for name, values in model.items()}
     spectral_norm = any(name.endswith(_BUFFERS) for name in shapes)
     kernel = "weight_orig" if spectral_norm else "weight"
-    settings: Settings = {"network.spectral_norm": spectral_norm}
+    settings: Settings = {"network.spectral_norm": spectral_norm, "network.use_bias": False}
     if any(name.startswith("mlp.") for name in shapes):
         kernels = [shape for name, shape in shapes.items() if name.endswith(f".{kernel}")]
         sizes = tuple(shape[0] for shape in kernels[:-1])
