@@ -177,7 +177,8 @@ ENTRIES = (
         "--config.attack.num_steps=3 --config.train.num_steps=2000 "
         "--workdir=runs/gallery/mnist_classes\n"
         f"{MAIN} --workdir=runs/gallery/mnist/run --mode=sample --num_samples=100 --class=all "
-        "--classifier=runs/gallery/mnist_classes --config.sample.name=classes",
+        "--classifier=runs/gallery/mnist_classes --config.condition.weight=0.6 "
+        "--config.sample.name=classes",
         {
             "mnist_classes.png": (
                 "mnist/run/samples/classes.npz.picture.png",
