@@ -3,9 +3,9 @@
 Command: python -m experiments.main --config=configs/digits_pair.py --workdir=runs/digits_pair
 Other digits: --config.data.source_class=1 --config.data.target_class=7
 Cost: about 3 min on two CPU cores, with evaluation and report.
-Score: with version 0.1, a classifier of ten digits assigned all 36 held-out threes to eights after
-  the flow (97% of real eights, and no three before the flow). For 39% of the images, the nearest
-  source was their own (3% by chance). The distance to it was 0.58, and that of a random eight 0.71.
+Score: a classifier of ten digits assigns all 36 held-out threes to eights after the flow (97% of
+  real eights, and no three before the flow). For 33% of the images, the nearest source is their own
+  (3% by chance). Seed 0.
 """
 
 from ml_collections import ConfigDict

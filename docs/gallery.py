@@ -143,8 +143,8 @@ ENTRIES = (
         f"{MAIN} --config=configs/digits_pair.py --workdir=runs/gallery/translation",
         {
             "translation.png": (
-                "translation/evaluations/step_1000/flow.png",
-                "Unpaired translation: digits of one class flow to another class.",
+                "translation/evaluations/step_1000/samples.png",
+                "Unpaired translation: sources, translated images, and real images of the target.",
             )
         },
     ),
