@@ -193,11 +193,14 @@ ENTRIES = (
         f"{MAIN} --config=configs/cifar10_small.py --data_dir=CIFAR10 "
         "--workdir=runs/gallery/cifar10_small",
         {
+            "cifar10_small_samples.jpg": (
+                "cifar10_small/evaluations/step_2000/samples.png",
+                "CIFAR-10 on a CPU: prior, samples and data.",
+            ),
             "cifar10_small_flow.jpg": (
                 "cifar10_small/evaluations/step_2000/flow.png",
-                "CIFAR-10 on a CPU: samples on their way from the data-dependent prior, drawn "
-                "with an earlier recipe of the config.",
-            )
+                "CIFAR-10 on a CPU: samples on their way from the data-dependent prior.",
+            ),
         },
         needs_data="CIFAR10",
     ),
