@@ -83,6 +83,6 @@ def pytest_terminal_summary(terminalreporter):
     terminalreporter.section("by area")
     for area, results in sorted(areas.items()):
         counts = collections.Counter(outcome for outcome, _ in results)
-        told = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
+        described = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
         seconds = sum(duration for _, duration in results)
-        terminalreporter.write_line(f"{area:20s} {told} ({seconds:.0f} s)")
+        terminalreporter.write_line(f"{area:20s} {described} ({seconds:.0f} s)")
