@@ -137,22 +137,27 @@ def forms(shape: Shape, x, kernel, g) -> dict:
     before = size - 1 - size // 2
     after = shape.size + size - 1 - before - ((g.shape[1] - 1) * stride + 1)
 
+    def flipped(kernel):
+        return lax.optimization_barrier(kernel[::-1, ::-1].swapaxes(2, 3))
+
     def dilated(g, kernel):
         """The input gradient as one convolution of `g`, which XLA dilates."""
-        flipped = lax.optimization_barrier(kernel[::-1, ::-1].swapaxes(2, 3))
-        padding = [(before, after)] * 2
         return lax.conv_general_dilated(
-            g, flipped, (1, 1), padding, lhs_dilation=(stride,) * 2, dimension_numbers=layout
+            g,
+            flipped(kernel),
+            (1, 1),
+            [(before, after)] * 2,
+            lhs_dilation=(stride,) * 2,
+            dimension_numbers=layout,
         )
 
     def zeros(g, kernel):
         """The input gradient as one convolution of `g` with explicit zeros in between."""
-        flipped = lax.optimization_barrier(kernel[::-1, ::-1].swapaxes(2, 3))
         spread = (before, after, stride - 1)
         image = lax.pad(g, jnp.zeros((), g.dtype), ((0, 0, 0), spread, spread, (0, 0, 0)))
         image = lax.optimization_barrier(image)  # Else XLA folds the zeros into a dilation.
         return lax.conv_general_dilated(
-            image, flipped, (1, 1), [(0, 0)] * 2, dimension_numbers=layout
+            image, flipped(kernel), (1, 1), [(0, 0)] * 2, dimension_numbers=layout
         )
 
     found = {

@@ -91,8 +91,7 @@ def _measure(name: str, scale: Scale, budget: Budget, results: dict[str, Any]) -
         )
         if importlib.util.find_spec("torch") is None:
             continue
-        # `torch.compile` takes minutes on a CPU, however small the network is.
-        for compiled in (False,) if name == "small" else (False, True):
+        for compiled in scale.torch_compile:
             if not budget.allows(_FOR_TRAINING):
                 results["skipped"].append(f"PyTorch, {what}")
                 continue

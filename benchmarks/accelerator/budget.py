@@ -15,6 +15,7 @@ class Scale(NamedTuple):
       num_exact_images: images of the comparison with float64.
       matrix_size: side of the matrices whose product gives the peak.
       rounds: timed calls of each function.
+      torch_compile: with and without `torch.compile`, which takes minutes on a CPU.
       config: what is trained at the end.
       changes: settings of that training.
       num_samples: in its picture.
@@ -28,6 +29,7 @@ class Scale(NamedTuple):
     num_exact_images: int
     matrix_size: int
     rounds: int
+    torch_compile: tuple[bool, ...]
     config: str
     changes: dict[str, object]
     num_samples: int
@@ -42,6 +44,7 @@ FULL = Scale(
     num_exact_images=4,
     matrix_size=8_192,
     rounds=5,
+    torch_compile=(False, True),
     config="cifar10",
     changes={"log.every_steps": 20, "checkpoint.every_steps": 200, "train.steps_per_dispatch": 20},
     num_samples=100,
@@ -55,6 +58,7 @@ SMALL = Scale(
     num_exact_images=2,
     matrix_size=256,
     rounds=2,
+    torch_compile=(False,),
     config="digits:tiny",
     changes={"train.num_steps": 4},
     num_samples=16,

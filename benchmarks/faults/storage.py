@@ -103,8 +103,12 @@ def start_twice(folder: Path) -> Outcome:
 def read_during_training(folder: Path) -> Outcome:
     """Samples, evaluates, exports and draws curves during training that keeps one checkpoint."""
     run, log, other = folder / "run", folder / "log", folder / "other"
-    changes = {"checkpoint.keep": 1, "evaluate.num_samples": 64, "curve.lengths": "(0,1)"}
-    changes["optimizer.learning_rate"] = 1e-9  # However slow the readers are, it never diverges.
+    changes = {
+        "checkpoint.keep": 1,
+        "evaluate.num_samples": 64,
+        "curve.lengths": "(0,1)",
+        "optimizer.learning_rate": 1e-9,  # However slow the readers are, it never diverges.
+    }
     training = program.start(program.command(run, changes), log)
     program.wait_for_step(training, run, 5)
     complaints, codes = [], []

@@ -185,8 +185,8 @@ def resnet(
       A Flax module that maps images `[B, H, W, C]` to `[B]`, or to `[B, num_outputs]`.
 
     Raises:
-      ValueError: for an unknown name or implementation, sizes or outputs below 1, or
-        an `attention_after` that is not the number of a block.
+      ValueError: for an unknown name or implementation, sizes or outputs below 1, or an
+        `attention_after` that is not the number of a block.
     """
     if isinstance(spec, str):
         if spec not in SPECS:
