@@ -17,6 +17,7 @@ def get_config(name: str = "") -> ConfigDict:
     c = base.get_config()
     c.data.name = "folder"
     c.data.channels = 1
+    c.data.num_held_out = 6_000  # As in configs/mnist.py.
     c.precision = "auto"
     c.network.name = "resnet"
     c.network.width = 32
