@@ -1,5 +1,6 @@
 """Densities in the plane, sampled on the device, with new points in every batch."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,7 @@ _NUM_TRAINING = 50_000  # Examples that represent the infinite training set.
 _ROWS = 1_000  # A block of 1,000 x 1,000 distances takes 8 MB.
 
 
+@functools.cache
 def swissroll() -> Source:
     """Coordinates 0 and 2 of scikit-learn's `make_swiss_roll`, noise 0.25, divided by 7.5."""
 
@@ -34,12 +36,14 @@ def swissroll() -> Source:
     return _source("swissroll", sample, Density(_log_density(spiral, 0.25 / 7.5)))
 
 
+@functools.cache
 def gaussians8() -> Source:
     """Eight Gaussians of standard deviation 0.02 on a circle of radius 2, divided by 1.414."""
     angles = np.arange(8) * (np.pi / 4.0)
     return _mixture("8gaussians", 2.0 * np.stack([np.cos(angles), np.sin(angles)], -1), 0.02, 1.414)
 
 
+@functools.cache
 def gaussians25() -> Source:
     """25 Gaussians of standard deviation 0.05 on a 5 x 5 grid of spacing 2, divided by 2.828."""
     axis = np.arange(-4.0, 5.0, 2.0)
@@ -77,10 +81,14 @@ def _source(name: str, sample: Callable[[Array], Array], density: Density) -> So
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, positions)
         return {"real": jax.vmap(sample)(keys)}
 
-    def fresh(num: int, seed: int) -> np.ndarray:
+    @functools.partial(jax.jit, static_argnums=0)  # One program per number, not one per call.
+    def drawn(num: int, seed: int) -> Array:
         # Folding in a number keeps this stream apart from those of training.
         root = jax.random.fold_in(jax.random.key(seed), 2**31 - 1)
-        return np.asarray(jax.jit(jax.vmap(sample))(jax.random.split(root, num)))
+        return jax.vmap(sample)(jax.random.split(root, num))
+
+    def fresh(num: int, seed: int) -> np.ndarray:
+        return np.asarray(drawn(num, seed))
 
     return Source(
         name=name,
