@@ -69,8 +69,16 @@ def permuted(key: Array, index: Array, num: int) -> Array:
             column = (column + hashed(keys[i + 1], row, b)) % b
         return row * b + column
 
-    first = permute(jnp.asarray(index, jnp.int32))
-    return lax.while_loop(lambda cell: cell >= num, permute, first)
+    def is_unfinished(carry: tuple[Array, Array]) -> Array:
+        is_first, cell = carry
+        return is_first | (cell >= num)
+
+    def again(carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        return jnp.array(False), permute(carry[1])
+
+    # The first round is in the loop too: two copies of it would take twice as long to compile.
+    start = jnp.array(True), jnp.asarray(index, jnp.int32)
+    return lax.while_loop(is_unfinished, again, start)[1]
 
 
 def _sorted(key: Array, positions: Array, num_examples: int) -> Array:
