@@ -21,13 +21,27 @@ from fdrl_jax.names import nearest
 
 _CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 _PROGRAM = "python -m experiments.main"
-_HOST_FLAGS = (
-    "distributed",
-    "coordinator_address",
-    "num_processes",
-    "process_id",
-    "heartbeat_seconds",
-)
+_SHARED_FLAGS: dict[str, dict[str, Any]] = {
+    "mode": {},
+    "workdir": {"help": "folder of the run; created if missing"},
+    "config": {"help": "config file, FILE.py or FILE.py:tiny"},
+    "data_dir": {"help": "where the data are; overrides data.dir"},
+}
+_HOST_FLAGS: dict[str, dict[str, Any]] = {
+    "distributed": {
+        "action": "store_true",
+        "help": "join the other processes of the run, found on TPU pods, SLURM, Open MPI, "
+        "Kubernetes or through JAX_COORDINATOR_ADDRESS; see docs/clusters.md",
+    },
+    "coordinator_address": {"help": "HOST:PORT of the first process"},
+    "num_processes": {"type": at_least(1), "help": "number of processes of the run"},
+    "process_id": {"type": at_least(0), "help": "number of this process"},
+    "heartbeat_seconds": {
+        "type": at_least(1),
+        "default": 100,
+        "help": "a process that is silent for this long counts as failed, and the others stop",
+    },
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,21 +92,22 @@ class Command:
 
 
 def parse(argv: Sequence[str]) -> tuple[Command, dict[str, Any]]:
-    """Reads the arguments of the program.
+    """Reads the arguments of the program, without its name.
 
-    Args:
-      argv: without the program's name.
-
-    Returns:
-      The command, and the flags for starting several processes.
+    Returns the command, and the flags for starting several processes.
 
     Raises:
       UserError: for an unknown flag, mode, file or key, a flag of another mode, an unexpected
         argument, or an invalid value.
     """
-    changes, rest = _split_changes(list(argv))
+    changes, rest = split_changes(argv)
     mode = _mode_of(rest)
-    flags = _parse_flags(mode, rest)
+    known, unknown = _parser(mode).parse_known_args(
+        [re.sub(r"^-(?=[a-z]\w)", "--", argument) for argument in rest]
+    )
+    if unknown:
+        raise UserError(_explain_unknown(mode, unknown[0]))
+    flags = vars(known)
     spec = flags.pop("config")
     if spec is not None and not MODES[mode].creates:
         raise UserError(
@@ -135,12 +150,10 @@ def help_for(argv: Sequence[str]) -> str | None:
 
 
 class ConfigFile(NamedTuple):
-    """What a config file says.
+    """What a config file says: flat settings, not yet checked.
 
-    Attributes:
-      settings: flat and not yet checked; used until the data and the device are known.
-      settings_for: `(platform, shape of an example) -> settings`, by the `get_config_for` of a file
-        that depends on them; `None` for other files.
+    They are used until the data and the device are known. Then `settings_for`, `(platform, shape of
+    an example) -> settings`, replaces them in a file that depends on them.
     """
 
     settings: Settings
@@ -150,8 +163,7 @@ class ConfigFile(NamedTuple):
 def read_config(spec: str) -> ConfigFile:
     """Runs a config file, once.
 
-    Args:
-      spec: FILE.py or FILE.py:VARIANTS; a bare name is one of the project's own configs.
+    It is FILE.py or FILE.py:VARIANTS; a bare name is one of the project's own configs.
 
     Raises:
       UserError: if the file does not exist, or raises an error.
@@ -230,14 +242,16 @@ def parse_value(key: str, text: str) -> Any:
         value = text
     if settings.error_of(key, value) and not settings.error_of(key, text):
         return text
-    error = settings.error_of(key, value)
-    if error:
-        raise UserError(f"config: {key} {error}")
+    settings.check_value(key, value)
     return value
 
 
-def _split_changes(argv: list[str]) -> tuple[Settings, list[str]]:
-    """Splits `--config.KEY=VALUE` from the other arguments."""
+def split_changes(argv: Sequence[str]) -> tuple[Settings, list[str]]:
+    """Splits `--config.KEY=VALUE` from the other arguments.
+
+    Raises:
+      UserError: for an unknown setting, or a value that is missing or invalid.
+    """
     changes: Settings = {}
     rest = []
     arguments = iter(argv)
@@ -246,7 +260,6 @@ def _split_changes(argv: list[str]) -> tuple[Settings, list[str]]:
         if match is None:
             rest.append(argument)
             continue
-        settings.check_key(match[1], prefix="--config.")
         value = match[2] if match[2] is not None else next(arguments, None)
         if value is None:
             raise UserError(f"{argument} needs a value: {argument}=VALUE")
@@ -266,15 +279,6 @@ def _mode_of(argv: list[str]) -> str:
     return "train"
 
 
-def _parse_flags(mode: str, argv: list[str]) -> dict[str, Any]:
-    known, unknown = _parser(mode).parse_known_args(
-        [re.sub(r"^-(?=[a-z]\w)", "--", a) for a in argv]
-    )
-    if unknown:
-        raise UserError(_explain_unknown(mode, unknown[0]))
-    return vars(known)
-
-
 def _parser(name: str) -> Parser:
     """Returns the parser of a mode, which also prints its help."""
     mode: Mode = MODES[name]
@@ -290,25 +294,8 @@ def _parser(name: str) -> Parser:
     own = parser.add_argument_group(f"flags of mode {name}")
     for flag in mode.flags:
         own.add_argument(f"--{flag}", **FLAGS[flag])
-    parser.add_argument("--mode")
-    parser.add_argument("--workdir", help="folder of the run; created if missing")
-    parser.add_argument("--config", help="config file, FILE.py or FILE.py:tiny")
-    parser.add_argument("--data_dir", help="where the data are; overrides data.dir")
-    parser.add_argument(
-        "--distributed",
-        action="store_true",
-        help="join the other processes of the run, found on TPU pods, SLURM, Open MPI, Kubernetes "
-        "or through JAX_COORDINATOR_ADDRESS; see docs/clusters.md",
-    )
-    parser.add_argument("--coordinator_address", help="HOST:PORT of the first process")
-    parser.add_argument("--num_processes", type=at_least(1), help="number of processes of the run")
-    parser.add_argument("--process_id", type=at_least(0), help="number of this process")
-    parser.add_argument(
-        "--heartbeat_seconds",
-        type=at_least(1),
-        default=100,
-        help="a process that is silent for this long counts as failed, and the others stop",
-    )
+    for flag, options in {**_SHARED_FLAGS, **_HOST_FLAGS}.items():
+        parser.add_argument(f"--{flag}", **options)
     return parser
 
 
@@ -320,7 +307,7 @@ def _explain_unknown(mode: str, argument: str) -> str:
     owners = [other for other, of in MODES.items() if name in of.flags]
     if owners:
         return f"--{name} is a flag of mode {', '.join(owners)}, not of mode {mode}"
-    allowed = [*MODES[mode].flags, "mode", "workdir", "config", "data_dir", *_HOST_FLAGS]
+    allowed = [*MODES[mode].flags, *_SHARED_FLAGS, *_HOST_FLAGS]
     return f"unknown flag --{name}{nearest(name, allowed)}"
 
 

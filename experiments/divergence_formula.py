@@ -14,9 +14,8 @@ _PLUS = re.compile(r"(?<!\d[eE])\+(?![^(]*\))")  # Not the plus of 1e+3, nor one
 def parse(formula: str) -> FDivergence:
     """Returns the divergence of a formula.
 
-    Args:
-      formula: a name that `divergences.get` knows, or a positive linear combination of them, such
-        as "0.5*kl + 0.5*reverse_kl".
+    It is a name that `divergences.get` knows, or a positive linear combination of them, such as
+    "0.5*kl + 0.5*reverse_kl".
 
     Raises:
       ValueError: for an invalid term; lists the allowed names and suggests the closest one.

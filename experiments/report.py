@@ -83,12 +83,9 @@ def draw(opened: Opened, samples: Samples, found: Evaluation, folder: Path) -> N
 
 
 def write(run: Run, record: Path) -> Path:
-    """Writes the report of an evaluation to its folder.
+    """Writes the report of an evaluation to its folder, and returns the path of the page.
 
     Of the run, only its folder is read, without data or checkpoints.
-
-    Returns:
-      The path of the page.
 
     Raises:
       UserError: if a file is missing or damaged; names it.
@@ -104,15 +101,15 @@ def write(run: Run, record: Path) -> Path:
     name = html.escape(run.data["name"])
     details_shown = [(k.replace("_", " "), json.dumps(v)) for k, v in found["details"].items()]
     used = {key: str(value) for key, value in run.settings.items()}
-    # Through JSON, as the settings of the run.
-    defaults = json.loads(json.dumps({k: s.default for k, s in settings.SETTINGS.items()}))
     command = html.escape(_without_paths(run.command))
     changed = settings.differences(
         settings.of_scope(run.settings, "flow"), found["key"]["settings"]
     )
+    differing = html.escape("; ".join(changed.values()))
     sections = [
         f"<h1>FDRL on {name}, train step {step:,}</h1>",
         f"<p>{_what(run, found)}</p>",
+        f"<p>In this evaluation, settings differ from the run: {differing}.</p>" * bool(changed),
         f'<p class="lead">{html.escape(metrics_lib.verdict(metrics, start))}</p>',
         _metrics_table(_headlines(metrics), start),
         f'<p class="note">{metrics_lib.NOTE}</p>',
@@ -124,14 +121,9 @@ def write(run: Run, record: Path) -> Path:
         "<h2>Settings</h2>",
         f"<p>The run was created by this command:</p><pre>{command}</pre>",
         "<p>These settings differ from the defaults:</p>",
-        _table([(k, used[k]) for k, v in run.settings.items() if v != defaults[k]]),
+        _table([(key, used[key]) for key in settings.changed(run.settings)]),
         _folded("All settings", _table(list(used.items()))),
     ]
-    if changed:
-        text = "; ".join(changed.values())
-        sections.insert(
-            2, f"<p>In this evaluation, settings differ from the run: {html.escape(text)}.</p>"
-        )
     page = (
         f'<!doctype html><html lang="en"><meta charset="utf-8">'
         f'<meta name="viewport" content="width=device-width,initial-scale=1">'

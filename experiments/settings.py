@@ -5,10 +5,11 @@ the reference page of the documentation are derived from it. To add a setting, a
 it where it is used.
 """
 
-import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
+
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from experiments import divergence_formula
 from experiments.data import registry
@@ -59,21 +60,13 @@ class Rule(NamedTuple):
         return f"must be {self.allowed}, got {_shortened(repr(value))}{hint}{reason}"
 
 
-@dataclasses.dataclass(frozen=True)
-class Setting:
-    """One setting.
-
-    Attributes:
-      default: its value unless a config or the command line sets another one.
-      rule: its allowed values.
-      about: what it does, with units.
-      scope: when it may change; see `Scope`.
-    """
+class Setting(NamedTuple):
+    """One setting: its default, its allowed values, what it does, with units, and its `Scope`."""
 
     default: Any
     rule: Rule
     about: str
-    scope: Scope
+    scope: Scope = "fixed"
 
 
 def _is_whole(value: Any) -> bool:
@@ -121,35 +114,17 @@ def _is_file_name(value: Any) -> bool:
     return short and "/" not in value and not value.startswith(".")
 
 
+def _is_list(value: Any, accepts: Callable[[Any], bool]) -> bool:
+    return isinstance(value, (tuple, list)) and all(map(accepts, value))
+
+
 def _is_increasing(value: Any, low: int) -> bool:
-    if not isinstance(value, (tuple, list)):
-        return False
-    return all(_whole(low).accepts(n) for n in value) and list(value) == sorted(set(value))
+    return _is_list(value, _whole(low).accepts) and list(value) == sorted(set(value))
 
 
-def _are_sizes(value: Any) -> bool:
-    return (
-        isinstance(value, (tuple, list))
-        and bool(value)
-        and all(_whole(1, 65_536).accepts(size) for size in value)
-    )
-
-
-def _are_blocks(value: Any) -> bool:
-    return isinstance(value, (tuple, list)) and all(
-        isinstance(block, (tuple, list))
-        and len(block) == 2
-        and _whole(1, 65_536).accepts(block[0])
-        and _whole(1, 8).accepts(block[1])
-        for block in value
-    )
-
-
-def _is_divergence(value: Any) -> bool:
-    if not isinstance(value, str):
-        return False
-    divergence_formula.parse(value)
-    return True
+def _is_block(value: Any) -> bool:
+    is_pair = _is_list(value, _whole(1, 65_536).accepts) and len(value) == 2
+    return is_pair and bool(value[1] <= 8)
 
 
 _FLAG = Rule(lambda value: isinstance(value, bool), "True or False")
@@ -167,7 +142,6 @@ SETTINGS: dict[str, Setting] = {
         "Precision in which the network computes; parameters and flow are always float32. `auto` "
         "uses bfloat16 on devices that are fast in it, and float32 on all others. tensorfloat32 is "
         "faster on NVIDIA GPUs from Ampere on. bfloat16 is faster still and needs half the memory.",
-        "fixed",
     ),
     # data
     "data.name": Setting(
@@ -176,7 +150,6 @@ SETTINGS: dict[str, Setting] = {
         "Data set: a built-in one (swissroll, 8gaussians, 25gaussians, digits), or images from a "
         "folder or zip (folder), an array (npz), LSUN (lsun), two domains (pair) or TFDS "
         "(tfds:NAME).",
-        "fixed",
     ),
     "data.dir": Setting(
         "",
@@ -185,61 +158,54 @@ SETTINGS: dict[str, Setting] = {
         "--data_dir overrides both.",
         "free",
     ),
-    "data.split": Setting("train", _TEXT, "Split that the run trains on.", "fixed"),
+    "data.split": Setting("train", _TEXT, "Split that the run trains on."),
     "data.held_out_split": Setting(
-        "test", _TEXT, "Split that the run is evaluated on, if the data have it.", "fixed"
+        "test", _TEXT, "Split that the run is evaluated on, if the data have it."
     ),
     "data.num_held_out": Setting(
         1_000,
         _whole(1),
         "Number of images to hold out of a set without such a split, at most a tenth of the set.",
-        "fixed",
     ),
     "data.source_class": Setting(
-        "", _TEXT, "For a translation between classes: the class to start from.", "fixed"
+        "", _TEXT, "For a translation between classes: the class to start from."
     ),
     "data.target_class": Setting(
-        "", _TEXT, "For a translation between classes: the class to translate to.", "fixed"
+        "", _TEXT, "For a translation between classes: the class to translate to."
     ),
     "data.center_crop": Setting(
         0,
         _LENGTH,
         "Side in pixels of the square that is cut from the centre before resizing; 0: no crop.",
-        "fixed",
     ),
     "data.resize": Setting(
         0,
         _LENGTH,
         "Length in pixels to which the shorter side is resized; 0: that of data.image_size.",
-        "fixed",
     ),
     "data.image_size": Setting(
         0,
         _LENGTH,
         "Side in pixels of the square that is cut from the centre after resizing; 0: keeps the "
         "stored size, which must be the same for all images.",
-        "fixed",
     ),
     "data.keep_aspect": Setting(
         True,
         _FLAG,
         "True crops images to a square. False squeezes them to data.image_size instead.",
-        "fixed",
     ),
     "data.channels": Setting(
         3,
         Rule(lambda v: _is_whole(v) and v in (0, 1, 3), "0 (as stored), 1 (grey) or 3 (colour)"),
         "Channels per image: 1 converts to grey, 3 to colour, 0 keeps what the files contain.",
-        "fixed",
     ),
     "data.random_flip": Setting(
-        False, _FLAG, "Mirrors half of the training images, left to right.", "fixed"
+        False, _FLAG, "Mirrors half of the training images, left to right."
     ),
     "data.dequantisation": Setting(
         0.0,
         _real(0.0, 1.0),
         "Standard deviation of the Gaussian noise that is added to data in [-1, 1].",
-        "fixed",
     ),
     "data.on_error": Setting(
         "stop",
@@ -252,7 +218,6 @@ SETTINGS: dict[str, Setting] = {
         _whole(0),
         "Data sets of up to this many megabytes of pixels are kept in memory; larger ones are "
         "streamed.",
-        "fixed",
     ),
     "data.num_workers": Setting(
         0,
@@ -272,41 +237,40 @@ SETTINGS: dict[str, Setting] = {
         _choice("auto", "mlp", "resnet", *networks.SPECS),
         "Network: `mlp` for points; `auto` is the paper's network for the image size; `resnet` is "
         "built from network.blocks; the others are those of the paper's table 4.",
-        "fixed",
     ),
     "network.hidden_sizes": Setting(
         (64, 64, 64, 64),
-        Rule(_are_sizes, "one or more positive whole numbers such as (64, 64)"),
+        Rule(
+            lambda v: bool(v) and _is_list(v, _whole(1, 65_536).accepts),
+            "one or more positive whole numbers such as (64, 64)",
+        ),
         "Sizes of the hidden layers of `mlp`.",
-        "fixed",
     ),
     "network.width": Setting(
         0,
         _LENGTH,
         "Channels of the first convolution of a residual network. Those of the blocks of the "
         "paper's networks scale with it; 0: the paper's number.",
-        "fixed",
     ),
     "network.blocks": Setting(
         (),
-        Rule(_are_blocks, "pairs of channels and stride such as ((32, 1), (64, 2))"),
+        Rule(
+            lambda v: _is_list(v, _is_block),
+            "pairs of channels and stride such as ((32, 1), (64, 2))",
+        ),
         "Channels and stride of each block of `resnet`.",
-        "fixed",
     ),
     "network.attention": Setting(
-        False, _FLAG, "Adds a self-attention layer to a residual network.", "fixed"
+        False, _FLAG, "Adds a self-attention layer to a residual network."
     ),
     "network.attention_after": Setting(
-        1, _whole(1, 1_000), "Number of the block of `resnet` that self-attention follows.", "fixed"
+        1, _whole(1, 1_000), "Number of the block of `resnet` that self-attention follows."
     ),
     "network.spectral_norm": Setting(
-        False, _FLAG, "Divides each kernel by its largest singular value.", "fixed"
+        False, _FLAG, "Divides each kernel by its largest singular value."
     ),
     "network.use_bias": Setting(
-        False,
-        _FLAG,
-        "Adds a bias per channel to the 3x3 convolutions of a residual network.",
-        "fixed",
+        False, _FLAG, "Adds a bias per channel to the 3x3 convolutions of a residual network."
     ),
     "network.remat": Setting(
         False,
@@ -319,21 +283,16 @@ SETTINGS: dict[str, Setting] = {
         "normal",
         _choice("normal", "uniform", "data_dependent", "source"),
         "Distribution that the flow starts from; `source` is the source domain of a translation.",
-        "fixed",
     ),
-    "prior.scale": Setting(1.0, _real(0.0, above=True), "Standard deviation of `normal`.", "fixed"),
+    "prior.scale": Setting(1.0, _real(0.0, above=True), "Standard deviation of `normal`."),
     "prior.rank": Setting(
         0,
         _whole(0, 2**20),
         "Rank of the covariance of `data_dependent`; 0: the full covariance, up to 12,288 "
         "dimensions.",
-        "fixed",
     ),
     "prior.jitter": Setting(
-        1e-4,
-        _real(0.0),
-        "Variance that is added to the diagonal of this covariance (eq. 8).",
-        "fixed",
+        1e-4, _real(0.0), "Variance that is added to the diagonal of this covariance (eq. 8)."
     ),
     # flow
     "flow.num_steps": Setting(
@@ -362,13 +321,15 @@ SETTINGS: dict[str, Setting] = {
     ),
     # loss
     "loss.name": Setting(
-        "lr", _choice(*bregman.REGISTRY), "Bregman loss that trains the density ratio.", "fixed"
+        "lr", _choice(*bregman.REGISTRY), "Bregman loss that trains the density ratio."
     ),
     "loss.divergence": Setting(
         "kl",
-        Rule(_is_divergence, "a divergence such as kl, alpha(0.5) or 0.5*kl + 0.5*js"),
+        Rule(
+            lambda v: isinstance(v, str) and bool(divergence_formula.parse(v)),
+            "a divergence such as kl, alpha(0.5) or 0.5*kl + 0.5*js",
+        ),
         "f-divergence that the flow decreases.",
-        "fixed",
     ),
     "loss.gradient_penalty": Setting(
         0.0,
@@ -622,36 +583,29 @@ PATHS = (
 
 def defaults() -> dict[str, Any]:
     """Returns the default of every setting, nested by section."""
-    return unflatten({key: setting.default for key, setting in SETTINGS.items()})
+    return unflatten_dict({k: s.default for k, s in SETTINGS.items()}, sep=".")
 
 
-def flatten(config: Mapping[str, Any], prefix: str = "") -> Settings:
+def flatten(config: Mapping[str, Any]) -> Settings:
     """Flattens nested keys to dotted ones: {"flow": {"num_steps": 1}} -> {"flow.num_steps": 1}."""
-    flat: Settings = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
-
-
-def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Reverses `flatten`."""
-    nested: dict[str, Any] = {}
-    for key, value in flat.items():
-        *sections, name = key.split(".")
-        target = nested
-        for section in sections:
-            target = target.setdefault(section, {})
-        target[name] = value
-    return nested
+    return flatten_dict(config, sep=".")
 
 
 def section(settings: Mapping[str, Any], name: str) -> dict[str, Any]:
     """Returns the settings of a section, without its name."""
     prefix = f"{name}."
     return {k.removeprefix(prefix): v for k, v in settings.items() if k.startswith(prefix)}
+
+
+def changed(settings: Mapping[str, Any]) -> Settings:
+    """Returns the settings that differ from the defaults."""
+    defaults = {key: json.dumps(setting.default) for key, setting in SETTINGS.items()}
+    return {key: value for key, value in settings.items() if json.dumps(value) != defaults[key]}
+
+
+def shareable(settings: Mapping[str, Any]) -> Settings:
+    """Returns settings without the paths of this machine."""
+    return {key: value for key, value in settings.items() if key not in PATHS}
 
 
 def checked(config: Mapping[str, Any]) -> Settings:
@@ -676,6 +630,16 @@ def checked(config: Mapping[str, Any]) -> Settings:
 def error_of(key: str, value: Any) -> str | None:
     """Returns what is wrong with the value of a known key, or `None`."""
     return SETTINGS[key].rule.error(value) if key in SETTINGS else None
+
+
+def check_value(key: str, value: Any) -> None:
+    """Checks the value of a known key.
+
+    Raises:
+      UserError: if it is not allowed.
+    """
+    if error := error_of(key, value):
+        raise UserError(f"config: {key} {error}")
 
 
 def check_key(key: str, prefix: str = "") -> None:

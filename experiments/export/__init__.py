@@ -4,6 +4,7 @@ It holds the sampler as StableHLO, its arrays, a loader, and what one should kno
 """
 
 import contextlib
+import dataclasses
 import datetime
 import platform
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,10 +15,12 @@ from typing import Any
 import jax
 import jax.export
 import numpy as np
+from safetensors.numpy import save
 
+from experiments import divergence_formula, settings
 from experiments.build import Experiment
 from experiments.errors import UserError
-from experiments.export import card, model
+from experiments.export import card
 from experiments.files import replacing, sha256_of_file, write_json, write_text
 from experiments.prior import FittedPrior
 from experiments.sampling.draw import batch_at, sampling_key
@@ -58,10 +61,9 @@ def write(
     """
     for wanted in platforms or ("",):
         if wanted not in PLATFORMS:
-            allowed = ", ".join(PLATFORMS)
             raise UserError(
                 f"--platforms={wanted} is unknown{nearest(wanted, PLATFORMS) or '.'} "
-                f"Allowed: {allowed}"
+                f"Allowed: {', '.join(PLATFORMS)}"
             )
     arrays, treedef = _flatten(train_state, experiment)
     exported = _export(experiment, arrays, treedef, platforms)
@@ -72,8 +74,10 @@ def write(
         with replacing(folder / "arrays.npz") as file:
             np.savez(file, **arrays)
         with replacing(folder / "model.safetensors") as file:
-            file.write(model.to_bytes(arrays))
-        write_json(folder / "config.json", model.describe(experiment, fitted))
+            # safetensors writes the buffer of an array as it is, so the array must be contiguous.
+            ordered = {name: np.array(array, order="C") for name, array in arrays.items()}
+            file.write(save(ordered, {"format": "flax"}))
+        write_json(folder / "config.json", _arguments(experiment, fitted))
         hashes = {name: sha256_of_file(folder / name) for name in _HASHED}
         loader = Path(__file__).with_name("load_sampler.py").read_text("utf-8")
         write_text(folder / "load_sampler.py", loader)
@@ -131,6 +135,37 @@ def _without_source_paths() -> Iterator[None]:
         jax.config.update(name, before)
 
 
+def _arguments(experiment: Experiment, fitted: FittedPrior | None) -> dict[str, Any]:
+    """Returns the arguments of library functions that rebuild the sampler, as values for JSON."""
+    network = experiment.network
+    fields = [f.name for f in dataclasses.fields(network) if f.name not in ("parent", "name")]
+    return {
+        "kind": experiment.source.kind,
+        "event_shape": list(experiment.source.event_shape),
+        "network": {name: getattr(network, name) for name in fields},
+        "prior": _prior_arguments(experiment, fitted),
+        "loss": experiment.settings["loss.name"],
+        "divergence": divergence_formula.describe(experiment.settings["loss.divergence"]),
+        "flow": experiment.problem.flow._asdict(),
+        "seed": experiment.settings["seed"],
+        "settings": settings.shareable(experiment.settings),
+    }
+
+
+def _prior_arguments(experiment: Experiment, fitted: FittedPrior | None) -> dict[str, Any]:
+    of_run, shape = experiment.settings, list(experiment.source.event_shape)
+    if of_run["prior.name"] == "normal":
+        return {"event_shape": shape, "scale": of_run["prior.scale"]}
+    if of_run["prior.name"] == "uniform":
+        return {"event_shape": shape}
+    if of_run["prior.name"] == "source":
+        return {"field": "source", "dequantisation": of_run["data.dequantisation"]}
+    return {
+        "remainder_scale": 0.0 if fitted is None else fitted.remainder_scale,
+        "clip": [-1.0, 1.0] if experiment.source.kind == "images" else None,
+    }
+
+
 def _metadata(
     experiment: Experiment, step: int, exported: jax.export.Exported, arrays: dict[str, Any]
 ) -> dict[str, Any]:
@@ -138,7 +173,7 @@ def _metadata(
     today = datetime.datetime.now(datetime.UTC).date()
     return {
         "step": step,
-        "settings": model.shareable(experiment.settings),
+        "settings": settings.shareable(experiment.settings),
         "written": today.isoformat(),
         "expires": (today + _PROMISED).isoformat(),
         "kind": experiment.source.kind,

@@ -10,7 +10,6 @@ from experiments import settings
 from experiments.build import Experiment
 from experiments.divergence_formula import describe
 from experiments.evaluation import metrics as metrics_lib
-from experiments.export.model import shareable
 from fdrl_jax import networks
 
 _PRIORS = {
@@ -47,7 +46,10 @@ def write(
         kind=source.kind,
         shape=" x ".join(map(str, source.event_shape)),
         classes=f", with the classes {classes}" if classes else "",
-        recipe=_recipe(of_run),
+        recipe="\n".join(
+            f"| `{key}` | `{_plain(json.dumps(value))}` |"
+            for key, value in settings.changed(settings.shareable(of_run)).items()
+        ),
         metrics=_metrics(evaluation),
     )
 
@@ -78,15 +80,6 @@ def snippet(experiment: Experiment) -> str:
         f'    arrays["network"], problem.Constants((), prior.params), {batch}).refined',
     )
     return "\n".join(lines)
-
-
-def _recipe(of_run: Mapping[str, Any]) -> str:
-    rows = [
-        f"| `{key}` | `{_plain(json.dumps(value))}` |"
-        for key, value in shareable(of_run).items()
-        if json.dumps(value) != json.dumps(settings.SETTINGS[key].default)
-    ]
-    return "\n".join(rows)
 
 
 def _metrics(evaluation: Mapping[str, Any] | None) -> str:

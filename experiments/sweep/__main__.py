@@ -25,8 +25,6 @@ from experiments.files import write_text
 from experiments.pictures import save
 from experiments.sweep import picture, plan, runner, table
 
-_PREFIX = "--config."
-
 
 def main(argv: list[str]) -> None:
     """Runs a sweep, and prints the table and the paths of the files."""
@@ -53,10 +51,9 @@ def parse(argv: list[str]) -> tuple[Path, plan.Plan]:
     Raises:
       UserError: for an invalid flag, sweep file or value.
     """
-    usage, _, rest = (__doc__ or "").partition("\n")
     parser = Parser(
         "python -m experiments.sweep",
-        description=usage + rest,
+        description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -77,22 +74,15 @@ def parse(argv: list[str]) -> tuple[Path, plan.Plan]:
         "--workdir", type=Path, required=True, metavar="DIR", help="folder of the sweep"
     )
     parser.add_argument("--config.KEY", metavar="VALUE", help="a value for all runs", dest="_")
-    overrides = [a for a in argv if a.startswith(_PREFIX)]
-    flags = parser.parse_args([a for a in argv if not a.startswith(_PREFIX)])
-    given: dict[str, Any] = {"settings": dict(map(_override, overrides))}
+    changes, rest = command_line.split_changes(argv)
+    flags = parser.parse_args(rest)
+    given: dict[str, Any] = {"settings": changes}
     given |= {k: v for k in ("seeds", "metrics") if (v := getattr(flags, k)) is not None}
     if flags.sweep and not (flags.config or flags.grid):
         return flags.workdir, plan.from_file(flags.sweep, **given)
     if flags.config and flags.grid and not flags.sweep:
         return flags.workdir, plan.make(flags.config, plan.grid(flags.grid), **given)
     raise UserError("give either --sweep=FILE.py, or --config=FILE.py and --grid KEY=VALUE,VALUE")
-
-
-def _override(argument: str) -> tuple[str, Any]:
-    key, equals, value = argument.removeprefix(_PREFIX).partition("=")
-    if not equals:
-        raise UserError(f"{argument} needs a value: {argument}=VALUE")
-    return key, command_line.parse_value(key, value)
 
 
 def _numbers(text: str) -> list[int]:

@@ -77,7 +77,9 @@ def make(
     # Seeds are the outer loop, so that a sweep that is stopped halfway has all runs for some seeds.
     for seed, (group, name, varied) in itertools.product(seeds, named):
         merged = {**(settings or {}), **varied, "seed": seed}
-        _check(merged)
+        for setting, value in merged.items():
+            settings_lib.check_key(setting, prefix="config: ")
+            settings_lib.check_value(setting, value)
         key = json.dumps(merged, sort_keys=True)
         if key not in folders:
             folders[key] = _folder(group, name, seed, taken=folders.values())
@@ -115,8 +117,7 @@ def from_file(path: Path, **instead: Any) -> Plan:
 def grid(specs: Sequence[str]) -> Groups:
     """Returns the product of grids as one group.
 
-    Args:
-      specs: "config.KEY=VALUE,VALUE,..." each; commas within parentheses do not separate values.
+    A grid is "config.KEY=VALUE,VALUE,..."; commas within parentheses do not separate values.
 
     Raises:
       UserError: for a grid without a key or values.
@@ -132,14 +133,6 @@ def grid(specs: Sequence[str]) -> Groups:
     group = ", ".join(axis[0][0] for axis in axes)
     points = map(dict, itertools.product(*axes))
     return {group: {", ".join(f"{k}={v}" for k, v in point.items()): point for point in points}}
-
-
-def _check(settings: Settings) -> None:
-    for key, value in settings.items():
-        settings_lib.check_key(key, prefix="config: ")
-        error = settings_lib.error_of(key, value)
-        if error:
-            raise UserError(f"config: {key} {error}")
 
 
 def _folder(group: str, name: str, seed: int, taken: Collection[str]) -> str:

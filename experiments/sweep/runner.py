@@ -10,9 +10,8 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from experiments import command_line, records, settings
+from experiments import command_line, records, report, settings
 from experiments.errors import DivergedError, UserError
-from experiments.evaluation import metrics
 from experiments.files import read_json, sha256_of_json, write_json
 from experiments.sweep.plan import Plan, Run
 from fdrl_jax.names import nearest
@@ -29,14 +28,13 @@ class Outcome(NamedTuple):
     status: str
     reason: str
     seconds: float
-    metrics: dict[str, Any]
+    metrics: dict[str, float]
 
 
 def run_program(config: str, run: Run, folder: Path) -> tuple[int, str]:
     """Runs the program in a separate process, so that a crash or a leak does not affect other runs.
 
-    Returns:
-      Its exit code and, if it is not 0, the error that it reported, or else its last line.
+    Returns its exit code and, if it is not 0, the error that it reported, or else its last line.
     """
     overrides = [f"--config.{key}={value}" for key, value in run.settings.items()]
     command = [sys.executable, "-m", "experiments.main", f"--config={config}"]
@@ -67,44 +65,37 @@ def run_program(config: str, run: Run, folder: Path) -> tuple[int, str]:
 def run_all(
     plan: Plan, root: Path, program: Callable[[str, Run, Path], tuple[int, str]] = run_program
 ) -> list[Outcome]:
-    """Runs all runs that have not ended yet, with a progress bar.
+    """Runs all runs that have not ended yet, with a progress bar, and returns their outcomes.
 
     Runs that are done or have diverged are skipped, because they would end in the same way again. A
     run that was killed resumes from its newest checkpoint, and a run that failed is tried again.
-
-    Args:
-      plan: the plan of the sweep.
-      root: the folder of the sweep.
-      program: `(config file, run, its folder) -> (exit code, error)`.
-
-    Returns:
-      The outcome of each of `plan.runs`.
     """
     outcomes: dict[str, Outcome] = {}
     todo = {run.folder: run for run in plan.runs}
     with tqdm(total=len(todo), unit="run") as bar:
         for name, run in todo.items():
             bar.set_description(name)
-            folder, asked = root / name, _asked(plan.config, run)
+            folder = root / name
+            # The identity of a run: its settings from the current config file.
+            resolved = settings.checked({**command_line.load_config(plan.config), **run.settings})
+            asked = {"config": plan.config, "settings_sha256": sha256_of_json(resolved)}
             outcome = _known(folder, asked)
             if outcome is None:
                 folder.mkdir(parents=True, exist_ok=True)
                 started = time.perf_counter()
                 code, reason = program(plan.config, run, folder)
-                outcome = _remember(folder, asked, code, reason, time.perf_counter() - started)
-            if outcome.status != DONE:
-                bar.write(f"{name} {outcome.status}: {outcome.reason}", file=sys.stderr)
+                seconds = time.perf_counter() - started
+                status = {0: DONE, DivergedError.exit_code: DIVERGED}.get(code, FAILED)
+                record = {"asked": asked, "status": status, "reason": reason, "seconds": seconds}
+                write_json(folder / _RECORD, record)
+                outcome = _outcome(folder, record)
             if outcome.status == DONE:
                 _check_metrics(plan.metrics, outcome.metrics)
+            else:
+                bar.write(f"{name} {outcome.status}: {outcome.reason}", file=sys.stderr)
             outcomes[name] = outcome
             bar.update()
     return [outcomes[run.folder] for run in plan.runs]
-
-
-def _asked(config: str, run: Run) -> dict[str, Any]:
-    """Returns the identity of a run: its settings from the current config file."""
-    resolved = settings.checked({**command_line.load_config(config), **run.settings})
-    return {"config": config, "settings_sha256": sha256_of_json(resolved)}
 
 
 def _known(folder: Path, asked: dict[str, Any]) -> Outcome | None:
@@ -125,27 +116,17 @@ def _known(folder: Path, asked: dict[str, Any]) -> Outcome | None:
     return None if known["status"] == FAILED else _outcome(folder, known)
 
 
-def _remember(
-    folder: Path, asked: dict[str, Any], code: int, reason: str, seconds: float
-) -> Outcome:
-    status = {0: DONE, DivergedError.exit_code: DIVERGED}.get(code, FAILED)
-    record = {"asked": asked, "status": status, "reason": reason, "seconds": seconds}
-    write_json(folder / _RECORD, record)
-    return _outcome(folder, record)
-
-
 def _outcome(folder: Path, record: dict[str, Any]) -> Outcome:
-    found: dict[str, Any] = {}
+    found: dict[str, float] = {}
     if record["status"] == DONE:
         newest = records.newest(folder / "evaluations")
         if newest is None:
             raise UserError(f"{folder} has no evaluation; remove that folder to run it again")
-        stored = metrics.from_json(read_json(newest / "record.json", metrics=dict)["metrics"])
-        found = {name: metric.value for name, metric in stored.items()}
+        found = {name: metric.value for name, metric in report.metrics_of(newest).items()}
     return Outcome(record["status"], record["reason"], record["seconds"], found)
 
 
-def _check_metrics(wanted: tuple[str, ...], found: dict[str, Any]) -> None:
+def _check_metrics(wanted: tuple[str, ...], found: dict[str, float]) -> None:
     for name in wanted:
         if name not in found:
             raise UserError(

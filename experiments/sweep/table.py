@@ -3,9 +3,9 @@
 import csv
 import io
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from experiments.evaluation.metrics import format_value
 from experiments.files import write_text
@@ -16,11 +16,8 @@ from experiments.sweep.runner import DONE, Outcome
 class Row(NamedTuple):
     """The runs of one name in a group, one per seed.
 
-    Attributes:
-      varied: values that distinguish it from the others in its group.
-      values: values of each metric, for the seeds that finished.
-      num_runs: number of seeds.
-      remarks: how the other seeds ended.
+    The values of each metric are those of the seeds that finished; remarks say how the others
+    ended.
     """
 
     group: str
@@ -36,8 +33,7 @@ def metrics_to_show(plan: Plan, outcomes: Sequence[Outcome]) -> tuple[str, ...]:
     found = [o.metrics for o in outcomes if o.status == DONE]
     if plan.metrics or not found:
         return plan.metrics
-    names = [name for name, value in found[0].items() if isinstance(value, (int, float))]
-    return tuple(name for name in names if len({m.get(name) for m in found}) > 1)
+    return tuple(name for name in found[0] if len({m.get(name) for m in found}) > 1)
 
 
 def rows(plan: Plan, outcomes: Sequence[Outcome], metrics: Sequence[str]) -> list[Row]:
@@ -48,7 +44,7 @@ def rows(plan: Plan, outcomes: Sequence[Outcome], metrics: Sequence[str]) -> lis
     result = []
     for (group, name), indices in together.items():
         done = [outcomes[i].metrics for i in indices if outcomes[i].status == DONE]
-        values = {metric: [float(m[metric]) for m in done if metric in m] for metric in metrics}
+        values = {metric: [m[metric] for m in done if metric in m] for metric in metrics}
         remarks = [
             f"seed {plan.runs[i].seed} {outcomes[i].status}: {outcomes[i].reason}"
             for i in indices
@@ -61,18 +57,8 @@ def rows(plan: Plan, outcomes: Sequence[Outcome], metrics: Sequence[str]) -> lis
 
 def write_csv(path: Path, plan: Plan, outcomes: Sequence[Outcome]) -> None:
     """Writes one line per run with all its settings and metrics."""
-    lines = list(_records(plan, outcomes))
-    columns = dict.fromkeys(key for line in lines for key in line)
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, list(columns))
-    writer.writeheader()
-    writer.writerows(lines)
-    write_text(path, text.getvalue())
-
-
-def _records(plan: Plan, outcomes: Sequence[Outcome]) -> Iterator[dict[str, Any]]:
-    for run, outcome in zip(plan.runs, outcomes, strict=True):
-        yield {
+    lines = [
+        {
             "group": run.group,
             "name": run.name,
             "folder": run.folder,
@@ -80,8 +66,16 @@ def _records(plan: Plan, outcomes: Sequence[Outcome]) -> Iterator[dict[str, Any]
             "reason": outcome.reason,
             "seconds": round(outcome.seconds, 1),
             **{f"config.{key}": value for key, value in run.settings.items()},
-            **{k: v for k, v in outcome.metrics.items() if isinstance(v, (int, float))},
+            **outcome.metrics,
         }
+        for run, outcome in zip(plan.runs, outcomes, strict=True)
+    ]
+    columns = dict.fromkeys(key for line in lines for key in line)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(columns))
+    writer.writeheader()
+    writer.writerows(lines)
+    write_text(path, text.getvalue())
 
 
 def markdown(table: Sequence[Row], metrics: Sequence[str]) -> str:
