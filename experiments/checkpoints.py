@@ -17,7 +17,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from experiments.errors import UserError
+from experiments.errors import UserError, first_line
 from experiments.files import read_json, sha256_of_arrays, sha256_of_json, write_json
 from fdrl_jax import parallel
 from fdrl_jax.state import TrainState
@@ -35,12 +35,9 @@ _TRANSIENT = (errno.EIO, errno.ESTALE, errno.ENOMEM, errno.EMFILE, errno.ENFILE,
 
 
 class Restored(NamedTuple):
-    """A checkpoint in memory.
+    """A checkpoint in memory: the state of one replica, as NumPy arrays, and its SHA-256 digest.
 
-    Attributes:
-      state: the state of one replica, as NumPy arrays.
-      data: position of the data stream, see `Checkpoints.save`.
-      sha256: SHA-256 digest of the arrays.
+    `data` is the position of the data stream, see `Checkpoints.save`.
     """
 
     state: TrainState
@@ -52,16 +49,14 @@ class _DamagedError(Exception):
     """The files on disk are not those that were saved."""
 
 
-class _KeepNewestAndBest:
+class _KeepNewestAndBest(NamedTuple):
     """A preservation policy for Orbax that keeps the newest checkpoints and the best one."""
 
-    def __init__(self, num_newest: int, best_step: Callable[[], int | None]) -> None:
-        self._num_newest = num_newest
-        self._best_step = best_step
+    num_newest: int
+    best_step: Callable[[], int | None]
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
-        oldest_kept = len(checkpoints) - self._num_newest
-        best = self._best_step()
+        oldest_kept, best = len(checkpoints) - self.num_newest, self.best_step()
         return [i >= oldest_kept or c.step == best for i, c in enumerate(checkpoints)]
 
 
@@ -83,11 +78,8 @@ class Checkpoints:
     ) -> None:
         """Opens the checkpoints of a run. Use it in a `with` statement, or close it.
 
-        Args:
-          folder: the folder of the checkpoints, created if missing.
-          run_id: digest of what the run was created with.
-          keep: number of the newest checkpoints to keep.
-          read_only: if true, nothing is saved, and the folder must exist.
+        The folder is created if missing, and the newest `keep` checkpoints are kept. If
+        `read_only`, nothing is saved, and the folder must exist.
         """
         self._folder = folder.absolute()
         check_path(self._folder)
@@ -144,12 +136,10 @@ class Checkpoints:
         data: dict[str, Any],
         best_by: tuple[str, float] | None = None,
     ) -> None:
-        """Saves a state in the background. Earlier checkpoints survive a crash.
+        """Saves the state of one replica in the background. Earlier checkpoints survive a crash.
 
-        Args:
-          train_state: the state of one replica.
-          data: the position in the data and what determines their order, as values for JSON.
-          best_by: name and value of the metric by which this is the best checkpoint so far.
+        `data` are the position in the data and what determines their order, as values for JSON.
+        `best_by` are name and value of the metric by which this is the best checkpoint so far.
 
         Raises:
           UserError: if this checkpoint, or the previous one, cannot be written.
@@ -179,14 +169,9 @@ class Checkpoints:
         """Restores a checkpoint: the newest intact one, the best, or the one of a step.
 
         If the newest checkpoint is damaged, a warning is logged and the previous one is restored.
-        Checkpoints that another program removes in the meantime are skipped.
-
-        Args:
-          template: shapes and dtypes of the state, as from `jax.eval_shape`.
-          which: a step, "best", or `None` for the newest.
-
-        Returns:
-          The checkpoint, or `None` if there is none.
+        Checkpoints that another program removes in the meantime are skipped. The template has
+        shapes and dtypes of the state, as from `jax.eval_shape`. Returns `None` if there is no
+        checkpoint.
 
         Raises:
           UserError: if the requested checkpoint does not exist, belongs to another run or cannot be
@@ -230,26 +215,17 @@ class Checkpoints:
         self._manager.reload()
 
     def check_saved(self) -> None:
-        """Checks whether a save in the background has failed, without waiting for it.
-
-        Raises:
-          UserError: if a save has failed.
-        """
+        """Raises a UserError if a save in the background has failed, without waiting for it."""
         self._attempt(self._manager.check_for_errors)
 
     def wait(self) -> None:
-        """Waits until saves in the background are on disk.
-
-        Raises:
-          UserError: if they cannot be written.
-        """
+        """Waits until saves in the background are on disk; a UserError says why one failed."""
         self._attempt(self._manager.wait_until_finished)
 
     def close(self) -> None:
         """Waits for saves, removes checkpoints that are no longer kept, and closes the manager.
 
-        Raises:
-          UserError: if they cannot be written.
+        Raises as `wait`.
         """
         if not self._read_only:
             self.wait()
@@ -349,13 +325,7 @@ class Checkpoints:
             return self._read(step, template)
 
     def _read(self, step: int, template: TrainState) -> Restored:
-        """Reads a complete checkpoint.
-
-        Raises:
-          FileNotFoundError: if it has been removed in the meantime.
-          _DamagedError: if the files on disk are not those that were saved.
-          UserError: if it belongs to another run, or the disk cannot be read.
-        """
+        """Reads a complete checkpoint; raises as `_read_agreed`."""
         try:
             record = self._manager.restore(
                 step, args=ocp.args.Composite(record=ocp.args.JsonRestore())
@@ -369,9 +339,7 @@ class Checkpoints:
                 args = ocp.args.Composite(state=ocp.args.StandardRestore(template))
                 restored = self._manager.restore(step, args=args)["state"]
             state = jax.tree.map(np.asarray, restored)
-        except _DamagedError:
-            raise
-        except MemoryError:
+        except (_DamagedError, MemoryError):
             raise
         except Exception as error:  # Orbax raises plain exceptions for damaged files.
             if not self._is_complete(step):
@@ -444,10 +412,7 @@ def _errno(error: BaseException) -> int | None:
 
 def _reason(error: Exception) -> str:
     code = _errno(error)
-    if code is not None:
-        return os.strerror(code)
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
+    return first_line(error) if code is None else os.strerror(code)
 
 
 def _free_name(path: Path) -> Path:

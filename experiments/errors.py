@@ -7,8 +7,7 @@ from typing import NoReturn
 class UserError(Exception):
     """A mistake in a command, a config or a file. The message says what to do about it.
 
-    Attributes:
-      exit_code: exit status of the program.
+    The program ends with the exit code.
     """
 
     exit_code = 2
@@ -19,11 +18,7 @@ class DataError(UserError):
 
 
 class DivergedError(UserError):
-    """Training diverged.
-
-    Attributes:
-      last_step: the last completed step.
-    """
+    """Training diverged, in the steps up to `last_step`."""
 
     exit_code = 3
 
@@ -42,6 +37,11 @@ class PeerError(UserError):
     """Another process of the run has ended, or processes or devices do not agree."""
 
     exit_code = 5
+
+
+def first_line(error: BaseException) -> str:
+    """Returns the first line of an error's message, or its type if it has no message."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 class Parser(argparse.ArgumentParser):

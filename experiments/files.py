@@ -19,7 +19,7 @@ from typing import IO, Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments.errors import UserError
+from experiments.errors import UserError, first_line
 
 _NPY = ".npy"  # Ending of the names of arrays in an `.npz` file.
 
@@ -157,8 +157,7 @@ def _header(archive: zipfile.ZipFile, name: str) -> Header:
 def _array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
     _header(archive, name)
     with archive.open(name + _NPY) as stream:
-        array: np.ndarray = np.lib.format.read_array(stream, allow_pickle=False)
-        return array
+        return np.lib.format.read_array(stream, allow_pickle=False)
 
 
 def read_npz(path: Path, *names: str) -> dict[str, np.ndarray]:
@@ -172,7 +171,7 @@ def read_npz(path: Path, *names: str) -> dict[str, np.ndarray]:
     try:
         return read_arrays(path, names or read_headers(path))
     except ValueError as error:
-        raise UserError(f"{path} is damaged: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{path} is damaged: {first_line(error)}") from error
 
 
 def without_home(text: str) -> str:
@@ -219,12 +218,9 @@ def _sha256_of_array(array: np.ndarray) -> str:
 def locked(file: Path, guarded: str, alternative: str) -> Iterator[None]:
     """Holds a lock on a file, which the system releases when this process ends, even by a crash.
 
-    If a run has several processes, only the first should acquire it.
-
-    Args:
-      file: the lock file, created if missing and never removed. It names the last holder.
-      guarded: what the lock protects, for messages.
-      alternative: what a second program can do instead of waiting, for messages.
+    If a run has several processes, only the first should acquire it. The file is created if missing
+    and never removed, and names the last holder. Messages name what is `guarded`, and the
+    `alternative` of a second program to waiting.
 
     Raises:
       UserError: if another process holds the lock, or if the file cannot be written.

@@ -7,11 +7,10 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator
-from typing import NoReturn
 
 import jax
 
-from experiments.errors import PeerError, UserError
+from experiments.errors import PeerError, UserError, first_line
 from experiments.machine import memory, peers
 from experiments.machine.interrupts import leave
 from fdrl_jax import parallel
@@ -30,13 +29,9 @@ def join(
 ) -> None:
     """Joins the processes of a run. Must be called before anything runs on a device.
 
-    Args:
-      distributed: whether to detect missing values from the environment: JAX's own variables, a TPU
-        pod slice, SLURM, Open MPI or Kubernetes.
-      coordinator_address: HOST:PORT at which the first process listens.
-      num_processes: number of processes.
-      process_id: index of this process.
-      heartbeat_seconds: a process that is silent for this long counts as failed.
+    The first process listens at the address, HOST:PORT. If `distributed`, missing values are
+    detected from the environment: JAX's own variables, a TPU pod slice, SLURM, Open MPI or
+    Kubernetes.
 
     Raises:
       UserError: if a value is missing, or if the processes cannot be joined.
@@ -65,8 +60,9 @@ def join(
             shutdown_timeout_seconds=_SHUTDOWN_TIMEOUT_SECONDS,
         )
     except (ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"the processes of the run cannot be joined: {reason}") from error
+        raise UserError(
+            f"the processes of the run cannot be joined: {first_line(error)}"
+        ) from error
     finally:
         waiting.cancel()
     # If another process is lost, JAX ends this one with a message, which would be hidden by the
@@ -83,25 +79,19 @@ def leaving_with_peers() -> Iterator[None]:
     try:
         yield
         peers.announce_exit(0)
-    except UserError as error:
+    except Exception as error:
         if jax.process_count() == 1:
             raise
-        _leave(error.exit_code, str(error))
-    except (jax.errors.JaxRuntimeError, MemoryError) as error:
-        if jax.process_count() == 1:
-            raise
-        exhausted = memory.explain(error)
-        if exhausted is not None:
-            _leave(exhausted.exit_code, str(exhausted))
-        reason = str(error).strip().splitlines()[0]
-        _leave(
-            PeerError.exit_code,
-            f"another process of the run has ended, or cannot be reached ({reason}). The same "
-            "command on all hosts resumes from the newest checkpoint",
-        )
-    except Exception:
-        if jax.process_count() == 1:
-            raise
+        known = error if isinstance(error, UserError) else memory.explain(error)
+        if known is None and isinstance(error, jax.errors.JaxRuntimeError):
+            known = PeerError(
+                "another process of the run has ended, or cannot be reached "
+                f"({first_line(error)}). The same command on all hosts resumes from the newest "
+                "checkpoint"
+            )
+        if known is not None:
+            peers.announce_exit(known.exit_code)
+            leave(known.exit_code, str(known))
         traceback.print_exc()
         peers.announce_exit(1)
         os._exit(1)
@@ -120,11 +110,6 @@ def check_agreement(replicated: object, step: int) -> None:
             f"{jax.device_count()} differ from the others. Possible causes are faulty memory, or "
             "processes with different checkpoints or versions. This state was not saved"
         )
-
-
-def _leave(code: int, message: str) -> NoReturn:
-    peers.announce_exit(code)
-    leave(code, message)
 
 
 def _print_waiting(address: str | None, num: int | None, own: int | None) -> None:

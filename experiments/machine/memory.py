@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from experiments.errors import UserError
+from experiments.errors import UserError, first_line
 from fdrl_jax import parallel
 from fdrl_jax.state import TrainState
 
@@ -30,10 +30,15 @@ def check_state(state: TrainState, constants: Any) -> None:
     Raises:
       UserError: if they do not fit; states the memory needed and the memory that is free.
     """
-    trees = (state, state.variables["params"], constants)
-    needed = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(trees))
-    count = sum(leaf.size for leaf in jax.tree.leaves(state.variables["params"]))
+    params = state.variables["params"]
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    needed = num_bytes((state, params, constants))
     _compare(needed, f"the train state of a network of {count:,} parameters")
+
+
+def num_bytes(tree: Any) -> int:
+    """Returns the size of arrays, or of their shapes and dtypes."""
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 def checked(mapped: Any) -> Callable[..., Any]:
@@ -70,8 +75,7 @@ def explain(error: Exception) -> UserError | None:
     exhausted = isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
     if not exhausted and not isinstance(error, MemoryError):
         return None
-    reason = (str(error).strip().splitlines() or ["MemoryError"])[0]
-    return UserError(f"out of memory: {reason[:200]}. {_HINT}")
+    return UserError(f"out of memory: {first_line(error)[:200]}. {_HINT}")
 
 
 def host_bytes() -> int:

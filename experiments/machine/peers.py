@@ -31,9 +31,8 @@ _leaving = threading.Lock()  # Acquired by the thread that ends this process, ne
 def watch(address: str | None) -> None:
     """Connects this process with its peers; all processes must call this.
 
-    Args:
-      address: HOST:PORT of the first process, which listens on that host at another port. If it is
-        `None`, its peers find it by its host name.
+    The first process, at HOST:PORT, listens on that host at another port. Without an address, its
+    peers find it by its host name.
     """
     if jax.process_count() == 1:
         return
@@ -105,11 +104,7 @@ def _received(link: socket.socket) -> bytes:
 
 
 def _listen(host: str | None) -> list[socket.socket]:
-    """Returns the connections of the first process to the others.
-
-    Raises:
-      OSError: if a connection fails.
-    """
+    """Returns the connections of the first process to the others, or raises an OSError."""
     name, token = (host or socket.gethostname()).strip("[]"), secrets.token_hex(16)
     family = socket.AF_INET6 if ":" in name else socket.AF_INET
     try:
@@ -124,11 +119,7 @@ def _listen(host: str | None) -> list[socket.socket]:
 
 
 def _connect() -> list[socket.socket]:
-    """Returns the connection of another process to the first process.
-
-    Raises:
-      OSError: if the connection fails.
-    """
+    """Returns the connection of another process to the first one, or raises an OSError."""
     name, port, token = json.loads(parallel.from_first_process(""))
     if not token:
         raise OSError(name)

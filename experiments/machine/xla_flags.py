@@ -26,18 +26,11 @@ _CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 def set_cpu_flags(
     environ: MutableMapping[str, str] = os.environ, *, bfloat16: bool = False
 ) -> bool:
-    """Sets the flags in `XLA_FLAGS` if they are known to be safe.
+    """Sets the flags in `XLA_FLAGS` if they are known to be safe, and returns whether it set one.
 
     If the variable is already set, even to an empty text, it is not changed. To run without the
-    flags, use `XLA_FLAGS= python ...`.
-
-    Args:
-        environ: the environment to change.
-        bfloat16: whether the process computes in bfloat16, for which oneDNN is used unless
-            `why_not_onednn` returns a reason.
-
-    Returns:
-        Whether a flag was set.
+    flags, use `XLA_FLAGS= python ...`. A process that computes in bfloat16 uses oneDNN unless
+    `why_not_onednn` returns a reason.
     """
     if "XLA_FLAGS" in environ or not _is_within(_CPU_FLAG_VERSIONS):
         return False
@@ -71,15 +64,11 @@ def uses_onednn(environ: Mapping[str, str] = os.environ) -> bool:
 
 
 def _is_within(versions: tuple[tuple[int, ...], tuple[int, ...]]) -> bool:
-    release = re.match(r"\d+(\.\d+)*", _installed_jaxlib())
+    try:
+        release = re.match(r"\d+(\.\d+)*", importlib.metadata.version("jaxlib"))
+    except importlib.metadata.PackageNotFoundError:
+        return False
     if release is None:
         return False
     first, first_without = versions
     return first <= tuple(map(int, release.group().split("."))) < first_without
-
-
-def _installed_jaxlib() -> str:
-    try:
-        return importlib.metadata.version("jaxlib")
-    except importlib.metadata.PackageNotFoundError:
-        return ""

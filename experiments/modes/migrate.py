@@ -10,10 +10,9 @@ import orbax.checkpoint as ocp
 from experiments import build, prior, run, settings
 from experiments.build import Training
 from experiments.command_line import Command
-from experiments.errors import UserError
+from experiments.errors import UserError, first_line
 from experiments.files import read_json, sha256_of_arrays
 from experiments.modes.creation import load_data
-from experiments.run import Run
 from fdrl_jax.state import TrainState
 
 
@@ -39,8 +38,11 @@ def run_mode(command: Command) -> None:
     with run.locked_folder(root):
         # A conversion that was interrupted before it saved its checkpoint is continued.
         created = run.open_run(root, "ratio") if run.exists(root) else None
-        if created is not None and _has_checkpoint(created):
-            raise UserError(f"--workdir={root} already contains a run of the current version")
+        if created is not None:
+            with created.checkpoints() as store:
+                is_complete = bool(store.steps())
+            if is_complete:
+                raise UserError(f"--workdir={root} already contains a run of the current version")
         record = read_json(root / "config.json", settings=dict, command=str)
         wanted = settings.checked(settings.completed(record["settings"]))
         source = load_data(wanted, command.data_dir)
@@ -58,11 +60,6 @@ def run_mode(command: Command) -> None:
     print(f"converted: step {int(state.step):,}; the old checkpoints are in {old}")
 
 
-def _has_checkpoint(created: Run) -> bool:
-    with created.checkpoints() as store:
-        return bool(store.steps())
-
-
 def _read_newest(folder: Path, training: Training) -> TrainState:
     shapes = training.state_shapes()
     optimizer_state, rollbacks = shapes.opt_state
@@ -77,8 +74,9 @@ def _read_newest(folder: Path, training: Training) -> TrainState:
         try:
             found = manager.restore(newest, args=ocp.args.Composite(**items))
         except Exception as error:  # Orbax raises plain exceptions for damaged files.
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UserError(f"{folder / str(newest)} cannot be read: {reason}") from error
+            raise UserError(
+                f"{folder / str(newest)} cannot be read: {first_line(error)}"
+            ) from error
     old = jax.tree.map(np.asarray, found["state"])
     if sha256_of_arrays(old) != found["digests"]["state"]:
         raise UserError(f"{folder / str(newest)} is damaged; remove it to convert the previous one")

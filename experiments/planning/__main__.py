@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.data import DataOptions, load_if_given
-from experiments.errors import UserError
+from experiments.errors import UserError, first_line
 from experiments.machine import memory
 from experiments.planning import compiler, hlo, roofline, targets
 from experiments.planning.compiler import Compiled
@@ -30,11 +30,6 @@ def main(request: Path, answer: Path) -> None:
 def plan(settings: Settings, data_dir: str, text: str) -> dict[str, Any]:
     """Compiles train step and sampler, and returns what they need, as values for JSON.
 
-    Args:
-      settings: flat, checked settings.
-      data_dir: where the data are, if given.
-      text: the target.
-
     Raises:
       UserError: for settings that cannot run on the target.
     """
@@ -42,7 +37,7 @@ def plan(settings: Settings, data_dir: str, text: str) -> dict[str, Any]:
     try:
         devices = compiler.devices_of(target)
     except RuntimeError as error:  # A slice that does not exist, such as 3x3.
-        raise UserError(f"--target={text}: {_first_line(error)}") from error
+        raise UserError(f"--target={text}: {first_line(error)[:300]}") from error
     settings = compiler.prepare(settings)
     options = DataOptions(**section(settings, "data"))
     source, is_given = load_if_given(options._replace(dir=data_dir or options.dir))
@@ -57,7 +52,7 @@ def plan(settings: Settings, data_dir: str, text: str) -> dict[str, Any]:
     except RuntimeError as error:
         if memory.explain(error) is None:
             raise
-        return {**found, "out_of_memory": _first_line(error)}
+        return {**found, "out_of_memory": first_line(error)[:300]}
     found["train"] = _described(compiled, target, settings, settings["flow.num_steps"])
     if target.platform == "gpu":
         # A second size, for the line through both. The TPU compiler needs minutes for it.
@@ -79,11 +74,6 @@ def _described(
         "flops": compiled.flops,
         "cost": found._asdict(),
     }
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return (lines or [type(error).__name__])[0][:300]
 
 
 if __name__ == "__main__":
