@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from experiments.build import Experiment
 from fdrl_jax import drift, parallel
@@ -29,21 +28,17 @@ class StepCost(NamedTuple):
     is_measured: bool
 
 
-def flow_step_flops(experiment: Experiment) -> float | None:
-    """Returns the FLOPs of one flow step of a train batch, or `None` if they are not counted."""
-    lowered = jax.jit(_drift_of(experiment)).lower(*_drift_shapes(experiment))
-    analysis = lowered.cost_analysis() or {}
-    return float(analysis["flops"]) if "flops" in analysis else None
-
-
 def days_on_cpu(experiment: Experiment) -> float | None:
     """Returns roughly how many days the training takes on a CPU, or `None` on other devices."""
-    flops = flow_step_flops(experiment) if jax.default_backend() == "cpu" else None
-    if flops is None:
+    if jax.default_backend() != "cpu":
+        return None
+    lowered = jax.jit(_drift_of(experiment)).lower(*_drift_shapes(experiment))
+    analysis = lowered.cost_analysis() or {}
+    if "flops" not in analysis:
         return None
     settings = experiment.settings
     flow_steps = settings["flow.num_steps"] + _GRADIENT_IN_FLOW_STEPS
-    total = settings["train.num_steps"] * flow_steps * flops
+    total = settings["train.num_steps"] * flow_steps * float(analysis["flops"])
     return total / _CPU_FLOPS_PER_SECOND / SECONDS_PER_DAY
 
 
@@ -54,7 +49,8 @@ def time_flow_step(experiment: Experiment) -> float:
     points = jnp.zeros(x.shape, x.dtype)
     compiled = jax.jit(_drift_of(experiment)).lower(arrays, points).compile()
     jax.block_until_ready(compiled(arrays, points))
-    return _median_seconds(lambda: compiled(arrays, points), budget_seconds=_FLOW_STEP_SECONDS)
+    seconds = _timed(compiled, lambda: (arrays, points), 10, _FLOW_STEP_SECONDS)
+    return statistics.median(seconds)
 
 
 def time_train_step(
@@ -64,13 +60,7 @@ def time_train_step(
 
     The step may take over the buffers of its arguments, so they are made again each time.
     """
-    seconds: list[float] = []
-    while len(seconds) < 3 and sum(seconds) < _TRAIN_STEP_SECONDS:
-        made = arguments()
-        started = time.perf_counter()
-        jax.block_until_ready(compiled(*made))
-        seconds.append(time.perf_counter() - started)
-    return min(seconds)
+    return min(_timed(compiled, arguments, 3, _TRAIN_STEP_SECONDS))
 
 
 def estimate_train_step(flow_step_seconds: float, num_flow_steps: int) -> float:
@@ -78,10 +68,20 @@ def estimate_train_step(flow_step_seconds: float, num_flow_steps: int) -> float:
     return flow_step_seconds * (num_flow_steps + _GRADIENT_IN_FLOW_STEPS)
 
 
-def checkpoint_bytes(experiment: Experiment) -> int:
-    """Returns the size of one checkpoint on disk."""
-    leaves = jax.tree.leaves(experiment.state_shapes())
-    return sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
+def _timed(
+    function: Callable[..., Any],
+    arguments: Callable[[], tuple[Any, ...]],
+    most: int,
+    budget_seconds: float,
+) -> list[float]:
+    """Returns the seconds of up to `most` calls, and of no further one after the budget."""
+    seconds: list[float] = []
+    while not seconds or (len(seconds) < most and sum(seconds) < budget_seconds):
+        made = arguments()
+        started = time.perf_counter()
+        jax.block_until_ready(function(*made))
+        seconds.append(time.perf_counter() - started)
+    return seconds
 
 
 def _drift_of(experiment: Experiment) -> Callable[[Any, jax.Array], jax.Array]:
@@ -92,12 +92,3 @@ def _drift_shapes(experiment: Experiment) -> tuple[Any, jax.ShapeDtypeStruct]:
     batch_size = parallel.local_batch_size(experiment.settings["train.batch_size"])
     shape = (batch_size, *experiment.source.event_shape)
     return experiment.state_shapes().variables, jax.ShapeDtypeStruct(shape, jnp.float32)
-
-
-def _median_seconds(function: Callable[[], Any], budget_seconds: float) -> float:
-    seconds: list[float] = []
-    while not seconds or (len(seconds) < 10 and sum(seconds) < budget_seconds):
-        started = time.perf_counter()
-        jax.block_until_ready(function())
-        seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds)

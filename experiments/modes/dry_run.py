@@ -1,6 +1,5 @@
 """Mode dry_run: estimates what a run would cost, without training."""
 
-import math
 import sys
 import time
 from typing import Any
@@ -29,7 +28,11 @@ def run_mode(command: Command) -> None:
     """
     if command.flags["target"]:
         wanted = wanted_settings(command)
-        _print_plan(wanted, command)
+        target = targets.parse(command.flags["target"])
+        print(f"compiling for {target.text}: up to a minute for GPUs, several minutes for TPUs")
+        sys.stdout.flush()
+        found = process.run(wanted, command.data_dir, target)
+        print(*report.lines(report.Plan(found["settings"], target, found)), sep="\n")
         _print_settings(wanted)
         return
     wanted, source = settings_and_data(command, blank=True)
@@ -37,7 +40,10 @@ def run_mode(command: Command) -> None:
     training = check(experiment)
     with training.open_feed(0) as feed:
         host_batches = feed.take(1)
-    compiled, compile_seconds = _compile(training, host_batches)
+    started = time.perf_counter()
+    run_steps = parallel.map_steps(training.repeated_step())
+    compiled = run_steps.lower(*training.blank_arguments(host_batches, 1)).compile()
+    compile_seconds = time.perf_counter() - started
     step = _time(training, experiment, compiled, host_batches)
     _print_answer(experiment, compiled, compile_seconds, step)
     if source.kind == "images":
@@ -45,21 +51,10 @@ def run_mode(command: Command) -> None:
     _print_settings(wanted)
 
 
-def _print_plan(wanted: Settings, command: Command) -> None:
-    target = targets.parse(command.flags["target"])
-    print(f"compiling for {target.text}: up to a minute for GPUs, several minutes for TPUs")
-    sys.stdout.flush()
-    found = process.run(wanted, command.data_dir, target)
-    for line in report.lines(report.Plan(found["settings"], target, found)):
-        print(line)
-
-
 def _print_settings(wanted: Settings) -> None:
     print("settings that differ from the defaults:")
-    defaults = settings.checked(settings.defaults())
-    for key, value in wanted.items():
-        if value != defaults[key]:
-            print(f"  {key:32s} {value}")
+    for key, value in settings.changed(wanted).items():
+        print(f"  {key:32s} {value}")
 
 
 def _print_answer(
@@ -74,10 +69,10 @@ def _print_answer(
     first = compile_seconds + step.train_step * min(
         wanted["checkpoint.every_steps"], wanted["train.num_steps"]
     )
-    size = cost.checkpoint_bytes(experiment)
+    size = memory.num_bytes(experiment.state_shapes())
     how = "measured" if step.is_measured else "estimated from the flow step"
-    variables = experiment.state_shapes().variables
-    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"]))
+    params = experiment.state_shapes().variables["params"]
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
     num = parallel.num_devices()
     print(f"whole run: about {duration(total)}")
     print(f"  compilation: {duration(compile_seconds)}")
@@ -88,7 +83,11 @@ def _print_answer(
     print(f"time to the first checkpoint: {duration(first)}")
     print(f"train step: {step.train_step * 1e3:.3g} ms ({how})")
     print(f"flow step: {step.flow_step * 1e3:.3g} ms")
-    print(f"memory per device: {_memory(compiled)}")
+    stats, used = compiled.memory_analysis(), "not reported by this backend"
+    if stats is not None:
+        needed = int(stats.argument_size_in_bytes) + memory.bytes_besides_arguments(stats)
+        used = f"{needed / 2**20:,.1f} MiB"
+    print(f"memory per device: {used}")
     print(f"disk: {size * (wanted['checkpoint.keep'] + 1) / 2**20:,.0f} MiB of checkpoints")
     print(hardware.describe_devices())
     print(
@@ -108,13 +107,6 @@ def duration(seconds: float) -> str:
     return f"{hours:.1f} h" if hours < 48 else f"{hours / 24:.0f} days"
 
 
-def _compile(training: Training, host_batches: Any) -> tuple[Any, float]:
-    started = time.perf_counter()
-    run_steps = parallel.map_steps(training.repeated_step())
-    compiled = run_steps.lower(*training.blank_arguments(host_batches, 1)).compile()
-    return compiled, time.perf_counter() - started
-
-
 def _time(
     training: Training, experiment: Experiment, compiled: Any, host_batches: Any
 ) -> cost.StepCost:
@@ -124,11 +116,3 @@ def _time(
         return cost.StepCost(flow_step, estimate, is_measured=False)
     measured = cost.time_train_step(compiled, lambda: training.blank_arguments(host_batches, 1))
     return cost.StepCost(flow_step, measured, is_measured=True)
-
-
-def _memory(compiled: Any) -> str:
-    stats = compiled.memory_analysis()
-    if stats is None:
-        return "not reported by this backend"
-    needed = int(stats.argument_size_in_bytes) + memory.bytes_besides_arguments(stats)
-    return f"{needed / 2**20:,.1f} MiB"
