@@ -24,9 +24,9 @@ from typing import Any, Literal
 import numpy as np
 
 import fdrl_jax
-from experiments import prior, settings
+from experiments import data, prior, settings
 from experiments.checkpoints import Checkpoints, check_path
-from experiments.data import Source, is_built_in
+from experiments.data import DataOptions, Source, is_built_in
 from experiments.errors import UserError
 from experiments.evaluation import references
 from experiments.evaluation.references import ImageReference, PointsReference
@@ -41,7 +41,6 @@ from experiments.files import (
     without_home,
     write_json,
 )
-from experiments.frozen import frozen_source
 from experiments.prior import FittedPrior
 from experiments.settings import Settings
 from fdrl_jax import parallel
@@ -106,15 +105,13 @@ class Run:
         Raises:
           UserError: if the file of held-out images is not the one the run was created with.
         """
-        return frozen_source(self.data, self.settings, self._kept_images)
+        if self._kept_images is None:  # Built-in data.
+            return data.load(DataOptions(**settings.section(self.settings, "data")))
+        return references.frozen_source(self._kept_images, self.data)
 
     @functools.cached_property
     def metric_reference(self) -> ImageReference | PointsReference:
-        """The real data that samples are compared with.
-
-        Raises:
-          UserError: as for `source`.
-        """
+        """The real data that samples are compared with; raises as `source`."""
         kept = self._kept_images
         return references.of(self.source(), _domains(self.settings)) if kept is None else kept
 

@@ -1,12 +1,13 @@
 """Real data for comparison with samples, small enough to be stored with a run."""
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.data import Source, digits, to_uint8, to_unit
+from experiments.data import Labels, Source, digits, to_uint8, to_unit
 from experiments.data import Starts as SourceStarts
 from experiments.errors import DataError, UserError
 from experiments.files import read_npz, replacing
@@ -32,12 +33,9 @@ class PointsReference(NamedTuple):
 
 
 class Fit(NamedTuple):
-    """Training images for fitting a classifier for the evaluation.
+    """Training images for fitting a classifier, [N, H, W, C] float32 in [-1, 1], and classes [N].
 
-    Attributes:
-      images: images in [-1, 1], [N, H, W, C] float32.
-      labels: their classes, [N].
-      target: target class of a translation.
+    A translation has a target class.
     """
 
     images: np.ndarray
@@ -46,11 +44,9 @@ class Fit(NamedTuple):
 
 
 class Starts(NamedTuple):
-    """The source domain of a translation.
+    """Source images of a translation, [N, H, W, C] float32 in [-1, 1].
 
-    Attributes:
-      images: source images in [-1, 1], [N, H, W, C] float32; sample `i` starts at image `i`.
-      num_held_out: number of images that training never saw; they come first.
+    Sample `i` starts at image `i`. Images that training never saw come first.
     """
 
     images: np.ndarray
@@ -61,10 +57,8 @@ class ImageReference(NamedTuple):
     """Real images, in [-1, 1], [N, H, W, C] float32.
 
     Attributes:
-      name: name of the data.
       images: held-out images, which training never saw.
       labels: their classes, [N]; `None` for data without labels.
-      classes: names of the classes by label.
       spare: additional real images that no classifier was fitted to; empty for most data.
       fit: images for fitting a classifier of pixels, for digits and for translations.
       starts: where the samples of a translation start.
@@ -180,6 +174,37 @@ def load(path: Path) -> ImageReference:
         )
     except (UserError, ValueError, KeyError) as error:
         raise DataError(f"{path} is not a stored reference, or is damaged: {error}") from error
+
+
+def frozen_source(kept: ImageReference, described: Mapping[str, Any]) -> Source:
+    """Returns a source for sampling and pictures, which reads no data from disk.
+
+    It is `described` as by `run.describe_data`, and has the stored held-out images.
+    """
+    none, classes = np.zeros(0, np.int32), tuple(described["classes"])
+    images, labels, starts = kept.images, kept.labels, kept.starts
+    kept_starts = None
+    if starts is not None:
+        load_start = functools.partial(_stored_starts, starts.images)
+        kept_starts = SourceStarts(load_start, starts.num_held_out, len(starts.images))
+    return Source(
+        name=described["name"],
+        event_shape=tuple(described["event_shape"]),
+        held_out=lambda num, seed: images[:num],
+        labels=Labels(none, none if labels is None else labels, classes) if classes else None,
+        starts=kept_starts,
+        identity=described["identity"],
+        fingerprint=described["fingerprint"],
+    )
+
+
+def _stored_starts(images: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    if len(positions) and max(positions) >= len(images):
+        raise UserError(
+            f"the run stores only {len(images):,} images of the source domain; request at most "
+            "this many samples"
+        )
+    return images[np.asarray(positions)]
 
 
 def _stored(images: np.ndarray) -> np.ndarray:
