@@ -5,14 +5,8 @@ from typing import Any, cast
 
 import jax
 
-from experiments.build.network import Network, make_network
-from experiments.build.training import (
-    Training,
-    explained,
-    learning_rate,
-    make_optimizer,
-    state_shapes,
-)
+from experiments.build.network import make_network
+from experiments.build.training import Training, explained, make_optimizer
 from experiments.data import Source
 from experiments.errors import UserError
 from experiments.settings import Settings
@@ -21,7 +15,7 @@ from fdrl_jax.adversarial import Attack
 from fdrl_jax.augmentation import shifted
 from fdrl_jax.priors import Batch
 from fdrl_jax.problem import Constants
-from fdrl_jax.state import TrainState, Variables
+from fdrl_jax.state import Variables
 
 Apply = Callable[[Variables, jax.Array], jax.Array]
 Draw = Callable[[Any, Any, jax.Array, jax.Array], Batch]
@@ -40,13 +34,12 @@ def classifier_training(settings: Settings, source: Source) -> Training:
             "data.in_memory_megabytes: digits, sub-folders as classes, an npz with labels, or "
             "TFDS. The classes of the held-out images must occur in training"
         )
-    optimizer = make_optimizer(settings)
     with explained():
         network = make_network(settings, source.event_shape, len(source.classes))
         train_step = adversarial.make_train_step(
             cast(Apply, network.apply),
             attack=make_attack(settings, settings["attack.num_steps"]),
-            optimizer=optimizer,
+            optimizer=make_optimizer(settings),
             draw=_augmented(source.draw, settings["augment.max_shift"]),
             batch_size=parallel.local_batch_size(settings["train.batch_size"]),
             ema_rate=settings["train.ema_rate"],
@@ -59,8 +52,6 @@ def classifier_training(settings: Settings, source: Source) -> Training:
         source=source,
         network=network,
         output="logits",
-        optimizer=optimizer,
-        schedule=learning_rate(settings),
         constants=Constants(source.arrays, ()),
         train_step=train_step,
     )
@@ -72,14 +63,6 @@ def make_attack(settings: Settings, num_steps: int) -> Attack:
     `attack.epsilon` is on the scale [0, 1], which is usual in the literature.
     """
     return adversarial.l2_attack(2.0 * settings["attack.epsilon"], num_steps)
-
-
-def trained_classifier(
-    settings: Settings, event_shape: tuple[int, ...], num_classes: int
-) -> tuple[Network, TrainState]:
-    """Returns the network of a trained classifier and the template of its checkpoints."""
-    network = make_network(settings, event_shape, num_classes)
-    return network, state_shapes(settings, network, event_shape)
 
 
 def _augmented(draw: Draw, max_shift: int) -> Draw:

@@ -3,11 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
 from fdrl_jax import networks
-from fdrl_jax.state import Variables
 
 Network = networks.MLP | networks.ResNet
 
@@ -15,12 +11,10 @@ Network = networks.MLP | networks.ResNet
 def make_network(
     settings: Mapping[str, Any], event_shape: tuple[int, ...], num_outputs: int | None = None
 ) -> Network:
-    """Builds the network of a run.
+    """Builds the network of a run for examples of a shape.
 
-    Args:
-      settings: flat settings. `hardware.prepare` has replaced the precision "auto".
-      event_shape: shape of one example.
-      num_outputs: number of classes of a classifier; `None` for a density ratio.
+    `hardware.prepare` has replaced the precision "auto". `num_outputs` is the number of classes of
+    a classifier, or `None` for a density ratio.
 
     Raises:
       ValueError: for a network that does not fit the data.
@@ -53,11 +47,6 @@ def make_network(
         num_outputs=num_outputs,
         use_bias=settings["network.use_bias"],
     )
-
-
-def init_network(key: jax.Array, network: Network, event_shape: tuple[int, ...]) -> Variables:
-    """Returns the initial variables of a network."""
-    return dict(jax.jit(network.init)(key, jnp.zeros((1, *event_shape))))
 
 
 def _for_image_size(size: int) -> str:

@@ -20,8 +20,7 @@ MIN_DISTRIBUTED_BYTES = 256 * 2**20
 def on_devices(constants: Constants) -> Constants:
     """Returns the constants for a function that `parallel` maps."""
     if not _is_distributed(constants, parallel.num_replicas()):
-        copied: Constants = parallel.replicate(constants)
-        return copied
+        return parallel.replicate(constants)
     factor = parallel.distribute(constants.prior["factor"])
     rest = parallel.replicate(_with_factor(constants, None))
     return _with_factor(rest, factor)

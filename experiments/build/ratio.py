@@ -8,13 +8,7 @@ import numpy as np
 
 from experiments import divergence_formula, prior
 from experiments.build.network import Network, make_network
-from experiments.build.training import (
-    Training,
-    explained,
-    learning_rate,
-    make_optimizer,
-    state_shapes,
-)
+from experiments.build.training import Training, explained, make_optimizer, state_shapes
 from experiments.data import Source
 from experiments.prior import FittedPrior
 from experiments.settings import Settings
@@ -28,13 +22,9 @@ from fdrl_jax.state import TrainState, Variables
 class Experiment:
     """A density ratio, with everything that determines its samples except the parameters.
 
-    Attributes:
-      settings: flat settings.
-      source: the data.
-      network: the estimator.
-      problem: estimator, loss, divergence, flow, prior and condition.
-      constants: arrays of data, prior and classifier.
-      labels: `positions [B] -> labels [B]` for class-conditional samples; `None` otherwise.
+    The problem has estimator, loss, divergence, flow, prior and condition, and the constants are
+    arrays of data, prior and classifier. For class-conditional samples, `labels` maps positions [B]
+    to labels [B].
     """
 
     settings: Settings
@@ -103,11 +93,10 @@ def ratio_training(of: Experiment, num_replicas: int | None = None) -> Training:
       UserError: for a batch that does not divide over devices or micro-batches.
     """
     settings, problem = of.settings, of.problem
-    optimizer = make_optimizer(settings)
     with explained():
         train_step = steps.make_train_step(
             problem,
-            optimizer=optimizer,
+            optimizer=make_optimizer(settings),
             draw=of.source.draw,
             batch_size=parallel.local_batch_size(settings["train.batch_size"], num_replicas),
             ema_rate=settings["train.ema_rate"],
@@ -123,8 +112,6 @@ def ratio_training(of: Experiment, num_replicas: int | None = None) -> Training:
         source=of.source,
         network=of.network,
         output=problem.output,
-        optimizer=optimizer,
-        schedule=learning_rate(settings),
         constants=of.constants,
         train_step=train_step,
     )

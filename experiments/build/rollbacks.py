@@ -55,8 +55,7 @@ def after_rollbacks(
 
 def of(train_state: TrainState) -> Rollbacks:
     """Returns the rollbacks of a state whose optimizer is from `after_rollbacks`."""
-    rollbacks: Rollbacks = train_state.opt_state.rollbacks
-    return rollbacks
+    return train_state.opt_state.rollbacks
 
 
 def num_batches(train_state: TrainState) -> int:

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import optax
 
-from experiments.build.network import Network, init_network
+from experiments.build.network import Network
 from experiments.build.placement import on_devices
 from experiments.build.rollbacks import after_rollbacks
 from experiments.data import Feed, Source
@@ -27,12 +27,7 @@ class Training:
     """A network and its training on data.
 
     Attributes:
-      settings: flat settings.
-      source: the data.
-      network: the network to train.
       output: what the network returns: "ratio", "log_ratio" or "logits".
-      optimizer: the optimizer of the parameters.
-      schedule: learning rate as a function of the step.
       constants: arrays that a step reads.
       train_step: the per-replica step, which averages over the axis of `parallel`.
     """
@@ -41,8 +36,6 @@ class Training:
     source: Source
     network: Network
     output: str
-    optimizer: optax.GradientTransformation
-    schedule: optax.Schedule
     constants: Constants
     train_step: TrainStep
 
@@ -95,17 +88,15 @@ def init_state(
 ) -> TrainState:
     """Returns the state of a network before its first step."""
     key = rng.stream_key(rng.root_key(settings["seed"]), rng.Stream.INIT)
-    return state.create(init_network(key, network, event_shape), make_optimizer(settings))
+    variables = jax.jit(network.init)(key, np.zeros((1, *event_shape), np.float32))
+    return state.create(dict(variables), make_optimizer(settings))
 
 
 def state_shapes(
     settings: Mapping[str, Any], network: Network, event_shape: tuple[int, ...]
 ) -> TrainState:
     """Returns shapes and dtypes of the state: the template of a checkpoint."""
-    shapes: TrainState = jax.eval_shape(
-        functools.partial(init_state, settings, network, event_shape)
-    )
-    return shapes
+    return jax.eval_shape(functools.partial(init_state, settings, network, event_shape))
 
 
 def learning_rate(settings: Mapping[str, Any]) -> optax.Schedule:

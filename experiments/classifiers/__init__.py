@@ -8,8 +8,9 @@ import jax
 import numpy as np
 
 from experiments import run
-from experiments.build.classifier import Apply, trained_classifier
-from experiments.build.network import Network
+from experiments.build.classifier import Apply
+from experiments.build.network import Network, make_network
+from experiments.build.training import state_shapes
 from experiments.classifiers.robustness import read_robustness
 from experiments.errors import UserError
 from experiments.files import read_json, sha256_of_arrays
@@ -21,12 +22,9 @@ _BATCH_SIZE = 250
 
 
 class Classifier(NamedTuple):
-    """A trained classifier.
+    """A trained classifier, `apply(variables, x [B, H, W, C]) -> logits [B, number of classes]`.
 
-    Attributes:
-      apply: `(variables, x [B, H, W, C]) -> logits [B, number of classes]`.
-      variables: arrays.
-      input_range: range of the pixels of `x`.
+    The pixels of `x` are in its input range.
     """
 
     apply: Callable[[Any, Array], Array]
@@ -56,17 +54,11 @@ class FeatureClassifier(NamedTuple):
 
     @property
     def space(self) -> str:
-        """Name of the feature space in names of metrics."""
         return "classifier"
 
     def describe(self) -> dict[str, Any]:
-        """Returns a description of the classifier for the record."""
-        return {
-            "name": self.name,
-            "accuracy": self.accuracy,
-            "num_held_out": self.num_held_out,
-            "digest": self.digest,
-        }
+        kept = ("name", "accuracy", "num_held_out", "digest")
+        return {field: getattr(self, field) for field in kept}
 
     def probabilities_and_features(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Maps images in [-1, 1], [N, H, W, C], to probabilities and features."""
@@ -157,11 +149,10 @@ def _restored(
                 f"--classifier={path} was trained on other data: its {name} are "
                 f"{trained.data[name]}, and those of this run are {list(ours)}"
             )
-    network, template = trained_classifier(
-        hardware.prepare(trained.settings), event_shape, len(classes)
-    )
+    settings = hardware.prepare(trained.settings)
+    network = make_network(settings, event_shape, len(classes))
     with trained.saved_checkpoints() as store:
-        restored = store.restore(template)
+        restored = store.restore(state_shapes(settings, network, event_shape))
     if restored is None:
         raise UserError(f"no checkpoint of a classifier in {path}; resume its training")
     return network, restored.state.ema_variables, trained

@@ -14,13 +14,9 @@ _BATCH_BYTES = 2**25  # Float32 pixels per batch in a pass over the data.
 
 
 class Images(NamedTuple):
-    """A set of images that are decoded on demand; all examples have one shape.
+    """A set of images that are decoded on demand; all examples have one shape, [H, W, C].
 
-    Attributes:
-      records: the stored images.
-      transform: the transform from a stored image to an example.
-      shape: shape of one example, [H, W, C].
-      labels: class of each image, numbered as in training, [N]; `None` without labels.
+    The labels are the classes of the images, numbered as in training, [N].
     """
 
     records: Records
@@ -29,11 +25,7 @@ class Images(NamedTuple):
     labels: np.ndarray | None = None
 
     def load(self, index: int) -> np.ndarray:
-        """Returns an example, uint8, with the shape `shape`.
-
-        Raises:
-          ValueError: with only the reason.
-        """
+        """Returns an example, uint8 of the shape; raises a ValueError with only the reason."""
         pixels = decode(self.records.read(index), self.transform)
         if pixels.shape[2] != self.shape[2]:
             raise ValueError("in colour, but others are grey; set data.channels to 3 or 1")

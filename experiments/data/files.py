@@ -48,7 +48,6 @@ class Folder:
         yield from self._walk(Path(self.root), (), problems, others)
 
     def read(self, path: str) -> bytes:
-        """Reads a file."""
         try:
             return (Path(self.root) / path).read_bytes()
         except OSError as error:
@@ -78,8 +77,10 @@ class Folder:
                 yield from self._walk(child, (*above, real), problems, others)
             elif child.suffix.lower() not in SUFFIXES:
                 others.append(_shown(child))
-            elif reason := _rejection_reason(status):
-                problems.report(_shown(child), reason)
+            elif not stat.S_ISREG(status.st_mode):  # Opening a pipe would wait for ever.
+                problems.report(_shown(child), "not a regular file")
+            elif status.st_size > MAX_FILE_BYTES:
+                problems.report(_shown(child), f"{status.st_size:,} bytes, too large for an image")
             else:
                 path = child.relative_to(self.root).as_posix()
                 yield Entry(path, (status.st_size, status.st_mtime_ns))
@@ -205,14 +206,6 @@ def _missing(root: str) -> str:
     except ValueError as error:
         return f"is not a valid path ({error})"
     return ""
-
-
-def _rejection_reason(status: os.stat_result) -> str | None:
-    if not stat.S_ISREG(status.st_mode):
-        return "not a regular file"  # Opening a pipe would wait for ever.
-    if status.st_size > MAX_FILE_BYTES:
-        return f"{status.st_size:,} bytes, too large for an image"
-    return None
 
 
 def _shown(path: Path) -> str:

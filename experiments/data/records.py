@@ -74,7 +74,6 @@ class Records:
         return len(self.keys)
 
     def name(self, index: int) -> str:
-        """Returns the name of an image for messages."""
         return self.container.name(self.keys[index])
 
     def read(self, index: int) -> Payload:

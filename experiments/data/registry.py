@@ -81,9 +81,8 @@ def load(options: DataOptions, *, blank: bool = False) -> Source:
 def load_if_given(options: DataOptions) -> tuple[Source, bool]:
     """Opens a data source for a plan, which needs the shapes only.
 
-    Returns:
-      The source, and whether its data are there: those of a built-in set, or where the options or
-      FDRL_DATA_DIR say. A stored set that no folder is given for is absent.
+    Returns it, and whether its data are there: those of a built-in set, or where the options or
+    FDRL_DATA_DIR say. A stored set that no folder is given for is absent.
 
     Raises:
       DataError: as `load`, and for an absent set whose images could have any size.

@@ -13,16 +13,12 @@ _NUM_ROUNDS = 8
 
 
 def shuffled_indices(key: Array, positions: Array, num_examples: int) -> Array:
-    """Maps positions of a run to examples, with a new permutation in each epoch.
+    """Maps consecutive positions of a run, [B], to examples, with a new permutation in each epoch.
 
     The permutation of an epoch depends only on (key, epoch). A resumed run therefore continues with
     exactly the next examples, and replicas that know only their positions share no example. The
-    permutation of a large set is never computed as a whole, so the cost is O(B).
-
-    Args:
-      key: one typed key for the run.
-      positions: consecutive positions, [B].
-      num_examples: size of the data set; if it is less than B, examples repeat within the batch.
+    permutation of a large set is never computed as a whole, so the cost is O(B). If the set has
+    less than B examples, they repeat within the batch.
 
     Returns:
       Indices, [B].
@@ -41,15 +37,8 @@ def permuted(key: Array, index: Array, num: int) -> Array:
     """Returns the value of a pseudorandom permutation of 0 to `num` - 1 at one index.
 
     A Feistel network permutes a rectangle of a x b >= `num` cells. Each round adds a hash of one
-    coordinate to the other. A value out of range is permuted again until it is in range.
-
-    Args:
-      key: a typed key, which chooses the permutation.
-      index: an integer from 0 to `num` - 1, [].
-      num: size of the range.
-
-    Returns:
-      An integer in the same range, [].
+    coordinate to the other. A value out of range is permuted again until it is in range. The typed
+    key chooses the permutation; index and value are integers, [].
 
     Reference: Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002, sections 4 and 5.
     """

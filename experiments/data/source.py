@@ -39,7 +39,6 @@ class DataOptions(NamedTuple):
 
     @property
     def transform(self) -> Transform:
-        """The transform from a stored image to an example."""
         return Transform(
             self.center_crop, self.resize, self.image_size, self.keep_aspect, self.channels
         )
@@ -94,7 +93,6 @@ class Starts(NamedTuple):
     num: int
 
     def __call__(self, positions: np.ndarray) -> np.ndarray:
-        """Returns the images at these positions."""
         return self.load(positions)
 
 

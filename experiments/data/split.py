@@ -22,11 +22,9 @@ class Part(NamedTuple):
 
 
 def open_parts(options: DataOptions, problems: Problems) -> dict[str, tuple[Records, Records]]:
-    """Opens the data of the options.
+    """Opens training and held-out images: those to learn under "real".
 
-    Returns:
-      Training and held-out images: those to learn under "real" and, for a pair of domains, those to
-      start from under "source".
+    For a pair of domains, those to start from are under "source".
 
     Raises:
       DataError: for data that are missing, are empty, or do not have the expected layout.

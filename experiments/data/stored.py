@@ -48,7 +48,9 @@ def stored_source(options: DataOptions, *, blank: bool = False) -> Source:
     opened = {}
     for name, (train_records, held_out_records) in open_parts(options, reading.problems).items():
         train = probe(train_records, options.transform, reading.problems)
-        held_out = _mixed(train._replace(records=held_out_records))
+        # One fixed random order, because held-out images are often sorted by class.
+        order = np.random.default_rng(0).permutation(len(held_out_records))
+        held_out = train._replace(records=held_out_records.subset(order))
         opened[name] = _labelled(train, held_out) if name == "real" else (train, held_out)
     in_memory = sum(train.num_bytes for train, _ in opened.values()) <= (
         options.in_memory_megabytes * 2**20
@@ -209,11 +211,6 @@ def _train_batches(side: _Side, num: int | None, reading: Reading) -> Iterator[n
 
 def _unit_batches(images: Images, reading: Reading) -> Iterator[np.ndarray]:
     return (to_unit(pixels) for pixels, _ in all_batches(images, reading))
-
-
-def _mixed(images: Images) -> Images:
-    """Puts held-out images, which are often sorted by class, in one fixed random order."""
-    return images.subset(np.random.default_rng(0).permutation(len(images.records)))
 
 
 def _first(images: Images, num: int, reading: Reading) -> np.ndarray:

@@ -9,6 +9,7 @@ Workers do not raise an error for a bad image, because not every error can be pi
 image has a status, which the main process checks.
 """
 
+import functools
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
@@ -68,14 +69,8 @@ class _Load:
         return example
 
 
-@dataclass(frozen=True)
-class _Name:
-    """Converts a tuple of zipped domains to a dictionary by name."""
-
-    sides: tuple[str, ...]
-
-    def __call__(self, examples: tuple[Any, ...]) -> dict[str, Any]:
-        return dict(zip(self.sides, examples, strict=True))
+def _named(sides: tuple[str, ...], examples: tuple[Any, ...]) -> dict[str, Any]:
+    return dict(zip(sides, examples, strict=True))
 
 
 def training_batches(
@@ -116,7 +111,8 @@ def training_batches(
         order = grain.MapDataset.range(len(images.records)).seed(side_seed).shuffle().repeat()
         tries = MAX_CONSECUTIVE_BAD if reading.problems.skip else 1
         parts.append(order.map(_Load(images, tries)))
-    dataset = ZipMapDataset(parts).map(_Name(tuple(sides))).batch(batch_size, drop_remainder=True)
+    zipped = ZipMapDataset(parts).map(functools.partial(_named, tuple(sides)))
+    dataset = zipped.batch(batch_size, drop_remainder=True)
     # Processes take whole batches in turn, which gives them the positions of their own replicas.
     for batch in _read(dataset[index::count][start:], reading):
         for side, images in sides.items():
@@ -132,8 +128,7 @@ def all_batches(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yields every readable image once, in order; the last batch may be smaller.
 
-    Yields:
-      Pixels, uint8 [B, H, W, C], and the indices of these images, [B].
+    A batch has pixels, uint8 [B, H, W, C], and the indices of these images, [B].
 
     Raises:
       DataError: as for `training_batches`.
@@ -149,8 +144,7 @@ def all_batches(
 def decode_all(images: Images, reading: Reading, what: str) -> tuple[np.ndarray, np.ndarray]:
     """Decodes a whole set into one array, with a progress bar if that takes long.
 
-    Returns:
-      Pixels of the readable images, uint8 [N, H, W, C], and their indices, [N].
+    Returns the pixels of the readable images, uint8 [N, H, W, C], and their indices, [N].
 
     Raises:
       DataError: as for `training_batches`, or if no image is readable.
@@ -222,14 +216,11 @@ class Feed:
         num_devices: int = 1,
         problems: Problems | None = None,
     ) -> None:
-        """Wraps the batches of a process.
+        """Wraps the batches of a process, or `None` for a source that is stored on the device.
 
-        Args:
-          batches: pixels by name, [B, ...] each, and possibly classes, [B]; `None` for a source
-            that is stored on the device.
-          max_steps: steps in the largest dispatch.
-          num_devices: replicas of this process, over which a batch is split.
-          problems: bad files, which are summarised at the end.
+        A batch has pixels by name, [B, ...] each, and possibly classes, [B]. The largest dispatch
+        has `max_steps`, and batches are split over the replicas of this process. Bad files are
+        summarised at the end.
         """
         self._batches = batches
         self._max_steps = max_steps
@@ -237,11 +228,10 @@ class Feed:
         self._problems = problems
 
     def take(self, count: int) -> dict[str, np.ndarray] | None:
-        """Returns the batches of the next steps.
+        """Returns the batches of the next steps; `None` for a source on the device.
 
-        Returns:
-          Arrays [devices, max_steps, B / devices, ...] for `fdrl_jax.steps.repeat_steps`, whose
-          first `count` steps are set; `None` for a source on the device.
+        They are arrays [devices, max_steps, B / devices, ...] for `fdrl_jax.steps.repeat_steps`,
+        whose first `count` steps are set.
         """
         if self._batches is None:
             return None
@@ -249,7 +239,6 @@ class Feed:
         return {name: self._stack([batch[name] for batch in taken]) for name in taken[0]}
 
     def close(self) -> None:
-        """Stops reading."""
         if isinstance(self._batches, Generator):
             self._batches.close()
         if self._problems is not None:

@@ -57,9 +57,8 @@ class _Split(Lazy):
 def find(name: str, root: str) -> str:
     """Returns the folder of a prepared data set, in its newest version unless the name has one.
 
-    Args:
-      name: NAME, NAME/CONFIG or NAME/CONFIG:VERSION as in TFDS.
-      root: the folder with all data sets; "" for the default of TFDS.
+    The name is NAME, NAME/CONFIG or NAME/CONFIG:VERSION as in TFDS, and `root` the folder with all
+    data sets; "" for the default of TFDS.
 
     Raises:
       DataError: if it is not found; says where it was searched for and how to prepare it.

@@ -93,7 +93,6 @@ def _source(name: str, sample: Callable[[Array], Array], density: Density) -> So
     return Source(
         name=name,
         event_shape=(2,),
-        arrays=(),
         draw=draw,
         train_batches=lambda num=None: iter([fresh(num or _NUM_TRAINING, 0)]),
         held_out=fresh,

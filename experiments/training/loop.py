@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from experiments.build import Training, on_devices, rollbacks
 from experiments.build.rollbacks import Rollbacks
+from experiments.build.training import learning_rate
 from experiments.checkpoints import Checkpoints
 from experiments.data import Feed
 from experiments.errors import DivergedError, PreemptedError
@@ -42,11 +43,9 @@ class Moment(NamedTuple):
 
 
 class Hook(NamedTuple):
-    """An action to run during training.
+    """An action to run during training, whose result is logged.
 
-    Attributes:
-      every: number of steps between calls, in addition to a call after the last step; 0 for never.
-      act: the action; its result is logged.
+    It runs `every` number of steps, or never if that is 0, and after the last step.
     """
 
     every: int
@@ -56,10 +55,8 @@ class Hook(NamedTuple):
 def train(training: Training, run: Run, hooks: Sequence[Hook] = ()) -> TrainState:
     """Trains from the newest checkpoint of a run, or from the start, to the last step.
 
-    The caller must hold the run's lock. Hooks are called in their order.
-
-    Returns:
-      The last train state of one replica, on the host.
+    The caller must hold the run's lock. Hooks are called in their order. Returns the last train
+    state of one replica, on the host.
 
     Raises:
       DivergedError: if the loss is not finite or the ratio saturates, and the run should stop or
@@ -233,8 +230,8 @@ class _Loop:
     def _summary(
         self, step: int, values: dict[str, np.ndarray], seconds: float, so_far: Rollbacks
     ) -> Record:
-        count, batch_size = len(values["loss"]), self._training.settings["train.batch_size"]
-        rate = float(self._training.schedule(step - 1)) * float(so_far.learning_rate_scale)
+        count, batch_size = len(values["loss"]), self._settings["train.batch_size"]
+        rate = float(learning_rate(self._settings)(step - 1)) * float(so_far.learning_rate_scale)
         record = {
             **{name: float(np.mean(value)) for name, value in sorted(values.items())},
             "learning_rate": rate,

@@ -1,5 +1,6 @@
 """Logs metrics to JSON lines and, optionally, to TensorBoard and Weights & Biases."""
 
+import importlib
 import json
 import math
 from pathlib import Path
@@ -106,8 +107,6 @@ def _parse(line: bytes, where: str) -> dict[str, Any]:
 
 
 def _import(name: str, extra: str) -> Any:
-    import importlib
-
     try:
         return importlib.import_module(name)
     except ImportError:
