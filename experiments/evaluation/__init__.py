@@ -19,13 +19,10 @@ class Samples(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """The result of an evaluation.
+    """The result of an evaluation: metrics by name, and how they were computed, as values for JSON.
 
-    Attributes:
-      metrics: metrics by name, in the order of the definitions.
-      record: how they were computed, as values for JSON.
-      nearest: training images nearest to the first samples, by feature space, [Q, k, H, W, C];
-        empty if there was no search.
+    `nearest` are training images by feature space, [Q, k, H, W, C]: the nearest to the first
+    samples. It is empty if there was no search.
     """
 
     metrics: Metrics

@@ -22,16 +22,12 @@ class CheapMetric(NamedTuple):
 
 
 def cheap_metric(reference: PointsReference | ImageReference, samples: np.ndarray) -> CheapMetric:
-    """Computes the metric that is logged during training and used for curves.
+    """Computes the metric of samples [N, ...] that is logged during training and used for curves.
 
     For points in the plane, it is the unbiased energy distance to equally many new points. For
     images, it is the Fréchet distance to held-out images: for digits in the space of the
     support-vector classifier, and otherwise in that of fixed random filters. It depends only on the
     samples and the reference.
-
-    Args:
-      reference: the data to compare with.
-      samples: at least two samples on the host, [N, ...].
 
     Raises:
       UserError: for fewer than two samples or, with images, fewer than two held-out images.

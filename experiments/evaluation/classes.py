@@ -15,11 +15,7 @@ _SHAPE_OF_DIGITS = (8, 8, 1)
 
 
 class Classifier(Protocol):
-    """A classifier with a feature space.
-
-    Attributes:
-      space: name of the feature space in names of metrics.
-    """
+    """A classifier whose features form a space of this name in names of metrics."""
 
     @property
     def space(self) -> str: ...
@@ -59,8 +55,7 @@ class SvcClassifier:
 
     def predict(self, images: np.ndarray) -> np.ndarray:
         """Returns the most probable class of each image, [N]."""
-        predicted: np.ndarray = self._svc.predict(flat(np.clip(images, -1.0, 1.0)))
-        return predicted
+        return self._svc.predict(flat(np.clip(images, -1.0, 1.0)))
 
     def probabilities_and_features(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns class probabilities [N, C] and pairwise decision values [N, C (C - 1) / 2]."""
@@ -71,8 +66,7 @@ class SvcClassifier:
 
     def features(self, images: np.ndarray) -> np.ndarray:
         """Returns the pairwise decision values, [N, C (C - 1) / 2]."""
-        decisions: np.ndarray = self._svc.decision_function(flat(np.clip(images, -1.0, 1.0)))
-        return decisions
+        return self._svc.decision_function(flat(np.clip(images, -1.0, 1.0)))
 
 
 def evaluate(
@@ -80,8 +74,7 @@ def evaluate(
 ) -> tuple[list[Metric], dict[str, list[float]]]:
     """Computes the metrics by a classifier.
 
-    Returns:
-      The metrics, and the share of each class among samples, the prior and held-out images.
+    Returns them with the share of each class among samples, the prior and held-out images.
     """
     num_classes = classifier.probabilities_and_features(images.images[:1])[0].shape[1]
 

@@ -9,17 +9,17 @@ class Definition(NamedTuple):
     Attributes:
       words: what it measures, as a phrase.
       formula: the formula in plain text.
-      unit: unit of the value.
       direction: "lower" or "higher" values are better; `None` if neither is.
       protocol: how it is estimated.
+      unit: unit of the value.
       headline: whether the summary of an evaluation includes it.
     """
 
     words: str
     formula: str
-    unit: str
     direction: Literal["lower", "higher"] | None
     protocol: str
+    unit: str = "1"
     headline: bool = False
 
 
@@ -36,7 +36,6 @@ DEFINITIONS: dict[str, Definition] = {
     "energy_ratio": Definition(
         "energy distance to the data in units of the sampling error of real data",
         "1 + D / (E|Y - Y'| (1/N + 1/M)), D the unbiased energy distance",
-        "1",
         "lower",
         "D is unbiased and averaged over several fresh data sets of N points, so real data score "
         "1 on average. Single scores of real data scatter; their spread is given.",
@@ -45,121 +44,114 @@ DEFINITIONS: dict[str, Definition] = {
     "energy_distance": Definition(
         "energy distance to the data",
         "2 E|X - Y| - E|X - X'| - E|Y - Y'|",
-        "unit of the data",
         "lower",
         "Unbiased (U-statistic), so real data scatter around 0 and values may be negative.",
+        unit="unit of the data",
     ),
     "sliced_wasserstein": Definition(
         "2-Wasserstein distance over one-dimensional projections",
         "(E_θ W2²(<θ, X>, <θ, Y>))^(1/2)",
-        "unit of the data",
         "lower",
         "128 fixed directions. " + _TRANSPORT,
+        unit="unit of the data",
     ),
     "sinkhorn_divergence": Definition(
         "entropic optimal transport with squared distances",
         "OT_ε(X, Y) - OT_ε(X, X)/2 - OT_ε(Y, Y)/2",
-        "squared unit of the data",
         "lower",
         "ε is 0.05 of the mean squared distance within the data. " + _TRANSPORT,
+        unit="squared unit of the data",
     ),
     "kl_to_data": Definition(
         "KL divergence of the samples from the known density",
         "E_q[log q - log p]",
-        "nats",
         "lower",
         "The entropy of the samples is estimated from nearest neighbours, so real data scatter "
         "around 0.",
+        unit="nats",
     ),
     "modes_hit": Definition(
         "number of modes of the mixture that samples reach",
         "modes with a sample within 4 standard deviations",
-        "modes",
         "higher",
         "A sample belongs to its nearest mode.",
+        unit="modes",
     ),
     "high_quality_share": Definition(
         "share of samples close to a mode",
         "share within 4 standard deviations of a mode",
-        "1",
         "higher",
         "A sample belongs to its nearest mode.",
     ),
     "smallest_mode_share": Definition(
         "share of the samples on the rarest mode",
         "smallest share over the modes",
-        "1",
         "higher",
         "Counts samples within 4 standard deviations.",
     ),
     "kl_of_bridged_to_data": Definition(
         "KL divergence of the bridged samples from the known density",
         "E_q~[log q~ - log p] = E_q~[log r]",
-        "nats",
         "lower",
         "As kl_to_data, on the samples after K steps that the estimator is trained on.",
+        unit="nats",
     ),
     "kl_of_bridged_to_data_by_estimator": Definition(
         "the same divergence as the estimator sees it",
         "mean of log r over bridged samples",
-        "nats",
         None,
         "Compare it with kl_of_bridged_to_data.",
+        unit="nats",
     ),
     "log_ratio_kl": Definition(
         "error of the estimated log-ratio",
         "KL(q~ || p exp(log r) / Z)",
-        "nats",
         "lower",
         "Z is estimated on fresh data.",
+        unit="nats",
     ),
     "frechet": Definition(
         "Fréchet distance between Gaussians fitted to features",
         "|m_X - m_Y|² + tr(C_X + C_Y - 2 (C_X C_Y)^(1/2))",
-        "squared unit of the features",
         "lower",
         "Biased upwards for few images, so compare at the same number only. " + _HALVES,
+        unit="squared unit of the features",
         headline=True,
     ),
     "precision": Definition(
         "share of samples within the neighbourhoods of real images",
         "Kynkäänniemi et al. 2019",
-        "1",
         "higher",
         _NEIGHBOURS,
     ),
     "recall": Definition(
         "share of real images within the neighbourhoods of samples",
         "Kynkäänniemi et al. 2019",
-        "1",
         "higher",
         _NEIGHBOURS,
     ),
     "density": Definition(
         "how densely real neighbourhoods surround the samples",
         "Naeem et al. 2020",
-        "1",
         "higher",
         _NEIGHBOURS,
     ),
     "coverage": Definition(
         "share of real images that have a sample in their neighbourhood",
         "Naeem et al. 2020",
-        "1",
         "higher",
         _NEIGHBOURS,
     ),
     "pixel_energy_distance": Definition(
         "energy distance of pixels",
         "2 E|X - Y| - E|X - X'| - E|Y - Y'|",
-        "pixel values in [-1, 1], Euclidean",
         "lower",
         "Unbiased. " + _HALVES,
+        unit="pixel values in [-1, 1], Euclidean",
     ),
     "top_probability": Definition(
         "mean probability of the most probable class",
         "E max_c p(c | x)",
-        "1",
         "higher",
         _PROBABILITIES,
         headline=True,
@@ -167,42 +159,36 @@ DEFINITIONS: dict[str, Definition] = {
     "smallest_class_share": Definition(
         "share of the rarest class among the samples",
         "smallest share over the classes",
-        "1",
         "higher",
         _PROBABILITIES,
     ),
     "largest_class_share": Definition(
         "share of the most frequent class among the samples",
         "largest share over the classes",
-        "1",
         "lower",
         _PROBABILITIES,
     ),
     "memorisation_auc": Definition(
         "probability that a sample is nearer to the training set than a held-out image",
         "area under the ROC curve of distances to the nearest training image",
-        "1",
         None,
         "0.5: as near as new images. 1: copies.",
     ),
     "memorisation_median_ratio": Definition(
         "distance of samples to the training set over that of held-out images",
         "ratio of medians of the distances to the nearest training image",
-        "1",
         None,
         "1: as near as new images. 0: copies.",
     ),
     "memorisation_p_value": Definition(
         "evidence that samples are nearer to the training set than held-out images",
         "Mann-Whitney test, one-sided",
-        "1",
         None,
         "A small value together with a high memorisation_auc points to copies.",
     ),
     "target_share": Definition(
         "share of translated images that a classifier takes for the target",
         "share of predictions that are the target",
-        "1",
         "higher",
         "By a support-vector classifier of pixels or the classifier in the name. An image that "
         "fools it counts as well, so read it next to the Fréchet distance.",
@@ -211,43 +197,40 @@ DEFINITIONS: dict[str, Definition] = {
     "own_source_nearest_share": Definition(
         "share of translated images whose nearest source is their own",
         "share of i with argmin_j |x_i - s_j| = i",
-        "1",
         "higher",
         "Distances of pixels. Real data: 1 / N, the score of images unrelated to the sources.",
     ),
     "distance_to_own_source": Definition(
         "distance between a translated image and its source",
         "mean over i of |x_i - s_i|",
-        "pixel values in [-1, 1], root mean square",
         None,
         "For real images of the target: distance to a source image at random.",
+        unit="pixel values in [-1, 1], root mean square",
     ),
     "distance_to_other_sources": Definition(
         "distance between a translated image and the other sources",
         "mean over i and j != i of |x_i - s_j|",
-        "pixel values in [-1, 1], root mean square",
         None,
         "As distance_to_own_source.",
+        unit="pixel values in [-1, 1], root mean square",
     ),
     "fid": Definition(
         "Fréchet distance in the features of an Inception network",
         "as frechet",
-        "squared unit of the features",
         "lower",
         _INCEPTION,
+        unit="squared unit of the features",
         headline=True,
     ),
     "kid": Definition(
         "kernel distance in the features of an Inception network",
         "squared MMD with the kernel (<a, b> / D + 1)³",
-        "1",
         "lower",
         "Mean over subsets; the spread is their standard deviation. " + _INCEPTION,
     ),
     "inception_score": Definition(
         "sharpness and variety of an Inception network's classes",
         "exp E KL(p(c | x) || p(c))",
-        "1",
         "higher",
         "Without a reference; the spread is over ten splits. " + _INCEPTION,
     ),

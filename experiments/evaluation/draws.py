@@ -21,11 +21,7 @@ MAX_SAMPLES = NUM_DRAWS * _MAX_PER_DRAW  # More samples, or prior samples, are i
 class Pools(NamedTuple):
     """Images, or their features, of all groups to compare, [N, ...] each.
 
-    Attributes:
-      images: held-out images.
-      spare: further real images; `None` if held-out images must also serve as real data.
-      samples: generated samples.
-      prior: samples of the prior.
+    The `images` are held out. Without `spare` ones, they must also serve as real data.
     """
 
     images: np.ndarray
@@ -61,15 +57,13 @@ def pools(reference: ImageReference, samples: np.ndarray, prior: np.ndarray) -> 
 
 
 def indices(pools: Pools) -> list[Indices]:
-    """Chooses the rows of each draw; the choice depends only on the numbers of rows.
+    """Chooses the rows of each draw, which depend only on the numbers of rows.
 
     With spare images, the reference is all held-out images, and the real data are random subsets of
     the spare images. Without them, each draw splits the held-out images into two random halves. The
     samples of different draws are disjoint if there are enough, and otherwise random subsets. The
-    draws are not independent, so their spread is not a confidence interval.
-
-    Returns:
-      The draws; none if a group has fewer than two images.
+    draws are not independent, so their spread is not a confidence interval. If a group has fewer
+    than two images, there is no draw.
     """
     num_images, num_samples = len(pools.images), min(len(pools.samples), len(pools.prior))
     num_real = num_images // 2 if pools.spare is None else min(num_images, len(pools.spare))
@@ -100,12 +94,8 @@ def compare(
 ) -> list[Metric]:
     """Computes metrics of samples, the prior and real data against the reference, over draws.
 
-    Args:
-      space: name of the feature space, for the names of metrics; may be empty.
-      scores: `(features [N, D], features of the reference [N, D]) -> values`, by key of
-        `DEFINITIONS`.
-      pools: the features.
-      chosen: draws from `indices`, at least one.
+    `scores` maps features [N, D], and those of the reference, to values by key of `DEFINITIONS`.
+    There must be at least one draw. The name of the feature space may be empty.
     """
     real = pools.images if pools.spare is None else pools.spare
     drawn = [

@@ -70,11 +70,9 @@ def in_memory(where: str, pixels: np.ndarray, *, resized: bool = False) -> Image
 def load(where: str, data_dir: str = "", image_size: int = 0) -> ImageSet:
     """Reads all images of a set, as colour images unless they are an array of grey images.
 
-    Args:
-      where: a folder or a zip of images; an .npz whose `arr_0` is uint8 [N, H, W, C], or float32
-        in [-1, 1]; or tfds:NAME:SPLIT.
-      data_dir: where TFDS sets are.
-      image_size: side of the square to which images are resized and cropped; 0 for no change.
+    It is a folder or a zip of images, an .npz whose `arr_0` is uint8 [N, H, W, C], or float32 in
+    [-1, 1], or tfds:NAME:SPLIT in `data_dir`. They are resized and cropped to a square of
+    `image_size`, unless it is 0.
 
     Raises:
       DataError: for images that are missing, are damaged, or have different sizes.

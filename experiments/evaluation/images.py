@@ -29,13 +29,9 @@ def evaluate_images(
 ) -> Evaluation:
     """Compares samples, the prior and equally many real images with held-out images.
 
-    Args:
-      reference: real images.
-      samples: refined ones, which are evaluated, and prior ones.
-      train_batches: `() -> batches of the training set`, once. Without it nearest training images
-        and Inception metrics are skipped, and the record says so.
-      classifier: one that was trained on the same data, for features that see objects.
-      inception: what to compute by an Inception network.
+    Refined samples are evaluated. Without batches of the training set, nearest training images and
+    Inception metrics are skipped, and the record says so. A classifier that was trained on the same
+    data has features that see objects.
 
     Raises:
       UserError: for weights of an Inception network that are missing or do not fit.
@@ -45,14 +41,11 @@ def evaluate_images(
     chosen = draws.indices(images)
     metrics = []
     if chosen:
-        if reference.fit is not None:
-            found, record["class_shares_svc"] = classes.evaluate(
-                SvcClassifier(reference.fit), images, chosen
-            )
-            metrics += found
-        if classifier is not None:
-            found, record["class_shares_classifier"] = classes.evaluate(classifier, images, chosen)
-            metrics += found
+        svc = None if reference.fit is None else SvcClassifier(reference.fit)
+        for name, one in (("svc", svc), ("classifier", classifier)):
+            if one is not None:
+                found, record[f"class_shares_{name}"] = classes.evaluate(one, images, chosen)
+                metrics += found
         in_features = images.map(random_conv_features)
         metrics += draws.compare(spaces.BUILT_IN, spaces.scores, in_features, chosen)
         metrics += draws.compare(

@@ -10,7 +10,7 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
@@ -33,11 +33,9 @@ _KID_SUBSET_SIZE = 1_000  # The usual size; smaller if there are fewer images.
 
 
 class Inception(NamedTuple):
-    """Options of the metrics by Inception networks.
+    """Inception metrics to compute: files of weights by name of the protocol, some of `METRICS`.
 
-    Attributes:
-      weights: file of weights, by name of the protocol.
-      metrics: some of `METRICS`; each protocol computes those that it supports.
+    Each protocol computes the metrics that it supports.
     """
 
     weights: Mapping[str, str]
@@ -50,12 +48,6 @@ class Computed(NamedTuple):
     metrics: list[Metric]
     details: dict[str, Any]
     sample_features: np.ndarray
-
-
-def cache_folder() -> Path:
-    """Returns the folder for features of references: FDRL_CACHE_DIR, or the user's cache."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("FDRL_CACHE_DIR") or Path(root) / "fdrl_jax")
 
 
 def by_inception(
@@ -104,7 +96,8 @@ def compute(
     weights = check_weights(protocol, weights_file)
     _check(samples, protocol, metrics)
     ours, real = check_pair(samples, reference)
-    cache = cache or cache_folder()
+    user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fdrl_jax"
+    cache = cache or Path(os.environ.get("FDRL_CACHE_DIR") or user_cache)
     cache.mkdir(parents=True, exist_ok=True)
     key = digest(real.fingerprint, protocol.name, weights.sha256)
     kept = cache / f"inception-{key}.npy"
@@ -126,7 +119,9 @@ def compute(
             "result": str(Path(folder) / "result.json"),
         }
         batches = itertools.chain.from_iterable(images.batches() for images in streamed)
-        result = _run(job, Path(folder), _as_bytes(batches, protocol))
+        is_float = protocol.pixels == "float32"
+        pixels = (batch.astype(np.float32) if is_float else to_uint8(batch) for batch in batches)
+        result = _run(job, Path(folder), pixels)
         features = np.load(job["sample_features"])
     found = {name: Estimate(*value) for name, value in result["metrics"].items()}
     if "density_coverage" in metrics:
@@ -181,14 +176,7 @@ def drop_damaged(kept: Path, num_images: int) -> None:
         kept.unlink()
 
 
-def _as_bytes(batches: Iterable[np.ndarray], protocol: Protocol) -> Iterator[bytes]:
-    """Yields the bytes of the images in the format of the protocol, batch by batch."""
-    for batch in batches:
-        pixels = batch.astype(np.float32) if protocol.pixels == "float32" else to_uint8(batch)
-        yield np.ascontiguousarray(pixels).tobytes()
-
-
-def _run(job: dict[str, Any], folder: Path, images: Iterator[bytes]) -> Any:
+def _run(job: dict[str, Any], folder: Path, pixels: Iterable[np.ndarray]) -> Any:
     job_file = folder / "job.json"
     job_file.write_text(json.dumps(job))
     command = [sys.executable, "-m", "experiments.evaluation.inception_process", str(job_file)]
@@ -196,8 +184,8 @@ def _run(job: dict[str, Any], folder: Path, images: Iterator[bytes]) -> Any:
     done = subprocess.Popen(command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
     # A process that has failed stops reading; its exit code and result say why.
     with contextlib.suppress(BrokenPipeError), done, cast(BinaryIO, done.stdin) as stream:
-        for part in images:
-            stream.write(part)
+        for part in pixels:
+            stream.write(np.ascontiguousarray(part).tobytes())
     if done.returncode:
         raise UserError(
             f"the process of the Inception metrics ended with exit code {done.returncode}; its "

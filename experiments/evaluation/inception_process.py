@@ -33,12 +33,14 @@ def _compute(job: dict[str, Any], network: Any) -> dict[str, Any]:
     import torch
     import torch_fidelity
     import torchvision
+    from torch_fidelity.metric_isc import isc_features_to_metric
 
     samples = extract(network, job, job["samples_shape"], sys.stdin.buffer)
     np.save(job["sample_features"], samples["2048"].numpy())
     metrics = _against(job, samples["2048"], _reference(job, network))
     if "inception_score" in job["metrics"]:
-        metrics |= _inception_score(samples["logits_unbiased"])
+        found = isc_features_to_metric(samples["logits_unbiased"])
+        metrics["inception_score"] = [found[f"inception_score_{part}"] for part in ("mean", "std")]
     versions = {m.__name__: m.__version__ for m in (torch, torchvision, torch_fidelity)}
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     return {"metrics": metrics, "versions": versions, "device": device}
@@ -97,11 +99,8 @@ def extract(
 ) -> dict[str, Any]:
     """Returns features of the images in a stream, by layer, [N, D], with a progress bar.
 
-    Args:
-      network: from `build_network`.
-      job: its batch size and type of pixels.
-      shape: shape of the images, [N, H, W, C]; grey images get three equal channels.
-      stream: the pixels, image by image.
+    The stream has the pixels of images [N, H, W, C], image by image; grey images get three equal
+    channels.
     """
     import torch
     from tqdm import tqdm
@@ -161,13 +160,6 @@ def _against(job: dict[str, Any], samples: Any, reference: Any) -> dict[str, lis
         found = prc_features_to_metric(samples, reference, save_cpu_ram=True, verbose=False)
         metrics |= {"precision": [found["precision"]], "recall": [found["recall"]]}
     return metrics
-
-
-def _inception_score(logits: Any) -> dict[str, list[float]]:
-    from torch_fidelity.metric_isc import isc_features_to_metric
-
-    found = isc_features_to_metric(logits)
-    return {"inception_score": [found[f"inception_score_{part}"] for part in ("mean", "std")]}
 
 
 if __name__ == "__main__":

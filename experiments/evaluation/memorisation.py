@@ -16,7 +16,7 @@ class Neighbours(NamedTuple):
 
     Attributes:
       distances: Euclidean distances, [Q, k].
-      indices: indices of the images in the training set, [Q, k].
+      indices: indices in the training set, [Q, k].
       images: the images, for the first queries, [num_shown, k, ...].
     """
 
@@ -51,16 +51,10 @@ def nearest(
     *,
     num_shown: int = 0,
 ) -> Neighbours:
-    """Finds the nearest training images in one pass over the training set.
+    """Finds the `num_neighbours` nearest training images of queries [Q, ...] in one pass.
 
-    Only the neighbours of the first queries are kept as images, which limits the memory.
-
-    Args:
-      queries: images, [Q, ...].
-      train_batches: batches of the training set, [B, ...].
-      num_neighbours: k.
-      features: feature space of the distances; pixels by default.
-      num_shown: number of queries whose neighbours are kept.
+    Distances are those of pixels, or of features. To limit the memory, only the neighbours of the
+    first `num_shown` queries are kept as images.
     """
     in_space = features or (lambda images: images)
     rows = flat(in_space(queries))

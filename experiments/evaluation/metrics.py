@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,7 +43,6 @@ class Metric(NamedTuple):
 
     @property
     def defined(self) -> Definition:
-        """Definition of the metric."""
         return DEFINITIONS[self.definition]
 
     @property
@@ -138,10 +137,7 @@ def from_json(stored: Mapping[str, Mapping[str, Any]]) -> Metrics:
 
 
 def columns(start: str = "prior") -> tuple[str, ...]:
-    """Returns the headers of the columns of `rows`.
-
-    Samples `start` at the "prior" or, in a translation, at the "source".
-    """
+    """Returns the headers of `rows`; samples start at the "prior" or the "source"."""
     return ("metric", "samples", start, "real data", "better")
 
 
@@ -166,7 +162,7 @@ def table(metrics: Metrics, start: str = "prior") -> str:
 
 def summary(metrics: Metrics, start: str = "prior") -> str:
     """Returns a note, and a sentence per headline metric: where samples are on the way to start."""
-    return "\n".join([NOTE, *(_sentence(metric, start) for metric in _placed(metrics))])
+    return "\n".join([NOTE, *(_sentence(*item, start) for item in _placed(metrics))])
 
 
 def verdict(metrics: Metrics, start: str = "prior") -> str:
@@ -178,8 +174,8 @@ def verdict(metrics: Metrics, start: str = "prior") -> str:
     placed = _placed(metrics)
     if not placed:
         return f"No verdict: no headline metric distinguishes real data from the {start}."
-    worst = max(placed, key=_relative_distance)
-    left, words = _relative_distance(worst), f"the {worst.defined.words} ({worst.name})"
+    left, worst = max(placed, key=lambda item: item[0])
+    words = f"the {worst.defined.words} ({worst.name})"
     scope = f"in all {len(placed)} headline metrics" if len(placed) > 1 else f"by {words}"
     if left <= _GOOD:
         where = f"at most {100 * max(left, 0.0):.0f}% of the way to the {start}"
@@ -192,17 +188,13 @@ def verdict(metrics: Metrics, start: str = "prior") -> str:
     return f"Weak: the samples are only a little better than the {start}; {words} is {where}."
 
 
-def _placed(metrics: Metrics) -> list[Metric]:
+def _placed(metrics: Metrics) -> list[tuple[float, Metric]]:
     """Returns the headline metrics that place samples between real data and their start."""
-    return [m for m in metrics.values() if m.defined.headline and m.relative_distance is not None]
+    headlines = [(m.relative_distance, m) for m in metrics.values() if m.defined.headline]
+    return [(left, metric) for left, metric in headlines if left is not None]
 
 
-def _relative_distance(metric: Metric) -> float:
-    return metric.relative_distance or 0.0
-
-
-def _sentence(metric: Metric, start: str) -> str:
-    left = _relative_distance(metric)
+def _sentence(left: float, metric: Metric, start: str) -> str:
     if left > 1.0:
         verdict = f"the samples are further from real data than the {start} is"
     elif left < 0.0:
@@ -225,8 +217,6 @@ def _with_spread(side: Estimate | None) -> str:
     return f"{format_value(side.value)} ± {side.spread:.2g}"
 
 
-def format_value(value: Any) -> str:
+def format_value(value: float) -> str:
     """Formats a value with four digits, and small numbers as powers of ten."""
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return ", ".join(map(format_value, value))
-    return f"{value:.4g}" if isinstance(value, float) else f"{value:,}"
+    return f"{value:.4g}"

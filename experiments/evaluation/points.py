@@ -36,13 +36,8 @@ def evaluate_points(
     """Computes distances to new data and, for a mixture, how well samples cover the modes.
 
     Every metric is also computed for real data: new data sets of the same size. The spread of the
-    samples is over these data sets as references; the samples stay the same.
-
-    Args:
-      reference: the density.
-      samples: the samples, of which the refined ones are evaluated.
-      log_ratio: the estimate `x [B, 2] -> log r [B]`, which is compared with the true ratio if the
-        density is known.
+    refined samples is over these data sets as references; the samples stay the same. If the density
+    is known, the estimate `log_ratio`, `x [B, 2] -> log r [B]`, is compared with the true ratio.
     """
     ours = {
         "samples": samples.refined[:MAX_POINTS],
@@ -72,11 +67,8 @@ def energy(samples: np.ndarray, prior: np.ndarray, data: list[np.ndarray]) -> li
     points against M is the unbiased energy distance plus `E|Y - Y'| (1/N + 1/M)`, its average for
     true data. The average ratio of true data is therefore 1.
 
-    Args:
-      samples: points, [N, 2].
-      prior: points, [N, 2].
-      data: new data sets, [N, 2], one more than the number of draws. Each except the last is the
-        reference of a draw, and the next data set is the real data of that draw.
+    All sets are [N, 2]. There is one new data set more than draws: each except the last is the
+    reference of a draw, and the next data set is the real data of that draw.
     """
     within = [mean_distance(points) for points in data]
     scale = float(np.mean(within)) * (1 / len(samples) + 1 / len(data[0]))

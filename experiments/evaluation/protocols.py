@@ -37,11 +37,6 @@ class Protocol(NamedTuple):
     resize_kernel: str
     key: str
 
-    @property
-    def flag(self) -> str:
-        """The flags that set the file of weights."""
-        return f"--weights=FILE, or --config.{self.key}=FILE for a run"
-
 
 STANDARD = Protocol(
     name="standard",
@@ -87,7 +82,7 @@ def check_weights(protocol: Protocol, path: str) -> Weights:
         raise UserError(
             f"{missing}: the protocol {protocol.name!r} needs the file {protocol.weights_file} "
             f"(SHA-256 begins with {protocol.sha256}) from {protocol.source}; download it and set "
-            f"{protocol.flag}"
+            f"--weights=FILE, or --config.{protocol.key}=FILE for a run"
         )
     sha256 = sha256_of_file(Path(path))
     return Weights(sha256, sha256.startswith(protocol.sha256))

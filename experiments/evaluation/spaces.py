@@ -16,13 +16,9 @@ _FEWEST_FOR_NEIGHBOURS = 6
 
 
 def get(name: str) -> tuple[str, Features]:
-    """Finds a feature space.
+    """Finds a feature space: "random_conv", or MODULE:FUNCTION to import.
 
-    Args:
-      name: "random_conv", or MODULE:FUNCTION to import.
-
-    Returns:
-      The name for metrics, and the function.
+    Returns its name in names of metrics, and the function.
 
     Raises:
       UserError: for an unknown name, or a module or function that does not exist.

@@ -24,15 +24,12 @@ def evaluate_translation(
 
     A support-vector classifier, fitted to real training images and independent of the estimator,
     decides which domain an image belongs to. Its results on real images of both domains are
-    reported next to those on samples.
+    reported next to those on samples. Another `classifier`, trained on both domains, has features
+    that see objects.
 
     Source images replace the prior: each metric is reported next to its values for source images
-    and for real target images. `own_source_nearest_share` is about `1 / num_images` by chance.
-
-    Args:
-      reference: images of the target, with those that samples start from.
-      samples: the refined ones are evaluated: `samples[i]` of the source image `i`.
-      classifier: one that was trained on both domains, for features that see objects.
+    and for real target images. `own_source_nearest_share` is about `1 / num_images` by chance. The
+    refined sample `i` belongs to the source image `i`.
 
     Raises:
       ValueError: for a reference without source images.

@@ -13,7 +13,6 @@ class Mode(NamedTuple):
     """The description of a mode for the command line.
 
     Attributes:
-      summary: what it does, in one line.
       example: the arguments of a typical call, after `--mode=NAME`.
       flags: names of its flags, in `FLAGS`.
       creates: whether it can create a run from a config file; other modes open an existing run.

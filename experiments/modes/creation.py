@@ -94,11 +94,7 @@ def settings_and_data(command: Command, *, blank: bool = False) -> tuple[Setting
     """Returns the checked settings of a new run, and its data.
 
     A config that depends on the device and on the shape of the data is asked again once these are
-    known; it keeps its settings of the data.
-
-    Raises:
-      UserError: as `wanted_settings`.
-      DataError: as `load_data`.
+    known; it keeps its settings of the data. Raises as `wanted_settings` and `load_data`.
     """
     wanted = wanted_settings(command)
     source = load_data(wanted, command.data_dir, blank=blank)
@@ -127,8 +123,7 @@ def load_data(wanted: Settings, data_dir: str = "", *, blank: bool = False) -> S
 def check(experiment: Experiment) -> Training:
     """Checks that a density ratio can be trained here, before anything is written or fitted.
 
-    Returns:
-      Its training.
+    Returns its training.
 
     Raises:
       UserError: for settings that do not fit together, or that need more memory than there is.

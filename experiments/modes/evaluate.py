@@ -48,17 +48,18 @@ def evaluate(
     """
     settings, folder = opened.experiment.settings, opened.run.evaluations
     num = num_samples or settings["evaluate.num_samples"]
-    classifier = _classifier(opened)
+    data, path = opened.experiment.source, settings["condition.classifier"]
+    classifier = load_features(Path(path), data.classes, data.event_shape) if path else None
     inception = _inception(settings)
     digest = None if classifier is None else classifier.digest
     key = records.key_of(opened, num, classifier=digest, inception=inception is not None)
     is_default = num == opened.run.settings["evaluate.num_samples"] and not classifier
     name = records.name_of(opened, key, is_default=is_default)
-    path, is_there = records.find(folder, name, key)
+    record_folder, is_there = records.find(folder, name, key)
     if is_there:
         if parallel.is_first_process():
             print(f"already evaluated: step {opened.step:,}, {num:,} samples")
-            _finish(opened.run, path)
+            _finish(opened.run, record_folder)
         return
     samples = _draw(opened, num)
     if not parallel.is_first_process():
@@ -83,8 +84,8 @@ def evaluate(
         unfinished.mkdir()
         report.draw(opened, samples, found, unfinished)
         write_json(unfinished / "record.json", record)
-        records.add(unfinished, path)
-    _finish(opened.run, path)
+        records.add(unfinished, record_folder)
+    _finish(opened.run, record_folder)
 
 
 def _draw(opened: Opened, num: int) -> Samples:
@@ -129,14 +130,6 @@ def _score(
         classifier=classifier,
         inception=inception,
     )
-
-
-def _classifier(opened: Opened) -> FeatureClassifier | None:
-    path = opened.experiment.settings["condition.classifier"]
-    if not path:
-        return None
-    source = opened.experiment.source
-    return load_features(Path(path), source.classes, source.event_shape)
 
 
 def _inception(settings: Settings) -> Inception | None:

@@ -29,8 +29,7 @@ def run_mode(command: Command) -> None:
 def write(of: Run, record: Path) -> Path:
     """Writes the report of an evaluation, and that of the run if the evaluation is its own.
 
-    Returns:
-      The path of the page to look at.
+    Returns the path of the page to look at.
     """
     page = report.write(of, record)
     if record != records.of_run(of):

@@ -54,7 +54,9 @@ def run_mode(command: Command) -> None:
     record = _describe(opened, experiment, num)
     target = _find_target(opened, record)
     first = parallel.is_first_process()
-    if not _is_done(target, record):
+    # Only complete samples have a record next to them.
+    is_done = target.record.exists() and target.path.exists() and read_json(target.record) == record
+    if not is_done:
         opened.run.samples.mkdir(exist_ok=True)
         with lock(target.parts) if first else contextlib.nullcontext():
             shards = _open_shards(target.parts, record, experiment)
@@ -89,11 +91,7 @@ def _describe(opened: Opened, experiment: Experiment, num_samples: int) -> dict[
 
 
 def _find_target(opened: Opened, record: dict[str, Any]) -> _Target:
-    """Returns the paths of these samples.
-
-    Raises:
-      UserError: if other files already have the name that the user chose.
-    """
+    """Returns the paths of these samples, unless the chosen name belongs to other files."""
     wanted = opened.experiment.settings
     chosen = wanted["sample.name"]
     name = chosen or _default_name(opened.step, wanted["condition.label"])
@@ -124,10 +122,6 @@ def _is_free(target: _Target, record: dict[str, Any]) -> bool:
             held = read_json(file)
             return held == record or held.get("record") == record
     return not target.path.exists()
-
-
-def _is_done(target: _Target, record: dict[str, Any]) -> bool:
-    return target.record.exists() and target.path.exists() and read_json(target.record) == record
 
 
 def _default_name(step: int, label: str) -> str:

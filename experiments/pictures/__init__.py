@@ -10,18 +10,15 @@ from matplotlib.figure import Figure
 
 from experiments.data import Source, to_uint8, to_unit
 from experiments.pictures import images, points
-from experiments.pictures.style import DATA_TITLE, PRIOR_TITLE, SAMPLES_TITLE, save
-
-__all__ = [
-    "as_stored",
-    "course",
-    "from_stored",
-    "num_shown",
-    "prior_and_data",
-    "samples_and_data",
-    "samples_by_class",
-    "save",
-]
+from experiments.pictures.style import (
+    DATA_TITLE,
+    PRIOR,
+    PRIOR_TITLE,
+    SAMPLES,
+    SAMPLES_TITLE,
+    panels,
+    save,
+)
 
 Snapshots = Sequence[tuple[int, np.ndarray]]
 _SHOWN_DATA = 4_000
@@ -58,10 +55,18 @@ def prior_and_data(source: Source, prior: np.ndarray) -> Figure:
 
 
 def course(source: Source, snapshots: Snapshots) -> Figure:
-    """Draws samples at several steps of training (fig. 4)."""
-    if source.kind == "points":
-        return points.course(snapshots, source.held_out(_SHOWN_DATA, 1))
-    return images.course(snapshots)
+    """Draws the same samples at several steps of training, points over the data (fig. 4)."""
+    picked = [snapshots[i] for i in points.spread(len(snapshots), 6)]
+    figure, axes = panels(len(picked), size=1.4)
+    data = source.held_out(_SHOWN_DATA, 1) if source.kind == "points" else None
+    for ax, (step, samples) in zip(axes, picked, strict=True):
+        if data is None:
+            images.show(ax, images.tile(samples[:36], 6))
+        else:
+            points.scatter(ax, data, PRIOR, points.frame(data), alpha=0.15)
+            points.scatter(ax, samples, SAMPLES, points.frame(data))
+        ax.set_title(f"step {step:,}")
+    return figure
 
 
 def as_stored(source: Source, samples: np.ndarray) -> np.ndarray:

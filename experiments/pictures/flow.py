@@ -10,6 +10,8 @@ from matplotlib.figure import Figure
 from experiments.build import Experiment
 from experiments.errors import UserError
 from experiments.pictures import images
+from experiments.pictures.points import spread
+from experiments.pictures.style import panels
 from experiments.sampling.draw import batch_at, sampling_key
 from fdrl_jax import interpolation, samplers
 from fdrl_jax.state import TrainState
@@ -18,14 +20,24 @@ _NUM_PATHS, _NUM_POINTS = 6, 11
 
 
 def flow_strip(experiment: Experiment, train_state: TrainState, num_strips: int = 8) -> Figure:
-    """Draws some samples along the flow, from the prior or the source to the end (fig. 6)."""
+    """Draws some samples along the flow, one per row, `x_0 ... x_{K+κ}` (fig. 6)."""
     _check_images(experiment)
     sampler = jax.jit(samplers.make_path_sampler(experiment.problem))
     batch = batch_at(experiment, np.arange(num_strips, dtype=np.int32))
     variables = experiment.sampling_variables(train_state)
-    path = sampler(sampling_key(experiment), variables, experiment.constants, batch)
+    path = np.asarray(sampler(sampling_key(experiment), variables, experiment.constants, batch))
+    picked = spread(len(path), 12)
+    # Tiled row by row, so that each row shows one sample.
+    strip = np.swapaxes(path[picked], 0, 1).reshape(-1, *path.shape[2:])
+    figure, (ax,) = panels(1, size=5.6)
+    images.show(ax, images.tile(strip, len(picked)))
+    pitch = path.shape[3] + 1
+    for place, step in enumerate(picked):
+        ax.text((place + 0.5) * pitch, -0.1 * pitch, str(step), ha="center", va="bottom")
     start = "the prior" if experiment.source.starts is None else "the source"
-    return images.flow_strip(np.asarray(path), experiment.problem.flow.num_steps, start)
+    num_steps = experiment.problem.flow.num_steps
+    ax.set_title(f"steps of the flow from {start} (K = {num_steps})", pad=16)
+    return figure
 
 
 def interpolations(experiment: Experiment, train_state: TrainState) -> Figure:

@@ -7,7 +7,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.data import to_uint8
-from experiments.pictures.points import spread
 from experiments.pictures.style import panels, plain
 
 NUM_IN_GRID = 100
@@ -83,23 +82,6 @@ def show_by_class(ax: Axes, images: np.ndarray, labels: np.ndarray, classes: Seq
         ax.text(-2, (place + 0.5) * pitch, plain(classes[label]), ha="right", va="center")
 
 
-def flow_strip(path: np.ndarray, num_steps: int, start: str) -> Figure:
-    """Draws the flow of some images from left to right, `x_0 ... x_{K+κ}` (fig. 6).
-
-    The path has samples along the flow, [K + κ + 1, B, H, W, C].
-    """
-    picked = spread(len(path), 12)
-    # Tiled row by row, so that each row shows one sample.
-    strip = np.swapaxes(path[picked], 0, 1).reshape(-1, *path.shape[2:])
-    figure, (ax,) = panels(1, size=5.6)
-    show(ax, tile(strip, len(picked)))
-    pitch = path.shape[3] + 1
-    for place, step in enumerate(picked):
-        ax.text((place + 0.5) * pitch, -0.1 * pitch, str(step), ha="center", va="bottom")
-    ax.set_title(f"steps of the flow from {start} (K = {num_steps})", pad=16)
-    return figure
-
-
 def interpolations(sheets: dict[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
     """Draws interpolated points of the prior and their samples, with common noise (fig. 7).
 
@@ -114,22 +96,10 @@ def interpolations(sheets: dict[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
     return figure
 
 
-def course(snapshots: Sequence[tuple[int, np.ndarray]]) -> Figure:
-    """Draws the same samples at several steps of training (fig. 4)."""
-    picked = [snapshots[i] for i in spread(len(snapshots), 6)]
-    figure, axes = panels(len(picked), size=1.4)
-    for ax, (step, samples) in zip(axes, picked, strict=True):
-        show(ax, tile(samples[:36], 6))
-        ax.set_title(f"step {step:,}")
-    return figure
-
-
 def neighbours(samples: np.ndarray, nearest: Mapping[str, np.ndarray]) -> Figure:
     """Draws rows of a sample and its nearest training images, nearest first (fig. 10).
 
-    Args:
-      samples: images in [-1, 1], [Q, H, W, C].
-      nearest: training images by the name of the feature space, [Q, k, H, W, C].
+    Images are in [-1, 1]: samples [Q, H, W, C], and by feature space the nearest [Q, k, H, W, C].
     """
     figure, axes = panels(len(nearest), size=4.2)
     for ax, (space, images) in zip(axes, nearest.items(), strict=True):

@@ -34,7 +34,7 @@ def side_by_side(columns: Mapping[str, np.ndarray], data: np.ndarray) -> Figure:
     """Draws sets of points side by side, with titles and a common range that holds the data."""
     figure, axes = panels(len(columns))
     for ax, (title, points) in zip(axes, columns.items(), strict=True):
-        _scatter(ax, points, _COLOURS[title], frame(data))
+        scatter(ax, points, _COLOURS[title], frame(data))
         ax.set_title(title)
     return figure
 
@@ -70,23 +70,12 @@ def log_ratio_and_drift(
     return figure
 
 
-def course(snapshots: Sequence[tuple[int, np.ndarray]], data: np.ndarray) -> Figure:
-    """Draws samples at several steps of training side by side, over the data (fig. 4)."""
-    picked = [snapshots[i] for i in spread(len(snapshots), 6)]
-    figure, axes = panels(len(picked), size=1.4)
-    for ax, (step, samples) in zip(axes, picked, strict=True):
-        _scatter(ax, data, PRIOR, frame(data), alpha=0.15)
-        _scatter(ax, samples, SAMPLES, frame(data))
-        ax.set_title(f"step {step:,}")
-    return figure
-
-
 def animate_course(
     snapshots: Sequence[tuple[int, np.ndarray]], data: np.ndarray, path: Path
 ) -> Path:
     """Writes the samples over training as an animation (GIF)."""
     figure, (ax,) = panels(1, size=3.6)
-    _scatter(ax, data, PRIOR, frame(data), alpha=0.15)
+    scatter(ax, data, PRIOR, frame(data), alpha=0.15)
     dots = ax.scatter([], [], s=1.5, color=SAMPLES, alpha=0.6, linewidths=0)
     title = ax.set_title("step 0")
 
@@ -104,9 +93,10 @@ def spread(count: int, most: int) -> list[int]:
     return sorted({int(i) for i in np.linspace(0, count - 1, min(count, most)).round()})
 
 
-def _scatter(
+def scatter(
     ax: Axes, points: np.ndarray, colour: str, limits: tuple[float, float], alpha: float = 0.5
 ) -> None:
+    """Draws points in one colour, without ticks."""
     ax.scatter(
         points[:_SHOWN, 0], points[:_SHOWN, 1], s=1.2, color=colour, alpha=alpha, linewidths=0
     )

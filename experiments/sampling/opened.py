@@ -20,7 +20,6 @@ class Opened(NamedTuple):
 
     @property
     def step(self) -> int:
-        """The train step of the checkpoint."""
         return int(self.checkpoint.state.step)
 
 

@@ -19,14 +19,10 @@ _SUFFIXES = {"npz": ".npz", "folder": "", "zip": ".zip"}
 
 
 def target(folder: Path, name: str, file_format: str, kind: str) -> Path:
-    """Returns the path for samples.
+    """Returns the path for samples of this name and format.
 
-    Args:
-      folder: the folder of all samples.
-      name: the name of these samples.
-      file_format: "npz" for one array `arr_0`, as in common evaluation programs; "folder" or "zip"
-        for one PNG per sample.
-      kind: kind of the data, "points" or "images".
+    The format "npz" is one array `arr_0`, as in common evaluation programs; "folder" and "zip" have
+    one PNG per sample.
 
     Raises:
       UserError: for points in a format of PNG files.
@@ -40,15 +36,10 @@ def target(folder: Path, name: str, file_format: str, kind: str) -> Path:
 def writing(
     path: Path, file_format: str, parts: Iterable[np.ndarray], num_samples: int
 ) -> Iterator[None]:
-    """Writes samples, which get their name after the block, so that they are always complete.
+    """Writes samples to a path of `target`, which get their name after the block.
 
-    Only one part is in memory at a time. A folder never replaces existing files.
-
-    Args:
-      path: the path, from `target`.
-      file_format: as for `target`.
-      parts: the samples in order: uint8 images [n, H, W, C], or points [n, 2].
-      num_samples: number of samples in all parts.
+    They are therefore always complete. Only one part is in memory at a time: uint8 images [n, H, W,
+    C], or points [n, 2]. A folder never replaces existing files.
     """
     unfinished = path.with_name(f".{path.name}.unfinished")
     writers: dict[str, Callable[[Path, Iterator[np.ndarray], int], None]] = {
@@ -56,7 +47,10 @@ def writing(
         "zip": _write_zip,
         "folder": _write_folder,
     }
-    _remove(unfinished)
+    if unfinished.is_dir():
+        shutil.rmtree(unfinished)
+    else:
+        unfinished.unlink(missing_ok=True)
     writers[file_format](unfinished, iter(parts), num_samples)
     yield
     unfinished.rename(path)
@@ -102,10 +96,3 @@ def _pngs(parts: Iterator[np.ndarray], num_samples: int) -> Iterator[tuple[str, 
 def _member(archive: zipfile.ZipFile, name: str) -> IO[bytes]:
     # Not compressed: PNG files are compressed already, and raw pixels hardly shrink.
     return archive.open(zipfile.ZipInfo(name, _DATE), "w", force_zip64=True)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

@@ -14,11 +14,7 @@ from experiments.files import locked, read_json, replacing, write_json
 
 
 def lock(folder: Path) -> AbstractContextManager[None]:
-    """Locks a set of samples, so that only one program draws it at a time.
-
-    Raises:
-      UserError: if another program holds the lock; names its process.
-    """
+    """Locks a set of samples against other programs; a UserError names the one that holds it."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     # Next to the folder, which is temporary; hidden, because it stays among the samples.
     file = folder.with_name(f".{folder.name}.lock")
@@ -46,7 +42,13 @@ class Shards:
         manifest = folder / "manifest.json"
         if manifest.exists():
             saved = read_json(manifest, record=dict, shard_size=int)
-            _check_same(saved["record"], record, folder)
+            before, present = map(settings.flatten, (saved["record"], record))
+            if differing := settings.differences(before, present):
+                raise UserError(
+                    f"{folder} contains parts of other samples: {'; '.join(differing.values())}. "
+                    "Finish them with their settings, remove that folder, or choose another name "
+                    "with --config.sample.name"
+                )
             shard_size = saved["shard_size"]
         else:
             # Written before any part, and possibly removed before the last part.
@@ -65,17 +67,14 @@ class Shards:
         return min(self.shard_size, self.num_samples - first)
 
     def write(self, first: int, samples: np.ndarray) -> None:
-        """Writes a part atomically."""
         with replacing(self._file(first)) as file:
             np.save(file, samples)
 
     def read(self) -> Iterator[np.ndarray]:
-        """Yields the parts in order."""
         for first in self._firsts():
             yield np.load(self._file(first), allow_pickle=False)
 
     def remove(self) -> None:
-        """Removes all parts."""
         shutil.rmtree(self._folder)
 
     def _firsts(self) -> range:
@@ -83,13 +82,3 @@ class Shards:
 
     def _file(self, first: int) -> Path:
         return self._folder / f"{first:09d}.npy"
-
-
-def _check_same(saved: dict[str, Any], present: dict[str, Any], folder: Path) -> None:
-    differing = settings.differences(settings.flatten(saved), settings.flatten(present))
-    if differing:
-        raise UserError(
-            f"{folder} contains parts of other samples: {'; '.join(differing.values())}. Finish "
-            "them with their settings, remove that folder, or choose another name with "
-            "--config.sample.name"
-        )
