@@ -7,7 +7,7 @@ its type. Ends with status 1 if there is one.
 """
 
 import argparse
-import itertools
+import functools
 import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -43,55 +43,22 @@ def draw_cases(num: int, random: np.random.Generator) -> list[Case]:
     return [Case(*values) for values in zip(*map(stratified, fields), strict=True)]
 
 
-def exact(x: np.ndarray, kernel: np.ndarray, g: np.ndarray, stride: int) -> tuple:
-    """The convolution and its gradients in float64, computed from the definition."""
-    size, (height, width) = kernel.shape[0], g.shape[1:3]
-    pad = size // 2
-    padded = np.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-    output, gx, gk = np.zeros_like(g), np.zeros_like(padded), np.zeros_like(kernel)
-    for row, column in itertools.product(range(size), repeat=2):
-        window = (
-            slice(None),
-            slice(row, row + (height - 1) * stride + 1, stride),
-            slice(column, column + (width - 1) * stride + 1, stride),
-        )
-        output += padded[window] @ kernel[row, column]
-        gx[window] += g @ kernel[row, column].T
-        left, right = padded[window].reshape(-1, x.shape[3]), g.reshape(-1, g.shape[3])
-        gk[row, column] = left.T @ right
-    return output, gx[:, pad : pad + x.shape[1], pad : pad + x.shape[2]], gk
-
-
 def errors(case: Case, precision: str, random: np.random.Generator) -> dict[str, float]:
     """Largest errors of the output and of both gradients, relative to the largest entry."""
-    import jax
     import jax.numpy as jnp
 
+    from experiments.machine.hardware import convolution_errors
     from fdrl_jax.networks import convolve
 
-    def draw(*shape: int) -> np.ndarray:
-        return random.standard_normal(shape).astype(jnp.dtype(precision))
-
     outputs = [-(-length // case.stride) for length in case.size]
-    x = draw(case.batch, *case.size, case.channels_in)
-    kernel = draw(case.kernel, case.kernel, case.channels_in, case.channels_out)
-    g = draw(case.batch, *outputs, case.channels_out)
-
-    @jax.jit
-    def computed(x: jax.Array, kernel: jax.Array, g: jax.Array) -> tuple:
-        output, pullback = jax.vjp(lambda x, kernel: convolve(x, kernel, case.stride), x, kernel)
-        return output, *pullback(g)
-
-    wanted = exact(*(a.astype(np.float64) for a in (x, kernel, g)), case.stride)
-    return {
-        name: float(np.abs(np.asarray(got, np.float64) - want).max() / np.abs(want).max())
-        for name, got, want in zip(
-            ("output", "input gradient", "kernel gradient"),
-            computed(x, kernel, g),
-            wanted,
-            strict=True,
-        )
-    }
+    shapes = (
+        (case.batch, *case.size, case.channels_in),
+        (case.kernel, case.kernel, case.channels_in, case.channels_out),
+        (case.batch, *outputs, case.channels_out),
+    )
+    drawn = (random.standard_normal(shape).astype(jnp.dtype(precision)) for shape in shapes)
+    convolution = functools.partial(convolve, stride=case.stride)
+    return convolution_errors(convolution, *drawn, stride=case.stride)
 
 
 def main() -> None:

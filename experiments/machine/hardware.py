@@ -1,9 +1,10 @@
 """The devices, and the precision of their computations."""
 
+import itertools
 import logging
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -38,11 +39,7 @@ def set_matmul_precision(precision: str) -> None:
     """Sets the precision with which accelerators multiply float32 arrays, for this process.
 
     By default, accelerators round the inputs: TPUs multiply in bfloat16, and NVIDIA GPUs since
-    Ampere in TF32.
-
-    Args:
-      precision: "float32" for full precision, "tensorfloat32" for 10 bits of mantissa, or
-        "bfloat16". It has no effect on CPUs, which always use full precision.
+    Ampere in TF32. "tensorfloat32" has 10 bits of mantissa. CPUs always use full precision.
     """
     if jax.default_backend() != "cpu":
         jax.config.update("jax_default_matmul_precision", precision)
@@ -51,11 +48,7 @@ def set_matmul_precision(precision: str) -> None:
 def prepare(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Prepares this process for the precision of a run.
 
-    Returns:
-      The settings with the precision in use, never "auto".
-
-    Raises:
-      UserError: as for `resolve_precision`.
+    Returns the settings with the precision in use, never "auto"; raises as `resolve_precision`.
     """
     precision = resolve_precision(settings["precision"], jax.default_backend())
     set_matmul_precision(precision)
@@ -63,15 +56,10 @@ def prepare(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def resolve_precision(precision: str, platform: str) -> str:
-    """Returns the precision that a run uses, and logs a warning if bfloat16 is slow.
+    """Returns the precision that a run uses, never "auto", and logs a warning if bfloat16 is slow.
 
-    Args:
-      precision: "auto", or any precision that `set_matmul_precision` accepts. "auto" means bfloat16
-        if it is fast on the device, and float32 otherwise.
-      platform: "cpu", "gpu" or "tpu", as `jax.default_backend()` names it.
-
-    Returns:
-      The precision, never "auto".
+    "auto" means bfloat16 if it is fast on the platform, "cpu", "gpu" or "tpu", and float32
+    otherwise.
 
     Raises:
       UserError: if the kernels for bfloat16 do not compute correctly on this machine.
@@ -110,21 +98,38 @@ def check_bfloat16() -> None:
         random.standard_normal(shape).astype(jnp.bfloat16)
         for shape in ((8, 8, 8, 32), (3, 3, 32, 64), (8, 8, 8, 64))
     )
-
-    @jax.jit
-    def computed(x: jax.Array, kernel: jax.Array, g: jax.Array) -> tuple[jax.Array, ...]:
-        output, pullback = jax.vjp(convolve, x, kernel)
-        return output, *pullback(g)
-
-    names = ("output", "gradient to the input", "gradient to the kernel")
-    wanted = _exact_convolution(*(a.astype(np.float64) for a in (x, kernel, g)))
-    for name, got, want in zip(names, computed(x, kernel, g), wanted, strict=True):
-        error = np.abs(np.asarray(got, np.float64) - want).max() / np.abs(want).max()
+    for name, error in convolution_errors(convolve, x, kernel, g).items():
         if not error < _TOLERANCE:  # Also for NaN.
             raise UserError(
                 f"bfloat16 convolutions are wrong on this processor: the {name} differs by "
                 f"{error:.1g} of its largest entry. {instead}"
             )
+
+
+def convolution_errors(
+    convolution: Callable[[jax.Array, jax.Array], jax.Array],
+    x: np.ndarray,
+    kernel: np.ndarray,
+    g: np.ndarray,
+    stride: int = 1,
+) -> dict[str, float]:
+    """Returns the errors of a convolution and its gradients, against float64.
+
+    They are the largest ones, relative to the largest entry, for images x [B, H, W, C], a kernel
+    [k, k, C, D], and a gradient to the output g [B, H / stride, W / stride, D], rounded up.
+    """
+
+    @jax.jit
+    def computed(x: jax.Array, kernel: jax.Array, g: jax.Array) -> tuple[jax.Array, ...]:
+        output, pullback = jax.vjp(convolution, x, kernel)
+        return output, *pullback(g)
+
+    names = ("output", "gradient to the input", "gradient to the kernel")
+    wanted = _exact_convolution(stride, *(a.astype(np.float64) for a in (x, kernel, g)))
+    return {
+        name: float(np.abs(np.asarray(got, np.float64) - want).max() / np.abs(want).max())
+        for name, got, want in zip(names, computed(x, kernel, g), wanted, strict=True)
+    }
 
 
 def _why_bfloat16_is_slow(platform: str) -> str | None:
@@ -141,15 +146,21 @@ def _why_bfloat16_is_slow(platform: str) -> str | None:
 
 
 def _exact_convolution(
-    x: np.ndarray, kernel: np.ndarray, g: np.ndarray
+    stride: int, x: np.ndarray, kernel: np.ndarray, g: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A 3x3 convolution of stride 1 and its gradients, computed from the definition."""
-
-    def windows(of: np.ndarray) -> np.ndarray:
-        padded = np.pad(of, ((0, 0), (1, 1), (1, 1), (0, 0)))
-        return np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2))
-
-    output = np.einsum("bhwirc,rcio->bhwo", windows(x), kernel, optimize=True)
-    gx = np.einsum("bhworc,rcio->bhwi", windows(g), kernel[::-1, ::-1], optimize=True)
-    gk = np.einsum("bhwirc,bhwo->rcio", windows(x), g, optimize=True)
-    return output, gx, gk
+    """A convolution and its gradients, computed from the definition."""
+    size, (height, width) = kernel.shape[0], g.shape[1:3]
+    pad = size // 2
+    padded = np.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    output, gx, gk = np.zeros_like(g), np.zeros_like(padded), np.zeros_like(kernel)
+    for row, column in itertools.product(range(size), repeat=2):
+        window = (
+            slice(None),
+            slice(row, row + (height - 1) * stride + 1, stride),
+            slice(column, column + (width - 1) * stride + 1, stride),
+        )
+        output += padded[window] @ kernel[row, column]
+        gx[window] += g @ kernel[row, column].T
+        left, right = padded[window].reshape(-1, x.shape[3]), g.reshape(-1, g.shape[3])
+        gk[row, column] = left.T @ right
+    return output, gx[:, pad : pad + x.shape[1], pad : pad + x.shape[2]], gk
