@@ -26,10 +26,7 @@ _GPU_OPTIONS: dict[str, str] = {"xla_gpu_autotune_level": "0"}
 class Compiled(NamedTuple):
     """A compiled program for devices that this machine does not have.
 
-    Attributes:
-      executable: the program compiled by XLA.
-      lowered: the input of XLA.
-      seconds: time of the compilation.
+    XLA compiled `lowered` to the `executable`, in this number of seconds.
     """
 
     executable: Any
@@ -86,12 +83,7 @@ def prepare(settings: Settings) -> Settings:
 
 
 def train_step(settings: Settings, source: Source, devices: list[Any]) -> Compiled:
-    """Compiles the train step, mapped over devices, as training dispatches it.
-
-    Args:
-      settings: the settings, from `prepare`.
-      source: the data.
-      devices: the devices, from `devices_of`.
+    """Compiles the train step, mapped over devices of `devices_of`, as training dispatches it.
 
     Raises:
       UserError: for settings that are not possible.

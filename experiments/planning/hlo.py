@@ -14,12 +14,9 @@ _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) (?:\(.*)?\{$")
 
 
 class Array(NamedTuple):
-    """One array of a shape.
+    """One array of a shape, by XLA's names.
 
-    Attributes:
-      dtype: XLA's name of it.
-      dims: sizes of the axes.
-      layout: XLA's text between braces; it names the memory, such as `S(1)` on chip.
+    The layout is XLA's text between braces, which names the memory, such as `S(1)` on chip.
     """
 
     dtype: str
@@ -28,7 +25,6 @@ class Array(NamedTuple):
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the array."""
         # The first number in the name of a type is its size: bf16, f8e4m3fn, c64.
         found = re.search(r"\d+", self.dtype)
         bits = int(found[0]) if found else {"pred": 8, "token": 0}.get(self.dtype, 32)
@@ -41,15 +37,9 @@ class Array(NamedTuple):
 
 
 class Instruction(NamedTuple):
-    """One instruction.
+    """One instruction, with the names of the instructions that it reads.
 
-    Attributes:
-      name: its name.
-      opcode: its operation, by XLA's name.
-      shape: text of its result's shape.
-      operands: names of the instructions that it reads.
-      attributes: text after the operands.
-      is_root: whether it is the result of its computation.
+    The shape is the text of its result's shape, and the attributes are the text after the operands.
     """
 
     name: str
@@ -57,11 +47,9 @@ class Instruction(NamedTuple):
     shape: str
     operands: tuple[str, ...]
     attributes: str
-    is_root: bool
 
     @property
     def arrays(self) -> list[Array]:
-        """The arrays of its result."""
         return [
             Array(dtype, tuple(map(int, dims.split(","))) if dims else (), layout or "")
             for dtype, dims, layout in _SHAPE.findall(self.shape)
@@ -93,23 +81,15 @@ class Instruction(NamedTuple):
         """The number of a parameter, or the value of a constant; -1 for others."""
         return int(self._find(r"^number=(\d+)") or -1)
 
-    @property
-    def op_name(self) -> str:
-        """Its origin in the Python program, by JAX's name."""
-        return self._find(r'op_name="([^"]*)"')
-
     def _find(self, pattern: str) -> str:
         found = re.search(pattern, self.attributes)
         return found[1] if found else ""
 
 
 class Program(NamedTuple):
-    """A compiled program.
+    """A compiled program: instructions by the name of their computation, and its text.
 
-    Attributes:
-      computations: instructions by the name of their computation.
-      entry: name of the one that runs first.
-      text: all of it.
+    The `entry` is the computation that runs first.
     """
 
     computations: dict[str, list[Instruction]]
@@ -117,7 +97,6 @@ class Program(NamedTuple):
     text: str
 
     def loops(self) -> list[Instruction]:
-        """Returns the loops, wherever they are."""
         return [i for body in self.computations.values() for i in body if i.opcode == "while"]
 
     def trip_count(self, instruction: Instruction) -> int | None:
@@ -162,23 +141,18 @@ def parse(text: str) -> Program:
     current: list[Instruction] | None = None
     entry = ""
     for line in text.splitlines():
-        header = _HEADER.match(line)
-        if header:
+        if header := _HEADER.match(line):
             current = computations[header[2]] = []
             entry = header[2] if header[1] else entry
         elif line.startswith("}"):
             current = None
-        elif current is not None:
-            instruction = _parse_instruction(line)
-            if instruction is not None:
-                current.append(instruction)
+        elif current is not None and (instruction := _parse_instruction(line)):
+            current.append(instruction)
     return Program(computations, entry, text)
 
 
 def _parse_instruction(line: str) -> Instruction | None:
-    line = line.strip()
-    is_root = line.startswith("ROOT ")
-    name, equals, rest = line.removeprefix("ROOT ").partition(" = ")
+    name, equals, rest = line.strip().removeprefix("ROOT ").partition(" = ")
     if not equals:
         return None
     end = _closing(rest, 0) + 1 if rest.startswith("(") else rest.find(" ")
@@ -191,7 +165,7 @@ def _parse_instruction(line: str) -> Instruction | None:
     if opcode in ("parameter", "constant"):
         attributes = f"number={inner} {attributes}"
         inner = ""
-    return Instruction(name.removeprefix("%"), opcode, shape, _operands(inner), attributes, is_root)
+    return Instruction(name.removeprefix("%"), opcode, shape, _operands(inner), attributes)
 
 
 def _operands(text: str) -> tuple[str, ...]:

@@ -11,9 +11,7 @@ from experiments.planning.hlo import Instruction
 def flops(instruction: Instruction, operands: list[Instruction]) -> float:
     """Returns the FLOPs of one instruction without padding, not of those that it calls.
 
-    Args:
-      instruction: any instruction; only products and convolutions have FLOPs here.
-      operands: the instructions that compute its operands.
+    Only products and convolutions have FLOPs here.
     """
     if instruction.opcode == "dot":
         return _dot_flops(instruction, operands, r"lhs_contracting_dims=\{([\d,]*)\}")

@@ -14,10 +14,8 @@ _HOUR = 3_600.0
 class Plan(NamedTuple):
     """A run on a target machine.
 
-    Attributes:
-      settings: settings of the run, with the precision that it uses.
-      target: the target machine.
-      found: the result of the process that compiles.
+    The settings have the precision that it uses; `found` is the result of the process that
+    compiles.
     """
 
     settings: Settings
@@ -28,6 +26,11 @@ class Plan(NamedTuple):
     def batch_size(self) -> int:
         """Examples per device and step."""
         return int(self.settings["train.batch_size"]) // self.target.num_devices
+
+    @property
+    def num_drawn(self) -> int:
+        """Samples of one run of the sampler on all devices."""
+        return int(self.found["samples_per_device"]) * self.target.num_devices
 
     @property
     def data_bytes(self) -> int:
@@ -64,16 +67,6 @@ class Plan(NamedTuple):
         free = self.target.memory_bytes - self.needed_bytes("train")
         return max(size + int(free // per_example), 0)
 
-    def cost(self, part: str) -> Cost:
-        """The cost of one run of "train" or "sampler"."""
-        return Cost(**self.found[part]["cost"])
-
-    def run_seconds(self, train_step: float, sampler: float) -> float:
-        """Time of all train steps and of the final samples in seconds, from that of one run."""
-        per_batch = self.found["samples_per_device"] * self.target.num_devices
-        num_batches = -(-int(self.settings["evaluate.num_samples"]) // per_batch)
-        return int(self.settings["train.num_steps"]) * train_step + num_batches * sampler
-
 
 def lines(plan: Plan) -> Iterator[str]:
     """Yields the lines of a plan, with the answer first."""
@@ -89,7 +82,7 @@ def lines(plan: Plan) -> Iterator[str]:
     if not plan.fits:
         yield from _advice(plan)
     yield _largest_line(plan)
-    step, draw = plan.cost("train"), plan.cost("sampler")
+    step, draw = (Cost(**found[part]["cost"]) for part in ("train", "sampler"))
     yield _time_line(plan, "whole run, roofline:", step.seconds, draw.seconds)
     how = (
         "the TPU compiler's own count of cycles"
@@ -115,8 +108,7 @@ def lines(plan: Plan) -> Iterator[str]:
     )
     if step.num_flow_kernels:
         yield f"  {step.num_kernels:,} kernels, {step.num_flow_kernels} per flow step"
-    num = found["samples_per_device"] * target.num_devices
-    yield f"{num} samples, roofline: {draw.seconds:.3g} s, limited by {draw.bound}"
+    yield f"{plan.num_drawn} samples, roofline: {draw.seconds:.3g} s, limited by {draw.bound}"
     yield (
         f"network: input {tuple(found['event_shape'])}, {settings['precision']}; batch "
         f"{settings['train.batch_size']}, {plan.batch_size} per device"
@@ -139,8 +131,7 @@ def _fit_line(plan: Plan) -> str:
 
 
 def _largest_line(plan: Plan) -> str:
-    largest = plan.largest_batch_size
-    if largest is None:
+    if (largest := plan.largest_batch_size) is None:
         return "largest batch per device: memory does not limit it"
     how = (
         f"the line through {plan.batch_size} and {2 * plan.batch_size}"
@@ -151,11 +142,13 @@ def _largest_line(plan: Plan) -> str:
 
 
 def _time_line(plan: Plan, what: str, train_step: float, sampler: float) -> str:
-    hours = plan.run_seconds(train_step, sampler) / _HOUR
+    settings, num_devices = plan.settings, plan.target.num_devices
+    num_batches = -(-settings["evaluate.num_samples"] // plan.num_drawn)
+    hours = (settings["train.num_steps"] * train_step + num_batches * sampler) / _HOUR
     return (
-        f"{what} {hours:.3g} h, {hours * plan.target.num_devices:.3g} device hours "
-        f"({plan.settings['train.num_steps']:,} train steps, "
-        f"{plan.settings['evaluate.num_samples']:,} samples)"
+        f"{what} {hours:.3g} h, {hours * num_devices:.3g} device hours "
+        f"({settings['train.num_steps']:,} train steps, "
+        f"{settings['evaluate.num_samples']:,} samples)"
     )
 
 

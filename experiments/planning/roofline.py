@@ -44,12 +44,10 @@ class Cost(NamedTuple):
 
     @property
     def seconds(self) -> float:
-        """Time of one run."""
         return self.compute_seconds + self.memory_seconds + self.link_seconds
 
     @property
     def bound(self) -> str:
-        """What takes most of the time."""
         parts = {
             "matrix products": self.compute_seconds,
             "memory bandwidth": self.memory_seconds,
@@ -59,14 +57,7 @@ class Cost(NamedTuple):
 
 
 def cost(program: Program, target: Target, precision: str, num_flow_steps: int) -> Cost:
-    """Returns the cost of one run of a program.
-
-    Args:
-      program: the train step or the sampler.
-      target: the target machine.
-      precision: precision of the run, never "auto".
-      num_flow_steps: number of steps of the flow.
-    """
+    """Returns the cost of one run of a program, the train step or the sampler."""
     peak, bandwidth = target.peaks[precision], target.memory_bandwidth
     total = Cost()
     for kernel in work.kernels(program):

@@ -22,9 +22,6 @@ class Target(NamedTuple):
 
     Attributes:
       text: as the user wrote it.
-      platform: "gpu" or "tpu".
-      title: what people call the device.
-      num_devices: how many.
       shape: of a TPU slice; of GPUs the number of hosts, and of devices per host.
       memory_bytes: memory of a device that a program may use.
       memory_bandwidth: bytes per second between its memory and its cores.
@@ -102,9 +99,10 @@ def _shape(
     text: str, platform: str, name: str, size: str, machine: Mapping[str, Any]
 ) -> tuple[int, ...]:
     if platform == "gpu":
-        wanted, example = "the number of GPUs", f"gpu:{name}:8"
         if not re.fullmatch(r"[1-9]\d{0,5}", size):
-            raise UserError(f"--target={text} must end with {wanted}, such as {example}")
+            raise UserError(
+                f"--target={text} must end with the number of GPUs, such as gpu:{name}:8"
+            )
         num, per_host = int(size), machine["devices_per_host"]
         if num > per_host and num % per_host:
             lower = num // per_host * per_host

@@ -28,13 +28,10 @@ _SLICES = frozenset(["dynamic-slice", "slice", "gather"])
 
 
 class Kernel(NamedTuple):
-    """A unit of work that a device starts as a whole.
+    """A unit of work that a device starts as a whole, which runs this many `times` per train step.
 
-    Attributes:
-      instruction: the instruction of the compiled program.
-      times: number of runs per train step.
-      flops: FLOPs of matrix products and convolutions per run, without padding.
-      num_bytes: bytes read and written in the device's memory per run.
+    FLOPs are those of matrix products and convolutions per run, without padding. Bytes are read and
+    written in the device's memory per run.
     """
 
     instruction: Instruction
