@@ -6,9 +6,7 @@ import time
 from pathlib import Path
 
 from benchmarks.faults import program
-from benchmarks.faults.outcome import Outcome, errors_in
-
-_SELDOM = {"checkpoint.every_steps": program.NEVER, "log.every_steps": 1}
+from benchmarks.faults.outcome import Outcome, complaints_about
 
 
 def kill_at_random(folder: Path, times: int, seed: int = 0) -> Outcome:
@@ -49,15 +47,13 @@ def kill_at_random(folder: Path, times: int, seed: int = 0) -> Outcome:
 def terminate(folder: Path) -> Outcome:
     """Sends SIGTERM to a run that rarely saves."""
     run, log = folder / "run", folder / "log"
-    process = program.start(program.command(run, _SELDOM), log)
+    process = program.start(program.command(run, program.SELDOM), log)
     program.wait(process, lambda: program.num_logged(run) >= 3, "the third step")
     started = time.monotonic()
     process.send_signal(signal.SIGTERM)
     code, step = process.wait(), program.newest(run)
-    printed = program.printed(log)
-    complaints = _complaints(code, 4, printed)
-    if f"at step {step}, which is saved" not in printed:
-        complaints.append(f"it does not report step {step}: {printed}")
+    message = f"at step {step}, which is saved"
+    complaints = complaints_about([code], [4], [program.printed(log)], message)
     seconds = time.monotonic() - started
     return Outcome("SIGTERM", 1, f"nothing: step {step} is saved", complaints, "4", 1, seconds)
 
@@ -65,16 +61,14 @@ def terminate(folder: Path) -> Outcome:
 def terminate_early(folder: Path) -> Outcome:
     """Sends SIGTERM while the first step is compiled, when there is nothing to save."""
     run, log = folder / "run", folder / "log"
-    process = program.start(program.command(run, _SELDOM), log, use_cache=False)
+    process = program.start(program.command(run, program.SELDOM), log, use_cache=False)
     program.wait(process, lambda: "compiling" in log.read_text(), "the first compilation")
     started = time.monotonic()
     process.send_signal(signal.SIGTERM)
-    code, printed = process.wait(), program.printed(log)
+    code = process.wait()
     seconds, step = time.monotonic() - started, program.newest(run)
-    complaints = _complaints(code, 4, printed)
     expected = f"at step {step}, which is saved" if step else "before the first step"
-    if expected not in printed:
-        complaints.append(f"{step} is saved, but it says {printed}")
+    complaints = complaints_about([code], [4], [program.printed(log)], expected)
     return Outcome("SIGTERM while compiling", 1, "nothing", complaints, "4", 1, seconds)
 
 
@@ -98,7 +92,8 @@ def interrupt(folder: Path) -> Outcome:
         process.send_signal(signal.SIGINT)
         code, printed = process.wait(), program.printed(log)
         longest = max(longest, time.monotonic() - started)
-        complaints += [f"while {moment}: {text}" for text in _complaints(code, 130, printed)]
+        wrong = complaints_about([code], [130], [printed])
+        complaints += [f"while {moment}: {text}" for text in wrong]
         promises = "resumes from step" in printed
         if promises != bool(program.newest(run)):
             complaints.append(f"while {moment}: {program.newest(run)} is saved, but {printed}")
@@ -111,11 +106,6 @@ def interrupt(folder: Path) -> Outcome:
         1,
         longest,
     )
-
-
-def _complaints(code: int, expected: int, printed: str) -> list[str]:
-    complaints = [] if code == expected else [f"exit code {code}: {printed}"]
-    return complaints + [f"printed {text}" for text in errors_in(printed)]
 
 
 def _step_shown(log: Path) -> int:

@@ -52,6 +52,15 @@ def errors_in(printed: str) -> list[str]:
     return [f"{len(wrong)} unexpected lines, first: {wrong[0]}"] if wrong else []
 
 
+def complaints_about(
+    codes: Sequence[int | None], expected: Sequence[int], printed: Sequence[str], message: str = ""
+) -> list[str]:
+    """Returns what is wrong with the ends of processes: exit codes, and lines without a message."""
+    found = [] if list(codes) == list(expected) else [f"exit codes {codes}: {printed}"]
+    found += [f"printed {line}" for text in printed for line in errors_in(text)]
+    return found + [f"no clear message: {text}" for text in printed if message not in text]
+
+
 def words(codes: Sequence[int | None]) -> str:
     """Returns the different exit codes in words."""
     return ", ".join("none" if c is None else str(c) for c in sorted(set(codes), key=str))

@@ -9,24 +9,22 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.faults import program
-from benchmarks.faults.outcome import Outcome, errors_in, words
+from benchmarks.faults.outcome import Outcome, complaints_about, words
 from experiments.files import locked
 
-_SELDOM = {"checkpoint.every_steps": program.NEVER, "log.every_steps": 1}
 _LIMIT_SECONDS = 120  # The heartbeat is 10 s; on a busy machine, starting takes the rest.
 
 
 def terminate_one(folder: Path) -> Outcome:
     """Sends SIGTERM to one of two processes that train: both must save the same step."""
     run, log = folder / "run", folder / "log"
-    processes = program.start_processes([program.command(run, _SELDOM)] * 2, log)
+    processes = program.start_processes([program.command(run, program.SELDOM)] * 2, log)
     program.wait(processes[0], lambda: program.num_logged(run) >= 3, "the third step")
     started = time.monotonic()
     processes[1].send_signal(signal.SIGTERM)
     codes, printed, seconds = _ends(processes, log, started)
     step = program.newest(run)
-    complaints = _complaints(codes, [4, 4], printed)
-    complaints += [text for text in printed if f"at step {step}, which is saved" not in text]
+    complaints = complaints_about(codes, [4, 4], printed, f"at step {step}, which is saved")
     lost = f"nothing: both saved step {step}"
     name = "SIGTERM to one of two processes"
     return Outcome(name, 1, lost, complaints, words(codes), 1, seconds)
@@ -74,8 +72,7 @@ def split_workdirs(folder: Path) -> Outcome:
         ended, printed, seconds = _ends(program.start_processes(commands, log), log, started)
         codes += ended
         longest = max(longest, seconds)
-        complaints += _complaints(ended, [2, 2], printed)
-        complaints += [text for text in printed if "one shared --workdir" not in text]
+        complaints += complaints_about(ended, [2, 2], printed, "one shared --workdir")
     if program.newest(run) != 10:
         complaints.append(f"the newest checkpoint was 10 and is {program.newest(run)}")
     name = "two processes with separate workdirs"
@@ -90,7 +87,7 @@ def refuse_lock(folder: Path) -> Outcome:
         started = time.monotonic()
         processes = program.start_processes([program.command(run)] * 2, log)
         codes, printed, seconds = _ends(processes, log, started)
-    complaints = _complaints(codes, [2, 2], printed)
+    complaints = complaints_about(codes, [2, 2], printed)
     if "is in use by process" not in printed[0]:
         complaints.append(printed[0])
     name = "two processes in a workdir in use"
@@ -103,8 +100,7 @@ def exhaust_memory(folder: Path) -> Outcome:
     commands = [program.injected_command("memory=3", run)] * 2
     started = time.monotonic()
     codes, printed, seconds = _ends(program.start_processes(commands, log), log, started)
-    complaints = _complaints(codes, [2, 2], printed)
-    complaints += [text for text in printed if "out of memory" not in text]
+    complaints = complaints_about(codes, [2, 2], printed, "out of memory")
     name = "out of memory on two processes"
     return Outcome(name, 1, "the work since the last checkpoint", complaints, "2", 1, seconds)
 
@@ -136,9 +132,8 @@ def _kill(
     codes, printed, seconds = _ends(
         [processes[1 - victim]], log.with_name(f"{log.name}.{1 - victim}"), started
     )
-    complaints = _complaints(codes, [5], printed)
-    complaints += [text for text in printed if "another process of the run has ended" not in text]
-    return complaints, codes, seconds
+    message = "another process of the run has ended"
+    return complaints_about(codes, [5], printed, message), codes, seconds
 
 
 def _ends(
@@ -157,8 +152,3 @@ def _ends(
         [log.with_suffix(f".{i}") for i in range(len(processes))] if len(processes) > 1 else [log]
     )
     return codes, [program.printed(file) for file in logs], seconds
-
-
-def _complaints(codes: Sequence[int | None], expected: list[int], printed: list[str]) -> list[str]:
-    complaints = [] if list(codes) == expected else [f"exit codes {codes}: {printed}"]
-    return complaints + [f"printed {line}" for text in printed for line in errors_in(text)]

@@ -63,7 +63,7 @@ def inject(
     server: ForkServer, folder: Path, whole: Whole, kind: Kind, positions: Iterable[int]
 ) -> Outcome:
     """Trains with a fault at each position, resumes without one, and compares the last states."""
-    complaints, codes, steps, lines, longest = [], [], collections.Counter[int](), 0, 0.0
+    complaints, ends, steps = [], [], collections.Counter[int]()
     for position in positions:
         run = folder / f"{kind.name}_{position}"
         trace = folder / f"{kind.name}_{position}.trace"
@@ -82,20 +82,12 @@ def inject(
         wrong += _judge_resumed(again, run, whole)
         hit = _operation(trace, position)
         complaints += [f"{kind.name} at operation {position}, {hit}: {text}" for text in wrong]
-        codes.append(ended.code)
+        ends.append(ended)
         steps[kept] += 1
-        lines = max(lines, sum(line.startswith("error: ") for line in ended.log.splitlines()))
-        longest = max(longest, ended.seconds)
     kept_steps = ", ".join(f"{num} at step {step}" for step, num in sorted(steps.items()))
-    return Outcome(
-        f"{kind.name} at the n-th file operation" + (" and all later ones" * kind.lasting),
-        len(codes),
-        f"the work since the last checkpoint ({kept_steps}); the last step is equal bit for bit",
-        complaints,
-        words(codes),
-        lines,
-        longest,
-    )
+    name = f"{kind.name} at the n-th file operation" + (" and all later ones" * kind.lasting)
+    lost = f"the work since the last checkpoint ({kept_steps}); the last step is equal bit for bit"
+    return _outcome(name, lost, complaints, ends)
 
 
 def inject_into_reader(server: ForkServer, folder: Path, mode: str, num: int = 0) -> Outcome:
@@ -108,7 +100,7 @@ def inject_into_reader(server: ForkServer, folder: Path, mode: str, num: int = 0
       num: number of positions, spread evenly; 0 for all.
     """
     flags, added = READERS[mode]
-    complaints, codes, lines, longest = [], [], 0, 0.0
+    complaints, ends = [], []
 
     def run_mode(name: str, fault_at: int | None) -> tuple[Path, Path, Ended]:
         run, trace = folder / name, folder / f"{name}.trace"
@@ -136,13 +128,17 @@ def inject_into_reader(server: ForkServer, folder: Path, mode: str, num: int = 0
             wrong.append("the checkpoint was changed")
         hit = _operation(trace, position)
         complaints += [f"{mode}, ENOSPC at operation {position}, {hit}: {text}" for text in wrong]
-        codes.append(ended.code)
-        lines = max(lines, sum(line.startswith("error: ") for line in ended.log.splitlines()))
-        longest = max(longest, ended.seconds)
+        ends.append(ended)
         shutil.rmtree(run)
     lost = f"the {added} in progress; the same command adds all of them"
     name = f"ENOSPC at the n-th file operation of mode {mode} and all later ones"
-    return Outcome(name, len(codes), lost, complaints, words(codes), lines, longest)
+    return _outcome(name, lost, complaints, ends)
+
+
+def _outcome(name: str, lost: str, complaints: list[str], ends: Sequence[Ended]) -> Outcome:
+    lines = [sum(line.startswith("error: ") for line in e.log.splitlines()) for e in ends]
+    codes, longest = words([e.code for e in ends]), max(e.seconds for e in ends)
+    return Outcome(name, len(ends), lost, complaints, codes, max(lines), longest)
 
 
 def _names(folder: Path) -> list[str]:

@@ -23,6 +23,7 @@ SMALL = {
     "checkpoint.every_steps": 5,
     "snapshot.every_steps": NEVER,
 }
+SELDOM = {"checkpoint.every_steps": NEVER, "log.every_steps": 1}  # A run that rarely saves.
 _BAR = re.compile(r"\d+%\|.*\|")  # A progress bar of tqdm.
 _DEADLINE_SECONDS = 600  # Long enough for a busy machine.
 _PROGRAM = [sys.executable, "-m", "experiments.main"]

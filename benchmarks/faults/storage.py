@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from benchmarks.faults import damage, program
-from benchmarks.faults.outcome import Outcome, errors_in, words
+from benchmarks.faults.outcome import Outcome, complaints_about, words
 
 
 def damage_newest(folder: Path) -> Outcome:
@@ -33,7 +33,7 @@ def fill_disk(folder: Path, bytes_left: int = 40_000) -> Outcome:
     run, log = folder / "run", folder / "log"
     before = program.train_to(run, 5, log)
     code, seconds = _resume(run, log, "prlimit", f"--fsize={bytes_left}")
-    complaints = _complaints(code, log, "File too large")
+    complaints = complaints_about([code], [2], [program.printed(log)], "File too large")
     if "that of step 5 is intact" not in program.printed(log):
         complaints.append(f"it does not say that step 5 is intact: {program.printed(log)}")
     lost = "the work since the last checkpoint, which is intact"
@@ -55,7 +55,7 @@ def forbid_writing(folder: Path) -> Outcome:
     finally:
         for path in folders:
             path.chmod(0o755)
-    complaints = _complaints(code, log, "Permission denied")
+    complaints = complaints_about([code], [2], [program.printed(log)], "Permission denied")
     complaints += _complaints_of_next(run, log, 5, before)
     lost = "nothing: it does not start"
     return Outcome("read-only workdir", 1, lost, complaints, words([code]), 1, seconds)
@@ -73,9 +73,8 @@ def remove_workdir(folder: Path) -> Outcome:
     except subprocess.TimeoutExpired:
         code = None
         program.kill(process)
-    seconds, printed = time.monotonic() - started, program.printed(log)
-    complaints = [] if code == 2 else [f"exit code {code}: {printed}"]
-    complaints += [f"printed {text}" for text in errors_in(printed)]
+    seconds = time.monotonic() - started
+    complaints = complaints_about([code], [2], [program.printed(log)])
     lost = "the work since the last checkpoint in the removed folder"
     name = "workdir removed while training"
     return Outcome(name, 1, lost, complaints, words([code]), 1, seconds)
@@ -179,14 +178,6 @@ def _resume(run: Path, log: Path, *wrapper: str) -> tuple[int, float]:
             stdout=subprocess.DEVNULL,
         ).returncode
     return code, time.monotonic() - started
-
-
-def _complaints(code: int, log: Path, message: str) -> list[str]:
-    """Returns complaints about the end of a run that should have ended with one line."""
-    printed = program.printed(log)
-    complaints = [] if code == 2 else [f"exit code {code}"]
-    complaints += [f"printed {text}" for text in errors_in(printed)]
-    return complaints if message in printed else [*complaints, f"no clear message: {printed}"]
 
 
 def _complaints_of_next(run: Path, log: Path, step: int, digest: str) -> list[str]:
