@@ -62,17 +62,10 @@ _NOT_NEEDED = {
 
 
 class AuthorsCheckpoint(NamedTuple):
-    """A converted checkpoint of the authors' program.
+    """A converted checkpoint of the authors' program, with our settings, flat.
 
-    Attributes:
-      settings: our settings, flat.
-      left_out: their settings without a counterpart, as "name=value".
-      num_steps: number of completed train steps.
-      variables: variables of the network.
-      ema_variables: their moving average.
-      num_updates: number of Adam's updates.
-      mu: Adam's running mean of the gradient, with the structure of the parameters.
-      nu: Adam's running mean of the squared gradient.
+    `left_out` are their settings without a counterpart, as "name=value". `mu` and `nu` are Adam's
+    running means of the gradient and of its square, with the structure of the parameters.
     """
 
     settings: Settings
@@ -86,11 +79,9 @@ class AuthorsCheckpoint(NamedTuple):
 
 
 def read_checkpoint(path: Path, ours: Mapping[str, Any]) -> AuthorsCheckpoint:
-    """Reads and converts a training checkpoint.
+    """Reads and converts a training checkpoint, a `.pt` file; nothing in it is executed.
 
-    Args:
-      path: the `.pt` file; nothing in it is executed.
-      ours: flat settings of our config for the same data, for settings that theirs lack.
+    Settings that theirs lack are `ours`, flat, of our config for the same data.
 
     Raises:
       UserError: if the file is damaged, is not such a checkpoint, or belongs to other data.
@@ -131,9 +122,7 @@ def read_checkpoint(path: Path, ours: Mapping[str, Any]) -> AuthorsCheckpoint:
 def read_prior(path: Path, event_shape: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     """Reads the data-dependent prior, a pickled `MultivariateNormal` (eq. 8).
 
-    Args:
-      path: the `.pt` file; nothing in it is executed.
-      event_shape: shape of one example, [H, W, C] for images.
+    Nothing in the `.pt` file is executed. The shape is that of an example, [H, W, C] for images.
 
     Returns:
       Mean [D] and covariance [D, D] of examples flattened in our order of axes.
@@ -193,11 +182,7 @@ def _translated(theirs: object, ours: Mapping[str, Any]) -> tuple[Settings, list
 
 
 def _is_known_data_set(theirs: object, ours: str) -> bool:
-    """Whether our data are theirs; `False` if we do not know their data set.
-
-    Raises:
-      ValueError: if our data are another set.
-    """
+    """Whether our data are theirs, if we know theirs; raises a ValueError for another set."""
     known = _DATA_SETS.get(theirs) if isinstance(theirs, str) else None
     if known is not None and ours not in known:
         raise ValueError(

@@ -18,14 +18,10 @@ DEFAULT_RANK = 512
 
 
 class FittedPrior(NamedTuple):
-    """`N(μ, F Fᵀ + s² I)` with `μ` [D], `F` [D, k] and the remainder `s`.
+    """`N(μ, F Fᵀ + s² I)` with mean `μ` [D], factor `F` [D, k] and remainder scale `s`.
 
-    Attributes:
-      mean: `μ`.
-      factor: `F`.
-      remainder_scale: `s`.
-      share_held: share of the data's variance that `F` explains; 1 for a full covariance.
-      num_examples: number of examples in the fit; 0 for a prior that was fitted elsewhere.
+    `share_held` is the share of the data's variance that `F` explains; 1 for a full covariance. A
+    prior that was fitted elsewhere has 0 examples.
     """
 
     mean: np.ndarray

@@ -64,9 +64,7 @@ def find(folder: Path, name: str, key: Key) -> tuple[Path, bool]:
 def add(unfinished: Path, path: Path) -> None:
     """Renames a finished record to its name. If another program has just added it, that one stays.
 
-    Args:
-      unfinished: the folder of the record, in the folder of all records or below it.
-      path: the path, from `find`.
+    The `unfinished` folder is in the folder of all records or below it; the path is from `find`.
 
     Raises:
       UserError: if another file or folder has this name.

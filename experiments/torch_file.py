@@ -22,10 +22,7 @@ class TorchFileError(UserError):
 
 
 def load(path: Path) -> Any:
-    """Reads a file of `torch.save`.
-
-    Args:
-      path: the file, of any version of PyTorch's format.
+    """Reads a file of `torch.save`, of any version of PyTorch's format.
 
     Returns:
       The saved object: plain containers of tensors on the CPU. The only class allowed is
