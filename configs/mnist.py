@@ -26,4 +26,5 @@ def get_config(name: str = "") -> ConfigDict:
     c.evaluate.num_samples = 6_000
     c.evaluate.batch_size = 500
     c.train.num_steps = 5_000
+    c.flow.num_refine_steps = 24
     return base.variant(c, name)

@@ -152,20 +152,21 @@ ENTRIES = (
         "mnist",
         f"{MAIN} --mode=train_classifier --config=configs/mnist_classifier.py --data_dir=MNIST "
         "--workdir=runs/gallery/mnist/classifier\n"
-        f"{MAIN} --config=configs/mnist.py --data_dir=MNIST --workdir=runs/gallery/mnist/run\n"
+        f"{MAIN} --config=configs/mnist.py --data_dir=MNIST --config.seed=1 "
+        "--workdir=runs/gallery/mnist/run\n"
         f"{MAIN} --workdir=runs/gallery/mnist/run --mode=evaluate --data_dir=MNIST "
         "--classifier=runs/gallery/mnist/classifier",
         {
             "mnist_samples.png": (
-                "mnist/run/evaluations/step_2000/samples.png",
+                "mnist/run/evaluations/step_5000/samples.png",
                 "MNIST: prior, samples and data.",
             ),
             "mnist_flow.png": (
-                "mnist/run/evaluations/step_2000/flow.png",
+                "mnist/run/evaluations/step_5000/flow.png",
                 "MNIST: samples on their way from the data-dependent prior.",
             ),
             "mnist_neighbours.png": (
-                "mnist/run/evaluations/step_2000/neighbours.png",
+                "mnist/run/evaluations/step_5000/neighbours.png",
                 "Samples of MNIST next to their nearest training images.",
             ),
         },
@@ -190,15 +191,19 @@ ENTRIES = (
     ),
     Entry(
         "cifar10_small",
-        f"{MAIN} --config=configs/cifar10_small.py --data_dir=CIFAR10 "
-        "--workdir=runs/gallery/cifar10_small",
+        f"{MAIN} --mode=train_classifier --config=configs/cifar10_classifier.py --data_dir=CIFAR10 "
+        "--workdir=runs/gallery/cifar10_small/classifier\n"
+        f"{MAIN} --config=configs/cifar10_small.py --data_dir=CIFAR10 --config.seed=1 "
+        "--workdir=runs/gallery/cifar10_small/run\n"
+        f"{MAIN} --workdir=runs/gallery/cifar10_small/run --mode=evaluate --data_dir=CIFAR10 "
+        "--classifier=runs/gallery/cifar10_small/classifier",
         {
             "cifar10_small_samples.jpg": (
-                "cifar10_small/evaluations/step_2000/samples.png",
+                "cifar10_small/run/evaluations/step_2000/samples.png",
                 "CIFAR-10 on a CPU: prior, samples and data.",
             ),
             "cifar10_small_flow.jpg": (
-                "cifar10_small/evaluations/step_2000/flow.png",
+                "cifar10_small/run/evaluations/step_2000/flow.png",
                 "CIFAR-10 on a CPU: samples on their way from the data-dependent prior.",
             ),
         },
