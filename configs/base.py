@@ -80,8 +80,7 @@ def small_images(height: int, width: int, channels: int) -> ConfigDict:
     c.network.use_bias = True
     c.prior.jitter = 3e-4
     c.flow.num_steps = 12
-    # After K steps, samples are still on their way to the data.
-    c.flow.num_refine_steps = 12
+    c.flow.num_refine_steps = 6
     # The distance from prior to data grows with the square root of the number of dimensions.
     c.flow.step_size = round(2.75 * math.sqrt(height * width * channels) / 12, 1)
     c.flow.noise_scale = 0.007

@@ -3,8 +3,8 @@
 Command: python -m experiments.main --mode=train_classifier --config=configs/mnist_classifier.py
   --data_dir=FOLDER_OR_ZIP --workdir=runs/mnist_classifier
   For guidance, add --config.attack.num_steps=7.
-Cost: 21 min on one core that did other work.
-Score: an accuracy of 99.6% on 1,000 held-out images, in float32 with seed 0.
+Cost: 5 min on one core of a CPU with AVX-512.
+Score: an accuracy of 99.35% on 6,000 held-out images, in float32 with seed 0.
 """
 
 from ml_collections import ConfigDict

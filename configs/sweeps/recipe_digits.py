@@ -38,7 +38,7 @@ def of_length(flow_steps: int) -> dict[str, Any]:
     """Returns a length of the flow, with a step size that covers the same distance."""
     return {
         "flow.num_steps": flow_steps,
-        "flow.num_refine_steps": flow_steps,
+        "flow.num_refine_steps": flow_steps // 2,
         "flow.step_size": _PATH / flow_steps,
         "flow.noise_scale": _RECIPE.flow.noise_scale
         * math.sqrt(_RECIPE.flow.num_steps / flow_steps),
