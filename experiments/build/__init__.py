@@ -5,3 +5,16 @@ from experiments.build.network import make_network
 from experiments.build.placement import on_devices, shapes_on_device
 from experiments.build.ratio import Experiment, experiment, needs_fitted_prior, ratio_training
 from experiments.build.training import Training
+
+__all__ = [
+    "Experiment",
+    "Training",
+    "classifier_training",
+    "experiment",
+    "make_attack",
+    "make_network",
+    "needs_fitted_prior",
+    "on_devices",
+    "ratio_training",
+    "shapes_on_device",
+]

@@ -7,3 +7,22 @@ from experiments.data.registry import is_built_in, load, load_if_given, resolve_
 from experiments.data.source import DataOptions, Density, Labels, Source, Starts
 from experiments.data.stream import Feed
 from experiments.files import read_arrays, read_headers
+
+__all__ = [
+    "DataOptions",
+    "Density",
+    "Feed",
+    "Labels",
+    "Source",
+    "Starts",
+    "digest",
+    "digits",
+    "is_built_in",
+    "load",
+    "load_if_given",
+    "read_arrays",
+    "read_headers",
+    "resolve_dir",
+    "to_uint8",
+    "to_unit",
+]

@@ -13,6 +13,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from experiments.errors import first_line
+
 _LAYERS = ("2048", "logits_unbiased")
 
 
@@ -22,8 +24,8 @@ def main(job_file: str) -> None:
     try:
         network = build_network(job)
     except Exception as error:  # torch and pickle may raise any error on other files.
-        reason = str(error).strip().splitlines()[0]
-        result = {"error": f"{job['weights']} does not contain weights of this network: {reason}"}
+        what = f"{job['weights']} does not contain weights of this network"
+        result = {"error": f"{what}: {first_line(error)}"}
     else:
         result = _compute(job, network)
     Path(job["result"]).write_text(json.dumps(result))

@@ -1,5 +1,7 @@
 """Mode curve: the metric against the length of the flow, or against the train step."""
 
+import csv
+import io
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -36,9 +38,7 @@ def run_mode(command: Command) -> None:
     if not parallel.is_first_process():
         return
     opened.run.curves.mkdir(exist_ok=True)
-    lines = [(over, points[0][1].name), *((at, metric.value) for at, metric in points)]
-    content = "".join(f"{at},{value}\n" for at, value in lines)
-    table = _free_file(opened.run.curves, name, content)
+    table = _free_file(opened.run.curves, name, _as_csv(over, points))
     figure = curves.metric(points, title, axis, marks)
     picture = pictures.save(figure, table.with_suffix(".png"))
     print(f"best: {curves.best_of(points)[0]:,}\nvalues: {table}\npicture: {picture}")
@@ -52,6 +52,14 @@ def _printed(over: str, points: Iterable[Point]) -> list[Point]:
             print(f"  {over} {at:<10,} {metric.name} {metric.value:.5g}")
         seen.append((at, metric))
     return seen
+
+
+def _as_csv(over: str, points: list[Point]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([over, points[0][1].name])
+    writer.writerows([at, metric.value] for at, metric in points)
+    return text.getvalue()
 
 
 def _free_file(folder: Path, name: str, content: str) -> Path:

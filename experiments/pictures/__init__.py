@@ -20,6 +20,17 @@ from experiments.pictures.style import (
     save,
 )
 
+__all__ = [
+    "as_stored",
+    "course",
+    "from_stored",
+    "num_shown",
+    "prior_and_data",
+    "samples_and_data",
+    "samples_by_class",
+    "save",
+]
+
 Snapshots = Sequence[tuple[int, np.ndarray]]
 _SHOWN_DATA = 4_000
 
