@@ -6,8 +6,9 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 WORKDIR ?= runs/swissroll
 PYTEST_ARGS ?=
-# One worker per core, but at most 4. For a debugger, set PYTEST_ARGS='-n 0'.
-PYTEST := -m pytest -n auto --maxprocesses=4
+# One worker per core, but at most 4. For a debugger, set PYTEST_ARGS='-n 0'. With "worksteal", the
+# tests of a module mostly run in one worker, which prepares and compiles once for all of them.
+PYTEST := -m pytest -n auto --maxprocesses=4 --dist=worksteal
 OF_THE_LIBRARY := tests/core tests/networks tests/data/test_covariance.py tests/evaluation/test_cheap_metric.py \
   tests/experiments/sampling tests/experiments/modes/test_curve.py tests/experiments/machine/test_hosts.py
 GALLERY_ARGS ?=

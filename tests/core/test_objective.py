@@ -174,7 +174,7 @@ def test_inputs_that_would_give_wrong_numbers_are_errors(change, message):
 
 def image_problem(remat):
     """A convolutional network with spectral norm."""
-    spec = networks.ResNetSpec(4, ((4, 1), (8, 2)))
+    spec = networks.ResNetSpec(4, ((8, 2),))
     net = networks.resnet(spec, spectral_norm=True, remat=remat)
     problem = small_problem.problem(
         Estimator.from_network(net), prior_sample=priors.uniform((6, 6, 1)).sample, step_size=5.0
