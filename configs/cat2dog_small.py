@@ -12,12 +12,15 @@ Score: with version 0.1, a support-vector classifier assigned 46% of 200 held-ou
 
 from ml_collections import ConfigDict
 
-from configs import base, cifar10_small
+from configs import base
 
 
 def get_config(name: str = "") -> ConfigDict:
     """Returns the config, or its variants, such as "lr_js"."""
-    c = cifar10_small.get_config()
+    c = base.small_images(32, 32, 3)
+    c.data.name = "folder"
+    c.data.image_size = 32
+    c.data.random_flip = True
     c.data.source_class = "cat"
     c.data.target_class = "dog"
     c.prior.name = "source"

@@ -199,14 +199,35 @@ ENTRIES = (
         "--classifier=runs/gallery/cifar10_small/classifier",
         {
             "cifar10_small_samples.jpg": (
-                "cifar10_small/run/evaluations/step_2000/samples.png",
+                "cifar10_small/run/evaluations/step_15000/samples.png",
                 "CIFAR-10 on a CPU: prior, samples and data.",
             ),
             "cifar10_small_flow.jpg": (
-                "cifar10_small/run/evaluations/step_2000/flow.png",
+                "cifar10_small/run/evaluations/step_15000/flow.png",
                 "CIFAR-10 on a CPU: samples on their way from the data-dependent prior.",
             ),
+            "cifar10_small_neighbours.jpg": (
+                "cifar10_small/run/evaluations/step_15000/neighbours.png",
+                "Samples of CIFAR-10 next to their nearest training images.",
+            ),
         },
+        needs_data="CIFAR10",
+    ),
+    Entry(
+        "cifar10_classes",
+        f"{MAIN} --mode=train_classifier --config=configs/cifar10_classifier.py "
+        "--data_dir=CIFAR10 --config.attack.num_steps=3 --config.attack.epsilon=0.5 "
+        '"--config.network.blocks=((32,2),(64,2),(128,1))" --config.augment.max_shift=2 '
+        "--config.train.num_steps=3000 --workdir=runs/gallery/cifar10_classes\n"
+        f"{MAIN} --workdir=runs/gallery/cifar10_small/run --mode=sample --num_samples=100 "
+        "--class=all --classifier=runs/gallery/cifar10_classes --config.sample.name=classes",
+        {
+            "cifar10_classes.jpg": (
+                "cifar10_small/run/samples/classes.npz.picture.png",
+                "CIFAR-10 by class: a row for each class, with a classifier trained under attack.",
+            )
+        },
+        of_run="cifar10_small",
         needs_data="CIFAR10",
     ),
     Entry(
