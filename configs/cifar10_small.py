@@ -35,4 +35,5 @@ def get_config(name: str = "") -> ConfigDict:
     c.train.batch_size = 32
     c.checkpoint.every_steps = 500
     c.snapshot.every_steps = 500
+    c.condition.num_refine_steps = 3
     return base.variant(c, name)

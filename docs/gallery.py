@@ -220,7 +220,8 @@ ENTRIES = (
         '"--config.network.blocks=((32,2),(64,2),(128,1))" --config.augment.max_shift=2 '
         "--config.train.num_steps=3000 --workdir=runs/gallery/cifar10_classes\n"
         f"{MAIN} --workdir=runs/gallery/cifar10_small/run --mode=sample --num_samples=100 "
-        "--class=all --classifier=runs/gallery/cifar10_classes --config.sample.name=classes",
+        "--class=all --classifier=runs/gallery/cifar10_classes --config.condition.weight=0.3 "
+        "--config.sample.name=classes",
         {
             "cifar10_classes.jpg": (
                 "cifar10_small/run/samples/classes.npz.picture.png",
