@@ -46,10 +46,9 @@ def run_mode(command: Command) -> None:
     """
     opened = open_checkpoint(command)
     experiment, wanted = opened.experiment, opened.experiment.settings
+    _check_changes(command, wanted["condition.label"])
     if wanted["condition.label"]:
         experiment = conditioned(experiment)
-    elif wanted["condition.classifier"]:
-        raise UserError("--classifier needs --class=NAME or --class=all")
     num = command.flags["num_samples"] or wanted["evaluate.num_samples"]
     record = _describe(opened, experiment, num)
     target = _find_target(opened, record)
@@ -75,6 +74,20 @@ def run_mode(command: Command) -> None:
     if first:
         print(f"{num:,} samples of step {opened.step:,}: {target.path}")
         print(f"picture: {target.picture}\nrecord: {target.record}")
+
+
+def _check_changes(command: Command, label: str) -> None:
+    """Raises an error for a change that has no effect with a class, or without one."""
+    if label and "flow.num_refine_steps" in command.changes:
+        raise UserError(
+            f"flow.num_refine_steps has no effect with --class={label}; the number of refinement "
+            "steps is that of condition.num_refine_steps"
+        )
+    if not label:
+        for key in command.changes:
+            if key.startswith("condition.") and key != "condition.label":
+                name = "--classifier" if key == "condition.classifier" else key
+                raise UserError(f"{name} needs --class=NAME or --class=all")
 
 
 def _describe(opened: Opened, experiment: Experiment, num_samples: int) -> dict[str, Any]:

@@ -71,6 +71,18 @@ def test_sample_i_of_all_classes_is_that_of_class_i_and_each_has_a_row_in_the_pi
     np.testing.assert_array_equal(sample("7", 5.0), sevens)  # And replaces none.
 
 
+@pytest.mark.parametrize(
+    ("key", "label", "message"),
+    [
+        ("flow.num_refine_steps", "3", "no effect with --class=3; .* condition.num_refine_steps"),
+        ("condition.weight", "", "condition.weight needs --class=NAME or --class=all"),
+    ],
+)
+def test_a_change_without_an_effect_is_an_error(of_digits, key, label, message):
+    with pytest.raises(UserError, match=message):
+        start("sample", of_digits.root, None, {key: 2}, num_samples=2, **{"class": label})
+
+
 def test_a_rejected_training_of_a_classifier_leaves_a_folder_that_trains_and_samples(tmp_path):
     with pytest.raises(UserError, match="needs labelled images"):
         start("train_classifier", tmp_path, "swissroll:tiny")
