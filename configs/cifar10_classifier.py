@@ -3,9 +3,9 @@
 Command: python -m experiments.main --mode=train_classifier --config=configs/cifar10_classifier.py
   --data_dir=FOLDER_OR_ZIP --workdir=runs/cifar10_classifier
   For guidance, add --config.attack.num_steps=7.
-Cost: 49 min of CPU time with AVX-512.
-Score: an accuracy of 78.6% on 1,000 held-out images, trained on 19,000 images, in float32 with
-  seed 0. The paper uses a ResNet-50 of the library "robustness", trained under attack (L2, epsilon
+Cost: 85 min of CPU time with AVX-512.
+Score: an accuracy of 81.8% on 1,000 held-out images, trained on 19,000 images, in float32 with
+  seed 0 (6,000 steps without biases: 78.6%). The paper uses a ResNet-50 of the library "robustness", trained under attack (L2, epsilon
   1). --classifier accepts it too.
 """
 
@@ -24,11 +24,12 @@ def get_config(name: str = "") -> ConfigDict:
     c.network.name = "resnet"
     c.network.width = 32
     c.network.blocks = ((64, 2), (128, 1), (128, 2), (256, 1))
+    c.network.use_bias = True
     c.augment.max_shift = 4
     c.attack.num_steps = 0
     c.optimizer.learning_rate = 1e-3
     c.optimizer.schedule = "cosine"
-    c.train.num_steps = 6_000
+    c.train.num_steps = 10_000
     c.train.batch_size = 64
     c.checkpoint.every_steps = 500
     return base.variant(c, name)

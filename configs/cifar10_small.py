@@ -7,11 +7,12 @@ prepared TFDS set.
 It takes more and cheaper train steps than the recipe for small images. They suit CIFAR-10 and harm
 on MNIST, see docs/ablations.md.
 Cost: 110 min on one core of a CPU with AVX-512; a train step takes 0.43 s.
-Score: Fréchet distance of 500 images 60 ± 6 (prior 434 ± 8, real images 25 ± 5) in the features of
-  a classifier that is right on 78.6% of held-out images, 0.023 ± 0.010 (0.124 ± 0.027, 0.023 ±
-  0.004) in random convolutions, mean top probability 0.695 (0.653, 0.824), class shares from 6.7%
-  to 17.0% (0.2% to 29%, 7.7% to 12.0%), with seed 1 and 20,000 images. One viewer could
-  name the object in 28 of the first 64 samples.
+Score: Fréchet distance of 500 images 216 ± 24 with seed 1 (prior 1,090 ± 30) and 196 ± 11 with seed
+  2 (1,093 ± 16), real images 86 ± 19, in the features of a classifier that is right on 81.8% of
+  held-out images; 0.023 ± 0.010 and 0.028 ± 0.016 (prior 0.124, real images 0.023 ± 0.004) in
+  random convolutions; mean top probability 0.770 and 0.766 (0.732, 0.897), class shares from 6.6%
+  to 17.4% and 6.9% to 17.1% (0.4% to 25%, 7.4% to 12.0%), with 20,000 images. One viewer could
+  name the object in 28 of the first 64 samples of seed 1.
 """
 
 from ml_collections import ConfigDict
