@@ -233,6 +233,32 @@ ENTRIES = (
         needs_data="CIFAR10",
     ),
     Entry(
+        "letters",
+        f"{MAIN} --config=configs/folder.py --data_dir=LETTERS --config.data.image_size=28 "
+        "--workdir=runs/gallery/letters",
+        {
+            "letters_samples.png": (
+                "letters/evaluations/step_2000/samples.png",
+                "Letters of 22 DejaVu fonts, with no setting chosen for them: prior, samples and "
+                "data.",
+            )
+        },
+        needs_data="LETTERS",
+    ),
+    Entry(
+        "emoji",
+        f"{MAIN} --config=configs/folder.py --data_dir=EMOJI --config.data.image_size=32 "
+        "--workdir=runs/gallery/emoji",
+        {
+            "emoji_samples.jpg": (
+                "emoji/evaluations/step_2000/samples.png",
+                "Noto emoji (Apache License 2.0), with no setting chosen for them: prior, samples "
+                "and data.",
+            )
+        },
+        needs_data="EMOJI",
+    ),
+    Entry(
         "density_chasm",
         "python -m examples.density_chasm --out=runs/gallery/density_chasm",
         {
