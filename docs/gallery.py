@@ -218,8 +218,8 @@ ENTRIES = (
         f"{MAIN} --mode=train_classifier --config=configs/cifar10_classifier.py "
         "--data_dir=CIFAR10 --config.attack.num_steps=3 --config.attack.epsilon=0.5 "
         '"--config.network.blocks=((32,2),(64,2),(128,1))" --config.network.use_bias=False '
-        "--config.augment.max_shift=2 "
-        "--config.train.num_steps=3000 --workdir=runs/gallery/cifar10_classes\n"
+        "--config.augment.max_shift=2 --config.train.num_steps=3000 "
+        "--workdir=runs/gallery/cifar10_classes\n"
         f"{MAIN} --workdir=runs/gallery/cifar10_small/run --mode=sample --num_samples=100 "
         "--class=all --classifier=runs/gallery/cifar10_classes --config.condition.weight=0.3 "
         "--config.sample.name=classes",

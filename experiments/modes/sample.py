@@ -20,6 +20,7 @@ from experiments.sampling.conditional import ALL, conditioned
 from experiments.sampling.draw import Sampler, batch_size, on_devices, sample_starts
 from experiments.sampling.opened import Opened, open_checkpoint
 from experiments.sampling.shards import Shards, lock
+from experiments.settings import Settings
 from fdrl_jax import parallel
 
 _STARTED = time.perf_counter()
@@ -46,7 +47,7 @@ def run_mode(command: Command) -> None:
     """
     opened = open_checkpoint(command)
     experiment, wanted = opened.experiment, opened.experiment.settings
-    _check_changes(command, wanted["condition.label"])
+    _check_condition(command.changes, wanted)
     if wanted["condition.label"]:
         experiment = conditioned(experiment)
     num = command.flags["num_samples"] or wanted["evaluate.num_samples"]
@@ -76,18 +77,18 @@ def run_mode(command: Command) -> None:
         print(f"picture: {target.picture}\nrecord: {target.record}")
 
 
-def _check_changes(command: Command, label: str) -> None:
-    """Raises an error for a change that has no effect with a class, or without one."""
-    if label and "flow.num_refine_steps" in command.changes:
+def _check_condition(changes: Settings, wanted: Settings) -> None:
+    """Raises an error for settings that have no effect with a class, or without one."""
+    label = wanted["condition.label"]
+    if label and "flow.num_refine_steps" in changes:
         raise UserError(
             f"flow.num_refine_steps has no effect with --class={label}; the number of refinement "
             "steps is that of condition.num_refine_steps"
         )
-    if not label:
-        for key in command.changes:
-            if key.startswith("condition.") and key != "condition.label":
-                name = "--classifier" if key == "condition.classifier" else key
-                raise UserError(f"{name} needs --class=NAME or --class=all")
+    unused = {"--classifier"} if wanted["condition.classifier"] else set()
+    unused |= changes.keys() & {"condition.weight", "condition.num_refine_steps"}
+    if unused and not label:
+        raise UserError(f"{min(unused)} needs --class=NAME or --class=all")
 
 
 def _describe(opened: Opened, experiment: Experiment, num_samples: int) -> dict[str, Any]:
