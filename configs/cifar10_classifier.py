@@ -20,6 +20,7 @@ def get_config(name: str = "") -> ConfigDict:
     c.data.name = "folder"
     c.data.image_size = 32
     c.data.random_flip = True
+    c.data.num_held_out = 2_000
     c.precision = "auto"
     c.network.name = "resnet"
     c.network.width = 32

@@ -26,6 +26,7 @@ def get_config(name: str = "") -> ConfigDict:
     c.data.name = "folder"
     c.data.image_size = 32
     c.data.random_flip = True
+    c.data.num_held_out = 2_000
     # More and cheaper train steps: half as many flow steps of twice the size, and half the batch.
     c.flow.num_steps = 6
     c.flow.num_refine_steps = 2

@@ -10,17 +10,27 @@ _NOTABLE = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile", "asimd", "
 @functools.cache
 def features(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
     """Returns the processor's features by their names in Linux; empty if they are not listed."""
-    try:
-        lines = cpuinfo.read_text().splitlines()
-    except OSError:
-        return frozenset()
-    for line in lines:
-        name, _, value = line.partition(":")
-        if name.strip() in ("flags", "Features"):
-            return frozenset(value.split())
-    return frozenset()
+    return frozenset(_first(cpuinfo, "flags", "Features").split())
+
+
+@functools.cache
+def vendor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """Returns the vendor by its name in Linux, such as "AuthenticAMD"; empty if it is not listed."""
+    return _first(cpuinfo, "vendor_id")
 
 
 def describe() -> str:
     """Returns the notable features in one line."""
     return " ".join(name for name in _NOTABLE if name in features()) or "features unknown"
+
+
+def _first(cpuinfo: Path, *names: str) -> str:
+    try:
+        lines = cpuinfo.read_text().splitlines()
+    except OSError:
+        return ""
+    for line in lines:
+        name, _, value = line.partition(":")
+        if name.strip() in names:
+            return value.strip()
+    return ""

@@ -15,9 +15,10 @@ BOTH = f"{xla_flags.CPU_FLAG} {xla_flags.ONEDNN_FLAG}"
 def machine(monkeypatch):
     """Pretends a version of jaxlib and a processor."""
 
-    def pretend(version="0.12.0.1", features=("amx_bf16",)):
+    def pretend(version="0.12.0.1", features=("amx_bf16",), vendor="GenuineIntel"):
         monkeypatch.setattr(importlib.metadata, "version", lambda _: version)
         monkeypatch.setattr(processor, "features", lambda: frozenset(features))
+        monkeypatch.setattr(processor, "vendor", lambda: vendor)
 
     return pretend
 
@@ -60,8 +61,14 @@ def test_the_users_own_flags_stay(own, machine):
     assert not xla_flags.uses_onednn(environ)
 
 
-def test_bfloat16_uses_onednn_on_a_processor_and_version_that_were_tested(machine):
-    machine()
+@pytest.mark.parametrize(
+    ("features", "vendor"),
+    [(("amx_bf16",), "GenuineIntel"), (("avx2", "avx512_bf16"), "AuthenticAMD")],
+)
+def test_bfloat16_uses_onednn_on_a_processor_and_version_that_were_tested(
+    features, vendor, machine
+):
+    machine(features=features, vendor=vendor)
     environ = {}
 
     assert xla_flags.set_cpu_flags(environ, bfloat16=True)
@@ -71,18 +78,26 @@ def test_bfloat16_uses_onednn_on_a_processor_and_version_that_were_tested(machin
 
 
 @pytest.mark.parametrize(
-    ("version", "features", "environ", "reason"),
+    ("version", "features", "vendor", "environ", "reason"),
     [
-        ("0.12.0.1", ("avx512_bf16",), {}, "no AMX"),
-        ("0.12.0.1", (), {}, "no AMX"),
-        ("0.10.2", ("amx_bf16",), {}, "need JAX 0.12"),
-        ("0.12.0.1", ("amx_bf16",), {"JAX_COMPILATION_CACHE_DIR": "cache"}, "unset JAX_COMPIL"),
+        ("0.12.0.1", ("avx512_bf16",), "GenuineIntel", {}, "neither AMX"),
+        ("0.12.0.1", ("avx512f",), "AuthenticAMD", {}, "neither AMX"),
+        ("0.12.0.1", (), "", {}, "neither AMX"),
+        ("0.10.2", ("amx_bf16",), "GenuineIntel", {}, "need JAX 0.12"),
+        ("0.10.2", ("avx512_bf16",), "AuthenticAMD", {}, "need JAX 0.12"),
+        (
+            "0.12.0.1",
+            ("amx_bf16",),
+            "GenuineIntel",
+            {"JAX_COMPILATION_CACHE_DIR": "cache"},
+            "unset JAX_COMPIL",
+        ),
     ],
 )
 def test_elsewhere_bfloat16_does_not_use_onednn_and_the_reason_is_given(
-    version, features, environ, reason, machine
+    version, features, vendor, environ, reason, machine
 ):
-    machine(version, features)
+    machine(version, features, vendor)
 
     assert reason in xla_flags.why_not_onednn(environ)
     assert xla_flags.set_cpu_flags(environ, bfloat16=True)
