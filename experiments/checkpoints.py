@@ -127,7 +127,9 @@ class Checkpoints:
         """
         if not self._best_file.exists():
             return None
-        return read_json(self._best_file, step=int, metric=str, value=(int, float))
+        best = read_json(self._best_file, step=int, metric=str, value=(int, float))
+        # If the checkpoint was set aside as damaged, the run has to find a best one again.
+        return best if self._is_complete(best["step"]) else None
 
     def save(
         self,
@@ -156,7 +158,7 @@ class Checkpoints:
             state=ocp.args.StandardSave(arrays),
             record=ocp.args.JsonSave({**record, "sha256": sha256_of_json(record)}),
         )
-        self._attempt(lambda: self._manager.save(step, args=items))
+        self._attempt(lambda: self._save(step, items))
         if best_by is not None:
             # Only when the checkpoint is complete; until then the previous best one counts.
             self.wait()
@@ -359,6 +361,11 @@ class Checkpoints:
         if sha256_of_arrays(state) != record["state_sha256"]:
             raise _DamagedError("the arrays are not what was saved")
         return Restored(state, record["data"], record["state_sha256"])
+
+    def _save(self, step: int, items: ocp.args.Composite) -> None:
+        # Orbax skips a step, without an error, that is not after all those that it lists.
+        if not self._manager.save(step, args=items):
+            raise ValueError(f"step {step} is not after {self._manager.latest_step()}")
 
     def _attempt(self, write: Callable[[], Any]) -> None:
         try:

@@ -85,10 +85,8 @@ def train(training: Training, run: Run, hooks: Sequence[Hook] = ()) -> TrainStat
 def _newest(training: Training, store: Checkpoints) -> TrainState:
     """Returns the state of the newest checkpoint, or that before the first step."""
     restored = store.restore(training.state_shapes())
-    if restored is None:
-        return training.init_state()
-    store.set_aside_after(int(restored.state.step))
-    return restored.state
+    store.set_aside_after(-1 if restored is None else int(restored.state.step))
+    return training.init_state() if restored is None else restored.state
 
 
 class _Window:

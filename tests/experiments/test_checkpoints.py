@@ -6,6 +6,7 @@ import gc
 import itertools
 import logging
 import shutil
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -16,6 +17,7 @@ from benchmarks.faults import damage
 from experiments import checkpoints
 from experiments.checkpoints import Checkpoints
 from experiments.errors import UserError
+from experiments.training import loop
 from fdrl_jax import parallel, state
 
 RUN = "digest of a run"
@@ -135,6 +137,38 @@ def test_a_run_that_fell_back_saves_the_damaged_step_again(two, caplog):
     assert is_equal(restore(two), state_at(2))
     assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
     assert (two / "damaged_2").is_dir()
+
+
+def test_folders_without_a_mark_do_not_hinder_a_run_that_starts_again(tmp_path):
+    (tmp_path / "200" / "state").mkdir(parents=True)
+    training = SimpleNamespace(state_shapes=lambda: state_at(0), init_state=lambda: state_at(0))
+    with opened(tmp_path) as store:
+        assert int(loop._newest(training, store).step) == 0
+        store.save(state_at(100), data={})
+        store.wait()
+        assert store.steps() == [100]
+    assert (tmp_path / "damaged_200").is_dir()
+
+
+def test_a_step_that_orbax_would_skip_is_an_error(two):
+    with (
+        opened(two) as store,
+        pytest.raises(UserError, match=r"step 1 is not after 2\); that of step 2 is intact"),
+    ):
+        store.save(state_at(1), data={})
+
+
+def test_a_best_checkpoint_that_was_set_aside_no_longer_counts(tmp_path):
+    with opened(tmp_path) as store:
+        store.save(state_at(1), data={}, best_by=("metric", 1.0))
+        store.save(state_at(2), data={}, best_by=("metric", 0.5))
+    damage.flip(damage.largest_file(tmp_path / "2"))
+    with opened(tmp_path) as store:
+        assert store.best()["step"] == 2
+        store.set_aside_after(int(store.restore(state_at(0)).state.step))
+        assert store.best() is None
+        with pytest.raises(UserError, match="no best checkpoint"):
+            store.restore(state_at(0), "best")
 
 
 @pytest.mark.parametrize(
