@@ -6,6 +6,7 @@ it where it is used.
 """
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -612,7 +613,8 @@ def checked(config: Mapping[str, Any]) -> Settings:
     """Checks a nested or flat config and returns it flat, as JSON stores it.
 
     Real numbers become floats, because JAX converts whole numbers to int32, whose range is too
-    small. Tuples become lists, so that settings equal those that are read from a file.
+    small. Tuples become lists, so that settings equal those that are read from a file. `~` in a
+    path becomes the home folder.
 
     Raises:
       UserError: names each key that is unknown, missing or has a value that is not allowed.
@@ -623,8 +625,9 @@ def checked(config: Mapping[str, Any]) -> Settings:
     errors += [f"{key} {error}" for key in flat if (error := error_of(key, flat[key]))]
     if errors:
         raise UserError("config: " + "; ".join(sorted(errors)))
-    floats = {k: float(v) if SETTINGS[k].rule.is_real else v for k, v in flat.items()}
-    return dict(json.loads(json.dumps(floats)))
+    flat |= {key: float(flat[key]) for key in SETTINGS if SETTINGS[key].rule.is_real}
+    flat |= {key: os.path.expanduser(flat[key]) for key in PATHS}
+    return dict(json.loads(json.dumps(flat)))
 
 
 def error_of(key: str, value: Any) -> str | None:

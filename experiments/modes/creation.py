@@ -1,6 +1,7 @@
 """Creates or opens a run, for the modes that can start from a config."""
 
 import time
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -10,6 +11,7 @@ from experiments.build import Experiment, Training
 from experiments.command_line import Command
 from experiments.data import DataOptions, Source
 from experiments.errors import UserError
+from experiments.evaluation.protocols import PROTOCOLS, check_weights
 from experiments.machine import hardware, memory
 from experiments.modes import example
 from experiments.prior import FittedPrior
@@ -31,9 +33,11 @@ def create_or_resume(command: Command) -> Created:
     Everything is checked before anything is written.
 
     Raises:
-      UserError: for settings that are invalid or differ from the run's, or for other data.
+      UserError: for settings that are invalid or differ from the run's, for other data, or for a
+        missing file of weights or classifier.
     """
     opened, wanted, source = opened_or_new(command, "ratio")
+    _check_files(wanted)
     used = hardware.prepare(wanted)
     if opened is not None:
         experiment = build.experiment(used, source, opened.prior())
@@ -118,6 +122,23 @@ def load_data(wanted: Settings, data_dir: str = "", *, blank: bool = False) -> S
     """
     options = DataOptions(**settings.section(wanted, "data"))
     return data.load(options._replace(dir=data_dir or options.dir), blank=blank)
+
+
+def _check_files(wanted: Settings) -> None:
+    """Checks that files exist which are first read after hours of training.
+
+    Raises:
+      UserError: if one does not; names it.
+    """
+    for protocol in PROTOCOLS.values():
+        if wanted[protocol.key]:
+            check_weights(protocol, wanted[protocol.key])
+    classifier = wanted["condition.classifier"]
+    if classifier and not Path(classifier).exists():
+        raise UserError(
+            f"condition.classifier={classifier} does not exist; train one with "
+            "--mode=train_classifier"
+        )
 
 
 def check(experiment: Experiment) -> Training:

@@ -205,6 +205,12 @@ def test_settings_equal_those_that_were_read_back_from_a_file():
     assert isinstance(checked["flow.step_size"], float)
 
 
+def test_the_home_folder_replaces_its_sign_in_every_path(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ada")
+    checked = settings.checked(settings.defaults() | dict.fromkeys(settings.PATHS, "~/x"))
+    assert {checked[key] for key in settings.PATHS} == {"/home/ada/x"}
+
+
 def test_all_mistakes_are_named_together_with_the_nearest_key():
     wrong = {**settings.checked(settings.defaults()), "seed": -1, "flow.step_sise": 1}
     del wrong["flow.step_size"]
