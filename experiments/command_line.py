@@ -101,7 +101,7 @@ def parse(argv: Sequence[str]) -> tuple[Command, dict[str, Any]]:
         argument, or an invalid value.
     """
     changes, rest = split_changes(argv)
-    mode = _mode_of(rest)
+    mode = _mode_of(rest) or "train"
     known, unknown = _parser(mode).parse_known_args(
         [re.sub(r"^-(?=[a-z]\w)", "--", argument) for argument in rest]
     )
@@ -142,11 +142,12 @@ def help_for(argv: Sequence[str]) -> str | None:
     wanted = [a for a in argv if a in ("-h", "--help") or a.startswith("--help=")]
     if not wanted:
         return None
-    topic = wanted[0].partition("=")[2]
-    mode = next((a.partition("=")[2] for a in argv if a.startswith("--mode=")), topic)
-    if mode in MODES:
-        return _parser(mode).format_help()
-    return settings.explain(topic.removeprefix("config.")) if topic else _help()
+    topic = wanted[0].partition("=")[2] or _mode_of(argv)
+    if topic is None:
+        return _help()
+    if topic in MODES:
+        return _parser(topic).format_help()
+    return settings.explain(topic.removeprefix("config."))
 
 
 class ConfigFile(NamedTuple):
@@ -267,7 +268,7 @@ def split_changes(argv: Sequence[str]) -> tuple[Settings, list[str]]:
     return changes, rest
 
 
-def _mode_of(argv: list[str]) -> str:
+def _mode_of(argv: Sequence[str]) -> str | None:
     for i, argument in enumerate(argv):
         flag, equals, value = argument.partition("=")
         if flag in ("--mode", "-mode"):
@@ -276,7 +277,7 @@ def _mode_of(argv: list[str]) -> str:
                 hint = nearest(mode, MODES) or "."
                 raise UserError(f"--mode={mode} is unknown{hint} Allowed: {', '.join(MODES)}")
             return mode
-    return "train"
+    return None
 
 
 def _parser(name: str) -> Parser:

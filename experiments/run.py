@@ -14,7 +14,6 @@ import contextlib
 import datetime
 import functools
 import logging
-import os
 import platform
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
@@ -65,10 +64,7 @@ class Run:
     def __init__(self, root: Path, record: Mapping[str, Any]) -> None:
         self.root = root
         self.kind: Kind = record["kind"]
-        self.settings = settings.completed(record["settings"])
-        for key in settings.PATHS:
-            if str(self.settings[key]).startswith("~/"):
-                self.settings[key] = os.path.expanduser(self.settings[key])
+        self.settings = settings.checked(settings.completed(record["settings"]))
         self.data: dict[str, Any] = record["data"]
         self.command: str = record["command"]
         self._prior_sha256: str | None = record["prior_sha256"]
@@ -291,7 +287,8 @@ def _made_and_locked(root: Path) -> Iterator[None]:
         try:
             yield
         except BaseException:
-            if is_new and [path.name for path in root.iterdir()] == ["lock"]:
+            # If the folder was removed meanwhile, its absence is not the error to report.
+            if is_new and root.is_dir() and [path.name for path in root.iterdir()] == ["lock"]:
                 (root / "lock").unlink()
                 root.rmdir()
             raise
@@ -397,7 +394,6 @@ def open_run(root: Path, kind: Kind | None = None) -> Run:
     check_types(root / "run.json", record["data"], **types)
     try:
         run = Run(root, record)
-        settings.checked(run.settings)
     except (KeyError, TypeError, UserError) as error:
         raise UserError(f"{root / 'run.json'} is damaged: {error}") from error
     if not parallel.same_on_all_processes(run.id):

@@ -78,17 +78,17 @@ def run_mode(command: Command) -> None:
 
 
 def _check_condition(changes: Settings, wanted: Settings) -> None:
-    """Raises an error for settings that have no effect with a class, or without one."""
+    """Raises an error for changes that have no effect with a class, or without one."""
     label = wanted["condition.label"]
     if label and "flow.num_refine_steps" in changes:
         raise UserError(
             f"flow.num_refine_steps has no effect with --class={label}; the number of refinement "
             "steps is that of condition.num_refine_steps"
         )
-    unused = {"--classifier"} if wanted["condition.classifier"] else set()
-    unused |= changes.keys() & {"condition.weight", "condition.num_refine_steps"}
+    unused = [key for key in changes if key.startswith("condition.") and key != "condition.label"]
     if unused and not label:
-        raise UserError(f"{min(unused)} needs --class=NAME or --class=all")
+        name = "--classifier" if unused[0] == "condition.classifier" else unused[0]
+        raise UserError(f"{name} needs --class=NAME or --class=all")
 
 
 def _describe(opened: Opened, experiment: Experiment, num_samples: int) -> dict[str, Any]:

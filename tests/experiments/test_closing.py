@@ -136,6 +136,16 @@ def test_a_rejected_command_leaves_no_new_folder_and_no_trace_in_an_existing_one
     assert "mine" in names(tmp_path / "old")
 
 
+def test_the_error_that_ended_a_run_is_reported_even_if_its_new_folder_is_gone(tmp_path):
+    @locked_folder(tmp_path / "new")
+    def removed():
+        shutil.rmtree(tmp_path / "new")
+        raise UserError("was removed")
+
+    with pytest.raises(UserError, match="was removed"):
+        removed()
+
+
 def test_one_program_has_the_lock_of_a_folder(tmp_path):
     with (
         locked_folder(tmp_path / "run"),

@@ -108,6 +108,12 @@ def test_help_explains_the_program_a_section_or_a_key():
     with pytest.raises(UserError, match=r"did you mean 'flow\.step_size'"):
         command_line.help_for(["--help=flow.step_sise"])
     assert command_line.help_for(["--mode=train"]) is None
+    # Next to a mode, an explicit topic comes first.
+    assert command_line.help_for(["--mode=sample", "--help=flow.step_size"]) == key
+    of_mode = command_line.help_for(["--help=sample"])
+    assert command_line.help_for(["--mode", "sample", "--help"]) == of_mode
+    with pytest.raises(UserError, match="--mode=smaple is unknown; did you mean 'sample'"):
+        command_line.help_for(["--mode=smaple", "--help"])
 
 
 @pytest.mark.parametrize("flag", [["--config=swissroll:tiny"], ["--config", "swissroll:tiny"]])
@@ -130,6 +136,9 @@ def test_changes_override_the_config_and_are_kept_apart():
 def test_class_and_classifier_are_settings_too():
     command, _ = command_line.parse(["--mode=sample", "--workdir=w", "--class=3", "--classifier=c"])
     assert command.changes == {"condition.label": "3", "condition.classifier": "c"}
+    assert command.flags["classifier"] == "c"
+    command, _ = command_line.parse(["--mode=evaluate", "--workdir=w", "--classifier=~/c"])
+    assert command.flags["classifier"] == str(Path.home() / "c")
 
 
 def test_a_class_that_looks_like_a_number_stays_a_text():

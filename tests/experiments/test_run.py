@@ -125,6 +125,15 @@ def test_a_rejected_command_changes_nothing(mode, changes, of_images):
     assert frozen(of_images.root) == before
 
 
+@pytest.mark.parametrize(
+    "key", ["evaluate.inception_weights", "evaluate.legacy_weights", "condition.classifier"]
+)
+def test_a_missing_file_that_is_read_after_training_is_named_before_it(key, tmp_path):
+    with pytest.raises(UserError, match=r"nowhere does not exist"):
+        start("train", tmp_path / "run", "swissroll:tiny", {key: "nowhere"})
+    assert not any(tmp_path.iterdir())
+
+
 def test_a_free_setting_may_change_on_resume_and_every_command_is_logged(of_images):
     before = (of_images.root / "run.json").read_bytes()
     start("train", of_images.root, None, {"log.every_steps": 1})

@@ -15,6 +15,7 @@ from experiments.classifiers import load, load_features
 from experiments.classifiers.robustness import read_robustness
 from experiments.errors import UserError
 from experiments.modes import creation
+from experiments.modes.sample import _check_condition
 from experiments.sampling.conditional import conditioned, labels_of
 from experiments.sampling.opened import open_checkpoint
 from experiments.torch_file import load as load_torch_file
@@ -76,11 +77,16 @@ def test_sample_i_of_all_classes_is_that_of_class_i_and_each_has_a_row_in_the_pi
     [
         ("flow.num_refine_steps", "3", "no effect with --class=3; .* condition.num_refine_steps"),
         ("condition.weight", "", "condition.weight needs --class=NAME or --class=all"),
+        ("condition.classifier", "", "--classifier needs --class=NAME or --class=all"),
     ],
 )
 def test_a_change_without_an_effect_is_an_error(of_digits, key, label, message):
     with pytest.raises(UserError, match=message):
         start("sample", of_digits.root, None, {key: 2}, num_samples=2, **{"class": label})
+
+
+def test_a_classifier_in_the_settings_of_a_run_needs_no_class():
+    _check_condition({}, {"condition.label": "", "condition.classifier": "c"})
 
 
 def test_a_rejected_training_of_a_classifier_leaves_a_folder_that_trains_and_samples(tmp_path):
