@@ -13,10 +13,6 @@ setting on the command line with `--config.KEY=VALUE`, or in a config file.
 
 The last word of an entry says when a setting may differ from that of an existing run:
 
-- **fixed**: never. It is set when the run is created.
-- **training**: never. Samples depend on it only through the checkpoint.
-- **flow**: a command that draws samples may use another value, and records it.
-- **free**: every command may use another value.
 """
 _TITLES = {"": "General"}
 
@@ -26,7 +22,8 @@ def page() -> str:
     sections: dict[str, list[str]] = {}
     for key in settings.SETTINGS:
         sections.setdefault(key.rpartition(".")[0], []).append(key)
-    parts = [_INTRODUCTION]
+    scopes = (f"- **{scope}**: {text}\n" for scope, text in settings.MAY_CHANGE.items())
+    parts = [_INTRODUCTION + "".join(scopes)]
     for name, keys in sections.items():
         entries = "\n".join(map(_entry, keys))
         parts.append(f"## {_TITLES.get(name, name)}\n\n{entries}\n")

@@ -8,7 +8,7 @@ it where it is used.
 import json
 import os
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 from flax.traverse_util import flatten_dict, unflatten_dict
 
@@ -20,12 +20,14 @@ from fdrl_jax.names import nearest
 
 Settings = dict[str, Any]  # Flat: {"flow.step_size": 0.1, ...}.
 
-# When a setting may differ from the value that the run was created with:
-#   "fixed"     never;
-#   "training"  not when the run resumes; samples depend on it only through the checkpoint;
-#   "flow"      not when the run resumes; a command that draws samples may set it, and records it;
-#   "free"      at any time.
 Scope = Literal["fixed", "training", "flow", "free"]
+# When a setting may differ from the value that the run was created with.
+MAY_CHANGE: dict[Scope, str] = {
+    "fixed": "Fixed when the run is created.",
+    "training": "Fixed when the run is created; samples depend on it only through the checkpoint.",
+    "flow": "Fixed for training; commands that draw samples may change it, and record it.",
+    "free": "May change at any time.",
+}
 
 _MAX_FLOAT32 = 3.4e38
 _MIN_FLOAT32 = 1.2e-38  # The smallest positive normal number; smaller ones may become 0.
@@ -41,13 +43,11 @@ class Rule(NamedTuple):
       accepts: returns whether a value is allowed, or raises a `ValueError` with the reason.
       allowed: the allowed values in words; completes a sentence that starts with "must be".
       names: the allowed names of a choice.
-      is_real: whether the value is a real number, stored as a float.
     """
 
     accepts: Callable[[Any], bool]
     allowed: str
     names: tuple[str, ...] = ()
-    is_real: bool = False
 
     def error(self, value: Any) -> str | None:
         """Returns what is wrong with a value, or `None` for an allowed one."""
@@ -62,12 +62,16 @@ class Rule(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """One setting: its default, its allowed values, what it does, with units, and its `Scope`."""
+    """One setting: its default, its allowed values, its `Scope`, and what it does, with units."""
 
     default: Any
     rule: Rule
-    about: str
     scope: Scope = "fixed"
+    about: str = ""
+
+    def means(self, about: str) -> Self:
+        """Returns the setting with what it does."""
+        return self._replace(about=about)
 
 
 def _is_whole(value: Any) -> bool:
@@ -98,7 +102,7 @@ def _real(
 
     limits = f"{'above' if above else 'at least'} {low:g}"
     limits += f" and {'below' if below else 'at most'} {high:.3g}"
-    return Rule(accepts, f"a finite number {limits}", is_real=True)
+    return Rule(accepts, f"a finite number {limits}")
 
 
 def _choice(*names: str) -> Rule:
@@ -134,110 +138,81 @@ _FILE_NAME = Rule(_is_file_name, f"a file name without a folder, of at most {_MA
 _LENGTH = _whole(0, 65_536)
 
 SETTINGS: dict[str, Setting] = {
-    "seed": Setting(
-        0, _whole(), "Seed of the initial weights, the data order and the noise.", "flow"
+    "seed": Setting(0, _whole(), "flow").means(
+        "Seed of the initial weights, the data order and the noise."
     ),
-    "precision": Setting(
-        "float32",
-        _choice("auto", "float32", "tensorfloat32", "bfloat16"),
+    "precision": Setting("float32", _choice("auto", "float32", "tensorfloat32", "bfloat16")).means(
         "Precision in which the network computes; parameters and flow are always float32. `auto` "
         "uses bfloat16 on devices that are fast in it, and float32 on all others. tensorfloat32 is "
-        "faster on NVIDIA GPUs from Ampere on. bfloat16 is faster still and needs half the memory.",
+        "faster on NVIDIA GPUs from Ampere on. bfloat16 is faster still and needs half the memory."
     ),
     # data
     "data.name": Setting(
-        "swissroll",
-        Rule(registry.is_known, f"one of {', '.join(registry.NAMES)}", registry.NAMES),
+        "swissroll", Rule(registry.is_known, f"one of {', '.join(registry.NAMES)}", registry.NAMES)
+    ).means(
         "Data set: a built-in one (swissroll, 8gaussians, 25gaussians, digits), or images from a "
         "folder or zip (folder), an array (npz), LSUN (lsun), two domains (pair) or TFDS "
-        "(tfds:NAME).",
+        "(tfds:NAME)."
     ),
-    "data.dir": Setting(
-        "",
-        _TEXT,
+    "data.dir": Setting("", _TEXT, "free").means(
         "Path of the images. If empty, the environment variable FDRL_DATA_DIR is used; the flag "
-        "--data_dir overrides both.",
-        "free",
+        "--data_dir overrides both."
     ),
-    "data.split": Setting("train", _TEXT, "Split that the run trains on."),
-    "data.held_out_split": Setting(
-        "test", _TEXT, "Split that the run is evaluated on, if the data have it."
+    "data.split": Setting("train", _TEXT).means("Split that the run trains on."),
+    "data.held_out_split": Setting("test", _TEXT).means(
+        "Split that the run is evaluated on, if the data have it."
     ),
-    "data.num_held_out": Setting(
-        1_000,
-        _whole(1),
-        "Number of images to hold out of a set without such a split, at most a tenth of the set.",
+    "data.num_held_out": Setting(1_000, _whole(1)).means(
+        "Number of images to hold out of a set without such a split, at most a tenth of the set."
     ),
-    "data.source_class": Setting(
-        "", _TEXT, "For a translation between classes: the class to start from."
+    "data.source_class": Setting("", _TEXT).means(
+        "For a translation between classes: the class to start from."
     ),
-    "data.target_class": Setting(
-        "", _TEXT, "For a translation between classes: the class to translate to."
+    "data.target_class": Setting("", _TEXT).means(
+        "For a translation between classes: the class to translate to."
     ),
-    "data.center_crop": Setting(
-        0,
-        _LENGTH,
-        "Side in pixels of the square that is cut from the centre before resizing; 0: no crop.",
+    "data.center_crop": Setting(0, _LENGTH).means(
+        "Side in pixels of the square that is cut from the centre before resizing; 0: no crop."
     ),
-    "data.resize": Setting(
-        0,
-        _LENGTH,
-        "Length in pixels to which the shorter side is resized; 0: that of data.image_size.",
+    "data.resize": Setting(0, _LENGTH).means(
+        "Length in pixels to which the shorter side is resized; 0: that of data.image_size."
     ),
-    "data.image_size": Setting(
-        0,
-        _LENGTH,
+    "data.image_size": Setting(0, _LENGTH).means(
         "Side in pixels of the square that is cut from the centre after resizing; 0: keeps the "
-        "stored size, which must be the same for all images.",
+        "stored size, which must be the same for all images."
     ),
-    "data.keep_aspect": Setting(
-        True,
-        _FLAG,
-        "True crops images to a square. False squeezes them to data.image_size instead.",
+    "data.keep_aspect": Setting(True, _FLAG).means(
+        "True crops images to a square. False squeezes them to data.image_size instead."
     ),
     "data.channels": Setting(
-        3,
-        Rule(lambda v: _is_whole(v) and v in (0, 1, 3), "0 (as stored), 1 (grey) or 3 (colour)"),
-        "Channels per image: 1 converts to grey, 3 to colour, 0 keeps what the files contain.",
+        3, Rule(lambda v: _is_whole(v) and v in (0, 1, 3), "0 (as stored), 1 (grey) or 3 (colour)")
+    ).means("Channels per image: 1 converts to grey, 3 to colour, 0 keeps what the files contain."),
+    "data.random_flip": Setting(False, _FLAG).means(
+        "Mirrors half of the training images, left to right."
     ),
-    "data.random_flip": Setting(
-        False, _FLAG, "Mirrors half of the training images, left to right."
+    "data.dequantisation": Setting(0.0, _real(0.0, 1.0)).means(
+        "Standard deviation of the Gaussian noise that is added to data in [-1, 1]."
     ),
-    "data.dequantisation": Setting(
-        0.0,
-        _real(0.0, 1.0),
-        "Standard deviation of the Gaussian noise that is added to data in [-1, 1].",
+    "data.on_error": Setting("stop", _choice("stop", "skip"), "free").means(
+        "Reaction to an unreadable file: stop, or skip it and report the number of such files."
     ),
-    "data.on_error": Setting(
-        "stop",
-        _choice("stop", "skip"),
-        "Reaction to an unreadable file: stop, or skip it and report the number of such files.",
-        "free",
-    ),
-    "data.in_memory_megabytes": Setting(
-        256,
-        _whole(0),
+    "data.in_memory_megabytes": Setting(256, _whole(0)).means(
         "Data sets of up to this many megabytes of pixels are kept in memory; larger ones are "
-        "streamed.",
+        "streamed."
     ),
-    "data.num_workers": Setting(
-        0,
-        _whole(0, 1_000),
-        "Number of processes that decode streamed images; 0: threads of the main process.",
-        "free",
+    "data.num_workers": Setting(0, _whole(0, 1_000), "free").means(
+        "Number of processes that decode streamed images; 0: threads of the main process."
     ),
-    "data.num_threads": Setting(
-        4, _whole(1, 1_000), "Number of decoding threads per process.", "free"
+    "data.num_threads": Setting(4, _whole(1, 1_000), "free").means(
+        "Number of decoding threads per process."
     ),
-    "data.prefetch_batches": Setting(
-        8, _whole(1, 10_000), "Number of batches that are decoded in advance.", "free"
+    "data.prefetch_batches": Setting(8, _whole(1, 10_000), "free").means(
+        "Number of batches that are decoded in advance."
     ),
     # network
-    "network.name": Setting(
-        "mlp",
-        _choice("auto", "mlp", "resnet", *networks.SPECS),
+    "network.name": Setting("mlp", _choice("auto", "mlp", "resnet", *networks.SPECS)).means(
         "Network: `mlp` for points; `auto` is the paper's network for the image size; `resnet` is "
-        "built from network.blocks; the others are those of the paper's table 4.",
+        "built from network.blocks; the others are those of the paper's table 4."
     ),
     "network.hidden_sizes": Setting(
         (64, 64, 64, 64),
@@ -245,13 +220,10 @@ SETTINGS: dict[str, Setting] = {
             lambda v: bool(v) and _is_list(v, _whole(1, 65_536).accepts),
             "one or more positive whole numbers such as (64, 64)",
         ),
-        "Sizes of the hidden layers of `mlp`.",
-    ),
-    "network.width": Setting(
-        0,
-        _LENGTH,
+    ).means("Sizes of the hidden layers of `mlp`."),
+    "network.width": Setting(0, _LENGTH).means(
         "Channels of the first convolution of a residual network. Those of the blocks of the "
-        "paper's networks scale with it; 0: the paper's number.",
+        "paper's networks scale with it; 0: the paper's number."
     ),
     "network.blocks": Setting(
         (),
@@ -259,70 +231,53 @@ SETTINGS: dict[str, Setting] = {
             lambda v: _is_list(v, _is_block),
             "pairs of channels and stride such as ((32, 1), (64, 2))",
         ),
-        "Channels and stride of each block of `resnet`.",
+    ).means("Channels and stride of each block of `resnet`."),
+    "network.attention": Setting(False, _FLAG).means(
+        "Adds a self-attention layer to a residual network."
     ),
-    "network.attention": Setting(
-        False, _FLAG, "Adds a self-attention layer to a residual network."
+    "network.attention_after": Setting(1, _whole(1, 1_000)).means(
+        "Number of the block of `resnet` that self-attention follows."
     ),
-    "network.attention_after": Setting(
-        1, _whole(1, 1_000), "Number of the block of `resnet` that self-attention follows."
+    "network.spectral_norm": Setting(False, _FLAG).means(
+        "Divides each kernel by its largest singular value."
     ),
-    "network.spectral_norm": Setting(
-        False, _FLAG, "Divides each kernel by its largest singular value."
+    "network.use_bias": Setting(False, _FLAG).means(
+        "Adds a bias per channel to the 3x3 convolutions of a residual network."
     ),
-    "network.use_bias": Setting(
-        False, _FLAG, "Adds a bias per channel to the 3x3 convolutions of a residual network."
-    ),
-    "network.remat": Setting(
-        False,
-        _FLAG,
-        "Recomputes activations in the backward pass. Saves memory and takes longer.",
-        "training",
+    "network.remat": Setting(False, _FLAG, "training").means(
+        "Recomputes activations in the backward pass. Saves memory and takes longer."
     ),
     # prior
-    "prior.name": Setting(
-        "normal",
-        _choice("normal", "uniform", "data_dependent", "source"),
-        "Distribution that the flow starts from; `source` is the source domain of a translation.",
+    "prior.name": Setting("normal", _choice("normal", "uniform", "data_dependent", "source")).means(
+        "Distribution that the flow starts from; `source` is the source domain of a translation."
     ),
-    "prior.scale": Setting(1.0, _real(0.0, above=True), "Standard deviation of `normal`."),
-    "prior.rank": Setting(
-        0,
-        _whole(0, 2**20),
+    "prior.scale": Setting(1.0, _real(0.0, above=True)).means("Standard deviation of `normal`."),
+    "prior.rank": Setting(0, _whole(0, 2**20)).means(
         "Rank of the covariance of `data_dependent`; 0: the full covariance, up to 12,288 "
-        "dimensions.",
+        "dimensions."
     ),
-    "prior.jitter": Setting(
-        1e-4, _real(0.0), "Variance that is added to the diagonal of this covariance (eq. 8)."
+    "prior.jitter": Setting(1e-4, _real(0.0)).means(
+        "Variance that is added to the diagonal of this covariance (eq. 8)."
     ),
     # flow
-    "flow.num_steps": Setting(
-        100,
-        _whole(1, 100_000),
-        "K: number of flow steps in training, and of bridging steps in sampling.",
-        "flow",
+    "flow.num_steps": Setting(100, _whole(1, 100_000), "flow").means(
+        "K: number of flow steps in training, and of bridging steps in sampling."
     ),
-    "flow.num_refine_steps": Setting(
-        20,
-        _whole(0, 100_000),
-        "κ: number of refinement steps, which follow the K steps in sampling.",
-        "flow",
+    "flow.num_refine_steps": Setting(20, _whole(0, 100_000), "flow").means(
+        "κ: number of refinement steps, which follow the K steps in sampling."
     ),
-    "flow.step_size": Setting(
-        3.0, _real(0.0, above=True), "η: step size, which multiplies the drift.", "flow"
+    "flow.step_size": Setting(3.0, _real(0.0, above=True), "flow").means(
+        "η: step size, which multiplies the drift."
     ),
-    "flow.step_size_decay": Setting(
-        1.0,
-        _real(0.0, 1_000.0, above=True),
-        "Step size at step K divided by the first one; it changes in geometric progression.",
-        "flow",
+    "flow.step_size_decay": Setting(1.0, _real(0.0, 1_000.0, above=True), "flow").means(
+        "Step size at step K divided by the first one; it changes in geometric progression."
     ),
-    "flow.noise_scale": Setting(
-        0.01, _real(0.0), "ν: standard deviation of the noise that each step adds.", "flow"
+    "flow.noise_scale": Setting(0.01, _real(0.0), "flow").means(
+        "ν: standard deviation of the noise that each step adds."
     ),
     # loss
-    "loss.name": Setting(
-        "lr", _choice(*bregman.REGISTRY), "Bregman loss that trains the density ratio."
+    "loss.name": Setting("lr", _choice(*bregman.REGISTRY)).means(
+        "Bregman loss that trains the density ratio."
     ),
     "loss.divergence": Setting(
         "kl",
@@ -330,243 +285,158 @@ SETTINGS: dict[str, Setting] = {
             lambda v: isinstance(v, str) and bool(divergence_formula.parse(v)),
             "a divergence such as kl, alpha(0.5) or 0.5*kl + 0.5*js",
         ),
-        "f-divergence that the flow decreases.",
+    ).means("f-divergence that the flow decreases."),
+    "loss.gradient_penalty": Setting(0.0, _real(0.0), "training").means(
+        "Weight of the zero-centred gradient penalty on data and on flowed samples (R1 + R2)."
     ),
-    "loss.gradient_penalty": Setting(
-        0.0,
-        _real(0.0),
-        "Weight of the zero-centred gradient penalty on data and on flowed samples (R1 + R2).",
-        "training",
-    ),
-    "loss.gradient_penalty_fraction": Setting(
-        1.0,
-        _real(0.0, 1.0, above=True),
-        "Fraction of the batch on which the penalty is computed; a smaller one is faster.",
-        "training",
+    "loss.gradient_penalty_fraction": Setting(1.0, _real(0.0, 1.0, above=True), "training").means(
+        "Fraction of the batch on which the penalty is computed; a smaller one is faster."
     ),
     # optimizer
-    "optimizer.learning_rate": Setting(
-        1e-4, _real(0.0, 10.0, above=True), "Initial learning rate of Adam.", "training"
+    "optimizer.learning_rate": Setting(1e-4, _real(0.0, 10.0, above=True), "training").means(
+        "Initial learning rate of Adam."
     ),
-    "optimizer.b1": Setting(
-        0.9, _real(0.0, 1.0, below=True), "Decay rate of Adam's first moment.", "training"
+    "optimizer.b1": Setting(0.9, _real(0.0, 1.0, below=True), "training").means(
+        "Decay rate of Adam's first moment."
     ),
-    "optimizer.b2": Setting(
-        0.999, _real(0.0, 1.0, below=True), "Decay rate of Adam's second moment.", "training"
+    "optimizer.b2": Setting(0.999, _real(0.0, 1.0, below=True), "training").means(
+        "Decay rate of Adam's second moment."
     ),
     "optimizer.schedule": Setting(
-        "piecewise",
-        _choice("constant", "piecewise", "cosine"),
-        "Schedule of the learning rate; `cosine` decays it to 0 over train.num_steps.",
-        "training",
-    ),
+        "piecewise", _choice("constant", "piecewise", "cosine"), "training"
+    ).means("Schedule of the learning rate; `cosine` decays it to 0 over train.num_steps."),
     "optimizer.boundaries": Setting(
         (80_000, 90_000),
         Rule(lambda v: _is_increasing(v, 1), "increasing step numbers such as (80000, 90000)"),
-        "Train steps at which `piecewise` multiplies the learning rate by optimizer.decay.",
         "training",
+    ).means("Train steps at which `piecewise` multiplies the learning rate by optimizer.decay."),
+    "optimizer.decay": Setting(0.1, _real(0.0, 1.0, above=True), "training").means(
+        "Factor on the learning rate at each of optimizer.boundaries."
     ),
-    "optimizer.decay": Setting(
-        0.1,
-        _real(0.0, 1.0, above=True),
-        "Factor on the learning rate at each of optimizer.boundaries.",
-        "training",
+    "optimizer.warmup_steps": Setting(0, _whole(), "training").means(
+        "Number of train steps over which the learning rate grows linearly from 0."
     ),
-    "optimizer.warmup_steps": Setting(
-        0,
-        _whole(),
-        "Number of train steps over which the learning rate grows linearly from 0.",
-        "training",
-    ),
-    "optimizer.clip_norm": Setting(
-        0.0,
-        _real(0.0),
-        "Gradients with a larger global norm are scaled down to this norm; 0: no clipping.",
-        "training",
+    "optimizer.clip_norm": Setting(0.0, _real(0.0), "training").means(
+        "Gradients with a larger global norm are scaled down to this norm; 0: no clipping."
     ),
     # train
-    "train.num_steps": Setting(100_000, _whole(1), "Number of train steps.", "training"),
-    "train.batch_size": Setting(
-        64, _whole(1, 2**20), "Examples per train step, in total over all devices.", "training"
+    "train.num_steps": Setting(100_000, _whole(1), "training").means("Number of train steps."),
+    "train.batch_size": Setting(64, _whole(1, 2**20), "training").means(
+        "Examples per train step, in total over all devices."
     ),
-    "train.ema_rate": Setting(
-        0.998,
-        _real(0.0, 1.0, below=True),
-        "Decay per step of the exponential moving average of the parameters (EMA).",
-        "training",
+    "train.ema_rate": Setting(0.998, _real(0.0, 1.0, below=True), "training").means(
+        "Decay per step of the exponential moving average of the parameters (EMA)."
     ),
-    "train.ema_ramp": Setting(
-        False,
-        _FLAG,
+    "train.ema_ramp": Setting(False, _FLAG, "training").means(
         "Uses the decay min(ema_rate, (1 + t) / (10 + t)) at step t, so that the average forgets "
-        "the initial weights faster.",
-        "training",
+        "the initial weights faster."
     ),
-    "train.steps_per_dispatch": Setting(
-        10,
-        _whole(1, 10_000),
-        "Number of train steps that the device runs before it returns to the host.",
-        "free",
+    "train.steps_per_dispatch": Setting(10, _whole(1, 10_000), "free").means(
+        "Number of train steps that the device runs before it returns to the host."
     ),
-    "train.num_micro_batches": Setting(
-        1,
-        _whole(1, 2**20),
+    "train.num_micro_batches": Setting(1, _whole(1, 2**20), "training").means(
         "Number of equal parts of the batch per device, which are processed one after the other to "
-        "save memory.",
-        "training",
+        "save memory."
     ),
-    "train.max_log_ratio": Setting(
-        50.0,
-        _real(0.0, above=True),
-        "A run has diverged if the absolute value of the mean log ratio exceeds this.",
-        "free",
+    "train.max_log_ratio": Setting(50.0, _real(0.0, above=True), "free").means(
+        "A run has diverged if the absolute value of the mean log ratio exceeds this."
     ),
-    "train.max_ratio": Setting(
-        1e4,
-        _real(0.0, above=True),
-        "The same limit for the mean ratio, under losses that learn the ratio itself (LSIF).",
-        "free",
+    "train.max_ratio": Setting(1e4, _real(0.0, above=True), "free").means(
+        "The same limit for the mean ratio, under losses that learn the ratio itself (LSIF)."
     ),
-    "train.on_divergence": Setting(
-        "stop",
-        _choice("stop", "rollback"),
+    "train.on_divergence": Setting("stop", _choice("stop", "rollback"), "free").means(
         "What a diverged run does: stop, or return to the last checkpoint and skip the batches "
-        "since then (rollback).",
-        "free",
+        "since then (rollback)."
     ),
-    "train.rollback_lr_factor": Setting(
-        0.5, _real(0.0, 1.0, above=True), "Factor on the learning rate at each rollback.", "free"
+    "train.rollback_lr_factor": Setting(0.5, _real(0.0, 1.0, above=True), "free").means(
+        "Factor on the learning rate at each rollback."
     ),
-    "train.max_rollbacks": Setting(
-        3,
-        _whole(0, 1_000),
-        "Maximum number of rollbacks; after that a divergence stops the run.",
-        "free",
+    "train.max_rollbacks": Setting(3, _whole(0, 1_000), "free").means(
+        "Maximum number of rollbacks; after that a divergence stops the run."
     ),
     # log, checkpoint, snapshot
-    "log.every_steps": Setting(
-        100, _whole(1), "Number of train steps between lines of metrics.jsonl.", "free"
+    "log.every_steps": Setting(100, _whole(1), "free").means(
+        "Number of train steps between lines of metrics.jsonl."
     ),
-    "log.tensorboard": Setting(False, _FLAG, "Also writes TensorBoard event files.", "free"),
-    "log.wandb": Setting(
-        "off", _choice("off", "offline", "online"), "Also logs to Weights & Biases.", "free"
+    "log.tensorboard": Setting(False, _FLAG, "free").means("Also writes TensorBoard event files."),
+    "log.wandb": Setting("off", _choice("off", "offline", "online"), "free").means(
+        "Also logs to Weights & Biases."
     ),
-    "checkpoint.every_steps": Setting(
-        5_000, _whole(1), "Number of train steps between checkpoints.", "free"
+    "checkpoint.every_steps": Setting(5_000, _whole(1), "free").means(
+        "Number of train steps between checkpoints."
     ),
-    "checkpoint.keep": Setting(
-        3,
-        _whole(1, 1_000),
-        "Number of checkpoints to keep: the newest ones. The best one is kept as well.",
-        "free",
+    "checkpoint.keep": Setting(3, _whole(1, 1_000), "free").means(
+        "Number of checkpoints to keep: the newest ones. The best one is kept as well."
     ),
-    "snapshot.every_steps": Setting(
-        5_000,
-        _whole(1),
-        "Number of train steps between snapshots, the samples that the report shows over training.",
-        "free",
+    "snapshot.every_steps": Setting(5_000, _whole(1), "free").means(
+        "Number of train steps between snapshots, the samples that the report shows over training."
     ),
-    "snapshot.num_samples": Setting(
-        64, _whole(1, 100_000), "Number of samples per snapshot.", "free"
+    "snapshot.num_samples": Setting(64, _whole(1, 100_000), "free").means(
+        "Number of samples per snapshot."
     ),
     # sample, condition, attack, curve
-    "sample.weights": Setting(
-        "ema",
-        _choice("ema", "raw"),
-        "Parameters that draw samples: averaged (ema), or those of the last step (raw).",
-        "flow",
+    "sample.weights": Setting("ema", _choice("ema", "raw"), "flow").means(
+        "Parameters that draw samples: averaged (ema), or those of the last step (raw)."
     ),
-    "sample.format": Setting(
-        "npz",
-        _choice("npz", "folder", "zip"),
-        "Format of the samples: an .npz file, or PNG files in a folder or a zip.",
-        "free",
+    "sample.format": Setting("npz", _choice("npz", "folder", "zip"), "free").means(
+        "Format of the samples: an .npz file, or PNG files in a folder or a zip."
     ),
-    "sample.name": Setting(
-        "",
-        _FILE_NAME,
-        "Name of the file or folder of samples; if empty, it follows from the checkpoint's step.",
-        "free",
+    "sample.name": Setting("", _FILE_NAME, "free").means(
+        "Name of the file or folder of samples; if empty, it follows from the checkpoint's step."
     ),
-    "condition.label": Setting(
-        "",
-        _TEXT,
+    "condition.label": Setting("", _TEXT, "free").means(
         "Class of the samples, by name or number; `all` draws all classes in turn. The flag "
-        "--class sets it too.",
-        "free",
+        "--class sets it too."
     ),
-    "condition.classifier": Setting(
-        "",
-        _TEXT,
+    "condition.classifier": Setting("", _TEXT, "free").means(
         "Folder of a trained classifier, or a .pt file of the library `robustness`. The flag "
-        "--classifier sets it too.",
-        "free",
+        "--classifier sets it too."
     ),
-    "condition.weight": Setting(0.1, _real(0.0), "φ: weight of the classifier.", "free"),
-    "condition.num_refine_steps": Setting(
-        10, _whole(0, 100_000), "Number of refinement steps of class-conditional samples.", "free"
+    "condition.weight": Setting(0.1, _real(0.0), "free").means("φ: weight of the classifier."),
+    "condition.num_refine_steps": Setting(10, _whole(0, 100_000), "free").means(
+        "Number of refinement steps of class-conditional samples."
     ),
-    "attack.epsilon": Setting(
-        1.0,
-        _real(0.0),
-        "Maximum L2 distance of an adversarial image from the original, for pixels in [0, 1].",
-        "training",
+    "attack.epsilon": Setting(1.0, _real(0.0), "training").means(
+        "Maximum L2 distance of an adversarial image from the original, for pixels in [0, 1]."
     ),
-    "attack.num_steps": Setting(
-        7,
-        _whole(0, 1_000),
-        "Number of steps of the attack; 0 trains a classifier without adversarial images.",
-        "training",
+    "attack.num_steps": Setting(7, _whole(0, 1_000), "training").means(
+        "Number of steps of the attack; 0 trains a classifier without adversarial images."
     ),
-    "augment.max_shift": Setting(
-        0,
-        _whole(0, 1_000),
-        "Maximum random shift of a classifier's training images, in pixels along each axis.",
-        "training",
+    "augment.max_shift": Setting(0, _whole(0, 1_000), "training").means(
+        "Maximum random shift of a classifier's training images, in pixels along each axis."
     ),
-    "curve.over": Setting(
-        "length",
-        _choice("length", "step"),
-        "Horizontal axis of mode curve: length of the flow, or train step.",
-        "free",
+    "curve.over": Setting("length", _choice("length", "step"), "free").means(
+        "Horizontal axis of mode curve: length of the flow, or train step."
     ),
     "curve.lengths": Setting(
         (),
         Rule(lambda v: _is_increasing(v, 0), "increasing lengths of the flow such as (0, 50, 100)"),
-        "Lengths of the flow in mode curve; if empty, some lengths from 0 to K + 50.",
         "free",
-    ),
+    ).means("Lengths of the flow in mode curve; if empty, some lengths from 0 to K + 50."),
     # evaluate
-    "evaluate.every_steps": Setting(
-        0,
-        _whole(),
+    "evaluate.every_steps": Setting(0, _whole(), "free").means(
         "Number of train steps between evaluations of a cheap metric. The checkpoint with its best "
-        "value is kept; 0: never.",
-        "free",
+        "value is kept; 0: never."
     ),
-    "evaluate.num_monitored_samples": Setting(
-        1_000, _whole(2, 10_000_000), "Number of samples of this cheap metric.", "free"
+    "evaluate.num_monitored_samples": Setting(1_000, _whole(2, 10_000_000), "free").means(
+        "Number of samples of this cheap metric."
     ),
-    "evaluate.num_samples": Setting(
-        10_000, _whole(2, 10_000_000), "Number of samples of an evaluation.", "free"
+    "evaluate.num_samples": Setting(10_000, _whole(2, 10_000_000), "free").means(
+        "Number of samples of an evaluation."
     ),
-    "evaluate.batch_size": Setting(
-        1_000,
-        _whole(1, 2**20),
-        "Number of samples that are drawn at a time, in total over all devices.",
-        "free",
+    "evaluate.batch_size": Setting(1_000, _whole(1, 2**20), "free").means(
+        "Number of samples that are drawn at a time, in total over all devices."
     ),
-    "evaluate.inception_weights": Setting(
-        "",
-        _TEXT,
+    "evaluate.inception_weights": Setting("", _TEXT, "free").means(
         "Path of weights-inception-2015-12-05-6726825d.pth of torch-fidelity, for FID and similar "
-        "metrics (extra `eval`); if empty, they are not computed.",
-        "free",
+        "metrics (extra `eval`); if empty, they are not computed."
     ),
-    "evaluate.legacy_weights": Setting(
-        "", _TEXT, "Path of torchvision's Inception weights, for the paper's protocol.", "free"
+    "evaluate.legacy_weights": Setting("", _TEXT, "free").means(
+        "Path of torchvision's Inception weights, for the paper's protocol."
     ),
-    "evaluate.inception_score": Setting(False, _FLAG, "Also computes the Inception Score.", "free"),
+    "evaluate.inception_score": Setting(False, _FLAG, "free").means(
+        "Also computes the Inception Score."
+    ),
 }
 
 # Names in version 0.1, and their present names.
@@ -625,7 +495,7 @@ def checked(config: Mapping[str, Any]) -> Settings:
     errors += [f"{key} {error}" for key in flat if (error := error_of(key, flat[key]))]
     if errors:
         raise UserError("config: " + "; ".join(sorted(errors)))
-    flat |= {key: float(flat[key]) for key in SETTINGS if SETTINGS[key].rule.is_real}
+    flat |= {key: float(flat[key]) for key, s in SETTINGS.items() if isinstance(s.default, float)}
     flat |= {key: os.path.expanduser(flat[key]) for key in PATHS}
     return dict(json.loads(json.dumps(flat)))
 
@@ -698,14 +568,6 @@ def explain(key: str) -> str:
         f"    Allowed: {SETTINGS[name].rule.allowed}. {MAY_CHANGE[SETTINGS[name].scope]}"
         for name in keys
     )
-
-
-MAY_CHANGE: dict[Scope, str] = {
-    "fixed": "Fixed when the run is created.",
-    "training": "Fixed when the run is created; samples depend on it only through the checkpoint.",
-    "flow": "Fixed for training; commands that draw samples may change it.",
-    "free": "May change at any time.",
-}
 
 
 def _as_typed(value: Any) -> str:
