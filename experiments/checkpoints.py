@@ -26,6 +26,7 @@ Which: TypeAlias = int | Literal["best"] | None  # A step, the best by the metri
 
 _MARK = "commit_success.txt"  # Written by Orbax after everything else is on disk.
 _UNFINISHED = ".orbax-checkpoint-tmp"  # In the names of folders that Orbax is still writing.
+_STEP = re.compile(r"0|[1-9][0-9]*")  # The name of the folder of a checkpoint.
 _REMOVAL_SECONDS = 0.5  # Longer than another program needs to remove a checkpoint, file by file.
 _MAX_LISTINGS = 20
 _PATIENCE_SECONDS = 30.0  # Limit for closing after an error, which could wait for ever.
@@ -88,9 +89,12 @@ class Checkpoints:
         self._best_file = self._folder / "best.json"
         policy = None if read_only else _KeepNewestAndBest(keep, self._best_step)
         options = ocp.CheckpointManagerOptions(
-            create=not read_only, read_only=read_only, preservation_policy=policy
+            create=not read_only,
+            read_only=read_only,
+            preservation_policy=policy,
+            lightweight_initialize=read_only,  # Reads no checkpoint that training may remove.
         )
-        self._manager = self._listed(lambda: ocp.CheckpointManager(self._folder, options=options))
+        self._manager = ocp.CheckpointManager(self._folder, options=options)
 
     def __enter__(self) -> Self:
         return self
@@ -104,20 +108,14 @@ class Checkpoints:
             closing.join(_PATIENCE_SECONDS)
 
     def steps(self) -> list[int]:
-        """Returns the steps of complete checkpoints, oldest first."""
+        """Returns the steps of complete checkpoints, oldest first. Any thread may call this."""
         for _ in range(_MAX_LISTINGS):
-            self._listed(self._manager.reload)
-            listed = sorted(self._manager.all_steps())
-            complete = [step for step in listed if self._is_complete(step)]
+            names = [mark.parent.name for mark in self._folder.glob(f"*/{_MARK}")]
+            complete = sorted(int(name) for name in names if _STEP.fullmatch(name))
             # A training that keeps one checkpoint may replace it right after the listing.
-            if complete or not listed or not self._read_only:
+            if complete or not self._read_only:
                 break
         return complete
-
-    def newest_on_disk(self) -> int | None:
-        """Returns the step of the newest complete checkpoint; may be called from any thread."""
-        marks = self._folder.glob(f"*/{_MARK}")
-        return max((int(m.parent.name) for m in marks if m.parent.name.isdecimal()), default=None)
 
     def best(self) -> dict[str, Any] | None:
         """Returns "step", "metric" and "value" of the best checkpoint, if there is one.
@@ -179,22 +177,33 @@ class Checkpoints:
           UserError: if the requested checkpoint does not exist, belongs to another run or cannot be
             read, or if no checkpoint is intact.
         """
-        if which is not None:
-            return self._restore_named(template, which)
+        if which == "best":
+            which = self._best_step()
+            if which is None:
+                raise UserError(
+                    f"no best checkpoint in {self._folder}; train with evaluate.every_steps above 0"
+                )
         damaged: list[int] = []
-        while True:
-            steps = [step for step in self._agreed_steps() if step not in damaged]
-            if not steps:
-                break
+        while steps := [step for step in self._agreed_steps() if step not in damaged]:
+            step = steps[-1] if which is None else which
+            if step not in steps:
+                raise UserError(
+                    f"no checkpoint of step {step} in {self._folder}; available steps: {steps}"
+                )
             try:
-                return self._read_agreed(steps[-1], template)
+                return self._read_agreed(step, template)
             except FileNotFoundError:
-                continue  # Another program that trains has removed it and saved a newer one.
+                continue  # Another program that trains has removed it.
             except _DamagedError as error:
-                folder = self._folder / str(steps[-1])
+                folder = self._folder / str(step)
+                if which is not None:
+                    others = [other for other in steps if other != step] or "none"
+                    raise UserError(
+                        f"the checkpoint {folder} is damaged ({error}); other checkpoints: {others}"
+                    ) from error
                 message = "checkpoint %s is damaged (%s); trying the previous one"
                 logging.getLogger("fdrl").warning(message, folder, error)
-                damaged.append(steps[-1])
+                damaged.append(step)
         if damaged:
             raise UserError(
                 f"none of the checkpoints {sorted(damaged)} in {self._folder} is intact; remove "
@@ -252,33 +261,6 @@ class Checkpoints:
             is_old = path.name.isdecimal() and int(path.name) not in kept
             if is_old or _UNFINISHED in path.name:
                 shutil.rmtree(path)
-
-    def _restore_named(self, template: TrainState, which: int | Literal["best"]) -> Restored:
-        if which == "best":
-            best = self.best()
-            if best is None:
-                raise UserError(
-                    f"no best checkpoint in {self._folder}; train with evaluate.every_steps above 0"
-                )
-            which = int(best["step"])
-        steps = self._agreed_steps()
-        if which not in steps:
-            raise UserError(
-                f"no checkpoint of step {which} in {self._folder}; available steps: {steps}"
-            )
-        try:
-            return self._read_agreed(which, template)
-        except FileNotFoundError:
-            raise UserError(
-                f"the checkpoint of step {which} was removed while it was read; available steps: "
-                f"{self.steps()}"
-            ) from None
-        except _DamagedError as error:
-            others = [step for step in steps if step != which]
-            raise UserError(
-                f"the checkpoint {self._folder / str(which)} is damaged ({error}); "
-                + (f"other checkpoints: {others}" if others else "there is no other checkpoint")
-            ) from error
 
     def _agreed_steps(self) -> list[int]:
         """Returns the steps of complete checkpoints, which must be the same on all processes."""
@@ -371,21 +353,11 @@ class Checkpoints:
         try:
             write()
         except Exception as error:  # Plain exceptions wrap errors of the disk and TensorStore.
-            step = self.newest_on_disk()
-            kept = "there is no earlier one" if step is None else f"that of step {step} is intact"
+            steps = self.steps()
+            kept = f"that of step {steps[-1]} is intact" if steps else "there is no earlier one"
             raise UserError(
                 f"a checkpoint cannot be written into {self._folder} ({_reason(error)}); {kept}"
             ) from error
-
-    def _listed(self, list_steps: Callable[[], Any]) -> Any:
-        """Lets Orbax list the steps, and retries if another program removes one meanwhile."""
-        for _ in range(_MAX_LISTINGS):
-            try:
-                return list_steps()
-            except FileNotFoundError:
-                if not self._folder.is_dir():
-                    raise
-        return list_steps()
 
     def _best_step(self) -> int | None:
         best = self.best()

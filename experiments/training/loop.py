@@ -68,7 +68,7 @@ def train(training: Training, run: Run, hooks: Sequence[Hook] = ()) -> TrainStat
     with contextlib.ExitStack() as stack:
         preemption = stack.enter_context(Preemption())
         store = stack.enter_context(run.checkpoints(training.settings["checkpoint.keep"]))
-        interrupts.describe_loss(lambda: _when_interrupted(store.newest_on_disk()))
+        interrupts.describe_loss(lambda: _when_interrupted(max(store.steps(), default=None)))
         loop = _Loop(training, run, hooks, store, preemption)
         start = _newest(training, store)
         while True:
