@@ -87,17 +87,23 @@ def newest(folder: Path) -> Path | None:
 def of_run(run: Run) -> Path | None:
     """Returns the evaluation whose report is the run's own: with its settings, of its last step.
 
-    A record that is damaged is not it; a warning names it.
+    If it has a classifier, it is that of the run. A record that is damaged is not it; a warning
+    names it.
     """
     num_samples, found = run.settings["evaluate.num_samples"], []
+    classifier = run.settings["condition.classifier"]
+    own = Path(classifier).resolve().name if classifier else ""
     for path in run.evaluations.glob("*/record.json"):
         try:
-            key = read_json(path, key=dict)["key"]
+            record = read_json(path, key=dict, details=dict)
+            key, details = record["key"], record["details"]
             check_types(path, key, step=int, settings=dict)
+            check_types(path, details, classifier=(dict, type(None)))
         except UserError as error:
             logging.getLogger("fdrl").warning("%s", error)
             continue
-        is_default = key.get("num_samples") == num_samples and not key.get("classifier")
+        used = details.get("classifier") or {"name": own}
+        is_default = key.get("num_samples") == num_samples and used.get("name") == own
         if is_default and has_own_settings(run, key):
             found.append((key["step"], path.stat().st_mtime_ns, path.parent))
     return max(found)[-1] if found else None
