@@ -11,7 +11,7 @@ import runpy
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, TypeAlias
 
 from experiments import settings
 from experiments.errors import Parser, UserError
@@ -43,6 +43,9 @@ _HOST_FLAGS: dict[str, dict[str, Any]] = {
     },
 }
 
+# The flat settings of a config file for a platform and the shape of an example.
+SettingsFor: TypeAlias = Callable[[str, tuple[int, ...]], Settings]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Command:
@@ -52,8 +55,8 @@ class Command:
       mode: a name in `experiments.modes.MODES`.
       workdir: folder of the run; `None` for modes that need none.
       config: flat settings of the config file with the changes; `None` without a config file.
-      config_for: `(platform, shape of an example) -> flat settings`, without the changes, of a
-        config file that depends on them; `None` for other files.
+      config_for: settings without the changes, of a config file that depends on device and data;
+        `None` for other files.
       changes: flat settings that the command line changes.
       data_dir: where the data are, if given.
       flags: values of the flags of the mode.
@@ -63,7 +66,7 @@ class Command:
     mode: str
     workdir: Path | None = None
     config: Settings | None = None
-    config_for: Callable[[str, tuple[int, ...]], Settings] | None = None
+    config_for: SettingsFor | None = None
     changes: Settings = dataclasses.field(default_factory=dict)
     data_dir: str = ""
     flags: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -117,7 +120,7 @@ def parse(argv: Sequence[str]) -> tuple[Command, dict[str, Any]]:
     for flag, key in (("class", "condition.label"), ("classifier", "condition.classifier")):
         if flags.get(flag):
             changes[key] = flags[flag]
-    file = None if spec is None else read_config(spec)
+    config, config_for = (None, None) if spec is None else read_config(spec)
     workdir = flags.pop("workdir")
     if workdir is None and MODES[mode].needs_workdir:
         raise UserError(f"--workdir=DIR, the folder of the run, is missing: {example(mode)}")
@@ -126,8 +129,8 @@ def parse(argv: Sequence[str]) -> tuple[Command, dict[str, Any]]:
         Command(
             mode=mode,
             workdir=None if workdir is None else Path(os.path.expanduser(workdir)),
-            config=None if file is None else {**file.settings, **changes},
-            config_for=None if file is None else file.settings_for,
+            config=None if config is None else {**config, **changes},
+            config_for=config_for,
             changes=changes,
             data_dir=flags.pop("data_dir") or "",
             flags=flags,
@@ -150,21 +153,12 @@ def help_for(argv: Sequence[str]) -> str | None:
     return settings.explain(topic.removeprefix("config."))
 
 
-class ConfigFile(NamedTuple):
-    """What a config file says: flat settings, not yet checked.
+def read_config(spec: str) -> tuple[Settings, SettingsFor | None]:
+    """Runs a config file, once, and returns its flat settings, not yet checked.
 
-    They are used until the data and the device are known. Then `settings_for`, `(platform, shape of
-    an example) -> settings`, replaces them in a file that depends on them.
-    """
-
-    settings: Settings
-    settings_for: Callable[[str, tuple[int, ...]], Settings] | None
-
-
-def read_config(spec: str) -> ConfigFile:
-    """Runs a config file, once.
-
-    It is FILE.py or FILE.py:VARIANTS; a bare name is one of the project's own configs.
+    It is FILE.py or FILE.py:VARIANTS; a bare name is one of the project's own configs. The settings
+    are used until the data and the device are known. Then the returned function, if the file has
+    one, gives those for them.
 
     Raises:
       UserError: if the file does not exist, or raises an error.
@@ -173,14 +167,12 @@ def read_config(spec: str) -> ConfigFile:
         definitions = runpy.run_path(str(config_file(spec)))
     call = functools.partial(_call, spec, definitions)
     depends = "get_config_for" in definitions
-    return ConfigFile(
-        call("get_config"), functools.partial(call, "get_config_for") if depends else None
-    )
+    return call("get_config"), functools.partial(call, "get_config_for") if depends else None
 
 
 def load_config(spec: str) -> Settings:
     """Returns the settings of a config file; see `read_config`."""
-    return read_config(spec).settings
+    return read_config(spec)[0]
 
 
 def _call(spec: str, definitions: dict[str, Any], function: str, *arguments: Any) -> Settings:

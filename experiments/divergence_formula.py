@@ -1,13 +1,11 @@
 """Parses divergences of a config: names and positive combinations of them."""
 
 import re
-from typing import Any
 
 from fdrl_jax import divergences
 from fdrl_jax.divergences import FDivergence
 
-_NUMBER = r"[-+]?\d*\.?\d+(?:[eE][-+]?\d+)?"
-_TERM = re.compile(rf"(?:(?P<weight>{_NUMBER})\s*\*\s*)?(?P<name>[^*]+)")
+_WEIGHT = re.compile(r"([-+]?\d*\.?\d+(?:[eE][-+]?\d+)?)\s*\*\s*")
 _PLUS = re.compile(r"(?<!\d[eE])\+(?![^(]*\))")  # Not the plus of 1e+3, nor one within brackets.
 
 
@@ -20,41 +18,21 @@ def parse(formula: str) -> FDivergence:
     Raises:
       ValueError: for an invalid term; lists the allowed names and suggests the closest one.
     """
-    found = _terms(formula)
-    if isinstance(found, FDivergence):
-        return found
-    return divergences.combine(*found)
-
-
-def describe(formula: str) -> str | list[list[Any]]:
-    """Returns the arguments of `divergences.get` or `divergences.combine` as values for JSON.
-
-    Raises:
-      ValueError: as for `parse`.
-    """
-    found = _terms(formula)
-    if isinstance(found, FDivergence):
-        return found.name
-    weights, parts = found
-    return [weights, [part.name for part in parts]]
-
-
-def _terms(formula: str) -> FDivergence | tuple[list[float], list[FDivergence]]:
-    terms = [_parse_term(term.strip(), formula) for term in _PLUS.split(formula)]
-    if len(terms) == 1 and terms[0][0] is None:
-        return terms[0][1]
-    weights = [1.0 if weight is None else weight for weight, _ in terms]
-    return weights, [divergence for _, divergence in terms]
-
-
-def _parse_term(term: str, formula: str) -> tuple[float | None, FDivergence]:
-    match = _TERM.fullmatch(term)
-    weight, name = (match["weight"], match["name"].strip()) if match else (None, term)
+    found = describe(formula)
     try:
-        divergence = divergences.get(name)
+        return divergences.get(found) if isinstance(found, str) else divergences.combine(*found)
     except ValueError as error:
         raise ValueError(
-            f"in divergence {formula!r}: {error}, or positive combinations such as "
-            "'0.5*kl + 0.5*js'"
+            f"in divergence {formula!r}: {error}; combine them as in '0.5*kl + 0.5*js'"
         ) from None
-    return (None if weight is None else float(weight)), divergence
+
+
+def describe(formula: str) -> str | tuple[list[float], list[str]]:
+    """Returns the arguments of `divergences.get` or `divergences.combine`, as values for JSON."""
+    terms = [term.strip() for term in _PLUS.split(formula)]
+    matches = [_WEIGHT.match(term) for term in terms]
+    if matches == [None]:
+        return terms[0]
+    weights = [float(match[1]) if match else 1.0 for match in matches]
+    ends = [match.end() if match else 0 for match in matches]
+    return weights, [term[end:] for term, end in zip(terms, ends, strict=True)]

@@ -2,7 +2,6 @@
 
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 
@@ -20,17 +19,10 @@ from experiments.settings import Settings
 from fdrl_jax import parallel
 
 
-class Created(NamedTuple):
-    """A run of a density ratio, new or resumed, with its data."""
+def create_or_resume(command: Command) -> tuple[Run, Experiment]:
+    """Opens the run of a density ratio for training, or creates it, and builds the ratio.
 
-    run: Run
-    experiment: Experiment
-
-
-def create_or_resume(command: Command) -> Created:
-    """Opens the run of a command for training, or creates it. The caller must hold its lock.
-
-    Everything is checked before anything is written.
+    The caller must hold its lock. Everything is checked before anything is written.
 
     Raises:
       UserError: for settings that are invalid or differ from the run's, for other data, or for a
@@ -39,20 +31,18 @@ def create_or_resume(command: Command) -> Created:
     opened, wanted, source = opened_or_new(command, "ratio")
     _check_files(wanted)
     used = hardware.prepare(wanted)
-    if opened is not None:
-        experiment = build.experiment(used, source, opened.prior())
-        check(experiment)
-        return Created(opened, experiment)
-    experiment, fitted = build.experiment(used, source), None
+    fitted = None if opened is None else opened.prior()
+    experiment = build.experiment(used, source, fitted)
     check(experiment)
+    if opened is not None:
+        return opened, experiment
     if build.needs_fitted_prior(wanted):
         started = time.perf_counter()
         fitted = fit_prior(wanted, source)
         if parallel.is_first_process():
             print(f"{prior.describe(fitted)}, {time.perf_counter() - started:.1f} s")
         experiment = build.experiment(used, source, fitted)
-    created = run.create(command.folder, "ratio", wanted, source, fitted, command.text)
-    return Created(created, experiment)
+    return run.create(command.folder, "ratio", wanted, source, fitted, command.text), experiment
 
 
 def opened_or_new(command: Command, kind: Kind) -> tuple[Run | None, Settings, Source]:

@@ -85,16 +85,16 @@ def test_the_error_for_an_unknown_variant_lists_the_allowed_ones():
 
 
 def test_the_config_of_a_folder_fits_the_device_and_the_images():
-    config_for = command_line.read_config("folder").settings_for
+    config_for = command_line.read_config("folder")[1]
     on_cpu = settings.checked(config_for("cpu", (28, 28, 1)))
     assert (on_cpu["flow.num_steps"], on_cpu["flow.step_size"]) == (12, 6.4)
     assert on_cpu["network.blocks"] == [[64, 2], [64, 2], [128, 1]]
     assert on_cpu["network.blocks"] == settings.checked(load("mnist"))["network.blocks"]
     assert config_for("gpu", (32, 32, 3)) == load("folder")
     assert load("folder")["flow.num_steps"] == 100
-    assert command_line.read_config("mnist").settings_for is None
+    assert command_line.read_config("mnist")[1] is None
     with pytest.raises(UserError, match="unknown variant 'wide'"):
-        command_line.read_config("folder:wide").settings_for("cpu", (28, 28, 1))
+        command_line.read_config("folder:wide")[1]("cpu", (28, 28, 1))
 
 
 @pytest.mark.parametrize("size", [8, 16, 28, 32, 64, 128])
@@ -123,12 +123,12 @@ def test_a_fitted_run_keeps_its_settings_when_the_same_command_resumes_it(image_
     arguments += [f"--config.data.dir={image_folder}", "--config.data.image_size=8"]
     wanted, _ = command_line.parse([*arguments, f"--workdir={tmp_path / 'run'}"])
     with run.locked_folder(wanted.folder):
-        created = creation.create_or_resume(wanted)
-        resumed = creation.create_or_resume(wanted)
+        created, _ = creation.create_or_resume(wanted)
+        resumed, _ = creation.create_or_resume(wanted)
 
-    assert created.run.settings["flow.step_size"] == 3.2
-    assert created.run.settings["train.num_steps"] == 3
-    assert resumed.run.settings == created.run.settings
+    assert created.settings["flow.step_size"] == 3.2
+    assert created.settings["train.num_steps"] == 3
+    assert resumed.settings == created.settings
     other, _ = command_line.parse(
         [*arguments, "--config.data.channels=1", f"--workdir={tmp_path / 'run'}"]
     )

@@ -32,7 +32,10 @@ def test_a_name_alone_is_the_divergence():
         assert parse(f" {name} ") is REGISTRY[name]
 
 
-@pytest.mark.parametrize("spec", ["", "kl +", "kl + + js", "kl*2", "kl js", "kl(2)", "alpha()"])
+@pytest.mark.parametrize(
+    "spec",
+    ["", "kl +", "kl + + js", "kl*2", "2*kl*2", "kl js", "kl(2)", "alpha()", "kl + alpha(2*0.5)"],
+)
 def test_a_formula_that_does_not_parse_is_quoted_in_the_error(spec):
     with pytest.raises(ValueError, match="divergence") as error:
         parse(spec)
