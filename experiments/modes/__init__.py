@@ -2,7 +2,6 @@
 
 import argparse
 import importlib
-import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -53,9 +52,8 @@ FLAGS: dict[str, dict[str, Any]] = {
         "Sets condition.label"
     },
     "classifier": {
-        "type": os.path.expanduser,
         "help": "workdir of mode train_classifier, or a .pt file of the library robustness. Sets "
-        "condition.classifier",
+        "condition.classifier"
     },
     "platforms": {
         "type": lambda text: tuple(text.split(",")),

@@ -136,9 +136,8 @@ def test_changes_override_the_config_and_are_kept_apart():
 def test_class_and_classifier_are_settings_too():
     command, _ = command_line.parse(["--mode=sample", "--workdir=w", "--class=3", "--classifier=c"])
     assert command.changes == {"condition.label": "3", "condition.classifier": "c"}
-    assert command.flags["classifier"] == "c"
     command, _ = command_line.parse(["--mode=evaluate", "--workdir=w", "--classifier=~/c"])
-    assert command.flags["classifier"] == str(Path.home() / "c")
+    assert command.changes == {"condition.classifier": str(Path.home() / "c")}
 
 
 def test_a_class_that_looks_like_a_number_stays_a_text():
