@@ -149,63 +149,45 @@ class Tree:
         Raises:
           DataError: if it does not exist, has no images, or (unless skipped) has a bad one.
         """
-        if reason := _missing(root):
+        if not os.path.exists(root):
             raise DataError(
-                f"data.dir={printable(root)} {reason}; it must be a folder or a zip of images"
+                f"data.dir={printable(root)} does not exist or cannot be opened; it must be a "
+                "folder or a zip of images"
             )
-        self.root = root
         self._container = Folder(root) if Path(root).is_dir() else ZipArchive(root)
         others: list[str] = []
-        self._entries = sorted(self._container.entries(problems, others))
-        if not self._entries:
+        entries = sorted(self._container.entries(problems, others))
+        if not entries:
             num = len(problems) + len(others)
             skipped = f" ({num} file(s) skipped)" if num else ""
             raise DataError(f"{root}: no images found{skipped}; images are {', '.join(SUFFIXES)}")
         log_other_files(root, others)
-        heads = {PurePosixPath(e.path).parts[0] for e in self._entries}
-        nested = all(len(PurePosixPath(e.path).parts) > 2 for e in self._entries)
-        self._depth = 1 if len(heads) == 1 and nested else 0
+        paths = [PurePosixPath(entry.path).parts for entry in entries]
+        is_nested = all(len(path) > 2 and path[0] == paths[0][0] for path in paths)
+        first = 1 if is_nested else 0
+        self._images = [(path[first:], e) for path, e in zip(paths, entries, strict=True)]
 
     def parts(self) -> set[str]:
         """Returns the names of the folders at the top."""
-        paths = (self._parts(entry) for entry in self._entries)
-        return {parts[0] for parts in paths if len(parts) > 1}
+        return {path[0] for path, _ in self._images if len(path) > 1}
 
     def records(self, part: str | None = None) -> Records:
         """Returns all images, or those in one of the `parts`.
 
         If each image is in a folder below that, these folders are the classes.
         """
-        entries, tails = [], []
-        for entry in self._entries:
-            parts = self._parts(entry)
-            if part is None or (len(parts) > 1 and parts[0] == part):
-                entries.append(entry)
-                tails.append(parts if part is None else parts[1:])
-        labelled = all(len(tail) > 1 for tail in tails)
-        labels, classes = number_classes(t[0] for t in tails) if labelled else (None, ())
+        images = self._images
+        if part is not None:
+            images = [(p[1:], e) for p, e in images if len(p) > 1 and p[0] == part]
+        labelled = all(len(path) > 1 for path, _ in images)
+        labels, classes = number_classes([p[0] for p, _ in images]) if labelled else (None, ())
+        entries = [entry for _, entry in images]
         keys = [entry.path for entry in entries]
         return Records(self._container, keys, digest(keys), digest(entries), labels, classes)
-
-    def _parts(self, entry: Entry) -> tuple[str, ...]:
-        return PurePosixPath(entry.path).parts[self._depth :]
 
 
 def _is_litter(name: str) -> bool:
     return name.startswith(".") or name.lower() in _LITTER
-
-
-def _missing(root: str) -> str:
-    """Returns why there is no file or folder at a path; "" if there is one."""
-    try:
-        Path(root).stat()
-    except FileNotFoundError:
-        return "does not exist"
-    except OSError as error:  # A name that is too long, or a folder without permission.
-        return f"cannot be opened ({error.strerror})"
-    except ValueError as error:
-        return f"is not a valid path ({error})"
-    return ""
 
 
 def _shown(path: Path) -> str:
