@@ -34,6 +34,9 @@ class Entry(NamedTuple):
     stamp: tuple[int, ...]
 
 
+Placed = tuple[tuple[str, ...], Entry]  # The folders and the name of an image file, and the file.
+
+
 @dataclass
 class Folder:
     """A folder on disk."""
@@ -43,7 +46,7 @@ class Folder:
     def name(self, path: str) -> str:
         return printable(f"{self.root}/{path}")
 
-    def entries(self, problems: Problems, others: list[str]) -> Iterator[Entry]:
+    def entries(self, problems: Problems, others: list[str]) -> Iterator[Placed]:
         """Walks the folder and follows links; adds files that are not images to `others`."""
         yield from self._walk(Path(self.root), (), problems, others)
 
@@ -55,7 +58,7 @@ class Folder:
 
     def _walk(
         self, folder: Path, above: tuple[str, ...], problems: Problems, others: list[str]
-    ) -> Iterator[Entry]:
+    ) -> Iterator[Placed]:
         real = os.path.realpath(folder)
         if real in above:
             problems.report(_shown(folder), "a link to a folder that contains it (a cycle)")
@@ -82,8 +85,8 @@ class Folder:
             elif status.st_size > MAX_FILE_BYTES:
                 problems.report(_shown(child), f"{status.st_size:,} bytes, too large for an image")
             else:
-                path = child.relative_to(self.root).as_posix()
-                yield Entry(path, (status.st_size, status.st_mtime_ns))
+                path = child.relative_to(self.root)
+                yield path.parts, Entry(path.as_posix(), (status.st_size, status.st_mtime_ns))
 
 
 @dataclass
@@ -95,20 +98,21 @@ class ZipArchive(Lazy):
     def name(self, path: str) -> str:
         return printable(f"{self.root}:{path}")
 
-    def entries(self, problems: Problems, others: list[str]) -> Iterator[Entry]:
+    def entries(self, problems: Problems, others: list[str]) -> Iterator[Placed]:
         """Lists the archive. Names that lead outside of it, and duplicate names, are rejected.
 
         Files whose names are not those of images are added to `others`.
         """
         seen: set[str] = set()
         for info in self.opened().infolist():
-            path = PurePosixPath(info.filename.replace("\\", "/"))
+            shown = info.filename.replace("\\", "/")  # Some programs of Windows write these.
+            path = PurePosixPath(shown)
             if any(_is_litter(part) for part in path.parts if part != ".."):
                 continue
             name = f"{self.root}:{info.filename!r}"
             if not path.parts or path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
                 problems.report(name, "the path leads out of the archive")
-            elif info.is_dir():
+            elif shown.endswith("/"):
                 continue
             elif path.suffix.lower() not in SUFFIXES:
                 others.append(name)
@@ -120,7 +124,7 @@ class ZipArchive(Lazy):
                 problems.report(name, f"{info.file_size:,} bytes when unpacked, too large")
             else:
                 seen.add(info.filename)
-                yield Entry(info.filename, (info.file_size, info.CRC))
+                yield path.parts, Entry(info.filename, (info.file_size, info.CRC))
 
     def read(self, path: str) -> bytes:
         """Reads an entry and checks its checksum."""
@@ -156,16 +160,15 @@ class Tree:
             )
         self._container = Folder(root) if Path(root).is_dir() else ZipArchive(root)
         others: list[str] = []
-        entries = sorted(self._container.entries(problems, others))
-        if not entries:
+        images = sorted(self._container.entries(problems, others), key=lambda image: image[1])
+        if not images:
             num = len(problems) + len(others)
             skipped = f" ({num} file(s) skipped)" if num else ""
             raise DataError(f"{root}: no images found{skipped}; images are {', '.join(SUFFIXES)}")
         log_other_files(root, others)
-        paths = [PurePosixPath(entry.path).parts for entry in entries]
-        is_nested = all(len(path) > 2 and path[0] == paths[0][0] for path in paths)
-        first = 1 if is_nested else 0
-        self._images = [(path[first:], e) for path, e in zip(paths, entries, strict=True)]
+        top = images[0][0][0]
+        is_nested = all(len(path) > 2 and path[0] == top for path, _ in images)
+        self._images = [(path[1:], entry) for path, entry in images] if is_nested else images
 
     def parts(self) -> set[str]:
         """Returns the names of the folders at the top."""
