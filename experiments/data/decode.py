@@ -46,8 +46,10 @@ class Transform(NamedTuple):
         """
         if self.center_crop:
             image = _crop_centre(image, self.center_crop)
+        if self.resize or self.image_size:
+            image = self._resized(image)
         if self.image_size:
-            image = _crop_centre(self._resized(image), self.image_size)
+            image = _crop_centre(image, self.image_size)
         pixels = np.asarray(image, np.uint8)
         return pixels[..., None] if pixels.ndim == 2 else pixels
 
