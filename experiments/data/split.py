@@ -31,6 +31,11 @@ def open_parts(options: DataOptions, problems: Problems) -> dict[str, tuple[Reco
             f"data.name={options.name} needs the path of the data: set --data_dir, "
             "--config.data.dir or the environment variable FDRL_DATA_DIR"
         )
+    if not (options.keep_aspect or options.resize or options.image_size):
+        raise DataError(
+            "data.keep_aspect=False squeezes images to a square, whose side is data.resize or "
+            "data.image_size: set one of them"
+        )
     chosen = bool(options.source_class) + bool(options.target_class)
     if options.name == "pair":
         sides = _pair_of_folders(options, problems)
@@ -77,6 +82,8 @@ def _open_lsun(options: DataOptions) -> Part:
             "(download.py) and unpack it"
         )
     held_out = lmdb.find_split(options.dir, options.held_out_split)
+    if held_out == options.dir:  # One database has no second split.
+        held_out = None
     return lmdb.open_database(train), lmdb.open_database(held_out) if held_out else None
 
 
@@ -98,18 +105,18 @@ def _pair_of_folders(options: DataOptions, problems: Problems) -> dict[str, Part
 
 def _of_class(part: Part, name: str) -> Part:
     def pick(records: Records) -> Records:
-        if records.labels is None:
-            raise DataError(f"the data have no labels, so there is no class {name!r}")
-        if name not in records.classes:
-            hint = nearest(name, records.classes)
-            raise DataError(f"no class {name!r}{hint}; available: {', '.join(records.classes)}")
         return records.subset(np.flatnonzero(records.labels == records.classes.index(name)))
 
     train, held_out = part
+    if train.labels is None:
+        raise DataError(f"the data have no labels, so there is no class {name!r}")
+    if name not in train.classes:
+        hint = nearest(name, train.classes)
+        raise DataError(f"no class {name!r}{hint}; available: {', '.join(train.classes)}")
     picked = pick(train)
     if not len(picked):
         raise DataError(f"class {name!r} has no training images")
-    return picked, pick(held_out) if held_out else None
+    return picked, pick(held_out) if held_out and name in held_out.classes else None
 
 
 def _with_held_out(part: Part, most: int) -> tuple[Records, Records]:

@@ -78,6 +78,14 @@ def find(name: str, root: str) -> str:
     return str(max(found, key=lambda f: _version(f.name)))
 
 
+def is_prepared(name: str) -> bool:
+    """Whether a `data.name` is that of a prepared data set below the default root of TFDS."""
+    try:
+        return name.startswith(PREFIX) and bool(find(name.removeprefix(PREFIX), ""))
+    except DataError:
+        return False
+
+
 def open_split(folder: str, split: str) -> Records | None:
     """Opens a split of a prepared data set, or returns `None` if it has no such split.
 
@@ -104,12 +112,14 @@ def open_split(folder: str, split: str) -> Records | None:
             f"{folder}: none of the features of the data set is an image: {list(features)}"
         )
     label_keys = [k for k, f in features.items() if isinstance(f, tfds.features.ClassLabel)]
+    label_keys.sort(key=lambda k: k not in (builder.info.supervised_keys or ()))
     decoders, labels, classes = {image_keys[0]: tfds.decode.SkipDecoding()}, None, ()
     try:
         data = builder.as_data_source(split=split, decoders=decoders)
         if label_keys:
-            labels = np.array([int(data[i][label_keys[0]]) for i in range(len(data))], np.int32)
-            classes = tuple(features[label_keys[0]].names)
+            numbers = np.array([int(data[i][label_keys[0]]) for i in range(len(data))], np.int32)
+            if not (numbers < 0).any():  # Images without a label have -1.
+                labels, classes = numbers, tuple(features[label_keys[0]].names)
     except Exception as error:  # The reader of array_record may raise any error.
         raise DataError(f"{folder}: split {split!r} cannot be read: {error}") from error
     fixed = (builder.info.full_name, split, info.num_examples, list(info.shard_lengths))

@@ -172,5 +172,5 @@ class Hopeless(Fatal):
 def test_skipping_all_images_is_an_error():
     sides = {"real": Images(Hopeless().records(), Transform(), (1, 1, 3))}
     batches = training_batches(sides, Reading(Problems("skip")), seed=0, batch_size=2)
-    with pytest.raises(DataError, match="unreadable"):
+    with pytest.raises(DataError, match=rf"all {NUM} images from image \d+ on are unreadable"):
         next(batches)
