@@ -12,8 +12,6 @@ from experiments.errors import DataError
 from fdrl_jax.names import nearest
 
 _HELD_OUT_SHARE = 10  # At most one image in this many is held out of a set without its own split.
-
-
 # Training images, and held-out images if the data have some of their own.
 Part = tuple[Records, Records | None]
 

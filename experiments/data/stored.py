@@ -14,14 +14,7 @@ from experiments.data.records import digest
 from experiments.data.shuffle import shuffled_indices
 from experiments.data.source import DataOptions, Labels, Source, Starts, refuse
 from experiments.data.split import open_parts
-from experiments.data.stream import (
-    Reading,
-    Take,
-    all_batches,
-    decode_all,
-    feed,
-    training_batches,
-)
+from experiments.data.stream import Reading, Take, all_batches, decode_all, feed, training_batches
 from experiments.errors import DataError
 from fdrl_jax import parallel
 
@@ -201,10 +194,8 @@ def _starts(held_out: Images, train: Images, reading: Reading) -> Starts:
     def load(position: int) -> np.ndarray:
         # An unreadable image is replaced by the next one.
         for number in range(position, position + total):
-            index = number % total
-            images, index = (
-                (held_out, index) if index < num_held_out else (train, index - num_held_out)
-            )
+            index = number % total - num_held_out
+            images = train if index >= 0 else held_out  # A negative index counts from the end.
             try:
                 return images.load(index)
             except ValueError as error:

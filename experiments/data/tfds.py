@@ -112,6 +112,7 @@ def open_split(folder: str, split: str) -> Records | None:
             f"{folder}: none of the features of the data set is an image: {list(features)}"
         )
     label_keys = [k for k, f in features.items() if isinstance(f, tfds.features.ClassLabel)]
+    # Sets such as CIFAR-100 also have coarser labels.
     label_keys.sort(key=lambda k: k not in (builder.info.supervised_keys or ()))
     decoders, labels, classes = {image_keys[0]: tfds.decode.SkipDecoding()}, None, ()
     try:
