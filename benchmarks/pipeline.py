@@ -62,8 +62,8 @@ def from_host(options: DataOptions, num_batches: int) -> float:
     open_feed = load(options).open_feed
     if open_feed is None:
         raise SystemExit("there are too few images for streaming")
-    with open_feed(0, BATCH_SIZE, 0, 1) as feed:
-        return rate(lambda _: feed.take(1), num_batches)
+    with open_feed(0, BATCH_SIZE, 0, 1) as take:
+        return rate(lambda _: take(1), num_batches)
 
 
 def rate(batch: Callable[[int], object], num_batches: int) -> float:

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from experiments.errors import UserError
 from experiments.files import read_npz, replacing, sha256_of_arrays
-from fdrl_jax import priors
+from fdrl_jax import parallel, priors
 
 # Up to 64 x 64 x 3 the full covariance is used, whose factor needs 604 MB.
 MAX_EXACT_SIZE = 12_288
@@ -53,7 +53,13 @@ def fit(batches: Iterable[np.ndarray], rank: int, jitter: float) -> FittedPrior:
 
     Rank 0 means the full covariance. The jitter is a variance added to its diagonal.
     """
-    batches = tqdm(batches, desc="fitting the prior", unit="batch", leave=False)
+    batches = tqdm(
+        batches,
+        desc="fitting the prior",
+        unit="batch",
+        leave=False,
+        disable=not parallel.is_first_process(),
+    )
     if rank:
         part = priors.low_rank(batches, rank)
         factor, scale = priors.low_rank_factor(part, jitter)
@@ -85,35 +91,29 @@ def write(file: Path, fitted: FittedPrior) -> None:
         np.savez(stream, **fitted._asdict())
 
 
-def read(file: Path, sha256: str) -> FittedPrior:
-    """Reads the prior of a run.
+def read(file: Path, sha256: str | None) -> FittedPrior:
+    """Reads the prior of a run; that of a run of version 0.1 has no known digest.
 
     Raises:
       UserError: if the file is missing, damaged, or not the one the run was created with.
     """
-    fitted = read_unchecked(file)
-    if fitted.sha256 != sha256:
+    arrays = read_npz(file, *FittedPrior._fields)
+    try:
+        fitted = FittedPrior(
+            arrays["mean"],
+            arrays["factor"],
+            float(arrays["remainder_scale"]),
+            float(arrays["share_held"]),
+            int(arrays["num_examples"]),
+        )
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{file} is damaged: {error}") from error
+    if sha256 is not None and fitted.sha256 != sha256:
         raise UserError(
             f"{file} is not the prior the run was created with; restore the file, or train in a "
             "new --workdir"
         )
     return fitted
-
-
-def read_unchecked(file: Path) -> FittedPrior:
-    """Reads a prior that no digest is known of.
-
-    Raises:
-      UserError: if the file is missing or damaged.
-    """
-    arrays = read_npz(file, *FittedPrior._fields)
-    return FittedPrior(
-        arrays["mean"],
-        arrays["factor"],
-        float(arrays["remainder_scale"]),
-        float(arrays["share_held"]),
-        int(arrays["num_examples"]),
-    )
 
 
 def describe(fitted: FittedPrior) -> str:

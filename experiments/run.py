@@ -181,15 +181,17 @@ class Run:
         """Checks that the data are those the run was created with.
 
         Raises:
-          UserError: if images were added, removed or renamed.
+          UserError: if images were added, removed or renamed, or others are unreadable.
         """
         now, then = describe_data(source), self.data
-        differing = [key for key in then if key != "fingerprint" and now.get(key) != then[key]]
+        # Streamed images that may be skipped, which is a free setting, have no classes.
+        compared = [key for key in then if key != "classes" or (now[key] and then[key])]
+        differing = [key for key in compared if key != "fingerprint" and now.get(key) != then[key]]
         if differing:
             raise UserError(
                 f"the data are not those the run {self.root} was created with: images were added, "
-                f"removed or renamed ({', '.join(differing)}). Restore them, or train in another "
-                "--workdir"
+                f"removed or renamed, or others are unreadable ({', '.join(differing)}). Restore "
+                "them, or train in another --workdir"
             )
         if now["fingerprint"] != then["fingerprint"]:
             # Only a warning, because modification times also change when a folder is copied.

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ import optax
 from experiments.build.network import Network
 from experiments.build.placement import on_devices
 from experiments.build.rollbacks import after_rollbacks
-from experiments.data import Feed, Source
+from experiments.data import Source, Take
 from experiments.errors import UserError
 from experiments.settings import Settings
 from fdrl_jax import parallel, rng, state, steps
@@ -74,10 +75,10 @@ class Training:
         """Returns the position of the data stream after a number of batches."""
         return {"num_batches": num_batches, "identity": self.source.identity}
 
-    def open_feed(self, num_batches: int) -> Feed:
+    def open_feed(self, num_batches: int) -> AbstractContextManager[Take]:
         """Opens the host batches of this process, after the first `num_batches`."""
         if self.source.open_feed is None:
-            return Feed(None)
+            return contextlib.nullcontext(lambda count: None)
         size = self.settings["train.batch_size"] // jax.process_count()
         dispatch = self.settings["train.steps_per_dispatch"]
         return self.source.open_feed(self.settings["seed"], size, num_batches, dispatch)

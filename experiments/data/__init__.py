@@ -5,16 +5,16 @@ from experiments.data.digits import digits
 from experiments.data.records import digest
 from experiments.data.registry import is_built_in, load, load_if_given, resolve_dir
 from experiments.data.source import DataOptions, Density, Labels, Source, Starts
-from experiments.data.stream import Feed
+from experiments.data.stream import Take
 from experiments.files import read_arrays, read_headers
 
 __all__ = [
     "DataOptions",
     "Density",
-    "Feed",
     "Labels",
     "Source",
     "Starts",
+    "Take",
     "digest",
     "digits",
     "is_built_in",

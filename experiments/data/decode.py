@@ -14,9 +14,8 @@ FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_PIXELS = 89_478_485
 # An image that is enlarged may have up to this many pixels.
 _MAX_ENLARGED = 2**24
-_SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N")
-_ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
-_GREY = ("1", "L", "LA", "La", "I", *_SIXTEEN_BIT)
+_SIXTEEN_BIT = ("I", "I;16")
+_GREY = ("1", "L", "LA", *_SIXTEEN_BIT)
 
 
 class Transform(NamedTuple):
@@ -47,8 +46,10 @@ class Transform(NamedTuple):
         """
         if self.center_crop:
             image = _crop_centre(image, self.center_crop)
+        if self.resize or self.image_size:
+            image = self._resized(image)
         if self.image_size:
-            image = _crop_centre(self._resized(image), self.image_size)
+            image = _crop_centre(image, self.image_size)
         pixels = np.asarray(image, np.uint8)
         return pixels[..., None] if pixels.ndim == 2 else pixels
 
@@ -132,23 +133,13 @@ def _from_array(pixels: np.ndarray) -> Image.Image:
 
 
 def _to_mode(image: Image.Image, mode: str) -> Image.Image:
-    if image.mode in _SIXTEEN_BIT or image.mode == "I":
+    if image.mode in _SIXTEEN_BIT:
         levels = np.asarray(image).astype(np.float64)
-        if levels.min() < 0 or levels.max() > 65_535:
-            raise ValueError(f"mode {image.mode} with values of more than 16 bits")
         image = Image.fromarray(np.round(levels / 257.0).astype(np.uint8))
-    elif image.mode == "F":
-        raise ValueError("mode F: floating-point pixels have no fixed range")
-    if image.mode in _ALPHA or "transparency" in image.info:
-        coloured = image.convert("RGBA")
+    if image.mode in ("RGBA", "LA") or "transparency" in image.info:
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(white, coloured)
-    if image.mode == mode:
-        return image
-    try:
-        return image.convert(mode)
-    except ValueError as error:
-        raise ValueError(f"mode {image.mode} cannot be converted to {mode}") from error
+        image = Image.alpha_composite(white, image.convert("RGBA"))
+    return image if image.mode == mode else image.convert(mode)
 
 
 def _crop_centre(image: Image.Image, side: int) -> Image.Image:

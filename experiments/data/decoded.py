@@ -14,15 +14,11 @@ _BATCH_BYTES = 2**25  # Float32 pixels per batch in a pass over the data.
 
 
 class Images(NamedTuple):
-    """A set of images that are decoded on demand; all examples have one shape, [H, W, C].
-
-    The labels are the classes of the images, numbered as in training, [N].
-    """
+    """A set of images that are decoded on demand; all examples have one shape, [H, W, C]."""
 
     records: Records
     transform: Transform
     shape: tuple[int, int, int]
-    labels: np.ndarray | None = None
 
     def load(self, index: int) -> np.ndarray:
         """Returns an example, uint8 of the shape; raises a ValueError with only the reason."""
@@ -34,18 +30,9 @@ class Images(NamedTuple):
             raise ValueError(f"{sizes[0]} pixels, but others have {sizes[1]}; set data.image_size")
         return pixels
 
-    def reason(self, index: int) -> str:
-        """Returns why an image could not be loaded."""
-        try:
-            self.load(index)
-        except ValueError as error:
-            return str(error)
-        return "could not be read at first, but can be read now; check the disk or the network"
-
     def subset(self, indices: np.ndarray) -> "Images":
         """Returns some of the images, in the order of the indices."""
-        labels = None if self.labels is None else self.labels[indices]
-        return self._replace(records=self.records.subset(indices), labels=labels)
+        return self._replace(records=self.records.subset(indices))
 
     @property
     def fingerprint(self) -> str:

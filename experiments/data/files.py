@@ -34,6 +34,9 @@ class Entry(NamedTuple):
     stamp: tuple[int, ...]
 
 
+Placed = tuple[tuple[str, ...], Entry]  # The folders and the name of an image file, and the file.
+
+
 @dataclass
 class Folder:
     """A folder on disk."""
@@ -43,7 +46,7 @@ class Folder:
     def name(self, path: str) -> str:
         return printable(f"{self.root}/{path}")
 
-    def entries(self, problems: Problems, others: list[str]) -> Iterator[Entry]:
+    def entries(self, problems: Problems, others: list[str]) -> Iterator[Placed]:
         """Walks the folder and follows links; adds files that are not images to `others`."""
         yield from self._walk(Path(self.root), (), problems, others)
 
@@ -55,7 +58,7 @@ class Folder:
 
     def _walk(
         self, folder: Path, above: tuple[str, ...], problems: Problems, others: list[str]
-    ) -> Iterator[Entry]:
+    ) -> Iterator[Placed]:
         real = os.path.realpath(folder)
         if real in above:
             problems.report(_shown(folder), "a link to a folder that contains it (a cycle)")
@@ -82,8 +85,8 @@ class Folder:
             elif status.st_size > MAX_FILE_BYTES:
                 problems.report(_shown(child), f"{status.st_size:,} bytes, too large for an image")
             else:
-                path = child.relative_to(self.root).as_posix()
-                yield Entry(path, (status.st_size, status.st_mtime_ns))
+                path = child.relative_to(self.root)
+                yield path.parts, Entry(path.as_posix(), (status.st_size, status.st_mtime_ns))
 
 
 @dataclass
@@ -95,20 +98,21 @@ class ZipArchive(Lazy):
     def name(self, path: str) -> str:
         return printable(f"{self.root}:{path}")
 
-    def entries(self, problems: Problems, others: list[str]) -> Iterator[Entry]:
+    def entries(self, problems: Problems, others: list[str]) -> Iterator[Placed]:
         """Lists the archive. Names that lead outside of it, and duplicate names, are rejected.
 
         Files whose names are not those of images are added to `others`.
         """
         seen: set[str] = set()
         for info in self.opened().infolist():
-            path = PurePosixPath(info.filename.replace("\\", "/"))
+            shown = info.filename.replace("\\", "/")  # Some programs of Windows write these.
+            path = PurePosixPath(shown)
             if any(_is_litter(part) for part in path.parts if part != ".."):
                 continue
             name = f"{self.root}:{info.filename!r}"
             if not path.parts or path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
                 problems.report(name, "the path leads out of the archive")
-            elif info.is_dir():
+            elif shown.endswith("/"):
                 continue
             elif path.suffix.lower() not in SUFFIXES:
                 others.append(name)
@@ -120,7 +124,7 @@ class ZipArchive(Lazy):
                 problems.report(name, f"{info.file_size:,} bytes when unpacked, too large")
             else:
                 seen.add(info.filename)
-                yield Entry(info.filename, (info.file_size, info.CRC))
+                yield path.parts, Entry(info.filename, (info.file_size, info.CRC))
 
     def read(self, path: str) -> bytes:
         """Reads an entry and checks its checksum."""
@@ -149,63 +153,44 @@ class Tree:
         Raises:
           DataError: if it does not exist, has no images, or (unless skipped) has a bad one.
         """
-        if reason := _missing(root):
+        if not os.path.exists(root):
             raise DataError(
-                f"data.dir={printable(root)} {reason}; it must be a folder or a zip of images"
+                f"data.dir={printable(root)} does not exist or cannot be opened; it must be a "
+                "folder or a zip of images"
             )
-        self.root = root
         self._container = Folder(root) if Path(root).is_dir() else ZipArchive(root)
         others: list[str] = []
-        self._entries = sorted(self._container.entries(problems, others))
-        if not self._entries:
+        images = sorted(self._container.entries(problems, others), key=lambda image: image[1])
+        if not images:
             num = len(problems) + len(others)
             skipped = f" ({num} file(s) skipped)" if num else ""
             raise DataError(f"{root}: no images found{skipped}; images are {', '.join(SUFFIXES)}")
         log_other_files(root, others)
-        heads = {PurePosixPath(e.path).parts[0] for e in self._entries}
-        nested = all(len(PurePosixPath(e.path).parts) > 2 for e in self._entries)
-        self._depth = 1 if len(heads) == 1 and nested else 0
+        top = images[0][0][0]
+        is_nested = all(len(path) > 2 and path[0] == top for path, _ in images)
+        self._images = [(path[1:], entry) for path, entry in images] if is_nested else images
 
     def parts(self) -> set[str]:
         """Returns the names of the folders at the top."""
-        paths = (self._parts(entry) for entry in self._entries)
-        return {parts[0] for parts in paths if len(parts) > 1}
+        return {path[0] for path, _ in self._images if len(path) > 1}
 
     def records(self, part: str | None = None) -> Records:
         """Returns all images, or those in one of the `parts`.
 
         If each image is in a folder below that, these folders are the classes.
         """
-        entries, tails = [], []
-        for entry in self._entries:
-            parts = self._parts(entry)
-            if part is None or (len(parts) > 1 and parts[0] == part):
-                entries.append(entry)
-                tails.append(parts if part is None else parts[1:])
-        labelled = all(len(tail) > 1 for tail in tails)
-        labels, classes = number_classes(t[0] for t in tails) if labelled else (None, ())
+        images = self._images
+        if part is not None:
+            images = [(p[1:], e) for p, e in images if len(p) > 1 and p[0] == part]
+        labelled = all(len(path) > 1 for path, _ in images)
+        labels, classes = number_classes([p[0] for p, _ in images]) if labelled else (None, ())
+        entries = [entry for _, entry in images]
         keys = [entry.path for entry in entries]
         return Records(self._container, keys, digest(keys), digest(entries), labels, classes)
-
-    def _parts(self, entry: Entry) -> tuple[str, ...]:
-        return PurePosixPath(entry.path).parts[self._depth :]
 
 
 def _is_litter(name: str) -> bool:
     return name.startswith(".") or name.lower() in _LITTER
-
-
-def _missing(root: str) -> str:
-    """Returns why there is no file or folder at a path; "" if there is one."""
-    try:
-        Path(root).stat()
-    except FileNotFoundError:
-        return "does not exist"
-    except OSError as error:  # A name that is too long, or a folder without permission.
-        return f"cannot be opened ({error.strerror})"
-    except ValueError as error:
-        return f"is not a valid path ({error})"
-    return ""
 
 
 def _shown(path: Path) -> str:

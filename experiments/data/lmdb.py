@@ -24,8 +24,12 @@ class _Database(Lazy):
         return f"{self.root}:{key.decode(errors='replace')}"
 
     def read(self, key: bytes) -> bytes:
-        with self.opened().begin() as transaction:
-            value = transaction.get(key)
+        database = self.opened()
+        try:
+            with database.begin() as transaction:
+                value = transaction.get(key)
+        except Exception as error:  # Errors of lmdb, a package that is imported only on demand.
+            raise ValueError(f"cannot be read: {error}") from error
         if value is None:
             raise ValueError("the key is no longer in the database")
         return bytes(value)
@@ -70,8 +74,8 @@ def open_database(root: str) -> Records:
 
 
 def find_split(root: str, split: str) -> str | None:
-    """Returns the database of a split: the root itself, or its sub-folder `*_SPLIT_lmdb`."""
+    """Returns the database of a split: its folder `*_SPLIT_lmdb`, or the root if it is one."""
     if (Path(root) / _FILE).exists():
-        return root if split == "train" else None
+        return root
     found = sorted(Path(root).glob(f"*{glob.escape(split)}_lmdb/{_FILE}"))
     return str(found[0].parent) if len(found) == 1 else None

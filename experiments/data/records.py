@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -143,14 +143,11 @@ def digest(*parts: Any) -> str:
     return total.hexdigest()[:24]
 
 
-def number_classes(names: Iterable[str]) -> tuple[np.ndarray, tuple[str, ...]]:
+def number_classes(names: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...]]:
     """Numbers classes in the order of their names; returns labels [N] and printable names."""
-    numbers: dict[str, int] = {}
-    found = [numbers.setdefault(name, len(numbers)) for name in names]
-    ordered = sorted(numbers)
-    rank = np.empty(len(ordered), np.int32)
-    rank[[numbers[name] for name in ordered]] = np.arange(len(ordered))
-    return rank[np.array(found, np.intp)], tuple(printable(name) for name in ordered)
+    numbers = {name: number for number, name in enumerate(sorted(set(names)))}
+    labels = np.array([numbers[name] for name in names], np.int32)
+    return labels, tuple(map(printable, numbers))
 
 
 def printable(name: str) -> str:

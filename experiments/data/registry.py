@@ -82,12 +82,13 @@ def load_if_given(options: DataOptions) -> tuple[Source, bool]:
     """Opens a data source for a plan, which needs the shapes only.
 
     Returns it, and whether its data are there: those of a built-in set, or where the options or
-    FDRL_DATA_DIR say. A stored set that no folder is given for is absent.
+    FDRL_DATA_DIR say, or below the default root of TFDS. Other stored sets are absent.
 
     Raises:
       DataError: as `load`, and for an absent set whose images could have any size.
     """
-    if options.name in BUILT_IN or resolve_dir(options.dir):
+    is_given = options.name in BUILT_IN or resolve_dir(options.dir)
+    if is_given or tfds.is_prepared(options.name):
         return load(options, blank=True), True
     return absent_source(options), False
 

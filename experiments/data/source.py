@@ -1,6 +1,7 @@
 """The options of a data set, and its interface to training and evaluation."""
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any, Literal, NamedTuple, NoReturn
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 
 from experiments.data.decode import Transform
 from experiments.data.records import Problems
-from experiments.data.stream import Feed, Reading
+from experiments.data.stream import Reading, Take
 from experiments.errors import DataError
 
 Array = jax.Array
@@ -106,7 +107,7 @@ class Source(NamedTuple):
 
     One training loop serves all data. A small set is stored on the device, where `draw` selects and
     augments examples without the host. A large set is streamed from the host as batches of a
-    `Feed`, which `draw` only augments. Functions that are left out raise a DataError.
+    feed, which `draw` only augments. Functions that are left out raise a DataError.
 
     Attributes:
       name: the setting `data.name`.
@@ -125,7 +126,7 @@ class Source(NamedTuple):
       density: the density of the data, if it is known.
       labels: the class of each example, if the data have classes.
       open_feed: `(seed, batch size of this process, batches to skip, steps per dispatch) ->
-        Feed` for streamed data; `None` otherwise.
+        context of `Take` for streamed data; `None` otherwise.
       starts: images to start samples from, for paired domains.
       identity: a hash of everything that determines the order of examples. A run resumes only with
         the same hash.
@@ -140,7 +141,7 @@ class Source(NamedTuple):
     held_out: Callable[[int, int], np.ndarray] = refuse
     density: Density | None = None
     labels: Labels | None = None
-    open_feed: Callable[[int, int, int, int], Feed] | None = None
+    open_feed: Callable[[int, int, int, int], AbstractContextManager[Take]] | None = None
     starts: Starts | None = None
     identity: str = ""
     fingerprint: str = ""

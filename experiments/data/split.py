@@ -1,6 +1,6 @@
 """Splits images into training and held-out images, and into domains."""
 
-from typing import NamedTuple
+from dataclasses import replace
 
 import numpy as np
 
@@ -12,13 +12,8 @@ from experiments.errors import DataError
 from fdrl_jax.names import nearest
 
 _HELD_OUT_SHARE = 10  # At most one image in this many is held out of a set without its own split.
-
-
-class Part(NamedTuple):
-    """Training images, and held-out images where the data have some of their own."""
-
-    train: Records
-    held_out: Records | None
+# Training images, and held-out images if the data have some of their own.
+Part = tuple[Records, Records | None]
 
 
 def open_parts(options: DataOptions, problems: Problems) -> dict[str, tuple[Records, Records]]:
@@ -34,6 +29,11 @@ def open_parts(options: DataOptions, problems: Problems) -> dict[str, tuple[Reco
             f"data.name={options.name} needs the path of the data: set --data_dir, "
             "--config.data.dir or the environment variable FDRL_DATA_DIR"
         )
+    if not (options.keep_aspect or options.resize or options.image_size):
+        raise DataError(
+            "data.keep_aspect=False squeezes images to a square, whose side is data.resize or "
+            "data.image_size: set one of them"
+        )
     chosen = bool(options.source_class) + bool(options.target_class)
     if options.name == "pair":
         sides = _pair_of_folders(options, problems)
@@ -47,7 +47,10 @@ def open_parts(options: DataOptions, problems: Problems) -> dict[str, tuple[Reco
         }
     else:
         sides = {"real": _open(options, problems)}
-    return {side: _with_held_out(part, options.num_held_out) for side, part in sides.items()}
+    return {
+        side: _numbered_alike(*_with_held_out(part, options.num_held_out))
+        for side, part in sides.items()
+    }
 
 
 def _open(options: DataOptions, problems: Problems) -> Part:
@@ -57,15 +60,15 @@ def _open(options: DataOptions, problems: Problems) -> Part:
         train, held_out = (tfds.open_split(folder, split) for split in splits)
         if train is None:
             raise DataError(f"{folder} has no split {options.split!r} (data.split)")
-        return Part(train, held_out)
+        return train, held_out
     if options.name == "npz":
-        return Part(*arrays.open_archive(options.dir))
+        return arrays.open_archive(options.dir)
     if options.name == "lsun":
         return _open_lsun(options)
     tree = Tree(options.dir, problems)
     if set(splits) <= tree.parts():
-        return Part(*(tree.records(split) for split in splits))
-    return Part(tree.records(), None)
+        return tree.records(options.split), tree.records(options.held_out_split)
+    return tree.records(), None
 
 
 def _open_lsun(options: DataOptions) -> Part:
@@ -77,7 +80,9 @@ def _open_lsun(options: DataOptions) -> Part:
             "(download.py) and unpack it"
         )
     held_out = lmdb.find_split(options.dir, options.held_out_split)
-    return Part(lmdb.open_database(train), lmdb.open_database(held_out) if held_out else None)
+    if held_out == options.dir:  # One database has no second split.
+        held_out = None
+    return lmdb.open_database(train), lmdb.open_database(held_out) if held_out else None
 
 
 def _pair_of_folders(options: DataOptions, problems: Problems) -> dict[str, Part]:
@@ -92,25 +97,24 @@ def _pair_of_folders(options: DataOptions, problems: Problems) -> dict[str, Part
                 f"data.name=pair needs a folder {train!r} in {options.dir}, and {held_out!r} for "
                 f"held-out images; available: {sorted(found)}{nearest(train, found)}"
             )
-        sides[side] = Part(
-            tree.records(train), tree.records(held_out) if held_out in found else None
-        )
+        sides[side] = tree.records(train), tree.records(held_out) if held_out in found else None
     return sides
 
 
 def _of_class(part: Part, name: str) -> Part:
     def pick(records: Records) -> Records:
-        if records.labels is None:
-            raise DataError(f"the data have no labels, so there is no class {name!r}")
-        if name not in records.classes:
-            hint = nearest(name, records.classes)
-            raise DataError(f"no class {name!r}{hint}; available: {', '.join(records.classes)}")
         return records.subset(np.flatnonzero(records.labels == records.classes.index(name)))
 
-    picked = pick(part.train)
+    train, held_out = part
+    if train.labels is None:
+        raise DataError(f"the data have no labels, so there is no class {name!r}")
+    if name not in train.classes:
+        hint = nearest(name, train.classes)
+        raise DataError(f"no class {name!r}{hint}; available: {', '.join(train.classes)}")
+    picked = pick(train)
     if not len(picked):
         raise DataError(f"class {name!r} has no training images")
-    return Part(picked, pick(part.held_out) if part.held_out else None)
+    return picked, pick(held_out) if held_out and name in held_out.classes else None
 
 
 def _with_held_out(part: Part, most: int) -> tuple[Records, Records]:
@@ -120,20 +124,32 @@ def _with_held_out(part: Part, most: int) -> tuple[Records, Records]:
     compared. The first image of each class stays in training, because it may be the only one. If no
     class has more than one image, the last image is held out.
     """
-    if part.held_out is not None and len(part.held_out):
-        return part.train, part.held_out
-    total = len(part.train)
+    train, held_out = part
+    if held_out is not None and len(held_out):
+        return train, held_out
+    total = len(train)
     if total < 2:
         raise DataError(
-            f"{part.train.name(0) if total else 'the data'}: expected at least 2 images, one to "
+            f"{train.name(0) if total else 'the data'}: expected at least 2 images, one to "
             "train on and one to hold out"
         )
     num = max(1, min(most, total // _HELD_OUT_SHARE))
     order = np.random.default_rng(0).permutation(total)
-    labels = part.train.labels
-    if labels is not None:
-        first = np.unique(labels, return_index=True)[1]
+    if train.labels is not None:
+        first = np.unique(train.labels, return_index=True)[1]
         order = order[~np.isin(order, first)]
     out = np.sort(order[:num] if len(order) else np.array([total - 1]))
-    kept = np.setdiff1d(np.arange(total), out)
-    return part.train.subset(kept), part.train.subset(out)
+    return train.subset(np.setdiff1d(np.arange(total), out)), train.subset(out)
+
+
+def _numbered_alike(train: Records, held_out: Records) -> tuple[Records, Records]:
+    """Numbers the classes of held-out images as in training.
+
+    Held-out images from a separate split number their own classes and may lack some. If they have a
+    class that training lacks, or no labels, neither part gets labels.
+    """
+    labels = held_out.labels
+    if train.labels is None or labels is None or not set(held_out.classes) <= set(train.classes):
+        return replace(train, labels=None, classes=()), replace(held_out, labels=None, classes=())
+    numbers = np.array([train.classes.index(name) for name in held_out.classes], np.int32)
+    return train, replace(held_out, labels=numbers[labels], classes=train.classes)

@@ -1,7 +1,8 @@
 """A `Source` of stored images, for all formats."""
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from contextlib import AbstractContextManager
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,26 +14,11 @@ from experiments.data.records import digest
 from experiments.data.shuffle import shuffled_indices
 from experiments.data.source import DataOptions, Labels, Source, Starts, refuse
 from experiments.data.split import open_parts
-from experiments.data.stream import (
-    Feed,
-    Reading,
-    all_batches,
-    decode_all,
-    training_batches,
-)
+from experiments.data.stream import Reading, Take, all_batches, decode_all, feed, training_batches
 from experiments.errors import DataError
 from fdrl_jax import parallel
 
 Array = jax.Array
-
-
-class _Side(NamedTuple):
-    """The images of one domain, with the `pixels` of training images that are in memory."""
-
-    train: Images
-    held_out: Images
-    pixels: np.ndarray | None
-    labels: Labels | None
 
 
 def stored_source(options: DataOptions, *, blank: bool = False) -> Source:
@@ -44,44 +30,48 @@ def stored_source(options: DataOptions, *, blank: bool = False) -> Source:
     Raises:
       DataError: for data that are missing, or for unreadable images unless they are skipped.
     """
-    reading = options.reading
-    opened = {}
-    for name, (train_records, held_out_records) in open_parts(options, reading.problems).items():
-        train = probe(train_records, options.transform, reading.problems)
+    reading, train, held_out = options.reading, {}, {}
+    for name, (records, others) in open_parts(options, reading.problems).items():
+        train[name] = probe(records, options.transform, reading.problems)
         # One fixed random order, because held-out images are often sorted by class.
-        order = np.random.default_rng(0).permutation(len(held_out_records))
-        held_out = train._replace(records=held_out_records.subset(order))
-        opened[name] = _labelled(train, held_out) if name == "real" else (train, held_out)
-    in_memory = sum(train.num_bytes for train, _ in opened.values()) <= (
-        options.in_memory_megabytes * 2**20
-    )
-    sides = {
-        name: _side(*images, reading, in_memory=in_memory, blank=blank)
-        for name, images in opened.items()
-    }
-    if in_memory:
-        reading.problems.summarise()
-    real, source = sides["real"], sides.get("source")
-    if source is not None and source.train.shape != real.train.shape:
+        order = np.random.default_rng(0).permutation(len(others))
+        held_out[name] = train[name]._replace(records=others.subset(order))
+    shapes = [images.shape for images in train.values()]
+    if len(set(shapes)) > 1:
         raise DataError(
-            f"the domains differ in height, width or channels, {source.train.shape} and "
-            f"{real.train.shape}; set data.image_size or data.channels"
+            f"the domains differ in height, width or channels, {shapes[1]} and {shapes[0]}; set "
+            "data.image_size or data.channels"
         )
-    arrays: Any = {name: side.pixels for name, side in sides.items()} if in_memory else ()
-    if in_memory and real.labels is not None:
-        arrays["label"] = real.labels.train
+    num_bytes = sum(images.num_bytes for images in train.values())
+    arrays, labels, skips = {}, None, reading.problems.skip
+    in_memory = num_bytes <= options.in_memory_megabytes * 2**20
+    if in_memory:
+        for name, images in train.items():
+            arrays[name], train[name] = _decoded(images, reading, blank=blank)
+        if skips and not blank and held_out["real"].records.labels is not None:
+            # Held-out images are read later; their labels must match the readable images.
+            held_out["real"] = _readable(held_out["real"], reading)
+        reading.problems.summarise()
+    real, unseen = train["real"], held_out["real"]
+    of_train, of_held_out = real.records.labels, unseen.records.labels
+    # If streamed images may be skipped, their labels are known only after all have been read.
+    if of_train is not None and of_held_out is not None and (in_memory or not skips):
+        labels = Labels(of_train, of_held_out, real.records.classes)
+        if in_memory:
+            arrays["label"] = of_train
+    pixels = arrays.get("real")
     return Source(
         name=options.name,
-        event_shape=real.train.shape,
-        arrays=arrays,
-        draw=_make_draw(tuple(sides), options.random_flip),
-        train_batches=lambda num=None: _train_batches(real, num, reading),
-        held_out=lambda num, seed: _first(real.held_out, num, reading),
-        labels=real.labels,
-        open_feed=None if in_memory else _feed_opener(sides, reading),
-        starts=None if source is None else _starts(source, reading),
-        identity=digest(*(side.train.records.identity for side in sides.values())),
-        fingerprint=real.train.fingerprint,
+        event_shape=real.shape,
+        arrays=arrays or (),
+        draw=_make_draw(tuple(train), options.random_flip),
+        train_batches=lambda num=None: _train_batches(real, pixels, num, reading),
+        held_out=lambda num, seed: _first(unseen, num, reading),
+        labels=labels,
+        open_feed=None if in_memory else _feed_opener(train, reading),
+        starts=_starts(held_out["source"], train["source"], reading) if "source" in train else None,
+        identity=digest(*(images.records.identity for images in train.values())),
+        fingerprint=real.fingerprint,
     )
 
 
@@ -111,43 +101,20 @@ def absent_source(options: DataOptions) -> Source:
     )
 
 
-def _labelled(train: Images, held_out: Images) -> tuple[Images, Images]:
-    """Numbers the classes of held-out images as in training.
-
-    Held-out images from a separate split number their own classes and may lack some. If they have a
-    class that training lacks, or no labels, neither part gets labels.
-    """
-    classes, of_train = train.records.classes, train.records.labels
-    others, of_held_out = held_out.records.classes, held_out.records.labels
-    if of_train is None or of_held_out is None or not set(others) <= set(classes):
-        return train, held_out
-    numbers = np.array([classes.index(name) for name in others], np.int32)
-    return (
-        train._replace(labels=np.asarray(of_train, np.int32)),
-        held_out._replace(labels=numbers[of_held_out]),
-    )
+def _decoded(images: Images, reading: Reading, *, blank: bool) -> tuple[np.ndarray, Images]:
+    """Returns the pixels of all readable images, or black ones of all, and these images."""
+    total = len(images.records)
+    if blank:
+        return np.zeros((total, *images.shape), np.uint8), images
+    pixels, numbers = decode_all(images, reading, "training images")
+    return pixels, images if len(numbers) == total else images.subset(numbers)
 
 
-def _side(
-    train: Images, held_out: Images, reading: Reading, *, in_memory: bool, blank: bool
-) -> _Side:
-    """Decodes the training images of a domain into one array, if they fit in memory."""
-    skips, pixels, numbers = reading.problems.skip, None, np.arange(len(train.records))
-    if in_memory and blank:
-        pixels = np.zeros((len(numbers), *train.shape), np.uint8)
-    elif in_memory:
-        pixels, numbers = decode_all(train, reading, "training images")
-        if skips and held_out.labels is not None:
-            # Held-out images are read later; their labels must match the readable images.
-            found = [numbers for _, numbers in all_batches(held_out, reading)]
-            if not found:
-                raise _none_held_out()
-            held_out = held_out.subset(np.concatenate(found))
-    # If streamed images may be skipped, their labels are known only after all have been read.
-    if train.labels is None or held_out.labels is None or (skips and not in_memory):
-        return _Side(train, held_out, pixels, None)
-    labels = Labels(train.labels[numbers], held_out.labels, train.records.classes)
-    return _Side(train, held_out, pixels, labels)
+def _readable(images: Images, reading: Reading) -> Images:
+    found = [numbers for _, numbers in all_batches(images, reading)]
+    if not found:
+        raise _none_held_out()
+    return images.subset(np.concatenate(found))
 
 
 def _none_held_out() -> DataError:
@@ -183,28 +150,26 @@ def _flip(key: Array, positions: Array, images: Array) -> Array:
 
 
 def _feed_opener(
-    sides: Mapping[str, _Side], reading: Reading
-) -> Callable[[int, int, int, int], Feed]:
-    def open_feed(seed: int, batch_size: int, start: int, max_steps: int) -> Feed:
+    sides: Mapping[str, Images], reading: Reading
+) -> Callable[[int, int, int, int], AbstractContextManager[Take]]:
+    def open_feed(
+        seed: int, batch_size: int, start: int, max_steps: int
+    ) -> AbstractContextManager[Take]:
+        process = (jax.process_index(), jax.process_count())
         batches = training_batches(
-            {name: side.train for name, side in sides.items()},
-            reading,
-            seed=seed,
-            batch_size=batch_size,
-            start=start,
-            process=(jax.process_index(), jax.process_count()),
+            sides, reading, seed=seed, batch_size=batch_size, start=start, process=process
         )
-        return Feed(batches, max_steps, parallel.num_devices(), reading.problems)
+        return feed(batches, max_steps, parallel.num_devices(), reading.problems)
 
     return open_feed
 
 
-def _train_batches(side: _Side, num: int | None, reading: Reading) -> Iterator[np.ndarray]:
-    if side.pixels is None:
-        chosen = spread(len(side.train.records), num)
-        return _unit_batches(side.train if num is None else side.train.subset(chosen), reading)
-    pixels, size = side.pixels, side.train.batch_size
-    chosen = spread(len(pixels), num)
+def _train_batches(
+    images: Images, pixels: np.ndarray | None, num: int | None, reading: Reading
+) -> Iterator[np.ndarray]:
+    if pixels is None:
+        return _unit_batches(images.subset(spread(len(images.records), num)), reading)
+    chosen, size = spread(len(pixels), num), images.batch_size
     parts = (chosen[first : first + size] for first in range(0, len(chosen), size))
     return (to_unit(pixels[part]) for part in parts)
 
@@ -222,19 +187,15 @@ def _first(images: Images, num: int, reading: Reading) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def _starts(side: _Side, reading: Reading) -> Starts:
-    num_held_out = len(side.held_out.records)
-    total = num_held_out + len(side.train.records)
-
-    def place(number: int) -> tuple[Images, int]:
-        number %= total
-        if number < num_held_out:
-            return side.held_out, number
-        return side.train, number - num_held_out
+def _starts(held_out: Images, train: Images, reading: Reading) -> Starts:
+    num_held_out = len(held_out.records)
+    total = num_held_out + len(train.records)
 
     def load(position: int) -> np.ndarray:
         # An unreadable image is replaced by the next one.
-        for images, index in map(place, range(position, position + total)):
+        for number in range(position, position + total):
+            index = number % total - num_held_out
+            images = train if index >= 0 else held_out  # A negative index counts from the end.
             try:
                 return images.load(index)
             except ValueError as error:

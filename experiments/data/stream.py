@@ -6,13 +6,14 @@ can therefore resume after any number of batches, with any number of workers, an
 step has the same images for any number of processes.
 
 Workers do not raise an error for a bad image, because not every error can be pickled. Instead, each
-image has a status, which the main process checks.
+image comes with a reason why it could not be loaded, which the main process reports.
 """
 
+import contextlib
 import functools
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
@@ -25,8 +26,10 @@ from experiments.data.records import Problems
 from experiments.errors import DataError
 from fdrl_jax import parallel
 
-OK, REPLACED, LOST = 0, 1, 2
+# Returns the batches of the next steps; `None` for a source on the device.
+Take = Callable[[int], dict[str, np.ndarray] | None]
 _BAR_AFTER_SECONDS = 2.0
+_REASON = "U300"  # The type of a reason: arrays of a batch cannot contain objects.
 
 
 class Reading(NamedTuple):
@@ -47,26 +50,38 @@ class Reading(NamedTuple):
 
 @dataclass(frozen=True)
 class _Load:
-    """Loads the image at an index; an unreadable image is replaced by the next readable one."""
+    """Loads the image at an index; an unreadable image is replaced by the next readable one.
+
+    `loaded` is the index of the image in its place, or -1 if `num_tries` images are unreadable.
+    """
 
     images: Images
     num_tries: int
 
     def __call__(self, index: int) -> dict[str, Any]:
-        for attempt in range(self.num_tries):
-            loaded = int(index + attempt) % len(self.images.records)
+        records = self.images.records
+        pixels, loaded, reason = np.zeros(self.images.shape, np.uint8), -1, ""
+        for tried in range(int(index), int(index) + self.num_tries):
             try:
-                pixels = self.images.load(loaded)
-            except ValueError:
-                continue
-            return self._example(pixels, index, REPLACED if attempt else OK, loaded)
-        return self._example(np.zeros(self.images.shape, np.uint8), index, LOST, index)
-
-    def _example(self, pixels: np.ndarray, index: int, status: int, loaded: int) -> dict[str, Any]:
-        example = {"pixels": pixels, "index": np.int64(index), "status": np.int8(status)}
-        if self.images.labels is not None:
-            example["label"] = np.int32(self.images.labels[loaded])
+                pixels = self.images.load(tried % len(records))
+            except ValueError as error:
+                reason = reason or str(error)
+            else:
+                loaded = tried % len(records)
+                break
+        example = {
+            "pixels": pixels,
+            "index": np.int64(index),
+            "loaded": np.int64(loaded),
+            "reason": np.array(reason, _REASON),
+        }
+        if records.labels is not None:
+            example["label"] = np.int32(records.labels[loaded])
         return example
+
+
+def _num_tries(images: Images) -> int:
+    return min(MAX_CONSECUTIVE_BAD, len(images.records))
 
 
 def _named(sides: tuple[str, ...], examples: tuple[Any, ...]) -> dict[str, Any]:
@@ -81,7 +96,7 @@ def training_batches(
     batch_size: int,
     start: int = 0,
     process: tuple[int, int] = (0, 1),
-) -> Iterator[dict[str, np.ndarray]]:
+) -> Generator[dict[str, np.ndarray]]:
     """Yields batches without end, each epoch in a new order.
 
     Both domains of a pair are shuffled separately, and the smaller one repeats more often. A batch
@@ -109,7 +124,7 @@ def training_batches(
     for number, images in enumerate(sides.values()):
         side_seed = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
         order = grain.MapDataset.range(len(images.records)).seed(side_seed).shuffle().repeat()
-        tries = MAX_CONSECUTIVE_BAD if reading.problems.skip else 1
+        tries = _num_tries(images) if reading.problems.skip else 1
         parts.append(order.map(_Load(images, tries)))
     zipped = ZipMapDataset(parts).map(functools.partial(_named, tuple(sides)))
     dataset = zipped.batch(batch_size, drop_remainder=True)
@@ -136,7 +151,7 @@ def all_batches(
     dataset = grain.MapDataset.range(len(images.records)).map(_Load(images, 1))
     for batch in _read(dataset.batch(batch_size or images.batch_size), reading):
         _report(images, batch, reading.problems, stop_if_lost=False)
-        fine = batch["status"] == OK
+        fine = batch["index"] == batch["loaded"]
         if fine.any():
             yield batch["pixels"][fine], batch["index"][fine]
 
@@ -191,68 +206,43 @@ def _read(dataset: grain.MapDataset, reading: Reading) -> Iterator[Any]:
 
 
 def _report(images: Images, batch: dict[str, Any], problems: Problems, stop_if_lost: bool) -> None:
-    for index in batch["index"][batch["status"] != OK]:
-        problems.report(images.records.name(int(index)), images.reason(int(index)))
-    if stop_if_lost and (batch["status"] == LOST).any():
-        index = int(batch["index"][batch["status"] == LOST][0])
-        name = images.records.name(index)
-        raise DataError(f"{name} and the next {MAX_CONSECUTIVE_BAD - 1} images are unreadable")
+    bad = batch["loaded"] != batch["index"]
+    for index, reason in zip(batch["index"][bad], batch["reason"][bad], strict=True):
+        problems.report(images.records.name(int(index)), str(reason))
+    lost = batch["index"][batch["loaded"] < 0]
+    if stop_if_lost and len(lost):
+        num, name = _num_tries(images), images.records.name(int(lost[0]))
+        raise DataError(f"all {num} images from {name} on are unreadable")
 
 
-class Feed:
-    """Stacks the batches of several train steps for one dispatch to the device.
+@contextlib.contextmanager
+def feed(
+    batches: Generator[dict[str, np.ndarray]], max_steps: int, num_devices: int, problems: Problems
+) -> Iterator[Take]:
+    """Yields a function that stacks the batches of several train steps for one dispatch.
 
-    While the device runs one dispatch, this collects the next one from the batches that Grain has
-    read ahead. The work of the host is hidden if the host is faster than the device.
+    `take(count)` returns arrays [devices, max_steps, B / devices, ...] for
+    `fdrl_jax.steps.repeat_steps`, whose first `count` steps are set. A batch has pixels by name,
+    [B, ...] each, and possibly classes, [B]. Bad files are summarised at the end.
 
-    The only state is the number of batches used or skipped, so a resumed run needs only this number
-    and the seed.
+    While the device runs one dispatch, the host takes the next one from the batches that Grain has
+    read ahead. The only state is the number of batches used or skipped, so a resumed run needs only
+    this number and the seed.
     """
 
-    def __init__(
-        self,
-        batches: Iterator[dict[str, np.ndarray]] | None,
-        max_steps: int = 1,
-        num_devices: int = 1,
-        problems: Problems | None = None,
-    ) -> None:
-        """Wraps the batches of a process, or `None` for a source that is stored on the device.
+    def stacked(parts: list[np.ndarray]) -> np.ndarray:
+        size, event = len(parts[0]) // num_devices, parts[0].shape[1:]
+        found = np.zeros((num_devices, max_steps, size, *event), parts[0].dtype)
+        for step, part in enumerate(parts):
+            found[:, step] = part.reshape(num_devices, size, *event)
+        return found
 
-        A batch has pixels by name, [B, ...] each, and possibly classes, [B]. The largest dispatch
-        has `max_steps`, and batches are split over the replicas of this process. Bad files are
-        summarised at the end.
-        """
-        self._batches = batches
-        self._max_steps = max_steps
-        self._num_devices = num_devices
-        self._problems = problems
+    def take(count: int) -> dict[str, np.ndarray]:
+        taken = [next(batches) for _ in range(count)]
+        return {name: stacked([batch[name] for batch in taken]) for name in taken[0]}
 
-    def take(self, count: int) -> dict[str, np.ndarray] | None:
-        """Returns the batches of the next steps; `None` for a source on the device.
-
-        They are arrays [devices, max_steps, B / devices, ...] for `fdrl_jax.steps.repeat_steps`,
-        whose first `count` steps are set.
-        """
-        if self._batches is None:
-            return None
-        taken = [next(self._batches) for _ in range(count)]
-        return {name: self._stack([batch[name] for batch in taken]) for name in taken[0]}
-
-    def close(self) -> None:
-        if isinstance(self._batches, Generator):
-            self._batches.close()
-        if self._problems is not None:
-            self._problems.summarise()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _stack(self, batches: list[np.ndarray]) -> np.ndarray:
-        size, event = len(batches[0]) // self._num_devices, batches[0].shape[1:]
-        stacked = np.zeros((self._num_devices, self._max_steps, size, *event), batches[0].dtype)
-        for step, batch in enumerate(batches):
-            stacked[:, step] = batch.reshape(self._num_devices, size, *event)
-        return stacked
+    try:
+        yield take
+    finally:
+        batches.close()
+        problems.summarise()

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.data.records import Lazy, Payload, Records, digest
+from experiments.data.records import Payload, Records, digest
 from experiments.errors import DataError
 from fdrl_jax.names import nearest
 
@@ -23,35 +23,22 @@ _DEFAULT_ROOT = "~/tensorflow_datasets"
 _NAME = re.compile(r"[^\W_][\w.+-]*(/[^\W_][\w.+-]*)?(:[\w.]+)?")
 
 
-@dataclass
-class _Split(Lazy):
+@dataclass(frozen=True)
+class _Split:
     """The images of one split. They are decoded later, with those of other formats."""
 
-    folder: str
-    split: str
+    where: str
+    data: Any
     image_key: str
 
     def name(self, index: int) -> str:
-        return f"{self.folder}:{self.split}[{index}]"
+        return f"{self.where}[{index}]"
 
     def read(self, index: int) -> Payload:
-        data = self.opened()
         try:
-            return data[index][self.image_key]
+            return self.data[index][self.image_key]
         except Exception as error:  # The reader of array_record may raise any error.
             raise ValueError(f"cannot be read: {error}") from error
-
-    def _open(self) -> Any:
-        import tensorflow_datasets as tfds
-
-        decoders = {self.image_key: tfds.decode.SkipDecoding()}
-        builder = _builder(self.folder)
-        try:
-            return builder.as_data_source(split=self.split, decoders=decoders)
-        except Exception as error:
-            raise DataError(
-                f"{self.folder}: split {self.split!r} cannot be opened: {error}"
-            ) from error
 
 
 def find(name: str, root: str) -> str:
@@ -91,40 +78,20 @@ def find(name: str, root: str) -> str:
     return str(max(found, key=lambda f: _version(f.name)))
 
 
+def is_prepared(name: str) -> bool:
+    """Whether a `data.name` is that of a prepared data set below the default root of TFDS."""
+    try:
+        return name.startswith(PREFIX) and bool(find(name.removeprefix(PREFIX), ""))
+    except DataError:
+        return False
+
+
 def open_split(folder: str, split: str) -> Records | None:
     """Opens a split of a prepared data set, or returns `None` if it has no such split.
 
     Raises:
       DataError: if the set has no images, has a format without random access, or is damaged.
     """
-    import tensorflow_datasets as tfds
-
-    builder = _builder(folder)
-    if split not in builder.info.splits:
-        return None
-    features = builder.info.features
-    image_keys = [k for k, f in features.items() if isinstance(f, tfds.features.Image)]
-    if not image_keys:
-        raise DataError(
-            f"{folder}: none of the features of the data set is an image: {list(features)}"
-        )
-    label_keys = [k for k, f in features.items() if isinstance(f, tfds.features.ClassLabel)]
-    info, images = builder.info.splits[split], _Split(folder, split, image_keys[0])
-    labels, classes = None, ()
-    if label_keys:
-        data = images.opened()
-        try:
-            labels = np.array([int(data[i][label_keys[0]]) for i in range(len(data))], np.int32)
-        except Exception as error:  # The reader of array_record may raise any error.
-            raise DataError(f"{folder}: split {split!r} cannot be read: {error}") from error
-        classes = tuple(features[label_keys[0]].names)
-    fixed = (builder.info.full_name, split, info.num_examples, list(info.shard_lengths))
-    files = sorted((p.name, p.stat().st_size) for p in Path(folder).glob(f"*-{split}.*"))
-    keys = range(info.num_examples)
-    return Records(images, keys, digest(*fixed), digest(*fixed, files), labels, classes)
-
-
-def _builder(folder: str) -> Any:
     import tensorflow_datasets as tfds
 
     try:
@@ -136,7 +103,31 @@ def _builder(folder: str) -> Any:
             f"{folder} is stored as {builder.info.file_format.value}, a format without random "
             "access; prepare it with --file_format=array_record"
         )
-    return builder
+    if split not in builder.info.splits:
+        return None
+    info, features = builder.info.splits[split], builder.info.features
+    image_keys = [k for k, f in features.items() if isinstance(f, tfds.features.Image)]
+    if not image_keys:
+        raise DataError(
+            f"{folder}: none of the features of the data set is an image: {list(features)}"
+        )
+    label_keys = [k for k, f in features.items() if isinstance(f, tfds.features.ClassLabel)]
+    # Sets such as CIFAR-100 also have coarser labels.
+    label_keys.sort(key=lambda k: k not in (builder.info.supervised_keys or ()))
+    decoders, labels, classes = {image_keys[0]: tfds.decode.SkipDecoding()}, None, ()
+    try:
+        data = builder.as_data_source(split=split, decoders=decoders)
+        if label_keys:
+            numbers = np.array([int(data[i][label_keys[0]]) for i in range(len(data))], np.int32)
+            if not (numbers < 0).any():  # Images without a label have -1.
+                labels, classes = numbers, tuple(features[label_keys[0]].names)
+    except Exception as error:  # The reader of array_record may raise any error.
+        raise DataError(f"{folder}: split {split!r} cannot be read: {error}") from error
+    fixed = (builder.info.full_name, split, info.num_examples, list(info.shard_lengths))
+    files = sorted((p.name, p.stat().st_size) for p in Path(folder).glob(f"*-{split}.*"))
+    images = _Split(f"{folder}:{split}", data, image_keys[0])
+    keys = range(info.num_examples)
+    return Records(images, keys, digest(*fixed), digest(*fixed, files), labels, classes)
 
 
 def _version(name: str) -> tuple[int, ...]:

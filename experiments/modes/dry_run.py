@@ -38,8 +38,8 @@ def run_mode(command: Command) -> None:
     wanted, source = settings_and_data(command, blank=True)
     experiment = build.experiment(hardware.prepare(wanted), source)
     training = check(experiment)
-    with training.open_feed(0) as feed:
-        host_batches = feed.take(1)
+    with training.open_feed(0) as take:
+        host_batches = take(1)
     started = time.perf_counter()
     run_steps = parallel.map_steps(training.repeated_step())
     compiled = run_steps.lower(*training.blank_arguments(host_batches, 1)).compile()

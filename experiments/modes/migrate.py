@@ -47,7 +47,7 @@ def run_mode(command: Command) -> None:
         wanted = settings.checked(settings.completed(record["settings"]))
         source = load_data(wanted, command.data_dir)
         is_fitted = build.needs_fitted_prior(wanted)
-        fitted = prior.read_unchecked(root / "prior.npz") if is_fitted else None
+        fitted = prior.read(root / "prior.npz", None) if is_fitted else None
         training = build.ratio_training(build.experiment(wanted, source, fitted))
         old, new = root / "checkpoints_of_0.1", root / "checkpoints"
         if not old.exists():

@@ -13,7 +13,7 @@ from experiments.build import Training, on_devices, rollbacks
 from experiments.build.rollbacks import Rollbacks
 from experiments.build.training import learning_rate
 from experiments.checkpoints import Checkpoints
-from experiments.data import Feed
+from experiments.data import Take
 from experiments.errors import DivergedError, PreemptedError
 from experiments.machine import hosts, interrupts, memory
 from experiments.run import Run
@@ -139,11 +139,11 @@ class _Loop:
                 stack.enter_context(contextlib.closing(writer))
                 for writer in _writers(self._training, self._run, int(start.step))
             ]
-            feed = stack.enter_context(self._training.open_feed(rollbacks.num_batches(start)))
-            return self._train(start, writers, feed)
+            take = stack.enter_context(self._training.open_feed(rollbacks.num_batches(start)))
+            return self._train(start, writers, take)
 
     def _train(
-        self, start: TrainState, writers: list[metrics_log.Writer], feed: Feed
+        self, start: TrainState, writers: list[metrics_log.Writer], take: Take
     ) -> TrainState:
         step, last, so_far = int(start.step), self._settings["train.num_steps"], rollbacks.of(start)
         start_step = step
@@ -174,7 +174,7 @@ class _Loop:
                 until_next = [every - step % every for every in cadences]
                 count = min(self._dispatch, last - step, *until_next)
                 # Fetched while the device works on the previous dispatch.
-                host_batches = feed.take(count)
+                host_batches = take(count)
                 state, metrics = self._run_steps(
                     self._key, state, self._constants, host_batches, count, num_skipped
                 )

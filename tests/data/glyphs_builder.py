@@ -7,7 +7,7 @@ from image_files import encoded, picture
 
 
 class Glyphs(tfds.core.GeneratorBasedBuilder):
-    """Twelve training and four test images of two classes."""
+    """Twelve training and four test images of two classes, which are of one kind."""
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -15,17 +15,24 @@ class Glyphs(tfds.core.GeneratorBasedBuilder):
         features = tfds.features.FeaturesDict(
             {
                 "image": tfds.features.Image(shape=(8, 8, 3)),
+                "kind": tfds.features.ClassLabel(names=["letter"]),
                 "label": tfds.features.ClassLabel(names=["a", "b"]),
             }
         )
-        return tfds.core.DatasetInfo(builder=self, features=features)
+        keys = ("image", "label")
+        return tfds.core.DatasetInfo(builder=self, features=features, supervised_keys=keys)
 
     def _split_generators(self, dl_manager):
-        return {"train": self._examples(0, 12), "test": self._examples(12, 16)}
+        return {
+            "train": self._examples(0, 12),
+            "test": self._examples(12, 16),
+            "unlabelled": self._examples(16, 18, labelled=False),
+        }
 
     def _generate_examples(self):
         raise NotImplementedError
 
-    def _examples(self, first, last):
+    def _examples(self, first, last, labelled=True):
         for i in range(first, last):
-            yield i, {"image": io.BytesIO(encoded(picture(8, 8, i))), "label": i % 2}
+            image, label = io.BytesIO(encoded(picture(8, 8, i))), i % 2 if labelled else -1
+            yield i, {"image": image, "kind": 0, "label": label}

@@ -154,6 +154,20 @@ def test_a_forbidden_entry_of_a_zip_is_named(name, message, tmp_path):
     assert number_of_images(open_folder(path, "skip")) == FINE
 
 
+def test_a_zip_with_separators_of_windows_has_its_classes_and_its_split(tmp_path, caplog):
+    folders = {"train\\cat": 4, "train\\dog": 6, "test\\dog": 3}
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
+        for folder, num in folders.items():
+            archive.writestr(f"{folder}\\", b"")
+            for i in range(num):
+                archive.writestr(f"{folder}\\{i}.png", encoded(picture(8, 8, i)))
+    source = open_folder(tmp_path / "images.zip")
+    assert source.classes == ("cat", "dog")
+    assert source.labels.train.tolist() == [0] * 4 + [1] * 6
+    assert source.labels.held_out.tolist() == [1] * 3
+    assert not caplog.records
+
+
 def test_an_entry_of_a_zip_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch):
     path = tmp_path / "images.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -263,6 +277,14 @@ def test_a_skipped_held_out_image_takes_its_label_with_it(tmp_path):
     expected = {to_unit(picture(8, 8, 6 + i)).tobytes(): i % 2 for i in range(6)}
     found = [expected[image.tobytes()] for image in images]
     np.testing.assert_array_equal(source.labels.held_out, found)
+
+
+def test_the_order_of_a_run_depends_on_which_images_in_memory_are_readable(tmp_path):
+    write_folder(tmp_path, numbered(FINE, "train/") + numbered(2, "test/"))
+    whole = open_folder(tmp_path).identity
+    assert open_folder(tmp_path, "skip").identity == whole
+    cut(tmp_path / "train" / "003.png")
+    assert open_folder(tmp_path, "skip").identity != whole
 
 
 def test_unreadable_held_out_images_are_reported(tmp_path):

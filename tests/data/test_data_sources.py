@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from image_files import encoded, numbered, picture, write_folder
 
-from experiments.data import DataOptions, load
+from experiments.data import DataOptions, load, load_if_given
 from experiments.data.lmdb import open_database
 from experiments.errors import DataError
 
@@ -96,6 +96,9 @@ def test_lsun_databases_are_found_by_split_and_read(tmp_path):
     source = load(DataOptions("lsun", str(tmp_path), held_out_split="val"))
     assert len(stored(source)) == 6
     assert all_images(source) == expected(8)
+    for split in ("train", "val"):  # A database may be named itself, whatever its split is called.
+        root = str(tmp_path / "church_outdoor_val_lmdb")
+        assert all_images(load(DataOptions("lsun", root, split=split))) == expected(2, first=6)
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +116,23 @@ def test_a_custom_tfds_set_is_read_without_its_builder_and_without_tensorflow(pr
     assert len(stored(source)) == 12
     assert all_images(source) == expected(16)
     np.testing.assert_array_equal(source.labels.train.sum(), 6)
+    assert source.classes == ("a", "b")
+
+
+def test_a_tfds_split_without_labels_has_no_class(prepared):
+    source = load(DataOptions("tfds:glyphs", str(prepared), held_out_split="unlabelled"))
+    assert source.labels is None
+    assert len(source.held_out(10, 0)) == 2
+
+
+def test_a_plan_finds_a_tfds_set_where_training_would(prepared, monkeypatch):
+    options = DataOptions("tfds:glyphs", image_size=4)
+    monkeypatch.delenv("FDRL_DATA_DIR", raising=False)
+    for root in (prepared, prepared / "nowhere"):
+        monkeypatch.setenv("TFDS_DATA_DIR", str(root))
+        source, is_given = load_if_given(options)
+        assert source.event_shape == (4, 4, 3)
+        assert is_given == (root == prepared)
 
 
 def test_the_error_for_an_unprepared_tfds_set_says_where_and_how_to_prepare_it(prepared):
@@ -153,12 +173,24 @@ def test_two_classes_of_a_labelled_set_make_a_pair_and_the_held_out_side_starts_
     np.testing.assert_array_equal(starts[20:], starts[:2])
 
 
+@pytest.mark.parametrize(("folder", "num_sources"), [("test/cat/", 20), ("test/", 18)])
+def test_of_a_class_that_the_held_out_split_lacks_a_tenth_is_held_out(
+    folder, num_sources, tmp_path
+):
+    names = [*numbered(20, "train/cat/"), *numbered(30, "train/dog/"), *numbered(3, folder)]
+    options = DataOptions("folder", str(write_folder(tmp_path, names)))
+    source = load(options._replace(source_class="cat", target_class="dog"))
+    assert (len(source.arrays["source"]), len(source.arrays["real"])) == (num_sources, 27)
+    assert len(source.held_out(10, 0)) == 3
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"dir": "missing"}, r"missing does not exist"),
         ({"dir": ""}, r"--data_dir, --config.data.dir or .*FDRL_DATA_DIR"),
         ({"source_class": "cat"}, r"go together"),
+        ({"keep_aspect": False}, r"data.resize or data.image_size: set one of them"),
         ({"source_class": "cat", "target_class": "dgo"}, r"did you mean 'dog'.* cat, dog"),
         ({"name": "pair"}, r"needs a folder 'trainB'"),
         ({"name": "npz"}, r"needs the path of an .npz file"),
@@ -225,6 +257,18 @@ def test_many_threads_may_be_the_first_to_read_a_database(tmp_path):
         with ThreadPoolExecutor(4) as pool:
             reads = [pool.submit(read) for _ in range(4)]
             assert all(each.result() == expected_content for each in reads)
+
+
+def test_a_database_that_fails_later_is_a_bad_file(tmp_path):
+    class Failing:
+        def begin(self):
+            raise lmdb.ReadersFullError("no slot is free")
+
+    write_lmdb(tmp_path / "x_train_lmdb", 4)
+    stored = open_database(str(tmp_path / "x_train_lmdb"))
+    stored.container._opened = Failing()
+    with pytest.raises(ValueError, match="cannot be read: no slot is free"):
+        stored.read(0)
 
 
 def test_a_database_may_be_opened_again_while_it_is_read(tmp_path):

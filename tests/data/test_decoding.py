@@ -35,6 +35,12 @@ def test_recipes_of_the_paper_equal_torchvision_within_one_grey_level(name):
     assert np.abs(ours - GOLDEN[name].astype(int)).max() <= 1
 
 
+@pytest.mark.parametrize(("keep_aspect", "shape"), [(True, (10, 20, 3)), (False, (10, 10, 3))])
+def test_images_may_be_resized_without_a_crop(keep_aspect, shape):
+    transform = Transform(resize=10, keep_aspect=keep_aspect)
+    assert decode(picture(40, 20), transform).shape == shape
+
+
 def test_images_that_already_fit_are_not_changed():
     pixels = picture(32, 32)
     for payload in (pixels, encoded(pixels), encoded(pixels, "WEBP", lossless=True)):

@@ -43,8 +43,8 @@ def test_streamed_images_come_with_their_classes(tmp_path):
         np.testing.assert_array_equal(ours, theirs)
     dogs = {picture(8, 8, i).tobytes() for i in range(20, 40)}
     assert [x.tobytes() in dogs for x in kept.arrays["real"]] == (source.labels.train == 1).tolist()
-    with source.open_feed(0, 16, 0, 1) as feed:
-        batch = {name: array[:, 0] for name, array in feed.take(1).items()}
+    with source.open_feed(0, 16, 0, 1) as take:
+        batch = {name: array[:, 0] for name, array in take(1).items()}
     assert batch["label"].dtype == np.int32
     for pixels, labels in zip(batch["real"], batch["label"], strict=True):
         assert [x.tobytes() in dogs for x in pixels] == (labels == 1).tolist()
@@ -60,7 +60,7 @@ def test_an_image_that_replaces_an_unreadable_one_has_its_own_class(tmp_path):
     source = load(options)
     assert source.labels is None
     dogs = {picture(8, 8, i).tobytes() for i in range(4, 8)}
-    with source.open_feed(0, 8, 0, 1) as feed:
-        batch = feed.take(1)
+    with source.open_feed(0, 8, 0, 1) as take:
+        batch = take(1)
     pixels = batch["real"].reshape(8, -1)
     assert [x.tobytes() in dogs for x in pixels] == (batch["label"].ravel() == 1).tolist()

@@ -94,14 +94,14 @@ def test_a_feed_stacks_the_steps_of_a_dispatch_for_each_device(tmp_path):
     options = DataOptions("folder", str(write_folder(tmp_path, numbered(20))))
     source = load(options._replace(in_memory_megabytes=0))
     assert source.arrays == ()
-    with source.open_feed(0, 8, 0, 3) as feed:
-        first, second = feed.take(2)["real"], feed.take(3)["real"]
+    with source.open_feed(0, 8, 0, 3) as take:
+        first, second = take(2)["real"], take(3)["real"]
     devices = first.shape[0]
     assert first.shape == second.shape == (devices, 3, 8 // devices, 8, 8, 3)
     assert first[:, :2].any()
     assert not first[:, 2:].any()
-    with source.open_feed(0, 8, 2, 3) as feed:
-        np.testing.assert_array_equal(feed.take(3)["real"], second)
+    with source.open_feed(0, 8, 2, 3) as take:
+        np.testing.assert_array_equal(take(3)["real"], second)
 
 
 class Fatal:
@@ -172,5 +172,5 @@ class Hopeless(Fatal):
 def test_skipping_all_images_is_an_error():
     sides = {"real": Images(Hopeless().records(), Transform(), (1, 1, 3))}
     batches = training_batches(sides, Reading(Problems("skip")), seed=0, batch_size=2)
-    with pytest.raises(DataError, match="unreadable"):
+    with pytest.raises(DataError, match=rf"all {NUM} images from image \d+ on are unreadable"):
         next(batches)

@@ -80,7 +80,7 @@ def test_a_damaged_zip_is_named_or_its_entries_are(flips, cut, folder, content):
     path.write_bytes(damaged(content["zip"], flips, cut))
     archive = ZipArchive(str(path))
     try:
-        for entry in archive.entries(Problems("skip"), []):
+        for _, entry in archive.entries(Problems("skip"), []):
             with contextlib.suppress(ValueError):
                 archive.read(entry.path)
     except DataError as error:

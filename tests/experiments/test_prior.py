@@ -69,6 +69,20 @@ def test_a_damaged_prior_is_named_and_never_replaced(fitted, tmp_path):
         assert file.read_bytes() == broken
 
 
+@pytest.mark.parametrize("field", ["remainder_scale", "num_examples"])
+def test_a_prior_with_several_numbers_for_one_is_damaged(field, fitted, tmp_path):
+    prior.write(tmp_path / "prior.npz", fitted._replace(**{field: np.ones(2)}))
+    with pytest.raises(UserError, match=r"prior\.npz is damaged"):
+        prior.read(tmp_path / "prior.npz", fitted.sha256)
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_the_first_process_shows_the_progress_of_the_fit(is_first, monkeypatch, capsys):
+    monkeypatch.setattr(parallel, "is_first_process", lambda: is_first)
+    prior.fit([np.eye(2)], 0, 1e-4)
+    assert ("fitting the prior" in capsys.readouterr().err) == is_first
+
+
 def test_a_prior_that_was_fitted_elsewhere_has_its_covariance():
     covariance = np.array([[2.0, 0.5], [0.5, 1.0]])
     adopted = prior.from_covariance(np.array([1.0, 2.0]), covariance)

@@ -14,6 +14,7 @@ from PIL import Image
 from small_runs import SMALL_RESNET, command, contents, start, train
 
 from experiments import run
+from experiments.data import DataOptions, load
 from experiments.errors import UserError
 from experiments.sampling.draw import sample_state
 from experiments.sampling.opened import open_checkpoint
@@ -79,6 +80,19 @@ def test_resuming_on_images_that_were_added_or_removed_is_refused(own_run, own_i
     with pytest.raises(UserError, match="images were added, removed or renamed"):
         train(own_run.root, {"train.num_steps": 3})
     assert frozen(own_run.root) == files
+
+
+def test_streamed_images_with_classes_may_be_skipped_when_a_run_resumes(image_folder, tmp_path):
+    options = DataOptions("folder", str(image_folder), in_memory_megabytes=0)
+    one, other = (load(options._replace(on_error=value)) for value in ("stop", "skip"))
+    assert one.classes != other.classes
+    record = {"kind": "ratio", "settings": {}, "command": "", "prior_sha256": None}
+    for then, now in ((one, other), (other, one)):
+        data = run.describe_data(then)
+        created = run.Run(tmp_path, {**record, "reference_sha256": None, "data": data})
+        created.check_data(now)
+        with pytest.raises(UserError, match="identity"):
+            created.check_data(now._replace(identity="other"))
 
 
 def test_a_run_works_on_another_machine_without_its_data(
