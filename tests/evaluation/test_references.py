@@ -13,7 +13,7 @@ from experiments.evaluation.translation import evaluate_translation
 
 @pytest.mark.parametrize("classes", [("", ""), ("3", "8")])
 def test_a_stored_reference_equals_what_was_stored(classes, tmp_path):
-    reference = references.of(digits(*classes), classes)
+    reference = references.of(digits(*classes))
     references.save(reference, tmp_path / "reference.npz")
     restored = references.load(tmp_path / "reference.npz")
     jax.tree.map(np.testing.assert_array_equal, restored, reference)
