@@ -127,15 +127,14 @@ def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.weights or not by_features:
         inception.check_ready(protocol, arguments.weights)  # Before minutes of reading images.
     weights = {protocol.name: arguments.weights} if arguments.weights else {}
-    names = [name for name in ("samples", "reference", "held_out") if getattr(arguments, name)]
-    loaded = image_sets.alike(
-        [
-            image_sets.load(getattr(arguments, name), arguments.data_dir, arguments.image_size)
-            for name in names
-        ]
+    sets = image_sets.alike(
+        {
+            name: image_sets.load(where, arguments.data_dir, arguments.image_size)
+            for name in ("samples", "reference", "held_out")
+            if (where := getattr(arguments, name))
+        }
     )
-    image_sets.check(*loaded, channels=bool(by_features or arguments.held_out))
-    sets = dict(zip(names, loaded, strict=True))
+    image_sets.check(*sets.values(), channels=bool(by_features or arguments.held_out))
     samples, reference, held_out = sets["samples"], sets["reference"], sets.pop("held_out", None)
     networks = inception.Inception(weights, arguments.metrics)
     cache = Path(arguments.cache_dir) if arguments.cache_dir else None

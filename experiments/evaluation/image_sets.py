@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -88,14 +88,17 @@ def load(where: str, data_dir: str = "", image_size: int = 0) -> ImageSet:
     return in_memory(where, pixels, resized=image_size > 0 and _any_of_other_size(images))
 
 
-def alike(sets: Sequence[ImageSet]) -> list[ImageSet]:
+def alike(sets: Mapping[str, ImageSet]) -> dict[str, ImageSet]:
     """Returns sets with equal channels instead of one for grey files, if any set is in colour.
 
     Grey images are often stored in colour, for instance the samples of a run on them.
     """
-    if all(images.summary[0][-1] == 1 for images in sets):
-        return list(sets)
-    return [images if images.where.endswith(".npz") else _in_colour(images) for images in sets]
+    if all(images.summary[0][-1] == 1 for images in sets.values()):
+        return dict(sets)
+    return {
+        name: images if images.where.endswith(".npz") else _in_colour(images)
+        for name, images in sets.items()
+    }
 
 
 def check(*sets: ImageSet, channels: bool = False) -> None:

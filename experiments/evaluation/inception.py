@@ -131,9 +131,9 @@ def compute(
         Metric(with_count(prefixed(protocol, sha256, metric), ours[0]), metric, value)
         for metric, value in found.items()
     ]
-    genuine = is_genuine(protocol, sha256)
+    others = "" if is_genuine(protocol, sha256) else " with other weights"
     details = {
-        "protocol": protocol.name if genuine else f"{protocol.name} with other weights",
+        "protocol": f"{protocol.name}{others}",
         "weights_file": Path(weights_file).name,
         "weights_sha256": sha256,
         "pixels": protocol.pixels,

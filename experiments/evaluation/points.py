@@ -29,7 +29,6 @@ _SINKHORN_EPSILON = 0.05
 
 # `x [N, 2] -> log p [N]`, or an estimate of log r [N].
 LogDensity = Callable[[np.ndarray], np.ndarray]
-Distance = Callable[[np.ndarray, np.ndarray], float]
 
 
 def evaluate_points(
@@ -50,15 +49,17 @@ def evaluate_points(
     record: dict[str, Any] = {"num_draws": NUM_DRAWS, "num_samples": len(ours), "skipped": []}
     skipped: list[str] = record["skipped"]
     metrics = energy(ours, prior, data)
-    metrics += _transport(
-        "sliced_wasserstein", sliced_wasserstein, _MAX_SLICED_POINTS, ours, prior, data
-    )
     epsilon = _SINKHORN_EPSILON * 2.0 * float(data[0].var(axis=0).sum())
     sinkhorn = functools.partial(sinkhorn_divergence, epsilon=epsilon)
-    with _skipping("sinkhorn_divergence", skipped):
-        metrics += _transport(
-            "sinkhorn_divergence", sinkhorn, _MAX_SINKHORN_POINTS, ours, prior, data
-        )
+    for name, distance, most in (
+        ("sliced_wasserstein", sliced_wasserstein, _MAX_SLICED_POINTS),
+        ("sinkhorn_divergence", sinkhorn, _MAX_SINKHORN_POINTS),
+    ):
+        # Fewer points; their number is in the name.
+        few, few_prior, *few_data = (points[:most] for points in (ours, prior, *data))
+        with _skipping(name, skipped):
+            sides = _against(distance, few, few_prior, few_data)
+            metrics.append(measured(name, *map(estimate, sides), num=len(few)))
     if reference.log_density is not None:
         density = reference.log_density
 
@@ -108,21 +109,8 @@ def energy(samples: np.ndarray, prior: np.ndarray, data: list[np.ndarray]) -> li
     ]
 
 
-def _transport(
-    name: str,
-    distance: Distance,
-    most: int,
-    samples: np.ndarray,
-    prior: np.ndarray,
-    data: list[np.ndarray],
-) -> list[Metric]:
-    """Returns a metric of the first points, at most this many; their number is in the name."""
-    sides = _against(distance, samples[:most], prior[:most], [points[:most] for points in data])
-    return [measured(name, *map(estimate, sides), num=min(most, len(samples)))]
-
-
 def _against(
-    distance: Distance,
+    distance: Callable[[np.ndarray, np.ndarray], float],
     samples: np.ndarray,
     prior: np.ndarray,
     data: list[np.ndarray],

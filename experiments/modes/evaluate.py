@@ -86,10 +86,14 @@ def evaluate(
             print(f"already evaluated: step {opened.step:,}, {num_used:,} samples")
             _finish(opened.run, record_folder)
         return
-    samples = _draw(opened, num, of_inception=networks is not None and not is_incomplete)
+    of_inception = networks is not None and not is_incomplete
+    samples = _draw(opened, num, of_inception=of_inception)
     if not parallel.is_first_process():
         return
     found = _score(opened, samples, source, classifier, networks)
+    if of_inception and "protocols" not in found.record:
+        key |= {"inception": "failed"}  # So that the same command tries again.
+        record_folder, _ = found_record(key)
     skipped = [*found.record.get("skipped", ()), *([reason] if reason else [])]
     record = {
         "key": key,

@@ -281,6 +281,20 @@ def test_inception_metrics_see_unrounded_samples_and_the_training_set(
     evaluate(of_digits, {of_protocols[0]: weights, "evaluate.inception_score": True})
     assert len(calls) == 4
 
+    # Metrics that failed are skipped, and the same command tries again.
+    def fail(*_, **__):
+        raise UserError("the process ended")
+
+    weights.write_text("new weights")
+    monkeypatch.setattr(inception, "compute", fail)
+    evaluate(of_digits, {of_protocols[0]: weights})
+    found = read(of_digits, records.newest(of_digits.evaluations).name)
+    assert found["details"]["skipped"] == ["Inception metrics: the process ended"]
+    assert "memorisation_auc_pixels" in found["metrics"]
+    monkeypatch.setattr(inception, "compute", compute)
+    evaluate(of_digits, {of_protocols[0]: weights})
+    assert len(calls) == 5
+
 
 @pytest.fixture
 def no_samples(monkeypatch):
