@@ -22,7 +22,6 @@ from experiments import classifiers
 from experiments.build import Experiment
 from experiments.command_line import Command
 from experiments.evaluation.classes import SvcClassifier
-from experiments.evaluation.references import Fit
 from experiments.pictures import save
 from experiments.pictures.images import show_by_class
 from experiments.pictures.style import DATA, PRIOR, SAMPLES, panels
@@ -45,7 +44,7 @@ def main() -> None:
     experiment, state = opened.experiment, opened.checkpoint.state
     source = experiment.source
     train_labels = source.labels.train
-    svc = SvcClassifier(Fit(source.train(), train_labels), probabilities=False)
+    svc = SvcClassifier(source.train(), train_labels, probabilities=False)
     spread = _spread(svc, source.train(), train_labels)
     rows, shown = [], {}
     cases = [(kind, w) for kind in ("robust", "plain") for w in WEIGHTS]

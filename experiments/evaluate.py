@@ -20,13 +20,14 @@ Examples:
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments.errors import Parser, UserError
-from experiments.evaluation.protocols import METRICS, PROTOCOLS
+from experiments.evaluation.protocols import DEFAULT_METRICS, METRICS, PROTOCOLS
 from experiments.files import read_json, write_text
 from fdrl_jax.names import nearest
 
@@ -59,8 +60,9 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--weights", default="", help="file of the Inception network's weights")
     parser.add_argument(
         "--metrics",
-        default="fid,kid,precision_recall,density_coverage",
-        help=f"metrics of the Inception network, separated by commas: {', '.join(METRICS)}",
+        default="",
+        help=f"metrics of the Inception network, separated by commas: {', '.join(METRICS)}; by "
+        "default those of the protocol, without inception_score",
     )
     parser.add_argument(
         "--features",
@@ -80,18 +82,32 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", default="", help="file for the result")
     arguments = parser.parse_args(argv)
     _check_named("protocol", [arguments.protocol], PROTOCOLS)
-    _check_named("metrics", arguments.metrics.split(","), METRICS)
+    of_protocol = PROTOCOLS[arguments.protocol].metrics
+    usual = ",".join(metric for metric in DEFAULT_METRICS if metric in of_protocol)
+    arguments.metrics = (arguments.metrics or usual).split(",")
+    _check_named("metrics", arguments.metrics, of_protocol)
     if arguments.image_size < 0:
         raise UserError(f"--image_size={arguments.image_size} must be a number of pixels")
     for name in ("out", "picture"):
-        folder = Path(getattr(arguments, name)).parent
-        if not folder.is_dir():
-            raise UserError(f"--{name}: the folder {folder} does not exist")
+        if getattr(arguments, name):
+            _check_writable(name, Path(getattr(arguments, name)))
     if arguments.picture and not arguments.held_out:
         raise UserError(
             "--picture shows the nearest images of REFERENCE, whose search needs --held_out"
         )
+    if arguments.picture:
+        from matplotlib.backend_bases import FigureCanvasBase
+
+        formats = FigureCanvasBase.get_supported_filetypes()
+        _check_named("picture", [Path(arguments.picture).suffix[1:]], formats)
     return arguments
+
+
+def _check_writable(flag: str, path: Path) -> None:
+    if not path.parent.is_dir():
+        raise UserError(f"--{flag}: the folder {path.parent} does not exist")
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise UserError(f"--{flag}={path} cannot be written")
 
 
 def _check_named(flag: str, values: Sequence[str], allowed: Collection[str]) -> None:
@@ -103,72 +119,64 @@ def _check_named(flag: str, values: Sequence[str], allowed: Collection[str]) -> 
 
 def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     # Importing metrics and readers of data takes seconds, too long for --help or a mistyped flag.
-    from experiments.evaluation import image_sets, inception, metrics, protocols, spaces
+    from experiments.evaluation import image_sets, inception, memorisation, metrics, spaces
 
     protocol = PROTOCOLS[arguments.protocol]
     by_features = [name for name in arguments.features.split(",") if name]
+    named = spaces.named(by_features)
     if arguments.weights or not by_features:
-        protocols.check_weights(protocol, arguments.weights)  # Before minutes of reading images.
+        inception.check_ready(protocol, arguments.weights)  # Before minutes of reading images.
     weights = {protocol.name: arguments.weights} if arguments.weights else {}
-    samples, reference = (
-        image_sets.load(where, arguments.data_dir, arguments.image_size)
-        for where in (arguments.samples, arguments.reference)
+    sets = image_sets.alike(
+        {
+            name: image_sets.load(where, arguments.data_dir, arguments.image_size)
+            for name in ("samples", "reference", "held_out")
+            if (where := getattr(arguments, name))
+        }
     )
-    held_out = None
-    if arguments.held_out:
-        held_out = image_sets.load(arguments.held_out, arguments.data_dir, arguments.image_size)
-        image_sets.check_pair(held_out, reference)
-        image_sets.check_channels(samples, reference, held_out)
-    sets = {"samples": samples, "reference": reference}
-    summaries = image_sets.check_pair(samples, reference)
-    networks = inception.Inception(weights, arguments.metrics.split(","))
+    image_sets.check(*sets.values(), channels=bool(by_features or arguments.held_out))
+    samples, reference, held_out = sets["samples"], sets["reference"], sets.pop("held_out", None)
+    networks = inception.Inception(weights, arguments.metrics)
     cache = Path(arguments.cache_dir) if arguments.cache_dir else None
     found, used = inception.by_inception(samples, reference, networks, cache=cache)
-    for label, function in map(spaces.get, by_features):
+    for label, function in named.items():
         scores = spaces.scores(function(samples.unit), function(reference.unit))
         found += [
-            metrics.measured(name, metrics.Estimate(score), space=label, num=summaries[0].shape[0])
+            metrics.measured(name, metrics.Estimate(score), space=label, num=samples.summary[0][0])
             for name, score in scores.items()
         ]
     record: dict[str, Any] = {"protocols": used, "features": by_features}
-    for (side, images), summary in zip(sets.items(), summaries, strict=True):
+    for side, images in sets.items():
+        (num, *size), fingerprint = images.summary
         record[side] = {
             "where": images.where,
-            "num_images": summary.shape[0],
-            "image_size": list(summary.shape[1:]),
+            "num_images": num,
+            "image_size": size,
             "pixels": images.pixels,
             "resized_by": "Pillow, bilinear, antialiased" if images.resized else None,
-            "fingerprint": summary.fingerprint,
+            "fingerprint": fingerprint,
         }
     record["versions"] = inception.versions()
     record["run"] = _record_of(Path(arguments.samples))
     if held_out is not None:
-        found += _memorisation(samples, reference, held_out, by_features, arguments)
+        copied, shown = memorisation.search(
+            samples.unit, held_out.unit, reference.batches, {spaces.PIXELS: None, **named}
+        )
+        found += copied
         record["held_out"] = held_out.where
+        if arguments.picture:
+            from experiments import pictures
+            from experiments.pictures.images import neighbours
+
+            pictures.save(neighbours(samples.unit, shown), Path(arguments.picture))
     return {"metrics": metrics.to_json(metrics.by_name(found)), **record}
 
 
 def _record_of(samples: Path) -> Any:
     """Returns the record that --mode=sample wrote next to its samples, or `None`."""
     samples = samples.absolute()
-    record = samples.parent / f"{samples.name if samples.is_dir() else samples.stem}.json"
+    record = samples.with_name(f"{samples.name}.json")
     return read_json(record) if record.is_file() else None
-
-
-def _memorisation(
-    samples: Any, train: Any, held_out: Any, by_features: list[str], arguments: argparse.Namespace
-) -> list[Any]:
-    from experiments import pictures
-    from experiments.evaluation import memorisation, spaces
-    from experiments.pictures.images import neighbours
-
-    named = dict(spaces.get(name) for name in by_features)
-    found, shown = memorisation.search(
-        samples.unit, held_out.unit, train.batches, {"pixels": None, **named}
-    )
-    if arguments.picture:
-        pictures.save(neighbours(samples.unit, shown), Path(arguments.picture))
-    return found
 
 
 if __name__ == "__main__":

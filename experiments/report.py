@@ -3,6 +3,8 @@
 import base64
 import html
 import json
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +41,7 @@ def draw(opened: Opened, samples: Samples, found: Evaluation, folder: Path) -> N
     labels: dict[str, Any] = {}
     if source.starts is not None:
         labels["caption"] = translation.caption(found.metrics)
-        labels["domains"] = (found.record["source"], found.record["target"])
+        labels["domains"] = translation.domains_of(run.settings)
     drawn = [
         (
             "samples.png",
@@ -92,12 +94,14 @@ def write(run: Run, record: Path) -> Path:
     """
     found = read_json(record / "record.json", key=dict, metrics=dict, details=dict)
     check_types(record / "record.json", found["key"], step=int, num_samples=int, settings=dict)
-    details = {"start": "prior", "skipped": [], **found["details"]}
-    check_types(record / "record.json", details, start=str, skipped=list)
+    num_samples = found["key"]["num_samples"]
+    defaults = {"start": "prior", "skipped": [], "num_samples": num_samples}
+    details = {**defaults, **found["details"]}
+    check_types(record / "record.json", details, start=str, skipped=list, num_samples=int)
     captions = read_json(record / "pictures.json")
     check_types(record / "pictures.json", captions, **dict.fromkeys(captions, str))
     metrics, step = metrics_of(record), found["key"]["step"]
-    start = found["details"].get("start", "prior")
+    start = details["start"]
     name = html.escape(run.data["name"])
     details_shown = [(k.replace("_", " "), json.dumps(v)) for k, v in found["details"].items()]
     used = {key: str(value) for key, value in run.settings.items()}
@@ -108,7 +112,7 @@ def write(run: Run, record: Path) -> Path:
     differing = html.escape("; ".join(changed.values()))
     sections = [
         f"<h1>FDRL on {name}, train step {step:,}</h1>",
-        f"<p>{_what(run, found)}</p>",
+        f"<p>{_what(run, step, details['num_samples'])}</p>",
         f"<p>In this evaluation, settings differ from the run: {differing}.</p>" * bool(changed),
         f'<p class="lead">{html.escape(metrics_lib.verdict(metrics, start))}</p>',
         _metrics_table(_headlines(metrics), start),
@@ -157,29 +161,31 @@ def _headlines(metrics: Metrics) -> Metrics:
     return dict(sorted(metrics.items(), key=order)[:_NUM_HEADLINES])
 
 
-def _what(run: Run, found: dict[str, Any]) -> str:
+def _what(run: Run, step: int, num_samples: int) -> str:
     """Returns what the report is about: data, training and evaluation."""
     shape = run.data["event_shape"]
     kind = "points in the plane"
     if len(shape) == 3:
         colour = "grey" if shape[2] == 1 else "colour"
         kind = f"{colour} images of {shape[1]} x {shape[0]} pixels"
-    step, num = found["key"]["step"], found["key"]["num_samples"]
     return (
         f"Samples from a density-ratio flow (FDRL) that was trained on {html.escape(kind)}, data "
         f"set <b>{html.escape(run.data['name'])}</b>. Checkpoint of train step {step:,} of "
-        f"{run.settings['train.num_steps']:,}, evaluated on {num:,} samples."
+        f"{run.settings['train.num_steps']:,}, evaluated on {num_samples:,} samples."
     )
 
 
 def _without_paths(command: str) -> str:
     """Shortens absolute paths to their last part, because reports are shared."""
-    words = []
-    for word in command.split(" "):
-        flag, equals, value = word.rpartition("=")
-        quoted = value.strip("'\"")
-        words.append(f"{flag}{equals}{Path(quoted).name}" if quoted.startswith("/") else word)
-    return " ".join(words)
+
+    def shortened(found: re.Match[str]) -> str:
+        word = found[0].translate(str.maketrans("", "", "'\""))
+        flag, equals, value = word.partition("=") if word.startswith("-") else ("", "", word)
+        is_path = value.startswith("/")
+        return shlex.quote(f"{flag}{equals}{Path(value).name}") if is_path else found[0]
+
+    # A word of a shell, of which parts may be quoted.
+    return re.sub(r"""(?:'[^']*'|"[^"]*"|[^\s'"])+""", shortened, command)
 
 
 def _metrics_table(metrics: Metrics, start: str) -> str:

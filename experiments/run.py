@@ -109,7 +109,7 @@ class Run:
     def metric_reference(self) -> ImageReference | PointsReference:
         """The real data that samples are compared with; raises as `source`."""
         kept = self._kept_images
-        return references.of(self.source(), _domains(self.settings)) if kept is None else kept
+        return references.of(self.source()) if kept is None else kept
 
     @functools.cached_property
     def _kept_images(self) -> ImageReference | None:
@@ -316,8 +316,7 @@ def create(
             if fitted is not None:
                 prior.write(root / "prior.npz", fitted)
             if keeps_images:
-                kept = references.of_images(source, _domains(wanted))
-                references.save(kept, root / "reference.npz")
+                references.save(references.of_images(source), root / "reference.npz")
             record = {
                 "format": _FORMAT,
                 "kind": kind,
@@ -404,10 +403,6 @@ def open_run(root: Path, kind: Kind | None = None) -> Run:
         wanted = {"ratio": "a density ratio", "classifier": "a classifier"}
         raise UserError(f"--workdir={root} contains {wanted[run.kind]}, not {wanted[kind]}")
     return run
-
-
-def _domains(wanted: Settings) -> tuple[str, str]:
-    return wanted["data.source_class"], wanted["data.target_class"]
 
 
 def _why_missing(root: Path) -> str:

@@ -52,10 +52,6 @@ class FeatureClassifier(NamedTuple):
     num_held_out: int
     digest: str
 
-    @property
-    def space(self) -> str:
-        return "classifier"
-
     def describe(self) -> dict[str, Any]:
         kept = ("name", "accuracy", "num_held_out", "digest")
         return {field: getattr(self, field) for field in kept}
@@ -89,7 +85,7 @@ def load(path: Path, classes: tuple[str, ...], event_shape: tuple[int, ...]) -> 
                 f"have {len(classes)} classes and images of shape {event_shape}"
             )
         return Classifier(apply, variables, (0.0, 1.0))
-    network, variables, _ = _restored(path, classes, event_shape)
+    network, variables, *_ = _restored(path, classes, event_shape)
     return Classifier(cast(Apply, network.apply), variables, (-1.0, 1.0))
 
 
@@ -102,21 +98,21 @@ def load_features(
 
     Raises:
       UserError: if there is no classifier, if it was trained on other data, or if its training is
-        not complete.
+        not complete, so that its accuracy is unknown.
     """
     if path.is_file():
         raise UserError(
             f"--classifier={path}: an evaluation needs a classifier trained by this program, with "
             "features and a known accuracy; train one with --mode=train_classifier"
         )
-    network, variables, trained = _restored(path, classes, event_shape)
+    network, variables, step, trained = _restored(path, classes, event_shape)
     accuracy = trained.root / "accuracy.json"
-    if not accuracy.is_file():
+    stored = read_json(accuracy, step=int, metrics=dict) if accuracy.is_file() else {}
+    if stored.get("step") != step:
         raise UserError(
-            f"--classifier={path} has no known accuracy: its training has not finished; run "
-            "--mode=train_classifier again"
+            f"--classifier={path} has no known accuracy at step {step}: its training has not "
+            "finished; run --mode=train_classifier again"
         )
-    stored = read_json(accuracy, metrics=dict)["metrics"]
 
     @jax.jit
     def outputs(variables: Any, x: Array) -> tuple[Array, Array]:
@@ -128,15 +124,16 @@ def load_features(
         outputs=outputs,
         variables=variables,
         name=trained.root.resolve().name,
-        accuracy=stored["clean_accuracy"],
-        num_held_out=stored["num_images"],
+        accuracy=stored["metrics"]["clean_accuracy"],
+        num_held_out=stored["metrics"]["num_images"],
         digest=sha256_of_arrays(jax.tree.map(np.asarray, variables)),
     )
 
 
 def _restored(
     path: Path, classes: tuple[str, ...], event_shape: tuple[int, ...]
-) -> tuple[Network, Any, Run]:
+) -> tuple[Network, Any, int, Run]:
+    """Returns the network of a workdir, its variables, their step, and the run."""
     if not run.exists(path):
         raise UserError(
             f"--classifier={path} is neither a checkpoint file nor the workdir of a classifier; "
@@ -155,4 +152,4 @@ def _restored(
         restored = store.restore(state_shapes(settings, network, event_shape))
     if restored is None:
         raise UserError(f"no checkpoint of a classifier in {path}; resume its training")
-    return network, restored.state.ema_variables, trained
+    return network, restored.state.ema_variables, int(restored.state.step), trained

@@ -1,27 +1,22 @@
 """Metrics by a classifier of real images: Fréchet distance, confidence and class balance."""
 
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from experiments.evaluation import draws
-from experiments.evaluation.draws import Indices, Pools
+from experiments.evaluation.draws import Pool
 from experiments.evaluation.metrics import Metric
-from experiments.evaluation.references import Fit
+from experiments.evaluation.references import ImageReference
 from fdrl_jax.metrics import frechet_distance
 from fdrl_jax.metrics.rows import flat
 
 _SHAPE_OF_DIGITS = (8, 8, 1)
 
 
-class Classifier(Protocol):
-    """A classifier whose features form a space of this name in names of metrics."""
-
-    @property
-    def space(self) -> str: ...
-
-    def probabilities_and_features(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Maps images in [-1, 1], [N, H, W, C], to probabilities [N, classes], features [N, D]."""
+# `images [N, H, W, C] in [-1, 1] -> (probabilities [N, classes], features [N, D])`.
+Classifier = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 class SvcClassifier:
@@ -32,10 +27,10 @@ class SvcClassifier:
     data in this space.
     """
 
-    space = "svc"
-
-    def __init__(self, fit: Fit, *, probabilities: bool = True) -> None:
-        """Fits the classifier to real images. The fit is deterministic.
+    def __init__(
+        self, images: np.ndarray, labels: np.ndarray, *, probabilities: bool = True
+    ) -> None:
+        """Fits the classifier to real images [N, H, W, C] and labels. The fit is deterministic.
 
         Without `probabilities`, `probabilities_and_features` is not available, which needs six
         fits.
@@ -44,14 +39,14 @@ class SvcClassifier:
         from sklearn.svm import SVC
 
         # Chosen for the 8 x 8 digits; for other images it is scaled by their pixels.
-        gamma = 0.03 if fit.images.shape[1:] == _SHAPE_OF_DIGITS else "scale"
+        gamma = 0.03 if images.shape[1:] == _SHAPE_OF_DIGITS else "scale"
         options: dict[str, Any] = {"C": 10.0, "gamma": gamma}
-        rows = flat(fit.images)
-        self._svc = SVC(**options, decision_function_shape="ovo").fit(rows, fit.labels)
+        rows = flat(images)
+        self._svc = SVC(**options, decision_function_shape="ovo").fit(rows, labels)
         self._calibrated = None
         if probabilities:
             calibrated = CalibratedClassifierCV(SVC(**options), cv=5, ensemble=False)
-            self._calibrated = calibrated.fit(rows, fit.labels)
+            self._calibrated = calibrated.fit(rows, labels)
 
     def predict(self, images: np.ndarray) -> np.ndarray:
         """Returns the most probable class of each image, [N]."""
@@ -69,17 +64,22 @@ class SvcClassifier:
         return self._svc.decision_function(flat(np.clip(images, -1.0, 1.0)))
 
 
+def svc_of(reference: ImageReference, *, probabilities: bool = True) -> SvcClassifier | None:
+    """Fits a classifier of pixels, if the reference has images for it."""
+    if reference.fit_images is None or reference.fit_labels is None:
+        return None
+    return SvcClassifier(reference.fit_images, reference.fit_labels, probabilities=probabilities)
+
+
 def evaluate(
-    classifier: Classifier, images: Pools, chosen: list[Indices]
+    space: str, classifier: Classifier, pool: Pool
 ) -> tuple[list[Metric], dict[str, list[float]]]:
-    """Computes the metrics by a classifier.
+    """Computes the metrics by a classifier, whose features are a space of this name.
 
     Returns them with the share of each class among samples, the prior and held-out images.
     """
-    num_classes = classifier.probabilities_and_features(images.images[:1])[0].shape[1]
-
-    def in_one(side: np.ndarray) -> np.ndarray:
-        return np.concatenate(classifier.probabilities_and_features(side), axis=1)
+    probabilities, features = classifier(pool.images)
+    num_classes = probabilities.shape[1]
 
     def scores(rows: np.ndarray, reference: np.ndarray) -> dict[str, float]:
         probabilities, features = np.split(rows, [num_classes], axis=1)
@@ -91,10 +91,12 @@ def evaluate(
             "largest_class_share": float(shares.max()),
         }
 
-    pools = images.map(in_one)
-    sides = {"samples": pools.samples, "prior": pools.prior, "real": pools.images}
-    shares = {k: _shares(rows[:, :num_classes]).round(4).tolist() for k, rows in sides.items()}
-    return draws.compare(classifier.space, scores, pools, chosen), shares
+    shares = {
+        side: _shares(probabilities[pool.rows[group]]).round(4).tolist()
+        for side, group in (("samples", "samples"), ("prior", "prior"), ("real", "held_out"))
+    }
+    both = np.concatenate([probabilities, features], axis=1)
+    return draws.compare(space, scores, both, pool.draws), shares
 
 
 def _shares(probabilities: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The definitions of all metrics. The glossary in `docs/evaluation.md` is generated from them."""
+"""The definitions of all metrics, of which `docs/glossary.py` makes the glossary."""
 
 from typing import Literal, NamedTuple
 
@@ -190,8 +190,8 @@ DEFINITIONS: dict[str, Definition] = {
         "share of translated images that a classifier takes for the target",
         "share of predictions that are the target",
         "higher",
-        "By a support-vector classifier of pixels or the classifier in the name. An image that "
-        "fools it counts as well, so read it next to the Fréchet distance.",
+        "By a support-vector classifier of pixels. An image that fools it counts as well, so read "
+        "it next to the Fréchet distance.",
         headline=True,
     ),
     "own_source_nearest_share": Definition(
@@ -235,15 +235,3 @@ DEFINITIONS: dict[str, Definition] = {
         "Without a reference; the spread is over ten splits. " + _INCEPTION,
     ),
 }
-
-
-def glossary() -> str:
-    """Returns the definitions as a list in Markdown."""
-    return "\n".join(map(_entry, DEFINITIONS)) + "\n"
-
-
-def _entry(name: str) -> str:
-    d = DEFINITIONS[name]
-    better = f", {d.direction} is better" if d.direction else ""
-    unit = "no unit" if d.unit == "1" else d.unit
-    return f"- **`{name}`**: {d.words} ({unit}{better}). `{d.formula}`. {d.protocol}"

@@ -18,45 +18,38 @@ NUM_DRAWS = 5
 MAX_SAMPLES = NUM_DRAWS * _MAX_PER_DRAW  # More samples, or prior samples, are in no draw.
 
 
-class Pools(NamedTuple):
-    """Images, or their features, of all groups to compare, [N, ...] each.
+class Draw(NamedTuple):
+    """Rows of images, or of their features, that form a draw, equally many of each."""
 
-    The `images` are held out. Without `spare` ones, they must also serve as real data.
+    reference: np.ndarray
+    samples: np.ndarray
+    prior: np.ndarray
+    real: np.ndarray
+
+
+class Pool(NamedTuple):
+    """Images of all groups, [N, H, W, C], the rows of each group by name, and the draws.
+
+    The groups are "samples", "prior", "held_out" images and, for digits, "spare" ones.
     """
 
     images: np.ndarray
-    spare: np.ndarray | None
-    samples: np.ndarray
-    prior: np.ndarray
-
-    def map(self, function: Callable[[np.ndarray], np.ndarray]) -> "Pools":
-        """Applies a function to each group."""
-        spare = None if self.spare is None else function(self.spare)
-        return Pools(function(self.images), spare, function(self.samples), function(self.prior))
+    rows: dict[str, np.ndarray]
+    draws: list[Draw]
 
 
-class Indices(NamedTuple):
-    """Rows of the pools that form a draw, equally many of each.
-
-    Attributes:
-      reference: rows of `images`.
-      real: rows of `spare` or, without spare images, of `images`.
-      samples: rows of `samples` and of `prior`.
-    """
-
-    reference: np.ndarray
-    real: np.ndarray
-    samples: np.ndarray
+def pool(reference: ImageReference, samples: np.ndarray, prior: np.ndarray) -> Pool:
+    """Collects the images of all groups, clipped to the range of pixels, and chooses draws."""
+    groups = {"samples": samples[:MAX_SAMPLES], "prior": prior[:MAX_SAMPLES]}
+    groups |= {"held_out": reference.images}
+    groups |= {} if reference.spare is None else {"spare": reference.spare}
+    ends = np.cumsum([len(images) for images in groups.values()])
+    rows = dict(zip(groups, np.split(np.arange(ends[-1]), ends[:-1]), strict=True))
+    images = np.concatenate(list(groups.values()))
+    return Pool(np.clip(images, -1.0, 1.0, out=images), rows, draws_of(rows))
 
 
-def pools(reference: ImageReference, samples: np.ndarray, prior: np.ndarray) -> Pools:
-    """Returns the images of all groups that a draw can have, clipped to the range of pixels."""
-    spare = None if reference.spare is None else np.clip(reference.spare, -1.0, 1.0)
-    ours = (np.clip(side[:MAX_SAMPLES], -1.0, 1.0) for side in (samples, prior))
-    return Pools(np.clip(reference.images, -1.0, 1.0), spare, *ours)
-
-
-def indices(pools: Pools) -> list[Indices]:
+def draws_of(rows: Mapping[str, np.ndarray]) -> list[Draw]:
     """Chooses the rows of each draw, which depend only on the numbers of rows.
 
     With spare images, the reference is all held-out images, and the real data are random subsets of
@@ -65,57 +58,45 @@ def indices(pools: Pools) -> list[Indices]:
     draws are not independent, so their spread is not a confidence interval. If a group has fewer
     than two images, there is no draw.
     """
-    num_images, num_samples = len(pools.images), min(len(pools.samples), len(pools.prior))
-    num_real = num_images // 2 if pools.spare is None else min(num_images, len(pools.spare))
+    held_out, spare = rows["held_out"], rows.get("spare")
+    num_real = len(held_out) // 2 if spare is None else min(len(held_out), len(spare))
+    num_samples = min(len(rows["samples"]), len(rows["prior"]))
     num = min(_MAX_PER_DRAW, num_real, num_samples)
     if num < 2:
         return []
     rng = np.random.RandomState(0)  # NumPy guarantees that this stream never changes.
     found = []
     for draw in range(NUM_DRAWS):
-        order = rng.permutation(num_images)
-        if pools.spare is None:
-            reference, real = order[:num], order[num : 2 * num]
-        else:
-            reference, real = order[:num], rng.permutation(len(pools.spare))[:num]
+        order = rng.permutation(held_out)
+        real = order[num : 2 * num] if spare is None else rng.permutation(spare)[:num]
         if num * NUM_DRAWS <= num_samples:
             ours = np.arange(draw * num, (draw + 1) * num)
         else:
             ours = rng.permutation(num_samples)[:num]
-        found.append(Indices(reference, real, ours))
+        found.append(Draw(order[:num], rows["samples"][ours], rows["prior"][ours], real))
     return found
 
 
 def compare(
     space: str,
     scores: Callable[[np.ndarray, np.ndarray], Mapping[str, float]],
-    pools: Pools,
-    chosen: list[Indices],
+    features: np.ndarray,
+    draws: list[Draw],
 ) -> list[Metric]:
     """Computes metrics of samples, the prior and real data against the reference, over draws.
 
     `scores` maps features [N, D], and those of the reference, to values by key of `DEFINITIONS`.
     There must be at least one draw. The name of the feature space may be empty.
     """
-    real = pools.images if pools.spare is None else pools.spare
     drawn = [
-        [
-            scores(side[rows], pools.images[draw.reference])
-            for side, rows in (
-                (pools.samples, draw.samples),
-                (pools.prior, draw.samples),
-                (real, draw.real),
-            )
-        ]
-        for draw in chosen
+        [scores(features[rows], features[draw.reference]) for rows in draw[1:]] for draw in draws
     ]
-    num = len(chosen[0].reference)
     return [
         measured(
             definition,
             *(estimate(sides[i][definition] for sides in drawn) for i in range(3)),
             space=space,
-            num=num,
+            num=len(draws[0].reference),
         )
         for definition in drawn[0][0]
     ]

@@ -1,15 +1,16 @@
 """Sets of images to evaluate: a folder, a zip, an .npz, or a split of a TFDS data set."""
 
+import dataclasses
+import functools
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from experiments.data import arrays, read_arrays, read_headers, tfds, to_uint8, to_unit
-from experiments.data.decode import Transform
-from experiments.data.decoded import probe
+from experiments.data.decode import Transform, decode
+from experiments.data.decoded import Images, probe
 from experiments.data.files import Tree
 from experiments.data.records import Problems, Records
 from experiments.data.stream import Reading, decode_all
@@ -18,14 +19,8 @@ from experiments.errors import DataError
 _BATCH_SIZE = 1_000
 
 
-class Summary(NamedTuple):
-    """The shape [N, H, W, C] of a set, and a hash of its pixels, the same in every format."""
-
-    shape: tuple[int, ...]
-    fingerprint: str
-
-
-class ImageSet(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class ImageSet:
     """Images of one size, which are read batch by batch and may not fit in memory.
 
     Attributes:
@@ -45,15 +40,16 @@ class ImageSet(NamedTuple):
         """All images in [-1, 1], float32."""
         return np.concatenate(list(self.batches()))
 
-    def summarised(self) -> Summary:
-        """Counts and hashes the images in one pass."""
+    @functools.cached_property
+    def summary(self) -> tuple[tuple[int, ...], str]:
+        """The shape [N, H, W, C], and a hash of the pixels, the same in every format. One pass."""
         hashed, shape = hashlib.sha256(self.pixels.encode()), (0,)
         for batch in self.batches():
             pixels = to_uint8(batch) if self.pixels == "uint8" else batch
             hashed.update(np.ascontiguousarray(pixels).data)
             shape = (shape[0] + len(pixels), *pixels.shape[1:])
         hashed.update(repr(shape).encode())
-        return Summary(shape, hashed.hexdigest()[:24])
+        return shape, hashed.hexdigest()[:24]
 
 
 def in_memory(where: str, pixels: np.ndarray, *, resized: bool = False) -> ImageSet:
@@ -68,11 +64,11 @@ def in_memory(where: str, pixels: np.ndarray, *, resized: bool = False) -> Image
 
 
 def load(where: str, data_dir: str = "", image_size: int = 0) -> ImageSet:
-    """Reads all images of a set, as colour images unless they are an array of grey images.
+    """Reads all images of a set, with one channel if all of them are grey.
 
     It is a folder or a zip of images, an .npz whose `arr_0` is uint8 [N, H, W, C], or float32 in
-    [-1, 1], or tfds:NAME:SPLIT in `data_dir`. They are resized and cropped to a square of
-    `image_size`, unless it is 0.
+    [-1, 1], or tfds:NAME:SPLIT in `data_dir`. An array keeps its channels. The images are resized
+    and cropped to a square of `image_size`, unless it is 0.
 
     Raises:
       DataError: for images that are missing, are damaged, or have different sizes.
@@ -87,39 +83,61 @@ def load(where: str, data_dir: str = "", image_size: int = 0) -> ImageSet:
     problems = Problems("stop")
     images = probe(records, Transform(image_size=image_size, channels=channels), problems)
     pixels, _ = decode_all(images, Reading(problems), where)
-    unchanged = probe(records, Transform(channels=channels), problems).shape == images.shape
-    return in_memory(where, pixels, resized=not unchanged)
+    if channels and _are_grey(pixels):
+        pixels = pixels[..., :1]
+    return in_memory(where, pixels, resized=image_size > 0 and _any_of_other_size(images))
 
 
-def check_pair(samples: ImageSet, reference: ImageSet) -> tuple[Summary, Summary]:
-    """Checks that two sets can be compared, and returns their summaries.
+def alike(sets: Mapping[str, ImageSet]) -> dict[str, ImageSet]:
+    """Returns sets with equal channels instead of one for grey files, if any set is in colour.
+
+    Grey images are often stored in colour, for instance the samples of a run on them.
+    """
+    if all(images.summary[0][-1] == 1 for images in sets.values()):
+        return dict(sets)
+    return {
+        name: images if images.where.endswith(".npz") else _in_colour(images)
+        for name, images in sets.items()
+    }
+
+
+def check(*sets: ImageSet, channels: bool = False) -> None:
+    """Checks that sets of images can be compared, pixel by pixel if their `channels` matter.
 
     Raises:
-      DataError: for images of different sizes, or fewer than two images.
+      DataError: for fewer than two images, or images of different sizes, or of different channels.
     """
-    found = samples.summarised(), reference.summarised()
-    for images, summary in zip((samples, reference), found, strict=True):
-        if summary.shape[0] < 2:
-            raise DataError(f"{images.where}: expected at least 2 images")
-    (height, width), other = (summary.shape[1:3] for summary in found)
-    if (height, width) != other:
-        raise DataError(
-            f"{samples.where} has images of {width} x {height} pixels, and {reference.where} has "
-            f"images of {other[1]} x {other[0]}; set --image_size to resize both"
-        )
-    return found
-
-
-def check_channels(*sets: ImageSet) -> None:
-    """Checks that sets of images of one size can be compared pixel by pixel.
-
-    Raises:
-      DataError: if some are grey and others in colour.
-    """
-    channels = {images.where: images.summarised().shape[-1] for images in sets}
-    if len(set(channels.values())) > 1:
-        counts = ", ".join(f"{where} has {number}" for where, number in channels.items())
+    shapes = {images.where: images.summary[0] for images in sets}
+    for where, (num, *_) in shapes.items():
+        if num < 2:
+            raise DataError(f"{where}: expected at least 2 images")
+    if len({shape[1:3] for shape in shapes.values()}) > 1:
+        sizes = " and ".join(f"{k} has images of {s[2]} x {s[1]} pixels" for k, s in shapes.items())
+        raise DataError(f"{sizes}; set --image_size to resize them")
+    if channels and len({shape[3] for shape in shapes.values()}) > 1:
+        counts = ", ".join(f"{where} has {shape[3]}" for where, shape in shapes.items())
         raise DataError(f"the numbers of channels differ: {counts}")
+
+
+def _are_grey(pixels: np.ndarray) -> bool:
+    parts = (pixels[i : i + _BATCH_SIZE] for i in range(0, len(pixels), _BATCH_SIZE))
+    return all(bool((part == part[..., :1]).all()) for part in parts)
+
+
+def _any_of_other_size(images: Images) -> bool:
+    """Whether any stored image has another size than the examples."""
+    payloads = map(images.records.read, range(len(images.records)))
+    return any(decode(payload, Transform()).shape[:2] != images.shape[:2] for payload in payloads)
+
+
+def _in_colour(images: ImageSet) -> ImageSet:
+    if images.summary[0][-1] == 3:
+        return images
+
+    def batches() -> Iterator[np.ndarray]:
+        return (np.repeat(batch, 3, axis=-1) for batch in images.batches())
+
+    return dataclasses.replace(images, batches=batches)
 
 
 def _open(where: str, data_dir: str) -> tuple[Records, int]:

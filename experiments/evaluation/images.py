@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from experiments.errors import UserError
 from experiments.evaluation import Evaluation, Samples, classes, draws, memorisation, spaces
-from experiments.evaluation.classes import Classifier, SvcClassifier
+from experiments.evaluation.classes import Classifier
 from experiments.evaluation.image_sets import ImageSet, in_memory
 from experiments.evaluation.inception import Inception, by_inception
 from experiments.evaluation.metrics import by_name
@@ -31,23 +32,21 @@ def evaluate_images(
 
     Refined samples are evaluated. Without batches of the training set, nearest training images and
     Inception metrics are skipped, and the record says so. A classifier that was trained on the same
-    data has features that see objects.
-
-    Raises:
-      UserError: for weights of an Inception network that are missing or do not fit.
+    data has features that see objects. Inception metrics that fail are skipped as well.
     """
     record: dict[str, Any] = {"num_draws": draws.NUM_DRAWS, "skipped": []}
-    images = draws.pools(reference, samples.refined, samples.prior)
-    chosen = draws.indices(images)
+    pool = draws.pool(reference, samples.refined, samples.prior)
+    images, rows, chosen = pool
     metrics = []
     if chosen:
-        svc = None if reference.fit is None else SvcClassifier(reference.fit)
-        for name, one in (("svc", svc), ("classifier", classifier)):
+        svc = classes.svc_of(reference)
+        of_pixels = None if svc is None else svc.probabilities_and_features
+        for space, one in (("svc", of_pixels), ("classifier", classifier)):
             if one is not None:
-                found, record[f"class_shares_{name}"] = classes.evaluate(one, images, chosen)
+                found, record[f"class_shares_{space}"] = classes.evaluate(space, one, pool)
                 metrics += found
-        in_features = images.map(random_conv_features)
-        metrics += draws.compare(spaces.BUILT_IN, spaces.scores, in_features, chosen)
+        features = random_conv_features(images)
+        metrics += draws.compare(spaces.BUILT_IN, spaces.scores, features, chosen)
         metrics += draws.compare(
             "", lambda x, y: {"pixel_energy_distance": energy_distance(x, y)}, images, chosen
         )
@@ -58,18 +57,21 @@ def evaluate_images(
         if inception is not None:
             record["skipped"].append("Inception metrics: the training set is not available")
         return Evaluation(by_name(metrics), record, {})
-    most = min(_MAX_QUERIES, max(2, _MAX_QUERY_NUMBERS // int(np.prod(images.images.shape[1:]))))
+    most = min(_MAX_QUERIES, max(2, _MAX_QUERY_NUMBERS // int(np.prod(images.shape[1:]))))
     found, nearest = memorisation.search(
-        images.samples[:most],
-        images.images[:most],
+        images[rows["samples"][:most]],
+        images[rows["held_out"][:most]],
         train_batches,
-        {"pixels": None, spaces.BUILT_IN: random_conv_features},
+        {spaces.PIXELS: None, spaces.BUILT_IN: random_conv_features},
     )
     metrics += found
     if inception is not None:
         # Not rounded here: the standard protocol rounds the images, the paper's does not.
         ours = in_memory("samples of the run", samples.refined)
         training_set = ImageSet(f"training set of {reference.name}", train_batches)
-        found, record["protocols"] = by_inception(ours, training_set, inception)
-        metrics += found
+        try:
+            found, record["protocols"] = by_inception(ours, training_set, inception)
+            metrics += found
+        except UserError as error:  # The other metrics are not lost.
+            record["skipped"].append(f"Inception metrics: {error}")
     return Evaluation(by_name(metrics), record, nearest)

@@ -22,14 +22,22 @@ import scipy
 import fdrl_jax
 from experiments.data import digest, to_uint8
 from experiments.errors import UserError
-from experiments.evaluation.image_sets import ImageSet, check_pair
+from experiments.evaluation.image_sets import ImageSet, check
 from experiments.evaluation.metrics import Estimate, Metric, with_count
-from experiments.evaluation.protocols import METRICS, PROTOCOLS, Protocol, check_weights, prefixed
+from experiments.evaluation.protocols import (
+    DEFAULT_METRICS,
+    PROTOCOLS,
+    Protocol,
+    check_weights,
+    is_genuine,
+    prefixed,
+)
 from fdrl_jax.metrics import manifold_metrics
 
 _BATCH_SIZE = 64
-DEFAULT_METRICS = tuple(name for name in METRICS if name != "inception_score")
 _KID_SUBSET_SIZE = 1_000  # The usual size; smaller if there are fewer images.
+_BY_NEIGHBOURS = ("precision_recall", "density_coverage")
+_MIN_IMAGES = 6  # These need the distance to the fifth neighbour.
 
 
 class Inception(NamedTuple):
@@ -40,14 +48,6 @@ class Inception(NamedTuple):
 
     weights: Mapping[str, str]
     metrics: Sequence[str] = DEFAULT_METRICS
-
-
-class Computed(NamedTuple):
-    """Metrics, how they were computed, and the features of the samples, [N, 2048]."""
-
-    metrics: list[Metric]
-    details: dict[str, Any]
-    sample_features: np.ndarray
 
 
 def by_inception(
@@ -63,9 +63,9 @@ def by_inception(
     for name, weights in networks.weights.items():
         protocol = PROTOCOLS[name]
         wanted = [m for m in networks.metrics if m in protocol.metrics]
-        computed = compute(samples, reference, protocol, weights, wanted, cache=cache)
-        metrics += computed.metrics
-        protocols.append(computed.details)
+        found, details = compute(samples, reference, protocol, weights, wanted, cache=cache)
+        metrics += found
+        protocols.append(details)
     return metrics, protocols
 
 
@@ -83,26 +83,26 @@ def compute(
     metrics: Sequence[str],
     *,
     cache: Path | None = None,
-) -> Computed:
-    """Computes Inception metrics by torch-fidelity, in a separate process.
+) -> tuple[list[Metric], dict[str, Any]]:
+    """Computes Inception metrics by torch-fidelity, and returns them with how they were computed.
 
-    Images are streamed to that process, which stores only their features. Features of the reference
-    are computed once and cached, by its pixels, the protocol and the weights.
+    Images are streamed to a separate process, which stores only their features. Features of the
+    reference are computed once and cached, by its pixels, the protocol and the weights.
 
     Raises:
-      UserError: for missing weights or packages, images that do not fit the protocol, or a failed
-        process.
+      UserError: for missing weights or packages, too few images or images that do not fit the
+        protocol, or a failed process.
     """
-    weights = check_weights(protocol, weights_file)
-    _check(samples, protocol, metrics)
-    ours, real = check_pair(samples, reference)
+    sha256 = check_ready(protocol, weights_file)
+    _check(samples, reference, protocol, metrics)
+    (ours, _), (real, fingerprint) = samples.summary, reference.summary
     user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fdrl_jax"
     cache = cache or Path(os.environ.get("FDRL_CACHE_DIR") or user_cache)
     cache.mkdir(parents=True, exist_ok=True)
-    key = digest(real.fingerprint, protocol.name, weights.sha256)
+    key = digest(fingerprint, protocol.name, sha256)
     kept = cache / f"inception-{key}.npy"
-    drop_damaged(kept, real.shape[0])
-    subset_size = min(_KID_SUBSET_SIZE, ours.shape[0], real.shape[0])
+    drop_damaged(kept, real[0])
+    subset_size = min(_KID_SUBSET_SIZE, ours[0], real[0])
     streamed = [samples] if kept.exists() else [samples, reference]
     with tempfile.TemporaryDirectory(prefix="fdrl_evaluate_") as folder:
         job: dict[str, Any] = {
@@ -110,8 +110,8 @@ def compute(
             "weights": str(Path(weights_file).resolve()),
             "metrics": list(metrics),
             "pixels": protocol.pixels,
-            "samples_shape": ours.shape,
-            "reference_shape": real.shape,
+            "samples_shape": ours,
+            "reference_shape": real,
             "reference_features": str(kept.resolve()),
             "sample_features": str(Path(folder) / "features.npy"),
             "kid_subset_size": subset_size,
@@ -127,25 +127,41 @@ def compute(
     if "density_coverage" in metrics:
         manifold = manifold_metrics(features, np.load(kept))
         found |= {"density": Estimate(manifold.density), "coverage": Estimate(manifold.coverage)}
-    num = ours.shape[0]
     named = [
-        Metric(with_count(prefixed(protocol, weights, metric), num), metric, value)
+        Metric(with_count(prefixed(protocol, sha256, metric), ours[0]), metric, value)
         for metric, value in found.items()
     ]
+    others = "" if is_genuine(protocol, sha256) else " with other weights"
     details = {
-        "protocol": protocol.name if weights.genuine else f"{protocol.name} with other weights",
+        "protocol": f"{protocol.name}{others}",
         "weights_file": Path(weights_file).name,
-        "weights_sha256": weights.sha256,
+        "weights_sha256": sha256,
         "pixels": protocol.pixels,
         "resize_kernel": protocol.resize_kernel,
         "kid_subset_size": subset_size,
         "device": result["device"],
         "versions": result["versions"],
     }
-    return Computed(named, details, features)
+    return named, details
 
 
-def _check(samples: ImageSet, protocol: Protocol, metrics: Sequence[str]) -> None:
+def check_ready(protocol: Protocol, weights_file: str) -> str:
+    """Returns the SHA-256 of the weights of a protocol, if its metrics can be computed here.
+
+    Raises:
+      UserError: for missing weights or packages.
+    """
+    sha256 = check_weights(protocol, weights_file)
+    packages = ("torch", "torchvision", "torch_fidelity")
+    needed = [name for name in packages if importlib.util.find_spec(name) is None]
+    if needed:
+        raise UserError(f"{', '.join(needed)} is not installed: pip install -e '.[eval]'")
+    return sha256
+
+
+def _check(
+    samples: ImageSet, reference: ImageSet, protocol: Protocol, metrics: Sequence[str]
+) -> None:
     unknown = [m for m in metrics if m not in protocol.metrics]
     if unknown:
         raise UserError(
@@ -157,10 +173,13 @@ def _check(samples: ImageSet, protocol: Protocol, metrics: Sequence[str]) -> Non
             f"{samples.where} was rounded to 256 levels, which protocol {protocol.name!r} forbids: "
             "use an .npz with float32 in [-1, 1] under arr_0, or --mode=evaluate on a run"
         )
-    packages = ("torch", "torchvision", "torch_fidelity")
-    needed = [name for name in packages if importlib.util.find_spec(name) is None]
-    if needed:
-        raise UserError(f"{', '.join(needed)} is not installed: pip install -e '.[eval]'")
+    check(samples, reference)
+    num = min(images.summary[0][0] for images in (samples, reference))
+    by_neighbours = [metric for metric in metrics if metric in _BY_NEIGHBOURS]
+    if by_neighbours and num < _MIN_IMAGES:
+        raise UserError(
+            f"{', '.join(by_neighbours)}: expected at least {_MIN_IMAGES} images, got {num}"
+        )
 
 
 def drop_damaged(kept: Path, num_images: int) -> None:

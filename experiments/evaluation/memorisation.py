@@ -25,24 +25,6 @@ class Neighbours(NamedTuple):
     images: np.ndarray
 
 
-class Memorisation(NamedTuple):
-    """Compares the distances of samples to the training set with those of held-out images.
-
-    Attributes:
-      median_ratio: median distance of samples to their nearest training images, over that of
-        held-out images. It is 0 for copies and 1 if samples are as near as new data. It is not
-        finite if most held-out images are themselves copies.
-      auc: probability that a sample is nearer to the training set than a held-out image (area under
-        the ROC curve; ties count half). It is 0.5 if samples are as near as new data and 1 for
-        copies.
-      p_value: p-value of the Mann-Whitney test that samples are not nearer than held-out images.
-    """
-
-    median_ratio: float
-    auc: float
-    p_value: float
-
-
 def nearest(
     queries: np.ndarray,
     train_batches: Iterable[np.ndarray],
@@ -81,15 +63,6 @@ def nearest(
     return Neighbours(distances, indices, stacked.reshape(*shown.shape, *queries.shape[1:]))
 
 
-def compare(samples_to_train: np.ndarray, held_out_to_train: np.ndarray) -> Memorisation:
-    """Compares two sets of distances to the training set, [N] and [M]."""
-    test = mannwhitneyu(samples_to_train, held_out_to_train, alternative="less")
-    further = test.statistic / (len(samples_to_train) * len(held_out_to_train))
-    with np.errstate(divide="ignore", invalid="ignore"):  # Held-out copies of training images.
-        ratio = np.median(samples_to_train) / np.median(held_out_to_train)
-    return Memorisation(float(ratio), float(1.0 - further), float(test.pvalue))
-
-
 def search(
     samples: np.ndarray,
     held_out: np.ndarray,
@@ -120,12 +93,26 @@ def search(
     for name, features in spaces.items():
         near = nearest(queries, train_batches(), num_neighbours, features, num_shown=num_shown)
         first, rest = near.distances[: len(samples), 0], near.distances[len(samples) :, 0]
-        for figure, value in compare(first, rest)._asdict().items():
+        for definition, value in _scores(first, rest).items():
             if np.isfinite(value):
-                definition = f"memorisation_{figure}"
                 found.append(measured(definition, Estimate(value), space=name))
         shown[name] = near.images
     return found, shown
+
+
+def _scores(samples: np.ndarray, held_out: np.ndarray) -> dict[str, float]:
+    """Compares two sets of distances to the training set, [N] and [M]; ties count half.
+
+    The ratio is not finite if most held-out images are themselves copies.
+    """
+    test = mannwhitneyu(samples, held_out, alternative="less")
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.median(samples) / np.median(held_out)
+    return {
+        "memorisation_auc": float(1.0 - test.statistic / (len(samples) * len(held_out))),
+        "memorisation_median_ratio": float(ratio),
+        "memorisation_p_value": float(test.pvalue),
+    }
 
 
 def _distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -49,13 +49,15 @@ class Metric(NamedTuple):
     def relative_distance(self) -> float | None:
         """Position of the samples on the way from real data (0) to the prior (1).
 
-        `None` if one of the two is unknown, or if they cannot be distinguished.
+        `None` if one of the two is unknown, if they cannot be distinguished, or if the prior scores
+        better than real data. The metric then does not tell samples from real data.
         """
         if self.prior is None or self.real is None:
             return None
+        sign = -1.0 if self.defined.direction == "higher" else 1.0
         gap = self.prior.value - self.real.value
         noise = math.hypot(self.prior.spread or 0.0, self.real.spread or 0.0)
-        return (self.value - self.real.value) / gap if abs(gap) > 2.0 * noise else None
+        return (self.value - self.real.value) / gap if 2.0 * noise < sign * gap < math.inf else None
 
 
 NOTE = "Mean ± standard deviation over draws of the given number of samples."
@@ -171,6 +173,9 @@ def verdict(metrics: Metrics, start: str = "prior") -> str:
     The headline metric in which the samples are worst decides. Its relative distance is at most 0.1
     for good samples, 0.5 for fair ones and 1 for weak ones.
     """
+    for m in metrics.values():
+        if m.defined.headline and not math.isfinite(m.value):
+            return f"No verdict: the {m.defined.words} ({m.name}) is not a finite number."
     placed = _placed(metrics)
     if not placed:
         return f"No verdict: no headline metric distinguishes real data from the {start}."
@@ -191,7 +196,9 @@ def verdict(metrics: Metrics, start: str = "prior") -> str:
 def _placed(metrics: Metrics) -> list[tuple[float, Metric]]:
     """Returns the headline metrics that place samples between real data and their start."""
     headlines = [(m.relative_distance, m) for m in metrics.values() if m.defined.headline]
-    return [(left, metric) for left, metric in headlines if left is not None]
+    return [
+        (left, metric) for left, metric in headlines if left is not None and math.isfinite(left)
+    ]
 
 
 def _sentence(left: float, metric: Metric, start: str) -> str:

@@ -9,7 +9,8 @@ from typing import NamedTuple
 from experiments.errors import UserError
 from experiments.files import sha256_of_file
 
-METRICS = ("fid", "kid", "precision_recall", "density_coverage", "inception_score")
+DEFAULT_METRICS = ("fid", "kid", "precision_recall", "density_coverage")
+METRICS = (*DEFAULT_METRICS, "inception_score")
 
 
 class Protocol(NamedTuple):
@@ -64,15 +65,8 @@ LEGACY = Protocol(
 PROTOCOLS = {protocol.name: protocol for protocol in (STANDARD, LEGACY)}
 
 
-class Weights(NamedTuple):
-    """The hash of a file of weights, and whether the protocol is defined for this file."""
-
-    sha256: str
-    genuine: bool
-
-
-def check_weights(protocol: Protocol, path: str) -> Weights:
-    """Finds and hashes the weights of a protocol. Nothing is downloaded.
+def check_weights(protocol: Protocol, path: str) -> str:
+    """Returns the SHA-256 of the weights of a protocol. Nothing is downloaded.
 
     Raises:
       UserError: if the file is missing; names it, its hash and where to get it.
@@ -84,15 +78,19 @@ def check_weights(protocol: Protocol, path: str) -> Weights:
             f"(SHA-256 begins with {protocol.sha256}) from {protocol.source}; download it and set "
             f"--weights=FILE, or --config.{protocol.key}=FILE for a run"
         )
-    sha256 = sha256_of_file(Path(path))
-    return Weights(sha256, sha256.startswith(protocol.sha256))
+    return sha256_of_file(Path(path))
 
 
-def prefixed(protocol: Protocol, weights: Weights, metric: str) -> str:
-    """Returns the name of a metric under a protocol.
+def is_genuine(protocol: Protocol, sha256: str) -> bool:
+    """Whether the protocol is defined for a file of weights."""
+    return sha256.startswith(protocol.sha256)
+
+
+def prefixed(protocol: Protocol, sha256: str, metric: str) -> str:
+    """Returns the name of a metric under a protocol, with weights of this SHA-256.
 
     It is `fid` for the standard protocol and `fid_legacy_fdrl` for that of the paper. Values with
     other weights are not comparable with published ones, so their name has the hash of the weights.
     """
     name = f"{metric}_{protocol.prefix}" if protocol.prefix else metric
-    return name if weights.genuine else f"{name}_weights_{weights.sha256[:8]}"
+    return name if is_genuine(protocol, sha256) else f"{name}_weights_{sha256[:8]}"

@@ -1,7 +1,7 @@
 """Feature spaces by name: functions from images to features."""
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -11,18 +11,42 @@ from fdrl_jax.names import nearest
 
 # `images [N, H, W, C] float32 in [-1, 1] -> features [N, D] or [N, ...]`.
 Features = Callable[[np.ndarray], np.ndarray]
-BUILT_IN = "random_conv"
+BUILT_IN, PIXELS = "random_conv", "pixels"
 _FEWEST_FOR_NEIGHBOURS = 6
 
 
-def get(name: str) -> tuple[str, Features]:
-    """Finds a feature space: "random_conv", or MODULE:FUNCTION to import.
+def named(names: Sequence[str]) -> dict[str, Features]:
+    """Finds feature spaces: "random_conv", or MODULE:FUNCTION to import.
 
-    Returns its name in names of metrics, and the function.
+    Returns the functions by their names in names of metrics.
 
     Raises:
-      UserError: for an unknown name, or a module or function that does not exist.
+      UserError: for an unknown name, a module or function that does not exist, two spaces of one
+        name, or one with the name of the space of pixels.
     """
+    found: dict[str, Features] = {}
+    for name, function in map(_get, names):
+        if name in found or name == PIXELS:
+            raise UserError(
+                f"there are two feature spaces {name!r}, whose metrics would have the same names; "
+                "rename a function"
+            )
+        found[name] = function
+    return found
+
+
+def scores(rows: np.ndarray, reference: np.ndarray) -> dict[str, float]:
+    """Computes the Fréchet distance and, if there are enough images, manifold metrics.
+
+    Both are features: `rows` [N, D] and those of real images, [M, D].
+    """
+    found = {"frechet": frechet_distance(rows, reference)}
+    if min(len(rows), len(reference)) >= _FEWEST_FOR_NEIGHBOURS:
+        found |= manifold_metrics(rows, reference)._asdict()
+    return found
+
+
+def _get(name: str) -> tuple[str, Features]:
     if name == BUILT_IN:
         return name, random_conv_features
     module, _, function = name.partition(":")
@@ -36,14 +60,3 @@ def get(name: str) -> tuple[str, Features]:
         return function, getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
         raise UserError(f"feature space {name!r} cannot be imported: {error}") from error
-
-
-def scores(rows: np.ndarray, reference: np.ndarray) -> dict[str, float]:
-    """Computes the Fréchet distance and, if there are enough images, manifold metrics.
-
-    Both are features: `rows` [N, D] and those of real images, [M, D].
-    """
-    found = {"frechet": frechet_distance(rows, reference)}
-    if min(len(rows), len(reference)) >= _FEWEST_FOR_NEIGHBOURS:
-        found |= manifold_metrics(rows, reference)._asdict()
-    return found

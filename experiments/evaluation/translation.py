@@ -6,9 +6,10 @@ import numpy as np
 from scipy.spatial.distance import cdist
 
 from experiments.evaluation import Evaluation, Samples, classes, draws
-from experiments.evaluation.classes import Classifier, SvcClassifier
+from experiments.evaluation.classes import Classifier
 from experiments.evaluation.metrics import Estimate, Metric, Metrics, by_name, measured
 from experiments.evaluation.references import ImageReference
+from experiments.settings import Settings
 from fdrl_jax.metrics.rows import flat
 
 MAX_IMAGES = 1_000  # The distances of all pairs are needed.
@@ -18,6 +19,7 @@ def evaluate_translation(
     reference: ImageReference,
     samples: Samples,
     *,
+    domains: tuple[str, str] = ("source", "target"),
     classifier: Classifier | None = None,
 ) -> Evaluation:
     """Computes the share of translated images in the target domain, and distances to sources.
@@ -25,7 +27,7 @@ def evaluate_translation(
     A support-vector classifier, fitted to real training images and independent of the estimator,
     decides which domain an image belongs to. Its results on real images of both domains are
     reported next to those on samples. Another `classifier`, trained on both domains, has features
-    that see objects.
+    that see objects. The record has the names of both `domains`.
 
     Source images replace the prior: each metric is reported next to its values for source images
     and for real target images. `own_source_nearest_share` is about `1 / num_images` by chance. The
@@ -34,46 +36,53 @@ def evaluate_translation(
     Raises:
       ValueError: for a reference without source images.
     """
-    if reference.starts is None:
+    if reference.starts is None or reference.num_held_out is None:
         raise ValueError(f"the reference of {reference.name!r} has no source images")
-    starts = reference.starts
-    num = min(MAX_IMAGES, len(samples.refined), len(starts.images))
-    sources = starts.images[:num]
+    num = min(MAX_IMAGES, len(samples.refined), len(reference.starts))
+    sources = reference.starts[:num]
     translated = np.clip(samples.refined[:num], -1.0, 1.0)
     targets = reference.images[:num]
     record: dict[str, Any] = {
         "start": "source",
-        "source": reference.domains[0],
-        "target": reference.domains[1],
+        "source": domains[0],
+        "target": domains[1],
         "num_images": num,
-        "num_held_out_sources": min(num, starts.num_held_out),
+        "num_held_out_sources": min(num, reference.num_held_out),
         "num_draws": draws.NUM_DRAWS,
         "skipped": [],
     }
     metrics = []
-    if reference.fit is None:
+    svc = classes.svc_of(reference, probabilities=False)
+    if svc is None:
         record["skipped"].append("target_share: no training images of the source for a classifier")
     else:
-        svc, target = SvcClassifier(reference.fit, probabilities=False), reference.fit.target
 
         def share(images: np.ndarray) -> Estimate:
-            return Estimate(float(np.mean(svc.predict(images) == target)))
+            return Estimate(float(np.mean(svc.predict(images) == reference.fit_target)))
 
         verdicts = (share(images) for images in (translated, sources, targets))
         metrics.append(measured("target_share", *verdicts, space="svc", num=num))
     metrics += _kept(translated, sources, targets)
-    images = draws.pools(reference, translated, sources)
-    chosen = draws.indices(images)
-    if classifier is not None and chosen:
-        found, record["class_shares_classifier"] = classes.evaluate(classifier, images, chosen)
+    pool = draws.pool(reference, translated, sources)
+    if classifier is not None and pool.draws:
+        found, record["class_shares_classifier"] = classes.evaluate("classifier", classifier, pool)
         metrics += found
     return Evaluation(by_name(metrics), record, {})
 
 
+def domains_of(settings: Settings) -> tuple[str, str]:
+    """Returns the names of the source and the target of a run."""
+    return settings["data.source_class"] or "source", settings["data.target_class"] or "target"
+
+
 def caption(metrics: Metrics) -> str:
-    """Returns a caption: the share in the target domain, and the share nearest to its source."""
+    """Returns a caption: the share in the target domain, and the share nearest to its source.
+
+    Without metrics, it is empty.
+    """
     found = {metric.definition: metric for metric in metrics.values()}
-    kept = found["own_source_nearest_share"]
+    if (kept := found.get("own_source_nearest_share")) is None:
+        return ""
     chance = kept.real.value if kept.real else 0.0
     text = f"nearest to their own source: {100 * kept.value:.0f}% (by chance {100 * chance:.1f}%)"
     if (share := found.get("target_share")) is None:

@@ -2,6 +2,9 @@
 
 import tempfile
 from pathlib import Path
+from typing import Literal
+
+import numpy as np
 
 from experiments import pictures, records, report
 from experiments.build import Experiment
@@ -9,13 +12,13 @@ from experiments.classifiers import FeatureClassifier, load_features
 from experiments.command_line import Command
 from experiments.data import Source
 from experiments.errors import UserError
-from experiments.evaluation import Evaluation, Samples, draws, metrics
+from experiments.evaluation import Evaluation, Samples, draws, inception, metrics
 from experiments.evaluation.images import evaluate_images
-from experiments.evaluation.inception import DEFAULT_METRICS, Inception, versions
+from experiments.evaluation.inception import Inception
 from experiments.evaluation.points import MAX_POINTS, evaluate_points
-from experiments.evaluation.protocols import PROTOCOLS, check_weights
+from experiments.evaluation.protocols import DEFAULT_METRICS, PROTOCOLS
 from experiments.evaluation.references import PointsReference
-from experiments.evaluation.translation import MAX_IMAGES, evaluate_translation
+from experiments.evaluation.translation import MAX_IMAGES, domains_of, evaluate_translation
 from experiments.files import read_json, write_json
 from experiments.modes.creation import load_data
 from experiments.modes.report import write as write_report
@@ -28,54 +31,80 @@ from fdrl_jax import parallel
 
 def run_mode(command: Command) -> None:
     """Computes the metrics of a checkpoint, unless they were computed before."""
-    evaluate(open_checkpoint(command), command.flags["num_samples"], command.data_dir)
+    # Not that of the run's own settings, which may guide its samples.
+    classifier = command.changes.get("condition.classifier", "")
+    opened = open_checkpoint(command)
+    evaluate(opened, command.flags["num_samples"], classifier, command.data_dir)
 
 
 def evaluate_last(run: Run, experiment: Experiment) -> None:
     """Evaluates the newest checkpoint of a run that was trained to its end."""
-    evaluate(Opened(run, experiment, restore(run, experiment, None)), None, live=experiment.source)
+    evaluate(Opened(run, experiment, restore(run, experiment, None)), live=experiment.source)
 
 
 def evaluate(
     opened: Opened,
     num_samples: int | None = None,
+    classifier_path: str = "",
     data_dir: str = "",
     live: Source | None = None,
 ) -> None:
     """Writes and prints the metrics of a checkpoint and its report.
 
-    The training data are `live` if they are open already.
+    The training data are `live` if they are open already. Everything that may be missing is looked
+    for before any sample is drawn.
     """
     settings, folder = opened.experiment.settings, opened.run.evaluations
     num = num_samples or settings["evaluate.num_samples"]
-    data, path = opened.experiment.source, settings["condition.classifier"]
-    classifier = load_features(Path(path), data.classes, data.event_shape) if path else None
-    inception = _inception(settings)
+    if num < 2:
+        raise UserError(f"metrics need at least 2 samples, got --num_samples={num}")
+    data, classifier = opened.experiment.source, None
+    if classifier_path:
+        classifier = load_features(Path(classifier_path), data.classes, data.event_shape)
+    networks, described = _inception(settings)
     digest = None if classifier is None else classifier.digest
-    key = records.key_of(opened, num, classifier=digest, inception=inception is not None)
+    key = records.key_of(opened, num, classifier=digest, inception=described)
     is_default = num == opened.run.settings["evaluate.num_samples"] and not classifier
-    name = records.name_of(opened, key, is_default=is_default)
-    record_folder, is_there = records.find(folder, name, key)
+
+    def found_record(key: records.Key) -> tuple[Path, bool]:
+        return records.find(folder, records.name_of(opened, key, is_default=is_default), key)
+
+    record_folder, is_there = found_record(key)
+    source, reason, is_incomplete = None, None, False
+    if not is_there:
+        if parallel.is_first_process():
+            source, reason = _training_data(opened, data_dir, live)
+        is_incomplete = bool(parallel.any_process(reason is not None))
+    if is_incomplete:
+        # With the data, it is another evaluation, which has metrics that this one skips.
+        key |= {"training_data": False}
+        record_folder, is_there = found_record(key)
     if is_there:
         if parallel.is_first_process():
-            print(f"already evaluated: step {opened.step:,}, {num:,} samples")
+            kept = read_json(record_folder / "record.json", details=dict)["details"]
+            num_used = kept.get("num_samples", num)
+            print(f"already evaluated: step {opened.step:,}, {num_used:,} samples")
             _finish(opened.run, record_folder)
         return
-    samples = _draw(opened, num)
+    of_inception = networks is not None and not is_incomplete
+    samples = _draw(opened, num, of_inception=of_inception)
     if not parallel.is_first_process():
         return
-    source, reason = _training_data(opened, data_dir, live)
-    found = _score(opened, samples, source, classifier, inception)
+    found = _score(opened, samples, source, classifier, networks)
+    if of_inception and "protocols" not in found.record:
+        key |= {"inception": "failed"}  # So that the same command tries again.
+        record_folder, _ = found_record(key)
     skipped = [*found.record.get("skipped", ()), *([reason] if reason else [])]
     record = {
         "key": key,
         "metrics": metrics.to_json(found.metrics),
         "details": {
             **found.record,
+            "num_samples": len(samples.refined),
             **({} if classifier is None else {"classifier": classifier.describe()}),
             "skipped": skipped,
             "precision": settings["precision"],
-            "versions": versions(),
+            "versions": inception.versions(),
         },
     }
     folder.mkdir(exist_ok=True)
@@ -88,15 +117,17 @@ def evaluate(
     _finish(opened.run, record_folder)
 
 
-def _draw(opened: Opened, num: int) -> Samples:
+def _draw(opened: Opened, num: int, *, of_inception: bool) -> Samples:
     """Draws samples, of each stage only as many as the metrics and the pictures read."""
     reference, keep = opened.run.metric_reference, {"num_prior": min(num, draws.MAX_SAMPLES)}
     if isinstance(reference, PointsReference):
         num = min(num, MAX_POINTS)
         keep = {"num_prior": num, "num_bridged": num}
     elif reference.starts is not None:
-        num = min(num, MAX_IMAGES, len(reference.starts.images))
+        num = min(num, MAX_IMAGES, len(reference.starts))
         keep = {"num_prior": min(num, pictures.num_shown(opened.experiment.source))}
+    elif not of_inception:
+        num = min(num, draws.MAX_SAMPLES)
     return sample_state(opened.experiment, opened.checkpoint.state, num, **keep)
 
 
@@ -115,40 +146,46 @@ def _score(
     samples: Samples,
     source: Source | None,
     classifier: FeatureClassifier | None,
-    inception: Inception | None,
+    networks: Inception | None,
 ) -> Evaluation:
     reference = opened.run.metric_reference
+    if not all(np.isfinite(stage).all() for stage in samples):
+        return Evaluation({}, {"skipped": ["all metrics: some samples are not finite numbers"]}, {})
     if isinstance(reference, PointsReference):
         log_ratio = make_log_ratio(opened.experiment, opened.checkpoint.state)
         return evaluate_points(reference, samples, log_ratio)
+    classify = None if classifier is None else classifier.probabilities_and_features
     if reference.starts is not None:
-        return evaluate_translation(reference, samples, classifier=classifier)
+        domains = domains_of(opened.run.settings)
+        return evaluate_translation(reference, samples, domains=domains, classifier=classify)
     return evaluate_images(
         reference,
         samples,
         train_batches=None if source is None else source.train_batches,
-        classifier=classifier,
-        inception=inception,
+        classifier=classify,
+        inception=networks,
     )
 
 
-def _inception(settings: Settings) -> Inception | None:
-    """Returns the Inception networks whose weights the settings name, if any."""
+def _inception(settings: Settings) -> tuple[Inception | None, records.Key | Literal[False]]:
+    """Returns the Inception networks whose weights the settings name, and their part of the key."""
     given = {name: file for name, p in PROTOCOLS.items() if (file := settings[p.key])}
     if not given:
-        return None
-    for name, file in given.items():
-        check_weights(PROTOCOLS[name], file)  # Before hours of work, not after.
+        return None, False
+    digests = {name: inception.check_ready(PROTOCOLS[name], file) for name, file in given.items()}
     score = ("inception_score",) if settings["evaluate.inception_score"] else ()
-    return Inception(given, (*DEFAULT_METRICS, *score))
+    wanted = (*DEFAULT_METRICS, *score)
+    return Inception(given, wanted), {"weights": digests, "metrics": list(wanted)}
 
 
 def _training_data(
     opened: Opened, data_dir: str, live: Source | None
 ) -> tuple[Source | None, str | None]:
-    """Returns the training data if they are available and unchanged, or the reason if not."""
-    settings = opened.experiment.settings
-    if live is not None or opened.experiment.source.kind == "points":
+    """Returns the training data if metrics need them, or the reason if they are not available."""
+    settings, reference = opened.experiment.settings, opened.run.metric_reference
+    if isinstance(reference, PointsReference) or reference.starts is not None:
+        return None, None
+    if live is not None:
         return live, None
     try:
         source = load_data(settings, data_dir)

@@ -13,8 +13,10 @@ from tqdm import tqdm
 from experiments import pictures, records, settings
 from experiments.build import Experiment
 from experiments.command_line import Command
+from experiments.data import to_uint8, to_unit
 from experiments.errors import UserError
 from experiments.files import read_json, sha256_of_arrays, sha256_of_json, write_json
+from experiments.pictures import images
 from experiments.sampling import sample_files
 from experiments.sampling.conditional import ALL, conditioned
 from experiments.sampling.draw import Sampler, batch_size, on_devices, sample_starts
@@ -162,7 +164,8 @@ def _draw(opened: Opened, experiment: Experiment, shards: Shards) -> None:
             samples = sample(variables, constants, shards.shard_size, first=first)
             kept = samples[: shards.count(first)]
             if parallel.is_first_process():
-                shards.write(first, pictures.as_stored(experiment.source, kept))
+                is_image = experiment.source.kind == "images"
+                shards.write(first, to_uint8(kept) if is_image else kept)
             bar.update(len(kept))
             if first == missing[0] and parallel.is_first_process():
                 bar.write(f"first samples after {time.perf_counter() - _STARTED:.1f} s")
@@ -189,10 +192,10 @@ def _counted(parts: Iterator[np.ndarray], bar: Any) -> Iterator[np.ndarray]:
 def _draw_picture(experiment: Experiment, starts: np.ndarray, shards: Shards, path: Path) -> None:
     enough = itertools.islice(shards.read(), -(-len(starts) // shards.shard_size))
     stored = np.concatenate(list(enough))[: len(starts)]
-    samples = pictures.from_stored(experiment.source, stored)
+    samples = to_unit(stored) if stored.dtype == np.uint8 else stored
     if experiment.labels is not None and experiment.settings["condition.label"] == ALL:
         labels = experiment.labels(np.arange(len(samples)))
-        figure = pictures.samples_by_class(experiment.source, samples, labels)
+        figure = images.by_class(samples, labels, experiment.source.classes)
     else:
         figure = pictures.samples_and_data(experiment.source, starts, samples)
     pictures.save(figure, path)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.data import Source, to_uint8, to_unit
+from experiments.data import Source
 from experiments.pictures import images, points
 from experiments.pictures.style import (
     DATA_TITLE,
@@ -21,13 +21,10 @@ from experiments.pictures.style import (
 )
 
 __all__ = [
-    "as_stored",
     "course",
-    "from_stored",
     "num_shown",
     "prior_and_data",
     "samples_and_data",
-    "samples_by_class",
     "save",
 ]
 
@@ -54,11 +51,6 @@ def samples_and_data(
     return _side_by_side(source, {PRIOR_TITLE: prior, SAMPLES_TITLE: samples, DATA_TITLE: data})
 
 
-def samples_by_class(source: Source, samples: np.ndarray, labels: np.ndarray) -> Figure:
-    """Draws class-conditional samples, one row per class."""
-    return images.by_class(samples, labels, source.classes)
-
-
 def prior_and_data(source: Source, prior: np.ndarray) -> Figure:
     """Draws the prior and held-out data side by side (fig. 3)."""
     data = source.held_out(len(prior), 1)
@@ -78,16 +70,6 @@ def course(source: Source, snapshots: Snapshots) -> Figure:
             points.scatter(ax, samples, SAMPLES, points.frame(data))
         ax.set_title(f"step {step:,}")
     return figure
-
-
-def as_stored(source: Source, samples: np.ndarray) -> np.ndarray:
-    """Returns samples as they are written to files: points unchanged, images as uint8."""
-    return samples if source.kind == "points" else to_uint8(samples)
-
-
-def from_stored(source: Source, stored: np.ndarray) -> np.ndarray:
-    """The inverse of `as_stored`, except for rounding."""
-    return stored if source.kind == "points" else to_unit(stored)
 
 
 def num_shown(source: Source) -> int:

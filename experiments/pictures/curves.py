@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from experiments.evaluation.cheap import CheapMetric
+from experiments.evaluation.metrics import Metric
 from experiments.pictures.style import DATA, PRIOR, SAMPLES, panels
 from experiments.training.metrics_log import PREFIX
 
@@ -56,7 +56,7 @@ def training(records: list[dict[str, Any]], best: Mapping[str, Any] | None = Non
 
 
 def metric(
-    points: Sequence[tuple[int, CheapMetric]], title: str, axis: str, marks: Mapping[str, int]
+    points: Sequence[tuple[int, Metric]], title: str, axis: str, marks: Mapping[str, int]
 ) -> Figure:
     """Draws a metric of samples against a number, such as the step, and marks the best (fig. 8).
 
@@ -87,8 +87,7 @@ def _few_log_ticks(ax: Axes) -> None:
     ax.yaxis.set_minor_formatter(NullFormatter())
 
 
-def best_of(points: Sequence[tuple[int, CheapMetric]]) -> tuple[int, CheapMetric]:
-    """Returns the point with the best value; the first one if several are equal."""
-    sign = 1.0 if points[0][1].lower_is_better else -1.0
+def best_of(points: Sequence[tuple[int, Metric]]) -> tuple[int, Metric]:
+    """Returns the point with the lowest value; the first one if several are equal."""
     finite = [point for point in points if math.isfinite(point[1].value)]
-    return min(finite or points, key=lambda point: sign * point[1].value)
+    return min(finite or points, key=lambda point: point[1].value)

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 import numpy as np
 from tqdm import tqdm
 
-from experiments.evaluation.cheap import CheapMetric, cheap_metric
+from experiments.errors import UserError
+from experiments.evaluation.cheap import cheap_metric
+from experiments.evaluation.metrics import Metric
 from experiments.sampling.draw import (
     Sampler,
     batch_at,
@@ -19,7 +21,7 @@ from experiments.sampling.opened import Opened, restore
 from fdrl_jax import parallel, samplers
 from fdrl_jax.problem import FlowParams
 
-Point = tuple[int, CheapMetric]
+Point = tuple[int, Metric]
 _BEYOND_STEPS = 50  # Steps beyond K in the default curve.
 _MAX_POINTS = 20
 
@@ -78,9 +80,12 @@ def over_step(opened: Opened, num_samples: int) -> Iterator[Point]:
         steps = store.steps()
     sample = Sampler(experiment)
     for step in steps:
-        with opened.run.saved_checkpoints() as store:
-            if step not in store.steps():
-                continue  # A training in progress has removed it.
-        state = restore(opened.run, experiment, step).state
+        try:
+            state = restore(opened.run, experiment, step).state
+        except UserError:
+            with opened.run.saved_checkpoints() as store:
+                if step in store.steps():
+                    raise
+            continue  # A training in progress has removed it.
         samples = sample(*on_devices(experiment, state), num_samples, progress=True)
         yield step, cheap_metric(reference, samples)

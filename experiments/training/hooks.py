@@ -40,10 +40,10 @@ def hooks_of(experiment: Experiment, run: Run) -> Sequence[Hook]:
 
         samples = draw(moment, settings["evaluate.num_monitored_samples"])
         metric = cheap_metric(run.metric_reference, samples)
-        sign, best = (1.0 if metric.lower_is_better else -1.0), moment.best
+        best = moment.best
         # Values of another metric, or for another number of samples, are not comparable.
-        before = sign * best["value"] if best and best["metric"] == metric.name else math.inf
-        improved = math.isfinite(metric.value) and sign * metric.value < before
+        before = best["value"] if best and best["metric"] == metric.name else math.inf
+        improved = math.isfinite(metric.value) and metric.value < before
         # The values on different processes may differ in the last bit, so the first one decides.
         if bool(parallel.any_process(improved and parallel.is_first_process())):
             moment.save(metric.name, metric.value)

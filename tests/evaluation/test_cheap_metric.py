@@ -15,10 +15,12 @@ def test_the_cheap_metric_grows_with_noise_and_names_its_number_of_samples(sourc
     clean, reference = source.train()[:300], references.of(source)
     noise = np.random.default_rng(0).normal(size=clean.shape).astype(np.float32)
     judged = [cheap_metric(reference, clean + scale * noise) for scale in (0.0, 0.2, 0.4, 0.8)]
-    assert all(m.lower_is_better and m.name.endswith("_300") for m in judged)
+    assert all(m.defined.direction == "lower" and m.name.endswith("_300") for m in judged)
     assert [m.value for m in judged] == sorted(m.value for m in judged)
     assert judged[-1].value > 5 * abs(judged[0].value)
     assert cheap_metric(reference, clean) == judged[0]
+    noise[0] = np.nan
+    assert np.isnan(cheap_metric(reference, noise).value)
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 8, 1), (300, 9, 7, 3)])
@@ -35,5 +37,7 @@ def test_digits_use_the_metric_of_their_evaluation_and_other_images_random_filte
     reference = references.of(digits())
     samples = digits().train()[:400]
     assert cheap_metric(reference, samples).name == "frechet_svc_360"
-    plain = reference._replace(fit=None)
+    plain = reference._replace(fit_images=None)
     assert cheap_metric(plain, samples).name == "frechet_random_conv_400"
+    samples[0] = np.nan  # The filters' features of such an image are finite.
+    assert np.isnan(cheap_metric(plain, samples).value)

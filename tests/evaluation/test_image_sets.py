@@ -14,7 +14,7 @@ from experiments import evaluate
 from experiments.data.decode import to_unit
 from experiments.errors import DataError
 from experiments.evaluation import image_sets
-from experiments.evaluation.protocols import LEGACY, STANDARD, Weights, prefixed
+from experiments.evaluation.protocols import LEGACY, STANDARD, prefixed
 
 ROOT = Path(__file__).parents[2]
 
@@ -86,6 +86,34 @@ def test_grey_arrays_stay_grey_and_other_sizes_need_a_common_one(stored, capsys)
     assert result["samples"]["resized_by"] is None
 
 
+def test_grey_files_are_the_same_set_as_a_grey_array_and_fit_images_in_colour(
+    stored, stripes, tmp_path, capsys
+):
+    grey = stripes(60, 3)[..., :1]
+    (tmp_path / "grey").mkdir()
+    for i, image in enumerate(grey):
+        (tmp_path / "grey" / f"{i:04d}.png").write_bytes(encoded(image[..., 0]))
+    np.savez(tmp_path / "grey.npz", arr_0=grey)
+    np.savez(tmp_path / "in_colour.npz", arr_0=np.repeat(grey, 3, axis=-1))
+
+    def distance(*names):
+        code, result = run(capsys, *(tmp_path / name for name in names), "--features=random_conv")
+        return result["metrics"]["frechet_random_conv_60"]["value"] if code == 0 else result
+
+    np.savez(tmp_path / "samples.npz", arr_0=stripes(60, 4)[..., :1])
+    assert distance("samples.npz", "grey") == distance("samples.npz", "grey.npz") > 0
+    assert distance("in_colour.npz", "grey") == pytest.approx(0.0, abs=1e-6)
+    assert "numbers of channels differ" in distance("grey.npz", stored / "folder")
+
+
+def test_a_set_was_resized_if_any_of_its_images_was(stripes, tmp_path):
+    for i, size in enumerate((8, 8, 16)):
+        (tmp_path / f"{i}.png").write_bytes(encoded(stripes(1, i, size)[0]))
+    assert image_sets.load(str(tmp_path), image_size=8).resized
+    (tmp_path / "2.png").unlink()
+    assert not image_sets.load(str(tmp_path), image_size=8).resized
+
+
 def test_held_out_images_that_do_not_fit_are_reported_before_anything_is_computed(
     stored, capsys, monkeypatch
 ):
@@ -104,6 +132,11 @@ def test_a_custom_feature_space_is_a_function_in_a_module(stored, capsys, monkey
     code, result = run(capsys, *arguments, "--features=my_space:means")
     assert code == 0
     assert result["metrics"]["frechet_means_60"]["value"] > 0
+    (stored / "other_space.py").write_text("from my_space import means\npixels = means\n")
+    for names in ("my_space:means,other_space:means", "other_space:pixels"):
+        code, message = run(capsys, *arguments, f"--features={names}")
+        assert code == 2
+        assert "there are two feature spaces" in message
     code, message = run(capsys, *arguments, "--features=random_con")
     assert code == 2
     assert "did you mean 'random_conv'" in message
@@ -117,10 +150,15 @@ def test_a_custom_feature_space_is_a_function_in_a_module(stored, capsys, monkey
         (["--protocol=fid_legacy_fdrl"], "inception_v3_google-0cc3c7bd.pth"),
         (["--protocol=standart"], "did you mean 'standard'"),
         (["--metrics=fid,kidd"], "did you mean 'kid'"),
+        (["--protocol=fid_legacy_fdrl", "--metrics=kid"], "unknown 'kid'; did you mean 'fid'"),
         (["--protocol=standard,fid_legacy_fdrl"], "unknown 'standard,fid_legacy_fdrl'"),
         (["--picture=x.png"], "needs --held_out"),
+        (["--picture=x.pngg", "--held_out=x"], "--picture: unknown 'pngg'; did you mean 'png'"),
+        (["--picture=x", "--held_out=x"], "--picture: unknown ''; allowed: "),
         (["--speed=high"], "unrecognized arguments: --speed=high"),
         (["--out=nowhere/x.json"], "the folder nowhere does not exist"),
+        (["--out=."], "--out=. cannot be written"),
+        (["--features=random_conv,random_conv"], "two feature spaces 'random_conv'"),
     ],
 )
 def test_a_mistake_ends_with_one_line_that_says_what_to_do(stored, capsys, arguments, expected):
@@ -143,10 +181,9 @@ def test_the_command_runs_as_a_program_and_reports_missing_images():
 
 
 def test_metrics_of_other_protocols_or_weights_have_other_names():
-    genuine, other = (Weights("1a2b3c4d5e", value) for value in (True, False))
-    assert prefixed(STANDARD, genuine, "fid") == "fid"
-    assert prefixed(LEGACY, genuine, "fid") == "fid_legacy_fdrl"
-    assert prefixed(STANDARD, other, "fid") == "fid_weights_1a2b3c4d"
+    assert prefixed(STANDARD, f"{STANDARD.sha256}5e", "fid") == "fid"
+    assert prefixed(LEGACY, f"{LEGACY.sha256}5e", "fid") == "fid_legacy_fdrl"
+    assert prefixed(STANDARD, "1a2b3c4d5e", "fid") == "fid_weights_1a2b3c4d"
 
 
 def test_an_empty_set_is_named(stored, tmp_path, capsys):
@@ -159,11 +196,12 @@ def test_an_empty_set_is_named(stored, tmp_path, capsys):
 
 
 def test_the_record_of_samples_is_found_whatever_their_name(tmp_path, monkeypatch):
-    for name in ("v1.5", "v1"):
+    for name in ("v1.5", "v1", "v1.npz"):
         (tmp_path / f"{name}.json").write_text(json.dumps({"file": name}))
     (tmp_path / "v1.5").mkdir()
     assert evaluate._record_of(tmp_path / "v1.5") == {"file": "v1.5"}
-    assert evaluate._record_of(tmp_path / "v1.npz") == {"file": "v1"}
+    assert evaluate._record_of(tmp_path / "v1.npz") == {"file": "v1.npz"}
+    assert evaluate._record_of(tmp_path / "v1.zip") is None
     monkeypatch.chdir(tmp_path / "v1.5")
     assert evaluate._record_of(Path()) == {"file": "v1.5"}
 
@@ -185,4 +223,4 @@ def test_a_stream_of_images_is_the_same_set_as_the_images_in_memory(stripes):
     for size in (7, 50):
         parts = [to_unit(pixels[i : i + size]) for i in range(0, 50, size)]
         stream = image_sets.ImageSet("x", lambda parts=parts: iter(parts))
-        assert stream.summarised() == whole.summarised()
+        assert stream.summary == whole.summary

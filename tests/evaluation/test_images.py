@@ -5,7 +5,6 @@ import pytest
 
 from experiments.data.digits import digits
 from experiments.evaluation import Samples, draws, references
-from experiments.evaluation.draws import Pools
 from experiments.evaluation.images import evaluate_images
 from experiments.evaluation.references import ImageReference
 
@@ -14,14 +13,10 @@ def unit(pixels):
     return pixels / np.float32(127.5) - np.float32(1.0)
 
 
-class Brightness:
+def by_brightness(images):
     """Classifies images by the sign of their mean; the features are means of channels."""
-
-    space = "brightness"
-
-    def probabilities_and_features(self, images):
-        bright = 1.0 / (1.0 + np.exp(-20.0 * images.mean(axis=(1, 2, 3))))
-        return np.stack([1.0 - bright, bright], axis=1), images.mean(axis=(1, 2))
+    bright = 1.0 / (1.0 + np.exp(-20.0 * images.mean(axis=(1, 2, 3))))
+    return np.stack([1.0 - bright, bright], axis=1), images.mean(axis=(1, 2))
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +29,7 @@ def found(stripes):
         reference,
         samples._replace(prior=noise),
         train_batches=lambda: iter([train[:150], train[150:]]),
-        classifier=Brightness(),
+        classifier=by_brightness,
     )
 
 
@@ -51,14 +46,14 @@ def test_a_classifier_gives_features_confidence_and_classes_and_is_recorded(foun
     shares = found.record["class_shares_classifier"]
     assert set(shares) == {"samples", "prior", "real"}
     assert sum(shares["samples"]) == pytest.approx(1.0)
-    sure = found.metrics["top_probability_brightness_60"]
+    sure = found.metrics["top_probability_classifier_60"]
     assert 0.5 < sure.value < 1.0
     assert sure.value == pytest.approx(sure.real.value, abs=0.05)
     smallest, largest = (
-        found.metrics[f"{side}_class_share_brightness_60"].value for side in ("smallest", "largest")
+        found.metrics[f"{side}_class_share_classifier_60"].value for side in ("smallest", "largest")
     )
     assert smallest + largest == pytest.approx(1.0)
-    assert found.metrics["frechet_brightness_60"].prior.value > 0
+    assert found.metrics["frechet_classifier_60"].prior.value > 0
 
 
 def test_the_nearest_training_images_are_found_as_well(found):
@@ -68,20 +63,27 @@ def test_the_nearest_training_images_are_found_as_well(found):
 
 
 def test_draws_have_disjoint_halves_and_disjoint_samples_while_there_are_enough():
-    def pools(num_images, num_spare, num_samples):
-        spare = np.zeros((num_spare, 1)) if num_spare else None
-        return Pools(np.zeros((num_images, 1)), spare, *np.zeros((2, num_samples, 1)))
+    def draws_of(num_images, num_spare, num_samples):
+        spare = np.full((num_spare, 1), 0.75) if num_spare else None
+        reference = ImageReference("x", np.full((num_images, 1), 0.25), spare=spare)
+        samples, prior = np.full((num_samples, 1), -0.25), np.full((num_samples, 1), -2.0)
+        pool = draws.pool(reference, samples, prior)
+        for draw in pool.draws:
+            real = 0.75 if num_spare else 0.25
+            for rows, value in zip(draw, (0.25, -0.25, -1.0, real), strict=True):
+                assert set(pool.images[rows, 0]) == {value}
+        return pool.draws
 
-    halves = draws.indices(pools(100, 0, 250))
+    halves = draws_of(100, 0, 250)
     for draw in halves:
-        assert len(draw.reference) == len(draw.real) == len(draw.samples) == 50
+        assert [len(rows) for rows in draw] == [50] * 4
         assert not set(draw.reference) & set(draw.real)
     assert len({i for draw in halves for i in draw.samples}) == 250
-    with_spare = draws.indices(pools(100, 300, 120))
-    assert all(set(draw.reference) == set(range(100)) for draw in with_spare)
+    with_spare = draws_of(100, 300, 120)
+    assert len({i for draw in with_spare for i in draw.reference}) == 100
     assert with_spare[0].real.tolist() != with_spare[1].real.tolist()
     assert all(len(set(draw.samples)) == 100 for draw in with_spare)
-    assert draws.indices(pools(3, 0, 50)) == []
+    assert draws_of(3, 0, 50) == []
 
 
 def test_with_one_held_out_image_there_is_no_distance_and_the_record_says_so(stripes):

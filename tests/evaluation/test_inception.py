@@ -124,14 +124,16 @@ def test_features_of_the_reference_are_kept_and_used(sets, weights, evaluated, t
     changed = tmp_path / kept.name
     np.save(changed, 2.0 * np.load(kept))
     wanted = ["kid", "precision_recall", "density_coverage"]
-    found = inception.compute(*sets, STANDARD, weights, wanted, cache=tmp_path)
-    manifold = manifold_metrics(found.sample_features, np.load(changed))._asdict()
-    for metric in found.metrics:
+    found, _ = inception.compute(*sets, STANDARD, weights, wanted, cache=tmp_path)
+    inception.compute(sets[1], sets[0], STANDARD, weights, ["fid"], cache=tmp_path / "samples")
+    (features,) = (tmp_path / "samples").iterdir()
+    manifold = manifold_metrics(np.load(features), np.load(changed))._asdict()
+    for metric in found:
         if metric.definition == "kid":
             assert metric.value != value(result, "kid")
         else:
             assert metric.value == pytest.approx(manifold[metric.definition]), metric.name
-    assert list(tmp_path.iterdir()) == [changed]
+    assert [path for path in tmp_path.iterdir() if path.is_file()] == [changed]
 
 
 def test_damaged_features_of_a_reference_are_dropped(tmp_path, caplog):
@@ -143,6 +145,13 @@ def test_damaged_features_of_a_reference_are_dropped(tmp_path, caplog):
     inception.drop_damaged(kept, 10)
     assert not kept.exists()
     assert "is damaged; computing it again" in caplog.text
+
+
+def test_too_few_images_for_metrics_by_neighbours_are_an_error(sets, tmp_path, monkeypatch):
+    monkeypatch.setattr(inception, "check_ready", lambda protocol, weights: "")
+    few = in_memory("few", to_uint8(sets[0].unit[:5]))
+    with pytest.raises(UserError, match="precision_recall: expected at least 6 images, got 5"):
+        inception.compute(few, sets[1], STANDARD, "", ["fid", "precision_recall"], cache=tmp_path)
 
 
 @pytest.mark.slow
@@ -184,7 +193,7 @@ def test_a_reference_is_streamed_and_gives_the_numbers_of_the_same_images_in_mem
     samples, reference = sets
     batches = [reference.unit[:5], reference.unit[5:]]
     stream = ImageSet("stream", lambda: iter(batches))
-    (fid,) = inception.compute(samples, stream, STANDARD, weights, ["fid"], cache=tmp_path).metrics
+    (fid,), _ = inception.compute(samples, stream, STANDARD, weights, ["fid"], cache=tmp_path)
     result, cache = evaluated
     assert fid.value == pytest.approx(value(result, "fid"), rel=1e-12)
     names = [{path.name for path in folder.iterdir()} for folder in (cache, tmp_path)]

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments.evaluation import definitions, metrics
+from docs import glossary
+from experiments.evaluation import metrics
 from experiments.evaluation.metrics import Estimate, Metric
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -56,6 +57,7 @@ def test_the_table_says_where_samples_are_between_real_data_and_the_prior(value,
         (2.8, "Fair: the samples are nearer to real data than to the prior; the Fréchet distance "),
         (9.1, "is 90% of the way from real data to the prior."),
         (11.0, "Poor: by the Fréchet distance "),
+        (float("nan"), "No verdict: the Fréchet distance "),
     ],
 )
 def test_the_verdict_is_a_sentence_with_its_reason(value, expected):
@@ -70,6 +72,15 @@ def test_the_worst_headline_metric_decides_the_verdict():
     assert "in all 2 headline metrics" in metrics.verdict(metrics.by_name([frechet(1.0), good]))
     assert "(frechet_svc_360)" in metrics.verdict(metrics.by_name([frechet(8.0), good]))
     assert metrics.verdict({}).startswith("No verdict")
+
+
+def test_a_prior_that_scores_better_than_real_data_makes_no_sample_good():
+    sides = Estimate(0.40, 0.01), Estimate(0.99, 0.002), Estimate(0.93, 0.005)
+    unsure = Metric("top_probability_svc_360", "top_probability", *sides)
+    assert unsure.relative_distance is None
+    assert metrics.verdict(metrics.by_name([unsure])).startswith("No verdict")
+    sure = unsure._replace(samples=Estimate(0.92), prior=Estimate(0.4, 0.002))
+    assert metrics.verdict(metrics.by_name([sure])).startswith("Good")
 
 
 def test_a_spread_of_rounding_errors_is_not_shown():
@@ -91,4 +102,4 @@ def test_names_of_metrics_include_the_number_of_samples(num, name):
 
 
 def test_the_glossary_in_the_documentation_is_that_of_the_definitions():
-    assert definitions.glossary() in (DOCS / "evaluation.md").read_text()
+    assert glossary.glossary() in (DOCS / "evaluation.md").read_text()

@@ -50,7 +50,26 @@ def test_all_metrics_of_a_mixture_have_the_prior_and_real_data_next_to_them(refe
     assert found.metrics["high_quality_share"].prior.value < 0.5
     assert found.metrics["kl_to_data"].value < 0.2 < found.metrics["kl_to_data"].prior.value
     assert found.metrics["log_ratio_kl"].value < 0.2, "0 is the log-ratio of real data"
-    assert found.record == {"num_draws": 5, "num_samples": 400}
+    assert found.record == {"num_draws": 5, "num_samples": 400, "skipped": []}
+
+
+@pytest.mark.parametrize(
+    ("samples", "skipped"),
+    [
+        (lambda real: np.repeat(real[:20], 10, axis=0), ["kl_to_data", "log_ratio_kl"]),
+        (lambda real: real[:3], ["kl_to_data", "log_ratio_kl"]),
+        (lambda real: np.concatenate([1e4 * real[:1], real[1:]]), ["sinkhorn_divergence"]),
+    ],
+    ids=["coinciding", "few", "outlier"],
+)
+def test_a_metric_that_the_samples_do_not_allow_is_skipped_and_the_others_are_computed(
+    reference, samples, skipped
+):
+    ours = samples(reference.draw(200, 50))
+    found = evaluate_points(reference, Samples(ours, ours, ours), lambda x: np.zeros(len(x)))
+    assert [reason.partition(":")[0] for reason in found.record["skipped"]] == skipped
+    assert {"energy_ratio", "modes_hit"} < found.metrics.keys()
+    assert not found.metrics.keys() & set(skipped)
 
 
 _OF_BRIDGED = ("kl_of_bridged_to_data", "kl_of_bridged_to_data_by_estimator")

@@ -13,11 +13,14 @@ from experiments.evaluation.translation import evaluate_translation
 
 @pytest.mark.parametrize("classes", [("", ""), ("3", "8")])
 def test_a_stored_reference_equals_what_was_stored(classes, tmp_path):
-    reference = references.of(digits(*classes), classes)
+    reference = references.of(digits(*classes))
     references.save(reference, tmp_path / "reference.npz")
     restored = references.load(tmp_path / "reference.npz")
     jax.tree.map(np.testing.assert_array_equal, restored, reference)
     assert jax.tree.structure(restored) == jax.tree.structure(reference)
+    with np.load(tmp_path / "reference.npz") as stored:  # Version 0.2.0 also stored names.
+        np.savez(tmp_path / "old.npz", **stored, classes=np.array(["3"]), domains=np.array(classes))
+    jax.tree.map(np.testing.assert_array_equal, references.load(tmp_path / "old.npz"), reference)
 
 
 def test_pixels_of_256_levels_are_stored_in_a_byte_each(stripes, tmp_path):

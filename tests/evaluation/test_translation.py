@@ -40,8 +40,8 @@ def test_the_error_for_a_class_that_is_not_a_digit_lists_the_digits(classes):
 
 
 def evaluate(pair, translated):
-    reference = references.of(pair, ("3", "8"))
-    sources = reference.starts.images[: len(translated)]
+    reference = references.of(pair)
+    sources = reference.starts[: len(translated)]
     return evaluate_translation(reference, Samples(sources, translated, translated))
 
 

@@ -1,17 +1,19 @@
 """Curves of the metric: each point equals the metric of separately drawn samples."""
 
 import csv
+import shutil
 
 import numpy as np
 import pytest
 from small_runs import command, contents, start
 
 from experiments.errors import UserError
-from experiments.evaluation.cheap import CheapMetric, cheap_metric
+from experiments.evaluation.cheap import cheap_metric
+from experiments.evaluation.metrics import Estimate, Metric
 from experiments.pictures import curves
 from experiments.sampling import curve
 from experiments.sampling.draw import sample_state
-from experiments.sampling.opened import open_checkpoint
+from experiments.sampling.opened import open_checkpoint, restore
 from fdrl_jax.problem import FlowParams
 
 NUM = 50  # More than a batch, and not a multiple of it.
@@ -69,12 +71,27 @@ def test_lengths_go_from_the_prior_to_beyond_k_and_include_both_ends_of_the_flow
     assert len(lengths) <= 24
 
 
-def test_the_best_of_a_curve_is_a_number_in_the_metrics_own_direction():
-    def points(*values, lower):
-        return [(i, CheapMetric("metric", value, lower)) for i, value in enumerate(values)]
+def test_the_best_of_a_curve_is_the_lowest_number():
+    values = (float("nan"), 2.0, 1.0, 3.0)
+    metrics = [Metric("metric", "frechet", Estimate(value)) for value in values]
+    assert curves.best_of(list(enumerate(metrics)))[0] == 2
 
-    assert curves.best_of(points(float("nan"), 2.0, 1.0, 3.0, lower=True))[0] == 2
-    assert curves.best_of(points(float("nan"), 2.0, 1.0, 3.0, lower=False))[0] == 3
+
+def test_a_checkpoint_that_training_removes_meanwhile_is_skipped(trained, monkeypatch):
+    opened, removed = open_checkpoint(command("curve", trained.root)), []
+
+    def restored(run, experiment, step):
+        if step == 2:
+            shutil.move(run.root / "checkpoints" / "2", run.root / "removed")
+            removed.append(step)
+        return restore(run, experiment, step)
+
+    monkeypatch.setattr(curve, "restore", restored)
+    try:
+        assert [step for step, _ in curve.over_step(opened, NUM)] == [4]
+    finally:
+        shutil.move(trained.root / "removed", trained.root / "checkpoints" / "2")
+    assert removed == [2]
 
 
 def test_a_metric_of_one_sample_is_refused_in_one_line(trained):

@@ -2,6 +2,7 @@
 
 import html
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,11 +10,12 @@ import pytest
 from small_runs import SMALL_RESNET, contents, start
 
 from experiments import records, report
-from experiments.errors import UserError
-from experiments.evaluation import inception, metrics
-from experiments.evaluation.inception import Computed
+from experiments.errors import DataError, UserError
+from experiments.evaluation import Samples, inception, metrics, translation
 from experiments.evaluation.metrics import Estimate, Metric
-from experiments.evaluation.references import ImageReference, PointsReference, Starts
+from experiments.evaluation.references import ImageReference, PointsReference
+from experiments.files import sha256_of_file, write_json
+from experiments.modes import evaluate as evaluating
 from experiments.pictures import images
 
 # Neither the number of the run nor a multiple of a batch. Tests use the same one, because metrics
@@ -62,6 +64,17 @@ def test_an_evaluation_of_other_settings_or_samples_is_added_and_says_so(trained
     start("train", trained.root)
     shown = capsys.readouterr().out
     assert metrics.table(report.metrics_of(trained.evaluations / "step_4")) in shown
+
+
+def test_the_number_of_samples_is_that_of_the_metrics(trained, monkeypatch, capsys):
+    monkeypatch.setattr(evaluating, "MAX_POINTS", NUM)
+    for _ in range(2):
+        evaluate(trained, num_samples=NUM + 1)
+    assert f"already evaluated: step 4, {NUM} samples" in capsys.readouterr().out
+    page = (records.newest(trained.evaluations) / "report.html").read_text()
+    assert f"evaluated on {NUM} samples" in page
+    with pytest.raises(UserError, match=r"at least 2 samples, got --num_samples=1"):
+        evaluate(trained, num_samples=1)
 
 
 def test_the_same_evaluation_again_gives_the_same_numbers(trained, tmp_path):
@@ -164,11 +177,68 @@ def test_an_evaluation_of_a_run_on_images_reports_memorisation_and_shows_the_nea
     assert of_digits.report.read_text().count("data:image/png;base64,") >= 4
 
 
-def test_training_data_that_are_not_where_the_command_says_are_an_error(of_images, tmp_path):
+def test_training_data_that_are_not_where_the_command_says_are_an_error_before_samples_are_drawn(
+    of_images, tmp_path, no_samples
+):
     nowhere = tmp_path / "nowhere"
     for changes, flags in (({"data.dir": nowhere}, {}), ({}, {"data_dir": nowhere})):
         with pytest.raises(UserError, match="nowhere"):
             evaluate(of_images, changes, num_samples=16, **flags)
+
+
+def test_an_evaluation_without_the_training_data_is_completed_once_they_are_there(
+    of_images, image_folder, monkeypatch, capsys
+):
+    load = evaluating.load_data
+
+    def load_if_given(settings, data_dir):
+        if not data_dir:
+            raise DataError("the disk is not there")
+        return load(settings, data_dir)
+
+    def evaluated(**flags):
+        evaluate(of_images, num_samples=16, **flags)
+        shown, paths = capsys.readouterr().out, of_images.evaluations.glob("*/record.json")
+        return "already evaluated" in shown, "the disk is not there" in shown, len(list(paths))
+
+    monkeypatch.setattr(evaluating, "load_data", load_if_given)
+    assert evaluated() == (False, True, 2)
+    assert evaluated() == (True, True, 2)
+    assert evaluated(data_dir=image_folder) == (False, False, 3)
+    assert evaluated() == (True, False, 3)
+    newest = read(of_images, records.newest(of_images.evaluations).name)
+    assert "memorisation_auc_pixels" in newest["metrics"]
+
+
+def test_a_classifier_that_guides_the_samples_of_a_run_does_not_evaluate_them(of_images, capsys):
+    record = json.loads((of_images.root / "run.json").read_text())
+    record["settings"]["condition.classifier"] = "nowhere.pt"
+    write_json(of_images.root / "run.json", record)
+    evaluate(of_images)
+    assert "already evaluated: step 4" in capsys.readouterr().out
+
+
+def test_samples_that_are_not_finite_have_no_metrics():
+    samples = Samples(*np.full((3, 4, 8, 8, 1), np.nan))
+    opened = SimpleNamespace(run=SimpleNamespace(metric_reference=ImageReference("x", samples[0])))
+    found = evaluating._score(opened, samples, None, None, None)
+    assert found.metrics == {}
+    assert found.record["skipped"] == ["all metrics: some samples are not finite numbers"]
+    assert translation.caption(found.metrics) == ""
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ("main --workdir=/data/runs/x --seed=1", "main --workdir=x --seed=1"),
+        ("main '--workdir=/data/Jane Doe/my run' -x", "main '--workdir=my run' -x"),
+        ("main --data_dir '/mnt/other dir/x'", "main --data_dir x"),
+        ("main --workdir=/data/a=b/x", "main --workdir=x"),
+        ("main '--workdir=~/my runs/x' a/b", "main '--workdir=~/my runs/x' a/b"),
+    ],
+)
+def test_a_report_shows_of_an_absolute_path_only_the_last_part(command, expected):
+    assert report._without_paths(command) == expected
 
 
 def test_an_evaluation_of_points_compares_the_estimated_log_ratio_with_the_true_one(trained):
@@ -188,58 +258,90 @@ def test_inception_metrics_see_unrounded_samples_and_the_training_set(
     def compute(samples, reference, protocol, weights, metrics, *, cache):
         calls.append((samples, reference, protocol.name, metrics))
         metric = Metric(f"fid_of_{protocol.name}", "fid", Estimate(1.0))
-        return Computed([metric], {"protocol": protocol.name}, np.zeros(1))
+        return [metric], {"protocol": protocol.name}
 
     monkeypatch.setattr(inception, "compute", compute)
-    evaluate(
-        of_digits, dict.fromkeys(("evaluate.inception_weights", "evaluate.legacy_weights"), weights)
-    )
+    monkeypatch.setattr(inception, "check_ready", lambda protocol, file: sha256_of_file(Path(file)))
+    of_protocols = ("evaluate.inception_weights", "evaluate.legacy_weights")
+    for _ in range(2):  # The second one is not computed again.
+        evaluate(of_digits, dict.fromkeys(of_protocols, weights))
     found = read(of_digits, records.newest(of_digits.evaluations).name)
     names = ["standard", "fid_legacy_fdrl"]
     assert [call[2] for call in calls] == names
     assert {f"fid_of_{name}" for name in names} < found["metrics"].keys()
     samples, reference, _, metrics = calls[1]
     assert samples.pixels == "float32"
-    assert (len(samples.unit), reference.summarised().shape) == (64, (1_437, 8, 8, 1))
+    assert (len(samples.unit), reference.summary[0]) == (64, (1_437, 8, 8, 1))
     assert metrics == ["fid"]
     assert reference.where == "training set of digits"
+    # Other metrics, and other weights, are another evaluation.
+    evaluate(of_digits, {of_protocols[0]: weights, "evaluate.inception_score": True})
+    assert calls[-1][3][-1] == "inception_score"
+    weights.write_text("other weights")
+    evaluate(of_digits, {of_protocols[0]: weights, "evaluate.inception_score": True})
+    assert len(calls) == 4
+
+    # Metrics that failed are skipped, and the same command tries again.
+    def fail(*_, **__):
+        raise UserError("the process ended")
+
+    weights.write_text("new weights")
+    monkeypatch.setattr(inception, "compute", fail)
+    evaluate(of_digits, {of_protocols[0]: weights})
+    found = read(of_digits, records.newest(of_digits.evaluations).name)
+    assert found["details"]["skipped"] == ["Inception metrics: the process ended"]
+    assert "memorisation_auc_pixels" in found["metrics"]
+    monkeypatch.setattr(inception, "compute", compute)
+    evaluate(of_digits, {of_protocols[0]: weights})
+    assert len(calls) == 5
 
 
-def drawn_for(reference, kind, monkeypatch):
+@pytest.fixture
+def no_samples(monkeypatch):
+    """Makes a test fail that draws samples."""
+    monkeypatch.setattr(
+        evaluating, "sample_state", lambda *_, **__: pytest.fail("samples were drawn")
+    )
+
+
+def drawn_for(reference, kind, monkeypatch, *, of_inception=False):
     """Returns the numbers of samples that an evaluation of 50,000 draws: refined, and others."""
-    from experiments.modes import evaluate as mode
-
-    monkeypatch.setattr(mode, "sample_state", lambda *arguments, **keep: (arguments[2], keep))
+    monkeypatch.setattr(evaluating, "sample_state", lambda *arguments, **keep: (arguments[2], keep))
     source = SimpleNamespace(kind=kind)
     opened = SimpleNamespace(
         run=SimpleNamespace(metric_reference=reference),
         experiment=SimpleNamespace(source=source),
         checkpoint=SimpleNamespace(state=None),
     )
-    return mode._draw(opened, 50_000)
+    return evaluating._draw(opened, 50_000, of_inception=of_inception)
 
 
 def test_an_evaluation_keeps_of_each_stage_only_the_samples_that_it_reads(monkeypatch):
     images = np.zeros((1_500, 2, 2, 3), np.float32)
     points = PointsReference(draw=lambda num, seed: np.zeros((num, 2)))
     of_images = ImageReference("x", images)
-    translation = of_images._replace(starts=Starts(images, 5))
-    fewer = of_images._replace(starts=Starts(images[:400], 5))
+    pair = of_images._replace(starts=images, num_held_out=5)
+    fewer = of_images._replace(starts=images[:400], num_held_out=5)
     for reference, kind, expected in (
         (points, "points", (10_000, {"num_prior": 10_000, "num_bridged": 10_000})),
-        (of_images, "images", (50_000, {"num_prior": 5_000})),
-        (translation, "images", (1_000, {"num_prior": 100})),
+        (of_images, "images", (5_000, {"num_prior": 5_000})),
+        (pair, "images", (1_000, {"num_prior": 100})),
         (fewer, "images", (400, {"num_prior": 100})),
     ):
         assert drawn_for(reference, kind, monkeypatch) == expected
+    drawn = drawn_for(of_images, "images", monkeypatch, of_inception=True)
+    assert drawn == (50_000, {"num_prior": 5_000})
 
 
-def test_missing_weights_are_named_before_any_sample_is_drawn(trained, monkeypatch):
-    from experiments.modes import evaluate as mode
-
-    monkeypatch.setattr(mode, "sample_state", lambda *_, **__: pytest.fail("samples were drawn"))
+def test_missing_weights_or_packages_are_named_before_any_sample_is_drawn(
+    trained, tmp_path, monkeypatch, no_samples
+):
     with pytest.raises(UserError, match=r"nowhere\.pth does not exist"):
         evaluate(trained, {"evaluate.inception_weights": "nowhere.pth"})
+    (tmp_path / "weights.pth").write_text("weights")
+    monkeypatch.setattr(inception.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="torch, torchvision, torch_fidelity is not installed"):
+        evaluate(trained, {"evaluate.inception_weights": tmp_path / "weights.pth"})
 
 
 def test_the_picture_of_a_translation_names_its_domains_and_says_how_it_went(tmp_path, monkeypatch):

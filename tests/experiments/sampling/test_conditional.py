@@ -14,6 +14,7 @@ from experiments.build.classifier import make_attack
 from experiments.classifiers import load, load_features
 from experiments.classifiers.robustness import read_robustness
 from experiments.errors import UserError
+from experiments.files import write_json
 from experiments.modes import creation
 from experiments.modes.sample import _check_condition
 from experiments.sampling.conditional import conditioned, labels_of
@@ -150,7 +151,11 @@ def test_a_classifier_evaluates_samples_under_its_accuracy_and_digest(
     assert "frechet_classifier_64" in stored["metrics"]
     unfinished = tmp_path / "unfinished"
     shutil.copytree(classifier.root, unfinished)
-    (unfinished / "accuracy.json").unlink()
+    file = unfinished / "accuracy.json"
+    write_json(file, {**json.loads(file.read_text()), "step": 1})
+    with pytest.raises(UserError, match="has no known accuracy at step"):
+        load_features(unfinished, digits, (8, 8, 1))
+    file.unlink()
     with pytest.raises(UserError, match="has no known accuracy"):
         load_features(unfinished, digits, (8, 8, 1))
 

@@ -11,7 +11,7 @@ from small_runs import command, start, train
 from experiments import run
 from experiments.errors import UserError
 from experiments.evaluation import cheap
-from experiments.evaluation.cheap import CheapMetric
+from experiments.evaluation.metrics import Estimate, Metric
 from experiments.sampling.opened import open_checkpoint
 from experiments.training import metrics_log
 
@@ -25,7 +25,9 @@ def valued(monkeypatch):
     def give(*values):
         left = iter(values)
         monkeypatch.setattr(
-            cheap, "cheap_metric", lambda *_: CheapMetric("metric_32", next(left), True)
+            cheap,
+            "cheap_metric",
+            lambda *_: Metric("metric_32", "energy_distance", Estimate(next(left))),
         )
 
     return give
