@@ -75,6 +75,15 @@ def announce_exit(code: int) -> None:
         _wait_for_ends(_links)
 
 
+def let_peers_end_this() -> None:
+    """Waits, after an error of a collective, for the exit code of the process that has failed.
+
+    Its links end this process if it sent one or was killed. Without links, this returns at once.
+    """
+    if _links:
+        time.sleep(2 * _OWN_SECONDS + 1.0)  # The first process waits, and then passes the code on.
+
+
 def _leave_with_peer(link: socket.socket) -> None:
     code = _received(link)
     if code == b"\0":

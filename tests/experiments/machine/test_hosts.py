@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import chex
 import jax
@@ -276,6 +277,33 @@ def test_a_link_that_the_first_process_does_not_answer_is_not_trusted(listener, 
     monkeypatch.setattr(parallel, "from_first_process", lambda text: offer)
     with pytest.raises(OSError, match="timed out"):  # It connects, but nobody accepts.
         peers._connect()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("UNKNOWN: Gloo all-reduce failed: [external/gloo/pair.cc] Connection closed", 5),
+        ("INTERNAL: NCCL operation ncclGroupEnd() failed: remote process exited", 5),
+        ("DEADLINE_EXCEEDED: Barrier timed out", 5),
+        ("UNAVAILABLE: Socket closed", 5),
+        ("RESOURCE_EXHAUSTED: Out of memory allocating 1 byte", 2),
+        ("INTERNAL: CUDA error: an illegal memory access was encountered", 1),
+        ("FAILED_PRECONDITION: the device has been halted", 1),
+    ],
+)
+def test_only_an_error_of_the_connection_is_one_of_a_peer(text, expected, monkeypatch, capsys):
+    def leave(code, message=""):
+        raise SystemExit(code)
+
+    announced = []
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(peers, "announce_exit", announced.append)
+    monkeypatch.setattr(hosts, "leave", leave)
+    monkeypatch.setattr(hosts, "os", SimpleNamespace(_exit=leave))
+    with pytest.raises(SystemExit) as ended, hosts.leaving_with_peers():
+        raise jax.errors.JaxRuntimeError(text)
+    assert announced == [ended.value.code] == [expected]
+    assert (text in capsys.readouterr().err) == (expected == 1)  # Its own, with a traceback.
 
 
 def test_replicas_that_differ_in_a_bit_are_named():
