@@ -27,8 +27,9 @@ def check_compiler(target: Target) -> None:
       UserError: with the command that installs it.
     """
     packages = _COMPILERS[target.platform]
-    # Some versions of pip record a name with underscores.
-    installed = {found.name.replace("_", "-") for found in importlib.metadata.distributions()}
+    # A name may have underscores, and an installation that was interrupted may have none.
+    found = importlib.metadata.distributions()
+    installed = {(package.name or "").replace("_", "-") for package in found}
     if installed.isdisjoint(packages):
         raise UserError(
             f"--target={target.text} needs XLA's compiler for it, of the package "

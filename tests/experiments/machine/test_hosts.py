@@ -262,7 +262,7 @@ def test_a_stranger_that_connects_is_not_a_peer(listener):
 
 
 def test_a_process_that_cannot_connect_leaves_the_links_of_the_others_open(listener, monkeypatch):
-    monkeypatch.setattr(peers, "_CONNECT_SECONDS", 0.2)
+    monkeypatch.setattr(peers, "_CONNECT_SECONDS", 0.5)
     with connection(listener, b"t" * 32) as friend:
         (link,) = peers._accepted(listener, "t" * 32, 2)
         with link:

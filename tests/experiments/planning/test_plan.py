@@ -221,7 +221,7 @@ def test_a_missing_compiler_is_answered_with_the_command_that_installs_it(
 
 
 def test_the_package_of_a_compiler_is_known_by_either_of_its_names(monkeypatch):
-    installed = [SimpleNamespace(name="jax_cuda13_pjrt")]
+    installed = [SimpleNamespace(name=None), SimpleNamespace(name="jax_cuda13_pjrt")]
     monkeypatch.setattr(process.importlib.metadata, "distributions", lambda: installed)
     process.check_compiler(GPU)
     with pytest.raises(UserError, match="libtpu"):
