@@ -156,7 +156,8 @@ def _time_line(plan: Plan, what: str, train_step: float, sampler: float) -> str:
 def _advice(plan: Plan) -> Iterator[str]:
     """Yields suggestions for a run that does not fit."""
     settings, trains = plan.settings, plan.fits("train")
-    of_sampling = f"--config.evaluate.batch_size={max(settings['evaluate.batch_size'] // 2, 1)}"
+    drawn = min(settings["evaluate.batch_size"], settings["evaluate.num_samples"])
+    of_sampling = f"--config.evaluate.batch_size={max(drawn // 2, 1)}"
     if trains:
         yield f"  try {of_sampling}: only sampling does not fit"
     elif "train" in plan.found:

@@ -136,7 +136,7 @@ def test_the_text_of_the_tpu_compiler_is_read():
     assert program.loop_body(7) is None
 
 
-def test_a_flow_that_cannot_be_told_from_another_loop_of_its_length_has_no_number_of_kernels():
+def test_the_kernels_of_a_flow_are_not_counted_if_another_loop_is_as_long():
     def two_loops(x):
         return loop(x + loop(x) @ x)
 
