@@ -2,12 +2,13 @@
 
 import functools
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from experiments import settings
 from experiments.command_line import load_config
 from experiments.data import DataOptions, load_if_given
-from experiments.planning import compiler, hlo, targets
+from experiments.planning import compiler, hlo, targets, work
 from experiments.planning.compiler import Compiled
 from experiments.planning.targets import Target
 
@@ -82,13 +83,22 @@ class Step(NamedTuple):
     @property
     def flow_instructions(self) -> list[hlo.Instruction]:
         """All instructions of one flow step, also those inside fusions."""
-        outer = self.program.computations[self.flow]
-        return [inner for one in outer for inner in self.program.inside(one)]
+        return list(self._inside(self.flow))
+
+    def collectives(self, computation: str | None = None) -> list[work.Kernel]:
+        """Returns the kernels that move data between devices, of all or of one computation."""
+        return [k for k in work.kernels(self.program, computation) if k.collective]
 
     @property
     def batch_size(self) -> int:
         """Examples per device."""
         return self.settings["train.batch_size"] // self.target.num_devices
+
+    def _inside(self, computation: str) -> Iterator[hlo.Instruction]:
+        for instruction in self.program.computations.get(computation, ()):
+            yield instruction
+            for name in instruction.called:
+                yield from self._inside(name)
 
 
 @functools.cache
@@ -102,6 +112,7 @@ def step(case: Case) -> Step:
     compiled = compiler.train_step(used, source, compiler.devices_of(target))
     program = hlo.parse(compiled.text)
     flow = program.loop_body(used["flow.num_steps"])
+    assert flow is not None
     arguments, _ = compiled.lowered.args_info
     _, state, constants, *_ = arguments
     rows = constants.prior["factor"].shape[1]

@@ -37,7 +37,7 @@ def convolutions(step):
 
 
 def test_gradients_are_all_reduced_once_and_nothing_is_sent_in_the_flow(step):
-    sent = work.collectives(step.program)
+    sent = step.collectives()
     assert all(kernel.times == 1 for kernel in sent)
     reduced = [kernel for kernel in sent if kernel.collective == "all-reduce"]
     one_way = sum(kernel.sent_bytes(2) for kernel in reduced)
@@ -47,7 +47,7 @@ def test_gradients_are_all_reduced_once_and_nothing_is_sent_in_the_flow(step):
     # The noise of all examples and its products with the rows of the factor on each device.
     others = {kernel.collective for kernel in sent} - {"all-reduce"}
     assert others == ({"all-gather", "all-to-all"} if step.has_distributed_factor else set())
-    assert not work.collectives(step.program, step.flow)
+    assert not step.collectives(step.flow)
 
 
 def test_the_flow_calls_native_convolutions_in_the_type_of_the_run(step, case):
@@ -90,7 +90,7 @@ def test_weights_are_cast_outside_of_the_loop(step, case):
 
 
 def test_the_state_is_donated(step):
-    header = step.program.text.partition("\n")[0]
+    header = step.compiled.text.partition("\n")[0]
     num = len(jax.tree.leaves(step.state))
     assert len(re.findall(r"\{\d+\}: \(\d+", header)) == num
     assert step.compiled.memory["results"] < 2**20

@@ -146,7 +146,7 @@ def _restored(
                 f"--classifier={path} was trained on other data: its {name} are "
                 f"{trained.data[name]}, and those of this run are {list(ours)}"
             )
-    settings = hardware.prepare(trained.settings)
+    settings = hardware.resolved(trained.settings)  # This process multiplies as its own run does.
     network = make_network(settings, event_shape, len(classes))
     with trained.saved_checkpoints() as store:
         restored = store.restore(state_shapes(settings, network, event_shape))

@@ -22,48 +22,42 @@ _TOLERANCE = 2e-2  # For a bfloat16 result, relative to its largest entry: a few
 
 def describe_devices() -> str:
     """Returns a line with the devices, their memory if known, and versions."""
-    devices = jax.devices()
-    kind = devices[0].device_kind
-    if devices[0].platform == "cpu":
+    own = jax.local_devices()[0]  # Of another process's device, the memory is not known.
+    kind = own.device_kind
+    if own.platform == "cpu":
         kind = f"{kind} ({os.cpu_count()} cores; {processor.describe()})"
-    limit = (devices[0].memory_stats() or {}).get("bytes_limit")
+    limit = (own.memory_stats() or {}).get("bytes_limit")
     memory = f", {limit / 2**30:.0f} GiB each" if limit else ""
     processes = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
     return (
-        f"devices: {len(devices)} x {kind}{memory}{processes}; jax {jax.__version__}, "
+        f"devices: {jax.device_count()} x {kind}{memory}{processes}; jax {jax.__version__}, "
         f"jaxlib {version('jaxlib')}, Python {platform.python_version()}"
     )
 
 
-def set_matmul_precision(precision: str) -> None:
-    """Sets the precision with which accelerators multiply float32 arrays, for this process.
+def prepare(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Sets the precision with which this process multiplies float32 arrays to that of a run.
 
     By default, accelerators round the inputs: TPUs multiply in bfloat16, and NVIDIA GPUs since
     Ampere in TF32. "tensorfloat32" has 10 bits of mantissa. CPUs always use full precision.
+
+    Returns the settings as `resolved`, and raises as it does.
     """
+    used = resolved(settings)
     if jax.default_backend() != "cpu":
-        jax.config.update("jax_default_matmul_precision", precision)
+        jax.config.update("jax_default_matmul_precision", used["precision"])
+    return used
 
 
-def prepare(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Prepares this process for the precision of a run.
+def resolved(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns settings with the precision in use here, never "auto"; warns if bfloat16 is slow.
 
-    Returns the settings with the precision in use, never "auto"; raises as `resolve_precision`.
-    """
-    precision = resolve_precision(settings["precision"], jax.default_backend())
-    set_matmul_precision(precision)
-    return {**settings, "precision": precision}
-
-
-def resolve_precision(precision: str, platform: str) -> str:
-    """Returns the precision that a run uses, never "auto", and logs a warning if bfloat16 is slow.
-
-    "auto" means bfloat16 if it is fast on the platform, "cpu", "gpu" or "tpu", and float32
-    otherwise.
+    "auto" means bfloat16 if it is fast on the device, and float32 otherwise.
 
     Raises:
       UserError: if the kernels for bfloat16 do not compute correctly on this machine.
     """
+    platform, precision = jax.default_backend(), settings["precision"]
     slow = _why_bfloat16_is_slow(platform)
     if precision == "auto":
         precision = "float32" if slow else "bfloat16"
@@ -72,7 +66,7 @@ def resolve_precision(precision: str, platform: str) -> str:
             _logger.warning("precision=bfloat16 is slower here than float32, because %s.", slow)
         if platform == "cpu" and xla_flags.uses_onednn():
             check_bfloat16()
-    return precision
+    return {**settings, "precision": precision}
 
 
 def check_bfloat16() -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import faulthandler
 import os
+import re
 import sys
 import threading
 import traceback
@@ -16,6 +17,13 @@ from experiments.machine.interrupts import leave
 from fdrl_jax import parallel
 
 _QUIET_SECONDS = 5.0  # Time to wait for other processes before printing a message.
+# How JAX, Gloo and NCCL report a process that has ended or cannot be reached. Other errors are of
+# this process or its device, and a restart may not help.
+_OF_PEERS = re.compile(
+    r"^(UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED)\b"
+    r"|\b(Gloo|NCCL|collectives?|connection|coordination|heartbeats?|peers?|rendezvous)\b",
+    re.IGNORECASE,
+)
 _SHUTDOWN_TIMEOUT_SECONDS = 24 * 3_600  # The first process evaluates while the others wait.
 
 
@@ -83,7 +91,9 @@ def leaving_with_peers() -> Iterator[None]:
         if jax.process_count() == 1:
             raise
         known = error if isinstance(error, UserError) else memory.explain(error)
-        if known is None and isinstance(error, jax.errors.JaxRuntimeError):
+        is_of_jax = isinstance(error, jax.errors.JaxRuntimeError)
+        if known is None and is_of_jax and _OF_PEERS.search(str(error)):
+            peers.let_peers_end_this()
             known = PeerError(
                 "another process of the run has ended, or cannot be reached "
                 f"({first_line(error)}). The same command on all hosts resumes from the newest "

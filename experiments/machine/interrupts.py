@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
@@ -42,6 +43,17 @@ def exiting_at_once() -> Iterator[None]:
         signal.set_wakeup_fd(before_fd)
         signal.signal(signal.SIGINT, before)
         os.close(writer)  # Ends the thread.
+
+
+def end_with(parent: int) -> None:
+    """Ends this process within a second after its parent, the process of this id, has ended."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(EXIT_CODE)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def leave(code: int, message: str) -> NoReturn:

@@ -7,6 +7,7 @@ compared with the free memory in advance.
 
 import math
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ _HINT = (
     "Try a smaller network.width or network.hidden_sizes, a smaller train.batch_size, a larger "
     "train.num_micro_batches, network.remat=True, or a smaller evaluate.batch_size"
 )
-_CGROUP = Path("/sys/fs/cgroup/memory.max")  # The memory limit of a container.
+_CGROUP = Path("/sys/fs/cgroup")  # Of a container.
 
 
 def check_state(state: TrainState, constants: Any) -> None:
@@ -85,9 +86,21 @@ def host_bytes() -> int:
     if meminfo.exists():
         lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
         free = int(lines["MemAvailable"].split()[0]) * 1024
-    if _CGROUP.exists() and (limit := _CGROUP.read_text().strip()).isdecimal():
-        free = min(free, int(limit))
+    limit = _of_container("memory.max").strip()
+    if limit.isdecimal():
+        # Cached files count as used, but the system drops them when it needs the memory.
+        cached = re.findall(r"\b(?:in)?active_file (\d+)", _of_container("memory.stat"))
+        used = int(_of_container("memory.current") or 0) - sum(map(int, cached))
+        free = min(free, int(limit) - used)
     return free
+
+
+def _of_container(name: str) -> str:
+    """Returns what the system says about this container, or "" if there is none."""
+    try:
+        return (_CGROUP / name).read_text()
+    except OSError:
+        return ""
 
 
 def _compare(needed_per_device: int, what: str) -> None:

@@ -7,6 +7,7 @@ the same code. This shows a scheduler whether a restart would help: it does not 
 full or memory is too small.
 """
 
+import contextlib
 import json
 import logging
 import secrets
@@ -22,6 +23,8 @@ from experiments.machine.interrupts import leave
 from fdrl_jax import parallel
 
 _CONNECT_SECONDS = 60.0
+_GREETING_SECONDS = 5.0  # Time for whoever connects to show that it is a process of the run.
+_WELCOME = b"\1"  # The answer of the first process, without which a peer does not trust its link.
 _LEAVE_SECONDS = 5.0  # Time for the others to end before the first process, which JAX needs.
 _OWN_SECONDS = 2.0  # Time for a process to end with its own message when a peer has an error.
 _links: list[socket.socket] = []
@@ -32,22 +35,26 @@ def watch(address: str | None) -> None:
     """Connects this process with its peers; all processes must call this.
 
     The first process, at HOST:PORT, listens on that host at another port. Without an address, its
-    peers find it by its host name.
+    peers find it by its host name. If some cannot connect, a warning says so.
     """
     if jax.process_count() == 1:
         return
     try:
         host = address.rpartition(":")[0] if address else None
-        links = _listen(host) if parallel.is_first_process() else _connect()
+        if parallel.is_first_process():
+            num = jax.process_count() - 1
+            _links.extend(_listen(host, num))
+            if len(_links) < num:
+                raise OSError(f"{num - len(_links)} of {num} did not reach the first one")
+        else:
+            _links.append(_connect())
     except OSError as error:  # A firewall between hosts, or a name that does not resolve.
         logging.getLogger("fdrl").warning(
             "the processes of the run cannot connect to each other (%s): they notice a failed "
             "process only after --heartbeat_seconds",
             error,
         )
-        return
-    _links.extend(links)
-    for link in links:
+    for link in _links:
         threading.Thread(target=_leave_with_peer, args=(link,), daemon=True).start()
 
 
@@ -66,6 +73,15 @@ def announce_exit(code: int) -> None:
             continue  # It has ended already.
     if code and parallel.is_first_process():
         _wait_for_ends(_links)
+
+
+def let_peers_end_this() -> None:
+    """Waits, after an error of a collective, for the exit code of the process that has failed.
+
+    Its links end this process if it sent one or was killed. Without links, this returns at once.
+    """
+    if _links:
+        time.sleep(2 * _OWN_SECONDS + 1.0)  # The first process waits, and then passes the code on.
 
 
 def _leave_with_peer(link: socket.socket) -> None:
@@ -103,8 +119,8 @@ def _received(link: socket.socket) -> bytes:
         return b""
 
 
-def _listen(host: str | None) -> list[socket.socket]:
-    """Returns the connections of the first process to the others, or raises an OSError."""
+def _listen(host: str | None, num: int) -> list[socket.socket]:
+    """Returns the first process's connections, to up to `num` others, or raises an OSError."""
     name, token = (host or socket.gethostname()).strip("[]"), secrets.token_hex(16)
     family = socket.AF_INET6 if ":" in name else socket.AF_INET
     try:
@@ -113,20 +129,26 @@ def _listen(host: str | None) -> list[socket.socket]:
         parallel.from_first_process(json.dumps([error.strerror, 0, ""]))
         raise
     with listener:
-        listener.settimeout(_CONNECT_SECONDS)
         parallel.from_first_process(json.dumps([name, listener.getsockname()[1], token]))
-        return _accepted(listener, token, jax.process_count() - 1)
+        return _accepted(listener, token, num)
 
 
-def _connect() -> list[socket.socket]:
+def _connect() -> socket.socket:
     """Returns the connection of another process to the first one, or raises an OSError."""
     name, port, token = json.loads(parallel.from_first_process(""))
     if not token:
         raise OSError(name)
     link = socket.create_connection((name, port), timeout=_CONNECT_SECONDS)
-    link.sendall(token.encode())
-    _keep_alive(link)
-    return [link]
+    try:
+        link.sendall(token.encode())
+        link.settimeout(2 * _CONNECT_SECONDS)  # Longer than the first process waits for others.
+        if link.recv(1) != _WELCOME:
+            raise ConnectionError("the first process does not answer")
+        _keep_alive(link)
+    except OSError:
+        link.close()
+        raise
+    return link
 
 
 def _keep_alive(link: socket.socket) -> None:
@@ -138,16 +160,28 @@ def _keep_alive(link: socket.socket) -> None:
 
 
 def _accepted(listener: socket.socket, token: str, num: int) -> list[socket.socket]:
+    """Returns the connections of up to `num` processes that know the token before the time ends."""
     links: list[socket.socket] = []
-    while len(links) < num:
-        link, _ = listener.accept()
-        link.settimeout(_CONNECT_SECONDS)
-        if _received_exactly(link, len(token)) == token.encode():
-            _keep_alive(link)
-            links.append(link)
-        else:
-            link.close()  # Not a process of this run.
+    end = time.monotonic() + _CONNECT_SECONDS
+    while len(links) < num and (left := end - time.monotonic()) > 0:
+        listener.settimeout(left)
+        with contextlib.suppress(OSError):  # The time has ended, or who came has gone again.
+            link, _ = listener.accept()
+            if _is_peer(link, token):
+                links.append(link)
     return links
+
+
+def _is_peer(link: socket.socket, token: str) -> bool:
+    """Answers a process of this run, and closes the connection of any other program."""
+    with contextlib.suppress(OSError):
+        link.settimeout(_GREETING_SECONDS)
+        if _received_exactly(link, len(token)) == token.encode():
+            link.sendall(_WELCOME)
+            _keep_alive(link)
+            return True
+    link.close()
+    return False
 
 
 def _received_exactly(link: socket.socket, num: int) -> bytes:

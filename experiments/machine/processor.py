@@ -15,7 +15,7 @@ def features(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
 
 @functools.cache
 def vendor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """Returns the vendor by its name in Linux, such as "AuthenticAMD"; empty if not listed."""
+    """Returns the vendor by its name in Linux, such as "AuthenticAMD"; empty if it is unknown."""
     return _first(cpuinfo, "vendor_id")
 
 

@@ -92,12 +92,26 @@ def settings_and_data(command: Command, *, blank: bool = False) -> tuple[Setting
     """
     wanted = wanted_settings(command)
     source = load_data(wanted, command.data_dir, blank=blank)
-    if command.config_for is not None:
-        fitting = command.config_for(jax.default_backend(), source.event_shape)
-        wanted = settings.checked({**fitting, **_of_data(wanted), **command.changes})
-        if parallel.is_first_process():
-            print(f"config: for {source.event_shape} images on this {jax.default_backend()}")
-    return wanted, source
+    platform = jax.default_backend()
+    if command.config_for is not None and parallel.is_first_process():
+        print(f"config: for {source.event_shape} images on this {platform}")
+    return fitted_settings(command, wanted, platform, source.event_shape), source
+
+
+def fitted_settings(
+    command: Command, wanted: Settings, platform: str, event_shape: tuple[int, ...]
+) -> Settings:
+    """Asks a config that depends on the platform and on the shape of the data again.
+
+    Returns the wanted settings of any other config.
+
+    Raises:
+      UserError: for invalid values.
+    """
+    if command.config_for is None:
+        return wanted
+    fitting = command.config_for(platform, event_shape)
+    return settings.checked({**fitting, **_of_data(wanted), **command.changes})
 
 
 def _of_data(wanted: Settings) -> Settings:
@@ -110,8 +124,13 @@ def load_data(wanted: Settings, data_dir: str = "", *, blank: bool = False) -> S
     Raises:
       DataError: for data that are missing or cannot be read.
     """
+    return data.load(data_options(wanted, data_dir), blank=blank)
+
+
+def data_options(wanted: Settings, data_dir: str = "") -> DataOptions:
+    """Returns where and how a run's data are read; a folder of the command comes first."""
     options = DataOptions(**settings.section(wanted, "data"))
-    return data.load(options._replace(dir=data_dir or options.dir), blank=blank)
+    return options._replace(dir=data_dir or options.dir)
 
 
 def _check_files(wanted: Settings) -> None:

@@ -1,21 +1,34 @@
 """Mode dry_run: estimates what a run would cost, without training."""
 
+import functools
+import statistics
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
-from experiments import advice, build, cost, settings
-from experiments.build import Experiment, Training
+from experiments import advice, build, settings
+from experiments.build import Experiment
 from experiments.command_line import Command
+from experiments.data import load_if_given
 from experiments.machine import hardware, memory
-from experiments.modes.creation import check, settings_and_data, wanted_settings
+from experiments.modes.creation import (
+    check,
+    data_options,
+    fitted_settings,
+    settings_and_data,
+    wanted_settings,
+)
 from experiments.planning import process, report, targets
 from experiments.settings import Settings
 from fdrl_jax import parallel
 
 _MAX_TIMED_SECONDS = 4.0  # Longer train steps are not timed but estimated.
+# A step is not timed again once it has run for this long in all.
+_FLOW_STEP_SECONDS, _TRAIN_STEP_SECONDS = 1.0, 2.0
 _REPORT_SECONDS = 20.0  # For metrics and pictures, in addition to the samples.
 
 
@@ -27,8 +40,8 @@ def run_mode(command: Command) -> None:
     and sampler for other hardware, which need not be present, and times nothing.
     """
     if command.flags["target"]:
-        wanted = wanted_settings(command)
         target = targets.parse(command.flags["target"])
+        wanted = _settings_for(command, target.platform)
         print(f"compiling for {target.text}: up to a minute for GPUs, several minutes for TPUs")
         sys.stdout.flush()
         found = process.run(wanted, command.data_dir, target)
@@ -44,11 +57,29 @@ def run_mode(command: Command) -> None:
     run_steps = parallel.map_steps(training.repeated_step())
     compiled = run_steps.lower(*training.blank_arguments(host_batches, 1)).compile()
     compile_seconds = time.perf_counter() - started
-    step = _time(training, experiment, compiled, host_batches)
-    _print_answer(experiment, compiled, compile_seconds, step)
+    flow_step = _time_flow_step(experiment)
+    seconds = flow_step * (wanted["flow.num_steps"] + advice.GRADIENT_IN_FLOW_STEPS)
+    how = "estimated from the flow step"
+    # With several processes, the compiled step does not accept the arrays of one.
+    if seconds <= _MAX_TIMED_SECONDS and jax.process_count() == 1:
+        # The step takes over the buffers of its arguments, so they are made again each time.
+        arguments = functools.partial(training.blank_arguments, host_batches, 1)
+        seconds, how = min(timed(compiled, arguments, 3, _TRAIN_STEP_SECONDS)), "measured"
+    if not parallel.is_first_process():
+        return
+    _print_answer(experiment, compiled, compile_seconds, flow_step, seconds, how)
     if source.kind == "images":
-        print(advice.noise_warning(wanted) or advice.describe_noise(wanted))
+        print(advice.noise(wanted)[0])
     _print_settings(wanted)
+
+
+def _settings_for(command: Command, platform: str) -> Settings:
+    """Returns the settings of a plan, fitted to its platform and its data if the config does so."""
+    wanted = wanted_settings(command)
+    if command.config_for is None:
+        return wanted
+    options = data_options(wanted, command.data_dir)
+    return fitted_settings(command, wanted, platform, load_if_given(options)[0].event_shape)
 
 
 def _print_settings(wanted: Settings) -> None:
@@ -58,22 +89,26 @@ def _print_settings(wanted: Settings) -> None:
 
 
 def _print_answer(
-    experiment: Experiment, compiled: Any, compile_seconds: float, step: cost.StepCost
+    experiment: Experiment,
+    compiled: Any,
+    compile_seconds: float,
+    flow_step: float,
+    train_step: float,
+    how: str,
 ) -> None:
     wanted = experiment.settings
-    training_seconds = step.train_step * wanted["train.num_steps"]
+    training_seconds = train_step * wanted["train.num_steps"]
     flow_steps = wanted["flow.num_steps"] + wanted["flow.num_refine_steps"]
     batches = wanted["evaluate.num_samples"] / wanted["train.batch_size"]
-    evaluation_seconds = batches * flow_steps * step.flow_step + _REPORT_SECONDS
+    evaluation_seconds = batches * flow_steps * flow_step + _REPORT_SECONDS
     total = compile_seconds + training_seconds + evaluation_seconds
-    first = compile_seconds + step.train_step * min(
+    first = compile_seconds + train_step * min(
         wanted["checkpoint.every_steps"], wanted["train.num_steps"]
     )
     size = memory.num_bytes(experiment.state_shapes())
-    how = "measured" if step.is_measured else "estimated from the flow step"
     params = experiment.state_shapes().variables["params"]
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
-    num = parallel.num_devices()
+    num = parallel.num_replicas()
     print(f"whole run: about {duration(total)}")
     print(f"  compilation: {duration(compile_seconds)}")
     print(f"  {wanted['train.num_steps']:,} train steps: {duration(training_seconds)}")
@@ -81,8 +116,8 @@ def _print_answer(
     if wanted["prior.name"] == "data_dependent":
         print("  not included: fitting the prior to the data")
     print(f"time to the first checkpoint: {duration(first)}")
-    print(f"train step: {step.train_step * 1e3:.3g} ms ({how})")
-    print(f"flow step: {step.flow_step * 1e3:.3g} ms")
+    print(f"train step: {train_step * 1e3:.3g} ms ({how})")
+    print(f"flow step: {flow_step * 1e3:.3g} ms")
     stats, used = compiled.memory_analysis(), "not reported by this backend"
     if stats is not None:
         needed = int(stats.argument_size_in_bytes) + memory.bytes_besides_arguments(stats)
@@ -107,12 +142,24 @@ def duration(seconds: float) -> str:
     return f"{hours:.1f} h" if hours < 48 else f"{hours / 24:.0f} days"
 
 
-def _time(
-    training: Training, experiment: Experiment, compiled: Any, host_batches: Any
-) -> cost.StepCost:
-    flow_step = cost.time_flow_step(experiment)
-    estimate = cost.estimate_train_step(flow_step, training.settings["flow.num_steps"])
-    if estimate > _MAX_TIMED_SECONDS:
-        return cost.StepCost(flow_step, estimate, is_measured=False)
-    measured = cost.time_train_step(compiled, lambda: training.blank_arguments(host_batches, 1))
-    return cost.StepCost(flow_step, measured, is_measured=True)
+def timed(
+    function: Callable[..., Any],
+    arguments: Callable[[], tuple[Any, ...]],
+    most: int,
+    budget_seconds: float,
+) -> list[float]:
+    """Returns the seconds of up to `most` calls, and of no further one after the budget."""
+    seconds: list[float] = []
+    while not seconds or (len(seconds) < most and sum(seconds) < budget_seconds):
+        made = arguments()
+        started = time.perf_counter()
+        jax.block_until_ready(function(*made))
+        seconds.append(time.perf_counter() - started)
+    return seconds
+
+
+def _time_flow_step(experiment: Experiment) -> float:
+    lowered, shapes = advice.lower_flow_step(experiment)
+    zeros, compiled = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes), lowered.compile()
+    jax.block_until_ready(compiled(*zeros))
+    return statistics.median(timed(compiled, lambda: zeros, 10, _FLOW_STEP_SECONDS))

@@ -1,30 +1,19 @@
-"""The process that compiles a plan: `python -m experiments.planning REQUEST.json ANSWER.json`.
+"""The process that compiles a plan, which `process.run` starts: `... experiments.planning PARENT`.
 
-`process.run` starts it. It writes its results, and errors for the user, as JSON.
+It reads a request as JSON and writes the results, or an error for the user, as a line of JSON.
 """
 
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
 from experiments.data import DataOptions, load_if_given
 from experiments.errors import UserError, first_line
-from experiments.machine import memory
+from experiments.machine import interrupts, memory
 from experiments.planning import compiler, hlo, roofline, targets
 from experiments.planning.compiler import Compiled
 from experiments.planning.targets import Target
 from experiments.settings import Settings, section
-
-
-def main(request: Path, answer: Path) -> None:
-    """Compiles the programs of a request."""
-    wanted = json.loads(request.read_text())
-    try:
-        found = plan(wanted["settings"], wanted["data_dir"], wanted["target"])
-    except UserError as error:
-        found = {"error": str(error)}
-    answer.write_text(json.dumps(found))
 
 
 def plan(settings: Settings, data_dir: str, text: str) -> dict[str, Any]:
@@ -43,38 +32,40 @@ def plan(settings: Settings, data_dir: str, text: str) -> dict[str, Any]:
     source, is_given = load_if_given(options._replace(dir=data_dir or options.dir))
     found: dict[str, Any] = {
         "settings": settings,
-        "num_devices": len(devices),
         "has_data": is_given,
         "event_shape": source.event_shape,
     }
+    flow_steps = settings["flow.num_steps"]
     try:
         compiled = compiler.train_step(settings, source, devices)
+        found["train"] = _described(compiled, target, settings, flow_steps)
+        found["flops"] = compiled.flops
+        compiled, found["samples_per_device"] = compiler.sampler(settings, source, devices)
+        flow_steps += settings["flow.num_refine_steps"]
+        found["sampler"] = _described(compiled, target, settings, flow_steps)
+        if target.platform == "gpu":
+            # A second size, for the line through both. The TPU compiler needs minutes for it.
+            double = {**settings, "train.batch_size": 2 * settings["train.batch_size"]}
+            found["double"] = compiler.train_step(double, source, devices).memory
     except RuntimeError as error:
         if memory.explain(error) is None:
             raise
-        return {**found, "out_of_memory": first_line(error)[:300]}
-    found["train"] = _described(compiled, target, settings, settings["flow.num_steps"])
-    if target.platform == "gpu":
-        # A second size, for the line through both. The TPU compiler needs minutes for it.
-        double = {**settings, "train.batch_size": 2 * settings["train.batch_size"]}
-        found["double"] = compiler.train_step(double, source, devices).memory
-    compiled, size = compiler.sampler(settings, source, devices)
-    num_flow_steps = settings["flow.num_steps"] + settings["flow.num_refine_steps"]
-    found["sampler"] = _described(compiled, target, settings, num_flow_steps)
-    return {**found, "samples_per_device": size}
+        if "sampler" not in found:  # Otherwise only the second size does not fit.
+            found["out_of_memory"] = first_line(error)[:300]
+    return found
 
 
 def _described(
     compiled: Compiled, target: Target, settings: Settings, num_flow_steps: int
 ) -> dict[str, Any]:
-    found = roofline.cost(hlo.parse(compiled.text), target, settings["precision"], num_flow_steps)
-    return {
-        "compilation_seconds": compiled.seconds,
-        "memory": compiled.memory,
-        "flops": compiled.flops,
-        "cost": found._asdict(),
-    }
+    cost = roofline.cost(hlo.parse(compiled.text), target, settings["precision"], num_flow_steps)
+    return {"memory": compiled.memory, "cost": cost._asdict()}
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    interrupts.end_with(int(sys.argv[1]))
+    try:
+        answer = plan(*json.load(sys.stdin))
+    except UserError as error:
+        answer = {"error": str(error)}
+    print(json.dumps(answer))

@@ -4,7 +4,6 @@ The process must have been started with `environment.without_devices`: the compi
 TPUs are found, and look for their devices, before JAX starts.
 """
 
-import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -24,14 +23,10 @@ _GPU_OPTIONS: dict[str, str] = {"xla_gpu_autotune_level": "0"}
 
 
 class Compiled(NamedTuple):
-    """A compiled program for devices that this machine does not have.
+    """A program for devices that this machine does not have, before and after compilation."""
 
-    XLA compiled `lowered` to the `executable`, in this number of seconds.
-    """
-
-    executable: Any
     lowered: Any
-    seconds: float
+    executable: Any
 
     @property
     def text(self) -> str:
@@ -99,9 +94,7 @@ def train_step(settings: Settings, source: Source, devices: list[Any]) -> Compil
         scalar,
         scalar,
     )
-    return _compile(
-        lambda: parallel.lower_steps(training.repeated_step(), devices, arguments), devices
-    )
+    return _compile(parallel.lower_steps(training.repeated_step(), devices, arguments), devices)
 
 
 def sampler(settings: Settings, source: Source, devices: list[Any]) -> tuple[Compiled, int]:
@@ -118,21 +111,13 @@ def sampler(settings: Settings, source: Source, devices: list[Any]) -> tuple[Com
         build.shapes_on_device(experiment.constants, len(devices)),
         batch,
     )
-    compiled = _compile(
-        lambda: parallel.lower_sampler(
-            samplers.make_sampler(experiment.problem), devices, arguments
-        ),
-        devices,
-    )
-    return compiled, size
+    lowered = parallel.lower_sampler(samplers.make_sampler(experiment.problem), devices, arguments)
+    return _compile(lowered, devices), size
 
 
-def _compile(lower: Any, devices: list[Any]) -> Compiled:
-    started = time.perf_counter()
+def _compile(lowered: Any, devices: list[Any]) -> Compiled:
     options = _GPU_OPTIONS if devices[0].platform == "gpu" else None
-    lowered = lower()
-    executable = lowered.compile(compiler_options=options)
-    return Compiled(executable, lowered, time.perf_counter() - started)
+    return Compiled(lowered, lowered.compile(compiler_options=options))
 
 
 def _key_shape() -> Any:

@@ -5,7 +5,6 @@
 
 import math
 import re
-from collections.abc import Iterator
 from typing import NamedTuple
 
 _SHAPE = re.compile(r"\b([a-z]\w*)\[([\d,]*)\](?:\{([^{}]*)\})?")
@@ -87,14 +86,13 @@ class Instruction(NamedTuple):
 
 
 class Program(NamedTuple):
-    """A compiled program: instructions by the name of their computation, and its text.
+    """A compiled program: instructions by the name of their computation.
 
     The `entry` is the computation that runs first.
     """
 
     computations: dict[str, list[Instruction]]
     entry: str
-    text: str
 
     def loops(self) -> list[Instruction]:
         return [i for body in self.computations.values() for i in body if i.opcode == "while"]
@@ -112,27 +110,13 @@ class Program(NamedTuple):
                     return limit.number
         return None
 
-    def loop_body(self, trip_count: int) -> str:
+    def loop_body(self, trip_count: int) -> str | None:
         """Returns the computation that a loop of this many rounds runs: the flow's, for `K` steps.
 
-        Raises:
-          ValueError: if there is none, or more than one.
+        It is `None` if there is no such loop, or more than one.
         """
-        counts = {loop.called[0]: self.trip_count(loop) for loop in self.loops()}
-        found = [body for body, count in counts.items() if count == trip_count]
-        if len(found) != 1:
-            raise ValueError(
-                f"expected one loop of {trip_count} rounds, found {len(found)} among loops of "
-                f"{', '.join(map(str, counts.values())) or 'none'}"
-            )
-        return found[0]
-
-    def inside(self, instruction: Instruction) -> Iterator[Instruction]:
-        """Yields an instruction, and those of the computations that it calls."""
-        yield instruction
-        for name in instruction.called:
-            for inner in self.computations.get(name, ()):
-                yield from self.inside(inner)
+        found = {i.called[0] for i in self.loops() if self.trip_count(i) == trip_count}
+        return found.pop() if len(found) == 1 else None
 
 
 def parse(text: str) -> Program:
@@ -148,7 +132,7 @@ def parse(text: str) -> Program:
             current = None
         elif current is not None and (instruction := _parse_instruction(line)):
             current.append(instruction)
-    return Program(computations, entry, text)
+    return Program(computations, entry)
 
 
 def _parse_instruction(line: str) -> Instruction | None:

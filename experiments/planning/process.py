@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,10 @@ def check_compiler(target: Target) -> None:
       UserError: with the command that installs it.
     """
     packages = _COMPILERS[target.platform]
-    if not any(_is_installed(package) for package in packages):
+    # A name may have underscores, and an installation that was interrupted may have none.
+    found = importlib.metadata.distributions()
+    installed = {(package.name or "").replace("_", "-") for package in found}
+    if installed.isdisjoint(packages):
         raise UserError(
             f"--target={target.text} needs XLA's compiler for it, of the package "
             f"{' or '.join(packages)}: {_INSTALL[target.platform]}"
@@ -42,23 +44,20 @@ def run(settings: Settings, data_dir: str, target: Target) -> dict[str, Any]:
       UserError: for settings that are not possible, or if the target's compiler does not work.
     """
     check_compiler(target)
-    with tempfile.TemporaryDirectory() as folder:
-        request, answer = Path(folder, "request.json"), Path(folder, "answer.json")
-        request.write_text(
-            json.dumps({"settings": settings, "data_dir": data_dir, "target": target.text})
-        )
-        command = [sys.executable, "-m", "experiments.planning", str(request), str(answer)]
-        root = Path(__file__).resolve().parents[2]
-        environ = environment.without_devices()
-        environ["PYTHONPATH"] = os.pathsep.join(
-            filter(None, (str(root), environ.get("PYTHONPATH", "")))
-        )
-        done = subprocess.run(
-            command, env=environ, capture_output=True, text=True, errors="replace", check=False
-        )
-        if not answer.exists():
-            raise explain(done.stderr, done.returncode, target)
-        found: dict[str, Any] = json.loads(answer.read_text())
+    environ = environment.without_devices()
+    paths = (str(Path(__file__).resolve().parents[2]), environ.get("PYTHONPATH", ""))
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.planning", str(os.getpid())],
+        input=json.dumps([settings, data_dir, target.text]),
+        env={**environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    if not done.stdout.endswith("}\n"):
+        raise explain(done.stderr, done.returncode, target)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     if "error" in found:
         raise UserError(found["error"])
     return found
@@ -66,23 +65,11 @@ def run(settings: Settings, data_dir: str, target: Target) -> dict[str, Any]:
 
 def explain(stderr: str, code: int, target: Target) -> UserError:
     """Returns a UserError for a process that ended without an answer."""
-    lock = re.search(r"(/\S*libtpu_lockfile)", stderr)
-    if lock:
-        return UserError(
-            f"--target={target.text}: {lock[1].rstrip('.')} is locked. If no other program uses "
-            f"libtpu, a process that died left it behind: rm {lock[1].rstrip('.')}"
-        )
-    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    # JAX adds notes below an error of Python's.
+    errors = re.findall(r"^[\w.]+(?:Error|Exception): .+", stderr, re.MULTILINE)
+    lines = errors or re.findall(r"\S.*", stderr)
     last = lines[-1][:_MAX_SHOWN] if lines else f"it ended with code {code}"
     return UserError(
         f"--target={target.text}: the compiler of the package "
         f"{' or '.join(_COMPILERS[target.platform])} does not work here: {last}"
     )
-
-
-def _is_installed(package: str) -> bool:
-    try:
-        importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True

@@ -43,12 +43,12 @@ class Plan(NamedTuple):
         """Bytes per device of "train" or "sampler"."""
         return sum(self.found[part]["memory"].values()) + self.data_bytes
 
-    @property
-    def fits(self) -> bool:
-        """Whether train step and sampler fit into the memory of a device."""
-        if "out_of_memory" in self.found:
-            return False
-        return self.target.memory_bytes >= max(map(self.needed_bytes, ("train", "sampler")))
+    def fits(self, *parts: str) -> bool:
+        """Whether "train", "sampler" or both fit into the memory of a device."""
+        return all(
+            part in self.found and self.needed_bytes(part) <= self.target.memory_bytes
+            for part in parts
+        )
 
     @property
     def largest_batch_size(self) -> int | None:
@@ -72,14 +72,15 @@ def lines(plan: Plan) -> Iterator[str]:
     """Yields the lines of a plan, with the answer first."""
     target, settings, found = plan.target, plan.settings, plan.found
     hosts = f" in {target.num_hosts} hosts" if target.num_hosts > 1 else ""
-    devices = f"{target.num_devices} x {target.title}{hosts}"
+    devices = f"{target.num_devices} x {target.machine['title']}{hosts}"
     yield f"plan for {devices} ({target.text}); compiled for it and not run"
     if "out_of_memory" in found:
-        yield f"does not fit: {found['out_of_memory']}"
+        what = "sampling" if "train" in found else "training"
+        yield f"does not fit: {what}: {found['out_of_memory']}"
         yield from _advice(plan)
         return
     yield _fit_line(plan)
-    if not plan.fits:
+    if not plan.fits("train", "sampler"):
         yield from _advice(plan)
     yield _largest_line(plan)
     step, draw = (Cost(**found[part]["cost"]) for part in ("train", "sampler"))
@@ -87,7 +88,7 @@ def lines(plan: Plan) -> Iterator[str]:
     how = (
         "the TPU compiler's own count of cycles"
         if target.platform == "tpu"
-        else f"at least {target.kernel_seconds * 1e6:g} microseconds per kernel"
+        else f"at least {target.machine['kernel_seconds'] * 1e6:g} microseconds per kernel"
     )
     yield _time_line(
         plan,
@@ -102,12 +103,12 @@ def lines(plan: Plan) -> Iterator[str]:
         f"{_ms(step.link_seconds)} of communication"
     )
     yield (
-        f"  per device: {found['train']['flops'] / 1e12:.4g} TFLOP, "
+        f"  per device: {found['flops'] / 1e12:.4g} TFLOP, "
         f"{step.memory_bytes / 1e9:.4g} GB through memory, {step.sent_bytes / 1e6:.4g} MB to "
         f"other devices in {step.num_collectives} collective operations"
     )
-    if step.num_flow_kernels:
-        yield f"  {step.num_kernels:,} kernels, {step.num_flow_kernels} per flow step"
+    of_flow = f", {step.num_flow_kernels} per flow step" if step.num_flow_kernels else ""
+    yield f"  {step.num_kernels:,} kernels{of_flow}"
     yield f"{plan.num_drawn} samples, roofline: {draw.seconds:.3g} s, limited by {draw.bound}"
     yield (
         f"network: input {tuple(found['event_shape'])}, {settings['precision']}; batch "
@@ -123,7 +124,7 @@ def _fit_line(plan: Plan) -> str:
     usable = plan.target.machine["usable"]
     share = f", the {usable:.0%} that JAX uses by default" if usable < 1 else ""
     return (
-        f"{'fits' if plan.fits else 'does not fit'}: training needs "
+        f"{'fits' if plan.fits('train', 'sampler') else 'does not fit'}: training needs "
         f"{plan.needed_bytes('train') / _GIB:.2f} and sampling "
         f"{plan.needed_bytes('sampler') / _GIB:.2f} of {plan.target.memory_bytes / _GIB:.2f} GiB "
         f"per device{share}; training: {', '.join(parts)}"
@@ -154,29 +155,36 @@ def _time_line(plan: Plan, what: str, train_step: float, sampler: float) -> str:
 
 def _advice(plan: Plan) -> Iterator[str]:
     """Yields suggestions for a run that does not fit."""
-    settings = plan.settings
-    if "train" in plan.found:
-        memory = plan.found["train"]["memory"]
-        free = plan.target.memory_bytes - plan.needed_bytes("train") + memory["temporary"]
-        if free > 0:
-            parts = [
-                n
-                for n in range(1, plan.batch_size + 1)
-                if plan.batch_size % n == 0 and memory["temporary"] / n <= free
-            ]
-            if parts and parts[0] > 1:
-                yield f"  try --config.train.num_micro_batches={parts[0]}, with the same results"
-        else:
-            yield "  parameters and constants do not fit, so a smaller batch does not help"
+    settings, trains = plan.settings, plan.fits("train")
+    drawn = min(settings["evaluate.batch_size"], settings["evaluate.num_samples"])
+    of_sampling = f"--config.evaluate.batch_size={max(drawn // 2, 1)}"
+    if trains:
+        yield f"  try {of_sampling}: only sampling does not fit"
+    elif "train" in plan.found:
+        yield from _micro_batches(plan)
     if not settings["network.remat"]:
         yield "  try --config.network.remat=true, which needs less memory and more time"
     if settings["prior.name"] == "data_dependent":
         yield "  try a smaller --config.prior.rank, such as 512"
-    if plan.batch_size > 1:
+    if not trains and plan.batch_size > 1:
         smaller = plan.batch_size // 2 * plan.target.num_devices
         yield f"  try --config.train.batch_size={smaller}, or more devices for the same batch"
-    smaller = max(int(settings["evaluate.batch_size"]) // 2, 1)
-    yield f"  if sampling needs the memory: --config.evaluate.batch_size={smaller}"
+    if not trains:
+        yield f"  if sampling needs the memory: {of_sampling}"
+
+
+def _micro_batches(plan: Plan) -> Iterator[str]:
+    """Yields the least number of micro-batches that fits; the temporary memory is that of one."""
+    temporary, num = plan.found["train"]["memory"]["temporary"], plan.batch_size
+    free = plan.target.memory_bytes - plan.needed_bytes("train") + temporary
+    if free <= 0:
+        yield "  parameters and constants do not fit, so a smaller batch does not help"
+        return
+    used = plan.settings["train.num_micro_batches"]
+    for parts in range(used + 1, num + 1):
+        if num % parts == 0 and temporary * used / parts <= free:
+            yield f"  try --config.train.num_micro_batches={parts}, with the same results"
+            return
 
 
 def _ms(seconds: float) -> str:

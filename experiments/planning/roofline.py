@@ -25,7 +25,7 @@ class Cost(NamedTuple):
       sent_bytes: bytes sent to other devices.
       num_collectives: number of operations that move data between devices.
       num_kernels: number of kernels.
-      num_flow_kernels: kernels per flow step; 0 if the flow is not a loop.
+      num_flow_kernels: kernels per flow step; 0 if its loop is not found.
       compute_seconds: time of kernels that are limited by products.
       memory_seconds: time of kernels that are limited by memory.
       link_seconds: time of communication.
@@ -58,7 +58,8 @@ class Cost(NamedTuple):
 
 def cost(program: Program, target: Target, precision: str, num_flow_steps: int) -> Cost:
     """Returns the cost of one run of a program, the train step or the sampler."""
-    peak, bandwidth = target.peaks[precision], target.memory_bandwidth
+    machine = target.machine
+    peak, bandwidth = machine["peak"][precision], machine["memory_bandwidth"]
     total = Cost()
     for kernel in work.kernels(program):
         sent = kernel.sent_bytes(target.num_devices)
@@ -73,9 +74,9 @@ def cost(program: Program, target: Target, precision: str, num_flow_steps: int) 
             link_seconds=sent / target.link_bandwidth,
             expected_seconds=sent / target.link_bandwidth
             + (
-                kernel.instruction.estimated_cycles / target.clock
+                kernel.instruction.estimated_cycles / (machine["clock_ghz"] * 1e9)
                 if target.platform == "tpu"
-                else max(compute, memory, target.kernel_seconds)
+                else max(compute, memory, machine["kernel_seconds"])
             ),
         )
         total = Cost._make(a + kernel.times * b for a, b in zip(total, own, strict=True))

@@ -6,7 +6,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from experiments.errors import UserError
 from fdrl_jax.names import nearest
@@ -22,39 +22,35 @@ class Target(NamedTuple):
 
     Attributes:
       text: as the user wrote it.
+      platform: "gpu" or "tpu".
       shape: of a TPU slice; of GPUs the number of hosts, and of devices per host.
-      memory_bytes: memory of a device that a program may use.
-      memory_bandwidth: bytes per second between its memory and its cores.
-      peaks: FLOP/s by precision.
-      link_bandwidth: bytes per second that leave a device, in one direction.
-      machine: all that the file knows.
+      machine: what the file knows of a device.
     """
 
     text: str
-    platform: Literal["gpu", "tpu"]
-    title: str
-    num_devices: int
+    platform: str
     shape: tuple[int, ...]
-    memory_bytes: int
-    memory_bandwidth: float
-    peaks: Mapping[str, float]
-    link_bandwidth: float
     machine: Mapping[str, Any]
 
     @property
-    def clock(self) -> float:
-        """Cycles per second of a TPU's cores."""
-        return float(self.machine["clock_ghz"]) * 1e9
-
-    @property
-    def kernel_seconds(self) -> float:
-        """What a kernel of a GPU takes at least, whatever it does."""
-        return float(self.machine["kernel_seconds"])
+    def num_devices(self) -> int:
+        return math.prod(self.shape)
 
     @property
     def num_hosts(self) -> int:
         """Number of hosts that the devices are spread over."""
         return -(-self.num_devices // int(self.machine["devices_per_host"]))
+
+    @property
+    def memory_bytes(self) -> int:
+        """Memory of a device that a program may use."""
+        return int(self.machine["memory_bytes"] * self.machine["usable"])
+
+    @property
+    def link_bandwidth(self) -> float:
+        """Bytes per second that leave a device, in one direction."""
+        spans_hosts = self.platform == "gpu" and self.shape[0] > 1
+        return float(self.machine["network_bandwidth" if spans_hosts else "link_bandwidth"])
 
 
 def parse(text: str) -> Target:
@@ -72,21 +68,7 @@ def parse(text: str) -> Target:
         names = tuple(known[platform])
         raise _unknown(text, f"names one of {', '.join(names)}", name, names)
     machine = known[platform][name]
-    shape = _shape(text, platform, name, size, machine)
-    num = math.prod(shape)
-    spans_hosts = platform == "gpu" and shape[0] > 1
-    return Target(
-        text=text,
-        platform="gpu" if platform == "gpu" else "tpu",
-        title=machine["title"],
-        num_devices=num,
-        shape=shape,
-        memory_bytes=int(machine["memory_bytes"] * machine["usable"]),
-        memory_bandwidth=machine["memory_bandwidth"],
-        peaks=machine["peak"],
-        link_bandwidth=machine["network_bandwidth" if spans_hosts else "link_bandwidth"],
-        machine=machine,
-    )
+    return Target(text, platform, _shape(text, platform, name, size, machine), machine)
 
 
 @functools.cache

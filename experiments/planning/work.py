@@ -6,10 +6,12 @@ The loop over train steps of a dispatch has no trip count, so the figures are th
 step.
 """
 
+import functools
+import math
+import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from experiments.planning import products
 from experiments.planning.hlo import Array, Instruction, Program
 
 # Instructions that name or regroup arrays without moving data.
@@ -89,14 +91,9 @@ def flops(program: Program) -> float:
     return sum(kernel.times * kernel.flops for kernel in kernels(program))
 
 
-def collectives(program: Program, computation: str | None = None) -> list[Kernel]:
-    """Returns the kernels that move data between devices."""
-    return [kernel for kernel in kernels(program, computation) if kernel.collective]
-
-
 def _flops(program: Program, instruction: Instruction, operands: list[Instruction]) -> float:
     if instruction.opcode not in ("fusion", "async-start", "fusion-start"):
-        return products.flops(instruction, operands)
+        return _product_flops(instruction, operands)
     total = 0.0
     for name in instruction.called:
         by_name = {i.name: i for i in program.computations.get(name, [])}
@@ -104,6 +101,67 @@ def _flops(program: Program, instruction: Instruction, operands: list[Instructio
             own = [by_name[operand] for operand in inner.operands if operand in by_name]
             total += _flops(program, inner, own)
     return total
+
+
+def _product_flops(instruction: Instruction, operands: list[Instruction]) -> float:
+    """Returns the FLOPs of one instruction without padding, not of those that it calls.
+
+    Only products and convolutions have FLOPs here.
+    """
+    if instruction.opcode == "dot":
+        return _dot_flops(instruction, operands, r"lhs_contracting_dims=\{([\d,]*)\}")
+    if instruction.target.startswith("__cublas$"):
+        return _dot_flops(instruction, operands, r'"lhs_contracting_dimensions":\[([^\]]*)\]')
+    if instruction.opcode == "convolution" or instruction.target.startswith("__cudnn$conv"):
+        return _convolution_flops(instruction, operands)
+    return 0.0
+
+
+def _dot_flops(instruction: Instruction, operands: list[Instruction], pattern: str) -> float:
+    found = re.search(pattern, instruction.attributes)
+    axes = [int(n) for n in re.findall(r"\d+", found[1])] if found else []
+    left = operands[0].arrays[0].dims
+    return 2.0 * math.prod(instruction.arrays[0].dims) * math.prod(left[axis] for axis in axes)
+
+
+def _convolution_flops(instruction: Instruction, operands: list[Instruction]) -> float:
+    """Counts the products of the entries of the kernel and of the image, without the padding."""
+    image, kernel = (operand.arrays[0].dims for operand in operands[:2])
+    output = instruction.arrays[0].dims
+    # cuDNN writes a derivative with the labels and the window of the forward convolution.
+    if "BackwardInput" in instruction.target:
+        image, output = output, image
+    elif "BackwardFilter" in instruction.target:
+        kernel, output = output, kernel
+    found = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes)
+    of_image, of_kernel, of_output = found.groups() if found else ("", "", "")
+    count = 2.0 * output[of_output.index("b")] * output[of_output.index("f")]
+    count *= kernel[of_kernel.index("i")]
+    for axis, along in enumerate(_windows(instruction.attributes)):
+        length, num_outputs = image[of_image.index(str(axis))], output[of_output.index(str(axis))]
+        count *= _num_products(length, num_outputs, *along)
+    return count
+
+
+def _windows(attributes: str) -> list[tuple[int, ...]]:
+    """Returns size, stride, padding before, and dilations of image and kernel, by axis."""
+    found = re.search(r"window=\{([^}]*)\}", attributes)
+    parts = dict(part.split("=") for part in found[1].split()) if found else {}
+    num_axes = parts["size"].count("x") + 1 if parts else 0
+    names = {"size": 1, "stride": 1, "pad": 0, "lhs_dilate": 1, "rhs_dilate": 1}
+    texts = [parts[n].split("x") if n in parts else [str(d)] * num_axes for n, d in names.items()]
+    # Of a padding, such as 1_2, the first number is that before the image.
+    return [tuple(int(text.split("_")[0]) for text in axis) for axis in zip(*texts, strict=True)]
+
+
+@functools.cache
+def _num_products(
+    length: int, num_outputs: int, size: int, stride: int, before: int, dilation: int, gap: int
+) -> int:
+    """Counts the taps of all positions that meet an entry of the image, along one axis."""
+    dilated = (length - 1) * dilation + 1
+    places = (i * stride + tap * gap - before for tap in range(size) for i in range(num_outputs))
+    return sum(0 <= place < dilated and place % dilation == 0 for place in places)
 
 
 def _num_bytes(program: Program, instruction: Instruction, operands: list[Instruction]) -> int:

@@ -1,5 +1,7 @@
 """The precision of computations is that of the config."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -21,13 +23,33 @@ def test_an_accelerator_multiplies_at_the_precision_of_the_config(
     precision, monkeypatch, precision_restored
 ):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    hardware.set_matmul_precision(precision)
+    used = hardware.prepare({"precision": precision, "flow.num_steps": 3})
+    assert used == {"precision": precision, "flow.num_steps": 3}
     assert jax.config.jax_default_matmul_precision == precision
 
 
 def test_a_cpu_is_not_changed(precision_restored):
-    hardware.set_matmul_precision("tensorfloat32")
+    hardware.prepare({"precision": "tensorfloat32"})
     assert jax.config.jax_default_matmul_precision is None
+
+
+def test_the_precision_of_a_classifier_is_resolved_and_not_set(monkeypatch, precision_restored):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    hardware.prepare({"precision": "float32"})
+    assert hardware.resolved({"precision": "bfloat16"}) == {"precision": "bfloat16"}
+    assert jax.config.jax_default_matmul_precision == "float32"
+
+
+def test_the_memory_is_that_of_a_device_of_this_process(monkeypatch):
+    own = SimpleNamespace(
+        device_kind="H1", platform="gpu", memory_stats=lambda: {"bytes_limit": 2**34}
+    )
+    monkeypatch.setattr(jax, "local_devices", lambda: [own])
+    assert f"{jax.device_count()} x H1, 16 GiB each" in hardware.describe_devices()
+
+
+def precision_in_use(precision):
+    return hardware.resolved({"precision": precision})["precision"]
 
 
 @pytest.fixture
@@ -44,25 +66,26 @@ def onednn(monkeypatch):
     jax.config.update("jax_compilation_cache_dir", before)
 
 
-def test_auto_is_bfloat16_where_it_is_fast(onednn):
+def test_auto_is_bfloat16_where_it_is_fast(onednn, monkeypatch):
     onednn(None)
-    assert hardware.resolve_precision("auto", "cpu") == "bfloat16"
+    assert precision_in_use("auto") == "bfloat16"
     onednn("there is no AMX")
-    assert hardware.resolve_precision("auto", "cpu") == "float32"
-    assert hardware.resolve_precision("auto", "tpu") == "bfloat16"
+    assert precision_in_use("auto") == "float32"
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    assert precision_in_use("auto") == "bfloat16"
 
 
 @pytest.mark.parametrize("precision", ["float32", "tensorfloat32", "bfloat16"])
 def test_a_requested_precision_is_kept(precision, onednn):
     onednn("there is no AMX")
-    assert hardware.resolve_precision(precision, "cpu") == precision
+    assert precision_in_use(precision) == precision
 
 
 def test_slow_bfloat16_is_used_with_a_warning_that_says_why(onednn, caplog):
     onednn("there is no AMX")
-    hardware.resolve_precision("auto", "cpu")
+    precision_in_use("auto")
     assert not caplog.records
-    hardware.resolve_precision("bfloat16", "cpu")
+    precision_in_use("bfloat16")
     assert "slower here than float32, because there is no AMX" in caplog.text
 
 
@@ -70,7 +93,7 @@ def test_a_persistent_cache_is_refused_with_onednn(onednn, tmp_path):
     onednn(None)
     jax.config.update("jax_compilation_cache_dir", str(tmp_path))
     with pytest.raises(UserError, match="Unset JAX_COMPILATION_CACHE_DIR"):
-        hardware.resolve_precision("bfloat16", "cpu")
+        precision_in_use("bfloat16")
 
 
 def test_wrong_kernels_are_found_at_the_start(onednn, monkeypatch):

@@ -1,12 +1,15 @@
 """Several processes give the results of one and end together; checkpoints fit any number."""
 
 import contextlib
+import json
 import os
 import shutil
 import socket
+import struct
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import chex
 import jax
@@ -228,19 +231,83 @@ def test_a_process_whose_work_is_done_may_end_before_its_peers(pair):
     assert first.poll() is None
 
 
-def test_a_stranger_that_connects_is_not_a_peer():
+@pytest.fixture
+def listener(monkeypatch):
+    monkeypatch.setattr(peers, "_GREETING_SECONDS", 0.05)
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-        with (
-            socket.create_connection(("127.0.0.1", port)) as stranger,
-            socket.create_connection(("127.0.0.1", port)) as friend,
-        ):
-            stranger.sendall(b"x" * 32)
-            friend.sendall(b"t" * 32)
-            (link,) = peers._accepted(listener, "t" * 32, 1)
-            with link:
-                friend.sendall(b"\3")
-                assert link.recv(1) == b"\3"
+        yield listener
+
+
+def connection(listener, text):
+    link = socket.create_connection(listener.getsockname())
+    link.sendall(text)
+    return link
+
+
+def test_a_stranger_that_connects_is_not_a_peer(listener):
+    at_once = struct.pack("ii", 1, 0)
+    with (
+        connection(listener, b"x" * 32),
+        connection(listener, b""),  # Silent.
+        connection(listener, b"xx") as gone,
+        connection(listener, b"t" * 32) as friend,
+    ):
+        gone.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
+        gone.close()  # Resets the connection.
+        (link,) = peers._accepted(listener, "t" * 32, 1)
+        with link:
+            assert friend.recv(1) == peers._WELCOME
+            friend.sendall(b"\3")
+            assert link.recv(1) == b"\3"
+
+
+def test_a_process_that_cannot_connect_leaves_the_links_of_the_others_open(listener, monkeypatch):
+    monkeypatch.setattr(peers, "_CONNECT_SECONDS", 0.5)
+    with connection(listener, b"t" * 32) as friend:
+        (link,) = peers._accepted(listener, "t" * 32, 2)
+        with link:
+            assert friend.recv(1) == peers._WELCOME
+            friend.sendall(b"\3")
+            assert link.recv(1) == b"\3"
+
+
+def test_a_link_that_the_first_process_does_not_answer_is_not_trusted(listener, monkeypatch):
+    monkeypatch.setattr(peers, "_CONNECT_SECONDS", 0.1)
+    offer = json.dumps([*listener.getsockname(), "t" * 32])
+    monkeypatch.setattr(parallel, "from_first_process", lambda text: offer)
+    with pytest.raises(OSError, match="timed out"):  # It connects, but nobody accepts.
+        peers._connect()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("UNKNOWN: Gloo all-reduce failed: [external/gloo/pair.cc] Connection closed", 5),
+        ("INTERNAL: NCCL operation ncclGroupEnd() failed: remote process exited", 5),
+        ("DEADLINE_EXCEEDED: Barrier timed out", 5),
+        ("UNAVAILABLE: Socket closed", 5),
+        ("RESOURCE_EXHAUSTED: Out of memory allocating 1 byte", 2),
+        ("INTERNAL: CUDA error: an illegal memory access was encountered", 1),
+        ("FAILED_PRECONDITION: the device has been halted", 1),
+    ],
+)
+def test_only_an_error_of_the_connection_is_one_of_a_peer(text, expected, monkeypatch, capsys):
+    def leave(code, message=""):
+        raise SystemExit(code)
+
+    done = []
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(peers, "_links", [None])
+    monkeypatch.setattr(peers, "time", SimpleNamespace(sleep=lambda _: done.append("waited")))
+    monkeypatch.setattr(peers, "announce_exit", done.append)
+    monkeypatch.setattr(hosts, "leave", leave)
+    monkeypatch.setattr(hosts, "os", SimpleNamespace(_exit=leave))
+    with pytest.raises(SystemExit) as ended, hosts.leaving_with_peers():
+        raise jax.errors.JaxRuntimeError(text)
+    assert ended.value.code == expected
+    # The peer may have sent its own exit code, which then ends this process too.
+    assert done == (["waited", 5] if expected == 5 else [expected])
+    assert (text in capsys.readouterr().err) == (expected == 1)  # Its own, with a traceback.
 
 
 def test_replicas_that_differ_in_a_bit_are_named():

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 
 from benchmarks.faults import program
 
@@ -46,3 +47,28 @@ def test_leaving_works_when_the_output_is_closed():
     process.stdout.close()
     process.stderr.close()
     assert process.wait(60) == 3
+
+
+CHILD = """
+import os, sys, time
+from experiments.machine import interrupts
+interrupts.end_with(int(sys.argv[1]))
+print("started", flush=True)
+time.sleep(60)
+"""
+PARENT = f"""
+import os, subprocess, sys
+subprocess.run([sys.executable, "-c", {CHILD!r}, str(os.getpid())])
+"""
+
+
+def test_a_process_ends_with_its_parent():
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT], cwd=program.ROOT, stdout=subprocess.PIPE, text=True
+    )
+    with parent:
+        assert parent.stdout.readline() == "started\n"
+        parent.kill()
+        before = time.monotonic()
+        assert parent.stdout.read() == ""  # Until the child has closed it.
+        assert time.monotonic() - before < 30

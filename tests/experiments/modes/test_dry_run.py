@@ -6,15 +6,16 @@ import jax
 import pytest
 from small_runs import SMALL_RESNET, start
 
-from experiments import cost
 from experiments.data import decoded
-from experiments.modes.dry_run import duration
+from experiments.modes import dry_run
+from fdrl_jax import parallel
 
 
 def test_a_dry_run_prints_the_answer_first_and_then_the_settings_that_differ(
     tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(parallel, "num_devices", lambda: 1)  # The others are another process's.
     start("dry_run", None, "digits:tiny", {"flow.step_size": 0.25})
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("whole run: about ")
@@ -22,19 +23,22 @@ def test_a_dry_run_prints_the_answer_first_and_then_the_settings_that_differ(
     for word in ("compilation", "evaluation", "first checkpoint", "MiB", "disk", "devices:"):
         assert word in answer, word
     assert "parameters, input (8, 8, 1)" in answer
+    assert f"batch: 16, {16 // jax.device_count()} per device" in answer
     shown = [line.split()[0] for line in lines if line.startswith("  ") and "." in line.split()[0]]
     assert "flow.step_size" in shown
     assert "data.num_threads" not in shown  # As by default.
     assert not any(tmp_path.iterdir())
 
 
-def test_a_dry_run_compiles_the_train_step_once_and_no_initialisation(monkeypatch):
+def test_a_dry_run_compiles_the_train_step_once_and_no_initialisation(monkeypatch, capsys):
     compiled = []
     monkeypatch.setattr(
         jax.stages.Lowered, "compile", _counting(jax.stages.Lowered.compile, compiled)
     )
+    monkeypatch.setattr(parallel, "is_first_process", lambda: False)
     start("dry_run", None, "swissroll:tiny")
     assert len(compiled) == 2  # The train step, and a step of the flow to time it.
+    assert not capsys.readouterr().out  # Of several processes only the first prints.
 
 
 def _counting(compile_, calls):
@@ -50,7 +54,7 @@ def _counting(compile_, calls):
     [(3, "3 s"), (300, "5 min"), (10_800, "3.0 h"), (1_000_000, "12 days")],
 )
 def test_durations_are_given_in_a_natural_unit(seconds, expected):
-    assert duration(seconds) == expected
+    assert dry_run.duration(seconds) == expected
 
 
 def test_a_dry_run_on_a_folder_reads_no_more_images_than_it_needs_for_their_shape(
@@ -67,7 +71,6 @@ def test_a_dry_run_on_a_folder_reads_no_more_images_than_it_needs_for_their_shap
 @pytest.mark.parametrize(("seconds", "expected"), [(3.0, 1), (0.1, 3)])
 def test_a_slow_train_step_is_timed_once_and_a_fast_one_three_times(seconds, expected, monkeypatch):
     times = [0.0]
-    monkeypatch.setattr(cost, "time", SimpleNamespace(perf_counter=lambda: times[-1]))
-    measured = cost.time_train_step(lambda s: times.append(times[-1] + s), lambda: (seconds,))
-    assert measured == pytest.approx(seconds)
-    assert len(times) == 1 + expected
+    monkeypatch.setattr(dry_run, "time", SimpleNamespace(perf_counter=lambda: times[-1]))
+    measured = dry_run.timed(lambda s: times.append(times[-1] + s), lambda: (seconds,), 3, 2.0)
+    assert measured == pytest.approx([seconds] * expected)

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -83,19 +84,50 @@ def test_settings_that_cannot_run_on_the_target_are_refused(changes, expected, m
         start("dry_run", None, "folder:tiny", changes, target=GPU.text)
 
 
-def plan(target=GPU, *, memory, **more):
+CONFIG = """
+from configs import digits
+def get_config():
+    return digits.get_config("tiny")
+def get_config_for(platform, event_shape):
+    config = get_config()
+    config.network.width = event_shape[0] * {"gpu": 1, "tpu": 2, "cpu": 3}[platform]
+    return config
+"""
+
+
+@pytest.mark.parametrize(("target", "width"), [("gpu:h100:1", 8), ("tpu:v5e:1x1", 16)])
+def test_a_config_that_depends_on_the_device_and_the_data_is_that_for_the_target(
+    target, width, tmp_path, monkeypatch
+):
+    def run(wanted, data_dir, target):
+        assert wanted["network.width"] == width
+        assert wanted["flow.num_steps"] == 3
+        raise UserError("planned")
+
+    (tmp_path / "own.py").write_text(CONFIG)
+    monkeypatch.setattr(process, "run", run)
+    with pytest.raises(UserError, match="planned"):
+        start("dry_run", None, tmp_path / "own.py", {"flow.num_steps": 3}, target=target)
+
+
+def plan(target=GPU, *, memory, changes=None, **more):
     cost = {"memory_bytes": 1e9, "num_kernels": 10, "compute_seconds": 0.02, "link_seconds": 0.001}
-    part = {"memory": memory, "flops": 1e12, "cost": cost}
-    wanted = settings.checked({**load_config("cifar10"), "train.batch_size": 8 * NUM})
+    part = {"memory": memory, "cost": cost}
+    wanted = {**load_config("cifar10"), "train.batch_size": 8 * NUM, **(changes or {})}
     found = {"train": part, "sampler": part, "samples_per_device": 10, "event_shape": [32, 32, 3]}
-    return Plan(wanted, target, {**found, "has_data": True, **more})
+    found |= {"flops": 1e12, "has_data": True, **more}
+    return Plan(settings.checked(wanted), target, found)
+
+
+def advice(of):
+    return [line for line in report.lines(of) if line.startswith("  try ")]
 
 
 def test_the_largest_batch_follows_from_the_line_through_two_sizes():
     own = {"arguments": 2 * GIB, "temporary": 8 * GIB}
     double = {"arguments": 3 * GIB, "temporary": 15 * GIB}  # 1 GiB more per example.
     fitting = plan(memory=own, double=double)
-    assert fitting.fits
+    assert fitting.fits("train", "sampler")
     free = GPU.memory_bytes - 10 * GIB
     assert fitting.largest_batch_size == 8 + free // GIB
     text = "\n".join(report.lines(fitting))
@@ -122,7 +154,54 @@ def test_what_does_not_fit_is_answered_with_what_to_change():
     fixed = plan(memory={"arguments": 200 * GIB, "temporary": 1 * GIB})
     assert "a smaller batch does not help" in "\n".join(report.lines(fixed))
     refused = large._replace(found={"event_shape": [32, 32, 3], "out_of_memory": "Used 20G of 15G"})
-    assert "does not fit: Used 20G of 15G" in "\n".join(report.lines(refused))
+    assert "does not fit: training: Used 20G of 15G" in "\n".join(report.lines(refused))
+
+
+@pytest.mark.parametrize(("used", "expected"), [(1, 4), (2, 8), (4, None)])
+def test_more_micro_batches_are_advised_than_there_are(used, expected):
+    # One of the parts that the run already has takes 200 GiB.
+    changes = {"train.num_micro_batches": used}
+    large = plan(memory={"arguments": 2 * GIB, "temporary": 200 * GIB}, changes=changes)
+    found = [line for line in advice(large) if "num_micro_batches" in line]
+    assert [re.search(r"\d+", line)[0] for line in found] == [str(expected)] * bool(expected)
+
+
+def test_smaller_batches_of_samples_come_first_if_only_sampling_does_not_fit():
+    large = {"memory": {"arguments": 2 * GIB, "temporary": 200 * GIB}}
+    fitting = plan(memory={"arguments": 2 * GIB, "temporary": GIB})
+    for found in (
+        {**fitting.found, "sampler": {**fitting.found["sampler"], **large}},
+        # Or the compiler itself says so, and there is no sampler.
+        {k: v for k, v in fitting.found.items() if k != "sampler"} | {"out_of_memory": "Used 20G"},
+    ):
+        text = "\n".join(report.lines(fitting._replace(found=found)))
+        assert "does not fit: " in text
+        first, *others = advice(fitting._replace(found=found))
+        assert first.startswith("  try --config.evaluate.batch_size=250: only sampling does")
+        assert not [line for line in others if "batch" in line]
+
+
+@pytest.mark.parametrize(
+    ("failing", "expected"),
+    [(1, "does not fit: training: RESOURCE_EXHAUSTED"), (2, "sampling: RESOURCE"), (3, "fits: ")],
+)
+@pytest.mark.usefixtures("_compiled_here")
+def test_out_of_memory_of_any_program_is_answered_by_the_plan(
+    failing, expected, monkeypatch, capsys
+):
+    compiled = []
+
+    def compile_(lowered, devices):
+        compiled.append(lowered)
+        if len(compiled) == failing:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Used 20G of 15G hbm.")
+        text = "ENTRY %main (x: f32[]) -> f32[] {\n}"
+        memory = {"arguments": 1, "temporary": 1, "results": 1, "code": 1}
+        return SimpleNamespace(text=text, flops=1.0, memory=memory)
+
+    monkeypatch.setattr(compiler, "_compile", compile_)
+    start("dry_run", None, "swissroll:tiny", {"train.batch_size": NUM}, target=GPU.text)
+    assert expected in capsys.readouterr().out
 
 
 def test_images_in_memory_count_unless_they_are_there():
@@ -136,20 +215,59 @@ def test_images_in_memory_count_unless_they_are_there():
 def test_a_missing_compiler_is_answered_with_the_command_that_installs_it(
     text, package, monkeypatch
 ):
-    monkeypatch.setattr(process, "_is_installed", lambda name: False)
+    monkeypatch.setattr(process.importlib.metadata, "distributions", list)
     with pytest.raises(UserError, match=re.escape(f"python -m pip install '{package}'")):
         start("dry_run", None, "swissroll:tiny", target=text)
 
 
-def test_faults_of_the_compiler_are_explained_in_a_line():
-    target = targets.parse("tpu:v5e:4x4")
-    lock = 'ABORTED: libtpu multi-process lockfile. Run "$ sudo rm /tmp/libtpu_lockfile".\n'
-    locked = str(process.explain(lock, 1, target))
-    assert locked.endswith("left it behind: rm /tmp/libtpu_lockfile")
-    other = str(process.explain("Traceback\n  File x\nValueError: no such chip\n", 1, target))
-    assert other.endswith("libtpu does not work here: ValueError: no such chip")
-    assert str(process.explain("", -6, target)).endswith("it ended with code -6")
-    assert "\n" not in locked + other
+def test_the_package_of_a_compiler_is_known_by_either_of_its_names(monkeypatch):
+    installed = [SimpleNamespace(name=None), SimpleNamespace(name="jax_cuda13_pjrt")]
+    monkeypatch.setattr(process.importlib.metadata, "distributions", lambda: installed)
+    process.check_compiler(GPU)
+    with pytest.raises(UserError, match="libtpu"):
+        process.check_compiler(targets.parse("tpu:v5e:4x4"))
+
+
+NOTE = "jax.errors.SimplifiedTraceback: For simplicity, JAX has removed its internal frames."
+
+
+@pytest.mark.parametrize(
+    ("stderr", "code", "expected"),
+    [
+        ("Traceback\n  File x\nValueError: no such chip\n", 1, "ValueError: no such chip"),
+        (f"T\njax.errors.JaxRuntimeError: INTERNAL: x\n----\n{NOTE}\n", 1, "INTERNAL: x"),
+        ("F0101 check.cc:1] Check failed: chip\n\n", -6, "F0101 check.cc:1] Check failed: chip"),
+        ("", -6, "it ended with code -6"),
+    ],
+)
+def test_faults_of_the_compiler_are_explained_in_a_line(stderr, code, expected):
+    explained = str(process.explain(stderr, code, targets.parse("tpu:v5e:4x4")))
+    assert "libtpu does not work here: " in explained
+    assert explained.endswith(expected)
+    assert "\n" not in explained
+
+
+# Instead of the process that compiles: what it is asked decides what it does.
+CHILD = """#!{python}
+import json, sys
+print("a line of the compiler")
+found = json.load(sys.stdin)[0]
+if "crash" in found:
+    sys.exit("RuntimeError: it crashed")
+print(json.dumps(found))
+"""
+
+
+def test_the_process_that_compiles_answers_in_its_last_line(tmp_path, monkeypatch):
+    program = tmp_path / "python"
+    program.write_text(CHILD.format(python=sys.executable))
+    program.chmod(0o755)
+    monkeypatch.setattr(process, "sys", SimpleNamespace(executable=str(program)))
+    monkeypatch.setattr(process, "check_compiler", lambda target: None)
+    assert process.run({"a": [1, None]}, "", GPU) == {"a": [1, None]}
+    for refused, expected in (({"error": "no chip"}, "^no chip$"), ({"crash": 1}, "it crashed$")):
+        with pytest.raises(UserError, match=expected):
+            process.run(refused, "", GPU)
 
 
 def test_the_process_that_compiles_has_an_environment_of_its_own():
