@@ -174,7 +174,8 @@ def test_the_command_runs_as_a_program_and_reports_missing_images():
     done = subprocess.run([*command, "--features=random_conv"], **options)
     assert done.returncode == 2
     assert done.stderr.strip() == (
-        "error: data.dir=nowhere does not exist; it must be a folder or a zip of images"
+        "error: data.dir=nowhere does not exist or cannot be opened; it must be a folder or a zip "
+        "of images"
     )
     with pytest.raises(DataError, match="the split is missing"):
         image_sets.load("tfds:cifar10")
