@@ -46,7 +46,7 @@ def hooks_of(experiment: Experiment, run: Run) -> Sequence[Hook]:
         improved = math.isfinite(metric.value) and sign * metric.value < before
         # The values on different processes may differ in the last bit, so the first one decides.
         if bool(parallel.any_process(improved and parallel.is_first_process())):
-            moment.save(metric.name, metric.value)
+            moment.save_best(metric.name, metric.value)
         return {PREFIX + metric.name: metric.value}
 
     return (
