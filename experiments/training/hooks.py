@@ -23,7 +23,7 @@ def hooks_of(experiment: Experiment, run: Run) -> Sequence[Hook]:
 
     def draw(moment: Moment, num_samples: int) -> np.ndarray:
         variables = experiment.sampling_variables(moment.state)
-        return sample(variables, moment.constants, num_samples)
+        return sample(variables, moment.constants, {"refined": num_samples})["refined"]
 
     def write_snapshot(moment: Moment) -> None:
         """Writes samples, for the picture of the course of training."""
