@@ -41,7 +41,7 @@ def create_or_resume(command: Command) -> Created:
         return Created(opened, experiment)
     experiment, fitted = build.experiment(used, source), None
     check(experiment)
-    if build.needs_fitted_prior(wanted):
+    if wanted["prior.name"] == "data_dependent":
         started = time.perf_counter()
         fitted = fit_prior(wanted, source)
         if parallel.is_first_process():
