@@ -90,7 +90,6 @@ def of_run(run: Run) -> Path | None:
     A record that is damaged is not it; a warning names it.
     """
     num_samples, found = run.settings["evaluate.num_samples"], []
-    classifies = bool(run.settings["condition.classifier"])
     for path in run.evaluations.glob("*/record.json"):
         try:
             key = read_json(path, key=dict)["key"]
@@ -98,8 +97,7 @@ def of_run(run: Run) -> Path | None:
         except UserError as error:
             logging.getLogger("fdrl").warning("%s", error)
             continue
-        is_default = key.get("num_samples") == num_samples
-        is_default = is_default and bool(key.get("classifier")) == classifies
+        is_default = key.get("num_samples") == num_samples and not key.get("classifier")
         if is_default and has_own_settings(run, key):
             found.append((key["step"], path.stat().st_mtime_ns, path.parent))
     return max(found)[-1] if found else None

@@ -56,8 +56,8 @@ def add_evaluation(folder, name, quality, **changes):
     metric = Metric("quality", "energy_distance", Estimate(quality))
     record = folder / "evaluations" / name
     record.mkdir(parents=True, exist_ok=True)
-    content = {"key": key, "metrics": metrics_lib.to_json({"quality": metric})}
-    write_json(record / "record.json", content)
+    content = {"metrics": metrics_lib.to_json({"quality": metric}), "details": {}}
+    write_json(record / "record.json", {"key": key, **content})
 
 
 def sweep(root, endings=None, config=CONFIG, **options):
