@@ -53,13 +53,13 @@ def test_a_classifier_needs_labelled_images(tiny):
         build.classifier_training(wanted, creation.load_data(wanted))
 
 
-def test_a_step_of_a_classifier_updates_its_vectors_of_spectral_normalisation(tiny):
-    changes = {"network.spectral_norm": True, "attack.num_steps": 0, "train.steps_per_dispatch": 1}
+def test_steps_of_a_classifier_update_its_vectors_of_spectral_normalisation(tiny):
+    changes = {"network.spectral_norm": True, "attack.num_steps": 0, "train.steps_per_dispatch": 2}
     wanted = tiny("digits_classifier", changes | SMALL_RESNET)
     training = build.classifier_training(wanted, creation.load_data(wanted))
     before, constants = training.init_state(), build.on_devices(training.constants)
     step = parallel.map_steps(training.repeated_step())
-    after, _ = step(rng.root_key(0), parallel.replicate(before), constants, None, 1, 0)
+    after, _ = step(rng.root_key(0), parallel.replicate(before), constants, None, 2, 0)
     vectors = (s.variables["spectral"] for s in (before, parallel.unreplicate(after)))
     unchanged = jax.tree.map(np.array_equal, *vectors)
     assert not any(jax.tree.leaves(unchanged))
