@@ -11,6 +11,7 @@ picture.
 """
 
 import argparse
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -18,14 +19,13 @@ import numpy as np
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from experiments import classifiers
 from experiments.build import Experiment
 from experiments.command_line import Command
 from experiments.evaluation.classes import SvcClassifier
 from experiments.pictures import save
 from experiments.pictures.images import show_by_class
 from experiments.pictures.style import DATA, PRIOR, SAMPLES, panels
-from experiments.sampling.conditional import ALL, follow, labels_of
+from experiments.sampling.conditional import ALL, conditioned
 from experiments.sampling.draw import sample_state
 from experiments.sampling.opened import open_checkpoint
 from fdrl_jax.state import TrainState
@@ -124,12 +124,17 @@ def _options() -> argparse.Namespace:
 def _draw(
     experiment: Experiment, state: TrainState, folder: str, weight: float, num: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    source = experiment.source
-    classifier = classifiers.load(Path(folder), source.classes, source.event_shape)
-    labels = labels_of(ALL, source.classes)
-    conditioned = follow(experiment, classifier, labels, weight, NUM_REFINE_STEPS)
-    samples = sample_state(conditioned, state, num * len(source.classes)).refined
-    return np.clip(samples, -1.0, 1.0), labels(np.arange(len(samples)))
+    condition = {
+        "condition.label": ALL,
+        "condition.classifier": folder,
+        "condition.weight": weight,
+        "condition.num_refine_steps": NUM_REFINE_STEPS,
+    }
+    wanted = {**experiment.settings, **condition}
+    of_classes = conditioned(dataclasses.replace(experiment, settings=wanted))
+    num_classes = len(experiment.source.classes)
+    samples = sample_state(of_classes, state, num * num_classes).refined
+    return np.clip(samples, -1.0, 1.0), np.arange(len(samples)) % num_classes
 
 
 def _spread(svc: SvcClassifier, images: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -36,13 +36,9 @@ _TRANSIENT = (errno.EIO, errno.ESTALE, errno.ENOMEM, errno.EMFILE, errno.ENFILE,
 
 
 class Restored(NamedTuple):
-    """A checkpoint in memory: the state of one replica, as NumPy arrays, and its SHA-256 digest.
-
-    `data` is the position of the data stream, see `Checkpoints.save`.
-    """
+    """A checkpoint in memory: the state of one replica, as NumPy arrays, and its SHA-256 digest."""
 
     state: TrainState
-    data: dict[str, Any]
     sha256: str
 
 
@@ -65,8 +61,8 @@ class Checkpoints:
     """The checkpoints of a run, in one folder per step. The newest few and the best are kept.
 
     A checkpoint holds the train state (step, variables, average, optimizer) and a record with the
-    run that it belongs to and the position in the data. Random keys depend only on the step and the
-    seed.
+    run that it belongs to. Random keys and the order of the data depend only on the step, the
+    number of skipped batches in the state, and the seed.
 
     Orbax does not report damage: it returns wrong numbers for a file with flipped bits, and zeros
     for a missing file. SHA-256 digests of the state and the record are therefore computed in memory
@@ -129,17 +125,8 @@ class Checkpoints:
         # If the checkpoint was set aside as damaged, the run has to find a best one again.
         return best if self._is_complete(best["step"]) else None
 
-    def save(
-        self,
-        train_state: TrainState,
-        *,
-        data: dict[str, Any],
-        best_by: tuple[str, float] | None = None,
-    ) -> None:
+    def save(self, train_state: TrainState) -> None:
         """Saves the state of one replica in the background. Earlier checkpoints survive a crash.
-
-        `data` are the position in the data and what determines their order, as values for JSON.
-        `best_by` are name and value of the metric by which this is the best checkpoint so far.
 
         Raises:
           UserError: if this checkpoint, or the previous one, cannot be written.
@@ -147,23 +134,22 @@ class Checkpoints:
         if self._read_only:
             raise ValueError("the checkpoints were opened with read_only=True")
         arrays, step = jax.tree.map(np.asarray, train_state), int(train_state.step)
-        record = {
-            "run": self._run_id,
-            "data": data,
-            "state_sha256": sha256_of_arrays(arrays),
-        }
+        record = {"run": self._run_id, "state_sha256": sha256_of_arrays(arrays)}
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(arrays),
             record=ocp.args.JsonSave({**record, "sha256": sha256_of_json(record)}),
         )
         self._attempt(lambda: self._save(step, items))
-        if best_by is not None:
-            # Only when the checkpoint is complete; until then the previous best one counts.
-            self.wait()
-            if parallel.is_first_process():
-                metric, value = best_by
-                write_json(self._best_file, {"step": step, "metric": metric, "value": value})
-            parallel.barrier("best checkpoint recorded")
+
+    def record_best(self, step: int, metric: str, value: float) -> None:
+        """Records that the checkpoint of a step is the best so far by a metric; raises as `wait`.
+
+        Waits until it is complete; until then the previous best one counts.
+        """
+        self.wait()
+        if parallel.is_first_process():
+            write_json(self._best_file, {"step": step, "metric": metric, "value": value})
+        parallel.barrier("best checkpoint recorded")
 
     def restore(self, template: TrainState, which: Which = None) -> Restored | None:
         """Restores a checkpoint: the newest intact one, the best, or the one of a step.
@@ -342,7 +328,7 @@ class Checkpoints:
             )
         if sha256_of_arrays(state) != record["state_sha256"]:
             raise _DamagedError("the arrays are not what was saved")
-        return Restored(state, record["data"], record["state_sha256"])
+        return Restored(state, record["state_sha256"])
 
     def _save(self, step: int, items: ocp.args.Composite) -> None:
         # Orbax skips a step, without an error, that is not after all those that it lists.

@@ -1,7 +1,18 @@
 """Errors that the user can fix, reported in one line without a traceback."""
 
 import argparse
+import contextlib
+import errno
+from collections.abc import Iterator
+from pathlib import Path
 from typing import NoReturn
+
+# Disk full, over quota, file too large, read-only, failing, or gone.
+_OF_THE_DISK = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.EIO, errno.ESTALE, errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP),
+    *(errno.EEXIST, errno.ENOTEMPTY),
+)
 
 
 class UserError(Exception):
@@ -37,6 +48,20 @@ class PeerError(UserError):
     """Another process of the run has ended, or processes or devices do not agree."""
 
     exit_code = 5
+
+
+@contextlib.contextmanager
+def explaining_the_disk(workdir: Path | None) -> Iterator[None]:
+    """Turns an error of the disk into a UserError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _OF_THE_DISK:
+            raise
+        where = error.filename or f"--workdir={workdir}"
+        raise UserError(
+            f"{where}: {error.strerror}; files that were complete are intact"
+        ) from error
 
 
 def first_line(error: BaseException) -> str:

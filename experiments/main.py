@@ -1,10 +1,7 @@
 """The program: `python -m experiments.main --config=FILE.py --workdir=DIR`; see `--help`."""
 
-import contextlib
-import errno
 import logging
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +10,6 @@ from experiments.machine import interrupts
 # Other imports are inside functions: they take seconds, in which Ctrl-C should work.
 if TYPE_CHECKING:
     from experiments.command_line import Command
-
-# Disk full, over quota, file too large, read-only, failing, or gone.
-_OF_THE_DISK = (
-    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
-    *(errno.EIO, errno.ESTALE, errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP),
-    *(errno.EEXIST, errno.ENOTEMPTY),
-)
 
 
 def main(argv: list[str]) -> None:
@@ -41,6 +31,7 @@ def main(argv: list[str]) -> None:
 
 def _run(command: "Command", processes: dict[str, Any]) -> None:
     from experiments import modes
+    from experiments.errors import explaining_the_disk
     from experiments.machine import hosts, peers, xla_flags
 
     if command.flags.get("target"):
@@ -50,25 +41,9 @@ def _run(command: "Command", processes: dict[str, Any]) -> None:
     # Must come first, because XLA reads its flags when its backend starts.
     xla_flags.set_cpu_flags(bfloat16=_precision(command) in ("auto", "bfloat16"))
     hosts.join(**processes)
-    with hosts.leaving_with_peers(), _explaining_the_disk(command):
+    with hosts.leaving_with_peers(), explaining_the_disk(command.workdir):
         peers.watch(processes["coordinator_address"])
         modes.run(command)
-
-
-@contextlib.contextmanager
-def _explaining_the_disk(command: "Command") -> Iterator[None]:
-    """Turns an error of the disk into a UserError."""
-    from experiments.errors import UserError
-
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _OF_THE_DISK:
-            raise
-        where = error.filename or f"--workdir={command.workdir}"
-        raise UserError(
-            f"{where}: {error.strerror}; files that were complete are intact"
-        ) from error
 
 
 def _precision(command: "Command") -> str:

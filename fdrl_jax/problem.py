@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, Self, TypedDict
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from fdrl_jax import bregman as bregman_lib
 from fdrl_jax import networks
 from fdrl_jax.bregman import Bregman
 from fdrl_jax.divergences import FDivergence, Output, first_variation
-from fdrl_jax.langevin import Potential, Schedule
+from fdrl_jax.langevin import Potential
 from fdrl_jax.priors import Batch
 from fdrl_jax.state import Variables
 
@@ -59,13 +59,6 @@ class Estimator(NamedTuple):
         return cls(apply, networks.update_vectors)
 
 
-class Schedules(TypedDict):
-    """Step size and noise scale, as keyword arguments of `flow`."""
-
-    step_size: Schedule
-    noise_scale: Schedule
-
-
 class FlowParams(NamedTuple):
     """Hyper-parameters of the flow.
 
@@ -85,7 +78,7 @@ class FlowParams(NamedTuple):
     step_size_decay: float = 1.0
     unroll: int = 1
 
-    def schedules(self) -> Schedules:
+    def schedules(self) -> dict[str, Any]:
         """Returns step size and noise scale as keyword arguments of `flow`.
 
         Over `K` steps the step size decays geometrically, `η_k = η decay^(k/K)`, and then stays

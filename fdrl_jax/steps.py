@@ -44,20 +44,6 @@ class TrainStep(Protocol):
     ) -> tuple[TrainState, Metrics]: ...
 
 
-class RepeatedStep(Protocol):
-    """Several updates in one call; see `repeat_steps`."""
-
-    def __call__(
-        self,
-        key: Array,
-        train_state: TrainState,
-        constants: Constants,
-        host_batches: Any,
-        count: int | Array,
-        batch_offset: int | Array = 0,
-    ) -> tuple[TrainState, Metrics]: ...
-
-
 def make_train_step(
     problem: Problem,
     *,
@@ -230,7 +216,9 @@ def from_gradients(
     return train_step
 
 
-def repeat_steps(train_step: TrainStep, max_steps: int) -> RepeatedStep:
+def repeat_steps(
+    train_step: TrainStep, max_steps: int
+) -> Callable[..., tuple[TrainState, Metrics]]:
     """Returns a function that runs several train steps on the device in one dispatch.
 
     The number of steps is an argument and not a constant of the compiled program. All numbers up to

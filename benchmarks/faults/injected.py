@@ -4,10 +4,12 @@ Run: python -m benchmarks.faults.injected clock=HOURS|memory=STEP|nan=STEP, then
 program.
 """
 
+import contextlib
 import dataclasses
 import runpy
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -40,18 +42,23 @@ def let_clock_jump(hours: float) -> None:
 
     It does not jump during a save, because Orbax uses this clock for timeouts.
     """
-    true_time, true_write, offset = time.time, metrics_log.JsonLines.write, [3_600 * hours]
+    true_time, true_log, offset = time.time, metrics_log.json_lines, [3_600 * hours]
 
     def wrong_time() -> float:
         return true_time() + offset[0]
 
-    def write(log: Any, step: int, record: metrics_log.Record) -> None:
-        offset[0] = -3_600 * hours
-        true_write(log, step, record)
+    @contextlib.contextmanager
+    def log(*arguments: Any) -> Iterator[metrics_log.Writer]:
+        def write(step: int, record: metrics_log.Record) -> None:
+            offset[0] = -3_600 * hours
+            true_write(step, record)
+
+        with true_log(*arguments) as true_write:
+            yield write
 
     time.time = wrong_time
     tqdm.std.time = wrong_time  # It has already imported the function.
-    metrics_log.JsonLines.write = write
+    metrics_log.json_lines = log
 
 
 def exhaust_memory(step: int) -> None:

@@ -3,7 +3,7 @@
 from experiments.build.classifier import classifier_training, make_attack
 from experiments.build.network import make_network
 from experiments.build.placement import on_devices, shapes_on_device
-from experiments.build.ratio import Experiment, experiment, needs_fitted_prior, ratio_training
+from experiments.build.ratio import Experiment, experiment, prior_arguments, ratio_training
 from experiments.build.training import Training
 
 __all__ = [
@@ -13,8 +13,8 @@ __all__ = [
     "experiment",
     "make_attack",
     "make_network",
-    "needs_fitted_prior",
     "on_devices",
+    "prior_arguments",
     "ratio_training",
     "shapes_on_device",
 ]

@@ -10,7 +10,7 @@ from experiments.build.training import Training, explained, make_optimizer
 from experiments.data import Source
 from experiments.errors import UserError
 from experiments.settings import Settings
-from fdrl_jax import adversarial, parallel
+from fdrl_jax import adversarial, networks, parallel
 from fdrl_jax.adversarial import Attack
 from fdrl_jax.augmentation import shifted
 from fdrl_jax.priors import Batch
@@ -26,13 +26,14 @@ def classifier_training(settings: Settings, source: Source) -> Training:
     """Builds the training of a classifier on labelled images, attacked if the settings say so.
 
     Raises:
-      UserError: for settings that cannot run, or data without labels in memory.
+      UserError: for settings that cannot run, or data without labels.
     """
     if source.labels is None or source.kind != "images":
         raise UserError(
-            f"data.name={settings['data.name']}: a classifier needs labelled images that fit in "
-            "data.in_memory_megabytes: digits, sub-folders as classes, an npz with labels, or "
-            "TFDS. The classes of the held-out images must occur in training"
+            f"data.name={settings['data.name']}: a classifier needs labelled images: digits, "
+            "sub-folders as classes, an npz with labels, or TFDS. With data.on_error=skip, they "
+            "must fit in data.in_memory_megabytes. The classes of the held-out images must occur "
+            "in training"
         )
     with explained():
         network = make_network(settings, source.event_shape, len(source.classes))
@@ -40,6 +41,7 @@ def classifier_training(settings: Settings, source: Source) -> Training:
             cast(Apply, network.apply),
             attack=make_attack(settings, settings["attack.num_steps"]),
             optimizer=make_optimizer(settings),
+            refresh=networks.update_vectors,
             draw=_augmented(source.draw, settings["augment.max_shift"]),
             batch_size=parallel.local_batch_size(settings["train.batch_size"]),
             ema_rate=settings["train.ema_rate"],

@@ -1,7 +1,7 @@
 """A density ratio and its training, built from settings."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -42,11 +42,6 @@ class Experiment:
         """Returns the variables used for sampling: the averaged or the latest ones."""
         averaged = self.settings["sample.weights"] == "ema"
         return train_state.ema_variables if averaged else train_state.variables
-
-
-def needs_fitted_prior(settings: Mapping[str, Any]) -> bool:
-    """Whether the prior of these settings is fitted to data."""
-    return bool(settings["prior.name"] == "data_dependent")
 
 
 def experiment(settings: Settings, source: Source, fitted: FittedPrior | None = None) -> Experiment:
@@ -117,28 +112,42 @@ def ratio_training(of: Experiment, num_replicas: int | None = None) -> Training:
     )
 
 
+def prior_arguments(
+    settings: Settings, source: Source, fitted: FittedPrior | None
+) -> dict[str, Any]:
+    """Returns the arguments of the function of `priors` that builds a prior, as values for JSON.
+
+    The arrays of a data-dependent prior are not among them.
+    """
+    if settings["prior.name"] == "normal":
+        return {"event_shape": list(source.event_shape), "scale": settings["prior.scale"]}
+    if settings["prior.name"] == "uniform":
+        return {"event_shape": list(source.event_shape)}
+    if settings["prior.name"] == "source":
+        return {"field": "source", "dequantisation": settings["data.dequantisation"]}
+    return {
+        "remainder_scale": 0.0 if fitted is None else fitted.remainder_scale,
+        # Images are clipped to their range (section 5 of the paper); points have no range.
+        "clip": [-1.0, 1.0] if source.kind == "images" else None,
+    }
+
+
 def _prior(settings: Settings, source: Source, fitted: FittedPrior | None) -> Prior:
     name = settings["prior.name"]
-    if name == "normal":
-        return priors.normal(source.event_shape, settings["prior.scale"])
-    if name == "uniform":
-        return priors.uniform(source.event_shape)
-    if name == "source":
-        if source.starts is None:
-            raise ValueError(
-                "prior.name='source' needs paired domains: data.name='pair', or data.source_class "
-                "and data.target_class"
-            )
-        return priors.batch("source", settings["data.dequantisation"])
-    rank = prior.choose_rank(settings["prior.rank"], source.event_shape)
-    found = prior.blank(rank, source.event_shape) if fitted is None else fitted
-    # Images are clipped to their range (section 5 of the paper); points have no range.
-    clip = (-1.0, 1.0) if source.kind == "images" else None
-    mean = found.mean.reshape(source.event_shape)
-    return priors.gaussian(
-        mean,
-        found.factor,
-        remainder_scale=found.remainder_scale,
-        clip=clip,
-        axis_name=parallel.AXIS,
-    )
+    if name == "data_dependent":
+        rank = prior.choose_rank(settings["prior.rank"], source.event_shape)
+        found = prior.blank(rank, source.event_shape) if fitted is None else fitted
+        mean = found.mean.reshape(source.event_shape)
+        arguments = prior_arguments(settings, source, found)
+        return priors.gaussian(mean, found.factor, axis_name=parallel.AXIS, **arguments)
+    if name == "source" and source.starts is None:
+        raise ValueError(
+            "prior.name='source' needs paired domains: data.name='pair', or data.source_class and "
+            "data.target_class"
+        )
+    make: dict[str, Callable[..., Prior]] = {
+        "normal": priors.normal,
+        "uniform": priors.uniform,
+        "source": priors.batch,
+    }
+    return make[name](**prior_arguments(settings, source, fitted))

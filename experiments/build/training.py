@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -20,7 +20,7 @@ from experiments.settings import Settings
 from fdrl_jax import parallel, rng, state, steps
 from fdrl_jax.problem import Constants
 from fdrl_jax.state import TrainState
-from fdrl_jax.steps import RepeatedStep, TrainStep
+from fdrl_jax.steps import TrainStep
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class Training:
         """Returns shapes and dtypes of the state, without computing it."""
         return state_shapes(self.settings, self.network, self.source.event_shape)
 
-    def repeated_step(self) -> RepeatedStep:
+    def repeated_step(self) -> Callable[..., Any]:
         """Returns the function of one replica for up to `train.steps_per_dispatch` steps."""
         return steps.repeat_steps(self.train_step, self.settings["train.steps_per_dispatch"])
 
@@ -70,10 +70,6 @@ class Training:
         key = rng.root_key(self.settings["seed"])
         copied = parallel.replicate(zeros)
         return key, copied, on_devices(self.constants), host_batches, count, 0
-
-    def data_position(self, num_batches: int) -> dict[str, Any]:
-        """Returns the position of the data stream after a number of batches."""
-        return {"num_batches": num_batches, "identity": self.source.identity}
 
     def open_feed(self, num_batches: int) -> AbstractContextManager[Take]:
         """Opens the host batches of this process, after the first `num_batches`."""

@@ -15,10 +15,11 @@ from typing import Any
 import jax
 import jax.export
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import save
 
 from experiments import divergence_formula, settings
-from experiments.build import Experiment
+from experiments.build import Experiment, prior_arguments
 from experiments.errors import UserError
 from experiments.export import card
 from experiments.files import replacing, sha256_of_file, write_json, write_text
@@ -65,8 +66,12 @@ def write(
                 f"--platforms={wanted} is unknown{nearest(wanted, PLATFORMS) or '.'} "
                 f"Allowed: {', '.join(PLATFORMS)}"
             )
-    arrays, treedef = _flatten(train_state, experiment)
-    exported = _export(experiment, arrays, treedef, platforms)
+    tree = {"network": experiment.sampling_variables(train_state)}
+    if experiment.constants.prior:
+        tree["prior"] = experiment.constants.prior
+    flat = sorted(flatten_dict(tree, sep="/").items())
+    arrays: dict[str, Any] = {name: np.asarray(array) for name, array in flat}
+    exported = _export(experiment, arrays, platforms)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(folder / "sampler.stablehlo") as file:
@@ -89,29 +94,15 @@ def write(
         raise UserError(f"{folder} cannot be written: {error.strerror}") from error
 
 
-def _flatten(train_state: TrainState, experiment: Experiment) -> tuple[dict[str, Any], Any]:
-    """Returns the arrays that the sampler reads, by path, and the tree to restore them."""
-    tree = {
-        "network": experiment.sampling_variables(train_state),
-        "prior": experiment.constants.prior,
-    }
-    paths, treedef = jax.tree_util.tree_flatten_with_path(tree)
-    arrays = {
-        jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
-        for path, leaf in paths
-    }
-    return arrays, treedef
-
-
 def _export(
-    experiment: Experiment, arrays: dict[str, Any], treedef: Any, platforms: Sequence[str]
+    experiment: Experiment, arrays: dict[str, Any], platforms: Sequence[str]
 ) -> jax.export.Exported:
     sampler, key = samplers.make_sampler(experiment.problem), sampling_key(experiment)
-    names = list(arrays)
 
     def sample(arrays: dict[str, Any], batch: dict[str, Any]) -> Any:
-        tree = jax.tree.unflatten(treedef, [arrays[name] for name in names])
-        return sampler(key, tree["network"], Constants((), tree["prior"]), batch).refined
+        tree = unflatten_dict(arrays, sep="/")
+        constants = Constants((), tree.get("prior", ()))  # Most priors have no arrays.
+        return sampler(key, tree["network"], constants, batch).refined
 
     example = batch_at(experiment, np.zeros(1, np.int32))
     (size,) = jax.export.symbolic_shape("batch")
@@ -143,26 +134,12 @@ def _arguments(experiment: Experiment, fitted: FittedPrior | None) -> dict[str, 
         "kind": experiment.source.kind,
         "event_shape": list(experiment.source.event_shape),
         "network": {name: getattr(network, name) for name in fields},
-        "prior": _prior_arguments(experiment, fitted),
+        "prior": prior_arguments(experiment.settings, experiment.source, fitted),
         "loss": experiment.settings["loss.name"],
         "divergence": divergence_formula.describe(experiment.settings["loss.divergence"]),
         "flow": experiment.problem.flow._asdict(),
         "seed": experiment.settings["seed"],
         "settings": settings.shareable(experiment.settings),
-    }
-
-
-def _prior_arguments(experiment: Experiment, fitted: FittedPrior | None) -> dict[str, Any]:
-    of_run, shape = experiment.settings, list(experiment.source.event_shape)
-    if of_run["prior.name"] == "normal":
-        return {"event_shape": shape, "scale": of_run["prior.scale"]}
-    if of_run["prior.name"] == "uniform":
-        return {"event_shape": shape}
-    if of_run["prior.name"] == "source":
-        return {"field": "source", "dequantisation": of_run["data.dequantisation"]}
-    return {
-        "remainder_scale": 0.0 if fitted is None else fitted.remainder_scale,
-        "clip": [-1.0, 1.0] if experiment.source.kind == "images" else None,
     }
 
 

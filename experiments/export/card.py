@@ -47,7 +47,7 @@ def write(
         shape=" x ".join(map(str, source.event_shape)),
         classes=f", with the classes {classes}" if classes else "",
         recipe="\n".join(
-            f"| `{key}` | `{_plain(json.dumps(value))}` |"
+            f"| `{key}` | `{_code(json.dumps(value))}` |"
             for key, value in settings.changed(settings.shareable(of_run)).items()
         ),
         metrics=_metrics(evaluation),
@@ -114,3 +114,8 @@ def _slug(name: str) -> str:
 def _plain(text: str) -> str:
     """Escapes text chosen by a user, so that it cannot form Markdown or HTML."""
     return re.sub(r"[|`<>\n\r\[\]]", "_", text)
+
+
+def _code(text: str) -> str:
+    """Escapes text for code in a cell of a table."""
+    return re.sub(r"[|`\n\r]", "_", text)

@@ -36,7 +36,7 @@ def run_mode(command: Command) -> None:
     fitted = None
     if prior_file:
         fitted = prior.from_covariance(*read_prior(Path(prior_file), source.event_shape))
-    elif build.needs_fitted_prior(wanted):
+    elif wanted["prior.name"] == "data_dependent":
         fitted = fit_prior(wanted, source)
     training = build.ratio_training(experiment)
     state = _train_state(checkpoint, training)
@@ -48,7 +48,7 @@ def run_mode(command: Command) -> None:
         run.check_free(command.folder)
         created = run.create(command.folder, "ratio", wanted, source, fitted, command.text)
         with created.checkpoints() as store:
-            store.save(state, data=training.data_position(int(state.step)))
+            store.save(state)
     if not parallel.is_first_process():
         return
     if checkpoint.left_out:

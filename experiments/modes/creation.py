@@ -36,7 +36,7 @@ def create_or_resume(command: Command) -> tuple[Run, Experiment]:
     check(experiment)
     if opened is not None:
         return opened, experiment
-    if build.needs_fitted_prior(wanted):
+    if wanted["prior.name"] == "data_dependent":
         started = time.perf_counter()
         fitted = fit_prior(wanted, source)
         if parallel.is_first_process():

@@ -46,7 +46,7 @@ def run_mode(command: Command) -> None:
         record = read_json(root / "config.json", settings=dict, command=str)
         wanted = settings.checked(settings.completed(record["settings"]))
         source = load_data(wanted, command.data_dir)
-        is_fitted = build.needs_fitted_prior(wanted)
+        is_fitted = wanted["prior.name"] == "data_dependent"
         fitted = prior.read(root / "prior.npz", None) if is_fitted else None
         training = build.ratio_training(build.experiment(wanted, source, fitted))
         old, new = root / "checkpoints_of_0.1", root / "checkpoints"
@@ -56,7 +56,7 @@ def run_mode(command: Command) -> None:
         if created is None:
             created = run.create(root, "ratio", wanted, source, fitted, record["command"])
         with created.checkpoints() as store:
-            store.save(state, data=training.data_position(int(state.step)))
+            store.save(state)
     print(f"converted: step {int(state.step):,}; the old checkpoints are in {old}")
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,6 +75,9 @@ def run_mode(command: Command) -> None:
                         # not ours.
                         write_json(target.record, record)
                 shards.remove()
+    elif first and target.parts.exists():
+        with lock(target.parts):  # Left by a kill right before their removal.
+            shutil.rmtree(target.parts, ignore_errors=True)
     if first:
         print(f"{num:,} samples of step {opened.step:,}: {target.path}")
         print(f"picture: {target.picture}\nrecord: {target.record}")
@@ -160,13 +164,13 @@ def _draw(opened: Opened, experiment: Experiment, shards: Shards) -> None:
         disable=not parallel.is_first_process(),
     ) as bar:
         for first in missing:
+            keep = {"refined": shards.count(first)}
             # The last part also has the full size, so that all run the same compiled program.
-            samples = sample(variables, constants, shards.shard_size, first=first)
-            kept = samples[: shards.count(first)]
+            part = sample(variables, constants, keep, first=first, full=shards.shard_size)
             if parallel.is_first_process():
-                is_image = experiment.source.kind == "images"
-                shards.write(first, to_uint8(kept) if is_image else kept)
-            bar.update(len(kept))
+                samples, is_image = part["refined"], experiment.source.kind == "images"
+                shards.write(first, to_uint8(samples) if is_image else samples)
+            bar.update(shards.count(first))
             if first == missing[0] and parallel.is_first_process():
                 bar.write(f"first samples after {time.perf_counter() - _STARTED:.1f} s")
 

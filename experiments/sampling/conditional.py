@@ -10,7 +10,6 @@ import numpy as np
 
 from experiments import classifiers
 from experiments.build import Experiment
-from experiments.classifiers import Classifier
 from experiments.errors import UserError
 from fdrl_jax import compose
 from fdrl_jax.langevin import Potential
@@ -21,7 +20,7 @@ ALL = "all"
 
 
 def conditioned(experiment: Experiment) -> Experiment:
-    """Returns the experiment with class-conditional samples, if its settings ask for them.
+    """Returns the experiment with the class-conditional samples that its settings ask for.
 
     Raises:
       UserError: for data without classes, an unknown class, or a classifier that does not fit.
@@ -36,21 +35,6 @@ def conditioned(experiment: Experiment) -> Experiment:
         )
     path = Path(options["condition.classifier"])
     classifier = classifiers.load(path, source.classes, source.event_shape)
-    num_refine_steps = options["condition.num_refine_steps"]
-    return follow(experiment, classifier, labels, options["condition.weight"], num_refine_steps)
-
-
-def follow(
-    experiment: Experiment,
-    classifier: Classifier,
-    labels: Callable[[np.ndarray], np.ndarray],
-    weight: float,
-    num_refine_steps: int,
-) -> Experiment:
-    """Returns the experiment with class-conditional samples.
-
-    The labels are `positions [B] -> labels [B]`.
-    """
     problem = experiment.problem
 
     def condition(estimator: Potential, arrays: Any, batch: Batch) -> Potential:
@@ -61,12 +45,12 @@ def follow(
             estimator,
             logits,
             batch["label"],
-            weight,
+            options["condition.weight"],
             output=problem.output,
             input_range=classifier.input_range,
         )
 
-    flow = problem.flow._replace(num_refine_steps=num_refine_steps)
+    flow = problem.flow._replace(num_refine_steps=options["condition.num_refine_steps"])
     return dataclasses.replace(
         experiment,
         problem=problem._replace(flow=flow, condition=condition),

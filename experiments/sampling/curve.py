@@ -87,5 +87,6 @@ def over_step(opened: Opened, num_samples: int) -> Iterator[Point]:
                 if step in store.steps():
                     raise
             continue  # A training in progress has removed it.
-        samples = sample(*on_devices(experiment, state), num_samples, progress=True)
+        keep = {"refined": num_samples}
+        samples = sample(*on_devices(experiment, state), keep, progress=True)["refined"]
         yield step, cheap_metric(reference, samples)

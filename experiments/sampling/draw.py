@@ -17,33 +17,59 @@ _SMALLEST_RATIO = 1e-6
 
 
 class Sampler:
-    """Draws refined samples of an experiment over all devices; compiled once per batch size."""
+    """Draws samples of an experiment over all devices; compiled once per batch size.
 
-    def __init__(self, experiment: Experiment) -> None:
-        self._experiment = experiment
-        self._mapped = _mapped_sampler(experiment, ("refined",))
+    Devices return only the given stages: "prior", "bridged", "refined".
+    """
+
+    def __init__(self, experiment: Experiment, stages: Sequence[str] = ("refined",)) -> None:
+        sample = samplers.make_sampler(experiment.problem)
+        start = samplers.make_start_sampler(experiment.problem)
+
+        def draw(*arguments: Any) -> dict[str, jax.Array]:
+            if tuple(stages) == ("prior",):
+                return {"prior": start(*arguments)}  # Without the flow.
+            drawn = sample(*arguments)
+            return {stage: getattr(drawn, stage) for stage in stages}
+
+        self._experiment, self._mapped = experiment, parallel.map_sampler(draw)
 
     def __call__(
         self,
         variables: Any,
         constants: Any,
-        num_samples: int,
+        keep: Mapping[str, int],
         *,
         first: int = 0,
+        full: int | None = None,
         progress: bool = False,
-    ) -> np.ndarray:
-        """Returns samples on the host, [num_samples, ...], from the one with number `first` on.
+    ) -> dict[str, np.ndarray]:
+        """Returns as many samples of each stage as `keep` says, on the host, [num_samples, ...].
 
-        Variables and constants are those of `on_devices`.
+        They start with the sample number `first`; other samples never leave a device. Variables and
+        constants are those of `on_devices`. Batches are as large as for a `full` number of samples,
+        if it is given, so that fewer samples run the same compiled program.
         """
-        return _in_batches(
-            self._experiment,
-            self._mapped,
-            (variables, constants),
-            {"refined": num_samples},
-            first=first,
-            progress=progress,
-        )["refined"]
+        experiment, num = self._experiment, max(keep.values())
+        size, key = batch_size(experiment, full or num), sampling_key(experiment)
+        kept: dict[str, np.ndarray] = {}
+        with tqdm(total=num, unit="sample", disable=not progress, desc="sampling") as bar:
+            for offset in range(0, num, size):
+                # The last batch is as large as the others, so that only one program is compiled. It
+                # repeats the last sample, because there may be no image to start further ones from.
+                numbers = np.minimum(np.arange(offset, offset + size, dtype=np.int32), num - 1)
+                positions = parallel.local_part(first + numbers)
+                batch = parallel.shard(batch_at(experiment, positions))
+                drawn = self._mapped(key, variables, constants, batch)
+                for stage, part in drawn.items():
+                    if offset < keep[stage]:
+                        values = np.asarray(parallel.gather(part))
+                        if stage not in kept:
+                            kept[stage] = np.empty((keep[stage], *values.shape[1:]), values.dtype)
+                        rows = kept[stage][offset : offset + size]
+                        rows[:] = values[: len(rows)]
+                bar.update(min(size, num - offset))
+        return kept
 
 
 def on_devices(experiment: Experiment, train_state: TrainState) -> tuple[Any, Any]:
@@ -66,19 +92,16 @@ def sample_state(
     are at most `num_samples`.
     """
     keep = {"prior": num_prior, "bridged": num_bridged, "refined": num_samples}
-    mapped = _mapped_sampler(experiment, [stage for stage, num in keep.items() if num])
-    arrays = on_devices(experiment, train_state)
-    drawn = _in_batches(experiment, mapped, arrays, keep, progress=True)
+    sample = Sampler(experiment, [stage for stage, num in keep.items() if num])
+    drawn = sample(*on_devices(experiment, train_state), keep, progress=True)
     none = np.empty((0, *experiment.source.event_shape), np.float32)
     return Samples(**{stage: drawn.get(stage, none) for stage in keep})
 
 
 def sample_starts(experiment: Experiment, train_state: TrainState, num_samples: int) -> np.ndarray:
     """Returns where the first samples start, `x_0` [num_samples, ...], without flowing them."""
-    start = samplers.make_start_sampler(experiment.problem)
-    mapped = parallel.map_sampler(lambda *arguments: {"prior": start(*arguments)})
-    arrays = on_devices(experiment, train_state)
-    return _in_batches(experiment, mapped, arrays, {"prior": num_samples})["prior"]
+    sample = Sampler(experiment, ("prior",))
+    return sample(*on_devices(experiment, train_state), {"prior": num_samples})["prior"]
 
 
 def batch_at(experiment: Experiment, positions: np.ndarray) -> dict[str, np.ndarray]:
@@ -124,43 +147,3 @@ def make_log_ratio(
         return np.log(np.maximum(out, _SMALLEST_RATIO))
 
     return log_ratio
-
-
-def _mapped_sampler(experiment: Experiment, stages: Sequence[str]) -> Any:
-    """Maps the sampler over devices, which return only these stages."""
-    sample = samplers.make_sampler(experiment.problem)
-
-    def stages_of(*arguments: Any) -> dict[str, jax.Array]:
-        drawn = sample(*arguments)
-        return {stage: getattr(drawn, stage) for stage in stages}
-
-    return parallel.map_sampler(stages_of)
-
-
-def _in_batches(
-    experiment: Experiment,
-    mapped: Any,
-    arrays: tuple[Any, Any],
-    keep: Mapping[str, int],
-    *,
-    first: int = 0,
-    progress: bool = False,
-) -> dict[str, np.ndarray]:
-    """Returns as many samples of each stage as `keep` says; other samples never leave a device."""
-    num = max(keep.values())
-    size, key = batch_size(experiment, num), sampling_key(experiment)
-    kept: dict[str, np.ndarray] = {}
-    with tqdm(total=num, unit="sample", disable=not progress, desc="sampling") as bar:
-        for offset in range(0, num, size):
-            positions = np.arange(first + offset, first + offset + size, dtype=np.int32)
-            batch = parallel.shard(batch_at(experiment, parallel.local_part(positions)))
-            drawn = mapped(key, *arrays, batch)
-            for stage, part in drawn.items():
-                if offset < keep[stage]:
-                    values = np.asarray(parallel.gather(part))
-                    if stage not in kept:
-                        kept[stage] = np.empty((keep[stage], *values.shape[1:]), values.dtype)
-                    rows = kept[stage][offset : offset + size]
-                    rows[:] = values[: len(rows)]
-            bar.update(min(size, num - offset))
-    return kept

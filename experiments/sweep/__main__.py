@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments import command_line
-from experiments.errors import Parser, UserError
-from experiments.files import write_text
+from experiments.errors import Parser, UserError, explaining_the_disk
+from experiments.files import locked, write_text
 from experiments.pictures import save
 from experiments.sweep import picture, plan, runner, table
 
@@ -29,10 +29,14 @@ from experiments.sweep import picture, plan, runner, table
 def main(argv: list[str]) -> None:
     """Runs a sweep, and prints the table and the paths of the files."""
     root, todo = parse(argv)
-    try:
+    with explaining_the_disk(root):
         root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--workdir={root} cannot be written: {error.strerror}") from error
+        with locked(root / ".lock", f"--workdir={root}", "choose another --workdir"):
+            _run(root, todo)
+
+
+def _run(root: Path, todo: plan.Plan) -> None:
+    """Runs what is to do, and writes the table and the picture."""
     outcomes = runner.run_all(todo, root)
     metrics = table.metrics_to_show(todo, outcomes)
     rows = table.rows(todo, outcomes, metrics)

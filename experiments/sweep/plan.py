@@ -68,12 +68,18 @@ def make(
       metrics: names in `evaluation.json`, the most important first.
 
     Raises:
-      UserError: for an unknown key of the config or an invalid value.
+      UserError: for an unknown key of the config or an invalid value, or a seed among the values.
     """
     command_line.config_file(config)
     folders: dict[str, str] = {}
     runs = []
     named = [(group, name, own) for group, of in groups.items() for name, own in of.items()]
+    for values in (settings or {}, *(own for _, _, own in named)):
+        if "seed" in values:
+            raise UserError(
+                f"seed={values['seed']}: a sweep repeats every run with each of its seeds; give "
+                "them as --seeds=0,1 or, in a sweep file, as seeds"
+            )
     # Seeds are the outer loop, so that a sweep that is stopped halfway has all runs for some seeds.
     for seed, (group, name, varied) in itertools.product(seeds, named):
         merged = {**(settings or {}), **varied, "seed": seed}
@@ -120,19 +126,32 @@ def grid(specs: Sequence[str]) -> Groups:
     A grid is "config.KEY=VALUE,VALUE,..."; commas within parentheses do not separate values.
 
     Raises:
-      UserError: for a grid without a key or values.
+      UserError: for a grid without a key or values, or two grids of one key.
     """
-    axes = []
+    axes: dict[str, list[tuple[str, Any]]] = {}
     for spec in specs:
         key, equals, values = spec.partition("=")
         if not (equals and values):
             raise UserError(f"--grid {spec} must be KEY=VALUE,VALUE such as flow.num_steps=20,40")
-        split = re.split(r",(?![^(]*\))", values)
         key = key.removeprefix("config.")
-        axes.append([(key, command_line.parse_value(key, value)) for value in split])
-    group = ", ".join(axis[0][0] for axis in axes)
-    points = map(dict, itertools.product(*axes))
-    return {group: {", ".join(f"{k}={v}" for k, v in point.items()): point for point in points}}
+        if key in axes:
+            raise UserError(f"--grid {spec}: another --grid has {key}; give all its values in one")
+        axes[key] = [(key, command_line.parse_value(key, value)) for value in _split(values)]
+    points = map(dict, itertools.product(*axes.values()))
+    named = {", ".join(f"{k}={v}" for k, v in point.items()): point for point in points}
+    return {", ".join(axes): named}
+
+
+def _split(values: str) -> list[str]:
+    """Splits at the commas outside all parentheses."""
+    parts, depth = [""], 0
+    for character in values:
+        depth += (character in "([") - (character in ")]")
+        if character == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return parts
 
 
 def _folder(group: str, name: str, seed: int, taken: Collection[str]) -> str:

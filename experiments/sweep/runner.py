@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from experiments import command_line, records, report, settings
+from experiments import run as run_lib
 from experiments.errors import DivergedError, UserError
 from experiments.files import read_json, sha256_of_json, write_json
 from experiments.sweep.plan import Plan, Run
@@ -78,7 +79,7 @@ def run_all(
             folder = root / name
             # The identity of a run: its settings from the current config file.
             resolved = settings.checked({**command_line.load_config(plan.config), **run.settings})
-            asked = {"config": plan.config, "settings_sha256": sha256_of_json(resolved)}
+            asked = sha256_of_json(resolved)
             outcome = _known(folder, asked)
             if outcome is None:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -86,8 +87,8 @@ def run_all(
                 code, reason = program(plan.config, run, folder)
                 seconds = time.perf_counter() - started
                 status = {0: DONE, DivergedError.exit_code: DIVERGED}.get(code, FAILED)
-                record = {"asked": asked, "status": status, "reason": reason, "seconds": seconds}
-                write_json(folder / _RECORD, record)
+                record = {"status": status, "reason": reason, "seconds": seconds}
+                write_json(folder / _RECORD, {"asked": {"settings_sha256": asked}, **record})
                 outcome = _outcome(folder, record)
             if outcome.status == DONE:
                 _check_metrics(plan.metrics, outcome.metrics)
@@ -98,8 +99,10 @@ def run_all(
     return [outcomes[run.folder] for run in plan.runs]
 
 
-def _known(folder: Path, asked: dict[str, Any]) -> Outcome | None:
+def _known(folder: Path, asked: str) -> Outcome | None:
     """Returns the earlier outcome of a run with these settings, if it would be the same again.
+
+    The settings are given by their digest.
 
     Raises:
       UserError: if the folder contains a run with other settings.
@@ -108,7 +111,7 @@ def _known(folder: Path, asked: dict[str, Any]) -> Outcome | None:
     if not record.exists():
         return None
     known = read_json(record, asked=dict, status=str, reason=str, seconds=(int, float))
-    if known["asked"] != asked:
+    if known["asked"].get("settings_sha256") != asked:
         raise UserError(
             f"{folder} contains a run with other settings: the config file or the sweep has "
             "changed since. Remove that folder, or choose another --workdir"
@@ -119,10 +122,10 @@ def _known(folder: Path, asked: dict[str, Any]) -> Outcome | None:
 def _outcome(folder: Path, record: dict[str, Any]) -> Outcome:
     found: dict[str, float] = {}
     if record["status"] == DONE:
-        newest = records.newest(folder / "evaluations")
-        if newest is None:
+        own = records.of_run(run_lib.open_run(folder))
+        if own is None:
             raise UserError(f"{folder} has no evaluation; remove that folder to run it again")
-        found = {name: metric.value for name, metric in report.metrics_of(newest).items()}
+        found = {name: metric.value for name, metric in report.metrics_of(own).items()}
     return Outcome(record["status"], record["reason"], record["seconds"], found)
 
 

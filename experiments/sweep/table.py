@@ -33,7 +33,8 @@ def metrics_to_show(plan: Plan, outcomes: Sequence[Outcome]) -> tuple[str, ...]:
     found = [o.metrics for o in outcomes if o.status == DONE]
     if plan.metrics or not found:
         return plan.metrics
-    return tuple(name for name in found[0] if len({m.get(name) for m in found}) > 1)
+    names = dict.fromkeys(name for metrics in found for name in metrics)
+    return tuple(name for name in names if len({m.get(name) for m in found}) > 1)
 
 
 def rows(plan: Plan, outcomes: Sequence[Outcome], metrics: Sequence[str]) -> list[Row]:

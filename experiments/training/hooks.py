@@ -23,7 +23,7 @@ def hooks_of(experiment: Experiment, run: Run) -> Sequence[Hook]:
 
     def draw(moment: Moment, num_samples: int) -> np.ndarray:
         variables = experiment.sampling_variables(moment.state)
-        return sample(variables, moment.constants, num_samples)
+        return sample(variables, moment.constants, {"refined": num_samples})["refined"]
 
     def write_snapshot(moment: Moment) -> None:
         """Writes samples, for the picture of the course of training."""
@@ -46,7 +46,7 @@ def hooks_of(experiment: Experiment, run: Run) -> Sequence[Hook]:
         improved = math.isfinite(metric.value) and metric.value < before
         # The values on different processes may differ in the last bit, so the first one decides.
         if bool(parallel.any_process(improved and parallel.is_first_process())):
-            moment.save(metric.name, metric.value)
+            moment.save_best(metric.name, metric.value)
         return {PREFIX + metric.name: metric.value}
 
     return (

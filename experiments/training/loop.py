@@ -1,8 +1,8 @@
 """The training loop, for any network and data in a `Training`."""
 
-import contextlib
+import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -23,6 +23,8 @@ from experiments.training.preemption import Preemption
 from fdrl_jax import parallel, rng
 from fdrl_jax.state import TrainState
 
+_Metrics = tuple[int, int, dict[str, jax.Array]]
+
 
 class Moment(NamedTuple):
     """The arguments of a hook, which runs while the device is idle.
@@ -32,14 +34,14 @@ class Moment(NamedTuple):
       state: the state, replicated on every device; must not be changed.
       constants: constants, as `build.on_devices` places them.
       best: "metric" and "value" of the best checkpoint so far, if there is one.
-      save: `(metric, value) -> None` saves the state as the best checkpoint by a metric.
+      save_best: `(metric, value) -> None` saves the state as the best checkpoint by a metric.
     """
 
     step: int
     state: Any
     constants: Any
     best: dict[str, Any] | None
-    save: Callable[[str, float], None]
+    save_best: Callable[[str, float], None]
 
 
 class Hook(NamedTuple):
@@ -65,11 +67,20 @@ def train(training: Training, run: Run, hooks: Sequence[Hook] = ()) -> TrainStat
       PeerError: if replicas do not agree.
       UserError: if a checkpoint cannot be read or written.
     """
-    with contextlib.ExitStack() as stack:
-        preemption = stack.enter_context(Preemption())
-        store = stack.enter_context(run.checkpoints(training.settings["checkpoint.keep"]))
+    with (
+        Preemption() as preemption,
+        run.checkpoints(training.settings["checkpoint.keep"]) as store,
+    ):
         interrupts.describe_loss(lambda: _when_interrupted(max(store.steps(), default=None)))
-        loop = _Loop(training, run, hooks, store, preemption)
+        loop = _Loop(
+            training=training,
+            run=run,
+            hooks=[hook for hook in hooks if hook.every],
+            store=store,
+            preemption=preemption,
+            run_steps=memory.checked(parallel.map_steps(training.repeated_step())),
+            constants=on_devices(training.constants),
+        )
         start = _newest(training, store)
         while True:
             try:
@@ -89,43 +100,17 @@ def _newest(training: Training, store: Checkpoints) -> TrainState:
     return training.init_state() if restored is None else restored.state
 
 
-class _Window:
-    """Metrics since the last log, still on the device: (first step, count, arrays) per dispatch."""
-
-    def __init__(self) -> None:
-        self.parts: list[tuple[int, int, dict[str, jax.Array]]] = []
-        self.seconds = 0.0  # Time of training, without that of hooks.
-
-    def fetch(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Waits for the device; returns the steps and the value of each metric at each of them."""
-        numbers = np.concatenate([first + np.arange(count) for first, count, _ in self.parts])
-        host = [(count, jax.device_get(parallel.unreplicate(m))) for _, count, m in self.parts]
-        names = host[0][1]
-        return numbers, {k: np.concatenate([m[k][:count] for count, m in host]) for k in names}
-
-
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class _Loop:
     """Trains from a state, possibly several times after rollbacks, and compiles only once."""
 
-    def __init__(
-        self,
-        training: Training,
-        run: Run,
-        hooks: Sequence[Hook],
-        store: Checkpoints,
-        preemption: Preemption,
-    ) -> None:
-        self._training, self._settings = training, training.settings
-        self._run = run
-        self._hooks = [hook for hook in hooks if hook.every]
-        self._store = store
-        self._preemption = preemption
-        self._log_every = training.settings["log.every_steps"]
-        self._save_every = training.settings["checkpoint.every_steps"]
-        self._dispatch = training.settings["train.steps_per_dispatch"]
-        self._run_steps = memory.checked(parallel.map_steps(training.repeated_step()))
-        self._constants = on_devices(training.constants)
-        self._key = rng.root_key(training.settings["seed"])
+    training: Training
+    run: Run
+    hooks: Sequence[Hook]
+    store: Checkpoints
+    preemption: Preemption
+    run_steps: Callable[..., Any]
+    constants: Any
 
     def train_from(self, start: TrainState) -> TrainState:
         """Trains to the last step.
@@ -134,112 +119,121 @@ class _Loop:
           DivergedError: at the first log after a metric exceeded its limits.
           PreemptedError: if the system asked the run to stop; the state is saved.
         """
-        with contextlib.ExitStack() as stack:
-            writers = [
-                stack.enter_context(contextlib.closing(writer))
-                for writer in _writers(self._training, self._run, int(start.step))
-            ]
-            take = stack.enter_context(self._training.open_feed(rollbacks.num_batches(start)))
+        with (
+            metrics_log.writers(self.run, self.training.settings, int(start.step)) as writers,
+            self.training.open_feed(rollbacks.num_batches(start)) as take,
+        ):
             return self._train(start, writers, take)
 
     def _train(
-        self, start: TrainState, writers: list[metrics_log.Writer], take: Take
+        self, start: TrainState, writers: Sequence[metrics_log.Writer], take: Take
     ) -> TrainState:
-        step, last, so_far = int(start.step), self._settings["train.num_steps"], rollbacks.of(start)
-        start_step = step
+        settings, so_far = self.training.settings, rollbacks.of(start)
+        step, last = int(start.step), settings["train.num_steps"]
         num_skipped = int(so_far.num_skipped)
-        state = parallel.replicate(start)
+        log_every, save_every = settings["log.every_steps"], settings["checkpoint.every_steps"]
+        cadences = [log_every, save_every, *(hook.every for hook in self.hooks)]
+        start_step = saved = step
+        key, state = rng.root_key(settings["seed"]), parallel.replicate(start)
         hosts.check_agreement(state, step)
-        cadences = [self._log_every, self._save_every, *(hook.every for hook in self._hooks)]
-        saved = step
 
         def due(every: int) -> bool:
             return step % every == 0 or step == last
 
-        def save(best_by: tuple[str, float] | None = None) -> None:
+        def save() -> None:
             nonlocal saved
-            hosts.check_agreement(state, step)
-            self._run.check_present()
-            self._store.save(
-                parallel.unreplicate(state),
-                data=self._training.data_position(step + num_skipped),
-                best_by=best_by,
-            )
-            saved = step
+            if saved != step:
+                hosts.check_agreement(state, step)
+                self.run.check_present()
+                self.store.save(parallel.unreplicate(state))
+                saved = step
 
-        window, timer = _Window(), time.perf_counter()
-        stopping = self._preemption.is_due()
+        def save_best(metric: str, value: float) -> None:
+            save()
+            self.store.record_best(step, metric, value)
+
+        # Metrics since the last log, still on the device: first step, count and arrays of each
+        # dispatch. The time is that of training, without that of hooks.
+        window: list[_Metrics] = []
+        seconds, timer = 0.0, time.perf_counter()
+        stopping = self.preemption.is_due()
         with _progress_bar(step, last) as bar:
             while step < last and not stopping:
                 until_next = [every - step % every for every in cadences]
-                count = min(self._dispatch, last - step, *until_next)
+                count = min(settings["train.steps_per_dispatch"], last - step, *until_next)
                 # Fetched while the device works on the previous dispatch.
                 host_batches = take(count)
-                state, metrics = self._run_steps(
-                    self._key, state, self._constants, host_batches, count, num_skipped
+                state, metrics = self.run_steps(
+                    key, state, self.constants, host_batches, count, num_skipped
                 )
-                window.parts.append((step + 1, count, metrics))
+                window.append((step + 1, count, metrics))
                 step += count
-                if len(window.parts) > 1:
+                if len(window) > 1:
                     # At most two dispatches are queued: more would fill the memory with batches,
                     # and a run that should stop would have to wait for them.
-                    jax.block_until_ready(window.parts[-2][2])
+                    jax.block_until_ready(window[-2][2])
                 if bar.n == start_step:
                     bar.set_description(f"compiled in {time.perf_counter() - timer:.1f} s")
                 bar.update(count)
-                stopping = self._preemption.is_due()
+                stopping = self.preemption.is_due()
                 if not stopping and not any(map(due, cadences)):
                     continue
                 # The only places where the host waits for the device to be idle.
-                numbers, values = window.fetch()
-                window.seconds += time.perf_counter() - timer
-                trouble = divergence.find_trouble(
-                    numbers, values, self._training.output, self._settings
-                )
+                numbers, values = _fetch(window)
+                seconds += time.perf_counter() - timer
+                trouble = divergence.find_trouble(numbers, values, self.training.output, settings)
                 record: Record = {}
                 if trouble is None:
-                    self._store.check_saved()
-                    for hook in self._hooks if not stopping else ():
-                        if due(hook.every):
-                            moment = Moment(
-                                step,
-                                state,
-                                self._constants,
-                                self._store.best(),
-                                lambda metric, value: save((metric, value)),
-                            )
-                            record |= hook.act(moment) or {}
-                    if (due(self._save_every) or stopping) and saved != step:
+                    self.store.check_saved()
+                    if stopping:
+                        # Before the hooks, which may take longer than the system waits.
                         save()
-                if due(self._log_every) or record or stopping or trouble is not None:
-                    record |= self._summary(step, values, window.seconds, so_far)
-                    for writer in writers:
-                        writer.write(step, record)
+                        self.store.wait()
+                    for hook in self.hooks:
+                        if due(hook.every):
+                            best = self.store.best()
+                            moment = Moment(step, state, self.constants, best, save_best)
+                            record |= hook.act(moment) or {}
+                    if due(save_every):
+                        save()
+                if due(log_every) or record or stopping or trouble is not None:
+                    record |= self._summary(step, values, seconds, so_far)
+                    for write in writers:
+                        write(step, record)
                     bar.set_description(f"loss {record['loss']:.4f}")
-                    window = _Window()
+                    window, seconds = [], 0.0
                 if trouble is not None:
                     raise DivergedError(f"training diverged: {trouble}", last_step=step)
                 timer = time.perf_counter()
         if stopping:
-            self._store.wait()
-            raise PreemptedError(_when_preempted(step, start_step, bool(self._store.steps())))
+            self.store.wait()
+            raise PreemptedError(_when_preempted(step, start_step, bool(self.store.steps())))
         return jax.tree.map(np.asarray, parallel.unreplicate(state))
 
     def _summary(
         self, step: int, values: dict[str, np.ndarray], seconds: float, so_far: Rollbacks
     ) -> Record:
-        count, batch_size = len(values["loss"]), self._settings["train.batch_size"]
-        rate = float(learning_rate(self._settings)(step - 1)) * float(so_far.learning_rate_scale)
+        settings = self.training.settings
+        count, batch_size = len(values["loss"]), settings["train.batch_size"]
+        rate = float(learning_rate(settings)(step - 1)) * float(so_far.learning_rate_scale)
         record = {
             **{name: float(np.mean(value)) for name, value in sorted(values.items())},
             "learning_rate": rate,
             "steps_per_second": count / seconds,
             "examples_per_second": count * batch_size / seconds,
         }
-        if self._settings["train.on_divergence"] == "rollback":
+        if settings["train.on_divergence"] == "rollback":
             record["rollbacks"] = int(so_far.num)
             record["skipped_batches"] = int(so_far.num_skipped)
         return record
+
+
+def _fetch(window: Sequence[_Metrics]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Waits for the device; returns the steps and the value of each metric at each of them."""
+    numbers = np.concatenate([first + np.arange(count) for first, count, _ in window])
+    host = [(count, jax.device_get(parallel.unreplicate(m))) for _, count, m in window]
+    names = host[0][1]
+    return numbers, {k: np.concatenate([m[k][:count] for count, m in host]) for k in names}
 
 
 def _progress_bar(step: int, last: int) -> Any:
@@ -263,13 +257,3 @@ def _when_preempted(step: int, start: int, has_saved: bool) -> str:
     if step == start and not has_saved:
         return "stopped by the system before the first step; the same command starts again"
     return f"stopped by the system at step {step}, which is saved; the same command resumes"
-
-
-def _writers(training: Training, run: Run, step: int) -> Iterator[metrics_log.Writer]:
-    if not parallel.is_first_process():
-        return
-    yield metrics_log.JsonLines(run.metrics, step)
-    if training.settings["log.tensorboard"]:
-        yield metrics_log.TensorBoard(run.root / "tensorboard", step)
-    if training.settings["log.wandb"] != "off":
-        yield metrics_log.Wandb(run.root, training.settings["log.wandb"], training.settings)

@@ -1,85 +1,91 @@
 """Logs metrics to JSON lines and, optionally, to TensorBoard and Weights & Biases."""
 
+import contextlib
 import importlib
 import json
 import math
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from experiments.errors import UserError
 from experiments.files import sha256_of_json, write_text
+from experiments.run import Run
+from experiments.settings import Settings
+from fdrl_jax import parallel
 
 Record = dict[str, float]
+Writer = Callable[[int, Record], None]  # Writes a record of scalars at a step.
 PREFIX = "evaluation/"  # Prefix of the names of metrics of samples.
 
 
-class Writer(Protocol):
-    """Writes one record of scalars per logging interval."""
+@contextlib.contextmanager
+def writers(run: Run, settings: Settings, resume_step: int) -> Iterator[list[Writer]]:
+    """Opens the logs that the settings ask for, on the first process.
 
-    def write(self, step: int, record: Record) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class JsonLines:
-    """Writes one JSON object per line.
-
-    When a run resumes, lines after the resumed step are removed, so that no step occurs twice.
+    When a run resumes, records after the resumed step are removed, so that no step occurs twice.
     """
+    with contextlib.ExitStack() as stack:
+        opened = []
+        if parallel.is_first_process():
+            opened.append(json_lines(run.metrics, resume_step))
+            if settings["log.tensorboard"]:
+                opened.append(_tensorboard(run.root / "tensorboard", resume_step))
+            if settings["log.wandb"] != "off":
+                opened.append(_wandb(run.root, settings))
+        yield [stack.enter_context(writer) for writer in opened]
 
-    def __init__(self, path: Path, resume_step: int) -> None:
-        kept = [json.dumps(line) + "\n" for line in read(path) if line["step"] <= resume_step]
-        write_text(path, "".join(kept))
-        self._file = path.open("a")
 
-    def write(self, step: int, record: Record) -> None:
+@contextlib.contextmanager
+def json_lines(path: Path, resume_step: int) -> Iterator[Writer]:
+    """Writes one JSON object per line."""
+    kept = [json.dumps(line) + "\n" for line in read(path) if line["step"] <= resume_step]
+    write_text(path, "".join(kept))
+
+    def write(step: int, record: Record) -> None:
         # JSON has no NaN; a run that diverges writes null for it.
         finite = {k: v if math.isfinite(v) else None for k, v in record.items()}
-        self._file.write(json.dumps({"step": step, **finite}) + "\n")
-        self._file.flush()
+        file.write(json.dumps({"step": step, **finite}) + "\n")
+        file.flush()
 
-    def close(self) -> None:
-        self._file.close()
+    with path.open("a") as file:
+        yield write
 
 
-class TensorBoard:
+@contextlib.contextmanager
+def _tensorboard(folder: Path, resume_step: int) -> Iterator[Writer]:
     """Event files for TensorBoard, by tensorboardX (no TensorFlow)."""
+    module = _import("tensorboardX", "tensorboard")
 
-    def __init__(self, folder: Path, resume_step: int) -> None:
-        module = _import("tensorboardX", "tensorboard")
-        self._writer = module.SummaryWriter(str(folder), purge_step=resume_step + 1)
-
-    def write(self, step: int, record: Record) -> None:
+    def write(step: int, record: Record) -> None:
         for key, value in record.items():
-            self._writer.add_scalar(key, value, step)
+            events.add_scalar(key, value, step)
 
-    def close(self) -> None:
-        self._writer.close()
+    with contextlib.closing(
+        module.SummaryWriter(str(folder), purge_step=resume_step + 1)
+    ) as events:
+        yield write
 
 
-class Wandb:
+@contextlib.contextmanager
+def _wandb(folder: Path, settings: Settings) -> Iterator[Writer]:
     """Weights & Biases. In the mode "offline", nothing leaves the machine."""
-
-    def __init__(self, folder: Path, mode: str, settings: dict[str, Any]) -> None:
-        module = _import("wandb", "wandb")
-        root = folder.absolute()
-        self._run = module.init(
-            project="fdrl_jax",
-            dir=str(folder),
-            mode=mode,
-            config=settings,
-            name=root.name,
-            # From the workdir, so that a resumed run continues the same curve; from its whole path,
-            # because many runs of a sweep have a folder `seed_0`.
-            id=sha256_of_json(str(root)),
-            resume="allow",
-        )
-
-    def write(self, step: int, record: Record) -> None:
-        self._run.log(record, step=step)
-
-    def close(self) -> None:
-        self._run.finish()
+    root = folder.absolute()
+    curve = _import("wandb", "wandb").init(
+        project="fdrl_jax",
+        dir=str(folder),
+        mode=settings["log.wandb"],
+        config=settings,
+        name=root.name,
+        # From the workdir, so that a resumed run continues the same curve; from its whole path,
+        # because many runs of a sweep have a folder `seed_0`.
+        id=sha256_of_json(str(root)),
+        resume="allow",
+    )
+    try:
+        yield lambda step, record: curve.log(record, step=step)
+    finally:
+        curve.finish()
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import gc
 import itertools
+import json
 import logging
 import shutil
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ from benchmarks.faults import damage
 from experiments import checkpoints
 from experiments.checkpoints import Checkpoints
 from experiments.errors import UserError
+from experiments.files import sha256_of_json
 from experiments.training import loop
 from fdrl_jax import parallel, state
 
@@ -54,7 +56,7 @@ def two(tmp_path):
     folder = tmp_path / "checkpoints"
     with opened(folder) as store:
         for step in (1, 2):
-            store.save(state_at(step), data={"num_batches": step})
+            store.save(state_at(step))
     return folder
 
 
@@ -82,12 +84,19 @@ def test_however_a_file_of_the_newest_is_damaged_no_wrong_number_comes_back(two,
     assert is_equal(restore(two), state_at(2))
 
 
-def test_what_was_saved_comes_back_with_the_position_in_the_data(two):
+def test_what_was_saved_comes_back(two):
     with opened(two) as store:
         assert store.steps() == [1, 2]
         restored = store.restore(state_at(0), 1)
     assert is_equal(restored.state, state_at(1))
-    assert restored.data == {"num_batches": 1}
+
+
+def test_a_record_with_the_position_in_the_data_which_is_no_longer_saved_is_read(two):
+    file = two / "2" / "record" / "metadata"
+    record = json.loads(file.read_text()) | {"data": {"num_batches": 2, "identity": "x"}}
+    del record["sha256"]
+    file.write_text(json.dumps({**record, "sha256": sha256_of_json(record)}))
+    assert is_equal(restore(two, 2), state_at(2))
 
 
 def test_flipped_bits_in_the_arrays_are_found(two, caplog):
@@ -129,7 +138,7 @@ def test_a_run_that_fell_back_saves_the_damaged_step_again(two, caplog):
     with opened(two) as store:
         restored = store.restore(state_at(0)).state
         store.set_aside_after(int(restored.step))
-        store.save(state_at(2), data={})
+        store.save(state_at(2))
     caplog.clear()
     assert is_equal(restore(two), state_at(2))
     assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
@@ -141,7 +150,7 @@ def test_folders_without_a_mark_do_not_hinder_a_run_that_starts_again(tmp_path):
     training = SimpleNamespace(state_shapes=lambda: state_at(0), init_state=lambda: state_at(0))
     with opened(tmp_path) as store:
         assert int(loop._newest(training, store).step) == 0
-        store.save(state_at(100), data={})
+        store.save(state_at(100))
         store.wait()
         assert store.steps() == [100]
     assert (tmp_path / "damaged_200").is_dir()
@@ -152,13 +161,15 @@ def test_a_step_that_orbax_would_skip_is_an_error(two):
         opened(two) as store,
         pytest.raises(UserError, match=r"step 1 is not after 2\); that of step 2 is intact"),
     ):
-        store.save(state_at(1), data={})
+        store.save(state_at(1))
 
 
 def test_a_best_checkpoint_that_was_set_aside_no_longer_counts(tmp_path):
     with opened(tmp_path) as store:
-        store.save(state_at(1), data={}, best_by=("metric", 1.0))
-        store.save(state_at(2), data={}, best_by=("metric", 0.5))
+        store.save(state_at(1))
+        store.record_best(1, "metric", 1.0)
+        store.save(state_at(2))
+        store.record_best(2, "metric", 0.5)
     damage.flip(damage.largest_file(tmp_path / "2"))
     with opened(tmp_path) as store:
         assert store.best()["step"] == 2
@@ -201,7 +212,7 @@ def test_a_checkpoint_that_training_removes_meanwhile_is_replaced_by_the_newer_o
         def rotate(step, template):
             seen.append(step)
             if len(seen) == 1:
-                writer.save(state_at(3), data={})
+                writer.save(state_at(3))
                 writer.wait()
             return read(step, template)
 
@@ -274,4 +285,4 @@ def test_a_failed_save_names_the_newest_good_checkpoint(two, monkeypatch):
 
             patched.setattr(store._manager, "save", fail)
             with pytest.raises(UserError, match=r"No space left on device.*step 2 is intact"):
-                store.save(state_at(3), data={})
+                store.save(state_at(3))

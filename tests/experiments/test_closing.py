@@ -31,17 +31,19 @@ def names(folder):
 
 def test_a_checkpoint_that_is_no_longer_the_best_is_removed(tmp_path):
     with Checkpoints(tmp_path, RUN, keep=1) as store:
-        store.save(state_at(1), data={}, best_by=("metric", 1.0))
-        store.save(state_at(2), data={})
+        store.save(state_at(1))
+        store.record_best(1, "metric", 1.0)
+        store.save(state_at(2))
         store.wait()
         assert store.steps() == [1, 2]
-        store.save(state_at(3), data={}, best_by=("metric", 0.5))
+        store.save(state_at(3))
+        store.record_best(3, "metric", 0.5)
     assert names(tmp_path) == ["3", "best.json"]
 
 
 def test_remains_of_a_crash_are_removed_when_training_ends(tmp_path):
     with Checkpoints(tmp_path, RUN, keep=1) as store:
-        store.save(state_at(4), data={})
+        store.save(state_at(4))
     for left in ("9.orbax-checkpoint-tmp", "2", "damaged_3"):
         shutil.copytree(tmp_path / "4", tmp_path / left)
     (tmp_path / "2" / "commit_success.txt").unlink()
@@ -53,13 +55,13 @@ def test_remains_of_a_crash_are_removed_when_training_ends(tmp_path):
 def test_a_reader_removes_nothing_and_saves_nothing(tmp_path):
     with Checkpoints(tmp_path, RUN, keep=2) as store:
         for step in (1, 2):
-            store.save(state_at(step), data={})
+            store.save(state_at(step))
     shutil.copytree(tmp_path / "2", tmp_path / "3.orbax-checkpoint-tmp")
     before = names(tmp_path)
     with Checkpoints(tmp_path, RUN, keep=1, read_only=True) as store:
         assert int(store.restore(state_at(0)).state.step) == 2
         with pytest.raises(ValueError, match="read_only"):
-            store.save(state_at(3), data={})
+            store.save(state_at(3))
     assert names(tmp_path) == before
 
 
@@ -69,7 +71,7 @@ def test_a_checkpoint_that_is_removed_file_by_file_while_it_is_read_is_not_damag
     """Its mark is not the first file to be removed."""
     with Checkpoints(tmp_path, RUN, keep=2) as store:
         for step in (1, 2):
-            store.save(state_at(step), data={})
+            store.save(state_at(step))
     with Checkpoints(tmp_path, RUN, read_only=True) as reader:
         read = reader._read
 
@@ -87,7 +89,7 @@ def test_a_checkpoint_that_is_removed_file_by_file_while_it_is_read_is_not_damag
 def test_a_reader_opens_no_checkpoint_that_it_does_not_restore(tmp_path, monkeypatch):
     """Another program may remove them one after the other."""
     with Checkpoints(tmp_path, RUN) as store:
-        store.save(state_at(1), data={})
+        store.save(state_at(1))
     monkeypatch.setattr(ocp.path.step.Metadata, "commit_timestamp", property(lambda _: 1 / 0))
     with Checkpoints(tmp_path, RUN, read_only=True) as reader:
         assert reader.steps() == [1]
@@ -95,7 +97,7 @@ def test_a_reader_opens_no_checkpoint_that_it_does_not_restore(tmp_path, monkeyp
 
 def test_a_failed_save_says_which_checkpoint_is_complete(tmp_path, monkeypatch):
     with Checkpoints(tmp_path, RUN, keep=2) as store:
-        store.save(state_at(7), data={})
+        store.save(state_at(7))
         store.wait()
 
         def fail(*args, **kwargs):
@@ -104,7 +106,7 @@ def test_a_failed_save_says_which_checkpoint_is_complete(tmp_path, monkeypatch):
         with monkeypatch.context() as patched:
             patched.setattr(store._manager, "save", fail)
             with pytest.raises(UserError, match=r"No space left .*; that of step 7 is intact"):
-                store.save(state_at(8), data={})
+                store.save(state_at(8))
 
 
 def test_after_an_error_closing_waits_only_for_a_while(tmp_path, monkeypatch):

@@ -10,11 +10,10 @@ from image_files import encoded, numbered, picture, write_folder
 from small_runs import SMALL_RESNET, command, start, train
 
 from experiments import build, run, settings
-from experiments.build import needs_fitted_prior
 from experiments.build.network import _for_image_size
 from experiments.errors import UserError
 from experiments.modes import creation
-from experiments.sampling.draw import sample_state
+from experiments.sampling.draw import batch_size, sample_state
 from experiments.sampling.opened import open_checkpoint
 from experiments.training import metrics_log
 
@@ -149,6 +148,11 @@ def test_a_train_step_on_a_pair_flows_from_source_images(tmp_path):
     assert not np.isclose(*outputs)
     logged = (record["output_flowed"], record["output_real"])
     np.testing.assert_allclose(logged, outputs, rtol=1e-4, atol=1e-6)
+    num, batches = experiment.source.starts.num, {"evaluate.batch_size": 6}
+    assert num % batch_size(experiment, 6)
+    start("sample", tmp_path / "run", None, batches, num_samples=num)
+    with pytest.raises(UserError, match=f"stores only {num} images of the source domain"):
+        start("sample", tmp_path / "run", None, batches, num_samples=num + 1)
 
 
 def test_the_source_prior_needs_a_pair(images):
@@ -163,6 +167,6 @@ def test_the_network_depends_on_the_size_of_the_images():
 
 def test_building_fits_no_prior_and_prints_nothing(images, capsys):
     experiment = built(images)
-    assert needs_fitted_prior(experiment.settings)
+    assert experiment.settings["prior.name"] == "data_dependent"
     assert experiment.constants.prior["factor"].shape == (192, 192)
     assert capsys.readouterr() == ("", "")

@@ -118,7 +118,7 @@ def test_a_large_factor_is_distributed_over_the_devices_and_gives_the_same_resul
         assert not parallel.divergent_replicas(state)
         after = parallel.unreplicate(state)
         variables = parallel.replicate(experiment.sampling_variables(after))
-        samples = draw.Sampler(experiment)(variables, constants, 16)
+        samples = draw.Sampler(experiment)(variables, constants, {"refined": 16})["refined"]
         return constants.prior["factor"].shape, (parallel.unreplicate(metrics), samples)
 
     copied, expected = results()

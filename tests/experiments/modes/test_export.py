@@ -94,7 +94,9 @@ def test_the_metadata_have_versions_shapes_settings_and_the_lifetime(exported):
     assert "data.dir" not in metadata["settings"]
     assert {"jax", "jaxlib", "python"} <= metadata["versions"].keys()
     assert "six months" in metadata["lifetime"]
-    assert "0.10.2" in (folder / "README.md").read_text()
+    card = (folder / "README.md").read_text()
+    assert "0.10.2" in card
+    assert "| `network.blocks` | `[[8, 2]]` |" in card
 
 
 def test_the_parameters_are_shipped_as_plain_arrays(exported, tiny):

@@ -169,6 +169,7 @@ def test_interrupted_sampling_resumes_and_writes_the_same_files(trained, monkeyp
     for suffix in (".npz", ".npz.json", ".npz.picture.png"):
         one, other = ((trained.samples / f"{n}{suffix}").read_bytes() for n in ("whole", "cut"))
         assert one == other
+    (trained.samples / "cut.npz.parts").mkdir()  # As after a kill right before its removal.
     sample(trained, 30, **named("cut", **small))
     assert len(written) == 4  # Finished parts are not drawn again.
     assert not (trained.samples / "cut.npz.parts").exists()

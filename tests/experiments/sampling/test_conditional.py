@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from small_runs import command, start, train
+from small_runs import SMALL_RESNET, command, start, train
 
 from experiments import build, run
 from experiments.build.classifier import make_attack
@@ -21,7 +21,7 @@ from experiments.modes.sample import _check_condition
 from experiments.sampling.conditional import conditioned, labels_of
 from experiments.sampling.opened import open_checkpoint
 from experiments.torch_file import load as load_torch_file
-from fdrl_jax import adversarial
+from fdrl_jax import adversarial, parallel, rng
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 CIFAR = ("airplane", "automobile", "bird", "cat", "deer")
@@ -52,8 +52,20 @@ def test_an_attack_on_the_scale_of_the_literature_is_twice_as_large_on_ours(tiny
 
 def test_a_classifier_needs_labelled_images(tiny):
     wanted = tiny("swissroll")
-    with pytest.raises(UserError, match="needs labelled images"):
+    with pytest.raises(UserError, match=r"needs labelled images.* With data\.on_error=skip"):
         build.classifier_training(wanted, creation.load_data(wanted))
+
+
+def test_steps_of_a_classifier_update_its_vectors_of_spectral_normalisation(tiny):
+    changes = {"network.spectral_norm": True, "attack.num_steps": 0, "train.steps_per_dispatch": 2}
+    wanted = tiny("digits_classifier", changes | SMALL_RESNET)
+    training = build.classifier_training(wanted, creation.load_data(wanted))
+    before, constants = training.init_state(), build.on_devices(training.constants)
+    step = parallel.map_steps(training.repeated_step())
+    after, _ = step(rng.root_key(0), parallel.replicate(before), constants, None, 2, 0)
+    vectors = (s.variables["spectral"] for s in (before, parallel.unreplicate(after)))
+    unchanged = jax.tree.map(np.array_equal, *vectors)
+    assert not any(jax.tree.leaves(unchanged))
 
 
 @pytest.mark.slow

@@ -1,10 +1,12 @@
 """Samples are drawn in batches; only the stages and the numbers that are asked for are kept."""
 
+import dataclasses
+
 import numpy as np
 from small_runs import command
 
 from experiments import pictures
-from experiments.sampling.draw import batch_size, sample_starts, sample_state
+from experiments.sampling.draw import Sampler, batch_size, on_devices, sample_starts, sample_state
 from experiments.sampling.opened import open_checkpoint
 from fdrl_jax import parallel
 
@@ -27,6 +29,18 @@ def test_other_stages_and_samples_never_leave_the_device(trained, monkeypatch):
     assert NUM_PRIOR < size < NUM
     assert fetched == [2 * size] * (1 + -(-NUM // size)), "all refined ones, one batch of the prior"
     np.testing.assert_array_equal(sample_starts(experiment, state, NUM), whole.prior)
+
+
+def test_a_last_batch_that_is_not_full_needs_no_image_beyond_the_last_sample(trained):
+    opened, asked = open_checkpoint(command("sample", trained.root)), []
+    source = opened.experiment.source._replace(
+        starts=lambda positions: asked.extend(positions) or np.zeros((len(positions), 2))
+    )
+    experiment = dataclasses.replace(opened.experiment, source=source)
+    arrays = on_devices(experiment, opened.checkpoint.state)
+    Sampler(experiment, ("prior",))(*arrays, {"prior": 5}, first=3)
+    assert batch_size(experiment, 5) > 5
+    assert {*asked} == {3, 4, 5, 6, 7}
 
 
 def test_a_picture_reads_only_the_held_out_images_that_it_shows(of_digits):

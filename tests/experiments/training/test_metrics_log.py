@@ -2,6 +2,7 @@
 
 import json
 import sys
+from types import SimpleNamespace
 
 import pytest
 from small_runs import train
@@ -12,15 +13,13 @@ from experiments.training import metrics_log
 
 def test_metrics_are_json_lines_and_a_resumed_run_has_no_duplicates(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    first = metrics_log.JsonLines(path, resume_step=0)
-    for step in (1, 2, 3):
-        first.write(step, {"loss": float(step)})
-    first.close()
+    with metrics_log.json_lines(path, resume_step=0) as write:
+        for step in (1, 2, 3):
+            write(step, {"loss": float(step)})
     with path.open("a") as file:
         file.write('{"step": 4, "lo')  # Cut by a crash.
-    second = metrics_log.JsonLines(path, resume_step=2)
-    second.write(3, {"loss": float("nan")})
-    second.close()
+    with metrics_log.json_lines(path, resume_step=2) as write:
+        write(3, {"loss": float("nan")})
     lines = metrics_log.read(path)
     assert [line["step"] for line in lines] == [1, 2, 3]
     assert lines[-1]["loss"] is None
@@ -41,8 +40,8 @@ def test_a_crash_while_a_run_resumes_does_not_damage_the_metrics_log(tmp_path, m
     left = [json.dumps({"step": 1})]  # The first line; then the process ends.
     with monkeypatch.context() as patched:
         patched.setattr(metrics_log.json, "dumps", lambda _: left.pop())
-        with pytest.raises(IndexError):
-            metrics_log.JsonLines(path, 2)
+        with pytest.raises(IndexError), metrics_log.json_lines(path, 2):
+            pass
     assert [line["step"] for line in metrics_log.read(path)] == [1, 2, 3]
 
 
@@ -70,14 +69,17 @@ def test_a_missing_logger_is_reported_with_how_to_install_it(tmp_path, monkeypat
 
 
 def test_runs_in_folders_of_the_same_name_have_separate_curves(tmp_path, monkeypatch):
-    ids = []
+    ids, closed = [], []
 
     class Module:
         @staticmethod
         def init(**arguments):
             ids.append(arguments["id"])
+            return SimpleNamespace(finish=lambda: closed.append(arguments["id"]))
 
     monkeypatch.setattr(metrics_log, "_import", lambda name, extra: Module)
     for folder in ("a/seed_0", "b/seed_0", "a/seed_0"):
-        metrics_log.Wandb(tmp_path / folder, "offline", {})
+        with metrics_log._wandb(tmp_path / folder, {"log.wandb": "offline"}):
+            assert closed == ids[:-1]
     assert ids[0] == ids[2] != ids[1]
+    assert closed == ids

@@ -6,7 +6,7 @@ import signal
 import jax
 import numpy as np
 import pytest
-from small_runs import train
+from small_runs import contents, train
 
 from benchmarks.faults import crashes
 from experiments import run
@@ -48,7 +48,8 @@ def test_before_the_first_step_nothing_is_saved_and_the_message_says_so(tmp_path
 def test_a_run_that_is_stopped_saves_its_step_and_resumes_to_the_same_numbers(
     tmp_path, monkeypatch
 ):
-    changes = {"checkpoint.every_steps": 100}
+    every = ("snapshot.every_steps", "evaluate.every_steps")
+    changes = {"checkpoint.every_steps": 100, **dict.fromkeys(every, 2)}
     whole = train(tmp_path / "whole", changes)
     with monkeypatch.context() as patched:
         stop_at_question(2, patched)
@@ -59,6 +60,12 @@ def test_a_run_that_is_stopped_saves_its_step_and_resumes_to_the_same_numbers(
         assert store.steps() == [2]
     resumed = train(tmp_path / "parts", changes)
     jax.tree.map(np.testing.assert_array_equal, resumed.variables, whole.variables)
+    # What is due at the step of the stop happens before it, as the snapshot and the metric here.
+    one, other = (contents(tmp_path / name / "snapshots") for name in ("whole", "parts"))
+    assert one == other
+    assert {*one} == {"00000002.npz", "00000004.npz"}
+    best = [(tmp_path / name / "checkpoints/best.json").read_bytes() for name in ("whole", "parts")]
+    assert best[0] == best[1]
 
 
 @pytest.mark.slow
