@@ -51,9 +51,10 @@ def over_length(opened: Opened, lengths: tuple[int, ...], num_samples: int) -> I
     advance = parallel.map_segment(samplers.make_segment(experiment.problem, num_steps=stride))
     variables, constants = on_devices(experiment, state)
     key, size = sampling_key(experiment), batch_size(experiment, num_samples)
-    batches = [np.arange(i, i + size, dtype=np.int32) for i in range(0, num_samples, size)]
-    starts = sample_starts(experiment, state, size * len(batches))
-    points = np.split(starts, len(batches))
+    # All batches have one size; the last one repeats the last sample.
+    numbers = np.arange(-(-num_samples // size) * size, dtype=np.int32)
+    batches = np.minimum(numbers, num_samples - 1).reshape(-1, size)
+    points = list(sample_starts(experiment, state, num_samples)[batches])
     done = 0
     with tqdm(
         total=lengths[-1] * len(batches),

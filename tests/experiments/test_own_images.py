@@ -13,6 +13,7 @@ from experiments import build, run, settings
 from experiments.build.network import _for_image_size
 from experiments.errors import UserError
 from experiments.modes import creation
+from experiments.sampling import curve
 from experiments.sampling.draw import batch_size, sample_state
 from experiments.sampling.opened import open_checkpoint
 from experiments.training import metrics_log
@@ -151,6 +152,8 @@ def test_a_train_step_on_a_pair_flows_from_source_images(tmp_path):
     num, batches = experiment.source.starts.num, {"evaluate.batch_size": 6}
     assert num % batch_size(experiment, 6)
     start("sample", tmp_path / "run", None, batches, num_samples=num)
+    opened = open_checkpoint(command("curve", tmp_path / "run", None, batches))
+    assert [length for length, _ in curve.over_length(opened, (0, 1), num)] == [0, 1]
     with pytest.raises(UserError, match=f"stores only {num} images of the source domain"):
         start("sample", tmp_path / "run", None, batches, num_samples=num + 1)
 
