@@ -121,7 +121,8 @@ def make_train_step(
       optimizer: an Optax optimizer.
       draw: as in `steps.make_train_step`, with the classes under "label", [B].
       batch_size: examples per replica.
-      **options: other options of `steps.from_gradients`.
+      **options: other options of `steps.from_gradients`. A network with spectral normalisation
+        needs `refresh=networks.update_vectors`.
 
     Returns:
       A `steps.TrainStep`. Its metrics are "loss" and "accuracy" on the attacked images, and
