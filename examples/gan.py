@@ -16,6 +16,7 @@ from tqdm import tqdm
 import fdrl_jax as fdrl
 
 Array = jax.Array
+ENTROPY_WEIGHT = 0.01  # Of refinement, as in the paper of DGflow.
 
 
 class Generator(nn.Module):
@@ -129,3 +130,18 @@ def train(
 def latents(key: Array, num: int, num_latents: int) -> Array:
     """Draws latent vectors, standard normal, [num, L]."""
     return jax.random.normal(key, (num, num_latents))
+
+
+def refine(
+    potential: fdrl.compose.Estimator, start: Array, num_steps: int, step_size: float
+) -> Array:
+    """Flows samples, or latent vectors, along a potential of `fdrl.compose.refine`."""
+    noise = fdrl.noise_scale(step_size, ENTROPY_WEIGHT)
+
+    @jax.jit
+    def run(key: Array, x: Array) -> Array:
+        return fdrl.flow(
+            key, x, potential, num_steps=num_steps, step_size=step_size, noise_scale=noise
+        )
+
+    return run(jax.random.key(2), start)

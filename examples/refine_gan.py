@@ -23,7 +23,6 @@ from examples import gan
 
 STD, NUM_SAMPLES = 0.05, 5_000
 CENTRES = np.stack(np.meshgrid(*[np.arange(-4.0, 5.0, 2.0)] * 2), axis=-1).reshape(-1, 2)
-ENTROPY_WEIGHT = 0.01
 # Steps and their size. Steps are small because the logit is steep at a mode.
 DATA_FLOW, LATENT_FLOW = (200, 0.004), (25, 0.002)
 
@@ -33,21 +32,6 @@ def draw_data(key: jax.Array, num: int = 256) -> jax.Array:
     mode_key, noise_key = jax.random.split(key)
     centres = jnp.asarray(CENTRES)[jax.random.randint(mode_key, (num,), 0, len(CENTRES))]
     return centres + STD * jax.random.normal(noise_key, (num, 2))
-
-
-def refine(
-    potential: fdrl.compose.Estimator, start: jax.Array, num_steps: int, step_size: float
-) -> jax.Array:
-    """Flows samples, or latent vectors, along a potential of `fdrl.compose.refine`."""
-    noise = fdrl.noise_scale(step_size, ENTROPY_WEIGHT)
-
-    @jax.jit
-    def run(key: jax.Array, x: jax.Array) -> jax.Array:
-        return fdrl.flow(
-            key, x, potential, num_steps=num_steps, step_size=step_size, noise_scale=noise
-        )
-
-    return run(jax.random.key(2), start)
 
 
 def judge(samples: np.ndarray, data: np.ndarray) -> dict[str, float]:
@@ -89,8 +73,8 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
     in_latents = fdrl.compose.refine(trained.discriminator, "kl", generator=trained.generator)
     columns = {
         "generator": trained.generator(z),
-        "refined in data space": refine(in_data, trained.generator(z), *DATA_FLOW),
-        "refined in latent space": trained.generator(refine(in_latents, z, *LATENT_FLOW)),
+        "refined in data space": gan.refine(in_data, trained.generator(z), *DATA_FLOW),
+        "refined in latent space": trained.generator(gan.refine(in_latents, z, *LATENT_FLOW)),
         "data": draw_data(jax.random.key(3), NUM_SAMPLES),
     }
     columns = {name: np.asarray(points) for name, points in columns.items()}

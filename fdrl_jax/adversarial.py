@@ -17,7 +17,7 @@ import optax
 from jax import lax
 
 from fdrl_jax import rng
-from fdrl_jax.langevin import as_floating
+from fdrl_jax.langevin import as_floating, vary_with
 from fdrl_jax.objectives import Metrics
 from fdrl_jax.priors import Batch
 from fdrl_jax.problem import Constants
@@ -75,10 +75,11 @@ def perturb(classifier: Classifier, x: Array, labels: Array, attack: Attack) -> 
 
     Reference: Madry et al., arXiv 1706.06083, section 2.1.
     """
-    x = as_floating(x)
 
     def loss(x: Array) -> Array:
         return jnp.sum(cross_entropy(classifier(x), labels))
+
+    x = vary_with(as_floating(x), loss)
 
     def step(_: int, moved: Array) -> Array:
         direction = _scaled(jax.grad(loss)(moved), lambda norm: 1.0 / jnp.maximum(norm, _TINY))
@@ -120,7 +121,8 @@ def make_train_step(
       optimizer: an Optax optimizer.
       draw: as in `steps.make_train_step`, with the classes under "label", [B].
       batch_size: examples per replica.
-      **options: other options of `steps.from_gradients`.
+      **options: other options of `steps.from_gradients`. A network with spectral normalisation
+        needs `refresh=networks.update_vectors`.
 
     Returns:
       A `steps.TrainStep`. Its metrics are "loss" and "accuracy" on the attacked images, and

@@ -22,10 +22,11 @@ def shifted(key: Array, positions: Array, images: Array, max_shift: int) -> Arra
     """
 
     def of_image(position: Array, image: Array) -> Array:
-        offset = jax.random.randint(jax.random.fold_in(key, position), (2,), 0, 2 * max_shift + 1)
+        own = jax.random.fold_in(key, position)
+        offset = jax.random.randint(own, (2,), 0, 2 * max_shift + 1, jnp.int32)
         border = (max_shift, max_shift)
         padded = jnp.pad(image, (border, border, (0, 0)), mode="edge")
-        return lax.dynamic_slice(padded, (offset[0], offset[1], 0), image.shape)
+        return lax.dynamic_slice(padded, (*offset, jnp.int32(0)), image.shape)
 
     moved: Array = jax.vmap(of_image)(positions, images)
     return moved

@@ -19,7 +19,7 @@ from fdrl_jax.divergences import FDivergence, Output
 from fdrl_jax.names import nearest
 
 Array = jax.Array
-_MAX_LOG_RATIO = 80.0  # exp(89) is infinite in float32; the sum over a batch must be finite too.
+_MAX_LOG_RATIO = 60.0  # exp(89) is infinite in float32, and a batch of 10^12 must not sum to that.
 
 
 class Bregman(NamedTuple):
@@ -99,7 +99,7 @@ def loss(
     Returns:
       The scalar loss, and a dictionary of scalar metrics: the loss again ("loss"), and the means
       over data and over flowed samples of the network output ("output_real", "output_flowed") and
-      of the density ratio ("ratio_real", "ratio_flowed"). Log-ratios are capped at 80 in the means
+      of the density ratio ("ratio_real", "ratio_flowed"). Log-ratios are capped at 60 in the means
       of the ratio, which keeps them finite. For the true ratio, `E_p[r] = 1`.
     """
     bregman = get(bregman)
@@ -107,6 +107,7 @@ def loss(
 
     def to_ratio(output: Array) -> Array:
         is_log = bregman.output == "log_ratio"
+        output = output.astype(jnp.promote_types(output.dtype, jnp.float32))
         return jnp.exp(jnp.minimum(output, _MAX_LOG_RATIO)) if is_log else output
 
     metrics = {

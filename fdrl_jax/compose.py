@@ -11,13 +11,13 @@ Ansari, Ang and Soh, "Refining Deep Generative Models via Discriminator Gradient
 """
 
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from fdrl_jax.divergences import FDivergence, Output, check_output, first_variation
+from fdrl_jax.names import nearest
 
 Array = jax.Array
 Estimator = Callable[[Array], Array]
@@ -30,7 +30,7 @@ def log_probability(
     *,
     negate: bool = False,
     input_range: tuple[float, float] = (-1.0, 1.0),
-    class_probabilities: Literal["uniform"] | Array | Sequence[float] | None = None,
+    class_probabilities: str | Array | Sequence[float] | None = None,
 ) -> Estimator:
     """Returns `x -> log p(y | x)`, or `x -> log(1 - p(y | x))`, from a classifier's logits.
 
@@ -40,14 +40,24 @@ def log_probability(
       negate: use the probability of all other classes.
       input_range: input range of the classifier, such as (0, 1). The range [-1, 1] of `x` is mapped
         to it linearly, without clipping.
-      class_probabilities: the probabilities `p(y)` in the classifier's training data, [C], or
-        "uniform". If given, the result is relative to them: `log p(y | x) - log p(y)`.
+      class_probabilities: the probabilities `p(y)` in the classifier's training data, [C], all
+        positive, or "uniform". If given, the result is relative to them: `log p(y | x) - log p(y)`.
 
     Returns:
       The function `x [B, ...] -> [B]`. It raises ValueError for logits that are not [B, C], for a
-      label that is out of range, and unless there is one probability per class.
+      label that is out of range or no integer, and unless there is one positive probability per
+      class. The values of traced arrays are not checked.
+
+    Raises:
+      ValueError: for another string than "uniform".
     """
     low, high = input_range
+    if isinstance(class_probabilities, str) and class_probabilities != "uniform":
+        hint = nearest(class_probabilities, ["uniform"])
+        raise ValueError(
+            "class_probabilities must be 'uniform' or one number per class, "
+            f"got {class_probabilities!r}{hint}"
+        )
 
     def log_p(x: Array) -> Array:
         logits = classifier(low + (high - low) * (x + 1.0) / 2.0)
@@ -56,12 +66,14 @@ def log_probability(
                 f"a classifier must return logits [B, C], two classes included; got {logits.shape}"
             )
         num_classes = logits.shape[-1]
-        # The values of traced labels are not known here.
-        if not isinstance(label, jax.core.Tracer) and not np.all(
-            (np.asarray(label) >= 0) & (np.asarray(label) < num_classes)
+        if not jnp.issubdtype(jnp.result_type(label), jnp.integer):
+            raise ValueError(f"label must be an integer, got {label}")
+        if not (
+            _is_traced(label)
+            or np.all((np.asarray(label) >= 0) & (np.asarray(label) < num_classes))
         ):
             raise ValueError(f"label must be from 0 to {num_classes - 1}, got {label}")
-        chosen = jax.nn.one_hot(jnp.broadcast_to(label, len(logits)), num_classes, dtype=bool)
+        chosen = jax.nn.one_hot(jnp.broadcast_to(label, logits.shape[:1]), num_classes, dtype=bool)
 
         def of_class(logits: Array) -> Array:
             kept = jnp.where(chosen ^ negate, logits, -jnp.inf)
@@ -80,6 +92,12 @@ def log_probability(
                 f"class_probabilities must be one number per class, [{num_classes}], got shape "
                 f"{probabilities.shape}"
             )
+        if not (
+            isinstance(class_probabilities, str)
+            or _is_traced(class_probabilities)
+            or np.all(np.asarray(class_probabilities) > 0.0)
+        ):
+            raise ValueError(f"class_probabilities must be positive, got {class_probabilities}")
         return of_class(logits) - of_class(jnp.log(probabilities))
 
     return log_p
@@ -160,7 +178,7 @@ def condition(
       errors of the function that `log_probability` returns.
 
     Raises:
-      ValueError: for an unknown output.
+      ValueError: for an unknown output, and as for `log_probability`.
     """
     check_output(output)
     log_p = log_probability(
@@ -221,6 +239,11 @@ def refine(
     if generator is None:
         return first_variation(log_ratio, divergence)
     return first_variation(lambda z: log_ratio(generator(z)), divergence)
+
+
+def _is_traced(value: object) -> bool:
+    """Returns whether the numbers are not known yet, because a function of them is compiled."""
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value))
 
 
 def _check_shapes(values: Sequence[Array]) -> None:

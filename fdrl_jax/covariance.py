@@ -39,7 +39,8 @@ class LowRank(NamedTuple):
     Attributes:
       num_examples: N.
       mean: [D].
-      directions: orthonormal, [D, k], by decreasing variance.
+      directions: [D, k], by decreasing variance. Those with a variance are orthonormal; if the data
+        have fewer than k such directions, the others have variance 0 and may have any length.
       variances: along the directions, [k].
       total_variance: trace of the whole covariance, exact.
     """

@@ -112,7 +112,8 @@ def alpha(order: float) -> FDivergence:
     a = float(order)
     if not abs(a) < float("inf"):
         raise ValueError(f"the order of an alpha-divergence must be finite, got {order!r}")
-    name = f"alpha({a:g})"
+    short = f"{a:g}"  # Six digits are enough for a short name if they are all digits of the order.
+    name = f"alpha({short if float(short) == a else repr(a)})"
     if a in (0.0, 1.0):
         return (REVERSE_KL if a == 0.0 else KL)._replace(name=name)
     return FDivergence(

@@ -15,21 +15,22 @@ example is an error.
 Step size and noise scale may be numbers, or schedules: functions of the step `k`.
 """
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TypeAlias
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import ArrayLike
 
 from fdrl_jax import rng
 
 Array = jax.Array
 Potential = Callable[[Array], Array]
 Observe = Callable[[Array, Array], Any]
-Scalar: TypeAlias = chex.Numeric
+Scalar: TypeAlias = ArrayLike
 Schedule: TypeAlias = Scalar | Callable[[Array], Scalar]  # A number, or a function of the step.
 
 
@@ -77,7 +78,7 @@ def drift(x: Array, potential_fn: Potential) -> Array:
             )
         return jnp.sum(value)
 
-    gradient: Array = jax.grad(total)(as_floating(x))
+    gradient: Array = jax.grad(total)(vary_with(as_floating(x), total))
     return -gradient
 
 
@@ -102,12 +103,12 @@ def langevin_step(
       The points after the step, of the shape of `x`.
 
     Raises:
+      TypeError: as for `flow`.
       ValueError: as for `drift` and `flow`.
     """
     x = as_floating(x)
-    return _euler_maruyama(
-        lambda: rng.typed(key), x, drift(x, potential_fn), step_size, noise_scale
-    )
+    key = rng.of_batch(key, x)
+    return _euler_maruyama(lambda: key, x, drift(x, potential_fn), step_size, noise_scale)
 
 
 def flow(
@@ -152,7 +153,8 @@ def flow(
     Raises:
       TypeError: for a key that is not a JAX key.
       ValueError: if `num_steps` is not a static whole number >= 0, if the potential does not return
-        [B], if the step size or noise scale is not a scalar, or for rbg keys per example.
+        [B], if the step size or noise scale is not a scalar, if there is neither one key nor one
+        key per example, or for rbg keys per example.
     """
     _check_count("num_steps", num_steps)
     step = _make_step(key, potential_fn, step_size, noise_scale)
@@ -161,8 +163,9 @@ def flow(
         moved, velocity = step(x, k)
         return moved, (None if observe is None else observe(x, velocity))
 
+    x0 = vary_with(as_floating(x0), lambda x: step(x, jnp.asarray(first_step))[0])
     steps = first_step + jnp.arange(num_steps)
-    x_last, observed = lax.scan(body, as_floating(x0), steps, unroll=unroll)
+    x_last, observed = lax.scan(body, x0, steps, unroll=unroll)
     return x_last if observe is None else (x_last, observed)
 
 
@@ -208,7 +211,7 @@ def two_stage(
         x, _ = step(x, k)
         return (x, jnp.where(k < num_steps, x, bridged)), None
 
-    x0 = as_floating(x0)
+    x0 = vary_with(as_floating(x0), lambda x: step(x, jnp.int32(0))[0])
     steps = jnp.arange(num_steps + num_refine_steps)
     (refined, bridged), _ = lax.scan(body, (x0, x0), steps, unroll=unroll)
     return TwoStage(x0, bridged, refined)
@@ -224,6 +227,45 @@ def as_floating(x: Array) -> Array:
     return x if is_wide else x.astype(jnp.float32)
 
 
+def vary_with(tree: Any, function: Callable[[Any], Any]) -> Any:
+    """Marks arrays as different on each device if a function of them is.
+
+    Inside a `jax.shard_map` that checks replication, a gradient by an array that the devices share
+    is a sum over the devices. The gradient of a marked array is that of its own device. Elsewhere,
+    and for arrays that already differ, this does nothing.
+
+    Args:
+      tree: a pytree of arrays.
+      function: a function of the tree. It is traced once more if an array is shared.
+
+    Returns:
+      The tree with the same values.
+    """
+    axes = jax.sharding.get_abstract_mesh().manual_axes
+    leaves = jax.tree.leaves(tree)
+    shared = [axis for axis in axes if any(axis not in _varying(jax.typeof(a)) for a in leaves)]
+    # Without the check, no array is marked, not even the index of the device.
+    if not shared or not _varying(jax.eval_shape(lambda: lax.axis_index(shared[0]))):
+        return tree
+    results = jax.tree.leaves(jax.eval_shape(function, tree))
+    return vary_over(tree, [a for a in shared if any(a in _varying(r) for r in results)])
+
+
+def vary_over(tree: Any, axes: Iterable[str]) -> Any:
+    """Marks arrays as different along mapped axes, without changing their values."""
+    for axis in axes:
+        replica = lax.axis_index(axis)
+        # `lax.pcast` would do the same, but it does not support `vmap`.
+        tree = jax.tree.map(functools.partial(jnp.where, replica >= 0), tree, tree)
+    return tree
+
+
+def _varying(kind: Any) -> frozenset[str]:
+    """Returns the axes along which an array of this type may differ."""
+    axes: frozenset[str] = kind.manual_axis_type.varying if kind.manual_axis_type else frozenset()
+    return axes
+
+
 def _make_step(
     key: Array, potential_fn: Potential, step_size: Schedule, noise_scale: Schedule
 ) -> Callable[[Array, Array], tuple[Array, Array]]:
@@ -232,6 +274,7 @@ def _make_step(
     fold_in = jax.vmap(jax.random.fold_in, (0, None)) if key.ndim else jax.random.fold_in
 
     def step(x: Array, k: Array) -> tuple[Array, Array]:
+        rng.of_batch(key, x)  # Also where no noise is drawn.
         velocity = drift(x, potential_fn)
         eta, nu = (s(k) if callable(s) else s for s in (step_size, noise_scale))
         return _euler_maruyama(lambda: fold_in(key, k), x, velocity, eta, nu), velocity

@@ -6,6 +6,7 @@ knows nothing about data loading, optimizers or devices. `steps.make_train_step`
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from jax import lax
 from fdrl_jax import bregman as bregman_lib
 from fdrl_jax.bregman import Bregman
 from fdrl_jax.divergences import FDivergence, first_variation
-from fdrl_jax.langevin import Schedule, as_floating, flow
+from fdrl_jax.langevin import Schedule, as_floating, flow, vary_with
 
 Array = jax.Array
 Metrics = dict[str, Array]
@@ -98,20 +99,25 @@ def objective(
             f"{real.shape} and {x0.shape}"
         )
 
+    def flow_from(start: Array, function: Callable[[Array], Array]) -> Any:
+        return flow(
+            key,
+            start,
+            first_variation(function, f_divergence, loss.output),
+            num_steps=num_steps,
+            step_size=step_size,
+            noise_scale=noise_scale,
+            observe=lambda x, drift: jnp.linalg.norm(drift.reshape(len(x), -1), axis=-1),
+            unroll=unroll,
+        )
+
     # Stop the gradient at the closed-over parameters, before the flow. If it were stopped only
     # after the flow, the residuals of every step would be stored.
-    frozen_fn, closed_over = jax.closure_convert(flow_estimator_fn or estimator_fn, x0)
+    flow_fn = flow_estimator_fn or estimator_fn
+    x0 = vary_with(x0, lambda x: flow_from(x, flow_fn))
+    frozen_fn, closed_over = jax.closure_convert(flow_fn, x0)
     closed_over = lax.stop_gradient(closed_over)
-    flowed, speeds = flow(
-        key,
-        lax.stop_gradient(x0),
-        first_variation(lambda x: frozen_fn(x, *closed_over), f_divergence, loss.output),
-        num_steps=num_steps,
-        step_size=step_size,
-        noise_scale=noise_scale,
-        observe=lambda x, drift: jnp.linalg.norm(drift.reshape(len(x), -1), axis=-1),
-        unroll=unroll,
-    )
+    flowed, speeds = flow_from(lax.stop_gradient(x0), lambda x: frozen_fn(x, *closed_over))
     flowed, speeds = lax.stop_gradient((flowed, speeds))
 
     flowed = flowed.astype(real.dtype)
@@ -150,7 +156,9 @@ def _penalised_outputs(
     Only the first examples are differentiated. Each example passes through the network once.
     """
     num_real, num_flowed = (math.ceil(fraction * len(x)) for x in (real, flowed))
-    chosen = (real[:num_real], flowed[:num_flowed])
+    chosen = vary_with(
+        (real[:num_real], flowed[:num_flowed]), lambda pair: _outputs(estimator_fn, *pair)
+    )
     outputs, pull_back = jax.vjp(lambda *x: _outputs(estimator_fn, *x), *chosen)
     gradients = pull_back(jax.tree.map(jnp.ones_like, outputs))
     mean_real, mean_flowed = (jnp.sum(jnp.square(g)) / len(g) for g in gradients)

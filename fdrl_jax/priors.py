@@ -158,4 +158,4 @@ def _float32(array: np.ndarray | Array) -> np.ndarray | Array:
 
 
 def _per_example(draw: Callable[..., Array], keys: Array, shape: tuple[int, ...]) -> Array:
-    return jax.vmap(lambda key: draw(key, shape))(keys)
+    return jax.vmap(lambda key: draw(key, shape, jnp.float32))(keys)

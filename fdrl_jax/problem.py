@@ -93,9 +93,15 @@ class FlowParams(NamedTuple):
             progress = k / max(self.num_steps, 1)
             return jnp.power(self.step_size_decay, jnp.minimum(progress, 1.0))
 
+        def noise_scale(k: Array) -> Array:
+            return self.noise_scale * jnp.sqrt(factor(k))
+
+        # The number 0 draws no noise; a schedule would draw it and multiply it by 0.
+        first: Any = self.noise_scale
+        is_zero = isinstance(first, (int, float)) and first == 0
         return {
             "step_size": lambda k: self.step_size * factor(k),
-            "noise_scale": lambda k: self.noise_scale * jnp.sqrt(factor(k)),
+            "noise_scale": 0.0 if is_zero else noise_scale,
         }
 
 

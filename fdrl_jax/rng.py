@@ -63,8 +63,7 @@ def typed(key: Array) -> Array:
             f"key must be a JAX key, such as jax.random.key(0), got {type(key).__name__} {key!r}"
         )
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        wrapped: Array = jax.random.wrap_key_data(key)
-        return wrapped
+        key = jax.random.wrap_key_data(key)
     if key.ndim:
         check_independent(key)
     return key
@@ -114,6 +113,24 @@ def batch_positions(step: Array, batch_size: int, axis_name: str | None = None) 
     return first + jnp.arange(batch_size, dtype=jnp.uint32)
 
 
+def of_batch(key: Array, x: Array) -> Array:
+    """Returns the typed key of a batch, or the typed keys of its examples.
+
+    Args:
+      key: one key for the batch, or a key per example, [B].
+      x: the batch, [B, ...].
+
+    Raises:
+      TypeError: for a key that is not a JAX key.
+      ValueError: if there is neither one key nor one key per example, or for rbg keys per example.
+    """
+    key = typed(key)
+    # [1] keys would give all examples the same noise. `len` rejects a symbolic batch size.
+    if key.ndim and (num := key.shape[0]) != x.shape[0]:
+        raise ValueError(f"expected one key, or one key per example, got {num} for {x.shape[0]}")
+    return key
+
+
 def normal_like(key: Array, x: Array) -> Array:
     """Draws standard normal noise of the shape and dtype of `x`, [B, ...].
 
@@ -122,13 +139,10 @@ def normal_like(key: Array, x: Array) -> Array:
       x: a floating-point array.
 
     Raises:
-      TypeError: for a key that is not a JAX key.
-      ValueError: if there is neither one key nor one key per example, or for rbg keys per example.
+      TypeError: as for `of_batch`.
+      ValueError: as for `of_batch`.
     """
-    key = typed(key)
+    key = of_batch(key, x)
     if key.ndim == 0:
         return jax.random.normal(key, x.shape, x.dtype)
-    # [1] keys would give all examples the same noise. `len` rejects a symbolic batch size.
-    if (num := key.shape[0]) != x.shape[0]:
-        raise ValueError(f"expected one key, or one key per example, got {num} for {x.shape[0]}")
     return jax.vmap(lambda k: jax.random.normal(k, x.shape[1:], x.dtype))(key)

@@ -5,7 +5,7 @@ over devices, and you can call it inside your own `jax.jit`. The random key is a
 another seed needs no compilation, and `jax.vmap` over keys trains several seeds at once.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -15,7 +15,7 @@ from jax import lax
 
 from fdrl_jax import bregman as bregman_lib
 from fdrl_jax import rng, state
-from fdrl_jax.langevin import as_floating
+from fdrl_jax.langevin import as_floating, vary_over
 from fdrl_jax.objectives import Metrics, objective
 from fdrl_jax.priors import Batch
 from fdrl_jax.problem import Constants, Problem
@@ -182,6 +182,7 @@ def from_gradients(
         raise ValueError(
             f"a batch of {batch_size} does not divide into {num_micro_batches} micro-batches"
         )
+    axes = () if axis_name is None else (axis_name,)
     # Under jit, a second call with the same shapes does not trace the function again.
     loss_and_grads = jax.jit(loss_and_grads)
 
@@ -197,15 +198,13 @@ def from_gradients(
 
         # Each replica differentiates its own copy. Otherwise `shard_map` would already sum the
         # gradients of the shared array, and the mean below would return this sum.
-        variables = _per_replica(train_state.variables, axis_name)
+        variables = vary_over(train_state.variables, axes)
 
         def of_part(part: Any) -> tuple[Any, Metrics]:
             result: tuple[Any, Metrics] = loss_and_grads(variables, key, constants, *part)
             return result
 
-        grads, metrics = _mean_over_parts(
-            of_part, (host_batch, positions), num_micro_batches, axis_name
-        )
+        grads, metrics = _mean_over_parts(of_part, (host_batch, positions), num_micro_batches, axes)
         if axis_name is not None:
             grads, metrics = lax.pmean((grads, metrics), axis_name)  # type: ignore[no-untyped-call]
         after = state.apply_gradients(
@@ -231,7 +230,8 @@ def repeat_steps(
     Returns:
       `(key, state, constants, host batches, count, batch offset) -> (state, metrics)`. Host batches
       (if any) and metrics have a leading axis of `max_steps`. Only the first `count` metrics are
-      set.
+      set. It raises ValueError for a Python number `count` above `max_steps`. A traced one is not
+      checked: its last steps would all use the last host batch.
     """
     # Under jit, the step is traced once, for its shapes and for the loop.
     traced_once = jax.jit(train_step)
@@ -244,6 +244,9 @@ def repeat_steps(
         count: int | Array,
         batch_offset: int | Array = 0,
     ) -> tuple[TrainState, Metrics]:
+        if isinstance(count, int) and count > max_steps:
+            raise ValueError(f"count must be at most {max_steps}, got {count}")
+
         def take(train_state: TrainState, i: Array) -> tuple[TrainState, Metrics]:
             host_batch = jax.tree.map(
                 lambda a: lax.dynamic_index_in_dim(a, i, keepdims=False), host_batches
@@ -266,20 +269,11 @@ def repeat_steps(
     return run
 
 
-def _per_replica(tree: Any, axis_name: str | None) -> Any:
-    """Marks arrays as different on each replica for `shard_map`, without changing their values."""
-    if axis_name is None:
-        return tree
-    # `lax.pcast` would do the same, but it does not support `vmap`.
-    replica = lax.axis_index(axis_name)
-    return jax.tree.map(lambda a: jnp.where(replica >= 0, a, a), tree)
-
-
 def _mean_over_parts(
     function: Callable[[Any], tuple[Any, Metrics]],
     inputs: Any,
     num_parts: int,
-    axis_name: str | None,
+    axes: Sequence[str],
 ) -> tuple[Any, Metrics]:
     """Averages gradients and metrics over equal parts of the batch, one part after the other."""
     if num_parts == 1:
@@ -287,7 +281,7 @@ def _mean_over_parts(
     parts = jax.tree.map(lambda a: a.reshape(num_parts, -1, *a.shape[1:]), inputs)
     shapes = jax.eval_shape(function, jax.tree.map(lambda a: a[0], parts))
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    zeros = _per_replica(zeros, axis_name)
+    zeros = vary_over(zeros, axes)
 
     def body(total: Any, part: Any) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, total, function(part)), None

@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
-DECLARED = {"chex", "flax", "jax", "jaxlib", "numpy", "optax", "scipy"}
+DECLARED = {"flax", "jax", "jaxlib", "numpy", "optax", "scipy"}
 # What the README's example assumes.
 GIVEN = """
 import jax

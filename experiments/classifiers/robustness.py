@@ -21,7 +21,7 @@ from experiments.errors import UserError
 from experiments.torch_file import load, state_dict
 from fdrl_jax.networks import BottleneckResNet, from_torch_state_dict
 
-_COPIES, _UNUSED = "attacker.", "num_batches_tracked"
+_COPIES = "attacker."
 
 
 # `(variables, x [B, H, W, 3] in [0, 1]) -> logits [B, classes]`, variables, number of classes.
@@ -75,7 +75,7 @@ def _split(
     """Returns the tensors of the normaliser and of the network, without their prefixes."""
     parts: dict[str, dict[str, np.ndarray]] = {"normalizer.": {}, "model.": {}}
     for name, values in tensors.items():
-        if name.startswith(_COPIES) or name.endswith(_UNUSED):
+        if name.startswith(_COPIES):
             continue
         prefix = next((p for p in parts if name.startswith(p)), None)
         if prefix is None:

@@ -1,4 +1,4 @@
-"""Distances between samples and data, computed on the host, for evaluation and not for training."""
+"""Distances between samples and data, for evaluation and not for training."""
 
 from fdrl_jax.metrics.energy import EnergyRatio, energy_distance, energy_ratio, mean_distance
 from fdrl_jax.metrics.features import random_conv_features

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from fdrl_jax.metrics.rows import flat
+from fdrl_jax.metrics.rows import pair
 
 _ROWS = 1_000  # A block of 1,000 x 10,000 distances needs 80 MB.
 _FEW_FEATURES = 8  # Up to this number, differences are faster than a matrix product.
@@ -50,7 +50,7 @@ def energy_distance(x: np.ndarray, y: np.ndarray, *, unbiased: bool = True) -> f
 
     Reference: Székely and Rizzo, "Energy statistics", 2013.
     """
-    x, y = _pair(x, y)
+    x, y = pair(x, y, 2)
     n, m = len(x), len(y)
     pairs_x, pairs_y = (n * (n - 1), m * (m - 1)) if unbiased else (n * n, m * m)
     return (
@@ -73,9 +73,9 @@ def mean_distance(x: np.ndarray, y: np.ndarray | None = None) -> float:
       ValueError: for fewer than two points, or points with different numbers of features.
     """
     if y is None:
-        x, _ = _pair(x, x)
+        x, _ = pair(x, x, 2)
         return _sum_distances(x, x) / (len(x) * (len(x) - 1))
-    x, y = _pair(x, y)
+    x, y = pair(x, y, 2)
     return _sum_distances(x, y) / (len(x) * len(y))
 
 
@@ -103,9 +103,10 @@ def energy_ratio(
       The ratio, and the 5% and 95% quantiles of the ratio of true data.
 
     Raises:
-      ValueError: for fewer than two points, or points with different numbers of features.
+      ValueError: for fewer than two points, points with different numbers of features, or data
+        that all coincide.
     """
-    samples, data = _pair(samples, data)
+    samples, data = pair(samples, data, 2)
     n, m = len(samples), len(data)
     within = _sum_distances(data, data)
     distance = (
@@ -129,17 +130,6 @@ def _ratios_of_splits(data: np.ndarray, num_splits: int, seed: int) -> np.ndarra
     signs = rng.permuted(np.tile(sides, (num_splits, 1)), axis=1)
     with jax.enable_x64(True):
         return np.asarray(_split_ratios(jnp.asarray(points), jnp.asarray(signs)))
-
-
-def _pair(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    x, y = flat(x), flat(y)
-    if min(len(x), len(y)) < 2 or x.shape[1] != y.shape[1]:
-        raise ValueError(
-            "both samples must have at least two points and the same number of features, "
-            f"got {x.shape} and {y.shape}"
-        )
-    centre = y.mean(axis=0)  # Differences of smaller squares have smaller rounding errors.
-    return x - centre, y - centre
 
 
 def _sum_distances(x: np.ndarray, y: np.ndarray) -> float:

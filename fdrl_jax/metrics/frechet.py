@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from fdrl_jax.metrics.rows import flat
+from fdrl_jax.metrics.rows import pair
 
 
 def frechet_distance(x: np.ndarray, y: np.ndarray) -> float:
@@ -24,12 +24,7 @@ def frechet_distance(x: np.ndarray, y: np.ndarray) -> float:
 
     Reference: Heusel et al., "GANs Trained by a Two Time-Scale Update Rule", 2017.
     """
-    x, y = flat(x), flat(y)
-    if min(len(x), len(y)) < 2 or x.shape[1] != y.shape[1]:
-        raise ValueError(
-            "x and y must have at least two examples each and the same number of features, "
-            f"got {x.shape} and {y.shape}"
-        )
+    x, y = pair(x, y, 2)
     cov_x, cov_y = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
     cov_x, cov_y = np.atleast_2d(cov_x), np.atleast_2d(cov_y)
     # Σx Σy has the eigenvalues of the symmetric Σx^½ Σy Σx^½, which needs no complex square root.

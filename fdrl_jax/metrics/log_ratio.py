@@ -39,15 +39,18 @@ def log_ratio_error(
 
     Returns:
       `log_ratio_kl`, with the mean of `true_on_flowed` for `E_q̃[log r]`, and root mean squares.
+
+    Raises:
+      ValueError: unless there is one number per sample, [N] and [M].
     """
 
     def rmse(true: np.ndarray, estimated: np.ndarray) -> float:
-        return float(np.sqrt(np.mean((np.asarray(estimated) - np.asarray(true)) ** 2)))
+        return float(np.sqrt(np.mean((estimated - true) ** 2)))
 
-    kl = log_ratio_kl(float(np.mean(true_on_flowed)), estimated_on_flowed, estimated_on_data)
-    return LogRatioError(
-        kl, rmse(true_on_flowed, estimated_on_flowed), rmse(true_on_data, estimated_on_data)
-    )
+    on_flowed = _numbers(true_on_flowed, estimated_on_flowed)
+    on_data = _numbers(true_on_data, estimated_on_data)
+    kl = log_ratio_kl(float(np.mean(on_flowed[0])), on_flowed[1], on_data[1])
+    return LogRatioError(kl, rmse(*on_flowed), rmse(*on_data))
 
 
 def log_ratio_kl(
@@ -67,10 +70,13 @@ def log_ratio_kl(
 
     Returns:
       The divergence, in nats.
+
+    Raises:
+      ValueError: unless there is one number per sample, [N] and [M].
     """
-    on_data = np.asarray(estimated_on_data, np.float64)
+    (on_flowed,), (on_data,) = _numbers(estimated_on_flowed), _numbers(estimated_on_data)
     mass = np.exp(logsumexp(on_data) - np.log(len(on_data)))
-    return float(true_kl - np.mean(np.asarray(estimated_on_flowed, np.float64)) + mass - 1.0)
+    return float(true_kl - np.mean(on_flowed) + mass - 1.0)
 
 
 def kl_to_density(
@@ -90,9 +96,12 @@ def kl_to_density(
       The divergence, in nats. In two dimensions, 10,000 samples give it to about 0.04.
 
     Raises:
-      ValueError: as for `entropy`.
+      ValueError: as for `entropy`, and unless there is one number per sample, [N].
     """
-    return float(-entropy(samples, num_neighbours=num_neighbours) - np.mean(log_density))
+    (numbers,) = _numbers(log_density)
+    if len(numbers) != len(samples):
+        raise ValueError(f"expected one number per sample, got {len(numbers)} for {len(samples)}")
+    return float(-entropy(samples, num_neighbours=num_neighbours) - np.mean(numbers))
 
 
 def entropy(samples: np.ndarray, *, num_neighbours: int = 5) -> float:
@@ -125,3 +134,13 @@ def entropy(samples: np.ndarray, *, num_neighbours: int = 5) -> float:
     log_volume = size / 2 * np.log(np.pi) - gammaln(size / 2 + 1)
     mean_log_distance = np.mean(np.log(distances))
     return float(digamma(num) - digamma(num_neighbours) + log_volume + size * mean_log_distance)
+
+
+def _numbers(*arrays: np.ndarray) -> list[np.ndarray]:
+    """Returns arrays of one number per sample, [N], in float64."""
+    shapes = [np.shape(array) for array in arrays]
+    # [N, 1] would broadcast with [N].
+    if any(len(shape) != 1 or shape != shapes[0] for shape in shapes):
+        got = " and ".join(map(str, shapes))
+        raise ValueError(f"expected one number per sample, [N], got shapes {got}")
+    return [np.asarray(array, np.float64) for array in arrays]

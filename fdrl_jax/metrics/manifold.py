@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fdrl_jax.metrics.rows import flat
+from fdrl_jax.metrics.rows import pair
 
 _ROWS = 1_000  # A block of 1,000 x 50,000 distances takes 400 MB.
 
@@ -55,15 +55,7 @@ def manifold_metrics(
     Models", NeurIPS 2019; Naeem et al., "Reliable Fidelity and Diversity Metrics for Generative
     Models", ICML 2020.
     """
-    samples, data = flat(samples), flat(data)
-    most = max(precision_neighbours, density_neighbours)
-    if samples.shape[1] != data.shape[1] or min(len(samples), len(data)) <= most:
-        raise ValueError(
-            f"samples and data must have more than {most} examples each and the same number of "
-            f"features, got {samples.shape} and {data.shape}"
-        )
-    centre = data.mean(axis=0)  # Differences of smaller squares have smaller rounding errors.
-    samples, data = samples - centre, data - centre
+    samples, data = pair(samples, data, max(precision_neighbours, density_neighbours) + 1)
     of_data = _radii(data, (precision_neighbours, density_neighbours))
     of_samples = _radii(samples, (precision_neighbours,))
 

@@ -36,6 +36,9 @@ def mode_coverage(samples: np.ndarray, modes: np.ndarray, radius: float) -> Mode
 
     Returns:
       The counts and the share.
+
+    Raises:
+      ValueError: for different numbers of features.
     """
     distances = cdist(flat(samples), flat(modes))
     near = distances.min(axis=1) <= radius

@@ -7,13 +7,13 @@ import it.
 import contextlib
 import functools
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fdrl_jax.metrics.rows import flat
+from fdrl_jax.metrics.rows import pair
 
 
 def sliced_wasserstein(
@@ -32,12 +32,12 @@ def sliced_wasserstein(
       two samples from one distribution.
 
     Raises:
-      ValueError: for points with different numbers of features.
+      ValueError: for no points, or points with different numbers of features.
       ModuleNotFoundError: if OTT-JAX is not installed.
 
     Reference: Bonneel et al., "Sliced and Radon Wasserstein Barycenters of Measures", 2015.
     """
-    squared = float(_sliced(num_projections)(*_pair(x, y), jax.random.key(seed)))
+    squared = float(_sliced(*_on_device(x, y), num_projections, jax.random.key(seed)))
     return float(np.sqrt(max(squared, 0.0)))
 
 
@@ -61,14 +61,14 @@ def sinkhorn_divergence(
       The divergence, in the squared unit of the data.
 
     Raises:
-      ValueError: for points with different numbers of features, or if Sinkhorn's algorithm does not
-        converge.
+      ValueError: for no points, points with different numbers of features, or if Sinkhorn's
+        algorithm does not converge.
       ModuleNotFoundError: if OTT-JAX is not installed.
 
     Reference: Feydy et al., "Interpolating between Optimal Transport and MMD using Sinkhorn
     Divergences", AISTATS 2019.
     """
-    value, converged = _sinkhorn(max_iterations)(*_pair(x, y), epsilon)
+    value, converged = _sinkhorn(*_on_device(x, y), epsilon, max_iterations)
     if not converged:
         raise ValueError(
             f"Sinkhorn's algorithm did not converge in {max_iterations:,} iterations; "
@@ -77,43 +77,30 @@ def sinkhorn_divergence(
     return float(value)
 
 
-@functools.cache  # One compiled program, not one per call.
-def _sliced(num_projections: int) -> Callable[..., jax.Array]:
+@functools.partial(jax.jit, static_argnums=2)
+def _sliced(x: jax.Array, y: jax.Array, num_projections: int, key: jax.Array) -> jax.Array:
     with _ott_imported():
         from ott.tools import sliced
-
-    @jax.jit
-    def squared(x: jax.Array, y: jax.Array, key: jax.Array) -> jax.Array:
-        value: jax.Array
-        value, _ = sliced.sliced_wasserstein(x, y, n_proj=num_projections, rng=key)
-        return value
-
-    return squared
+    value: jax.Array
+    value, _ = sliced.sliced_wasserstein(x, y, n_proj=num_projections, rng=key)
+    return value
 
 
-@functools.cache
-def _sinkhorn(max_iterations: int) -> Callable[..., tuple[jax.Array, jax.Array]]:
+@functools.partial(jax.jit, static_argnums=3)
+def _sinkhorn(
+    x: jax.Array, y: jax.Array, epsilon: float, max_iterations: int
+) -> tuple[jax.Array, jax.Array]:
     with _ott_imported():
         from ott.tools import sinkhorn_divergence as divergences
-
-    @jax.jit
-    def both(x: jax.Array, y: jax.Array, epsilon: float) -> tuple[jax.Array, jax.Array]:
-        options = {"max_iterations": max_iterations}
-        value, out = divergences.sinkdiv(x, y, epsilon=epsilon, solve_kwargs=options)
-        return value, jnp.all(jnp.asarray(out.converged))
-
-    return both
+    options = {"max_iterations": max_iterations}
+    value, out = divergences.sinkdiv(x, y, epsilon=epsilon, solve_kwargs=options)
+    return value, jnp.all(jnp.asarray(out.converged))
 
 
-def _pair(x: np.ndarray, y: np.ndarray) -> tuple[jax.Array, jax.Array]:
-    x, y = flat(x), flat(y)
-    if x.shape[1] != y.shape[1]:
-        raise ValueError(
-            f"x and y must have the same number of features, got {x.shape} and {y.shape}"
-        )
+def _on_device(x: np.ndarray, y: np.ndarray) -> tuple[jax.Array, jax.Array]:
     # Centred before the conversion to float32, for precision; a common shift changes no distance.
-    centre = y.mean(axis=0)
-    return jnp.asarray(x - centre, jnp.float32), jnp.asarray(y - centre, jnp.float32)
+    x, y = pair(x, y, 1)
+    return jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.float32)
 
 
 @contextlib.contextmanager

@@ -57,5 +57,5 @@ class SelfAttention(nn.Module):
         weights = nn.softmax(scores, axis=1)
         attended = jnp.einsum("bij,bic->bjc", weights, positions("value"))
         output = project(channels, "self_att", attended.reshape(*x.shape[:-1], -1))
-        gamma = self.param("gamma", nn.initializers.zeros, ())
+        gamma = self.param("gamma", nn.initializers.zeros, (), jnp.float32)
         return x + gamma.astype(self.dtype) * output

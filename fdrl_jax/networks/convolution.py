@@ -15,6 +15,8 @@ mode needs `implementation="xla"`.
 """
 
 import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 from jax import lax
@@ -24,7 +26,8 @@ from fdrl_jax.networks import convolution_cpu
 
 IMPLEMENTATIONS = ("custom", "xla")
 _Size = tuple[int, int]
-_Pair = tuple[jax.Array, jax.Array]
+_Pair = tuple[jax.Array, ...]
+_OPERANDS = {"g": ("x", "w"), "x": ("g", "w"), "w": ("x", "g")}  # Of the map to each array.
 
 
 def convolve(
@@ -56,7 +59,8 @@ def convolve(
     if implementation == "xla":
         return convolution_cpu.plain(x, kernel, stride)
     try:
-        return _output(*_cast_to_same_axes(x, kernel), stride)
+        geometry = _Geometry(stride, x.shape[1:3], kernel.shape[0])
+        return _bilinear("g", geometry, *_cast_to_same_axes(x, kernel))
     except TypeError as error:
         if "forward-mode" not in str(error):
             raise
@@ -87,80 +91,52 @@ def _cast_to_same_axes(*arrays: jax.Array) -> tuple[jax.Array, ...]:
     )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _output(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    output: jax.Array = lax.platform_dependent(
-        x,
-        kernel,
-        cpu=functools.partial(convolution_cpu.output, stride=stride),
-        default=functools.partial(convolution_cpu.plain, stride=stride),
+class _Geometry(NamedTuple):
+    """What the shapes of two operands do not determine of the third."""
+
+    stride: int
+    size: tuple[int, ...]
+    kernel_size: int
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _bilinear(wanted: str, geometry: _Geometry, *operands: jax.Array) -> jax.Array:
+    """Computes one of the three maps of the other two arrays.
+
+    `<g, output(x, w)>` is linear in each of x, w and g. The wanted array is its derivative by one
+    of them, so the derivatives of a map by its operands are the other two maps.
+    """
+    stride, size, kernel_size = geometry
+    forms: dict[str, tuple[Callable[..., jax.Array], Callable[..., jax.Array], Any]] = {
+        "g": (convolution_cpu.output, convolution_cpu.plain, ()),
+        "x": (convolution_cpu.input_gradient, _derived_input_gradient, (size,)),
+        "w": (convolution_cpu.kernel_gradient, _derived_kernel_gradient, (kernel_size,)),
+    }
+    cpu, default, rest = forms[wanted]
+    result: jax.Array = lax.platform_dependent(
+        *operands,
+        cpu=lambda *ab: cpu(*ab, stride, *rest),
+        default=lambda *ab: default(*ab, stride, *rest),
     )
-    return output
+    return result
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _input_gradient(g: jax.Array, kernel: jax.Array, stride: int, size: _Size) -> jax.Array:
-    gradient: jax.Array = lax.platform_dependent(
-        g,
-        kernel,
-        cpu=functools.partial(convolution_cpu.input_gradient, stride=stride, size=size),
-        default=functools.partial(_derived_input_gradient, stride=stride, size=size),
-    )
-    return gradient
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _kernel_gradient(x: jax.Array, g: jax.Array, stride: int, kernel_size: int) -> jax.Array:
-    gradient: jax.Array = lax.platform_dependent(
-        x,
-        g,
-        cpu=functools.partial(
-            convolution_cpu.kernel_gradient, stride=stride, kernel_size=kernel_size
-        ),
-        default=functools.partial(_derived_kernel_gradient, stride=stride, kernel_size=kernel_size),
-    )
-    return gradient
-
-
-def _output_fwd(x: jax.Array, kernel: jax.Array, stride: int) -> tuple[jax.Array, _Pair]:
-    return _output(x, kernel, stride), (x, kernel)
-
-
-def _output_bwd(stride: int, residuals: _Pair, g: jax.Array) -> _Pair:
-    x, kernel = residuals
-    return (
-        _input_gradient(g, kernel, stride, x.shape[1:3]),
-        _kernel_gradient(x, g, stride, kernel.shape[0]),
-    )
-
-
-def _input_gradient_fwd(
-    g: jax.Array, kernel: jax.Array, stride: int, size: _Size
+def _bilinear_fwd(
+    wanted: str, geometry: _Geometry, *operands: jax.Array
 ) -> tuple[jax.Array, _Pair]:
-    return _input_gradient(g, kernel, stride, size), (g, kernel)
+    return _bilinear(wanted, geometry, *operands), operands
 
 
-def _input_gradient_bwd(stride: int, size: _Size, residuals: _Pair, x: jax.Array) -> _Pair:
-    g, kernel = residuals
-    return _output(x, kernel, stride), _kernel_gradient(x, g, stride, kernel.shape[0])
+def _bilinear_bwd(wanted: str, geometry: _Geometry, operands: _Pair, cotangent: jax.Array) -> _Pair:
+    known = dict(zip(_OPERANDS[wanted], operands, strict=True)) | {wanted: cotangent}
+    first, second = (
+        _bilinear(name, geometry, *(known[n] for n in _OPERANDS[name]))
+        for name in _OPERANDS[wanted]
+    )
+    return first, second
 
 
-def _kernel_gradient_fwd(
-    x: jax.Array, g: jax.Array, stride: int, kernel_size: int
-) -> tuple[jax.Array, _Pair]:
-    return _kernel_gradient(x, g, stride, kernel_size), (x, g)
-
-
-def _kernel_gradient_bwd(
-    stride: int, kernel_size: int, residuals: _Pair, kernel: jax.Array
-) -> _Pair:
-    x, g = residuals
-    return _input_gradient(g, kernel, stride, x.shape[1:3]), _output(x, kernel, stride)
-
-
-_output.defvjp(_output_fwd, _output_bwd)
-_input_gradient.defvjp(_input_gradient_fwd, _input_gradient_bwd)
-_kernel_gradient.defvjp(_kernel_gradient_fwd, _kernel_gradient_bwd)
+_bilinear.defvjp(_bilinear_fwd, _bilinear_bwd)
 
 
 def _derived_input_gradient(g: jax.Array, kernel: jax.Array, stride: int, size: _Size) -> jax.Array:

@@ -153,8 +153,12 @@ def _kernel_gradient_by_products(
 
 def _padded(matrix: jax.Array) -> jax.Array:
     """Appends rows of zeros where a product over the rows could read past the end."""
-    count = -matrix.shape[0] % _CONTRACTION_AMX if matrix.dtype == jnp.bfloat16 else 0
-    return jnp.pad(matrix, ((0, count), (0, 0)))
+    return jnp.pad(matrix, ((0, missing_contraction(matrix.shape[0], matrix.dtype)), (0, 0)))
+
+
+def missing_contraction(length: int, dtype: jnp.dtype) -> int:
+    """Returns by how much a matrix product over this length must be padded to be read in bounds."""
+    return -length % _CONTRACTION_AMX if dtype == jnp.bfloat16 else 0
 
 
 def _kernel_gradient_by_convolution(

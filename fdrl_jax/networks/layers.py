@@ -6,10 +6,8 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 
 from fdrl_jax.networks.convolution import convolve
+from fdrl_jax.networks.convolution_cpu import missing_contraction
 from fdrl_jax.networks.spectral import normalised
-
-# For other lengths, oneDNN's bfloat16 products may read past the end and return NaN.
-_CONTRACTION_AMX = 32
 
 # U(-1/sqrt(fan_in), 1/sqrt(fan_in)), as in the reference implementation.
 _init_kernel = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -21,7 +19,7 @@ def activate(x: jax.Array) -> jax.Array:
 
 
 def _kernel(layer: "Dense | Conv", shape: tuple[int, ...]) -> jax.Array:
-    kernel = layer.param("kernel", _init_kernel, shape)
+    kernel = layer.param("kernel", _init_kernel, shape, jnp.float32)
     kernel = normalised(layer, kernel) if layer.spectral_norm else kernel
     return kernel.astype(layer.dtype)
 
@@ -29,13 +27,13 @@ def _kernel(layer: "Dense | Conv", shape: tuple[int, ...]) -> jax.Array:
 def _bias(layer: "Dense | Conv", fan_in: int) -> jax.Array:
     def init(key: jax.Array) -> jax.Array:
         bound = fan_in**-0.5
-        return jax.random.uniform(key, (layer.features,), minval=-bound, maxval=bound)
+        return jax.random.uniform(key, (layer.features,), jnp.float32, -bound, bound)
 
     return layer.param("bias", init).astype(layer.dtype)
 
 
 def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    missing = -kernel.shape[0] % _CONTRACTION_AMX if x.dtype == jnp.bfloat16 else 0
+    missing = missing_contraction(kernel.shape[0], x.dtype)
     if missing:
         x = jnp.pad(x, ((0, 0),) * (x.ndim - 1) + ((0, missing),))
         kernel = jnp.pad(kernel, ((0, missing), (0, 0)))

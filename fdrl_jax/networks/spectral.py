@@ -94,7 +94,8 @@ def normalised(module: nn.Module, kernel: jax.Array) -> jax.Array:
 
     def initial_u() -> jax.Array:
         # Enough iterations for a good sigma, because the first flow runs before the first update.
-        start = _normalise(jax.random.normal(module.make_rng("params"), matrix.shape[:1]))
+        key = module.make_rng("params")
+        start = _normalise(jax.random.normal(key, matrix.shape[:1], matrix.dtype))
         u: jax.Array = jax.lax.fori_loop(
             0, _NUM_INIT_ITERATIONS, lambda _, u: power_iteration(fixed, u)[0], start
         )

@@ -22,7 +22,8 @@ def from_torch_state_dict(net: Network, state_dict: Mapping[str, np.ndarray]) ->
     Args:
       net: the network that the parameters belong to.
       state_dict: arrays by PyTorch's names (`layer1.0.conv1.weight`; kernels
-        `[C_out, C_in, k, k]`), with or without the prefix `module.`.
+        `[C_out, C_in, k, k]`), with or without the prefix `module.`. Those of the counter
+        `num_batches_tracked` are ignored.
 
     Returns:
       Variables for `net.apply`: `"params"`, with `"spectral"` under spectral normalisation
@@ -31,7 +32,11 @@ def from_torch_state_dict(net: Network, state_dict: Mapping[str, np.ndarray]) ->
     Raises:
       ValueError: if the tensors do not fit; lists each one that is missing, surplus or misshapen.
     """
-    tensors = {name.removeprefix("module."): np.asarray(a) for name, a in state_dict.items()}
+    tensors = {
+        name.removeprefix("module."): np.asarray(a)
+        for name, a in state_dict.items()
+        if not name.endswith("num_batches_tracked")  # A counter, which no output depends on.
+    }
     template = _template(net, _input_features(tensors))
     _check(tensors, _shapes_by_name(template))
     variables: dict[str, Any] = jax.tree.map(

@@ -85,5 +85,9 @@ def test_the_noise_scale_keeps_the_entropy_weight_when_the_step_size_changes():
     np.testing.assert_allclose(nus**2 / (2.0 * etas), 0.1**2 / 4.0, rtol=1e-5)
 
 
+def test_a_decay_draws_no_noise_where_the_noise_scale_is_zero():
+    assert FlowParams(10, 2.0, 0.0, step_size_decay=0.5).schedules()["noise_scale"] == 0.0
+
+
 def test_without_decay_both_are_plain_numbers():
     assert FlowParams(10, 2.0, 0.1).schedules() == {"step_size": 2.0, "noise_scale": 0.1}

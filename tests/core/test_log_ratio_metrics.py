@@ -51,6 +51,25 @@ def test_the_entropy_of_samples_is_that_of_their_density():
     assert metrics.entropy(3.0 * rng.uniform(size=20_000)) == pytest.approx(np.log(3.0), abs=0.03)
 
 
+def test_errors_in_half_precision_do_not_overflow():
+    true, estimated = np.zeros(4, np.float16), np.full(4, 300.0, np.float16)
+    error = metrics.log_ratio_error(true, estimated, true, estimated)
+    assert error.rmse_on_flowed == error.rmse_on_data == 300.0
+
+
+def test_log_ratios_need_one_number_per_sample():
+    numbers, column = np.zeros(10), np.zeros((10, 1))
+    for call in (
+        lambda: metrics.log_ratio_error(numbers, column, numbers, numbers),
+        lambda: metrics.log_ratio_error(numbers, numbers, numbers, numbers[:7]),
+        lambda: metrics.log_ratio_kl(0.0, numbers, column),
+        lambda: metrics.kl_to_density(np.arange(20.0).reshape(10, 2), numbers[:7]),
+        lambda: metrics.kl_to_density(np.arange(20.0).reshape(10, 2), column),
+    ):
+        with pytest.raises(ValueError, match="expected one number per sample"):
+            call()
+
+
 def test_the_entropy_needs_samples_that_differ():
     with pytest.raises(ValueError, match="more than 5 samples coincide"):
         metrics.entropy(np.zeros((10, 2)))

@@ -3,13 +3,14 @@
 import functools
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import small_problem
 
 import fdrl_jax as fdrl
-from fdrl_jax import adversarial, bregman, compose, divergences, rng, state
+from fdrl_jax import adversarial, bregman, compose, divergences, rng, state, steps
 from fdrl_jax.adversarial import Attack
 
 KEY = jax.random.key(0)
@@ -86,6 +87,24 @@ def test_rbg_keys_per_example_are_an_error_and_one_rbg_key_for_the_batch_is_not(
     assert np.all(np.isfinite(fdrl.flow(keys[0], X, square, num_steps=1, **HYPER)))
 
 
+def test_raw_rbg_keys_per_example_are_an_error():
+    with jax.default_prng_impl("rbg"):
+        raw = jax.random.key_data(jax.random.split(jax.random.key(0), 3))
+        with pytest.raises(ValueError, match="needs the generator 'threefry2x32', got 'rbg'"):
+            rng.normal_like(raw, X)
+
+
+def test_wrong_keys_are_an_error_also_where_no_noise_is_drawn():
+    hyper = {"step_size": 0.1, "noise_scale": 0}
+    keys = jax.random.split(KEY, 2)
+    with pytest.raises(ValueError, match="one key per example, got 2 for 3"):
+        fdrl.flow(keys, X, square, num_steps=1, **hyper)
+    with pytest.raises(ValueError, match="one key per example, got 2 for 3"):
+        fdrl.langevin_step(keys, X, square, **hyper)
+    with pytest.raises(TypeError, match="key must be a JAX key"):
+        fdrl.langevin_step(0, X, square, **hyper)
+
+
 def test_root_keys_are_the_same_whatever_generator_is_the_default():
     expected = jax.random.key_data(jax.random.key(5, impl="threefry2x32"))
     with jax.default_prng_impl("rbg"):
@@ -114,7 +133,8 @@ def test_the_generators_of_kl_and_js_are_finite_where_the_ratio_is_zero(name):
 
 
 def test_the_mean_ratio_stays_finite_where_the_loss_is():
-    _, metrics = bregman.loss("lr", jnp.float32([-200.0] * 64), jnp.float32([200.0] * 64))
+    wrong = jnp.full(100_000, 200.0)
+    _, metrics = bregman.loss("lr", -wrong, wrong)
     assert all(np.isfinite(value) for value in metrics.values())
 
 
@@ -154,6 +174,34 @@ def test_an_uninformative_classifier_does_not_change_the_drift_under_any_diverge
 def test_the_wrong_number_of_class_probabilities_is_an_error():
     with pytest.raises(ValueError, match=r"one number per class, \[2\], got shape \(3,\)"):
         compose.condition(square, logits, 0, class_probabilities=[0.2, 0.3, 0.5])(X)
+
+
+@pytest.mark.parametrize(
+    ("label", "probabilities", "message"),
+    [
+        (0, "unifrom", "class_probabilities must be 'uniform' .* got 'unifrom'; did you mean"),
+        (0, [0.0, 1.0], r"class_probabilities must be positive, got \[0.0, 1.0\]"),
+        (0, [-1.0, 2.0], "class_probabilities must be positive"),
+        (0, [float("nan"), 1.0], "class_probabilities must be positive"),
+        (0.5, None, "label must be an integer, got 0.5"),
+    ],
+)
+def test_a_class_or_its_probability_that_makes_no_sense_is_an_error(label, probabilities, message):
+    with pytest.raises(ValueError, match=message):
+        compose.log_probability(logits, label, class_probabilities=probabilities)(X)
+
+
+def test_a_classifier_is_exported_for_batches_of_any_size():
+    of_class = compose.log_probability(logits, 1, class_probabilities="uniform")
+    shape = jax.ShapeDtypeStruct(jax.export.symbolic_shape("b, 3"), jnp.float32)
+    exported = jax.export.export(jax.jit(of_class))(shape)
+    np.testing.assert_allclose(exported.call(X), of_class(X), rtol=1e-6)
+
+
+def test_more_repeated_steps_than_there_is_room_for_are_an_error():
+    repeated = steps.repeat_steps(small_problem.train_step(), 2)
+    with pytest.raises(ValueError, match="count must be at most 2, got 5"):
+        repeated(KEY, small_problem.initial_state(), small_problem.CONSTANTS, None, 5)
 
 
 def test_a_classifier_trains_on_integer_images_as_on_the_same_floats():

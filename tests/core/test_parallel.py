@@ -10,7 +10,8 @@ import pytest
 import small_problem
 from jax.sharding import AxisType, PartitionSpec
 
-from fdrl_jax import networks, parallel, priors, rng, samplers, steps
+import fdrl_jax as fdrl
+from fdrl_jax import adversarial, networks, parallel, priors, rng, samplers, steps
 from fdrl_jax.parallel import AXIS
 from fdrl_jax.problem import Estimator
 
@@ -103,6 +104,75 @@ def test_the_same_steps_under_jit_of_shard_map_give_the_same_numbers(check_vma, 
     actual = jax.jit(mapped)(small_problem.initial_state(), CONSTANTS)
 
     chex.assert_trees_all_close(actual, on_one_device(), rtol=1e-4, atol=1e-6)
+
+
+def square(x):
+    return jnp.sum(x**2, axis=-1)
+
+
+def logits(x):
+    return jnp.stack([x[:, 0], x[:, 1]], axis=-1)
+
+
+SHARED = jnp.ones((1, 2))
+HYPER = {"num_steps": 2, "step_size": 0.1, "noise_scale": 0.3}
+
+
+def loss_and_penalty(key, weight, gradient_penalty, x0=SHARED):
+    _, metrics = fdrl.objective(
+        key, SHARED, x0, lambda x: weight * square(x), gradient_penalty=gradient_penalty, **HYPER
+    )
+    return jnp.stack([metrics["loss"], metrics["drift_norm"]])[None]
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda key, i: fdrl.drift(SHARED, lambda x: i * square(x)),
+        lambda key, i: fdrl.langevin_step(
+            KEY, SHARED, lambda x: i * square(x), step_size=0.1, noise_scale=0.3
+        ),
+        lambda key, i: fdrl.flow(KEY, SHARED, lambda x: i * square(x), **HYPER),
+        lambda key, i: fdrl.flow(key, SHARED, square, **HYPER),
+        lambda key, i: fdrl.flow(KEY, SHARED, square, **{**HYPER, "step_size": 0.1 * i}),
+        lambda key, i: fdrl.two_stage(key, SHARED, square, num_refine_steps=1, **HYPER).refined,
+        lambda key, i: adversarial.perturb(
+            logits, SHARED, jnp.int32(i)[None] % 2, adversarial.l2_attack(0.5, 3)
+        ),
+        lambda key, i: loss_and_penalty(key, 1.0, 0.0),
+        lambda key, i: loss_and_penalty(KEY, i, 0.0),
+        lambda key, i: loss_and_penalty(KEY, i, 1.0),
+        lambda key, i: loss_and_penalty(key, 1.0, 1.0, x0=i * SHARED),
+    ],
+)
+def test_points_that_devices_share_move_as_each_device_says(function):
+    # With check_vma (the default), shard_map sums the gradient by points that replicas share.
+    keys, split = jax.random.split(KEY, NUM_DEVICES), PartitionSpec(AXIS)
+
+    def on_devices(check_vma):
+        mapped = jax.shard_map(
+            lambda keys, numbers: function(keys[0], numbers[0]),
+            mesh=jax.make_mesh((NUM_DEVICES,), (AXIS,), axis_types=(AxisType.Auto,)),
+            in_specs=split,
+            out_specs=split,
+            check_vma=check_vma,
+        )
+        return jax.jit(mapped)(keys, jnp.arange(float(NUM_DEVICES)))
+
+    expected = on_devices(check_vma=False)
+    assert np.any(expected[0] != expected[1])
+    chex.assert_trees_all_close(on_devices(check_vma=True), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_points_that_devices_share_stay_shared_where_nothing_differs():
+    mapped = jax.shard_map(
+        lambda x: fdrl.flow(KEY, x, square, **HYPER),
+        mesh=jax.make_mesh((NUM_DEVICES,), (AXIS,), axis_types=(AxisType.Auto,)),
+        in_specs=PartitionSpec(),
+        out_specs=PartitionSpec(),
+    )
+    expected = fdrl.flow(KEY, SHARED, square, **HYPER)
+    chex.assert_trees_all_close(jax.jit(mapped)(SHARED), expected, rtol=1e-6)
 
 
 def test_the_same_steps_under_vmap_give_the_same_numbers():

@@ -199,6 +199,16 @@ def test_a_sample_depends_only_on_its_own_key_whatever_the_batch(name):
     assert len(np.unique(whole.round(6))) == whole.size
 
 
+@pytest.mark.parametrize(
+    "prior", [priors.normal((3,)), priors.uniform((3,)), priors.gaussian(np.zeros(3), np.eye(3))]
+)
+def test_samples_are_the_same_where_jax_computes_in_float64(prior):
+    with jax.enable_x64(True):
+        wide = prior.sample(prior.params, keys(4), {})
+    assert wide.dtype == jnp.float32
+    np.testing.assert_array_equal(wide, prior.sample(prior.params, keys(4), {}))
+
+
 def test_the_batch_prior_starts_at_the_source_images_of_the_batch():
     batch = {"source": jnp.ones((2, 3)), "other": jnp.zeros((2, 3))}
 

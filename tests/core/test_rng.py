@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fdrl_jax import rng
+from fdrl_jax import augmentation, rng
 from fdrl_jax.rng import Stream
 
 
@@ -54,6 +54,14 @@ def test_a_key_depends_on_its_position_and_not_on_the_batch_around_it():
     part = data(rng.example_keys(root, Stream.FLOW, jnp.array([8, 2])))
 
     np.testing.assert_array_equal(part, whole[[8, 2]])
+
+
+def test_shifts_are_the_same_where_jax_computes_in_float64():
+    images = np.arange(96, dtype=np.uint8).reshape(2, 6, 8, 1)
+    expected = augmentation.shifted(rng.root_key(0), np.arange(2), images, 3)
+    with jax.enable_x64(True):
+        actual = augmentation.shifted(rng.root_key(0), np.arange(2), images, 3)
+    np.testing.assert_array_equal(actual, expected)
 
 
 @pytest.mark.parametrize("first", list(Stream))

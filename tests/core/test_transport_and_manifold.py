@@ -77,5 +77,5 @@ def test_equal_sets_have_full_precision_recall_and_coverage_and_far_ones_none():
     assert metrics.manifold_metrics(x, x)[:2] == (1.0, 1.0)
     assert metrics.manifold_metrics(x, y).density == pytest.approx(1.0, abs=0.15)
     assert tuple(metrics.manifold_metrics(x + 100.0, y)) == (0.0, 0.0, 0.0, 0.0)
-    with pytest.raises(ValueError, match=r"more than 5 examples each .* got \(5, 3\)"):
+    with pytest.raises(ValueError, match=r"at least 6 points and .* got \(5, 3\)"):
         metrics.manifold_metrics(x[:5], y)

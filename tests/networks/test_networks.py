@@ -1,5 +1,6 @@
 """All networks have the expected shapes, names and types, and errors name what is wrong."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from fdrl_jax.networks import (
     MLP,
     SPECS,
+    BottleneckResNet,
     ResNetSpec,
     SelfAttention,
     from_torch_state_dict,
@@ -208,6 +210,32 @@ def test_imported_kernels_are_transposed_correctly(prefix):
     assert kernel[0, 2, 1, 5] == named["layer1.0.conv1.weight"][5, 1, 0, 2]
     assert params["linear"]["kernel"][3, 0] == named["linear.weight"][0, 3]
     assert params["self_attn_module"]["gamma"] == named["self_attn_module.gamma"]
+
+
+def test_the_counters_of_batch_normalisation_are_ignored():
+    net = BottleneckResNet((1,), 4, 2)
+    tensors = {k: np.ones(s, np.float32) for k, s in torch_shapes(net, 3).items()}
+    counted = tensors | {"bn1.num_batches_tracked": np.int64(3)}
+    chex.assert_trees_all_equal(
+        from_torch_state_dict(net, counted), from_torch_state_dict(net, tensors)
+    )
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        MLP((4,), spectral_norm=True),
+        resnet(ResNetSpec(4, ((4, 1),), attention_after=1), attention=True),
+    ],
+)
+def test_parameters_are_the_same_float32_numbers_where_jax_computes_in_float64(net):
+    def initial():
+        return net.init(jax.random.key(0), jnp.zeros((1, 4, 4, 1), jnp.float32))
+
+    with jax.enable_x64(True):
+        wide = initial()
+    chex.assert_trees_all_equal_dtypes(wide, initial())
+    chex.assert_trees_all_close(wide, initial(), rtol=1e-5)
 
 
 def test_an_mlp_of_other_sizes_is_imported():
