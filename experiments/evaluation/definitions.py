@@ -23,11 +23,7 @@ class Definition(NamedTuple):
     headline: bool = False
 
 
-_HALVES = (
-    "Several draws, each on random halves of the held-out images: one half is the reference, the "
-    "other half is the real data."
-)
-_NEIGHBOURS = "In a feature space, by distances to nearest neighbours. " + _HALVES
+_NEIGHBOURS = "In a feature space, by distances to nearest neighbours."
 _PROBABILITIES = "By a classifier of real images; on the draws of the Fréchet distance."
 _INCEPTION = "By torch-fidelity, against the training set; the protocol is part of the name."
 _TRANSPORT = "Between finite samples of equal size, so real data are above 0 as well."
@@ -114,7 +110,7 @@ DEFINITIONS: dict[str, Definition] = {
         "Fréchet distance between Gaussians fitted to features",
         "|m_X - m_Y|² + tr(C_X + C_Y - 2 (C_X C_Y)^(1/2))",
         "lower",
-        "Biased upwards for few images, so compare at the same number only. " + _HALVES,
+        "Biased upwards for few images, so compare at the same number only.",
         unit="squared unit of the features",
         headline=True,
     ),
@@ -146,7 +142,7 @@ DEFINITIONS: dict[str, Definition] = {
         "energy distance of pixels",
         "2 E|X - Y| - E|X - X'| - E|Y - Y'|",
         "lower",
-        "Unbiased. " + _HALVES,
+        "Unbiased.",
         unit="pixel values in [-1, 1], Euclidean",
     ),
     "top_probability": Definition(
@@ -187,7 +183,7 @@ DEFINITIONS: dict[str, Definition] = {
         "A small value together with a high memorisation_auc points to copies.",
     ),
     "target_share": Definition(
-        "share of translated images that a classifier takes for the target",
+        "share of translated images that a classifier assigns to the target",
         "share of predictions that are the target",
         "higher",
         "By a support-vector classifier of pixels. An image that fools it counts as well, so read "
