@@ -3,10 +3,10 @@
 Command: python -m experiments.main --mode=train_classifier --config=configs/cifar10_classifier.py
   --data_dir=FOLDER_OR_ZIP --workdir=runs/cifar10_classifier
   For guidance, add --config.attack.num_steps=7.
-Cost: 85 min of CPU time with AVX-512.
-Score: an accuracy of 81.8% on 1,000 held-out images, trained on 19,000 images, in float32 with
-  seed 0 (78.6% after 6,000 steps without biases). The paper uses a ResNet-50 of the library
-  "robustness", trained under attack (L2, epsilon 1). --classifier accepts it too.
+Cost: 85 min of CPU time with AVX-512 in float32; about half of that in bfloat16 with avx512_bf16.
+Score: an accuracy of 80.9% on 2,000 held-out images, trained on 18,000 images, in bfloat16 with
+  seed 0. The paper uses a ResNet-50 of the library "robustness", trained under attack (L2,
+  epsilon 1). --classifier accepts it too.
 """
 
 from ml_collections import ConfigDict

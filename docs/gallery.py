@@ -199,15 +199,15 @@ ENTRIES = (
         "--classifier=runs/gallery/cifar10_small/classifier",
         {
             "cifar10_small_samples.jpg": (
-                "cifar10_small/run/evaluations/step_15000/samples.png",
+                "cifar10_small/run/evaluations/step_13500/samples.png",
                 "CIFAR-10 on a CPU: prior, samples and data.",
             ),
             "cifar10_small_flow.jpg": (
-                "cifar10_small/run/evaluations/step_15000/flow.png",
+                "cifar10_small/run/evaluations/step_13500/flow.png",
                 "CIFAR-10 on a CPU: samples on their way from the data-dependent prior.",
             ),
             "cifar10_small_neighbours.jpg": (
-                "cifar10_small/run/evaluations/step_15000/neighbours.png",
+                "cifar10_small/run/evaluations/step_13500/neighbours.png",
                 "Samples of CIFAR-10 next to their nearest training images.",
             ),
         },
@@ -221,7 +221,7 @@ ENTRIES = (
         "--config.augment.max_shift=2 --config.train.num_steps=3000 "
         "--workdir=runs/gallery/cifar10_classes\n"
         f"{MAIN} --workdir=runs/gallery/cifar10_small/run --mode=sample --num_samples=100 "
-        "--class=all --classifier=runs/gallery/cifar10_classes --config.condition.weight=0.3 "
+        "--class=all --classifier=runs/gallery/cifar10_classes --config.condition.weight=0.15 "
         "--config.sample.name=classes",
         {
             "cifar10_classes.jpg": (

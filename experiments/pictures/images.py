@@ -66,7 +66,7 @@ def translation(
 
 def by_class(images: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> Figure:
     """Draws one row of images per class that occurs."""
-    figure, (ax,) = panels(1, size=3.0)
+    figure, (ax,) = panels(1, size=5.0)
     show_by_class(ax, images, labels, classes)
     return figure
 
