@@ -14,6 +14,7 @@ import contextlib
 import datetime
 import functools
 import logging
+import os
 import platform
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
@@ -67,6 +68,7 @@ class Run:
         self.settings = settings.checked(settings.completed(record["settings"]))
         self.data: dict[str, Any] = record["data"]
         self.command: str = record["command"]
+        self._data_dir = os.path.expanduser(record.get("data_dir", ""))
         self._prior_sha256: str | None = record["prior_sha256"]
         self._reference_sha256: str | None = record["reference_sha256"]
         # Computed from the record on disk, so that keys of later versions do not change it.
@@ -84,6 +86,15 @@ class Run:
         self.pictures = root / "pictures"
         self.exports = root / "export"
         self.report = root / "report.html"
+
+    def remembered_dir(self, dir: str) -> str:
+        """Returns the `--data_dir` that the run was created with, the last place to look for data.
+
+        It is "" if it no longer exists, or if `data.dir`, which is `dir`, or FDRL_DATA_DIR says
+        where the data are.
+        """
+        is_needed = not data.resolve_dir(dir) and Path(self._data_dir).exists()
+        return self._data_dir if is_needed else ""
 
     def prior(self) -> FittedPrior | None:
         """Returns the fitted prior, if the run has one.
@@ -303,8 +314,11 @@ def create(
     source: Source,
     fitted: FittedPrior | None,
     command: str,
+    data_dir: str = "",
 ) -> Run:
     """Creates a run. The caller must hold `locked_folder`.
+
+    The run remembers the `data_dir` of the command; see `Run.remembered_dir`.
 
     Raises:
       UserError: if the folder cannot be written.
@@ -327,6 +341,7 @@ def create(
                     sha256_of_file(root / "reference.npz") if keeps_images else None
                 ),
                 "command": without_home(command),
+                "data_dir": _remembered(data_dir),
                 "created": _now(),
                 "versions": {
                     "python": platform.python_version(),
@@ -422,13 +437,16 @@ def _why_missing(root: Path) -> str:
 
 def _portable(wanted: Settings) -> Settings:
     """Shortens the home folder in paths. Relative paths would depend on the working folder."""
+    return wanted | {key: _portable_path(wanted[key]) for key in settings.PATHS}
+
+
+def _remembered(data_dir: str) -> str:
+    return data_dir and _portable_path(os.path.abspath(os.path.expanduser(data_dir)))
+
+
+def _portable_path(path: str) -> str:
     home = f"{Path.home()}/"
-    return {
-        key: f"~/{value.removeprefix(home)}"
-        if key in settings.PATHS and value.startswith(home)
-        else value
-        for key, value in wanted.items()
-    }
+    return f"~/{path.removeprefix(home)}" if path.startswith(home) else path
 
 
 def _now() -> str:

@@ -156,7 +156,8 @@ SETTINGS: dict[str, Setting] = {
     ),
     "data.dir": Setting("", _TEXT, "free").means(
         "Path of the images. If empty, the environment variable FDRL_DATA_DIR is used; the flag "
-        "--data_dir overrides both."
+        "--data_dir overrides both. Without all three, a run uses the --data_dir of the command "
+        "that created it."
     ),
     "data.split": Setting("train", _TEXT).means("Split that the run trains on."),
     "data.held_out_split": Setting("test", _TEXT).means(

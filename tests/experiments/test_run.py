@@ -170,6 +170,27 @@ def test_where_the_data_are_is_not_stored_unless_it_was_given(own_images, tmp_pa
     train(tmp_path / "run", {"train.num_steps": 2})
 
 
+def test_later_commands_find_the_data_where_the_first_one_did(own_images, tmp_path, monkeypatch):
+    monkeypatch.delenv("FDRL_DATA_DIR", raising=False)
+    monkeypatch.chdir(own_images.parent)
+    folder, changes = tmp_path / "run", {"data.image_size": 8, **SMALL_RESNET}
+    start("prior", folder, "folder:tiny", changes, data_dir=own_images.name)
+    monkeypatch.chdir(tmp_path / "run")
+    start("prior", folder)
+    created = run.open_run(folder)
+    assert created.remembered_dir("") == str(own_images)
+    assert created.remembered_dir("elsewhere") == ""
+    monkeypatch.setenv("FDRL_DATA_DIR", "/of/this/machine")
+    assert created.remembered_dir("") == ""
+    monkeypatch.delenv("FDRL_DATA_DIR")
+    record = json.loads((folder / "run.json").read_text())
+    del record["data_dir"]  # As in files of earlier commits.
+    (folder / "run.json").write_text(json.dumps(record))
+    assert run.open_run(folder).id == created.id
+    with pytest.raises(UserError, match="needs the path of the data"):
+        start("prior", folder)
+
+
 def test_the_error_for_a_missing_run_suggests_a_similar_one(of_images):
     wrong = of_images.root.with_name("of_image")
     for mode in ("sample", "evaluate", "report", "export"):

@@ -103,6 +103,13 @@ def test_a_classifier_in_the_settings_of_a_run_needs_no_class():
     _check_condition({}, {"condition.label": "", "condition.classifier": "c"})
 
 
+@pytest.mark.parametrize("mode", ["train", "prior"])
+def test_the_settings_of_a_classifier_do_not_train_a_density_ratio(mode, tmp_path):
+    with pytest.raises(UserError, match=r"attack\.epsilon=0\.75 is for .* --mode=train_classifier"):
+        start(mode, tmp_path / "run", "digits_classifier:tiny")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_rejected_training_of_a_classifier_leaves_a_folder_that_trains_and_samples(tmp_path):
     with pytest.raises(UserError, match="needs labelled images"):
         start("train_classifier", tmp_path, "swissroll:tiny")
