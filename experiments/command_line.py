@@ -208,12 +208,13 @@ def config_file(spec: str) -> Path:
       UserError: if it does not exist; suggests the closest file and lists those in its folder.
     """
     name = spec.partition(":")[0]
-    own = _CONFIGS / f"{name}.py"
-    path = own if re.fullmatch(r"\w+", name) and own.is_file() else Path(name)
+    own, is_bare = _CONFIGS / f"{name}.py", bool(re.fullmatch(r"\w+", name))
+    path = own if is_bare and own.is_file() else Path(name)
     if path.is_file():
         return path
-    folder = path.parent if path.parent.is_dir() else _CONFIGS
-    others = [str(p) for p in sorted(folder.glob("*.py")) if p.stem != "__init__"]
+    folder = path.parent if path.parent.is_dir() and not is_bare else _CONFIGS
+    files = [p for p in sorted(folder.glob("*.py")) if p.stem != "__init__"]
+    others = [p.stem if is_bare else str(p) for p in files]
     there = f"; available: {', '.join(others)}" if others else ""
     raise UserError(f"--config={name} does not exist{nearest(name, others)}{there}")
 
@@ -278,7 +279,7 @@ def _parser(name: str) -> Parser:
     mode: Mode = MODES[name]
     has_settings = any(key.startswith(f"{name}.") for key in settings.SETTINGS)
     parser = Parser(
-        _PROGRAM,
+        f"{_PROGRAM} --mode={name}",
         add_help=False,
         allow_abbrev=False,
         usage=example(name),
@@ -301,6 +302,13 @@ def _explain_unknown(mode: str, argument: str) -> str:
     owners = [other for other, of in MODES.items() if name in of.flags]
     if owners:
         return f"--{name} is a flag of mode {', '.join(owners)}, not of mode {mode}"
+    keys = [
+        key
+        for key in settings.SETTINGS
+        if key == name or key.endswith(f".{name}") or key == name.partition(".")[2]
+    ]
+    if keys:
+        return f"unknown flag --{name}; did you mean --config.{' or --config.'.join(keys)}?"
     allowed = [*MODES[mode].flags, *_SHARED_FLAGS, *_HOST_FLAGS]
     return f"unknown flag --{name}{nearest(name, allowed)}"
 

@@ -12,6 +12,7 @@
 
 import contextlib
 import datetime
+import difflib
 import functools
 import logging
 import os
@@ -44,7 +45,6 @@ from experiments.files import (
 from experiments.prior import FittedPrior
 from experiments.settings import Settings
 from fdrl_jax import parallel
-from fdrl_jax.names import nearest
 
 Kind = Literal["ratio", "classifier"]
 _FORMAT = 2  # Format of the folder; version 0.1 wrote format 1, without a number.
@@ -415,8 +415,12 @@ def open_run(root: Path, kind: Kind | None = None) -> Run:
     if not parallel.same_on_all_processes(run.id):
         raise UserError(f"--workdir={root} is not the same folder on all processes of the run")
     if kind is not None and run.kind != kind:
-        wanted = {"ratio": "a density ratio", "classifier": "a classifier"}
-        raise UserError(f"--workdir={root} contains {wanted[run.kind]}, not {wanted[kind]}")
+        words = {"ratio": "a density ratio", "classifier": "a classifier"}
+        mode = {"ratio": "train", "classifier": "train_classifier"}[run.kind]
+        raise UserError(
+            f"--workdir={root} contains {words[run.kind]}, not {words[kind]}; to resume its "
+            f"training, use --mode={mode}"
+        )
     return run
 
 
@@ -428,11 +432,12 @@ def _why_missing(root: Path) -> str:
         )
     if root.exists() and not root.is_dir():
         return f"--workdir={root} is a file, not the folder of a run"
-    runs = [str(path.parent) for path in root.parent.glob("*/run.json")]
-    hint = nearest(str(root), runs) or (
-        f"; available: {', '.join(sorted(runs)[:5])}" if runs else ""
-    )
-    return f"--workdir={root} contains no run{hint}. Train one with --config=FILE.py"
+    names = sorted(path.parent.name for path in root.parent.glob("*/run.json"))
+    near = difflib.get_close_matches(root.name, names, n=1)
+    hint = f"; did you mean '{root.with_name(near[0])}'?" if near else "."
+    if names and not near:
+        hint = f"; runs there: {', '.join(names[:5])}."
+    return f"--workdir={root} contains no run{hint} Train one with --config=FILE.py"
 
 
 def _portable(wanted: Settings) -> Settings:

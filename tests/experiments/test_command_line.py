@@ -40,6 +40,13 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         (["--mode=sample"], "--workdir=DIR, the folder of the run, is missing"),
         (["--mode=sample", "--workdir=w", SWISSROLL], "opens an existing run, which keeps its own"),
         (["--workdir=w", "--workdirs=w"], "unknown flag --workdirs; did you mean 'workdir'?"),
+        (["--seed=3"], "unknown flag --seed; did you mean --config.seed?"),
+        (["--learning_rate=1"], "did you mean --config.optimizer.learning_rate?"),
+        (["--num_steps=1"], "--config.flow.num_steps or --config.train.num_steps or --config.atta"),
+        (["--conifg.seed=1"], "unknown flag --conifg.seed; did you mean --config.seed?"),
+        (["--conifg.flow.step_size=1"], "did you mean --config.flow.step_size?"),
+        (["--config=digit"], "--config=digit does not exist; did you mean 'digits'?"),
+        (["--mode=sample", "--workdir=w", "--num_samples=t"], "experiments.main --mode=sample --h"),
         (["--mode=sample", "--workdir=w", "--num_samples=0"], "must be a whole number >= 1, got"),
         (["--mode=sample", "--workdir=w", "--num_samples=x"], "argument --num_samples: must be a"),
     ],
@@ -105,6 +112,8 @@ def test_help_explains_the_program_a_section_or_a_key():
     # A section with the name of a mode.
     assert "--help=config.sample" in command_line.help_for(["--help=sample"])
     assert "--config.sample.format=npz" in command_line.help_for(["--help=config.sample"])
+    with pytest.raises(UserError, match=r"nothing: unknown key$"):
+        command_line.help_for(["--help=nothing"])
     with pytest.raises(UserError, match=r"did you mean 'flow\.step_size'"):
         command_line.help_for(["--help=flow.step_sise"])
     assert command_line.help_for(["--mode=train"]) is None

@@ -201,8 +201,10 @@ def test_the_error_for_a_missing_run_suggests_a_similar_one(of_images):
 
 def test_training_without_a_config_names_the_runs_nearby(of_images):
     wrong = of_images.root.with_name("of_image")
-    with pytest.raises(UserError, match=rf"contains no run; did you mean '{of_images.root}'"):
+    with pytest.raises(UserError, match=rf"no run; did you mean '{of_images.root}'\? Train one"):
         start("train", wrong)
+    with pytest.raises(UserError, match=r"no run; runs there: of_images\. Train one"):
+        start("train", of_images.root.with_name("nope"))
     assert not wrong.exists()
 
 
@@ -242,7 +244,7 @@ def test_a_run_of_a_newer_version_is_refused(of_images):
 
 def test_a_run_of_another_kind_is_refused_and_not_changed(of_images):
     before = contents(of_images.root)
-    with pytest.raises(UserError, match="contains a density ratio, not a classifier"):
+    with pytest.raises(UserError, match=r"not a classifier; to resume .* use --mode=train"):
         start("train_classifier", of_images.root)
     assert {k: v for k, v in contents(of_images.root).items() if k != "lock"} == {
         k: v for k, v in before.items() if k != "lock"
