@@ -1,5 +1,6 @@
 """Parses the command line to a `Command`. Errors say what to write instead."""
 
+import argparse
 import ast
 import contextlib
 import dataclasses
@@ -23,7 +24,7 @@ _CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 _PROGRAM = "python -m experiments.main"
 _SHARED_FLAGS: dict[str, dict[str, Any]] = {
     "mode": {},
-    "workdir": {"help": "folder of the run; created if missing"},
+    "workdir": {"help": "folder of the run"},
     "config": {"help": "config file, FILE.py or FILE.py:tiny"},
     "data_dir": {"help": "where the data are; overrides data.dir"},
 }
@@ -288,10 +289,19 @@ def _parser(name: str) -> Parser:
     )
     own = parser.add_argument_group(f"flags of mode {name}")
     for flag in mode.flags:
-        own.add_argument(f"--{flag}", **FLAGS[flag])
+        own.add_argument(f"--{flag}", **{**FLAGS[flag], **_own_help(flag, mode)})
     for flag, options in {**_SHARED_FLAGS, **_HOST_FLAGS}.items():
-        parser.add_argument(f"--{flag}", **options)
+        parser.add_argument(f"--{flag}", **{**options, **_own_help(flag, mode)})
     return parser
+
+
+def _own_help(flag: str, mode: Mode) -> dict[str, str]:
+    """Returns the help of a flag in a mode, if it is not that of all modes."""
+    if flag == "config" and not mode.creates:  # Accepted only for a better error.
+        return {"help": argparse.SUPPRESS}
+    if flag == "workdir" and mode.creates and mode.needs_workdir:
+        return {"help": "folder of the run; created if missing"}
+    return {"help": mode.helps[flag]} if flag in mode.helps else {}
 
 
 def _explain_unknown(mode: str, argument: str) -> str:
@@ -329,7 +339,7 @@ def _help() -> str:
     lines += [
         "",
         "Settings: --config.KEY=VALUE for every key of configs/base.py, such as",
-        "--config.flow.step_size=0.1; --help=KEY or --help=SECTION explains them.",
+        "--config.flow.step_size=0.1; --help=KEY or --help=config.SECTION explains them.",
         "Variants follow a colon: --config=configs/digits.py:tiny runs everything in seconds.",
         f"Flags of a mode: {_PROGRAM} --mode=NAME --help",
         "Many runs at once: python -m experiments.sweep --help",

@@ -98,6 +98,18 @@ def test_every_mode_has_help_and_an_example_that_parses(mode, monkeypatch):
     assert command_line.help_for([f"--help={mode}"]) == text
 
 
+def test_the_help_of_a_mode_lists_what_the_mode_accepts_and_does():
+    texts = {mode: " ".join(command_line.help_for([f"--help={mode}"]).split()) for mode in MODES}
+    assert {mode for mode, text in texts.items() if "--config CONFIG" in text} == {
+        mode for mode in MODES if MODES[mode].creates
+    }
+    assert "created if missing" in texts["train"]
+    assert "created if missing" not in texts["sample"]
+    assert "by default 8, at most 64" in texts["strips"]
+    assert "by default evaluate.num_samples" in texts["sample"]
+    assert [mode for mode, text in texts.items() if "authors' program" in text] == ["convert"]
+
+
 def test_every_flag_belongs_to_a_mode():
     assert set(FLAGS) == {flag for mode in MODES.values() for flag in mode.flags}
 
