@@ -47,8 +47,8 @@ def test_mode_curve_writes_values_and_a_picture_and_names_the_best(trained, caps
     (over, name), *values = rows(trained.curves / "length_step_4.csv")
     assert (over, name) == ("length", "energy_distance_50")
     assert [int(at) for at, _ in values] == [2, 4, 6]
-    best = min(values, key=lambda row: float(row[1]))[0]
-    assert f"best: {best}\n" in out
+    best, value = min(values, key=lambda row: float(row[1]))
+    assert f"best length: {best} (energy_distance_50 {float(value):.5g})\n" in out
     assert [row[0] for row in rows(trained.curves / "step.csv")] == ["step", "2", "4"]
     for name in ("length_step_4", "step"):
         assert (trained.curves / f"{name}.png").stat().st_size > 5_000
