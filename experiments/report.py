@@ -18,6 +18,7 @@ from experiments.errors import UserError
 from experiments.evaluation import Evaluation, Samples, translation
 from experiments.evaluation import metrics as metrics_lib
 from experiments.evaluation.metrics import Metrics
+from experiments.evaluation.references import too_few
 from experiments.files import check_types, read_json, write_json, write_text
 from experiments.pictures import curves, flow, points
 from experiments.pictures.images import neighbours
@@ -98,9 +99,13 @@ def write(run: Run, record: Path) -> Path:
     defaults = {"start": "prior", "skipped": [], "num_samples": num_samples}
     details = {**defaults, **found["details"]}
     check_types(record / "record.json", details, start=str, skipped=list, num_samples=int)
+    check_types(record / "record.json", details, num_held_out=(int, type(None)))
     captions = read_json(record / "pictures.json")
     check_types(record / "pictures.json", captions, **dict.fromkeys(captions, str))
     metrics, step = metrics_of(record), found["key"]["step"]
+    verdict = metrics_lib.verdict(metrics, details["start"])
+    if few := too_few(details.get("num_held_out")):
+        verdict = f"{verdict} There are {few}."
     start = details["start"]
     name = html.escape(run.data["name"])
     details_shown = [(k.replace("_", " "), json.dumps(v)) for k, v in found["details"].items()]
@@ -114,7 +119,7 @@ def write(run: Run, record: Path) -> Path:
         f"<h1>FDRL on {name}, train step {step:,}</h1>",
         f"<p>{_what(run, step, details['num_samples'])}</p>",
         f"<p>In this evaluation, settings differ from the run: {differing}.</p>" * bool(changed),
-        f'<p class="lead">{html.escape(metrics_lib.verdict(metrics, start))}</p>',
+        f'<p class="lead">{html.escape(verdict)}</p>',
         _metrics_table(_headlines(metrics), start),
         f'<p class="note">{metrics_lib.NOTE}</p>',
         "<h2>Pictures</h2>",

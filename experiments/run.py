@@ -182,9 +182,14 @@ class Run:
             saved["train.num_steps"] = wanted["train.num_steps"]
         differing = settings.differences(saved, wanted)
         if differing:
+            reason = (
+                " The cosine schedule of the learning rate spans train.num_steps, so that a longer "
+                "training is a new run."
+            )
             raise UserError(
-                f"the config differs from the run {self.root}: {'; '.join(differing.values())}. "
-                "Use the settings of the run, or another --workdir"
+                f"the config differs from the run {self.root}: {'; '.join(differing.values())}."
+                f"{reason * ('train.num_steps' in differing)} Use the settings of the run, or "
+                "another --workdir"
             )
         return wanted
 

@@ -321,7 +321,10 @@ SETTINGS: dict[str, Setting] = {
         "Gradients with a larger global norm are scaled down to this norm; 0: no clipping."
     ),
     # train
-    "train.num_steps": Setting(100_000, _whole(1), "training").means("Number of train steps."),
+    "train.num_steps": Setting(100_000, _whole(1), "training").means(
+        "Number of train steps. As an exception, it may change when training resumes, unless "
+        "optimizer.schedule is cosine."
+    ),
     "train.batch_size": Setting(64, _whole(1, 2**20), "training").means(
         "Examples per train step, in total over all devices."
     ),

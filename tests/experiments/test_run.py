@@ -170,6 +170,12 @@ def test_where_the_data_are_is_not_stored_unless_it_was_given(own_images, tmp_pa
     train(tmp_path / "run", {"train.num_steps": 2})
 
 
+def test_an_error_says_why_a_cosine_schedule_cannot_be_longer(of_images):
+    wanted = of_images.settings | {"train.num_steps": 6, "optimizer.schedule": "cosine"}
+    with pytest.raises(UserError, match=r"is 6 but was 4\..* a longer training is a new run\. Use"):
+        of_images.resumed(wanted)
+
+
 def test_later_commands_find_the_data_where_the_first_one_did(own_images, tmp_path, monkeypatch):
     monkeypatch.delenv("FDRL_DATA_DIR", raising=False)
     monkeypatch.chdir(own_images.parent)
