@@ -14,6 +14,7 @@ import numpy as np
 
 from experiments import pictures, settings
 from experiments.build import Experiment
+from experiments.data import describe_shape
 from experiments.errors import UserError
 from experiments.evaluation import Evaluation, Samples, translation
 from experiments.evaluation import metrics as metrics_lib
@@ -168,11 +169,7 @@ def _headlines(metrics: Metrics) -> Metrics:
 
 def _what(run: Run, step: int, num_samples: int) -> str:
     """Returns what the report is about: data, training and evaluation."""
-    shape = run.data["event_shape"]
-    kind = "points in the plane"
-    if len(shape) == 3:
-        colour = "grey" if shape[2] == 1 else "colour"
-        kind = f"{colour} images of {shape[1]} x {shape[0]} pixels"
+    kind = describe_shape(run.data["event_shape"])
     return (
         f"Samples from a density-ratio flow (FDRL) that was trained on {html.escape(kind)}, data "
         f"set <b>{html.escape(run.data['name'])}</b>. Checkpoint of train step {step:,} of "

@@ -8,7 +8,7 @@ import jax
 from experiments import build, data, prior, run, settings
 from experiments.build import Experiment, Training
 from experiments.command_line import Command
-from experiments.data import DataOptions, Source
+from experiments.data import DataOptions, Source, describe_shape
 from experiments.errors import UserError
 from experiments.evaluation.protocols import PROTOCOLS, check_weights
 from experiments.machine import hardware, memory
@@ -97,7 +97,7 @@ def settings_and_data(command: Command, *, blank: bool = False) -> tuple[Setting
     source = load_data(wanted, command.data_dir, blank=blank)
     platform = jax.default_backend()
     if command.config_for is not None and parallel.is_first_process():
-        print(f"config: for {source.event_shape} images on this {platform}")
+        print(f"config: recipe for {describe_shape(source.event_shape)} on a {platform.upper()}")
     return fitted_settings(command, wanted, platform, source.event_shape), source
 
 

@@ -8,6 +8,7 @@ import os
 import shutil
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -176,11 +177,15 @@ def test_an_error_says_why_a_cosine_schedule_cannot_be_longer(of_images):
         of_images.resumed(wanted)
 
 
-def test_later_commands_find_the_data_where_the_first_one_did(own_images, tmp_path, monkeypatch):
+def test_later_commands_find_the_data_where_the_first_one_did(
+    own_images, tmp_path, monkeypatch, capsys
+):
     monkeypatch.delenv("FDRL_DATA_DIR", raising=False)
     monkeypatch.chdir(own_images.parent)
     folder, changes = tmp_path / "run", {"data.image_size": 8, **SMALL_RESNET}
     start("prior", folder, "folder:tiny", changes, data_dir=own_images.name)
+    recipe = f"recipe for colour images of 8 x 8 pixels on a {jax.default_backend().upper()}"
+    assert recipe in capsys.readouterr().out
     monkeypatch.chdir(tmp_path / "run")
     start("prior", folder)
     created = run.open_run(folder)
