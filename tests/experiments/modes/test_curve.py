@@ -71,6 +71,13 @@ def test_lengths_go_from_the_prior_to_beyond_k_and_include_both_ends_of_the_flow
     assert len(lengths) <= 24
 
 
+def test_the_marks_of_a_curve_do_not_overlap_and_its_axis_is_in_words():
+    points = [(at, Metric("frechet_svc_9", "frechet", Estimate(1.0 + at))) for at in range(9)]
+    (ax,) = curves.metric(points, "title", "length", {"$K$": 6, "$K+2$": 8}).axes
+    assert [text.get_ha() for text in ax.texts] == ["right", "left"]
+    assert ax.get_ylabel().startswith("Fréchet distance")
+
+
 def test_the_best_of_a_curve_is_the_lowest_number():
     values = (float("nan"), 2.0, 1.0, 3.0)
     metrics = [Metric("metric", "frechet", Estimate(value)) for value in values]
