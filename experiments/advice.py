@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from experiments.build import Experiment
+from experiments.data import is_built_in
+from experiments.evaluation.references import ImageReference, PointsReference, too_few
 from fdrl_jax import drift, parallel
 from fdrl_jax.problem import Estimator
 
@@ -36,7 +38,7 @@ def noise(settings: Mapping[str, Any]) -> tuple[str, bool]:
     is_jitter = jitter > _MAX_VARIANCE_RATIO * data
     less = "a smaller prior.jitter" if is_jitter else f"flow.noise_scale={balanced:.2g}"
     return (
-        f"{line}: the network may tell them apart by their noise and learn little else. Balanced "
+        f"{line}: the network may distinguish them by their noise and learn little else. Balanced "
         f"at K = {num_steps}: {less}, or a larger data.dequantisation"
     ), True
 
@@ -72,11 +74,15 @@ def duration_warning(experiment: Experiment) -> str | None:
     )
 
 
-def warn(experiment: Experiment) -> None:
-    """Logs the warnings about an experiment that is about to be trained."""
+def warn(experiment: Experiment, reference: PointsReference | ImageReference) -> None:
+    """Logs the warnings about an experiment that is about to be trained, and its real data."""
     logger = logging.getLogger("fdrl")
     if days := duration_warning(experiment):
         logger.warning("%s", days)
+    is_own = not is_built_in(experiment.settings["data.name"])
+    few = too_few(len(reference.images)) if isinstance(reference, ImageReference) else ""
+    if few and is_own:
+        logger.warning("%s; add images, or a folder 'test' of such images", few)
     line, is_warning = noise(experiment.settings)
     if is_warning and experiment.source.kind == "images":
         logger.warning("%s", line)

@@ -1,5 +1,6 @@
 """Parses the command line to a `Command`. Errors say what to write instead."""
 
+import argparse
 import ast
 import contextlib
 import dataclasses
@@ -23,7 +24,7 @@ _CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 _PROGRAM = "python -m experiments.main"
 _SHARED_FLAGS: dict[str, dict[str, Any]] = {
     "mode": {},
-    "workdir": {"help": "folder of the run; created if missing"},
+    "workdir": {"help": "folder of the run"},
     "config": {"help": "config file, FILE.py or FILE.py:tiny"},
     "data_dir": {"help": "where the data are; overrides data.dir"},
 }
@@ -208,12 +209,13 @@ def config_file(spec: str) -> Path:
       UserError: if it does not exist; suggests the closest file and lists those in its folder.
     """
     name = spec.partition(":")[0]
-    own = _CONFIGS / f"{name}.py"
-    path = own if re.fullmatch(r"\w+", name) and own.is_file() else Path(name)
+    own, is_bare = _CONFIGS / f"{name}.py", bool(re.fullmatch(r"\w+", name))
+    path = own if is_bare and own.is_file() else Path(name)
     if path.is_file():
         return path
-    folder = path.parent if path.parent.is_dir() else _CONFIGS
-    others = [str(p) for p in sorted(folder.glob("*.py")) if p.stem != "__init__"]
+    folder = path.parent if path.parent.is_dir() and not is_bare else _CONFIGS
+    files = [p for p in sorted(folder.glob("*.py")) if p.stem != "__init__"]
+    others = [p.stem if is_bare else str(p) for p in files]
     there = f"; available: {', '.join(others)}" if others else ""
     raise UserError(f"--config={name} does not exist{nearest(name, others)}{there}")
 
@@ -278,7 +280,7 @@ def _parser(name: str) -> Parser:
     mode: Mode = MODES[name]
     has_settings = any(key.startswith(f"{name}.") for key in settings.SETTINGS)
     parser = Parser(
-        _PROGRAM,
+        f"{_PROGRAM} --mode={name}",
         add_help=False,
         allow_abbrev=False,
         usage=example(name),
@@ -287,10 +289,19 @@ def _parser(name: str) -> Parser:
     )
     own = parser.add_argument_group(f"flags of mode {name}")
     for flag in mode.flags:
-        own.add_argument(f"--{flag}", **FLAGS[flag])
+        own.add_argument(f"--{flag}", **{**FLAGS[flag], **_own_help(flag, mode)})
     for flag, options in {**_SHARED_FLAGS, **_HOST_FLAGS}.items():
-        parser.add_argument(f"--{flag}", **options)
+        parser.add_argument(f"--{flag}", **{**options, **_own_help(flag, mode)})
     return parser
+
+
+def _own_help(flag: str, mode: Mode) -> dict[str, str]:
+    """Returns the help of a flag in a mode, if it is not that of all modes."""
+    if flag == "config" and not mode.creates:  # Accepted only for a better error.
+        return {"help": argparse.SUPPRESS}
+    if flag == "workdir" and mode.creates and mode.needs_workdir:
+        return {"help": "folder of the run; created if missing"}
+    return {"help": mode.helps[flag]} if flag in mode.helps else {}
 
 
 def _explain_unknown(mode: str, argument: str) -> str:
@@ -301,6 +312,13 @@ def _explain_unknown(mode: str, argument: str) -> str:
     owners = [other for other, of in MODES.items() if name in of.flags]
     if owners:
         return f"--{name} is a flag of mode {', '.join(owners)}, not of mode {mode}"
+    keys = [
+        key
+        for key in settings.SETTINGS
+        if key == name or key.endswith(f".{name}") or key == name.partition(".")[2]
+    ]
+    if keys:
+        return f"unknown flag --{name}; did you mean --config.{' or --config.'.join(keys)}?"
     allowed = [*MODES[mode].flags, *_SHARED_FLAGS, *_HOST_FLAGS]
     return f"unknown flag --{name}{nearest(name, allowed)}"
 
@@ -321,7 +339,7 @@ def _help() -> str:
     lines += [
         "",
         "Settings: --config.KEY=VALUE for every key of configs/base.py, such as",
-        "--config.flow.step_size=0.1; --help=KEY or --help=SECTION explains them.",
+        "--config.flow.step_size=0.1; --help=KEY or --help=config.SECTION explains them.",
         "Variants follow a colon: --config=configs/digits.py:tiny runs everything in seconds.",
         f"Flags of a mode: {_PROGRAM} --mode=NAME --help",
         "Many runs at once: python -m experiments.sweep --help",

@@ -1,7 +1,8 @@
 r"""Compare one set of images with another: `python -m experiments.evaluate SAMPLES REFERENCE`.
 
 A set is a folder or a zip of images, an .npz (arr_0: uint8 [N, H, W, C], or float32 in [-1, 1]), or
-tfds:NAME:SPLIT. The result is printed as JSON, or written to the file of --out.
+tfds:NAME:SPLIT. The metrics are printed as a table. --out=FILE.json also writes them as JSON, with
+the hashes of both sets and the versions of packages.
 
 Examples:
   FID, KID, precision, recall, density and coverage, by torch-fidelity (pip install -e '.[eval]'):
@@ -24,12 +25,19 @@ import os
 import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from experiments.errors import Parser, UserError
+from experiments.evaluation import metrics
 from experiments.evaluation.protocols import DEFAULT_METRICS, METRICS, PROTOCOLS
 from experiments.files import read_json, write_text
 from fdrl_jax.names import nearest
+
+if TYPE_CHECKING:
+    from experiments.evaluation.image_sets import ImageSet
+
+# The arguments that name a set of images, as the user writes them.
+_SETS = {"samples": "SAMPLES", "reference": "REFERENCE", "held_out": "--held_out"}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -40,11 +48,9 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    text = json.dumps(result, indent=2)
     if arguments.out:
-        write_text(Path(arguments.out), text + "\n")
-    else:
-        print(text)
+        write_text(Path(arguments.out), json.dumps(result, indent=2) + "\n")
+    print(metrics.table(metrics.from_json(result["metrics"])))
     return 0
 
 
@@ -53,6 +59,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         prog="python -m experiments.evaluate",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("samples", metavar="SAMPLES", help="images to evaluate")
     parser.add_argument("reference", metavar="REFERENCE", help="real images")
@@ -79,7 +86,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         "--held_out",
     )
     parser.add_argument("--cache_dir", default="", help="folder for cached features of references")
-    parser.add_argument("--out", default="", help="file for the result")
+    parser.add_argument("--out", default="", help="file for the result as JSON")
     arguments = parser.parse_args(argv)
     _check_named("protocol", [arguments.protocol], PROTOCOLS)
     of_protocol = PROTOCOLS[arguments.protocol].metrics
@@ -119,18 +126,22 @@ def _check_named(flag: str, values: Sequence[str], allowed: Collection[str]) -> 
 
 def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     # Importing metrics and readers of data takes seconds, too long for --help or a mistyped flag.
-    from experiments.evaluation import image_sets, inception, memorisation, metrics, spaces
+    from experiments.evaluation import image_sets, inception, memorisation, spaces
 
     protocol = PROTOCOLS[arguments.protocol]
     by_features = [name for name in arguments.features.split(",") if name]
     named = spaces.named(by_features)
     if arguments.weights or not by_features:
-        inception.check_ready(protocol, arguments.weights)  # Before minutes of reading images.
+        try:
+            inception.check_ready(protocol, arguments.weights)  # Before minutes of reading images.
+        except UserError as error:
+            other = ", or --features=random_conv, which needs no weights"
+            raise UserError(f"{error}{other * (not arguments.weights)}") from error
     weights = {protocol.name: arguments.weights} if arguments.weights else {}
     sets = image_sets.alike(
         {
-            name: image_sets.load(where, arguments.data_dir, arguments.image_size)
-            for name in ("samples", "reference", "held_out")
+            name: _load(label, where, arguments)
+            for name, label in _SETS.items()
             if (where := getattr(arguments, name))
         }
     )
@@ -170,6 +181,16 @@ def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
 
             pictures.save(neighbours(samples.unit, shown), Path(arguments.picture))
     return {"metrics": metrics.to_json(metrics.by_name(found)), **record}
+
+
+def _load(label: str, where: str, arguments: argparse.Namespace) -> "ImageSet":
+    from experiments.evaluation import image_sets
+
+    try:
+        return image_sets.load(where, arguments.data_dir, arguments.image_size)
+    except UserError as error:
+        # The readers are those of a run, whose data are in data.dir.
+        raise UserError(str(error).replace("data.dir=", f"{label}=", 1)) from error
 
 
 def _record_of(samples: Path) -> Any:

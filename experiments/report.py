@@ -14,10 +14,12 @@ import numpy as np
 
 from experiments import pictures, settings
 from experiments.build import Experiment
+from experiments.data import describe_shape
 from experiments.errors import UserError
 from experiments.evaluation import Evaluation, Samples, translation
 from experiments.evaluation import metrics as metrics_lib
 from experiments.evaluation.metrics import Metrics
+from experiments.evaluation.references import too_few
 from experiments.files import check_types, read_json, write_json, write_text
 from experiments.pictures import curves, flow, points
 from experiments.pictures.images import neighbours
@@ -98,9 +100,13 @@ def write(run: Run, record: Path) -> Path:
     defaults = {"start": "prior", "skipped": [], "num_samples": num_samples}
     details = {**defaults, **found["details"]}
     check_types(record / "record.json", details, start=str, skipped=list, num_samples=int)
+    check_types(record / "record.json", details, num_held_out=(int, type(None)))
     captions = read_json(record / "pictures.json")
     check_types(record / "pictures.json", captions, **dict.fromkeys(captions, str))
     metrics, step = metrics_of(record), found["key"]["step"]
+    verdict = metrics_lib.verdict(metrics, details["start"])
+    if few := too_few(details.get("num_held_out")):
+        verdict = f"{verdict} There are {few}."
     start = details["start"]
     name = html.escape(run.data["name"])
     details_shown = [(k.replace("_", " "), json.dumps(v)) for k, v in found["details"].items()]
@@ -114,7 +120,7 @@ def write(run: Run, record: Path) -> Path:
         f"<h1>FDRL on {name}, train step {step:,}</h1>",
         f"<p>{_what(run, step, details['num_samples'])}</p>",
         f"<p>In this evaluation, settings differ from the run: {differing}.</p>" * bool(changed),
-        f'<p class="lead">{html.escape(metrics_lib.verdict(metrics, start))}</p>',
+        f'<p class="lead">{html.escape(verdict)}</p>',
         _metrics_table(_headlines(metrics), start),
         f'<p class="note">{metrics_lib.NOTE}</p>',
         "<h2>Pictures</h2>",
@@ -163,11 +169,7 @@ def _headlines(metrics: Metrics) -> Metrics:
 
 def _what(run: Run, step: int, num_samples: int) -> str:
     """Returns what the report is about: data, training and evaluation."""
-    shape = run.data["event_shape"]
-    kind = "points in the plane"
-    if len(shape) == 3:
-        colour = "grey" if shape[2] == 1 else "colour"
-        kind = f"{colour} images of {shape[1]} x {shape[0]} pixels"
+    kind = describe_shape(run.data["event_shape"])
     return (
         f"Samples from a density-ratio flow (FDRL) that was trained on {html.escape(kind)}, data "
         f"set <b>{html.escape(run.data['name'])}</b>. Checkpoint of train step {step:,} of "

@@ -12,8 +12,10 @@
 
 import contextlib
 import datetime
+import difflib
 import functools
 import logging
+import os
 import platform
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
@@ -43,7 +45,6 @@ from experiments.files import (
 from experiments.prior import FittedPrior
 from experiments.settings import Settings
 from fdrl_jax import parallel
-from fdrl_jax.names import nearest
 
 Kind = Literal["ratio", "classifier"]
 _FORMAT = 2  # Format of the folder; version 0.1 wrote format 1, without a number.
@@ -67,6 +68,7 @@ class Run:
         self.settings = settings.checked(settings.completed(record["settings"]))
         self.data: dict[str, Any] = record["data"]
         self.command: str = record["command"]
+        self._data_dir = os.path.expanduser(record.get("data_dir", ""))
         self._prior_sha256: str | None = record["prior_sha256"]
         self._reference_sha256: str | None = record["reference_sha256"]
         # Computed from the record on disk, so that keys of later versions do not change it.
@@ -84,6 +86,15 @@ class Run:
         self.pictures = root / "pictures"
         self.exports = root / "export"
         self.report = root / "report.html"
+
+    def remembered_dir(self, dir: str) -> str:
+        """Returns the `--data_dir` that the run was created with, the last place to look for data.
+
+        It is "" if it no longer exists, or if `data.dir`, which is `dir`, or FDRL_DATA_DIR says
+        where the data are.
+        """
+        is_needed = not data.resolve_dir(dir) and Path(self._data_dir).exists()
+        return self._data_dir if is_needed else ""
 
     def prior(self) -> FittedPrior | None:
         """Returns the fitted prior, if the run has one.
@@ -171,9 +182,14 @@ class Run:
             saved["train.num_steps"] = wanted["train.num_steps"]
         differing = settings.differences(saved, wanted)
         if differing:
+            reason = (
+                " The cosine schedule of the learning rate spans train.num_steps, so that a longer "
+                "training is a new run."
+            )
             raise UserError(
-                f"the config differs from the run {self.root}: {'; '.join(differing.values())}. "
-                "Use the settings of the run, or another --workdir"
+                f"the config differs from the run {self.root}: {'; '.join(differing.values())}."
+                f"{reason * ('train.num_steps' in differing)} Use the settings of the run, or "
+                "another --workdir"
             )
         return wanted
 
@@ -303,8 +319,11 @@ def create(
     source: Source,
     fitted: FittedPrior | None,
     command: str,
+    data_dir: str = "",
 ) -> Run:
     """Creates a run. The caller must hold `locked_folder`.
+
+    The run remembers the `data_dir` of the command; see `Run.remembered_dir`.
 
     Raises:
       UserError: if the folder cannot be written.
@@ -327,6 +346,7 @@ def create(
                     sha256_of_file(root / "reference.npz") if keeps_images else None
                 ),
                 "command": without_home(command),
+                "data_dir": _remembered(data_dir),
                 "created": _now(),
                 "versions": {
                     "python": platform.python_version(),
@@ -400,8 +420,12 @@ def open_run(root: Path, kind: Kind | None = None) -> Run:
     if not parallel.same_on_all_processes(run.id):
         raise UserError(f"--workdir={root} is not the same folder on all processes of the run")
     if kind is not None and run.kind != kind:
-        wanted = {"ratio": "a density ratio", "classifier": "a classifier"}
-        raise UserError(f"--workdir={root} contains {wanted[run.kind]}, not {wanted[kind]}")
+        words = {"ratio": "a density ratio", "classifier": "a classifier"}
+        mode = {"ratio": "train", "classifier": "train_classifier"}[run.kind]
+        raise UserError(
+            f"--workdir={root} contains {words[run.kind]}, not {words[kind]}; to resume its "
+            f"training, use --mode={mode}"
+        )
     return run
 
 
@@ -413,22 +437,26 @@ def _why_missing(root: Path) -> str:
         )
     if root.exists() and not root.is_dir():
         return f"--workdir={root} is a file, not the folder of a run"
-    runs = [str(path.parent) for path in root.parent.glob("*/run.json")]
-    hint = nearest(str(root), runs) or (
-        f"; available: {', '.join(sorted(runs)[:5])}" if runs else ""
-    )
-    return f"--workdir={root} contains no run{hint}. Train one with --config=FILE.py"
+    names = sorted(path.parent.name for path in root.parent.glob("*/run.json"))
+    near = difflib.get_close_matches(root.name, names, n=1)
+    hint = f"; did you mean '{root.with_name(near[0])}'?" if near else "."
+    if names and not near:
+        hint = f"; runs there: {', '.join(names[:5])}."
+    return f"--workdir={root} contains no run{hint} Train one with --config=FILE.py"
 
 
 def _portable(wanted: Settings) -> Settings:
     """Shortens the home folder in paths. Relative paths would depend on the working folder."""
+    return wanted | {key: _portable_path(wanted[key]) for key in settings.PATHS}
+
+
+def _remembered(data_dir: str) -> str:
+    return data_dir and _portable_path(os.path.abspath(os.path.expanduser(data_dir)))
+
+
+def _portable_path(path: str) -> str:
     home = f"{Path.home()}/"
-    return {
-        key: f"~/{value.removeprefix(home)}"
-        if key in settings.PATHS and value.startswith(home)
-        else value
-        for key, value in wanted.items()
-    }
+    return f"~/{path.removeprefix(home)}" if path.startswith(home) else path
 
 
 def _now() -> str:

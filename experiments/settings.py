@@ -156,7 +156,8 @@ SETTINGS: dict[str, Setting] = {
     ),
     "data.dir": Setting("", _TEXT, "free").means(
         "Path of the images. If empty, the environment variable FDRL_DATA_DIR is used; the flag "
-        "--data_dir overrides both."
+        "--data_dir overrides both. Without all three, a run uses the --data_dir of the command "
+        "that created it."
     ),
     "data.split": Setting("train", _TEXT).means("Split that the run trains on."),
     "data.held_out_split": Setting("test", _TEXT).means(
@@ -320,7 +321,10 @@ SETTINGS: dict[str, Setting] = {
         "Gradients with a larger global norm are scaled down to this norm; 0: no clipping."
     ),
     # train
-    "train.num_steps": Setting(100_000, _whole(1), "training").means("Number of train steps."),
+    "train.num_steps": Setting(100_000, _whole(1), "training").means(
+        "Number of train steps. As an exception, it may change when training resumes, unless "
+        "optimizer.schedule is cosine."
+    ),
     "train.batch_size": Setting(64, _whole(1, 2**20), "training").means(
         "Examples per train step, in total over all devices."
     ),

@@ -139,7 +139,12 @@ def _restored(
             f"--classifier={path} is neither a checkpoint file nor the workdir of a classifier; "
             "train one with --mode=train_classifier"
         )
-    trained = run.open_run(path, "classifier")
+    trained = run.open_run(path)
+    if trained.kind != "classifier":
+        raise UserError(
+            f"--classifier={path} contains a density ratio, not a classifier; train one with "
+            "--mode=train_classifier"
+        )
     for name, ours in (("classes", classes), ("event_shape", event_shape)):
         if trained.data[name] != list(ours):
             raise UserError(

@@ -4,7 +4,7 @@ from experiments.data.decode import to_uint8, to_unit
 from experiments.data.digits import digits
 from experiments.data.records import digest
 from experiments.data.registry import is_built_in, load, load_if_given, resolve_dir
-from experiments.data.source import DataOptions, Density, Labels, Source, Starts
+from experiments.data.source import DataOptions, Density, Labels, Source, Starts, describe_shape
 from experiments.data.stream import Take
 from experiments.files import read_arrays, read_headers
 
@@ -15,6 +15,7 @@ __all__ = [
     "Source",
     "Starts",
     "Take",
+    "describe_shape",
     "digest",
     "digits",
     "is_built_in",

@@ -1,6 +1,6 @@
 """The options of a data set, and its interface to training and evaluation."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Literal, NamedTuple, NoReturn
 
@@ -159,3 +159,12 @@ class Source(NamedTuple):
     def train(self, num: int | None = None) -> np.ndarray:
         """Returns the training set without augmentation, or `num` examples of it, [N, ...]."""
         return np.concatenate(list(self.train_batches(num)))
+
+
+def describe_shape(event_shape: Sequence[int]) -> str:
+    """Returns in words what examples of this shape are."""
+    if len(event_shape) != 3:
+        return "points in the plane"
+    height, width, channels = event_shape
+    colour = "grey" if channels == 1 else "colour"
+    return f"{colour} images of {width} x {height} pixels"

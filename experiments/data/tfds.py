@@ -63,7 +63,8 @@ def find(name: str, root: str) -> str:
         known = sorted(
             {p.parents[1].relative_to(base).as_posix() for p in base.glob("**/dataset_info.json")}
         )
-        there = f" Available: {', '.join(known[:10])}{nearest(stem, known)}." if known else ""
+        hint = nearest(stem, known) or "."
+        there = f" Available: {', '.join(known[:10])}{hint}" if known else ""
         raise DataError(
             f"TFDS data set {name!r} is not prepared in {base} (searched in --data_dir or "
             f"data.dir, FDRL_DATA_DIR, TFDS_DATA_DIR, {_DEFAULT_ROOT}).{there} Prepare it once "

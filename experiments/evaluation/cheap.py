@@ -14,6 +14,18 @@ from fdrl_jax.metrics import energy_distance, frechet_distance, random_conv_feat
 _MAX_POINTS = 5_000  # The distances of all pairs take a second.
 
 
+def num_read(reference: PointsReference | ImageReference, num_samples: int) -> int:
+    """Returns how many of this many samples `cheap_metric` reads."""
+    if isinstance(reference, PointsReference):
+        return min(num_samples, _MAX_POINTS)
+    # Equally many samples and references, as in the evaluation: the bias depends on the number.
+    return min(num_samples, len(reference.images)) if _has_svc(reference) else num_samples
+
+
+def _has_svc(reference: ImageReference) -> bool:
+    return reference.starts is None and reference.fit_images is not None
+
+
 def cheap_metric(reference: PointsReference | ImageReference, samples: np.ndarray) -> Metric:
     """Computes the metric of samples [N, ...] that is logged during training and used for curves.
 
@@ -27,8 +39,8 @@ def cheap_metric(reference: PointsReference | ImageReference, samples: np.ndarra
     """
     if len(samples) < 2:
         raise UserError(f"a metric needs at least 2 samples, got --num_samples={len(samples)}")
+    samples = samples[: num_read(reference, len(samples))]
     if isinstance(reference, PointsReference):
-        samples = samples[:_MAX_POINTS]
         value = energy_distance(samples, reference.draw(len(samples), 1))
         return measured("energy_distance", Estimate(value), num=len(samples))
     if len(reference.images) < 2:
@@ -36,10 +48,9 @@ def cheap_metric(reference: PointsReference | ImageReference, samples: np.ndarra
             f"data {reference.name!r} has fewer than 2 held-out images to compare with; "
             "set evaluate.every_steps=0"
         )
-    svc = svc_of(reference, probabilities=False) if reference.starts is None else None
+    svc = svc_of(reference, probabilities=False) if _has_svc(reference) else None
     if svc is not None:
-        # Equally many samples and references, as in the evaluation: the bias depends on the number.
-        samples, space, features = samples[: len(reference.images)], "svc", svc.features
+        space, features = "svc", svc.features
     else:
         space, features = BUILT_IN, random_conv_features
     value = math.nan

@@ -34,7 +34,11 @@ def evaluate_images(
     Inception metrics are skipped, and the record says so. A classifier that was trained on the same
     data has features that see objects. Inception metrics that fail are skipped as well.
     """
-    record: dict[str, Any] = {"num_draws": draws.NUM_DRAWS, "skipped": []}
+    record: dict[str, Any] = {
+        "num_draws": draws.NUM_DRAWS,
+        "num_held_out": len(reference.images),
+        "skipped": [],
+    }
     pool = draws.pool(reference, samples.refined, samples.prior)
     images, rows, chosen = pool
     metrics = []

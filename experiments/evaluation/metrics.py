@@ -61,6 +61,7 @@ class Metric(NamedTuple):
 
 
 NOTE = "Mean ± standard deviation over draws of the given number of samples."
+_NOTHING = "-"  # The text of a value that is unknown or not meaningful.
 _ROUNDING = 1e-9  # Relative rounding error.
 _GOOD, _FAIR = 0.1, 0.5  # Largest relative distances of good and of fair samples.
 
@@ -152,9 +153,14 @@ def rows(metrics: Metrics) -> list[tuple[str, ...]]:
 
 
 def table(metrics: Metrics, start: str = "prior") -> str:
-    """Returns the table for a terminal, followed by `summary`."""
-    lines = [columns(start), *rows(metrics)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    """Returns the table for a terminal without its empty columns, followed by `summary`."""
+    filled = [
+        (header, *cells)
+        for header, *cells in zip(columns(start), *rows(metrics), strict=True)
+        if not cells or set(cells) != {_NOTHING}
+    ]
+    lines = list(zip(*filled, strict=True))
+    widths = [max(map(len, column)) for column in filled]
     text = [
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in lines
@@ -183,11 +189,11 @@ def verdict(metrics: Metrics, start: str = "prior") -> str:
     words = f"the {worst.defined.words} ({worst.name})"
     scope = f"in all {len(placed)} headline metrics" if len(placed) > 1 else f"by {words}"
     if left <= _GOOD:
-        where = f"at most {100 * max(left, 0.0):.0f}% of the way to the {start}"
+        where = f"at most {_on_the_way(max(left, 0.0), start)}"
         return f"Good: the samples are close to real data {scope}, {where}."
     if left > 1.0:
         return f"Poor: by {words}, the samples are further from real data than the {start} is."
-    where = f"{100 * left:.0f}% of the way from real data to the {start}"
+    where = f"at {_on_the_way(left, start)}"
     if left <= _FAIR:
         return f"Fair: the samples are nearer to real data than to the {start}; {words} is {where}."
     return f"Weak: the samples are only a little better than the {start}; {words} is {where}."
@@ -207,7 +213,7 @@ def _sentence(left: float, metric: Metric, start: str) -> str:
     elif left < 0.0:
         verdict = "the samples score no worse than real data of the same number"
     else:
-        verdict = f"the samples are at {100 * left:.0f}% of the way from real data to the {start}"
+        verdict = f"the samples are at {_on_the_way(left, start)}"
     words = metric.defined.words
     return (
         f"{words[0].upper()}{words[1:]} ({metric.name}, {metric.defined.direction} is better): "
@@ -215,9 +221,13 @@ def _sentence(left: float, metric: Metric, start: str) -> str:
     )
 
 
+def _on_the_way(left: float, start: str) -> str:
+    return f"{100 * left:.0f}% of the distance from real data (0%) to the {start} (100%)"
+
+
 def _with_spread(side: Estimate | None) -> str:
     if side is None:
-        return "-"
+        return _NOTHING
     # Draws that reuse all samples differ only by rounding errors, which are not a spread.
     if side.spread is None or side.spread <= _ROUNDING * abs(side.value):
         return format_value(side.value)

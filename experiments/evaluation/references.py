@@ -12,6 +12,7 @@ from experiments.errors import DataError, UserError
 from experiments.files import read_npz, replacing
 
 _MAX_IMAGES = 2_000
+_FEW_IMAGES = 100
 _MAX_BYTES = 2**25  # Bytes of uint8 pixels per field.
 
 
@@ -63,6 +64,13 @@ def of(source: Source) -> PointsReference | ImageReference:
     if source.kind == "points":
         return PointsReference(source.held_out, *(source.density or ()))
     return of_images(source)
+
+
+def too_few(num_held_out: int | None) -> str:
+    """Returns what is wrong with few held-out images, or "" for enough or an unknown number."""
+    if num_held_out is None or num_held_out >= _FEW_IMAGES:
+        return ""
+    return f"only {num_held_out} held-out images: distances mean little below about {_FEW_IMAGES}"
 
 
 def of_images(source: Source) -> ImageReference:

@@ -62,9 +62,10 @@ def write(
     """
     for wanted in platforms or ("",):
         if wanted not in PLATFORMS:
+            # JAX's own name for two of them.
+            hint = "; did you mean 'cuda'?" if wanted == "gpu" else nearest(wanted, PLATFORMS)
             raise UserError(
-                f"--platforms={wanted} is unknown{nearest(wanted, PLATFORMS) or '.'} "
-                f"Allowed: {', '.join(PLATFORMS)}"
+                f"--platforms={wanted} is unknown{hint or '.'} Allowed: {', '.join(PLATFORMS)}"
             )
     tree = {"network": experiment.sampling_variables(train_state)}
     if experiment.constants.prior:

@@ -2,7 +2,8 @@
 
 import argparse
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ class Mode(NamedTuple):
       flags: names of its flags, in `FLAGS`.
       creates: whether it can create a run from a config file; other modes open an existing run.
       needs_workdir: whether it reads or writes the folder of a run.
+      helps: the help of flags that mean something else in this mode, by name.
     """
 
     summary: str
@@ -24,6 +26,7 @@ class Mode(NamedTuple):
     flags: tuple[str, ...] = ()
     creates: bool = False
     needs_workdir: bool = True
+    helps: Mapping[str, str] = MappingProxyType({})
 
 
 def at_least(low: int) -> Callable[[str], int]:
@@ -37,12 +40,11 @@ def at_least(low: int) -> Callable[[str], int]:
     return read
 
 
+MAX_STRIPS = 64  # A picture with more rows is too long to view.
+
 # The options of each flag for `argparse`.
 FLAGS: dict[str, dict[str, Any]] = {
-    "checkpoint": {
-        "help": "step of the checkpoint, or best; by default the newest. In mode convert: the "
-        "file of the authors' program"
-    },
+    "checkpoint": {"help": "step of the checkpoint, or best; by default the newest"},
     "num_samples": {
         "type": at_least(1),
         "help": "number of samples; by default evaluate.num_samples",
@@ -107,6 +109,7 @@ MODES = {
         "draw samples of images on their way from the prior",
         "--workdir=runs/digits --num_samples=8",
         ("checkpoint", "num_samples"),
+        helps={"num_samples": f"number of rows; by default 8, at most {MAX_STRIPS}"},
     ),
     "interpolate": Mode(
         "draw samples of images along paths in the prior, with common noise",
@@ -130,6 +133,7 @@ MODES = {
         "--config=configs/cifar10.py --checkpoint=FILE.pt --workdir=runs/converted",
         ("checkpoint", "prior"),
         creates=True,
+        helps={"checkpoint": "file of the authors' program"},
     ),
     "migrate": Mode(
         "convert the folder of a run of version 0.1; needs its data",

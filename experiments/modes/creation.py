@@ -8,7 +8,7 @@ import jax
 from experiments import build, data, prior, run, settings
 from experiments.build import Experiment, Training
 from experiments.command_line import Command
-from experiments.data import DataOptions, Source
+from experiments.data import DataOptions, Source, describe_shape
 from experiments.errors import UserError
 from experiments.evaluation.protocols import PROTOCOLS, check_weights
 from experiments.machine import hardware, memory
@@ -29,6 +29,8 @@ def create_or_resume(command: Command) -> tuple[Run, Experiment]:
         missing file of weights or classifier.
     """
     opened, wanted, source = opened_or_new(command, "ratio")
+    if opened is None:
+        _check_is_for_ratio(wanted)
     _check_files(wanted)
     used = hardware.prepare(wanted)
     fitted = None if opened is None else opened.prior()
@@ -42,7 +44,8 @@ def create_or_resume(command: Command) -> tuple[Run, Experiment]:
         if parallel.is_first_process():
             print(f"{prior.describe(fitted)}, {time.perf_counter() - started:.1f} s")
         experiment = build.experiment(used, source, fitted)
-    return run.create(command.folder, "ratio", wanted, source, fitted, command.text), experiment
+    new = (wanted, source, fitted, command.text, command.data_dir)
+    return run.create(command.folder, "ratio", *new), experiment
 
 
 def opened_or_new(command: Command, kind: Kind) -> tuple[Run | None, Settings, Source]:
@@ -56,7 +59,7 @@ def opened_or_new(command: Command, kind: Kind) -> tuple[Run | None, Settings, S
         return None, *settings_and_data(command)
     opened = run.open_run(command.folder, kind)
     wanted = opened.resumed(wanted_settings(command, opened))
-    source = load_data(wanted, command.data_dir)
+    source = load_data(wanted, command.data_dir or opened.remembered_dir(wanted["data.dir"]))
     opened.check_data(source)
     return opened, wanted, source
 
@@ -94,7 +97,7 @@ def settings_and_data(command: Command, *, blank: bool = False) -> tuple[Setting
     source = load_data(wanted, command.data_dir, blank=blank)
     platform = jax.default_backend()
     if command.config_for is not None and parallel.is_first_process():
-        print(f"config: for {source.event_shape} images on this {platform}")
+        print(f"config: recipe for {describe_shape(source.event_shape)} on a {platform.upper()}")
     return fitted_settings(command, wanted, platform, source.event_shape), source
 
 
@@ -131,6 +134,17 @@ def data_options(wanted: Settings, data_dir: str = "") -> DataOptions:
     """Returns where and how a run's data are read; a folder of the command comes first."""
     options = DataOptions(**settings.section(wanted, "data"))
     return options._replace(dir=data_dir or options.dir)
+
+
+def _check_is_for_ratio(wanted: Settings) -> None:
+    """Raises an error for settings that only a classifier reads."""
+    changed = settings.changed(wanted)
+    for key in changed:
+        if key.startswith(("attack.", "augment.")):
+            raise UserError(
+                f"{key}={changed[key]} is for classifiers only, and this mode trains a density "
+                "ratio: add --mode=train_classifier, or remove the setting"
+            )
 
 
 def _check_files(wanted: Settings) -> None:

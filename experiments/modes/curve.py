@@ -8,6 +8,7 @@ from pathlib import Path
 from experiments import pictures
 from experiments.command_line import Command
 from experiments.errors import UserError
+from experiments.evaluation import cheap
 from experiments.files import sha256_of_json, write_text
 from experiments.pictures import curves
 from experiments.pictures.style import plain
@@ -21,7 +22,10 @@ def run_mode(command: Command) -> None:
     """Writes a curve as CSV and as a picture to `curves/`, and prints the best point."""
     opened = open_checkpoint(command)
     settings, flow = opened.experiment.settings, opened.experiment.problem.flow
-    num = command.flags["num_samples"] or settings["evaluate.num_samples"]
+    wanted = command.flags["num_samples"] or settings["evaluate.num_samples"]
+    num = cheap.num_read(opened.run.metric_reference, wanted)
+    if num < wanted and parallel.is_first_process():
+        print(f"the metric reads {num:,} samples, so no more are drawn")
     data = plain(opened.run.data["name"])
     if settings["curve.over"] == "step":
         if command.flags["checkpoint"] is not None:
@@ -41,7 +45,9 @@ def run_mode(command: Command) -> None:
     table = _free_file(opened.run.curves, name, _as_csv(over, points))
     figure = curves.metric(points, title, axis, marks)
     picture = pictures.save(figure, table.with_suffix(".png"))
-    print(f"best: {curves.best_of(points)[0]:,}\nvalues: {table}\npicture: {picture}")
+    at, best = curves.best_of(points)
+    print(f"best {over}: {at:,} ({best.name} {best.value:.5g})")
+    print(f"values: {table}\npicture: {picture}")
 
 
 def _printed(over: str, points: Iterable[Point]) -> list[Point]:

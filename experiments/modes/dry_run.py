@@ -51,6 +51,8 @@ def run_mode(command: Command) -> None:
     wanted, source = settings_and_data(command, blank=True)
     experiment = build.experiment(hardware.prepare(wanted), source)
     training = check(experiment)
+    if parallel.is_first_process():
+        print("compiling and timing one step", flush=True)
     with training.open_feed(0) as take:
         host_batches = take(1)
     started = time.perf_counter()

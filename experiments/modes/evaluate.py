@@ -188,7 +188,7 @@ def _training_data(
     if live is not None:
         return live, None
     try:
-        source = load_data(settings, data_dir)
+        source = load_data(settings, data_dir or opened.run.remembered_dir(settings["data.dir"]))
         opened.run.check_data(source)
     except UserError as error:
         if data_dir or settings["data.dir"] != opened.run.settings["data.dir"]:

@@ -54,7 +54,9 @@ def run_mode(command: Command) -> None:
             new.rename(old)
         state = _read_newest(old, training)
         if created is None:
-            created = run.create(root, "ratio", wanted, source, fitted, record["command"])
+            created = run.create(
+                *(root, "ratio", wanted, source, fitted, record["command"], command.data_dir)
+            )
         with created.checkpoints() as store:
             store.save(state)
     print(f"converted: step {int(state.step):,}; the old checkpoints are in {old}")

@@ -2,18 +2,20 @@
 
 from experiments import pictures
 from experiments.command_line import Command
+from experiments.errors import UserError
+from experiments.modes import MAX_STRIPS
 from experiments.pictures import flow
 from experiments.sampling.opened import open_checkpoint
 from fdrl_jax import parallel
 
-_MAX_ROWS = 64  # A picture with more rows is too long to view.
-
 
 def run_mode(command: Command) -> None:
     """Writes the picture of flow strips (fig. 6)."""
+    num = command.flags["num_samples"] or 8
+    if num > MAX_STRIPS:
+        raise UserError(f"--num_samples={num}: a picture of strips has at most {MAX_STRIPS} rows")
     opened = open_checkpoint(command)
     if not parallel.is_first_process():
         return
-    num = min(command.flags["num_samples"] or 8, _MAX_ROWS)
     figure = flow.flow_strip(opened.experiment, opened.checkpoint.state, num)
     print(f"picture: {pictures.save(figure, opened.run.pictures / 'strips.png')}")

@@ -15,7 +15,7 @@ def run_mode(command: Command) -> None:
         if parallel.is_first_process():
             print(describe_devices())
             created.log_command(command.text)
-            advice.warn(experiment)
+            advice.warn(experiment, created.metric_reference)
         loop.train(build.ratio_training(experiment), created, hooks.hooks_of(experiment, created))
         # Imported here because it takes seconds, and training should start immediately.
         from experiments.modes import evaluate

@@ -29,7 +29,8 @@ def run_mode(command: Command) -> None:
         training = build.classifier_training(hardware.prepare(wanted), source)
         memory.check_state(training.state_shapes(), training.constants)
         if opened is None:
-            opened = run.create(command.folder, "classifier", wanted, source, None, command.text)
+            new = (wanted, source, None, command.text, command.data_dir)
+            opened = run.create(command.folder, "classifier", *new)
         if parallel.is_first_process():
             print(hardware.describe_devices())
             opened.log_command(command.text)

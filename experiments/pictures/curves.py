@@ -1,6 +1,7 @@
 """Curves of metrics: over training, and over the length of the flow."""
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,8 @@ from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullF
 from experiments.evaluation.metrics import Metric
 from experiments.pictures.style import DATA, PRIOR, SAMPLES, panels
 from experiments.training.metrics_log import PREFIX
+
+_LABEL_WIDTH = 32  # Characters per line of a vertical label.
 
 
 def training(records: list[dict[str, Any]], best: Mapping[str, Any] | None = None) -> Figure:
@@ -60,7 +63,7 @@ def metric(
 ) -> Figure:
     """Draws a metric of samples against a number, such as the step, and marks the best (fig. 8).
 
-    The points are in order; `marks` are positions on the horizontal axis, by name.
+    The points are in order; `marks` are up to two positions on the horizontal axis, by name.
     """
     at, values = [p for p, _ in points], [m.value for _, m in points]
     figure, ax = plt.subplots(figsize=(5.4, 3.2), layout="constrained")
@@ -68,14 +71,15 @@ def metric(
     if min(values) > 0.0:  # Unbiased estimates of small distances may be negative.
         ax.set_yscale("log")
         _few_log_ticks(ax)
-    for name, where in marks.items():
+    # On the outer sides of the two lines, which may be close to each other.
+    for (name, where), side in zip(marks.items(), ("right", "left"), strict=False):
         ax.axvline(where, color=PRIOR, linewidth=0.8, linestyle=":")
-        ax.annotate(name, (where, 1.0), xycoords=("data", "axes fraction"), ha="center")
+        ax.annotate(name, (where, 1.0), xycoords=("data", "axes fraction"), ha=side)
     best, best_metric = best_of(points)
     label = f"best: {best_metric.value:.3g} at {best:,}"
     ax.plot([best], [best_metric.value], "*", color=DATA, markersize=12, label=label)
     ax.set_title(title, pad=16)  # Leaves space for the names of the marks.
-    ax.set(xlabel=axis, ylabel=best_metric.name)
+    ax.set(xlabel=axis, ylabel=textwrap.fill(best_metric.defined.words, _LABEL_WIDTH))
     ax.legend()
     return figure
 

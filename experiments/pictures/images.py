@@ -36,7 +36,9 @@ def side_by_side(columns: Mapping[str, np.ndarray]) -> Figure:
     figure, axes = panels(len(columns), size=2.6)
     for ax, (title, images) in zip(axes, columns.items(), strict=True):
         show(ax, tile(images[:NUM_IN_GRID], 10))
-        ax.set_title(title)
+        # Few images fill a part of the first row.
+        ax.set_anchor("N")
+        ax.set_title(title, x=min(len(images), 10) / 20)
     return figure
 
 

@@ -66,7 +66,10 @@ def labels_of(name: str, classes: tuple[str, ...]) -> Callable[[np.ndarray], np.
       UserError: for an unknown class; lists the classes and suggests the closest one.
     """
     if not classes:
-        raise UserError(f"--class={name}: the data have no classes")
+        raise UserError(
+            f"--class={name}: the data have no classes; sub-folders of the images or the labels of "
+            "an npz are classes"
+        )
     if name == ALL:
         return lambda positions: (positions % len(classes)).astype(np.int32)
     if name in classes:

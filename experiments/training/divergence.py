@@ -64,10 +64,7 @@ def recover(
         )
         tried = f" after {done} rollbacks" if done else ""
         raise DivergedError(
-            f"{error}{tried}; {kept}. Try loss.gradient_penalty=0.1, a smaller "
-            "optimizer.learning_rate or flow.step_size, optimizer.clip_norm=1, a larger "
-            "train.batch_size, loss.name=lr, or train.on_divergence=rollback",
-            last_step=error.last_step,
+            f"{error}{tried}; {kept}. Try {_remedies(settings)}", last_step=error.last_step
         ) from error
     num_skipped = error.last_step - step
     recovered = rollbacks.roll_back(
@@ -87,3 +84,15 @@ def recover(
         float(rollbacks.of(recovered).learning_rate_scale),
     )
     return recovered
+
+
+def _remedies(settings: Settings) -> str:
+    """Returns what may prevent a divergence, without what is set already."""
+    remedies = [
+        *["loss.gradient_penalty=0.1"] * (not settings["loss.gradient_penalty"]),
+        "a smaller optimizer.learning_rate or flow.step_size",
+        *["optimizer.clip_norm=1"] * (not settings["optimizer.clip_norm"]),
+        *["loss.name=lr"] * (settings["loss.name"] != "lr"),
+        *["train.on_divergence=rollback"] * (settings["train.on_divergence"] == "stop"),
+    ]
+    return ", ".join([*remedies, "or a larger train.batch_size"])

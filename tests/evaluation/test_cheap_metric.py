@@ -6,7 +6,7 @@ import pytest
 from experiments.data.digits import digits
 from experiments.data.toy import gaussians8
 from experiments.evaluation import references
-from experiments.evaluation.cheap import cheap_metric
+from experiments.evaluation.cheap import cheap_metric, num_read
 from fdrl_jax.metrics import random_conv_features
 
 
@@ -36,8 +36,10 @@ def test_random_filters_give_each_image_64_features_independently_of_the_others(
 def test_digits_use_the_metric_of_their_evaluation_and_other_images_random_filters():
     reference = references.of(digits())
     samples = digits().train()[:400]
+    assert [num_read(reference, num) for num in (100, 400)] == [100, 360]
     assert cheap_metric(reference, samples).name == "frechet_svc_360"
     plain = reference._replace(fit_images=None)
+    assert num_read(plain, 400) == 400
     assert cheap_metric(plain, samples).name == "frechet_random_conv_400"
     samples[0] = np.nan  # The filters' features of such an image are finite.
     assert np.isnan(cheap_metric(plain, samples).value)

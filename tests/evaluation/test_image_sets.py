@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import tempfile
 import zipfile
 from pathlib import Path
 
@@ -37,9 +38,17 @@ def stored(stripes, tmp_path_factory):
 
 
 def run(capsys, *arguments):
-    code = evaluate.main([str(a) for a in arguments])
-    out, err = capsys.readouterr()
-    return code, json.loads(out) if out else err.strip().splitlines()[-1]
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "result.json"
+        code = evaluate.main([f"--out={file}", *map(str, arguments)])
+        out, err = capsys.readouterr()
+        if code:
+            return code, err.strip().splitlines()[-1]
+        result = json.loads(file.read_text())
+    head, *rows = out.partition("\n\n")[0].splitlines()[: len(result["metrics"]) + 1]
+    assert head.split() == ["metric", "samples", "better"]
+    assert {row.split()[0] for row in rows} == set(result["metrics"])
+    return code, result
 
 
 def test_a_folder_a_zip_and_an_npz_of_the_same_images_give_the_same_numbers(stored, capsys):
@@ -155,6 +164,9 @@ def test_a_custom_feature_space_is_a_function_in_a_module(stored, capsys, monkey
         (["--picture=x.png"], "needs --held_out"),
         (["--picture=x.pngg", "--held_out=x"], "--picture: unknown 'pngg'; did you mean 'png'"),
         (["--picture=x", "--held_out=x"], "--picture: unknown ''; allowed: "),
+        ([], "or --features=random_conv, which needs no weights"),
+        (["--features=random_conv", "--image=8"], "unrecognized arguments: --image=8"),
+        (["--features=random_conv", "--held_out=nowhere"], "--held_out=nowhere does not exist"),
         (["--speed=high"], "unrecognized arguments: --speed=high"),
         (["--out=nowhere/x.json"], "the folder nowhere does not exist"),
         (["--out=."], "--out=. cannot be written"),
@@ -174,7 +186,7 @@ def test_the_command_runs_as_a_program_and_reports_missing_images():
     done = subprocess.run([*command, "--features=random_conv"], **options)
     assert done.returncode == 2
     assert done.stderr.strip() == (
-        "error: data.dir=nowhere does not exist or cannot be opened; it must be a folder or a zip "
+        "error: SAMPLES=nowhere does not exist or cannot be opened; it must be a folder or a zip "
         "of images"
     )
     with pytest.raises(DataError, match="the split is missing"):

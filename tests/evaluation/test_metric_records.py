@@ -33,7 +33,7 @@ def test_metrics_survive_json():
 @pytest.mark.parametrize(
     ("value", "expected"),
     [
-        (2.8, "at 20% of the way from real data to the prior"),
+        (2.8, "at 20% of the distance from real data (0%) to the prior (100%)"),
         (0.9, "no worse than real data"),
         (11.0, "further from real data than the prior"),
     ],
@@ -55,7 +55,7 @@ def test_the_table_says_where_samples_are_between_real_data_and_the_prior(value,
     [
         (0.9, "Good: the samples are close to real data by the Fréchet distance "),
         (2.8, "Fair: the samples are nearer to real data than to the prior; the Fréchet distance "),
-        (9.1, "is 90% of the way from real data to the prior."),
+        (9.1, "is at 90% of the distance from real data (0%) to the prior (100%)."),
         (11.0, "Poor: by the Fréchet distance "),
         (float("nan"), "No verdict: the Fréchet distance "),
     ],

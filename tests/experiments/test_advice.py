@@ -1,5 +1,6 @@
 """Warnings about valid settings that are unlikely to give what the user wants."""
 
+import dataclasses
 import re
 
 import jax
@@ -8,6 +9,7 @@ from small_runs import command
 
 from experiments import advice, build, settings
 from experiments.command_line import load_config
+from experiments.evaluation import references
 from experiments.modes.creation import settings_and_data
 
 
@@ -53,11 +55,22 @@ def experiment():
     return build.experiment(*settings_and_data(command("dry_run", None, "digits:tiny")))
 
 
+def test_few_held_out_images_of_ones_own_are_warned_about(experiment, caplog):
+    few = references.of(experiment.source)
+    few = few._replace(images=few.images[:6])
+    advice.warn(experiment, few)
+    assert "held-out" not in caplog.text
+    own = dataclasses.replace(experiment, settings=experiment.settings | {"data.name": "folder"})
+    advice.warn(own, few)
+    assert "only 6 held-out images: distances mean little below about 100; add" in caplog.text
+
+
 def test_only_a_training_of_days_on_a_cpu_is_warned_about(experiment, caplog):
-    advice.warn(experiment)
+    reference = references.of(experiment.source)
+    advice.warn(experiment, reference)
     assert "days" not in caplog.text
     experiment.settings["train.num_steps"] = 10**12
-    advice.warn(experiment)
+    advice.warn(experiment, reference)
     assert re.search(r"takes about [\d,]+ days on a CPU", caplog.text)
 
 

@@ -40,6 +40,13 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         (["--mode=sample"], "--workdir=DIR, the folder of the run, is missing"),
         (["--mode=sample", "--workdir=w", SWISSROLL], "opens an existing run, which keeps its own"),
         (["--workdir=w", "--workdirs=w"], "unknown flag --workdirs; did you mean 'workdir'?"),
+        (["--seed=3"], "unknown flag --seed; did you mean --config.seed?"),
+        (["--learning_rate=1"], "did you mean --config.optimizer.learning_rate?"),
+        (["--num_steps=1"], "--config.flow.num_steps or --config.train.num_steps or --config.atta"),
+        (["--conifg.seed=1"], "unknown flag --conifg.seed; did you mean --config.seed?"),
+        (["--conifg.flow.step_size=1"], "did you mean --config.flow.step_size?"),
+        (["--config=digit"], "--config=digit does not exist; did you mean 'digits'?"),
+        (["--mode=sample", "--workdir=w", "--num_samples=t"], "experiments.main --mode=sample --h"),
         (["--mode=sample", "--workdir=w", "--num_samples=0"], "must be a whole number >= 1, got"),
         (["--mode=sample", "--workdir=w", "--num_samples=x"], "argument --num_samples: must be a"),
     ],
@@ -91,6 +98,18 @@ def test_every_mode_has_help_and_an_example_that_parses(mode, monkeypatch):
     assert command_line.help_for([f"--help={mode}"]) == text
 
 
+def test_the_help_of_a_mode_lists_what_the_mode_accepts_and_does():
+    texts = {mode: " ".join(command_line.help_for([f"--help={mode}"]).split()) for mode in MODES}
+    assert {mode for mode, text in texts.items() if "--config CONFIG" in text} == {
+        mode for mode in MODES if MODES[mode].creates
+    }
+    assert "created if missing" in texts["train"]
+    assert "created if missing" not in texts["sample"]
+    assert "by default 8, at most 64" in texts["strips"]
+    assert "by default evaluate.num_samples" in texts["sample"]
+    assert [mode for mode, text in texts.items() if "authors' program" in text] == ["convert"]
+
+
 def test_every_flag_belongs_to_a_mode():
     assert set(FLAGS) == {flag for mode in MODES.values() for flag in mode.flags}
 
@@ -105,6 +124,8 @@ def test_help_explains_the_program_a_section_or_a_key():
     # A section with the name of a mode.
     assert "--help=config.sample" in command_line.help_for(["--help=sample"])
     assert "--config.sample.format=npz" in command_line.help_for(["--help=config.sample"])
+    with pytest.raises(UserError, match=r"nothing: unknown key$"):
+        command_line.help_for(["--help=nothing"])
     with pytest.raises(UserError, match=r"did you mean 'flow\.step_size'"):
         command_line.help_for(["--help=flow.step_sise"])
     assert command_line.help_for(["--mode=train"]) is None

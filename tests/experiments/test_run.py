@@ -8,6 +8,7 @@ import os
 import shutil
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -170,6 +171,37 @@ def test_where_the_data_are_is_not_stored_unless_it_was_given(own_images, tmp_pa
     train(tmp_path / "run", {"train.num_steps": 2})
 
 
+def test_an_error_says_why_a_cosine_schedule_cannot_be_longer(of_images):
+    wanted = of_images.settings | {"train.num_steps": 6, "optimizer.schedule": "cosine"}
+    with pytest.raises(UserError, match=r"is 6 but was 4\..* a longer training is a new run\. Use"):
+        of_images.resumed(wanted)
+
+
+def test_later_commands_find_the_data_where_the_first_one_did(
+    own_images, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.delenv("FDRL_DATA_DIR", raising=False)
+    monkeypatch.chdir(own_images.parent)
+    folder, changes = tmp_path / "run", {"data.image_size": 8, **SMALL_RESNET}
+    start("prior", folder, "folder:tiny", changes, data_dir=own_images.name)
+    recipe = f"recipe for colour images of 8 x 8 pixels on a {jax.default_backend().upper()}"
+    assert recipe in capsys.readouterr().out
+    monkeypatch.chdir(tmp_path / "run")
+    start("prior", folder)
+    created = run.open_run(folder)
+    assert created.remembered_dir("") == str(own_images)
+    assert created.remembered_dir("elsewhere") == ""
+    monkeypatch.setenv("FDRL_DATA_DIR", "/of/this/machine")
+    assert created.remembered_dir("") == ""
+    monkeypatch.delenv("FDRL_DATA_DIR")
+    record = json.loads((folder / "run.json").read_text())
+    del record["data_dir"]  # As in files of earlier commits.
+    (folder / "run.json").write_text(json.dumps(record))
+    assert run.open_run(folder).id == created.id
+    with pytest.raises(UserError, match="needs the path of the data"):
+        start("prior", folder)
+
+
 def test_the_error_for_a_missing_run_suggests_a_similar_one(of_images):
     wrong = of_images.root.with_name("of_image")
     for mode in ("sample", "evaluate", "report", "export"):
@@ -180,8 +212,10 @@ def test_the_error_for_a_missing_run_suggests_a_similar_one(of_images):
 
 def test_training_without_a_config_names_the_runs_nearby(of_images):
     wrong = of_images.root.with_name("of_image")
-    with pytest.raises(UserError, match=rf"contains no run; did you mean '{of_images.root}'"):
+    with pytest.raises(UserError, match=rf"no run; did you mean '{of_images.root}'\? Train one"):
         start("train", wrong)
+    with pytest.raises(UserError, match=r"no run; runs there: of_images\. Train one"):
+        start("train", of_images.root.with_name("nope"))
     assert not wrong.exists()
 
 
@@ -221,7 +255,7 @@ def test_a_run_of_a_newer_version_is_refused(of_images):
 
 def test_a_run_of_another_kind_is_refused_and_not_changed(of_images):
     before = contents(of_images.root)
-    with pytest.raises(UserError, match="contains a density ratio, not a classifier"):
+    with pytest.raises(UserError, match=r"not a classifier; to resume .* use --mode=train"):
         start("train_classifier", of_images.root)
     assert {k: v for k, v in contents(of_images.root).items() if k != "lock"} == {
         k: v for k, v in before.items() if k != "lock"

@@ -47,8 +47,8 @@ def test_mode_curve_writes_values_and_a_picture_and_names_the_best(trained, caps
     (over, name), *values = rows(trained.curves / "length_step_4.csv")
     assert (over, name) == ("length", "energy_distance_50")
     assert [int(at) for at, _ in values] == [2, 4, 6]
-    best = min(values, key=lambda row: float(row[1]))[0]
-    assert f"best: {best}\n" in out
+    best, value = min(values, key=lambda row: float(row[1]))
+    assert f"best length: {best} (energy_distance_50 {float(value):.5g})\n" in out
     assert [row[0] for row in rows(trained.curves / "step.csv")] == ["step", "2", "4"]
     for name in ("length_step_4", "step"):
         assert (trained.curves / f"{name}.png").stat().st_size > 5_000
@@ -69,6 +69,13 @@ def test_lengths_go_from_the_prior_to_beyond_k_and_include_both_ends_of_the_flow
     assert lengths == tuple(sorted(lengths))
     assert lengths[-1] == num_steps + 50
     assert len(lengths) <= 24
+
+
+def test_the_marks_of_a_curve_do_not_overlap_and_its_axis_is_in_words():
+    points = [(at, Metric("frechet_svc_9", "frechet", Estimate(1.0 + at))) for at in range(9)]
+    (ax,) = curves.metric(points, "title", "length", {"$K$": 6, "$K+2$": 8}).axes
+    assert [text.get_ha() for text in ax.texts] == ["right", "left"]
+    assert ax.get_ylabel().startswith("Fréchet distance")
 
 
 def test_the_best_of_a_curve_is_the_lowest_number():

@@ -23,6 +23,18 @@ def test_a_run_on_images_produces_the_picture(of_digits, capsys, mode, name):
     assert path.stat().st_size > 1_000
 
 
+def test_a_grid_of_few_images_is_at_the_top_below_its_title():
+    many, few = np.zeros((100, 8, 8, 1)), np.zeros((6, 8, 8, 1))
+    figure = images.side_by_side({"samples": many, "data": few})
+    assert [ax.get_anchor() for ax in figure.axes] == ["N", "N"]
+    assert [ax.title.get_position()[0] for ax in figure.axes] == [0.5, 0.3]
+
+
+def test_a_picture_of_too_many_strips_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"--num_samples=65: .* at most 64 rows"):
+        start("strips", tmp_path, num_samples=65)
+
+
 def test_the_points_of_a_path_share_their_noise_and_its_ends_are_samples_of_the_prior(
     tiny, monkeypatch
 ):

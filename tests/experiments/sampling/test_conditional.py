@@ -99,8 +99,20 @@ def test_a_change_without_an_effect_is_an_error(of_digits, key, label, message):
         start("sample", of_digits.root, None, {key: 2}, num_samples=2, **{"class": label})
 
 
+def test_a_density_ratio_is_not_a_classifier(of_digits):
+    with pytest.raises(UserError, match=r"--classifier=.* contains a density ratio, not a classif"):
+        load(of_digits.root, of_digits.data["classes"], (8, 8, 1))
+
+
 def test_a_classifier_in_the_settings_of_a_run_needs_no_class():
     _check_condition({}, {"condition.label": "", "condition.classifier": "c"})
+
+
+@pytest.mark.parametrize("mode", ["train", "prior"])
+def test_the_settings_of_a_classifier_do_not_train_a_density_ratio(mode, tmp_path):
+    with pytest.raises(UserError, match=r"attack\.epsilon=0\.75 is for .* --mode=train_classifier"):
+        start(mode, tmp_path / "run", "digits_classifier:tiny")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_rejected_training_of_a_classifier_leaves_a_folder_that_trains_and_samples(tmp_path):
@@ -118,7 +130,7 @@ def test_a_class_is_given_by_name_or_number_and_the_error_suggests_the_nearest()
     np.testing.assert_array_equal(labels_of("all", CIFAR)(positions), positions % 10)
     with pytest.raises(UserError, match=r"did you mean 'horse'.*Allowed: airplane, .* 0 to 9"):
         labels_of("hors", CIFAR)
-    with pytest.raises(UserError, match="no classes"):
+    with pytest.raises(UserError, match="no classes; sub-folders"):
         labels_of("cat", ())
 
 
@@ -135,7 +147,9 @@ def test_a_path_without_a_classifier_or_with_one_of_other_data_is_refused(
         load(tmp_path, CIFAR, (32, 32, 3))
     with pytest.raises(UserError, match="classes"):
         load(classifier.root, CIFAR, (8, 8, 1))
-    with pytest.raises(UserError, match="contains a classifier, not a density ratio"):
+    with pytest.raises(
+        UserError, match=r"contains a classifier, not a .*use --mode=train_classifier"
+    ):
         start("sample", classifier.root)
     pytest.importorskip("torch")
     with pytest.raises(UserError, match="has 10 classes of colour images"):

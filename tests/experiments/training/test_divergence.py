@@ -90,8 +90,12 @@ def test_after_the_allowed_number_of_rollbacks_the_run_stops(tmp_path):
     strict = {"train.max_log_ratio": 1e-9, "train.max_rollbacks": 2}
     with pytest.raises(
         DivergedError, match=r"saturated .* after 2 rollbacks; there is no checkpoint yet"
-    ):
+    ) as error:
         train(tmp_path, **strict)
+    assert "optimizer.clip_norm=1" in str(error.value)
+    # These are set already.
+    assert "loss.name=lr" not in str(error.value)
+    assert "rollback," not in str(error.value)
 
 
 def test_a_diverging_run_stops_names_the_step_logs_it_and_keeps_the_last_good_checkpoint(tmp_path):
