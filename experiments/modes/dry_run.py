@@ -52,7 +52,7 @@ def run_mode(command: Command) -> None:
     experiment = build.experiment(hardware.prepare(wanted), source)
     training = check(experiment)
     if parallel.is_first_process():
-        print("compiling and timing one step", flush=True)
+        print("compiling and timing one step", file=sys.stderr)
     with training.open_feed(0) as take:
         host_batches = take(1)
     started = time.perf_counter()
