@@ -4,8 +4,8 @@ Command: python -m experiments.main --config=configs/cifar10_small.py --data_dir
   --workdir=runs/cifar10_small
 The data are a folder or zip of PNG or JPEG files; use --config.data.name=tfds:cifar10 for the
 prepared TFDS set.
-Its network is larger than that of the recipe for small images, and its train steps are more and
-cheaper. They help on CIFAR-10 and hurt on MNIST, see docs/ablations.md.
+It uses a larger network than the recipe for small images, and more but cheaper train steps. Such
+steps help on CIFAR-10 and hurt on MNIST, see docs/ablations.md.
 Cost: 100 min on one core of an AMD EPYC with avx512_bf16, in bfloat16; a train step takes 0.42 s.
 Score: Fréchet distance of 1,000 images 143 ± 5 (prior 1,140 ± 24, real images 50 ± 10) in the
   features of a classifier that is right on 80.9% of held-out images; 0.015 ± 0.006 (0.091 ± 0.018,

@@ -9,7 +9,12 @@ import jax.numpy as jnp
 
 from experiments.build import Experiment
 from experiments.data import is_built_in
-from experiments.evaluation.references import ImageReference, PointsReference, too_few
+from experiments.evaluation.references import (
+    ImageReference,
+    PointsReference,
+    max_stored,
+    too_few,
+)
 from fdrl_jax import drift, parallel
 from fdrl_jax.problem import Estimator
 
@@ -79,10 +84,10 @@ def warn(experiment: Experiment, reference: PointsReference | ImageReference) ->
     logger = logging.getLogger("fdrl")
     if days := duration_warning(experiment):
         logger.warning("%s", days)
-    is_own = not is_built_in(experiment.settings["data.name"])
-    few = too_few(len(reference.images)) if isinstance(reference, ImageReference) else ""
-    if few and is_own:
-        logger.warning("%s; add images, or a folder 'test' of such images", few)
+    if isinstance(reference, ImageReference) and not is_built_in(experiment.settings["data.name"]):
+        few, num = too_few(len(reference.images)), len(reference.images)
+        if few and num < max_stored(reference.images.shape[1:]):  # More would be stored.
+            logger.warning("%s; add images, or a folder 'test' of such images", few)
     line, is_warning = noise(experiment.settings)
     if is_warning and experiment.source.kind == "images":
         logger.warning("%s", line)

@@ -106,7 +106,7 @@ def write(run: Run, record: Path) -> Path:
     metrics, step = metrics_of(record), found["key"]["step"]
     verdict = metrics_lib.verdict(metrics, details["start"])
     if few := too_few(details.get("num_held_out")):
-        verdict = f"{verdict} There are {few}."
+        verdict = f"{verdict} {few[0].upper()}{few[1:]}."
     start = details["start"]
     name = html.escape(run.data["name"])
     details_shown = [(k.replace("_", " "), json.dumps(v)) for k, v in found["details"].items()]

@@ -391,11 +391,11 @@ def check_free(root: Path) -> None:
         )
 
 
-def open_run(root: Path, kind: Kind | None = None) -> Run:
-    """Opens a run, without changing anything on disk.
+def read(root: Path) -> Run:
+    """Reads what a run is, without starting JAX's backend, which would occupy the accelerator.
 
     Raises:
-      UserError: if there is no run, or it has another kind; suggests the closest folder with a run.
+      UserError: if there is no run; suggests the closest folder with one.
     """
     if not exists(root):
         raise UserError(_why_missing(root))
@@ -414,9 +414,18 @@ def open_run(root: Path, kind: Kind | None = None) -> Run:
     types = {"name": str, "kind": str, "identity": str, "event_shape": list, "classes": list}
     check_types(root / "run.json", record["data"], **types)
     try:
-        run = Run(root, record)
+        return Run(root, record)
     except (KeyError, TypeError, UserError) as error:
         raise UserError(f"{root / 'run.json'} is damaged: {error}") from error
+
+
+def open_run(root: Path, kind: Kind | None = None) -> Run:
+    """Opens a run, without changing anything on disk. All processes must call this.
+
+    Raises:
+      UserError: as `read`, or if the run has another kind.
+    """
+    run = read(root)
     if not parallel.same_on_all_processes(run.id):
         raise UserError(f"--workdir={root} is not the same folder on all processes of the run")
     if kind is not None and run.kind != kind:

@@ -156,8 +156,8 @@ SETTINGS: dict[str, Setting] = {
     ),
     "data.dir": Setting("", _TEXT, "free").means(
         "Path of the images. If empty, the environment variable FDRL_DATA_DIR is used; the flag "
-        "--data_dir overrides both. Without all three, a run uses the --data_dir of the command "
-        "that created it."
+        "--data_dir overrides both. If none of the three is set, a run uses the --data_dir of the "
+        "command that created it, if that still exists."
     ),
     "data.split": Setting("train", _TEXT).means("Split that the run trains on."),
     "data.held_out_split": Setting("test", _TEXT).means(
@@ -180,10 +180,11 @@ SETTINGS: dict[str, Setting] = {
     ),
     "data.image_size": Setting(0, _LENGTH).means(
         "Side in pixels of the square that is cut from the centre after resizing; 0: keeps the "
-        "stored size, which must be the same for all images."
+        "size after resizing, which must be the same for all images."
     ),
     "data.keep_aspect": Setting(True, _FLAG).means(
-        "True crops images to a square. False squeezes them to data.image_size instead."
+        "True keeps the aspect ratio when resizing. False squeezes images to a square of "
+        "data.resize, or data.image_size if that is 0."
     ),
     "data.channels": Setting(
         3, Rule(lambda v: _is_whole(v) and v in (0, 1, 3), "0 (as stored), 1 (grey) or 3 (colour)")
@@ -426,7 +427,8 @@ SETTINGS: dict[str, Setting] = {
         "Number of samples of this cheap metric."
     ),
     "evaluate.num_samples": Setting(10_000, _whole(2, 10_000_000), "free").means(
-        "Number of samples of an evaluation."
+        "Largest number of samples of an evaluation. At most 10,000 points, 1,000 translated "
+        "images, or 5,000 images without Inception weights are drawn."
     ),
     "evaluate.batch_size": Setting(1_000, _whole(1, 2**20), "free").means(
         "Number of samples that are drawn at a time, in total over all devices."

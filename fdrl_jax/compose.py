@@ -45,8 +45,8 @@ def log_probability(
 
     Returns:
       The function `x [B, ...] -> [B]`. It raises ValueError for logits that are not [B, C], for a
-      label that is out of range or no integer, and unless there is one positive probability per
-      class. The values of traced arrays are not checked.
+      label that is not an integer or is out of range, and unless there is one positive probability
+      per class. The values of traced arrays are not checked.
 
     Raises:
       ValueError: for another string than "uniform".

@@ -25,7 +25,7 @@ class Transform(NamedTuple):
       center_crop: side of a square that is first cropped from the centre; 0 for none (CelebA: 140).
       resize: length of the shorter side after resizing; 0 for `image_size` (Cat2dog: 84).
       image_size: side of the square that is finally cropped from the centre; 0 for no change.
-      keep_aspect: `False` resizes to the square without a crop (the paper's LSUN).
+      keep_aspect: `False` resizes to a square of that length without a crop (the paper's LSUN).
       channels: 3 for colour, 1 for grey, 0 for the channels of the stored image.
     """
 

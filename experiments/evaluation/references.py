@@ -70,7 +70,15 @@ def too_few(num_held_out: int | None) -> str:
     """Returns what is wrong with few held-out images, or "" for enough or an unknown number."""
     if num_held_out is None or num_held_out >= _FEW_IMAGES:
         return ""
-    return f"only {num_held_out} held-out images: distances mean little below about {_FEW_IMAGES}"
+    return (
+        f"only {num_held_out} held-out images are stored: distances mean little below about "
+        f"{_FEW_IMAGES}"
+    )
+
+
+def max_stored(event_shape: tuple[int, ...]) -> int:
+    """Returns the largest number of images that a field of a reference stores."""
+    return min(_MAX_IMAGES, max(2, _MAX_BYTES // int(np.prod(event_shape))))
 
 
 def of_images(source: Source) -> ImageReference:
@@ -78,7 +86,7 @@ def of_images(source: Source) -> ImageReference:
 
     Reads the held-out images, and only those training images that are stored.
     """
-    most = min(_MAX_IMAGES, max(2, _MAX_BYTES // int(np.prod(source.event_shape))))
+    most = max_stored(source.event_shape)
     images = source.held_out(most, 0)
     labels = None if source.labels is None else np.asarray(source.labels.held_out[: len(images)])
     reference = ImageReference(source.name, images, labels)

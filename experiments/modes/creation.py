@@ -1,7 +1,6 @@
 """Creates or opens a run, for the modes that can start from a config."""
 
 import time
-from pathlib import Path
 
 import jax
 
@@ -26,7 +25,7 @@ def create_or_resume(command: Command) -> tuple[Run, Experiment]:
 
     Raises:
       UserError: for settings that are invalid or differ from the run's, for other data, or for a
-        missing file of weights or classifier.
+        missing file of weights.
     """
     opened, wanted, source = opened_or_new(command, "ratio")
     if opened is None:
@@ -148,7 +147,7 @@ def _check_is_for_ratio(wanted: Settings) -> None:
 
 
 def _check_files(wanted: Settings) -> None:
-    """Checks that files exist which are first read after hours of training.
+    """Checks that files of weights exist, which are first read after hours of training.
 
     Raises:
       UserError: if one does not; names it.
@@ -156,12 +155,6 @@ def _check_files(wanted: Settings) -> None:
     for protocol in PROTOCOLS.values():
         if wanted[protocol.key]:
             check_weights(protocol, wanted[protocol.key])
-    classifier = wanted["condition.classifier"]
-    if classifier and not Path(classifier).exists():
-        raise UserError(
-            f"condition.classifier={classifier} does not exist; train one with "
-            "--mode=train_classifier"
-        )
 
 
 def check(experiment: Experiment) -> Training:

@@ -122,7 +122,7 @@ def _known(folder: Path, asked: str) -> Outcome | None:
 def _outcome(folder: Path, record: dict[str, Any]) -> Outcome:
     found: dict[str, float] = {}
     if record["status"] == DONE:
-        own = records.of_run(run_lib.open_run(folder))
+        own = records.of_run(run_lib.read(folder))
         if own is None:
             raise UserError(f"{folder} has no evaluation; remove that folder to run it again")
         found = {name: metric.value for name, metric in report.metrics_of(own).items()}

@@ -70,6 +70,7 @@ def test_refinement_brings_samples_of_a_gan_nearer_to_the_modes(tmp_path):
 def test_refinement_of_digits_writes_its_picture_and_numbers(tmp_path):
     numbers = refine_digits.main(["--steps=60", f"--out={tmp_path}"])
     assert set(numbers) >= {"generator", "refined", "refined with a corrector"}
+    assert numbers["data"] > 0.01  # Real digits that are not in the reference.
     assert (tmp_path / "refine_digits.png").exists()
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import re
 
 import jax
+import numpy as np
 import pytest
 from small_runs import command
 
@@ -62,15 +63,19 @@ def test_few_held_out_images_of_ones_own_are_warned_about(experiment, caplog):
     assert "held-out" not in caplog.text
     own = dataclasses.replace(experiment, settings=experiment.settings | {"data.name": "folder"})
     advice.warn(own, few)
-    assert "only 6 held-out images: distances mean little below about 100; add" in caplog.text
+    assert "only 6 held-out images are stored: distances mean little below" in caplog.text
+    caplog.clear()
+    large = few._replace(images=np.zeros((6, 1400, 1400, 3), np.float32))
+    advice.warn(own, large)  # As many as are stored of such a size.
+    assert "held-out" not in caplog.text
 
 
 def test_only_a_training_of_days_on_a_cpu_is_warned_about(experiment, caplog):
     reference = references.of(experiment.source)
     advice.warn(experiment, reference)
     assert "days" not in caplog.text
-    experiment.settings["train.num_steps"] = 10**12
-    advice.warn(experiment, reference)
+    endless = experiment.settings | {"train.num_steps": 10**12}
+    advice.warn(dataclasses.replace(experiment, settings=endless), reference)
     assert re.search(r"takes about [\d,]+ days on a CPU", caplog.text)
 
 

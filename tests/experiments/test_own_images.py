@@ -71,7 +71,7 @@ def test_a_folder_trains_samples_and_reports(copied):
     assert created.report.exists()
     record = json.loads((created.evaluations / "step_4" / "record.json").read_text())
     assert "frechet_random_conv_3" in record["metrics"]
-    assert "There are only 6 held-out images: " in created.report.read_text()
+    assert "Only 6 held-out images are stored: " in created.report.read_text()
     assert np.load(created.samples / "step_4.npz")["arr_0"].shape == (5, 8, 8, 3)
 
 

@@ -140,9 +140,7 @@ def test_a_rejected_command_changes_nothing(mode, changes, of_images):
     assert frozen(of_images.root) == before
 
 
-@pytest.mark.parametrize(
-    "key", ["evaluate.inception_weights", "evaluate.legacy_weights", "condition.classifier"]
-)
+@pytest.mark.parametrize("key", ["evaluate.inception_weights", "evaluate.legacy_weights"])
 def test_a_missing_file_that_is_read_after_training_is_named_before_it(key, tmp_path):
     with pytest.raises(UserError, match=r"nowhere does not exist"):
         start("train", tmp_path / "run", "swissroll:tiny", {key: "nowhere"})
@@ -195,7 +193,7 @@ def test_later_commands_find_the_data_where_the_first_one_did(
     assert created.remembered_dir("") == ""
     monkeypatch.delenv("FDRL_DATA_DIR")
     record = json.loads((folder / "run.json").read_text())
-    del record["data_dir"]  # As in files of earlier commits.
+    del record["data_dir"]  # Runs that were created without it can still be opened.
     (folder / "run.json").write_text(json.dumps(record))
     assert run.open_run(folder).id == created.id
     with pytest.raises(UserError, match="needs the path of the data"):

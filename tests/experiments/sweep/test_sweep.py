@@ -20,6 +20,7 @@ from experiments.files import locked, write_json
 from experiments.modes import creation
 from experiments.sweep import __main__ as command
 from experiments.sweep import picture, plan, runner, table
+from fdrl_jax import parallel
 
 CONFIG = "configs/25gaussians.py"
 GROUPS = {
@@ -89,10 +90,14 @@ def test_the_same_sweep_again_runs_only_what_failed(tmp_path):
     assert [o.status for o in outcomes].count("diverged") == 3
 
 
-def test_the_table_has_the_runs_own_evaluation_and_not_a_newer_one_of_other_settings(tmp_path):
+def test_the_table_has_the_runs_own_evaluation_and_not_a_newer_one_of_other_settings(
+    tmp_path, monkeypatch
+):
     _, before, _ = sweep(tmp_path, seeds=(0,))
     add_evaluation(tmp_path / "noise/0.1/seed_0", "step_4_other", 99.0, **{"flow.num_steps": 9})
 
+    # A sweep must not occupy the accelerator that its runs need.
+    monkeypatch.setattr(parallel, "same_on_all_processes", lambda _: pytest.fail("starts JAX"))
     _, outcomes, calls = sweep(tmp_path, config=f"./{CONFIG}", seeds=(0,))
 
     assert (outcomes, calls) == (before, [])
