@@ -397,7 +397,7 @@ def read(root: Path) -> Run:
     Raises:
       UserError: if there is no run; suggests the closest folder with one.
     """
-    if not exists(root):
+    if not (root / "run.json").is_file():
         raise UserError(_why_missing(root))
     record = read_json(
         root / "run.json",
@@ -425,6 +425,7 @@ def open_run(root: Path, kind: Kind | None = None) -> Run:
     Raises:
       UserError: as `read`, or if the run has another kind.
     """
+    exists(root)  # Before any process fails alone.
     run = read(root)
     if not parallel.same_on_all_processes(run.id):
         raise UserError(f"--workdir={root} is not the same folder on all processes of the run")
