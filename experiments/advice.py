@@ -28,10 +28,10 @@ GRADIENT_IN_FLOW_STEPS = 3.0
 def noise(settings: Mapping[str, Any]) -> tuple[str, bool]:
     """Returns a line about the balance of noise, and whether it is a warning.
 
-    It is one if the estimator could tell data from flowed images by their noise. The variances are
-    on the scale [-1, 1]: flowed samples have the jitter of the data-dependent prior and the noise
-    of K steps, `jitter + K nu^2`, and data have the dequantisation noise. The estimate ignores that
-    the drift of the flow removes noise.
+    It is one if the estimator could distinguish data from flowed images by their noise. The
+    variances are on the scale [-1, 1]: flowed samples have the jitter of the data-dependent prior
+    and the noise of K steps, `jitter + K nu^2`, and data have the dequantisation noise. The
+    estimate ignores that the drift of the flow removes noise.
     """
     jitter = settings["prior.jitter"] if settings["prior.name"] == "data_dependent" else 0.0
     num_steps, data = settings["flow.num_steps"], settings["data.dequantisation"] ** 2
@@ -85,8 +85,8 @@ def warn(experiment: Experiment, reference: PointsReference | ImageReference) ->
     if days := duration_warning(experiment):
         logger.warning("%s", days)
     if isinstance(reference, ImageReference) and not is_built_in(experiment.settings["data.name"]):
-        few, num = too_few(len(reference.images)), len(reference.images)
-        if few and num < max_stored(reference.images.shape[1:]):  # More would be stored.
+        num, *shape = reference.images.shape
+        if (few := too_few(num)) and num < max_stored(tuple(shape)):  # More would be stored.
             logger.warning("%s; add images, or a folder 'test' of such images", few)
     line, is_warning = noise(experiment.settings)
     if is_warning and experiment.source.kind == "images":

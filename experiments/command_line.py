@@ -121,7 +121,7 @@ def parse(argv: Sequence[str]) -> tuple[Command, dict[str, Any]]:
     for flag, key in (("class", "condition.label"), ("classifier", "condition.classifier")):
         if flags.get(flag):
             changes[key] = flags[flag]
-    changes |= {key: os.path.expanduser(changes[key]) for key in settings.PATHS if key in changes}
+    changes = settings.with_home(changes)
     config, config_for = (None, None) if spec is None else read_config(spec)
     workdir = flags.pop("workdir")
     if workdir is None and MODES[mode].needs_workdir:

@@ -125,7 +125,7 @@ def _check_named(flag: str, values: Sequence[str], allowed: Collection[str]) -> 
 
 
 def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
-    # Importing metrics and readers of data takes seconds, too long for --help or a mistyped flag.
+    # Importing readers of data takes seconds, too long for --help or a mistyped flag.
     from experiments.evaluation import image_sets, inception, memorisation, spaces
 
     protocol = PROTOCOLS[arguments.protocol]

@@ -425,7 +425,7 @@ def open_run(root: Path, kind: Kind | None = None) -> Run:
     Raises:
       UserError: as `read`, or if the run has another kind.
     """
-    exists(root)  # Before any process fails alone.
+    exists(root)  # Ends all processes if only some see the run.
     run = read(root)
     if not parallel.same_on_all_processes(run.id):
         raise UserError(f"--workdir={root} is not the same folder on all processes of the run")

@@ -502,8 +502,12 @@ def checked(config: Mapping[str, Any]) -> Settings:
     if errors:
         raise UserError("config: " + "; ".join(sorted(errors)))
     flat |= {key: float(flat[key]) for key, s in SETTINGS.items() if isinstance(s.default, float)}
-    flat |= {key: os.path.expanduser(flat[key]) for key in PATHS}
-    return dict(json.loads(json.dumps(flat)))
+    return dict(json.loads(json.dumps(with_home(flat))))
+
+
+def with_home(flat: Mapping[str, Any]) -> Settings:
+    """Returns settings with the home folder instead of `~` in paths."""
+    return {k: os.path.expanduser(v) if k in PATHS else v for k, v in flat.items()}
 
 
 def error_of(key: str, value: Any) -> str | None:

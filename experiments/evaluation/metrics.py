@@ -50,7 +50,7 @@ class Metric(NamedTuple):
         """Position of the samples on the way from real data (0) to the prior (1).
 
         `None` if one of the two is unknown, if they cannot be distinguished, or if the prior scores
-        better than real data. The metric then does not tell samples from real data.
+        better than real data. The metric then says nothing about the samples.
         """
         if self.prior is None or self.real is None:
             return None

@@ -46,8 +46,9 @@ def run_mode(command: Command) -> None:
                 f"--workdir={command.folder} already contains a run; choose another folder"
             )
         run.check_free(command.folder)
-        new = (wanted, source, fitted, command.text, command.data_dir)
-        created = run.create(command.folder, "ratio", *new)
+        created = run.create(
+            command.folder, "ratio", wanted, source, fitted, command.text, command.data_dir
+        )
         with created.checkpoints() as store:
             store.save(state)
     if not parallel.is_first_process():

@@ -43,8 +43,10 @@ def create_or_resume(command: Command) -> tuple[Run, Experiment]:
         if parallel.is_first_process():
             print(f"{prior.describe(fitted)}, {time.perf_counter() - started:.1f} s")
         experiment = build.experiment(used, source, fitted)
-    new = (wanted, source, fitted, command.text, command.data_dir)
-    return run.create(command.folder, "ratio", *new), experiment
+    created = run.create(
+        command.folder, "ratio", wanted, source, fitted, command.text, command.data_dir
+    )
+    return created, experiment
 
 
 def opened_or_new(command: Command, kind: Kind) -> tuple[Run | None, Settings, Source]:

@@ -55,7 +55,7 @@ def run_mode(command: Command) -> None:
         state = _read_newest(old, training)
         if created is None:
             created = run.create(
-                *(root, "ratio", wanted, source, fitted, record["command"], command.data_dir)
+                root, "ratio", wanted, source, fitted, record["command"], command.data_dir
             )
         with created.checkpoints() as store:
             store.save(state)

@@ -29,8 +29,9 @@ def run_mode(command: Command) -> None:
         training = build.classifier_training(hardware.prepare(wanted), source)
         memory.check_state(training.state_shapes(), training.constants)
         if opened is None:
-            new = (wanted, source, None, command.text, command.data_dir)
-            opened = run.create(command.folder, "classifier", *new)
+            opened = run.create(
+                command.folder, "classifier", wanted, source, None, command.text, command.data_dir
+            )
         if parallel.is_first_process():
             print(hardware.describe_devices())
             opened.log_command(command.text)

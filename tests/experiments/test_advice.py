@@ -32,7 +32,7 @@ def test_balanced_noise_is_described_and_no_warning():
     [
         {},
         {"prior__name": "data_dependent", "prior__jitter": 2e-4},
-        # The jitter alone would be too much for the scale of the noise to balance it.
+        # The jitter is so large that no noise of the flow balances it.
         {"prior__name": "data_dependent", "prior__jitter": 1.2e-3},
     ],
 )

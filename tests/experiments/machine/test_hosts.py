@@ -244,6 +244,14 @@ def connection(listener, text):
     return link
 
 
+def check_link(link, friend):
+    """Checks that a peer is welcome, and that its exit code arrives."""
+    with link:
+        assert friend.recv(1) == peers._WELCOME
+        friend.sendall(b"\3")
+        assert link.recv(1) == b"\3"
+
+
 def test_a_stranger_that_connects_is_not_a_peer(listener):
     at_once = struct.pack("ii", 1, 0)
     with (
@@ -255,20 +263,14 @@ def test_a_stranger_that_connects_is_not_a_peer(listener):
         gone.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
         gone.close()  # Resets the connection.
         (link,) = peers._accepted(listener, "t" * 32, 1)
-        with link:
-            assert friend.recv(1) == peers._WELCOME
-            friend.sendall(b"\3")
-            assert link.recv(1) == b"\3"
+        check_link(link, friend)
 
 
 def test_a_process_that_cannot_connect_leaves_the_links_of_the_others_open(listener, monkeypatch):
     monkeypatch.setattr(peers, "_CONNECT_SECONDS", 0.5)
     with connection(listener, b"t" * 32) as friend:
         (link,) = peers._accepted(listener, "t" * 32, 2)
-        with link:
-            assert friend.recv(1) == peers._WELCOME
-            friend.sendall(b"\3")
-            assert link.recv(1) == b"\3"
+        check_link(link, friend)
 
 
 def test_a_link_that_the_first_process_does_not_answer_is_not_trusted(listener, monkeypatch):
