@@ -70,6 +70,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: CORE not in item.path.parents)
 
 
+def pytest_collection_finish() -> None:
+    """Leaves out of later garbage collections what the test modules imported: it stays anyway."""
+    gc.freeze()
+
+
 def pytest_terminal_summary(terminalreporter):
     """Adds a line an area: how many of its promises hold, and how long that took to find out."""
     areas = collections.defaultdict(list)

@@ -8,6 +8,7 @@ With the library of `injection.c` it also counts file operations.
 import contextlib
 import ctypes
 import faulthandler
+import gc
 import importlib
 import json
 import os
@@ -163,6 +164,7 @@ def main() -> None:
     from experiments import main as experiments_main
 
     _import_all()
+    gc.freeze()  # Otherwise each child looks through all of it, and copies its memory.
     for line in sys.stdin:
         request = json.loads(line)
         if "poll" in request:

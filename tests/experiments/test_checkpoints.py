@@ -28,6 +28,13 @@ RUN = "digest of a run"
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _warnings_about_coroutines_come_here():
+    """Collects what is left at the end, where Python's warnings about it are still ignored."""
+    yield
+    gc.collect()
+
+
 def state_at(step):
     values = np.random.default_rng(step).normal(size=(64, 8)).astype(np.float32)
     first = state.create({"params": {"kernel": values}}, optax.adam(0.1))
@@ -38,7 +45,6 @@ def state_at(step):
 def opened(folder, keep=3, run=RUN):
     with contextlib.closing(Checkpoints(folder, run, keep)) as store:
         yield store
-    gc.collect()  # Here, where warnings about unawaited coroutines are expected.
 
 
 def restore(folder, which=None, run=RUN):
