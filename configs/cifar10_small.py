@@ -6,13 +6,12 @@ The data are a folder or zip of PNG or JPEG files; use --config.data.name=tfds:c
 prepared TFDS set.
 It uses a larger network than the recipe for small images, and more but cheaper train steps. Such
 steps help on CIFAR-10 and hurt on MNIST, see docs/ablations.md.
-Cost: 100 min on one core of an AMD EPYC with avx512_bf16, in bfloat16; a train step takes 0.42 s.
-Score: Fréchet distance of 1,000 images 143 ± 5 (prior 1,140 ± 24, real images 50 ± 10) in the
-  features of a classifier that is right on 80.9% of held-out images; 0.015 ± 0.006 (0.091 ± 0.018,
-  0.011 ± 0.003) in random convolutions; mean top probability 0.782 (0.735, 0.902), class shares
-  from 7.8% to 13.6% (0.5% to 26%, 8.5% to 11.5%), with 20,000 images and seed 1 only. That training
-  started with twice the learning rate and returned to its start once, at step 228. One viewer
-  could name the object in 31 of 64 samples.
+Cost: 95 min on one core of an AMD EPYC with avx512_bf16, in bfloat16; a train step takes 0.42 s.
+Score: Fréchet distance of 1,000 images 138 ± 14 (prior 1,153 ± 26, real images 50 ± 10) in the
+  features of a classifier that is right on 80.9% of held-out images; 0.016 ± 0.007 (0.094 ± 0.011,
+  0.011 ± 0.003) in random convolutions; mean top probability 0.783 (0.741, 0.902), class shares
+  from 7.6% to 12.8% (0.6% to 28%, 8.5% to 11.5%), with 20,000 images and seed 2. Seed 1: 143 ± 5.
+  docs/ablations.md says how often the object of a sample can be named.
 """
 
 from ml_collections import ConfigDict

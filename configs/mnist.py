@@ -5,7 +5,8 @@ Command: python -m experiments.main --config=configs/mnist.py --data_dir=FOLDER_
 The data are a folder or zip of PNG or JPEG files in a folder per class. Use
 --config.data.name=tfds:mnist for the prepared TFDS set, and --config.data.name=npz
 --data_dir=mnist.npz for the file of Keras.
-Cost: 85 min on one core of a CPU with AVX-512; a train step takes 1.0 s (1.6 s with AVX2).
+Cost: 85 min on one core of a CPU with AVX-512; a train step takes 1.0 s (1.6 s with AVX2). 28 min
+  on one core of an AMD EPYC with avx512_bf16, in bfloat16; a train step takes 0.34 s.
 Score: Fréchet distance of 1,000 images 26.8 ± 5.9 (prior 685 ± 14, real images 8.4 ± 3.6) in the
   features of a classifier that is right on 99.35% of 6,000 held-out images, mean top probability
   0.961 (0.748, 0.993), class shares from 5.3% to 13.1% (0.2% to 40%, 8.3% to 11.2%), with seed 1.

@@ -25,6 +25,7 @@ def test_a_stale_estimator_fails_at_the_chasm_and_flow_guided_training_closes_it
     tmp_path, monkeypatch
 ):
     monkeypatch.setattr(density_chasm, "STEPS_BETWEEN_LOOKS", 250)
+    monkeypatch.setattr(density_chasm, "BATCH_SIZE", 64)
     density_chasm.main(["--steps=500", f"--out={tmp_path}"])
     numbers = json.loads((tmp_path / "density_chasm.json").read_text())
     near, far = numbers["stale, near"], numbers["stale, far"]

@@ -27,7 +27,8 @@ def case(initial):
     """A network whose kernels have changed since its vectors were computed."""
     net, variables, x = initial
     params = jax.tree.map(
-        lambda a: a + 0.1 * jnp.cos(jnp.arange(a.size)).reshape(a.shape), variables["params"]
+        lambda a: a + np.float32(0.1) * np.cos(np.arange(a.size, dtype=a.dtype)).reshape(a.shape),
+        variables["params"],
     )
     return net, {**variables, "params": params}, x
 
@@ -136,7 +137,7 @@ def test_gradients_go_through_sigma_to_the_kernel_only(case):
     for gradient in (jax.grad(total), jax.grad(total_updating)):
         for path, product in jax.tree.leaves_with_path(
             jax.tree.map(
-                lambda g, w: (jnp.sum(g * w), jnp.linalg.norm(g) * jnp.linalg.norm(w)),
+                lambda g, w: (np.vdot(g, w), np.linalg.norm(g) * np.linalg.norm(w)),
                 jax.jit(gradient)(variables["params"]),
                 variables["params"],
             ),
