@@ -24,16 +24,16 @@ def test_a_stale_analytic_ratio_stops_at_its_target_under_log_d_and_not_under_kl
 def test_a_stale_estimator_fails_at_the_chasm_and_flow_guided_training_closes_it(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(density_chasm, "STEPS_BETWEEN_LOOKS", 250)
+    monkeypatch.setattr(density_chasm, "STEPS_BETWEEN_LOOKS", 500)
     monkeypatch.setattr(density_chasm, "BATCH_SIZE", 64)
-    density_chasm.main(["--steps=500", f"--out={tmp_path}"])
+    density_chasm.main([f"--out={tmp_path}"])
     numbers = json.loads((tmp_path / "density_chasm.json").read_text())
     near, far = numbers["stale, near"], numbers["stale, far"]
     assert near["energy_distance"] < near["of_prior"]["energy_distance"]
     assert far["energy_distance"] > 1.0
     looks = [look["energy_distance"] for look in numbers["flow-guided, far"]["course"]]
     assert looks[0] > 10.0
-    assert looks[-1] < 1.0
+    assert looks[-1] < 0.1
     assert (tmp_path / "density_chasm.png").exists()
 
 

@@ -16,8 +16,8 @@ def test_gradients_of_all_kernels_strides_and_widths_are_within_the_bound_of_the
     environ = {k: v for k, v in os.environ.items() if k not in SET_BY_THE_TESTS}
     command = [sys.executable, "-m", "benchmarks.gradients", f"--precision={precision}"]
     done = subprocess.run(
-        [*command, "--cases=13"], env=environ, capture_output=True, text=True, check=False
+        [*command, "--cases=26"], env=environ, capture_output=True, text=True, check=False
     )
 
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "13 cases, 0 wrong" in done.stdout
+    assert "26 cases, 0 wrong" in done.stdout
