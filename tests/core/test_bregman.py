@@ -55,6 +55,7 @@ def test_the_true_ratio_of_discrete_distributions_is_the_minimiser(loss):
     ratio = np.bincount(states_of_q) / np.bincount(states_of_p)
     truth = jnp.asarray(to_output(loss, ratio), jnp.float32)
 
+    @jax.jit
     def risk(table):
         return value(loss, table[states_of_p], table[states_of_q])
 

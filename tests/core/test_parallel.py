@@ -272,7 +272,7 @@ def test_the_first_device_does_not_store_the_copies_of_others(monkeypatch):
 def test_an_estimator_from_a_network_updates_its_vectors_in_every_step():
     net = networks.MLP((8,), spectral_norm=True)
     estimator = Estimator.from_network(net)
-    variables = dict(net.init(KEY, jnp.zeros((1, 2))))
+    variables = dict(jax.jit(net.init)(KEY, jnp.zeros((1, 2))))
     variables["params"] = jax.tree.map(lambda a: a + 1.0, variables["params"])
     step = small_problem.train_step(small_problem.problem(estimator))
     optimizer = small_problem.OPTIMIZER

@@ -114,6 +114,7 @@ def test_a_differentiated_flow_has_the_native_gradient(double_precision):
 
 @pytest.mark.parametrize("mapped", [(0, None), (None, 0), (0, 0)])
 def test_vmap_of_the_gradient_equals_a_loop(mapped, double_precision):
+    @jax.jit
     def gradients(x, kernel):
         return jax.grad(lambda *args: jnp.sum(convolve(*args, 2) ** 2), (0, 1))(x, kernel)
 
@@ -149,7 +150,7 @@ def test_gradients_in_bfloat16_are_near_those_in_float32():
         def loss(x, kernel):
             return jnp.sum(convolve(x.astype(dtype), kernel.astype(dtype), 2).astype(jnp.float32))
 
-        return jax.grad(loss, (0, 1))(x, kernel)
+        return jax.jit(jax.grad(loss, (0, 1)))(x, kernel)
 
     assert_close(gradients(jnp.bfloat16), gradients(jnp.float32), 2e-2)
 

@@ -103,8 +103,9 @@ def test_without_biases_the_output_is_linear_along_rays_and_with_biases_it_is_no
     x = jax.random.normal(jax.random.key(0), (3, 8, 8, 1))
     for use_bias in (False, True):
         net = resnet(spec, use_bias=use_bias)
-        variables = net.init(jax.random.key(1), x)
-        at_origin, near, far = (net.apply(variables, c * x) for c in (0.0, 1.0, 3.0))
+        variables = jax.jit(net.init)(jax.random.key(1), x)
+        apply = jax.jit(net.apply)
+        at_origin, near, far = (apply(variables, c * x) for c in (0.0, 1.0, 3.0))
         curvature = np.abs((far - at_origin) - 3.0 * (near - at_origin)).max()
         assert (curvature > 1e-2) == use_bias
         biased = {p[-2].key for p, _ in jax.tree.leaves_with_path(variables) if p[-1].key == "bias"}
@@ -230,12 +231,14 @@ def test_the_counters_of_batch_normalisation_are_ignored():
 )
 def test_parameters_are_the_same_float32_numbers_where_jax_computes_in_float64(net):
     def initial():
-        return net.init(jax.random.key(0), jnp.zeros((1, 4, 4, 1), jnp.float32))
+        init = jax.jit(net.init)  # Compiling the operations one by one takes longer.
+        return init(jax.random.key(0), jnp.zeros((1, 4, 4, 1), jnp.float32))
 
     with jax.enable_x64(True):
         wide = initial()
-    chex.assert_trees_all_equal_dtypes(wide, initial())
-    chex.assert_trees_all_close(wide, initial(), rtol=1e-5)
+    narrow = initial()
+    chex.assert_trees_all_equal_dtypes(wide, narrow)
+    chex.assert_trees_all_close(wide, narrow, rtol=1e-5)
 
 
 def test_an_mlp_of_other_sizes_is_imported():
