@@ -53,7 +53,7 @@ def draws_of(rows: Mapping[str, np.ndarray]) -> list[Draw]:
     """Chooses the rows of each draw, which depend only on the numbers of rows.
 
     With spare images, the reference is all held-out images, and the real data are random subsets of
-    the spare images. Without them, each draw splits the held-out images into two random halves. The
+    the spare images. Without them, each draw takes two disjoint random sets of held-out images. The
     samples of different draws are disjoint if there are enough, and otherwise random subsets. The
     draws are not independent, so their spread is not a confidence interval. If a group has fewer
     than two images, there is no draw.

@@ -11,7 +11,8 @@ from experiments.data import Labels, Source, Starts, digits, to_uint8, to_unit
 from experiments.errors import DataError, UserError
 from experiments.files import read_npz, replacing
 
-_MAX_IMAGES = 2_000
+_MAX_HELD_OUT = 10_000
+_MAX_OTHERS = 2_000  # Starts of a translation, and images that a classifier is fitted to.
 _FEW_IMAGES = 100
 _MAX_BYTES = 2**25  # Bytes of uint8 pixels per field.
 
@@ -77,8 +78,8 @@ def too_few(num_held_out: int | None) -> str:
 
 
 def max_stored(event_shape: tuple[int, ...]) -> int:
-    """Returns the largest number of images that a field of a reference stores."""
-    return min(_MAX_IMAGES, max(2, _MAX_BYTES // int(np.prod(event_shape))))
+    """Returns the largest number of held-out images that a reference stores."""
+    return min(_MAX_HELD_OUT, max(2, _MAX_BYTES // int(np.prod(event_shape))))
 
 
 def of_images(source: Source) -> ImageReference:
@@ -86,11 +87,11 @@ def of_images(source: Source) -> ImageReference:
 
     Reads the held-out images, and only those training images that are stored.
     """
-    most = max_stored(source.event_shape)
-    images = source.held_out(most, 0)
+    images = source.held_out(max_stored(source.event_shape), 0)
     labels = None if source.labels is None else np.asarray(source.labels.held_out[: len(images)])
     reference = ImageReference(source.name, images, labels)
     if source.starts is not None:
+        most = min(_MAX_OTHERS, max_stored(source.event_shape))
         starts = source.starts(np.arange(min(most, source.starts.num)))
         num_held_out = min(source.starts.num_held_out, len(starts))
         reference = reference._replace(starts=starts, num_held_out=num_held_out)

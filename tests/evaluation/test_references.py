@@ -4,9 +4,11 @@ import jax
 import numpy as np
 import pytest
 
+from experiments.data import Source
 from experiments.data.digits import digits
 from experiments.errors import DataError
 from experiments.evaluation import Samples, references
+from experiments.evaluation.cheap import cheap_metric
 from experiments.evaluation.images import evaluate_images
 from experiments.evaluation.translation import evaluate_translation
 
@@ -32,6 +34,17 @@ def test_pixels_of_256_levels_are_stored_in_a_byte_each(stripes, tmp_path):
         np.testing.assert_array_equal(references.load(tmp_path / name).images, pixels)
     with np.load(tmp_path / "levels") as stored:
         assert stored["images"].dtype == np.uint8
+
+
+def test_ten_thousand_held_out_images_are_stored_and_the_cheap_metric_reads_the_first_of_them():
+    images = np.random.default_rng(0).random((12_000, 4, 4, 1), np.float32)
+    source = Source("noise", (4, 4, 1), held_out=lambda num, seed: images[:num])
+    reference = references.of(source)
+    np.testing.assert_array_equal(reference.images, images[:10_000])
+    few = reference._replace(images=images[:2_000])
+    assert cheap_metric(reference, images[:100]) == cheap_metric(few, images[:100])
+    wide = source._replace(event_shape=(256, 256, 3), held_out=lambda num, seed: np.zeros((num, 1)))
+    assert len(references.of(wide).images) == 170, "32 MiB of pixels"
 
 
 def test_a_damaged_reference_is_named(tmp_path):
