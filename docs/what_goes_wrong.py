@@ -19,6 +19,9 @@ from experiments.sweep.runner import Outcome
 from experiments.training import metrics_log
 
 SWEEP = Path(__file__).parents[1] / "configs" / "sweeps" / "what_goes_wrong.py"
+# One metric alone would not agree with the eye: the energy ratio hardly sees a few samples far from
+# the roll, and the KL divergence hardly sees too many samples in one part of it.
+METRICS = {"energy_ratio": "energy ratio {:.1f}", "kl_to_data": "KL {:.2f}"}
 LOGGED = ("drift_norm", "ratio_real", "ratio_flowed")
 COLUMNS = 3
 
@@ -31,7 +34,8 @@ def main() -> None:
     root.mkdir(parents=True, exist_ok=True)
     todo = plan.from_file(SWEEP)
     outcomes = runner.run_all(todo, root)
-    print(f"| | end | energy_ratio | {' | '.join(LOGGED)} |\n|{'---|' * (len(LOGGED) + 3)}")
+    columns = ["", "end", *METRICS, *LOGGED]
+    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     for run, outcome in zip(todo.runs, outcomes, strict=True):
         print(f"| {run.name} | {' | '.join(_row(root / run.folder, outcome))} |")
     print(save(_draw(root, todo.runs, outcomes), root / "picture.png"))
@@ -39,7 +43,7 @@ def main() -> None:
 
 def _row(folder: Path, outcome: Outcome) -> list[str]:
     last = metrics_log.read(folder / "metrics.jsonl")[-1]
-    values = [outcome.metrics.get("energy_ratio"), *(last[name] for name in LOGGED)]
+    values = [*map(outcome.metrics.get, METRICS), *(last[name] for name in LOGGED)]
     return [outcome.status, *("-" if v is None else format_value(v) for v in values)]
 
 
@@ -52,8 +56,10 @@ def _draw(root: Path, runs: list[Run], outcomes: list[Outcome]) -> Figure:
         samples = _last_snapshot(root / run.folder)
         ax.scatter(*good.T, s=1.0, color=PRIOR, alpha=0.25, linewidths=0)
         ax.scatter(*samples.T, s=1.2, color=SAMPLES, alpha=0.6, linewidths=0)
-        ratio = outcome.metrics.get("energy_ratio")
-        value = outcome.status if ratio is None else f"energy ratio {ratio:.1f}"
+        found = [
+            text.format(outcome.metrics[m]) for m, text in METRICS.items() if m in outcome.metrics
+        ]
+        value = ", ".join(found) or outcome.status
         ax.set(xlim=(low, high), ylim=(low, high), aspect="equal")
         ax.set_axis_off()
         ax.set_title(f"{run.name}\n{value}")

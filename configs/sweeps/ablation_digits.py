@@ -2,7 +2,7 @@
 
 Command: python -m experiments.sweep --sweep=configs/sweeps/ablation_digits.py --workdir=runs/ab
 Cost: 10 runs per seed of about 45 s each on two CPU cores.
-Results: docs/ablations.md, with --config.network.use_bias=False --config.train.ema_ramp=False.
+Results: docs/ablations.md.
 """
 
 from typing import Any

@@ -2,7 +2,7 @@
 
 Command: python -m experiments.sweep --sweep=configs/sweeps/recipe_digits.py --workdir=runs/recipe
 Cost: 12 runs per seed of about a minute each on two CPU cores, estimated.
-Results: none yet; docs/ablations.md has single trials.
+Results: docs/ablations.md.
 """
 
 import math

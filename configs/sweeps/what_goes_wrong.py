@@ -30,5 +30,5 @@ def get_sweep() -> dict[str, Any]:
             },
         },
         "seeds": (0,),
-        "metrics": ("energy_ratio",),
+        "metrics": ("energy_ratio", "kl_to_data"),
     }
