@@ -199,15 +199,15 @@ ENTRIES = (
         "--classifier=runs/gallery/cifar10_small/classifier",
         {
             "cifar10_small_samples.jpg": (
-                "cifar10_small/run/evaluations/step_13500/samples.png",
+                "cifar10_small/run/evaluations/step_27000/samples.png",
                 "CIFAR-10 on a CPU: prior, samples and data.",
             ),
             "cifar10_small_flow.jpg": (
-                "cifar10_small/run/evaluations/step_13500/flow.png",
+                "cifar10_small/run/evaluations/step_27000/flow.png",
                 "CIFAR-10 on a CPU: samples on their way from the data-dependent prior.",
             ),
             "cifar10_small_neighbours.jpg": (
-                "cifar10_small/run/evaluations/step_13500/neighbours.png",
+                "cifar10_small/run/evaluations/step_27000/neighbours.png",
                 "Samples of CIFAR-10 next to their nearest training images.",
             ),
         },
