@@ -1,7 +1,7 @@
 """Ablation of each part of the recipe for small images, on digits at equal compute.
 
 Command: python -m experiments.sweep --sweep=configs/sweeps/recipe_digits.py --workdir=runs/recipe
-Cost: 12 runs per seed of about a minute each on two CPU cores, estimated.
+Cost: 12 runs per seed of 1 to 2.5 min each on two CPU cores that did other work as well.
 Results: docs/ablations.md.
 """
 

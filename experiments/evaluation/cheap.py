@@ -12,7 +12,7 @@ from experiments.evaluation.spaces import BUILT_IN
 from fdrl_jax.metrics import energy_distance, frechet_distance, random_conv_features
 
 _MAX_POINTS = 5_000  # The distances of all pairs take a second.
-_MAX_IMAGES = 2_000  # So do the features of these.
+_MAX_IMAGES = 2_000  # Their features are computed each time.
 
 
 def num_read(reference: PointsReference | ImageReference, num_samples: int) -> int:

@@ -87,11 +87,12 @@ def of_images(source: Source) -> ImageReference:
 
     Reads the held-out images, and only those training images that are stored.
     """
-    images = source.held_out(max_stored(source.event_shape), 0)
+    most = max_stored(source.event_shape)
+    images = source.held_out(most, 0)
     labels = None if source.labels is None else np.asarray(source.labels.held_out[: len(images)])
     reference = ImageReference(source.name, images, labels)
     if source.starts is not None:
-        most = min(_MAX_OTHERS, max_stored(source.event_shape))
+        most = min(_MAX_OTHERS, most)
         starts = source.starts(np.arange(min(most, source.starts.num)))
         num_held_out = min(source.starts.num_held_out, len(starts))
         reference = reference._replace(starts=starts, num_held_out=num_held_out)
