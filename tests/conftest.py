@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 CORE = Path(__file__).parent / "core"
-NUM_FAKE_DEVICES = 8
+NUM_FAKE_DEVICES = 4
 MAX_WORKER_BYTES = 2**30
 
 # JAX reads these at its start, and the processes that tests start inherit them.

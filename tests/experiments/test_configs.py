@@ -34,10 +34,10 @@ def test_the_settings_of_every_variant_are_valid(name, variant):
 
 
 @pytest.mark.parametrize("name", [n for n in BUILT_IN if not n.endswith("_classifier")])
-def test_every_config_of_built_in_data_takes_a_step_in_its_tiny_variant(name, tmp_path):
+def test_every_config_of_built_in_data_trains_in_its_tiny_variant(name, tmp_path):
     rarely = {"snapshot.every_steps": 100, "checkpoint.every_steps": 100}
-    state = train(tmp_path, {**rarely, "train.num_steps": 1}, f"{name}:tiny")
-    assert int(state.step) == 1
+    state = train(tmp_path, rarely, f"{name}:tiny")
+    assert int(state.step) == load(name, "tiny")["train.num_steps"]
 
 
 @pytest.mark.parametrize("name", NAMES)

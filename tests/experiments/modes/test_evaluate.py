@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from small_runs import SMALL_RESNET, contents, start
+from small_runs import contents, start
 
 from experiments import records, report
 from experiments.errors import DataError, UserError
@@ -21,6 +21,16 @@ from experiments.pictures import images
 # Neither the number of the run nor a multiple of a batch. Tests use the same one, because metrics
 # compile for each.
 NUM = 50
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Draws no pictures, for tests that evaluate often and look at numbers only."""
+
+    def draw(opened, samples, found, folder):
+        write_json(folder / "pictures.json", {})
+
+    monkeypatch.setattr(report, "draw", draw)
 
 
 def evaluate(run, changes=None, **flags):
@@ -42,6 +52,7 @@ def test_a_finished_run_has_a_record_with_its_settings_and_is_not_evaluated_agai
     assert contents(trained.evaluations) == before
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_an_evaluation_of_other_settings_or_samples_is_added_and_says_so(trained, capsys):
     before, page = contents(trained.evaluations), trained.report.read_bytes()
     evaluate(trained, {"flow.num_steps": 5})
@@ -186,6 +197,7 @@ def test_training_data_that_are_not_where_the_command_says_are_an_error_before_s
             evaluate(of_images, changes, num_samples=16, **flags)
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_an_evaluation_without_the_training_data_is_completed_once_they_are_there(
     of_images, image_folder, monkeypatch, capsys
 ):
@@ -248,6 +260,7 @@ def test_an_evaluation_of_points_compares_the_estimated_log_ratio_with_the_true_
     assert metrics["sinkhorn_divergence_64"]["value"] > 0
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_inception_metrics_see_unrounded_samples_and_the_training_set(
     of_digits, tmp_path, monkeypatch
 ):
@@ -348,7 +361,7 @@ def test_the_picture_of_a_translation_names_its_domains_and_says_how_it_went(tmp
     drawn, draw = [], images.translation
     monkeypatch.setattr(images, "translation", lambda *args: drawn.append(args) or draw(*args))
 
-    start("train", tmp_path / "run", "digits_pair:tiny", SMALL_RESNET)
+    start("train", tmp_path / "run", "digits_pair:tiny")
 
     ((*_, domains, caption),) = drawn
     assert domains == ("3", "8")
