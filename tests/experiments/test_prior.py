@@ -4,7 +4,6 @@ import chex
 import jax
 import numpy as np
 import pytest
-from small_runs import SMALL_RESNET
 
 from experiments import build, prior
 from experiments.build import placement
@@ -101,7 +100,7 @@ def test_a_rank_of_zero_is_the_full_covariance_of_small_data(rank, expected):
 def test_a_large_factor_is_distributed_over_the_devices_and_gives_the_same_results(
     tiny, monkeypatch
 ):
-    wanted = tiny("digits") | SMALL_RESNET
+    wanted = tiny("digits")
     source = creation.load_data(wanted)
     experiment = build.experiment(wanted, source, prior.fit(source.train_batches(), 0, 1e-4))
     training = build.ratio_training(experiment)

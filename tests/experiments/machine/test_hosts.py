@@ -210,15 +210,17 @@ def test_when_a_process_is_killed_the_other_ends_immediately_with_one_line(pair,
     assert line.startswith("error: another process of the run has ended")
 
 
-@pytest.mark.parametrize("victim", [0, 1])
-def test_a_process_with_an_error_gives_its_exit_code_to_its_peers(pair, victim):
-    both = pair(*("2" if i == victim else "wait" for i in range(2)))
-    both[victim].stdin.write("\n")
-    both[victim].stdin.flush()
-    assert [process.wait(15) for process in both] == [2, 2]
-    printed = [process.stderr.read().strip() for process in both]
-    assert printed[victim] == "error: its own"
-    assert printed[1 - victim].startswith("error: another process of the run has ended with an er")
+def test_a_process_with_an_error_gives_its_exit_code_to_its_peers(pair):
+    pairs = pair("2", "wait"), pair("wait", "2")  # At once, because each waits for seconds.
+    for victim, both in enumerate(pairs):
+        both[victim].stdin.write("\n")
+        both[victim].stdin.flush()
+    for victim, both in enumerate(pairs):
+        assert [process.wait(15) for process in both] == [2, 2]
+        printed = [process.stderr.read().strip() for process in both]
+        assert printed[victim] == "error: its own"
+        expected = "error: another process of the run has ended with an er"
+        assert printed[1 - victim].startswith(expected)
 
 
 def test_a_process_whose_work_is_done_may_end_before_its_peers(pair):
