@@ -35,4 +35,4 @@ def frechet_distance(x: np.ndarray, y: np.ndarray) -> float:
 
 def _root(x: np.ndarray) -> np.ndarray:
     """Returns a triangular `R` with the covariance `Rᵀ R` of examples, [min(N, D), D]."""
-    return np.linalg.qr((x - x.mean(axis=0)) / np.sqrt(len(x) - 1), mode="r")
+    return np.asarray(np.linalg.qr((x - x.mean(axis=0)) / np.sqrt(len(x) - 1), mode="r"))
