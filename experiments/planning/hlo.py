@@ -3,12 +3,15 @@
 `work` counts what the program costs.
 """
 
+import dataclasses
+import itertools
 import math
 import re
+from collections.abc import Iterator
 from typing import NamedTuple
 
 _SHAPE = re.compile(r"\b([a-z]\w*)\[([\d,]*)\](?:\{([^{}]*)\})?")
-_NAME = re.compile(r"%([\w.\-]+)")
+_INSTRUCTION = re.compile(r"\s*(?:ROOT )?%?([\w.\-]+) = (.+?) ([\w\-]+)(\(.*)")
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) (?:\(.*)?\{$")
 
 
@@ -35,8 +38,9 @@ class Array(NamedTuple):
         return re.search(r"S\([1-9]", self.layout) is None
 
 
-class Instruction(NamedTuple):
-    """One instruction, with the names of the instructions that it reads.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Instruction:
+    """One instruction, with those that it reads.
 
     The shape is the text of its result's shape, and the attributes are the text after the operands.
     """
@@ -44,43 +48,45 @@ class Instruction(NamedTuple):
     name: str
     opcode: str
     shape: str
-    operands: tuple[str, ...]
+    operands: list["Instruction"] = dataclasses.field(repr=False)
     attributes: str
 
     @property
     def arrays(self) -> list[Array]:
         return [
-            Array(dtype, tuple(map(int, dims.split(","))) if dims else (), layout or "")
+            Array(dtype, tuple(map(int, dims.split(","))) if dims else (), layout)
             for dtype, dims, layout in _SHAPE.findall(self.shape)
         ]
 
     @property
     def target(self) -> str:
         """The library function that a custom call names, or ""."""
-        return self._find(r'custom_call_target="([^"]*)"')
+        return self.find(r'custom_call_target="([^"]*)"')
 
     @property
     def called(self) -> tuple[str, ...]:
         """Names of the computations that it runs: of loops the body only."""
         single = re.findall(r"\b(?:calls|to_apply|body)=%?([\w.\-]+)", self.attributes)
-        return (*single, *_NAME.findall(self._find(r"\bbranch_computations=\{([^}]*)\}")))
+        branches = self.find(r"\bbranch_computations=\{([^}]*)\}")
+        return (*single, *re.findall(r"%([\w.\-]+)", branches))
 
     @property
     def condition(self) -> str:
         """Name of the computation that decides whether a loop continues, or ""."""
-        return self._find(r"\bcondition=%?([\w.\-]+)")
+        return self.find(r"\bcondition=%?([\w.\-]+)")
 
     @property
     def estimated_cycles(self) -> int:
         """Cycles that the TPU compiler expects; 0 if it states none."""
-        return int(self._find(r'"estimated_cycles":"(\d+)"') or 0)
+        return int(self.find(r'"estimated_cycles":"(\d+)"') or 0)
 
     @property
     def number(self) -> int:
         """The number of a parameter, or the value of a constant; -1 for others."""
-        return int(self._find(r"^number=(\d+)") or -1)
+        return int(self.find(r"^number=(\d+)") or -1)
 
-    def _find(self, pattern: str) -> str:
+    def find(self, pattern: str) -> str:
+        """Returns the first group of a pattern in the attributes, or ""."""
         found = re.search(pattern, self.attributes)
         return found[1] if found else ""
 
@@ -99,14 +105,13 @@ class Program(NamedTuple):
 
     def trip_count(self, instruction: Instruction) -> int | None:
         """Returns the trip count of a loop, or `None` if the text does not state it."""
-        if found := re.search(r'"known_trip_count":\{"n":"(\d+)"', instruction.attributes):
-            return int(found[1])
+        if known := instruction.find(r'"known_trip_count":\{"n":"(\d+)"'):
+            return int(known)
         # The TPU compiler omits it. The loop of a scan counts from 0 up to a constant.
-        by_name = {i.name: i for i in self.computations.get(instruction.condition, ())}
-        for compare in by_name.values():
+        for compare in self.computations.get(instruction.condition, ()):
             if compare.opcode == "compare" and "direction=LT" in compare.attributes:
-                limit = by_name.get(compare.operands[1])
-                if limit is not None and limit.opcode == "constant":
+                limit = compare.operands[1]
+                if limit.opcode == "constant":
                     return limit.number
         return None
 
@@ -122,51 +127,27 @@ class Program(NamedTuple):
 def parse(text: str) -> Program:
     """Reads the text of a program: `compiled.as_text()`, or `lowered.as_text(dialect="hlo")`."""
     computations: dict[str, list[Instruction]] = {}
-    current: list[Instruction] | None = None
     entry = ""
     for line in text.splitlines():
         if header := _HEADER.match(line):
-            current = computations[header[2]] = []
+            computations[header[2]] = current = []
+            by_name: dict[str, Instruction] = {}
             entry = header[2] if header[1] else entry
-        elif line.startswith("}"):
-            current = None
-        elif current is not None and (instruction := _parse_instruction(line)):
-            current.append(instruction)
+        elif found := _INSTRUCTION.match(line):
+            name, shape, opcode, rest = found.groups()
+            depths = itertools.accumulate((c == "(") - (c == ")") for c in rest)
+            end = next((i for i, depth in enumerate(depths) if depth == 0), len(rest))
+            inner, attributes = rest[1:end], rest[end + 1 :]
+            if opcode in ("parameter", "constant"):
+                inner, attributes = "", f"number={inner} {attributes}"
+            operands = [by_name[n] for n in _operands(inner) if n in by_name]
+            by_name[name] = Instruction(name, opcode, shape, operands, attributes)
+            current.append(by_name[name])
     return Program(computations, entry)
 
 
-def _parse_instruction(line: str) -> Instruction | None:
-    name, equals, rest = line.strip().removeprefix("ROOT ").partition(" = ")
-    if not equals:
-        return None
-    end = _closing(rest, 0) + 1 if rest.startswith("(") else rest.find(" ")
-    shape, rest = rest[:end], rest[end:].lstrip()
-    opcode, bracket, _ = rest.partition("(")
-    if not bracket:
-        return None
-    closing = _closing(rest, len(opcode))
-    inner, attributes = rest[len(opcode) + 1 : closing], rest[closing + 1 :]
-    if opcode in ("parameter", "constant"):
-        attributes = f"number={inner} {attributes}"
-        inner = ""
-    return Instruction(name.removeprefix("%"), opcode, shape, _operands(inner), attributes)
-
-
-def _operands(text: str) -> tuple[str, ...]:
-    """Names between the brackets, with or without their shapes and percent signs."""
+def _operands(text: str) -> Iterator[str]:
+    """Yields the names between the brackets, with or without their shapes and percent signs."""
     without_shapes = re.sub(r"/\*.*?\*/|\{[^{}]*\}|\[[^\]]*\]", "", text)
     words = (part.split() for part in without_shapes.replace("(", ",").split(","))
-    return tuple(word[-1].removeprefix("%") for word in words if word)
-
-
-def _closing(text: str, start: int) -> int:
-    """Returns where the bracket that opens at `start` closes."""
-    depth = 0
-    for position in range(start, len(text)):
-        if text[position] == "(":
-            depth += 1
-        elif text[position] == ")":
-            depth -= 1
-            if depth == 0:
-                return position
-    return len(text)
+    return (word[-1].removeprefix("%") for word in words if word)

@@ -15,18 +15,16 @@ from typing import NamedTuple
 from experiments.planning.hlo import Array, Instruction, Program
 
 # Instructions that name or regroup arrays without moving data.
-_FREE = frozenset(
-    (
-        *("parameter", "constant", "iota", "get-tuple-element", "tuple", "bitcast", "after-all"),
-        *("partition-id", "replica-id", "add-dependency", "opt-barrier", "domain"),
-    )
+_FREE = (
+    *("parameter", "constant", "iota", "get-tuple-element", "tuple", "bitcast", "after-all"),
+    *("partition-id", "replica-id", "add-dependency", "opt-barrier", "domain"),
 )
-_CALLS = frozenset(["while", "conditional", "call", "async-start"])
+_CALLS = ("while", "conditional", "call", "async-start")
 _COLLECTIVES = (
     *("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute"),
     "collective-broadcast",
 )
-_SLICES = frozenset(["dynamic-slice", "slice", "gather"])
+_SLICES = ("dynamic-slice", "slice", "gather")
 
 
 class Kernel(NamedTuple):
@@ -66,9 +64,7 @@ class Kernel(NamedTuple):
 
 def kernels(program: Program, computation: str | None = None, times: int = 1) -> Iterator[Kernel]:
     """Yields the units of work of a device, starting at the entry or another computation."""
-    instructions = program.computations[computation or program.entry]
-    by_name = {i.name: i for i in instructions}
-    for instruction in instructions:
+    for instruction in program.computations[computation or program.entry]:
         opcode = instruction.opcode
         if opcode in _FREE or opcode.endswith(("-done", "-update")):
             continue
@@ -77,13 +73,8 @@ def kernels(program: Program, computation: str | None = None, times: int = 1) ->
             for name in instruction.called:
                 yield from kernels(program, name, times * rounds)
             continue
-        operands = [by_name[name] for name in instruction.operands if name in by_name]
-        yield Kernel(
-            instruction,
-            times,
-            _flops(program, instruction, operands),
-            _num_bytes(program, instruction, operands),
-        )
+        num_bytes = _num_bytes(program, instruction)
+        yield Kernel(instruction, times, _flops(program, instruction), num_bytes)
 
 
 def flops(program: Program) -> float:
@@ -91,65 +82,47 @@ def flops(program: Program) -> float:
     return sum(kernel.times * kernel.flops for kernel in kernels(program))
 
 
-def _flops(program: Program, instruction: Instruction, operands: list[Instruction]) -> float:
-    if instruction.opcode not in ("fusion", "async-start", "fusion-start"):
-        return _product_flops(instruction, operands)
-    total = 0.0
-    for name in instruction.called:
-        by_name = {i.name: i for i in program.computations.get(name, [])}
-        for inner in by_name.values():
-            own = [by_name[operand] for operand in inner.operands if operand in by_name]
-            total += _flops(program, inner, own)
-    return total
-
-
-def _product_flops(instruction: Instruction, operands: list[Instruction]) -> float:
-    """Returns the FLOPs of one instruction without padding, not of those that it calls.
-
-    Only products and convolutions have FLOPs here.
-    """
-    if instruction.opcode == "dot":
-        return _dot_flops(instruction, operands, r"lhs_contracting_dims=\{([\d,]*)\}")
-    if instruction.target.startswith("__cublas$"):
-        return _dot_flops(instruction, operands, r'"lhs_contracting_dimensions":\[([^\]]*)\]')
-    if instruction.opcode == "convolution" or instruction.target.startswith("__cudnn$conv"):
-        return _convolution_flops(instruction, operands)
+def _flops(program: Program, instruction: Instruction) -> float:
+    """Returns the FLOPs of products and convolutions, without padding; others count nothing."""
+    opcode, target = instruction.opcode, instruction.target
+    if opcode in ("fusion", "async-start", "fusion-start"):
+        bodies = (program.computations[name] for name in instruction.called)
+        return sum(_flops(program, inner) for body in bodies for inner in body)
+    if opcode == "dot" or target.startswith("__cublas$"):
+        axes = re.findall(r"\d+", instruction.find(r'lhs_contracting_dim\w*"?[=:][{\[]([^}\]]*)'))
+        left = instruction.operands[0].arrays[0].dims
+        contracted = math.prod(left[int(axis)] for axis in axes)
+        return 2.0 * math.prod(instruction.arrays[0].dims) * contracted
+    if opcode == "convolution" or target.startswith("__cudnn$conv"):
+        return _convolution_flops(instruction)
     return 0.0
 
 
-def _dot_flops(instruction: Instruction, operands: list[Instruction], pattern: str) -> float:
-    found = re.search(pattern, instruction.attributes)
-    axes = [int(n) for n in re.findall(r"\d+", found[1])] if found else []
-    left = operands[0].arrays[0].dims
-    return 2.0 * math.prod(instruction.arrays[0].dims) * math.prod(left[axis] for axis in axes)
-
-
-def _convolution_flops(instruction: Instruction, operands: list[Instruction]) -> float:
+def _convolution_flops(instruction: Instruction) -> float:
     """Counts the products of the entries of the kernel and of the image, without the padding."""
-    image, kernel = (operand.arrays[0].dims for operand in operands[:2])
+    image, kernel = (operand.arrays[0].dims for operand in instruction.operands[:2])
     output = instruction.arrays[0].dims
     # cuDNN writes a derivative with the labels and the window of the forward convolution.
     if "BackwardInput" in instruction.target:
         image, output = output, image
     elif "BackwardFilter" in instruction.target:
         kernel, output = output, kernel
-    found = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes)
-    of_image, of_kernel, of_output = found.groups() if found else ("", "", "")
+    labels = instruction.find(r"dim_labels=(\w+->\w+)")
+    of_image, of_kernel, of_output = re.split("_|->", labels)
     count = 2.0 * output[of_output.index("b")] * output[of_output.index("f")]
     count *= kernel[of_kernel.index("i")]
-    for axis, along in enumerate(_windows(instruction.attributes)):
+    for axis, along in enumerate(_windows(instruction)):
         length, num_outputs = image[of_image.index(str(axis))], output[of_output.index(str(axis))]
         count *= _num_products(length, num_outputs, *along)
     return count
 
 
-def _windows(attributes: str) -> list[tuple[int, ...]]:
+def _windows(instruction: Instruction) -> list[tuple[int, ...]]:
     """Returns size, stride, padding before, and dilations of image and kernel, by axis."""
-    found = re.search(r"window=\{([^}]*)\}", attributes)
-    parts = dict(part.split("=") for part in found[1].split()) if found else {}
+    parts = dict(part.split("=") for part in instruction.find(r"window=\{([^}]*)\}").split())
     num_axes = parts["size"].count("x") + 1 if parts else 0
-    names = {"size": 1, "stride": 1, "pad": 0, "lhs_dilate": 1, "rhs_dilate": 1}
-    texts = [parts[n].split("x") if n in parts else [str(d)] * num_axes for n, d in names.items()]
+    names = {"size": "1", "stride": "1", "pad": "0", "lhs_dilate": "1", "rhs_dilate": "1"}
+    texts = [parts[n].split("x") if n in parts else [d] * num_axes for n, d in names.items()]
     # Of a padding, such as 1_2, the first number is that before the image.
     return [tuple(int(text.split("_")[0]) for text in axis) for axis in zip(*texts, strict=True)]
 
@@ -164,41 +137,37 @@ def _num_products(
     return sum(0 <= place < dilated and place % dilation == 0 for place in places)
 
 
-def _num_bytes(program: Program, instruction: Instruction, operands: list[Instruction]) -> int:
+def _num_bytes(program: Program, instruction: Instruction) -> int:
     opcode = instruction.opcode
-    read = [_main_bytes(operand.arrays) for operand in operands]
+    read = [_main_bytes(operand.arrays) for operand in instruction.operands]
     written = _main_bytes(instruction.arrays)
     if opcode in _SLICES:
         return 2 * written
     if opcode == "dynamic-update-slice":
-        return 2 * read[1] if len(read) > 1 else written
+        return 2 * read[1]
     if opcode.endswith("-start"):
         # The result of an asynchronous operation names its operands again.
         written = max(written - sum(read), 0)
-    if opcode != "fusion" or not instruction.called:
-        return sum(read) + written
-    return _fusion_bytes(program.computations.get(instruction.called[0], []), read, written)
+    if opcode == "fusion":
+        return _fusion_bytes(program.computations[instruction.called[0]], read, written)
+    return sum(read) + written
 
 
 def _fusion_bytes(inner: list[Instruction], read: list[int], written: int) -> int:
     """Returns the bytes that a fusion moves: of an array that it slices only the slice."""
-    read = list(read)
-    by_name = {i.name: i for i in inner}
-    parameters = {i.number: i.name for i in inner if i.opcode == "parameter"}
-    for number in range(len(read)):
-        name = parameters.get(number)
-        users = [i for i in inner if name in i.operands]
-        if users and all(i.opcode in _SLICES for i in users):
-            read[number] = min(read[number], sum(_all_bytes(i.arrays) for i in users))
-        elif users and all(
-            i.opcode == "dynamic-update-slice" and i.operands[0] == name for i in users
-        ):
-            read[number] = 0
-    for update in inner:
-        if update.opcode == "dynamic-update-slice" and update.operands[1] in by_name:
+    for instruction in inner:
+        if instruction.opcode == "parameter":
+            number, users = instruction.number, [i for i in inner if instruction in i.operands]
+            if users and all(i.opcode in _SLICES for i in users):
+                read[number] = min(read[number], sum(_all_bytes(i.arrays) for i in users))
+            elif users and all(
+                i.opcode == "dynamic-update-slice" and i.operands[0] is instruction for i in users
+            ):
+                read[number] = 0
+        elif instruction.opcode == "dynamic-update-slice":
             # Only the slice is written, in place.
-            part = by_name[update.operands[1]].arrays
-            written -= max(_all_bytes(update.arrays) - _all_bytes(part), 0)
+            part = instruction.operands[1].arrays
+            written -= max(_all_bytes(instruction.arrays) - _all_bytes(part), 0)
     return sum(read) + max(written, 0)
 
 
