@@ -12,6 +12,7 @@ from experiments.errors import UserError
 from fdrl_jax.names import nearest
 
 _MACHINES = Path(__file__).with_name("machines.toml")
+_SIZE = r"[1-9]\d{0,5}(x[1-9]\d{0,5})*"
 _EXAMPLES = "gpu:h100:8, tpu:v5e:4x4"
 # More would only make the arithmetic of shapes overflow somewhere.
 _MAX_DEVICES = 65_536
@@ -68,43 +69,33 @@ def parse(text: str) -> Target:
         names = tuple(known[platform])
         raise _unknown(text, f"names one of {', '.join(names)}", name, names)
     machine = known[platform][name]
-    return Target(text, platform, _shape(text, platform, name, size, machine), machine)
+    if platform == "gpu":
+        axes, what, example = 1, "number of GPUs", "8"
+    else:
+        axes = machine["topology"]["axes"]
+        what, example = f"shape of the slice in {axes} numbers", "x".join(["4"] * axes)
+    shape = tuple(map(int, size.split("x"))) if re.fullmatch(_SIZE, size) else ()
+    if len(shape) != axes:
+        raise UserError(
+            f"--target={text} must end with the {what}, such as {platform}:{name}:{example}"
+        )
+    if platform == "gpu":
+        (num,), per_host = shape, machine["devices_per_host"]
+        if num > per_host and num % per_host:
+            lower = num // per_host * per_host
+            raise UserError(
+                f"--target={text}: hosts have {per_host} GPUs; use {lower} or {lower + per_host}"
+            )
+        shape = (-(-num // per_host), min(num, per_host))
+    if math.prod(shape) > _MAX_DEVICES:
+        raise UserError(f"--target={text} has more than {_MAX_DEVICES:,} devices")
+    return Target(text, platform, shape, machine)
 
 
 @functools.cache
 def machines() -> dict[str, Any]:
     """Returns the descriptions of all machines, by platform and name."""
     return tomllib.loads(_MACHINES.read_text())
-
-
-def _shape(
-    text: str, platform: str, name: str, size: str, machine: Mapping[str, Any]
-) -> tuple[int, ...]:
-    if platform == "gpu":
-        if not re.fullmatch(r"[1-9]\d{0,5}", size):
-            raise UserError(
-                f"--target={text} must end with the number of GPUs, such as gpu:{name}:8"
-            )
-        num, per_host = int(size), machine["devices_per_host"]
-        if num > per_host and num % per_host:
-            lower = num // per_host * per_host
-            raise UserError(
-                f"--target={text}: hosts have {per_host} GPUs; use {lower} or {lower + per_host}"
-            )
-        hosts = 1 if num <= per_host else num // per_host
-        shape: tuple[int, ...] = (hosts, num // hosts)
-    else:
-        axes = machine["topology"]["axes"]
-        example = f"tpu:{name}:{'x'.join(['4'] * axes)}"
-        if not re.fullmatch(r"[1-9]\d{0,4}(x[1-9]\d{0,4})*", size) or size.count("x") + 1 != axes:
-            raise UserError(
-                f"--target={text} must end with the shape of the slice in {axes} numbers, such as "
-                f"{example}"
-            )
-        shape = tuple(map(int, size.split("x")))
-    if math.prod(shape) > _MAX_DEVICES:
-        raise UserError(f"--target={text} has more than {_MAX_DEVICES:,} devices")
-    return shape
 
 
 def _unknown(text: str, wanted: str, word: str, known: tuple[str, ...]) -> UserError:
