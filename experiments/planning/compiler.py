@@ -52,19 +52,15 @@ class Compiled(NamedTuple):
 
 def devices_of(target: Target) -> list[Any]:
     """Returns the devices of a target, which can be used only for compiling."""
+    shape = "x".join(map(str, target.shape))
     if target.platform == "tpu":
-        topology = target.machine["topology"]
-        options = {k: v for k, v in topology.items() if k == "chip_config_name"}
-        name = f"{topology['name']}:{'x'.join(map(str, target.shape))}"
-        found = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
+        platform, options = "tpu", dict(target.machine["topology"])
+        del options["axes"]
+        name = f"{options.pop('name')}:{shape}"
     else:
-        found = topologies.get_topology_desc(
-            platform="cuda",
-            topology_name=target.machine["xla"]["name"],
-            topology=f"1x{target.shape[0]}x{target.shape[1]}",
-            target_config=_gpu_config(target.machine),
-        )
-    return list(found.devices)
+        platform, name = "cuda", target.machine["xla"]["name"]
+        options = {"topology": f"1x{shape}", "target_config": _gpu_config(target.machine)}
+    return list(topologies.get_topology_desc(name, platform, **options).devices)
 
 
 def prepare(settings: Settings) -> Settings:
@@ -87,7 +83,7 @@ def train_step(settings: Settings, source: Source, devices: list[Any]) -> Compil
     training = build.ratio_training(experiment, len(devices))
     scalar = jax.ShapeDtypeStruct((), jnp.int32)
     arguments = (
-        _key_shape(),
+        jax.eval_shape(lambda: rng.root_key(0)),
         training.state_shapes(),
         build.shapes_on_device(training.constants, len(devices)),
         training.host_batch_shapes(len(devices)),
@@ -106,7 +102,7 @@ def sampler(settings: Settings, source: Source, devices: list[Any]) -> tuple[Com
     if source.starts is not None:
         batch["source"] = jax.ShapeDtypeStruct((size, *source.event_shape), jnp.float32)
     arguments = (
-        _key_shape(),
+        jax.eval_shape(lambda: rng.root_key(0)),
         experiment.sampling_variables(experiment.state_shapes()),
         build.shapes_on_device(experiment.constants, len(devices)),
         batch,
@@ -118,10 +114,6 @@ def sampler(settings: Settings, source: Source, devices: list[Any]) -> tuple[Com
 def _compile(lowered: Any, devices: list[Any]) -> Compiled:
     options = _GPU_OPTIONS if devices[0].platform == "gpu" else None
     return Compiled(lowered, lowered.compile(compiler_options=options))
-
-
-def _key_shape() -> Any:
-    return jax.eval_shape(lambda: rng.root_key(0))
 
 
 def _gpu_config(machine: Mapping[str, Any]) -> str:

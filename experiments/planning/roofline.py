@@ -18,29 +18,17 @@ from experiments.planning.targets import Target
 
 
 class Cost(NamedTuple):
-    """The cost of one run of a program on each device.
+    """The cost of one run of a program on each device."""
 
-    Attributes:
-      memory_bytes: bytes read from and written to the device's memory.
-      sent_bytes: bytes sent to other devices.
-      num_collectives: number of operations that move data between devices.
-      num_kernels: number of kernels.
-      num_flow_kernels: kernels per flow step; 0 if its loop is not found.
-      compute_seconds: time of kernels that are limited by products.
-      memory_seconds: time of kernels that are limited by memory.
-      link_seconds: time of communication.
-      expected_seconds: the second figure.
-    """
-
-    memory_bytes: float = 0.0
-    sent_bytes: float = 0.0
-    num_collectives: int = 0
+    memory_bytes: float = 0.0  # Read from and written to the device's memory.
+    sent_bytes: float = 0.0  # Sent to other devices.
+    num_collectives: int = 0  # Operations that move data between devices.
     num_kernels: int = 0
-    num_flow_kernels: int = 0
-    compute_seconds: float = 0.0
-    memory_seconds: float = 0.0
-    link_seconds: float = 0.0
-    expected_seconds: float = 0.0
+    num_flow_kernels: int = 0  # Per flow step; 0 if its loop is not found.
+    compute_seconds: float = 0.0  # Of kernels that are limited by products.
+    memory_seconds: float = 0.0  # Of kernels that are limited by memory.
+    link_seconds: float = 0.0  # Of communication.
+    expected_seconds: float = 0.0  # The second figure.
 
     @property
     def seconds(self) -> float:
@@ -63,7 +51,12 @@ def cost(program: Program, target: Target, precision: str, num_flow_steps: int) 
     total = Cost()
     for kernel in work.kernels(program):
         sent = kernel.sent_bytes(target.num_devices)
+        link = sent / target.link_bandwidth
         compute, memory = kernel.flops / peak, kernel.num_bytes / bandwidth
+        if target.platform == "tpu":
+            expected = kernel.instruction.estimated_cycles / (machine["clock_ghz"] * 1e9)
+        else:
+            expected = max(compute, memory, machine["kernel_seconds"])
         own = Cost(
             memory_bytes=kernel.num_bytes,
             sent_bytes=sent,
@@ -71,13 +64,8 @@ def cost(program: Program, target: Target, precision: str, num_flow_steps: int) 
             num_kernels=1,
             compute_seconds=compute if compute >= memory else 0.0,
             memory_seconds=memory if memory > compute else 0.0,
-            link_seconds=sent / target.link_bandwidth,
-            expected_seconds=sent / target.link_bandwidth
-            + (
-                kernel.instruction.estimated_cycles / (machine["clock_ghz"] * 1e9)
-                if target.platform == "tpu"
-                else max(compute, memory, machine["kernel_seconds"])
-            ),
+            link_seconds=link,
+            expected_seconds=link + expected,
         )
         total = Cost._make(a + kernel.times * b for a, b in zip(total, own, strict=True))
     flow = program.loop_body(num_flow_steps) if num_flow_steps > 1 else None
