@@ -14,7 +14,6 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Sequence
 
 import jax
 
@@ -40,7 +39,7 @@ def watch(address: str | None) -> None:
     if jax.process_count() == 1:
         return
     try:
-        host = address.rpartition(":")[0] if address else None
+        host = (address or "").rpartition(":")[0]
         if parallel.is_first_process():
             num = jax.process_count() - 1
             _links.extend(_listen(host, num))
@@ -67,12 +66,14 @@ def announce_exit(code: int) -> None:
     if code:
         _leaving.acquire()
     for link in _links:
-        try:
+        with contextlib.suppress(OSError):  # It has ended already.
             link.sendall(bytes([code]))
-        except OSError:
-            continue  # It has ended already.
     if code and parallel.is_first_process():
-        _wait_for_ends(_links)
+        end = time.monotonic() + _LEAVE_SECONDS
+        for link in _links:
+            link.settimeout(max(end - time.monotonic(), 0.0))
+            while _received(link):
+                pass
 
 
 def let_peers_end_this() -> None:
@@ -100,18 +101,6 @@ def _leave_with_peer(link: socket.socket) -> None:
     leave(code[0], "another process of the run has ended with an error; its message says why")
 
 
-def _wait_for_ends(links: Sequence[socket.socket]) -> None:
-    def wait(link: socket.socket) -> None:
-        while _received(link):
-            pass
-
-    waiting = [threading.Thread(target=wait, args=(link,), daemon=True) for link in links]
-    for thread in waiting:
-        thread.start()
-    for thread in waiting:
-        thread.join(_LEAVE_SECONDS)
-
-
 def _received(link: socket.socket) -> bytes:
     try:
         return link.recv(1)
@@ -119,7 +108,7 @@ def _received(link: socket.socket) -> bytes:
         return b""
 
 
-def _listen(host: str | None, num: int) -> list[socket.socket]:
+def _listen(host: str, num: int) -> list[socket.socket]:
     """Returns the first process's connections, to up to `num` others, or raises an OSError."""
     name, token = (host or socket.gethostname()).strip("[]"), secrets.token_hex(16)
     family = socket.AF_INET6 if ":" in name else socket.AF_INET
@@ -176,16 +165,11 @@ def _is_peer(link: socket.socket, token: str) -> bool:
     """Answers a process of this run, and closes the connection of any other program."""
     with contextlib.suppress(OSError):
         link.settimeout(_GREETING_SECONDS)
-        if _received_exactly(link, len(token)) == token.encode():
+        with link.makefile("rb") as greeting:  # A peer sends no more until it is welcome.
+            is_peer = greeting.read(len(token)) == token.encode()
+        if is_peer:
             link.sendall(_WELCOME)
             _keep_alive(link)
             return True
     link.close()
     return False
-
-
-def _received_exactly(link: socket.socket, num: int) -> bytes:
-    found = b""
-    while len(found) < num and (part := link.recv(num - len(found))):
-        found += part
-    return found
