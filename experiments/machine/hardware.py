@@ -1,6 +1,5 @@
 """The devices, and the precision of their computations."""
 
-import itertools
 import logging
 import os
 import platform
@@ -128,13 +127,11 @@ def convolution_errors(
 
 def _why_bfloat16_is_slow(platform: str) -> str | None:
     """Returns why bfloat16 is slower than float32 on the device, or `None` if it is not."""
-    if platform == "cpu":
-        if xla_flags.uses_onednn():
-            return None
+    if platform == "cpu" and not xla_flags.uses_onednn():
         return xla_flags.why_not_onednn() or "the fast kernels were not switched on at the start"
     if platform == "gpu":
-        capability = getattr(jax.devices()[0], "compute_capability", "0")
-        if capability.partition(".")[0].isdigit() and int(capability.partition(".")[0]) < 8:
+        major = getattr(jax.devices()[0], "compute_capability", "0").partition(".")[0]
+        if major.isdigit() and int(major) < 8:
             return "the GPU is older than NVIDIA's Ampere generation"
     return None
 
@@ -143,18 +140,14 @@ def _exact_convolution(
     stride: int, x: np.ndarray, kernel: np.ndarray, g: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A convolution and its gradients, computed from the definition."""
-    size, (height, width) = kernel.shape[0], g.shape[1:3]
-    pad = size // 2
+    pad, (height, width) = kernel.shape[0] // 2, g.shape[1:3]
     padded = np.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
     output, gx, gk = np.zeros_like(g), np.zeros_like(padded), np.zeros_like(kernel)
-    for row, column in itertools.product(range(size), repeat=2):
-        window = (
-            slice(None),
-            slice(row, row + (height - 1) * stride + 1, stride),
-            slice(column, column + (width - 1) * stride + 1, stride),
+    for row, column in np.ndindex(kernel.shape[:2]):
+        x_there, gx_there = (
+            a[:, row::stride, column::stride][:, :height, :width] for a in (padded, gx)
         )
-        output += padded[window] @ kernel[row, column]
-        gx[window] += g @ kernel[row, column].T
-        left, right = padded[window].reshape(-1, x.shape[3]), g.reshape(-1, g.shape[3])
-        gk[row, column] = left.T @ right
+        output += x_there @ kernel[row, column]
+        gx_there += g @ kernel[row, column].T
+        gk[row, column] = np.tensordot(x_there, g, ((0, 1, 2),) * 2)
     return output, gx[:, pad : pad + x.shape[1], pad : pad + x.shape[2]], gk

@@ -52,9 +52,13 @@ def join(
             "--coordinator_address=HOST:PORT, --num_processes=N and --process_id=I must be given "
             "together; --distributed detects missing values on TPU pods, SLURM and similar"
         )
-    waiting = threading.Timer(
-        _QUIET_SECONDS, _print_waiting, (coordinator_address, num_processes, process_id)
-    )
+    if process_id == 0:
+        whom = f"the other {(num_processes or 2) - 1} processes of the run to join"
+    else:
+        whom = "the first process of the run"
+    where = f"at {coordinator_address}" if coordinator_address else "that the environment names"
+    to_print, options = f"waiting for {whom} {where}", {"file": sys.stderr, "flush": True}
+    waiting = threading.Timer(_QUIET_SECONDS, print, (to_print,), options)
     waiting.daemon = True
     waiting.start()
     try:
@@ -120,12 +124,3 @@ def check_agreement(replicated: object, step: int) -> None:
             f"{jax.device_count()} differ from the others. Possible causes are faulty memory, or "
             "processes with different checkpoints or versions. This state was not saved"
         )
-
-
-def _print_waiting(address: str | None, num: int | None, own: int | None) -> None:
-    where = f"at {address}" if address else "that the environment names"
-    if own == 0:
-        text = f"the other {(num or 2) - 1} processes of the run to join {where}"
-    else:
-        text = f"the first process of the run {where}"
-    print(f"waiting for {text}", file=sys.stderr, flush=True)

@@ -5,7 +5,6 @@ operating system kills the process when it uses the memory. The memory that a ru
 compared with the free memory in advance.
 """
 
-import math
 import os
 import re
 from collections.abc import Callable
@@ -39,7 +38,7 @@ def check_state(state: TrainState, constants: Any) -> None:
 
 def num_bytes(tree: Any) -> int:
     """Returns the size of arrays, or of their shapes and dtypes."""
-    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 def checked(mapped: Any) -> Callable[..., Any]:

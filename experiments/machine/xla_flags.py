@@ -67,10 +67,8 @@ def uses_onednn(environ: Mapping[str, str] = os.environ) -> bool:
 
 def _is_within(versions: tuple[tuple[int, ...], tuple[int, ...]]) -> bool:
     try:
-        release = re.match(r"\d+(\.\d+)*", importlib.metadata.version("jaxlib"))
+        release = re.findall(r"\d+", importlib.metadata.version("jaxlib"))
     except importlib.metadata.PackageNotFoundError:
         return False
-    if release is None:
-        return False
     first, first_without = versions
-    return first <= tuple(map(int, release.group().split("."))) < first_without
+    return first <= tuple(map(int, release)) < first_without
