@@ -5,6 +5,7 @@ operating system kills the process when it uses the memory. The memory that a ru
 compared with the free memory in advance.
 """
 
+import contextlib
 import os
 import re
 from collections.abc import Callable
@@ -21,6 +22,7 @@ _HINT = (
     "Try a smaller network.width or network.hidden_sizes, a smaller train.batch_size, a larger "
     "train.num_micro_batches, network.remat=True, or a smaller evaluate.batch_size"
 )
+_MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")  # Of a container.
 
 
@@ -81,25 +83,21 @@ def explain(error: Exception) -> UserError | None:
 def host_bytes() -> int:
     """Returns the free memory of the host in bytes, if the system reports it."""
     free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
-        free = int(lines["MemAvailable"].split()[0]) * 1024
-    limit = _of_container("memory.max").strip()
+    if available := re.search(r"^MemAvailable: *(\d+)", _text(_MEMINFO), re.MULTILINE):
+        free = int(available[1]) * 1024
+    limit = _text(_CGROUP / "memory.max").strip()
     if limit.isdecimal():
         # Cached files count as used, but the system drops them when it needs the memory.
-        cached = re.findall(r"\b(?:in)?active_file (\d+)", _of_container("memory.stat"))
-        used = int(_of_container("memory.current") or 0) - sum(map(int, cached))
+        cached = re.findall(r"\b(?:in)?active_file (\d+)", _text(_CGROUP / "memory.stat"))
+        used = int(_text(_CGROUP / "memory.current") or 0) - sum(map(int, cached))
         free = min(free, int(limit) - used)
     return free
 
 
-def _of_container(name: str) -> str:
-    """Returns what the system says about this container, or "" if there is none."""
-    try:
-        return (_CGROUP / name).read_text()
-    except OSError:
-        return ""
+def _text(path: Path) -> str:
+    with contextlib.suppress(OSError):  # Not all systems have these files.
+        return path.read_text()
+    return ""
 
 
 def _compare(needed_per_device: int, what: str) -> None:

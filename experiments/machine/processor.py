@@ -1,6 +1,8 @@
 """Features of the processor. This module does not import JAX."""
 
+import contextlib
 import functools
+import re
 from pathlib import Path
 
 # Instructions that affect the speed of neural networks, by their names in Linux.
@@ -10,7 +12,7 @@ _NOTABLE = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile", "asimd", "
 @functools.cache
 def features(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
     """Returns the processor's features by their names in Linux; empty if they are not listed."""
-    return frozenset(_first(cpuinfo, "flags", "Features").split())
+    return frozenset(_first(cpuinfo, "flags|Features").split())
 
 
 @functools.cache
@@ -24,13 +26,8 @@ def describe() -> str:
     return " ".join(name for name in _NOTABLE if name in features()) or "features unknown"
 
 
-def _first(cpuinfo: Path, *names: str) -> str:
-    try:
-        lines = cpuinfo.read_text().splitlines()
-    except OSError:
-        return ""
-    for line in lines:
-        name, _, value = line.partition(":")
-        if name.strip() in names:
-            return value.strip()
+def _first(cpuinfo: Path, names: str) -> str:
+    with contextlib.suppress(OSError):
+        if found := re.search(rf"^(?:{names})[ \t]*:(.*)", cpuinfo.read_text(), re.MULTILINE):
+            return found[1].strip()
     return ""
