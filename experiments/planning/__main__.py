@@ -12,7 +12,6 @@ from experiments.errors import UserError, first_line
 from experiments.machine import interrupts, memory
 from experiments.planning import compiler, hlo, roofline, targets
 from experiments.planning.compiler import Compiled
-from experiments.planning.targets import Target
 from experiments.settings import Settings, section
 
 
@@ -35,14 +34,20 @@ def plan(settings: Settings, data_dir: str, text: str) -> dict[str, Any]:
         "has_data": is_given,
         "event_shape": source.event_shape,
     }
+
+    def described(compiled: Compiled, num_flow_steps: int) -> dict[str, Any]:
+        program, precision = hlo.parse(compiled.text), settings["precision"]
+        cost = roofline.cost(program, target, precision, num_flow_steps)
+        return {"memory": compiled.memory, "cost": cost._asdict()}
+
     flow_steps = settings["flow.num_steps"]
     try:
         compiled = compiler.train_step(settings, source, devices)
-        found["train"] = _described(compiled, target, settings, flow_steps)
+        found["train"] = described(compiled, flow_steps)
         found["flops"] = compiled.flops
         compiled, found["samples_per_device"] = compiler.sampler(settings, source, devices)
         flow_steps += settings["flow.num_refine_steps"]
-        found["sampler"] = _described(compiled, target, settings, flow_steps)
+        found["sampler"] = described(compiled, flow_steps)
         if target.platform == "gpu":
             # A second size, for the line through both. The TPU compiler needs minutes for it.
             double = {**settings, "train.batch_size": 2 * settings["train.batch_size"]}
@@ -53,13 +58,6 @@ def plan(settings: Settings, data_dir: str, text: str) -> dict[str, Any]:
         if "sampler" not in found:  # Otherwise only the second size does not fit.
             found["out_of_memory"] = first_line(error)[:300]
     return found
-
-
-def _described(
-    compiled: Compiled, target: Target, settings: Settings, num_flow_steps: int
-) -> dict[str, Any]:
-    cost = roofline.cost(hlo.parse(compiled.text), target, settings["precision"], num_flow_steps)
-    return {"memory": compiled.memory, "cost": cost._asdict()}
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ from experiments.settings import Settings
 # One of these packages has XLA's compiler for the platform.
 _COMPILERS = {"tpu": ("libtpu",), "gpu": ("jax-cuda13-pjrt", "jax-cuda12-pjrt")}
 _INSTALL = {"tpu": "python -m pip install 'jax[tpu]'", "gpu": "python -m pip install 'jax[cuda13]'"}
-_MAX_SHOWN = 300
 
 
 def check_compiler(target: Target) -> None:
@@ -68,7 +67,7 @@ def explain(stderr: str, code: int, target: Target) -> UserError:
     # JAX adds notes below an error of Python's.
     errors = re.findall(r"^[\w.]+(?:Error|Exception): .+", stderr, re.MULTILINE)
     lines = errors or re.findall(r"\S.*", stderr)
-    last = lines[-1][:_MAX_SHOWN] if lines else f"it ended with code {code}"
+    last = lines[-1][:300] if lines else f"it ended with code {code}"
     return UserError(
         f"--target={target.text}: the compiler of the package "
         f"{' or '.join(_COMPILERS[target.platform])} does not work here: {last}"

@@ -12,15 +12,11 @@ _HOUR = 3_600.0
 
 
 class Plan(NamedTuple):
-    """A run on a target machine.
+    """A run on a target machine."""
 
-    The settings have the precision that it uses; `found` is the result of the process that
-    compiles.
-    """
-
-    settings: Settings
+    settings: Settings  # With the precision that the machine uses.
     target: Target
-    found: dict[str, Any]
+    found: dict[str, Any]  # The result of the process that compiles.
 
     @property
     def batch_size(self) -> int:
@@ -181,10 +177,9 @@ def _micro_batches(plan: Plan) -> Iterator[str]:
         yield "  parameters and constants do not fit, so a smaller batch does not help"
         return
     used = plan.settings["train.num_micro_batches"]
-    for parts in range(used + 1, num + 1):
-        if num % parts == 0 and temporary * used / parts <= free:
-            yield f"  try --config.train.num_micro_batches={parts}, with the same results"
-            return
+    parts = (n for n in range(used + 1, num + 1) if num % n == 0 and temporary * used / n <= free)
+    if fewest := next(parts, None):
+        yield f"  try --config.train.num_micro_batches={fewest}, with the same results"
 
 
 def _ms(seconds: float) -> str:

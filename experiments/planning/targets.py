@@ -19,19 +19,12 @@ _MAX_DEVICES = 65_536
 
 
 class Target(NamedTuple):
-    """Devices of one kind, connected to each other.
+    """Devices of one kind, connected to each other."""
 
-    Attributes:
-      text: as the user wrote it.
-      platform: "gpu" or "tpu".
-      shape: of a TPU slice; of GPUs the number of hosts, and of devices per host.
-      machine: what the file knows of a device.
-    """
-
-    text: str
-    platform: str
-    shape: tuple[int, ...]
-    machine: Mapping[str, Any]
+    text: str  # As the user wrote it.
+    platform: str  # "gpu" or "tpu".
+    shape: tuple[int, ...]  # Of a TPU slice; of GPUs the number of hosts, and of devices per host.
+    machine: Mapping[str, Any]  # What the file knows of a device.
 
     @property
     def num_devices(self) -> int:
@@ -61,8 +54,7 @@ def parse(text: str) -> Target:
       UserError: for one that `machines.toml` does not describe, with the nearest that it does.
     """
     known = machines()
-    platform, _, rest = text.partition(":")
-    name, _, size = rest.partition(":")
+    platform, name, size = [*text.split(":", 2), "", ""][:3]
     if platform not in known:
         raise _unknown(text, f"starts with {' or '.join(known)}", platform, tuple(known))
     if name not in known[platform]:
