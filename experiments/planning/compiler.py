@@ -18,9 +18,6 @@ from experiments.planning.targets import Target
 from experiments.settings import Settings
 from fdrl_jax import parallel, rng, samplers
 
-# Autotuning runs kernels, but there is no device to run them.
-_GPU_OPTIONS: dict[str, str] = {"xla_gpu_autotune_level": "0"}
-
 
 class Compiled(NamedTuple):
     """A program for devices that this machine does not have, before and after compilation."""
@@ -112,7 +109,8 @@ def sampler(settings: Settings, source: Source, devices: list[Any]) -> tuple[Com
 
 
 def _compile(lowered: Any, devices: list[Any]) -> Compiled:
-    options = _GPU_OPTIONS if devices[0].platform == "gpu" else None
+    # Autotuning runs kernels, but there is no device to run them.
+    options = {"xla_gpu_autotune_level": "0"} if devices[0].platform == "gpu" else None
     return Compiled(lowered, lowered.compile(compiler_options=options))
 
 

@@ -16,14 +16,11 @@ _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) (?:\(.*)?\{$")
 
 
 class Array(NamedTuple):
-    """One array of a shape, by XLA's names.
-
-    The layout is XLA's text between braces, which names the memory, such as `S(1)` on chip.
-    """
+    """One array of a shape, by XLA's names."""
 
     dtype: str
     dims: tuple[int, ...]
-    layout: str
+    layout: str  # XLA's text between braces, which names the memory, such as `S(1)` on chip.
 
     @property
     def num_bytes(self) -> int:
@@ -40,16 +37,13 @@ class Array(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Instruction:
-    """One instruction, with those that it reads.
-
-    The shape is the text of its result's shape, and the attributes are the text after the operands.
-    """
+    """One instruction."""
 
     name: str
     opcode: str
-    shape: str
-    operands: list["Instruction"] = dataclasses.field(repr=False)
-    attributes: str
+    shape: str  # The text of its result's shape.
+    operands: list["Instruction"] = dataclasses.field(repr=False)  # What it reads.
+    attributes: str  # The text after the operands.
 
     @property
     def arrays(self) -> list[Array]:
@@ -71,11 +65,6 @@ class Instruction:
         return (*single, *re.findall(r"%([\w.\-]+)", branches))
 
     @property
-    def condition(self) -> str:
-        """Name of the computation that decides whether a loop continues, or ""."""
-        return self.find(r"\bcondition=%?([\w.\-]+)")
-
-    @property
     def estimated_cycles(self) -> int:
         """Cycles that the TPU compiler expects; 0 if it states none."""
         return int(self.find(r'"estimated_cycles":"(\d+)"') or 0)
@@ -92,13 +81,10 @@ class Instruction:
 
 
 class Program(NamedTuple):
-    """A compiled program: instructions by the name of their computation.
+    """A compiled program."""
 
-    The `entry` is the computation that runs first.
-    """
-
-    computations: dict[str, list[Instruction]]
-    entry: str
+    computations: dict[str, list[Instruction]]  # By name.
+    entry: str  # The computation that runs first.
 
     def loops(self) -> list[Instruction]:
         return [i for body in self.computations.values() for i in body if i.opcode == "while"]
@@ -108,12 +94,10 @@ class Program(NamedTuple):
         if known := instruction.find(r'"known_trip_count":\{"n":"(\d+)"'):
             return int(known)
         # The TPU compiler omits it. The loop of a scan counts from 0 up to a constant.
-        for compare in self.computations.get(instruction.condition, ()):
-            if compare.opcode == "compare" and "direction=LT" in compare.attributes:
-                limit = compare.operands[1]
-                if limit.opcode == "constant":
-                    return limit.number
-        return None
+        name = instruction.find(r"\bcondition=%?([\w.\-]+)")
+        condition = self.computations.get(name, ())
+        limits = [i.operands[1] for i in condition if "direction=LT" in i.attributes]
+        return next((i.number for i in limits if i.opcode == "constant"), None)
 
     def loop_body(self, trip_count: int) -> str | None:
         """Returns the computation that a loop of this many rounds runs: the flow's, for `K` steps.

@@ -27,8 +27,7 @@ def check_compiler(target: Target) -> None:
     """
     packages = _COMPILERS[target.platform]
     # A name may have underscores, and an installation that was interrupted may have none.
-    found = importlib.metadata.distributions()
-    installed = {(package.name or "").replace("_", "-") for package in found}
+    installed = {(p.name or "").replace("_", "-") for p in importlib.metadata.distributions()}
     if installed.isdisjoint(packages):
         raise UserError(
             f"--target={target.text} needs XLA's compiler for it, of the package "

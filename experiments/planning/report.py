@@ -8,7 +8,6 @@ from experiments.planning.targets import Target
 from experiments.settings import Settings
 
 _GIB = 2**30
-_HOUR = 3_600.0
 
 
 class Plan(NamedTuple):
@@ -54,14 +53,13 @@ class Plan(NamedTuple):
         temporary memory is proportional to the batch.
         """
         own, size = self.found["train"]["memory"], self.batch_size
+        added = own["temporary"]
         if "double" in self.found:
-            per_example = (sum(self.found["double"].values()) - sum(own.values())) / size
-        else:
-            per_example = own["temporary"] / size
-        if per_example <= 0:
+            added = sum(self.found["double"].values()) - sum(own.values())
+        if added <= 0:
             return None
         free = self.target.memory_bytes - self.needed_bytes("train")
-        return max(size + int(free // per_example), 0)
+        return max(size + int(free // (added / size)), 0)
 
 
 def lines(plan: Plan) -> Iterator[str]:
@@ -141,7 +139,7 @@ def _largest_line(plan: Plan) -> str:
 def _time_line(plan: Plan, what: str, train_step: float, sampler: float) -> str:
     settings, num_devices = plan.settings, plan.target.num_devices
     num_batches = -(-settings["evaluate.num_samples"] // plan.num_drawn)
-    hours = (settings["train.num_steps"] * train_step + num_batches * sampler) / _HOUR
+    hours = (settings["train.num_steps"] * train_step + num_batches * sampler) / 3_600
     return (
         f"{what} {hours:.3g} h, {hours * num_devices:.3g} device hours "
         f"({settings['train.num_steps']:,} train steps, "

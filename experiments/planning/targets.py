@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 from experiments.errors import UserError
 from fdrl_jax.names import nearest
 
-_MACHINES = Path(__file__).with_name("machines.toml")
 _SIZE = r"[1-9]\d{0,5}(x[1-9]\d{0,5})*"
 _EXAMPLES = "gpu:h100:8, tpu:v5e:4x4"
 # More would only make the arithmetic of shapes overflow somewhere.
@@ -87,7 +86,7 @@ def parse(text: str) -> Target:
 @functools.cache
 def machines() -> dict[str, Any]:
     """Returns the descriptions of all machines, by platform and name."""
-    return tomllib.loads(_MACHINES.read_text())
+    return tomllib.loads(Path(__file__).with_name("machines.toml").read_text())
 
 
 def _unknown(text: str, wanted: str, word: str, known: tuple[str, ...]) -> UserError:

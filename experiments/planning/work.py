@@ -28,16 +28,12 @@ _SLICES = ("dynamic-slice", "slice", "gather")
 
 
 class Kernel(NamedTuple):
-    """A unit of work that a device starts as a whole, which runs this many `times` per train step.
-
-    FLOPs are those of matrix products and convolutions per run, without padding. Bytes are read and
-    written in the device's memory per run.
-    """
+    """A unit of work that a device starts as a whole."""
 
     instruction: Instruction
-    times: int
-    flops: float
-    num_bytes: int
+    times: int  # How often the program, such as a train step, runs it.
+    flops: float  # Of matrix products and convolutions, per run and without padding.
+    num_bytes: int  # Read and written in the device's memory, per run.
 
     @property
     def collective(self) -> str | None:
