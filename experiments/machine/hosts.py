@@ -57,8 +57,8 @@ def join(
     else:
         whom = "the first process of the run"
     where = f"at {coordinator_address}" if coordinator_address else "that the environment names"
-    to_print, options = f"waiting for {whom} {where}", {"file": sys.stderr, "flush": True}
-    waiting = threading.Timer(_QUIET_SECONDS, print, (to_print,), options)
+    text, options = f"waiting for {whom} {where}", {"file": sys.stderr, "flush": True}
+    waiting = threading.Timer(_QUIET_SECONDS, print, (text,), options)
     waiting.daemon = True
     waiting.start()
     try:
