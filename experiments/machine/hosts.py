@@ -59,7 +59,6 @@ def join(
     where = f"at {coordinator_address}" if coordinator_address else "that the environment names"
     text, options = f"waiting for {whom} {where}", {"file": sys.stderr, "flush": True}
     waiting = threading.Timer(_QUIET_SECONDS, print, (text,), options)
-    waiting.daemon = True
     waiting.start()
     try:
         jax.distributed.initialize(

@@ -163,11 +163,10 @@ def _accepted(listener: socket.socket, token: str, num: int) -> list[socket.sock
 
 def _is_peer(link: socket.socket, token: str) -> bool:
     """Answers a process of this run, and closes the connection of any other program."""
-    with contextlib.suppress(OSError):
-        link.settimeout(_GREETING_SECONDS)
-        with link.makefile("rb") as greeting:  # A peer sends no more until it is welcome.
-            is_peer = greeting.read(len(token)) == token.encode()
-        if is_peer:
+    link.settimeout(_GREETING_SECONDS)
+    # The file may read ahead: a peer sends no more than this until it is welcome.
+    with contextlib.suppress(OSError), link.makefile("rb") as greeting:
+        if greeting.read(len(token)) == token.encode():
             link.sendall(_WELCOME)
             _keep_alive(link)
             return True
