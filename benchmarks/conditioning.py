@@ -44,7 +44,7 @@ def main() -> None:
     experiment, state = opened.experiment, opened.checkpoint.state
     source = experiment.source
     train_labels = source.labels.train
-    svc = SvcClassifier(source.train(), train_labels, probabilities=False)
+    svc = SvcClassifier(source.train(), train_labels)
     spread = _spread(svc, source.train(), train_labels)
     rows, shown = [], {}
     cases = [(kind, w) for kind in ("robust", "plain") for w in WEIGHTS]

@@ -49,11 +49,9 @@ def cheap_metric(reference: PointsReference | ImageReference, samples: np.ndarra
             f"data {reference.name!r} has fewer than 2 held-out images to compare with; "
             "set evaluate.every_steps=0"
         )
-    svc = svc_of(reference, probabilities=False) if _has_svc(reference) else None
-    if svc is not None:
+    space, features = BUILT_IN, random_conv_features
+    if _has_svc(reference) and (svc := svc_of(reference)) is not None:
         space, features = "svc", svc.features
-    else:
-        space, features = BUILT_IN, random_conv_features
     value = math.nan
     if np.isfinite(samples).all():
         value = frechet_distance(features(samples), features(reference.images[:_MAX_IMAGES]))

@@ -1,5 +1,6 @@
 """Metrics by a classifier of real images: Fréchet distance, confidence and class balance."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,9 +12,6 @@ from experiments.evaluation.metrics import Metric
 from experiments.evaluation.references import ImageReference
 from fdrl_jax.metrics import frechet_distance
 from fdrl_jax.metrics.rows import flat
-
-_SHAPE_OF_DIGITS = (8, 8, 1)
-
 
 # `images [N, H, W, C] in [-1, 1] -> (probabilities [N, classes], features [N, D])`.
 Classifier = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -27,26 +25,23 @@ class SvcClassifier:
     data in this space.
     """
 
-    def __init__(
-        self, images: np.ndarray, labels: np.ndarray, *, probabilities: bool = True
-    ) -> None:
-        """Fits the classifier to real images [N, H, W, C] and labels. The fit is deterministic.
-
-        Without `probabilities`, `probabilities_and_features` is not available, which needs six
-        fits.
-        """
-        from sklearn.calibration import CalibratedClassifierCV
+    def __init__(self, images: np.ndarray, labels: np.ndarray) -> None:
+        """Fits the classifier to real images [N, H, W, C] and labels. The fit is deterministic."""
         from sklearn.svm import SVC
 
         # Chosen for the 8 x 8 digits; for other images it is scaled by their pixels.
-        gamma = 0.03 if images.shape[1:] == _SHAPE_OF_DIGITS else "scale"
-        options: dict[str, Any] = {"C": 10.0, "gamma": gamma}
-        rows = flat(images)
-        self._svc = SVC(**options, decision_function_shape="ovo").fit(rows, labels)
-        self._calibrated = None
-        if probabilities:
-            calibrated = CalibratedClassifierCV(SVC(**options), cv=5, ensemble=False)
-            self._calibrated = calibrated.fit(rows, labels)
+        gamma = 0.03 if images.shape[1:] == (8, 8, 1) else "scale"
+        self._data = flat(images), labels
+        self._svc = SVC(C=10.0, gamma=gamma, decision_function_shape="ovo").fit(*self._data)
+
+    @functools.cached_property
+    def _calibrated(self) -> Any:
+        """The classifier with probabilities, which needs six more fits."""
+        from sklearn.base import clone
+        from sklearn.calibration import CalibratedClassifierCV
+
+        svc = clone(self._svc).set_params(decision_function_shape="ovr")
+        return CalibratedClassifierCV(svc, cv=5, ensemble=False).fit(*self._data)
 
     def predict(self, images: np.ndarray) -> np.ndarray:
         """Returns the most probable class of each image, [N]."""
@@ -54,8 +49,6 @@ class SvcClassifier:
 
     def probabilities_and_features(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns class probabilities [N, C] and pairwise decision values [N, C (C - 1) / 2]."""
-        if self._calibrated is None:
-            raise ValueError("fitted without probabilities")
         rows = flat(np.clip(images, -1.0, 1.0))
         return self._calibrated.predict_proba(rows), self.features(images)
 
@@ -64,11 +57,11 @@ class SvcClassifier:
         return self._svc.decision_function(flat(np.clip(images, -1.0, 1.0)))
 
 
-def svc_of(reference: ImageReference, *, probabilities: bool = True) -> SvcClassifier | None:
+def svc_of(reference: ImageReference) -> SvcClassifier | None:
     """Fits a classifier of pixels, if the reference has images for it."""
     if reference.fit_images is None or reference.fit_labels is None:
         return None
-    return SvcClassifier(reference.fit_images, reference.fit_labels, probabilities=probabilities)
+    return SvcClassifier(reference.fit_images, reference.fit_labels)
 
 
 def evaluate(

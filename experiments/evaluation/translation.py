@@ -52,7 +52,7 @@ def evaluate_translation(
         "skipped": [],
     }
     metrics = []
-    svc = classes.svc_of(reference, probabilities=False)
+    svc = classes.svc_of(reference)
     if svc is None:
         record["skipped"].append("target_share: no training images of the source for a classifier")
     else:
@@ -95,16 +95,12 @@ def caption(metrics: Metrics) -> str:
 def _kept(translated: np.ndarray, sources: np.ndarray, targets: np.ndarray) -> list[Metric]:
     num = len(translated)
     own, others, nearest = _distances(translated, sources)
-    far = Estimate(float(_rms(targets, sources).mean()))
-    between = float(_distances(sources, sources)[1])
+    far, chance = Estimate(float(_rms(targets, sources).mean())), Estimate(1.0 / num)
+    between = Estimate(_distances(sources, sources)[1])
     return [
-        measured(
-            "own_source_nearest_share",
-            *(Estimate(nearest), Estimate(1.0), Estimate(1.0 / num)),
-            num=num,
-        ),
+        measured("own_source_nearest_share", Estimate(nearest), Estimate(1.0), chance, num=num),
         measured("distance_to_own_source", Estimate(own), Estimate(0.0), far),
-        measured("distance_to_other_sources", Estimate(others), Estimate(between), far),
+        measured("distance_to_other_sources", Estimate(others), between, far),
     ]
 
 
