@@ -32,50 +32,11 @@ class Classifier(NamedTuple):
     input_range: tuple[float, float]
 
 
-class FeatureClassifier(NamedTuple):
-    """A trained classifier as a feature space, with its accuracy.
-
-    Attributes:
-      outputs: `(variables, x [B, H, W, C] in [-1, 1]) -> (probabilities [B, number of classes],
-        features of the penultimate layer [B, D])`.
-      variables: arrays.
-      name: name of its folder.
-      accuracy: share of held-out images that it classifies correctly.
-      num_held_out: number of held-out images.
-      digest: SHA-256 digest of the variables.
-    """
-
-    outputs: Callable[[Any, Array], tuple[Array, Array]]
-    variables: Any
-    name: str
-    accuracy: float
-    num_held_out: int
-    digest: str
-
-    def describe(self) -> dict[str, Any]:
-        kept = ("name", "accuracy", "num_held_out", "digest")
-        return {field: getattr(self, field) for field in kept}
-
-    def probabilities_and_features(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Maps images in [-1, 1], [N, H, W, C], to probabilities and features."""
-        padded = -len(images) % _BATCH_SIZE  # All batches run the same compiled program.
-        whole = np.concatenate([images, np.zeros((padded, *images.shape[1:]), images.dtype)])
-        batches = whole.reshape(-1, _BATCH_SIZE, *images.shape[1:])
-        parts = [self.outputs(self.variables, np.clip(batch, -1.0, 1.0)) for batch in batches]
-        probabilities, features = (
-            np.concatenate([np.asarray(part) for part in side])[: len(images)]
-            for side in zip(*parts, strict=True)
-        )
-        return probabilities, features
-
-
 def load(path: Path, classes: tuple[str, ...], event_shape: tuple[int, ...]) -> Classifier:
     """Opens the classifier of a workdir, or of a checkpoint file of the library `robustness`.
 
-    The data must have its classes.
-
     Raises:
-      UserError: if there is no classifier, or it belongs to other data.
+      UserError: if there is no classifier, or it belongs to other data, by classes or shape.
     """
     if path.is_file():
         apply, variables, num_classes = read_robustness(path)
@@ -91,10 +52,13 @@ def load(path: Path, classes: tuple[str, ...], event_shape: tuple[int, ...]) -> 
 
 def load_features(
     path: Path, classes: tuple[str, ...], event_shape: tuple[int, ...]
-) -> FeatureClassifier:
+) -> tuple[Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]], dict[str, Any]]:
     """Opens the classifier of a workdir for the evaluation of samples.
 
-    The data must have its classes.
+    Returns:
+      `images [N, H, W, C] in [-1, 1] -> (probabilities [N, number of classes], features of the
+      penultimate layer [N, D])`, and a description as values for JSON: the name of the folder, the
+      accuracy on a number of held-out images, and the SHA-256 digest of the variables.
 
     Raises:
       UserError: if there is no classifier, if it was trained on other data, or if its training is
@@ -120,14 +84,20 @@ def load_features(
         features = cast(Array, network.apply(variables, x, features=True))
         return jax.nn.softmax(logits), features
 
-    return FeatureClassifier(
-        outputs=outputs,
-        variables=variables,
-        name=trained.root.resolve().name,
-        accuracy=stored["metrics"]["clean_accuracy"],
-        num_held_out=stored["metrics"]["num_images"],
-        digest=sha256_of_arrays(jax.tree.map(np.asarray, variables)),
-    )
+    def probabilities_and_features(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        padded = -len(images) % _BATCH_SIZE  # All batches run the same compiled program.
+        whole = np.concatenate([images, np.zeros((padded, *images.shape[1:]), images.dtype)])
+        batches = whole.reshape(-1, _BATCH_SIZE, *images.shape[1:])
+        parts = [outputs(variables, np.clip(batch, -1.0, 1.0)) for batch in batches]
+        probabilities, features = map(np.concatenate, zip(*parts, strict=True))
+        return probabilities[: len(images)], features[: len(images)]
+
+    return probabilities_and_features, {
+        "name": trained.root.resolve().name,
+        "accuracy": stored["metrics"]["clean_accuracy"],
+        "num_held_out": stored["metrics"]["num_images"],
+        "digest": sha256_of_arrays(jax.tree.map(np.asarray, variables)),
+    }
 
 
 def _restored(

@@ -2,17 +2,18 @@
 
 import tempfile
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from experiments import pictures, records, report
 from experiments.build import Experiment
-from experiments.classifiers import FeatureClassifier, load_features
+from experiments.classifiers import load_features
 from experiments.command_line import Command
 from experiments.data import Source
 from experiments.errors import UserError
 from experiments.evaluation import Evaluation, Samples, draws, inception, metrics
+from experiments.evaluation.classes import Classifier
 from experiments.evaluation.images import evaluate_images
 from experiments.evaluation.inception import Inception
 from experiments.evaluation.points import MAX_POINTS, evaluate_points
@@ -59,11 +60,12 @@ def evaluate(
     if num < 2:
         raise UserError(f"metrics need at least 2 samples, got --num_samples={num}")
     data, classifier = opened.experiment.source, None
+    of_classifier: dict[str, Any] = {}
     if classifier_path:
-        classifier = load_features(Path(classifier_path), data.classes, data.event_shape)
+        path = Path(classifier_path)
+        classifier, of_classifier = load_features(path, data.classes, data.event_shape)
     networks, described = _inception(settings)
-    digest = None if classifier is None else classifier.digest
-    key = records.key_of(opened, num, classifier=digest, inception=described)
+    key = records.key_of(opened, num, classifier=of_classifier.get("digest"), inception=described)
     is_default = num == opened.run.settings["evaluate.num_samples"] and not classifier
 
     def found_record(key: records.Key) -> tuple[Path, bool]:
@@ -101,7 +103,7 @@ def evaluate(
         "details": {
             **found.record,
             "num_samples": len(samples.refined),
-            **({} if classifier is None else {"classifier": classifier.describe()}),
+            **({"classifier": of_classifier} if classifier else {}),
             "skipped": skipped,
             "precision": settings["precision"],
             "versions": inception.versions(),
@@ -145,7 +147,7 @@ def _score(
     opened: Opened,
     samples: Samples,
     source: Source | None,
-    classifier: FeatureClassifier | None,
+    classifier: Classifier | None,
     networks: Inception | None,
 ) -> Evaluation:
     reference = opened.run.metric_reference
@@ -154,15 +156,14 @@ def _score(
     if isinstance(reference, PointsReference):
         log_ratio = make_log_ratio(opened.experiment, opened.checkpoint.state)
         return evaluate_points(reference, samples, log_ratio)
-    classify = None if classifier is None else classifier.probabilities_and_features
     if reference.starts is not None:
         domains = domains_of(opened.run.settings)
-        return evaluate_translation(reference, samples, domains=domains, classifier=classify)
+        return evaluate_translation(reference, samples, domains=domains, classifier=classifier)
     return evaluate_images(
         reference,
         samples,
         train_batches=None if source is None else source.train_batches,
-        classifier=classify,
+        classifier=classifier,
         inception=networks,
     )
 

@@ -164,20 +164,18 @@ def test_a_classifier_evaluates_samples_under_its_accuracy_and_digest(
     with monkeypatch.context() as within:
         # It would change the precision of the run that is evaluated.
         within.setattr(hardware, "prepare", pytest.fail)
-        found = load_features(classifier.root, digits, (8, 8, 1))
+        classify, described = load_features(classifier.root, digits, (8, 8, 1))
     images = np.random.default_rng(0).uniform(-1, 1, (300, 8, 8, 1)).astype(np.float32)
-    probabilities, features = found.probabilities_and_features(images)
+    probabilities, features = classify(images)
     assert probabilities.shape == (300, 10)
     assert len(features) == 300
     np.testing.assert_allclose(probabilities.sum(axis=1), 1.0, rtol=1e-5)
-    np.testing.assert_allclose(
-        features[270:], found.probabilities_and_features(images[270:])[1], rtol=1e-5
-    )
+    np.testing.assert_allclose(features[270:], classify(images[270:])[1], rtol=1e-5)
     start("evaluate", of_digits.root, classifier=classifier.root)
     (file,) = of_digits.evaluations.glob("step_4_*/record.json")
     stored = json.loads(file.read_text())
-    assert stored["key"]["classifier"] == found.digest
-    assert stored["details"]["classifier"] == found.describe()
+    assert stored["key"]["classifier"] == described["digest"]
+    assert stored["details"]["classifier"] == described
     assert "frechet_classifier_64" in stored["metrics"]
     unfinished = tmp_path / "unfinished"
     shutil.copytree(classifier.root, unfinished)
