@@ -21,9 +21,6 @@ from experiments.errors import UserError
 from experiments.torch_file import load, state_dict
 from fdrl_jax.networks import BottleneckResNet, from_torch_state_dict
 
-_COPIES = "attacker."
-
-
 # `(variables, x [B, H, W, 3] in [0, 1]) -> logits [B, classes]`, variables, number of classes.
 TrainedElsewhere = tuple[Callable[..., jax.Array], dict[str, Any], int]
 
@@ -49,17 +46,13 @@ def read_robustness(path: Path) -> TrainedElsewhere:
 
 def _classifier(tensors: Mapping[str, np.ndarray]) -> TrainedElsewhere:
     normaliser, network = _split(tensors)
-    mean, std = (_pop(normaliser, f"new_{name}") for name in ("mean", "std"))
+    mean, std = (_three(normaliser, f"new_{name}") for name in ("mean", "std"))
     kernel, last = network.get("conv1.weight"), network.get("linear.weight")
     if kernel is None or last is None or kernel.ndim != 4 or last.ndim != 2:
         raise ValueError("it has no model.conv1.weight and model.linear.weight of a CIFAR ResNet")
     blocks = _count_blocks(network)
     net = BottleneckResNet(blocks, kernel.shape[0], last.shape[0])
-    variables = {
-        "network": from_torch_state_dict(net, network),
-        "mean": jnp.asarray(mean.reshape(-1), jnp.float32),
-        "std": jnp.asarray(std.reshape(-1), jnp.float32),
-    }
+    variables = {"network": from_torch_state_dict(net, network), "mean": mean, "std": std}
 
     def apply(variables: dict[str, Any], x: jax.Array) -> jax.Array:
         # Clipped, as in that library.
@@ -73,24 +66,22 @@ def _split(
     tensors: Mapping[str, np.ndarray],
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Returns the tensors of the normaliser and of the network, without their prefixes."""
-    parts: dict[str, dict[str, np.ndarray]] = {"normalizer.": {}, "model.": {}}
+    parts: dict[str, dict[str, np.ndarray]] = {"normalizer": {}, "model": {}, "attacker": {}}
     for name, values in tensors.items():
-        if name.startswith(_COPIES):
-            continue
-        prefix = next((p for p in parts if name.startswith(p)), None)
-        if prefix is None:
+        part, _, rest = name.partition(".")
+        if part not in parts:
             raise ValueError(
                 f"it contains {name!r}, which belongs to no model, normalizer or attacker"
             )
-        parts[prefix][name.removeprefix(prefix)] = values
-    return parts["normalizer."], parts["model."]
+        parts[part][rest] = values
+    return parts["normalizer"], parts["model"]
 
 
-def _pop(normaliser: dict[str, np.ndarray], name: str) -> np.ndarray:
-    values = normaliser.pop(name, None)
-    if values is None or np.size(values) != 3:
+def _three(normaliser: dict[str, np.ndarray], name: str) -> jax.Array:
+    values = normaliser.get(name)
+    if values is None or values.size != 3:
         raise ValueError(f"it has no normalizer.{name} of three numbers")
-    return values
+    return jnp.asarray(values.reshape(-1), jnp.float32)
 
 
 def _count_blocks(network: Mapping[str, Any]) -> tuple[int, ...]:
