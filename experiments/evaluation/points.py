@@ -3,7 +3,6 @@
 import contextlib
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 import numpy as np
 
@@ -32,9 +31,7 @@ LogDensity = Callable[[np.ndarray], np.ndarray]
 
 
 def evaluate_points(
-    reference: PointsReference,
-    samples: Samples,
-    log_ratio: LogDensity | None = None,
+    reference: PointsReference, samples: Samples, log_ratio: LogDensity
 ) -> Evaluation:
     """Computes distances to new data and, for a mixture, how well samples cover the modes.
 
@@ -46,8 +43,7 @@ def evaluate_points(
     """
     ours, prior = samples.refined[:MAX_POINTS], samples.prior[:MAX_POINTS]
     data = [reference.draw(len(ours), seed) for seed in range(1, NUM_DRAWS + 2)]
-    record: dict[str, Any] = {"num_draws": NUM_DRAWS, "num_samples": len(ours), "skipped": []}
-    skipped: list[str] = record["skipped"]
+    skipped: list[str] = []
     metrics = energy(ours, prior, data)
     epsilon = _SINKHORN_EPSILON * 2.0 * float(data[0].var(axis=0).sum())
     sinkhorn = functools.partial(sinkhorn_divergence, epsilon=epsilon)
@@ -60,22 +56,20 @@ def evaluate_points(
         with _skipping(name, skipped):
             sides = _against(distance, few, few_prior, few_data)
             metrics.append(measured(name, *map(estimate, sides), num=len(few)))
-    if reference.log_density is not None:
-        density = reference.log_density
+    if (density := reference.density) is not None:
 
         def kl(points: np.ndarray) -> dict[str, float]:
-            return {"kl_to_data": float(kl_to_density(points, density(points)))}
+            return {"kl_to_data": kl_to_density(points, density.log_density(points))}
 
         with _skipping("kl_to_data", skipped):
             metrics += _without_reference(kl, ours, prior, data)
-        if log_ratio is not None:
-            with _skipping("log_ratio_kl", skipped):
-                metrics += _ratio(density, data[0], samples.bridged[:MAX_POINTS], log_ratio)
-    if reference.modes is not None and reference.mode_std is not None:
-        modes, radius = reference.modes, MODE_RADIUS_STDS * reference.mode_std
+        with _skipping("log_ratio_kl", skipped):
+            bridged = samples.bridged[:MAX_POINTS]
+            metrics += _ratio(density.log_density, data[0], bridged, log_ratio)
+    if density is not None and (modes := density.modes) is not None:
 
         def of_modes(points: np.ndarray) -> dict[str, float]:
-            found = mode_coverage(points, modes, radius)
+            found = mode_coverage(points, modes, MODE_RADIUS_STDS * density.mode_std)
             return {
                 "modes_hit": float(found.num_hit),
                 "high_quality_share": found.high_quality,
@@ -83,6 +77,7 @@ def evaluate_points(
             }
 
         metrics += _without_reference(of_modes, ours, prior, data)
+    record = {"num_draws": NUM_DRAWS, "num_samples": len(ours), "skipped": skipped}
     return Evaluation(by_name(metrics), record, {})
 
 
@@ -159,11 +154,11 @@ def _ratio(
     needed, `E_q̃[log r] = KL(q̃ ‖ p)`. It follows from the density of the data and an estimate of the
     entropy.
     """
-    true_kl = float(kl_to_density(bridged, log_density(bridged)))
+    true_kl = kl_to_density(bridged, log_density(bridged))
     on_flowed, on_data = log_ratio(bridged), log_ratio(data[: len(bridged)])
     found = {
         "kl_of_bridged_to_data": true_kl,
         "kl_of_bridged_to_data_by_estimator": float(np.mean(on_flowed)),
-        "log_ratio_kl": float(log_ratio_kl(true_kl, on_flowed, on_data)),
+        "log_ratio_kl": log_ratio_kl(true_kl, on_flowed, on_data),
     }
     return [measured(name, Estimate(value)) for name, value in found.items()]

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.data import Labels, Source, Starts, digits, to_uint8, to_unit
+from experiments.data import Density, Labels, Source, Starts, digits, to_uint8, to_unit
 from experiments.errors import DataError, UserError
 from experiments.files import read_npz, replacing
 
@@ -18,19 +18,10 @@ _MAX_BYTES = 2**25  # Bytes of uint8 pixels per field.
 
 
 class PointsReference(NamedTuple):
-    """A density in the plane.
-
-    Attributes:
-      draw: `(num, seed) -> points [num, 2]`, different for each seed.
-      log_density: `points [N, 2] -> log p [N]` in nats; `None` if it is unknown.
-      modes: centres of a mixture, [M, 2]; `None` if it is not a mixture.
-      mode_std: standard deviation of each mode.
-    """
+    """Points in the plane, `draw(num, seed) -> [num, 2]`, and their density if it is known."""
 
     draw: Callable[[int, int], np.ndarray]
-    log_density: Callable[[np.ndarray], np.ndarray] | None = None
-    modes: np.ndarray | None = None
-    mode_std: float | None = None
+    density: Density | None = None
 
 
 class ImageReference(NamedTuple):
@@ -63,7 +54,7 @@ class ImageReference(NamedTuple):
 def of(source: Source) -> PointsReference | ImageReference:
     """Returns the reference for samples of a data source."""
     if source.kind == "points":
-        return PointsReference(source.held_out, *(source.density or ()))
+        return PointsReference(source.held_out, source.density)
     return of_images(source)
 
 
@@ -83,43 +74,33 @@ def max_stored(event_shape: tuple[int, ...]) -> int:
 
 
 def of_images(source: Source) -> ImageReference:
-    """Returns the reference for samples of a set of images.
-
-    Reads the held-out images, and only those training images that are stored.
-    """
+    """As `of`, for images: reads held-out images, and only those training images it stores."""
     most = max_stored(source.event_shape)
     images = source.held_out(most, 0)
     labels = None if source.labels is None else np.asarray(source.labels.held_out[: len(images)])
     reference = ImageReference(source.name, images, labels)
-    if source.starts is not None:
-        most = min(_MAX_OTHERS, most)
-        starts = source.starts(np.arange(min(most, source.starts.num)))
-        num_held_out = min(source.starts.num_held_out, len(starts))
-        reference = reference._replace(starts=starts, num_held_out=num_held_out)
-        if source.name.startswith("digits") and source.labels is not None:
-            # All ten digits, because ten classes make a stricter test than two.
-            whole, target = digits().arrays, int(source.labels.train[0])
-            return reference._replace(
-                fit_images=whole["real"], fit_labels=whole["label"], fit_target=target
-            )
-        return _with_fit_of_domains(reference, source, source.starts, most)
-    if source.name == "digits" and source.labels is not None:
+    if (starts := source.starts) is None:
+        if source.name != "digits" or source.labels is None:
+            return reference
         # Every second training image is spare: the classifier is not fitted to it.
         train, labels = source.train(), source.labels.train
         return reference._replace(fit_images=train[::2], fit_labels=labels[::2], spare=train[1::2])
-    return reference
-
-
-def _with_fit_of_domains(
-    reference: ImageReference, source: Source, starts: Starts, most: int
-) -> ImageReference:
+    most = min(_MAX_OTHERS, most)
+    first = starts(np.arange(min(most, starts.num)))
+    reference = reference._replace(starts=first, num_held_out=min(starts.num_held_out, len(first)))
+    if source.name.startswith("digits") and source.labels is not None:
+        # All ten digits, because ten classes make a stricter test than two.
+        whole, target = digits().arrays, int(source.labels.train[0])
+        return reference._replace(
+            fit_images=whole["real"], fit_labels=whole["label"], fit_target=target
+        )
     positions = np.arange(starts.num_held_out, min(starts.num, starts.num_held_out + most))
     if not len(positions):
         return reference
-    images = [starts(positions), source.train(most)]
+    domains = [starts(positions), source.train(most)]
     return reference._replace(
-        fit_images=np.concatenate(images),
-        fit_labels=np.repeat(np.arange(2, dtype=np.int32), list(map(len, images))),
+        fit_images=np.concatenate(domains),
+        fit_labels=np.repeat(np.arange(2, dtype=np.int32), list(map(len, domains))),
         fit_target=1,
     )
 
