@@ -20,21 +20,17 @@ Examples:
 """
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from experiments.errors import Parser, UserError
 from experiments.evaluation import metrics
 from experiments.evaluation.protocols import DEFAULT_METRICS, METRICS, PROTOCOLS
-from experiments.files import read_json, write_text
+from experiments.files import read_json, write_json
 from fdrl_jax.names import nearest
-
-if TYPE_CHECKING:
-    from experiments.evaluation.image_sets import ImageSet
 
 # The arguments that name a set of images, as the user writes them.
 _SETS = {"samples": "SAMPLES", "reference": "REFERENCE", "held_out": "--held_out"}
@@ -49,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     if arguments.out:
-        write_text(Path(arguments.out), json.dumps(result, indent=2) + "\n")
+        write_json(Path(arguments.out), result)
     print(metrics.table(metrics.from_json(result["metrics"])))
     return 0
 
@@ -95,26 +91,23 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     _check_named("metrics", arguments.metrics, of_protocol)
     if arguments.image_size < 0:
         raise UserError(f"--image_size={arguments.image_size} must be a number of pixels")
-    for name in ("out", "picture"):
-        if getattr(arguments, name):
-            _check_writable(name, Path(getattr(arguments, name)))
-    if arguments.picture and not arguments.held_out:
-        raise UserError(
-            "--picture shows the nearest images of REFERENCE, whose search needs --held_out"
-        )
+    for flag in ("out", "picture"):
+        if value := getattr(arguments, flag):
+            path = Path(value)
+            if not path.parent.is_dir():
+                raise UserError(f"--{flag}: the folder {path.parent} does not exist")
+            if path.is_dir() or not os.access(path.parent, os.W_OK):
+                raise UserError(f"--{flag}={path} cannot be written")
     if arguments.picture:
+        if not arguments.held_out:
+            raise UserError(
+                "--picture shows the nearest images of REFERENCE, whose search needs --held_out"
+            )
         from matplotlib.backend_bases import FigureCanvasBase
 
         formats = FigureCanvasBase.get_supported_filetypes()
         _check_named("picture", [Path(arguments.picture).suffix[1:]], formats)
     return arguments
-
-
-def _check_writable(flag: str, path: Path) -> None:
-    if not path.parent.is_dir():
-        raise UserError(f"--{flag}: the folder {path.parent} does not exist")
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
-        raise UserError(f"--{flag}={path} cannot be written")
 
 
 def _check_named(flag: str, values: Sequence[str], allowed: Collection[str]) -> None:
@@ -138,18 +131,19 @@ def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
             other = ", or --features=random_conv, which needs no weights"
             raise UserError(f"{error}{other * (not arguments.weights)}") from error
     weights = {protocol.name: arguments.weights} if arguments.weights else {}
-    sets = image_sets.alike(
-        {
-            name: _load(label, where, arguments)
-            for name, label in _SETS.items()
-            if (where := getattr(arguments, name))
-        }
-    )
+    sets = {}
+    for name, label in _SETS.items():
+        if where := getattr(arguments, name):
+            try:
+                sets[name] = image_sets.load(where, arguments.data_dir, arguments.image_size)
+            except UserError as error:
+                # The readers are those of a run, whose data are in data.dir.
+                raise UserError(str(error).replace("data.dir=", f"{label}=", 1)) from error
+    sets = image_sets.alike(sets)
     image_sets.check(*sets.values(), channels=bool(by_features or arguments.held_out))
     samples, reference, held_out = sets["samples"], sets["reference"], sets.pop("held_out", None)
     networks = inception.Inception(weights, arguments.metrics)
-    cache = Path(arguments.cache_dir) if arguments.cache_dir else None
-    found, used = inception.by_inception(samples, reference, networks, cache=cache)
+    found, used = inception.by_inception(samples, reference, networks, cache=arguments.cache_dir)
     for label, function in named.items():
         scores = spaces.scores(function(samples.unit), function(reference.unit))
         found += [
@@ -181,16 +175,6 @@ def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
 
             pictures.save(neighbours(samples.unit, shown), Path(arguments.picture))
     return {"metrics": metrics.to_json(metrics.by_name(found)), **record}
-
-
-def _load(label: str, where: str, arguments: argparse.Namespace) -> "ImageSet":
-    from experiments.evaluation import image_sets
-
-    try:
-        return image_sets.load(where, arguments.data_dir, arguments.image_size)
-    except UserError as error:
-        # The readers are those of a run, whose data are in data.dir.
-        raise UserError(str(error).replace("data.dir=", f"{label}=", 1)) from error
 
 
 def _record_of(samples: Path) -> Any:

@@ -10,7 +10,7 @@ import numpy as np
 
 from experiments.data import arrays, read_arrays, read_headers, tfds, to_uint8, to_unit
 from experiments.data.decode import Transform, decode
-from experiments.data.decoded import Images, probe
+from experiments.data.decoded import probe
 from experiments.data.files import Tree
 from experiments.data.records import Problems, Records
 from experiments.data.stream import Reading, decode_all
@@ -83,9 +83,13 @@ def load(where: str, data_dir: str = "", image_size: int = 0) -> ImageSet:
     problems = Problems("stop")
     images = probe(records, Transform(image_size=image_size, channels=channels), problems)
     pixels, _ = decode_all(images, Reading(problems), where)
-    if channels and _are_grey(pixels):
+    if channels and all((image == image[..., :1]).all() for image in pixels):
         pixels = pixels[..., :1]
-    return in_memory(where, pixels, resized=image_size > 0 and _any_of_other_size(images))
+    stored = map(images.records.read, range(len(images.records)))
+    resized = image_size > 0 and any(
+        decode(payload, Transform()).shape[:2] != images.shape[:2] for payload in stored
+    )
+    return in_memory(where, pixels, resized=resized)
 
 
 def alike(sets: Mapping[str, ImageSet]) -> dict[str, ImageSet]:
@@ -117,17 +121,6 @@ def check(*sets: ImageSet, channels: bool = False) -> None:
     if channels and len({shape[3] for shape in shapes.values()}) > 1:
         counts = ", ".join(f"{where} has {shape[3]}" for where, shape in shapes.items())
         raise DataError(f"the numbers of channels differ: {counts}")
-
-
-def _are_grey(pixels: np.ndarray) -> bool:
-    parts = (pixels[i : i + _BATCH_SIZE] for i in range(0, len(pixels), _BATCH_SIZE))
-    return all(bool((part == part[..., :1]).all()) for part in parts)
-
-
-def _any_of_other_size(images: Images) -> bool:
-    """Whether any stored image has another size than the examples."""
-    payloads = map(images.records.read, range(len(images.records)))
-    return any(decode(payload, Transform()).shape[:2] != images.shape[:2] for payload in payloads)
 
 
 def _in_colour(images: ImageSet) -> ImageSet:
@@ -164,10 +157,7 @@ def _floats(where: str) -> np.ndarray | None:
         array = read_arrays(Path(where), ["arr_0"])["arr_0"]
     except ValueError:  # The reader of uint8 images reports what is wrong with the file.
         return None
-    if (
-        array.ndim != 4
-        or array.shape[-1] not in (1, 3)
-        or not np.abs(array).max(initial=0.0) <= 1.0
-    ):
+    is_images = array.ndim == 4 and array.shape[-1] in (1, 3)
+    if not (is_images and np.abs(array).max(initial=0.0) <= 1.0):
         raise DataError(f"{where}: floating-point images must be [N, H, W, 1 or 3] in [-1, 1]")
     return array.astype(np.float32)

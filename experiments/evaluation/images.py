@@ -17,14 +17,12 @@ from fdrl_jax.metrics import energy_distance, random_conv_features
 _MAX_QUERIES = 1_000  # Samples, and held-out images, whose nearest training images are searched.
 _MAX_QUERY_NUMBERS = 2**25  # Limit on the number of their pixels.
 
-TrainBatches = Callable[[], Iterator[np.ndarray]]
-
 
 def evaluate_images(
     reference: ImageReference,
     samples: Samples,
     *,
-    train_batches: TrainBatches | None = None,
+    train_batches: Callable[[], Iterator[np.ndarray]] | None = None,
     classifier: Classifier | None = None,
     inception: Inception | None = None,
 ) -> Evaluation:

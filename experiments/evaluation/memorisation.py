@@ -52,15 +52,11 @@ def nearest(
         distances = np.take_along_axis(distances, nearest_first, axis=1)
         indices = np.take_along_axis(indices, nearest_first, axis=1)
         wanted = set(indices[:num_shown].ravel().tolist())
-        kept = {
-            number: kept[number] if number < seen else batch[number - seen].copy()
-            for number in wanted
-        }
+        kept = {i: kept[i] if i < seen else batch[i - seen].copy() for i in wanted}
         seen += len(batch)
     shown = indices[:num_shown]
-    images = [kept[number] for number in shown.ravel().tolist()]
-    stacked = np.stack(images) if images else queries[:0]
-    return Neighbours(distances, indices, stacked.reshape(*shown.shape, *queries.shape[1:]))
+    images = np.array([kept[i] for i in shown.ravel().tolist()], queries.dtype)
+    return Neighbours(distances, indices, images.reshape(*shown.shape, *queries.shape[1:]))
 
 
 def search(
@@ -86,8 +82,7 @@ def search(
       The metrics `memorisation_..._SPACE` that are finite, and the nearest training images by
       space, [num_shown, num_neighbours, H, W, C].
     """
-    found = []
-    shown = {}
+    found, shown = [], {}
     queries = np.concatenate([samples, held_out])
     num_shown = min(num_shown, len(samples))
     for name, features in spaces.items():
