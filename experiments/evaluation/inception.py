@@ -24,20 +24,12 @@ from experiments.data import digest, to_uint8
 from experiments.errors import UserError
 from experiments.evaluation.image_sets import ImageSet, check
 from experiments.evaluation.metrics import Estimate, Metric, with_count
-from experiments.evaluation.protocols import (
-    DEFAULT_METRICS,
-    PROTOCOLS,
-    Protocol,
-    check_weights,
-    is_genuine,
-    prefixed,
-)
+from experiments.evaluation.protocols import PROTOCOLS, Protocol, check_weights, prefixed
+from experiments.evaluation.spaces import FEWEST_FOR_NEIGHBOURS
 from fdrl_jax.metrics import manifold_metrics
 
 _BATCH_SIZE = 64
 _KID_SUBSET_SIZE = 1_000  # The usual size; smaller if there are fewer images.
-_BY_NEIGHBOURS = ("precision_recall", "density_coverage")
-_MIN_IMAGES = 6  # These need the distance to the fifth neighbour.
 
 
 class Inception(NamedTuple):
@@ -47,15 +39,11 @@ class Inception(NamedTuple):
     """
 
     weights: Mapping[str, str]
-    metrics: Sequence[str] = DEFAULT_METRICS
+    metrics: Sequence[str]
 
 
 def by_inception(
-    samples: ImageSet,
-    reference: ImageSet,
-    networks: Inception,
-    *,
-    cache: Path | None = None,
+    samples: ImageSet, reference: ImageSet, networks: Inception, *, cache: str | Path = ""
 ) -> tuple[list[Metric], list[dict[str, Any]]]:
     """Computes the metrics of Inception networks, and returns them with their protocols."""
     metrics: list[Metric] = []
@@ -82,7 +70,7 @@ def compute(
     weights_file: str,
     metrics: Sequence[str],
     *,
-    cache: Path | None = None,
+    cache: str | Path = "",
 ) -> tuple[list[Metric], dict[str, Any]]:
     """Computes Inception metrics by torch-fidelity, and returns them with how they were computed.
 
@@ -97,10 +85,9 @@ def compute(
     _check(samples, reference, protocol, metrics)
     (ours, _), (real, fingerprint) = samples.summary, reference.summary
     user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fdrl_jax"
-    cache = cache or Path(os.environ.get("FDRL_CACHE_DIR") or user_cache)
+    cache = Path(cache or os.environ.get("FDRL_CACHE_DIR") or user_cache)
     cache.mkdir(parents=True, exist_ok=True)
-    key = digest(fingerprint, protocol.name, sha256)
-    kept = cache / f"inception-{key}.npy"
+    kept = cache / f"inception-{digest(fingerprint, protocol.name, sha256)}.npy"
     drop_damaged(kept, real[0])
     subset_size = min(_KID_SUBSET_SIZE, ours[0], real[0])
     streamed = [samples] if kept.exists() else [samples, reference]
@@ -121,7 +108,7 @@ def compute(
         batches = itertools.chain.from_iterable(images.batches() for images in streamed)
         is_float = protocol.pixels == "float32"
         pixels = (batch.astype(np.float32) if is_float else to_uint8(batch) for batch in batches)
-        result = _run(job, Path(folder), pixels)
+        result = _run(job, pixels)
         features = np.load(job["sample_features"])
     found = {name: Estimate(*value) for name, value in result["metrics"].items()}
     if "density_coverage" in metrics:
@@ -131,7 +118,7 @@ def compute(
         Metric(with_count(prefixed(protocol, sha256, metric), ours[0]), metric, value)
         for metric, value in found.items()
     ]
-    others = "" if is_genuine(protocol, sha256) else " with other weights"
+    others = "" if sha256.startswith(protocol.sha256) else " with other weights"
     details = {
         "protocol": f"{protocol.name}{others}",
         "weights_file": Path(weights_file).name,
@@ -162,12 +149,6 @@ def check_ready(protocol: Protocol, weights_file: str) -> str:
 def _check(
     samples: ImageSet, reference: ImageSet, protocol: Protocol, metrics: Sequence[str]
 ) -> None:
-    unknown = [m for m in metrics if m not in protocol.metrics]
-    if unknown:
-        raise UserError(
-            f"protocol {protocol.name!r} has no {', '.join(unknown)}; available: "
-            f"{', '.join(protocol.metrics)}"
-        )
     if protocol.pixels == "float32" and samples.pixels == "uint8":
         raise UserError(
             f"{samples.where} was rounded to 256 levels, which protocol {protocol.name!r} forbids: "
@@ -175,11 +156,10 @@ def _check(
         )
     check(samples, reference)
     num = min(images.summary[0][0] for images in (samples, reference))
-    by_neighbours = [metric for metric in metrics if metric in _BY_NEIGHBOURS]
-    if by_neighbours and num < _MIN_IMAGES:
-        raise UserError(
-            f"{', '.join(by_neighbours)}: expected at least {_MIN_IMAGES} images, got {num}"
-        )
+    by_neighbours = [m for m in metrics if m in ("precision_recall", "density_coverage")]
+    if by_neighbours and num < FEWEST_FOR_NEIGHBOURS:
+        names = ", ".join(by_neighbours)
+        raise UserError(f"{names}: expected at least {FEWEST_FOR_NEIGHBOURS} images, got {num}")
 
 
 def drop_damaged(kept: Path, num_images: int) -> None:
@@ -195,10 +175,8 @@ def drop_damaged(kept: Path, num_images: int) -> None:
         kept.unlink()
 
 
-def _run(job: dict[str, Any], folder: Path, pixels: Iterable[np.ndarray]) -> Any:
-    job_file = folder / "job.json"
-    job_file.write_text(json.dumps(job))
-    command = [sys.executable, "-m", "experiments.evaluation.inception_process", str(job_file)]
+def _run(job: dict[str, Any], pixels: Iterable[np.ndarray]) -> Any:
+    command = [sys.executable, "-m", "experiments.evaluation.inception_process", json.dumps(job)]
     root = Path(__file__).resolve().parents[2]
     done = subprocess.Popen(command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
     # A process that has failed stops reading; its exit code and result say why.

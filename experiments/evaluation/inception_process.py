@@ -1,7 +1,7 @@
 """The separate process that computes Inception features and metrics by torch-fidelity.
 
-Run: `python -m experiments.evaluation.inception_process JOB.json`. PyTorch is imported only here,
-so that it never shares a process, and the memory of a GPU, with JAX.
+Run: `python -m experiments.evaluation.inception_process JOB`, where the job is JSON. PyTorch is
+imported only here, so that it never shares a process, and the memory of a GPU, with JAX.
 """
 
 import json
@@ -15,12 +15,9 @@ import numpy as np
 
 from experiments.errors import first_line
 
-_LAYERS = ("2048", "logits_unbiased")
 
-
-def main(job_file: str) -> None:
-    """Reads a job, as `experiments/evaluation/inception.py` writes it, and writes its result."""
-    job = json.loads(Path(job_file).read_text())
+def main(job: dict[str, Any]) -> None:
+    """Does a job of `experiments/evaluation/inception.py`, and writes its result."""
     try:
         network = build_network(job)
     except Exception as error:  # torch and pickle may raise any error on other files.
@@ -32,16 +29,33 @@ def main(job_file: str) -> None:
 
 
 def _compute(job: dict[str, Any], network: Any) -> dict[str, Any]:
+    """Returns metrics by name, [value] or [value, spread], with versions and the device."""
     import torch
     import torch_fidelity
     import torchvision
+    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
     from torch_fidelity.metric_isc import isc_features_to_metric
+    from torch_fidelity.metric_kid import kid_features_to_metric
+    from torch_fidelity.metric_prc import prc_features_to_metric
 
-    samples = extract(network, job, job["samples_shape"], sys.stdin.buffer)
-    np.save(job["sample_features"], samples["2048"].numpy())
-    metrics = _against(job, samples["2048"], _reference(job, network))
-    if "inception_score" in job["metrics"]:
-        found = isc_features_to_metric(samples["logits_unbiased"])
+    layers = extract(network, job, job["samples_shape"], sys.stdin.buffer)
+    samples, wanted = layers["2048"], job["metrics"]
+    np.save(job["sample_features"], samples.numpy())
+    reference = _reference(job, network)
+    metrics: dict[str, list[float]] = {}
+    if "fid" in wanted:
+        statistics = [fid_features_to_statistics(x) for x in (samples, reference)]
+        found = fid_statistics_to_metric(*statistics, verbose=False)
+        metrics["fid"] = [found["frechet_inception_distance"]]
+    if "kid" in wanted:
+        size = job["kid_subset_size"]
+        found = kid_features_to_metric(samples, reference, kid_subset_size=size, verbose=False)
+        metrics["kid"] = [found[f"kernel_inception_distance_{part}"] for part in ("mean", "std")]
+    if "precision_recall" in wanted:
+        found = prc_features_to_metric(samples, reference, save_cpu_ram=True, verbose=False)
+        metrics |= {"precision": [found["precision"]], "recall": [found["recall"]]}
+    if "inception_score" in wanted:
+        found = isc_features_to_metric(layers["logits_unbiased"])
         metrics["inception_score"] = [found[f"inception_score_{part}"] for part in ("mean", "std")]
     versions = {m.__name__: m.__version__ for m in (torch, torchvision, torch_fidelity)}
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
@@ -50,27 +64,23 @@ def _compute(job: dict[str, Any], network: Any) -> dict[str, Any]:
 
 def build_network(job: dict[str, Any]) -> Any:
     """Returns the network of a job's protocol, with its weights, on the device."""
-    return _standard_network(job) if job["protocol"] == "standard" else _legacy_network(job)
-
-
-def _standard_network(job: dict[str, Any]) -> Any:
-    """The network with TensorFlow's weights, for uint8 images."""
     import torch
     from torch_fidelity.utils import create_feature_extractor
 
-    # Rejects files with anything but tensors, because the library would execute it.
-    torch.load(job["weights"], map_location="cpu", weights_only=True)
-    layers = _LAYERS if "inception_score" in job["metrics"] else _LAYERS[:1]
-    return create_feature_extractor(
+    # Rejects files with anything but tensors, because torch-fidelity would execute it.
+    state = torch.load(job["weights"], map_location="cpu", weights_only=True)
+    if job["protocol"] != "standard":
+        return _legacy_network(state)
+    return create_feature_extractor(  # With TensorFlow's weights, for uint8 images.
         "inception-v3-compat",
-        list(layers),
+        ["2048", "logits_unbiased"] if "inception_score" in job["metrics"] else ["2048"],
         cuda=torch.cuda.is_available(),
         feature_extractor_weights_path=job["weights"],
         verbose=False,
     )
 
 
-def _legacy_network(job: dict[str, Any]) -> Any:
+def _legacy_network(state: dict[str, Any]) -> Any:
     """The network of torchvision up to its last pooling, for floats in [-1, 1]."""
     import torch
     from torch.nn.functional import interpolate
@@ -81,9 +91,6 @@ def _legacy_network(job: dict[str, Any]) -> Any:
         def __init__(self) -> None:
             super().__init__("legacy", ["2048"])
             self.network = Inception3(transform_input=False, init_weights=False)
-            state = torch.load(job["weights"], map_location="cpu", weights_only=True)
-            self.network.load_state_dict(state)
-            self.network.fc = torch.nn.Identity()
 
         def forward(self, images: Any) -> tuple[Any]:
             large = interpolate(images, (299, 299), mode="bilinear", align_corners=False)
@@ -93,7 +100,10 @@ def _legacy_network(job: dict[str, Any]) -> Any:
         def get_provided_features_list() -> tuple[str]:
             return ("2048",)
 
-    return Legacy().eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    legacy = Legacy()
+    legacy.network.load_state_dict(state)
+    legacy.network.fc = torch.nn.Identity()
+    return legacy.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def extract(
@@ -142,27 +152,5 @@ def _reference(job: dict[str, Any], network: Any) -> Any:
     return torch.from_numpy(np.load(kept))
 
 
-def _against(job: dict[str, Any], samples: Any, reference: Any) -> dict[str, list[float]]:
-    """Returns metrics by name: [value], or [value, spread]."""
-    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
-    from torch_fidelity.metric_kid import kid_features_to_metric
-    from torch_fidelity.metric_prc import prc_features_to_metric
-
-    metrics: dict[str, list[float]] = {}
-    wanted = job["metrics"]
-    if "fid" in wanted:
-        statistics = [fid_features_to_statistics(x) for x in (samples, reference)]
-        found = fid_statistics_to_metric(*statistics, verbose=False)
-        metrics["fid"] = [found["frechet_inception_distance"]]
-    if "kid" in wanted:
-        size = job["kid_subset_size"]
-        found = kid_features_to_metric(samples, reference, kid_subset_size=size, verbose=False)
-        metrics["kid"] = [found[f"kernel_inception_distance_{part}"] for part in ("mean", "std")]
-    if "precision_recall" in wanted:
-        found = prc_features_to_metric(samples, reference, save_cpu_ram=True, verbose=False)
-        metrics |= {"precision": [found["precision"]], "recall": [found["recall"]]}
-    return metrics
-
-
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(json.loads(sys.argv[1]))

@@ -81,11 +81,6 @@ def check_weights(protocol: Protocol, path: str) -> str:
     return sha256_of_file(Path(path))
 
 
-def is_genuine(protocol: Protocol, sha256: str) -> bool:
-    """Whether the protocol is defined for a file of weights."""
-    return sha256.startswith(protocol.sha256)
-
-
 def prefixed(protocol: Protocol, sha256: str, metric: str) -> str:
     """Returns the name of a metric under a protocol, with weights of this SHA-256.
 
@@ -93,4 +88,4 @@ def prefixed(protocol: Protocol, sha256: str, metric: str) -> str:
     other weights are not comparable with published ones, so their name has the hash of the weights.
     """
     name = f"{metric}_{protocol.prefix}" if protocol.prefix else metric
-    return name if is_genuine(protocol, sha256) else f"{name}_weights_{sha256[:8]}"
+    return name if sha256.startswith(protocol.sha256) else f"{name}_weights_{sha256[:8]}"

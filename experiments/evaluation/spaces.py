@@ -12,7 +12,7 @@ from fdrl_jax.names import nearest
 # `images [N, H, W, C] float32 in [-1, 1] -> features [N, D] or [N, ...]`.
 Features = Callable[[np.ndarray], np.ndarray]
 BUILT_IN, PIXELS = "random_conv", "pixels"
-_FEWEST_FOR_NEIGHBOURS = 6
+FEWEST_FOR_NEIGHBOURS = 6  # Images; density and coverage need the fifth neighbour of each.
 
 
 def named(names: Sequence[str]) -> dict[str, Features]:
@@ -41,7 +41,7 @@ def scores(rows: np.ndarray, reference: np.ndarray) -> dict[str, float]:
     Both are features: `rows` [N, D] and those of real images, [M, D].
     """
     found = {"frechet": frechet_distance(rows, reference)}
-    if min(len(rows), len(reference)) >= _FEWEST_FOR_NEIGHBOURS:
+    if min(len(rows), len(reference)) >= FEWEST_FOR_NEIGHBOURS:
         found |= manifold_metrics(rows, reference)._asdict()
     return found
 
