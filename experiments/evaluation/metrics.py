@@ -112,12 +112,11 @@ def to_json(metrics: Metrics) -> dict[str, dict[str, Any]]:
     """Returns metrics as values for JSON; `[name]["value"]` is the mean over draws."""
     stored: dict[str, dict[str, Any]] = {}
     for name, metric in metrics.items():
-        sides = (metric.samples, metric.prior, metric.real)
-        fields: dict[str, Any] = {}
-        for keys, side in zip(_SIDES, sides, strict=True):
-            fields |= dict(zip(keys, side or (None, None), strict=True))
+        stored[name] = {}
+        for keys, side in zip(_SIDES, (metric.samples, metric.prior, metric.real), strict=True):
+            stored[name] |= zip(keys, side or (None, None), strict=True)
         defined = {"unit": metric.defined.unit, "direction": metric.defined.direction}
-        stored[name] = {**fields, **defined, "definition": metric.definition}
+        stored[name] |= {**defined, "definition": metric.definition}
     return stored
 
 
@@ -154,18 +153,13 @@ def rows(metrics: Metrics) -> list[tuple[str, ...]]:
 
 def table(metrics: Metrics, start: str = "prior") -> str:
     """Returns the table for a terminal without its empty columns, followed by `summary`."""
-    filled = [
-        (header, *cells)
-        for header, *cells in zip(columns(start), *rows(metrics), strict=True)
-        if not cells or set(cells) != {_NOTHING}
-    ]
-    lines = list(zip(*filled, strict=True))
-    widths = [max(map(len, column)) for column in filled]
-    text = [
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    ]
-    return "\n".join([*text, "", summary(metrics, start)])
+    padded = []
+    for column in zip(columns(start), *rows(metrics), strict=True):
+        if set(column[1:]) != {_NOTHING}:
+            width = max(map(len, column))
+            padded.append([cell.ljust(width) for cell in column])
+    lines = ["  ".join(cells).rstrip() for cells in zip(*padded, strict=True)]
+    return "\n".join([*lines, "", summary(metrics, start)])
 
 
 def summary(metrics: Metrics, start: str = "prior") -> str:
@@ -202,9 +196,7 @@ def verdict(metrics: Metrics, start: str = "prior") -> str:
 def _placed(metrics: Metrics) -> list[tuple[float, Metric]]:
     """Returns the headline metrics that place samples between real data and their start."""
     headlines = [(m.relative_distance, m) for m in metrics.values() if m.defined.headline]
-    return [
-        (left, metric) for left, metric in headlines if left is not None and math.isfinite(left)
-    ]
+    return [(left, m) for left, m in headlines if left is not None and math.isfinite(left)]
 
 
 def _sentence(left: float, metric: Metric, start: str) -> str:
