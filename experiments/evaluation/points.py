@@ -57,15 +57,14 @@ def evaluate_points(
             sides = _against(distance, few, few_prior, few_data)
             metrics.append(measured(name, *map(estimate, sides), num=len(few)))
     if (density := reference.density) is not None:
-
-        def kl(points: np.ndarray) -> dict[str, float]:
-            return {"kl_to_data": kl_to_density(points, density.log_density(points))}
-
+        log_density = density.log_density
         with _skipping("kl_to_data", skipped):
-            metrics += _without_reference(kl, ours, prior, data)
+            metrics += _without_reference(
+                lambda x: {"kl_to_data": kl_to_density(x, log_density(x))}, ours, prior, data
+            )
         with _skipping("log_ratio_kl", skipped):
             bridged = samples.bridged[:MAX_POINTS]
-            metrics += _ratio(density.log_density, data[0], bridged, log_ratio)
+            metrics += _ratio(log_density, data[0], bridged, log_ratio)
     if density is not None and (modes := density.modes) is not None:
 
         def of_modes(points: np.ndarray) -> dict[str, float]:

@@ -56,12 +56,11 @@ def evaluate_translation(
     if svc is None:
         record["skipped"].append("target_share: no training images of the source for a classifier")
     else:
-
-        def share(images: np.ndarray) -> Estimate:
-            return Estimate(float(np.mean(svc.predict(images) == reference.fit_target)))
-
-        verdicts = (share(images) for images in (translated, sources, targets))
-        metrics.append(measured("target_share", *verdicts, space="svc", num=num))
+        shares = (
+            Estimate(float(np.mean(svc.predict(images) == reference.fit_target)))
+            for images in (translated, sources, targets)
+        )
+        metrics.append(measured("target_share", *shares, space="svc", num=num))
     metrics += _kept(translated, sources, targets)
     pool = draws.pool(reference, translated, sources)
     if classifier is not None and pool.draws:
@@ -93,24 +92,21 @@ def caption(metrics: Metrics) -> str:
 
 
 def _kept(translated: np.ndarray, sources: np.ndarray, targets: np.ndarray) -> list[Metric]:
-    num = len(translated)
-    own, others, nearest = _distances(translated, sources)
-    far, chance = Estimate(float(_rms(targets, sources).mean())), Estimate(1.0 / num)
-    between = Estimate(_distances(sources, sources)[1])
+    num, distances = len(translated), _rms(translated, sources)
+    nearest = Estimate(float(np.mean(distances.argmin(axis=1) == np.arange(num))))
+    own = Estimate(float(np.diagonal(distances).mean()))
+    others, between = _to_others(distances), _to_others(_rms(sources, sources))
+    far = Estimate(float(_rms(targets, sources).mean()))
     return [
-        measured("own_source_nearest_share", Estimate(nearest), Estimate(1.0), chance, num=num),
-        measured("distance_to_own_source", Estimate(own), Estimate(0.0), far),
-        measured("distance_to_other_sources", Estimate(others), between, far),
+        measured("own_source_nearest_share", nearest, Estimate(1.0), Estimate(1.0 / num), num=num),
+        measured("distance_to_own_source", own, Estimate(0.0), far),
+        measured("distance_to_other_sources", others, between, far),
     ]
 
 
-def _distances(images: np.ndarray, sources: np.ndarray) -> tuple[float, float, float]:
-    """Returns mean distances to the own and to other sources, and the share nearest to its own."""
-    between, num = _rms(images, sources), len(images)
-    own = np.diagonal(between)
-    others = (between.sum(axis=1) - own) / max(num - 1, 1)
-    share = np.mean(between.argmin(axis=1) == np.arange(num))
-    return float(own.mean()), float(others.mean()), float(share)
+def _to_others(distances: np.ndarray) -> Estimate:
+    others = distances.sum(axis=1) - np.diagonal(distances)
+    return Estimate(float((others / max(len(distances) - 1, 1)).mean()))
 
 
 def _rms(x: np.ndarray, y: np.ndarray) -> np.ndarray:
