@@ -32,9 +32,6 @@ from experiments.evaluation.protocols import DEFAULT_METRICS, METRICS, PROTOCOLS
 from experiments.files import read_json, write_json
 from fdrl_jax.names import nearest
 
-# The arguments that name a set of images, as the user writes them.
-_SETS = {"samples": "SAMPLES", "reference": "REFERENCE", "held_out": "--held_out"}
-
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; an error of the user is printed in one line."""
@@ -132,7 +129,8 @@ def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
             raise UserError(f"{error}{other * (not arguments.weights)}") from error
     weights = {protocol.name: arguments.weights} if arguments.weights else {}
     sets = {}
-    for name, label in _SETS.items():
+    as_written = {"samples": "SAMPLES", "reference": "REFERENCE", "held_out": "--held_out"}
+    for name, label in as_written.items():
         if where := getattr(arguments, name):
             try:
                 sets[name] = image_sets.load(where, arguments.data_dir, arguments.image_size)
