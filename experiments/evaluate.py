@@ -145,7 +145,7 @@ def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     for label, function in named.items():
         scores = spaces.scores(function(samples.unit), function(reference.unit))
         found += [
-            metrics.measured(name, metrics.Estimate(score), space=label, num=samples.summary[0][0])
+            metrics.measured(name, [score], space=label, num=samples.summary[0][0])
             for name, score in scores.items()
         ]
     record: dict[str, Any] = {"protocols": used, "features": by_features}

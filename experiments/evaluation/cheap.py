@@ -6,7 +6,7 @@ import numpy as np
 
 from experiments.errors import UserError
 from experiments.evaluation.classes import svc_of
-from experiments.evaluation.metrics import Estimate, Metric, measured
+from experiments.evaluation.metrics import Metric, measured
 from experiments.evaluation.references import ImageReference, PointsReference
 from experiments.evaluation.spaces import BUILT_IN
 from fdrl_jax.metrics import energy_distance, frechet_distance, random_conv_features
@@ -43,7 +43,7 @@ def cheap_metric(reference: PointsReference | ImageReference, samples: np.ndarra
     samples = samples[: num_read(reference, len(samples))]
     if isinstance(reference, PointsReference):
         value = energy_distance(samples, reference.draw(len(samples), 1))
-        return measured("energy_distance", Estimate(value), num=len(samples))
+        return measured("energy_distance", [value], num=len(samples))
     if len(reference.images) < 2:
         raise UserError(
             f"data {reference.name!r} has fewer than 2 held-out images to compare with; "
@@ -55,4 +55,4 @@ def cheap_metric(reference: PointsReference | ImageReference, samples: np.ndarra
     value = math.nan
     if np.isfinite(samples).all():
         value = frechet_distance(features(samples), features(reference.images[:_MAX_IMAGES]))
-    return measured("frechet", Estimate(value), space=space, num=len(samples))
+    return measured("frechet", [value], space=space, num=len(samples))

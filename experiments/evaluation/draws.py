@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.evaluation.metrics import Metric, estimate, measured
+from experiments.evaluation.metrics import Metric, measured
 from experiments.evaluation.references import ImageReference
 
 _MAX_PER_DRAW = 1_000  # Images; some metrics need the distances of all pairs.
@@ -94,7 +94,7 @@ def compare(
     return [
         measured(
             definition,
-            *(estimate(sides[i][definition] for sides in drawn) for i in range(3)),
+            *([sides[i][definition] for sides in drawn] for i in range(3)),
             space=space,
             num=len(draws[0].reference),
         )

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.stats import mannwhitneyu
 
-from experiments.evaluation.metrics import Estimate, Metric, measured
+from experiments.evaluation.metrics import Metric, measured
 from experiments.evaluation.spaces import Features
 from fdrl_jax.metrics.rows import flat
 
@@ -90,7 +90,7 @@ def search(
         first, rest = near.distances[: len(samples), 0], near.distances[len(samples) :, 0]
         for definition, value in _scores(first, rest).items():
             if np.isfinite(value):
-                found.append(measured(definition, Estimate(value), space=name))
+                found.append(measured(definition, [value], space=name))
         shown[name] = near.images
     return found, shown
 

@@ -90,18 +90,13 @@ def with_count(name: str, num_samples: int) -> str:
     return f"{name}_{num_samples}" if rest or not thousands else f"{name}_{thousands}k"
 
 
-def measured(
-    definition: str,
-    samples: Estimate,
-    prior: Estimate | None = None,
-    real: Estimate | None = None,
-    *,
-    space: str = "",
-    num: int = 0,
-) -> Metric:
-    """Returns a metric, named by its definition, the feature space and the number of samples."""
+def measured(definition: str, *sides: Iterable[float], space: str = "", num: int = 0) -> Metric:
+    """Returns a metric, named by its definition, the feature space and the number of samples.
+
+    The sides are values over draws of the samples, and of the prior and real data if known.
+    """
     name = "_".join(filter(None, (definition, space)))
-    return Metric(with_count(name, num) if num else name, definition, samples, prior, real)
+    return Metric(with_count(name, num) if num else name, definition, *map(estimate, sides))
 
 
 # The keys of a metric in JSON: of the value and of the spread of each side.

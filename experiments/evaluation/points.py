@@ -8,7 +8,7 @@ import numpy as np
 
 from experiments.evaluation import Evaluation, Samples
 from experiments.evaluation.draws import NUM_DRAWS
-from experiments.evaluation.metrics import Estimate, Metric, by_name, estimate, measured
+from experiments.evaluation.metrics import Metric, by_name, measured
 from experiments.evaluation.references import PointsReference
 from fdrl_jax.metrics import (
     kl_to_density,
@@ -55,7 +55,7 @@ def evaluate_points(
         few, few_prior, *few_data = (points[:most] for points in (ours, prior, *data))
         with _skipping(name, skipped):
             sides = _against(distance, few, few_prior, few_data)
-            metrics.append(measured(name, *map(estimate, sides), num=len(few)))
+            metrics.append(measured(name, *sides, num=len(few)))
     if (density := reference.density) is not None:
         log_density = density.log_density
         with _skipping("kl_to_data", skipped):
@@ -97,10 +97,7 @@ def energy(samples: np.ndarray, prior: np.ndarray, data: list[np.ndarray]) -> li
 
     sides = _against(distance, samples, prior, data)
     ratios = [[1.0 + found / scale for found in side] for side in sides]
-    return [
-        measured("energy_ratio", *map(estimate, ratios)),
-        measured("energy_distance", *map(estimate, sides)),
-    ]
+    return [measured("energy_ratio", *ratios), measured("energy_distance", *sides)]
 
 
 def _against(
@@ -137,9 +134,7 @@ def _without_reference(
     """Returns metrics that need no reference, of the samples, the prior and new data."""
     ours, of_prior, *real = (scores(points) for points in (samples, prior, *data))
     return [
-        measured(
-            name, Estimate(ours[name]), Estimate(of_prior[name]), estimate(r[name] for r in real)
-        )
+        measured(name, [ours[name]], [of_prior[name]], [found[name] for found in real])
         for name in ours
     ]
 
@@ -160,4 +155,4 @@ def _ratio(
         "kl_of_bridged_to_data_by_estimator": float(np.mean(on_flowed)),
         "log_ratio_kl": log_ratio_kl(true_kl, on_flowed, on_data),
     }
-    return [measured(name, Estimate(value)) for name, value in found.items()]
+    return [measured(name, [value]) for name, value in found.items()]

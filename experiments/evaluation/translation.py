@@ -7,7 +7,7 @@ from scipy.spatial.distance import cdist
 
 from experiments.evaluation import Evaluation, Samples, classes, draws
 from experiments.evaluation.classes import Classifier
-from experiments.evaluation.metrics import Estimate, Metric, Metrics, by_name, measured
+from experiments.evaluation.metrics import Metric, Metrics, by_name, measured
 from experiments.evaluation.references import ImageReference
 from experiments.settings import Settings
 from fdrl_jax.metrics.rows import flat
@@ -57,7 +57,7 @@ def evaluate_translation(
         record["skipped"].append("target_share: no training images of the source for a classifier")
     else:
         shares = (
-            Estimate(float(np.mean(svc.predict(images) == reference.fit_target)))
+            [float(np.mean(svc.predict(images) == reference.fit_target))]
             for images in (translated, sources, targets)
         )
         metrics.append(measured("target_share", *shares, space="svc", num=num))
@@ -93,20 +93,20 @@ def caption(metrics: Metrics) -> str:
 
 def _kept(translated: np.ndarray, sources: np.ndarray, targets: np.ndarray) -> list[Metric]:
     num, distances = len(translated), _rms(translated, sources)
-    nearest = Estimate(float(np.mean(distances.argmin(axis=1) == np.arange(num))))
-    own = Estimate(float(np.diagonal(distances).mean()))
+    nearest = float(np.mean(distances.argmin(axis=1) == np.arange(num)))
+    own = float(np.diagonal(distances).mean())
     others, between = _to_others(distances), _to_others(_rms(sources, sources))
-    far = Estimate(float(_rms(targets, sources).mean()))
+    far = float(_rms(targets, sources).mean())
     return [
-        measured("own_source_nearest_share", nearest, Estimate(1.0), Estimate(1.0 / num), num=num),
-        measured("distance_to_own_source", own, Estimate(0.0), far),
-        measured("distance_to_other_sources", others, between, far),
+        measured("own_source_nearest_share", [nearest], [1.0], [1.0 / num], num=num),
+        measured("distance_to_own_source", [own], [0.0], [far]),
+        measured("distance_to_other_sources", [others], [between], [far]),
     ]
 
 
-def _to_others(distances: np.ndarray) -> Estimate:
+def _to_others(distances: np.ndarray) -> float:
     others = distances.sum(axis=1) - np.diagonal(distances)
-    return Estimate(float((others / max(len(distances) - 1, 1)).mean()))
+    return float((others / max(len(distances) - 1, 1)).mean())
 
 
 def _rms(x: np.ndarray, y: np.ndarray) -> np.ndarray:
