@@ -229,7 +229,6 @@ def parse_value(key: str, text: str) -> Any:
     Raises:
       UserError: for an unknown setting or an invalid value.
     """
-    settings.check_key(key, prefix="--config.")
     text = text.strip()
     words = {"true": True, "false": False}
     try:
@@ -238,7 +237,7 @@ def parse_value(key: str, text: str) -> Any:
         value = text
     if settings.error_of(key, value) and not settings.error_of(key, text):
         return text
-    settings.check_value(key, value)
+    settings.check(key, value, prefix="--config.")
     return value
 
 

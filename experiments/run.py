@@ -72,11 +72,7 @@ class Run:
         self._prior_sha256: str | None = record["prior_sha256"]
         self._reference_sha256: str | None = record["reference_sha256"]
         # Computed from the record on disk, so that keys of later versions do not change it.
-        fixed = {
-            key: value
-            for key, value in record["settings"].items()
-            if key in settings.SETTINGS and settings.SETTINGS[key].scope == "fixed"
-        }
+        fixed = settings.of_scope(record["settings"], "fixed")
         self.id = sha256_of_json([self.kind, fixed, self.data, self._prior_sha256])
         self.metrics = root / "metrics.jsonl"
         self.snapshots = root / "snapshots"
@@ -157,10 +153,7 @@ class Run:
         """
         merged = settings.checked({**self.settings, **changes})
         fixed = settings.of_scope(merged, "fixed", "training")
-        differing = settings.differences(
-            settings.of_scope(self.settings, "fixed", "training"), fixed
-        )
-        if differing:
+        if differing := settings.differences(self.settings, {**self.settings, **fixed}):
             raise UserError(
                 "these settings were fixed when the run "
                 f"{self.root} was created: {'; '.join(differing.values())}. To use other values, "
@@ -176,12 +169,10 @@ class Run:
         Raises:
           UserError: if other settings differ; names each with both values.
         """
-        free = settings.of_scope(wanted, "free")
-        saved = {**self.settings, **free}
+        saved = {**self.settings, **settings.of_scope(wanted, "free")}
         if wanted["optimizer.schedule"] != "cosine":  # Its length affects every step.
             saved["train.num_steps"] = wanted["train.num_steps"]
-        differing = settings.differences(saved, wanted)
-        if differing:
+        if differing := settings.differences(saved, wanted):
             reason = (
                 " The cosine schedule of the learning rate spans train.num_steps, so that a longer "
                 "training is a new run."

@@ -79,30 +79,24 @@ def _is_whole(value: Any) -> bool:
 
 
 def _whole(low: int = 0, high: int = 2**31 - 1) -> Rule:
-    def accepts(value: Any) -> bool:
-        return _is_whole(value) and low <= value <= high
+    return Rule(
+        lambda value: _is_whole(value) and low <= value <= high,
+        f"a whole number from {low:,} to {high:,}",
+    )
 
-    return Rule(accepts, f"a whole number from {low:,} to {high:,}")
 
-
-def _real(
-    low: float, high: float = _MAX_FLOAT32, *, above: bool = False, below: bool = False
-) -> Rule:
-    """A float32 number within limits; `above` and `below` exclude the limits themselves."""
+def _real(high: float = _MAX_FLOAT32, *, above: bool = False, below: bool = False) -> Rule:
+    """A float32 number from 0 to `high`; `above` and `below` exclude the limits themselves."""
 
     def accepts(value: Any) -> bool:
         # Only comparisons, because a whole number may be too large for a float.
-        is_number = isinstance(value, float) or _is_whole(value)
-        return bool(
-            is_number
-            and (value > low if above else value >= low)
+        return (isinstance(value, float) or _is_whole(value)) and bool(
+            (value >= _MIN_FLOAT32 or (value == 0 and not above))
             and (value < high if below else value <= high)
-            and (value == 0 or abs(value) >= _MIN_FLOAT32)
         )
 
-    limits = f"{'above' if above else 'at least'} {low:g}"
-    limits += f" and {'below' if below else 'at most'} {high:.3g}"
-    return Rule(accepts, f"a finite number {limits}")
+    limits = f"{'above' if above else 'at least'} 0 and {'below' if below else 'at most'}"
+    return Rule(accepts, f"a finite number {limits} {high:.3g}")
 
 
 def _choice(*names: str) -> Rule:
@@ -123,19 +117,33 @@ def _is_list(value: Any, accepts: Callable[[Any], bool]) -> bool:
     return isinstance(value, (tuple, list)) and all(map(accepts, value))
 
 
-def _is_increasing(value: Any, low: int) -> bool:
-    return _is_list(value, _whole(low).accepts) and list(value) == sorted(set(value))
+def _increasing(low: int, what: str) -> Rule:
+    return Rule(
+        lambda value: _is_list(value, _whole(low).accepts) and list(value) == sorted(set(value)),
+        f"increasing {what}",
+    )
 
 
 def _is_block(value: Any) -> bool:
-    is_pair = _is_list(value, _whole(1, 65_536).accepts) and len(value) == 2
-    return is_pair and bool(value[1] <= 8)
+    return _SIZES.accepts(value) and len(value) == 2 and bool(value[1] <= 8)
 
 
 _FLAG = Rule(lambda value: isinstance(value, bool), "True or False")
 _TEXT = Rule(_is_text, f"a text of at most {_MAX_TEXT:,} printable characters")
 _FILE_NAME = Rule(_is_file_name, f"a file name without a folder, of at most {_MAX_FILE_NAME} bytes")
 _LENGTH = _whole(0, 65_536)
+_SIZES = Rule(
+    lambda value: bool(value) and _is_list(value, _whole(1, 65_536).accepts),
+    "one or more positive whole numbers such as (64, 64)",
+)
+_BLOCKS = Rule(
+    lambda value: _is_list(value, _is_block),
+    "pairs of channels and stride such as ((32, 1), (64, 2))",
+)
+_DIVERGENCE = Rule(
+    lambda value: isinstance(value, str) and bool(divergence_formula.parse(value)),
+    "a divergence such as kl, alpha(0.5) or 0.5*kl + 0.5*js",
+)
 
 SETTINGS: dict[str, Setting] = {
     "seed": Setting(0, _whole(), "flow").means(
@@ -192,7 +200,7 @@ SETTINGS: dict[str, Setting] = {
     "data.random_flip": Setting(False, _FLAG).means(
         "Mirrors half of the training images, left to right."
     ),
-    "data.dequantisation": Setting(0.0, _real(0.0, 1.0)).means(
+    "data.dequantisation": Setting(0.0, _real(1.0)).means(
         "Standard deviation of the Gaussian noise that is added to data in [-1, 1]."
     ),
     "data.on_error": Setting("stop", _choice("stop", "skip"), "free").means(
@@ -216,24 +224,14 @@ SETTINGS: dict[str, Setting] = {
         "Network: `mlp` for points; `auto` is the paper's network for the image size; `resnet` is "
         "built from network.blocks; the others are those of the paper's table 4."
     ),
-    "network.hidden_sizes": Setting(
-        (64, 64, 64, 64),
-        Rule(
-            lambda v: bool(v) and _is_list(v, _whole(1, 65_536).accepts),
-            "one or more positive whole numbers such as (64, 64)",
-        ),
-    ).means("Sizes of the hidden layers of `mlp`."),
+    "network.hidden_sizes": Setting((64, 64, 64, 64), _SIZES).means(
+        "Sizes of the hidden layers of `mlp`."
+    ),
     "network.width": Setting(0, _LENGTH).means(
         "Channels of the first convolution of a residual network. Those of the blocks of the "
         "paper's networks scale with it; 0: the paper's number."
     ),
-    "network.blocks": Setting(
-        (),
-        Rule(
-            lambda v: _is_list(v, _is_block),
-            "pairs of channels and stride such as ((32, 1), (64, 2))",
-        ),
-    ).means("Channels and stride of each block of `resnet`."),
+    "network.blocks": Setting((), _BLOCKS).means("Channels and stride of each block of `resnet`."),
     "network.attention": Setting(False, _FLAG).means(
         "Adds a self-attention layer to a residual network."
     ),
@@ -253,12 +251,12 @@ SETTINGS: dict[str, Setting] = {
     "prior.name": Setting("normal", _choice("normal", "uniform", "data_dependent", "source")).means(
         "Distribution that the flow starts from; `source` is the source domain of a translation."
     ),
-    "prior.scale": Setting(1.0, _real(0.0, above=True)).means("Standard deviation of `normal`."),
+    "prior.scale": Setting(1.0, _real(above=True)).means("Standard deviation of `normal`."),
     "prior.rank": Setting(0, _whole(0, 2**20)).means(
         "Rank of the covariance of `data_dependent`; 0: the full covariance, up to 12,288 "
         "dimensions."
     ),
-    "prior.jitter": Setting(1e-4, _real(0.0)).means(
+    "prior.jitter": Setting(1e-4, _real()).means(
         "Variance that is added to the diagonal of this covariance (eq. 8)."
     ),
     # flow
@@ -268,57 +266,49 @@ SETTINGS: dict[str, Setting] = {
     "flow.num_refine_steps": Setting(20, _whole(0, 100_000), "flow").means(
         "κ: number of refinement steps, which follow the K steps in sampling."
     ),
-    "flow.step_size": Setting(3.0, _real(0.0, above=True), "flow").means(
+    "flow.step_size": Setting(3.0, _real(above=True), "flow").means(
         "η: step size, which multiplies the drift."
     ),
-    "flow.step_size_decay": Setting(1.0, _real(0.0, 1_000.0, above=True), "flow").means(
+    "flow.step_size_decay": Setting(1.0, _real(1_000.0, above=True), "flow").means(
         "Step size at step K divided by the first one; it changes in geometric progression."
     ),
-    "flow.noise_scale": Setting(0.01, _real(0.0), "flow").means(
+    "flow.noise_scale": Setting(0.01, _real(), "flow").means(
         "ν: standard deviation of the noise that each step adds."
     ),
     # loss
     "loss.name": Setting("lr", _choice(*bregman.REGISTRY)).means(
         "Bregman loss that trains the density ratio."
     ),
-    "loss.divergence": Setting(
-        "kl",
-        Rule(
-            lambda v: isinstance(v, str) and bool(divergence_formula.parse(v)),
-            "a divergence such as kl, alpha(0.5) or 0.5*kl + 0.5*js",
-        ),
-    ).means("f-divergence that the flow decreases."),
-    "loss.gradient_penalty": Setting(0.0, _real(0.0), "training").means(
+    "loss.divergence": Setting("kl", _DIVERGENCE).means("f-divergence that the flow decreases."),
+    "loss.gradient_penalty": Setting(0.0, _real(), "training").means(
         "Weight of the zero-centred gradient penalty on data and on flowed samples (R1 + R2)."
     ),
-    "loss.gradient_penalty_fraction": Setting(1.0, _real(0.0, 1.0, above=True), "training").means(
+    "loss.gradient_penalty_fraction": Setting(1.0, _real(1.0, above=True), "training").means(
         "Fraction of the batch on which the penalty is computed; a smaller one is faster."
     ),
     # optimizer
-    "optimizer.learning_rate": Setting(1e-4, _real(0.0, 10.0, above=True), "training").means(
+    "optimizer.learning_rate": Setting(1e-4, _real(10.0, above=True), "training").means(
         "Initial learning rate of Adam."
     ),
-    "optimizer.b1": Setting(0.9, _real(0.0, 1.0, below=True), "training").means(
+    "optimizer.b1": Setting(0.9, _real(1.0, below=True), "training").means(
         "Decay rate of Adam's first moment."
     ),
-    "optimizer.b2": Setting(0.999, _real(0.0, 1.0, below=True), "training").means(
+    "optimizer.b2": Setting(0.999, _real(1.0, below=True), "training").means(
         "Decay rate of Adam's second moment."
     ),
     "optimizer.schedule": Setting(
         "piecewise", _choice("constant", "piecewise", "cosine"), "training"
     ).means("Schedule of the learning rate; `cosine` decays it to 0 over train.num_steps."),
     "optimizer.boundaries": Setting(
-        (80_000, 90_000),
-        Rule(lambda v: _is_increasing(v, 1), "increasing step numbers such as (80000, 90000)"),
-        "training",
+        (80_000, 90_000), _increasing(1, "step numbers such as (80000, 90000)"), "training"
     ).means("Train steps at which `piecewise` multiplies the learning rate by optimizer.decay."),
-    "optimizer.decay": Setting(0.1, _real(0.0, 1.0, above=True), "training").means(
+    "optimizer.decay": Setting(0.1, _real(1.0, above=True), "training").means(
         "Factor on the learning rate at each of optimizer.boundaries."
     ),
     "optimizer.warmup_steps": Setting(0, _whole(), "training").means(
         "Number of train steps over which the learning rate grows linearly from 0."
     ),
-    "optimizer.clip_norm": Setting(0.0, _real(0.0), "training").means(
+    "optimizer.clip_norm": Setting(0.0, _real(), "training").means(
         "Gradients with a larger global norm are scaled down to this norm; 0: no clipping."
     ),
     # train
@@ -329,7 +319,7 @@ SETTINGS: dict[str, Setting] = {
     "train.batch_size": Setting(64, _whole(1, 2**20), "training").means(
         "Examples per train step, in total over all devices."
     ),
-    "train.ema_rate": Setting(0.998, _real(0.0, 1.0, below=True), "training").means(
+    "train.ema_rate": Setting(0.998, _real(1.0, below=True), "training").means(
         "Decay per step of the exponential moving average of the parameters (EMA)."
     ),
     "train.ema_ramp": Setting(False, _FLAG, "training").means(
@@ -343,17 +333,17 @@ SETTINGS: dict[str, Setting] = {
         "Number of equal parts of the batch per device, which are processed one after the other to "
         "save memory."
     ),
-    "train.max_log_ratio": Setting(50.0, _real(0.0, above=True), "free").means(
+    "train.max_log_ratio": Setting(50.0, _real(above=True), "free").means(
         "A run has diverged if the absolute value of the mean log ratio exceeds this."
     ),
-    "train.max_ratio": Setting(1e4, _real(0.0, above=True), "free").means(
+    "train.max_ratio": Setting(1e4, _real(above=True), "free").means(
         "The same limit for the mean ratio, under losses that learn the ratio itself (LSIF)."
     ),
     "train.on_divergence": Setting("stop", _choice("stop", "rollback"), "free").means(
         "What a diverged run does: stop, or return to the last checkpoint and skip the batches "
         "since then (rollback)."
     ),
-    "train.rollback_lr_factor": Setting(0.5, _real(0.0, 1.0, above=True), "free").means(
+    "train.rollback_lr_factor": Setting(0.5, _real(1.0, above=True), "free").means(
         "Factor on the learning rate at each rollback."
     ),
     "train.max_rollbacks": Setting(3, _whole(0, 1_000), "free").means(
@@ -397,11 +387,11 @@ SETTINGS: dict[str, Setting] = {
         "Folder of a trained classifier, or a .pt file of the library `robustness`. The flag "
         "--classifier sets it too."
     ),
-    "condition.weight": Setting(0.1, _real(0.0), "free").means("φ: weight of the classifier."),
+    "condition.weight": Setting(0.1, _real(), "free").means("φ: weight of the classifier."),
     "condition.num_refine_steps": Setting(10, _whole(0, 100_000), "free").means(
         "Number of refinement steps of class-conditional samples."
     ),
-    "attack.epsilon": Setting(1.0, _real(0.0), "training").means(
+    "attack.epsilon": Setting(1.0, _real(), "training").means(
         "Maximum L2 distance of an adversarial image from the original, for pixels in [0, 1]."
     ),
     "attack.num_steps": Setting(7, _whole(0, 1_000), "training").means(
@@ -414,9 +404,7 @@ SETTINGS: dict[str, Setting] = {
         "Horizontal axis of mode curve: length of the flow, or train step."
     ),
     "curve.lengths": Setting(
-        (),
-        Rule(lambda v: _is_increasing(v, 0), "increasing lengths of the flow such as (0, 50, 100)"),
-        "free",
+        (), _increasing(0, "lengths of the flow such as (0, 50, 100)"), "free"
     ).means("Lengths of the flow in mode curve; if empty, some lengths from 0 to K + 50."),
     # evaluate
     "evaluate.every_steps": Setting(0, _whole(), "free").means(
@@ -447,7 +435,6 @@ SETTINGS: dict[str, Setting] = {
 
 # Names in version 0.1, and their present names.
 _RENAMED = {"evaluate.num_judged_samples": "evaluate.num_monitored_samples"}
-
 
 # Settings that contain paths on this machine. Files that are meant to be shared omit them.
 PATHS = (
@@ -515,28 +502,18 @@ def error_of(key: str, value: Any) -> str | None:
     return SETTINGS[key].rule.error(value) if key in SETTINGS else None
 
 
-def check_value(key: str, value: Any) -> None:
-    """Checks the value of a known key.
+def check(key: str, value: Any, prefix: str = "config: ") -> None:
+    """Checks that a setting exists and that it may have this value.
 
     Raises:
-      UserError: if it is not allowed.
+      UserError: names the allowed values, the keys of the section, or the closest key.
     """
     if error := error_of(key, value):
         raise UserError(f"config: {key} {error}")
-
-
-def check_key(key: str, prefix: str = "") -> None:
-    """Checks that a setting exists.
-
-    Raises:
-      UserError: lists the keys of the section, or suggests the closest key.
-    """
-    if key in SETTINGS:
-        return
-    inside = [name for name in SETTINGS if name.startswith(f"{key}.")]
-    if inside:
+    if inside := [name for name in SETTINGS if name.startswith(f"{key}.")]:
         raise UserError(f"{prefix}{key} is a section; its keys are {', '.join(inside)}")
-    raise UserError(f"{prefix}{key}: unknown key{nearest(key, SETTINGS)}")
+    if key not in SETTINGS:
+        raise UserError(f"{prefix}{key}: unknown key{nearest(key, SETTINGS)}")
 
 
 def completed(settings: Mapping[str, Any]) -> Settings:
@@ -550,8 +527,8 @@ def completed(settings: Mapping[str, Any]) -> Settings:
 
 
 def of_scope(settings: Mapping[str, Any], *scopes: Scope) -> Settings:
-    """Returns the settings whose scope is one of these."""
-    return {key: value for key, value in settings.items() if SETTINGS[key].scope in scopes}
+    """Returns the settings whose scope is one of these, without those of later versions."""
+    return {k: v for k, v in settings.items() if k in SETTINGS and SETTINGS[k].scope in scopes}
 
 
 def differences(saved: Mapping[str, Any], present: Mapping[str, Any]) -> dict[str, str]:
@@ -571,7 +548,7 @@ def explain(key: str) -> str:
     """
     keys = [name for name in SETTINGS if name == key or name.startswith(f"{key}.")]
     if not keys:
-        check_key(key)
+        raise UserError(f"{key}: unknown key{nearest(key, SETTINGS)}")
     return "\n".join(
         f"--config.{name}={_as_typed(SETTINGS[name].default)}\n"
         f"    {SETTINGS[name].about}\n"

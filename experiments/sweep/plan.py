@@ -84,8 +84,7 @@ def make(
     for seed, (group, name, varied) in itertools.product(seeds, named):
         merged = {**(settings or {}), **varied, "seed": seed}
         for setting, value in merged.items():
-            settings_lib.check_key(setting, prefix="config: ")
-            settings_lib.check_value(setting, value)
+            settings_lib.check(setting, value)
         key = json.dumps(merged, sort_keys=True)
         if key not in folders:
             folders[key] = _folder(group, name, seed, taken=folders.values())
