@@ -40,7 +40,7 @@ Row = tuple[str, float, float, float]
 def main() -> None:
     """Prints the table and writes it with the picture."""
     options = _options()
-    opened = open_checkpoint(Command(mode="sample", workdir=Path(options.workdir)))
+    opened = open_checkpoint(Command(mode="sample", folder=Path(options.workdir)))
     experiment, state = opened.experiment, opened.checkpoint.state
     source = experiment.source
     train_labels = source.labels.train

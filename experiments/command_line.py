@@ -24,9 +24,9 @@ _CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 _PROGRAM = "python -m experiments.main"
 _SHARED_FLAGS: dict[str, dict[str, Any]] = {
     "mode": {},
-    "workdir": {"help": "folder of the run"},
+    "workdir": {"type": lambda text: Path(os.path.expanduser(text)), "help": "folder of the run"},
     "config": {"help": "config file, FILE.py or FILE.py:tiny"},
-    "data_dir": {"help": "where the data are; overrides data.dir"},
+    "data_dir": {"default": "", "help": "where the data are; overrides data.dir"},
 }
 _HOST_FLAGS: dict[str, dict[str, Any]] = {
     "distributed": {
@@ -43,6 +43,23 @@ _HOST_FLAGS: dict[str, dict[str, Any]] = {
         "help": "a process that is silent for this long counts as failed, and the others stop",
     },
 }
+_HELP = """\
+usage: {program} --config=FILE.py --workdir=DIR [--mode=NAME] [--config.KEY=VALUE ...]
+
+Start with
+  {start}
+which takes a minute on a CPU and writes a report. Run the same command again to resume
+from the newest checkpoint. Later commands need only --workdir: a run keeps its settings.
+
+Modes, each with an example:
+{modes}
+
+Settings: --config.KEY=VALUE for every key of configs/base.py, such as
+--config.flow.step_size=0.1; --help=KEY or --help=config.SECTION explains them.
+Variants follow a colon: --config=configs/digits.py:tiny runs everything in seconds.
+Flags of a mode: {program} --mode=NAME --help
+Many runs at once: python -m experiments.sweep --help
+Evaluate images of any program: python -m experiments.evaluate --help"""
 
 # The flat settings of a config file for a platform and the shape of an example.
 SettingsFor: TypeAlias = Callable[[str, tuple[int, ...]], Settings]
@@ -54,7 +71,7 @@ class Command:
 
     Attributes:
       mode: a name in `experiments.modes.MODES`.
-      workdir: folder of the run; `None` for modes that need none.
+      folder: folder of the run; the working folder if none is given to a mode that needs none.
       config: flat settings of the config file with the changes; `None` without a config file.
       config_for: settings without the changes, of a config file that depends on device and data;
         `None` for other files.
@@ -65,22 +82,13 @@ class Command:
     """
 
     mode: str
-    workdir: Path | None = None
+    folder: Path
     config: Settings | None = None
     config_for: SettingsFor | None = None
     changes: Settings = dataclasses.field(default_factory=dict)
     data_dir: str = ""
     flags: dict[str, Any] = dataclasses.field(default_factory=dict)
     text: str = ""
-
-    @property
-    def folder(self) -> Path:
-        """The folder of the run, for modes that need one."""
-        if self.workdir is None:
-            raise UserError(
-                f"--workdir=DIR, the folder of the run, is missing: {example(self.mode)}"
-            )
-        return self.workdir
 
     @property
     def which(self) -> int | Literal["best"] | None:
@@ -123,18 +131,18 @@ def parse(argv: Sequence[str]) -> tuple[Command, dict[str, Any]]:
             changes[key] = flags[flag]
     changes = settings.with_home(changes)
     config, config_for = (None, None) if spec is None else read_config(spec)
-    workdir = flags.pop("workdir")
-    if workdir is None and MODES[mode].needs_workdir:
+    folder = flags.pop("workdir")
+    if folder is None and MODES[mode].needs_workdir:
         raise UserError(f"--workdir=DIR, the folder of the run, is missing: {example(mode)}")
     hosts = {name: flags.pop(name) for name in _HOST_FLAGS}
     return (
         Command(
             mode=mode,
-            workdir=None if workdir is None else Path(os.path.expanduser(workdir)),
+            folder=folder or Path(),
             config=None if config is None else {**config, **changes},
             config_for=config_for,
             changes=changes,
-            data_dir=flags.pop("data_dir") or "",
+            data_dir=flags.pop("data_dir"),
             flags=flags,
             text=shlex.join(["python", "-m", "experiments.main", *argv]),
         ),
@@ -149,7 +157,8 @@ def help_for(argv: Sequence[str]) -> str | None:
         return None
     topic = wanted[0].partition("=")[2] or _mode_of(argv)
     if topic is None:
-        return _help()
+        modes = [f"  {name:17s}{mode.summary}\n    {example(name)}" for name, mode in MODES.items()]
+        return _HELP.format(program=_PROGRAM, start=example("train"), modes="\n".join(modes))
     if topic in MODES:
         return _parser(topic).format_help()
     return settings.explain(topic.removeprefix("config."))
@@ -230,9 +239,8 @@ def parse_value(key: str, text: str) -> Any:
       UserError: for an unknown setting or an invalid value.
     """
     text = text.strip()
-    words = {"true": True, "false": False}
     try:
-        value = words[text.lower()] if text.lower() in words else ast.literal_eval(text)
+        value = ast.literal_eval({"true": "True", "false": "False"}.get(text.lower(), text))
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         value = text
     if settings.error_of(key, value) and not settings.error_of(key, text):
@@ -320,28 +328,3 @@ def _explain_unknown(mode: str, argument: str) -> str:
         return f"unknown flag --{name}; did you mean --config.{' or --config.'.join(keys)}?"
     allowed = [*MODES[mode].flags, *_SHARED_FLAGS, *_HOST_FLAGS]
     return f"unknown flag --{name}{nearest(name, allowed)}"
-
-
-def _help() -> str:
-    lines = [
-        f"usage: {_PROGRAM} --config=FILE.py --workdir=DIR [--mode=NAME] [--config.KEY=VALUE ...]",
-        "",
-        "Start with",
-        f"  {example('train')}",
-        "which takes a minute on a CPU and writes a report. Run the same command again to resume",
-        "from the newest checkpoint. Later commands need only --workdir: a run keeps its settings.",
-        "",
-        "Modes, each with an example:",
-    ]
-    for name, mode in MODES.items():
-        lines += [f"  {name:17s}{mode.summary}", f"    {example(name)}"]
-    lines += [
-        "",
-        "Settings: --config.KEY=VALUE for every key of configs/base.py, such as",
-        "--config.flow.step_size=0.1; --help=KEY or --help=config.SECTION explains them.",
-        "Variants follow a colon: --config=configs/digits.py:tiny runs everything in seconds.",
-        f"Flags of a mode: {_PROGRAM} --mode=NAME --help",
-        "Many runs at once: python -m experiments.sweep --help",
-        "Evaluate images of any program: python -m experiments.evaluate --help",
-    ]
-    return "\n".join(lines)

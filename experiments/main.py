@@ -2,7 +2,6 @@
 
 import logging
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.machine import interrupts
@@ -41,7 +40,7 @@ def _run(command: "Command", processes: dict[str, Any]) -> None:
     # Must come first, because XLA reads its flags when its backend starts.
     xla_flags.set_cpu_flags(bfloat16=_precision(command) in ("auto", "bfloat16"))
     hosts.join(**processes)
-    with hosts.leaving_with_peers(), explaining_the_disk(command.workdir):
+    with hosts.leaving_with_peers(), explaining_the_disk(command.folder):
         peers.watch(processes["coordinator_address"])
         modes.run(command)
 
@@ -50,10 +49,10 @@ def _precision(command: "Command") -> str:
     """Returns the precision of a command's run, before the run is opened and checked."""
     from experiments.files import read_json
 
-    record = (command.workdir or Path()) / "run.json"
     if command.config is not None:
         return str(command.config.get("precision"))
-    if command.workdir is None or not record.is_file():
+    record = command.folder / "run.json"
+    if not record.is_file():
         return "float32"
     return str(read_json(record, settings=dict)["settings"].get("precision"))
 
