@@ -25,23 +25,12 @@ from typing import Any, Literal
 import numpy as np
 
 import fdrl_jax
-from experiments import data, prior, settings
+from experiments import data, files, prior, settings
 from experiments.checkpoints import Checkpoints, check_path
 from experiments.data import DataOptions, Source, is_built_in
 from experiments.errors import UserError
 from experiments.evaluation import references
 from experiments.evaluation.references import ImageReference, PointsReference
-from experiments.files import (
-    append_line,
-    check_types,
-    locked,
-    read_json,
-    read_npz,
-    sha256_of_file,
-    sha256_of_json,
-    without_home,
-    write_json,
-)
 from experiments.prior import FittedPrior
 from experiments.settings import Settings
 from fdrl_jax import parallel
@@ -73,7 +62,7 @@ class Run:
         self._reference_sha256: str | None = record["reference_sha256"]
         # Computed from the record on disk, so that keys of later versions do not change it.
         fixed = settings.of_scope(record["settings"], "fixed")
-        self.id = sha256_of_json([self.kind, fixed, self.data, self._prior_sha256])
+        self.id = files.sha256_of_json([self.kind, fixed, self.data, self._prior_sha256])
         self.metrics = root / "metrics.jsonl"
         self.snapshots = root / "snapshots"
         self.samples = root / "samples"
@@ -123,7 +112,7 @@ class Run:
         if self._reference_sha256 is None:
             return None
         file = self.root / "reference.npz"
-        if not file.is_file() or sha256_of_file(file) != self._reference_sha256:
+        if not file.is_file() or files.sha256_of_file(file) != self._reference_sha256:
             raise UserError(f"{file} is not the file the run was created with; restore it")
         return references.load(file)
 
@@ -222,8 +211,8 @@ class Run:
 
     def log_command(self, command: str) -> None:
         """Appends a command to the log of the run."""
-        record = {"command": without_home(command), "started": _now()}
-        append_line(self.root / "commands.jsonl", record)
+        record = {"command": files.without_home(command), "started": _now()}
+        files.append_line(self.root / "commands.jsonl", record)
 
     def read_snapshots(self, up_to_step: int) -> list[tuple[int, np.ndarray]]:
         """Reads the snapshots (samples during training) up to a step, in order.
@@ -231,15 +220,13 @@ class Run:
         Raises:
           UserError: if a snapshot is damaged; names it.
         """
-        numbered = [path for path in self.snapshots.glob("*.npz") if path.stem.isdecimal()]
-        found = sorted((int(path.stem), path) for path in numbered)
-        shape = tuple(self.data["event_shape"])
+        numbered = (path for path in self.snapshots.glob("*.npz") if path.stem.isdecimal())
         read = []
-        for step, path in found:
+        for step, path in sorted((int(path.stem), path) for path in numbered):
             if step > up_to_step:
                 break
-            samples = read_npz(path, "arr_0")["arr_0"]
-            if samples.shape[1:] != shape or not len(samples):
+            samples = files.read_npz(path, "arr_0")["arr_0"]
+            if samples.shape[1:] != tuple(self.data["event_shape"]) or not len(samples):
                 raise UserError(f"{path} is damaged: its samples have the shape {samples.shape}")
             read.append((step, samples))
         return read
@@ -292,7 +279,7 @@ def _made_and_locked(root: Path) -> Iterator[None]:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--workdir={root} cannot be written: {error.strerror}") from error
-    with locked(root / "lock", f"--workdir={root}", "train in another --workdir"):
+    with files.locked(root / "lock", f"--workdir={root}", "train in another --workdir"):
         try:
             yield
         except BaseException:
@@ -317,37 +304,33 @@ def create(
     The run remembers the `data_dir` of the command; see `Run.remembered_dir`.
 
     Raises:
-      UserError: if the folder cannot be written.
+      OSError: if the folder cannot be written.
     """
     if parallel.is_first_process():
+        if fitted is not None:
+            prior.write(root / "prior.npz", fitted)
+        reference = root / "reference.npz"
         # Built-in data need no stored reference, and a classifier has no samples to compare.
         keeps_images = kind == "ratio" and not is_built_in(wanted["data.name"])
-        try:
-            if fitted is not None:
-                prior.write(root / "prior.npz", fitted)
-            if keeps_images:
-                references.save(references.of_images(source), root / "reference.npz")
-            record = {
-                "format": _FORMAT,
-                "kind": kind,
-                "settings": _portable(wanted),
-                "data": describe_data(source),
-                "prior_sha256": None if fitted is None else fitted.sha256,
-                "reference_sha256": (
-                    sha256_of_file(root / "reference.npz") if keeps_images else None
-                ),
-                "command": without_home(command),
-                "data_dir": _remembered(data_dir),
-                "created": _now(),
-                "versions": {
-                    "python": platform.python_version(),
-                    "fdrl_jax": fdrl_jax.__version__,
-                    **{name: version(name) for name in _PACKAGES},
-                },
-            }
-            write_json(root / "run.json", record)
-        except OSError as error:
-            raise UserError(f"--workdir={root} cannot be written: {error.strerror}") from error
+        if keeps_images:
+            references.save(references.of_images(source), reference)
+        record = {
+            "format": _FORMAT,
+            "kind": kind,
+            "settings": wanted | {key: _portable(wanted[key]) for key in settings.PATHS},
+            "data": describe_data(source),
+            "prior_sha256": None if fitted is None else fitted.sha256,
+            "reference_sha256": files.sha256_of_file(reference) if keeps_images else None,
+            "command": files.without_home(command),
+            "data_dir": data_dir and _portable(os.path.abspath(os.path.expanduser(data_dir))),
+            "created": _now(),
+            "versions": {
+                "python": platform.python_version(),
+                "fdrl_jax": fdrl_jax.__version__,
+                **{name: version(name) for name in _PACKAGES},
+            },
+        }
+        files.write_json(root / "run.json", record)
     parallel.barrier("run created")
     return open_run(root)
 
@@ -390,7 +373,7 @@ def read(root: Path) -> Run:
     """
     if not (root / "run.json").is_file():
         raise UserError(_why_missing(root))
-    record = read_json(
+    record = files.read_json(
         root / "run.json",
         format=int,
         kind=str,
@@ -403,7 +386,7 @@ def read(root: Path) -> Run:
     if record["format"] > _FORMAT:
         raise UserError(f"{root} was written by a newer version of fdrl_jax; update the program")
     types = {"name": str, "kind": str, "identity": str, "event_shape": list, "classes": list}
-    check_types(root / "run.json", record["data"], **types)
+    files.check_types(root / "run.json", record["data"], **types)
     try:
         return Run(root, record)
     except (KeyError, TypeError, UserError) as error:
@@ -446,16 +429,8 @@ def _why_missing(root: Path) -> str:
     return f"--workdir={root} contains no run{hint} Train one with --config=FILE.py"
 
 
-def _portable(wanted: Settings) -> Settings:
-    """Shortens the home folder in paths. Relative paths would depend on the working folder."""
-    return wanted | {key: _portable_path(wanted[key]) for key in settings.PATHS}
-
-
-def _remembered(data_dir: str) -> str:
-    return data_dir and _portable_path(os.path.abspath(os.path.expanduser(data_dir)))
-
-
-def _portable_path(path: str) -> str:
+def _portable(path: str) -> str:
+    """Shortens the home folder. A path relative to the working folder would depend on it."""
     home = f"{Path.home()}/"
     return f"~/{path.removeprefix(home)}" if path.startswith(home) else path
 
