@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from matplotlib.figure import Figure
 
 from experiments import pictures, settings
 from experiments.build import Experiment
@@ -44,45 +45,48 @@ def draw(opened: Opened, samples: Samples, found: Evaluation, folder: Path) -> N
     if source.starts is not None:
         labels["caption"] = translation.caption(found.metrics)
         labels["domains"] = translation.domains_of(run.settings)
-    drawn = [
-        (
-            "samples.png",
-            f"From left to right: {start}, where the flow starts; samples; and held-out data. "
-            "Good samples look like the data.",
-            pictures.samples_and_data(source, samples.prior, samples.refined, **labels),
-        )
-    ]
+    captions: dict[str, str] = {}
+
+    def add(name: str, figure: Figure, caption: str) -> None:
+        pictures.save(figure, folder / name)
+        captions[name] = caption
+
+    add(
+        "samples.png",
+        pictures.samples_and_data(source, samples.prior, samples.refined, **labels),
+        f"From left to right: {start}, where the flow starts; samples; and held-out data. "
+        "Good samples look like the data.",
+    )
     if source.kind == "points":
-        caption = (
+        add(
+            "log_ratio.png",
+            _field(experiment, state),
             "The estimated log density ratio, flowed samples over data, and the drift of the flow. "
-            "There are too many samples in red regions and too few in blue ones."
+            "There are too many samples in red regions and too few in blue ones.",
         )
-        drawn.append(("log_ratio.png", caption, _field(experiment, state)))
     else:
         caption = f"Samples along the flow. Each row is one sample, from the {start} to the end."
-        drawn.append(("flow.png", caption, flow.flow_strip(experiment, state)))
+        add("flow.png", flow.flow_strip(experiment, state), caption)
     if found.nearest:
         caption = "Samples, each followed by its nearest training images. Copies would look equal."
-        drawn.append(("neighbours.png", caption, neighbours(samples.refined, found.nearest)))
+        add("neighbours.png", neighbours(samples.refined, found.nearest), caption)
     log = [r for r in metrics_log.read(run.metrics) if r["step"] <= opened.step]
     if log:
         with run.saved_checkpoints() as store:
             best = store.best()
-        caption = (
+        add(
+            _SCROLLED,
+            curves.training(log, best),
             "Training: the loss, the mean ratio (1 on data for an exact estimator), and the norms "
-            "of the gradient and of the drift."
+            "of the gradient and of the drift.",
         )
-        drawn.append(("curves.png", caption, curves.training(log, best)))
-    shots = run.read_snapshots(opened.step)
-    if shots:
+    if shots := run.read_snapshots(opened.step):
         course = pictures.course(source, shots)
-        drawn.append(("course.png", "The same samples at several steps of training.", course))
-    captions = {name: caption for name, caption, _ in drawn}
-    for name, _, figure in drawn:
-        pictures.save(figure, folder / name)
-    if shots and source.kind == "points":
-        points.animate_course(shots, source.held_out(len(shots[0][1]), 1), folder / "course.gif")
-        captions["course.gif"] = "The same samples over training, as an animation."
+        add("course.png", course, "The same samples at several steps of training.")
+        if source.kind == "points":
+            real = source.held_out(len(shots[0][1]), 1)
+            points.animate_course(shots, real, folder / "course.gif")
+            captions["course.gif"] = "The same samples over training, as an animation."
     write_json(folder / "pictures.json", captions)
 
 
@@ -94,31 +98,30 @@ def write(run: Run, record: Path) -> Path:
     Raises:
       UserError: if a file is missing or damaged; names it.
     """
-    found = read_json(record / "record.json", key=dict, metrics=dict, details=dict)
-    check_types(record / "record.json", found["key"], step=int, num_samples=int, settings=dict)
-    num_samples = found["key"]["num_samples"]
-    defaults = {"start": "prior", "skipped": [], "num_samples": num_samples}
-    details = {**defaults, **found["details"]}
-    check_types(record / "record.json", details, start=str, skipped=list, num_samples=int)
-    check_types(record / "record.json", details, num_held_out=(int, type(None)))
+    path = record / "record.json"
+    found = read_json(path, key=dict, metrics=dict, details=dict)
+    key, shown = found["key"], found["details"]
+    check_types(path, key, step=int, num_samples=int, settings=dict)
+    details = {"start": "prior", "skipped": [], "num_samples": key["num_samples"], **shown}
+    check_types(path, details, start=str, skipped=list, num_samples=int)
+    check_types(path, details, num_held_out=(int, type(None)))
     captions = read_json(record / "pictures.json")
     check_types(record / "pictures.json", captions, **dict.fromkeys(captions, str))
-    metrics, step = metrics_of(record), found["key"]["step"]
-    verdict = metrics_lib.verdict(metrics, details["start"])
+    metrics, start = metrics_of(record), details["start"]
+    verdict = metrics_lib.verdict(metrics, start)
     if few := too_few(details.get("num_held_out")):
         verdict = f"{verdict} {few[0].upper()}{few[1:]}."
-    start = details["start"]
-    name = html.escape(run.data["name"])
-    details_shown = [(k.replace("_", " "), json.dumps(v)) for k, v in found["details"].items()]
-    used = {key: str(value) for key, value in run.settings.items()}
+    name, kind = map(html.escape, (run.data["name"], describe_shape(run.data["event_shape"])))
+    computed = [(k.replace("_", " "), json.dumps(v)) for k, v in shown.items()]
+    used, steps = {k: str(v) for k, v in run.settings.items()}, run.settings["train.num_steps"]
     command = html.escape(_without_paths(run.command))
-    changed = settings.differences(
-        settings.of_scope(run.settings, "flow"), found["key"]["settings"]
-    )
+    changed = settings.differences(settings.of_scope(run.settings, "flow"), key["settings"])
     differing = html.escape("; ".join(changed.values()))
     sections = [
-        f"<h1>FDRL on {name}, train step {step:,}</h1>",
-        f"<p>{_what(run, step, details['num_samples'])}</p>",
+        f"<h1>FDRL on {name}, train step {key['step']:,}</h1>",
+        f"<p>Samples from a density-ratio flow (FDRL) that was trained on {kind}, data set "
+        f"<b>{name}</b>. Checkpoint of train step {key['step']:,} of {steps:,}, evaluated on "
+        f"{details['num_samples']:,} samples.</p>",
         f"<p>In this evaluation, settings differ from the run: {differing}.</p>" * bool(changed),
         f'<p class="lead">{html.escape(verdict)}</p>',
         _metrics_table(_headlines(metrics), start),
@@ -127,11 +130,11 @@ def write(run: Run, record: Path) -> Path:
         *(_figure(record / file, caption) for file, caption in captions.items()),
         "<h2>Metrics</h2>",
         _metrics_table(metrics, start),
-        _folded("How the metrics were computed", _table(details_shown)),
+        _folded("How the metrics were computed", _table(computed)),
         "<h2>Settings</h2>",
         f"<p>The run was created by this command:</p><pre>{command}</pre>",
         "<p>These settings differ from the defaults:</p>",
-        _table([(key, used[key]) for key in settings.changed(run.settings)]),
+        _table([(k, used[k]) for k in settings.changed(run.settings)]),
         _folded("All settings", _table(list(used.items()))),
     ]
     page = (
@@ -139,9 +142,8 @@ def write(run: Run, record: Path) -> Path:
         f'<meta name="viewport" content="width=device-width,initial-scale=1">'
         f"<title>FDRL on {name}</title><style>{_STYLE}</style>{''.join(sections)}</html>\n"
     )
-    path = record / "report.html"
-    write_text(path, page)
-    return path
+    write_text(record / "report.html", page)
+    return record / "report.html"
 
 
 def metrics_of(record: Path) -> Metrics:
@@ -165,16 +167,6 @@ def _headlines(metrics: Metrics) -> Metrics:
         return not metric.defined.headline, metric.prior is None or metric.real is None
 
     return dict(sorted(metrics.items(), key=order)[:_NUM_HEADLINES])
-
-
-def _what(run: Run, step: int, num_samples: int) -> str:
-    """Returns what the report is about: data, training and evaluation."""
-    kind = describe_shape(run.data["event_shape"])
-    return (
-        f"Samples from a density-ratio flow (FDRL) that was trained on {html.escape(kind)}, data "
-        f"set <b>{html.escape(run.data['name'])}</b>. Checkpoint of train step {step:,} of "
-        f"{run.settings['train.num_steps']:,}, evaluated on {num_samples:,} samples."
-    )
 
 
 def _without_paths(command: str) -> str:
@@ -242,14 +234,9 @@ def _figure(path: Path, caption: str) -> str:
 
 def _field(experiment: Experiment, state: TrainState) -> Any:
     problem, variables = experiment.problem, experiment.sampling_variables(state)
-
-    @jax.jit
-    def drift_at(x: jax.Array) -> jax.Array:
-        return drift(x, problem.potential(variables))
-
-    log_ratio = make_log_ratio(experiment, state)
+    drift_at = jax.jit(lambda x: drift(x, problem.potential(variables)))
     return points.log_ratio_and_drift(
-        log_ratio,
+        make_log_ratio(experiment, state),
         lambda x: np.asarray(drift_at(jnp.asarray(x))),
         experiment.source.held_out(4_000, 1),
     )
