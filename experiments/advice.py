@@ -9,12 +9,7 @@ import jax.numpy as jnp
 
 from experiments.build import Experiment
 from experiments.data import is_built_in
-from experiments.evaluation.references import (
-    ImageReference,
-    PointsReference,
-    max_stored,
-    too_few,
-)
+from experiments.evaluation.references import ImageReference, PointsReference, max_stored, too_few
 from fdrl_jax import drift, parallel
 from fdrl_jax.problem import Estimator
 

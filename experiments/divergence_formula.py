@@ -5,7 +5,7 @@ import re
 from fdrl_jax import divergences
 from fdrl_jax.divergences import FDivergence
 
-_WEIGHT = re.compile(r"([-+]?\d*\.?\d+(?:[eE][-+]?\d+)?)\s*\*\s*")
+_WEIGHT = re.compile(r"^([-+]?\d*\.?\d+(?:[eE][-+]?\d+)?)\s*\*\s*")
 _PLUS = re.compile(r"(?<!\d[eE])\+(?![^(]*\))")  # Not the plus of 1e+3, nor one within brackets.
 
 
@@ -29,10 +29,9 @@ def parse(formula: str) -> FDivergence:
 
 def describe(formula: str) -> str | tuple[list[float], list[str]]:
     """Returns the arguments of `divergences.get` or `divergences.combine`, as values for JSON."""
-    terms = [term.strip() for term in _PLUS.split(formula)]
-    matches = [_WEIGHT.match(term) for term in terms]
-    if matches == [None]:
-        return terms[0]
-    weights = [float(match[1]) if match else 1.0 for match in matches]
-    ends = [match.end() if match else 0 for match in matches]
-    return weights, [term[end:] for term, end in zip(terms, ends, strict=True)]
+    # ["kl"], or with a weight ["", "0.5", "kl"].
+    terms = [_WEIGHT.split(term.strip()) for term in _PLUS.split(formula)]
+    names = [term[-1] for term in terms]
+    if terms == [names]:
+        return names[0]
+    return [float(term[1]) if len(term) > 1 else 1.0 for term in terms], names

@@ -22,6 +22,10 @@ import numpy as np
 from experiments.errors import UserError, first_line
 
 _NPY = ".npy"  # Ending of the names of arrays in an `.npz` file.
+_HEADER_READERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
 
 
 class Header(NamedTuple):
@@ -115,8 +119,13 @@ def read_arrays(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
     Raises:
       ValueError: with only the reason, if an array is missing or the `.npz` file is damaged.
     """
+    found = {}
     with _opened(path) as archive:
-        return {name: _array(archive, name) for name in names}
+        for name in names:
+            _header(archive, name)  # Checks it.
+            with archive.open(name + _NPY) as stream:
+                found[name] = np.lib.format.read_array(stream, allow_pickle=False)
+    return found
 
 
 @contextlib.contextmanager
@@ -139,25 +148,15 @@ def _header(archive: zipfile.ZipFile, name: str) -> Header:
     info = archive.getinfo(name + _NPY)
     with archive.open(info) as stream:
         version = np.lib.format.read_magic(stream)
-        read = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }.get(version)
-        if read is None:
+        if version not in _HEADER_READERS:
             raise ValueError(f"{name!r}: array format {version} is not supported")
-        shape, _, dtype = read(stream)
+        shape, _, dtype = _HEADER_READERS[version](stream)
         expected = stream.tell() + math.prod(shape) * dtype.itemsize
     if dtype.hasobject:
         raise ValueError(f"{name!r} contains objects, not numbers")
     if min(shape, default=0) < 0 or expected != info.file_size:
         raise ValueError(f"{name!r}: expected {expected:,} bytes, got {info.file_size:,}")
     return Header(shape, dtype)
-
-
-def _array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
-    _header(archive, name)
-    with archive.open(name + _NPY) as stream:
-        return np.lib.format.read_array(stream, allow_pickle=False)
 
 
 def read_npz(path: Path, *names: str) -> dict[str, np.ndarray]:

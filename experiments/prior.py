@@ -53,13 +53,8 @@ def fit(batches: Iterable[np.ndarray], rank: int, jitter: float) -> FittedPrior:
 
     Rank 0 means the full covariance. The jitter is a variance added to its diagonal.
     """
-    batches = tqdm(
-        batches,
-        desc="fitting the prior",
-        unit="batch",
-        leave=False,
-        disable=not parallel.is_first_process(),
-    )
+    hidden = not parallel.is_first_process()
+    batches = tqdm(batches, "fitting the prior", leave=False, unit="batch", disable=hidden)
     if rank:
         part = priors.low_rank(batches, rank)
         factor, scale = priors.low_rank_factor(part, jitter)
@@ -97,15 +92,9 @@ def read(file: Path, sha256: str | None) -> FittedPrior:
     Raises:
       UserError: if the file is missing, damaged, or not the one the run was created with.
     """
-    arrays = read_npz(file, *FittedPrior._fields)
+    mean, factor, scale, share, num = read_npz(file, *FittedPrior._fields).values()
     try:
-        fitted = FittedPrior(
-            arrays["mean"],
-            arrays["factor"],
-            float(arrays["remainder_scale"]),
-            float(arrays["share_held"]),
-            int(arrays["num_examples"]),
-        )
+        fitted = FittedPrior(mean, factor, float(scale), float(share), int(num))
     except (TypeError, ValueError) as error:
         raise UserError(f"{file} is damaged: {error}") from error
     if sha256 is not None and fitted.sha256 != sha256:
