@@ -154,7 +154,6 @@ SETTINGS: dict[str, Setting] = {
         "uses bfloat16 on devices that are fast in it, and float32 on all others. tensorfloat32 is "
         "faster on NVIDIA GPUs from Ampere on. bfloat16 is faster still and needs half the memory."
     ),
-    # data
     "data.name": Setting(
         "swissroll", Rule(registry.is_known, f"one of {', '.join(registry.NAMES)}", registry.NAMES)
     ).means(
@@ -219,7 +218,6 @@ SETTINGS: dict[str, Setting] = {
     "data.prefetch_batches": Setting(8, _whole(1, 10_000), "free").means(
         "Number of batches that are decoded in advance."
     ),
-    # network
     "network.name": Setting("mlp", _choice("auto", "mlp", "resnet", *networks.SPECS)).means(
         "Network: `mlp` for points; `auto` is the paper's network for the image size; `resnet` is "
         "built from network.blocks; the others are those of the paper's table 4."
@@ -247,7 +245,6 @@ SETTINGS: dict[str, Setting] = {
     "network.remat": Setting(False, _FLAG, "training").means(
         "Recomputes activations in the backward pass. Saves memory and takes longer."
     ),
-    # prior
     "prior.name": Setting("normal", _choice("normal", "uniform", "data_dependent", "source")).means(
         "Distribution that the flow starts from; `source` is the source domain of a translation."
     ),
@@ -259,7 +256,6 @@ SETTINGS: dict[str, Setting] = {
     "prior.jitter": Setting(1e-4, _real()).means(
         "Variance that is added to the diagonal of this covariance (eq. 8)."
     ),
-    # flow
     "flow.num_steps": Setting(100, _whole(1, 100_000), "flow").means(
         "K: number of flow steps in training, and of bridging steps in sampling."
     ),
@@ -275,7 +271,6 @@ SETTINGS: dict[str, Setting] = {
     "flow.noise_scale": Setting(0.01, _real(), "flow").means(
         "ν: standard deviation of the noise that each step adds."
     ),
-    # loss
     "loss.name": Setting("lr", _choice(*bregman.REGISTRY)).means(
         "Bregman loss that trains the density ratio."
     ),
@@ -286,7 +281,6 @@ SETTINGS: dict[str, Setting] = {
     "loss.gradient_penalty_fraction": Setting(1.0, _real(1.0, above=True), "training").means(
         "Fraction of the batch on which the penalty is computed; a smaller one is faster."
     ),
-    # optimizer
     "optimizer.learning_rate": Setting(1e-4, _real(10.0, above=True), "training").means(
         "Initial learning rate of Adam."
     ),
@@ -311,7 +305,6 @@ SETTINGS: dict[str, Setting] = {
     "optimizer.clip_norm": Setting(0.0, _real(), "training").means(
         "Gradients with a larger global norm are scaled down to this norm; 0: no clipping."
     ),
-    # train
     "train.num_steps": Setting(100_000, _whole(1), "training").means(
         "Number of train steps. As an exception, it may change when training resumes, unless "
         "optimizer.schedule is cosine."
@@ -349,7 +342,6 @@ SETTINGS: dict[str, Setting] = {
     "train.max_rollbacks": Setting(3, _whole(0, 1_000), "free").means(
         "Maximum number of rollbacks; after that a divergence stops the run."
     ),
-    # log, checkpoint, snapshot
     "log.every_steps": Setting(100, _whole(1), "free").means(
         "Number of train steps between lines of metrics.jsonl."
     ),
@@ -369,7 +361,6 @@ SETTINGS: dict[str, Setting] = {
     "snapshot.num_samples": Setting(64, _whole(1, 100_000), "free").means(
         "Number of samples per snapshot."
     ),
-    # sample, condition, attack, curve
     "sample.weights": Setting("ema", _choice("ema", "raw"), "flow").means(
         "Parameters that draw samples: averaged (ema), or those of the last step (raw)."
     ),
@@ -406,7 +397,6 @@ SETTINGS: dict[str, Setting] = {
     "curve.lengths": Setting(
         (), _increasing(0, "lengths of the flow such as (0, 50, 100)"), "free"
     ).means("Lengths of the flow in mode curve; if empty, some lengths from 0 to K + 50."),
-    # evaluate
     "evaluate.every_steps": Setting(0, _whole(), "free").means(
         "Number of train steps between evaluations of a cheap metric. The checkpoint with its best "
         "value is kept; 0: never."
@@ -463,8 +453,7 @@ def section(settings: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 def changed(settings: Mapping[str, Any]) -> Settings:
     """Returns the settings that differ from the defaults."""
-    defaults = {key: json.dumps(setting.default) for key, setting in SETTINGS.items()}
-    return {key: value for key, value in settings.items() if json.dumps(value) != defaults[key]}
+    return {k: v for k, v in settings.items() if json.dumps(v) != json.dumps(SETTINGS[k].default)}
 
 
 def shareable(settings: Mapping[str, Any]) -> Settings:
