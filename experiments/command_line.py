@@ -174,9 +174,21 @@ def read_config(spec: str) -> tuple[Settings, SettingsFor | None]:
     Raises:
       UserError: if the file does not exist, or raises an error.
     """
-    with _explaining(spec):
-        definitions = runpy.run_path(str(config_file(spec)))
-    call = functools.partial(_call, spec, definitions)
+    name, _, variants = spec.partition(":")
+    with _explaining(name):
+        definitions = runpy.run_path(str(config_file(name)))
+
+    def call(function: str, *arguments: Any) -> Settings:
+        with _explaining(name):
+            get_config = definitions.get(function)
+            if get_config is None:
+                raise UserError(f"config: {name}: it defines no {function}()")
+            takes_variants = len(inspect.signature(get_config).parameters) > len(arguments)
+            if variants and not takes_variants:
+                raise UserError(f"--config={name} has no variants, so {variants!r} is not allowed")
+            config = get_config(*arguments, *((variants,) if takes_variants else ()))
+            return settings.flatten(config.to_dict())
+
     depends = "get_config_for" in definitions
     return call("get_config"), functools.partial(call, "get_config_for") if depends else None
 
@@ -186,29 +198,15 @@ def load_config(spec: str) -> Settings:
     return read_config(spec)[0]
 
 
-def _call(spec: str, definitions: dict[str, Any], function: str, *arguments: Any) -> Settings:
-    """Calls a function of a config file with arguments and the variants of the spec."""
-    name, _, variants = spec.partition(":")
-    with _explaining(spec):
-        get_config = definitions.get(function)
-        if get_config is None:
-            raise UserError(f"config: {name}: it defines no {function}()")
-        takes_variants = len(inspect.signature(get_config).parameters) > len(arguments)
-        if variants and not takes_variants:
-            raise UserError(f"--config={name} has no variants, so {variants!r} is not allowed")
-        config = get_config(*arguments, *((variants,) if takes_variants else ()))
-        return settings.flatten(config.to_dict())
-
-
 @contextlib.contextmanager
-def _explaining(spec: str) -> Iterator[None]:
+def _explaining(name: str) -> Iterator[None]:
     try:
         yield
     except UserError:
         raise
     except Exception as error:  # A user's code may raise anything.
         reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(f"config: {spec.partition(':')[0]}: {reason[-1]}") from error
+        raise UserError(f"config: {name}: {reason[-1]}") from error
 
 
 def config_file(spec: str) -> Path:

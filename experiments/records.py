@@ -36,14 +36,8 @@ def name_of(opened: Opened, key: Key, *, is_default: bool) -> str:
 
     It `is_default` if the command changes no setting that the record depends on.
     """
-    stem = f"step_{opened.step}"
-    is_own = is_default and has_own_settings(opened.run, key)
-    return stem if is_own else f"{stem}_{sha256_of_json(key)[:8]}"
-
-
-def has_own_settings(run: Run, key: Key) -> bool:
-    """Whether the settings of a record are those that the run was created with."""
-    return bool(key["settings"] == settings.of_scope(run.settings, "flow"))
+    is_own = is_default and key["settings"] == settings.of_scope(opened.run.settings, "flow")
+    return f"step_{opened.step}" if is_own else f"step_{opened.step}_{sha256_of_json(key)[:8]}"
 
 
 def find(folder: Path, name: str, key: Key) -> tuple[Path, bool]:
@@ -90,9 +84,10 @@ def of_run(run: Run) -> Path | None:
     If it has a classifier, it is that of the run. A record that is damaged is not it; a warning
     names it.
     """
-    num_samples, found = run.settings["evaluate.num_samples"], []
     classifier = run.settings["condition.classifier"]
-    own = Path(classifier).resolve().name if classifier else ""
+    name = Path(classifier).resolve().name if classifier else ""
+    own = (run.settings["evaluate.num_samples"], settings.of_scope(run.settings, "flow"), name)
+    found = []
     for path in run.evaluations.glob("*/record.json"):
         try:
             record = read_json(path, key=dict, details=dict)
@@ -102,9 +97,8 @@ def of_run(run: Run) -> Path | None:
         except UserError as error:
             logging.getLogger("fdrl").warning("%s", error)
             continue
-        used = details.get("classifier") or {"name": own}
-        is_default = key.get("num_samples") == num_samples and used.get("name") == own
-        if is_default and has_own_settings(run, key):
+        used = details.get("classifier") or {"name": name}
+        if (key.get("num_samples"), key["settings"], used.get("name")) == own:
             found.append((key["step"], path.stat().st_mtime_ns, path.parent))
     return max(found)[-1] if found else None
 

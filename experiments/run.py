@@ -371,26 +371,19 @@ def read(root: Path) -> Run:
     Raises:
       UserError: if there is no run; suggests the closest folder with one.
     """
-    if not (root / "run.json").is_file():
+    path, digest = root / "run.json", (str, type(None))
+    if not path.is_file():
         raise UserError(_why_missing(root))
-    record = files.read_json(
-        root / "run.json",
-        format=int,
-        kind=str,
-        settings=dict,
-        data=dict,
-        command=str,
-        prior_sha256=(str, type(None)),
-        reference_sha256=(str, type(None)),
-    )
+    record = files.read_json(path, format=int, kind=str, settings=dict, data=dict, command=str)
+    files.check_types(path, record, prior_sha256=digest, reference_sha256=digest)
     if record["format"] > _FORMAT:
         raise UserError(f"{root} was written by a newer version of fdrl_jax; update the program")
     types = {"name": str, "kind": str, "identity": str, "event_shape": list, "classes": list}
-    files.check_types(root / "run.json", record["data"], **types)
+    files.check_types(path, record["data"], **types)
     try:
         return Run(root, record)
     except (KeyError, TypeError, UserError) as error:
-        raise UserError(f"{root / 'run.json'} is damaged: {error}") from error
+        raise UserError(f"{path} is damaged: {error}") from error
 
 
 def open_run(root: Path, kind: Kind | None = None) -> Run:
