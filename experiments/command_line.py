@@ -135,19 +135,17 @@ def parse(argv: Sequence[str]) -> tuple[Command, dict[str, Any]]:
     if folder is None and MODES[mode].needs_workdir:
         raise UserError(f"--workdir=DIR, the folder of the run, is missing: {example(mode)}")
     hosts = {name: flags.pop(name) for name in _HOST_FLAGS}
-    return (
-        Command(
-            mode=mode,
-            folder=folder or Path(),
-            config=None if config is None else {**config, **changes},
-            config_for=config_for,
-            changes=changes,
-            data_dir=flags.pop("data_dir"),
-            flags=flags,
-            text=shlex.join(["python", "-m", "experiments.main", *argv]),
-        ),
-        hosts,
+    command = Command(
+        mode=mode,
+        folder=folder or Path(),
+        config=None if config is None else {**config, **changes},
+        config_for=config_for,
+        changes=changes,
+        data_dir=flags.pop("data_dir"),
+        flags=flags,
+        text=shlex.join(["python", "-m", "experiments.main", *argv]),
     )
+    return command, hosts
 
 
 def help_for(argv: Sequence[str]) -> str | None:

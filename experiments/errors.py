@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
-# Disk full, over quota, file too large, read-only, failing, or gone.
+# Disk full, over quota, file too large, read-only, failing, gone, or another kind of file.
 _OF_THE_DISK = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
     *(errno.EIO, errno.ESTALE, errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP),
-    *(errno.EEXIST, errno.ENOTEMPTY),
+    *(errno.EEXIST, errno.ENOTEMPTY, errno.EISDIR),
 )
 
 

@@ -113,15 +113,16 @@ def write(run: Run, record: Path) -> Path:
         verdict = f"{verdict} {few[0].upper()}{few[1:]}."
     name, kind = map(html.escape, (run.data["name"], describe_shape(run.data["event_shape"])))
     computed = [(k.replace("_", " "), json.dumps(v)) for k, v in shown.items()]
-    used, steps = {k: str(v) for k, v in run.settings.items()}, run.settings["train.num_steps"]
+    used = {k: str(v) for k, v in run.settings.items()}
     command = html.escape(_without_paths(run.command))
     changed = settings.differences(settings.of_scope(run.settings, "flow"), key["settings"])
     differing = html.escape("; ".join(changed.values()))
     sections = [
         f"<h1>FDRL on {name}, train step {key['step']:,}</h1>",
         f"<p>Samples from a density-ratio flow (FDRL) that was trained on {kind}, data set "
-        f"<b>{name}</b>. Checkpoint of train step {key['step']:,} of {steps:,}, evaluated on "
-        f"{details['num_samples']:,} samples.</p>",
+        f"<b>{name}</b>. Checkpoint of train step {key['step']:,} of "
+        f"{run.settings['train.num_steps']:,}, evaluated on {details['num_samples']:,} samples."
+        "</p>",
         f"<p>In this evaluation, settings differ from the run: {differing}.</p>" * bool(changed),
         f'<p class="lead">{html.escape(verdict)}</p>',
         _metrics_table(_headlines(metrics), start),

@@ -121,7 +121,7 @@ class Run:
 
         As many of the newest are kept as `keep` says, by default as set when the run was created.
         """
-        keep = self.settings["checkpoint.keep"] if keep is None else keep
+        keep = keep or self.settings["checkpoint.keep"]
         return Checkpoints(self.root / "checkpoints", self.id, keep)
 
     def saved_checkpoints(self) -> Checkpoints:
