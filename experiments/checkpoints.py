@@ -9,7 +9,7 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self, TypeAlias
 
@@ -46,17 +46,6 @@ class _DamagedError(Exception):
     """The files on disk are not those that were saved."""
 
 
-class _KeepNewestAndBest(NamedTuple):
-    """A preservation policy for Orbax that keeps the newest checkpoints and the best one."""
-
-    num_newest: int
-    best_step: Callable[[], int | None]
-
-    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
-        oldest_kept, best = len(checkpoints) - self.num_newest, self.best_step()
-        return [i >= oldest_kept or c.step == best for i, c in enumerate(checkpoints)]
-
-
 class Checkpoints:
     """The checkpoints of a run, in one folder per step. The newest few and the best are kept.
 
@@ -80,14 +69,12 @@ class Checkpoints:
         """
         self._folder = folder.absolute()
         check_path(self._folder)
-        self._run_id = run_id
-        self._num_newest, self._read_only = keep, read_only
+        self._run_id, self._num_newest, self._read_only = run_id, keep, read_only
         self._best_file = self._folder / "best.json"
-        policy = None if read_only else _KeepNewestAndBest(keep, self._best_step)
         options = ocp.CheckpointManagerOptions(
             create=not read_only,
             read_only=read_only,
-            preservation_policy=policy,
+            preservation_policy=self,
             lightweight_initialize=read_only,  # Reads no checkpoint that training may remove.
         )
         self._manager = ocp.CheckpointManager(self._folder, options=options)
@@ -139,7 +126,10 @@ class Checkpoints:
             state=ocp.args.StandardSave(arrays),
             record=ocp.args.JsonSave({**record, "sha256": sha256_of_json(record)}),
         )
-        self._attempt(lambda: self._save(step, items))
+        with self._explained():
+            # Orbax skips a step, without an error, that is not after all those that it lists.
+            if not self._manager.save(step, args=items):
+                raise ValueError(f"step {step} is not after {self._manager.latest_step()}")
 
     def record_best(self, step: int, metric: str, value: float) -> None:
         """Records that the checkpoint of a step is the best so far by a metric; raises as `wait`.
@@ -202,22 +192,28 @@ class Checkpoints:
 
         A run that resumes from an older checkpoint reaches and saves these steps again.
         """
-        newer = [s for s in self._manager.all_steps() if s > step]
         if parallel.is_first_process():
-            for damaged in newer:
-                folder = self._folder / str(damaged)
-                if folder.exists():
-                    folder.rename(_free_name(self._folder / f"damaged_{damaged}"))
+            for newer in self._manager.all_steps():
+                folder = self._folder / str(newer)
+                if newer > step and folder.exists():
+                    folder.rename(_free_name(self._folder / f"damaged_{newer}"))
         parallel.barrier("damaged checkpoints set aside")
         self._manager.reload()
 
     def check_saved(self) -> None:
         """Raises a UserError if a save in the background has failed, without waiting for it."""
-        self._attempt(self._manager.check_for_errors)
+        with self._explained():
+            self._manager.check_for_errors()
 
     def wait(self) -> None:
         """Waits until saves in the background are on disk; a UserError says why one failed."""
-        self._attempt(self._manager.wait_until_finished)
+        with self._explained():
+            self._manager.wait_until_finished()
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+        """Decides for Orbax, before each save, which checkpoints are kept."""
+        kept = self._kept([checkpoint.step for checkpoint in checkpoints])
+        return [checkpoint.step in kept for checkpoint in checkpoints]
 
     def close(self) -> None:
         """Waits for saves, removes checkpoints that are no longer kept, and closes the manager.
@@ -227,7 +223,8 @@ class Checkpoints:
         if not self._read_only:
             self.wait()
             self._remove_unneeded()
-        self._attempt(self._manager.close)
+        with self._explained():
+            self._manager.close()
 
     def _close_quietly(self) -> None:
         # The error that led here is the one to report, not one from closing.
@@ -242,7 +239,7 @@ class Checkpoints:
         complete = self.steps()
         if not parallel.is_first_process() or not complete:
             return
-        kept = {*complete[-self._num_newest :], self._best_step()}
+        kept = self._kept(complete)
         for path in self._folder.iterdir():
             is_old = path.name.isdecimal() and int(path.name) not in kept
             if is_old or _UNFINISHED in path.name:
@@ -267,20 +264,19 @@ class Checkpoints:
           UserError: if it belongs to another run, the disk cannot be read, or the processes do not
             read the same.
         """
-        restored, error = None, None
+        found: Restored | Exception
         try:
-            restored = self._read_patiently(step, template)
-            outcome = restored.sha256
-        except (FileNotFoundError, _DamagedError) as caught:
-            error, outcome = caught, type(caught).__name__
-        if not parallel.same_on_all_processes(outcome):
+            found = self._read_patiently(step, template)
+        except (FileNotFoundError, _DamagedError) as error:
+            found = error
+        if not parallel.same_on_all_processes(getattr(found, "sha256", type(found).__name__)):
             raise UserError(
                 f"the processes of the run do not read the same from {self._folder / str(step)}: "
                 "give them one shared --workdir"
             )
-        if restored is None:
-            raise error or FileNotFoundError(step)
-        return restored
+        if isinstance(found, Exception):
+            raise found
+        return found
 
     def _read_patiently(self, step: int, template: TrainState) -> Restored:
         """Reads a checkpoint, and once more if it seems damaged or is being removed."""
@@ -297,18 +293,17 @@ class Checkpoints:
     def _read(self, step: int, template: TrainState) -> Restored:
         """Reads a complete checkpoint; raises as `_read_agreed`."""
         try:
-            record = self._manager.restore(
-                step, args=ocp.args.Composite(record=ocp.args.JsonRestore())
+            items = ocp.args.Composite(
+                state=ocp.args.StandardRestore(template), record=ocp.args.JsonRestore()
             )
-            record = dict(record["record"])
+            # When a read fails, TensorStore prints the stacks of all other concurrent reads.
+            with contextlib.redirect_stderr(io.StringIO()):
+                restored = self._manager.restore(step, args=items)
+            record = dict(restored["record"])
             claimed = record.pop("sha256")
             if sha256_of_json(record) != claimed:
                 raise _DamagedError("the record is not what was saved")
-            # When a read fails, TensorStore prints the stacks of all other concurrent reads.
-            with contextlib.redirect_stderr(io.StringIO()):
-                args = ocp.args.Composite(state=ocp.args.StandardRestore(template))
-                restored = self._manager.restore(step, args=args)["state"]
-            state = jax.tree.map(np.asarray, restored)
+            state = jax.tree.map(np.asarray, restored["state"])
         except (_DamagedError, MemoryError):
             raise
         except Exception as error:  # Orbax raises plain exceptions for damaged files.
@@ -330,14 +325,10 @@ class Checkpoints:
             raise _DamagedError("the arrays are not what was saved")
         return Restored(state, record["state_sha256"])
 
-    def _save(self, step: int, items: ocp.args.Composite) -> None:
-        # Orbax skips a step, without an error, that is not after all those that it lists.
-        if not self._manager.save(step, args=items):
-            raise ValueError(f"step {step} is not after {self._manager.latest_step()}")
-
-    def _attempt(self, write: Callable[[], Any]) -> None:
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
         try:
-            write()
+            yield
         except Exception as error:  # Plain exceptions wrap errors of the disk and TensorStore.
             steps = self.steps()
             kept = f"that of step {steps[-1]} is intact" if steps else "there is no earlier one"
@@ -345,9 +336,13 @@ class Checkpoints:
                 f"a checkpoint cannot be written into {self._folder} ({_reason(error)}); {kept}"
             ) from error
 
+    def _kept(self, steps: Sequence[int]) -> set[int | None]:
+        """Returns which of the steps in ascending order are kept: the newest and the best."""
+        return {*steps[-self._num_newest :], self._best_step()}
+
     def _best_step(self) -> int | None:
         best = self.best()
-        return None if best is None else int(best["step"])
+        return None if best is None else best["step"]
 
     def _is_complete(self, step: int) -> bool:
         # Orbax also lists a folder that a crash left without its mark.
