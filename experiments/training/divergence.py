@@ -20,15 +20,13 @@ def find_trouble(
     limit: float = settings["train.max_log_ratio" if output == "log_ratio" else "train.max_ratio"]
     limits = dict.fromkeys(("loss", "grad_norm", "drift_norm"), np.inf)
     limits |= dict.fromkeys(("output_real", "output_flowed"), limit)
-    found = []
-    for name, bound in limits.items():
-        if name not in values:
-            continue  # A metric of density ratios only.
+    found = [
+        (int(numbers[i]), name, float(values[name][i]))
+        for name, bound in limits.items()
+        if name in values  # Some metrics are of density ratios only.
         # "not within" instead of "beyond", so that it also holds for NaN.
-        bad = ~(np.abs(values[name]) < bound)
-        if bad.any():
-            first = int(np.argmax(bad))
-            found.append((int(numbers[first]), name, float(values[name][first])))
+        for i in np.flatnonzero(~(np.abs(values[name]) < bound))[:1]
+    ]
     if not found:
         return None
     step, name, value = min(found, key=lambda item: item[0])
@@ -39,12 +37,7 @@ def find_trouble(
 
 
 def recover(
-    error: DivergedError,
-    settings: Settings,
-    diverged: TrainState,
-    good: TrainState,
-    *,
-    has_saved: bool,
+    error: DivergedError, settings: Settings, diverged: TrainState, good: TrainState
 ) -> TrainState:
     """Returns the state to resume from: the last good state, with skipped batches and a lower rate.
 
@@ -58,30 +51,18 @@ def recover(
     done, most = int(before.num), settings["train.max_rollbacks"]
     if settings["train.on_divergence"] == "stop" or done >= most:
         kept = (
-            f"the last good checkpoint is of step {step}"
-            if has_saved
-            else "there is no checkpoint yet"
+            f"the last good checkpoint is of step {step}" if step else "there is no checkpoint yet"
         )
         tried = f" after {done} rollbacks" if done else ""
         raise DivergedError(
             f"{error}{tried}; {kept}. Try {_remedies(settings)}", last_step=error.last_step
         ) from error
     num_skipped = error.last_step - step
-    recovered = rollbacks.roll_back(
-        good,
-        before=before,
-        num_skipped=num_skipped,
-        learning_rate_factor=settings["train.rollback_lr_factor"],
-    )
+    recovered = rollbacks.roll_back(good, before, num_skipped, settings["train.rollback_lr_factor"])
     logging.getLogger("fdrl").warning(
-        "%s; rollback %d of %d: resuming from step %d, skipping the %d batches since then, with "
-        "%.3g times the learning rate",
-        error,
-        done + 1,
-        most,
-        step,
-        num_skipped,
-        float(rollbacks.of(recovered).learning_rate_scale),
+        f"{error}; rollback {done + 1} of {most}: resuming from step {step}, skipping the "
+        f"{num_skipped} batches since then, with "
+        f"{rollbacks.of(recovered).learning_rate_scale:.3g} times the learning rate"
     )
     return recovered
 

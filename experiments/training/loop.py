@@ -1,6 +1,5 @@
 """The training loop, for any network and data in a `Training`."""
 
-import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -13,7 +12,6 @@ from experiments.build import Training, on_devices, rollbacks
 from experiments.build.rollbacks import Rollbacks
 from experiments.build.training import learning_rate
 from experiments.checkpoints import Checkpoints
-from experiments.data import Take
 from experiments.errors import DivergedError, PreemptedError
 from experiments.machine import hosts, interrupts, memory
 from experiments.run import Run
@@ -88,9 +86,7 @@ def train(training: Training, run: Run, hooks: Sequence[Hook] = ()) -> TrainStat
             except DivergedError as error:
                 store.wait()
                 good = _newest(training, store)
-                start = divergence.recover(
-                    error, training.settings, start, good, has_saved=bool(store.steps())
-                )
+                start = divergence.recover(error, training.settings, start, good)
 
 
 def _newest(training: Training, store: Checkpoints) -> TrainState:
@@ -100,8 +96,7 @@ def _newest(training: Training, store: Checkpoints) -> TrainState:
     return training.init_state() if restored is None else restored.state
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Loop:
+class _Loop(NamedTuple):
     """Trains from a state, possibly several times after rollbacks, and compiles only once."""
 
     training: Training
@@ -113,21 +108,7 @@ class _Loop:
     constants: Any
 
     def train_from(self, start: TrainState) -> TrainState:
-        """Trains to the last step.
-
-        Raises:
-          DivergedError: at the first log after a metric exceeded its limits.
-          PreemptedError: if the system asked the run to stop; the state is saved.
-        """
-        with (
-            metrics_log.writers(self.run, self.training.settings, int(start.step)) as writers,
-            self.training.open_feed(rollbacks.num_batches(start)) as take,
-        ):
-            return self._train(start, writers, take)
-
-    def _train(
-        self, start: TrainState, writers: Sequence[metrics_log.Writer], take: Take
-    ) -> TrainState:
+        """Trains to the last step. Divergence is detected at each log; raises as `train`."""
         settings, so_far = self.training.settings, rollbacks.of(start)
         step, last = int(start.step), settings["train.num_steps"]
         num_skipped = int(so_far.num_skipped)
@@ -155,9 +136,20 @@ class _Loop:
         # Metrics since the last log, still on the device: first step, count and arrays of each
         # dispatch. The time is that of training, without that of hooks.
         window: list[_Metrics] = []
-        seconds, timer = 0.0, time.perf_counter()
-        stopping = self.preemption.is_due()
-        with _progress_bar(step, last) as bar:
+        with (
+            metrics_log.writers(self.run, settings, step) as writers,
+            self.training.open_feed(rollbacks.num_batches(start)) as take,
+            tqdm(
+                total=last,
+                initial=step,
+                unit="step",
+                desc="compiling",  # Until the first dispatch returns.
+                smoothing=0.1,
+                disable=step >= last or not parallel.is_first_process(),
+            ) as bar,
+        ):
+            seconds, timer = 0.0, time.perf_counter()
+            stopping = self.preemption.is_due()
             while step < last and not stopping:
                 until_next = [every - step % every for every in cadences]
                 count = min(settings["train.steps_per_dispatch"], last - step, *until_next)
@@ -234,17 +226,6 @@ def _fetch(window: Sequence[_Metrics]) -> tuple[np.ndarray, dict[str, np.ndarray
     host = [(count, jax.device_get(parallel.unreplicate(m))) for _, count, m in window]
     names = host[0][1]
     return numbers, {k: np.concatenate([m[k][:count] for count, m in host]) for k in names}
-
-
-def _progress_bar(step: int, last: int) -> Any:
-    return tqdm(
-        total=last,
-        initial=step,
-        unit="step",
-        desc="compiling",  # Until the first dispatch returns.
-        smoothing=0.1,
-        disable=step >= last or not parallel.is_first_process(),
-    )
 
 
 def _when_interrupted(saved: int | None) -> str:

@@ -61,9 +61,7 @@ def _tensorboard(folder: Path, resume_step: int) -> Iterator[Writer]:
         for key, value in record.items():
             events.add_scalar(key, value, step)
 
-    with contextlib.closing(
-        module.SummaryWriter(str(folder), purge_step=resume_step + 1)
-    ) as events:
+    with module.SummaryWriter(str(folder), purge_step=resume_step + 1) as events:
         yield write
 
 
