@@ -11,11 +11,11 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
+from experiments.settings import Settings
 from experiments.torch_file import TorchFileError, array, load, quoted, state_dict
 from fdrl_jax import networks
 from fdrl_jax.state import Variables
 
-Settings: TypeAlias = dict[str, Any]
 Tensors: TypeAlias = Mapping[str, np.ndarray]
 
 _ENTRIES = ("step", "model", "ema", "optim", "config")
@@ -96,26 +96,23 @@ def read_checkpoint(path: Path, ours: Mapping[str, Any]) -> AuthorsCheckpoint:
                 f"it is not a checkpoint of the authors' program: it lacks {', '.join(missing)}"
             )
         model, ema = (state_dict(entries[name], name) for name in ("model", "ema"))
-        num_updates, mu, nu = _adam(entries["optim"], model)
+        num_updates, *moments = _adam(entries["optim"], model)
         network_settings, network = _network(model)
         settings, left_out = _translated(entries["config"], ours)
-
-        def variables(tensors: Tensors) -> Variables:
-            return networks.from_torch_state_dict(network, tensors)
-
-        def parameters(moments: Tensors) -> Any:
-            # Moments lack the vectors of spectral normalisation; those of the model fill the gaps.
-            return variables({**model, **moments})["params"]
-
+        # Moments lack the vectors of spectral normalisation; those of the model fill the gaps.
+        tensors = (model, ema, *({**model, **moment} for moment in moments))
+        variables, ema_variables, mu, nu = (
+            networks.from_torch_state_dict(network, each) for each in tensors
+        )
         return AuthorsCheckpoint(
             settings={**settings, **network_settings},
             left_out=left_out,
             num_steps=_count(entries["step"], "step") + 1,  # Theirs is the index of the last step.
-            variables=variables(model),
-            ema_variables=variables(ema),
+            variables=variables,
+            ema_variables=ema_variables,
             num_updates=num_updates,
-            mu=parameters(mu),
-            nu=parameters(nu),
+            mu=mu["params"],
+            nu=nu["params"],
         )
 
 
@@ -152,7 +149,7 @@ def read_prior(path: Path, event_shape: Sequence[int]) -> tuple[np.ndarray, np.n
     order = np.arange(size)
     if len(event_shape) == 3:  # They flatten images in the order channels, rows, columns.
         height, width, channels = event_shape
-        order = order.reshape(channels, height, width).transpose(1, 2, 0).ravel()
+        order = np.moveaxis(order.reshape(channels, height, width), 0, 2).ravel()
     rows = factor[order]
     return mean[order], rows @ rows.T
 
@@ -172,24 +169,17 @@ def _translated(theirs: object, ours: Mapping[str, Any]) -> tuple[Settings, list
     settings: Settings = {**ours, "optimizer.schedule": "piecewise"}
     left_out = []
     for key, value in sorted(theirs.items()):
-        if key == "dataset" and _is_known_data_set(value, ours["data.name"]):
-            continue
-        if key in _KEYS:
+        if key == "dataset" and isinstance(value, str) and value in _DATA_SETS:
+            if ours["data.name"] not in _DATA_SETS[value]:
+                raise ValueError(
+                    f"it was trained on {value!r}, but the config has "
+                    f"data.name={ours['data.name']!r}; use --config=configs/{value}.py"
+                )
+        elif key in _KEYS:
             settings[_KEYS[key]] = _value(key, value)
         elif key not in _NOT_NEEDED:
             left_out.append(f"{quoted(key)[1:-1]}={quoted(value) if _is_plain(value) else '...'}")
     return settings, left_out
-
-
-def _is_known_data_set(theirs: object, ours: str) -> bool:
-    """Whether our data are theirs, if we know theirs; raises a ValueError for another set."""
-    known = _DATA_SETS.get(theirs) if isinstance(theirs, str) else None
-    if known is not None and ours not in known:
-        raise ValueError(
-            f"it was trained on {theirs!r}, but the config has data.name={ours!r}; "
-            f"use --config=configs/{theirs}.py"
-        )
-    return known is not None
 
 
 def _value(key: str, value: object) -> object:
@@ -235,24 +225,20 @@ def _network(model: Tensors) -> tuple[Settings, networks.MLP | networks.ResNet]:
     )
 
 
-def _adam(
-    optimizer: object, model: Tensors
-) -> tuple[int, dict[str, np.ndarray], dict[str, np.ndarray]]:
+def _adam(optimizer: object, model: Tensors) -> tuple[int, Tensors, Tensors]:
     """Returns the number of updates, and Adam's two moments by the names of the parameters.
 
     PyTorch numbers the parameters in the order of the state dictionary, without buffers. It has no
     state for parameters that were never updated.
     """
     states = optimizer.get("state") if isinstance(optimizer, dict) else None
-    parameters = {k: v for k, v in model.items() if not k.endswith(_BUFFERS)}
-    if not isinstance(states, dict) or not states.keys() <= set(range(len(parameters))):
-        raise ValueError(f"its optimizer state does not match its {len(parameters)} parameters")
+    names = dict(enumerate(name for name in model if not name.endswith(_BUFFERS)))
+    if not isinstance(states, dict) or not states.keys() <= names.keys():
+        raise ValueError(f"its optimizer state does not match its {len(names)} parameters")
     counts: set[int] = set()
-    mu, nu = ({name: np.zeros_like(v) for name, v in parameters.items()} for _ in range(2))
-    for index, name in enumerate(parameters):
-        if index not in states:
-            continue
-        state = states[index]
+    mu, nu = ({name: np.zeros_like(model[name]) for name in names.values()} for _ in range(2))
+    for index, state in states.items():
+        name = names[index]
         if not isinstance(state, dict) or not {"step", "exp_avg", "exp_avg_sq"} <= state.keys():
             raise ValueError(f"its optimizer state of {quoted(name)} is not a state of Adam")
         counts.add(_count(state["step"], "step of the optimizer"))
