@@ -32,21 +32,15 @@ def main(argv: list[str]) -> None:
     with explaining_the_disk(root):
         root.mkdir(parents=True, exist_ok=True)
         with locked(root / ".lock", f"--workdir={root}", "choose another --workdir"):
-            _run(root, todo)
-
-
-def _run(root: Path, todo: plan.Plan) -> None:
-    """Runs what is to do, and writes the table and the picture."""
-    outcomes = runner.run_all(todo, root)
-    metrics = table.metrics_to_show(todo, outcomes)
-    rows = table.rows(todo, outcomes, metrics)
-    text = table.markdown(rows, metrics)
-    write_text(root / "table.md", text)
-    table.write_csv(root / "table.csv", todo, outcomes)
-    print(text)
-    print(f"table: {root / 'table.csv'}")
-    if any(values for row in rows for values in row.values.values()):
-        print(f"picture: {save(picture.comparison(rows, metrics), root / 'picture.png')}")
+            outcomes = runner.run_all(todo, root)
+            metrics = table.metrics_to_show(todo, outcomes)
+            rows = table.rows(todo, outcomes, metrics)
+            text = table.markdown(rows, metrics)
+            write_text(root / "table.md", text)
+            table.write_csv(root / "table.csv", todo, outcomes)
+            print(f"{text}\ntable: {root / 'table.csv'}")
+            if any(values for row in rows for values in row.values.values()):
+                print(f"picture: {save(picture.comparison(rows, metrics), root / 'picture.png')}")
 
 
 def parse(argv: list[str]) -> tuple[Path, plan.Plan]:

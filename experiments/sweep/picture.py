@@ -53,12 +53,8 @@ def _panel(ax: Axes, rows: Sequence[Row], metric: str) -> None:
 
 def _number_varied(rows: Sequence[Row]) -> str | None:
     """Returns the key of the config that varies, if it is the only one and has numbers."""
-    keys = {key for row in rows for key in row.varied}
-    values = {key: [row.varied.get(key) for row in rows] for key in keys}
-    differing = [key for key in keys if len(set(map(str, values[key]))) > 1]
-    if len(differing) != 1 or len(rows) < 2:
-        return None
-    numbers = all(
-        isinstance(v, (int, float)) and not isinstance(v, bool) for v in values[differing[0]]
-    )
-    return differing[0] if numbers else None
+    varied = {key: [row.varied.get(key) for row in rows] for own in rows for key in own.varied}
+    differing = [key for key, values in varied.items() if len(set(map(str, values))) > 1]
+    if len(differing) == 1 and all(type(value) in (int, float) for value in varied[differing[0]]):
+        return differing[0]
+    return None

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 from experiments import command_line
 from experiments import settings as settings_lib
 from experiments.errors import UserError
+from experiments.settings import Settings
 from fdrl_jax.names import nearest
 
-Settings = dict[str, Any]
 Groups = Mapping[str, Mapping[str, Settings]]
 
 _KEYS = ("config", "settings", "groups", "seeds", "metrics")
@@ -74,15 +74,15 @@ def make(
     folders: dict[str, str] = {}
     runs = []
     named = [(group, name, own) for group, of in groups.items() for name, own in of.items()]
-    for values in (settings or {}, *(own for _, _, own in named)):
-        if "seed" in values:
-            raise UserError(
-                f"seed={values['seed']}: a sweep repeats every run with each of its seeds; give "
-                "them as --seeds=0,1 or, in a sweep file, as seeds"
-            )
     # Seeds are the outer loop, so that a sweep that is stopped halfway has all runs for some seeds.
     for seed, (group, name, varied) in itertools.product(seeds, named):
-        merged = {**(settings or {}), **varied, "seed": seed}
+        given = {**(settings or {}), **varied}
+        if "seed" in given:
+            raise UserError(
+                f"seed={given['seed']}: a sweep repeats every run with each of its seeds; give "
+                "them as --seeds=0,1 or, in a sweep file, as seeds"
+            )
+        merged = {**given, "seed": seed}
         for setting, value in merged.items():
             settings_lib.check(setting, value)
         key = json.dumps(merged, sort_keys=True)
@@ -127,7 +127,7 @@ def grid(specs: Sequence[str]) -> Groups:
     Raises:
       UserError: for a grid without a key or values, or two grids of one key.
     """
-    axes: dict[str, list[tuple[str, Any]]] = {}
+    axes: dict[str, list[Any]] = {}
     for spec in specs:
         key, equals, values = spec.partition("=")
         if not (equals and values):
@@ -135,8 +135,8 @@ def grid(specs: Sequence[str]) -> Groups:
         key = key.removeprefix("config.")
         if key in axes:
             raise UserError(f"--grid {spec}: another --grid has {key}; give all its values in one")
-        axes[key] = [(key, command_line.parse_value(key, value)) for value in _split(values)]
-    points = map(dict, itertools.product(*axes.values()))
+        axes[key] = [command_line.parse_value(key, value) for value in _split(values)]
+    points = (dict(zip(axes, point, strict=True)) for point in itertools.product(*axes.values()))
     named = {", ".join(f"{k}={v}" for k, v in point.items()): point for point in points}
     return {", ".join(axes): named}
 

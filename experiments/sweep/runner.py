@@ -80,8 +80,8 @@ def run_all(
             # The identity of a run: its settings from the current config file.
             resolved = settings.checked({**command_line.load_config(plan.config), **run.settings})
             asked = sha256_of_json(resolved)
-            outcome = _known(folder, asked)
-            if outcome is None:
+            record = _known(folder, asked)
+            if record is None:
                 folder.mkdir(parents=True, exist_ok=True)
                 started = time.perf_counter()
                 code, reason = program(plan.config, run, folder)
@@ -89,20 +89,20 @@ def run_all(
                 status = {0: DONE, DivergedError.exit_code: DIVERGED}.get(code, FAILED)
                 record = {"status": status, "reason": reason, "seconds": seconds}
                 write_json(folder / _RECORD, {"asked": {"settings_sha256": asked}, **record})
-                outcome = _outcome(folder, record)
-            if outcome.status == DONE:
-                _check_metrics(plan.metrics, outcome.metrics)
+            metrics: dict[str, float] = {}
+            if record["status"] == DONE:
+                metrics = _metrics_of(folder, plan.metrics)
             else:
-                bar.write(f"{name} {outcome.status}: {outcome.reason}", file=sys.stderr)
-            outcomes[name] = outcome
+                bar.write(f"{name} {record['status']}: {record['reason']}", file=sys.stderr)
+            outcomes[name] = Outcome(record["status"], record["reason"], record["seconds"], metrics)
             bar.update()
     return [outcomes[run.folder] for run in plan.runs]
 
 
-def _known(folder: Path, asked: str) -> Outcome | None:
-    """Returns the earlier outcome of a run with these settings, if it would be the same again.
+def _known(folder: Path, asked: str) -> dict[str, Any] | None:
+    """Returns the earlier record of a run, if it would end in the same way again.
 
-    The settings are given by their digest.
+    Its settings must have the digest `asked`.
 
     Raises:
       UserError: if the folder contains a run with other settings.
@@ -116,23 +116,19 @@ def _known(folder: Path, asked: str) -> Outcome | None:
             f"{folder} contains a run with other settings: the config file or the sweep has "
             "changed since. Remove that folder, or choose another --workdir"
         )
-    return None if known["status"] == FAILED else _outcome(folder, known)
+    return None if known["status"] == FAILED else known
 
 
-def _outcome(folder: Path, record: dict[str, Any]) -> Outcome:
-    found: dict[str, float] = {}
-    if record["status"] == DONE:
-        own = records.of_run(run_lib.read(folder))
-        if own is None:
-            raise UserError(f"{folder} has no evaluation; remove that folder to run it again")
-        found = {name: metric.value for name, metric in report.metrics_of(own).items()}
-    return Outcome(record["status"], record["reason"], record["seconds"], found)
-
-
-def _check_metrics(wanted: tuple[str, ...], found: dict[str, float]) -> None:
+def _metrics_of(folder: Path, wanted: tuple[str, ...]) -> dict[str, float]:
+    """Returns the metrics of a run that is done; a UserError names a wanted one that is missing."""
+    own = records.of_run(run_lib.read(folder))
+    if own is None:
+        raise UserError(f"{folder} has no evaluation; remove that folder to run it again")
+    found = {name: metric.value for name, metric in report.metrics_of(own).items()}
     for name in wanted:
         if name not in found:
             raise UserError(
                 f"--metrics: no metric {name!r}{nearest(name, found)}; available: "
                 f"{', '.join(found)}"
             )
+    return found

@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from experiments.evaluation.metrics import format_value
 from experiments.files import write_text
-from experiments.sweep.plan import Plan, Settings
+from experiments.settings import Settings
+from experiments.sweep.plan import Plan
 from experiments.sweep.runner import DONE, Outcome
 
 
@@ -39,20 +40,16 @@ def metrics_to_show(plan: Plan, outcomes: Sequence[Outcome]) -> tuple[str, ...]:
 
 def rows(plan: Plan, outcomes: Sequence[Outcome], metrics: Sequence[str]) -> list[Row]:
     """Collects the seeds of each name."""
-    together: dict[tuple[str, str], list[int]] = {}
-    for i, run in enumerate(plan.runs):
-        together.setdefault((run.group, run.name), []).append(i)
+    pairs = list(zip(plan.runs, outcomes, strict=True))
     result = []
-    for (group, name), indices in together.items():
-        done = [outcomes[i].metrics for i in indices if outcomes[i].status == DONE]
+    for group, name in dict.fromkeys((run.group, run.name) for run in plan.runs):
+        own = [(run, of) for run, of in pairs if (run.group, run.name) == (group, name)]
+        done = [of.metrics for _, of in own if of.status == DONE]
         values = {metric: [m[metric] for m in done if metric in m] for metric in metrics}
         remarks = [
-            f"seed {plan.runs[i].seed} {outcomes[i].status}: {outcomes[i].reason}"
-            for i in indices
-            if outcomes[i].status != DONE
+            f"seed {run.seed} {of.status}: {of.reason}" for run, of in own if of.status != DONE
         ]
-        varied = plan.runs[indices[0]].varied
-        result.append(Row(group, name, varied, values, len(indices), "; ".join(remarks)))
+        result.append(Row(group, name, own[0][0].varied, values, len(own), "; ".join(remarks)))
     return result
 
 
