@@ -3,33 +3,17 @@
 `report` puts them together on one page.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.data import Source
-from experiments.pictures import images, points
-from experiments.pictures.style import (
-    DATA_TITLE,
-    PRIOR,
-    PRIOR_TITLE,
-    SAMPLES,
-    SAMPLES_TITLE,
-    panels,
-    save,
-)
+from experiments.pictures import images, points, style
+from experiments.pictures.style import panels, save
 
-__all__ = [
-    "course",
-    "num_shown",
-    "prior_and_data",
-    "samples_and_data",
-    "save",
-]
-
-Snapshots = Sequence[tuple[int, np.ndarray]]
-_SHOWN_DATA = 4_000
+__all__ = ["course", "num_shown", "prior_and_data", "samples_and_data", "save"]
 
 
 def samples_and_data(
@@ -48,36 +32,35 @@ def samples_and_data(
     data = source.held_out(num_shown(source), 1)
     if source.starts is not None:
         return images.translation(prior, samples, data, domains, caption)
-    return _side_by_side(source, {PRIOR_TITLE: prior, SAMPLES_TITLE: samples, DATA_TITLE: data})
+    columns = {style.PRIOR_TITLE: prior, style.SAMPLES_TITLE: samples, style.DATA_TITLE: data}
+    return _of_kind(source).side_by_side(columns)
 
 
 def prior_and_data(source: Source, prior: np.ndarray) -> Figure:
     """Draws the prior and held-out data side by side (fig. 3)."""
     data = source.held_out(len(prior), 1)
-    return _side_by_side(source, {PRIOR_TITLE: prior, DATA_TITLE: data})
+    return _of_kind(source).side_by_side({style.PRIOR_TITLE: prior, style.DATA_TITLE: data})
 
 
-def course(source: Source, snapshots: Snapshots) -> Figure:
+def course(source: Source, snapshots: Sequence[tuple[int, np.ndarray]]) -> Figure:
     """Draws the same samples at several steps of training, points over the data (fig. 4)."""
     picked = [snapshots[i] for i in points.spread(len(snapshots), 6)]
     figure, axes = panels(len(picked), size=1.4)
-    data = source.held_out(_SHOWN_DATA, 1) if source.kind == "points" else None
+    data = source.held_out(points.NUM_SHOWN, 1) if source.kind == "points" else None
     for ax, (step, samples) in zip(axes, picked, strict=True):
         if data is None:
             images.show(ax, images.tile(samples[:36], 6))
         else:
-            points.scatter(ax, data, PRIOR, points.frame(data), alpha=0.15)
-            points.scatter(ax, samples, SAMPLES, points.frame(data))
+            points.scatter(ax, data, style.PRIOR, points.frame(data), alpha=0.15)
+            points.scatter(ax, samples, style.SAMPLES, points.frame(data))
         ax.set_title(f"step {step:,}")
     return figure
 
 
 def num_shown(source: Source) -> int:
     """Returns the largest number of samples in a picture."""
-    return _SHOWN_DATA if source.kind == "points" else images.NUM_IN_GRID
+    return _of_kind(source).NUM_SHOWN
 
 
-def _side_by_side(source: Source, columns: Mapping[str, np.ndarray]) -> Figure:
-    if source.kind == "points":
-        return points.side_by_side(columns, columns[DATA_TITLE])
-    return images.side_by_side(columns)
+def _of_kind(source: Source) -> Any:
+    return points if source.kind == "points" else images

@@ -23,36 +23,35 @@ def training(records: list[dict[str, Any]], best: Mapping[str, Any] | None = Non
 
     The records are those of the metrics log.
     """
-    steps = [r["step"] for r in records]
+    steps = np.array([r["step"] for r in records])
 
     def values(name: str) -> np.ndarray:
-        found = (r.get(name) for r in records)
-        return np.array([np.nan if value is None else value for value in found])
+        return np.array([r.get(name) for r in records], float)  # NaN for `None`.
 
     judged = sorted({name for r in records for name in r if name.startswith(PREFIX)})
     figure, (loss, ratio, norms, *rest) = panels(4 if judged else 3, size=2.6)
     loss.plot(steps, values("loss"), color=SAMPLES)
-    loss.set(title="Bregman loss", xlabel="step")
+    loss.set_title("Bregman loss")
     ratio.plot(steps, values("ratio_real"), color=DATA, label="on data")
     ratio.plot(steps, values("ratio_flowed"), color=SAMPLES, label="on flowed samples")
     ratio.axhline(1.0, color=PRIOR, linewidth=0.8, linestyle=":")
-    ratio.set(title=r"mean ratio $r = \tilde{q}/p$", xlabel="step")
+    ratio.set_title(r"mean ratio $r = \tilde{q}/p$")
     ratio.legend()
     norms.semilogy(steps, values("grad_norm"), color=DATA, label="gradient of the loss")
     norms.semilogy(steps, values("drift_norm"), color=SAMPLES, label="last drift of the flow")
-    norms.set(title="norms", xlabel="step")
+    norms.set_title("norms")
     _few_log_ticks(norms)
     norms.legend()
     for ax in rest:
         for name in judged:
-            taken = ~np.isnan(values(name))
-            label = name.removeprefix(PREFIX)
-            ax.plot(np.array(steps)[taken], values(name)[taken], ".-", color=SAMPLES, label=label)
+            taken, label = ~np.isnan(values(name)), name.removeprefix(PREFIX)
+            ax.plot(steps[taken], values(name)[taken], ".-", color=SAMPLES, label=label)
         if best is not None:
             ax.axvline(best["step"], color=PRIOR, linestyle=":", label="best checkpoint")
-        ax.set(title="metric of samples", xlabel="step")
+        ax.set_title("metric of samples")
         ax.legend()
     for ax in (loss, ratio, norms, *rest):
+        ax.set_xlabel("step")
         ax.xaxis.set_major_locator(MaxNLocator(3))  # Long step numbers need space.
         ax.xaxis.set_major_formatter("{x:,.0f}")
     return figure

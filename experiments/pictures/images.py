@@ -9,19 +9,18 @@ from matplotlib.figure import Figure
 from experiments.data import to_uint8
 from experiments.pictures.style import panels, plain
 
-NUM_IN_GRID = 100
+NUM_SHOWN = 100
 _GAP = 0.35  # White space between a sample and its neighbours, in image widths.
 
 
 def tile(images: np.ndarray, columns: int) -> np.ndarray:
     """Arranges images row by row on a white sheet, [rows * (H + 1), columns * (W + 1), C]."""
-    rows = -(-len(images) // columns)
-    height, width, channels = images.shape[1:]
-    sheet = np.full((rows * (height + 1), columns * (width + 1), channels), 255, np.uint8)
-    for i, image in enumerate(to_uint8(images)):
-        top, left = i // columns * (height + 1), i % columns * (width + 1)
-        sheet[top : top + height, left : left + width] = image
-    return sheet
+    missing = -len(images) % columns
+    margins = ((0, missing), (0, 1), (0, 1), (0, 0))
+    padded = np.pad(to_uint8(images), margins, constant_values=255)
+    height, width, channels = padded.shape[1:]
+    rows = padded.reshape(-1, columns, height, width, channels).swapaxes(1, 2)
+    return rows.reshape(-1, columns * width, channels)
 
 
 def show(ax: Axes, sheet: np.ndarray) -> None:
@@ -35,7 +34,7 @@ def side_by_side(columns: Mapping[str, np.ndarray]) -> Figure:
     """Draws grids of images side by side, below their titles."""
     figure, axes = panels(len(columns), size=2.6)
     for ax, (title, images) in zip(axes, columns.items(), strict=True):
-        show(ax, tile(images[:NUM_IN_GRID], 10))
+        show(ax, tile(images[:NUM_SHOWN], 10))
         # Few images fill a part of the first row.
         ax.set_anchor("N")
         ax.set_title(title, x=min(len(images), 10) / 20)
@@ -106,8 +105,8 @@ def neighbours(samples: np.ndarray, nearest: Mapping[str, np.ndarray]) -> Figure
     figure, axes = panels(len(nearest), size=4.2)
     for ax, (space, images) in zip(axes, nearest.items(), strict=True):
         sheet = tile(images.reshape(-1, *images.shape[2:]), images.shape[1])
-        left = tile(samples[: len(images)], 1)
-        gap = np.full((len(sheet), max(1, round(_GAP * samples.shape[2])), sheet.shape[2]), 255)
-        show(ax, np.concatenate([left, gap.astype(np.uint8), sheet], axis=1))
+        gap = ((0, 0), (0, max(1, round(_GAP * samples.shape[2]))), (0, 0))
+        left = np.pad(tile(samples[: len(images)], 1), gap, constant_values=255)
+        show(ax, np.concatenate([left, sheet], axis=1))
         ax.set_title(f"sample | nearest in the training set, by {space.replace('_', ' ')}")
     return figure

@@ -9,19 +9,9 @@ from matplotlib.animation import FuncAnimation, PillowWriter
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.pictures.style import (
-    DATA,
-    DATA_TITLE,
-    DIVERGING,
-    PRIOR,
-    PRIOR_TITLE,
-    SAMPLES,
-    SAMPLES_TITLE,
-    panels,
-)
+from experiments.pictures.style import COLOURS, DATA_TITLE, PRIOR, SAMPLES, panels
 
-_SHOWN = 4_000  # More points would cover each other.
-_COLOURS = {PRIOR_TITLE: PRIOR, SAMPLES_TITLE: SAMPLES, DATA_TITLE: DATA}
+NUM_SHOWN = 4_000  # More points would cover each other.
 
 
 def frame(data: np.ndarray) -> tuple[float, float]:
@@ -30,11 +20,11 @@ def frame(data: np.ndarray) -> tuple[float, float]:
     return -reach, reach
 
 
-def side_by_side(columns: Mapping[str, np.ndarray], data: np.ndarray) -> Figure:
+def side_by_side(columns: Mapping[str, np.ndarray]) -> Figure:
     """Draws sets of points side by side, with titles and a common range that holds the data."""
     figure, axes = panels(len(columns))
     for ax, (title, points) in zip(axes, columns.items(), strict=True):
-        scatter(ax, points, _COLOURS[title], frame(data))
+        scatter(ax, points, COLOURS[title], frame(columns[DATA_TITLE]))
         ax.set_title(title)
     return figure
 
@@ -54,12 +44,13 @@ def log_ratio_and_drift(
         values,
         extent=(low, high, low, high),
         origin="lower",
-        cmap=DIVERGING,
+        cmap="RdBu_r",
         vmin=-limit,
         vmax=limit,
     )
     figure.colorbar(image, ax=ax, label=r"$\log r = \log\,\tilde{q}/p$", shrink=0.8, extend="both")
-    ax.scatter(data[:_SHOWN, 0], data[:_SHOWN, 1], s=0.4, color="black", alpha=0.35, linewidths=0)
+    x, y = data[:NUM_SHOWN].T
+    ax.scatter(x, y, s=0.4, color="black", alpha=0.35, linewidths=0)
     arrows = drift_fn(coarse)
     length = np.linalg.norm(arrows, axis=-1, keepdims=True)
     # The square root of the length, because the drift is many times larger far from the data.
@@ -80,7 +71,7 @@ def animate_course(
     title = ax.set_title("step 0")
 
     def show(i: int) -> None:
-        dots.set_offsets(snapshots[i][1][:_SHOWN])
+        dots.set_offsets(snapshots[i][1][:NUM_SHOWN])
         title.set_text(f"step {snapshots[i][0]:,}")
 
     FuncAnimation(figure, show, frames=len(snapshots)).save(path, PillowWriter(fps=4), dpi=80)
@@ -97,9 +88,8 @@ def scatter(
     ax: Axes, points: np.ndarray, colour: str, limits: tuple[float, float], alpha: float = 0.5
 ) -> None:
     """Draws points in one colour, without ticks."""
-    ax.scatter(
-        points[:_SHOWN, 0], points[:_SHOWN, 1], s=1.2, color=colour, alpha=alpha, linewidths=0
-    )
+    x, y = points[:NUM_SHOWN].T
+    ax.scatter(x, y, s=1.2, color=colour, alpha=alpha, linewidths=0)
     ax.set(xlim=limits, ylim=limits, xticks=[], yticks=[], aspect="equal")
 
 

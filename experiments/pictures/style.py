@@ -14,7 +14,7 @@ from experiments.files import replacing
 
 DATA, SAMPLES, PRIOR = "#4878a8", "#d1602b", "#8a8a8a"
 DATA_TITLE, SAMPLES_TITLE, PRIOR_TITLE = "data", r"samples $x_{K+\kappa}$", "prior $x_0$"
-DIVERGING = "RdBu_r"
+COLOURS = {DATA_TITLE: DATA, SAMPLES_TITLE: SAMPLES, PRIOR_TITLE: PRIOR}
 _MAX_NAME = 24  # Characters of the name of a class or a data set in a picture.
 
 plt.rcParams.update(
