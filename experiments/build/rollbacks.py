@@ -58,11 +58,6 @@ def of(train_state: TrainState) -> Rollbacks:
     return train_state.opt_state.rollbacks
 
 
-def num_batches(train_state: TrainState) -> int:
-    """Returns the number of batches used or skipped so far."""
-    return int(train_state.step) + int(of(train_state).num_skipped)
-
-
 def roll_back(
     train_state: TrainState, before: Rollbacks, num_skipped: int, learning_rate_factor: float
 ) -> TrainState:

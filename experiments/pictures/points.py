@@ -63,7 +63,7 @@ def log_ratio_and_drift(
 
 def animate_course(
     snapshots: Sequence[tuple[int, np.ndarray]], data: np.ndarray, path: Path
-) -> Path:
+) -> None:
     """Writes the samples over training as an animation (GIF)."""
     figure, (ax,) = panels(1, size=3.6)
     scatter(ax, data, PRIOR, frame(data), alpha=0.15)
@@ -76,7 +76,6 @@ def animate_course(
 
     FuncAnimation(figure, show, frames=len(snapshots)).save(path, PillowWriter(fps=4), dpi=80)
     plt.close(figure)
-    return path
 
 
 def spread(count: int, most: int) -> list[int]:
