@@ -155,10 +155,6 @@ def _split(values: str) -> list[str]:
 
 def _folder(group: str, name: str, seed: int, taken: Collection[str]) -> str:
     """Returns a folder for a run; a number is added if the name is taken."""
-    stem = f"{_slug(group)}/{_slug(name)}"
+    stem = "/".join(re.sub(r"[^\w.=+-]+", "_", part).strip("_") for part in (group, name))
     stems = itertools.chain([stem], (f"{stem}_{number}" for number in itertools.count(2)))
     return next(f for stem in stems if (f := f"{stem}/seed_{seed}") not in taken)
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^\w.=+-]+", "_", name).strip("_")

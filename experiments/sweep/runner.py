@@ -37,10 +37,10 @@ def run_program(config: str, run: Run, folder: Path) -> tuple[int, str]:
 
     Returns its exit code and, if it is not 0, the error that it reported, or else its last line.
     """
-    overrides = [f"--config.{key}={value}" for key, value in run.settings.items()]
-    command = [sys.executable, "-m", "experiments.main", f"--config={config}"]
+    changes = [f"--config.{key}={value}" for key, value in run.settings.items()]
+    main = [sys.executable, "-m", "experiments.main"]
+    arguments = [*main, f"--config={config}", f"--workdir={folder}", *changes]
     output = folder / "output.txt"
-    arguments = [*command, f"--workdir={folder}", *overrides]
     with (
         output.open("w") as file,
         subprocess.Popen(arguments, stdout=file, stderr=subprocess.STDOUT) as process,

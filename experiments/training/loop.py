@@ -72,7 +72,8 @@ def train(training: Training, run: Run, hooks: Sequence[Hook] = ()) -> TrainStat
     ):
         interrupts.describe_loss(lambda: _when_interrupted(max(store.steps(), default=None)))
         active = [hook for hook in hooks if hook.every]
-        run_steps = memory.checked(parallel.map_steps(training.repeated_step()))  # Compiles once.
+        # Here, so that training after a rollback compiles nothing again.
+        run_steps = memory.checked(parallel.map_steps(training.repeated_step()))
         constants = on_devices(training.constants)
         start = _newest(training, store)
         while True:
