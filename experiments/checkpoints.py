@@ -154,11 +154,12 @@ class Checkpoints:
             read, or if no checkpoint is intact.
         """
         if which == "best":
-            which = self._best_step()
-            if which is None:
+            best = self.best()
+            if best is None:
                 raise UserError(
                     f"no best checkpoint in {self._folder}; train with evaluate.every_steps above 0"
                 )
+            which = int(best["step"])
         damaged: list[int] = []
         while steps := [step for step in self._agreed_steps() if step not in damaged]:
             step = steps[-1] if which is None else which
@@ -336,13 +337,10 @@ class Checkpoints:
                 f"a checkpoint cannot be written into {self._folder} ({_reason(error)}); {kept}"
             ) from error
 
-    def _kept(self, steps: Sequence[int]) -> set[int | None]:
+    def _kept(self, steps: Sequence[int]) -> set[int]:
         """Returns which of the steps in ascending order are kept: the newest and the best."""
-        return {*steps[-self._num_newest :], self._best_step()}
-
-    def _best_step(self) -> int | None:
         best = self.best()
-        return None if best is None else best["step"]
+        return {*steps[-self._num_newest :], *([best["step"]] if best else [])}
 
     def _is_complete(self, step: int) -> bool:
         # Orbax also lists a folder that a crash left without its mark.

@@ -100,13 +100,7 @@ def run_all(
 
 
 def _known(folder: Path, asked: str) -> dict[str, Any] | None:
-    """Returns the earlier record of a run, if it would end in the same way again.
-
-    Its settings must have the digest `asked`.
-
-    Raises:
-      UserError: if the folder contains a run with other settings.
-    """
+    """Returns the record of a run of the settings with this digest, if it need not run again."""
     record = folder / _RECORD
     if not record.exists():
         return None
