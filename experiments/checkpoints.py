@@ -259,11 +259,8 @@ class Checkpoints:
     def _read_agreed(self, step: int, template: TrainState) -> Restored:
         """Reads a complete checkpoint, with the same outcome on all processes of the run.
 
-        Raises:
-          FileNotFoundError: if it has been removed in the meantime.
-          _DamagedError: if the files on disk are not those that were saved.
-          UserError: if it belongs to another run, the disk cannot be read, or the processes do not
-            read the same.
+        Raises a FileNotFoundError if it has been removed meanwhile, a _DamagedError, or a UserError
+        for a checkpoint of another run, a disk that fails, or processes that do not read the same.
         """
         found: Restored | Exception
         try:
