@@ -1,15 +1,13 @@
 """The network of a run, from its settings."""
 
-from collections.abc import Mapping
-from typing import Any
-
+from experiments.settings import Settings
 from fdrl_jax import networks
 
 Network = networks.MLP | networks.ResNet
 
 
 def make_network(
-    settings: Mapping[str, Any], event_shape: tuple[int, ...], num_outputs: int | None = None
+    settings: Settings, event_shape: tuple[int, ...], num_outputs: int | None = None
 ) -> Network:
     """Builds the network of a run for examples of a shape.
 
@@ -29,14 +27,12 @@ def make_network(
         raise ValueError(f"network.name={name!r} does not fit {kind}; use {fitting}")
     if name == "mlp":
         return networks.MLP(tuple(settings["network.hidden_sizes"]), spectral_norm, dtype)
-    width, blocks = settings["network.width"], settings["network.blocks"]
-    if name != "resnet":
-        spec: str | networks.ResNetSpec = name
-    elif blocks and width:
-        pairs = tuple((features, stride) for features, stride in blocks)
-        spec = networks.ResNetSpec(width, pairs, settings["network.attention_after"])
-    else:
-        raise ValueError("network.name='resnet' needs network.width and network.blocks")
+    spec: str | networks.ResNetSpec = name
+    width, blocks = settings["network.width"], tuple(map(tuple, settings["network.blocks"]))
+    if name == "resnet":
+        if not (width and blocks):
+            raise ValueError("network.name='resnet' needs network.width and network.blocks")
+        spec = networks.ResNetSpec(width, blocks, settings["network.attention_after"])
     return networks.resnet(
         spec,
         width=width or None,

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 from experiments import divergence_formula, prior
-from experiments.build.network import Network, make_network
-from experiments.build.training import Training, explained, make_optimizer, state_shapes
+from experiments.build.network import make_network
+from experiments.build.training import Model, Training, explained, make_optimizer
 from experiments.data import Source
 from experiments.prior import FittedPrior
-from experiments.settings import Settings
+from experiments.settings import Settings, section
 from fdrl_jax import bregman, parallel, priors, steps
 from fdrl_jax.priors import Prior
 from fdrl_jax.problem import Constants, Estimator, FlowParams, Problem
@@ -19,24 +19,19 @@ from fdrl_jax.state import TrainState, Variables
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Experiment:
+class Experiment(Model):
     """A density ratio, with everything that determines its samples except the parameters.
 
-    The problem has estimator, loss, divergence, flow, prior and condition, and the constants are
-    arrays of data, prior and classifier. For class-conditional samples, `labels` maps positions [B]
-    to labels [B].
+    Attributes:
+      problem: estimator, loss, divergence, flow, prior and condition.
+      prior_arguments: arguments of the function of `priors` that builds the prior, as values for
+        JSON and without the arrays of a data-dependent prior.
+      labels: maps positions [B] to labels [B], for class-conditional samples.
     """
 
-    settings: Settings
-    source: Source
-    network: Network
     problem: Problem
-    constants: Constants
+    prior_arguments: dict[str, Any]
     labels: Callable[[np.ndarray], np.ndarray] | None = None
-
-    def state_shapes(self) -> TrainState:
-        """Returns shapes and dtypes of the train state: the template of a checkpoint."""
-        return state_shapes(self.settings, self.network, self.source.event_shape)
 
     def sampling_variables(self, train_state: TrainState) -> Variables:
         """Returns the variables used for sampling: the averaged or the latest ones."""
@@ -55,18 +50,12 @@ def experiment(settings: Settings, source: Source, fitted: FittedPrior | None = 
     """
     with explained():
         network = make_network(settings, source.event_shape)
-        of_run = _prior(settings, source, fitted)
+        of_run, prior_arguments = _prior(settings, source, fitted)
         problem = Problem(
             estimator=Estimator.from_network(network),
             bregman=bregman.get(settings["loss.name"]),
             divergence=divergence_formula.parse(settings["loss.divergence"]),
-            flow=FlowParams(
-                num_steps=settings["flow.num_steps"],
-                step_size=settings["flow.step_size"],
-                noise_scale=settings["flow.noise_scale"],
-                num_refine_steps=settings["flow.num_refine_steps"],
-                step_size_decay=settings["flow.step_size_decay"],
-            ),
+            flow=FlowParams(**section(settings, "flow")),
             prior_sample=of_run.sample,
         )
         bregman.check_pair(problem.bregman, problem.divergence)
@@ -74,8 +63,9 @@ def experiment(settings: Settings, source: Source, fitted: FittedPrior | None = 
             settings=settings,
             source=source,
             network=network,
-            problem=problem,
             constants=Constants(source.arrays, of_run.params),
+            problem=problem,
+            prior_arguments=prior_arguments,
         )
 
 
@@ -112,42 +102,29 @@ def ratio_training(of: Experiment, num_replicas: int | None = None) -> Training:
     )
 
 
-def prior_arguments(
+def _prior(
     settings: Settings, source: Source, fitted: FittedPrior | None
-) -> dict[str, Any]:
-    """Returns the arguments of the function of `priors` that builds a prior, as values for JSON.
-
-    The arrays of a data-dependent prior are not among them.
-    """
-    if settings["prior.name"] == "normal":
-        return {"event_shape": list(source.event_shape), "scale": settings["prior.scale"]}
-    if settings["prior.name"] == "uniform":
-        return {"event_shape": list(source.event_shape)}
-    if settings["prior.name"] == "source":
-        return {"field": "source", "dequantisation": settings["data.dequantisation"]}
-    return {
-        "remainder_scale": 0.0 if fitted is None else fitted.remainder_scale,
-        # Images are clipped to their range (section 5 of the paper); points have no range.
-        "clip": [-1.0, 1.0] if source.kind == "images" else None,
-    }
-
-
-def _prior(settings: Settings, source: Source, fitted: FittedPrior | None) -> Prior:
-    name = settings["prior.name"]
+) -> tuple[Prior, dict[str, Any]]:
+    """Returns the prior, and the `prior_arguments` of an `Experiment`."""
+    name, arguments = settings["prior.name"], dict[str, Any]()
     if name == "data_dependent":
         rank = prior.choose_rank(settings["prior.rank"], source.event_shape)
         found = prior.blank(rank, source.event_shape) if fitted is None else fitted
         mean = found.mean.reshape(source.event_shape)
-        arguments = prior_arguments(settings, source, found)
-        return priors.gaussian(mean, found.factor, axis_name=parallel.AXIS, **arguments)
-    if name == "source" and source.starts is None:
-        raise ValueError(
-            "prior.name='source' needs paired domains: data.name='pair', or data.source_class and "
-            "data.target_class"
-        )
-    make: dict[str, Callable[..., Prior]] = {
-        "normal": priors.normal,
-        "uniform": priors.uniform,
-        "source": priors.batch,
-    }
-    return make[name](**prior_arguments(settings, source, fitted))
+        # Images are clipped to their range (section 5 of the paper); points have no range.
+        clip = [-1.0, 1.0] if source.kind == "images" else None
+        arguments = {"remainder_scale": found.remainder_scale, "clip": clip}
+        return priors.gaussian(mean, found.factor, axis_name=parallel.AXIS, **arguments), arguments
+    if name == "source":
+        if source.starts is None:
+            raise ValueError(
+                "prior.name='source' needs paired domains: data.name='pair', or data.source_class "
+                "and data.target_class"
+            )
+        arguments = {"field": "source", "dequantisation": settings["data.dequantisation"]}
+        return priors.batch(**arguments), arguments
+    arguments = {"event_shape": list(source.event_shape)}
+    if name == "uniform":
+        return priors.uniform(**arguments), arguments
+    arguments["scale"] = settings["prior.scale"]
+    return priors.normal(**arguments), arguments

@@ -2,8 +2,7 @@
 
 import contextlib
 import dataclasses
-import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -24,29 +23,38 @@ from fdrl_jax.steps import TrainStep
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Training:
-    """A network and its training on data.
-
-    Attributes:
-      output: what the network returns: "ratio", "log_ratio" or "logits".
-      constants: arrays that a step reads.
-      train_step: the per-replica step, which averages over the axis of `parallel`.
-    """
+class Model:
+    """A network with its settings, its data, and the arrays that steps and samplers read."""
 
     settings: Settings
     source: Source
     network: Network
-    output: str
     constants: Constants
-    train_step: TrainStep
+
+    @property
+    def root_key(self) -> jax.Array:
+        return rng.root_key(self.settings["seed"])
 
     def init_state(self) -> TrainState:
         """Returns the state before the first step, which depends only on the seed."""
         return init_state(self.settings, self.network, self.source.event_shape)
 
     def state_shapes(self) -> TrainState:
-        """Returns shapes and dtypes of the state, without computing it."""
-        return state_shapes(self.settings, self.network, self.source.event_shape)
+        """Returns shapes and dtypes of the state: the template of a checkpoint."""
+        return jax.eval_shape(self.init_state)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Training(Model):
+    """The training of a network.
+
+    Attributes:
+      output: what the network returns: "ratio", "log_ratio" or "logits".
+      train_step: the per-replica step, which averages over the axis of `parallel`.
+    """
+
+    output: str
+    train_step: TrainStep
 
     def repeated_step(self) -> Callable[..., Any]:
         """Returns the function of one replica for up to `train.steps_per_dispatch` steps."""
@@ -67,9 +75,8 @@ class Training:
         The variables are zeros. The step takes over the buffers of the state.
         """
         zeros = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), self.state_shapes())
-        key = rng.root_key(self.settings["seed"])
-        copied = parallel.replicate(zeros)
-        return key, copied, on_devices(self.constants), host_batches, count, 0
+        state, constants = parallel.replicate(zeros), on_devices(self.constants)
+        return self.root_key, state, constants, host_batches, count, 0
 
     def open_feed(self, num_batches: int) -> AbstractContextManager[Take]:
         """Opens the host batches of this process, after the first `num_batches`."""
@@ -80,23 +87,14 @@ class Training:
         return self.source.open_feed(self.settings["seed"], size, num_batches, dispatch)
 
 
-def init_state(
-    settings: Mapping[str, Any], network: Network, event_shape: tuple[int, ...]
-) -> TrainState:
+def init_state(settings: Settings, network: Network, event_shape: tuple[int, ...]) -> TrainState:
     """Returns the state of a network before its first step."""
     key = rng.stream_key(rng.root_key(settings["seed"]), rng.Stream.INIT)
     variables = jax.jit(network.init)(key, np.zeros((1, *event_shape), np.float32))
     return state.create(dict(variables), make_optimizer(settings))
 
 
-def state_shapes(
-    settings: Mapping[str, Any], network: Network, event_shape: tuple[int, ...]
-) -> TrainState:
-    """Returns shapes and dtypes of the state: the template of a checkpoint."""
-    return jax.eval_shape(functools.partial(init_state, settings, network, event_shape))
-
-
-def learning_rate(settings: Mapping[str, Any]) -> optax.Schedule:
+def learning_rate(settings: Settings) -> optax.Schedule:
     """Returns the learning rate as a function of the step."""
     rate, warmup = settings["optimizer.learning_rate"], settings["optimizer.warmup_steps"]
     if settings["optimizer.schedule"] == "cosine":
@@ -111,7 +109,7 @@ def learning_rate(settings: Mapping[str, Any]) -> optax.Schedule:
     return lambda step: schedule(step) * jax.numpy.minimum(1.0, (step + 1) / warmup)
 
 
-def make_optimizer(settings: Mapping[str, Any]) -> optax.GradientTransformation:
+def make_optimizer(settings: Settings) -> optax.GradientTransformation:
     """Returns Adam, with gradient clipping if it is set, and updates scaled by rollbacks."""
     adam = optax.adam(
         learning_rate(settings), b1=settings["optimizer.b1"], b2=settings["optimizer.b2"]

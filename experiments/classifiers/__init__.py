@@ -10,7 +10,7 @@ import numpy as np
 from experiments import run
 from experiments.build.classifier import Apply
 from experiments.build.network import Network, make_network
-from experiments.build.training import state_shapes
+from experiments.build.training import init_state
 from experiments.classifiers.robustness import read_robustness
 from experiments.errors import UserError
 from experiments.files import read_json, sha256_of_arrays
@@ -124,7 +124,8 @@ def _restored(
     settings = hardware.resolved(trained.settings)  # This process multiplies as its own run does.
     network = make_network(settings, event_shape, len(classes))
     with trained.saved_checkpoints() as store:
-        restored = store.restore(state_shapes(settings, network, event_shape))
+        shapes = jax.eval_shape(lambda: init_state(settings, network, event_shape))
+        restored = store.restore(shapes)
     if restored is None:
         raise UserError(f"no checkpoint of a classifier in {path}; resume its training")
     return network, restored.state.ema_variables, int(restored.state.step), trained

@@ -3,11 +3,10 @@
 It holds the sampler as StableHLO, its arrays, a loader, and what one should know of them.
 """
 
-import contextlib
 import dataclasses
 import datetime
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,11 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import save
 
 from experiments import divergence_formula, settings
-from experiments.build import Experiment, prior_arguments
+from experiments.build import Experiment
 from experiments.errors import UserError
 from experiments.export import card
 from experiments.files import replacing, sha256_of_file, write_json, write_text
-from experiments.prior import FittedPrior
-from experiments.sampling.draw import batch_at, sampling_key
+from experiments.sampling.draw import batch_at
 from fdrl_jax import samplers
 from fdrl_jax.names import nearest
 from fdrl_jax.problem import Constants
@@ -48,8 +46,6 @@ def write(
     train_state: TrainState,
     folder: Path,
     platforms: Sequence[str],
-    *,
-    fitted: FittedPrior | None = None,
     evaluation: Mapping[str, Any] | None = None,
 ) -> None:
     """Exports the sampler of a train state into a folder.
@@ -83,7 +79,7 @@ def write(
             # safetensors writes the buffer of an array as it is, so the array must be contiguous.
             ordered = {name: np.array(array, order="C") for name, array in arrays.items()}
             file.write(save(ordered, {"format": "flax"}))
-        write_json(folder / "config.json", _arguments(experiment, fitted))
+        write_json(folder / "config.json", _arguments(experiment))
         hashes = {name: sha256_of_file(folder / name) for name in _HASHED}
         loader = Path(__file__).with_name("load_sampler.py").read_text("utf-8")
         write_text(folder / "load_sampler.py", loader)
@@ -98,7 +94,7 @@ def write(
 def _export(
     experiment: Experiment, arrays: dict[str, Any], platforms: Sequence[str]
 ) -> jax.export.Exported:
-    sampler, key = samplers.make_sampler(experiment.problem), sampling_key(experiment)
+    sampler, key = samplers.make_sampler(experiment.problem), experiment.root_key
 
     def sample(arrays: dict[str, Any], batch: dict[str, Any]) -> Any:
         tree = unflatten_dict(arrays, sep="/")
@@ -111,23 +107,17 @@ def _export(
         name: jax.ShapeDtypeStruct((size, *a.shape[1:]), a.dtype) for name, a in example.items()
     }
     like = {name: jax.ShapeDtypeStruct(a.shape, a.dtype) for name, a in arrays.items()}
-    with _without_source_paths():
-        return jax.export.export(jax.jit(sample), platforms=list(platforms))(like, shapes)
-
-
-@contextlib.contextmanager
-def _without_source_paths() -> Iterator[None]:
-    """Keeps paths of this machine out of lowered programs, because they are shared."""
+    # The lowered program is shared, so it should contain no paths of this machine.
     name = "jax_traceback_in_locations_limit"
     before = getattr(jax.config, name)
     jax.config.update(name, 0)
     try:
-        yield
+        return jax.export.export(jax.jit(sample), platforms=list(platforms))(like, shapes)
     finally:
         jax.config.update(name, before)
 
 
-def _arguments(experiment: Experiment, fitted: FittedPrior | None) -> dict[str, Any]:
+def _arguments(experiment: Experiment) -> dict[str, Any]:
     """Returns the arguments of library functions that rebuild the sampler, as values for JSON."""
     network = experiment.network
     fields = [f.name for f in dataclasses.fields(network) if f.name not in ("parent", "name")]
@@ -135,7 +125,7 @@ def _arguments(experiment: Experiment, fitted: FittedPrior | None) -> dict[str, 
         "kind": experiment.source.kind,
         "event_shape": list(experiment.source.event_shape),
         "network": {name: getattr(network, name) for name in fields},
-        "prior": prior_arguments(experiment.settings, experiment.source, fitted),
+        "prior": experiment.prior_arguments,
         "loss": experiment.settings["loss.name"],
         "divergence": divergence_formula.describe(experiment.settings["loss.divergence"]),
         "flow": experiment.problem.flow._asdict(),

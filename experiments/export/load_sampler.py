@@ -65,7 +65,14 @@ class Sampler:
           ValueError: for indices out of range, or a `source` that is missing, not needed or of
             another shape.
         """
-        self._check(num_samples, first, source)
+        if num_samples < 1 or first < 0 or first + num_samples > 2**31:
+            raise ValueError(f"indices out of range: {first} to {first + num_samples - 1}")
+        if self.metadata["needs_source"] != (source is not None):
+            needs = "needs" if self.metadata["needs_source"] else "does not accept"
+            raise ValueError(f"this sampler {needs} images to start from (source)")
+        shape = (num_samples, *self.metadata["event_shape"])
+        if source is not None and np.shape(source) != shape:
+            raise ValueError(f"source must have the shape {shape}, got {np.shape(source)}")
         parts = []
         for start in range(0, num_samples, batch_size):
             # The last batch is as large as the others, so that only one program is compiled.
@@ -76,16 +83,6 @@ class Sampler:
                 batch["source"] = np.asarray(source, np.float32)[numbers]
             parts.append(np.asarray(self._call(self._arrays, batch))[: num_samples - start])
         return np.concatenate(parts)
-
-    def _check(self, num_samples: int, first: int, source: np.ndarray | None) -> None:
-        if num_samples < 1 or first < 0 or first + num_samples > 2**31:
-            raise ValueError(f"indices out of range: {first} to {first + num_samples - 1}")
-        shape = (num_samples, *self.metadata["event_shape"])
-        if self.metadata["needs_source"] != (source is not None):
-            needs = "needs" if self.metadata["needs_source"] else "does not accept"
-            raise ValueError(f"this sampler {needs} images to start from (source)")
-        if source is not None and np.shape(source) != shape:
-            raise ValueError(f"source must have the shape {shape}, got {np.shape(source)}")
 
 
 def to_stored(samples: np.ndarray, kind: str) -> np.ndarray:

@@ -16,14 +16,9 @@ def run_mode(command: Command) -> None:
         return
     key = records.key_of(opened, None)
     folder = opened.run.exports / records.name_of(opened, key, is_default=True)
-    export.write(
-        opened.experiment,
-        opened.checkpoint.state,
-        folder,
-        command.flags["platforms"],
-        fitted=opened.run.prior(),
-        evaluation=records.newest_of(opened.run.evaluations, key),
-    )
+    platforms = command.flags["platforms"]
+    evaluation = records.newest_of(opened.run.evaluations, key)
+    export.write(opened.experiment, opened.checkpoint.state, folder, platforms, evaluation)
     print(f"sampler of step {opened.step:,}: {folder}")
     print(f"note: {export.LIFETIME}")
     print(f"try: python {folder / 'load_sampler.py'} --num_samples=100 --out=samples.npz")

@@ -21,8 +21,7 @@ def run_mode(command: Command) -> None:
             return
         positions = np.arange(_NUM_SHOWN, dtype=np.int32)
         batch = jax.tree.map(jnp.asarray, batch_at(experiment, positions))
-        root = rng.root_key(experiment.settings["seed"])
-        keys = rng.example_keys(root, rng.Stream.PRIOR, batch["position"])
+        keys = rng.example_keys(experiment.root_key, rng.Stream.PRIOR, batch["position"])
         x0 = experiment.problem.prior_sample(experiment.constants.prior, keys, batch)
         figure = pictures.prior_and_data(experiment.source, np.asarray(x0))
         print(f"picture: {pictures.save(figure, created.pictures / 'prior.png')}")

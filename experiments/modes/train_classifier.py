@@ -8,7 +8,7 @@ import numpy as np
 
 from experiments import build, run
 from experiments.build import Training
-from experiments.build.classifier import Apply
+from experiments.build.classifier import Apply, make_attack
 from experiments.command_line import Command
 from experiments.files import write_json
 from experiments.machine import hardware, memory
@@ -43,7 +43,7 @@ def run_mode(command: Command) -> None:
 def _evaluate(training: Training, opened: Run, state: TrainState) -> None:
     """Writes and prints the accuracy on held-out images, also under a stronger attack."""
     source, settings = training.source, training.settings
-    attack = build.make_attack(settings, _NUM_EVALUATION_STEPS)
+    attack = make_attack(settings, _NUM_EVALUATION_STEPS)
     apply = cast(Apply, training.network.apply)
 
     @jax.jit
@@ -69,6 +69,5 @@ def _evaluate(training: Training, opened: Run, state: TrainState) -> None:
     write_json(opened.root / "accuracy.json", {"step": int(state.step), "metrics": metrics})
     print(f"  accuracy on {len(images):,} held-out images: {100 * clean:.2f}%")
     if settings["attack.epsilon"] and settings["attack.num_steps"]:
-        distance = settings["attack.epsilon"]
-        print(f"  under attack, L2 distance {distance:g}: {100 * robust:.2f}%")
+        print(f"  under attack, L2 distance {settings['attack.epsilon']:g}: {100 * robust:.2f}%")
     print(f"classifier: --classifier={opened.root}")

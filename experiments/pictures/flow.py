@@ -12,7 +12,7 @@ from experiments.errors import UserError
 from experiments.pictures import images
 from experiments.pictures.points import spread
 from experiments.pictures.style import panels
-from experiments.sampling.draw import batch_at, sampling_key
+from experiments.sampling.draw import batch_at
 from fdrl_jax import interpolation, samplers
 from fdrl_jax.state import TrainState
 
@@ -25,7 +25,7 @@ def flow_strip(experiment: Experiment, train_state: TrainState, num_strips: int 
     sampler = jax.jit(samplers.make_path_sampler(experiment.problem))
     batch = batch_at(experiment, np.arange(num_strips, dtype=np.int32))
     variables = experiment.sampling_variables(train_state)
-    path = np.asarray(sampler(sampling_key(experiment), variables, experiment.constants, batch))
+    path = np.asarray(sampler(experiment.root_key, variables, experiment.constants, batch))
     picked = spread(len(path), 12)
     # Tiled row by row, so that each row shows one sample.
     strip = np.swapaxes(path[picked], 0, 1).reshape(-1, *path.shape[2:])
@@ -47,7 +47,7 @@ def interpolations(experiment: Experiment, train_state: TrainState) -> Figure:
     differ only in their start.
     """
     _check_images(experiment)
-    problem, key = experiment.problem, sampling_key(experiment)
+    problem, key = experiment.problem, experiment.root_key
     num_steps = problem.flow.num_steps + problem.flow.num_refine_steps
     start = jax.jit(samplers.make_start_sampler(problem))
     advance = jax.jit(samplers.make_segment(problem, num_steps=num_steps))

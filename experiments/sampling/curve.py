@@ -9,14 +9,7 @@ from tqdm import tqdm
 from experiments.errors import UserError
 from experiments.evaluation.cheap import cheap_metric
 from experiments.evaluation.metrics import Metric
-from experiments.sampling.draw import (
-    Sampler,
-    batch_at,
-    batch_size,
-    on_devices,
-    sample_starts,
-    sampling_key,
-)
+from experiments.sampling.draw import Sampler, batch_at, batch_size, on_devices, sample_starts
 from experiments.sampling.opened import Opened, restore
 from fdrl_jax import parallel, samplers
 from fdrl_jax.problem import FlowParams
@@ -29,12 +22,8 @@ _MAX_POINTS = 20
 def choose_lengths(flow: FlowParams) -> tuple[int, ...]:
     """Returns round lengths from 0 to K + 50, including K and K + κ."""
     longest = flow.num_steps + _BEYOND_STEPS
-    stride = next(
-        factor * 10**power
-        for power in range(6)
-        for factor in (1, 2, 5)
-        if longest <= _MAX_POINTS * factor * 10**power
-    )
+    strides = (factor * 10**power for power in range(6) for factor in (1, 2, 5))
+    stride = next(stride for stride in strides if longest <= _MAX_POINTS * stride)
     marked = {flow.num_steps, flow.num_steps + flow.num_refine_steps, longest}
     return tuple(sorted({*range(0, longest + 1, stride), *marked}))
 
@@ -50,7 +39,7 @@ def over_length(opened: Opened, lengths: tuple[int, ...], num_samples: int) -> I
     stride = math.gcd(*lengths) or 1
     advance = parallel.map_segment(samplers.make_segment(experiment.problem, num_steps=stride))
     variables, constants = on_devices(experiment, state)
-    key, size = sampling_key(experiment), batch_size(experiment, num_samples)
+    key, size = experiment.root_key, batch_size(experiment, num_samples)
     # All batches have one size; the last one repeats the last sample.
     numbers = np.arange(-(-num_samples // size) * size, dtype=np.int32)
     batches = np.minimum(numbers, num_samples - 1).reshape(-1, size)

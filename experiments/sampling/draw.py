@@ -10,7 +10,7 @@ from tqdm import tqdm
 from experiments import build
 from experiments.build import Experiment
 from experiments.evaluation import Samples
-from fdrl_jax import parallel, rng, samplers
+from fdrl_jax import parallel, samplers
 from fdrl_jax.state import TrainState
 
 _SMALLEST_RATIO = 1e-6
@@ -51,7 +51,7 @@ class Sampler:
         if it is given, so that fewer samples run the same compiled program.
         """
         experiment, num = self._experiment, max(keep.values())
-        size, key = batch_size(experiment, full or num), sampling_key(experiment)
+        size, key = batch_size(experiment, full or num), experiment.root_key
         kept: dict[str, np.ndarray] = {}
         with tqdm(total=num, unit="sample", disable=not progress, desc="sampling") as bar:
             for offset in range(0, num, size):
@@ -117,11 +117,6 @@ def batch_at(experiment: Experiment, positions: np.ndarray) -> dict[str, np.ndar
     if labels is not None:
         batch["label"] = labels(positions)
     return batch
-
-
-def sampling_key(experiment: Experiment) -> jax.Array:
-    """Returns the root key of all samples of a run."""
-    return rng.root_key(experiment.settings["seed"])
 
 
 def batch_size(experiment: Experiment, num_samples: int) -> int:

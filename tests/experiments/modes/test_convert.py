@@ -10,7 +10,7 @@ from small_runs import command, start, train
 
 from experiments import prior, run, settings
 from experiments.authors_checkpoint import read_checkpoint, read_prior
-from experiments.build import make_network
+from experiments.build.network import make_network
 from experiments.errors import UserError
 from experiments.sampling.opened import open_checkpoint
 

@@ -132,7 +132,7 @@ def test_the_code_of_the_card_supports_combinations_and_low_rank_priors(
     assert fitted.remainder_scale > 0
     experiment = build.experiment(wanted, source, fitted)
     state = trained_state(experiment)
-    export.write(experiment, state, tmp_path, ("cpu",), fitted=fitted)
+    export.write(experiment, state, tmp_path, ("cpu",))
     monkeypatch.chdir(tmp_path)
     drawn = {}
     exec(code_of((tmp_path / "README.md").read_text()), drawn)
