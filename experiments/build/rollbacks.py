@@ -29,28 +29,21 @@ class _State(NamedTuple):
     rollbacks: Rollbacks
 
 
-def after_rollbacks(
-    optimizer: optax.GradientTransformation,
-) -> optax.GradientTransformationExtraArgs:
+def after_rollbacks(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
     """Returns an optimizer whose state includes `Rollbacks`, which scale its updates."""
-    inner = optax.with_extra_args_support(optimizer)
 
     def init(params: optax.Params) -> _State:
-        start = Rollbacks(
-            num=jnp.zeros((), jnp.int32),
-            num_skipped=jnp.zeros((), jnp.int32),
-            learning_rate_scale=jnp.ones((), jnp.float32),
-        )
-        return _State(inner.init(params), start)
+        start = Rollbacks(jnp.int32(0), jnp.int32(0), jnp.float32(1.0))
+        return _State(optimizer.init(params), start)
 
     def update(
-        updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra_args: Any
+        updates: optax.Updates, state: Any, params: optax.Params | None = None
     ) -> tuple[optax.Updates, _State]:
-        updates, inner_state = inner.update(updates, state.optimizer, params, **extra_args)
+        updates, inner = optimizer.update(updates, state.optimizer, params)
         scaled = optax.tree.scale(state.rollbacks.learning_rate_scale, updates)
-        return scaled, _State(inner_state, state.rollbacks)
+        return scaled, state._replace(optimizer=inner)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optax.GradientTransformation(init, update)
 
 
 def of(train_state: TrainState) -> Rollbacks:
@@ -70,5 +63,4 @@ def roll_back(
         num_skipped=before.num_skipped + jnp.int32(num_skipped),
         learning_rate_scale=before.learning_rate_scale * jnp.float32(learning_rate_factor),
     )
-    opt_state: Any = train_state.opt_state
-    return train_state._replace(opt_state=opt_state._replace(rollbacks=rollbacks))
+    return train_state._replace(opt_state=train_state.opt_state._replace(rollbacks=rollbacks))
