@@ -29,8 +29,15 @@ def create_or_resume(command: Command) -> tuple[Run, Experiment]:
     """
     opened, wanted, source = opened_or_new(command, "ratio")
     if opened is None:
-        _check_is_for_ratio(wanted)
-    _check_files(wanted)
+        for key, value in settings.changed(wanted).items():
+            if key.startswith(("attack.", "augment.")):
+                raise UserError(
+                    f"{key}={value} is for classifiers only, and this mode trains a density ratio: "
+                    "add --mode=train_classifier, or remove the setting"
+                )
+    for protocol in PROTOCOLS.values():
+        if wanted[protocol.key]:  # These files are first read after hours of training.
+            check_weights(protocol, wanted[protocol.key])
     used = hardware.prepare(wanted)
     fitted = None if opened is None else opened.prior()
     experiment = build.experiment(used, source, fitted)
@@ -59,7 +66,11 @@ def opened_or_new(command: Command, kind: Kind) -> tuple[Run | None, Settings, S
         run.check_free(command.folder)
         return None, *settings_and_data(command)
     opened = run.open_run(command.folder, kind)
-    wanted = opened.resumed(wanted_settings(command, opened))
+    if command.config is None or command.config_for is not None:
+        # What was fitted to the device and the data stays as it was.
+        wanted = opened.resumed(adapted(command, opened.settings))
+    else:
+        wanted = opened.resumed(settings.checked(command.config))
     source = load_data(wanted, command.data_dir or opened.remembered_dir(wanted["data.dir"]))
     opened.check_data(source)
     return opened, wanted, source
@@ -71,21 +82,21 @@ def fit_prior(wanted: Settings, source: Source) -> FittedPrior:
     return prior.fit(source.train_batches(), rank, wanted["prior.jitter"])
 
 
-def wanted_settings(command: Command, opened: Run | None = None) -> Settings:
-    """Returns the settings of a command after checking them.
+def wanted_settings(command: Command) -> Settings:
+    """Returns the settings of a new run after checking them.
 
     Raises:
       UserError: for a missing config or invalid values.
     """
-    if opened is not None and command.config_for is not None:
-        # What was fitted to the device and the data stays as it was.
-        of_data = _of_data(command.config or {})
-        return settings.checked({**opened.settings, **of_data, **command.changes})
-    if command.config is not None:
-        return settings.checked(command.config)
-    if opened is not None:
-        return settings.checked({**opened.settings, **command.changes})
-    raise UserError(f"--config=FILE.py is missing: {example(command.mode)}")
+    if command.config is None:
+        raise UserError(f"--config=FILE.py is missing: {example(command.mode)}")
+    return settings.checked(command.config)
+
+
+def adapted(command: Command, others: Settings) -> Settings:
+    """Returns other settings with the data and the changes of a command, after checking them."""
+    of_data = {k: v for k, v in (command.config or {}).items() if k.startswith("data.")}
+    return settings.checked({**others, **of_data, **command.changes})
 
 
 def settings_and_data(command: Command, *, blank: bool = False) -> tuple[Settings, Source]:
@@ -96,38 +107,16 @@ def settings_and_data(command: Command, *, blank: bool = False) -> tuple[Setting
     """
     wanted = wanted_settings(command)
     source = load_data(wanted, command.data_dir, blank=blank)
-    platform = jax.default_backend()
-    if command.config_for is not None and parallel.is_first_process():
-        print(f"config: recipe for {describe_shape(source.event_shape)} on a {platform.upper()}")
-    return fitted_settings(command, wanted, platform, source.event_shape), source
-
-
-def fitted_settings(
-    command: Command, wanted: Settings, platform: str, event_shape: tuple[int, ...]
-) -> Settings:
-    """Asks a config that depends on the platform and on the shape of the data again.
-
-    Returns the wanted settings of any other config.
-
-    Raises:
-      UserError: for invalid values.
-    """
     if command.config_for is None:
-        return wanted
-    fitting = command.config_for(platform, event_shape)
-    return settings.checked({**fitting, **_of_data(wanted), **command.changes})
-
-
-def _of_data(wanted: Settings) -> Settings:
-    return {key: value for key, value in wanted.items() if key.startswith("data.")}
+        return wanted, source
+    platform, shape = jax.default_backend(), source.event_shape
+    if parallel.is_first_process():
+        print(f"config: recipe for {describe_shape(shape)} on a {platform.upper()}")
+    return adapted(command, command.config_for(platform, shape)), source
 
 
 def load_data(wanted: Settings, data_dir: str = "", *, blank: bool = False) -> Source:
-    """Opens the data of a run; `blank` as for `data.load`.
-
-    Raises:
-      DataError: for data that are missing or cannot be read.
-    """
+    """Opens the data of a run; `blank` and errors as for `data.load`."""
     return data.load(data_options(wanted, data_dir), blank=blank)
 
 
@@ -137,32 +126,8 @@ def data_options(wanted: Settings, data_dir: str = "") -> DataOptions:
     return options._replace(dir=data_dir or options.dir)
 
 
-def _check_is_for_ratio(wanted: Settings) -> None:
-    """Raises an error for settings that only a classifier reads."""
-    changed = settings.changed(wanted)
-    for key in changed:
-        if key.startswith(("attack.", "augment.")):
-            raise UserError(
-                f"{key}={changed[key]} is for classifiers only, and this mode trains a density "
-                "ratio: add --mode=train_classifier, or remove the setting"
-            )
-
-
-def _check_files(wanted: Settings) -> None:
-    """Checks that files of weights exist, which are first read after hours of training.
-
-    Raises:
-      UserError: if one does not; names it.
-    """
-    for protocol in PROTOCOLS.values():
-        if wanted[protocol.key]:
-            check_weights(protocol, wanted[protocol.key])
-
-
 def check(experiment: Experiment) -> Training:
-    """Checks that a density ratio can be trained here, before anything is written or fitted.
-
-    Returns its training.
+    """Returns the training of a density ratio, after checking that it can run here.
 
     Raises:
       UserError: for settings that do not fit together, or that need more memory than there is.

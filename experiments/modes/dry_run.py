@@ -15,13 +15,7 @@ from experiments.build import Experiment
 from experiments.command_line import Command
 from experiments.data import load_if_given
 from experiments.machine import hardware, memory
-from experiments.modes.creation import (
-    check,
-    data_options,
-    fitted_settings,
-    settings_and_data,
-    wanted_settings,
-)
+from experiments.modes import creation
 from experiments.planning import process, report, targets
 from experiments.settings import Settings
 from fdrl_jax import parallel
@@ -40,17 +34,11 @@ def run_mode(command: Command) -> None:
     and sampler for other hardware, which need not be present, and times nothing.
     """
     if command.flags["target"]:
-        target = targets.parse(command.flags["target"])
-        wanted = _settings_for(command, target.platform)
-        print(f"compiling for {target.text}: up to a minute for GPUs, several minutes for TPUs")
-        sys.stdout.flush()
-        found = process.run(wanted, command.data_dir, target)
-        print(*report.lines(report.Plan(found["settings"], target, found)), sep="\n")
-        _print_settings(wanted)
+        _plan(command)
         return
-    wanted, source = settings_and_data(command, blank=True)
+    wanted, source = creation.settings_and_data(command, blank=True)
     experiment = build.experiment(hardware.prepare(wanted), source)
-    training = check(experiment)
+    training = creation.check(experiment)
     if parallel.is_first_process():
         print("compiling and timing one step", file=sys.stderr)
     with training.open_feed(0) as take:
@@ -60,45 +48,16 @@ def run_mode(command: Command) -> None:
     compiled = run_steps.lower(*training.blank_arguments(host_batches, 1)).compile()
     compile_seconds = time.perf_counter() - started
     flow_step = _time_flow_step(experiment)
-    seconds = flow_step * (wanted["flow.num_steps"] + advice.GRADIENT_IN_FLOW_STEPS)
+    train_step = flow_step * (wanted["flow.num_steps"] + advice.GRADIENT_IN_FLOW_STEPS)
     how = "estimated from the flow step"
     # With several processes, the compiled step does not accept the arrays of one.
-    if seconds <= _MAX_TIMED_SECONDS and jax.process_count() == 1:
+    if train_step <= _MAX_TIMED_SECONDS and jax.process_count() == 1:
         # The step takes over the buffers of its arguments, so they are made again each time.
         arguments = functools.partial(training.blank_arguments, host_batches, 1)
-        seconds, how = min(timed(compiled, arguments, 3, _TRAIN_STEP_SECONDS)), "measured"
+        train_step, how = min(timed(compiled, arguments, 3, _TRAIN_STEP_SECONDS)), "measured"
     if not parallel.is_first_process():
         return
-    _print_answer(experiment, compiled, compile_seconds, flow_step, seconds, how)
-    if source.kind == "images":
-        print(advice.noise(wanted)[0])
-    _print_settings(wanted)
-
-
-def _settings_for(command: Command, platform: str) -> Settings:
-    """Returns the settings of a plan, fitted to its platform and its data if the config does so."""
-    wanted = wanted_settings(command)
-    if command.config_for is None:
-        return wanted
-    options = data_options(wanted, command.data_dir)
-    return fitted_settings(command, wanted, platform, load_if_given(options)[0].event_shape)
-
-
-def _print_settings(wanted: Settings) -> None:
-    print("settings that differ from the defaults:")
-    for key, value in settings.changed(wanted).items():
-        print(f"  {key:32s} {value}")
-
-
-def _print_answer(
-    experiment: Experiment,
-    compiled: Any,
-    compile_seconds: float,
-    flow_step: float,
-    train_step: float,
-    how: str,
-) -> None:
-    wanted = experiment.settings
+    shapes = experiment.state_shapes()
     training_seconds = train_step * wanted["train.num_steps"]
     flow_steps = wanted["flow.num_steps"] + wanted["flow.num_refine_steps"]
     batches = wanted["evaluate.num_samples"] / wanted["train.batch_size"]
@@ -107,10 +66,8 @@ def _print_answer(
     first = compile_seconds + train_step * min(
         wanted["checkpoint.every_steps"], wanted["train.num_steps"]
     )
-    size = memory.num_bytes(experiment.state_shapes())
-    params = experiment.state_shapes().variables["params"]
-    count = sum(leaf.size for leaf in jax.tree.leaves(params))
-    num = parallel.num_replicas()
+    checkpoints = memory.num_bytes(shapes) * (wanted["checkpoint.keep"] + 1)
+    count = sum(leaf.size for leaf in jax.tree.leaves(shapes.variables["params"]))
     print(f"whole run: about {duration(total)}")
     print(f"  compilation: {duration(compile_seconds)}")
     print(f"  {wanted['train.num_steps']:,} train steps: {duration(training_seconds)}")
@@ -125,13 +82,39 @@ def _print_answer(
         needed = int(stats.argument_size_in_bytes) + memory.bytes_besides_arguments(stats)
         used = f"{needed / 2**20:,.1f} MiB"
     print(f"memory per device: {used}")
-    print(f"disk: {size * (wanted['checkpoint.keep'] + 1) / 2**20:,.0f} MiB of checkpoints")
+    print(f"disk: {checkpoints / 2**20:,.0f} MiB of checkpoints")
     print(hardware.describe_devices())
     print(
         f"network: {count:,} parameters, input {experiment.source.event_shape}, "
         f"{experiment.network.dtype}"
     )
-    print(f"batch: {wanted['train.batch_size']}, {wanted['train.batch_size'] // num} per device")
+    local = parallel.local_batch_size(wanted["train.batch_size"])
+    print(f"batch: {wanted['train.batch_size']}, {local} per device")
+    if source.kind == "images":
+        print(advice.noise(wanted)[0])
+    _print_settings(wanted)
+
+
+def _print_settings(wanted: Settings) -> None:
+    print("settings that differ from the defaults:")
+    for key, value in settings.changed(wanted).items():
+        print(f"  {key:32s} {value}")
+
+
+def _plan(command: Command) -> None:
+    """Prints cost and memory of a run on other hardware."""
+    target = targets.parse(command.flags["target"])
+    wanted = creation.wanted_settings(command)
+    if command.config_for is not None:
+        shape = load_if_given(creation.data_options(wanted, command.data_dir))[0].event_shape
+        wanted = creation.adapted(command, command.config_for(target.platform, shape))
+    print(
+        f"compiling for {target.text}: up to a minute for GPUs, several minutes for TPUs",
+        flush=True,
+    )
+    found = process.run(wanted, command.data_dir, target)
+    print(*report.lines(report.Plan(found["settings"], target, found)), sep="\n")
+    _print_settings(wanted)
 
 
 def duration(seconds: float) -> str:
