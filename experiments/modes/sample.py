@@ -1,12 +1,13 @@
 """Mode sample: writes samples of a checkpoint with a record and a picture."""
 
 import contextlib
+import functools
 import itertools
 import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -29,15 +30,6 @@ from fdrl_jax import parallel
 _STARTED = time.perf_counter()
 
 
-class _Target(NamedTuple):
-    """Output paths: the file or folder, its record, a picture, and the unfinished parts."""
-
-    path: Path
-    record: Path
-    picture: Path
-    parts: Path
-
-
 def run_mode(command: Command) -> None:
     """Writes samples, to `samples/NAME.npz` or as PNG, with a record and a picture.
 
@@ -55,32 +47,39 @@ def run_mode(command: Command) -> None:
         experiment = conditioned(experiment)
     num = command.flags["num_samples"] or wanted["evaluate.num_samples"]
     record = _describe(opened, experiment, num)
-    target = _find_target(opened, record)
+    path = _find_path(opened, record)
+    picture, record_file, parts = (
+        _next_to(path, what) for what in ("picture.png", "json", "parts")
+    )
     first = parallel.is_first_process()
     # Only complete samples have a record next to them.
-    is_done = target.record.exists() and target.path.exists() and read_json(target.record) == record
+    is_done = record_file.exists() and path.exists() and read_json(record_file) == record
     if not is_done:
         opened.run.samples.mkdir(exist_ok=True)
-        with lock(target.parts) if first else contextlib.nullcontext():
-            shards = _open_shards(target.parts, record, experiment)
+        with lock(parts) if first else contextlib.nullcontext():
+            open_shards = functools.partial(Shards, parts, record, num, batch_size(experiment, num))
+            if first:  # Only one process may create the folder.
+                open_shards()
+            parallel.barrier("shards opened")
+            shards = open_shards()
             _draw(opened, experiment, shards)
             num_shown = min(num, pictures.num_shown(experiment.source))
             starts = sample_starts(experiment, opened.checkpoint.state, num_shown)
             if first:
                 with tqdm(total=num, unit="sample", desc="writing") as bar:
-                    parts = _counted(shards.read(), bar)
-                    with sample_files.writing(target.path, record["format"], parts, num):
-                        _draw_picture(experiment, starts, shards, target.picture)
+                    samples = _counted(shards.read(), bar)
+                    with sample_files.writing(path, record["format"], samples, num):
+                        _draw_picture(experiment, starts, shards, picture)
                         # Written before the samples get their name: samples without a record are
                         # not ours.
-                        write_json(target.record, record)
+                        write_json(record_file, record)
                 shards.remove()
-    elif first and target.parts.exists():
-        with lock(target.parts):  # Left by a kill right before their removal.
-            shutil.rmtree(target.parts, ignore_errors=True)
+    elif first and parts.exists():
+        with lock(parts):  # Left by a kill right before their removal.
+            shutil.rmtree(parts, ignore_errors=True)
     if first:
-        print(f"{num:,} samples of step {opened.step:,}: {target.path}")
-        print(f"picture: {target.picture}\nrecord: {target.record}")
+        print(f"{num:,} samples of step {opened.step:,}: {path}")
+        print(f"picture: {picture}\nrecord: {record_file}")
 
 
 def _check_condition(changes: Settings, wanted: Settings) -> None:
@@ -110,38 +109,34 @@ def _describe(opened: Opened, experiment: Experiment, num_samples: int) -> dict[
     }
 
 
-def _find_target(opened: Opened, record: dict[str, Any]) -> _Target:
-    """Returns the paths of these samples, unless the chosen name belongs to other files."""
+def _find_path(opened: Opened, record: dict[str, Any]) -> Path:
+    """Returns the path of these samples, unless the chosen name belongs to other files."""
     wanted = opened.experiment.settings
-    chosen = wanted["sample.name"]
-    name = chosen or _default_name(opened.step, wanted["condition.label"])
-    for candidate in (name, f"{name}_{sha256_of_json(record)[:8]}"):
+    chosen, default = wanted["sample.name"], _default_name(opened.step, wanted["condition.label"])
+    names = [chosen] if chosen else [default, f"{default}_{sha256_of_json(record)[:8]}"]
+    for name in names:
         path = sample_files.target(
-            opened.run.samples, candidate, record["format"], opened.experiment.source.kind
+            opened.run.samples, name, record["format"], opened.experiment.source.kind
         )
-        target = _Target(
-            path,
-            path.with_name(f"{path.name}.json"),
-            path.with_name(f"{path.name}.picture.png"),
-            path.with_name(f"{path.name}.parts"),
-        )
-        if _is_free(target, record):
-            return target
-        if chosen:
-            break
+        if _is_free(path, record):
+            return path
     raise UserError(
-        f"{target.path} exists and contains other samples or other files; choose another name with "
+        f"{path} exists and contains other samples or other files; choose another name with "
         "--config.sample.name"
     )
 
 
-def _is_free(target: _Target, record: dict[str, Any]) -> bool:
-    """Whether a target is empty or contains these samples, complete or unfinished."""
-    for file in (target.record, target.parts / "manifest.json"):
+def _is_free(path: Path, record: dict[str, Any]) -> bool:
+    """Whether a path is free or contains these samples, complete or unfinished."""
+    for file in (_next_to(path, "json"), _next_to(path, "parts") / "manifest.json"):
         if file.is_file():
             held = read_json(file)
             return held == record or held.get("record") == record
-    return not target.path.exists()
+    return not path.exists()
+
+
+def _next_to(path: Path, what: str) -> Path:
+    return path.with_name(f"{path.name}.{what}")
 
 
 def _default_name(step: int, label: str) -> str:
@@ -173,18 +168,6 @@ def _draw(opened: Opened, experiment: Experiment, shards: Shards) -> None:
             bar.update(shards.count(first))
             if first == missing[0] and parallel.is_first_process():
                 bar.write(f"first samples after {time.perf_counter() - _STARTED:.1f} s")
-
-
-def _open_shards(folder: Path, record: dict[str, Any], experiment: Experiment) -> Shards:
-    num = record["key"]["num_samples"]
-
-    def opened() -> Shards:
-        return Shards(folder, record, num, batch_size(experiment, num))
-
-    if parallel.is_first_process():  # Only one process may create the folder.
-        opened()
-    parallel.barrier("shards opened")
-    return opened()
 
 
 def _counted(parts: Iterator[np.ndarray], bar: Any) -> Iterator[np.ndarray]:

@@ -4,7 +4,7 @@ import contextlib
 import io
 import shutil
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -15,7 +15,6 @@ from experiments.errors import UserError
 
 # All members of a zip get this date, the earliest possible, so that files do not depend on time.
 _DATE = (1980, 1, 1, 0, 0, 0)
-_SUFFIXES = {"npz": ".npz", "folder": "", "zip": ".zip"}
 
 
 def target(folder: Path, name: str, file_format: str, kind: str) -> Path:
@@ -29,7 +28,7 @@ def target(folder: Path, name: str, file_format: str, kind: str) -> Path:
     """
     if kind == "points" and file_format != "npz":
         raise UserError(f"sample.format={file_format!r} is only for images; use 'npz' for points")
-    return folder / f"{name}{_SUFFIXES[file_format]}"
+    return folder / f"{name}{_FORMATS[file_format][0]}"
 
 
 @contextlib.contextmanager
@@ -42,16 +41,12 @@ def writing(
     C], or points [n, 2]. A folder never replaces existing files.
     """
     unfinished = path.with_name(f".{path.name}.unfinished")
-    writers: dict[str, Callable[[Path, Iterator[np.ndarray], int], None]] = {
-        "npz": _write_npz,
-        "zip": _write_zip,
-        "folder": _write_folder,
-    }
     if unfinished.is_dir():
         shutil.rmtree(unfinished)
     else:
         unfinished.unlink(missing_ok=True)
-    writers[file_format](unfinished, iter(parts), num_samples)
+    write = _FORMATS[file_format][1]
+    write(unfinished, iter(parts), num_samples)
     yield
     unfinished.rename(path)
 
@@ -96,3 +91,7 @@ def _pngs(parts: Iterator[np.ndarray], num_samples: int) -> Iterator[tuple[str, 
 def _member(archive: zipfile.ZipFile, name: str) -> IO[bytes]:
     # Not compressed: PNG files are compressed already, and raw pixels hardly shrink.
     return archive.open(zipfile.ZipInfo(name, _DATE), "w", force_zip64=True)
+
+
+# The suffix and the writer of each format.
+_FORMATS = {"npz": (".npz", _write_npz), "zip": (".zip", _write_zip), "folder": ("", _write_folder)}

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from experiments import settings
 from experiments.errors import UserError
 from experiments.files import locked, read_json, replacing, write_json
 
@@ -42,12 +41,10 @@ class Shards:
         manifest = folder / "manifest.json"
         if manifest.exists():
             saved = read_json(manifest, record=dict, shard_size=int)
-            before, present = map(settings.flatten, (saved["record"], record))
-            if differing := settings.differences(before, present):
+            if saved["record"] != record:  # Begun by another program after this one chose the name.
                 raise UserError(
-                    f"{folder} contains parts of other samples: {'; '.join(differing.values())}. "
-                    "Finish them with their settings, remove that folder, or choose another name "
-                    "with --config.sample.name"
+                    f"{folder} contains parts of other samples; choose another name with "
+                    "--config.sample.name"
                 )
             shard_size = saved["shard_size"]
         else:
