@@ -163,7 +163,6 @@ def run(command: "Command") -> None:
     except (MemoryError, RuntimeError) as error:
         from experiments.machine import memory
 
-        explained = memory.explain(error)
-        if explained is None:
-            raise
-        raise explained from error
+        if explained := memory.explain(error):
+            raise explained from error
+        raise

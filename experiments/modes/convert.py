@@ -6,14 +6,12 @@ import jax.numpy as jnp
 import optax
 
 from experiments import build, prior, run, settings
-from experiments.authors_checkpoint import AuthorsCheckpoint, read_checkpoint, read_prior
-from experiments.build import Training
+from experiments.authors_checkpoint import read_checkpoint, read_prior
 from experiments.command_line import Command
 from experiments.errors import UserError
 from experiments.modes import example
 from experiments.modes.creation import fit_prior, load_data
 from fdrl_jax import parallel
-from fdrl_jax.state import TrainState
 
 
 def run_mode(command: Command) -> None:
@@ -39,7 +37,14 @@ def run_mode(command: Command) -> None:
     elif wanted["prior.name"] == "data_dependent":
         fitted = fit_prior(wanted, source)
     training = build.ratio_training(experiment)
-    state = _train_state(checkpoint, training)
+    state = training.init_state()
+    count = jnp.int32(checkpoint.num_updates)
+    state = state._replace(
+        step=jnp.int32(checkpoint.num_steps),
+        variables=checkpoint.variables,
+        ema_variables=checkpoint.ema_variables,
+        opt_state=optax.tree.set(state.opt_state, mu=checkpoint.mu, nu=checkpoint.nu, count=count),
+    )
     with run.locked_folder(command.folder):
         if run.exists(command.folder):
             raise UserError(
@@ -56,15 +61,3 @@ def run_mode(command: Command) -> None:
     if checkpoint.left_out:
         print(f"ignored settings without a counterpart: {', '.join(checkpoint.left_out)}")
     print(f"converted: --workdir={created.root} can now sample, evaluate and resume")
-
-
-def _train_state(checkpoint: AuthorsCheckpoint, training: Training) -> TrainState:
-    state = training.init_state()
-    count = jnp.asarray(checkpoint.num_updates, jnp.int32)
-    moments = {"mu": checkpoint.mu, "nu": checkpoint.nu, "count": count}
-    return state._replace(
-        step=jnp.asarray(checkpoint.num_steps, jnp.int32),
-        variables=checkpoint.variables,
-        ema_variables=checkpoint.ema_variables,
-        opt_state=optax.tree.set(state.opt_state, **moments),
-    )

@@ -1,7 +1,5 @@
 """Mode curve: the metric against the length of the flow, or against the train step."""
 
-import csv
-import io
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -42,7 +40,9 @@ def run_mode(command: Command) -> None:
     if not parallel.is_first_process():
         return
     opened.run.curves.mkdir(exist_ok=True)
-    table = _free_file(opened.run.curves, name, _as_csv(over, points))
+    rows = [(over, points[0][1].name), *((at, metric.value) for at, metric in points)]
+    content = "".join(f"{left},{right}\n" for left, right in rows)
+    table = _free_file(opened.run.curves, name, content)
     figure = curves.metric(points, title, axis, marks)
     picture = pictures.save(figure, table.with_suffix(".png"))
     at, best = curves.best_of(points)
@@ -58,14 +58,6 @@ def _printed(over: str, points: Iterable[Point]) -> list[Point]:
             print(f"  {over} {at:<10,} {metric.name} {metric.value:.5g}")
         seen.append((at, metric))
     return seen
-
-
-def _as_csv(over: str, points: list[Point]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([over, points[0][1].name])
-    writer.writerows([at, metric.value] for at, metric in points)
-    return text.getvalue()
 
 
 def _free_file(folder: Path, name: str, content: str) -> Path:

@@ -72,11 +72,10 @@ def evaluate(
         return records.find(folder, records.name_of(opened, key, is_default=is_default), key)
 
     record_folder, is_there = found_record(key)
-    source, reason, is_incomplete = None, None, False
-    if not is_there:
-        if parallel.is_first_process():
-            source, reason = _training_data(opened, data_dir, live)
-        is_incomplete = bool(parallel.any_process(reason is not None))
+    source, reason = None, None
+    if parallel.is_first_process() and not is_there:
+        source, reason = _training_data(opened, data_dir, live)
+    is_incomplete = bool(parallel.any_process(reason is not None))
     if is_incomplete:
         # With the data, it is another evaluation, which has metrics that this one skips.
         key |= {"training_data": False}

@@ -64,10 +64,7 @@ def run_mode(command: Command) -> None:
 
 def _read_newest(folder: Path, training: Training) -> TrainState:
     shapes = training.state_shapes()
-    optimizer_state, rollbacks = shapes.opt_state
-    template = _OldState(
-        shapes.step, shapes.variables, shapes.ema_variables, optimizer_state, rollbacks
-    )
+    template = _OldState(*shapes[:-1], *shapes.opt_state)
     with ocp.CheckpointManager(folder.absolute()) as manager:
         newest = manager.latest_step()
         if newest is None:
@@ -82,9 +79,5 @@ def _read_newest(folder: Path, training: Training) -> TrainState:
     old = jax.tree.map(np.asarray, found["state"])
     if sha256_of_arrays(old) != found["digests"]["state"]:
         raise UserError(f"{folder / str(newest)} is damaged; remove it to convert the previous one")
-    return TrainState(
-        step=old.step,
-        variables=old.variables,
-        ema_variables=old.ema_variables,
-        opt_state=type(shapes.opt_state)(old.opt_state, old.rollbacks),
-    )
+    opt_state = type(shapes.opt_state)(old.opt_state, old.rollbacks)
+    return TrainState(old.step, old.variables, old.ema_variables, opt_state)

@@ -15,11 +15,11 @@ def run_mode(command: Command) -> None:
     opened = run.open_run(command.folder, "ratio")
     newest = records.newest(opened.evaluations)
     names = sorted(path.parent.name for path in opened.evaluations.glob("*/record.json"))
-    wanted = command.flags["name"] or (newest.name if newest else None)
+    wanted = command.flags["name"] or (newest.name if newest else "")
     if wanted not in names:
         there = f"available: {', '.join(names)}" if names else "run --mode=evaluate first"
-        hint = nearest(wanted, names) if wanted else ""
-        raise UserError(f"no evaluation {wanted or ''} in {opened.evaluations}{hint}; {there}")
+        hint = nearest(wanted, names)
+        raise UserError(f"no evaluation {wanted} in {opened.evaluations}{hint}; {there}")
     own = records.of_run(opened)
     if own is not None and own.name != wanted:
         write(opened, own)

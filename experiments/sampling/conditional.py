@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from experiments import classifiers
@@ -38,12 +37,9 @@ def conditioned(experiment: Experiment) -> Experiment:
     problem = experiment.problem
 
     def condition(estimator: Potential, arrays: Any, batch: Batch) -> Potential:
-        def logits(x: jax.Array) -> jax.Array:
-            return classifier.apply(arrays, x)
-
         return compose.condition(
             estimator,
-            logits,
+            lambda x: classifier.apply(arrays, x),
             batch["label"],
             options["condition.weight"],
             output=problem.output,
