@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments import pictures, settings
+from experiments import pictures, records, settings
 from experiments.build import Experiment
 from experiments.data import describe_shape
 from experiments.errors import UserError
@@ -91,9 +91,10 @@ def draw(opened: Opened, samples: Samples, found: Evaluation, folder: Path) -> N
 
 
 def write(run: Run, record: Path) -> Path:
-    """Writes the report of an evaluation to its folder, and returns the path of the page.
+    """Writes the report of an evaluation, and that of the run if the evaluation is its own.
 
-    Of the run, only its folder is read, without data or checkpoints.
+    Of the run, only its folder is read, without data or checkpoints. Returns the path of the page
+    to look at.
 
     Raises:
       UserError: if a file is missing or damaged; names it.
@@ -144,7 +145,10 @@ def write(run: Run, record: Path) -> Path:
         f"<title>FDRL on {name}</title><style>{_STYLE}</style>{''.join(sections)}</html>\n"
     )
     write_text(record / "report.html", page)
-    return record / "report.html"
+    if record != records.of_run(run):
+        return record / "report.html"
+    write_text(run.report, page)
+    return run.report
 
 
 def metrics_of(record: Path) -> Metrics:

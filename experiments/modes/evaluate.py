@@ -22,7 +22,6 @@ from experiments.evaluation.references import PointsReference
 from experiments.evaluation.translation import MAX_IMAGES, domains_of, evaluate_translation
 from experiments.files import read_json, write_json
 from experiments.modes.creation import load_data
-from experiments.modes.report import write as write_report
 from experiments.run import Run
 from experiments.sampling.draw import make_log_ratio, sample_state
 from experiments.sampling.opened import Opened, open_checkpoint, restore
@@ -134,7 +133,7 @@ def _draw(opened: Opened, num: int, *, of_inception: bool) -> Samples:
 
 def _finish(run: Run, record: Path) -> None:
     """Writes the report of a record and prints its metrics."""
-    page = write_report(run, record)
+    page = report.write(run, record)
     details = read_json(record / "record.json", details=dict)["details"]
     print(metrics.table(report.metrics_of(record), details.get("start", "prior")))
     for reason in details.get("skipped", ()):

@@ -1,12 +1,8 @@
 """Mode report: writes the report of an evaluation again."""
 
-from pathlib import Path
-
 from experiments import records, report, run
 from experiments.command_line import Command
 from experiments.errors import UserError
-from experiments.files import write_text
-from experiments.run import Run
 from fdrl_jax.names import nearest
 
 
@@ -22,17 +18,5 @@ def run_mode(command: Command) -> None:
         raise UserError(f"no evaluation {wanted} in {opened.evaluations}{hint}; {there}")
     own = records.of_run(opened)
     if own is not None and own.name != wanted:
-        write(opened, own)
-    print(f"report: {write(opened, opened.evaluations / wanted).absolute()}")
-
-
-def write(of: Run, record: Path) -> Path:
-    """Writes the report of an evaluation, and that of the run if the evaluation is its own.
-
-    Returns the path of the page to look at.
-    """
-    page = report.write(of, record)
-    if record != records.of_run(of):
-        return page
-    write_text(of.report, page.read_text("utf-8"))
-    return of.report
+        report.write(opened, own)
+    print(f"report: {report.write(opened, opened.evaluations / wanted).absolute()}")
