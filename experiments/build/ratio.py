@@ -106,14 +106,14 @@ def _prior(
     settings: Settings, source: Source, fitted: FittedPrior | None
 ) -> tuple[Prior, dict[str, Any]]:
     """Returns the prior, and the `prior_arguments` of an `Experiment`."""
-    name, arguments = settings["prior.name"], dict[str, Any]()
+    name = settings["prior.name"]
     if name == "data_dependent":
         rank = prior.choose_rank(settings["prior.rank"], source.event_shape)
         found = prior.blank(rank, source.event_shape) if fitted is None else fitted
         mean = found.mean.reshape(source.event_shape)
         # Images are clipped to their range (section 5 of the paper); points have no range.
         clip = [-1.0, 1.0] if source.kind == "images" else None
-        arguments = {"remainder_scale": found.remainder_scale, "clip": clip}
+        arguments: dict[str, Any] = {"remainder_scale": found.remainder_scale, "clip": clip}
         return priors.gaussian(mean, found.factor, axis_name=parallel.AXIS, **arguments), arguments
     if name == "source":
         if source.starts is None:

@@ -37,8 +37,7 @@ LIFETIME = (
     "newer JAX, export the checkpoint again."
 )
 _HASHED = ("sampler.stablehlo", "arrays.npz", "model.safetensors")
-# JAX guarantees that versions up to six months newer can read the artefact.
-_PROMISED = datetime.timedelta(days=182)
+_PROMISED = datetime.timedelta(days=182)  # The six months of `LIFETIME`.
 
 
 def write(
@@ -137,7 +136,6 @@ def _arguments(experiment: Experiment) -> dict[str, Any]:
 def _metadata(
     experiment: Experiment, step: int, exported: jax.export.Exported, arrays: dict[str, Any]
 ) -> dict[str, Any]:
-    packages = ("jax", "jaxlib", "flax", "numpy")
     today = datetime.datetime.now(datetime.UTC).date()
     return {
         "step": step,
@@ -153,7 +151,7 @@ def _metadata(
         "arrays": {name: [str(a.dtype), list(a.shape)] for name, a in arrays.items()},
         "versions": {
             "python": platform.python_version(),
-            **{name: version(name) for name in packages},
+            **{name: version(name) for name in ("jax", "jaxlib", "flax", "numpy")},
         },
         "lifetime": LIFETIME,
     }

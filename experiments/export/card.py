@@ -29,10 +29,9 @@ def write(
 ) -> str:
     """Returns the model card of an export."""
     source, of_run = experiment.source, experiment.settings
-    is_image = source.kind == "images"
     classes = ", ".join(map(_plain, source.labels.classes)) if source.labels else ""
     return _CARD.read_text("utf-8").format(
-        task="unconditional-image-generation" if is_image else "other",
+        task="unconditional-image-generation" if source.kind == "images" else "other",
         dataset=json.dumps(_slug(source.name)),
         name=_plain(source.name),
         step=metadata["step"],
