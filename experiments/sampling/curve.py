@@ -1,5 +1,6 @@
 """Curves of the metric of samples over the length of the flow, and over train steps."""
 
+import itertools
 import math
 from collections.abc import Iterator
 
@@ -44,14 +45,13 @@ def over_length(opened: Opened, lengths: tuple[int, ...], num_samples: int) -> I
     numbers = np.arange(-(-num_samples // size) * size, dtype=np.int32)
     batches = np.minimum(numbers, num_samples - 1).reshape(-1, size)
     points = list(sample_starts(experiment, state, num_samples)[batches])
-    done = 0
     with tqdm(
         total=lengths[-1] * len(batches),
         unit="step",
         desc="flowing",
         disable=not parallel.is_first_process(),
     ) as bar:
-        for length in lengths:
+        for done, length in itertools.pairwise((0, *lengths)):
             for i, positions in enumerate(batches):
                 for first_step in range(done, length, stride):
                     batch = {**batch_at(experiment, positions), "x": points[i]}
@@ -59,7 +59,6 @@ def over_length(opened: Opened, lengths: tuple[int, ...], num_samples: int) -> I
                     moved = advance(key, variables, constants, part, first_step)
                     points[i] = np.asarray(parallel.gather(moved))
                     bar.update(stride)
-            done = length
             yield length, cheap_metric(reference, np.concatenate(points)[:num_samples])
 
 
