@@ -38,7 +38,7 @@ def permuted(key: Array, index: Array, num: int) -> Array:
 
     A Feistel network permutes a rectangle of a x b >= `num` cells. Each round adds a hash of one
     coordinate to the other. A value out of range is permuted again until it is in range. The typed
-    key chooses the permutation; index and value are integers, [].
+    key chooses the permutation; index and value are integers, []. `num` is at most 2^30.
 
     Reference: Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002, sections 4 and 5.
     """
@@ -58,16 +58,10 @@ def permuted(key: Array, index: Array, num: int) -> Array:
             column = (column + hashed(keys[i + 1], row, b)) % b
         return row * b + column
 
-    def is_unfinished(carry: tuple[Array, Array]) -> Array:
-        is_first, cell = carry
-        return is_first | (cell >= num)
-
-    def again(carry: tuple[Array, Array]) -> tuple[Array, Array]:
-        return jnp.array(False), permute(carry[1])
-
-    # The first round is in the loop too: two copies of it would take twice as long to compile.
-    start = jnp.array(True), jnp.asarray(index, jnp.int32)
-    return lax.while_loop(is_unfinished, again, start)[1]
+    # The first cell is out of range, so that the loop has the only copy of `permute`; a second one
+    # would take as long to compile again. Rows are modulo a, so adding a * b changes no result.
+    start = jnp.asarray(index, jnp.int32) + a * b
+    return lax.while_loop(lambda cell: cell >= num, permute, start)
 
 
 def _sorted(key: Array, positions: Array, num_examples: int) -> Array:
@@ -76,13 +70,13 @@ def _sorted(key: Array, positions: Array, num_examples: int) -> Array:
     # As many epochs as B consecutive positions can touch.
     num_epochs = 1 + -(-len(positions) // num_examples)
 
-    def order(i: int) -> Array:
-        return jax.random.permutation(jax.random.fold_in(key, first + i), num_examples)
+    def order(epoch: Array) -> Array:
+        return jax.random.permutation(jax.random.fold_in(key, epoch), num_examples)
 
-    def order_if_needed(i: int) -> Array:
-        # Sorting dominates the cost, and most batches are within one epoch.
-        unused = jnp.zeros(num_examples, jnp.int32)
-        return lax.cond(first + i <= epochs[-1], lambda: order(i), lambda: unused)
+    def unused(epoch: Array) -> Array:
+        return jnp.zeros(num_examples, jnp.int32)
 
-    orders = jnp.stack([order(0), *(order_if_needed(i) for i in range(1, num_epochs))])
-    return orders[epochs - first, offsets]
+    # Sorting dominates the cost, and most batches are within one epoch.
+    others = [first + i for i in range(1, num_epochs)]
+    orders = [order(first), *(lax.cond(e <= epochs[-1], order, unused, e) for e in others)]
+    return jnp.stack(orders)[epochs - first, offsets]
