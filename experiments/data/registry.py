@@ -26,12 +26,9 @@ _OF_STORED_IMAGES = (
     "num_held_out",
     "center_crop",
     "resize",
-    "image_size",
     "keep_aspect",
     "random_flip",
 )
-
-
 NAMES = (*BUILT_IN, *STORED, "tfds:NAME")  # Allowed values of data.name.
 
 
@@ -103,11 +100,9 @@ def _built_in(options: DataOptions) -> Source:
         )
     else:
         source = BUILT_IN[options.name]()
-    usual = DataOptions(options.name, image_size=options.image_size)
+    usual = DataOptions(options.name)
     changed = [key for key in _OF_STORED_IMAGES if getattr(options, key) != getattr(usual, key)]
-    if options.image_size not in (0, source.event_shape[0]) or (
-        options.image_size and source.kind == "points"
-    ):
+    if options.image_size not in (0, *source.event_shape[:-1]):  # Points have no size.
         changed.append("image_size")
     if changed:
         size = " x ".join(map(str, source.event_shape[:2]))
