@@ -50,16 +50,13 @@ class Transform(NamedTuple):
             image = self._resized(image)
         if self.image_size:
             image = _crop_centre(image, self.image_size)
-        pixels = np.asarray(image, np.uint8)
-        return pixels[..., None] if pixels.ndim == 2 else pixels
+        return np.atleast_3d(np.asarray(image, np.uint8))
 
     def _resized(self, image: Image.Image) -> Image.Image:
-        side = self.resize or self.image_size
+        side, shorter = self.resize or self.image_size, min(image.size)
+        size = (side, side)
         if self.keep_aspect:
-            shorter = min(image.size)
             size = (int(side * image.width / shorter), int(side * image.height / shorter))
-        else:
-            size = (side, side)
         if size == image.size:
             return image
         # A thin image with few pixels can become huge when its shorter side is enlarged.
@@ -144,8 +141,6 @@ def _to_mode(image: Image.Image, mode: str) -> Image.Image:
 
 def _crop_centre(image: Image.Image, side: int) -> Image.Image:
     width, height = image.size
-    if (width, height) == (side, side):
-        return image
     if width < side or height < side:
         raise ValueError(f"{width} x {height} pixels, too small for a crop of {side}")
     # Halves are rounded to even, as in torchvision.
