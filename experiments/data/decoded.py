@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments.data.decode import Transform, decode
-from experiments.data.records import Problems, Records, digest
+from experiments.data.records import Problems, Records
 from experiments.errors import DataError
 
 MAX_CONSECUTIVE_BAD = 100  # More unreadable images in a row show that something else is wrong.
@@ -35,16 +35,6 @@ class Images(NamedTuple):
         return self._replace(records=self.records.subset(indices))
 
     @property
-    def fingerprint(self) -> str:
-        """Hash of content and transform, on which a fitted prior depends."""
-        return digest(self.records.fingerprint, tuple(self.transform))
-
-    @property
-    def num_bytes(self) -> int:
-        """Size of all examples as uint8."""
-        return len(self.records) * int(np.prod(self.shape))
-
-    @property
     def batch_size(self) -> int:
         """Examples per batch in a pass over the set."""
         return max(1, min(1_000, _BATCH_BYTES // (4 * int(np.prod(self.shape)))))
@@ -61,8 +51,7 @@ def probe(records: Records, transform: Transform, problems: Problems) -> Images:
     """
     if not transform.channels and _any_in_colour(records):
         transform = transform._replace(channels=3)
-    num = min(len(records), MAX_CONSECUTIVE_BAD)
-    for index in range(num):
+    for index in range(min(len(records), MAX_CONSECUTIVE_BAD)):
         try:
             pixels = decode(records.read(index), transform)
         except ValueError as error:
@@ -70,9 +59,13 @@ def probe(records: Records, transform: Transform, problems: Problems) -> Images:
             continue
         height, width, channels = pixels.shape
         return Images(records, transform, (height, width, channels))
-    if not num:
-        raise DataError("the data contain no images")
-    raise DataError(f"all {num} images from {records.name(0)} on are unreadable")
+    raise all_unreadable(records, 0) if len(records) else DataError("the data contain no images")
+
+
+def all_unreadable(records: Records, first: int) -> DataError:
+    """The error for as many unreadable images in a row as are tried."""
+    num = min(len(records), MAX_CONSECUTIVE_BAD)
+    return DataError(f"all {num} images from {records.name(first)} on are unreadable")
 
 
 def _any_in_colour(records: Records) -> bool:

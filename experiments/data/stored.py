@@ -1,7 +1,8 @@
 """A `Source` of stored images, for all formats."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
+import functools
+import math
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -14,11 +15,11 @@ from experiments.data.records import digest
 from experiments.data.shuffle import shuffled_indices
 from experiments.data.source import DataOptions, Labels, Source, Starts, refuse
 from experiments.data.split import open_parts
-from experiments.data.stream import Reading, Take, all_batches, decode_all, feed, training_batches
+from experiments.data.stream import Reading, all_batches, decode_all, feed
 from experiments.errors import DataError
-from fdrl_jax import parallel
 
 Array = jax.Array
+_NONE_HELD_OUT = "none of the held-out images can be read"
 
 
 def stored_source(options: DataOptions, *, blank: bool = False) -> Source:
@@ -42,12 +43,17 @@ def stored_source(options: DataOptions, *, blank: bool = False) -> Source:
             f"the domains differ in height, width or channels, {shapes[1]} and {shapes[0]}; set "
             "data.image_size or data.channels"
         )
-    num_bytes = sum(images.num_bytes for images in train.values())
+    num_bytes = sum(len(images.records) * math.prod(images.shape) for images in train.values())
     arrays, labels, skips = {}, None, reading.problems.skip
     in_memory = num_bytes <= options.in_memory_megabytes * 2**20
     if in_memory:
         for name, images in train.items():
-            arrays[name], train[name] = _decoded(images, reading, blank=blank)
+            if blank:
+                arrays[name] = np.zeros((len(images.records), *images.shape), np.uint8)
+                continue
+            arrays[name], numbers = decode_all(images, reading, "training images")
+            if len(numbers) < len(images.records):
+                train[name] = images.subset(numbers)
         if skips and not blank and held_out["real"].records.labels is not None:
             # Held-out images are read later; their labels must match the readable images.
             held_out["real"] = _readable(held_out["real"], reading)
@@ -68,10 +74,10 @@ def stored_source(options: DataOptions, *, blank: bool = False) -> Source:
         train_batches=lambda num=None: _train_batches(real, pixels, num, reading),
         held_out=lambda num, seed: _first(unseen, num, reading),
         labels=labels,
-        open_feed=None if in_memory else _feed_opener(train, reading),
+        open_feed=None if in_memory else functools.partial(feed, train, reading),
         starts=_starts(held_out["source"], train["source"], reading) if "source" in train else None,
         identity=digest(*(images.records.identity for images in train.values())),
-        fingerprint=real.fingerprint,
+        fingerprint=digest(real.records.fingerprint, tuple(real.transform)),
     )
 
 
@@ -89,7 +95,6 @@ def absent_source(options: DataOptions) -> Source:
             f"the size of the images follows from files that are not given: set --data_dir, or "
             f"--config.{missing}=NUMBER"
         )
-
     is_pair = options.name == "pair" or bool(options.source_class or options.target_class)
     names = ("real", "source") if is_pair else ("real",)
     return Source(
@@ -101,24 +106,11 @@ def absent_source(options: DataOptions) -> Source:
     )
 
 
-def _decoded(images: Images, reading: Reading, *, blank: bool) -> tuple[np.ndarray, Images]:
-    """Returns the pixels of all readable images, or black ones of all, and these images."""
-    total = len(images.records)
-    if blank:
-        return np.zeros((total, *images.shape), np.uint8), images
-    pixels, numbers = decode_all(images, reading, "training images")
-    return pixels, images if len(numbers) == total else images.subset(numbers)
-
-
 def _readable(images: Images, reading: Reading) -> Images:
     found = [numbers for _, numbers in all_batches(images, reading)]
     if not found:
-        raise _none_held_out()
+        raise DataError(_NONE_HELD_OUT)
     return images.subset(np.concatenate(found))
-
-
-def _none_held_out() -> DataError:
-    return DataError("none of the held-out images can be read")
 
 
 def _make_draw(names: tuple[str, ...], random_flip: bool) -> Callable[..., dict[str, Array]]:
@@ -149,21 +141,6 @@ def _flip(key: Array, positions: Array, images: Array) -> Array:
     return jnp.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
 
 
-def _feed_opener(
-    sides: Mapping[str, Images], reading: Reading
-) -> Callable[[int, int, int, int], AbstractContextManager[Take]]:
-    def open_feed(
-        seed: int, batch_size: int, start: int, max_steps: int
-    ) -> AbstractContextManager[Take]:
-        process = (jax.process_index(), jax.process_count())
-        batches = training_batches(
-            sides, reading, seed=seed, batch_size=batch_size, start=start, process=process
-        )
-        return feed(batches, max_steps, parallel.num_devices(), reading.problems)
-
-    return open_feed
-
-
 def _train_batches(
     images: Images, pixels: np.ndarray | None, num: int | None, reading: Reading
 ) -> Iterator[np.ndarray]:
@@ -183,7 +160,7 @@ def _first(images: Images, num: int, reading: Reading) -> np.ndarray:
     # For few images, starting worker processes would take longer than reading.
     parts = list(_unit_batches(some, reading._replace(num_workers=0)))
     if not parts:
-        raise _none_held_out()
+        raise DataError(_NONE_HELD_OUT)
     return np.concatenate(parts)
 
 

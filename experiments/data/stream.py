@@ -10,18 +10,18 @@ image comes with a reason why it could not be loaded, which the main process rep
 """
 
 import contextlib
-import functools
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import grain
+import jax
 import numpy as np
 from absl import flags
 from grain.experimental import ZipMapDataset
 from tqdm import tqdm
 
-from experiments.data.decoded import MAX_CONSECUTIVE_BAD, Images
+from experiments.data.decoded import MAX_CONSECUTIVE_BAD, Images, all_unreadable
 from experiments.data.records import Problems
 from experiments.errors import DataError
 from fdrl_jax import parallel
@@ -80,14 +80,6 @@ class _Load:
         return example
 
 
-def _num_tries(images: Images) -> int:
-    return min(MAX_CONSECUTIVE_BAD, len(images.records))
-
-
-def _named(sides: tuple[str, ...], examples: tuple[Any, ...]) -> dict[str, Any]:
-    return dict(zip(sides, examples, strict=True))
-
-
 def training_batches(
     sides: Mapping[str, Images],
     reading: Reading,
@@ -124,17 +116,20 @@ def training_batches(
     for number, images in enumerate(sides.values()):
         side_seed = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
         order = grain.MapDataset.range(len(images.records)).seed(side_seed).shuffle().repeat()
-        tries = _num_tries(images) if reading.problems.skip else 1
-        parts.append(order.map(_Load(images, tries)))
-    zipped = ZipMapDataset(parts).map(functools.partial(_named, tuple(sides)))
-    dataset = zipped.batch(batch_size, drop_remainder=True)
+        num_tries = min(MAX_CONSECUTIVE_BAD, len(images.records)) if reading.problems.skip else 1
+        parts.append(order.map(_Load(images, num_tries)))
+    dataset = ZipMapDataset(parts).batch(batch_size, drop_remainder=True)
     # Processes take whole batches in turn, which gives them the positions of their own replicas.
-    for batch in _read(dataset[index::count][start:], reading):
-        for side, images in sides.items():
-            _report(images, batch[side], reading.problems, stop_if_lost=True)
-        taken = {side: batch[side]["pixels"] for side in sides}
-        if "label" in batch.get("real", ()):
-            taken["label"] = batch["real"]["label"]
+    for batches in _read(dataset[index::count][start:], reading):
+        taken = {}
+        for (side, images), batch in zip(sides.items(), batches, strict=True):
+            _report(images, batch, reading.problems)
+            lost = batch["index"][batch["loaded"] < 0]
+            if len(lost):
+                raise all_unreadable(images.records, int(lost[0]))
+            taken[side] = batch["pixels"]
+            if side == "real" and "label" in batch:
+                taken["label"] = batch["label"]
         yield taken
 
 
@@ -150,7 +145,7 @@ def all_batches(
     """
     dataset = grain.MapDataset.range(len(images.records)).map(_Load(images, 1))
     for batch in _read(dataset.batch(batch_size or images.batch_size), reading):
-        _report(images, batch, reading.problems, stop_if_lost=False)
+        _report(images, batch, reading.problems)
         fine = batch["index"] == batch["loaded"]
         if fine.any():
             yield batch["pixels"][fine], batch["index"][fine]
@@ -186,7 +181,7 @@ def decode_all(images: Images, reading: Reading, what: str) -> tuple[np.ndarray,
 
 
 def _read(dataset: grain.MapDataset, reading: Reading) -> Iterator[Any]:
-    threads = max(1, reading.num_threads)
+    threads = reading.num_threads
     options = grain.ReadOptions(threads, max(threads, reading.prefetch_batches))
     stream = dataset.to_iter_dataset(options)
     if reading.num_workers:
@@ -205,30 +200,37 @@ def _read(dataset: grain.MapDataset, reading: Reading) -> Iterator[Any]:
         getattr(iterator, "close", lambda: None)()
 
 
-def _report(images: Images, batch: dict[str, Any], problems: Problems, stop_if_lost: bool) -> None:
+def _report(images: Images, batch: dict[str, Any], problems: Problems) -> None:
     bad = batch["loaded"] != batch["index"]
     for index, reason in zip(batch["index"][bad], batch["reason"][bad], strict=True):
         problems.report(images.records.name(int(index)), str(reason))
-    lost = batch["index"][batch["loaded"] < 0]
-    if stop_if_lost and len(lost):
-        num, name = _num_tries(images), images.records.name(int(lost[0]))
-        raise DataError(f"all {num} images from {name} on are unreadable")
 
 
 @contextlib.contextmanager
 def feed(
-    batches: Generator[dict[str, np.ndarray]], max_steps: int, num_devices: int, problems: Problems
+    sides: Mapping[str, Images],
+    reading: Reading,
+    seed: int,
+    batch_size: int,
+    start: int,
+    max_steps: int,
 ) -> Iterator[Take]:
     """Yields a function that stacks the batches of several train steps for one dispatch.
 
-    `take(count)` returns arrays [devices, max_steps, B / devices, ...] for
-    `fdrl_jax.steps.repeat_steps`, whose first `count` steps are set. A batch has pixels by name,
-    [B, ...] each, and possibly classes, [B]. Bad files are summarised at the end.
+    The batches are the `training_batches` of this process, of which it uses all but the first
+    `start`. `take(count)` returns arrays [devices, max_steps, B / devices, ...] by name for
+    `fdrl_jax.steps.repeat_steps`, whose first `count` steps are set. Bad files are summarised at
+    the end.
 
     While the device runs one dispatch, the host takes the next one from the batches that Grain has
     read ahead. The only state is the number of batches used or skipped, so a resumed run needs only
     this number and the seed.
     """
+    process = (jax.process_index(), jax.process_count())
+    batches = training_batches(
+        sides, reading, seed=seed, batch_size=batch_size, start=start, process=process
+    )
+    num_devices = parallel.num_devices()
 
     def stacked(parts: list[np.ndarray]) -> np.ndarray:
         size, event = len(parts[0]) // num_devices, parts[0].shape[1:]
@@ -245,4 +247,4 @@ def feed(
         yield take
     finally:
         batches.close()
-        problems.summarise()
+        reading.problems.summarise()
