@@ -44,7 +44,7 @@ class Folder:
     root: str
 
     def name(self, path: str) -> str:
-        return printable(f"{self.root}/{path}")
+        return f"{self.root}/{path}"
 
     def entries(self, problems: Problems, others: list[str]) -> Iterator[Placed]:
         """Walks the folder and follows links; adds files that are not images to `others`."""
@@ -61,12 +61,12 @@ class Folder:
     ) -> Iterator[Placed]:
         real = os.path.realpath(folder)
         if real in above:
-            problems.report(_shown(folder), "a link to a folder that contains it (a cycle)")
+            problems.report(folder, "a link to a folder that contains it (a cycle)")
             return
         try:
             children = sorted(folder.iterdir())
         except OSError as error:
-            problems.report(_shown(folder), f"the folder cannot be read: {error.strerror}")
+            problems.report(folder, f"the folder cannot be read: {error.strerror}")
             return
         for child in children:
             if _is_litter(child.name):
@@ -74,16 +74,16 @@ class Folder:
             try:
                 status = child.stat()
             except OSError as error:
-                problems.report(_shown(child), f"cannot be read: {error.strerror}")
+                problems.report(child, f"cannot be read: {error.strerror}")
                 continue
             if stat.S_ISDIR(status.st_mode):
                 yield from self._walk(child, (*above, real), problems, others)
             elif child.suffix.lower() not in SUFFIXES:
-                others.append(_shown(child))
+                others.append(str(child))
             elif not stat.S_ISREG(status.st_mode):  # Opening a pipe would wait for ever.
-                problems.report(_shown(child), "not a regular file")
+                problems.report(child, "not a regular file")
             elif status.st_size > MAX_FILE_BYTES:
-                problems.report(_shown(child), f"{status.st_size:,} bytes, too large for an image")
+                problems.report(child, f"{status.st_size:,} bytes, too large for an image")
             else:
                 path = child.relative_to(self.root)
                 yield path.parts, Entry(path.as_posix(), (status.st_size, status.st_mtime_ns))
@@ -96,7 +96,7 @@ class ZipArchive(Lazy):
     root: str
 
     def name(self, path: str) -> str:
-        return printable(f"{self.root}:{path}")
+        return f"{self.root}:{path}"
 
     def entries(self, problems: Problems, others: list[str]) -> Iterator[Placed]:
         """Lists the archive. Names that lead outside of it, and duplicate names, are rejected.
@@ -191,7 +191,3 @@ class Tree:
 
 def _is_litter(name: str) -> bool:
     return name.startswith(".") or name.lower() in _LITTER
-
-
-def _shown(path: Path) -> str:
-    return printable(str(path))

@@ -5,6 +5,7 @@ import logging
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy as np
 from experiments.errors import DataError
 
 Payload = bytes | np.ndarray
+_LOG = logging.getLogger("fdrl")
 _OPENING = threading.Lock()
 
 
@@ -19,7 +21,7 @@ class Container(Protocol):
     """What images are read from. Instances are pickled, because worker processes get copies."""
 
     def name(self, key: Any) -> str:
-        """Returns the name of an image for messages: its path."""
+        """Returns the name of an image for messages: its path, which `Records` makes printable."""
 
     def read(self, key: Any) -> Payload:
         """Returns an image as the bytes of a file or as uint8 pixels; for any thread.
@@ -74,7 +76,7 @@ class Records:
         return len(self.keys)
 
     def name(self, index: int) -> str:
-        return self.container.name(self.keys[index])
+        return printable(self.container.name(self.keys[index]))
 
     def read(self, index: int) -> Payload:
         """Reads an image; as `Container.read`."""
@@ -101,34 +103,31 @@ class Problems:
     def __len__(self) -> int:
         return len(self._names)
 
-    def report(self, name: str, reason: str) -> None:
+    def report(self, name: str | Path, reason: str) -> None:
         """Reports a bad file.
 
         Raises:
           DataError: naming the file, unless such files are to be skipped.
         """
+        name = printable(str(name))
         if not self.skip:
             raise DataError(f"{name}: {reason}. Fix or remove it, or set data.on_error=skip")
         if not self._names:
-            _log().warning("skipped %s: %s; further such files are only counted", name, reason)
+            _LOG.warning("skipped %s: %s; further such files are only counted", name, reason)
         self._names.add(name)
 
     def summarise(self) -> None:
         """Logs how many files were skipped, if any."""
         if self._names:
-            _log().warning("skipped %d file(s) of the data in total", len(self._names))
+            _LOG.warning("skipped %d file(s) of the data in total", len(self._names))
 
 
 def log_other_files(root: str, names: list[str]) -> None:
     """Logs files whose names are not those of images, in one line, if there are any."""
     if names:
-        example = f"such as {names[0]}" if len(names) > 1 else names[0]
-        _log().warning(
-            "%s: ignored %d file(s) whose names are not image names, %s",
-            root,
-            len(names),
-            example,
-        )
+        example = ("such as " if len(names) > 1 else "") + printable(names[0])
+        ignored = f"ignored {len(names)} file(s) whose names are not image names"
+        _LOG.warning("%s: %s, %s", root, ignored, example)
 
 
 def digest(*parts: Any) -> str:
@@ -164,7 +163,3 @@ def printable(name: str) -> str:
         return character.encode("unicode_escape").decode()
 
     return "".join(map(escaped, name))
-
-
-def _log() -> logging.Logger:
-    return logging.getLogger("fdrl")
