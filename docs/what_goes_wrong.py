@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.data import read_arrays
 from experiments.evaluation.metrics import format_value
+from experiments.files import read_arrays
 from experiments.pictures.points import frame
 from experiments.pictures.style import PRIOR, SAMPLES, panels, save
 from experiments.sweep import plan, runner

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.data import arrays, read_arrays, read_headers, tfds, to_uint8, to_unit
+from experiments.data import arrays, tfds, to_uint8, to_unit
 from experiments.data.decode import Transform, decode
 from experiments.data.decoded import probe
 from experiments.data.files import Tree
 from experiments.data.records import Problems, Records
 from experiments.data.stream import Reading, decode_all
 from experiments.errors import DataError
+from experiments.files import read_arrays, read_headers
 
 _BATCH_SIZE = 1_000
 

@@ -14,11 +14,11 @@ from PIL import Image
 from small_runs import start
 
 from experiments import run
-from experiments.data import read_arrays
 from experiments.data.decode import Transform, decode
 from experiments.data.files import ZipArchive
 from experiments.data.records import Problems
 from experiments.errors import DataError, UserError
+from experiments.files import read_arrays
 from experiments.training import metrics_log
 
 FLIPS = st.lists(
