@@ -10,11 +10,9 @@ from experiments.data.records import Payload, Records, digest, printable
 from experiments.errors import DataError
 from experiments.files import Header, read_arrays, read_headers
 
-# Names of the arrays of images, in the order in which they are tried.
-_TRAIN = ("images", "x_train", "x", "arr_0")
-_HELD_OUT = ("held_out_images", "x_test")
-_LABELS = {"images": "labels", "x_train": "y_train", "x": "y", "arr_0": "arr_1"}
-_LABELS |= {"held_out_images": "held_out_labels", "x_test": "y_test"}
+# Names of the arrays of images, in the order in which they are tried, and of their labels.
+_TRAIN = {"images": "labels", "x_train": "y_train", "x": "y", "arr_0": "arr_1"}
+_HELD_OUT = {"held_out_images": "held_out_labels", "x_test": "y_test"}
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,7 @@ def open_archive(path: str) -> tuple[Records, Records | None]:
         raise DataError(f"{path}: {error}") from error
 
 
-def _records(path: str, headers: Mapping[str, Header], names: tuple[str, ...]) -> Records | None:
+def _records(path: str, headers: Mapping[str, Header], names: dict[str, str]) -> Records | None:
     name = next((name for name in names if name in headers), None)
     if name is None:
         return None
@@ -70,14 +68,14 @@ def _records(path: str, headers: Mapping[str, Header], names: tuple[str, ...]) -
         )
     if 0 in shape[1:]:
         raise DataError(f"{where}: the images have no pixels, shape {list(shape)}")
-    labels = _LABELS[name]
-    if labels in headers and headers[labels].shape != shape[:1]:
+    labels = names[name]
+    if labels not in headers:
+        return Pixels(where, read_arrays(Path(path), [name])[name]).records()
+    if headers[labels].shape != shape[:1]:
         raise DataError(
             f"{where}: {shape[0]} images but labels of shape {list(headers[labels].shape)}"
         )
-    arrays = read_arrays(Path(path), [name, *([labels] if labels in headers else [])])
-    if labels not in headers:
-        return Pixels(where, arrays[name]).records()
+    arrays = read_arrays(Path(path), [name, labels])
     # Labels that are numbers are ordered as numbers.
     values, numbers = np.unique(arrays[labels], return_inverse=True)
     classes = tuple(printable(str(value)) for value in values)
