@@ -10,15 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from experiments.data.records import (
-    Lazy,
-    Problems,
-    Records,
-    digest,
-    log_other_files,
-    number_classes,
-    printable,
-)
+from experiments.data.records import LOG, Lazy, Problems, Records, digest, number_classes, printable
 from experiments.errors import DataError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -165,7 +157,10 @@ class Tree:
             num = len(problems) + len(others)
             skipped = f" ({num} file(s) skipped)" if num else ""
             raise DataError(f"{root}: no images found{skipped}; images are {', '.join(SUFFIXES)}")
-        log_other_files(root, others)
+        if others:
+            example = ("such as " if len(others) > 1 else "") + printable(others[0])
+            ignored = f"ignored {len(others)} file(s) whose names are not image names"
+            LOG.warning("%s: %s, %s", root, ignored, example)
         top = images[0][0][0]
         is_nested = all(len(path) > 2 and path[0] == top for path, _ in images)
         self._images = [(path[1:], entry) for path, entry in images] if is_nested else images

@@ -13,7 +13,7 @@ import numpy as np
 from experiments.errors import DataError
 
 Payload = bytes | np.ndarray
-_LOG = logging.getLogger("fdrl")
+LOG = logging.getLogger("fdrl")
 _OPENING = threading.Lock()
 
 
@@ -113,21 +113,13 @@ class Problems:
         if not self.skip:
             raise DataError(f"{name}: {reason}. Fix or remove it, or set data.on_error=skip")
         if not self._names:
-            _LOG.warning("skipped %s: %s; further such files are only counted", name, reason)
+            LOG.warning("skipped %s: %s; further such files are only counted", name, reason)
         self._names.add(name)
 
     def summarise(self) -> None:
         """Logs how many files were skipped, if any."""
         if self._names:
-            _LOG.warning("skipped %d file(s) of the data in total", len(self._names))
-
-
-def log_other_files(root: str, names: list[str]) -> None:
-    """Logs files whose names are not those of images, in one line, if there are any."""
-    if names:
-        example = ("such as " if len(names) > 1 else "") + printable(names[0])
-        ignored = f"ignored {len(names)} file(s) whose names are not image names"
-        _LOG.warning("%s: %s, %s", root, ignored, example)
+            LOG.warning("skipped %d file(s) of the data in total", len(self._names))
 
 
 def digest(*parts: Any) -> str:
