@@ -1,5 +1,6 @@
 """Sets of stored images that are decoded on demand."""
 
+import contextlib
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +19,7 @@ class Images(NamedTuple):
 
     records: Records
     transform: Transform
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
 
     def load(self, index: int) -> np.ndarray:
         """Returns an example, uint8 of the shape; raises a ValueError with only the reason."""
@@ -53,12 +54,9 @@ def probe(records: Records, transform: Transform, problems: Problems) -> Images:
         transform = transform._replace(channels=3)
     for index in range(min(len(records), MAX_CONSECUTIVE_BAD)):
         try:
-            pixels = decode(records.read(index), transform)
+            return Images(records, transform, decode(records.read(index), transform).shape)
         except ValueError as error:
             problems.report(records.name(index), str(error))
-            continue
-        height, width, channels = pixels.shape
-        return Images(records, transform, (height, width, channels))
     raise all_unreadable(records, 0) if len(records) else DataError("the data contain no images")
 
 
@@ -70,11 +68,9 @@ def all_unreadable(records: Records, first: int) -> DataError:
 
 def _any_in_colour(records: Records) -> bool:
     for index in spread(len(records), _MAX_PROBED):
-        try:
+        with contextlib.suppress(ValueError):  # Reported when it is read for use.
             if decode(records.read(int(index)), Transform(channels=0)).shape[2] == 3:
                 return True
-        except ValueError:
-            continue  # Reported when it is read for use.
     return False
 
 
