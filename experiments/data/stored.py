@@ -89,12 +89,12 @@ def absent_source(options: DataOptions) -> Source:
     Raises:
       DataError: if the settings leave the size of the images to the files.
     """
-    if not options.image_size or not options.channels:
-        missing = "data.image_size" if not options.image_size else "data.channels"
-        raise DataError(
-            f"the size of the images follows from files that are not given: set --data_dir, or "
-            f"--config.{missing}=NUMBER"
-        )
+    for key in ("image_size", "channels"):
+        if not getattr(options, key):
+            raise DataError(
+                "the size of the images follows from files that are not given: set --data_dir, or "
+                f"--config.data.{key}=NUMBER"
+            )
     is_pair = options.name == "pair" or bool(options.source_class or options.target_class)
     names = ("real", "source") if is_pair else ("real",)
     return Source(
@@ -115,19 +115,15 @@ def _readable(images: Images, reading: Reading) -> Images:
 
 def _make_draw(names: tuple[str, ...], random_flip: bool) -> Callable[..., dict[str, Array]]:
     def draw(arrays: Any, host_batch: Any, key: Array, positions: Array) -> dict[str, Array]:
-        batch = {}
+        batch, found = {}, arrays if host_batch is None else host_batch
         for number, name in enumerate(names):
             order_key, flip_key = jax.random.split(jax.random.fold_in(key, number))
+            rows: Any = ...  # All rows of a host batch.
             if host_batch is None:
-                indices = shuffled_indices(order_key, positions, len(arrays[name]))
-                pixels = arrays[name][indices]
-                if name == "real" and "label" in arrays:
-                    batch["label"] = arrays["label"][indices]
-            else:
-                pixels = host_batch[name]
-                if name == "real" and "label" in host_batch:
-                    batch["label"] = host_batch["label"]
-            images = to_unit(pixels)
+                rows = shuffled_indices(order_key, positions, len(arrays[name]))
+            if name == "real" and "label" in found:
+                batch["label"] = found["label"][rows]
+            images = to_unit(found[name][rows])
             batch[name] = _flip(flip_key, positions, images) if random_flip else images
         return batch
 
