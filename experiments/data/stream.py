@@ -62,13 +62,12 @@ class _Load:
         records = self.images.records
         pixels, loaded, reason = np.zeros(self.images.shape, np.uint8), -1, ""
         for tried in range(int(index), int(index) + self.num_tries):
+            number = tried % len(records)
             try:
-                pixels = self.images.load(tried % len(records))
+                pixels, loaded = self.images.load(number), number
+                break
             except ValueError as error:
                 reason = reason or str(error)
-            else:
-                loaded = tried % len(records)
-                break
         example = {
             "pixels": pixels,
             "index": np.int64(index),
@@ -185,8 +184,7 @@ def _read(dataset: grain.MapDataset, reading: Reading) -> Iterator[Any]:
     options = grain.ReadOptions(threads, max(threads, reading.prefetch_batches))
     stream = dataset.to_iter_dataset(options)
     if reading.num_workers:
-        if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()  # Grain passes the flags to its workers.
+        flags.FLAGS.mark_as_parsed()  # Grain passes the flags to its workers.
         ahead = -(-reading.prefetch_batches // reading.num_workers)
         stream = stream.mp_prefetch(grain.MultiprocessingOptions(reading.num_workers, ahead))
     iterator = iter(stream)
@@ -223,8 +221,7 @@ def feed(
     the end.
 
     While the device runs one dispatch, the host takes the next one from the batches that Grain has
-    read ahead. The only state is the number of batches used or skipped, so a resumed run needs only
-    this number and the seed.
+    read ahead.
     """
     process = (jax.process_index(), jax.process_count())
     batches = training_batches(
