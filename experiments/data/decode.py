@@ -73,11 +73,8 @@ def decode(payload: bytes | np.ndarray, transform: Transform) -> np.ndarray:
     """Decodes and transforms one image: a PNG, JPEG or WebP file, or uint8 pixels.
 
     The result is an upright 8-bit image. Palettes and CMYK are converted, transparent images are
-    placed on white, 16-bit grey is scaled to 8 bits, and the rotation in EXIF is applied. Pixels
-    are [H, W], [H, W, 1] or [H, W, 3].
-
-    Returns:
-      Pixels, uint8 [H, W, C], where C is 1 or 3.
+    placed on white, 16-bit grey is scaled to 8 bits, and the rotation in EXIF is applied. Given
+    pixels are [H, W], [H, W, 1] or [H, W, 3], returned ones [H, W, 1] or [H, W, 3].
 
     Raises:
       ValueError: with the reason, if the image has another format, is damaged, or is too large.

@@ -57,8 +57,7 @@ def digits(source_class: str = "", target_class: str = "") -> Source:
         indices = shuffled_indices(key, positions, len(arrays["real"]))
         batch = {name: arrays[name][indices] for name in ("real", "label")}
         if "source" in arrays:
-            other_key = jax.random.fold_in(key, 1)
-            others = shuffled_indices(other_key, positions, len(arrays["source"]))
+            others = shuffled_indices(jax.random.fold_in(key, 1), positions, len(arrays["source"]))
             batch["source"] = arrays["source"][others]
         return batch
 
