@@ -34,19 +34,16 @@ def open_parts(options: DataOptions, problems: Problems) -> dict[str, tuple[Reco
             "data.keep_aspect=False squeezes images to a square, whose side is data.resize or "
             "data.image_size: set one of them"
         )
-    chosen = bool(options.source_class) + bool(options.target_class)
+    classes = {"real": options.target_class, "source": options.source_class}
     if options.name == "pair":
         sides = _pair_of_folders(options, problems)
-    elif chosen == 1:
-        raise DataError("data.source_class and data.target_class go together: set both or none")
-    elif chosen:
-        part = _open(options, problems)
-        sides = {
-            "real": _of_class(part, options.target_class),
-            "source": _of_class(part, options.source_class),
-        }
-    else:
+    elif not any(classes.values()):
         sides = {"real": _open(options, problems)}
+    elif not all(classes.values()):
+        raise DataError("data.source_class and data.target_class go together: set both or none")
+    else:
+        part = _open(options, problems)
+        sides = {side: _of_class(part, name) for side, name in classes.items()}
     return {
         side: _numbered_alike(*_with_held_out(part, options.num_held_out))
         for side, part in sides.items()
