@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments.build import Experiment
-from experiments.data import is_built_in
+from experiments.data import BUILT_IN
 from experiments.evaluation.references import ImageReference, PointsReference, max_stored, too_few
 from fdrl_jax import drift, parallel
 from fdrl_jax.problem import Estimator
@@ -79,7 +79,7 @@ def warn(experiment: Experiment, reference: PointsReference | ImageReference) ->
     logger = logging.getLogger("fdrl")
     if days := duration_warning(experiment):
         logger.warning("%s", days)
-    if isinstance(reference, ImageReference) and not is_built_in(experiment.settings["data.name"]):
+    if isinstance(reference, ImageReference) and experiment.settings["data.name"] not in BUILT_IN:
         num, *shape = reference.images.shape
         if (few := too_few(num)) and num < max_stored(tuple(shape)):  # More would be stored.
             logger.warning("%s; add images, or a folder 'test' of such images", few)

@@ -27,7 +27,7 @@ import numpy as np
 import fdrl_jax
 from experiments import data, files, prior, settings
 from experiments.checkpoints import Checkpoints, check_path
-from experiments.data import DataOptions, Source, is_built_in
+from experiments.data import BUILT_IN, DataOptions, Source
 from experiments.errors import UserError
 from experiments.evaluation import references
 from experiments.evaluation.references import ImageReference, PointsReference
@@ -311,7 +311,7 @@ def create(
             prior.write(root / "prior.npz", fitted)
         reference = root / "reference.npz"
         # Built-in data need no stored reference, and a classifier has no samples to compare.
-        keeps_images = kind == "ratio" and not is_built_in(wanted["data.name"])
+        keeps_images = kind == "ratio" and wanted["data.name"] not in BUILT_IN
         if keeps_images:
             references.save(references.of_images(source), reference)
         record = {

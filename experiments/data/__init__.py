@@ -3,11 +3,12 @@
 from experiments.data.decode import to_uint8, to_unit
 from experiments.data.digits import digits
 from experiments.data.records import digest
-from experiments.data.registry import is_built_in, load, load_if_given, resolve_dir
+from experiments.data.registry import BUILT_IN, load, load_if_given, resolve_dir
 from experiments.data.source import DataOptions, Labels, Source, Starts, describe_shape
 from experiments.data.stream import Take
 
 __all__ = [
+    "BUILT_IN",
     "DataOptions",
     "Labels",
     "Source",
@@ -16,7 +17,6 @@ __all__ = [
     "describe_shape",
     "digest",
     "digits",
-    "is_built_in",
     "load",
     "load_if_given",
     "resolve_dir",

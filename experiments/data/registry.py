@@ -11,6 +11,7 @@ from experiments.data.stored import absent_source, stored_source
 from experiments.data.toy import gaussians8, gaussians25, swissroll
 from experiments.errors import DataError
 
+# Data sets that need no files.
 BUILT_IN: dict[str, Callable[[], Source]] = {
     "swissroll": swissroll,
     "8gaussians": gaussians8,
@@ -37,11 +38,6 @@ def is_known(name: object) -> bool:
     return isinstance(name, str) and (
         name in BUILT_IN or name in STORED or (name.startswith(tfds.PREFIX) and name != tfds.PREFIX)
     )
-
-
-def is_built_in(name: str) -> bool:
-    """Whether a data set is built in and needs no files."""
-    return name in BUILT_IN
 
 
 def resolve_dir(dir: str) -> str:

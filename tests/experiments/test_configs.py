@@ -18,7 +18,7 @@ NAMES = sorted(
     if path.stem not in ("__init__", "base")
 )
 PAPER = ("cifar10", "celeba", "lsun_church")
-BUILT_IN = [n for n in NAMES if data.is_built_in(command_line.load_config(n)["data.name"])]
+BUILT_IN = [n for n in NAMES if command_line.load_config(n)["data.name"] in data.BUILT_IN]
 
 
 def load(name, variant=""):
