@@ -1,5 +1,7 @@
 """Mode curve: the metric against the length of the flow, or against the train step."""
 
+import csv
+import io
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -40,9 +42,10 @@ def run_mode(command: Command) -> None:
     if not parallel.is_first_process():
         return
     opened.run.curves.mkdir(exist_ok=True)
+    content = io.StringIO()
     rows = [(over, points[0][1].name), *((at, metric.value) for at, metric in points)]
-    content = "".join(f"{left},{right}\n" for left, right in rows)
-    table = _free_file(opened.run.curves, name, content)
+    csv.writer(content, lineterminator="\n").writerows(rows)
+    table = _free_file(opened.run.curves, name, content.getvalue())
     figure = curves.metric(points, title, axis, marks)
     picture = pictures.save(figure, table.with_suffix(".png"))
     at, best = curves.best_of(points)
