@@ -31,17 +31,22 @@ def key_of(opened: Opened, num_samples: int | None, **more: Any) -> Key:
     }
 
 
-def name_of(opened: Opened, key: Key, *, is_default: bool) -> str:
+def name_of(opened: Opened, key: Key) -> str:
     """Returns the name of a record: `step_N`, with a digest unless all settings are the run's.
 
-    It `is_default` if the command changes no setting that the record depends on.
+    The number of samples is one of them. A record with a classifier has a digest as well.
     """
-    is_own = is_default and key["settings"] == settings.of_scope(opened.run.settings, "flow")
+    of_run = opened.run.settings
+    is_own = (
+        key["settings"] == settings.of_scope(of_run, "flow")
+        and key["num_samples"] in (None, of_run["evaluate.num_samples"])
+        and not key.get("classifier")
+    )
     return f"step_{opened.step}" if is_own else f"step_{opened.step}_{sha256_of_json(key)[:8]}"
 
 
-def find(folder: Path, name: str, key: Key) -> tuple[Path, bool]:
-    """Returns the path of a record, and whether it exists.
+def find(opened: Opened, key: Key) -> tuple[Path, bool]:
+    """Returns the path of an evaluation's record, and whether it exists.
 
     If a record of this name has another key, for instance because the run was rolled back, it is
     kept, and the new record gets a name with its digest.
@@ -49,9 +54,9 @@ def find(folder: Path, name: str, key: Key) -> tuple[Path, bool]:
     Raises:
       UserError: if a record is damaged; names it.
     """
-    path = folder / name
+    path = opened.run.evaluations / name_of(opened, key)
     if (path / "record.json").is_file() and read_json(path / "record.json", key=dict)["key"] != key:
-        path = folder / f"{name}_{sha256_of_json(key)[:8]}"
+        path = path.with_name(f"{path.name}_{sha256_of_json(key)[:8]}")
     return path, (path / "record.json").is_file()
 
 

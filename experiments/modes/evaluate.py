@@ -54,7 +54,7 @@ def evaluate(
     The training data are `live` if they are open already. Everything that may be missing is looked
     for before any sample is drawn.
     """
-    settings, folder = opened.experiment.settings, opened.run.evaluations
+    settings = opened.experiment.settings
     num = num_samples or settings["evaluate.num_samples"]
     if num < 2:
         raise UserError(f"metrics need at least 2 samples, got --num_samples={num}")
@@ -65,12 +65,7 @@ def evaluate(
         classifier, of_classifier = load_features(path, data.classes, data.event_shape)
     networks, described = _inception(settings)
     key = records.key_of(opened, num, classifier=of_classifier.get("digest"), inception=described)
-    is_default = num == opened.run.settings["evaluate.num_samples"] and not classifier
-
-    def found_record(key: records.Key) -> tuple[Path, bool]:
-        return records.find(folder, records.name_of(opened, key, is_default=is_default), key)
-
-    record_folder, is_there = found_record(key)
+    record_folder, is_there = records.find(opened, key)
     source, reason = None, None
     if parallel.is_first_process() and not is_there:
         source, reason = _training_data(opened, data_dir, live)
@@ -78,7 +73,7 @@ def evaluate(
     if is_incomplete:
         # With the data, it is another evaluation, which has metrics that this one skips.
         key |= {"training_data": False}
-        record_folder, is_there = found_record(key)
+        record_folder, is_there = records.find(opened, key)
     if is_there:
         if parallel.is_first_process():
             kept = read_json(record_folder / "record.json", details=dict)["details"]
@@ -93,7 +88,7 @@ def evaluate(
     found = _score(opened, samples, source, classifier, networks)
     if of_inception and "protocols" not in found.record:
         key |= {"inception": "failed"}  # So that the same command tries again.
-        record_folder, _ = found_record(key)
+        record_folder, _ = records.find(opened, key)
     skipped = [*found.record.get("skipped", ()), *([reason] if reason else [])]
     record = {
         "key": key,
@@ -107,8 +102,8 @@ def evaluate(
             "versions": inception.versions(),
         },
     }
-    folder.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".part_", dir=folder) as part:
+    opened.run.evaluations.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".part_", dir=opened.run.evaluations) as part:
         unfinished = Path(part) / "record"
         unfinished.mkdir()
         report.draw(opened, samples, found, unfinished)

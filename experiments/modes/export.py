@@ -15,7 +15,7 @@ def run_mode(command: Command) -> None:
     if not parallel.is_first_process():
         return
     key = records.key_of(opened, None)
-    folder = opened.run.exports / records.name_of(opened, key, is_default=True)
+    folder = opened.run.exports / records.name_of(opened, key)
     platforms = command.flags["platforms"]
     evaluation = records.newest_of(opened.run.evaluations, key)
     export.write(opened.experiment, opened.checkpoint.state, folder, platforms, evaluation)
