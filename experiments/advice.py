@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from experiments.build import Experiment
-from experiments.data import BUILT_IN
-from experiments.evaluation.references import ImageReference, PointsReference, max_stored, too_few
+from experiments.data import BUILT_IN, Source
+from experiments.evaluation.references import ImageReference, max_stored, too_few
 from fdrl_jax import drift, parallel
 from fdrl_jax.problem import Estimator
 
@@ -74,7 +74,7 @@ def duration_warning(experiment: Experiment) -> str | None:
     )
 
 
-def warn(experiment: Experiment, reference: PointsReference | ImageReference) -> None:
+def warn(experiment: Experiment, reference: Source | ImageReference) -> None:
     """Logs the warnings about an experiment that is about to be trained, and its real data."""
     logger = logging.getLogger("fdrl")
     if days := duration_warning(experiment):

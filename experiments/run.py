@@ -30,7 +30,7 @@ from experiments.checkpoints import Checkpoints, check_path
 from experiments.data import BUILT_IN, DataOptions, Source
 from experiments.errors import UserError
 from experiments.evaluation import references
-from experiments.evaluation.references import ImageReference, PointsReference
+from experiments.evaluation.references import ImageReference
 from experiments.prior import FittedPrior
 from experiments.settings import Settings
 from fdrl_jax import parallel
@@ -102,7 +102,7 @@ class Run:
         return references.frozen_source(self._kept_images, self.data)
 
     @functools.cached_property
-    def metric_reference(self) -> ImageReference | PointsReference:
+    def metric_reference(self) -> Source | ImageReference:
         """The real data that samples are compared with; raises as `source`."""
         kept = self._kept_images
         return references.of(self.source()) if kept is None else kept

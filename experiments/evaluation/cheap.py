@@ -4,10 +4,11 @@ import math
 
 import numpy as np
 
+from experiments.data import Source
 from experiments.errors import UserError
 from experiments.evaluation.classes import svc_of
 from experiments.evaluation.metrics import Metric, measured
-from experiments.evaluation.references import ImageReference, PointsReference
+from experiments.evaluation.references import ImageReference
 from experiments.evaluation.spaces import BUILT_IN
 from fdrl_jax.metrics import energy_distance, frechet_distance, random_conv_features
 
@@ -15,9 +16,9 @@ _MAX_POINTS = 5_000  # The distances of all pairs take a second.
 _MAX_IMAGES = 2_000  # Their features are computed each time.
 
 
-def num_read(reference: PointsReference | ImageReference, num_samples: int) -> int:
+def num_read(reference: Source | ImageReference, num_samples: int) -> int:
     """Returns how many of this many samples `cheap_metric` reads."""
-    if isinstance(reference, PointsReference):
+    if isinstance(reference, Source):
         return min(num_samples, _MAX_POINTS)
     # Equally many samples and references, as in the evaluation: the bias depends on the number.
     return min(num_samples, len(reference.images)) if _has_svc(reference) else num_samples
@@ -27,7 +28,7 @@ def _has_svc(reference: ImageReference) -> bool:
     return reference.starts is None and reference.fit_images is not None
 
 
-def cheap_metric(reference: PointsReference | ImageReference, samples: np.ndarray) -> Metric:
+def cheap_metric(reference: Source | ImageReference, samples: np.ndarray) -> Metric:
     """Computes the metric of samples [N, ...] that is logged during training and used for curves.
 
     For points in the plane, it is the unbiased energy distance to equally many new points. For
@@ -41,8 +42,8 @@ def cheap_metric(reference: PointsReference | ImageReference, samples: np.ndarra
     if len(samples) < 2:
         raise UserError(f"a metric needs at least 2 samples, got --num_samples={len(samples)}")
     samples = samples[: num_read(reference, len(samples))]
-    if isinstance(reference, PointsReference):
-        value = energy_distance(samples, reference.draw(len(samples), 1))
+    if isinstance(reference, Source):
+        value = energy_distance(samples, reference.held_out(len(samples), 1))
         return measured("energy_distance", [value], num=len(samples))
     if len(reference.images) < 2:
         raise UserError(

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
+from experiments.data import Source
 from experiments.evaluation import Evaluation, Samples
 from experiments.evaluation.draws import NUM_DRAWS
 from experiments.evaluation.metrics import Metric, by_name, measured
-from experiments.evaluation.references import PointsReference
 from fdrl_jax.metrics import (
     kl_to_density,
     log_ratio_kl,
@@ -30,9 +30,7 @@ _SINKHORN_EPSILON = 0.05
 LogDensity = Callable[[np.ndarray], np.ndarray]
 
 
-def evaluate_points(
-    reference: PointsReference, samples: Samples, log_ratio: LogDensity
-) -> Evaluation:
+def evaluate_points(source: Source, samples: Samples, log_ratio: LogDensity) -> Evaluation:
     """Computes distances to new data and, for a mixture, how well samples cover the modes.
 
     Every metric is also computed for real data: new data sets of the same size. The spread of the
@@ -42,7 +40,7 @@ def evaluate_points(
     record says why.
     """
     ours, prior = samples.refined[:MAX_POINTS], samples.prior[:MAX_POINTS]
-    data = [reference.draw(len(ours), seed) for seed in range(1, NUM_DRAWS + 2)]
+    data = [source.held_out(len(ours), seed) for seed in range(1, NUM_DRAWS + 2)]
     skipped: list[str] = []
     metrics = energy(ours, prior, data)
     epsilon = _SINKHORN_EPSILON * 2.0 * float(data[0].var(axis=0).sum())
@@ -56,7 +54,7 @@ def evaluate_points(
         with _skipping(name, skipped):
             sides = _against(distance, few, few_prior, few_data)
             metrics.append(measured(name, *sides, num=len(few)))
-    if (density := reference.density) is not None:
+    if (density := source.density) is not None:
         log_density = density.log_density
         with _skipping("kl_to_data", skipped):
             metrics += _without_reference(

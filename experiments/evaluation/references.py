@@ -1,13 +1,13 @@
 """Real data for comparison with samples, small enough to be stored with a run."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.data import Density, Labels, Source, Starts, digits, to_uint8, to_unit
+from experiments.data import Labels, Source, Starts, digits, to_uint8, to_unit
 from experiments.errors import DataError, UserError
 from experiments.files import read_npz, replacing
 
@@ -15,13 +15,6 @@ _MAX_HELD_OUT = 10_000
 _MAX_OTHERS = 2_000  # Starts of a translation, and images that a classifier is fitted to.
 _FEW_IMAGES = 100
 _MAX_BYTES = 2**25  # Bytes of uint8 pixels per field.
-
-
-class PointsReference(NamedTuple):
-    """Points in the plane, `draw(num, seed) -> [num, 2]`, and their density if it is known."""
-
-    draw: Callable[[int, int], np.ndarray]
-    density: Density | None = None
 
 
 class ImageReference(NamedTuple):
@@ -51,11 +44,9 @@ class ImageReference(NamedTuple):
     num_held_out: int | None = None
 
 
-def of(source: Source) -> PointsReference | ImageReference:
-    """Returns the reference for samples of a data source."""
-    if source.kind == "points":
-        return PointsReference(source.held_out, source.density)
-    return of_images(source)
+def of(source: Source) -> Source | ImageReference:
+    """Returns the reference for samples of a data source; for points, it is the source itself."""
+    return source if source.kind == "points" else of_images(source)
 
 
 def too_few(num_held_out: int | None) -> str:

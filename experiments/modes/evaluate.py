@@ -18,7 +18,6 @@ from experiments.evaluation.images import evaluate_images
 from experiments.evaluation.inception import Inception
 from experiments.evaluation.points import MAX_POINTS, evaluate_points
 from experiments.evaluation.protocols import DEFAULT_METRICS, PROTOCOLS
-from experiments.evaluation.references import PointsReference
 from experiments.evaluation.translation import MAX_IMAGES, domains_of, evaluate_translation
 from experiments.files import read_json, write_json
 from experiments.modes.creation import load_data
@@ -115,7 +114,7 @@ def evaluate(
 def _draw(opened: Opened, num: int, *, of_inception: bool) -> Samples:
     """Draws samples, of each stage only as many as the metrics and the pictures read."""
     reference, keep = opened.run.metric_reference, {"num_prior": min(num, draws.MAX_SAMPLES)}
-    if isinstance(reference, PointsReference):
+    if isinstance(reference, Source):
         num = min(num, MAX_POINTS)
         keep = {"num_prior": num, "num_bridged": num}
     elif reference.starts is not None:
@@ -146,7 +145,7 @@ def _score(
     reference = opened.run.metric_reference
     if not all(np.isfinite(stage).all() for stage in samples):
         return Evaluation({}, {"skipped": ["all metrics: some samples are not finite numbers"]}, {})
-    if isinstance(reference, PointsReference):
+    if isinstance(reference, Source):
         log_ratio = make_log_ratio(opened.experiment, opened.checkpoint.state)
         return evaluate_points(reference, samples, log_ratio)
     if reference.starts is not None:
@@ -177,7 +176,7 @@ def _training_data(
 ) -> tuple[Source | None, str | None]:
     """Returns the training data if metrics need them, or the reason if they are not available."""
     settings, reference = opened.experiment.settings, opened.run.metric_reference
-    if isinstance(reference, PointsReference) or reference.starts is not None:
+    if isinstance(reference, Source) or reference.starts is not None:
         return None, None
     if live is not None:
         return live, None

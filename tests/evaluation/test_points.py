@@ -15,10 +15,10 @@ def reference():
 
 
 def test_real_data_have_an_energy_ratio_of_one_on_average(reference):
-    data = [reference.draw(300, seed) for seed in range(6)]
+    data = [reference.held_out(300, seed) for seed in range(6)]
     ratios, of_prior = [], []
     for seed in range(100, 160):
-        real = reference.draw(300, seed)
+        real = reference.held_out(300, seed)
         ratio, _ = points.energy(real, real + 0.5, data)
         ratios.append(ratio.value)
         of_prior.append(ratio.prior.value)
@@ -28,7 +28,7 @@ def test_real_data_have_an_energy_ratio_of_one_on_average(reference):
 
 
 def test_the_energy_distance_is_the_mean_over_fresh_data_of_the_unbiased_estimate(reference):
-    samples, *data = (reference.draw(200, seed) for seed in range(4))
+    samples, *data = (reference.held_out(200, seed) for seed in range(4))
     _, found = points.energy(samples, samples, data)
     expected = [energy_distance(samples, fresh) for fresh in data[:-1]]
     assert found.value == pytest.approx(np.mean(expected), abs=1e-5)
@@ -38,7 +38,7 @@ def test_the_energy_distance_is_the_mean_over_fresh_data_of_the_unbiased_estimat
 
 
 def test_all_metrics_of_a_mixture_have_the_prior_and_real_data_next_to_them(reference):
-    real = reference.draw(400, 50)
+    real = reference.held_out(400, 50)
     prior = np.random.default_rng(0).normal(size=real.shape).astype(np.float32)
     found = evaluate_points(reference, Samples(prior, real, real), lambda x: np.zeros(len(x)))
     for metric in found.metrics.values():
@@ -65,7 +65,7 @@ def test_all_metrics_of_a_mixture_have_the_prior_and_real_data_next_to_them(refe
 def test_a_metric_that_the_samples_do_not_allow_is_skipped_and_the_others_are_computed(
     reference, samples, skipped
 ):
-    ours = samples(reference.draw(200, 50))
+    ours = samples(reference.held_out(200, 50))
     found = evaluate_points(reference, Samples(ours, ours, ours), lambda x: np.zeros(len(x)))
     assert [reason.partition(":")[0] for reason in found.record["skipped"]] == skipped
     assert {"energy_ratio", "modes_hit"} < found.metrics.keys()

@@ -10,10 +10,11 @@ import pytest
 from small_runs import contents, start
 
 from experiments import records, report
+from experiments.data import Source
 from experiments.errors import DataError, UserError
 from experiments.evaluation import Samples, inception, metrics, translation
 from experiments.evaluation.metrics import Estimate, Metric
-from experiments.evaluation.references import ImageReference, PointsReference
+from experiments.evaluation.references import ImageReference
 from experiments.files import sha256_of_file, write_json
 from experiments.modes import evaluate as evaluating
 from experiments.pictures import images
@@ -331,7 +332,7 @@ def drawn_for(reference, kind, monkeypatch, *, of_inception=False):
 
 def test_an_evaluation_keeps_of_each_stage_only_the_samples_that_it_reads(monkeypatch):
     images = np.zeros((1_500, 2, 2, 3), np.float32)
-    points = PointsReference(draw=lambda num, seed: np.zeros((num, 2)))
+    points = Source("points", (2,), held_out=lambda num, seed: np.zeros((num, 2)))
     of_images = ImageReference("x", images)
     pair = of_images._replace(starts=images, num_held_out=5)
     fewer = of_images._replace(starts=images[:400], num_held_out=5)
