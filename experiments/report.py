@@ -41,10 +41,7 @@ def draw(opened: Opened, samples: Samples, found: Evaluation, folder: Path) -> N
     experiment, state, run = opened.experiment, opened.checkpoint.state, opened.run
     source = experiment.source
     start = "prior samples" if source.starts is None else "source images"
-    labels: dict[str, Any] = {}
-    if source.starts is not None:
-        labels["caption"] = translation.caption(found.metrics)
-        labels["domains"] = translation.domains_of(run.settings)
+    labels = translation.domains_of(run.settings), translation.caption(found.metrics)
     captions: dict[str, str] = {}
 
     def add(name: str, figure: Figure, caption: str) -> None:
@@ -53,7 +50,7 @@ def draw(opened: Opened, samples: Samples, found: Evaluation, folder: Path) -> N
 
     add(
         "samples.png",
-        pictures.samples_and_data(source, samples.prior, samples.refined, **labels),
+        pictures.samples_and_data(source, samples.prior, samples.refined, *labels),
         f"From left to right: {start}, where the flow starts; samples; and held-out data. "
         "Good samples look like the data.",
     )

@@ -20,20 +20,23 @@ def samples_and_data(
     source: Source,
     prior: np.ndarray,
     samples: np.ndarray,
-    *,
     domains: tuple[str, str] = ("", ""),
     caption: str = "",
 ) -> Figure:
     """Draws the prior, the samples that flowed from it, and held-out data side by side.
 
-    For a translation, `domains` are the names of source and target, and the caption is that of
-    `evaluation.translation.caption`.
+    For a translation, `prior[i]` is the source image of `samples[i]`, `domains` are the names of
+    source and target, and the caption is that of `evaluation.translation.caption`.
     """
-    data = source.held_out(num_shown(source), 1)
+    titles = [style.PRIOR_TITLE, style.SAMPLES_TITLE, style.DATA_TITLE]
     if source.starts is not None:
-        return images.translation(prior, samples, data, domains, caption)
-    columns = {style.PRIOR_TITLE: prior, style.SAMPLES_TITLE: samples, style.DATA_TITLE: data}
-    return _of_kind(source).side_by_side(columns)
+        first, last = (name and f": {style.plain(name)}" for name in domains)
+        titles = [f"source{first}", r"translated $x_{K+\kappa}$", f"target{last}"]
+    columns = (prior, samples, source.held_out(num_shown(source), 1))
+    figure = _of_kind(source).side_by_side(dict(zip(titles, columns, strict=True)))
+    if caption:
+        figure.supxlabel(caption, fontsize="medium")
+    return figure
 
 
 def prior_and_data(source: Source, prior: np.ndarray) -> Figure:

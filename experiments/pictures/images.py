@@ -41,30 +41,6 @@ def side_by_side(columns: Mapping[str, np.ndarray]) -> Figure:
     return figure
 
 
-def translation(
-    sources: np.ndarray,
-    translated: np.ndarray,
-    targets: np.ndarray,
-    domains: tuple[str, str] = ("", ""),
-    caption: str = "",
-) -> Figure:
-    """Draws source images, their translations at the same positions, and target images.
-
-    Images are in [-1, 1], [N, H, W, C]; `translated[i]` starts at `sources[i]`.
-    """
-    source, target = (name and f": {plain(name)}" for name in domains)
-    figure = side_by_side(
-        {
-            f"source{source}": sources,
-            r"translated $x_{K+\kappa}$": translated,
-            f"target{target}": targets,
-        }
-    )
-    if caption:
-        figure.supxlabel(caption, fontsize="medium")
-    return figure
-
-
 def by_class(images: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> Figure:
     """Draws one row of images per class that occurs."""
     figure, (ax,) = panels(1, size=5.0)

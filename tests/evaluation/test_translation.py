@@ -4,11 +4,11 @@ import jax
 import numpy as np
 import pytest
 
+from experiments import pictures
 from experiments.data import digits
 from experiments.errors import DataError
 from experiments.evaluation import Samples, references, translation
 from experiments.evaluation.translation import evaluate_translation
-from experiments.pictures.images import translation as draw_translation
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +78,6 @@ def test_the_picture_names_both_domains_and_says_what_is_kept_and_what_is_the_ta
     assert caption.startswith("classified as the target: 0% (sources 0%, targets 9")
     assert caption.endswith("nearest to their own source: 100% (by chance 3.3%)")
     images = pair.held_out(4, 0)
-    figure = draw_translation(images, images, images, ("3", "8"), caption)
+    figure = pictures.samples_and_data(pair, images, images, ("3", "8"), caption)
     assert [ax.get_title() for ax in figure.axes][::2] == ["source: 3", "target: 8"]
     assert figure.get_supxlabel() == caption

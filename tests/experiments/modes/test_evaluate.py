@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from small_runs import contents, start
 
-from experiments import records, report
+from experiments import pictures, records, report
 from experiments.data import Source
 from experiments.errors import DataError, UserError
 from experiments.evaluation import Samples, inception, metrics, translation
@@ -17,7 +17,6 @@ from experiments.evaluation.metrics import Estimate, Metric
 from experiments.evaluation.references import ImageReference
 from experiments.files import sha256_of_file, write_json
 from experiments.modes import evaluate as evaluating
-from experiments.pictures import images
 
 # Neither the number of the run nor a multiple of a batch. Tests use the same one, because metrics
 # compile for each.
@@ -359,8 +358,10 @@ def test_missing_weights_or_packages_are_named_before_any_sample_is_drawn(
 
 
 def test_the_picture_of_a_translation_names_its_domains_and_says_how_it_went(tmp_path, monkeypatch):
-    drawn, draw = [], images.translation
-    monkeypatch.setattr(images, "translation", lambda *args: drawn.append(args) or draw(*args))
+    drawn, draw = [], pictures.samples_and_data
+    monkeypatch.setattr(
+        pictures, "samples_and_data", lambda *args: drawn.append(args) or draw(*args)
+    )
 
     start("train", tmp_path / "run", "digits_pair:tiny")
 
