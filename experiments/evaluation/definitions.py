@@ -4,23 +4,14 @@ from typing import Literal, NamedTuple
 
 
 class Definition(NamedTuple):
-    """A family of metrics.
+    """A family of metrics."""
 
-    Attributes:
-      words: what it measures, as a phrase.
-      formula: the formula in plain text.
-      direction: "lower" or "higher" values are better; `None` if neither is.
-      protocol: how it is estimated.
-      unit: unit of the value.
-      headline: whether the summary of an evaluation includes it.
-    """
-
-    words: str
-    formula: str
-    direction: Literal["lower", "higher"] | None
-    protocol: str
-    unit: str = "1"
-    headline: bool = False
+    words: str  # What it measures, as a phrase.
+    formula: str  # In plain text.
+    direction: Literal["lower", "higher"] | None  # Which values are better; `None` if neither are.
+    protocol: str  # How it is estimated.
+    unit: str = "1"  # Of the value.
+    headline: bool = False  # Whether the summary of an evaluation includes it.
 
 
 _NEIGHBOURS = "In a feature space, by distances to nearest neighbours."

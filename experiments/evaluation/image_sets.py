@@ -22,19 +22,12 @@ _BATCH_SIZE = 1_000
 
 @dataclasses.dataclass(frozen=True)
 class ImageSet:
-    """Images of one size, which are read batch by batch and may not fit in memory.
+    """Images of one size, which are read batch by batch and may not fit in memory."""
 
-    Attributes:
-      where: name of the set for messages: the path, or the split.
-      batches: `() -> images in [-1, 1] [B, H, W, C]`, float32, one pass.
-      pixels: "uint8", or "float32" for samples that were never rounded.
-      resized: whether the images were resized.
-    """
-
-    where: str
-    batches: Callable[[], Iterator[np.ndarray]]
-    pixels: str = "uint8"
-    resized: bool = False
+    where: str  # Name of the set for messages: the path, or the split.
+    batches: Callable[[], Iterator[np.ndarray]]  # One pass, [B, H, W, C] in [-1, 1], float32.
+    pixels: str = "uint8"  # Or "float32" for samples that were never rounded.
+    resized: bool = False  # Whether the images were resized.
 
     @property
     def unit(self) -> np.ndarray:

@@ -12,17 +12,11 @@ from fdrl_jax.metrics.rows import flat
 
 
 class Neighbours(NamedTuple):
-    """The nearest training images of each query, nearest first.
+    """The nearest training images of each query, nearest first."""
 
-    Attributes:
-      distances: Euclidean distances, [Q, k].
-      indices: indices in the training set, [Q, k].
-      images: the images, for the first queries, [num_shown, k, ...].
-    """
-
-    distances: np.ndarray
-    indices: np.ndarray
-    images: np.ndarray
+    distances: np.ndarray  # Euclidean, [Q, k].
+    indices: np.ndarray  # In the training set, [Q, k].
+    images: np.ndarray  # Those of the first queries, [num_shown, k, ...].
 
 
 def nearest(
@@ -68,19 +62,13 @@ def search(
     num_shown: int = 8,
     num_neighbours: int = 7,
 ) -> tuple[list[Metric], dict[str, np.ndarray]]:
-    """Searches for samples in the training set, in one pass per feature space.
+    """Searches for samples in the training set, in one pass of `train_batches()` per feature space.
 
-    Args:
-      samples: images in [-1, 1], [N, H, W, C].
-      held_out: real images that training never saw, [M, H, W, C].
-      train_batches: `() -> the training set`, one pass.
-      spaces: feature spaces by name; `None` for pixels.
-      num_shown: number of samples, the first ones, whose neighbours are returned.
-      num_neighbours: neighbours per sample.
+    Samples [N, H, W, C], and images that training never saw, [M, H, W, C], are in [-1, 1]. The
+    spaces are by name; `None` is that of pixels.
 
-    Returns:
-      The metrics `memorisation_..._SPACE` that are finite, and the nearest training images by
-      space, [num_shown, num_neighbours, H, W, C].
+    Returns the metrics `memorisation_..._SPACE` that are finite, and by space the training images
+    nearest to the first samples, [num_shown, num_neighbours, H, W, C].
     """
     found, shown = [], {}
     queries = np.concatenate([samples, held_out])

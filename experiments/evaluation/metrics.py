@@ -18,20 +18,15 @@ class Estimate(NamedTuple):
 
 
 class Metric(NamedTuple):
-    """One metric of one set of samples.
+    """One metric: its values for samples, and for equally many prior samples and real examples.
 
-    Attributes:
-      name: the definition, the feature space if there is one, and the number of samples per draw,
-        as in `frechet_random_conv_500`.
-      definition: key of `DEFINITIONS`.
-      samples: value for the generated samples.
-      prior: value for equally many prior samples, or source images in a translation; `None` if it
-        is unknown or not meaningful.
-      real: value for equally many real examples; `None` if it is unknown or not meaningful.
+    In a translation, source images replace the prior. `None` is unknown or not meaningful.
     """
 
+    # The definition, the feature space if there is one, and the number of samples per draw, as in
+    # `frechet_random_conv_500`.
     name: str
-    definition: str
+    definition: str  # Key of `DEFINITIONS`.
     samples: Estimate
     prior: Estimate | None = None
     real: Estimate | None = None

@@ -14,29 +14,17 @@ METRICS = (*DEFAULT_METRICS, "inception_score")
 
 
 class Protocol(NamedTuple):
-    """A protocol of Inception metrics.
+    """A protocol of Inception metrics."""
 
-    Attributes:
-      name: name on the command line.
-      prefix: prefix of the names of metrics; "" for the standard protocol.
-      weights_file: name of the file of weights.
-      sha256: first digits of the SHA-256 of that file.
-      source: where to get the file.
-      metrics: metrics of the protocol.
-      pixels: "uint8" or "float32".
-      resize_kernel: how images are resized to the 299 x 299 pixels of the network.
-      key: setting for the file of weights.
-    """
-
-    name: str
-    prefix: str
-    weights_file: str
-    sha256: str
-    source: str
-    metrics: tuple[str, ...]
-    pixels: str
-    resize_kernel: str
-    key: str
+    name: str  # On the command line.
+    prefix: str  # Of the names of metrics; "" for the standard protocol.
+    weights_file: str  # Name of the file of weights.
+    sha256: str  # First digits of the SHA-256 of that file.
+    source: str  # Where to get the file.
+    metrics: tuple[str, ...]  # Some of `METRICS`.
+    pixels: str  # "uint8" or "float32".
+    resize_kernel: str  # How images are resized to the 299 x 299 pixels of the network.
+    key: str  # Setting for the file of weights.
 
 
 STANDARD = Protocol(

@@ -18,30 +18,19 @@ _MAX_BYTES = 2**25  # Bytes of uint8 pixels per field.
 
 
 class ImageReference(NamedTuple):
-    """Real images, in [-1, 1], [N, H, W, C] float32. Fields are `None` where data have none.
+    """Real images, in [-1, 1], [N, H, W, C] float32. Fields are `None` where data have none."""
 
-    Attributes:
-      name: name of the data.
-      images: held-out images, which training never saw.
-      labels: their classes, [N], for data with labels.
-      spare: additional real images that no classifier was fitted to, for digits.
-      fit_images: training images for fitting a classifier of pixels, for digits and translations.
-      fit_labels: their classes.
-      fit_target: the class that is the target of a translation.
-      starts: source images of a translation. Sample `i` starts at image `i`. Images that training
-        never saw come first.
-      num_held_out: the number of these.
-    """
-
-    name: str
-    images: np.ndarray
-    labels: np.ndarray | None = None
-    spare: np.ndarray | None = None
-    fit_images: np.ndarray | None = None
-    fit_labels: np.ndarray | None = None
-    fit_target: int | None = None
+    name: str  # Of the data.
+    images: np.ndarray  # Held-out images, which training never saw.
+    labels: np.ndarray | None = None  # Their classes, [N], for data with labels.
+    spare: np.ndarray | None = None  # More real images that no classifier was fitted to; digits.
+    # For fitting a classifier of pixels, for digits and translations.
+    fit_images: np.ndarray | None = None  # Training images.
+    fit_labels: np.ndarray | None = None  # Their classes.
+    fit_target: int | None = None  # The class that is the target of a translation.
+    # Source images of a translation. Sample `i` starts at image `i`.
     starts: np.ndarray | None = None
-    num_held_out: int | None = None
+    num_held_out: int | None = None  # The first of them, which training never saw.
 
 
 def of(source: Source) -> Source | ImageReference:
