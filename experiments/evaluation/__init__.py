@@ -19,12 +19,10 @@ class Samples(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """The result of an evaluation: metrics by name, and how they were computed, as values for JSON.
-
-    `nearest` are training images by feature space, [Q, k, H, W, C]: the nearest to the first
-    samples. It is empty if there was no search.
-    """
+    """The result of an evaluation."""
 
     metrics: Metrics
-    record: dict[str, Any]
+    record: dict[str, Any]  # How they were computed, as values for JSON.
+    # The training images nearest to the first samples, by feature space, [Q, k, H, W, C]. Empty if
+    # there was no search.
     nearest: dict[str, np.ndarray]

@@ -88,7 +88,6 @@ def evaluate(
     if of_inception and "protocols" not in found.record:
         key |= {"inception": "failed"}  # So that the same command tries again.
         record_folder, _ = records.find(opened, key)
-    skipped = [*found.record.get("skipped", ()), *([reason] if reason else [])]
     record = {
         "key": key,
         "metrics": metrics.to_json(found.metrics),
@@ -96,7 +95,7 @@ def evaluate(
             **found.record,
             "num_samples": len(samples.refined),
             **({"classifier": of_classifier} if classifier else {}),
-            "skipped": skipped,
+            "skipped": found.record["skipped"] + ([reason] if reason else []),
             "precision": settings["precision"],
             "versions": inception.versions(),
         },
