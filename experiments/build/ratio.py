@@ -20,17 +20,13 @@ from fdrl_jax.state import TrainState, Variables
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment(Model):
-    """A density ratio, with everything that determines its samples except the parameters.
+    """A density ratio, with everything that determines its samples except the parameters."""
 
-    Attributes:
-      problem: estimator, loss, divergence, flow, prior and condition.
-      prior_arguments: arguments of the function of `priors` that builds the prior, as values for
-        JSON and without the arrays of a data-dependent prior.
-      labels: maps positions [B] to labels [B], for class-conditional samples.
-    """
-
-    problem: Problem
+    problem: Problem  # Estimator, loss, divergence, flow, prior and condition.
+    # Arguments of the function of `priors` that builds the prior, as values for JSON and without
+    # the arrays of a data-dependent prior.
     prior_arguments: dict[str, Any]
+    # Maps positions [B] to labels [B], for class-conditional samples.
     labels: Callable[[np.ndarray], np.ndarray] | None = None
 
     def sampling_variables(self, train_state: TrainState) -> Variables:

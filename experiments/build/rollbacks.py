@@ -10,18 +10,11 @@ from fdrl_jax.state import TrainState
 
 
 class Rollbacks(NamedTuple):
-    """Counters and learning-rate factor, accumulated over rollbacks after divergence.
+    """Counters and learning-rate factor, accumulated over rollbacks after divergence; scalars."""
 
-    Attributes:
-      num: number of rollbacks, an int32 scalar.
-      num_skipped: number of skipped batches, an int32 scalar; step `s` draws batch
-        `s + num_skipped`.
-      learning_rate_scale: factor on every update, a float32 scalar.
-    """
-
-    num: jax.Array
-    num_skipped: jax.Array
-    learning_rate_scale: jax.Array
+    num: jax.Array  # Number of rollbacks, int32.
+    num_skipped: jax.Array  # Skipped batches, int32; step `s` draws batch `s + num_skipped`.
+    learning_rate_scale: jax.Array  # Factor on every update, float32.
 
 
 class _State(NamedTuple):

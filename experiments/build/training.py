@@ -46,15 +46,10 @@ class Model:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Training(Model):
-    """The training of a network.
+    """The training of a network."""
 
-    Attributes:
-      output: what the network returns: "ratio", "log_ratio" or "logits".
-      train_step: the per-replica step, which averages over the axis of `parallel`.
-    """
-
-    output: str
-    train_step: TrainStep
+    output: str  # What the network returns: "ratio", "log_ratio" or "logits".
+    train_step: TrainStep  # The per-replica step, which averages over the axis of `parallel`.
 
     def repeated_step(self) -> Callable[..., Any]:
         """Returns the function of one replica for up to `train.steps_per_dispatch` steps."""

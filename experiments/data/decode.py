@@ -21,19 +21,14 @@ _GREY = ("1", "L", "LA", *_SIXTEEN_BIT)
 class Transform(NamedTuple):
     """How a stored image becomes an example, in this order (method section 8 of the paper).
 
-    Attributes:
-      center_crop: side of a square that is first cropped from the centre; 0 for none (CelebA: 140).
-      resize: length of the shorter side after resizing; 0 for `image_size` (Cat2dog: 84).
-      image_size: side of the square that is finally cropped from the centre; 0 for no change.
-      keep_aspect: `False` resizes to a square of that length without a crop (the paper's LSUN).
-      channels: 3 for colour, 1 for grey, 0 for the channels of the stored image.
+    Squares are cropped from the centre.
     """
 
-    center_crop: int = 0
-    resize: int = 0
-    image_size: int = 0
-    keep_aspect: bool = True
-    channels: int = 3
+    center_crop: int = 0  # Side of a square that is cropped first; 0 for none (CelebA: 140).
+    resize: int = 0  # Shorter side after resizing; 0 for `image_size` (Cat2dog: 84).
+    image_size: int = 0  # Side of the square that is cropped last; 0 for no change.
+    keep_aspect: bool = True  # `False` squeezes to a square of that length (the paper's LSUN).
+    channels: int = 3  # 3 for colour, 1 for grey, 0 for the channels of the stored image.
 
     def __call__(self, image: Image.Image) -> np.ndarray:
         """Returns pixels, uint8 [H, W, C].

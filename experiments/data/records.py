@@ -52,25 +52,18 @@ class Lazy:
 
 @dataclass(frozen=True)
 class Records:
-    """Images in a fixed order, read one at a time.
+    """Images in a fixed order, read one at a time."""
 
-    Attributes:
-      container: what they are read from.
-      keys: the key of each image in the container.
-      identity: hash of the names of the images, which determine their order. A run resumes only
-        with the same hash.
-      fingerprint: hash that changes when any image changes. It uses size and time stamp, or a
-        checksum, if reading all of the data would take too long.
-      labels: class number of each image, [N], or `None`.
-      classes: names of the classes; empty without labels.
-    """
-
-    container: Container
-    keys: Sequence[Any]
+    container: Container  # What they are read from.
+    keys: Sequence[Any]  # The key of each image in the container.
+    # Hash of the names of the images, which determine their order. A run resumes only with the same
+    # hash.
     identity: str
+    # Hash that changes when any image changes. It uses size and time stamp, or a checksum, if
+    # reading all of the data would take too long.
     fingerprint: str
-    labels: np.ndarray | None = None
-    classes: tuple[str, ...] = ()
+    labels: np.ndarray | None = None  # Class number of each image, [N].
+    classes: tuple[str, ...] = ()  # Names of the classes; empty without labels.
 
     def __len__(self) -> int:
         return len(self.keys)

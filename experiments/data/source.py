@@ -52,46 +52,29 @@ class DataOptions(NamedTuple):
 
 
 class Density(NamedTuple):
-    """A density in closed form.
+    """A density in closed form."""
 
-    Attributes:
-      log_density: `points [N, 2] -> log p [N]`, in nats.
-      modes: centres of the modes of a mixture, [M, 2]; `None` if it is not a mixture.
-      mode_std: standard deviation of each mode; 0 without modes.
-    """
-
-    log_density: Callable[[np.ndarray], np.ndarray]
-    modes: np.ndarray | None = None
-    mode_std: float = 0.0
+    log_density: Callable[[np.ndarray], np.ndarray]  # `points [N, 2] -> log p [N]`, in nats.
+    modes: np.ndarray | None = None  # Centres of modes, [M, 2]; `None` if it is not a mixture.
+    mode_std: float = 0.0  # Standard deviation of each mode; 0 without modes.
 
 
 class Labels(NamedTuple):
-    """The class of each example, as an index into `classes`.
+    """The class of each example, as an index into `classes`."""
 
-    Attributes:
-      train: [N], in the order of `Source.train_batches()`.
-      held_out: [M], in the order of `Source.held_out(M, seed)`.
-      classes: names of the classes, with escapes for characters that cannot be printed.
-    """
-
-    train: np.ndarray
-    held_out: np.ndarray
-    classes: tuple[str, ...]
+    train: np.ndarray  # [N], in the order of `Source.train_batches()`.
+    held_out: np.ndarray  # [M], in the order of `Source.held_out(M, seed)`.
+    classes: tuple[str, ...]  # Names, with escapes for characters that cannot be printed.
 
 
 class Starts(NamedTuple):
-    """Source images to start samples from, for paired domains.
+    """Source images to start samples from, for paired domains."""
 
-    Attributes:
-      load: `positions [B] -> images [B, ...]`, float32. The held-out images come first, then the
-        training images, and then both repeat. Reads only the images at these positions.
-      num_held_out: number of held-out images.
-      num: number of all images.
-    """
-
+    # `positions [B] -> images [B, ...]`, float32. The held-out images come first, then the training
+    # images, and then both repeat. Reads only the images at these positions.
     load: Callable[[np.ndarray], np.ndarray]
     num_held_out: int
-    num: int
+    num: int  # Number of all images.
 
     def __call__(self, positions: np.ndarray) -> np.ndarray:
         return self.load(positions)
@@ -108,43 +91,35 @@ class Source(NamedTuple):
     One training loop serves all data. A small set is stored on the device, where `draw` selects and
     augments examples without the host. A large set is streamed from the host as batches of a
     feed, which `draw` only augments. Functions that are left out raise a DataError.
-
-    Attributes:
-      name: the setting `data.name`.
-      event_shape: shape of one example: [2] for points in the plane, [H, W, C] for images with
-        values in [-1, 1].
-      arrays: a pytree of NumPy arrays for `draw`, which the caller copies to the devices; `()` if
-        `draw` needs none.
-      draw: `(arrays, host batch, key, positions [B]) -> {"real": [B, ...]}`, on the device. The key
-        is the same for the whole run; the positions are those of `fdrl_jax.rng`. Paired domains
-        also have the images to start from under "source", and labelled data have the classes under
-        "label", [B].
-      train_batches: `(num=None) -> batches [B, ...]`, float32: one pass in order over the training
-        set without augmentation, or over `num` examples spread evenly over it. Reads only those.
-      held_out: `(num, seed) -> examples` that training never sees, float32, at most `num`. Reads
-        only those. The seed matters only if examples are generated.
-      density: the density of the data, if it is known.
-      labels: the class of each example, if the data have classes.
-      open_feed: `(seed, batch size of this process, batches to skip, steps per dispatch) ->
-        context of `Take` for streamed data; `None` otherwise.
-      starts: images to start samples from, for paired domains.
-      identity: a hash of everything that determines the order of examples. A run resumes only with
-        the same hash.
-      fingerprint: a hash of the training set, as returned by `train_batches`.
     """
 
-    name: str
+    name: str  # The setting `data.name`.
+    # Of one example: [2] for points in the plane, [H, W, C] for images with values in [-1, 1].
     event_shape: tuple[int, ...]
+    # A pytree of NumPy arrays for `draw`, which the caller copies to the devices; `()` if `draw`
+    # needs none.
     arrays: Any = ()
+    # `(arrays, host batch, key, positions [B]) -> {"real": [B, ...]}`, on the device. The key is
+    # the same for the whole run; the positions are those of `fdrl_jax.rng`. Paired domains also
+    # have the images to start from under "source", and labelled data their classes under "label",
+    # [B].
     draw: Callable[[Any, Any, Array, Array], dict[str, Array]] = refuse
+    # `(num=None) -> batches [B, ...]`, float32: one pass in order over the training set without
+    # augmentation, or over `num` examples spread evenly over it. Reads only those.
     train_batches: Callable[..., Iterator[np.ndarray]] = refuse
+    # `(num, seed) -> examples` that training never sees, float32, at most `num`. Reads only those.
+    # The seed matters only if examples are generated.
     held_out: Callable[[int, int], np.ndarray] = refuse
-    density: Density | None = None
-    labels: Labels | None = None
+    density: Density | None = None  # `None` if it is not known.
+    labels: Labels | None = None  # `None` if the data have no classes.
+    # `(seed, batch size of this process, batches to skip, steps per dispatch) -> context of `Take`
+    # for streamed data; `None` otherwise.
     open_feed: Callable[[int, int, int, int], AbstractContextManager[Take]] | None = None
     starts: Starts | None = None
+    # A hash of everything that determines the order of examples. A run resumes only with
+    # the same hash.
     identity: str = ""
-    fingerprint: str = ""
+    fingerprint: str = ""  # A hash of the training set, as returned by `train_batches`.
 
     @property
     def kind(self) -> Literal["points", "images"]:

@@ -33,19 +33,12 @@ _REASON = "U300"  # The type of a reason: arrays of a batch cannot contain objec
 
 
 class Reading(NamedTuple):
-    """How images are read.
+    """How images are read."""
 
-    Attributes:
-      problems: receives unreadable images.
-      num_workers: worker processes; 0 reads in the main process.
-      num_threads: threads per process; Pillow decodes without Python's global lock.
-      prefetch_batches: batches to read ahead.
-    """
-
-    problems: Problems
-    num_workers: int = 0
-    num_threads: int = 4
-    prefetch_batches: int = 8
+    problems: Problems  # Receives unreadable images.
+    num_workers: int = 0  # Worker processes; 0 reads in the main process.
+    num_threads: int = 4  # Per process; Pillow decodes without Python's global lock.
+    prefetch_batches: int = 8  # Batches to read ahead.
 
 
 @dataclass(frozen=True)
