@@ -56,8 +56,7 @@ class Records:
 
     container: Container  # What they are read from.
     keys: Sequence[Any]  # The key of each image in the container.
-    # Hash of the names of the images, which determine their order. A run resumes only with the same
-    # hash.
+    # Hash of the images' names, which determine their order. A run resumes only with the same hash.
     identity: str
     # Hash that changes when any image changes. It uses size and time stamp, or a checksum, if
     # reading all of the data would take too long.

@@ -96,13 +96,11 @@ class Source(NamedTuple):
     name: str  # The setting `data.name`.
     # Of one example: [2] for points in the plane, [H, W, C] for images with values in [-1, 1].
     event_shape: tuple[int, ...]
-    # A pytree of NumPy arrays for `draw`, which the caller copies to the devices; `()` if `draw`
-    # needs none.
+    # A pytree of NumPy arrays for `draw`, which the caller copies to the devices; `()` for none.
     arrays: Any = ()
     # `(arrays, host batch, key, positions [B]) -> {"real": [B, ...]}`, on the device. The key is
     # the same for the whole run; the positions are those of `fdrl_jax.rng`. Paired domains also
-    # have the images to start from under "source", and labelled data their classes under "label",
-    # [B].
+    # have the images to start from under "source"; labelled data have classes [B] under "label".
     draw: Callable[[Any, Any, Array, Array], dict[str, Array]] = refuse
     # `(num=None) -> batches [B, ...]`, float32: one pass in order over the training set without
     # augmentation, or over `num` examples spread evenly over it. Reads only those.
@@ -116,8 +114,7 @@ class Source(NamedTuple):
     # for streamed data; `None` otherwise.
     open_feed: Callable[[int, int, int, int], AbstractContextManager[Take]] | None = None
     starts: Starts | None = None
-    # A hash of everything that determines the order of examples. A run resumes only with
-    # the same hash.
+    # A hash of all that determines the order of examples. A run resumes only with the same hash.
     identity: str = ""
     fingerprint: str = ""  # A hash of the training set, as returned by `train_batches`.
 

@@ -85,16 +85,12 @@ def training_batches(
 
     Both domains of a pair are shuffled separately, and the smaller one repeats more often. A batch
     may contain the end of one epoch and the beginning of the next, so all batches have the same
-    size and no image is dropped.
+    size and no image is dropped. A skipped image is replaced by the next readable one, so that all
+    others keep their positions.
 
-    Args:
-      sides: image sets by name.
-      reading: how they are read. A skipped image is replaced by the next readable one, so that all
-        others keep their positions.
-      seed: seed of the shuffle.
-      batch_size: examples per batch of this process.
-      start: number of batches to skip, which the run has used before.
-      process: index of this process and number of processes, which share the batches of a step.
+    The first `start` batches are those that the run has used before. `process` is the index of this
+    process and the number of processes, which share the batches of a step; `batch_size` is that of
+    this process.
 
     Yields:
       Pixels by name, uint8 [batch_size, H, W, C], and the classes of the images of "real" under
