@@ -32,9 +32,8 @@ def host_gaps(scale: Scale) -> dict[str, Any]:
     experiment = build.experiment(used, source)
     training = build.ratio_training(experiment)
     num, dispatch = parallel.num_devices(), used["train.steps_per_dispatch"]
-    host_batches = jax.tree.map(
-        lambda s: np.zeros((num, *s.shape), s.dtype), training.host_batch_shapes(num)
-    )
+    _, _, _, shapes, *_ = training.argument_shapes(num)
+    host_batches = jax.tree.map(lambda s: np.zeros((num, *s.shape), s.dtype), shapes)
     run_steps = parallel.map_steps(training.repeated_step())
     key, state, *others = training.blank_arguments(host_batches, dispatch)
 

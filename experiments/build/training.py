@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from experiments.build.network import Network
-from experiments.build.placement import on_devices
+from experiments.build.placement import on_devices, shapes_on_device
 from experiments.build.rollbacks import after_rollbacks
 from experiments.data import Source, Take
 from experiments.errors import UserError
@@ -55,14 +55,17 @@ class Training(Model):
         """Returns the function of one replica for up to `train.steps_per_dispatch` steps."""
         return steps.repeat_steps(self.train_step, self.settings["train.steps_per_dispatch"])
 
-    def host_batch_shapes(self, num_replicas: int) -> Any:
-        """Returns shapes of one replica's batches of a dispatch; `None` for data on the device."""
-        if self.source.open_feed is None:
-            return None
-        size = self.settings["train.batch_size"] // num_replicas
-        shape = (self.settings["train.steps_per_dispatch"], size, *self.source.event_shape)
-        names = ("real",) if self.source.starts is None else ("real", "source")
-        return {name: jax.ShapeDtypeStruct(shape, np.uint8) for name in names}
+    def argument_shapes(self, num_replicas: int) -> tuple[Any, ...]:
+        """Returns shapes and dtypes of the arguments of `repeated_step`, for one replica."""
+        host_batches = None  # The data are on the device.
+        if self.source.open_feed is not None:
+            size = self.settings["train.batch_size"] // num_replicas
+            shape = (self.settings["train.steps_per_dispatch"], size, *self.source.event_shape)
+            names = ("real",) if self.source.starts is None else ("real", "source")
+            host_batches = {name: jax.ShapeDtypeStruct(shape, np.uint8) for name in names}
+        key, scalar = jax.eval_shape(lambda: (self.root_key, np.int32(0)))
+        constants = shapes_on_device(self.constants, num_replicas)
+        return key, self.state_shapes(), constants, host_batches, scalar, scalar
 
     def blank_arguments(self, host_batches: Any, count: int) -> tuple[Any, ...]:
         """Returns arguments of the mapped `repeated_step` for compiling and timing it.

@@ -16,7 +16,7 @@ from experiments.data import Source
 from experiments.planning import hlo, work
 from experiments.planning.targets import Target
 from experiments.settings import Settings
-from fdrl_jax import parallel, rng, samplers
+from fdrl_jax import parallel, samplers
 
 
 class Compiled(NamedTuple):
@@ -78,15 +78,7 @@ def train_step(settings: Settings, source: Source, devices: list[Any]) -> Compil
     """
     experiment = build.experiment(settings, source)
     training = build.ratio_training(experiment, len(devices))
-    scalar = jax.ShapeDtypeStruct((), jnp.int32)
-    arguments = (
-        jax.eval_shape(lambda: rng.root_key(0)),
-        training.state_shapes(),
-        build.shapes_on_device(training.constants, len(devices)),
-        training.host_batch_shapes(len(devices)),
-        scalar,
-        scalar,
-    )
+    arguments = training.argument_shapes(len(devices))
     return _compile(parallel.lower_steps(training.repeated_step(), devices, arguments), devices)
 
 
@@ -99,7 +91,7 @@ def sampler(settings: Settings, source: Source, devices: list[Any]) -> tuple[Com
     if source.starts is not None:
         batch["source"] = jax.ShapeDtypeStruct((size, *source.event_shape), jnp.float32)
     arguments = (
-        jax.eval_shape(lambda: rng.root_key(0)),
+        jax.eval_shape(lambda: experiment.root_key),
         experiment.sampling_variables(experiment.state_shapes()),
         build.shapes_on_device(experiment.constants, len(devices)),
         batch,
