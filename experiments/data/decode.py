@@ -21,7 +21,7 @@ _GREY = ("1", "L", "LA", *_SIXTEEN_BIT)
 class Transform(NamedTuple):
     """How a stored image becomes an example, in this order (method section 8 of the paper).
 
-    Squares are cropped from the centre.
+    Squares are cropped from the centre. The fields have the names of those of `DataOptions`.
     """
 
     center_crop: int = 0  # Side of a square that is cropped first; 0 for none (CelebA: 140).

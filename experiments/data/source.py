@@ -7,9 +7,7 @@ from typing import Any, Literal, NamedTuple, NoReturn
 import jax
 import numpy as np
 
-from experiments.data.decode import Transform
-from experiments.data.records import Problems
-from experiments.data.stream import Reading, Take
+from experiments.data.stream import Take
 from experiments.errors import DataError
 
 Array = jax.Array
@@ -37,18 +35,6 @@ class DataOptions(NamedTuple):
     num_workers: int = 0
     num_threads: int = 4
     prefetch_batches: int = 8
-
-    @property
-    def transform(self) -> Transform:
-        return Transform(
-            self.center_crop, self.resize, self.image_size, self.keep_aspect, self.channels
-        )
-
-    @property
-    def reading(self) -> Reading:
-        """How the images are read, with a new list of problems."""
-        problems = Problems(self.on_error)
-        return Reading(problems, self.num_workers, self.num_threads, self.prefetch_batches)
 
 
 class Density(NamedTuple):

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.data.decode import to_unit
+from experiments.data.decode import Transform, to_unit
 from experiments.data.decoded import Images, probe, spread
-from experiments.data.records import digest
+from experiments.data.records import Problems, digest
 from experiments.data.shuffle import shuffled_indices
 from experiments.data.source import DataOptions, Labels, Source, Starts, refuse
 from experiments.data.split import open_parts
@@ -31,9 +31,11 @@ def stored_source(options: DataOptions, *, blank: bool = False) -> Source:
     Raises:
       DataError: for data that are missing, or for unreadable images unless they are skipped.
     """
-    reading, train, held_out = options.reading, {}, {}
-    for name, (records, others) in open_parts(options, reading.problems).items():
-        train[name] = probe(records, options.transform, reading.problems)
+    problems, train, held_out = Problems(options.on_error), {}, {}
+    reading = Reading(problems, options.num_workers, options.num_threads, options.prefetch_batches)
+    transform = Transform(*(getattr(options, key) for key in Transform._fields))
+    for name, (records, others) in open_parts(options, problems).items():
+        train[name] = probe(records, transform, problems)
         # One fixed random order, because held-out images are often sorted by class.
         order = np.random.default_rng(0).permutation(len(others))
         held_out[name] = train[name]._replace(records=others.subset(order))
@@ -44,7 +46,7 @@ def stored_source(options: DataOptions, *, blank: bool = False) -> Source:
             "data.image_size or data.channels"
         )
     num_bytes = sum(len(images.records) * math.prod(images.shape) for images in train.values())
-    arrays, labels, skips = {}, None, reading.problems.skip
+    arrays, labels = {}, None
     in_memory = num_bytes <= options.in_memory_megabytes * 2**20
     if in_memory:
         for name, images in train.items():
@@ -54,14 +56,14 @@ def stored_source(options: DataOptions, *, blank: bool = False) -> Source:
             arrays[name], numbers = decode_all(images, reading, "training images")
             if len(numbers) < len(images.records):
                 train[name] = images.subset(numbers)
-        if skips and not blank and held_out["real"].records.labels is not None:
+        if problems.skip and not blank and held_out["real"].records.labels is not None:
             # Held-out images are read later; their labels must match the readable images.
             held_out["real"] = _readable(held_out["real"], reading)
-        reading.problems.summarise()
+        problems.summarise()
     real, unseen = train["real"], held_out["real"]
     of_train, of_held_out = real.records.labels, unseen.records.labels
     # If streamed images may be skipped, their labels are known only after all have been read.
-    if of_train is not None and of_held_out is not None and (in_memory or not skips):
+    if of_train is not None and of_held_out is not None and (in_memory or not problems.skip):
         labels = Labels(of_train, of_held_out, real.records.classes)
         if in_memory:
             arrays["label"] = of_train
