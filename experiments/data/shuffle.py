@@ -13,15 +13,12 @@ _NUM_ROUNDS = 8
 
 
 def shuffled_indices(key: Array, positions: Array, num_examples: int) -> Array:
-    """Maps consecutive positions of a run, [B], to examples, with a new permutation in each epoch.
+    """Maps consecutive positions of a run, [B], to indices of examples, [B].
 
-    The permutation of an epoch depends only on (key, epoch). A resumed run therefore continues with
-    exactly the next examples, and replicas that know only their positions share no example. The
-    permutation of a large set is never computed as a whole, so the cost is O(B). If the set has
-    less than B examples, they repeat within the batch.
-
-    Returns:
-      Indices, [B].
+    Each epoch has a new permutation, which depends only on (key, epoch). A resumed run therefore
+    continues with exactly the next examples, and replicas that know only their positions share no
+    example. The permutation of a large set is never computed as a whole, so the cost is O(B). If
+    the set has less than B examples, they repeat within the batch.
     """
     if num_examples <= MAX_SORTED:
         return _sorted(key, positions, num_examples)
