@@ -67,28 +67,17 @@ SettingsFor: TypeAlias = Callable[[str, tuple[int, ...]], Settings]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Command:
-    """A parsed command.
+    """A parsed command. Its settings are flat."""
 
-    Attributes:
-      mode: a name in `experiments.modes.MODES`.
-      folder: folder of the run; the working folder if none is given to a mode that needs none.
-      config: flat settings of the config file with the changes; `None` without a config file.
-      config_for: settings without the changes, of a config file that depends on device and data;
-        `None` for other files.
-      changes: flat settings that the command line changes.
-      data_dir: where the data are, if given.
-      flags: values of the flags of the mode.
-      text: the command as typed, for the record.
-    """
-
-    mode: str
-    folder: Path
-    config: Settings | None = None
+    mode: str  # A name in `experiments.modes.MODES`.
+    folder: Path  # Of the run; the working folder if none is given to a mode that needs none.
+    config: Settings | None = None  # Those of the config file, if there is one, with the changes.
+    # Those without the changes, of a config file that depends on device and data.
     config_for: SettingsFor | None = None
-    changes: Settings = dataclasses.field(default_factory=dict)
-    data_dir: str = ""
-    flags: dict[str, Any] = dataclasses.field(default_factory=dict)
-    text: str = ""
+    changes: Settings = dataclasses.field(default_factory=dict)  # Those on the command line.
+    data_dir: str = ""  # Where the data are, if given.
+    flags: dict[str, Any] = dataclasses.field(default_factory=dict)  # Values of the mode's flags.
+    text: str = ""  # The command as typed, for the record.
 
     @property
     def which(self) -> int | Literal["best"] | None:

@@ -18,17 +18,13 @@ DEFAULT_RANK = 512
 
 
 class FittedPrior(NamedTuple):
-    """`N(μ, F Fᵀ + s² I)` with mean `μ` [D], factor `F` [D, k] and remainder scale `s`.
-
-    `share_held` is the share of the data's variance that `F` explains; 1 for a full covariance. A
-    prior that was fitted elsewhere has 0 examples.
-    """
+    """`N(μ, F Fᵀ + s² I)` with mean `μ` [D], factor `F` [D, k] and remainder scale `s`."""
 
     mean: np.ndarray
     factor: np.ndarray
     remainder_scale: float
-    share_held: float
-    num_examples: int
+    share_held: float  # Share of the data's variance that `F` explains; 1 for a full covariance.
+    num_examples: int  # 0 for a prior that was fitted elsewhere.
 
     @property
     def sha256(self) -> str:

@@ -35,32 +35,26 @@ from experiments.prior import FittedPrior
 from experiments.settings import Settings
 from fdrl_jax import parallel
 
-Kind = Literal["ratio", "classifier"]
+Kind = Literal["ratio", "classifier"]  # What is trained.
 _FORMAT = 2  # Format of the folder; version 0.1 wrote format 1, without a number.
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
 
 class Run:
-    """An existing run.
-
-    Attributes:
-      root: its folder.
-      kind: what is trained: a density "ratio" or a "classifier".
-      settings: the settings that it was created with, flat.
-      data: name, kind, event shape, classes and identity of its data.
-      id: digest of everything that determines its training and its samples, except the seed.
-    """
+    """An existing run."""
 
     def __init__(self, root: Path, record: Mapping[str, Any]) -> None:
         self.root = root
         self.kind: Kind = record["kind"]
+        # Those that it was created with, flat.
         self.settings = settings.checked(settings.completed(record["settings"]))
-        self.data: dict[str, Any] = record["data"]
+        self.data: dict[str, Any] = record["data"]  # As `describe_data` returned them.
         self.command: str = record["command"]
         self._data_dir = os.path.expanduser(record.get("data_dir", ""))
         self._prior_sha256: str | None = record["prior_sha256"]
         self._reference_sha256: str | None = record["reference_sha256"]
-        # Computed from the record on disk, so that keys of later versions do not change it.
+        # Digest of everything that determines its training and its samples, except the seed:
+        # computed from the record on disk, so that keys of later versions do not change it.
         fixed = settings.of_scope(record["settings"], "fixed")
         self.id = files.sha256_of_json([self.kind, fixed, self.data, self._prior_sha256])
         self.metrics = root / "metrics.jsonl"

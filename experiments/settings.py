@@ -37,17 +37,11 @@ _MAX_SHOWN = 300  # Characters of a value in a message.
 
 
 class Rule(NamedTuple):
-    """The allowed values of a setting.
+    """The allowed values of a setting."""
 
-    Attributes:
-      accepts: returns whether a value is allowed, or raises a `ValueError` with the reason.
-      allowed: the allowed values in words; completes a sentence that starts with "must be".
-      names: the allowed names of a choice.
-    """
-
-    accepts: Callable[[Any], bool]
-    allowed: str
-    names: tuple[str, ...] = ()
+    accepts: Callable[[Any], bool]  # May raise a `ValueError` with the reason instead.
+    allowed: str  # In words; completes a sentence that starts with "must be".
+    names: tuple[str, ...] = ()  # Those of a choice.
 
     def error(self, value: Any) -> str | None:
         """Returns what is wrong with a value, or `None` for an allowed one."""

@@ -22,14 +22,11 @@ _BATCH_SIZE = 250
 
 
 class Classifier(NamedTuple):
-    """A trained classifier, `apply(variables, x [B, H, W, C]) -> logits [B, number of classes]`.
-
-    The pixels of `x` are in its input range.
-    """
+    """A trained classifier, `apply(variables, x [B, H, W, C]) -> logits [B, number of classes]`."""
 
     apply: Callable[[Any, Array], Array]
     variables: Any
-    input_range: tuple[float, float]
+    input_range: tuple[float, float]  # Of the pixels of `x`.
 
 
 def load(path: Path, classes: tuple[str, ...], event_shape: tuple[int, ...]) -> Classifier:

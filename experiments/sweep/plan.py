@@ -20,34 +20,22 @@ _KEYS = ("config", "settings", "groups", "seeds", "metrics")
 
 
 class Run(NamedTuple):
-    """One run of a sweep.
+    """One run of a sweep."""
 
-    Attributes:
-      group: the name of its group, which answers one question.
-      name: its name in the table and the picture.
-      seed: its seed.
-      varied: values of the config that distinguish it in its group.
-      settings: all values that differ from the config file, including the seed.
-      folder: its sub-folder of the sweep's folder; runs of equal settings in two groups share it.
-    """
-
-    group: str
-    name: str
+    group: str  # Its name; a group answers one question.
+    name: str  # In the table and the picture.
     seed: int
-    varied: Settings
-    settings: Settings
-    folder: str
+    varied: Settings  # Values of the config that distinguish it in its group.
+    settings: Settings  # All values that differ from the config file, including the seed.
+    folder: str  # In the sweep's folder; runs of equal settings in two groups share it.
 
 
 class Plan(NamedTuple):
-    """A sweep: the config file of its runs, the runs, and the metrics to show.
+    """A sweep."""
 
-    If `metrics` is empty, all metrics that differ between the runs are shown.
-    """
-
-    config: str
+    config: str  # The config file of its runs.
     runs: list[Run]
-    metrics: tuple[str, ...]
+    metrics: tuple[str, ...]  # To show; if empty, all that differ between the runs.
 
 
 def make(

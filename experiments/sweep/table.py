@@ -15,18 +15,14 @@ from experiments.sweep.runner import DONE, Outcome
 
 
 class Row(NamedTuple):
-    """The runs of one name in a group, one per seed.
-
-    The values of each metric are those of the seeds that finished; remarks say how the others
-    ended.
-    """
+    """The runs of one name in a group, one per seed."""
 
     group: str
     name: str
     varied: Settings
-    values: dict[str, list[float]]
+    values: dict[str, list[float]]  # Of each metric, from the seeds that finished.
     num_runs: int
-    remarks: str
+    remarks: str  # How the other seeds ended.
 
 
 def metrics_to_show(plan: Plan, outcomes: Sequence[Outcome]) -> tuple[str, ...]:

@@ -26,30 +26,19 @@ _Metrics = tuple[int, dict[str, jax.Array]]
 
 
 class Moment(NamedTuple):
-    """The arguments of a hook, which runs while the device is idle.
+    """The arguments of a hook, which runs while the device is idle."""
 
-    Attributes:
-      step: number of completed train steps.
-      state: the state, replicated on every device; must not be changed.
-      constants: constants, as `build.on_devices` places them.
-      best: "metric" and "value" of the best checkpoint so far, if there is one.
-      save_best: `(metric, value) -> None` saves the state as the best checkpoint by a metric.
-    """
-
-    step: int
-    state: Any
-    constants: Any
-    best: dict[str, Any] | None
-    save_best: Callable[[str, float], None]
+    step: int  # Number of completed train steps.
+    state: Any  # Replicated on every device; must not be changed.
+    constants: Any  # As `build.on_devices` places them.
+    best: dict[str, Any] | None  # "metric" and "value" of the best checkpoint so far, if any.
+    save_best: Callable[[str, float], None]  # Saves the state as the best, by a metric's value.
 
 
 class Hook(NamedTuple):
-    """An action to run during training, whose result is logged.
+    """An action to run during training, whose result is logged."""
 
-    It runs `every` number of steps, or never if that is 0, and after the last step.
-    """
-
-    every: int
+    every: int  # Number of steps between runs; 0: never. It also runs after the last step.
     act: Callable[[Moment], Record | None]
 
 
