@@ -14,6 +14,12 @@ _OF_THE_DISK = (
     *(errno.EEXIST, errno.ENOTEMPTY, errno.EISDIR),
 )
 
+OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"  # In the errors of JAX.
+MEMORY_HINT = (
+    "Try a smaller network.width or network.hidden_sizes, a smaller train.batch_size, a larger "
+    "train.num_micro_batches, network.remat=True, or a smaller evaluate.batch_size"
+)
+
 
 class UserError(Exception):
     """A mistake in a command, a config or a file. The message says what to do about it.
@@ -51,8 +57,8 @@ class PeerError(UserError):
 
 
 @contextlib.contextmanager
-def explaining_the_disk(workdir: Path | None) -> Iterator[None]:
-    """Turns an error of the disk into a UserError."""
+def explained(workdir: Path | None = None) -> Iterator[None]:
+    """Turns an error of the disk, or of memory that has run out, into a UserError."""
     try:
         yield
     except OSError as error:
@@ -62,6 +68,10 @@ def explaining_the_disk(workdir: Path | None) -> Iterator[None]:
         raise UserError(
             f"{where}: {error.strerror}; files that were complete are intact"
         ) from error
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and OUT_OF_MEMORY not in str(error):
+            raise
+        raise UserError(f"out of memory: {first_line(error)[:200]}. {MEMORY_HINT}") from error
 
 
 def first_line(error: BaseException) -> str:

@@ -30,7 +30,6 @@ def main(argv: list[str]) -> None:
 
 def _run(command: "Command", processes: dict[str, Any]) -> None:
     from experiments import modes
-    from experiments.errors import explaining_the_disk
     from experiments.machine import hosts, peers, xla_flags
 
     if command.flags.get("target"):
@@ -40,7 +39,7 @@ def _run(command: "Command", processes: dict[str, Any]) -> None:
     # Must come first, because XLA reads its flags when its backend starts.
     xla_flags.set_cpu_flags(bfloat16=_precision(command) in ("auto", "bfloat16"))
     hosts.join(**processes)
-    with hosts.leaving_with_peers(), explaining_the_disk(command.folder):
+    with hosts.leaving_with_peers():
         peers.watch(processes["coordinator_address"])
         modes.run(command)
 

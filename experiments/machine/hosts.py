@@ -11,8 +11,8 @@ from collections.abc import Iterator
 
 import jax
 
-from experiments.errors import PeerError, UserError, first_line
-from experiments.machine import memory, peers
+from experiments.errors import PeerError, UserError, explained, first_line
+from experiments.machine import peers
 from experiments.machine.interrupts import leave
 from fdrl_jax import parallel
 
@@ -88,23 +88,22 @@ def leaving_with_peers() -> Iterator[None]:
     There is no cleanup, because an orderly shutdown would wait for all processes.
     """
     try:
-        yield
+        with explained():
+            yield
         peers.announce_exit(0)
     except Exception as error:
         if jax.process_count() == 1:
             raise
-        known = error if isinstance(error, UserError) else memory.explain(error)
-        is_of_jax = isinstance(error, jax.errors.JaxRuntimeError)
-        if known is None and is_of_jax and _OF_PEERS.search(str(error)):
+        if isinstance(error, jax.errors.JaxRuntimeError) and _OF_PEERS.search(str(error)):
             peers.let_peers_end_this()
-            known = PeerError(
+            error = PeerError(
                 "another process of the run has ended, or cannot be reached "
                 f"({first_line(error)}). The same command on all hosts resumes from the newest "
                 "checkpoint"
             )
-        if known is not None:
-            peers.announce_exit(known.exit_code)
-            leave(known.exit_code, str(known))
+        if isinstance(error, UserError):
+            peers.announce_exit(error.exit_code)
+            leave(error.exit_code, str(error))
         traceback.print_exc()
         peers.announce_exit(1)
         os._exit(1)

@@ -14,14 +14,10 @@ from typing import Any
 
 import jax
 
-from experiments.errors import UserError, first_line
+from experiments.errors import MEMORY_HINT, UserError
 from fdrl_jax import parallel
 from fdrl_jax.state import TrainState
 
-_HINT = (
-    "Try a smaller network.width or network.hidden_sizes, a smaller train.batch_size, a larger "
-    "train.num_micro_batches, network.remat=True, or a smaller evaluate.batch_size"
-)
 _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")  # Of a container.
 
@@ -72,14 +68,6 @@ def bytes_besides_arguments(stats: Any) -> int:
     return int(stats.temp_size_in_bytes + outputs)
 
 
-def explain(error: Exception) -> UserError | None:
-    """Returns a UserError if an error means that memory has run out; otherwise `None`."""
-    exhausted = isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
-    if not exhausted and not isinstance(error, MemoryError):
-        return None
-    return UserError(f"out of memory: {first_line(error)[:200]}. {_HINT}")
-
-
 def host_bytes() -> int:
     """Returns the free memory of the host in bytes, if the system reports it."""
     free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -111,5 +99,5 @@ def _compare(needed_per_device: int, what: str) -> None:
     if needed > available:
         raise UserError(
             f"config: {what} needs at least {needed / 2**30:,.1f} GiB, but only "
-            f"{available / 2**30:,.1f} GiB are free {where}. {_HINT}"
+            f"{available / 2**30:,.1f} GiB are free {where}. {MEMORY_HINT}"
         )

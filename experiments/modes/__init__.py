@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from experiments.errors import explained
+
 if TYPE_CHECKING:
     from experiments.command_line import Command
 
@@ -157,12 +159,5 @@ def run(command: "Command") -> None:
     Raises:
       UserError: for errors of the user, such as settings that need more memory than there is.
     """
-    module = importlib.import_module(f"{__name__}.{command.mode}")
-    try:
-        module.run_mode(command)
-    except (MemoryError, RuntimeError) as error:
-        from experiments.machine import memory
-
-        if explained := memory.explain(error):
-            raise explained from error
-        raise
+    with explained(command.folder):
+        importlib.import_module(f"{__name__}.{command.mode}").run_mode(command)

@@ -8,8 +8,8 @@ import sys
 from typing import Any
 
 from experiments.data import DataOptions, load_if_given
-from experiments.errors import UserError, first_line
-from experiments.machine import interrupts, memory
+from experiments.errors import OUT_OF_MEMORY, UserError, first_line
+from experiments.machine import interrupts
 from experiments.planning import compiler, hlo, roofline, targets
 from experiments.planning.compiler import Compiled
 from experiments.settings import Settings, section
@@ -53,7 +53,7 @@ def plan(settings: Settings, data_dir: str, text: str) -> dict[str, Any]:
             double = {**settings, "train.batch_size": 2 * settings["train.batch_size"]}
             found["double"] = compiler.train_step(double, source, devices).memory
     except RuntimeError as error:
-        if memory.explain(error) is None:
+        if OUT_OF_MEMORY not in str(error):
             raise
         if "sampler" not in found:  # Otherwise only the second size does not fit.
             found["out_of_memory"] = first_line(error)[:300]

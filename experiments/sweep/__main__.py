@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments import command_line
-from experiments.errors import Parser, UserError, explaining_the_disk
+from experiments.errors import Parser, UserError, explained
 from experiments.files import locked, write_text
 from experiments.pictures import save
 from experiments.sweep import picture, plan, runner, table
@@ -29,7 +29,7 @@ from experiments.sweep import picture, plan, runner, table
 def main(argv: list[str]) -> None:
     """Runs a sweep, and prints the table and the paths of the files."""
     root, todo = parse(argv)
-    with explaining_the_disk(root):
+    with explained(root):
         root.mkdir(parents=True, exist_ok=True)
         with locked(root / ".lock", f"--workdir={root}", "choose another --workdir"):
             outcomes = runner.run_all(todo, root)
