@@ -26,7 +26,7 @@ import numpy as np
 
 import fdrl_jax
 from experiments import data, files, prior, settings
-from experiments.checkpoints import Checkpoints, check_path
+from experiments.checkpoints import Checkpoints, Restored, Which, check_path
 from experiments.data import BUILT_IN, DataOptions, Source
 from experiments.errors import UserError
 from experiments.evaluation import references
@@ -34,8 +34,10 @@ from experiments.evaluation.references import ImageReference
 from experiments.prior import FittedPrior
 from experiments.settings import Settings
 from fdrl_jax import parallel
+from fdrl_jax.state import TrainState
 
 Kind = Literal["ratio", "classifier"]  # What is trained.
+_MODES = {"ratio": "train", "classifier": "train_classifier"}  # What trains each kind.
 _FORMAT = 2  # Format of the folder; version 0.1 wrote format 1, without a number.
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
@@ -119,14 +121,19 @@ class Run:
         return Checkpoints(self.root / "checkpoints", self.id, keep)
 
     def saved_checkpoints(self) -> Checkpoints:
-        """Opens the checkpoints for reading, possibly while training saves more.
-
-        Raises:
-          UserError: if there are no checkpoints.
-        """
-        if not (self.root / "checkpoints").is_dir():
-            raise UserError(f"no checkpoint in {self.root}; train first, with --mode=train")
+        """Opens the checkpoints, of which some exist, possibly while training saves more."""
         return Checkpoints(self.root / "checkpoints", self.id, read_only=True)
+
+    def restored(self, template: TrainState, which: Which = None) -> Restored:
+        """Restores as `Checkpoints.restore` does, but raises a UserError if there is none."""
+        found = None
+        if (self.root / "checkpoints").is_dir():
+            with self.saved_checkpoints() as store:
+                found = store.restore(template, which)
+        if found is None:
+            mode = _MODES[self.kind]
+            raise UserError(f"no checkpoint in {self.root}; train first, with --mode={mode}")
+        return found
 
     def overridden(self, changes: Mapping[str, Any]) -> Settings:
         """Returns the settings of a command that draws samples from the run.
@@ -392,10 +399,9 @@ def open_run(root: Path, kind: Kind | None = None) -> Run:
         raise UserError(f"--workdir={root} is not the same folder on all processes of the run")
     if kind is not None and run.kind != kind:
         words = {"ratio": "a density ratio", "classifier": "a classifier"}
-        mode = {"ratio": "train", "classifier": "train_classifier"}[run.kind]
         raise UserError(
             f"--workdir={root} contains {words[run.kind]}, not {words[kind]}; to resume its "
-            f"training, use --mode={mode}"
+            f"training, use --mode={_MODES[run.kind]}"
         )
     return run
 

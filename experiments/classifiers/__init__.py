@@ -120,9 +120,6 @@ def _restored(
             )
     settings = hardware.resolved(trained.settings)  # This process multiplies as its own run does.
     network = make_network(settings, event_shape, len(classes))
-    with trained.saved_checkpoints() as store:
-        shapes = jax.eval_shape(lambda: init_state(settings, network, event_shape))
-        restored = store.restore(shapes)
-    if restored is None:
-        raise UserError(f"no checkpoint of a classifier in {path}; resume its training")
-    return network, restored.state.ema_variables, int(restored.state.step), trained
+    shapes = jax.eval_shape(lambda: init_state(settings, network, event_shape))
+    state = trained.restored(shapes).state
+    return network, state.ema_variables, int(state.step), trained

@@ -23,7 +23,7 @@ from experiments.files import read_json, write_json
 from experiments.modes.creation import load_data
 from experiments.run import Run
 from experiments.sampling.draw import make_log_ratio, sample_state
-from experiments.sampling.opened import Opened, open_checkpoint, restore
+from experiments.sampling.opened import Opened, open_checkpoint
 from experiments.settings import Settings
 from fdrl_jax import parallel
 
@@ -38,7 +38,8 @@ def run_mode(command: Command) -> None:
 
 def evaluate_last(run: Run, experiment: Experiment) -> None:
     """Evaluates the newest checkpoint of a run that was trained to its end."""
-    evaluate(Opened(run, experiment, restore(run, experiment, None)), live=experiment.source)
+    restored = run.restored(experiment.state_shapes())
+    evaluate(Opened(run, experiment, restored), live=experiment.source)
 
 
 def evaluate(

@@ -11,7 +11,7 @@ from experiments.errors import UserError
 from experiments.evaluation.cheap import cheap_metric
 from experiments.evaluation.metrics import Metric
 from experiments.sampling.draw import Sampler, batch_at, batch_size, on_devices, sample_starts
-from experiments.sampling.opened import Opened, restore
+from experiments.sampling.opened import Opened
 from fdrl_jax import parallel, samplers
 from fdrl_jax.problem import FlowParams
 
@@ -70,7 +70,7 @@ def over_step(opened: Opened, num_samples: int) -> Iterator[Point]:
     sample = Sampler(experiment)
     for step in steps:
         try:
-            state = restore(opened.run, experiment, step).state
+            state = opened.run.restored(experiment.state_shapes(), step).state
         except UserError:
             with opened.run.saved_checkpoints() as store:
                 if step in store.steps():

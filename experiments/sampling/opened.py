@@ -4,9 +4,8 @@ from typing import NamedTuple
 
 from experiments import build, run
 from experiments.build import Experiment
-from experiments.checkpoints import Restored, Which
+from experiments.checkpoints import Restored
 from experiments.command_line import Command
-from experiments.errors import UserError
 from experiments.machine import hardware
 from experiments.run import Run
 
@@ -33,17 +32,5 @@ def open_checkpoint(command: Command) -> Opened:
     opened = run.open_run(command.folder, "ratio")
     settings = hardware.prepare(opened.overridden(command.changes))
     experiment = build.experiment(settings, opened.source(), opened.prior())
-    return Opened(opened, experiment, restore(opened, experiment, command.which))
-
-
-def restore(opened: Run, experiment: Experiment, which: Which) -> Restored:
-    """Restores the newest checkpoint of a run, the best, or the one of a step.
-
-    Raises:
-      UserError: if there is no such checkpoint.
-    """
-    with opened.saved_checkpoints() as store:
-        restored = store.restore(experiment.state_shapes(), which)
-    if restored is None:
-        raise UserError(f"no checkpoint in {opened.root}; train first, with --mode=train")
-    return restored
+    restored = opened.restored(experiment.state_shapes(), command.which)
+    return Opened(opened, experiment, restored)

@@ -11,9 +11,10 @@ from experiments.errors import UserError
 from experiments.evaluation.cheap import cheap_metric
 from experiments.evaluation.metrics import Estimate, Metric
 from experiments.pictures import curves
+from experiments.run import Run
 from experiments.sampling import curve
 from experiments.sampling.draw import sample_state
-from experiments.sampling.opened import open_checkpoint, restore
+from experiments.sampling.opened import open_checkpoint
 from fdrl_jax.problem import FlowParams
 
 NUM = 50  # More than a batch, and not a multiple of it.
@@ -86,14 +87,15 @@ def test_the_best_of_a_curve_is_the_lowest_number():
 
 def test_a_checkpoint_that_training_removes_meanwhile_is_skipped(trained, monkeypatch):
     opened, removed = open_checkpoint(command("curve", trained.root)), []
+    restore = Run.restored
 
-    def restored(run, experiment, step):
+    def restored(run, template, step):
         if step == 2:
             shutil.move(run.root / "checkpoints" / "2", run.root / "removed")
             removed.append(step)
-        return restore(run, experiment, step)
+        return restore(run, template, step)
 
-    monkeypatch.setattr(curve, "restore", restored)
+    monkeypatch.setattr(Run, "restored", restored)
     try:
         assert [step for step, _ in curve.over_step(opened, NUM)] == [4]
     finally:
