@@ -16,7 +16,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-import jax
 import numpy as np
 
 from experiments.errors import UserError, first_line
@@ -200,6 +199,8 @@ def sha256_of_arrays(tree: Any) -> str:
 
     Leaves are hashed by several threads, because hashing long buffers releases Python's lock.
     """
+    import jax  # Not above: the process that runs PyTorch reads this module too.
+
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     with ThreadPoolExecutor() as pool:
         hashes = list(pool.map(lambda leaf: _sha256_of_array(np.asarray(leaf[1])), leaves))

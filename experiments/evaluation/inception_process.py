@@ -5,7 +5,6 @@ imported only here, so that it never shares a process, and the memory of a GPU, 
 """
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from experiments.errors import first_line
+from experiments.files import replacing
 
 
 def main(job: dict[str, Any]) -> None:
@@ -144,11 +144,8 @@ def _reference(job: dict[str, Any], network: Any) -> Any:
     kept = Path(job["reference_features"])
     if not kept.exists():
         found = extract(network, job, job["reference_shape"], sys.stdin.buffer)
-        features = found["2048"].numpy()
-        part = kept.with_name(f"{kept.name}.{os.getpid()}.part")
-        with part.open("wb") as file:
-            np.save(file, features)
-        os.replace(part, kept)
+        with replacing(kept) as file:
+            np.save(file, found["2048"].numpy())
     return torch.from_numpy(np.load(kept))
 
 
