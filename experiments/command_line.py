@@ -274,7 +274,7 @@ def _parser(name: str) -> Parser:
     parser = Parser(
         f"{_PROGRAM} --mode={name}",
         add_help=False,
-        allow_abbrev=False,
+        formatter_class=argparse.HelpFormatter,
         usage=example(name),
         description=mode.summary,
         epilog=f"Settings for this mode: --help=config.{name}" if has_settings else None,

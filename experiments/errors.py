@@ -5,7 +5,7 @@ import contextlib
 import errno
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 # Disk full, over quota, file too large, read-only, failing, gone, or another kind of file.
 _OF_THE_DISK = (
@@ -80,7 +80,11 @@ def first_line(error: BaseException) -> str:
 
 
 class Parser(argparse.ArgumentParser):
-    """Reports a mistake on the command line as an error of the user's."""
+    """Reports a mistake on the command line as an error of the user's. Names must be complete."""
+
+    def __init__(self, prog: str, **options: Any) -> None:
+        as_written = {"formatter_class": argparse.RawDescriptionHelpFormatter}
+        super().__init__(prog, allow_abbrev=False, **{**as_written, **options})
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see {self.prog} --help")

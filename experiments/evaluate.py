@@ -48,38 +48,29 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = Parser(
-        prog="python -m experiments.evaluate",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser("python -m experiments.evaluate", description=__doc__, argument_default="")
     parser.add_argument("samples", metavar="SAMPLES", help="images to evaluate")
     parser.add_argument("reference", metavar="REFERENCE", help="real images")
     parser.add_argument("--protocol", default="standard", help=", ".join(PROTOCOLS))
-    parser.add_argument("--weights", default="", help="file of the Inception network's weights")
+    parser.add_argument("--weights", help="file of the Inception network's weights")
     parser.add_argument(
         "--metrics",
-        default="",
         help=f"metrics of the Inception network, separated by commas: {', '.join(METRICS)}; by "
         "default those of the protocol, without inception_score",
     )
     parser.add_argument(
-        "--features",
-        default="",
-        help="feature spaces, separated by commas: random_conv or MODULE:FUNCTION",
+        "--features", help="feature spaces, separated by commas: random_conv or MODULE:FUNCTION"
     )
     parser.add_argument("--image_size", type=int, default=0, help="resize both sets to this square")
-    parser.add_argument("--data_dir", default="", help="where TFDS sets are")
-    parser.add_argument("--held_out", default="", help="a set that training never saw")
+    parser.add_argument("--data_dir", help="where TFDS sets are")
+    parser.add_argument("--held_out", help="a set that training never saw")
     parser.add_argument(
         "--picture",
-        default="",
         help="file for a picture of samples next to the nearest images of REFERENCE; needs "
         "--held_out",
     )
-    parser.add_argument("--cache_dir", default="", help="folder for cached features of references")
-    parser.add_argument("--out", default="", help="file for the result as JSON")
+    parser.add_argument("--cache_dir", help="folder for cached features of references")
+    parser.add_argument("--out", help="file for the result as JSON")
     arguments = parser.parse_args(argv)
     _check_named("protocol", [arguments.protocol], PROTOCOLS)
     of_protocol = PROTOCOLS[arguments.protocol].metrics

@@ -49,12 +49,7 @@ def parse(argv: list[str]) -> tuple[Path, plan.Plan]:
     Raises:
       UserError: for an invalid flag, sweep file or value.
     """
-    parser = Parser(
-        "python -m experiments.sweep",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser("python -m experiments.sweep", description=__doc__)
     parser.add_argument("--sweep", type=Path, metavar="FILE.py", help="what to run")
     parser.add_argument("--config", metavar="FILE.py", help="config of the runs of a grid")
     parser.add_argument(
