@@ -13,21 +13,14 @@ if TYPE_CHECKING:
 
 
 class Mode(NamedTuple):
-    """The description of a mode for the command line.
-
-    Attributes:
-      example: the arguments of a typical call, after `--mode=NAME`.
-      flags: names of its flags, in `FLAGS`.
-      creates: whether it can create a run from a config file; other modes open an existing run.
-      needs_workdir: whether it reads or writes the folder of a run.
-      helps: the help of flags that mean something else in this mode, by name.
-    """
+    """The description of a mode for the command line."""
 
     summary: str
-    example: str
-    flags: tuple[str, ...] = ()
-    creates: bool = False
-    needs_workdir: bool = True
+    example: str  # The arguments of a typical call, after `--mode=NAME`.
+    flags: tuple[str, ...] = ()  # Names of its flags, in `FLAGS`.
+    creates: bool = False  # Can create a run from a config file; others open an existing run.
+    needs_workdir: bool = True  # Reads or writes the folder of a run.
+    # The help of flags that mean something else in this mode, by name.
     helps: Mapping[str, str] = MappingProxyType({})
 
 
