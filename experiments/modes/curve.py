@@ -2,8 +2,6 @@
 
 import csv
 import io
-from collections.abc import Iterable
-from pathlib import Path
 
 from experiments import pictures
 from experiments.command_line import Command
@@ -13,7 +11,6 @@ from experiments.files import sha256_of_json, write_text
 from experiments.pictures import curves
 from experiments.pictures.style import plain
 from experiments.sampling import curve
-from experiments.sampling.curve import Point
 from experiments.sampling.opened import open_checkpoint
 from fdrl_jax import parallel
 
@@ -30,43 +27,32 @@ def run_mode(command: Command) -> None:
     if settings["curve.over"] == "step":
         if command.flags["checkpoint"] is not None:
             raise UserError("curve.over='step' uses all checkpoints; remove --checkpoint")
-        points = _printed("step", curve.over_step(opened, num))
+        computed = curve.over_step(opened, num)
         name, over, axis, marks = "step", "step", "train step", {}
         title = f"{data}, every checkpoint"
     else:
         lengths = tuple(settings["curve.lengths"]) or curve.choose_lengths(flow)
-        points = _printed("length", curve.over_length(opened, lengths, num))
+        computed = curve.over_length(opened, lengths, num)
         title = f"{data}, checkpoint of step {opened.step:,}"
         name, over, axis = f"length_step_{opened.step}", "length", "length of the flow, steps"
         marks = {"$K$": flow.num_steps, r"$K+\kappa$": flow.num_steps + flow.num_refine_steps}
+    points = []
+    for at, metric in computed:
+        if parallel.is_first_process():
+            print(f"  {over} {at:<10,} {metric.name} {metric.value:.5g}")
+        points.append((at, metric))
     if not parallel.is_first_process():
         return
     opened.run.curves.mkdir(exist_ok=True)
     content = io.StringIO()
     rows = [(over, points[0][1].name), *((at, metric.value) for at, metric in points)]
     csv.writer(content, lineterminator="\n").writerows(rows)
-    table = _free_file(opened.run.curves, name, content.getvalue())
+    table = opened.run.curves / f"{name}.csv"
+    if table.exists() and table.read_text() != content.getvalue():  # No curve replaces another.
+        table = table.with_stem(f"{name}_{sha256_of_json(content.getvalue())[:8]}")
+    write_text(table, content.getvalue())
     figure = curves.metric(points, title, axis, marks)
     picture = pictures.save(figure, table.with_suffix(".png"))
     at, best = curves.best_of(points)
     print(f"best {over}: {at:,} ({best.name} {best.value:.5g})")
     print(f"values: {table}\npicture: {picture}")
-
-
-def _printed(over: str, points: Iterable[Point]) -> list[Point]:
-    """Prints each point when it is computed."""
-    seen = []
-    for at, metric in points:
-        if parallel.is_first_process():
-            print(f"  {over} {at:<10,} {metric.name} {metric.value:.5g}")
-        seen.append((at, metric))
-    return seen
-
-
-def _free_file(folder: Path, name: str, content: str) -> Path:
-    """Writes a table under a free name, so that no curve replaces another."""
-    path = folder / f"{name}.csv"
-    if path.exists() and path.read_text() != content:
-        path = folder / f"{name}_{sha256_of_json(content)[:8]}.csv"
-    write_text(path, content)
-    return path
