@@ -86,7 +86,11 @@ def parse(text: str) -> Target:
 @functools.cache
 def machines() -> dict[str, Any]:
     """Returns the descriptions of all machines, by platform and name."""
-    return tomllib.loads(Path(__file__).with_name("machines.toml").read_text())
+    read = tomllib.loads(Path(__file__).with_name("machines.toml").read_text())
+    return {
+        platform: {name: common | own for name, own in read[platform].items()}
+        for platform, common in read["common"].items()
+    }
 
 
 def _unknown(text: str, wanted: str, word: str, known: tuple[str, ...]) -> UserError:
