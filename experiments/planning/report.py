@@ -78,18 +78,22 @@ def lines(plan: Plan) -> Iterator[str]:
         yield from _advice(plan)
     yield _largest_line(plan)
     step, draw = (Cost(**found[part]["cost"]) for part in ("train", "sampler"))
-    yield _time_line(plan, "whole run, roofline:", step.seconds, draw.seconds)
     how = (
         "the TPU compiler's own count of cycles"
         if target.platform == "tpu"
         else f"at least {target.machine['kernel_seconds'] * 1e6:g} microseconds per kernel"
     )
-    yield _time_line(
-        plan,
-        f"whole run, an estimate with {how}: about",
-        step.expected_seconds,
-        draw.expected_seconds,
-    )
+    num_steps, num_samples = settings["train.num_steps"], settings["evaluate.num_samples"]
+    num_batches = -(-num_samples // plan.num_drawn)
+    for what, of_step, of_batch in (
+        ("roofline:", step.seconds, draw.seconds),
+        (f"an estimate with {how}: about", step.expected_seconds, draw.expected_seconds),
+    ):
+        hours = (num_steps * of_step + num_batches * of_batch) / 3_600
+        yield (
+            f"whole run, {what} {hours:.3g} h, {hours * target.num_devices:.3g} device hours "
+            f"({num_steps:,} train steps, {num_samples:,} samples)"
+        )
     yield f"train step, roofline: {_ms(step.seconds)}, limited by {step.bound}"
     yield (
         f"  {_ms(step.compute_seconds)} in kernels that matrix products limit, "
@@ -134,17 +138,6 @@ def _largest_line(plan: Plan) -> str:
         else f"in proportion to {plan.batch_size}"
     )
     return f"largest batch per device that fits: about {largest:,} (an estimate, {how})"
-
-
-def _time_line(plan: Plan, what: str, train_step: float, sampler: float) -> str:
-    settings, num_devices = plan.settings, plan.target.num_devices
-    num_batches = -(-settings["evaluate.num_samples"] // plan.num_drawn)
-    hours = (settings["train.num_steps"] * train_step + num_batches * sampler) / 3_600
-    return (
-        f"{what} {hours:.3g} h, {hours * num_devices:.3g} device hours "
-        f"({settings['train.num_steps']:,} train steps, "
-        f"{settings['evaluate.num_samples']:,} samples)"
-    )
 
 
 def _advice(plan: Plan) -> Iterator[str]:
