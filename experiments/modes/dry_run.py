@@ -58,19 +58,18 @@ def run_mode(command: Command) -> None:
     if not parallel.is_first_process():
         return
     shapes = experiment.state_shapes()
-    training_seconds = train_step * wanted["train.num_steps"]
+    num_steps, batch_size = wanted["train.num_steps"], wanted["train.batch_size"]
+    training_seconds = train_step * num_steps
     flow_steps = wanted["flow.num_steps"] + wanted["flow.num_refine_steps"]
-    batches = wanted["evaluate.num_samples"] / wanted["train.batch_size"]
+    batches = wanted["evaluate.num_samples"] / batch_size
     evaluation_seconds = batches * flow_steps * flow_step + _REPORT_SECONDS
     total = compile_seconds + training_seconds + evaluation_seconds
-    first = compile_seconds + train_step * min(
-        wanted["checkpoint.every_steps"], wanted["train.num_steps"]
-    )
+    first = compile_seconds + train_step * min(wanted["checkpoint.every_steps"], num_steps)
     checkpoints = memory.num_bytes(shapes) * (wanted["checkpoint.keep"] + 1)
     count = sum(leaf.size for leaf in jax.tree.leaves(shapes.variables["params"]))
     print(f"whole run: about {duration(total)}")
     print(f"  compilation: {duration(compile_seconds)}")
-    print(f"  {wanted['train.num_steps']:,} train steps: {duration(training_seconds)}")
+    print(f"  {num_steps:,} train steps: {duration(training_seconds)}")
     print(f"  evaluation and report: {duration(evaluation_seconds)}")
     if wanted["prior.name"] == "data_dependent":
         print("  not included: fitting the prior to the data")
@@ -88,8 +87,7 @@ def run_mode(command: Command) -> None:
         f"network: {count:,} parameters, input {experiment.source.event_shape}, "
         f"{experiment.network.dtype}"
     )
-    local = parallel.local_batch_size(wanted["train.batch_size"])
-    print(f"batch: {wanted['train.batch_size']}, {local} per device")
+    print(f"batch: {batch_size}, {parallel.local_batch_size(batch_size)} per device")
     if source.kind == "images":
         print(advice.noise(wanted)[0])
     _print_settings(wanted)
