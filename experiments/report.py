@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -239,6 +238,6 @@ def _field(experiment: Experiment, state: TrainState) -> Any:
     drift_at = jax.jit(lambda x: drift(x, problem.potential(variables)))
     return points.log_ratio_and_drift(
         make_log_ratio(experiment, state),
-        lambda x: np.asarray(drift_at(jnp.asarray(x))),
+        lambda x: np.asarray(drift_at(x)),
         experiment.source.held_out(4_000, 1),
     )

@@ -1,7 +1,6 @@
 """Mode prior: creates a run without training it, and shows samples of its prior and data."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from experiments import pictures, run
@@ -19,8 +18,7 @@ def run_mode(command: Command) -> None:
         created, experiment = create_or_resume(command)
         if not parallel.is_first_process():
             return
-        positions = np.arange(_NUM_SHOWN, dtype=np.int32)
-        batch = jax.tree.map(jnp.asarray, batch_at(experiment, positions))
+        batch = jax.device_put(batch_at(experiment, np.arange(_NUM_SHOWN, dtype=np.int32)))
         keys = rng.example_keys(experiment.root_key, rng.Stream.PRIOR, batch["position"])
         x0 = experiment.problem.prior_sample(experiment.constants.prior, keys, batch)
         figure = pictures.prior_and_data(experiment.source, np.asarray(x0))
