@@ -91,18 +91,13 @@ def _metrics(evaluation: Mapping[str, Any] | None) -> str:
     words = [f"- `{m.name}`: {m.defined.words} ({m.defined.unit})" for m in found.values()]
     versions = ", ".join(f"{name} {v}" for name, v in details.get("versions", {}).items())
     table = "\n".join(f"| {' | '.join(map(_plain, row))} |" for row in rows)
-    return "\n".join(
-        [
-            f"Protocol: {evaluation['key']['num_samples']:,} samples; the number at the end of a "
-            "name is the number of samples per draw, and values are means ± standard deviations "
-            f"over draws. Computed in {details.get('precision', 'float32')}"
-            f"{f' with {versions}' if versions else ''}.",
-            "",
-            table,
-            "",
-            *words,
-        ]
+    protocol = (
+        f"Protocol: {evaluation['key']['num_samples']:,} samples; the number at the end of a name "
+        "is the number of samples per draw, and values are means ± standard deviations over "
+        f"draws. Computed in {details.get('precision', 'float32')}"
+        f"{f' with {versions}' if versions else ''}."
     )
+    return "\n".join([protocol, "", table, "", *words])
 
 
 def _slug(name: str) -> str:
