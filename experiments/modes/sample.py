@@ -1,7 +1,6 @@
 """Mode sample: writes samples of a checkpoint with a record and a picture."""
 
 import contextlib
-import functools
 import itertools
 import shutil
 import time
@@ -57,11 +56,11 @@ def run_mode(command: Command) -> None:
     if not is_done:
         opened.run.samples.mkdir(exist_ok=True)
         with lock(parts) if first else contextlib.nullcontext():
-            open_shards = functools.partial(Shards, parts, record, num, batch_size(experiment, num))
+            described = parts, record, num, batch_size(experiment, num)
             if first:  # Only one process may create the folder.
-                open_shards()
+                Shards(*described)
             parallel.barrier("shards opened")
-            shards = open_shards()
+            shards = Shards(*described)
             _draw(opened, experiment, shards)
             num_shown = min(num, pictures.num_shown(experiment.source))
             starts = sample_starts(experiment, opened.checkpoint.state, num_shown)
