@@ -68,8 +68,8 @@ def _split(
     """Returns the tensors of the normaliser and of the network, without their prefixes."""
     parts: dict[str, dict[str, np.ndarray]] = {"normalizer": {}, "model": {}, "attacker": {}}
     for name, values in tensors.items():
-        part, _, rest = name.partition(".")
-        if part not in parts:
+        part, dot, rest = name.partition(".")
+        if part not in parts or not dot:
             raise ValueError(
                 f"it contains {name!r}, which belongs to no model, normalizer or attacker"
             )

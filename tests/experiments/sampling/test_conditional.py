@@ -219,3 +219,13 @@ def test_tensors_that_do_not_fit_are_named(change, expected, monkeypatch):
     monkeypatch.setattr("experiments.classifiers.robustness.load", lambda _: entries)
     with pytest.raises(UserError, match=expected):
         read_robustness(Path("x.pt"))
+
+
+@pytest.mark.parametrize("name", ["model", "normalizer", "attacker"])
+def test_a_tensor_that_only_has_the_name_of_a_part_is_rejected(name, monkeypatch):
+    monkeypatch.setattr("experiments.classifiers.robustness.load", lambda _: {"model": {}})
+    monkeypatch.setattr(
+        "experiments.classifiers.robustness.state_dict", lambda *_: {name: np.zeros(2)}
+    )
+    with pytest.raises(UserError, match=f"contains '{name}'"):
+        read_robustness(Path("x.pt"))
