@@ -28,11 +28,12 @@ def make_network(
     if name == "mlp":
         return networks.MLP(tuple(settings["network.hidden_sizes"]), spectral_norm, dtype)
     spec: str | networks.ResNetSpec = name
-    width, blocks = settings["network.width"], tuple(map(tuple, settings["network.blocks"]))
+    width, blocks = settings["network.width"], settings["network.blocks"]
     if name == "resnet":
         if not (width and blocks):
             raise ValueError("network.name='resnet' needs network.width and network.blocks")
-        spec = networks.ResNetSpec(width, blocks, settings["network.attention_after"])
+        pairs = tuple(map(tuple, blocks))
+        spec = networks.ResNetSpec(width, pairs, settings["network.attention_after"])
     return networks.resnet(
         spec,
         width=width or None,

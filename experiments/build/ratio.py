@@ -119,8 +119,9 @@ def _prior(
             )
         arguments = {"field": "source", "dequantisation": settings["data.dequantisation"]}
         return priors.batch(**arguments), arguments
-    arguments = {"event_shape": list(source.event_shape)}
+    shape = list(source.event_shape)
     if name == "uniform":
+        arguments = {"event_shape": shape}
         return priors.uniform(**arguments), arguments
-    arguments["scale"] = settings["prior.scale"]
+    arguments = {"event_shape": shape, "scale": settings["prior.scale"]}
     return priors.normal(**arguments), arguments

@@ -73,8 +73,8 @@ class Training(Model):
         The variables are zeros. The step takes over the buffers of the state.
         """
         zeros = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), self.state_shapes())
-        state, constants = parallel.replicate(zeros), on_devices(self.constants)
-        return self.root_key, state, constants, host_batches, count, 0
+        copied = parallel.replicate(zeros)
+        return self.root_key, copied, on_devices(self.constants), host_batches, count, 0
 
     def open_feed(self, num_batches: int) -> AbstractContextManager[Take]:
         """Opens the host batches of this process, after the first `num_batches`."""
