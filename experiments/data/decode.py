@@ -27,7 +27,7 @@ class Transform(NamedTuple):
     center_crop: int = 0  # Side of a square that is cropped first; 0 for none (CelebA: 140).
     resize: int = 0  # Shorter side after resizing; 0 for `image_size` (Cat2dog: 84).
     image_size: int = 0  # Side of the square that is cropped last; 0 for no change.
-    keep_aspect: bool = True  # `False` squeezes to a square of that length (the paper's LSUN).
+    keep_aspect: bool = True  # `False` resizes to a square without a crop (the paper's LSUN).
     channels: int = 3  # 3 for colour, 1 for grey, 0 for the channels of the stored image.
 
     def __call__(self, image: Image.Image) -> np.ndarray:
@@ -48,9 +48,10 @@ class Transform(NamedTuple):
         return np.atleast_3d(np.asarray(image, np.uint8))
 
     def _resized(self, image: Image.Image) -> Image.Image:
-        side, shorter = self.resize or self.image_size, min(image.size)
+        side = self.resize or self.image_size
         size = (side, side)
         if self.keep_aspect:
+            shorter = min(image.size)
             size = (int(side * image.width / shorter), int(side * image.height / shorter))
         if size == image.size:
             return image

@@ -57,11 +57,13 @@ def probe(records: Records, transform: Transform, problems: Problems) -> Images:
             return Images(records, transform, decode(records.read(index), transform).shape)
         except ValueError as error:
             problems.report(records.name(index), str(error))
-    raise all_unreadable(records, 0) if len(records) else DataError("the data contain no images")
+    if not len(records):
+        raise DataError("the data contain no images")
+    raise all_unreadable(records, 0)
 
 
 def all_unreadable(records: Records, first: int) -> DataError:
-    """The error for as many unreadable images in a row as are tried."""
+    """Returns the error for as many unreadable images in a row as are tried."""
     num = min(len(records), MAX_CONSECUTIVE_BAD)
     return DataError(f"all {num} images from {records.name(first)} on are unreadable")
 

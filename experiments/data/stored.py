@@ -31,9 +31,10 @@ def stored_source(options: DataOptions, *, blank: bool = False) -> Source:
     Raises:
       DataError: for data that are missing, or for unreadable images unless they are skipped.
     """
-    problems, train, held_out = Problems(options.on_error), {}, {}
+    problems = Problems(options.on_error)
     reading = Reading(problems, options.num_workers, options.num_threads, options.prefetch_batches)
     transform = Transform(*(getattr(options, key) for key in Transform._fields))
+    train, held_out = {}, {}
     for name, (records, others) in open_parts(options, problems).items():
         train[name] = probe(records, transform, problems)
         # One fixed random order, because held-out images are often sorted by class.
@@ -117,15 +118,16 @@ def _readable(images: Images, reading: Reading) -> Images:
 
 def _make_draw(names: tuple[str, ...], random_flip: bool) -> Callable[..., dict[str, Array]]:
     def draw(arrays: Any, host_batch: Any, key: Array, positions: Array) -> dict[str, Array]:
-        batch, found = {}, arrays if host_batch is None else host_batch
+        batch = {}
+        stored = arrays if host_batch is None else host_batch
         for number, name in enumerate(names):
             order_key, flip_key = jax.random.split(jax.random.fold_in(key, number))
             rows: Any = ...  # All rows of a host batch.
             if host_batch is None:
                 rows = shuffled_indices(order_key, positions, len(arrays[name]))
-            if name == "real" and "label" in found:
-                batch["label"] = found["label"][rows]
-            images = to_unit(found[name][rows])
+            if name == "real" and "label" in stored:
+                batch["label"] = stored["label"][rows]
+            images = to_unit(stored[name][rows])
             batch[name] = _flip(flip_key, positions, images) if random_flip else images
         return batch
 
