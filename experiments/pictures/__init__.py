@@ -30,8 +30,8 @@ def samples_and_data(
     """
     titles = [style.PRIOR_TITLE, style.SAMPLES_TITLE, style.DATA_TITLE]
     if source.starts is not None:
-        first, last = (name and f": {style.plain(name)}" for name in domains)
-        titles = [f"source{first}", r"translated $x_{K+\kappa}$", f"target{last}"]
+        start, target = (name and f": {style.plain(name)}" for name in domains)
+        titles = [f"source{start}", r"translated $x_{K+\kappa}$", f"target{target}"]
     columns = (prior, samples, source.held_out(num_shown(source), 1))
     figure = _of_kind(source).side_by_side(dict(zip(titles, columns, strict=True)))
     if caption:

@@ -44,8 +44,10 @@ def training(records: list[dict[str, Any]], best: Mapping[str, Any] | None = Non
     norms.legend()
     for ax in rest:
         for name in judged:
-            taken, label = ~np.isnan(values(name)), name.removeprefix(PREFIX)
-            ax.plot(steps[taken], values(name)[taken], ".-", color=SAMPLES, label=label)
+            found = values(name)
+            taken = ~np.isnan(found)
+            label = name.removeprefix(PREFIX)
+            ax.plot(steps[taken], found[taken], ".-", color=SAMPLES, label=label)
         if best is not None:
             ax.axvline(best["step"], color=PRIOR, linestyle=":", label="best checkpoint")
         ax.set_title("metric of samples")
