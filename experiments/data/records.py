@@ -61,7 +61,7 @@ class Records:
     # Hash that changes when any image changes. It uses size and time stamp, or a checksum, if
     # reading all of the data would take too long.
     fingerprint: str
-    labels: np.ndarray | None = None  # Class number of each image, [N].
+    labels: np.ndarray | None = None  # Class number of each image, [N], or `None`.
     classes: tuple[str, ...] = ()  # Names of the classes; empty without labels.
 
     def __len__(self) -> int:

@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Sequence
-from typing import Any
+from types import ModuleType
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -65,5 +65,5 @@ def num_shown(source: Source) -> int:
     return _of_kind(source).NUM_SHOWN
 
 
-def _of_kind(source: Source) -> Any:
+def _of_kind(source: Source) -> ModuleType:
     return points if source.kind == "points" else images
