@@ -64,8 +64,8 @@ def search(
 ) -> tuple[list[Metric], dict[str, np.ndarray]]:
     """Searches for samples in the training set, in one pass of `train_batches()` per feature space.
 
-    Samples [N, H, W, C], and images that training never saw, [M, H, W, C], are in [-1, 1]. The
-    spaces are by name; `None` is that of pixels.
+    Samples [N, H, W, C], and held-out images, which training never saw, [M, H, W, C], are in
+    [-1, 1]. Feature spaces are by name, with `None` for pixels.
 
     Returns the metrics `memorisation_..._SPACE` that are finite, and by space the training images
     nearest to the first samples, [num_shown, num_neighbours, H, W, C].

@@ -20,7 +20,8 @@ class Estimate(NamedTuple):
 class Metric(NamedTuple):
     """One metric: its values for samples, and for equally many prior samples and real examples.
 
-    In a translation, source images replace the prior. `None` is unknown or not meaningful.
+    In a translation, source images replace the prior. A side is `None` if it is unknown or not
+    meaningful.
     """
 
     # The definition, the feature space if there is one, and the number of samples per draw, as in

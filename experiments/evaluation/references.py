@@ -28,9 +28,10 @@ class ImageReference(NamedTuple):
     fit_images: np.ndarray | None = None  # Training images.
     fit_labels: np.ndarray | None = None  # Their classes.
     fit_target: int | None = None  # The class that is the target of a translation.
-    # Source images of a translation. Sample `i` starts at image `i`.
+    # Source images of a translation. Sample `i` starts at image `i`. Images that training never saw
+    # come first.
     starts: np.ndarray | None = None
-    num_held_out: int | None = None  # The first of them, which training never saw.
+    num_held_out: int | None = None  # The number of these.
 
 
 def of(source: Source) -> Source | ImageReference:
@@ -54,7 +55,7 @@ def max_stored(event_shape: tuple[int, ...]) -> int:
 
 
 def of_images(source: Source) -> ImageReference:
-    """As `of`, for images: reads held-out images, and only those training images it stores."""
+    """Returns the reference of images; reads only those training images that it stores."""
     most = max_stored(source.event_shape)
     images = source.held_out(most, 0)
     labels = None if source.labels is None else np.asarray(source.labels.held_out[: len(images)])
