@@ -36,8 +36,8 @@ def plan(settings: Settings, data_dir: str, text: str) -> dict[str, Any]:
     }
 
     def described(compiled: Compiled, num_flow_steps: int) -> dict[str, Any]:
-        program, precision = hlo.parse(compiled.text), settings["precision"]
-        cost = roofline.cost(program, target, precision, num_flow_steps)
+        program = hlo.parse(compiled.text)
+        cost = roofline.cost(program, target, settings["precision"], num_flow_steps)
         return {"memory": compiled.memory, "cost": cost._asdict()}
 
     flow_steps = settings["flow.num_steps"]

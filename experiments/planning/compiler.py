@@ -51,13 +51,15 @@ def devices_of(target: Target) -> list[Any]:
     """Returns the devices of a target, which can be used only for compiling."""
     shape = "x".join(map(str, target.shape))
     if target.platform == "tpu":
-        platform, options = "tpu", dict(target.machine["topology"])
-        del options["axes"]
+        options = {k: v for k, v in target.machine["topology"].items() if k != "axes"}
         name = f"{options.pop('name')}:{shape}"
+        found = topologies.get_topology_desc(name, "tpu", **options)
     else:
-        platform, name = "cuda", target.machine["xla"]["name"]
-        options = {"topology": f"1x{shape}", "target_config": _gpu_config(target.machine)}
-    return list(topologies.get_topology_desc(name, platform, **options).devices)
+        name, config = target.machine["xla"]["name"], _gpu_config(target.machine)
+        found = topologies.get_topology_desc(
+            name, "cuda", topology=f"1x{shape}", target_config=config
+        )
+    return list(found.devices)
 
 
 def prepare(settings: Settings) -> Settings:

@@ -119,6 +119,7 @@ def parse(text: str) -> Program:
             entry = header[2] if header[1] else entry
         elif found := _INSTRUCTION.match(line):
             name, shape, opcode, rest = found.groups()
+            # The operands end at the bracket that closes the first one.
             depths = itertools.accumulate((c == "(") - (c == ")") for c in rest)
             end = next((i for i, depth in enumerate(depths) if depth == 0), len(rest))
             inner, attributes = rest[1:end], rest[end + 1 :]

@@ -53,7 +53,8 @@ def parse(text: str) -> Target:
       UserError: for one that `machines.toml` does not describe, with the nearest that it does.
     """
     known = machines()
-    platform, name, size = [*text.split(":", 2), "", ""][:3]
+    platform, _, rest = text.partition(":")
+    name, _, size = rest.partition(":")
     if platform not in known:
         raise _unknown(text, f"starts with {' or '.join(known)}", platform, tuple(known))
     if name not in known[platform]:

@@ -153,7 +153,8 @@ def _fusion_bytes(inner: list[Instruction], read: list[int], written: int) -> in
     """Returns the bytes that a fusion moves: of an array that it slices only the slice."""
     for instruction in inner:
         if instruction.opcode == "parameter":
-            number, users = instruction.number, [i for i in inner if instruction in i.operands]
+            number = instruction.number
+            users = [i for i in inner if instruction in i.operands]
             if users and all(i.opcode in _SLICES for i in users):
                 read[number] = min(read[number], sum(_all_bytes(i.arrays) for i in users))
             elif users and all(
