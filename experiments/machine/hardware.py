@@ -140,7 +140,8 @@ def _exact_convolution(
     stride: int, x: np.ndarray, kernel: np.ndarray, g: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A convolution and its gradients, computed from the definition."""
-    pad, (height, width) = kernel.shape[0] // 2, g.shape[1:3]
+    pad = kernel.shape[0] // 2
+    height, width = g.shape[1:3]
     padded = np.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
     output, gx, gk = np.zeros_like(g), np.zeros_like(padded), np.zeros_like(kernel)
     for row, column in np.ndindex(kernel.shape[:2]):
@@ -149,5 +150,5 @@ def _exact_convolution(
         )
         output += x_there @ kernel[row, column]
         gx_there += g @ kernel[row, column].T
-        gk[row, column] = np.tensordot(x_there, g, ((0, 1, 2),) * 2)
+        gk[row, column] = np.tensordot(x_there, g, ([0, 1, 2], [0, 1, 2]))
     return output, gx[:, pad : pad + x.shape[1], pad : pad + x.shape[2]], gk

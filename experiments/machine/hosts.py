@@ -57,8 +57,8 @@ def join(
     else:
         whom = "the first process of the run"
     where = f"at {coordinator_address}" if coordinator_address else "that the environment names"
-    text, options = f"waiting for {whom} {where}", {"file": sys.stderr, "flush": True}
-    waiting = threading.Timer(_QUIET_SECONDS, print, (text,), options)
+    text = f"waiting for {whom} {where}"
+    waiting = threading.Timer(_QUIET_SECONDS, print, [text], {"file": sys.stderr, "flush": True})
     waiting.start()
     try:
         jax.distributed.initialize(
