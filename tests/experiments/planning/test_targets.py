@@ -58,6 +58,7 @@ def test_a_target_has_devices_and_hosts():
         ("tpu:v5e:4", "the shape of the slice in 2 numbers, such as tpu:v5e:4x4"),
         ("tpu:v4:4x4", "the shape of the slice in 3 numbers, such as tpu:v4:4x4x4"),
         ("tpu:v5e:0x4", "the shape of the slice"),
+        ("tpu:v5e:100000x1", "has more than 65,536 devices"),
     ],
 )
 def test_a_mistake_is_answered_with_what_to_write(text, expected):
