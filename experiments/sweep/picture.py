@@ -55,6 +55,9 @@ def _number_varied(rows: Sequence[Row]) -> str | None:
     """Returns the key of the config that varies, if it is the only one and has numbers."""
     varied = {key: [row.varied.get(key) for row in rows] for own in rows for key in own.varied}
     differing = [key for key, values in varied.items() if len(set(map(str, values))) > 1]
-    if len(differing) == 1 and all(type(value) in (int, float) for value in varied[differing[0]]):
-        return differing[0]
-    return None
+    if len(differing) != 1:
+        return None
+    numbers = all(
+        isinstance(v, (int, float)) and not isinstance(v, bool) for v in varied[differing[0]]
+    )
+    return differing[0] if numbers else None

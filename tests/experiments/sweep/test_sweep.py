@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from experiments import command_line, settings
@@ -211,6 +212,14 @@ def test_the_picture_has_lines_over_numbers_and_bars_for_names(tmp_path):
     assert not along.patches
     assert len(by_name.patches) == 1  # "js" did not finish.
     assert [label.get_text() for label in by_name.get_xticklabels()] == ["kl", "js"]
+
+
+def test_numbers_of_numpy_in_a_sweep_file_are_numbers_in_the_picture():
+    values = np.linspace(0.1, 0.3, 3)
+    runs = [table.Row("g", str(v), {"flow.step_size": v}, {"quality": [v]}, 1, "") for v in values]
+    (ax,) = picture.comparison(runs, ["quality"]).axes
+    assert ax.get_xlabel() == "flow.step_size"
+    assert not ax.patches
 
 
 def test_grids_give_all_combinations_and_keep_commas_within_parentheses():
