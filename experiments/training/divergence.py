@@ -20,13 +20,15 @@ def find_trouble(
     limit: float = settings["train.max_log_ratio" if output == "log_ratio" else "train.max_ratio"]
     limits = dict.fromkeys(("loss", "grad_norm", "drift_norm"), np.inf)
     limits |= dict.fromkeys(("output_real", "output_flowed"), limit)
-    found = [
-        (int(numbers[i]), name, float(values[name][i]))
-        for name, bound in limits.items()
-        if name in values  # Some metrics are of density ratios only.
+    found = []
+    for name, bound in limits.items():
+        if name not in values:
+            continue  # A metric of density ratios only.
         # "not within" instead of "beyond", so that it also holds for NaN.
-        for i in np.flatnonzero(~(np.abs(values[name]) < bound))[:1]
-    ]
+        bad = ~(np.abs(values[name]) < bound)
+        if bad.any():
+            first = int(np.argmax(bad))
+            found.append((int(numbers[first]), name, float(values[name][first])))
     if not found:
         return None
     step, name, value = min(found, key=lambda item: item[0])

@@ -19,7 +19,7 @@ from experiments.settings import Settings
 from experiments.training import divergence, metrics_log
 from experiments.training.metrics_log import Record
 from experiments.training.preemption import Preemption
-from fdrl_jax import parallel, rng
+from fdrl_jax import parallel
 from fdrl_jax.state import TrainState
 
 _Metrics = tuple[int, dict[str, jax.Array]]
@@ -100,7 +100,7 @@ def _train_from(
     log_every, save_every = settings["log.every_steps"], settings["checkpoint.every_steps"]
     cadences = [log_every, save_every, *(hook.every for hook in hooks)]
     start_step = saved = step
-    key, state = rng.root_key(settings["seed"]), parallel.replicate(start)
+    key, state = training.root_key, parallel.replicate(start)
     hosts.check_agreement(state, step)
 
     def due(every: int) -> bool:
@@ -119,7 +119,6 @@ def _train_from(
         store.record_best(step, metric, value)
 
     # Metrics since the last log, still on the device: count of steps and arrays of each dispatch.
-    # The time is that of training, without that of hooks.
     window: list[_Metrics] = []
     with (
         metrics_log.writers(run, settings, step) as writers,
@@ -133,7 +132,7 @@ def _train_from(
             disable=step >= last or not parallel.is_first_process(),
         ) as bar,
     ):
-        seconds, timer = 0.0, time.perf_counter()
+        seconds, timer = 0.0, time.perf_counter()  # Of training, without hooks.
         stopping = preemption.is_due()
         while step < last and not stopping:
             until_next = [every - step % every for every in cadences]

@@ -26,12 +26,14 @@ def writers(run: Run, settings: Settings, resume_step: int) -> Iterator[list[Wri
     When a run resumes, records after the resumed step are removed, so that no step occurs twice.
     """
     with contextlib.ExitStack() as stack:
-        opened = [json_lines(run.metrics, resume_step)]
-        if settings["log.tensorboard"]:
-            opened.append(_tensorboard(run.root / "tensorboard", resume_step))
-        if settings["log.wandb"] != "off":
-            opened.append(_wandb(run.root, settings))
-        yield [stack.enter_context(writer) for writer in opened if parallel.is_first_process()]
+        opened = []
+        if parallel.is_first_process():
+            opened.append(json_lines(run.metrics, resume_step))
+            if settings["log.tensorboard"]:
+                opened.append(_tensorboard(run.root / "tensorboard", resume_step))
+            if settings["log.wandb"] != "off":
+                opened.append(_wandb(run.root, settings))
+        yield [stack.enter_context(writer) for writer in opened]
 
 
 @contextlib.contextmanager
