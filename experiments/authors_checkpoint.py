@@ -4,6 +4,7 @@ Nothing here writes a file, opens data or creates a run.
 """
 
 import contextlib
+import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -96,23 +97,20 @@ def read_checkpoint(path: Path, ours: Mapping[str, Any]) -> AuthorsCheckpoint:
                 f"it is not a checkpoint of the authors' program: it lacks {', '.join(missing)}"
             )
         model, ema = (state_dict(entries[name], name) for name in ("model", "ema"))
-        num_updates, *moments = _adam(entries["optim"], model)
+        num_updates, mu, nu = _adam(entries["optim"], model)
         network_settings, network = _network(model)
         settings, left_out = _translated(entries["config"], ours)
-        # Moments lack the vectors of spectral normalisation; those of the model fill the gaps.
-        tensors = (model, ema, *({**model, **moment} for moment in moments))
-        variables, ema_variables, mu, nu = (
-            networks.from_torch_state_dict(network, each) for each in tensors
-        )
+        variables = functools.partial(networks.from_torch_state_dict, network)
         return AuthorsCheckpoint(
             settings={**settings, **network_settings},
             left_out=left_out,
             num_steps=_count(entries["step"], "step") + 1,  # Theirs is the index of the last step.
-            variables=variables,
-            ema_variables=ema_variables,
+            variables=variables(model),
+            ema_variables=variables(ema),
             num_updates=num_updates,
-            mu=mu["params"],
-            nu=nu["params"],
+            # Moments lack the vectors of spectral normalisation; those of the model fill the gaps.
+            mu=variables({**model, **mu})["params"],
+            nu=variables({**model, **nu})["params"],
         )
 
 

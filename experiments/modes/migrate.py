@@ -64,7 +64,10 @@ def run_mode(command: Command) -> None:
 
 def _read_newest(folder: Path, training: Training) -> TrainState:
     shapes = training.state_shapes()
-    template = _OldState(*shapes[:-1], *shapes.opt_state)
+    optimizer_state, rollbacks = shapes.opt_state
+    template = _OldState(
+        shapes.step, shapes.variables, shapes.ema_variables, optimizer_state, rollbacks
+    )
     with ocp.CheckpointManager(folder.absolute()) as manager:
         newest = manager.latest_step()
         if newest is None:
