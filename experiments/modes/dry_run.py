@@ -48,13 +48,9 @@ def run_mode(command: Command) -> None:
     compiled = run_steps.lower(*training.blank_arguments(host_batches, 1)).compile()
     compile_seconds = time.perf_counter() - started
     flow_step = _time_flow_step(experiment)
-    train_step = flow_step * (wanted["flow.num_steps"] + advice.GRADIENT_IN_FLOW_STEPS)
-    how = "estimated from the flow step"
-    # With several processes, the compiled step does not accept the arrays of one.
-    if train_step <= _MAX_TIMED_SECONDS and jax.process_count() == 1:
-        # The step takes over the buffers of its arguments, so they are made again each time.
-        arguments = functools.partial(training.blank_arguments, host_batches, 1)
-        train_step, how = min(timed(compiled, arguments, 3, _TRAIN_STEP_SECONDS)), "measured"
+    # The step takes over the buffers of its arguments, so they are made again each time.
+    arguments = functools.partial(training.blank_arguments, host_batches, 1)
+    train_step, how = _time_train_step(compiled, arguments, wanted, flow_step)
     if not parallel.is_first_process():
         return
     shapes = experiment.state_shapes()
@@ -139,6 +135,17 @@ def timed(
         jax.block_until_ready(function(*made))
         seconds.append(time.perf_counter() - started)
     return seconds
+
+
+def _time_train_step(
+    compiled: Any, arguments: Callable[[], tuple[Any, ...]], wanted: Settings, flow_step: float
+) -> tuple[float, str]:
+    """Returns the seconds of a train step, and whether they are measured or estimated."""
+    estimated = flow_step * (wanted["flow.num_steps"] + advice.GRADIENT_IN_FLOW_STEPS)
+    # With several processes, the compiled step does not accept the arrays of one.
+    if estimated > _MAX_TIMED_SECONDS or jax.process_count() > 1:
+        return estimated, "estimated from the flow step"
+    return min(timed(compiled, arguments, 3, _TRAIN_STEP_SECONDS)), "measured"
 
 
 def _time_flow_step(experiment: Experiment) -> float:

@@ -1,6 +1,7 @@
 """Mode sample: writes samples of a checkpoint with a record and a picture."""
 
 import contextlib
+import functools
 import itertools
 import shutil
 import time
@@ -47,20 +48,19 @@ def run_mode(command: Command) -> None:
     num = command.flags["num_samples"] or wanted["evaluate.num_samples"]
     record = _describe(opened, experiment, num)
     path = _find_path(opened, record)
-    picture, record_file, parts = (
-        _next_to(path, what) for what in ("picture.png", "json", "parts")
-    )
+    picture, record_file = _next_to(path, "picture.png"), _next_to(path, "json")
+    parts = _next_to(path, "parts")
     first = parallel.is_first_process()
     # Only complete samples have a record next to them.
     is_done = record_file.exists() and path.exists() and read_json(record_file) == record
     if not is_done:
         opened.run.samples.mkdir(exist_ok=True)
         with lock(parts) if first else contextlib.nullcontext():
-            described = parts, record, num, batch_size(experiment, num)
+            open_shards = functools.partial(Shards, parts, record, num, batch_size(experiment, num))
             if first:  # Only one process may create the folder.
-                Shards(*described)
+                open_shards()
             parallel.barrier("shards opened")
-            shards = Shards(*described)
+            shards = open_shards()
             _draw(opened, experiment, shards)
             num_shown = min(num, pictures.num_shown(experiment.source))
             starts = sample_starts(experiment, opened.checkpoint.state, num_shown)
