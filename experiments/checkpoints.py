@@ -69,7 +69,8 @@ class Checkpoints:
         """
         self._folder = folder.absolute()
         check_path(self._folder)
-        self._run_id, self._num_newest, self._read_only = run_id, keep, read_only
+        self._run_id = run_id
+        self._num_newest, self._read_only = keep, read_only
         self._best_file = self._folder / "best.json"
         options = ocp.CheckpointManagerOptions(
             create=not read_only,
@@ -265,9 +266,10 @@ class Checkpoints:
         found: Restored | Exception
         try:
             found = self._read_patiently(step, template)
+            outcome = found.sha256
         except (FileNotFoundError, _DamagedError) as error:
-            found = error
-        if not parallel.same_on_all_processes(getattr(found, "sha256", type(found).__name__)):
+            found, outcome = error, type(error).__name__
+        if not parallel.same_on_all_processes(outcome):
             raise UserError(
                 f"the processes of the run do not read the same from {self._folder / str(step)}: "
                 "give them one shared --workdir"

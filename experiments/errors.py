@@ -83,8 +83,8 @@ class Parser(argparse.ArgumentParser):
     """Reports a mistake on the command line as an error of the user's. Names must be complete."""
 
     def __init__(self, prog: str, **options: Any) -> None:
-        as_written = {"formatter_class": argparse.RawDescriptionHelpFormatter}
-        super().__init__(prog, allow_abbrev=False, **{**as_written, **options})
+        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(prog, allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see {self.prog} --help")

@@ -40,7 +40,7 @@ def draw(opened: Opened, samples: Samples, found: Evaluation, folder: Path) -> N
     experiment, state, run = opened.experiment, opened.checkpoint.state, opened.run
     source = experiment.source
     start = "prior samples" if source.starts is None else "source images"
-    labels = translation.domains_of(run.settings), translation.caption(found.metrics)
+    domains, shares = translation.domains_of(run.settings), translation.caption(found.metrics)
     captions: dict[str, str] = {}
 
     def add(name: str, figure: Figure, caption: str) -> None:
@@ -49,7 +49,7 @@ def draw(opened: Opened, samples: Samples, found: Evaluation, folder: Path) -> N
 
     add(
         "samples.png",
-        pictures.samples_and_data(source, samples.prior, samples.refined, *labels),
+        pictures.samples_and_data(source, samples.prior, samples.refined, domains, shares),
         f"From left to right: {start}, where the flow starts; samples; and held-out data. "
         "Good samples look like the data.",
     )
@@ -108,7 +108,8 @@ def write(run: Run, record: Path) -> Path:
     verdict = metrics_lib.verdict(metrics, start)
     if few := too_few(details.get("num_held_out")):
         verdict = f"{verdict} {few[0].upper()}{few[1:]}."
-    name, kind = map(html.escape, (run.data["name"], describe_shape(run.data["event_shape"])))
+    name = html.escape(run.data["name"])
+    kind = html.escape(describe_shape(run.data["event_shape"]))
     computed = [(k.replace("_", " "), json.dumps(v)) for k, v in shown.items()]
     used = {k: str(v) for k, v in run.settings.items()}
     command = html.escape(_without_paths(run.command))

@@ -372,10 +372,11 @@ def read(root: Path) -> Run:
     Raises:
       UserError: if there is no run; suggests the closest folder with one.
     """
-    path, digest = root / "run.json", (str, type(None))
+    path = root / "run.json"
     if not path.is_file():
         raise UserError(_why_missing(root))
     record = files.read_json(path, format=int, kind=str, settings=dict, data=dict, command=str)
+    digest = (str, type(None))
     files.check_types(path, record, prior_sha256=digest, reference_sha256=digest)
     if record["format"] > _FORMAT:
         raise UserError(f"{root} was written by a newer version of fdrl_jax; update the program")

@@ -39,13 +39,16 @@ def rows(plan: Plan, outcomes: Sequence[Outcome], metrics: Sequence[str]) -> lis
     pairs = list(zip(plan.runs, outcomes, strict=True))
     result = []
     for group, name in dict.fromkeys((run.group, run.name) for run in plan.runs):
-        own = [(run, of) for run, of in pairs if (run.group, run.name) == (group, name)]
-        done = [of.metrics for _, of in own if of.status == DONE]
+        own = [(run, outcome) for run, outcome in pairs if (run.group, run.name) == (group, name)]
+        done = [outcome.metrics for _, outcome in own if outcome.status == DONE]
         values = {metric: [m[metric] for m in done if metric in m] for metric in metrics}
         remarks = [
-            f"seed {run.seed} {of.status}: {of.reason}" for run, of in own if of.status != DONE
+            f"seed {run.seed} {outcome.status}: {outcome.reason}"
+            for run, outcome in own
+            if outcome.status != DONE
         ]
-        result.append(Row(group, name, own[0][0].varied, values, len(own), "; ".join(remarks)))
+        varied = own[0][0].varied
+        result.append(Row(group, name, varied, values, len(own), "; ".join(remarks)))
     return result
 
 
