@@ -79,10 +79,8 @@ def run_mode(command: Command) -> None:
     print(f"memory per device: {used}")
     print(f"disk: {checkpoints / 2**20:,.0f} MiB of checkpoints")
     print(hardware.describe_devices())
-    print(
-        f"network: {count:,} parameters, input {experiment.source.event_shape}, "
-        f"{experiment.network.dtype}"
-    )
+    dtype = experiment.network.dtype
+    print(f"network: {count:,} parameters, input {source.event_shape}, {dtype}")
     print(f"batch: {batch_size}, {parallel.local_batch_size(batch_size)} per device")
     if source.kind == "images":
         print(advice.noise(wanted)[0])
