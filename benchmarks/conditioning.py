@@ -28,7 +28,7 @@ from experiments.pictures.style import DATA, PRIOR, SAMPLES, panels
 from experiments.sampling.conditional import ALL, conditioned
 from experiments.sampling.draw import sample_state
 from experiments.sampling.opened import open_checkpoint
-from fdrl_jax.state import TrainState
+from fdrl_jax.training.state import TrainState
 
 WEIGHTS = (0.0, 0.03, 0.1, 0.2, 0.3, 1.0, 3.0)
 SHOWN_WEIGHT = 0.3

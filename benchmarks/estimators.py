@@ -29,7 +29,7 @@ from benchmarks.timing import alternate
 from experiments.files import write_json
 from experiments.machine import processor, xla_flags
 from fdrl_jax import networks
-from fdrl_jax.problem import Constants, Estimator, FlowParams, Problem
+from fdrl_jax.training.problem import Constants, Estimator, FlowParams, Problem
 
 NUM_FLOW_STEPS = 5
 _FLOW = {"step_size": 3.0, "noise_scale": 0.01}
@@ -60,14 +60,14 @@ def ours(name: str, batch: int, precision: str) -> tuple[dict[str, Callable[[], 
         FlowParams(NUM_FLOW_STEPS, **_FLOW),
         prior.sample,
     )
-    step = fdrl.steps.make_train_step(
+    step = fdrl.training.steps.make_train_step(
         problem,
         optimizer=optimizer,
         draw=lambda data, host_batch, key, positions: {"real": data},
         batch_size=batch,
     )
-    state = fdrl.state.create(dict(variables), optimizer)
-    root = fdrl.rng.root_key(0)
+    state = fdrl.training.state.create(dict(variables), optimizer)
+    root = fdrl.training.rng.root_key(0)
     started = time.perf_counter()
     flow = jax.jit(run_flow).lower(variables, x).compile()
     compile_seconds = time.perf_counter() - started

@@ -15,7 +15,8 @@ import numpy as np
 from experiments import pictures
 from experiments import prior as fitted_prior
 from experiments.data import DataOptions, load
-from fdrl_jax import priors, rng
+from fdrl_jax import priors
+from fdrl_jax.training import rng
 
 NUM_DIRECTIONS = 64
 NUM_SAMPLES = 4_096

@@ -29,8 +29,9 @@ from benchmarks.timing import alternate
 from benchmarks.trace import thread_seconds
 from experiments.files import write_json
 from experiments.machine import xla_flags
-from fdrl_jax import networks, parallel, rng, steps
-from fdrl_jax.problem import Constants, Estimator, FlowParams, Problem
+from fdrl_jax import networks
+from fdrl_jax.training import parallel, rng, steps
+from fdrl_jax.training.problem import Constants, Estimator, FlowParams, Problem
 
 DEVICES = (1, 2, 4, 8)
 BASE = {"K": 10, "batch": 32, "size": 16, "width": 16}
@@ -76,7 +77,7 @@ def problem(K: int, size: int, width: int) -> tuple[Problem, Any, dict[str, Any]
         FlowParams(K, step_size=1.0, noise_scale=0.01),
         fdrl.priors.uniform(shape).sample,
     )
-    return of, optimizer, fdrl.state.create(variables, optimizer)
+    return of, optimizer, fdrl.training.state.create(variables, optimizer)
 
 
 def train_step(of: Problem, optimizer: Any, batch: int, size: int, axis: str | None) -> Any:

@@ -16,7 +16,7 @@ from experiments import build, command_line, settings
 from experiments.files import write_json
 from experiments.machine import xla_flags
 from experiments.modes.creation import load_data
-from fdrl_jax import parallel, rng, steps
+from fdrl_jax.training import parallel, rng, steps
 
 BATCH, NUM_FLOW_STEPS, STEP_SIZE, NOISE_SCALE, RATE, EMA = 256, 100, 0.1, 0.01, 2e-3, 0.998
 _STEPS_PER_CALL = 10

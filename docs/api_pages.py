@@ -14,9 +14,15 @@ FOLDER = "api"
 
 
 def modules() -> list[ModuleType]:
-    """Returns the modules and packages directly below `fdrl_jax`, which users import."""
-    found = pkgutil.iter_modules(fdrl_jax.__path__)
-    return [importlib.import_module(f"fdrl_jax.{info.name}") for info in found]
+    """Returns the public modules of `fdrl_jax`, and those of `fdrl_jax.training`."""
+    top = [importlib.import_module(f"fdrl_jax.{name}") for name in _public_modules(fdrl_jax)]
+    inside = _public_modules(fdrl_jax.training)
+    return top + [importlib.import_module(f"fdrl_jax.training.{name}") for name in inside]
+
+
+def _public_modules(package: ModuleType) -> list[str]:
+    found = (info.name for info in pkgutil.iter_modules(package.__path__))
+    return [name for name in found if not name.startswith("_")]
 
 
 def public_names(module: ModuleType) -> list[str]:

@@ -25,7 +25,7 @@ from matplotlib.axes import Axes
 from tqdm import tqdm
 
 import fdrl_jax as fdrl
-from fdrl_jax.problem import Constants, Estimator, FlowParams, Problem
+from fdrl_jax.training.problem import Constants, Estimator, FlowParams, Problem
 
 STD = 0.1**0.5
 STEP_SIZE, NOISE_SCALE = 0.1, 0.01
@@ -80,14 +80,14 @@ def train(case: Case, num_train_steps: int) -> tuple[np.ndarray, list[Look]]:
         return {"real": case.distance + prior.sample((), keys, {})}
 
     optimizer = optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, num_train_steps))
-    state = fdrl.state.create(net.init(jax.random.key(0), jnp.zeros((1, 2))), optimizer)
+    state = fdrl.training.state.create(net.init(jax.random.key(0), jnp.zeros((1, 2))), optimizer)
     constants = Constants((), prior.params)
-    step = fdrl.steps.make_train_step(
+    step = fdrl.training.steps.make_train_step(
         problem, optimizer=optimizer, draw=draw, batch_size=BATCH_SIZE, ema_rate=0.98
     )
-    take_steps = jax.jit(fdrl.steps.repeat_steps(step, STEPS_BETWEEN_LOOKS))
+    take_steps = jax.jit(fdrl.training.steps.repeat_steps(step, STEPS_BETWEEN_LOOKS))
     shown = problem._replace(flow=FlowParams(case.shown_flow_steps, STEP_SIZE, NOISE_SCALE))
-    sample_path = jax.jit(fdrl.samplers.make_path_sampler(shown))
+    sample_path = jax.jit(fdrl.training.samplers.make_path_sampler(shown))
     # Only the end of training is shown for a stale estimator.
     guided = case.train_flow_steps > 0
     looks = []
@@ -96,13 +96,15 @@ def train(case: Case, num_train_steps: int) -> tuple[np.ndarray, list[Look]]:
             if guided or state.step == num_train_steps:
                 batch = {"position": jnp.arange(NUM_SAMPLES)}
                 path = np.asarray(
-                    sample_path(fdrl.rng.root_key(1), state.ema_variables, constants, batch)
+                    sample_path(
+                        fdrl.training.rng.root_key(1), state.ema_variables, constants, batch
+                    )
                 )
                 looks.append(look(int(state.step), path[-1], case.distance))
             if state.step == num_train_steps:
                 return path, looks
             count = min(STEPS_BETWEEN_LOOKS, num_train_steps - int(state.step))
-            state, _ = take_steps(fdrl.rng.root_key(0), state, constants, None, count)
+            state, _ = take_steps(fdrl.training.rng.root_key(0), state, constants, None, count)
             bar.update(count)
 
 

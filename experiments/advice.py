@@ -10,8 +10,9 @@ import jax.numpy as jnp
 from experiments.build import Experiment
 from experiments.data import BUILT_IN, Source
 from experiments.evaluation.references import ImageReference, max_stored, too_few
-from fdrl_jax import drift, parallel
-from fdrl_jax.problem import Estimator
+from fdrl_jax import drift
+from fdrl_jax.training import parallel
+from fdrl_jax.training.problem import Estimator
 
 _MAX_VARIANCE_RATIO = 4.0
 _CPU_FLOPS_PER_SECOND = 2e11  # Two cores in float32; rough, only to warn of days of work.

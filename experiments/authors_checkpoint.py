@@ -15,7 +15,7 @@ import numpy as np
 from experiments.settings import Settings
 from experiments.torch_file import TorchFileError, array, load, quoted, state_dict
 from fdrl_jax import networks
-from fdrl_jax.state import Variables
+from fdrl_jax.training.state import Variables
 
 Tensors: TypeAlias = Mapping[str, np.ndarray]
 

@@ -19,8 +19,8 @@ import orbax.checkpoint as ocp
 
 from experiments.errors import UserError, first_line
 from experiments.files import read_json, sha256_of_arrays, sha256_of_json, write_json
-from fdrl_jax import parallel
-from fdrl_jax.state import TrainState
+from fdrl_jax.training import parallel
+from fdrl_jax.training.state import TrainState
 
 Which: TypeAlias = int | Literal["best"] | None  # A step, the best by the metric, or the newest.
 

@@ -18,7 +18,7 @@ from experiments import settings
 from experiments.errors import Parser, UserError
 from experiments.modes import FLAGS, MODES, Mode, at_least, example
 from experiments.settings import Settings
-from fdrl_jax.names import nearest
+from fdrl_jax._names import nearest
 
 _CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 _PROGRAM = "python -m experiments.main"

@@ -30,7 +30,7 @@ from experiments.errors import Parser, UserError
 from experiments.evaluation import metrics
 from experiments.evaluation.protocols import DEFAULT_METRICS, METRICS, PROTOCOLS
 from experiments.files import read_json, write_json
-from fdrl_jax.names import nearest
+from fdrl_jax._names import nearest
 
 
 def main(argv: list[str] | None = None) -> int:

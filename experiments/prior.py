@@ -10,7 +10,8 @@ from tqdm import tqdm
 
 from experiments.errors import UserError
 from experiments.files import read_npz, replacing, sha256_of_arrays
-from fdrl_jax import parallel, priors
+from fdrl_jax import priors
+from fdrl_jax.training import parallel
 
 # Up to 64 x 64 x 3 the full covariance is used, whose factor needs 604 MB.
 MAX_EXACT_SIZE = 12_288

@@ -28,7 +28,7 @@ from experiments.sampling.draw import make_log_ratio
 from experiments.sampling.opened import Opened
 from experiments.training import metrics_log
 from fdrl_jax import drift
-from fdrl_jax.state import TrainState
+from fdrl_jax.training.state import TrainState
 
 _NUM_HEADLINES = 5
 _SCROLLED = "curves.png"  # Its labels would be too small on a phone.

@@ -33,8 +33,8 @@ from experiments.evaluation import references
 from experiments.evaluation.references import ImageReference
 from experiments.prior import FittedPrior
 from experiments.settings import Settings
-from fdrl_jax import parallel
-from fdrl_jax.state import TrainState
+from fdrl_jax.training import parallel
+from fdrl_jax.training.state import TrainState
 
 Kind = Literal["ratio", "classifier"]  # What is trained.
 _MODES = {"ratio": "train", "classifier": "train_classifier"}  # What trains each kind.

@@ -16,7 +16,7 @@ from experiments import divergence_formula
 from experiments.data import registry
 from experiments.errors import UserError
 from fdrl_jax import bregman, networks
-from fdrl_jax.names import nearest
+from fdrl_jax._names import nearest
 
 Settings = dict[str, Any]  # Flat: {"flow.step_size": 0.1, ...}.
 

@@ -8,25 +8,16 @@ there are too many samples and small where there are too few.
 """
 
 from fdrl_jax import (
-    adversarial,
-    augmentation,
     bregman,
     compose,
-    covariance,
     divergences,
     interpolation,
     langevin,
     metrics,
-    names,
     networks,
     objectives,
-    parallel,
     priors,
-    problem,
-    rng,
-    samplers,
-    state,
-    steps,
+    training,
 )
 from fdrl_jax.divergences import first_variation
 from fdrl_jax.langevin import TwoStage, drift, flow, langevin_step, noise_scale, two_stage
@@ -37,11 +28,8 @@ __version__ = "0.2.0"
 __all__ = [
     "TwoStage",
     "__version__",
-    "adversarial",
-    "augmentation",
     "bregman",
     "compose",
-    "covariance",
     "divergences",
     "drift",
     "first_variation",
@@ -50,17 +38,11 @@ __all__ = [
     "langevin",
     "langevin_step",
     "metrics",
-    "names",
     "networks",
     "noise_scale",
     "objective",
     "objectives",
-    "parallel",
     "priors",
-    "problem",
-    "rng",
-    "samplers",
-    "state",
-    "steps",
+    "training",
     "two_stage",
 ]

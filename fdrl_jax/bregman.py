@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jax.scipy.special import xlogy
 
 from fdrl_jax import divergences
+from fdrl_jax._names import nearest
 from fdrl_jax.divergences import FDivergence, Output
-from fdrl_jax.names import nearest
 
 Array = jax.Array
 _MAX_LOG_RATIO = 60.0  # exp(89) is infinite in float32, and a batch of 10^12 must not sum to that.

@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fdrl_jax._names import nearest
 from fdrl_jax.divergences import FDivergence, Output, check_output, first_variation
-from fdrl_jax.names import nearest
 
 Array = jax.Array
 Estimator = Callable[[Array], Array]

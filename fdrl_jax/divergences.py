@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import xlogy
 
-from fdrl_jax.names import nearest
+from fdrl_jax._names import nearest
 
 Array = jax.Array
 Output = Literal["ratio", "log_ratio"]

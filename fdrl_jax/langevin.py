@@ -9,8 +9,8 @@ Random numbers: step `k` uses `fold_in(key, k)`. A flow of K + κ steps therefor
 end of the flow of K steps, and a flow can be split into segments (`first_step`) without changing
 its numbers. With a batch of typed keys, [B], each example has its own random stream: its path
 depends only on its own key and start, whatever the batch size and the number of devices. This holds
-for the generator "threefry2x32" (`rng.root_key`). It does not hold for "rbg", so one rbg key per
-example is an error.
+for the generator "threefry2x32" (`training.rng.root_key`). It does not hold for "rbg", so one rbg
+key per example is an error.
 
 Step size and noise scale may be numbers, or schedules: functions of the step `k`.
 """
@@ -25,7 +25,7 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from fdrl_jax import rng
+from fdrl_jax import _keys
 
 Array = jax.Array
 Potential = Callable[[Array], Array]
@@ -107,7 +107,7 @@ def langevin_step(
       ValueError: as for `drift` and `flow`.
     """
     x = as_floating(x)
-    key = rng.of_batch(key, x)
+    key = _keys.of_batch(key, x)
     return _euler_maruyama(lambda: key, x, drift(x, potential_fn), step_size, noise_scale)
 
 
@@ -134,8 +134,8 @@ def flow(
 
     Args:
       key: one key for the batch, or a typed key per example, [B]. Keys per example must be of
-        "threefry2x32", the default of JAX on most machines and always that of `rng.root_key`; the
-        path of an example then depends only on its own key and start.
+        "threefry2x32", the default of JAX on most machines and always that of
+        `training.rng.root_key`; the path of an example then depends only on its own key and start.
       x0: where the flow starts, [B, ...], as `x` for `drift`.
       potential_fn: as for `drift`; traced once.
       num_steps: the number of steps, >= 0 (a static Python int).
@@ -270,11 +270,11 @@ def _make_step(
     key: Array, potential_fn: Potential, step_size: Schedule, noise_scale: Schedule
 ) -> Callable[[Array, Array], tuple[Array, Array]]:
     """Returns `(x, k) -> (x after step k, drift at x)`."""
-    key = rng.typed(key)
+    key = _keys.typed(key)
     fold_in = jax.vmap(jax.random.fold_in, (0, None)) if key.ndim else jax.random.fold_in
 
     def step(x: Array, k: Array) -> tuple[Array, Array]:
-        rng.of_batch(key, x)  # Also where no noise is drawn.
+        _keys.of_batch(key, x)  # Also where no noise is drawn.
         velocity = drift(x, potential_fn)
         eta, nu = (s(k) if callable(s) else s for s in (step_size, noise_scale))
         return _euler_maruyama(lambda: fold_in(key, k), x, velocity, eta, nu), velocity
@@ -295,7 +295,7 @@ def _euler_maruyama(
             raise ValueError(f"{name} must be a scalar, got an array of shape {jnp.shape(value)}")
     moved: Array = x + step_size * velocity
     if not (isinstance(noise_scale, (int, float)) and noise_scale == 0):
-        moved = moved + noise_scale * rng.normal_like(make_key(), x)
+        moved = moved + noise_scale * _keys.normal_like(make_key(), x)
     result: Array = moved.astype(x.dtype)
     return result
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from fdrl_jax.covariance import Moments, covariance_factor, low_rank, low_rank_factor, moments
+from fdrl_jax._covariance import Moments, covariance_factor, low_rank, low_rank_factor, moments
 
 __all__ = [
     "Moments",

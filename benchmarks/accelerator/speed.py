@@ -14,7 +14,7 @@ from benchmarks.accelerator.budget import Scale
 from benchmarks.sizes import SIZES
 from experiments.planning import hlo, work
 from fdrl_jax import networks
-from fdrl_jax.problem import Constants, Estimator, FlowParams, Problem
+from fdrl_jax.training.problem import Constants, Estimator, FlowParams, Problem
 
 FLOW = {"step_size": 3.0, "noise_scale": 0.01}
 _SMALL = networks.ResNetSpec(8, ((8, 2),))
@@ -64,15 +64,15 @@ def measure(name: str, precision: str, scale: Scale) -> dict[str, float]:
         FlowParams(scale.num_flow_steps, **FLOW),
         fdrl.priors.uniform(shape).sample,
     )
-    step = fdrl.steps.make_train_step(
+    step = fdrl.training.steps.make_train_step(
         problem,
         optimizer=optimizer,
         draw=lambda data, host_batch, key, positions: {"real": data},
         batch_size=scale.batch_size,
     )
-    state = fdrl.state.create(dict(variables), optimizer)
-    keys = fdrl.rng.example_keys(
-        fdrl.rng.root_key(0), fdrl.rng.Stream.FLOW, jnp.arange(scale.batch_size)
+    state = fdrl.training.state.create(dict(variables), optimizer)
+    keys = fdrl.training.rng.example_keys(
+        fdrl.training.rng.root_key(0), fdrl.training.rng.Stream.FLOW, jnp.arange(scale.batch_size)
     )
 
     def flow(keys: jax.Array, variables: Any, x: jax.Array) -> jax.Array:
@@ -82,7 +82,7 @@ def measure(name: str, precision: str, scale: Scale) -> dict[str, float]:
     found = {}
     programs: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
         "flow": (flow, (keys, variables, x)),
-        "train": (step, (fdrl.rng.root_key(0), state, Constants(x, ()))),
+        "train": (step, (fdrl.training.rng.root_key(0), state, Constants(x, ()))),
     }
     with jax.default_matmul_precision(precision):
         for what, (function, arguments) in programs.items():

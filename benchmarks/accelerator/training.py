@@ -18,7 +18,7 @@ from experiments import build, command_line, settings
 from experiments.data import DataOptions, load_if_given
 from experiments.machine import hardware
 from experiments.training import metrics_log
-from fdrl_jax import parallel
+from fdrl_jax.training import parallel
 
 _NUM_PROFILED = 3  # Dispatches.
 _STOPPED = 4  # Exit code of a training that was asked to stop, and saved its state.

@@ -10,12 +10,13 @@ from experiments.build.training import Training, explained, make_optimizer
 from experiments.data import Source
 from experiments.errors import UserError
 from experiments.settings import Settings
-from fdrl_jax import adversarial, networks, parallel
-from fdrl_jax.adversarial import Attack
-from fdrl_jax.augmentation import shifted
+from fdrl_jax import networks
 from fdrl_jax.priors import Batch
-from fdrl_jax.problem import Constants
-from fdrl_jax.state import Variables
+from fdrl_jax.training import adversarial, parallel
+from fdrl_jax.training.adversarial import Attack
+from fdrl_jax.training.augmentation import shifted
+from fdrl_jax.training.problem import Constants
+from fdrl_jax.training.state import Variables
 
 Apply = Callable[[Variables, jax.Array], jax.Array]
 Draw = Callable[[Any, Any, jax.Array, jax.Array], Batch]

@@ -10,8 +10,8 @@ from typing import Any
 
 import jax
 
-from fdrl_jax import parallel
-from fdrl_jax.problem import Constants
+from fdrl_jax.training import parallel
+from fdrl_jax.training.problem import Constants
 
 # A smaller factor is read in less time than the two exchanges between devices take.
 MIN_DISTRIBUTED_BYTES = 256 * 2**20

@@ -12,10 +12,11 @@ from experiments.build.training import Model, Training, explained, make_optimize
 from experiments.data import Source
 from experiments.prior import FittedPrior
 from experiments.settings import Settings, section
-from fdrl_jax import bregman, parallel, priors, steps
+from fdrl_jax import bregman, priors
 from fdrl_jax.priors import Prior
-from fdrl_jax.problem import Constants, Estimator, FlowParams, Problem
-from fdrl_jax.state import TrainState, Variables
+from fdrl_jax.training import parallel, steps
+from fdrl_jax.training.problem import Constants, Estimator, FlowParams, Problem
+from fdrl_jax.training.state import TrainState, Variables
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fdrl_jax.state import TrainState
+from fdrl_jax.training.state import TrainState
 
 
 class Rollbacks(NamedTuple):

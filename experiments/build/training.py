@@ -16,10 +16,10 @@ from experiments.build.rollbacks import after_rollbacks
 from experiments.data import Source, Take
 from experiments.errors import UserError
 from experiments.settings import Settings
-from fdrl_jax import parallel, rng, state, steps
-from fdrl_jax.problem import Constants
-from fdrl_jax.state import TrainState
-from fdrl_jax.steps import TrainStep
+from fdrl_jax.training import parallel, rng, state, steps
+from fdrl_jax.training.problem import Constants
+from fdrl_jax.training.state import TrainState
+from fdrl_jax.training.steps import TrainStep
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

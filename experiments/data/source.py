@@ -85,7 +85,7 @@ class Source(NamedTuple):
     # A pytree of NumPy arrays for `draw`, which the caller copies to the devices; `()` for none.
     arrays: Any = ()
     # `(arrays, host batch, key, positions [B]) -> {"real": [B, ...]}`, on the device. The key is
-    # the same for the whole run; the positions are those of `fdrl_jax.rng`. Paired domains also
+    # the same for the whole run; the positions are those of `training.rng`. Paired domains also
     # have the images to start from under "source"; labelled data have classes [B] under "label".
     draw: Callable[[Any, Any, Array, Array], dict[str, Array]] = refuse
     # `(num=None) -> batches [B, ...]`, float32: one pass in order over the training set without

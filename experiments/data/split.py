@@ -9,7 +9,7 @@ from experiments.data.files import Tree
 from experiments.data.records import Problems, Records
 from experiments.data.source import DataOptions
 from experiments.errors import DataError
-from fdrl_jax.names import nearest
+from fdrl_jax._names import nearest
 
 _HELD_OUT_SHARE = 10  # At most one image in this many is held out of a set without its own split.
 # Training images, and held-out images if the data have some of their own.

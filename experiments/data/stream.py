@@ -24,7 +24,7 @@ from tqdm import tqdm
 from experiments.data.decoded import MAX_CONSECUTIVE_BAD, Images, all_unreadable
 from experiments.data.records import Problems
 from experiments.errors import DataError
-from fdrl_jax import parallel
+from fdrl_jax.training import parallel
 
 # Returns the batches of the next steps; `None` for a source on the device.
 Take = Callable[[int], dict[str, np.ndarray] | None]
@@ -206,7 +206,7 @@ def feed(
 
     The batches are the `training_batches` of this process, of which it uses all but the first
     `start`. `take(count)` returns arrays [devices, max_steps, B / devices, ...] by name for
-    `fdrl_jax.steps.repeat_steps`, whose first `count` steps are set. Bad files are summarised at
+    `training.steps.repeat_steps`, whose first `count` steps are set. Bad files are summarised at
     the end.
 
     While the device runs one dispatch, the host takes the next one from the batches that Grain has

@@ -14,7 +14,7 @@ import numpy as np
 
 from experiments.data.records import Payload, Records, digest
 from experiments.errors import DataError
-from fdrl_jax.names import nearest
+from fdrl_jax._names import nearest
 
 PREFIX = "tfds:"  # Prefix of data.name, as in `tfds:cifar10`.
 _DEFAULT_ROOT = "~/tensorflow_datasets"

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from experiments.errors import UserError
+from fdrl_jax._names import nearest
 from fdrl_jax.metrics import frechet_distance, manifold_metrics, random_conv_features
-from fdrl_jax.names import nearest
 
 # `images [N, H, W, C] float32 in [-1, 1] -> features [N, D] or [N, ...]`.
 Features = Callable[[np.ndarray], np.ndarray]

@@ -23,10 +23,10 @@ from experiments.errors import UserError
 from experiments.export import card
 from experiments.files import replacing, sha256_of_file, write_json, write_text
 from experiments.sampling.draw import batch_at
-from fdrl_jax import samplers
-from fdrl_jax.names import nearest
-from fdrl_jax.problem import Constants
-from fdrl_jax.state import TrainState
+from fdrl_jax._names import nearest
+from fdrl_jax.training import samplers
+from fdrl_jax.training.problem import Constants
+from fdrl_jax.training.state import TrainState
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 LIFETIME = (

@@ -14,7 +14,7 @@ import jax
 from experiments.errors import PeerError, UserError, explained, first_line
 from experiments.machine import peers
 from experiments.machine.interrupts import leave
-from fdrl_jax import parallel
+from fdrl_jax.training import parallel
 
 _QUIET_SECONDS = 5.0  # Time to wait for other processes before printing a message.
 # How JAX, Gloo and NCCL report a process that has ended or cannot be reached. Other errors are of

@@ -15,8 +15,8 @@ from typing import Any
 import jax
 
 from experiments.errors import MEMORY_HINT, UserError
-from fdrl_jax import parallel
-from fdrl_jax.state import TrainState
+from fdrl_jax.training import parallel
+from fdrl_jax.training.state import TrainState
 
 _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")  # Of a container.

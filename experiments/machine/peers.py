@@ -19,7 +19,7 @@ import jax
 
 from experiments.errors import PeerError
 from experiments.machine.interrupts import leave
-from fdrl_jax import parallel
+from fdrl_jax.training import parallel
 
 _CONNECT_SECONDS = 60.0
 _GREETING_SECONDS = 5.0  # Time for whoever connects to show that it is a process of the run.

@@ -11,7 +11,7 @@ from experiments.command_line import Command
 from experiments.errors import UserError
 from experiments.modes import example
 from experiments.modes.creation import fit_prior, load_data
-from fdrl_jax import parallel
+from fdrl_jax.training import parallel
 
 
 def run_mode(command: Command) -> None:

@@ -15,7 +15,7 @@ from experiments.modes import example
 from experiments.prior import FittedPrior
 from experiments.run import Kind, Run
 from experiments.settings import Settings
-from fdrl_jax import parallel
+from fdrl_jax.training import parallel
 
 
 def create_or_resume(command: Command) -> tuple[Run, Experiment]:

@@ -12,7 +12,7 @@ from experiments.pictures import curves
 from experiments.pictures.style import plain
 from experiments.sampling import curve
 from experiments.sampling.opened import open_checkpoint
-from fdrl_jax import parallel
+from fdrl_jax.training import parallel
 
 
 def run_mode(command: Command) -> None:

@@ -18,7 +18,7 @@ from experiments.machine import hardware, memory
 from experiments.modes import creation
 from experiments.planning import process, report, targets
 from experiments.settings import Settings
-from fdrl_jax import parallel
+from fdrl_jax.training import parallel
 
 _MAX_TIMED_SECONDS = 4.0  # Longer train steps are not timed but estimated.
 # A step is not timed again once it has run for this long in all.

@@ -25,7 +25,7 @@ from experiments.run import Run
 from experiments.sampling.draw import make_log_ratio, sample_state
 from experiments.sampling.opened import Opened, open_checkpoint
 from experiments.settings import Settings
-from fdrl_jax import parallel
+from fdrl_jax.training import parallel
 
 
 def run_mode(command: Command) -> None:

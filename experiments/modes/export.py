@@ -3,7 +3,7 @@
 from experiments import export, records
 from experiments.command_line import Command
 from experiments.sampling.opened import open_checkpoint
-from fdrl_jax import parallel
+from fdrl_jax.training import parallel
 
 
 def run_mode(command: Command) -> None:

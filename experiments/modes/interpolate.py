@@ -4,7 +4,7 @@ from experiments import pictures
 from experiments.command_line import Command
 from experiments.pictures import flow
 from experiments.sampling.opened import open_checkpoint
-from fdrl_jax import parallel
+from fdrl_jax.training import parallel
 
 
 def run_mode(command: Command) -> None:

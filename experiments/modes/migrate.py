@@ -13,7 +13,7 @@ from experiments.command_line import Command
 from experiments.errors import UserError, first_line
 from experiments.files import read_json, sha256_of_arrays
 from experiments.modes.creation import load_data
-from fdrl_jax.state import TrainState
+from fdrl_jax.training.state import TrainState
 
 
 class _OldState(NamedTuple):

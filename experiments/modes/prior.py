@@ -7,7 +7,7 @@ from experiments import pictures, run
 from experiments.command_line import Command
 from experiments.modes.creation import create_or_resume
 from experiments.sampling.draw import batch_at
-from fdrl_jax import parallel, rng
+from fdrl_jax.training import parallel, rng
 
 _NUM_SHOWN = 100
 

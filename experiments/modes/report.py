@@ -3,7 +3,7 @@
 from experiments import records, report, run
 from experiments.command_line import Command
 from experiments.errors import UserError
-from fdrl_jax.names import nearest
+from fdrl_jax._names import nearest
 
 
 def run_mode(command: Command) -> None:

@@ -25,7 +25,7 @@ from experiments.sampling.draw import Sampler, batch_size, on_devices, sample_st
 from experiments.sampling.opened import Opened, open_checkpoint
 from experiments.sampling.shards import Shards, lock
 from experiments.settings import Settings
-from fdrl_jax import parallel
+from fdrl_jax.training import parallel
 
 _STARTED = time.perf_counter()
 

@@ -6,7 +6,7 @@ from experiments.errors import UserError
 from experiments.modes import MAX_STRIPS
 from experiments.pictures import flow
 from experiments.sampling.opened import open_checkpoint
-from fdrl_jax import parallel
+from fdrl_jax.training import parallel
 
 
 def run_mode(command: Command) -> None:

@@ -5,7 +5,7 @@ from experiments.command_line import Command
 from experiments.machine.hardware import describe_devices
 from experiments.modes.creation import create_or_resume
 from experiments.training import hooks, loop
-from fdrl_jax import parallel
+from fdrl_jax.training import parallel
 
 
 def run_mode(command: Command) -> None:

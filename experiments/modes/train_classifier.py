@@ -15,8 +15,8 @@ from experiments.machine import hardware, memory
 from experiments.modes.creation import opened_or_new
 from experiments.run import Run
 from experiments.training import loop
-from fdrl_jax import adversarial, parallel
-from fdrl_jax.state import TrainState, Variables
+from fdrl_jax.training import adversarial, parallel
+from fdrl_jax.training.state import TrainState, Variables
 
 _NUM_EVALUATION_STEPS = 20  # Steps of the attack, which is stronger than in training.
 _BATCH_SIZE = 500

@@ -13,8 +13,9 @@ from experiments.pictures import images
 from experiments.pictures.points import spread
 from experiments.pictures.style import panels
 from experiments.sampling.draw import batch_at
-from fdrl_jax import interpolation, samplers
-from fdrl_jax.state import TrainState
+from fdrl_jax import interpolation
+from fdrl_jax.training import samplers
+from fdrl_jax.training.state import TrainState
 
 _NUM_PATHS, _NUM_POINTS = 6, 11
 

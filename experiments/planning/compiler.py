@@ -16,7 +16,7 @@ from experiments.data import Source
 from experiments.planning import hlo, work
 from experiments.planning.targets import Target
 from experiments.settings import Settings
-from fdrl_jax import parallel, samplers
+from fdrl_jax.training import parallel, samplers
 
 
 class Compiled(NamedTuple):

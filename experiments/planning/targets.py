@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.errors import UserError
-from fdrl_jax.names import nearest
+from fdrl_jax._names import nearest
 
 _SIZE = r"[1-9]\d{0,5}(x[1-9]\d{0,5})*"
 _EXAMPLES = "gpu:h100:8, tpu:v5e:4x4"

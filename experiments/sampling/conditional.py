@@ -11,8 +11,8 @@ from experiments import classifiers
 from experiments.build import Experiment
 from experiments.errors import UserError
 from fdrl_jax import compose
+from fdrl_jax._names import nearest
 from fdrl_jax.langevin import Potential
-from fdrl_jax.names import nearest
 from fdrl_jax.priors import Batch
 
 ALL = "all"

@@ -12,8 +12,8 @@ from experiments.evaluation.cheap import cheap_metric
 from experiments.evaluation.metrics import Metric
 from experiments.sampling.draw import Sampler, batch_at, batch_size, on_devices, sample_starts
 from experiments.sampling.opened import Opened
-from fdrl_jax import parallel, samplers
-from fdrl_jax.problem import FlowParams
+from fdrl_jax.training import parallel, samplers
+from fdrl_jax.training.problem import FlowParams
 
 Point = tuple[int, Metric]
 _BEYOND_STEPS = 50  # Steps beyond K in the default curve.

@@ -10,8 +10,8 @@ from tqdm import tqdm
 from experiments import build
 from experiments.build import Experiment
 from experiments.evaluation import Samples
-from fdrl_jax import parallel, samplers
-from fdrl_jax.state import TrainState
+from fdrl_jax.training import parallel, samplers
+from fdrl_jax.training.state import TrainState
 
 _SMALLEST_RATIO = 1e-6
 

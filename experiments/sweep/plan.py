@@ -12,7 +12,7 @@ from experiments import command_line
 from experiments import settings as settings_lib
 from experiments.errors import UserError
 from experiments.settings import Settings
-from fdrl_jax.names import nearest
+from fdrl_jax._names import nearest
 
 Groups = Mapping[str, Mapping[str, Settings]]
 

@@ -15,7 +15,7 @@ from experiments import run as run_lib
 from experiments.errors import DivergedError, UserError
 from experiments.files import read_json, sha256_of_json, write_json
 from experiments.sweep.plan import Plan, Run
-from fdrl_jax.names import nearest
+from fdrl_jax._names import nearest
 
 DONE, DIVERGED, FAILED = "done", "diverged", "failed"
 _RECORD = "outcome.json"

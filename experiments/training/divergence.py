@@ -7,7 +7,7 @@ import numpy as np
 from experiments.build import rollbacks
 from experiments.errors import DivergedError
 from experiments.settings import Settings
-from fdrl_jax.state import TrainState
+from fdrl_jax.training.state import TrainState
 
 
 def find_trouble(

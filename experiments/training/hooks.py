@@ -11,7 +11,7 @@ from experiments.run import Run
 from experiments.sampling.draw import Sampler
 from experiments.training.loop import Hook, Moment
 from experiments.training.metrics_log import PREFIX, Record
-from fdrl_jax import parallel
+from fdrl_jax.training import parallel
 
 
 def hooks_of(experiment: Experiment, run: Run) -> Sequence[Hook]:

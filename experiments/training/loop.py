@@ -19,8 +19,8 @@ from experiments.settings import Settings
 from experiments.training import divergence, metrics_log
 from experiments.training.metrics_log import Record
 from experiments.training.preemption import Preemption
-from fdrl_jax import parallel
-from fdrl_jax.state import TrainState
+from fdrl_jax.training import parallel
+from fdrl_jax.training.state import TrainState
 
 _Metrics = tuple[int, dict[str, jax.Array]]
 

@@ -12,7 +12,7 @@ from experiments.errors import UserError
 from experiments.files import sha256_of_json, write_text
 from experiments.run import Run
 from experiments.settings import Settings
-from fdrl_jax import parallel
+from fdrl_jax.training import parallel
 
 Record = dict[str, float]
 Writer = Callable[[int, Record], None]  # Writes a record of scalars at a step.

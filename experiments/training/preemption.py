@@ -7,7 +7,7 @@ from typing import Any, Self
 
 import jax
 
-from fdrl_jax import parallel
+from fdrl_jax.training import parallel
 
 # The result of a vote is read this many dispatches later, when it is ready without waiting.
 _VOTES_UNDER_WAY = 2

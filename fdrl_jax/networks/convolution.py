@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import jax
 from jax import lax
 
-from fdrl_jax.names import nearest
+from fdrl_jax._names import nearest
 from fdrl_jax.networks import convolution_cpu
 
 IMPLEMENTATIONS = ("custom", "xla")

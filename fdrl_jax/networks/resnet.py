@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
-from fdrl_jax.names import nearest
+from fdrl_jax._names import nearest
 from fdrl_jax.networks.attention import SelfAttention
 from fdrl_jax.networks.convolution import check_implementation
 from fdrl_jax.networks.layers import Conv, Dense, activate

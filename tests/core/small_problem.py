@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fdrl_jax import bregman, divergences, priors, rng, state, steps
-from fdrl_jax.problem import Constants, Estimator, FlowParams, Problem
+from fdrl_jax import bregman, divergences, priors
+from fdrl_jax.training import rng, state, steps
+from fdrl_jax.training.problem import Constants, Estimator, FlowParams, Problem
 
 OPTIMIZER = optax.adam(0.05)
 KEY = rng.root_key(3)

@@ -6,9 +6,9 @@ import numpy as np
 import optax
 import pytest
 
-from fdrl_jax import adversarial, rng, state
-from fdrl_jax.adversarial import Attack
-from fdrl_jax.problem import Constants
+from fdrl_jax.training import adversarial, rng, state
+from fdrl_jax.training.adversarial import Attack
+from fdrl_jax.training.problem import Constants
 
 X = 0.3 * jax.random.normal(jax.random.key(0), (6, 2, 3))
 LABELS = jnp.array([0, 1, 0, 1, 1, 0])

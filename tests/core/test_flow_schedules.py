@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import fdrl_jax as fdrl
-from fdrl_jax.problem import FlowParams
+from fdrl_jax.training.problem import FlowParams
 
 KEY = jax.random.key(7)
 START = jax.random.normal(jax.random.key(0), (8, 2))

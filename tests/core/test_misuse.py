@@ -10,8 +10,9 @@ import pytest
 import small_problem
 
 import fdrl_jax as fdrl
-from fdrl_jax import adversarial, bregman, compose, divergences, rng, state, steps
-from fdrl_jax.adversarial import Attack
+from fdrl_jax import _keys, bregman, compose, divergences
+from fdrl_jax.training import adversarial, rng, state, steps
+from fdrl_jax.training.adversarial import Attack
 
 KEY = jax.random.key(0)
 X = jax.random.normal(KEY, (3, 3))
@@ -91,7 +92,7 @@ def test_raw_rbg_keys_per_example_are_an_error():
     with jax.default_prng_impl("rbg"):
         raw = jax.random.key_data(jax.random.split(jax.random.key(0), 3))
         with pytest.raises(ValueError, match="needs the generator 'threefry2x32', got 'rbg'"):
-            rng.normal_like(raw, X)
+            _keys.normal_like(raw, X)
 
 
 def test_wrong_keys_are_an_error_also_where_no_noise_is_drawn():

@@ -9,8 +9,9 @@ import pytest
 import small_problem
 
 import fdrl_jax as fdrl
-from fdrl_jax import bregman, networks, parallel, priors, rng, steps
-from fdrl_jax.problem import Estimator
+from fdrl_jax import bregman, networks, priors
+from fdrl_jax.training import parallel, rng, steps
+from fdrl_jax.training.problem import Estimator
 
 KEY = jax.random.key(1)
 REAL, START = jax.random.normal(jax.random.key(0), (2, 12, 2))
@@ -204,7 +205,7 @@ def image_step(remat=False, num_micro_batches=1, num_replicas=1):
         num_micro_batches=num_micro_batches,
         axis_name="i" if num_replicas > 1 else None,
     )
-    start = fdrl.state.create(variables, optimizer)
+    start = fdrl.training.state.create(variables, optimizer)
     constants = small_problem.Constants((), ())
     if num_replicas == 1:
         return jax.jit(step)(KEY, start, constants)

@@ -11,9 +11,10 @@ import small_problem
 from jax.sharding import AxisType, PartitionSpec
 
 import fdrl_jax as fdrl
-from fdrl_jax import adversarial, networks, parallel, priors, rng, samplers, steps
-from fdrl_jax.parallel import AXIS
-from fdrl_jax.problem import Estimator
+from fdrl_jax import networks, priors
+from fdrl_jax.training import adversarial, parallel, rng, samplers, steps
+from fdrl_jax.training.parallel import AXIS
+from fdrl_jax.training.problem import Estimator
 
 NUM_DEVICES = jax.local_device_count()
 GLOBAL_BATCH = 4 * NUM_DEVICES

@@ -15,8 +15,9 @@ import optax
 import pytest
 
 import fdrl_jax as fdrl
-from fdrl_jax import priors, rng, state, steps
-from fdrl_jax.problem import Constants, Estimator, FlowParams, Problem
+from fdrl_jax import priors
+from fdrl_jax.training import rng, state, steps
+from fdrl_jax.training.problem import Constants, Estimator, FlowParams, Problem
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 NET = fdrl.networks.MLP(hidden_sizes=(64, 64, 64, 64))

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fdrl_jax import augmentation, rng
-from fdrl_jax.rng import Stream
+from fdrl_jax.training import augmentation, rng
+from fdrl_jax.training.rng import Stream
 
 
 def data(keys):

@@ -8,8 +8,9 @@ import numpy as np
 import small_problem
 
 import fdrl_jax as fdrl
-from fdrl_jax import priors, rng, samplers
-from fdrl_jax.problem import Constants
+from fdrl_jax import priors
+from fdrl_jax.training import rng, samplers
+from fdrl_jax.training.problem import Constants
 
 VARIABLES, KEY = small_problem.initial_variables(), rng.root_key(0)
 

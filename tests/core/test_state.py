@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fdrl_jax import state
+from fdrl_jax.training import state
 
 VARIABLES = {"params": {"w": jnp.array([1.0, 2.0])}, "vectors": {"u": jnp.array([5.0])}}
 GRADS = {"w": jnp.array([10.0, -10.0])}

@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import small_problem
 
-from fdrl_jax import rng, steps
+from fdrl_jax.training import rng, steps
 
 CONSTANTS, KEY = small_problem.CONSTANTS, small_problem.KEY
 

@@ -12,8 +12,9 @@ import pytest
 import small_problem
 
 import fdrl_jax as fdrl
-from fdrl_jax import bregman, divergences, networks, priors, rng, samplers, state, steps
-from fdrl_jax.problem import Constants, Estimator, FlowParams, Problem
+from fdrl_jax import bregman, divergences, networks, priors
+from fdrl_jax.training import rng, samplers, state, steps
+from fdrl_jax.training.problem import Constants, Estimator, FlowParams, Problem
 
 CONSTANTS, KEY = small_problem.CONSTANTS, small_problem.KEY
 

@@ -44,7 +44,7 @@ def test_moments_do_not_depend_on_the_batches_and_do_not_cancel():
 
 
 def test_moments_of_more_dimensions_than_a_block_are_symmetric(monkeypatch):
-    monkeypatch.setattr("fdrl_jax.covariance._BLOCK", 16)
+    monkeypatch.setattr("fdrl_jax._covariance._BLOCK", 16)
     x = decaying()
     found = priors.moments([x])
     np.testing.assert_allclose(found.covariance, covariance(x), atol=1e-12)

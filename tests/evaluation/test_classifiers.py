@@ -4,7 +4,7 @@ import jax
 import numpy as np
 
 from fdrl_jax import networks
-from fdrl_jax.augmentation import shifted
+from fdrl_jax.training.augmentation import shifted
 
 
 def test_features_are_the_input_of_the_last_affine_map():

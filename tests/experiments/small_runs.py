@@ -8,7 +8,7 @@ from experiments import build, command_line, modes, run
 from experiments.command_line import Command
 from experiments.modes.creation import create_or_resume
 from experiments.training import hooks, loop
-from fdrl_jax.state import TrainState
+from fdrl_jax.training.state import TrainState
 
 # A network that compiles in a second.
 SMALL_RESNET = {"network.name": "resnet", "network.width": 4, "network.blocks": ((4, 2),)}

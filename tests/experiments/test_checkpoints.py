@@ -20,7 +20,7 @@ from experiments.checkpoints import Checkpoints
 from experiments.errors import UserError
 from experiments.files import sha256_of_json
 from experiments.training import loop
-from fdrl_jax import parallel, state
+from fdrl_jax.training import parallel, state
 
 RUN = "digest of a run"
 

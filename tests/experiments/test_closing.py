@@ -14,7 +14,7 @@ from experiments import checkpoints
 from experiments.checkpoints import Checkpoints
 from experiments.errors import UserError
 from experiments.run import locked_folder
-from fdrl_jax import state
+from fdrl_jax.training import state
 
 RUN = "digest of a run"
 

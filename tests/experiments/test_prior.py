@@ -10,7 +10,7 @@ from experiments.build import placement
 from experiments.errors import UserError
 from experiments.modes import creation
 from experiments.sampling import draw
-from fdrl_jax import parallel, rng, steps
+from fdrl_jax.training import parallel, rng, steps
 
 
 @pytest.fixture

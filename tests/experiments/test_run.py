@@ -19,7 +19,7 @@ from experiments.data import DataOptions, load
 from experiments.errors import UserError
 from experiments.sampling.draw import sample_state
 from experiments.sampling.opened import open_checkpoint
-from fdrl_jax import parallel
+from fdrl_jax.training import parallel
 
 # Written by every command, or by libraries when a folder is opened.
 VOLATILE = ("lock", "commands.jsonl")

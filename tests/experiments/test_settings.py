@@ -19,7 +19,7 @@ from experiments.errors import UserError
 from experiments.machine import memory
 from experiments.modes import creation, dry_run
 from experiments.settings import MAY_CHANGE, SETTINGS
-from fdrl_jax import parallel, rng, steps
+from fdrl_jax.training import parallel, rng, steps
 
 HOSTILE = [
     *(None, True, b"x", [], (), {}, {"a": 1}, [None], ["x"], [[1]], ((1,),), (1, 2), object(), 1j),

@@ -21,7 +21,7 @@ from benchmarks.faults import program
 from experiments import build, run
 from experiments.errors import PeerError, UserError
 from experiments.machine import hosts, peers
-from fdrl_jax import parallel
+from fdrl_jax.training import parallel
 
 CHANGES = {
     "optimizer.schedule": "constant",

@@ -15,7 +15,7 @@ from experiments.run import Run
 from experiments.sampling import curve
 from experiments.sampling.draw import sample_state
 from experiments.sampling.opened import open_checkpoint
-from fdrl_jax.problem import FlowParams
+from fdrl_jax.training.problem import FlowParams
 
 NUM = 50  # More than a batch, and not a multiple of it.
 

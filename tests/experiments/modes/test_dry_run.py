@@ -8,7 +8,7 @@ from small_runs import SMALL_RESNET, start
 
 from experiments.data import decoded
 from experiments.modes import dry_run
-from fdrl_jax import parallel
+from fdrl_jax.training import parallel
 
 
 def test_a_dry_run_prints_the_answer_first_and_then_the_settings_that_differ(

@@ -6,7 +6,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from experiments.planning import hlo, roofline, targets, work
-from fdrl_jax import parallel
+from fdrl_jax.training import parallel
 
 SIZE = 64
 MATRIX = jax.ShapeDtypeStruct((SIZE, SIZE), jnp.float32)

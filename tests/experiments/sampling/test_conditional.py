@@ -21,7 +21,7 @@ from experiments.modes.sample import _check_condition
 from experiments.sampling.conditional import conditioned, labels_of
 from experiments.sampling.opened import open_checkpoint
 from experiments.torch_file import load as load_torch_file
-from fdrl_jax import adversarial, parallel, rng
+from fdrl_jax.training import adversarial, parallel, rng
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 CIFAR = ("airplane", "automobile", "bird", "cat", "deer")

@@ -8,7 +8,7 @@ from small_runs import command
 from experiments import pictures
 from experiments.sampling.draw import Sampler, batch_size, on_devices, sample_starts, sample_state
 from experiments.sampling.opened import open_checkpoint
-from fdrl_jax import parallel
+from fdrl_jax.training import parallel
 
 NUM, NUM_PRIOR = 50, 10
 

@@ -21,7 +21,7 @@ from experiments.files import locked, write_json
 from experiments.modes import creation
 from experiments.sweep import __main__ as command
 from experiments.sweep import picture, plan, runner, table
-from fdrl_jax import parallel
+from fdrl_jax.training import parallel
 
 CONFIG = "configs/25gaussians.py"
 GROUPS = {

@@ -14,7 +14,7 @@ from fdrl_jax.bregman import Bregman
 from fdrl_jax.divergences import FDivergence, Output, first_variation
 from fdrl_jax.langevin import Potential
 from fdrl_jax.priors import Batch
-from fdrl_jax.state import Variables
+from fdrl_jax.training.state import Variables
 
 Array = jax.Array
 # `(estimator, arrays of a classifier, batch) -> conditioned estimator`.

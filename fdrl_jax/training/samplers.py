@@ -9,11 +9,11 @@ from collections.abc import Callable
 
 import jax
 
-from fdrl_jax import rng
 from fdrl_jax.langevin import TwoStage, flow, two_stage
 from fdrl_jax.priors import Batch
-from fdrl_jax.problem import Constants, Problem
-from fdrl_jax.state import Variables
+from fdrl_jax.training import rng
+from fdrl_jax.training.problem import Constants, Problem
+from fdrl_jax.training.state import Variables
 
 Array = jax.Array
 Sampler = Callable[[Array, Variables, Constants, Batch], TwoStage]

@@ -16,13 +16,13 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from fdrl_jax import rng
 from fdrl_jax.langevin import as_floating, vary_with
 from fdrl_jax.objectives import Metrics
 from fdrl_jax.priors import Batch
-from fdrl_jax.problem import Constants
-from fdrl_jax.state import Variables
-from fdrl_jax.steps import TrainStep, from_gradients
+from fdrl_jax.training import rng
+from fdrl_jax.training.problem import Constants
+from fdrl_jax.training.state import Variables
+from fdrl_jax.training.steps import TrainStep, from_gradients
 
 Array = jax.Array
 Classifier = Callable[[Array], Array]

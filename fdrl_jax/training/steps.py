@@ -13,13 +13,14 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from fdrl_jax import _keys
 from fdrl_jax import bregman as bregman_lib
-from fdrl_jax import rng, state
 from fdrl_jax.langevin import as_floating, vary_over
 from fdrl_jax.objectives import Metrics, objective
 from fdrl_jax.priors import Batch
-from fdrl_jax.problem import Constants, Problem
-from fdrl_jax.state import TrainState, Variables
+from fdrl_jax.training import rng, state
+from fdrl_jax.training.problem import Constants, Problem
+from fdrl_jax.training.state import TrainState, Variables
 
 Array = jax.Array
 # `(variables, key, constants, host batch, positions [B]) -> (gradients, metrics)`.
@@ -101,7 +102,7 @@ def make_train_step(
         real = as_floating(batch["real"])
         if dequantisation:
             keys = rng.example_keys(key, rng.Stream.DEQUANTISATION, positions)
-            real = real + dequantisation * rng.normal_like(keys, real)
+            real = real + dequantisation * _keys.normal_like(keys, real)
         prior_keys = rng.example_keys(key, rng.Stream.PRIOR, positions)
         x0 = problem.prior_sample(constants.prior, prior_keys, batch)
         for name, array in (("draw", real), ("the prior", x0)):

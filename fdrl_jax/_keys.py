@@ -1,0 +1,76 @@
+"""Random keys of a batch: one for all of its examples, or one per example."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Array = jax.Array
+
+
+def check_independent(keys: Array) -> None:
+    """Checks that keys per example give an example the same numbers in every batch.
+
+    Args:
+      keys: typed keys.
+
+    Raises:
+      ValueError: for keys of another generator than "threefry2x32".
+    """
+    if (name := str(jax.random.key_impl(keys))) != "threefry2x32":
+        raise ValueError(
+            f"one key per example needs the generator 'threefry2x32', got {name!r}, whose numbers "
+            "depend on the batch; make the root key with fdrl_jax.training.rng.root_key(seed)"
+        )
+
+
+def typed(key: Array) -> Array:
+    """Returns a typed key, also for a raw uint32 key of `jax.random.PRNGKey`.
+
+    Raises:
+      TypeError: for anything else, such as a seed.
+      ValueError: for several keys of another generator than "threefry2x32".
+    """
+    if not isinstance(key, (jax.Array, np.ndarray)):
+        raise TypeError(
+            f"key must be a JAX key, such as jax.random.key(0), got {type(key).__name__} {key!r}"
+        )
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        key = jax.random.wrap_key_data(key)
+    if key.ndim:
+        check_independent(key)
+    return key
+
+
+def of_batch(key: Array, x: Array) -> Array:
+    """Returns the typed key of a batch, or the typed keys of its examples.
+
+    Args:
+      key: one key for the batch, or a key per example, [B].
+      x: the batch, [B, ...].
+
+    Raises:
+      TypeError: for a key that is not a JAX key.
+      ValueError: if there is neither one key nor one key per example, or for rbg keys per example.
+    """
+    key = typed(key)
+    # [1] keys would give all examples the same noise. `len` rejects a symbolic batch size.
+    if key.ndim and (num := key.shape[0]) != x.shape[0]:
+        raise ValueError(f"expected one key, or one key per example, got {num} for {x.shape[0]}")
+    return key
+
+
+def normal_like(key: Array, x: Array) -> Array:
+    """Draws standard normal noise of the shape and dtype of `x`, [B, ...].
+
+    Args:
+      key: one key for the batch, or a typed key per example, [B].
+      x: a floating-point array.
+
+    Raises:
+      TypeError: as for `of_batch`.
+      ValueError: as for `of_batch`.
+    """
+    key = of_batch(key, x)
+    if key.ndim == 0:
+        return jax.random.normal(key, x.shape, x.dtype)
+    return jax.vmap(lambda k: jax.random.normal(k, x.shape[1:], x.dtype))(key)
