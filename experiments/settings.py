@@ -1,24 +1,34 @@
-"""All settings of a run, each with its default, allowed values, meaning, and when it may change.
+"""All settings of a run: typed sections, each field with default, allowed values and meaning.
 
-`SETTINGS` is the only declaration. The defaults in `configs/base.py`, the checks, `--help=KEY` and
-the reference page of the documentation are derived from it. To add a setting, add it here and read
-it where it is used.
+This is the only declaration. The defaults in `configs/base.py`, the checks, `--help=KEY` and the
+reference page of the documentation follow from it. A config is converted once, by `from_config`;
+no code past this point reads a config. To add a setting, add a field here and read it where it is
+used.
 """
 
 import json
 import os
-from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple, Self
+from collections.abc import Iterator, Mapping
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Literal,
+    NamedTuple,
+    TypeAlias,
+    TypeVar,
+    get_args,
+    get_origin,
+)
 
-from flax.traverse_util import flatten_dict, unflatten_dict
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
 
 from experiments import divergence_formula
-from experiments.data import registry
 from experiments.errors import UserError
 from fdrl_jax import bregman, networks
 from fdrl_jax._names import nearest
-
-Settings = dict[str, Any]  # Flat: {"flow.step_size": 0.1, ...}.
 
 Scope = Literal["fixed", "training", "flow", "free"]
 # When a setting may differ from the value that the run was created with.
@@ -28,397 +38,425 @@ MAY_CHANGE: dict[Scope, str] = {
     "flow": "Fixed for training; commands that draw samples may change it, and record it.",
     "free": "May change at any time.",
 }
+Flat = dict[str, Any]  # By dotted key, as values for JSON: {"flow.step_size": 0.1, ...}.
 
 _MAX_FLOAT32 = 3.4e38
 _MIN_FLOAT32 = 1.2e-38  # The smallest positive normal number; smaller ones may become 0.
-_MAX_TEXT = 1_000
-_MAX_FILE_NAME = 200  # Bytes. File systems allow 255, and samples get suffixes.
+_MAX_INT32 = 2**31 - 1
 _MAX_SHOWN = 300  # Characters of a value in a message.
 
-
-class Rule(NamedTuple):
-    """The allowed values of a setting."""
-
-    accepts: Callable[[Any], bool]  # May raise a `ValueError` with the reason instead.
-    allowed: str  # In words; completes a sentence that starts with "must be".
-    names: tuple[str, ...] = ()  # Those of a choice.
-
-    def error(self, value: Any) -> str | None:
-        """Returns what is wrong with a value, or `None` for an allowed one."""
-        try:
-            if self.accepts(value):
-                return None
-            reason = ""
-        except ValueError as error:
-            reason = f" ({_shortened(str(error))})"
-        hint = nearest(str(value), self.names) if self.names else ""
-        return f"must be {self.allowed}, got {_shortened(repr(value))}{hint}{reason}"
+# Scopes other than "fixed", which is that of a plain type.
+T = TypeVar("T")
+OfTraining = Annotated[T, "training"]
+OfFlow = Annotated[T, "flow"]
+Free = Annotated[T, "free"]
 
 
-class Setting(NamedTuple):
-    """One setting: its default, its allowed values, its `Scope`, and what it does, with units."""
-
-    default: Any
-    rule: Rule
-    scope: Scope = "fixed"
-    about: str = ""
-
-    def means(self, about: str) -> Self:
-        """Returns the setting with what it does."""
-        return self._replace(about=about)
+class _Words(str):
+    """The allowed values in words; completes a sentence that starts with "must be"."""
 
 
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _as_normal(value: float) -> float:
+    if value and abs(value) < _MIN_FLOAT32:
+        raise ValueError("it is too small for a float32")
+    return value
 
 
-def _whole(low: int = 0, high: int = 2**31 - 1) -> Rule:
-    return Rule(
-        lambda value: _is_whole(value) and low <= value <= high,
-        f"a whole number from {low:,} to {high:,}",
-    )
-
-
-def _real(high: float = _MAX_FLOAT32, *, above: bool = False, below: bool = False) -> Rule:
-    """A float32 number from 0 to `high`; `above` and `below` exclude the limits themselves."""
-
-    def accepts(value: Any) -> bool:
-        # Only comparisons, because a whole number may be too large for a float.
-        return (isinstance(value, float) or _is_whole(value)) and bool(
-            (value >= _MIN_FLOAT32 or (value == 0 and not above))
-            and (value < high if below else value <= high)
-        )
-
-    limits = f"{'above' if above else 'at least'} 0 and {'below' if below else 'at most'}"
-    return Rule(accepts, f"a finite number {limits} {high:.3g}")
-
-
-def _choice(*names: str) -> Rule:
-    return Rule(lambda value: value in names, f"one of {', '.join(names)}", names)
-
-
-def _is_text(value: Any) -> bool:
+def _text(value: str) -> str:
     # No line breaks, because messages of one line quote texts. No NUL, because some are paths.
-    return isinstance(value, str) and len(value) <= _MAX_TEXT and value.isprintable()
+    if len(value) > 1_000 or not value.isprintable():
+        raise ValueError
+    return value
 
 
-def _is_file_name(value: Any) -> bool:
-    short = _is_text(value) and len(value.encode()) <= _MAX_FILE_NAME
-    return short and "/" not in value and not value.startswith(".")
+def _file_name(value: str) -> str:
+    # File systems allow 255 bytes, and samples get suffixes.
+    if len(value.encode()) > 200 or "/" in value or value.startswith("."):
+        raise ValueError
+    return _text(value)
 
 
-def _is_list(value: Any, accepts: Callable[[Any], bool]) -> bool:
-    return isinstance(value, (tuple, list)) and all(map(accepts, value))
+def _sizes(value: tuple[int, ...]) -> tuple[int, ...]:
+    if not value or not all(0 < size <= 65_536 for size in value):
+        raise ValueError
+    return value
 
 
-def _increasing(low: int, what: str) -> Rule:
-    return Rule(
-        lambda value: _is_list(value, _whole(low).accepts) and list(value) == sorted(set(value)),
-        f"increasing {what}",
+def _blocks(value: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
+    if not all(0 < channels <= 65_536 and 0 < stride <= 8 for channels, stride in value):
+        raise ValueError
+    return value
+
+
+def _channels(value: int) -> int:
+    if value not in (0, 1, 3):
+        raise ValueError
+    return value
+
+
+def _increasing(value: tuple[int, ...]) -> tuple[int, ...]:
+    if list(value) != sorted(set(value)) or min(value, default=0) < 0:
+        raise ValueError
+    return value
+
+
+def _divergence(value: str) -> str:
+    divergence_formula.parse(value)
+    return value
+
+
+Real = Annotated[float, AfterValidator(_as_normal)]
+Text = Annotated[str, AfterValidator(_text), _Words("a text of at most 1,000 printable characters")]
+Length = Annotated[int, Ge(0), Le(65_536)]
+Positive = Annotated[Real, Gt(0.0), Le(_MAX_FLOAT32)]
+NotNegative = Annotated[Real, Ge(0.0), Le(_MAX_FLOAT32)]
+Whole = Annotated[int, Ge(0), Le(_MAX_INT32)]
+Count = Annotated[int, Ge(1), Le(_MAX_INT32)]
+if TYPE_CHECKING:  # The names are known at run time.
+    NetworkName: TypeAlias = str
+    LossName: TypeAlias = str
+else:
+    NetworkName = Literal[("auto", "mlp", "resnet", *networks.SPECS)]
+    LossName = Literal[tuple(bregman.REGISTRY)]
+
+
+class Section(BaseModel):
+    """A group of settings. Texts below fields are their documentation."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        strict=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
     )
 
 
-def _is_block(value: Any) -> bool:
-    return _SIZES.accepts(value) and len(value) == 2 and bool(value[1] <= 8)
+class Data(Section):
+    """The data set and how its images are prepared."""
+
+    name: Text = "swissroll"
+    """Data set: a built-in one (swissroll, 8gaussians, 25gaussians, digits), or images from a
+    folder or zip (folder), an array (npz), two domains (pair) or TFDS (tfds:NAME)."""
+    dir: Free[Text] = ""
+    """Path of the images. If empty, the environment variable FDRL_DATA_DIR is used; the flag
+    --data_dir overrides both. If none of the three is set, a run uses the --data_dir of the
+    command that created it, if that still exists."""
+    split: Text = "train"
+    """Split that the run trains on."""
+    held_out_split: Text = "test"
+    """Split that the run is evaluated on, if the data have it."""
+    num_held_out: Count = 1_000
+    """Number of images to hold out of a set without such a split, at most a tenth of the set."""
+    source_class: Text = ""
+    """For a translation between classes: the class to start from."""
+    target_class: Text = ""
+    """For a translation between classes: the class to translate to."""
+    center_crop: Length = 0
+    """Side in pixels of the square that is cut from the centre before resizing; 0: no crop."""
+    resize: Length = 0
+    """Length in pixels to which the shorter side is resized; 0: that of data.image_size."""
+    image_size: Length = 0
+    """Side in pixels of the square that is cut from the centre after resizing; 0: keeps the size
+    after resizing, which must be the same for all images."""
+    keep_aspect: bool = True
+    """True keeps the aspect ratio when resizing. False squeezes images to a square of data.resize,
+    or data.image_size if that is 0."""
+    channels: Annotated[
+        int, AfterValidator(_channels), _Words("0 (as stored), 1 (grey) or 3 (colour)")
+    ] = 3
+    """Channels per image: 1 converts to grey, 3 to colour, 0 keeps what the files contain."""
+    random_flip: bool = False
+    """Mirrors half of the training images, left to right."""
+    dequantisation: Annotated[Real, Ge(0.0), Le(1.0)] = 0.0
+    """Standard deviation of the Gaussian noise that is added to data in [-1, 1]."""
+    in_memory_megabytes: Whole = 256
+    """Data sets of up to this many megabytes of pixels are kept in memory; larger ones are
+    streamed."""
+    num_threads: Free[Annotated[int, Ge(1), Le(1_000)]] = 4
+    """Number of decoding threads."""
+    prefetch_batches: Free[Annotated[int, Ge(1), Le(10_000)]] = 8
+    """Number of batches that are decoded in advance."""
 
 
-_FLAG = Rule(lambda value: isinstance(value, bool), "True or False")
-_TEXT = Rule(_is_text, f"a text of at most {_MAX_TEXT:,} printable characters")
-_FILE_NAME = Rule(_is_file_name, f"a file name without a folder, of at most {_MAX_FILE_NAME} bytes")
-_LENGTH = _whole(0, 65_536)
-_SIZES = Rule(
-    lambda value: bool(value) and _is_list(value, _whole(1, 65_536).accepts),
-    "one or more positive whole numbers such as (64, 64)",
-)
-_BLOCKS = Rule(
-    lambda value: _is_list(value, _is_block),
-    "pairs of channels and stride such as ((32, 1), (64, 2))",
-)
-_DIVERGENCE = Rule(
-    lambda value: isinstance(value, str) and bool(divergence_formula.parse(value)),
-    "a divergence such as kl, alpha(0.5) or 0.5*kl + 0.5*js",
-)
+class Network(Section):
+    """The network that estimates the ratio, or classifies."""
 
-SETTINGS: dict[str, Setting] = {
-    "seed": Setting(0, _whole(), "flow").means(
-        "Seed of the initial weights, the data order and the noise."
-    ),
-    "precision": Setting("float32", _choice("auto", "float32", "tensorfloat32", "bfloat16")).means(
-        "Precision in which the network computes; parameters and flow are always float32. `auto` "
-        "uses bfloat16 on devices that are fast in it, and float32 on all others. tensorfloat32 is "
-        "faster on NVIDIA GPUs from Ampere on. bfloat16 is faster still and needs half the memory."
-    ),
-    "data.name": Setting(
-        "swissroll", Rule(registry.is_known, f"one of {', '.join(registry.NAMES)}", registry.NAMES)
-    ).means(
-        "Data set: a built-in one (swissroll, 8gaussians, 25gaussians, digits), or images from a "
-        "folder or zip (folder), an array (npz), LSUN (lsun), two domains (pair) or TFDS "
-        "(tfds:NAME)."
-    ),
-    "data.dir": Setting("", _TEXT, "free").means(
-        "Path of the images. If empty, the environment variable FDRL_DATA_DIR is used; the flag "
-        "--data_dir overrides both. If none of the three is set, a run uses the --data_dir of the "
-        "command that created it, if that still exists."
-    ),
-    "data.split": Setting("train", _TEXT).means("Split that the run trains on."),
-    "data.held_out_split": Setting("test", _TEXT).means(
-        "Split that the run is evaluated on, if the data have it."
-    ),
-    "data.num_held_out": Setting(1_000, _whole(1)).means(
-        "Number of images to hold out of a set without such a split, at most a tenth of the set."
-    ),
-    "data.source_class": Setting("", _TEXT).means(
-        "For a translation between classes: the class to start from."
-    ),
-    "data.target_class": Setting("", _TEXT).means(
-        "For a translation between classes: the class to translate to."
-    ),
-    "data.center_crop": Setting(0, _LENGTH).means(
-        "Side in pixels of the square that is cut from the centre before resizing; 0: no crop."
-    ),
-    "data.resize": Setting(0, _LENGTH).means(
-        "Length in pixels to which the shorter side is resized; 0: that of data.image_size."
-    ),
-    "data.image_size": Setting(0, _LENGTH).means(
-        "Side in pixels of the square that is cut from the centre after resizing; 0: keeps the "
-        "size after resizing, which must be the same for all images."
-    ),
-    "data.keep_aspect": Setting(True, _FLAG).means(
-        "True keeps the aspect ratio when resizing. False squeezes images to a square of "
-        "data.resize, or data.image_size if that is 0."
-    ),
-    "data.channels": Setting(
-        3, Rule(lambda v: _is_whole(v) and v in (0, 1, 3), "0 (as stored), 1 (grey) or 3 (colour)")
-    ).means("Channels per image: 1 converts to grey, 3 to colour, 0 keeps what the files contain."),
-    "data.random_flip": Setting(False, _FLAG).means(
-        "Mirrors half of the training images, left to right."
-    ),
-    "data.dequantisation": Setting(0.0, _real(1.0)).means(
-        "Standard deviation of the Gaussian noise that is added to data in [-1, 1]."
-    ),
-    "data.on_error": Setting("stop", _choice("stop", "skip"), "free").means(
-        "Reaction to an unreadable file: stop, or skip it and report the number of such files."
-    ),
-    "data.in_memory_megabytes": Setting(256, _whole(0)).means(
-        "Data sets of up to this many megabytes of pixels are kept in memory; larger ones are "
-        "streamed."
-    ),
-    "data.num_workers": Setting(0, _whole(0, 1_000), "free").means(
-        "Number of processes that decode streamed images; 0: threads of the main process."
-    ),
-    "data.num_threads": Setting(4, _whole(1, 1_000), "free").means(
-        "Number of decoding threads per process."
-    ),
-    "data.prefetch_batches": Setting(8, _whole(1, 10_000), "free").means(
-        "Number of batches that are decoded in advance."
-    ),
-    "network.name": Setting("mlp", _choice("auto", "mlp", "resnet", *networks.SPECS)).means(
-        "Network: `mlp` for points; `auto` is the paper's network for the image size; `resnet` is "
-        "built from network.blocks; the others are those of the paper's table 4."
-    ),
-    "network.hidden_sizes": Setting((64, 64, 64, 64), _SIZES).means(
-        "Sizes of the hidden layers of `mlp`."
-    ),
-    "network.width": Setting(0, _LENGTH).means(
-        "Channels of the first convolution of a residual network. Those of the blocks of the "
-        "paper's networks scale with it; 0: the paper's number."
-    ),
-    "network.blocks": Setting((), _BLOCKS).means("Channels and stride of each block of `resnet`."),
-    "network.attention": Setting(False, _FLAG).means(
-        "Adds a self-attention layer to a residual network."
-    ),
-    "network.attention_after": Setting(1, _whole(1, 1_000)).means(
-        "Number of the block of `resnet` that self-attention follows."
-    ),
-    "network.spectral_norm": Setting(False, _FLAG).means(
-        "Divides each kernel by its largest singular value."
-    ),
-    "network.use_bias": Setting(False, _FLAG).means(
-        "Adds a bias per channel to the 3x3 convolutions of a residual network."
-    ),
-    "network.remat": Setting(False, _FLAG, "training").means(
-        "Recomputes activations in the backward pass. Saves memory and takes longer."
-    ),
-    "prior.name": Setting("normal", _choice("normal", "uniform", "data_dependent", "source")).means(
-        "Distribution that the flow starts from; `source` is the source domain of a translation."
-    ),
-    "prior.scale": Setting(1.0, _real(above=True)).means("Standard deviation of `normal`."),
-    "prior.rank": Setting(0, _whole(0, 2**20)).means(
-        "Rank of the covariance of `data_dependent`; 0: the full covariance, up to 12,288 "
-        "dimensions."
-    ),
-    "prior.jitter": Setting(1e-4, _real()).means(
-        "Variance that is added to the diagonal of this covariance (eq. 8)."
-    ),
-    "flow.num_steps": Setting(100, _whole(1, 100_000), "flow").means(
-        "K: number of flow steps in training, and of bridging steps in sampling."
-    ),
-    "flow.num_refine_steps": Setting(20, _whole(0, 100_000), "flow").means(
-        "κ: number of refinement steps, which follow the K steps in sampling."
-    ),
-    "flow.step_size": Setting(3.0, _real(above=True), "flow").means(
-        "η: step size, which multiplies the drift."
-    ),
-    "flow.step_size_decay": Setting(1.0, _real(1_000.0, above=True), "flow").means(
-        "Step size at step K divided by the first one; it changes in geometric progression."
-    ),
-    "flow.noise_scale": Setting(0.01, _real(), "flow").means(
-        "ν: standard deviation of the noise that each step adds."
-    ),
-    "loss.name": Setting("lr", _choice(*bregman.REGISTRY)).means(
-        "Bregman loss that trains the density ratio."
-    ),
-    "loss.divergence": Setting("kl", _DIVERGENCE).means("f-divergence that the flow decreases."),
-    "loss.gradient_penalty": Setting(0.0, _real(), "training").means(
-        "Weight of the zero-centred gradient penalty on data and on flowed samples (R1 + R2)."
-    ),
-    "loss.gradient_penalty_fraction": Setting(1.0, _real(1.0, above=True), "training").means(
-        "Fraction of the batch on which the penalty is computed; a smaller one is faster."
-    ),
-    "optimizer.learning_rate": Setting(1e-4, _real(10.0, above=True), "training").means(
-        "Initial learning rate of Adam."
-    ),
-    "optimizer.b1": Setting(0.9, _real(1.0, below=True), "training").means(
-        "Decay rate of Adam's first moment."
-    ),
-    "optimizer.b2": Setting(0.999, _real(1.0, below=True), "training").means(
-        "Decay rate of Adam's second moment."
-    ),
-    "optimizer.schedule": Setting(
-        "piecewise", _choice("constant", "piecewise", "cosine"), "training"
-    ).means("Schedule of the learning rate; `cosine` decays it to 0 over train.num_steps."),
-    "optimizer.boundaries": Setting(
-        (80_000, 90_000), _increasing(1, "step numbers such as (80000, 90000)"), "training"
-    ).means("Train steps at which `piecewise` multiplies the learning rate by optimizer.decay."),
-    "optimizer.decay": Setting(0.1, _real(1.0, above=True), "training").means(
-        "Factor on the learning rate at each of optimizer.boundaries."
-    ),
-    "optimizer.warmup_steps": Setting(0, _whole(), "training").means(
-        "Number of train steps over which the learning rate grows linearly from 0."
-    ),
-    "optimizer.clip_norm": Setting(0.0, _real(), "training").means(
-        "Gradients with a larger global norm are scaled down to this norm; 0: no clipping."
-    ),
-    "train.num_steps": Setting(100_000, _whole(1), "training").means(
-        "Number of train steps. As an exception, it may change when training resumes, unless "
-        "optimizer.schedule is cosine."
-    ),
-    "train.batch_size": Setting(64, _whole(1, 2**20), "training").means(
-        "Examples per train step, in total over all devices."
-    ),
-    "train.ema_rate": Setting(0.998, _real(1.0, below=True), "training").means(
-        "Decay per step of the exponential moving average of the parameters (EMA)."
-    ),
-    "train.ema_ramp": Setting(False, _FLAG, "training").means(
-        "Uses the decay min(ema_rate, (1 + t) / (10 + t)) at step t, so that the average forgets "
-        "the initial weights faster."
-    ),
-    "train.steps_per_dispatch": Setting(10, _whole(1, 10_000), "free").means(
-        "Number of train steps that the device runs before it returns to the host."
-    ),
-    "train.num_micro_batches": Setting(1, _whole(1, 2**20), "training").means(
-        "Number of equal parts of the batch per device, which are processed one after the other to "
-        "save memory."
-    ),
-    "train.max_log_ratio": Setting(50.0, _real(above=True), "free").means(
-        "A run has diverged if the absolute value of the mean log ratio exceeds this."
-    ),
-    "train.max_ratio": Setting(1e4, _real(above=True), "free").means(
-        "The same limit for the mean ratio, under losses that learn the ratio itself (LSIF)."
-    ),
-    "train.on_divergence": Setting("stop", _choice("stop", "rollback"), "free").means(
-        "What a diverged run does: stop, or return to the last checkpoint and skip the batches "
-        "since then (rollback)."
-    ),
-    "train.rollback_lr_factor": Setting(0.5, _real(1.0, above=True), "free").means(
-        "Factor on the learning rate at each rollback."
-    ),
-    "train.max_rollbacks": Setting(3, _whole(0, 1_000), "free").means(
-        "Maximum number of rollbacks; after that a divergence stops the run."
-    ),
-    "log.every_steps": Setting(100, _whole(1), "free").means(
-        "Number of train steps between lines of metrics.jsonl."
-    ),
-    "log.tensorboard": Setting(False, _FLAG, "free").means("Also writes TensorBoard event files."),
-    "log.wandb": Setting("off", _choice("off", "offline", "online"), "free").means(
-        "Also logs to Weights & Biases."
-    ),
-    "checkpoint.every_steps": Setting(5_000, _whole(1), "free").means(
-        "Number of train steps between checkpoints."
-    ),
-    "checkpoint.keep": Setting(3, _whole(1, 1_000), "free").means(
-        "Number of checkpoints to keep: the newest ones. The best one is kept as well."
-    ),
-    "snapshot.every_steps": Setting(5_000, _whole(1), "free").means(
-        "Number of train steps between snapshots, the samples that the report shows over training."
-    ),
-    "snapshot.num_samples": Setting(64, _whole(1, 100_000), "free").means(
-        "Number of samples per snapshot."
-    ),
-    "sample.weights": Setting("ema", _choice("ema", "raw"), "flow").means(
-        "Parameters that draw samples: averaged (ema), or those of the last step (raw)."
-    ),
-    "sample.format": Setting("npz", _choice("npz", "folder", "zip"), "free").means(
-        "Format of the samples: an .npz file, or PNG files in a folder or a zip."
-    ),
-    "sample.name": Setting("", _FILE_NAME, "free").means(
-        "Name of the file or folder of samples; if empty, it follows from the checkpoint's step."
-    ),
-    "condition.label": Setting("", _TEXT, "free").means(
-        "Class of the samples, by name or number; `all` draws all classes in turn. The flag "
-        "--class sets it too."
-    ),
-    "condition.classifier": Setting("", _TEXT, "free").means(
-        "Folder of a trained classifier, or a .pt file of the library `robustness`. The flag "
-        "--classifier sets it too."
-    ),
-    "condition.weight": Setting(0.1, _real(), "free").means("φ: weight of the classifier."),
-    "condition.num_refine_steps": Setting(10, _whole(0, 100_000), "free").means(
-        "Number of refinement steps of class-conditional samples."
-    ),
-    "attack.epsilon": Setting(1.0, _real(), "training").means(
-        "Maximum L2 distance of an adversarial image from the original, for pixels in [0, 1]."
-    ),
-    "attack.num_steps": Setting(7, _whole(0, 1_000), "training").means(
-        "Number of steps of the attack; 0 trains a classifier without adversarial images."
-    ),
-    "augment.max_shift": Setting(0, _whole(0, 1_000), "training").means(
-        "Maximum random shift of a classifier's training images, in pixels along each axis."
-    ),
-    "curve.over": Setting("length", _choice("length", "step"), "free").means(
-        "Horizontal axis of mode curve: length of the flow, or train step."
-    ),
-    "curve.lengths": Setting(
-        (), _increasing(0, "lengths of the flow such as (0, 50, 100)"), "free"
-    ).means("Lengths of the flow in mode curve; if empty, some lengths from 0 to K + 50."),
-    "evaluate.every_steps": Setting(0, _whole(), "free").means(
-        "Number of train steps between evaluations of a cheap metric. The checkpoint with its best "
-        "value is kept; 0: never."
-    ),
-    "evaluate.num_monitored_samples": Setting(1_000, _whole(2, 10_000_000), "free").means(
-        "Number of samples of this cheap metric."
-    ),
-    "evaluate.num_samples": Setting(10_000, _whole(2, 10_000_000), "free").means(
-        "Largest number of samples of an evaluation. At most 10,000 points, 1,000 translated "
-        "images, or 5,000 images without Inception weights are drawn."
-    ),
-    "evaluate.batch_size": Setting(1_000, _whole(1, 2**20), "free").means(
-        "Number of samples that are drawn at a time, in total over all devices."
-    ),
-    "evaluate.inception_weights": Setting("", _TEXT, "free").means(
-        "Path of weights-inception-2015-12-05-6726825d.pth of torch-fidelity, for FID and similar "
-        "metrics (extra `eval`); if empty, they are not computed."
-    ),
-    "evaluate.legacy_weights": Setting("", _TEXT, "free").means(
-        "Path of torchvision's Inception weights, for the paper's protocol."
-    ),
-    "evaluate.inception_score": Setting(False, _FLAG, "free").means(
-        "Also computes the Inception Score."
-    ),
-}
+    name: NetworkName = "mlp"
+    """Network: `mlp` for points; `auto` is the paper's network for the image size; `resnet` is
+    built from network.blocks; the others are those of the paper's table 4."""
+    hidden_sizes: Annotated[
+        tuple[int, ...],
+        AfterValidator(_sizes),
+        _Words("one or more positive whole numbers such as (64, 64)"),
+    ] = (64, 64, 64, 64)
+    """Sizes of the hidden layers of `mlp`."""
+    width: Length = 0
+    """Channels of the first convolution of a residual network. Those of the blocks of the paper's
+    networks scale with it; 0: the paper's number."""
+    blocks: Annotated[
+        tuple[tuple[int, int], ...],
+        AfterValidator(_blocks),
+        _Words("pairs of channels and stride such as ((32, 1), (64, 2))"),
+    ] = ()
+    """Channels and stride of each block of `resnet`."""
+    attention: bool = False
+    """Adds a self-attention layer to a residual network."""
+    attention_after: Annotated[int, Ge(1), Le(1_000)] = 1
+    """Number of the block of `resnet` that self-attention follows."""
+    spectral_norm: bool = False
+    """Divides each kernel by its largest singular value."""
+    use_bias: bool = False
+    """Adds a bias per channel to the 3x3 convolutions of a residual network."""
+    remat: OfTraining[bool] = False
+    """Recomputes activations in the backward pass. Saves memory and takes longer."""
 
-# Names in version 0.1, and their present names.
-_RENAMED = {"evaluate.num_judged_samples": "evaluate.num_monitored_samples"}
+
+class Prior(Section):
+    """The distribution that the flow starts from."""
+
+    name: Literal["normal", "uniform", "data_dependent", "source"] = "normal"
+    """Distribution that the flow starts from; `source` is the source domain of a translation."""
+    scale: Positive = 1.0
+    """Standard deviation of `normal`."""
+    rank: Annotated[int, Ge(0), Le(2**20)] = 0
+    """Rank of the covariance of `data_dependent`; 0: the full covariance, up to 12,288
+    dimensions."""
+    jitter: NotNegative = 1e-4
+    """Variance that is added to the diagonal of this covariance (eq. 8)."""
+
+
+class Flow(Section):
+    """The flow from the prior to the data."""
+
+    num_steps: OfFlow[Annotated[int, Ge(0), Le(100_000)]] = 100
+    """K: number of flow steps in training, and of bridging steps in sampling. With 0, the network
+    learns the ratio of the prior over the data."""
+    num_refine_steps: OfFlow[Annotated[int, Ge(0), Le(100_000)]] = 20
+    """κ: number of refinement steps, which follow the K steps in sampling."""
+    step_size: OfFlow[Positive] = 3.0
+    """η: step size, which multiplies the drift."""
+    step_size_decay: OfFlow[Annotated[Real, Gt(0.0), Le(1_000.0)]] = 1.0
+    """Step size at step K divided by the first one; it changes in geometric progression."""
+    noise_scale: OfFlow[NotNegative] = 0.01
+    """ν: standard deviation of the noise that each step adds."""
+
+
+class Loss(Section):
+    """The loss of the ratio, and the divergence that the flow decreases."""
+
+    name: LossName = "lr"
+    """Bregman loss that trains the density ratio."""
+    divergence: Annotated[
+        str,
+        AfterValidator(_divergence),
+        _Words("a divergence such as kl, alpha(0.5) or 0.5*kl + 0.5*js"),
+    ] = "kl"
+    """f-divergence that the flow decreases."""
+    gradient_penalty: OfTraining[NotNegative] = 0.0
+    """Weight of the zero-centred gradient penalty on data and on flowed samples (R1 + R2)."""
+    gradient_penalty_fraction: OfTraining[Annotated[Real, Gt(0.0), Le(1.0)]] = 1.0
+    """Fraction of the batch on which the penalty is computed; a smaller one is faster."""
+
+
+class Optimizer(Section):
+    """Adam and its learning rate."""
+
+    learning_rate: OfTraining[Annotated[Real, Gt(0.0), Le(10.0)]] = 1e-4
+    """Initial learning rate of Adam."""
+    b1: OfTraining[Annotated[Real, Ge(0.0), Lt(1.0)]] = 0.9
+    """Decay rate of Adam's first moment."""
+    b2: OfTraining[Annotated[Real, Ge(0.0), Lt(1.0)]] = 0.999
+    """Decay rate of Adam's second moment."""
+    schedule: OfTraining[Literal["constant", "piecewise", "cosine"]] = "piecewise"
+    """Schedule of the learning rate; `cosine` decays it to 0 over train.num_steps."""
+    boundaries: OfTraining[
+        Annotated[
+            tuple[int, ...],
+            AfterValidator(_increasing),
+            _Words("increasing step numbers such as (80000, 90000)"),
+        ]
+    ] = (80_000, 90_000)
+    """Training steps at which `piecewise` multiplies the learning rate by optimizer.decay."""
+    decay: OfTraining[Annotated[Real, Gt(0.0), Le(1.0)]] = 0.1
+    """Factor on the learning rate at each of optimizer.boundaries."""
+    warmup_steps: OfTraining[Whole] = 0
+    """Number of training steps over which the learning rate grows linearly from 0."""
+    clip_norm: OfTraining[NotNegative] = 0.0
+    """Gradients with a larger global norm are scaled down to this norm; 0: no clipping."""
+
+
+class Train(Section):
+    """Training: its length, the batch, the average of the weights, and divergence."""
+
+    num_steps: OfTraining[Count] = 100_000
+    """Number of training steps. As an exception, it may change when training resumes, unless
+    optimizer.schedule is cosine."""
+    batch_size: OfTraining[Annotated[int, Ge(1), Le(2**20)]] = 64
+    """Examples per training step, in total over all devices."""
+    ema_rate: OfTraining[Annotated[Real, Ge(0.0), Lt(1.0)]] = 0.998
+    """Decay per step of the exponential moving average of the parameters (EMA)."""
+    ema_ramp: OfTraining[bool] = False
+    """Uses the decay min(ema_rate, (1 + t) / (10 + t)) at step t, so that the average forgets the
+    initial weights faster."""
+    steps_per_dispatch: Free[Annotated[int, Ge(1), Le(10_000)]] = 10
+    """Number of training steps that the device runs before it returns to the host."""
+    num_micro_batches: OfTraining[Annotated[int, Ge(1), Le(2**20)]] = 1
+    """Number of equal parts of the batch per device, which are processed one after the other to
+    save memory."""
+    max_log_ratio: Free[Positive] = 50.0
+    """A run has diverged if the absolute value of the mean log ratio exceeds this."""
+    max_ratio: Free[Positive] = 1e4
+    """The same limit for the mean ratio, under losses that learn the ratio itself (LSIF)."""
+    on_divergence: Free[Literal["stop", "rollback"]] = "stop"
+    """What a diverged run does: stop, or return to the last checkpoint and skip the batches since
+    then (rollback)."""
+    rollback_lr_factor: Free[Annotated[Real, Gt(0.0), Le(1.0)]] = 0.5
+    """Factor on the learning rate at each rollback."""
+    max_rollbacks: Free[Annotated[int, Ge(0), Le(1_000)]] = 3
+    """Maximum number of rollbacks; after that a divergence stops the run."""
+
+
+class Log(Section):
+    """Logs of metrics."""
+
+    every_steps: Free[Count] = 100
+    """Number of training steps between lines of metrics.jsonl."""
+    tensorboard: Free[bool] = False
+    """Also writes TensorBoard event files."""
+    wandb: Free[Literal["off", "offline", "online"]] = "off"
+    """Also logs to Weights & Biases."""
+
+
+class Checkpoint(Section):
+    """Checkpoints."""
+
+    every_steps: Free[Count] = 5_000
+    """Number of training steps between checkpoints."""
+    keep: Free[Annotated[int, Ge(1), Le(1_000)]] = 3
+    """Number of checkpoints to keep: the newest ones. The best one is kept as well."""
+
+
+class Snapshot(Section):
+    """Samples that the report shows over training."""
+
+    every_steps: Free[Count] = 5_000
+    """Number of training steps between snapshots, the samples that the report shows over
+    training."""
+    num_samples: Free[Annotated[int, Ge(1), Le(100_000)]] = 64
+    """Number of samples per snapshot."""
+
+
+class Sample(Section):
+    """Samples that are written to files."""
+
+    weights: OfFlow[Literal["ema", "raw"]] = "ema"
+    """Parameters that draw samples: averaged (ema), or those of the last step (raw)."""
+    format: Free[Literal["npz", "folder", "zip"]] = "npz"
+    """Format of the samples: an .npz file, or PNG files in a folder or a zip."""
+    name: Free[
+        Annotated[
+            str,
+            AfterValidator(_file_name),
+            _Words("a file name without a folder, of at most 200 bytes"),
+        ]
+    ] = ""
+    """Name of the file or folder of samples; if empty, it follows from the checkpoint's step."""
+
+
+class Condition(Section):
+    """Class-conditional samples."""
+
+    label: Free[Text] = ""
+    """Class of the samples, by name or number; `all` draws all classes in turn. The flag --class
+    sets it too."""
+    classifier: Free[Text] = ""
+    """Folder of a trained classifier, from --mode=classifier. The flag --classifier sets it too."""
+    weight: Free[NotNegative] = 0.1
+    """φ: weight of the classifier."""
+    num_refine_steps: Free[Annotated[int, Ge(0), Le(100_000)]] = 10
+    """Number of refinement steps of class-conditional samples."""
+
+
+class Attack(Section):
+    """Adversarial images in the training of a classifier."""
+
+    epsilon: OfTraining[NotNegative] = 1.0
+    """Maximum L2 distance of an adversarial image from the original, for pixels in [0, 1]."""
+    num_steps: OfTraining[Annotated[int, Ge(0), Le(1_000)]] = 7
+    """Number of steps of the attack; 0 trains a classifier without adversarial images."""
+
+
+class Augment(Section):
+    """Augmentation of a classifier's images."""
+
+    max_shift: OfTraining[Annotated[int, Ge(0), Le(1_000)]] = 0
+    """Maximum random shift of a classifier's training images, in pixels along each axis."""
+
+
+class Curve(Section):
+    """Curves of the metric of samples."""
+
+    over: Free[Literal["length", "step"]] = "length"
+    """Horizontal axis of mode curve: length of the flow, or training step."""
+    lengths: Free[
+        Annotated[
+            tuple[int, ...],
+            AfterValidator(_increasing),
+            _Words("increasing lengths of the flow such as (0, 50, 100)"),
+        ]
+    ] = ()
+    """Lengths of the flow in mode curve; if empty, some lengths from 0 to K + 50."""
+
+
+class Evaluate(Section):
+    """Evaluations."""
+
+    every_steps: Free[Whole] = 0
+    """Number of training steps between evaluations of a cheap metric. The checkpoint with its best
+    value is kept; 0: never."""
+    num_monitored_samples: Free[Annotated[int, Ge(2), Le(10_000_000)]] = 1_000
+    """Number of samples of this cheap metric."""
+    num_samples: Free[Annotated[int, Ge(2), Le(10_000_000)]] = 10_000
+    """Largest number of samples of an evaluation. At most 10,000 points, 1,000 translated images,
+    or 5,000 images without Inception weights are drawn."""
+    batch_size: Free[Annotated[int, Ge(1), Le(2**20)]] = 1_000
+    """Number of samples that are drawn at a time, in total over all devices."""
+    inception_weights: Free[Text] = ""
+    """Path of weights-inception-2015-12-05-6726825d.pth of torch-fidelity, for FID and similar
+    metrics (extra `eval`); if empty, they are not computed."""
+    legacy_weights: Free[Text] = ""
+    """Path of torchvision's Inception weights, for the paper's protocol."""
+    inception_score: Free[bool] = False
+    """Also computes the Inception Score."""
+
+
+class Settings(Section):
+    """All settings of a run."""
+
+    seed: OfFlow[Whole] = 0
+    """Seed of the initial weights, the data order and the noise."""
+    precision: Literal["auto", "float32", "tensorfloat32", "bfloat16"] = "float32"
+    """Precision in which the network computes; parameters and flow are always float32. `auto` uses
+    bfloat16 on devices that are fast in it, and float32 on all others. tensorfloat32 is faster on
+    NVIDIA GPUs from Ampere on. bfloat16 is faster still and needs half the memory."""
+    data: Data = Data()
+    network: Network = Network()
+    prior: Prior = Prior()
+    flow: Flow = Flow()
+    loss: Loss = Loss()
+    optimizer: Optimizer = Optimizer()
+    train: Train = Train()
+    log: Log = Log()
+    checkpoint: Checkpoint = Checkpoint()
+    snapshot: Snapshot = Snapshot()
+    sample: Sample = Sample()
+    condition: Condition = Condition()
+    attack: Attack = Attack()
+    augment: Augment = Augment()
+    curve: Curve = Curve()
+    evaluate: Evaluate = Evaluate()
+
 
 # Settings that contain paths on this machine. Files that are meant to be shared omit them.
 PATHS = (
@@ -429,115 +467,181 @@ PATHS = (
 )
 
 
+class Declared(NamedTuple):
+    """The declaration of a setting."""
+
+    default: Any
+    allowed: str  # Completes a sentence that starts with "must be".
+    names: tuple[str, ...]  # Those of a choice.
+    about: str
+    scope: Scope
+
+
+def _declaration(info: FieldInfo) -> Declared:
+    scope: Scope = "fixed"
+    names: tuple[str, ...] = ()
+    limits, words = [], ""
+    for item in info.metadata:
+        if isinstance(item, _Words):
+            words = str(item)
+        elif item in MAY_CHANGE:
+            scope = item
+        elif isinstance(item, (Ge, Gt, Le, Lt)):
+            limits.append(item)
+    if get_origin(info.annotation) is Literal:
+        names = tuple(map(str, get_args(info.annotation)))
+        words = f"one of {', '.join(names)}"
+    elif info.annotation is bool:
+        words = "True or False"
+    elif limits:
+        words = _in_words("a whole number" if info.annotation is int else "a finite number", limits)
+    about = " ".join((info.description or "").split())
+    return Declared(info.default, words, names, about, scope)
+
+
+def _in_words(kind: str, limits: list[Any]) -> str:
+    parts = {
+        Ge: "at least {0.ge:,}",
+        Gt: "above {0.gt:,}",
+        Le: "at most {0.le:,}",
+        Lt: "below {0.lt:,}",
+    }
+    shown = [limit for limit in limits if limit != Le(_MAX_FLOAT32)]
+    return f"{kind} " + " and ".join(parts[type(limit)].format(limit) for limit in shown)
+
+
+def _declared(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Declared]]:
+    for name, info in section.model_fields.items():
+        if isinstance(info.default, Section):
+            yield from _declared(type(info.default), f"{name}.")
+        else:
+            yield f"{prefix}{name}", _declaration(info)
+
+
+DECLARED: dict[str, Declared] = dict(_declared(Settings))
+
+
 def defaults() -> dict[str, Any]:
     """Returns the default of every setting, nested by section."""
-    return unflatten_dict({k: s.default for k, s in SETTINGS.items()}, sep=".")
+    return Settings().model_dump()
 
 
-def flatten(config: Mapping[str, Any]) -> Settings:
-    """Flattens nested keys to dotted ones: {"flow": {"num_steps": 1}} -> {"flow.num_steps": 1}."""
-    return flatten_dict(config, sep=".")
+def from_config(config: Mapping[str, Any]) -> Settings:
+    """Returns the settings of a nested or flat config: the only conversion of a config.
 
-
-def section(settings: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Returns the settings of a section, without its name."""
-    prefix = f"{name}."
-    return {k.removeprefix(prefix): v for k, v in settings.items() if k.startswith(prefix)}
-
-
-def changed(settings: Mapping[str, Any]) -> Settings:
-    """Returns the settings that differ from the defaults."""
-    return {k: v for k, v in settings.items() if json.dumps(v) != json.dumps(SETTINGS[k].default)}
-
-
-def shareable(settings: Mapping[str, Any]) -> Settings:
-    """Returns settings without the paths of this machine."""
-    return {key: value for key, value in settings.items() if key not in PATHS}
-
-
-def checked(config: Mapping[str, Any]) -> Settings:
-    """Checks a nested or flat config and returns it flat, as JSON stores it.
-
-    Real numbers become floats, because JAX converts whole numbers to int32, whose range is too
-    small. Tuples become lists, so that settings equal those that are read from a file. `~` in a
-    path becomes the home folder.
+    Keys that are left out have their default. Real numbers become floats, because JAX converts
+    whole numbers to int32, whose range is too small. `~` in a path becomes the home folder.
 
     Raises:
-      UserError: names each key that is unknown, missing or has a value that is not allowed.
+      UserError: names each key that is unknown or has a value that is not allowed.
     """
-    flat = flatten(config)
-    errors = [f"unknown key {key!r}{nearest(key, SETTINGS)}" for key in flat if key not in SETTINGS]
-    errors += [f"missing key {key!r}" for key in SETTINGS if key not in flat]
-    errors += [f"{key} {error}" for key in flat if (error := error_of(key, flat[key]))]
-    if errors:
-        raise UserError("config: " + "; ".join(sorted(errors)))
-    flat |= {key: float(flat[key]) for key, s in SETTINGS.items() if isinstance(s.default, float)}
-    return dict(json.loads(json.dumps(with_home(flat))))
+    flat = _flattened(config)
+    nested: dict[str, Any] = {}
+    for key, value in flat.items():
+        section, _, name = key.rpartition(".")
+        is_path = key in PATHS and isinstance(value, str)
+        within = nested.setdefault(section, {}) if section else nested
+        within[name] = os.path.expanduser(value) if is_path else _as_tuples(value)
+    try:
+        return Settings.model_validate(nested)
+    except ValidationError as error:
+        raise UserError("config: " + "; ".join(sorted(set(_explained(error, flat))))) from None
 
 
-def with_home(flat: Mapping[str, Any]) -> Settings:
-    """Returns settings with the home folder instead of `~` in paths."""
-    return {k: os.path.expanduser(v) if k in PATHS else v for k, v in flat.items()}
+def replace(settings: Settings, changes: Mapping[str, Any]) -> Settings:
+    """Returns settings with other values, by dotted key; raises as `from_config`."""
+    return from_config({**to_flat(settings), **changes})
 
 
-def error_of(key: str, value: Any) -> str | None:
-    """Returns what is wrong with the value of a known key, or `None`."""
-    return SETTINGS[key].rule.error(value) if key in SETTINGS else None
+def to_flat(settings: Settings) -> Flat:
+    """Returns settings by dotted key, as values for JSON. `from_config` is the inverse."""
+    return _flattened(json.loads(settings.model_dump_json()))
 
 
-def check(key: str, value: Any, prefix: str = "config: ") -> None:
-    """Checks that a setting exists and that it may have this value.
-
-    Raises:
-      UserError: names the allowed values, the keys of the section, or the closest key.
-    """
-    if error := error_of(key, value):
-        raise UserError(f"config: {key} {error}")
-    if inside := [name for name in SETTINGS if name.startswith(f"{key}.")]:
-        raise UserError(f"{prefix}{key} is a section; its keys are {', '.join(inside)}")
-    if key not in SETTINGS:
-        raise UserError(f"{prefix}{key}: unknown key{nearest(key, SETTINGS)}")
+def of_scope(settings: Settings, *scopes: Scope) -> Flat:
+    """Returns the settings whose scope is one of these, as `to_flat`."""
+    return {k: v for k, v in to_flat(settings).items() if DECLARED[k].scope in scopes}
 
 
-def completed(settings: Mapping[str, Any]) -> Settings:
-    """Returns the settings of a run of an earlier version, with the present names and all keys.
-
-    New keys get their default, which is what earlier versions did.
-    """
-    renamed = {_RENAMED.get(key, key): value for key, value in settings.items()}
-    filled = {key: renamed.get(key, setting.default) for key, setting in SETTINGS.items()}
-    return dict(json.loads(json.dumps(filled)))  # Tuples become lists, as in `checked`.
+def changed(settings: Settings) -> Flat:
+    """Returns the settings that differ from the defaults, as `to_flat`."""
+    usual = to_flat(Settings())
+    return {key: value for key, value in to_flat(settings).items() if value != usual[key]}
 
 
-def of_scope(settings: Mapping[str, Any], *scopes: Scope) -> Settings:
-    """Returns the settings whose scope is one of these, without those of later versions."""
-    return {k: v for k, v in settings.items() if k in SETTINGS and SETTINGS[k].scope in scopes}
+def shareable(settings: Settings) -> Flat:
+    """Returns settings without the paths of this machine, as `to_flat`."""
+    return {key: value for key, value in to_flat(settings).items() if key not in PATHS}
 
 
-def differences(saved: Mapping[str, Any], present: Mapping[str, Any]) -> dict[str, str]:
-    """Describes how two flat settings differ, in order: {"seed": "seed is 1 but was 0"}."""
+def differences(saved: Settings, present: Settings) -> dict[str, str]:
+    """Describes how two settings differ, in order: {"seed": "seed is 1 but was 0"}."""
+    then, now = to_flat(saved), to_flat(present)
     return {
-        key: f"{key} is {json.dumps(present.get(key))} but was {json.dumps(saved.get(key))}"
-        for key in sorted(saved.keys() | present.keys())
-        if saved.get(key) != present.get(key)
+        key: f"{key} is {json.dumps(now[key])} but was {json.dumps(then[key])}"
+        for key in sorted(then)
+        if then[key] != now[key]
     }
 
 
-def explain(key: str) -> str:
-    """Returns the help text of a setting, or of all settings of a section.
+def check_key(key: str) -> None:
+    """Checks that a setting exists.
 
     Raises:
-      UserError: if the key does not exist; suggests the closest one.
+      UserError: names the keys of the section, or the closest key.
     """
-    keys = [name for name in SETTINGS if name == key or name.startswith(f"{key}.")]
+    if inside := [name for name in DECLARED if name.startswith(f"{key}.")]:
+        raise UserError(f"--config.{key} is a section; its keys are {', '.join(inside)}")
+    if key not in DECLARED:
+        raise UserError(f"--config.{key}: unknown key{nearest(key, DECLARED)}")
+
+
+def explain(topic: str) -> str:
+    """Returns the help of a setting, of a section, or of all settings that contain a word.
+
+    Raises:
+      UserError: if there is none; suggests the closest key.
+    """
+    keys = [name for name in DECLARED if name == topic or name.startswith(f"{topic}.")]
+    keys = keys or [k for k, d in DECLARED.items() if topic.lower() in f"{k} {d.about}".lower()]
     if not keys:
-        raise UserError(f"{key}: unknown key{nearest(key, SETTINGS)}")
+        raise UserError(f"--help={topic}: no setting contains this{nearest(topic, DECLARED)}")
     return "\n".join(
-        f"--config.{name}={_as_typed(SETTINGS[name].default)}\n"
-        f"    {SETTINGS[name].about}\n"
-        f"    Allowed: {SETTINGS[name].rule.allowed}. {MAY_CHANGE[SETTINGS[name].scope]}"
+        f"--config.{name}={_as_typed(DECLARED[name].default)}\n"
+        f"    {DECLARED[name].about}\n"
+        f"    Allowed: {DECLARED[name].allowed}. {MAY_CHANGE[DECLARED[name].scope]}"
         for name in keys
     )
+
+
+def _explained(error: ValidationError, flat: Mapping[str, Any]) -> Iterator[str]:
+    for found in error.errors(include_url=False):
+        key = ".".join(str(part) for part in found["loc"][:2] if isinstance(part, str))
+        if key not in DECLARED:
+            yield f"unknown key {key!r}{nearest(key, DECLARED)}"
+            continue
+        declared, value, reason = (
+            DECLARED[key],
+            flat[key],
+            str(found.get("ctx", {}).get("error", "")),
+        )
+        hint = nearest(str(value), declared.names) if declared.names else ""
+        because = f" ({_shortened(reason)})" if reason else ""
+        yield f"{key} must be {declared.allowed}, got {_shortened(repr(value))}{hint}{because}"
+
+
+def _flattened(config: Mapping[str, Any], prefix: str = "") -> Flat:
+    flat: Flat = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= _flattened(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _as_tuples(value: Any) -> Any:
+    return tuple(map(_as_tuples, value)) if isinstance(value, (list, tuple)) else value
 
 
 def _as_typed(value: Any) -> str:
