@@ -6,6 +6,7 @@ It holds the sampler as StableHLO, its arrays, a loader, and what one should kno
 import dataclasses
 import datetime
 import platform
+import tempfile
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -17,14 +18,14 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import save
 
-from experiments import divergence_formula, settings
-from experiments.build import Experiment
+from experiments import divergence_formula, draw, run, settings
+from experiments.command import Command
 from experiments.errors import UserError
+from experiments.experiment import Experiment
 from experiments.export import card
 from experiments.files import replacing, sha256_of_file, write_json, write_text
-from experiments.sampling.draw import batch_at
 from fdrl_jax._names import nearest
-from fdrl_jax.training import samplers
+from fdrl_jax.training import parallel, samplers
 from fdrl_jax.training.problem import Constants
 from fdrl_jax.training.state import TrainState
 
@@ -40,67 +41,83 @@ _HASHED = ("sampler.stablehlo", "arrays.npz", "model.safetensors")
 _PROMISED = datetime.timedelta(days=182)  # The six months of `LIFETIME`.
 
 
-def write(
-    experiment: Experiment,
-    train_state: TrainState,
-    folder: Path,
-    platforms: Sequence[str],
-    evaluation: Mapping[str, Any] | None = None,
-) -> None:
-    """Exports the sampler of a train state into a folder.
+def export(command: Command) -> None:
+    """Writes StableHLO, safetensors, a loader and a model card to `export/step_N` of the run.
 
-    Files of an earlier export are replaced. The model card shows the record of an evaluation of
-    this state.
-
-    Raises:
-      UserError: for an unknown platform or a folder that cannot be written.
+    If settings of the flow differ from those of the run, the folder has another name. An earlier
+    export is replaced when the new one is complete.
     """
-    for wanted in platforms or ("",):
+    for wanted in command.platforms or ("",):
         if wanted not in PLATFORMS:
             # JAX's own name for two of them.
             hint = "; did you mean 'cuda'?" if wanted == "gpu" else nearest(wanted, PLATFORMS)
             raise UserError(
                 f"--platforms={wanted} is unknown{hint or '.'} Allowed: {', '.join(PLATFORMS)}"
             )
-    tree = {"network": experiment.sampling_variables(train_state)}
-    if experiment.constants.prior:
-        tree["prior"] = experiment.constants.prior
+    opened = run.open_checkpoint(command)
+    if not parallel.is_first_process():
+        return
+    key = run.key_of(opened, None)
+    folder = opened.run.exports / run.name_of(opened, key)
+    evaluation = opened.run.newest_evaluation(key)
+    opened.run.exports.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".unfinished_", dir=opened.run.exports) as temporary:
+        unfinished = Path(temporary) / folder.name
+        write(opened.experiment, opened.state, unfinished, command.platforms, evaluation)
+        if folder.exists():
+            folder.rename(Path(temporary) / "earlier")
+        unfinished.rename(folder)
+    print(f"sampler of step {opened.step:,}: {folder}")
+    print(f"note: {LIFETIME}")
+    print(f"try: python {folder / 'load_sampler.py'} --num_samples=100 --out=samples.npz")
+
+
+def write(
+    model: Experiment,
+    state: TrainState,
+    folder: Path,
+    platforms: Sequence[str],
+    evaluation: Mapping[str, Any] | None = None,
+) -> None:
+    """Exports the sampler of a train state into a new folder.
+
+    The model card shows the record of an evaluation of this state.
+    """
+    tree = {"network": model.sampling_variables(state)}
+    if model.constants.prior:
+        tree["prior"] = model.constants.prior
     flat = sorted(flatten_dict(tree, sep="/").items())
     arrays: dict[str, Any] = {name: np.asarray(array) for name, array in flat}
-    exported = _export(experiment, arrays, platforms)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with replacing(folder / "sampler.stablehlo") as file:
-            file.write(exported.serialize())
-        with replacing(folder / "arrays.npz") as file:
-            np.savez(file, **arrays)
-        with replacing(folder / "model.safetensors") as file:
-            # safetensors writes the buffer of an array as it is, so the array must be contiguous.
-            ordered = {name: np.array(array, order="C") for name, array in arrays.items()}
-            file.write(save(ordered, {"format": "flax"}))
-        write_json(folder / "config.json", _arguments(experiment))
-        hashes = {name: sha256_of_file(folder / name) for name in _HASHED}
-        loader = Path(__file__).with_name("load_sampler.py").read_text("utf-8")
-        write_text(folder / "load_sampler.py", loader)
-        metadata = _metadata(experiment, int(train_state.step), exported, arrays)
-        write_text(folder / "README.md", card.write(experiment, metadata, evaluation))
-        # Written last: the loader then detects an export that was interrupted.
-        write_json(folder / "metadata.json", {**metadata, "sha256": hashes})
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written: {error.strerror}") from error
+    exported = _export(model, arrays, platforms)
+    folder.mkdir(parents=True)
+    with replacing(folder / "sampler.stablehlo") as file:
+        file.write(exported.serialize())
+    with replacing(folder / "arrays.npz") as file:
+        np.savez(file, **arrays)
+    with replacing(folder / "model.safetensors") as file:
+        # safetensors writes the buffer of an array as it is, so the array must be contiguous.
+        ordered = {name: np.array(array, order="C") for name, array in arrays.items()}
+        file.write(save(ordered, {"format": "flax"}))
+    write_json(folder / "config.json", _arguments(model))
+    loader = Path(__file__).with_name("load_sampler.py").read_text("utf-8")
+    write_text(folder / "load_sampler.py", loader)
+    metadata = _metadata(model, int(state.step), exported, arrays)
+    write_text(folder / "README.md", card.write(model, metadata, evaluation))
+    hashes = {name: sha256_of_file(folder / name) for name in _HASHED}
+    write_json(folder / "metadata.json", {**metadata, "sha256": hashes})
 
 
 def _export(
-    experiment: Experiment, arrays: dict[str, Any], platforms: Sequence[str]
+    model: Experiment, arrays: dict[str, Any], platforms: Sequence[str]
 ) -> jax.export.Exported:
-    sampler, key = samplers.make_sampler(experiment.problem), experiment.root_key
+    sampler, key = samplers.make_sampler(model.problem), model.root_key
 
     def sample(arrays: dict[str, Any], batch: dict[str, Any]) -> Any:
         tree = unflatten_dict(arrays, sep="/")
         constants = Constants((), tree.get("prior", ()))  # Most priors have no arrays.
         return sampler(key, tree["network"], constants, batch).refined
 
-    example = batch_at(experiment, np.zeros(1, np.int32))
+    example = draw.batch_at(model, np.zeros(1, np.int32))
     (size,) = jax.export.symbolic_shape("batch")
     shapes = {
         name: jax.ShapeDtypeStruct((size, *a.shape[1:]), a.dtype) for name, a in example.items()
@@ -116,35 +133,35 @@ def _export(
         jax.config.update(name, before)
 
 
-def _arguments(experiment: Experiment) -> dict[str, Any]:
+def _arguments(model: Experiment) -> dict[str, Any]:
     """Returns the arguments of library functions that rebuild the sampler, as values for JSON."""
-    network = experiment.network
+    network = model.network
     fields = [f.name for f in dataclasses.fields(network) if f.name not in ("parent", "name")]
     return {
-        "kind": experiment.source.kind,
-        "event_shape": list(experiment.source.event_shape),
+        "kind": model.source.kind,
+        "event_shape": list(model.source.event_shape),
         "network": {name: getattr(network, name) for name in fields},
-        "prior": experiment.prior_arguments,
-        "loss": experiment.settings["loss.name"],
-        "divergence": divergence_formula.describe(experiment.settings["loss.divergence"]),
-        "flow": experiment.problem.flow._asdict(),
-        "seed": experiment.settings["seed"],
-        "settings": settings.shareable(experiment.settings),
+        "prior": model.prior_arguments,
+        "loss": model.settings.loss.name,
+        "divergence": divergence_formula.describe(model.settings.loss.divergence),
+        "flow": model.problem.flow._asdict(),
+        "seed": model.settings.seed,
+        "settings": settings.shareable(model.settings),
     }
 
 
 def _metadata(
-    experiment: Experiment, step: int, exported: jax.export.Exported, arrays: dict[str, Any]
+    model: Experiment, step: int, exported: jax.export.Exported, arrays: dict[str, Any]
 ) -> dict[str, Any]:
     today = datetime.datetime.now(datetime.UTC).date()
     return {
         "step": step,
-        "settings": settings.shareable(experiment.settings),
+        "settings": settings.shareable(model.settings),
         "written": today.isoformat(),
         "expires": (today + _PROMISED).isoformat(),
-        "kind": experiment.source.kind,
-        "event_shape": list(experiment.source.event_shape),
-        "needs_source": experiment.source.starts is not None,
+        "kind": model.source.kind,
+        "event_shape": list(model.source.event_shape),
+        "needs_source": model.source.starts is not None,
         "platforms": list(exported.platforms),
         "calling_convention_version": exported.calling_convention_version,
         "outputs": [str(a) for a in exported.out_avals],

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from experiments import settings
-from experiments.build import Experiment
 from experiments.divergence_formula import describe
 from experiments.evaluation import metrics as metrics_lib
+from experiments.experiment import Experiment
 from fdrl_jax import networks
 
 _PRIORS = {
@@ -25,10 +25,10 @@ _CARD = Path(__file__).with_suffix(".md")  # A template for `str.format`.
 
 
 def write(
-    experiment: Experiment, metadata: Mapping[str, Any], evaluation: Mapping[str, Any] | None
+    model: Experiment, metadata: Mapping[str, Any], evaluation: Mapping[str, Any] | None
 ) -> str:
     """Returns the model card of an export."""
-    source, of_run = experiment.source, experiment.settings
+    source, of_run = model.source, model.settings
     classes = ", ".join(map(_plain, source.labels.classes)) if source.labels else ""
     return _CARD.read_text("utf-8").format(
         task="unconditional-image-generation" if source.kind == "images" else "other",
@@ -36,8 +36,8 @@ def write(
         name=_plain(source.name),
         step=metadata["step"],
         platforms=", ".join(metadata["platforms"]),
-        snippet=snippet(experiment),
-        weights=of_run["sample.weights"],
+        snippet=snippet(model),
+        weights=of_run.sample.weights,
         written=metadata["written"],
         expires=metadata["expires"],
         jax=metadata["versions"]["jax"],
@@ -47,32 +47,34 @@ def write(
         classes=f", with the classes {classes}" if classes else "",
         recipe="\n".join(
             f"| `{key}` | `{_code(json.dumps(value))}` |"
-            for key, value in settings.changed(settings.shareable(of_run)).items()
+            for key, value in settings.changed(of_run).items()
+            if key not in settings.PATHS
         ),
         metrics=_metrics(evaluation),
     )
 
 
-def snippet(experiment: Experiment) -> str:
+def snippet(model: Experiment) -> str:
     """Returns code that draws the same samples with the library, run in the export's folder."""
-    is_combined = not isinstance(describe(experiment.settings["loss.divergence"]), str)
+    is_combined = not isinstance(describe(model.settings.loss.divergence), str)
     divergence = f'divergences.{"combine(*" if is_combined else "get("}config["divergence"])'
     network = 'networks.MLP(**config["network"])'
-    if isinstance(experiment.network, networks.ResNet):
+    if isinstance(model.network, networks.ResNet):
         spec = 'networks.ResNetSpec(*config["network"].pop("spec"))'
         network = f'networks.ResNet({spec}, **config["network"])'
     batch = '{"position": np.arange(8, dtype=np.int32)}'
-    if experiment.source.starts is not None:
+    if model.source.starts is not None:
         batch = '{"position": np.arange(8, dtype=np.int32), "source": images}'
     lines = (
         "import json, pathlib, jax, numpy as np",
         "from flax.traverse_util import unflatten_dict",
         "from safetensors.numpy import load_file",
-        "from fdrl_jax import bregman, divergences, networks, priors, problem, rng, samplers",
+        "from fdrl_jax import bregman, divergences, networks, priors",
+        "from fdrl_jax.training import problem, rng, samplers",
         'config = json.loads(pathlib.Path("config.json").read_text())',
         'arrays = unflatten_dict(load_file("model.safetensors"), sep="/")',
         f"network = problem.Estimator.from_network({network})",
-        f"prior = {_PRIORS[experiment.settings['prior.name']]}",
+        f"prior = {_PRIORS[model.settings.prior.name]}",
         'learnt = problem.Problem(network, bregman.get(config["loss"]),\n'
         f'    {divergence}, problem.FlowParams(**config["flow"]), prior.sample)',
         'samples = jax.jit(samplers.make_sampler(learnt))(rng.root_key(config["seed"]),\n'

@@ -9,11 +9,11 @@ from types import ModuleType
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.data import Source
+from experiments.data.source import Source
 from experiments.pictures import images, points, style
 from experiments.pictures.style import panels, save
 
-__all__ = ["course", "num_shown", "prior_and_data", "samples_and_data", "save"]
+__all__ = ["course", "num_shown", "samples_and_data", "save"]
 
 
 def samples_and_data(
@@ -37,12 +37,6 @@ def samples_and_data(
     if caption:
         figure.supxlabel(caption, fontsize="medium")
     return figure
-
-
-def prior_and_data(source: Source, prior: np.ndarray) -> Figure:
-    """Draws the prior and held-out data side by side (fig. 3)."""
-    data = source.held_out(len(prior), 1)
-    return _of_kind(source).side_by_side({style.PRIOR_TITLE: prior, style.DATA_TITLE: data})
 
 
 def course(source: Source, snapshots: Sequence[tuple[int, np.ndarray]]) -> Figure:

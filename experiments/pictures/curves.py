@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from experiments.evaluation.metrics import Metric
+from experiments.log import PREFIX
 from experiments.pictures.style import DATA, PRIOR, SAMPLES, panels
-from experiments.training.metrics_log import PREFIX
 
 _LABEL_WIDTH = 32  # Characters per line of a vertical label.
 

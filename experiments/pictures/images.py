@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.data import to_uint8
+from experiments.data.decode import to_uint8
 from experiments.pictures.style import panels, plain
 
 NUM_SHOWN = 100
@@ -57,20 +57,6 @@ def show_by_class(ax: Axes, images: np.ndarray, labels: np.ndarray, classes: Seq
     pitch = images.shape[1] + 1
     for place, label in enumerate(present):
         ax.text(-2, (place + 0.5) * pitch, plain(classes[label]), ha="right", va="center")
-
-
-def interpolations(sheets: dict[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
-    """Draws interpolated points of the prior and their samples, with common noise (fig. 7).
-
-    The sheets are `(x_0, samples)` by kind of interpolation, each [paths, points, H, W, C].
-    """
-    figure, axes = panels(len(sheets), size=4.0)
-    for ax, (kind, (start, end)) in zip(axes, sheets.items(), strict=True):
-        # Each row of samples has the row of its prior samples above it.
-        rows = np.stack([start, end], axis=1).reshape(-1, *start.shape[2:])
-        show(ax, tile(rows, start.shape[1]))
-        ax.set_title(f"{kind} interpolation (samples below the prior)")
-    return figure
 
 
 def neighbours(samples: np.ndarray, nearest: Mapping[str, np.ndarray]) -> Figure:

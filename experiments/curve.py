@@ -1,0 +1,121 @@
+"""Curves of the metric of samples, against the length of the flow or the training step (fig. 8)."""
+
+import csv
+import io
+import itertools
+import math
+from collections.abc import Iterator
+
+import numpy as np
+from tqdm import tqdm
+
+from experiments import draw, pictures, run
+from experiments.command import Command
+from experiments.errors import UserError
+from experiments.evaluation import cheap
+from experiments.evaluation.metrics import Metric
+from experiments.files import sha256_of_json, write_text
+from experiments.pictures import curves
+from experiments.pictures.style import plain
+from experiments.run import Opened
+from fdrl_jax.training import parallel, samplers
+from fdrl_jax.training.problem import FlowParams
+
+Point = tuple[int, Metric]
+_BEYOND_STEPS = 50  # Steps beyond K in the default curve.
+_MAX_POINTS = 20
+
+
+def curve(command: Command) -> None:
+    """Writes a curve as CSV and as a picture to `curves/`, and prints the best point."""
+    opened = run.open_checkpoint(command)
+    settings, flow = opened.experiment.settings, opened.experiment.problem.flow
+    wanted = command.num_samples or settings.evaluate.num_samples
+    num, is_first = cheap.num_read(opened.run.metric_reference, wanted), parallel.is_first_process()
+    if num < wanted and is_first:
+        print(f"the metric reads {num:,} samples, so no more are drawn")
+    data = plain(opened.run.data["name"])
+    if settings.curve.over == "step":
+        if command.which is not None:
+            raise UserError("curve.over='step' uses all checkpoints; remove --checkpoint")
+        computed = over_step(opened, num)
+        name, over, axis, marks = "step", "step", "training step", {}
+        title = f"{data}, every checkpoint"
+    else:
+        lengths = settings.curve.lengths or choose_lengths(flow)
+        computed = over_length(opened, lengths, num)
+        title = f"{data}, checkpoint of step {opened.step:,}"
+        name, over, axis = f"length_step_{opened.step}", "length", "length of the flow, steps"
+        marks = {"$K$": flow.num_steps, r"$K+\kappa$": flow.num_steps + flow.num_refine_steps}
+    points = []
+    for at, metric in computed:
+        if is_first:
+            print(f"  {over} {at:<10,} {metric.name} {metric.value:.5g}")
+        points.append((at, metric))
+    if not is_first:
+        return
+    opened.run.curves.mkdir(exist_ok=True)
+    content = io.StringIO()
+    rows = [(over, points[0][1].name), *((at, metric.value) for at, metric in points)]
+    csv.writer(content, lineterminator="\n").writerows(rows)
+    table = opened.run.curves / f"{name}.csv"
+    if table.exists() and table.read_text() != content.getvalue():  # No curve replaces another.
+        table = table.with_stem(f"{name}_{sha256_of_json(content.getvalue())[:8]}")
+    write_text(table, content.getvalue())
+    figure = curves.metric(points, title, axis, marks)
+    picture = pictures.save(figure, table.with_suffix(".png"))
+    at, best = curves.best_of(points)
+    print(f"best {over}: {at:,} ({best.name} {best.value:.5g})")
+    print(f"values: {table}\npicture: {picture}")
+
+
+def choose_lengths(flow: FlowParams) -> tuple[int, ...]:
+    """Returns round lengths from 0 to K + 50, including K and K + κ."""
+    longest = flow.num_steps + _BEYOND_STEPS
+    strides = (factor * 10**power for power in range(6) for factor in (1, 2, 5))
+    stride = next(stride for stride in strides if longest <= _MAX_POINTS * stride)
+    marked = {flow.num_steps, flow.num_steps + flow.num_refine_steps, longest}
+    return tuple(sorted({*range(0, longest + 1, stride), *marked}))
+
+
+def over_length(opened: Opened, lengths: tuple[int, ...], num_samples: int) -> Iterator[Point]:
+    """Computes the metric at several lengths of one flow.
+
+    All samples advance together from one length to the next. Every step is computed only once, and
+    memory does not depend on the number of lengths. The lengths increase.
+    """
+    model, reference = opened.experiment, opened.run.metric_reference
+    stride = math.gcd(*lengths) or 1
+    advance = parallel.map_segment(samplers.make_segment(model.problem, num_steps=stride))
+    variables, constants = draw.on_devices(model, opened.state)
+    key, size = model.root_key, draw.batch_size(model, num_samples)
+    # All batches have one size; the last one repeats the last sample.
+    numbers = np.arange(-(-num_samples // size) * size, dtype=np.int32)
+    batches = np.minimum(numbers, num_samples - 1).reshape(-1, size)
+    points = list(draw.sample_starts(model, opened.state, num_samples)[batches])
+    with tqdm(
+        total=lengths[-1] * len(batches),
+        unit="step",
+        desc="flowing",
+        disable=not parallel.is_first_process(),
+    ) as bar:
+        for done, length in itertools.pairwise((0, *lengths)):
+            for i, positions in enumerate(batches):
+                for first_step in range(done, length, stride):
+                    batch = {**draw.batch_at(model, positions), "x": points[i]}
+                    part = parallel.shard({k: parallel.local_part(v) for k, v in batch.items()})
+                    moved = advance(key, variables, constants, part, first_step)
+                    points[i] = np.asarray(parallel.gather(moved))
+                    bar.update(stride)
+            yield length, cheap.cheap_metric(reference, np.concatenate(points)[:num_samples])
+
+
+def over_step(opened: Opened, num_samples: int) -> Iterator[Point]:
+    """Computes the metric at every checkpoint on disk."""
+    model, reference = opened.experiment, opened.run.metric_reference
+    sampler, template = draw.Sampler(model), model.state_shapes()
+    for step in opened.run.saved_steps():
+        state = opened.run.restored(template, step).state
+        variables, constants = draw.on_devices(model, state)
+        samples = sampler(variables, constants, {"refined": num_samples}, progress=True)["refined"]
+        yield step, cheap.cheap_metric(reference, samples)

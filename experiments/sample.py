@@ -1,0 +1,390 @@
+"""Writes samples of a run to files, in parts that survive a kill; also class-conditional ones."""
+
+import contextlib
+import dataclasses
+import io
+import itertools
+import shutil
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from tqdm import tqdm
+
+from experiments import classifier, draw, pictures, run
+from experiments.command import Command
+from experiments.data.decode import to_uint8, to_unit
+from experiments.errors import UserError
+from experiments.experiment import Experiment
+from experiments.files import (
+    locked,
+    read_json,
+    replacing,
+    sha256_of_arrays,
+    sha256_of_json,
+    write_json,
+)
+from experiments.pictures import flow, images
+from experiments.run import Opened
+from experiments.settings import Flat, Settings
+from fdrl_jax import compose
+from fdrl_jax._names import nearest
+from fdrl_jax.langevin import Potential
+from fdrl_jax.priors import Batch
+from fdrl_jax.training import parallel
+
+ALL = "all"  # The name that stands for all classes in turn.
+_MAX_SAMPLES = 2**31  # Positions of samples are int32.
+# All members of a zip get this date, the earliest possible, so that files do not depend on time.
+_DATE = (1980, 1, 1, 0, 0, 0)
+
+
+def sample(command: Command) -> None:
+    """Writes samples to `samples/NAME.npz`, or as PNG files, with a record and a picture.
+
+    With `condition.label`, samples are of that class. For "all", sample `i` is of class `i` modulo
+    the number of classes, and the picture has one row per class.
+
+    Samples are drawn in parts, which are kept until the end. If the program is killed, the same
+    command resumes and writes the same files. Points are stored unchanged, and images as uint8.
+    Existing samples are never replaced.
+    """
+    opened = run.open_checkpoint(command)
+    model, wanted = opened.experiment, opened.experiment.settings
+    _check_condition(command.changes, wanted)
+    if wanted.condition.label:
+        model = conditioned(model)
+    num = command.num_samples or wanted.evaluate.num_samples
+    if num > _MAX_SAMPLES:
+        raise UserError(f"--num_samples={num:,}: at most {_MAX_SAMPLES:,} samples can be numbered")
+    record = _describe(opened, model, num)
+    path = _find_path(opened, record)
+    picture, record_file, parts = (_next_to(path, s) for s in ("picture.png", "json", "parts"))
+    opened.run.samples.mkdir(exist_ok=True)
+    is_first = parallel.is_first_process()
+    with _lock(parts) if is_first else contextlib.nullcontext():
+        # Only complete samples have a record next to them.
+        is_done = record_file.exists() and path.exists() and read_json(record_file) == record
+        if parallel.same_on_all_processes(str(is_done)) and not is_done:
+            if is_first:
+                _Parts.create(parts, record, draw.batch_size(model, num))
+            parallel.barrier("parts created")
+            stored = _Parts(parts, record, num)
+            _draw_parts(opened, model, stored)
+            starts = draw.sample_starts(
+                model, opened.state, min(num, pictures.num_shown(model.source))
+            )
+            if is_first:
+                _write(path, wanted.sample.format, stored)
+                _draw_picture(model, starts, stored, picture)
+                # Samples without a record are not ours, so the record is first.
+                write_json(record_file, record)
+                _unfinished(path).rename(path)
+        if is_first:
+            shutil.rmtree(parts, ignore_errors=True)
+    if is_first:
+        print(f"{num:,} samples of step {opened.step:,}: {path}")
+        print(f"picture: {picture}\nrecord: {record_file}")
+
+
+def interpolate(command: Command) -> None:
+    """Writes a picture of samples along paths in the prior, with common noise (fig. 7)."""
+    opened = run.open_checkpoint(command)
+    if opened.experiment.source.kind != "images":
+        raise UserError("--mode=interpolate is for images, but the data of this run are points")
+    if parallel.is_first_process():
+        figure = flow.interpolations(draw.interpolations(opened.experiment, opened.state))
+        print(f"picture: {pictures.save(figure, opened.run.pictures / 'interpolation.png')}")
+
+
+def conditioned(model: Experiment) -> Experiment:
+    """Returns the experiment with the class-conditional samples that its settings ask for.
+
+    Raises:
+      UserError: for data without classes, an unknown class, or a classifier that does not fit.
+    """
+    options, source = model.settings.condition, model.source
+    labels = labels_of(options.label, source.classes)
+    if not options.classifier:
+        raise UserError(
+            f"--class={options.label} needs --classifier: the folder of a classifier, from "
+            "--mode=classifier"
+        )
+    guide = classifier.open_to_guide(Path(options.classifier), source.classes, source.event_shape)
+    problem = model.problem
+
+    def condition(estimator: Potential, arrays: Any, batch: Batch) -> Potential:
+        return compose.condition(
+            estimator,
+            lambda x: guide.apply(arrays, x),
+            batch["label"],
+            options.weight,
+            output=problem.output,
+            input_range=guide.input_range,
+        )
+
+    shortened = problem.flow._replace(num_refine_steps=options.num_refine_steps)
+    return dataclasses.replace(
+        model,
+        problem=problem._replace(flow=shortened, condition=condition),
+        constants=model.constants._replace(classifier=guide.variables),
+        labels=labels,
+    )
+
+
+def labels_of(name: str, classes: tuple[str, ...]) -> Callable[[np.ndarray], np.ndarray]:
+    """Returns `positions -> labels` for a class by name or number, or for all in turn.
+
+    Raises:
+      UserError: for an unknown class; lists the classes and suggests the closest one.
+    """
+    if not classes:
+        raise UserError(
+            f"--class={name}: the data have no classes; sub-folders of the images or the labels of "
+            "an npz are classes"
+        )
+    if name == ALL:
+        return lambda positions: (positions % len(classes)).astype(np.int32)
+    if name in classes:
+        label = classes.index(name)
+    elif name.isdecimal() and int(name) < len(classes):
+        label = int(name)
+    else:
+        raise UserError(
+            f"--class={name} is not a class of the data{nearest(name, (*classes, ALL)) or '.'} "
+            f"Allowed: {', '.join(classes)}, a number from 0 to {len(classes) - 1}, or {ALL}"
+        )
+    return lambda positions: np.full(len(positions), label, np.int32)
+
+
+class _Parts:
+    """Equal parts of a set of samples, each in a file whose name has its digest.
+
+    A manifest describes the samples, so that parts with other settings are never mixed in.
+    """
+
+    def __init__(self, folder: Path, record: Flat, num_samples: int) -> None:
+        saved = read_json(folder / "manifest.json", record=dict, size=int)
+        if saved["record"] != record:  # Begun by another program after this one chose the name.
+            raise UserError(
+                f"{folder} contains parts of other samples; choose another name with "
+                "--config.sample.name"
+            )
+        self.num_samples, self.size, self._folder = num_samples, saved["size"], folder
+
+    @staticmethod
+    def create(folder: Path, record: Flat, size: int) -> None:
+        """Begins a set of parts, unless it exists."""
+        if not (folder / "manifest.json").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            write_json(folder / "manifest.json", {"record": record, "size": size})
+
+    def missing(self) -> list[int]:
+        """Returns the first positions of the parts that are missing or damaged."""
+        return [first for first in self._firsts() if self._intact(first) is None]
+
+    def count(self, first: int) -> int:
+        """Returns the number of samples in the part that starts at a position."""
+        return min(self.size, self.num_samples - first)
+
+    def write(self, first: int, samples: np.ndarray) -> None:
+        name = f"{first:010d}_{sha256_of_arrays(samples)[:16]}.npy"
+        with replacing(self._folder / name) as file:
+            np.save(file, samples)
+
+    def read(self) -> Iterator[np.ndarray]:
+        for first in self._firsts():
+            part = self._intact(first)
+            if part is None:
+                raise UserError(f"{self._folder} was changed by another program; rerun to resume")
+            yield part
+
+    def _intact(self, first: int) -> np.ndarray | None:
+        for file in self._folder.glob(f"{first:010d}_*.npy"):
+            with contextlib.suppress(ValueError, EOFError):
+                samples: np.ndarray = np.load(file, allow_pickle=False)
+                if file.stem.endswith(sha256_of_arrays(samples)[:16]):
+                    return samples
+            file.unlink()
+        return None
+
+    def _firsts(self) -> range:
+        return range(0, self.num_samples, self.size)
+
+
+def _draw_parts(opened: Opened, model: Experiment, parts: _Parts) -> None:
+    variables, constants = draw.on_devices(model, opened.state)
+    sampler, is_image = draw.Sampler(model), model.source.kind == "images"
+    missing = parts.missing()
+    left = sum(map(parts.count, missing))
+    with tqdm(
+        total=parts.num_samples,
+        initial=parts.num_samples - left,
+        unit="sample",
+        desc="sampling",
+        smoothing=0.1,
+        disable=not parallel.is_first_process(),
+    ) as bar:
+        for first in missing:
+            keep = {"refined": parts.count(first)}
+            # The last part also has the full size, so that all run the same compiled program.
+            drawn = sampler(variables, constants, keep, first=first, full=parts.size)["refined"]
+            if not np.isfinite(drawn).all():
+                raise UserError(
+                    f"the samples of step {opened.step:,} are not finite numbers, so nothing was "
+                    "written; choose an earlier --checkpoint or a smaller flow.step_size"
+                )
+            if parallel.is_first_process():
+                parts.write(first, to_uint8(drawn) if is_image else drawn)
+            bar.update(parts.count(first))
+
+
+def _check_condition(changes: Flat, wanted: Settings) -> None:
+    """Raises an error for changes that have no effect with a class, or without one."""
+    label = wanted.condition.label
+    if label and "flow.num_refine_steps" in changes:
+        raise UserError(
+            f"flow.num_refine_steps has no effect with --class={label}; the number of refinement "
+            "steps is that of condition.num_refine_steps"
+        )
+    unused = [key for key in changes if key.startswith("condition.") and key != "condition.label"]
+    if unused and not label:
+        name = "--classifier" if unused[0] == "condition.classifier" else unused[0]
+        raise UserError(f"{name} needs --class=NAME or --class={ALL}")
+
+
+def _describe(opened: Opened, model: Experiment, num_samples: int) -> Flat:
+    """Returns everything that determines the samples, and their format."""
+    condition: Flat = {}
+    if model.labels is not None:
+        condition = model.settings.condition.model_dump()
+        # The identity of the classifier, not its path.
+        condition["classifier"] = sha256_of_arrays(model.constants.classifier)
+    return {
+        "key": run.key_of(opened, num_samples, condition=condition),
+        "format": model.settings.sample.format,
+    }
+
+
+def _find_path(opened: Opened, record: Flat) -> Path:
+    """Returns the path of these samples, unless the chosen name belongs to other files."""
+    wanted, kind = opened.experiment.settings, opened.experiment.source.kind
+    if kind == "points" and record["format"] != "npz":
+        raise UserError(f"sample.format={record['format']!r} is for images; use 'npz' for points")
+    label = "".join(c if c.isalnum() or c in "._-" else "_" for c in wanted.condition.label)[:100]
+    usual = f"step_{opened.step}{f'_class_{label}' if label else ''}"
+    usual_names = [usual, f"{usual}_{sha256_of_json(record)[:8]}"]
+    for name in [wanted.sample.name] if wanted.sample.name else usual_names:
+        path = opened.run.samples / f"{name}{_FORMATS[record['format']][0]}"
+        if _is_free(path, record):
+            return path
+    raise UserError(
+        f"{path} exists and contains other samples or other files; choose another name with "
+        "--config.sample.name"
+    )
+
+
+def _is_free(path: Path, record: Flat) -> bool:
+    """Whether a path is free or contains these samples, complete or unfinished."""
+    for file in (_next_to(path, "json"), _next_to(path, "parts") / "manifest.json"):
+        if file.is_file():
+            held = read_json(file)
+            return held == record or held.get("record") == record
+    return not path.exists()
+
+
+def _next_to(path: Path, what: str) -> Path:
+    return path.with_name(f"{path.name}.{what}")
+
+
+def _unfinished(path: Path) -> Path:
+    return path.with_name(f".{path.name}.unfinished")
+
+
+def _lock(parts: Path) -> contextlib.AbstractContextManager[None]:
+    # Next to the folder, which is temporary; hidden, because it stays among the samples.
+    file = parts.with_name(f".{parts.name}.lock")
+    return locked(file, str(parts), "choose another name with --config.sample.name")
+
+
+def _write(path: Path, file_format: str, parts: _Parts) -> None:
+    """Writes samples to the unfinished file of a path. One part at a time is in memory."""
+    unfinished = _unfinished(path)
+    if unfinished.is_dir():
+        shutil.rmtree(unfinished)
+    unfinished.unlink(missing_ok=True)
+    with tqdm(total=parts.num_samples, unit="sample", desc="writing") as bar:
+        _FORMATS[file_format][1](unfinished, _counted(parts.read(), bar), parts.num_samples)
+
+
+def _counted(parts: Iterable[np.ndarray], bar: Any) -> Iterator[np.ndarray]:
+    for part in parts:
+        yield part
+        bar.update(len(part))
+
+
+def _write_npz(path: Path, parts: Iterator[np.ndarray], num_samples: int) -> None:
+    part = next(parts)
+    header = {
+        "descr": np.lib.format.dtype_to_descr(part.dtype),
+        "fortran_order": False,
+        "shape": (num_samples, *part.shape[1:]),
+    }
+    with zipfile.ZipFile(path, "w") as archive, _member(archive, "arr_0.npy") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        file.write(part.tobytes())
+        for part in parts:
+            file.write(part.tobytes())
+
+
+def _write_zip(path: Path, parts: Iterator[np.ndarray], num_samples: int) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in _pngs(parts, num_samples):
+            with _member(archive, name) as file:
+                file.write(content)
+
+
+def _write_folder(path: Path, parts: Iterator[np.ndarray], num_samples: int) -> None:
+    path.mkdir()
+    for name, content in _pngs(parts, num_samples):
+        (path / name).write_bytes(content)
+
+
+def _pngs(parts: Iterator[np.ndarray], num_samples: int) -> Iterator[tuple[str, bytes]]:
+    from PIL import Image
+
+    digits = max(6, len(str(num_samples - 1)))
+    for i, image in enumerate(image for part in parts for image in part):
+        buffer = io.BytesIO()
+        grey = image.shape[-1] == 1
+        Image.fromarray(image[..., 0] if grey else image).save(buffer, "png")
+        yield f"{i:0{digits}d}.png", buffer.getvalue()
+
+
+def _member(archive: zipfile.ZipFile, name: str) -> IO[bytes]:
+    # Not compressed: PNG files are compressed already, and raw pixels hardly shrink.
+    return archive.open(zipfile.ZipInfo(name, _DATE), "w", force_zip64=True)
+
+
+# The suffix and the writer of each format. "npz" is one array `arr_0`, as in common evaluation
+# programs; the others have one PNG file per sample. Equal samples always give equal bytes.
+_FORMATS: dict[str, tuple[str, Callable[[Path, Iterator[np.ndarray], int], None]]] = {
+    "npz": (".npz", _write_npz),
+    "zip": (".zip", _write_zip),
+    "folder": ("", _write_folder),
+}
+
+
+def _draw_picture(model: Experiment, starts: np.ndarray, parts: _Parts, path: Path) -> None:
+    enough = itertools.islice(parts.read(), -(-len(starts) // parts.size))
+    stored = np.concatenate(list(enough))[: len(starts)]
+    shown = to_unit(stored) if stored.dtype == np.uint8 else stored
+    if model.labels is not None and model.settings.condition.label == ALL:
+        labels = model.labels(np.arange(len(shown)))
+        figure = images.by_class(shown, labels, model.source.classes)
+    else:
+        figure = pictures.samples_and_data(model.source, starts, shown)
+    pictures.save(figure, path)

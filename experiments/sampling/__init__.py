@@ -1,1 +1,0 @@
-"""Samples of a trained run: opens runs, draws samples, and writes them to files."""
