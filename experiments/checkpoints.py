@@ -1,21 +1,20 @@
-"""Checkpoints of a run, stored by Orbax and verified by hashes."""
+"""Checkpoints of a run, stored by Orbax and verified by a digest."""
 
 import contextlib
-import errno
 import io
 import logging
 import os
 import re
-import shutil
-import threading
 import time
 from collections.abc import Iterator, Sequence
+from errno import EISDIR, ENOENT, ENOTDIR
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self, TypeAlias
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, LatestN
 
 from experiments.errors import UserError, first_line
 from experiments.files import read_json, sha256_of_arrays, sha256_of_json, write_json
@@ -25,18 +24,13 @@ from fdrl_jax.training.state import TrainState
 Which: TypeAlias = int | Literal["best"] | None  # A step, the best by the metric, or the newest.
 
 _MARK = "commit_success.txt"  # Written by Orbax after everything else is on disk.
-_UNFINISHED = ".orbax-checkpoint-tmp"  # In the names of folders that Orbax is still writing.
 _STEP = re.compile(r"0|[1-9][0-9]*")  # The name of the folder of a checkpoint.
 _REMOVAL_SECONDS = 0.5  # Longer than another program needs to remove a checkpoint, file by file.
-_MAX_LISTINGS = 20
-_PATIENCE_SECONDS = 30.0  # Limit for closing after an error, which could wait for ever.
-_PATTERN = re.compile(r"[\[\]*?\\]")  # Orbax reads a path with one of these as a pattern.
-# Errors of the disk or the machine, which do not show that the file is damaged.
-_TRANSIENT = (errno.EIO, errno.ESTALE, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EACCES)
+_OF_MISSING_FILES = (ENOENT, ENOTDIR, EISDIR)  # Other errors of the system are not damage.
 
 
 class Restored(NamedTuple):
-    """A checkpoint in memory: the state of one replica, as NumPy arrays, and its SHA-256 digest."""
+    """A checkpoint in memory: the state of one replica, as NumPy arrays, and its digest."""
 
     state: TrainState
     sha256: str
@@ -49,33 +43,30 @@ class _DamagedError(Exception):
 class Checkpoints:
     """The checkpoints of a run, in one folder per step. The newest few and the best are kept.
 
-    A checkpoint holds the train state (step, variables, average, optimizer) and a record with the
-    run that it belongs to. Random keys and the order of the data depend only on the step, the
-    number of skipped batches in the state, and the seed.
+    A checkpoint holds the train state: step, variables, average, optimizer. Random keys and the
+    order of the data depend only on the step, the number of skipped batches in the state, and the
+    seed.
 
     Orbax does not report damage: it returns wrong numbers for a file with flipped bits, and zeros
-    for a missing file. SHA-256 digests of the state and the record are therefore computed in memory
-    and saved in the same checkpoint, so that a crash cannot separate them. Data that do not match
-    their digest are never returned.
+    for a missing file. A SHA-256 digest of the run and the state is therefore computed in memory
+    and saved in the same checkpoint. A state that does not match its digest is never returned.
     """
 
     def __init__(
         self, folder: Path, run_id: str, keep: int = 1, *, read_only: bool = False
     ) -> None:
-        """Opens the checkpoints of a run. Use it in a `with` statement, or close it.
+        """Opens the checkpoints of a run. Use it in a `with` statement.
 
         The folder is created if missing, and the newest `keep` checkpoints are kept. If
         `read_only`, nothing is saved, and the folder must exist.
         """
-        self._folder = folder.absolute()
-        check_path(self._folder)
-        self._run_id = run_id
-        self._num_newest, self._read_only = keep, read_only
+        self._folder, self._run_id, self._read_only = folder.absolute(), run_id, read_only
         self._best_file = self._folder / "best.json"
         options = ocp.CheckpointManagerOptions(
             create=not read_only,
             read_only=read_only,
-            preservation_policy=self,
+            cleanup_tmp_directories=not read_only,  # Remains of a crash.
+            preservation_policy=AnyPreservationPolicy([LatestN(keep), self]),
             lightweight_initialize=read_only,  # Reads no checkpoint that training may remove.
         )
         self._manager = ocp.CheckpointManager(self._folder, options=options)
@@ -85,21 +76,25 @@ class Checkpoints:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
-            self.close()
+            self.wait()
+            self._manager.close()
         elif jax.process_count() == 1:  # Several processes would wait for each other.
-            closing = threading.Thread(target=self._close_quietly, daemon=True)
-            closing.start()
-            closing.join(_PATIENCE_SECONDS)
+            with contextlib.suppress(Exception):  # The error that led here is the one to report.
+                self._manager.close()
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+        """Keeps the best checkpoint; the interface of a policy of Orbax.
+
+        Orbax's own `BestN` needs the metric when the checkpoint is saved. A run that has to stop
+        saves first and evaluates afterwards.
+        """
+        best = self.best() or {"step": None}
+        return [checkpoint.step == best["step"] for checkpoint in checkpoints]
 
     def steps(self) -> list[int]:
         """Returns the steps of complete checkpoints, oldest first. Any thread may call this."""
-        for _ in range(_MAX_LISTINGS):
-            names = [mark.parent.name for mark in self._folder.glob(f"*/{_MARK}")]
-            complete = sorted(int(name) for name in names if _STEP.fullmatch(name))
-            # A training that keeps one checkpoint may replace it right after the listing.
-            if complete or not self._read_only:
-                break
-        return complete
+        names = [mark.parent.name for mark in self._folder.glob(f"*/{_MARK}")]
+        return sorted(int(name) for name in names if _STEP.fullmatch(name))
 
     def best(self) -> dict[str, Any] | None:
         """Returns "step", "metric" and "value" of the best checkpoint, if there is one.
@@ -117,23 +112,20 @@ class Checkpoints:
         """Saves the state of one replica in the background. Earlier checkpoints survive a crash.
 
         Raises:
-          UserError: if this checkpoint, or the previous one, cannot be written.
+          OSError: if this checkpoint, or the previous one, cannot be written.
         """
-        if self._read_only:
-            raise ValueError("the checkpoints were opened with read_only=True")
         arrays, step = jax.tree.map(np.asarray, train_state), int(train_state.step)
-        record = {"run": self._run_id, "state_sha256": sha256_of_arrays(arrays)}
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(arrays),
-            record=ocp.args.JsonSave({**record, "sha256": sha256_of_json(record)}),
+            record=ocp.args.JsonSave({"sha256": self._digest(arrays)}),
         )
-        with self._explained():
+        with self._errors_of_the_disk():
             # Orbax skips a step, without an error, that is not after all those that it lists.
             if not self._manager.save(step, args=items):
                 raise ValueError(f"step {step} is not after {self._manager.latest_step()}")
 
     def record_best(self, step: int, metric: str, value: float) -> None:
-        """Records that the checkpoint of a step is the best so far by a metric; raises as `wait`.
+        """Records that the checkpoint of a step is the best so far by a metric; raises as `save`.
 
         Waits until it is complete; until then the previous best one counts.
         """
@@ -142,21 +134,30 @@ class Checkpoints:
             write_json(self._best_file, {"step": step, "metric": metric, "value": value})
         parallel.barrier("best checkpoint recorded")
 
+    def check_saved(self) -> None:
+        """Raises an OSError if a save in the background has failed, without waiting for it."""
+        with self._errors_of_the_disk():
+            self._manager.check_for_errors()
+
+    def wait(self) -> None:
+        """Waits until saves in the background are on disk; an OSError says why one failed."""
+        with self._errors_of_the_disk():
+            self._manager.wait_until_finished()
+
     def restore(self, template: TrainState, which: Which = None) -> Restored | None:
         """Restores a checkpoint: the newest intact one, the best, or the one of a step.
 
         If the newest checkpoint is damaged, a warning is logged and the previous one is restored.
-        Checkpoints that another program removes in the meantime are skipped. The template has
-        shapes and dtypes of the state, as from `jax.eval_shape`. Returns `None` if there is no
-        checkpoint.
+        Unless `read_only`, damaged ones are renamed to `damaged_STEP`, because a run that resumes
+        from an older one saves these steps again. The template has shapes and dtypes of the state,
+        as from `jax.eval_shape`. Returns `None` if there is no checkpoint.
 
         Raises:
-          UserError: if the requested checkpoint does not exist, belongs to another run or cannot be
-            read, or if no checkpoint is intact.
+          UserError: if the requested checkpoint does not exist or is damaged, or none is intact.
+          OSError: if the disk cannot be read at present; nothing is renamed.
         """
         if which == "best":
-            best = self.best()
-            if best is None:
+            if (best := self.best()) is None:
                 raise UserError(
                     f"no best checkpoint in {self._folder}; train with evaluate.every_steps above 0"
                 )
@@ -169,88 +170,44 @@ class Checkpoints:
                     f"no checkpoint of step {step} in {self._folder}; available steps: {steps}"
                 )
             try:
-                return self._read_agreed(step, template)
+                restored = self._read_agreed(step, template)
             except FileNotFoundError:
                 continue  # Another program that trains has removed it.
             except _DamagedError as error:
-                folder = self._folder / str(step)
+                path, others = self._folder / str(step), [s for s in steps if s != step] or "none"
                 if which is not None:
-                    others = [other for other in steps if other != step] or "none"
                     raise UserError(
-                        f"the checkpoint {folder} is damaged ({error}); other checkpoints: {others}"
+                        f"the checkpoint {path} is damaged ({error}); other checkpoints: {others}"
                     ) from error
                 message = "checkpoint %s is damaged (%s); trying the previous one"
-                logging.getLogger("fdrl").warning(message, folder, error)
+                logging.getLogger("fdrl").warning(message, path, error)
                 damaged.append(step)
+                continue
+            self._set_aside_after(step)
+            return restored
         if damaged:
             raise UserError(
-                f"none of the checkpoints {sorted(damaged)} in {self._folder} is intact; remove "
-                "that folder to train from the start"
+                f"none of the checkpoints {sorted(damaged)} in {self._folder} is intact and of "
+                "this run; remove that folder to train from the start"
             )
+        self._set_aside_after(-1)
         return None
 
-    def set_aside_after(self, step: int) -> None:
-        """Renames checkpoints newer than a step, which are damaged, to `damaged_STEP`.
-
-        A run that resumes from an older checkpoint reaches and saves these steps again.
-        """
+    def _set_aside_after(self, step: int) -> None:
+        """Renames the folders of later steps, which are damaged or incomplete."""
+        if self._read_only:
+            return
         if parallel.is_first_process():
-            for newer in self._manager.all_steps():
-                folder = self._folder / str(newer)
-                if newer > step and folder.exists():
-                    folder.rename(_free_name(self._folder / f"damaged_{newer}"))
+            for path in self._folder.iterdir():
+                if _STEP.fullmatch(path.name) and int(path.name) > step:
+                    path.rename(_free_name(path.with_name(f"damaged_{path.name}")))
         parallel.barrier("damaged checkpoints set aside")
         self._manager.reload()
-
-    def check_saved(self) -> None:
-        """Raises a UserError if a save in the background has failed, without waiting for it."""
-        with self._explained():
-            self._manager.check_for_errors()
-
-    def wait(self) -> None:
-        """Waits until saves in the background are on disk; a UserError says why one failed."""
-        with self._explained():
-            self._manager.wait_until_finished()
-
-    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
-        """Decides for Orbax, before each save, which checkpoints are kept."""
-        kept = self._kept([checkpoint.step for checkpoint in checkpoints])
-        return [checkpoint.step in kept for checkpoint in checkpoints]
-
-    def close(self) -> None:
-        """Waits for saves, removes checkpoints that are no longer kept, and closes the manager.
-
-        Raises as `wait`.
-        """
-        if not self._read_only:
-            self.wait()
-            self._remove_unneeded()
-        with self._explained():
-            self._manager.close()
-
-    def _close_quietly(self) -> None:
-        # The error that led here is the one to report, not one from closing.
-        with contextlib.suppress(Exception):
-            self._manager.close()
-
-    def _remove_unneeded(self) -> None:
-        """Removes remains of a crash, and a checkpoint that is no longer the best.
-
-        Orbax itself removes older checkpoints only when it saves a new one.
-        """
-        complete = self.steps()
-        if not parallel.is_first_process() or not complete:
-            return
-        kept = self._kept(complete)
-        for path in self._folder.iterdir():
-            is_old = path.name.isdecimal() and int(path.name) not in kept
-            if is_old or _UNFINISHED in path.name:
-                shutil.rmtree(path)
 
     def _agreed_steps(self) -> list[int]:
         """Returns the steps of complete checkpoints, which must be the same on all processes."""
         steps = self.steps()
-        if not parallel.same_on_all_processes(sha256_of_json(steps)):
+        if not parallel.same_on_all_processes(str(steps)):
             raise UserError(
                 f"the processes of the run see different checkpoints in {self._folder} (this one "
                 f"sees {steps}): give them one shared --workdir"
@@ -260,8 +217,7 @@ class Checkpoints:
     def _read_agreed(self, step: int, template: TrainState) -> Restored:
         """Reads a complete checkpoint, with the same outcome on all processes of the run.
 
-        Raises a FileNotFoundError if it has been removed meanwhile, a _DamagedError, or a UserError
-        for a checkpoint of another run, a disk that fails, or processes that do not read the same.
+        Raises a FileNotFoundError if it has been removed meanwhile, a _DamagedError, or an OSError.
         """
         found: Restored | Exception
         try:
@@ -279,99 +235,58 @@ class Checkpoints:
         return found
 
     def _read_patiently(self, step: int, template: TrainState) -> Restored:
-        """Reads a checkpoint, and once more if it seems damaged or is being removed."""
+        """Reads a checkpoint, and once more if it seems damaged while training may remove it."""
         try:
             return self._read(step, template)
         except _DamagedError:
-            if not self._read_only:  # This process holds the lock, so nobody else removes it.
+            if not self._read_only:
                 raise
             time.sleep(_REMOVAL_SECONDS)
-            if not self._is_complete(step):
-                raise FileNotFoundError(step) from None
             return self._read(step, template)
 
     def _read(self, step: int, template: TrainState) -> Restored:
-        """Reads a complete checkpoint; raises as `_read_agreed`."""
+        items = ocp.args.Composite(
+            state=ocp.args.StandardRestore(template), record=ocp.args.JsonRestore()
+        )
         try:
-            items = ocp.args.Composite(
-                state=ocp.args.StandardRestore(template), record=ocp.args.JsonRestore()
-            )
             # When a read fails, TensorStore prints the stacks of all other concurrent reads.
-            with contextlib.redirect_stderr(io.StringIO()):
+            with contextlib.redirect_stderr(io.StringIO()), self._errors_of_the_disk():
                 restored = self._manager.restore(step, args=items)
-            record = dict(restored["record"])
-            claimed = record.pop("sha256")
-            if sha256_of_json(record) != claimed:
-                raise _DamagedError("the record is not what was saved")
             state = jax.tree.map(np.asarray, restored["state"])
-        except (_DamagedError, MemoryError):
+            claimed: str = restored["record"]["sha256"]
+        except MemoryError:
             raise
         except Exception as error:  # Orbax raises plain exceptions for damaged files.
             if not self._is_complete(step):
                 raise FileNotFoundError(step) from error
+            if isinstance(error, OSError) and error.errno not in (None, *_OF_MISSING_FILES):
+                raise
             if jax.process_count() > 1 and isinstance(error, jax.errors.JaxRuntimeError):
                 raise  # An error of a collective: another process has failed.
-            if _errno(error) in _TRANSIENT:
-                raise UserError(
-                    f"{self._folder / str(step)} cannot be read: {_reason(error)}"
-                ) from error
-            raise _DamagedError(_reason(error)) from error
-        if record["run"] != self._run_id:
-            raise UserError(
-                f"the checkpoint {self._folder / str(step)} belongs to another run: it was trained "
-                "with a different run.json"
-            )
-        if sha256_of_arrays(state) != record["state_sha256"]:
-            raise _DamagedError("the arrays are not what was saved")
-        return Restored(state, record["state_sha256"])
+            raise _DamagedError(first_line(error)) from error
+        if self._digest(state) != claimed:
+            raise _DamagedError("its content is not what this run saved")
+        return Restored(state, claimed)
 
-    @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:  # Plain exceptions wrap errors of the disk and TensorStore.
-            steps = self.steps()
-            kept = f"that of step {steps[-1]} is intact" if steps else "there is no earlier one"
-            raise UserError(
-                f"a checkpoint cannot be written into {self._folder} ({_reason(error)}); {kept}"
-            ) from error
-
-    def _kept(self, steps: Sequence[int]) -> set[int]:
-        """Returns which of the steps in ascending order are kept: the newest and the best."""
-        best = self.best()
-        return {*steps[-self._num_newest :], *([best["step"]] if best else [])}
+    def _digest(self, state: TrainState) -> str:
+        return sha256_of_json([self._run_id, sha256_of_arrays(state)])
 
     def _is_complete(self, step: int) -> bool:
         # Orbax also lists a folder that a crash left without its mark.
         return (self._folder / str(step) / _MARK).is_file()
 
-
-def check_path(folder: Path) -> None:
-    """Checks that Orbax could read checkpoints from a folder.
-
-    Raises:
-      UserError: if the path has characters that Orbax misreads; names them.
-    """
-    bad = sorted(set(_PATTERN.findall(str(folder.absolute()))))
-    if bad:
-        raise UserError(
-            f"--workdir={folder}: checkpoints cannot be read back from a path with "
-            f"{' '.join(bad)}; choose another folder"
-        )
-
-
-def _errno(error: BaseException) -> int | None:
-    if isinstance(error, OSError):
-        return error.errno
-    code = re.search(r"os_error_code='(\d+)'", str(error))  # TensorStore reports it in the text.
-    return int(code[1]) if code else None
-
-
-def _reason(error: Exception) -> str:
-    code = _errno(error)
-    return first_line(error) if code is None else os.strerror(code)
+    @contextlib.contextmanager
+    def _errors_of_the_disk(self) -> Iterator[None]:
+        """Raises errors of the system as such; TensorStore reports them in the text of others."""
+        try:
+            yield
+        except Exception as error:
+            code = re.search(r"os_error_code='(\d+)'", str(error))
+            if isinstance(error, OSError) or code is None:
+                raise
+            raise OSError(int(code[1]), os.strerror(int(code[1])), str(self._folder)) from error
 
 
 def _free_name(path: Path) -> Path:
-    names = [path, *(path.with_name(f"{path.name}.{i}") for i in range(1, 1_000))]
+    names = (path, *(path.with_name(f"{path.name}.{number}") for number in range(1, 1_000)))
     return next(name for name in names if not name.exists())

@@ -1,37 +1,28 @@
-"""Atomic writes, JSON, arrays, hashes and locks."""
+"""Atomic writes, JSON, hashes and locks."""
 
 import contextlib
 import fcntl
 import hashlib
 import json
-import logging
-import math
 import os
 import re
 import socket
+import threading
+import time
 import uuid
 import zipfile
-from collections.abc import Iterable, Iterator
+import zlib
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 import numpy as np
 
 from experiments.errors import UserError, first_line
 
-_NPY = ".npy"  # Ending of the names of arrays in an `.npz` file.
-_HEADER_READERS = {
-    (1, 0): np.lib.format.read_array_header_1_0,
-    (2, 0): np.lib.format.read_array_header_2_0,
-}
-
-
-class Header(NamedTuple):
-    """Shape and type of a stored array."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype
+# A lease is refreshed this often, and is free again when this much time passed without it.
+_REFRESH_SECONDS, _LEASE_SECONDS = 10.0, 60.0
 
 
 @contextlib.contextmanager
@@ -86,89 +77,25 @@ def read_json(path: Path, **types: type | tuple[type, ...]) -> dict[str, Any]:
         raise UserError(f"{path} is damaged: {error}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} is damaged: expected an object, got {type(content).__name__}")
-    check_types(path, content, **types)
-    return content
-
-
-def check_types(path: Path, content: dict[str, Any], **types: type | tuple[type, ...]) -> None:
-    """Checks that a JSON object has the given keys with values of the given types.
-
-    Raises:
-      UserError: if it does not; names the file and the key.
-    """
     for key, kinds in types.items():
         if not isinstance(content.get(key), kinds):
             found = repr(content[key])[:80] if key in content else "nothing"
             raise UserError(f"{path} is damaged: {key!r} holds {found}")
-
-
-def read_headers(path: Path) -> dict[str, Header]:
-    """Returns shape and type of each array of a file without reading the arrays.
-
-    Raises:
-      ValueError: with only the reason, if the file is not an intact `.npz` of plain arrays.
-    """
-    with _opened(path) as archive:
-        return {name: _header(archive, name) for name in _names(archive)}
-
-
-def read_arrays(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
-    """Reads only the arrays with these names.
-
-    Raises:
-      ValueError: with only the reason, if an array is missing or the `.npz` file is damaged.
-    """
-    found = {}
-    with _opened(path) as archive:
-        for name in names:
-            _header(archive, name)  # Checks it.
-            with archive.open(name + _NPY) as stream:
-                found[name] = np.lib.format.read_array(stream, allow_pickle=False)
-    return found
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            yield archive
-    except Exception as error:  # zipfile, zlib and NumPy raise dozens of types of errors.
-        raise ValueError(f"not a readable .npz of plain arrays: {error}") from error
-
-
-def _names(archive: zipfile.ZipFile) -> list[str]:
-    return [name.removesuffix(_NPY) for name in archive.namelist() if name.endswith(_NPY)]
-
-
-def _header(archive: zipfile.ZipFile, name: str) -> Header:
-    """Reads the header of an array, and checks that the array has the size of its entry."""
-    if name not in _names(archive):
-        raise ValueError(f"no array named {name!r}; available: {_names(archive)}")
-    info = archive.getinfo(name + _NPY)
-    with archive.open(info) as stream:
-        version = np.lib.format.read_magic(stream)
-        if version not in _HEADER_READERS:
-            raise ValueError(f"{name!r}: array format {version} is not supported")
-        shape, _, dtype = _HEADER_READERS[version](stream)
-        expected = stream.tell() + math.prod(shape) * dtype.itemsize
-    if dtype.hasobject:
-        raise ValueError(f"{name!r} contains objects, not numbers")
-    if min(shape, default=0) < 0 or expected != info.file_size:
-        raise ValueError(f"{name!r}: expected {expected:,} bytes, got {info.file_size:,}")
-    return Header(shape, dtype)
+    return content
 
 
 def read_npz(path: Path, *names: str) -> dict[str, np.ndarray]:
-    """Reads the named arrays, or all, of a file of a run.
+    """Reads the named arrays, or all, of an `.npz` file of a run.
 
     Raises:
       UserError: if the file is missing, is damaged, or lacks an array; names the file.
     """
-    if not path.exists():
-        raise UserError(f"{path} does not exist")
     try:
-        return read_arrays(path, names or read_headers(path))
-    except ValueError as error:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in names or arrays}
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    except (ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{path} is damaged: {first_line(error)}") from error
 
 
@@ -199,7 +126,7 @@ def sha256_of_arrays(tree: Any) -> str:
 
     Leaves are hashed by several threads, because hashing long buffers releases Python's lock.
     """
-    import jax  # Not above: the process that runs PyTorch reads this module too.
+    import jax  # Not above: importing it takes a second, which a call for help does not need.
 
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     with ThreadPoolExecutor() as pool:
@@ -218,32 +145,68 @@ def _sha256_of_array(array: np.ndarray) -> str:
 def locked(file: Path, guarded: str, alternative: str) -> Iterator[None]:
     """Holds a lock on a file, which the system releases when this process ends, even by a crash.
 
-    If a run has several processes, only the first should acquire it. The file is created if missing
-    and never removed, and names the last holder. Messages name what is `guarded`, and the
-    `alternative` of a second program to waiting.
+    The file is created if missing, is never removed, and names the last holder. Messages name what
+    is `guarded`, and the `alternative` of a second program to waiting. On a file system without
+    locks, another file next to it is the lock while its holder refreshes it.
 
     Raises:
-      UserError: if another process holds the lock, or if the file cannot be written.
+      UserError: if another process holds the lock.
+      OSError: if the file cannot be written.
     """
-    try:
-        handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-    except OSError as error:
-        raise UserError(f"{guarded} cannot be written: {error.strerror} ({file.name})") from error
-    with os.fdopen(handle, "r+", errors="replace") as stream:
+
+    def busy(holder: str) -> UserError:
+        return UserError(f"{guarded} is in use by {holder}; wait for it, stop it, or {alternative}")
+
+    handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    with os.fdopen(handle, "r+", errors="replace") as stream, contextlib.ExitStack() as stack:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = " ".join(stream.read(200).split())
-            raise UserError(
-                f"{guarded} is in use by {holder}; wait for it, stop it, or {alternative}"
-            ) from None
-        except OSError as error:  # Some file systems of clusters do not support locks.
-            logging.getLogger("fdrl").warning(
-                "%s cannot be locked (%s): make sure that no other program uses it",
-                guarded,
-                error.strerror,
-            )
+            raise busy(" ".join(stream.read(200).split())) from None
+        except OSError:  # Some file systems of clusters do not support locks.
+            if holder := stack.enter_context(_leased(file.with_name(f"{file.name}.lease"))):
+                raise busy(holder) from None
         stream.truncate(0)
-        stream.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        stream.write(f"{_own_name()}\n")
         stream.flush()
         yield
+
+
+@contextlib.contextmanager
+def _leased(lease: Path) -> Iterator[str]:
+    """Holds a file that counts as long as it is refreshed; yields the holder if that is another."""
+    own = f"{_own_name()} since {time.strftime('%F %T')}"
+    released = threading.Event()
+
+    def refresh() -> None:
+        while not released.wait(_REFRESH_SECONDS):
+            with contextlib.suppress(OSError):
+                os.utime(lease)
+
+    try:
+        with os.fdopen(os.open(lease, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "w") as stream:
+            stream.write(own)
+    except FileExistsError:
+        ticket = lease.with_name(f".{lease.name}.{uuid.uuid4().hex[:8]}")
+        ticket.write_text(own)
+        # Both times are those of the file server, because clocks of machines differ.
+        age = ticket.stat().st_mtime - lease.stat().st_mtime
+        if age < _LEASE_SECONDS:
+            ticket.unlink()
+            yield f"{lease.read_text(errors='replace')[:200]}, seen {max(age, 0.0):.0f} s ago"
+            return
+        os.replace(ticket, lease)
+        time.sleep(1.0)  # Another program may have found the same old lease.
+        if (holder := lease.read_text(errors="replace")) != own:
+            yield holder[:200]
+            return
+    threading.Thread(target=refresh, daemon=True).start()
+    try:
+        yield ""
+    finally:
+        released.set()
+        lease.unlink(missing_ok=True)
+
+
+def _own_name() -> str:
+    return f"process {os.getpid()} on {socket.gethostname()}"

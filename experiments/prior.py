@@ -1,11 +1,13 @@
 """The data-dependent prior, which is fitted once when a run is created and then stored with it."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from scipy import linalg
 from tqdm import tqdm
 
 from experiments.errors import UserError
@@ -13,7 +15,7 @@ from experiments.files import read_npz, replacing, sha256_of_arrays
 from fdrl_jax import priors
 from fdrl_jax.training import parallel
 
-# Up to 64 x 64 x 3 the full covariance is used, whose factor needs 604 MB.
+# Up to 64 x 64 x 3 the full covariance is used, whose factor needs at most 604 MB.
 MAX_EXACT_SIZE = 12_288
 DEFAULT_RANK = 512
 
@@ -25,7 +27,7 @@ class FittedPrior(NamedTuple):
     factor: np.ndarray
     remainder_scale: float
     share_held: float  # Share of the data's variance that `F` explains; 1 for a full covariance.
-    num_examples: int  # 0 for a prior that was fitted elsewhere.
+    num_examples: int
 
     @property
     def sha256(self) -> str:
@@ -48,7 +50,8 @@ def choose_rank(rank: int, event_shape: Sequence[int]) -> int:
 def fit(batches: Iterable[np.ndarray], rank: int, jitter: float) -> FittedPrior:
     """Fits the prior in one pass over the training set, without augmentation or noise (eq. 8).
 
-    Rank 0 means the full covariance. The jitter is a variance added to its diagonal.
+    Rank 0 means the full covariance. The jitter is a variance added to its diagonal. N examples of
+    size D > N have a covariance of a rank below N, so that a factor of N columns represents it.
     """
     hidden = not parallel.is_first_process()
     batches = tqdm(batches, "fitting the prior", leave=False, unit="batch", disable=hidden)
@@ -56,22 +59,41 @@ def fit(batches: Iterable[np.ndarray], rank: int, jitter: float) -> FittedPrior:
         part = priors.low_rank(batches, rank)
         factor, scale = priors.low_rank_factor(part, jitter)
         return FittedPrior(part.mean, factor, scale, part.share_held, part.num_examples)
-    full = priors.moments(batches)
+    rows, first = iter(batches), deque[np.ndarray]()
+    while not first or sum(map(len, first)) < first[0][0].size:
+        if (batch := next(rows, None)) is None:
+            return _of_few(list(first), jitter)
+        first.append(batch)
+    full = priors.moments(_drained(first, rows))
     factor = priors.covariance_factor(full.covariance, jitter)
     return FittedPrior(full.mean, factor, 0.0, 1.0, full.num_examples)
 
 
-def from_covariance(mean: np.ndarray, covariance: np.ndarray) -> FittedPrior:
-    """Returns a prior from a given covariance, which must include the jitter.
+def _drained(first: deque[np.ndarray], rest: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    while first:  # Each batch is freed when it is used.
+        yield first.popleft()
+    yield from rest
 
-    The mean is [D], the covariance [D, D].
+
+def _of_few(batches: Sequence[np.ndarray], jitter: float) -> FittedPrior:
+    """Returns the prior of fewer examples than their size, whose covariance is `Rᵀ R / N`.
+
+    `R` is that of the QR decomposition of the N centred examples: what the Cholesky decomposition
+    of the covariance would give, without its zeros.
     """
-    factor = priors.covariance_factor(np.asarray(covariance, np.float64), jitter=0.0)
-    return FittedPrior(np.asarray(mean, np.float64), factor, 0.0, 1.0, num_examples=0)
+    if not batches:
+        raise UserError("a data-dependent prior needs at least one training example, got none")
+    x = np.concatenate(batches).astype(np.float64)
+    x = x.reshape(len(x), -1)
+    mean = x.mean(axis=0)
+    x -= mean
+    upper = linalg.qr(x, mode="r", overwrite_a=True)[0] / math.sqrt(len(x))
+    factor = np.asarray(upper.T, np.float32, order="C")
+    return FittedPrior(mean, factor, math.sqrt(jitter), 1.0, len(x))
 
 
-def blank(rank: int, event_shape: Sequence[int]) -> FittedPrior:
-    """Returns a placeholder of the same shapes, for compiling and timing."""
+def placeholder(rank: int, event_shape: Sequence[int]) -> FittedPrior:
+    """Returns a prior of the largest shapes that `fit` may return, for compiling and timing."""
     size = math.prod(event_shape)
     factor = np.zeros((size, rank or size), np.float32)
     return FittedPrior(np.zeros(size), factor, 1.0 if rank else 0.0, 0.0, 0)
@@ -83,29 +105,23 @@ def write(file: Path, fitted: FittedPrior) -> None:
         np.savez(stream, **fitted._asdict())
 
 
-def read(file: Path, sha256: str | None) -> FittedPrior:
-    """Reads the prior of a run; that of a run of version 0.1 has no known digest.
+def read(file: Path, sha256: str) -> FittedPrior:
+    """Reads the prior of a run.
 
     Raises:
       UserError: if the file is missing, damaged, or not the one the run was created with.
     """
     mean, factor, scale, share, num = read_npz(file, *FittedPrior._fields).values()
-    try:
-        fitted = FittedPrior(mean, factor, float(scale), float(share), int(num))
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{file} is damaged: {error}") from error
-    if sha256 is not None and fitted.sha256 != sha256:
-        raise UserError(
-            f"{file} is not the prior the run was created with; restore the file, or train in a "
-            "new --workdir"
-        )
+    fitted = FittedPrior(mean, factor, float(scale), float(share), int(num))
+    if fitted.sha256 != sha256:
+        raise UserError(f"{file} is not the file the run was created with; restore it")
     return fitted
 
 
 def describe(fitted: FittedPrior) -> str:
     """Returns a line of progress about the fit."""
     size, rank = fitted.factor.shape
-    form = "full covariance" if rank == size else f"rank {rank}"
+    form = "full covariance" if fitted.share_held == 1.0 else f"rank {rank}"
     return (
         f"prior: fitted to {fitted.num_examples:,} examples of {size:,} numbers, {form}, "
         f"{fitted.share_held:.2%} of the variance explained"

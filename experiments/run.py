@@ -13,33 +13,44 @@
 import contextlib
 import datetime
 import difflib
+import errno
 import functools
 import logging
 import os
 import platform
+import re
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+import jax
 import numpy as np
 
 import fdrl_jax
-from experiments import data, files, prior, settings
-from experiments.checkpoints import Checkpoints, Restored, Which, check_path
-from experiments.data import BUILT_IN, DataOptions, Source
+from experiments import experiment, files, precision, prior, settings
+from experiments.checkpoints import Checkpoints, Restored, Which
+from experiments.command import Command
+from experiments.data import load
+from experiments.data.source import Source
 from experiments.errors import UserError
 from experiments.evaluation import references
 from experiments.evaluation.references import ImageReference
+from experiments.experiment import Experiment
+from experiments.files import read_json, sha256_of_file, sha256_of_json
 from experiments.prior import FittedPrior
-from experiments.settings import Settings
+from experiments.settings import Flat, Settings
 from fdrl_jax.training import parallel
 from fdrl_jax.training.state import TrainState
 
 Kind = Literal["ratio", "classifier"]  # What is trained.
-_MODES = {"ratio": "train", "classifier": "train_classifier"}  # What trains each kind.
-_FORMAT = 2  # Format of the folder; version 0.1 wrote format 1, without a number.
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
+Key = dict[str, Any]
+_MODES = {"ratio": "train", "classifier": "classifier"}  # What trains each kind.
+_FORMAT = 1
+_PACKAGES = ("flax", "optax", "numpy")
+_PATTERN = re.compile(r"[\[\]*?\\]")  # Orbax reads a path with one of these as a pattern.
+# Options of JAX that change the random numbers, and therefore the results.
+_OF_RANDOM_NUMBERS = ("jax_threefry_partitionable", "jax_enable_x64", "jax_random_seed_offset")
 
 
 class Run:
@@ -48,17 +59,16 @@ class Run:
     def __init__(self, root: Path, record: Mapping[str, Any]) -> None:
         self.root = root
         self.kind: Kind = record["kind"]
-        # Those that it was created with, flat.
-        self.settings = settings.checked(settings.completed(record["settings"]))
+        self.settings = settings.from_config(record["settings"])  # Those it was created with.
         self.data: dict[str, Any] = record["data"]  # As `describe_data` returned them.
         self.command: str = record["command"]
-        self._data_dir = os.path.expanduser(record.get("data_dir", ""))
+        self._environment: dict[str, Any] = record["environment"]
+        self._data_dir = os.path.expanduser(record["data_dir"])
         self._prior_sha256: str | None = record["prior_sha256"]
         self._reference_sha256: str | None = record["reference_sha256"]
-        # Digest of everything that determines its training and its samples, except the seed:
-        # computed from the record on disk, so that keys of later versions do not change it.
-        fixed = settings.of_scope(record["settings"], "fixed")
-        self.id = files.sha256_of_json([self.kind, fixed, self.data, self._prior_sha256])
+        # Digest of everything that determines its training and its samples, except the seed.
+        fixed = settings.of_scope(self.settings, "fixed")
+        self.id = sha256_of_json([self.kind, fixed, self.data, self._prior_sha256])
         self.metrics = root / "metrics.jsonl"
         self.snapshots = root / "snapshots"
         self.samples = root / "samples"
@@ -74,7 +84,7 @@ class Run:
         It is "" if it no longer exists, or if `data.dir`, which is `dir`, or FDRL_DATA_DIR says
         where the data are.
         """
-        is_needed = not data.resolve_dir(dir) and Path(self._data_dir).exists()
+        is_needed = not load.resolve_dir(dir) and Path(self._data_dir).exists()
         return self._data_dir if is_needed else ""
 
     def prior(self) -> FittedPrior | None:
@@ -94,7 +104,7 @@ class Run:
           UserError: if the file of held-out images is not the one the run was created with.
         """
         if self._kept_images is None:  # Built-in data.
-            return data.load(DataOptions(**settings.section(self.settings, "data")))
+            return load.load(self.settings.data)
         return references.frozen_source(self._kept_images, self.data)
 
     @functools.cached_property
@@ -108,7 +118,7 @@ class Run:
         if self._reference_sha256 is None:
             return None
         file = self.root / "reference.npz"
-        if not file.is_file() or files.sha256_of_file(file) != self._reference_sha256:
+        if not file.is_file() or sha256_of_file(file) != self._reference_sha256:
             raise UserError(f"{file} is not the file the run was created with; restore it")
         return references.load(file)
 
@@ -117,33 +127,47 @@ class Run:
 
         As many of the newest are kept as `keep` says, by default as set when the run was created.
         """
-        keep = keep or self.settings["checkpoint.keep"]
+        keep = keep or self.settings.checkpoint.keep
         return Checkpoints(self.root / "checkpoints", self.id, keep)
 
-    def saved_checkpoints(self) -> Checkpoints:
-        """Opens the checkpoints, of which some exist, possibly while training saves more."""
-        return Checkpoints(self.root / "checkpoints", self.id, read_only=True)
+    def saved_steps(self) -> list[int]:
+        """Returns the steps of complete checkpoints, oldest first."""
+        with self._saved() as store:
+            return store.steps() if store else []
+
+    def best(self) -> dict[str, Any] | None:
+        """Returns "step", "metric" and "value" of the best checkpoint, if there is one."""
+        with self._saved() as store:
+            return store.best() if store else None
 
     def restored(self, template: TrainState, which: Which = None) -> Restored:
         """Restores as `Checkpoints.restore` does, but raises a UserError if there is none."""
-        found = None
-        if (self.root / "checkpoints").is_dir():
-            with self.saved_checkpoints() as store:
-                found = store.restore(template, which)
+        with self._saved() as store:
+            found = store.restore(template, which) if store else None
         if found is None:
             mode = _MODES[self.kind]
             raise UserError(f"no checkpoint in {self.root}; train first, with --mode={mode}")
         return found
 
-    def overridden(self, changes: Mapping[str, Any]) -> Settings:
+    @contextlib.contextmanager
+    def _saved(self) -> Iterator[Checkpoints | None]:
+        """Opens the checkpoints, if there are any, possibly while training saves more."""
+        folder = self.root / "checkpoints"
+        if not folder.is_dir():
+            yield None
+            return
+        with Checkpoints(folder, self.id, read_only=True) as store:
+            yield store
+
+    def overridden(self, changes: Flat) -> Settings:
         """Returns the settings of a command that draws samples from the run.
 
         Raises:
           UserError: if a setting was fixed when the run was created; names each.
         """
-        merged = settings.checked({**self.settings, **changes})
-        fixed = settings.of_scope(merged, "fixed", "training")
-        if differing := settings.differences(self.settings, {**self.settings, **fixed}):
+        merged = settings.replace(self.settings, changes)
+        free = settings.of_scope(merged, "flow", "free")
+        if differing := settings.differences(settings.replace(self.settings, free), merged):
             raise UserError(
                 "these settings were fixed when the run "
                 f"{self.root} was created: {'; '.join(differing.values())}. To use other values, "
@@ -154,15 +178,17 @@ class Run:
     def resumed(self, wanted: Settings) -> Settings:
         """Returns the settings for resuming training.
 
-        Free settings take effect; others must equal the run's.
+        Free settings take effect; others must equal the run's. Prints whether versions or devices
+        changed. All processes must call this.
 
         Raises:
-          UserError: if other settings differ; names each with both values.
+          UserError: if other settings differ, naming each with both values; if JAX would draw other
+            random numbers; or if the processes of the run have different settings.
         """
-        saved = {**self.settings, **settings.of_scope(wanted, "free")}
-        if wanted["optimizer.schedule"] != "cosine":  # Its length affects every step.
-            saved["train.num_steps"] = wanted["train.num_steps"]
-        if differing := settings.differences(saved, wanted):
+        free = settings.of_scope(wanted, "free")
+        if wanted.optimizer.schedule != "cosine":  # Its length affects every step.
+            free["train.num_steps"] = wanted.train.num_steps
+        if differing := settings.differences(settings.replace(self.settings, free), wanted):
             reason = (
                 " The cosine schedule of the learning rate spans train.num_steps, so that a longer "
                 "training is a new run."
@@ -172,23 +198,39 @@ class Run:
                 f"{reason * ('train.num_steps' in differing)} Use the settings of the run, or "
                 "another --workdir"
             )
+        self._check_environment(wanted)
+        _check_agreed(settings.shareable(wanted))
         return wanted
+
+    def _check_environment(self, wanted: Settings) -> None:
+        then, now = self._environment, _environment(wanted)
+        differing = [
+            f"{key} {now[key]} (was {then.get(key)})" for key in now if now[key] != then.get(key)
+        ]
+        if changed := [text for text in differing if text.startswith(_OF_RANDOM_NUMBERS)]:
+            raise UserError(
+                f"the random numbers would not be those of the run {self.root}: "
+                f"{', '.join(changed)}. Set these options of JAX as they were"
+            )
+        if differing and parallel.is_first_process():
+            logging.getLogger("fdrl").warning(
+                "the last digits of results may differ from those of an uninterrupted run: %s",
+                ", ".join(differing),
+            )
 
     def check_data(self, source: Source) -> None:
         """Checks that the data are those the run was created with.
 
         Raises:
-          UserError: if images were added, removed or renamed, or others are unreadable.
+          UserError: if images or labels were added, removed, renamed or replaced.
         """
         now, then = describe_data(source), self.data
-        # Streamed images that may be skipped, which is a free setting, have no classes.
-        compared = [key for key in then if key != "classes" or (now[key] and then[key])]
-        differing = [key for key in compared if key != "fingerprint" and now.get(key) != then[key]]
+        differing = [k for k in then if k != "fingerprint" and now[k] != then[k]]
         if differing:
             raise UserError(
-                f"the data are not those the run {self.root} was created with: images were added, "
-                f"removed or renamed, or others are unreadable ({', '.join(differing)}). Restore "
-                "them, or train in another --workdir"
+                f"the data are not those the run {self.root} was created with: images or labels "
+                f"were added, removed, renamed or replaced ({', '.join(differing)}). Restore them, "
+                "or train in another --workdir"
             )
         if now["fingerprint"] != then["fingerprint"]:
             # Only a warning, because modification times also change when a folder is copied.
@@ -232,6 +274,22 @@ class Run:
             read.append((step, samples))
         return read
 
+    def newest_evaluation(self, key: Key) -> dict[str, Any] | None:
+        """Returns the newest record of an evaluation of a checkpoint with the same settings.
+
+        The number of samples in the key is ignored.
+
+        Raises:
+          UserError: if a record is damaged; names it.
+        """
+        found = self.evaluations.glob("*/record.json")
+        wanted = {name: value for name, value in key.items() if name != "num_samples"}
+        for path in sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True):
+            record = read_json(path, key=dict, metrics=dict, details=dict)
+            if wanted.items() <= record["key"].items():
+                return record
+        return None
+
 
 def describe_data(source: Source) -> dict[str, Any]:
     """Returns the description that identifies the data of a run, as values for JSON."""
@@ -253,18 +311,23 @@ def locked_folder(root: Path, *, creates: bool = True) -> Iterator[None]:
     is rejected, a new folder is removed again. If the command creates no run, one must exist there.
 
     Raises:
-      UserError: if the folder cannot be written, a required run is missing, or another process
-        trains there.
+      UserError: if the path cannot hold a run, a required run is missing, or another process trains
+        there.
+      OSError: if the folder cannot be written.
     """
-    check_path(root)
-    if not creates and not exists(root):
+    if bad := sorted(set(_PATTERN.findall(str(root.absolute())))):
+        raise UserError(
+            f"--workdir={root}: checkpoints cannot be read back from a path with {' '.join(bad)}; "
+            "choose another folder"
+        )
+    if not exists(root) and (not creates or (root.exists() and not root.is_dir())):
         raise UserError(_why_missing(root))
-    refused: UserError | None = None
+    refused: Exception | None = None
     with contextlib.ExitStack() as stack:
         if parallel.is_first_process():
             try:
                 stack.enter_context(_made_and_locked(root))
-            except UserError as error:
+            except (UserError, OSError) as error:
                 refused = error
         if not parallel.same_on_all_processes(str(refused is None)) or refused is not None:
             raise refused or UserError(
@@ -276,10 +339,7 @@ def locked_folder(root: Path, *, creates: bool = True) -> Iterator[None]:
 @contextlib.contextmanager
 def _made_and_locked(root: Path) -> Iterator[None]:
     is_new = not root.exists()
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--workdir={root} cannot be written: {error.strerror}") from error
+    root.mkdir(parents=True, exist_ok=True)
     with files.locked(root / "lock", f"--workdir={root}", "train in another --workdir"):
         try:
             yield
@@ -300,31 +360,37 @@ def create(
     command: str,
     data_dir: str = "",
 ) -> Run:
-    """Creates a run. The caller must hold `locked_folder`.
+    """Creates a run. The caller must hold `locked_folder`. All processes must call this.
 
     The run remembers the `data_dir` of the command; see `Run.remembered_dir`.
 
     Raises:
+      UserError: if the folder cannot hold a new run, or the processes have different data.
       OSError: if the folder cannot be written.
     """
+    described, prior_sha256 = describe_data(source), None if fitted is None else fitted.sha256
+    check_free(root, data_dir or wanted.data.dir)
+    _check_agreed([kind, settings.shareable(wanted), described, prior_sha256])
     if parallel.is_first_process():
         if fitted is not None:
             prior.write(root / "prior.npz", fitted)
         reference = root / "reference.npz"
         # Built-in data need no stored reference, and a classifier has no samples to compare.
-        keeps_images = kind == "ratio" and wanted["data.name"] not in BUILT_IN
+        keeps_images = kind == "ratio" and wanted.data.name not in load.BUILT_IN
         if keeps_images:
             references.save(references.of_images(source), reference)
+        values = settings.to_flat(wanted)
         record = {
             "format": _FORMAT,
             "kind": kind,
-            "settings": wanted | {key: _portable(wanted[key]) for key in settings.PATHS},
-            "data": describe_data(source),
-            "prior_sha256": None if fitted is None else fitted.sha256,
-            "reference_sha256": files.sha256_of_file(reference) if keeps_images else None,
+            "settings": values | {key: _portable(values[key]) for key in settings.PATHS},
+            "data": described,
+            "prior_sha256": prior_sha256,
+            "reference_sha256": sha256_of_file(reference) if keeps_images else None,
             "command": files.without_home(command),
             "data_dir": data_dir and _portable(os.path.abspath(os.path.expanduser(data_dir))),
             "created": _now(),
+            "environment": _environment(wanted),
             "versions": {
                 "python": platform.python_version(),
                 "fdrl_jax": fdrl_jax.__version__,
@@ -334,6 +400,25 @@ def create(
         files.write_json(root / "run.json", record)
     parallel.barrier("run created")
     return open_run(root)
+
+
+def check_free(root: Path, data_dir: str = "") -> None:
+    """Checks that a folder may hold a new run, before data are read from `data_dir`.
+
+    Raises:
+      UserError: if it contains checkpoints without a `run.json`, or is in the folder of the data.
+    """
+    if (root / "checkpoints").exists():
+        raise UserError(
+            f"--workdir={root} contains checkpoints but no run.json; restore that file, or train "
+            "in another --workdir"
+        )
+    data = load.resolve_dir(data_dir)
+    if data and root.resolve().is_relative_to(Path(data).resolve()):
+        raise UserError(
+            f"--workdir={root} is in the folder of the data, {data}, where its pictures would be "
+            "read as data; choose a folder elsewhere"
+        )
 
 
 def exists(root: Path) -> bool:
@@ -351,51 +436,23 @@ def exists(root: Path) -> bool:
     return found
 
 
-def check_free(root: Path) -> None:
-    """Checks that a folder contains nothing that would mix with a new run.
-
-    Raises:
-      UserError: if it contains a run of version 0.1, or checkpoints without a `run.json`.
-    """
-    if (root / "config.json").is_file():
-        raise UserError(_why_missing(root))
-    if (root / "checkpoints").exists():
-        raise UserError(
-            f"--workdir={root} contains checkpoints but no run.json; restore that file, or train "
-            "in another --workdir"
-        )
-
-
-def read(root: Path) -> Run:
-    """Reads what a run is, without starting JAX's backend, which would occupy the accelerator.
-
-    Raises:
-      UserError: if there is no run; suggests the closest folder with one.
-    """
-    path = root / "run.json"
-    if not path.is_file():
-        raise UserError(_why_missing(root))
-    record = files.read_json(path, format=int, kind=str, settings=dict, data=dict, command=str)
-    digest = (str, type(None))
-    files.check_types(path, record, prior_sha256=digest, reference_sha256=digest)
-    if record["format"] > _FORMAT:
-        raise UserError(f"{root} was written by a newer version of fdrl_jax; update the program")
-    types = {"name": str, "kind": str, "identity": str, "event_shape": list, "classes": list}
-    files.check_types(path, record["data"], **types)
-    try:
-        return Run(root, record)
-    except (KeyError, TypeError, UserError) as error:
-        raise UserError(f"{path} is damaged: {error}") from error
-
-
 def open_run(root: Path, kind: Kind | None = None) -> Run:
     """Opens a run, without changing anything on disk. All processes must call this.
 
     Raises:
-      UserError: as `read`, or if the run has another kind.
+      UserError: if there is no run, naming the closest folder with one; if it is damaged; or if it
+        has another kind.
     """
-    exists(root)  # Ends all processes if only some see the run.
-    run = read(root)
+    if not exists(root):
+        raise UserError(_why_missing(root))
+    path = root / "run.json"
+    record = read_json(path, format=int, kind=str, settings=dict, data=dict, command=str)
+    if record["format"] > _FORMAT:
+        raise UserError(f"{root} was written by a newer version of fdrl_jax; update the program")
+    try:
+        run = Run(root, record)
+    except (KeyError, TypeError, UserError) as error:
+        raise UserError(f"{path} is damaged: {error}") from error
     if not parallel.same_on_all_processes(run.id):
         raise UserError(f"--workdir={root} is not the same folder on all processes of the run")
     if kind is not None and run.kind != kind:
@@ -407,12 +464,119 @@ def open_run(root: Path, kind: Kind | None = None) -> Run:
     return run
 
 
-def _why_missing(root: Path) -> str:
-    if (root / "config.json").is_file():
-        return (
-            f"--workdir={root} was written by version 0.1; convert it once (this needs its data): "
-            f"python -m experiments.main --mode=migrate --workdir={root}"
+class Opened(NamedTuple):
+    """A run with one of its states."""
+
+    run: Run
+    experiment: Experiment
+    state: TrainState  # Of one replica, on the host.
+    sha256: str  # Digest of its checkpoint.
+
+    @property
+    def step(self) -> int:
+        """The training step of the state."""
+        return int(self.state.step)
+
+
+def open_checkpoint(command: Command) -> Opened:
+    """Opens the run and the checkpoint of a command that draws samples. Only its folder is read.
+
+    Raises:
+      UserError: if there is no run or no such checkpoint, or the command changes a setting that was
+        fixed when the run was created.
+    """
+    run = open_run(command.folder, "ratio")
+    used = precision.resolve(run.overridden(command.changes))
+    model = experiment.build(used, run.source(), run.prior())
+    return Opened(run, model, *run.restored(model.state_shapes(), command.which))
+
+
+def key_of(opened: Opened, num_samples: int | None, **more: Any) -> Key:
+    """Returns everything that determines a record, as values for JSON.
+
+    `num_samples` is `None` if the record does not depend on it; `more` are its further inputs, such
+    as a classifier's digest.
+    """
+    return {
+        "run": opened.run.id,
+        "step": opened.step,
+        "checkpoint_sha256": opened.sha256,
+        "num_samples": num_samples,
+        "settings": settings.of_scope(opened.experiment.settings, "flow"),
+        **more,
+    }
+
+
+def name_of(opened: Opened, key: Key) -> str:
+    """Returns the name of a record: `step_N`, with a digest unless all settings are the run's.
+
+    The number of samples is one of them. A record with a classifier has a digest as well.
+    """
+    of_run = opened.run.settings
+    is_own = (
+        key["settings"] == settings.of_scope(of_run, "flow")
+        and key["num_samples"] in (None, of_run.evaluate.num_samples)
+        and not key.get("classifier")
+    )
+    return f"step_{opened.step}" if is_own else f"step_{opened.step}_{sha256_of_json(key)[:8]}"
+
+
+def find_record(opened: Opened, key: Key) -> tuple[Path, bool]:
+    """Returns the path of an evaluation's record, and whether it exists.
+
+    If a record of this name has another key, for instance because the run was rolled back, it is
+    kept, and the new record gets a name with its digest.
+
+    Raises:
+      UserError: if a record is damaged; names it.
+    """
+    path = opened.run.evaluations / name_of(opened, key)
+    if (path / "record.json").is_file() and read_json(path / "record.json", key=dict)["key"] != key:
+        path = path.with_name(f"{path.name}_{sha256_of_json(key)[:8]}")
+    return path, (path / "record.json").is_file()
+
+
+def add_record(unfinished: Path, path: Path) -> None:
+    """Renames a finished record to its name. If another program has just added it, that one stays.
+
+    The `unfinished` folder is in the folder of all records or below it; the path is from
+    `find_record`.
+
+    Raises:
+      UserError: if another file or folder has this name.
+    """
+    try:
+        unfinished.rename(path)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise
+        if not (path / "record.json").is_file():
+            raise UserError(f"{path} exists and is not a record; move it elsewhere") from error
+
+
+def _environment(wanted: Settings) -> dict[str, Any]:
+    """Returns what decides the bits of the results apart from the settings, as values for JSON."""
+    options: Any = jax.config  # Its attributes are created at run time.
+    kind, features = jax.local_devices()[0].device_kind, sorted(precision.features())
+    return {
+        **{name: getattr(options, name) for name in _OF_RANDOM_NUMBERS},
+        **{name: version(name) for name in ("jax", "jaxlib")},
+        "devices": f"{jax.device_count()} x {kind}",
+        "processor": f"{platform.machine()} {sha256_of_json(features)[:8]}",
+        "precision": precision.resolve(wanted).precision,
+        "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
+    }
+
+
+def _check_agreed(content: Any) -> None:
+    if not parallel.same_on_all_processes(sha256_of_json(content)):
+        raise UserError(
+            "the processes of the run have different settings or data: start each with the same "
+            "command, on the same data"
         )
+
+
+def _why_missing(root: Path) -> str:
     if root.exists() and not root.is_dir():
         return f"--workdir={root} is a file, not the folder of a run"
     names = sorted(path.parent.name for path in root.parent.glob("*/run.json"))

@@ -1,0 +1,224 @@
+"""Classifiers of images: trains one, and opens one to guide the flow or to judge samples."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import precision, run
+from experiments.data.source import Source
+from experiments.errors import UserError
+from experiments.experiment import (
+    Network,
+    Training,
+    explained,
+    init_state,
+    make_network,
+    make_optimizer,
+)
+from experiments.files import read_json, sha256_of_arrays, write_json
+from experiments.run import Run
+from experiments.settings import Settings
+from fdrl_jax import networks
+from fdrl_jax.priors import Batch
+from fdrl_jax.training import adversarial, parallel
+from fdrl_jax.training.adversarial import Attack
+from fdrl_jax.training.augmentation import shifted
+from fdrl_jax.training.problem import Constants
+from fdrl_jax.training.state import TrainState, Variables
+from fdrl_jax.training.steps import TrainStep
+
+Array = jax.Array
+Apply = Callable[[Variables, Array], Array]
+Draw = Callable[[Any, Any, Array, Array], Batch]
+
+_SHIFT_KEY = 1_000  # Folded into the data key, which otherwise folds in the number of a domain.
+_NUM_ATTACK_STEPS = 20  # Of the evaluation, whose attack is stronger than in training.
+_NUM_TESTED, _NUM_JUDGED = 500, 250  # Images per batch.
+
+
+class Guide(NamedTuple):
+    """A classifier that guides the flow, `apply(variables, x [B, H, W, C]) -> logits [B, C]`."""
+
+    apply: Apply
+    variables: Any
+    input_range: tuple[float, float]  # Of the pixels of `x`.
+
+
+def build(settings: Settings, source: Source) -> Training:
+    """Builds the training of a classifier on labelled images, attacked if the settings say so.
+
+    Raises:
+      UserError: for settings that cannot run, or data without labels.
+    """
+    if source.labels is None or source.kind != "images":
+        raise UserError(
+            f"data.name={settings.data.name}: a classifier needs labelled images: digits, "
+            "sub-folders as classes, an npz with labels, or TFDS. The classes of the held-out "
+            "images must occur in training"
+        )
+    with explained():
+        network = make_network(settings, source.event_shape, len(source.classes))
+
+    def make_step(num_replicas: int | None) -> TrainStep:
+        with explained():
+            return adversarial.make_train_step(
+                cast(Apply, network.apply),
+                attack=_make_attack(settings, settings.attack.num_steps),
+                optimizer=make_optimizer(settings),
+                refresh=networks.update_vectors,
+                draw=_augmented(source.draw, settings.augment.max_shift),
+                batch_size=parallel.local_batch_size(settings.train.batch_size, num_replicas),
+                ema_rate=settings.train.ema_rate,
+                ema_ramp=settings.train.ema_ramp,
+                num_micro_batches=settings.train.num_micro_batches,
+                axis_name=parallel.AXIS,
+            )
+
+    return Training(
+        settings=settings,
+        source=source,
+        network=network,
+        constants=Constants(source.arrays, ()),
+        output="logits",
+        make_step=make_step,
+    )
+
+
+def accuracy(training: Training, state: TrainState) -> dict[str, float]:
+    """Returns shares of held-out images that are classified correctly, also under attack.
+
+    The keys are "clean_accuracy", "robust_accuracy" under an attack of L2 norm "robust_at_epsilon",
+    and "num_images".
+    """
+    source, settings = training.source, training.settings
+    attack = _make_attack(settings, _NUM_ATTACK_STEPS)
+    apply = cast(Apply, training.network.apply)
+
+    @jax.jit
+    def correct(variables: Variables, x: Array, y: Array) -> tuple[Array, Array]:
+        def is_right(x: Array) -> Array:
+            return jnp.argmax(apply(variables, x), axis=-1) == y
+
+        attacked = adversarial.perturb(lambda x: apply(variables, x), x, y, attack)
+        return is_right(x), is_right(attacked)
+
+    labels = source.labels.held_out if source.labels is not None else np.zeros(0)
+    images = source.held_out(len(labels), 0)
+    variables = jax.tree.map(np.asarray, state.ema_variables)
+    parts = [slice(first, first + _NUM_TESTED) for first in range(0, len(images), _NUM_TESTED)]
+    found = [correct(variables, images[part], labels[part]) for part in parts]
+    clean, robust = (float(np.mean(np.concatenate(side))) for side in zip(*found, strict=True))
+    return {
+        "clean_accuracy": clean,
+        "robust_accuracy": robust,
+        "robust_at_epsilon": settings.attack.epsilon,
+        "num_images": len(images),
+    }
+
+
+def write_accuracy(trained: Run, step: int, found: dict[str, float]) -> None:
+    """Writes the accuracy of the last state into its run, where `open_to_judge` reads it."""
+    write_json(trained.root / "accuracy.json", {"step": step, "metrics": found})
+
+
+def open_to_guide(path: Path, classes: tuple[str, ...], event_shape: tuple[int, ...]) -> Guide:
+    """Opens the classifier of a run to guide the flow.
+
+    Raises:
+      UserError: if there is no classifier, or it belongs to other data, by classes or shape.
+    """
+    network, state, _ = _restored(path, classes, event_shape)
+    return Guide(cast(Apply, network.apply), state.ema_variables, (-1.0, 1.0))
+
+
+def open_to_judge(
+    path: Path, classes: tuple[str, ...], event_shape: tuple[int, ...]
+) -> tuple[Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]], dict[str, Any]]:
+    """Opens the classifier of a run for the evaluation of samples.
+
+    Returns:
+      `images [N, H, W, C] in [-1, 1] -> (probabilities [N, number of classes], features of the
+      penultimate layer [N, D])`, and a description as values for JSON: the name of the folder, the
+      accuracy on a number of held-out images, and the SHA-256 digest of the variables.
+
+    Raises:
+      UserError: if there is no classifier, if it was trained on other data, or if its training is
+        not complete, so that its accuracy is unknown.
+    """
+    network, state, trained = _restored(path, classes, event_shape)
+    variables, file = state.ema_variables, trained.root / "accuracy.json"
+    stored = read_json(file, step=int, metrics=dict) if file.is_file() else {}
+    if stored.get("step") != int(state.step):
+        raise UserError(
+            f"--classifier={path} has no known accuracy at step {int(state.step)}: its training "
+            "has not finished; run --mode=classifier again"
+        )
+
+    @jax.jit
+    def outputs(variables: Any, x: Array) -> tuple[Array, Array]:
+        logits = cast(Array, network.apply(variables, x))
+        features = cast(Array, network.apply(variables, x, features=True))
+        return jax.nn.softmax(logits), features
+
+    def probabilities_and_features(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        padded = -len(images) % _NUM_JUDGED  # All batches run the same compiled program.
+        whole = np.concatenate([images, np.zeros((padded, *images.shape[1:]), images.dtype)])
+        batches = whole.reshape(-1, _NUM_JUDGED, *images.shape[1:])
+        parts = [outputs(variables, np.clip(batch, -1.0, 1.0)) for batch in batches]
+        probabilities, features = map(np.concatenate, zip(*parts, strict=True))
+        return probabilities[: len(images)], features[: len(images)]
+
+    return probabilities_and_features, {
+        "name": trained.root.resolve().name,
+        "accuracy": stored["metrics"]["clean_accuracy"],
+        "num_held_out": stored["metrics"]["num_images"],
+        "digest": sha256_of_arrays(jax.tree.map(np.asarray, variables)),
+    }
+
+
+def _restored(
+    path: Path, classes: tuple[str, ...], event_shape: tuple[int, ...]
+) -> tuple[Network, TrainState, Run]:
+    """Returns the newest state of a classifier; raises as `open_to_guide`."""
+    if not run.exists(path):
+        raise UserError(
+            f"--classifier={path} is not the folder of a classifier; train one with "
+            "--mode=classifier"
+        )
+    trained = run.open_run(path)
+    if trained.kind != "classifier":
+        raise UserError(
+            f"--classifier={path} contains a density ratio, not a classifier; train one with "
+            "--mode=classifier"
+        )
+    for name, ours in (("classes", classes), ("event_shape", event_shape)):
+        if trained.data[name] != list(ours):
+            raise UserError(
+                f"--classifier={path} was trained on other data: its {name} are "
+                f"{trained.data[name]}, and those of this run are {list(ours)}"
+            )
+    multiplied = getattr(jax.config, "jax_default_matmul_precision")
+    used = precision.resolve(trained.settings)
+    # Only its layers compute in its precision; this process multiplies as its own run does.
+    jax.config.update("jax_default_matmul_precision", multiplied)
+    network = make_network(used, event_shape, len(classes))
+    shapes = jax.eval_shape(lambda: init_state(used, network, event_shape))
+    return network, trained.restored(shapes).state, trained
+
+
+def _make_attack(settings: Settings, num_steps: int) -> Attack:
+    """Returns the attack on pixels in [-1, 1]; `attack.epsilon` is for the usual scale [0, 1]."""
+    return adversarial.l2_attack(2.0 * settings.attack.epsilon, num_steps)
+
+
+def _augmented(draw: Draw, max_shift: int) -> Draw:
+    def augmented(arrays: Any, host_batch: Any, key: Array, positions: Array) -> Batch:
+        batch = draw(arrays, host_batch, key, positions)
+        shift_key = jax.random.fold_in(key, _SHIFT_KEY)
+        return {**batch, "real": shifted(shift_key, positions, batch["real"], max_shift)}
+
+    return augmented if max_shift else draw

@@ -1,0 +1,351 @@
+"""From settings and data to a network, its training step and, for a density ratio, its flow.
+
+Everything is built once, by `build` for a density ratio and by `classifier.build` for a classifier.
+"""
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments import divergence_formula, prior
+from experiments.data.source import Source
+from experiments.data.stream import Take
+from experiments.errors import UserError
+from experiments.prior import FittedPrior
+from experiments.settings import Settings
+from fdrl_jax import bregman, networks, priors
+from fdrl_jax.priors import Prior
+from fdrl_jax.training import parallel, rng, state, steps
+from fdrl_jax.training.problem import Constants, Estimator, FlowParams, Problem
+from fdrl_jax.training.state import TrainState, Variables
+from fdrl_jax.training.steps import TrainStep
+
+Network = networks.MLP | networks.ResNet
+
+# The rows of a larger factor of the prior are distributed over the devices, which then store and
+# read only their part: it takes up to 604 MB at 64 x 64 x 3. A smaller factor is read in less time
+# than the two exchanges between devices take.
+MIN_DISTRIBUTED_BYTES = 256 * 2**20
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Training:
+    """A network, its data, and the arrays and functions of its training."""
+
+    settings: Settings  # `precision.resolve` has replaced the precision "auto".
+    source: Source
+    network: Network
+    constants: Constants
+    output: str  # What the network returns: "ratio", "log_ratio" or "logits".
+    # The step of one replica for a batch that is split over a number of replicas (`None`: all
+    # devices), which averages over the axis of `parallel`. Raises a UserError for a batch that
+    # does not divide.
+    make_step: Callable[[int | None], TrainStep]
+
+    @property
+    def root_key(self) -> jax.Array:
+        """The key that all random numbers of the run come from."""
+        return rng.root_key(self.settings.seed)
+
+    def init_state(self) -> TrainState:
+        """Returns the state before the first step, which depends only on the seed."""
+        return init_state(self.settings, self.network, self.source.event_shape)
+
+    def state_shapes(self) -> TrainState:
+        """Returns shapes and dtypes of the state: the template of a checkpoint."""
+        return jax.eval_shape(self.init_state)
+
+    def repeated_step(self) -> Callable[..., Any]:
+        """Returns the function of one replica for up to `train.steps_per_dispatch` steps."""
+        return steps.repeat_steps(self.make_step(None), self.settings.train.steps_per_dispatch)
+
+    def argument_shapes(self, num_replicas: int) -> tuple[Any, ...]:
+        """Returns shapes and dtypes of the arguments of `repeated_step`, for one replica."""
+        host_batches = None  # The data are on the device.
+        if self.source.open_feed is not None:
+            size = self.settings.train.batch_size // num_replicas
+            shape = (self.settings.train.steps_per_dispatch, size, *self.source.event_shape)
+            names = ("real",) if self.source.starts is None else ("real", "source")
+            host_batches = {name: jax.ShapeDtypeStruct(shape, np.uint8) for name in names}
+        key, scalar = jax.eval_shape(lambda: (self.root_key, np.int32(0)))
+        constants = shapes_on_device(self.constants, num_replicas)
+        return key, self.state_shapes(), constants, host_batches, scalar, scalar
+
+    def open_feed(self, num_batches: int) -> AbstractContextManager[Take]:
+        """Opens the host batches of this process, after the first `num_batches`."""
+        if self.source.open_feed is None:
+            return contextlib.nullcontext(lambda count: None)
+        size = self.settings.train.batch_size // jax.process_count()
+        dispatch = self.settings.train.steps_per_dispatch
+        return self.source.open_feed(self.settings.seed, size, num_batches, dispatch)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment(Training):
+    """A density ratio, with everything that determines its samples except the parameters."""
+
+    problem: Problem  # Estimator, loss, divergence, flow, prior and condition.
+    # Arguments of the function of `priors` that builds the prior, as values for JSON and without
+    # the arrays of a data-dependent prior.
+    prior_arguments: dict[str, Any]
+    # Maps positions [B] to labels [B], for class-conditional samples.
+    labels: Callable[[np.ndarray], np.ndarray] | None = None
+
+    def sampling_variables(self, train_state: TrainState) -> Variables:
+        """Returns the variables used for sampling: the averaged or the latest ones."""
+        averaged = self.settings.sample.weights == "ema"
+        return train_state.ema_variables if averaged else train_state.variables
+
+
+def build(settings: Settings, source: Source, fitted: FittedPrior | None = None) -> Experiment:
+    """Builds a density ratio.
+
+    If a data-dependent prior is needed but not given, a placeholder replaces it, which suffices to
+    check, compile and time.
+
+    Raises:
+      UserError: for combinations of settings that are not possible.
+    """
+    with explained():
+        network = make_network(settings, source.event_shape)
+        of_run, prior_arguments = _prior(settings, source, fitted)
+        problem = Problem(
+            estimator=Estimator.from_network(network),
+            bregman=bregman.get(settings.loss.name),
+            divergence=divergence_formula.parse(settings.loss.divergence),
+            flow=FlowParams(**settings.flow.model_dump()),
+            prior_sample=of_run.sample,
+        )
+        bregman.check_pair(problem.bregman, problem.divergence)
+
+    def make_step(num_replicas: int | None) -> TrainStep:
+        with explained():
+            return steps.make_train_step(
+                problem,
+                optimizer=make_optimizer(settings),
+                draw=source.draw,
+                batch_size=parallel.local_batch_size(settings.train.batch_size, num_replicas),
+                ema_rate=settings.train.ema_rate,
+                ema_ramp=settings.train.ema_ramp,
+                gradient_penalty=settings.loss.gradient_penalty,
+                gradient_penalty_fraction=settings.loss.gradient_penalty_fraction,
+                dequantisation=settings.data.dequantisation,
+                num_micro_batches=settings.train.num_micro_batches,
+                axis_name=parallel.AXIS,
+            )
+
+    return Experiment(
+        settings=settings,
+        source=source,
+        network=network,
+        constants=Constants(source.arrays, of_run.params),
+        output=problem.output,
+        make_step=make_step,
+        problem=problem,
+        prior_arguments=prior_arguments,
+    )
+
+
+def make_network(
+    settings: Settings, event_shape: tuple[int, ...], num_outputs: int | None = None
+) -> Network:
+    """Builds the network of a run for examples of a shape.
+
+    `num_outputs` is the number of classes of a classifier, or `None` for a density ratio.
+
+    Raises:
+      ValueError: for a network that does not fit the data.
+    """
+    options, name = settings.network, settings.network.name
+    kind = "images" if len(event_shape) == 3 else "points"
+    dtype = "bfloat16" if settings.precision == "bfloat16" else "float32"
+    if name == "auto":
+        name = "mlp" if kind == "points" else _for_image_size(max(event_shape[:2]))
+    if (name == "mlp") != (kind == "points"):
+        fitting = "'mlp'" if kind == "points" else "a residual network such as 'resnet'"
+        raise ValueError(f"network.name={name!r} does not fit {kind}; use {fitting}")
+    if name == "mlp":
+        return networks.MLP(options.hidden_sizes, options.spectral_norm, dtype)
+    spec: str | networks.ResNetSpec = name
+    if name == "resnet":
+        if not (options.width and options.blocks):
+            raise ValueError("network.name='resnet' needs network.width and network.blocks")
+        spec = networks.ResNetSpec(options.width, options.blocks, options.attention_after)
+    return networks.resnet(
+        spec,
+        width=options.width or None,
+        spectral_norm=options.spectral_norm,
+        attention=options.attention,
+        dtype=dtype,
+        remat=options.remat,
+        num_outputs=num_outputs,
+        use_bias=options.use_bias,
+    )
+
+
+def init_state(settings: Settings, network: Network, event_shape: tuple[int, ...]) -> TrainState:
+    """Returns the state of a network before its first step."""
+    key = rng.stream_key(rng.root_key(settings.seed), rng.Stream.INIT)
+    variables = jax.jit(network.init)(key, np.zeros((1, *event_shape), np.float32))
+    return state.create(dict(variables), make_optimizer(settings))
+
+
+def learning_rate(settings: Settings) -> optax.Schedule:
+    """Returns the learning rate as a function of the step."""
+    options, warmup = settings.optimizer, settings.optimizer.warmup_steps
+    if options.schedule == "cosine":
+        schedule = optax.cosine_decay_schedule(options.learning_rate, settings.train.num_steps)
+    elif options.schedule == "piecewise":
+        factors = dict.fromkeys(options.boundaries, options.decay)
+        schedule = optax.piecewise_constant_schedule(options.learning_rate, factors)
+    else:
+        schedule = optax.constant_schedule(options.learning_rate)
+    if not warmup:
+        return schedule
+    return lambda step: schedule(step) * jnp.minimum(1.0, (step + 1) / warmup)
+
+
+def make_optimizer(settings: Settings) -> optax.GradientTransformation:
+    """Returns Adam, with gradient clipping if it is set, and updates scaled by rollbacks."""
+    options = settings.optimizer
+    adam = optax.adam(learning_rate(settings), b1=options.b1, b2=options.b2)
+    if options.clip_norm > 0:
+        adam = optax.chain(optax.clip_by_global_norm(options.clip_norm), adam)
+    return _after_rollbacks(adam)
+
+
+class Rollbacks(NamedTuple):
+    """Counters and learning-rate factor, accumulated over rollbacks after divergence; scalars.
+
+    They are part of the optimizer state, and therefore of checkpoints.
+    """
+
+    num: jax.Array  # Number of rollbacks, int32.
+    num_skipped: jax.Array  # Skipped batches, int32; step `s` draws batch `s + num_skipped`.
+    learning_rate_scale: jax.Array  # Factor on every update, float32.
+
+
+class _State(NamedTuple):
+    optimizer: optax.OptState
+    rollbacks: Rollbacks
+
+
+def _after_rollbacks(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Returns an optimizer whose state includes `Rollbacks`, which scale its updates."""
+
+    def init(params: optax.Params) -> _State:
+        start = Rollbacks(jnp.int32(0), jnp.int32(0), jnp.float32(1.0))
+        return _State(optimizer.init(params), start)
+
+    def update(
+        updates: optax.Updates, state: Any, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, _State]:
+        updates, inner = optimizer.update(updates, state.optimizer, params)
+        scaled = optax.tree.scale(state.rollbacks.learning_rate_scale, updates)
+        return scaled, state._replace(optimizer=inner)
+
+    return optax.GradientTransformation(init, update)
+
+
+def rollbacks_of(train_state: TrainState) -> Rollbacks:
+    """Returns the rollbacks of a state whose optimizer is from `make_optimizer`."""
+    return train_state.opt_state.rollbacks
+
+
+def roll_back(
+    good: TrainState, before: Rollbacks, num_skipped: int, learning_rate_factor: float
+) -> TrainState:
+    """Returns an earlier state that skips the batches on which training diverged.
+
+    `before` are the rollbacks of the state that diverged.
+    """
+    rollbacks = Rollbacks(
+        num=before.num + jnp.int32(1),
+        num_skipped=before.num_skipped + jnp.int32(num_skipped),
+        learning_rate_scale=before.learning_rate_scale * jnp.float32(learning_rate_factor),
+    )
+    return good._replace(opt_state=good.opt_state._replace(rollbacks=rollbacks))
+
+
+def on_devices(constants: Constants) -> Constants:
+    """Returns the constants for a function that `parallel` maps: copied or distributed."""
+    if not _is_distributed(constants, parallel.num_replicas()):
+        return parallel.replicate(constants)
+    factor = parallel.distribute(constants.prior["factor"])
+    return _with_factor(parallel.replicate(_with_factor(constants, None)), factor)
+
+
+def shapes_on_device(constants: Constants, num_replicas: int) -> Constants:
+    """Returns the shapes and dtypes of the constants on one device."""
+    shapes: Constants = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), constants)
+    if not _is_distributed(constants, num_replicas):
+        return shapes
+    whole = shapes.prior["factor"]
+    rows = (whole.shape[0] // num_replicas, *whole.shape[1:])
+    return _with_factor(shapes, jax.ShapeDtypeStruct(rows, whole.dtype))
+
+
+@contextlib.contextmanager
+def explained() -> Iterator[None]:
+    """Turns the library's ValueErrors into errors of the user.
+
+    They explain invalid combinations, such as of loss and divergence, or of batch size and devices.
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(f"config: {error}") from error
+
+
+def _prior(
+    settings: Settings, source: Source, fitted: FittedPrior | None
+) -> tuple[Prior, dict[str, Any]]:
+    """Returns the prior, and the `prior_arguments` of an `Experiment`."""
+    name = settings.prior.name
+    if name == "data_dependent":
+        rank = prior.choose_rank(settings.prior.rank, source.event_shape)
+        found = fitted or prior.placeholder(rank, source.event_shape)
+        mean = found.mean.reshape(source.event_shape)
+        # Images are clipped to their range (section 5 of the paper); points have no range.
+        clip = [-1.0, 1.0] if source.kind == "images" else None
+        arguments: dict[str, Any] = {"remainder_scale": found.remainder_scale, "clip": clip}
+        return priors.gaussian(mean, found.factor, axis_name=parallel.AXIS, **arguments), arguments
+    if name == "source":
+        if source.starts is None:
+            raise ValueError(
+                "prior.name='source' needs paired domains: data.name='pair', or data.source_class "
+                "and data.target_class"
+            )
+        arguments = {"field": "source", "dequantisation": settings.data.dequantisation}
+        return priors.batch(**arguments), arguments
+    shape = list(source.event_shape)
+    if name == "uniform":
+        arguments = {"event_shape": shape}
+        return priors.uniform(**arguments), arguments
+    arguments = {"event_shape": shape, "scale": settings.prior.scale}
+    return priors.normal(**arguments), arguments
+
+
+def _for_image_size(size: int) -> str:
+    """Returns the paper's network for the closest of its image sizes, 32, 64 and 128."""
+    return "resnet32" if size <= 48 else "resnet64" if size <= 96 else "resnet128"
+
+
+def _is_distributed(constants: Constants, num_replicas: int) -> bool:
+    if not isinstance(constants.prior, dict) or num_replicas == 1:
+        return False
+    factor = constants.prior["factor"]
+    is_large = math.prod(factor.shape) * factor.dtype.itemsize >= MIN_DISTRIBUTED_BYTES
+    return is_large and factor.shape[0] % num_replicas == 0
+
+
+def _with_factor(constants: Constants, factor: Any) -> Constants:
+    return constants._replace(prior={**constants.prior, "factor": factor})
