@@ -3,11 +3,19 @@
 import dataclasses
 
 import numpy as np
+from experiments.data.load import load
 from small_runs import command
 
-from experiments import pictures
-from experiments.sampling.draw import Sampler, batch_size, on_devices, sample_starts, sample_state
-from experiments.sampling.opened import open_checkpoint
+from experiments import experiment, pictures
+from experiments.draw import (
+    Sampler,
+    batch_size,
+    interpolations,
+    on_devices,
+    sample_starts,
+    sample_state,
+)
+from experiments.run import open_checkpoint
 from fdrl_jax.training import parallel
 
 NUM, NUM_PRIOR = 50, 10
@@ -15,7 +23,7 @@ NUM, NUM_PRIOR = 50, 10
 
 def test_other_stages_and_samples_never_leave_the_device(trained, monkeypatch):
     opened = open_checkpoint(command("sample", trained.root))
-    experiment, state = opened.experiment, opened.checkpoint.state
+    experiment, state = opened.experiment, opened.state
     whole = sample_state(experiment, state, NUM, num_prior=NUM, num_bridged=NUM)
     fetched, gather = [], parallel.gather
     monkeypatch.setattr(parallel, "gather", lambda part: fetched.append(part.size) or gather(part))
@@ -37,7 +45,7 @@ def test_a_last_batch_that_is_not_full_needs_no_image_beyond_the_last_sample(tra
         starts=lambda positions: asked.extend(positions) or np.zeros((len(positions), 2))
     )
     experiment = dataclasses.replace(opened.experiment, source=source)
-    arrays = on_devices(experiment, opened.checkpoint.state)
+    arrays = on_devices(experiment, opened.state)
     Sampler(experiment, ("prior",))(*arrays, {"prior": 5}, first=3)
     assert batch_size(experiment, 5) > 5
     assert {*asked} == {3, 4, 5, 6, 7}
@@ -51,3 +59,16 @@ def test_a_picture_reads_only_the_held_out_images_that_it_shows(of_digits):
     images = source.held_out(4, 0)
     pictures.samples_and_data(watched, images, images)
     assert asked == [100]
+
+
+def test_the_points_of_a_path_share_their_noise_and_its_ends_are_samples_of_the_prior(tiny):
+    # Without a drift, only the noise moves the points.
+    wanted = tiny("digits", {"flow.step_size": 1e-12, "flow.noise_scale": 0.5})
+    model = experiment.build(wanted, load(wanted.data))
+    sheets = interpolations(model, model.init_state())
+    for first, last in sheets.values():
+        noise = last - first
+        np.testing.assert_allclose(noise, np.broadcast_to(noise[:, :1], noise.shape), atol=1e-5)
+        assert not np.allclose(noise[0], noise[1], atol=0.1)
+    (spherical, _), (linear, _) = sheets["spherical"], sheets["linear"]
+    np.testing.assert_allclose(spherical[:, [0, -1]], linear[:, [0, -1]], atol=1e-5)

@@ -13,14 +13,15 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import yaml
-from small_runs import command, start
+from experiments.data.load import load
+from small_runs import command, contents, start
 
-from experiments import build, export, prior
+from experiments import export, prior
+from experiments.draw import sample_state
 from experiments.errors import UserError
+from experiments.experiment import build
 from experiments.export.load_sampler import Sampler
-from experiments.modes import creation
-from experiments.sampling.draw import sample_state
-from experiments.sampling.opened import open_checkpoint
+from experiments.run import open_checkpoint
 from fdrl_jax import priors
 
 NUM = 12
@@ -36,12 +37,12 @@ print(*sorted({name.partition(".")[0] for name in sys.modules}))
 
 
 def experiment_of(wanted):
-    return build.experiment(wanted, creation.load_data(wanted))
+    return build(wanted, load(wanted.data))
 
 
 def trained_state(experiment):
     """A state with parameters unlike any initialisation, which needs no training."""
-    state = build.ratio_training(experiment).init_state()
+    state = experiment.init_state()
     moved = jax.tree.map(
         lambda a: a + 0.05 * np.cos(np.arange(a.size)).reshape(a.shape), state.ema_variables
     )
@@ -54,7 +55,7 @@ def exported(tiny, tmp_path_factory):
     found = {}
     for name in ("swissroll", "digits"):
         experiment = experiment_of(tiny(name))
-        state, folder = trained_state(experiment), tmp_path_factory.mktemp(name)
+        state, folder = trained_state(experiment), tmp_path_factory.mktemp(name) / "export"
         export.write(experiment, state, folder, ("cpu", "cuda", "tpu"))
         found[name] = folder, sample_state(experiment, state, NUM).refined
     return found
@@ -127,15 +128,16 @@ def test_the_code_of_the_card_supports_combinations_and_low_rank_priors(
 ):
     changes = {"loss.name": "lr", "loss.divergence": "0.5*kl + 0.5*js", "prior.rank": 3}
     wanted = tiny("digits", changes)
-    source = creation.load_data(wanted)
-    fitted = prior.fit(source.train_batches(), 3, wanted["prior.jitter"])
+    source = load(wanted.data)
+    fitted = prior.fit(source.train_batches(), 3, wanted.prior.jitter)
     assert fitted.remainder_scale > 0
-    experiment = build.experiment(wanted, source, fitted)
+    experiment = build(wanted, source, fitted)
     state = trained_state(experiment)
-    export.write(experiment, state, tmp_path, ("cpu",))
-    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "export"
+    export.write(experiment, state, folder, ("cpu",))
+    monkeypatch.chdir(folder)
     drawn = {}
-    exec(code_of((tmp_path / "README.md").read_text()), drawn)
+    exec(code_of((folder / "README.md").read_text()), drawn)
     samples = sample_state(experiment, state, 8).refined
     np.testing.assert_allclose(drawn["samples"], samples, rtol=1e-4, atol=1e-5)
 
@@ -202,8 +204,8 @@ def test_a_sampler_that_translates_needs_its_source_images_as_input(tiny, tmp_pa
         constants=experiment.constants._replace(prior=of_source.params),
     )
     state = trained_state(experiment)
-    export.write(experiment, state, tmp_path, ("cpu",))
-    sampler, samples = Sampler(tmp_path), sample_state(experiment, state, 6).refined
+    export.write(experiment, state, tmp_path / "export", ("cpu",))
+    sampler, samples = Sampler(tmp_path / "export"), sample_state(experiment, state, 6).refined
     np.testing.assert_allclose(sampler(6, source=starts[:6]), samples, rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="needs images to start from"):
         sampler(6)
@@ -216,7 +218,7 @@ def test_the_mode_writes_the_sampler_of_a_checkpoint(trained, capsys):
     folder = trained.exports / "step_2"
     assert str(folder) in capsys.readouterr().out
     opened = open_checkpoint(command("export", trained.root, checkpoint=2))
-    samples = sample_state(opened.experiment, opened.checkpoint.state, 5).refined
+    samples = sample_state(opened.experiment, opened.state, 5).refined
     np.testing.assert_allclose(Sampler(folder)(5), samples, rtol=1e-4, atol=1e-5)
 
 
@@ -229,12 +231,16 @@ def test_an_export_of_other_settings_does_not_replace_the_first(trained):
     assert json.loads((other / "metadata.json").read_text())["settings"]["flow.num_steps"] == 5
 
 
-@pytest.mark.parametrize("platforms", [("cpu", "cude"), ("gpu",), ()])
-def test_the_error_for_an_unknown_platform_lists_the_allowed_ones(platforms, tiny, tmp_path):
-    experiment = experiment_of(tiny())
-    expected = (
-        "did you mean 'cuda'.* Allowed: cpu, cuda, rocm, tpu" if platforms else "Allowed: cpu"
-    )
-    with pytest.raises(UserError, match=expected):
-        export.write(experiment, trained_state(experiment), tmp_path / "export", platforms)
-    assert not any(tmp_path.iterdir())
+def test_a_new_export_replaces_an_earlier_one_only_when_it_is_complete(trained, monkeypatch):
+    start("export", trained.root, platforms="cpu")
+    first = contents(trained.exports)
+    monkeypatch.setattr("experiments.export.card.write", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        start("export", trained.root, platforms="cpu")
+    assert contents(trained.exports) == first
+
+
+@pytest.mark.parametrize("platforms", ["cpu,cude", "gpu"])
+def test_the_error_for_an_unknown_platform_lists_the_allowed_ones(platforms, trained):
+    with pytest.raises(UserError, match=r"did you mean 'cuda'.* Allowed: cpu, cuda, rocm, tpu"):
+        start("export", trained.root, platforms=platforms)

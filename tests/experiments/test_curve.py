@@ -1,20 +1,16 @@
 """Curves of the metric: each point equals the metric of separately drawn samples."""
 
 import csv
-import shutil
 
 import numpy as np
 import pytest
 from small_runs import command, contents, start
 
+from experiments import curve
+from experiments.draw import sample_state
 from experiments.errors import UserError
 from experiments.evaluation.cheap import cheap_metric
-from experiments.evaluation.metrics import Estimate, Metric
-from experiments.pictures import curves
-from experiments.run import Run
-from experiments.sampling import curve
-from experiments.sampling.draw import sample_state
-from experiments.sampling.opened import open_checkpoint
+from experiments.run import open_checkpoint
 from fdrl_jax.training.problem import FlowParams
 
 NUM = 50  # More than a batch, and not a multiple of it.
@@ -27,9 +23,7 @@ def rows(path):
 
 def test_one_pass_computes_the_metric_of_the_samples_at_every_length(trained):
     opened = open_checkpoint(command("curve", trained.root))  # K = 3, kappa = 1.
-    samples = sample_state(
-        opened.experiment, opened.checkpoint.state, NUM, num_prior=NUM, num_bridged=NUM
-    )
+    samples = sample_state(opened.experiment, opened.state, NUM, num_prior=NUM, num_bridged=NUM)
 
     points = list(curve.over_length(opened, (0, 3, 4), NUM))
 
@@ -70,37 +64,6 @@ def test_lengths_go_from_the_prior_to_beyond_k_and_include_both_ends_of_the_flow
     assert lengths == tuple(sorted(lengths))
     assert lengths[-1] == num_steps + 50
     assert len(lengths) <= 24
-
-
-def test_the_marks_of_a_curve_do_not_overlap_and_its_axis_is_in_words():
-    points = [(at, Metric("frechet_svc_9", "frechet", Estimate(1.0 + at))) for at in range(9)]
-    (ax,) = curves.metric(points, "title", "length", {"$K$": 6, "$K+2$": 8}).axes
-    assert [text.get_ha() for text in ax.texts] == ["right", "left"]
-    assert ax.get_ylabel().startswith("Fréchet distance")
-
-
-def test_the_best_of_a_curve_is_the_lowest_number():
-    values = (float("nan"), 2.0, 1.0, 3.0)
-    metrics = [Metric("metric", "frechet", Estimate(value)) for value in values]
-    assert curves.best_of(list(enumerate(metrics)))[0] == 2
-
-
-def test_a_checkpoint_that_training_removes_meanwhile_is_skipped(trained, monkeypatch):
-    opened, removed = open_checkpoint(command("curve", trained.root)), []
-    restore = Run.restored
-
-    def restored(run, template, step):
-        if step == 2:
-            shutil.move(run.root / "checkpoints" / "2", run.root / "removed")
-            removed.append(step)
-        return restore(run, template, step)
-
-    monkeypatch.setattr(Run, "restored", restored)
-    try:
-        assert [step for step, _ in curve.over_step(opened, NUM)] == [4]
-    finally:
-        shutil.move(trained.root / "removed", trained.root / "checkpoints" / "2")
-    assert removed == [2]
 
 
 def test_a_metric_of_one_sample_is_refused_in_one_line(trained):
