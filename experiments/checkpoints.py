@@ -1,11 +1,13 @@
 """Checkpoints of a run, stored by Orbax and verified by a digest."""
 
 import contextlib
+import functools
 import io
 import logging
 import os
 import re
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from errno import EISDIR, ENOENT, ENOTDIR
 from pathlib import Path
@@ -36,6 +38,11 @@ class Restored(NamedTuple):
     sha256: str
 
 
+def digest_of(run_id: str, state: TrainState) -> str:
+    """Returns the digest of a checkpoint of a run with this state."""
+    return sha256_of_json([run_id, sha256_of_arrays(state)])
+
+
 class _DamagedError(Exception):
     """The files on disk are not those that were saved."""
 
@@ -57,24 +64,30 @@ class Checkpoints:
     ) -> None:
         """Opens the checkpoints of a run. Use it in a `with` statement.
 
-        The folder is created if missing, and the newest `keep` checkpoints are kept. If
-        `read_only`, nothing is saved, and the folder must exist.
+        The newest `keep` checkpoints are kept. The folder need not exist, and if `read_only`,
+        nothing in it is changed.
         """
-        self._folder, self._run_id, self._read_only = folder.absolute(), run_id, read_only
+        self._folder, self._run_id = folder.absolute(), run_id
+        self._keep, self._read_only = keep, read_only
         self._best_file = self._folder / "best.json"
+
+    @functools.cached_property
+    def _manager(self) -> ocp.CheckpointManager:
         options = ocp.CheckpointManagerOptions(
-            create=not read_only,
-            read_only=read_only,
-            cleanup_tmp_directories=not read_only,  # Remains of a crash.
-            preservation_policy=AnyPreservationPolicy([LatestN(keep), self]),
-            lightweight_initialize=read_only,  # Reads no checkpoint that training may remove.
+            create=not self._read_only,
+            read_only=self._read_only,
+            cleanup_tmp_directories=not self._read_only,  # Remains of a crash.
+            preservation_policy=AnyPreservationPolicy([LatestN(self._keep), self]),
+            lightweight_initialize=self._read_only,  # Reads none that training may remove.
         )
-        self._manager = ocp.CheckpointManager(self._folder, options=options)
+        return ocp.CheckpointManager(self._folder, options=options)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if "_manager" not in vars(self):
+            return
         if kind is None:
             self.wait()
             self._manager.close()
@@ -117,7 +130,7 @@ class Checkpoints:
         arrays, step = jax.tree.map(np.asarray, train_state), int(train_state.step)
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(arrays),
-            record=ocp.args.JsonSave({"sha256": self._digest(arrays)}),
+            record=ocp.args.JsonSave({"sha256": digest_of(self._run_id, arrays)}),
         )
         with self._errors_of_the_disk():
             # Orbax skips a step, without an error, that is not after all those that it lists.
@@ -148,9 +161,9 @@ class Checkpoints:
         """Restores a checkpoint: the newest intact one, the best, or the one of a step.
 
         If the newest checkpoint is damaged, a warning is logged and the previous one is restored.
-        Unless `read_only`, damaged ones are renamed to `damaged_STEP`, because a run that resumes
-        from an older one saves these steps again. The template has shapes and dtypes of the state,
-        as from `jax.eval_shape`. Returns `None` if there is no checkpoint.
+        Unless `read_only`, damaged ones are renamed to `damaged_STEP_...`, because a run that
+        resumes from an older one saves these steps again. The template has shapes and dtypes of the
+        state, as from `jax.eval_shape`. Returns `None` if there is no checkpoint.
 
         Raises:
           UserError: if the requested checkpoint does not exist or is damaged, or none is intact.
@@ -200,7 +213,7 @@ class Checkpoints:
         if parallel.is_first_process():
             for path in self._folder.iterdir():
                 if _STEP.fullmatch(path.name) and int(path.name) > step:
-                    path.rename(_free_name(path.with_name(f"damaged_{path.name}")))
+                    path.rename(path.with_name(f"damaged_{path.name}_{uuid.uuid4().hex[:8]}"))
         parallel.barrier("damaged checkpoints set aside")
         self._manager.reload()
 
@@ -221,10 +234,15 @@ class Checkpoints:
         """
         found: Restored | Exception
         try:
-            found = self._read_patiently(step, template)
-            outcome = found.sha256
-        except (FileNotFoundError, _DamagedError) as error:
-            found, outcome = error, type(error).__name__
+            found = self._read(step, template)
+        except FileNotFoundError as error:
+            found = error
+        except _DamagedError as error:
+            found = error
+            if self._read_only:  # Training may be removing it.
+                time.sleep(_REMOVAL_SECONDS)
+                found = error if self._is_complete(step) else FileNotFoundError(step)
+        outcome = found.sha256 if isinstance(found, Restored) else type(found).__name__
         if not parallel.same_on_all_processes(outcome):
             raise UserError(
                 f"the processes of the run do not read the same from {self._folder / str(step)}: "
@@ -233,16 +251,6 @@ class Checkpoints:
         if isinstance(found, Exception):
             raise found
         return found
-
-    def _read_patiently(self, step: int, template: TrainState) -> Restored:
-        """Reads a checkpoint, and once more if it seems damaged while training may remove it."""
-        try:
-            return self._read(step, template)
-        except _DamagedError:
-            if not self._read_only:
-                raise
-            time.sleep(_REMOVAL_SECONDS)
-            return self._read(step, template)
 
     def _read(self, step: int, template: TrainState) -> Restored:
         items = ocp.args.Composite(
@@ -264,12 +272,9 @@ class Checkpoints:
             if jax.process_count() > 1 and isinstance(error, jax.errors.JaxRuntimeError):
                 raise  # An error of a collective: another process has failed.
             raise _DamagedError(first_line(error)) from error
-        if self._digest(state) != claimed:
+        if digest_of(self._run_id, state) != claimed:
             raise _DamagedError("its content is not what this run saved")
         return Restored(state, claimed)
-
-    def _digest(self, state: TrainState) -> str:
-        return sha256_of_json([self._run_id, sha256_of_arrays(state)])
 
     def _is_complete(self, step: int) -> bool:
         # Orbax also lists a folder that a crash left without its mark.
@@ -285,8 +290,3 @@ class Checkpoints:
             if isinstance(error, OSError) or code is None:
                 raise
             raise OSError(int(code[1]), os.strerror(int(code[1])), str(self._folder)) from error
-
-
-def _free_name(path: Path) -> Path:
-    names = (path, *(path.with_name(f"{path.name}.{number}") for number in range(1, 1_000)))
-    return next(name for name in names if not name.exists())

@@ -201,10 +201,11 @@ def _restored(
                 f"--classifier={path} was trained on other data: its {name} are "
                 f"{trained.data[name]}, and those of this run are {list(ours)}"
             )
-    multiplied = getattr(jax.config, "jax_default_matmul_precision")
+    options: Any = jax.config  # Its attributes are created at run time.
+    multiplied = options.jax_default_matmul_precision
     used = precision.resolve(trained.settings)
     # Only its layers compute in its precision; this process multiplies as its own run does.
-    jax.config.update("jax_default_matmul_precision", multiplied)
+    options.update("jax_default_matmul_precision", multiplied)
     network = make_network(used, event_shape, len(classes))
     shapes = jax.eval_shape(lambda: init_state(used, network, event_shape))
     return network, trained.restored(shapes).state, trained

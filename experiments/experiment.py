@@ -16,8 +16,7 @@ import numpy as np
 import optax
 
 from experiments import divergence_formula, prior
-from experiments.data.source import Source
-from experiments.data.stream import Take
+from experiments.data.source import Source, Take
 from experiments.errors import UserError
 from experiments.prior import FittedPrior
 from experiments.settings import Settings

@@ -12,7 +12,6 @@
 
 import contextlib
 import datetime
-import difflib
 import errno
 import functools
 import logging
@@ -29,7 +28,7 @@ import numpy as np
 
 import fdrl_jax
 from experiments import experiment, files, precision, prior, settings
-from experiments.checkpoints import Checkpoints, Restored, Which
+from experiments.checkpoints import Checkpoints, Restored, Which, digest_of
 from experiments.command import Command
 from experiments.data import load
 from experiments.data.source import Source
@@ -39,7 +38,8 @@ from experiments.evaluation.references import ImageReference
 from experiments.experiment import Experiment
 from experiments.files import read_json, sha256_of_file, sha256_of_json
 from experiments.prior import FittedPrior
-from experiments.settings import Flat, Settings
+from experiments.settings import Data, Flat, Settings
+from fdrl_jax._names import nearest
 from fdrl_jax.training import parallel
 from fdrl_jax.training.state import TrainState
 
@@ -132,32 +132,28 @@ class Run:
 
     def saved_steps(self) -> list[int]:
         """Returns the steps of complete checkpoints, oldest first."""
-        with self._saved() as store:
-            return store.steps() if store else []
+        return self._saved().steps()
 
     def best(self) -> dict[str, Any] | None:
         """Returns "step", "metric" and "value" of the best checkpoint, if there is one."""
-        with self._saved() as store:
-            return store.best() if store else None
+        return self._saved().best()
 
     def restored(self, template: TrainState, which: Which = None) -> Restored:
         """Restores as `Checkpoints.restore` does, but raises a UserError if there is none."""
         with self._saved() as store:
-            found = store.restore(template, which) if store else None
+            found = store.restore(template, which)
         if found is None:
             mode = _MODES[self.kind]
             raise UserError(f"no checkpoint in {self.root}; train first, with --mode={mode}")
         return found
 
-    @contextlib.contextmanager
-    def _saved(self) -> Iterator[Checkpoints | None]:
-        """Opens the checkpoints, if there are any, possibly while training saves more."""
-        folder = self.root / "checkpoints"
-        if not folder.is_dir():
-            yield None
-            return
-        with Checkpoints(folder, self.id, read_only=True) as store:
-            yield store
+    def digest(self, state: TrainState) -> str:
+        """Returns the digest that a checkpoint of this state has."""
+        return digest_of(self.id, state)
+
+    def _saved(self) -> Checkpoints:
+        """The checkpoints for reading, possibly while training saves more."""
+        return Checkpoints(self.root / "checkpoints", self.id, read_only=True)
 
     def overridden(self, changes: Flat) -> Settings:
         """Returns the settings of a command that draws samples from the run.
@@ -369,7 +365,7 @@ def create(
       OSError: if the folder cannot be written.
     """
     described, prior_sha256 = describe_data(source), None if fitted is None else fitted.sha256
-    check_free(root, data_dir or wanted.data.dir)
+    check_free(root, wanted.data.model_copy(update={"dir": data_dir or wanted.data.dir}))
     _check_agreed([kind, settings.shareable(wanted), described, prior_sha256])
     if parallel.is_first_process():
         if fitted is not None:
@@ -402,8 +398,8 @@ def create(
     return open_run(root)
 
 
-def check_free(root: Path, data_dir: str = "") -> None:
-    """Checks that a folder may hold a new run, before data are read from `data_dir`.
+def check_free(root: Path, data: Data) -> None:
+    """Checks that a folder may hold a new run. This may be called before the data are read.
 
     Raises:
       UserError: if it contains checkpoints without a `run.json`, or is in the folder of the data.
@@ -413,11 +409,10 @@ def check_free(root: Path, data_dir: str = "") -> None:
             f"--workdir={root} contains checkpoints but no run.json; restore that file, or train "
             "in another --workdir"
         )
-    data = load.resolve_dir(data_dir)
-    if data and root.resolve().is_relative_to(Path(data).resolve()):
+    if load.contains(data, root):
         raise UserError(
-            f"--workdir={root} is in the folder of the data, {data}, where its pictures would be "
-            "read as data; choose a folder elsewhere"
+            f"--workdir={root} is in the folder of the data, which would then contain the pictures "
+            "of the run; choose a folder elsewhere"
         )
 
 
@@ -428,11 +423,7 @@ def exists(root: Path) -> bool:
       UserError: if only some processes see a run there.
     """
     found = (root / "run.json").is_file()
-    if not parallel.same_on_all_processes(str(found)):
-        raise UserError(
-            f"--workdir={root} is not the same folder on all processes: only some see a run. "
-            "Give them one shared --workdir"
-        )
+    _check_agreed(found)
     return found
 
 
@@ -440,21 +431,11 @@ def open_run(root: Path, kind: Kind | None = None) -> Run:
     """Opens a run, without changing anything on disk. All processes must call this.
 
     Raises:
-      UserError: if there is no run, naming the closest folder with one; if it is damaged; or if it
-        has another kind.
+      UserError: as `read`, or if the run has another kind.
     """
-    if not exists(root):
-        raise UserError(_why_missing(root))
-    path = root / "run.json"
-    record = read_json(path, format=int, kind=str, settings=dict, data=dict, command=str)
-    if record["format"] > _FORMAT:
-        raise UserError(f"{root} was written by a newer version of fdrl_jax; update the program")
-    try:
-        run = Run(root, record)
-    except (KeyError, TypeError, UserError) as error:
-        raise UserError(f"{path} is damaged: {error}") from error
-    if not parallel.same_on_all_processes(run.id):
-        raise UserError(f"--workdir={root} is not the same folder on all processes of the run")
+    exists(root)
+    run = read(root)
+    _check_agreed(run.id)
     if kind is not None and run.kind != kind:
         words = {"ratio": "a density ratio", "classifier": "a classifier"}
         raise UserError(
@@ -462,6 +443,24 @@ def open_run(root: Path, kind: Kind | None = None) -> Run:
             f"training, use --mode={_MODES[run.kind]}"
         )
     return run
+
+
+def read(root: Path) -> Run:
+    """Reads what a run is, without starting JAX's backend, which would occupy the accelerator.
+
+    Raises:
+      UserError: if there is no run, naming the closest folder with one, or if it is damaged.
+    """
+    path = root / "run.json"
+    if not path.is_file():
+        raise UserError(_why_missing(root))
+    record = read_json(path, format=int, kind=str, settings=dict, data=dict, command=str)
+    if record["format"] > _FORMAT:
+        raise UserError(f"{root} was written by a newer version of fdrl_jax; update the program")
+    try:
+        return Run(root, record)
+    except (KeyError, TypeError, UserError) as error:
+        raise UserError(f"{path} is damaged: {error}") from error
 
 
 class Opened(NamedTuple):
@@ -571,20 +570,16 @@ def _environment(wanted: Settings) -> dict[str, Any]:
 def _check_agreed(content: Any) -> None:
     if not parallel.same_on_all_processes(sha256_of_json(content)):
         raise UserError(
-            "the processes of the run have different settings or data: start each with the same "
-            "command, on the same data"
+            "the processes of the run have different settings, data or folders: start each with "
+            "the same command, on the same data, and with one shared --workdir"
         )
 
 
 def _why_missing(root: Path) -> str:
     if root.exists() and not root.is_dir():
         return f"--workdir={root} is a file, not the folder of a run"
-    names = sorted(path.parent.name for path in root.parent.glob("*/run.json"))
-    near = difflib.get_close_matches(root.name, names, n=1)
-    hint = f"; did you mean '{root.with_name(near[0])}'?" if near else "."
-    if names and not near:
-        hint = f"; runs there: {', '.join(names[:5])}."
-    return f"--workdir={root} contains no run{hint} Train one with --config=FILE.py"
+    names = [path.parent.name for path in root.parent.glob("*/run.json")]
+    return f"--workdir={root} contains no run{nearest(root.name, names)}; train one with --config"
 
 
 def _portable(path: str) -> str:
