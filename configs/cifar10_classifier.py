@@ -1,6 +1,6 @@
 """A classifier of CIFAR-10, for the evaluation of samples or for guidance by class.
 
-Command: python -m experiments.main --mode=train_classifier --config=configs/cifar10_classifier.py
+Command: python -m experiments.main --mode=classifier --config=configs/cifar10_classifier.py
   --data_dir=FOLDER_OR_ZIP --workdir=runs/cifar10_classifier
   For guidance, add --config.attack.num_steps=7.
 Cost: 85 min of CPU time with AVX-512 in float32; about half of that in bfloat16 with avx512_bf16.

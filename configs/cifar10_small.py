@@ -4,9 +4,9 @@ Command: python -m experiments.main --config=configs/cifar10_small.py --data_dir
   --workdir=runs/cifar10_small
 The data are a folder or zip of PNG or JPEG files; use --config.data.name=tfds:cifar10 for the
 prepared TFDS set.
-It uses a larger network than the recipe for small images, and more but cheaper train steps. Such
+It uses a larger network than the recipe for small images, and more but cheaper training steps. Such
 steps help on CIFAR-10 and hurt on MNIST, see docs/ablations.md.
-Cost: 98 min on two cores of an AMD EPYC with avx512_bf16, in bfloat16; a train step takes 0.22 s.
+Cost: 98 min on two cores of an AMD EPYC with avx512_bf16, in bfloat16 (0.22 s per training step).
   About 3 h on two cores of an Intel Xeon with AMX (0.40 s in the dry run).
 Score: Fréchet distance of 1,000 images 88 ± 8 (prior 1,153 ± 26, real images 50 ± 10) in the
   features of a classifier that is right on 80.9% of held-out images; 0.017 ± 0.007 (0.094 ± 0.011,
@@ -30,7 +30,7 @@ def get_config(name: str = "") -> ConfigDict:
     c.data.random_flip = True
     c.data.num_held_out = 2_000
     c.network.blocks = ((64, 2), (128, 1), (128, 2), (128, 1))
-    # More and cheaper train steps: half as many flow steps of twice the size, and half the batch.
+    # More and cheaper steps: half as many flow steps of twice the size, and half the batch.
     c.flow.num_steps = 6
     c.flow.num_refine_steps = 1
     c.flow.step_size = 25.4

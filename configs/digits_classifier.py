@@ -1,6 +1,6 @@
 """A robust classifier of digits for class-conditional samples, by adversarial training.
 
-Command: python -m experiments.main --mode=train_classifier --config=configs/digits_classifier.py \
+Command: python -m experiments.main --mode=classifier --config=configs/digits_classifier.py \
   --workdir=runs/digits_classifier
 Cost: about 1 min on two CPU cores.
 Score: accuracy of 98% on held-out images and 61% under attack; with plain training

@@ -5,9 +5,9 @@ Command: python -m experiments.main --config=configs/mnist.py --data_dir=FOLDER_
 The data are a folder or zip of PNG or JPEG files in a folder per class. Use
 --config.data.name=tfds:mnist for the prepared TFDS set, and --config.data.name=npz
 --data_dir=mnist.npz for the file of Keras.
-Cost: 28 min on one core of an AMD EPYC with avx512_bf16, in bfloat16; a train step takes 0.34 s.
+Cost: 28 min on one core of an AMD EPYC with avx512_bf16, in bfloat16; a training step takes 0.34 s.
   About 25 min on one core of an Intel Xeon with AMX (0.30 s). 85 min in float32 on one core of a
-  CPU with AVX-512; a train step takes 1.0 s (1.6 s with AVX2).
+  CPU with AVX-512; a training step takes 1.0 s (1.6 s with AVX2).
 Score: Fréchet distance of 1,000 images 22.9 ± 4.3 (prior 677 ± 19, real images 6.3 ± 0.5) in the
   features of a classifier that is right on 99.35% of 6,000 held-out images, mean top probability
   0.961 (0.748, 0.994), class shares from 5.8% to 12.6% (0.2% to 40%, 8.4% to 12.0%), with seed 1

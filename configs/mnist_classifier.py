@@ -1,6 +1,6 @@
 """A classifier of MNIST, for the evaluation of samples or for guidance by class.
 
-Command: python -m experiments.main --mode=train_classifier --config=configs/mnist_classifier.py
+Command: python -m experiments.main --mode=classifier --config=configs/mnist_classifier.py
   --data_dir=FOLDER_OR_ZIP --workdir=runs/mnist_classifier
   For guidance, add --config.attack.num_steps=7.
 Cost: 5 min on one core of a CPU with AVX-512.

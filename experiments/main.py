@@ -1,59 +1,356 @@
 """The program: `python -m experiments.main --config=FILE.py --workdir=DIR`; see `--help`."""
 
+import importlib
+import inspect
 import logging
+import os
+import re
+import runpy
+import shlex
 import sys
-from typing import TYPE_CHECKING, Any
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-from experiments.machine import interrupts
+from experiments.errors import UserError, first_line
 
-# Other imports are inside functions: they take seconds, in which Ctrl-C should work.
+# Other imports are inside functions: they take seconds, in which Ctrl-C should print one line.
 if TYPE_CHECKING:
-    from experiments.command_line import Command
+    from absl import flags
+    from ml_collections import ConfigDict
+
+    from experiments.command import Command, ConfigFor
+
+_CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+_OF_HOSTS = (
+    "distributed",
+    "coordinator_address",
+    "num_processes",
+    "process_id",
+    "heartbeat_seconds",
+)
 
 
-def main(argv: list[str]) -> None:
-    """Runs a mode; an error of the user is printed in one line and ends the process."""
-    with interrupts.exiting_at_once():
-        from experiments import command_line
-        from experiments.errors import UserError
+class Mode(NamedTuple):
+    """A mode of the program."""
 
-        _set_up_logging()
-        try:
-            text = command_line.help_for(argv)
-            if text is None:
-                _run(*command_line.parse(argv))
-            else:
-                print(text)
-        except UserError as error:
-            interrupts.leave(error.exit_code, str(error))
+    verb: str  # The function that runs it, as MODULE.FUNCTION.
+    summary: str
+    flags: tuple[str, ...] = ()  # Of those that only some modes use.
+    creates: bool = False  # Can create a run from a config; others open an existing run.
+
+
+MODES = {
+    "train": Mode("train.train", "train and evaluate a density ratio, or resume", creates=True),
+    "sample": Mode(
+        "sample.sample",
+        "write samples as .npz or PNG files; of a class with --class and --classifier",
+        ("checkpoint", "num_samples", "class", "classifier"),
+    ),
+    "evaluate": Mode(
+        "evaluate.evaluate_run",
+        "compute the metrics of a checkpoint and write its report",
+        ("checkpoint", "num_samples", "classifier"),
+    ),
+    "curve": Mode(
+        "curve.curve",
+        "plot the metric against the length of the flow, or the step (curve.over=step)",
+        ("checkpoint", "num_samples"),
+    ),
+    "interpolate": Mode(
+        "sample.interpolate",
+        "draw samples of images along paths in the prior, with common noise",
+        ("checkpoint",),
+    ),
+    "classifier": Mode(
+        "train.train_classifier",
+        "train a classifier, for class-conditional samples and for metrics",
+        creates=True,
+    ),
+    "dry_run": Mode(
+        "dry_run.dry_run",
+        "read the data, time a training step, and print what the run would cost",
+        creates=True,
+    ),
+    "export": Mode(
+        "export.export",
+        "write a checkpoint's sampler as a folder that needs only JAX (StableHLO)",
+        ("checkpoint", "platforms"),
+    ),
+}
+_HELP = """\
+usage: python -m experiments.main --config=FILE.py --workdir=DIR [--mode=NAME] \
+[--config.KEY=VALUE ...]
+
+Start with
+  python -m experiments.main --config=configs/swissroll.py --workdir=runs/swissroll
+which takes a minute on a CPU and writes a report. Rerun to resume from the newest checkpoint. Later
+commands need only --workdir: a run keeps its settings.
+
+Modes:
+{modes}
+
+Flags:
+{flags}
+
+Settings: --config.KEY=VALUE for every key of configs/base.py, such as --config.flow.step_size=0.1.
+--help=KEY, --help=SECTION or --help=WORD explains them. Variants follow a colon:
+--config=configs/digits.py:tiny runs everything in seconds.
+Many runs at once: python -m experiments.sweep --help
+Evaluate images of any program: python -m experiments.evaluate --help"""
+_OUT_OF_MEMORY = (
+    "out of memory: {}. Try a smaller network.width, train.batch_size or evaluate.batch_size, a "
+    "larger train.num_micro_batches, or network.remat=True"
+)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs a command. An error that the user can fix is printed in one line."""
+    _set_up_logging()
+    try:
+        text = help_for(argv)
+        if text is None:
+            _run(*parse(argv))
+        else:
+            print(text)
+    except UserError as error:
+        _leave(error.exit_code, str(error))
+    except KeyboardInterrupt:
+        _leave(130, "Interrupted; existing files are intact.")
+    except OSError as error:
+        if error.errno is None:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        _leave(2, f"{where}{error.strerror}. Existing files are intact.")
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        _leave(2, _OUT_OF_MEMORY.format(first_line(error)[:200]))
 
 
 def _run(command: "Command", processes: dict[str, Any]) -> None:
-    from experiments import modes
-    from experiments.machine import hosts, peers, xla_flags
+    from experiments import files, hosts, precision
 
-    if command.flags.get("target"):
-        # Another process compiles, and nothing runs here: the devices of this machine may be busy.
-        modes.run(command)
-        return
+    wanted, record = command.config, command.folder / "run.json"
+    if wanted is None:
+        wanted = files.read_json(record, settings=dict)["settings"] if record.is_file() else {}
     # Must come first, because XLA reads its flags when its backend starts.
-    xla_flags.set_cpu_flags(bfloat16=_precision(command) in ("auto", "bfloat16"))
+    precision.set_cpu_flags(bfloat16=wanted.get("precision") in ("auto", "bfloat16"))
     hosts.join(**processes)
-    with hosts.leaving_with_peers():
-        peers.watch(processes["coordinator_address"])
-        modes.run(command)
+    try:
+        run(command)
+    except UserError:
+        raise
+    except Exception as error:
+        if hosts.num_processes() == 1:
+            raise
+        traceback.print_exc()
+        _leave(1, first_line(error))  # An orderly exit would wait for the other processes.
 
 
-def _precision(command: "Command") -> str:
-    """Returns the precision of a command's run, before the run is opened and checked."""
-    from experiments.files import read_json
+def run(command: "Command") -> None:
+    """Runs the mode of a command."""
+    module, _, name = MODES[command.mode].verb.partition(".")
+    getattr(importlib.import_module(f"experiments.{module}"), name)(command)
 
-    if command.config is not None:
-        return str(command.config.get("precision"))
-    record = command.folder / "run.json"
-    if not record.is_file():
-        return "float32"
-    return str(read_json(record, settings=dict)["settings"].get("precision"))
+
+def parse(argv: Sequence[str]) -> tuple["Command", dict[str, Any]]:
+    """Reads the arguments of the program, without its name.
+
+    Returns the command, and the arguments of `hosts.join`.
+
+    Raises:
+      UserError: for an unknown flag, mode, file or key, a flag of another mode, a stray argument,
+        or an invalid value.
+    """
+    from absl.flags import Error, UnrecognizedFlagError
+
+    from experiments import settings
+    from experiments.command import Command
+    from fdrl_jax._names import nearest
+
+    for argument in argv:
+        if key := re.match(r"--?config\.([^=]+)", argument):
+            settings.check_key(key[1])
+    spec, rest = _split_config(argv)
+    config, config_for = (None, None) if spec is None else read_config(spec)
+    flags = _define_flags(config, rest)
+    try:
+        stray = flags(["main", *rest])[1:]
+    except UnrecognizedFlagError as error:
+        raise UserError(_explain_unknown(error.flagname, flags)) from None
+    except Error as error:
+        raise UserError(_explain_value(first_line(error))) from None
+    name = flags["mode"].value
+    if stray:
+        hint = f"; did you mean --mode={stray[0]}?" if stray[0] in MODES else ""
+        raise UserError(f"unexpected argument {stray[0]!r} on the command line{hint}")
+    if name not in MODES:
+        hint = nearest(name, MODES) or "."
+        raise UserError(f"--mode={name} is unknown{hint} Allowed: {', '.join(MODES)}")
+    for flag in sorted({flag for mode in MODES.values() for flag in mode.flags}):
+        if flags[flag].present and flag not in MODES[name].flags:
+            owners = ", ".join(other for other, of in MODES.items() if flag in of.flags)
+            raise UserError(f"--{flag} is a flag of mode {owners}, not of mode {name}")
+    if config is not None and not MODES[name].creates:
+        raise UserError(
+            f"--config: mode {name} opens an existing run, which keeps its own settings; remove "
+            "--config and change single settings with --config.KEY=VALUE"
+        )
+    if flags["workdir"].value is None and name != "dry_run":
+        raise UserError("--workdir=DIR, the folder of the run, is missing")
+    changes = dict(flags["config"].override_values)
+    for flag, key in (("class", "condition.label"), ("classifier", "condition.classifier")):
+        if flags[flag].value:
+            changes[key] = flags[flag].value
+    settings.replace(settings.Settings(), changes)  # Checks them.
+    which = flags["checkpoint"].value
+    if which not in (None, "best"):
+        if not which.isdecimal():
+            raise UserError(f"--checkpoint={which}: must be the step of a checkpoint, or best")
+        which = int(which)
+    command = Command(
+        mode=name,
+        folder=Path(os.path.expanduser(flags["workdir"].value or ".")),
+        config=None if config is None else {**config.to_dict(), **changes},
+        config_for=config_for,
+        changes=changes,
+        data_dir=os.path.expanduser(flags["data_dir"].value),
+        which=which,
+        num_samples=flags["num_samples"].value,
+        platforms=tuple(flags["platforms"].value),
+        text=shlex.join(["python", "-m", "experiments.main", *argv]),
+    )
+    return command, {flag: flags[flag].value for flag in _OF_HOSTS}
+
+
+def help_for(argv: Sequence[str]) -> str | None:
+    """Returns the help for the program or a setting, if the arguments ask for it."""
+    wanted = [argument for argument in argv if re.match(r"(-h|--?help)(=|$)", argument)]
+    if not wanted:
+        return None
+    if topic := wanted[0].partition("=")[2]:
+        from experiments import settings
+
+        return settings.explain(topic.removeprefix("config."))
+    flags = _define_flags(None, [])
+    modes = [f"  {name:13s}{mode.summary}" for name, mode in MODES.items()]
+    shown = [f"  --{flag:21s}{flags[flag].help}" for flag in flags if flag != "config"]
+    return _HELP.format(modes="\n".join(modes), flags="\n".join(shown))
+
+
+def read_config(spec: str) -> tuple["ConfigDict", "ConfigFor | None"]:
+    """Runs a config file, once, and returns its config, not yet checked.
+
+    It is FILE.py or FILE.py:VARIANTS; a bare name is one of the project's own configs. The config
+    is used until the data and the device are known. Then the returned function, if the file has
+    one, gives that for them.
+
+    Raises:
+      UserError: if the file does not exist, or raises an error.
+    """
+    name, _, variants = spec.partition(":")
+    path = _config_file(name)
+
+    def call(function: str, *arguments: Any) -> Any:
+        try:
+            get_config = definitions[function]
+            takes_variants = len(inspect.signature(get_config).parameters) > len(arguments)
+            if variants and not takes_variants:
+                raise ValueError(f"it has no variants, so {variants!r} is not allowed")
+            return get_config(*arguments, *((variants,) if takes_variants else ()))
+        except Exception as error:  # A user's code may raise anything.
+            raise UserError(f"config: {name}: {function}: {_last_line(error)}") from error
+
+    def config_for(platform: str, event_shape: tuple[int, ...]) -> Mapping[str, Any]:
+        return dict(call("get_config_for", platform, event_shape).to_dict())
+
+    try:
+        definitions = runpy.run_path(str(path))
+    except Exception as error:
+        raise UserError(f"config: {name}: {_last_line(error)}") from error
+    return call("get_config"), config_for if "get_config_for" in definitions else None
+
+
+def _config_file(name: str) -> Path:
+    from fdrl_jax._names import nearest
+
+    own, is_bare = _CONFIGS / f"{name}.py", bool(re.fullmatch(r"\w+", name))
+    path = own if is_bare and own.is_file() else Path(name)
+    if path.is_file():
+        return path
+    files = sorted((_CONFIGS if is_bare else path.parent).glob("*.py"))
+    hint = nearest(name, [file.stem if is_bare else str(file) for file in files])
+    raise UserError(f"--config={name} does not exist{hint}")
+
+
+def _split_config(argv: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Returns the value of `--config`, and the other arguments.
+
+    The config comes first, because the types of its values decide how others are read.
+    """
+    spec, rest, arguments = None, [], iter(argv)
+    for argument in arguments:
+        flag, equals, value = argument.partition("=")
+        if flag in ("--config", "-config"):
+            spec = value if equals else next(arguments, "")
+        else:
+            rest.append(argument)
+    return spec, rest
+
+
+def _define_flags(config: "ConfigDict | None", argv: list[str]) -> "flags.FlagValues":
+    """Returns the flags of the program, and those that change the config, which must be known."""
+    from absl import flags
+    from ml_collections import ConfigDict, config_flags
+
+    from experiments import settings
+
+    values = flags.FlagValues()
+    values.set_gnu_getopt(True)  # Stray words do not hide the flags after them.
+    of = {"flag_values": values}
+    usual = ConfigDict(settings.defaults()) if config is None else config
+    config_flags.DEFINE_config_dict("config", usual, sys_argv=["main", *argv], **of)
+    flags.DEFINE_string("workdir", None, "folder of the run; created if missing", **of)
+    flags.DEFINE_string("mode", "train", "what to do", **of)
+    flags.DEFINE_string("data_dir", "", "where the data are; overrides data.dir", **of)
+    flags.DEFINE_string("checkpoint", None, "step of a checkpoint, or best; default: newest", **of)
+    flags.DEFINE_integer("num_samples", None, "number of samples", lower_bound=1, **of)
+    flags.DEFINE_string("class", "", "class to draw, or all; sets condition.label", **of)
+    flags.DEFINE_string("classifier", "", "its folder; sets condition.classifier", **of)
+    platforms = "platforms of an exported sampler: cpu, cuda, rocm, tpu"
+    flags.DEFINE_list("platforms", ["cpu", "cuda", "tpu"], platforms, **of)
+    flags.DEFINE_bool("distributed", False, "join the processes that the cluster started", **of)
+    flags.DEFINE_string("coordinator_address", None, "HOST:PORT of the first process", **of)
+    flags.DEFINE_integer("num_processes", None, "number of processes", lower_bound=1, **of)
+    flags.DEFINE_integer("process_id", None, "number of this process", lower_bound=0, **of)
+    silence = "a process that is silent for this long counts as failed"
+    flags.DEFINE_integer("heartbeat_seconds", 100, silence, lower_bound=1, **of)
+    return values
+
+
+def _explain_unknown(name: str, known: "flags.FlagValues") -> str:
+    from experiments.settings import DECLARED
+    from fdrl_jax._names import nearest
+
+    last = name.partition(".")[2]
+    keys = [key for key in DECLARED if key in (name, last) or key.endswith(f".{name}")]
+    if keys:
+        return f"unknown flag --{name}; did you mean --config.{' or --config.'.join(keys)}?"
+    return f"unknown flag --{name}{nearest(name, known)}"
+
+
+def _explain_value(message: str) -> str:
+    """Adds to an error of absl what a setting allows."""
+    from experiments.settings import DECLARED
+
+    key = re.match(r"flag --config\.([^=]+)=", message)
+    return f"{message}; must be {DECLARED[key[1]].allowed}" if key else message
+
+
+def _last_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
 
 
 def _set_up_logging() -> None:
@@ -75,6 +372,16 @@ def _print_unraisable(hooked: "sys.UnraisableHookArgs") -> None:
     # other failures to that loop.
     if str(hooked.exc_value) != "Event loop is closed":
         sys.__unraisablehook__(hooked)
+
+
+def _leave(code: int, message: str) -> NoReturn:
+    """Prints an error in one line and ends the process.
+
+    There is no cleanup, because it could wait for a disk or a process that does not respond.
+    """
+    sys.stdout.flush()
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    os._exit(code)
 
 
 if __name__ == "__main__":

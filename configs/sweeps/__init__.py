@@ -5,12 +5,12 @@ from typing import Any
 
 
 def train_steps(budget: float, flow_steps: int, update: float = 2.0) -> int:
-    """Returns the number of train steps that a budget allows.
+    """Returns the number of training steps that a budget allows.
 
     Args:
       budget: gradients of the network per particle in the whole run.
-      flow_steps: flow steps per train step, each of which needs one gradient.
-      update: gradients that the update at the end of a train step costs.
+      flow_steps: flow steps per training step, each of which needs one gradient.
+      update: gradients that the update at the end of a training step costs.
     """
     return round(budget / (flow_steps + update))
 

@@ -14,12 +14,12 @@ BUDGET = 400 * (20 + 2)
 
 
 def of_length(flow_steps: int) -> dict[str, Any]:
-    """Returns a length of the flow and the number of train steps that the budget allows."""
+    """Returns a length of the flow and the number of training steps that the budget allows."""
     return {"flow.num_steps": flow_steps, "train.num_steps": train_steps(BUDGET, flow_steps)}
 
 
 def get_sweep() -> dict[str, Any]:
-    """Returns the arguments of `experiments.sweep.plan.make`."""
+    """Returns the sweep, as `experiments.sweep` describes."""
     return {
         "config": "configs/digits.py",
         "settings": {
@@ -40,7 +40,7 @@ def get_sweep() -> dict[str, Any]:
             "flow.num_refine_steps": 10,
             "optimizer.b1": 0.9,
             "optimizer.warmup_steps": 0,
-            # A smaller network than the config's, fewer train steps, and a higher learning rate.
+            # A smaller network than the config's, fewer training steps, and a higher learning rate.
             "network.width": 16,
             "network.blocks": ((16, 1), (32, 2), (32, 1)),
             "optimizer.learning_rate": 2e-3,

@@ -12,7 +12,7 @@ from configs.sweeps import decaying
 
 
 def get_sweep() -> dict[str, Any]:
-    """Returns the arguments of `experiments.sweep.plan.make`."""
+    """Returns the sweep, as `experiments.sweep` describes."""
     return {
         "config": "configs/25gaussians.py",
         "groups": {

@@ -22,7 +22,7 @@ _LOSS, _PENALTY = 2.0, 3.0
 def of_cost(
     flow_steps: int = _RECIPE.flow.num_steps, penalised: float = _FRACTION, relative: float = 1.0
 ) -> dict[str, Any]:
-    """Returns the number of train steps for the same cost as that of the recipe.
+    """Returns the number of training steps for the same cost as that of the recipe.
 
     Args:
       flow_steps: number of flow steps K.
@@ -56,7 +56,7 @@ def with_penalty(weight: float, fraction: float = _FRACTION) -> dict[str, Any]:
 
 
 def get_sweep() -> dict[str, Any]:
-    """Returns the arguments of `experiments.sweep.plan.make`."""
+    """Returns the sweep, as `experiments.sweep` describes."""
     return {
         "config": "configs/digits.py",
         "settings": {

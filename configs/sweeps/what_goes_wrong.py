@@ -10,7 +10,7 @@ from typing import Any
 
 
 def get_sweep() -> dict[str, Any]:
-    """Returns the arguments of `experiments.sweep.plan.make`."""
+    """Returns the sweep, as `experiments.sweep` describes."""
     return {
         "config": "configs/swissroll.py",
         "settings": {

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from experiments import settings as settings_lib
 from experiments.errors import UserError
 from experiments.files import sha256_of_json, write_text
-from experiments.run import Run
 from experiments.settings import Settings
 from fdrl_jax.training import parallel
 
@@ -20,19 +20,19 @@ PREFIX = "evaluation/"  # Prefix of the names of metrics of samples.
 
 
 @contextlib.contextmanager
-def writers(run: Run, settings: Settings, resume_step: int) -> Iterator[list[Writer]]:
-    """Opens the logs that the settings ask for, on the first process.
+def writers(root: Path, settings: Settings, resume_step: int) -> Iterator[list[Writer]]:
+    """Opens the logs that the settings ask for in the folder of a run, on the first process.
 
     When a run resumes, records after the resumed step are removed, so that no step occurs twice.
     """
     with contextlib.ExitStack() as stack:
         opened = []
         if parallel.is_first_process():
-            opened.append(json_lines(run.metrics, resume_step))
-            if settings["log.tensorboard"]:
-                opened.append(_tensorboard(run.root / "tensorboard", resume_step))
-            if settings["log.wandb"] != "off":
-                opened.append(_wandb(run.root, settings))
+            opened.append(json_lines(root / "metrics.jsonl", resume_step))
+            if settings.log.tensorboard:
+                opened.append(_tensorboard(root / "tensorboard", resume_step))
+            if settings.log.wandb != "off":
+                opened.append(_wandb(root, settings))
         yield [stack.enter_context(writer) for writer in opened]
 
 
@@ -66,18 +66,18 @@ def _tensorboard(folder: Path, resume_step: int) -> Iterator[Writer]:
 
 
 @contextlib.contextmanager
-def _wandb(folder: Path, settings: Settings) -> Iterator[Writer]:
+def _wandb(root: Path, settings: Settings) -> Iterator[Writer]:
     """Weights & Biases. In the mode "offline", nothing leaves the machine."""
-    root = folder.absolute()
+    folder = root.absolute()
     curve = _import("wandb", "wandb").init(
         project="fdrl_jax",
-        dir=str(folder),
-        mode=settings["log.wandb"],
-        config=settings,
-        name=root.name,
+        dir=str(root),
+        mode=settings.log.wandb,
+        config=settings_lib.shareable(settings),
+        name=folder.name,
         # From the workdir, so that a resumed run continues the same curve; from its whole path,
         # because many runs of a sweep have a folder `seed_0`.
-        id=sha256_of_json(str(root)),
+        id=sha256_of_json(str(folder)),
         resume="allow",
     )
     try:
@@ -94,19 +94,17 @@ def read(path: Path) -> list[dict[str, Any]]:
     """
     if not path.exists():
         return []
-    lines = path.read_bytes().split(b"\n")
     # Text after the last line break was cut by a crash.
-    return [_parse(line, f"{path}:{n}") for n, line in enumerate(lines[:-1], 1) if line]
+    lines = path.read_bytes().split(b"\n")[:-1]
+    return [_parse(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line]
 
 
 def _parse(line: bytes, where: str) -> dict[str, Any]:
-    try:
+    with contextlib.suppress(ValueError):
         record = json.loads(line)
-        numbers = all(isinstance(value, int | float | None) for value in record.values())
-        if isinstance(record["step"], int) and numbers:
-            return dict(record)
-    except (ValueError, TypeError, KeyError, AttributeError):
-        pass
+        numbers = isinstance(record, dict) and [v for v in record.values() if v is not None]
+        if numbers and all(isinstance(v, int | float) for v in numbers) and "step" in record:
+            return record
     raise UserError(f"{where}: not a line of metrics; remove the line and try again")
 
 
@@ -115,5 +113,5 @@ def _import(name: str, extra: str) -> Any:
         return importlib.import_module(name)
     except ImportError:
         raise UserError(
-            f"config: this needs {name}; install it with: pip install -e '.[{extra}]'"
+            f"log.{extra} needs {name}; install it with: pip install -e '.[{extra}]'"
         ) from None

@@ -1,0 +1,144 @@
+"""Runs with several processes, on one or many hosts, and signals that ask a run to stop."""
+
+import contextlib
+import faulthandler
+import os
+import signal
+import sys
+import threading
+from collections import deque
+from types import TracebackType
+from typing import Any, Self
+
+import jax
+
+from experiments.errors import ReplicaError, UserError, first_line
+from fdrl_jax.training import parallel
+
+_QUIET_SECONDS = 5.0  # Time to wait for other processes before printing a message.
+_SHUTDOWN_TIMEOUT_SECONDS = 24 * 3_600  # The first process evaluates while the others wait.
+# The result of a vote is read this many dispatches later, when it is ready without waiting.
+_VOTES_UNDER_WAY = 2
+_NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
+
+
+def join(
+    *,
+    distributed: bool,
+    coordinator_address: str | None,
+    num_processes: int | None,
+    process_id: int | None,
+    heartbeat_seconds: int,
+) -> None:
+    """Joins the processes of a run. Must be called before anything runs on a device.
+
+    The first process listens at the address, HOST:PORT. If `distributed`, missing values are
+    detected from the environment: JAX's own variables, a TPU pod slice, SLURM, Open MPI or
+    Kubernetes. If a process ends, JAX ends the others after `heartbeat_seconds`.
+
+    Raises:
+      UserError: if a value is missing, or if the processes cannot be joined.
+    """
+    given = (coordinator_address, num_processes, process_id)
+    if not distributed and given == (None, None, None):
+        return
+    if not distributed and None in given:
+        raise UserError(
+            "--coordinator_address=HOST:PORT, --num_processes=N and --process_id=I must be given "
+            "together; --distributed detects missing values on TPU pods, SLURM and similar"
+        )
+    where = f" at {coordinator_address}" if coordinator_address else ""
+    text = f"waiting for the other processes of the run{where}"
+    waiting = threading.Timer(_QUIET_SECONDS, print, [text], {"file": sys.stderr, "flush": True})
+    waiting.start()
+    try:
+        jax.distributed.initialize(
+            coordinator_address,
+            num_processes,
+            process_id,
+            # By default the first process would listen on all interfaces of its host.
+            coordinator_bind_address=coordinator_address,
+            heartbeat_timeout_seconds=heartbeat_seconds,
+            shutdown_timeout_seconds=_SHUTDOWN_TIMEOUT_SECONDS,
+        )
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"the processes of the run cannot join: {first_line(error)}") from error
+    finally:
+        waiting.cancel()
+    # If another process is lost, JAX ends this one with a message, which would be hidden by the
+    # stacks of all its threads.
+    faulthandler.disable()
+
+
+def num_processes() -> int:
+    """Returns the number of processes of the run, without starting JAX's backend."""
+    return jax.process_count() if jax.distributed.is_initialized() else 1
+
+
+def check_agreement(replicated: object, step: int) -> None:
+    """Checks that all replicas are equal bit for bit.
+
+    Raises:
+      ReplicaError: if some differ; names them.
+    """
+    divergent = parallel.divergent_replicas(replicated)
+    if divergent:
+        raise ReplicaError(
+            f"at step {step} the replicas {', '.join(map(str, divergent))} of "
+            f"{jax.device_count()} differ from the others. Possible causes are faulty memory, or "
+            "processes with different checkpoints or versions. This state was not saved"
+        )
+
+
+class StopSignals:
+    """Handles SIGTERM, which clusters send some time before they kill a process, and Ctrl-C.
+
+    After the first signal, the loop saves and stops at the next step boundary. A second one ends
+    the process immediately. If there are several processes, a signal to one of them suffices: they
+    vote at each dispatch, so all stop at the same step.
+    """
+
+    def __init__(self) -> None:
+        self.heard = ""  # The name of the signal, if there was one.
+        self._votes: deque[Any] = deque()
+        self._before: dict[signal.Signals, Any] = {}
+        self._before_fd = self._writer = -1
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():  # Others cannot handle signals.
+            # Python's handlers wait for compiled code, which may take minutes. A thread does not.
+            reader, self._writer = os.pipe()
+            os.set_blocking(self._writer, False)
+            self._before = {s: signal.signal(s, lambda *_: None) for s in _NAMES}
+            self._before_fd = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+            threading.Thread(target=self._listen, args=(reader,), daemon=True).start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: object, trace: TracebackType | None
+    ) -> None:
+        if self._before:
+            signal.set_wakeup_fd(self._before_fd)
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
+            os.close(self._writer)  # Ends the thread.
+
+    def is_due(self) -> bool:
+        """Whether to stop now. Every process must call this once before each dispatch."""
+        if jax.process_count() == 1:
+            return bool(self.heard)
+        self._votes.append(parallel.any_process(bool(self.heard)))
+        return len(self._votes) > _VOTES_UNDER_WAY and bool(self._votes.popleft())
+
+    def _listen(self, reader: int) -> None:
+        with os.fdopen(reader, "rb", buffering=0) as signals:
+            while received := signals.read(1):
+                if received[0] not in _NAMES:
+                    continue
+                if self.heard:
+                    os._exit(128 + received[0])
+                self.heard = _NAMES[signal.Signals(received[0])]
+                with contextlib.suppress(OSError):  # The terminal may be closed.
+                    print(
+                        f"\n{self.heard}: saving and stopping; again to stop now", file=sys.stderr
+                    )

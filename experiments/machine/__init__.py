@@ -1,1 +1,0 @@
-"""The hardware: compiler flags, devices, memory, and the hosts of a run."""

@@ -1,1 +1,0 @@
-"""Plans of runs for accelerators that this machine does not have."""

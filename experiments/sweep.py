@@ -1,0 +1,200 @@
+"""Runs a config with several changes and seeds, one run after the other, and compares them.
+
+A sweep file has a function `get_sweep()` that returns a dictionary:
+  config    the config file of all runs
+  groups    changes to the config by dotted key, by name of the run, by name of the group; a group
+            answers one question and is one table
+  settings  changes for all runs (optional)
+  seeds     each run is repeated with each of them (optional, by default seed 0)
+  metrics   names of metrics to show (optional, by default all that differ between runs)
+
+Each run is a folder of the sweep's folder. Rerun to resume an interrupted sweep: a finished run is
+skipped. A run that fails or diverges is reported in the table and does not end the sweep.
+
+Try: python -m experiments.sweep --sweep=configs/sweeps/ablation_digits.py --workdir=runs/ablation
+Files: table.md, table.csv, and output.txt in the folder of each run.
+"""
+
+import argparse
+import csv
+import io
+import itertools
+import re
+import runpy
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from experiments import main as program
+from experiments import settings
+from experiments.errors import UserError
+from experiments.evaluation.metrics import format_value
+from experiments.files import locked, read_json, write_text
+from experiments.settings import Flat, Settings
+
+_KEYS = ("config", "groups", "settings", "seeds", "metrics")
+
+
+class Planned(NamedTuple):
+    """A run of a sweep."""
+
+    group: str
+    name: str
+    seed: int
+    changes: Flat  # To the config file, with the seed.
+    settings: Settings  # With these changes.
+    folder: Path  # Runs with equal changes in two groups share it.
+
+
+class Outcome(NamedTuple):
+    """How a run ended: why it has no metrics, or "", and its metrics."""
+
+    remark: str
+    metrics: dict[str, float]
+
+
+def plan(sweep: Mapping[str, Any], root: Path) -> list[Planned]:
+    """Lists the runs of a sweep, and checks all their values before any of them starts.
+
+    Seeds are the outer loop, so that a sweep that is stopped halfway has all runs for some seeds.
+
+    Raises:
+      UserError: for an unknown or missing key of the sweep, or an invalid value.
+    """
+    if set(sweep) - set(_KEYS) or not {"config", "groups"} <= set(sweep):
+        raise UserError(f"the sweep has the keys {', '.join(sweep)}; allowed: {', '.join(_KEYS)}")
+    config = program.read_config(sweep["config"])[0].to_dict()
+    folders: dict[str, Path] = {}
+    planned = []
+    named = [
+        (group, name, own) for group, of in sweep["groups"].items() for name, own in of.items()
+    ]
+    for seed, (group, name, own) in itertools.product(sweep.get("seeds", (0,)), named):
+        changes = {**sweep.get("settings", {}), **own, "seed": seed}
+        wanted = settings.from_config({**config, **changes})
+        parts = (re.sub(r"[^\w.=+-]+", "_", part).strip("_") for part in (group, name))
+        folder = root.joinpath(*parts, f"seed_{seed}")
+        key = repr(sorted(changes.items()))
+        planned.append(Planned(group, name, seed, changes, wanted, folders.setdefault(key, folder)))
+    return planned
+
+
+def run_one(config: str, of: Planned) -> Outcome:
+    """Trains and evaluates a run in a process of its own, unless it has an evaluation."""
+    changes = [f"--config.{key}={value}" for key, value in of.changes.items()]
+    command = [f"--config={config}", f"--workdir={of.folder}", *changes]
+    of.folder.mkdir(parents=True, exist_ok=True)
+    output = of.folder / "output.txt"
+    if not (found := _metrics(of)):
+        print(of.folder, flush=True)
+        with (
+            output.open("w") as file,
+            subprocess.Popen(
+                [sys.executable, "-m", "experiments.main", *command], stdout=file, stderr=file
+            ) as process,
+        ):
+            try:
+                process.wait()
+            except BaseException:
+                process.terminate()  # It saves its state first.
+                raise
+        found = _metrics(of)
+    if found:
+        return Outcome("", found)
+    # Progress bars overwrite their line. A kill may cut a character in two.
+    lines = re.split(r"[\r\n]+", output.read_text(errors="replace").strip())
+    return Outcome(lines[-1].removeprefix("error: "), {})
+
+
+def markdown(
+    planned: Sequence[Planned], outcomes: Sequence[Outcome], metrics: Sequence[str]
+) -> str:
+    """Returns one table per group, with means and standard deviations over seeds."""
+    tables = []
+    for group in dict.fromkeys(of.group for of in planned):
+        lines = [[group, "runs", *metrics, "remarks"], ["---"] * (len(metrics) + 3)]
+        for name in dict.fromkeys(of.name for of in planned if of.group == group):
+            pairs = zip(planned, outcomes, strict=True)
+            own = [(of, found) for of, found in pairs if (of.group, of.name) == (group, name)]
+            values = [[o.metrics[m] for _, o in own if m in o.metrics] for m in metrics]
+            remarks = [f"seed {of.seed}: {o.remark}" for of, o in own if o.remark]
+            remark = "; ".join(remarks).replace("|", "\\|")
+            lines.append([name, str(len(own)), *map(_summary, values), remark])
+        tables.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
+    return "\n\n".join(tables) + "\n"
+
+
+def table(planned: Sequence[Planned], outcomes: Sequence[Outcome]) -> str:
+    """Returns CSV with one line per run, with its changes and metrics."""
+    rows = [
+        {
+            "group": of.group,
+            "name": of.name,
+            "folder": of.folder,
+            "remark": found.remark,
+            **{f"config.{key}": value for key, value in of.changes.items()},
+            **found.metrics,
+        }
+        for of, found in zip(planned, outcomes, strict=True)
+    ]
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)))
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _metrics(of: Planned) -> dict[str, float]:
+    """Returns the metrics of a run's last step; empty if it has not finished or is another run."""
+    record = of.folder / "run.json"
+    if not record.is_file():
+        return {}
+    if settings.from_config(read_json(record, settings=dict)["settings"]) != of.settings:
+        return {}
+    for file in sorted(of.folder.glob("evaluations/*/record.json")):
+        found = read_json(file, key=dict, metrics=dict)
+        if found["key"]["step"] == of.settings.train.num_steps:
+            return {name: metric["value"] for name, metric in found["metrics"].items()}
+    return {}
+
+
+def _summary(values: Sequence[float]) -> str:
+    if not values:
+        return "-"
+    mean = format_value(statistics.fmean(values))
+    return f"{mean} ± {statistics.stdev(values):.2g}" if len(values) > 1 else mean
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs a sweep, and prints the table and the path of the files."""
+    parser = argparse.ArgumentParser(
+        "python -m experiments.sweep",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--sweep", required=True, metavar="FILE.py", help="what to run")
+    parser.add_argument("--workdir", type=Path, required=True, metavar="DIR", help="for all runs")
+    flags = parser.parse_args(argv)
+    if not Path(flags.sweep).is_file():
+        raise UserError(f"--sweep={flags.sweep} does not exist")
+    sweep = runpy.run_path(flags.sweep)["get_sweep"]()
+    planned = plan(sweep, flags.workdir)
+    flags.workdir.mkdir(parents=True, exist_ok=True)
+    with locked(flags.workdir / "lock", f"--workdir={flags.workdir}", "choose another --workdir"):
+        outcomes = [run_one(sweep["config"], of) for of in planned]
+    found = dict.fromkeys(name for outcome in outcomes for name in outcome.metrics)
+    differing = [name for name in found if len({o.metrics.get(name) for o in outcomes}) > 1]
+    text = markdown(planned, outcomes, sweep.get("metrics", differing))
+    write_text(flags.workdir / "table.md", text)
+    write_text(flags.workdir / "table.csv", table(planned, outcomes))
+    print(f"{text}\ntable: {flags.workdir / 'table.md'}")
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        sys.exit(f"error: {error}")

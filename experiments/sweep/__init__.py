@@ -1,1 +1,0 @@
-"""Sweeps: run many configs one after the other, and compare them in a table and a picture."""

@@ -1,0 +1,472 @@
+"""Trains a density ratio, or a classifier: creates or resumes the run, and loops over its steps."""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from experiments import classifier, draw, experiment, hosts, log, precision, prior, run, settings
+from experiments.checkpoints import Checkpoints, Restored
+from experiments.command import Command
+from experiments.data import Source, describe_shape, load
+from experiments.errors import DivergedError, StoppedError, UserError
+from experiments.evaluation import inception
+from experiments.experiment import Experiment, Rollbacks, Training, on_devices
+from experiments.files import replacing
+from experiments.hosts import StopSignals
+from experiments.run import Opened, Run
+from experiments.settings import Settings
+from fdrl_jax.training import parallel
+from fdrl_jax.training.state import TrainState
+
+_Metrics = tuple[int, dict[str, jax.Array]]
+
+
+class Moment(NamedTuple):
+    """The arguments of a hook, which runs while the device is idle."""
+
+    step: int  # Number of completed training steps.
+    state: Any  # Replicated on every device; must not be changed.
+    constants: Any  # As `experiment.on_devices` places them.
+    best: dict[str, Any] | None  # "metric" and "value" of the best checkpoint so far, if any.
+    save_best: Callable[[str, float], None]  # Saves the state as the best, by a metric's value.
+
+
+class Hook(NamedTuple):
+    """An action to run during training, whose result is logged."""
+
+    every: int  # Number of steps between runs; 0: never. It also runs after the last step.
+    act: Callable[[Moment], log.Record | None]
+
+
+def train(command: Command) -> None:
+    """Trains a density ratio, evaluates the last state and writes the report.
+
+    Resumes from the newest checkpoint, if there is one. A finished run is not changed.
+    """
+    with run.locked_folder(command.folder, creates=command.config is not None):
+        opened, model = create_or_resume(command)
+        _introduce(opened, command)
+        last = fit(model, opened, _hooks(model, opened))
+        # Imported here because it takes seconds, and training should start immediately.
+        from experiments import evaluate
+
+        evaluate.evaluate(Opened(opened, model, *last), live=model.source)
+
+
+def train_classifier(command: Command) -> None:
+    """Trains a classifier and prints the accuracy on held-out images."""
+    with run.locked_folder(command.folder, creates=command.config is not None):
+        opened, wanted, source = _opened_or_new(command, "classifier")
+        model = classifier.build(precision.resolve(wanted), source)
+        model.make_step(None)
+        if opened is None:
+            opened = run.create(
+                command.folder, "classifier", wanted, source, None, command.text, command.data_dir
+            )
+        _introduce(opened, command)
+        state = fit(model, opened).state
+        if not parallel.is_first_process():
+            return
+        found = classifier.accuracy(model, state)
+        classifier.write_accuracy(opened, int(state.step), found)
+        print(
+            f"  accuracy on {found['num_images']:,} held-out images: "
+            f"{100 * found['clean_accuracy']:.2f}%"
+        )
+        if wanted.attack.epsilon and wanted.attack.num_steps:
+            robust = 100 * found["robust_accuracy"]
+            print(f"  under attack, L2 distance {wanted.attack.epsilon:g}: {robust:.2f}%")
+        print(f"classifier: --classifier={opened.root}")
+
+
+def _introduce(opened: Run, command: Command) -> None:
+    if parallel.is_first_process():
+        print(precision.describe_devices())
+        opened.log_command(command.text)
+
+
+def create_or_resume(command: Command) -> tuple[Run, Experiment]:
+    """Opens the run of a density ratio for training, or creates it, and builds the experiment.
+
+    The caller must hold its lock. Everything is checked before anything is written.
+
+    Raises:
+      UserError: for settings that are invalid or differ from the run's, for other data, or for a
+        missing file of weights.
+    """
+    opened, wanted, source = _opened_or_new(command, "ratio")
+    of_classifiers = [k for k in settings.changed(wanted) if k.startswith(("attack.", "augment."))]
+    if opened is None and of_classifiers:
+        raise UserError(
+            f"{', '.join(of_classifiers)}: for classifiers only, and this mode trains a density "
+            "ratio. Add --mode=classifier, or remove the setting"
+        )
+    inception.check_weights(wanted)  # The files are first read after hours of training.
+    used = precision.resolve(wanted)
+    if opened is not None:
+        return opened, experiment.build(used, source, opened.prior())
+    model, of_prior = experiment.build(used, source), None
+    model.make_step(None)  # Checks that the batch divides over devices.
+    if wanted.prior.name == "data_dependent":
+        started = time.perf_counter()
+        rank = prior.choose_rank(wanted.prior.rank, source.event_shape)
+        of_prior = prior.fit(source.train_batches(), rank, wanted.prior.jitter)
+        if parallel.is_first_process():
+            print(f"{prior.describe(of_prior)}, {time.perf_counter() - started:.1f} s")
+        model = experiment.build(used, source, of_prior)
+    created = run.create(
+        command.folder, "ratio", wanted, source, of_prior, command.text, command.data_dir
+    )
+    return created, model
+
+
+def _opened_or_new(command: Command, kind: run.Kind) -> tuple[Run | None, Settings, Source]:
+    """Returns the run of a command if there is one, the settings to train with, and the data.
+
+    Raises:
+      UserError: for settings or data that do not fit the run, or a folder that cannot hold one.
+    """
+    if not run.exists(command.folder):
+        run.check_free(command.folder)
+        return None, *settings_and_data(command)
+    opened = run.open_run(command.folder, kind)
+    if command.config is None or command.config_for is not None:
+        # What was fitted to the device and the data stays as it was.
+        of_data = {"data": dict(command.config["data"])} if command.config else {}
+        wanted = settings.from_config(
+            {**settings.to_flat(opened.settings), **of_data, **command.changes}
+        )
+    else:
+        wanted = settings.from_config(command.config)
+    wanted = opened.resumed(wanted)
+    where = command.data_dir or opened.remembered_dir(wanted.data.dir)
+    source = open_data(wanted, where)
+    opened.check_data(source)
+    return opened, wanted, source
+
+
+def settings_and_data(command: Command) -> tuple[Settings, Source]:
+    """Returns the checked settings of a new run, and its data.
+
+    Raises:
+      UserError: for a missing config, invalid values, or data that cannot be read; and as `fitted`.
+    """
+    if command.config is None:
+        raise UserError("--config=FILE.py is missing; the folder configs/ has examples")
+    wanted = settings.from_config(command.config)
+    source = open_data(wanted, command.data_dir)
+    platform, shape = jax.default_backend(), source.event_shape
+    if command.config_for is not None and parallel.is_first_process():
+        print(f"config: recipe for {describe_shape(shape)} on a {platform.upper()}")
+    return fitted(command, wanted, platform, shape), source
+
+
+def fitted(command: Command, wanted: Settings, platform: str, shape: tuple[int, ...]) -> Settings:
+    """Returns the settings for a device and data of a shape, if the config depends on them.
+
+    The data are already open by then, so their settings stay as `wanted`.
+
+    Raises:
+      UserError: if the config then returns other settings of the data; names each.
+    """
+    if command.config_for is None:
+        return wanted
+    found = settings.from_config({**command.config_for(platform, shape), **command.changes})
+    differing = settings.differences(wanted, found)
+    if of_data := [text for key, text in differing.items() if key.startswith("data.")]:
+        raise UserError(
+            "config: get_config_for() must return the same data.* as get_config(), because the "
+            f"data are read before it is called: {'; '.join(of_data)}"
+        )
+    return found
+
+
+def open_data(wanted: Settings, data_dir: str) -> Source:
+    """Opens the data of a run; a folder of the command comes first."""
+    return load.load(wanted.data.model_copy(update={"dir": data_dir or wanted.data.dir}))
+
+
+def _hooks(model: Experiment, opened: Run) -> Sequence[Hook]:
+    """Returns what the training of a density ratio does along the way.
+
+    Training is not affected: samples use separate keys, and the state is only read.
+    """
+    sample, wanted = draw.Sampler(model), model.settings
+
+    def drawn(moment: Moment, num_samples: int) -> np.ndarray:
+        variables = model.sampling_variables(moment.state)
+        return sample(variables, moment.constants, {"refined": num_samples})["refined"]
+
+    def write_snapshot(moment: Moment) -> None:
+        """Writes samples, for the picture of the course of training."""
+        samples = drawn(moment, wanted.snapshot.num_samples)
+        if parallel.is_first_process():
+            opened.snapshots.mkdir(exist_ok=True)
+            with replacing(opened.snapshots / f"{moment.step:08d}.npz") as file:
+                np.savez_compressed(file, arr_0=samples)
+
+    def monitor(moment: Moment) -> log.Record:
+        """Computes the cheap metric of samples, and saves the checkpoint that is best by it."""
+        # Importing metrics takes seconds, and most runs need none until the end.
+        from experiments.evaluation.cheap import cheap_metric
+
+        metric = cheap_metric(
+            opened.metric_reference, drawn(moment, wanted.evaluate.num_monitored_samples)
+        )
+        best = moment.best
+        # Values of another metric, or for another number of samples, are not comparable.
+        before = best["value"] if best and best["metric"] == metric.name else math.inf
+        improved = math.isfinite(metric.value) and metric.value < before
+        # The values on different processes may differ in the last bit, so the first one decides.
+        if bool(parallel.any_process(improved and parallel.is_first_process())):
+            moment.save_best(metric.name, metric.value)
+        return {log.PREFIX + metric.name: metric.value}
+
+    return (
+        Hook(wanted.evaluate.every_steps, monitor),
+        Hook(wanted.snapshot.every_steps, write_snapshot),
+    )
+
+
+def fit(training: Training, opened: Run, hooks: Sequence[Hook] = ()) -> Restored:
+    """Trains from the newest checkpoint of a run, or from the start, to the last step.
+
+    The caller must hold the run's lock. Hooks are called in their order. Returns the last state, of
+    one replica and on the host, as it would be restored from its checkpoint.
+
+    Raises:
+      DivergedError: if the loss is not finite or the ratio saturates, and the run should stop or
+        has reached its number of rollbacks. Earlier checkpoints remain.
+      StoppedError: if the system or the user asked the run to stop; its state is saved.
+      ReplicaError: if replicas do not agree.
+    """
+    with (
+        StopSignals() as signals,
+        opened.checkpoints(training.settings.checkpoint.keep) as store,
+    ):
+        active = [hook for hook in hooks if hook.every]
+        # Here, so that training after a rollback compiles nothing again.
+        run_steps = parallel.map_steps(training.repeated_step())
+        constants = on_devices(training.constants)
+        start = _newest(training, store)
+        while True:
+            try:
+                return _fit_from(
+                    start, training, opened, active, store, signals, run_steps, constants
+                )
+            except DivergedError as error:
+                store.wait()
+                start = _recovered(error, training.settings, start, _newest(training, store))
+
+
+def _newest(training: Training, store: Checkpoints) -> TrainState:
+    """Returns the state of the newest checkpoint, or that before the first step."""
+    restored = store.restore(training.state_shapes())
+    return training.init_state() if restored is None else restored.state
+
+
+def _fit_from(
+    start: TrainState,
+    training: Training,
+    opened: Run,
+    hooks: Sequence[Hook],
+    store: Checkpoints,
+    signals: StopSignals,
+    run_steps: Callable[..., Any],
+    constants: Any,
+) -> Restored:
+    """Trains to the last step. Divergence is detected at each log; raises as `fit`."""
+    wanted, so_far = training.settings, experiment.rollbacks_of(start)
+    step, last = int(start.step), wanted.train.num_steps
+    num_skipped = int(so_far.num_skipped)
+    cadences = [wanted.log.every_steps, wanted.checkpoint.every_steps, *(h.every for h in hooks)]
+    start_step = saved = step
+    key, state = training.root_key, parallel.replicate(start)
+    hosts.check_agreement(state, step)
+
+    def due(every: int) -> bool:
+        return step % every == 0 or step == last
+
+    def save() -> None:
+        nonlocal saved
+        if saved != step:
+            hosts.check_agreement(state, step)
+            opened.check_present()
+            store.save(parallel.unreplicate(state))
+            saved = step
+
+    def save_best(metric: str, value: float) -> None:
+        save()
+        store.record_best(step, metric, value)
+
+    # Metrics since the last log, still on the device: count of steps and arrays of each dispatch.
+    window: list[_Metrics] = []
+    with (
+        log.writers(opened.root, wanted, step) as writers,
+        training.open_feed(step + num_skipped) as take,
+        tqdm(
+            total=last,
+            initial=step,
+            unit="step",
+            desc="compiling",  # Until the first dispatch returns.
+            smoothing=0.1,
+            disable=step >= last or not parallel.is_first_process(),
+        ) as bar,
+    ):
+        seconds, timer = 0.0, time.perf_counter()  # Of training, without hooks.
+        stopping = signals.is_due()
+        while step < last and not stopping:
+            until_next = [every - step % every for every in cadences]
+            count = min(wanted.train.steps_per_dispatch, last - step, *until_next)
+            # Fetched while the device works on the previous dispatch.
+            host_batches = take(count)
+            state, metrics = run_steps(key, state, constants, host_batches, count, num_skipped)
+            window.append((count, metrics))
+            step += count
+            if len(window) > 1:
+                # At most two dispatches are queued: more would fill the memory with batches,
+                # and a run that should stop would have to wait for them.
+                jax.block_until_ready(window[-2][1])
+            if bar.n == start_step:
+                bar.set_description(f"compiled in {time.perf_counter() - timer:.1f} s")
+            bar.update(count)
+            stopping = signals.is_due()
+            if not stopping and not any(map(due, cadences)):
+                continue
+            # The only places where the host waits for the device to be idle.
+            values = _fetch(window)
+            seconds += time.perf_counter() - timer
+            numbers = np.arange(step - len(values["loss"]), step) + 1
+            trouble = find_trouble(numbers, values, training.output, wanted)
+            record: log.Record = {}
+            if trouble is None:
+                store.check_saved()
+                if stopping:
+                    # Before the hooks, which may take longer than the system waits.
+                    save()
+                    store.wait()
+                for hook in hooks:
+                    if due(hook.every):
+                        moment = Moment(step, state, constants, store.best(), save_best)
+                        record |= hook.act(moment) or {}
+                if due(wanted.checkpoint.every_steps):
+                    save()
+            if due(wanted.log.every_steps) or record or stopping or trouble is not None:
+                record |= _summary(wanted, step, values, seconds, so_far)
+                for write in writers:
+                    write(step, record)
+                bar.set_description(f"loss {record['loss']:.4f}")
+                window, seconds = [], 0.0
+            if trouble is not None:
+                raise DivergedError(f"training diverged: {trouble}", last_step=step)
+            timer = time.perf_counter()
+    if stopping:
+        store.wait()
+        by = f"stopped by {signals.heard or 'a signal to another process'}"
+        if store.steps():
+            raise StoppedError(f"{by}; step {step} is saved. Rerun to resume.")
+        raise StoppedError(f"{by} before the first step. Rerun to start again.")
+    trained: TrainState = jax.tree.map(np.asarray, parallel.unreplicate(state))
+    return Restored(trained, store.digest(trained))
+
+
+def _summary(
+    wanted: Settings, step: int, values: dict[str, np.ndarray], seconds: float, so_far: Rollbacks
+) -> log.Record:
+    count = len(values["loss"])
+    rate = float(experiment.learning_rate(wanted)(step - 1)) * float(so_far.learning_rate_scale)
+    record = {
+        **{name: float(np.mean(value)) for name, value in sorted(values.items())},
+        "learning_rate": rate,
+        "steps_per_second": count / seconds,
+        "examples_per_second": count * wanted.train.batch_size / seconds,
+    }
+    if wanted.train.on_divergence == "rollback":
+        record["rollbacks"] = int(so_far.num)
+        record["skipped_batches"] = int(so_far.num_skipped)
+    return record
+
+
+def _fetch(window: Sequence[_Metrics]) -> dict[str, np.ndarray]:
+    """Waits for the device; returns the values of each metric at all steps of the window."""
+    host = [(count, jax.device_get(parallel.unreplicate(m))) for count, m in window]
+    return {k: np.concatenate([m[k][:count] for count, m in host]) for k in host[0][1]}
+
+
+def find_trouble(
+    numbers: np.ndarray, values: dict[str, np.ndarray], output: str, wanted: Settings
+) -> str | None:
+    """Returns a message about the first metric that exceeded its limits, or `None`.
+
+    Values are those at the steps `numbers`, [T] each; `output` is what the network returns.
+    """
+    is_log = output == "log_ratio"
+    limit = wanted.train.max_log_ratio if is_log else wanted.train.max_ratio
+    limits = dict.fromkeys(("loss", "grad_norm", "drift_norm"), np.inf)
+    limits |= dict.fromkeys(("output_real", "output_flowed"), limit)
+    found = []
+    for name, bound in limits.items():
+        if name not in values:
+            continue  # A metric of density ratios only.
+        # "not within" instead of "beyond", so that it also holds for NaN.
+        bad = ~(np.abs(values[name]) < bound)
+        if bad.any():
+            first = int(np.argmax(bad))
+            found.append((int(numbers[first]), name, float(values[name][first])))
+    if not found:
+        return None
+    step, name, value = min(found, key=lambda item: item[0])
+    if np.isfinite(value):
+        kind = "log ratio" if is_log else "ratio"
+        return f"the mean {kind} ({name}) saturated at {value:.4g} at step {step}"
+    return f"{name} is {value} at step {step}"
+
+
+def _recovered(
+    error: DivergedError, wanted: Settings, diverged: TrainState, good: TrainState
+) -> TrainState:
+    """Returns the state to resume from: the last good state, with skipped batches and a lower rate.
+
+    The result depends only on the arguments. A run that is killed before its next checkpoint
+    therefore diverges and recovers in the same way again.
+
+    Raises:
+      DivergedError: if the run should stop, or has reached its number of rollbacks.
+    """
+    before, step = experiment.rollbacks_of(diverged), int(good.step)
+    done, most = int(before.num), wanted.train.max_rollbacks
+    if wanted.train.on_divergence == "stop" or done >= most:
+        kept = (
+            f"the last good checkpoint is of step {step}" if step else "there is no checkpoint yet"
+        )
+        tried = f" after {done} rollbacks" if done else ""
+        remedies = ", ".join(_remedies(wanted))
+        raise DivergedError(
+            f"{error}{tried}; {kept}. Try {remedies}, or a larger train.batch_size",
+            last_step=error.last_step,
+        ) from error
+    num_skipped = error.last_step - step
+    recovered = experiment.roll_back(good, before, num_skipped, wanted.train.rollback_lr_factor)
+    logging.getLogger("fdrl").warning(
+        f"{error}; rollback {done + 1} of {most}: resuming from step {step}, skipping the "
+        f"{num_skipped} batches since then, with "
+        f"{experiment.rollbacks_of(recovered).learning_rate_scale:.3g} times the learning rate"
+    )
+    return recovered
+
+
+def _remedies(wanted: Settings) -> list[str]:
+    """Returns what may prevent a divergence, without what is set already."""
+    return [
+        *["loss.gradient_penalty=0.1"] * (not wanted.loss.gradient_penalty),
+        "a smaller optimizer.learning_rate or flow.step_size",
+        *["optimizer.clip_norm=1"] * (not wanted.optimizer.clip_norm),
+        *["loss.name=lr"] * (wanted.loss.name != "lr"),
+        *["train.on_divergence=rollback"] * (wanted.train.on_divergence == "stop"),
+    ]

@@ -1,1 +1,0 @@
-"""The training loop, with divergence, preemption, hooks and the metrics log."""
