@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 FORMATS = ("PNG", "JPEG", "WEBP")
-# Pillow warns above this number and fails above twice this number; one limit is easier to explain.
-MAX_PIXELS = 89_478_485
+# Of one image. Each thread decodes one at a time, which may need several copies of it.
+MAX_PIXELS = 2**26
 # An image that is enlarged may have up to this many pixels.
 _MAX_ENLARGED = 2**24
 _SIXTEEN_BIT = ("I", "I;16")
@@ -21,7 +21,7 @@ _GREY = ("1", "L", "LA", *_SIXTEEN_BIT)
 class Transform(NamedTuple):
     """How a stored image becomes an example, in this order (method section 8 of the paper).
 
-    Squares are cropped from the centre. The fields have the names of those of `DataOptions`.
+    Squares are cropped from the centre. The fields have the names of the settings.
     """
 
     center_crop: int = 0  # Side of a square that is cropped first; 0 for none (CelebA: 140).
@@ -124,8 +124,10 @@ def _from_array(pixels: np.ndarray) -> Image.Image:
 
 def _to_mode(image: Image.Image, mode: str) -> Image.Image:
     if image.mode in _SIXTEEN_BIT:
-        levels = np.asarray(image).astype(np.float64)
-        image = Image.fromarray(np.round(levels / 257.0).astype(np.uint8))
+        levels = np.array(image, np.uint32)
+        levels += 128  # Rounds in place, because such images are often large.
+        levels //= 257
+        image = Image.fromarray(levels.astype(np.uint8))
     if image.mode in ("RGBA", "LA") or "transparency" in image.info:
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         image = Image.alpha_composite(white, image.convert("RGBA"))

@@ -5,9 +5,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.data.decoded import spread
 from experiments.data.shuffle import shuffled_indices
-from experiments.data.source import Labels, Source, Starts
+from experiments.data.source import Labels, Source, Starts, spread
 from experiments.errors import DataError
 
 Array = jax.Array

@@ -1,4 +1,4 @@
-"""The options of a data set, and its interface to training and evaluation."""
+"""The interface of a data set to training and evaluation."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -7,34 +7,11 @@ from typing import Any, Literal, NamedTuple, NoReturn
 import jax
 import numpy as np
 
-from experiments.data.stream import Take
 from experiments.errors import DataError
 
 Array = jax.Array
-
-
-class DataOptions(NamedTuple):
-    """The section `data` of the settings, typed; `settings` documents each key."""
-
-    name: str
-    dir: str = ""
-    split: str = "train"
-    held_out_split: str = "test"
-    num_held_out: int = 1_000
-    source_class: str = ""
-    target_class: str = ""
-    center_crop: int = 0
-    resize: int = 0
-    image_size: int = 0
-    keep_aspect: bool = True
-    channels: int = 3
-    random_flip: bool = False
-    dequantisation: float = 0.0
-    on_error: str = "stop"
-    in_memory_megabytes: int = 256
-    num_workers: int = 0
-    num_threads: int = 4
-    prefetch_batches: int = 8
+# Returns the batches of the next steps; `None` for a source on the device.
+Take = Callable[[int], dict[str, np.ndarray] | None]
 
 
 class Density(NamedTuple):
@@ -66,13 +43,12 @@ class Starts(NamedTuple):
         return self.load(positions)
 
 
-def refuse(*_: Any) -> NoReturn:
-    """The default of a function that a data set without it must not call."""
-    raise DataError("this needs the data, which are not there")
+def _refuse(*_: Any) -> NoReturn:
+    raise DataError("this needs the training data, which the run does not store")
 
 
 class Source(NamedTuple):
-    """A data set, with a pure function that draws batches inside the train step.
+    """A data set, with a pure function that draws batches inside the training step.
 
     One training loop serves all data. A small set is stored on the device, where `draw` selects and
     augments examples without the host. A large set is streamed from the host as batches of a
@@ -85,24 +61,25 @@ class Source(NamedTuple):
     # A pytree of NumPy arrays for `draw`, which the caller copies to the devices; `()` for none.
     arrays: Any = ()
     # `(arrays, host batch, key, positions [B]) -> {"real": [B, ...]}`, on the device. The key is
-    # the same for the whole run; the positions are those of `training.rng`. Paired domains also
+    # the same for the whole run; the positions count the examples of the run. Paired domains also
     # have the images to start from under "source"; labelled data have classes [B] under "label".
-    draw: Callable[[Any, Any, Array, Array], dict[str, Array]] = refuse
+    draw: Callable[[Any, Any, Array, Array], dict[str, Array]] = _refuse
     # `(num=None) -> batches [B, ...]`, float32: one pass in order over the training set without
     # augmentation, or over `num` examples spread evenly over it. Reads only those.
-    train_batches: Callable[..., Iterator[np.ndarray]] = refuse
+    train_batches: Callable[..., Iterator[np.ndarray]] = _refuse
     # `(num, seed) -> examples` that training never sees, float32, at most `num`. Reads only those.
     # The seed matters only if examples are generated.
-    held_out: Callable[[int, int], np.ndarray] = refuse
+    held_out: Callable[[int, int], np.ndarray] = _refuse
     density: Density | None = None  # `None` if it is not known.
     labels: Labels | None = None  # `None` if the data have no classes.
     # `(seed, batch size of this process, batches to skip, steps per dispatch) -> context of `Take`
     # for streamed data; `None` otherwise.
     open_feed: Callable[[int, int, int, int], AbstractContextManager[Take]] | None = None
     starts: Starts | None = None
-    # A hash of all that determines the order of examples. A run resumes only with the same hash.
+    # A hash of all that determines the examples of a run and can be checked at once: names and
+    # labels of files, or the content of an array. A run resumes only with the same hash.
     identity: str = ""
-    fingerprint: str = ""  # A hash of the training set, as returned by `train_batches`.
+    fingerprint: str = ""  # A hash of the training set that may use sizes and modification times.
 
     @property
     def kind(self) -> Literal["points", "images"]:
@@ -126,3 +103,10 @@ def describe_shape(event_shape: Sequence[int]) -> str:
     height, width, channels = event_shape
     colour = "grey" if channels == 1 else "colour"
     return f"{colour} images of {width} x {height} pixels"
+
+
+def spread(total: int, num: int | None) -> np.ndarray:
+    """Returns `num` indices spread evenly over `total`, or all: data are often sorted by class."""
+    if num is None or num >= total:
+        return np.arange(total)
+    return np.arange(num) * total // num

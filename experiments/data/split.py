@@ -4,11 +4,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from experiments.data import arrays, lmdb, tfds
-from experiments.data.files import Tree
-from experiments.data.records import Problems, Records
-from experiments.data.source import DataOptions
+from experiments.data import tfds
+from experiments.data.formats import Records, Tree, open_archive
 from experiments.errors import DataError
+from experiments.settings import Data
 from fdrl_jax._names import nearest
 
 _HELD_OUT_SHARE = 10  # At most one image in this many is held out of a set without its own split.
@@ -16,7 +15,7 @@ _HELD_OUT_SHARE = 10  # At most one image in this many is held out of a set with
 Part = tuple[Records, Records | None]
 
 
-def open_parts(options: DataOptions, problems: Problems) -> dict[str, tuple[Records, Records]]:
+def open_parts(options: Data) -> dict[str, tuple[Records, Records]]:
     """Opens training and held-out images: those to learn under "real".
 
     For a pair of domains, those to start from are under "source".
@@ -24,7 +23,7 @@ def open_parts(options: DataOptions, problems: Problems) -> dict[str, tuple[Reco
     Raises:
       DataError: for data that are missing, are empty, or do not have the expected layout.
     """
-    if options.name != "npz" and not options.name.startswith(tfds.PREFIX) and not options.dir:
+    if options.name in ("folder", "pair") and not options.dir:
         raise DataError(
             f"data.name={options.name} needs the path of the data: set --data_dir, "
             "--config.data.dir or the environment variable FDRL_DATA_DIR"
@@ -36,13 +35,13 @@ def open_parts(options: DataOptions, problems: Problems) -> dict[str, tuple[Reco
         )
     classes = {"real": options.target_class, "source": options.source_class}
     if options.name == "pair":
-        sides = _pair_of_folders(options, problems)
+        sides = _pair_of_folders(options)
     elif not any(classes.values()):
-        sides = {"real": _open(options, problems)}
+        sides = {"real": _open(options)}
     elif not all(classes.values()):
         raise DataError("data.source_class and data.target_class go together: set both or none")
     else:
-        part = _open(options, problems)
+        part = _open(options)
         sides = {side: _of_class(part, name) for side, name in classes.items()}
     return {
         side: _numbered_alike(*_with_held_out(part, options.num_held_out))
@@ -50,40 +49,23 @@ def open_parts(options: DataOptions, problems: Problems) -> dict[str, tuple[Reco
     }
 
 
-def _open(options: DataOptions, problems: Problems) -> Part:
-    splits = (options.split, options.held_out_split)
+def _open(options: Data) -> Part:
     if options.name.startswith(tfds.PREFIX):
         folder = tfds.find(options.name.removeprefix(tfds.PREFIX), options.dir)
-        train, held_out = (tfds.open_split(folder, split) for split in splits)
+        train = tfds.open_split(folder, options.split)
         if train is None:
             raise DataError(f"{folder} has no split {options.split!r} (data.split)")
-        return train, held_out
+        return train, tfds.open_split(folder, options.held_out_split)
     if options.name == "npz":
-        return arrays.open_archive(options.dir)
-    if options.name == "lsun":
-        return _open_lsun(options)
-    tree = Tree(options.dir, problems)
-    if set(splits) <= tree.parts():
+        return open_archive(options.dir)
+    tree = Tree(options.dir)
+    if {options.split, options.held_out_split} <= tree.parts():
         return tree.records(options.split), tree.records(options.held_out_split)
     return tree.records(), None
 
 
-def _open_lsun(options: DataOptions) -> Part:
-    train = lmdb.find_split(options.dir, options.split)
-    if train is None:
-        raise DataError(
-            f"data.dir={options.dir} is neither an LMDB nor a folder with exactly one "
-            f"*_{options.split}_lmdb; download one from https://github.com/fyu/lsun "
-            "(download.py) and unpack it"
-        )
-    held_out = lmdb.find_split(options.dir, options.held_out_split)
-    if held_out == options.dir:  # One database has no second split.
-        held_out = None
-    return lmdb.open_database(train), lmdb.open_database(held_out) if held_out else None
-
-
-def _pair_of_folders(options: DataOptions, problems: Problems) -> dict[str, Part]:
-    tree = Tree(options.dir, problems)
+def _pair_of_folders(options: Data) -> dict[str, Part]:
+    tree = Tree(options.dir)
     found = tree.parts()
     sides: dict[str, Part] = {}
     domains = {"real": options.target_class or "B", "source": options.source_class or "A"}

@@ -1,75 +1,107 @@
-"""Streams stored images: batches by Grain, and dispatches of several batches.
+"""Images that are decoded on demand: batches by Grain, and dispatches of several batches.
 
 The example at position `p` of a run depends only on (seed, p). Grain's shuffle permutes indices
 without state, differently in each epoch, and the pipeline has random access up to the batch. A run
-can therefore resume after any number of batches, with any number of workers, and the batch of a
-step has the same images for any number of processes.
-
-Workers do not raise an error for a bad image, because not every error can be pickled. Instead, each
-image comes with a reason why it could not be loaded, which the main process reports.
+can therefore resume after any number of batches, and the batch of a step has the same images for
+any number of threads and processes.
 """
 
 import contextlib
-from collections.abc import Callable, Generator, Iterator, Mapping
-from dataclasses import dataclass
+import functools
+from collections.abc import Generator, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import grain
 import jax
 import numpy as np
-from absl import flags
 from grain.experimental import ZipMapDataset
 from tqdm import tqdm
 
-from experiments.data.decoded import MAX_CONSECUTIVE_BAD, Images, all_unreadable
-from experiments.data.records import Problems
+from experiments.data.decode import Transform, decode
+from experiments.data.formats import Records, bad
+from experiments.data.source import Take, spread
 from experiments.errors import DataError
 from fdrl_jax.training import parallel
 
-# Returns the batches of the next steps; `None` for a source on the device.
-Take = Callable[[int], dict[str, np.ndarray] | None]
 _BAR_AFTER_SECONDS = 2.0
-_REASON = "U300"  # The type of a reason: arrays of a batch cannot contain objects.
+_MAX_PROBED = 100  # Images that are checked to decide whether a set is grey.
+_BATCH_BYTES = 2**25  # Float32 pixels per batch in a pass over the data.
+
+
+class Images(NamedTuple):
+    """A set of images that are decoded on demand; all examples have one shape, [H, W, C]."""
+
+    records: Records
+    transform: Transform
+    shape: tuple[int, ...]
+
+    def load(self, index: int) -> np.ndarray:
+        """Returns an example, uint8 of the shape.
+
+        Raises:
+          DataError: for an unreadable image or one of another shape; names it.
+        """
+        try:
+            pixels = decode(self.records.read(index), self.transform)
+        except ValueError as error:
+            raise bad(self.records.name(index), str(error)) from error
+        if pixels.shape[2] != self.shape[2]:
+            reason = "in colour, but others are grey; set data.channels to 3 or 1"
+            raise bad(self.records.name(index), reason)
+        if pixels.shape != self.shape:
+            sizes = [f"{s[1]} x {s[0]}" for s in (pixels.shape, self.shape)]
+            reason = f"{sizes[0]} pixels, but others have {sizes[1]}; set data.image_size"
+            raise bad(self.records.name(index), reason)
+        return pixels
+
+    def subset(self, indices: np.ndarray) -> "Images":
+        """Returns some of the images, in the order of the indices."""
+        return self._replace(records=self.records.subset(indices))
+
+    @property
+    def batch_size(self) -> int:
+        """Examples per batch in a pass over the set."""
+        return max(1, min(1_000, _BATCH_BYTES // (4 * int(np.prod(self.shape)))))
 
 
 class Reading(NamedTuple):
-    """How images are read."""
+    """How images are read; Pillow decodes without Python's global lock."""
 
-    problems: Problems  # Receives unreadable images.
-    num_workers: int = 0  # Worker processes; 0 reads in the main process.
-    num_threads: int = 4  # Per process; Pillow decodes without Python's global lock.
+    num_threads: int = 4
     prefetch_batches: int = 8  # Batches to read ahead.
 
 
-@dataclass(frozen=True)
-class _Load:
-    """Loads the image at an index; an unreadable image is replaced by the next readable one.
+def probe(records: Records, transform: Transform) -> Images:
+    """Finds the shape of the examples, from the first image.
 
-    `loaded` is the index of the image in its place, or -1 if `num_tries` images are unreadable.
+    If `transform.channels` is 0, the images are in colour if any of a hundred is stored in colour.
+    Grey images then get equal channels.
+
+    Raises:
+      DataError: if there is no image, or if the first one is unreadable or too small.
     """
+    if not len(records):
+        raise DataError("the data contain no images")
+    if not transform.channels and _any_in_colour(records):
+        transform = transform._replace(channels=3)
+    try:
+        shape = decode(records.read(0), transform).shape
+    except ValueError as error:
+        raise bad(records.name(0), str(error)) from error
+    if min(shape[:2]) < 2:
+        raise DataError(
+            f"{records.name(0)}: {shape[1]} x {shape[0]} pixels; images need at least 2 x 2. Set "
+            "data.image_size, or choose other images"
+        )
+    return Images(records, transform, shape)
 
-    images: Images
-    num_tries: int
 
-    def __call__(self, index: int) -> dict[str, Any]:
-        records = self.images.records
-        pixels, loaded, reason = np.zeros(self.images.shape, np.uint8), -1, ""
-        for tried in range(int(index), int(index) + self.num_tries):
-            number = tried % len(records)
-            try:
-                pixels, loaded = self.images.load(number), number
-                break
-            except ValueError as error:
-                reason = reason or str(error)
-        example = {
-            "pixels": pixels,
-            "index": np.int64(index),
-            "loaded": np.int64(loaded),
-            "reason": np.array(reason, _REASON),
-        }
-        if records.labels is not None:
-            example["label"] = np.int32(records.labels[loaded])
-        return example
+def _any_in_colour(records: Records) -> bool:
+    for index in spread(len(records), _MAX_PROBED):
+        with contextlib.suppress(ValueError):  # Reported when it is read for use.
+            if decode(records.read(int(index)), Transform(channels=0)).shape[2] == 3:
+                return True
+    return False
 
 
 def training_batches(
@@ -85,8 +117,7 @@ def training_batches(
 
     Both domains of a pair are shuffled separately, and the smaller one repeats more often. A batch
     may contain the end of one epoch and the beginning of the next, so all batches have the same
-    size and no image is dropped. A skipped image is replaced by the next readable one, so that all
-    others keep their positions.
+    size and no image is dropped.
 
     The first `start` batches are those that the run has used before. `process` is the index of this
     process and the number of processes, which share the batches of a step; `batch_size` is that of
@@ -97,58 +128,42 @@ def training_batches(
       "label", int32 [batch_size], if there are any.
 
     Raises:
-      DataError: for an unreadable image, unless it is skipped; or if a worker process dies.
+      DataError: as `Images.load`.
     """
     index, count = process
     parts = []
     for number, images in enumerate(sides.values()):
         side_seed = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
         order = grain.MapDataset.range(len(images.records)).seed(side_seed).shuffle().repeat()
-        num_tries = min(MAX_CONSECUTIVE_BAD, len(images.records)) if reading.problems.skip else 1
-        parts.append(order.map(_Load(images, num_tries)))
+        parts.append(order.map(functools.partial(_load, images)))
     dataset = ZipMapDataset(parts).batch(batch_size, drop_remainder=True)
     # Processes take whole batches in turn, which gives them the positions of their own replicas.
     for batches in _read(dataset[index::count][start:], reading):
-        taken = {}
-        for (side, images), batch in zip(sides.items(), batches, strict=True):
-            _report(images, batch, reading.problems)
-            lost = batch["index"][batch["loaded"] < 0]
-            if len(lost):
-                raise all_unreadable(images.records, int(lost[0]))
-            taken[side] = batch["pixels"]
-            if side == "real" and "label" in batch:
-                taken["label"] = batch["label"]
-        yield taken
+        named = dict(zip(sides, batches, strict=True))
+        taken = {side: batch["pixels"] for side, batch in named.items()}
+        yield taken | {name: named["real"][name] for name in ("label",) if name in named["real"]}
 
 
 def all_batches(
-    images: Images, reading: Reading, batch_size: int = 0
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields every readable image once, in order; the last batch may be smaller.
-
-    A batch has pixels, uint8 [B, H, W, C], and the indices of these images, [B].
+    images: Images, reading: Reading, batch_size: int | None = None
+) -> Iterator[np.ndarray]:
+    """Yields every image once, in order, uint8 [B, H, W, C]; the last batch may be smaller.
 
     Raises:
-      DataError: as for `training_batches`.
+      DataError: as `Images.load`.
     """
-    dataset = grain.MapDataset.range(len(images.records)).map(_Load(images, 1))
+    dataset = grain.MapDataset.range(len(images.records)).map(functools.partial(_load, images))
     for batch in _read(dataset.batch(batch_size or images.batch_size), reading):
-        _report(images, batch, reading.problems)
-        fine = batch["index"] == batch["loaded"]
-        if fine.any():
-            yield batch["pixels"][fine], batch["index"][fine]
+        yield batch["pixels"]
 
 
-def decode_all(images: Images, reading: Reading, what: str) -> tuple[np.ndarray, np.ndarray]:
-    """Decodes a whole set into one array, with a progress bar if that takes long.
-
-    Returns the pixels of the readable images, uint8 [N, H, W, C], and their indices, [N].
+def decode_all(images: Images, reading: Reading, what: str) -> np.ndarray:
+    """Decodes a whole set, uint8 [N, H, W, C], with a progress bar if that takes long.
 
     Raises:
-      DataError: as for `training_batches`, or if no image is readable.
+      DataError: as `Images.load`.
     """
     pixels = np.empty((len(images.records), *images.shape), np.uint8)
-    numbers = np.empty(len(pixels), np.int64)
     filled = 0
     with tqdm(
         total=len(pixels),
@@ -158,39 +173,11 @@ def decode_all(images: Images, reading: Reading, what: str) -> tuple[np.ndarray,
         delay=_BAR_AFTER_SECONDS,
         disable=not parallel.is_first_process(),
     ) as bar:
-        for part, which in all_batches(images, reading):
-            end = filled + len(part)
-            pixels[filled:end], numbers[filled:end] = part, which
+        for part in all_batches(images, reading):
+            pixels[filled : filled + len(part)] = part
+            filled += len(part)
             bar.update(len(part))
-            filled = end
-    if not filled:
-        raise DataError(f"none of the {len(pixels)} {what} can be read")
-    return pixels[:filled], numbers[:filled]
-
-
-def _read(dataset: grain.MapDataset, reading: Reading) -> Iterator[Any]:
-    threads = reading.num_threads
-    options = grain.ReadOptions(threads, max(threads, reading.prefetch_batches))
-    stream = dataset.to_iter_dataset(options)
-    if reading.num_workers:
-        flags.FLAGS.mark_as_parsed()  # Grain passes the flags to its workers.
-        ahead = -(-reading.prefetch_batches // reading.num_workers)
-        stream = stream.mp_prefetch(grain.MultiprocessingOptions(reading.num_workers, ahead))
-    iterator = iter(stream)
-    try:
-        yield from iterator
-    except RuntimeError as error:
-        # Grain raises this if a worker was killed, for example because memory ran out.
-        raise DataError(f"reading the data stopped: {error}") from error
-    finally:
-        # Stops the workers now and not only at garbage collection.
-        getattr(iterator, "close", lambda: None)()
-
-
-def _report(images: Images, batch: dict[str, Any], problems: Problems) -> None:
-    bad = batch["loaded"] != batch["index"]
-    for index, reason in zip(batch["index"][bad], batch["reason"][bad], strict=True):
-        problems.report(images.records.name(int(index)), str(reason))
+    return pixels
 
 
 @contextlib.contextmanager
@@ -202,12 +189,11 @@ def feed(
     start: int,
     max_steps: int,
 ) -> Iterator[Take]:
-    """Yields a function that stacks the batches of several train steps for one dispatch.
+    """Yields a function that stacks the batches of several training steps for one dispatch.
 
     The batches are the `training_batches` of this process, of which it uses all but the first
     `start`. `take(count)` returns arrays [devices, max_steps, B / devices, ...] by name for
-    `training.steps.repeat_steps`, whose first `count` steps are set. Bad files are summarised at
-    the end.
+    `training.steps.repeat_steps`, whose first `count` steps are set.
 
     While the device runs one dispatch, the host takes the next one from the batches that Grain has
     read ahead.
@@ -233,4 +219,21 @@ def feed(
         yield take
     finally:
         batches.close()
-        reading.problems.summarise()
+
+
+def _load(images: Images, index: int) -> dict[str, Any]:
+    example = {"pixels": images.load(int(index))}
+    if images.records.labels is not None:
+        example["label"] = np.int32(images.records.labels[index])
+    return example
+
+
+def _read(dataset: grain.MapDataset, reading: Reading) -> Iterator[Any]:
+    num_ahead = max(reading.num_threads, reading.prefetch_batches)
+    options = grain.ReadOptions(reading.num_threads, num_ahead)
+    iterator = iter(dataset.to_iter_dataset(options))
+    try:
+        yield from iterator
+    finally:
+        # Stops the threads now and not only at garbage collection.
+        iterator.close()

@@ -1,19 +1,24 @@
-"""Reads data sets that tensorflow-datasets has prepared, without TensorFlow.
+"""Data sets of tensorflow-datasets (TFDS), by index and without TensorFlow.
 
-The sets must be prepared as array_record, a format with random access. Nothing is downloaded, and
-the code of the builder is not needed, so your own data sets work like those of TFDS.
+Sets that exist are read whatever wrote them, also your own. Other sets of TFDS are downloaded and
+prepared, which needs TensorFlow.
 """
 
+import json
 import os
 import re
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from experiments.data.records import Payload, Records, digest
-from experiments.errors import DataError
+from experiments.data.formats import Payload, Records, digest
+from experiments.errors import DataError, first_line
 from fdrl_jax._names import nearest
 
 PREFIX = "tfds:"  # Prefix of data.name, as in `tfds:cifar10`.
@@ -21,14 +26,42 @@ _DEFAULT_ROOT = "~/tensorflow_datasets"
 # NAME or NAME/CONFIG, optionally with :VERSION. Each part begins with a letter or digit, so that a
 # name can neither lead out of the root nor be a pattern.
 _NAME = re.compile(r"[^\W_][\w.+-]*(/[^\W_][\w.+-]*)?(:[\w.]+)?")
+# Keys of `features.json` that name a class: the present format in both spellings, and the old one.
+_CLASS_KEYS = ("pythonClassName", "python_class_name", "type")
+
+
+class _TFRecords:
+    """The records of TFRecord files by index, without TensorFlow."""
+
+    def __init__(self, paths: Sequence[str]) -> None:
+        self._places: list[tuple[str, int, int]] = []  # File, offset and length of each record.
+        for path in paths:
+            with open(path, "rb") as file:
+                # A record is its length, 8 bytes, a checksum, 4 bytes, the content and a checksum.
+                while header := file.read(12):
+                    length = int.from_bytes(header[:8], "little")
+                    self._places.append((path, file.tell(), length))
+                    file.seek(length + 4, os.SEEK_CUR)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: int) -> bytes:
+        path, offset, length = self._places[index]
+        if offset + length > os.path.getsize(path):
+            raise ValueError("the file is cut off")
+        with open(path, "rb") as file:
+            file.seek(offset)
+            return file.read(length)
 
 
 @dataclass(frozen=True)
 class _Split:
-    """The images of one split. They are decoded later, with those of other formats."""
+    """The examples of a split of a TFDS data set; their images are decoded later."""
 
     where: str
-    data: Any
+    examples: Sequence[bytes]
+    features: Any
     image_key: str
 
     def name(self, index: int) -> str:
@@ -36,19 +69,26 @@ class _Split:
 
     def read(self, index: int) -> Payload:
         try:
-            return self.data[index][self.image_key]
-        except Exception as error:  # The reader of array_record may raise any error.
-            raise ValueError(f"cannot be read: {error}") from error
+            return self.example(index)[self.image_key]
+        except Exception as error:  # The readers and parsers of TFDS may raise any error.
+            raise ValueError(f"cannot be read: {first_line(error)}") from error
+
+    def example(self, index: int) -> dict[str, Any]:
+        import tensorflow_datasets as tfds
+
+        decoders = {self.image_key: tfds.decode.SkipDecoding()}
+        return self.features.deserialize_example_np(self.examples[index], decoders=decoders)
 
 
 def find(name: str, root: str) -> str:
-    """Returns the folder of a prepared data set, in its newest version unless the name has one.
+    """Returns the folder of a TFDS data set, in its newest version unless the name has one.
 
-    The name is NAME, NAME/CONFIG or NAME/CONFIG:VERSION as in TFDS, and `root` the folder with all
-    data sets; "" for the default of TFDS.
+    A set that is not there is downloaded and prepared. The name is NAME, NAME/CONFIG or
+    NAME/CONFIG:VERSION as in TFDS, and `root` the folder with all data sets; "" for the default of
+    TFDS.
 
     Raises:
-      DataError: if it is not found; says where it was searched for and how to prepare it.
+      DataError: if it is neither there nor can be prepared; says how to prepare it.
     """
     if not _NAME.fullmatch(name):
         raise DataError(
@@ -58,55 +98,84 @@ def find(name: str, root: str) -> str:
     base = Path(root or os.environ.get("TFDS_DATA_DIR") or _DEFAULT_ROOT).expanduser()
     stem, _, version = name.partition(":")
     found = [info.parent for info in base.glob(f"{stem}/**/dataset_info.json")]
-    found = [f for f in found if not version or f.name == version]
+    found = [folder for folder in found if not version or folder.name == version]
     if not found:
-        known = sorted(
-            {p.parents[1].relative_to(base).as_posix() for p in base.glob("**/dataset_info.json")}
-        )
-        hint = nearest(stem, known) or "."
-        there = f" Available: {', '.join(known[:10])}{hint}" if known else ""
-        raise DataError(
-            f"TFDS data set {name!r} is not prepared in {base} (searched in --data_dir or "
-            f"data.dir, FDRL_DATA_DIR, TFDS_DATA_DIR, {_DEFAULT_ROOT}).{there} Prepare it once "
-            f"where TensorFlow is installed: tfds build {stem} --data_dir={base} "
-            "--file_format=array_record, and copy the folder here; see docs/data.md"
-        )
+        return _prepare(name, base)
     configs = sorted({f.parent.relative_to(base).as_posix() for f in found})
     if len(configs) > 1:
         raise DataError(
             f"TFDS data set {name!r} in {base} has several configs: name one of {configs}"
         )
-    return str(max(found, key=lambda f: _version(f.name)))
+    return str(max(found, key=lambda folder: _version(folder.name)))
 
 
-def is_prepared(name: str) -> bool:
-    """Whether a `data.name` is that of a prepared data set below the default root of TFDS."""
+def _prepare(name: str, base: Path) -> str:
+    """Downloads and prepares a data set of TFDS, and returns its folder."""
+    import tensorflow_datasets as tfds
+
+    stem = name.partition(":")[0]
     try:
-        return name.startswith(PREFIX) and bool(find(name.removeprefix(PREFIX), ""))
-    except DataError:
-        return False
+        tfds.builder_cls(stem.partition("/")[0])
+    except tfds.core.registered.DatasetNotFoundError:
+        there = {
+            p.parents[1].relative_to(base).as_posix() for p in base.glob("**/dataset_info.json")
+        }
+        hint = nearest(stem, sorted({*there, *tfds.list_builders(with_community_datasets=False)}))
+        raise DataError(
+            f"tfds:{name} is neither a data set of TFDS nor prepared in {base}{hint}"
+        ) from None
+    help = (
+        f"Prepare it where TensorFlow and a network are available: tfds build {stem} "
+        f"--data_dir={base} --file_format=array_record, and copy the folder here; see docs/data.md"
+    )
+    missing = f"TFDS data set {name!r} is not prepared in {base}"
+    if find_spec("tensorflow") is None:
+        raise DataError(f"{missing}, and preparing it needs the package tensorflow. {help}")
+    try:
+        # TFDS itself would try for minutes.
+        urllib.request.urlopen("https://storage.googleapis.com/tfds-data", timeout=10).close()
+    except urllib.error.HTTPError as answer:
+        answer.close()
+    except OSError as error:
+        raise DataError(f"{missing}, and there is no network: {error}. {help}") from error
+    print(f"{missing}: downloading and preparing it")
+    try:
+        builder = tfds.builder(name, data_dir=base, file_format="array_record")
+        options = tfds.download.DownloadConfig(try_download_gcs=False)
+        builder.download_and_prepare(download_config=options)
+    except Exception as error:  # Builders may raise any error, and often need more packages.
+        raise DataError(
+            f"{missing}, and preparing it failed: {first_line(error)}. {help}"
+        ) from error
+    return str(builder.data_path)
 
 
 def open_split(folder: str, split: str) -> Records | None:
     """Opens a split of a prepared data set, or returns `None` if it has no such split.
 
     Raises:
-      DataError: if the set has no images, has a format without random access, or is damaged.
+      DataError: if the set has no images, cannot be read without TensorFlow, or is damaged.
     """
     import tensorflow_datasets as tfds
 
     try:
-        builder = tfds.builder_from_directory(folder)
-    except Exception as error:  # Damaged JSON, features of a newer TFDS, and so on.
-        raise DataError(f"{folder}: not a readable TFDS data set: {error}") from error
-    if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
-        raise DataError(
-            f"{folder} is stored as {builder.info.file_format.value}, a format without random "
-            "access; prepare it with --file_format=array_record"
-        )
-    if split not in builder.info.splits:
-        return None
-    info, features = builder.info.splits[split], builder.info.features
+        for path in Path(folder).rglob("features.json"):
+            _check_features(path)
+        info = tfds.builder_from_directory(folder).info
+        if split not in info.splits:
+            return None
+        part, features = info.splits[split], info.features
+        examples: Any
+        if info.file_format == tfds.core.FileFormat.TFRECORD:
+            examples = _TFRecords([str(path) for path in part.filepaths])
+        elif info.file_format == tfds.core.FileFormat.ARRAY_RECORD:
+            from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+            examples = ArrayRecordDataSource([str(path) for path in part.filepaths])
+        else:
+            raise ValueError(f"its format is {info.file_format.value}, not array_record")
+    except Exception as error:  # Damaged JSON, features of a newer TFDS, missing files, and so on.
+        raise DataError(f"{folder}: not a readable TFDS data set: {first_line(error)}") from error
     image_keys = [k for k, f in features.items() if isinstance(f, tfds.features.Image)]
     if not image_keys:
         raise DataError(
@@ -114,21 +183,44 @@ def open_split(folder: str, split: str) -> Records | None:
         )
     label_keys = [k for k, f in features.items() if isinstance(f, tfds.features.ClassLabel)]
     # Sets such as CIFAR-100 also have coarser labels.
-    label_keys.sort(key=lambda k: k not in (builder.info.supervised_keys or ()))
-    decoders, labels, classes = {image_keys[0]: tfds.decode.SkipDecoding()}, None, ()
+    label_keys.sort(key=lambda k: k not in (info.supervised_keys or ()))
+    images = _Split(f"{folder}:{split}", examples, features, image_keys[0])
+    labels, classes = None, ()
     try:
-        data = builder.as_data_source(split=split, decoders=decoders)
         if label_keys:
-            numbers = np.array([int(data[i][label_keys[0]]) for i in range(len(data))], np.int32)
-            if not (numbers < 0).any():  # Images without a label have -1.
-                labels, classes = numbers, tuple(features[label_keys[0]].names)
-    except Exception as error:  # The reader of array_record may raise any error.
-        raise DataError(f"{folder}: split {split!r} cannot be read: {error}") from error
-    fixed = (builder.info.full_name, split, info.num_examples, list(info.shard_lengths))
+            numbers = [int(images.example(i)[label_keys[0]]) for i in range(len(examples))]
+            if min(numbers, default=0) >= 0:  # Images without a label have -1.
+                labels, classes = np.array(numbers, np.int32), tuple(features[label_keys[0]].names)
+    except Exception as error:  # As in `_Split.read`.
+        message = f"{folder}: split {split!r} cannot be read: {first_line(error)}"
+        raise DataError(message) from error
+    fixed = (info.full_name, split, part.num_examples, list(part.shard_lengths))
     files = sorted((p.name, p.stat().st_size) for p in Path(folder).glob(f"*-{split}.*"))
-    images = _Split(f"{folder}:{split}", data, image_keys[0])
-    keys = range(info.num_examples)
+    keys = range(part.num_examples)
     return Records(images, keys, digest(*fixed), digest(*fixed, files), labels, classes)
+
+
+def _check_features(path: Path) -> None:
+    """Checks that a data set names only classes of TFDS, which imports those that it does not know.
+
+    Raises:
+      ValueError: for any other class.
+    """
+
+    def check(pairs: list[tuple[str, Any]]) -> None:
+        for key, value in pairs:
+            if not isinstance(value, str):
+                continue
+            if key == "json":  # Features of the old format, as text.
+                json.loads(value, object_pairs_hook=check)
+            elif key in _CLASS_KEYS and not value.startswith("tensorflow_datasets."):
+                raise ValueError(
+                    f"{path.name} names the class {value[:100]!r}, which would be imported and can "
+                    "run any code; only classes of tensorflow_datasets are allowed, so prepare the "
+                    "data set with its features"
+                )
+
+    json.loads(path.read_bytes(), object_pairs_hook=check)
 
 
 def _version(name: str) -> tuple[int, ...]:

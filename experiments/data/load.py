@@ -1,0 +1,101 @@
+"""The data sets by name."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from experiments.data.digits import digits
+from experiments.data.formats import printable
+from experiments.data.points import gaussians8, gaussians25, swissroll
+from experiments.data.source import Source
+from experiments.data.stored import stored_source
+from experiments.data.tfds import PREFIX
+from experiments.errors import DataError
+from experiments.settings import Data
+from fdrl_jax._names import nearest
+
+# Data sets that need no files.
+BUILT_IN: dict[str, Callable[[], Source]] = {
+    "swissroll": swissroll,
+    "8gaussians": gaussians8,
+    "25gaussians": gaussians25,
+    "digits": digits,
+}
+# The user's images; "tfds:NAME" is a set of tensorflow-datasets.
+_STORED = ("folder", "npz", "pair")
+# Settings of stored images, which have no effect on a built-in set.
+_OF_STORED_IMAGES = (
+    "split",
+    "held_out_split",
+    "num_held_out",
+    "center_crop",
+    "resize",
+    "keep_aspect",
+    "random_flip",
+)
+
+
+def load(options: Data) -> Source:
+    """Opens a data set.
+
+    Raises:
+      DataError: for an unknown name, for data that are missing or cannot be read, and for settings
+        that a built-in data set does not support.
+    """
+    if options.name in BUILT_IN:
+        return _built_in(options)
+    if options.name not in _STORED and options.name.removeprefix(PREFIX) in ("", options.name):
+        names = (*BUILT_IN, *_STORED, f"{PREFIX}NAME")
+        raise DataError(
+            f"data.name must be one of {', '.join(names)}, got {options.name!r}"
+            f"{nearest(options.name, names)}"
+        )
+    where = resolve_dir(options.dir)
+    try:
+        if "\0" in where:  # Versions of Python raise different errors for it, in different places.
+            raise DataError(f"data.dir={where}: a path cannot contain a NUL character")
+        return stored_source(options.model_copy(update={"dir": where}))
+    except OSError as error:
+        raise DataError(printable(f"data.dir={where}: {error.strerror or error}")) from error
+    except DataError as error:  # Paths may contain characters that a terminal cannot show.
+        raise DataError(printable(str(error))) from error
+
+
+def resolve_dir(dir: str) -> str:
+    """Returns where the data are: `data.dir`, or the environment variable FDRL_DATA_DIR.
+
+    The variable is read whenever data are opened and never stored, as it differs between machines.
+    """
+    return os.path.expanduser(dir or os.environ.get("FDRL_DATA_DIR", ""))
+
+
+def contains(options: Data, path: Path) -> bool:
+    """Whether a path is in the folder of images, whose next reading would find what is there."""
+    where = resolve_dir(options.dir)
+    is_folder = options.name in ("folder", "pair") and where
+    return bool(is_folder) and path.resolve().is_relative_to(Path(where).resolve())
+
+
+def _built_in(options: Data) -> Source:
+    classes = (options.source_class, options.target_class)
+    if options.name == "digits":
+        source = digits(*classes)
+    elif any(classes):
+        raise DataError(
+            f"data.source_class and data.target_class: data.name={options.name} has no classes"
+        )
+    else:
+        source = BUILT_IN[options.name]()
+    usual = Data()
+    changed = [key for key in _OF_STORED_IMAGES if getattr(options, key) != getattr(usual, key)]
+    if options.image_size not in (0, *source.event_shape[:-1]):  # Points have no size.
+        changed.append("image_size")
+    if changed:
+        size = " x ".join(map(str, source.event_shape[:2]))
+        what = "points" if source.kind == "points" else f"images of {size} pixels"
+        keys = ", ".join(f"data.{key}={getattr(options, key)}" for key in changed)
+        raise DataError(
+            f"{keys}: data.name={options.name} is a built-in set of {what} that are not cropped, "
+            "resized, mirrored or split differently. Remove the setting, or choose other data"
+        )
+    return source
