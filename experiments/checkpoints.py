@@ -210,12 +210,13 @@ class Checkpoints:
         """Renames the folders of later steps, which are damaged or incomplete."""
         if self._read_only:
             return
+        manager = self._manager  # Creates the folder.
         if parallel.is_first_process():
             for path in self._folder.iterdir():
                 if _STEP.fullmatch(path.name) and int(path.name) > step:
                     path.rename(path.with_name(f"damaged_{path.name}_{uuid.uuid4().hex[:8]}"))
         parallel.barrier("damaged checkpoints set aside")
-        self._manager.reload()
+        manager.reload()
 
     def _agreed_steps(self) -> list[int]:
         """Returns the steps of complete checkpoints, which must be the same on all processes."""

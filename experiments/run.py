@@ -393,7 +393,7 @@ def create(
                 **{name: version(name) for name in _PACKAGES},
             },
         }
-        files.write_json(root / "run.json", record)
+        files.write_json(root / "run.json", {**record, "sha256": sha256_of_json(record)})
     parallel.barrier("run created")
     return open_run(root)
 
@@ -449,18 +449,18 @@ def read(root: Path) -> Run:
     """Reads what a run is, without starting JAX's backend, which would occupy the accelerator.
 
     Raises:
-      UserError: if there is no run, naming the closest folder with one, or if it is damaged.
+      UserError: if there is no run, naming the closest folder with one, or if its record was
+        changed.
     """
     path = root / "run.json"
     if not path.is_file():
         raise UserError(_why_missing(root))
-    record = read_json(path, format=int, kind=str, settings=dict, data=dict, command=str)
+    record = read_json(path, format=int, sha256=str)
     if record["format"] > _FORMAT:
         raise UserError(f"{root} was written by a newer version of fdrl_jax; update the program")
-    try:
-        return Run(root, record)
-    except (KeyError, TypeError, UserError) as error:
-        raise UserError(f"{path} is damaged: {error}") from error
+    if record.pop("sha256") != sha256_of_json(record):
+        raise UserError(f"{path} is not as it was when the run was created; restore it")
+    return Run(root, record)
 
 
 class Opened(NamedTuple):
