@@ -196,7 +196,8 @@ class Checkpoints:
                 logging.getLogger("fdrl").warning(message, path, error)
                 damaged.append(step)
                 continue
-            self._set_aside_after(step)
+            if which is None:
+                self._set_aside_after(step)
             return restored
         if damaged:
             raise UserError(

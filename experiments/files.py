@@ -91,7 +91,7 @@ def read_npz(path: Path, *names: str) -> dict[str, np.ndarray]:
       UserError: if the file is missing, is damaged, or lacks an array; names the file.
     """
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in names or arrays}
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
