@@ -1,31 +1,79 @@
 """The fitted prior is part of the run: it is read back unchanged, or rejected."""
 
+import math
+
 import chex
 import jax
 import numpy as np
 import pytest
 
-from experiments import build, prior
-from experiments.build import placement
+from experiments import draw, experiment, prior
+from experiments.data import load
 from experiments.errors import UserError
-from experiments.modes import creation
-from experiments.sampling import draw
-from fdrl_jax.training import parallel, rng, steps
+from fdrl_jax import priors
+from fdrl_jax.training import parallel, steps
+
+JITTER = 1e-4
+
+
+def batches_of(num, shape, size=20):
+    """Returns the batches of `num` examples."""
+    data = np.random.default_rng(0).normal(size=(num, *shape)).astype(np.float32)
+    return [data[i : i + size] for i in range(0, num, size)]
 
 
 @pytest.fixture
 def fitted():
-    batches = [np.random.default_rng(i).normal(size=(20, 2, 3)) for i in range(3)]
-    return prior.fit(batches, 0, 1e-4)
+    return prior.fit(batches_of(60, (2, 3)), 0, JITTER)
 
 
-def test_the_fit_has_the_mean_and_the_covariance_of_the_data_with_the_jitter(fitted):
-    data = np.concatenate([np.random.default_rng(i).normal(size=(20, 6)) for i in range(3)])
-    np.testing.assert_allclose(fitted.mean, data.mean(0), atol=1e-6)
-    covariance = fitted.factor @ fitted.factor.T
-    np.testing.assert_allclose(covariance, np.cov(data.T) + 1e-4 * np.eye(6), atol=0.03)
-    assert (fitted.num_examples, fitted.share_held) == (60, 1.0)
+def test_the_factor_of_many_examples_is_that_of_cholesky_bit_for_bit(fitted):
+    full = priors.moments(batches_of(60, (2, 3)))
+    np.testing.assert_array_equal(fitted.mean, full.mean)
+    np.testing.assert_array_equal(fitted.factor, priors.covariance_factor(full.covariance, JITTER))
+    assert (fitted.num_examples, fitted.share_held, fitted.remainder_scale) == (60, 1.0, 0.0)
     assert "60 examples of 6 numbers, full covariance" in prior.describe(fitted)
+
+
+@pytest.mark.parametrize("num", [1, 15, 47, 48])
+def test_few_examples_have_a_small_factor_with_the_same_covariance(num):
+    batches = batches_of(num, (4, 4, 3), size=7)
+    few = prior.fit(batches, 0, JITTER)
+    assert few.factor.shape == (48, num)
+    assert few.factor.dtype == np.float32
+    assert few.remainder_scale == (math.sqrt(JITTER) if num < 48 else 0.0)
+    data = np.concatenate(batches).reshape(num, 48).astype(np.float64)
+    covariance = np.cov(data.T, bias=True) + JITTER * np.eye(48) if num > 1 else JITTER * np.eye(48)
+    found = few.factor @ few.factor.T + few.remainder_scale**2 * np.eye(48)
+    np.testing.assert_allclose(found, covariance, atol=2e-6)
+    np.testing.assert_allclose(few.mean, data.mean(axis=0), atol=1e-7)
+    assert (few.num_examples, few.share_held) == (num, 1.0)
+    assert f"{num} examples of 48 numbers, full covariance" in prior.describe(few)
+
+
+def test_the_factor_of_few_examples_does_not_store_them():
+    (data,) = batches_of(10, (30,))
+    columns = prior.fit([data], 0, JITTER).factor.T
+    centred = data - data.mean(axis=0)
+    cosines = (columns / np.linalg.norm(columns, axis=1, keepdims=True)) @ (
+        centred / np.linalg.norm(centred, axis=1, keepdims=True)
+    ).T
+    # The last column of ten has no length, because centred examples sum to 0.
+    assert np.abs(cosines[:9]).max() < 0.99
+
+
+@pytest.mark.parametrize("batches", [[], [np.full((3, 8), np.nan)], [np.full((9, 8), np.nan)]])
+def test_data_that_have_no_covariance_are_refused(batches):
+    with pytest.raises((UserError, ValueError), match="at least one training example|finite|NaN"):
+        prior.fit(batches, 0, JITTER)
+
+
+def test_a_low_rank_prior_and_a_placeholder_have_the_same_shapes():
+    low = prior.fit(batches_of(60, (2, 3)), 2, JITTER)
+    placeholder = prior.placeholder(2, (2, 3))
+    assert low.factor.shape == placeholder.factor.shape == (6, 2)
+    assert low.remainder_scale > 0
+    assert "rank 2" in prior.describe(low)
 
 
 def test_a_prior_that_was_written_is_read_back_bit_for_bit(fitted, tmp_path):
@@ -33,65 +81,31 @@ def test_a_prior_that_was_written_is_read_back_bit_for_bit(fitted, tmp_path):
     again = prior.read(tmp_path / "prior.npz", fitted.sha256)
     for one, other in zip(again, fitted, strict=True):
         np.testing.assert_array_equal(one, other)
-    assert again.sha256 == fitted.sha256
 
 
-def test_a_low_rank_prior_and_a_placeholder_have_the_same_shapes():
-    batches = [np.random.default_rng(i).normal(size=(20, 2, 3)) for i in range(3)]
-    low = prior.fit(batches, 2, 1e-4)
-    blank = prior.blank(2, (2, 3))
-    assert low.factor.shape == blank.factor.shape == (6, 2)
-    assert low.remainder_scale > 0
-    assert "rank 2" in prior.describe(low)
-
-
-def test_another_prior_in_its_place_is_refused(fitted, tmp_path):
-    prior.write(tmp_path / "prior.npz", fitted._replace(mean=fitted.mean + 1e-3))
-    with pytest.raises(UserError, match="is not the prior the run was created with"):
-        prior.read(tmp_path / "prior.npz", fitted.sha256)
-
-
-def test_a_damaged_prior_is_named_and_never_replaced(fitted, tmp_path):
+def test_another_or_a_damaged_prior_is_named_and_never_replaced(fitted, tmp_path):
     file = tmp_path / "prior.npz"
+    prior.write(file, fitted._replace(mean=fitted.mean + 1e-3))
+    other = file.read_bytes()
     prior.write(file, fitted)
-    whole = file.read_bytes()
-    middle = len(whole) // 2
-    for broken in (
-        b"",
-        whole[:-30],
-        whole[:middle] + b"?" + whole[middle + 1 :],
-        b"PK" + bytes(50),
-    ):
+    whole, middle = file.read_bytes(), len(file.read_bytes()) // 2
+    for broken in (other, b"", whole[:-30], whole[:middle] + b"?" + whole[middle + 1 :]):
         file.write_bytes(broken)
-        with pytest.raises(UserError, match=r"prior\.npz is (damaged|not the prior)"):
+        with pytest.raises(UserError, match=r"prior\.npz is (damaged|not the file)"):
             prior.read(file, fitted.sha256)
         assert file.read_bytes() == broken
-
-
-@pytest.mark.parametrize("field", ["remainder_scale", "num_examples"])
-def test_a_prior_with_several_numbers_for_one_is_damaged(field, fitted, tmp_path):
-    prior.write(tmp_path / "prior.npz", fitted._replace(**{field: np.ones(2)}))
-    with pytest.raises(UserError, match=r"prior\.npz is damaged"):
-        prior.read(tmp_path / "prior.npz", fitted.sha256)
 
 
 @pytest.mark.parametrize("is_first", [True, False])
 def test_the_first_process_shows_the_progress_of_the_fit(is_first, monkeypatch, capsys):
     monkeypatch.setattr(parallel, "is_first_process", lambda: is_first)
-    prior.fit([np.eye(2)], 0, 1e-4)
+    prior.fit([np.eye(2)], 0, JITTER)
     assert ("fitting the prior" in capsys.readouterr().err) == is_first
 
 
-def test_a_prior_that_was_fitted_elsewhere_has_its_covariance():
-    covariance = np.array([[2.0, 0.5], [0.5, 1.0]])
-    adopted = prior.from_covariance(np.array([1.0, 2.0]), covariance)
-    np.testing.assert_allclose(adopted.factor @ adopted.factor.T, covariance, atol=1e-6)
-    assert adopted.num_examples == 0
-
-
-@pytest.mark.parametrize(("rank", "expected"), [(0, 0), (5, 5)])
-def test_a_rank_of_zero_is_the_full_covariance_of_small_data(rank, expected):
-    assert prior.choose_rank(rank, (8, 8, 1)) == expected
+def test_a_rank_of_zero_is_the_full_covariance_of_small_data():
+    assert prior.choose_rank(0, (8, 8, 1)) == 0
+    assert prior.choose_rank(5, (8, 8, 1)) == 5
     assert prior.choose_rank(0, (128, 128, 3)) == prior.DEFAULT_RANK
     with pytest.raises(ValueError, match=r"prior\.rank must be at most 64"):
         prior.choose_rank(65, (8, 8, 1))
@@ -101,27 +115,27 @@ def test_a_large_factor_is_distributed_over_the_devices_and_gives_the_same_resul
     tiny, monkeypatch
 ):
     wanted = tiny("digits")
-    source = creation.load_data(wanted)
-    experiment = build.experiment(wanted, source, prior.fit(source.train_batches(), 0, 1e-4))
-    training = build.ratio_training(experiment)
+    source = load.load(wanted.data)
+    model = experiment.build(wanted, source, prior.fit(source.train_batches(), 0, JITTER))
+    step = model.make_step(None)
 
     def results():
-        constants = build.on_devices(experiment.constants)
-        shapes = build.shapes_on_device(experiment.constants, jax.device_count())
+        constants = experiment.on_devices(model.constants)
+        shapes = experiment.shapes_on_device(model.constants, jax.device_count())
         assert jax.tree.map(lambda s: s.shape, shapes) == jax.tree.map(
             lambda a: a.shape[1:], constants
         )
-        state, metrics = parallel.map_steps(steps.repeat_steps(training.train_step, 2))(
-            rng.root_key(0), parallel.replicate(training.init_state()), constants, None, 2, 0
+        state, metrics = parallel.map_steps(steps.repeat_steps(step, 2))(
+            model.root_key, parallel.replicate(model.init_state()), constants, None, 2, 0
         )
         assert not parallel.divergent_replicas(state)
         after = parallel.unreplicate(state)
-        variables = parallel.replicate(experiment.sampling_variables(after))
-        samples = draw.Sampler(experiment)(variables, constants, {"refined": 16})["refined"]
+        variables = parallel.replicate(model.sampling_variables(after))
+        samples = draw.Sampler(model)(variables, constants, {"refined": 16})["refined"]
         return constants.prior["factor"].shape, (parallel.unreplicate(metrics), samples)
 
     copied, expected = results()
-    monkeypatch.setattr(placement, "MIN_DISTRIBUTED_BYTES", 0)
+    monkeypatch.setattr(experiment, "MIN_DISTRIBUTED_BYTES", 0)
     distributed, actual = results()
 
     num = jax.device_count()
