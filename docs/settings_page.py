@@ -20,7 +20,7 @@ _TITLES = {"": "General"}
 def page() -> str:
     """Returns the page, in Markdown."""
     sections: dict[str, list[str]] = {}
-    for key in settings.SETTINGS:
+    for key in settings.DECLARED:
         sections.setdefault(key.rpartition(".")[0], []).append(key)
     scopes = (f"- **{scope}**: {text}\n" for scope, text in settings.MAY_CHANGE.items())
     parts = [_INTRODUCTION + "".join(scopes)]
@@ -39,9 +39,9 @@ def write(docs: Path) -> None:
 
 def _entry(key: str) -> str:
     # A list, because a table of four columns does not fit a phone.
-    setting = settings.SETTINGS[key]
+    setting = settings.DECLARED[key]
     default = repr(setting.default).replace("'", '"')
     text = (
-        f"{setting.about} Allowed: {setting.rule.allowed}. Default: `{default}`; {setting.scope}."
+        f"{setting.about} Allowed: {setting.allowed}. Default: `{default}`; {setting.scope}."
     )
     return f"- **`{key}`**: {text}"

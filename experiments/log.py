@@ -102,8 +102,8 @@ def read(path: Path) -> list[dict[str, Any]]:
 def _parse(line: bytes, where: str) -> dict[str, Any]:
     with contextlib.suppress(ValueError):
         record = json.loads(line)
-        numbers = isinstance(record, dict) and [v for v in record.values() if v is not None]
-        if numbers and all(isinstance(v, int | float) for v in numbers) and "step" in record:
+        is_numbered = isinstance(record, dict) and isinstance(record.get("step"), int)
+        if is_numbered and all(isinstance(v, int | float | None) for v in record.values()):
             return record
     raise UserError(f"{where}: not a line of metrics; remove the line and try again")
 

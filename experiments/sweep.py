@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 
 from experiments import main as program
 from experiments import settings
-from experiments.errors import UserError
+from experiments.errors import UserError, first_line
 from experiments.evaluation.metrics import format_value
 from experiments.files import locked, read_json, write_text
 from experiments.settings import Flat, Settings
@@ -54,6 +54,20 @@ class Outcome(NamedTuple):
 
     remark: str
     metrics: dict[str, float]
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Runs a sweep file, and returns its sweep.
+
+    Raises:
+      UserError: if the file does not exist, or raises an error.
+    """
+    if not path.is_file():
+        raise UserError(f"--sweep={path} does not exist")
+    try:
+        return dict(runpy.run_path(str(path))["get_sweep"]())
+    except Exception as error:  # A user's code may raise anything.
+        raise UserError(f"--sweep={path}: {first_line(error)}") from error
 
 
 def plan(sweep: Mapping[str, Any], root: Path) -> list[Planned]:
@@ -175,12 +189,10 @@ def main(argv: Sequence[str]) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--sweep", required=True, metavar="FILE.py", help="what to run")
+    parser.add_argument("--sweep", type=Path, required=True, metavar="FILE.py", help="what to run")
     parser.add_argument("--workdir", type=Path, required=True, metavar="DIR", help="for all runs")
     flags = parser.parse_args(argv)
-    if not Path(flags.sweep).is_file():
-        raise UserError(f"--sweep={flags.sweep} does not exist")
-    sweep = runpy.run_path(flags.sweep)["get_sweep"]()
+    sweep = read(flags.sweep)
     planned = plan(sweep, flags.workdir)
     flags.workdir.mkdir(parents=True, exist_ok=True)
     with locked(flags.workdir / "lock", f"--workdir={flags.workdir}", "choose another --workdir"):

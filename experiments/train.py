@@ -20,7 +20,7 @@ from experiments.experiment import Experiment, Rollbacks, Training, on_devices
 from experiments.files import replacing
 from experiments.hosts import StopSignals
 from experiments.run import Opened, Run
-from experiments.settings import Settings
+from experiments.settings import Data, Settings
 from fdrl_jax.training import parallel
 from fdrl_jax.training.state import TrainState
 
@@ -52,7 +52,7 @@ def train(command: Command) -> None:
     with run.locked_folder(command.folder, creates=command.config is not None):
         opened, model = create_or_resume(command)
         _introduce(opened, command)
-        last = fit(model, opened, _hooks(model, opened))
+        last = fit(model, opened, hooks_of(model, opened))
         # Imported here because it takes seconds, and training should start immediately.
         from experiments import evaluate
 
@@ -133,8 +133,9 @@ def _opened_or_new(command: Command, kind: run.Kind) -> tuple[Run | None, Settin
       UserError: for settings or data that do not fit the run, or a folder that cannot hold one.
     """
     if not run.exists(command.folder):
-        run.check_free(command.folder)
-        return None, *settings_and_data(command)
+        wanted, source = settings_and_data(command)
+        run.check_free(command.folder, data_options(wanted, command.data_dir))
+        return None, wanted, source
     opened = run.open_run(command.folder, kind)
     if command.config is None or command.config_for is not None:
         # What was fitted to the device and the data stays as it was.
@@ -145,8 +146,8 @@ def _opened_or_new(command: Command, kind: run.Kind) -> tuple[Run | None, Settin
     else:
         wanted = settings.from_config(command.config)
     wanted = opened.resumed(wanted)
-    where = command.data_dir or opened.remembered_dir(wanted.data.dir)
-    source = open_data(wanted, where)
+    data_dir = command.data_dir or opened.remembered_dir(wanted.data.dir)
+    source = load.load(data_options(wanted, data_dir))
     opened.check_data(source)
     return opened, wanted, source
 
@@ -160,7 +161,7 @@ def settings_and_data(command: Command) -> tuple[Settings, Source]:
     if command.config is None:
         raise UserError("--config=FILE.py is missing; the folder configs/ has examples")
     wanted = settings.from_config(command.config)
-    source = open_data(wanted, command.data_dir)
+    source = load.load(data_options(wanted, command.data_dir))
     platform, shape = jax.default_backend(), source.event_shape
     if command.config_for is not None and parallel.is_first_process():
         print(f"config: recipe for {describe_shape(shape)} on a {platform.upper()}")
@@ -187,12 +188,12 @@ def fitted(command: Command, wanted: Settings, platform: str, shape: tuple[int, 
     return found
 
 
-def open_data(wanted: Settings, data_dir: str) -> Source:
-    """Opens the data of a run; a folder of the command comes first."""
-    return load.load(wanted.data.model_copy(update={"dir": data_dir or wanted.data.dir}))
+def data_options(wanted: Settings, data_dir: str) -> Data:
+    """Returns where and how a run's data are read; a folder of the command comes first."""
+    return wanted.data.model_copy(update={"dir": data_dir or wanted.data.dir})
 
 
-def _hooks(model: Experiment, opened: Run) -> Sequence[Hook]:
+def hooks_of(model: Experiment, opened: Run) -> Sequence[Hook]:
     """Returns what the training of a density ratio does along the way.
 
     Training is not affected: samples use separate keys, and the state is only read.
@@ -373,7 +374,7 @@ def _fit_from(
             raise StoppedError(f"{by}; step {step} is saved. Rerun to resume.")
         raise StoppedError(f"{by} before the first step. Rerun to start again.")
     trained: TrainState = jax.tree.map(np.asarray, parallel.unreplicate(state))
-    return Restored(trained, store.digest(trained))
+    return Restored(trained, opened.digest(trained))
 
 
 def _summary(

@@ -1,7 +1,7 @@
 """Small runs shared by the tests of the program, each trained once and copied for changes."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,31 +10,20 @@ import pytest
 from PIL import Image
 from small_runs import SMALL_RESNET, start
 
-from benchmarks.faults import injection
-from benchmarks.faults.fork_server import ForkServer
-from experiments import command_line, run, settings
+from experiments import main, run, settings
 from experiments.run import Run
-
-Settings = dict[str, Any]
+from experiments.settings import Settings
 
 
 @pytest.fixture(scope="session")
 def tiny() -> Callable[..., Settings]:
-    """Returns `(config name, {"section.key": value}) -> flat settings of its tiny variant`."""
+    """Returns `(config name, {"section.key": value}) -> settings of its tiny variant`."""
 
-    def config(name: str = "swissroll", changes: Settings | None = None) -> Settings:
-        return settings.checked({**command_line.load_config(f"{name}:tiny"), **(changes or {})})
+    def config(name: str = "swissroll", changes: dict[str, Any] | None = None) -> Settings:
+        values = main.read_config(f"{name}:tiny")[0].to_dict()
+        return settings.from_config({**values, **(changes or {})})
 
     return config
-
-
-@pytest.fixture(scope="session")
-def fork_server(tmp_path_factory) -> Iterator[ForkServer]:
-    """Starts commands of the program without its imports; `benchmarks.faults.program` uses it."""
-    folder = tmp_path_factory.mktemp("library")
-    library = injection.compile_library(folder) if injection.can_compile() else None
-    with ForkServer(library) as started:
-        yield started
 
 
 @pytest.fixture(scope="session")

@@ -4,10 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments import build, command_line, modes, run
-from experiments.command_line import Command
-from experiments.modes.creation import create_or_resume
-from experiments.training import hooks, loop
+from experiments import main, run
+from experiments import train as program
+from experiments.command import Command
 from fdrl_jax.training.state import TrainState
 
 # A network that compiles in a second.
@@ -27,12 +26,12 @@ def command(
     argv += [] if config is None else [f"--config={config}"]
     argv += [f"--config.{key}={value}" for key, value in (changes or {}).items()]
     argv += [f"--{name}={value}" for name, value in flags.items()]
-    return command_line.parse(argv)[0]
+    return main.parse(argv)[0]
 
 
 def start(*arguments: Any, **flags: Any) -> None:
     """Runs the program with the arguments of `command`."""
-    modes.run(command(*arguments, **flags))
+    main.run(command(*arguments, **flags))
 
 
 def train(
@@ -45,9 +44,8 @@ def train(
     if config is None and not run.exists(folder):
         config = "swissroll:tiny"
     with run.locked_folder(folder):
-        created, experiment = create_or_resume(command("train", folder, config, changes))
-        along = hooks.hooks_of(experiment, created)
-        return loop.train(build.ratio_training(experiment), created, along)
+        opened, model = program.create_or_resume(command("train", folder, config, changes))
+        return program.fit(model, opened, program.hooks_of(model, opened)).state
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -7,20 +7,21 @@ from types import SimpleNamespace
 import pytest
 from small_runs import train
 
+from experiments import log
 from experiments.errors import UserError
-from experiments.training import metrics_log
+from experiments.settings import Log, Settings
 
 
 def test_metrics_are_json_lines_and_a_resumed_run_has_no_duplicates(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    with metrics_log.json_lines(path, resume_step=0) as write:
+    with log.json_lines(path, resume_step=0) as write:
         for step in (1, 2, 3):
             write(step, {"loss": float(step)})
     with path.open("a") as file:
         file.write('{"step": 4, "lo')  # Cut by a crash.
-    with metrics_log.json_lines(path, resume_step=2) as write:
+    with log.json_lines(path, resume_step=2) as write:
         write(3, {"loss": float("nan")})
-    lines = metrics_log.read(path)
+    lines = log.read(path)
     assert [line["step"] for line in lines] == [1, 2, 3]
     assert lines[-1]["loss"] is None
 
@@ -28,7 +29,7 @@ def test_metrics_are_json_lines_and_a_resumed_run_has_no_duplicates(tmp_path):
 def test_the_log_has_the_usual_metrics(trained):
     wanted = {"loss", "ratio_real", "ratio_flowed", "grad_norm", "drift_norm"}
     wanted |= {"steps_per_second", "learning_rate"}
-    records = metrics_log.read(trained.metrics)
+    records = log.read(trained.metrics)
     assert [record["step"] for record in records] == [2, 4]
     for record in records:
         assert wanted <= record.keys()
@@ -39,10 +40,10 @@ def test_a_crash_while_a_run_resumes_does_not_damage_the_metrics_log(tmp_path, m
     path.write_bytes(b'{"step": 1}\n{"step": 2}\n{"step": 3}\n')
     left = [json.dumps({"step": 1})]  # The first line; then the process ends.
     with monkeypatch.context() as patched:
-        patched.setattr(metrics_log.json, "dumps", lambda _: left.pop())
-        with pytest.raises(IndexError), metrics_log.json_lines(path, 2):
+        patched.setattr(log.json, "dumps", lambda _: left.pop())
+        with pytest.raises(IndexError), log.json_lines(path, 2):
             pass
-    assert [line["step"] for line in metrics_log.read(path)] == [1, 2, 3]
+    assert [line["step"] for line in log.read(path)] == [1, 2, 3]
 
 
 @pytest.mark.parametrize(
@@ -52,7 +53,7 @@ def test_a_damaged_line_of_metrics_is_named_by_its_number(line, tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 1}\n' + line + b'\n{"step": 3}\n')
     with pytest.raises(UserError, match=r"metrics\.jsonl:2: not a line of metrics"):
-        metrics_log.read(path)
+        log.read(path)
 
 
 def test_tensorboard_gets_the_same_scalars(tmp_path):
@@ -64,8 +65,12 @@ def test_tensorboard_gets_the_same_scalars(tmp_path):
 
 def test_a_missing_logger_is_reported_with_how_to_install_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(UserError, match=r"pip install -e '.\[wandb\]'"):
-        train(tmp_path, {"log.wandb": "offline"})
+    wanted = Settings(log=Log(wandb="offline"))
+    with (
+        pytest.raises(UserError, match=r"pip install -e '.\[wandb\]'"),
+        log.writers(tmp_path, wanted, 0),
+    ):
+        pass
 
 
 def test_runs_in_folders_of_the_same_name_have_separate_curves(tmp_path, monkeypatch):
@@ -77,9 +82,10 @@ def test_runs_in_folders_of_the_same_name_have_separate_curves(tmp_path, monkeyp
             ids.append(arguments["id"])
             return SimpleNamespace(finish=lambda: closed.append(arguments["id"]))
 
-    monkeypatch.setattr(metrics_log, "_import", lambda name, extra: Module)
-    for folder in ("a/seed_0", "b/seed_0", "a/seed_0"):
-        with metrics_log._wandb(tmp_path / folder, {"log.wandb": "offline"}):
+    monkeypatch.setitem(sys.modules, "wandb", Module)
+    for name in ("a/seed_0", "b/seed_0", "a/seed_0"):
+        (tmp_path / name).mkdir(parents=True, exist_ok=True)
+        with log.writers(tmp_path / name, Settings(log=Log(wandb="offline")), 0):
             assert closed == ids[:-1]
     assert ids[0] == ids[2] != ids[1]
     assert closed == ids

@@ -1,0 +1,94 @@
+"""A dry run prints the data, cost, memory, disk and time of the whole run; it writes nothing."""
+
+import re
+from types import SimpleNamespace
+
+import jax
+import pytest
+from small_runs import SMALL_RESNET, start
+
+from experiments import dry_run, settings
+from experiments.errors import DataError
+from fdrl_jax.training import parallel
+
+
+def test_a_dry_run_prints_the_data_the_cost_and_the_settings_that_differ(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(parallel, "num_devices", lambda: 1)  # The others are another process's.
+    start("dry_run", None, "digits:tiny", {"flow.step_size": 0.25})
+    printed = capsys.readouterr()
+    assert "compiling and timing one step" in printed.err
+    lines = printed.out.splitlines()
+    assert lines[0] == "data: digits, grey images of 8 x 8 pixels"
+    answer = "\n".join(lines[: lines.index("settings that differ from the defaults:")])
+    for word in ("1,437 training images, 10 classes", "whole run: about", "compilation", "MiB"):
+        assert word in answer
+    for word in ("evaluation", "first checkpoint", "disk: ", "of the prior", "devices:", "noise"):
+        assert word in answer
+    assert "parameters, input (8, 8, 1)" in answer
+    assert f"batch: 16, {16 // jax.device_count()} per device" in answer
+    shown = [line.split()[0] for line in lines if line.startswith("  ") and "." in line.split()[0]]
+    assert "flow.step_size" in shown
+    assert "data.num_threads" not in shown  # As by default.
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_dry_run_compiles_the_training_step_once_and_no_initialisation(monkeypatch, capsys):
+    compiled = []
+    compile_ = jax.stages.Lowered.compile
+    monkeypatch.setattr(
+        jax.stages.Lowered, "compile", lambda *a, **k: compiled.append(a) or compile_(*a, **k)
+    )
+    monkeypatch.setattr(parallel, "is_first_process", lambda: False)
+    start("dry_run", None, "swissroll:tiny")
+    assert len(compiled) == 1
+    assert not capsys.readouterr().out  # Of several processes only the first prints.
+
+
+def test_a_dry_run_refuses_an_image_that_training_would_refuse(image_folder, tmp_path):
+    (tmp_path / "images").mkdir()
+    for i, path in enumerate(sorted(image_folder.rglob("*.png"))):
+        (tmp_path / "images" / f"{i}.png").write_bytes(path.read_bytes()[: 60 if i == 7 else None])
+    changes = {"data.dir": tmp_path / "images", "data.image_size": 8, **SMALL_RESNET}
+    with pytest.raises(DataError, match=r"7\.png"):
+        start("dry_run", None, "folder:tiny", changes)
+
+
+def test_few_held_out_images_are_named(image_folder, capsys):
+    changes = {"data.dir": image_folder, "data.image_size": 8, **SMALL_RESNET}
+    start("dry_run", None, "folder:tiny", changes)
+    out = capsys.readouterr().out
+    assert "36 training images, 2 classes\n  4 held-out images\n  only 4 held-out images" in out
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [(3, "3 s"), (300, "5 min"), (10_800, "3.0 h"), (1_000_000, "12 days")],
+)
+def test_durations_are_given_in_a_natural_unit(seconds, expected):
+    assert dry_run.duration(seconds) == expected
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(3.0, 1), (0.1, 3)])
+def test_a_slow_step_is_timed_once_and_a_fast_one_three_times(seconds, expected, monkeypatch):
+    times = [0.0]
+    monkeypatch.setattr(dry_run, "time", SimpleNamespace(perf_counter=lambda: times[-1]))
+    measured = dry_run._timed(lambda s: times.append(times[-1] + s), lambda: (seconds,), 3, 2.0)
+    assert measured == pytest.approx([seconds] * expected)
+
+
+def test_the_noise_scale_that_is_advised_balances_the_noise(tiny):
+    changes = {"flow.num_steps": 10, "data.dequantisation": 0.02, "prior.name": "data_dependent"}
+    wanted = tiny("digits", changes | {"prior.jitter": 2e-4, "flow.noise_scale": 0.5})
+    advice = dry_run.noise_balance(wanted)
+    scale = float(re.search(r"flow.noise_scale=(\S+), or a larger data.dequant", advice)[1])
+    balanced = dry_run.noise_balance(settings.replace(wanted, {"flow.noise_scale": scale}))
+    assert re.fullmatch(r"noise \(standard deviation\): flowed samples \S+, data 0.020", balanced)
+
+
+def test_no_noise_scale_is_advised_where_the_jitter_is_too_much(tiny):
+    changes = {"prior.name": "data_dependent", "prior.jitter": 0.1, "data.dequantisation": 0.02}
+    advice = dry_run.noise_balance(tiny("digits", changes))
+    assert "a smaller prior.jitter, or a larger data.dequantisation" in advice

@@ -1,0 +1,195 @@
+"""Mistakes on the command line are reported in one line that says what to write instead."""
+
+import errno
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from small_runs import command
+
+from experiments import dry_run, main
+from experiments.errors import UserError
+from experiments.main import MODES
+
+ROOT = Path(__file__).parents[2]
+SWISSROLL = f"--config={ROOT / 'configs' / 'swissroll.py'}"
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    program = [sys.executable, "-m", "experiments.main", *arguments]
+    return subprocess.run(program, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([SWISSROLL, "--config.flow.step_sise=0.1"], "did you mean 'flow.step_size'"),
+        ([SWISSROLL, "--config.flow=3"], "is a section; its keys are flow.num_steps"),
+        (["--config=configs/swisroll.py"], "did you mean 'configs/swissroll.py'"),
+        (["--config=nowhere/swissroll.py"], "--config=nowhere/swissroll.py does not exist"),
+        (["--config=digit"], "--config=digit does not exist; did you mean 'digits'?"),
+        ([SWISSROLL, "--config.flow.num_steps"], "Missing value for flag --config.flow.num_steps"),
+        ([SWISSROLL, "--config.flow.num_steps=many"], "must be a whole number at least 0"),
+        ([SWISSROLL, "--config.flow.step_size=nan"], "must be a finite number above 0"),
+        ([SWISSROLL, "--config.loss.divergence=kll"], "did you mean 'kl'"),
+        ([SWISSROLL, "--config.network.hidden_sizes=(64,0)"], "positive whole numbers such as"),
+        ([f"{SWISSROLL}:huge"], "unknown variant 'huge'"),
+        (["--mode=smaple"], "--mode=smaple is unknown; did you mean 'sample'? Allowed: train, "),
+        (["--mode=0"], "--mode=0 is unknown. Allowed: train, "),
+        (["--mode=sample", SWISSROLL], "opens an existing run, which keeps its own"),
+        (["--workdirs=w"], "unknown flag --workdirs; did you mean 'workdir'?"),
+        (["--seed=3"], "unknown flag --seed; did you mean --config.seed?"),
+        (["--learning_rate=1"], "did you mean --config.optimizer.learning_rate?"),
+        (["--conifg.flow.step_size=1"], "did you mean --config.flow.step_size?"),
+        (["--mode=sample", "--num_samples=0"], "flag --num_samples=0: 0 is not a positive integer"),
+        (["--mode=sample", "--checkpoint=last"], "must be the step of a checkpoint, or best"),
+        (["sample"], "unexpected argument 'sample' on the command line; did you mean --mode=sam"),
+        (["--mode=interpolate", "--class=3"], "--class is a flag of mode sample, not of mode int"),
+        (["--num_samples=3"], "--num_samples is a flag of mode sample, evaluate, curve, not of"),
+    ],
+)
+def test_a_mistake_is_an_error_that_says_what_to_write(arguments, expected, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(UserError, match=re.escape(expected)) as caught:
+        main.parse(["--workdir=w", *arguments])
+    assert "\n" not in str(caught.value)
+
+
+def test_only_a_dry_run_needs_no_folder():
+    with pytest.raises(UserError, match="--workdir=DIR, the folder of the run, is missing"):
+        main.parse([SWISSROLL])
+    assert main.parse([SWISSROLL, "--mode=dry_run"])[0].folder == Path()
+
+
+def test_changes_override_the_config_and_are_kept_apart():
+    typed = ["--config.flow.step_size=1", "--workdir=w", SWISSROLL, "--config.data.channels", "1"]
+    asked, _ = main.parse(typed)
+    assert asked.changes == {"flow.step_size": 1.0, "data.channels": 1}
+    assert asked.config["flow"]["step_size"] == 1.0
+    assert asked.text.endswith(" ".join(typed))
+    # Without a config, they are changes to a run.
+    asked, _ = main.parse(["--mode=sample", "--workdir=w", "--config.network.blocks=((4, 2),)"])
+    assert (asked.config, asked.changes) == (None, {"network.blocks": ((4, 2),)})
+
+
+@pytest.mark.parametrize("flag", [["--config=swissroll:tiny"], ["--config", "swissroll:tiny"]])
+def test_a_bare_name_is_a_config_of_the_project(flag, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    config = main.parse(["--workdir=runs/swissroll", *flag])[0].config
+    assert (config["data"]["name"], config["train"]["num_steps"]) == ("swissroll", 4)
+
+
+def test_class_and_classifier_are_settings_too(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ada")
+    asked = command("sample", "~/w", **{"class": 3, "classifier": "c"})
+    assert asked.changes == {"condition.label": "3", "condition.classifier": "c"}
+    assert asked.folder == Path("/home/ada/w")
+
+
+@pytest.mark.parametrize(("given", "which"), [({"checkpoint": "best"}, "best"), ({}, None)])
+def test_the_flag_checkpoint_is_a_step_or_best(given, which):
+    assert command("sample", "w", **given).which == which
+    assert command("sample", "w", checkpoint=4).which == 4
+
+
+def test_help_explains_the_program_a_section_a_key_or_a_word():
+    assert all(mode in main.help_for(["--help"]) for mode in MODES)
+    key = main.help_for(["--help=flow.step_size"])
+    assert key.startswith("--config.flow.step_size=3.0")
+    assert "Allowed: a finite number above 0" in key
+    assert main.help_for(["--help=config.flow.step_size"]) == key
+    assert key in main.help_for(["--help=flow"])
+    assert "--config.train.ema_rate" in main.help_for(["--help=moving average"])
+    assert main.help_for(["--mode=train"]) is None
+    with pytest.raises(UserError, match=r"did you mean 'flow\.step_size'"):
+        main.help_for(["--help=flow.step_sise"])
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("def get_config():\n  return 1 / 0\n", r"own\.py: get_config: division by zero"),
+        ("1 / 0\n", r"own\.py: division by zero"),
+        ("x = 1\n", r"own\.py: get_config: .*'get_config'"),
+    ],
+)
+def test_a_config_that_raises_is_named_with_the_reason(text, expected, tmp_path):
+    (tmp_path / "own.py").write_text(text)
+    with pytest.raises(UserError, match=expected):
+        main.read_config(str(tmp_path / "own.py"))
+
+
+def test_a_config_without_variants_refuses_one(tmp_path):
+    text = "from configs import base\ndef get_config():\n  return base.points()\n"
+    (tmp_path / "own.py").write_text(text)
+    with pytest.raises(UserError, match="it has no variants, so 'tiny' is not allowed"):
+        main.read_config(f"{tmp_path / 'own.py'}:tiny")
+
+
+def test_a_mistake_ends_the_program_with_one_line_and_writes_nothing(tmp_path):
+    done = run(SWISSROLL, f"--workdir={tmp_path / 'run'}", "--config.loss.name=lsif")
+    assert done.returncode == 2
+    assert "use 'lsif' with 'pearson'" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "text"),
+    [
+        (KeyboardInterrupt(), 130, "Interrupted; existing files are intact."),
+        (OSError(errno.ENOSPC, "No space left", "f"), 2, "f: No space left. Existing files are"),
+        (MemoryError(), 2, "out of memory: MemoryError. Try a smaller network.width"),
+        (RuntimeError("RESOURCE_EXHAUSTED: 1 GB"), 2, "out of memory: RESOURCE_EXHAUSTED: 1 GB."),
+    ],
+)
+def test_known_errors_end_with_a_line_and_a_code(error, code, text, monkeypatch):
+    ended = []
+    monkeypatch.setattr(main, "_leave", lambda *arguments: ended.extend(arguments))
+    monkeypatch.setattr(main, "_set_up_logging", lambda: None)
+
+    def fail(_):
+        raise error
+
+    monkeypatch.setattr(dry_run, "dry_run", fail)
+    main.main(["--mode=dry_run", SWISSROLL])
+    assert ended[0] == code
+    assert ended[1].startswith(text)
+
+
+def test_a_defect_is_shown_with_its_traceback(monkeypatch):
+    monkeypatch.setattr(main, "_set_up_logging", lambda: None)
+    monkeypatch.setattr(dry_run, "dry_run", lambda _: {}["a defect"])
+    with pytest.raises(KeyError, match="a defect"):
+        main.main(["--mode=dry_run", SWISSROLL])
+
+
+def test_help_does_not_wait_for_packages_that_draw_or_fit():
+    program = (
+        "import sys; from experiments import main; main.main(['--help']);"
+        "assert not {'matplotlib', 'sklearn', 'tensorflow_datasets', 'orbax'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "usage: " in done.stdout
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_readme_for_digits_run(of_digits, capsys):
+    text = (ROOT / "README.md").read_text()
+    commands = re.findall(r"^python -m experiments\.main (.*digits.*)$", text, re.M)
+    done = []
+    for line in commands:
+        argv = [
+            word.replace("digits.py", "digits.py:tiny").replace("runs/digits", str(of_digits.root))
+            for word in shlex.split(line, comments=True)
+        ]
+        asked = main.parse(argv)[0]
+        main.run(asked)
+        done.append(asked.mode)
+    assert done == ["train", "dry_run", "sample"]
+    assert "whole run: about" in capsys.readouterr().out
+    assert any(of_digits.samples.glob("*.npz"))
