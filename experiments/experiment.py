@@ -70,10 +70,16 @@ class Training:
         """Returns shapes and dtypes of the arguments of `repeated_step`, for one replica."""
         host_batches = None  # The data are on the device.
         if self.source.open_feed is not None:
-            size = self.settings.train.batch_size // num_replicas
-            shape = (self.settings.train.steps_per_dispatch, size, *self.source.event_shape)
-            names = ("real",) if self.source.starts is None else ("real", "source")
-            host_batches = {name: jax.ShapeDtypeStruct(shape, np.uint8) for name in names}
+            lead = (
+                self.settings.train.steps_per_dispatch,
+                self.settings.train.batch_size // num_replicas,
+            )
+            pixels = jax.ShapeDtypeStruct((*lead, *self.source.event_shape), np.uint8)
+            host_batches = {"real": pixels}
+            if self.source.starts is not None:
+                host_batches["source"] = pixels
+            if self.source.labels is not None:
+                host_batches["label"] = jax.ShapeDtypeStruct(lead, np.int32)
         key, scalar = jax.eval_shape(lambda: (self.root_key, np.int32(0)))
         constants = shapes_on_device(self.constants, num_replicas)
         return key, self.state_shapes(), constants, host_batches, scalar, scalar

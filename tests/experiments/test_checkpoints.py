@@ -214,9 +214,10 @@ def test_a_disk_that_fails_is_not_damage(two, monkeypatch, error, code):
     def fail(*args, **kwargs):
         raise error
 
-    with pytest.raises(OSError, match=r".") as caught, opened(two) as store:
-        monkeypatch.setattr(store._manager, "restore", fail)
-        store.restore(state_at(0))
+    with opened(two) as store, monkeypatch.context() as patched:
+        patched.setattr(store._manager, "restore", fail)
+        with pytest.raises(OSError, match=r".") as caught:
+            store.restore(state_at(0))
     assert caught.value.errno == code
     assert sorted(path.name for path in two.iterdir()) == ["1", "2"]
     assert is_equal(restore(two), state_at(2))
@@ -231,9 +232,10 @@ def test_a_full_disk_is_an_error_of_the_system_and_keeps_earlier_checkpoints(
     def fail(*args, **kwargs):
         raise error
 
-    with pytest.raises(OSError, match=r"28") as caught, opened(two) as store:
-        monkeypatch.setattr(store._manager, "save", fail)
-        store.save(state_at(3))
+    with opened(two) as store, monkeypatch.context() as patched:
+        patched.setattr(store._manager, "save", fail)
+        with pytest.raises(OSError, match=r"28") as caught:
+            store.save(state_at(3))
     assert caught.value.errno == errno.ENOSPC
     assert is_equal(restore(two), state_at(2))
 

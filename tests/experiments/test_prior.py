@@ -64,7 +64,7 @@ def test_the_factor_of_few_examples_does_not_store_them():
 
 @pytest.mark.parametrize("batches", [[], [np.full((3, 8), np.nan)], [np.full((9, 8), np.nan)]])
 def test_data_that_have_no_covariance_are_refused(batches):
-    with pytest.raises((UserError, ValueError), match="at least one training example|finite|NaN"):
+    with pytest.raises((UserError, ValueError), match=r"at least one training example|finite|NaN"):
         prior.fit(batches, 0, JITTER)
 
 

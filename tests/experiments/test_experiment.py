@@ -1,0 +1,140 @@
+"""Settings and data become a network and a training step, or an error before anything starts."""
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import experiment, settings
+from experiments.data import load
+from experiments.errors import UserError
+from fdrl_jax import networks
+from fdrl_jax.training import parallel
+
+IMAGE = (8, 8, 1)
+
+
+def of(changes):
+    return settings.from_config(changes)
+
+
+def built(changes):
+    wanted = of(changes)
+    return experiment.build(wanted, load.load(wanted.data))
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "expected"),
+    [
+        ("auto", (2,), networks.MLP),
+        ("auto", (48, 40, 3), networks.SPECS["resnet32"]),
+        ("auto", (64, 64, 3), networks.SPECS["resnet64"]),
+        ("auto", (97, 64, 3), networks.SPECS["resnet128"]),
+    ],
+)
+def test_the_network_of_the_paper_follows_the_size_of_the_images(name, shape, expected):
+    network = experiment.make_network(of({"network.name": name}), shape)
+    assert isinstance(network, networks.MLP) or network.spec == expected
+    assert isinstance(network, networks.MLP) == (expected is networks.MLP)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data.name": "digits"}, "network.name='mlp' does not fit images; use a residual network"),
+        ({"network.name": "resnet"}, "'resnet' does not fit points; use 'mlp'"),
+        ({"data.name": "digits", "network.name": "resnet"}, "needs network.width and network.blo"),
+        ({"loss.name": "lr", "loss.divergence": "log_d(0.5)"}, "in divergence 'log_d"),
+        ({"prior.name": "source"}, "needs paired domains"),
+        ({"prior.name": "data_dependent", "prior.rank": 3}, "prior.rank must be at most 2"),
+    ],
+)
+def test_settings_that_do_not_fit_together_are_named(changes, message):
+    with pytest.raises(UserError, match=r"config: |must be") as caught:
+        built(changes)
+    assert message in str(caught.value)
+
+
+def test_a_batch_that_does_not_divide_is_an_error_of_training_only():
+    model = built({"train.batch_size": 6, "train.num_micro_batches": 4})
+    with pytest.raises(UserError, match=r"config: a global batch of 6 does not divide over 4"):
+        model.make_step(4)
+    with pytest.raises(UserError, match=r"config: a batch of 6 does not divide into 4"):
+        model.make_step(1)
+
+
+def test_the_state_before_training_depends_on_the_seed_only():
+    one, other = built({"seed": 3}), built({"seed": 3, "train.batch_size": 8, "flow.num_steps": 1})
+    jax.tree.map(np.testing.assert_array_equal, one.init_state(), other.init_state())
+    shapes = jax.tree.map(lambda s: (s.shape, s.dtype), one.state_shapes())
+    assert shapes == jax.tree.map(lambda a: (a.shape, a.dtype), one.init_state())
+    kernel = jax.tree.leaves(one.init_state().variables)[-1]
+    assert not np.array_equal(
+        kernel, jax.tree.leaves(built({"seed": 4}).init_state().variables)[-1]
+    )
+
+
+@pytest.mark.parametrize("megabytes", [0, 256])
+def test_the_shapes_of_arguments_are_those_of_training(megabytes, image_folder):
+    changes = {"data.name": "folder", "data.dir": str(image_folder), "network.name": "resnet"}
+    changes |= {"data.in_memory_megabytes": megabytes, "network.width": 4, "train.batch_size": 8}
+    changes |= {"network.blocks": ((4, 2),), "train.steps_per_dispatch": 3}
+    model, num = built(changes), jax.device_count()
+    with model.open_feed(0) as take:
+        batches = take(2)
+    assert (batches is None) == (megabytes > 0)
+    state, constants = (
+        parallel.replicate(model.init_state()),
+        experiment.on_devices(model.constants),
+    )
+    arguments = (model.root_key, state, constants, batches, np.int32(2), np.int32(0))
+    for i, (expected, actual) in enumerate(zip(model.argument_shapes(num), arguments, strict=True)):
+        of_device = (lambda a: a.shape[1:]) if i in (1, 2, 3) else np.shape
+        assert jax.tree.map(lambda s: s.shape, expected) == jax.tree.map(of_device, actual)
+    after, metrics = parallel.map_steps(model.repeated_step())(*arguments)
+    assert int(parallel.unreplicate(after).step) == 2
+    assert np.isfinite(metrics["loss"][0, :2]).all()
+
+
+@pytest.mark.parametrize("weights", ["ema", "raw"])
+def test_samples_use_the_weights_of_the_setting(weights):
+    model = built({"sample.weights": weights})
+    state = model.init_state()._replace(ema_variables="averaged", variables="latest")
+    expected = {"ema": "averaged", "raw": "latest"}[weights]
+    assert model.sampling_variables(state) == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"schedule": "constant"}, {0: 1.0, 99: 1.0}),
+        ({"schedule": "piecewise", "boundaries": (10, 20)}, {9: 1.0, 11: 0.1, 21: 0.01}),
+        ({"schedule": "cosine"}, {0: 1.0, 50: 0.5, 100: 0.0}),
+        ({"schedule": "constant", "warmup_steps": 4}, {0: 0.25, 1: 0.5, 3: 1.0, 9: 1.0}),
+    ],
+)
+def test_the_learning_rate_follows_its_schedule(changes, expected):
+    flat = {f"optimizer.{key}": value for key, value in changes.items()}
+    rate = experiment.learning_rate(
+        of({**flat, "optimizer.learning_rate": 1.0, "train.num_steps": 100})
+    )
+    for step, value in expected.items():
+        np.testing.assert_allclose(rate(step), value, atol=1e-6)
+
+
+@pytest.mark.parametrize("clip", [0.0, 0.5])
+def test_a_rolled_back_state_has_smaller_updates_and_counts_what_was_skipped(clip):
+    wanted = of({"optimizer.clip_norm": clip})
+    optimizer = experiment.make_optimizer(wanted)
+    model = built({"optimizer.clip_norm": clip})
+    state = model.init_state()
+    before = experiment.rollbacks_of(state)
+    assert [float(value) for value in before] == [0.0, 0.0, 1.0]
+    once = experiment.roll_back(state, before, 7, 0.5)
+    twice = experiment.roll_back(state, experiment.rollbacks_of(once), 3, 0.5)
+    assert [float(value) for value in experiment.rollbacks_of(twice)] == [2.0, 10.0, 0.25]
+    params = state.variables["params"]
+    grads = jax.tree.map(np.ones_like, params)
+    full, _ = optimizer.update(grads, state.opt_state, params)
+    less, after = optimizer.update(grads, twice.opt_state, params)
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(0.25 * a, b), full, less)
+    assert after.rollbacks == experiment.rollbacks_of(twice)
