@@ -1,10 +1,8 @@
-r"""Compare one set of images with another: `python -m experiments.evaluate SAMPLES REFERENCE`.
-
-A set is a folder or a zip of images, an .npz (arr_0: uint8 [N, H, W, C], or float32 in [-1, 1]), or
-tfds:NAME:SPLIT. The metrics are printed as a table. --out=FILE.json also writes them as JSON, with
-the hashes of both sets and the versions of packages.
+r"""Evaluates a checkpoint of a run, or any two sets of images.
 
 Examples:
+  Metrics and report of the newest checkpoint of a run:
+    python -m experiments.main --mode=evaluate --workdir=runs/digits
   FID, KID, precision, recall, density and coverage, by torch-fidelity (pip install -e '.[eval]'):
     python -m experiments.evaluate samples.npz tfds:cifar10:train \
       --weights=weights-inception-2015-12-05-6726825d.pth --out=fid.json
@@ -17,38 +15,245 @@ Examples:
   Are the samples copies of the training set?
     python -m experiments.evaluate samples/ train/ --features=random_conv --held_out=test/ \
       --picture=neighbours.png
+
+A set is a folder or a zip of images, an .npz (arr_0: uint8 [N, H, W, C], or float32 in [-1, 1]), or
+tfds:NAME:SPLIT.
 """
 
 import argparse
+import importlib
 import os
+import platform
 import sys
-from collections.abc import Collection, Sequence
+import tempfile
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from experiments.errors import Parser, UserError
-from experiments.evaluation import metrics
-from experiments.evaluation.protocols import DEFAULT_METRICS, METRICS, PROTOCOLS
+import jax
+import numpy as np
+import PIL
+import scipy
+
+import fdrl_jax
+from experiments import draw, pictures, report
+from experiments.classifier import open_to_judge
+from experiments.command import Command
+from experiments.data import load
+from experiments.data.source import Source
+from experiments.errors import UserError
+from experiments.evaluation import (
+    Evaluation,
+    Samples,
+    draws,
+    inception,
+    memorisation,
+    metrics,
+    sets,
+)
+from experiments.evaluation.classes import Classifier
+from experiments.evaluation.images import evaluate_images
+from experiments.evaluation.inception import DEFAULT_METRICS, METRICS, PROTOCOLS, Inception
+from experiments.evaluation.memorisation import Features
+from experiments.evaluation.points import MAX_POINTS, evaluate_points
+from experiments.evaluation.translation import MAX_IMAGES, domains_of, evaluate_translation
 from experiments.files import read_json, write_json
+from experiments.pictures.images import neighbours
+from experiments.run import Opened, Run, add_record, find_record, key_of, open_checkpoint
 from fdrl_jax._names import nearest
+from fdrl_jax.metrics import random_conv_features
+from fdrl_jax.training import parallel
+
+
+def evaluate_run(command: Command) -> None:
+    """Evaluates a checkpoint of a run, unless it was evaluated before, and writes its report."""
+    evaluate(
+        open_checkpoint(command),
+        num_samples=command.num_samples,
+        # Not that of the run's own settings, which may guide its samples.
+        classifier=command.changes.get("condition.classifier", ""),
+        data_dir=command.data_dir,
+    )
+
+
+def evaluate(
+    opened: Opened,
+    *,
+    num_samples: int | None = None,
+    classifier: str = "",
+    data_dir: str = "",
+    live: Source | None = None,
+) -> None:
+    """Writes and prints the metrics of a state of a run, and its report.
+
+    The training data are `live` if they are open already. Everything that may be missing is looked
+    for before any sample is drawn.
+
+    Raises:
+      UserError: for too few samples, for missing weights, packages or classifiers, or for data that
+        are not those of the run.
+    """
+    settings, data = opened.experiment.settings, opened.experiment.source
+    num = num_samples or settings.evaluate.num_samples
+    if num < 2:
+        raise UserError(f"metrics need at least 2 samples, got --num_samples={num}")
+    judge: Classifier | None = None
+    of_judge: dict[str, Any] = {}
+    if classifier:
+        path = Path(classifier)
+        judge, of_judge = open_to_judge(path, data.classes, data.event_shape)
+    networks, described = _inception(opened)
+    key = key_of(opened, num, classifier=of_judge.get("digest"), inception=described)
+    folder, is_there = find_record(opened, key)
+    source, reason = None, ""
+    if parallel.is_first_process() and not is_there:
+        source, reason = _training_data(opened, data_dir, live)
+    if is_incomplete := bool(parallel.any_process(bool(reason))):
+        # With the data, it is another evaluation, which has metrics that this one skips.
+        key |= {"training_data": False}
+        folder, is_there = find_record(opened, key)
+    if is_there:
+        if parallel.is_first_process():
+            record = read_json(folder / "record.json", metrics=dict, details=dict, pictures=dict)
+            print(f"already evaluated: step {opened.step:,}")
+            _finish(opened.run, record, folder)
+        return
+    of_inception = networks is not None and not is_incomplete
+    samples = _draw(opened, num, of_inception=of_inception)
+    if not parallel.is_first_process():
+        return
+    found = _score(opened, samples, source, judge, networks)
+    if of_inception and "protocols" not in found.record:
+        key |= {"inception": "failed"}  # So that the same command tries again.
+        folder, _ = find_record(opened, key)
+    details = {
+        **found.record,
+        "num_samples": len(samples.refined),
+        **({"classifier": of_judge} if classifier else {}),
+        "skipped": found.record["skipped"] + ([reason] if reason else []),
+        "precision": settings.precision,
+        "versions": _versions(),
+    }
+    record = {"key": key, "metrics": metrics.to_json(found.metrics), "details": details}
+    opened.run.evaluations.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".part_", dir=opened.run.evaluations) as part:
+        unfinished = Path(part) / "record"
+        unfinished.mkdir()
+        record["pictures"] = report.draw_pictures(opened, samples, found, unfinished)
+        write_json(unfinished / "record.json", record)
+        add_record(unfinished, folder)
+    _finish(opened.run, record, folder)
+
+
+def _draw(opened: Opened, num: int, *, of_inception: bool) -> Samples:
+    """Draws samples, of each stage only as many as the metrics and the pictures read."""
+    reference, keep = opened.run.metric_reference, {"num_prior": min(num, draws.MAX_SAMPLES)}
+    if isinstance(reference, Source):
+        num = min(num, MAX_POINTS)
+        keep = {"num_prior": num, "num_bridged": num}
+    elif reference.starts is not None:
+        num = min(num, MAX_IMAGES, len(reference.starts))
+        keep = {"num_prior": min(num, pictures.num_shown(opened.experiment.source))}
+    elif not of_inception:
+        num = min(num, draws.MAX_SAMPLES)
+    return draw.sample_state(opened.experiment, opened.state, num, **keep)
+
+
+def _score(
+    opened: Opened,
+    samples: Samples,
+    source: Source | None,
+    judge: Classifier | None,
+    networks: Inception | None,
+) -> Evaluation:
+    reference = opened.run.metric_reference
+    if not all(np.isfinite(stage).all() for stage in samples):
+        return Evaluation({}, {"skipped": ["all metrics: some samples are not finite numbers"]}, {})
+    if isinstance(reference, Source):
+        log_ratio = draw.make_log_ratio(opened.experiment, opened.state)
+        return evaluate_points(reference, samples, log_ratio)
+    if reference.starts is not None:
+        domains = domains_of(opened.run.settings)
+        return evaluate_translation(reference, samples, domains=domains, classifier=judge)
+    return evaluate_images(reference, samples, source=source, classifier=judge, inception=networks)
+
+
+def _finish(run: Run, record: Mapping[str, Any], folder: Path) -> None:
+    """Writes the report of a record and prints its metrics."""
+    page = report.write(run, record, folder)
+    found, start = metrics.from_json(record["metrics"]), record["details"].get("start", "prior")
+    print(metrics.table(found, start))
+    print(metrics.verdict(found, start))
+    for reason in record["details"]["skipped"]:
+        print(f"skipped: {reason}")
+    print(f"report: {page.absolute()}")
+
+
+def _inception(opened: Opened) -> tuple[Inception | None, dict[str, Any] | bool]:
+    """Returns the Inception networks whose weights the settings name, and their part of the key."""
+    settings = opened.experiment.settings
+    given = inception.check_weights(settings)
+    if not given:
+        return None, False
+    score = ("inception_score",) if settings.evaluate.inception_score else ()
+    wanted = (*DEFAULT_METRICS, *score)
+    networks = Inception({name: file for name, (file, _) in given.items()}, wanted)
+    digests = {name: sha256 for name, (_, sha256) in given.items()}
+    return networks, {"weights": digests, "metrics": list(wanted)}
+
+
+def _training_data(opened: Opened, data_dir: str, live: Source | None) -> tuple[Source | None, str]:
+    """Returns the training data if metrics need them, or the reason if they are not available."""
+    run, reference = opened.run, opened.run.metric_reference
+    if isinstance(reference, Source) or reference.starts is not None:
+        return None, ""
+    if live is not None:
+        return live, ""
+    data = opened.experiment.settings.data
+    where = data_dir or data.dir or run.remembered_dir(data.dir)
+    try:
+        source = load.load(data.model_copy(update={"dir": where}))
+        run.check_data(source)
+    except UserError as error:
+        if data_dir or data.dir != run.settings.data.dir:
+            raise  # The user has specified where they are.
+        return None, f"the training data are not available: {error}"
+    return source, ""
+
+
+def _versions() -> dict[str, str]:
+    """Returns the versions of the packages that compute metrics."""
+    modules = (fdrl_jax, jax, np, scipy, PIL)
+    return {m.__name__: m.__version__ for m in modules} | {"python": platform.python_version()}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see --help")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command; an error of the user is printed in one line."""
+    """Compares two sets of images. An error that the user can fix is printed in one line."""
     try:
         arguments = _parse(argv)
-        result = _evaluate(arguments)
+        result = _compare(arguments)
+        print(metrics.table(metrics.from_json(result["metrics"])))
+        if arguments.out:
+            write_json(Path(arguments.out), result)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    if arguments.out:
-        write_json(Path(arguments.out), result)
-    print(metrics.table(metrics.from_json(result["metrics"])))
     return 0
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = Parser("python -m experiments.evaluate", description=__doc__, argument_default="")
+    parser = _Parser(
+        "python -m experiments.evaluate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default="",
+        allow_abbrev=False,
+    )
     parser.add_argument("samples", metavar="SAMPLES", help="images to evaluate")
     parser.add_argument("reference", metavar="REFERENCE", help="real images")
     parser.add_argument("--protocol", default="standard", help=", ".join(PROTOCOLS))
@@ -61,7 +266,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--features", help="feature spaces, separated by commas: random_conv or MODULE:FUNCTION"
     )
-    parser.add_argument("--image_size", type=int, default=0, help="resize both sets to this square")
+    parser.add_argument("--image_size", type=int, default=0, help="resize all sets to this square")
     parser.add_argument("--data_dir", help="where TFDS sets are")
     parser.add_argument("--held_out", help="a set that training never saw")
     parser.add_argument(
@@ -98,72 +303,101 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def _check_named(flag: str, values: Sequence[str], allowed: Collection[str]) -> None:
+def _check_named(flag: str, values: list[str], allowed: Collection[str]) -> None:
     for value in values:
         if value not in allowed:
             hint = nearest(value, allowed)
             raise UserError(f"--{flag}: unknown {value!r}{hint}; allowed: {', '.join(allowed)}")
 
 
-def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
-    # Importing readers of data takes seconds, too long for --help or a mistyped flag.
-    from experiments.evaluation import image_sets, inception, memorisation, spaces
-
+def _compare(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Computes the metrics of two sets, and returns them with how they were computed."""
     protocol = PROTOCOLS[arguments.protocol]
-    by_features = [name for name in arguments.features.split(",") if name]
-    named = spaces.named(by_features)
-    if arguments.weights or not by_features:
+    spaces = _spaces([name for name in arguments.features.split(",") if name])
+    if arguments.weights or not spaces:
         try:
             inception.check_ready(protocol, arguments.weights)  # Before minutes of reading images.
         except UserError as error:
             other = ", or --features=random_conv, which needs no weights"
             raise UserError(f"{error}{other * (not arguments.weights)}") from error
-    weights = {protocol.name: arguments.weights} if arguments.weights else {}
-    sets = {}
+    given = {}
     as_written = {"samples": "SAMPLES", "reference": "REFERENCE", "held_out": "--held_out"}
     for name, label in as_written.items():
         if where := getattr(arguments, name):
             try:
-                sets[name] = image_sets.load(where, arguments.data_dir, arguments.image_size)
+                given[name] = sets.load(where, arguments.data_dir, arguments.image_size)
             except UserError as error:
                 # The readers are those of a run, whose data are in data.dir.
                 raise UserError(str(error).replace("data.dir=", f"{label}=", 1)) from error
-    sets = image_sets.alike(sets)
-    image_sets.check(*sets.values(), channels=bool(by_features or arguments.held_out))
-    samples, reference, held_out = sets["samples"], sets["reference"], sets.pop("held_out", None)
-    networks = inception.Inception(weights, arguments.metrics)
-    found, used = inception.by_inception(samples, reference, networks, cache=arguments.cache_dir)
-    for label, function in named.items():
-        scores = spaces.scores(function(samples.unit), function(reference.unit))
-        found += [
-            metrics.measured(name, [score], space=label, num=samples.summary[0][0])
-            for name, score in scores.items()
-        ]
-    record: dict[str, Any] = {"protocols": used, "features": by_features}
-    for side, images in sets.items():
-        (num, *size), fingerprint = images.summary
-        record[side] = {
-            "where": images.where,
-            "num_images": num,
-            "image_size": size,
-            "pixels": images.pixels,
-            "resized_by": "Pillow, bilinear, antialiased" if images.resized else None,
-            "fingerprint": fingerprint,
-        }
-    record["versions"] = inception.versions()
-    record["run"] = _record_of(Path(arguments.samples))
-    if held_out is not None:
+    given = sets.alike(given, channels=bool(spaces or arguments.held_out))
+    samples, reference = given["samples"], given["reference"]
+    networks = Inception(
+        {protocol.name: arguments.weights} if arguments.weights else {}, arguments.metrics
+    )
+    found, used = inception.by_inception(
+        samples.for_inception(), reference.for_inception(), networks, cache=arguments.cache_dir
+    )
+    for label, function in spaces.items():
+        scores = draws.feature_scores(function(samples.unit), function(reference.unit))
+        num = len(samples.pixels)
+        found += [metrics.measured(n, [value], space=label, num=num) for n, value in scores.items()]
+    if (held_out := given.get("held_out")) is not None:
         copied, shown = memorisation.search(
-            samples.unit, held_out.unit, reference.batches, {spaces.PIXELS: None, **named}
+            samples.unit, held_out.unit, reference.batches, {memorisation.PIXELS: None, **spaces}
         )
         found += copied
-        record["held_out"] = held_out.where
         if arguments.picture:
-            from experiments import pictures
-            from experiments.pictures.images import neighbours
-
             pictures.save(neighbours(samples.unit, shown), Path(arguments.picture))
-    return {"metrics": metrics.to_json(metrics.by_name(found)), **record}
+    return {
+        "metrics": metrics.to_json(metrics.by_name(found)),
+        "protocols": used,
+        "features": list(spaces),
+        "resized_by": "Pillow, bilinear, antialiased" if arguments.image_size else None,
+        **{name: _described(images) for name, images in given.items()},
+        "versions": _versions(),
+        "run": _record_of(Path(arguments.samples)),
+    }
+
+
+def _described(images: sets.Stored) -> dict[str, Any]:
+    num, *size = images.pixels.shape
+    return {
+        "where": images.where,
+        "num_images": num,
+        "image_size": size,
+        "pixels": str(images.pixels.dtype),
+        "fingerprint": images.fingerprint,
+    }
+
+
+def _spaces(names: list[str]) -> dict[str, Features]:
+    """Returns feature spaces by their names in names of metrics.
+
+    A space is "random_conv", or MODULE:FUNCTION to import.
+    """
+    found: dict[str, Features] = {}
+    for name in names:
+        module, _, label = name.partition(":")
+        function: Features = random_conv_features
+        if name == draws.BUILT_IN:
+            label = name
+        elif label:
+            try:
+                function = getattr(importlib.import_module(module), label)
+            except (ImportError, AttributeError) as error:
+                raise UserError(f"--features={name} cannot be imported: {error}") from error
+        else:
+            hint = nearest(name, (draws.BUILT_IN,)) or "."
+            raise UserError(
+                f"--features={name} is unknown{hint} Allowed: {draws.BUILT_IN}, or MODULE:FUNCTION"
+            )
+        if label in found or label == memorisation.PIXELS:
+            raise UserError(
+                f"--features: there are two feature spaces {label!r}, whose metrics would have the "
+                "same names; rename a function"
+            )
+        found[label] = function
+    return found
 
 
 def _record_of(samples: Path) -> Any:

@@ -67,6 +67,8 @@ def digits(source_class: str = "", target_class: str = "") -> Source:
         draw=draw,
         train_batches=lambda num=None: iter([train[spread(len(train), num)]]),
         held_out=lambda num, seed: held_out[:num],
+        num_train=len(train),
+        num_held_out=len(held_out),
         labels=Labels(train_labels, held_out_labels, classes),
         starts=starts,
         identity=name,

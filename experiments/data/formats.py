@@ -220,7 +220,7 @@ class Tree:
         images = self._images
         if part is not None:
             images = [(p[1:], e) for p, e in images if len(p) > 1 and p[0] == part]
-        labels, classes = None, ()
+        labels, classes = None, tuple[str, ...]()
         if all(len(path) > 1 for path, _ in images):
             folders = [path[0] for path, _ in images]
             names = sorted(set(folders))

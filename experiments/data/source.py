@@ -70,6 +70,8 @@ class Source(NamedTuple):
     # `(num, seed) -> examples` that training never sees, float32, at most `num`. Reads only those.
     # The seed matters only if examples are generated.
     held_out: Callable[[int, int], np.ndarray] = _refuse
+    num_train: int = 0  # Number of training images; 0 for generated examples.
+    num_held_out: int = 0
     density: Density | None = None  # `None` if it is not known.
     labels: Labels | None = None  # `None` if the data have no classes.
     # `(seed, batch size of this process, batches to skip, steps per dispatch) -> context of `Take`

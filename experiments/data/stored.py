@@ -67,6 +67,8 @@ def stored_source(options: Data) -> Source:
         draw=_make_draw(tuple(train), options.random_flip),
         train_batches=lambda num=None: _train_batches(real, pixels, num, reading),
         held_out=lambda num, seed: _first(unseen, num, reading),
+        num_train=len(real.records),
+        num_held_out=len(unseen.records),
         labels=labels,
         open_feed=None if in_memory else functools.partial(feed, train, reading),
         starts=_starts(held_out["source"], train["source"]) if "source" in train else None,

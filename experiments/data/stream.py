@@ -222,7 +222,7 @@ def feed(
 
 
 def _load(images: Images, index: int) -> dict[str, Any]:
-    example = {"pixels": images.load(int(index))}
+    example: dict[str, Any] = {"pixels": images.load(int(index))}
     if images.records.labels is not None:
         example["label"] = np.int32(images.records.labels[index])
     return example

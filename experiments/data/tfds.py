@@ -157,6 +157,7 @@ def open_split(folder: str, split: str) -> Records | None:
       DataError: if the set has no images, cannot be read without TensorFlow, or is damaged.
     """
     import tensorflow_datasets as tfds
+    from array_record.python import array_record_data_source as array_record
 
     try:
         for path in Path(folder).rglob("features.json"):
@@ -169,9 +170,7 @@ def open_split(folder: str, split: str) -> Records | None:
         if info.file_format == tfds.core.FileFormat.TFRECORD:
             examples = _TFRecords([str(path) for path in part.filepaths])
         elif info.file_format == tfds.core.FileFormat.ARRAY_RECORD:
-            from array_record.python.array_record_data_source import ArrayRecordDataSource
-
-            examples = ArrayRecordDataSource([str(path) for path in part.filepaths])
+            examples = array_record.ArrayRecordDataSource([str(path) for path in part.filepaths])
         else:
             raise ValueError(f"its format is {info.file_format.value}, not array_record")
     except Exception as error:  # Damaged JSON, features of a newer TFDS, missing files, and so on.

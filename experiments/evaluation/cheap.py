@@ -4,12 +4,12 @@ import math
 
 import numpy as np
 
-from experiments.data import Source
+from experiments.data.source import Source
 from experiments.errors import UserError
 from experiments.evaluation.classes import svc_of
+from experiments.evaluation.draws import BUILT_IN
 from experiments.evaluation.metrics import Metric, measured
 from experiments.evaluation.references import ImageReference
-from experiments.evaluation.spaces import BUILT_IN
 from fdrl_jax.metrics import energy_distance, frechet_distance, random_conv_features
 
 _MAX_POINTS = 5_000  # The distances of all pairs take a second.

@@ -168,10 +168,10 @@ DEFINITIONS: dict[str, Definition] = {
         "1: as near as new images. 0: copies.",
     ),
     "memorisation_p_value": Definition(
-        "evidence that samples are nearer to the training set than held-out images",
-        "Mann-Whitney test, one-sided",
+        "p-value of the copy test",
+        "Mann-Whitney test, one-sided, of distances to the nearest training image",
         None,
-        "A small value together with a high memorisation_auc points to copies.",
+        "A small value is suspicious, in particular with a high memorisation_auc.",
     ),
     "target_share": Definition(
         "share of translated images that a classifier assigns to the target",

@@ -12,10 +12,13 @@ import numpy as np
 
 from experiments.evaluation.metrics import Metric, measured
 from experiments.evaluation.references import ImageReference
+from fdrl_jax.metrics import frechet_distance, manifold_metrics
 
 _MAX_PER_DRAW = 1_000  # Images; some metrics need the distances of all pairs.
 NUM_DRAWS = 5
 MAX_SAMPLES = NUM_DRAWS * _MAX_PER_DRAW  # More samples, or prior samples, are in no draw.
+BUILT_IN = "random_conv"  # The feature space of fixed random filters.
+FEWEST_FOR_NEIGHBOURS = 6  # Images; density and coverage need the fifth neighbour of each.
 
 
 class Draw(NamedTuple):
@@ -100,3 +103,14 @@ def compare(
         )
         for definition in drawn[0][0]
     ]
+
+
+def feature_scores(rows: np.ndarray, reference: np.ndarray) -> dict[str, float]:
+    """Computes the Fréchet distance and, if there are enough images, manifold metrics.
+
+    Both are features: `rows` [N, D] and those of real images, [M, D].
+    """
+    found = {"frechet": frechet_distance(rows, reference)}
+    if min(len(rows), len(reference)) >= FEWEST_FOR_NEIGHBOURS:
+        found |= manifold_metrics(rows, reference)._asdict()
+    return found

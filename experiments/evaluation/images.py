@@ -1,15 +1,14 @@
 """Evaluation of images."""
 
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
-from experiments.errors import UserError
-from experiments.evaluation import Evaluation, Samples, classes, draws, memorisation, spaces
+from experiments.data.source import Source
+from experiments.errors import first_line
+from experiments.evaluation import Evaluation, Samples, classes, draws, memorisation
 from experiments.evaluation.classes import Classifier
-from experiments.evaluation.image_sets import ImageSet, in_memory
-from experiments.evaluation.inception import Inception, by_inception
+from experiments.evaluation.inception import ImageSet, Inception, by_inception
 from experiments.evaluation.metrics import by_name
 from experiments.evaluation.references import ImageReference
 from fdrl_jax.metrics import energy_distance, random_conv_features
@@ -22,15 +21,15 @@ def evaluate_images(
     reference: ImageReference,
     samples: Samples,
     *,
-    train_batches: Callable[[], Iterator[np.ndarray]] | None = None,
+    source: Source | None = None,
     classifier: Classifier | None = None,
     inception: Inception | None = None,
 ) -> Evaluation:
     """Compares samples, the prior and equally many real images with held-out images.
 
-    Refined samples are evaluated. Without batches of the training set, nearest training images and
-    Inception metrics are skipped, and the record says so. A classifier that was trained on the same
-    data has features that see objects. Inception metrics that fail are skipped as well.
+    Refined samples are evaluated. Without the training data as `source`, nearest training images
+    and Inception metrics are skipped, and the record says so. A classifier that was trained on the
+    same data has features that see objects. Inception metrics that fail are skipped as well.
     """
     record: dict[str, Any] = {
         "num_draws": draws.NUM_DRAWS,
@@ -48,32 +47,32 @@ def evaluate_images(
                 found, record[f"class_shares_{space}"] = classes.evaluate(space, one, pool)
                 metrics += found
         features = random_conv_features(images)
-        metrics += draws.compare(spaces.BUILT_IN, spaces.scores, features, chosen)
+        metrics += draws.compare(draws.BUILT_IN, draws.feature_scores, features, chosen)
         metrics += draws.compare(
             "", lambda x, y: {"pixel_energy_distance": energy_distance(x, y)}, images, chosen
         )
     else:
         record["skipped"].append("distances: fewer than 4 held-out images or 2 samples")
-    if train_batches is None:
-        record["skipped"].append("nearest training images: the training set is not available")
-        if inception is not None:
-            record["skipped"].append("Inception metrics: the training set is not available")
+    if source is None:
+        wanted = "nearest training images" + " and Inception metrics" * (inception is not None)
+        record["skipped"].append(f"{wanted}: the training set is not available")
         return Evaluation(by_name(metrics), record, {})
     most = min(_MAX_QUERIES, max(2, _MAX_QUERY_NUMBERS // int(np.prod(images.shape[1:]))))
     found, nearest = memorisation.search(
         images[rows["samples"][:most]],
         images[rows["held_out"][:most]],
-        train_batches,
-        {spaces.PIXELS: None, spaces.BUILT_IN: random_conv_features},
+        source.train_batches,
+        {memorisation.PIXELS: None, draws.BUILT_IN: random_conv_features},
     )
     metrics += found
     if inception is not None:
         # Not rounded here: the standard protocol rounds the images, the paper's does not.
-        ours = in_memory("samples of the run", samples.refined)
-        training_set = ImageSet(f"training set of {reference.name}", train_batches)
+        ours = ImageSet("samples of the run", lambda: iter([samples.refined]), is_rounded=False)
+        name, fingerprint = f"training set of {reference.name}", source.fingerprint
+        training_set = ImageSet(name, source.train_batches, fingerprint=fingerprint)
         try:
             found, record["protocols"] = by_inception(ours, training_set, inception)
             metrics += found
-        except UserError as error:  # The other metrics are not lost.
-            record["skipped"].append(f"Inception metrics: {error}")
+        except Exception as error:  # PyTorch may raise any error. The other metrics are not lost.
+            record["skipped"].append(f"Inception metrics: {first_line(error)}")
     return Evaluation(by_name(metrics), record, nearest)

@@ -1,194 +1,305 @@
-"""Inception metrics of one set of images against another, computed in a separate process."""
+"""Metrics of Inception networks by torch-fidelity, under two protocols.
+
+A protocol fixes weights, pixels and resizing. Values of different protocols are not comparable, so
+the protocol is part of a metric's name. Nothing is downloaded.
+"""
 
 import contextlib
+import functools
 import importlib.util
-import itertools
-import json
-import logging
 import os
-import platform
-import subprocess
-import sys
-import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any, NamedTuple
 
-import jax
 import numpy as np
-import PIL
-import scipy
 
-import fdrl_jax
-from experiments.data import digest, to_uint8
-from experiments.errors import UserError
-from experiments.evaluation.image_sets import ImageSet, check
+from experiments.data.decode import to_uint8
+from experiments.data.formats import digest
+from experiments.errors import UserError, first_line
+from experiments.evaluation.draws import FEWEST_FOR_NEIGHBOURS
 from experiments.evaluation.metrics import Estimate, Metric, with_count
-from experiments.evaluation.protocols import PROTOCOLS, Protocol, check_weights, prefixed
-from experiments.evaluation.spaces import FEWEST_FOR_NEIGHBOURS
+from experiments.files import replacing, sha256_of_file
+from experiments.settings import Settings
 from fdrl_jax.metrics import manifold_metrics
 
+DEFAULT_METRICS = ("fid", "kid", "precision_recall", "density_coverage")
+METRICS = (*DEFAULT_METRICS, "inception_score")
 _BATCH_SIZE = 64
 _KID_SUBSET_SIZE = 1_000  # The usual size; smaller if there are fewer images.
+# `pixels [B, 3, H, W], a tensor on the device -> features by layer, [B, D]`.
+_Network = Callable[[Any], dict[str, Any]]
+
+
+class Protocol(NamedTuple):
+    """A protocol of Inception metrics."""
+
+    name: str  # On the command line.
+    prefix: str  # Of the names of metrics; "" for the standard protocol.
+    weights_file: str  # Name of the file of weights.
+    sha256: str  # First digits of the SHA-256 of that file.
+    source: str  # Where to get the file.
+    metrics: tuple[str, ...]  # Some of `METRICS`.
+    pixels: str  # "uint8" or "float32".
+    resize_kernel: str  # How images are resized to the 299 x 299 pixels of the network.
+    setting: str  # The setting of the section `evaluate` for the file of weights.
+
+
+STANDARD = Protocol(
+    name="standard",
+    prefix="",
+    weights_file="weights-inception-2015-12-05-6726825d.pth",
+    sha256="6726825d",
+    source="the releases of https://github.com/toshas/torch-fidelity (v0.2.0)",
+    metrics=METRICS,
+    pixels="uint8",
+    resize_kernel="bilinear of TensorFlow 1, no antialiasing",
+    setting="inception_weights",
+)
+# The paper's protocol: floats that are not rounded, and torchvision's network for ImageNet.
+LEGACY = Protocol(
+    name="fid_legacy_fdrl",
+    prefix="legacy_fdrl",
+    weights_file="inception_v3_google-0cc3c7bd.pth",
+    sha256="0cc3c7bd",
+    source="torchvision, torchvision.models.Inception_V3_Weights.IMAGENET1K_V1.url",
+    metrics=("fid",),
+    pixels="float32",
+    resize_kernel="bilinear of PyTorch, align_corners=False, no antialiasing",
+    setting="legacy_weights",
+)
+PROTOCOLS = {protocol.name: protocol for protocol in (STANDARD, LEGACY)}
+
+
+class ImageSet(NamedTuple):
+    """Images of one size, which are read batch by batch and may not fit in memory."""
+
+    name: str  # For messages.
+    batches: Callable[[], Iterator[np.ndarray]]  # One pass, [B, H, W, C] in [-1, 1], float32.
+    is_rounded: bool = True  # To 256 levels, as in files of images.
+    fingerprint: str = ""  # A hash of the images, under which features are cached; "" for no cache.
 
 
 class Inception(NamedTuple):
-    """Inception metrics to compute: files of weights by name of the protocol, some of `METRICS`.
+    """Inception metrics to compute; each protocol computes those of `metrics` that it has."""
 
-    Each protocol computes the metrics that it supports.
-    """
-
-    weights: Mapping[str, str]
-    metrics: Sequence[str]
+    weights: Mapping[str, str]  # Files of weights by name of the protocol.
+    metrics: Sequence[str]  # Some of `METRICS`.
 
 
-def by_inception(
-    samples: ImageSet, reference: ImageSet, networks: Inception, *, cache: str | Path = ""
-) -> tuple[list[Metric], list[dict[str, Any]]]:
-    """Computes the metrics of Inception networks, and returns them with their protocols."""
-    metrics: list[Metric] = []
-    protocols = []
-    for name, weights in networks.weights.items():
-        protocol = PROTOCOLS[name]
-        wanted = [m for m in networks.metrics if m in protocol.metrics]
-        found, details = compute(samples, reference, protocol, weights, wanted, cache=cache)
-        metrics += found
-        protocols.append(details)
-    return metrics, protocols
-
-
-def versions() -> dict[str, str]:
-    """Returns the versions of the packages that compute metrics."""
-    modules = (fdrl_jax, jax, np, scipy, PIL)
-    return {m.__name__: m.__version__ for m in modules} | {"python": platform.python_version()}
-
-
-def compute(
-    samples: ImageSet,
-    reference: ImageSet,
-    protocol: Protocol,
-    weights_file: str,
-    metrics: Sequence[str],
-    *,
-    cache: str | Path = "",
-) -> tuple[list[Metric], dict[str, Any]]:
-    """Computes Inception metrics by torch-fidelity, and returns them with how they were computed.
-
-    Images are streamed to a separate process, which stores only their features. Features of the
-    reference are computed once and cached, by its pixels, the protocol and the weights.
+def check_weights(settings: Settings) -> dict[str, tuple[str, str]]:
+    """Returns file and SHA-256 of the weights that the settings name, by protocol.
 
     Raises:
-      UserError: for missing weights or packages, too few images or images that do not fit the
-        protocol, or a failed process.
+      UserError: for missing weights or packages.
     """
-    sha256 = check_ready(protocol, weights_file)
-    _check(samples, reference, protocol, metrics)
-    (ours, _), (real, fingerprint) = samples.summary, reference.summary
-    user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fdrl_jax"
-    cache = Path(cache or os.environ.get("FDRL_CACHE_DIR") or user_cache)
-    cache.mkdir(parents=True, exist_ok=True)
-    kept = cache / f"inception-{digest(fingerprint, protocol.name, sha256)}.npy"
-    drop_damaged(kept, real[0])
-    subset_size = min(_KID_SUBSET_SIZE, ours[0], real[0])
-    streamed = [samples] if kept.exists() else [samples, reference]
-    with tempfile.TemporaryDirectory(prefix="fdrl_evaluate_") as folder:
-        job: dict[str, Any] = {
-            "protocol": protocol.name,
-            "weights": str(Path(weights_file).resolve()),
-            "metrics": list(metrics),
-            "pixels": protocol.pixels,
-            "samples_shape": ours,
-            "reference_shape": real,
-            "reference_features": str(kept.resolve()),
-            "sample_features": str(Path(folder) / "features.npy"),
-            "kid_subset_size": subset_size,
-            "batch_size": _BATCH_SIZE,
-            "result": str(Path(folder) / "result.json"),
-        }
-        batches = itertools.chain.from_iterable(images.batches() for images in streamed)
-        is_float = protocol.pixels == "float32"
-        pixels = (batch.astype(np.float32) if is_float else to_uint8(batch) for batch in batches)
-        result = _run(job, pixels)
-        features = np.load(job["sample_features"])
-    found = {name: Estimate(*value) for name, value in result["metrics"].items()}
-    if "density_coverage" in metrics:
-        manifold = manifold_metrics(features, np.load(kept))
-        found |= {"density": Estimate(manifold.density), "coverage": Estimate(manifold.coverage)}
-    named = [
-        Metric(with_count(prefixed(protocol, sha256, metric), ours[0]), metric, value)
-        for metric, value in found.items()
-    ]
-    others = "" if sha256.startswith(protocol.sha256) else " with other weights"
-    details = {
-        "protocol": f"{protocol.name}{others}",
-        "weights_file": Path(weights_file).name,
-        "weights_sha256": sha256,
-        "pixels": protocol.pixels,
-        "resize_kernel": protocol.resize_kernel,
-        "kid_subset_size": subset_size,
-        "device": result["device"],
-        "versions": result["versions"],
+    given = {p.name: getattr(settings.evaluate, p.setting) for p in PROTOCOLS.values()}
+    return {
+        name: (file, check_ready(PROTOCOLS[name], file)) for name, file in given.items() if file
     }
-    return named, details
 
 
 def check_ready(protocol: Protocol, weights_file: str) -> str:
     """Returns the SHA-256 of the weights of a protocol, if its metrics can be computed here.
 
     Raises:
-      UserError: for missing weights or packages.
+      UserError: for missing weights or packages; says where to get them.
     """
-    sha256 = check_weights(protocol, weights_file)
-    packages = ("torch", "torchvision", "torch_fidelity")
-    needed = [name for name in packages if importlib.util.find_spec(name) is None]
-    if needed:
-        raise UserError(f"{', '.join(needed)} is not installed: pip install -e '.[eval]'")
-    return sha256
-
-
-def _check(
-    samples: ImageSet, reference: ImageSet, protocol: Protocol, metrics: Sequence[str]
-) -> None:
-    if protocol.pixels == "float32" and samples.pixels == "uint8":
+    if not weights_file or not Path(weights_file).is_file():
+        missing = f"{weights_file} does not exist" if weights_file else "weights are missing"
         raise UserError(
-            f"{samples.where} was rounded to 256 levels, which protocol {protocol.name!r} forbids: "
+            f"{missing}: the protocol {protocol.name!r} needs the file {protocol.weights_file} "
+            f"(SHA-256 begins with {protocol.sha256}) from {protocol.source}; download it and set "
+            f"--weights=FILE, or --config.evaluate.{protocol.setting}=FILE for a run"
+        )
+    packages = ("torch", "torchvision", "torch_fidelity")
+    if needed := [name for name in packages if importlib.util.find_spec(name) is None]:
+        raise UserError(f"{', '.join(needed)} is not installed: pip install -e '.[eval]'")
+    return sha256_of_file(Path(weights_file))
+
+
+def by_inception(
+    samples: ImageSet, reference: ImageSet, networks: Inception, *, cache: str = ""
+) -> tuple[list[Metric], list[dict[str, Any]]]:
+    """Computes metrics of Inception networks, and returns them with a description per protocol.
+
+    Features of the reference are cached in a folder, by default `~/.cache/fdrl_jax`.
+
+    Raises:
+      UserError: for missing or wrong weights, missing packages, or images that do not fit.
+    """
+    metrics: list[Metric] = []
+    described = []
+    for name, weights in networks.weights.items():
+        wanted = [metric for metric in networks.metrics if metric in PROTOCOLS[name].metrics]
+        found, details = _compute(samples, reference, PROTOCOLS[name], weights, wanted, cache)
+        metrics += found
+        described.append(details)
+    return metrics, described
+
+
+def _compute(
+    samples: ImageSet,
+    reference: ImageSet,
+    protocol: Protocol,
+    weights: str,
+    wanted: Sequence[str],
+    cache: str,
+) -> tuple[list[Metric], dict[str, Any]]:
+    if protocol.pixels == "float32" and samples.is_rounded:
+        raise UserError(
+            f"{samples.name} was rounded to 256 levels, which protocol {protocol.name!r} forbids: "
             "use an .npz with float32 in [-1, 1] under arr_0, or --mode=evaluate on a run"
         )
-    check(samples, reference)
-    num = min(images.summary[0][0] for images in (samples, reference))
-    by_neighbours = [m for m in metrics if m in ("precision_recall", "density_coverage")]
+    sha256 = check_ready(protocol, weights)
+    import torch
+    import torch_fidelity
+    import torchvision
+
+    network = _network(protocol, weights, with_classes="inception_score" in wanted)
+    layers = _features(network, samples, protocol)
+    real = _cached(network, reference, protocol, digest(protocol.name, sha256), cache)
+    num = len(layers["2048"])
+    subset_size = min(_KID_SUBSET_SIZE, num, len(real))
+    values = _values(layers, real, wanted, subset_size)
+    name = prefixed(protocol, sha256, "{}")
+    metrics = [Metric(with_count(name.format(m), num), m, value) for m, value in values.items()]
+    others = "" if sha256.startswith(protocol.sha256) else " with other weights"
+    return metrics, {
+        "protocol": f"{protocol.name}{others}",
+        "weights_file": Path(weights).name,
+        "weights_sha256": sha256,
+        "pixels": protocol.pixels,
+        "resize_kernel": protocol.resize_kernel,
+        "kid_subset_size": subset_size,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "versions": {m.__name__: m.__version__ for m in (torch, torchvision, torch_fidelity)},
+    }
+
+
+def prefixed(protocol: Protocol, sha256: str, metric: str) -> str:
+    """Returns the name of a metric under a protocol, with weights of this SHA-256.
+
+    It is `fid` for the standard protocol and `fid_legacy_fdrl` for that of the paper. Values with
+    other weights are not comparable with published ones, so their name has the hash of the weights.
+    """
+    name = f"{metric}_{protocol.prefix}" if protocol.prefix else metric
+    return name if sha256.startswith(protocol.sha256) else f"{name}_weights_{sha256[:8]}"
+
+
+def _values(
+    samples: Mapping[str, Any], reference: Any, wanted: Sequence[str], kid_subset_size: int
+) -> dict[str, Estimate]:
+    """Computes metrics of features [N, 2048] of samples, by layer, and of real images."""
+    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+    from torch_fidelity.metric_isc import isc_features_to_metric
+    from torch_fidelity.metric_kid import kid_features_to_metric
+    from torch_fidelity.metric_prc import prc_features_to_metric
+
+    ours = samples["2048"]
+    num = min(len(ours), len(reference))
+    by_neighbours = {"precision_recall", "density_coverage"} & set(wanted)
     if by_neighbours and num < FEWEST_FOR_NEIGHBOURS:
-        names = ", ".join(by_neighbours)
+        names = ", ".join(sorted(by_neighbours))
         raise UserError(f"{names}: expected at least {FEWEST_FOR_NEIGHBOURS} images, got {num}")
+    values: dict[str, Estimate] = {}
+    if "fid" in wanted:
+        statistics = [fid_features_to_statistics(x) for x in (ours, reference)]
+        found = fid_statistics_to_metric(*statistics, verbose=False)
+        values["fid"] = Estimate(found["frechet_inception_distance"])
+    if "kid" in wanted:
+        size = kid_subset_size
+        found = kid_features_to_metric(ours, reference, kid_subset_size=size, verbose=False)
+        mean_and_std = (found[f"kernel_inception_distance_{part}"] for part in ("mean", "std"))
+        values["kid"] = Estimate(*mean_and_std)
+    if "precision_recall" in wanted:
+        found = prc_features_to_metric(ours, reference, save_cpu_ram=True, verbose=False)
+        values |= {name: Estimate(found[name]) for name in ("precision", "recall")}
+    if "inception_score" in wanted:
+        found = isc_features_to_metric(samples["logits_unbiased"])
+        mean_and_std = (found[f"inception_score_{part}"] for part in ("mean", "std"))
+        values["inception_score"] = Estimate(*mean_and_std)
+    if "density_coverage" in wanted:
+        manifold = manifold_metrics(ours.numpy(), reference.numpy())
+        values |= {name: Estimate(getattr(manifold, name)) for name in ("density", "coverage")}
+    return values
 
 
-def drop_damaged(kept: Path, num_images: int) -> None:
-    """Removes cached features unless they are [num_images, 2048]."""
-    if not kept.exists():
-        return
+def _network(protocol: Protocol, weights: str, *, with_classes: bool) -> _Network:
+    """Returns the network of a protocol, with its weights, on the device."""
+    import torch
+    from torch_fidelity.utils import create_feature_extractor
+
     try:
-        fine = np.load(kept, mmap_mode="r").shape == (num_images, 2048)
-    except (OSError, ValueError, EOFError):
-        fine = False
-    if not fine:
-        logging.getLogger("fdrl").warning("%s is damaged; computing it again", kept)
-        kept.unlink()
-
-
-def _run(job: dict[str, Any], pixels: Iterable[np.ndarray]) -> Any:
-    command = [sys.executable, "-m", "experiments.evaluation.inception_process", json.dumps(job)]
-    root = Path(__file__).resolve().parents[2]
-    done = subprocess.Popen(command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
-    # A process that has failed stops reading; its exit code and result say why.
-    with contextlib.suppress(BrokenPipeError), done, cast(BinaryIO, done.stdin) as stream:
-        for part in pixels:
-            stream.write(np.ascontiguousarray(part).tobytes())
-    if done.returncode:
-        raise UserError(
-            f"the process of the Inception metrics ended with exit code {done.returncode}; its "
-            "error message is above"
+        # Rejects files with anything but tensors, because torch-fidelity would execute it.
+        state = torch.load(weights, map_location="cpu", weights_only=True)
+        if protocol is LEGACY:
+            return _legacy_network(state)
+        extractor = create_feature_extractor(  # With TensorFlow's weights, for uint8 images.
+            "inception-v3-compat",
+            ["2048", "logits_unbiased"] if with_classes else ["2048"],
+            cuda=torch.cuda.is_available(),
+            feature_extractor_weights_path=weights,
+            verbose=False,
         )
-    result = json.loads(Path(job["result"]).read_text())
-    if "error" in result:
-        raise UserError(result["error"])
-    return result
+    except Exception as error:  # torch and pickle may raise any error on other files.
+        what = f"{weights} does not contain weights of this network"
+        raise UserError(f"{what}: {first_line(error)}") from error
+    return lambda images: extractor.convert_features_tuple_to_dict(extractor(images))
+
+
+def _legacy_network(state: dict[str, Any]) -> _Network:
+    """The network of torchvision up to its last pooling, for floats in [-1, 1]."""
+    import torch
+    from torchvision.models import Inception3
+
+    network = Inception3(transform_input=False, init_weights=False)
+    network.load_state_dict(state)
+    network.fc = torch.nn.Identity()
+    network.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+
+    def features(images: Any) -> dict[str, Any]:
+        resize = functools.partial(torch.nn.functional.interpolate, mode="bilinear")
+        return {"2048": network(resize(images, (299, 299), align_corners=False))}
+
+    return features
+
+
+def _features(network: _Network, images: ImageSet, protocol: Protocol) -> dict[str, Any]:
+    """Returns features of images by layer, [N, D] on the host; grey images become colour images."""
+    import torch
+    from tqdm import tqdm
+
+    parts: dict[str, list[Any]] = {}
+    with tqdm(unit="image", desc="Inception features", leave=False) as bar:
+        for batch in images.batches():
+            levels = to_uint8(batch) if protocol.pixels == "uint8" else batch.astype(np.float32)
+            for first in range(0, len(levels), _BATCH_SIZE):
+                part = torch.from_numpy(levels[first : first + _BATCH_SIZE])
+                pixels = part.permute(0, 3, 1, 2).expand(-1, 3, -1, -1)
+                with torch.no_grad():
+                    found = network(pixels.cuda() if torch.cuda.is_available() else pixels)
+                for layer, features in found.items():
+                    parts.setdefault(layer, []).append(features.cpu())
+                bar.update(len(part))
+    return {layer: torch.cat(features) for layer, features in parts.items()}
+
+
+def _cached(
+    network: _Network, reference: ImageSet, protocol: Protocol, identity: str, cache: str
+) -> Any:
+    """Returns the features of real images, [N, 2048], from the cache or computed and cached."""
+    import torch
+
+    usual = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fdrl_jax"
+    folder = Path(cache or os.environ.get("FDRL_CACHE_DIR") or usual)
+    kept = folder / f"inception-{digest(reference.fingerprint, identity)}.npy"
+    if reference.fingerprint and kept.exists():
+        with contextlib.suppress(OSError, ValueError, EOFError):  # A damaged file is replaced.
+            return torch.from_numpy(np.load(kept))
+    features = _features(network, reference, protocol)["2048"]
+    if reference.fingerprint:
+        folder.mkdir(parents=True, exist_ok=True)
+        with replacing(kept) as file:
+            np.save(file, features.numpy())
+    return features

@@ -7,8 +7,11 @@ import numpy as np
 from scipy.stats import mannwhitneyu
 
 from experiments.evaluation.metrics import Metric, measured
-from experiments.evaluation.spaces import Features
 from fdrl_jax.metrics.rows import flat
+
+# `images [N, H, W, C] float32 in [-1, 1] -> features [N, D] or [N, ...]`.
+Features = Callable[[np.ndarray], np.ndarray]
+PIXELS = "pixels"  # The feature space of the pixels themselves.
 
 
 class Neighbours(NamedTuple):

@@ -1,6 +1,5 @@
 """Metrics with their spread, next to the values of the prior and of real data."""
 
-import itertools
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
@@ -112,20 +111,15 @@ def to_json(metrics: Metrics) -> dict[str, dict[str, Any]]:
 
 
 def from_json(stored: Mapping[str, Mapping[str, Any]]) -> Metrics:
-    """The inverse of `to_json`.
-
-    Raises:
-      KeyError, TypeError or ValueError: for content that `to_json` cannot return.
-    """
+    """The inverse of `to_json`."""
     read = []
     for name, fields in stored.items():
-        for key in itertools.chain(*_SIDES):
-            is_missing = fields[key] is None and key == "value"
-            if is_missing or not isinstance(fields[key], int | float | None):
-                raise TypeError(f"{key!r} holds {str(fields[key])[:80]!r}")
         samples, *others = (Estimate(*(fields[key] for key in keys)) for keys in _SIDES)
-        known = [None if side.value is None else side for side in others]
-        read.append(Metric(name, fields["definition"], samples, *known))
+        prior, real = (
+            side if fields[key] is not None else None
+            for key, side in zip(("prior", "real"), others, strict=True)
+        )
+        read.append(Metric(name, fields["definition"], samples, prior, real))
     return by_name(read)
 
 
@@ -143,19 +137,14 @@ def rows(metrics: Metrics) -> list[tuple[str, ...]]:
 
 
 def table(metrics: Metrics, start: str = "prior") -> str:
-    """Returns the table for a terminal without its empty columns, followed by `summary`."""
+    """Returns the table for a terminal, without its empty columns, and a note."""
     padded = []
     for column in zip(columns(start), *rows(metrics), strict=True):
         if set(column[1:]) != {_NOTHING}:
             width = max(map(len, column))
             padded.append([cell.ljust(width) for cell in column])
     lines = ["  ".join(cells).rstrip() for cells in zip(*padded, strict=True)]
-    return "\n".join([*lines, "", summary(metrics, start)])
-
-
-def summary(metrics: Metrics, start: str = "prior") -> str:
-    """Returns a note, and a sentence per headline metric: where samples are on the way to start."""
-    return "\n".join([NOTE, *(_sentence(*item, start) for item in _placed(metrics))])
+    return "\n".join([*lines, "", NOTE])
 
 
 def verdict(metrics: Metrics, start: str = "prior") -> str:
@@ -164,48 +153,27 @@ def verdict(metrics: Metrics, start: str = "prior") -> str:
     The headline metric in which the samples are worst decides. Its relative distance is at most 0.1
     for good samples, 0.5 for fair ones and 1 for weak ones.
     """
-    for m in metrics.values():
-        if m.defined.headline and not math.isfinite(m.value):
-            return f"No verdict: the {m.defined.words} ({m.name}) is not a finite number."
-    placed = _placed(metrics)
+    headlines = [metric for metric in metrics.values() if metric.defined.headline]
+    for m in headlines:
+        if not math.isfinite(m.value):
+            return f"No verdict: {m.name} is not a finite number."
+    placed = [(left, m) for m in headlines if (left := m.relative_distance) is not None]
     if not placed:
         return f"No verdict: no headline metric distinguishes real data from the {start}."
     left, worst = max(placed, key=lambda item: item[0])
-    words = f"the {worst.defined.words} ({worst.name})"
-    scope = f"in all {len(placed)} headline metrics" if len(placed) > 1 else f"by {words}"
     if left <= _GOOD:
-        where = f"at most {_on_the_way(max(left, 0.0), start)}"
-        return f"Good: the samples are close to real data {scope}, {where}."
-    if left > 1.0:
-        return f"Poor: by {words}, the samples are further from real data than the {start} is."
-    where = f"at {_on_the_way(left, start)}"
-    if left <= _FAIR:
-        return f"Fair: the samples are nearer to real data than to the {start}; {words} is {where}."
-    return f"Weak: the samples are only a little better than the {start}; {words} is {where}."
-
-
-def _placed(metrics: Metrics) -> list[tuple[float, Metric]]:
-    """Returns the headline metrics that place samples between real data and their start."""
-    headlines = [(m.relative_distance, m) for m in metrics.values() if m.defined.headline]
-    return [(left, m) for left, m in headlines if left is not None and math.isfinite(left)]
-
-
-def _sentence(left: float, metric: Metric, start: str) -> str:
-    if left > 1.0:
-        verdict = f"the samples are further from real data than the {start} is"
-    elif left < 0.0:
-        verdict = "the samples score no worse than real data of the same number"
+        judged = "Good", "are close to real data"
+    elif left <= _FAIR:
+        judged = "Fair", f"are closer to real data than to the {start}"
+    elif left <= 1.0:
+        judged = "Weak", f"are only a little better than the {start}"
     else:
-        verdict = f"the samples are at {_on_the_way(left, start)}"
-    words = metric.defined.words
+        judged = "Poor", f"are further from real data than the {start} is"
+    real, prior = _with_spread(worst.real), _with_spread(worst.prior)
     return (
-        f"{words[0].upper()}{words[1:]} ({metric.name}, {metric.defined.direction} is better): "
-        f"{verdict}."
+        f"{judged[0]}: by {worst.name}, samples {judged[1]} ({format_value(worst.value)}; real "
+        f"data {real}; {start} {prior})."
     )
-
-
-def _on_the_way(left: float, start: str) -> str:
-    return f"{100 * left:.0f}% of the distance from real data (0%) to the {start} (100%)"
 
 
 def _with_spread(side: Estimate | None) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
-from experiments.data import Source
+from experiments.data.source import Source
 from experiments.evaluation import Evaluation, Samples
 from experiments.evaluation.draws import NUM_DRAWS
 from experiments.evaluation.metrics import Metric, by_name, measured

@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.data import Labels, Source, Starts, digits, to_uint8, to_unit
+from experiments.data.decode import to_uint8, to_unit
+from experiments.data.digits import digits
+from experiments.data.source import Labels, Source, Starts
 from experiments.errors import DataError, UserError
 from experiments.files import read_npz, replacing
 
@@ -43,20 +45,12 @@ def too_few(num_held_out: int | None) -> str:
     """Returns what is wrong with few held-out images, or "" for enough or an unknown number."""
     if num_held_out is None or num_held_out >= _FEW_IMAGES:
         return ""
-    return (
-        f"only {num_held_out} held-out images are stored: distances mean little below about "
-        f"{_FEW_IMAGES}"
-    )
-
-
-def max_stored(event_shape: tuple[int, ...]) -> int:
-    """Returns the largest number of held-out images that a reference stores."""
-    return min(_MAX_HELD_OUT, max(2, _MAX_BYTES // int(np.prod(event_shape))))
+    return f"only {num_held_out} held-out images: distances mean little below about {_FEW_IMAGES}"
 
 
 def of_images(source: Source) -> ImageReference:
     """Returns the reference of images; reads only those training images that it stores."""
-    most = max_stored(source.event_shape)
+    most = min(_MAX_HELD_OUT, max(2, _MAX_BYTES // int(np.prod(source.event_shape))))
     images = source.held_out(most, 0)
     labels = None if source.labels is None else np.asarray(source.labels.held_out[: len(images)])
     reference = ImageReference(source.name, images, labels)
@@ -100,9 +94,7 @@ def load(path: Path) -> ImageReference:
       DataError: if the file is missing, is damaged, or has other content.
     """
     try:
-        fields = read_npz(path)  # Files of earlier versions have more.
-        known = {k: _restored(fields[k]) for k in ImageReference._fields if k in fields}
-        return ImageReference(**known)
+        return ImageReference(**{name: _restored(value) for name, value in read_npz(path).items()})
     except (UserError, TypeError) as error:
         raise DataError(f"{path} is not a stored reference, or is damaged: {error}") from error
 

@@ -71,7 +71,7 @@ def evaluate_translation(
 
 def domains_of(settings: Settings) -> tuple[str, str]:
     """Returns the names of the source and the target of a run."""
-    return settings["data.source_class"] or "source", settings["data.target_class"] or "target"
+    return settings.data.source_class or "source", settings.data.target_class or "target"
 
 
 def caption(metrics: Metrics) -> str:

@@ -1,0 +1,121 @@
+"""Sets of images from any program: a folder, a zip, an .npz, or a split of a TFDS data set."""
+
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from experiments.data import tfds
+from experiments.data.decode import Transform, to_unit
+from experiments.data.formats import Records, Tree, digest, open_archive, read_array, read_headers
+from experiments.data.stream import Reading, decode_all, probe
+from experiments.errors import DataError
+from experiments.evaluation.inception import ImageSet
+
+_BATCH_SIZE = 1_000
+
+
+class Stored(NamedTuple):
+    """All images of a set."""
+
+    where: str  # Name of the set for messages: the path, or the split.
+    pixels: np.ndarray  # uint8 [N, H, W, C], or float32 in [-1, 1] if they were never rounded.
+
+    @property
+    def unit(self) -> np.ndarray:
+        """The images in [-1, 1], float32."""
+        return to_unit(self.pixels) if self.pixels.dtype == np.uint8 else self.pixels
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the pixels, the same in every format."""
+        return digest(self.pixels.shape, self.pixels)
+
+    def for_inception(self) -> ImageSet:
+        is_rounded = self.pixels.dtype == np.uint8
+        return ImageSet(self.where, self.batches, is_rounded, self.fingerprint)
+
+    def batches(self) -> Iterator[np.ndarray]:
+        """Yields the images in [-1, 1], float32, in one pass."""
+        for first in range(0, len(self.pixels), _BATCH_SIZE):
+            yield self._replace(pixels=self.pixels[first : first + _BATCH_SIZE]).unit
+
+
+def load(where: str, data_dir: str = "", image_size: int = 0) -> Stored:
+    """Reads a set of at least two images, with one channel if all of them are grey.
+
+    It is a folder or a zip of images, an .npz whose `arr_0` is uint8 [N, H, W, C], or float32 in
+    [-1, 1], or tfds:NAME:SPLIT in `data_dir`. An array keeps its channels. The images are resized
+    and cropped to a square of `image_size`, unless it is 0.
+
+    Raises:
+      DataError: for images that are missing, are damaged, or have different sizes.
+    """
+    is_array = where.endswith(".npz")
+    if is_array and (floats := _floats(where)) is not None:
+        if image_size and floats.shape[1:3] != (image_size, image_size):
+            raise DataError(f"{where}: floating-point images cannot be resized")
+        return _checked(Stored(where, floats))
+    transform = Transform(image_size=image_size, channels=0 if is_array else 3)
+    pixels = decode_all(probe(_open(where, data_dir), transform), Reading(), where)
+    if not is_array and all((image == image[..., :1]).all() for image in pixels):
+        pixels = pixels[..., :1]
+    return _checked(Stored(where, pixels))
+
+
+def alike(sets: Mapping[str, Stored], *, channels: bool) -> dict[str, Stored]:
+    """Returns sets of equal shapes, which can be compared pixel by pixel if `channels` matter.
+
+    Grey files get equal channels if any set is in colour: grey images are often stored in colour,
+    for instance the samples of a run on them.
+
+    Raises:
+      DataError: for images of different sizes, or of different channels.
+    """
+    found = dict(sets)
+    if any(images.pixels.shape[-1] == 3 for images in sets.values()):
+        for name, (where, pixels) in sets.items():
+            if pixels.shape[-1] == 1 and not where.endswith(".npz"):
+                found[name] = Stored(where, np.repeat(pixels, 3, axis=-1))
+    shapes = {images.where: images.pixels.shape for images in found.values()}
+    if len({shape[1:3] for shape in shapes.values()}) > 1:
+        sizes = " and ".join(f"{k} has images of {s[2]} x {s[1]} pixels" for k, s in shapes.items())
+        raise DataError(f"{sizes}; set --image_size to resize them")
+    if channels and len({shape[3] for shape in shapes.values()}) > 1:
+        counts = ", ".join(f"{where} has {shape[3]}" for where, shape in shapes.items())
+        raise DataError(f"the numbers of channels differ: {counts}")
+    return found
+
+
+def _open(where: str, data_dir: str) -> Records:
+    if not where.startswith(tfds.PREFIX):
+        return open_archive(where)[0] if where.endswith(".npz") else Tree(where).records()
+    name, _, split = where.removeprefix(tfds.PREFIX).rpartition(":")
+    if not name:
+        raise DataError(f"{where}: the split is missing; write it as in tfds:cifar10:train")
+    folder = tfds.find(name, data_dir)
+    records = tfds.open_split(folder, split)
+    if records is None:
+        raise DataError(f"{folder} has no split {split!r}")
+    return records
+
+
+def _floats(where: str) -> np.ndarray | None:
+    """Returns the images of an .npz of floating-point numbers; `None` for any other file."""
+    try:
+        header = read_headers(where).get("arr_0")
+        if header is None or not np.issubdtype(header.dtype, np.floating):
+            return None
+        array = read_array(where, "arr_0")
+    except ValueError:  # The reader of uint8 images reports what is wrong with the file.
+        return None
+    is_images = array.ndim == 4 and array.shape[-1] in (1, 3)
+    if not (is_images and np.abs(array).max(initial=0.0) <= 1.0):
+        raise DataError(f"{where}: floating-point images must be [N, H, W, 1 or 3] in [-1, 1]")
+    return array.astype(np.float32)
+
+
+def _checked(images: Stored) -> Stored:
+    if len(images.pixels) < 2:
+        raise DataError(f"{images.where}: expected at least 2 images, got {len(images.pixels)}")
+    return images
