@@ -1,4 +1,4 @@
-"""Times of the paper's estimators (flow step, train step, compilation), next to PyTorch eager.
+"""Times of the paper's estimators (flow step, training step, compilation), next to PyTorch eager.
 
 Run: python -m benchmarks.estimators [--networks resnet32,...] [--batches 8,...]
   [--precisions float32,bfloat16] [--torch_python PATH] [--torch_compile] [--json FILE]
@@ -9,6 +9,7 @@ if the figures matter.
 """
 
 import argparse
+import functools
 import itertools
 import json
 import subprocess
@@ -24,41 +25,35 @@ import jax.numpy as jnp
 import optax
 
 import fdrl_jax as fdrl
-from benchmarks.sizes import SIZES
+from benchmarks.accelerator import hlo, work
 from benchmarks.timing import alternate
+from experiments import precision as precision_lib
 from experiments.files import write_json
-from experiments.machine import processor, xla_flags
 from fdrl_jax import networks
+from fdrl_jax.training import rng
 from fdrl_jax.training.problem import Constants, Estimator, FlowParams, Problem
 
+# Width and height of the images for each of the paper's networks, in pixels.
+SIZES = {"resnet32": 32, "resnet64": 64, "resnet64_shallow": 64, "resnet128": 128}
 NUM_FLOW_STEPS = 5
-_FLOW = {"step_size": 3.0, "noise_scale": 0.01}
+FLOW = {"step_size": 3.0, "noise_scale": 0.01}
 
 
-def ours(name: str, batch: int, precision: str) -> tuple[dict[str, Callable[[], Any]], dict]:
-    """Returns our contenders, and figures of the compiler."""
-    size = SIZES[name]
-    net = networks.resnet(name, dtype=precision)
-    shape = (size, size, 3)
-    variables = jax.jit(net.init)(jax.random.key(0), jnp.zeros((1, *shape)))
+def ours(
+    spec: networks.ResNetSpec, size: int, batch: int, precision: str, num_flow_steps: int
+) -> tuple[dict[str, Callable[[], Any]], dict[str, float]]:
+    """Returns our contenders, "flow" and "train", and figures of the compiler."""
+    dtype = "bfloat16" if precision == "bfloat16" else "float32"
+    net, shape = networks.resnet(spec, dtype=dtype), (size, size, 3)
     x = jax.random.uniform(jax.random.key(1), (batch, *shape), minval=-1.0)
-
-    def potential(variables: Any) -> Callable[[jax.Array], jax.Array]:
-        return fdrl.first_variation(lambda x: net.apply(variables, x), "kl")
-
-    def run_flow(variables: Any, x: jax.Array) -> jax.Array:
-        key = jax.random.key(2)
-        prepared = networks.prepare(net, variables)
-        return fdrl.flow(key, x, potential(prepared), num_steps=NUM_FLOW_STEPS, **_FLOW)
-
-    prior = fdrl.priors.uniform(shape)
+    variables = jax.jit(net.init)(jax.random.key(0), x[:1])
     optimizer = optax.adam(1e-4)
     problem = Problem(
         Estimator.from_network(net),
         fdrl.bregman.LR,
         fdrl.divergences.KL,
-        FlowParams(NUM_FLOW_STEPS, **_FLOW),
-        prior.sample,
+        FlowParams(num_flow_steps, **FLOW),
+        fdrl.priors.uniform(shape).sample,
     )
     step = fdrl.training.steps.make_train_step(
         problem,
@@ -66,22 +61,33 @@ def ours(name: str, batch: int, precision: str) -> tuple[dict[str, Callable[[], 
         draw=lambda data, host_batch, key, positions: {"real": data},
         batch_size=batch,
     )
-    state = fdrl.training.state.create(dict(variables), optimizer)
-    root = fdrl.training.rng.root_key(0)
-    started = time.perf_counter()
-    flow = jax.jit(run_flow).lower(variables, x).compile()
-    compile_seconds = time.perf_counter() - started
-    train = jax.jit(step).lower(root, state, Constants(x, ()), None).compile()
-    memory = train.memory_analysis()
-    figures = {
-        "compile_flow_seconds": compile_seconds,
-        "train_step_temporary_bytes": memory.temp_size_in_bytes,
+    state, root = fdrl.training.state.create(dict(variables), optimizer), rng.root_key(0)
+    keys = rng.example_keys(root, rng.Stream.FLOW, jnp.arange(batch))
+
+    def flow(keys: jax.Array, variables: Any, x: jax.Array) -> jax.Array:
+        potential = problem.potential(variables)
+        return fdrl.flow(keys, x, potential, num_steps=num_flow_steps, **FLOW)
+
+    programs = {
+        "flow": (flow, (keys, variables, x)),
+        "train": (step, (root, state, Constants(x, ()), None)),
     }
-    contenders = {
-        "flow": lambda: jax.block_until_ready(flow(variables, x)),
-        "train": lambda: jax.block_until_ready(train(root, state, Constants(x, ()), None)),
-    }
+    contenders, figures = {}, {}
+    for what, (function, arguments) in programs.items():
+        started = time.perf_counter()
+        lowered = jax.jit(function).lower(*arguments)
+        compiled = lowered.compile()
+        figures[f"{what}_compile_seconds"] = time.perf_counter() - started
+        figures[f"{what}_flops"] = work.flops(hlo.parse(lowered.as_text(dialect="hlo")))
+        memory = compiled.memory_analysis()
+        if memory is not None:
+            figures[f"{what}_temporary_bytes"] = memory.temp_size_in_bytes
+        contenders[what] = functools.partial(_wait_for, compiled, *arguments)
     return contenders, figures
+
+
+def _wait_for(compiled: Callable[..., Any], *arguments: Any) -> None:
+    jax.block_until_ready(compiled(*arguments))
 
 
 @contextmanager
@@ -105,7 +111,7 @@ def pytorch(
         "precision": precision,
         "compiled": compiled,
         "device": device,
-        "flow": {"num_steps": num_flow_steps, **_FLOW},
+        "flow": {"num_steps": num_flow_steps, **FLOW},
     }
     program = Path(__file__).with_name("torch_resnet.py")
     command = [python, str(program), json.dumps(settings)]
@@ -131,8 +137,8 @@ def measure(
     name: str, batch: int, precision: str, rounds: int, torch_python: str, torch_compile: bool
 ) -> dict[str, Any]:
     """Times one network; all contenders take turns."""
-    contenders, figures = ours(name, batch, precision)
     spec, size = networks.SPECS[name], SIZES[name]
+    contenders, figures = ours(spec, size, batch, precision, NUM_FLOW_STEPS)
     with pytorch(torch_python, spec, size, batch, precision, torch_compile) as other:
         seconds = alternate(contenders | other, rounds)
     result = {
@@ -163,9 +169,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="timed calls of each")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     arguments = parser.parse_args()
-    xla_flags.set_cpu_flags(bfloat16="bfloat16" in arguments.precisions)
-    print(f"processor: {processor.describe()}; jax {jax.__version__}")
-    print(f"oneDNN kernels: {'on' if xla_flags.uses_onednn() else 'off'}")
+    precision_lib.set_cpu_flags(bfloat16="bfloat16" in arguments.precisions)
+    print(precision_lib.describe_devices())
+    print(f"oneDNN kernels: {'on' if precision_lib.uses_onednn() else 'off'}")
     lists = (arguments.networks, arguments.batches, arguments.precisions)
     results = []
     for name, batch, precision in itertools.product(*(text.split(",") for text in lists)):

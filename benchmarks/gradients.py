@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.machine import processor, xla_flags
+from experiments.precision import describe_devices, set_cpu_flags, uses_onednn
 
 BOUNDS = {"bfloat16": 1.5e-2, "float32": 2e-5}  # Relative to the largest entry.
 KERNELS, STRIDES, BATCHES = (1, 3, 5), (1, 2), (1, 2, 4, 8, 16, 17)
@@ -45,9 +45,9 @@ def draw_cases(num: int, random: np.random.Generator) -> list[Case]:
 
 def errors(case: Case, precision: str, random: np.random.Generator) -> dict[str, float]:
     """Largest errors of the output and of both gradients, relative to the largest entry."""
+    import jax
     import jax.numpy as jnp
 
-    from experiments.machine.hardware import convolution_errors
     from fdrl_jax.networks import convolve
 
     outputs = [-(-length // case.stride) for length in case.size]
@@ -57,8 +57,37 @@ def errors(case: Case, precision: str, random: np.random.Generator) -> dict[str,
         (case.batch, *outputs, case.channels_out),
     )
     drawn = (random.standard_normal(shape).astype(jnp.dtype(precision)) for shape in shapes)
-    convolution = functools.partial(convolve, stride=case.stride)
-    return convolution_errors(convolution, *drawn, stride=case.stride)
+    x, kernel, g = drawn
+
+    @jax.jit
+    def computed(x: jax.Array, kernel: jax.Array, g: jax.Array) -> tuple[jax.Array, ...]:
+        output, pullback = jax.vjp(functools.partial(convolve, stride=case.stride), x, kernel)
+        return output, *pullback(g)
+
+    names = ("output", "gradient to the input", "gradient to the kernel")
+    wanted = _exact(case.stride, *(a.astype(np.float64) for a in (x, kernel, g)))
+    return {
+        name: float(np.abs(np.asarray(got, np.float64) - want).max() / np.abs(want).max())
+        for name, got, want in zip(names, computed(x, kernel, g), wanted, strict=True)
+    }
+
+
+def _exact(
+    stride: int, x: np.ndarray, kernel: np.ndarray, g: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A convolution and its gradients, computed from the definition."""
+    pad = kernel.shape[0] // 2
+    height, width = g.shape[1:3]
+    padded = np.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    output, gx, gk = np.zeros_like(g), np.zeros_like(padded), np.zeros_like(kernel)
+    for row, column in np.ndindex(kernel.shape[:2]):
+        x_there, gx_there = (
+            a[:, row::stride, column::stride][:, :height, :width] for a in (padded, gx)
+        )
+        output += x_there @ kernel[row, column]
+        gx_there += g @ kernel[row, column].T
+        gk[row, column] = np.tensordot(x_there, g, ([0, 1, 2], [0, 1, 2]))
+    return output, gx[:, pad : pad + x.shape[1], pad : pad + x.shape[2]], gk
 
 
 def main() -> None:
@@ -68,8 +97,8 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=300, help="number of cases")
     parser.add_argument("--seed", type=int, default=0, help="seed of the cases and their numbers")
     arguments = parser.parse_args()
-    xla_flags.set_cpu_flags(bfloat16=arguments.precision == "bfloat16")
-    print(f"processor: {processor.describe()}; oneDNN: {xla_flags.uses_onednn()}", flush=True)
+    set_cpu_flags(bfloat16=arguments.precision == "bfloat16")
+    print(f"{describe_devices()}; oneDNN kernels: {'on' if uses_onednn() else 'off'}", flush=True)
     random = np.random.default_rng(arguments.seed)
     num_wrong, largest = 0, 0.0
     for case in draw_cases(arguments.cases, random):

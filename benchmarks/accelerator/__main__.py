@@ -21,9 +21,8 @@ from benchmarks.accelerator import agreement, page, speed, training
 from benchmarks.accelerator.budget import FULL, SMALL, Budget, Scale
 from benchmarks.estimators import pytorch
 from benchmarks.timing import alternate
-from experiments.errors import UserError
+from experiments import precision as precision_lib
 from experiments.files import write_json, write_text
-from experiments.machine import xla_flags
 
 # Shares of the time that are kept for what follows.
 _FOR_TRAINING, _FOR_PYTORCH = 0.35, 0.15
@@ -37,11 +36,11 @@ def main() -> None:
     parser.add_argument("--data_dir", default="", help="CIFAR-10: folder or zip of images, or TFDS")
     parser.add_argument("--small", action="store_true", help="everything in seconds, for a CPU")
     arguments = parser.parse_args()
-    xla_flags.set_cpu_flags()
+    precision_lib.set_cpu_flags()
     scale, budget = (SMALL if arguments.small else FULL), Budget(60.0 * arguments.minutes)
     started = time.monotonic()
     results: dict[str, Any] = {
-        "device": speed.describe(),
+        "device": precision_lib.describe_devices(),
         "version": fdrl_jax.__version__,
         "small": arguments.small,
         "config": scale.config,
@@ -65,7 +64,11 @@ def main() -> None:
     for name in scale.networks:
         _measure(name, scale, budget, results)
         save()
-    _train(scale, budget, arguments.folder, arguments.data_dir, results)
+    if scale is FULL and not arguments.data_dir:
+        results["skipped"].append("training: --data_dir=CIFAR10 is missing")
+    else:
+        seconds = max(budget.left - 15.0, scale.min_training_seconds)
+        results["training"] = training.train(scale, arguments.folder, arguments.data_dir, seconds)
     save()
     print(page.page(results))
     wrong = [row for row in results["agreement"] if not max(row["errors"].values()) <= row["bound"]]
@@ -111,7 +114,7 @@ def _compare_with_pytorch(
         with pytorch(
             sys.executable,
             speed.spec(name),
-            speed.image_shape(name)[0],
+            speed.size(name),
             scale.batch_size,
             precision,
             compiled,
@@ -135,21 +138,6 @@ def _compare_with_pytorch(
                 },
             }
         )
-
-
-def _train(
-    scale: Scale, budget: Budget, folder: Path, data_dir: str, results: dict[str, Any]
-) -> None:
-    """Profiles and trains with what is left of the time."""
-    if scale is FULL and not data_dir:
-        results["skipped"].append("training: --data_dir=CIFAR10 is missing")
-    try:
-        results["gaps"] = training.host_gaps(scale)
-    except UserError as error:
-        results["skipped"].append(f"gaps: {error}")
-    if scale is not FULL or data_dir:
-        seconds = max(budget.left - 15.0, scale.min_training_seconds)
-        results["training"] = training.train(scale, folder, data_dir, seconds)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import numpy as np
 
 import fdrl_jax as fdrl
 from benchmarks.accelerator import speed
+from benchmarks.estimators import FLOW
 from fdrl_jax import networks
 
 # Largest relative errors, by norm: rounding adds up over some 25 layers, and tips activations over
@@ -18,15 +19,17 @@ _NUM_FLOW_STEPS = 5
 
 def compare(name: str, precision: str, num_images: int) -> dict[str, float]:
     """Returns the relative errors of a network on the first device, by what was compared."""
-    shape = (num_images, *speed.image_shape(name))
+    size = speed.size(name)
+    shape = (num_images, size, size, 3)
     images = np.random.default_rng(0).uniform(-1.0, 1.0, shape)
     # The same weights for both, drawn where nothing is rounded to less than float32.
-    net = speed.network(name, "float32")
+    net = networks.resnet(speed.spec(name), dtype="float32")
     variables = jax.tree.map(
         np.asarray, jax.jit(net.init)(jax.random.key(0), jnp.zeros((1, *shape[1:])))
     )
     with jax.default_matmul_precision(precision):
-        got = _computed(speed.network(name, precision), variables, images.astype(np.float32))
+        dtype = "bfloat16" if precision == "bfloat16" else "float32"
+        got = _computed(net.clone(dtype=dtype), variables, images.astype(np.float32))
     with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
         doubled = jax.tree.map(lambda a: a.astype(np.float64), variables)
         wanted = _computed(net.clone(dtype=jnp.float64), doubled, images)
@@ -48,7 +51,7 @@ def _computed(net: networks.ResNet, variables: Any, images: np.ndarray) -> dict[
             x,
             potential,
             num_steps=_NUM_FLOW_STEPS,
-            step_size=speed.FLOW["step_size"],
+            step_size=FLOW["step_size"],
             noise_scale=0.0,
         )
         return {

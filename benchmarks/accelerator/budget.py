@@ -5,35 +5,20 @@ from typing import NamedTuple
 
 
 class Scale(NamedTuple):
-    """How large everything is.
+    """How large everything is."""
 
-    Attributes:
-      networks: names in the paper's table; "small" is a network of two blocks.
-      precisions: of the computation, the most important one first.
-      batch_size: images of a flow step and of a train step.
-      num_flow_steps: of a timed flow, and of a train step.
-      num_exact_images: images of the comparison with float64.
-      matrix_size: side of the matrices whose product gives the peak.
-      rounds: timed calls of each function.
-      torch_compile: with and without `torch.compile`, which takes minutes on a CPU.
-      config: what is trained at the end.
-      changes: settings of that training.
-      num_samples: in its picture.
-      min_training_seconds: that the training gets if the other parts took too long.
-    """
-
-    networks: tuple[str, ...]
-    precisions: tuple[str, ...]
-    batch_size: int
-    num_flow_steps: int
-    num_exact_images: int
-    matrix_size: int
-    rounds: int
-    torch_compile: tuple[bool, ...]
-    config: str
-    changes: dict[str, object]
-    num_samples: int
-    min_training_seconds: float
+    networks: tuple[str, ...]  # Names in the paper's table; "small" has one block.
+    precisions: tuple[str, ...]  # Of the computation, the most important one first.
+    batch_size: int  # Images of a flow step and of a training step.
+    num_flow_steps: int  # Of a timed flow, and of a training step.
+    num_exact_images: int  # In the comparison with float64.
+    matrix_size: int  # Side of the matrices whose product gives the peak.
+    rounds: int  # Timed calls of each function.
+    torch_compile: tuple[bool, ...]  # With and without it; it takes minutes on a CPU.
+    config: str  # What is trained at the end,
+    changes: dict[str, object]  # with these settings.
+    num_samples: int  # In the picture.
+    min_training_seconds: float  # That training gets if the other parts took too long.
 
 
 FULL = Scale(

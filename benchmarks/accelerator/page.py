@@ -34,7 +34,7 @@ def _speed(results: dict[str, Any]) -> Iterator[str]:
     peaks = (f"{name} {value / 1e12:.4g}" for name, value in results["peaks"].items())
     yield f"Peak of a matrix product, TFLOP/s: {', '.join(peaks)}."
     yield ""
-    yield "| network | precision | flow step, ms | of peak | train step, ms | of peak | compiled |"
+    yield "| network | precision | flow step, ms | of peak | training, ms | of peak | compiled |"
     yield "|---|---|---|---|---|---|---|"
     for row in results["speed"]:
         peak = results["peaks"].get(row["precision"])
@@ -51,7 +51,7 @@ def _speed(results: dict[str, Any]) -> Iterator[str]:
         yield ""
         yield "PyTorch in the same run; above 1, PyTorch takes longer:"
         yield ""
-        yield "| network | precision | PyTorch | flow, PyTorch / ours | train step, the same |"
+        yield "| network | precision | PyTorch | flow, PyTorch / ours | training step, the same |"
         yield "|---|---|---|---|---|"
     for row in results["pytorch"]:
         form = "torch.compile" if row["compiled"] else "eager"
@@ -82,21 +82,14 @@ def _training(results: dict[str, Any]) -> Iterator[str]:
     yield ""
     yield "## Training"
     yield ""
-    gaps, training = results.get("gaps"), results.get("training")
-    if gaps:
-        share = gaps["device_idle_share"]
-        idle = "not seen by the profiler here" if share is None else f"{share:.2%} of the time"
-        yield (
-            f"Gaps between kernels, in dispatches of {gaps['steps_per_dispatch']} train steps: "
-            f"{idle}."
-        )
+    training = results.get("training")
     if training and "error" in training:
         yield training["error"]
     elif training:
         yield (
-            f"`{results['config']}`: {training['steps']:,} train steps, loss "
+            f"`{results['config']}`: {training['steps']:,} training steps, loss "
             f"{training['loss']:.4g}, {training['images_per_second']:,.4g} images per second."
         )
         if "picture" in training:
             yield ""
-            yield f"![Samples after {training['steps']:,} train steps]({training['picture']})"
+            yield f"![Samples after {training['steps']:,} training steps]({training['picture']})"

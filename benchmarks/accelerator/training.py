@@ -1,60 +1,25 @@
-"""A training of the program itself, on real data: images per second, gaps, and a picture."""
+"""A training of the program itself, on real data: images per second, and a picture."""
 
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
-from benchmarks import trace
 from benchmarks.accelerator.budget import Scale
-from experiments import build, command_line, settings
-from experiments.data import DataOptions, load_if_given
-from experiments.machine import hardware
-from experiments.training import metrics_log
-from fdrl_jax.training import parallel
+from experiments import log
 
-_NUM_PROFILED = 3  # Dispatches.
 _STOPPED = 4  # Exit code of a training that was asked to stop, and saved its state.
 
 
-def host_gaps(scale: Scale) -> dict[str, Any]:
-    """Profiles the train step of the config as training dispatches it, one after the other."""
-    wanted = settings.checked(command_line.load_config(scale.config) | scale.changes)
-    used = hardware.prepare(wanted)
-    source, _ = load_if_given(DataOptions(**settings.section(used, "data")))
-    experiment = build.experiment(used, source)
-    training = build.ratio_training(experiment)
-    num, dispatch = parallel.num_devices(), used["train.steps_per_dispatch"]
-    _, _, _, shapes, *_ = training.argument_shapes(num)
-    host_batches = jax.tree.map(lambda s: np.zeros((num, *s.shape), s.dtype), shapes)
-    run_steps = parallel.map_steps(training.repeated_step())
-    key, state, *others = training.blank_arguments(host_batches, dispatch)
-
-    def run() -> None:
-        nonlocal state
-        for _ in range(_NUM_PROFILED):
-            state, _ = run_steps(key, state, *others)
-        jax.block_until_ready(state)
-
-    run()  # Compiles.
-    return {"device_idle_share": trace.device_idle_share(run), "steps_per_dispatch": dispatch}
-
-
 def train(scale: Scale, folder: Path, data_dir: str, seconds: float) -> dict[str, Any]:
-    """Trains for a time, then draws samples of the last checkpoint into a picture.
+    """Trains for these seconds, then draws samples of the last checkpoint into a picture.
 
-    Args:
-      scale: what is trained.
-      folder: of the run and the picture.
-      data_dir: where the data are; "" where the config names built-in ones.
-      seconds: for training and samples together.
+    `data_dir` is a folder or zip of images, or what TFDS has written; "" for built-in data.
     """
     workdir = folder / "run"
     changes = [f"--config.{key}={value}" for key, value in scale.changes.items()]
@@ -64,7 +29,7 @@ def train(scale: Scale, folder: Path, data_dir: str, seconds: float) -> dict[str
         if not Path(data_dir, scale.config).is_dir():  # Not a set that TFDS has prepared.
             command.append("--config.data.name=folder")
     code = _run(command, seconds * 0.8)
-    logged = metrics_log.read(workdir / "metrics.jsonl")
+    logged = log.read(workdir / "metrics.jsonl")
     if code not in (0, _STOPPED) or not logged:
         return {"error": f"training ended with code {code}: {shlex.join(command)}"}
     rates = [line["examples_per_second"] for line in logged if "examples_per_second" in line]
@@ -89,8 +54,8 @@ def _run(arguments: list[str], seconds: float) -> int | None:
             return process.wait(seconds)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGTERM)
-        started = time.monotonic()
-        while process.poll() is None and time.monotonic() - started < 60.0:
-            time.sleep(0.5)
-        process.kill()
-        return process.wait()
+        try:
+            return process.wait(60.0)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return process.wait()

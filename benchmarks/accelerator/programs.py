@@ -1,16 +1,16 @@
-"""Train steps of the paper's configs, compiled once per case for machines that are not there."""
+"""Training steps of the paper's configs, compiled once per case for machines that are not there."""
 
 import functools
 import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from benchmarks.accelerator import compiler, hlo, targets, work
+from benchmarks.accelerator.compiler import Compiled
+from benchmarks.accelerator.targets import Target
 from experiments import settings
-from experiments.command_line import load_config
-from experiments.data import DataOptions, load_if_given
-from experiments.planning import compiler, hlo, targets, work
-from experiments.planning.compiler import Compiled
-from experiments.planning.targets import Target
+from experiments.main import read_config
+from experiments.settings import Settings
 
 # Every kind of layer of the paper's networks, in seconds of compilation.
 SMALL = {
@@ -21,7 +21,7 @@ SMALL = {
 
 
 class Case(NamedTuple):
-    """A train step to compile.
+    """A training step to compile.
 
     Attributes:
       config: of the paper; it fixes the size of the images.
@@ -60,7 +60,7 @@ CASES = (
 
 
 class Step(NamedTuple):
-    """A compiled train step.
+    """A compiled training step.
 
     Attributes:
       compiled: what XLA made.
@@ -76,7 +76,7 @@ class Step(NamedTuple):
     program: hlo.Program
     flow: str
     target: Target
-    settings: settings.Settings
+    settings: Settings
     state: object
     has_distributed_factor: bool
 
@@ -92,7 +92,7 @@ class Step(NamedTuple):
     @property
     def batch_size(self) -> int:
         """Examples per device."""
-        return self.settings["train.batch_size"] // self.target.num_devices
+        return self.settings.train.batch_size // self.target.num_devices
 
     def _inside(self, computation: str) -> Iterator[hlo.Instruction]:
         for instruction in self.program.computations.get(computation, ()):
@@ -105,13 +105,13 @@ class Step(NamedTuple):
 def step(case: Case) -> Step:
     """Compiles a case."""
     changes = {} if case.is_full else {**SMALL, "prior.rank": case.rank}
-    config = load_config(case.config) | changes | {"precision": case.precision}
-    used = compiler.prepare(settings.checked(config))
-    target = targets.parse(case.target)
-    source, _ = load_if_given(DataOptions(**settings.section(used, "data")))
-    compiled = compiler.train_step(used, source, compiler.devices_of(target))
+    config, _ = read_config(case.config)
+    wanted = settings.from_config(config.to_dict())
+    used = compiler.prepare(settings.replace(wanted, {**changes, "precision": case.precision}))
+    target, source = targets.parse(case.target), compiler.source_of(used.data)
+    compiled = compiler.training_step(used, source, compiler.devices_of(target))
     program = hlo.parse(compiled.text)
-    flow = program.loop_body(used["flow.num_steps"])
+    flow = program.loop_body(used.flow.num_steps)
     assert flow is not None
     arguments, _ = compiled.lowered.args_info
     _, state, constants, *_ = arguments

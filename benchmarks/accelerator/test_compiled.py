@@ -1,4 +1,4 @@
-"""What the compilers for GPUs and TPUs make of the train step, read from the compiled text.
+"""What the compilers for GPUs and TPUs make of the training step, read from the compiled text.
 
 Nothing runs: there is no GPU and no TPU. Each test names what would be slow, or wrong, on one.
 """
@@ -7,10 +7,9 @@ import math
 import re
 
 import jax
-import programs
 import pytest
 
-from experiments.planning import work
+from benchmarks.accelerator import programs, work
 
 HOST_TARGETS = re.compile(r"callback|infeed|outfeed|SendToHost|RecvFromHost", re.I)
 # XLA sends the gradients in a few parts of limited size, so that the first may start early.

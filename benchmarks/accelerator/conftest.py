@@ -1,11 +1,8 @@
 """Compilers of GPUs and TPUs in this process, which must be set up before JAX is imported."""
 
-import os
+from benchmarks.accelerator import environment
 
-from experiments.planning import environment
-
-os.environ.pop("XLA_FLAGS", None)
-os.environ.update(environment.without_devices())
+environment.set_up()
 
 
 def pytest_addoption(parser):
@@ -18,7 +15,7 @@ def pytest_addoption(parser):
 
 def pytest_generate_tests(metafunc):
     if "case" in metafunc.fixturenames:
-        import programs
+        from benchmarks.accelerator import programs
 
         full = metafunc.config.getoption("--full")
         cases = [case for case in programs.CASES if full or not case.is_full]

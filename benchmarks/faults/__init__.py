@@ -1,1 +1,0 @@
-"""Fault injection: faults in the real program, and what is lost."""
