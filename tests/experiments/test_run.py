@@ -1,8 +1,6 @@
-"""A run is frozen when it is created: nothing changes later that its results depend on.
+"""A run is frozen when it is created: nothing changes later that its results depend on."""
 
-Tests of commands that are refused, or of data that change, compare the whole folder.
-"""
-
+import contextlib
 import json
 import os
 import shutil
@@ -14,15 +12,12 @@ import pytest
 from PIL import Image
 from small_runs import SMALL_RESNET, command, contents, start, train
 
-from experiments import run
-from experiments.data import DataOptions, load
+from experiments import draw, run, settings
+from experiments.data import load
 from experiments.errors import UserError
-from experiments.sampling.draw import sample_state
-from experiments.sampling.opened import open_checkpoint
 from fdrl_jax.training import parallel
 
-# Written by every command, or by libraries when a folder is opened.
-VOLATILE = ("lock", "commands.jsonl")
+VOLATILE = ("lock", "commands.jsonl")  # Written by every command that trains.
 
 
 def frozen(folder):
@@ -31,8 +26,8 @@ def frozen(folder):
 
 
 def samples_of(folder, num=6):
-    opened = open_checkpoint(command("sample", folder))
-    return sample_state(opened.experiment, opened.checkpoint.state, num).refined
+    opened = run.open_checkpoint(command("sample", folder))
+    return draw.sample_state(opened.experiment, opened.state, num).refined
 
 
 def repaint(folder):
@@ -40,244 +35,347 @@ def repaint(folder):
         Image.new("RGB", (8, 8), (250, 250, 250)).save(path)
 
 
-# Under a cosine schedule, the number of steps is a part of every step.
-EXTENSIBLE = {"optimizer.schedule": "constant"}
-
-
 @pytest.fixture
 def own_images(image_folder, tmp_path):
     """A copy of the images that a test may change."""
-    shutil.copytree(image_folder, tmp_path / "images")
-    return tmp_path / "images"
+    return shutil.copytree(image_folder, tmp_path / "images")
 
 
 @pytest.fixture
 def own_run(own_images, tmp_path):
-    """A run on these images, created with its prior and trained for two steps."""
-    changes = {"data.dir": own_images, "data.image_size": 8, "train.num_steps": 2, **SMALL_RESNET}
-    rarely = {"checkpoint.every_steps": 100, "snapshot.every_steps": 100}
-    train(tmp_path / "run", {**changes, **rarely, **EXTENSIBLE}, "folder:tiny")
+    """A run on these images, with its prior, that is created but not trained."""
+    # Under a cosine schedule, the number of steps is a part of every step.
+    changes = {"data.dir": own_images, "data.image_size": 8, "optimizer.schedule": "constant"}
+    rarely = {"checkpoint.every_steps": 100, "snapshot.every_steps": 100, "train.num_steps": 2}
+    train(tmp_path / "run", {**changes, **rarely, **SMALL_RESNET}, "folder:tiny")
     return run.open_run(tmp_path / "run")
 
 
-def test_samples_use_the_prior_at_creation_even_if_every_image_is_edited(own_run, own_images):
+def test_samples_use_the_prior_at_creation_even_if_every_image_is_edited(
+    own_run, own_images, caplog
+):
     before, files = samples_of(own_run.root), frozen(own_run.root)
     repaint(own_images)
     np.testing.assert_array_equal(samples_of(own_run.root), before)
     assert frozen(own_run.root) == files
-
-
-def test_resuming_on_edited_images_warns_and_keeps_the_prior(own_run, own_images, caplog):
-    before = (own_run.root / "prior.npz").read_bytes()
-    repaint(own_images)
     train(own_run.root, {"train.num_steps": 3})
     assert "other sizes or modification times" in caplog.text
-    assert (own_run.root / "prior.npz").read_bytes() == before
+    assert (own_run.root / "prior.npz").read_bytes() == files["prior.npz"]
 
 
-def test_resuming_on_images_that_were_added_or_removed_is_refused(own_run, own_images):
+def test_resuming_on_images_that_were_removed_is_refused(own_run, own_images):
     files = frozen(own_run.root)
     next(own_images.rglob("*.png")).unlink()
-    with pytest.raises(UserError, match="images were added, removed or renamed"):
+    with pytest.raises(UserError, match="images or labels were added, removed, renamed"):
         train(own_run.root, {"train.num_steps": 3})
     assert frozen(own_run.root) == files
-
-
-def test_streamed_images_with_classes_may_be_skipped_when_a_run_resumes(image_folder, tmp_path):
-    options = DataOptions("folder", str(image_folder), in_memory_megabytes=0)
-    one, other = (load(options._replace(on_error=value)) for value in ("stop", "skip"))
-    assert one.classes != other.classes
-    record = {"kind": "ratio", "settings": {}, "command": "", "prior_sha256": None}
-    for then, now in ((one, other), (other, one)):
-        data = run.describe_data(then)
-        created = run.Run(tmp_path, {**record, "reference_sha256": None, "data": data})
-        created.check_data(now)
-        with pytest.raises(UserError, match="identity"):
-            created.check_data(now._replace(identity="other"))
 
 
 def test_a_run_works_on_another_machine_without_its_data(
     own_run, own_images, tmp_path, monkeypatch
 ):
+    expected = samples_of(own_run.root)
     shutil.rmtree(own_images)
-    elsewhere = tmp_path / "elsewhere"
-    shutil.copytree(own_run.root, elsewhere / "run")
-    shutil.rmtree(own_run.root)
-    monkeypatch.chdir(elsewhere)
-    folder = Path("run")
-    start("sample", folder, num_samples=5)
-    start("strips", folder, num_samples=2)
-    start("interpolate", folder)
-    start("curve", folder, None, {"curve.lengths": (0, 3)}, num_samples=8)
-    start("export", folder, platforms="cpu")
-    start("evaluate", folder, num_samples=16)
-    (file,) = folder.glob("evaluations/*/record.json")
-    skipped = json.loads(file.read_text())["details"]["skipped"]
-    assert any("training data" in str(reason) for reason in skipped)
-    start("report", folder)
-    assert (elsewhere / "run" / "samples" / "step_2.npz").is_file()
-    for name in ("strips.png", "interpolation.png"):
-        assert (elsewhere / "run" / "pictures" / name).is_file()
+    shutil.move(own_run.root, tmp_path / "elsewhere" / "run")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    np.testing.assert_array_equal(samples_of(Path("run")), expected)
+    assert run.open_run(Path("run")).id == own_run.id
+
+
+@pytest.mark.parametrize("edited", ["images", "labels", ""])
+def test_resuming_on_an_array_with_other_pixels_or_labels_is_refused(edited, tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 1), np.uint8)
+    stored = {"images": images, "labels": np.arange(20) % 3}
+    np.savez(tmp_path / "data.npz", **stored)
+    data = {"data.name": "npz", "data.dir": str(tmp_path / "data.npz"), "data.channels": 1}
+    created = new(tmp_path / "run", settings.from_config(data))
+    if edited:
+        stored[edited] = stored[edited][::-1]
+    np.savez(tmp_path / "data.npz", **stored)
+    changed = load.load(created.settings.data)
+    if not edited:
+        created.check_data(changed)
+        return
+    with pytest.raises(UserError, match=r"images or labels were .* replaced"):
+        created.check_data(changed)
 
 
 @pytest.mark.parametrize(
-    ("mode", "changes"),
+    ("changes", "is_allowed"),
     [
-        ("sample", {"prior.jitter": 0.5}),
-        ("sample", {"data.image_size": 30}),
-        ("evaluate", {"network.width": 5}),
-        ("interpolate", {"loss.divergence": "js"}),
-        ("export", {"train.ema_rate": 0.5}),
-        ("train", {"prior.jitter": 0.5}),
-        ("prior", {"prior.jitter": 0.5}),
-        ("train", {"train.batch_size": 8}),
+        ({"flow.step_size": 0.5, "seed": 7, "sample.weights": "raw"}, True),
+        ({"evaluate.num_samples": 50, "condition.weight": 1.0}, True),
+        ({"prior.jitter": 0.5}, False),
+        ({"train.ema_rate": 0.5}, False),
     ],
 )
-def test_a_rejected_command_changes_nothing(mode, changes, of_images):
-    before = frozen(of_images.root)
-    with pytest.raises(UserError, match=next(iter(changes))):
-        start(mode, of_images.root, None, changes)
-    assert frozen(of_images.root) == before
+def test_samples_may_have_other_flows_but_not_other_networks(changes, is_allowed, trained):
+    if is_allowed:
+        assert settings.changed(trained.overridden(changes)).items() >= changes.items()
+        return
+    with pytest.raises(UserError, match=rf"{next(iter(changes))} is 0\.5 but was"):
+        trained.overridden(changes)
 
 
-@pytest.mark.parametrize("key", ["evaluate.inception_weights", "evaluate.legacy_weights"])
-def test_a_missing_file_that_is_read_after_training_is_named_before_it(key, tmp_path):
-    with pytest.raises(UserError, match=r"nowhere does not exist"):
-        start("train", tmp_path / "run", "swissroll:tiny", {key: "nowhere"})
-    assert not any(tmp_path.iterdir())
+def test_free_settings_may_change_on_resume_and_others_may_not(trained):
+    free = settings.replace(trained.settings, {"log.every_steps": 1, "data.num_threads": 2})
+    assert trained.resumed(free) == free
+    for changes in ({"flow.step_size": 0.5}, {"train.batch_size": 8}, {"loss.divergence": "js"}):
+        with pytest.raises(UserError, match=rf"{next(iter(changes))} is .* but was"):
+            trained.resumed(settings.replace(trained.settings, changes))
 
 
-def test_a_free_setting_may_change_on_resume_and_every_command_is_logged(of_images):
-    before = (of_images.root / "run.json").read_bytes()
-    start("train", of_images.root, None, {"log.every_steps": 1})
-    assert (of_images.root / "run.json").read_bytes() == before
-    log = (of_images.root / "commands.jsonl").read_text().splitlines()
-    first, second = (json.loads(line)["command"] for line in log)
-    assert "--config=folder:tiny" in first
-    assert second.endswith(f"--workdir={of_images.root} --config.log.every_steps=1")
-    assert run.open_run(of_images.root).command == first
-
-
-def test_where_the_data_are_is_not_stored_unless_it_was_given(own_images, tmp_path, monkeypatch):
-    monkeypatch.setenv("FDRL_DATA_DIR", str(own_images))
-    changes = {"data.image_size": 8, "train.num_steps": 1, **SMALL_RESNET, **EXTENSIBLE}
-    train(tmp_path / "run", changes, "folder:tiny")
-    record = (tmp_path / "run" / "run.json").read_text()
-    assert str(own_images) not in record
-    moved = own_images.rename(tmp_path / "moved")
-    monkeypatch.setenv("FDRL_DATA_DIR", str(moved))
-    train(tmp_path / "run", {"train.num_steps": 2})
-
-
-def test_an_error_says_why_a_cosine_schedule_cannot_be_longer(of_images):
-    wanted = of_images.settings | {"train.num_steps": 6, "optimizer.schedule": "cosine"}
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_training_may_be_longer_unless_its_schedule_depends_on_it(schedule, tmp_path):
+    wanted = settings.from_config({"optimizer.schedule": schedule, "train.num_steps": 4})
+    created = new(tmp_path / "run", wanted)
+    longer = settings.replace(wanted, {"train.num_steps": 6})
+    if schedule == "constant":
+        assert created.resumed(longer).train.num_steps == 6
+        return
     with pytest.raises(UserError, match=r"is 6 but was 4\..* a longer training is a new run\. Use"):
-        of_images.resumed(wanted)
+        created.resumed(longer)
 
 
-def test_later_commands_find_the_data_where_the_first_one_did(
-    own_images, tmp_path, monkeypatch, capsys
-):
+def new(root, wanted=None, kind="ratio", data_dir=""):
+    """Creates a run on the swiss roll without training it."""
+    wanted = wanted or settings.Settings()
+    with run.locked_folder(root):
+        source = load.load(wanted.data)
+        return run.create(root, kind, wanted, source, None, "a command", data_dir)
+
+
+def edit(root, **changes):
+    """Changes `run.json` as a program would that knows its digest."""
+    record = json.loads((root / "run.json").read_text()) | changes
+    record.pop("sha256")
+    (root / "run.json").write_text(json.dumps({**record, "sha256": run.sha256_of_json(record)}))
+
+
+@pytest.mark.parametrize("name", ["jax_threefry_partitionable", "jax_random_seed_offset"])
+def test_other_random_numbers_are_refused_when_a_run_resumes(name, tmp_path):
+    created, before = new(tmp_path / "run"), getattr(jax.config, name)
+    jax.config.update(name, not before)
+    try:
+        with pytest.raises(UserError, match=rf"random numbers would not be .*: {name} .* \(was "):
+            created.resumed(created.settings)
+    finally:
+        jax.config.update(name, before)
+    assert created.resumed(created.settings) == created.settings
+
+
+def test_another_version_or_device_is_only_reported(tmp_path, caplog):
+    new(tmp_path / "run")
+    environment = json.loads((tmp_path / "run" / "run.json").read_text())["environment"]
+    edit(tmp_path / "run", environment=environment | {"jaxlib": "0.1", "XLA_FLAGS": "--x"})
+    created = run.open_run(tmp_path / "run")
+    assert created.resumed(created.settings) == created.settings
+    (message,) = (r.getMessage() for r in caplog.records if r.name == "fdrl")
+    assert "the last digits of results may differ" in message
+    assert "(was 0.1)" in message
+    assert "(was --x)" in message
+
+
+def test_every_command_is_logged_and_the_first_one_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    created = new(tmp_path / "run")
+    created.log_command(f"train --config={tmp_path}/c.py")
+    created.log_command("train again")
+    lines = (tmp_path / "run" / "commands.jsonl").read_text().splitlines()
+    commands = [json.loads(line)["command"] for line in lines]
+    assert commands == ["train --config=~/c.py", "train again"]
+    assert run.open_run(tmp_path / "run").command == "a command"
+
+
+def test_later_commands_find_the_data_where_the_first_one_did(tmp_path, monkeypatch):
     monkeypatch.delenv("FDRL_DATA_DIR", raising=False)
-    monkeypatch.chdir(own_images.parent)
-    folder, changes = tmp_path / "run", {"data.image_size": 8, **SMALL_RESNET}
-    start("prior", folder, "folder:tiny", changes, data_dir=own_images.name)
-    recipe = f"recipe for colour images of 8 x 8 pixels on a {jax.default_backend().upper()}"
-    assert recipe in capsys.readouterr().out
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "images").mkdir()
+    created = new(tmp_path / "run", data_dir="images")
     monkeypatch.chdir(tmp_path / "run")
-    start("prior", folder)
-    created = run.open_run(folder)
-    assert created.remembered_dir("") == str(own_images)
+    assert created.remembered_dir("") == str(tmp_path / "images")
     assert created.remembered_dir("elsewhere") == ""
     monkeypatch.setenv("FDRL_DATA_DIR", "/of/this/machine")
     assert created.remembered_dir("") == ""
     monkeypatch.delenv("FDRL_DATA_DIR")
-    record = json.loads((folder / "run.json").read_text())
-    del record["data_dir"]  # Runs that were created without it can still be opened.
-    (folder / "run.json").write_text(json.dumps(record))
-    assert run.open_run(folder).id == created.id
-    with pytest.raises(UserError, match="needs the path of the data"):
-        start("prior", folder)
+    (tmp_path / "images").rmdir()
+    assert created.remembered_dir("") == ""
 
 
-def test_the_error_for_a_missing_run_suggests_a_similar_one(of_images):
-    wrong = of_images.root.with_name("of_image")
-    for mode in ("sample", "evaluate", "report", "export"):
-        with pytest.raises(UserError, match=rf"contains no run; did you mean '{of_images.root}'"):
-            start(mode, wrong)
-    assert not wrong.exists()
+def test_a_run_inside_the_folder_of_its_images_is_refused(own_images):
+    wanted = settings.from_config({"data.name": "folder", "data.dir": str(own_images)})
+    root = own_images / "ant" / "run"
+    with (
+        pytest.raises(UserError, match="is in the folder of the data"),
+        run.locked_folder(root),
+    ):
+        run.check_free(root, wanted.data)
+    assert not root.exists()
 
 
-def test_training_without_a_config_names_the_runs_nearby(of_images):
-    wrong = of_images.root.with_name("of_image")
-    with pytest.raises(UserError, match=rf"no run; did you mean '{of_images.root}'\? Train one"):
-        start("train", wrong)
-    with pytest.raises(UserError, match=r"no run; runs there: of_images\. Train one"):
-        start("train", of_images.root.with_name("nope"))
-    assert not wrong.exists()
+def test_checkpoints_without_their_run_are_not_mixed_with_a_new_one(tmp_path):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"contains checkpoints but no run\.json"):
+        new(tmp_path / "run")
 
 
-def test_a_file_in_place_of_a_run_is_named(tmp_path):
+def test_a_run_that_was_not_created_to_the_end_does_not_open(tmp_path, monkeypatch):
+    def fail(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(run.files, "write_json", fail)
+        with pytest.raises(KeyboardInterrupt):
+            new(tmp_path / "run")
+    with pytest.raises(UserError, match="contains no run"):
+        run.open_run(tmp_path / "run")
+    assert new(tmp_path / "run").id == new(tmp_path / "other").id
+
+
+def test_the_identity_depends_on_what_is_fixed_and_not_on_the_seed(tmp_path):
+    changes = ({}, {"seed": 3, "log.every_steps": 7}, {"network.hidden_sizes": (8,)})
+    wanted = [settings.from_config(of_run) for of_run in changes]
+    first, same, other = (new(tmp_path / str(i), of_run).id for i, of_run in enumerate(wanted))
+    assert first == same != other
+
+
+@pytest.mark.parametrize("mode", ["sample", "train"])
+def test_the_error_for_a_missing_run_suggests_a_similar_one(mode, tmp_path):
+    new(tmp_path / "of_images")
+    with pytest.raises(UserError, match=r"of_image contains no run; did you mean 'of_images'"):
+        start(mode, tmp_path / "of_image")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["of_images"]
+
+
+@pytest.mark.parametrize("creates", [False, True])
+def test_a_file_in_place_of_a_run_is_named(creates, tmp_path):
     (tmp_path / "README.md").write_text("# A project")
-    with pytest.raises(UserError, match=r"README\.md is a file, not the folder of a run"):
-        start("sample", tmp_path / "README.md")
-    with pytest.raises(UserError, match=r"README\.md cannot be written"):
-        start("train", tmp_path / "README.md", "swissroll:tiny")
+    with (
+        pytest.raises(UserError, match=r"README\.md is a file, not the folder of a run"),
+        run.locked_folder(tmp_path / "README.md", creates=creates),
+    ):
+        pass
     assert (tmp_path / "README.md").read_text() == "# A project"
 
 
 @pytest.mark.parametrize("name", ["a[1]", "what?", "x" * 300, "a\\b"])
-def test_a_folder_that_cannot_contain_a_run_is_refused_before_the_first_step(name, tmp_path):
-    with pytest.raises((UserError, OSError)) as caught:
-        start("train", tmp_path / name, "swissroll:tiny")
-    if isinstance(caught.value, OSError):  # `main` reports it in one line.
-        assert "File name too long" in str(caught.value)
+def test_a_folder_that_cannot_contain_a_run_is_refused(name, tmp_path):
+    with pytest.raises((UserError, OSError)) as caught, run.locked_folder(tmp_path / name):
+        pass
+    assert "choose another folder" in str(caught.value) or "too long" in str(caught.value)
     assert not any(tmp_path.iterdir())
 
 
-def test_the_error_for_a_run_of_an_old_version_shows_the_command_that_converts_it(tmp_path):
-    (tmp_path / "config.json").write_text("{}")
-    for mode in ("sample", "train"):
-        with pytest.raises(
-            UserError, match=rf"version 0\.1; .*--mode=migrate --workdir={tmp_path}"
-        ):
-            start(mode, tmp_path)
-
-
-def test_a_run_of_a_newer_version_is_refused(of_images):
-    record = json.loads((of_images.root / "run.json").read_text())
-    (of_images.root / "run.json").write_text(json.dumps(record | {"format": 99}))
-    with pytest.raises(UserError, match="newer version of fdrl_jax"):
-        run.open_run(of_images.root)
-
-
-def test_a_run_of_another_kind_is_refused_and_not_changed(of_images):
-    before = contents(of_images.root)
-    with pytest.raises(UserError, match=r"not a classifier; to resume .* use --mode=train"):
-        start("train_classifier", of_images.root)
-    assert {k: v for k, v in contents(of_images.root).items() if k != "lock"} == {
-        k: v for k, v in before.items() if k != "lock"
-    }
-    start("sample", of_images.root, num_samples=2)
-
-
 def test_two_programs_do_not_train_in_one_folder(tmp_path):
-    with run.locked_folder(tmp_path), pytest.raises(UserError) as caught:
-        start("train", tmp_path, "swissroll:tiny")
+    with (
+        run.locked_folder(tmp_path),
+        pytest.raises(UserError) as caught,
+        run.locked_folder(tmp_path),
+    ):
+        pass
     message = str(caught.value)
     assert message.startswith(f"--workdir={tmp_path} is in use by process {os.getpid()} on ")
     assert message.endswith("or train in another --workdir")
 
 
-def test_processes_with_different_folders_must_share_one(of_images, monkeypatch):
+def test_the_folder_of_a_rejected_command_is_removed_unless_it_has_content(tmp_path):
+    for name, is_kept in (("new", False), ("used", True)):
+        with contextlib.suppress(KeyError), run.locked_folder(tmp_path / name):
+            if is_kept:
+                (tmp_path / name / "run.json").touch()
+            raise KeyError
+        assert (tmp_path / name).exists() == is_kept
+
+
+def test_a_run_of_a_newer_version_is_refused(tmp_path):
+    new(tmp_path / "run")
+    edit(tmp_path / "run", format=99)
+    with pytest.raises(UserError, match="newer version of fdrl_jax"):
+        run.open_run(tmp_path / "run")
+
+
+def test_whatever_is_changed_in_the_record_of_a_run_is_noticed(tmp_path):
+    new(tmp_path / "run")
+    path = tmp_path / "run" / "run.json"
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 41):
+        changed = bytearray(whole)
+        changed[place] ^= 0x01
+        path.write_bytes(changed)
+        if json_of(changed) != json_of(whole):
+            with pytest.raises(UserError, match=r"run\.json is (damaged|not as it was)|newer"):
+                run.open_run(tmp_path / "run")
+
+
+def json_of(content):
+    try:
+        return json.loads(content)
+    except ValueError:
+        return None
+
+
+@pytest.mark.parametrize("name", ["prior.npz", "reference.npz"])
+def test_a_part_of_a_run_that_was_changed_is_named(name, of_images):
+    path = of_images.root / name
+    whole = path.read_bytes()
+    for content in (whole[:-1], whole[:-40], None):
+        path.unlink() if content is None else path.write_bytes(content)
+        with pytest.raises(UserError, match=name.replace(".", r"\.")):
+            run.open_checkpoint(command("sample", of_images.root))
+
+
+def test_a_run_of_another_kind_is_refused(tmp_path):
+    new(tmp_path / "run")
+    with pytest.raises(UserError, match=r"not a classifier; to resume .* use --mode=train"):
+        run.open_run(tmp_path / "run", "classifier")
+
+
+def test_a_damaged_snapshot_is_named_and_strange_files_are_skipped(of_images):
+    (of_images.snapshots / "notes.npz").write_bytes(b"PK")
+    assert [step for step, _ in of_images.read_snapshots(9)] == [2, 4]
+    assert [step for step, _ in of_images.read_snapshots(3)] == [2]
+    damaged = of_images.snapshots / "00000003.npz"
+    for samples in (None, np.float32(1.0), np.zeros((2, 3)), np.zeros((0, 8, 8, 3))):
+        damaged.write_bytes(b"PK") if samples is None else np.savez(damaged, arr_0=samples)
+        with pytest.raises(UserError, match=r"00000003\.npz is damaged"):
+            of_images.read_snapshots(9)
+
+
+def test_a_record_has_the_name_of_its_step_or_a_digest_and_is_never_replaced(of_images):
+    opened = run.open_checkpoint(command("evaluate", of_images.root))
+    key = run.key_of(opened, of_images.settings.evaluate.num_samples)
+    fewer = run.key_of(opened, 5)
+    assert key["checkpoint_sha256"] == of_images.digest(opened.state)
+    assert run.name_of(opened, key) == run.name_of(opened, run.key_of(opened, None)) == "step_4"
+    assert run.name_of(opened, fewer).startswith("step_4_")
+    assert run.name_of(opened, key | {"classifier": "digest"}).startswith("step_4_")
+    path, is_there = run.find_record(opened, key | {"new": 1})
+    assert not is_there
+    assert path.name.startswith("step_4_")
+    for number in (1, 2):
+        unfinished = of_images.evaluations / f"unfinished_{number}"
+        unfinished.mkdir()
+        record = {"key": key | {"new": number}, "metrics": {}, "details": {}}
+        run.files.write_json(unfinished / "record.json", record)
+        run.add_record(unfinished, path)
+    assert run.find_record(opened, key | {"new": 1}) == (path, True)
+    assert of_images.newest_evaluation(key | {"new": 1})["key"]["new"] == 1
+    assert of_images.newest_evaluation(fewer | {"new": 3}) is None
+    (of_images.evaluations / "taken").write_text("")
+    with pytest.raises(UserError, match="taken exists and is not a record"):
+        run.add_record(unfinished, of_images.evaluations / "taken")
+
+
+def test_processes_must_share_a_folder_settings_and_data(tmp_path, monkeypatch):
+    created = new(tmp_path / "run")
     monkeypatch.setattr(parallel, "same_on_all_processes", lambda _: False)
-    with pytest.raises(UserError, match="is not the same folder on all processes"):
-        run.open_run(of_images.root)
-
-
-@pytest.mark.parametrize("mode", ["prior", "export", "strips", "interpolate"])
-def test_of_several_processes_only_the_first_writes(mode, of_images, monkeypatch):
-    before = sorted(of_images.root.rglob("*"))
-    monkeypatch.setattr(parallel, "is_first_process", lambda: False)
-    start(mode, of_images.root)
-    assert sorted(of_images.root.rglob("*")) == before
+    for action in (
+        lambda: run.open_run(tmp_path / "run"),
+        lambda: created.resumed(created.settings),
+        lambda: run.create(
+            tmp_path / "x", "ratio", created.settings, load.load(created.settings.data), None, ""
+        ),
+    ):
+        with pytest.raises(UserError, match="have different settings, data or folders"):
+            action()
+    assert not (tmp_path / "x").exists()
