@@ -235,14 +235,11 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: list[str] | None = None) -> int:
     """Compares two sets of images. An error that the user can fix is printed in one line."""
     try:
-        arguments = _parse(argv)
-        result = _compare(arguments)
-        print(metrics.table(metrics.from_json(result["metrics"])))
-        if arguments.out:
-            write_json(Path(arguments.out), result)
+        result = _compare(_parse(argv))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    print(metrics.table(metrics.from_json(result["metrics"])))
     return 0
 
 
@@ -260,8 +257,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--weights", help="file of the Inception network's weights")
     parser.add_argument(
         "--metrics",
-        help=f"metrics of the Inception network, separated by commas: {', '.join(METRICS)}; by "
-        "default those of the protocol, without inception_score",
+        default=",".join(DEFAULT_METRICS),
+        help=f"metrics of the Inception network, separated by commas: {', '.join(METRICS)}",
     )
     parser.add_argument(
         "--features", help="feature spaces, separated by commas: random_conv or MODULE:FUNCTION"
@@ -271,35 +268,21 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--held_out", help="a set that training never saw")
     parser.add_argument(
         "--picture",
-        help="file for a picture of samples next to the nearest images of REFERENCE; needs "
-        "--held_out",
+        help="a .png file for samples next to the nearest images of REFERENCE; needs --held_out",
     )
     parser.add_argument("--cache_dir", help="folder for cached features of references")
     parser.add_argument("--out", help="file for the result as JSON")
     arguments = parser.parse_args(argv)
     _check_named("protocol", [arguments.protocol], PROTOCOLS)
-    of_protocol = PROTOCOLS[arguments.protocol].metrics
-    usual = ",".join(metric for metric in DEFAULT_METRICS if metric in of_protocol)
-    arguments.metrics = (arguments.metrics or usual).split(",")
-    _check_named("metrics", arguments.metrics, of_protocol)
-    if arguments.image_size < 0:
-        raise UserError(f"--image_size={arguments.image_size} must be a number of pixels")
+    arguments.metrics = arguments.metrics.split(",")
+    _check_named("metrics", arguments.metrics, METRICS)
+    # Before minutes of computing.
     for flag in ("out", "picture"):
-        if value := getattr(arguments, flag):
-            path = Path(value)
-            if not path.parent.is_dir():
-                raise UserError(f"--{flag}: the folder {path.parent} does not exist")
-            if path.is_dir() or not os.access(path.parent, os.W_OK):
-                raise UserError(f"--{flag}={path} cannot be written")
-    if arguments.picture:
-        if not arguments.held_out:
-            raise UserError(
-                "--picture shows the nearest images of REFERENCE, whose search needs --held_out"
-            )
-        from matplotlib.backend_bases import FigureCanvasBase
-
-        formats = FigureCanvasBase.get_supported_filetypes()
-        _check_named("picture", [Path(arguments.picture).suffix[1:]], formats)
+        path = Path(getattr(arguments, flag) or "usual")
+        if path.is_dir() or not os.access(path.parent, os.W_OK):
+            raise UserError(f"--{flag}={path} cannot be written: check its folder")
+    if arguments.picture and not (arguments.held_out and arguments.picture.endswith(".png")):
+        raise UserError("--picture must be a .png file, and needs --held_out for the search")
     return arguments
 
 
@@ -313,10 +296,10 @@ def _check_named(flag: str, values: list[str], allowed: Collection[str]) -> None
 def _compare(arguments: argparse.Namespace) -> dict[str, Any]:
     """Computes the metrics of two sets, and returns them with how they were computed."""
     protocol = PROTOCOLS[arguments.protocol]
-    spaces = _spaces([name for name in arguments.features.split(",") if name])
+    spaces = dict(map(_space, filter(None, arguments.features.split(","))))
     if arguments.weights or not spaces:
         try:
-            inception.check_ready(protocol, arguments.weights)  # Before minutes of reading images.
+            inception.check_ready(protocol, arguments.weights)
         except UserError as error:
             other = ", or --features=random_conv, which needs no weights"
             raise UserError(f"{error}{other * (not arguments.weights)}") from error
@@ -329,17 +312,19 @@ def _compare(arguments: argparse.Namespace) -> dict[str, Any]:
             except UserError as error:
                 # The readers are those of a run, whose data are in data.dir.
                 raise UserError(str(error).replace("data.dir=", f"{label}=", 1)) from error
-    given = sets.alike(given, channels=bool(spaces or arguments.held_out))
+    given = sets.alike(given)
     samples, reference = given["samples"], given["reference"]
-    networks = Inception(
-        {protocol.name: arguments.weights} if arguments.weights else {}, arguments.metrics
-    )
     found, used = inception.by_inception(
-        samples.for_inception(), reference.for_inception(), networks, cache=arguments.cache_dir
+        samples.for_inception(),
+        reference.for_inception(),
+        Inception(
+            {protocol.name: arguments.weights} if arguments.weights else {}, arguments.metrics
+        ),
+        cache=arguments.cache_dir,
     )
+    num = len(samples.pixels)
     for label, function in spaces.items():
         scores = draws.feature_scores(function(samples.unit), function(reference.unit))
-        num = len(samples.pixels)
         found += [metrics.measured(n, [value], space=label, num=num) for n, value in scores.items()]
     if (held_out := given.get("held_out")) is not None:
         copied, shown = memorisation.search(
@@ -348,15 +333,17 @@ def _compare(arguments: argparse.Namespace) -> dict[str, Any]:
         found += copied
         if arguments.picture:
             pictures.save(neighbours(samples.unit, shown), Path(arguments.picture))
-    return {
+    result = {
         "metrics": metrics.to_json(metrics.by_name(found)),
         "protocols": used,
         "features": list(spaces),
         "resized_by": "Pillow, bilinear, antialiased" if arguments.image_size else None,
         **{name: _described(images) for name, images in given.items()},
         "versions": _versions(),
-        "run": _record_of(Path(arguments.samples)),
     }
+    if arguments.out:
+        write_json(Path(arguments.out), result)
+    return result
 
 
 def _described(images: sets.Stored) -> dict[str, Any]:
@@ -370,41 +357,18 @@ def _described(images: sets.Stored) -> dict[str, Any]:
     }
 
 
-def _spaces(names: list[str]) -> dict[str, Features]:
-    """Returns feature spaces by their names in names of metrics.
-
-    A space is "random_conv", or MODULE:FUNCTION to import.
-    """
-    found: dict[str, Features] = {}
-    for name in names:
-        module, _, label = name.partition(":")
-        function: Features = random_conv_features
-        if name == draws.BUILT_IN:
-            label = name
-        elif label:
-            try:
-                function = getattr(importlib.import_module(module), label)
-            except (ImportError, AttributeError) as error:
-                raise UserError(f"--features={name} cannot be imported: {error}") from error
-        else:
-            hint = nearest(name, (draws.BUILT_IN,)) or "."
-            raise UserError(
-                f"--features={name} is unknown{hint} Allowed: {draws.BUILT_IN}, or MODULE:FUNCTION"
-            )
-        if label in found or label == memorisation.PIXELS:
-            raise UserError(
-                f"--features: there are two feature spaces {label!r}, whose metrics would have the "
-                "same names; rename a function"
-            )
-        found[label] = function
-    return found
-
-
-def _record_of(samples: Path) -> Any:
-    """Returns the record that --mode=sample wrote next to its samples, or `None`."""
-    samples = samples.absolute()
-    record = samples.with_name(f"{samples.name}.json")
-    return read_json(record) if record.is_file() else None
+def _space(name: str) -> tuple[str, Features]:
+    """Returns a feature space, random_conv or MODULE:FUNCTION, with its name in metrics."""
+    if name == draws.BUILT_IN:
+        return name, random_conv_features
+    module, _, label = name.partition(":")
+    try:
+        return label, getattr(importlib.import_module(module), label)
+    except (ImportError, AttributeError) as error:
+        hint = nearest(name, (draws.BUILT_IN,)) or "."
+        raise UserError(
+            f"--features={name}: {error}{hint} Allowed: {draws.BUILT_IN}, or MODULE:FUNCTION"
+        ) from error
 
 
 if __name__ == "__main__":

@@ -109,8 +109,8 @@ def _with_held_out(part: Part, most: int) -> tuple[Records, Records]:
     total = len(train)
     if total < 2:
         raise DataError(
-            f"{train.name(0) if total else 'the data'}: expected at least 2 images, one to "
-            "train on and one to hold out"
+            f"{train.where} has {total} image(s); training needs at least 2, one to train on and "
+            "one to hold out"
         )
     num = max(1, min(most, total // _HELD_OUT_SHARE))
     order = np.random.default_rng(0).permutation(total)

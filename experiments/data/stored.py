@@ -14,7 +14,7 @@ from experiments.data.formats import digest
 from experiments.data.shuffle import shuffled_indices
 from experiments.data.source import Labels, Source, Starts, spread
 from experiments.data.split import open_parts
-from experiments.data.stream import Images, Reading, all_batches, decode_all, feed, probe
+from experiments.data.stream import Images, all_batches, decode_all, feed, probe
 from experiments.errors import DataError
 from experiments.settings import Data
 
@@ -30,7 +30,6 @@ def stored_source(options: Data) -> Source:
     Raises:
       DataError: for data that are missing or unreadable.
     """
-    reading = Reading(options.num_threads, options.prefetch_batches)
     transform = Transform(*(getattr(options, key) for key in Transform._fields))
     train, held_out = {}, {}
     for name, (records, others) in open_parts(options).items():
@@ -50,7 +49,7 @@ def stored_source(options: Data) -> Source:
     in_memory = num_bytes <= options.in_memory_megabytes * 2**20
     if in_memory:
         arrays = {
-            name: decode_all(images, reading, "training images") for name, images in train.items()
+            name: decode_all(images, options, "training images") for name, images in train.items()
         }
     pixels = arrays.get("real")
     of_train, of_held_out = real.records.labels, unseen.records.labels
@@ -65,12 +64,12 @@ def stored_source(options: Data) -> Source:
         event_shape=real.shape,
         arrays=arrays or (),
         draw=_make_draw(tuple(train), options.random_flip),
-        train_batches=lambda num=None: _train_batches(real, pixels, num, reading),
-        held_out=lambda num, seed: _first(unseen, num, reading),
+        train_batches=lambda num=None: _train_batches(real, pixels, num, options),
+        held_out=lambda num, seed: _first(unseen, num, options),
         num_train=len(real.records),
         num_held_out=len(unseen.records),
         labels=labels,
-        open_feed=None if in_memory else functools.partial(feed, train, reading),
+        open_feed=None if in_memory else functools.partial(feed, train, options),
         starts=_starts(held_out["source"], train["source"]) if "source" in train else None,
         identity=digest(*identities, *of_labels),
         fingerprint=digest(real.records.fingerprint, tuple(real.transform)),
@@ -103,18 +102,18 @@ def _flip(key: Array, positions: Array, images: Array) -> Array:
 
 
 def _train_batches(
-    images: Images, pixels: np.ndarray | None, num: int | None, reading: Reading
+    images: Images, pixels: np.ndarray | None, num: int | None, options: Data
 ) -> Iterator[np.ndarray]:
     if pixels is None:
-        return map(to_unit, all_batches(images.subset(spread(len(images.records), num)), reading))
+        return map(to_unit, all_batches(images.subset(spread(len(images.records), num)), options))
     chosen, size = spread(len(pixels), num), images.batch_size
     parts = (chosen[first : first + size] for first in range(0, len(chosen), size))
     return (to_unit(pixels[part]) for part in parts)
 
 
-def _first(images: Images, num: int, reading: Reading) -> np.ndarray:
+def _first(images: Images, num: int, options: Data) -> np.ndarray:
     some = images.subset(np.arange(min(num, len(images.records))))
-    return np.concatenate([to_unit(pixels) for pixels in all_batches(some, reading)])
+    return np.concatenate([to_unit(pixels) for pixels in all_batches(some, options)])
 
 
 def _starts(held_out: Images, train: Images) -> Starts:

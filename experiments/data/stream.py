@@ -18,9 +18,10 @@ from grain.experimental import ZipMapDataset
 from tqdm import tqdm
 
 from experiments.data.decode import Transform, decode
-from experiments.data.formats import Records, bad
+from experiments.data.formats import Records
 from experiments.data.source import Take, spread
 from experiments.errors import DataError
+from experiments.settings import Data
 from fdrl_jax.training import parallel
 
 _BAR_AFTER_SECONDS = 2.0
@@ -41,17 +42,18 @@ class Images(NamedTuple):
         Raises:
           DataError: for an unreadable image or one of another shape; names it.
         """
+        payload, reason = self.records.read(index), ""
         try:
-            pixels = decode(self.records.read(index), self.transform)
+            pixels = decode(payload, self.transform)
         except ValueError as error:
-            raise bad(self.records.name(index), str(error)) from error
+            raise self.records.bad(index, str(error)) from error
         if pixels.shape[2] != self.shape[2]:
             reason = "in colour, but others are grey; set data.channels to 3 or 1"
-            raise bad(self.records.name(index), reason)
-        if pixels.shape != self.shape:
+        elif pixels.shape != self.shape:
             sizes = [f"{s[1]} x {s[0]}" for s in (pixels.shape, self.shape)]
             reason = f"{sizes[0]} pixels, but others have {sizes[1]}; set data.image_size"
-            raise bad(self.records.name(index), reason)
+        if reason:
+            raise self.records.bad(index, reason)
         return pixels
 
     def subset(self, indices: np.ndarray) -> "Images":
@@ -62,13 +64,6 @@ class Images(NamedTuple):
     def batch_size(self) -> int:
         """Examples per batch in a pass over the set."""
         return max(1, min(1_000, _BATCH_BYTES // (4 * int(np.prod(self.shape)))))
-
-
-class Reading(NamedTuple):
-    """How images are read; Pillow decodes without Python's global lock."""
-
-    num_threads: int = 4
-    prefetch_batches: int = 8  # Batches to read ahead.
 
 
 def probe(records: Records, transform: Transform) -> Images:
@@ -87,18 +82,16 @@ def probe(records: Records, transform: Transform) -> Images:
     try:
         shape = decode(records.read(0), transform).shape
     except ValueError as error:
-        raise bad(records.name(0), str(error)) from error
+        raise records.bad(0, str(error)) from error
     if min(shape[:2]) < 2:
-        raise DataError(
-            f"{records.name(0)}: {shape[1]} x {shape[0]} pixels; images need at least 2 x 2. Set "
-            "data.image_size, or choose other images"
-        )
+        reason = f"{shape[1]} x {shape[0]} pixels; images need at least 2 x 2. Set data.image_size"
+        raise records.bad(0, reason)
     return Images(records, transform, shape)
 
 
 def _any_in_colour(records: Records) -> bool:
     for index in spread(len(records), _MAX_PROBED):
-        with contextlib.suppress(ValueError):  # Reported when it is read for use.
+        with contextlib.suppress(ValueError, DataError):  # Reported when it is read for use.
             if decode(records.read(int(index)), Transform(channels=0)).shape[2] == 3:
                 return True
     return False
@@ -106,7 +99,7 @@ def _any_in_colour(records: Records) -> bool:
 
 def training_batches(
     sides: Mapping[str, Images],
-    reading: Reading,
+    options: Data,
     *,
     seed: int,
     batch_size: int,
@@ -138,26 +131,26 @@ def training_batches(
         parts.append(order.map(functools.partial(_load, images)))
     dataset = ZipMapDataset(parts).batch(batch_size, drop_remainder=True)
     # Processes take whole batches in turn, which gives them the positions of their own replicas.
-    for batches in _read(dataset[index::count][start:], reading):
+    for batches in _read(dataset[index::count][start:], options):
         named = dict(zip(sides, batches, strict=True))
         taken = {side: batch["pixels"] for side, batch in named.items()}
-        yield taken | {name: named["real"][name] for name in ("label",) if name in named["real"]}
+        if "label" in named["real"]:
+            taken["label"] = named["real"]["label"]
+        yield taken
 
 
-def all_batches(
-    images: Images, reading: Reading, batch_size: int | None = None
-) -> Iterator[np.ndarray]:
+def all_batches(images: Images, options: Data) -> Iterator[np.ndarray]:
     """Yields every image once, in order, uint8 [B, H, W, C]; the last batch may be smaller.
 
     Raises:
       DataError: as `Images.load`.
     """
     dataset = grain.MapDataset.range(len(images.records)).map(functools.partial(_load, images))
-    for batch in _read(dataset.batch(batch_size or images.batch_size), reading):
+    for batch in _read(dataset.batch(images.batch_size), options):
         yield batch["pixels"]
 
 
-def decode_all(images: Images, reading: Reading, what: str) -> np.ndarray:
+def decode_all(images: Images, options: Data, what: str) -> np.ndarray:
     """Decodes a whole set, uint8 [N, H, W, C], with a progress bar if that takes long.
 
     Raises:
@@ -173,7 +166,7 @@ def decode_all(images: Images, reading: Reading, what: str) -> np.ndarray:
         delay=_BAR_AFTER_SECONDS,
         disable=not parallel.is_first_process(),
     ) as bar:
-        for part in all_batches(images, reading):
+        for part in all_batches(images, options):
             pixels[filled : filled + len(part)] = part
             filled += len(part)
             bar.update(len(part))
@@ -183,7 +176,7 @@ def decode_all(images: Images, reading: Reading, what: str) -> np.ndarray:
 @contextlib.contextmanager
 def feed(
     sides: Mapping[str, Images],
-    reading: Reading,
+    options: Data,
     seed: int,
     batch_size: int,
     start: int,
@@ -200,7 +193,7 @@ def feed(
     """
     process = (jax.process_index(), jax.process_count())
     batches = training_batches(
-        sides, reading, seed=seed, batch_size=batch_size, start=start, process=process
+        sides, options, seed=seed, batch_size=batch_size, start=start, process=process
     )
     num_devices = parallel.num_devices()
 
@@ -228,10 +221,10 @@ def _load(images: Images, index: int) -> dict[str, Any]:
     return example
 
 
-def _read(dataset: grain.MapDataset, reading: Reading) -> Iterator[Any]:
-    num_ahead = max(reading.num_threads, reading.prefetch_batches)
-    options = grain.ReadOptions(reading.num_threads, num_ahead)
-    iterator = iter(dataset.to_iter_dataset(options))
+def _read(dataset: grain.MapDataset, options: Data) -> Iterator[Any]:
+    threads = options.num_threads  # Pillow decodes without Python's global lock.
+    ahead = grain.ReadOptions(threads, max(threads, options.prefetch_batches))
+    iterator = iter(dataset.to_iter_dataset(ahead))
     try:
         yield from iterator
     finally:

@@ -4,13 +4,14 @@ Sets that exist are read whatever wrote them, also your own. Other sets of TFDS 
 prepared, which needs TensorFlow.
 """
 
+import contextlib
+import functools
 import json
 import os
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from fdrl_jax._names import nearest
 
 PREFIX = "tfds:"  # Prefix of data.name, as in `tfds:cifar10`.
 _DEFAULT_ROOT = "~/tensorflow_datasets"
+# Asked before a download, because TFDS tries for minutes where there is no network.
+_HOST, _TIMEOUT_SECONDS = "https://storage.googleapis.com/tfds-data", 10
 # NAME or NAME/CONFIG, optionally with :VERSION. Each part begins with a letter or digit, so that a
 # name can neither lead out of the root nor be a pattern.
 _NAME = re.compile(r"[^\W_][\w.+-]*(/[^\W_][\w.+-]*)?(:[\w.]+)?")
@@ -31,12 +34,13 @@ _CLASS_KEYS = ("pythonClassName", "python_class_name", "type")
 
 
 class _TFRecords:
-    """The records of TFRecord files by index, without TensorFlow."""
+    """The records of TFRecord files by index."""
 
-    def __init__(self, paths: Sequence[str]) -> None:
-        self._places: list[tuple[str, int, int]] = []  # File, offset and length of each record.
+    def __init__(self, paths: Iterable[Path], parse: Callable[[bytes], Any]) -> None:
+        self._parse = parse
+        self._places: list[tuple[Path, int, int]] = []  # File, offset and length of each record.
         for path in paths:
-            with open(path, "rb") as file:
+            with path.open("rb") as file:
                 # A record is its length, 8 bytes, a checksum, 4 bytes, the content and a checksum.
                 while header := file.read(12):
                     length = int.from_bytes(header[:8], "little")
@@ -46,38 +50,11 @@ class _TFRecords:
     def __len__(self) -> int:
         return len(self._places)
 
-    def __getitem__(self, index: int) -> bytes:
+    def __getitem__(self, index: int) -> Any:
         path, offset, length = self._places[index]
-        if offset + length > os.path.getsize(path):
-            raise ValueError("the file is cut off")
-        with open(path, "rb") as file:
+        with path.open("rb") as file:
             file.seek(offset)
-            return file.read(length)
-
-
-@dataclass(frozen=True)
-class _Split:
-    """The examples of a split of a TFDS data set; their images are decoded later."""
-
-    where: str
-    examples: Sequence[bytes]
-    features: Any
-    image_key: str
-
-    def name(self, index: int) -> str:
-        return f"{self.where}[{index}]"
-
-    def read(self, index: int) -> Payload:
-        try:
-            return self.example(index)[self.image_key]
-        except Exception as error:  # The readers and parsers of TFDS may raise any error.
-            raise ValueError(f"cannot be read: {first_line(error)}") from error
-
-    def example(self, index: int) -> dict[str, Any]:
-        import tensorflow_datasets as tfds
-
-        decoders = {self.image_key: tfds.decode.SkipDecoding()}
-        return self.features.deserialize_example_np(self.examples[index], decoders=decoders)
+            return self._parse(file.read(length))
 
 
 def find(name: str, root: str) -> str:
@@ -114,39 +91,31 @@ def _prepare(name: str, base: Path) -> str:
     import tensorflow_datasets as tfds
 
     stem = name.partition(":")[0]
-    try:
-        tfds.builder_cls(stem.partition("/")[0])
-    except tfds.core.registered.DatasetNotFoundError:
+    known = tfds.list_builders(with_community_datasets=False)
+    if stem.partition("/")[0] not in known:
         there = {
             p.parents[1].relative_to(base).as_posix() for p in base.glob("**/dataset_info.json")
         }
-        hint = nearest(stem, sorted({*there, *tfds.list_builders(with_community_datasets=False)}))
-        raise DataError(
-            f"tfds:{name} is neither a data set of TFDS nor prepared in {base}{hint}"
-        ) from None
-    help = (
+        hint = nearest(stem, sorted({*there, *known}))
+        raise DataError(f"tfds:{name} is neither a data set of TFDS nor prepared in {base}{hint}")
+    missing = f"TFDS data set {name!r} is not prepared in {base}"
+    by_hand = (
         f"Prepare it where TensorFlow and a network are available: tfds build {stem} "
         f"--data_dir={base} --file_format=array_record, and copy the folder here; see docs/data.md"
     )
-    missing = f"TFDS data set {name!r} is not prepared in {base}"
     if find_spec("tensorflow") is None:
-        raise DataError(f"{missing}, and preparing it needs the package tensorflow. {help}")
-    try:
-        # TFDS itself would try for minutes.
-        urllib.request.urlopen("https://storage.googleapis.com/tfds-data", timeout=10).close()
-    except urllib.error.HTTPError as answer:
-        answer.close()
-    except OSError as error:
-        raise DataError(f"{missing}, and there is no network: {error}. {help}") from error
+        raise DataError(f"{missing}, and preparing it needs the package tensorflow. {by_hand}")
     print(f"{missing}: downloading and preparing it")
     try:
+        with contextlib.suppress(
+            urllib.error.HTTPError
+        ):  # An answer shows that there is a network.
+            urllib.request.urlopen(_HOST, timeout=_TIMEOUT_SECONDS).close()
         builder = tfds.builder(name, data_dir=base, file_format="array_record")
         options = tfds.download.DownloadConfig(try_download_gcs=False)
         builder.download_and_prepare(download_config=options)
     except Exception as error:  # Builders may raise any error, and often need more packages.
-        raise DataError(
-            f"{missing}, and preparing it failed: {first_line(error)}. {help}"
-        ) from error
+        raise DataError(f"{missing}, which failed now: {first_line(error)}. {by_hand}") from error
     return str(builder.data_path)
 
 
@@ -154,49 +123,43 @@ def open_split(folder: str, split: str) -> Records | None:
     """Opens a split of a prepared data set, or returns `None` if it has no such split.
 
     Raises:
-      DataError: if the set has no images, cannot be read without TensorFlow, or is damaged.
+      DataError: if the set has no images, has a format without random access, or is damaged.
     """
     import tensorflow_datasets as tfds
-    from array_record.python import array_record_data_source as array_record
 
     try:
         for path in Path(folder).rglob("features.json"):
             _check_features(path)
-        info = tfds.builder_from_directory(folder).info
+        builder = tfds.builder_from_directory(folder)
+        info, features = builder.info, builder.info.features
         if split not in info.splits:
             return None
-        part, features = info.splits[split], info.features
-        examples: Any
+        image_keys = [k for k, f in features.items() if isinstance(f, tfds.features.Image)]
+        if not image_keys:
+            raise ValueError(f"none of its features is an image: {list(features)}")
+        decoders = {image_keys[0]: tfds.decode.SkipDecoding()}
         if info.file_format == tfds.core.FileFormat.TFRECORD:
-            examples = _TFRecords([str(path) for path in part.filepaths])
-        elif info.file_format == tfds.core.FileFormat.ARRAY_RECORD:
-            examples = array_record.ArrayRecordDataSource([str(path) for path in part.filepaths])
+            parse = functools.partial(features.deserialize_example_np, decoders=decoders)
+            data: Any = _TFRecords(map(Path, info.splits[split].filepaths), parse)
         else:
-            raise ValueError(f"its format is {info.file_format.value}, not array_record")
+            data = builder.as_data_source(split=split, decoders=decoders)
+        label_keys = [k for k, f in features.items() if isinstance(f, tfds.features.ClassLabel)]
+        # Sets such as CIFAR-100 also have coarser labels.
+        label_keys.sort(key=lambda k: k not in (info.supervised_keys or ()))
+        numbers = [int(data[i][key]) for key in label_keys[:1] for i in range(len(data))]
     except Exception as error:  # Damaged JSON, features of a newer TFDS, missing files, and so on.
         raise DataError(f"{folder}: not a readable TFDS data set: {first_line(error)}") from error
-    image_keys = [k for k, f in features.items() if isinstance(f, tfds.features.Image)]
-    if not image_keys:
-        raise DataError(
-            f"{folder}: none of the features of the data set is an image: {list(features)}"
-        )
-    label_keys = [k for k, f in features.items() if isinstance(f, tfds.features.ClassLabel)]
-    # Sets such as CIFAR-100 also have coarser labels.
-    label_keys.sort(key=lambda k: k not in (info.supervised_keys or ()))
-    images = _Split(f"{folder}:{split}", examples, features, image_keys[0])
-    labels, classes = None, ()
-    try:
-        if label_keys:
-            numbers = [int(images.example(i)[label_keys[0]]) for i in range(len(examples))]
-            if min(numbers, default=0) >= 0:  # Images without a label have -1.
-                labels, classes = np.array(numbers, np.int32), tuple(features[label_keys[0]].names)
-    except Exception as error:  # As in `_Split.read`.
-        message = f"{folder}: split {split!r} cannot be read: {first_line(error)}"
-        raise DataError(message) from error
-    fixed = (info.full_name, split, part.num_examples, list(part.shard_lengths))
+    labels, classes = None, tuple[str, ...]()
+    if numbers and min(numbers) >= 0:  # Images without a label have -1.
+        labels, classes = np.array(numbers, np.int32), tuple(features[label_keys[0]].names)
+    fixed = (info.full_name, split, len(data), list(info.splits[split].shard_lengths))
     files = sorted((p.name, p.stat().st_size) for p in Path(folder).glob(f"*-{split}.*"))
-    keys = range(part.num_examples)
-    return Records(images, keys, digest(*fixed), digest(*fixed, files), labels, classes)
+
+    def fetch(index: int) -> Payload:
+        return data[index][image_keys[0]]
+
+    where, keys = f"{folder}:{split}:", range(len(data))
+    return Records(where, keys, fetch, digest(*fixed), digest(*fixed, files), labels, classes)
 
 
 def _check_features(path: Path) -> None:

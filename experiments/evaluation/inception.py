@@ -6,9 +6,10 @@ the protocol is part of a metric's name. Nothing is downloaded.
 
 import contextlib
 import functools
-import importlib.util
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ from fdrl_jax.metrics import manifold_metrics
 
 DEFAULT_METRICS = ("fid", "kid", "precision_recall", "density_coverage")
 METRICS = (*DEFAULT_METRICS, "inception_score")
+_PACKAGES = ("torch", "torchvision", "torch-fidelity")
 _BATCH_SIZE = 64
 _KID_SUBSET_SIZE = 1_000  # The usual size; smaller if there are fewer images.
 # `pixels [B, 3, H, W], a tensor on the device -> features by layer, [B, D]`.
@@ -112,9 +114,9 @@ def check_ready(protocol: Protocol, weights_file: str) -> str:
             f"(SHA-256 begins with {protocol.sha256}) from {protocol.source}; download it and set "
             f"--weights=FILE, or --config.evaluate.{protocol.setting}=FILE for a run"
         )
-    packages = ("torch", "torchvision", "torch_fidelity")
-    if needed := [name for name in packages if importlib.util.find_spec(name) is None]:
-        raise UserError(f"{', '.join(needed)} is not installed: pip install -e '.[eval]'")
+    for package in _PACKAGES:
+        if find_spec(package.replace("-", "_")) is None:
+            raise UserError(f"{package} is not installed: pip install -e '.[eval]'")
     return sha256_of_file(Path(weights_file))
 
 
@@ -126,55 +128,39 @@ def by_inception(
     Features of the reference are cached in a folder, by default `~/.cache/fdrl_jax`.
 
     Raises:
-      UserError: for missing or wrong weights, missing packages, or images that do not fit.
+      UserError: for wrong weights, or for images that are too few or do not fit the protocol.
     """
     metrics: list[Metric] = []
     described = []
     for name, weights in networks.weights.items():
-        wanted = [metric for metric in networks.metrics if metric in PROTOCOLS[name].metrics]
-        found, details = _compute(samples, reference, PROTOCOLS[name], weights, wanted, cache)
-        metrics += found
-        described.append(details)
-    return metrics, described
-
-
-def _compute(
-    samples: ImageSet,
-    reference: ImageSet,
-    protocol: Protocol,
-    weights: str,
-    wanted: Sequence[str],
-    cache: str,
-) -> tuple[list[Metric], dict[str, Any]]:
-    if protocol.pixels == "float32" and samples.is_rounded:
-        raise UserError(
-            f"{samples.name} was rounded to 256 levels, which protocol {protocol.name!r} forbids: "
-            "use an .npz with float32 in [-1, 1] under arr_0, or --mode=evaluate on a run"
+        protocol, sha256 = PROTOCOLS[name], sha256_of_file(Path(weights))
+        if protocol.pixels == "float32" and samples.is_rounded:
+            raise UserError(
+                f"{samples.name} was rounded to 256 levels, which protocol {name!r} forbids: use "
+                "an .npz with float32 in [-1, 1] under arr_0, or --mode=evaluate on a run"
+            )
+        wanted = [metric for metric in networks.metrics if metric in protocol.metrics]
+        network = _network(protocol, weights, with_classes="inception_score" in wanted)
+        layers = _features(network, samples, protocol)
+        real = _cached(network, reference, protocol, sha256, cache)
+        num = len(layers["2048"])
+        subset_size = min(_KID_SUBSET_SIZE, num, len(real))
+        for metric, value in _values(layers, real, wanted, subset_size).items():
+            full_name = with_count(prefixed(protocol, sha256, metric), num)
+            metrics.append(Metric(full_name, metric, value))
+        others = "" if sha256.startswith(protocol.sha256) else " with other weights"
+        described.append(
+            {
+                "protocol": f"{name}{others}",
+                "weights_file": Path(weights).name,
+                "weights_sha256": sha256,
+                "pixels": protocol.pixels,
+                "resize_kernel": protocol.resize_kernel,
+                "kid_subset_size": subset_size,
+                "versions": {package: version(package) for package in _PACKAGES},
+            }
         )
-    sha256 = check_ready(protocol, weights)
-    import torch
-    import torch_fidelity
-    import torchvision
-
-    network = _network(protocol, weights, with_classes="inception_score" in wanted)
-    layers = _features(network, samples, protocol)
-    real = _cached(network, reference, protocol, digest(protocol.name, sha256), cache)
-    num = len(layers["2048"])
-    subset_size = min(_KID_SUBSET_SIZE, num, len(real))
-    values = _values(layers, real, wanted, subset_size)
-    name = prefixed(protocol, sha256, "{}")
-    metrics = [Metric(with_count(name.format(m), num), m, value) for m, value in values.items()]
-    others = "" if sha256.startswith(protocol.sha256) else " with other weights"
-    return metrics, {
-        "protocol": f"{protocol.name}{others}",
-        "weights_file": Path(weights).name,
-        "weights_sha256": sha256,
-        "pixels": protocol.pixels,
-        "resize_kernel": protocol.resize_kernel,
-        "kid_subset_size": subset_size,
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "versions": {m.__name__: m.__version__ for m in (torch, torchvision, torch_fidelity)},
-    }
+    return metrics, described
 
 
 def prefixed(protocol: Protocol, sha256: str, metric: str) -> str:
@@ -286,14 +272,14 @@ def _features(network: _Network, images: ImageSet, protocol: Protocol) -> dict[s
 
 
 def _cached(
-    network: _Network, reference: ImageSet, protocol: Protocol, identity: str, cache: str
+    network: _Network, reference: ImageSet, protocol: Protocol, sha256: str, cache: str
 ) -> Any:
     """Returns the features of real images, [N, 2048], from the cache or computed and cached."""
     import torch
 
     usual = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fdrl_jax"
     folder = Path(cache or os.environ.get("FDRL_CACHE_DIR") or usual)
-    kept = folder / f"inception-{digest(reference.fingerprint, identity)}.npy"
+    kept = folder / f"inception-{digest(reference.fingerprint, protocol.name, sha256)}.npy"
     if reference.fingerprint and kept.exists():
         with contextlib.suppress(OSError, ValueError, EOFError):  # A damaged file is replaced.
             return torch.from_numpy(np.load(kept))

@@ -8,9 +8,10 @@ import numpy as np
 from experiments.data import tfds
 from experiments.data.decode import Transform, to_unit
 from experiments.data.formats import Records, Tree, digest, open_archive, read_array, read_headers
-from experiments.data.stream import Reading, decode_all, probe
+from experiments.data.stream import decode_all, probe
 from experiments.errors import DataError
 from experiments.evaluation.inception import ImageSet
+from experiments.settings import Data
 
 _BATCH_SIZE = 1_000
 
@@ -42,49 +43,41 @@ class Stored(NamedTuple):
 
 
 def load(where: str, data_dir: str = "", image_size: int = 0) -> Stored:
-    """Reads a set of at least two images, with one channel if all of them are grey.
+    """Reads a set of at least two images, with three channels.
 
     It is a folder or a zip of images, an .npz whose `arr_0` is uint8 [N, H, W, C], or float32 in
-    [-1, 1], or tfds:NAME:SPLIT in `data_dir`. An array keeps its channels. The images are resized
-    and cropped to a square of `image_size`, unless it is 0.
+    [-1, 1], or tfds:NAME:SPLIT in `data_dir`. The images are resized and cropped to a square of
+    `image_size`, unless it is 0.
 
     Raises:
       DataError: for images that are missing, are damaged, or have different sizes.
     """
-    is_array = where.endswith(".npz")
-    if is_array and (floats := _floats(where)) is not None:
-        if image_size and floats.shape[1:3] != (image_size, image_size):
-            raise DataError(f"{where}: floating-point images cannot be resized")
-        return _checked(Stored(where, floats))
-    transform = Transform(image_size=image_size, channels=0 if is_array else 3)
-    pixels = decode_all(probe(_open(where, data_dir), transform), Reading(), where)
-    if not is_array and all((image == image[..., :1]).all() for image in pixels):
-        pixels = pixels[..., :1]
-    return _checked(Stored(where, pixels))
+    if (pixels := _floats(where)) is None:
+        images = probe(_open(where, data_dir), Transform(image_size=image_size))
+        pixels = decode_all(images, Data(), where)
+    elif image_size and pixels.shape[1:3] != (image_size, image_size):
+        raise DataError(f"{where}: floating-point images cannot be resized")
+    if len(pixels) < 2:
+        raise DataError(f"{where}: expected at least 2 images, got {len(pixels)}")
+    return Stored(where, pixels)
 
 
-def alike(sets: Mapping[str, Stored], *, channels: bool) -> dict[str, Stored]:
-    """Returns sets of equal shapes, which can be compared pixel by pixel if `channels` matter.
+def alike(sets: Mapping[str, Stored]) -> dict[str, Stored]:
+    """Returns sets of images of equal size, with one channel if all images are grey.
 
-    Grey files get equal channels if any set is in colour: grey images are often stored in colour,
-    for instance the samples of a run on them.
+    Grey images are often stored in colour, for instance the samples of a run on them.
 
     Raises:
-      DataError: for images of different sizes, or of different channels.
+      DataError: for images of different sizes.
     """
-    found = dict(sets)
-    if any(images.pixels.shape[-1] == 3 for images in sets.values()):
-        for name, (where, pixels) in sets.items():
-            if pixels.shape[-1] == 1 and not where.endswith(".npz"):
-                found[name] = Stored(where, np.repeat(pixels, 3, axis=-1))
-    shapes = {images.where: images.pixels.shape for images in found.values()}
+    shapes = {images.where: images.pixels.shape for images in sets.values()}
     if len({shape[1:3] for shape in shapes.values()}) > 1:
         sizes = " and ".join(f"{k} has images of {s[2]} x {s[1]} pixels" for k, s in shapes.items())
         raise DataError(f"{sizes}; set --image_size to resize them")
-    if channels and len({shape[3] for shape in shapes.values()}) > 1:
-        counts = ", ".join(f"{where} has {shape[3]}" for where, shape in shapes.items())
-        raise DataError(f"the numbers of channels differ: {counts}")
-    return found
+    every = (image for images in sets.values() for image in images.pixels)
+    if any((image != image[..., :1]).any() for image in every):
+        return dict(sets)
+    return {name: Stored(where, pixels[..., :1]) for name, (where, pixels) in sets.items()}
 
 
 def _open(where: str, data_dir: str) -> Records:
@@ -101,21 +94,12 @@ def _open(where: str, data_dir: str) -> Records:
 
 
 def _floats(where: str) -> np.ndarray | None:
-    """Returns the images of an .npz of floating-point numbers; `None` for any other file."""
-    try:
-        header = read_headers(where).get("arr_0")
-        if header is None or not np.issubdtype(header.dtype, np.floating):
-            return None
-        array = read_array(where, "arr_0")
-    except ValueError:  # The reader of uint8 images reports what is wrong with the file.
+    """Returns the images of an .npz of floating-point numbers; `None` for any other set."""
+    header = read_headers(where).get("arr_0") if where.endswith(".npz") else None
+    if header is None or not np.issubdtype(header.dtype, np.floating):
         return None
+    array = read_array(where, "arr_0").astype(np.float32)
     is_images = array.ndim == 4 and array.shape[-1] in (1, 3)
     if not (is_images and np.abs(array).max(initial=0.0) <= 1.0):
         raise DataError(f"{where}: floating-point images must be [N, H, W, 1 or 3] in [-1, 1]")
-    return array.astype(np.float32)
-
-
-def _checked(images: Stored) -> Stored:
-    if len(images.pixels) < 2:
-        raise DataError(f"{images.where}: expected at least 2 images, got {len(images.pixels)}")
-    return images
+    return np.broadcast_to(array, (*array.shape[:3], 3))
