@@ -1,0 +1,129 @@
+"""A classifier is trained like a ratio, and opened only for data that it was trained on."""
+
+import jax
+import numpy as np
+import pytest
+from small_runs import start
+
+from experiments import classifier, experiment, run, settings
+from experiments.data import load
+from experiments.errors import UserError
+from experiments.files import sha256_of_arrays
+from fdrl_jax import networks
+from fdrl_jax.training import parallel
+from fdrl_jax.training.augmentation import shifted
+
+CLASSES, SHAPE = tuple("0123456789"), (8, 8, 1)
+
+
+@pytest.fixture(scope="module")
+def of_digits(tmp_path_factory):
+    """A classifier of digits, trained for a few steps."""
+    folder = tmp_path_factory.mktemp("classifier") / "run"
+    start("classifier", folder, "digits_classifier:tiny")
+    return run.open_run(folder, "classifier")
+
+
+def test_a_judge_gives_probabilities_features_and_its_accuracy(of_digits):
+    judge, described = classifier.open_to_judge(of_digits.root, CLASSES, SHAPE)
+    source = load.load(of_digits.settings.data)
+    images, labels = source.held_out(10_000, 0), source.labels.held_out
+    probabilities, features = judge(images)
+    assert probabilities.shape == (len(images), 10)
+    assert len(features) == len(images)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1.0, atol=1e-5)
+    np.testing.assert_allclose(judge(images[:3])[0], probabilities[:3], atol=1e-6)
+    assert described["name"] == "run"
+    assert described["num_held_out"] == len(images)
+    assert described["accuracy"] == np.mean(probabilities.argmax(axis=1) == labels)
+
+
+def test_a_guide_has_the_averaged_weights_of_the_run(of_digits):
+    guide = classifier.open_to_guide(of_digits.root, CLASSES, SHAPE)
+    judge, described = classifier.open_to_judge(of_digits.root, CLASSES, SHAPE)
+    assert described["digest"] == sha256_of_arrays(guide.variables)
+    assert guide.input_range == (-1.0, 1.0)
+    x = np.random.default_rng(0).uniform(-1, 1, (3, *SHAPE)).astype(np.float32)
+    logits = guide.apply(guide.variables, x)
+    np.testing.assert_allclose(jax.nn.softmax(logits), judge(x)[0], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("classes", "shape", "message"),
+    [
+        (("cat", "dog"), SHAPE, r"other data: its classes are .* and those of this run are \['cat"),
+        (CLASSES, (8, 8, 3), r"its event_shape are \[8, 8, 1\], .* \[8, 8, 3\]"),
+    ],
+)
+def test_a_classifier_of_other_data_is_refused(classes, shape, message, of_digits):
+    for opened in (classifier.open_to_guide, classifier.open_to_judge):
+        with pytest.raises(UserError, match=message):
+            opened(of_digits.root, classes, shape)
+
+
+def test_what_is_no_classifier_is_refused(trained, tmp_path):
+    for path, message in ((tmp_path, "is not the folder of"), (trained.root, "a density ratio")):
+        with pytest.raises(UserError, match=rf"{message}.* train one with --mode=classifier"):
+            classifier.open_to_guide(path, CLASSES, SHAPE)
+
+
+def test_a_judge_needs_a_known_accuracy(of_digits):
+    file = of_digits.root / "accuracy.json"
+    content = file.read_bytes()
+    file.unlink()
+    try:
+        with pytest.raises(UserError, match=r"no known accuracy .* run --mode=classifier again"):
+            classifier.open_to_judge(of_digits.root, CLASSES, SHAPE)
+    finally:
+        file.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["swissroll", "digits"])
+def test_data_without_classes_are_refused(name):
+    wanted = settings.from_config({"data.name": name, "network.name": "resnet32"})
+    source = load.load(wanted.data)._replace(labels=None)
+    with pytest.raises(UserError, match=f"data.name={name}: a classifier needs labelled images"):
+        classifier.build(wanted, source)
+
+
+def test_the_step_attacks_and_shifts_its_images_and_learns(tiny):
+    wanted = tiny("digits_classifier", {"augment.max_shift": 1, "attack.epsilon": 0.1})
+    rate = {"optimizer.schedule": "constant", "optimizer.learning_rate": 0.01}
+    size = {"train.steps_per_dispatch": 10, "train.batch_size": 32}
+    wider = {"network.width": 16, "attack.num_steps": 1}
+    wanted = settings.replace(wanted, {**rate, **size, **wider})
+    training = classifier.build(wanted, load.load(wanted.data))
+    constants = experiment.on_devices(training.constants)
+    state = parallel.replicate(training.init_state())
+    run_steps = parallel.map_steps(training.repeated_step())
+    losses = []
+    for _ in range(4):
+        state, metrics = run_steps(training.root_key, state, constants, None, 10, 0)
+        losses += list(np.asarray(parallel.unreplicate(metrics)["loss"]))
+    assert np.mean(losses[-10:]) < np.mean(losses[:10])
+    found = classifier.accuracy(training, parallel.unreplicate(state))
+    assert found["robust_accuracy"] <= found["clean_accuracy"]
+    assert found["num_images"] == len(training.source.labels.held_out)
+    assert found["robust_at_epsilon"] == wanted.attack.epsilon
+
+
+def test_features_are_the_input_of_the_last_affine_map():
+    network = networks.resnet(networks.ResNetSpec(4, ((6, 2),)), num_outputs=3)
+    x = jax.random.normal(jax.random.key(0), (2, 8, 8, 1))
+    variables = network.init(jax.random.key(1), x)
+    features = network.apply(variables, x, features=True)
+    head = variables["params"]["linear"]
+    assert features.shape == (2, 6)
+    expected = features @ head["kernel"] + head["bias"]
+    np.testing.assert_allclose(network.apply(variables, x), expected, rtol=1e-5)
+
+
+def test_shifts_are_at_most_the_given_length_and_depend_only_on_positions():
+    images = np.zeros((40, 9, 9, 1), np.float32)
+    images[:, 4, 4] = 1.0
+    key, positions = jax.random.key(0), np.arange(40)
+    moved = np.asarray(shifted(key, positions, images, 2))
+    places = np.argwhere(moved[..., 0] == 1.0)[:, 1:]
+    assert len(places) == 40, "a point in the middle stays in the image"
+    assert set((places - 4).ravel()) == {-2, -1, 0, 1, 2}
+    np.testing.assert_array_equal(shifted(key, positions[7:], images[7:], 2), moved[7:])
