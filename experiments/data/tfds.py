@@ -143,6 +143,8 @@ def open_split(folder: str, split: str) -> Records | None:
             data: Any = _TFRecords(map(Path, info.splits[split].filepaths), parse)
         else:
             data = builder.as_data_source(split=split, decoders=decoders)
+        if len(data) != info.splits[split].num_examples:
+            raise ValueError(f"{len(data)} of {info.splits[split].num_examples} images are there")
         label_keys = [k for k, f in features.items() if isinstance(f, tfds.features.ClassLabel)]
         # Sets such as CIFAR-100 also have coarser labels.
         label_keys.sort(key=lambda k: k not in (info.supervised_keys or ()))

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from image_files import numbered, write_folder
 
-from experiments.data import DataOptions, load, resolve_dir
+from experiments.data.load import contains, load, resolve_dir
 from experiments.errors import DataError
+from experiments.settings import Data
 
 
 @pytest.mark.parametrize("name", ["swissroll", "8gaussians", "digits"])
@@ -25,33 +26,33 @@ from experiments.errors import DataError
 def test_a_setting_that_would_do_nothing_is_an_error(name, changes):
     (key,) = changes
     with pytest.raises(DataError, match=rf"data\.{key}=.* data\.name={name} is a built-in set"):
-        load(DataOptions(name, **changes))
+        load(Data(name=name, **changes))
 
 
 def test_points_have_no_classes_to_choose():
     with pytest.raises(DataError, match="swissroll has no classes"):
-        load(DataOptions("swissroll", source_class="1", target_class="2"))
+        load(Data(name="swissroll", source_class="1", target_class="2"))
 
 
 def test_the_size_that_a_built_in_set_has_may_be_given():
-    assert load(DataOptions("digits", image_size=8)).event_shape == (8, 8, 1)
+    assert load(Data(name="digits", image_size=8)).event_shape == (8, 8, 1)
 
 
 @pytest.mark.parametrize("name", ["swissroll", "digits"])
 def test_a_number_of_training_examples_may_be_requested(name):
-    source = load(DataOptions(name))
+    source = load(Data(name=name))
     assert source.train(10).shape == (10, *source.event_shape)
 
 
 def test_a_pair_of_digits_has_the_labels_of_its_target():
-    source = load(DataOptions("digits", source_class="3", target_class="8"))
+    source = load(Data(name="digits", source_class="3", target_class="8"))
     assert set(source.labels.train) == set(source.labels.held_out) == {8}
     assert len(source.labels.train) == len(source.train())
     assert len(source.labels.held_out) == len(source.held_out(1_000, 0))
 
 
 def test_the_environment_is_read_whenever_data_are_opened(tmp_path, monkeypatch):
-    options = DataOptions("folder")
+    options = Data(name="folder")
     for num, name in ((4, "a"), (6, "b")):
         where = write_folder(tmp_path / name, numbered(num))
         monkeypatch.setenv("FDRL_DATA_DIR", str(where))
@@ -64,8 +65,17 @@ def test_the_environment_is_read_whenever_data_are_opened(tmp_path, monkeypatch)
 
 
 def test_the_classes_of_digits_are_those_of_the_images():
-    source = load(DataOptions("digits"))
+    source = load(Data(name="digits"))
     means = [source.train()[source.labels.train == i].mean(axis=0) for i in range(10)]
     held_out = source.held_out(360, 0)
     distances = [((held_out - mean) ** 2).sum(axis=(1, 2, 3)) for mean in means]
     assert np.mean(np.argmin(distances, axis=0) == source.labels.held_out) > 0.8
+
+
+def test_a_path_in_the_folder_of_images_is_recognised(tmp_path, monkeypatch):
+    monkeypatch.setenv("FDRL_DATA_DIR", str(tmp_path))
+    options = Data(name="folder")
+    assert contains(options, tmp_path / "runs" / "x")
+    assert contains(options, tmp_path)
+    assert not contains(options, tmp_path.parent / "x")
+    assert not contains(options.model_copy(update={"name": "digits"}), tmp_path / "x")

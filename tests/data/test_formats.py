@@ -1,0 +1,325 @@
+"""All formats give the same kind of source; a bad file is an error that names it."""
+
+import io
+import json
+import os
+import tracemalloc
+import zipfile
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from image_files import encoded, numbered, picture, write_folder
+
+from experiments.data.load import load
+from experiments.errors import DataError
+from experiments.settings import Data
+
+FINE = 12
+
+
+def open_folder(where, **options):
+    return load(Data(name="folder", dir=str(where), **options))
+
+
+def open_npz(path):
+    return load(Data(name="npz", dir=str(path)))
+
+
+def stored(source):
+    """The training images as uint8, in a fixed order."""
+    return np.asarray(source.arrays["real"])
+
+
+def all_images(source, num=1_000):
+    pixels = np.concatenate([source.train(), source.held_out(num, 0)])
+    levels = np.round((pixels + 1.0) * 127.5).astype(np.uint8)
+    return {image.tobytes() for image in levels}
+
+
+def expected(num):
+    return {picture(8, 8, i).tobytes() for i in range(num)}
+
+
+def make_zip(folder: Path, path: Path) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in sorted(folder.rglob("*")):
+            archive.write(file, file.relative_to(folder))
+    return path
+
+
+@contextmanager
+def at_most(num_bytes):
+    """Checks the peak memory of Python and NumPy in the block."""
+    tracemalloc.start()
+    try:
+        yield
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < num_bytes, f"{peak:,} bytes"
+
+
+@pytest.mark.parametrize("form", ["folder", "zip"])
+def test_every_image_is_used_and_files_that_are_none_are_reported_once(form, tmp_path, caplog):
+    where = write_folder(tmp_path / "images", numbered(20))
+    for name in (".DS_Store", "._000.png", "readme.txt", "labels.csv"):
+        (where / name).write_text("not an image")
+    if form == "zip":
+        where = make_zip(where, tmp_path / "images.zip")
+    source = open_folder(where)
+    assert source.event_shape == (8, 8, 3)
+    assert (len(stored(source)), len(source.held_out(100, 0))) == (18, 2)
+    assert all_images(source) == expected(20)
+    assert source.labels is None
+    (line,) = (record.message for record in caplog.records)
+    assert "ignored 2 file(s)" in line
+    assert "labels.csv" in line
+
+
+def test_sub_folders_are_classes_also_below_one_common_folder(tmp_path):
+    names = [f"all/{c}/{i}.png" for c in ("cat", "dog") for i in range(10)]
+    labels = open_folder(write_folder(tmp_path, names)).labels
+    assert labels.classes == ("cat", "dog")
+    assert set(labels.train) == {0, 1}
+    assert (len(labels.train), len(labels.held_out)) == (18, 2)
+
+
+def test_npz_arrays_have_labels_and_a_held_out_part(tmp_path):
+    pixels = np.stack([picture(8, 8, i) for i in range(9)])
+    arrays = {"x_train": pixels[:6], "y_train": np.arange(6) % 2, "x_test": pixels[6:]}
+    np.savez(tmp_path / "a.npz", **arrays, y_test=[0, 1, 1])
+    source = open_npz(tmp_path / "a.npz")
+    np.testing.assert_array_equal(stored(source), pixels[:6])
+    np.testing.assert_array_equal(source.labels.train, np.arange(6) % 2)
+    assert all_images(source) == expected(9)
+
+
+def test_other_labels_or_pixels_of_an_npz_are_other_data(tmp_path):
+    pixels, labels = np.stack([picture(8, 8, i) for i in range(9)]), np.arange(9) % 2
+    found = set()
+    for images, classes in ((pixels, labels), (pixels + 1, labels), (pixels, 1 - labels)):
+        np.savez(tmp_path / "a.npz", images=images, labels=classes)
+        found.add(open_npz(tmp_path / "a.npz").identity)
+    assert len(found) == 3
+
+
+def test_renamed_images_are_other_data_and_touched_ones_have_another_fingerprint(tmp_path):
+    first = open_folder(write_folder(tmp_path, numbered(6)))
+    os.utime(tmp_path / "000.png", (1, 1))
+    touched = open_folder(tmp_path)
+    assert touched.identity == first.identity
+    assert touched.fingerprint != first.fingerprint
+    (tmp_path / "000.png").rename(tmp_path / "007.png")
+    assert open_folder(tmp_path).identity != first.identity
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(encoded(picture(32, 32))[:200])
+
+
+def cut_jpeg(path: Path) -> None:
+    path.with_suffix(".jpg").write_bytes(encoded(picture(64, 64), "JPEG")[:700])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def text_in_disguise(path: Path) -> None:
+    path.write_text("not an image")
+
+
+def other_size(path: Path) -> None:
+    path.write_bytes(encoded(picture(9, 8)))
+
+
+def dangling(path: Path) -> None:
+    path.symlink_to(path.parent / "nothing")
+
+
+def endless(path: Path) -> None:
+    path.with_suffix("").symlink_to(path.parent, target_is_directory=True)
+
+
+def pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def device(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+def huge(path: Path) -> None:
+    with path.open("wb") as stream:
+        stream.truncate(2**28 + 1)  # A sparse file, which needs no disk space.
+
+
+FAULTS = {
+    cut: "damaged|cannot be opened",
+    cut_jpeg: "damaged",
+    empty: "the file is empty",
+    text_in_disguise: "not a PNG, JPEG or WEBP image",
+    other_size: "9 x 8 pixels, but others have 8 x 8; set data.image_size",
+    dangling: "cannot be read",
+    endless: "a link to a folder that contains it",
+    pipe: "not a regular file",
+    device: "not a regular file",
+    huge: "too large for an image",
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_bad_file_is_named_with_the_reason(fault, tmp_path):
+    write_folder(tmp_path, [*numbered(FINE, "train/"), *numbered(2, "test/")])
+    fault(tmp_path / "train" / "z.png")
+    with pytest.raises(DataError, match=rf"train/z.*({FAULTS[fault]}).*\. Fix or remove it"):
+        open_folder(tmp_path)
+
+
+def test_links_to_other_folders_are_followed(tmp_path):
+    write_folder(tmp_path / "elsewhere", numbered(FINE))
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "link").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    assert all_images(open_folder(tmp_path / "images")) == expected(FINE)
+
+
+def test_a_folder_without_images_is_named(tmp_path):
+    (tmp_path / "readme.txt").write_text("not an image")
+    with pytest.raises(DataError, match=f"{tmp_path}: no images found; images are .png"):
+        open_folder(tmp_path)
+
+
+def test_a_zip_is_never_extracted_whatever_its_names(tmp_path):
+    (tmp_path / "data").mkdir()
+    path = tmp_path / "data" / "images.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for i, name in enumerate(("a/0.png", "/tmp/out.png", "../out.png", "b/../../3.png")):
+            archive.writestr(name, encoded(picture(8, 8, i)))
+    before = sorted(tmp_path.rglob("*"))
+    assert all_images(open_folder(path)) == expected(4)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_zip_with_separators_of_windows_has_its_classes_and_its_split(tmp_path):
+    folders = {"train\\cat": 4, "train\\dog": 6, "test\\dog": 3}
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
+        for folder, num in folders.items():
+            archive.writestr(f"{folder}\\", b"")
+            for i in range(num):
+                archive.writestr(f"{folder}\\{i}.png", encoded(picture(8, 8, i)))
+    source = open_folder(tmp_path / "images.zip")
+    assert source.classes == ("cat", "dog")
+    assert source.labels.train.tolist() == [0] * 4 + [1] * 6
+    assert source.labels.held_out.tolist() == [1] * 3
+
+
+def test_an_entry_of_a_zip_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "images.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("0.png", encoded(picture(8, 8)))
+        archive.writestr("bomb.png", bytes(100_000))
+    monkeypatch.setattr("experiments.data.formats.MAX_FILE_BYTES", 50_000)
+    with pytest.raises(DataError, match=r"bomb.png: 100,000 bytes, too large"):
+        open_folder(path)
+
+
+def test_damage_to_a_zip_is_noticed_by_its_checksum(tmp_path):
+    path = make_zip(write_folder(tmp_path / "images", numbered(FINE)), tmp_path / "images.zip")
+    content = bytearray(path.read_bytes())
+    content[100] ^= 0xFF
+    path.write_bytes(bytes(content))
+    with pytest.raises(DataError, match=r"000.png: cannot be read: Bad CRC"):
+        open_folder(path)
+    path.write_bytes(b"PK not really")
+    with pytest.raises(DataError, match=r"images.zip: not a readable zip"):
+        open_folder(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut", b"\x93NUMPY"])
+def test_a_damaged_npz_is_named(content, tmp_path):
+    (tmp_path / "a.npz").write_bytes(content)
+    with pytest.raises(DataError, match=r"a.npz: not a readable .npz"):
+        open_npz(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"images": np.zeros((4, 8, 8, 3), np.float32)}, "must be uint8.*got float32"),
+        ({"images": np.zeros((4, 8, 8, 2), np.uint8)}, r"got uint8 \[4, 8, 8, 2\]"),
+        ({"images": np.zeros((4, 0, 8), np.uint8)}, "has no pixels"),
+        ({"images": np.zeros((4, 8, 1), np.uint8)}, "1 x 8 pixels; images need at least 2 x 2"),
+        ({"images": np.zeros((0, 8, 8), np.uint8)}, "has 0 image"),
+        ({"pictures": np.zeros((4, 8, 8), np.uint8)}, r"no array named .*: \['pictures'\]"),
+        ({"images": np.zeros((4, 8, 8), np.uint8), "labels": np.zeros(3)}, "4 images but labels"),
+    ],
+    ids=["floats", "channels", "no pixels", "thin", "empty", "name", "labels"],
+)
+def test_arrays_of_another_kind_are_refused_by_name(arrays, message, tmp_path):
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(DataError, match=message):
+        open_npz(tmp_path / "a.npz")
+
+
+class Payload:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, trace):
+        self.trace = str(trace)
+
+    def __reduce__(self):
+        return open, (self.trace, "w")
+
+
+def test_a_pickle_in_an_npz_is_not_executed(tmp_path):
+    np.savez(tmp_path / "a.npz", images=np.array([Payload(tmp_path / "executed")], dtype=object))
+    with pytest.raises(DataError, match=r"a\.npz: not a readable \.npz of plain arrays"):
+        open_npz(tmp_path / "a.npz")
+    assert not (tmp_path / "executed").exists()
+
+
+def test_arrays_are_checked_by_their_headers_and_only_needed_ones_are_read(tmp_path):
+    size, images = 2**26, np.stack([picture(8, 8, i) for i in range(FINE)])
+    path = tmp_path / "a.npz"
+    np.savez_compressed(path, images=images, unused=np.zeros(size, np.uint8))
+    with at_most(size // 8):
+        assert all_images(open_npz(path)) == expected(FINE)
+    np.savez_compressed(path, images=np.zeros(size, np.uint8))
+    with at_most(size // 8), pytest.raises(DataError, match="must be uint8"):
+        open_npz(path)
+    np.savez_compressed(path, images=images, labels=np.zeros(size, np.uint8))
+    with at_most(size // 8), pytest.raises(DataError, match="12 images but labels of shape"):
+        open_npz(path)
+
+
+def test_an_array_whose_header_declares_more_than_there_is_is_refused(tmp_path):
+    path, stream = tmp_path / "a.npz", io.BytesIO()
+    header = {"descr": "|u1", "fortran_order": False, "shape": (10**6, 64, 64)}
+    np.lib.format.write_array_header_1_0(stream, header)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("images.npy", stream.getvalue() + bytes(100))
+    with at_most(2**24), pytest.raises(DataError, match=r"images.* expected 4,096,000,128 bytes"):
+        open_npz(path)
+
+
+@pytest.mark.parametrize("name", ["$x_{$", os.fsdecode(b"\xff"), "x" * 250, "a\nb", "<b>"])
+def test_class_folders_of_any_name_are_read_and_their_names_can_be_printed(name, tmp_path):
+    write_folder(tmp_path, [*numbered(FINE, f"{name}/"), *numbered(FINE, "other/")])
+    source = open_folder(tmp_path)
+    assert len(source.classes) == 2
+    assert all(shown.isprintable() for shown in source.classes)
+    json.dumps(source.classes, ensure_ascii=False).encode()
+    empty(tmp_path / name / "000.png")
+    with pytest.raises(DataError, match="the file is empty") as caught:
+        all_images(open_folder(tmp_path))
+    str(caught.value).encode()
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b", os.fsdecode(b"\xff")])
+@pytest.mark.parametrize("kind", ["folder", "npz", "pair", "tfds:mnist"])
+def test_a_path_that_cannot_exist_ends_in_one_line(kind, name, tmp_path):
+    with pytest.raises(DataError) as caught:
+        load(Data(name=kind).model_copy(update={"dir": f"{tmp_path}/{name}"}))
+    assert str(caught.value).isprintable()

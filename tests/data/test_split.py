@@ -1,0 +1,103 @@
+"""Images are held out, or chosen as domains; errors name what is missing."""
+
+import numpy as np
+import pytest
+from image_files import numbered, picture, write_folder
+
+from experiments.data.load import load
+from experiments.errors import DataError
+from experiments.settings import Data
+
+
+def open_folder(where, **options):
+    return load(Data(name="folder", dir=str(where), **options))
+
+
+def test_a_split_of_the_folder_is_held_out_where_there_is_one(tmp_path):
+    write_folder(tmp_path, [*numbered(6, "train/a/"), *numbered(3, "test/a/")])
+    source = open_folder(tmp_path)
+    assert (source.num_train, source.num_held_out) == (len(source.train()), 3) == (6, 3)
+
+
+def test_a_class_with_one_image_keeps_it_for_training(tmp_path):
+    write_folder(tmp_path, ["rare/0.png", *numbered(10, "many/")])
+    assert sorted(open_folder(tmp_path).labels.train) == [0] * 9 + [1]
+
+
+def test_one_image_is_too_few(tmp_path):
+    with pytest.raises(DataError, match=r"has 1 image\(s\); training needs at least 2"):
+        open_folder(write_folder(tmp_path, ["only.png"]))
+
+
+def test_held_out_labels_have_the_numbers_of_training_where_a_split_lacks_a_class(tmp_path):
+    pixels = np.arange(6 * 64, dtype=np.uint16).astype(np.uint8).reshape(6, 8, 8)
+    arrays = {"x_train": pixels, "y_train": [0, 1, 2, 0, 1, 2], "x_test": pixels[:2]}
+    options = Data(name="npz", dir=str(tmp_path / "x.npz"))
+    np.savez(tmp_path / "x.npz", **arrays, y_test=[2, 2])
+    source = load(options)
+    assert source.classes == ("0", "1", "2")
+    assert source.labels.held_out.tolist() == [2, 2]
+    np.savez(tmp_path / "x.npz", **arrays, y_test=[2, 7])
+    assert load(options).labels is None
+
+
+def test_the_domains_of_a_pair_are_the_folders_a_and_b(tmp_path):
+    names = [*numbered(4, "trainA/"), *numbered(6, "trainB/"), *numbered(2, "testA/")]
+    write_folder(tmp_path, [*names, *numbered(2, "testB/")])
+    options = Data(name="pair", dir=str(tmp_path))
+    source = load(options)
+    assert (len(source.arrays["source"]), len(source.arrays["real"])) == (4, 6)
+    back = load(options.model_copy(update={"source_class": "B", "target_class": "A"}))
+    assert len(back.arrays["source"]) == 6
+
+
+def test_two_classes_of_a_labelled_set_make_a_pair_and_the_held_out_side_starts_first(tmp_path):
+    write_folder(tmp_path, [*numbered(20, "cat/"), *numbered(30, "dog/"), *numbered(9, "fox/")])
+    source = open_folder(tmp_path, source_class="cat", target_class="dog")
+    assert (len(source.arrays["source"]), len(source.arrays["real"])) == (18, 27)
+    starts = np.round((source.starts(np.arange(22)) + 1.0) * 127.5).astype(np.uint8)
+    trained_on = {image.tobytes() for image in source.arrays["source"]}
+    assert [image.tobytes() in trained_on for image in starts[:20]] == [False] * 2 + [True] * 18
+    np.testing.assert_array_equal(starts[20:], starts[:2])
+
+
+@pytest.mark.parametrize(("folder", "num_sources"), [("test/cat/", 20), ("test/", 18)])
+def test_of_a_class_that_the_held_out_split_lacks_a_tenth_is_held_out(
+    folder, num_sources, tmp_path
+):
+    names = [*numbered(20, "train/cat/"), *numbered(30, "train/dog/"), *numbered(3, folder)]
+    write_folder(tmp_path, names)
+    source = open_folder(tmp_path, source_class="cat", target_class="dog")
+    assert (len(source.arrays["source"]), len(source.arrays["real"])) == (num_sources, 27)
+    assert len(source.held_out(10, 0)) == 3
+
+
+def test_held_out_images_are_in_a_random_order(tmp_path):
+    write_folder(tmp_path, [*numbered(4, "train/"), *numbered(20, "test/")])
+    source = open_folder(tmp_path)
+    levels = np.round((source.held_out(20, 0) + 1.0) * 127.5).astype(np.uint8)
+    numbers = {picture(8, 8, 4 + i).tobytes(): i for i in range(20)}
+    order = [numbers[image.tobytes()] for image in levels]
+    assert order != sorted(order) == list(range(20))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dir": "missing"}, r"missing does not exist"),
+        ({"dir": ""}, r"--data_dir, --config.data.dir or .*FDRL_DATA_DIR"),
+        ({"name": "folders"}, r"'folders'; did you mean 'folder'"),
+        ({"name": "tfds:"}, r"data.name must be one of"),
+        ({"source_class": "cat"}, r"go together"),
+        ({"keep_aspect": False}, r"data.resize or data.image_size: set one of them"),
+        ({"source_class": "cat", "target_class": "dgo"}, r"did you mean 'dog'.* cat, dog"),
+        ({"name": "pair"}, r"needs a folder 'trainB'"),
+        ({"name": "npz", "dir": "nothing.npz"}, r"nothing.npz does not exist"),
+    ],
+    ids=str,
+)
+def test_what_is_missing_is_named(changes, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_folder(tmp_path / "data", [*numbered(3, "cat/"), *numbered(3, "dog/")])
+    with pytest.raises(DataError, match=message):
+        load(Data(**{"name": "folder", "dir": "data", **changes}))

@@ -1,0 +1,112 @@
+"""Stored images: in memory or streamed, with their classes, and read only where needed."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from image_files import encoded, numbered, picture, write_folder
+
+from experiments.data.load import load
+from experiments.errors import DataError
+from experiments.settings import Data
+
+
+def open_folder(where, **options):
+    return load(Data(name="folder", dir=str(where), **options))
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """The files that are read."""
+    paths, whole = [], Path.read_bytes
+
+    def read_bytes(self):
+        paths.append(self)
+        return whole(self)
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    return paths
+
+
+@pytest.mark.parametrize("megabytes", [0, 256])
+def test_a_part_of_a_set_is_spread_over_it_and_nothing_else_is_read(megabytes, tmp_path, reads):
+    write_folder(tmp_path, [*numbered(50, "train/a/"), *numbered(50, "train/b/")])
+    write_folder(tmp_path, numbered(30, "test/a/"))
+    source = open_folder(tmp_path, in_memory_megabytes=megabytes)
+    whole = source.train()
+    reads.clear()
+    np.testing.assert_array_equal(source.train(10), whole[::10])
+    assert len(reads) == (0 if megabytes else 10)
+    reads.clear()
+    assert len(source.held_out(3, 0)) == len(reads) == 3
+
+
+def test_streamed_images_come_with_their_classes(tmp_path):
+    write_folder(tmp_path, [f"{c}/{i}.png" for c in ("cat", "dog") for i in range(20)])
+    source, kept = open_folder(tmp_path, in_memory_megabytes=0), open_folder(tmp_path)
+    assert source.arrays == ()
+    for ours, theirs in zip(source.labels, kept.labels, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    dogs = {picture(8, 8, i).tobytes() for i in range(20, 40)}
+    assert [x.tobytes() in dogs for x in kept.arrays["real"]] == (source.labels.train == 1).tolist()
+    with source.open_feed(0, 16, 0, 1) as take:
+        batch = {name: array[:, 0] for name, array in take(1).items()}
+    assert batch["label"].dtype == np.int32
+    for pixels, labels in zip(batch["real"], batch["label"], strict=True):
+        assert [x.tobytes() in dogs for x in pixels] == (labels == 1).tolist()
+        drawn = source.draw((), {"real": pixels, "label": labels}, jax.random.key(0), None)
+        np.testing.assert_array_equal(drawn["label"], labels)
+
+
+def test_half_of_the_images_are_mirrored_by_their_positions(tmp_path):
+    plain, flipped = (
+        open_folder(write_folder(tmp_path, numbered(40)), random_flip=flip)
+        for flip in (False, True)
+    )
+    key, positions = jax.random.key(0), np.arange(32)
+    one, two = (s.draw(s.arrays, None, key, positions)["real"] for s in (plain, flipped))
+    is_same = [np.array_equal(x, y) for x, y in zip(one, two, strict=True)]
+    is_mirrored = [np.array_equal(x[:, ::-1], y) for x, y in zip(one, two, strict=True)]
+    assert np.all(np.logical_xor(is_same, is_mirrored))
+    assert 6 <= sum(is_mirrored) <= 26
+
+
+def write_pictures(where, grey, colour):
+    """Writes images of two kinds under numbers."""
+    where.mkdir(parents=True)
+    for i in (*grey, *colour):
+        pixels = picture(6, 6, i)
+        (where / f"{i:03d}.png").write_bytes(encoded(pixels[..., 0] if i in grey else pixels))
+
+
+def test_with_size_and_channels_0_grey_images_are_read_unchanged(tmp_path):
+    write_pictures(tmp_path / "images", range(20), ())
+    source = open_folder(tmp_path / "images", channels=0)
+    assert source.event_shape == (6, 6, 1)
+    found = {image.tobytes() for image in source.arrays["real"]}
+    assert found < {picture(6, 6, i)[..., 0].tobytes() for i in range(20)}
+
+
+def test_with_channels_0_grey_images_among_coloured_ones_get_equal_channels(tmp_path):
+    write_pictures(tmp_path / "train", range(9), range(9, 10))
+    write_pictures(tmp_path / "test", range(2), ())
+    source = open_folder(tmp_path, channels=0)
+    assert source.event_shape == (6, 6, 3)
+    assert np.ptp(source.arrays["real"][:9], axis=-1).max() == 0
+    assert np.ptp(source.held_out(2, 0), axis=-1).max() == 0
+
+
+def test_with_channels_0_a_late_colour_image_is_not_made_grey(tmp_path):
+    # Of 150 images, 100 are checked first: numbers 0, 1, 3, 4, 6 and so on.
+    write_pictures(tmp_path / "train", [i for i in range(150) if i != 2], [2])
+    write_pictures(tmp_path / "test", range(2), ())
+    with pytest.raises(DataError, match=r"002.png: in colour, but others are grey; set data.cha"):
+        open_folder(tmp_path, channels=0)
+
+
+def test_domains_of_different_sizes_are_an_error(tmp_path):
+    for side, size in (("A", 8), ("B", 9)):
+        write_folder(tmp_path, numbered(4, f"train{side}/"), size)
+    with pytest.raises(DataError, match="the domains differ in height, width or channels"):
+        load(Data(name="pair", dir=str(tmp_path)))

@@ -1,0 +1,111 @@
+"""The pipeline: every image once per epoch, and a resumed run continues with the next image."""
+
+import numpy as np
+import pytest
+from image_files import numbered, write_folder
+
+from experiments.data.decode import Transform
+from experiments.data.formats import Records, of_pixels
+from experiments.data.load import load
+from experiments.data.stream import Images, all_batches, training_batches
+from experiments.errors import DataError
+from experiments.settings import Data
+
+NUM = 20
+
+
+def images(num=NUM, first=0):
+    """Images of one pixel whose grey level is their number."""
+    pixels = np.arange(first, first + num, dtype=np.uint8).reshape(-1, 1, 1)
+    return Images(of_pixels("a", pixels), Transform(channels=1), (1, 1, 1))
+
+
+def read(count, sides=None, threads=4, **options):
+    """The image numbers of some batches, [count, batch]."""
+    batches = training_batches(
+        sides or {"real": images()},
+        Data(num_threads=threads),
+        **{"seed": 3, "batch_size": 4, **options},
+    )
+    taken = [next(batches) for _ in range(count)]
+    batches.close()
+    return {side: np.stack([b[side].ravel() for b in taken]) for side in taken[0]}
+
+
+def test_every_epoch_has_every_image_once_and_its_own_order():
+    epochs = read(15)["real"].reshape(3, NUM)
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(NUM))
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+
+
+def test_batches_cross_the_end_of_an_epoch_and_drop_nothing():
+    taken = read(20, batch_size=3)["real"].ravel()
+    assert sorted(taken[:NUM]) == list(range(NUM))
+    assert sorted(taken[NUM : 2 * NUM]) == list(range(NUM))
+
+
+def test_the_order_depends_only_on_the_seed():
+    np.testing.assert_array_equal(read(5)["real"], read(5, threads=1)["real"])
+    assert (read(5)["real"] != read(5, seed=4)["real"]).any()
+
+
+def test_a_run_resumed_in_an_epoch_sees_what_the_uninterrupted_one_would():
+    np.testing.assert_array_equal(read(6, start=3)["real"], read(9)["real"][3:])
+
+
+def test_two_processes_share_the_images_of_a_step_in_their_order():
+    two = [read(7, batch_size=2, process=(i, 2))["real"] for i in range(2)]
+    np.testing.assert_array_equal(read(7)["real"], np.concatenate(two, axis=1))
+
+
+def test_the_domains_of_a_pair_are_shuffled_separately_and_the_smaller_repeats():
+    taken = read(5, {"real": images(20), "source": images(10, first=100)})
+    assert sorted(taken["real"].ravel()) == list(range(20))
+    source = taken["source"].ravel()
+    assert sorted(source[:10]) == sorted(source[10:]) == list(range(100, 110))
+    assert (taken["real"].ravel()[:10] != source[:10] - 100).any()
+
+
+def test_a_batch_may_be_larger_than_the_set():
+    taken = read(3, {"real": images(3)}, batch_size=8)["real"].ravel()
+    assert all(sorted(taken[i : i + 3]) == [0, 1, 2] for i in range(0, 24, 3))
+
+
+def test_a_pass_over_all_images_keeps_the_ragged_last_batch_and_the_order(monkeypatch):
+    monkeypatch.setattr("experiments.data.stream._BATCH_BYTES", 8 * 4)
+    batches = list(all_batches(images(), Data()))
+    assert [len(pixels) for pixels in batches] == [8, 8, 4]
+    np.testing.assert_array_equal(np.concatenate(batches).ravel(), np.arange(NUM))
+
+
+def test_a_feed_stacks_the_steps_of_a_dispatch_for_each_device(tmp_path):
+    where = str(write_folder(tmp_path, numbered(20)))
+    source = load(Data(name="folder", dir=where, in_memory_megabytes=0))
+    with source.open_feed(0, 8, 0, 3) as take:
+        first, second = take(2)["real"], take(3)["real"]
+    devices = first.shape[0]
+    assert first.shape == second.shape == (devices, 3, 8 // devices, 8, 8, 3)
+    assert first[:, :2].any()
+    assert not first[:, 2:].any()
+    with source.open_feed(0, 8, 2, 3) as take:
+        np.testing.assert_array_equal(take(3)["real"], second)
+
+
+def test_an_unreadable_image_stops_the_run_by_name():
+    def fetch(index):
+        if index in (3, 4):
+            raise OSError("torn in two")
+        return np.full((1, 1), index, np.uint8)
+
+    records = Records("image ", range(NUM), fetch, "", "")
+    with pytest.raises(DataError, match=r"image [34]: cannot be read: torn in two\. Fix or remove"):
+        read(5, {"real": images()._replace(records=records)})
+
+
+def test_a_long_pass_shows_a_bar_on_the_standard_error_only(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("experiments.data.stream._BAR_AFTER_SECONDS", 0.0)
+    load(Data(name="folder", dir=str(write_folder(tmp_path, numbered(20)))))
+    out, err = capsys.readouterr()
+    assert "reading training images" in err
+    assert not out

@@ -1,0 +1,128 @@
+"""TFDS data sets are read without their builder and without TensorFlow, and prepared if missing."""
+
+import io
+import json
+import shutil
+
+import numpy as np
+import pytest
+from image_files import picture
+
+from experiments.data import tfds
+from experiments.data.load import load
+from experiments.errors import DataError
+from experiments.settings import Data
+
+
+@pytest.fixture(scope="module", params=["array_record", "tfrecord"])
+def prepared(request, tmp_path_factory):
+    """A root with the data set `glyphs`, prepared as a user would."""
+    from glyphs_builder import Glyphs
+
+    root = tmp_path_factory.mktemp(request.param)
+    Glyphs(data_dir=root, file_format="array_record").download_and_prepare()
+    if request.param == "tfrecord":
+        as_tfrecord(root)
+    return root
+
+
+def as_tfrecord(root):
+    """Rewrites the files of a data set as TFRecord, which only TensorFlow writes."""
+    from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+    for path in root.rglob("*.array_record-*"):
+        with path.with_name(path.name.replace("array_record", "tfrecord")).open("wb") as file:
+            for record in ArrayRecordDataSource([str(path)]):
+                file.write(len(record).to_bytes(8, "little") + bytes(4) + record + bytes(4))
+        path.unlink()
+    info = next(root.rglob("dataset_info.json"))
+    info.write_text(info.read_text().replace("array_record", "tfrecord"))
+
+
+def test_a_custom_set_is_read_without_its_builder(prepared):
+    source = load(Data(name="tfds:glyphs", dir=str(prepared)))
+    pixels = np.concatenate([source.train(), source.held_out(100, 0)])
+    levels = np.round((pixels + 1.0) * 127.5).astype(np.uint8)
+    assert {x.tobytes() for x in levels} == {picture(8, 8, i).tobytes() for i in range(16)}
+    assert (len(source.train()), source.classes) == (12, ("a", "b"))
+    np.testing.assert_array_equal(source.labels.train.sum(), 6)
+
+
+def test_a_split_without_labels_has_no_class(prepared):
+    source = load(Data(name="tfds:glyphs", dir=str(prepared), held_out_split="unlabelled"))
+    assert source.labels is None
+    assert len(source.held_out(10, 0)) == 2
+
+
+def test_a_set_is_found_where_tfds_keeps_it(prepared, monkeypatch):
+    monkeypatch.delenv("FDRL_DATA_DIR", raising=False)
+    monkeypatch.setenv("TFDS_DATA_DIR", str(prepared))
+    assert load(Data(name="tfds:glyphs", image_size=4)).event_shape == (4, 4, 3)
+
+
+def test_a_damaged_set_is_named(prepared, tmp_path):
+    shutil.copytree(prepared, tmp_path / "copy")
+    for path in (tmp_path / "copy").rglob("*-train.*"):
+        path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(DataError, match=r"glyphs/1\.0\.0"):
+        load(Data(name="tfds:glyphs", dir=str(tmp_path / "copy")))
+
+
+def test_code_of_a_foreign_set_is_not_run(prepared, tmp_path, monkeypatch):
+    shutil.copytree(prepared, tmp_path / "copy")
+    (tmp_path / "evil.py").write_text("raise SystemExit('executed')")
+    monkeypatch.syspath_prepend(tmp_path)
+    file = next((tmp_path / "copy").rglob("features.json"))
+    features = json.loads(file.read_text())
+    features["featuresDict"]["features"]["label"]["pythonClassName"] = "evil.Label"
+    file.write_text(json.dumps(features).replace("pythonClassName", "pythonClass\\u004eame"))
+    with pytest.raises(DataError, match=r"'evil\.Label'.* only classes of tensorflow_datasets"):
+        load(Data(name="tfds:glyphs", dir=str(tmp_path / "copy")))
+
+
+@pytest.mark.parametrize("name", ["../x", "/etc", "x/../../y", "..", "*", "x/**", "x:../1", "a\nb"])
+def test_a_name_cannot_lead_out_of_the_root(name, tmp_path):
+    outside = tmp_path / "x" / "1.0.0"
+    outside.mkdir(parents=True)
+    (outside / "dataset_info.json").write_text("{}")
+    (tmp_path / "root").mkdir()
+    with pytest.raises(DataError, match=r"data\.name must be tfds:NAME"):
+        tfds.find(name, str(tmp_path / "root"))
+
+
+def test_the_error_for_an_unknown_set_has_the_nearest_name(prepared):
+    with pytest.raises(DataError, match=r"neither a data set of TFDS nor .* mean 'glyphs'"):
+        load(Data(name="tfds:glyph", dir=str(prepared)))
+
+
+@pytest.mark.parametrize(
+    ("lacks", "message"),
+    [
+        ("tensorflow", "needs the package tensorflow. .*tfds build mnist .*=array_record"),
+        ("network", "failed now: .*no route.* tfds build mnist"),
+    ],
+)
+def test_a_set_that_cannot_be_prepared_says_how_to(lacks, message, tmp_path, monkeypatch):
+    def no_network(*_, **__):
+        raise OSError("no route")
+
+    monkeypatch.setattr(tfds, "find_spec", lambda name: None if lacks == name else "spec")
+    monkeypatch.setattr(tfds.urllib.request, "urlopen", no_network)
+    with pytest.raises(DataError, match=message):
+        load(Data(name="tfds:mnist", dir=str(tmp_path)))
+
+
+def test_a_set_is_downloaded_and_prepared_on_first_use(tmp_path, monkeypatch, capsys):
+    import tensorflow_datasets
+    from glyphs_builder import Glyphs
+
+    def builder(name, **arguments):
+        assert name == "mnist"
+        return Glyphs(**arguments)
+
+    monkeypatch.setattr(tfds, "find_spec", lambda name: "spec")
+    monkeypatch.setattr(tfds.urllib.request, "urlopen", lambda *_, **__: io.BytesIO())
+    monkeypatch.setattr(tensorflow_datasets, "builder", builder)
+    source = load(Data(name="tfds:mnist", dir=str(tmp_path)))
+    assert len(source.train()) == 12
+    assert "downloading and preparing it" in capsys.readouterr().out
