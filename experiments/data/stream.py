@@ -76,7 +76,7 @@ def probe(records: Records, transform: Transform) -> Images:
       DataError: if there is no image, or if the first one is unreadable or too small.
     """
     if not len(records):
-        raise DataError("the data contain no images")
+        raise DataError(f"{records.where} has no images")
     if not transform.channels and _any_in_colour(records):
         transform = transform._replace(channels=3)
     try:

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from experiments.data.digits import digits
-from experiments.evaluation import Samples, draws, references
+from experiments.data.source import Source
+from experiments.evaluation import Samples, references
 from experiments.evaluation.images import evaluate_images
 from experiments.evaluation.references import ImageReference
 
@@ -28,7 +29,7 @@ def found(stripes):
     return evaluate_images(
         reference,
         samples._replace(prior=noise),
-        train_batches=lambda: iter([train[:150], train[150:]]),
+        source=Source("x", (16, 16, 3), train_batches=lambda: iter([train[:150], train[150:]])),
         classifier=by_brightness,
     )
 
@@ -60,30 +61,6 @@ def test_the_nearest_training_images_are_found_as_well(found):
     assert found.record["skipped"] == []
     assert found.nearest["pixels"].shape == (8, 7, 16, 16, 3)
     assert 0.3 < found.metrics["memorisation_auc_pixels"].value < 0.7
-
-
-def test_draws_have_disjoint_halves_and_disjoint_samples_while_there_are_enough():
-    def draws_of(num_images, num_spare, num_samples):
-        spare = np.full((num_spare, 1), 0.75) if num_spare else None
-        reference = ImageReference("x", np.full((num_images, 1), 0.25), spare=spare)
-        samples, prior = np.full((num_samples, 1), -0.25), np.full((num_samples, 1), -2.0)
-        pool = draws.pool(reference, samples, prior)
-        for draw in pool.draws:
-            real = 0.75 if num_spare else 0.25
-            for rows, value in zip(draw, (0.25, -0.25, -1.0, real), strict=True):
-                assert set(pool.images[rows, 0]) == {value}
-        return pool.draws
-
-    halves = draws_of(100, 0, 250)
-    for draw in halves:
-        assert [len(rows) for rows in draw] == [50] * 4
-        assert not set(draw.reference) & set(draw.real)
-    assert len({i for draw in halves for i in draw.samples}) == 250
-    with_spare = draws_of(100, 300, 120)
-    assert len({i for draw in with_spare for i in draw.reference}) == 100
-    assert with_spare[0].real.tolist() != with_spare[1].real.tolist()
-    assert all(len(set(draw.samples)) == 100 for draw in with_spare)
-    assert draws_of(3, 0, 50) == []
 
 
 def test_with_one_held_out_image_there_is_no_distance_and_the_record_says_so(stripes):

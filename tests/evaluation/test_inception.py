@@ -1,21 +1,24 @@
-"""Inception metrics equal those of the library that computes them, for all ways to call them.
+"""Inception metrics equal those of the library that computes them.
 
-Real weights cannot be had here, so the tests draw random ones; of what the network knows the
-agreement does not depend.
+The real weights are not available here, so the tests use random ones; the agreement does not depend
+on them.
 """
-
-import io
-import json
 
 import numpy as np
 import pytest
 
-from experiments import evaluate
-from experiments.data import to_uint8
+from experiments import settings
 from experiments.errors import UserError
-from experiments.evaluation import inception, inception_process
-from experiments.evaluation.image_sets import ImageSet, in_memory
-from experiments.evaluation.protocols import LEGACY, METRICS, STANDARD
+from experiments.evaluation import inception
+from experiments.evaluation.inception import (
+    LEGACY,
+    METRICS,
+    STANDARD,
+    ImageSet,
+    Inception,
+    prefixed,
+)
+from experiments.evaluation.sets import Stored
 from fdrl_jax.metrics import manifold_metrics
 
 NUM_SAMPLES, NUM_REFERENCE = 14, 16
@@ -23,9 +26,8 @@ NUM_SAMPLES, NUM_REFERENCE = 14, 16
 
 @pytest.fixture(scope="module")
 def sets(stripes):
-    return (
-        in_memory("samples", stripes(NUM_SAMPLES, 0)),
-        in_memory("reference", stripes(NUM_REFERENCE, 1)),
+    return Stored("samples", stripes(NUM_SAMPLES, 0)), Stored(
+        "reference", stripes(NUM_REFERENCE, 1)
     )
 
 
@@ -59,32 +61,29 @@ def weights(tmp_path_factory):
     return save_random(network, tmp_path_factory.mktemp("weights") / "random.pth")
 
 
+def compute(sets, weights, metrics, cache, protocol=STANDARD):
+    """Returns metrics by definition, with their description."""
+    samples, reference = (images.for_inception() for images in sets)
+    networks = Inception({protocol.name: weights}, metrics)
+    found, (details,) = inception.by_inception(samples, reference, networks, cache=str(cache))
+    return {metric.definition: metric for metric in found}, details
+
+
 @pytest.fixture(scope="module")
-def evaluated(sets, weights, tmp_path_factory):
-    """The result of the command for all metrics, and the folder of kept features."""
-    root = tmp_path_factory.mktemp("evaluated")
-    for images in sets:
-        np.savez(root / f"{images.where}.npz", arr_0=to_uint8(images.unit))
-    arguments = [str(root / f"{images.where}.npz") for images in sets]
-    arguments += [f"--weights={weights}", f"--metrics={','.join(METRICS)}"]
-    arguments += [f"--cache_dir={root / 'cache'}", f"--out={root / 'result.json'}"]
-    assert evaluate.main(arguments) == 0
-    return json.loads((root / "result.json").read_text()), root / "cache"
-
-
-def value(result, metric):
-    suffix = f"weights_{result['protocols'][0]['weights_sha256'][:8]}_{NUM_SAMPLES}"
-    return result["metrics"][f"{metric}_{suffix}"]["value"]
+def computed(sets, weights, tmp_path_factory):
+    """All metrics, and the folder of cached features."""
+    cache = tmp_path_factory.mktemp("cache")
+    return *compute(sets, weights, METRICS, cache), cache
 
 
 @pytest.mark.slow
-def test_metrics_equal_a_direct_call_of_torch_fidelity(sets, weights, evaluated):
+def test_metrics_equal_a_direct_call_of_torch_fidelity(sets, weights, computed):
     import torch
     import torch_fidelity
 
     class Images(torch.utils.data.Dataset):
         def __init__(self, images):
-            self.pixels = torch.from_numpy(to_uint8(images.unit)).permute(0, 3, 1, 2)
+            self.pixels = torch.from_numpy(images.pixels).permute(0, 3, 1, 2)
 
         def __len__(self):
             return len(self.pixels)
@@ -107,51 +106,45 @@ def test_metrics_equal_a_direct_call_of_torch_fidelity(sets, weights, evaluated)
         cache=False,
         verbose=False,
     )
-    result, _ = evaluated
+    found, details, _ = computed
     ours = {"fid": "frechet_inception_distance", "kid": "kernel_inception_distance_mean"}
     ours |= {"precision": "precision", "recall": "recall"}
     ours |= {"inception_score": "inception_score_mean"}
     for name, theirs in ours.items():
-        assert value(result, name) == pytest.approx(direct[theirs], rel=1e-6), name
-    assert value(result, "fid") > 0
-    assert 0 <= value(result, "coverage") <= 1
+        assert found[name].value == pytest.approx(direct[theirs], rel=1e-6), name
+    suffix = details["weights_sha256"][:8]
+    assert found["fid"].name == f"fid_weights_{suffix}_{NUM_SAMPLES}"
+    assert 0 <= found["coverage"].value <= 1
 
 
 @pytest.mark.slow
-def test_features_of_the_reference_are_kept_and_used(sets, weights, evaluated, tmp_path):
-    result, cache = evaluated
+def test_features_of_the_reference_are_cached_and_a_damaged_cache_is_replaced(
+    sets, weights, computed, tmp_path
+):
+    found, _, cache = computed
     (kept,) = cache.iterdir()
     changed = tmp_path / kept.name
     np.save(changed, 2.0 * np.load(kept))
-    wanted = ["kid", "precision_recall", "density_coverage"]
-    found, _ = inception.compute(*sets, STANDARD, weights, wanted, cache=tmp_path)
-    inception.compute(sets[1], sets[0], STANDARD, weights, ["fid"], cache=tmp_path / "samples")
+    wanted = ["precision_recall", "density_coverage"]
+    again, _ = compute(sets, weights, wanted, tmp_path)
+    compute(sets[::-1], weights, ["fid"], tmp_path / "samples")
     (features,) = (tmp_path / "samples").iterdir()
     manifold = manifold_metrics(np.load(features), np.load(changed))._asdict()
-    for metric in found:
-        if metric.definition == "kid":
-            assert metric.value != value(result, "kid")
-        else:
-            assert metric.value == pytest.approx(manifold[metric.definition]), metric.name
-    assert [path for path in tmp_path.iterdir() if path.is_file()] == [changed]
+    for name, metric in again.items():
+        assert metric.value == pytest.approx(manifold[name]), name
+    changed.write_bytes(changed.read_bytes()[:1_000])
+    repaired, _ = compute(sets, weights, ["fid"], tmp_path)
+    assert repaired["fid"].value == pytest.approx(found["fid"].value, rel=1e-9)
+    assert np.load(changed).shape == (NUM_REFERENCE, 2048)
 
 
-def test_damaged_features_of_a_reference_are_dropped(tmp_path, caplog):
-    kept = tmp_path / "features.npy"
-    np.save(kept, np.zeros((10, 2048), np.float32))
-    inception.drop_damaged(kept, 10)
-    assert kept.exists()
-    kept.write_bytes(kept.read_bytes()[:1_000])
-    inception.drop_damaged(kept, 10)
-    assert not kept.exists()
-    assert "is damaged; computing it again" in caplog.text
-
-
-def test_too_few_images_for_metrics_by_neighbours_are_an_error(sets, tmp_path, monkeypatch):
-    monkeypatch.setattr(inception, "check_ready", lambda protocol, weights: "")
-    few = in_memory("few", to_uint8(sets[0].unit[:5]))
-    with pytest.raises(UserError, match="precision_recall: expected at least 6 images, got 5"):
-        inception.compute(few, sets[1], STANDARD, "", ["fid", "precision_recall"], cache=tmp_path)
+@pytest.mark.slow
+def test_a_stream_gives_the_numbers_of_the_same_images_in_memory(sets, weights, computed):
+    whole = sets[1].unit
+    stream = ImageSet("stream", lambda: iter([whole[:5], whole[5:]]))
+    networks = Inception({STANDARD.name: weights}, ["fid"])
+    (fid,), _ = inception.by_inception(sets[0].for_inception(), stream, networks)
+    assert fid.value == pytest.approx(computed[0]["fid"].value, rel=1e-5)
 
 
 @pytest.mark.slow
@@ -163,15 +156,13 @@ def test_the_legacy_protocol_uses_floats_that_are_not_rounded(sets, tmp_path):
     network = Inception3(init_weights=False)
     weights = save_random(network, tmp_path / "legacy.pth")
     with pytest.raises(UserError, match="was rounded to 256 levels"):
-        inception.compute(*sets, LEGACY, weights, ["fid"], cache=tmp_path)
-    floats = sets[0].unit[:3] * np.float32(0.999)
-    job = {"protocol": LEGACY.name, "weights": weights, "pixels": "float32", "batch_size": 2}
-    ours = inception_process.build_network(job)
-    stream = io.BytesIO(floats.tobytes())
-    features = inception_process.extract(ours, job, floats.shape, stream)["2048"]
+        compute(sets, weights, ["fid"], tmp_path, LEGACY)
+    floats = Stored("floats", sets[0].unit[:3] * np.float32(0.999))
+    ours = inception._network(LEGACY, weights, with_classes=False)
+    features = inception._features(ours, floats.for_inception(), LEGACY)["2048"]
     network.fc = torch.nn.Identity()
     large = torch.nn.functional.interpolate(
-        torch.from_numpy(floats).permute(0, 3, 1, 2), (299, 299), mode="bilinear"
+        torch.from_numpy(floats.pixels).permute(0, 3, 1, 2), (299, 299), mode="bilinear"
     )
     with torch.no_grad():
         direct = network.eval()(large)
@@ -179,22 +170,29 @@ def test_the_legacy_protocol_uses_floats_that_are_not_rounded(sets, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_file_without_weights_is_reported_in_one_line(sets, tmp_path):
-    needs_torch()
+def test_few_images_and_files_without_weights_are_errors_of_one_line(sets, weights, tmp_path):
+    few = Stored("few", sets[0].pixels[:5]), sets[1]
+    with pytest.raises(UserError, match="precision_recall: expected at least 6 images, got 5"):
+        compute(few, weights, ["fid", "precision_recall"], tmp_path)
     (tmp_path / "text.pth").write_text("not weights")
     with pytest.raises(UserError, match=r"text\.pth does not contain weights of this network"):
-        inception.compute(*sets, STANDARD, str(tmp_path / "text.pth"), ["fid"], cache=tmp_path)
+        compute(sets, str(tmp_path / "text.pth"), ["fid"], tmp_path)
 
 
-@pytest.mark.slow
-def test_a_reference_is_streamed_and_gives_the_numbers_of_the_same_images_in_memory(
-    sets, weights, evaluated, tmp_path
-):
-    samples, reference = sets
-    batches = [reference.unit[:5], reference.unit[5:]]
-    stream = ImageSet("stream", lambda: iter(batches))
-    (fid,), _ = inception.compute(samples, stream, STANDARD, weights, ["fid"], cache=tmp_path)
-    result, cache = evaluated
-    assert fid.value == pytest.approx(value(result, "fid"), rel=1e-12)
-    names = [{path.name for path in folder.iterdir()} for folder in (cache, tmp_path)]
-    assert names[0] == names[1], "the cache knows them as the same images"
+def test_missing_weights_and_packages_are_named(tmp_path, monkeypatch):
+    def wanted(file):
+        return settings.from_config({"evaluate.inception_weights": str(file)})
+
+    assert inception.check_weights(settings.Settings()) == {}
+    with pytest.raises(UserError, match=r"nowhere\.pth does not exist: .*6726825d\.pth \(SHA-256"):
+        inception.check_weights(wanted("nowhere.pth"))
+    (tmp_path / "weights.pth").write_text("weights")
+    monkeypatch.setattr(inception, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"torch is not installed: pip install -e '\.\[eval\]'"):
+        inception.check_weights(wanted(tmp_path / "weights.pth"))
+
+
+def test_metrics_of_other_protocols_or_weights_have_other_names():
+    assert prefixed(STANDARD, f"{STANDARD.sha256}5e", "fid") == "fid"
+    assert prefixed(LEGACY, f"{LEGACY.sha256}5e", "fid") == "fid_legacy_fdrl"
+    assert prefixed(STANDARD, "1a2b3c4d5e", "fid") == "fid_weights_1a2b3c4d"

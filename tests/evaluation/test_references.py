@@ -4,9 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.data import Source
 from experiments.data.digits import digits
-from experiments.errors import DataError
+from experiments.data.source import Source
+from experiments.errors import DataError, UserError
 from experiments.evaluation import Samples, references
 from experiments.evaluation.cheap import cheap_metric
 from experiments.evaluation.images import evaluate_images
@@ -20,9 +20,6 @@ def test_a_stored_reference_equals_what_was_stored(classes, tmp_path):
     restored = references.load(tmp_path / "reference.npz")
     jax.tree.map(np.testing.assert_array_equal, restored, reference)
     assert jax.tree.structure(restored) == jax.tree.structure(reference)
-    with np.load(tmp_path / "reference.npz") as stored:  # Version 0.2.0 also stored names.
-        np.savez(tmp_path / "old.npz", **stored, classes=np.array(["3"]), domains=np.array(classes))
-    jax.tree.map(np.testing.assert_array_equal, references.load(tmp_path / "old.npz"), reference)
 
 
 def test_pixels_of_256_levels_are_stored_in_a_byte_each(stripes, tmp_path):
@@ -65,3 +62,15 @@ def test_evaluation_works_without_the_training_data_and_says_what_is_missing(tmp
     references.save(references.of(digits("3", "8")), path)
     found = evaluate_translation(references.load(path), Samples(images, images, images))
     assert "target_share_svc_60" in found.metrics
+
+
+def test_a_run_without_its_data_has_their_held_out_images_and_refuses_to_train(tmp_path):
+    kept = references.of(digits("3", "8"))
+    described = {"name": "digits", "event_shape": [8, 8, 1], "classes": ["3"], "identity": "a"}
+    source = references.frozen_source(kept, {**described, "fingerprint": "b"})
+    np.testing.assert_array_equal(source.held_out(5, 0), kept.images[:5])
+    np.testing.assert_array_equal(source.starts(np.arange(3)), kept.starts[:3])
+    with pytest.raises(UserError, match=f"stores only {len(kept.starts)} images"):
+        source.starts(np.array([len(kept.starts)]))
+    with pytest.raises(DataError, match="needs the training data"):
+        source.train()

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from experiments import pictures
-from experiments.data import digits
+from experiments.data.digits import digits
 from experiments.errors import DataError
 from experiments.evaluation import Samples, references, translation
 from experiments.evaluation.translation import evaluate_translation

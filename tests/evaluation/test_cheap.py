@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 
 from experiments.data.digits import digits
-from experiments.data.toy import gaussians8
+from experiments.data.points import gaussians8
 from experiments.evaluation import references
 from experiments.evaluation.cheap import cheap_metric, num_read
-from fdrl_jax.metrics import random_conv_features
 
 
 @pytest.mark.parametrize("source", [gaussians8(), digits()], ids=lambda source: source.name)
@@ -21,16 +20,6 @@ def test_the_cheap_metric_grows_with_noise_and_names_its_number_of_samples(sourc
     assert cheap_metric(reference, clean) == judged[0]
     noise[0] = np.nan
     assert np.isnan(cheap_metric(reference, noise).value)
-
-
-@pytest.mark.parametrize("shape", [(3, 8, 8, 1), (300, 9, 7, 3)])
-def test_random_filters_give_each_image_64_features_independently_of_the_others(shape):
-    images = np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)
-    features = random_conv_features(images)
-    assert features.shape == (shape[0], 64)
-    np.testing.assert_allclose(features[2:], random_conv_features(images[2:]), rtol=1e-4, atol=1e-6)
-    with pytest.raises(ValueError, match=r"got \(2, 2, 1\)"):
-        random_conv_features(np.zeros((2, 2, 1)))
 
 
 def test_digits_use_the_metric_of_their_evaluation_and_other_images_random_filters():
