@@ -45,6 +45,7 @@ from fdrl_jax.training.state import TrainState
 
 Kind = Literal["ratio", "classifier"]  # What is trained.
 Key = dict[str, Any]
+_KINDS = {"ratio": "a density ratio", "classifier": "a classifier"}
 _MODES = {"ratio": "train", "classifier": "classifier"}  # What trains each kind.
 _FORMAT = 1
 _PACKAGES = ("flax", "optax", "numpy")
@@ -79,10 +80,9 @@ class Run:
         self.report = root / "report.html"
 
     def remembered_dir(self, dir: str) -> str:
-        """Returns the `--data_dir` that the run was created with, the last place to look for data.
+        """Returns the `--data_dir` of the command that created the run, if it is needed and exists.
 
-        It is "" if it no longer exists, or if `data.dir`, which is `dir`, or FDRL_DATA_DIR says
-        where the data are.
+        It is not needed if `data.dir`, which is `dir`, or FDRL_DATA_DIR says where the data are.
         """
         is_needed = not load.resolve_dir(dir) and Path(self._data_dir).exists()
         return self._data_dir if is_needed else ""
@@ -122,12 +122,11 @@ class Run:
             raise UserError(f"{file} is not the file the run was created with; restore it")
         return references.load(file)
 
-    def checkpoints(self, keep: int | None = None) -> Checkpoints:
-        """Opens the checkpoints for saving, in a `with` statement. The caller must hold the lock.
+    def checkpoints(self, keep: int) -> Checkpoints:
+        """Opens the checkpoints for saving, in a `with` statement; `keep` of the newest are kept.
 
-        As many of the newest are kept as `keep` says, by default as set when the run was created.
+        The caller must hold the lock.
         """
-        keep = keep or self.settings.checkpoint.keep
         return Checkpoints(self.root / "checkpoints", self.id, keep)
 
     def saved_steps(self) -> list[int]:
@@ -143,8 +142,9 @@ class Run:
         with self._saved() as store:
             found = store.restore(template, which)
         if found is None:
-            mode = _MODES[self.kind]
-            raise UserError(f"no checkpoint in {self.root}; train first, with --mode={mode}")
+            raise UserError(
+                f"no checkpoint in {self.root}; train first, with --mode={_MODES[self.kind]}"
+            )
         return found
 
     def digest(self, state: TrainState) -> str:
@@ -161,15 +161,14 @@ class Run:
         Raises:
           UserError: if a setting was fixed when the run was created; names each.
         """
-        merged = settings.replace(self.settings, changes)
-        free = settings.of_scope(merged, "flow", "free")
-        if differing := settings.differences(settings.replace(self.settings, free), merged):
+        wanted = settings.replace(self.settings, changes)
+        allowed = settings.of_scope(wanted, "flow", "free")
+        if differing := settings.differences(settings.replace(self.settings, allowed), wanted):
             raise UserError(
-                "these settings were fixed when the run "
-                f"{self.root} was created: {'; '.join(differing.values())}. To use other values, "
-                "train a new run in another --workdir"
+                f"these settings were fixed when the run {self.root} was created: "
+                f"{'; '.join(differing.values())}. To use others, train in another --workdir"
             )
-        return merged
+        return wanted
 
     def resumed(self, wanted: Settings) -> Settings:
         """Returns the settings for resuming training.
@@ -181,10 +180,10 @@ class Run:
           UserError: if other settings differ, naming each with both values; if JAX would draw other
             random numbers; or if the processes of the run have different settings.
         """
-        free = settings.of_scope(wanted, "free")
+        allowed = settings.of_scope(wanted, "free")
         if wanted.optimizer.schedule != "cosine":  # Its length affects every step.
-            free["train.num_steps"] = wanted.train.num_steps
-        if differing := settings.differences(settings.replace(self.settings, free), wanted):
+            allowed["train.num_steps"] = wanted.train.num_steps
+        if differing := settings.differences(settings.replace(self.settings, allowed), wanted):
             reason = (
                 " The cosine schedule of the learning rate spans train.num_steps, so that a longer "
                 "training is a new run."
@@ -220,33 +219,26 @@ class Run:
         Raises:
           UserError: if images or labels were added, removed, renamed or replaced.
         """
-        now, then = describe_data(source), self.data
-        differing = [k for k in then if k != "fingerprint" and now[k] != then[k]]
-        if differing:
-            raise UserError(
-                f"the data are not those the run {self.root} was created with: images or labels "
-                f"were added, removed, renamed or replaced ({', '.join(differing)}). Restore them, "
-                "or train in another --workdir"
-            )
-        if now["fingerprint"] != then["fingerprint"]:
+        now = describe_data(source)
+        differing = [key for key in now if now[key] != self.data[key]]
+        if differing == ["fingerprint"]:
             # Only a warning, because modification times also change when a folder is copied.
             logging.getLogger("fdrl").warning(
                 "the images of %s have other sizes or modification times than when the run was "
                 "created; its prior and its reference do not change",
                 source.name,
             )
+        elif differing:
+            raise UserError(
+                f"the data are not those the run {self.root} was created with: images or labels "
+                f"were added, removed, renamed or replaced ({', '.join(differing)}). Restore them, "
+                "or train in another --workdir"
+            )
 
     def check_present(self) -> None:
-        """Checks that the folder still contains the run. Orbax would create it again.
-
-        Raises:
-          UserError: if it does not.
-        """
+        """Raises a UserError if the folder was removed. Orbax would create it again."""
         if not (self.root / "run.json").is_file():
-            raise UserError(
-                f"--workdir={self.root} was removed or renamed during training; earlier "
-                "checkpoints are lost unless the folder still exists elsewhere"
-            )
+            raise UserError(f"--workdir={self.root} was removed or renamed during training")
 
     def log_command(self, command: str) -> None:
         """Appends a command to the log of the run."""
@@ -431,36 +423,25 @@ def open_run(root: Path, kind: Kind | None = None) -> Run:
     """Opens a run, without changing anything on disk. All processes must call this.
 
     Raises:
-      UserError: as `read`, or if the run has another kind.
-    """
-    exists(root)
-    run = read(root)
-    _check_agreed(run.id)
-    if kind is not None and run.kind != kind:
-        words = {"ratio": "a density ratio", "classifier": "a classifier"}
-        raise UserError(
-            f"--workdir={root} contains {words[run.kind]}, not {words[kind]}; to resume its "
-            f"training, use --mode={_MODES[run.kind]}"
-        )
-    return run
-
-
-def read(root: Path) -> Run:
-    """Reads what a run is, without starting JAX's backend, which would occupy the accelerator.
-
-    Raises:
-      UserError: if there is no run, naming the closest folder with one, or if its record was
-        changed.
+      UserError: if there is no run, naming the closest folder with one; if `run.json` was changed;
+        or if the run has another kind.
     """
     path = root / "run.json"
-    if not path.is_file():
+    if not exists(root):
         raise UserError(_why_missing(root))
     record = read_json(path, format=int, sha256=str)
     if record["format"] > _FORMAT:
         raise UserError(f"{root} was written by a newer version of fdrl_jax; update the program")
     if record.pop("sha256") != sha256_of_json(record):
         raise UserError(f"{path} is not as it was when the run was created; restore it")
-    return Run(root, record)
+    run = Run(root, record)
+    _check_agreed(run.id)
+    if kind is not None and run.kind != kind:
+        raise UserError(
+            f"--workdir={root} contains {_KINDS[run.kind]}, not {_KINDS[kind]}; to resume its "
+            f"training, use --mode={_MODES[run.kind]}"
+        )
+    return run
 
 
 class Opened(NamedTuple):
