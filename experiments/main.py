@@ -1,7 +1,6 @@
 """The program: `python -m experiments.main --config=FILE.py --workdir=DIR`; see `--help`."""
 
 import importlib
-import inspect
 import logging
 import os
 import re
@@ -9,7 +8,8 @@ import runpy
 import shlex
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
@@ -23,13 +23,6 @@ if TYPE_CHECKING:
     from experiments.command import Command, ConfigFor
 
 _CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-_OF_HOSTS = (
-    "distributed",
-    "coordinator_address",
-    "num_processes",
-    "process_id",
-    "heartbeat_seconds",
-)
 
 
 class Mode(NamedTuple):
@@ -41,47 +34,24 @@ class Mode(NamedTuple):
     creates: bool = False  # Can create a run from a config; others open an existing run.
 
 
+_OF_SAMPLES = ("checkpoint", "num_samples")
 MODES = {
     "train": Mode("train.train", "train and evaluate a density ratio, or resume", creates=True),
-    "sample": Mode(
-        "sample.sample",
-        "write samples as .npz or PNG files; of a class with --class and --classifier",
-        ("checkpoint", "num_samples", "class", "classifier"),
-    ),
+    "sample": Mode("sample.sample", "write samples", (*_OF_SAMPLES, "class", "classifier")),
     "evaluate": Mode(
-        "evaluate.evaluate_run",
-        "compute the metrics of a checkpoint and write its report",
-        ("checkpoint", "num_samples", "classifier"),
+        "evaluate.evaluate_run", "compute metrics, write a report", (*_OF_SAMPLES, "classifier")
     ),
-    "curve": Mode(
-        "curve.curve",
-        "plot the metric against the length of the flow, or the step (curve.over=step)",
-        ("checkpoint", "num_samples"),
-    ),
-    "interpolate": Mode(
-        "sample.interpolate",
-        "draw samples of images along paths in the prior, with common noise",
-        ("checkpoint",),
-    ),
-    "classifier": Mode(
-        "train.train_classifier",
-        "train a classifier, for class-conditional samples and for metrics",
-        creates=True,
-    ),
-    "dry_run": Mode(
-        "dry_run.dry_run",
-        "read the data, time a training step, and print what the run would cost",
-        creates=True,
-    ),
+    "curve": Mode("curve.curve", "plot a metric over length of the flow or step", _OF_SAMPLES),
+    "interpolate": Mode("sample.interpolate", "draw images along paths", ("checkpoint",)),
+    "classifier": Mode("train.train_classifier", "train a classifier", creates=True),
+    "dry_run": Mode("dry_run.dry_run", "read the data and print what a run costs", creates=True),
     "export": Mode(
-        "export.export",
-        "write a checkpoint's sampler as a folder that needs only JAX (StableHLO)",
-        ("checkpoint", "platforms"),
+        "export.export", "write a sampler that needs only JAX", ("checkpoint", "platforms")
     ),
 }
 _HELP = """\
-usage: python -m experiments.main --config=FILE.py --workdir=DIR [--mode=NAME] \
-[--config.KEY=VALUE ...]
+usage: python -m experiments.main --config=FILE.py --workdir=DIR [--mode=NAME]
+           [--config.KEY=VALUE ...]
 
 Start with
   python -m experiments.main --config=configs/swissroll.py --workdir=runs/swissroll
@@ -166,7 +136,7 @@ def parse(argv: Sequence[str]) -> tuple["Command", dict[str, Any]]:
     """
     from absl.flags import Error, UnrecognizedFlagError
 
-    from experiments import settings
+    from experiments import hosts, settings
     from experiments.command import Command
     from fdrl_jax._names import nearest
 
@@ -182,7 +152,8 @@ def parse(argv: Sequence[str]) -> tuple["Command", dict[str, Any]]:
         raise UserError(_explain_unknown(error.flagname, flags)) from None
     except Error as error:
         raise UserError(_explain_value(first_line(error))) from None
-    name = flags["mode"].value
+    given: dict[str, Any] = flags.flag_values_dict()
+    name = given["mode"]
     if stray:
         hint = f"; did you mean --mode={stray[0]}?" if stray[0] in MODES else ""
         raise UserError(f"unexpected argument {stray[0]!r} on the command line{hint}")
@@ -198,31 +169,32 @@ def parse(argv: Sequence[str]) -> tuple["Command", dict[str, Any]]:
             f"--config: mode {name} opens an existing run, which keeps its own settings; remove "
             "--config and change single settings with --config.KEY=VALUE"
         )
-    if flags["workdir"].value is None and name != "dry_run":
+    if given["workdir"] is None and name != "dry_run":
         raise UserError("--workdir=DIR, the folder of the run, is missing")
-    changes = dict(flags["config"].override_values)
-    for flag, key in (("class", "condition.label"), ("classifier", "condition.classifier")):
-        if flags[flag].value:
-            changes[key] = flags[flag].value
+    config_flag: Any = flags["config"]
+    changes = dict(config_flag.override_values)
+    for flag, setting in (("class", "condition.label"), ("classifier", "condition.classifier")):
+        if given[flag]:
+            changes[setting] = given[flag]
     settings.replace(settings.Settings(), changes)  # Checks them.
-    which = flags["checkpoint"].value
+    which = given["checkpoint"]
     if which not in (None, "best"):
         if not which.isdecimal():
             raise UserError(f"--checkpoint={which}: must be the step of a checkpoint, or best")
         which = int(which)
     command = Command(
         mode=name,
-        folder=Path(os.path.expanduser(flags["workdir"].value or ".")),
+        folder=Path(os.path.expanduser(given["workdir"] or ".")),
         config=None if config is None else {**config.to_dict(), **changes},
         config_for=config_for,
         changes=changes,
-        data_dir=os.path.expanduser(flags["data_dir"].value),
+        data_dir=os.path.expanduser(given["data_dir"]),
         which=which,
-        num_samples=flags["num_samples"].value,
-        platforms=tuple(flags["platforms"].value),
+        num_samples=given["num_samples"],
+        platforms=tuple(given["platforms"]),
         text=shlex.join(["python", "-m", "experiments.main", *argv]),
     )
-    return command, {flag: flags[flag].value for flag in _OF_HOSTS}
+    return command, {flag: given[flag] for flag in signature(hosts.join).parameters}
 
 
 def help_for(argv: Sequence[str]) -> str | None:
@@ -252,25 +224,25 @@ def read_config(spec: str) -> tuple["ConfigDict", "ConfigFor | None"]:
     """
     name, _, variants = spec.partition(":")
     path = _config_file(name)
-
-    def call(function: str, *arguments: Any) -> Any:
-        try:
-            get_config = definitions[function]
-            takes_variants = len(inspect.signature(get_config).parameters) > len(arguments)
-            if variants and not takes_variants:
-                raise ValueError(f"it has no variants, so {variants!r} is not allowed")
-            return get_config(*arguments, *((variants,) if takes_variants else ()))
-        except Exception as error:  # A user's code may raise anything.
-            raise UserError(f"config: {name}: {function}: {_last_line(error)}") from error
-
-    def config_for(platform: str, event_shape: tuple[int, ...]) -> Mapping[str, Any]:
-        return dict(call("get_config_for", platform, event_shape).to_dict())
-
     try:
         definitions = runpy.run_path(str(path))
-    except Exception as error:
-        raise UserError(f"config: {name}: {_last_line(error)}") from error
-    return call("get_config"), config_for if "get_config_for" in definitions else None
+        if "get_config" not in definitions:
+            raise ValueError("it defines no get_config()")
+        config = _call(definitions["get_config"], variants)
+    except Exception as error:  # A user's code may raise anything.
+        raise UserError(f"config: {name}: {first_line(error)}") from error
+    config_for = definitions.get("get_config_for")
+    if config_for is None:
+        return config, None
+    return config, lambda platform, shape: _call(config_for, variants, platform, shape).to_dict()
+
+
+def _call(get_config: Callable[..., Any], variants: str, *arguments: Any) -> Any:
+    if len(signature(get_config).parameters) > len(arguments):
+        return get_config(*arguments, variants)
+    if variants:
+        raise ValueError(f"it has no variants, so {variants!r} is not allowed")
+    return get_config(*arguments)
 
 
 def _config_file(name: str) -> Path:
@@ -309,7 +281,7 @@ def _define_flags(config: "ConfigDict | None", argv: list[str]) -> "flags.FlagVa
 
     values = flags.FlagValues()
     values.set_gnu_getopt(True)  # Stray words do not hide the flags after them.
-    of = {"flag_values": values}
+    of: dict[str, Any] = {"flag_values": values}
     usual = ConfigDict(settings.defaults()) if config is None else config
     config_flags.DEFINE_config_dict("config", usual, sys_argv=["main", *argv], **of)
     flags.DEFINE_string("workdir", None, "folder of the run; created if missing", **of)
@@ -349,15 +321,10 @@ def _explain_value(message: str) -> str:
     return f"{message}; must be {DECLARED[key[1]].allowed}" if key else message
 
 
-def _last_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
-
-
 def _set_up_logging() -> None:
     import absl.logging
 
     # Some libraries log every file, and the stacks of errors that they also raise.
-    sys.unraisablehook = _print_unraisable
     absl.logging.set_verbosity(absl.logging.FATAL)
     own = logging.getLogger("fdrl")
     own.setLevel(logging.WARNING)
@@ -365,13 +332,6 @@ def _set_up_logging() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("warning: %(message)s"))
     own.addHandler(handler)
-
-
-def _print_unraisable(hooked: "sys.UnraisableHookArgs") -> None:
-    # Orbax closes its event loop after the first failed write, and TensorStore then reports the
-    # other failures to that loop.
-    if str(hooked.exc_value) != "Event loop is closed":
-        sys.__unraisablehook__(hooked)
 
 
 def _leave(code: int, message: str) -> NoReturn:

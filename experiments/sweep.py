@@ -1,18 +1,12 @@
-"""Runs a config with several changes and seeds, one run after the other, and compares them.
+r"""Runs a config with several changes and seeds, one run after the other, and compares them.
 
-A sweep file has a function `get_sweep()` that returns a dictionary:
-  config    the config file of all runs
-  groups    changes to the config by dotted key, by name of the run, by name of the group; a group
-            answers one question and is one table
-  settings  changes for all runs (optional)
-  seeds     each run is repeated with each of them (optional, by default seed 0)
-  metrics   names of metrics to show (optional, by default all that differ between runs)
-
-Each run is a folder of the sweep's folder. Rerun to resume an interrupted sweep: a finished run is
-skipped. A run that fails or diverges is reported in the table and does not end the sweep.
+A sweep file has a function `get_sweep()` that returns a dictionary with the `config` of all runs,
+and `groups`: changes to it by dotted key, by name of the run, by name of the group; each group is a
+table. It may have `settings`, changes for all runs; `seeds`, with each of which every run is
+repeated; and `metrics` to show, by default all that differ. Each run has a folder in the sweep's.
+Rerun to resume: finished runs are skipped. A run that fails is reported in the table.
 
 Try: python -m experiments.sweep --sweep=configs/sweeps/ablation_digits.py --workdir=runs/ablation
-Files: table.md, table.csv, and output.txt in the folder of each run.
 """
 
 import argparse
@@ -21,6 +15,7 @@ import io
 import itertools
 import re
 import runpy
+import signal
 import statistics
 import subprocess
 import sys
@@ -98,22 +93,25 @@ def plan(sweep: Mapping[str, Any], root: Path) -> list[Planned]:
 
 def run_one(config: str, of: Planned) -> Outcome:
     """Trains and evaluates a run in a process of its own, unless it has an evaluation."""
-    changes = [f"--config.{key}={value}" for key, value in of.changes.items()]
-    command = [f"--config={config}", f"--workdir={of.folder}", *changes]
-    of.folder.mkdir(parents=True, exist_ok=True)
     output = of.folder / "output.txt"
     if not (found := _metrics(of)):
         print(of.folder, flush=True)
+        of.folder.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "experiments.main", f"--config={config}"]
+        command += [f"--config.{key}={value}" for key, value in of.changes.items()]
+        # A session of its own, so that Ctrl-C reaches it only once.
+        streams: dict[str, Any] = {"stderr": subprocess.STDOUT, "start_new_session": True}
         with (
             output.open("w") as file,
             subprocess.Popen(
-                [sys.executable, "-m", "experiments.main", *command], stdout=file, stderr=file
+                [*command, f"--workdir={of.folder}"], stdout=file, **streams
             ) as process,
         ):
             try:
                 process.wait()
             except BaseException:
-                process.terminate()  # It saves its state first.
+                process.terminate()
+                process.wait()  # It saves its state first.
                 raise
         found = _metrics(of)
     if found:
@@ -144,14 +142,9 @@ def markdown(
 def table(planned: Sequence[Planned], outcomes: Sequence[Outcome]) -> str:
     """Returns CSV with one line per run, with its changes and metrics."""
     rows = [
-        {
-            "group": of.group,
-            "name": of.name,
-            "folder": of.folder,
-            "remark": found.remark,
-            **{f"config.{key}": value for key, value in of.changes.items()},
-            **found.metrics,
-        }
+        {"group": of.group, "name": of.name, "folder": of.folder, "remark": found.remark}
+        | {f"config.{key}": value for key, value in of.changes.items()}
+        | found.metrics
         for of, found in zip(planned, outcomes, strict=True)
     ]
     text = io.StringIO(newline="")
@@ -163,10 +156,9 @@ def table(planned: Sequence[Planned], outcomes: Sequence[Outcome]) -> str:
 
 def _metrics(of: Planned) -> dict[str, float]:
     """Returns the metrics of a run's last step; empty if it has not finished or is another run."""
-    record = of.folder / "run.json"
-    if not record.is_file():
-        return {}
-    if settings.from_config(read_json(record, settings=dict)["settings"]) != of.settings:
+    record = of.folder / "run.json"  # Opening the run would occupy the accelerator.
+    saved = read_json(record, settings=dict)["settings"] if record.is_file() else {}
+    if settings.from_config(saved) != of.settings:
         return {}
     for file in sorted(of.folder.glob("evaluations/*/record.json")):
         found = read_json(file, key=dict, metrics=dict)
@@ -206,7 +198,10 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         main(sys.argv[1:])
     except UserError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("Interrupted. Rerun to resume.")

@@ -24,6 +24,11 @@ from experiments.settings import Data, Settings
 from fdrl_jax.training import parallel
 from fdrl_jax.training.state import TrainState
 
+_ADVICE = (
+    "Try loss.gradient_penalty=0.1, a smaller optimizer.learning_rate or flow.step_size, "
+    "optimizer.clip_norm=1, loss.name=lr, a larger train.batch_size, or "
+    "train.on_divergence=rollback"
+)
 _Metrics = tuple[int, dict[str, jax.Array]]
 
 
@@ -447,11 +452,7 @@ def _recovered(
             f"the last good checkpoint is of step {step}" if step else "there is no checkpoint yet"
         )
         tried = f" after {done} rollbacks" if done else ""
-        remedies = ", ".join(_remedies(wanted))
-        raise DivergedError(
-            f"{error}{tried}; {kept}. Try {remedies}, or a larger train.batch_size",
-            last_step=error.last_step,
-        ) from error
+        raise DivergedError(f"{error}{tried}; {kept}. {_ADVICE}", error.last_step) from error
     num_skipped = error.last_step - step
     recovered = experiment.roll_back(good, before, num_skipped, wanted.train.rollback_lr_factor)
     logging.getLogger("fdrl").warning(
@@ -460,14 +461,3 @@ def _recovered(
         f"{experiment.rollbacks_of(recovered).learning_rate_scale:.3g} times the learning rate"
     )
     return recovered
-
-
-def _remedies(wanted: Settings) -> list[str]:
-    """Returns what may prevent a divergence, without what is set already."""
-    return [
-        *["loss.gradient_penalty=0.1"] * (not wanted.loss.gradient_penalty),
-        "a smaller optimizer.learning_rate or flow.step_size",
-        *["optimizer.clip_norm=1"] * (not wanted.optimizer.clip_norm),
-        *["loss.name=lr"] * (wanted.loss.name != "lr"),
-        *["train.on_divergence=rollback"] * (wanted.train.on_divergence == "stop"),
-    ]

@@ -4,13 +4,14 @@ import importlib
 from pathlib import Path
 
 import pytest
-from small_runs import train
+from small_runs import command, train
 
 from configs import base
-from experiments import command_line, data, run, settings
-from experiments.build.network import make_network
+from experiments import main, run, settings
+from experiments import train as program
+from experiments.data import load as data
 from experiments.errors import UserError
-from experiments.modes import creation
+from experiments.experiment import make_network
 
 NAMES = sorted(
     path.stem
@@ -18,19 +19,23 @@ NAMES = sorted(
     if path.stem not in ("__init__", "base")
 )
 PAPER = ("cifar10", "celeba", "lsun_church")
-BUILT_IN = [n for n in NAMES if command_line.load_config(n)["data.name"] in data.BUILT_IN]
 
 
 def load(name, variant=""):
-    return command_line.load_config(f"{name}:{variant}")
+    """Returns the flat settings of a config."""
+    config = main.read_config(f"{name}:{variant}")[0].to_dict()
+    return settings.to_flat(settings.from_config(config))
+
+
+BUILT_IN = [name for name in NAMES if load(name)["data.name"] in data.BUILT_IN]
 
 
 @pytest.mark.parametrize("variant", ["", "tiny", "tiny,up", *base.PAIRS])
 @pytest.mark.parametrize("name", NAMES)
 def test_the_settings_of_every_variant_are_valid(name, variant):
-    wanted = settings.checked(load(name, variant))
+    wanted = settings.from_config(load(name, variant))
     if name in BUILT_IN:
-        creation.load_data(wanted)  # Built-in data reject settings that have no effect.
+        data.load(wanted.data)  # Built-in data reject settings that have no effect.
 
 
 @pytest.mark.parametrize("name", [n for n in BUILT_IN if not n.endswith("_classifier")])
@@ -55,7 +60,7 @@ def test_image_configs_have_the_papers_hyperparameters(name):
     assert (c["flow.num_steps"], c["flow.step_size"], c["flow.noise_scale"]) == (100, 3.0, 0.01)
     assert (c["train.batch_size"], c["train.num_steps"]) == (64, 100_000)
     assert c["optimizer.learning_rate"] == 1e-4
-    assert c["optimizer.boundaries"] == (80_000, 90_000)
+    assert c["optimizer.boundaries"] == [80_000, 90_000]
     assert (c["train.ema_rate"], c["data.dequantisation"]) == (0.998, 0.03)
     assert (c["prior.name"], c["flow.num_refine_steps"]) == ("data_dependent", 20)
 
@@ -70,9 +75,35 @@ def test_the_uniform_prior_refines_for_ten_steps_and_trains_longer_on_cifar(name
 
 def test_translation_has_the_papers_hyperparameters():
     c = load("cat2dog")
-    assert (c["train.num_steps"], c["optimizer.boundaries"]) == (40_000, (20_000, 30_000))
+    assert (c["train.num_steps"], c["optimizer.boundaries"]) == (40_000, [20_000, 30_000])
     assert c["flow.num_steps"] + c["flow.num_refine_steps"] == 110
     assert (c["prior.name"], c["data.resize"], c["data.image_size"]) == ("source", 84, 64)
+
+
+def test_only_data_whose_mirror_images_are_plausible_are_mirrored():
+    mirrored = {name for name in NAMES if load(name)["data.random_flip"]}
+    small = {"cifar10_small", "cifar10_classifier", "cat2dog_small"}
+    assert mirrored == {*PAPER, "cat2dog", *small}
+
+
+def test_a_config_for_the_device_must_not_change_the_data_that_are_already_open(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from configs import base\n"
+        "def get_config():\n"
+        "    c = base.small_images(8, 8, 1)\n"
+        "    c.data.name = 'digits'\n"
+        "    return c\n"
+        "def get_config_for(platform, shape):\n"
+        "    c = get_config()\n"
+        "    c.train.batch_size = 8\n"
+        "    c.data.dequantisation = 0.5\n"
+        "    return c\n"
+    )
+    with pytest.raises(UserError, match=r"same data\.\* as get_config.*dequantisation is 0\.5"):
+        program.settings_and_data(command("train", tmp_path / "run", path))
+    asked = command("train", tmp_path / "run", path, {"data.dequantisation": 0.5})
+    assert program.settings_and_data(asked)[0].train.batch_size == 8
 
 
 def test_a_tiny_folder_is_equally_small_with_another_variant():
@@ -85,31 +116,29 @@ def test_the_error_for_an_unknown_variant_lists_the_allowed_ones():
 
 
 def test_the_config_of_a_folder_fits_the_device_and_the_images():
-    config_for = command_line.read_config("folder")[1]
-    on_cpu = settings.checked(config_for("cpu", (28, 28, 1)))
-    assert (on_cpu["flow.num_steps"], on_cpu["flow.step_size"]) == (12, 6.4)
-    assert on_cpu["network.blocks"] == [[64, 2], [64, 2], [128, 1]]
-    assert on_cpu["network.blocks"] == settings.checked(load("mnist"))["network.blocks"]
-    assert config_for("gpu", (32, 32, 3)) == load("folder")
-    assert load("folder")["flow.num_steps"] == 100
-    assert command_line.read_config("mnist")[1] is None
-    with pytest.raises(UserError, match="unknown variant 'wide'"):
-        command_line.read_config("folder:wide")[1]("cpu", (28, 28, 1))
+    config_for = main.read_config("folder")[1]
+    on_cpu = settings.from_config(config_for("cpu", (28, 28, 1)))
+    assert (on_cpu.flow.num_steps, on_cpu.flow.step_size) == (12, 6.4)
+    assert on_cpu.network.blocks == ((64, 2), (64, 2), (128, 1))
+    assert on_cpu.network.blocks == settings.from_config(load("mnist")).network.blocks
+    on_gpu = settings.from_config(config_for("gpu", (32, 32, 3)))
+    assert settings.to_flat(on_gpu) == load("folder")
+    assert on_gpu.flow.num_steps == 100
+    assert main.read_config("mnist")[1] is None
 
 
 @pytest.mark.parametrize("size", [8, 16, 28, 32, 64, 128])
 def test_the_recipe_for_small_images_takes_every_size(size):
-    c = base.small_images(size, size, 3)
-    network = make_network(settings.checked(settings.flatten(c.to_dict())), (size, size, 3))
+    wanted = settings.from_config(base.small_images(size, size, 3).to_dict())
     smallest = size
-    for _, stride in network.spec.blocks:
+    for _, stride in make_network(wanted, (size, size, 3)).spec.blocks:
         smallest = -(-smallest // stride)
     assert 4 <= smallest <= 8
 
 
 def test_digits_differ_from_the_recipe_for_small_images_only_in_length():
-    recipe = settings.flatten(base.small_images(8, 8, 1).to_dict())
-    digits = settings.flatten(load("digits"))
+    recipe = settings.to_flat(settings.from_config(base.small_images(8, 8, 1).to_dict()))
+    digits = load("digits")
     assert {key for key in recipe if digits[key] != recipe[key]} == {
         "data.name",
         "train.num_steps",
@@ -119,18 +148,14 @@ def test_digits_differ_from_the_recipe_for_small_images_only_in_length():
 
 
 def test_a_fitted_run_keeps_its_settings_when_the_same_command_resumes_it(image_folder, tmp_path):
-    arguments = ["--config=configs/folder.py", "--config.train.num_steps=3"]
-    arguments += [f"--config.data.dir={image_folder}", "--config.data.image_size=8"]
-    wanted, _ = command_line.parse([*arguments, f"--workdir={tmp_path / 'run'}"])
-    with run.locked_folder(wanted.folder):
-        created, _ = creation.create_or_resume(wanted)
-        resumed, _ = creation.create_or_resume(wanted)
-
-    assert created.settings["flow.step_size"] == 3.2
-    assert created.settings["train.num_steps"] == 3
+    changes = {"train.num_steps": 3, "data.dir": image_folder, "data.image_size": 8}
+    asked = command("train", tmp_path / "run", "folder", changes)
+    with run.locked_folder(asked.folder):
+        created, _ = program.create_or_resume(asked)
+        resumed, _ = program.create_or_resume(asked)
+    assert created.settings.flow.step_size == 3.2
+    assert created.settings.train.num_steps == 3
     assert resumed.settings == created.settings
-    other, _ = command_line.parse(
-        [*arguments, "--config.data.channels=1", f"--workdir={tmp_path / 'run'}"]
-    )
+    other = command("train", tmp_path / "run", "folder", {**changes, "data.channels": 1})
     with pytest.raises(UserError, match=r"data\.channels"):
-        creation.create_or_resume(other)
+        program.create_or_resume(other)

@@ -6,6 +6,7 @@ import re
 import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -101,7 +102,7 @@ def test_a_stopped_sweep_waits_until_its_run_has_saved(tmp_path, monkeypatch):
         def wait(self, timeout=None):
             if not (tmp_path / "ready").exists():
                 while not (tmp_path / "ready").exists():
-                    pass
+                    time.sleep(0.01)
                 raise KeyboardInterrupt
             return super().wait(timeout)
 

@@ -1,0 +1,332 @@
+"""Training resumes exactly, stops and recovers repeatably, and loses nothing."""
+
+import json
+import math
+import re
+import shutil
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small_runs import command, contents, start, train
+
+from experiments import experiment, log, run
+from experiments import train as program
+from experiments.errors import DivergedError, StoppedError, UserError
+from experiments.evaluation import cheap
+from experiments.evaluation.metrics import Estimate, Metric
+from experiments.hosts import StopSignals
+from experiments.settings import Settings
+from experiments.train import Hook
+
+BAD_STEP = 7
+ROLLBACK = {
+    "optimizer.schedule": "constant",
+    "train.num_steps": 12,
+    "train.steps_per_dispatch": 4,
+    "log.every_steps": 1,
+    "checkpoint.every_steps": 5,
+    "checkpoint.keep": 9,
+    "snapshot.every_steps": 1_000,
+    "train.on_divergence": "rollback",
+    "train.rollback_lr_factor": 0.25,
+}
+
+
+def assert_equal_bits(a, b):
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(np.asarray(x), np.asarray(y)), a, b)
+
+
+def steps_of(folder):
+    with run.open_run(folder).checkpoints() as store:
+        return store.steps()
+
+
+def test_a_run_that_was_stopped_and_resumed_equals_the_uninterrupted_one(tmp_path):
+    changes = {"optimizer.schedule": "constant", "train.num_steps": 5, "checkpoint.every_steps": 1}
+    whole = train(tmp_path / "whole", changes, "digits:tiny")
+    train(tmp_path / "parts", {**changes, "train.num_steps": 3}, "digits:tiny")
+    assert_equal_bits(train(tmp_path / "parts", changes, "digits:tiny"), whole)
+
+
+def test_the_number_of_steps_per_dispatch_does_not_change_a_number(tmp_path):
+    one = train(tmp_path / "one", {"train.steps_per_dispatch": 1})
+    three = train(tmp_path / "three", {"train.steps_per_dispatch": 3})
+    assert_equal_bits(one.variables, three.variables)
+
+
+def test_the_last_state_is_evaluated_as_it_would_be_restored(trained):
+    (record,) = trained.evaluations.glob("*/record.json")
+    with trained.checkpoints() as store:
+        model = experiment.build(trained.settings, trained.source(), trained.prior())
+        restored = store.restore(model.state_shapes())
+    assert json.loads(record.read_text())["key"]["checkpoint_sha256"] == restored.sha256
+
+
+def test_settings_that_do_not_fit_the_run_are_refused_and_both_values_are_named(trained):
+    before = trained.settings
+    with pytest.raises(UserError, match=r"flow.step_size is 0.7 but was 0.1"):
+        train(trained.root, {"flow.step_size": 0.7})
+    assert run.open_run(trained.root).settings == before
+
+
+@pytest.mark.parametrize("key", ["attack.epsilon", "augment.max_shift"])
+def test_a_setting_of_classifiers_is_refused_for_a_density_ratio(key, tmp_path):
+    with pytest.raises(UserError, match=rf"{key}: for classifiers only.*--mode=classifier"):
+        train(tmp_path / "run", {key: 2})
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_combination_that_cannot_run_is_refused_before_the_prior_is_fitted(tmp_path, monkeypatch):
+    monkeypatch.setattr(program.prior, "fit", lambda *_: pytest.fail("the prior was fitted"))
+    for change, expected in (({"loss.name": "lsif"}, "use 'lsif' with"), ({}, "divi")):
+        with pytest.raises(UserError, match=expected):
+            train(tmp_path, {"train.batch_size": 15, **change}, "digits:tiny")
+
+
+def run_with_hook(folder, every, act, **changes):
+    with run.locked_folder(folder):
+        asked = command("train", folder, "swissroll:tiny", changes)
+        opened, model = program.create_or_resume(asked)
+        return program.fit(model, opened, [Hook(every, act)])
+
+
+def test_a_hook_runs_at_its_multiples_and_at_the_end_and_its_result_is_logged(tmp_path):
+    seen = []
+
+    def act(moment):
+        seen.append(moment.step)
+        return {"seen": float(len(seen))}
+
+    run_with_hook(tmp_path, 3, act, **{"log.every_steps": 100})
+    assert seen == [3, 4]
+    records = log.read(tmp_path / "metrics.jsonl")
+    assert [(record["step"], record["seen"]) for record in records] == [(3, 1.0), (4, 2.0)]
+
+
+def test_throughput_is_that_of_training_without_the_time_of_hooks_and_saves(tmp_path):
+    changes = {"train.num_steps": 12, "train.steps_per_dispatch": 1, "log.every_steps": 1}
+    run_with_hook(tmp_path, 2, lambda _: time.sleep(0.5), **changes)
+    # The first step compiles. A hook of half a second at every second step must not count.
+    rates = [r["steps_per_second"] for r in log.read(tmp_path / "metrics.jsonl")][1:]
+    assert min(rates) > 2.0
+
+
+def test_the_bar_moves_at_every_dispatch_and_shows_the_time_of_compilation(tmp_path, monkeypatch):
+    shown = []
+
+    class Bar(program.tqdm):
+        def update(self, n=1):
+            shown.append(n)
+            super().update(n)
+
+        def set_description(self, desc=None, refresh=True):
+            shown.append(desc)
+
+    monkeypatch.setattr(program, "tqdm", Bar)
+    every = ("log", "snapshot", "checkpoint")
+    train(tmp_path, {f"{k}.every_steps": 100 for k in every} | {"train.steps_per_dispatch": 1})
+    assert re.fullmatch(r"compiled in \d+\.\d s", shown[0])
+    assert shown[1:5] == [1, 1, 1, 1]
+    assert shown[5].startswith("loss ")
+
+
+def stop_at_question(number, monkeypatch):
+    asked = iter(range(1, 100))
+    monkeypatch.setattr(StopSignals, "is_due", lambda _: next(asked) >= number)
+
+
+def test_before_the_first_step_nothing_is_saved_and_the_message_says_so(tmp_path, monkeypatch):
+    stop_at_question(1, monkeypatch)
+    with pytest.raises(StoppedError, match=r"before the first step\. Rerun to start again"):
+        train(tmp_path)
+    assert steps_of(tmp_path) == []
+
+
+def test_a_run_that_is_stopped_saves_its_step_and_resumes_to_the_same_numbers(
+    tmp_path, monkeypatch
+):
+    every = ("snapshot.every_steps", "evaluate.every_steps")
+    changes = {"checkpoint.every_steps": 100, **dict.fromkeys(every, 2)}
+    whole = train(tmp_path / "whole", changes)
+    with monkeypatch.context() as patched:
+        stop_at_question(2, patched)
+        with pytest.raises(StoppedError, match=r"step 2 is saved\. Rerun to resume") as caught:
+            train(tmp_path / "parts", changes)
+    assert caught.value.exit_code == 4
+    assert steps_of(tmp_path / "parts") == [2]
+    resumed = train(tmp_path / "parts", changes)
+    assert_equal_bits(resumed.variables, whole.variables)
+    # What is due at the step of the stop happens before it, as the snapshot and the metric here.
+    one, other = (contents(tmp_path / name / "snapshots") for name in ("whole", "parts"))
+    assert one == other
+    assert {*one} == {"00000002.npz", "00000004.npz"}
+    best = [(tmp_path / name / "checkpoints/best.json").read_bytes() for name in ("whole", "parts")]
+    assert best[0] == best[1]
+
+
+NAME = log.PREFIX + "energy_distance_32"
+
+
+@pytest.fixture
+def valued(monkeypatch):
+    """Makes the metric return the given values, one after the other."""
+
+    def give(*values):
+        left = iter(values)
+        monkeypatch.setattr(
+            cheap,
+            "cheap_metric",
+            lambda *_: Metric("metric_32", "energy_distance", Estimate(next(left))),
+        )
+
+    return give
+
+
+def best_of(folder):
+    with run.open_run(folder).checkpoints() as store:
+        return store.best()
+
+
+def test_evaluation_during_training_changes_no_parameter_and_is_logged(tmp_path):
+    plain = train(tmp_path / "plain")
+    monitored = train(tmp_path / "monitored", {"evaluate.every_steps": 1})
+    assert_equal_bits(monitored, plain)
+    records = log.read(tmp_path / "monitored" / "metrics.jsonl")
+    assert [record["step"] for record in records] == [1, 2, 3, 4]
+    values = {record["step"]: record[NAME] for record in records}
+    found = best_of(tmp_path / "monitored")
+    assert found["value"] == values[found["step"]] == min(values.values())
+
+
+def test_the_best_checkpoint_is_kept_and_can_be_sampled(tmp_path, valued):
+    valued(3.0, 1.0, math.nan, 2.0)
+    changes = {"evaluate.every_steps": 1, "checkpoint.every_steps": 1, "checkpoint.keep": 1}
+    train(tmp_path, changes)
+    assert best_of(tmp_path)["step"] == 2
+    assert steps_of(tmp_path) == [2, 4]
+    start("sample", tmp_path, checkpoint="best", num_samples=4)
+    record = json.loads((tmp_path / "samples" / "step_2.npz.json").read_text())
+    assert record["key"]["step"] == 2
+
+
+def test_a_resumed_run_knows_its_best(tmp_path, valued):
+    changes = {
+        "evaluate.every_steps": 1,
+        "checkpoint.every_steps": 100,
+        "checkpoint.keep": 1,
+        "optimizer.schedule": "constant",
+    }
+    valued(3.0, 1.0, 2.0, 2.0)
+    train(tmp_path, changes)
+    valued(1.5, 0.5, 0.7)
+    train(tmp_path, {**changes, "train.num_steps": 7})
+    assert best_of(tmp_path) == {"metric": "metric_32", "value": 0.5, "step": 6}
+    assert steps_of(tmp_path)[-2:] == [6, 7]
+
+
+def test_a_crash_while_a_snapshot_is_written_leaves_none(tmp_path, monkeypatch):
+    def cut(file, **arrays):
+        file.write(b"PK")
+        file.flush()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(np, "savez_compressed", cut)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path)
+    assert list((tmp_path / "snapshots").iterdir()) == []
+
+
+def poisoned(model, step):
+    """Puts NaN into the first example of the batch that an uninterrupted run draws at a step."""
+    draw, position = model.source.draw, (step - 1) * model.settings.train.batch_size
+
+    def with_nan(arrays, host_batch, key, positions):
+        batch = draw(arrays, host_batch, key, positions)
+        is_hit = (positions == position).reshape(-1, *(1,) * (batch["real"].ndim - 1))
+        return {**batch, "real": jnp.where(is_hit, jnp.nan, batch["real"])}
+
+    source = model.source._replace(draw=with_nan)
+    return experiment.build(model.settings, source)
+
+
+def train_poisoned(folder, bad_step=BAD_STEP, **changes):
+    """Trains on data with NaN in one batch."""
+    with run.locked_folder(folder):
+        asked = command("train", folder, "swissroll:tiny", ROLLBACK | changes)
+        opened, model = program.create_or_resume(asked)
+        return program.fit(poisoned(model, bad_step), opened).state
+
+
+def test_a_rollback_skips_the_bad_batch_lowers_the_learning_rate_and_is_logged(tmp_path, caplog):
+    state = train_poisoned(tmp_path)
+    assert int(state.step) == 12
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
+    # Back from step 7 to the checkpoint of step 5: batches 6 and 7 are skipped.
+    assert tuple(map(float, experiment.rollbacks_of(state))) == (1, 2, 0.25)
+    assert "loss is nan at step 7; rollback 1 of 3: resuming from step 5" in caplog.text
+    records = log.read(tmp_path / "metrics.jsonl")
+    assert [r["step"] for r in records] == list(range(1, 13))
+    assert [r["rollbacks"] for r in records] == [0] * 5 + [1] * 7
+    assert [r["skipped_batches"] for r in records] == [0] * 5 + [2] * 7
+    assert records[5]["learning_rate"] == 0.25 * records[4]["learning_rate"]
+
+
+def test_a_run_that_was_interrupted_after_a_rollback_equals_the_uninterrupted_one(tmp_path):
+    whole = train_poisoned(tmp_path / "whole")
+    train_poisoned(tmp_path / "parts", **{"train.num_steps": 10})
+    assert_equal_bits(train_poisoned(tmp_path / "parts"), whole)
+    # Interrupted between the rollback and the next checkpoint: it diverges and rolls back again.
+    for step in ("10", "12"):
+        shutil.rmtree(tmp_path / "parts" / "checkpoints" / step)
+    assert_equal_bits(train_poisoned(tmp_path / "parts"), whole)
+
+
+def test_before_the_first_checkpoint_a_rollback_goes_to_the_start(tmp_path):
+    state = train_poisoned(tmp_path, bad_step=2, **{"train.num_steps": 3})
+    assert int(state.step) == 3
+    assert int(experiment.rollbacks_of(state).num_skipped) == 2
+
+
+def test_after_the_allowed_number_of_rollbacks_the_run_stops(tmp_path):
+    # With a limit that every batch exceeds.
+    strict = {"train.max_log_ratio": 1e-9, "train.max_rollbacks": 2}
+    with pytest.raises(
+        DivergedError, match=r"saturated .* after 2 rollbacks; there is no checkpoint yet\. Try"
+    ):
+        train_poisoned(tmp_path, **strict)
+
+
+def test_a_diverging_run_stops_names_the_step_logs_it_and_keeps_the_last_good_checkpoint(tmp_path):
+    before = train_poisoned(tmp_path, **{"train.num_steps": 5, "train.on_divergence": "stop"})
+    with pytest.raises(
+        DivergedError, match=r"loss is nan at step 7; the last good checkpoint is of step 5"
+    ):
+        train_poisoned(tmp_path, **{"train.on_divergence": "stop"})
+    # The log contains the interval that diverged, which helps to find the cause.
+    last = log.read(tmp_path / "metrics.jsonl")[-1]
+    assert (last["step"], last["loss"]) == (7, None)
+    with run.open_run(tmp_path).checkpoints() as store:
+        assert store.steps() == [5]
+        kept = store.restore(jax.eval_shape(lambda: before))
+    assert_equal_bits(kept.state, before)
+
+
+@pytest.mark.parametrize(
+    ("output", "name", "value", "expected"),
+    [
+        ("log_ratio", "loss", np.nan, "loss is nan at step 11"),
+        ("log_ratio", "output_real", 60.0, "log ratio .* saturated at 60 at step 11"),
+        ("ratio", "output_flowed", -2e4, "mean ratio .* saturated at -2e\\+04 at step 11"),
+        ("log_ratio", "grad_norm", np.inf, "grad_norm is inf at step 11"),
+    ],
+)
+def test_divergence_is_described_by_the_first_step_and_metric(output, name, value, expected):
+    names = ("loss", "grad_norm", "drift_norm", "output_real", "output_flowed")
+    values = {n: np.zeros(3) for n in names}
+    assert program.find_trouble(np.arange(10, 13), values, output, Settings()) is None
+    values[name] = np.array([0.0, value, value])
+    trouble = program.find_trouble(np.arange(10, 13), values, output, Settings())
+    assert re.search(expected, trouble)
