@@ -9,8 +9,8 @@ PYTEST_ARGS ?=
 # One worker per core, but at most 4. For a debugger, set PYTEST_ARGS='-n 0'. With "worksteal", the
 # tests of a module mostly run in one worker, which prepares and compiles once for all of them.
 PYTEST := -m pytest -n auto --maxprocesses=4 --dist=worksteal
-OF_THE_LIBRARY := tests/core tests/networks tests/data/test_covariance.py tests/evaluation/test_cheap_metric.py \
-  tests/experiments/sampling tests/experiments/modes/test_curve.py tests/experiments/machine/test_hosts.py
+OF_THE_LIBRARY := tests/core tests/networks tests/experiments/test_prior.py tests/experiments/test_draw.py \
+  tests/experiments/test_sample.py tests/experiments/test_curve.py tests/experiments/test_hosts.py
 GALLERY_ARGS ?=
 PYTHON_OLD ?= python3.11
 PYTHON_NEW ?= python3.13
@@ -57,7 +57,7 @@ test-fast: $(READY) ## run the tests that are not marked slow
 	@$(PY) $(PYTEST) -m 'not slow' $(PYTEST_ARGS)
 
 test-accelerators: $(READY_ACC) ## compile for GPUs and TPUs that are not there, 5 GB [PYTEST_ARGS="--full"]
-	@$(VENV_ACC)/bin/python -m pytest -q -n 0 tests_accelerators $(PYTEST_ARGS)
+	@$(VENV_ACC)/bin/python -m pytest -q -n 0 benchmarks/accelerator $(PYTEST_ARGS)
 
 coverage: $(READY) ## measure the share of the library's lines and branches that its tests run
 	@$(PY) -m coverage run $(PYTEST) -q -m 'not slow' $(OF_THE_LIBRARY)
