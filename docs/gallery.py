@@ -121,24 +121,6 @@ ENTRIES = (
         of_run="digits",
     ),
     Entry(
-        "conditioning",
-        f"{MAIN} --mode=train_classifier --config=configs/digits_classifier.py "
-        "--workdir=runs/gallery/conditioning/robust\n"
-        f"{MAIN} --mode=train_classifier --config=configs/digits_classifier.py "
-        "--config.attack.num_steps=0 --workdir=runs/gallery/conditioning/plain\n"
-        "python -m benchmarks.conditioning --workdir=runs/gallery/digits "
-        "--robust=runs/gallery/conditioning/robust --plain=runs/gallery/conditioning/plain "
-        "--out=runs/gallery/conditioning",
-        {
-            "conditioning.png": (
-                "conditioning/conditioning.png",
-                "Accuracy and diversity of class-conditional samples against the weight of the "
-                "classifier, for a robust and a plain one.",
-            )
-        },
-        of_run="digits",
-    ),
-    Entry(
         "translation",
         f"{MAIN} --config=configs/digits_pair.py --workdir=runs/gallery/translation",
         {
