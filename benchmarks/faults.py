@@ -105,7 +105,8 @@ class Program:
             self.text = file.read().decode(errors="replace")
         if left:
             return f"no end, or processes left behind: {left}"
-        is_orderly = code in allowed and "Traceback" not in self.text
+        shows_traceback = "Traceback" in self.text and 1 not in allowed
+        is_orderly = code in allowed and not shows_traceback
         return "" if is_orderly else f"code {code}: {self.text[-500:]}"
 
 

@@ -40,7 +40,7 @@ def main() -> None:
     scale, budget = (SMALL if arguments.small else FULL), Budget(60.0 * arguments.minutes)
     started = time.monotonic()
     results: dict[str, Any] = {
-        "device": precision_lib.describe_devices(),
+        "device": precision_lib.describe_devices().removeprefix("devices: "),
         "version": fdrl_jax.__version__,
         "small": arguments.small,
         "config": scale.config,
