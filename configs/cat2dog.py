@@ -19,6 +19,7 @@ def get_config(name: str = "") -> ConfigDict:
     c.data.name = "pair"
     c.data.resize = 84
     c.data.image_size = 64
+    c.data.random_flip = True
     c.network.name = "resnet64_shallow"
     c.network.attention = True
     c.network.spectral_norm = True

@@ -18,5 +18,6 @@ def get_config(name: str = "") -> ConfigDict:
     c.data.name = "folder"
     c.data.center_crop = 140
     c.data.image_size = 64
+    c.data.random_flip = True
     c.network.name = "resnet64"
     return base.variant(c, name)

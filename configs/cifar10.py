@@ -19,6 +19,7 @@ def get_config(name: str = "") -> ConfigDict:
     c = base.images()
     c.data.name = "tfds:cifar10"
     c.data.image_size = 32
+    c.data.random_flip = True
     c.network.name = "resnet32"
     c.network.spectral_norm = True  # As in the authors' runs.
     if "up" in name.split(","):

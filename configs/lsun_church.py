@@ -17,6 +17,7 @@ def get_config(name: str = "") -> ConfigDict:
     c = base.images()
     c.data.name = "lsun"
     c.data.image_size = 128
+    c.data.random_flip = True
     c.data.keep_aspect = False  # The paper squeezes the images to the square.
     c.network.name = "resnet128"
     c.prior.rank = 1_000  # The full covariance would need 10 GB.

@@ -95,15 +95,15 @@ def wanted_settings(command: Command) -> Settings:
 
 def adapted(command: Command, others: Settings) -> Settings:
     """Returns other settings with the data and the changes of a command, after checking them."""
-    of_data = {k: v for k, v in (command.config or {}).items() if k.startswith("data.")}
-    return settings.checked({**others, **of_data, **command.changes})
+    return settings.checked({**others, **_of_data(command.config or {}), **command.changes})
 
 
 def settings_and_data(command: Command, *, blank: bool = False) -> tuple[Settings, Source]:
     """Returns the checked settings of a new run, and its data.
 
     A config that depends on the device and on the shape of the data is asked again once these are
-    known; it keeps its settings of the data. Raises as `wanted_settings` and `load_data`.
+    known. It must not change `data.*` then, because the data are already open. Raises as
+    `wanted_settings` and `load_data`.
     """
     wanted = wanted_settings(command)
     source = load_data(wanted, command.data_dir, blank=blank)
@@ -112,7 +112,17 @@ def settings_and_data(command: Command, *, blank: bool = False) -> tuple[Setting
     platform, shape = jax.default_backend(), source.event_shape
     if parallel.is_first_process():
         print(f"config: recipe for {describe_shape(shape)} on a {platform.upper()}")
-    return adapted(command, command.config_for(platform, shape)), source
+    fitting = settings.checked({**command.config_for(platform, shape), **command.changes})
+    if differing := settings.differences(_of_data(wanted), _of_data(fitting)):
+        raise UserError(
+            "config: get_config_for() must return the same data.* as get_config(), because the "
+            f"data are read before it is called: {'; '.join(differing.values())}"
+        )
+    return fitting, source
+
+
+def _of_data(values: Settings) -> Settings:
+    return {key: value for key, value in values.items() if key.startswith("data.")}
 
 
 def load_data(wanted: Settings, data_dir: str = "", *, blank: bool = False) -> Source:

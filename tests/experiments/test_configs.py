@@ -4,7 +4,7 @@ import importlib
 from pathlib import Path
 
 import pytest
-from small_runs import train
+from small_runs import command, train
 
 from configs import base
 from experiments import command_line, data, run, settings
@@ -73,6 +73,32 @@ def test_translation_has_the_papers_hyperparameters():
     assert (c["train.num_steps"], c["optimizer.boundaries"]) == (40_000, (20_000, 30_000))
     assert c["flow.num_steps"] + c["flow.num_refine_steps"] == 110
     assert (c["prior.name"], c["data.resize"], c["data.image_size"]) == ("source", 84, 64)
+
+
+def test_only_data_whose_mirror_images_are_plausible_are_mirrored():
+    mirrored = {name for name in NAMES if load(name)["data.random_flip"]}
+    small = {"cifar10_small", "cifar10_classifier", "cat2dog_small"}
+    assert mirrored == {*PAPER, "cat2dog", *small}
+
+
+def test_a_config_for_the_device_must_not_change_the_data_that_are_already_open(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from configs import base\n"
+        "def get_config():\n"
+        "    c = base.small_images(8, 8, 1)\n"
+        "    c.data.name = 'digits'\n"
+        "    return c\n"
+        "def get_config_for(platform, shape):\n"
+        "    c = get_config()\n"
+        "    c.train.batch_size = 8\n"
+        "    c.data.dequantisation = 0.5\n"
+        "    return c\n"
+    )
+    with pytest.raises(UserError, match=r"same data\.\* as get_config.*dequantisation is 0\.5"):
+        creation.settings_and_data(command("train", tmp_path / "run", path))
+    asked = command("train", tmp_path / "run", path, {"data.dequantisation": 0.5})
+    assert creation.settings_and_data(asked)[0]["train.batch_size"] == 8
 
 
 def test_a_tiny_folder_is_equally_small_with_another_variant():
