@@ -25,6 +25,7 @@ from fdrl_jax.training.state import TrainState
 Which: TypeAlias = int | Literal["best"] | None  # A step, the best by the metric, or the newest.
 
 _MARK = "commit_success.txt"  # Written by Orbax after everything else is on disk.
+_BEST = "best.json"
 _UNFINISHED = ".orbax-checkpoint-tmp"  # In the names of folders that Orbax is still writing.
 _STEP = re.compile(r"0|[1-9][0-9]*")  # The name of the folder of a checkpoint.
 _REMOVAL_SECONDS = 0.5  # Longer than another program needs to remove a checkpoint, file by file.
@@ -71,7 +72,6 @@ class Checkpoints:
         check_path(self._folder)
         self._run_id = run_id
         self._num_newest, self._read_only = keep, read_only
-        self._best_file = self._folder / "best.json"
         options = ocp.CheckpointManagerOptions(
             create=not read_only,
             read_only=read_only,
@@ -107,11 +107,7 @@ class Checkpoints:
         Raises:
           UserError: if its record has been edited and is no longer valid.
         """
-        if not self._best_file.exists():
-            return None
-        best = read_json(self._best_file, step=int, metric=str, value=(int, float))
-        # If the checkpoint was set aside as damaged, the run has to find a best one again.
-        return best if self._is_complete(best["step"]) else None
+        return read_best(self._folder)
 
     def save(self, train_state: TrainState) -> None:
         """Saves the state of one replica in the background. Earlier checkpoints survive a crash.
@@ -139,7 +135,7 @@ class Checkpoints:
         """
         self.wait()
         if parallel.is_first_process():
-            write_json(self._best_file, {"step": step, "metric": metric, "value": value})
+            write_json(self._folder / _BEST, {"step": step, "metric": metric, "value": value})
         parallel.barrier("best checkpoint recorded")
 
     def restore(self, template: TrainState, which: Which = None) -> Restored | None:
@@ -344,6 +340,19 @@ class Checkpoints:
     def _is_complete(self, step: int) -> bool:
         # Orbax also lists a folder that a crash left without its mark.
         return (self._folder / str(step) / _MARK).is_file()
+
+
+def read_best(folder: Path) -> dict[str, Any] | None:
+    """Returns what `Checkpoints.best` does, without opening the checkpoints.
+
+    Processes open them together, because Orbax waits for all of them.
+    """
+    file = folder / _BEST
+    if not file.exists():
+        return None
+    found = read_json(file, step=int, metric=str, value=(int, float))
+    # If the checkpoint was set aside as damaged, the run has to find a best one again.
+    return found if (folder / str(found["step"]) / _MARK).is_file() else None
 
 
 def check_path(folder: Path) -> None:

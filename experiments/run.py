@@ -26,7 +26,7 @@ import numpy as np
 
 import fdrl_jax
 from experiments import data, files, prior, settings
-from experiments.checkpoints import Checkpoints, Restored, Which, check_path
+from experiments.checkpoints import Checkpoints, Restored, Which, check_path, read_best
 from experiments.data import BUILT_IN, DataOptions, Source
 from experiments.errors import UserError
 from experiments.evaluation import references
@@ -123,6 +123,13 @@ class Run:
     def saved_checkpoints(self) -> Checkpoints:
         """Opens the checkpoints, of which some exist, possibly while training saves more."""
         return Checkpoints(self.root / "checkpoints", self.id, read_only=True)
+
+    def best_checkpoint(self) -> dict[str, Any] | None:
+        """Returns "step", "metric" and "value" of the best checkpoint, if there is one.
+
+        One process may call this without the others. Raises as `Checkpoints.best`.
+        """
+        return read_best(self.root / "checkpoints")
 
     def restored(self, template: TrainState, which: Which = None) -> Restored:
         """Restores as `Checkpoints.restore` does, but raises a UserError if there is none."""
