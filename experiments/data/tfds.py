@@ -4,8 +4,10 @@ The sets must be prepared as array_record, a format with random access. Nothing 
 the code of the builder is not needed, so your own data sets work like those of TFDS.
 """
 
+import json
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,10 @@ _DEFAULT_ROOT = "~/tensorflow_datasets"
 # NAME or NAME/CONFIG, optionally with :VERSION. Each part begins with a letter or digit, so that a
 # name can neither lead out of the root nor be a pattern.
 _NAME = re.compile(r"[^\W_][\w.+-]*(/[^\W_][\w.+-]*)?(:[\w.]+)?")
+
+
+# Keys of `features.json` that name a class: the present format in both spellings, and the old one.
+_CLASS_KEYS = ("pythonClassName", "python_class_name", "type")
 
 
 @dataclass(frozen=True)
@@ -96,6 +102,7 @@ def open_split(folder: str, split: str) -> Records | None:
     import tensorflow_datasets as tfds
 
     try:
+        _check_classes(Path(folder))
         builder = tfds.builder_from_directory(folder)
     except Exception as error:  # Damaged JSON, features of a newer TFDS, and so on.
         raise DataError(f"{folder}: not a readable TFDS data set: {error}") from error
@@ -129,6 +136,37 @@ def open_split(folder: str, split: str) -> Records | None:
     images = _Split(f"{folder}:{split}", data, image_keys[0])
     keys = range(info.num_examples)
     return Records(images, keys, digest(*fixed), digest(*fixed, files), labels, classes)
+
+
+def _check_classes(folder: Path) -> None:
+    """Checks that a data set names only classes of TFDS, which imports those that it does not know.
+
+    Raises:
+      ValueError: with only the reason.
+    """
+    for path in folder.rglob("features.json"):
+        for name in _class_names(json.loads(path.read_bytes())):
+            if not name.startswith("tensorflow_datasets."):
+                raise ValueError(
+                    f"{path.name} names the class {name[:100]!r}, which would be imported and can "
+                    "run any code; only classes of tensorflow_datasets are allowed, so prepare the "
+                    "data set with its features"
+                )
+
+
+def _class_names(content: Any) -> Iterator[str]:
+    """Returns the names of the classes of features, and of features in features."""
+    if isinstance(content, list):
+        for part in content:
+            yield from _class_names(part)
+    elif isinstance(content, dict):
+        for key, value in content.items():
+            if key in _CLASS_KEYS and isinstance(value, str):
+                yield value
+            elif key == "json" and isinstance(value, str):  # Features of the old format, as text.
+                yield from _class_names(json.loads(value))
+            else:
+                yield from _class_names(value)
 
 
 def _version(name: str) -> tuple[int, ...]:
