@@ -31,6 +31,7 @@ from fdrl_jax import drift
 from fdrl_jax.training.state import TrainState
 
 _NUM_HEADLINES = 5
+_MEDIA_TYPES = {".png": "image/png", ".gif": "image/gif"}
 _SCROLLED = "curves.png"  # Its labels would be too small on a phone.
 _STYLE = Path(__file__).with_suffix(".css").read_text("utf-8")
 
@@ -68,11 +69,9 @@ def draw(opened: Opened, samples: Samples, found: Evaluation, folder: Path) -> N
         add("neighbours.png", neighbours(samples.refined, found.nearest), caption)
     log = [r for r in metrics_log.read(run.metrics) if r["step"] <= opened.step]
     if log:
-        with run.saved_checkpoints() as store:
-            best = store.best()
         add(
             _SCROLLED,
-            curves.training(log, best),
+            curves.training(log, run.best_checkpoint()),
             "Training: the loss, the mean ratio (1 on data for an exact estimator), and the norms "
             "of the gradient and of the drift.",
         )
@@ -126,7 +125,7 @@ def write(run: Run, record: Path) -> Path:
         _metrics_table(_headlines(metrics), start),
         f'<p class="note">{metrics_lib.NOTE}</p>',
         "<h2>Pictures</h2>",
-        *(_figure(record / file, caption) for file, caption in captions.items()),
+        *(_figure(record, file, caption) for file, caption in captions.items()),
         "<h2>Metrics</h2>",
         _metrics_table(metrics, start),
         _folded("How the metrics were computed", _table(computed)),
@@ -223,14 +222,19 @@ def _table(rows: list[tuple[str, str]]) -> str:
     return f'<div class="scroll"><table>{cells}</table></div>'
 
 
-def _figure(path: Path, caption: str) -> str:
-    try:
-        encoded = base64.b64encode(path.read_bytes()).decode()
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist, but pictures.json names it") from None
+def _figure(record: Path, name: str, caption: str) -> str:
+    # A record may come from a stranger, and its page is shared: no other file may get into it.
+    own = [path.name for path in record.iterdir() if path.is_file() and not path.is_symlink()]
+    media_type = _MEDIA_TYPES.get(Path(name).suffix)
+    if name not in own or media_type is None:
+        raise UserError(
+            f"{record / 'pictures.json'} names {name[:80]!r}; a picture must be a PNG or GIF file "
+            "in the same folder that exists and is not a link. Restore it, or remove its line"
+        )
+    encoded = base64.b64encode((record / name).read_bytes()).decode()
     text = html.escape(caption)
-    source = f"data:image/{path.suffix[1:]};base64,{encoded}"
-    opening = '<figure class="scrolled">' if path.name == _SCROLLED else "<figure>"
+    source = f"data:{media_type};base64,{encoded}"
+    opening = '<figure class="scrolled">' if name == _SCROLLED else "<figure>"
     return f'{opening}<img alt="{text}" src="{source}"><figcaption>{text}</figcaption></figure>'
 
 

@@ -199,7 +199,7 @@ def test_a_metric_whose_value_was_edited_by_hand_is_named(value, of_images):
 
 def test_a_picture_that_was_removed_by_hand_is_named(of_images):
     (of_images.evaluations / "step_4" / "samples.png").unlink()
-    with pytest.raises(UserError, match=r"samples\.png does not exist"):
+    with pytest.raises(UserError, match=r"pictures\.json names .samples\.png.; .* exists"):
         start("report", of_images.root)
 
 
