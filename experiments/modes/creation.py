@@ -101,9 +101,7 @@ def adapted(command: Command, others: Settings) -> Settings:
 def settings_and_data(command: Command, *, blank: bool = False) -> tuple[Settings, Source]:
     """Returns the checked settings of a new run, and its data.
 
-    A config that depends on the device and on the shape of the data is asked again once these are
-    known. It must not change `data.*` then, because the data are already open. Raises as
-    `wanted_settings` and `load_data`.
+    Raises as `wanted_settings`, `load_data` and `fitted`.
     """
     wanted = wanted_settings(command)
     source = load_data(wanted, command.data_dir, blank=blank)
@@ -112,13 +110,26 @@ def settings_and_data(command: Command, *, blank: bool = False) -> tuple[Setting
     platform, shape = jax.default_backend(), source.event_shape
     if parallel.is_first_process():
         print(f"config: recipe for {describe_shape(shape)} on a {platform.upper()}")
-    fitting = settings.checked({**command.config_for(platform, shape), **command.changes})
-    if differing := settings.differences(_of_data(wanted), _of_data(fitting)):
+    return fitted(command, wanted, platform, shape), source
+
+
+def fitted(command: Command, wanted: Settings, platform: str, shape: tuple[int, ...]) -> Settings:
+    """Returns the settings for a device and data of a shape, if the config depends on them.
+
+    The data are already open by then, so their settings stay as `wanted`.
+
+    Raises:
+      UserError: if the config then returns other settings of the data; names each.
+    """
+    if command.config_for is None:
+        return wanted
+    found = settings.checked({**command.config_for(platform, shape), **command.changes})
+    if differing := settings.differences(_of_data(wanted), _of_data(found)):
         raise UserError(
             "config: get_config_for() must return the same data.* as get_config(), because the "
             f"data are read before it is called: {'; '.join(differing.values())}"
         )
-    return fitting, source
+    return found
 
 
 def _of_data(values: Settings) -> Settings:

@@ -99,7 +99,7 @@ def _plan(command: Command) -> None:
     wanted = creation.wanted_settings(command)
     if command.config_for is not None:
         shape = load_if_given(creation.data_options(wanted, command.data_dir))[0].event_shape
-        wanted = creation.adapted(command, command.config_for(target.platform, shape))
+        wanted = creation.fitted(command, wanted, target.platform, shape)
     print(
         f"compiling for {target.text}: up to a minute for GPUs, several minutes for TPUs",
         flush=True,
