@@ -238,7 +238,8 @@ def as_floating(x: Any) -> Array:
         got = getattr(x, "dtype", type(x).__name__)
         raise TypeError(f"points must be one array of real numbers, [B, ...], got {got}")
     is_wide = jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize >= 4
-    return x if is_wide else x.astype(jnp.float32)
+    wide: Array = x if is_wide else x.astype(jnp.float32)
+    return wide
 
 
 def vary_with(tree: Any, function: Callable[[Any], Any]) -> Any:

@@ -58,9 +58,8 @@ def manifold_metrics(
     """
     samples, data = pair(samples, data, max(precision_neighbours, density_neighbours) + 1)
     if not (np.isfinite(samples).all() and np.isfinite(data).all()):
-        return ManifoldMetrics(
-            *[float("nan")] * 4
-        )  # Comparisons with NaN would count as "outside".
+        # A comparison with NaN is false and would count as "outside the ball".
+        return ManifoldMetrics(*[float("nan")] * 4)
     of_data = _radii(data, (precision_neighbours, density_neighbours))
     of_samples = _radii(samples, (precision_neighbours,))
 
