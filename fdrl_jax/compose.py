@@ -16,7 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fdrl_jax._labels import one_or_nan
 from fdrl_jax._names import nearest
+from fdrl_jax._precision import at_least_float32, evaluate
 from fdrl_jax.divergences import FDivergence, Output, check_output, first_variation
 
 Array = jax.Array
@@ -46,7 +48,8 @@ def log_probability(
     Returns:
       The function `x [B, ...] -> [B]`. It raises ValueError for logits that are not [B, C], for a
       label that is not an integer or is out of range, and unless there is one positive probability
-      per class. The values of traced arrays are not checked.
+      per class. A traced label that is out of range gives NaN; traced probabilities are not
+      checked.
 
     Raises:
       ValueError: for another string than "uniform".
@@ -60,25 +63,19 @@ def log_probability(
         )
 
     def log_p(x: Array) -> Array:
-        logits = classifier(low + (high - low) * (x + 1.0) / 2.0)
+        logits = at_least_float32(classifier(low + (high - low) * (x + 1.0) / 2.0))
         if logits.ndim != 2:
             raise ValueError(
                 f"a classifier must return logits [B, C], two classes included; got {logits.shape}"
             )
         num_classes = logits.shape[-1]
-        if not jnp.issubdtype(jnp.result_type(label), jnp.integer):
-            raise ValueError(f"label must be an integer, got {label}")
-        if not (
-            _is_traced(label)
-            or np.all((np.asarray(label) >= 0) & (np.asarray(label) < num_classes))
-        ):
-            raise ValueError(f"label must be from 0 to {num_classes - 1}, got {label}")
+        valid = one_or_nan(label, num_classes)
         chosen = jax.nn.one_hot(jnp.broadcast_to(label, logits.shape[:1]), num_classes, dtype=bool)
 
         def of_class(logits: Array) -> Array:
             kept = jnp.where(chosen ^ negate, logits, -jnp.inf)
             value: Array = jax.nn.logsumexp(kept, -1) - jax.nn.logsumexp(logits, -1)
-            return value
+            return valid * value
 
         if class_probabilities is None:
             return of_class(logits)
@@ -130,7 +127,7 @@ def product(log_ratios: Sequence[Estimator], weights: Sequence[float] | None = N
         )
 
     def log_r(x: Array) -> Array:
-        values = [function(x) for function in log_ratios]
+        values = [evaluate(function, x) for function in log_ratios]
         _check_shapes(values)
         terms = [w * value for w, value in zip(ws, values, strict=True)]
         return sum(terms[1:], start=terms[0])
@@ -192,7 +189,7 @@ def condition(
         return product([estimator, log_p], [1.0, -weight])
 
     def ratio(x: Array) -> Array:
-        values = [estimator(x), log_p(x)]
+        values = [evaluate(estimator, x), log_p(x)]
         _check_shapes(values)
         return values[0] * jnp.exp(-weight * values[1])
 

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax.scipy.special import xlogy
 
 from fdrl_jax._names import nearest
+from fdrl_jax._precision import evaluate
 
 Array = jax.Array
 Output = Literal["ratio", "log_ratio"]
@@ -88,6 +89,7 @@ HELLINGER = FDivergence(
     potential_from_log_ratio=lambda log_r: -jnp.exp(-0.5 * log_r),
 )
 
+_SMALL_EXPONENT = 0.01  # Below it, `r^b - 1` loses more than two digits for r near 1.
 _ALPHA = re.compile(r"alpha\(\s*(?P<order>[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?)\s*\)")
 
 REGISTRY: dict[str, FDivergence] = {
@@ -112,18 +114,36 @@ def alpha(order: float) -> FDivergence:
     a = float(order)
     if not abs(a) < float("inf"):
         raise ValueError(f"the order of an alpha-divergence must be finite, got {order!r}")
+    # `exp` without the constant, because for small r the subtraction of 1 would cancel all digits;
+    # near order 1 it is the constant, 1 / (a - 1), that would.
+    power = jnp.expm1 if abs(a - 1.0) < _SMALL_EXPONENT else jnp.exp
     short = f"{a:g}"  # Six digits are enough for a short name if they are all digits of the order.
     name = f"alpha({short if float(short) == a else repr(a)})"
     if a in (0.0, 1.0):
         return (REVERSE_KL if a == 0.0 else KL)._replace(name=name)
     return FDivergence(
         name=name,
-        f=lambda r: (r**a - a * r + a - 1.0) / (a * (a - 1.0)),
-        f_prime=lambda r: (r ** (a - 1.0) - 1.0) / (a - 1.0),
-        # Without the constant: for small r, subtracting 1 would cancel all digits.
-        potential_from_log_ratio=lambda log_r: jnp.exp((a - 1.0) * log_r) / (a - 1.0),
+        f=lambda r: _alpha_generator(r, a),
+        f_prime=lambda r: _deformed_log(r, a - 1.0),
+        potential_from_log_ratio=lambda log_r: power((a - 1.0) * log_r) / (a - 1.0),
         potential_from_ratio=(lambda r: r) if a == 2.0 else None,
     )
+
+
+def _alpha_generator(r: Array, a: float) -> Array:
+    """Returns `(r^a - a r + a - 1) / (a (a - 1))`, also for orders near 0 and 1."""
+    if a < 0.5:
+        return ((r - 1.0) - _deformed_log(r, a)) / (1.0 - a)
+    # The product tends to 0 with r.
+    product = jnp.where(r > 0.0, r * _deformed_log(jnp.where(r > 0.0, r, 1.0), a - 1.0), 0.0)
+    return (product - (r - 1.0)) / a
+
+
+def _deformed_log(r: Array, exponent: float) -> Array:
+    """Returns `(r^b - 1) / b`, which tends to `log r` as the exponent `b` tends to 0."""
+    if abs(exponent) < _SMALL_EXPONENT:
+        return jnp.expm1(exponent * jnp.log(r)) / exponent
+    return (r**exponent - 1.0) / exponent
 
 
 def combine(weights: Sequence[float], divergences: Sequence[str | FDivergence]) -> FDivergence:
@@ -210,7 +230,8 @@ def first_variation(
         `r` (as trained with the LSIF loss).
 
     Returns:
-      The potential, a function `x [B, ...] -> [B]`, up to a constant.
+      The potential, a function `x [B, ...] -> [B]`, up to a constant. It and its gradient are
+      computed in at least float32, whatever precision the estimator returns.
 
     Raises:
       ValueError: for an unknown output, or "ratio" with a divergence whose derivative is not
@@ -227,4 +248,4 @@ def first_variation(
             f"divergence {divergence.name!r} needs a positive ratio, but an estimator with "
             "output 'ratio' is unconstrained; use output='log_ratio', or pearson"
         )
-    return lambda x: potential(estimator_fn(x))
+    return lambda x: potential(evaluate(estimator_fn, x))

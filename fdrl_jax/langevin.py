@@ -16,7 +16,7 @@ Step size and noise scale may be numbers, or schedules: functions of the step `k
 """
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -46,8 +46,14 @@ def noise_scale(step_size: float, entropy_weight: float) -> float:
     """Returns `ν = sqrt(2 η γ)`, the noise scale for an entropy weight `γ` (eq. 9).
 
     Raises:
+      TypeError: for traced values.
       ValueError: for a negative step size or entropy weight.
     """
+    if any(isinstance(value, jax.core.Tracer) for value in (step_size, entropy_weight)):
+        raise TypeError(
+            "noise_scale needs numbers, but its arguments are traced (by jax.jit, for instance): "
+            "call it outside, or write jnp.sqrt(2 * step_size * entropy_weight)"
+        )
     if step_size < 0 or entropy_weight < 0:
         got = f"{step_size} and {entropy_weight}"
         raise ValueError(f"step_size and entropy_weight must be >= 0, got {got}")
@@ -151,12 +157,14 @@ def flow(
       `x_K`, [B, ...]; with `observe`, `(x_K, stacked results)`, with a leading axis of `num_steps`.
 
     Raises:
-      TypeError: for a key that is not a JAX key.
+      TypeError: for a key that is not a JAX key, or points that are not one array of real numbers.
       ValueError: if `num_steps` is not a static whole number >= 0, if the potential does not return
-        [B], if the step size or noise scale is not a scalar, if there is neither one key nor one
-        key per example, or for rbg keys per example.
+        [B], if the step size or noise scale is not a scalar, if `first_step` is not one whole
+        number, if there is neither one key nor one key per example, or for rbg keys per example.
     """
     _check_count("num_steps", num_steps)
+    if jnp.ndim(first_step) or not jnp.issubdtype(jnp.result_type(first_step), jnp.integer):
+        raise ValueError(f"first_step must be one whole number, got {first_step}")
     step = _make_step(key, potential_fn, step_size, noise_scale)
 
     def body(x: Array, k: Array) -> tuple[Array, Any]:
@@ -217,14 +225,21 @@ def two_stage(
     return TwoStage(x0, bridged, refined)
 
 
-def as_floating(x: Array) -> Array:
+def as_floating(x: Any) -> Array:
     """Converts integers, and floating-point types of less than 32 bits, to float32.
 
     In bfloat16 a flow would stall, because 1 + 0.001 rounds to 1.
+
+    Raises:
+      TypeError: for anything else than one array of real numbers.
     """
-    x = jnp.asarray(x)
+    x = x if isinstance(x, Mapping) else jnp.asarray(x)
+    if isinstance(x, Mapping) or jnp.iscomplexobj(x):
+        got = getattr(x, "dtype", type(x).__name__)
+        raise TypeError(f"points must be one array of real numbers, [B, ...], got {got}")
     is_wide = jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize >= 4
-    return x if is_wide else x.astype(jnp.float32)
+    wide: Array = x if is_wide else x.astype(jnp.float32)
+    return wide
 
 
 def vary_with(tree: Any, function: Callable[[Any], Any]) -> Any:

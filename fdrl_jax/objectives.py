@@ -77,15 +77,15 @@ def objective(
     Raises:
       TypeError: see `flow`.
       ValueError: see `flow`. Also if the divergence does not work with the loss, if data and prior
-        samples have different features, if the output of the estimator is not [B], if the penalty
-        is negative, or if the fraction is not in (0, 1].
+        samples have different features or are empty, if the output of the estimator is not [B], if
+        the penalty is negative, or if the fraction is not in (0, 1].
 
     References: Heng, Ansari and Soh, arXiv 2303.03714, algorithm 1. Mescheder, Geiger and Nowozin,
     "Which Training Methods for GANs do actually Converge?", 2018 (R1 and R2).
     """
     loss, f_divergence = bregman_lib.check_pair(bregman, divergence)
     is_number = isinstance(gradient_penalty, (int, float))
-    if is_number and gradient_penalty < 0:
+    if not isinstance(gradient_penalty, jax.core.Tracer) and gradient_penalty < 0:
         raise ValueError(f"gradient_penalty must be >= 0, got {gradient_penalty}")
     if not 0 < gradient_penalty_fraction <= 1:
         raise ValueError(
@@ -93,9 +93,9 @@ def objective(
             f"got {gradient_penalty_fraction}"
         )
     real, x0 = as_floating(real), as_floating(x0)
-    if real.shape[1:] != x0.shape[1:]:
+    if real.shape[1:] != x0.shape[1:] or not (real.size and x0.size):
         raise ValueError(
-            "data and prior samples must have the same features, got shapes "
+            "data and prior samples must have the same features and not be empty, got shapes "
             f"{real.shape} and {x0.shape}"
         )
 

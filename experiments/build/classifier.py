@@ -20,7 +20,6 @@ from fdrl_jax.training.state import Variables
 
 Apply = Callable[[Variables, jax.Array], jax.Array]
 Draw = Callable[[Any, Any, jax.Array, jax.Array], Batch]
-_SHIFT_KEY = 1_000  # Folded into the data key, which otherwise folds in the number of a domain.
 
 
 def classifier_training(settings: Settings, source: Source) -> Training:
@@ -71,7 +70,6 @@ def make_attack(settings: Settings, num_steps: int) -> Attack:
 def _augmented(draw: Draw, max_shift: int) -> Draw:
     def augmented(arrays: Any, host_batch: Any, key: jax.Array, positions: jax.Array) -> Batch:
         batch = draw(arrays, host_batch, key, positions)
-        shift_key = jax.random.fold_in(key, _SHIFT_KEY)
-        return {**batch, "real": shifted(shift_key, positions, batch["real"], max_shift)}
+        return {**batch, "real": shifted(key, positions, batch["real"], max_shift)}
 
     return augmented if max_shift else draw

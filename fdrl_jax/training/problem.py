@@ -29,12 +29,15 @@ class Estimator(NamedTuple):
 
     Attributes:
       apply: `(variables, x [B, ...]) -> [B]`, each output depending only on its own example.
-      refresh: `variables -> variables`, called once before each train step. It updates variables
-        that are not trained by gradients (the vectors of spectral normalisation). The flow and the
-        loss of the step, and sampling, use them as constants.
+      refresh: `variables -> variables`, called once before each train step, and on the averaged
+        variables after it. It updates variables that are not trained by gradients (the vectors of
+        spectral normalisation). The flow and the loss of the step, and sampling, use them as
+        constants.
       prepare: `variables -> variables` with which `apply` gives the same outputs at a lower cost,
         for instance by casting weights to bfloat16 and dividing them by spectral norms in advance.
-        It is called once before a flow, never on variables that are differentiated.
+        It is called once before a flow, never on variables that are differentiated. Averaged
+        parameters are float32 even if those of the network have half precision; a network that
+        does not accept this casts them here.
     """
 
     apply: Callable[[Variables, Array], Array]

@@ -72,7 +72,7 @@ def make_train_step(
       draw: `(data arrays, host batch, key, positions [B]) -> batch`, a pure function that runs on
         the device and returns the data under "real", [B, ...]. The key is the same for all steps.
       batch_size: examples per replica.
-      ema_rate: decay of the moving average of the parameters.
+      ema_rate: decay of the moving average of the parameters, in [0, 1).
       ema_ramp: see `state.apply_gradients`.
       dequantisation: standard deviation of the Gaussian noise that is added to data.
       gradient_penalty: see `objectives.objective`.
@@ -211,6 +211,8 @@ def from_gradients(
         after = state.apply_gradients(
             train_state, grads, optimizer, ema_rate, ema_ramp=ema_ramp, value=metrics["loss"]
         )
+        # Averaged first, normalised after: the average of kernels has singular vectors of its own.
+        after = after._replace(ema_variables=refresh(after.ema_variables))
         return after, {**metrics, "grad_norm": optax.tree.norm(grads)}
 
     return train_step
@@ -231,8 +233,8 @@ def repeat_steps(
     Returns:
       `(key, state, constants, host batches, count, batch offset) -> (state, metrics)`. Host batches
       (if any) and metrics have a leading axis of `max_steps`. Only the first `count` metrics are
-      set. It raises ValueError for a Python number `count` above `max_steps`. A traced one is not
-      checked: its last steps would all use the last host batch.
+      set. It raises ValueError for a `count` above `max_steps`. A traced one is not checked: its
+      last steps would all use the last host batch.
     """
     # Under jit, the step is traced once, for its shapes and for the loop.
     traced_once = jax.jit(train_step)
@@ -245,7 +247,7 @@ def repeat_steps(
         count: int | Array,
         batch_offset: int | Array = 0,
     ) -> tuple[TrainState, Metrics]:
-        if isinstance(count, int) and count > max_steps:
+        if not isinstance(count, jax.core.Tracer) and count > max_steps:
             raise ValueError(f"count must be at most {max_steps}, got {count}")
 
         def take(train_state: TrainState, i: Array) -> tuple[TrainState, Metrics]:

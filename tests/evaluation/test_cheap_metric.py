@@ -31,6 +31,8 @@ def test_random_filters_give_each_image_64_features_independently_of_the_others(
     np.testing.assert_allclose(features[2:], random_conv_features(images[2:]), rtol=1e-4, atol=1e-6)
     with pytest.raises(ValueError, match=r"got \(2, 2, 1\)"):
         random_conv_features(np.zeros((2, 2, 1)))
+    with pytest.raises(ValueError, match=r"got uint8; convert bytes with images / 127.5 - 1"):
+        random_conv_features(np.zeros(shape, np.uint8))
 
 
 def test_digits_use_the_metric_of_their_evaluation_and_other_images_random_filters():
