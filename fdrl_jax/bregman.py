@@ -86,15 +86,36 @@ def get(spec: str | Bregman) -> Bregman:
     return REGISTRY[spec]
 
 
+def losses(bregman: str | Bregman, out_real: Array, out_flowed: Array) -> tuple[Array, Array]:
+    """Returns the terms of the Bregman divergence per example (eq. 2), up to a constant.
+
+    Args:
+      bregman: the loss, or its name.
+      out_real: network outputs on data, [N].
+      out_flowed: network outputs on flowed samples, [M].
+
+    Returns:
+      The terms of data, [N], and of flowed samples, [M]. `loss` is the sum of their means.
+    """
+    bregman = get(bregman)
+    return bregman.real_term(out_real), bregman.flowed_term(out_flowed)
+
+
 def loss(
-    bregman: str | Bregman, out_real: Array, out_flowed: Array
+    bregman: str | Bregman,
+    out_real: Array,
+    out_flowed: Array,
+    *,
+    weights: Array | None = None,
 ) -> tuple[Array, dict[str, Array]]:
     """Estimates the Bregman divergence from batches of data and of flowed samples (eq. 2).
 
     Args:
       bregman: the loss, or its name.
-      out_real: network outputs on data, [B].
-      out_flowed: network outputs on flowed samples, [B].
+      out_real: network outputs on data, [N].
+      out_flowed: network outputs on flowed samples, [M].
+      weights: weights of the data, [N], not negative. Means over data are then
+        `Σ w_i a_i / Σ w_i`.
 
     Returns:
       The scalar loss, and a dictionary of scalar metrics: the loss again ("loss"), and the means
@@ -103,7 +124,8 @@ def loss(
       of the ratio, which keeps them finite. For the true ratio, `E_p[r] = 1`.
     """
     bregman = get(bregman)
-    value = jnp.mean(bregman.real_term(out_real)) + jnp.mean(bregman.flowed_term(out_flowed))
+    on_real, on_flowed = losses(bregman, out_real, out_flowed)
+    value = mean(on_real, weights) + jnp.mean(on_flowed)
 
     def to_ratio(output: Array) -> Array:
         is_log = bregman.output == "log_ratio"
@@ -112,12 +134,24 @@ def loss(
 
     metrics = {
         "loss": value,
-        "output_real": jnp.mean(out_real),
+        "output_real": mean(out_real, weights),
         "output_flowed": jnp.mean(out_flowed),
-        "ratio_real": jnp.mean(to_ratio(out_real)),
+        "ratio_real": mean(to_ratio(out_real), weights),
         "ratio_flowed": jnp.mean(to_ratio(out_flowed)),
     }
     return value, metrics
+
+
+def mean(values: Array, weights: Array | None = None) -> Array:
+    """Returns the mean of values per example, or `Σ w_i a_i / Σ w_i`.
+
+    Args:
+      values: one number per example, [B].
+      weights: one number per example, [B], or `None` for equal weights.
+    """
+    if weights is None:
+        return jnp.mean(values)
+    return jnp.sum(weights * values) / jnp.sum(weights)
 
 
 def check_pair(

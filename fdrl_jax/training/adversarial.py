@@ -17,7 +17,7 @@ import optax
 from jax import lax
 
 from fdrl_jax.langevin import as_floating, vary_with
-from fdrl_jax.objectives import Metrics
+from fdrl_jax.method import Metrics
 from fdrl_jax.priors import Batch
 from fdrl_jax.training import rng
 from fdrl_jax.training.problem import Constants
