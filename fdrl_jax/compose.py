@@ -129,7 +129,8 @@ def product(log_ratios: Sequence[Estimator], weights: Sequence[float] | None = N
             f"expected one weight per function, got {len(ws)} for {len(log_ratios)} functions"
         )
 
-    return Partial(_weighted_sum, list(log_ratios), ws)
+    combined: Estimator = Partial(_weighted_sum, list(log_ratios), ws)  # type: ignore[no-untyped-call]
+    return combined
 
 
 def condition(

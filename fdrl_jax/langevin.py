@@ -129,7 +129,10 @@ def _schedule(value: Schedule) -> Schedule:
     """Returns a function of the step, which is a pytree unless a plain function was given."""
     if callable(value):
         return value
-    return _Constant(value) if isinstance(value, (int, float)) else Partial(_first, value)
+    if isinstance(value, (int, float)):
+        return _Constant(value)
+    constant: Schedule = Partial(_first, value)  # type: ignore[no-untyped-call]
+    return constant
 
 
 def _first(value: Scalar, k: Array) -> Scalar:

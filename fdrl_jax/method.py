@@ -248,7 +248,8 @@ class _Decay:
         # With no training steps, `K = 0`, the decay is complete after one step.
         progress = k / max(self.num_steps, 1)
         factor = jnp.power(self.rate, jnp.minimum(progress, 1.0))
-        return self.first * (jnp.sqrt(factor) if self.of_noise else factor)
+        value: Array = self.first * (jnp.sqrt(factor) if self.of_noise else factor)
+        return value
 
 
 def objective(

@@ -81,7 +81,7 @@ def refine(
     experts = [discriminator] if corrector is None else [discriminator, corrector]
     log_ratio = product(experts, [-1.0] * len(experts))
     if generator is not None:
-        log_ratio = Partial(_composition, log_ratio, generator)
+        log_ratio = Partial(_composition, log_ratio, generator)  # type: ignore[no-untyped-call]
     refined: Array = flow(
         key,
         x,
