@@ -2,11 +2,13 @@
 
 import dataclasses
 import functools
+import inspect
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import small_problem
 from flax import nnx
@@ -53,6 +55,38 @@ def test_sampling_reads_the_output_that_the_loss_trains(loss, divergence):
     np.testing.assert_allclose(of.potential(estimator(PARAMS))(START), potential(START), rtol=1e-6)
 
 
+@functools.partial(jax.jit, static_argnames="of")
+def trained(of):
+    """Parameters of a small network after training towards N(0, 0.36² I) from N(0, I)."""
+    net, optimizer = fdrl.networks.MLP((32, 32)), optax.adam(5e-3)
+
+    def step(i, carry):
+        params, opt_state = carry
+        real_key, prior_key, flow_key = jax.random.split(jax.random.fold_in(KEY, i), 3)
+        real = 0.36 * jax.random.normal(real_key, (128, 2))
+        x0 = jax.random.normal(prior_key, (128, 2))
+
+        def loss(params):
+            return of.objective(flow_key, real, x0, Partial(net.apply, params))[0]
+
+        updates, opt_state = optimizer.update(jax.grad(loss)(params), opt_state)
+        return optax.apply_updates(params, updates), opt_state
+
+    params = net.init(KEY, START)
+    return jax.lax.fori_loop(0, 300, step, (params, optimizer.init(params)))[0]
+
+
+@pytest.mark.usefixtures("optimised")
+def test_samples_of_a_ratio_that_lsif_trains_reach_the_data():
+    of = method(loss="lsif", divergence="pearson", num_steps=20, step_size=0.05, noise_scale=0.01)
+    net = Partial(fdrl.networks.MLP((32, 32)).apply, trained(of))
+    x0 = jax.random.normal(jax.random.key(5), (1_000, 2))
+
+    samples = of.sample(KEY, x0, net)
+
+    np.testing.assert_allclose(np.std(samples), 0.36, atol=0.06)
+
+
 # The objective
 
 
@@ -86,7 +120,8 @@ def test_the_objective_is_that_of_the_function_and_returns_the_samples_of_the_fl
 
 
 def test_the_losses_of_the_examples_average_to_the_loss():
-    value, record = method().objective(KEY, REAL[:5], START, estimator(PARAMS))
+    run = jax.jit(lambda params: method().objective(KEY, REAL[:5], START, estimator(params)))
+    value, record = run(PARAMS)
 
     assert record.losses_real.shape == (5,)
     assert record.losses_flowed.shape == (12,)
@@ -108,8 +143,8 @@ def test_whole_weights_are_repeated_data(penalty):
             KEY, real, START, lambda x: estimator(params)(x**3), weights=weights
         )[0]
 
-    weighted = jax.value_and_grad(loss(REAL, 0.1 * counts))(PARAMS)
-    repeated = jax.value_and_grad(loss(np.repeat(REAL, counts, axis=0), None))(PARAMS)
+    weighted = jax.jit(jax.value_and_grad(loss(REAL, 0.1 * counts)))(PARAMS)
+    repeated = jax.jit(jax.value_and_grad(loss(np.repeat(REAL, counts, axis=0), None)))(PARAMS)
 
     chex.assert_trees_all_close(weighted, repeated, rtol=1e-4)
 
@@ -296,3 +331,13 @@ def test_potentials_of_equal_parts_have_equal_structure():
     )
     assert jax.tree.structure(first) == jax.tree.structure(second)
     assert divergences.get("alpha(0.5)") is divergences.get("alpha(0.50)")
+
+
+# The top of the package
+
+
+def test_a_newcomer_sees_at_most_twelve_modules():
+    names = [name for name in dir(fdrl) if not name.startswith("_")]
+    modules = [name for name in names if inspect.ismodule(getattr(fdrl, name))]
+    assert len(modules) <= 12
+    assert set(names) <= set(fdrl.__all__)
