@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from fdrl_jax import bregman as bregman_lib
@@ -438,9 +439,9 @@ def _checked_weights(weights: Array, num: int) -> Array:
 
 
 def _check_number(name: str, value: object, *, may_be_zero: bool) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise TypeError(
-            f"{name} must be a Python number, got {type(value).__name__} {value}; convert it with "
+            f"{name} must be a number, got {type(value).__name__} {value}; convert an array with "
             "float()"
         )
     if not (0 <= value < math.inf if may_be_zero else 0 < value < math.inf):

@@ -63,8 +63,8 @@ def make_train_step(
 
     One step draws data and prior samples, moves the prior samples along the flow of the current
     estimator for `K` steps, and updates the estimator on the Bregman loss between data and flowed
-    samples. No gradient goes through the flow; see `FDRL`. All random numbers
-    depend only on the key and on the position of the example.
+    samples. No gradient goes through the flow; see `FDRL.objective`. All random numbers depend only
+    on the key and on the position of the example.
 
     Args:
       problem: estimator, loss, divergence, flow and prior.
@@ -82,12 +82,12 @@ def make_train_step(
       axis_name: mapped axis over which gradients and metrics are averaged, if any.
 
     Returns:
-      A `TrainStep`. Its metrics are those of `FDRL` and "grad_norm".
+      A `TrainStep`. Its metrics are those of `FDRL.objective` and "grad_norm".
 
     Raises:
       ValueError: if the divergence does not work with the loss, if the penalty is negative, or if
         the micro-batches do not divide the batch. When the step is traced, also if the number of
-        data or prior samples is not the batch size; see also `FDRL`.
+        data or prior samples is not the batch size; see also `FDRL.objective`.
     """
     method = dataclasses.replace(
         problem.method,

@@ -202,10 +202,10 @@ def test_refinement_steps_follow_the_bridging_steps_and_an_observer_sees_both():
         ({"num_steps": 2.5}, ValueError, "num_steps must be a whole number >= 0, got 2.5"),
         ({"num_refine_steps": -1}, ValueError, "num_refine_steps must be a whole number >= 0"),
         ({"step_size": 0.0}, ValueError, "step_size must be above 0 and finite, got 0.0"),
-        ({"step_size": jnp.float32(0.1)}, TypeError, "step_size must be a Python number, got"),
+        ({"step_size": jnp.float32(0.1)}, TypeError, "step_size must be a number, got"),
         ({"noise_scale": -0.1}, ValueError, "noise_scale must be >= 0 and finite, got -0.1"),
         ({"noise_scale": float("nan")}, ValueError, "noise_scale must be >= 0 and finite"),
-        ({"gradient_penalty": -1.0}, ValueError, "gradient_penalty must be >= 0"),
+        ({"gradient_penalty": np.float32(-1.0)}, ValueError, "gradient_penalty must be >= 0"),
         ({"gradient_penalty_fraction": 0.0}, ValueError, "gradient_penalty_fraction must be above"),
         (
             {"step_size": lambda k: 0.1, "step_size_decay": 0.5},
