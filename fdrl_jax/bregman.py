@@ -125,7 +125,7 @@ def loss(
     """
     bregman = get(bregman)
     on_real, on_flowed = losses(bregman, out_real, out_flowed)
-    value = mean(on_real, weights) + jnp.mean(on_flowed)
+    value = jnp.average(on_real, weights=weights) + jnp.mean(on_flowed)
 
     def to_ratio(output: Array) -> Array:
         is_log = bregman.output == "log_ratio"
@@ -134,24 +134,12 @@ def loss(
 
     metrics = {
         "loss": value,
-        "output_real": mean(out_real, weights),
+        "output_real": jnp.average(out_real, weights=weights),
         "output_flowed": jnp.mean(out_flowed),
-        "ratio_real": mean(to_ratio(out_real), weights),
+        "ratio_real": jnp.average(to_ratio(out_real), weights=weights),
         "ratio_flowed": jnp.mean(to_ratio(out_flowed)),
     }
     return value, metrics
-
-
-def mean(values: Array, weights: Array | None = None) -> Array:
-    """Returns the mean of values per example, or `Σ w_i a_i / Σ w_i`.
-
-    Args:
-      values: one number per example, [B].
-      weights: one number per example, [B], or `None` for equal weights.
-    """
-    if weights is None:
-        return jnp.mean(values)
-    return jnp.sum(weights * values) / jnp.sum(weights)
 
 
 def check_pair(

@@ -412,7 +412,7 @@ def _penalised_outputs(
     mean_real, mean_flowed = (jnp.sum(jnp.square(g)) / len(g) for g in gradients)
     if weights is not None:
         squares = jnp.sum(jnp.square(gradients[0]).reshape(num_real, -1), axis=-1)
-        mean_real = bregman_lib.mean(squares, weights[:num_real])
+        mean_real = jnp.average(squares, weights=weights[:num_real])
     if num_real < len(real) or num_flowed < len(flowed):
         others = _outputs(estimator_fn, real[num_real:], flowed[num_flowed:])
         outputs = (

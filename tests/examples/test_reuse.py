@@ -14,7 +14,8 @@ from jax.sharding import PartitionSpec
 import fdrl_jax as fdrl
 
 KEY = jax.random.key(1)
-PAGE = (Path(__file__).parents[2] / "docs" / "reuse.md").read_text("utf-8")
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "reuse.md").read_text("utf-8")
 PROGRAMS = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
 
 
@@ -119,3 +120,22 @@ def test_a_flow_scales_with_its_data_as_the_page_says(scale):
         rtol=1e-4,
         atol=1e-5 * scale,
     )
+
+
+def test_the_example_of_the_readme_has_at_most_six_lines():
+    (example,) = re.findall(
+        r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL
+    )
+    assert len(example.splitlines()) <= 6
+    real, x0 = jax.random.normal(KEY, (2, 8, 2))
+    space = {"key": KEY, "real": real, "x0": x0, "estimator": lambda x: 0.1 * jnp.sum(x**2, -1)}
+    exec(compile(example, "README.md", "exec"), space)
+    np.testing.assert_allclose(space["record"].flowed, space["samples"], rtol=1e-5)
+
+
+def test_the_condition_in_the_page_on_classes_moves_samples_to_the_class():
+    page = (ROOT / "docs" / "conditional.md").read_text("utf-8")
+    example = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0]
+    space = {"__name__": "page"}
+    exec(compile(example, "conditional.md", "exec"), space)
+    assert np.mean(space["x"]) > np.mean(space["x0"]) + 0.3
