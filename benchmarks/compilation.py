@@ -32,7 +32,9 @@ def compile_flow(name: str, batch: int, num_steps: int) -> dict[str, float]:
     x = jax.ShapeDtypeStruct((batch, *shape), jnp.float32)
 
     def run_flow(variables: dict, x: jax.Array) -> jax.Array:
-        potential = fdrl.first_variation(lambda x: net.apply(variables, x), "kl")
+        potential = fdrl.first_variation(
+            lambda x: net.apply(variables, x), "kl", output="log_ratio"
+        )
         hyper = {"num_steps": num_steps, "step_size": 3.0, "noise_scale": 0.01}
         return fdrl.flow(jax.random.key(1), x, potential, **hyper)
 

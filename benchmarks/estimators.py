@@ -44,7 +44,7 @@ def ours(name: str, batch: int, precision: str) -> tuple[dict[str, Callable[[], 
     x = jax.random.uniform(jax.random.key(1), (batch, *shape), minval=-1.0)
 
     def potential(variables: Any) -> Callable[[jax.Array], jax.Array]:
-        return fdrl.first_variation(lambda x: net.apply(variables, x), "kl")
+        return fdrl.first_variation(lambda x: net.apply(variables, x), "kl", output="log_ratio")
 
     def run_flow(variables: Any, x: jax.Array) -> jax.Array:
         key = jax.random.key(2)

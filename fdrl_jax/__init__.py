@@ -13,19 +13,22 @@ from fdrl_jax import (
     divergences,
     interpolation,
     langevin,
+    method,
     metrics,
     networks,
-    objectives,
     priors,
+    refinement,
     training,
 )
 from fdrl_jax.divergences import first_variation
 from fdrl_jax.langevin import TwoStage, drift, flow, langevin_step, noise_scale, two_stage
-from fdrl_jax.objectives import objective
+from fdrl_jax.method import FDRL, objective
+from fdrl_jax.refinement import refine
 
 __version__ = "0.2.0"
 
 __all__ = [
+    "FDRL",
     "TwoStage",
     "__version__",
     "bregman",
@@ -37,12 +40,14 @@ __all__ = [
     "interpolation",
     "langevin",
     "langevin_step",
+    "method",
     "metrics",
     "networks",
     "noise_scale",
     "objective",
-    "objectives",
     "priors",
+    "refine",
+    "refinement",
     "training",
     "two_stage",
 ]

@@ -97,16 +97,38 @@ def get(spec: str | Bregman) -> Bregman:
     return REGISTRY[spec]
 
 
+def losses(bregman: str | Bregman, out_real: Array, out_flowed: Array) -> tuple[Array, Array]:
+    """Returns the terms of the Bregman divergence per example (eq. 2), up to a constant.
+
+    Args:
+      bregman: the loss, or its name.
+      out_real: network outputs on data, [N].
+      out_flowed: network outputs on flowed samples, [M].
+
+    Returns:
+      The terms of data, [N], and of flowed samples, [M]. `loss` is the sum of their means.
+    """
+    bregman = get(bregman)
+    out_real, out_flowed = at_least_float32(out_real), at_least_float32(out_flowed)
+    return bregman.real_term(out_real), bregman.flowed_term(out_flowed)
+
+
 def loss(
-    bregman: str | Bregman, out_real: Array, out_flowed: Array
+    bregman: str | Bregman,
+    out_real: Array,
+    out_flowed: Array,
+    *,
+    weights: Array | None = None,
 ) -> tuple[Array, dict[str, Array]]:
     """Estimates the Bregman divergence from batches of data and of flowed samples (eq. 2).
 
     Args:
       bregman: the loss, or its name.
-      out_real: network outputs on data, [B]. The loss of half-precision outputs is computed in
+      out_real: network outputs on data, [N]. The loss of half-precision outputs is computed in
         float32.
-      out_flowed: network outputs on flowed samples, [B].
+      out_flowed: network outputs on flowed samples, [M].
+      weights: weights of the data, [N], not negative. Means over data are then
+        `Σ w_i a_i / Σ w_i`.
 
     Returns:
       The scalar loss, and a dictionary of scalar metrics: the loss again ("loss"), and the means
@@ -116,7 +138,8 @@ def loss(
     """
     bregman = get(bregman)
     out_real, out_flowed = at_least_float32(out_real), at_least_float32(out_flowed)
-    value = jnp.mean(bregman.real_term(out_real)) + jnp.mean(bregman.flowed_term(out_flowed))
+    on_real, on_flowed = losses(bregman, out_real, out_flowed)
+    value = jnp.average(on_real, weights=weights) + jnp.mean(on_flowed)
 
     def to_ratio(output: Array) -> Array:
         is_log = bregman.output == "log_ratio"
@@ -124,9 +147,9 @@ def loss(
 
     metrics = {
         "loss": value,
-        "output_real": jnp.mean(out_real),
+        "output_real": jnp.average(out_real, weights=weights),
         "output_flowed": jnp.mean(out_flowed),
-        "ratio_real": jnp.mean(to_ratio(out_real)),
+        "ratio_real": jnp.average(to_ratio(out_real), weights=weights),
         "ratio_flowed": jnp.mean(to_ratio(out_flowed)),
     }
     return value, metrics

@@ -9,6 +9,8 @@ Reference: Heng, Ansari and Soh, "Generative Modeling with Flow-Guided Density R
 arXiv 2303.03714, sections 2 and 3.
 """
 
+import dataclasses
+import functools
 import re
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, get_args
@@ -200,10 +202,14 @@ def get(spec: str | FDivergence) -> FDivergence:
     if spec in REGISTRY:
         return REGISTRY[spec]
     if match := _ALPHA.fullmatch(spec):
-        return alpha(float(match["order"]))
+        return _named_alpha(float(match["order"]))
     allowed = [*REGISTRY, "alpha(ORDER)"]
     hint = nearest(spec, allowed) or "."
     raise ValueError(f"unknown divergence {spec!r}{hint} Allowed: {', '.join(allowed)}")
+
+
+# Equal names are the same object, so what was compiled for one can be reused for the other.
+_named_alpha = functools.cache(alpha)
 
 
 def check_output(output: str) -> None:
@@ -216,22 +222,48 @@ def check_output(output: str) -> None:
         raise ValueError(f"output must be one of {', '.join(get_args(Output))}, got {output!r}")
 
 
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["estimator_fn"], meta_fields=["f_prime"]
+)
+@dataclasses.dataclass(frozen=True)
+class FirstVariation:
+    """The potential `x -> f'(r(x))`, from `first_variation`.
+
+    It is a pytree with the arrays of its estimator. If the estimator is a pytree of arrays
+    (`jax.tree_util.Partial`, or an NNX module), the potential can be an argument of a compiled
+    function.
+
+    Attributes:
+      estimator_fn: the estimator `x [B, ...] -> [B]`.
+      f_prime: its output -> `f'(r)`, up to a constant.
+    """
+
+    estimator_fn: Callable[[Array], Array]
+    f_prime: Callable[[Array], Array]
+
+    def __call__(self, x: Array) -> Array:
+        """Returns the potential of each example, [B]."""
+        return self.f_prime(evaluate(self.estimator_fn, x))
+
+
 def first_variation(
     estimator_fn: Callable[[Array], Array],
     divergence: str | FDivergence,
-    output: Output = "log_ratio",
-) -> Callable[[Array], Array]:
+    *,
+    output: Output,
+) -> FirstVariation:
     """Returns the potential `x -> f'(r(x))`, whose negative gradient drives the flow (eq. 5).
 
     Args:
       estimator_fn: any function `x [B, ...] -> [B]` that estimates the density ratio `q/p`.
       divergence: the f-divergence, or a name for `get`.
       output: what the estimator returns: "log_ratio" for `log r`, or "ratio" for an unconstrained
-        `r` (as trained with the LSIF loss).
+        `r` (as trained with the LSIF loss). There is no default, because samples diverge without an
+        error if one is taken for the other. `FDRL.potential` knows it from the loss.
 
     Returns:
-      The potential, a function `x [B, ...] -> [B]`, up to a constant. It and its gradient are
-      computed in at least float32, whatever precision the estimator returns.
+      The potential, a function `x [B, ...] -> [B]`, up to a constant. It is a pytree. It and its
+      gradient are computed in at least float32, whatever precision the estimator returns.
 
     Raises:
       ValueError: for an unknown output, or "ratio" with a divergence whose derivative is not
@@ -240,12 +272,10 @@ def first_variation(
     check_output(output)
     divergence = get(divergence)
     if output == "log_ratio":
-        potential = divergence.potential_from_log_ratio
-    elif divergence.potential_from_ratio is not None:
-        potential = divergence.potential_from_ratio
-    else:
+        return FirstVariation(estimator_fn, divergence.potential_from_log_ratio)
+    if divergence.potential_from_ratio is None:
         raise ValueError(
             f"divergence {divergence.name!r} needs a positive ratio, but an estimator with "
             "output 'ratio' is unconstrained; use output='log_ratio', or pearson"
         )
-    return lambda x: potential(evaluate(estimator_fn, x))
+    return FirstVariation(estimator_fn, divergence.potential_from_ratio)

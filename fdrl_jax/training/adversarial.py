@@ -19,7 +19,7 @@ from jax import lax
 from fdrl_jax._labels import one_or_nan
 from fdrl_jax._precision import at_least_float32
 from fdrl_jax.langevin import as_floating, vary_with
-from fdrl_jax.objectives import Metrics
+from fdrl_jax.method import Metrics
 from fdrl_jax.priors import Batch
 from fdrl_jax.training import rng
 from fdrl_jax.training.problem import Constants

@@ -5,6 +5,7 @@ over devices, and you can call it inside your own `jax.jit`. The random key is a
 another seed needs no compilation, and `jax.vmap` over keys trains several seeds at once.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -14,9 +15,8 @@ import optax
 from jax import lax
 
 from fdrl_jax import _keys
-from fdrl_jax import bregman as bregman_lib
 from fdrl_jax.langevin import as_floating, vary_over
-from fdrl_jax.objectives import Metrics, objective
+from fdrl_jax.method import Metrics
 from fdrl_jax.priors import Batch
 from fdrl_jax.training import rng, state
 from fdrl_jax.training.problem import Constants, Problem
@@ -63,8 +63,8 @@ def make_train_step(
 
     One step draws data and prior samples, moves the prior samples along the flow of the current
     estimator for `K` steps, and updates the estimator on the Bregman loss between data and flowed
-    samples. No gradient goes through the flow; see `objectives.objective`. All random numbers
-    depend only on the key and on the position of the example.
+    samples. No gradient goes through the flow; see `FDRL.objective`. All random numbers depend only
+    on the key and on the position of the example.
 
     Args:
       problem: estimator, loss, divergence, flow and prior.
@@ -75,23 +75,25 @@ def make_train_step(
       ema_rate: decay of the moving average of the parameters, in [0, 1).
       ema_ramp: see `state.apply_gradients`.
       dequantisation: standard deviation of the Gaussian noise that is added to data.
-      gradient_penalty: see `objectives.objective`.
-      gradient_penalty_fraction: fraction of each micro-batch, see `objectives.objective`.
+      gradient_penalty: see `FDRL`.
+      gradient_penalty_fraction: fraction of each micro-batch, see `FDRL`.
       num_micro_batches: number of equal parts of the batch. Flow and gradient process one part
         after the other, which saves memory and gives the result of the whole batch.
       axis_name: mapped axis over which gradients and metrics are averaged, if any.
 
     Returns:
-      A `TrainStep`. Its metrics are those of `objectives.objective` and "grad_norm".
+      A `TrainStep`. Its metrics are those of `FDRL.objective` and "grad_norm".
 
     Raises:
       ValueError: if the divergence does not work with the loss, if the penalty is negative, or if
         the micro-batches do not divide the batch. When the step is traced, also if the number of
-        data or prior samples is not the batch size; see also `objectives.objective`.
+        data or prior samples is not the batch size; see also `FDRL.objective`.
     """
-    bregman_lib.check_pair(problem.bregman, problem.divergence)
-    if gradient_penalty < 0:
-        raise ValueError(f"gradient_penalty must be >= 0, got {gradient_penalty}")
+    method = dataclasses.replace(
+        problem.method,
+        gradient_penalty=gradient_penalty,
+        gradient_penalty_fraction=gradient_penalty_fraction,
+    )
 
     def loss_and_grads(
         variables: Variables, key: Array, constants: Constants, host_batch: Any, positions: Array
@@ -116,20 +118,14 @@ def make_train_step(
         prepared = problem.estimator.prepare(variables)
 
         def loss_fn(params: Any) -> tuple[Array, Metrics]:
-            return objective(
+            loss, record = method.objective(
                 rng.example_keys(key, rng.Stream.FLOW, positions),
                 real,
                 x0,
                 lambda x: problem.estimator.apply({**variables, "params": params}, x),
-                bregman=problem.bregman,
-                divergence=problem.divergence,
-                num_steps=problem.flow.num_steps,
-                **problem.flow.schedules(),
-                gradient_penalty=gradient_penalty,
-                gradient_penalty_fraction=gradient_penalty_fraction,
                 flow_estimator_fn=lambda x: problem.estimator.apply(prepared, x),
-                unroll=problem.flow.unroll,
             )
+            return loss, record.metrics
 
         result: tuple[Any, Metrics] = jax.grad(loss_fn, has_aux=True)(variables["params"])
         return result

@@ -226,7 +226,7 @@ def test_first_variation_of_a_log_ratio_has_the_gradient_by_the_chain_rule(diver
     x = jax.random.normal(jax.random.key(0), (6, 2))
     log_ratio = x @ slope + offset
 
-    potential = fdrl.first_variation(lambda x: x @ slope + offset, divergence)
+    potential = fdrl.first_variation(lambda x: x @ slope + offset, divergence, output="log_ratio")
     gradient = jax.grad(lambda x: jnp.sum(potential(x)))(x)
 
     assert potential(x).shape == (6,)

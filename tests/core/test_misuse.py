@@ -163,18 +163,21 @@ def test_an_uninformative_classifier_does_not_change_the_drift_under_any_diverge
                 lambda x, constant=constant: 7.0 + jnp.zeros((len(x), 1)) + constant,
                 2,
                 2.0,
+                output="log_ratio",
                 class_probabilities=probabilities,
             )
             np.testing.assert_allclose(
-                fdrl.drift(X, fdrl.first_variation(conditioned, name)),
-                fdrl.drift(X, fdrl.first_variation(log_ratio, name)),
+                fdrl.drift(X, fdrl.first_variation(conditioned, name, output="log_ratio")),
+                fdrl.drift(X, fdrl.first_variation(log_ratio, name, output="log_ratio")),
                 rtol=1e-4,
             )
 
 
 def test_the_wrong_number_of_class_probabilities_is_an_error():
     with pytest.raises(ValueError, match=r"one number per class, \[2\], got shape \(3,\)"):
-        compose.condition(square, logits, 0, class_probabilities=[0.2, 0.3, 0.5])(X)
+        compose.condition(
+            square, logits, 0, output="log_ratio", class_probabilities=[0.2, 0.3, 0.5]
+        )(X)
 
 
 @pytest.mark.parametrize(
