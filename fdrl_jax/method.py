@@ -108,8 +108,8 @@ class FDRL:
                 _check_number(name, getattr(self, name), may_be_zero=name in _MAY_BE_ZERO)
         if schedules and self.step_size_decay != 1.0:
             raise ValueError(
-                f"step_size_decay needs a step size and a noise scale that are numbers, but "
-                f"{' and '.join(schedules)} is a function of the step; include the decay in it"
+                "step_size_decay needs numbers for step_size and noise_scale, got a function of "
+                f"the step for {' and '.join(schedules)}; include the decay in it"
             )
         _check_fraction(self.gradient_penalty_fraction)
 
