@@ -299,8 +299,8 @@ def objective(
         the penalty is negative, or if the fraction is not in (0, 1].
     """
     loss, f_divergence = bregman_lib.check_pair(bregman, divergence)
-    if not isinstance(gradient_penalty, jax.Array):
-        _check_number("gradient_penalty", gradient_penalty, may_be_zero=True)
+    if not isinstance(gradient_penalty, jax.core.Tracer):
+        _check_number("gradient_penalty", float(gradient_penalty), may_be_zero=True)
     _check_fraction(gradient_penalty_fraction)
     value, record = _objective(
         key,
