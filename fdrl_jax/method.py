@@ -108,8 +108,8 @@ class FDRL:
                 _check_number(name, getattr(self, name), may_be_zero=name in _MAY_BE_ZERO)
         if schedules and self.step_size_decay != 1.0:
             raise ValueError(
-                f"step_size_decay needs a step size and a noise scale that are numbers, but "
-                f"{' and '.join(schedules)} is a function of the step; include the decay in it"
+                "step_size_decay needs numbers for step_size and noise_scale, got a function of "
+                f"the step for {' and '.join(schedules)}; include the decay in it"
             )
         _check_fraction(self.gradient_penalty_fraction)
 
@@ -300,11 +300,8 @@ def objective(
         the penalty is negative, or if the fraction is not in (0, 1].
     """
     loss, f_divergence = bregman_lib.check_pair(bregman, divergence)
-    if isinstance(gradient_penalty, jax.Array):
-        if not isinstance(gradient_penalty, jax.core.Tracer) and gradient_penalty < 0:
-            raise ValueError(f"gradient_penalty must be >= 0, got {gradient_penalty}")
-    else:
-        _check_number("gradient_penalty", gradient_penalty, may_be_zero=True)
+    if not isinstance(gradient_penalty, jax.core.Tracer):
+        _check_number("gradient_penalty", float(gradient_penalty), may_be_zero=True)
     _check_fraction(gradient_penalty_fraction)
     value, record = _objective(
         key,

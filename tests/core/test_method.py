@@ -210,7 +210,7 @@ def test_refinement_steps_follow_the_bridging_steps_and_an_observer_sees_both():
         (
             {"step_size": lambda k: 0.1, "step_size_decay": 0.5},
             ValueError,
-            "step_size is a function of the step; include the decay in it",
+            "got a function of the step for step_size; include the decay in it",
         ),
     ],
 )
