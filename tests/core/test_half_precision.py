@@ -27,7 +27,8 @@ def in_type(function, dtype):
 @pytest.mark.parametrize("name", divergences.REGISTRY)
 def test_potential_and_drift_are_those_of_the_same_outputs_in_float32(name, dtype):
     narrow, wide = (
-        fdrl.first_variation(function, name) for function in (in_type(log_ratio, dtype), log_ratio)
+        fdrl.first_variation(function, name, output="log_ratio")
+        for function in (in_type(log_ratio, dtype), log_ratio)
     )
 
     assert narrow(LOG_RATIOS).dtype == jnp.float32
@@ -43,8 +44,10 @@ def test_compositions_are_those_of_the_same_outputs_in_float32(dtype):
         return x**2
 
     def drift(dtype):
-        conditioned = compose.condition(in_type(log_ratio, dtype), in_type(logits, dtype), 1, 0.5)
-        return fdrl.drift(LOG_RATIOS[1:3], fdrl.first_variation(conditioned, "pearson"))
+        kind = {"output": "log_ratio"}
+        narrow = (in_type(function, dtype) for function in (log_ratio, logits))
+        conditioned = compose.condition(*narrow, 1, 0.5, **kind)
+        return fdrl.drift(LOG_RATIOS[1:3], fdrl.first_variation(conditioned, "pearson", **kind))
 
     np.testing.assert_allclose(drift(dtype), drift(jnp.float32), rtol=1e-2)
 
@@ -71,7 +74,7 @@ def test_the_cross_entropy_is_that_of_the_same_logits_in_float32(dtype):
 def test_parameters_and_second_derivatives_have_gradients(dtype):
     def potential(slope, dtype):
         return fdrl.first_variation(
-            in_type(lambda x: slope * jnp.sum(x**2, axis=1), dtype), "pearson"
+            in_type(lambda x: slope * jnp.sum(x**2, axis=1), dtype), "pearson", output="log_ratio"
         )
 
     def speed(slope, dtype):

@@ -234,7 +234,7 @@ def test_a_first_step_that_is_not_one_whole_number_is_an_error(first_step):
 
 @pytest.mark.parametrize("penalty", [-1, np.float32(-1.0), jnp.float32(-1.0)])
 def test_a_negative_gradient_penalty_of_any_type_is_an_error(penalty):
-    with pytest.raises(ValueError, match=r"gradient_penalty must be >= 0.*, got -1"):
+    with pytest.raises(ValueError, match="gradient_penalty must be >= 0"):
         fdrl.objective(KEY, X, X, square, gradient_penalty=penalty, num_steps=1, **HYPER)
 
 
@@ -247,7 +247,8 @@ def test_the_noise_scale_of_traced_numbers_is_an_error_that_says_what_to_write()
 def test_a_traced_label_that_is_out_of_range_gives_nan_and_not_another_class(label):
     @jax.jit
     def drift(label):
-        return fdrl.drift(X, fdrl.first_variation(compose.condition(square, logits, label), "kl"))
+        conditioned = compose.condition(square, logits, label, output="log_ratio")
+        return fdrl.drift(X, fdrl.first_variation(conditioned, "kl", output="log_ratio"))
 
     labels = jnp.array([0, 1, label])
     losses = jax.jit(adversarial.cross_entropy)(logits(X), labels)
