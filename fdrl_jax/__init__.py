@@ -17,11 +17,13 @@ from fdrl_jax import (
     networks,
     objectives,
     priors,
+    ratio,
     training,
 )
 from fdrl_jax.divergences import first_variation
 from fdrl_jax.langevin import TwoStage, drift, flow, langevin_step, noise_scale, two_stage
 from fdrl_jax.objectives import objective
+from fdrl_jax.ratio import fit_ratio, importance_weights, log_density, mutual_information
 
 __version__ = "0.2.0"
 
@@ -33,16 +35,21 @@ __all__ = [
     "divergences",
     "drift",
     "first_variation",
+    "fit_ratio",
     "flow",
+    "importance_weights",
     "interpolation",
     "langevin",
     "langevin_step",
+    "log_density",
     "metrics",
+    "mutual_information",
     "networks",
     "noise_scale",
     "objective",
     "objectives",
     "priors",
+    "ratio",
     "training",
     "two_stage",
 ]
