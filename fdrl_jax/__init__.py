@@ -17,12 +17,14 @@ from fdrl_jax import (
     metrics,
     networks,
     priors,
+    ratio,
     refinement,
     training,
 )
 from fdrl_jax.divergences import first_variation
 from fdrl_jax.langevin import TwoStage, drift, flow, langevin_step, noise_scale, two_stage
 from fdrl_jax.method import FDRL, objective
+from fdrl_jax.ratio import fit_ratio, importance_weights, log_density, mutual_information
 from fdrl_jax.refinement import refine
 
 __version__ = "0.2.0"
@@ -36,16 +38,21 @@ __all__ = [
     "divergences",
     "drift",
     "first_variation",
+    "fit_ratio",
     "flow",
+    "importance_weights",
     "interpolation",
     "langevin",
     "langevin_step",
+    "log_density",
     "method",
     "metrics",
+    "mutual_information",
     "networks",
     "noise_scale",
     "objective",
     "priors",
+    "ratio",
     "refine",
     "refinement",
     "training",
