@@ -50,6 +50,8 @@ def page(module: ModuleType) -> str:
 
 
 def _directive(module: str, name: str, value: Any) -> list[str]:
+    if inspect.ismodule(value):  # It has a page of its own.
+        return []
     if inspect.isclass(value) and not value.__module__.startswith("fdrl_jax"):
         # An alias such as `Array`. Sphinx would describe the same class once per module.
         return [f".. py:data:: {name}", f"   :type: {value.__module__}.{value.__name__}", ""]

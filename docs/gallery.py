@@ -252,12 +252,13 @@ ENTRIES = (
         },
     ),
     Entry(
-        "refine_gan",
-        "python -m examples.refine_gan --out=runs/gallery/refine_gan",
+        "improve_generator",
+        "python -m examples.improve_generator --out=runs/gallery/improve_generator",
         {
-            "refine_gan.png": (
-                "refine_gan/refine_gan.png",
-                "Samples of a GAN, refined by its own discriminator.",
+            "improve_generator.png": (
+                "improve_generator/improve_generator.png",
+                "Samples of a generator, of a flow that was trained from them, and of refinement "
+                "by a discriminator.",
             )
         },
     ),

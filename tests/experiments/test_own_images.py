@@ -107,15 +107,27 @@ def test_streamed_and_stored_images_give_the_same_prior(images, tmp_path):
     np.testing.assert_allclose(fitted[0].factor, fitted[1].factor, atol=1e-6)
 
 
-def test_half_of_the_images_are_mirrored_and_the_rest_are_unchanged(images):
-    source = built(images).source
+def num_mirrored(source):
+    """Draws each of the 54 training images once; all must be stored ones or their mirror images."""
     key, positions = jax.random.key(0), np.arange(54, dtype=np.int32)
     real = np.asarray(source.draw(source.arrays, None, key, positions)["real"])
     levels = np.round((real + 1.0) * 127.5).astype(np.uint8)
     known = {image.tobytes() for image in source.arrays["real"]}
-    straight = np.array([image.tobytes() in known for image in levels])
-    assert all(image[:, ::-1].tobytes() in known for image in levels[~straight])
-    assert 10 < straight.sum() < 44
+    mirrored = np.array([image.tobytes() not in known for image in levels])
+    assert all(image[:, ::-1].tobytes() in known for image in levels[mirrored])
+    return mirrored.sum()
+
+
+@pytest.mark.parametrize("asked", [{}, {"data.random_flip": False}, {"data.random_flip": True}])
+def test_your_images_are_mirrored_only_if_you_ask_for_it(asked, images, tmp_path):
+    expected = asked.get("data.random_flip", False)
+    wanted = command("train", tmp_path / "run", CONFIG, changes(images, **asked))
+    with run.locked_folder(wanted.folder):
+        created, experiment = creation.create_or_resume(wanted)
+    record = json.loads((created.root / "run.json").read_text())
+    assert record["settings"]["data.random_flip"] is expected
+    num = num_mirrored(experiment.source)
+    assert 10 < num < 44 if expected else num == 0
 
 
 @pytest.mark.parametrize("megabytes", [0, 256])

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import sys
 import zipfile
 from pathlib import Path
 
@@ -64,6 +65,42 @@ def test_a_tfds_name_cannot_lead_out_of_its_root(name, tmp_path):
     (tmp_path / "root").mkdir()
     with pytest.raises(DataError, match=r"data\.name must be tfds:NAME"):
         tfds.find(name, str(tmp_path / "root"))
+
+
+IMAGE = "tensorflow_datasets.core.features.image_feature.Image"
+FEATURES = "tensorflow_datasets.core.features.features_dict.FeaturesDict"
+HOSTILE_FEATURE = {"pythonClassName": "hostile.Image", "image": {"shape": {}}}
+OLD_FEATURE = {"type": "hostile.Image", "content": {}}
+
+
+def nested(**features):
+    return {"pythonClassName": FEATURES, "featuresDict": {"features": features}}
+
+
+@pytest.mark.parametrize(
+    "features",
+    [
+        HOSTILE_FEATURE,
+        {"python_class_name": "hostile.Image", "image": {"shape": {}}},
+        OLD_FEATURE,
+        nested(image={"pythonClassName": IMAGE, "image": {"shape": {}}}, other=HOSTILE_FEATURE),
+        {"type": FEATURES, "content": {"image": OLD_FEATURE}},
+        {"pythonClassName": FEATURES, "jsonFeature": {"json": json.dumps({"image": OLD_FEATURE})}},
+    ],
+)
+def test_a_class_that_a_tfds_set_names_is_not_imported(features, tmp_path, monkeypatch):
+    trace, prepared = tmp_path / "executed", tmp_path / "root" / "made_up" / "1.0.0"
+    (tmp_path / "hostile.py").write_text(f"import pathlib; pathlib.Path({str(trace)!r}).touch()")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "hostile", raising=False)
+    info = {"name": "made_up", "version": "1.0.0", "fileFormat": "array_record", "splits": []}
+    prepared.mkdir(parents=True)
+    write_json(prepared / "dataset_info.json", info)
+    write_json(prepared / "features.json", features)
+    with pytest.raises(DataError) as caught:
+        load(DataOptions("tfds:made_up", str(tmp_path / "root")))
+    assert not trace.exists()
+    assert "'hostile.Image'" in str(caught.value)
 
 
 def test_an_entry_of_a_zip_cannot_write_anywhere(tmp_path):
@@ -131,6 +168,44 @@ def test_the_report_escapes_everything_that_it_shows(of_images):
     assert page.count("&lt;script&gt;") >= 6
     assert "<script" not in page
     assert "onerror=alert(2)>" not in page
+
+
+@pytest.mark.parametrize("ending", ["png", "txt"])
+@pytest.mark.parametrize("way", ["relative", "absolute", "link", "link to a folder"])
+def test_a_report_shows_no_file_outside_of_its_record(way, ending, of_images):
+    secret, folder = of_images.root / f"private.{ending}", of_images.evaluations / "step_4"
+    secret.write_text(SECRET)
+    name = {
+        "relative": f"../../private.{ending}",
+        "absolute": str(secret),
+        "link": f"link.{ending}",
+        "link to a folder": f"folder/private.{ending}",
+    }[way]
+    (folder / f"link.{ending}").symlink_to(secret)
+    (folder / "folder").symlink_to(of_images.root)
+    before = of_images.report.read_bytes()
+    write_json(folder / "pictures.json", {name: "A picture."})
+    with pytest.raises(UserError, match=r"pictures\.json"):
+        start("report", of_images.root)
+    assert of_images.report.read_bytes() == before
+
+
+def test_the_name_of_a_picture_cannot_bring_a_script_into_the_report(of_images):
+    folder = of_images.evaluations / "step_4"
+    for suffix in ('"><script>alert(1)<∕script>', 'png" onerror="alert(2)', "svg", "svg+xml"):
+        name = f"picture.{suffix}"
+        (folder / name).write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
+        write_json(folder / "pictures.json", {name: "A picture."})
+        with pytest.raises(UserError, match=r"pictures\.json"):
+            start("report", of_images.root)
+    hostile = 'a" onerror="alert(3)<script>.png'
+    shutil.copy(folder / "samples.png", folder / hostile)
+    write_json(folder / "pictures.json", {hostile: HOSTILE})
+    start("report", of_images.root)
+    page = of_images.report.read_text()
+    assert page.count("<img ") == 1
+    assert "<script" not in page
+    assert not re.search(r"<img(?! alt=\"[^\"<>]*\" src=\"data:image/png;base64,[\w+/=]*\">)", page)
 
 
 def test_shared_files_of_a_run_contain_no_path_of_this_machine(of_images, image_folder):
