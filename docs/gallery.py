@@ -108,7 +108,7 @@ ENTRIES = (
     ),
     Entry(
         "classes",
-        f"{MAIN} --mode=train_classifier --config=configs/digits_classifier.py "
+        f"{MAIN} --mode=classifier --config=configs/digits_classifier.py "
         "--workdir=runs/gallery/classes\n"
         f"{MAIN} --workdir=runs/gallery/digits --mode=sample --num_samples=100 --class=all "
         "--classifier=runs/gallery/classes --config.sample.name=classes",
@@ -122,9 +122,9 @@ ENTRIES = (
     ),
     Entry(
         "conditioning",
-        f"{MAIN} --mode=train_classifier --config=configs/digits_classifier.py "
+        f"{MAIN} --mode=classifier --config=configs/digits_classifier.py "
         "--workdir=runs/gallery/conditioning/robust\n"
-        f"{MAIN} --mode=train_classifier --config=configs/digits_classifier.py "
+        f"{MAIN} --mode=classifier --config=configs/digits_classifier.py "
         "--config.attack.num_steps=0 --workdir=runs/gallery/conditioning/plain\n"
         "python -m benchmarks.conditioning --workdir=runs/gallery/digits "
         "--robust=runs/gallery/conditioning/robust --plain=runs/gallery/conditioning/plain "
@@ -150,7 +150,7 @@ ENTRIES = (
     ),
     Entry(
         "mnist",
-        f"{MAIN} --mode=train_classifier --config=configs/mnist_classifier.py --data_dir=MNIST "
+        f"{MAIN} --mode=classifier --config=configs/mnist_classifier.py --data_dir=MNIST "
         "--workdir=runs/gallery/mnist/classifier\n"
         f"{MAIN} --config=configs/mnist.py --data_dir=MNIST --config.seed=1 "
         "--workdir=runs/gallery/mnist/run\n"
@@ -174,7 +174,7 @@ ENTRIES = (
     ),
     Entry(
         "mnist_classes",
-        f"{MAIN} --mode=train_classifier --config=configs/mnist_classifier.py --data_dir=MNIST "
+        f"{MAIN} --mode=classifier --config=configs/mnist_classifier.py --data_dir=MNIST "
         "--config.attack.num_steps=3 --config.train.num_steps=2000 "
         "--workdir=runs/gallery/mnist_classes\n"
         f"{MAIN} --workdir=runs/gallery/mnist/run --mode=sample --num_samples=100 --class=all "
@@ -191,7 +191,7 @@ ENTRIES = (
     ),
     Entry(
         "cifar10_small",
-        f"{MAIN} --mode=train_classifier --config=configs/cifar10_classifier.py --data_dir=CIFAR10 "
+        f"{MAIN} --mode=classifier --config=configs/cifar10_classifier.py --data_dir=CIFAR10 "
         "--workdir=runs/gallery/cifar10_small/classifier\n"
         f"{MAIN} --config=configs/cifar10_small.py --data_dir=CIFAR10 --config.seed=2 "
         "--workdir=runs/gallery/cifar10_small/run\n"
@@ -215,7 +215,7 @@ ENTRIES = (
     ),
     Entry(
         "cifar10_classes",
-        f"{MAIN} --mode=train_classifier --config=configs/cifar10_classifier.py "
+        f"{MAIN} --mode=classifier --config=configs/cifar10_classifier.py "
         "--data_dir=CIFAR10 --config.attack.num_steps=3 --config.attack.epsilon=0.5 "
         '"--config.network.blocks=((32,2),(64,2),(128,1))" --config.network.use_bias=False '
         "--config.augment.max_shift=2 --config.train.num_steps=3000 "
