@@ -2,7 +2,7 @@
 
 A bridge has positions `0` (the numerator) to `last_position` (the denominator), and a subset of
 them, with both ends, are the waymarks of a fit. `refine` adds waymarks between those that a
-classifier tells apart too well.
+classifier separates too well.
 
 Reference: Rhodes, Xu and Gutmann, "Telescoping Density-Ratio Estimation", NeurIPS 2020.
 """

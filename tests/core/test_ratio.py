@@ -152,7 +152,7 @@ def test_equal_distributions_have_the_ratio_one_and_it_is_said():
     ratio = fdrl.fit_ratio(KEY, x[:1_000], x[1_000:], **SMALL)
     assert not ratio.differs
     np.testing.assert_array_equal(ratio.log_ratio(x[:5]), 0.0)
-    assert "cannot be told apart" in ratio.check(KEY).verdict
+    assert "cannot be distinguished" in ratio.check(KEY).verdict
     assert ratio.divergence("kl") == (0.0, 0.0)
 
 

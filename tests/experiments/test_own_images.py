@@ -6,17 +6,17 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from image_files import encoded, numbered, picture, write_folder
-from small_runs import SMALL_RESNET, command, start, train
-
-from experiments import build, run, settings
 from experiments.build.network import _for_image_size
-from experiments.errors import UserError
 from experiments.modes import creation
 from experiments.sampling import curve
 from experiments.sampling.draw import batch_size, sample_state
 from experiments.sampling.opened import open_checkpoint
 from experiments.training import metrics_log
+from image_files import encoded, numbered, picture, write_folder
+from small_runs import SMALL_RESNET, command, start, train
+
+from experiments import build, run, settings
+from experiments.errors import UserError
 
 CONFIG = "folder:tiny"
 STREAMED = {"data.in_memory_megabytes": 0}

@@ -10,17 +10,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from experiments.data.files import Folder
+from experiments.data.records import Problems
+from experiments.training import metrics_log
 from PIL import Image
 from small_runs import SMALL_RESNET, start, train
 
 from experiments import pictures, report, run
 from experiments.data import DataOptions, load, tfds
-from experiments.data.files import Folder
-from experiments.data.records import Problems
 from experiments.errors import DataError, UserError
 from experiments.files import write_json
 from experiments.pictures.images import by_class
-from experiments.training import metrics_log
 
 SECRET = "s3cr3t-0123456789abcdef"
 HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)>'
