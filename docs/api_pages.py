@@ -50,6 +50,8 @@ def page(module: ModuleType) -> str:
 
 
 def _directive(module: str, name: str, value: Any) -> list[str]:
+    if inspect.ismodule(value):  # It has a page of its own.
+        return []
     if inspect.isclass(value) and not value.__module__.startswith("fdrl_jax"):
         # An alias such as `Array`. Sphinx would describe the same class once per module.
         return [f".. py:data:: {name}", f"   :type: {value.__module__}.{value.__name__}", ""]
@@ -92,7 +94,8 @@ def missing(documented: set[str]) -> list[str]:
         if inspect.ismodule(value):
             wanted.add(value.__name__)
         else:
-            wanted.add(f"{value.__module__}.{value.__name__}")
+            # A package documents what its modules define.
+            wanted.add(f"{'.'.join(value.__module__.split('.')[:2])}.{value.__name__}")
     return sorted(wanted - documented)
 
 

@@ -18,7 +18,9 @@ myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 
 smartquotes_action = "qe"  # No dashes, which would change flags such as --config.
-autodoc_typehints = "none"  # The signature has them.
+autodoc_typehints = "signature"
+python_maximum_signature_line_length = 88  # Longer ones have a line per argument.
+python_use_unqualified_type_names = True
 autodoc_preserve_defaults = True
 autodoc_member_order = "bysource"
 napoleon_numpy_docstring = False

@@ -108,7 +108,7 @@ ENTRIES = (
     ),
     Entry(
         "classes",
-        f"{MAIN} --mode=train_classifier --config=configs/digits_classifier.py "
+        f"{MAIN} --mode=classifier --config=configs/digits_classifier.py "
         "--workdir=runs/gallery/classes\n"
         f"{MAIN} --workdir=runs/gallery/digits --mode=sample --num_samples=100 --class=all "
         "--classifier=runs/gallery/classes --config.sample.name=classes",
@@ -132,7 +132,7 @@ ENTRIES = (
     ),
     Entry(
         "mnist",
-        f"{MAIN} --mode=train_classifier --config=configs/mnist_classifier.py --data_dir=MNIST "
+        f"{MAIN} --mode=classifier --config=configs/mnist_classifier.py --data_dir=MNIST "
         "--workdir=runs/gallery/mnist/classifier\n"
         f"{MAIN} --config=configs/mnist.py --data_dir=MNIST --config.seed=1 "
         "--workdir=runs/gallery/mnist/run\n"
@@ -156,7 +156,7 @@ ENTRIES = (
     ),
     Entry(
         "mnist_classes",
-        f"{MAIN} --mode=train_classifier --config=configs/mnist_classifier.py --data_dir=MNIST "
+        f"{MAIN} --mode=classifier --config=configs/mnist_classifier.py --data_dir=MNIST "
         "--config.attack.num_steps=3 --config.train.num_steps=2000 "
         "--workdir=runs/gallery/mnist_classes\n"
         f"{MAIN} --workdir=runs/gallery/mnist/run --mode=sample --num_samples=100 --class=all "
@@ -173,7 +173,7 @@ ENTRIES = (
     ),
     Entry(
         "cifar10_small",
-        f"{MAIN} --mode=train_classifier --config=configs/cifar10_classifier.py --data_dir=CIFAR10 "
+        f"{MAIN} --mode=classifier --config=configs/cifar10_classifier.py --data_dir=CIFAR10 "
         "--workdir=runs/gallery/cifar10_small/classifier\n"
         f"{MAIN} --config=configs/cifar10_small.py --data_dir=CIFAR10 --config.seed=2 "
         "--workdir=runs/gallery/cifar10_small/run\n"
@@ -197,7 +197,7 @@ ENTRIES = (
     ),
     Entry(
         "cifar10_classes",
-        f"{MAIN} --mode=train_classifier --config=configs/cifar10_classifier.py "
+        f"{MAIN} --mode=classifier --config=configs/cifar10_classifier.py "
         "--data_dir=CIFAR10 --config.attack.num_steps=3 --config.attack.epsilon=0.5 "
         '"--config.network.blocks=((32,2),(64,2),(128,1))" --config.network.use_bias=False '
         "--config.augment.max_shift=2 --config.train.num_steps=3000 "
@@ -252,12 +252,13 @@ ENTRIES = (
         },
     ),
     Entry(
-        "refine_gan",
-        "python -m examples.refine_gan --out=runs/gallery/refine_gan",
+        "improve_generator",
+        "python -m examples.improve_generator --out=runs/gallery/improve_generator",
         {
-            "refine_gan.png": (
-                "refine_gan/refine_gan.png",
-                "Samples of a GAN, refined by its own discriminator.",
+            "improve_generator.png": (
+                "improve_generator/improve_generator.png",
+                "Samples of a generator, of a flow that was trained from them, and of refinement "
+                "by a discriminator.",
             )
         },
     ),

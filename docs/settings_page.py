@@ -41,7 +41,5 @@ def _entry(key: str) -> str:
     # A list, because a table of four columns does not fit a phone.
     setting = settings.DECLARED[key]
     default = repr(setting.default).replace("'", '"')
-    text = (
-        f"{setting.about} Allowed: {setting.allowed}. Default: `{default}`; {setting.scope}."
-    )
+    text = f"{setting.about} Allowed: {setting.allowed}. Default: `{default}`; {setting.scope}."
     return f"- **`{key}`**: {text}"

@@ -9,14 +9,11 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from experiments import log, sweep
 from experiments.evaluation.metrics import format_value
-from experiments.files import read_arrays
 from experiments.pictures.points import frame
 from experiments.pictures.style import PRIOR, SAMPLES, panels, save
-from experiments.sweep import plan, runner
-from experiments.sweep.plan import Run
-from experiments.sweep.runner import Outcome
-from experiments.training import metrics_log
+from experiments.sweep import Outcome, Planned
 
 SWEEP = Path(__file__).parents[1] / "configs" / "sweeps" / "what_goes_wrong.py"
 # Neither metric agrees with the eye in all panels: the energy ratio hardly sees a few samples far
@@ -32,43 +29,45 @@ def main() -> None:
     parser.add_argument("--workdir", type=Path, required=True, help="folder of the runs")
     root = parser.parse_args().workdir
     root.mkdir(parents=True, exist_ok=True)
-    todo = plan.from_file(SWEEP)
-    outcomes = runner.run_all(todo, root)
+    wanted = sweep.read(SWEEP)
+    planned = sweep.plan(wanted, root)
+    outcomes = [sweep.run_one(wanted["config"], of) for of in planned]
     columns = ["", "end", *METRICS, *LOGGED]
     print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
-    for run, outcome in zip(todo.runs, outcomes, strict=True):
-        print(f"| {run.name} | {' | '.join(_row(root / run.folder, outcome))} |")
-    print(save(_draw(root, todo.runs, outcomes), root / "picture.png"))
+    for of, outcome in zip(planned, outcomes, strict=True):
+        print(f"| {of.name} | {' | '.join(_row(of.folder, outcome))} |")
+    print(save(_draw(planned, outcomes), root / "picture.png"))
 
 
 def _row(folder: Path, outcome: Outcome) -> list[str]:
-    last = metrics_log.read(folder / "metrics.jsonl")[-1]
+    last = log.read(folder / "metrics.jsonl")[-1]
     values = [*map(outcome.metrics.get, METRICS), *(last[name] for name in LOGGED)]
-    return [outcome.status, *("-" if v is None else format_value(v) for v in values)]
+    return [outcome.remark or "done", *("-" if v is None else format_value(v) for v in values)]
 
 
-def _draw(root: Path, runs: list[Run], outcomes: list[Outcome]) -> Figure:
+def _draw(planned: list[Planned], outcomes: list[Outcome]) -> Figure:
     """Draws the last snapshot of each run over that of the healthy one, in grey."""
-    figure, axes = panels(COLUMNS, -(-len(runs) // COLUMNS), size=2.1)
-    good = _last_snapshot(root / runs[0].folder)
+    figure, axes = panels(COLUMNS, -(-len(planned) // COLUMNS), size=2.1)
+    good = _last_snapshot(planned[0].folder)
     low, high = frame(good)
-    for ax, run, outcome in zip(axes, runs, outcomes, strict=True):
-        samples = _last_snapshot(root / run.folder)
+    for ax, of, outcome in zip(axes, planned, outcomes, strict=True):
+        samples = _last_snapshot(of.folder)
         ax.scatter(*good.T, s=1.0, color=PRIOR, alpha=0.25, linewidths=0)
         ax.scatter(*samples.T, s=1.2, color=SAMPLES, alpha=0.6, linewidths=0)
         found = [
             text.format(outcome.metrics[m]) for m, text in METRICS.items() if m in outcome.metrics
         ]
-        value = ", ".join(found) or outcome.status
+        value = ", ".join(found) or "diverged"
         ax.set(xlim=(low, high), ylim=(low, high), aspect="equal")
         ax.set_axis_off()
-        ax.set_title(f"{run.name}\n{value}")
+        ax.set_title(f"{of.name}\n{value}")
     return figure
 
 
 def _last_snapshot(folder: Path) -> np.ndarray:
     path = max((folder / "snapshots").glob("*.npz"))
-    return read_arrays(path, ["arr_0"])["arr_0"]
+    samples: np.ndarray = np.load(path, allow_pickle=False)["arr_0"]
+    return samples
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> dict[str, list[float]]:
     means = {}
     print("target mean (1.00, 1.00); the ratio is stale, so only log D stops there")
     for name in ("logd", "js", "kl"):
-        potential = fdrl.first_variation(log_ratio, name)
+        potential = fdrl.first_variation(log_ratio, name, output="log_ratio")
         transport = functools.partial(
             fdrl.flow, num_steps=num_steps, step_size=0.05, noise_scale=0.01
         )

@@ -2,8 +2,8 @@
 
     python -m examples.nnx_model
 
-`fdrl.objective` accepts any function that maps a batch to one number per example. With it,
-algorithm 1 of the paper is a short loop. The data are two moons, and the prior is normal.
+`fdrl.FDRL` accepts any function that maps a batch to one number per example. With it, algorithm 1
+of the paper is a short loop. The data are two moons, and the prior is normal.
 `docs/reuse.md` has the same loop for plain Optax and for Equinox.
 """
 
@@ -19,7 +19,8 @@ from tqdm import tqdm
 
 import fdrl_jax as fdrl
 
-NUM_FLOW_STEPS, BATCH_SIZE = 50, 256
+BATCH_SIZE = 256
+METHOD = fdrl.FDRL(num_steps=50, step_size=0.1, noise_scale=0.01)
 
 
 class Estimator(nnx.Module):
@@ -46,21 +47,20 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     model = Estimator(96, nnx.Rngs(0))
     schedule = optax.cosine_decay_schedule(2e-3, num_steps)
     optimizer = nnx.Optimizer(model, optax.adam(schedule), wrt=nnx.Param)
-    flow = {"num_steps": NUM_FLOW_STEPS, "step_size": 0.1, "noise_scale": 0.01}
 
     @nnx.jit
     def train_step(model: Estimator, optimizer: nnx.Optimizer, key: jax.Array) -> None:
         data_key, prior_key, flow_key = jax.random.split(key, 3)
         real = jax.random.choice(data_key, data, (BATCH_SIZE,))
         x0 = jax.random.normal(prior_key, real.shape)
-        grads = nnx.grad(lambda m: fdrl.objective(flow_key, real, x0, m, **flow)[0])(model)
+        grads = nnx.grad(lambda m: METHOD.objective(flow_key, real, x0, m)[0])(model)
         optimizer.update(model, grads)
 
     @nnx.jit
     def sample(model: Estimator, key: jax.Array) -> jax.Array:
         prior_key, flow_key = jax.random.split(key)
         x0 = jax.random.normal(prior_key, (2_000, 2))
-        return fdrl.flow(flow_key, x0, fdrl.first_variation(model, "kl"), **flow)
+        return METHOD.sample(flow_key, x0, model)
 
     for step in tqdm(range(num_steps), unit="step"):
         train_step(model, optimizer, jax.random.fold_in(jax.random.key(0), step))

@@ -35,7 +35,7 @@ from fdrl_jax.langevin import Potential
 from fdrl_jax.priors import Batch
 from fdrl_jax.training import parallel
 
-ALL = "all"  # The name that stands for all classes in turn.
+ALL = "all"  # The label of samples of all classes in turn.
 _MAX_SAMPLES = 2**31  # Positions of samples are int32.
 # All members of a zip get this date, the earliest possible, so that files do not depend on time.
 _DATE = (1980, 1, 1, 0, 0, 0)

@@ -13,19 +13,24 @@ from fdrl_jax import (
     divergences,
     interpolation,
     langevin,
+    method,
     metrics,
     networks,
-    objectives,
     priors,
+    ratio,
+    refinement,
     training,
 )
 from fdrl_jax.divergences import first_variation
 from fdrl_jax.langevin import TwoStage, drift, flow, langevin_step, noise_scale, two_stage
-from fdrl_jax.objectives import objective
+from fdrl_jax.method import FDRL, objective
+from fdrl_jax.ratio import fit_ratio, importance_weights, log_density, mutual_information
+from fdrl_jax.refinement import refine
 
 __version__ = "0.2.0"
 
 __all__ = [
+    "FDRL",
     "TwoStage",
     "__version__",
     "bregman",
@@ -33,16 +38,23 @@ __all__ = [
     "divergences",
     "drift",
     "first_variation",
+    "fit_ratio",
     "flow",
+    "importance_weights",
     "interpolation",
     "langevin",
     "langevin_step",
+    "log_density",
+    "method",
     "metrics",
+    "mutual_information",
     "networks",
     "noise_scale",
     "objective",
-    "objectives",
     "priors",
+    "ratio",
+    "refine",
+    "refinement",
     "training",
     "two_stage",
 ]

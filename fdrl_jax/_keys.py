@@ -59,6 +59,18 @@ def of_batch(key: Array, x: Array) -> Array:
     return key
 
 
+def at_positions(key: Array, positions: Array) -> Array:
+    """Returns one key per position, [B], from one key and integers, [B].
+
+    Raises:
+      ValueError: for positions that are not integers; 0.2 and 0.7 would give the same key.
+    """
+    if not jnp.issubdtype(dtype := jnp.result_type(positions), jnp.integer):
+        raise ValueError(f"positions must be integers, got {dtype}")
+    keys: Array = jax.vmap(jax.random.fold_in, (None, 0))(key, positions)
+    return keys
+
+
 def normal_like(key: Array, x: Array) -> Array:
     """Draws standard normal noise of the shape and dtype of `x`, [B, ...].
 

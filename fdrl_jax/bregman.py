@@ -16,9 +16,11 @@ from jax.scipy.special import xlogy
 
 from fdrl_jax import divergences
 from fdrl_jax._names import nearest
+from fdrl_jax._precision import at_least_float32
 from fdrl_jax.divergences import FDivergence, Output
 
 Array = jax.Array
+_MAX_EXPONENT = 40.0  # Adam squares the gradient, and exp(2 * 40) is finite in float32.
 _MAX_LOG_RATIO = 60.0  # exp(89) is infinite in float32, and a batch of 10^12 must not sum to that.
 
 
@@ -30,7 +32,9 @@ class Bregman(NamedTuple):
       output: what the trained network returns, "ratio" or "log_ratio".
       g: the generator, a function of the ratio `r > 0`.
       g_prime: its derivative.
-      real_term: network output on data -> `g'(r) r - g(r)`, up to a constant, stable.
+      real_term: network output on data -> `g'(r) r - g(r)`, up to a constant, stable. Where it
+        grows as `exp(log r)` ("ukl"), its tangent at log r = 40 continues it, so that value and
+        gradient stay finite.
       flowed_term: network output on flowed samples -> `-g'(r)`, up to a constant, stable.
     """
 
@@ -60,12 +64,19 @@ LR = Bregman(
     flowed_term=lambda out: -jax.nn.log_sigmoid(out),
 )
 
+
+def _exp(log_r: Array) -> Array:
+    """Returns `exp`, continued by its tangent above 40, where the gradient stays `exp(40)`."""
+    beyond = jnp.maximum(log_r - _MAX_EXPONENT, 0.0)
+    return jnp.exp(jnp.minimum(log_r, _MAX_EXPONENT)) * (1.0 + beyond)
+
+
 UKL = Bregman(
     name="ukl",
     output="log_ratio",
     g=lambda y: xlogy(y, y) - y,
     g_prime=jnp.log,
-    real_term=jnp.exp,
+    real_term=_exp,
     flowed_term=lambda out: -out,
 )
 
@@ -86,15 +97,38 @@ def get(spec: str | Bregman) -> Bregman:
     return REGISTRY[spec]
 
 
+def losses(bregman: str | Bregman, out_real: Array, out_flowed: Array) -> tuple[Array, Array]:
+    """Returns the terms of the Bregman divergence per example (eq. 2), up to a constant.
+
+    Args:
+      bregman: the loss, or its name.
+      out_real: network outputs on data, [N].
+      out_flowed: network outputs on flowed samples, [M].
+
+    Returns:
+      The terms of data, [N], and of flowed samples, [M]. `loss` is the sum of their means.
+    """
+    bregman = get(bregman)
+    out_real, out_flowed = at_least_float32(out_real), at_least_float32(out_flowed)
+    return bregman.real_term(out_real), bregman.flowed_term(out_flowed)
+
+
 def loss(
-    bregman: str | Bregman, out_real: Array, out_flowed: Array
+    bregman: str | Bregman,
+    out_real: Array,
+    out_flowed: Array,
+    *,
+    weights: Array | None = None,
 ) -> tuple[Array, dict[str, Array]]:
     """Estimates the Bregman divergence from batches of data and of flowed samples (eq. 2).
 
     Args:
       bregman: the loss, or its name.
-      out_real: network outputs on data, [B].
-      out_flowed: network outputs on flowed samples, [B].
+      out_real: network outputs on data, [N]. The loss of half-precision outputs is computed in
+        float32.
+      out_flowed: network outputs on flowed samples, [M].
+      weights: weights of the data, [N], not negative. Means over data are then
+        `Σ w_i a_i / Σ w_i`.
 
     Returns:
       The scalar loss, and a dictionary of scalar metrics: the loss again ("loss"), and the means
@@ -103,18 +137,19 @@ def loss(
       of the ratio, which keeps them finite. For the true ratio, `E_p[r] = 1`.
     """
     bregman = get(bregman)
-    value = jnp.mean(bregman.real_term(out_real)) + jnp.mean(bregman.flowed_term(out_flowed))
+    out_real, out_flowed = at_least_float32(out_real), at_least_float32(out_flowed)
+    on_real, on_flowed = losses(bregman, out_real, out_flowed)
+    value = jnp.average(on_real, weights=weights) + jnp.mean(on_flowed)
 
     def to_ratio(output: Array) -> Array:
         is_log = bregman.output == "log_ratio"
-        output = output.astype(jnp.promote_types(output.dtype, jnp.float32))
         return jnp.exp(jnp.minimum(output, _MAX_LOG_RATIO)) if is_log else output
 
     metrics = {
         "loss": value,
-        "output_real": jnp.mean(out_real),
+        "output_real": jnp.average(out_real, weights=weights),
         "output_flowed": jnp.mean(out_flowed),
-        "ratio_real": jnp.mean(to_ratio(out_real)),
+        "ratio_real": jnp.average(to_ratio(out_real), weights=weights),
         "ratio_flowed": jnp.mean(to_ratio(out_flowed)),
     }
     return value, metrics

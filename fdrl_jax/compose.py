@@ -1,13 +1,12 @@
-"""Compositions of density ratios: by class, by several attributes, and around a generator.
+"""Compositions of density ratios: by class, and by several attributes.
 
-Each function here maps functions to a function: pass it an estimator, a classifier or a
-discriminator, and pass the result to `first_variation` or `flow` like any other ratio or potential.
+Each function here maps functions to a function: pass it an estimator or a classifier, and pass the
+result to `first_variation` or `flow` like any other ratio or potential.
 Ratios are combined in logarithms. A flow that decreases `log r` moves towards the denominator of
 `r`, so adding `-w log p` to `log r` multiplies the target of the flow by `p^w`.
 
 References: Heng, Ansari and Soh, arXiv 2303.03714, section 3.4 (conditional generation); Du, Li and
-Mordatch, "Compositional Visual Generation with Energy Based Models", 2020 (products, negation);
-Ansari, Ang and Soh, "Refining Deep Generative Models via Discriminator Gradient Flow", 2021.
+Mordatch, "Compositional Visual Generation with Energy Based Models", 2020 (products, negation).
 """
 
 from collections.abc import Callable, Sequence
@@ -15,9 +14,12 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 
+from fdrl_jax._labels import one_or_nan
 from fdrl_jax._names import nearest
-from fdrl_jax.divergences import FDivergence, Output, check_output, first_variation
+from fdrl_jax._precision import at_least_float32, evaluate
+from fdrl_jax.divergences import Output, check_output
 
 Array = jax.Array
 Estimator = Callable[[Array], Array]
@@ -46,7 +48,8 @@ def log_probability(
     Returns:
       The function `x [B, ...] -> [B]`. It raises ValueError for logits that are not [B, C], for a
       label that is not an integer or is out of range, and unless there is one positive probability
-      per class. The values of traced arrays are not checked.
+      per class. A traced label that is out of range gives NaN; traced probabilities are not
+      checked.
 
     Raises:
       ValueError: for another string than "uniform".
@@ -60,25 +63,19 @@ def log_probability(
         )
 
     def log_p(x: Array) -> Array:
-        logits = classifier(low + (high - low) * (x + 1.0) / 2.0)
+        logits = at_least_float32(classifier(low + (high - low) * (x + 1.0) / 2.0))
         if logits.ndim != 2:
             raise ValueError(
                 f"a classifier must return logits [B, C], two classes included; got {logits.shape}"
             )
         num_classes = logits.shape[-1]
-        if not jnp.issubdtype(jnp.result_type(label), jnp.integer):
-            raise ValueError(f"label must be an integer, got {label}")
-        if not (
-            _is_traced(label)
-            or np.all((np.asarray(label) >= 0) & (np.asarray(label) < num_classes))
-        ):
-            raise ValueError(f"label must be from 0 to {num_classes - 1}, got {label}")
+        valid = one_or_nan(label, num_classes)
         chosen = jax.nn.one_hot(jnp.broadcast_to(label, logits.shape[:1]), num_classes, dtype=bool)
 
         def of_class(logits: Array) -> Array:
             kept = jnp.where(chosen ^ negate, logits, -jnp.inf)
             value: Array = jax.nn.logsumexp(kept, -1) - jax.nn.logsumexp(logits, -1)
-            return value
+            return valid * value
 
         if class_probabilities is None:
             return of_class(logits)
@@ -117,8 +114,8 @@ def product(log_ratios: Sequence[Estimator], weights: Sequence[float] | None = N
       weights: one number per function; 1 each by default.
 
     Returns:
-      The function `x [B, ...] -> [B]`. It raises ValueError if the functions return different
-      shapes, which would broadcast.
+      The function `x [B, ...] -> [B]`, a pytree with the arrays of the functions. It raises
+      ValueError if the functions return different shapes, which would broadcast.
 
     Raises:
       ValueError: if there are no functions, or if there is not one weight per function.
@@ -129,13 +126,8 @@ def product(log_ratios: Sequence[Estimator], weights: Sequence[float] | None = N
             f"expected one weight per function, got {len(ws)} for {len(log_ratios)} functions"
         )
 
-    def log_r(x: Array) -> Array:
-        values = [function(x) for function in log_ratios]
-        _check_shapes(values)
-        terms = [w * value for w, value in zip(ws, values, strict=True)]
-        return sum(terms[1:], start=terms[0])
-
-    return log_r
+    combined: Estimator = Partial(_weighted_sum, list(log_ratios), ws)  # type: ignore[no-untyped-call]
+    return combined
 
 
 def condition(
@@ -144,7 +136,7 @@ def condition(
     label: int | Array,
     weight: float = 0.1,
     *,
-    output: Output = "log_ratio",
+    output: Output,
     negate: bool = False,
     input_range: tuple[float, float] = (-1.0, 1.0),
     class_probabilities: Array | Sequence[float] | None = None,
@@ -168,7 +160,7 @@ def condition(
       output: what the estimator and the result return: "log_ratio" for `log r`, or "ratio" for an
         unconstrained `r` (LSIF), which is multiplied by the same factor. Where such an `r` is
         negative, the factor pushes samples away from the class, so prefer a loss that learns
-        `log r`.
+        `log r`. There is no default; `FDRL.output` is that of a trained network.
       negate: condition on any class except this one.
       input_range: as for `log_probability`.
       class_probabilities: `p(y)` in the classifier's training data, [C]; uniform by default.
@@ -192,53 +184,18 @@ def condition(
         return product([estimator, log_p], [1.0, -weight])
 
     def ratio(x: Array) -> Array:
-        values = [estimator(x), log_p(x)]
+        values = [evaluate(estimator, x), log_p(x)]
         _check_shapes(values)
         return values[0] * jnp.exp(-weight * values[1])
 
     return ratio
 
 
-def refine(
-    discriminator: Estimator,
-    divergence: str | FDivergence = "kl",
-    *,
-    generator: Callable[[Array], Array] | None = None,
-    corrector: Estimator | None = None,
-) -> Estimator:
-    """Returns the potential that refines a generator's samples by its discriminator (DGflow).
-
-    With the discriminator's logit `d = log p/q`, the density ratio is `log r = -(d + c)`, and the
-    flow of the potential `f'(r)` is `x + η s ∇d(x) + ν ξ` with `s = 1` for KL, `1 / (1 + e^d)`
-    for log D and `1 / (1 + e^-d)` for JS. With a generator `G` the flow runs in its latent space,
-    with `log r(z) = -(d + c)(G(z))`. The authors use 25 steps with `η = 0.1` and `γ = 0.01`:
-
-        potential = refine(discriminator, generator=generator)
-        nu = noise_scale(0.1, entropy_weight=0.01)
-        run = lambda key, z: flow(key, z, potential, num_steps=25, step_size=0.1, noise_scale=nu)
-        z = jax.jit(run)(key, z)
-
-    Args:
-      discriminator: `x [B, ...] -> [B]`, the logit of "real" (before any sigmoid).
-      divergence: the f-divergence, or a name for `divergences.get`.
-      generator: `z [B, ...] -> x [B, ...]`, to refine latent vectors; without it, samples are
-        refined directly.
-      corrector: `c: x [B, ...] -> [B]`, an estimate of `log q_d/q`. Needed if the discriminator was
-        trained on samples of another generator, `q_d`, than the one to refine, `q`.
-
-    Returns:
-      The potential, `x [B, ...] -> [B]`, or `z [B, ...] -> [B]` with a generator, for `flow`.
-
-    Raises:
-      ValueError: for an unknown divergence.
-
-    Reference: Ansari, Ang and Soh, arXiv 2012.00780, sections 3.1 to 3.3.
-    """
-    experts = [discriminator] if corrector is None else [discriminator, corrector]
-    log_ratio = product(experts, [-1.0] * len(experts))
-    if generator is None:
-        return first_variation(log_ratio, divergence)
-    return first_variation(lambda z: log_ratio(generator(z)), divergence)
+def _weighted_sum(functions: Sequence[Estimator], weights: Sequence[float], x: Array) -> Array:
+    values = [evaluate(function, x) for function in functions]
+    _check_shapes(values)
+    terms = [w * value for w, value in zip(weights, values, strict=True)]
+    return sum(terms[1:], start=terms[0])
 
 
 def _is_traced(value: object) -> bool:

@@ -9,6 +9,8 @@ Reference: Heng, Ansari and Soh, "Generative Modeling with Flow-Guided Density R
 arXiv 2303.03714, sections 2 and 3.
 """
 
+import dataclasses
+import functools
 import re
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, get_args
@@ -18,6 +20,7 @@ import jax.numpy as jnp
 from jax.scipy.special import xlogy
 
 from fdrl_jax._names import nearest
+from fdrl_jax._precision import evaluate
 
 Array = jax.Array
 Output = Literal["ratio", "log_ratio"]
@@ -88,6 +91,7 @@ HELLINGER = FDivergence(
     potential_from_log_ratio=lambda log_r: -jnp.exp(-0.5 * log_r),
 )
 
+_SMALL_EXPONENT = 0.01  # Below it, `r^b - 1` loses more than two digits for r near 1.
 _ALPHA = re.compile(r"alpha\(\s*(?P<order>[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?)\s*\)")
 
 REGISTRY: dict[str, FDivergence] = {
@@ -112,18 +116,36 @@ def alpha(order: float) -> FDivergence:
     a = float(order)
     if not abs(a) < float("inf"):
         raise ValueError(f"the order of an alpha-divergence must be finite, got {order!r}")
+    # `exp` without the constant, because for small r the subtraction of 1 would cancel all digits;
+    # near order 1 it is the constant, 1 / (a - 1), that would.
+    power = jnp.expm1 if abs(a - 1.0) < _SMALL_EXPONENT else jnp.exp
     short = f"{a:g}"  # Six digits are enough for a short name if they are all digits of the order.
     name = f"alpha({short if float(short) == a else repr(a)})"
     if a in (0.0, 1.0):
         return (REVERSE_KL if a == 0.0 else KL)._replace(name=name)
     return FDivergence(
         name=name,
-        f=lambda r: (r**a - a * r + a - 1.0) / (a * (a - 1.0)),
-        f_prime=lambda r: (r ** (a - 1.0) - 1.0) / (a - 1.0),
-        # Without the constant: for small r, subtracting 1 would cancel all digits.
-        potential_from_log_ratio=lambda log_r: jnp.exp((a - 1.0) * log_r) / (a - 1.0),
+        f=lambda r: _alpha_generator(r, a),
+        f_prime=lambda r: _deformed_log(r, a - 1.0),
+        potential_from_log_ratio=lambda log_r: power((a - 1.0) * log_r) / (a - 1.0),
         potential_from_ratio=(lambda r: r) if a == 2.0 else None,
     )
+
+
+def _alpha_generator(r: Array, a: float) -> Array:
+    """Returns `(r^a - a r + a - 1) / (a (a - 1))`, also for orders near 0 and 1."""
+    if a < 0.5:
+        return ((r - 1.0) - _deformed_log(r, a)) / (1.0 - a)
+    # The product tends to 0 with r.
+    product = jnp.where(r > 0.0, r * _deformed_log(jnp.where(r > 0.0, r, 1.0), a - 1.0), 0.0)
+    return (product - (r - 1.0)) / a
+
+
+def _deformed_log(r: Array, exponent: float) -> Array:
+    """Returns `(r^b - 1) / b`, which tends to `log r` as the exponent `b` tends to 0."""
+    if abs(exponent) < _SMALL_EXPONENT:
+        return jnp.expm1(exponent * jnp.log(r)) / exponent
+    return (r**exponent - 1.0) / exponent
 
 
 def combine(weights: Sequence[float], divergences: Sequence[str | FDivergence]) -> FDivergence:
@@ -180,10 +202,14 @@ def get(spec: str | FDivergence) -> FDivergence:
     if spec in REGISTRY:
         return REGISTRY[spec]
     if match := _ALPHA.fullmatch(spec):
-        return alpha(float(match["order"]))
+        return _named_alpha(float(match["order"]))
     allowed = [*REGISTRY, "alpha(ORDER)"]
     hint = nearest(spec, allowed) or "."
     raise ValueError(f"unknown divergence {spec!r}{hint} Allowed: {', '.join(allowed)}")
+
+
+# Equal names are the same object, so what was compiled for one can be reused for the other.
+_named_alpha = functools.cache(alpha)
 
 
 def check_output(output: str) -> None:
@@ -196,21 +222,48 @@ def check_output(output: str) -> None:
         raise ValueError(f"output must be one of {', '.join(get_args(Output))}, got {output!r}")
 
 
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["estimator_fn"], meta_fields=["f_prime"]
+)
+@dataclasses.dataclass(frozen=True)
+class FirstVariation:
+    """The potential `x -> f'(r(x))`, from `first_variation`.
+
+    It is a pytree with the arrays of its estimator. If the estimator is a pytree of arrays
+    (`jax.tree_util.Partial`, or an NNX module), the potential can be an argument of a compiled
+    function.
+
+    Attributes:
+      estimator_fn: the estimator `x [B, ...] -> [B]`.
+      f_prime: its output -> `f'(r)`, up to a constant.
+    """
+
+    estimator_fn: Callable[[Array], Array]
+    f_prime: Callable[[Array], Array]
+
+    def __call__(self, x: Array) -> Array:
+        """Returns the potential of each example, [B]."""
+        return self.f_prime(evaluate(self.estimator_fn, x))
+
+
 def first_variation(
     estimator_fn: Callable[[Array], Array],
     divergence: str | FDivergence,
-    output: Output = "log_ratio",
-) -> Callable[[Array], Array]:
+    *,
+    output: Output,
+) -> FirstVariation:
     """Returns the potential `x -> f'(r(x))`, whose negative gradient drives the flow (eq. 5).
 
     Args:
       estimator_fn: any function `x [B, ...] -> [B]` that estimates the density ratio `q/p`.
       divergence: the f-divergence, or a name for `get`.
       output: what the estimator returns: "log_ratio" for `log r`, or "ratio" for an unconstrained
-        `r` (as trained with the LSIF loss).
+        `r` (as trained with the LSIF loss). There is no default, because samples diverge without an
+        error if one is taken for the other. `FDRL.potential` knows it from the loss.
 
     Returns:
-      The potential, a function `x [B, ...] -> [B]`, up to a constant.
+      The potential, a function `x [B, ...] -> [B]`, up to a constant. It is a pytree. It and its
+      gradient are computed in at least float32, whatever precision the estimator returns.
 
     Raises:
       ValueError: for an unknown output, or "ratio" with a divergence whose derivative is not
@@ -219,12 +272,10 @@ def first_variation(
     check_output(output)
     divergence = get(divergence)
     if output == "log_ratio":
-        potential = divergence.potential_from_log_ratio
-    elif divergence.potential_from_ratio is not None:
-        potential = divergence.potential_from_ratio
-    else:
+        return FirstVariation(estimator_fn, divergence.potential_from_log_ratio)
+    if divergence.potential_from_ratio is None:
         raise ValueError(
             f"divergence {divergence.name!r} needs a positive ratio, but an estimator with "
             "output 'ratio' is unconstrained; use output='log_ratio', or pearson"
         )
-    return lambda x: potential(estimator_fn(x))
+    return FirstVariation(estimator_fn, divergence.potential_from_ratio)

@@ -15,14 +15,17 @@ key per example is an error.
 Step size and noise scale may be numbers, or schedules: functions of the step `k`.
 """
 
+import dataclasses
 import functools
-from collections.abc import Callable, Iterable
+import inspect
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
 from fdrl_jax import _keys
@@ -46,8 +49,14 @@ def noise_scale(step_size: float, entropy_weight: float) -> float:
     """Returns `ν = sqrt(2 η γ)`, the noise scale for an entropy weight `γ` (eq. 9).
 
     Raises:
+      TypeError: for traced values.
       ValueError: for a negative step size or entropy weight.
     """
+    if any(isinstance(value, jax.core.Tracer) for value in (step_size, entropy_weight)):
+        raise TypeError(
+            "noise_scale needs numbers, but its arguments are traced (by jax.jit, for instance): "
+            "call it outside, or write jnp.sqrt(2 * step_size * entropy_weight)"
+        )
     if step_size < 0 or entropy_weight < 0:
         got = f"{step_size} and {entropy_weight}"
         raise ValueError(f"step_size and entropy_weight must be >= 0, got {got}")
@@ -111,6 +120,59 @@ def langevin_step(
     return _euler_maruyama(lambda: key, x, drift(x, potential_fn), step_size, noise_scale)
 
 
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class _Constant:
+    """The schedule of a Python number, which is part of the compiled program."""
+
+    value: float
+
+    def __call__(self, k: Array) -> float:
+        return self.value
+
+
+def _schedule(value: Schedule) -> Schedule:
+    """Returns a function of the step, which is a pytree unless a plain function was given."""
+    if callable(value):
+        return value
+    if isinstance(value, (int, float)):
+        return _Constant(value)
+    constant: Schedule = Partial(_first, value)  # type: ignore[no-untyped-call]
+    return constant
+
+
+def _first(value: Scalar, k: Array) -> Scalar:
+    return value
+
+
+def _compiled_once(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compiles a function once for arguments of equal structure, where nothing can be outdated.
+
+    Its keyword arguments are static. Positional arguments may be any pytrees. If one of them
+    contains a plain Python function, which may close over arrays that change, or if the caller is
+    traced already, the function is called as it is.
+    """
+    static = [
+        name
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    ]
+    compiled = jax.jit(function, static_argnames=static)
+
+    @functools.wraps(function)
+    def call(*arguments: Any, **options: Any) -> Any:
+        leaves = jax.tree.leaves(arguments)
+        return (compiled if all(map(_is_known, leaves)) else function)(*arguments, **options)
+
+    return call
+
+
+def _is_known(leaf: object) -> bool:
+    """Returns whether a leaf of a pytree is a number or an array with known values."""
+    is_array = isinstance(leaf, (jax.Array, np.ndarray, np.number, int, float))
+    return is_array and not isinstance(leaf, jax.core.Tracer)
+
+
 def flow(
     key: Array,
     x0: Array,
@@ -125,9 +187,10 @@ def flow(
 ) -> Any:
     """Runs `num_steps` Euler-Maruyama steps (eq. 9) in one `lax.scan`.
 
-    Call it inside `jax.jit`. Outside, every call traces and compiles the loop again, which takes
-    seconds for a network. The compiled loop cannot be reused safely, because a Python function may
-    close over arrays that change (such as the parameters of an NNX module). See `docs/reuse.md`.
+    Outside of `jax.jit`, the compiled loop is reused if everything that the flow calls is a pytree
+    of arrays: a `jax.tree_util.Partial`, an NNX module, or what `first_variation` makes of either.
+    A plain Python function is traced and compiled at every call, which takes seconds for a network,
+    because the arrays it closes over may have changed. Call such a flow inside `jax.jit`.
 
     Memory does not grow with `num_steps` unless `observe` stores something or a gradient is taken
     through the flow.
@@ -151,19 +214,47 @@ def flow(
       `x_K`, [B, ...]; with `observe`, `(x_K, stacked results)`, with a leading axis of `num_steps`.
 
     Raises:
-      TypeError: for a key that is not a JAX key.
+      TypeError: for a key that is not a JAX key, or points that are not one array of real numbers.
       ValueError: if `num_steps` is not a static whole number >= 0, if the potential does not return
-        [B], if the step size or noise scale is not a scalar, if there is neither one key nor one
-        key per example, or for rbg keys per example.
+        [B], if the step size or noise scale is not a scalar, if `first_step` is not one whole
+        number, if there is neither one key nor one key per example, or for rbg keys per example.
     """
-    _check_count("num_steps", num_steps)
+    check_count("num_steps", num_steps)
+    if jnp.ndim(first_step) or not jnp.issubdtype(jnp.result_type(first_step), jnp.integer):
+        raise ValueError(f"first_step must be one whole number, got {first_step}")
+    return _flow(
+        _keys.typed(key),
+        as_floating(x0),
+        potential_fn,
+        _schedule(step_size),
+        _schedule(noise_scale),
+        first_step,
+        observe,
+        num_steps=num_steps,
+        unroll=unroll,
+    )
+
+
+@_compiled_once
+def _flow(
+    key: Array,
+    x0: Array,
+    potential_fn: Potential,
+    step_size: Schedule,
+    noise_scale: Schedule,
+    first_step: int | Array,
+    observe: Observe | None,
+    *,
+    num_steps: int,
+    unroll: int,
+) -> Any:
     step = _make_step(key, potential_fn, step_size, noise_scale)
 
     def body(x: Array, k: Array) -> tuple[Array, Any]:
         moved, velocity = step(x, k)
         return moved, (None if observe is None else observe(x, velocity))
 
-    x0 = vary_with(as_floating(x0), lambda x: step(x, jnp.asarray(first_step))[0])
+    x0 = vary_with(x0, lambda x: step(x, jnp.asarray(first_step))[0])
     steps = first_step + jnp.arange(num_steps)
     x_last, observed = lax.scan(body, x0, steps, unroll=unroll)
     return x_last if observe is None else (x_last, observed)
@@ -183,7 +274,7 @@ def two_stage(
     """Samples in two stages (algorithm 2): K bridging steps, then κ refinement steps.
 
     Both stages run in one loop, and the potential is traced once. The refined samples equal those
-    of `flow` with K + κ steps. As with `flow`, call it inside `jax.jit`.
+    of `flow` with K + κ steps. Outside of `jax.jit`, the compiled loop is reused as that of `flow`.
 
     Args:
       key: as for `flow`.
@@ -202,8 +293,33 @@ def two_stage(
       TypeError: as for `flow`.
       ValueError: as for `flow`.
     """
-    _check_count("num_steps", num_steps)
-    _check_count("num_refine_steps", num_refine_steps)
+    check_count("num_steps", num_steps)
+    check_count("num_refine_steps", num_refine_steps)
+    stages: TwoStage = _two_stage(
+        _keys.typed(key),
+        as_floating(x0),
+        potential_fn,
+        _schedule(step_size),
+        _schedule(noise_scale),
+        num_steps=num_steps,
+        num_refine_steps=num_refine_steps,
+        unroll=unroll,
+    )
+    return stages
+
+
+@_compiled_once
+def _two_stage(
+    key: Array,
+    x0: Array,
+    potential_fn: Potential,
+    step_size: Schedule,
+    noise_scale: Schedule,
+    *,
+    num_steps: int,
+    num_refine_steps: int,
+    unroll: int,
+) -> TwoStage:
     step = _make_step(key, potential_fn, step_size, noise_scale)
 
     def body(carry: tuple[Array, Array], k: Array) -> tuple[tuple[Array, Array], None]:
@@ -211,20 +327,27 @@ def two_stage(
         x, _ = step(x, k)
         return (x, jnp.where(k < num_steps, x, bridged)), None
 
-    x0 = vary_with(as_floating(x0), lambda x: step(x, jnp.int32(0))[0])
+    x0 = vary_with(x0, lambda x: step(x, jnp.int32(0))[0])
     steps = jnp.arange(num_steps + num_refine_steps)
     (refined, bridged), _ = lax.scan(body, (x0, x0), steps, unroll=unroll)
     return TwoStage(x0, bridged, refined)
 
 
-def as_floating(x: Array) -> Array:
+def as_floating(x: Any) -> Array:
     """Converts integers, and floating-point types of less than 32 bits, to float32.
 
     In bfloat16 a flow would stall, because 1 + 0.001 rounds to 1.
+
+    Raises:
+      TypeError: for anything else than one array of real numbers.
     """
-    x = jnp.asarray(x)
+    x = x if isinstance(x, Mapping) else jnp.asarray(x)
+    if isinstance(x, Mapping) or jnp.iscomplexobj(x):
+        got = getattr(x, "dtype", type(x).__name__)
+        raise TypeError(f"points must be one array of real numbers, [B, ...], got {got}")
     is_wide = jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize >= 4
-    return x if is_wide else x.astype(jnp.float32)
+    wide: Array = x if is_wide else x.astype(jnp.float32)
+    return wide
 
 
 def vary_with(tree: Any, function: Callable[[Any], Any]) -> Any:
@@ -300,7 +423,12 @@ def _euler_maruyama(
     return result
 
 
-def _check_count(name: str, value: object) -> None:
+def check_count(name: str, value: object) -> None:
+    """Checks that a number of steps is a static whole number.
+
+    Raises:
+      ValueError: for an array, or another value than a whole number >= 0.
+    """
     if isinstance(value, jax.Array):
         raise ValueError(
             f"{name} must be a static Python int, got a JAX array or traced value, {value}; "

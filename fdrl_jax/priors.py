@@ -86,17 +86,18 @@ def gaussian(
     factor: np.ndarray | Array,
     *,
     remainder_scale: float = 0.0,
-    clip: tuple[float, float] | None = (-1.0, 1.0),
+    clip: tuple[float, float] | None = None,
     axis_name: str | None = None,
 ) -> Prior:
-    """Returns the data-dependent prior (DDP, eq. 8): `N(μ, F Fᵀ + s² I)`, clipped.
+    """Returns the data-dependent prior (DDP, eq. 8): `N(μ, F Fᵀ + s² I)`.
 
     Args:
       mean: `μ`, of the event's shape.
       factor: `F`, [D, k] with D the event's size, from `covariance_factor` (k = D) or
         `low_rank_factor`.
       remainder_scale: `s`, the standard deviation of the part that a low-rank factor leaves out.
-      clip: the range to which samples are clipped, or `None`.
+      clip: the range to which samples are clipped, if any; (-1, 1) for images, as in section 5 of
+        the paper.
       axis_name: the mapped axis of replicas. On this axis, `params["factor"]` may also be the rows
         of one replica, [D/n, k], from `parallel.distribute`.
 

@@ -130,8 +130,8 @@ def test_every_command_of_a_page_parses(page):
     for command in commands(page, MAIN):
         check_parses(command)
     for command in commands(page, "python -m experiments.sweep"):
-        argv = shlex.split(command, comments=True)[3:]
-        assert sweep_program.parse(argv)[1].runs
+        file = re.search(r"--sweep=(\S+)", command)[1]
+        assert sweep.plan(sweep.read(ROOT / file), Path("runs"))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=place)
@@ -150,9 +150,9 @@ def test_every_key_file_and_name_of_the_code_in_a_page_exists(page):
 def test_wrong_names_in_a_page_are_found():
     found = commands(ROOT / "README.md", MAIN)
     assert f"{MAIN} --config=configs/8gaussians.py --workdir=runs/8gaussians" in found
-    wrong = [*other_flags("python -m benchmarks.scaling --josn=x")]
-    assert wrong == [("benchmarks.scaling", "josn")]
-    assert "josn" not in file_of("benchmarks.scaling").read_text()
+    wrong = [*other_flags("python -m benchmarks.estimators --josn=x")]
+    assert wrong == [("benchmarks.estimators", "josn")]
+    assert "josn" not in file_of("benchmarks.estimators").read_text()
     text = "`flow.step_sise=1`, `flow.step_size=1`, `prior.npz`, `fdrl_jax.langevin.drift`"
     assert unknown_keys(text) == ["flow.step_sise"]
     text = (

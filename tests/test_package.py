@@ -19,18 +19,19 @@ DECLARED = {"flax", "jax", "jaxlib", "numpy", "optax", "scipy"}
 GIVEN = """
 import jax
 key = jax.random.key(0)
-x0 = jax.random.normal(key, (4, 2))
-log_ratio = lambda x: 0.375 * (x**2).sum(-1)
+real, x0 = jax.random.normal(key, (2, 4, 2))
+estimator = lambda x: 0.1 * (x**2).sum(-1)
 """
 STRANGERS = ("experiments", "configs", "ott", "matplotlib", "sklearn", "ml_collections", "grain")
 CHECK = f"""
 from importlib.util import find_spec
 import fdrl_jax
 assert fdrl_jax.__file__.startswith(__import__("sys").prefix), fdrl_jax.__file__
-assert x.shape == (4, 2) and bool((abs(x) < abs(x0)).all())
+assert samples.shape == (4, 2) and float((samples**2).sum()) < float((x0**2).sum())
+assert bool((record.flowed == samples).all()) and loss.shape == ()
 assert not [name for name in {STRANGERS} if find_spec(name)]
 try:
-    fdrl_jax.metrics.sliced_wasserstein(x, x0)
+    fdrl_jax.metrics.sliced_wasserstein(samples, x0)
 except ModuleNotFoundError as error:
     print(error)
 """

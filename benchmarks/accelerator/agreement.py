@@ -42,8 +42,9 @@ def _computed(net: networks.ResNet, variables: Any, images: np.ndarray) -> dict[
             real, flowed = jnp.split(net.apply(variables, jnp.concatenate([x, -x])), 2)
             return fdrl.bregman.loss(fdrl.bregman.LR, real, flowed)[0]
 
-        def potential(x: jax.Array) -> jax.Array:
-            return fdrl.first_variation(lambda x: net.apply(variables, x), "kl")(x)
+        potential = fdrl.first_variation(
+            lambda x: net.apply(variables, x), "kl", output="log_ratio"
+        )
 
         # Without noise, which is drawn in the type of the images.
         flowed = fdrl.flow(

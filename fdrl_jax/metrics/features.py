@@ -26,20 +26,27 @@ def random_conv_features(images: np.ndarray) -> np.ndarray:
     of one data set, not to compare data sets.
 
     Args:
-      images: [N, H, W, C] with H and W of at least 2, in [-1, 1]; values outside are clipped.
+      images: [N, H, W, C] floating-point numbers, with H and W of at least 2, in [-1, 1]; values
+        outside are clipped.
 
     Returns:
       Features, float32. The same images give the same features on every machine, up to rounding.
 
     Raises:
-      ValueError: for an array of another shape.
+      ValueError: for an array of another shape, or of integers.
 
     Reference: Saxe et al., "On Random Weights and Unsupervised Feature Learning", ICML 2011.
     """
-    images = np.asarray(images, np.float32)
+    images = np.asarray(images)
     if images.ndim != 4 or min(images.shape[1:3]) < _GRID:
         raise ValueError(f"expected images [N, H, W, C] of at least 2 x 2, got {images.shape}")
-    return np.asarray(_features(np.clip(images, -1.0, 1.0)))
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        # Clipped to [-1, 1], nearly all bytes would be 1.
+        raise ValueError(
+            f"images must be floating-point numbers in [-1, 1], got {images.dtype}; convert bytes "
+            "with images / 127.5 - 1"
+        )
+    return np.asarray(_features(np.clip(images.astype(np.float32), -1.0, 1.0)))
 
 
 @jax.jit

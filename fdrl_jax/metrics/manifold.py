@@ -45,7 +45,8 @@ def manifold_metrics(
       density_neighbours: k of density and coverage.
 
     Returns:
-      The four metrics. All except density are between 0 and 1.
+      The four metrics. All except density are between 0 and 1. They are NaN if any feature is not
+      finite.
 
     Raises:
       ValueError: for different numbers of features, or if there are no more examples than
@@ -56,6 +57,9 @@ def manifold_metrics(
     Models", ICML 2020.
     """
     samples, data = pair(samples, data, max(precision_neighbours, density_neighbours) + 1)
+    if not (np.isfinite(samples).all() and np.isfinite(data).all()):
+        # A comparison with NaN is false and would count as "outside the ball".
+        return ManifoldMetrics(*[float("nan")] * 4)
     of_data = _radii(data, (precision_neighbours, density_neighbours))
     of_samples = _radii(samples, (precision_neighbours,))
 

@@ -19,13 +19,15 @@ def pair(x: np.ndarray, y: np.ndarray, least: int) -> tuple[np.ndarray, np.ndarr
       least: the smallest number of points of a sample.
 
     Raises:
-      ValueError: for fewer points, or points with different numbers of features.
+      ValueError: for fewer points, or points of different shapes.
     """
-    x, y = flat(x), flat(y)
-    if min(len(x), len(y)) < least or x.shape[1] != y.shape[1]:
+    shapes = np.shape(x), np.shape(y)
+    # Before they are flattened: [N, 2, 3] and [M, 3, 2] have equally many features.
+    if min(len(x), len(y)) < least or shapes[0][1:] != shapes[1][1:]:
         raise ValueError(
-            f"both samples must have at least {least} points and the same number of features, "
-            f"got {x.shape} and {y.shape}"
+            f"both samples must have at least {least} points and the same features, "
+            f"got {shapes[0]} and {shapes[1]}"
         )
+    x, y = flat(x), flat(y)
     centre = y.mean(axis=0)
     return x - centre, y - centre

@@ -62,11 +62,19 @@ def update_vectors(variables: Mapping[str, Any]) -> dict[str, Any]:
 
     Returns:
       The variables with new vectors.
+
+    Raises:
+      ValueError: for variables that `prepare` has divided.
     """
     if COLLECTION not in variables:
         return dict(variables)
 
     def update(vectors: Mapping[str, Any], params: Mapping[str, Any]) -> dict[str, Any]:
+        if _DIVIDED in vectors:
+            raise ValueError(
+                "these variables are prepared: their kernels are divided by spectral norms; update "
+                "the vectors of the variables that were given to `prepare`"
+            )
         if "u" in vectors:
             u, v = power_iteration(as_matrix(params["kernel"]), vectors["u"])
             return {"u": u, "v": v}

@@ -16,8 +16,10 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from fdrl_jax._labels import one_or_nan
+from fdrl_jax._precision import at_least_float32
 from fdrl_jax.langevin import as_floating, vary_with
-from fdrl_jax.objectives import Metrics
+from fdrl_jax.method import Metrics
 from fdrl_jax.priors import Batch
 from fdrl_jax.training import rng
 from fdrl_jax.training.problem import Constants
@@ -95,11 +97,16 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
     """Returns `-log p(y | x)` per example, [B].
 
     Args:
-      logits: [B, C].
-      labels: the classes, [B] integers.
+      logits: [B, C], converted to at least float32.
+      labels: the classes, [B] integers from 0 to C - 1. A traced label that is out of range gives
+        NaN.
+
+    Raises:
+      ValueError: for labels that are not integers, or are known to be out of range.
     """
+    logits = at_least_float32(logits)
     losses: Array = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    return losses
+    return one_or_nan(labels, logits.shape[-1]) * losses
 
 
 def make_train_step(

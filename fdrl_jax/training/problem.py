@@ -5,14 +5,13 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Self
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 
-from fdrl_jax import bregman as bregman_lib
 from fdrl_jax import networks
 from fdrl_jax.bregman import Bregman
-from fdrl_jax.divergences import FDivergence, Output, first_variation
+from fdrl_jax.divergences import FDivergence, Output
 from fdrl_jax.langevin import Potential
+from fdrl_jax.method import FDRL
 from fdrl_jax.priors import Batch
 from fdrl_jax.training.state import Variables
 
@@ -29,12 +28,15 @@ class Estimator(NamedTuple):
 
     Attributes:
       apply: `(variables, x [B, ...]) -> [B]`, each output depending only on its own example.
-      refresh: `variables -> variables`, called once before each train step. It updates variables
-        that are not trained by gradients (the vectors of spectral normalisation). The flow and the
-        loss of the step, and sampling, use them as constants.
+      refresh: `variables -> variables`, called once before each train step, and on the averaged
+        variables after it. It updates variables that are not trained by gradients (the vectors of
+        spectral normalisation). The flow and the loss of the step, and sampling, use them as
+        constants.
       prepare: `variables -> variables` with which `apply` gives the same outputs at a lower cost,
         for instance by casting weights to bfloat16 and dividing them by spectral norms in advance.
-        It is called once before a flow, never on variables that are differentiated.
+        It is called once before a flow, never on variables that are differentiated. Averaged
+        parameters are float32 even if those of the network have half precision; a network that
+        does not accept this casts them here.
     """
 
     apply: Callable[[Variables, Array], Array]
@@ -60,16 +62,7 @@ class Estimator(NamedTuple):
 
 
 class FlowParams(NamedTuple):
-    """Hyper-parameters of the flow.
-
-    Attributes:
-      num_steps: `K`, the steps in training and the bridging steps in sampling.
-      step_size: `η` of the first step.
-      noise_scale: `ν` of the first step.
-      num_refine_steps: `κ`, additional steps in sampling.
-      step_size_decay: factor by which the step size changes until the `K`-th step.
-      unroll: steps per iteration of the compiled loop.
-    """
+    """The hyper-parameters of the flow of `FDRL`, by the same names."""
 
     num_steps: int
     step_size: float
@@ -77,32 +70,6 @@ class FlowParams(NamedTuple):
     num_refine_steps: int = 0
     step_size_decay: float = 1.0
     unroll: int = 1
-
-    def schedules(self) -> dict[str, Any]:
-        """Returns step size and noise scale as keyword arguments of `flow`.
-
-        Over `K` steps the step size decays geometrically, `η_k = η decay^(k/K)`, and then stays
-        constant. The noise scale is multiplied by the square root of that factor, so the entropy
-        weight `ν² / 2η` of eq. 9 is the same at every step.
-        """
-        if self.step_size_decay == 1.0:
-            return {"step_size": self.step_size, "noise_scale": self.noise_scale}
-
-        def factor(k: Array) -> Array:
-            # With no training steps, `K = 0`, the decay is complete after one step.
-            progress = k / max(self.num_steps, 1)
-            return jnp.power(self.step_size_decay, jnp.minimum(progress, 1.0))
-
-        def noise_scale(k: Array) -> Array:
-            return self.noise_scale * jnp.sqrt(factor(k))
-
-        # The number 0 draws no noise; a schedule would draw it and multiply it by 0.
-        first: Any = self.noise_scale
-        is_zero = isinstance(first, (int, float)) and first == 0
-        return {
-            "step_size": lambda k: self.step_size * factor(k),
-            "noise_scale": 0.0 if is_zero else noise_scale,
-        }
 
 
 class Constants(NamedTuple):
@@ -140,16 +107,24 @@ class Problem(NamedTuple):
     condition: Condition | None = None
 
     @property
+    def method(self) -> FDRL:
+        """The loss, the divergence and the flow as one object, without a gradient penalty.
+
+        Raises:
+          TypeError: as for `FDRL`.
+          ValueError: as for `FDRL`.
+        """
+        return FDRL(loss=self.bregman, divergence=self.divergence, **self.flow._asdict())
+
+    @property
     def output(self) -> Output:
         """What the network returns: "ratio" or "log_ratio"."""
-        return bregman_lib.get(self.bregman).output
+        return self.method.output
 
     def potential(self, variables: Variables) -> Potential:
         """Returns the potential `f'(r(x))` of the estimator with these variables (eq. 5)."""
         prepared = self.estimator.prepare(variables)
-        return first_variation(
-            lambda x: self.estimator.apply(prepared, x), self.divergence, self.output
-        )
+        return self.method.potential(lambda x: self.estimator.apply(prepared, x))
 
     def sampling_potential(
         self, variables: Variables, constants: Constants, batch: Batch
@@ -161,4 +136,4 @@ class Problem(NamedTuple):
         estimator = self.condition(
             lambda x: self.estimator.apply(prepared, x), constants.classifier, batch
         )
-        return first_variation(estimator, self.divergence, self.output)
+        return self.method.potential(estimator)

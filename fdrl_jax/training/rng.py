@@ -11,7 +11,7 @@ import enum
 import jax
 import jax.numpy as jnp
 
-from fdrl_jax._keys import check_independent
+from fdrl_jax import _keys
 
 Array = jax.Array
 
@@ -53,11 +53,11 @@ def example_keys(root: Array, stream: Stream, positions: Array) -> Array:
       Typed keys, [B].
 
     Raises:
-      ValueError: for a root key of another generator than "threefry2x32".
+      ValueError: for a root key of another generator than "threefry2x32", or positions that are
+        not integers.
     """
-    check_independent(root)
-    keys: Array = jax.vmap(jax.random.fold_in, (None, 0))(stream_key(root, stream), positions)
-    return keys
+    _keys.check_independent(root)
+    return _keys.at_positions(stream_key(root, stream), positions)
 
 
 def batch_positions(step: Array, batch_size: int, axis_name: str | None = None) -> Array:

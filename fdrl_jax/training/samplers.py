@@ -41,7 +41,7 @@ def make_sampler(problem: Problem) -> Sampler:
             problem.sampling_potential(variables, constants, batch),
             num_steps=problem.flow.num_steps,
             num_refine_steps=problem.flow.num_refine_steps,
-            **problem.flow.schedules(),
+            **problem.method.schedules(),
             unroll=problem.flow.unroll,
         )
 
@@ -65,7 +65,7 @@ def make_path_sampler(problem: Problem) -> ArraySampler:
             _start(problem, key, constants, batch),
             problem.sampling_potential(variables, constants, batch),
             num_steps=problem.flow.num_steps + problem.flow.num_refine_steps + 1,
-            **problem.flow.schedules(),
+            **problem.method.schedules(),
             observe=lambda x, drift: x,
             unroll=problem.flow.unroll,
         )
@@ -118,7 +118,7 @@ def make_segment(problem: Problem, *, num_steps: int) -> Segment:
             batch["x"],
             problem.sampling_potential(variables, constants, batch),
             num_steps=num_steps,
-            **problem.flow.schedules(),
+            **problem.method.schedules(),
             first_step=first_step,
             unroll=problem.flow.unroll,
         )

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from fdrl_jax._precision import at_least_float32
+
 Array = jax.Array
 Variables = dict[str, Any]
 
@@ -17,8 +19,9 @@ class TrainState(NamedTuple):
       step: number of completed updates, an int32 scalar.
       variables: the network's variables: "params", and collections that are not trained by
         gradients (the vectors of spectral normalisation).
-      ema_variables: exponential moving average of the parameters, and the other collections of the
-        latest step. Sampling and evaluation use these.
+      ema_variables: exponential moving average of the parameters, in at least float32, and its own
+        values of the other collections (the singular vectors of averaged kernels). Sampling and
+        evaluation use these.
       opt_state: the Optax optimizer's state.
     """
 
@@ -39,7 +42,7 @@ def create(variables: Variables, optimizer: optax.GradientTransformation) -> Tra
         step=jnp.zeros((), jnp.int32),
         variables=variables,
         # A copy: donated buffers must not appear twice in the state.
-        ema_variables=jax.tree.map(jnp.copy, variables),
+        ema_variables=jax.tree.map(lambda a: at_least_float32(jnp.copy(a)), variables),
         opt_state=optimizer.init(variables["params"]),
     )
 
@@ -48,18 +51,19 @@ def apply_gradients(
     state: TrainState,
     grads: Any,
     optimizer: optax.GradientTransformation,
-    ema_rate: float,
+    ema_rate: float | Array,
     *,
     ema_ramp: bool = False,
     **extra_args: Any,
 ) -> TrainState:
-    """Updates parameters, their average and the step count.
+    """Updates parameters, their average and the step count; other collections do not change.
 
     Args:
       state: the state before.
       grads: gradients of the loss, with the structure of `state.variables["params"]`.
       optimizer: as given to `create`.
-      ema_rate: decay of the average: `ema <- rate * ema + (1 - rate) * params`.
+      ema_rate: decay of the average, in [0, 1): `ema <- rate * ema + (1 - rate) * params`, in the
+        precision of `ema`.
       ema_ramp: increases the rate to `ema_rate` as `min(ema_rate, (1 + t) / (10 + t))`, where `t`
         is the number of earlier updates, so that early parameters are soon forgotten.
       **extra_args: for optimizers that need more than gradients, such as `value`, the loss, for
@@ -67,7 +71,12 @@ def apply_gradients(
 
     Returns:
       The state one step later.
+
+    Raises:
+      ValueError: for a rate that is not in [0, 1).
     """
+    if not (isinstance(ema_rate, jax.core.Tracer) or 0 <= ema_rate < 1):
+        raise ValueError(f"ema_rate must be at least 0 and below 1, got {ema_rate}")
     params = state.variables["params"]
     update = optax.with_extra_args_support(optimizer).update
     updates, opt_state = update(grads, state.opt_state, params, **extra_args)
@@ -75,11 +84,13 @@ def apply_gradients(
     rate: Any = ema_rate
     if ema_ramp:
         rate = jnp.minimum(ema_rate, (1.0 + state.step) / (10.0 + state.step))
-    ema = optax.incremental_update(params, state.ema_variables["params"], 1.0 - rate)
+    average = state.ema_variables["params"]
+    # In half precision, a small step towards the parameters would round to none.
+    wide = jax.tree.map(lambda new, old: new.astype(old.dtype), params, average)
+    ema = optax.incremental_update(wide, average, 1.0 - rate)
     return TrainState(
         step=state.step + 1,
         variables={**state.variables, "params": params},
-        # Collections that are not trained are not averaged but copied from the latest step.
-        ema_variables={**state.variables, "params": ema},
+        ema_variables={**state.ema_variables, "params": ema},
         opt_state=opt_state,
     )

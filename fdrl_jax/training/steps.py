@@ -5,6 +5,7 @@ over devices, and you can call it inside your own `jax.jit`. The random key is a
 another seed needs no compilation, and `jax.vmap` over keys trains several seeds at once.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -14,9 +15,8 @@ import optax
 from jax import lax
 
 from fdrl_jax import _keys
-from fdrl_jax import bregman as bregman_lib
 from fdrl_jax.langevin import as_floating, vary_over
-from fdrl_jax.objectives import Metrics, objective
+from fdrl_jax.method import Metrics
 from fdrl_jax.priors import Batch
 from fdrl_jax.training import rng, state
 from fdrl_jax.training.problem import Constants, Problem
@@ -63,8 +63,8 @@ def make_train_step(
 
     One step draws data and prior samples, moves the prior samples along the flow of the current
     estimator for `K` steps, and updates the estimator on the Bregman loss between data and flowed
-    samples. No gradient goes through the flow; see `objectives.objective`. All random numbers
-    depend only on the key and on the position of the example.
+    samples. No gradient goes through the flow; see `FDRL.objective`. All random numbers depend only
+    on the key and on the position of the example.
 
     Args:
       problem: estimator, loss, divergence, flow and prior.
@@ -72,26 +72,28 @@ def make_train_step(
       draw: `(data arrays, host batch, key, positions [B]) -> batch`, a pure function that runs on
         the device and returns the data under "real", [B, ...]. The key is the same for all steps.
       batch_size: examples per replica.
-      ema_rate: decay of the moving average of the parameters.
+      ema_rate: decay of the moving average of the parameters, in [0, 1).
       ema_ramp: see `state.apply_gradients`.
       dequantisation: standard deviation of the Gaussian noise that is added to data.
-      gradient_penalty: see `objectives.objective`.
-      gradient_penalty_fraction: fraction of each micro-batch, see `objectives.objective`.
+      gradient_penalty: see `FDRL`.
+      gradient_penalty_fraction: fraction of each micro-batch, see `FDRL`.
       num_micro_batches: number of equal parts of the batch. Flow and gradient process one part
         after the other, which saves memory and gives the result of the whole batch.
       axis_name: mapped axis over which gradients and metrics are averaged, if any.
 
     Returns:
-      A `TrainStep`. Its metrics are those of `objectives.objective` and "grad_norm".
+      A `TrainStep`. Its metrics are those of `FDRL.objective` and "grad_norm".
 
     Raises:
       ValueError: if the divergence does not work with the loss, if the penalty is negative, or if
         the micro-batches do not divide the batch. When the step is traced, also if the number of
-        data or prior samples is not the batch size; see also `objectives.objective`.
+        data or prior samples is not the batch size; see also `FDRL.objective`.
     """
-    bregman_lib.check_pair(problem.bregman, problem.divergence)
-    if gradient_penalty < 0:
-        raise ValueError(f"gradient_penalty must be >= 0, got {gradient_penalty}")
+    method = dataclasses.replace(
+        problem.method,
+        gradient_penalty=gradient_penalty,
+        gradient_penalty_fraction=gradient_penalty_fraction,
+    )
 
     def loss_and_grads(
         variables: Variables, key: Array, constants: Constants, host_batch: Any, positions: Array
@@ -116,20 +118,14 @@ def make_train_step(
         prepared = problem.estimator.prepare(variables)
 
         def loss_fn(params: Any) -> tuple[Array, Metrics]:
-            return objective(
+            loss, record = method.objective(
                 rng.example_keys(key, rng.Stream.FLOW, positions),
                 real,
                 x0,
                 lambda x: problem.estimator.apply({**variables, "params": params}, x),
-                bregman=problem.bregman,
-                divergence=problem.divergence,
-                num_steps=problem.flow.num_steps,
-                **problem.flow.schedules(),
-                gradient_penalty=gradient_penalty,
-                gradient_penalty_fraction=gradient_penalty_fraction,
                 flow_estimator_fn=lambda x: problem.estimator.apply(prepared, x),
-                unroll=problem.flow.unroll,
             )
+            return loss, record.metrics
 
         result: tuple[Any, Metrics] = jax.grad(loss_fn, has_aux=True)(variables["params"])
         return result
@@ -211,6 +207,8 @@ def from_gradients(
         after = state.apply_gradients(
             train_state, grads, optimizer, ema_rate, ema_ramp=ema_ramp, value=metrics["loss"]
         )
+        # Averaged first, normalised after: the average of kernels has singular vectors of its own.
+        after = after._replace(ema_variables=refresh(after.ema_variables))
         return after, {**metrics, "grad_norm": optax.tree.norm(grads)}
 
     return train_step
@@ -231,8 +229,8 @@ def repeat_steps(
     Returns:
       `(key, state, constants, host batches, count, batch offset) -> (state, metrics)`. Host batches
       (if any) and metrics have a leading axis of `max_steps`. Only the first `count` metrics are
-      set. It raises ValueError for a Python number `count` above `max_steps`. A traced one is not
-      checked: its last steps would all use the last host batch.
+      set. It raises ValueError for a `count` above `max_steps`. A traced one is not checked: its
+      last steps would all use the last host batch.
     """
     # Under jit, the step is traced once, for its shapes and for the loop.
     traced_once = jax.jit(train_step)
@@ -245,7 +243,7 @@ def repeat_steps(
         count: int | Array,
         batch_offset: int | Array = 0,
     ) -> tuple[TrainState, Metrics]:
-        if isinstance(count, int) and count > max_steps:
+        if not isinstance(count, jax.core.Tracer) and count > max_steps:
             raise ValueError(f"count must be at most {max_steps}, got {count}")
 
         def take(train_state: TrainState, i: Array) -> tuple[TrainState, Metrics]:

@@ -8,7 +8,7 @@ from benchmarks import faults
 from benchmarks.faults import Program
 
 
-def test_an_orderly_end_is_no_complaint_and_another_code_is_one():
+def test_an_orderly_end_is_not_a_complaint_and_another_code_is_one():
     one, other = Program("--mode=trian"), Program("--mode=trian")
     assert one.complaint((0, 2)) == ""
     assert "did you mean" in one.text

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from scipy.stats import norm
 
@@ -92,6 +93,22 @@ def test_outputs_of_sixty_either_way_give_finite_losses_and_gradients(loss):
 
     assert np.isfinite(value(loss, out, out))
     assert np.all(np.isfinite(gradients))
+
+
+def test_the_loss_of_ukl_and_what_adam_makes_of_its_gradient_are_finite_for_any_log_ratio():
+    out = jnp.array([-1e4, 0.0, 39.9, 40.1, 100.0, 1e4])
+
+    def loss(out):
+        return value(bregman.UKL, out, jnp.zeros(1))
+
+    gradients = jax.grad(loss)(out)
+    update, _ = (adam := optax.adam(0.1)).update(gradients, adam.init(out))
+
+    assert np.isfinite(loss(out))
+    assert np.all(np.isfinite(np.square(gradients)))
+    np.testing.assert_allclose(update[1:], -0.1, rtol=1e-5)
+    np.testing.assert_array_equal(bregman.UKL.real_term(out[:3]), jnp.exp(out[:3]))
+    np.testing.assert_array_equal(6 * gradients[:3], 6 * (jnp.exp(out[:3]) / 6))
 
 
 def test_the_loss_of_lr_is_linear_in_outputs_that_are_badly_wrong_and_vanishes_in_right_ones():

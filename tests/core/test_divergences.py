@@ -126,6 +126,19 @@ def test_alpha_is_half_of_pearson_at_order_two_and_twice_hellinger_at_one_half(
     )
 
 
+@pytest.mark.parametrize("order", [1 + 1e-7, 1 - 1e-4, 0.995, 1e-7, -1e-7])
+def test_alpha_has_all_its_digits_near_its_limits(order):
+    near, wide = alpha(order), RATIOS.astype(np.float64)
+    f = (np.expm1(order * np.log(wide)) - order * (wide - 1.0)) / (order * (order - 1.0))
+    f_prime = np.expm1((order - 1.0) * np.log(wide)) / (order - 1.0)
+
+    np.testing.assert_allclose(near.f(RATIOS), f, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(near.f_prime(RATIOS), f_prime, rtol=1e-5, atol=1e-6)
+    potential = np.asarray(near.potential_from_log_ratio(jnp.log(RATIOS)))
+    np.testing.assert_allclose(np.diff(potential), np.diff(f_prime), rtol=1e-3)
+    assert np.isfinite(near.f(jnp.zeros(1))) or order < 0.0
+
+
 @pytest.mark.parametrize("order", [np.nan, np.inf, -np.inf])
 def test_alpha_refuses_an_order_that_is_not_finite(order):
     with pytest.raises(ValueError, match="order of an alpha-divergence must be finite"):
@@ -213,7 +226,7 @@ def test_first_variation_of_a_log_ratio_has_the_gradient_by_the_chain_rule(diver
     x = jax.random.normal(jax.random.key(0), (6, 2))
     log_ratio = x @ slope + offset
 
-    potential = fdrl.first_variation(lambda x: x @ slope + offset, divergence)
+    potential = fdrl.first_variation(lambda x: x @ slope + offset, divergence, output="log_ratio")
     gradient = jax.grad(lambda x: jnp.sum(potential(x)))(x)
 
     assert potential(x).shape == (6,)

@@ -48,4 +48,4 @@ def test_no_noise_is_drawn_for_a_noise_scale_of_zero(key):
 
 def test_the_module_of_the_flow_is_not_hidden_by_the_function():
     assert fdrl.langevin.flow is fdrl.flow
-    assert fdrl.objectives.objective is fdrl.objective
+    assert fdrl.method.objective is fdrl.objective

@@ -154,7 +154,7 @@ def test_the_exact_ratio_of_shifted_gaussians_moves_the_source_to_the_target():
     moved = fdrl.flow(
         jax.random.key(1),
         x0,
-        fdrl.first_variation(log_ratio, fdrl.divergences.get("kl")),
+        fdrl.first_variation(log_ratio, "kl", output="log_ratio"),
         num_steps=num_steps,
         step_size=variance / num_steps,
         noise_scale=0.0,
@@ -169,7 +169,7 @@ def test_every_divergence_drives_samples_from_the_source_towards_the_target(name
         return 0.5 - x[:, 0]
 
     x = jax.random.normal(jax.random.key(0), (50, 1))
-    potential = fdrl.first_variation(log_ratio, fdrl.divergences.get(name))
+    potential = fdrl.first_variation(log_ratio, name, output="log_ratio")
 
     assert np.all(fdrl.drift(x, potential) > 0)
 

@@ -93,10 +93,12 @@ def test_distances_treat_images_as_vectors_of_pixels():
         assert distance(x, y) == distance(x.reshape(20, 4), y.reshape(30, 4))
 
 
-@pytest.mark.parametrize("shapes", [((1, 2), (5, 2)), ((5, 2), (1, 2)), ((5, 2), (5, 3))])
-def test_the_energy_distance_needs_two_points_and_equal_numbers_of_features(shapes):
+@pytest.mark.parametrize(
+    "shapes", [((1, 2), (5, 2)), ((5, 2), (1, 2)), ((5, 2), (5, 3)), ((9, 2, 3), (9, 3, 2))]
+)
+def test_the_energy_distance_needs_two_points_and_equal_features(shapes):
     for metric in (metrics.energy_distance, metrics.energy_ratio):
-        with pytest.raises(ValueError, match="at least 2 points and the same number of features"):
+        with pytest.raises(ValueError, match="at least 2 points and the same features"):
             metric(*(np.zeros(shape) for shape in shapes))
 
 
@@ -219,3 +221,16 @@ def test_samples_far_from_all_modes_hit_none():
 
     assert coverage[:3] == (0, 1, 0.0)
     np.testing.assert_array_equal(coverage.counts, [0])
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8, 1), (300, 9, 7, 3)])
+def test_random_filters_give_each_image_64_features_independently_of_the_others(shape):
+    images = np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)
+    features = metrics.random_conv_features(images)
+    assert features.shape == (shape[0], 64)
+    others = metrics.random_conv_features(images[2:])
+    np.testing.assert_allclose(features[2:], others, rtol=1e-4, atol=1e-6)
+    with pytest.raises(ValueError, match=r"got \(2, 2, 1\)"):
+        metrics.random_conv_features(np.zeros((2, 2, 1)))
+    with pytest.raises(ValueError, match=r"got uint8; convert bytes with images / 127.5 - 1"):
+        metrics.random_conv_features(np.zeros(shape, np.uint8))

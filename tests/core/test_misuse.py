@@ -163,18 +163,21 @@ def test_an_uninformative_classifier_does_not_change_the_drift_under_any_diverge
                 lambda x, constant=constant: 7.0 + jnp.zeros((len(x), 1)) + constant,
                 2,
                 2.0,
+                output="log_ratio",
                 class_probabilities=probabilities,
             )
             np.testing.assert_allclose(
-                fdrl.drift(X, fdrl.first_variation(conditioned, name)),
-                fdrl.drift(X, fdrl.first_variation(log_ratio, name)),
+                fdrl.drift(X, fdrl.first_variation(conditioned, name, output="log_ratio")),
+                fdrl.drift(X, fdrl.first_variation(log_ratio, name, output="log_ratio")),
                 rtol=1e-4,
             )
 
 
 def test_the_wrong_number_of_class_probabilities_is_an_error():
     with pytest.raises(ValueError, match=r"one number per class, \[2\], got shape \(3,\)"):
-        compose.condition(square, logits, 0, class_probabilities=[0.2, 0.3, 0.5])(X)
+        compose.condition(
+            square, logits, 0, output="log_ratio", class_probabilities=[0.2, 0.3, 0.5]
+        )(X)
 
 
 @pytest.mark.parametrize(
@@ -199,10 +202,68 @@ def test_a_classifier_is_exported_for_batches_of_any_size():
     np.testing.assert_allclose(exported.call(X), of_class(X), rtol=1e-6)
 
 
-def test_more_repeated_steps_than_there_is_room_for_are_an_error():
+@pytest.mark.parametrize("count", [5, np.int64(5), jnp.int32(5)])
+def test_more_repeated_steps_than_there_is_room_for_are_an_error(count):
     repeated = steps.repeat_steps(small_problem.train_step(), 2)
     with pytest.raises(ValueError, match="count must be at most 2, got 5"):
-        repeated(KEY, small_problem.initial_state(), small_problem.CONSTANTS, None, 5)
+        repeated(KEY, small_problem.initial_state(), small_problem.CONSTANTS, None, count)
+
+
+@pytest.mark.parametrize(
+    ("points", "got"), [({"a": X}, "dict"), (X + 1j, "complex64"), ([1j, 2.0], "complex64")]
+)
+def test_points_that_are_not_one_real_array_are_an_error(points, got):
+    message = rf"points must be one array of real numbers, \[B, ...\], got {got}"
+    with pytest.raises(TypeError, match=message):
+        fdrl.flow(KEY, points, square, num_steps=1, **HYPER)
+    with pytest.raises(TypeError, match=message):
+        fdrl.objective(KEY, X, points, square, num_steps=1, **HYPER)
+
+
+@pytest.mark.parametrize(("real", "x0"), [(X, X[:0]), (X[:0], X)])
+def test_a_loss_of_no_data_or_no_samples_is_an_error(real, x0):
+    with pytest.raises(ValueError, match=r"not be empty, got shapes \(., 3\) and \(., 3\)"):
+        fdrl.objective(KEY, real, x0, square, num_steps=1, **HYPER)
+
+
+@pytest.mark.parametrize("first_step", [jnp.array([5, 7]), 0.5])
+def test_a_first_step_that_is_not_one_whole_number_is_an_error(first_step):
+    with pytest.raises(ValueError, match="first_step must be one whole number, got"):
+        fdrl.flow(KEY, X, square, num_steps=2, first_step=first_step, **HYPER)
+
+
+@pytest.mark.parametrize("penalty", [-1, np.float32(-1.0), jnp.float32(-1.0)])
+def test_a_negative_gradient_penalty_of_any_type_is_an_error(penalty):
+    with pytest.raises(ValueError, match="gradient_penalty must be >= 0"):
+        fdrl.objective(KEY, X, X, square, gradient_penalty=penalty, num_steps=1, **HYPER)
+
+
+def test_the_noise_scale_of_traced_numbers_is_an_error_that_says_what_to_write():
+    with pytest.raises(TypeError, match=r"write jnp.sqrt\(2 \* step_size \* entropy_weight\)"):
+        jax.jit(fdrl.noise_scale)(0.1, 0.01)
+
+
+@pytest.mark.parametrize("label", [2, -1, 99])
+def test_a_traced_label_that_is_out_of_range_gives_nan_and_not_another_class(label):
+    @jax.jit
+    def drift(label):
+        conditioned = compose.condition(square, logits, label, output="log_ratio")
+        return fdrl.drift(X, fdrl.first_variation(conditioned, "kl", output="log_ratio"))
+
+    labels = jnp.array([0, 1, label])
+    losses = jax.jit(adversarial.cross_entropy)(logits(X), labels)
+
+    assert np.isnan(drift(label)).any(axis=1).all()
+    np.testing.assert_array_equal(np.isnan(drift(labels)).any(axis=1), [False, False, True])
+    np.testing.assert_array_equal(np.isnan(losses), [False, False, True])
+
+
+@pytest.mark.parametrize("label", [2, -1, 99])
+def test_a_known_label_that_is_out_of_range_is_an_error(label):
+    with pytest.raises(ValueError, match=f"label must be from 0 to 1, got {label}"):
+        compose.log_probability(logits, label)(X)
+    with pytest.raises(ValueError, match="label must be from 0 to 1, got"):
+        adversarial.cross_entropy(logits(X), jnp.array([0, 1, label]))
 
 
 def test_a_classifier_trains_on_integer_images_as_on_the_same_floats():

@@ -39,7 +39,7 @@ def compiled(*args, **options):
 
 def by_definition(params, of=estimator, penalty=0.0, pair=("lr", "kl"), num_penalised=None):
     loss, divergence = bregman.get(pair[0]), pair[1]
-    potential = fdrl.first_variation(of(PARAMS), divergence, loss.output)  # Constant parameters.
+    potential = fdrl.first_variation(of(PARAMS), divergence, output=loss.output)  # Constant.
     flowed = fdrl.flow(KEY, START, potential, **FLOW)
     value, _ = bregman.loss(loss, of(params)(REAL), of(params)(flowed))
 

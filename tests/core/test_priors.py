@@ -128,16 +128,23 @@ def test_samples_of_the_gaussian_prior_have_its_mean_and_covariance():
     assert np.all(abs(np.cov(flat, rowvar=False) - covariance) < SIGMAS * error)
 
 
-def test_the_gaussian_prior_clips_to_the_range_of_images_by_default():
+def test_the_gaussian_prior_clips_only_to_a_range_that_is_given():
     mean, factor = np.array([0.9, 0.0]), np.eye(2)
 
-    raw = sample(priors.gaussian(mean, factor, clip=None), 100)
+    raw = sample(priors.gaussian(mean, factor), 100)
 
     assert raw.max() > 1.0
     assert raw.min() < -1.0
-    np.testing.assert_array_equal(sample(priors.gaussian(mean, factor), 100), raw.clip(-1.0, 1.0))
+    image = priors.gaussian(mean, factor, clip=(-1.0, 1.0))
+    np.testing.assert_array_equal(sample(image, 100), raw.clip(-1.0, 1.0))
     half = priors.gaussian(mean, factor, clip=(-0.5, 0.5))
     np.testing.assert_array_equal(sample(half, 100), raw.clip(-0.5, 0.5))
+
+
+def test_the_gaussian_prior_keeps_a_mean_outside_the_range_of_images():
+    x = sample(priors.gaussian(np.array([5.0, -3.0]), np.eye(2)), 4_000)
+
+    np.testing.assert_allclose(x.mean(0), [5.0, -3.0], atol=SIGMAS / np.sqrt(4_000))
 
 
 def test_the_gaussian_prior_has_its_arrays_as_parameters():

@@ -64,6 +64,27 @@ def test_shifts_are_the_same_where_jax_computes_in_float64():
     np.testing.assert_array_equal(actual, expected)
 
 
+def test_shifts_do_not_depend_on_which_image_the_same_key_draws():
+    key, num, positions = rng.root_key(0), 50, jnp.arange(3_000)
+    own_keys = jax.vmap(jax.random.fold_in, (None, 0))(key, positions)
+    drawn = jax.vmap(lambda own: jax.random.randint(own, (), 0, num))(own_keys)
+    images = np.zeros((len(positions), 5, 5, 1), np.float32)
+    images[:, 2, 2] = 1.0
+
+    moved = np.asarray(augmentation.shifted(key, positions, images, 2))
+
+    rows = moved.reshape(len(positions), -1).argmax(axis=1) // 5
+    assert all(set(rows[drawn == i]) == set(range(5)) for i in range(num))
+
+
+def test_positions_that_are_not_integers_are_an_error():
+    positions = jnp.array([0.2, 0.7])
+    with pytest.raises(ValueError, match="positions must be integers, got float32"):
+        rng.example_keys(rng.root_key(0), Stream.FLOW, positions)
+    with pytest.raises(ValueError, match="positions must be integers, got float32"):
+        augmentation.shifted(rng.root_key(0), positions, np.zeros((2, 4, 4, 1)), 1)
+
+
 @pytest.mark.parametrize("first", list(Stream))
 def test_numbers_of_different_streams_are_uncorrelated(first):
     def normals(stream):

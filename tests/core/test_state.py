@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from fdrl_jax.training import state
 
@@ -50,7 +51,7 @@ def test_the_average_follows_its_recursion_over_several_updates():
     chex.assert_trees_all_close(now.ema_variables["params"]["w"], expected, rtol=1e-6)
 
 
-def test_untrained_variables_are_not_averaged_but_those_of_the_latest_step():
+def test_an_update_leaves_untrained_variables_and_those_of_the_average_as_they_are():
     optimizer = optax.sgd(0.1)
     before = state.create(VARIABLES, optimizer)
     moved = before._replace(variables={**VARIABLES, "vectors": {"u": jnp.array([6.0])}})
@@ -58,7 +59,33 @@ def test_untrained_variables_are_not_averaged_but_those_of_the_latest_step():
     after = state.apply_gradients(moved, GRADS, optimizer, 0.9)
 
     chex.assert_trees_all_equal(after.variables["vectors"], {"u": jnp.array([6.0])})
-    chex.assert_trees_all_equal(after.ema_variables["vectors"], {"u": jnp.array([6.0])})
+    chex.assert_trees_all_equal(after.ema_variables["vectors"], {"u": jnp.array([5.0])})
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_the_average_of_parameters_of_any_precision_reaches_them(dtype):
+    optimizer = optax.sgd(0.0)
+    start = state.create({"params": {"w": jnp.ones((), dtype)}}, optimizer)
+    start = start._replace(variables={"params": {"w": jnp.asarray(1.5, dtype)}})
+
+    end = jax.lax.fori_loop(
+        0,
+        3_000,
+        lambda _, now: state.apply_gradients(now, {"w": jnp.zeros((), dtype)}, optimizer, 0.998),
+        start,
+    )
+
+    assert end.variables["params"]["w"].dtype == dtype
+    assert end.ema_variables["params"]["w"].dtype == jnp.float32
+    expected = 1.5 - 0.5 * 0.998**3_000
+    np.testing.assert_allclose(end.ema_variables["params"]["w"], expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("rate", [2, -0.1, 1.0, float("nan"), np.float32(1.5)])
+def test_a_rate_of_the_average_outside_its_range_is_an_error(rate):
+    optimizer = optax.sgd(0.1)
+    with pytest.raises(ValueError, match="ema_rate must be at least 0 and below 1, got"):
+        state.apply_gradients(state.create(VARIABLES, optimizer), GRADS, optimizer, rate)
 
 
 def test_the_optimizers_state_is_passed_from_update_to_update():

@@ -241,6 +241,42 @@ def test_untrained_variables_are_refreshed_once_per_step_and_constant_within_it(
     assert end.variables["vectors"] == end.ema_variables["vectors"] == 3.0
 
 
+def test_kernels_of_the_averaged_network_have_spectral_norm_one():
+    net = networks.MLP((8, 8), spectral_norm=True)
+    step = small_problem.train_step(
+        small_problem.problem(Estimator.from_network(net)), ema_rate=0.99
+    )
+    start = state.create(net.init(KEY, jnp.ones((1, 2))), small_problem.OPTIMIZER)
+    end, _ = jax.jit(steps.repeat_steps(step, 50))(KEY, start, CONSTANTS, None, 50)
+
+    layers = networks.prepare(net, end.ema_variables)["params"].values()
+    norms = [np.linalg.norm(layer["kernel"], 2) for layer in layers]
+
+    assert len(norms) == 3
+    np.testing.assert_allclose(norms, 1.0, atol=2e-3)
+    # Normalised first and averaged afterwards, they would differ from 1.
+    stale = {**end.ema_variables, "spectral": end.variables["spectral"]}
+    layers = networks.prepare(net, stale)["params"].values()
+    assert max(abs(np.linalg.norm(layer["kernel"], 2) - 1.0) for layer in layers) > 0.05
+
+
+def test_a_network_of_bfloat16_parameters_trains_and_samples_by_its_float32_average():
+    def apply(variables, x):
+        wide = {name: a.astype(jnp.float32) for name, a in variables["params"].items()}
+        return small_problem.apply({"params": wide}, x)
+
+    half = jax.tree.map(lambda a: a.astype(jnp.bfloat16), small_problem.initial_variables())
+    problem = small_problem.problem(Estimator(apply))
+    repeated = jax.jit(steps.repeat_steps(small_problem.train_step(problem), 3))
+    end, _ = repeated(KEY, small_problem.initial_state(variables=half), CONSTANTS, None, 3)
+    dtypes = [leaf.dtype for leaf in jax.tree.leaves((end.variables, end.ema_variables))]
+    assert dtypes == [jnp.bfloat16] * 3 + [jnp.float32] * 3
+
+    sampler = jax.jit(samplers.make_sampler(problem))
+    drawn = sampler(KEY, end.ema_variables, CONSTANTS, {"position": jnp.arange(4)})
+    assert np.all(np.isfinite(drawn.refined))
+
+
 def test_a_trained_estimator_moves_the_prior_towards_the_data():
     step = jax.jit(steps.repeat_steps(small_problem.train_step(ema_rate=0.9), 300))
     data = Constants(data=jnp.array([1.0, 1.0]), prior=small_problem.PRIOR.params)

@@ -71,6 +71,13 @@ def test_manifold_metrics_follow_their_definitions():
     assert tuple(found) == pytest.approx(brute_force(samples, data, 3, 5))
 
 
+@pytest.mark.parametrize("is_sample", [True, False])
+def test_one_feature_that_is_not_finite_makes_every_manifold_metric_nan(is_sample):
+    samples, data = np.random.default_rng(0).normal(size=(2, 50, 2))
+    (samples if is_sample else data)[0, 1] = np.nan
+    assert np.isnan(metrics.manifold_metrics(samples, data)).all()
+
+
 def test_equal_sets_have_full_precision_recall_and_coverage_and_far_ones_none():
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(2, 500, 3))

@@ -70,7 +70,7 @@ def test_a_set_with_fewer_than_two_images_is_named(kind, tmp_path):
             sets.load(str(tmp_path / "few.npz"))
 
 
-def test_what_is_no_set_is_named(tmp_path):
+def test_what_is_not_a_set_is_named(tmp_path):
     np.savez(tmp_path / "a.npz", arr_0=np.full((4, 8, 8, 3), 1.5))
     with pytest.raises(DataError, match=r"must be \[N, H, W, 1 or 3\] in \[-1, 1\]"):
         sets.load(str(tmp_path / "a.npz"))

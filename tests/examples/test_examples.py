@@ -4,11 +4,10 @@ import json
 import math
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
-from examples import analytic_ratio, density_chasm, gan, nnx_model, refine_digits, refine_gan
+from examples import analytic_ratio, density_chasm, improve_generator, nnx_model
 
 EXAMPLES = Path(density_chasm.__file__).parent
 
@@ -57,32 +56,18 @@ def test_an_nnx_model_learns_a_flow_towards_data():
 
 
 @pytest.mark.slow
-def test_refinement_brings_samples_of_a_gan_nearer_to_the_modes(tmp_path):
-    numbers = refine_gan.main(["--steps=400", f"--out={tmp_path}"])
-    before, after = (
-        numbers[n]["high_quality_share"] for n in ("generator", "refined in data space")
-    )
-    assert after > before
-    assert json.loads((tmp_path / "refine_gan.json").read_text()) == numbers
-    assert (tmp_path / "refine_gan.png").exists()
+@pytest.mark.usefixtures("optimised")
+def test_training_from_a_generators_samples_improves_them_and_the_default_refinement_does_not(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(improve_generator, "NUM_SAMPLES", 1_000)
+    with pytest.warns(UserWarning, match="refinement moved the samples by"):
+        distances = improve_generator.main(["--steps=500", f"--out={tmp_path}"])
 
-
-@pytest.mark.slow
-def test_refinement_of_digits_writes_its_picture_and_numbers(tmp_path):
-    numbers = refine_digits.main(["--steps=60", f"--out={tmp_path}"])
-    assert set(numbers) >= {"generator", "refined", "refined with a corrector"}
-    assert numbers["data"] > 0.01  # Real digits that are not in the reference.
-    assert (tmp_path / "refine_digits.png").exists()
-
-
-def test_the_last_steps_of_a_gan_leave_its_generator_alone():
-    options = {"num_latents": 2, "num_steps": 2, "limit": 6.0, "hidden_sizes": (8,)}
-    trained, further = (
-        gan.train(refine_gan.draw_data, num_last_steps=n, **options) for n in (0, 4)
-    )
-    z = gan.latents(jax.random.key(0), 5, 2)
-    np.testing.assert_array_equal(trained.generator(z), further.generator(z))
-    assert not np.array_equal(trained.discriminator(z), further.discriminator(z))
+    assert distances["trained from its samples"] < 0.5 * distances["generator"]
+    assert distances["refined, default settings"] > distances["generator"]
+    assert json.loads((tmp_path / "improve_generator.json").read_text()) == distances
+    assert (tmp_path / "improve_generator.png").exists()
 
 
 @pytest.mark.slow

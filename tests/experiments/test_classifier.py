@@ -61,7 +61,7 @@ def test_a_classifier_of_other_data_is_refused(classes, shape, message, of_digit
             opened(of_digits.root, classes, shape)
 
 
-def test_what_is_no_classifier_is_refused(trained, tmp_path):
+def test_what_is_not_a_classifier_is_refused(trained, tmp_path):
     for path, message in ((tmp_path, "is not the folder of"), (trained.root, "a density ratio")):
         with pytest.raises(UserError, match=rf"{message}.* train one with --mode=classifier"):
             classifier.open_to_guide(path, CLASSES, SHAPE)

@@ -3,10 +3,10 @@
 import dataclasses
 
 import numpy as np
-from experiments.data.load import load
 from small_runs import command
 
 from experiments import experiment, pictures
+from experiments.data.load import load
 from experiments.draw import (
     Sampler,
     batch_size,

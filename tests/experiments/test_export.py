@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import yaml
-from experiments.data.load import load
 from small_runs import command, contents, start
 
 from experiments import export, prior
+from experiments.data.load import load
 from experiments.draw import sample_state
 from experiments.errors import UserError
 from experiments.experiment import build

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fdrl_jax.networks import MLP, ResNetSpec, resnet, update_vectors
+from fdrl_jax.networks import MLP, ResNetSpec, prepare, resnet, update_vectors
 
 SPEC = ResNetSpec(stem=4, blocks=((4, 1), (8, 2)), attention_after=1)
 NETWORKS = {
@@ -151,6 +151,13 @@ def test_variables_without_spectral_norm_are_unchanged():
     variables = MLP((4,)).init(jax.random.key(0), jnp.ones((1, 2)))
 
     assert update_vectors(variables) == variables
+
+
+def test_vectors_of_prepared_variables_cannot_be_updated_and_the_error_says_which_can(case):
+    net, variables, _ = case
+
+    with pytest.raises(ValueError, match="update the vectors of the variables that were given to"):
+        update_vectors(prepare(net, variables))
 
 
 def test_the_vectors_are_not_trained_with_all_variables(case):

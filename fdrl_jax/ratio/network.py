@@ -1,0 +1,185 @@
+"""Networks that estimate ratios: what a user may pass, the default, and one output per head."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from fdrl_jax.bregman import Bregman
+
+Array = jax.Array
+Params = Any
+
+
+class Network(NamedTuple):
+    """A network as a pair of pure functions. A Flax Linen module is one already.
+
+    Attributes:
+      init: `(key, x [B, ...]) -> params`, a pytree of floating-point arrays.
+      apply: `(params, x [B, ...]) -> [B]`, one number per example, or `-> [B, F]`, features that
+        `fit_ratio` maps to one number per head by a linear layer.
+    """
+
+    init: Callable[[Array, Array], Params]
+    apply: Callable[[Params, Array], Array]
+
+
+class SupportsNetwork(Protocol):
+    """Anything with the methods `init` and `apply` of `Network`, such as a Flax Linen module."""
+
+    @property
+    def init(self) -> Callable[..., Any]: ...
+
+    @property
+    def apply(self) -> Callable[..., Any]: ...
+
+
+class Trunk(nn.Module):
+    """Features of the default network: the input and all hidden layers of a perceptron.
+
+    Maps `x [B, ...]` to `[B, D + depth * width]`. The linear head on top is a perceptron with skip
+    connections, so it can represent a linear log-ratio exactly.
+
+    Attributes:
+      width: size of each hidden layer.
+      depth: number of hidden layers.
+    """
+
+    width: int = 128
+    depth: int = 2
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        features = [x.reshape(len(x), -1)]
+        for _ in range(self.depth):
+            features.append(nn.silu(nn.Dense(self.width)(features[-1])))
+        return jnp.concatenate(features, axis=-1)
+
+
+def default_trunk(num_features: int) -> Trunk:
+    """Returns a trunk whose width fits the number of features: 4 D, between 64 and 1,024."""
+    return Trunk(width=min(max(4 * num_features, 64), 1024))
+
+
+class Heads(NamedTuple):
+    """A network with one output per head; pure functions, so it is a static argument of `jit`.
+
+    A network with features shares them between linear heads, which start at 0. A network with one
+    number per example has one copy per head.
+
+    Attributes:
+      network: the functions `init` and `apply`.
+      num_heads: H.
+      shared: whether the network returns features.
+    """
+
+    network: Network
+    num_heads: int
+    shared: bool
+
+    def init(self, key: Array, x: Array) -> Params:
+        """Returns initial parameters for inputs like `x`, [B, ...]."""
+        if not self.shared:
+            keys = jax.random.split(key, self.num_heads)
+            return jax.vmap(self.network.init, (0, None))(keys, x)
+        params = self.network.init(key, x)
+        num_features = jax.eval_shape(self.network.apply, params, x).shape[1]
+        return {
+            "network": params,
+            "kernel": jnp.zeros((num_features, self.num_heads)),
+            "bias": jnp.zeros(self.num_heads),
+        }
+
+    def outputs(self, params: Params, x: Array) -> Array:
+        """Returns the output of every head, `x [B, ...] -> [B, H]`."""
+        if not self.shared:
+            return jax.vmap(self.network.apply, (0, None), 1)(params, x)
+        features = self.network.apply(params["network"], x)
+        out: Array = features @ params["kernel"] + params["bias"]
+        return out
+
+    def adjacent(self, params: Params, waymarks: Array) -> tuple[Array, Array]:
+        """Returns the outputs of head `h` on waymarks `h` and `h + 1`.
+
+        Args:
+          params: the parameters.
+          waymarks: examples, [H + 1, B, ...].
+
+        Returns:
+          Outputs on the numerators of all pairs, [H, B], and on their denominators, [H, B].
+        """
+        batch_size = waymarks.shape[1]
+        if not self.shared:
+            pairs = jnp.concatenate([waymarks[:-1], waymarks[1:]], axis=1)
+            out = jax.vmap(self.network.apply)(params, pairs)
+            return out[:, :batch_size], out[:, batch_size:]
+        flat = waymarks.reshape(-1, *waymarks.shape[2:])
+        features = self.network.apply(params["network"], flat)
+        features = features.reshape(*waymarks.shape[:2], -1)
+        bias = params["bias"][:, None]
+        upper, lower = (
+            jnp.einsum("hbf,fh->hb", part, params["kernel"]) + bias
+            for part in (features[:-1], features[1:])
+        )
+        return upper, lower
+
+
+def with_heads(network: SupportsNetwork, num_heads: int, x: Array) -> Heads:
+    """Returns the network with one output per head, after a check of its shapes.
+
+    Args:
+      network: the network.
+      num_heads: H.
+      x: a few examples, [B, ...].
+
+    Raises:
+      TypeError: for anything without `init` and `apply`; says how to pass other libraries' modules.
+      ValueError: for another output than [B] or [B, F] with F > 1, or for parameters that are not
+        floating-point arrays, or variables of Flax that are not parameters.
+    """
+    if not (hasattr(network, "init") and hasattr(network, "apply")):
+        raise TypeError(
+            f"network must have the functions init and apply, got {type(network).__name__}; wrap "
+            "it as fdrl.ratio.Network(init, apply). The page 'Density ratios' shows this for NNX "
+            "and Equinox"
+        )
+    functions = Network(network.init, network.apply)
+    params = jax.eval_shape(functions.init, jax.random.key(0), x)
+    if isinstance(network, nn.Module) and set(params) != {"params"}:
+        raise ValueError(
+            f"network has variables {sorted(params)}, but only 'params' are trained; use layers "
+            "without a state, such as LayerNorm in place of BatchNorm"
+        )
+    if not all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(params)):
+        raise ValueError(
+            "all parameters of the network must be floating-point arrays; keep others out of them, "
+            "for example with equinox.partition(model, equinox.is_inexact_array)"
+        )
+    shape = jax.eval_shape(functions.apply, params, x).shape
+    if shape != x.shape[:1] and not (len(shape) == 2 and shape[0] == len(x) and shape[1] > 1):
+        raise ValueError(
+            f"network must return one number per example, [{len(x)}], or features, "
+            f"[{len(x)}, F], for x of shape {x.shape}, got {shape}"
+            + ("; drop the last axis: `[:, 0]`" if shape == (len(x), 1) else "")
+        )
+    return Heads(functions, num_heads, len(shape) == 2)
+
+
+# softplus(_ONE) = 1: an output of 0 is a ratio of 1 for every loss.
+_ONE = 0.5413248546129181
+
+
+def to_loss_input(loss: Bregman, out: Array) -> Array:
+    """Returns what the loss expects: `log r` itself, or the positive `r` of LSIF, by softplus."""
+    return out if loss.output == "log_ratio" else jax.nn.softplus(out + _ONE)
+
+
+def to_log_ratio(loss: Bregman, out: Array) -> Array:
+    """Returns `log r` from the outputs of a network."""
+    if loss.output == "log_ratio":
+        return out
+    out = out + _ONE
+    # softplus(s) is e^s for very negative s, and its logarithm in float32 would be -inf.
+    return jnp.where(out < -15.0, out, jnp.log(jax.nn.softplus(jnp.maximum(out, -15.0))))
