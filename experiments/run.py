@@ -122,11 +122,12 @@ class Run:
             raise UserError(f"{file} is not the file the run was created with; restore it")
         return references.load(file)
 
-    def checkpoints(self, keep: int) -> Checkpoints:
-        """Opens the checkpoints for saving, in a `with` statement; `keep` of the newest are kept.
+    def checkpoints(self, keep: int | None = None) -> Checkpoints:
+        """Opens the checkpoints for saving, in a `with` statement. The caller must hold the lock.
 
-        The caller must hold the lock.
+        As many of the newest are kept as `keep` says, by default as set when the run was created.
         """
+        keep = keep or self.settings.checkpoint.keep
         return Checkpoints(self.root / "checkpoints", self.id, keep)
 
     def saved_steps(self) -> list[int]:
