@@ -50,8 +50,6 @@ _MODES = {"ratio": "train", "classifier": "classifier"}  # What trains each kind
 _FORMAT = 1
 _PACKAGES = ("flax", "optax", "numpy")
 _PATTERN = re.compile(r"[\[\]*?\\]")  # Orbax reads a path with one of these as a pattern.
-# Options of JAX that change the random numbers, and therefore the results.
-_OF_RANDOM_NUMBERS = ("jax_threefry_partitionable", "jax_enable_x64", "jax_random_seed_offset")
 
 
 class Run:
@@ -194,25 +192,34 @@ class Run:
                 f"{reason * ('train.num_steps' in differing)} Use the settings of the run, or "
                 "another --workdir"
             )
-        self._check_environment(wanted)
+        self.check_random_numbers()
         _check_agreed(settings.shareable(wanted))
-        return wanted
-
-    def _check_environment(self, wanted: Settings) -> None:
-        then, now = self._environment, _environment(wanted)
-        differing = [
-            f"{key} {now[key]} (was {then.get(key)})" for key in now if now[key] != then.get(key)
-        ]
-        if changed := [text for text in differing if text.startswith(_OF_RANDOM_NUMBERS)]:
-            raise UserError(
-                f"the random numbers would not be those of the run {self.root}: "
-                f"{', '.join(changed)}. Set these options of JAX as they were"
-            )
-        if differing and parallel.is_first_process():
+        if (changed := self._changed(_environment(wanted))) and parallel.is_first_process():
             logging.getLogger("fdrl").warning(
                 "the last digits of results may differ from those of an uninterrupted run: %s",
-                ", ".join(differing),
+                changed,
             )
+        return wanted
+
+    def check_random_numbers(self) -> None:
+        """Checks that JAX draws the same random numbers as when the run was created.
+
+        Raises:
+          UserError: if its options differ; names them.
+        """
+        if changed := self._changed(_random_numbers()):
+            raise UserError(
+                f"the random numbers would not be those of the run {self.root}: {changed}. Set "
+                "these options of JAX as they were"
+            )
+
+    def _changed(self, environment: Mapping[str, Any]) -> str:
+        then = self._environment
+        return ", ".join(
+            f"{key} {now} (was {then.get(key)})"
+            for key, now in environment.items()
+            if now != then.get(key)
+        )
 
     def check_data(self, source: Source) -> None:
         """Checks that the data are those the run was created with.
@@ -463,10 +470,11 @@ def open_checkpoint(command: Command) -> Opened:
     """Opens the run and the checkpoint of a command that draws samples. Only its folder is read.
 
     Raises:
-      UserError: if there is no run or no such checkpoint, or the command changes a setting that was
-        fixed when the run was created.
+      UserError: if there is no run or no such checkpoint, if the command changes a setting that was
+        fixed when the run was created, or if JAX would draw other random numbers.
     """
     run = open_run(command.folder, "ratio")
+    run.check_random_numbers()
     used = precision.resolve(run.overridden(command.changes))
     model = experiment.build(used, run.source(), run.prior())
     return Opened(run, model, *run.restored(model.state_shapes(), command.which))
@@ -535,15 +543,23 @@ def add_record(unfinished: Path, path: Path) -> None:
             raise UserError(f"{path} exists and is not a record; move it elsewhere") from error
 
 
+def _random_numbers() -> dict[str, Any]:
+    """Returns the options of JAX that change random numbers."""
+    names = ("jax_threefry_partitionable", "jax_enable_x64", "jax_random_seed_offset")
+    return {name: getattr(jax.config, name) for name in names}
+
+
 def _environment(wanted: Settings) -> dict[str, Any]:
     """Returns what decides the bits of the results apart from the settings, as values for JSON."""
     options: Any = jax.config  # Its attributes are created at run time.
     kind, features = jax.local_devices()[0].device_kind, sorted(precision.features())
     return {
-        **{name: getattr(options, name) for name in _OF_RANDOM_NUMBERS},
+        **_random_numbers(),
+        "jax_default_prng_impl": options.jax_default_prng_impl,
+        "jax_default_matmul_precision": options.jax_default_matmul_precision,
         **{name: version(name) for name in ("jax", "jaxlib")},
         "devices": f"{jax.device_count()} x {kind}",
-        "processor": f"{platform.machine()} {sha256_of_json(features)[:8]}",
+        "processor": f"{platform.machine()} {sha256_of_json(features)[:8]} x {os.cpu_count()}",
         "precision": precision.resolve(wanted).precision,
         "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
     }

@@ -159,6 +159,8 @@ def test_other_random_numbers_are_refused_when_a_run_resumes(name, tmp_path):
     try:
         with pytest.raises(UserError, match=rf"random numbers would not be .*: {name} .* \(was "):
             created.resumed(created.settings)
+        with pytest.raises(UserError, match="random numbers would not be"):
+            run.open_checkpoint(command("sample", created.root))
     finally:
         jax.config.update(name, before)
     assert created.resumed(created.settings) == created.settings
