@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import io
 import itertools
 import shutil
 import zipfile
@@ -42,7 +41,7 @@ _DATE = (1980, 1, 1, 0, 0, 0)
 
 
 def sample(command: Command) -> None:
-    """Writes samples to `samples/NAME.npz`, or as PNG files, with a record and a picture.
+    """Writes samples to `samples/NAME.npz`, or as PNG files in a zip, with a record and a picture.
 
     With `condition.label`, samples are of that class. For "all", sample `i` is of class `i` modulo
     the number of classes, and the picture has one row per class.
@@ -278,7 +277,7 @@ def _find_path(opened: Opened, record: Flat) -> Path:
     usual = f"step_{opened.step}{f'_class_{label}' if label else ''}"
     usual_names = [usual, f"{usual}_{sha256_of_json(record)[:8]}"]
     for name in [wanted.sample.name] if wanted.sample.name else usual_names:
-        path = opened.run.samples / f"{name}{_FORMATS[record['format']][0]}"
+        path = opened.run.samples / f"{name}.{record['format']}"
         if _is_free(path, record):
             return path
     raise UserError(
@@ -312,12 +311,8 @@ def _lock(parts: Path) -> contextlib.AbstractContextManager[None]:
 
 def _write(path: Path, file_format: str, parts: _Parts) -> None:
     """Writes samples to the unfinished file of a path. One part at a time is in memory."""
-    unfinished = _unfinished(path)
-    if unfinished.is_dir():
-        shutil.rmtree(unfinished)
-    unfinished.unlink(missing_ok=True)
     with tqdm(total=parts.num_samples, unit="sample", desc="writing") as bar:
-        _FORMATS[file_format][1](unfinished, _counted(parts.read(), bar), parts.num_samples)
+        _WRITERS[file_format](_unfinished(path), _counted(parts.read(), bar), parts.num_samples)
 
 
 def _counted(parts: Iterable[np.ndarray], bar: Any) -> Iterator[np.ndarray]:
@@ -341,27 +336,15 @@ def _write_npz(path: Path, parts: Iterator[np.ndarray], num_samples: int) -> Non
 
 
 def _write_zip(path: Path, parts: Iterator[np.ndarray], num_samples: int) -> None:
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, content in _pngs(parts, num_samples):
-            with _member(archive, name) as file:
-                file.write(content)
-
-
-def _write_folder(path: Path, parts: Iterator[np.ndarray], num_samples: int) -> None:
-    path.mkdir()
-    for name, content in _pngs(parts, num_samples):
-        (path / name).write_bytes(content)
-
-
-def _pngs(parts: Iterator[np.ndarray], num_samples: int) -> Iterator[tuple[str, bytes]]:
     from PIL import Image
 
     digits = max(6, len(str(num_samples - 1)))
-    for i, image in enumerate(image for part in parts for image in part):
-        buffer = io.BytesIO()
-        grey = image.shape[-1] == 1
-        Image.fromarray(image[..., 0] if grey else image).save(buffer, "png")
-        yield f"{i:0{digits}d}.png", buffer.getvalue()
+    images = (image for part in parts for image in part)
+    with zipfile.ZipFile(path, "w") as archive:
+        for i, image in enumerate(images):
+            with _member(archive, f"{i:0{digits}d}.png") as file:
+                pixels = image[..., 0] if image.shape[-1] == 1 else image
+                Image.fromarray(pixels).save(file, "png")
 
 
 def _member(archive: zipfile.ZipFile, name: str) -> IO[bytes]:
@@ -369,13 +352,9 @@ def _member(archive: zipfile.ZipFile, name: str) -> IO[bytes]:
     return archive.open(zipfile.ZipInfo(name, _DATE), "w", force_zip64=True)
 
 
-# The suffix and the writer of each format. "npz" is one array `arr_0`, as in common evaluation
-# programs; the others have one PNG file per sample. Equal samples always give equal bytes.
-_FORMATS: dict[str, tuple[str, Callable[[Path, Iterator[np.ndarray], int], None]]] = {
-    "npz": (".npz", _write_npz),
-    "zip": (".zip", _write_zip),
-    "folder": ("", _write_folder),
-}
+# "npz" has one array `arr_0`, as in common evaluation programs, "zip" one PNG file per sample. Equal
+# samples always give equal bytes.
+_WRITERS = {"npz": _write_npz, "zip": _write_zip}
 
 
 def _draw_picture(model: Experiment, starts: np.ndarray, parts: _Parts, path: Path) -> None:

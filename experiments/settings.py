@@ -352,8 +352,8 @@ class Sample(Section):
 
     weights: OfFlow[Literal["ema", "raw"]] = "ema"
     """Parameters that draw samples: averaged (ema), or those of the last step (raw)."""
-    format: Free[Literal["npz", "folder", "zip"]] = "npz"
-    """Format of the samples: an .npz file, or PNG files in a folder or a zip."""
+    format: Free[Literal["npz", "zip"]] = "npz"
+    """Format of the samples: an .npz file, or a zip of PNG files."""
     name: Free[
         Annotated[
             str,
@@ -361,7 +361,7 @@ class Sample(Section):
             _Words("a file name without a folder, of at most 200 bytes"),
         ]
     ] = ""
-    """Name of the file or folder of samples; if empty, it follows from the checkpoint's step."""
+    """Name of the file of samples; if empty, it follows from the checkpoint's step."""
 
 
 class Condition(Section):

@@ -89,23 +89,12 @@ def test_a_name_with_other_samples_or_a_users_files_is_refused(trained):
 
 
 @pytest.mark.slow
-def test_a_folder_with_a_users_files_is_never_removed(of_digits):
-    (of_digits.samples / "mine").mkdir(parents=True)
-    (of_digits.samples / "mine" / "thesis.txt").write_text("years of work")
-    changes = named("mine", **{"sample.format": "folder"})
-    with pytest.raises(UserError, match="mine exists and contains other samples"):
-        sample(of_digits, **changes)
-    assert (of_digits.samples / "mine" / "thesis.txt").read_text() == "years of work"
-
-
-@pytest.mark.slow
 def test_all_formats_have_the_same_pixels_and_equal_samples_give_equal_bytes(of_digits, tmp_path):
     for name, file_format, size in (
         ("a.npz", "npz", 3),  # A name with a dot is not a format.
         ("b.npz", "npz", 8),
         ("a", "zip", 3),
         ("b", "zip", 8),
-        ("pngs", "folder", 8),
     ):
         changes = {"sample.format": file_format, "evaluate.batch_size": size}
         sample(of_digits, 10, **named(name, **changes))
@@ -113,11 +102,13 @@ def test_all_formats_have_the_same_pixels_and_equal_samples_give_equal_bytes(of_
     assert (pixels.dtype, pixels.shape) == (np.uint8, (10, 8, 8, 1))
     with zipfile.ZipFile(of_digits.samples / "a.zip") as archive:
         archive.extractall(tmp_path)
-    for folder in (of_digits.samples / "pngs", tmp_path):
-        pngs = sorted(folder.iterdir())
-        assert [png.name for png in pngs] == [f"00000{i}.png" for i in range(10)]
-        read = np.stack([np.asarray(Image.open(png)) for png in pngs])
-        np.testing.assert_array_equal(read[..., None], pixels)
+    pngs = sorted(tmp_path.iterdir())
+    assert [png.name for png in pngs] == [f"00000{i}.png" for i in range(10)]
+    read = np.stack([np.asarray(Image.open(png)) for png in pngs])
+    np.testing.assert_array_equal(read[..., None], pixels)
+    for one, other in (("a.npz.npz", "b.npz.npz"), ("a.zip", "b.zip")):
+        names = (of_digits.samples / one, of_digits.samples / other)
+        assert names[0].read_bytes() == names[1].read_bytes()
 
 
 def test_points_are_not_written_as_pictures(trained):
