@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, LatestN
 
 from experiments.errors import UserError, first_line
-from experiments.files import read_json, sha256_of_arrays, sha256_of_json, write_json
+from experiments.files import read_sealed, sha256_of_arrays, sha256_of_json, write_sealed
 from fdrl_jax.training import parallel
 from fdrl_jax.training.state import TrainState
 
@@ -113,11 +113,11 @@ class Checkpoints:
         """Returns "step", "metric" and "value" of the best checkpoint, if there is one.
 
         Raises:
-          UserError: if its record has been edited and is no longer valid.
+          UserError: if its record was changed.
         """
         if not self._best_file.exists():
             return None
-        best = read_json(self._best_file, step=int, metric=str, value=(int, float))
+        best = read_sealed(self._best_file)
         # If the checkpoint was set aside as damaged, the run has to find a best one again.
         return best if self._is_complete(best["step"]) else None
 
@@ -144,7 +144,7 @@ class Checkpoints:
         """
         self.wait()
         if parallel.is_first_process():
-            write_json(self._best_file, {"step": step, "metric": metric, "value": value})
+            write_sealed(self._best_file, {"step": step, "metric": metric, "value": value})
         parallel.barrier("best checkpoint recorded")
 
     def check_saved(self) -> None:

@@ -84,6 +84,19 @@ def read_json(path: Path, **types: type | tuple[type, ...]) -> dict[str, Any]:
     return content
 
 
+def write_sealed(path: Path, content: dict[str, Any]) -> None:
+    """Writes a JSON object atomically, with a digest of its content."""
+    write_json(path, {**content, "sha256": sha256_of_json(content)})
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """Reads what `write_sealed` wrote; raises as `read_json`, also if the content was changed."""
+    content = read_json(path, sha256=str)
+    if content.pop("sha256") != sha256_of_json(content):
+        raise UserError(f"{path} is damaged: it is not what was written; restore it")
+    return content
+
+
 def read_npz(path: Path, *names: str) -> dict[str, np.ndarray]:
     """Reads the named arrays, or all, of an `.npz` file of a run.
 

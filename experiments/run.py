@@ -393,7 +393,7 @@ def create(
                 **{name: version(name) for name in _PACKAGES},
             },
         }
-        files.write_json(root / "run.json", {**record, "sha256": sha256_of_json(record)})
+        files.write_sealed(root / "run.json", record)
     parallel.barrier("run created")
     return open_run(root)
 
@@ -434,14 +434,11 @@ def open_run(root: Path, kind: Kind | None = None) -> Run:
       UserError: if there is no run, naming the closest folder with one; if `run.json` was changed;
         or if the run has another kind.
     """
-    path = root / "run.json"
     if not exists(root):
         raise UserError(_why_missing(root))
-    record = read_json(path, format=int, sha256=str)
+    record = files.read_sealed(root / "run.json")
     if record["format"] > _FORMAT:
         raise UserError(f"{root} was written by a newer version of fdrl_jax; update the program")
-    if record.pop("sha256") != sha256_of_json(record):
-        raise UserError(f"{path} is not as it was when the run was created; restore it")
     run = Run(root, record)
     _check_agreed(run.id)
     if kind is not None and run.kind != kind:

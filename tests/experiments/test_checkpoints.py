@@ -282,8 +282,11 @@ def test_the_error_for_a_missing_step_lists_those_that_exist(two):
         restore(two, 3)
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"step": "2", "metric": "m", "value": 1}'])
+@pytest.mark.parametrize("content", ["", "[]", '{"step": 2, "metric": "m", "value": 1}', None])
 def test_a_record_of_the_best_that_was_edited_is_named(two, content):
-    (two / "best.json").write_text(content)
+    with opened(two) as store:
+        store.record_best(2, "metric", 0.5)
+    file = two / "best.json"
+    file.write_text(file.read_text().replace("2", "1", 1) if content is None else content)
     with pytest.raises(UserError, match=r"best\.json is damaged"):
         opened(two, read_only=True).best()

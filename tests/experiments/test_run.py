@@ -149,7 +149,7 @@ def edit(root, **changes):
     """Changes `run.json` as a program would that knows its digest."""
     record = json.loads((root / "run.json").read_text()) | changes
     record.pop("sha256")
-    (root / "run.json").write_text(json.dumps({**record, "sha256": run.sha256_of_json(record)}))
+    run.files.write_sealed(root / "run.json", record)
 
 
 @pytest.mark.parametrize("name", ["jax_threefry_partitionable", "jax_random_seed_offset"])
@@ -226,7 +226,7 @@ def test_a_run_that_was_not_created_to_the_end_does_not_open(tmp_path, monkeypat
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(run.files, "write_json", fail)
+        patched.setattr(run.files, "write_sealed", fail)
         with pytest.raises(KeyboardInterrupt):
             new(tmp_path / "run")
     with pytest.raises(UserError, match="contains no run"):
@@ -305,7 +305,7 @@ def test_whatever_is_changed_in_the_record_of_a_run_is_noticed(tmp_path):
         changed[place] ^= 0x01
         path.write_bytes(changed)
         if json_of(changed) != json_of(whole):
-            with pytest.raises(UserError, match=r"run\.json is (damaged|not as it was)|newer"):
+            with pytest.raises(UserError, match=r"run\.json is damaged"):
                 run.open_run(tmp_path / "run")
 
 
