@@ -352,8 +352,8 @@ def _member(archive: zipfile.ZipFile, name: str) -> IO[bytes]:
     return archive.open(zipfile.ZipInfo(name, _DATE), "w", force_zip64=True)
 
 
-# "npz" has one array `arr_0`, as in common evaluation programs, "zip" one PNG file per sample. Equal
-# samples always give equal bytes.
+# "npz" has one array `arr_0`, as in common evaluation programs, and "zip" one PNG file per sample.
+# Equal samples always give equal bytes.
 _WRITERS = {"npz": _write_npz, "zip": _write_zip}
 
 
