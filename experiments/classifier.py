@@ -19,7 +19,7 @@ from experiments.experiment import (
     make_network,
     make_optimizer,
 )
-from experiments.files import read_json, sha256_of_arrays, write_json
+from experiments.files import read_sealed, sha256_of_arrays, write_sealed
 from experiments.run import Run
 from experiments.settings import Settings
 from fdrl_jax import networks
@@ -122,7 +122,7 @@ def accuracy(training: Training, state: TrainState) -> dict[str, float]:
 
 def write_accuracy(trained: Run, step: int, found: dict[str, float]) -> None:
     """Writes the accuracy of the last state into its run, where `open_to_judge` reads it."""
-    write_json(trained.root / "accuracy.json", {"step": step, "metrics": found})
+    write_sealed(trained.root / "accuracy.json", {"step": step, "metrics": found})
 
 
 def open_to_guide(path: Path, classes: tuple[str, ...], event_shape: tuple[int, ...]) -> Guide:
@@ -151,7 +151,7 @@ def open_to_judge(
     """
     network, state, trained = _restored(path, classes, event_shape)
     variables, file = state.ema_variables, trained.root / "accuracy.json"
-    stored = read_json(file, step=int, metrics=dict) if file.is_file() else {}
+    stored = read_sealed(file) if file.is_file() else {}
     if stored.get("step") != int(state.step):
         raise UserError(
             f"--classifier={path} has no known accuracy at step {int(state.step)}: its training "
