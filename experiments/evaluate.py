@@ -102,7 +102,8 @@ def evaluate(
     if classifier:
         path = Path(classifier)
         judge, of_judge = open_to_judge(path, data.classes, data.event_shape)
-    networks, described = _inception(opened)
+    networks = inception.check_weights(settings)
+    described = networks.describe() if networks else False
     key = key_of(opened, num, classifier=of_judge.get("digest"), inception=described)
     folder, is_there = find_record(opened, key)
     source, reason = None, ""
@@ -187,19 +188,6 @@ def _finish(run: Run, record: Mapping[str, Any], folder: Path) -> None:
     for reason in record["details"]["skipped"]:
         print(f"skipped: {reason}")
     print(f"report: {page.absolute()}")
-
-
-def _inception(opened: Opened) -> tuple[Inception | None, dict[str, Any] | bool]:
-    """Returns the Inception networks whose weights the settings name, and their part of the key."""
-    settings = opened.experiment.settings
-    given = inception.check_weights(settings)
-    if not given:
-        return None, False
-    score = ("inception_score",) if settings.evaluate.inception_score else ()
-    wanted = (*DEFAULT_METRICS, *score)
-    networks = Inception({name: file for name, (file, _) in given.items()}, wanted)
-    digests = {name: sha256 for name, (_, sha256) in given.items()}
-    return networks, {"weights": digests, "metrics": list(wanted)}
 
 
 def _training_data(opened: Opened, data_dir: str, live: Source | None) -> tuple[Source | None, str]:

@@ -180,11 +180,7 @@ def _is_hidden(name: str) -> bool:
     return name == "__MACOSX" or (name.startswith(".") and name != "..")
 
 
-class Header(NamedTuple):
-    """Shape and type of a stored array."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype
+Header = tuple[tuple[int, ...], np.dtype]  # Shape and type of a stored array.
 
 
 def read_headers(path: str) -> dict[str, Header]:
@@ -216,7 +212,7 @@ def _header(archive: zipfile.ZipFile, name: str) -> Header:
     # NumPy would allocate what the header declares before it notices that there is less.
     if min(shape, default=0) < 0 or expected != found:
         raise ValueError(f"{name!r}: expected {expected:,} bytes, got {found:,}")
-    return Header(shape, dtype)
+    return shape, dtype
 
 
 def read_array(path: str, name: str) -> np.ndarray:
@@ -258,9 +254,10 @@ def _of_arrays(path: str, headers: dict[str, Header], names: dict[str, str]) -> 
         )
     numbers, classes = None, tuple[str, ...]()
     if (labels := names[name]) in headers:
-        if headers[labels].shape != shape[:1]:
-            found = list(headers[labels].shape)
-            raise DataError(f"{where}: {shape[0]} images but labels of shape {found}")
+        if headers[labels][0] != shape[:1]:
+            raise DataError(
+                f"{where}: {shape[0]} images but labels of shape {list(headers[labels][0])}"
+            )
         # Labels that are numbers are ordered as numbers.
         values, inverse = np.unique(read_array(path, labels), return_inverse=True)
         numbers, classes = inverse.astype(np.int32), tuple(printable(str(v)) for v in values)

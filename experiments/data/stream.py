@@ -119,9 +119,6 @@ def training_batches(
     Yields:
       Pixels by name, uint8 [batch_size, H, W, C], and the classes of the images of "real" under
       "label", int32 [batch_size], if there are any.
-
-    Raises:
-      DataError: as `Images.load`.
     """
     index, count = process
     parts = []
@@ -140,22 +137,14 @@ def training_batches(
 
 
 def all_batches(images: Images, options: Data) -> Iterator[np.ndarray]:
-    """Yields every image once, in order, uint8 [B, H, W, C]; the last batch may be smaller.
-
-    Raises:
-      DataError: as `Images.load`.
-    """
+    """Yields every image once, in order, uint8 [B, H, W, C]; the last batch may be smaller."""
     dataset = grain.MapDataset.range(len(images.records)).map(functools.partial(_load, images))
     for batch in _read(dataset.batch(images.batch_size), options):
         yield batch["pixels"]
 
 
 def decode_all(images: Images, options: Data, what: str) -> np.ndarray:
-    """Decodes a whole set, uint8 [N, H, W, C], with a progress bar if that takes long.
-
-    Raises:
-      DataError: as `Images.load`.
-    """
+    """Decodes a whole set, uint8 [N, H, W, C], with a progress bar if that takes long."""
     pixels = np.empty((len(images.records), *images.shape), np.uint8)
     filled = 0
     with tqdm(
@@ -228,5 +217,5 @@ def _read(dataset: grain.MapDataset, options: Data) -> Iterator[Any]:
     try:
         yield from iterator
     finally:
-        # Stops the threads now and not only at garbage collection.
+        # Stops the threads now, and not at garbage collection.
         iterator.close()

@@ -107,9 +107,8 @@ def _prepare(name: str, base: Path) -> str:
         raise DataError(f"{missing}, and preparing it needs the package tensorflow. {by_hand}")
     print(f"{missing}: downloading and preparing it")
     try:
-        with contextlib.suppress(
-            urllib.error.HTTPError
-        ):  # An answer shows that there is a network.
+        # Any answer shows that there is a network.
+        with contextlib.suppress(urllib.error.HTTPError):
             urllib.request.urlopen(_HOST, timeout=_TIMEOUT_SECONDS).close()
         builder = tfds.builder(name, data_dir=base, file_format="array_record")
         options = tfds.download.DownloadConfig(try_download_gcs=False)

@@ -27,6 +27,7 @@ from fdrl_jax.metrics import manifold_metrics
 DEFAULT_METRICS = ("fid", "kid", "precision_recall", "density_coverage")
 METRICS = (*DEFAULT_METRICS, "inception_score")
 _PACKAGES = ("torch", "torchvision", "torch-fidelity")
+_MEAN_AND_STD = ("mean", "std")  # In names of torch-fidelity.
 _BATCH_SIZE = 64
 _KID_SUBSET_SIZE = 1_000  # The usual size; smaller if there are fewer images.
 # `pixels [B, 3, H, W], a tensor on the device -> features by layer, [B, D]`.
@@ -88,21 +89,28 @@ class Inception(NamedTuple):
     weights: Mapping[str, str]  # Files of weights by name of the protocol.
     metrics: Sequence[str]  # Some of `METRICS`.
 
+    def describe(self) -> dict[str, Any]:
+        """Returns what determines the metrics, as values for JSON."""
+        digests = {name: sha256_of_file(Path(file)) for name, file in self.weights.items()}
+        return {"weights": digests, "metrics": list(self.metrics)}
 
-def check_weights(settings: Settings) -> dict[str, tuple[str, str]]:
-    """Returns file and SHA-256 of the weights that the settings name, by protocol.
+
+def check_weights(settings: Settings) -> Inception | None:
+    """Returns the metrics of the networks whose weights the settings name, if any.
 
     Raises:
       UserError: for missing weights or packages.
     """
     given = {p.name: getattr(settings.evaluate, p.setting) for p in PROTOCOLS.values()}
-    return {
-        name: (file, check_ready(PROTOCOLS[name], file)) for name, file in given.items() if file
-    }
+    weights = {name: file for name, file in given.items() if file}
+    for name, file in weights.items():
+        check_ready(PROTOCOLS[name], file)
+    score = ("inception_score",) if settings.evaluate.inception_score else ()
+    return Inception(weights, (*DEFAULT_METRICS, *score)) if weights else None
 
 
-def check_ready(protocol: Protocol, weights_file: str) -> str:
-    """Returns the SHA-256 of the weights of a protocol, if its metrics can be computed here.
+def check_ready(protocol: Protocol, weights_file: str) -> None:
+    """Checks that the metrics of a protocol can be computed here.
 
     Raises:
       UserError: for missing weights or packages; says where to get them.
@@ -117,7 +125,6 @@ def check_ready(protocol: Protocol, weights_file: str) -> str:
     for package in _PACKAGES:
         if find_spec(package.replace("-", "_")) is None:
             raise UserError(f"{package} is not installed: pip install -e '.[eval]'")
-    return sha256_of_file(Path(weights_file))
 
 
 def by_inception(
@@ -196,15 +203,15 @@ def _values(
     if "kid" in wanted:
         size = kid_subset_size
         found = kid_features_to_metric(ours, reference, kid_subset_size=size, verbose=False)
-        mean_and_std = (found[f"kernel_inception_distance_{part}"] for part in ("mean", "std"))
-        values["kid"] = Estimate(*mean_and_std)
+        values["kid"] = Estimate(*(found[f"kernel_inception_distance_{x}"] for x in _MEAN_AND_STD))
     if "precision_recall" in wanted:
         found = prc_features_to_metric(ours, reference, save_cpu_ram=True, verbose=False)
         values |= {name: Estimate(found[name]) for name in ("precision", "recall")}
     if "inception_score" in wanted:
         found = isc_features_to_metric(samples["logits_unbiased"])
-        mean_and_std = (found[f"inception_score_{part}"] for part in ("mean", "std"))
-        values["inception_score"] = Estimate(*mean_and_std)
+        values["inception_score"] = Estimate(
+            *(found[f"inception_score_{x}"] for x in _MEAN_AND_STD)
+        )
     if "density_coverage" in wanted:
         manifold = manifold_metrics(ours.numpy(), reference.numpy())
         values |= {name: Estimate(getattr(manifold, name)) for name in ("density", "coverage")}

@@ -96,7 +96,7 @@ def _open(where: str, data_dir: str) -> Records:
 def _floats(where: str) -> np.ndarray | None:
     """Returns the images of an .npz of floating-point numbers; `None` for any other set."""
     header = read_headers(where).get("arr_0") if where.endswith(".npz") else None
-    if header is None or not np.issubdtype(header.dtype, np.floating):
+    if header is None or not np.issubdtype(header[1], np.floating):
         return None
     array = read_array(where, "arr_0").astype(np.float32)
     is_images = array.ndim == 4 and array.shape[-1] in (1, 3)

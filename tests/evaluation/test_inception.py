@@ -183,7 +183,7 @@ def test_missing_weights_and_packages_are_named(tmp_path, monkeypatch):
     def wanted(file):
         return settings.from_config({"evaluate.inception_weights": str(file)})
 
-    assert inception.check_weights(settings.Settings()) == {}
+    assert inception.check_weights(settings.Settings()) is None
     with pytest.raises(UserError, match=r"nowhere\.pth does not exist: .*6726825d\.pth \(SHA-256"):
         inception.check_weights(wanted("nowhere.pth"))
     (tmp_path / "weights.pth").write_text("weights")
