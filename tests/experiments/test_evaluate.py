@@ -127,8 +127,7 @@ def test_an_evaluation_of_images_reports_memorisation_and_shows_the_nearest(of_d
     assert (of_digits.evaluations / "step_4" / "neighbours.png").exists()
 
 
-@pytest.mark.usefixtures("no_samples")
-def test_what_is_missing_is_an_error_before_samples_are_drawn(of_images, tmp_path):
+def test_what_is_missing_is_an_error_before_samples_are_drawn(of_images, tmp_path, no_samples):
     nowhere = tmp_path / "nowhere"
     for changes, flags in (
         ({"data.dir": nowhere}, {}),
