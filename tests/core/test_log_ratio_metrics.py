@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from experiments.data.toy import gaussians8, gaussians25, swissroll
 from scipy.stats import multivariate_normal
 
+from experiments.data.points import gaussians8, gaussians25, swissroll
 from fdrl_jax import metrics
 
 GAP = np.array([0.8, -0.3])
