@@ -55,10 +55,12 @@ def main(argv: list[str] | None = None) -> None:
             _run_missing(arguments)
         except (OSError, ValueError) as error:
             parser.error(str(error))
+    if not (arguments.table or arguments.picture):
+        return
     name = arguments.data.stem if arguments.data else arguments.name
-    if (arguments.table or arguments.picture) and not name:
-        parser.error("--table and --picture need --name or --data")
     results = page.of_present_settings(page.read(arguments.results), name)
+    if not results:
+        parser.error(f"{arguments.results} has no results for --name={name}; run with --data first")
     if arguments.table:
         print(page.table(results))
     if arguments.picture:

@@ -95,7 +95,7 @@ def _train(network: networks.ResNet, images: Images) -> Any:
     )
     key = rng.root_key(0)
     shape = (1, *images.pixels.shape[1:])
-    variables = network.init(rng.stream_key(key, rng.Stream.INIT), jnp.zeros(shape))
+    variables = jax.jit(network.init)(rng.stream_key(key, rng.Stream.INIT), jnp.zeros(shape))
     train_state = state.create(variables, optimizer)
     constants = Constants(jax.tree.map(jnp.asarray, images), ())
     step = jax.jit(train_step, donate_argnums=1)

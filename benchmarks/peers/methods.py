@@ -164,7 +164,7 @@ def _fdrl(images: Images, settings: Settings, key: Array, dtype: DTypeLike) -> C
 
         return images
 
-    variables = network.init(key, jnp.zeros((1, *shape)))
+    variables = jax.jit(network.init)(key, jnp.zeros((1, *shape)))
     return Contestant(
         Constants(jax.tree.map(jnp.asarray, images), prior.params),
         state.create(variables, optimizer),
@@ -237,7 +237,7 @@ def _flow_matching(images: Images, settings: Settings, key: Array, dtype: DTypeL
         return sample
 
     times = jnp.zeros((1,))
-    variables = network.init(key, jnp.zeros((1, *shape)), times, times)
+    variables = jax.jit(network.init)(key, jnp.zeros((1, *shape)), times, times)
     return _rival(images, settings, variables, loss_and_grads, sampler)
 
 
@@ -278,10 +278,11 @@ def _r3gan(images: Images, settings: Settings, key: Array, dtype: DTypeLike) -> 
         z = _noise(key, positions, (settings["num_latents"],))
         return generator.apply({"params": variables["params"]["generator"]}, z)
 
-    keys = jax.random.split(key)
+    generator_key, critic_key = jax.random.split(key)
+    z, x = jnp.zeros((1, settings["num_latents"])), jnp.zeros((1, *images.pixels.shape[1:]))
     params = {
-        "generator": generator.init(keys[0], jnp.zeros((1, settings["num_latents"])))["params"],
-        "critic": critic.init(keys[1], jnp.zeros((1, *images.pixels.shape[1:])))["params"],
+        "generator": jax.jit(generator.init)(generator_key, z)["params"],
+        "critic": jax.jit(critic.init)(critic_key, x)["params"],
     }
     return _rival(images, settings, {"params": params}, loss_and_grads, lambda _: sample)
 

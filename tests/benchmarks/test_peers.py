@@ -192,3 +192,6 @@ def test_a_run_that_has_a_line_is_skipped(tmp_path, monkeypatch, capsys):
         ("r3gan", 1), ("r3gan", 2), ("fdrl", 1), ("fdrl", 2),
     ]  # fmt: skip
     assert "| R3GAN, small | 600 | 2 |" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        program.main([f"--results={tmp_path / 'r.jsonl'}", "--name=other", "--table"])
+    assert "has no results for --name=other" in capsys.readouterr().err
