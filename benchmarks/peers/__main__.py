@@ -1,0 +1,143 @@
+"""FDRL, flow matching, MeanFlow and a GAN with the same CPU seconds on the same images.
+
+Run: taskset -c 0 python -m benchmarks.peers --data=MNIST.zip --budgets 600 1800 --seeds 1 2
+The zip has one folder of PNG or JPEG files per class. Each run adds a line to the results, and a
+run that has a line is skipped, so the same command resumes an interrupted race. A budget is in CPU
+seconds of one process; compare runs of one machine only. To tune a method, change its settings:
+  python -m benchmarks.peers --data=MNIST.zip --methods fdrl --budgets 180 --set learning_rate=1e-3
+To print the table and draw the curve of the results:
+  python -m benchmarks.peers --name=MNIST --results=FILE --table --picture=curve.png
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from benchmarks.peers import data, methods, page, race
+
+# XLA reads its flags when JAX starts, in the process of each run.
+_XLA_FLAGS = {
+    "float32": "--xla_cpu_experimental_ynn_fusion_type=individual_dot",
+    "bfloat16": "--xla_cpu_experimental_ynn_fusion_type=individual_dot "
+    "--xla_cpu_experimental_onednn_custom_call=true",
+}
+_OLDEST_JAX = {"float32": (0, 10), "bfloat16": (0, 12)}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Carries out the runs that the results lack, and shows the results."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    names = tuple(page.NAMES)
+    add("--data", type=Path, help="zip of images; without it, nothing is run")
+    add("--methods", nargs="+", default=names, choices=names, metavar="METHOD", help=str(names))
+    add("--budgets", type=float, nargs="+", default=[600.0], help="CPU seconds")
+    add("--seeds", type=int, nargs="+", default=[1])
+    add("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings other than default")
+    add("--num_samples", type=int, default=2_000, help="a multiple of 250")
+    add("--precision", choices=tuple(_XLA_FLAGS), default="bfloat16")
+    add("--cache", type=Path, default=Path("runs/peers"), help="folder of judge and pictures")
+    add("--results", type=Path, default=Path("runs/peers/results.jsonl"))
+    add("--name", help="data set of table and picture, if --data is not given")
+    add("--table", action="store_true", help="print the results in Markdown")
+    add("--picture", type=Path, help="draw the distance against CPU seconds")
+    arguments = parser.parse_args(argv)
+    if arguments.data:
+        try:
+            _run_missing(arguments)
+        except (OSError, ValueError) as error:
+            parser.error(str(error))
+    if not (arguments.table or arguments.picture):
+        return
+    name = arguments.data.stem if arguments.data else arguments.name
+    results = page.of_present_settings(page.read(arguments.results), name)
+    if not results:
+        parser.error(f"{arguments.results} has no results for --name={name}; run with --data first")
+    if arguments.table:
+        print(page.table(results))
+    if arguments.picture:
+        page.draw(results, arguments.picture)
+
+
+def _run_missing(arguments: argparse.Namespace) -> None:
+    if arguments.num_samples < 250 or arguments.num_samples % 250:
+        raise ValueError(f"--num_samples must be a multiple of 250, got {arguments.num_samples}")
+    _set_flags(arguments.precision)
+    images = data.load(arguments.data)
+    defaults = methods.defaults(images.contestants.pixels.shape[1:])
+    runs = [
+        race.Run(
+            data=arguments.data.stem,
+            method=method,
+            settings=changed(method, defaults[method], arguments.set),
+            seed=seed,
+            budget=budget,
+            num_samples=arguments.num_samples,
+            precision=arguments.precision,
+        )
+        for budget in arguments.budgets
+        for seed in arguments.seeds
+        for method in arguments.methods
+    ]
+    done = [
+        {key: result[key] for key in race.Run._fields} for result in page.read(arguments.results)
+    ]
+    runs = [run for run in runs if run._asdict() not in done]
+    if runs:
+        accuracy = _in_new_process(race.judge_accuracy, runs[0], images, arguments.cache)
+        print(f"the judge classifies {accuracy:.2%} of the held-out images correctly", flush=True)
+    arguments.results.parent.mkdir(parents=True, exist_ok=True)
+    for run in runs:
+        result = _in_new_process(race.carry_out, run, images, arguments.cache)
+        with arguments.results.open("a") as stream:
+            stream.write(json.dumps(result) + "\n")
+        print(page.line(result), flush=True)
+
+
+def changed(method: str, settings: dict[str, Any], changes: list[str]) -> dict[str, Any]:
+    """Returns settings with changes of the form KEY=VALUE, where VALUE is JSON.
+
+    Raises:
+      ValueError: for an unknown key, or a value that is not JSON.
+    """
+    settings = dict(settings)
+    for key, _, text in (change.partition("=") for change in changes):
+        if key not in settings:
+            allowed = ", ".join(sorted(settings))
+            raise ValueError(f"--set {key}: {method} has no such setting; allowed: {allowed}")
+        try:
+            settings[key] = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"--set {key}={text}: the value must be JSON: {error}") from error
+    return settings
+
+
+def _set_flags(precision: str) -> None:
+    version, oldest = metadata.version("jax"), _OLDEST_JAX[precision]
+    if tuple(map(int, version.split(".")[:2])) < oldest:
+        raise ValueError(
+            f"--precision={precision}: its fast kernels need JAX {'.'.join(map(str, oldest))}, "
+            f"found {version}; install a newer one, or use --precision=float32"
+        )
+    os.environ.setdefault("XLA_FLAGS", _XLA_FLAGS[precision])
+
+
+def _in_new_process(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Calls a function in a new process, whose CPU seconds and memory are those of the run.
+
+    The process starts afresh, because JAX does not survive a fork.
+    """
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+if __name__ == "__main__":
+    main()

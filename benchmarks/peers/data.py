@@ -1,0 +1,76 @@
+"""Labelled images from a zip, split so that no contestant sees what it is judged by."""
+
+import io
+import zipfile
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from fdrl_jax.priors import Batch
+
+
+class Images(NamedTuple):
+    """Images, [N, H, W, C] uint8, and their classes, [N] int32, on the host or the device."""
+
+    pixels: Any
+    labels: Any
+
+
+class Split(NamedTuple):
+    """Three parts of a data set without a common image.
+
+    Attributes:
+      contestants: 70%, on which all contestants train.
+      judge: 20%, on which the classifier trains.
+      reference: 10%, with which samples are compared.
+    """
+
+    contestants: Images
+    judge: Images
+    reference: Images
+
+
+def load(path: Path) -> Split:
+    """Reads a zip with one folder of PNG or JPEG files per class; the split is always the same.
+
+    Raises:
+      ValueError: if it has no such files, or images of different sizes.
+    """
+    with zipfile.ZipFile(path) as archive:
+        files = [PurePosixPath(name) for name in archive.namelist()]
+        files = sorted(f for f in files if f.suffix.lower() in (".png", ".jpg", ".jpeg"))
+        pixels = [np.asarray(Image.open(io.BytesIO(archive.read(str(f))))) for f in files]
+    if len(shapes := {image.shape for image in pixels}) != 1:
+        found = ", ".join(map(str, sorted(shapes)[:3])) or "none"
+        raise ValueError(f"{path}: expected PNG or JPEG images of one size, found {found}")
+    classes = sorted({file.parent.name for file in files})
+    labels = np.array([classes.index(file.parent.name) for file in files], np.int32)
+    images = np.stack(pixels).reshape(len(pixels), *pixels[0].shape[:2], -1)
+    order = np.random.default_rng(0).permutation(len(images))
+    parts = np.split(order, [len(order) * 7 // 10, len(order) * 9 // 10])
+    return Split(*(Images(images[part], labels[part]) for part in parts))
+
+
+def draw(images: Images, key: jax.Array, positions: jax.Array, *, flip: bool) -> Batch:
+    """Draws random examples, one per position [B], and mirrors half of them if `flip` is set."""
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, positions)
+    chosen = jax.vmap(lambda k: jax.random.randint(k, (), 0, len(images.pixels)))(keys)
+    real, labels = scaled(images.pixels[chosen]), images.labels[chosen]
+    if flip:
+        mirrored = jax.vmap(lambda k: jax.random.bernoulli(jax.random.fold_in(k, 1)))(keys)
+        real = jnp.where(mirrored[:, None, None, None], real[:, :, ::-1], real)
+    return {"real": real, "label": labels}
+
+
+def scaled(pixels: Any) -> Any:
+    """Maps bytes to [-1, 1], on the host or the device."""
+    return pixels.astype(np.float32) / 127.5 - 1.0
+
+
+def as_bytes(x: jax.Array) -> np.ndarray:
+    """Maps [-1, 1] to bytes, and clips values outside."""
+    return np.asarray(jnp.round((jnp.clip(x, -1.0, 1.0) + 1.0) * 127.5).astype(jnp.uint8))

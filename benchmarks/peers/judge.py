@@ -1,0 +1,120 @@
+"""The judge: a classifier of images that no contestant saw, and its figures for samples."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import traverse_util
+from jax.typing import DTypeLike
+
+from benchmarks.peers.data import Images, Split, draw, scaled
+from fdrl_jax import metrics, networks
+from fdrl_jax.priors import Batch
+from fdrl_jax.training import adversarial, augmentation, rng, state
+from fdrl_jax.training.problem import Constants
+
+_BATCH, _NUM_EPOCHS, _LEARNING_RATE, _MAX_SHIFT = 64, 20, 1e-3, 2
+_SPEC = networks.ResNetSpec(32, ((64, 2), (64, 1), (128, 2), (128, 1)))
+_APPLY_BATCH = 250
+
+
+class Judge(NamedTuple):
+    """A trained classifier.
+
+    Attributes:
+      network: the architecture.
+      variables: its parameters.
+      reference: features of the reference images, [N, D].
+      accuracy: on the reference images.
+    """
+
+    network: networks.ResNet
+    variables: Any
+    reference: np.ndarray
+    accuracy: float
+
+    def figures(self, pixels: np.ndarray) -> dict[str, float]:
+        """Returns the figures of images, [N, H, W, C] uint8.
+
+        "frechet" is the squared Fréchet distance to the reference images in the features before the
+        last layer, "top_probability" the mean probability of the most probable class, and
+        "min_share" and "max_share" are the shares of the rarest and the most frequent class.
+        """
+        features, logits = _apply(self.network, self.variables, pixels)
+        shares = np.bincount(logits.argmax(axis=1), minlength=logits.shape[1]) / len(logits)
+        return {
+            "frechet": metrics.frechet_distance(features, self.reference),
+            "top_probability": float(jax.nn.softmax(logits).max(axis=1).mean()),
+            "min_share": float(shares.min()),
+            "max_share": float(shares.max()),
+        }
+
+
+def load_or_train(file: Path, images: Split, dtype: DTypeLike) -> Judge:
+    """Reads the parameters of the judge from an npz, or trains it and writes them.
+
+    Args:
+      file: of the parameters.
+      images: the judge trains on the second part and is compared with the third.
+      dtype: type of the convolutions.
+    """
+    num_classes = int(images.judge.labels.max()) + 1
+    network = networks.resnet(_SPEC, num_outputs=num_classes, use_bias=True, dtype=dtype)
+    if not file.exists():
+        variables = jax.tree.map(np.asarray, _train(network, images.judge))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(file, **traverse_util.flatten_dict(variables, sep="/"))
+    with np.load(file, allow_pickle=False) as arrays:
+        variables = traverse_util.unflatten_dict(dict(arrays), sep="/")
+    features, logits = _apply(network, variables, images.reference.pixels)
+    accuracy = float(np.mean(logits.argmax(axis=1) == images.reference.labels))
+    return Judge(network, variables, features, accuracy)
+
+
+def _train(network: networks.ResNet, images: Images) -> Any:
+    num_steps = _NUM_EPOCHS * len(images.pixels) // _BATCH
+    is_grey = images.pixels.shape[-1] == 1
+
+    def shifted(arrays: Images, _: Any, key: jax.Array, positions: jax.Array) -> Batch:
+        batch = draw(arrays, key, positions, flip=not is_grey)
+        shift_key = jax.random.fold_in(key, len(arrays.pixels))  # Not that of any position.
+        moved = augmentation.shifted(shift_key, positions, batch["real"], _MAX_SHIFT)
+        return {**batch, "real": moved}
+
+    optimizer = optax.adam(optax.cosine_decay_schedule(_LEARNING_RATE, num_steps))
+    train_step = adversarial.make_train_step(
+        network.apply,
+        attack=adversarial.l2_attack(0.0, 0),
+        optimizer=optimizer,
+        draw=shifted,
+        batch_size=_BATCH,
+        ema_ramp=True,
+    )
+    key = rng.root_key(0)
+    shape = (1, *images.pixels.shape[1:])
+    variables = jax.jit(network.init)(rng.stream_key(key, rng.Stream.INIT), jnp.zeros(shape))
+    train_state = state.create(variables, optimizer)
+    constants = Constants(jax.tree.map(jnp.asarray, images), ())
+    step = jax.jit(train_step, donate_argnums=1)
+    for _ in range(num_steps):
+        train_state, _metrics = step(key, train_state, constants)
+    return train_state.ema_variables
+
+
+def _apply(
+    network: networks.ResNet, variables: Any, pixels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns features [N, D] and logits [N, C]."""
+
+    @jax.jit
+    def of_batch(batch: jax.Array) -> tuple[jax.Array, jax.Array]:
+        x = scaled(batch)
+        return network.apply(variables, x, features=True), network.apply(variables, x)
+
+    starts = range(0, len(pixels), _APPLY_BATCH)
+    parts = [of_batch(pixels[start : start + _APPLY_BATCH]) for start in starts]
+    features, logits = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return features, logits

@@ -1,0 +1,121 @@
+"""Results of the race: the file, the table and the picture."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from benchmarks.peers import methods
+
+Result = dict[str, Any]
+NAMES = {
+    "fdrl": "FDRL",
+    "flow_matching": "flow matching",
+    "ot_flow_matching": "flow matching, optimal pairs",
+    "meanflow": "MeanFlow",
+    "r3gan": "R3GAN, small",
+}
+_COLUMNS = (
+    "method", "CPU seconds", "seeds", "steps", "parameters", "peak memory", "evaluations",
+    "ms per sample", "top probability", "class shares", "Fréchet distance",
+)  # fmt: skip
+
+
+def read(file: Path) -> list[Result]:
+    """Reads the results, one JSON object per line; a missing file has none."""
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def line(result: Result) -> str:
+    """Returns a result in one line of text, for the terminal."""
+    texts = [f"{result['method']}, seed {result['seed']}, {result['steps']} steps"]
+    texts += ["diverged"] if result["diverged"] else []
+    for row in [{"evaluations": "real"} | result["real"], *result["samples"]]:
+        shares = f"{row['min_share']:.1%} to {row['max_share']:.1%}"
+        figures = f"{row['frechet']:.3f}, {row['top_probability']:.3f}, {shares}"
+        texts.append(f"{row['evaluations']}: {figures}")
+    return "; ".join(texts)
+
+
+def of_present_settings(results: list[Result], name: str) -> list[Result]:
+    """Returns the results of a data set, without those of settings that are not the default."""
+    return [
+        result
+        for result in results
+        if result["data"] == name
+        and result["settings"] == methods.defaults(tuple(result["shape"]))[result["method"]]
+    ]
+
+
+def table(results: list[Result]) -> str:
+    """Returns a table in Markdown: means over seeds, and the distance of each seed."""
+    order = list(NAMES)
+    rows = [_row("real images", [result["real"] for result in results], results, trained=False)]
+    groups: dict[tuple[float, int, int], list[Result]] = {}
+    for result in results:
+        for index in range(len(result["samples"])):
+            key = (result["budget"], order.index(result["method"]), index)
+            groups.setdefault(key, []).append(result)
+    for (_, number, index), group in sorted(groups.items()):
+        samples = [result["samples"][index] for result in group]
+        is_prior = samples[0]["evaluations"] == 0
+        label = "prior of FDRL" if is_prior else NAMES[order[number]]
+        rows.append(_row(label, samples, group, trained=not is_prior))
+    rows += [
+        f"| {NAMES[r['method']]} | {r['budget']:,.0f} | seed {r['seed']} diverged at step "
+        f"{r['steps']:,} |" + " |" * (len(_COLUMNS) - 3)
+        for r in results
+        if r["diverged"]
+    ]
+    header = f"| {' | '.join(_COLUMNS)} |\n{'|---' * len(_COLUMNS)}|"
+    return "\n".join([header, *dict.fromkeys(rows)])
+
+
+def draw(results: list[Result], file: Path) -> None:
+    """Draws the distance against the CPU seconds: a line per method, a point per seed."""
+    figure, ax = plt.subplots(figsize=(6.4, 4.0), layout="constrained", dpi=130)
+    for method, label in NAMES.items():
+        points = [
+            (result["budget"], result["samples"][-1]["frechet"])
+            for result in results
+            if result["method"] == method and result["samples"]
+        ]
+        if points:
+            budgets, distances = np.array(points).T
+            each = np.unique(budgets)
+            means = [distances[budgets == budget].mean() for budget in each]
+            (drawn,) = ax.plot(each, means, lw=1.5, label=label)
+            ax.plot(budgets, distances, "o", ms=4, color=drawn.get_color())
+    real = np.mean([result["real"]["frechet"] for result in results])
+    ax.axhline(real, color="0.4", ls="--", lw=1, label="real images")
+    ax.set(xscale="log", yscale="log", xlabel="CPU seconds of training", ylabel="Fréchet distance")
+    ax.legend(fontsize=8)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file)
+    plt.close(figure)
+
+
+def _row(label: str, rows: list[Result], results: list[Result], *, trained: bool) -> str:
+    def mean(key: str, of: list[Result] = rows) -> float:
+        return float(np.mean([one[key] for one in of]))
+
+    cells = [label] + 7 * [""]
+    if trained:
+        cells[1:] = [
+            f"{mean('train_cpu_seconds', results):,.0f}",
+            f"{len(rows)}",
+            f"{mean('steps', results):,.0f}",
+            f"{results[0]['parameters'] / 1e6:.2f} M",
+            f"{max(result['peak_megabytes'] for result in results):,} MB",
+            f"{rows[0]['evaluations']}",
+            f"{1e3 * mean('cpu_seconds'):.2f}",
+        ]
+    distances = ", ".join(f"{row['frechet']:.2f}" for row in rows)
+    cells += [
+        f"{mean('top_probability'):.3f}",
+        f"{mean('min_share'):.1%} to {mean('max_share'):.1%}",
+        f"{mean('frechet'):.2f}" + (f" ({distances})" if trained and len(rows) > 1 else ""),
+    ]
+    return f"| {' | '.join(cells)} |"

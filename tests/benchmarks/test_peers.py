@@ -1,0 +1,197 @@
+"""Contestants of the race train and draw, and the results of a race are complete and resumable."""
+
+import io
+import json
+import zipfile
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.optimize import linear_sum_assignment
+
+from benchmarks.peers import __main__ as program
+from benchmarks.peers import data, judge, methods, page, race
+from fdrl_jax.training import rng
+
+SHAPE = (8, 8, 1)
+SMALL = {
+    "fdrl": {"blocks": [[8, 2]], "num_steps": 2, "evaluations": [0, 3]},
+    "flow_matching": {"num_blocks": 1, "evaluations": [4]},
+    "ot_flow_matching": {"num_blocks": 1, "evaluations": [4]},
+    "meanflow": {"num_blocks": 1, "evaluations": [1, 2]},
+    "r3gan": {"blocks": [[8, 2]], "evaluations": [1]},
+}
+
+
+def settings(method: str) -> dict:
+    return methods.defaults(SHAPE)[method] | {"width": 8, "batch_size": 8} | SMALL[method]
+
+
+@pytest.fixture(scope="module")
+def images() -> data.Images:
+    rs = np.random.default_rng(0)
+    pixels = rs.integers(0, 256, (160, *SHAPE), dtype=np.uint8)
+    return data.Images(pixels, np.arange(160, dtype=np.int32) % 2)
+
+
+@pytest.mark.parametrize("method", page.NAMES)
+def test_a_contestant_trains_and_draws(method, images):
+    chosen = settings(method)
+    contestant = methods.build(method, images, chosen, seed=0, dtype=jnp.float32)
+    key = rng.root_key(0)
+    before = jax.tree.map(np.asarray, contestant.train_state.variables["params"])
+    state, found = race.train(contestant, 1e-3, key, budget=1e-6)
+    assert found["steps"] == 1
+    assert not found["diverged"]
+    changed = jax.tree.map(lambda a, b: not np.array_equal(a, b), before, state.variables["params"])
+    assert any(jax.tree.leaves(changed))
+    for num, sampler in contestant.samplers.items():
+        draw = jax.jit(sampler)
+        drawn = draw(key, state.ema_variables, contestant.constants, jnp.arange(4))
+        assert drawn.shape == (4, *SHAPE), num
+        assert np.isfinite(drawn).all()
+        # A sample depends on its position and not on its place in the batch.
+        moved = draw(key, state.ema_variables, contestant.constants, 2 + jnp.arange(4))
+        np.testing.assert_allclose(moved[:2], drawn[2:], atol=1e-4)
+
+
+def test_the_directional_derivative_is_that_of_forward_mode():
+    def function(x, t):
+        return jnp.sin(x) * t[:, None] ** 2
+
+    x, t = jnp.arange(6.0).reshape(2, 3), jnp.array([0.5, 2.0])
+    direction = (jnp.cos(x), jnp.ones(2))
+    expected = jax.jvp(function, (x, t), direction)[1]
+    found = methods.directional_derivative(function, (x, t), direction)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_noise_is_paired_with_the_nearest_images_in_total():
+    noise, real = jax.random.normal(jax.random.key(0), (2, 16, 4, 4, 1))
+    costs = np.sum((np.asarray(real)[:, None] - np.asarray(noise)[None]) ** 2, axis=(2, 3, 4))
+    smallest = costs[linear_sum_assignment(costs)].sum()
+    pairs = methods.paired(noise, real)
+    assert jnp.sum((pairs - real) ** 2) == pytest.approx(smallest, rel=1e-5)
+    np.testing.assert_array_equal(jnp.sort(pairs, axis=0), jnp.sort(noise, axis=0))
+
+
+def test_flow_matching_learns_a_constant_image():
+    images = data.Images(np.full((16, *SHAPE), 191, np.uint8), np.zeros(16, np.int32))
+    chosen = settings("flow_matching") | {"ema_rate": 0.9}
+    contestant = methods.build("flow_matching", images, chosen, seed=0, dtype=jnp.float32)
+    state, _ = race.train(contestant, 1e-2, rng.root_key(0), budget=2.0)
+    key, at = rng.root_key(1), jnp.arange(8)
+    drawn = contestant.samplers[4](key, state.ema_variables, contestant.constants, at)
+    prior = jax.random.normal(key, drawn.shape)
+    target = 191 / 127.5 - 1
+    assert jnp.mean((drawn - target) ** 2) < 0.2 * jnp.mean((prior - target) ** 2)
+
+
+def test_a_loss_that_is_not_finite_ends_the_training(images):
+    contestant = methods.build("fdrl", images, settings("fdrl"), seed=0, dtype=jnp.float32)
+    _, found = race.train(contestant, float("nan"), rng.root_key(0), budget=60.0)
+    assert found["diverged"]
+    assert found["steps"] == 2
+
+
+def test_the_parts_of_a_zip_have_no_common_image(tmp_path):
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        for i in range(40):
+            stream = io.BytesIO()
+            Image.fromarray(np.full((4, 6), i, np.uint8)).save(stream, "png")
+            archive.writestr(f"set/{'ab'[i % 2]}/{i}.png", stream.getvalue())
+    split = data.load(tmp_path / "set.zip")
+    assert [part.pixels.shape for part in split] == [(n, 4, 6, 1) for n in (28, 8, 4)]
+    found = np.concatenate([part.pixels[:, 0, 0, 0] for part in split])
+    assert sorted(found) == [*range(40)]
+    for part in split:
+        np.testing.assert_array_equal(part.labels, part.pixels[:, 0, 0, 0] % 2)
+
+
+def test_the_judge_ranks_real_images_before_noise(tmp_path, monkeypatch):
+    rs = np.random.default_rng(1)
+    labels = np.arange(160, dtype=np.int32) % 2
+    pixels = rs.integers(0, 60, (160, *SHAPE)) + 150 * labels[:, None, None, None]
+    parts = [data.Images(pixels[i::3].astype(np.uint8), labels[i::3]) for i in range(3)]
+    monkeypatch.setattr(judge, "_SPEC", judge.networks.ResNetSpec(8, ((8, 2),)))
+    monkeypatch.setattr(judge, "_NUM_EPOCHS", 60)
+    monkeypatch.setattr(judge, "_LEARNING_RATE", 1e-2)
+    file = tmp_path / "cache" / "judge.npz"
+    trained = judge.load_or_train(file, data.Split(*parts), jnp.float32)
+    assert trained.accuracy == 1.0
+    opened = judge.load_or_train(file, data.Split(*parts), jnp.float32)
+    np.testing.assert_array_equal(opened.reference, trained.reference)
+    real, noise = (opened.figures(x) for x in (parts[0].pixels, np.zeros_like(parts[0].pixels)))
+    assert real["frechet"] < noise["frechet"]
+    assert (noise["min_share"], noise["max_share"]) == (0.0, 1.0)
+
+
+def result(method: str, budget: float, frechet: float, **changes) -> dict:
+    figures = {"frechet": frechet, "top_probability": 0.9, "min_share": 0.05, "max_share": 0.2}
+    chosen = methods.defaults(SHAPE)[method]
+    found = race.Run("set", method, chosen, 1, budget, 250, "float32")._asdict() | {
+        "steps": 10, "train_cpu_seconds": budget, "loss": 1.0, "diverged": False,
+        "parameters": 1_000_000, "peak_megabytes": 500, "shape": SHAPE, "images": 112,
+        "jax": "0", "judge_accuracy": 1.0, "real": figures | {"frechet": 0.1},
+        "samples": [{"evaluations": 1, "cpu_seconds": 0.001, **figures}],
+    }  # fmt: skip
+    return found | changes
+
+
+def test_the_table_has_means_over_seeds_and_no_trials_of_tuning(tmp_path):
+    trial = result("r3gan", 60.0, 9.0)
+    trial["settings"] = trial["settings"] | {"b1": 0.3}
+    found = [
+        result("r3gan", 60.0, 3.0),
+        result("r3gan", 60.0, 5.0, seed=2),
+        result("fdrl", 60.0, 2.0, diverged=True, samples=[]),
+        result("fdrl", 60.0, 2.0, data="other"),
+        trial,
+    ]
+    file = tmp_path / "results.jsonl"
+    file.write_text("".join(json.dumps(one) + "\n" for one in found))
+    kept = page.of_present_settings(page.read(file), "set")
+    table = page.table(kept)
+    assert "| 4.00 (3.00, 5.00) |" in table
+    assert "seed 1 diverged at step 10" in table
+    assert "9.00" not in table
+    page.draw(kept, tmp_path / "curve.png")
+    with Image.open(tmp_path / "curve.png") as picture:
+        assert picture.size[0] > 100
+
+
+def test_settings_change_by_name():
+    before = methods.defaults(SHAPE)["fdrl"]
+    after = program.changed("fdrl", before, ["b1=0.9", "blocks=[[8, 1]]"])
+    assert after == before | {"b1": 0.9, "blocks": [[8, 1]]}
+    with pytest.raises(ValueError, match="num_latents: fdrl has no such setting; allowed: b1"):
+        program.changed("fdrl", before, ["num_latents=3"])
+    with pytest.raises(ValueError, match="must be JSON"):
+        program.changed("fdrl", before, ["b1=x"])
+
+
+def test_a_run_that_has_a_line_is_skipped(tmp_path, monkeypatch, capsys):
+    split = data.Split(*3 * [data.Images(np.zeros((4, *SHAPE), np.uint8), np.zeros(4, np.int32))])
+    carried_out = []
+
+    def in_this_process(function, *arguments):
+        if function is race.judge_accuracy:
+            return 1.0
+        carried_out.append(run := arguments[0])
+        return result(run.method, run.budget, 1.0) | run._asdict()
+
+    monkeypatch.setattr(data, "load", lambda path: split)
+    monkeypatch.setattr(program, "_in_new_process", in_this_process)
+    monkeypatch.setenv("XLA_FLAGS", "")
+    command = ["--data=set.zip", "--precision=float32", f"--results={tmp_path / 'r.jsonl'}"]
+    program.main([*command, "--methods", "r3gan", "--seeds", "1", "2"])
+    program.main([*command, "--methods", "r3gan", "fdrl", "--seeds", "1", "2", "--table"])
+    assert [(run.method, run.seed) for run in carried_out] == [
+        ("r3gan", 1), ("r3gan", 2), ("fdrl", 1), ("fdrl", 2),
+    ]  # fmt: skip
+    assert "| R3GAN, small | 600 | 2 |" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        program.main([f"--results={tmp_path / 'r.jsonl'}", "--name=other", "--table"])
+    assert "has no results for --name=other" in capsys.readouterr().err
