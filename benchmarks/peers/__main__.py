@@ -22,7 +22,7 @@ from typing import Any
 from benchmarks.peers import data, methods, page, race
 
 # XLA reads its flags when JAX starts, in the process of each run.
-_XLA_FLAGS = {
+XLA_FLAGS = {
     "float32": "--xla_cpu_experimental_ynn_fusion_type=individual_dot",
     "bfloat16": "--xla_cpu_experimental_ynn_fusion_type=individual_dot "
     "--xla_cpu_experimental_onednn_custom_call=true",
@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--seeds", type=int, nargs="+", default=[1])
     add("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings other than default")
     add("--num_samples", type=int, default=2_000, help="a multiple of 250")
-    add("--precision", choices=tuple(_XLA_FLAGS), default="bfloat16")
+    add("--precision", choices=tuple(XLA_FLAGS), default="bfloat16")
     add("--cache", type=Path, default=Path("runs/peers"), help="folder of judge and pictures")
     add("--results", type=Path, default=Path("runs/peers/results.jsonl"))
     add("--name", help="data set of table and picture, if --data is not given")
@@ -127,7 +127,7 @@ def _set_flags(precision: str) -> None:
             f"--precision={precision}: its fast kernels need JAX {'.'.join(map(str, oldest))}, "
             f"found {version}; install a newer one, or use --precision=float32"
         )
-    os.environ.setdefault("XLA_FLAGS", _XLA_FLAGS[precision])
+    os.environ.setdefault("XLA_FLAGS", XLA_FLAGS[precision])
 
 
 def _in_new_process(function: Callable[..., Any], *arguments: Any) -> Any:

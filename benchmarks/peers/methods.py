@@ -131,7 +131,7 @@ def _fdrl(images: Images, settings: Settings, key: Array, dtype: DTypeLike) -> C
     factor = priors.covariance_factor(moments.covariance, settings["jitter"])
     prior = priors.gaussian(moments.mean.reshape(shape), factor)
     fit_seconds = time.process_time() - started
-    network = _critic(settings, dtype)
+    network = make_critic(settings, dtype)
     problem = Problem(
         estimator=Estimator.from_network(network),
         bregman="lr",
@@ -139,7 +139,7 @@ def _fdrl(images: Images, settings: Settings, key: Array, dtype: DTypeLike) -> C
         flow=FlowParams(num_steps, settings["step_size"], settings["noise_scale"]),
         prior_sample=prior.sample,
     )
-    optimizer = _optimizer(settings)
+    optimizer = make_optimizer(settings)
     train_step = steps.make_train_step(
         problem,
         optimizer=optimizer,
@@ -247,7 +247,7 @@ def _r3gan(images: Images, settings: Settings, key: Array, dtype: DTypeLike) -> 
     The critic is FDRL's network. Both players move at once, so that images are generated once.
     """
     generator = Generator(images.pixels.shape[1:], settings["width"], dtype)
-    critic = _critic(settings, dtype)
+    critic = make_critic(settings, dtype)
 
     def loss_and_grads(variables: Variables, key: Array, real: Array) -> tuple[Any, Any]:
         params = variables["params"]
@@ -304,7 +304,7 @@ def _rival(
         step_key = jax.random.fold_in(rng.stream_key(key, rng.Stream.FLOW), positions[0])
         return loss_and_grads(variables, step_key, real)
 
-    optimizer = _optimizer(settings)
+    optimizer = make_optimizer(settings)
     train_step = steps.from_gradients(
         of_positions,
         optimizer=optimizer,
@@ -341,14 +341,14 @@ def directional_derivative(
     return derivative
 
 
-def _critic(settings: Settings, dtype: DTypeLike) -> networks.ResNet:
+def make_critic(settings: Settings, dtype: DTypeLike) -> networks.ResNet:
     blocks = tuple((channels, stride) for channels, stride in settings["blocks"])
     return networks.resnet(
         networks.ResNetSpec(settings["width"], blocks), use_bias=True, dtype=dtype
     )
 
 
-def _optimizer(settings: Settings) -> optax.GradientTransformation:
+def make_optimizer(settings: Settings) -> optax.GradientTransformation:
     def adam(learning_rate: Array) -> optax.GradientTransformation:
         found = optax.adam(learning_rate, b1=settings["b1"], b2=settings["b2"])
         norm = settings["clip_norm"]
