@@ -43,16 +43,11 @@ def digest_of(run_id: str, state: TrainState) -> str:
     return sha256_of_json([run_id, sha256_of_arrays(state)])
 
 
-class _DamagedError(Exception):
-    """The files on disk are not those that were saved."""
-
-
 class Checkpoints:
     """The checkpoints of a run, in one folder per step. The newest few and the best are kept.
 
-    A checkpoint holds the train state: step, variables, average, optimizer. Random keys and the
-    order of the data depend only on the step, the number of skipped batches in the state, and the
-    seed.
+    A checkpoint holds the train state. Random keys and the order of the data depend only on its
+    step, its number of skipped batches, and the seed.
 
     Orbax does not report damage: it returns wrong numbers for a file with flipped bits, and zeros
     for a missing file. A SHA-256 digest of the run and the state is therefore computed in memory
@@ -62,10 +57,10 @@ class Checkpoints:
     def __init__(
         self, folder: Path, run_id: str, keep: int = 1, *, read_only: bool = False
     ) -> None:
-        """Opens the checkpoints of a run. Use it in a `with` statement.
+        """Opens the checkpoints of a run, of which the newest `keep` are kept.
 
-        The newest `keep` checkpoints are kept. The folder need not exist, and if `read_only`,
-        nothing in it is changed.
+        Use it in a `with` statement. The folder need not exist, and if `read_only`, nothing in it
+        is changed.
         """
         self._folder, self._run_id = folder.absolute(), run_id
         self._keep, self._read_only = keep, read_only
@@ -110,23 +105,15 @@ class Checkpoints:
         return sorted(int(name) for name in names if _STEP.fullmatch(name))
 
     def best(self) -> dict[str, Any] | None:
-        """Returns "step", "metric" and "value" of the best checkpoint, if there is one.
-
-        Raises:
-          UserError: if its record was changed.
-        """
+        """Returns "step", "metric" and "value" of the best checkpoint, if there is one."""
         if not self._best_file.exists():
             return None
         best = read_sealed(self._best_file)
         # If the checkpoint was set aside as damaged, the run has to find a best one again.
-        return best if self._is_complete(best["step"]) else None
+        return best if best["step"] in self.steps() else None
 
     def save(self, train_state: TrainState) -> None:
-        """Saves the state of one replica in the background. Earlier checkpoints survive a crash.
-
-        Raises:
-          OSError: if this checkpoint, or the previous one, cannot be written.
-        """
+        """Saves the state of one replica in the background. Earlier checkpoints survive a crash."""
         arrays, step = jax.tree.map(np.asarray, train_state), int(train_state.step)
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(arrays),
@@ -138,10 +125,7 @@ class Checkpoints:
                 raise ValueError(f"step {step} is not after {self._manager.latest_step()}")
 
     def record_best(self, step: int, metric: str, value: float) -> None:
-        """Records that the checkpoint of a step is the best so far by a metric; raises as `save`.
-
-        Waits until it is complete; until then the previous best one counts.
-        """
+        """Waits until the checkpoint of a step is complete, and records it as the best so far."""
         self.wait()
         if parallel.is_first_process():
             write_sealed(self._best_file, {"step": step, "metric": metric, "value": value})
@@ -160,14 +144,10 @@ class Checkpoints:
     def restore(self, template: TrainState, which: Which = None) -> Restored | None:
         """Restores a checkpoint: the newest intact one, the best, or the one of a step.
 
-        If the newest checkpoint is damaged, a warning is logged and the previous one is restored.
-        Unless `read_only`, damaged ones are renamed to `damaged_STEP_...`, because a run that
+        Later, damaged ones are renamed to `damaged_STEP_...` unless `read_only`, because a run that
         resumes from an older one saves these steps again. The template has shapes and dtypes of the
-        state, as from `jax.eval_shape`. Returns `None` if there is no checkpoint.
-
-        Raises:
-          UserError: if the requested checkpoint does not exist or is damaged, or none is intact.
-          OSError: if the disk cannot be read at present; nothing is renamed.
+        state, as from `jax.eval_shape`. Returns `None` if there is no checkpoint. If the disk
+        cannot be read at present, an OSError says so and nothing is renamed.
         """
         if which == "best":
             if (best := self.best()) is None:
@@ -176,29 +156,26 @@ class Checkpoints:
                 )
             which = int(best["step"])
         damaged: list[int] = []
-        while steps := [step for step in self._agreed_steps() if step not in damaged]:
+        while steps := [step for step in self.steps() if step not in damaged]:
+            self._check_agreed(steps)
             step = steps[-1] if which is None else which
             if step not in steps:
                 raise UserError(
-                    f"no checkpoint of step {step} in {self._folder}; available steps: {steps}"
+                    f"no intact checkpoint of step {step} in {self._folder}; others: {steps}"
                 )
-            try:
-                restored = self._read_agreed(step, template)
-            except FileNotFoundError:
-                continue  # Another program that trains has removed it.
-            except _DamagedError as error:
-                path, others = self._folder / str(step), [s for s in steps if s != step] or "none"
-                if which is not None:
-                    raise UserError(
-                        f"the checkpoint {path} is damaged ({error}); other checkpoints: {others}"
-                    ) from error
-                message = "checkpoint %s is damaged (%s); trying the previous one"
-                logging.getLogger("fdrl").warning(message, path, error)
+            found = self._read(step, template)
+            self._check_agreed(found.sha256 if isinstance(found, Restored) else "damaged")
+            if isinstance(found, Restored):
+                if which is None:
+                    self._set_aside_after(step)
+                return found
+            if self._read_only:
+                time.sleep(_REMOVAL_SECONDS)
+            if step in self.steps():  # Else another program, which trains, has removed it.
+                path = self._folder / str(step)
+                logging.getLogger("fdrl").warning("checkpoint %s is damaged (%s)", path, found)
                 damaged.append(step)
-                continue
-            if which is None:
-                self._set_aside_after(step)
-            return restored
+        self._check_agreed(steps)
         if damaged:
             raise UserError(
                 f"none of the checkpoints {sorted(damaged)} in {self._folder} is intact and of "
@@ -219,42 +196,18 @@ class Checkpoints:
         parallel.barrier("damaged checkpoints set aside")
         manager.reload()
 
-    def _agreed_steps(self) -> list[int]:
-        """Returns the steps of complete checkpoints, which must be the same on all processes."""
-        steps = self.steps()
-        if not parallel.same_on_all_processes(str(steps)):
+    def _check_agreed(self, seen: Any) -> None:
+        if not parallel.same_on_all_processes(str(seen)):
             raise UserError(
                 f"the processes of the run see different checkpoints in {self._folder} (this one "
-                f"sees {steps}): give them one shared --workdir"
+                f"sees {seen}): give them one shared --workdir"
             )
-        return steps
 
-    def _read_agreed(self, step: int, template: TrainState) -> Restored:
-        """Reads a complete checkpoint, with the same outcome on all processes of the run.
+    def _read(self, step: int, template: TrainState) -> Restored | str:
+        """Reads a checkpoint, or returns why its content is not what was saved.
 
-        Raises a FileNotFoundError if it has been removed meanwhile, a _DamagedError, or an OSError.
+        Raises an OSError if the disk cannot be read at present.
         """
-        found: Restored | Exception
-        try:
-            found = self._read(step, template)
-        except FileNotFoundError as error:
-            found = error
-        except _DamagedError as error:
-            found = error
-            if self._read_only:  # Training may be removing it.
-                time.sleep(_REMOVAL_SECONDS)
-                found = error if self._is_complete(step) else FileNotFoundError(step)
-        outcome = found.sha256 if isinstance(found, Restored) else type(found).__name__
-        if not parallel.same_on_all_processes(outcome):
-            raise UserError(
-                f"the processes of the run do not read the same from {self._folder / str(step)}: "
-                "give them one shared --workdir"
-            )
-        if isinstance(found, Exception):
-            raise found
-        return found
-
-    def _read(self, step: int, template: TrainState) -> Restored:
         items = ocp.args.Composite(
             state=ocp.args.StandardRestore(template), record=ocp.args.JsonRestore()
         )
@@ -267,20 +220,14 @@ class Checkpoints:
         except MemoryError:
             raise
         except Exception as error:  # Orbax raises plain exceptions for damaged files.
-            if not self._is_complete(step):
-                raise FileNotFoundError(step) from error
             if isinstance(error, OSError) and error.errno not in (None, *_OF_MISSING_FILES):
                 raise
             if jax.process_count() > 1 and isinstance(error, jax.errors.JaxRuntimeError):
                 raise  # An error of a collective: another process has failed.
-            raise _DamagedError(first_line(error)) from error
+            return first_line(error)
         if digest_of(self._run_id, state) != claimed:
-            raise _DamagedError("its content is not what this run saved")
+            return "its content is not what this run saved"
         return Restored(state, claimed)
-
-    def _is_complete(self, step: int) -> bool:
-        # Orbax also lists a folder that a crash left without its mark.
-        return (self._folder / str(step) / _MARK).is_file()
 
     @contextlib.contextmanager
     def _errors_of_the_disk(self) -> Iterator[None]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -40,25 +40,12 @@ _NUM_ATTACK_STEPS = 20  # Of the evaluation, whose attack is stronger than in tr
 _NUM_TESTED, _NUM_JUDGED = 500, 250  # Images per batch.
 
 
-class Guide(NamedTuple):
-    """A classifier that guides the flow, `apply(variables, x [B, H, W, C]) -> logits [B, C]`."""
-
-    apply: Apply
-    variables: Any
-    input_range: tuple[float, float]  # Of the pixels of `x`.
-
-
 def build(settings: Settings, source: Source) -> Training:
-    """Builds the training of a classifier on labelled images, attacked if the settings say so.
-
-    Raises:
-      UserError: for settings that cannot run, or data without labels.
-    """
+    """Builds the training of a classifier on labelled images, attacked if the settings say so."""
     if source.labels is None or source.kind != "images":
         raise UserError(
             f"data.name={settings.data.name}: a classifier needs labelled images: digits, "
-            "sub-folders as classes, an npz with labels, or TFDS. The classes of the held-out "
-            "images must occur in training"
+            "sub-folders as classes, an npz with labels, or TFDS"
         )
     with explained():
         network = make_network(settings, source.event_shape, len(source.classes))
@@ -89,11 +76,7 @@ def build(settings: Settings, source: Source) -> Training:
 
 
 def accuracy(training: Training, state: TrainState) -> dict[str, float]:
-    """Returns shares of held-out images that are classified correctly, also under attack.
-
-    The keys are "clean_accuracy", "robust_accuracy" under an attack of L2 norm "robust_at_epsilon",
-    and "num_images".
-    """
+    """Returns shares of held-out images that are classified correctly, also under attack."""
     source, settings = training.source, training.settings
     attack = _make_attack(settings, _NUM_ATTACK_STEPS)
     apply = cast(Apply, training.network.apply)
@@ -125,14 +108,15 @@ def write_accuracy(trained: Run, step: int, found: dict[str, float]) -> None:
     write_sealed(trained.root / "accuracy.json", {"step": step, "metrics": found})
 
 
-def open_to_guide(path: Path, classes: tuple[str, ...], event_shape: tuple[int, ...]) -> Guide:
-    """Opens the classifier of a run to guide the flow.
+def open_to_guide(
+    path: Path, classes: tuple[str, ...], event_shape: tuple[int, ...]
+) -> tuple[Apply, Variables]:
+    """Opens the classifier of a run to guide the flow: `apply(variables, x [B, H, W, C])`.
 
-    Raises:
-      UserError: if there is no classifier, or it belongs to other data, by classes or shape.
+    Pixels are in [-1, 1]. The result has the logits [B, number of classes].
     """
     network, state, _ = _restored(path, classes, event_shape)
-    return Guide(cast(Apply, network.apply), state.ema_variables, (-1.0, 1.0))
+    return cast(Apply, network.apply), state.ema_variables
 
 
 def open_to_judge(
@@ -144,18 +128,13 @@ def open_to_judge(
       `images [N, H, W, C] in [-1, 1] -> (probabilities [N, number of classes], features of the
       penultimate layer [N, D])`, and a description as values for JSON: the name of the folder, the
       accuracy on a number of held-out images, and the SHA-256 digest of the variables.
-
-    Raises:
-      UserError: if there is no classifier, if it was trained on other data, or if its training is
-        not complete, so that its accuracy is unknown.
     """
     network, state, trained = _restored(path, classes, event_shape)
     variables, file = state.ema_variables, trained.root / "accuracy.json"
     stored = read_sealed(file) if file.is_file() else {}
     if stored.get("step") != int(state.step):
         raise UserError(
-            f"--classifier={path} has no known accuracy at step {int(state.step)}: its training "
-            "has not finished; run --mode=classifier again"
+            f"the training of --classifier={path} is not complete; run --mode=classifier again"
         )
 
     @jax.jit
@@ -183,24 +162,20 @@ def open_to_judge(
 def _restored(
     path: Path, classes: tuple[str, ...], event_shape: tuple[int, ...]
 ) -> tuple[Network, TrainState, Run]:
-    """Returns the newest state of a classifier; raises as `open_to_guide`."""
-    if not run.exists(path):
+    """Returns the network of a classifier and its newest state, if it belongs to the same data."""
+    trained = run.open_run(path) if run.exists(path) else None
+    if trained is None or trained.kind != "classifier":
         raise UserError(
             f"--classifier={path} is not the folder of a classifier; train one with "
             "--mode=classifier"
         )
-    trained = run.open_run(path)
-    if trained.kind != "classifier":
+    theirs = trained.data["classes"], trained.data["event_shape"]
+    ours = list(classes), list(event_shape)
+    if theirs != ours:
         raise UserError(
-            f"--classifier={path} contains a density ratio, not a classifier; train one with "
-            "--mode=classifier"
+            f"--classifier={path} was trained on other data: its classes and shape are {theirs}, "
+            f"and those of this run are {ours}"
         )
-    for name, ours in (("classes", classes), ("event_shape", event_shape)):
-        if trained.data[name] != list(ours):
-            raise UserError(
-                f"--classifier={path} was trained on other data: its {name} are "
-                f"{trained.data[name]}, and those of this run are {list(ours)}"
-            )
     options: Any = jax.config  # Its attributes are created at run time.
     multiplied = options.jax_default_matmul_precision
     used = precision.resolve(trained.settings)

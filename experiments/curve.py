@@ -79,10 +79,9 @@ def choose_lengths(flow: FlowParams) -> tuple[int, ...]:
 
 
 def over_length(opened: Opened, lengths: tuple[int, ...], num_samples: int) -> Iterator[Point]:
-    """Computes the metric at several lengths of one flow.
+    """Computes the metric at several increasing lengths of one flow.
 
-    All samples advance together from one length to the next. Every step is computed only once, and
-    memory does not depend on the number of lengths. The lengths increase.
+    All samples advance together from one length to the next, so every step is computed only once.
     """
     model, reference = opened.experiment, opened.run.metric_reference
     stride = math.gcd(*lengths) or 1
@@ -114,7 +113,7 @@ def over_step(opened: Opened, num_samples: int) -> Iterator[Point]:
     """Computes the metric at every checkpoint on disk."""
     model, reference = opened.experiment, opened.run.metric_reference
     sampler, template = draw.Sampler(model), model.state_shapes()
-    for step in opened.run.saved_steps():
+    for step in opened.run.checkpoints().steps():
         state = opened.run.restored(template, step).state
         variables, constants = draw.on_devices(model, state)
         samples = sampler(variables, constants, {"refined": num_samples}, progress=True)["refined"]

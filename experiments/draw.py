@@ -51,7 +51,7 @@ class Sampler:
 
         They start with the sample number `first`; other samples never leave a device. Variables and
         constants are those of `on_devices`. Batches are as large as for a `full` number of samples,
-        if it is given, so that fewer samples run the same compiled program.
+        so that fewer samples run the same compiled program.
         """
         num = max(keep.values())
         size, key = batch_size(self._model, full or num), self._model.root_key
@@ -151,8 +151,7 @@ def interpolations(
 def batch_at(model: Experiment, positions: np.ndarray) -> dict[str, np.ndarray]:
     """Returns the batch that the sampler reads for the samples at these positions.
 
-    For paired domains it has the images to start from, held-out images first. For class-conditional
-    samples it has the classes.
+    It may have the images to start from, held-out images first, and the classes.
     """
     batch = {"position": positions}
     if model.source.starts is not None:

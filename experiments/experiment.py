@@ -44,9 +44,8 @@ class Training:
     network: Network
     constants: Constants
     output: str  # What the network returns: "ratio", "log_ratio" or "logits".
-    # The step of one replica for a batch that is split over a number of replicas (`None`: all
-    # devices), which averages over the axis of `parallel`. Raises a UserError for a batch that
-    # does not divide.
+    # The step of one replica of a number (`None`: all devices), which averages over the axis of
+    # `parallel`. Raises a UserError for a batch that does not divide.
     make_step: Callable[[int | None], TrainStep]
 
     @property
@@ -65,24 +64,6 @@ class Training:
     def repeated_step(self) -> Callable[..., Any]:
         """Returns the function of one replica for up to `train.steps_per_dispatch` steps."""
         return steps.repeat_steps(self.make_step(None), self.settings.train.steps_per_dispatch)
-
-    def argument_shapes(self, num_replicas: int) -> tuple[Any, ...]:
-        """Returns shapes and dtypes of the arguments of `repeated_step`, for one replica."""
-        host_batches = None  # The data are on the device.
-        if self.source.open_feed is not None:
-            lead = (
-                self.settings.train.steps_per_dispatch,
-                self.settings.train.batch_size // num_replicas,
-            )
-            pixels = jax.ShapeDtypeStruct((*lead, *self.source.event_shape), np.uint8)
-            host_batches = {"real": pixels}
-            if self.source.starts is not None:
-                host_batches["source"] = pixels
-            if self.source.labels is not None:
-                host_batches["label"] = jax.ShapeDtypeStruct(lead, np.int32)
-        key, scalar = jax.eval_shape(lambda: (self.root_key, np.int32(0)))
-        constants = shapes_on_device(self.constants, num_replicas)
-        return key, self.state_shapes(), constants, host_batches, scalar, scalar
 
     def open_feed(self, num_batches: int) -> AbstractContextManager[Take]:
         """Opens the host batches of this process, after the first `num_batches`."""
@@ -111,13 +92,10 @@ class Experiment(Training):
 
 
 def build(settings: Settings, source: Source, fitted: FittedPrior | None = None) -> Experiment:
-    """Builds a density ratio.
+    """Builds a density ratio; a UserError names settings that do not fit together.
 
     If a data-dependent prior is needed but not given, a placeholder replaces it, which suffices to
     check, compile and time.
-
-    Raises:
-      UserError: for combinations of settings that are not possible.
     """
     with explained():
         network = make_network(settings, source.event_shape)
@@ -165,9 +143,6 @@ def make_network(
     """Builds the network of a run for examples of a shape.
 
     `num_outputs` is the number of classes of a classifier, or `None` for a density ratio.
-
-    Raises:
-      ValueError: for a network that does not fit the data.
     """
     options, name = settings.network, settings.network.name
     kind = "images" if len(event_shape) == 3 else "points"
@@ -228,10 +203,7 @@ def make_optimizer(settings: Settings) -> optax.GradientTransformation:
 
 
 class Rollbacks(NamedTuple):
-    """Counters and learning-rate factor, accumulated over rollbacks after divergence; scalars.
-
-    They are part of the optimizer state, and therefore of checkpoints.
-    """
+    """Counters and a factor, accumulated over rollbacks; a part of the optimizer's state."""
 
     num: jax.Array  # Number of rollbacks, int32.
     num_skipped: jax.Array  # Skipped batches, int32; step `s` draws batch `s + num_skipped`.
@@ -268,10 +240,7 @@ def rollbacks_of(train_state: TrainState) -> Rollbacks:
 def roll_back(
     good: TrainState, before: Rollbacks, num_skipped: int, learning_rate_factor: float
 ) -> TrainState:
-    """Returns an earlier state that skips the batches on which training diverged.
-
-    `before` are the rollbacks of the state that diverged.
-    """
+    """Returns an earlier state that skips batches; `before` is of the state that diverged."""
     rollbacks = Rollbacks(
         num=before.num + jnp.int32(1),
         num_skipped=before.num_skipped + jnp.int32(num_skipped),
@@ -282,28 +251,26 @@ def roll_back(
 
 def on_devices(constants: Constants) -> Constants:
     """Returns the constants for a function that `parallel` maps: copied or distributed."""
-    if not _is_distributed(constants, parallel.num_replicas()):
+    if not is_distributed(constants, parallel.num_replicas()):
         return parallel.replicate(constants)
+    others = {name: array for name, array in constants.prior.items() if name != "factor"}
+    copied = parallel.replicate(constants._replace(prior=others))
     factor = parallel.distribute(constants.prior["factor"])
-    return _with_factor(parallel.replicate(_with_factor(constants, None)), factor)
+    return copied._replace(prior={**copied.prior, "factor": factor})
 
 
-def shapes_on_device(constants: Constants, num_replicas: int) -> Constants:
-    """Returns the shapes and dtypes of the constants on one device."""
-    shapes: Constants = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), constants)
-    if not _is_distributed(constants, num_replicas):
-        return shapes
-    whole = shapes.prior["factor"]
-    rows = (whole.shape[0] // num_replicas, *whole.shape[1:])
-    return _with_factor(shapes, jax.ShapeDtypeStruct(rows, whole.dtype))
+def is_distributed(constants: Constants, num_replicas: int) -> bool:
+    """Whether the rows of the prior's factor are distributed over the devices."""
+    if not isinstance(constants.prior, dict) or num_replicas == 1:
+        return False
+    factor = constants.prior["factor"]
+    is_large = math.prod(factor.shape) * factor.dtype.itemsize >= MIN_DISTRIBUTED_BYTES
+    return is_large and factor.shape[0] % num_replicas == 0
 
 
 @contextlib.contextmanager
 def explained() -> Iterator[None]:
-    """Turns the library's ValueErrors into errors of the user.
-
-    They explain invalid combinations, such as of loss and divergence, or of batch size and devices.
-    """
+    """Turns the library's ValueErrors, which explain invalid combinations, into UserErrors."""
     try:
         yield
     except ValueError as error:
@@ -331,26 +298,13 @@ def _prior(
             )
         arguments = {"field": "source", "dequantisation": settings.data.dequantisation}
         return priors.batch(**arguments), arguments
-    shape = list(source.event_shape)
+    shape: dict[str, Any] = {"event_shape": list(source.event_shape)}
     if name == "uniform":
-        arguments = {"event_shape": shape}
-        return priors.uniform(**arguments), arguments
-    arguments = {"event_shape": shape, "scale": settings.prior.scale}
+        return priors.uniform(**shape), shape
+    arguments = {**shape, "scale": settings.prior.scale}
     return priors.normal(**arguments), arguments
 
 
 def _for_image_size(size: int) -> str:
     """Returns the paper's network for the closest of its image sizes, 32, 64 and 128."""
     return "resnet32" if size <= 48 else "resnet64" if size <= 96 else "resnet128"
-
-
-def _is_distributed(constants: Constants, num_replicas: int) -> bool:
-    if not isinstance(constants.prior, dict) or num_replicas == 1:
-        return False
-    factor = constants.prior["factor"]
-    is_large = math.prod(factor.shape) * factor.dtype.itemsize >= MIN_DISTRIBUTED_BYTES
-    return is_large and factor.shape[0] % num_replicas == 0
-
-
-def _with_factor(constants: Constants, factor: Any) -> Constants:
-    return constants._replace(prior={**constants.prior, "factor": factor})

@@ -5,7 +5,6 @@ import fcntl
 import hashlib
 import json
 import os
-import re
 import socket
 import threading
 import time
@@ -27,11 +26,8 @@ _REFRESH_SECONDS, _LEASE_SECONDS = 10.0, 60.0
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Opens a file that replaces `path` when it is complete, so that `path` is never half written.
-
-    The unfinished file has a new, unique name. Two programs therefore do not share it, and a
-    symbolic link cannot redirect it.
-    """
+    """Opens a file that replaces `path` when it is complete; `path` is never half written."""
+    # A unique name, so that two programs do not share it and no symbolic link redirects it.
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
     try:
@@ -64,23 +60,17 @@ def append_line(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path, **types: type | tuple[type, ...]) -> dict[str, Any]:
-    """Reads a JSON object and checks that it has the given keys with values of the given types.
-
-    Raises:
-      UserError: if the file is missing, is not JSON, or lacks a key; names the file.
-    """
+    """Reads a JSON object with values of the given types; a UserError names a damaged file."""
     try:
         content = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is damaged: expected an object, got {type(content).__name__}")
-    for key, kinds in types.items():
-        if not isinstance(content.get(key), kinds):
-            found = repr(content[key])[:80] if key in content else "nothing"
-            raise UserError(f"{path} is damaged: {key!r} holds {found}")
+    if not isinstance(content, dict) or not all(
+        isinstance(content.get(key), kinds) for key, kinds in types.items()
+    ):
+        raise UserError(f"{path} is damaged: it is not an object with {', '.join(types) or 'keys'}")
     return content
 
 
@@ -98,11 +88,7 @@ def read_sealed(path: Path) -> dict[str, Any]:
 
 
 def read_npz(path: Path, *names: str) -> dict[str, np.ndarray]:
-    """Reads the named arrays, or all, of an `.npz` file of a run.
-
-    Raises:
-      UserError: if the file is missing, is damaged, or lacks an array; names the file.
-    """
+    """Reads the named arrays, or all, of an `.npz`; a UserError names a damaged file."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in names or arrays}
@@ -110,17 +96,6 @@ def read_npz(path: Path, *names: str) -> dict[str, np.ndarray]:
         raise UserError(f"{path} does not exist") from None
     except (ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{path} is damaged: {first_line(error)}") from error
-
-
-def without_home(text: str) -> str:
-    """Shortens the home folder to `~`, and paths below the working folder to relative paths.
-
-    This is for text that is stored in a run, because runs are shared. Other absolute paths remain.
-    """
-    for folder, replacement in ((Path.cwd(), ""), (Path.home(), "~/")):
-        if len(folder.parts) > 1:
-            text = re.sub(rf"(?<![\w./~-]){re.escape(str(folder))}/", replacement, text)
-    return text
 
 
 def sha256_of_file(path: Path) -> str:
@@ -135,60 +110,68 @@ def sha256_of_json(content: Any) -> str:
 
 
 def sha256_of_arrays(tree: Any) -> str:
-    """Returns the SHA-256 of a pytree of arrays: paths, dtypes, shapes and bytes.
-
-    Leaves are hashed by several threads, because hashing long buffers releases Python's lock.
-    """
+    """Returns the SHA-256 of a pytree of arrays: paths, dtypes, shapes and bytes."""
     import jax  # Not above: importing it takes a second, which a call for help does not need.
 
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    with ThreadPoolExecutor() as pool:
-        hashes = list(pool.map(lambda leaf: _sha256_of_array(np.asarray(leaf[1])), leaves))
-    names = [jax.tree_util.keystr(path) for path, _ in leaves]
-    return sha256_of_json(list(zip(names, hashes, strict=True)))
+    def hashed(named: tuple[Any, Any]) -> tuple[str, str]:
+        array = np.asarray(named[1])
+        found = hashlib.sha256(f"{array.dtype} {array.shape}".encode())
+        found.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        return jax.tree_util.keystr(named[0]), found.hexdigest()
 
-
-def _sha256_of_array(array: np.ndarray) -> str:
-    hashed = hashlib.sha256(f"{array.dtype} {array.shape}".encode())
-    hashed.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-    return hashed.hexdigest()
+    with ThreadPoolExecutor() as pool:  # Hashing long buffers releases Python's lock.
+        return sha256_of_json(list(pool.map(hashed, jax.tree_util.tree_leaves_with_path(tree))))
 
 
 @contextlib.contextmanager
 def locked(file: Path, guarded: str, alternative: str) -> Iterator[None]:
     """Holds a lock on a file, which the system releases when this process ends, even by a crash.
 
-    The file is created if missing, is never removed, and names the last holder. Messages name what
-    is `guarded`, and the `alternative` of a second program to waiting. On a file system without
-    locks, another file next to it is the lock while its holder refreshes it.
+    On a file system without locks, a file next to it is the lock while its holder refreshes it.
 
     Raises:
-      UserError: if another process holds the lock.
-      OSError: if the file cannot be written.
+      UserError: if another process holds the lock; names what is `guarded`, the holder, and the
+        `alternative` to waiting.
     """
-
-    def busy(holder: str) -> UserError:
-        return UserError(f"{guarded} is in use by {holder}; wait for it, stop it, or {alternative}")
-
+    own, holder = f"process {os.getpid()} on {socket.gethostname()}", ""
     handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     with os.fdopen(handle, "r+", errors="replace") as stream, contextlib.ExitStack() as stack:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise busy(" ".join(stream.read(200).split())) from None
+            holder = stream.read(200).strip() or "another process"
         except OSError:  # Some file systems of clusters do not support locks.
-            if holder := stack.enter_context(_leased(file.with_name(f"{file.name}.lease"))):
-                raise busy(holder) from None
+            lease = file.with_name(f"{file.name}.lease")
+            holder = stack.enter_context(_leased(lease, f"{own} since {time.strftime('%F %T')}"))
+        if holder:
+            raise UserError(
+                f"{guarded} is in use by {holder}; wait for it, stop it, or {alternative}"
+            )
         stream.truncate(0)
-        stream.write(f"{_own_name()}\n")
+        stream.write(f"{own}\n")
         stream.flush()
         yield
 
 
 @contextlib.contextmanager
-def _leased(lease: Path) -> Iterator[str]:
+def _leased(lease: Path, own: str) -> Iterator[str]:
     """Holds a file that counts as long as it is refreshed; yields the holder if that is another."""
-    own = f"{_own_name()} since {time.strftime('%F %T')}"
+    try:
+        with lease.open("x") as stream:
+            stream.write(own)
+    except FileExistsError:
+        ticket = lease.with_name(f".{lease.name}.{uuid.uuid4().hex[:8]}")
+        ticket.write_text(own)
+        # Both times are those of the file server, because clocks of machines differ.
+        is_free = ticket.stat().st_mtime - lease.stat().st_mtime > _LEASE_SECONDS
+        if is_free:
+            os.replace(ticket, lease)
+            time.sleep(1.0)  # Another program may have found the same old lease.
+        ticket.unlink(missing_ok=True)
+        holder = lease.read_text(errors="replace")
+        if not is_free or holder != own:
+            yield holder[:200] or "another process"
+            return
     released = threading.Event()
 
     def refresh() -> None:
@@ -196,30 +179,9 @@ def _leased(lease: Path) -> Iterator[str]:
             with contextlib.suppress(OSError):
                 os.utime(lease)
 
-    try:
-        with os.fdopen(os.open(lease, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "w") as stream:
-            stream.write(own)
-    except FileExistsError:
-        ticket = lease.with_name(f".{lease.name}.{uuid.uuid4().hex[:8]}")
-        ticket.write_text(own)
-        # Both times are those of the file server, because clocks of machines differ.
-        age = ticket.stat().st_mtime - lease.stat().st_mtime
-        if age < _LEASE_SECONDS:
-            ticket.unlink()
-            yield f"{lease.read_text(errors='replace')[:200]}, seen {max(age, 0.0):.0f} s ago"
-            return
-        os.replace(ticket, lease)
-        time.sleep(1.0)  # Another program may have found the same old lease.
-        if (holder := lease.read_text(errors="replace")) != own:
-            yield holder[:200]
-            return
     threading.Thread(target=refresh, daemon=True).start()
     try:
         yield ""
     finally:
         released.set()
         lease.unlink(missing_ok=True)
-
-
-def _own_name() -> str:
-    return f"process {os.getpid()} on {socket.gethostname()}"

@@ -1,8 +1,8 @@
 """The data-dependent prior, which is fitted once when a run is created and then stored with it."""
 
+import itertools
 import math
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,11 +36,7 @@ class FittedPrior(NamedTuple):
 
 
 def choose_rank(rank: int, event_shape: Sequence[int]) -> int:
-    """Returns the rank to use for `prior.rank`; 0 means the full covariance.
-
-    Raises:
-      ValueError: for a rank above the size of an example.
-    """
+    """Returns the rank to use for `prior.rank`; 0 means the full covariance."""
     size = math.prod(event_shape)
     if rank > size:
         raise ValueError(f"prior.rank must be at most {size}, the size of an example, got {rank}")
@@ -59,20 +55,15 @@ def fit(batches: Iterable[np.ndarray], rank: int, jitter: float) -> FittedPrior:
         part = priors.low_rank(batches, rank)
         factor, scale = priors.low_rank_factor(part, jitter)
         return FittedPrior(part.mean, factor, scale, part.share_held, part.num_examples)
-    rows, first = iter(batches), deque[np.ndarray]()
+    rows, first = iter(batches), list[np.ndarray]()
     while not first or sum(map(len, first)) < first[0][0].size:
         if (batch := next(rows, None)) is None:
-            return _of_few(list(first), jitter)
+            return _of_few(first, jitter)
         first.append(batch)
-    full = priors.moments(_drained(first, rows))
+    full = priors.moments(itertools.chain(first, rows))
+    first.clear()  # Frees memory for the decomposition.
     factor = priors.covariance_factor(full.covariance, jitter)
     return FittedPrior(full.mean, factor, 0.0, 1.0, full.num_examples)
-
-
-def _drained(first: deque[np.ndarray], rest: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    while first:  # Each batch is freed when it is used.
-        yield first.popleft()
-    yield from rest
 
 
 def _of_few(batches: Sequence[np.ndarray], jitter: float) -> FittedPrior:
@@ -106,11 +97,7 @@ def write(file: Path, fitted: FittedPrior) -> None:
 
 
 def read(file: Path, sha256: str) -> FittedPrior:
-    """Reads the prior of a run.
-
-    Raises:
-      UserError: if the file is missing, damaged, or not the one the run was created with.
-    """
+    """Reads the prior of a run; a UserError names a file that is not the run's."""
     mean, factor, scale, share, num = read_npz(file, *FittedPrior._fields).values()
     fitted = FittedPrior(mean, factor, float(scale), float(share), int(num))
     if fitted.sha256 != sha256:

@@ -70,7 +70,7 @@ def draw_pictures(
     if records:
         add(
             _SCROLLED,
-            curves.training(records, run.best()),
+            curves.training(records, run.checkpoints().best()),
             "Training: the loss, the mean ratio (1 on data for an exact estimator), and the norms "
             "of the gradient and of the drift.",
         )
@@ -87,8 +87,8 @@ def draw_pictures(
 def write(run: Run, record: Mapping[str, Any], folder: Path) -> Path:
     """Writes the report of an evaluation into the folder of its record, and returns its path.
 
-    If the evaluation has the settings of the run and is of its newest checkpoint, the page is also
-    the report of the run, and this path is returned.
+    An evaluation of the newest checkpoint with the run's settings is also the report of the run,
+    whose path is then returned.
     """
     key, details = record["key"], record["details"]
     found, start = metrics.from_json(record["metrics"]), details.get("start", "prior")
@@ -129,7 +129,7 @@ def write(run: Run, record: Mapping[str, Any], folder: Path) -> Path:
     )
     write_text(folder / "report.html", page)
     is_own = key["settings"] == own and key["num_samples"] == run.settings.evaluate.num_samples
-    if not is_own or key["step"] != max(run.saved_steps(), default=None):
+    if not is_own or key["step"] != max(run.checkpoints().steps(), default=None):
         return folder / "report.html"
     write_text(run.report, page)
     return run.report

@@ -45,11 +45,8 @@ from fdrl_jax.training.state import TrainState
 
 Kind = Literal["ratio", "classifier"]  # What is trained.
 Key = dict[str, Any]
-_KINDS = {"ratio": "a density ratio", "classifier": "a classifier"}
 _MODES = {"ratio": "train", "classifier": "classifier"}  # What trains each kind.
 _FORMAT = 1
-_PACKAGES = ("flax", "optax", "numpy")
-_PATTERN = re.compile(r"[\[\]*?\\]")  # Orbax reads a path with one of these as a pattern.
 
 
 class Run:
@@ -78,36 +75,24 @@ class Run:
         self.report = root / "report.html"
 
     def remembered_dir(self, dir: str) -> str:
-        """Returns the `--data_dir` of the command that created the run, if it is needed and exists.
-
-        It is not needed if `data.dir`, which is `dir`, or FDRL_DATA_DIR says where the data are.
-        """
+        """Returns the first command's `--data_dir`, if it exists and `data.dir` is not set."""
         is_needed = not load.resolve_dir(dir) and Path(self._data_dir).exists()
         return self._data_dir if is_needed else ""
 
     def prior(self) -> FittedPrior | None:
-        """Returns the fitted prior, if the run has one.
-
-        Raises:
-          UserError: if the file is not the one the run was created with.
-        """
-        if self._prior_sha256 is None:
-            return None
-        return prior.read(self.root / "prior.npz", self._prior_sha256)
+        """Returns the fitted prior, if the run has one; a UserError names a changed file."""
+        file, sha256 = self.root / "prior.npz", self._prior_sha256
+        return None if sha256 is None else prior.read(file, sha256)
 
     def source(self) -> Source:
-        """Returns the data that the run stores: everything except what only training needs.
-
-        Raises:
-          UserError: if the file of held-out images is not the one the run was created with.
-        """
+        """Returns the data that the run stores: everything except what only training needs."""
         if self._kept_images is None:  # Built-in data.
             return load.load(self.settings.data)
         return references.frozen_source(self._kept_images, self.data)
 
     @functools.cached_property
     def metric_reference(self) -> Source | ImageReference:
-        """The real data that samples are compared with; raises as `source`."""
+        """The real data that samples are compared with."""
         kept = self._kept_images
         return references.of(self.source()) if kept is None else kept
 
@@ -121,24 +106,16 @@ class Run:
         return references.load(file)
 
     def checkpoints(self, keep: int | None = None) -> Checkpoints:
-        """Opens the checkpoints for saving, in a `with` statement. The caller must hold the lock.
+        """Opens the checkpoints in a `with` statement, for reading or, with the lock, for saving.
 
-        As many of the newest are kept as `keep` says, by default as set when the run was created.
+        For saving, `keep` is the number of the newest that are kept.
         """
-        keep = keep or self.settings.checkpoint.keep
-        return Checkpoints(self.root / "checkpoints", self.id, keep)
-
-    def saved_steps(self) -> list[int]:
-        """Returns the steps of complete checkpoints, oldest first."""
-        return self._saved().steps()
-
-    def best(self) -> dict[str, Any] | None:
-        """Returns "step", "metric" and "value" of the best checkpoint, if there is one."""
-        return self._saved().best()
+        folder = self.root / "checkpoints"
+        return Checkpoints(folder, self.id, keep or 1, read_only=keep is None)
 
     def restored(self, template: TrainState, which: Which = None) -> Restored:
         """Restores as `Checkpoints.restore` does, but raises a UserError if there is none."""
-        with self._saved() as store:
+        with self.checkpoints() as store:
             found = store.restore(template, which)
         if found is None:
             raise UserError(
@@ -150,48 +127,21 @@ class Run:
         """Returns the digest that a checkpoint of this state has."""
         return digest_of(self.id, state)
 
-    def _saved(self) -> Checkpoints:
-        """The checkpoints for reading, possibly while training saves more."""
-        return Checkpoints(self.root / "checkpoints", self.id, read_only=True)
-
     def overridden(self, changes: Flat) -> Settings:
-        """Returns the settings of a command that draws samples from the run.
-
-        Raises:
-          UserError: if a setting was fixed when the run was created; names each.
-        """
+        """Returns the settings of a command that draws samples; those of training are fixed."""
         wanted = settings.replace(self.settings, changes)
-        allowed = settings.of_scope(wanted, "flow", "free")
-        if differing := settings.differences(settings.replace(self.settings, allowed), wanted):
-            raise UserError(
-                f"these settings were fixed when the run {self.root} was created: "
-                f"{'; '.join(differing.values())}. To use others, train in another --workdir"
-            )
+        self._check_fixed(wanted, settings.of_scope(wanted, "flow", "free"))
         return wanted
 
     def resumed(self, wanted: Settings) -> Settings:
-        """Returns the settings for resuming training.
+        """Returns the settings for resuming training, of which those that are free may change.
 
-        Free settings take effect; others must equal the run's. Prints whether versions or devices
-        changed. All processes must call this.
-
-        Raises:
-          UserError: if other settings differ, naming each with both values; if JAX would draw other
-            random numbers; or if the processes of the run have different settings.
+        Prints whether versions or devices changed. All processes must call this.
         """
         allowed = settings.of_scope(wanted, "free")
         if wanted.optimizer.schedule != "cosine":  # Its length affects every step.
             allowed["train.num_steps"] = wanted.train.num_steps
-        if differing := settings.differences(settings.replace(self.settings, allowed), wanted):
-            reason = (
-                " The cosine schedule of the learning rate spans train.num_steps, so that a longer "
-                "training is a new run."
-            )
-            raise UserError(
-                f"the config differs from the run {self.root}: {'; '.join(differing.values())}."
-                f"{reason * ('train.num_steps' in differing)} Use the settings of the run, or "
-                "another --workdir"
-            )
+        self._check_fixed(wanted, allowed)
         self.check_random_numbers()
         _check_agreed(settings.shareable(wanted))
         if (changed := self._changed(_environment(wanted))) and parallel.is_first_process():
@@ -201,12 +151,15 @@ class Run:
             )
         return wanted
 
-    def check_random_numbers(self) -> None:
-        """Checks that JAX draws the same random numbers as when the run was created.
+    def _check_fixed(self, wanted: Settings, allowed: Flat) -> None:
+        if differing := settings.differences(settings.replace(self.settings, allowed), wanted):
+            raise UserError(
+                f"these settings were fixed when the run {self.root} was created: "
+                f"{'; '.join(differing.values())}. To use others, train in another --workdir"
+            )
 
-        Raises:
-          UserError: if its options differ; names them.
-        """
+    def check_random_numbers(self) -> None:
+        """Raises a UserError if JAX would draw other random numbers than those of the run."""
         if changed := self._changed(_random_numbers()):
             raise UserError(
                 f"the random numbers would not be those of the run {self.root}: {changed}. Set "
@@ -222,25 +175,20 @@ class Run:
         )
 
     def check_data(self, source: Source) -> None:
-        """Checks that the data are those the run was created with.
-
-        Raises:
-          UserError: if images or labels were added, removed, renamed or replaced.
-        """
+        """Raises a UserError if the data are not those the run was created with."""
         now = describe_data(source)
         differing = [key for key in now if now[key] != self.data[key]]
         if differing == ["fingerprint"]:
             # Only a warning, because modification times also change when a folder is copied.
             logging.getLogger("fdrl").warning(
                 "the images of %s have other sizes or modification times than when the run was "
-                "created; its prior and its reference do not change",
+                "created",
                 source.name,
             )
         elif differing:
             raise UserError(
-                f"the data are not those the run {self.root} was created with: images or labels "
-                f"were added, removed, renamed or replaced ({', '.join(differing)}). Restore them, "
-                "or train in another --workdir"
+                "images or labels were added, removed, renamed or replaced since the run "
+                f"{self.root} was created; restore them, or train in another --workdir"
             )
 
     def check_present(self) -> None:
@@ -250,34 +198,20 @@ class Run:
 
     def log_command(self, command: str) -> None:
         """Appends a command to the log of the run."""
-        record = {"command": files.without_home(command), "started": _now()}
+        record = {"command": _without_home(command), "started": _now()}
         files.append_line(self.root / "commands.jsonl", record)
 
     def read_snapshots(self, up_to_step: int) -> list[tuple[int, np.ndarray]]:
-        """Reads the snapshots (samples during training) up to a step, in order.
-
-        Raises:
-          UserError: if a snapshot is damaged; names it.
-        """
-        numbered = (path for path in self.snapshots.glob("*.npz") if path.stem.isdecimal())
-        read = []
-        for step, path in sorted((int(path.stem), path) for path in numbered):
-            if step > up_to_step:
-                break
-            samples = files.read_npz(path, "arr_0")["arr_0"]
-            if samples.shape[1:] != tuple(self.data["event_shape"]) or not len(samples):
-                raise UserError(f"{path} is damaged: its samples have the shape {samples.shape}")
-            read.append((step, samples))
-        return read
+        """Reads the snapshots (samples during training) up to a step, in order."""
+        found = [(int(p.stem), p) for p in self.snapshots.glob("*.npz") if p.stem.isdecimal()]
+        return [
+            (step, files.read_npz(path, "arr_0")["arr_0"])
+            for step, path in sorted(found)
+            if step <= up_to_step
+        ]
 
     def newest_evaluation(self, key: Key) -> dict[str, Any] | None:
-        """Returns the newest record of an evaluation of a checkpoint with the same settings.
-
-        The number of samples in the key is ignored.
-
-        Raises:
-          UserError: if a record is damaged; names it.
-        """
+        """Returns the newest record of an evaluation with this key, for any number of samples."""
         found = self.evaluations.glob("*/record.json")
         wanted = {name: value for name, value in key.items() if name != "num_samples"}
         for path in sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True):
@@ -305,19 +239,11 @@ def locked_folder(root: Path, *, creates: bool = True) -> Iterator[None]:
 
     The first process holds the lock, and all processes learn whether it succeeded. If the command
     is rejected, a new folder is removed again. If the command creates no run, one must exist there.
-
-    Raises:
-      UserError: if the path cannot hold a run, a required run is missing, or another process trains
-        there.
-      OSError: if the folder cannot be written.
     """
-    if bad := sorted(set(_PATTERN.findall(str(root.absolute())))):
-        raise UserError(
-            f"--workdir={root}: checkpoints cannot be read back from a path with {' '.join(bad)}; "
-            "choose another folder"
-        )
+    if set("[]*?\\") & set(str(root.absolute())):
+        raise UserError(f"--workdir={root}: Orbax cannot read paths with one of []*?\\")
     if not exists(root) and (not creates or (root.exists() and not root.is_dir())):
-        raise UserError(_why_missing(root))
+        raise _missing(root)
     refused: Exception | None = None
     with contextlib.ExitStack() as stack:
         if parallel.is_first_process():
@@ -326,9 +252,7 @@ def locked_folder(root: Path, *, creates: bool = True) -> Iterator[None]:
             except (UserError, OSError) as error:
                 refused = error
         if not parallel.same_on_all_processes(str(refused is None)) or refused is not None:
-            raise refused or UserError(
-                f"the first process of the run cannot use --workdir={root}; see its message"
-            )
+            raise refused or UserError(f"the first process cannot use --workdir={root}")
         yield
 
 
@@ -356,15 +280,11 @@ def create(
     command: str,
     data_dir: str = "",
 ) -> Run:
-    """Creates a run. The caller must hold `locked_folder`. All processes must call this.
+    """Creates a run, which remembers the `data_dir` of the command; see `Run.remembered_dir`.
 
-    The run remembers the `data_dir` of the command; see `Run.remembered_dir`.
-
-    Raises:
-      UserError: if the folder cannot hold a new run, or the processes have different data.
-      OSError: if the folder cannot be written.
+    The caller must hold `locked_folder`. All processes must call this.
     """
-    described, prior_sha256 = describe_data(source), None if fitted is None else fitted.sha256
+    described, prior_sha256 = describe_data(source), fitted.sha256 if fitted else None
     check_free(root, wanted.data.model_copy(update={"dir": data_dir or wanted.data.dir}))
     _check_agreed([kind, settings.shareable(wanted), described, prior_sha256])
     if parallel.is_first_process():
@@ -376,22 +296,18 @@ def create(
         if keeps_images:
             references.save(references.of_images(source), reference)
         values = settings.to_flat(wanted)
+        paths = {key: _without_home(values[key]) for key in settings.PATHS}
         record = {
             "format": _FORMAT,
             "kind": kind,
-            "settings": values | {key: _portable(values[key]) for key in settings.PATHS},
+            "settings": values | paths,
             "data": described,
             "prior_sha256": prior_sha256,
             "reference_sha256": sha256_of_file(reference) if keeps_images else None,
-            "command": files.without_home(command),
-            "data_dir": data_dir and _portable(os.path.abspath(os.path.expanduser(data_dir))),
+            "command": _without_home(command),
+            "data_dir": data_dir and _without_home(os.path.abspath(os.path.expanduser(data_dir))),
             "created": _now(),
             "environment": _environment(wanted),
-            "versions": {
-                "python": platform.python_version(),
-                "fdrl_jax": fdrl_jax.__version__,
-                **{name: version(name) for name in _PACKAGES},
-            },
         }
         files.write_sealed(root / "run.json", record)
     parallel.barrier("run created")
@@ -399,16 +315,12 @@ def create(
 
 
 def check_free(root: Path, data: Data) -> None:
-    """Checks that a folder may hold a new run. This may be called before the data are read.
+    """Raises a UserError for a folder with checkpoints of another run, or in that of the data.
 
-    Raises:
-      UserError: if it contains checkpoints without a `run.json`, or is in the folder of the data.
+    This may be called before the data are read.
     """
     if (root / "checkpoints").exists():
-        raise UserError(
-            f"--workdir={root} contains checkpoints but no run.json; restore that file, or train "
-            "in another --workdir"
-        )
+        raise UserError(f"--workdir={root} contains checkpoints but no run.json; restore that file")
     if load.contains(data, root):
         raise UserError(
             f"--workdir={root} is in the folder of the data, which would then contain the pictures "
@@ -417,35 +329,23 @@ def check_free(root: Path, data: Data) -> None:
 
 
 def exists(root: Path) -> bool:
-    """Whether a folder contains a run. All processes must call this.
-
-    Raises:
-      UserError: if only some processes see a run there.
-    """
+    """Whether a folder contains a run. All processes must call this, and must see the same."""
     found = (root / "run.json").is_file()
     _check_agreed(found)
     return found
 
 
 def open_run(root: Path, kind: Kind | None = None) -> Run:
-    """Opens a run, without changing anything on disk. All processes must call this.
-
-    Raises:
-      UserError: if there is no run, naming the closest folder with one; if `run.json` was changed;
-        or if the run has another kind.
-    """
+    """Opens a run, without changing anything on disk. All processes must call this."""
     if not exists(root):
-        raise UserError(_why_missing(root))
+        raise _missing(root)
     record = files.read_sealed(root / "run.json")
     if record["format"] > _FORMAT:
         raise UserError(f"{root} was written by a newer version of fdrl_jax; update the program")
     run = Run(root, record)
     _check_agreed(run.id)
     if kind is not None and run.kind != kind:
-        raise UserError(
-            f"--workdir={root} contains {_KINDS[run.kind]}, not {_KINDS[kind]}; to resume its "
-            f"training, use --mode={_MODES[run.kind]}"
-        )
+        raise UserError(f"--workdir={root} is a run of --mode={_MODES[run.kind]}")
     return run
 
 
@@ -464,12 +364,7 @@ class Opened(NamedTuple):
 
 
 def open_checkpoint(command: Command) -> Opened:
-    """Opens the run and the checkpoint of a command that draws samples. Only its folder is read.
-
-    Raises:
-      UserError: if there is no run or no such checkpoint, if the command changes a setting that was
-        fixed when the run was created, or if JAX would draw other random numbers.
-    """
+    """Opens the run and the checkpoint of a command that draws samples. Only its folder is read."""
     run = open_run(command.folder, "ratio")
     run.check_random_numbers()
     used = precision.resolve(run.overridden(command.changes))
@@ -512,9 +407,6 @@ def find_record(opened: Opened, key: Key) -> tuple[Path, bool]:
 
     If a record of this name has another key, for instance because the run was rolled back, it is
     kept, and the new record gets a name with its digest.
-
-    Raises:
-      UserError: if a record is damaged; names it.
     """
     path = opened.run.evaluations / name_of(opened, key)
     if (path / "record.json").is_file() and read_json(path / "record.json", key=dict)["key"] != key:
@@ -527,9 +419,6 @@ def add_record(unfinished: Path, path: Path) -> None:
 
     The `unfinished` folder is in the folder of all records or below it; the path is from
     `find_record`.
-
-    Raises:
-      UserError: if another file or folder has this name.
     """
     try:
         unfinished.rename(path)
@@ -554,7 +443,9 @@ def _environment(wanted: Settings) -> dict[str, Any]:
         **_random_numbers(),
         "jax_default_prng_impl": options.jax_default_prng_impl,
         "jax_default_matmul_precision": options.jax_default_matmul_precision,
-        **{name: version(name) for name in ("jax", "jaxlib")},
+        "python": platform.python_version(),
+        "fdrl_jax": fdrl_jax.__version__,
+        **{name: version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")},
         "devices": f"{jax.device_count()} x {kind}",
         "processor": f"{platform.machine()} {sha256_of_json(features)[:8]} x {os.cpu_count()}",
         "precision": precision.resolve(wanted).precision,
@@ -570,17 +461,14 @@ def _check_agreed(content: Any) -> None:
         )
 
 
-def _why_missing(root: Path) -> str:
-    if root.exists() and not root.is_dir():
-        return f"--workdir={root} is a file, not the folder of a run"
-    names = [path.parent.name for path in root.parent.glob("*/run.json")]
-    return f"--workdir={root} contains no run{nearest(root.name, names)}; train one with --config"
+def _missing(root: Path) -> UserError:
+    hint = nearest(root.name, (path.parent.name for path in root.parent.glob("*/run.json")))
+    return UserError(f"--workdir={root} contains no run{hint}; train one with --config")
 
 
-def _portable(path: str) -> str:
-    """Shortens the home folder. A path relative to the working folder would depend on it."""
-    home = f"{Path.home()}/"
-    return f"~/{path.removeprefix(home)}" if path.startswith(home) else path
+def _without_home(text: str) -> str:
+    """Shortens the home folder to `~` in what a run stores, because runs are shared."""
+    return re.sub(rf"(?<![\w./~-]){re.escape(str(Path.home()))}/", "~/", text)
 
 
 def _now() -> str:

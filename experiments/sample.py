@@ -5,7 +5,7 @@ import dataclasses
 import itertools
 import shutil
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -43,9 +43,6 @@ _DATE = (1980, 1, 1, 0, 0, 0)
 def sample(command: Command) -> None:
     """Writes samples to `samples/NAME.npz`, or as PNG files in a zip, with a record and a picture.
 
-    With `condition.label`, samples are of that class. For "all", sample `i` is of class `i` modulo
-    the number of classes, and the picture has one row per class.
-
     Samples are drawn in parts, which are kept until the end. If the program is killed, the same
     command resumes and writes the same files. Points are stored unchanged, and images as uint8.
     Existing samples are never replaced.
@@ -63,7 +60,10 @@ def sample(command: Command) -> None:
     picture, record_file, parts = (_next_to(path, s) for s in ("picture.png", "json", "parts"))
     opened.run.samples.mkdir(exist_ok=True)
     is_first = parallel.is_first_process()
-    with _lock(parts) if is_first else contextlib.nullcontext():
+    # Next to the folder, which is temporary; hidden, because it stays among the samples.
+    lock = parts.with_name(f".{parts.name}.lock")
+    other = "choose another name with --config.sample.name"
+    with locked(lock, str(parts), other) if is_first else contextlib.nullcontext():
         # Only complete samples have a record next to them.
         is_done = record_file.exists() and path.exists() and read_json(record_file) == record
         if parallel.same_on_all_processes(str(is_done)) and not is_done:
@@ -72,15 +72,15 @@ def sample(command: Command) -> None:
             parallel.barrier("parts created")
             stored = _Parts(parts, record, num)
             _draw_parts(opened, model, stored)
-            starts = draw.sample_starts(
-                model, opened.state, min(num, pictures.num_shown(model.source))
-            )
+            num_shown = min(num, pictures.num_shown(model.source))
+            starts = draw.sample_starts(model, opened.state, num_shown)
             if is_first:
-                _write(path, wanted.sample.format, stored)
+                unfinished = path.with_name(f".{path.name}.unfinished")
+                _WRITERS[wanted.sample.format](unfinished, stored.read(), num)
                 _draw_picture(model, starts, stored, picture)
                 # Samples without a record are not ours, so the record is first.
                 write_json(record_file, record)
-                _unfinished(path).rename(path)
+                unfinished.rename(path)
         if is_first:
             shutil.rmtree(parts, ignore_errors=True)
     if is_first:
@@ -99,11 +99,7 @@ def interpolate(command: Command) -> None:
 
 
 def conditioned(model: Experiment) -> Experiment:
-    """Returns the experiment with the class-conditional samples that its settings ask for.
-
-    Raises:
-      UserError: for data without classes, an unknown class, or a classifier that does not fit.
-    """
+    """Returns the experiment with the class-conditional samples that its settings ask for."""
     options, source = model.settings.condition, model.source
     labels = labels_of(options.label, source.classes)
     if not options.classifier:
@@ -111,39 +107,32 @@ def conditioned(model: Experiment) -> Experiment:
             f"--class={options.label} needs --classifier: the folder of a classifier, from "
             "--mode=classifier"
         )
-    guide = classifier.open_to_guide(Path(options.classifier), source.classes, source.event_shape)
-    problem = model.problem
+    path, problem = Path(options.classifier), model.problem
+    apply, variables = classifier.open_to_guide(path, source.classes, source.event_shape)
 
     def condition(estimator: Potential, arrays: Any, batch: Batch) -> Potential:
         return compose.condition(
             estimator,
-            lambda x: guide.apply(arrays, x),
+            lambda x: apply(arrays, x),
             batch["label"],
             options.weight,
             output=problem.output,
-            input_range=guide.input_range,
+            input_range=(-1.0, 1.0),
         )
 
     shortened = problem.flow._replace(num_refine_steps=options.num_refine_steps)
     return dataclasses.replace(
         model,
         problem=problem._replace(flow=shortened, condition=condition),
-        constants=model.constants._replace(classifier=guide.variables),
+        constants=model.constants._replace(classifier=variables),
         labels=labels,
     )
 
 
 def labels_of(name: str, classes: tuple[str, ...]) -> Callable[[np.ndarray], np.ndarray]:
-    """Returns `positions -> labels` for a class by name or number, or for all in turn.
-
-    Raises:
-      UserError: for an unknown class; lists the classes and suggests the closest one.
-    """
+    """Returns `positions -> labels` for a class by name or number, or for all in turn."""
     if not classes:
-        raise UserError(
-            f"--class={name}: the data have no classes; sub-folders of the images or the labels of "
-            "an npz are classes"
-        )
+        raise UserError(f"--class={name}: the data have no classes")
     if name == ALL:
         return lambda positions: (positions % len(classes)).astype(np.int32)
     if name in classes:
@@ -152,8 +141,8 @@ def labels_of(name: str, classes: tuple[str, ...]) -> Callable[[np.ndarray], np.
         label = int(name)
     else:
         raise UserError(
-            f"--class={name} is not a class of the data{nearest(name, (*classes, ALL)) or '.'} "
-            f"Allowed: {', '.join(classes)}, a number from 0 to {len(classes) - 1}, or {ALL}"
+            f"--class={name} is not a class of the data{nearest(name, classes) or '.'} Allowed: "
+            f"{', '.join(classes)}, a number from 0 to {len(classes) - 1}, or {ALL}"
         )
     return lambda positions: np.full(len(positions), label, np.int32)
 
@@ -181,13 +170,10 @@ class _Parts:
             folder.mkdir(parents=True)
             write_json(folder / "manifest.json", {"record": record, "size": size})
 
-    def missing(self) -> list[int]:
-        """Returns the first positions of the parts that are missing or damaged."""
-        return [first for first in self._firsts() if self._intact(first) is None]
-
-    def count(self, first: int) -> int:
-        """Returns the number of samples in the part that starts at a position."""
-        return min(self.size, self.num_samples - first)
+    def missing(self) -> dict[int, int]:
+        """Returns the parts that are missing or damaged: first position and number of samples."""
+        missing = (first for first in self._firsts() if self._intact(first) is None)
+        return {first: min(self.size, self.num_samples - first) for first in missing}
 
     def write(self, first: int, samples: np.ndarray) -> None:
         name = f"{first:010d}_{sha256_of_arrays(samples)[:16]}.npy"
@@ -218,19 +204,19 @@ def _draw_parts(opened: Opened, model: Experiment, parts: _Parts) -> None:
     variables, constants = draw.on_devices(model, opened.state)
     sampler, is_image = draw.Sampler(model), model.source.kind == "images"
     missing = parts.missing()
-    left = sum(map(parts.count, missing))
     with tqdm(
         total=parts.num_samples,
-        initial=parts.num_samples - left,
+        initial=parts.num_samples - sum(missing.values()),
         unit="sample",
         desc="sampling",
         smoothing=0.1,
         disable=not parallel.is_first_process(),
     ) as bar:
-        for first in missing:
-            keep = {"refined": parts.count(first)}
+        for first, num in missing.items():
             # The last part also has the full size, so that all run the same compiled program.
-            drawn = sampler(variables, constants, keep, first=first, full=parts.size)["refined"]
+            drawn = sampler(variables, constants, {"refined": num}, first=first, full=parts.size)[
+                "refined"
+            ]
             if not np.isfinite(drawn).all():
                 raise UserError(
                     f"the samples of step {opened.step:,} are not finite numbers, so nothing was "
@@ -238,7 +224,7 @@ def _draw_parts(opened: Opened, model: Experiment, parts: _Parts) -> None:
                 )
             if parallel.is_first_process():
                 parts.write(first, to_uint8(drawn) if is_image else drawn)
-            bar.update(parts.count(first))
+            bar.update(num)
 
 
 def _check_condition(changes: Flat, wanted: Settings) -> None:
@@ -246,13 +232,12 @@ def _check_condition(changes: Flat, wanted: Settings) -> None:
     label = wanted.condition.label
     if label and "flow.num_refine_steps" in changes:
         raise UserError(
-            f"flow.num_refine_steps has no effect with --class={label}; the number of refinement "
-            "steps is that of condition.num_refine_steps"
+            f"flow.num_refine_steps has no effect with --class={label}; set "
+            "condition.num_refine_steps"
         )
     unused = [key for key in changes if key.startswith("condition.") and key != "condition.label"]
     if unused and not label:
-        name = "--classifier" if unused[0] == "condition.classifier" else unused[0]
-        raise UserError(f"{name} needs --class=NAME or --class={ALL}")
+        raise UserError(f"{', '.join(unused)}: needs --class=NAME or --class={ALL}")
 
 
 def _describe(opened: Opened, model: Experiment, num_samples: int) -> Flat:
@@ -278,7 +263,11 @@ def _find_path(opened: Opened, record: Flat) -> Path:
     usual_names = [usual, f"{usual}_{sha256_of_json(record)[:8]}"]
     for name in [wanted.sample.name] if wanted.sample.name else usual_names:
         path = opened.run.samples / f"{name}.{record['format']}"
-        if _is_free(path, record):
+        # These samples, complete or unfinished.
+        described = (_next_to(path, "json"), _next_to(path, "parts") / "manifest.json")
+        held = next((read_json(file) for file in described if file.is_file()), None)
+        is_ours = held is not None and record in (held, held.get("record"))
+        if is_ours or (held is None and not path.exists()):
             return path
     raise UserError(
         f"{path} exists and contains other samples or other files; choose another name with "
@@ -286,39 +275,8 @@ def _find_path(opened: Opened, record: Flat) -> Path:
     )
 
 
-def _is_free(path: Path, record: Flat) -> bool:
-    """Whether a path is free or contains these samples, complete or unfinished."""
-    for file in (_next_to(path, "json"), _next_to(path, "parts") / "manifest.json"):
-        if file.is_file():
-            held = read_json(file)
-            return held == record or held.get("record") == record
-    return not path.exists()
-
-
 def _next_to(path: Path, what: str) -> Path:
     return path.with_name(f"{path.name}.{what}")
-
-
-def _unfinished(path: Path) -> Path:
-    return path.with_name(f".{path.name}.unfinished")
-
-
-def _lock(parts: Path) -> contextlib.AbstractContextManager[None]:
-    # Next to the folder, which is temporary; hidden, because it stays among the samples.
-    file = parts.with_name(f".{parts.name}.lock")
-    return locked(file, str(parts), "choose another name with --config.sample.name")
-
-
-def _write(path: Path, file_format: str, parts: _Parts) -> None:
-    """Writes samples to the unfinished file of a path. One part at a time is in memory."""
-    with tqdm(total=parts.num_samples, unit="sample", desc="writing") as bar:
-        _WRITERS[file_format](_unfinished(path), _counted(parts.read(), bar), parts.num_samples)
-
-
-def _counted(parts: Iterable[np.ndarray], bar: Any) -> Iterator[np.ndarray]:
-    for part in parts:
-        yield part
-        bar.update(len(part))
 
 
 def _write_npz(path: Path, parts: Iterator[np.ndarray], num_samples: int) -> None:

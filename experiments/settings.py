@@ -142,6 +142,9 @@ class Data(Section):
     """Path of the images. If empty, the environment variable FDRL_DATA_DIR is used; the flag
     --data_dir overrides both. If none of the three is set, a run uses the --data_dir of the
     command that created it, if that still exists."""
+    source_dir: Free[Text] = ""
+    """Folder, zip or .npz of images where samples start, such as those of another generator, for
+    prior.name=source; they are paired with nothing."""
     split: Text = "train"
     """Split that the run trains on."""
     held_out_split: Text = "test"
@@ -461,6 +464,7 @@ class Settings(Section):
 # Settings that contain paths on this machine. Files that are meant to be shared omit them.
 PATHS = (
     "data.dir",
+    "data.source_dir",
     "condition.classifier",
     "evaluate.inception_weights",
     "evaluate.legacy_weights",

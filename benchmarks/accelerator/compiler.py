@@ -17,8 +17,10 @@ from experiments import experiment, settings
 from experiments.data import Source, Starts, load
 from experiments.data.decode import to_unit
 from experiments.errors import UserError
+from experiments.experiment import Training
 from experiments.settings import Settings
 from fdrl_jax.training import parallel, samplers, steps
+from fdrl_jax.training.problem import Constants
 
 
 class Compiled(NamedTuple):
@@ -113,7 +115,8 @@ def training_step(wanted: Settings, source: Source, devices: list[Any]) -> Compi
     """
     model, num = experiment.build(wanted, source), len(devices)
     repeated = steps.repeat_steps(model.make_step(num), wanted.train.steps_per_dispatch)
-    return _compile(parallel.lower_steps(repeated, devices, model.argument_shapes(num)), devices)
+    shapes = argument_shapes(model, num)
+    return _compile(parallel.lower_steps(repeated, devices, shapes), devices)
 
 
 def sampler(wanted: Settings, source: Source, devices: list[Any]) -> tuple[Compiled, int]:
@@ -126,11 +129,39 @@ def sampler(wanted: Settings, source: Source, devices: list[Any]) -> tuple[Compi
     arguments = (
         jax.eval_shape(lambda: model.root_key),
         model.sampling_variables(model.state_shapes()),
-        experiment.shapes_on_device(model.constants, len(devices)),
+        shapes_on_device(model.constants, len(devices)),
         batch,
     )
     lowered = parallel.lower_sampler(samplers.make_sampler(model.problem), devices, arguments)
     return _compile(lowered, devices), size
+
+
+def argument_shapes(model: Training, num_replicas: int) -> tuple[Any, ...]:
+    """Returns shapes and dtypes of the arguments of `repeated_step`, for one replica."""
+    host_batches = None  # The data are on the device.
+    if model.source.open_feed is not None:
+        wanted = model.settings.train
+        lead = (wanted.steps_per_dispatch, wanted.batch_size // num_replicas)
+        pixels = jax.ShapeDtypeStruct((*lead, *model.source.event_shape), jnp.uint8)
+        host_batches = {"real": pixels}
+        if model.source.starts is not None:
+            host_batches["source"] = pixels
+        if model.source.labels is not None:
+            host_batches["label"] = jax.ShapeDtypeStruct(lead, jnp.int32)
+    key, scalar = jax.eval_shape(lambda: (model.root_key, jnp.int32(0)))
+    constants = shapes_on_device(model.constants, num_replicas)
+    return key, model.state_shapes(), constants, host_batches, scalar, scalar
+
+
+def shapes_on_device(constants: Constants, num_replicas: int) -> Constants:
+    """Returns the shapes and dtypes of the constants on one device."""
+    shapes: Constants = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), constants)
+    if not experiment.is_distributed(constants, num_replicas):
+        return shapes
+    whole = shapes.prior["factor"]
+    rows = (whole.shape[0] // num_replicas, *whole.shape[1:])
+    factor = jax.ShapeDtypeStruct(rows, whole.dtype)
+    return shapes._replace(prior={**shapes.prior, "factor": factor})
 
 
 def _compile(lowered: Any, devices: list[Any]) -> Compiled:

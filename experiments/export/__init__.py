@@ -24,7 +24,6 @@ from experiments.errors import UserError
 from experiments.experiment import Experiment
 from experiments.export import card
 from experiments.files import replacing, sha256_of_file, write_json, write_text
-from fdrl_jax._names import nearest
 from fdrl_jax.training import parallel, samplers
 from fdrl_jax.training.problem import Constants
 from fdrl_jax.training.state import TrainState
@@ -47,13 +46,9 @@ def export(command: Command) -> None:
     If settings of the flow differ from those of the run, the folder has another name. An earlier
     export is replaced when the new one is complete.
     """
-    for wanted in command.platforms or ("",):
-        if wanted not in PLATFORMS:
-            # JAX's own name for two of them.
-            hint = "; did you mean 'cuda'?" if wanted == "gpu" else nearest(wanted, PLATFORMS)
-            raise UserError(
-                f"--platforms={wanted} is unknown{hint or '.'} Allowed: {', '.join(PLATFORMS)}"
-            )
+    if not command.platforms or {*command.platforms} - {*PLATFORMS}:
+        given = ",".join(command.platforms)
+        raise UserError(f"--platforms={given}: allowed are {', '.join(PLATFORMS)}")
     opened = run.open_checkpoint(command)
     if not parallel.is_first_process():
         return
@@ -79,10 +74,7 @@ def write(
     platforms: Sequence[str],
     evaluation: Mapping[str, Any] | None = None,
 ) -> None:
-    """Exports the sampler of a train state into a new folder.
-
-    The model card shows the record of an evaluation of this state.
-    """
+    """Exports the sampler of a train state into a new folder, with the record of its evaluation."""
     tree = {"network": model.sampling_variables(state)}
     if model.constants.prior:
         tree["prior"] = model.constants.prior

@@ -62,9 +62,8 @@ def snippet(model: Experiment) -> str:
     if isinstance(model.network, networks.ResNet):
         spec = 'networks.ResNetSpec(*config["network"].pop("spec"))'
         network = f'networks.ResNet({spec}, **config["network"])'
-    batch = '{"position": np.arange(8, dtype=np.int32)}'
-    if model.source.starts is not None:
-        batch = '{"position": np.arange(8, dtype=np.int32), "source": images}'
+    starts = "" if model.source.starts is None else ', "source": images'
+    batch = f'{{"position": np.arange(8, dtype=np.int32){starts}}}'
     lines = (
         "import json, pathlib, jax, numpy as np",
         "from flax.traverse_util import unflatten_dict",

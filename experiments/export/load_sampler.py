@@ -19,12 +19,7 @@ class Sampler:
     """The compiled sampler with its arrays; `metadata` describes its origin."""
 
     def __init__(self, folder: str | Path = Path(__file__).parent) -> None:
-        """Reads an exported folder.
-
-        Raises:
-          ValueError: if a file is not that of the export, or if the installed JAX cannot read the
-            artefact.
-        """
+        """Reads an exported folder; a ValueError names a damaged file or an unsuitable JAX."""
         folder = Path(folder)
         self.metadata = json.loads((folder / "metadata.json").read_text())
         for name, expected in self.metadata["sha256"].items():
@@ -60,10 +55,6 @@ class Sampler:
 
         Returns:
           Refined samples, float32 [num_samples, ...]. Images may slightly exceed [-1, 1].
-
-        Raises:
-          ValueError: for indices out of range, or a `source` that is missing, not needed or of
-            another shape.
         """
         if num_samples < 1 or first < 0 or first + num_samples > 2**31:
             raise ValueError(f"indices out of range: {first} to {first + num_samples - 1}")

@@ -19,10 +19,7 @@ _LABEL_WIDTH = 32  # Characters per line of a vertical label.
 
 
 def training(records: list[dict[str, Any]], best: Mapping[str, Any] | None = None) -> Figure:
-    """Draws loss, mean ratios, norms, and the metric of samples if it was computed.
-
-    The records are those of the metrics log.
-    """
+    """Draws the metrics log: loss, mean ratios, norms, and the metric of samples if it has one."""
     steps = np.array([r["step"] for r in records])
 
     def values(name: str) -> np.ndarray:

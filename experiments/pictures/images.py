@@ -42,14 +42,8 @@ def side_by_side(columns: Mapping[str, np.ndarray]) -> Figure:
 
 
 def by_class(images: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> Figure:
-    """Draws one row of images per class that occurs."""
-    figure, (ax,) = panels(1, size=5.0)
-    show_by_class(ax, images, labels, classes)
-    return figure
-
-
-def show_by_class(ax: Axes, images: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> None:
     """Draws one row of images per class that occurs, with its name."""
+    figure, (ax,) = panels(1, size=5.0)
     present = np.unique(labels)
     rows = [images[labels == label] for label in present]
     columns = min(10, *map(len, rows))
@@ -57,6 +51,7 @@ def show_by_class(ax: Axes, images: np.ndarray, labels: np.ndarray, classes: Seq
     pitch = images.shape[1] + 1
     for place, label in enumerate(present):
         ax.text(-2, (place + 0.5) * pitch, plain(classes[label]), ha="right", va="center")
+    return figure
 
 
 def neighbours(samples: np.ndarray, nearest: Mapping[str, np.ndarray]) -> Figure:

@@ -6,12 +6,16 @@ import sys
 from types import SimpleNamespace
 
 import jax
+import numpy as np
 import pytest
+from PIL import Image
 
 from benchmarks.accelerator import compiler, plan, targets
 from benchmarks.accelerator.roofline import Cost
+from experiments import experiment, settings
+from experiments.data.load import load
 from experiments.errors import UserError
-from experiments.settings import Settings
+from fdrl_jax.training import parallel
 
 NUM = jax.device_count()
 TARGET = targets.parse(f"gpu:h100:{NUM}")
@@ -66,13 +70,34 @@ def test_settings_that_cannot_run_on_the_target_are_refused(flags, expected):
         plan.make(flags, TARGET)
 
 
+@pytest.mark.parametrize(("megabytes", "is_distributed"), [(0, True), (256, False)])
+def test_the_shapes_of_arguments_are_those_of_training(
+    megabytes, is_distributed, tmp_path, monkeypatch
+):
+    for i in range(20):
+        pixels = np.random.default_rng(i).integers(0, 256, (8, 8, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+    monkeypatch.setattr(experiment, "MIN_DISTRIBUTED_BYTES", 0 if is_distributed else 2**30)
+    flat = {"data.name": "folder", "data.dir": str(tmp_path), "prior.name": "data_dependent"}
+    flat |= {"data.in_memory_megabytes": megabytes, "train.batch_size": 2 * NUM}
+    flat |= {"network.name": "resnet", "network.width": 4, "network.blocks": ((4, 2),)}
+    wanted = settings.from_config({**flat, "train.steps_per_dispatch": 3})
+    model = experiment.build(wanted, load(wanted.data))
+    with model.open_feed(0) as take:
+        batches = take(2)
+    state = parallel.replicate(model.init_state())
+    constants = experiment.on_devices(model.constants)
+    arguments = (model.root_key, state, constants, batches, np.int32(2), np.int32(0))
+    shapes = compiler.argument_shapes(model, NUM)
+    for i, (expected, actual) in enumerate(zip(shapes, arguments, strict=True)):
+        of_device = (lambda a: a.shape[1:]) if i in (1, 2, 3) else np.shape
+        assert jax.tree.map(lambda s: s.shape, expected) == jax.tree.map(of_device, actual)
+
+
 def planned(memory, **more):
     program = plan.Program(memory, Cost(num_kernels=10, compute_seconds=0.02, link_seconds=0.001))
-    settings = Settings()
     return plan.Plan(
-        settings.model_copy(
-            update={"train": settings.train.model_copy(update={"batch_size": 8 * NUM})}
-        ),
+        settings.from_config({"train.batch_size": 8 * NUM}),
         TARGET,
         (32, 32, 3),
         0,

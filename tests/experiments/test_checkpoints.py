@@ -129,17 +129,11 @@ def test_a_checkpoint_without_its_digest_is_not_restored(content, two):
     assert is_equal(restore(two), state_at(1))
 
 
-def test_a_checkpoint_without_a_mark_of_completion_does_not_count(two):
-    (two / "2" / "commit_success.txt").unlink()
-    assert is_equal(restore(two), state_at(1))
-    assert opened(two, read_only=True).steps() == [1]
-
-
-def test_a_requested_damaged_checkpoint_is_an_error_with_the_good_ones_and_is_kept(two):
+def test_a_requested_checkpoint_that_is_damaged_or_missing_is_an_error_and_is_kept(two):
     damage(two / "2")
-    with pytest.raises(UserError, match=r"checkpoints/2 is damaged .*; other checkpoints: \[1\]"):
-        restore(two, 2)
-    assert is_equal(restore(two, 1), state_at(1))
+    for step in (2, 3):
+        with pytest.raises(UserError, match=rf"no intact checkpoint of step {step} .*: \[1"):
+            restore(two, step)
     assert (two / "2").is_dir()
 
 
@@ -156,6 +150,8 @@ def test_a_run_that_fell_back_saves_the_damaged_step_again(two, caplog):
 
 
 def test_if_no_checkpoint_is_intact_training_does_not_silently_start_again(two):
+    with pytest.raises(UserError, match="intact and of this run"):
+        restore(two, run="digest of another one")
     for step in "12":
         damage(two / step)
     with (
@@ -164,11 +160,6 @@ def test_if_no_checkpoint_is_intact_training_does_not_silently_start_again(two):
     ):
         store.restore(state_at(0))
     assert {"1", "2"} <= {path.name for path in two.iterdir()}
-
-
-def test_a_checkpoint_of_another_run_is_refused(two):
-    with pytest.raises(UserError, match="intact and of this run"):
-        restore(two, run="digest of another one")
 
 
 def test_folders_without_a_mark_do_not_hinder_a_run_that_starts_again(tmp_path):
@@ -198,45 +189,25 @@ def test_a_step_that_orbax_would_skip_is_an_error(two):
         store.save(state_at(1))
 
 
+@pytest.mark.parametrize("action", ["restore", "save"])
 @pytest.mark.parametrize(
     ("error", "code"),
     [
         (OSError(errno.EIO, "x"), errno.EIO),
-        (OSError(errno.ETIMEDOUT, "x"), errno.ETIMEDOUT),
-        (OSError(errno.EREMOTEIO, "x"), errno.EREMOTEIO),
-        (OSError(errno.EPERM, "x"), errno.EPERM),
-        (OSError(errno.EMFILE, "x"), errno.EMFILE),
+        (OSError(errno.ENOSPC, "x"), errno.ENOSPC),
         (ValueError("INTERNAL: ... [os_error_code='116']"), errno.ESTALE),
-        (ValueError("UNAVAILABLE: ... [os_error_code='107']"), errno.ENOTCONN),
     ],
 )
-def test_a_disk_that_fails_is_not_damage(two, monkeypatch, error, code):
+def test_a_disk_that_fails_is_not_damage(two, monkeypatch, action, error, code):
     def fail(*args, **kwargs):
         raise error
 
     with opened(two) as store, monkeypatch.context() as patched:
-        patched.setattr(store._manager, "restore", fail)
+        patched.setattr(store._manager, action, fail)
         with pytest.raises(OSError, match=r".") as caught:
-            store.restore(state_at(0))
+            store.restore(state_at(0)) if action == "restore" else store.save(state_at(3))
     assert caught.value.errno == code
     assert sorted(path.name for path in two.iterdir()) == ["1", "2"]
-    assert is_equal(restore(two), state_at(2))
-
-
-@pytest.mark.parametrize(
-    "error", [OSError(errno.ENOSPC, "x"), ValueError("[os_error_code='28']")], ids=type
-)
-def test_a_full_disk_is_an_error_of_the_system_and_keeps_earlier_checkpoints(
-    two, monkeypatch, error
-):
-    def fail(*args, **kwargs):
-        raise error
-
-    with opened(two) as store, monkeypatch.context() as patched:
-        patched.setattr(store._manager, "save", fail)
-        with pytest.raises(OSError, match=r"28") as caught:
-            store.save(state_at(3))
-    assert caught.value.errno == errno.ENOSPC
     assert is_equal(restore(two), state_at(2))
 
 
@@ -277,16 +248,10 @@ def test_processes_that_see_different_checkpoints_must_share_the_folder(two, mon
         restore(two)
 
 
-def test_the_error_for_a_missing_step_lists_those_that_exist(two):
-    with pytest.raises(UserError, match=r"no checkpoint of step 3 .* available steps: \[1, 2\]"):
-        restore(two, 3)
-
-
-@pytest.mark.parametrize("content", ["", "[]", '{"step": 2, "metric": "m", "value": 1}', None])
-def test_a_record_of_the_best_that_was_edited_is_named(two, content):
+def test_a_record_of_the_best_that_was_edited_is_named(two):
     with opened(two) as store:
         store.record_best(2, "metric", 0.5)
     file = two / "best.json"
-    file.write_text(file.read_text().replace("2", "1", 1) if content is None else content)
+    file.write_text(file.read_text().replace("2", "1", 1))
     with pytest.raises(UserError, match=r"best\.json is damaged"):
         opened(two, read_only=True).best()

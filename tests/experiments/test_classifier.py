@@ -39,31 +39,23 @@ def test_a_judge_gives_probabilities_features_and_its_accuracy(of_digits):
 
 
 def test_a_guide_has_the_averaged_weights_of_the_run(of_digits):
-    guide = classifier.open_to_guide(of_digits.root, CLASSES, SHAPE)
+    apply, variables = classifier.open_to_guide(of_digits.root, CLASSES, SHAPE)
     judge, described = classifier.open_to_judge(of_digits.root, CLASSES, SHAPE)
-    assert described["digest"] == sha256_of_arrays(guide.variables)
-    assert guide.input_range == (-1.0, 1.0)
+    assert described["digest"] == sha256_of_arrays(variables)
     x = np.random.default_rng(0).uniform(-1, 1, (3, *SHAPE)).astype(np.float32)
-    logits = guide.apply(guide.variables, x)
-    np.testing.assert_allclose(jax.nn.softmax(logits), judge(x)[0], atol=1e-6)
+    np.testing.assert_allclose(jax.nn.softmax(apply(variables, x)), judge(x)[0], atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("classes", "shape", "message"),
-    [
-        (("cat", "dog"), SHAPE, r"other data: its classes are .* and those of this run are \['cat"),
-        (CLASSES, (8, 8, 3), r"its event_shape are \[8, 8, 1\], .* \[8, 8, 3\]"),
-    ],
-)
-def test_a_classifier_of_other_data_is_refused(classes, shape, message, of_digits):
+@pytest.mark.parametrize(("classes", "shape"), [(("cat", "dog"), SHAPE), (CLASSES, (8, 8, 3))])
+def test_a_classifier_of_other_data_is_refused(classes, shape, of_digits):
     for opened in (classifier.open_to_guide, classifier.open_to_judge):
-        with pytest.raises(UserError, match=message):
+        with pytest.raises(UserError, match=r"other data: its classes .* of this run are "):
             opened(of_digits.root, classes, shape)
 
 
 def test_what_is_not_a_classifier_is_refused(trained, tmp_path):
-    for path, message in ((tmp_path, "is not the folder of"), (trained.root, "a density ratio")):
-        with pytest.raises(UserError, match=rf"{message}.* train one with --mode=classifier"):
+    for path in (tmp_path, trained.root):
+        with pytest.raises(UserError, match="is not the folder of a classifier; train one"):
             classifier.open_to_guide(path, CLASSES, SHAPE)
 
 
@@ -72,7 +64,7 @@ def test_a_judge_needs_a_known_accuracy(of_digits):
     content = file.read_bytes()
     file.unlink()
     try:
-        with pytest.raises(UserError, match=r"no known accuracy .* run --mode=classifier again"):
+        with pytest.raises(UserError, match="is not complete; run --mode=classifier again"):
             classifier.open_to_judge(of_digits.root, CLASSES, SHAPE)
     finally:
         file.write_bytes(content)

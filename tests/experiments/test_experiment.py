@@ -8,7 +8,6 @@ from experiments import experiment, settings
 from experiments.data import load
 from experiments.errors import UserError
 from fdrl_jax import networks
-from fdrl_jax.training import parallel
 
 IMAGE = (8, 8, 1)
 
@@ -71,28 +70,6 @@ def test_the_state_before_training_depends_on_the_seed_only():
     assert not np.array_equal(
         kernel, jax.tree.leaves(built({"seed": 4}).init_state().variables)[-1]
     )
-
-
-@pytest.mark.parametrize("megabytes", [0, 256])
-def test_the_shapes_of_arguments_are_those_of_training(megabytes, image_folder):
-    changes = {"data.name": "folder", "data.dir": str(image_folder), "network.name": "resnet"}
-    changes |= {"data.in_memory_megabytes": megabytes, "network.width": 4, "train.batch_size": 8}
-    changes |= {"network.blocks": ((4, 2),), "train.steps_per_dispatch": 3}
-    model, num = built(changes), jax.device_count()
-    with model.open_feed(0) as take:
-        batches = take(2)
-    assert (batches is None) == (megabytes > 0)
-    state, constants = (
-        parallel.replicate(model.init_state()),
-        experiment.on_devices(model.constants),
-    )
-    arguments = (model.root_key, state, constants, batches, np.int32(2), np.int32(0))
-    for i, (expected, actual) in enumerate(zip(model.argument_shapes(num), arguments, strict=True)):
-        of_device = (lambda a: a.shape[1:]) if i in (1, 2, 3) else np.shape
-        assert jax.tree.map(lambda s: s.shape, expected) == jax.tree.map(of_device, actual)
-    after, metrics = parallel.map_steps(model.repeated_step())(*arguments)
-    assert int(parallel.unreplicate(after).step) == 2
-    assert np.isfinite(metrics["loss"][0, :2]).all()
 
 
 @pytest.mark.parametrize("weights", ["ema", "raw"])

@@ -242,5 +242,5 @@ def test_a_new_export_replaces_an_earlier_one_only_when_it_is_complete(trained, 
 
 @pytest.mark.parametrize("platforms", ["cpu,cude", "gpu"])
 def test_the_error_for_an_unknown_platform_lists_the_allowed_ones(platforms, trained):
-    with pytest.raises(UserError, match=r"did you mean 'cuda'.* Allowed: cpu, cuda, rocm, tpu"):
+    with pytest.raises(UserError, match=rf"--platforms={platforms}: allowed are cpu, cuda, rocm"):
         start("export", trained.root, platforms=platforms)

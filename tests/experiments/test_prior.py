@@ -53,13 +53,11 @@ def test_few_examples_have_a_small_factor_with_the_same_covariance(num):
 
 def test_the_factor_of_few_examples_does_not_store_them():
     (data,) = batches_of(10, (30,))
-    columns = prior.fit([data], 0, JITTER).factor.T
     centred = data - data.mean(axis=0)
-    cosines = (columns / np.linalg.norm(columns, axis=1, keepdims=True)) @ (
-        centred / np.linalg.norm(centred, axis=1, keepdims=True)
-    ).T
+    columns = prior.fit([data], 0, JITTER).factor.T
+    lengths = np.linalg.norm(columns, axis=1)[:, None] * np.linalg.norm(centred, axis=1)
     # The last column of ten has no length, because centred examples sum to 0.
-    assert np.abs(cosines[:9]).max() < 0.99
+    assert np.abs(columns @ centred.T / lengths)[:9].max() < 0.99
 
 
 @pytest.mark.parametrize("batches", [[], [np.full((3, 8), np.nan)], [np.full((9, 8), np.nan)]])
@@ -70,37 +68,22 @@ def test_data_that_have_no_covariance_are_refused(batches):
 
 def test_a_low_rank_prior_and_a_placeholder_have_the_same_shapes():
     low = prior.fit(batches_of(60, (2, 3)), 2, JITTER)
-    placeholder = prior.placeholder(2, (2, 3))
-    assert low.factor.shape == placeholder.factor.shape == (6, 2)
+    assert low.factor.shape == prior.placeholder(2, (2, 3)).factor.shape == (6, 2)
     assert low.remainder_scale > 0
     assert "rank 2" in prior.describe(low)
 
 
-def test_a_prior_that_was_written_is_read_back_bit_for_bit(fitted, tmp_path):
-    prior.write(tmp_path / "prior.npz", fitted)
-    again = prior.read(tmp_path / "prior.npz", fitted.sha256)
-    for one, other in zip(again, fitted, strict=True):
-        np.testing.assert_array_equal(one, other)
-
-
-def test_another_or_a_damaged_prior_is_named_and_never_replaced(fitted, tmp_path):
+def test_a_prior_is_read_back_bit_for_bit_and_another_or_a_damaged_one_is_named(fitted, tmp_path):
     file = tmp_path / "prior.npz"
     prior.write(file, fitted._replace(mean=fitted.mean + 1e-3))
     other = file.read_bytes()
     prior.write(file, fitted)
-    whole, middle = file.read_bytes(), len(file.read_bytes()) // 2
-    for broken in (other, b"", whole[:-30], whole[:middle] + b"?" + whole[middle + 1 :]):
+    for one, same in zip(prior.read(file, fitted.sha256), fitted, strict=True):
+        np.testing.assert_array_equal(one, same)
+    for broken in (other, b"", file.read_bytes()[:-30]):
         file.write_bytes(broken)
         with pytest.raises(UserError, match=r"prior\.npz is (damaged|not the file)"):
             prior.read(file, fitted.sha256)
-        assert file.read_bytes() == broken
-
-
-@pytest.mark.parametrize("is_first", [True, False])
-def test_the_first_process_shows_the_progress_of_the_fit(is_first, monkeypatch, capsys):
-    monkeypatch.setattr(parallel, "is_first_process", lambda: is_first)
-    prior.fit([np.eye(2)], 0, JITTER)
-    assert ("fitting the prior" in capsys.readouterr().err) == is_first
 
 
 def test_a_rank_of_zero_is_the_full_covariance_of_small_data():
@@ -121,10 +104,6 @@ def test_a_large_factor_is_distributed_over_the_devices_and_gives_the_same_resul
 
     def results():
         constants = experiment.on_devices(model.constants)
-        shapes = experiment.shapes_on_device(model.constants, jax.device_count())
-        assert jax.tree.map(lambda s: s.shape, shapes) == jax.tree.map(
-            lambda a: a.shape[1:], constants
-        )
         state, metrics = parallel.map_steps(steps.repeat_steps(step, 2))(
             model.root_key, parallel.replicate(model.init_state()), constants, None, 2, 0
         )

@@ -86,7 +86,7 @@ def test_a_copied_run_contains_no_home_and_no_working_folder(image_folder, tmp_p
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.chdir(work)
     changes = {"data.dir": home / "images", "data.image_size": 8, **SMALL_RESNET}
-    start("train", work / "run", "folder:tiny", changes)
+    start("train", Path("run"), "folder:tiny", changes)
     files = [path for path in (work / "run").rglob("*") if path.is_file()]
     assert {"run.json", "commands.jsonl", "reference.npz"} <= {path.name for path in files}
     # Orbax's mark of a complete checkpoint contains the path of its folder.
