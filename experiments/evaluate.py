@@ -148,16 +148,19 @@ def evaluate(
 
 def _draw(opened: Opened, num: int, *, of_inception: bool) -> Samples:
     """Draws samples, of each stage only as many as the metrics and the pictures read."""
-    reference, keep = opened.run.metric_reference, {"num_prior": min(num, draws.MAX_SAMPLES)}
+    model, reference = opened.experiment, opened.run.metric_reference
     if isinstance(reference, Source):
         num = min(num, MAX_POINTS)
-        keep = {"num_prior": num, "num_bridged": num}
-    elif reference.starts is not None:
-        num = min(num, MAX_IMAGES, len(reference.starts))
-        keep = {"num_prior": min(num, pictures.num_shown(opened.experiment.source))}
-    elif not of_inception:
-        num = min(num, draws.MAX_SAMPLES)
-    return draw.sample_state(opened.experiment, opened.state, num, **keep)
+        return draw.sample_state(model, opened.state, num, num_prior=num, num_bridged=num)
+    if reference.starts is not None:
+        num = min(num, len(reference.starts))
+    if reference.is_translation:
+        num = min(num, MAX_IMAGES)
+        num_prior = min(num, pictures.num_shown(model.source))
+    else:
+        num = num if of_inception else min(num, draws.MAX_SAMPLES)
+        num_prior = min(num, draws.MAX_SAMPLES)
+    return draw.sample_state(model, opened.state, num, num_prior=num_prior)
 
 
 def _score(
@@ -173,7 +176,7 @@ def _score(
     if isinstance(reference, Source):
         log_ratio = draw.make_log_ratio(opened.experiment, opened.state)
         return evaluate_points(reference, samples, log_ratio)
-    if reference.starts is not None:
+    if reference.is_translation:
         domains = domains_of(opened.run.settings)
         return evaluate_translation(reference, samples, domains=domains, classifier=judge)
     return evaluate_images(reference, samples, source=source, classifier=judge, inception=networks)
@@ -193,7 +196,7 @@ def _finish(run: Run, record: Mapping[str, Any], folder: Path) -> None:
 def _training_data(opened: Opened, data_dir: str, live: Source | None) -> tuple[Source | None, str]:
     """Returns the training data if metrics need them, or the reason if they are not available."""
     run, reference = opened.run, opened.run.metric_reference
-    if isinstance(reference, Source) or reference.starts is not None:
+    if isinstance(reference, Source) or reference.is_translation:
         return None, ""
     if live is not None:
         return live, ""

@@ -7,7 +7,6 @@ import signal
 import sys
 import threading
 from collections import deque
-from types import TracebackType
 from typing import Any, Self
 
 import jax
@@ -32,12 +31,9 @@ def join(
 ) -> None:
     """Joins the processes of a run. Must be called before anything runs on a device.
 
-    The first process listens at the address, HOST:PORT. If `distributed`, missing values are
-    detected from the environment: JAX's own variables, a TPU pod slice, SLURM, Open MPI or
-    Kubernetes. If a process ends, JAX ends the others after `heartbeat_seconds`.
-
-    Raises:
-      UserError: if a value is missing, or if the processes cannot be joined.
+    The first process listens at the address, HOST:PORT. If `distributed`, JAX detects missing
+    values on TPU pods, SLURM and similar. If a process ends, JAX ends the others after
+    `heartbeat_seconds`.
     """
     given = (coordinator_address, num_processes, process_id)
     if not distributed and given == (None, None, None):
@@ -47,8 +43,7 @@ def join(
             "--coordinator_address=HOST:PORT, --num_processes=N and --process_id=I must be given "
             "together; --distributed detects missing values on TPU pods, SLURM and similar"
         )
-    where = f" at {coordinator_address}" if coordinator_address else ""
-    text = f"waiting for the other processes of the run{where}"
+    text = f"waiting for the other processes of the run, at {coordinator_address or 'any address'}"
     waiting = threading.Timer(_QUIET_SECONDS, print, [text], {"file": sys.stderr, "flush": True})
     waiting.start()
     try:
@@ -76,13 +71,8 @@ def num_processes() -> int:
 
 
 def check_agreement(replicated: object, step: int) -> None:
-    """Checks that all replicas are equal bit for bit.
-
-    Raises:
-      ReplicaError: if some differ; names them.
-    """
-    divergent = parallel.divergent_replicas(replicated)
-    if divergent:
+    """Raises a ReplicaError unless all replicas are equal bit for bit."""
+    if divergent := parallel.divergent_replicas(replicated):
         raise ReplicaError(
             f"at step {step} the replicas {', '.join(map(str, divergent))} of "
             f"{jax.device_count()} differ from the others. Possible causes are faulty memory, or "
@@ -93,9 +83,8 @@ def check_agreement(replicated: object, step: int) -> None:
 class StopSignals:
     """Handles SIGTERM, which clusters send some time before they kill a process, and Ctrl-C.
 
-    After the first signal, the loop saves and stops at the next step boundary. A second one ends
-    the process immediately. If there are several processes, a signal to one of them suffices: they
-    vote at each dispatch, so all stop at the same step.
+    After the first signal, the loop saves and stops at the next step boundary; a second one ends
+    the process at once. A signal to one of several processes suffices: they vote at each dispatch.
     """
 
     def __init__(self) -> None:
@@ -114,9 +103,7 @@ class StopSignals:
             threading.Thread(target=self._listen, args=(reader,), daemon=True).start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: object, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._before:
             signal.set_wakeup_fd(self._before_fd)
             for number, handler in self._before.items():
@@ -139,6 +126,5 @@ class StopSignals:
                     os._exit(128 + received[0])
                 self.heard = _NAMES[signal.Signals(received[0])]
                 with contextlib.suppress(OSError):  # The terminal may be closed.
-                    print(
-                        f"\n{self.heard}: saving and stopping; again to stop now", file=sys.stderr
-                    )
+                    text = f"\n{self.heard}: saving and stopping; again to stop now"
+                    print(text, file=sys.stderr)

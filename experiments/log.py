@@ -21,10 +21,7 @@ PREFIX = "evaluation/"  # Prefix of the names of metrics of samples.
 
 @contextlib.contextmanager
 def writers(root: Path, settings: Settings, resume_step: int) -> Iterator[list[Writer]]:
-    """Opens the logs that the settings ask for in the folder of a run, on the first process.
-
-    When a run resumes, records after the resumed step are removed, so that no step occurs twice.
-    """
+    """Opens the logs of a run, on the first process; removes records after the resumed step."""
     with contextlib.ExitStack() as stack:
         opened = []
         if parallel.is_first_process():
@@ -54,7 +51,7 @@ def json_lines(path: Path, resume_step: int) -> Iterator[Writer]:
 
 @contextlib.contextmanager
 def _tensorboard(folder: Path, resume_step: int) -> Iterator[Writer]:
-    """Event files for TensorBoard, by tensorboardX (no TensorFlow)."""
+    """Writes event files for TensorBoard, by tensorboardX (no TensorFlow)."""
     module = _import("tensorboardX", "tensorboard")
 
     def write(step: int, record: Record) -> None:
@@ -67,7 +64,7 @@ def _tensorboard(folder: Path, resume_step: int) -> Iterator[Writer]:
 
 @contextlib.contextmanager
 def _wandb(root: Path, settings: Settings) -> Iterator[Writer]:
-    """Weights & Biases. In the mode "offline", nothing leaves the machine."""
+    """Logs to Weights & Biases. In the mode "offline", nothing leaves the machine."""
     folder = root.absolute()
     curve = _import("wandb", "wandb").init(
         project="fdrl_jax",
@@ -87,25 +84,20 @@ def _wandb(root: Path, settings: Settings) -> Iterator[Writer]:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """Reads the lines of a metrics file, oldest first, without a last line cut by a crash.
-
-    Raises:
-      UserError: if another line is damaged; names the first one.
-    """
+    """Reads the lines of a metrics file, oldest first; a UserError names a damaged one."""
     if not path.exists():
         return []
+    records = []
     # Text after the last line break was cut by a crash.
-    lines = path.read_bytes().split(b"\n")[:-1]
-    return [_parse(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line]
-
-
-def _parse(line: bytes, where: str) -> dict[str, Any]:
-    with contextlib.suppress(ValueError):
-        record = json.loads(line)
-        is_numbered = isinstance(record, dict) and isinstance(record.get("step"), int)
-        if is_numbered and all(isinstance(v, int | float | None) for v in record.values()):
-            return record
-    raise UserError(f"{where}: not a line of metrics; remove the line and try again")
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+        try:
+            record = json.loads(line)
+            if not isinstance(record["step"], int):
+                raise ValueError
+        except (ValueError, TypeError, KeyError):
+            raise UserError(f"{path}:{number}: not a line of metrics; remove it") from None
+        records.append(record)
+    return records
 
 
 def _import(name: str, extra: str) -> Any:

@@ -1,6 +1,8 @@
 """The program: `python -m experiments.main --config=FILE.py --workdir=DIR`; see `--help`."""
 
+import contextlib
 import importlib
+import io
 import logging
 import os
 import re
@@ -8,10 +10,10 @@ import runpy
 import shlex
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from inspect import signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TextIO
 
 from experiments.errors import UserError, first_line
 
@@ -45,18 +47,14 @@ MODES = {
     "interpolate": Mode("sample.interpolate", "draw images along paths", ("checkpoint",)),
     "classifier": Mode("train.train_classifier", "train a classifier", creates=True),
     "dry_run": Mode("dry_run.dry_run", "read the data and print what a run costs", creates=True),
-    "export": Mode(
-        "export.export", "write a sampler that needs only JAX", ("checkpoint", "platforms")
-    ),
+    "export": Mode("export.export", "write a sampler for JAX alone", ("checkpoint", "platforms")),
 }
 _HELP = """\
 usage: python -m experiments.main --config=FILE.py --workdir=DIR [--mode=NAME]
            [--config.KEY=VALUE ...]
 
-Start with
-  python -m experiments.main --config=configs/swissroll.py --workdir=runs/swissroll
-which takes a minute on a CPU and writes a report. Rerun to resume from the newest checkpoint. Later
-commands need only --workdir: a run keeps its settings.
+Start with --config=swissroll, which takes a minute on a CPU and writes a report. Rerun to resume.
+Later commands need only --workdir: a run keeps its settings.
 
 Modes:
 {modes}
@@ -69,18 +67,19 @@ Settings: --config.KEY=VALUE for every key of configs/base.py, such as --config.
 --config=configs/digits.py:tiny runs everything in seconds.
 Many runs at once: python -m experiments.sweep --help
 Evaluate images of any program: python -m experiments.evaluate --help"""
-_OUT_OF_MEMORY = (
-    "out of memory: {}. Try a smaller network.width, train.batch_size or evaluate.batch_size, a "
-    "larger train.num_micro_batches, or network.remat=True"
+_LESS_MEMORY = (
+    "Try a smaller network.width, train.batch_size or evaluate.batch_size, a larger "
+    "train.num_micro_batches, or network.remat=True"
 )
+# RuntimeErrors whose cause is the environment.
+_OF_ENVIRONMENT = ("Unable to initialize backend", "Could not determine home directory")
 
 
 def main(argv: Sequence[str]) -> None:
     """Runs a command. An error that the user can fix is printed in one line."""
-    _set_up_logging()
+    set_up_output()
     try:
-        text = help_for(argv)
-        if text is None:
+        if (text := help_for(argv)) is None:
             _run(*parse(argv))
         else:
             print(text)
@@ -94,14 +93,23 @@ def main(argv: Sequence[str]) -> None:
         where = f"{error.filename}: " if error.filename else ""
         _leave(2, f"{where}{error.strerror}. Existing files are intact.")
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+        text = first_line(error)[:200]
+        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+            text = f"out of memory: {text}. {_LESS_MEMORY}"
+        elif not text.startswith(_OF_ENVIRONMENT):
             raise
-        _leave(2, _OUT_OF_MEMORY.format(first_line(error)[:200]))
+        _leave(2, text)
 
 
 def _run(command: "Command", processes: dict[str, Any]) -> None:
+    import jax
+
     from experiments import files, hosts, precision
 
+    options: Any = jax.config  # Its attributes are created at run time.
+    if options.jax_disable_jit:
+        raise UserError("JAX_DISABLE_JIT is set, and training would take for ever; unset it")
+    options.update("jax_numpy_dtype_promotion", "standard")
     wanted, record = command.config, command.folder / "run.json"
     if wanted is None:
         wanted = files.read_json(record, settings=dict)["settings"] if record.is_file() else {}
@@ -126,14 +134,7 @@ def run(command: "Command") -> None:
 
 
 def parse(argv: Sequence[str]) -> tuple["Command", dict[str, Any]]:
-    """Reads the arguments of the program, without its name.
-
-    Returns the command, and the arguments of `hosts.join`.
-
-    Raises:
-      UserError: for an unknown flag, mode, file or key, a flag of another mode, a stray argument,
-        or an invalid value.
-    """
+    """Reads the arguments of the program: the command, and the arguments of `hosts.join`."""
     from absl.flags import Error, UnrecognizedFlagError
 
     from experiments import hosts, settings
@@ -215,53 +216,38 @@ def help_for(argv: Sequence[str]) -> str | None:
 def read_config(spec: str) -> tuple["ConfigDict", "ConfigFor | None"]:
     """Runs a config file, once, and returns its config, not yet checked.
 
-    It is FILE.py or FILE.py:VARIANTS; a bare name is one of the project's own configs. The config
-    is used until the data and the device are known. Then the returned function, if the file has
-    one, gives that for them.
-
-    Raises:
-      UserError: if the file does not exist, or raises an error.
+    It is FILE.py or FILE.py:VARIANTS; a bare name is one of the project's own configs. If the file
+    has a function for it, the second value gives the config for a device and data.
     """
     name, _, variants = spec.partition(":")
     path = _config_file(name)
+    chosen = (variants,) if variants else ()  # A file without variants takes no argument.
     try:
         definitions = runpy.run_path(str(path))
         if "get_config" not in definitions:
             raise ValueError("it defines no get_config()")
-        config = _call(definitions["get_config"], variants)
+        config = definitions["get_config"](*chosen)
     except Exception as error:  # A user's code may raise anything.
         raise UserError(f"config: {name}: {first_line(error)}") from error
-    config_for = definitions.get("get_config_for")
-    if config_for is None:
+    if (config_for := definitions.get("get_config_for")) is None:
         return config, None
-    return config, lambda platform, shape: _call(config_for, variants, platform, shape).to_dict()
-
-
-def _call(get_config: Callable[..., Any], variants: str, *arguments: Any) -> Any:
-    if len(signature(get_config).parameters) > len(arguments):
-        return get_config(*arguments, variants)
-    if variants:
-        raise ValueError(f"it has no variants, so {variants!r} is not allowed")
-    return get_config(*arguments)
+    return config, lambda platform, shape: config_for(platform, shape, *chosen).to_dict()
 
 
 def _config_file(name: str) -> Path:
     from fdrl_jax._names import nearest
 
-    own, is_bare = _CONFIGS / f"{name}.py", bool(re.fullmatch(r"\w+", name))
-    path = own if is_bare and own.is_file() else Path(name)
+    is_bare = re.fullmatch(r"\w+", name)
+    path = _CONFIGS / f"{name}.py" if is_bare else Path(name)
     if path.is_file():
         return path
-    files = sorted((_CONFIGS if is_bare else path.parent).glob("*.py"))
+    files = sorted(path.parent.glob("*.py"))
     hint = nearest(name, [file.stem if is_bare else str(file) for file in files])
     raise UserError(f"--config={name} does not exist{hint}")
 
 
 def _split_config(argv: Sequence[str]) -> tuple[str | None, list[str]]:
-    """Returns the value of `--config`, and the other arguments.
-
-    The config comes first, because the types of its values decide how others are read.
-    """
+    """Returns the value of `--config`, whose types decide how others are read, and the others."""
     spec, rest, arguments = None, [], iter(argv)
     for argument in arguments:
         flag, equals, value = argument.partition("=")
@@ -273,7 +259,7 @@ def _split_config(argv: Sequence[str]) -> tuple[str | None, list[str]]:
 
 
 def _define_flags(config: "ConfigDict | None", argv: list[str]) -> "flags.FlagValues":
-    """Returns the flags of the program, and those that change the config, which must be known."""
+    """Returns the flags of the program, and those of the values of a config."""
     from absl import flags
     from ml_collections import ConfigDict, config_flags
 
@@ -321,13 +307,37 @@ def _explain_value(message: str) -> str:
     return f"{message}; must be {DECLARED[key[1]].allowed}" if key else message
 
 
-def _set_up_logging() -> None:
+class _Lossy:
+    """A stream in which text that cannot be written is lost: it must not end training."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def set_up_output() -> None:
+    """Makes output possible in every terminal: at worst, some of it is lost."""
     import absl.logging
 
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # It may be closed.
+            stream.reconfigure(errors="replace")
+    errors: Any = _Lossy(sys.stderr or open(os.devnull, "w"))  # noqa: SIM115
+    sys.stderr = errors
     # Some libraries log every file, and the stacks of errors that they also raise.
     absl.logging.set_verbosity(absl.logging.FATAL)
     own = logging.getLogger("fdrl")
-    own.setLevel(logging.WARNING)
     own.propagate = False
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("warning: %(message)s"))
@@ -335,11 +345,9 @@ def _set_up_logging() -> None:
 
 
 def _leave(code: int, message: str) -> NoReturn:
-    """Prints an error in one line and ends the process.
-
-    There is no cleanup, because it could wait for a disk or a process that does not respond.
-    """
-    sys.stdout.flush()
+    """Ends the process, without cleanup that could wait for a disk or another process."""
+    with contextlib.suppress(OSError):
+        print(end="", flush=True)
     print(f"error: {message}", file=sys.stderr, flush=True)
     os._exit(code)
 

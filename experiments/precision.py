@@ -27,7 +27,6 @@ ONEDNN_FLAG = "--xla_cpu_experimental_onednn_custom_call=true"
 # flag is therefore set only from its first version up to, but excluding, its second.
 _CPU_FLAG_VERSIONS = ((0, 10, 2), (0, 13))
 _ONEDNN_VERSIONS = ((0, 12), (0, 13))
-_CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 # Instructions that affect the speed of neural networks, by their names in Linux.
 _NOTABLE = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile", "asimd", "bf16", "sve")
 
@@ -35,11 +34,9 @@ _NOTABLE = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile", "asimd", "
 def set_cpu_flags(
     environ: MutableMapping[str, str] = os.environ, *, bfloat16: bool = False
 ) -> bool:
-    """Sets the flags in `XLA_FLAGS` if they are known to be safe, and returns whether it set one.
+    """Sets flags in `XLA_FLAGS` if they are known to be safe, and returns whether it set one.
 
-    If the variable is already set, even to an empty text, it is not changed. To run without the
-    flags, use `XLA_FLAGS= python ...`. A process that computes in bfloat16 uses oneDNN unless
-    `why_not_onednn` returns a reason.
+    The variable is not changed if it is set: `XLA_FLAGS= python ...` runs without the flags.
     """
     if "XLA_FLAGS" in environ or not _is_within(_CPU_FLAG_VERSIONS):
         return False
@@ -49,21 +46,19 @@ def set_cpu_flags(
 
 
 def why_not_onednn(environ: Mapping[str, str] = os.environ) -> str | None:
-    """Returns why oneDNN's bfloat16 kernels cannot be used here, or `None` if they can.
-
-    The result completes the sentence "bfloat16 is slow here because ...".
-    """
+    """Returns why oneDNN's bfloat16 kernels cannot be used here, or `None` if they can."""
     # Without AMX, the kernels were measured on AMD's processors only.
-    fast = {"amx_bf16", "avx512_bf16"} if _vendor() == "AuthenticAMD" else {"amx_bf16"}
+    fast = (
+        {"amx_bf16", "avx512_bf16"}
+        if _of_processor("vendor_id") == "AuthenticAMD"
+        else {"amx_bf16"}
+    )
     if not features() & fast:
         return "the processor has neither AMX (amx_bf16) nor AMD's AVX-512 for it (avx512_bf16)"
     if not _is_within(_ONEDNN_VERSIONS):
         return "the fast kernels need JAX 0.12 (Python 3.12 or newer)"
-    if environ.get(_CACHE_VARIABLE):
-        return (
-            "the fast kernels crash together with JAX's persistent compilation cache; "
-            f"unset {_CACHE_VARIABLE}"
-        )
+    if environ.get("JAX_COMPILATION_CACHE_DIR"):
+        return "the fast kernels crash with a compilation cache; unset JAX_COMPILATION_CACHE_DIR"
     if "XLA_FLAGS" in environ and not uses_onednn(environ):
         return f"XLA_FLAGS is set without {ONEDNN_FLAG}"
     return None
@@ -107,18 +102,13 @@ def describe_devices() -> str:
     )
 
 
-@functools.cache
-def features(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
+def features() -> frozenset[str]:
     """Returns the processor's features by their names in Linux; empty if they are not listed."""
-    return frozenset(_first(cpuinfo, "flags|Features").split())
+    return frozenset(_of_processor("flags|Features").split())
 
 
 @functools.cache
-def _vendor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    return _first(cpuinfo, "vendor_id")
-
-
-def _first(cpuinfo: Path, names: str) -> str:
+def _of_processor(names: str, cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     with contextlib.suppress(OSError):  # Only Linux has this file.
         if found := re.search(rf"^(?:{names})[ \t]*:(.*)", cpuinfo.read_text(), re.MULTILINE):
             return found[1].strip()

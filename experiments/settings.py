@@ -1,14 +1,12 @@
 """All settings of a run: typed sections, each field with default, allowed values and meaning.
 
-This is the only declaration. The defaults in `configs/base.py`, the checks, `--help=KEY` and the
-reference page of the documentation follow from it. A config is converted once, by `from_config`;
-no code past this point reads a config. To add a setting, add a field here and read it where it is
-used.
+This is the only declaration: the defaults in `configs/base.py`, the checks, `--help=KEY` and the
+reference page of the documentation follow from it. A config is converted once, by `from_config`.
 """
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import (
     TYPE_CHECKING,
     Annotated,
@@ -52,8 +50,19 @@ OfFlow = Annotated[T, "flow"]
 Free = Annotated[T, "free"]
 
 
-class _Words(str):
-    """The allowed values in words; completes a sentence that starts with "must be"."""
+class _Check(AfterValidator):
+    """A check, with the allowed values in words that complete a sentence with "must be"."""
+
+    words: str
+
+    def __init__(self, words: str, is_allowed: Callable[[Any], object]) -> None:
+        def check(value: T) -> T:
+            if not is_allowed(value):
+                raise ValueError
+            return value
+
+        super().__init__(check)
+        object.__setattr__(self, "words", words)
 
 
 def _as_normal(value: float) -> float:
@@ -62,52 +71,54 @@ def _as_normal(value: float) -> float:
     return value
 
 
-def _text(value: str) -> str:
+def _is_text(value: str) -> bool:
     # No line breaks, because messages of one line quote texts. No NUL, because some are paths.
-    if len(value) > 1_000 or not value.isprintable():
-        raise ValueError
-    return value
-
-
-def _file_name(value: str) -> str:
-    # File systems allow 255 bytes, and samples get suffixes.
-    if len(value.encode()) > 200 or "/" in value or value.startswith("."):
-        raise ValueError
-    return _text(value)
-
-
-def _sizes(value: tuple[int, ...]) -> tuple[int, ...]:
-    if not value or not all(0 < size <= 65_536 for size in value):
-        raise ValueError
-    return value
-
-
-def _blocks(value: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
-    if not all(0 < channels <= 65_536 and 0 < stride <= 8 for channels, stride in value):
-        raise ValueError
-    return value
-
-
-def _channels(value: int) -> int:
-    if value not in (0, 1, 3):
-        raise ValueError
-    return value
-
-
-def _increasing(value: tuple[int, ...]) -> tuple[int, ...]:
-    if list(value) != sorted(set(value)) or min(value, default=0) < 0:
-        raise ValueError
-    return value
-
-
-def _divergence(value: str) -> str:
-    divergence_formula.parse(value)
-    return value
+    return len(value) <= 1_000 and value.isprintable()
 
 
 Real = Annotated[float, AfterValidator(_as_normal)]
-Text = Annotated[str, AfterValidator(_text), _Words("a text of at most 1,000 printable characters")]
+Text = Annotated[str, _Check("a text of at most 1,000 printable characters", _is_text)]
+FileName = Annotated[
+    str,
+    _Check(
+        "a file name without a folder, of at most 200 bytes",
+        # File systems allow 255 bytes, and samples get suffixes.
+        lambda v: _is_text(v) and len(v.encode()) <= 200 and "/" not in v and v[:1] != ".",
+    ),
+]
+Sizes = Annotated[
+    tuple[int, ...],
+    _Check(
+        "one or more positive whole numbers such as (64, 64)",
+        lambda sizes: sizes and all(0 < size <= 65_536 for size in sizes),
+    ),
+]
+Blocks = Annotated[
+    tuple[tuple[int, int], ...],
+    _Check(
+        "pairs of channels and stride such as ((32, 1), (64, 2))",
+        lambda blocks: all(0 < size <= 65_536 and 0 < stride <= 8 for size, stride in blocks),
+    ),
+]
+Divergence = Annotated[
+    str, _Check("a divergence such as kl, alpha(0.5) or 0.5*kl + 0.5*js", divergence_formula.parse)
+]
+Channels = Annotated[
+    int, _Check("0 (as stored), 1 (grey) or 3 (colour)", lambda number: number in (0, 1, 3))
+]
+Increasing = Annotated[
+    tuple[int, ...],
+    _Check(
+        "increasing whole numbers such as (0, 50, 100)",
+        lambda v: list(v) == sorted(set(v)) and min(v, default=0) >= 0,
+    ),
+]
 Length = Annotated[int, Ge(0), Le(65_536)]
+Few = Annotated[int, Ge(1), Le(1_000)]
+FlowSteps = Annotated[int, Ge(0), Le(100_000)]
+Batch = Annotated[int, Ge(1), Le(2**20)]
+Share = Annotated[Real, Gt(0.0), Le(1.0)]
+Decay = Annotated[Real, Ge(0.0), Lt(1.0)]
 Positive = Annotated[Real, Gt(0.0), Le(_MAX_FLOAT32)]
 NotNegative = Annotated[Real, Ge(0.0), Le(_MAX_FLOAT32)]
 Whole = Annotated[int, Ge(0), Le(_MAX_INT32)]
@@ -124,11 +135,7 @@ class Section(BaseModel):
     """A group of settings. Texts below fields are their documentation."""
 
     model_config = ConfigDict(
-        frozen=True,
-        strict=True,
-        extra="forbid",
-        allow_inf_nan=False,
-        use_attribute_docstrings=True,
+        frozen=True, strict=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
     )
 
 
@@ -165,9 +172,7 @@ class Data(Section):
     keep_aspect: bool = True
     """True keeps the aspect ratio when resizing. False squeezes images to a square of data.resize,
     or data.image_size if that is 0."""
-    channels: Annotated[
-        int, AfterValidator(_channels), _Words("0 (as stored), 1 (grey) or 3 (colour)")
-    ] = 3
+    channels: Channels = 3
     """Channels per image: 1 converts to grey, 3 to colour, 0 keeps what the files contain."""
     random_flip: bool = False
     """Mirrors half of the training images, left to right."""
@@ -176,7 +181,7 @@ class Data(Section):
     in_memory_megabytes: Whole = 256
     """Data sets of up to this many megabytes of pixels are kept in memory; larger ones are
     streamed."""
-    num_threads: Free[Annotated[int, Ge(1), Le(1_000)]] = 4
+    num_threads: Free[Few] = 4
     """Number of decoding threads."""
     prefetch_batches: Free[Annotated[int, Ge(1), Le(10_000)]] = 8
     """Number of batches that are decoded in advance."""
@@ -188,24 +193,16 @@ class Network(Section):
     name: NetworkName = "mlp"
     """Network: `mlp` for points; `auto` is the paper's network for the image size; `resnet` is
     built from network.blocks; the others are those of the paper's table 4."""
-    hidden_sizes: Annotated[
-        tuple[int, ...],
-        AfterValidator(_sizes),
-        _Words("one or more positive whole numbers such as (64, 64)"),
-    ] = (64, 64, 64, 64)
+    hidden_sizes: Sizes = (64, 64, 64, 64)
     """Sizes of the hidden layers of `mlp`."""
     width: Length = 0
     """Channels of the first convolution of a residual network. Those of the blocks of the paper's
     networks scale with it; 0: the paper's number."""
-    blocks: Annotated[
-        tuple[tuple[int, int], ...],
-        AfterValidator(_blocks),
-        _Words("pairs of channels and stride such as ((32, 1), (64, 2))"),
-    ] = ()
+    blocks: Blocks = ()
     """Channels and stride of each block of `resnet`."""
     attention: bool = False
     """Adds a self-attention layer to a residual network."""
-    attention_after: Annotated[int, Ge(1), Le(1_000)] = 1
+    attention_after: Few = 1
     """Number of the block of `resnet` that self-attention follows."""
     spectral_norm: bool = False
     """Divides each kernel by its largest singular value."""
@@ -232,10 +229,10 @@ class Prior(Section):
 class Flow(Section):
     """The flow from the prior to the data."""
 
-    num_steps: OfFlow[Annotated[int, Ge(0), Le(100_000)]] = 100
+    num_steps: OfFlow[FlowSteps] = 100
     """K: number of flow steps in training, and of bridging steps in sampling. With 0, the network
     learns the ratio of the prior over the data."""
-    num_refine_steps: OfFlow[Annotated[int, Ge(0), Le(100_000)]] = 20
+    num_refine_steps: OfFlow[FlowSteps] = 20
     """κ: number of refinement steps, which follow the K steps in sampling."""
     step_size: OfFlow[Positive] = 3.0
     """η: step size, which multiplies the drift."""
@@ -250,15 +247,11 @@ class Loss(Section):
 
     name: LossName = "lr"
     """Bregman loss that trains the density ratio."""
-    divergence: Annotated[
-        str,
-        AfterValidator(_divergence),
-        _Words("a divergence such as kl, alpha(0.5) or 0.5*kl + 0.5*js"),
-    ] = "kl"
+    divergence: Divergence = "kl"
     """f-divergence that the flow decreases."""
     gradient_penalty: OfTraining[NotNegative] = 0.0
     """Weight of the zero-centred gradient penalty on data and on flowed samples (R1 + R2)."""
-    gradient_penalty_fraction: OfTraining[Annotated[Real, Gt(0.0), Le(1.0)]] = 1.0
+    gradient_penalty_fraction: OfTraining[Share] = 1.0
     """Fraction of the batch on which the penalty is computed; a smaller one is faster."""
 
 
@@ -267,21 +260,15 @@ class Optimizer(Section):
 
     learning_rate: OfTraining[Annotated[Real, Gt(0.0), Le(10.0)]] = 1e-4
     """Initial learning rate of Adam."""
-    b1: OfTraining[Annotated[Real, Ge(0.0), Lt(1.0)]] = 0.9
+    b1: OfTraining[Decay] = 0.9
     """Decay rate of Adam's first moment."""
-    b2: OfTraining[Annotated[Real, Ge(0.0), Lt(1.0)]] = 0.999
+    b2: OfTraining[Decay] = 0.999
     """Decay rate of Adam's second moment."""
     schedule: OfTraining[Literal["constant", "piecewise", "cosine"]] = "piecewise"
     """Schedule of the learning rate; `cosine` decays it to 0 over train.num_steps."""
-    boundaries: OfTraining[
-        Annotated[
-            tuple[int, ...],
-            AfterValidator(_increasing),
-            _Words("increasing step numbers such as (80000, 90000)"),
-        ]
-    ] = (80_000, 90_000)
+    boundaries: OfTraining[Increasing] = (80_000, 90_000)
     """Training steps at which `piecewise` multiplies the learning rate by optimizer.decay."""
-    decay: OfTraining[Annotated[Real, Gt(0.0), Le(1.0)]] = 0.1
+    decay: OfTraining[Share] = 0.1
     """Factor on the learning rate at each of optimizer.boundaries."""
     warmup_steps: OfTraining[Whole] = 0
     """Number of training steps over which the learning rate grows linearly from 0."""
@@ -295,16 +282,16 @@ class Train(Section):
     num_steps: OfTraining[Count] = 100_000
     """Number of training steps. As an exception, it may change when training resumes, unless
     optimizer.schedule is cosine."""
-    batch_size: OfTraining[Annotated[int, Ge(1), Le(2**20)]] = 64
+    batch_size: OfTraining[Batch] = 64
     """Examples per training step, in total over all devices."""
-    ema_rate: OfTraining[Annotated[Real, Ge(0.0), Lt(1.0)]] = 0.998
+    ema_rate: OfTraining[Decay] = 0.998
     """Decay per step of the exponential moving average of the parameters (EMA)."""
     ema_ramp: OfTraining[bool] = False
     """Uses the decay min(ema_rate, (1 + t) / (10 + t)) at step t, so that the average forgets the
     initial weights faster."""
     steps_per_dispatch: Free[Annotated[int, Ge(1), Le(10_000)]] = 10
     """Number of training steps that the device runs before it returns to the host."""
-    num_micro_batches: OfTraining[Annotated[int, Ge(1), Le(2**20)]] = 1
+    num_micro_batches: OfTraining[Batch] = 1
     """Number of equal parts of the batch per device, which are processed one after the other to
     save memory."""
     max_log_ratio: Free[Positive] = 50.0
@@ -314,7 +301,7 @@ class Train(Section):
     on_divergence: Free[Literal["stop", "rollback"]] = "stop"
     """What a diverged run does: stop, or return to the last checkpoint and skip the batches since
     then (rollback)."""
-    rollback_lr_factor: Free[Annotated[Real, Gt(0.0), Le(1.0)]] = 0.5
+    rollback_lr_factor: Free[Share] = 0.5
     """Factor on the learning rate at each rollback."""
     max_rollbacks: Free[Annotated[int, Ge(0), Le(1_000)]] = 3
     """Maximum number of rollbacks; after that a divergence stops the run."""
@@ -336,7 +323,7 @@ class Checkpoint(Section):
 
     every_steps: Free[Count] = 5_000
     """Number of training steps between checkpoints."""
-    keep: Free[Annotated[int, Ge(1), Le(1_000)]] = 3
+    keep: Free[Few] = 3
     """Number of checkpoints to keep: the newest ones. The best one is kept as well."""
 
 
@@ -344,8 +331,7 @@ class Snapshot(Section):
     """Samples that the report shows over training."""
 
     every_steps: Free[Count] = 5_000
-    """Number of training steps between snapshots, the samples that the report shows over
-    training."""
+    """Number of training steps between snapshots."""
     num_samples: Free[Annotated[int, Ge(1), Le(100_000)]] = 64
     """Number of samples per snapshot."""
 
@@ -357,13 +343,7 @@ class Sample(Section):
     """Parameters that draw samples: averaged (ema), or those of the last step (raw)."""
     format: Free[Literal["npz", "zip"]] = "npz"
     """Format of the samples: an .npz file, or a zip of PNG files."""
-    name: Free[
-        Annotated[
-            str,
-            AfterValidator(_file_name),
-            _Words("a file name without a folder, of at most 200 bytes"),
-        ]
-    ] = ""
+    name: Free[FileName] = ""
     """Name of the file of samples; if empty, it follows from the checkpoint's step."""
 
 
@@ -377,7 +357,7 @@ class Condition(Section):
     """Folder of a trained classifier, from --mode=classifier. The flag --classifier sets it too."""
     weight: Free[NotNegative] = 0.1
     """φ: weight of the classifier."""
-    num_refine_steps: Free[Annotated[int, Ge(0), Le(100_000)]] = 10
+    num_refine_steps: Free[FlowSteps] = 10
     """Number of refinement steps of class-conditional samples."""
 
 
@@ -402,13 +382,7 @@ class Curve(Section):
 
     over: Free[Literal["length", "step"]] = "length"
     """Horizontal axis of mode curve: length of the flow, or training step."""
-    lengths: Free[
-        Annotated[
-            tuple[int, ...],
-            AfterValidator(_increasing),
-            _Words("increasing lengths of the flow such as (0, 50, 100)"),
-        ]
-    ] = ()
+    lengths: Free[Increasing] = ()
     """Lengths of the flow in mode curve; if empty, some lengths from 0 to K + 50."""
 
 
@@ -423,7 +397,7 @@ class Evaluate(Section):
     num_samples: Free[Annotated[int, Ge(2), Le(10_000_000)]] = 10_000
     """Largest number of samples of an evaluation. At most 10,000 points, 1,000 translated images,
     or 5,000 images without Inception weights are drawn."""
-    batch_size: Free[Annotated[int, Ge(1), Le(2**20)]] = 1_000
+    batch_size: Free[Batch] = 1_000
     """Number of samples that are drawn at a time, in total over all devices."""
     inception_weights: Free[Text] = ""
     """Path of weights-inception-2015-12-05-6726825d.pth of torch-fidelity, for FID and similar
@@ -469,6 +443,7 @@ PATHS = (
     "evaluate.inception_weights",
     "evaluate.legacy_weights",
 )
+_LIMITS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 
 
 class Declared(NamedTuple):
@@ -482,36 +457,26 @@ class Declared(NamedTuple):
 
 
 def _declaration(info: FieldInfo) -> Declared:
-    scope: Scope = "fixed"
+    checks = [item for item in info.metadata if isinstance(item, _Check)]
     names: tuple[str, ...] = ()
-    limits, words = [], ""
-    for item in info.metadata:
-        if isinstance(item, _Words):
-            words = str(item)
-        elif item in MAY_CHANGE:
-            scope = item
-        elif isinstance(item, (Ge, Gt, Le, Lt)):
-            limits.append(item)
     if get_origin(info.annotation) is Literal:
         names = tuple(map(str, get_args(info.annotation)))
         words = f"one of {', '.join(names)}"
     elif info.annotation is bool:
         words = "True or False"
-    elif limits:
-        words = _in_words("a whole number" if info.annotation is int else "a finite number", limits)
-    about = " ".join((info.description or "").split())
-    return Declared(info.default, words, names, about, scope)
-
-
-def _in_words(kind: str, limits: list[Any]) -> str:
-    parts = {
-        Ge: "at least {0.ge:,}",
-        Gt: "above {0.gt:,}",
-        Le: "at most {0.le:,}",
-        Lt: "below {0.lt:,}",
-    }
-    shown = [limit for limit in limits if limit != Le(_MAX_FLOAT32)]
-    return f"{kind} " + " and ".join(parts[type(limit)].format(limit) for limit in shown)
+    elif checks:
+        words = checks[0].words
+    else:
+        limits = [
+            f"{limit} {getattr(item, name):,}"
+            for item in info.metadata
+            for name, limit in _LIMITS.items()
+            if hasattr(item, name) and item != Le(_MAX_FLOAT32)
+        ]
+        kind = "a whole number" if info.annotation is int else "a finite number"
+        words = f"{kind} {' and '.join(limits)}"
+    scope: Any = next((item for item in info.metadata if item in MAY_CHANGE), "fixed")
+    return Declared(info.default, words, names, " ".join((info.description or "").split()), scope)
 
 
 def _declared(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Declared]]:
@@ -533,11 +498,8 @@ def defaults() -> dict[str, Any]:
 def from_config(config: Mapping[str, Any]) -> Settings:
     """Returns the settings of a nested or flat config: the only conversion of a config.
 
-    Keys that are left out have their default. Real numbers become floats, because JAX converts
-    whole numbers to int32, whose range is too small. `~` in a path becomes the home folder.
-
-    Raises:
-      UserError: names each key that is unknown or has a value that is not allowed.
+    Keys that are left out have their default. `~` in a path becomes the home folder. A UserError
+    names each key that is unknown or has a value that is not allowed.
     """
     flat = _flattened(config)
     nested: dict[str, Any] = {}
@@ -589,11 +551,7 @@ def differences(saved: Settings, present: Settings) -> dict[str, str]:
 
 
 def check_key(key: str) -> None:
-    """Checks that a setting exists.
-
-    Raises:
-      UserError: names the keys of the section, or the closest key.
-    """
+    """Checks that a setting exists."""
     if inside := [name for name in DECLARED if name.startswith(f"{key}.")]:
         raise UserError(f"--config.{key} is a section; its keys are {', '.join(inside)}")
     if key not in DECLARED:
@@ -601,17 +559,13 @@ def check_key(key: str) -> None:
 
 
 def explain(topic: str) -> str:
-    """Returns the help of a setting, of a section, or of all settings that contain a word.
-
-    Raises:
-      UserError: if there is none; suggests the closest key.
-    """
+    """Returns the help of a setting, of a section, or of all settings that contain a word."""
     keys = [name for name in DECLARED if name == topic or name.startswith(f"{topic}.")]
     keys = keys or [k for k, d in DECLARED.items() if topic.lower() in f"{k} {d.about}".lower()]
     if not keys:
         raise UserError(f"--help={topic}: no setting contains this{nearest(topic, DECLARED)}")
     return "\n".join(
-        f"--config.{name}={_as_typed(DECLARED[name].default)}\n"
+        f"--config.{name}={str(DECLARED[name].default).replace(' ', '')}\n"
         f"    {DECLARED[name].about}\n"
         f"    Allowed: {DECLARED[name].allowed}. {MAY_CHANGE[DECLARED[name].scope]}"
         for name in keys
@@ -624,11 +578,8 @@ def _explained(error: ValidationError, flat: Mapping[str, Any]) -> Iterator[str]
         if key not in DECLARED:
             yield f"unknown key {key!r}{nearest(key, DECLARED)}"
             continue
-        declared, value, reason = (
-            DECLARED[key],
-            flat[key],
-            str(found.get("ctx", {}).get("error", "")),
-        )
+        declared, value = DECLARED[key], flat[key]
+        reason = str(found.get("ctx", {}).get("error", ""))
         hint = nearest(str(value), declared.names) if declared.names else ""
         because = f" ({_shortened(reason)})" if reason else ""
         yield f"{key} must be {declared.allowed}, got {_shortened(repr(value))}{hint}{because}"
@@ -646,10 +597,6 @@ def _flattened(config: Mapping[str, Any], prefix: str = "") -> Flat:
 
 def _as_tuples(value: Any) -> Any:
     return tuple(map(_as_tuples, value)) if isinstance(value, (list, tuple)) else value
-
-
-def _as_typed(value: Any) -> str:
-    return value if isinstance(value, str) else repr(value).replace(" ", "")
 
 
 def _shortened(text: str) -> str:

@@ -52,13 +52,7 @@ class Outcome(NamedTuple):
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Runs a sweep file, and returns its sweep.
-
-    Raises:
-      UserError: if the file does not exist, or raises an error.
-    """
-    if not path.is_file():
-        raise UserError(f"--sweep={path} does not exist")
+    """Runs a sweep file, and returns its sweep."""
     try:
         return dict(runpy.run_path(str(path))["get_sweep"]())
     except Exception as error:  # A user's code may raise anything.
@@ -69,18 +63,13 @@ def plan(sweep: Mapping[str, Any], root: Path) -> list[Planned]:
     """Lists the runs of a sweep, and checks all their values before any of them starts.
 
     Seeds are the outer loop, so that a sweep that is stopped halfway has all runs for some seeds.
-
-    Raises:
-      UserError: for an unknown or missing key of the sweep, or an invalid value.
     """
     if set(sweep) - set(_KEYS) or not {"config", "groups"} <= set(sweep):
         raise UserError(f"the sweep has the keys {', '.join(sweep)}; allowed: {', '.join(_KEYS)}")
     config = program.read_config(sweep["config"])[0].to_dict()
     folders: dict[str, Path] = {}
     planned = []
-    named = [
-        (group, name, own) for group, of in sweep["groups"].items() for name, own in of.items()
-    ]
+    named = [(g, name, own) for g, of in sweep["groups"].items() for name, own in of.items()]
     for seed, (group, name, own) in itertools.product(sweep.get("seeds", (0,)), named):
         changes = {**sweep.get("settings", {}), **own, "seed": seed}
         wanted = settings.from_config({**config, **changes})
@@ -99,14 +88,12 @@ def run_one(config: str, of: Planned) -> Outcome:
         of.folder.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "experiments.main", f"--config={config}"]
         command += [f"--config.{key}={value}" for key, value in of.changes.items()]
-        # A session of its own, so that Ctrl-C reaches it only once.
-        streams: dict[str, Any] = {"stderr": subprocess.STDOUT, "start_new_session": True}
-        with (
-            output.open("w") as file,
-            subprocess.Popen(
-                [*command, f"--workdir={of.folder}"], stdout=file, **streams
-            ) as process,
-        ):
+        command += [f"--workdir={of.folder}"]
+        with output.open("w") as file:
+            # A session of its own, so that Ctrl-C reaches it only once.
+            process = subprocess.Popen(
+                command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+            )
             try:
                 process.wait()
             except BaseException:
@@ -198,6 +185,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
+    program.set_up_output()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         main(sys.argv[1:])

@@ -1,5 +1,6 @@
 """Trains a density ratio, or a classifier: creates or resumes the run, and loops over its steps."""
 
+import itertools
 import logging
 import math
 import time
@@ -10,7 +11,18 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from experiments import classifier, draw, experiment, hosts, log, precision, prior, run, settings
+from experiments import (
+    classifier,
+    divergence_formula,
+    draw,
+    experiment,
+    hosts,
+    log,
+    precision,
+    prior,
+    run,
+    settings,
+)
 from experiments.checkpoints import Checkpoints, Restored
 from experiments.command import Command
 from experiments.data import Source, describe_shape, load
@@ -19,15 +31,16 @@ from experiments.evaluation import inception
 from experiments.experiment import Experiment, Rollbacks, Training, on_devices
 from experiments.files import replacing
 from experiments.hosts import StopSignals
+from experiments.prior import FittedPrior
 from experiments.run import Opened, Run
 from experiments.settings import Data, Settings
+from fdrl_jax import bregman
 from fdrl_jax.training import parallel
 from fdrl_jax.training.state import TrainState
 
 _ADVICE = (
     "Try loss.gradient_penalty=0.1, a smaller optimizer.learning_rate or flow.step_size, "
-    "optimizer.clip_norm=1, loss.name=lr, a larger train.batch_size, or "
-    "train.on_divergence=rollback"
+    "loss.name=lr, or train.on_divergence=rollback"
 )
 _Metrics = tuple[int, dict[str, jax.Array]]
 
@@ -100,10 +113,6 @@ def create_or_resume(command: Command) -> tuple[Run, Experiment]:
     """Opens the run of a density ratio for training, or creates it, and builds the experiment.
 
     The caller must hold its lock. Everything is checked before anything is written.
-
-    Raises:
-      UserError: for settings that are invalid or differ from the run's, for other data, or for a
-        missing file of weights.
     """
     opened, wanted, source = _opened_or_new(command, "ratio")
     of_classifiers = [k for k in settings.changed(wanted) if k.startswith(("attack.", "augment."))]
@@ -116,27 +125,31 @@ def create_or_resume(command: Command) -> tuple[Run, Experiment]:
     used = precision.resolve(wanted)
     if opened is not None:
         return opened, experiment.build(used, source, opened.prior())
-    model, of_prior = experiment.build(used, source), None
+    of_prior = _fitted_prior(used, source) if used.prior.name == "data_dependent" else None
+    model = experiment.build(used, source, of_prior)
     model.make_step(None)  # Checks that the batch divides over devices.
-    if wanted.prior.name == "data_dependent":
-        started = time.perf_counter()
-        rank = prior.choose_rank(wanted.prior.rank, source.event_shape)
-        of_prior = prior.fit(source.train_batches(), rank, wanted.prior.jitter)
-        if parallel.is_first_process():
-            print(f"{prior.describe(of_prior)}, {time.perf_counter() - started:.1f} s")
-        model = experiment.build(used, source, of_prior)
     created = run.create(
         command.folder, "ratio", wanted, source, of_prior, command.text, command.data_dir
     )
     return created, model
 
 
-def _opened_or_new(command: Command, kind: run.Kind) -> tuple[Run | None, Settings, Source]:
-    """Returns the run of a command if there is one, the settings to train with, and the data.
+def _fitted_prior(wanted: Settings, source: Source) -> FittedPrior:
+    """Fits the prior of a new run. It may take minutes, so what can be wrong is checked before."""
+    with experiment.explained():
+        experiment.make_network(wanted, source.event_shape)
+        bregman.check_pair(wanted.loss.name, divergence_formula.parse(wanted.loss.divergence))
+        parallel.local_batch_size(wanted.train.batch_size)
+        rank = prior.choose_rank(wanted.prior.rank, source.event_shape)
+    started = time.perf_counter()
+    fitted = prior.fit(source.train_batches(), rank, wanted.prior.jitter)
+    if parallel.is_first_process():
+        print(f"{prior.describe(fitted)}, {time.perf_counter() - started:.1f} s")
+    return fitted
 
-    Raises:
-      UserError: for settings or data that do not fit the run, or a folder that cannot hold one.
-    """
+
+def _opened_or_new(command: Command, kind: run.Kind) -> tuple[Run | None, Settings, Source]:
+    """Returns the run of a command if there is one, the settings to train with, and the data."""
     if not run.exists(command.folder):
         wanted, source = settings_and_data(command)
         run.check_free(command.folder, data_options(wanted, command.data_dir))
@@ -158,11 +171,7 @@ def _opened_or_new(command: Command, kind: run.Kind) -> tuple[Run | None, Settin
 
 
 def settings_and_data(command: Command) -> tuple[Settings, Source]:
-    """Returns the checked settings of a new run, and its data.
-
-    Raises:
-      UserError: for a missing config, invalid values, or data that cannot be read; and as `fitted`.
-    """
+    """Returns the checked settings of a new run, and its data."""
     if command.config is None:
         raise UserError("--config=FILE.py is missing; the folder configs/ has examples")
     wanted = settings.from_config(command.config)
@@ -176,10 +185,7 @@ def settings_and_data(command: Command) -> tuple[Settings, Source]:
 def fitted(command: Command, wanted: Settings, platform: str, shape: tuple[int, ...]) -> Settings:
     """Returns the settings for a device and data of a shape, if the config depends on them.
 
-    The data are already open by then, so their settings stay as `wanted`.
-
-    Raises:
-      UserError: if the config then returns other settings of the data; names each.
+    The data are already open by then, so their settings must stay as `wanted`.
     """
     if command.config_for is None:
         return wanted
@@ -244,13 +250,8 @@ def fit(training: Training, opened: Run, hooks: Sequence[Hook] = ()) -> Restored
     """Trains from the newest checkpoint of a run, or from the start, to the last step.
 
     The caller must hold the run's lock. Hooks are called in their order. Returns the last state, of
-    one replica and on the host, as it would be restored from its checkpoint.
-
-    Raises:
-      DivergedError: if the loss is not finite or the ratio saturates, and the run should stop or
-        has reached its number of rollbacks. Earlier checkpoints remain.
-      StoppedError: if the system or the user asked the run to stop; its state is saved.
-      ReplicaError: if replicas do not agree.
+    one replica and on the host, as it would be restored from its checkpoint. May raise
+    `DivergedError`, `StoppedError` and `ReplicaError`; saved checkpoints remain.
     """
     with (
         StopSignals() as signals,
@@ -287,7 +288,7 @@ def _fit_from(
     run_steps: Callable[..., Any],
     constants: Any,
 ) -> Restored:
-    """Trains to the last step. Divergence is detected at each log; raises as `fit`."""
+    """Trains to the last step. Divergence is detected at each log."""
     wanted, so_far = training.settings, experiment.rollbacks_of(start)
     step, last = int(start.step), wanted.train.num_steps
     num_skipped = int(so_far.num_skipped)
@@ -412,45 +413,31 @@ def find_trouble(
 
     Values are those at the steps `numbers`, [T] each; `output` is what the network returns.
     """
-    is_log = output == "log_ratio"
-    limit = wanted.train.max_log_ratio if is_log else wanted.train.max_ratio
+    kind = "log ratio" if output == "log_ratio" else "ratio"
+    most = wanted.train.max_log_ratio if kind == "log ratio" else wanted.train.max_ratio
     limits = dict.fromkeys(("loss", "grad_norm", "drift_norm"), np.inf)
-    limits |= dict.fromkeys(("output_real", "output_flowed"), limit)
-    found = []
-    for name, bound in limits.items():
-        if name not in values:
-            continue  # A metric of density ratios only.
-        # "not within" instead of "beyond", so that it also holds for NaN.
-        bad = ~(np.abs(values[name]) < bound)
-        if bad.any():
-            first = int(np.argmax(bad))
-            found.append((int(numbers[first]), name, float(values[name][first])))
-    if not found:
-        return None
-    step, name, value = min(found, key=lambda item: item[0])
-    if np.isfinite(value):
-        kind = "log ratio" if is_log else "ratio"
-        return f"the mean {kind} ({name}) saturated at {value:.4g} at step {step}"
-    return f"{name} is {value} at step {step}"
+    limits |= dict.fromkeys(("output_real", "output_flowed"), most)
+    for (i, step), name in itertools.product(enumerate(numbers), limits):
+        value = float(values[name][i]) if name in values else 0.0  # Classifiers have fewer.
+        if not np.isfinite(value):
+            return f"{name} is {value} at step {step}"
+        if abs(value) >= limits[name]:
+            return f"the mean {kind} ({name}) saturated at {value:.4g} at step {step}"
+    return None
 
 
 def _recovered(
     error: DivergedError, wanted: Settings, diverged: TrainState, good: TrainState
 ) -> TrainState:
-    """Returns the state to resume from: the last good state, with skipped batches and a lower rate.
+    """Returns the last good state, with skipped batches and a lower rate, or raises the error.
 
     The result depends only on the arguments. A run that is killed before its next checkpoint
     therefore diverges and recovers in the same way again.
-
-    Raises:
-      DivergedError: if the run should stop, or has reached its number of rollbacks.
     """
     before, step = experiment.rollbacks_of(diverged), int(good.step)
     done, most = int(before.num), wanted.train.max_rollbacks
     if wanted.train.on_divergence == "stop" or done >= most:
-        kept = (
-            f"the last good checkpoint is of step {step}" if step else "there is no checkpoint yet"
-        )
+        kept = f"the last good checkpoint is of step {step}" if step else "it has no checkpoint yet"
         tried = f" after {done} rollbacks" if done else ""
         raise DivergedError(f"{error}{tried}; {kept}. {_ADVICE}", error.last_step) from error
     num_skipped = error.last_step - step

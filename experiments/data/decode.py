@@ -19,10 +19,7 @@ _GREY = ("1", "L", "LA", *_SIXTEEN_BIT)
 
 
 class Transform(NamedTuple):
-    """How a stored image becomes an example, in this order (method section 8 of the paper).
-
-    Squares are cropped from the centre. The fields have the names of the settings.
-    """
+    """How a stored image becomes an example, in this order; fields are named as the settings."""
 
     center_crop: int = 0  # Side of a square that is cropped first; 0 for none (CelebA: 140).
     resize: int = 0  # Shorter side after resizing; 0 for `image_size` (Cat2dog: 84).
@@ -34,10 +31,7 @@ class Transform(NamedTuple):
         """Returns pixels, uint8 [H, W, C].
 
         Resizing uses Pillow's bilinear kernel with antialiasing, as in the authors' code. Sizes are
-        rounded as in torchvision.
-
-        Raises:
-          ValueError: if the image is too small for the crop, or too large after resizing.
+        rounded as in torchvision. A ValueError says what does not fit.
         """
         if self.center_crop:
             image = _crop_centre(image, self.center_crop)
@@ -68,12 +62,9 @@ class Transform(NamedTuple):
 def decode(payload: bytes | np.ndarray, transform: Transform) -> np.ndarray:
     """Decodes and transforms one image: a PNG, JPEG or WebP file, or uint8 pixels.
 
-    The result is an upright 8-bit image. Palettes and CMYK are converted, transparent images are
-    placed on white, 16-bit grey is scaled to 8 bits, and the rotation in EXIF is applied. Given
-    pixels are [H, W], [H, W, 1] or [H, W, 3], returned ones [H, W, 1] or [H, W, 3].
-
-    Raises:
-      ValueError: with the reason, if the image has another format, is damaged, or is too large.
+    Palettes and CMYK are converted, transparent images are placed on white, 16-bit grey is scaled
+    to 8 bits, and the rotation in EXIF is applied. Given pixels are [H, W], [H, W, 1] or [H, W, 3],
+    returned ones [H, W, 1] or [H, W, 3]. A ValueError has the reason if this is not possible.
     """
     image = _from_array(payload) if isinstance(payload, np.ndarray) else _open(payload)
     channels = transform.channels or (1 if image.mode in _GREY else 3)

@@ -43,18 +43,14 @@ class Records:
         return len(self.keys)
 
     def read(self, index: int) -> Payload:
-        """Returns an image as the bytes of a file or as uint8 pixels.
-
-        Raises:
-          DataError: if it cannot be read; names it.
-        """
+        """Returns an image as the bytes of a file or as uint8 pixels."""
         try:
             return self.fetch(self.keys[index])
         except Exception as error:
             raise self.bad(index, f"cannot be read: {first_line(error)}") from error
 
     def bad(self, index: int, reason: str) -> DataError:
-        """Returns the error for a bad image, which is named."""
+        """Returns the error for a bad image, which names it."""
         return _bad(f"{self.where}{self.keys[index]}", reason)
 
     def subset(self, indices: np.ndarray) -> "Records":
@@ -80,22 +76,18 @@ class Tree:
     """The image files in a folder or zip. A folder that contains all others is not a class."""
 
     def __init__(self, root: str) -> None:
-        """Lists a folder or a zip, which is read in place and never extracted.
-
-        Raises:
-          DataError: if it does not exist, has no images, or has a bad file.
-        """
+        """Lists a folder or a zip, which is read in place and never extracted."""
         if not os.path.exists(root):
-            raise DataError(
-                f"data.dir={root} does not exist or cannot be opened; it must be a folder or a zip "
-                "of images"
-            )
+            raise DataError(f"{root} does not exist; it must be a folder or a zip of images")
         folder = Path(root)
         if folder.is_dir():
             found = _files_of_folder(folder, folder, ())
             self._where, self._fetch = f"{root}/", lambda key: (folder / key).read_bytes()
         else:
-            archive = _open_zip(root)
+            try:
+                archive = zipfile.ZipFile(root)
+            except Exception as error:  # A damaged directory can raise many types of errors.
+                raise DataError(f"{root}: not a readable zip: {error}") from error
             found = _files_of_zip(archive)
             self._where, self._fetch = f"{root}:", archive.read  # It checks checksums.
         images: list[_File] = []
@@ -161,13 +153,6 @@ def _files_of_folder(root: Path, folder: Path, above: tuple[str, ...]) -> Iterat
             yield _File(path.as_posix(), (status.st_size, status.st_mtime_ns), path.parts)
 
 
-def _open_zip(path: str) -> zipfile.ZipFile:
-    try:
-        return zipfile.ZipFile(path)
-    except Exception as error:  # A damaged directory can raise many types of errors.
-        raise DataError(f"{path}: not a readable zip: {error}") from error
-
-
 def _files_of_zip(archive: zipfile.ZipFile) -> Iterator[_File]:
     for info in archive.infolist():
         path = info.filename.replace("\\", "/")  # Some programs of Windows write these.
@@ -184,13 +169,9 @@ Header = tuple[tuple[int, ...], np.dtype]  # Shape and type of a stored array.
 
 
 def read_headers(path: str) -> dict[str, Header]:
-    """Returns shape and type of each array of an `.npz` file without reading the arrays.
-
-    Raises:
-      DataError: if it is not an intact `.npz` of plain arrays.
-    """
+    """Returns shape and type of each array of an `.npz` file without reading the arrays."""
     if not Path(path).is_file():
-        raise DataError(f"data.dir={path} does not exist; it must be an .npz file")
+        raise DataError(f"{path} does not exist; it must be an .npz file")
     try:
         with zipfile.ZipFile(path) as archive:
             names = [name for name in archive.namelist() if name.endswith(".npy")]
@@ -216,11 +197,7 @@ def _header(archive: zipfile.ZipFile, name: str) -> Header:
 
 
 def read_array(path: str, name: str) -> np.ndarray:
-    """Reads one array of an `.npz` whose header `read_headers` has checked.
-
-    Raises:
-      DataError: if it is damaged.
-    """
+    """Reads one array of an `.npz` whose header `read_headers` has checked."""
     try:
         with np.load(path, allow_pickle=False) as archive:
             return archive[name]
@@ -228,17 +205,17 @@ def read_array(path: str, name: str) -> np.ndarray:
         raise DataError(f"{path}:{name} cannot be read: {first_line(error)}") from error
 
 
-def open_archive(path: str) -> tuple[Records, Records | None]:
-    """Reads the images of an `.npz`, and held-out images if there are any, with their labels.
+def open_images(path: str) -> Records:
+    """Opens all images of a folder or a zip, or those of an `.npz`."""
+    return open_archive(path)[0] if path.endswith(".npz") else Tree(path).records()
 
-    Raises:
-      DataError: if the file is missing or damaged, or has no uint8 array of images.
-    """
+
+def open_archive(path: str) -> tuple[Records, Records | None]:
+    """Reads the images of an `.npz`, and held-out images if there are any, with their labels."""
     headers = read_headers(path)
     train = _of_arrays(path, headers, _TRAIN)
     if train is None:
-        names = " or ".join(_TRAIN)
-        raise DataError(f"{path}: no array named {names}; available: {list(headers)}")
+        raise DataError(f"{path}: no array named {' or '.join(_TRAIN)}; available: {list(headers)}")
     return train, _of_arrays(path, headers, _HELD_OUT)
 
 
@@ -290,10 +267,7 @@ def digest(*parts: Any) -> str:
 
 
 def printable(name: str) -> str:
-    r"""Returns a name from a file system with escapes for characters that cannot be printed.
-
-    Bytes that are not UTF-8 become escapes such as `\xff`, control characters such as `\n`.
-    """
+    r"""Returns a file name with escapes such as `\xff` or `\n` for what cannot be printed."""
 
     def escaped(character: str) -> str:
         if character.isprintable():

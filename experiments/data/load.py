@@ -6,7 +6,7 @@ from pathlib import Path
 
 from experiments.data.digits import digits
 from experiments.data.formats import printable
-from experiments.data.points import gaussians8, gaussians25, swissroll
+from experiments.data.points import POINTS
 from experiments.data.source import Source
 from experiments.data.stored import stored_source
 from experiments.data.tfds import PREFIX
@@ -15,16 +15,12 @@ from experiments.settings import Data
 from fdrl_jax._names import nearest
 
 # Data sets that need no files.
-BUILT_IN: dict[str, Callable[[], Source]] = {
-    "swissroll": swissroll,
-    "8gaussians": gaussians8,
-    "25gaussians": gaussians25,
-    "digits": digits,
-}
+BUILT_IN: dict[str, Callable[[], Source]] = {**POINTS, "digits": digits}
 # The user's images; "tfds:NAME" is a set of tensorflow-datasets.
 _STORED = ("folder", "npz", "pair")
 # Settings of stored images, which have no effect on a built-in set.
 _OF_STORED_IMAGES = (
+    "source_dir",
     "split",
     "held_out_split",
     "num_held_out",
@@ -36,12 +32,7 @@ _OF_STORED_IMAGES = (
 
 
 def load(options: Data) -> Source:
-    """Opens a data set.
-
-    Raises:
-      DataError: for an unknown name, for data that are missing or cannot be read, and for settings
-        that a built-in data set does not support.
-    """
+    """Opens a data set; a DataError says what is missing, unreadable or not supported."""
     if options.name in BUILT_IN:
         return _built_in(options)
     if options.name not in _STORED and options.name.removeprefix(PREFIX) in ("", options.name):
@@ -52,12 +43,8 @@ def load(options: Data) -> Source:
         )
     where = resolve_dir(options.dir)
     try:
-        if "\0" in where:  # Versions of Python raise different errors for it, in different places.
-            raise DataError(f"data.dir={where}: a path cannot contain a NUL character")
         return stored_source(options.model_copy(update={"dir": where}))
-    except OSError as error:
-        raise DataError(printable(f"data.dir={where}: {error.strerror or error}")) from error
-    except DataError as error:  # Paths may contain characters that a terminal cannot show.
+    except (DataError, OSError) as error:  # Paths may have characters that cannot be printed.
         raise DataError(printable(str(error))) from error
 
 
@@ -70,10 +57,10 @@ def resolve_dir(dir: str) -> str:
 
 
 def contains(options: Data, path: Path) -> bool:
-    """Whether a path is in the folder of images, whose next reading would find what is there."""
-    where = resolve_dir(options.dir)
-    is_folder = options.name in ("folder", "pair") and where
-    return bool(is_folder) and path.resolve().is_relative_to(Path(where).resolve())
+    """Whether a path is in a folder of images, whose next reading would find what is there."""
+    where = resolve_dir(options.dir) if options.name in ("folder", "pair") else ""
+    folders = [Path(folder).resolve() for folder in (where, options.source_dir) if folder]
+    return any(path.resolve().is_relative_to(folder) for folder in folders)
 
 
 def _built_in(options: Data) -> Source:

@@ -100,3 +100,11 @@ def _source(name: str, sample: Callable[[Array], Array], density: Density) -> So
         identity=name,
         fingerprint=name,
     )
+
+
+# The sets by the setting `data.name`.
+POINTS: dict[str, Callable[[], Source]] = {
+    "swissroll": swissroll,
+    "8gaussians": gaussians8,
+    "25gaussians": gaussians25,
+}

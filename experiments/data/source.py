@@ -31,13 +31,14 @@ class Labels(NamedTuple):
 
 
 class Starts(NamedTuple):
-    """Source images to start samples from, for paired domains."""
+    """Images to start samples from: the source of paired domains, or those of a generator."""
 
     # `positions [B] -> images [B, ...]`, float32. The held-out images come first, then the training
     # images, and then both repeat. Reads only the images at these positions.
     load: Callable[[np.ndarray], np.ndarray]
     num_held_out: int
     num: int  # Number of all images.
+    is_domain: bool = True  # Whether they are translated; those of a generator are improved.
 
     def __call__(self, positions: np.ndarray) -> np.ndarray:
         return self.load(positions)
@@ -50,9 +51,9 @@ def _refuse(*_: Any) -> NoReturn:
 class Source(NamedTuple):
     """A data set, with a pure function that draws batches inside the training step.
 
-    One training loop serves all data. A small set is stored on the device, where `draw` selects and
-    augments examples without the host. A large set is streamed from the host as batches of a
-    feed, which `draw` only augments. Functions that are left out raise a DataError.
+    A small set is stored on the device, where `draw` selects and augments examples. A large set is
+    streamed from the host as batches of a feed, which `draw` only augments. Functions that are left
+    out raise a DataError.
     """
 
     name: str  # The setting `data.name`.
@@ -61,8 +62,8 @@ class Source(NamedTuple):
     # A pytree of NumPy arrays for `draw`, which the caller copies to the devices; `()` for none.
     arrays: Any = ()
     # `(arrays, host batch, key, positions [B]) -> {"real": [B, ...]}`, on the device. The key is
-    # the same for the whole run; the positions count the examples of the run. Paired domains also
-    # have the images to start from under "source"; labelled data have classes [B] under "label".
+    # the same for the whole run; the positions count the examples of the run. Images to start from
+    # are under "source", classes [B] under "label".
     draw: Callable[[Any, Any, Array, Array], dict[str, Array]] = _refuse
     # `(num=None) -> batches [B, ...]`, float32: one pass in order over the training set without
     # augmentation, or over `num` examples spread evenly over it. Reads only those.
@@ -78,8 +79,8 @@ class Source(NamedTuple):
     # for streamed data; `None` otherwise.
     open_feed: Callable[[int, int, int, int], AbstractContextManager[Take]] | None = None
     starts: Starts | None = None
-    # A hash of all that determines the examples of a run and can be checked at once: names and
-    # labels of files, or the content of an array. A run resumes only with the same hash.
+    # A hash of names and labels of files, or of the content of an array. A run resumes only with
+    # the same hash.
     identity: str = ""
     fingerprint: str = ""  # A hash of the training set that may use sizes and modification times.
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from experiments.data import tfds
-from experiments.data.formats import Records, Tree, open_archive
+from experiments.data.formats import Records, Tree, open_archive, open_images
 from experiments.errors import DataError
 from experiments.settings import Data
 from fdrl_jax._names import nearest
@@ -16,14 +16,8 @@ Part = tuple[Records, Records | None]
 
 
 def open_parts(options: Data) -> dict[str, tuple[Records, Records]]:
-    """Opens training and held-out images: those to learn under "real".
-
-    For a pair of domains, those to start from are under "source".
-
-    Raises:
-      DataError: for data that are missing, are empty, or do not have the expected layout.
-    """
-    if options.name in ("folder", "pair") and not options.dir:
+    """Opens training and held-out images: those to learn under "real", to start from "source"."""
+    if options.name in ("folder", "npz", "pair") and not options.dir:
         raise DataError(
             f"data.name={options.name} needs the path of the data: set --data_dir, "
             "--config.data.dir or the environment variable FDRL_DATA_DIR"
@@ -34,10 +28,16 @@ def open_parts(options: Data) -> dict[str, tuple[Records, Records]]:
             "data.image_size: set one of them"
         )
     classes = {"real": options.target_class, "source": options.source_class}
+    if options.source_dir and (options.name == "pair" or any(classes.values())):
+        raise DataError(
+            "data.source_dir and paired domains both say where samples start: remove one of them"
+        )
     if options.name == "pair":
         sides = _pair_of_folders(options)
     elif not any(classes.values()):
         sides = {"real": _open(options)}
+        if options.source_dir:
+            sides["source"] = open_images(options.source_dir), None
     elif not all(classes.values()):
         raise DataError("data.source_class and data.target_class go together: set both or none")
     else:
@@ -97,21 +97,17 @@ def _of_class(part: Part, name: str) -> Part:
 
 
 def _with_held_out(part: Part, most: int) -> tuple[Records, Records]:
-    """Holds out images if the data have no held-out split.
+    """Holds out images if the data have no held-out split, the same for every seed.
 
-    The choice depends only on the number of images and not on the seed, so that runs can be
-    compared. The first image of each class stays in training, because it may be the only one. If no
-    class has more than one image, the last image is held out.
+    The first image of each class stays in training, because it may be the only one. If no class has
+    more than one image, the last image is held out.
     """
     train, held_out = part
     if held_out is not None and len(held_out):
         return train, held_out
     total = len(train)
     if total < 2:
-        raise DataError(
-            f"{train.where} has {total} image(s); training needs at least 2, one to train on and "
-            "one to hold out"
-        )
+        raise DataError(f"{train.where} has {total} image(s); training needs at least 2")
     num = max(1, min(most, total // _HELD_OUT_SHARE))
     order = np.random.default_rng(0).permutation(total)
     if train.labels is not None:

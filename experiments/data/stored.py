@@ -22,13 +22,10 @@ Array = jax.Array
 
 
 def stored_source(options: Data) -> Source:
-    """Opens a set of images, or a pair of domains.
+    """Opens a set of images, with those to start from if there are any.
 
     Sets of at most `in_memory_megabytes` of pixels are decoded here once and stay on the device.
     Larger sets are streamed.
-
-    Raises:
-      DataError: for data that are missing or unreadable.
     """
     transform = Transform(*(getattr(options, key) for key in Transform._fields))
     train, held_out = {}, {}
@@ -40,8 +37,8 @@ def stored_source(options: Data) -> Source:
     shapes = [images.shape for images in train.values()]
     if len(set(shapes)) > 1:
         raise DataError(
-            f"the domains differ in height, width or channels, {shapes[1]} and {shapes[0]}; set "
-            "data.image_size or data.channels"
+            "images to start from and to learn differ in height, width or channels, "
+            f"{shapes[1]} and {shapes[0]}; set data.image_size or data.channels"
         )
     num_bytes = sum(len(images.records) * math.prod(images.shape) for images in train.values())
     real, unseen = train["real"], held_out["real"]
@@ -57,6 +54,9 @@ def stored_source(options: Data) -> Source:
         labels = Labels(of_train, of_held_out, real.records.classes)
         if in_memory:
             arrays["label"] = of_train
+    starts = None
+    if "source" in train:
+        starts = _starts(held_out["source"], train["source"], is_domain=not options.source_dir)
     identities = [images.records.identity for images in train.values()]
     of_labels = () if labels is None else (labels.train, labels.classes)
     return Source(
@@ -70,7 +70,7 @@ def stored_source(options: Data) -> Source:
         num_held_out=len(unseen.records),
         labels=labels,
         open_feed=None if in_memory else functools.partial(feed, train, options),
-        starts=_starts(held_out["source"], train["source"]) if "source" in train else None,
+        starts=starts,
         identity=digest(*identities, *of_labels),
         fingerprint=digest(real.records.fingerprint, tuple(real.transform)),
     )
@@ -116,7 +116,7 @@ def _first(images: Images, num: int, options: Data) -> np.ndarray:
     return np.concatenate([to_unit(pixels) for pixels in all_batches(some, options)])
 
 
-def _starts(held_out: Images, train: Images) -> Starts:
+def _starts(held_out: Images, train: Images, *, is_domain: bool) -> Starts:
     num_held_out = len(held_out.records)
     total = num_held_out + len(train.records)
 
@@ -124,6 +124,7 @@ def _starts(held_out: Images, train: Images) -> Starts:
         index = position % total - num_held_out  # A negative index counts from the end.
         return (train if index >= 0 else held_out).load(index)
 
-    return Starts(
-        lambda positions: to_unit(np.stack([load(int(p)) for p in positions])), num_held_out, total
-    )
+    def at(positions: np.ndarray) -> np.ndarray:
+        return to_unit(np.stack([load(int(position)) for position in positions]))
+
+    return Starts(at, num_held_out, total, is_domain)

@@ -7,7 +7,6 @@ any number of threads and processes.
 """
 
 import contextlib
-import functools
 from collections.abc import Generator, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -37,24 +36,26 @@ class Images(NamedTuple):
     shape: tuple[int, ...]
 
     def load(self, index: int) -> np.ndarray:
-        """Returns an example, uint8 of the shape.
-
-        Raises:
-          DataError: for an unreadable image or one of another shape; names it.
-        """
-        payload, reason = self.records.read(index), ""
+        """Returns an example, uint8 of the shape; a DataError names a bad image."""
+        payload = self.records.read(index)
         try:
             pixels = decode(payload, self.transform)
         except ValueError as error:
             raise self.records.bad(index, str(error)) from error
-        if pixels.shape[2] != self.shape[2]:
-            reason = "in colour, but others are grey; set data.channels to 3 or 1"
-        elif pixels.shape != self.shape:
-            sizes = [f"{s[1]} x {s[0]}" for s in (pixels.shape, self.shape)]
-            reason = f"{sizes[0]} pixels, but others have {sizes[1]}; set data.image_size"
-        if reason:
+        if pixels.shape != self.shape:
+            reason = (
+                f"height, width and channels are {pixels.shape}, but {self.shape} in other images; "
+                "set data.image_size or data.channels"
+            )
             raise self.records.bad(index, reason)
         return pixels
+
+    def labelled(self, index: int) -> dict[str, Any]:
+        """Returns an example under "pixels" and its class, if there is one, under "label"."""
+        example: dict[str, Any] = {"pixels": self.load(int(index))}
+        if self.records.labels is not None:
+            example["label"] = np.int32(self.records.labels[index])
+        return example
 
     def subset(self, indices: np.ndarray) -> "Images":
         """Returns some of the images, in the order of the indices."""
@@ -71,14 +72,15 @@ def probe(records: Records, transform: Transform) -> Images:
 
     If `transform.channels` is 0, the images are in colour if any of a hundred is stored in colour.
     Grey images then get equal channels.
-
-    Raises:
-      DataError: if there is no image, or if the first one is unreadable or too small.
     """
     if not len(records):
         raise DataError(f"{records.where} has no images")
-    if not transform.channels and _any_in_colour(records):
-        transform = transform._replace(channels=3)
+    if not transform.channels:
+        for index in spread(len(records), _MAX_PROBED):
+            with contextlib.suppress(ValueError, DataError):  # Reported when it is read for use.
+                if decode(records.read(int(index)), Transform(channels=0)).shape[2] == 3:
+                    transform = transform._replace(channels=3)
+                    break
     try:
         shape = decode(records.read(0), transform).shape
     except ValueError as error:
@@ -87,14 +89,6 @@ def probe(records: Records, transform: Transform) -> Images:
         reason = f"{shape[1]} x {shape[0]} pixels; images need at least 2 x 2. Set data.image_size"
         raise records.bad(0, reason)
     return Images(records, transform, shape)
-
-
-def _any_in_colour(records: Records) -> bool:
-    for index in spread(len(records), _MAX_PROBED):
-        with contextlib.suppress(ValueError, DataError):  # Reported when it is read for use.
-            if decode(records.read(int(index)), Transform(channels=0)).shape[2] == 3:
-                return True
-    return False
 
 
 def training_batches(
@@ -106,26 +100,23 @@ def training_batches(
     start: int = 0,
     process: tuple[int, int] = (0, 1),
 ) -> Generator[dict[str, np.ndarray]]:
-    """Yields batches without end, each epoch in a new order.
+    """Yields batches without end, after the first `start`, each epoch in a new order.
 
-    Both domains of a pair are shuffled separately, and the smaller one repeats more often. A batch
-    may contain the end of one epoch and the beginning of the next, so all batches have the same
-    size and no image is dropped.
-
-    The first `start` batches are those that the run has used before. `process` is the index of this
-    process and the number of processes, which share the batches of a step; `batch_size` is that of
-    this process.
+    Each side is shuffled separately, and smaller ones repeat more often. A batch may contain the
+    end of an epoch and the beginning of the next, so all have the same size. `process` is the index
+    of this process and the number of processes, which share the batches of a step; `batch_size` is
+    that of this process.
 
     Yields:
-      Pixels by name, uint8 [batch_size, H, W, C], and the classes of the images of "real" under
-      "label", int32 [batch_size], if there are any.
+      Pixels by side, uint8 [batch_size, H, W, C], and the classes of "real", if there are any,
+      under "label", int32 [batch_size].
     """
     index, count = process
     parts = []
     for number, images in enumerate(sides.values()):
         side_seed = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
         order = grain.MapDataset.range(len(images.records)).seed(side_seed).shuffle().repeat()
-        parts.append(order.map(functools.partial(_load, images)))
+        parts.append(order.map(images.labelled))
     dataset = ZipMapDataset(parts).batch(batch_size, drop_remainder=True)
     # Processes take whole batches in turn, which gives them the positions of their own replicas.
     for batches in _read(dataset[index::count][start:], options):
@@ -138,23 +129,23 @@ def training_batches(
 
 def all_batches(images: Images, options: Data) -> Iterator[np.ndarray]:
     """Yields every image once, in order, uint8 [B, H, W, C]; the last batch may be smaller."""
-    dataset = grain.MapDataset.range(len(images.records)).map(functools.partial(_load, images))
-    for batch in _read(dataset.batch(images.batch_size), options):
-        yield batch["pixels"]
+    dataset = grain.MapDataset.range(len(images.records)).map(lambda i: images.load(int(i)))
+    return _read(dataset.batch(images.batch_size), options)
 
 
 def decode_all(images: Images, options: Data, what: str) -> np.ndarray:
     """Decodes a whole set, uint8 [N, H, W, C], with a progress bar if that takes long."""
     pixels = np.empty((len(images.records), *images.shape), np.uint8)
-    filled = 0
-    with tqdm(
-        total=len(pixels),
+    bar = tqdm(
         desc=f"reading {what}",
+        total=len(pixels),
         unit="image",
         leave=False,
         delay=_BAR_AFTER_SECONDS,
         disable=not parallel.is_first_process(),
-    ) as bar:
+    )
+    filled = 0
+    with bar:
         for part in all_batches(images, options):
             pixels[filled : filled + len(part)] = part
             filled += len(part)
@@ -171,14 +162,10 @@ def feed(
     start: int,
     max_steps: int,
 ) -> Iterator[Take]:
-    """Yields a function that stacks the batches of several training steps for one dispatch.
+    """Yields `take`, which stacks the next training batches of this process for one dispatch.
 
-    The batches are the `training_batches` of this process, of which it uses all but the first
-    `start`. `take(count)` returns arrays [devices, max_steps, B / devices, ...] by name for
+    `take(count)` returns arrays [devices, max_steps, B / devices, ...] by name for
     `training.steps.repeat_steps`, whose first `count` steps are set.
-
-    While the device runs one dispatch, the host takes the next one from the batches that Grain has
-    read ahead.
     """
     process = (jax.process_index(), jax.process_count())
     batches = training_batches(
@@ -197,25 +184,13 @@ def feed(
         taken = [next(batches) for _ in range(count)]
         return {name: stacked([batch[name] for batch in taken]) for name in taken[0]}
 
-    try:
+    with contextlib.closing(batches):
         yield take
-    finally:
-        batches.close()
 
 
-def _load(images: Images, index: int) -> dict[str, Any]:
-    example: dict[str, Any] = {"pixels": images.load(int(index))}
-    if images.records.labels is not None:
-        example["label"] = np.int32(images.records.labels[index])
-    return example
-
-
-def _read(dataset: grain.MapDataset, options: Data) -> Iterator[Any]:
+def _read(dataset: grain.MapDataset, options: Data) -> Generator[Any]:
     threads = options.num_threads  # Pillow decodes without Python's global lock.
     ahead = grain.ReadOptions(threads, max(threads, options.prefetch_batches))
-    iterator = iter(dataset.to_iter_dataset(ahead))
-    try:
+    # Closing stops the threads now, and not at garbage collection.
+    with contextlib.closing(iter(dataset.to_iter_dataset(ahead))) as iterator:
         yield from iterator
-    finally:
-        # Stops the threads now, and not at garbage collection.
-        iterator.close()

@@ -30,10 +30,11 @@ class ImageReference(NamedTuple):
     fit_images: np.ndarray | None = None  # Training images.
     fit_labels: np.ndarray | None = None  # Their classes.
     fit_target: int | None = None  # The class that is the target of a translation.
-    # Source images of a translation. Sample `i` starts at image `i`. Images that training never saw
-    # come first.
+    # Where samples start, if that is an image: sample `i` at image `i`. Images that training never
+    # saw come first.
     starts: np.ndarray | None = None
     num_held_out: int | None = None  # The number of these.
+    is_translation: bool = False  # Whether these are a domain, and not of another generator.
 
 
 def of(source: Source) -> Source | ImageReference:
@@ -60,9 +61,16 @@ def of_images(source: Source) -> ImageReference:
         # Every second training image is spare: the classifier is not fitted to it.
         train, labels = source.train(), source.labels.train
         return reference._replace(fit_images=train[::2], fit_labels=labels[::2], spare=train[1::2])
-    most = min(_MAX_OTHERS, most)
+    if starts.is_domain:
+        most = min(_MAX_OTHERS, most)
     first = starts(np.arange(min(most, starts.num)))
-    reference = reference._replace(starts=first, num_held_out=min(starts.num_held_out, len(first)))
+    reference = reference._replace(
+        starts=first,
+        num_held_out=min(starts.num_held_out, len(first)),
+        is_translation=starts.is_domain,
+    )
+    if not starts.is_domain:
+        return reference
     if source.name.startswith("digits") and source.labels is not None:
         # All ten digits, because ten classes make a stricter test than two.
         whole, target = digits().arrays, int(source.labels.train[0])
@@ -108,7 +116,8 @@ def frozen_source(kept: ImageReference, described: Mapping[str, Any]) -> Source:
     images, labels, starts = kept.images, kept.labels, None
     if kept.starts is not None:
         load_start = functools.partial(_stored_starts, kept.starts)
-        starts = Starts(load_start, kept.num_held_out or 0, len(kept.starts))
+        num = len(kept.starts)
+        starts = Starts(load_start, kept.num_held_out or 0, num, kept.is_translation)
     return Source(
         name=described["name"],
         event_shape=tuple(described["event_shape"]),
@@ -123,8 +132,8 @@ def frozen_source(kept: ImageReference, described: Mapping[str, Any]) -> Source:
 def _stored_starts(images: np.ndarray, positions: np.ndarray) -> np.ndarray:
     if len(positions) and max(positions) >= len(images):
         raise UserError(
-            f"the run stores only {len(images):,} images of the source domain; request at most "
-            "this many samples"
+            f"the run stores only {len(images):,} images to start from; request at most this many "
+            "samples"
         )
     return images[np.asarray(positions)]
 

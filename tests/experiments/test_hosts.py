@@ -1,20 +1,15 @@
 """Several processes give the results of one, and signals stop a run at a step boundary."""
 
-import contextlib
 import os
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
 
 import jax
-import numpy as np
 import pytest
-from small_runs import train
 
-from experiments import hosts, log
+from experiments import hosts
 from experiments.errors import ReplicaError, UserError
 from experiments.hosts import StopSignals
 from fdrl_jax.training import parallel
@@ -26,7 +21,6 @@ JOINED = {
     "process_id": None,
     "heartbeat_seconds": 10,
 }
-_LIMIT_SECONDS = 180  # Far more than any command needs, also on a busy machine.
 
 
 def heard(signals):
@@ -77,11 +71,6 @@ def test_missing_flags_are_an_error():
         hosts.join(**JOINED | {"coordinator_address": "127.0.0.1:1"})
 
 
-def test_without_flags_nothing_is_joined():
-    hosts.join(**JOINED)
-    assert hosts.num_processes() == 1
-
-
 def test_a_process_that_waits_says_so_and_listens_only_on_its_address(monkeypatch, capsys):
     asked = {}
 
@@ -107,49 +96,3 @@ def test_replicas_that_differ_in_a_bit_are_named():
     flipped = replicated["a"].at[2, 1, 1].set(1.0 + 2.0**-23)
     with pytest.raises(ReplicaError, match="at step 4 the replicas 2 of 4 differ from the others"):
         hosts.check_agreement({**replicated, "a": flipped}, 4)
-
-
-def run_with_two_processes(output, *flags):
-    """Runs a command of the program in two processes, and checks that both end without an error."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
-    command = [sys.executable, "-m", "experiments.main", *flags]
-    command += [f"--coordinator_address={address}", "--num_processes=2"]
-    with contextlib.ExitStack() as stack:
-        processes = []
-        for i in range(2):
-            file = stack.enter_context(output.with_suffix(f".{i}").open("wb"))
-            process = subprocess.Popen(
-                [*command, f"--process_id={i}"],
-                env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},  # One device each.
-                stdout=file,
-                stderr=file,
-            )
-            stack.callback(process.kill)
-            processes.append(process)
-        codes = [process.wait(_LIMIT_SECONDS) for process in processes]
-    printed = [output.with_suffix(f".{i}").read_text() for i in range(2)]
-    assert codes == [0, 0], printed
-    return printed
-
-
-@pytest.mark.slow
-def test_two_processes_train_and_sample_what_one_does(trained, tmp_path):
-    folder, output = tmp_path / "run", tmp_path / "output"
-    workdir = f"--workdir={folder}"
-
-    first, other = run_with_two_processes(output, "--config=swissroll:tiny", workdir)
-    assert "report: " in first
-    assert "report: " not in other
-    losses = [[r["loss"] for r in log.read(f / "metrics.jsonl")] for f in (folder, trained.root)]
-    np.testing.assert_allclose(*losses, rtol=1e-4)
-
-    run_with_two_processes(output, "--mode=sample", workdir, "--num_samples=6")
-    samples = np.load(next((folder / "samples").glob("*.npz")))["arr_0"]
-    assert samples.shape == (6, 2)
-    assert np.isfinite(samples).all()
-
-    # One process continues what two have begun.
-    shutil.rmtree(folder / "checkpoints" / "4")
-    assert int(train(folder).step) == 4

@@ -26,15 +26,6 @@ def test_metrics_are_json_lines_and_a_resumed_run_has_no_duplicates(tmp_path):
     assert lines[-1]["loss"] is None
 
 
-def test_the_log_has_the_usual_metrics(trained):
-    wanted = {"loss", "ratio_real", "ratio_flowed", "grad_norm", "drift_norm"}
-    wanted |= {"steps_per_second", "learning_rate"}
-    records = log.read(trained.metrics)
-    assert [record["step"] for record in records] == [2, 4]
-    for record in records:
-        assert wanted <= record.keys()
-
-
 def test_a_crash_while_a_run_resumes_does_not_damage_the_metrics_log(tmp_path, monkeypatch):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 1}\n{"step": 2}\n{"step": 3}\n')
@@ -46,9 +37,7 @@ def test_a_crash_while_a_run_resumes_does_not_damage_the_metrics_log(tmp_path, m
     assert [line["step"] for line in log.read(path)] == [1, 2, 3]
 
 
-@pytest.mark.parametrize(
-    "line", [b"{", b"[]", b"{}", b'{"step": "1"}', b"\xff\xfe", b"null", b'{"step": 1.5}']
-)
+@pytest.mark.parametrize("line", [b"{", b"[]", b"{}", b'{"step": "1"}', b"\xff\xfe", b"null"])
 def test_a_damaged_line_of_metrics_is_named_by_its_number(line, tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 1}\n' + line + b'\n{"step": 3}\n')

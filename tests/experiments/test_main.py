@@ -1,12 +1,16 @@
 """Mistakes on the command line are reported in one line that says what to write instead."""
 
 import errno
+import os
 import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
+import jax
+import numpy as np
 import pytest
 from small_runs import command
 
@@ -111,21 +115,15 @@ def test_help_explains_the_program_a_section_a_key_or_a_word():
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("def get_config():\n  return 1 / 0\n", r"own\.py: division by zero"),
+        ("def get_config(name):\n  return 1 / 0\n", r"own\.py: division by zero"),
         ("1 / 0\n", r"own\.py: division by zero"),
         ("x = 1\n", r"own\.py: it defines no get_config\(\)"),
+        ("def get_config():\n  return {}\n", r"own\.py: get_config\(\) takes 0 positional"),
     ],
 )
 def test_a_config_that_raises_is_named_with_the_reason(text, expected, tmp_path):
     (tmp_path / "own.py").write_text(text)
     with pytest.raises(UserError, match=expected):
-        main.read_config(str(tmp_path / "own.py"))
-
-
-def test_a_config_without_variants_refuses_one(tmp_path):
-    text = "from configs import base\ndef get_config():\n  return base.points()\n"
-    (tmp_path / "own.py").write_text(text)
-    with pytest.raises(UserError, match="it has no variants, so 'tiny' is not allowed"):
         main.read_config(f"{tmp_path / 'own.py'}:tiny")
 
 
@@ -144,27 +142,68 @@ def test_a_mistake_ends_the_program_with_one_line_and_writes_nothing(tmp_path):
         (OSError(errno.ENOSPC, "No space left", "f"), 2, "f: No space left. Existing files are"),
         (MemoryError(), 2, "out of memory: MemoryError. Try a smaller network.width"),
         (RuntimeError("RESOURCE_EXHAUSTED: 1 GB"), 2, "out of memory: RESOURCE_EXHAUSTED: 1 GB."),
+        (RuntimeError("Unable to initialize backend 'x'"), 2, "Unable to initialize backend 'x'"),
+        (RuntimeError("Could not determine home directory."), 2, "Could not determine home"),
     ],
 )
 def test_known_errors_end_with_a_line_and_a_code(error, code, text, monkeypatch):
+    monkeypatch.setattr(dry_run, "dry_run", Mock(side_effect=error))
+    assert ended_with(monkeypatch)[0] == code
+    assert ended_with(monkeypatch)[1].startswith(text)
+
+
+def ended_with(monkeypatch):
+    """Returns the code and the line with which a dry run ends, if it does not end in order."""
     ended = []
     monkeypatch.setattr(main, "_leave", lambda *arguments: ended.extend(arguments))
-    monkeypatch.setattr(main, "_set_up_logging", lambda: None)
-
-    def fail(_):
-        raise error
-
-    monkeypatch.setattr(dry_run, "dry_run", fail)
+    monkeypatch.setattr(main, "set_up_output", lambda: None)
     main.main(["--mode=dry_run", SWISSROLL])
-    assert ended[0] == code
-    assert ended[1].startswith(text)
+    return ended
 
 
 def test_a_defect_is_shown_with_its_traceback(monkeypatch):
-    monkeypatch.setattr(main, "_set_up_logging", lambda: None)
     monkeypatch.setattr(dry_run, "dry_run", lambda _: {}["a defect"])
     with pytest.raises(KeyError, match="a defect"):
-        main.main(["--mode=dry_run", SWISSROLL])
+        ended_with(monkeypatch)
+
+
+@pytest.fixture
+def options():
+    """JAX's options, which are put back after the test."""
+    names = ("jax_disable_jit", "jax_numpy_dtype_promotion")
+    before = {name: getattr(jax.config, name) for name in names}
+    yield jax.config
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+def test_the_program_does_not_run_without_compilation(options, monkeypatch):
+    options.update("jax_disable_jit", True)
+    assert ended_with(monkeypatch)[0] == 2
+    assert "JAX_DISABLE_JIT is set" in ended_with(monkeypatch)[1]
+
+
+def test_numbers_are_promoted_as_the_program_needs_it(options, monkeypatch):
+    monkeypatch.setattr(dry_run, "dry_run", lambda _: np.arange(2) * jax.numpy.float32(1.5))
+    options.update("jax_numpy_dtype_promotion", "strict")
+    assert not ended_with(monkeypatch)
+    assert options.jax_numpy_dtype_promotion == "standard"
+
+
+@pytest.mark.parametrize("redirected", ["2>/dev/full", "2>&-"])
+def test_what_cannot_be_written_to_stderr_is_lost_and_ascii_is_enough(redirected):
+    program = (
+        "import logging, sys, tqdm; from experiments import main; main.set_up_output()\n"
+        "logging.getLogger('fdrl').warning('lost'); list(tqdm.tqdm([1]))\n"
+        "print('lost', file=sys.stderr, flush=True); print('1 \u00b1 2')"
+    )
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$@" {redirected}', "sh", sys.executable, "-c", program],
+        cwd=ROOT,
+        env=os.environ | {"LC_ALL": "C", "PYTHONIOENCODING": "ascii"},
+        stdout=subprocess.PIPE,
+    )
+    assert (done.returncode, done.stdout) == (0, b"1 ? 2\n")
 
 
 def test_help_does_not_wait_for_packages_that_draw_or_fit():

@@ -10,7 +10,10 @@ from image_files import encoded, numbered, picture, write_folder
 from small_runs import SMALL_RESNET, command, start, train
 
 from experiments import draw, log, run
+from experiments.data.decode import Transform, decode, to_uint8
 from experiments.errors import DataError, UserError
+from experiments.evaluation import Samples
+from experiments.evaluation.images import evaluate_images
 
 CONFIG = "folder:tiny"
 STREAMED = {"data.in_memory_megabytes": 0}
@@ -94,5 +97,29 @@ def test_a_pair_flows_from_source_images_held_out_ones_first(tmp_path):
     assert not np.isclose(*outputs)
     logged = (record["output_flowed"], record["output_real"])
     np.testing.assert_allclose(logged, outputs, rtol=1e-4, atol=1e-6)
-    with pytest.raises(UserError, match="stores only 25 images of the source domain"):
+    with pytest.raises(UserError, match="stores only 25 images to start from"):
         start("sample", folder, num_samples=26)
+
+
+def test_samples_of_another_generator_are_improved_and_evaluated_as_images(images, tmp_path):
+    generated, folder = tmp_path / "generated.npz", tmp_path / "run"
+    pixels = np.stack([255 - picture(12, 12, 100 + i) for i in range(30)])
+    np.savez(generated, images=pixels)
+    changes_of_run = {"prior.name": "source", "data.dequantisation": 0.0, **STREAMED}
+    given = changes(images, **changes_of_run, **{"data.source_dir": generated})
+    start("train", folder, CONFIG, given)
+    generated.unlink()
+    opened = run.open_checkpoint(command("sample", folder))
+    assert not opened.experiment.source.starts.is_domain
+    starts = opened.run.metric_reference.starts
+    wanted = {np.asarray(decode(x, Transform(image_size=8))).tobytes() for x in pixels}
+    assert {to_uint8(x).tobytes() for x in starts} == wanted
+    record = json.loads((opened.run.evaluations / "step_4" / "record.json").read_text())
+    assert record["details"].get("start", "prior") == "prior"
+    found = evaluate_images(opened.run.metric_reference, Samples(starts[:16], starts, starts[:16]))
+    expected = found.metrics["frechet_random_conv_3"].prior.value
+    metric = record["metrics"]["frechet_random_conv_3"]
+    assert metric["prior"] == pytest.approx(expected, rel=1e-5) != metric["real"]
+    assert "memorisation_auc_pixels" in record["metrics"]
+    with pytest.raises(DataError, match=r"^\S+generated\.npz does not exist; .*\.npz file$"):
+        start("train", tmp_path / "other", CONFIG, given)

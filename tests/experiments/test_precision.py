@@ -12,8 +12,6 @@ import pytest
 from experiments import precision
 from experiments.settings import Settings
 
-BOTH = f"{precision.CPU_FLAG} {precision.ONEDNN_FLAG}"
-
 
 @pytest.fixture
 def machine(monkeypatch):
@@ -21,26 +19,25 @@ def machine(monkeypatch):
 
     def pretend(version="0.12.0.1", features=("amx_bf16",), vendor="GenuineIntel"):
         monkeypatch.setattr(importlib.metadata, "version", lambda _: version)
-        monkeypatch.setattr(precision, "features", lambda: frozenset(features))
-        monkeypatch.setattr(precision, "_vendor", lambda: vendor)
+        of_processor = {"flags|Features": " ".join(features), "vendor_id": vendor}
+        monkeypatch.setattr(precision, "_of_processor", of_processor.__getitem__)
 
     return pretend
 
 
-@pytest.mark.parametrize("version", ["0.10.2", "0.11", "0.12.0.1", "0.12.9"])
-def test_the_flag_is_set_for_versions_that_know_it(version, machine):
-    machine(version)
-    environ = {}
-    assert precision.set_cpu_flags(environ)
-    assert environ == {"XLA_FLAGS": precision.CPU_FLAG}
-
-
-@pytest.mark.parametrize("version", ["0.10.1", "0.9.2", "0.13", "0.13.0.dev1", "1.0", "unknown"])
-def test_the_flag_is_not_set_for_other_versions(version, machine):
-    machine(version)
-    environ = {}
-    assert not precision.set_cpu_flags(environ, bfloat16=True)
-    assert environ == {}
+@pytest.mark.parametrize(
+    ("versions", "expected"),
+    [
+        (("0.10.2", "0.11", "0.12.0.1", "0.12.9"), {"XLA_FLAGS": precision.CPU_FLAG}),
+        (("0.10.1", "0.9.2", "0.13", "0.13.0.dev1", "1.0", "unknown"), {}),
+    ],
+)
+def test_the_flag_is_set_for_the_versions_that_know_it(versions, expected, machine):
+    for version in versions:
+        machine(version)
+        environ = {}
+        assert precision.set_cpu_flags(environ) == bool(expected)
+        assert environ == expected
 
 
 @pytest.mark.parametrize("own", ["", "--xla_force_host_platform_device_count=2"])
@@ -62,7 +59,7 @@ def test_bfloat16_uses_onednn_on_a_processor_and_version_that_were_tested(
     machine(features=features, vendor=vendor)
     environ = {}
     assert precision.set_cpu_flags(environ, bfloat16=True)
-    assert environ == {"XLA_FLAGS": BOTH}
+    assert environ == {"XLA_FLAGS": f"{precision.CPU_FLAG} {precision.ONEDNN_FLAG}"}
     assert precision.uses_onednn(environ)
 
 
@@ -159,5 +156,5 @@ def test_features_of_either_architecture_are_read(tmp_path):
     for name in ("flags", "Features"):
         path = tmp_path / name
         path.write_text(f"processor\t: 0\n{name}\t\t: avx2 amx_bf16\n\nprocessor\t: 1\n")
-        assert precision.features(path) == {"avx2", "amx_bf16"}
-    assert precision.features(tmp_path / "missing") == frozenset()
+        assert precision._of_processor("flags|Features", path) == "avx2 amx_bf16"
+    assert precision._of_processor("flags|Features", tmp_path / "missing") == ""

@@ -130,7 +130,7 @@ def test_extreme_values_together_are_refused_or_make_a_step(data, tiny):
         ("network.blocks", ((1, 2, 3),), "pairs of channels and stride such as"),
         ("data.channels", 2, r"0 \(as stored\), 1 \(grey\) or 3 \(colour\), got 2"),
         ("loss.divergence", "kll", "did you mean 'kl'"),
-        ("curve.lengths", (3, 3), "increasing lengths of the flow"),
+        ("curve.lengths", (3, 3), "increasing whole numbers such as"),
         ("flow.step_sise", 1.0, "unknown key 'flow.step_sise'; did you mean 'flow.step_size'"),
     ],
 )

@@ -83,7 +83,7 @@ def test_a_wrong_sweep_file_is_named(text, expected, tmp_path):
     (tmp_path / "own.py").write_text(text)
     with pytest.raises(UserError, match=rf"own\.py: .*{expected}"):
         sweep.read(tmp_path / "own.py")
-    with pytest.raises(UserError, match=r"other\.py does not exist"):
+    with pytest.raises(UserError, match=r"other\.py: .*No such file"):
         sweep.read(tmp_path / "other.py")
 
 
