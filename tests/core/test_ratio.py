@@ -19,7 +19,7 @@ from fdrl_jax.ratio.result import area_under_curve
 
 KEY = jax.random.key(0)
 SHIFT = 0.8
-SMALL = {"network": Trunk(32, 1), "num_steps": 200, "learning_rate": 1e-2}
+SMALL = {"network": Trunk((32,)), "num_steps": 200, "learning_rate": 1e-2}
 
 
 @functools.cache
@@ -266,7 +266,7 @@ def test_observed_training_equals_unobserved_training():
 def test_training_stops_early_when_the_held_out_loss_grows():
     rng = np.random.default_rng(0)
     sets = rng.normal(0.5, 1, (40, 10)), rng.normal(0, 1, (40, 10))
-    ratio = fdrl.fit_ratio(KEY, *sets, bridge="none", num_steps=2_000, network=Trunk(64, 1))
+    ratio = fdrl.fit_ratio(KEY, *sets, bridge="none", num_steps=2_000, network=Trunk((64,)))
     assert ratio.num_steps < 2_000
 
 
