@@ -6,6 +6,7 @@
     python -m benchmarks.ratios mixtures
     python -m benchmarks.ratios shift
     python -m benchmarks.ratios outliers [--mnist mnist.zip]
+    python -m benchmarks.ratios density
 
 Each command prints a table and writes it, with all options, to `runs/ratios/NAME.json`. The package
 `densratio` is optional: `pip install '.[peers]'`. Without it, its rows are missing.
@@ -24,6 +25,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from scipy.spatial import cKDTree
 from scipy.special import digamma, logsumexp
 from scipy.stats import norm
@@ -34,13 +36,14 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 
 import fdrl_jax as fdrl
+from fdrl_jax.objectives import objective
 from fdrl_jax.ratio import Network, Trunk
 
 Row = dict[str, Any]
 LogRatio = Callable[[np.ndarray], np.ndarray]
 
 NUM_WAYMARKS = 7
-STEPS = {40: 1_000, 80: 1_500, 160: 3_000, 320: 6_000}  # Training steps by dimension.
+STEPS = {40: 1_000, 80: 1_500, 160: 3_000, 320: 4_000}  # Training steps by dimension.
 
 
 def timed(function: Callable[[], Any]) -> tuple[Any, float]:
@@ -83,7 +86,7 @@ def information(args: argparse.Namespace) -> Iterator[Row]:
             "quadratic, mixing": {
                 "num_waymarks": NUM_WAYMARKS,
                 "network": quadratic(dim),
-                "learning_rate": 2e-3,
+                "learning_rate": 1e-2,
             },
         }
         for name in args.methods or methods:
@@ -184,7 +187,10 @@ class Mixture:
         return logsumexp(parts, axis=1) - np.log(len(self.stds))
 
 
-CHASM = Mixture(([-1.0], 0.08)), Mixture(([2.0], 0.16))
+CHASMS = {
+    "1-D": (Mixture(([-1.0], 0.08)), Mixture(([2.0], 0.16))),
+    "3-D": (Mixture(([9.5] * 3, 1.0)), Mixture(([0.0] * 3, 1.0))),
+}
 MIXTURES = (
     Mixture(([-2.0, 2.0], 0.75**0.5), ([-1.5, 1.5], 0.5), ([-1.0, 1.0], 0.75**0.5)),
     Mixture(([0.75, -1.5], 0.5**0.5), ([-2.0, -3.0], 0.5**0.5)),
@@ -208,7 +214,9 @@ def kernels(method: str) -> Callable[[np.ndarray, np.ndarray], LogRatio]:
     return fit
 
 
-def estimators(seed: int) -> dict[str, Callable[[np.ndarray, np.ndarray], LogRatio]]:
+def estimators(
+    seed: int, num_features: int
+) -> dict[str, Callable[[np.ndarray, np.ndarray], LogRatio]]:
     """Returns all estimators of a log-ratio by name: ours, and those that are installed."""
 
     def ours(**options: Any) -> Callable[[np.ndarray, np.ndarray], LogRatio]:
@@ -222,6 +230,7 @@ def estimators(seed: int) -> dict[str, Callable[[np.ndarray, np.ndarray], LogRat
         "single LR": ours(bridge="none"),
         "mixing (default)": ours(),
         "flow": ours(bridge="flow"),
+        "quadratic, mixing": ours(network=quadratic(num_features), learning_rate=5e-2),
         "LSIF": ours(loss="lsif", bridge="none"),
         "UKL": ours(loss="ukl", bridge="none"),
         "scikit-learn, quadratic": quadratic_logistic,
@@ -237,7 +246,7 @@ def known_densities(pair: tuple[Mixture, Mixture], args: argparse.Namespace) -> 
         top, bottom = (mixture.sample(rng, args.num) for mixture in pair)
         fresh = np.concatenate([mixture.sample(rng, 5_000) for mixture in pair])
         truth = pair[0].log_density(fresh) - pair[1].log_density(fresh)
-        fits = estimators(seed)
+        fits = estimators(seed, top.shape[1])
         for name in args.methods or fits:
             log_ratio, seconds = timed(
                 lambda fit=fits[name], top=top, bottom=bottom: fit(top, bottom)
@@ -255,8 +264,10 @@ def known_densities(pair: tuple[Mixture, Mixture], args: argparse.Namespace) -> 
 
 
 def chasm(args: argparse.Namespace) -> Iterator[Row]:
-    """One dimension: N(-1, 0.08^2) over N(2, 0.16^2) (figure 1 of the telescoping paper)."""
-    return known_densities(CHASM, args)
+    """N(-1, 0.08^2) over N(2, 0.16^2) (the telescoping paper), and two means 16 sigma apart."""
+    for name, pair in CHASMS.items():
+        for row in known_densities(pair, args):
+            yield {"chasm": name} | row
 
 
 def mixtures(args: argparse.Namespace) -> Iterator[Row]:
@@ -274,7 +285,7 @@ def shift(args: argparse.Namespace) -> Iterator[Row]:
         chosen = rng.random(len(x)) < 1.0 / (1.0 + np.exp(1.5 * score))
         # A model that is too simple, since weights are of no use for a correct one.
         features = x[:, [2]]
-        fits: dict[str, Any] = {"no weights": None, **estimators(seed)}
+        fits: dict[str, Any] = {"no weights": None, **estimators(seed, x.shape[1])}
         for name in args.methods or fits:
             fit = fits[name]
             log_ratio, seconds = (
@@ -347,7 +358,93 @@ def outliers(args: argparse.Namespace) -> Iterator[Row]:
                 }
 
 
-TABLES = {table.__name__: table for table in (information, small, chasm, mixtures, shift, outliers)}
+MODES = Mixture(*(([1.5 * a, 1.5 * b], 0.5) for a in (-1, 1) for b in (-1, 1)))
+
+
+def smooth_estimator(seed: int, step_size: float, num_steps: int) -> Callable[..., jax.Array]:
+    """Trains a log-ratio by algorithm 1 without noise, from N(0, I) to four modes.
+
+    The network is smooth: one that is piecewise linear has no Hessian.
+    """
+    network = Trunk((64, 64))
+    real = jnp.asarray(MODES.sample(np.random.default_rng(seed), 20_000), jnp.float32)
+    optimizer = optax.adam(optax.cosine_decay_schedule(3e-3, 1_500))
+
+    def log_ratio(params: Any, x: jax.Array) -> jax.Array:
+        return network.apply(params["trunk"], x) @ params["head"]
+
+    def step(carry: Any, key: jax.Array) -> tuple[Any, None]:
+        params, state = carry
+        k1, k2, k3 = jax.random.split(key, 3)
+        batch, x0 = jax.random.choice(k1, real, (256,)), jax.random.normal(k2, (256, 2))
+
+        def loss(params: Any) -> tuple[jax.Array, Any]:
+            return objective(
+                k3,
+                batch,
+                x0,
+                lambda x: log_ratio(params, x),
+                num_steps=num_steps,
+                step_size=step_size,
+                noise_scale=0,
+            )
+
+        updates, state = optimizer.update(jax.grad(loss, has_aux=True)(params)[0], state)
+        return (optax.apply_updates(params, updates), state), None
+
+    key = jax.random.key(seed)
+    trunk = network.init(key, real[:2])
+    params = {"trunk": trunk, "head": jnp.zeros(network.apply(trunk, real[:2]).shape[1])}
+    keys = jax.random.split(jax.random.fold_in(key, 1), 1_500)
+    (params, _), _ = jax.jit(lambda carry: jax.lax.scan(step, carry, keys))(
+        (params, optimizer.init(params))
+    )
+    return lambda x: log_ratio(params, x)
+
+
+def density(args: argparse.Namespace) -> Iterator[Row]:
+    """Densities from a flow of total length 2 without noise: integral 1, KL to the truth."""
+    axis = np.linspace(-5.0, 5.0, 101)
+    grid = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2)
+    cell = (axis[1] - axis[0]) ** 2
+    for seed in range(args.seeds):
+        fresh = MODES.sample(np.random.default_rng(100 + seed), 2_000)
+        truth = MODES.log_density(fresh)
+        points = jnp.asarray(np.concatenate([grid, fresh]), jnp.float32)
+        for num_steps in (40, 20, 5):
+            step_size = 2.0 / num_steps
+            log_ratio, seconds = timed(
+                lambda seed=seed, k=num_steps, eta=step_size: smooth_estimator(seed, eta, k)
+            )
+            result = jax.jit(
+                lambda x, f=log_ratio, k=num_steps, eta=step_size: fdrl.log_density(
+                    x,
+                    f,
+                    f,
+                    lambda x: jnp.sum(jax.scipy.stats.norm.logpdf(x), axis=-1),
+                    num_steps=k,
+                    step_size=eta,
+                )
+            )(points)
+            row: Row = {"step size": step_size, "steps": num_steps, "seed": seed}
+            for name, log_p in (("flowed", result.flowed), ("data", result.data)):
+                log_p = np.asarray(log_p, np.float64)
+                row[f"integral, {name}"] = float(np.exp(log_p[: len(grid)]).sum() * cell)
+                row[f"KL, {name}"] = float(np.mean(truth - log_p[len(grid) :]))
+            largest = np.asarray(result.largest_eigenvalue)[len(grid) :]
+            row |= {
+                "largest eigenvalue": float(largest.max()),
+                "share above 1": float(np.mean(largest >= 1.0)),
+                "largest residual": float(np.asarray(result.residual)[len(grid) :].max()),
+                "seconds": seconds,
+            }
+            yield row
+
+
+TABLES = {
+    table.__name__: table
+    for table in (information, small, chasm, mixtures, shift, outliers, density)
+}
 DEFAULT_NUM = {"information": 100_000, "small": 5_000, "chasm": 10_000, "mixtures": 20_000}
 
 

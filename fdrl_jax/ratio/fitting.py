@@ -215,38 +215,47 @@ def fit(
             sets.append(jnp.asarray((values[rows] - mean) * inverse_std, jnp.float32))
         return Samples(sets[0], sets[1][None], jnp.asarray(mixed))
 
-    train, held_out = part(0), part(1)
-    one_head = with_heads(network, 1, train.numerator[:2])
-    if bridge == "flow":
-        train, held_out = bridges.with_particles(
-            flow_key,
-            one_head,
-            train,
-            held_out,
-            num_train_steps=options.num_steps,
-            batch_size=options.batch_size,
-            learning_rate=options.learning_rate,
-        )
+    parts = part(0), part(1)
+    one_head = with_heads(network, 1, parts[0].numerator[:2])
 
     def fit_positions(positions: tuple[int, ...], num_steps: int) -> "Fitted":
         return train_heads(
             fit_key,
             one_head._replace(num_heads=len(positions) - 1),
             loss,
-            train,
-            held_out,
+            *parts,
             positions,
             options._replace(num_steps=num_steps),
             observe,
         )
 
-    last = bridges.last_position(train)
-    if bridge == "none" or num_waymarks is not None:
-        fitted = fit_positions(bridges.spread(num_waymarks or 0, last), options.num_steps)
-    else:
-        # Short fits find most waymarks; the full one may still separate some pairs.
-        positions: tuple[int, ...] = (0, last)
-        for num_steps in (max(options.num_steps // 4, 1), options.num_steps):
+    # Short fits find most waymarks; the full one may still separate some pairs.
+    budgets = max(options.num_steps // 4, 1), options.num_steps
+    last = bridges.last_position(parts[0])
+    needs_bridge = bridge != "none"
+    if bridge == "none":
+        fitted = fit_positions((0, last), options.num_steps)
+    elif num_waymarks is None:
+        for num_steps in budgets:
+            fitted = fit_positions((0, last), num_steps)
+            needs_bridge = bool(fitted.aucs[0] > max_auc)
+            if needs_bridge:
+                break
+    if needs_bridge and bridge == "flow":
+        parts = bridges.with_particles(
+            flow_key,
+            one_head,
+            *parts,
+            num_train_steps=options.num_steps,
+            batch_size=options.batch_size,
+            learning_rate=options.learning_rate,
+        )
+        last = bridges.last_position(parts[0])
+    if needs_bridge and num_waymarks is not None:
+        fitted = fit_positions(bridges.spread(num_waymarks, last), options.num_steps)
+    elif needs_bridge:
+        positions: tuple[int, ...] = (0, last // 2, last)
+        for num_steps in budgets:
             while True:
                 fitted = fit_positions(positions, num_steps)
                 refined = bridges.refine(positions, fitted.aucs, max_auc)
@@ -265,8 +274,8 @@ def fit(
         waymarks=tuple(p / last for p in fitted.positions),
         aucs=tuple(float(auc) for auc in fitted.aucs),
         num_steps=fitted.num_steps,
-        held_out_numerator=held_out.numerator,
-        held_out_denominator=bridges.denominator(held_out),
+        held_out_numerator=parts[1].numerator,
+        held_out_denominator=bridges.denominator(parts[1]),
     )
 
 
