@@ -31,6 +31,8 @@ Observe = Callable[[int, int, float], None]
 
 MIN_EXAMPLES = 20
 MAX_WAYMARKS = 32
+# Below it a single classifier had smaller errors than a bridge, see docs/ratios.md.
+MIN_BRIDGED_AUC = 0.99
 _MAX_HELD_OUT = 4096  # Examples of each set for early stopping.
 _NUM_ROUNDS, _PATIENCE = 20, 5
 
@@ -111,10 +113,11 @@ def fit_ratio(
         output, so it is positive.
       bridge: "none"; "mixing", waymarks `cos(a) x + sin(a) y` of samples `x` of the numerator and
         `y` of the denominator; or "flow", waymarks that are the particles of a flow from the
-        denominator to the numerator at several lengths. With "mixing", sets that one classifier
-        cannot separate get no waymarks, so it then equals "none".
-      num_waymarks: number of waymarks between both sets. By default they are added where the
-        held-out area under the curve of an adjacent pair is above `max_auc`.
+        denominator to the numerator at several lengths. Sets that a single classifier does not
+        separate with a held-out area under the curve of more than 0.99 get no waymarks, as with
+        "none".
+      num_waymarks: number of waymarks between both sets. By default they are added until no
+        adjacent pair has a held-out area under the curve above `max_auc`.
       max_auc: see `num_waymarks`.
       num_steps: the most training steps; the rate follows a cosine over them.
       batch_size: examples of each waymark per step.
@@ -238,7 +241,7 @@ def fit(
     elif num_waymarks is None:
         for num_steps in budgets:
             fitted = fit_positions((0, last), num_steps)
-            needs_bridge = bool(fitted.aucs[0] > max_auc)
+            needs_bridge = bool(fitted.aucs[0] > MIN_BRIDGED_AUC)
             if needs_bridge:
                 break
     if needs_bridge and bridge == "flow":
