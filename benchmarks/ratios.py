@@ -37,7 +37,7 @@ from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 
 import fdrl_jax as fdrl
 from fdrl_jax.objectives import objective
-from fdrl_jax.ratio import Network, Trunk
+from fdrl_jax.ratio import Quadratic, Trunk
 
 Row = dict[str, Any]
 LogRatio = Callable[[np.ndarray], np.ndarray]
@@ -51,19 +51,6 @@ def timed(function: Callable[[], Any]) -> tuple[Any, float]:
     start = time.perf_counter()
     result = function()
     return result, time.perf_counter() - start
-
-
-def quadratic(num_features: int) -> Network:
-    """The network of TRE and DRE-infinity: a quadratic form, which contains the answer."""
-
-    def init(key: jax.Array, x: jax.Array) -> dict[str, jax.Array]:
-        square = jnp.zeros((num_features, num_features))
-        return {"square": square, "linear": jnp.zeros(num_features), "bias": jnp.zeros(())}
-
-    def apply(params: dict[str, jax.Array], x: jax.Array) -> jax.Array:
-        return jnp.sum((x @ params["square"] + params["linear"]) * x, axis=-1) + params["bias"]
-
-    return Network(init, apply)
 
 
 def correlated(seed: int, num: int, num_pairs: int, rho: float) -> tuple[np.ndarray, np.ndarray]:
@@ -82,10 +69,9 @@ def information(args: argparse.Namespace) -> Iterator[Row]:
         methods = {
             "single LR": {"bridge": "none", "network": mlp},
             "mixing": {"num_waymarks": NUM_WAYMARKS, "network": mlp},
-            "flow": {"bridge": "flow", "num_waymarks": NUM_WAYMARKS, "network": mlp},
             "quadratic, mixing": {
                 "num_waymarks": NUM_WAYMARKS,
-                "network": quadratic(dim),
+                "network": Quadratic(),
                 "learning_rate": 1e-2,
             },
         }
@@ -153,8 +139,7 @@ def small(args: argparse.Namespace) -> Iterator[Row]:
         methods: dict[str, Callable[[], float]] = {
             "single LR": lambda ours=ours: ours(bridge="none"),
             "mixing (default)": ours,
-            "flow": lambda ours=ours: ours(bridge="flow"),
-            "quadratic, single LR": lambda ours=ours: ours(bridge="none", network=quadratic(32)),
+            "quadratic, single LR": lambda ours=ours: ours(bridge="none", network=Quadratic()),
             "scikit-learn, quadratic": logistic,
             "nearest neighbours (KSG)": lambda x=x, y=y: nearest_neighbours(x, y),
         }
@@ -229,8 +214,7 @@ def estimators(
     found = {
         "single LR": ours(bridge="none"),
         "mixing (default)": ours(),
-        "flow": ours(bridge="flow"),
-        "quadratic, mixing": ours(network=quadratic(num_features), learning_rate=5e-2),
+        "quadratic, mixing": ours(network=Quadratic(), learning_rate=5e-2),
         "LSIF": ours(loss="lsif", bridge="none"),
         "UKL": ours(loss="ukl", bridge="none"),
         "scikit-learn, quadratic": quadratic_logistic,
@@ -246,7 +230,7 @@ def known_densities(pair: tuple[Mixture, Mixture], args: argparse.Namespace) -> 
         top, bottom = (mixture.sample(rng, args.num) for mixture in pair)
         fresh = np.concatenate([mixture.sample(rng, 5_000) for mixture in pair])
         truth = pair[0].log_density(fresh) - pair[1].log_density(fresh)
-        fits = estimators(seed, top.shape[1])
+        fits = estimators(seed)
         for name in args.methods or fits:
             log_ratio, seconds = timed(
                 lambda fit=fits[name], top=top, bottom=bottom: fit(top, bottom)
@@ -285,7 +269,7 @@ def shift(args: argparse.Namespace) -> Iterator[Row]:
         chosen = rng.random(len(x)) < 1.0 / (1.0 + np.exp(1.5 * score))
         # A model that is too simple, since weights are of no use for a correct one.
         features = x[:, [2]]
-        fits: dict[str, Any] = {"no weights": None, **estimators(seed, x.shape[1])}
+        fits: dict[str, Any] = {"no weights": None, **estimators(seed)}
         for name in args.methods or fits:
             fit = fits[name]
             log_ratio, seconds = (

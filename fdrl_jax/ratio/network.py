@@ -56,6 +56,25 @@ class Trunk(nn.Module):
         return jnp.concatenate(features, axis=-1)
 
 
+class Quadratic(nn.Module):
+    """A quadratic form, `x [B, ...] -> [B]`: exact for Gaussians, and it extrapolates.
+
+    Use it with a bridge if both sets are close to Gaussian and far apart. TRE and DRE-infinity use
+    it for Gaussians.
+
+    Reference: Rhodes, Xu and Gutmann, "Telescoping Density-Ratio Estimation", NeurIPS 2020.
+    """
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        x = x.reshape(len(x), -1)
+        zeros, size = nn.initializers.zeros_init(), x.shape[1]
+        square = self.param("square", zeros, (size, size))
+        linear, bias = self.param("linear", zeros, (size,)), self.param("bias", zeros, ())
+        value: Array = jnp.sum((x @ square + linear) * x, axis=-1) + bias
+        return value
+
+
 def default_trunk(num_features: int) -> Trunk:
     """Returns a trunk of two layers; the first has 4 D units, at least 128 and at most 1,024."""
     return Trunk((min(max(4 * num_features, 128), 1024), 128))
