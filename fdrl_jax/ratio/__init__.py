@@ -13,7 +13,7 @@ Rhodes, Xu and Gutmann, "Telescoping Density-Ratio Estimation", NeurIPS 2020.
 from fdrl_jax.ratio.density import LogDensity, log_density
 from fdrl_jax.ratio.fitting import fit_ratio
 from fdrl_jax.ratio.information import MutualInformation, importance_weights, mutual_information
-from fdrl_jax.ratio.network import Network, Trunk
+from fdrl_jax.ratio.network import Network, Quadratic, Trunk
 from fdrl_jax.ratio.result import Check, DensityRatio, Estimate
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "LogDensity",
     "MutualInformation",
     "Network",
+    "Quadratic",
     "Trunk",
     "fit_ratio",
     "importance_weights",

@@ -1,8 +1,8 @@
-"""Bridges: sets of examples between the numerator and the denominator.
+"""Waymarks: sets of examples between the numerator and the denominator.
 
-A bridge has positions `0` (the numerator) to `last_position` (the denominator), and a subset of
-them, with both ends, are the waymarks of a fit. `refine` adds waymarks between those that a
-classifier separates too well.
+A waymark at position `t` holds `cos(a) x + sin(a) y` with `a = π/2 t / LAST`, where `x` is of the
+numerator and `y` of the denominator. Position 0 is the numerator, and `LAST` the denominator.
+Positions are whole numbers, so that they can be divided without rounding.
 
 Reference: Rhodes, Xu and Gutmann, "Telescoping Density-Ratio Estimation", NeurIPS 2020.
 """
@@ -12,19 +12,11 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-
-from fdrl_jax.divergences import first_variation
-from fdrl_jax.langevin import flow
-from fdrl_jax.method import objective
-from fdrl_jax.ratio.network import Heads
 
 Array = jax.Array
-Bridge = Literal["none", "mixing", "flow"]
+Bridge = Literal["none", "mixing"]
 
-LAST_ANGLE = 1024  # Positions of the mixing bridge: angles of multiples of pi / 2048.
-NUM_LENGTHS = 8  # Lengths of the flow at which its particles are kept.
-_STEPS_PER_LENGTH, _STEP_SIZE, _NOISE_SCALE = 4, 0.1, 0.02
+LAST = 1024
 
 
 class Samples(NamedTuple):
@@ -32,21 +24,14 @@ class Samples(NamedTuple):
 
     Attributes:
       numerator: [N, ...].
-      particles: the denominator, [1, M, ...], or with the bridge "flow" the particles from the
-        longest flow to none, [L + 1, M, ...].
+      denominator: [M, ...].
       mixed: which features differ between numerator and denominator; the others are copied from
         the numerator (`x` of a mutual information), [...].
     """
 
     numerator: Array
-    particles: Array
+    denominator: Array
     mixed: Array
-
-
-def last_position(samples: Samples) -> int:
-    """Returns the position of the denominator."""
-    num_lengths = len(samples.particles)
-    return LAST_ANGLE if num_lengths == 1 else num_lengths
 
 
 def refine(positions: tuple[int, ...], aucs: np.ndarray, max_auc: float) -> tuple[int, ...]:
@@ -62,9 +47,9 @@ def refine(positions: tuple[int, ...], aucs: np.ndarray, max_auc: float) -> tupl
     return tuple(sorted({*positions, *middles}))
 
 
-def spread(num_waymarks: int, last: int) -> tuple[int, ...]:
+def spread(num_waymarks: int) -> tuple[int, ...]:
     """Returns equally spaced positions: both ends, and `num_waymarks` between them."""
-    return tuple(int(p) for p in np.unique(np.linspace(0, last, num_waymarks + 2).round()))
+    return tuple(int(p) for p in np.linspace(0, LAST, num_waymarks + 2).round())
 
 
 def waymarks(samples: Samples, positions: Array, rows: Array, shift: Array) -> Array:
@@ -78,106 +63,15 @@ def waymarks(samples: Samples, positions: Array, rows: Array, shift: Array) -> A
         of the denominator is then never one of the numerator.
     """
     top = samples.numerator[rows % len(samples.numerator)]
-    others = (rows + shift) % samples.particles.shape[1]
-    if len(samples.particles) > 1:
-        moved = samples.particles[jnp.maximum(positions - 1, 0)[:, None], others]
-        is_top = jnp.reshape(positions == 0, (-1,) + (1,) * top.ndim)
-        return jnp.where(is_top, top, moved)
+    bottom = samples.denominator[(rows + shift) % len(samples.denominator)]
     positions = jnp.reshape(positions, (-1,) + (1,) * top.ndim)
-    angle = positions * (jnp.pi / 2 / LAST_ANGLE)
+    angle = positions * (jnp.pi / 2 / LAST)
     # The cosine of pi / 2 is not exactly 0 in float32.
-    cosine = jnp.where(positions == LAST_ANGLE, 0.0, jnp.cos(angle))
-    bottom = samples.particles[0, others]
+    cosine = jnp.where(positions == LAST, 0.0, jnp.cos(angle))
     return jnp.where(samples.mixed, cosine * top + jnp.sin(angle) * bottom, top)
 
 
 def denominator(samples: Samples) -> Array:
-    """Returns the examples of the denominator, [M, ...], in standardised features."""
-    num = samples.particles.shape[1]
-    rows = jnp.arange(num)
-    position = jnp.asarray([last_position(samples)])
-    return waymarks(samples, position, rows, jnp.ones_like(rows))[0]
-
-
-def with_particles(
-    key: Array,
-    heads: Heads,
-    train: Samples,
-    held_out: Samples,
-    *,
-    num_train_steps: int,
-    batch_size: int,
-    learning_rate: float,
-) -> tuple[Samples, Samples]:
-    """Replaces the denominators by the particles of our flow from denominator to numerator.
-
-    A separate estimator is trained by algorithm 1 of Heng, Ansari and Soh (LR loss, KL flow), with
-    the denominator as the prior. It then moves all examples of the denominator, also those held
-    out, and their positions are kept at `NUM_LENGTHS` equally spaced lengths.
-
-    Args:
-      key: a key.
-      heads: a network with one head.
-      train: the examples of training.
-      held_out: the examples that are held out.
-      num_train_steps: training steps of this estimator.
-      batch_size: examples of each set per step.
-      learning_rate: the initial rate of Adam.
-    """
-    optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, num_train_steps))
-    init_key, train_key, flow_key = jax.random.split(key, 3)
-    bottoms = [denominator(samples) for samples in (train, held_out)]
-
-    @jax.jit
-    def fit(top: Array, bottom: Array) -> optax.Params:
-        def step(
-            carry: tuple[optax.Params, optax.OptState], step_key: Array
-        ) -> tuple[tuple[optax.Params, optax.OptState], None]:
-            params, opt_state = carry
-            k1, k2, k3 = jax.random.split(step_key, 3)
-            real = jax.random.choice(k1, top, (batch_size,))
-            x0 = jax.random.choice(k2, bottom, (batch_size,))
-
-            def loss(params: optax.Params) -> tuple[Array, object]:
-                return objective(
-                    k3,
-                    real,
-                    x0,
-                    lambda x: heads.outputs(params, x)[:, 0],
-                    num_steps=NUM_LENGTHS * _STEPS_PER_LENGTH,
-                    step_size=_STEP_SIZE,
-                    noise_scale=_NOISE_SCALE,
-                )
-
-            gradient, _ = jax.grad(loss, has_aux=True)(params)
-            updates, opt_state = optimizer.update(gradient, opt_state)
-            return (optax.apply_updates(params, updates), opt_state), None
-
-        params = heads.init(init_key, top[:2])
-        keys = jax.random.split(train_key, num_train_steps)
-        return jax.lax.scan(step, (params, optimizer.init(params)), keys)[0][0]
-
-    @jax.jit
-    def move(params: optax.Params, key: Array, bottom: Array) -> Array:
-        potential = first_variation(
-            lambda x: heads.outputs(params, x)[:, 0], "kl", output="log_ratio"
-        )
-
-        def segment(x: Array, index: Array) -> tuple[Array, Array]:
-            moved = flow(
-                key,
-                x,
-                potential,
-                num_steps=_STEPS_PER_LENGTH,
-                first_step=index * _STEPS_PER_LENGTH,
-                step_size=_STEP_SIZE,
-                noise_scale=_NOISE_SCALE,
-            )
-            return moved, moved
-
-        path = jax.lax.scan(segment, bottom, jnp.arange(NUM_LENGTHS))[1]
-        return jnp.concatenate([bottom[None], path])[::-1]
-
-    params = fit(train.numerator, bottoms[0])
-    paths = [move(params, jax.random.fold_in(flow_key, i), x) for i, x in enumerate(bottoms)]
-    return train._replace(particles=paths[0]), held_out._replace(particles=paths[1])
+    """Returns the examples of the denominator, [M, ...], with copied features."""
+    rows = jnp.arange(len(samples.denominator))
+    return waymarks(samples, jnp.asarray([LAST]), rows, jnp.ones_like(rows))[0]

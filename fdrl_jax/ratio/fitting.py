@@ -16,7 +16,7 @@ from fdrl_jax import _keys, bregman
 from fdrl_jax._names import nearest
 from fdrl_jax.bregman import Bregman
 from fdrl_jax.ratio import bridges
-from fdrl_jax.ratio.bridges import Bridge, Samples
+from fdrl_jax.ratio.bridges import LAST, Bridge, Samples
 from fdrl_jax.ratio.network import (
     Heads,
     SupportsNetwork,
@@ -31,6 +31,8 @@ Observe = Callable[[int, int, float], None]
 
 MIN_EXAMPLES = 20
 MAX_WAYMARKS = 32
+# Below it a single classifier had smaller errors than a bridge, see docs/ratios.md.
+MIN_BRIDGED_AUC = 0.99
 _MAX_HELD_OUT = 4096  # Examples of each set for early stopping.
 _NUM_ROUNDS, _PATIENCE = 20, 5
 
@@ -82,7 +84,7 @@ def fit_ratio(
     max_auc: float = 0.9,
     num_steps: int = 2_000,
     batch_size: int = 256,
-    learning_rate: float = 3e-3,
+    learning_rate: float = 5e-3,
     weight_decay: float = 1e-4,
     held_out_fraction: float = 0.2,
     observe: Observe | None = None,
@@ -109,12 +111,11 @@ def fit_ratio(
         hidden layers whose width fits the data.
       loss: "lr", "lsif" or "ukl", or a `Bregman`. With LSIF the ratio is the softplus of the
         output, so it is positive.
-      bridge: "none"; "mixing", waymarks `cos(a) x + sin(a) y` of samples `x` of the numerator and
-        `y` of the denominator; or "flow", waymarks that are the particles of a flow from the
-        denominator to the numerator at several lengths. With "mixing", sets that one classifier
-        cannot separate get no waymarks, so it then equals "none".
-      num_waymarks: number of waymarks between both sets. By default they are added where the
-        held-out area under the curve of an adjacent pair is above `max_auc`.
+      bridge: "mixing", waymarks `cos(a) x + sin(a) y` of samples `x` of the numerator and `y` of
+        the denominator; or "none". Sets that a single classifier does not separate with a held-out
+        area under the curve of more than 0.99 get no waymarks.
+      num_waymarks: number of waymarks between both sets. By default they are added until no
+        adjacent pair has a held-out area under the curve above `max_auc`.
       max_auc: see `num_waymarks`.
       num_steps: the most training steps; the rate follows a cosine over them.
       batch_size: examples of each waymark per step.
@@ -200,7 +201,7 @@ def fit(
     """
     loss = bregman.get(loss)
     _check_options(bridge, num_waymarks, max_auc, options, held_out_fraction)
-    split_key, flow_key, fit_key = jax.random.split(_keys.typed(key), 3)
+    split_key, fit_key = jax.random.split(_keys.typed(key))
     mean, inverse_std = _standardisation(top, bottom)
     network = default_trunk(top[0].size) if network is None else network
 
@@ -213,20 +214,10 @@ def fit(
             num_held_out = max(round(held_out_fraction * len(values)), 2)
             rows = order[num_held_out:] if index == 0 else order[:num_held_out]
             sets.append(jnp.asarray((values[rows] - mean) * inverse_std, jnp.float32))
-        return Samples(sets[0], sets[1][None], jnp.asarray(mixed))
+        return Samples(sets[0], sets[1], jnp.asarray(mixed))
 
     train, held_out = part(0), part(1)
     one_head = with_heads(network, 1, train.numerator[:2])
-    if bridge == "flow":
-        train, held_out = bridges.with_particles(
-            flow_key,
-            one_head,
-            train,
-            held_out,
-            num_train_steps=options.num_steps,
-            batch_size=options.batch_size,
-            learning_rate=options.learning_rate,
-        )
 
     def fit_positions(positions: tuple[int, ...], num_steps: int) -> "Fitted":
         return train_heads(
@@ -240,19 +231,16 @@ def fit(
             observe,
         )
 
-    last = bridges.last_position(train)
+    # Short fits find most waymarks; the full one may still separate some pairs.
+    budgets = max(options.num_steps // 4, 1), options.num_steps
     if bridge == "none" or num_waymarks is not None:
-        fitted = fit_positions(bridges.spread(num_waymarks or 0, last), options.num_steps)
+        fitted = fit_positions(bridges.spread(num_waymarks or 0), options.num_steps)
     else:
-        # Short fits find most waymarks; the full one may still separate some pairs.
-        positions: tuple[int, ...] = (0, last)
-        for num_steps in (max(options.num_steps // 4, 1), options.num_steps):
-            while True:
-                fitted = fit_positions(positions, num_steps)
-                refined = bridges.refine(positions, fitted.aucs, max_auc)
-                if refined == positions or len(refined) > MAX_WAYMARKS + 2:
-                    break
-                positions = refined
+        for num_steps in budgets:
+            fitted = fit_positions((0, LAST), num_steps)
+            if fitted.aucs[0] > MIN_BRIDGED_AUC:
+                fitted = _fit_with_waymarks(fit_positions, budgets, max_auc)
+                break
 
     return DensityRatio(
         heads=fitted.heads,
@@ -262,12 +250,29 @@ def fit(
         mean=jnp.asarray(mean, jnp.float32),
         inverse_std=jnp.asarray(inverse_std, jnp.float32),
         differs=fitted.differs,
-        waymarks=tuple(p / last for p in fitted.positions),
+        waymarks=tuple(p / LAST for p in fitted.positions),
         aucs=tuple(float(auc) for auc in fitted.aucs),
         num_steps=fitted.num_steps,
         held_out_numerator=held_out.numerator,
         held_out_denominator=bridges.denominator(held_out),
     )
+
+
+def _fit_with_waymarks(
+    fit_positions: Callable[[tuple[int, ...], int], "Fitted"],
+    budgets: tuple[int, int],
+    max_auc: float,
+) -> "Fitted":
+    """Adds waymarks until no adjacent pair is separable, by short fits and then by full ones."""
+    positions = bridges.spread(1)
+    for num_steps in budgets:
+        while True:
+            fitted = fit_positions(positions, num_steps)
+            refined = bridges.refine(positions, fitted.aucs, max_auc)
+            if refined == positions or len(refined) > MAX_WAYMARKS + 2:
+                break
+            positions = refined
+    return fitted
 
 
 class Fitted(NamedTuple):
@@ -308,7 +313,7 @@ def train_heads(
         jnp.float32(jnp.inf),
         jnp.int32(0),
     )
-    num = min(max(len(held_out.numerator), held_out.particles.shape[1]), _MAX_HELD_OUT)
+    num = min(max(len(held_out.numerator), len(held_out.denominator)), _MAX_HELD_OUT)
     fixed = _draw(held_out, marks, held_out_key, jnp.arange(num))
     arguments = (heads, loss, options, train_key, train, fixed, marks)
     if observe is None:
@@ -336,7 +341,7 @@ def train_heads(
 
 
 def _draw(samples: Samples, marks: Array, key: Array, rows: Array) -> Array:
-    num = samples.particles.shape[1]
+    num = len(samples.denominator)
     return bridges.waymarks(samples, marks, rows, jax.random.randint(key, rows.shape, 1, num))
 
 
@@ -391,7 +396,7 @@ def _round(
 
     def step(state: State, _: None) -> tuple[State, None]:
         row_key, shift_key = jax.random.split(jax.random.fold_in(key, state.step))
-        most = max(len(train.numerator), train.particles.shape[1])
+        most = max(len(train.numerator), len(train.denominator))
         rows = jax.random.randint(row_key, (options.batch_size,), 0, most)
         gradient = jax.grad(mean_loss)(state.params, _draw(train, marks, shift_key, rows))
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
@@ -444,7 +449,7 @@ def _check_options(
         raise ValueError(f"unknown bridge {bridge!r}{hint} Allowed: {', '.join(get_args(Bridge))}")
     if num_waymarks is not None and (bridge == "none" or not 0 <= num_waymarks <= MAX_WAYMARKS):
         raise ValueError(
-            f"num_waymarks must be from 0 to {MAX_WAYMARKS}, with bridge='mixing' or 'flow', got "
+            f"num_waymarks must be from 0 to {MAX_WAYMARKS}, with bridge='mixing', got "
             f"{num_waymarks} with bridge={bridge!r}"
         )
     for name, value in (("num_steps", options.num_steps), ("batch_size", options.batch_size)):

@@ -44,7 +44,7 @@ def mutual_information(
     max_auc: float = 0.9,
     num_steps: int = 2_000,
     batch_size: int = 256,
-    learning_rate: float = 3e-3,
+    learning_rate: float = 5e-3,
     weight_decay: float = 1e-4,
     held_out_fraction: float = 0.2,
     observe: Observe | None = None,

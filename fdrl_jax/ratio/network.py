@@ -39,28 +39,45 @@ class SupportsNetwork(Protocol):
 class Trunk(nn.Module):
     """Features of the default network: the input and all hidden layers of a perceptron.
 
-    Maps `x [B, ...]` to `[B, D + depth * width]`. The linear head on top is a perceptron with skip
-    connections, so it can represent a linear log-ratio exactly.
+    Maps `x [B, ...]` to `[B, D + sum(hidden_sizes)]`. The linear heads on top make it a perceptron
+    with skip connections, which can represent a linear log-ratio exactly.
 
     Attributes:
-      width: size of each hidden layer.
-      depth: number of hidden layers.
+      hidden_sizes: width of every hidden layer.
     """
 
-    width: int = 128
-    depth: int = 2
+    hidden_sizes: tuple[int, ...] = (128, 128)
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         features = [x.reshape(len(x), -1)]
-        for _ in range(self.depth):
-            features.append(nn.silu(nn.Dense(self.width)(features[-1])))
+        for size in self.hidden_sizes:
+            features.append(nn.silu(nn.Dense(size)(features[-1])))
         return jnp.concatenate(features, axis=-1)
 
 
+class Quadratic(nn.Module):
+    """A quadratic form, `x [B, ...] -> [B]`: exact for Gaussians, and it extrapolates.
+
+    Use it with a bridge if both sets are close to Gaussian and far apart. TRE and DRE-infinity use
+    it for Gaussians.
+
+    Reference: Rhodes, Xu and Gutmann, "Telescoping Density-Ratio Estimation", NeurIPS 2020.
+    """
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        x = x.reshape(len(x), -1)
+        zeros, size = nn.initializers.zeros_init(), x.shape[1]
+        square = self.param("square", zeros, (size, size))
+        linear, bias = self.param("linear", zeros, (size,)), self.param("bias", zeros, ())
+        value: Array = jnp.sum((x @ square + linear) * x, axis=-1) + bias
+        return value
+
+
 def default_trunk(num_features: int) -> Trunk:
-    """Returns a trunk whose width fits the number of features: 4 D, between 64 and 1,024."""
-    return Trunk(width=min(max(4 * num_features, 64), 1024))
+    """Returns a trunk of two layers; the first has 4 D units, at least 128 and at most 1,024."""
+    return Trunk((min(max(4 * num_features, 128), 1024), 128))
 
 
 class Heads(NamedTuple):

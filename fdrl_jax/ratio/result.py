@@ -348,7 +348,7 @@ def _verdict(
         return False, (
             f"Do not trust the ratio: its KL divergences are {kl:.2f} and {reverse_kl:.2f}, and "
             "both must be positive. The network extrapolates from one waymark to the others; use "
-            "bridge='flow' or another network."
+            "another network, such as fdrl.ratio.Quadratic(), or another bridge."
         )
     if calibration_error > _MAX_CALIBRATION_ERROR:
         return False, (

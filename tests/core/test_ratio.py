@@ -12,14 +12,14 @@ from flax import nnx
 
 import fdrl_jax as fdrl
 from fdrl_jax import bregman, divergences
-from fdrl_jax.ratio import Network, Trunk
-from fdrl_jax.ratio.bridges import LAST_ANGLE, Samples, refine, spread, waymarks
+from fdrl_jax.ratio import Network, Quadratic, Trunk
+from fdrl_jax.ratio.bridges import LAST, Samples, refine, spread, waymarks
 from fdrl_jax.ratio.network import to_log_ratio
 from fdrl_jax.ratio.result import area_under_curve
 
 KEY = jax.random.key(0)
 SHIFT = 0.8
-SMALL = {"network": Trunk(32, 1), "num_steps": 200, "learning_rate": 1e-2}
+SMALL = {"network": Trunk((32,)), "num_steps": 200, "learning_rate": 1e-2}
 
 
 @functools.cache
@@ -41,7 +41,7 @@ def fitted(loss="lr", bridge="none"):
     )
 
 
-@pytest.mark.parametrize("bridge", ["none", "mixing", "flow"])
+@pytest.mark.parametrize("bridge", ["none", "mixing"])
 @pytest.mark.parametrize("loss", bregman.REGISTRY)
 def test_every_loss_and_bridge_finds_the_ratio_of_gaussians(loss, bridge):
     ratio = fitted(loss, bridge)
@@ -213,6 +213,7 @@ def partitioned_network():
         Dense,
         nnx_network,
         partitioned_network,
+        Quadratic,
         lambda: fdrl.networks.MLP((32,)),
         lambda: Network(lambda key, x: jnp.zeros(3), lambda p, x: x @ p[:2] + p[2]),
     ],
@@ -225,12 +226,21 @@ def test_networks_of_any_library_work_with_and_without_waymarks(make, num_waymar
     assert np.corrcoef(ratio.log_ratio(x), true_log_ratio(x))[0, 1] > 0.97
 
 
+def test_a_quadratic_network_crosses_a_gap_between_gaussians():
+    rng = np.random.default_rng(0)
+    top, bottom = rng.normal(-1.0, 0.5, 3_000), rng.normal(2.0, 0.5, 3_000)
+    options = {"network": Quadratic(), "num_waymarks": 3, "learning_rate": 3e-2, "num_steps": 1_000}
+    ratio = fdrl.fit_ratio(KEY, top, bottom, **options)
+    x = np.array([-1.0, 0.0, 0.5, 1.0])
+    np.testing.assert_allclose(ratio.log_ratio(x), 6.0 - 12.0 * x, rtol=0.25, atol=2.0)
+
+
 def test_images_and_numbers_are_accepted():
     rng = np.random.default_rng(0)
     images = fdrl.fit_ratio(
-        KEY, rng.normal(0.3, 1, (300, 4, 4, 1)), rng.normal(size=(300, 4, 4, 1)), **SMALL
+        KEY, rng.normal(0.5, 1, (200, 2, 2, 1)), rng.normal(size=(200, 2, 2, 1)), **SMALL
     )
-    assert images.log_ratio(np.zeros((2, 4, 4, 1))).shape == (2,)
+    assert images.log_ratio(np.zeros((2, 2, 2, 1))).shape == (2,)
     numbers = fdrl.fit_ratio(KEY, rng.normal(1, 1, 500), rng.normal(0, 1, 500), **SMALL)
     low, high = numbers.log_ratio(np.array([-1.0, 2.0]))
     assert low < 0 < high
@@ -266,7 +276,7 @@ def test_observed_training_equals_unobserved_training():
 def test_training_stops_early_when_the_held_out_loss_grows():
     rng = np.random.default_rng(0)
     sets = rng.normal(0.5, 1, (40, 10)), rng.normal(0, 1, (40, 10))
-    ratio = fdrl.fit_ratio(KEY, *sets, bridge="none", num_steps=2_000, network=Trunk(64, 1))
+    ratio = fdrl.fit_ratio(KEY, *sets, bridge="none", num_steps=2_000, network=Trunk((64,)))
     assert ratio.num_steps < 2_000
 
 
@@ -293,26 +303,19 @@ def test_mutual_information_of_independent_samples_is_zero():
 
 def test_waymarks_start_at_the_numerator_and_end_at_the_denominator():
     top, bottom = jnp.ones((4, 2)), jnp.arange(10.0).reshape(5, 2)
-    samples = Samples(top, bottom[None], jnp.array([True, False]))
+    samples = Samples(top, bottom, jnp.array([True, False]))
     rows, shift = jnp.arange(4), jnp.ones(4, int)
-    marks = waymarks(samples, jnp.array([0, LAST_ANGLE // 2, LAST_ANGLE]), rows, shift)
+    marks = waymarks(samples, jnp.array([0, LAST // 2, LAST]), rows, shift)
     np.testing.assert_allclose(marks[0], top)
     np.testing.assert_array_equal(marks[-1, :, 0], bottom[1:, 0])
     np.testing.assert_allclose(marks[1, :, 0], (1.0 + bottom[1:, 0]) / 2**0.5, rtol=1e-5)
     np.testing.assert_array_equal(marks[..., 1], 1.0)  # Copied from the numerator.
 
 
-def test_waymarks_of_particles_are_their_lengths():
-    particles = jnp.arange(3.0)[:, None, None] * jnp.ones((3, 4, 1))
-    samples = Samples(jnp.full((5, 1), 9.0), particles, jnp.array([True]))
-    marks = waymarks(samples, jnp.array([0, 1, 3]), jnp.arange(2), jnp.ones(2, int))
-    np.testing.assert_array_equal(marks[:, 0, 0], [9.0, 0.0, 2.0])
-
-
 def test_only_pairs_that_are_far_apart_are_divided():
     assert refine((0, 8, 16), np.array([0.95, 0.7]), 0.9) == (0, 4, 8, 16)
     assert refine((0, 1, 2), np.array([0.95, 0.95]), 0.9) == (0, 1, 2)
-    assert spread(3, 8) == (0, 2, 4, 6, 8)
+    assert spread(3) == (0, 256, 512, 768, 1024)
 
 
 def test_the_ratio_of_lsif_is_positive_and_starts_at_one():

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -81,11 +82,29 @@ def test_the_notebook_runs_from_top_to_bottom():
     assert len(space["distances"]) == 10
 
 
-def test_the_notebook_is_stored_with_small_outputs():
-    text = (EXAMPLES / "first_look.ipynb").read_text()
+@pytest.mark.slow
+def test_the_notebook_of_ratios_runs_from_top_to_bottom():
+    cells = json.loads((EXAMPLES / "density_ratios.ipynb").read_text())["cells"]
+    space = {"__name__": "notebook"}
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            short = r"\1, num_steps=20)"
+            call = r"(fdrl\.(?:fit_ratio|mutual_information)\(.*)\)$"
+            source = re.sub(call, short, "".join(cell["source"]), flags=re.M)
+            exec(compile(source, "cell", "exec"), space)
+    assert space["weights"].shape == (3_000,)
+    assert space["information"].ratio.num_steps <= 20
+
+
+@pytest.mark.parametrize(
+    ("name", "num_pictures", "words"),
+    [("first_look", 3, "energy distance"), ("density_ratios", 2, "effective sample size")],
+)
+def test_notebooks_are_stored_with_small_outputs(name, num_pictures, words):
+    text = (EXAMPLES / f"{name}.ipynb").read_text()
     outputs = [output for cell in json.loads(text)["cells"] for output in cell.get("outputs", ())]
-    assert sum("image/png" in output.get("data", {}) for output in outputs) == 3
-    assert any("energy distance" in "".join(output.get("text", ())) for output in outputs)
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == num_pictures
+    assert any(words in "".join(output.get("text", ())) for output in outputs)
     assert not any(output["output_type"] == "error" for output in outputs)
     assert len(text) < 250_000
 
