@@ -241,17 +241,6 @@ ENTRIES = (
         needs_data="EMOJI",
     ),
     Entry(
-        "budget",
-        "python -m benchmarks.peers --results=benchmarks/peers/results.jsonl --name=mnist-60k "
-        "--picture=runs/gallery/budget/mnist.png",
-        {
-            "budget_mnist.png": (
-                "budget/mnist.png",
-                "MNIST: FDRL next to other generative models with the same CPU seconds.",
-            )
-        },
-    ),
-    Entry(
         "density_chasm",
         "python -m examples.density_chasm --out=runs/gallery/density_chasm",
         {
