@@ -26,9 +26,9 @@ import os
 import platform
 import sys
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import jax
 import numpy as np
@@ -36,8 +36,6 @@ import PIL
 import scipy
 
 import fdrl_jax
-from experiments import draw, pictures, report
-from experiments.classifier import open_to_judge
 from experiments.command import Command
 from experiments.data import load
 from experiments.data.source import Source
@@ -58,15 +56,17 @@ from experiments.evaluation.memorisation import Features
 from experiments.evaluation.points import MAX_POINTS, evaluate_points
 from experiments.evaluation.translation import MAX_IMAGES, domains_of, evaluate_translation
 from experiments.files import read_json, write_json
-from experiments.pictures.images import neighbours
-from experiments.run import Opened, Run, add_record, find_record, key_of, open_checkpoint
-from fdrl_jax._names import nearest
 from fdrl_jax.metrics import random_conv_features
 from fdrl_jax.training import parallel
+
+if TYPE_CHECKING:  # What opens a run or draws pictures is imported where it is needed.
+    from experiments.run import Opened, Run
 
 
 def evaluate_run(command: Command) -> None:
     """Evaluates a checkpoint of a run, unless it was evaluated before, and writes its report."""
+    from experiments.run import open_checkpoint
+
     evaluate(
         open_checkpoint(command),
         num_samples=command.num_samples,
@@ -77,7 +77,7 @@ def evaluate_run(command: Command) -> None:
 
 
 def evaluate(
-    opened: Opened,
+    opened: "Opened",
     *,
     num_samples: int | None = None,
     classifier: str = "",
@@ -88,11 +88,11 @@ def evaluate(
 
     The training data are `live` if they are open already. Everything that may be missing is looked
     for before any sample is drawn.
-
-    Raises:
-      UserError: for too few samples, for missing weights, packages or classifiers, or for data that
-        are not those of the run.
     """
+    from experiments import report
+    from experiments.classifier import open_to_judge
+    from experiments.run import add_record, find_record, key_of
+
     settings, data = opened.experiment.settings, opened.experiment.source
     num = num_samples or settings.evaluate.num_samples
     if num < 2:
@@ -100,8 +100,7 @@ def evaluate(
     judge: Classifier | None = None
     of_judge: dict[str, Any] = {}
     if classifier:
-        path = Path(classifier)
-        judge, of_judge = open_to_judge(path, data.classes, data.event_shape)
+        judge, of_judge = open_to_judge(Path(classifier), data.classes, data.event_shape)
     networks = inception.check_weights(settings)
     described = networks.describe() if networks else False
     key = key_of(opened, num, classifier=of_judge.get("digest"), inception=described)
@@ -146,8 +145,10 @@ def evaluate(
     _finish(opened.run, record, folder)
 
 
-def _draw(opened: Opened, num: int, *, of_inception: bool) -> Samples:
+def _draw(opened: "Opened", num: int, *, of_inception: bool) -> Samples:
     """Draws samples, of each stage only as many as the metrics and the pictures read."""
+    from experiments import draw, pictures
+
     model, reference = opened.experiment, opened.run.metric_reference
     if isinstance(reference, Source):
         num = min(num, MAX_POINTS)
@@ -164,17 +165,19 @@ def _draw(opened: Opened, num: int, *, of_inception: bool) -> Samples:
 
 
 def _score(
-    opened: Opened,
+    opened: "Opened",
     samples: Samples,
     source: Source | None,
     judge: Classifier | None,
     networks: Inception | None,
 ) -> Evaluation:
+    from experiments.draw import make_log_ratio
+
     reference = opened.run.metric_reference
     if not all(np.isfinite(stage).all() for stage in samples):
         return Evaluation({}, {"skipped": ["all metrics: some samples are not finite numbers"]}, {})
     if isinstance(reference, Source):
-        log_ratio = draw.make_log_ratio(opened.experiment, opened.state)
+        log_ratio = make_log_ratio(opened.experiment, opened.state)
         return evaluate_points(reference, samples, log_ratio)
     if reference.is_translation:
         domains = domains_of(opened.run.settings)
@@ -182,23 +185,23 @@ def _score(
     return evaluate_images(reference, samples, source=source, classifier=judge, inception=networks)
 
 
-def _finish(run: Run, record: Mapping[str, Any], folder: Path) -> None:
+def _finish(run: "Run", record: Mapping[str, Any], folder: Path) -> None:
     """Writes the report of a record and prints its metrics."""
+    from experiments import report
+
     page = report.write(run, record, folder)
     found, start = metrics.from_json(record["metrics"]), record["details"].get("start", "prior")
-    print(metrics.table(found, start))
-    print(metrics.verdict(found, start))
-    for reason in record["details"]["skipped"]:
-        print(f"skipped: {reason}")
+    skipped = [f"skipped: {reason}" for reason in record["details"]["skipped"]]
+    print(metrics.table(found, start), metrics.verdict(found, start), *skipped, sep="\n")
     print(f"report: {page.absolute()}")
 
 
-def _training_data(opened: Opened, data_dir: str, live: Source | None) -> tuple[Source | None, str]:
+def _training_data(
+    opened: "Opened", data_dir: str, live: Source | None
+) -> tuple[Source | None, str]:
     """Returns the training data if metrics need them, or the reason if they are not available."""
     run, reference = opened.run, opened.run.metric_reference
-    if isinstance(reference, Source) or reference.is_translation:
-        return None, ""
-    if live is not None:
+    if live is not None or isinstance(reference, Source) or reference.is_translation:
         return live, ""
     data = opened.experiment.settings.data
     where = data_dir or data.dir or run.remembered_dir(data.dir)
@@ -242,31 +245,23 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         argument_default="",
         allow_abbrev=False,
     )
-    parser.add_argument("samples", metavar="SAMPLES", help="images to evaluate")
-    parser.add_argument("reference", metavar="REFERENCE", help="real images")
-    parser.add_argument("--protocol", default="standard", help=", ".join(PROTOCOLS))
-    parser.add_argument("--weights", help="file of the Inception network's weights")
-    parser.add_argument(
-        "--metrics",
-        default=",".join(DEFAULT_METRICS),
-        help=f"metrics of the Inception network, separated by commas: {', '.join(METRICS)}",
-    )
-    parser.add_argument(
-        "--features", help="feature spaces, separated by commas: random_conv or MODULE:FUNCTION"
-    )
-    parser.add_argument("--image_size", type=int, default=0, help="resize all sets to this square")
-    parser.add_argument("--data_dir", help="where TFDS sets are")
-    parser.add_argument("--held_out", help="a set that training never saw")
-    parser.add_argument(
-        "--picture",
-        help="a .png file for samples next to the nearest images of REFERENCE; needs --held_out",
-    )
-    parser.add_argument("--cache_dir", help="folder for cached features of references")
-    parser.add_argument("--out", help="file for the result as JSON")
+    usual = ",".join(DEFAULT_METRICS)
+    add = parser.add_argument
+    add("samples", metavar="SAMPLES", help="images to evaluate")
+    add("reference", metavar="REFERENCE", help="real images")
+    add("--protocol", default="standard", choices=PROTOCOLS, help="fid_legacy_fdrl: the paper's")
+    add("--weights", help="file of the Inception network's weights")
+    add("--metrics", default=usual, help=f"separated by commas, of {', '.join(METRICS)}")
+    add("--features", help="separated by commas: random_conv or MODULE:FUNCTION")
+    add("--image_size", type=int, default=0, help="resize all sets to this square")
+    add("--data_dir", help="where TFDS sets are")
+    add("--held_out", help="a set that training never saw, for a search for copies")
+    add("--picture", help="a .png file for samples next to the nearest images of REFERENCE")
+    add("--out", help="file for the result as JSON")
     arguments = parser.parse_args(argv)
-    _check_named("protocol", [arguments.protocol], PROTOCOLS)
     arguments.metrics = arguments.metrics.split(",")
-    _check_named("metrics", arguments.metrics, METRICS)
+    if unknown := set(arguments.metrics) - set(METRICS):
+        raise UserError(f"--metrics: {', '.join(unknown)}: must be of {', '.join(METRICS)}")
     # Before minutes of computing.
     for flag in ("out", "picture"):
         path = Path(getattr(arguments, flag) or "usual")
@@ -277,41 +272,25 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def _check_named(flag: str, values: list[str], allowed: Collection[str]) -> None:
-    for value in values:
-        if value not in allowed:
-            hint = nearest(value, allowed)
-            raise UserError(f"--{flag}: unknown {value!r}{hint}; allowed: {', '.join(allowed)}")
-
-
 def _compare(arguments: argparse.Namespace) -> dict[str, Any]:
     """Computes the metrics of two sets, and returns them with how they were computed."""
     protocol = PROTOCOLS[arguments.protocol]
     spaces = dict(map(_space, filter(None, arguments.features.split(","))))
+    weights = {}
     if arguments.weights or not spaces:
-        try:
-            inception.check_ready(protocol, arguments.weights)
-        except UserError as error:
-            other = ", or --features=random_conv, which needs no weights"
-            raise UserError(f"{error}{other * (not arguments.weights)}") from error
-    given = {}
-    as_written = {"samples": "SAMPLES", "reference": "REFERENCE", "held_out": "--held_out"}
-    for name, label in as_written.items():
-        if where := getattr(arguments, name):
-            try:
-                given[name] = sets.load(where, arguments.data_dir, arguments.image_size)
-            except UserError as error:
-                # The readers are those of a run, whose data are in data.dir.
-                raise UserError(str(error).replace("data.dir=", f"{label}=", 1)) from error
-    given = sets.alike(given)
+        inception.check_ready(protocol, arguments.weights)
+        weights = {protocol.name: arguments.weights}
+    paths = {name: getattr(arguments, name) for name in ("samples", "reference", "held_out")}
+    given = sets.alike(
+        {
+            name: sets.load(path, arguments.data_dir, arguments.image_size)
+            for name, path in paths.items()
+            if path
+        }
+    )
     samples, reference = given["samples"], given["reference"]
     found, used = inception.by_inception(
-        samples.for_inception(),
-        reference.for_inception(),
-        Inception(
-            {protocol.name: arguments.weights} if arguments.weights else {}, arguments.metrics
-        ),
-        cache=arguments.cache_dir,
+        samples.for_inception(), reference.for_inception(), Inception(weights, arguments.metrics)
     )
     num = len(samples.pixels)
     for label, function in spaces.items():
@@ -323,29 +302,21 @@ def _compare(arguments: argparse.Namespace) -> dict[str, Any]:
         )
         found += copied
         if arguments.picture:
+            from experiments import pictures
+            from experiments.pictures.images import neighbours
+
             pictures.save(neighbours(samples.unit, shown), Path(arguments.picture))
     result = {
         "metrics": metrics.to_json(metrics.by_name(found)),
         "protocols": used,
         "features": list(spaces),
         "resized_by": "Pillow, bilinear, antialiased" if arguments.image_size else None,
-        **{name: _described(images) for name, images in given.items()},
+        **{name: images.describe() for name, images in given.items()},
         "versions": _versions(),
     }
     if arguments.out:
         write_json(Path(arguments.out), result)
     return result
-
-
-def _described(images: sets.Stored) -> dict[str, Any]:
-    num, *size = images.pixels.shape
-    return {
-        "where": images.where,
-        "num_images": num,
-        "image_size": size,
-        "pixels": str(images.pixels.dtype),
-        "fingerprint": images.fingerprint,
-    }
 
 
 def _space(name: str) -> tuple[str, Features]:
@@ -356,10 +327,8 @@ def _space(name: str) -> tuple[str, Features]:
     try:
         return label, getattr(importlib.import_module(module), label)
     except (ImportError, AttributeError) as error:
-        hint = nearest(name, (draws.BUILT_IN,)) or "."
-        raise UserError(
-            f"--features={name}: {error}{hint} Allowed: {draws.BUILT_IN}, or MODULE:FUNCTION"
-        ) from error
+        message = f"--features={name}: {error}; allowed: {draws.BUILT_IN} or MODULE:FUNCTION"
+        raise UserError(message) from error
 
 
 if __name__ == "__main__":

@@ -43,7 +43,8 @@ def join(
             "--coordinator_address=HOST:PORT, --num_processes=N and --process_id=I must be given "
             "together; --distributed detects missing values on TPU pods, SLURM and similar"
         )
-    text = f"waiting for the other processes of the run, at {coordinator_address or 'any address'}"
+    where = coordinator_address or "the detected address"
+    text = f"waiting for the other processes of the run at {where}"
     waiting = threading.Timer(_QUIET_SECONDS, print, [text], {"file": sys.stderr, "flush": True})
     waiting.start()
     try:

@@ -160,7 +160,7 @@ class _Parts:
                 f"{folder} contains parts of other samples; choose another name with "
                 "--config.sample.name"
             )
-        self.num_samples, self.size, self._folder = num_samples, saved["size"], folder
+        self.num_samples, self.size, self.folder = num_samples, saved["size"], folder
 
     @staticmethod
     def create(folder: Path, record: Flat, size: int) -> None:
@@ -177,18 +177,18 @@ class _Parts:
 
     def write(self, first: int, samples: np.ndarray) -> None:
         name = f"{first:010d}_{sha256_of_arrays(samples)[:16]}.npy"
-        with replacing(self._folder / name) as file:
+        with replacing(self.folder / name) as file:
             np.save(file, samples)
 
     def read(self) -> Iterator[np.ndarray]:
         for first in self._firsts():
             part = self._intact(first)
             if part is None:
-                raise UserError(f"{self._folder} was changed by another program; rerun to resume")
+                raise UserError(f"{self.folder} was changed by another program; rerun to resume")
             yield part
 
     def _intact(self, first: int) -> np.ndarray | None:
-        for file in self._folder.glob(f"{first:010d}_*.npy"):
+        for file in self.folder.glob(f"{first:010d}_*.npy"):
             with contextlib.suppress(ValueError, EOFError):
                 samples: np.ndarray = np.load(file, allow_pickle=False)
                 if file.stem.endswith(sha256_of_arrays(samples)[:16]):
@@ -218,6 +218,7 @@ def _draw_parts(opened: Opened, model: Experiment, parts: _Parts) -> None:
                 "refined"
             ]
             if not np.isfinite(drawn).all():
+                shutil.rmtree(parts.folder, ignore_errors=True)
                 raise UserError(
                     f"the samples of step {opened.step:,} are not finite numbers, so nothing was "
                     "written; choose an earlier --checkpoint or a smaller flow.step_size"

@@ -65,8 +65,6 @@ class Records:
 
 
 class _File(NamedTuple):
-    """A file in a folder or zip."""
-
     key: str  # Its path below the root.
     stamp: tuple[int, ...]  # Changes with its content; its size comes first.
     parts: tuple[str, ...]  # Of the path.
@@ -244,7 +242,7 @@ def _of_arrays(path: str, headers: dict[str, Header], names: dict[str, str]) -> 
 def of_pixels(
     where: str, pixels: np.ndarray, labels: np.ndarray | None = None, classes: tuple[str, ...] = ()
 ) -> Records:
-    """Returns images in memory, uint8 [N, H, W] or [N, H, W, C], in the order of the array."""
+    """Returns images in memory, uint8 [N, H, W] or [N, H, W, C]."""
     content = digest(pixels.shape, pixels)
     fetch = pixels.__getitem__
     return Records(f"{where}:", range(len(pixels)), fetch, content, content, labels, classes)

@@ -78,11 +78,9 @@ def _built_in(options: Data) -> Source:
     if options.image_size not in (0, *source.event_shape[:-1]):  # Points have no size.
         changed.append("image_size")
     if changed:
-        size = " x ".join(map(str, source.event_shape[:2]))
-        what = "points" if source.kind == "points" else f"images of {size} pixels"
         keys = ", ".join(f"data.{key}={getattr(options, key)}" for key in changed)
         raise DataError(
-            f"{keys}: data.name={options.name} is a built-in set of {what} that are not cropped, "
-            "resized, mirrored or split differently. Remove the setting, or choose other data"
+            f"{keys}: data.name={options.name} is a built-in set, which is used as it is; remove "
+            "the setting"
         )
     return source

@@ -85,15 +85,10 @@ def _of_class(part: Part, name: str) -> Part:
         return records.subset(np.flatnonzero(records.labels == records.classes.index(name)))
 
     train, held_out = part
-    if train.labels is None:
-        raise DataError(f"the data have no labels, so there is no class {name!r}")
     if name not in train.classes:
         hint = nearest(name, train.classes)
-        raise DataError(f"no class {name!r}{hint}; available: {', '.join(train.classes)}")
-    picked = pick(train)
-    if not len(picked):
-        raise DataError(f"class {name!r} has no training images")
-    return picked, pick(held_out) if held_out and name in held_out.classes else None
+        raise DataError(f"no class {name!r}{hint}; available: {', '.join(train.classes) or 'none'}")
+    return pick(train), pick(held_out) if held_out and name in held_out.classes else None
 
 
 def _with_held_out(part: Part, most: int) -> tuple[Records, Records]:
@@ -118,10 +113,9 @@ def _with_held_out(part: Part, most: int) -> tuple[Records, Records]:
 
 
 def _numbered_alike(train: Records, held_out: Records) -> tuple[Records, Records]:
-    """Numbers the classes of held-out images as in training.
+    """Numbers the classes of held-out images, which may lack some, as in training.
 
-    Held-out images from a separate split number their own classes and may lack some. If they have a
-    class that training lacks, or no labels, neither part gets labels.
+    If they have a class that training lacks, or no labels, neither part gets labels.
     """
     labels = held_out.labels
     if train.labels is None or labels is None or not set(held_out.classes) <= set(train.classes):

@@ -68,8 +68,7 @@ def evaluate_images(
     if inception is not None:
         # Not rounded here: the standard protocol rounds the images, the paper's does not.
         ours = ImageSet("samples of the run", lambda: iter([samples.refined]), is_rounded=False)
-        name, fingerprint = f"training set of {reference.name}", source.fingerprint
-        training_set = ImageSet(name, source.train_batches, fingerprint=fingerprint)
+        training_set = ImageSet(f"training set of {reference.name}", source.train_batches)
         try:
             found, record["protocols"] = by_inception(ours, training_set, inception)
             metrics += found

@@ -32,8 +32,8 @@ def nearest(
 ) -> Neighbours:
     """Finds the `num_neighbours` nearest training images of queries [Q, ...] in one pass.
 
-    Distances are those of pixels, or of features. To limit the memory, only the neighbours of the
-    first `num_shown` queries are kept as images.
+    Distances are those of pixels, or of features. Only the neighbours of the first `num_shown`
+    queries are kept as images.
     """
     in_space = features or (lambda images: images)
     rows = flat(in_space(queries))
@@ -78,27 +78,20 @@ def search(
     num_shown = min(num_shown, len(samples))
     for name, features in spaces.items():
         near = nearest(queries, train_batches(), num_neighbours, features, num_shown=num_shown)
-        first, rest = near.distances[: len(samples), 0], near.distances[len(samples) :, 0]
-        for definition, value in _scores(first, rest).items():
-            if np.isfinite(value):
-                found.append(measured(definition, [value], space=name))
+        ours, theirs = near.distances[: len(samples), 0], near.distances[len(samples) :, 0]
+        test = mannwhitneyu(ours, theirs, alternative="less")  # Ties count half.
+        with np.errstate(divide="ignore", invalid="ignore"):
+            # Not finite if most held-out images are themselves copies.
+            ratio = float(np.median(ours) / np.median(theirs))
+        scores = {
+            "memorisation_auc": float(1.0 - test.statistic / (len(ours) * len(theirs))),
+            "memorisation_median_ratio": ratio,
+            "memorisation_p_value": float(test.pvalue),
+        }
+        finite = {key: value for key, value in scores.items() if np.isfinite(value)}
+        found += [measured(key, [value], space=name) for key, value in finite.items()]
         shown[name] = near.images
     return found, shown
-
-
-def _scores(samples: np.ndarray, held_out: np.ndarray) -> dict[str, float]:
-    """Compares two sets of distances to the training set, [N] and [M]; ties count half.
-
-    The ratio is not finite if most held-out images are themselves copies.
-    """
-    test = mannwhitneyu(samples, held_out, alternative="less")
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = np.median(samples) / np.median(held_out)
-    return {
-        "memorisation_auc": float(1.0 - test.statistic / (len(samples) * len(held_out))),
-        "memorisation_median_ratio": float(ratio),
-        "memorisation_p_value": float(test.pvalue),
-    }
 
 
 def _distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -19,13 +19,10 @@ class Estimate(NamedTuple):
 class Metric(NamedTuple):
     """One metric: its values for samples, and for equally many prior samples and real examples.
 
-    In a translation, source images replace the prior. A side is `None` if it is unknown or not
-    meaningful.
+    In a translation, source images replace the prior. A side is `None` if it is unknown.
     """
 
-    # The definition, the feature space if there is one, and the number of samples per draw, as in
-    # `frechet_random_conv_500`.
-    name: str
+    name: str  # Definition, feature space and number of samples, as in `frechet_random_conv_500`.
     definition: str  # Key of `DEFINITIONS`.
     samples: Estimate
     prior: Estimate | None = None
@@ -45,7 +42,7 @@ class Metric(NamedTuple):
         """Position of the samples on the way from real data (0) to the prior (1).
 
         `None` if one of the two is unknown, if they cannot be distinguished, or if the prior scores
-        better than real data. The metric then says nothing about the samples.
+        better than real data.
         """
         if self.prior is None or self.real is None:
             return None
@@ -77,10 +74,7 @@ def by_name(metrics: Iterable[Metric]) -> Metrics:
 
 
 def with_count(name: str, num_samples: int) -> str:
-    """Returns a metric's name with its number of samples: `fid_50k`, `fid_5k`, `fid_360`.
-
-    Most metrics depend on this number, so values with different numbers are not comparable.
-    """
+    """Returns a metric's name with its number of samples, which most depend on: `fid_50k`."""
     thousands, rest = divmod(num_samples, 1_000)
     return f"{name}_{num_samples}" if rest or not thousands else f"{name}_{thousands}k"
 
@@ -101,12 +95,11 @@ _SIDES = (("value", "spread"), ("prior", "prior_spread"), ("real", "real_spread"
 def to_json(metrics: Metrics) -> dict[str, dict[str, Any]]:
     """Returns metrics as values for JSON; `[name]["value"]` is the mean over draws."""
     stored: dict[str, dict[str, Any]] = {}
-    for name, metric in metrics.items():
-        stored[name] = {}
-        for keys, side in zip(_SIDES, (metric.samples, metric.prior, metric.real), strict=True):
+    for name, m in metrics.items():
+        stored[name] = {"unit": m.defined.unit, "direction": m.defined.direction}
+        stored[name]["definition"] = m.definition
+        for keys, side in zip(_SIDES, (m.samples, m.prior, m.real), strict=True):
             stored[name] |= zip(keys, side or (None, None), strict=True)
-        defined = {"unit": metric.defined.unit, "direction": metric.defined.direction}
-        stored[name] |= {**defined, "definition": metric.definition}
     return stored
 
 
@@ -114,12 +107,11 @@ def from_json(stored: Mapping[str, Mapping[str, Any]]) -> Metrics:
     """The inverse of `to_json`."""
     read = []
     for name, fields in stored.items():
-        samples, *others = (Estimate(*(fields[key] for key in keys)) for keys in _SIDES)
-        prior, real = (
-            side if fields[key] is not None else None
-            for key, side in zip(("prior", "real"), others, strict=True)
-        )
-        read.append(Metric(name, fields["definition"], samples, prior, real))
+        sides: list[Any] = [
+            None if fields[value] is None else Estimate(fields[value], fields[spread])
+            for value, spread in _SIDES
+        ]
+        read.append(Metric(name, fields["definition"], *sides))
     return by_name(read)
 
 
@@ -148,11 +140,7 @@ def table(metrics: Metrics, start: str = "prior") -> str:
 
 
 def verdict(metrics: Metrics, start: str = "prior") -> str:
-    """Returns in a sentence whether the samples are good, with the reason.
-
-    The headline metric in which the samples are worst decides. Its relative distance is at most 0.1
-    for good samples, 0.5 for fair ones and 1 for weak ones.
-    """
+    """Returns in a sentence whether the samples are good, by the worst headline metric."""
     headlines = [metric for metric in metrics.values() if metric.defined.headline]
     for m in headlines:
         if not math.isfinite(m.value):

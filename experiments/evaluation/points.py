@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -34,10 +34,9 @@ def evaluate_points(source: Source, samples: Samples, log_ratio: LogDensity) -> 
     """Computes distances to new data and, for a mixture, how well samples cover the modes.
 
     Every metric is also computed for real data: new data sets of the same size. The spread of the
-    refined samples is over these data sets as references; the samples stay the same. If the density
-    is known, the estimate `log_ratio`, `x [B, 2] -> log r [B]`, is compared with the true ratio.
-    A metric that these samples do not allow, such as a density of equal points, is skipped, and the
-    record says why.
+    refined samples is over these data sets as references. If the density is known, the estimate
+    `log_ratio`, `x [B, 2] -> log r [B]`, is compared with the true ratio. A metric that these
+    samples do not allow, such as a density of equal points, is skipped, and the record says why.
     """
     ours, prior = samples.refined[:MAX_POINTS], samples.prior[:MAX_POINTS]
     data = [source.held_out(len(ours), seed) for seed in range(1, NUM_DRAWS + 2)]
@@ -57,23 +56,23 @@ def evaluate_points(source: Source, samples: Samples, log_ratio: LogDensity) -> 
     if (density := source.density) is not None:
         log_density = density.log_density
         with _skipping("kl_to_data", skipped):
-            metrics += _without_reference(
-                lambda x: {"kl_to_data": kl_to_density(x, log_density(x))}, ours, prior, data
-            )
+            kls = [kl_to_density(points, log_density(points)) for points in (ours, prior, *data)]
+            metrics.append(measured("kl_to_data", kls[:1], kls[1:2], kls[2:]))
         with _skipping("log_ratio_kl", skipped):
             bridged = samples.bridged[:MAX_POINTS]
             metrics += _ratio(log_density, data[0], bridged, log_ratio)
-    if density is not None and (modes := density.modes) is not None:
-
-        def of_modes(points: np.ndarray) -> dict[str, float]:
-            found = mode_coverage(points, modes, MODE_RADIUS_STDS * density.mode_std)
-            return {
-                "modes_hit": float(found.num_hit),
-                "high_quality_share": found.high_quality,
-                "smallest_mode_share": float(found.counts.min() / len(points)),
-            }
-
-        metrics += _without_reference(of_modes, ours, prior, data)
+    if density is not None and density.modes is not None:
+        radius, every = MODE_RADIUS_STDS * density.mode_std, (ours, prior, *data)
+        found = [mode_coverage(points, density.modes, radius) for points in every]
+        of_modes = {
+            "modes_hit": [float(side.num_hit) for side in found],
+            "high_quality_share": [side.high_quality for side in found],
+            "smallest_mode_share": [
+                float(side.counts.min() / len(points))
+                for side, points in zip(found, every, strict=True)
+            ],
+        }
+        metrics += [measured(name, v[:1], v[1:2], v[2:]) for name, v in of_modes.items()]
     record = {"num_draws": NUM_DRAWS, "num_samples": len(ours), "skipped": skipped}
     return Evaluation(by_name(metrics), record, {})
 
@@ -81,9 +80,8 @@ def evaluate_points(source: Source, samples: Samples, log_ratio: LogDensity) -> 
 def energy(samples: np.ndarray, prior: np.ndarray, data: list[np.ndarray]) -> list[Metric]:
     """Computes the energy distance, and its ratio to the average distance of true data.
 
-    The ratio is `fdrl_jax.metrics.energy_ratio` in its unbiased form. The biased estimate of N
-    points against M is the unbiased energy distance plus `E|Y - Y'| (1/N + 1/M)`, its average for
-    true data. The average ratio of true data is therefore 1. The sets are those of `_against`.
+    The ratio is `fdrl_jax.metrics.energy_ratio` in its unbiased form, `1 + D / (E|Y - Y'| (1/N +
+    1/M))`, which is 1 on average for true data. The sets are those of `_against`.
     """
     # Each set is in several pairs, but has one mean distance within.
     within = {id(points): mean_distance(points) for points in (samples, prior, *data)}
@@ -123,28 +121,13 @@ def _skipping(name: str, skipped: list[str]) -> Iterator[None]:
         skipped.append(f"{name}: {error}")
 
 
-def _without_reference(
-    scores: Callable[[np.ndarray], Mapping[str, float]],
-    samples: np.ndarray,
-    prior: np.ndarray,
-    data: list[np.ndarray],
-) -> list[Metric]:
-    """Returns metrics that need no reference, of the samples, the prior and new data."""
-    ours, of_prior, *real = (scores(points) for points in (samples, prior, *data))
-    return [
-        measured(name, [ours[name]], [of_prior[name]], [found[name] for found in real])
-        for name in ours
-    ]
-
-
 def _ratio(
     log_density: LogDensity, data: np.ndarray, bridged: np.ndarray, log_ratio: LogDensity
 ) -> list[Metric]:
     """Computes the error of the estimated density ratio of bridged samples over data, in nats.
 
-    The density of the bridged samples is unknown. However, only the mean of the true log-ratio is
-    needed, `E_q̃[log r] = KL(q̃ ‖ p)`. It follows from the density of the data and an estimate of the
-    entropy.
+    Only the mean of the true log-ratio is needed, `E_q̃[log r] = KL(q̃ ‖ p)`. It follows from the
+    density of the data and an estimate of the entropy.
     """
     true_kl = kl_to_density(bridged, log_density(bridged))
     on_flowed, on_data = log_ratio(bridged), log_ratio(data[: len(bridged)])

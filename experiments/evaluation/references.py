@@ -26,8 +26,7 @@ class ImageReference(NamedTuple):
     images: np.ndarray  # Held-out images, which training never saw.
     labels: np.ndarray | None = None  # Their classes, [N], for data with labels.
     spare: np.ndarray | None = None  # More real images that no classifier was fitted to; digits.
-    # For fitting a classifier of pixels, for digits and translations.
-    fit_images: np.ndarray | None = None  # Training images.
+    fit_images: np.ndarray | None = None  # Training images, to fit a classifier of pixels to.
     fit_labels: np.ndarray | None = None  # Their classes.
     fit_target: int | None = None  # The class that is the target of a translation.
     # Where samples start, if that is an image: sample `i` at image `i`. Images that training never
@@ -90,17 +89,16 @@ def of_images(source: Source) -> ImageReference:
 
 def save(reference: ImageReference, path: Path) -> None:
     """Writes a reference as one .npz, with pixels as uint8 if this is lossless."""
-    fields = {k: _stored(v) for k, v in reference._asdict().items() if v is not None}
+    fields = {name: value for name, value in reference._asdict().items() if value is not None}
+    for name, value in fields.items():
+        if np.ndim(value) == 4 and np.array_equal(to_unit(rounded := to_uint8(value)), value):
+            fields[name] = rounded
     with replacing(path) as file:
         np.savez_compressed(file, allow_pickle=False, **fields)
 
 
 def load(path: Path) -> ImageReference:
-    """Reads what `save` wrote.
-
-    Raises:
-      DataError: if the file is missing, is damaged, or has other content.
-    """
+    """Reads what `save` wrote; a DataError names a file with other content."""
     try:
         return ImageReference(**{name: _restored(value) for name, value in read_npz(path).items()})
     except (UserError, TypeError) as error:
@@ -108,10 +106,7 @@ def load(path: Path) -> ImageReference:
 
 
 def frozen_source(kept: ImageReference, described: Mapping[str, Any]) -> Source:
-    """Returns a source for sampling and pictures, which reads no data from disk.
-
-    It is `described` as by `run.describe_data`, and has the stored held-out images.
-    """
+    """Returns the data `described` as by `run.describe_data`, with the stored images only."""
     none, classes = np.zeros(0, np.int32), tuple(described["classes"])
     images, labels, starts = kept.images, kept.labels, None
     if kept.starts is not None:
@@ -136,14 +131,6 @@ def _stored_starts(images: np.ndarray, positions: np.ndarray) -> np.ndarray:
             "samples"
         )
     return images[np.asarray(positions)]
-
-
-def _stored(value: Any) -> Any:
-    """Returns pixels as uint8 if this is lossless, and other values unchanged."""
-    if np.ndim(value) != 4:
-        return value
-    rounded = to_uint8(value)
-    return rounded if np.array_equal(to_unit(rounded), value) else value
 
 
 def _restored(stored: np.ndarray) -> Any:

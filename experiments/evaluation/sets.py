@@ -1,13 +1,13 @@
 """Sets of images from any program: a folder, a zip, an .npz, or a split of a TFDS data set."""
 
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from experiments.data import tfds
 from experiments.data.decode import Transform, to_unit
-from experiments.data.formats import Records, Tree, digest, open_archive, read_array, read_headers
+from experiments.data.formats import Records, digest, open_images, read_array, read_headers
 from experiments.data.stream import decode_all, probe
 from experiments.errors import DataError
 from experiments.evaluation.inception import ImageSet
@@ -19,7 +19,7 @@ _BATCH_SIZE = 1_000
 class Stored(NamedTuple):
     """All images of a set."""
 
-    where: str  # Name of the set for messages: the path, or the split.
+    where: str  # The path, or the split.
     pixels: np.ndarray  # uint8 [N, H, W, C], or float32 in [-1, 1] if they were never rounded.
 
     @property
@@ -27,14 +27,19 @@ class Stored(NamedTuple):
         """The images in [-1, 1], float32."""
         return to_unit(self.pixels) if self.pixels.dtype == np.uint8 else self.pixels
 
-    @property
-    def fingerprint(self) -> str:
-        """A hash of the pixels, the same in every format."""
-        return digest(self.pixels.shape, self.pixels)
+    def describe(self) -> dict[str, Any]:
+        """Returns what the set is, as values for JSON; the fingerprint is that of the pixels."""
+        num, *size = self.pixels.shape
+        return {
+            "where": self.where,
+            "num_images": num,
+            "image_size": size,
+            "pixels": str(self.pixels.dtype),
+            "fingerprint": digest(self.pixels.shape, self.pixels),
+        }
 
     def for_inception(self) -> ImageSet:
-        is_rounded = self.pixels.dtype == np.uint8
-        return ImageSet(self.where, self.batches, is_rounded, self.fingerprint)
+        return ImageSet(self.where, self.batches, self.pixels.dtype == np.uint8)
 
     def batches(self) -> Iterator[np.ndarray]:
         """Yields the images in [-1, 1], float32, in one pass."""
@@ -48,9 +53,6 @@ def load(where: str, data_dir: str = "", image_size: int = 0) -> Stored:
     It is a folder or a zip of images, an .npz whose `arr_0` is uint8 [N, H, W, C], or float32 in
     [-1, 1], or tfds:NAME:SPLIT in `data_dir`. The images are resized and cropped to a square of
     `image_size`, unless it is 0.
-
-    Raises:
-      DataError: for images that are missing, are damaged, or have different sizes.
     """
     if (pixels := _floats(where)) is None:
         images = probe(_open(where, data_dir), Transform(image_size=image_size))
@@ -66,14 +68,10 @@ def alike(sets: Mapping[str, Stored]) -> dict[str, Stored]:
     """Returns sets of images of equal size, with one channel if all images are grey.
 
     Grey images are often stored in colour, for instance the samples of a run on them.
-
-    Raises:
-      DataError: for images of different sizes.
     """
-    shapes = {images.where: images.pixels.shape for images in sets.values()}
-    if len({shape[1:3] for shape in shapes.values()}) > 1:
-        sizes = " and ".join(f"{k} has images of {s[2]} x {s[1]} pixels" for k, s in shapes.items())
-        raise DataError(f"{sizes}; set --image_size to resize them")
+    if len({images.pixels.shape[1:3] for images in sets.values()}) > 1:
+        sizes = [f"{i.where} has {i.pixels.shape[2]} x {i.pixels.shape[1]}" for i in sets.values()]
+        raise DataError(f"sizes in pixels differ: {', '.join(sizes)}; set --image_size")
     every = (image for images in sets.values() for image in images.pixels)
     if any((image != image[..., :1]).any() for image in every):
         return dict(sets)
@@ -82,13 +80,12 @@ def alike(sets: Mapping[str, Stored]) -> dict[str, Stored]:
 
 def _open(where: str, data_dir: str) -> Records:
     if not where.startswith(tfds.PREFIX):
-        return open_archive(where)[0] if where.endswith(".npz") else Tree(where).records()
+        return open_images(where)
     name, _, split = where.removeprefix(tfds.PREFIX).rpartition(":")
     if not name:
         raise DataError(f"{where}: the split is missing; write it as in tfds:cifar10:train")
     folder = tfds.find(name, data_dir)
-    records = tfds.open_split(folder, split)
-    if records is None:
+    if (records := tfds.open_split(folder, split)) is None:
         raise DataError(f"{folder} has no split {split!r}")
     return records
 

@@ -24,17 +24,9 @@ def evaluate_translation(
 ) -> Evaluation:
     """Computes the share of translated images in the target domain, and distances to sources.
 
-    A support-vector classifier, fitted to real training images and independent of the estimator,
-    decides which domain an image belongs to. Its results on real images of both domains are
-    reported next to those on samples. Another `classifier`, trained on both domains, has features
-    that see objects. The record has the names of both `domains`.
-
-    Source images replace the prior: each metric is reported next to its values for source images
-    and for real target images. `own_source_nearest_share` is about `1 / num_images` by chance. The
-    refined sample `i` belongs to the source image `i`.
-
-    Raises:
-      ValueError: for a reference without source images.
+    A support-vector classifier, fitted to real training images, decides which domain an image
+    belongs to. Another `classifier`, trained on both domains, has features that see objects. Source
+    images replace the prior; the refined sample `i` belongs to the source image `i`.
     """
     if reference.starts is None or reference.num_held_out is None:
         raise ValueError(f"the reference of {reference.name!r} has no source images")
@@ -75,10 +67,7 @@ def domains_of(settings: Settings) -> tuple[str, str]:
 
 
 def caption(metrics: Metrics) -> str:
-    """Returns a caption: the share in the target domain, and the share nearest to its source.
-
-    Without metrics, it is empty.
-    """
+    """Returns a caption with both shares; empty without metrics."""
     found = {metric.definition: metric for metric in metrics.values()}
     if (kept := found.get("own_source_nearest_share")) is None:
         return ""

@@ -29,19 +29,15 @@ def test_a_setting_that_would_do_nothing_is_an_error(name, changes):
         load(Data(name=name, **changes))
 
 
-def test_points_have_no_classes_to_choose():
+def test_points_have_no_classes_to_choose_and_no_other_start():
     with pytest.raises(DataError, match="swissroll has no classes"):
         load(Data(name="swissroll", source_class="1", target_class="2"))
+    with pytest.raises(DataError, match=r"data\.source_dir=x: .* is a built-in set"):
+        load(Data(name="swissroll", source_dir="x"))
 
 
 def test_the_size_that_a_built_in_set_has_may_be_given():
     assert load(Data(name="digits", image_size=8)).event_shape == (8, 8, 1)
-
-
-@pytest.mark.parametrize("name", ["swissroll", "digits"])
-def test_a_number_of_training_examples_may_be_requested(name):
-    source = load(Data(name=name))
-    assert source.train(10).shape == (10, *source.event_shape)
 
 
 def test_a_pair_of_digits_has_the_labels_of_its_target():
@@ -78,4 +74,5 @@ def test_a_path_in_the_folder_of_images_is_recognised(tmp_path, monkeypatch):
     assert contains(options, tmp_path / "runs" / "x")
     assert contains(options, tmp_path)
     assert not contains(options, tmp_path.parent / "x")
-    assert not contains(options.model_copy(update={"name": "digits"}), tmp_path / "x")
+    assert not contains(Data(name="digits"), tmp_path / "x")
+    assert contains(Data(name="digits", source_dir=str(tmp_path)), tmp_path / "x")

@@ -47,11 +47,6 @@ def test_images_that_already_fit_are_not_changed():
         np.testing.assert_array_equal(decode(payload, Transform(image_size=32)), pixels)
 
 
-def test_jpeg_is_close_to_what_was_encoded():
-    pixels = np.full((16, 16, 3), (200, 90, 30), np.uint8)
-    assert np.abs(decode(encoded(pixels, "JPEG", quality=95), PLAIN).astype(int) - pixels).max() < 4
-
-
 def test_sixteen_bit_grey_is_scaled_and_not_cut_off():
     levels = np.array([[0, 257, 32_896, 65_535]], np.uint16)
     ours = decode(saved(Image.fromarray(levels)), PLAIN)
@@ -87,12 +82,6 @@ def test_a_photograph_is_turned_upright():
     assert ours.shape == (8, 4, 3)
     assert ours[:4].min() == 255
     assert ours[4:].max() == 0
-
-
-def test_grey_and_colour_follow_the_number_of_channels():
-    grey = encoded(picture(8, 8)[..., 0])
-    assert decode(grey, PLAIN).shape == (8, 8, 3)
-    assert decode(encoded(picture(8, 8)), Transform(channels=1)).shape == (8, 8, 1)
 
 
 @pytest.mark.parametrize(
@@ -147,10 +136,6 @@ def test_an_image_that_would_be_resized_to_too_many_pixels_is_refused(size, tran
         decode(encoded(np.zeros((size[1], size[0]), np.uint8)), transform)
 
 
-def test_a_long_image_that_fits_into_memory_is_resized():
-    assert decode(np.zeros((2, 60, 3), np.uint8), Transform(image_size=64)).shape == (64, 64, 3)
-
-
 @pytest.mark.parametrize("shape", [(0, 4, 3), (4, 0, 3), (0, 4)])
 def test_an_array_without_pixels_is_refused(shape):
     with pytest.raises(ValueError, match="has no pixels"):
@@ -159,19 +144,12 @@ def test_an_array_without_pixels_is_refused(shape):
 
 @pytest.mark.parametrize(
     ("mode", "channels"),
-    [
-        ("L", 1),
-        ("LA", 1),
-        ("1", 1),
-        ("I;16", 1),
-        ("RGB", 3),
-        ("RGBA", 3),
-        ("P", 3),
-    ],
+    [("L", 1), ("LA", 1), ("1", 1), ("I;16", 1), ("RGB", 3), ("RGBA", 3), ("P", 3)],
 )
 def test_with_channels_0_an_image_keeps_the_channels_it_is_stored_with(mode, channels):
-    ours = decode(saved(Image.new(mode, (4, 4))), Transform(channels=0))
-    assert ours.shape == (4, 4, channels)
+    stored = saved(Image.new(mode, (4, 4)))
+    for given, expected in ((0, channels), (1, 1), (3, 3)):
+        assert decode(stored, Transform(channels=given)).shape == (4, 4, expected)
 
 
 def test_an_image_too_small_for_its_crop_is_refused():

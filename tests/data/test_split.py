@@ -93,6 +93,8 @@ def test_held_out_images_are_in_a_random_order(tmp_path):
         ({"source_class": "cat", "target_class": "dgo"}, r"did you mean 'dog'.* cat, dog"),
         ({"name": "pair"}, r"needs a folder 'trainB'"),
         ({"name": "npz", "dir": "nothing.npz"}, r"nothing.npz does not exist"),
+        ({"source_dir": "nothing"}, r"nothing does not exist"),
+        ({"source_dir": "data", "name": "pair"}, r"both say where samples start"),
     ],
     ids=str,
 )

@@ -1,14 +1,12 @@
 """The pipeline: every image once per epoch, and a resumed run continues with the next image."""
 
 import numpy as np
-import pytest
 from image_files import numbered, write_folder
 
 from experiments.data.decode import Transform
-from experiments.data.formats import Records, of_pixels
+from experiments.data.formats import of_pixels
 from experiments.data.load import load
 from experiments.data.stream import Images, all_batches, training_batches
-from experiments.errors import DataError
 from experiments.settings import Data
 
 NUM = 20
@@ -67,11 +65,6 @@ def test_the_domains_of_a_pair_are_shuffled_separately_and_the_smaller_repeats()
     assert (taken["real"].ravel()[:10] != source[:10] - 100).any()
 
 
-def test_a_batch_may_be_larger_than_the_set():
-    taken = read(3, {"real": images(3)}, batch_size=8)["real"].ravel()
-    assert all(sorted(taken[i : i + 3]) == [0, 1, 2] for i in range(0, 24, 3))
-
-
 def test_a_pass_over_all_images_keeps_the_ragged_last_batch_and_the_order(monkeypatch):
     monkeypatch.setattr("experiments.data.stream._BATCH_BYTES", 8 * 4)
     batches = list(all_batches(images(), Data()))
@@ -90,17 +83,6 @@ def test_a_feed_stacks_the_steps_of_a_dispatch_for_each_device(tmp_path):
     assert not first[:, 2:].any()
     with source.open_feed(0, 8, 2, 3) as take:
         np.testing.assert_array_equal(take(3)["real"], second)
-
-
-def test_an_unreadable_image_stops_the_run_by_name():
-    def fetch(index):
-        if index in (3, 4):
-            raise OSError("torn in two")
-        return np.full((1, 1), index, np.uint8)
-
-    records = Records("image ", range(NUM), fetch, "", "")
-    with pytest.raises(DataError, match=r"image [34]: cannot be read: torn in two\. Fix or remove"):
-        read(5, {"real": images()._replace(records=records)})
 
 
 def test_a_long_pass_shows_a_bar_on_the_standard_error_only(tmp_path, monkeypatch, capsys):

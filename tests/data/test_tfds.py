@@ -1,11 +1,11 @@
 """TFDS data sets are read without their builder and without TensorFlow, and prepared if missing."""
 
-import io
 import json
 import shutil
 
 import numpy as np
 import pytest
+import tensorflow_datasets
 from image_files import picture
 
 from experiments.data import tfds
@@ -14,29 +14,14 @@ from experiments.errors import DataError
 from experiments.settings import Data
 
 
-@pytest.fixture(scope="module", params=["array_record", "tfrecord"])
-def prepared(request, tmp_path_factory):
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
     """A root with the data set `glyphs`, prepared as a user would."""
     from glyphs_builder import Glyphs
 
-    root = tmp_path_factory.mktemp(request.param)
+    root = tmp_path_factory.mktemp("prepared")
     Glyphs(data_dir=root, file_format="array_record").download_and_prepare()
-    if request.param == "tfrecord":
-        as_tfrecord(root)
     return root
-
-
-def as_tfrecord(root):
-    """Rewrites the files of a data set as TFRecord, which only TensorFlow writes."""
-    from array_record.python.array_record_data_source import ArrayRecordDataSource
-
-    for path in root.rglob("*.array_record-*"):
-        with path.with_name(path.name.replace("array_record", "tfrecord")).open("wb") as file:
-            for record in ArrayRecordDataSource([str(path)]):
-                file.write(len(record).to_bytes(8, "little") + bytes(4) + record + bytes(4))
-        path.unlink()
-    info = next(root.rglob("dataset_info.json"))
-    info.write_text(info.read_text().replace("array_record", "tfrecord"))
 
 
 def test_a_custom_set_is_read_without_its_builder(prepared):
@@ -95,33 +80,31 @@ def test_the_error_for_an_unknown_set_has_the_nearest_name(prepared):
         load(Data(name="tfds:glyph", dir=str(prepared)))
 
 
-@pytest.mark.parametrize(
-    ("lacks", "message"),
-    [
-        ("tensorflow", "needs the package tensorflow. .*tfds build mnist .*=array_record"),
-        ("network", "failed now: .*no route.* tfds build mnist"),
-    ],
-)
-def test_a_set_that_cannot_be_prepared_says_how_to(lacks, message, tmp_path, monkeypatch):
+def test_a_set_that_cannot_be_prepared_says_how_to(tmp_path, monkeypatch):
     def no_network(*_, **__):
         raise OSError("no route")
 
-    monkeypatch.setattr(tfds, "find_spec", lambda name: None if lacks == name else "spec")
-    monkeypatch.setattr(tfds.urllib.request, "urlopen", no_network)
-    with pytest.raises(DataError, match=message):
+    monkeypatch.setattr(tensorflow_datasets, "builder", no_network)
+    with pytest.raises(DataError, match=r"no route. .*tfds build mnist .*=array_record"):
         load(Data(name="tfds:mnist", dir=str(tmp_path)))
 
 
+def test_files_of_the_format_tfrecord_need_tensorflow(prepared, tmp_path, monkeypatch):
+    shutil.copytree(prepared, tmp_path / "copy")
+    info = next((tmp_path / "copy").rglob("dataset_info.json"))
+    info.write_text(info.read_text().replace("array_record", "tfrecord"))
+    monkeypatch.setattr(tfds, "find_spec", lambda name: None)
+    with pytest.raises(DataError, match="TFRecord files need TensorFlow"):
+        load(Data(name="tfds:glyphs", dir=str(tmp_path / "copy")))
+
+
 def test_a_set_is_downloaded_and_prepared_on_first_use(tmp_path, monkeypatch, capsys):
-    import tensorflow_datasets
     from glyphs_builder import Glyphs
 
     def builder(name, **arguments):
         assert name == "mnist"
         return Glyphs(**arguments)
 
-    monkeypatch.setattr(tfds, "find_spec", lambda name: "spec")
-    monkeypatch.setattr(tfds.urllib.request, "urlopen", lambda *_, **__: io.BytesIO())
     monkeypatch.setattr(tensorflow_datasets, "builder", builder)
     source = load(Data(name="tfds:mnist", dir=str(tmp_path)))
     assert len(source.train()) == 12

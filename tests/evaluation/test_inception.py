@@ -16,10 +16,9 @@ from experiments.evaluation.inception import (
     STANDARD,
     ImageSet,
     Inception,
-    prefixed,
+    name_of,
 )
 from experiments.evaluation.sets import Stored
-from fdrl_jax.metrics import manifold_metrics
 
 NUM_SAMPLES, NUM_REFERENCE = 14, 16
 
@@ -61,19 +60,18 @@ def weights(tmp_path_factory):
     return save_random(network, tmp_path_factory.mktemp("weights") / "random.pth")
 
 
-def compute(sets, weights, metrics, cache, protocol=STANDARD):
+def compute(sets, weights, metrics, protocol=STANDARD):
     """Returns metrics by definition, with their description."""
     samples, reference = (images.for_inception() for images in sets)
     networks = Inception({protocol.name: weights}, metrics)
-    found, (details,) = inception.by_inception(samples, reference, networks, cache=str(cache))
+    found, (details,) = inception.by_inception(samples, reference, networks)
     return {metric.definition: metric for metric in found}, details
 
 
 @pytest.fixture(scope="module")
-def computed(sets, weights, tmp_path_factory):
-    """All metrics, and the folder of cached features."""
-    cache = tmp_path_factory.mktemp("cache")
-    return *compute(sets, weights, METRICS, cache), cache
+def computed(sets, weights):
+    """All metrics, with their description."""
+    return compute(sets, weights, METRICS)
 
 
 @pytest.mark.slow
@@ -106,7 +104,7 @@ def test_metrics_equal_a_direct_call_of_torch_fidelity(sets, weights, computed):
         cache=False,
         verbose=False,
     )
-    found, details, _ = computed
+    found, details = computed
     ours = {"fid": "frechet_inception_distance", "kid": "kernel_inception_distance_mean"}
     ours |= {"precision": "precision", "recall": "recall"}
     ours |= {"inception_score": "inception_score_mean"}
@@ -115,27 +113,6 @@ def test_metrics_equal_a_direct_call_of_torch_fidelity(sets, weights, computed):
     suffix = details["weights_sha256"][:8]
     assert found["fid"].name == f"fid_weights_{suffix}_{NUM_SAMPLES}"
     assert 0 <= found["coverage"].value <= 1
-
-
-@pytest.mark.slow
-def test_features_of_the_reference_are_cached_and_a_damaged_cache_is_replaced(
-    sets, weights, computed, tmp_path
-):
-    found, _, cache = computed
-    (kept,) = cache.iterdir()
-    changed = tmp_path / kept.name
-    np.save(changed, 2.0 * np.load(kept))
-    wanted = ["precision_recall", "density_coverage"]
-    again, _ = compute(sets, weights, wanted, tmp_path)
-    compute(sets[::-1], weights, ["fid"], tmp_path / "samples")
-    (features,) = (tmp_path / "samples").iterdir()
-    manifold = manifold_metrics(np.load(features), np.load(changed))._asdict()
-    for name, metric in again.items():
-        assert metric.value == pytest.approx(manifold[name]), name
-    changed.write_bytes(changed.read_bytes()[:1_000])
-    repaired, _ = compute(sets, weights, ["fid"], tmp_path)
-    assert repaired["fid"].value == pytest.approx(found["fid"].value, rel=1e-9)
-    assert np.load(changed).shape == (NUM_REFERENCE, 2048)
 
 
 @pytest.mark.slow
@@ -156,9 +133,9 @@ def test_the_legacy_protocol_uses_floats_that_are_not_rounded(sets, tmp_path):
     network = Inception3(init_weights=False)
     weights = save_random(network, tmp_path / "legacy.pth")
     with pytest.raises(UserError, match="was rounded to 256 levels"):
-        compute(sets, weights, ["fid"], tmp_path, LEGACY)
+        compute(sets, weights, ["fid"], LEGACY)
     floats = Stored("floats", sets[0].unit[:3] * np.float32(0.999))
-    ours = inception._network(LEGACY, weights, with_classes=False)
+    ours = inception._network(LEGACY, weights)
     features = inception._features(ours, floats.for_inception(), LEGACY)["2048"]
     network.fc = torch.nn.Identity()
     large = torch.nn.functional.interpolate(
@@ -172,11 +149,11 @@ def test_the_legacy_protocol_uses_floats_that_are_not_rounded(sets, tmp_path):
 @pytest.mark.slow
 def test_few_images_and_files_without_weights_are_errors_of_one_line(sets, weights, tmp_path):
     few = Stored("few", sets[0].pixels[:5]), sets[1]
-    with pytest.raises(UserError, match="precision_recall: expected at least 6 images, got 5"):
-        compute(few, weights, ["fid", "precision_recall"], tmp_path)
+    with pytest.raises(UserError, match="expected at least 6 images, got 5"):
+        compute(few, weights, ["fid", "precision_recall"])
     (tmp_path / "text.pth").write_text("not weights")
     with pytest.raises(UserError, match=r"text\.pth does not contain weights of this network"):
-        compute(sets, str(tmp_path / "text.pth"), ["fid"], tmp_path)
+        compute(sets, str(tmp_path / "text.pth"), ["fid"])
 
 
 def test_missing_weights_and_packages_are_named(tmp_path, monkeypatch):
@@ -193,6 +170,6 @@ def test_missing_weights_and_packages_are_named(tmp_path, monkeypatch):
 
 
 def test_metrics_of_other_protocols_or_weights_have_other_names():
-    assert prefixed(STANDARD, f"{STANDARD.sha256}5e", "fid") == "fid"
-    assert prefixed(LEGACY, f"{LEGACY.sha256}5e", "fid") == "fid_legacy_fdrl"
-    assert prefixed(STANDARD, "1a2b3c4d5e", "fid") == "fid_weights_1a2b3c4d"
+    assert name_of(STANDARD, f"{STANDARD.sha256}5e", "fid") == "fid"
+    assert name_of(LEGACY, f"{LEGACY.sha256}5e", "fid") == "fid_legacy_fdrl"
+    assert name_of(STANDARD, "1a2b3c4d5e", "fid") == "fid_weights_1a2b3c4d"

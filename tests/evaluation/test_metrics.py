@@ -82,12 +82,6 @@ def test_a_spread_of_rounding_errors_is_not_shown():
     assert metrics.rows({"kl_to_data": equal})[0][1] == "0.865"
 
 
-def test_a_metric_that_cannot_distinguish_prior_and_real_data_has_no_relative_distance():
-    close = frechet(1.1, prior=Estimate(1.2, 0.1))
-    assert close.relative_distance is None
-    assert metrics.verdict(metrics.by_name([close])).startswith("No verdict")
-
-
 @pytest.mark.parametrize(
     ("num", "name"), [(50_000, "fid_50k"), (5_000, "fid_5k"), (360, "fid_360"), (1_500, "fid_1500")]
 )

@@ -117,7 +117,7 @@ def test_the_code_of_the_card_draws_the_same_samples_with_the_library(name, expo
     folder, samples = exported[name]
     monkeypatch.chdir(folder)
     code = code_of((folder / "README.md").read_text())
-    assert len(ast.parse(code).body) <= 10
+    assert len(ast.parse(code).body) <= 11
     drawn = {}
     exec(code, drawn)
     np.testing.assert_allclose(drawn["samples"], samples[:8], rtol=1e-4, atol=1e-5)

@@ -160,12 +160,12 @@ def test_two_programs_do_not_draw_the_same_samples_at_the_same_time(trained):
         with pytest.raises(UserError, match=rf"{parts} is in use by process {os.getpid()} on "):
             sample(trained, **named("shared"))
         assert not parts.exists()
-        sample(trained, **named("other"))  # Other samples do not matter.
+        sample(trained, **named("free"))  # Other samples do not matter.
 
 
 def test_samples_that_are_not_finite_are_refused_and_nothing_is_written(trained):
     with pytest.raises(UserError, match="not finite numbers, so nothing was written"):
-        sample(trained, **named("wild", **{"flow.step_size": 1e38}))
+        sample(trained, **named("wild", **{"flow.step_size": 1e38, "flow.noise_scale": 1e38}))
     assert not list(trained.samples.glob("wild.npz*"))
 
 
