@@ -42,7 +42,7 @@ class Check(NamedTuple):
       verdict: the conclusion in a sentence, with its reason and what to do.
       mean_ratio: mean of `r` over the denominator; 1 for the true ratio.
       auc: area under the curve of `log r` between numerator and denominator. 0.5 if they cannot be
-        told apart, 1 if they are separable.
+        distinguished, 1 if they are separable.
       reweighted_auc: the same for a new classifier between the numerator and the denominator
         reweighted by `r`; 0.5 for the true ratio. NaN if the effective sample size is too small.
       effective_sample_size: of the held-out denominator.
@@ -81,7 +81,7 @@ class DensityRatio:
       differs: whether the held-out loss is significantly lower than that of the constant ratio 1.
         If not, the ratio is 1.
       waymarks: positions of the waymarks, from 0 (numerator) to 1 (denominator), H + 1 numbers.
-      aucs: how well held-out examples of each adjacent pair are told apart, H numbers.
+      aucs: area under the curve of each adjacent pair on held-out examples, H numbers.
       num_steps: training steps of the last fit.
       held_out_numerator: examples that were not trained on, standardised, [n, ...].
       held_out_denominator: the same for the denominator, [m, ...].
@@ -336,7 +336,7 @@ def _verdict(
     num = len(ratio.held_out_denominator)
     if not ratio.differs:
         return True, (
-            "The sets cannot be told apart on held-out examples, so the ratio is 1 everywhere."
+            "The sets cannot be distinguished on held-out examples, so the ratio is 1 everywhere."
         )
     if max(ratio.aucs) > _SEPARABLE_AUC:
         todo = "use bridge='mixing'" if ratio.bridge == "none" else "use more waymarks"
@@ -363,8 +363,8 @@ def _verdict(
         )
     if reweighted_auc > _DIFFERENT_AUC:
         return False, (
-            f"Do not trust the ratio: after reweighting, a new classifier still tells the sets "
-            f"apart (AUC {reweighted_auc:.2f}); use more examples, more steps or another network."
+            "Do not trust the ratio: after reweighting, a new classifier still separates the "
+            f"sets (AUC {reweighted_auc:.2f}); use more examples, more steps or another network."
         )
     if abs(mean.value - 1.0) > max(4.0 * mean.standard_error, 0.1):
         return False, (
