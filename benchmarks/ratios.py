@@ -199,9 +199,7 @@ def kernels(method: str) -> Callable[[np.ndarray, np.ndarray], LogRatio]:
     return fit
 
 
-def estimators(
-    seed: int, num_features: int
-) -> dict[str, Callable[[np.ndarray, np.ndarray], LogRatio]]:
+def estimators(seed: int) -> dict[str, Callable[[np.ndarray, np.ndarray], LogRatio]]:
     """Returns all estimators of a log-ratio by name: ours, and those that are installed."""
 
     def ours(**options: Any) -> Callable[[np.ndarray, np.ndarray], LogRatio]:

@@ -45,9 +45,13 @@ class Options(NamedTuple):
     weight_decay: float
     num_steps: int
 
-    @property
-    def round_steps(self) -> int:
-        return max(self.num_steps // _NUM_ROUNDS, 1)
+    def round_steps(self, samples: Samples) -> int:
+        """Returns the steps between two looks at the held-out loss: at most ten epochs.
+
+        A network overfits a few hundred examples within tens of steps.
+        """
+        num = min(len(samples.numerator), len(samples.denominator))
+        return max(min(self.num_steps // _NUM_ROUNDS, 10 * num // self.batch_size), 1)
 
     def optimizer(self) -> optax.GradientTransformation:
         warmup = min(100, self.num_steps // 10)
@@ -122,8 +126,8 @@ def fit_ratio(
       learning_rate: the highest rate of AdamW.
       weight_decay: the weight decay of AdamW.
       held_out_fraction: the part of both sets that is held out.
-      observe: `(step, num_steps, held_out_loss) -> None`, called 20 times per fit, for a progress
-        bar. A bridge whose waymarks are chosen automatically needs several fits.
+      observe: `(step, num_steps, held_out_loss) -> None`, called at least 20 times per full fit,
+        for a progress bar. A bridge whose waymarks are chosen automatically needs several fits.
 
     Returns:
       The ratio.
@@ -388,7 +392,7 @@ def _round(
     marks: Array,
     state: State,
 ) -> State:
-    """Takes a twentieth of the training steps, and keeps the parameters if they are the best."""
+    """Takes some training steps, and keeps the averaged parameters if they are the best."""
     optimizer = options.optimizer()
 
     def mean_loss(params: Any, waymarks: Array) -> Array:
@@ -407,7 +411,7 @@ def _round(
             step=state.step + 1, params=params, opt_state=opt_state, average=average
         ), None
 
-    state, _ = lax.scan(step, state, None, length=options.round_steps)
+    state, _ = lax.scan(step, state, None, length=options.round_steps(train))
     value = mean_loss(state.average, fixed)
     better = value < state.best_loss
     return state._replace(

@@ -81,7 +81,7 @@ class DensityRatio:
       differs: whether the held-out loss is significantly lower than that of the constant ratio 1.
         If not, the ratio is 1.
       waymarks: positions of the waymarks, from 0 (numerator) to 1 (denominator), H + 1 numbers.
-      aucs: how well held-out examples of each adjacent pair are distinguished, H numbers.
+      aucs: area under the curve of each adjacent pair on held-out examples, H numbers.
       num_steps: training steps of the last fit.
       held_out_numerator: examples that were not trained on, standardised, [n, ...].
       held_out_denominator: the same for the denominator, [m, ...].
@@ -363,8 +363,8 @@ def _verdict(
         )
     if reweighted_auc > _DIFFERENT_AUC:
         return False, (
-            f"Do not trust the ratio: after reweighting, a new classifier still separates them "
-            f"(AUC {reweighted_auc:.2f}); use more examples, more steps or another network."
+            "Do not trust the ratio: after reweighting, a new classifier still separates the "
+            f"sets (AUC {reweighted_auc:.2f}); use more examples, more steps or another network."
         )
     if abs(mean.value - 1.0) > max(4.0 * mean.standard_error, 0.1):
         return False, (
