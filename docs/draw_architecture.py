@@ -16,7 +16,7 @@ EDGE_LINE, CORE_LINE = "#d1602b", "#4878a8"
 # Name: label, column, row from the top, whether it is in the core.
 BOXES = {
     "config": ("configs/*.py\n--config.a.b=value", 0, 0, False),
-    "build": ("build\ntyped objects, once", 1, 0, False),
+    "build": ("experiment\nbuilt once", 1, 0, False),
     "data": ("data\nreal images", 0, 1, False),
     "prior": ("priors\n$x_0$", 1, 1, True),
     "flow": ("flow\n$x_K$, no gradient", 2, 1, True),

@@ -22,6 +22,7 @@ tfds:NAME:SPLIT.
 
 import argparse
 import importlib
+import io
 import os
 import platform
 import sys
@@ -228,6 +229,8 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: list[str] | None = None) -> int:
     """Compares two sets of images. An error that the user can fix is printed in one line."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # A terminal may not know "±".
     try:
         result = _compare(_parse(argv))
     except UserError as error:
