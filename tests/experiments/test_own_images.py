@@ -61,7 +61,7 @@ def test_a_run_samples_without_its_images_and_resumes_with_moved_ones(trained_on
     with pytest.raises(DataError, match=r"moved/000\.png: the file is empty\. Fix or remove it"):
         train(folder, {"data.dir": moved})
     (moved / "000.png").unlink()
-    with pytest.raises(UserError, match="the data are not those the run"):
+    with pytest.raises(UserError, match="images or labels were added, removed"):
         train(folder, {"data.dir": moved})
 
 
