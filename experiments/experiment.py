@@ -282,6 +282,8 @@ def _prior(
 ) -> tuple[Prior, dict[str, Any]]:
     """Returns the prior, and the `prior_arguments` of an `Experiment`."""
     name = settings.prior.name
+    if settings.data.source_dir and name != "source":
+        raise ValueError(f"data.source_dir needs prior.name='source', not {name!r}")
     if name == "data_dependent":
         rank = prior.choose_rank(settings.prior.rank, source.event_shape)
         found = fitted or prior.placeholder(rank, source.event_shape)
@@ -293,8 +295,8 @@ def _prior(
     if name == "source":
         if source.starts is None:
             raise ValueError(
-                "prior.name='source' needs paired domains: data.name='pair', or data.source_class "
-                "and data.target_class"
+                "prior.name='source' needs images to start from: data.source_dir, "
+                "data.name='pair', or data.source_class and data.target_class"
             )
         arguments = {"field": "source", "dequantisation": settings.data.dequantisation}
         return priors.batch(**arguments), arguments

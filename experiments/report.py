@@ -38,7 +38,7 @@ def draw_pictures(
     """Draws the pictures of an evaluation to a folder, and returns their captions by file name."""
     model, state, run = opened.experiment, opened.state, opened.run
     source = model.source
-    start = "prior samples" if source.starts is None else "source images"
+    start = "source images" if source.is_translation else "prior samples"
     domains, shares = translation.domains_of(run.settings), translation.caption(found.metrics)
     captions: dict[str, str] = {}
 
@@ -60,7 +60,7 @@ def draw_pictures(
         )
     else:
         path = draw.paths(model, state, _NUM_STRIPS)
-        where = "the prior" if source.starts is None else "the source"
+        where = "the source" if source.is_translation else "the prior"
         caption = f"Samples along the flow. Each row is one sample, from the {start} to the end."
         add("flow.png", flow.strips(path, model.problem.flow.num_steps, where), caption)
     if found.nearest:

@@ -90,6 +90,11 @@ class Source(NamedTuple):
         return "points" if len(self.event_shape) == 1 else "images"
 
     @property
+    def is_translation(self) -> bool:
+        """Whether samples start from the images of another domain."""
+        return self.starts is not None and self.starts.is_domain
+
+    @property
     def classes(self) -> tuple[str, ...]:
         """Names of the classes by label; empty without labels."""
         return self.labels.classes if self.labels is not None else ()

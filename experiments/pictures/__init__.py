@@ -29,7 +29,7 @@ def samples_and_data(
     source and target, and the caption is that of `evaluation.translation.caption`.
     """
     titles = [style.PRIOR_TITLE, style.SAMPLES_TITLE, style.DATA_TITLE]
-    if source.starts is not None:
+    if source.is_translation:
         start, target = (name and f": {style.plain(name)}" for name in domains)
         titles = [f"source{start}", r"translated $x_{K+\kappa}$", f"target{target}"]
     columns = (prior, samples, source.held_out(num_shown(source), 1))

@@ -43,7 +43,7 @@ def test_the_network_of_the_paper_follows_the_size_of_the_images(name, shape, ex
         ({"network.name": "resnet"}, "'resnet' does not fit points; use 'mlp'"),
         ({"data.name": "digits", "network.name": "resnet"}, "needs network.width and network.blo"),
         ({"loss.name": "lr", "loss.divergence": "log_d(0.5)"}, "in divergence 'log_d"),
-        ({"prior.name": "source"}, "needs paired domains"),
+        ({"prior.name": "source"}, "needs images to start from"),
         ({"prior.name": "data_dependent", "prior.rank": 3}, "prior.rank must be at most 2"),
     ],
 )

@@ -107,6 +107,8 @@ def test_samples_of_another_generator_are_improved_and_evaluated_as_images(image
     np.savez(generated, images=pixels)
     changes_of_run = {"prior.name": "source", "data.dequantisation": 0.0, **STREAMED}
     given = changes(images, **changes_of_run, **{"data.source_dir": generated})
+    with pytest.raises(UserError, match=r"data\.source_dir needs prior\.name='source', not 'norm"):
+        start("train", tmp_path / "other", CONFIG, {**given, "prior.name": "normal"})
     start("train", folder, CONFIG, given)
     generated.unlink()
     opened = run.open_checkpoint(command("sample", folder))
