@@ -105,6 +105,16 @@ def fit_ratio(
     ratio. With waymarks `p_0 = numerator, p_1, ..., p_H = denominator` between them, the network
     learns `log p_h / p_{h+1}` for each adjacent pair, and the logarithms add up.
 
+    Gaussians with the moments of the waymarks give the network a start from which the sum
+    extrapolates to sets that are far apart; the network of each pair learns what they miss.
+
+    A progress bar, with the package tqdm:
+
+        bar = tqdm()
+        def observe(step, num_steps, held_out_loss):
+            bar.n, bar.total = step, num_steps
+            bar.set_postfix(loss=held_out_loss)
+
     Args:
       key: a key.
       numerator: samples of the numerator, [N, ...], at least 20.
@@ -128,7 +138,7 @@ def fit_ratio(
       weight_decay: the weight decay of AdamW.
       held_out_fraction: the part of both sets that is held out.
       observe: `(step, num_steps, held_out_loss) -> None`, called at least 20 times per full fit,
-        for a progress bar. A bridge whose waymarks are chosen automatically needs several fits.
+        as for a progress bar. A bridge whose waymarks are chosen automatically needs several fits.
 
     Returns:
       The ratio.
@@ -349,8 +359,7 @@ def train_heads(
         )
     outputs, bases = _outputs(heads, state.best, gaussians, fixed)
     upper, lower = (
-        np.asarray(to_log_ratio(loss, out) + base)
-        for out, base in zip(outputs, bases, strict=True)
+        np.asarray(to_log_ratio(loss, out) + base) for out, base in zip(outputs, bases, strict=True)
     )
     nothing = (jnp.zeros(()),) * 2
     terms = _terms(loss, nothing, nothing) - _terms(loss, outputs, bases)
@@ -409,9 +418,7 @@ def _run(
     state: State,
 ) -> State:
     """Trains until the last step, or until the held-out loss no longer decreases."""
-    one_round = functools.partial(
-        _round, heads, loss, options, key, train, fixed, marks, gaussians
-    )
+    one_round = functools.partial(_round, heads, loss, options, key, train, fixed, marks, gaussians)
     result: State = lax.while_loop(lambda s: _unfinished(s, options), one_round, state)
     return result
 

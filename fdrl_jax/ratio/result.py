@@ -77,8 +77,8 @@ class DensityRatio:
       loss: the loss that trained it.
       bridge: the bridge.
       params: parameters of the network.
-      ends: Gaussians with the moments of both sets, whose log-ratio is added to that of the network;
-        equal Gaussians without waymarks. Axis 0 has two rows.
+      ends: Gaussians with the moments of numerator and denominator, [2, ...], whose log-ratio is
+        added to that of the network. Without waymarks they are equal.
       mean: mean of each feature, [...].
       inverse_std: inverse standard deviation of each feature, [...]; 0 for constant features.
       differs: whether the held-out loss is significantly lower than that of the constant ratio 1.
