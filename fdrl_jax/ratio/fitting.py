@@ -289,7 +289,8 @@ def _fit_with_waymarks(
 
     Gaussians show most of them, short fits more, and the full fits may still find a few.
     """
-    positions, refined = (), bridges.spread(1)
+    positions: tuple[int, ...] = ()
+    refined = bridges.spread(1)
     while positions != refined and len(refined) <= MAX_WAYMARKS + 2:
         positions = refined
         refined = bridges.refine(positions, gaussian_aucs(positions), max_auc)
