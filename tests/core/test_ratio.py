@@ -150,7 +150,7 @@ def test_a_wrong_ratio_is_not_trusted(factor, reason):
 
 def test_equal_distributions_have_the_ratio_one_and_it_is_said():
     x = gaussians()[1]
-    ratio = fdrl.fit_ratio(KEY, x[:1_000], x[1_000:], **SMALL)
+    ratio = fdrl.fit_ratio(KEY, x[:1_000], x[1_000:], bridge="none", **SMALL)
     assert not ratio.differs
     np.testing.assert_array_equal(ratio.log_ratio(x[:5]), 0.0)
     assert "cannot be distinguished" in ratio.check(KEY).verdict
@@ -240,11 +240,11 @@ def test_a_bridge_crosses_a_chasm(stds, means):
 
 def test_images_and_numbers_are_accepted():
     rng = np.random.default_rng(0)
-    images = fdrl.fit_ratio(
-        KEY, rng.normal(0.5, 1, (200, 2, 2, 1)), rng.normal(size=(200, 2, 2, 1)), **SMALL
-    )
+    sets = rng.normal(0.5, 1, (200, 2, 2, 1)), rng.normal(size=(200, 2, 2, 1))
+    images = fdrl.fit_ratio(KEY, *sets, num_waymarks=1, **SMALL)
     assert images.log_ratio(np.zeros((2, 2, 2, 1))).shape == (2,)
-    numbers = fdrl.fit_ratio(KEY, rng.normal(1, 1, 500), rng.normal(0, 1, 500), **SMALL)
+    sets = rng.normal(1, 1, 500), rng.normal(0, 1, 500)
+    numbers = fdrl.fit_ratio(KEY, *sets, bridge="none", **SMALL)
     low, high = numbers.log_ratio(np.array([-1.0, 2.0]))
     assert low < 0 < high
 
