@@ -385,4 +385,5 @@ def _verdict(
 def _log_ratio(heads: Heads, loss: Bregman, params: Any, ends: Gaussians, x: Array) -> Array:
     top, bottom = ends.log_density(x[None])
     learnt: Array = jnp.sum(to_log_ratio(loss, heads.outputs(params, x)), axis=-1)
-    return learnt + top - bottom
+    log_ratio: Array = learnt + top - bottom
+    return log_ratio
