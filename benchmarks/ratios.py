@@ -37,7 +37,7 @@ from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 
 import fdrl_jax as fdrl
 from fdrl_jax.method import objective
-from fdrl_jax.ratio import Quadratic, Trunk
+from fdrl_jax.ratio import LogDensity, Quadratic, Trunk
 
 Row = dict[str, Any]
 LogRatio = Callable[[np.ndarray], np.ndarray]
@@ -155,6 +155,16 @@ def small(args: argparse.Namespace) -> Iterator[Row]:
             }
 
 
+def fitted_gaussians(top: np.ndarray, bottom: np.ndarray) -> LogRatio:
+    """Returns the log-ratio of two Gaussians with the moments of the sets and no covariances."""
+
+    def log_density(x: np.ndarray, of: np.ndarray) -> np.ndarray:
+        density: np.ndarray = norm.logpdf(x, of.mean(axis=0), of.std(axis=0)).sum(axis=-1)
+        return density
+
+    return lambda x: log_density(x, top) - log_density(x, bottom)
+
+
 class Mixture:
     """A mixture of isotropic Gaussians with equal weights."""
 
@@ -173,8 +183,11 @@ class Mixture:
 
 
 CHASMS = {
-    "1-D": (Mixture(([-1.0], 0.08)), Mixture(([2.0], 0.16))),
-    "3-D": (Mixture(([9.5] * 3, 1.0)), Mixture(([0.0] * 3, 1.0))),
+    "scale": (Mixture(([0.0], 1e-3)), Mixture(([0.0], 1.0))),
+    "location": (Mixture(([0.0], 1.0)), Mixture(([8.0], 1.0))),
+    "location, 3-D": (Mixture(([0.0] * 3, 1.0)), Mixture(([8.0] * 3, 1.0))),
+    "two modes": (Mixture(([-1.3], 0.2), ([-0.3], 0.2)), Mixture(([2.0], 0.3))),
+    "telescoping": (Mixture(([-1.0], 0.08)), Mixture(([2.0], 0.16))),
 }
 MIXTURES = (
     Mixture(([-2.0, 2.0], 0.75**0.5), ([-1.5, 1.5], 0.5), ([-1.0, 1.0], 0.75**0.5)),
@@ -212,9 +225,9 @@ def estimators(seed: int) -> dict[str, Callable[[np.ndarray, np.ndarray], LogRat
     found = {
         "single LR": ours(bridge="none"),
         "mixing (default)": ours(),
-        "quadratic, mixing": ours(network=Quadratic(), learning_rate=5e-2),
         "LSIF": ours(loss="lsif", bridge="none"),
         "UKL": ours(loss="ukl", bridge="none"),
+        "two Gaussians, no network": fitted_gaussians,
         "scikit-learn, quadratic": quadratic_logistic,
     }
     if find_spec("densratio"):
@@ -246,9 +259,9 @@ def known_densities(pair: tuple[Mixture, Mixture], args: argparse.Namespace) -> 
 
 
 def chasm(args: argparse.Namespace) -> Iterator[Row]:
-    """N(-1, 0.08^2) over N(2, 0.16^2) (the telescoping paper), and two means 16 sigma apart."""
-    for name, pair in CHASMS.items():
-        for row in known_densities(pair, args):
+    """Sets that a classifier separates; "telescoping" is the example of that paper."""
+    for name in args.chasms or CHASMS:
+        for row in known_densities(CHASMS[name], args):
             yield {"chasm": name} | row
 
 
@@ -384,6 +397,24 @@ def smooth_estimator(seed: int, step_size: float, num_steps: int) -> Callable[..
     return lambda x: log_ratio(params, x)
 
 
+def flow_densities(
+    x: jax.Array, log_ratio: Callable[..., jax.Array], step_size: float, num_steps: int
+) -> LogDensity:
+    """Returns densities at `x [B, 2]` of the flow along `log_ratio` from N(0, I)."""
+
+    def normal(x: jax.Array) -> jax.Array:
+        return jnp.sum(jax.scipy.stats.norm.logpdf(x), axis=-1)
+
+    @jax.jit
+    def densities(x: jax.Array) -> LogDensity:
+        return fdrl.log_density(
+            x, log_ratio, log_ratio, normal, num_steps=num_steps, step_size=step_size
+        )
+
+    found: LogDensity = densities(x)
+    return found
+
+
 def density(args: argparse.Namespace) -> Iterator[Row]:
     """Densities from a flow of total length 2 without noise: integral 1, KL to the truth."""
     axis = np.linspace(-5.0, 5.0, 101)
@@ -398,16 +429,7 @@ def density(args: argparse.Namespace) -> Iterator[Row]:
             log_ratio, seconds = timed(
                 lambda seed=seed, k=num_steps, eta=step_size: smooth_estimator(seed, eta, k)
             )
-            result = jax.jit(
-                lambda x, f=log_ratio, k=num_steps, eta=step_size: fdrl.log_density(
-                    x,
-                    f,
-                    f,
-                    lambda x: jnp.sum(jax.scipy.stats.norm.logpdf(x), axis=-1),
-                    num_steps=k,
-                    step_size=eta,
-                )
-            )(points)
+            result = flow_densities(points, log_ratio, step_size, num_steps)
             row: Row = {"step size": step_size, "steps": num_steps, "seed": seed}
             for name, log_p in (("flowed", result.flowed), ("data", result.data)):
                 log_p = np.asarray(log_p, np.float64)
@@ -448,6 +470,7 @@ def main(argv: list[str] | None = None) -> list[Row]:
     parser.add_argument("--dims", type=int, nargs="+", default=[40, 80, 160, 320], choices=STEPS)
     parser.add_argument("--steps", type=int, help="training steps in the table 'information'")
     parser.add_argument("--methods", nargs="+", help="only these methods, by their names")
+    parser.add_argument("--chasms", nargs="+", choices=CHASMS, help="only these, for 'chasm'")
     parser.add_argument("--mnist", type=Path, help="zip of class folders, for 'outliers'")
     parser.add_argument("--out", type=Path, default=Path("runs/ratios"))
     args = parser.parse_args(argv)

@@ -252,6 +252,21 @@ ENTRIES = (
         },
     ),
     Entry(
+        "ratios",
+        "python -m docs.ratio_pictures --out=runs/gallery/ratios",
+        {
+            "ratios_chasms.png": (
+                "ratios/chasms.png",
+                "Log-ratios of sets that a classifier separates: a bridge finds them where a "
+                "single classifier fails.",
+            ),
+            "ratios_densities.png": (
+                "ratios/densities.png",
+                "A density of four modes, and estimates from a flow without noise.",
+            ),
+        },
+    ),
+    Entry(
         "improve_generator",
         "python -m examples.improve_generator --out=runs/gallery/improve_generator",
         {

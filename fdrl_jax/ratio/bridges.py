@@ -19,6 +19,29 @@ Bridge = Literal["none", "mixing"]
 LAST = 1024
 
 
+# Below e^30, so that ratios of far sets and their squares are finite in float32.
+_MAX_BASE = 30.0
+_PAIRS = slice(None, -1), slice(1, None)
+
+
+class Gaussians(NamedTuple):
+    """Gaussians with independent features.
+
+    Attributes:
+      mean: [W, ...].
+      variance: [W, ...].
+    """
+
+    mean: Array
+    variance: Array
+
+    def log_density(self, x: Array) -> Array:
+        """Returns log-densities of `x [W, B, ...]` or `[1, B, ...]`, up to a constant, [W, B]."""
+        mean, variance = self.mean[:, None], self.variance[:, None]
+        terms = (x - mean) ** 2 / variance + jnp.log(variance)
+        return -0.5 * jnp.sum(terms.reshape(*terms.shape[:2], -1), axis=-1)
+
+
 class Samples(NamedTuple):
     """The examples of a fit, in standardised features.
 
@@ -69,6 +92,35 @@ def waymarks(samples: Samples, positions: Array, rows: Array, shift: Array) -> A
     # The cosine of pi / 2 is not exactly 0 in float32.
     cosine = jnp.where(positions == LAST, 0.0, jnp.cos(angle))
     return jnp.where(samples.mixed, cosine * top + jnp.sin(angle) * bottom, top)
+
+
+def moments(samples: Samples, positions: Array) -> Gaussians:
+    """Returns Gaussians with the means and variances of all waymarks, [H + 1, ...].
+
+    Networks do not extrapolate from one waymark to the others, and the log-ratio of these Gaussians
+    does. Networks only learn the difference. A single classifier, without waymarks, needs no
+    extrapolation, and features that are constant in a set have no density; there all Gaussians are
+    equal, and their ratio is 1.
+    """
+    means = [jnp.mean(x, axis=0) for x in samples[:2]]
+    variances = [jnp.var(x, axis=0) for x in samples[:2]]
+    positions = jnp.reshape(positions, (-1,) + (1,) * samples.mixed.ndim)
+    angle = positions * (jnp.pi / 2 / LAST)
+    cosine = jnp.where(positions == LAST, 0.0, jnp.cos(angle))
+    used = samples.mixed & (variances[0] > 0.0) & (variances[1] > 0.0) & (len(positions) > 2)
+    mean = cosine * means[0] + jnp.sin(angle) * means[1]
+    variance = cosine**2 * variances[0] + jnp.sin(angle) ** 2 * variances[1]
+    return Gaussians(jnp.where(used, mean, 0.0), jnp.where(used, variance, 1.0))
+
+
+def adjacent(gaussians: Gaussians, waymarks: Array) -> tuple[Array, Array]:
+    """Returns log-ratios of Gaussians `h` and `h + 1` on waymarks `h` and `h + 1`, [H, B] each."""
+    first, second = (Gaussians(*(a[part] for a in gaussians)) for part in _PAIRS)
+    upper, lower = (
+        jnp.clip(first.log_density(x) - second.log_density(x), -_MAX_BASE, _MAX_BASE)
+        for x in (waymarks[:-1], waymarks[1:])
+    )
+    return upper, lower
 
 
 def denominator(samples: Samples) -> Array:

@@ -16,11 +16,12 @@ from fdrl_jax import _keys, bregman
 from fdrl_jax._names import nearest
 from fdrl_jax.bregman import Bregman
 from fdrl_jax.ratio import bridges
-from fdrl_jax.ratio.bridges import LAST, Bridge, Samples
+from fdrl_jax.ratio.bridges import LAST, Bridge, Gaussians, Samples
 from fdrl_jax.ratio.network import (
     Heads,
     SupportsNetwork,
     default_trunk,
+    to_log_ratio,
     to_loss_input,
     with_heads,
 )
@@ -104,6 +105,16 @@ def fit_ratio(
     ratio. With waymarks `p_0 = numerator, p_1, ..., p_H = denominator` between them, the network
     learns `log p_h / p_{h+1}` for each adjacent pair, and the logarithms add up.
 
+    Gaussians with the moments of the waymarks give the network a start from which the sum
+    extrapolates to sets that are far apart; the network of each pair learns what they miss.
+
+    A progress bar, with the package tqdm:
+
+        bar = tqdm()
+        def observe(step, num_steps, held_out_loss):
+            bar.n, bar.total = step, num_steps
+            bar.set_postfix(loss=held_out_loss)
+
     Args:
       key: a key.
       numerator: samples of the numerator, [N, ...], at least 20.
@@ -127,7 +138,7 @@ def fit_ratio(
       weight_decay: the weight decay of AdamW.
       held_out_fraction: the part of both sets that is held out.
       observe: `(step, num_steps, held_out_loss) -> None`, called at least 20 times per full fit,
-        for a progress bar. A bridge whose waymarks are chosen automatically needs several fits.
+        as for a progress bar. A bridge whose waymarks are chosen automatically needs several fits.
 
     Returns:
       The ratio.
@@ -235,6 +246,11 @@ def fit(
             observe,
         )
 
+    def gaussian_aucs(positions: tuple[int, ...]) -> np.ndarray:
+        marks, rows = jnp.asarray(positions), jnp.arange(len(held_out.numerator))
+        gaussians = bridges.moments(train, marks)
+        return _aucs(*bridges.adjacent(gaussians, _draw(held_out, marks, fit_key, rows)))
+
     # Short fits find most waymarks; the full one may still separate some pairs.
     budgets = max(options.num_steps // 4, 1), options.num_steps
     if bridge == "none" or num_waymarks is not None:
@@ -243,7 +259,7 @@ def fit(
         for num_steps in budgets:
             fitted = fit_positions((0, LAST), num_steps)
             if fitted.aucs[0] > MIN_BRIDGED_AUC:
-                fitted = _fit_with_waymarks(fit_positions, budgets, max_auc)
+                fitted = _fit_with_waymarks(fit_positions, gaussian_aucs, budgets, max_auc)
                 break
 
     return DensityRatio(
@@ -251,6 +267,7 @@ def fit(
         loss=loss,
         bridge=bridge,
         params=fitted.params,
+        ends=fitted.ends,
         mean=jnp.asarray(mean, jnp.float32),
         inverse_std=jnp.asarray(inverse_std, jnp.float32),
         differs=fitted.differs,
@@ -264,11 +281,19 @@ def fit(
 
 def _fit_with_waymarks(
     fit_positions: Callable[[tuple[int, ...], int], "Fitted"],
+    gaussian_aucs: Callable[[tuple[int, ...]], np.ndarray],
     budgets: tuple[int, int],
     max_auc: float,
 ) -> "Fitted":
-    """Adds waymarks until no adjacent pair is separable, by short fits and then by full ones."""
-    positions = bridges.spread(1)
+    """Adds waymarks until no adjacent pair is separable.
+
+    Gaussians show most of them, short fits more, and the full fits may still find a few.
+    """
+    positions: tuple[int, ...] = ()
+    refined = bridges.spread(1)
+    while positions != refined and len(refined) <= MAX_WAYMARKS + 2:
+        positions = refined
+        refined = bridges.refine(positions, gaussian_aucs(positions), max_auc)
     for num_steps in budgets:
         while True:
             fitted = fit_positions(positions, num_steps)
@@ -285,6 +310,7 @@ class Fitted(NamedTuple):
     heads: Heads
     positions: tuple[int, ...]
     params: Any
+    ends: Gaussians
     aucs: np.ndarray
     differs: bool
     num_steps: int
@@ -307,6 +333,7 @@ def train_heads(
     """
     init_key, train_key, held_out_key = jax.random.split(key, 3)
     marks = jnp.asarray(positions)
+    gaussians = bridges.moments(train, marks)
     params = heads.init(init_key, train.numerator[:2])
     state = State(
         jnp.int32(0),
@@ -319,7 +346,7 @@ def train_heads(
     )
     num = min(max(len(held_out.numerator), len(held_out.denominator)), _MAX_HELD_OUT)
     fixed = _draw(held_out, marks, held_out_key, jnp.arange(num))
-    arguments = (heads, loss, options, train_key, train, fixed, marks)
+    arguments = (heads, loss, options, train_key, train, fixed, marks, gaussians)
     if observe is None:
         state = _run(*arguments, state)
     else:
@@ -331,17 +358,27 @@ def train_heads(
             "training diverged: the held-out loss was never finite; lower learning_rate, or use "
             "loss='lr', which is the most robust"
         )
-    upper, lower = _outputs(heads, state.best, fixed)
-    terms = _terms(loss, np.asarray(upper), np.asarray(lower))
-    gains = np.asarray(_terms(loss, np.zeros(()), np.zeros(())) - terms).sum(axis=0)
+    outputs, bases = _outputs(heads, state.best, gaussians, fixed)
+    upper, lower = (
+        np.asarray(to_log_ratio(loss, out) + base) for out, base in zip(outputs, bases, strict=True)
+    )
+    nothing = (jnp.zeros(()),) * 2
+    terms = _terms(loss, nothing, nothing) - _terms(loss, outputs, bases)
+    gains = np.asarray(terms).sum(axis=0)
     return Fitted(
         heads,
         positions,
         state.best,
-        np.array([area_under_curve(u, v) for u, v in zip(upper, lower, strict=True)]),
+        Gaussians(*(a[jnp.array([0, -1])] for a in gaussians)),
+        _aucs(upper, lower),
         bool(gains.mean() > 2.0 * gains.std() / np.sqrt(len(gains))),
         int(state.step),
     )
+
+
+def _aucs(upper: ArrayLike, lower: ArrayLike) -> np.ndarray:
+    pairs = zip(np.asarray(upper), np.asarray(lower), strict=True)
+    return np.array([area_under_curve(*pair) for pair in pairs])
 
 
 def _draw(samples: Samples, marks: Array, key: Array, rows: Array) -> Array:
@@ -349,15 +386,20 @@ def _draw(samples: Samples, marks: Array, key: Array, rows: Array) -> Array:
     return bridges.waymarks(samples, marks, rows, jax.random.randint(key, rows.shape, 1, num))
 
 
-def _terms(loss: Bregman, upper: ArrayLike, lower: ArrayLike) -> Array:
+def _terms(loss: Bregman, outputs: tuple[Array, Array], bases: tuple[Array, Array]) -> Array:
     """Returns the loss per example of outputs on numerators and denominators (eq. 2)."""
-    upper, lower = (to_loss_input(loss, jnp.asarray(out)) for out in (upper, lower))
+    upper, lower = (
+        to_loss_input(loss, out, base) for out, base in zip(outputs, bases, strict=True)
+    )
     return loss.flowed_term(upper) + loss.real_term(lower)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _outputs(heads: Heads, params: Any, waymarks: Array) -> tuple[Array, Array]:
-    return heads.adjacent(params, waymarks)
+def _outputs(
+    heads: Heads, params: Any, gaussians: Gaussians, waymarks: Array
+) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    """Returns outputs and log-ratios of Gaussians on all adjacent waymarks, [H, B] four times."""
+    return heads.adjacent(params, waymarks), bridges.adjacent(gaussians, waymarks)
 
 
 def _unfinished(state: State, options: Options) -> Array:
@@ -373,10 +415,11 @@ def _run(
     train: Samples,
     fixed: Array,
     marks: Array,
+    gaussians: Gaussians,
     state: State,
 ) -> State:
     """Trains until the last step, or until the held-out loss no longer decreases."""
-    one_round = functools.partial(_round, heads, loss, options, key, train, fixed, marks)
+    one_round = functools.partial(_round, heads, loss, options, key, train, fixed, marks, gaussians)
     result: State = lax.while_loop(lambda s: _unfinished(s, options), one_round, state)
     return result
 
@@ -390,13 +433,14 @@ def _round(
     train: Samples,
     fixed: Array,
     marks: Array,
+    gaussians: Gaussians,
     state: State,
 ) -> State:
     """Takes some training steps, and keeps the averaged parameters if they are the best."""
     optimizer = options.optimizer()
 
     def mean_loss(params: Any, waymarks: Array) -> Array:
-        return jnp.mean(_terms(loss, *heads.adjacent(params, waymarks)))
+        return jnp.mean(_terms(loss, *_outputs(heads, params, gaussians, waymarks)))
 
     def step(state: State, _: None) -> tuple[State, None]:
         row_key, shift_key = jax.random.split(jax.random.fold_in(key, state.step))

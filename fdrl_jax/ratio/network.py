@@ -188,9 +188,17 @@ def with_heads(network: SupportsNetwork, num_heads: int, x: Array) -> Heads:
 _ONE = 0.5413248546129181
 
 
-def to_loss_input(loss: Bregman, out: Array) -> Array:
-    """Returns what the loss expects: `log r` itself, or the positive `r` of LSIF, by softplus."""
-    return out if loss.output == "log_ratio" else jax.nn.softplus(out + _ONE)
+def to_loss_input(loss: Bregman, out: Array, base: Array) -> Array:
+    """Returns what the loss expects: `log r` itself, or the positive `r` of LSIF, by softplus.
+
+    Args:
+      loss: the loss.
+      out: outputs of a network.
+      base: a log-ratio that is added to that of the network.
+    """
+    if loss.output == "log_ratio":
+        return out + base
+    return jax.nn.softplus(out + _ONE) * jnp.exp(base)
 
 
 def to_log_ratio(loss: Bregman, out: Array) -> Array:

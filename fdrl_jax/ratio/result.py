@@ -15,6 +15,7 @@ from scipy.stats import rankdata
 from fdrl_jax import _keys, divergences
 from fdrl_jax.bregman import Bregman
 from fdrl_jax.divergences import FDivergence
+from fdrl_jax.ratio.bridges import Gaussians
 from fdrl_jax.ratio.network import Heads, to_log_ratio
 
 Array = jax.Array
@@ -76,6 +77,8 @@ class DensityRatio:
       loss: the loss that trained it.
       bridge: the bridge.
       params: parameters of the network.
+      ends: Gaussians with the moments of numerator and denominator, [2, ...], whose log-ratio is
+        added to that of the network. Without waymarks they are equal.
       mean: mean of each feature, [...].
       inverse_std: inverse standard deviation of each feature, [...]; 0 for constant features.
       differs: whether the held-out loss is significantly lower than that of the constant ratio 1.
@@ -91,6 +94,7 @@ class DensityRatio:
     loss: Bregman = dataclasses.field(metadata={"static": True})
     bridge: str = dataclasses.field(metadata={"static": True})
     params: Any
+    ends: Gaussians
     mean: Array
     inverse_std: Array
     differs: bool = dataclasses.field(metadata={"static": True})
@@ -126,7 +130,7 @@ class DensityRatio:
         if not self.differs:
             return jnp.zeros(len(x))
         if isinstance(x, jax.core.Tracer) or len(x) <= _CHUNK:
-            value: Array = _log_ratio(self.heads, self.loss, self.params, x)
+            value: Array = _log_ratio(self.heads, self.loss, self.params, self.ends, x)
             return value
         parts = [x[start : start + _CHUNK] for start in range(0, len(x), _CHUNK)]
         return jnp.concatenate([self._of_standardised(part) for part in parts])
@@ -378,5 +382,8 @@ def _verdict(
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _log_ratio(heads: Heads, loss: Bregman, params: Any, x: Array) -> Array:
-    return jnp.sum(to_log_ratio(loss, heads.outputs(params, x)), axis=-1)
+def _log_ratio(heads: Heads, loss: Bregman, params: Any, ends: Gaussians, x: Array) -> Array:
+    top, bottom = ends.log_density(x[None])
+    learnt: Array = jnp.sum(to_log_ratio(loss, heads.outputs(params, x)), axis=-1)
+    log_ratio: Array = learnt + top - bottom
+    return log_ratio

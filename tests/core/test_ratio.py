@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from flax import nnx
+from scipy.stats import norm
 
 import fdrl_jax as fdrl
 from fdrl_jax import bregman, divergences
 from fdrl_jax.ratio import Network, Quadratic, Trunk
-from fdrl_jax.ratio.bridges import LAST, Samples, refine, spread, waymarks
+from fdrl_jax.ratio.bridges import LAST, Samples, adjacent, moments, refine, spread, waymarks
 from fdrl_jax.ratio.network import to_log_ratio
 from fdrl_jax.ratio.result import area_under_curve
 
@@ -149,7 +150,7 @@ def test_a_wrong_ratio_is_not_trusted(factor, reason):
 
 def test_equal_distributions_have_the_ratio_one_and_it_is_said():
     x = gaussians()[1]
-    ratio = fdrl.fit_ratio(KEY, x[:1_000], x[1_000:], **SMALL)
+    ratio = fdrl.fit_ratio(KEY, x[:1_000], x[1_000:], bridge="none", **SMALL)
     assert not ratio.differs
     np.testing.assert_array_equal(ratio.log_ratio(x[:5]), 0.0)
     assert "cannot be distinguished" in ratio.check(KEY).verdict
@@ -218,30 +219,32 @@ def partitioned_network():
         lambda: Network(lambda key, x: jnp.zeros(3), lambda p, x: x @ p[:2] + p[2]),
     ],
 )
-@pytest.mark.parametrize("num_waymarks", [0, 1])
-def test_networks_of_any_library_work_with_and_without_waymarks(make, num_waymarks):
-    options = SMALL | {"network": make(), "num_waymarks": num_waymarks}
+def test_networks_of_any_library_work_with_waymarks(make):
+    options = SMALL | {"network": make(), "num_waymarks": 1}
     ratio = fdrl.fit_ratio(KEY, *gaussians(), **options)
     x = gaussians()[0][:200]
     assert np.corrcoef(ratio.log_ratio(x), true_log_ratio(x))[0, 1] > 0.97
 
 
-def test_a_quadratic_network_crosses_a_gap_between_gaussians():
+@pytest.mark.parametrize(
+    ("stds", "means"), [((0.05, 1.0), (0.0, 0.0)), ((1.0, 1.0), (-4.0, 4.0))], ids=["scale", "gap"]
+)
+def test_a_bridge_crosses_a_chasm(stds, means):
     rng = np.random.default_rng(0)
-    top, bottom = rng.normal(-1.0, 0.5, 3_000), rng.normal(2.0, 0.5, 3_000)
-    options = {"network": Quadratic(), "num_waymarks": 3, "learning_rate": 3e-2, "num_steps": 1_000}
-    ratio = fdrl.fit_ratio(KEY, top, bottom, **options)
-    x = np.array([-1.0, 0.0, 0.5, 1.0])
-    np.testing.assert_allclose(ratio.log_ratio(x), 6.0 - 12.0 * x, rtol=0.25, atol=2.0)
+    sets = [rng.normal(mean, std, 3_000) for mean, std in zip(means, stds, strict=True)]
+    ratio = fdrl.fit_ratio(KEY, *sets, num_waymarks=7, **SMALL)
+    x = np.concatenate([values[:200] for values in sets])
+    upper, lower = (norm.logpdf(x, mean, std) for mean, std in zip(means, stds, strict=True))
+    np.testing.assert_allclose(ratio.log_ratio(x), upper - lower, rtol=0.1, atol=2.0)
 
 
 def test_images_and_numbers_are_accepted():
     rng = np.random.default_rng(0)
-    images = fdrl.fit_ratio(
-        KEY, rng.normal(0.5, 1, (200, 2, 2, 1)), rng.normal(size=(200, 2, 2, 1)), **SMALL
-    )
+    sets = rng.normal(0.5, 1, (200, 2, 2, 1)), rng.normal(size=(200, 2, 2, 1))
+    images = fdrl.fit_ratio(KEY, *sets, num_waymarks=1, **SMALL)
     assert images.log_ratio(np.zeros((2, 2, 2, 1))).shape == (2,)
-    numbers = fdrl.fit_ratio(KEY, rng.normal(1, 1, 500), rng.normal(0, 1, 500), **SMALL)
+    sets = rng.normal(1, 1, 500), rng.normal(0, 1, 500)
+    numbers = fdrl.fit_ratio(KEY, *sets, bridge="none", **SMALL)
     low, high = numbers.log_ratio(np.array([-1.0, 2.0]))
     assert low < 0 < high
 
@@ -310,6 +313,21 @@ def test_waymarks_start_at_the_numerator_and_end_at_the_denominator():
     np.testing.assert_array_equal(marks[-1, :, 0], bottom[1:, 0])
     np.testing.assert_allclose(marks[1, :, 0], (1.0 + bottom[1:, 0]) / 2**0.5, rtol=1e-5)
     np.testing.assert_array_equal(marks[..., 1], 1.0)  # Copied from the numerator.
+
+
+def test_gaussians_of_waymarks_have_their_moments_and_none_without_waymarks():
+    rng = np.random.default_rng(0)
+    top, bottom = rng.normal(1.0, 0.1, (40_000, 2)), rng.normal(-1.0, 2.0, (40_000, 2))
+    samples = Samples(jnp.asarray(top), jnp.asarray(bottom), jnp.array([True, False]))
+    positions, rows = jnp.asarray(spread(1)), jnp.arange(40_000)
+    marks = waymarks(samples, positions, rows, jnp.ones_like(rows))
+    found = moments(samples, positions)
+    np.testing.assert_allclose(found.mean[:, 0], marks[..., 0].mean(axis=1), atol=0.01)
+    np.testing.assert_allclose(found.variance[:, 0], marks[..., 0].var(axis=1), rtol=0.02)
+    # The second feature is the same in all waymarks.
+    np.testing.assert_array_equal(found.variance[:, 1], 1.0)
+    upper, lower = adjacent(moments(samples, jnp.array([0, LAST])), marks[::2])
+    np.testing.assert_array_equal([upper, lower], 0.0)
 
 
 def test_only_pairs_that_are_far_apart_are_divided():
