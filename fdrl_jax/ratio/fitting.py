@@ -108,13 +108,6 @@ def fit_ratio(
     Gaussians with the moments of the waymarks give the network a start from which the sum
     extrapolates to sets that are far apart; the network of each pair learns what they miss.
 
-    A progress bar, with the package tqdm:
-
-        bar = tqdm()
-        def observe(step, num_steps, held_out_loss):
-            bar.n, bar.total = step, num_steps
-            bar.set_postfix(loss=held_out_loss)
-
     Args:
       key: a key.
       numerator: samples of the numerator, [N, ...], at least 20.
@@ -138,7 +131,8 @@ def fit_ratio(
       weight_decay: the weight decay of AdamW.
       held_out_fraction: the part of both sets that is held out.
       observe: `(step, num_steps, held_out_loss) -> None`, called at least 20 times per full fit,
-        as for a progress bar. A bridge whose waymarks are chosen automatically needs several fits.
+        as for a progress bar (docs/ratios.md has one). A bridge whose waymarks are chosen
+        automatically needs several fits.
 
     Returns:
       The ratio.
