@@ -215,7 +215,6 @@ def partitioned_network():
         nnx_network,
         partitioned_network,
         Quadratic,
-        lambda: fdrl.networks.MLP((32,)),
         lambda: Network(lambda key, x: jnp.zeros(3), lambda p, x: x @ p[:2] + p[2]),
     ],
 )
