@@ -17,8 +17,6 @@ Array = jax.Array
 Bridge = Literal["none", "mixing"]
 
 LAST = 1024
-
-
 # Below e^30, so that ratios of far sets and their squares are finite in float32.
 _MAX_BASE = 30.0
 _PAIRS = slice(None, -1), slice(1, None)
@@ -87,11 +85,8 @@ def waymarks(samples: Samples, positions: Array, rows: Array, shift: Array) -> A
     """
     top = samples.numerator[rows % len(samples.numerator)]
     bottom = samples.denominator[(rows + shift) % len(samples.denominator)]
-    positions = jnp.reshape(positions, (-1,) + (1,) * top.ndim)
-    angle = positions * (jnp.pi / 2 / LAST)
-    # The cosine of pi / 2 is not exactly 0 in float32.
-    cosine = jnp.where(positions == LAST, 0.0, jnp.cos(angle))
-    return jnp.where(samples.mixed, cosine * top + jnp.sin(angle) * bottom, top)
+    cosine, sine = _shares(positions, top.ndim)
+    return jnp.where(samples.mixed, cosine * top + sine * bottom, top)
 
 
 def moments(samples: Samples, positions: Array) -> Gaussians:
@@ -104,13 +99,19 @@ def moments(samples: Samples, positions: Array) -> Gaussians:
     """
     means = [jnp.mean(x, axis=0) for x in samples[:2]]
     variances = [jnp.var(x, axis=0) for x in samples[:2]]
-    positions = jnp.reshape(positions, (-1,) + (1,) * samples.mixed.ndim)
-    angle = positions * (jnp.pi / 2 / LAST)
-    cosine = jnp.where(positions == LAST, 0.0, jnp.cos(angle))
+    cosine, sine = _shares(positions, samples.mixed.ndim)
     used = samples.mixed & (variances[0] > 0.0) & (variances[1] > 0.0) & (len(positions) > 2)
-    mean = cosine * means[0] + jnp.sin(angle) * means[1]
-    variance = cosine**2 * variances[0] + jnp.sin(angle) ** 2 * variances[1]
+    mean = cosine * means[0] + sine * means[1]
+    variance = cosine**2 * variances[0] + sine**2 * variances[1]
     return Gaussians(jnp.where(used, mean, 0.0), jnp.where(used, variance, 1.0))
+
+
+def _shares(positions: Array, ndim: int) -> tuple[Array, Array]:
+    """Returns the factors of numerator and denominator in waymarks, [H + 1, 1, ...] each."""
+    positions = jnp.reshape(positions, (-1,) + (1,) * ndim)
+    angle = positions * (jnp.pi / 2 / LAST)
+    # The cosine of pi / 2 is not exactly 0 in float32.
+    return jnp.where(positions == LAST, 0.0, jnp.cos(angle)), jnp.sin(angle)
 
 
 def adjacent(gaussians: Gaussians, waymarks: Array) -> tuple[Array, Array]:

@@ -65,6 +65,32 @@ class Options(NamedTuple):
         )
 
 
+class Task(NamedTuple):
+    """What is trained and how; hashable, a static argument of compiled functions."""
+
+    heads: Heads
+    loss: Bregman
+    options: Options
+
+
+class Inputs(NamedTuple):
+    """The arrays that training reads.
+
+    Attributes:
+      key: of the batches.
+      train: examples to train on.
+      held_out: waymarks of held-out examples, the same in every round, [H + 1, B, ...].
+      marks: positions of the waymarks, [H + 1].
+      gaussians: with the moments of the waymarks.
+    """
+
+    key: Array
+    train: Samples
+    held_out: Array
+    marks: Array
+    gaussians: Gaussians
+
+
 class State(NamedTuple):
     """State of training; `stale` counts the rounds since the best held-out loss."""
 
@@ -340,12 +366,13 @@ def train_heads(
     )
     num = min(max(len(held_out.numerator), len(held_out.denominator)), _MAX_HELD_OUT)
     fixed = _draw(held_out, marks, held_out_key, jnp.arange(num))
-    arguments = (heads, loss, options, train_key, train, fixed, marks, gaussians)
+    task = Task(heads, loss, options)
+    inputs = Inputs(train_key, train, fixed, marks, gaussians)
     if observe is None:
-        state = _run(*arguments, state)
+        state = _run(task, inputs, state)
     else:
         while bool(_unfinished(state, options)):
-            state = _round(*arguments, state)
+            state = _round(task, inputs, state)
             observe(int(state.step), options.num_steps, float(state.best_loss))
     if not np.isfinite(state.best_loss):
         raise ValueError(
@@ -400,47 +427,30 @@ def _unfinished(state: State, options: Options) -> Array:
     return (state.step < options.num_steps) & (state.stale < _PATIENCE)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _run(
-    heads: Heads,
-    loss: Bregman,
-    options: Options,
-    key: Array,
-    train: Samples,
-    fixed: Array,
-    marks: Array,
-    gaussians: Gaussians,
-    state: State,
-) -> State:
+@functools.partial(jax.jit, static_argnums=0)
+def _run(task: Task, inputs: Inputs, state: State) -> State:
     """Trains until the last step, or until the held-out loss no longer decreases."""
-    one_round = functools.partial(_round, heads, loss, options, key, train, fixed, marks, gaussians)
-    result: State = lax.while_loop(lambda s: _unfinished(s, options), one_round, state)
+    one_round = functools.partial(_round, task, inputs)
+    result: State = lax.while_loop(lambda s: _unfinished(s, task.options), one_round, state)
     return result
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _round(
-    heads: Heads,
-    loss: Bregman,
-    options: Options,
-    key: Array,
-    train: Samples,
-    fixed: Array,
-    marks: Array,
-    gaussians: Gaussians,
-    state: State,
-) -> State:
+@functools.partial(jax.jit, static_argnums=0)
+def _round(task: Task, inputs: Inputs, state: State) -> State:
     """Takes some training steps, and keeps the averaged parameters if they are the best."""
+    options, train = task.options, inputs.train
     optimizer = options.optimizer()
 
     def mean_loss(params: Any, waymarks: Array) -> Array:
-        return jnp.mean(_terms(loss, *_outputs(heads, params, gaussians, waymarks)))
+        found = _outputs(task.heads, params, inputs.gaussians, waymarks)
+        return jnp.mean(_terms(task.loss, *found))
 
     def step(state: State, _: None) -> tuple[State, None]:
-        row_key, shift_key = jax.random.split(jax.random.fold_in(key, state.step))
+        row_key, shift_key = jax.random.split(jax.random.fold_in(inputs.key, state.step))
         most = max(len(train.numerator), len(train.denominator))
         rows = jax.random.randint(row_key, (options.batch_size,), 0, most)
-        gradient = jax.grad(mean_loss)(state.params, _draw(train, marks, shift_key, rows))
+        waymarks = _draw(train, inputs.marks, shift_key, rows)
+        gradient = jax.grad(mean_loss)(state.params, waymarks)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         rate = jnp.minimum(0.995, (1.0 + state.step) / (10.0 + state.step))
@@ -450,7 +460,7 @@ def _round(
         ), None
 
     state, _ = lax.scan(step, state, None, length=options.round_steps(train))
-    value = mean_loss(state.average, fixed)
+    value = mean_loss(state.average, inputs.held_out)
     better = value < state.best_loss
     return state._replace(
         best=jax.tree.map(lambda a, b: jnp.where(better, a, b), state.average, state.best),
