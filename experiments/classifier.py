@@ -17,14 +17,14 @@ from experiments.experiment import (
     explained,
     init_state,
     make_network,
-    make_optimizer,
+    step_options,
 )
 from experiments.files import read_sealed, sha256_of_arrays, write_sealed
 from experiments.run import Run
 from experiments.settings import Settings
 from fdrl_jax import networks
 from fdrl_jax.priors import Batch
-from fdrl_jax.training import adversarial, parallel
+from fdrl_jax.training import adversarial
 from fdrl_jax.training.adversarial import Attack
 from fdrl_jax.training.augmentation import shifted
 from fdrl_jax.training.problem import Constants
@@ -55,14 +55,9 @@ def build(settings: Settings, source: Source) -> Training:
             return adversarial.make_train_step(
                 cast(Apply, network.apply),
                 attack=_make_attack(settings, settings.attack.num_steps),
-                optimizer=make_optimizer(settings),
                 refresh=networks.update_vectors,
                 draw=_augmented(source.draw, settings.augment.max_shift),
-                batch_size=parallel.local_batch_size(settings.train.batch_size, num_replicas),
-                ema_rate=settings.train.ema_rate,
-                ema_ramp=settings.train.ema_ramp,
-                num_micro_batches=settings.train.num_micro_batches,
-                axis_name=parallel.AXIS,
+                **step_options(settings, num_replicas),
             )
 
     return Training(

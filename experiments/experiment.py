@@ -113,16 +113,11 @@ def build(settings: Settings, source: Source, fitted: FittedPrior | None = None)
         with explained():
             return steps.make_train_step(
                 problem,
-                optimizer=make_optimizer(settings),
                 draw=source.draw,
-                batch_size=parallel.local_batch_size(settings.train.batch_size, num_replicas),
-                ema_rate=settings.train.ema_rate,
-                ema_ramp=settings.train.ema_ramp,
                 gradient_penalty=settings.loss.gradient_penalty,
                 gradient_penalty_fraction=settings.loss.gradient_penalty_fraction,
                 dequantisation=settings.data.dequantisation,
-                num_micro_batches=settings.train.num_micro_batches,
-                axis_name=parallel.AXIS,
+                **step_options(settings, num_replicas),
             )
 
     return Experiment(
@@ -200,6 +195,19 @@ def make_optimizer(settings: Settings) -> optax.GradientTransformation:
     if options.clip_norm > 0:
         adam = optax.chain(optax.clip_by_global_norm(options.clip_norm), adam)
     return _after_rollbacks(adam)
+
+
+def step_options(settings: Settings, num_replicas: int | None) -> dict[str, Any]:
+    """Returns the options of `steps.from_gradients`, which all training steps have."""
+    options = settings.train
+    return {
+        "optimizer": make_optimizer(settings),
+        "batch_size": parallel.local_batch_size(options.batch_size, num_replicas),
+        "ema_rate": options.ema_rate,
+        "ema_ramp": options.ema_ramp,
+        "num_micro_batches": options.num_micro_batches,
+        "axis_name": parallel.AXIS,
+    }
 
 
 class Rollbacks(NamedTuple):
