@@ -1,4 +1,7 @@
-"""Errors that the user can fix, reported in one line without a traceback."""
+"""Errors that the user can fix, reported in one line without a traceback, in any terminal."""
+
+import io
+import sys
 
 
 class UserError(Exception):
@@ -34,6 +37,13 @@ class ReplicaError(UserError):
     """The replicas of a run differ, which shows faulty hardware or different processes."""
 
     exit_code = 5
+
+
+def accept_any_text() -> None:
+    """Lets terminals show a replacement for what they have no character for, such as "±"."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # It may be closed.
+            stream.reconfigure(errors="replace")
 
 
 def first_line(error: BaseException) -> str:

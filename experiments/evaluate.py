@@ -22,7 +22,6 @@ tfds:NAME:SPLIT.
 
 import argparse
 import importlib
-import io
 import os
 import platform
 import sys
@@ -40,7 +39,7 @@ import fdrl_jax
 from experiments.command import Command
 from experiments.data import load
 from experiments.data.source import Source
-from experiments.errors import UserError
+from experiments.errors import UserError, accept_any_text
 from experiments.evaluation import (
     Evaluation,
     Samples,
@@ -229,8 +228,7 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: list[str] | None = None) -> int:
     """Compares two sets of images. An error that the user can fix is printed in one line."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # A terminal may not know "±".
+    accept_any_text()
     try:
         result = _compare(_parse(argv))
     except UserError as error:

@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib
-import io
 import logging
 import os
 import re
@@ -15,7 +14,7 @@ from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TextIO
 
-from experiments.errors import UserError, first_line
+from experiments.errors import UserError, accept_any_text, first_line
 
 # Other imports are inside functions: they take seconds, in which Ctrl-C should print one line.
 if TYPE_CHECKING:
@@ -330,9 +329,7 @@ def set_up_output() -> None:
     """Makes output possible in every terminal: at worst, some of it is lost."""
     import absl.logging
 
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # It may be closed.
-            stream.reconfigure(errors="replace")
+    accept_any_text()
     errors: Any = _Lossy(sys.stderr or open(os.devnull, "w"))  # noqa: SIM115
     sys.stderr = errors
     # Some libraries log every file, and the stacks of errors that they also raise.
