@@ -13,10 +13,8 @@ Each command prints a table and writes it, with all options, to `runs/ratios/NAM
 """
 
 import argparse
-import io
 import json
 import time
-import zipfile
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -36,6 +34,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 
 import fdrl_jax as fdrl
+from benchmarks.peers.data import read
 from fdrl_jax.method import objective
 from fdrl_jax.ratio import LogDensity, Quadratic, Trunk
 
@@ -309,14 +308,10 @@ def digits(mnist: Path | None) -> tuple[np.ndarray, np.ndarray]:
         return data.data / 16.0, data.target
     from PIL import Image
 
-    images, labels = [], []
-    with zipfile.ZipFile(mnist) as archive:
-        for name in sorted(archive.namelist()):
-            if name.lower().endswith((".png", ".jpg")):
-                image = Image.open(io.BytesIO(archive.read(name))).convert("L")
-                images.append(np.asarray(image.resize((14, 14)), np.float32).ravel() / 255.0)
-                labels.append(int(Path(name).parent.name))
-    return np.stack(images), np.array(labels)
+    pixels, labels = read(mnist)
+    grey = (Image.fromarray(image.squeeze()).convert("L") for image in pixels)
+    images = [np.asarray(image.resize((14, 14)), np.float32).ravel() / 255.0 for image in grey]
+    return np.stack(images), labels
 
 
 def outliers(args: argparse.Namespace) -> Iterator[Row]:

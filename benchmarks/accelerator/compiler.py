@@ -1,7 +1,7 @@
 """Compiles the training step and the sampler of a run for devices that this machine does not have.
 
-The process must run in `environment.without_devices`: the compilers of GPUs and TPUs are found, and
-look for their devices, before JAX starts.
+The process must call `environment.set_up` first: the compilers of GPUs and TPUs are found, and look
+for their devices, before JAX starts.
 """
 
 from collections.abc import Mapping

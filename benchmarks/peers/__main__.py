@@ -20,13 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.peers import data, methods, page, race
+from experiments.precision import CPU_FLAG, ONEDNN_FLAG
 
 # XLA reads its flags when JAX starts, in the process of each run.
-XLA_FLAGS = {
-    "float32": "--xla_cpu_experimental_ynn_fusion_type=individual_dot",
-    "bfloat16": "--xla_cpu_experimental_ynn_fusion_type=individual_dot "
-    "--xla_cpu_experimental_onednn_custom_call=true",
-}
+XLA_FLAGS = {"float32": CPU_FLAG, "bfloat16": f"{CPU_FLAG} {ONEDNN_FLAG}"}
 _OLDEST_JAX = {"float32": (0, 10), "bfloat16": (0, 12)}
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from experiments.data.decode import to_unit
 from fdrl_jax.priors import Batch
 
 
@@ -40,6 +41,14 @@ def load(path: Path) -> Split:
     Raises:
       ValueError: if it has no such files, or images of different sizes.
     """
+    images, labels = read(path)
+    order = np.random.default_rng(0).permutation(len(images))
+    parts = np.split(order, [len(order) * 7 // 10, len(order) * 9 // 10])
+    return Split(*(Images(images[part], labels[part]) for part in parts))
+
+
+def read(path: Path) -> Images:
+    """Reads all images of such a zip, ordered by class and name; raises as `load`."""
     with zipfile.ZipFile(path) as archive:
         files = [PurePosixPath(name) for name in archive.namelist()]
         files = sorted(f for f in files if f.suffix.lower() in (".png", ".jpg", ".jpeg"))
@@ -49,28 +58,27 @@ def load(path: Path) -> Split:
         raise ValueError(f"{path}: expected PNG or JPEG images of one size, found {found}")
     classes = sorted({file.parent.name for file in files})
     labels = np.array([classes.index(file.parent.name) for file in files], np.int32)
-    images = np.stack(pixels).reshape(len(pixels), *pixels[0].shape[:2], -1)
-    order = np.random.default_rng(0).permutation(len(images))
-    parts = np.split(order, [len(order) * 7 // 10, len(order) * 9 // 10])
-    return Split(*(Images(images[part], labels[part]) for part in parts))
+    return Images(np.stack(pixels).reshape(len(pixels), *pixels[0].shape[:2], -1), labels)
 
 
 def draw(images: Images, key: jax.Array, positions: jax.Array, *, flip: bool) -> Batch:
     """Draws random examples, one per position [B], and mirrors half of them if `flip` is set."""
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, positions)
-    chosen = jax.vmap(lambda k: jax.random.randint(k, (), 0, len(images.pixels)))(keys)
-    real, labels = scaled(images.pixels[chosen]), images.labels[chosen]
+    chosen = random_rows(key, positions, len(images.pixels))
+    real, labels = to_unit(images.pixels[chosen]), images.labels[chosen]
     if flip:
+        keys = _keys(key, positions)
         mirrored = jax.vmap(lambda k: jax.random.bernoulli(jax.random.fold_in(k, 1)))(keys)
         real = jnp.where(mirrored[:, None, None, None], real[:, :, ::-1], real)
     return {"real": real, "label": labels}
 
 
-def scaled(pixels: Any) -> Any:
-    """Maps bytes to [-1, 1], on the host or the device."""
-    return pixels.astype(np.float32) / 127.5 - 1.0
+def random_rows(key: jax.Array, positions: jax.Array, num: int) -> jax.Array:
+    """Draws a number below `num` for each position, [B]."""
+    keys = _keys(key, positions)
+    rows: jax.Array = jax.vmap(lambda k: jax.random.randint(k, (), 0, num))(keys)
+    return rows
 
 
-def as_bytes(x: jax.Array) -> np.ndarray:
-    """Maps [-1, 1] to bytes, and clips values outside."""
-    return np.asarray(jnp.round((jnp.clip(x, -1.0, 1.0) + 1.0) * 127.5).astype(jnp.uint8))
+def _keys(key: jax.Array, positions: jax.Array) -> jax.Array:
+    keys: jax.Array = jax.vmap(jax.random.fold_in, (None, 0))(key, positions)
+    return keys

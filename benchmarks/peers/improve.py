@@ -19,14 +19,15 @@ import numpy as np
 
 from benchmarks.peers import data, methods, race
 from benchmarks.peers.__main__ import XLA_FLAGS
-from benchmarks.peers.data import Images, as_bytes, scaled
+from benchmarks.peers.data import Images
 from benchmarks.peers.methods import Contestant
+from experiments.data.decode import to_unit
 from fdrl_jax import priors
 from fdrl_jax.priors import Batch
-from fdrl_jax.training import rng, samplers, state, steps
-from fdrl_jax.training.problem import Constants, Estimator, FlowParams, Problem
+from fdrl_jax.training import rng, samplers, state
+from fdrl_jax.training.problem import Constants, FlowParams
 
-_NUM_EVALUATIONS, _BATCH = 4, 250
+_NUM_EVALUATIONS = 4
 _NUM_STEPS, _NUM_REFINE_STEPS, _STEP_SIZE = 12, 6, 3.2
 
 
@@ -72,7 +73,7 @@ def improve(
     ours = from_samples(images.contestants, starts, settings["fdrl"], seed, dtype)
     state_of_ours, _ = race.train(ours, settings["fdrl"]["learning_rate"], key, arguments.seconds)
     # New samples of the generator, which training never saw, take the place of the starts.
-    constants = ours.constants._replace(prior=jnp.asarray(scaled(fresh)))
+    constants = ours.constants._replace(prior=jnp.asarray(to_unit(fresh)))
     improved = _drawn(
         ours._replace(constants=constants), state_of_ours.ema_variables, key, len(fresh)
     )
@@ -90,35 +91,19 @@ def from_samples(
     images: Images, starts: np.ndarray, settings: dict[str, Any], seed: int, dtype: Any
 ) -> Contestant:
     """Builds FDRL whose flow starts from a generator's samples, [N, H, W, C] uint8."""
-    network = methods.make_critic(settings, dtype)
-    problem = Problem(
-        estimator=Estimator.from_network(network),
-        bregman="lr",
-        divergence="kl",
-        flow=FlowParams(_NUM_STEPS, _STEP_SIZE, settings["noise_scale"], _NUM_REFINE_STEPS),
-        prior_sample=priors.batch("source", settings["dequantisation"]).sample,
+    problem = methods.fdrl_problem(
+        network := methods.make_critic(settings, dtype),
+        FlowParams(_NUM_STEPS, _STEP_SIZE, settings["noise_scale"], _NUM_REFINE_STEPS),
+        priors.batch("source", settings["dequantisation"]),
     )
-    optimizer = methods.make_optimizer(settings)
-    stored = jnp.asarray(scaled(starts))
+    stored = jnp.asarray(to_unit(starts))
 
     def draw(arrays: Images, _: Any, key: jax.Array, positions: jax.Array) -> Batch:
         batch = data.draw(arrays, key, positions, flip=settings["flip"])
         # Another key than that of the data, so that starts are paired with nothing.
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, 1), positions)
-        chosen = jax.vmap(lambda k: jax.random.randint(k, (), 0, len(stored)))(keys)
+        chosen = data.random_rows(jax.random.fold_in(key, 1), positions, len(stored))
         return {**batch, "source": stored[chosen]}
 
-    train_step = steps.make_train_step(
-        problem,
-        optimizer=optimizer,
-        draw=draw,
-        batch_size=settings["batch_size"],
-        ema_rate=settings["ema_rate"],
-        ema_ramp=True,
-        dequantisation=settings["dequantisation"],
-        gradient_penalty=settings["gradient_penalty"],
-        gradient_penalty_fraction=settings["gradient_penalty_fraction"],
-    )
     sample = samplers.make_sampler(problem)
 
     def sampler(key: jax.Array, variables: Any, constants: Constants, at: jax.Array) -> jax.Array:
@@ -129,19 +114,15 @@ def from_samples(
     variables = jax.jit(network.init)(key, jnp.zeros((1, *starts.shape[1:])))
     return Contestant(
         Constants(jax.tree.map(jnp.asarray, images), ()),
-        state.create(variables, optimizer),
-        train_step,
+        state.create(variables, methods.make_optimizer(settings)),
+        methods.fdrl_train_step(problem, settings, draw),
         {_NUM_STEPS + _NUM_REFINE_STEPS: sampler},
     )
 
 
 def _drawn(contestant: Contestant, variables: Any, key: jax.Array, num: int) -> np.ndarray:
     (sampler,) = contestant.samplers.values()
-    sample = jax.jit(sampler)
-    batches = [start + jnp.arange(_BATCH) for start in range(0, num, _BATCH)]
-    return np.concatenate(
-        [as_bytes(sample(key, variables, contestant.constants, at)) for at in batches]
-    )
+    return race.draw_samples(jax.jit(sampler), (key, variables, contestant.constants), num)
 
 
 if __name__ == "__main__":

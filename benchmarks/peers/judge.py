@@ -10,7 +10,8 @@ import optax
 from flax import traverse_util
 from jax.typing import DTypeLike
 
-from benchmarks.peers.data import Images, Split, draw, scaled
+from benchmarks.peers.data import Images, Split, draw
+from experiments.data.decode import to_unit
 from fdrl_jax import metrics, networks
 from fdrl_jax.priors import Batch
 from fdrl_jax.training import adversarial, augmentation, rng, state
@@ -111,7 +112,7 @@ def _apply(
 
     @jax.jit
     def of_batch(batch: jax.Array) -> tuple[jax.Array, jax.Array]:
-        x = scaled(batch)
+        x = to_unit(batch)
         return network.apply(variables, x, features=True), network.apply(variables, x)
 
     starts = range(0, len(pixels), _APPLY_BATCH)

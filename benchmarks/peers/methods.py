@@ -20,9 +20,11 @@ import numpy as np
 import optax
 from jax.typing import DTypeLike
 
-from benchmarks.peers.data import Images, draw, scaled
+from benchmarks.peers.data import Images, draw
 from benchmarks.peers.networks import Generator, UNet
+from experiments.data.decode import to_unit
 from fdrl_jax import networks, priors
+from fdrl_jax.priors import Batch, Prior
 from fdrl_jax.training import rng, samplers, state, steps
 from fdrl_jax.training.problem import Constants, Estimator, FlowParams, Problem
 from fdrl_jax.training.state import TrainState, Variables
@@ -127,30 +129,18 @@ def _fdrl(images: Images, settings: Settings, key: Array, dtype: DTypeLike) -> C
     """Flow-guided density ratio learning from the data-dependent prior, with the library only."""
     started = time.process_time()
     shape, num_steps = images.pixels.shape[1:], settings["num_steps"]
-    moments = priors.moments(scaled(part) for part in np.array_split(images.pixels, 16))
+    moments = priors.moments(to_unit(part) for part in np.array_split(images.pixels, 16))
     factor = priors.covariance_factor(moments.covariance, settings["jitter"])
     prior = priors.gaussian(moments.mean.reshape(shape), factor)
     fit_seconds = time.process_time() - started
-    network = make_critic(settings, dtype)
-    problem = Problem(
-        estimator=Estimator.from_network(network),
-        bregman="lr",
-        divergence="kl",
-        flow=FlowParams(num_steps, settings["step_size"], settings["noise_scale"]),
-        prior_sample=prior.sample,
+    problem = fdrl_problem(
+        network := make_critic(settings, dtype),
+        FlowParams(num_steps, settings["step_size"], settings["noise_scale"]),
+        prior,
     )
-    optimizer = make_optimizer(settings)
-    train_step = steps.make_train_step(
-        problem,
-        optimizer=optimizer,
-        draw=lambda arrays, _, data_key, at: draw(arrays, data_key, at, flip=settings["flip"]),
-        batch_size=settings["batch_size"],
-        ema_rate=settings["ema_rate"],
-        ema_ramp=True,
-        dequantisation=settings["dequantisation"],
-        gradient_penalty=settings["gradient_penalty"],
-        gradient_penalty_fraction=settings["gradient_penalty_fraction"],
-    )
+
+    def of_images(arrays: Images, _: Any, data_key: Array, positions: Array) -> Batch:
+        return draw(arrays, data_key, positions, flip=settings["flip"])
 
     def sampler(num_evaluations: int) -> Sampler:
         flow = problem.flow._replace(num_refine_steps=num_evaluations - num_steps)
@@ -167,10 +157,30 @@ def _fdrl(images: Images, settings: Settings, key: Array, dtype: DTypeLike) -> C
     variables = jax.jit(network.init)(key, jnp.zeros((1, *shape)))
     return Contestant(
         Constants(jax.tree.map(jnp.asarray, images), prior.params),
-        state.create(variables, optimizer),
-        train_step,
+        state.create(variables, make_optimizer(settings)),
+        fdrl_train_step(problem, settings, of_images),
         {num: sampler(num) for num in settings["evaluations"]},
         fit_seconds,
+    )
+
+
+def fdrl_problem(network: networks.ResNet, flow: FlowParams, prior: Prior) -> Problem:
+    """Returns the problem of FDRL with the loss LR and the divergence KL."""
+    return Problem(Estimator.from_network(network), "lr", "kl", flow, prior.sample)
+
+
+def fdrl_train_step(
+    problem: Problem, settings: Settings, draw: Callable[[Images, Any, Array, Array], Batch]
+) -> steps.TrainStep:
+    """Returns FDRL's training step on what `draw` draws, as for `steps.make_train_step`."""
+    options = ("batch_size", "ema_rate", "dequantisation")
+    penalty = ("gradient_penalty", "gradient_penalty_fraction")
+    return steps.make_train_step(
+        problem,
+        optimizer=make_optimizer(settings),
+        draw=draw,
+        ema_ramp=True,
+        **{name: settings[name] for name in (*options, *penalty)},
     )
 
 

@@ -12,9 +12,10 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.peers import methods
-from benchmarks.peers.data import Split, as_bytes
+from benchmarks.peers.data import Split
 from benchmarks.peers.judge import Judge, load_or_train
-from benchmarks.peers.methods import Contestant
+from benchmarks.peers.methods import Contestant, Sampler
+from experiments.data.decode import to_uint8
 from fdrl_jax.training import rng
 from fdrl_jax.training.state import TrainState
 
@@ -75,16 +76,27 @@ def carry_out(run: Run, images: Split, cache: Path) -> dict[str, Any]:
     for num, sampler in {} if trained["diverged"] else contestant.samplers.items():
         sample = jax.jit(sampler)
         arguments = (key, train_state.ema_variables, contestant.constants)
-        sample(*arguments, jnp.arange(_SAMPLE_BATCH)).block_until_ready()  # Compiles.
+        draw_samples(sample, arguments, _SAMPLE_BATCH)  # Compiles.
         started = time.process_time()
-        starts = range(0, run.num_samples, _SAMPLE_BATCH)
-        parts = [as_bytes(sample(*arguments, s + jnp.arange(_SAMPLE_BATCH))) for s in starts]
+        pixels = draw_samples(sample, arguments, run.num_samples)
         seconds = round((time.process_time() - started) / run.num_samples, 6)
-        pixels = np.concatenate(parts)
         row = {"evaluations": num, "cpu_seconds": seconds, **judge.figures(pixels)}
         result["samples"].append(row)
         _write_grid(cache / f"{run.data}-{run.method}-{run.budget:g}-{run.seed}-{num}.png", pixels)
     return result
+
+
+def draw_samples(sample: Sampler, arguments: tuple[Any, ...], num: int) -> np.ndarray:
+    """Draws samples in batches, uint8 [num, H, W, C]; `num` is a multiple of 250.
+
+    Args:
+      sample: a compiled sampler.
+      arguments: its key, variables and constants.
+      num: number of samples.
+    """
+    starts = range(0, num, _SAMPLE_BATCH)
+    parts = [sample(*arguments, start + jnp.arange(_SAMPLE_BATCH)) for start in starts]
+    return to_uint8(np.concatenate(parts))
 
 
 def train(
