@@ -60,7 +60,7 @@ class Look(NamedTuple):
 
 
 def train(case: Case, num_train_steps: int) -> tuple[np.ndarray, list[Look]]:
-    """Trains an estimator with the train step of the library, and measures its flow regularly.
+    """Trains an estimator with the training step of the library, and measures its flow regularly.
 
     Returns:
       The path of the samples under the last estimator, [steps + 1, N, 2], and the looks.

@@ -2,7 +2,7 @@
 
 The singular value is estimated from two vectors in the collection `"spectral"`: `sigma = u^T W v`,
 with `W` the kernel as a `[C_out, C_in * k * k]` matrix. The vectors change only if the collection
-is mutable. A flow or a sampler thus sees one fixed function, and a train step that applies the
+is mutable. A flow or a sampler thus sees one fixed function, and a training step that applies the
 network with `mutable=["spectral"]` updates them once.
 
 A program that applies fixed variables many times should divide once, before its loop; see

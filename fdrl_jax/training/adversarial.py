@@ -118,7 +118,7 @@ def make_train_step(
     batch_size: int,
     **options: Any,
 ) -> TrainStep:
-    """Builds the train step of a classifier: the cross-entropy on attacked images.
+    """Builds the training step of a classifier: the cross-entropy on attacked images.
 
     It is used like the result of `steps.make_train_step` and draws data by the same positions.
 

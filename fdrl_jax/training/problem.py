@@ -1,4 +1,4 @@
-"""A learning problem as functions and hyper-parameters: the input of train steps and samplers."""
+"""A learning problem as functions and hyper-parameters, for training steps and samplers."""
 
 import functools
 from collections.abc import Callable
@@ -28,7 +28,7 @@ class Estimator(NamedTuple):
 
     Attributes:
       apply: `(variables, x [B, ...]) -> [B]`, each output depending only on its own example.
-      refresh: `variables -> variables`, called once before each train step, and on the averaged
+      refresh: `variables -> variables`, called once before each training step, and on the averaged
         variables after it. It updates variables that are not trained by gradients (the vectors of
         spectral normalisation). The flow and the loss of the step, and sampling, use them as
         constants.
@@ -47,7 +47,7 @@ class Estimator(NamedTuple):
     def from_network(cls, network: nn.Module) -> Self:
         """Returns the estimator of a Flax module that maps [B, ...] to [B].
 
-        The vectors of spectral normalisation, if any, are updated once per train step. For a module
+        The vectors of spectral normalisation, if any, are updated once per step. For a module
         with other variables to update, construct an `Estimator` with your own `refresh`.
         """
 
@@ -76,7 +76,7 @@ class Constants(NamedTuple):
     """Arrays that steps and samplers read and never change.
 
     Attributes:
-      data: arrays of the data source, for the `draw` of a train step.
+      data: arrays of the data source, for the `draw` of a training step.
       prior: arrays of the prior, the `params` of `priors.Prior`.
       classifier: arrays of the classifier for conditional sampling, if there is one.
     """

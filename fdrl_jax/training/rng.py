@@ -61,7 +61,7 @@ def example_keys(root: Array, stream: Stream, positions: Array) -> Array:
 
 
 def batch_positions(step: Array, batch_size: int, axis_name: str | None = None) -> Array:
-    """Returns the positions of a replica's examples in a train step.
+    """Returns the positions of a replica's examples in a training step.
 
     Args:
       step: the number of the batch, from 0, an integer scalar.

@@ -1,4 +1,4 @@
-"""The train step, a pure function for one replica.
+"""The training step, a pure function for one replica.
 
 A step is built once from functions and hyper-parameters and holds no arrays. `parallel` maps it
 over devices, and you can call it inside your own `jax.jit`. The random key is an argument, so
@@ -59,7 +59,7 @@ def make_train_step(
     num_micro_batches: int = 1,
     axis_name: str | None = None,
 ) -> TrainStep:
-    """Builds the train step (algorithm 1).
+    """Builds the training step (algorithm 1).
 
     One step draws data and prior samples, moves the prior samples along the flow of the current
     estimator for `K` steps, and updates the estimator on the Bregman loss between data and flowed
@@ -153,7 +153,7 @@ def from_gradients(
     num_micro_batches: int = 1,
     axis_name: str | None = None,
 ) -> TrainStep:
-    """Builds a train step from a function that computes gradients.
+    """Builds a training step from a function that computes gradients.
 
     Adds micro-batches, the average over replicas and the update of the state.
 
@@ -217,7 +217,7 @@ def from_gradients(
 def repeat_steps(
     train_step: TrainStep, max_steps: int
 ) -> Callable[..., tuple[TrainState, Metrics]]:
-    """Returns a function that runs several train steps on the device in one dispatch.
+    """Returns a function that runs several training steps on the device in one dispatch.
 
     The number of steps is an argument and not a constant of the compiled program. All numbers up to
     `max_steps` run the same machine code, so results do not depend on where a run is interrupted.

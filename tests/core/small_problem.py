@@ -1,4 +1,4 @@
-"""A problem that compiles quickly, for the tests of train step, sampler and devices."""
+"""A problem that compiles quickly, for the tests of training step, sampler and devices."""
 
 import jax
 import jax.numpy as jnp

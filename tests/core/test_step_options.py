@@ -1,4 +1,4 @@
-"""Options of the train step: skipped batches, several seeds, optimizers, ramp of the average."""
+"""Options of the training step: skipped batches, several seeds, optimizers, ramp of the average."""
 
 import chex
 import jax

@@ -1,4 +1,4 @@
-"""The train step: algorithm 1, with keys that depend only on the seed and the step."""
+"""The training step: algorithm 1, with keys that depend only on the seed and the step."""
 
 import functools
 import re
