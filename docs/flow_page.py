@@ -2,9 +2,10 @@
 
 Command: python -m docs.flow_page [--workdir=runs/flow_page]
 
-Cost: 4 min on two CPU cores. Runs that exist in the folder are not trained again.
-Score: the swiss roll and the eight Gaussians are the runs of their configs. Digits, by the metric
-  of `configs/digits.py`: Fréchet distance of 360 images 0.27 (prior 1.32), seed 0.
+Cost: 3 min on two CPU cores. Runs that exist in the folder are not trained again.
+Score: 99.9% of points end within 4 sigma of the swiss roll and 99.5% within 4 sigma of one of the
+  eight Gaussians. The Fréchet distance of digits, in the decision space of an SVM trained on real
+  digits, is 0.22 (prior 1.29); seed 0.
 """
 
 import argparse
@@ -47,6 +48,7 @@ _NUM_REAL = 10_000
 DIGITS_HIDDEN_SIZES = (96, 96, 96)
 DIGITS_NUM_STEPS = 2_000
 DIGITS_BATCH_SIZE = 128
+DIGITS_FLOW_STEPS = (20, 12)  # K and κ, more than in the config, which makes up for the network.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,12 +171,14 @@ def of_points(name: str, workdir: Path) -> Model:
 def of_digits(num_steps: int = DIGITS_NUM_STEPS) -> Model:
     """Trains a network on digits by the recipe of their config, and returns the model.
 
-    Unlike the config, it takes an image as a point [64], and prior samples are not clipped.
+    Unlike the config, an image is a point [64] of a small MLP, and prior samples are not clipped.
+    The number of steps must be a multiple of `train.steps_per_dispatch`, 10.
     """
     source = _flat(digits())
     config = importlib.import_module("configs.digits").get_config()
     config.precision = "float32"
     config.network.name, config.network.hidden_sizes = "mlp", DIGITS_HIDDEN_SIZES
+    config.flow.num_steps, config.flow.num_refine_steps = DIGITS_FLOW_STEPS
     config.train.batch_size, config.train.num_steps = DIGITS_BATCH_SIZE, num_steps
     wanted = settings.from_config(config.to_dict())
     fitted = prior.fit(source.train_batches(), 0, wanted.prior.jitter)
@@ -182,28 +186,27 @@ def of_digits(num_steps: int = DIGITS_NUM_STEPS) -> Model:
     run_steps = parallel.map_steps(model.repeated_step())
     constants = experiment.on_devices(model.constants)
     of_all = parallel.replicate(model.init_state())
-    for _ in range(num_steps // wanted.train.steps_per_dispatch):
-        of_all, _ = run_steps(
-            model.root_key, of_all, constants, None, wanted.train.steps_per_dispatch, 0
-        )
+    count = wanted.train.steps_per_dispatch
+    for _ in range(num_steps // count):
+        of_all, _ = run_steps(model.root_key, of_all, constants, None, count, 0)
     trained = parallel.unreplicate(of_all)
     arrays = {"mean": fitted.mean, "factor": fitted.factor}
     return _model_of(model, trained, "Digits", "configs/digits.py", arrays)
 
 
 def score(model: Model, num: int = 720) -> tuple[float, float]:
-    """Returns the Fréchet distances of samples of digits and of the prior to held-out digits."""
-    source = digits()
+    """Returns the Fréchet distances of samples of digits, and of the prior, to held-out digits."""
+    source, size = digits(), model.sizes[0]
+    factor = model.arrays["factor"].reshape(size, size)
+    noise = np.random.default_rng(0).normal(size=(num, size))
+    x0 = (model.arrays["mean"] + noise @ factor.T).astype(np.float32)
     svc = SvcClassifier(source.arrays["real"], source.arrays["label"])
     held_out = svc.features(source.held_out(source.num_held_out, 0))
-    x0 = (
-        model.arrays["mean"]
-        + np.random.default_rng(0).normal(size=(num, 64)) @ model.arrays["factor"].reshape(64, 64).T
-    )
-    sets = (sample(model, x0.astype(np.float32)), x0)
-    found = (frechet_distance(svc.features(x.reshape(-1, 8, 8, 1)), held_out) for x in sets)
-    samples, start = found
-    return samples, start
+
+    def distance(x: np.ndarray) -> float:
+        return frechet_distance(svc.features(x.reshape(num, *source.event_shape)), held_out)
+
+    return distance(sample(model, x0)), distance(x0)
 
 
 def sample(model: Model, x0: np.ndarray) -> np.ndarray:

@@ -19,7 +19,8 @@ function network(sizes, weights) {
     outputs: new Float64Array(size),
     deltas: new Float64Array(sizes[l]),
   }));
-  if (first !== weights.length) throw new Error(`sizes ${sizes} need ${first} weights, got ${weights.length}`);
+  if (first !== weights.length)
+    throw new Error(`sizes ${sizes} need ${first} weights, got ${weights.length}`);
   return layers;
 }
 
@@ -73,56 +74,47 @@ class Swarm {
   constructor(layers, normal) {
     Object.assign(this, { layers, normal, points: [] });
     this.gradient = new Float64Array(layers[0].deltas.length);
-    this.clear();
   }
 
-  clear() {
-    this.points = [];
-    this.restart();
-  }
-
-  add(start) {
-    const x = Float64Array.from(start);
-    this.points.push({ start: x, x: x.slice(), before: x.slice(), steps: 0, isDone: false });
+  // Adds a point that starts at `x` [D]. `values` are log r where it was after 0, 1, ... steps.
+  add(x) {
+    const start = Float64Array.from(x);
+    this.points.push({ start, x: start.slice(), before: start.slice(), values: [], isDone: false });
   }
 
   // Moves all points back to where they started.
   restart() {
-    this.sums = [];
-    this.counts = [];
     for (const point of this.points) {
       point.x.set(point.start);
       point.before.set(point.start);
-      Object.assign(point, { steps: 0, isDone: false });
+      Object.assign(point, { values: [], isDone: false });
     }
   }
 
-  // Takes one step of every point that has not taken `length` steps. Returns how many are left.
+  // Takes one step (eq. 9) of every point that has not taken `length` steps, and evaluates the
+  // others at their end. Returns whether all points are there.
   step({ stepSize, noiseScale, length }) {
-    let left = 0;
     for (const point of this.points) {
       if (point.isDone) continue;
-      const { x, before, steps } = point;
-      const isLast = steps >= length;
-      const value = logRatio(this.layers, x, isLast ? null : this.gradient);
-      this.sums[steps] = (this.sums[steps] ?? 0) + value;
-      this.counts[steps] = (this.counts[steps] ?? 0) + 1;
+      const { x, before, values } = point;
+      point.isDone = values.length >= length;
+      values.push(logRatio(this.layers, x, point.isDone ? null : this.gradient));
       before.set(x);
-      point.isDone = isLast;
-      if (isLast) continue;
+      if (point.isDone) continue;
       for (let d = 0; d < x.length; d++) {
         x[d] -= stepSize * this.gradient[d];
         if (noiseScale) x[d] += noiseScale * this.normal();
       }
-      point.steps++;
-      left++;
     }
-    return left;
+    return this.points.every(({ isDone }) => isDone);
   }
 
-  // The mean log ratio of the points after 0, 1, ... steps.
+  // The mean of log r over the points after 0, 1, ... steps, as far as all points have come.
   get meanLogRatios() {
-    return this.sums.map((sum, k) => sum / this.counts[k]);
+    const { points } = this;
+    const count = points.length ? Math.min(...points.map(({ values }) => values.length)) : 0;
+    const mean = (k) => points.reduce((sum, { values }) => sum + values[k], 0) / points.length;
+    return Array.from({ length: count }, (_, k) => mean(k));
   }
 }
 

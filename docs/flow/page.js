@@ -2,8 +2,9 @@
 // Controls and pictures of the page. flow.js has the numbers, models.js the trained networks.
 
 const EXTENT = 2.8; // The square shows the plane from -EXTENT to EXTENT.
-const CELLS = 140; // Of the heat map, per side.
-const LARGEST_LOG_RATIO = 0.4; // Of the colours of the heat map.
+const CELLS = 64; // Of the heat map, per side.
+const LARGEST_LOG_RATIO = 0.6; // Of the colours of the heat map.
+const HEAT_ALPHA = 0.75;
 const MOST_POINTS = 3000;
 const TRAIL = 14; // Steps.
 const HOLD_MS = 700; // The points stay where they start for this long.
@@ -25,20 +26,26 @@ function element(name, attributes = {}, text = "") {
 }
 
 function signed(value, digits = 3) {
-  return value.toFixed(digits).replace("-", "−");
+  const text = value.toFixed(digits);
+  return Number(text) === 0 ? text.replace("-", "") : text.replace("-", "−");
 }
 
 // A picture of points that flow, with its controls. Subclasses draw points and start them.
 class Demo {
-  constructor(section, { models, starts, sliders, stepsPerSecond }) {
+  constructor(section, { models, starts, fresh, sliders, stepsPerSecond }) {
     section.append(document.getElementById("demo").content.cloneNode(true));
-    Object.assign(this, { section, starts, sliders, interval: 1000 / stepsPerSecond });
+    Object.assign(this, { section, starts, fresh, sliders, interval: 1000 / stepsPerSecond });
     this.find = (selector) => section.querySelector(selector);
     this.canvas = this.find("canvas");
     this.models = models.map((name) => {
       const { arrays, weights, sizes, ...model } = MODELS[name];
       const decoded = Object.entries(arrays).map(([key, text]) => [key, floats(text)]);
-      return { ...model, name, layers: network(sizes, floats(weights)), ...Object.fromEntries(decoded) };
+      return {
+        ...model,
+        name,
+        layers: network(sizes, floats(weights)),
+        ...Object.fromEntries(decoded),
+      };
     });
     this.isPlaying = false;
     this.addControls();
@@ -48,10 +55,12 @@ class Demo {
 
   addControls() {
     const { section, models, starts } = this;
-    const chosen = Math.max(0, models.findIndex(({ name }) => `#${name}` === location.hash));
+    const named = models.findIndex(({ name }) => `#${name}` === location.hash);
+    const chosen = Math.max(0, named);
     this.find(".models").hidden = models.length === 1;
-    this.addChoices(".models", models.map(({ title }) => title), chosen, (i) => this.useModel(models[i]));
-    this.addChoices(".starts", Object.keys(starts), 0, (i) => this.useStart(Object.keys(starts)[i]));
+    const [titles, names] = [models.map(({ title }) => title), Object.keys(starts)];
+    this.addChoices(".models", titles, chosen, (i) => this.useModel(models[i]));
+    this.addChoices(".starts", names, 0, (i) => this.useStart(names[i]));
     this.find(".play").onclick = () => this.play(!this.isPlaying);
     this.find(".one").onclick = () => this.takeOneStep();
     this.find(".fresh").onclick = () => this.useStart(this.start);
@@ -61,16 +70,18 @@ class Demo {
       Object.assign(slider, { min: 0, max, step });
       slider.oninput = () => this.restart();
     }
-    this.start = Object.keys(starts)[0];
+    this.start = names[0];
     this.useModel(models[chosen]);
-    const visible = new IntersectionObserver(([{ isIntersecting }]) => {
-      if (!isIntersecting) return;
-      visible.disconnect();
-      this.restart();
-      this.play(!isMotionReduced);
-    }, { threshold: 0.3 });
+    const visible = new IntersectionObserver(
+      ([{ isIntersecting }]) => {
+        if (!isIntersecting) return;
+        visible.disconnect();
+        this.restart();
+        this.play(true);
+      },
+      { threshold: 0.3 },
+    );
     visible.observe(this.canvas);
-    section.hidden = false;
   }
 
   addChoices(selector, labels, chosen, use) {
@@ -79,7 +90,11 @@ class Demo {
       const input = document.createElement("input");
       const span = document.createElement("span");
       span.textContent = text;
-      Object.assign(input, { type: "radio", name: `${this.section.id}${selector}`, checked: i === chosen });
+      Object.assign(input, {
+        type: "radio",
+        name: `${this.section.id}${selector}`,
+        checked: i === chosen,
+      });
       input.onchange = () => use(i);
       label.append(input, span);
       this.find(`${selector} .choices`).append(label);
@@ -97,46 +112,59 @@ class Demo {
 
   useStart(start) {
     this.start = start;
-    this.swarm.clear();
+    this.swarm.points = [];
     this.starts[start](this.model).forEach((x) => this.swarm.add(x));
-    this.find(".fresh").textContent = this.swarm.points.length ? this.freshText : "Clear";
+    this.find(".fresh").textContent = this.swarm.points.length ? this.fresh : "Clear";
     this.restart();
   }
 
   useDefaults() {
-    for (const name of Object.keys(this.sliders)) this.find(`[name=${name}]`).value = this.model.flow[name];
+    for (const name of Object.keys(this.sliders))
+      this.find(`[name=${name}]`).value = this.model.flow[name];
     this.restart();
   }
 
   get settings() {
     const names = Object.keys(this.sliders);
-    return Object.fromEntries(names.map((name) => [name, Number(this.find(`[name=${name}]`).value)]));
+    return Object.fromEntries(
+      names.map((name) => [name, Number(this.find(`[name=${name}]`).value)]),
+    );
   }
 
+  // Moves the points back to where they started. They flow again, unless the reader has paused.
   restart() {
+    const wasDone = this.isDone;
     this.swarm.restart();
     this.isDone = false;
     this.due = performance.now() + HOLD_MS;
+    if (wasDone) this.play(true);
     this.describe();
     this.draw();
   }
 
   play(isPlaying) {
-    if (isPlaying && this.isDone) this.restart();
+    if (isPlaying && this.isDone) return this.restart();
     this.isPlaying = isPlaying;
     this.due = Math.max(this.due, performance.now());
-    if (isPlaying && !this.frame) this.frame = requestAnimationFrame((now) => this.animate(now));
-    this.describe();
+    if (isPlaying && !this.isScheduled) this.schedule();
+    return this.describe();
+  }
+
+  // Readers who prefer no motion see only where the points end.
+  schedule() {
+    this.isScheduled = true;
+    if (isMotionReduced) setTimeout(() => this.animate(Infinity));
+    else requestAnimationFrame((now) => this.animate(now));
   }
 
   animate(now) {
-    this.frame = 0;
-    if (now >= this.due) {
+    this.isScheduled = false;
+    if (this.isPlaying && now >= this.due) {
       this.advance();
       this.due = Math.max(this.due + this.interval, now);
     }
-    this.draw();
-    if (this.isPlaying) this.frame = requestAnimationFrame((next) => this.animate(next));
+    if (this.isPlaying) this.schedule();
+    if (!(this.isPlaying && isMotionReduced)) this.draw();
   }
 
   takeOneStep() {
@@ -147,7 +175,7 @@ class Demo {
   }
 
   advance() {
-    this.isDone = this.swarm.step(this.settings) === 0 && this.swarm.points.every(({ isDone }) => isDone);
+    this.isDone = this.swarm.step(this.settings);
     if (this.isDone) this.isPlaying = false;
     this.describe();
   }
@@ -160,17 +188,23 @@ class Demo {
     this.find(".one").disabled = isEmpty || this.isDone;
     for (const [name, value] of Object.entries(settings)) {
       const unit = name === "length" ? ` step${value === 1 ? "" : "s"}` : "";
-      this.find(`[name=${name}]`).previousElementSibling.querySelector("output").textContent = `${value}${unit}`;
+      this.find(`[name=${name}]`).previousElementSibling.querySelector("output").textContent =
+        `${value}${unit}`;
     }
-    this.find(".defaults").disabled = Object.entries(settings).every(([name, value]) => value === model.flow[name]);
+    this.find(".defaults").disabled = Object.entries(settings).every(
+      ([name, value]) => value === model.flow[name],
+    );
     const means = swarm.meanLogRatios;
     const readout = this.readout(Math.max(0, means.length - 1), means.at(-1));
-    this.find(".readout").replaceChildren(...Object.entries(readout).map(([name, value]) => {
-      const entry = document.createElement("div");
-      for (const [tag, text] of [["dt", name], ["dd", value]])
-        entry.append(Object.assign(document.createElement(tag), { textContent: text }));
-      return entry;
-    }));
+    this.find(".readout").replaceChildren(
+      ...Object.entries(readout).map(([name, value]) => {
+        const [entry, term, text] = ["div", "dt", "dd"].map((tag) => document.createElement(tag));
+        term.textContent = name;
+        text.textContent = value;
+        entry.append(term, text);
+        return entry;
+      }),
+    );
     plot(this.find("svg"), means, settings.length, model.real);
   }
 
@@ -190,31 +224,36 @@ class Demo {
 }
 
 class Plane extends Demo {
-  get freshText() {
-    return "New points";
-  }
-
-  constructor(section, options) {
-    super(section, options);
-    const shows = this.find(".shows");
-    for (const [name, text] of [["heat", "Heat map of log r"], ["data", "Data"], ["trails", "Trails"]]) {
-      const label = document.createElement("label");
-      const input = Object.assign(document.createElement("input"), { type: "checkbox", name, checked: true });
-      input.onchange = () => this.draw();
-      label.append(input, text);
-      shows.append(label);
-    }
-    this.find(".stage").insertAdjacentHTML("beforeend",
-      `<p class="hint" hidden>Click or drag here</p><div class="scale"><span>log r = −${LARGEST_LOG_RATIO}</span><i></i>
-      <span>+${LARGEST_LOG_RATIO}</span></div>`);
+  addControls() {
+    this.cross = [0, 0]; // Where the keyboard drops points.
+    this.find(".picture").insertAdjacentHTML(
+      "beforeend",
+      `<p class="hint" hidden>Click or drag here</p>`,
+    );
+    this.find(".picture").insertAdjacentHTML(
+      "afterend",
+      `
+      <div class="scale"><span>log r = −${LARGEST_LOG_RATIO}</span><i></i><span>+${LARGEST_LOG_RATIO}</span></div>
+      <div class="shows">
+        <label><input type="checkbox" name="heat" checked>Heat map of log r</label>
+        <label><input type="checkbox" name="data" checked>Data<i></i></label>
+        <label><input type="checkbox" name="trails" checked>Trails</label>
+      </div>`,
+    );
+    for (const box of this.section.querySelectorAll(".shows input"))
+      box.onchange = () => this.draw();
     this.listen();
+    super.addControls();
   }
 
   listen() {
     const { canvas } = this;
     canvas.tabIndex = 0;
     canvas.setAttribute("role", "application");
-    canvas.setAttribute("aria-label", "Plane with points. Arrow keys move the cross, Space drops points.");
+    canvas.setAttribute(
+      "aria-label",
+      "Plane with points. Arrow keys move the cross, Space drops points.",
+    );
     let last = null; // Where points were dropped last in this gesture; `null` between gestures.
     const dropAt = (x, count) => this.drop((last = x), count);
     canvas.onpointerdown = (event) => {
@@ -237,18 +276,19 @@ class Plane extends Demo {
     canvas.onkeydown = (event) => {
       if (event.key === " ") this.drop(this.cross, 60);
       else if (moves[event.key])
-        this.cross = this.cross.map((v, d) => Math.min(EXTENT, Math.max(-EXTENT, v + 0.1 * moves[event.key][d])));
+        this.cross = this.cross.map((v, d) =>
+          Math.min(EXTENT, Math.max(-EXTENT, v + 0.1 * moves[event.key][d])),
+        );
       else return;
       event.preventDefault();
       this.draw();
     };
     canvas.onfocus = canvas.onblur = () => this.draw();
-    this.cross = [0, 0];
   }
 
   place({ offsetX, offsetY }) {
     const side = this.canvas.clientWidth;
-    return [(2 * offsetX / side - 1) * EXTENT, (1 - 2 * offsetY / side) * EXTENT];
+    return [((2 * offsetX) / side - 1) * EXTENT, (1 - (2 * offsetY) / side) * EXTENT];
   }
 
   drop(centre, count) {
@@ -277,6 +317,14 @@ class Plane extends Demo {
     }
   }
 
+  drawHeat(context, side) {
+    const { model } = this;
+    model.heat ??= heatOf(model);
+    const theme = colour("--high");
+    if (model.painted?.theme !== theme) model.painted = { theme, canvas: paintHeat(model.heat) };
+    context.drawImage(model.painted.canvas, 0, 0, side, side);
+  }
+
   readout(steps, mean) {
     const points = this.swarm.points.map(({ x }) => x);
     const share = shareNear(points, this.model.centres, this.model.sigma);
@@ -287,7 +335,6 @@ class Plane extends Demo {
   }
 
   draw() {
-    if (!this.cross) return; // The controls are not complete yet.
     const [context, side] = this.prepareCanvas();
     const scale = side / (2 * EXTENT);
     const right = (x) => (x[0] + EXTENT) * scale;
@@ -303,7 +350,7 @@ class Plane extends Demo {
     };
     const { points } = this.swarm;
     const isShown = (name) => this.find(`[name=${name}]`).checked;
-    if (isShown("heat")) context.drawImage(heatMap(this.model, () => this.draw()), 0, 0, side, side);
+    if (isShown("heat")) this.drawHeat(context, side);
     if (isShown("data")) dots(dataOf(this.model), side / 400, colour("--data"), 0.55);
     const ink = colour("--ink");
     if (isShown("trails")) {
@@ -316,50 +363,44 @@ class Plane extends Demo {
       }
       context.stroke();
     }
-    dots(points.map(({ x }) => x), side / 330, ink, 0.85);
-    if (this.canvas.matches(":focus-visible")) {
-      Object.assign(context, { strokeStyle: colour("--accent"), globalAlpha: 1, lineWidth: side / 320 });
-      const [x, y, arm] = [right(this.cross), down(this.cross), side / 45];
-      context.beginPath();
-      for (const [a, b] of [[arm, 0], [0, arm]]) {
-        context.moveTo(x - a, y - b);
-        context.lineTo(x + a, y + b);
-      }
-      context.stroke();
-    }
+    const places = points.map(({ x }) => x);
+    dots(places, side / 330, ink, 0.85);
     context.globalAlpha = 1;
+    if (this.canvas.matches(":focus-visible")) {
+      const [x, y, arm, width] = [right(this.cross), down(this.cross), side / 45, side / 320];
+      context.fillStyle = colour("--accent");
+      context.fillRect(x - arm, y - width / 2, 2 * arm, width);
+      context.fillRect(x - width / 2, y - arm, width, 2 * arm);
+    }
     this.find(".hint").hidden = points.length > 0;
   }
 }
 
 class Images extends Demo {
-  get freshText() {
-    return "New digits";
-  }
-
   draw() {
     const [context, side] = this.prepareCanvas();
+    const [dark, light] = ["--ink", "--tile"].map((name) => rgb(colour(name)));
     const rows = Math.sqrt(this.swarm.points.length);
-    const pixels = 8 * rows + rows + 1; // Tiles of 8 pixels with lines of one pixel.
-    const image = new ImageData(pixels, pixels);
-    const [dark, light, line] = ["--ink", "--tile", "--line"].map((name) => rgb(colour(name)));
-    const paint = (x, y, value) => image.data.set([...value, 255], 4 * (y * pixels + x));
-    for (let i = 0; i < pixels * pixels; i++) paint(i % pixels, Math.floor(i / pixels), line);
+    const gap = Math.max(1, Math.round(side / 190));
+    const size = (side - gap) / rows;
     // Between two steps, images move in a straight line.
-    const since = this.isPlaying ? Math.min(1, Math.max(0, 1 - (this.due - performance.now()) / this.interval)) : 1;
-    this.swarm.points.forEach(({ x, before }, tile) => {
-      x.forEach((value, i) => {
-        const shown = Math.min(1, Math.max(0, (before[i] + since * (value - before[i]) + 1) / 2));
-        const column = 1 + 9 * (tile % rows) + (i % 8);
-        const row = 1 + 9 * Math.floor(tile / rows) + Math.floor(i / 8);
-        paint(column, row, dark.map((c, k) => light[k] + shown * (c - light[k])));
+    const wait = (this.due - performance.now()) / this.interval;
+    const share = this.isPlaying ? Math.min(1, Math.max(0, 1 - wait)) : 1;
+    this.tile ??= Object.assign(document.createElement("canvas"), { width: 8, height: 8 });
+    Object.assign(context, { fillStyle: colour("--line"), imageSmoothingQuality: "high" });
+    context.fillRect(0, 0, side, side);
+    this.swarm.points.forEach(({ x, before }, i) => {
+      const image = new ImageData(8, 8);
+      x.forEach((value, k) => {
+        const ink = Math.min(1, Math.max(0, (before[k] + share * (value - before[k]) + 1) / 2));
+        image.data.set([...light.map((c, j) => c + ink * (dark[j] - c)), 255], 4 * k);
       });
+      this.tile.getContext("2d").putImageData(image, 0, 0);
+      const [left, top] = [i % rows, Math.floor(i / rows)].map((cell) =>
+        Math.round(gap + cell * size),
+      );
+      context.drawImage(this.tile, left, top, Math.round(size - gap), Math.round(size - gap));
     });
-    this.buffer ??= document.createElement("canvas");
-    this.buffer.width = this.buffer.height = pixels;
-    this.buffer.getContext("2d").putImageData(image, 0, 0);
-    context.imageSmoothingEnabled = false;
-    context.drawImage(this.buffer, 0, 0, side, side);
   }
 }
 
@@ -376,29 +417,22 @@ function dataOf(model) {
   return model.data;
 }
 
-// Returns the heat map of a model as a canvas. Rows that are missing are computed in short slices.
-function heatMap(model, whenMore) {
-  model.heat ??= { values: [], canvas: Object.assign(document.createElement("canvas"), { width: CELLS, height: CELLS }) };
-  const { values, canvas } = model.heat;
-  if (values.length < CELLS * CELLS && !model.heat.isWaiting) {
-    model.heat.isWaiting = true;
-    setTimeout(() => {
-      for (const end = performance.now() + 12; values.length < CELLS * CELLS && performance.now() < end; ) {
-        const place = (cell) => (2 * (cell + 0.5) / CELLS - 1) * EXTENT;
-        const row = Math.floor(values.length / CELLS);
-        for (let column = 0; column < CELLS; column++)
-          values.push(logRatio(model.layers, [place(column), -place(row)]));
-      }
-      model.heat.isWaiting = false;
-      whenMore();
-    });
-  }
+// Returns log r at the cells of the heat map, by rows from the top.
+function heatOf(model) {
+  const place = (cell) => ((2 * (cell + 0.5)) / CELLS - 1) * EXTENT;
+  const at = (i) => [place(i % CELLS), -place(Math.floor(i / CELLS))];
+  return repeat(CELLS * CELLS, (_, i) => logRatio(model.layers, at(i)));
+}
+
+// Returns the heat map as a canvas. Where log r is 0, it is transparent.
+function paintHeat(values) {
   const image = new ImageData(CELLS, CELLS);
-  const [high, low] = [rgb(colour("--high")), rgb(colour("--low"))];
+  const [high, low] = ["--high", "--low"].map((name) => rgb(colour(name)));
   values.forEach((value, i) => {
     const strength = Math.min(1, Math.abs(value) / LARGEST_LOG_RATIO);
-    image.data.set([...(value > 0 ? high : low), 255 * 0.85 * strength], 4 * i);
+    image.data.set([...(value > 0 ? high : low), 255 * HEAT_ALPHA * strength], 4 * i);
   });
+  const canvas = Object.assign(document.createElement("canvas"), { width: CELLS, height: CELLS });
   canvas.getContext("2d").putImageData(image, 0, 0);
   return canvas;
 }
@@ -408,23 +442,44 @@ function plot(svg, means, length, real) {
   const [width, height, left, top, bottom] = [340, 170, 42, 10, 24];
   const values = [...means, real, 0];
   const [low, high] = [Math.min(...values), Math.max(...values)];
-  const step = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100].find((s) => (high - low) / s <= 4) ?? 1000;
+  const step =
+    [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100].find(
+      (s) => (high - low) / s <= 4,
+    ) ?? 1000;
   const [first, last] = [Math.floor(low / step - 0.2), Math.ceil(high / step + 0.2)];
   const x = (k) => left + (k / Math.max(1, length)) * (width - left - 8);
   const y = (v) => top + ((last * step - v) / ((last - first) * step)) * (height - top - bottom);
-  const horizontal = (v, kind) => element("line", { class: kind, x1: left, x2: width - 8, y1: y(v), y2: y(v) });
+  const horizontal = (v, kind) =>
+    element("line", { class: kind, x1: left, x2: width - 8, y1: y(v), y2: y(v) });
   const parts = [];
   for (let i = first; i <= last; i++)
-    parts.push(horizontal(i * step, i ? "axis" : "zero"),
-      element("text", { x: left - 6, y: y(i * step) + 4, "text-anchor": "end" }, signed(i * step, step < 0.1 ? 2 : step < 1 ? 1 : 0)));
-  for (const k of [0, Math.round(length / 2), length])
-    parts.push(element("text", { x: x(k), y: height - 6, "text-anchor": k === length ? "end" : k ? "middle" : "start" }, k));
-  parts.push(horizontal(real, "real"),
-    element("text", { class: "label", x: width - 10, y: y(real) + (real > 0 ? -5 : 13), "text-anchor": "end" }, `real data ${signed(real)}`));
+    parts.push(
+      horizontal(i * step, i ? "axis" : "zero"),
+      element(
+        "text",
+        { x: left - 6, y: y(i * step) + 4, "text-anchor": "end" },
+        signed(i * step, step < 0.1 ? 2 : step < 1 ? 1 : 0),
+      ),
+    );
+  for (const k of new Set([0, Math.round(length / 2), length]))
+    parts.push(
+      element(
+        "text",
+        { x: x(k), y: height - 6, "text-anchor": k === length ? "end" : k ? "middle" : "start" },
+        k,
+      ),
+    );
+  parts.push(
+    horizontal(real, "real"),
+    element("text", { class: "label", x: left + 6, y: y(real) + 14 }, `real data ${signed(real)}`),
+  );
   if (means.length) {
     const points = means.map((v, k) => `${x(k).toFixed(1)},${y(v).toFixed(1)}`);
     const [cx, cy] = points.at(-1).split(",");
-    parts.push(element("polyline", { class: "curve", points: points.join(" ") }), element("circle", { class: "now", cx, cy, r: 3.5 }));
+    parts.push(
+      element("polyline", { class: "curve", points: points.join(" ") }),
+      element("circle", { class: "now", cx, cy, r: 3.5 }),
+    );
   }
   svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
   svg.setAttribute("aria-label", `Mean of log r by step. Real data: ${signed(real)}.`);
@@ -436,12 +491,14 @@ new Plane(document.getElementById("plane"), {
   starts: {
     Normal: () => repeat(600, () => around([0, 0], 1)),
     Square: () => repeat(600, () => [between(-2, 2), between(-2, 2)]),
-    Ring: () => repeat(600, () => {
-      const angle = between(0, TAU);
-      return around([2.2 * Math.cos(angle), 2.2 * Math.sin(angle)], 0.05);
-    }),
-    "Where I click": () => [],
+    Ring: () =>
+      repeat(600, () => {
+        const angle = between(0, TAU);
+        return around([2.2 * Math.cos(angle), 2.2 * Math.sin(angle)], 0.05);
+      }),
+    "By hand": () => [],
   },
+  fresh: "New points",
   sliders: {
     stepSize: { max: 0.5, step: 0.01 },
     noiseScale: { max: 0.1, step: 0.005 },
@@ -453,16 +510,18 @@ new Plane(document.getElementById("plane"), {
 new Images(document.getElementById("digits"), {
   models: ["digits"],
   starts: {
-    Gaussian: ({ mean, factor }) => repeat(64, () => {
-      const noise = repeat(64, normal);
-      return mean.map((m, i) => noise.reduce((sum, z, k) => sum + factor[64 * i + k] * z, m));
-    }),
+    Gaussian: ({ mean, factor }) =>
+      repeat(64, () => {
+        const noise = repeat(64, normal);
+        return mean.map((m, i) => noise.reduce((sum, z, k) => sum + factor[64 * i + k] * z, m));
+      }),
     "Uniform noise": () => repeat(64, () => repeat(64, () => between(-1, 1))),
   },
+  fresh: "New digits",
   sliders: {
     stepSize: { max: 6, step: 0.1 },
     noiseScale: { max: 0.1, step: 0.001 },
-    length: { max: 60, step: 1 },
+    length: { max: 96, step: 1 },
   },
-  stepsPerSecond: 5,
+  stepsPerSecond: 6,
 });
