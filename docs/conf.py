@@ -4,7 +4,7 @@ import importlib.resources
 from pathlib import Path
 from typing import Any
 
-from docs import api_pages, settings_page
+from docs import api_pages, flow_page, settings_page
 from fdrl_jax import __version__
 
 project = "fdrl_jax"
@@ -43,3 +43,4 @@ def setup(app: Any) -> None:
     app.connect("builder-inited", lambda app: api_pages.write_pages(Path(app.srcdir)))
     app.connect("builder-inited", lambda app: settings_page.write(Path(app.srcdir)))
     app.connect("env-check-consistency", api_pages.check)
+    app.connect("build-finished", flow_page.copy)
