@@ -4,7 +4,7 @@ import importlib.resources
 from pathlib import Path
 from typing import Any
 
-from docs import api_pages, settings_page
+from docs import api_links, api_pages, example_pages, settings_page
 from fdrl_jax import __version__
 
 project = "fdrl_jax"
@@ -42,4 +42,8 @@ def setup(app: Any) -> None:
     """Writes the generated pages, and checks at the end that they name every public symbol."""
     app.connect("builder-inited", lambda app: api_pages.write_pages(Path(app.srcdir)))
     app.connect("builder-inited", lambda app: settings_page.write(Path(app.srcdir)))
+    app.connect("builder-inited", lambda app: example_pages.write(Path(app.srcdir)))
+    app.add_post_transform(api_links.ApiLinks)
+    app.connect("autodoc-process-docstring", api_pages.shorten_types, priority=900)
+    app.connect("autodoc-process-signature", api_pages.shorten_signature)
     app.connect("env-check-consistency", api_pages.check)

@@ -377,6 +377,7 @@ def page(times: dict[str, int]) -> str:
         "`make gallery` draws all pictures from scratch, and\n"
         '`make gallery GALLERY_ARGS="--only swissroll"` those of one entry.\n'
         "`docs/gallery.py` writes this page.\n",
+        _thumbnails(),
         "| entry | shows | time |\n|---|---|---|",
     ]
     for entry in ENTRIES:
@@ -393,6 +394,20 @@ def page(times: dict[str, int]) -> str:
         command = f"```bash\n{entry.command}\n```\n\nTime: {took[entry.name]}{after}.\n"
         parts.append(f"## {entry.name}\n\n{command}\n" + "\n".join(shown))
     return "\n".join(parts)
+
+
+def _thumbnails(columns: int = 3) -> str:
+    """Returns a table of all pictures, each a link to its entry."""
+    cells = [
+        f"[![{caption}](images/{target})](#{entry.name})"
+        for entry in ENTRIES
+        for target, (_, caption) in entry.pictures.items()
+        if (IMAGES / target).exists()
+    ]
+    cells += [""] * (-len(cells) % columns)
+    rows = ["| " * columns + "|", "|---" * columns + "|"]
+    rows += [f"| {' | '.join(cells[i : i + columns])} |" for i in range(0, len(cells), columns)]
+    return "\n".join(rows) + "\n"
 
 
 if __name__ == "__main__":
