@@ -39,7 +39,7 @@ from fdrl_jax.training import parallel
 from fdrl_jax.training.state import TrainState
 
 _ADVICE = (
-    "Try loss.gradient_penalty=0.1, a smaller optimizer.learning_rate or flow.step_size, "
+    "Try loss.gradient_penalty=1, a smaller optimizer.learning_rate or flow.step_size, "
     "loss.name=lr, or train.on_divergence=rollback"
 )
 # Samples change most in the first steps of training, so these have snapshots as well.
