@@ -39,11 +39,20 @@ def _public_modules(package: ModuleType) -> list[str]:
 
 
 def public_names(module: ModuleType) -> list[str]:
-    """Returns the public names of a module in order; those of a package are its `__all__`."""
+    """Returns the public names of a module in order; those of a package are its `__all__`.
+
+    Other names of classes of other packages, such as `Array` of `jax.Array`, are left out: each
+    module has them.
+    """
     if hasattr(module, "__path__"):
         return list(module.__all__)
     # An overloaded function has several definitions; the dictionary has each name once.
-    return [name for name in _definitions(module) if not name.startswith("_")]
+    found = [name for name in _definitions(module) if not name.startswith("_")]
+    return [name for name in found if not _is_foreign(getattr(module, name))]
+
+
+def _is_foreign(value: Any) -> bool:
+    return inspect.isclass(value) and not value.__module__.startswith("fdrl_jax")
 
 
 def _definitions(module: ModuleType) -> dict[str, ast.stmt]:

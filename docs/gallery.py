@@ -65,6 +65,10 @@ ENTRIES = (
                 "swissroll/evaluations/step_3000/course.png",
                 "Samples over training (figure 4 of the paper).",
             ),
+            "swissroll_flow.webp": (
+                "swissroll/evaluations/step_3000/flow.webp",
+                "Points that flow from the prior to the data, animated.",
+            ),
         },
     ),
     Entry(
@@ -347,7 +351,7 @@ def draw(entry: Entry, workdir: Path, data: Mapping[str, str]) -> float:
 def collect(entry: Entry, workdir: Path) -> None:
     """Copies the pictures of an entry to docs/images, as PNG with fewer levels or as JPEG."""
     for target, (drawn, _) in entry.pictures.items():
-        if target.endswith(".svg"):
+        if target.endswith((".svg", ".webp")):
             shutil.copy(workdir / drawn, IMAGES / target)
             continue
         image = Image.open(workdir / drawn).convert("RGB")

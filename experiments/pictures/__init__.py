@@ -15,7 +15,7 @@ from experiments.pictures import flow, images, points, style
 from experiments.pictures.style import save
 
 __all__ = ["animate_flow", "course", "num_shown", "samples_and_data", "save", "strips"]
-_NUM_FRAMES = 24
+_NUM_FRAMES = 16
 
 
 def samples_and_data(

@@ -33,7 +33,7 @@ def training(
     judged = sorted({name for r in records for name in r if name.startswith(PREFIX)})
     figure, (loss, ratio, norms, *rest) = panels(4 if judged else 3, size=2.6)
     loss.plot(steps, values("loss"), color=SAMPLES, label="loss")
-    loss.axhline(chance, color=PRIOR, linewidth=0.8, linestyle=":", label=f"chance: {chance:.4g}")
+    loss.axhline(chance, color=PRIOR, linewidth=0.8, linestyle=":", label=f"chance: {chance:.5g}")
     loss.set_title("Bregman loss")
     legend_below(loss)
     ratio.plot(steps, values("ratio_real"), color=DATA, label="on data")

@@ -49,7 +49,7 @@ def side_by_side(columns: Mapping[str, np.ndarray]) -> Figure:
 
 def grids(sets: Sequence[tuple[str, np.ndarray]]) -> Figure:
     """Draws a small grid of images per title."""
-    figure, axes = panels(3, -(-len(sets) // 3), size=2.0)
+    figure, axes = panels(3, -(-len(sets) // 3), size=1.7)
     for ax, (title, images) in zip(axes, sets, strict=False):
         show(ax, square(images[:NUM_SMALL]))
         ax.set_title(title)

@@ -60,7 +60,7 @@ def log_ratio_and_drift(
 
 def over_data(sets: Sequence[tuple[str, np.ndarray]], data: np.ndarray) -> Figure:
     """Draws a panel per title, with its points over the data in grey."""
-    figure, axes = panels(3, -(-len(sets) // 3), size=2.0)
+    figure, axes = panels(3, -(-len(sets) // 3), size=1.7)
     for ax, (title, points) in zip(axes, sets, strict=False):
         scatter(ax, data, PRIOR, frame(data), alpha=0.15)
         scatter(ax, points, SAMPLES, frame(data))

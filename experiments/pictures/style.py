@@ -19,7 +19,7 @@ DATA, SAMPLES, PRIOR = "#4878a8", "#d1602b", "#8a8a8a"
 DATA_TITLE, SAMPLES_TITLE, PRIOR_TITLE = "data", r"samples $x_{K+\kappa}$", "prior $x_0$"
 COLOURS = {DATA_TITLE: DATA, SAMPLES_TITLE: SAMPLES, PRIOR_TITLE: PRIOR}
 _MAX_NAME = 24  # Characters of the name of a class or a data set in a picture.
-_FRAME_MS, _LAST_FRAME_MS = 120, 2_000  # Duration of the frames of an animation.
+_FRAME_MS, _LAST_FRAME_MS = 180, 2_000  # Duration of the frames of an animation.
 
 plt.rcParams.update(
     {
@@ -79,7 +79,7 @@ def save_animation(
             append_images=frames[1:],
             duration=durations,
             loop=0,
-            quality=60,
+            quality=50,
             method=4,
         )
     return path

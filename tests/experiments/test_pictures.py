@@ -52,7 +52,7 @@ def test_the_loss_is_shown_next_to_chance_and_no_legend_or_number_covers_a_curve
     figure = curves.training(records, chance=2 * math.log(2))
     figure.canvas.draw()
     (loss, *_) = figure.axes
-    assert "chance: 1.386" in [text.get_text() for text in loss.get_legend().get_texts()]
+    assert "chance: 1.3863" in [text.get_text() for text in loss.get_legend().get_texts()]
     for ax in figure.axes:
         assert ax.yaxis.get_offset_text().get_text() == ""
         assert ax.get_legend().get_window_extent().y1 < ax.get_window_extent().y0
