@@ -17,6 +17,7 @@ exclude_patterns = ["**/README.md"]
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 
+default_role = "literal"  # Docstrings have single backticks around code.
 smartquotes_action = "qe"  # No dashes, which would change flags such as --config.
 autodoc_typehints = "signature"
 python_maximum_signature_line_length = 88  # Longer ones have a line per argument.

@@ -67,7 +67,7 @@ def test_images_of_several_sizes_in_one_set_are_refused_with_the_flag_of_this_pr
     for size in (8, 9):
         pixels = np.zeros((size, size, 3), np.uint8)
         (tmp_path / f"{size}.png").write_bytes(encoded(pixels))
-    with pytest.raises(DataError, match=r"9\.png.*\(8, 8, 3\) in other images; set --image_size$"):
+    with pytest.raises(DataError, match=r"9\.png.*\(8, 8, 3\) in other images; set --image_size"):
         sets.load(str(tmp_path))
     assert sets.load(str(tmp_path), image_size=8).pixels.shape == (2, 8, 8, 3)
 
