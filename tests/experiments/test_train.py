@@ -208,8 +208,11 @@ def test_early_snapshots_are_written_once_and_change_no_number_of_the_training(t
         "00000010.npz",
         "00000012.npz",
     }
-    without = train(tmp_path / "none", {**changes, "snapshot.every_steps": 0})
-    assert not (tmp_path / "none" / "snapshots").exists()
+    flags = command("train", tmp_path / "none", "swissroll:tiny", changes)
+    with run.locked_folder(tmp_path / "none"):
+        opened, model = program.create_or_resume(flags)
+        without = program.fit(model, opened).state
+    assert not opened.snapshots.exists()
     assert_equal_bits(with_early.variables, without.variables)
     logged = (log.read(tmp_path / name / "metrics.jsonl") for name in ("early", "none"))
     one, other = ([record["loss"] for record in records] for records in logged)
