@@ -119,7 +119,7 @@ ENTRIES = (
         {
             "digits_classes.png": (
                 "digits/samples/classes.npz.picture.png",
-                "Samples by class: a row for each digit.",
+                "Class-conditional samples of digits: a row for each digit.",
             )
         },
         of_run="digits",
@@ -169,7 +169,8 @@ ENTRIES = (
         {
             "mnist_classes.png": (
                 "mnist/run/samples/classes.npz.picture.png",
-                "MNIST by class: a row for each digit, with a classifier trained under attack.",
+                "Class-conditional samples of MNIST: a row for each digit, with a classifier "
+                "trained under attack.",
             )
         },
         of_run="mnist",
@@ -212,7 +213,8 @@ ENTRIES = (
         {
             "cifar10_classes.jpg": (
                 "cifar10_small/run/samples/classes.npz.picture.png",
-                "CIFAR-10 by class: a row for each class, with a classifier trained under attack.",
+                "Class-conditional samples of CIFAR-10: a row for each class, with a classifier "
+                "trained under attack.",
             )
         },
         of_run="cifar10_small",

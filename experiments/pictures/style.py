@@ -10,6 +10,7 @@ matplotlib.use("Agg")  # Needs no screen.
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -64,11 +65,12 @@ def save_animation(
 
     `update` changes the figure to show a step. The last frame stays longer than the others.
     """
+    canvas = FigureCanvasAgg(figure)
     frames = []
     for step in steps:
         update(step)
-        figure.canvas.draw()
-        frames.append(Image.fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("RGB"))
+        canvas.draw()
+        frames.append(Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB"))
     plt.close(figure)
     durations = [_FRAME_MS] * (len(frames) - 1) + [_LAST_FRAME_MS]
     with replacing(path) as file:
