@@ -4,7 +4,7 @@ import importlib.resources
 from pathlib import Path
 from typing import Any
 
-from docs import api_pages, flow_page, settings_page
+from docs import api_links, api_pages, example_pages, flow_page, settings_page
 from fdrl_jax import __version__
 
 project = "fdrl_jax"
@@ -17,6 +17,7 @@ exclude_patterns = ["**/README.md"]
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 
+default_role = "literal"  # Docstrings have single backticks around code.
 smartquotes_action = "qe"  # No dashes, which would change flags such as --config.
 autodoc_typehints = "signature"
 python_maximum_signature_line_length = 88  # Longer ones have a line per argument.
@@ -42,5 +43,9 @@ def setup(app: Any) -> None:
     """Writes the generated pages, and checks at the end that they name every public symbol."""
     app.connect("builder-inited", lambda app: api_pages.write_pages(Path(app.srcdir)))
     app.connect("builder-inited", lambda app: settings_page.write(Path(app.srcdir)))
+    app.connect("builder-inited", lambda app: example_pages.write(Path(app.srcdir)))
+    app.add_post_transform(api_links.ApiLinks)
+    app.connect("autodoc-process-docstring", api_pages.shorten_types, priority=900)
+    app.connect("autodoc-process-signature", api_pages.shorten_signature)
     app.connect("env-check-consistency", api_pages.check)
     app.connect("build-finished", flow_page.copy)

@@ -65,6 +65,10 @@ ENTRIES = (
                 "swissroll/evaluations/step_3000/course.png",
                 "Samples over training (figure 4 of the paper).",
             ),
+            "swissroll_flow.webp": (
+                "swissroll/evaluations/step_3000/flow.webp",
+                "Points that flow from the prior to the data, animated.",
+            ),
         },
     ),
     Entry(
@@ -115,7 +119,7 @@ ENTRIES = (
         {
             "digits_classes.png": (
                 "digits/samples/classes.npz.picture.png",
-                "Samples by class: a row for each digit.",
+                "Class-conditional samples of digits: a row for each digit.",
             )
         },
         of_run="digits",
@@ -165,7 +169,8 @@ ENTRIES = (
         {
             "mnist_classes.png": (
                 "mnist/run/samples/classes.npz.picture.png",
-                "MNIST by class: a row for each digit, with a classifier trained under attack.",
+                "Class-conditional samples of MNIST: a row for each digit, with a classifier "
+                "trained under attack.",
             )
         },
         of_run="mnist",
@@ -208,7 +213,8 @@ ENTRIES = (
         {
             "cifar10_classes.jpg": (
                 "cifar10_small/run/samples/classes.npz.picture.png",
-                "CIFAR-10 by class: a row for each class, with a classifier trained under attack.",
+                "Class-conditional samples of CIFAR-10: a row for each class, with a classifier "
+                "trained under attack.",
             )
         },
         of_run="cifar10_small",
@@ -347,7 +353,7 @@ def draw(entry: Entry, workdir: Path, data: Mapping[str, str]) -> float:
 def collect(entry: Entry, workdir: Path) -> None:
     """Copies the pictures of an entry to docs/images, as PNG with fewer levels or as JPEG."""
     for target, (drawn, _) in entry.pictures.items():
-        if target.endswith(".svg"):
+        if target.endswith((".svg", ".webp")):
             shutil.copy(workdir / drawn, IMAGES / target)
             continue
         image = Image.open(workdir / drawn).convert("RGB")
@@ -377,6 +383,7 @@ def page(times: dict[str, int]) -> str:
         "`make gallery` draws all pictures from scratch, and\n"
         '`make gallery GALLERY_ARGS="--only swissroll"` those of one entry.\n'
         "`docs/gallery.py` writes this page.\n",
+        _thumbnails(),
         "| entry | shows | time |\n|---|---|---|",
     ]
     for entry in ENTRIES:
@@ -393,6 +400,20 @@ def page(times: dict[str, int]) -> str:
         command = f"```bash\n{entry.command}\n```\n\nTime: {took[entry.name]}{after}.\n"
         parts.append(f"## {entry.name}\n\n{command}\n" + "\n".join(shown))
     return "\n".join(parts)
+
+
+def _thumbnails(columns: int = 3) -> str:
+    """Returns a table of all pictures, each a link to its entry."""
+    cells = [
+        f"[![{caption}](images/{target})](#{entry.name})"
+        for entry in ENTRIES
+        for target, (_, caption) in entry.pictures.items()
+        if (IMAGES / target).exists()
+    ]
+    cells += [""] * (-len(cells) % columns)
+    rows = ["| " * columns + "|", "|---" * columns + "|"]
+    rows += [f"| {' | '.join(cells[i : i + columns])} |" for i in range(0, len(cells), columns)]
+    return "\n".join(rows) + "\n"
 
 
 if __name__ == "__main__":

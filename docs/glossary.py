@@ -2,14 +2,17 @@
 
 from experiments.evaluation.definitions import DEFINITIONS
 
+_HEADER = "| metric | meaning | formula | unit | better | remarks |\n|---|---|---|---|---|---|\n"
+
 
 def glossary() -> str:
-    """Returns the definitions as a list in Markdown."""
-    return "\n".join(map(_entry, DEFINITIONS)) + "\n"
+    """Returns the definitions as a table in Markdown."""
+    return _HEADER + "\n".join(map(_row, DEFINITIONS)) + "\n"
 
 
-def _entry(name: str) -> str:
+def _row(name: str) -> str:
     d = DEFINITIONS[name]
-    better = f", {d.direction} is better" if d.direction else ""
-    unit = "no unit" if d.unit == "1" else d.unit
-    return f"- **`{name}`**: {d.words} ({unit}{better}). `{d.formula}`. {d.protocol}"
+    unit = "none" if d.unit == "1" else d.unit
+    cells = (f"`{name}`", d.words, f"`{d.formula}`", unit, d.direction or "", d.protocol)
+    # A bar would end the cell, in code as well.
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"

@@ -11,10 +11,11 @@ This page lists all settings of a run with their meaning, allowed values and def
 setting on the command line with `--config.KEY=VALUE`, or in a config file.
 `python -m experiments.main --help=KEY` prints the same text.
 
-The last word of an entry says when a setting may differ from that of an existing run:
+The last column says when a setting may differ from that of an existing run:
 
 """
 _TITLES = {"": "General"}
+_HEADER = "| setting | meaning | allowed | default | changes |\n|---|---|---|---|---|"
 
 
 def page() -> str:
@@ -25,8 +26,8 @@ def page() -> str:
     scopes = (f"- **{scope}**: {text}\n" for scope, text in settings.MAY_CHANGE.items())
     parts = [_INTRODUCTION + "".join(scopes)]
     for name, keys in sections.items():
-        entries = "\n".join(map(_entry, keys))
-        parts.append(f"## {_TITLES.get(name, name)}\n\n{entries}\n")
+        rows = "\n".join(map(_row, keys))
+        parts.append(f"## {_TITLES.get(name, name)}\n\n{_HEADER}\n{rows}\n")
     return "\n".join(parts)
 
 
@@ -37,9 +38,8 @@ def write(docs: Path) -> None:
         path.write_text(text)
 
 
-def _entry(key: str) -> str:
-    # A list, because a table of four columns does not fit a phone.
+def _row(key: str) -> str:
     setting = settings.DECLARED[key]
     default = repr(setting.default).replace("'", '"')
-    text = f"{setting.about} Allowed: {setting.allowed}. Default: `{default}`; {setting.scope}."
-    return f"- **`{key}`**: {text}"
+    cells = (f"`{key}`", setting.about, setting.allowed, f"`{default}`", setting.scope)
+    return f"| {' | '.join(cells)} |"

@@ -16,8 +16,8 @@ from experiments.pictures.style import PRIOR, SAMPLES, panels, save
 from experiments.sweep import Outcome, Planned
 
 SWEEP = Path(__file__).parents[1] / "configs" / "sweeps" / "what_goes_wrong.py"
-# Neither metric agrees with the eye in all panels: the energy ratio hardly sees a few samples far
-# from the roll, and the KL divergence hardly sees too many samples in one part of it.
+# Neither metric agrees with the eye in all panels: the energy ratio hardly responds to a few
+# samples far from the roll, and the KL divergence to too many samples in one part of it.
 METRICS = {"energy_ratio": "energy ratio {:.1f}", "kl_to_data": "KL {:.2f}"}
 LOGGED = ("drift_norm", "ratio_real", "ratio_flowed")
 COLUMNS = 3

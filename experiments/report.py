@@ -3,6 +3,7 @@
 import base64
 import html
 import json
+import math
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -20,15 +22,16 @@ from experiments.evaluation.metrics import Metric, Metrics
 from experiments.evaluation.references import too_few
 from experiments.experiment import Experiment
 from experiments.files import write_text
-from experiments.pictures import curves, flow, points
-from experiments.pictures.images import neighbours
+from experiments.pictures import curves, images, points
+from experiments.pictures.flow import NUM_ROWS
 from experiments.run import Opened, Run
-from fdrl_jax import drift
+from fdrl_jax import bregman, drift
 from fdrl_jax.training.state import TrainState
 
 _FIRST = "samples.png"  # The picture at the top of the page.
 _SCROLLED = "curves.png"  # Its labels would be too small on a phone.
-_NUM_STRIPS = 8
+_NUM_POINT_PATHS = 2_000
+_MAX_PATH_VALUES = 2**25  # Of the paths of images, which are in memory at once: 128 MiB.
 _STYLE = Path(__file__).with_suffix(".css").read_text("utf-8")
 
 
@@ -51,6 +54,14 @@ def draw_pictures(
         pictures.samples_and_data(source, samples.prior, samples.refined, domains, shares),
         f"From left to right: {start}, where the flow starts; samples; and held-out data.",
     )
+    flow = model.problem.flow
+    path = draw.paths(model, state, _num_paths(model))
+    where = "the source" if source.is_translation else "the prior"
+    pictures.animate_flow(source, path, folder / "flow.webp")
+    captions["flow.webp"] = f"Samples that flow from {where}, animated."
+    caption = f"Samples along the {flow.num_steps} + {flow.num_refine_steps} steps of the flow"
+    caption += "." if source.kind == "points" else ". Each row is one sample."
+    add("flow.png", pictures.strips(source, path, flow.num_steps, where), caption)
     if source.kind == "points":
         add(
             "log_ratio.png",
@@ -58,29 +69,21 @@ def draw_pictures(
             "The estimated log density ratio, flowed samples over data, and the drift of the flow. "
             "Where it is positive (red), the network estimates more samples than data.",
         )
-    else:
-        path = draw.paths(model, state, _NUM_STRIPS)
-        where = "the source" if source.is_translation else "the prior"
-        caption = f"Samples along the flow. Each row is one sample, from the {start} to the end."
-        add("flow.png", flow.strips(path, model.problem.flow.num_steps, where), caption)
     if found.nearest:
         caption = "Samples, each followed by its nearest training images. Copies would look equal."
-        add("neighbours.png", neighbours(samples.refined, found.nearest), caption)
+        add("neighbours.png", images.neighbours(samples.refined, found.nearest), caption)
     records = [r for r in log.read(run.metrics) if r["step"] <= opened.step]
     if records:
         add(
             _SCROLLED,
-            curves.training(records, run.checkpoints().best()),
-            "Training: the loss, the mean ratio (1 on data for an exact estimator), and the norms "
-            "of the gradient and of the drift.",
+            curves.training(records, _chance_loss(model), run.checkpoints().best()),
+            "Training: the loss (at chance if the network cannot tell samples from data), the mean "
+            "ratio (1 on data for an exact estimator), and the norms of the gradient and of the "
+            "drift.",
         )
     if shots := run.read_snapshots(opened.step):
         course = pictures.course(source, shots)
         add("course.png", course, "The same samples at several steps of training.")
-        if source.kind == "points":
-            real = source.held_out(len(shots[0][1]), 1)
-            points.animate_course(shots, real, folder / "course.gif")
-            captions["course.gif"] = "The same samples over training, animated."
     return captions
 
 
@@ -189,7 +192,7 @@ def _table(rows: Sequence[tuple[str, str]]) -> str:
 
 def _figure(folder: Path, name: str, caption: str) -> str:
     kind = Path(name).suffix[1:]
-    if Path(name).name != name or kind not in ("png", "gif"):
+    if Path(name).name != name or kind not in ("png", "webp"):
         raise ValueError(f"{folder}: the record names {name!r}, which is not a picture of its own")
     encoded = base64.b64encode((folder / name).read_bytes()).decode()
     text = html.escape(caption)
@@ -198,6 +201,22 @@ def _figure(folder: Path, name: str, caption: str) -> str:
         f'{opening}<img alt="{text}" src="data:image/{kind};base64,{encoded}">'
         f"<figcaption>{text}</figcaption></figure>"
     )
+
+
+def _num_paths(model: Experiment) -> int:
+    """Returns how many samples are shown on their way: fewer if paths are large."""
+    if model.source.kind == "points":
+        return _NUM_POINT_PATHS
+    flow = model.problem.flow
+    values = (flow.num_steps + flow.num_refine_steps + 1) * math.prod(model.source.event_shape)
+    return min(max(_MAX_PATH_VALUES // values, NUM_ROWS), images.NUM_SMALL)
+
+
+def _chance_loss(model: Experiment) -> float:
+    """Returns the loss for a ratio of 1 everywhere, without penalty: 2 log 2 for "lr"."""
+    loss = bregman.get(model.settings.loss.name)
+    out = jnp.asarray(0.0 if loss.output == "log_ratio" else 1.0)
+    return float(loss.real_term(out) + loss.flowed_term(out))
 
 
 def _field(model: Experiment, state: TrainState) -> Figure:

@@ -331,7 +331,7 @@ class Snapshot(Section):
     """Samples that the report shows over training."""
 
     every_steps: Free[Count] = 5_000
-    """Number of training steps between snapshots."""
+    """Number of training steps between snapshots. Steps 0, 10 and 50 have one as well."""
     num_samples: Free[Annotated[int, Ge(1), Le(100_000)]] = 64
     """Number of samples per snapshot."""
 

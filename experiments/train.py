@@ -39,9 +39,11 @@ from fdrl_jax.training import parallel
 from fdrl_jax.training.state import TrainState
 
 _ADVICE = (
-    "Try loss.gradient_penalty=0.1, a smaller optimizer.learning_rate or flow.step_size, "
+    "Try loss.gradient_penalty=1, a smaller optimizer.learning_rate or flow.step_size, "
     "loss.name=lr, or train.on_divergence=rollback"
 )
+# Samples change most in the first steps of training, so these have snapshots as well.
+_EARLY_SNAPSHOTS = (0, 10, 50)
 _Metrics = tuple[int, dict[str, jax.Array]]
 
 
@@ -60,6 +62,7 @@ class Hook(NamedTuple):
 
     every: int  # Number of steps between runs; 0: never. It also runs after the last step.
     act: Callable[[Moment], log.Record | None]
+    early: tuple[int, ...] = ()  # Further steps after which it runs, in order.
 
 
 def train(command: Command) -> None:
@@ -242,7 +245,7 @@ def hooks_of(model: Experiment, opened: Run) -> Sequence[Hook]:
 
     return (
         Hook(wanted.evaluate.every_steps, monitor),
-        Hook(wanted.snapshot.every_steps, write_snapshot),
+        Hook(wanted.snapshot.every_steps, write_snapshot, _EARLY_SNAPSHOTS),
     )
 
 
@@ -293,12 +296,21 @@ def _fit_from(
     step, last = int(start.step), wanted.train.num_steps
     num_skipped = int(so_far.num_skipped)
     cadences = [wanted.log.every_steps, wanted.checkpoint.every_steps, *(h.every for h in hooks)]
+    early = {at for hook in hooks for at in hook.early}
     start_step = saved = step
     key, state = training.root_key, parallel.replicate(start)
     hosts.check_agreement(state, step)
 
     def due(every: int) -> bool:
         return step % every == 0 or step == last
+
+    def run_hooks() -> log.Record:
+        record: log.Record = {}
+        for hook in hooks:
+            if step in hook.early or (step and due(hook.every)):
+                moment = Moment(step, state, constants, store.best(), save_best)
+                record |= hook.act(moment) or {}
+        return record
 
     def save() -> None:
         nonlocal saved
@@ -326,10 +338,13 @@ def _fit_from(
             disable=step >= last or not parallel.is_first_process(),
         ) as bar,
     ):
-        seconds, timer = 0.0, time.perf_counter()  # Of training, without hooks.
         stopping = signals.is_due()
+        if step == 0 and not stopping:
+            run_hooks()
+        seconds, timer = 0.0, time.perf_counter()  # Of training, without hooks.
         while step < last and not stopping:
             until_next = [every - step % every for every in cadences]
+            until_next += [at - step for at in early if at > step]
             count = min(wanted.train.steps_per_dispatch, last - step, *until_next)
             # Fetched while the device works on the previous dispatch.
             host_batches = take(count)
@@ -344,7 +359,7 @@ def _fit_from(
                 bar.set_description(f"compiled in {time.perf_counter() - timer:.1f} s")
             bar.update(count)
             stopping = signals.is_due()
-            if not stopping and not any(map(due, cadences)):
+            if not stopping and step not in early and not any(map(due, cadences)):
                 continue
             # The only places where the host waits for the device to be idle.
             values = _fetch(window)
@@ -358,10 +373,7 @@ def _fit_from(
                     # Before the hooks, which may take longer than the system waits.
                     save()
                     store.wait()
-                for hook in hooks:
-                    if due(hook.every):
-                        moment = Moment(step, state, constants, store.best(), save_best)
-                        record |= hook.act(moment) or {}
+                record = run_hooks()
                 if due(wanted.checkpoint.every_steps):
                     save()
             if due(wanted.log.every_steps) or record or stopping or trouble is not None:

@@ -3,6 +3,7 @@
 import ast
 import inspect
 import io
+import json
 import pkgutil
 import re
 import shlex
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import fdrl_jax
-from docs import api_pages, gallery, settings_page
+from docs import api_pages, example_pages, gallery, repository, settings_page
 from experiments import main as program
 from experiments import sweep
 from experiments.errors import UserError
@@ -22,7 +23,8 @@ from experiments.settings import DECLARED
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "examples/README.md")]
-PAGES += sorted((ROOT / "docs").rglob("*.md"))
+# Without the pages that `make docs` writes into folders from files that are tested elsewhere.
+PAGES += [p for p in sorted((ROOT / "docs").rglob("*.md")) if "examples" not in p.parts]
 MAIN = "python -m experiments.main"
 CODE = [
     path
@@ -253,11 +255,86 @@ def test_the_api_reference_has_every_public_symbol():
     for module in api_pages.modules():
         page = api_pages.page(module)
         documented |= {module.__name__, *re.findall(r"^.. auto\w+:: (\S+)", page, re.M)}
-        data = re.findall(r"^.. py:data:: (\S+)", page, re.M)
+        data = re.findall(r"^.. py:(?:data|type):: (\S+)", page, re.M)
         documented |= {f"{module.__name__}.{name}" for name in data}
     assert api_pages.missing(documented) == []
     assert {m.__name__.split(".")[1] for m in api_pages.modules()} <= {*fdrl_jax.__all__}
+    pages = "".join(map(api_pages.page, api_pages.modules()))
+    assert not re.findall(r"\w*(?:GenericAlias|TypeAlias)|jaxlib", pages), "names of no use"
+    assert ".. py:type:: Potential\n   :canonical: Callable[[Array], Array]\n" in pages
     assert api_pages.missing(documented - {"fdrl_jax.langevin.flow"}) == ["fdrl_jax.langevin.flow"]
     index = (ROOT / "docs" / "api" / "index.md").read_text()
     at_the_top = [n for n in fdrl_jax.__all__ if not inspect.ismodule(getattr(fdrl_jax, n))]
     assert [n for n in at_the_top if f"`fdrl.{n}`" not in index] == ["__version__"]
+
+
+def test_types_in_signatures_have_the_names_of_the_field():
+    long = (
+        "(x: ~jax.jaxlib._jax.Array | ~numpy.ndarray | ~numpy.bool | ~numpy.number | bool | int | "
+        "float | complex, dtype: str | type[~typing.Any] | ~numpy.dtype | "
+        "~jax._src.typing.SupportsDType = <class 'jax.numpy.float32'>, parent: ~flax.Module | None "
+        "= <flax.linen.module._Sentinel object>, name: str | None = None)"
+    )
+    assert api_pages.shorter(long) == "(x: ArrayLike, dtype: DTypeLike = float32)"
+    assert api_pages.shorter(None) is None
+    lines = [":vartype f: ~collections.abc.Callable[[jax.jaxlib._jax.Array], float]", "a.b.C"]
+    api_pages.shorten_types(None, "class", "", None, None, lines)
+    assert lines == [":vartype f: ~Callable[[Array], float]", "a.b.C"]
+
+
+def test_every_example_has_a_page_with_its_source_and_outputs():
+    pages = example_pages.pages()
+    files = {p.stem for p in (ROOT / "examples").iterdir() if p.suffix in (".py", ".ipynb")}
+    assert {name.removesuffix(".md") for name in pages if name.endswith(".md")} == files - {
+        "__init__"
+    }
+    for name, content in pages.items():
+        if isinstance(content, bytes):
+            assert content.startswith(b"\x89PNG")
+            continue
+        assert content.startswith("# ")
+        assert all(picture in pages for picture in re.findall(r"\]\(([^)]+\.png)\)", content)), name
+    assert "effective sample size: 1340 of 3000" in pages["density_ratios.md"]
+
+
+def test_names_of_the_library_in_prose_lead_to_the_api_reference():
+    documented = {
+        "fdrl_jax.langevin.flow",
+        "fdrl_jax.method.FDRL",
+        "fdrl_jax.metrics.energy_ratio",
+        "fdrl_jax.training",
+    }
+    names = {
+        "fdrl.flow": "fdrl_jax.langevin.flow",
+        "fdrl_jax.langevin.flow": "fdrl_jax.langevin.flow",
+        "fdrl.FDRL(num_steps=50)": "fdrl_jax.method.FDRL",
+        "fdrl.metrics.energy_ratio": "fdrl_jax.metrics.energy_ratio",
+        "fdrl_jax.training": "fdrl_jax.training",
+        "fdrl.refine": None,
+        "fdrl.flown": None,
+        "flow.step_size=0.1": None,
+        "import fdrl_jax as fdrl": None,
+    }
+    assert {text: api_pages.documented_name(text, documented) for text in names} == names
+
+
+def test_the_address_of_the_repository_is_the_same_everywhere():
+    for path, text in repository.contents(repository.address()).items():
+        assert path.read_text("utf-8") == text, "write it again: python -m docs.repository"
+
+
+def test_an_address_reaches_all_files_and_can_be_removed():
+    url = "https://github.com/me/fdrl_jax"
+    given = {path.name: text for path, text in repository.contents(url).items()}
+    urls = tomllib.loads(given["pyproject.toml"])["project"]["urls"]
+    assert (urls["Repository"], urls["Issues"]) == (url, f"{url}/issues")
+    assert f"({url}/actions/workflows/ci.yml/badge.svg)" in given["README.md"]
+    assert f"\nrepository-code: {url}\n" in given["CITATION.cff"]
+    for path in repository.NOTEBOOKS:
+        cells = json.loads(given[path.name])["cells"]
+        named = [line for cell in cells for line in cell["source"] if "pip install" in line]
+        assert [line for line in named if f"git+{url}" in line] == named
+        assert len(named) == 1, "in one place"
+    none = {path.name: text for path, text in repository.contents(None).items()}
+    assert not [name for name, text in none.items() if "github.com/me" in text]
+    assert "urls" not in tomllib.loads(none["pyproject.toml"])["project"]

@@ -38,13 +38,20 @@ except ModuleNotFoundError as error:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    """The wheel, built from a copy, so that the source tree stays clean."""
+def tree(tmp_path_factory):
+    """A copy of the source tree, which stays clean."""
     folder = tmp_path_factory.mktemp("wheel")
-    for name in ("fdrl_jax", "experiments", "configs", "tests"):
+    for name in ("fdrl_jax", "experiments", "configs", "docs", "benchmarks", "tests"):
         shutil.copytree(ROOT / name, folder / "tree" / name, ignore=shutil.ignore_patterns("*.pt"))
     for name in ("pyproject.toml", "setup.cfg", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder / "tree")
+    return folder / "tree"
+
+
+@pytest.fixture(scope="module")
+def wheel(tree):
+    """The wheel, built from a copy."""
+    folder = tree.parent
     pip = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation"]
     subprocess.run([*pip, "-w", folder, folder / "tree"], check=True)
     (built,) = folder.glob("*.whl")
@@ -81,6 +88,25 @@ def test_the_wheel_contains_only_the_library(wheel):
     assert {name for name in folders if not name.endswith(".dist-info")} == {"fdrl_jax"}
     required = re.findall(r"^Requires-Dist: ([\w-]+)[^;\n]*$", metadata(wheel), re.M)
     assert set(required) == DECLARED
+
+
+@pytest.mark.slow
+def test_an_editable_install_makes_only_the_library_importable(tree, tmp_path):
+    build = f"from setuptools.build_meta import build_editable as build; build(r'{tmp_path}')"
+    subprocess.run([sys.executable, "-c", build], cwd=tree, check=True, capture_output=True)
+    (built,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(built) as archive:
+        archive.extractall(tmp_path / "installed")
+    names = ("fdrl_jax", "experiments", "configs", "docs", "benchmarks")
+    program = (
+        f"import site; site.addsitedir(r'{tmp_path / 'installed'}')\n"
+        f"from importlib.util import find_spec; print([n for n in {names} if find_spec(n)])"
+    )
+    # Without the packages of this environment, in which the source tree may be installed.
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", program], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.stdout == "['fdrl_jax']\n", done.stderr
 
 
 @pytest.mark.slow

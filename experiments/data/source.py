@@ -68,7 +68,7 @@ class Source(NamedTuple):
     # `(num=None) -> batches [B, ...]`, float32: one pass in order over the training set without
     # augmentation, or over `num` examples spread evenly over it. Reads only those.
     train_batches: Callable[..., Iterator[np.ndarray]] = _refuse
-    # `(num, seed) -> examples` that training never sees, float32, at most `num`. Reads only those.
+    # `(num, seed) -> examples` that training never uses, float32, at most `num`. Reads only those.
     # The seed matters only if examples are generated.
     held_out: Callable[[int, int], np.ndarray] = _refuse
     num_train: int = 0  # Number of training images; 0 for generated examples.

@@ -25,6 +25,7 @@ from fdrl_jax.training import parallel
 
 _BAR_AFTER_SECONDS = 2.0
 _MAX_PROBED = 100  # Images that are checked to decide whether a set is grey.
+_REMEDY = "data.image_size or data.channels"
 _BATCH_BYTES = 2**25  # Float32 pixels per batch in a pass over the data.
 
 
@@ -34,6 +35,7 @@ class Images(NamedTuple):
     records: Records
     transform: Transform
     shape: tuple[int, ...]
+    remedy: str = _REMEDY  # What to set if shapes differ.
 
     def load(self, index: int) -> np.ndarray:
         """Returns an example, uint8 of the shape; a DataError names a bad image."""
@@ -45,7 +47,7 @@ class Images(NamedTuple):
         if pixels.shape != self.shape:
             reason = (
                 f"height, width and channels are {pixels.shape}, but {self.shape} in other images; "
-                "set data.image_size or data.channels"
+                f"set {self.remedy}"
             )
             raise self.records.bad(index, reason)
         return pixels
@@ -67,11 +69,12 @@ class Images(NamedTuple):
         return max(1, min(1_000, _BATCH_BYTES // (4 * int(np.prod(self.shape)))))
 
 
-def probe(records: Records, transform: Transform) -> Images:
+def probe(records: Records, transform: Transform, remedy: str = _REMEDY) -> Images:
     """Finds the shape of the examples, from the first image.
 
     If `transform.channels` is 0, the images are in colour if any of a hundred is stored in colour.
-    Grey images then get equal channels.
+    Grey images then get equal channels. `remedy` names the settings that change the shape, for
+    error messages.
     """
     if not len(records):
         raise DataError(f"{records.where} has no images")
@@ -86,9 +89,9 @@ def probe(records: Records, transform: Transform) -> Images:
     except ValueError as error:
         raise records.bad(0, str(error)) from error
     if min(shape[:2]) < 2:
-        reason = f"{shape[1]} x {shape[0]} pixels; images need at least 2 x 2. Set data.image_size"
+        reason = f"{shape[1]} x {shape[0]} pixels; images need at least 2 x 2. Set {remedy}"
         raise records.bad(0, reason)
-    return Images(records, transform, shape)
+    return Images(records, transform, shape, remedy)
 
 
 def training_batches(

@@ -32,9 +32,9 @@ def cheap_metric(reference: Source | ImageReference, samples: np.ndarray) -> Met
     """Computes the metric of samples [N, ...] that is logged during training and used for curves.
 
     For points in the plane, it is the unbiased energy distance to equally many new points. For
-    images, it is the Fréchet distance to held-out images: for digits in the space of the
-    support-vector classifier, and otherwise in that of fixed random filters. It depends only on the
-    samples and the reference; lower is better. It is NaN unless all samples are finite.
+    images, it is the Fréchet distance to held-out images: for digits in the decision space of an
+    SVM trained on real digits, and otherwise in that of fixed random filters. It depends only on
+    the samples and the reference; lower is better. It is NaN unless all samples are finite.
 
     Raises:
       UserError: for fewer than two samples or, with images, fewer than two held-out images.

@@ -84,7 +84,7 @@ DEFINITIONS: dict[str, Definition] = {
         unit="nats",
     ),
     "kl_of_bridged_to_data_by_estimator": Definition(
-        "the same divergence as the estimator sees it",
+        "the same divergence according to the estimator",
         "mean of log r over bridged samples",
         None,
         "Compare it with kl_of_bridged_to_data.",

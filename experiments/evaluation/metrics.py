@@ -149,7 +149,9 @@ def verdict(metrics: Metrics, start: str = "prior") -> str:
     if not placed:
         return f"No verdict: no headline metric distinguishes real data from the {start}."
     left, worst = max(placed, key=lambda item: item[0])
-    if left <= _GOOD:
+    if _is_within_spread_of_real(worst):
+        judged = "Good", "are indistinguishable from real data"
+    elif left <= _GOOD:
         judged = "Good", "are close to real data"
     elif left <= _FAIR:
         judged = "Fair", f"are closer to real data than to the {start}"
@@ -162,6 +164,14 @@ def verdict(metrics: Metrics, start: str = "prior") -> str:
         f"{judged[0]}: by {worst.name}, samples {judged[1]} ({format_value(worst.value)}; real "
         f"data {real}; {start} {prior})."
     )
+
+
+def _is_within_spread_of_real(m: Metric) -> bool:
+    """Whether samples score as real data do, or better, within the spread over draws of these."""
+    if m.real is None or m.real.spread is None:
+        return False
+    sign = -1.0 if m.defined.direction == "higher" else 1.0
+    return sign * (m.value - m.real.value) <= m.real.spread
 
 
 def _with_spread(side: Estimate | None) -> str:

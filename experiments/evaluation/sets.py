@@ -55,7 +55,8 @@ def load(where: str, data_dir: str = "", image_size: int = 0) -> Stored:
     `image_size`, unless it is 0.
     """
     if (pixels := _floats(where)) is None:
-        images = probe(_open(where, data_dir), Transform(image_size=image_size))
+        transform = Transform(image_size=image_size)
+        images = probe(_open(where, data_dir), transform, remedy="--image_size")
         pixels = decode_all(images, Data(), where)
     elif image_size and pixels.shape[1:3] != (image_size, image_size):
         raise DataError(f"{where}: floating-point images cannot be resized")

@@ -13,13 +13,18 @@ from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullF
 
 from experiments.evaluation.metrics import Metric
 from experiments.log import PREFIX
-from experiments.pictures.style import DATA, PRIOR, SAMPLES, panels
+from experiments.pictures.style import DATA, PRIOR, SAMPLES, legend_below, panels
 
 _LABEL_WIDTH = 32  # Characters per line of a vertical label.
 
 
-def training(records: list[dict[str, Any]], best: Mapping[str, Any] | None = None) -> Figure:
-    """Draws the metrics log: loss, mean ratios, norms, and the metric of samples if it has one."""
+def training(
+    records: list[dict[str, Any]], chance: float, best: Mapping[str, Any] | None = None
+) -> Figure:
+    """Draws the metrics log: loss, mean ratios, norms, and the metric of samples if it has one.
+
+    `chance` is the loss of an estimator that cannot tell samples from data.
+    """
     steps = np.array([r["step"] for r in records])
 
     def values(name: str) -> np.ndarray:
@@ -27,18 +32,20 @@ def training(records: list[dict[str, Any]], best: Mapping[str, Any] | None = Non
 
     judged = sorted({name for r in records for name in r if name.startswith(PREFIX)})
     figure, (loss, ratio, norms, *rest) = panels(4 if judged else 3, size=2.6)
-    loss.plot(steps, values("loss"), color=SAMPLES)
+    loss.plot(steps, values("loss"), color=SAMPLES, label="loss")
+    loss.axhline(chance, color=PRIOR, linewidth=0.8, linestyle=":", label=f"chance: {chance:.5g}")
     loss.set_title("Bregman loss")
+    legend_below(loss)
     ratio.plot(steps, values("ratio_real"), color=DATA, label="on data")
     ratio.plot(steps, values("ratio_flowed"), color=SAMPLES, label="on flowed samples")
     ratio.axhline(1.0, color=PRIOR, linewidth=0.8, linestyle=":")
     ratio.set_title(r"mean ratio $r = \tilde{q}/p$")
-    ratio.legend()
+    legend_below(ratio)
     norms.semilogy(steps, values("grad_norm"), color=DATA, label="gradient of the loss")
     norms.semilogy(steps, values("drift_norm"), color=SAMPLES, label="last drift of the flow")
     norms.set_title("norms")
     _few_log_ticks(norms)
-    norms.legend()
+    legend_below(norms)
     for ax in rest:
         for name in judged:
             found = values(name)
@@ -48,7 +55,7 @@ def training(records: list[dict[str, Any]], best: Mapping[str, Any] | None = Non
         if best is not None:
             ax.axvline(best["step"], color=PRIOR, linestyle=":", label="best checkpoint")
         ax.set_title("metric of samples")
-        ax.legend()
+        legend_below(ax)
     for ax in (loss, ratio, norms, *rest):
         ax.set_xlabel("step")
         ax.xaxis.set_major_locator(MaxNLocator(3))  # Long step numbers need space.
@@ -78,7 +85,7 @@ def metric(
     ax.plot([best], [best_metric.value], "*", color=DATA, markersize=12, label=label)
     ax.set_title(title, pad=16)  # Leaves space for the names of the marks.
     ax.set(xlabel=axis, ylabel=textwrap.fill(best_metric.defined.words, _LABEL_WIDTH))
-    ax.legend()
+    legend_below(ax)
     return figure
 
 

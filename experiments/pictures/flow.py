@@ -9,6 +9,8 @@ from experiments.pictures import images
 from experiments.pictures.points import spread
 from experiments.pictures.style import panels
 
+NUM_ROWS = 8
+
 
 def strips(path: np.ndarray, num_steps: int, start: str) -> Figure:
     """Draws samples along the flow, one per row (fig. 6).

@@ -1,6 +1,7 @@
 """Pictures of images in [-1, 1], NHWC."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -10,6 +11,7 @@ from experiments.data.decode import to_uint8
 from experiments.pictures.style import panels, plain
 
 NUM_SHOWN = 100
+NUM_SMALL = 36  # Of a panel among several.
 _GAP = 0.35  # White space between a sample and its neighbours, in image widths.
 
 
@@ -23,6 +25,11 @@ def tile(images: np.ndarray, columns: int) -> np.ndarray:
     return rows.reshape(-1, columns * width, channels)
 
 
+def square(images: np.ndarray) -> np.ndarray:
+    """Arranges images as `tile` does, with about as many rows as columns."""
+    return tile(images, math.ceil(math.sqrt(len(images))))
+
+
 def show(ax: Axes, sheet: np.ndarray) -> None:
     """Draws a sheet of grey levels without axes."""
     grey = sheet.shape[-1] == 1
@@ -31,14 +38,38 @@ def show(ax: Axes, sheet: np.ndarray) -> None:
 
 
 def side_by_side(columns: Mapping[str, np.ndarray]) -> Figure:
-    """Draws grids of images side by side, below their titles."""
+    """Draws grids of equally many images side by side, with titles."""
     figure, axes = panels(len(columns), size=2.6)
+    num = min(NUM_SHOWN, *map(len, columns.values()))
     for ax, (title, images) in zip(axes, columns.items(), strict=True):
-        show(ax, tile(images[:NUM_SHOWN], 10))
-        # Few images fill a part of the first row.
-        ax.set_anchor("N")
-        ax.set_title(title, x=min(len(images), 10) / 20)
+        show(ax, square(images[:num]))
+        ax.set_title(title)
     return figure
+
+
+def grids(sets: Sequence[tuple[str, np.ndarray]]) -> Figure:
+    """Draws a small grid of images per title."""
+    figure, axes = panels(3, -(-len(sets) // 3), size=1.7)
+    for ax, (title, images) in zip(axes, sets, strict=False):
+        show(ax, square(images[:NUM_SMALL]))
+        ax.set_title(title)
+    for ax in axes[len(sets) :]:
+        ax.set_axis_off()
+    return figure
+
+
+def moving(path: np.ndarray) -> tuple[Figure, Callable[[int], None]]:
+    """Returns a figure of a grid of images, and the function that shows a step of their path."""
+    figure, (ax,) = panels(1, size=2.6)
+    show(ax, square(path[0]))
+    (sheet,), title = ax.get_images(), ax.set_title("$x_0$")
+
+    def update(step: int) -> None:
+        pixels = square(path[step])
+        sheet.set_data(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+        title.set_text(f"$x_{{{step}}}$")
+
+    return figure, update
 
 
 def by_class(images: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> Figure:

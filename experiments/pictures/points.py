@@ -1,11 +1,8 @@
 """Pictures of densities in the plane."""
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.animation import FuncAnimation, PillowWriter
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -61,21 +58,30 @@ def log_ratio_and_drift(
     return figure
 
 
-def animate_course(
-    snapshots: Sequence[tuple[int, np.ndarray]], data: np.ndarray, path: Path
-) -> None:
-    """Writes the samples over training as an animation (GIF)."""
-    figure, (ax,) = panels(1, size=3.6)
+def over_data(sets: Sequence[tuple[str, np.ndarray]], data: np.ndarray) -> Figure:
+    """Draws a panel per title, with its points over the data in grey."""
+    figure, axes = panels(3, -(-len(sets) // 3), size=1.7)
+    for ax, (title, points) in zip(axes, sets, strict=False):
+        scatter(ax, data, PRIOR, frame(data), alpha=0.15)
+        scatter(ax, points, SAMPLES, frame(data))
+        ax.set_title(title)
+    for ax in axes[len(sets) :]:
+        ax.set_axis_off()
+    return figure
+
+
+def moving(path: np.ndarray, data: np.ndarray) -> tuple[Figure, Callable[[int], None]]:
+    """Returns a figure of points over the data, and the function that shows a step of a path."""
+    figure, (ax,) = panels(1, size=2.6)
     scatter(ax, data, PRIOR, frame(data), alpha=0.15)
     dots = ax.scatter([], [], s=1.5, color=SAMPLES, alpha=0.6, linewidths=0)
-    title = ax.set_title("step 0")
+    title = ax.set_title("$x_0$")
 
-    def show(i: int) -> None:
-        dots.set_offsets(snapshots[i][1][:NUM_SHOWN])
-        title.set_text(f"step {snapshots[i][0]:,}")
+    def show(step: int) -> None:
+        dots.set_offsets(path[step, :NUM_SHOWN])
+        title.set_text(f"$x_{{{step}}}$")
 
-    FuncAnimation(figure, show, frames=len(snapshots)).save(path, PillowWriter(fps=4), dpi=80)
-    plt.close(figure)
+    return figure, show
 
 
 def spread(count: int, most: int) -> list[int]:

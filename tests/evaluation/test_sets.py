@@ -63,6 +63,15 @@ def test_sets_of_other_sizes_need_a_common_one(stored, stripes, tmp_path):
         sets.load(str(stored / "floats.npz"), image_size=8)
 
 
+def test_images_of_several_sizes_in_one_set_are_refused_with_the_flag_of_this_program(tmp_path):
+    for size in (8, 9):
+        pixels = np.zeros((size, size, 3), np.uint8)
+        (tmp_path / f"{size}.png").write_bytes(encoded(pixels))
+    with pytest.raises(DataError, match=r"9\.png.*\(8, 8, 3\) in other images; set --image_size"):
+        sets.load(str(tmp_path))
+    assert sets.load(str(tmp_path), image_size=8).pixels.shape == (2, 8, 8, 3)
+
+
 @pytest.mark.parametrize("kind", [np.float32, np.uint8])
 def test_a_set_with_fewer_than_two_images_is_named(kind, tmp_path):
     for num in (0, 1):

@@ -71,10 +71,16 @@ def test_training_from_a_generators_samples_improves_them_and_the_default_refine
     assert (tmp_path / "improve_generator.png").exists()
 
 
+def without_magic(cell):
+    """The code of a cell; it may install packages only where they are missing."""
+    fails = r"\1raise AssertionError('installs a package that is there')"
+    return re.sub(r"^( *)%pip .*$", fails, "".join(cell["source"]), flags=re.M)
+
+
 @pytest.mark.slow
 def test_the_notebook_runs_from_top_to_bottom():
     cells = json.loads((EXAMPLES / "first_look.ipynb").read_text())["cells"]
-    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    code = [without_magic(cell) for cell in cells if cell["cell_type"] == "code"]
     space = {"__name__": "notebook"}
     for source in code:
         exec(compile(source.replace("NUM_STEPS = 1_000", "NUM_STEPS = 20"), "cell", "exec"), space)
@@ -90,7 +96,7 @@ def test_the_notebook_of_ratios_runs_from_top_to_bottom():
         if cell["cell_type"] == "code":
             short = r"\1, num_steps=20)"
             call = r"(fdrl\.(?:fit_ratio|mutual_information)\(.*)\)$"
-            source = re.sub(call, short, "".join(cell["source"]), flags=re.M)
+            source = re.sub(call, short, without_magic(cell), flags=re.M)
             exec(compile(source, "cell", "exec"), space)
     assert space["weights"].shape == (3_000,)
     assert space["information"].ratio.num_steps <= 20

@@ -1,17 +1,61 @@
 """Pictures of arrays: grids, strips, curves."""
 
+import math
+
 import numpy as np
 import pytest
+from PIL import Image
 
+from experiments import pictures
 from experiments.evaluation.metrics import Estimate, Metric
-from experiments.pictures import curves, flow, images
+from experiments.pictures import curves, flow, images, style
 
 
-def test_a_grid_of_few_images_is_at_the_top_below_its_title():
-    many, few = np.zeros((100, 8, 8, 1)), np.zeros((6, 8, 8, 1))
+def test_grids_side_by_side_have_equally_many_images():
+    many, few = np.ones((100, 8, 8, 1)), -np.ones((6, 8, 8, 1))
     figure = images.side_by_side({"samples": many, "data": few})
-    assert [ax.get_anchor() for ax in figure.axes] == ["N", "N"]
-    assert [ax.title.get_position()[0] for ax in figure.axes] == [0.5, 0.3]
+    shapes = [np.asarray(ax.get_images()[0].get_array()).shape for ax in figure.axes]
+    assert shapes == [(2 * 9, 3 * 9)] * 2
+
+
+def test_an_animation_plays_all_steps_for_ever_and_shows_the_last_one_longer(tmp_path):
+    path = np.linspace(-1.0, 1.0, 5)[:, None, None, None, None] * np.ones((5, 2, 4, 4, 1))
+    file = style.save_animation(*images.moving(path), range(5), tmp_path / "flow.webp")
+    with Image.open(file) as played:
+        assert (played.n_frames, played.info["loop"]) == (5, 0)
+        durations, centres = [], []
+        for frame in range(5):
+            played.seek(frame)
+            played.load()
+            durations.append(played.info["duration"])
+            centres.append(np.asarray(played.convert("L"))[played.height // 2, played.width // 4])
+    assert durations[-1] > max(durations[:-1])
+    assert centres == sorted(set(centres)), "from black to white"
+
+
+@pytest.mark.parametrize(
+    ("steps", "picked"),
+    [
+        ([0, 10, 50, *range(250, 3_001, 250)], [0, 10, 50, 250, 750, 3_000]),
+        ([0, 10, 50, *range(5_000, 100_001, 5_000)], [0, 10, 50, 5_000, 10_000, 100_000]),
+        ([2, 4], [2, 4]),
+        ([0], [0]),
+    ],
+)
+def test_the_course_of_training_shows_more_of_the_early_steps(steps, picked):
+    assert [steps[i] for i in pictures.spread_by_ratio(steps, 6)] == picked
+
+
+def test_the_loss_is_shown_next_to_chance_and_no_legend_or_number_covers_a_curve():
+    keys = ("loss", "ratio_real", "ratio_flowed", "grad_norm", "drift_norm")
+    records = [{"step": i, **dict.fromkeys(keys, 1.386 + 1e-5 * i)} for i in range(1, 9)]
+    figure = curves.training(records, chance=2 * math.log(2))
+    figure.canvas.draw()
+    (loss, *_) = figure.axes
+    assert "chance: 1.3863" in [text.get_text() for text in loss.get_legend().get_texts()]
+    for ax in figure.axes:
+        assert ax.yaxis.get_offset_text().get_text() == ""
+        assert ax.get_legend().get_window_extent().y1 < ax.get_window_extent().y0
 
 
 def test_a_strip_has_a_row_per_sample_and_the_numbers_of_its_steps():

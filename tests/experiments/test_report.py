@@ -24,6 +24,12 @@ def test_a_picture_comes_first_then_one_sentence_then_one_table(trained):
     assert "http" not in re.sub(r"data:image/\w+;base64,[^\"]*", "", page)
 
 
+def test_the_flow_plays_in_the_report(trained):
+    page = trained.report.read_text()
+    assert page.count('src="data:image/webp;base64,') == 1
+    assert '<img alt="Samples that flow from the prior, animated."' in page
+
+
 def test_the_report_names_the_command_without_paths_and_the_settings_that_differ(trained):
     page = trained.report.read_text()
     assert str(trained.root.parent) not in page

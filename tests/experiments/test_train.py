@@ -134,7 +134,7 @@ def test_a_run_that_is_stopped_saves_its_step_and_resumes_to_the_same_numbers(
     # What is due at the step of the stop happens before it, as the snapshot and the metric here.
     one, other = (contents(tmp_path / name / "snapshots") for name in ("whole", "parts"))
     assert one == other
-    assert {*one} == {"00000002.npz", "00000004.npz"}
+    assert {*one} == {"00000000.npz", "00000002.npz", "00000004.npz"}
     best = [(tmp_path / name / "checkpoints/best.json").read_bytes() for name in ("whole", "parts")]
     assert best[0] == best[1]
 
@@ -197,6 +197,26 @@ def test_a_resumed_run_knows_its_best(tmp_path, valued):
     train(tmp_path, {**changes, "train.num_steps": 7})
     assert best_of(tmp_path) == {"metric": "metric_32", "value": 0.5, "step": 6}
     assert steps_of(tmp_path)[-2:] == [6, 7]
+
+
+def test_early_snapshots_are_written_once_and_change_no_number_of_the_training(tmp_path):
+    rarely = ("log.every_steps", "checkpoint.every_steps", "snapshot.every_steps")
+    changes = {"train.num_steps": 12, "train.steps_per_dispatch": 12, **dict.fromkeys(rarely, 100)}
+    with_early = train(tmp_path / "early", changes)
+    assert {*contents(tmp_path / "early" / "snapshots")} == {
+        "00000000.npz",
+        "00000010.npz",
+        "00000012.npz",
+    }
+    flags = command("train", tmp_path / "none", "swissroll:tiny", changes)
+    with run.locked_folder(tmp_path / "none"):
+        opened, model = program.create_or_resume(flags)
+        without = program.fit(model, opened).state
+    assert not opened.snapshots.exists()
+    assert_equal_bits(with_early.variables, without.variables)
+    logged = (log.read(tmp_path / name / "metrics.jsonl") for name in ("early", "none"))
+    one, other = ([record["loss"] for record in records] for records in logged)
+    assert one == other
 
 
 def test_a_crash_while_a_snapshot_is_written_leaves_none(tmp_path, monkeypatch):
