@@ -181,7 +181,9 @@ def _score(
         return evaluate_points(reference, samples, log_ratio)
     if reference.is_translation:
         domains = domains_of(opened.run.settings)
-        return evaluate_translation(reference, samples, domains=domains, classifier=judge)
+        return evaluate_translation(
+            reference, samples, domains=domains, classifier=judge, inception=networks
+        )
     return evaluate_images(reference, samples, source=source, classifier=judge, inception=networks)
 
 

@@ -223,7 +223,7 @@ class Prior(Section):
     """Rank of the covariance of `data_dependent`; 0: the full covariance, up to 12,288
     dimensions."""
     jitter: NotNegative = 1e-4
-    """Variance that is added to the diagonal of this covariance (eq. 8)."""
+    """Variance that is added to the diagonal of this covariance, as in the authors' code."""
 
 
 class Flow(Section):
