@@ -24,7 +24,8 @@ def get_config(name: str = "") -> ConfigDict:
     c.data.image_size = 32
     c.data.random_flip = True
     c.network.name = "resnet32"
-    c.network.spectral_norm = True  # As in the authors' runs; the paper says that it was not worth its cost.
+    # As in the authors' runs, although the paper says that it was not worth its cost.
+    c.network.spectral_norm = True
     if "up" in name.split(","):
         c.train.num_steps = 120_000
         c.optimizer.boundaries = (100_000, 110_000)

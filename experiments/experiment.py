@@ -104,7 +104,7 @@ def build(settings: Settings, source: Source, fitted: FittedPrior | None = None)
             estimator=Estimator.from_network(network),
             bregman=bregman.get(settings.loss.name),
             divergence=divergence_formula.parse(settings.loss.divergence),
-            flow=FlowParams(**settings.flow.model_dump()),
+            flow=FlowParams(**dataclasses.asdict(settings.flow)),
             prior_sample=of_run.sample,
         )
         bregman.check_pair(problem.bregman, problem.divergence)

@@ -7,24 +7,24 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
-from matplotlib.figure import Figure
 
-from experiments import draw, log, pictures, settings
+from experiments import draw, log, settings
 from experiments.data.source import describe_shape
 from experiments.evaluation import Evaluation, Samples, metrics, translation
 from experiments.evaluation.metrics import Metric, Metrics
 from experiments.evaluation.references import too_few
 from experiments.experiment import Experiment
 from experiments.files import write_text
-from experiments.pictures import curves, flow, points
-from experiments.pictures.images import neighbours
 from experiments.run import Opened, Run
 from fdrl_jax import drift
 from fdrl_jax.training.state import TrainState
+
+if TYPE_CHECKING:  # A report without pictures needs no matplotlib.
+    from matplotlib.figure import Figure
 
 _FIRST = "samples.png"  # The picture at the top of the page.
 _SCROLLED = "curves.png"  # Its labels would be too small on a phone.
@@ -36,13 +36,17 @@ def draw_pictures(
     opened: Opened, samples: Samples, found: Evaluation, folder: Path
 ) -> dict[str, str]:
     """Draws the pictures of an evaluation to a folder, and returns their captions by file name."""
+    from experiments import pictures
+    from experiments.pictures import curves, flow, points
+    from experiments.pictures.images import neighbours
+
     model, state, run = opened.experiment, opened.state, opened.run
     source = model.source
     start = "source images" if source.is_translation else "prior samples"
     domains, shares = translation.domains_of(run.settings), translation.caption(found.metrics)
     captions: dict[str, str] = {}
 
-    def add(name: str, figure: Figure, caption: str) -> None:
+    def add(name: str, figure: "Figure", caption: str) -> None:
         pictures.save(figure, folder / name)
         captions[name] = caption
 
@@ -103,7 +107,7 @@ def write(run: Run, record: Mapping[str, Any], folder: Path) -> Path:
     captions = dict(record["pictures"])
     sections = [
         f"<h1>{name}: {kind}</h1>",
-        _figure(folder, _FIRST, captions.pop(_FIRST)),
+        *(_figure(folder, _FIRST, captions.pop(name)) for name in [_FIRST] if name in captions),
         f'<p class="lead">{html.escape(verdict)}</p>',
         f"<p>In this evaluation, settings differ from the run: {html.escape('; '.join(changed))}"
         ".</p>" * bool(changed),
@@ -200,7 +204,9 @@ def _figure(folder: Path, name: str, caption: str) -> str:
     )
 
 
-def _field(model: Experiment, state: TrainState) -> Figure:
+def _field(model: Experiment, state: TrainState) -> "Figure":
+    from experiments.pictures import points
+
     variables = model.sampling_variables(state)
     drift_at = jax.jit(lambda x: drift(x, model.problem.potential(variables)))
     return points.log_ratio_and_drift(

@@ -245,7 +245,7 @@ def _describe(opened: Opened, model: Experiment, num_samples: int) -> Flat:
     """Returns everything that determines the samples, and their format."""
     condition: Flat = {}
     if model.labels is not None:
-        condition = model.settings.condition.model_dump()
+        condition = dataclasses.asdict(model.settings.condition)
         # The identity of the classifier, not its path.
         condition["classifier"] = sha256_of_arrays(model.constants.classifier)
     return {

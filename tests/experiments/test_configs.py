@@ -16,11 +16,7 @@ from experiments.errors import UserError
 from experiments.experiment import make_network
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-NAMES = sorted(
-    path.stem
-    for path in CONFIGS.glob("*.py")
-    if path.stem not in ("__init__", "base")
-)
+NAMES = sorted(path.stem for path in CONFIGS.glob("*.py") if path.stem not in ("__init__", "base"))
 PAPER = ("cifar10", "celeba", "lsun_church")
 
 
@@ -88,7 +84,8 @@ def test_the_variant_of_a_prior_changes_only_the_prior(name, prior):
 
 @pytest.mark.parametrize("name", [*PAPER, "cat2dog"])
 def test_the_papers_configs_prepare_the_reader_for_their_noise_and_precision(name):
-    wanted, text = settings.from_config(load(name)), importlib.import_module(f"configs.{name}").__doc__
+    wanted = settings.from_config(load(name))
+    text = importlib.import_module(f"configs.{name}").__doc__
     assert "learn little else" in dry_run.noise_balance(wanted)
     assert "the dry run warns that flowed samples have more noise (0.10) than data" in text
     assert wanted.precision == "auto"
@@ -111,7 +108,8 @@ def test_the_sets_of_tfds_that_configs_name_exist_with_the_splits_that_they_use(
         builder_class = tfds.builder_cls(builder)
         assert not config or config in builder_class.builder_configs
     assert load("lsun_church")["data.held_out_split"] == str(tfds.Split.VALIDATION)
-    assert (load("celeba")["data.split"], load("celeba")["data.held_out_split"]) == ("train", "test")
+    of_faces = load("celeba")
+    assert (of_faces["data.split"], of_faces["data.held_out_split"]) == ("train", "test")
 
 
 def test_translation_has_the_papers_hyperparameters():
