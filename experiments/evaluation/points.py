@@ -29,6 +29,7 @@ _SINKHORN_EPSILON = 0.05
 
 # `x [N, 2] -> log p [N]`, or an estimate of log r [N].
 LogDensity = Callable[[np.ndarray], np.ndarray]
+Distance = Callable[[np.ndarray, np.ndarray], float]  # Of two sets of points.
 
 
 def evaluate_points(source: Source, samples: Samples, log_ratio: LogDensity) -> Evaluation:
@@ -45,7 +46,7 @@ def evaluate_points(source: Source, samples: Samples, log_ratio: LogDensity) -> 
     metrics = energy(ours, prior, data)
     epsilon = _SINKHORN_EPSILON * 2.0 * float(data[0].var(axis=0).sum())
     sinkhorn = functools.partial(sinkhorn_divergence, epsilon=epsilon)
-    transport = {
+    transport: dict[str, tuple[Distance, int]] = {
         "sliced_wasserstein": (sliced_wasserstein, _MAX_SLICED_POINTS),
         "sinkhorn_divergence": (sinkhorn, _MAX_SINKHORN_POINTS),
     }
@@ -102,7 +103,7 @@ def energy(samples: np.ndarray, prior: np.ndarray, data: list[np.ndarray]) -> li
 
 
 def _against(
-    distance: Callable[[np.ndarray, np.ndarray], float],
+    distance: Distance,
     samples: np.ndarray,
     prior: np.ndarray,
     data: list[np.ndarray],
