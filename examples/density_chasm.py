@@ -148,7 +148,7 @@ def target_samples(distance: float) -> np.ndarray:
 
 def draw_figure(trained: list[list[Trained]], file: Path) -> None:
     """Draws the flow of each case with the first seed, and medians over the seeds."""
-    figure, panels = plt.subplots(2, 3, figsize=(11.0, 7.0), layout="constrained", dpi=120)
+    figure, panels = plt.subplots(2, 3, figsize=(11.0, 7.0), layout="constrained", dpi=100)
     flows, (first, second, ax) = panels[0], panels[1]
     for panel, case, of_seeds in zip(flows, CASES, trained, strict=True):
         draw_flow(panel, case, of_seeds[0])

@@ -167,10 +167,10 @@ def draw_figure(
     results: Mapping[Case, list[Result]], lengths: tuple[int, ...], real: float, file: Path
 ) -> None:
     """Draws the course of training with every seed, distances, and samples of the first seed."""
-    figure, axes = plt.subplots(2, 4, figsize=(12.0, 6.0), layout="constrained", dpi=110)
+    figure, axes = plt.subplots(2, 4, figsize=(11.0, 6.0), layout="constrained", dpi=110)
     for ax, name in zip(axes[0], METRICS, strict=False):
         title = "loss" if name == "loss" else rf"mean $\log r$ {name}"
-        ax.set(title=title, xlabel="training step", yscale="symlog")
+        ax.set(title=title, xlabel="training step", yscale="linear" if name == "loss" else "symlog")
         for case, found in results.items():
             for i, result in enumerate(found):
                 draw_line(ax, case, range(1, len(result.course[name]) + 1), result.course[name], i)
@@ -180,14 +180,17 @@ def draw_figure(
             draw_line(ax, case, lengths, result.frechet, i)
     ax.axhline(real, color="#4878a8", label="real images")
     ax.set(title="Fréchet distance of samples", xlabel="length of the flow", yscale="log")
-    ax.legend(frameon=False, fontsize=7)
+    figure.legend(
+        *ax.get_legend_handles_labels(), loc="outside upper center", ncols=5, frameon=False
+    )
     for ax, (case, found) in zip(axes[1], results.items(), strict=True):
         shown = found[0].samples[:, :NUM_SHOWN]
         rows = np.pad(shown, ((0, 0), (0, 0), (0, 1), (0, 1), (0, 0)), constant_values=1.0)
         sheet = np.concatenate([np.concatenate(list(row), axis=0) for row in rows], axis=1)
         grey = (np.nan_to_num(sheet) + 1.0) / 2.0
         ax.imshow(grey[..., 0] if grey.shape[-1] == 1 else grey, cmap="gray", vmin=0.0, vmax=1.0)
-        ax.set(title=f"{case.training}, {case.prior} prior", yticks=[], xlabel="length")
+        title = f"{case.training},\n{case.prior} prior"
+        ax.set(title=title, yticks=[], xlabel="length of the flow")
         pitch = sheet.shape[1] / len(lengths)
         ax.set_xticks([(i + 0.5) * pitch for i in range(len(lengths))], list(map(str, lengths)))
     figure.savefig(file)
