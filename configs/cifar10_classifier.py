@@ -6,7 +6,7 @@ Command: python -m experiments.main --mode=classifier --config=configs/cifar10_c
 Cost: 85 min of CPU time with AVX-512 in float32; about half of that in bfloat16 with avx512_bf16.
 Score: an accuracy of 80.9% on 2,000 held-out images, trained on 18,000 images, in bfloat16 with
   seed 0. The paper uses a ResNet-50 of the library "robustness", trained under attack (L2,
-  epsilon 1). --classifier accepts it too.
+  epsilon 1), which examples/robustness_classifier.py reads.
 """
 
 from ml_collections import ConfigDict

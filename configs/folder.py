@@ -20,7 +20,7 @@ from configs import base
 
 def get_config(name: str = "") -> ConfigDict:
     """Returns the config for accelerators, or its variants, such as "up" or "tiny"."""
-    c = base.images()
+    c = base.images(name)
     c.loss.name, c.loss.divergence = "lr", "kl"
     c.network.name = "auto"
     return _with_variants(_of_a_folder(c), name)

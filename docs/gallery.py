@@ -248,12 +248,23 @@ ENTRIES = (
     ),
     Entry(
         "density_chasm",
-        "python -m examples.density_chasm --out=runs/gallery/density_chasm",
+        "python -m examples.density_chasm --seeds 0 1 2 3 4 --out=runs/gallery/density_chasm",
         {
             "density_chasm.png": (
                 "density_chasm/density_chasm.png",
                 "The density chasm (figures 2 and 4): a stale estimator fails far away, "
                 "flow-guided training does not.",
+            )
+        },
+    ),
+    Entry(
+        "stale_and_guided",
+        "python -m examples.stale_and_guided --out=runs/gallery/stale_and_guided",
+        {
+            "stale_and_guided.png": (
+                "stale_and_guided/stale_and_guided.png",
+                "Stale and flow-guided training on digits, from a uniform and from a "
+                "data-dependent prior.",
             )
         },
     ),

@@ -1,9 +1,14 @@
-"""Classifies images with a network of the PyTorch library `robustness`, the paper's classifier.
+"""Uses a network of the PyTorch library `robustness`, the paper's classifier.
 
-Run: python -m examples.robustness_classifier CHECKPOINT.pt IMAGES.npz
-IMAGES.npz has an array of uint8 [N, H, W, 3], such as samples of a run on CIFAR-10. Prints how many
-images are in each class. `read` returns a function that `fdrl_jax.compose.condition` accepts, for
-class-conditional samples in your own code.
+    python -m examples.robustness_classifier FILE.pt IMAGES.npz
+    python -m examples.robustness_classifier FILE.pt --workdir=runs/cifar10 --weights 0 0.1
+
+The first command prints how many images are in each class. IMAGES.npz has an array of uint8
+[N, H, W, 3], such as samples of a run on CIFAR-10. The second one draws samples of a run for all
+classes in turn, guided by the network, and prints for each weight how many samples the network
+assigns to their class (figure 9a of the paper). It writes the samples and a picture, with a row per
+class, to --out. This command uses the program; the classes of its data must be in the order of the
+network's. `read` returns a function that `fdrl_jax.compose.condition` accepts, for your own code.
 
 A checkpoint has the state dictionary of the library's `AttackerModel` under "model". PyTorch 2.6 or
 newer reads it and executes nothing in it. The published files also contain objects of the library,
@@ -12,6 +17,7 @@ which are refused. Convert such a file where PyTorch and the library are install
     torch.save({"model": torch.load(OLD, pickle_module=dill, weights_only=False)["model"]}, NEW)
 """
 
+import argparse
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -21,10 +27,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments import draw, run, sample
+from experiments.command import Command
+from experiments.data.decode import to_uint8
+from experiments.pictures import images, save
 from fdrl_jax import networks
 
+Logits = Callable[[jax.Array], jax.Array]
 
-def read(path: Path) -> Callable[[jax.Array], jax.Array]:
+
+def read(path: Path) -> Logits:
     """Returns a function of images [B, H, W, 3] in [-1, 1] to logits [B, classes].
 
     The file is of a ResNet with bottleneck blocks, such as ResNet-50, of any width.
@@ -55,18 +67,65 @@ def read(path: Path) -> Callable[[jax.Array], jax.Array]:
     return logits
 
 
-def main(argv: Sequence[str]) -> np.ndarray:
+def all_logits(logits: Logits, x: np.ndarray) -> np.ndarray:
+    """Returns the logits of many images in [-1, 1], [N, H, W, 3], in batches."""
+    classify = jax.jit(logits)
+    return np.concatenate([classify(batch) for batch in np.split(x, range(100, len(x), 100))])
+
+
+def count(logits: Logits, file: Path) -> np.ndarray:
     """Prints and returns the number of images in each class."""
-    checkpoint, file = argv
     with np.load(file) as stored:
-        images = stored[stored.files[0]]
-    classify = jax.jit(read(Path(checkpoint)))
-    batches = np.split(images, range(100, len(images), 100))
-    logits = np.concatenate([classify(batch / 127.5 - 1.0) for batch in batches])
-    counts = np.bincount(logits.argmax(axis=1), minlength=logits.shape[1])
-    for label, count in enumerate(counts):
-        print(f"class {label}: {count:,} images")
+        pixels = stored[stored.files[0]]
+    found = all_logits(logits, pixels / np.float32(127.5) - np.float32(1.0))
+    counts = np.bincount(found.argmax(axis=1), minlength=found.shape[1])
+    for label, number in enumerate(counts):
+        print(f"class {label}: {number:,} images")
     return counts
+
+
+def guide(
+    logits: Logits, workdir: Path, weights: Sequence[float], num_samples: int, out: Path
+) -> np.ndarray:
+    """Draws samples of all classes with each weight; prints and returns the shares in their class.
+
+    The weight 0 does not guide, so its share is that of chance.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    shares = []
+    for weight in weights:
+        changes = {"condition.label": sample.ALL, "condition.weight": weight}
+        opened = run.open_checkpoint(Command(mode="sample", folder=workdir, changes=changes))
+        model = sample.conditioned(opened.experiment, (lambda _, x: logits(x), ()))
+        drawn = draw.Sampler(model)(
+            *draw.on_devices(model, opened.state), {"refined": num_samples}, progress=True
+        )["refined"]
+        labels = np.arange(num_samples) % len(model.source.classes)
+        shares.append(np.mean(all_logits(logits, drawn).argmax(axis=1) == labels))
+        print(f"weight {weight:g}: {shares[-1]:.1%} of {num_samples:,} samples are in their class")
+        np.savez(out / f"weight_{weight:g}.npz", to_uint8(drawn))
+        figure = images.by_class(drawn, labels, model.source.classes)
+        save(figure, out / f"weight_{weight:g}.png")
+    return np.array(shares)
+
+
+def main(argv: Sequence[str]) -> np.ndarray:
+    """Classifies the given images, or samples of a run that the network guides."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("checkpoint", type=Path, help="of the library, see above")
+    add("images", type=Path, nargs="?", help="an .npz of images to classify")
+    add("--workdir", type=Path, help="a run, whose samples the network guides")
+    add("--weights", type=float, nargs="+", default=[0.0, 0.1, 0.3])
+    add("--num_samples", type=int, default=100, help="of each weight, of all classes together")
+    add("--out", type=Path, default=Path("runs/robustness_classifier"))
+    options = parser.parse_args(argv)
+    if (options.images is None) == (options.workdir is None):
+        parser.error("give either IMAGES.npz or --workdir")
+    logits = read(options.checkpoint)
+    if options.images is not None:
+        return count(logits, options.images)
+    return guide(logits, options.workdir, options.weights, options.num_samples, options.out)
 
 
 if __name__ == "__main__":

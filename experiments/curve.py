@@ -5,14 +5,17 @@ import io
 import itertools
 import math
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from experiments import draw, pictures, run
+from experiments.classifier import open_to_judge
 from experiments.command import Command
 from experiments.errors import UserError
 from experiments.evaluation import cheap
+from experiments.evaluation.classes import Classifier
 from experiments.evaluation.metrics import Metric
 from experiments.files import sha256_of_json, write_text
 from experiments.pictures import curves
@@ -34,18 +37,25 @@ def curve(command: Command) -> None:
     num, is_first = cheap.num_read(opened.run.metric_reference, wanted), parallel.is_first_process()
     if num < wanted and is_first:
         print(f"the metric reads {num:,} samples, so no more are drawn")
-    data = plain(opened.run.data["name"])
+    data, judge, suffix = plain(opened.run.data["name"]), None, ""
+    if path := command.changes.get("condition.classifier"):
+        source = opened.experiment.source
+        judge, described = open_to_judge(Path(path), source.classes, source.event_shape)
+        suffix = "_classifier"
+        if is_first:
+            print(f"classifier: {described['name']}, accuracy {described['accuracy']:.2%}")
     if settings.curve.over == "step":
         if command.which is not None:
             raise UserError("curve.over='step' uses all checkpoints; remove --checkpoint")
-        computed = over_step(opened, num)
-        name, over, axis, marks = "step", "step", "training step", {}
+        computed = over_step(opened, num, judge)
+        name, over, axis, marks = f"step{suffix}", "step", "training step", {}
         title = f"{data}, every checkpoint"
     else:
         lengths = settings.curve.lengths or choose_lengths(flow)
-        computed = over_length(opened, lengths, num)
+        computed = over_length(opened, lengths, num, judge)
         title = f"{data}, checkpoint of step {opened.step:,}"
-        name, over, axis = f"length_step_{opened.step}", "length", "length of the flow, steps"
+        name, over = f"length_step_{opened.step}{suffix}", "length"
+        axis = "length of the flow, steps"
         marks = {"$K$": flow.num_steps, r"$K+\kappa$": flow.num_steps + flow.num_refine_steps}
     points = []
     for at, metric in computed:
@@ -78,7 +88,12 @@ def choose_lengths(flow: FlowParams) -> tuple[int, ...]:
     return tuple(sorted({*range(0, longest + 1, stride), *marked}))
 
 
-def over_length(opened: Opened, lengths: tuple[int, ...], num_samples: int) -> Iterator[Point]:
+def over_length(
+    opened: Opened,
+    lengths: tuple[int, ...],
+    num_samples: int,
+    classifier: Classifier | None = None,
+) -> Iterator[Point]:
     """Computes the metric at several increasing lengths of one flow.
 
     All samples advance together from one length to the next, so every step is computed only once.
@@ -106,10 +121,13 @@ def over_length(opened: Opened, lengths: tuple[int, ...], num_samples: int) -> I
                     moved = advance(key, variables, constants, part, first_step)
                     points[i] = np.asarray(parallel.gather(moved))
                     bar.update(stride)
-            yield length, cheap.cheap_metric(reference, np.concatenate(points)[:num_samples])
+            samples = np.concatenate(points)[:num_samples]
+            yield length, cheap.cheap_metric(reference, samples, classifier)
 
 
-def over_step(opened: Opened, num_samples: int) -> Iterator[Point]:
+def over_step(
+    opened: Opened, num_samples: int, classifier: Classifier | None = None
+) -> Iterator[Point]:
     """Computes the metric at every checkpoint on disk."""
     model, reference = opened.experiment, opened.run.metric_reference
     sampler, template = draw.Sampler(model), model.state_shapes()
@@ -117,4 +135,4 @@ def over_step(opened: Opened, num_samples: int) -> Iterator[Point]:
         state = opened.run.restored(template, step).state
         variables, constants = draw.on_devices(model, state)
         samples = sampler(variables, constants, {"refined": num_samples}, progress=True)["refined"]
-        yield step, cheap.cheap_metric(reference, samples)
+        yield step, cheap.cheap_metric(reference, samples, classifier)

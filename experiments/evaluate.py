@@ -21,19 +21,20 @@ tfds:NAME:SPLIT.
 """
 
 import argparse
+import contextlib
+import dataclasses
 import importlib
 import os
 import platform
 import sys
 import tempfile
 from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-import jax
 import numpy as np
-import PIL
-import scipy
 
 import fdrl_jax
 from experiments.command import Command
@@ -47,7 +48,6 @@ from experiments.evaluation import (
     inception,
     memorisation,
     metrics,
-    sets,
 )
 from experiments.evaluation.classes import Classifier
 from experiments.evaluation.images import evaluate_images
@@ -61,6 +61,10 @@ from fdrl_jax.training import parallel
 
 if TYPE_CHECKING:  # What opens a run or draws pictures is imported where it is needed.
     from experiments.run import Opened, Run
+
+
+# Packages without which an evaluation leaves something out: pictures, and distances of points.
+_OPTIONAL = ("matplotlib", "ott")
 
 
 def evaluate_run(command: Command) -> None:
@@ -104,6 +108,8 @@ def evaluate(
     networks = inception.check_weights(settings)
     described = networks.describe() if networks else False
     key = key_of(opened, num, classifier=of_judge.get("digest"), inception=described)
+    if missing := [name for name in _OPTIONAL if find_spec(name) is None]:
+        key |= {"missing": missing}  # Once they are installed, it is another evaluation.
     folder, is_there = find_record(opened, key)
     source, reason = None, ""
     if parallel.is_first_process() and not is_there:
@@ -126,6 +132,11 @@ def evaluate(
     if of_inception and "protocols" not in found.record:
         key |= {"inception": "failed"}  # So that the same command tries again.
         folder, _ = find_record(opened, key)
+    lacks_pictures = "matplotlib" in missing
+    if lacks_pictures:
+        found.record["skipped"].append(
+            "pictures: matplotlib is not installed; run --mode=evaluate again once it is"
+        )
     details = {
         **found.record,
         "num_samples": len(samples.refined),
@@ -139,7 +150,9 @@ def evaluate(
     with tempfile.TemporaryDirectory(prefix=".part_", dir=opened.run.evaluations) as part:
         unfinished = Path(part) / "record"
         unfinished.mkdir()
-        record["pictures"] = report.draw_pictures(opened, samples, found, unfinished)
+        record["pictures"] = (
+            {} if lacks_pictures else report.draw_pictures(opened, samples, found, unfinished)
+        )
         write_json(unfinished / "record.json", record)
         add_record(unfinished, folder)
     _finish(opened.run, record, folder)
@@ -147,7 +160,7 @@ def evaluate(
 
 def _draw(opened: "Opened", num: int, *, of_inception: bool) -> Samples:
     """Draws samples, of each stage only as many as the metrics and the pictures read."""
-    from experiments import draw, pictures
+    from experiments import draw
 
     model, reference = opened.experiment, opened.run.metric_reference
     if isinstance(reference, Source):
@@ -157,11 +170,19 @@ def _draw(opened: "Opened", num: int, *, of_inception: bool) -> Samples:
         num = min(num, len(reference.starts))
     if reference.is_translation:
         num = min(num, MAX_IMAGES)
-        num_prior = min(num, pictures.num_shown(model.source))
+        num_prior = min(num, _num_shown(model.source))
     else:
         num = num if of_inception else min(num, draws.MAX_SAMPLES)
         num_prior = min(num, draws.MAX_SAMPLES)
     return draw.sample_state(model, opened.state, num, num_prior=num_prior)
+
+
+def _num_shown(source: Source) -> int:
+    if find_spec("matplotlib") is None:
+        return 0
+    from experiments import pictures
+
+    return pictures.num_shown(source)
 
 
 def _score(
@@ -181,7 +202,9 @@ def _score(
         return evaluate_points(reference, samples, log_ratio)
     if reference.is_translation:
         domains = domains_of(opened.run.settings)
-        return evaluate_translation(reference, samples, domains=domains, classifier=judge)
+        return evaluate_translation(
+            reference, samples, domains=domains, classifier=judge, inception=networks
+        )
     return evaluate_images(reference, samples, source=source, classifier=judge, inception=networks)
 
 
@@ -206,7 +229,7 @@ def _training_data(
     data = opened.experiment.settings.data
     where = data_dir or data.dir or run.remembered_dir(data.dir)
     try:
-        source = load.load(data.model_copy(update={"dir": where}))
+        source = load.load(dataclasses.replace(data, dir=where))
         run.check_data(source)
     except UserError as error:
         if data_dir or data.dir != run.settings.data.dir:
@@ -217,8 +240,11 @@ def _training_data(
 
 def _versions() -> dict[str, str]:
     """Returns the versions of the packages that compute metrics."""
-    modules = (fdrl_jax, jax, np, scipy, PIL)
-    return {m.__name__: m.__version__ for m in modules} | {"python": platform.python_version()}
+    found = {"fdrl_jax": fdrl_jax.__version__, "python": platform.python_version()}
+    for name in ("jax", "numpy", "scipy", "pillow"):
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 class _Parser(argparse.ArgumentParser):
@@ -275,6 +301,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 
 def _compare(arguments: argparse.Namespace) -> dict[str, Any]:
     """Computes the metrics of two sets, and returns them with how they were computed."""
+    from experiments.evaluation import sets  # Reads images, which an evaluation of points does not.
+
     protocol = PROTOCOLS[arguments.protocol]
     spaces = dict(map(_space, filter(None, arguments.features.split(","))))
     weights = {}

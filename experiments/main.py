@@ -42,7 +42,11 @@ MODES = {
     "evaluate": Mode(
         "evaluate.evaluate_run", "compute metrics, write a report", (*_OF_SAMPLES, "classifier")
     ),
-    "curve": Mode("curve.curve", "plot a metric over length of the flow or step", _OF_SAMPLES),
+    "curve": Mode(
+        "curve.curve",
+        "plot a metric over length of the flow or step",
+        (*_OF_SAMPLES, "classifier"),
+    ),
     "interpolate": Mode("sample.interpolate", "draw images along paths", ("checkpoint",)),
     "classifier": Mode("train.train_classifier", "train a classifier", creates=True),
     "dry_run": Mode("dry_run.dry_run", "read the data and print what a run costs", creates=True),
@@ -84,6 +88,11 @@ def main(argv: Sequence[str]) -> None:
             print(text)
     except UserError as error:
         _leave(error.exit_code, str(error))
+    except ModuleNotFoundError as error:
+        name = (error.name or "").partition(".")[0]
+        if name in ("", "experiments", "fdrl_jax"):
+            raise
+        _leave(2, f"this needs the package {name!r}: pip install -e '.[experiments]'")
     except KeyboardInterrupt:
         _leave(130, "Interrupted; existing files are intact.")
     except OSError as error:

@@ -5,6 +5,7 @@ backend starts.
 """
 
 import contextlib
+import dataclasses
 import functools
 import importlib.metadata
 import logging
@@ -83,7 +84,7 @@ def resolve(settings: Settings) -> Settings:
         _warn(f"precision=bfloat16 is slower here than float32, because {slow}")
     if jax.default_backend() != "cpu":
         jax.config.update("jax_default_matmul_precision", used)
-    return settings.model_copy(update={"precision": used})
+    return dataclasses.replace(settings, precision=used)
 
 
 def describe_devices() -> str:

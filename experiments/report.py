@@ -8,25 +8,25 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from matplotlib.figure import Figure
 
-from experiments import draw, log, pictures, settings
+from experiments import draw, log, settings
 from experiments.data.source import describe_shape
 from experiments.evaluation import Evaluation, Samples, metrics, translation
 from experiments.evaluation.metrics import Metric, Metrics
 from experiments.evaluation.references import too_few
 from experiments.experiment import Experiment
 from experiments.files import write_text
-from experiments.pictures import curves, images, points
-from experiments.pictures.flow import NUM_ROWS
 from experiments.run import Opened, Run
 from fdrl_jax import bregman, drift
 from fdrl_jax.training.state import TrainState
+
+if TYPE_CHECKING:  # A report without pictures needs no matplotlib.
+    from matplotlib.figure import Figure
 
 _FIRST = "samples.png"  # The picture at the top of the page.
 _SCROLLED = "curves.png"  # Its labels would be too small on a phone.
@@ -39,13 +39,16 @@ def draw_pictures(
     opened: Opened, samples: Samples, found: Evaluation, folder: Path
 ) -> dict[str, str]:
     """Draws the pictures of an evaluation to a folder, and returns their captions by file name."""
+    from experiments import pictures
+    from experiments.pictures import curves, images
+
     model, state, run = opened.experiment, opened.state, opened.run
     source = model.source
     start = "source images" if source.is_translation else "prior samples"
     domains, shares = translation.domains_of(run.settings), translation.caption(found.metrics)
     captions: dict[str, str] = {}
 
-    def add(name: str, figure: Figure, caption: str) -> None:
+    def add(name: str, figure: "Figure", caption: str) -> None:
         pictures.save(figure, folder / name)
         captions[name] = caption
 
@@ -106,7 +109,7 @@ def write(run: Run, record: Mapping[str, Any], folder: Path) -> Path:
     captions = dict(record["pictures"])
     sections = [
         f"<h1>{name}: {kind}</h1>",
-        _figure(folder, _FIRST, captions.pop(_FIRST)),
+        *(_figure(folder, _FIRST, captions.pop(name)) for name in [_FIRST] if name in captions),
         f'<p class="lead">{html.escape(verdict)}</p>',
         f"<p>In this evaluation, settings differ from the run: {html.escape('; '.join(changed))}"
         ".</p>" * bool(changed),
@@ -205,11 +208,14 @@ def _figure(folder: Path, name: str, caption: str) -> str:
 
 def _num_paths(model: Experiment) -> int:
     """Returns how many samples are shown on their way: fewer if paths are large."""
+    from experiments.pictures.flow import NUM_ROWS
+    from experiments.pictures.images import NUM_SMALL
+
     if model.source.kind == "points":
         return _NUM_POINT_PATHS
     flow = model.problem.flow
     values = (flow.num_steps + flow.num_refine_steps + 1) * math.prod(model.source.event_shape)
-    return min(max(_MAX_PATH_VALUES // values, NUM_ROWS), images.NUM_SMALL)
+    return min(max(_MAX_PATH_VALUES // values, NUM_ROWS), NUM_SMALL)
 
 
 def _chance_loss(model: Experiment) -> float:
@@ -219,7 +225,9 @@ def _chance_loss(model: Experiment) -> float:
     return float(loss.real_term(out) + loss.flowed_term(out))
 
 
-def _field(model: Experiment, state: TrainState) -> Figure:
+def _field(model: Experiment, state: TrainState) -> "Figure":
+    from experiments.pictures import points
+
     variables = model.sampling_variables(state)
     drift_at = jax.jit(lambda x: drift(x, model.problem.potential(variables)))
     return points.log_ratio_and_drift(

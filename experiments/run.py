@@ -11,6 +11,7 @@
 """
 
 import contextlib
+import dataclasses
 import datetime
 import errno
 import functools
@@ -285,7 +286,7 @@ def create(
     The caller must hold `locked_folder`. All processes must call this.
     """
     described, prior_sha256 = describe_data(source), fitted.sha256 if fitted else None
-    check_free(root, wanted.data.model_copy(update={"dir": data_dir or wanted.data.dir}))
+    check_free(root, dataclasses.replace(wanted.data, dir=data_dir or wanted.data.dir))
     _check_agreed([kind, settings.shareable(wanted), described, prior_sha256])
     if parallel.is_first_process():
         if fitted is not None:

@@ -33,6 +33,7 @@ from fdrl_jax._names import nearest
 from fdrl_jax.langevin import Potential
 from fdrl_jax.priors import Batch
 from fdrl_jax.training import parallel
+from fdrl_jax.training.state import Variables
 
 ALL = "all"  # The label of samples of all classes in turn.
 _MAX_SAMPLES = 2**31  # Positions of samples are int32.
@@ -98,17 +99,23 @@ def interpolate(command: Command) -> None:
         print(f"picture: {pictures.save(figure, opened.run.pictures / 'interpolation.png')}")
 
 
-def conditioned(model: Experiment) -> Experiment:
-    """Returns the experiment with the class-conditional samples that its settings ask for."""
+def conditioned(
+    model: Experiment, guide: tuple[classifier.Apply, Variables] | None = None
+) -> Experiment:
+    """Returns the experiment with the class-conditional samples that its settings ask for.
+
+    The classifier is that of the settings, or `guide`: the function `(variables, images [B, H, W,
+    C] in [-1, 1]) -> logits [B, classes]`, and its variables.
+    """
     options, source = model.settings.condition, model.source
     labels = labels_of(options.label, source.classes)
-    if not options.classifier:
+    if guide is None and not options.classifier:
         raise UserError(
             f"--class={options.label} needs --classifier: the folder of a classifier, from "
             "--mode=classifier"
         )
     path, problem = Path(options.classifier), model.problem
-    apply, variables = classifier.open_to_guide(path, source.classes, source.event_shape)
+    apply, variables = guide or classifier.open_to_guide(path, source.classes, source.event_shape)
 
     def condition(estimator: Potential, arrays: Any, batch: Batch) -> Potential:
         return compose.condition(
@@ -245,7 +252,7 @@ def _describe(opened: Opened, model: Experiment, num_samples: int) -> Flat:
     """Returns everything that determines the samples, and their format."""
     condition: Flat = {}
     if model.labels is not None:
-        condition = model.settings.condition.model_dump()
+        condition = dataclasses.asdict(model.settings.condition)
         # The identity of the classifier, not its path.
         condition["classifier"] = sha256_of_arrays(model.constants.classifier)
     return {

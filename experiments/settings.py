@@ -4,7 +4,13 @@ This is the only declaration: the defaults in `configs/base.py`, the checks, `--
 reference page of the documentation follow from it. A config is converted once, by `from_config`.
 """
 
+import ast
+import dataclasses
+import functools
+import inspect
+import itertools
 import json
+import operator
 import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import (
@@ -17,11 +23,8 @@ from typing import (
     TypeVar,
     get_args,
     get_origin,
+    get_type_hints,
 )
-
-from annotated_types import Ge, Gt, Le, Lt
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
-from pydantic.fields import FieldInfo
 
 from experiments import divergence_formula
 from experiments.errors import UserError
@@ -50,25 +53,34 @@ OfFlow = Annotated[T, "flow"]
 Free = Annotated[T, "free"]
 
 
-class _Check(AfterValidator):
-    """A check, with the allowed values in words that complete a sentence with "must be"."""
+class _Check(NamedTuple):
+    """A check that may raise a ValueError with the reason."""
+
+    words: str  # The allowed values, which complete a sentence with "must be"; may be empty.
+    is_allowed: Callable[[Any], object]
+
+
+class _Limit(NamedTuple):
+    """A limit of a number."""
 
     words: str
+    holds: Callable[[Any, Any], bool]
+    bound: float
 
-    def __init__(self, words: str, is_allowed: Callable[[Any], object]) -> None:
-        def check(value: T) -> T:
-            if not is_allowed(value):
-                raise ValueError
-            return value
-
-        super().__init__(check)
-        object.__setattr__(self, "words", words)
+    def is_allowed(self, value: Any) -> bool:
+        return self.holds(value, self.bound)
 
 
-def _as_normal(value: float) -> float:
+Ge = functools.partial(_Limit, "at least", operator.ge)
+Gt = functools.partial(_Limit, "above", operator.gt)
+Le = functools.partial(_Limit, "at most", operator.le)
+Lt = functools.partial(_Limit, "below", operator.lt)
+
+
+def _is_normal(value: float) -> bool:
     if value and abs(value) < _MIN_FLOAT32:
         raise ValueError("it is too small for a float32")
-    return value
+    return True
 
 
 def _is_text(value: str) -> bool:
@@ -76,7 +88,7 @@ def _is_text(value: str) -> bool:
     return len(value) <= 1_000 and value.isprintable()
 
 
-Real = Annotated[float, AfterValidator(_as_normal)]
+Real = Annotated[float, _Check("", _is_normal)]
 Text = Annotated[str, _Check("a text of at most 1,000 printable characters", _is_text)]
 FileName = Annotated[
     str,
@@ -131,14 +143,11 @@ else:
     LossName = Literal[tuple(bregman.REGISTRY)]
 
 
-class Section(BaseModel):
+class Section:
     """A group of settings. Texts below fields are their documentation."""
 
-    model_config = ConfigDict(
-        frozen=True, strict=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
-    )
 
-
+@dataclasses.dataclass(frozen=True)
 class Data(Section):
     """The data set and how its images are prepared."""
 
@@ -187,6 +196,7 @@ class Data(Section):
     """Number of batches that are decoded in advance."""
 
 
+@dataclasses.dataclass(frozen=True)
 class Network(Section):
     """The network that estimates the ratio, or classifies."""
 
@@ -212,6 +222,7 @@ class Network(Section):
     """Recomputes activations in the backward pass. Saves memory and takes longer."""
 
 
+@dataclasses.dataclass(frozen=True)
 class Prior(Section):
     """The distribution that the flow starts from."""
 
@@ -223,9 +234,10 @@ class Prior(Section):
     """Rank of the covariance of `data_dependent`; 0: the full covariance, up to 12,288
     dimensions."""
     jitter: NotNegative = 1e-4
-    """Variance that is added to the diagonal of this covariance (eq. 8)."""
+    """Variance that is added to the diagonal of this covariance, as in the authors' code."""
 
 
+@dataclasses.dataclass(frozen=True)
 class Flow(Section):
     """The flow from the prior to the data."""
 
@@ -242,6 +254,7 @@ class Flow(Section):
     """ν: standard deviation of the noise that each step adds."""
 
 
+@dataclasses.dataclass(frozen=True)
 class Loss(Section):
     """The loss of the ratio, and the divergence that the flow decreases."""
 
@@ -255,6 +268,7 @@ class Loss(Section):
     """Fraction of the batch on which the penalty is computed; a smaller one is faster."""
 
 
+@dataclasses.dataclass(frozen=True)
 class Optimizer(Section):
     """Adam and its learning rate."""
 
@@ -276,6 +290,7 @@ class Optimizer(Section):
     """Gradients with a larger global norm are scaled down to this norm; 0: no clipping."""
 
 
+@dataclasses.dataclass(frozen=True)
 class Train(Section):
     """Training: its length, the batch, the average of the weights, and divergence."""
 
@@ -307,6 +322,7 @@ class Train(Section):
     """Maximum number of rollbacks; after that a divergence stops the run."""
 
 
+@dataclasses.dataclass(frozen=True)
 class Log(Section):
     """Logs of metrics."""
 
@@ -318,6 +334,7 @@ class Log(Section):
     """Also logs to Weights & Biases."""
 
 
+@dataclasses.dataclass(frozen=True)
 class Checkpoint(Section):
     """Checkpoints."""
 
@@ -327,6 +344,7 @@ class Checkpoint(Section):
     """Number of checkpoints to keep: the newest ones. The best one is kept as well."""
 
 
+@dataclasses.dataclass(frozen=True)
 class Snapshot(Section):
     """Samples that the report shows over training."""
 
@@ -336,6 +354,7 @@ class Snapshot(Section):
     """Number of samples per snapshot."""
 
 
+@dataclasses.dataclass(frozen=True)
 class Sample(Section):
     """Samples that are written to files."""
 
@@ -347,6 +366,7 @@ class Sample(Section):
     """Name of the file of samples; if empty, it follows from the checkpoint's step."""
 
 
+@dataclasses.dataclass(frozen=True)
 class Condition(Section):
     """Class-conditional samples."""
 
@@ -361,6 +381,7 @@ class Condition(Section):
     """Number of refinement steps of class-conditional samples."""
 
 
+@dataclasses.dataclass(frozen=True)
 class Attack(Section):
     """Adversarial images in the training of a classifier."""
 
@@ -370,6 +391,7 @@ class Attack(Section):
     """Number of steps of the attack; 0 trains a classifier without adversarial images."""
 
 
+@dataclasses.dataclass(frozen=True)
 class Augment(Section):
     """Augmentation of a classifier's images."""
 
@@ -377,6 +399,7 @@ class Augment(Section):
     """Maximum random shift of a classifier's training images, in pixels along each axis."""
 
 
+@dataclasses.dataclass(frozen=True)
 class Curve(Section):
     """Curves of the metric of samples."""
 
@@ -386,6 +409,7 @@ class Curve(Section):
     """Lengths of the flow in mode curve; if empty, some lengths from 0 to K + 50."""
 
 
+@dataclasses.dataclass(frozen=True)
 class Evaluate(Section):
     """Evaluations."""
 
@@ -408,6 +432,7 @@ class Evaluate(Section):
     """Also computes the Inception Score."""
 
 
+@dataclasses.dataclass(frozen=True)
 class Settings(Section):
     """All settings of a run."""
 
@@ -443,7 +468,6 @@ PATHS = (
     "evaluate.inception_weights",
     "evaluate.legacy_weights",
 )
-_LIMITS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 
 
 class Declared(NamedTuple):
@@ -454,37 +478,84 @@ class Declared(NamedTuple):
     names: tuple[str, ...]  # Those of a choice.
     about: str
     scope: Scope
+    kind: Any  # The type of its values.
+    checks: tuple[_Check | _Limit, ...]
+
+    def checked(self, value: Any) -> Any:
+        """Returns a value in the type of the setting; a ValueError may say why it is refused."""
+        converted = _of_kind(value, self.kind)
+        if not all(check.is_allowed(converted) for check in self.checks):
+            raise ValueError
+        return converted
 
 
-def _declaration(info: FieldInfo) -> Declared:
-    checks = [item for item in info.metadata if isinstance(item, _Check)]
+def _of_kind(value: Any, kind: Any) -> Any:
+    """Returns a value in a type; whole numbers are real numbers too, and nothing else converts."""
+    of = get_args(kind)
+    if get_origin(kind) is tuple:
+        if not isinstance(value, tuple):
+            raise ValueError
+        kinds = of[:1] * len(value) if of[-1] is ... else of
+        if len(kinds) != len(value):
+            raise ValueError
+        return tuple(map(_of_kind, value, kinds))
+    if get_origin(kind) is Literal:
+        fits = isinstance(value, str) and value in of
+    elif isinstance(value, bool) or kind is bool:
+        fits = isinstance(value, bool) and kind is bool
+    elif kind is float:  # NaN is not within the limit either.
+        fits = isinstance(value, (int, float)) and abs(value) <= _MAX_FLOAT32
+    else:
+        fits = isinstance(value, kind)
+    if not fits:
+        raise ValueError
+    return float(value) if kind is float else value
+
+
+def _declaration(default: Any, annotation: Any, about: str) -> Declared:
+    kind, *metadata = get_args(annotation) if get_origin(annotation) is Annotated else (annotation,)
+    checks = tuple(item for item in metadata if isinstance(item, (_Check, _Limit)))
+    worded = [check.words for check in checks if isinstance(check, _Check) and check.words]
     names: tuple[str, ...] = ()
-    if get_origin(info.annotation) is Literal:
-        names = tuple(map(str, get_args(info.annotation)))
+    if get_origin(kind) is Literal:
+        names = tuple(map(str, get_args(kind)))
         words = f"one of {', '.join(names)}"
-    elif info.annotation is bool:
+    elif kind is bool:
         words = "True or False"
-    elif checks:
-        words = checks[0].words
+    elif worded:
+        words = worded[0]
     else:
         limits = [
-            f"{limit} {getattr(item, name):,}"
-            for item in info.metadata
-            for name, limit in _LIMITS.items()
-            if hasattr(item, name) and item != Le(_MAX_FLOAT32)
+            f"{check.words} {check.bound:,}"
+            for check in checks
+            if isinstance(check, _Limit) and check != Le(_MAX_FLOAT32)
         ]
-        kind = "a whole number" if info.annotation is int else "a finite number"
-        words = f"{kind} {' and '.join(limits)}"
-    scope: Any = next((item for item in info.metadata if item in MAY_CHANGE), "fixed")
-    return Declared(info.default, words, names, " ".join((info.description or "").split()), scope)
+        number = "a whole number" if kind is int else "a finite number"
+        words = f"{number} {' and '.join(limits)}"
+    scope: Any = next((item for item in metadata if item in MAY_CHANGE), "fixed")
+    return Declared(default, words, names, about, scope, kind, checks)
 
 
-def _declared(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Declared]]:
-    for name, info in section.model_fields.items():
-        if isinstance(info.default, Section):
-            yield from _declared(type(info.default), f"{name}.")
+def _texts(section: type) -> dict[str, str]:
+    """Returns the texts below the fields of a section, from its source."""
+    body = ast.parse(inspect.getsource(section)).body[0]
+    return {
+        field.target.id: " ".join(text.value.value.split())
+        for field, text in itertools.pairwise(getattr(body, "body", ()))
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+        if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
+        if isinstance(text.value.value, str)
+    }
+
+
+def _declared(section: Any, prefix: str = "") -> Iterator[tuple[str, Declared]]:
+    hints, texts = get_type_hints(section, include_extras=True), _texts(section)
+    for field in dataclasses.fields(section):
+        if isinstance(field.default, Section):
+            yield from _declared(type(field.default), f"{field.name}.")
         else:
-            yield f"{prefix}{name}", _declaration(info)
+            about = texts.get(field.name, "")
+            yield f"{prefix}{field.name}", _declaration(field.default, hints[field.name], about)
 
 
 DECLARED: dict[str, Declared] = dict(_declared(Settings))
@@ -492,7 +563,7 @@ DECLARED: dict[str, Declared] = dict(_declared(Settings))
 
 def defaults() -> dict[str, Any]:
     """Returns the default of every setting, nested by section."""
-    return Settings().model_dump()
+    return dataclasses.asdict(Settings())
 
 
 def from_config(config: Mapping[str, Any]) -> Settings:
@@ -501,17 +572,25 @@ def from_config(config: Mapping[str, Any]) -> Settings:
     Keys that are left out have their default. `~` in a path becomes the home folder. A UserError
     names each key that is unknown or has a value that is not allowed.
     """
-    flat = _flattened(config)
-    nested: dict[str, Any] = {}
-    for key, value in flat.items():
-        section, _, name = key.rpartition(".")
+    found: dict[str, dict[str, Any]] = {}
+    refused = set()
+    for key, value in _flattened(config).items():
+        if key not in DECLARED:
+            refused.add(f"unknown key {key!r}{nearest(key, DECLARED)}")
+            continue
         is_path = key in PATHS and isinstance(value, str)
-        within = nested.setdefault(section, {}) if section else nested
-        within[name] = os.path.expanduser(value) if is_path else _as_tuples(value)
-    try:
-        return Settings.model_validate(nested)
-    except ValidationError as error:
-        raise UserError("config: " + "; ".join(sorted(set(_explained(error, flat))))) from None
+        wanted = os.path.expanduser(value) if is_path else _as_tuples(value)
+        section, _, name = key.rpartition(".")
+        try:
+            found.setdefault(section, {})[name] = DECLARED[key].checked(wanted)
+        except ValueError as error:
+            refused.add(_explained(key, value, str(error)))
+    if refused:
+        raise UserError("config: " + "; ".join(sorted(refused)))
+    general = found.pop("", {})
+    usual = Settings()
+    sections = {n: dataclasses.replace(getattr(usual, n), **of) for n, of in found.items()}
+    return dataclasses.replace(usual, **general, **sections)
 
 
 def replace(settings: Settings, changes: Mapping[str, Any]) -> Settings:
@@ -521,7 +600,7 @@ def replace(settings: Settings, changes: Mapping[str, Any]) -> Settings:
 
 def to_flat(settings: Settings) -> Flat:
     """Returns settings by dotted key, as values for JSON. `from_config` is the inverse."""
-    return _flattened(json.loads(settings.model_dump_json()))
+    return _flattened(json.loads(json.dumps(dataclasses.asdict(settings))))
 
 
 def of_scope(settings: Settings, *scopes: Scope) -> Flat:
@@ -572,17 +651,11 @@ def explain(topic: str) -> str:
     )
 
 
-def _explained(error: ValidationError, flat: Mapping[str, Any]) -> Iterator[str]:
-    for found in error.errors(include_url=False):
-        key = ".".join(str(part) for part in found["loc"][:2] if isinstance(part, str))
-        if key not in DECLARED:
-            yield f"unknown key {key!r}{nearest(key, DECLARED)}"
-            continue
-        declared, value = DECLARED[key], flat[key]
-        reason = str(found.get("ctx", {}).get("error", ""))
-        hint = nearest(str(value), declared.names) if declared.names else ""
-        because = f" ({_shortened(reason)})" if reason else ""
-        yield f"{key} must be {declared.allowed}, got {_shortened(repr(value))}{hint}{because}"
+def _explained(key: str, value: Any, reason: str) -> str:
+    declared = DECLARED[key]
+    hint = nearest(str(value), declared.names) if declared.names else ""
+    because = f" ({_shortened(reason)})" if reason else ""
+    return f"{key} must be {declared.allowed}, got {_shortened(repr(value))}{hint}{because}"
 
 
 def _flattened(config: Mapping[str, Any], prefix: str = "") -> Flat:

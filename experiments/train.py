@@ -1,5 +1,6 @@
 """Trains a density ratio, or a classifier: creates or resumes the run, and loops over its steps."""
 
+import dataclasses
 import itertools
 import logging
 import math
@@ -204,7 +205,7 @@ def fitted(command: Command, wanted: Settings, platform: str, shape: tuple[int, 
 
 def data_options(wanted: Settings, data_dir: str) -> Data:
     """Returns where and how a run's data are read; a folder of the command comes first."""
-    return wanted.data.model_copy(update={"dir": data_dir or wanted.data.dir})
+    return dataclasses.replace(wanted.data, dir=data_dir or wanted.data.dir)
 
 
 def hooks_of(model: Experiment, opened: Run) -> Sequence[Hook]:

@@ -134,7 +134,7 @@ def low_rank(batches: Iterable[np.ndarray], rank: int, seed: int = 0) -> LowRank
 
 
 def covariance_factor(covariance: np.ndarray, jitter: float = 1e-4) -> np.ndarray:
-    """Returns the Cholesky factor of `Σ + jitter I` (eq. 8).
+    """Returns the Cholesky factor of `Σ + jitter I`: `Σ` of eq. 8, and the authors' jitter.
 
     Args:
       covariance: `Σ`, [D, D].

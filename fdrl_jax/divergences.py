@@ -1,6 +1,6 @@
 """f-divergences and the first variation that drives the flow.
 
-A divergence here is `D_f(q || p) = ∫ p f(q/p) dx` with a convex generator `f` (eq. 1 of the paper).
+A divergence here is `D_f(q || p) = ∫ p f(q/p) dx` with a convex generator `f` (eq. 4 of the paper).
 Its first variation with respect to `q` is `f'(q/p)`, so the drift of the Langevin flow is
 `-∇ f'(r(x))` with the density ratio `r = q/p` (eq. 3 and 5). Constants in `f'` have no gradient and
 are dropped from the potentials.

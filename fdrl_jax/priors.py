@@ -96,8 +96,8 @@ def gaussian(
       factor: `F`, [D, k] with D the event's size, from `covariance_factor` (k = D) or
         `low_rank_factor`.
       remainder_scale: `s`, the standard deviation of the part that a low-rank factor leaves out.
-      clip: the range to which samples are clipped, if any; (-1, 1) for images, as in section 5 of
-        the paper.
+      clip: the range to which samples are clipped, if any; (-1, 1) for images, as in the authors'
+        code.
       axis_name: the mapped axis of replicas. On this axis, `params["factor"]` may also be the rows
         of one replica, [D/n, k], from `parallel.distribute`.
 

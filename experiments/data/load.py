@@ -1,5 +1,6 @@
 """The data sets by name."""
 
+import dataclasses
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +9,6 @@ from experiments.data.digits import digits
 from experiments.data.formats import printable
 from experiments.data.points import POINTS
 from experiments.data.source import Source
-from experiments.data.stored import stored_source
 from experiments.data.tfds import PREFIX
 from experiments.errors import DataError
 from experiments.settings import Data
@@ -41,9 +41,12 @@ def load(options: Data) -> Source:
             f"data.name must be one of {', '.join(names)}, got {options.name!r}"
             f"{nearest(options.name, names)}"
         )
+    # Here, because built-in data need neither Grain nor Pillow.
+    from experiments.data.stored import stored_source
+
     where = resolve_dir(options.dir)
     try:
-        return stored_source(options.model_copy(update={"dir": where}))
+        return stored_source(dataclasses.replace(options, dir=where))
     except (DataError, OSError) as error:  # Paths may have characters that cannot be printed.
         raise DataError(printable(str(error))) from error
 

@@ -6,8 +6,9 @@ import numpy as np
 
 from experiments.data.source import Source
 from experiments.errors import UserError
-from experiments.evaluation.classes import svc_of
+from experiments.evaluation.classes import Classifier, features_of, svc_of
 from experiments.evaluation.draws import BUILT_IN
+from experiments.evaluation.memorisation import Features
 from experiments.evaluation.metrics import Metric, measured
 from experiments.evaluation.references import ImageReference
 from fdrl_jax.metrics import energy_distance, frechet_distance, random_conv_features
@@ -28,13 +29,16 @@ def _has_svc(reference: ImageReference) -> bool:
     return reference.starts is None and reference.fit_images is not None
 
 
-def cheap_metric(reference: Source | ImageReference, samples: np.ndarray) -> Metric:
+def cheap_metric(
+    reference: Source | ImageReference, samples: np.ndarray, classifier: Classifier | None = None
+) -> Metric:
     """Computes the metric of samples [N, ...] that is logged during training and used for curves.
 
     For points in the plane, it is the unbiased energy distance to equally many new points. For
-    images, it is the Fréchet distance to held-out images: for digits in the decision space of an
-    SVM trained on real digits, and otherwise in that of fixed random filters. It depends only on
-    the samples and the reference; lower is better. It is NaN unless all samples are finite.
+    images, it is the Fréchet distance to held-out images: in the features of the classifier if
+    there is one, for digits in the decision space of an SVM trained on real digits, and otherwise
+    in that of fixed random filters. It depends only on the arguments; lower is better. It is NaN
+    unless all samples are finite.
 
     Raises:
       UserError: for fewer than two samples or, with images, fewer than two held-out images.
@@ -50,8 +54,11 @@ def cheap_metric(reference: Source | ImageReference, samples: np.ndarray) -> Met
             f"data {reference.name!r} has fewer than 2 held-out images to compare with; "
             "set evaluate.every_steps=0"
         )
-    space, features = BUILT_IN, random_conv_features
-    if _has_svc(reference) and (svc := svc_of(reference)) is not None:
+    space: str = BUILT_IN
+    features: Features = random_conv_features
+    if classifier is not None:
+        space, features = "classifier", features_of(classifier)
+    elif _has_svc(reference) and (svc := svc_of(reference)) is not None:
         space, features = "svc", svc.features
     value = math.nan
     if np.isfinite(samples).all():

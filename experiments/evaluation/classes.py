@@ -57,6 +57,11 @@ class SvcClassifier:
         return self._svc.decision_function(flat(np.clip(images, -1.0, 1.0)))
 
 
+def features_of(classifier: Classifier) -> Callable[[np.ndarray], np.ndarray]:
+    """Returns the function `images [N, H, W, C] -> features [N, D]` of a classifier."""
+    return lambda images: classifier(images)[1]
+
+
 def svc_of(reference: ImageReference) -> SvcClassifier | None:
     """Fits a classifier of pixels, if the reference has images for it."""
     if reference.fit_images is None or reference.fit_labels is None:

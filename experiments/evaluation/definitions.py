@@ -16,7 +16,10 @@ class Definition(NamedTuple):
 
 _NEIGHBOURS = "In a feature space, by distances to nearest neighbours."
 _PROBABILITIES = "By a classifier of real images; on the draws of the Fréchet distance."
-_INCEPTION = "By torch-fidelity, against the training set; the protocol is part of the name."
+_INCEPTION = (
+    "By torch-fidelity, against the training set (translation: held-out images of the target); the "
+    "protocol is part of the name."
+)
 _TRANSPORT = "Between finite samples of equal size, so real data are above 0 as well."
 
 DEFINITIONS: dict[str, Definition] = {

@@ -9,6 +9,7 @@ from experiments.errors import first_line
 from experiments.evaluation import Evaluation, Samples, classes, draws, memorisation
 from experiments.evaluation.classes import Classifier
 from experiments.evaluation.inception import ImageSet, Inception, by_inception
+from experiments.evaluation.memorisation import Features
 from experiments.evaluation.metrics import by_name
 from experiments.evaluation.references import ImageReference
 from fdrl_jax.metrics import energy_distance, random_conv_features
@@ -29,7 +30,8 @@ def evaluate_images(
 
     Refined samples are evaluated. Without the training data as `source`, nearest training images
     and Inception metrics are skipped, and the record says so. A classifier that was trained on the
-    same data has features that see objects. Inception metrics that fail are skipped as well.
+    same data has features that see objects; nearest training images are searched there as well.
+    Inception metrics that fail are skipped, too.
     """
     record: dict[str, Any] = {
         "num_draws": draws.NUM_DRAWS,
@@ -58,11 +60,17 @@ def evaluate_images(
         record["skipped"].append(f"{wanted}: the training set is not available")
         return Evaluation(by_name(metrics), record, {})
     most = min(_MAX_QUERIES, max(2, _MAX_QUERY_NUMBERS // int(np.prod(images.shape[1:]))))
+    spaces: dict[str, Features | None] = {
+        memorisation.PIXELS: None,
+        draws.BUILT_IN: random_conv_features,
+    }
+    if classifier is not None:
+        spaces["classifier"] = classes.features_of(classifier)
     found, nearest = memorisation.search(
         images[rows["samples"][:most]],
         images[rows["held_out"][:most]],
         source.train_batches,
-        {memorisation.PIXELS: None, draws.BUILT_IN: random_conv_features},
+        spaces,
     )
     metrics += found
     if inception is not None:

@@ -63,7 +63,7 @@ def search(
     spaces: Mapping[str, Features | None],
     *,
     num_shown: int = 8,
-    num_neighbours: int = 7,
+    num_neighbours: int = 10,
 ) -> tuple[list[Metric], dict[str, np.ndarray]]:
     """Searches for samples in the training set, in one pass of `train_batches()` per feature space.
 

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 
 import numpy as np
 
@@ -28,6 +29,7 @@ _SINKHORN_EPSILON = 0.05
 
 # `x [N, 2] -> log p [N]`, or an estimate of log r [N].
 LogDensity = Callable[[np.ndarray], np.ndarray]
+Distance = Callable[[np.ndarray, np.ndarray], float]  # Of two sets of points.
 
 
 def evaluate_points(source: Source, samples: Samples, log_ratio: LogDensity) -> Evaluation:
@@ -44,10 +46,14 @@ def evaluate_points(source: Source, samples: Samples, log_ratio: LogDensity) -> 
     metrics = energy(ours, prior, data)
     epsilon = _SINKHORN_EPSILON * 2.0 * float(data[0].var(axis=0).sum())
     sinkhorn = functools.partial(sinkhorn_divergence, epsilon=epsilon)
-    for name, distance, most in (
-        ("sliced_wasserstein", sliced_wasserstein, _MAX_SLICED_POINTS),
-        ("sinkhorn_divergence", sinkhorn, _MAX_SINKHORN_POINTS),
-    ):
+    transport: dict[str, tuple[Distance, int]] = {
+        "sliced_wasserstein": (sliced_wasserstein, _MAX_SLICED_POINTS),
+        "sinkhorn_divergence": (sinkhorn, _MAX_SINKHORN_POINTS),
+    }
+    if find_spec("ott") is None:
+        skipped.append(f"{', '.join(transport)}: OTT-JAX is not installed (pip install ott-jax)")
+        transport = {}
+    for name, (distance, most) in transport.items():
         # Fewer points; their number is in the name.
         few, few_prior, *few_data = (points[:most] for points in (ours, prior, *data))
         with _skipping(name, skipped):
@@ -97,7 +103,7 @@ def energy(samples: np.ndarray, prior: np.ndarray, data: list[np.ndarray]) -> li
 
 
 def _against(
-    distance: Callable[[np.ndarray, np.ndarray], float],
+    distance: Distance,
     samples: np.ndarray,
     prior: np.ndarray,
     data: list[np.ndarray],

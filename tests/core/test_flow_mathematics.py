@@ -210,3 +210,36 @@ def test_the_gradient_to_the_noise_scale_is_the_noise_that_was_added():
         )
 
     np.testing.assert_allclose(jax.jacfwd(end)(0.1), end(1.0), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("prior_variance", "entropy_weight"), [(6.0, 0.1), (0.2, 0.5)])
+def test_with_an_exact_ratio_training_comes_to_rest_at_tempered_data(
+    prior_variance, entropy_weight
+):
+    # Lemma 1 in one dimension: p = N(0, 1.5), and all distributions are Gaussians with mean 0.
+    data_variance, step_size, num = 1.5, 0.05, 1_500
+    expected = (1.0 + entropy_weight) * data_variance  # Of p^(1 / (1 + gamma)).
+    noise_scale = fdrl.langevin.noise_scale(step_size, entropy_weight)
+
+    @jax.jit
+    def flowed_variance(key, variance):
+        start, noise = jax.random.split(key)
+        x0 = jnp.sqrt(prior_variance) * jax.random.normal(start, (num, 1))
+        curvature = 1.0 / data_variance - 1.0 / variance  # Of log r = log(q~ / p).
+        x = fdrl.flow(
+            noise,
+            x0,
+            lambda x: quadratic(x, curvature),
+            num_steps=600,
+            step_size=step_size,
+            noise_scale=noise_scale,
+        )
+        return jnp.mean(x**2)
+
+    # The estimator follows the flowed samples slowly, as in training; it starts at the prior, where
+    # the curvature of a narrow one is negative and the flow moves samples apart.
+    variance = prior_variance
+    for i in range(25):
+        reached = min(float(flowed_variance(jax.random.key(i), variance)), 10.0)
+        variance = variance**0.9 * reached**0.1
+    assert variance == pytest.approx(expected, rel=0.05)

@@ -284,5 +284,5 @@ def test_class_folders_of_any_name_are_read_and_their_names_can_be_printed(name,
 @pytest.mark.parametrize("kind", ["folder", "npz", "pair", "tfds:glyphs"])
 def test_a_path_that_cannot_exist_ends_in_one_line(kind, name, tmp_path):
     with pytest.raises(DataError) as caught:
-        load(Data(name=kind).model_copy(update={"dir": f"{tmp_path}/{name}"}))
+        load(Data(name=kind, dir=f"{tmp_path}/{name}"))
     assert str(caught.value).isprintable()

@@ -1,5 +1,7 @@
 """Images are held out, or chosen as domains; errors name what is missing."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from image_files import numbered, picture, write_folder
@@ -47,7 +49,7 @@ def test_the_domains_of_a_pair_are_the_folders_a_and_b(tmp_path):
     options = Data(name="pair", dir=str(tmp_path))
     source = load(options)
     assert (len(source.arrays["source"]), len(source.arrays["real"])) == (4, 6)
-    back = load(options.model_copy(update={"source_class": "B", "target_class": "A"}))
+    back = load(dataclasses.replace(options, source_class="B", target_class="A"))
     assert len(back.arrays["source"]) == 6
 
 

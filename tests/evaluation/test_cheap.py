@@ -7,6 +7,7 @@ from experiments.data.digits import digits
 from experiments.data.points import gaussians8
 from experiments.evaluation import references
 from experiments.evaluation.cheap import cheap_metric, num_read
+from fdrl_jax.metrics import frechet_distance
 
 
 @pytest.mark.parametrize("source", [gaussians8(), digits()], ids=lambda source: source.name)
@@ -30,5 +31,13 @@ def test_digits_use_the_metric_of_their_evaluation_and_other_images_random_filte
     plain = reference._replace(fit_images=None)
     assert num_read(plain, 400) == 400
     assert cheap_metric(plain, samples).name == "frechet_random_conv_400"
+
+    def by_means(images):
+        return np.full((len(images), 2), 0.5), images.reshape(-1, 16, 4).mean(axis=2)
+
+    judged = cheap_metric(reference, samples, by_means)
+    assert judged.name == "frechet_classifier_360"
+    means = by_means(samples[:360])[1], by_means(reference.images)[1]
+    assert judged.value == pytest.approx(frechet_distance(*means))
     samples[0] = np.nan  # The filters' features of such an image are finite.
     assert np.isnan(cheap_metric(plain, samples).value)

@@ -59,7 +59,9 @@ def test_a_classifier_gives_features_confidence_and_classes_and_is_recorded(foun
 
 def test_the_nearest_training_images_are_found_as_well(found):
     assert found.record["skipped"] == []
-    assert found.nearest["pixels"].shape == (8, 7, 16, 16, 3)
+    assert set(found.nearest) == {"pixels", "random_conv", "classifier"}  # Figures 10 and 11.
+    assert {images.shape for images in found.nearest.values()} == {(8, 10, 16, 16, 3)}
+    assert 0.3 < found.metrics["memorisation_auc_classifier"].value < 0.7
     assert 0.3 < found.metrics["memorisation_auc_pixels"].value < 0.7
 
 

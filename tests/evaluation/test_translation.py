@@ -8,6 +8,8 @@ from experiments import pictures
 from experiments.data.digits import digits
 from experiments.errors import DataError
 from experiments.evaluation import Samples, references, translation
+from experiments.evaluation.inception import Inception
+from experiments.evaluation.metrics import Estimate, Metric
 from experiments.evaluation.translation import evaluate_translation
 
 
@@ -81,3 +83,39 @@ def test_the_picture_names_both_domains_and_says_what_is_kept_and_what_is_the_ta
     figure = pictures.samples_and_data(pair, images, images, ("3", "8"), caption)
     assert [ax.get_title() for ax in figure.axes][::2] == ["source: 3", "target: 8"]
     assert figure.get_supxlabel() == caption
+
+
+def test_inception_metrics_compare_translations_of_unseen_sources_with_unseen_targets(
+    pair, monkeypatch
+):
+    seen = {}
+
+    def by_inception(samples, real, networks):
+        for name, images in (("samples", samples), ("real", real)):
+            seen[name] = np.concatenate(list(images.batches()))
+        assert not samples.is_rounded
+        return [Metric("fid_legacy_fdrl_36", "fid", Estimate(108.1))], [{"protocol": "legacy"}]
+
+    monkeypatch.setattr(translation, "by_inception", by_inception)
+    reference = references.of(pair)
+    translated = 0.5 * reference.starts[:50]
+    networks = Inception({"fid_legacy_fdrl": "weights.pth"}, ("fid",))
+
+    def evaluated():
+        samples = Samples(reference.starts[:50], translated, translated)
+        return evaluate_translation(reference, samples, inception=networks)
+
+    found = evaluated()
+    assert found.metrics["fid_legacy_fdrl_36"].value == 108.1
+    assert found.record["protocols"] == [{"protocol": "legacy"}]
+    np.testing.assert_array_equal(seen["samples"], translated[: reference.num_held_out])
+    np.testing.assert_array_equal(seen["real"], reference.images)
+    assert reference.num_held_out < 50
+
+    def fails(*_):
+        raise RuntimeError("no memory\nsecond line")
+
+    monkeypatch.setattr(translation, "by_inception", fails)
+    found = evaluated()
+    assert found.record["skipped"] == ["Inception metrics: no memory"]
+    assert "target_share_svc_50" in found.metrics

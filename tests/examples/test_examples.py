@@ -3,14 +3,17 @@
 import json
 import math
 import re
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from examples import analytic_ratio, density_chasm, improve_generator, nnx_model
+from examples import analytic_ratio, density_chasm, improve_generator, nnx_model, stale_and_guided
 
 EXAMPLES = Path(density_chasm.__file__).parent
+CASES = [f"{case.training}, {case.prior}" for case in stale_and_guided.CASES]
 
 
 def test_a_stale_analytic_ratio_stops_at_its_target_under_log_d_and_not_under_kl():
@@ -35,6 +38,63 @@ def test_a_stale_estimator_fails_at_the_chasm_and_flow_guided_training_closes_it
     assert looks[0] > 10.0
     assert looks[-1] < 0.1
     assert (tmp_path / "density_chasm.png").exists()
+
+
+@pytest.mark.slow
+def test_several_seeds_give_a_median_and_a_range_and_samples_early_in_training(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(density_chasm, "NUM_SAMPLES", 40)
+    monkeypatch.setattr(density_chasm, "BATCH_SIZE", 16)
+    monkeypatch.setattr(density_chasm, "SHOWN_STEPS", (2, 3))
+    result = density_chasm.main(["--steps=4", "--seeds", "0", "1", "2", f"--out={tmp_path}"])
+    last = capsys.readouterr().out.splitlines()[2]
+    kls = sorted(end["kl"] for end in result["flow-guided, far"]["by_seed"].values())
+    assert kls[0] < kls[1] < kls[2]
+    expected = f"KL {kls[1]:.3f} ({kls[0]:.3f} to {kls[2]:.3f})"
+    assert expected in last
+    course = result["flow-guided, far"]["course"]
+    assert [look["train_step"] for look in course] == [0, 2, 3, 4]
+    assert (tmp_path / "density_chasm.png").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("optimised")
+def test_a_stale_estimator_separates_prior_and_data_and_guided_training_stays_hard(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(stale_and_guided, "NUM_SAMPLES", 40)
+    argv = ["--steps=60", "--flow_steps=6", "--seeds", "0", f"--out={tmp_path}"]
+    found = stale_and_guided.main(argv)
+    loss = {name: np.mean(found[name][0]["course"]["loss"][-10:]) for name in CASES}
+    assert loss["stale, uniform"] < loss["stale, data-dependent"]
+    assert loss["stale, uniform"] < 0.2
+    for prior in ("uniform", "data-dependent"):
+        assert loss[f"flow-guided, {prior}"] > loss[f"stale, {prior}"]
+    of_data = found["stale, uniform"][0]["course"]["on data"]
+    assert np.mean(of_data[-10:]) < -3.0  # The estimator is certain, far from the true ratio.
+    (from_prior, *_) = found["stale, data-dependent"][0]["frechet"]
+    assert from_prior == found["flow-guided, data-dependent"][0]["frechet"][0] > found["real"]
+    assert json.loads((tmp_path / "stale_and_guided.json").read_text())["lengths"] == [
+        0,
+        3,
+        6,
+        12,
+        24,
+    ]
+    assert (tmp_path / "stale_and_guided.png").exists()
+
+
+def test_images_of_a_zip_are_read_in_a_fixed_order_on_the_scale_of_the_flow(tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        for level in (0, 100, 255):
+            with archive.open(f"a/{level}.png", "w") as file:
+                Image.new("L", (4, 3), level).save(file, "PNG")
+        archive.writestr("a/notes.txt", "no image")
+    images = stale_and_guided.read_images(tmp_path / "x.zip", 100)
+    assert images.shape == (3, 3, 4, 1)
+    assert sorted(images[:, 0, 0, 0].tolist()) == pytest.approx([-1.0, 100 / 127.5 - 1.0, 1.0])
+    np.testing.assert_array_equal(images, stale_and_guided.read_images(tmp_path / "x.zip", 100))
 
 
 def test_the_divergence_of_a_gaussian_fit_is_that_of_its_closed_form():

@@ -1,23 +1,22 @@
 """Every config, in every variant, is one that can run, and those of the paper are the paper's."""
 
 import importlib
+import re
 from pathlib import Path
 
 import pytest
+import tensorflow_datasets as tfds
 from small_runs import command, train
 
 from configs import base
-from experiments import main, run, settings
+from experiments import dry_run, main, run, settings
 from experiments import train as program
 from experiments.data import load as data
 from experiments.errors import UserError
 from experiments.experiment import make_network
 
-NAMES = sorted(
-    path.stem
-    for path in (Path(__file__).parents[2] / "configs").glob("*.py")
-    if path.stem not in ("__init__", "base")
-)
+CONFIGS = Path(__file__).parents[2] / "configs"
+NAMES = sorted(path.stem for path in CONFIGS.glob("*.py") if path.stem not in ("__init__", "base"))
 PAPER = ("cifar10", "celeba", "lsun_church")
 
 
@@ -71,6 +70,46 @@ def test_the_uniform_prior_refines_for_ten_steps_and_trains_longer_on_cifar(name
     assert (c["prior.name"], c["flow.num_refine_steps"]) == ("uniform", 10)
     assert (c["loss.name"], c["loss.divergence"]) == ("lr", "kl")
     assert c["train.num_steps"] == (120_000 if name == "cifar10" else 100_000)
+    # The rate falls when 20,000 and 10,000 steps remain.
+    last = c["train.num_steps"]
+    assert c["optimizer.boundaries"] == [last - 20_000, last - 10_000]
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in PAPER and n != "folder"])
+@pytest.mark.parametrize("prior", ["up", "ddp"])
+def test_the_variant_of_a_prior_changes_only_the_prior(name, prior):
+    c, other = load(name), load(name, prior)
+    assert {key for key in c if c[key] != other[key]} <= {"prior.name"}
+
+
+@pytest.mark.parametrize("name", [*PAPER, "cat2dog"])
+def test_the_papers_configs_prepare_the_reader_for_their_noise_and_precision(name):
+    wanted = settings.from_config(load(name))
+    text = importlib.import_module(f"configs.{name}").__doc__
+    assert "learn little else" in dry_run.noise_balance(wanted)
+    assert "the dry run warns that flowed samples have more noise (0.10) than data" in text
+    assert wanted.precision == "auto"
+    assert "--config.precision=float32 is that of the authors" in text
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if not n.endswith("classifier")])
+def test_the_network_of_every_tiny_variant_has_one_block(name):
+    wanted = settings.from_config(load(name, "tiny"))
+    if wanted.network.name != "mlp":  # Deep ones compile for minutes.
+        assert len(make_network(wanted, (16, 16, 3)).spec.blocks) == 1
+
+
+def test_the_sets_of_tfds_that_configs_name_exist_with_the_splits_that_they_use():
+    text = "".join((CONFIGS / f"{name}.py").read_text() for name in NAMES)
+    named = {found for found in re.findall(r"tfds:([\w/]+)", text) if found != "NAME"}
+    assert {"celeb_a", "cifar10", "mnist", "lsun/church_outdoor"} == named
+    for name in named:
+        builder, _, config = name.partition("/")
+        builder_class = tfds.builder_cls(builder)
+        assert not config or config in builder_class.builder_configs
+    assert load("lsun_church")["data.held_out_split"] == str(tfds.Split.VALIDATION)
+    of_faces = load("celeba")
+    assert (of_faces["data.split"], of_faces["data.held_out_split"]) == ("train", "test")
 
 
 def test_translation_has_the_papers_hyperparameters():

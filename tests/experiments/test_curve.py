@@ -7,6 +7,7 @@ import pytest
 from small_runs import command, contents, start
 
 from experiments import curve
+from experiments.classifier import open_to_judge
 from experiments.draw import sample_state
 from experiments.errors import UserError
 from experiments.evaluation.cheap import cheap_metric
@@ -54,6 +55,35 @@ def test_mode_curve_writes_values_and_a_picture_and_names_the_best(trained, caps
     assert len(after) == len(before) + 2
     with pytest.raises(UserError, match="uses all checkpoints; remove --checkpoint"):
         start("curve", trained.root, None, {"curve.over": "step"}, checkpoint=2)
+
+
+def test_a_curve_in_the_features_of_a_classifier_is_a_file_of_its_own(of_digits, tmp_path, capsys):
+    classifier = tmp_path / "classifier"
+    start("classifier", classifier, "digits_classifier:tiny")
+    start("curve", of_digits.root, None, {"curve.lengths": (0, 4)}, num_samples=NUM)
+    of_svc = contents(of_digits.curves)
+    capsys.readouterr()
+
+    start(
+        "curve",
+        of_digits.root,
+        None,
+        {"curve.lengths": (0, 4)},
+        num_samples=NUM,
+        classifier=classifier,
+    )
+
+    assert capsys.readouterr().out.startswith("classifier: classifier, accuracy ")
+    assert contents(of_digits.curves).items() > of_svc.items()
+    (over, name), *values = rows(of_digits.curves / "length_step_4_classifier.csv")
+    assert (over, name) == ("length", f"frechet_classifier_{NUM}")
+    opened = open_checkpoint(command("curve", of_digits.root))
+    samples = sample_state(opened.experiment, opened.state, NUM, num_prior=NUM)
+    source = opened.experiment.source
+    judge, _ = open_to_judge(classifier, source.classes, source.event_shape)
+    for (_, value), stage in zip(values, (samples.prior, samples.refined), strict=True):
+        expected = cheap_metric(of_digits.metric_reference, stage, judge).value
+        assert float(value) == pytest.approx(expected, rel=1e-3)
 
 
 @pytest.mark.parametrize(("num_steps", "stride"), [(20, 5), (100, 10), (3, 5), (1_000, 100)])

@@ -4,11 +4,13 @@ import json
 import os
 import zipfile
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 from small_runs import contents, start
 
+from examples import robustness_classifier
 from experiments import draw
 from experiments.errors import UserError
 from experiments.files import locked
@@ -211,6 +213,21 @@ def test_sample_i_of_all_classes_is_that_of_class_i_and_each_has_a_row_in_the_pi
 def test_a_change_without_an_effect_is_an_error(of_digits, key, label, message):
     with pytest.raises(UserError, match=message):
         start("sample", of_digits.root, None, {key: 2}, num_samples=2, **{"class": label})
+
+
+def test_a_classifier_of_another_library_guides_samples_of_a_run(of_images, tmp_path, monkeypatch):
+    def logits(x):  # Bright images are bees.
+        brightness = 40.0 * x.mean(axis=(1, 2, 3))
+        return jnp.stack([-brightness, brightness], axis=-1)
+
+    monkeypatch.setattr(robustness_classifier, "read", lambda path: logits)
+    argv = ["x.pt", f"--workdir={of_images.root}", "--weights", "0", "0.5", "--num_samples=20"]
+    unguided, guided = robustness_classifier.main([*argv, f"--out={tmp_path}/out"])
+    assert guided > 0.8 > unguided
+    with np.load(tmp_path / "out" / "weight_0.5.npz") as stored:
+        drawn = stored["arr_0"]
+    assert drawn[1::2].mean() > drawn[::2].mean() + 10.0
+    assert (tmp_path / "out" / "weight_0.5.png").stat().st_size > 1_000
 
 
 def test_a_class_is_given_by_name_or_number_and_the_error_suggests_the_nearest():

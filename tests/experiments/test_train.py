@@ -92,6 +92,20 @@ def run_with_hook(folder, every, act, **changes):
         return program.fit(model, opened, [Hook(every, act)])
 
 
+def test_a_stale_estimator_of_prior_and_data_trains_and_its_flow_has_any_length(tmp_path):
+    train(tmp_path / "run", {"flow.num_steps": 0})  # Section 3 of the paper.
+    logged = log.read(run.open_run(tmp_path / "run").metrics)
+    assert all(math.isfinite(record["loss"]) for record in logged)
+    flows = {f"flow.{key}": value for key, value in (("num_steps", 2), ("num_refine_steps", 0))}
+    for name, changes in (("flowed", flows), ("prior", {"flow.num_refine_steps": 0})):
+        changes = {**changes, "sample.name": name}
+        start("sample", tmp_path / "run", None, changes, num_samples=8)
+    files = (tmp_path / "run" / "samples" / f"{name}.npz" for name in ("flowed", "prior"))
+    flowed, of_prior = (np.load(file)["arr_0"] for file in files)
+    assert np.isfinite(flowed).all()
+    assert np.abs(flowed - of_prior).max() > 1e-4
+
+
 def test_a_hook_runs_at_its_multiples_and_at_the_end_and_its_result_is_logged(tmp_path):
     seen = []
 
