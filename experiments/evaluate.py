@@ -25,7 +25,6 @@ import importlib
 import os
 import platform
 import sys
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -55,7 +54,7 @@ from experiments.evaluation.inception import DEFAULT_METRICS, METRICS, PROTOCOLS
 from experiments.evaluation.memorisation import Features
 from experiments.evaluation.points import MAX_POINTS, evaluate_points
 from experiments.evaluation.translation import MAX_IMAGES, domains_of, evaluate_translation
-from experiments.files import read_json, write_json
+from experiments.files import read_json, unfinished_folder, write_json
 from fdrl_jax.metrics import random_conv_features
 from fdrl_jax.training import parallel
 
@@ -136,8 +135,8 @@ def evaluate(
     }
     record = {"key": key, "metrics": metrics.to_json(found.metrics), "details": details}
     opened.run.evaluations.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".part_", dir=opened.run.evaluations) as part:
-        unfinished = Path(part) / "record"
+    with unfinished_folder(opened.run.evaluations) as part:
+        unfinished = part / "record"
         unfinished.mkdir()
         record["pictures"] = report.draw_pictures(opened, samples, found, unfinished)
         write_json(unfinished / "record.json", record)

@@ -21,6 +21,8 @@ from experiments.errors import DataError, first_line
 Payload = bytes | np.ndarray
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 MAX_FILE_BYTES = 2**28
+# An array of more bytes is refused if it was compressed by more than this factor; images never are.
+_MAX_UNCHECKED, _MAX_COMPRESSION = 2**28, 100
 # Names of the arrays of images, in the order in which they are tried, and of their labels.
 _TRAIN = {"images": "labels", "x_train": "y_train", "x": "y", "arr_0": "arr_1"}
 _HELD_OUT = {"held_out_images": "held_out_labels", "x_test": "y_test"}
@@ -185,12 +187,14 @@ def _header(archive: zipfile.ZipFile, name: str) -> Header:
         else:
             shape, _, dtype = np.lib.format.read_array_header_2_0(stream)
         expected = stream.tell() + math.prod(shape) * dtype.itemsize
-    found = archive.getinfo(name).file_size
+    info = archive.getinfo(name)
     if dtype.hasobject:
         raise ValueError(f"{name!r} contains objects, not numbers")
     # NumPy would allocate what the header declares before it notices that there is less.
-    if min(shape, default=0) < 0 or expected != found:
-        raise ValueError(f"{name!r}: expected {expected:,} bytes, got {found:,}")
+    if min(shape, default=0) < 0 or expected != info.file_size:
+        raise ValueError(f"{name!r}: expected {expected:,} bytes, got {info.file_size:,}")
+    if expected > max(_MAX_UNCHECKED, _MAX_COMPRESSION * info.compress_size):
+        raise ValueError(f"{name!r}: {info.compress_size:,} bytes unpack to {expected:,}")
     return shape, dtype
 
 
