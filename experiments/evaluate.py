@@ -25,7 +25,7 @@ import importlib
 import os
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -38,7 +38,7 @@ import fdrl_jax
 from experiments.command import Command
 from experiments.data import load
 from experiments.data.source import Source
-from experiments.errors import UserError, accept_any_text
+from experiments.errors import UserError, accept_any_text, ending_in_one_line
 from experiments.evaluation import (
     Evaluation,
     Samples,
@@ -225,19 +225,13 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; see --help")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Compares two sets of images. An error that the user can fix is printed in one line."""
-    accept_any_text()
-    try:
-        result = _compare(_parse(argv))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+def main(argv: Sequence[str]) -> None:
+    """Compares two sets of images, and prints the table."""
+    result = _compare(_parse(argv))
     print(metrics.table(metrics.from_json(result["metrics"])))
-    return 0
 
 
-def _parse(argv: list[str] | None) -> argparse.Namespace:
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = _Parser(
         "python -m experiments.evaluate",
         description=__doc__,
@@ -332,4 +326,6 @@ def _space(name: str) -> tuple[str, Features]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    accept_any_text()
+    with ending_in_one_line():
+        main(sys.argv[1:])

@@ -5,7 +5,7 @@ and `groups`: changes to it by dotted key, by name of the run, by name of the gr
 table. It may have `settings`, changes for all runs; `seeds`, with each of which every run is
 repeated; and `metrics` to show, by default all that differ. Each run has a folder in the sweep's.
 Rerun to resume: finished runs are skipped. A run that fails is reported in the table, and the sweep
-then ends with code 1.
+then ends with code 2.
 
 Try: python -m experiments.sweep --sweep=configs/sweeps/ablation_digits.py --workdir=runs/ablation
 """
@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 from experiments import main as program
 from experiments import settings
-from experiments.errors import UserError, first_line
+from experiments.errors import UserError, ending_in_one_line, first_line
 from experiments.evaluation.metrics import format_value
 from experiments.files import locked, read_json, write_text
 from experiments.settings import Flat, Settings
@@ -194,15 +194,11 @@ def main(argv: Sequence[str]) -> None:
     write_text(flags.workdir / "table.csv", table(planned, outcomes))
     print(f"{text}\ntable: {flags.workdir / 'table.md'}")
     if failed := sum(bool(outcome.remark) for outcome in outcomes):
-        sys.exit(f"error: {failed} of {len(outcomes)} runs failed")
+        raise UserError(f"{failed} of {len(outcomes)} runs failed")
 
 
 if __name__ == "__main__":
     program.set_up_output()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
+    with ending_in_one_line():
         main(sys.argv[1:])
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("Interrupted. Rerun to resume.")

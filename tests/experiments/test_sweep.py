@@ -149,7 +149,7 @@ def test_the_command_runs_what_has_not_finished_and_reports_how_each_run_ended(t
         "    'metrics': ['energy_ratio']}\n"
     )
     arguments = [f"--sweep={tmp_path / 'own.py'}", f"--workdir={tmp_path / 'runs'}"]
-    with pytest.raises(SystemExit, match="1 of 2 runs failed"):
+    with pytest.raises(UserError, match="1 of 2 runs failed"):
         sweep.main(arguments)
     out = capsys.readouterr().out
     assert re.search(r"\| lr \| 1 \| [\d.]+ \|  \|", out)
@@ -157,7 +157,7 @@ def test_the_command_runs_what_has_not_finished_and_reports_how_each_run_ended(t
     assert "use 'lsif' with 'pearson'" in out
     assert (tmp_path / "runs" / "table.csv").is_file()
     written = (tmp_path / "runs/loss/lr/seed_0/output.txt").stat().st_mtime_ns
-    with pytest.raises(SystemExit, match="1 of 2 runs failed"):
+    with pytest.raises(UserError, match="1 of 2 runs failed"):
         sweep.main(arguments)
     assert capsys.readouterr().out.endswith(out[out.index("| loss") :])
     assert (tmp_path / "runs/loss/lr/seed_0/output.txt").stat().st_mtime_ns == written
