@@ -124,9 +124,9 @@ class Tree:
         labels, classes = None, tuple[str, ...]()
         if all(len(file.parts) > depth + 1 for file in images):
             folders = [file.parts[depth] for file in images]
-            names = sorted(set(folders))
-            labels = np.array([names.index(folder) for folder in folders], np.int32)
-            classes = tuple(map(printable, names))
+            numbers = {name: number for number, name in enumerate(sorted(set(folders)))}
+            labels = np.array([numbers[folder] for folder in folders], np.int32)
+            classes = tuple(map(printable, numbers))
         keys = [file.key for file in images]
         stamps = digest([(file.key, file.stamp) for file in images])
         return Records(self._where, keys, self._fetch, digest(keys), stamps, labels, classes)
