@@ -355,7 +355,10 @@ class Opened(NamedTuple):
 
 
 def open_checkpoint(command: Command) -> Opened:
-    """Opens the run and the checkpoint of a command that draws samples. Only its folder is read."""
+    """Opens the run and the checkpoint of a command that draws samples. Only its folder is read.
+
+    What killed programs left unfinished there is removed.
+    """
     run = open_run(command.folder, "ratio")
     files.remove_remains(run.root)
     run.check_random_numbers()

@@ -194,7 +194,10 @@ def _header(archive: zipfile.ZipFile, name: str) -> Header:
     if min(shape, default=0) < 0 or expected != info.file_size:
         raise ValueError(f"{name!r}: expected {expected:,} bytes, got {info.file_size:,}")
     if expected > max(_MAX_UNCHECKED, _MAX_COMPRESSION * info.compress_size):
-        raise ValueError(f"{name!r}: {info.compress_size:,} bytes unpack to {expected:,}")
+        raise ValueError(
+            f"{name!r}: {info.compress_size:,} bytes unpack to {expected:,}, more than "
+            f"{_MAX_COMPRESSION} times as many"
+        )
     return shape, dtype
 
 
