@@ -101,8 +101,8 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Returns the steps of complete checkpoints, oldest first. Any thread may call this."""
-        names = [mark.parent.name for mark in self._folder.glob(f"*/{_MARK}")]
-        return sorted(int(name) for name in names if _STEP.fullmatch(name))
+        names = filter(_STEP.fullmatch, _names(self._folder))
+        return sorted(int(name) for name in names if _MARK in _names(self._folder / name))
 
     def best(self) -> dict[str, Any] | None:
         """Returns "step", "metric" and "value" of the best checkpoint, if there is one."""
@@ -239,3 +239,11 @@ class Checkpoints:
             if isinstance(error, OSError) or code is None:
                 raise
             raise OSError(int(code[1]), os.strerror(int(code[1])), str(self._folder)) from error
+
+
+def _names(folder: Path) -> list[str]:
+    """Lists a folder that may be missing. Unlike `glob`, it raises other errors of the system."""
+    try:
+        return os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []

@@ -1,7 +1,11 @@
 """Errors that the user can fix, reported in one line without a traceback, in any terminal."""
 
+import contextlib
 import io
+import os
 import sys
+from collections.abc import Iterator
+from typing import NoReturn
 
 
 class UserError(Exception):
@@ -44,6 +48,30 @@ def accept_any_text() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # It may be closed.
             stream.reconfigure(errors="replace")
+
+
+@contextlib.contextmanager
+def ending_in_one_line() -> Iterator[None]:
+    """Ends the program with one line for an error that the user can fix, and for Ctrl-C."""
+    try:
+        yield
+    except UserError as error:
+        leave(error.exit_code, str(error))
+    except KeyboardInterrupt:
+        leave(130, "Interrupted; existing files are intact.")
+    except OSError as error:
+        if error.errno is None:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        leave(2, f"{where}{error.strerror}. Existing files are intact.")
+
+
+def leave(code: int, message: str) -> NoReturn:
+    """Ends the process, without cleanup that could wait for a disk or another process."""
+    with contextlib.suppress(OSError):
+        print(end="", flush=True)
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    os._exit(code)
 
 
 def first_line(error: BaseException) -> str:

@@ -27,8 +27,7 @@ import importlib
 import os
 import platform
 import sys
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -40,7 +39,7 @@ import fdrl_jax
 from experiments.command import Command
 from experiments.data import load
 from experiments.data.source import Source
-from experiments.errors import UserError, accept_any_text
+from experiments.errors import UserError, accept_any_text, ending_in_one_line
 from experiments.evaluation import (
     Evaluation,
     Samples,
@@ -55,7 +54,7 @@ from experiments.evaluation.inception import DEFAULT_METRICS, METRICS, PROTOCOLS
 from experiments.evaluation.memorisation import Features
 from experiments.evaluation.points import MAX_POINTS, evaluate_points
 from experiments.evaluation.translation import MAX_IMAGES, domains_of, evaluate_translation
-from experiments.files import read_json, write_json
+from experiments.files import read_json, unfinished_folder, write_json
 from fdrl_jax.metrics import random_conv_features
 from fdrl_jax.training import parallel
 
@@ -147,8 +146,8 @@ def evaluate(
     }
     record = {"key": key, "metrics": metrics.to_json(found.metrics), "details": details}
     opened.run.evaluations.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".part_", dir=opened.run.evaluations) as part:
-        unfinished = Path(part) / "record"
+    with unfinished_folder(opened.run.evaluations) as part:
+        unfinished = part / "record"
         unfinished.mkdir()
         record["pictures"] = (
             {} if lacks_pictures else report.draw_pictures(opened, samples, found, unfinished)
@@ -252,19 +251,13 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; see --help")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Compares two sets of images. An error that the user can fix is printed in one line."""
-    accept_any_text()
-    try:
-        result = _compare(_parse(argv))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+def main(argv: Sequence[str]) -> None:
+    """Compares two sets of images, and prints the table."""
+    result = _compare(_parse(argv))
     print(metrics.table(metrics.from_json(result["metrics"])))
-    return 0
 
 
-def _parse(argv: list[str] | None) -> argparse.Namespace:
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = _Parser(
         "python -m experiments.evaluate",
         description=__doc__,
@@ -361,4 +354,6 @@ def _space(name: str) -> tuple[str, Features]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    accept_any_text()
+    with ending_in_one_line():
+        main(sys.argv[1:])

@@ -3,9 +3,12 @@
 import contextlib
 import fcntl
 import hashlib
+import itertools
 import json
 import os
+import shutil
 import socket
+import tempfile
 import threading
 import time
 import uuid
@@ -22,6 +25,7 @@ from experiments.errors import UserError, first_line
 
 # A lease is refreshed this often, and is free again when this much time passed without it.
 _REFRESH_SECONDS, _LEASE_SECONDS = 10.0, 60.0
+_ABANDONED_SECONDS = 24 * 3_600.0  # What is unfinished for this long was left by a killed program.
 
 
 @contextlib.contextmanager
@@ -41,10 +45,28 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         raise
 
 
+@contextlib.contextmanager
+def unfinished_folder(parent: Path) -> Iterator[Path]:
+    """Creates a hidden folder for what is renamed when it is complete; removes the rest."""
+    with tempfile.TemporaryDirectory(prefix=".", suffix=".part", dir=parent) as folder:
+        yield Path(folder)
+
+
+def remove_remains(root: Path) -> None:
+    """Removes unfinished files and folders, at most one folder below `root`, of killed programs."""
+    for path in itertools.chain(root.glob(".*.part"), root.glob("*/.*.part")):
+        with contextlib.suppress(OSError):  # The disk may be read-only.
+            if time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file atomically, in UTF-8 whatever the locale."""
+    """Writes a text file atomically, in UTF-8 whatever the locale.
+
+    Bytes of a file name that are not UTF-8 are written as escapes.
+    """
     with replacing(path) as file:
-        file.write(text.encode())
+        file.write(text.encode(errors="backslashreplace"))
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -12,9 +12,10 @@ import traceback
 from collections.abc import Sequence
 from inspect import signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TextIO
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
-from experiments.errors import UserError, accept_any_text, first_line
+from experiments import errors
+from experiments.errors import UserError, first_line
 
 # Other imports are inside functions: they take seconds, in which Ctrl-C should print one line.
 if TYPE_CHECKING:
@@ -81,32 +82,26 @@ _OF_ENVIRONMENT = ("Unable to initialize backend", "Could not determine home dir
 def main(argv: Sequence[str]) -> None:
     """Runs a command. An error that the user can fix is printed in one line."""
     set_up_output()
-    try:
-        if (text := help_for(argv)) is None:
-            _run(*parse(argv))
-        else:
+    with errors.ending_in_one_line():
+        if text := help_for(argv):
             print(text)
-    except UserError as error:
-        _leave(error.exit_code, str(error))
-    except ModuleNotFoundError as error:
-        name = (error.name or "").partition(".")[0]
-        if name in ("", "experiments", "fdrl_jax"):
-            raise
-        _leave(2, f"this needs the package {name!r}: pip install -e '.[experiments]'")
-    except KeyboardInterrupt:
-        _leave(130, "Interrupted; existing files are intact.")
-    except OSError as error:
-        if error.errno is None:
-            raise
-        where = f"{error.filename}: " if error.filename else ""
-        _leave(2, f"{where}{error.strerror}. Existing files are intact.")
-    except (MemoryError, RuntimeError) as error:
-        text = first_line(error)[:200]
-        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
-            text = f"out of memory: {text}. {_LESS_MEMORY}"
-        elif not text.startswith(_OF_ENVIRONMENT):
-            raise
-        _leave(2, text)
+            return
+        try:
+            _run(*parse(argv))
+        except ModuleNotFoundError as error:
+            name = (error.name or "").partition(".")[0]
+            if name in ("", "experiments", "fdrl_jax"):
+                raise
+            raise UserError(
+                f"this needs the package {name!r}: pip install -e '.[experiments]'"
+            ) from error
+        except (MemoryError, RuntimeError) as error:
+            text = first_line(error)[:200]
+            if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+                text = f"out of memory: {text}. {_LESS_MEMORY}"
+            elif not text.startswith(_OF_ENVIRONMENT):
+                raise
+            raise UserError(text) from error
 
 
 def _run(command: "Command", processes: dict[str, Any]) -> None:
@@ -132,7 +127,7 @@ def _run(command: "Command", processes: dict[str, Any]) -> None:
         if hosts.num_processes() == 1:
             raise
         traceback.print_exc()
-        _leave(1, first_line(error))  # An orderly exit would wait for the other processes.
+        errors.leave(1, first_line(error))  # An orderly exit would wait for the other processes.
 
 
 def run(command: "Command") -> None:
@@ -338,9 +333,9 @@ def set_up_output() -> None:
     """Makes output possible in every terminal: at worst, some of it is lost."""
     import absl.logging
 
-    accept_any_text()
-    errors: Any = _Lossy(sys.stderr or open(os.devnull, "w"))  # noqa: SIM115
-    sys.stderr = errors
+    errors.accept_any_text()
+    lossy: Any = _Lossy(sys.stderr or open(os.devnull, "w"))  # noqa: SIM115
+    sys.stderr = lossy
     # Some libraries log every file, and the stacks of errors that they also raise.
     absl.logging.set_verbosity(absl.logging.FATAL)
     own = logging.getLogger("fdrl")
@@ -348,14 +343,6 @@ def set_up_output() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("warning: %(message)s"))
     own.addHandler(handler)
-
-
-def _leave(code: int, message: str) -> NoReturn:
-    """Ends the process, without cleanup that could wait for a disk or another process."""
-    with contextlib.suppress(OSError):
-        print(end="", flush=True)
-    print(f"error: {message}", file=sys.stderr, flush=True)
-    os._exit(code)
 
 
 if __name__ == "__main__":

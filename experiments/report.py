@@ -4,7 +4,6 @@ import base64
 import html
 import json
 import math
-import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -144,14 +143,11 @@ def write(run: Run, record: Mapping[str, Any], folder: Path) -> Path:
 def _without_paths(command: str) -> str:
     """Shortens absolute paths to their last part, because reports are shared."""
 
-    def shortened(found: re.Match[str]) -> str:
-        word = found[0].translate(str.maketrans("", "", "'\""))
+    def shortened(word: str) -> str:
         flag, equals, value = word.partition("=") if word.startswith("-") else ("", "", word)
-        is_path = value.startswith("/")
-        return shlex.quote(f"{flag}{equals}{Path(value).name}") if is_path else found[0]
+        return f"{flag}{equals}{Path(value).name}" if value.startswith("/") else word
 
-    # A word of a shell, of which parts may be quoted.
-    return re.sub(r"""(?:'[^']*'|"[^"]*"|[^\s'"])+""", shortened, command)
+    return shlex.join(map(shortened, shlex.split(command)))
 
 
 def _metrics_table(found: Metrics, start: str) -> str:

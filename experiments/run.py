@@ -144,12 +144,8 @@ class Run:
             allowed["train.num_steps"] = wanted.train.num_steps
         self._check_fixed(wanted, allowed)
         self.check_random_numbers()
-        _check_agreed(settings.shareable(wanted))
-        if (changed := self._changed(_environment(wanted))) and parallel.is_first_process():
-            logging.getLogger("fdrl").warning(
-                "the last digits of results may differ from those of an uninterrupted run: %s",
-                changed,
-            )
+        _check_agreed([settings.shareable(wanted), _software(wanted)])
+        report_changes(self._environment, wanted)
         return wanted
 
     def _check_fixed(self, wanted: Settings, allowed: Flat) -> None:
@@ -161,19 +157,11 @@ class Run:
 
     def check_random_numbers(self) -> None:
         """Raises a UserError if JAX would draw other random numbers than those of the run."""
-        if changed := self._changed(_random_numbers()):
+        if changed := _changes(self._environment, _random_numbers()):
             raise UserError(
                 f"the random numbers would not be those of the run {self.root}: {changed}. Set "
                 "these options of JAX as they were"
             )
-
-    def _changed(self, environment: Mapping[str, Any]) -> str:
-        then = self._environment
-        return ", ".join(
-            f"{key} {now} (was {then.get(key)})"
-            for key, now in environment.items()
-            if now != then.get(key)
-        )
 
     def check_data(self, source: Source) -> None:
         """Raises a UserError if the data are not those the run was created with."""
@@ -241,8 +229,11 @@ def locked_folder(root: Path, *, creates: bool = True) -> Iterator[None]:
     The first process holds the lock, and all processes learn whether it succeeded. If the command
     is rejected, a new folder is removed again. If the command creates no run, one must exist there.
     """
-    if set("[]*?\\") & set(str(root.absolute())):
-        raise UserError(f"--workdir={root}: Orbax cannot read paths with one of []*?\\")
+    path = str(root.absolute())
+    if set("[]*?\\") & set(path) or path != path.encode(errors="ignore").decode():
+        raise UserError(
+            f"--workdir={root}: Orbax cannot read paths that are not UTF-8 or have one of []*?\\"
+        )
     if not exists(root) and (not creates or (root.exists() and not root.is_dir())):
         raise _missing(root)
     refused: Exception | None = None
@@ -287,7 +278,7 @@ def create(
     """
     described, prior_sha256 = describe_data(source), fitted.sha256 if fitted else None
     check_free(root, dataclasses.replace(wanted.data, dir=data_dir or wanted.data.dir))
-    _check_agreed([kind, settings.shareable(wanted), described, prior_sha256])
+    _check_agreed([kind, settings.shareable(wanted), _software(wanted), described, prior_sha256])
     if parallel.is_first_process():
         if fitted is not None:
             prior.write(root / "prior.npz", fitted)
@@ -308,7 +299,7 @@ def create(
             "command": _without_home(command),
             "data_dir": data_dir and _without_home(os.path.abspath(os.path.expanduser(data_dir))),
             "created": _now(),
-            "environment": _environment(wanted),
+            "environment": environment(wanted),
         }
         files.write_sealed(root / "run.json", record)
     parallel.barrier("run created")
@@ -365,8 +356,12 @@ class Opened(NamedTuple):
 
 
 def open_checkpoint(command: Command) -> Opened:
-    """Opens the run and the checkpoint of a command that draws samples. Only its folder is read."""
+    """Opens the run and the checkpoint of a command that draws samples. Only its folder is read.
+
+    What killed programs left unfinished there is removed.
+    """
     run = open_run(command.folder, "ratio")
+    files.remove_remains(run.root)
     run.check_random_numbers()
     used = precision.resolve(run.overridden(command.changes))
     model = experiment.build(used, run.source(), run.prior())
@@ -436,10 +431,9 @@ def _random_numbers() -> dict[str, Any]:
     return {name: getattr(jax.config, name) for name in names}
 
 
-def _environment(wanted: Settings) -> dict[str, Any]:
-    """Returns what decides the bits of the results apart from the settings, as values for JSON."""
+def _software(wanted: Settings) -> dict[str, Any]:
+    """Returns what decides the bits apart from settings and devices, as values for JSON."""
     options: Any = jax.config  # Its attributes are created at run time.
-    kind, features = jax.local_devices()[0].device_kind, sorted(precision.features())
     return {
         **_random_numbers(),
         "jax_default_prng_impl": options.jax_default_prng_impl,
@@ -447,18 +441,45 @@ def _environment(wanted: Settings) -> dict[str, Any]:
         "python": platform.python_version(),
         "fdrl_jax": fdrl_jax.__version__,
         **{name: version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")},
-        "devices": f"{jax.device_count()} x {kind}",
-        "processor": f"{platform.machine()} {sha256_of_json(features)[:8]} x {os.cpu_count()}",
         "precision": precision.resolve(wanted).precision,
         "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
     }
 
 
+def environment(wanted: Settings) -> dict[str, Any]:
+    """Returns what decides the bits of results apart from the settings, as values for JSON."""
+    kind, features = jax.local_devices()[0].device_kind, sorted(precision.features())
+    return {
+        **_software(wanted),
+        "devices": f"{jax.device_count()} x {kind}",
+        "processor": f"{platform.machine()} {sha256_of_json(features)[:8]} x {os.cpu_count()}",
+    }
+
+
+def report_changes(then: Mapping[str, Any], wanted: Settings) -> None:
+    """Warns that results will not be those of an uninterrupted program, if this is so.
+
+    `then` is the `environment` in which the program began.
+    """
+    if (changed := _changes(then, environment(wanted))) and parallel.is_first_process():
+        logging.getLogger("fdrl").warning(
+            "the last digits of results may differ from those of an uninterrupted run: %s", changed
+        )
+
+
+def _changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"{key} {value} (was {then.get(key)})"
+        for key, value in now.items()
+        if value != then.get(key)
+    )
+
+
 def _check_agreed(content: Any) -> None:
     if not parallel.same_on_all_processes(sha256_of_json(content)):
         raise UserError(
-            "the processes of the run have different settings, data or folders: start each with "
-            "the same command, on the same data, and with one shared --workdir"
+            "the processes of the run have different settings, data, versions or folders: start "
+            "each with the same command, on the same data, and with one shared --workdir"
         )
 
 

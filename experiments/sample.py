@@ -69,7 +69,7 @@ def sample(command: Command) -> None:
         is_done = record_file.exists() and path.exists() and read_json(record_file) == record
         if parallel.same_on_all_processes(str(is_done)) and not is_done:
             if is_first:
-                _Parts.create(parts, record, draw.batch_size(model, num))
+                _Parts.create(parts, record, draw.batch_size(model, num), wanted)
             parallel.barrier("parts created")
             stored = _Parts(parts, record, num)
             _draw_parts(opened, model, stored)
@@ -161,6 +161,7 @@ class _Parts:
     """
 
     def __init__(self, folder: Path, record: Flat, num_samples: int) -> None:
+        self._files: dict[str, Path] = {}  # By first position, as `missing` found them.
         saved = read_json(folder / "manifest.json", record=dict, size=int)
         if saved["record"] != record:  # Begun by another program after this one chose the name.
             raise UserError(
@@ -170,22 +171,28 @@ class _Parts:
         self.num_samples, self.size, self.folder = num_samples, saved["size"], folder
 
     @staticmethod
-    def create(folder: Path, record: Flat, size: int) -> None:
-        """Begins a set of parts, unless it exists."""
-        if not (folder / "manifest.json").exists():
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
-            write_json(folder / "manifest.json", {"record": record, "size": size})
+    def create(folder: Path, record: Flat, size: int, wanted: Settings) -> None:
+        """Begins a set of parts. If it exists, reports what changed since then."""
+        manifest = folder / "manifest.json"
+        if manifest.exists():
+            run.report_changes(read_json(manifest, environment=dict)["environment"], wanted)
+            return
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        content = {"record": record, "size": size, "environment": run.environment(wanted)}
+        write_json(manifest, content)
 
     def missing(self) -> dict[int, int]:
         """Returns the parts that are missing or damaged: first position and number of samples."""
+        self._files = {file.name[:10]: file for file in self.folder.glob("*.npy")}
         missing = (first for first in self._firsts() if self._intact(first) is None)
         return {first: min(self.size, self.num_samples - first) for first in missing}
 
     def write(self, first: int, samples: np.ndarray) -> None:
-        name = f"{first:010d}_{sha256_of_arrays(samples)[:16]}.npy"
-        with replacing(self.folder / name) as file:
+        path = self.folder / f"{first:010d}_{sha256_of_arrays(samples)[:16]}.npy"
+        with replacing(path) as file:
             np.save(file, samples)
+        self._files[f"{first:010d}"] = path
 
     def read(self) -> Iterator[np.ndarray]:
         for first in self._firsts():
@@ -195,12 +202,13 @@ class _Parts:
             yield part
 
     def _intact(self, first: int) -> np.ndarray | None:
-        for file in self.folder.glob(f"{first:010d}_*.npy"):
-            with contextlib.suppress(ValueError, EOFError):
-                samples: np.ndarray = np.load(file, allow_pickle=False)
-                if file.stem.endswith(sha256_of_arrays(samples)[:16]):
-                    return samples
-            file.unlink()
+        if (file := self._files.get(f"{first:010d}")) is None:
+            return None
+        with contextlib.suppress(ValueError, EOFError, FileNotFoundError):
+            samples: np.ndarray = np.load(file, allow_pickle=False)
+            if file.stem.endswith(sha256_of_arrays(samples)[:16]):
+                return samples
+        file.unlink(missing_ok=True)
         return None
 
     def _firsts(self) -> range:

@@ -4,7 +4,8 @@ A sweep file has a function `get_sweep()` that returns a dictionary with the `co
 and `groups`: changes to it by dotted key, by name of the run, by name of the group; each group is a
 table. It may have `settings`, changes for all runs; `seeds`, with each of which every run is
 repeated; and `metrics` to show, by default all that differ. Each run has a folder in the sweep's.
-Rerun to resume: finished runs are skipped. A run that fails is reported in the table.
+Rerun to resume: finished runs are skipped. A run that fails is reported in the table, and the sweep
+then ends with code 2.
 
 Try: python -m experiments.sweep --sweep=configs/sweeps/ablation_digits.py --workdir=runs/ablation
 """
@@ -25,12 +26,19 @@ from typing import Any, NamedTuple
 
 from experiments import main as program
 from experiments import settings
-from experiments.errors import UserError, first_line
+from experiments.errors import UserError, ending_in_one_line, first_line
 from experiments.evaluation.metrics import format_value
 from experiments.files import locked, read_json, write_text
 from experiments.settings import Flat, Settings
 
 _KEYS = ("config", "groups", "settings", "seeds", "metrics")
+# The program, to which Linux sends SIGTERM (15) if the sweep is killed; 1 is PR_SET_PDEATHSIG.
+_PROGRAM = """
+import ctypes, runpy, sys
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, 15)
+runpy.run_module("experiments.main", run_name="__main__", alter_sys=True)
+"""
 
 
 class Planned(NamedTuple):
@@ -66,11 +74,14 @@ def plan(sweep: Mapping[str, Any], root: Path) -> list[Planned]:
     """
     if set(sweep) - set(_KEYS) or not {"config", "groups"} <= set(sweep):
         raise UserError(f"the sweep has the keys {', '.join(sweep)}; allowed: {', '.join(_KEYS)}")
+    seeds = tuple(sweep.get("seeds", (0,)))
+    if len(set(seeds)) < len(seeds):
+        raise UserError(f"the sweep has equal seeds, whose runs would be equal: {seeds}")
     config = program.read_config(sweep["config"])[0].to_dict()
     folders: dict[str, Path] = {}
     planned = []
     named = [(g, name, own) for g, of in sweep["groups"].items() for name, own in of.items()]
-    for seed, (group, name, own) in itertools.product(sweep.get("seeds", (0,)), named):
+    for seed, (group, name, own) in itertools.product(seeds, named):
         changes = {**sweep.get("settings", {}), **own, "seed": seed}
         wanted = settings.from_config({**config, **changes})
         parts = (re.sub(r"[^\w.=+-]+", "_", part).strip("_") for part in (group, name))
@@ -86,7 +97,7 @@ def run_one(config: str, of: Planned) -> Outcome:
     if not (found := _metrics(of)):
         print(of.folder, flush=True)
         of.folder.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "experiments.main", f"--config={config}"]
+        command = [sys.executable, "-c", _PROGRAM, f"--config={config}"]
         command += [f"--config.{key}={value}" for key, value in of.changes.items()]
         command += [f"--workdir={of.folder}"]
         with output.open("w") as file:
@@ -182,14 +193,12 @@ def main(argv: Sequence[str]) -> None:
     write_text(flags.workdir / "table.md", text)
     write_text(flags.workdir / "table.csv", table(planned, outcomes))
     print(f"{text}\ntable: {flags.workdir / 'table.md'}")
+    if failed := sum(bool(outcome.remark) for outcome in outcomes):
+        raise UserError(f"{failed} of {len(outcomes)} runs failed")
 
 
 if __name__ == "__main__":
     program.set_up_output()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
+    with ending_in_one_line():
         main(sys.argv[1:])
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("Interrupted. Rerun to resume.")

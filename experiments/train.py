@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import logging
 import math
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -30,7 +31,7 @@ from experiments.data import Source, describe_shape, load
 from experiments.errors import DivergedError, StoppedError, UserError
 from experiments.evaluation import inception
 from experiments.experiment import Experiment, Rollbacks, Training, on_devices
-from experiments.files import replacing
+from experiments.files import remove_remains, replacing
 from experiments.hosts import StopSignals
 from experiments.prior import FittedPrior
 from experiments.run import Opened, Run
@@ -104,13 +105,14 @@ def train_classifier(command: Command) -> None:
         if wanted.attack.epsilon and wanted.attack.num_steps:
             robust = 100 * found["robust_accuracy"]
             print(f"  under attack, L2 distance {wanted.attack.epsilon:g}: {robust:.2f}%")
-        print(f"classifier: --classifier={opened.root}")
+        print(f"classifier: --classifier={shlex.quote(str(opened.root))}")
 
 
 def _introduce(opened: Run, command: Command) -> None:
     if parallel.is_first_process():
         print(precision.describe_devices())
         opened.log_command(command.text)
+        remove_remains(opened.root)
 
 
 def create_or_resume(command: Command) -> tuple[Run, Experiment]:

@@ -21,6 +21,8 @@ from experiments.errors import DataError, first_line
 Payload = bytes | np.ndarray
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 MAX_FILE_BYTES = 2**28
+# An array of more bytes is refused if it was compressed by more than this factor; images never are.
+_MAX_UNCHECKED, _MAX_COMPRESSION = 2**28, 100
 # Names of the arrays of images, in the order in which they are tried, and of their labels.
 _TRAIN = {"images": "labels", "x_train": "y_train", "x": "y", "arr_0": "arr_1"}
 _HELD_OUT = {"held_out_images": "held_out_labels", "x_test": "y_test"}
@@ -122,9 +124,9 @@ class Tree:
         labels, classes = None, tuple[str, ...]()
         if all(len(file.parts) > depth + 1 for file in images):
             folders = [file.parts[depth] for file in images]
-            names = sorted(set(folders))
-            labels = np.array([names.index(folder) for folder in folders], np.int32)
-            classes = tuple(map(printable, names))
+            numbers = {name: number for number, name in enumerate(sorted(set(folders)))}
+            labels = np.array([numbers[folder] for folder in folders], np.int32)
+            classes = tuple(map(printable, numbers))
         keys = [file.key for file in images]
         stamps = digest([(file.key, file.stamp) for file in images])
         return Records(self._where, keys, self._fetch, digest(keys), stamps, labels, classes)
@@ -185,12 +187,17 @@ def _header(archive: zipfile.ZipFile, name: str) -> Header:
         else:
             shape, _, dtype = np.lib.format.read_array_header_2_0(stream)
         expected = stream.tell() + math.prod(shape) * dtype.itemsize
-    found = archive.getinfo(name).file_size
+    info = archive.getinfo(name)
     if dtype.hasobject:
         raise ValueError(f"{name!r} contains objects, not numbers")
     # NumPy would allocate what the header declares before it notices that there is less.
-    if min(shape, default=0) < 0 or expected != found:
-        raise ValueError(f"{name!r}: expected {expected:,} bytes, got {found:,}")
+    if min(shape, default=0) < 0 or expected != info.file_size:
+        raise ValueError(f"{name!r}: expected {expected:,} bytes, got {info.file_size:,}")
+    if expected > max(_MAX_UNCHECKED, _MAX_COMPRESSION * info.compress_size):
+        raise ValueError(
+            f"{name!r}: {info.compress_size:,} bytes unpack to {expected:,}, more than "
+            f"{_MAX_COMPRESSION} times as many"
+        )
     return shape, dtype
 
 

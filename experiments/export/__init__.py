@@ -6,7 +6,7 @@ It holds the sampler as StableHLO, its arrays, a loader, and what one should kno
 import dataclasses
 import datetime
 import platform
-import tempfile
+import shlex
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -23,7 +23,13 @@ from experiments.command import Command
 from experiments.errors import UserError
 from experiments.experiment import Experiment
 from experiments.export import card
-from experiments.files import replacing, sha256_of_file, write_json, write_text
+from experiments.files import (
+    replacing,
+    sha256_of_file,
+    unfinished_folder,
+    write_json,
+    write_text,
+)
 from fdrl_jax.training import parallel, samplers
 from fdrl_jax.training.problem import Constants
 from fdrl_jax.training.state import TrainState
@@ -56,15 +62,16 @@ def export(command: Command) -> None:
     folder = opened.run.exports / run.name_of(opened, key)
     evaluation = opened.run.newest_evaluation(key)
     opened.run.exports.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".unfinished_", dir=opened.run.exports) as temporary:
-        unfinished = Path(temporary) / folder.name
+    with unfinished_folder(opened.run.exports) as temporary:
+        unfinished = temporary / folder.name
         write(opened.experiment, opened.state, unfinished, command.platforms, evaluation)
         if folder.exists():
-            folder.rename(Path(temporary) / "earlier")
+            folder.rename(temporary / "earlier")
         unfinished.rename(folder)
     print(f"sampler of step {opened.step:,}: {folder}")
     print(f"note: {LIFETIME}")
-    print(f"try: python {folder / 'load_sampler.py'} --num_samples=100 --out=samples.npz")
+    loader = shlex.quote(str(folder / "load_sampler.py"))
+    print(f"try: python {loader} --num_samples=100 --out=samples.npz")
 
 
 def write(

@@ -267,6 +267,13 @@ def test_an_array_whose_header_declares_more_than_there_is_is_refused(tmp_path):
         open_npz(path)
 
 
+def test_an_array_that_unpacks_to_much_more_than_an_image_does_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("experiments.data.formats._MAX_UNCHECKED", 2**20)
+    np.savez_compressed(tmp_path / "a.npz", images=np.zeros((2**9, 64, 64), np.uint8))
+    with at_most(2**20), pytest.raises(DataError, match=r"'images.npy': .* unpack to 2,097,280"):
+        open_npz(tmp_path / "a.npz")
+
+
 @pytest.mark.parametrize("name", ["$x_{$", os.fsdecode(b"\xff"), "x" * 250, "a\nb", "<b>"])
 def test_class_folders_of_any_name_are_read_and_their_names_can_be_printed(name, tmp_path):
     write_folder(tmp_path, [*numbered(FINE, f"{name}/"), *numbered(FINE, "other/")])

@@ -195,6 +195,8 @@ def test_a_step_that_orbax_would_skip_is_an_error(two):
     [
         (OSError(errno.EIO, "x"), errno.EIO),
         (OSError(errno.ENOSPC, "x"), errno.ENOSPC),
+        (OSError(errno.EPERM, "x"), errno.EPERM),
+        (OSError(errno.ETIMEDOUT, "x"), errno.ETIMEDOUT),
         (ValueError("INTERNAL: ... [os_error_code='116']"), errno.ESTALE),
     ],
 )
@@ -209,6 +211,17 @@ def test_a_disk_that_fails_is_not_damage(two, monkeypatch, action, error, code):
     assert caught.value.errno == code
     assert sorted(path.name for path in two.iterdir()) == ["1", "2"]
     assert is_equal(restore(two), state_at(2))
+
+
+@pytest.mark.parametrize("code", [errno.EPERM, errno.ETIMEDOUT])
+def test_a_folder_that_cannot_be_listed_is_not_an_empty_one(two, monkeypatch, code):
+    def fail(*_):
+        raise OSError(code, os.strerror(code))
+
+    for name in ("listdir", "scandir"):
+        monkeypatch.setattr(os, name, fail)
+    with opened(two, read_only=True) as store, pytest.raises(OSError, match=os.strerror(code)):
+        store.restore(state_at(0))
 
 
 def test_a_checkpoint_that_training_removes_meanwhile_is_replaced_by_the_newer_one(

@@ -5,6 +5,9 @@ import dataclasses
 import datetime
 import json
 import os
+import re
+import shlex
+import shutil
 import subprocess
 import sys
 
@@ -220,6 +223,14 @@ def test_the_mode_writes_the_sampler_of_a_checkpoint(trained, capsys):
     opened = open_checkpoint(command("export", trained.root, checkpoint=2))
     samples = sample_state(opened.experiment, opened.state, 5).refined
     np.testing.assert_allclose(Sampler(folder)(5), samples, rtol=1e-4, atol=1e-5)
+
+
+def test_the_printed_command_can_be_pasted(trained, tmp_path, monkeypatch, capsys):
+    folder = shutil.copytree(trained.root, tmp_path / "it's <b>")
+    monkeypatch.setattr(export, "write", lambda *arguments: arguments[2].mkdir())
+    start("export", folder, platforms="cpu")
+    (line,) = re.findall("try: (.*)", capsys.readouterr().out)
+    assert shlex.split(line)[1] == f"{folder}/export/step_4/load_sampler.py"
 
 
 def test_an_export_of_other_settings_does_not_replace_the_first(trained):

@@ -16,9 +16,12 @@ from experiments.files import (
     locked,
     read_json,
     read_npz,
+    remove_remains,
     replacing,
     sha256_of_arrays,
+    unfinished_folder,
     write_json,
+    write_text,
 )
 
 
@@ -39,6 +42,26 @@ def test_two_programs_that_write_one_file_at_a_time_do_not_share_the_unfinished_
         other.write(b"other")
         assert len(list(tmp_path.iterdir())) == 2
     assert path.read_bytes() == b"one"  # The file that was finished last.
+
+
+def test_what_killed_programs_left_is_removed_a_day_later(tmp_path):
+    (tmp_path / "snapshots").mkdir()
+    with replacing(tmp_path / "snapshots" / "1.npz"), unfinished_folder(tmp_path) as folder:
+        (file,) = (tmp_path / "snapshots").iterdir()
+    (folder / "record").mkdir(parents=True)
+    file.touch()
+    remove_remains(tmp_path)
+    assert folder.exists()
+    assert file.exists()
+    for path in (folder, file, tmp_path / "snapshots"):
+        os.utime(path, (0, 0))
+    remove_remains(tmp_path)
+    assert [path.name for path in tmp_path.rglob("*")] == ["snapshots", "1.npz"]
+
+
+def test_text_with_a_file_name_that_is_not_utf_8_can_be_written(tmp_path):
+    write_text(tmp_path / "x", f"a{os.fsdecode(bytes([0xFF]))}±")
+    assert (tmp_path / "x").read_text("utf-8") == "a\\udcff±"
 
 
 def test_a_link_in_place_of_a_file_overwrites_nothing_elsewhere(tmp_path):

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from small_runs import command
 
-from experiments import dry_run, main
+from experiments import dry_run, errors, main
 from experiments.errors import UserError
 from experiments.main import MODES
 
@@ -155,7 +155,7 @@ def test_known_errors_end_with_a_line_and_a_code(error, code, text, monkeypatch)
 def ended_with(monkeypatch):
     """Returns the code and the line with which a dry run ends, if it does not end in order."""
     ended = []
-    monkeypatch.setattr(main, "_leave", lambda *arguments: ended.extend(arguments))
+    monkeypatch.setattr(errors, "leave", lambda *arguments: ended.extend(arguments))
     monkeypatch.setattr(main, "set_up_output", lambda: None)
     main.main(["--mode=dry_run", SWISSROLL])
     return ended

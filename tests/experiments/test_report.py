@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 
 import pytest
 from small_runs import start
@@ -35,6 +36,13 @@ def test_the_report_names_the_command_without_paths_and_the_settings_that_differ
     assert str(trained.root.parent) not in page
     for key in settings.changed(trained.settings):
         assert f"<td>{key}</td>" in page
+
+
+def test_the_command_of_the_report_can_be_pasted():
+    hostile = ["main", "--workdir=/home/me/it's \"><script>$(x)\n", "--config=/a/b c.py", "d e"]
+    shown = report._without_paths(shlex.join(hostile))
+    names = ["main", "--workdir=it's \"><script>$(x)\n", "--config=b c.py", "d e"]
+    assert shlex.split(shown) == names
 
 
 def test_an_evaluation_of_other_settings_does_not_replace_the_report_of_the_run(trained, capsys):

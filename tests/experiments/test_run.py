@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -247,7 +248,7 @@ def test_a_file_in_place_of_a_run_is_named(creates, tmp_path):
     assert (tmp_path / "README.md").read_text() == "# A project"
 
 
-@pytest.mark.parametrize("name", ["a[1]", "what?", "x" * 300, "a\\b"])
+@pytest.mark.parametrize("name", ["a[1]", "what?", "x" * 300, "a\\b", os.fsdecode(b"\xff")])
 def test_a_folder_that_cannot_contain_a_run_is_refused(name, tmp_path):
     with pytest.raises((UserError, OSError)) as caught, run.locked_folder(tmp_path / name):
         pass
@@ -360,6 +361,15 @@ def test_processes_must_share_a_folder_settings_and_data(tmp_path, monkeypatch):
             tmp_path / "x", "ratio", created.settings, load.load(created.settings.data), None, ""
         ),
     ):
-        with pytest.raises(UserError, match="have different settings, data or folders"):
+        with pytest.raises(UserError, match="have different settings, data, versions"):
             action()
     assert not (tmp_path / "x").exists()
+
+
+def test_processes_compare_versions_and_options(tmp_path, monkeypatch):
+    created, seen = new(tmp_path / "run"), []
+    monkeypatch.setattr(parallel, "same_on_all_processes", lambda digest: not seen.append(digest))
+    for flags in ("", "", "--xla_cpu_enable_fast_math=true"):
+        monkeypatch.setenv("XLA_FLAGS", flags)
+        created.resumed(created.settings)
+    assert seen[0] == seen[1] != seen[2]

@@ -3,6 +3,7 @@
 import json
 import os
 import zipfile
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +15,7 @@ from examples import robustness_classifier
 from experiments import draw
 from experiments.errors import UserError
 from experiments.files import locked
-from experiments.sample import labels_of
+from experiments.sample import _Parts, labels_of
 
 
 def sample(run, num_samples=20, **changes):
@@ -153,6 +154,33 @@ def test_interrupted_sampling_resumes_and_writes_the_same_files(trained, monkeyp
     sample(trained, 30, **named("cut", **small))
     assert len(firsts) == 6  # Finished samples are not drawn again.
     assert not (trained.samples / "cut.npz.parts").exists()
+
+
+def test_parts_in_any_number_are_listed_once(trained, tmp_path, monkeypatch):
+    record, samples = {"key": 1}, np.arange(60.0).reshape(30, 2)
+    _Parts.create(tmp_path / "parts", record, 1, trained.settings)
+    for first in range(0, 30, 2):
+        _Parts(tmp_path / "parts", record, 30).write(first, samples[first : first + 1])
+    glob, listed = Path.glob, []
+    monkeypatch.setattr(Path, "glob", lambda *given: listed.append(given) or glob(*given))
+    parts = _Parts(tmp_path / "parts", record, 30)
+    assert list(parts.missing()) == list(range(1, 30, 2))
+    for first in parts.missing():
+        parts.write(first, samples[first : first + 1])
+    np.testing.assert_array_equal(np.concatenate(list(parts.read())), samples)
+    assert len(listed) == 2
+
+
+def test_parts_that_another_version_drew_are_reported(trained, tmp_path, caplog):
+    for _ in range(2):
+        _Parts.create(tmp_path, {}, 1, trained.settings)
+    assert not caplog.records
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    manifest["environment"]["jaxlib"] = "0.1"
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    _Parts.create(tmp_path, {}, 1, trained.settings)
+    assert "the last digits of results may differ" in caplog.text
+    assert "(was 0.1)" in caplog.text
 
 
 def test_two_programs_do_not_draw_the_same_samples_at_the_same_time(trained):

@@ -43,6 +43,7 @@ def test_seeds_are_the_outer_loop_and_equal_runs_share_a_folder():
         ({"groups": {"a": {"x": {"flow.num_step": 1}}}}, "did you mean 'flow.num_steps'"),
         ({"settings": {"loss.divergence": "kll"}}, "did you mean 'kl'"),
         ({"config": "configs/25gausians.py"}, "did you mean 'configs/25gaussians.py'"),
+        ({"seeds": (0, 1, 0)}, "the sweep has equal seeds, whose runs would be equal: (0, 1, 0)"),
         ({"seed": (1,)}, "the sweep has the keys config, groups, seed; allowed: config, groups"),
     ],
 )
@@ -113,6 +114,24 @@ def test_a_stopped_sweep_waits_until_its_run_has_saved(tmp_path, monkeypatch):
     assert (tmp_path / "saved").exists()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux can do it")
+def test_the_run_of_a_killed_sweep_saves_and_ends(tmp_path):
+    (tmp_path / "waiter.py").write_text(
+        "import pathlib, signal, sys, time\n"
+        "def save(*_):\n  pathlib.Path('saved').touch()\n  sys.exit(4)\n"
+        "signal.signal(signal.SIGTERM, save)\nprint(sys.argv[1:], flush=True)\ntime.sleep(60)"
+    )
+    program = sweep._PROGRAM.replace("experiments.main", "waiter")
+    start = "import subprocess, sys; subprocess.run([sys.executable, '-c', *sys.argv[1:]])"
+    with subprocess.Popen(
+        [sys.executable, "-c", start, program, "--flag"], cwd=tmp_path, stdout=subprocess.PIPE
+    ) as parent:
+        assert parent.stdout.readline() == b"['--flag']\n"
+        parent.kill()
+        parent.stdout.read()  # Until the run has ended as well.
+    assert (tmp_path / "saved").exists()
+
+
 def test_two_sweeps_in_one_folder_do_not_run_at_the_same_time(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     with (
@@ -130,13 +149,15 @@ def test_the_command_runs_what_has_not_finished_and_reports_how_each_run_ended(t
         "    'metrics': ['energy_ratio']}\n"
     )
     arguments = [f"--sweep={tmp_path / 'own.py'}", f"--workdir={tmp_path / 'runs'}"]
-    sweep.main(arguments)
+    with pytest.raises(UserError, match="1 of 2 runs failed"):
+        sweep.main(arguments)
     out = capsys.readouterr().out
     assert re.search(r"\| lr \| 1 \| [\d.]+ \|  \|", out)
     assert "seed 0: config: " in out
     assert "use 'lsif' with 'pearson'" in out
     assert (tmp_path / "runs" / "table.csv").is_file()
     written = (tmp_path / "runs/loss/lr/seed_0/output.txt").stat().st_mtime_ns
-    sweep.main(arguments)
+    with pytest.raises(UserError, match="1 of 2 runs failed"):
+        sweep.main(arguments)
     assert capsys.readouterr().out.endswith(out[out.index("| loss") :])
     assert (tmp_path / "runs/loss/lr/seed_0/output.txt").stat().st_mtime_ns == written
