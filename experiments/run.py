@@ -18,6 +18,7 @@ import logging
 import os
 import platform
 import re
+import tempfile
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -311,6 +312,32 @@ def create(
         }
         files.write_sealed(root / "run.json", record)
     parallel.barrier("run created")
+    return open_run(root)
+
+
+def create_with_state(
+    root: Path,
+    wanted: Settings,
+    source: Source,
+    fitted: FittedPrior | None,
+    state: TrainState,
+    command: str,
+    data_dir: str = "",
+) -> Run:
+    """Creates the run of a density ratio that was trained elsewhere, with its only checkpoint.
+
+    The folder must not exist, and does not after an interruption.
+    """
+    if root.exists():
+        raise UserError(f"--workdir={root} exists; choose another folder")
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".unfinished_", dir=root.parent) as scratch:
+        unfinished = Path(scratch) / root.name
+        with locked_folder(unfinished):
+            created = create(unfinished, "ratio", wanted, source, fitted, command, data_dir)
+            with created.checkpoints(wanted.checkpoint.keep) as store:
+                store.save(state)
+        unfinished.rename(root)
     return open_run(root)
 
 
