@@ -110,15 +110,14 @@ class Sampler:
         """The loss, the divergence and the flow."""
         return self.problem.method
 
-    @functools.cached_property
+    @property
     def estimator(self) -> Callable[[Array], Array]:
         """The network with its variables, `x [B, ...] -> [B]`, which returns `method.output`.
 
         It is a pytree of its arrays, so that `method.sample` compiles a flow along it once.
         """
-        prepared = self.problem.estimator.prepare(self.variables)
         bound: Callable[[Array], Array] = Partial(  # type: ignore[no-untyped-call]
-            self.problem.estimator.apply, prepared
+            self.problem.estimator.apply, self.variables
         )
         return bound
 
