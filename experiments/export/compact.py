@@ -8,7 +8,7 @@ import numpy as np
 from experiments import settings
 from experiments.experiment import Experiment
 
-RANK = 256  # Of the factor of a data-dependent prior.
+RANK = 192  # Of the factor of a data-dependent prior.
 _MIN_SIZE = 5_000  # Smaller arrays are stored unchanged: they take little space.
 _LARGEST = 127  # Of int8, without the number -128, so that the range is symmetric.
 

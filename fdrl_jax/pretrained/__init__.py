@@ -36,7 +36,7 @@ __all__ = ["Sampler", "pretrained"]
 Array = jax.Array
 _SHIPPED = Path(__file__).parent
 _CONFIG, _ARRAYS = "config.json", "model.safetensors"
-_NEEDED = ("data", "divergence", "event_shape", "flow", "loss", "network", "prior")
+_NEEDED = ("divergence", "event_shape", "flow", "loss", "network", "prior")
 _SMALLEST_RATIO = 1e-6  # An unconstrained ratio may be negative, and then has no logarithm.
 
 
@@ -130,8 +130,8 @@ class Sampler:
         size = sum(np.size(a) for a in jax.tree.leaves(self.variables))
         flow = self.problem.flow
         return (
-            f"Sampler({self.config['data']['name']!r}, event_shape={self.event_shape}, "
-            f"num_parameters={size:,}, num_steps={flow.num_steps + flow.num_refine_steps})"
+            f"Sampler(event_shape={self.event_shape}, num_parameters={size:,}, "
+            f"num_steps={flow.num_steps + flow.num_refine_steps})"
         )
 
     @functools.cached_property

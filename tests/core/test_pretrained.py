@@ -122,9 +122,7 @@ def test_the_log_ratio_is_large_away_from_data_and_small_on_samples(swissroll):
 
 
 def test_a_sampler_describes_itself(swissroll):
-    assert repr(swissroll) == (
-        "Sampler('swissroll', event_shape=(2,), num_parameters=12,737, num_steps=120)"
-    )
+    assert repr(swissroll) == "Sampler(event_shape=(2,), num_parameters=12,737, num_steps=120)"
 
 
 @pytest.mark.parametrize("arguments", [(KEY, 0), (KEY, 2.0), (7, 3)])
