@@ -179,7 +179,7 @@ def pretrained(name: str | Path) -> Sampler:
     """Loads a trained sampler.
 
         sampler = fdrl.pretrained("mnist")
-        images = sampler(jax.random.key(0), 64)  # float32 [64, 28, 28, 1], in [-1, 1]
+        images = sampler(jax.random.key(0), 64)  # float32 [64, 28, 28, 1], around [-1, 1]
 
     Args:
       name: a sampler that ships with the package, see docs/pretrained.md; the folder of an export

@@ -267,6 +267,11 @@ def test_a_compact_export_becomes_a_run_that_draws_its_samples(of_digits, tmp_pa
         gaps = np.int32(file["arr_0"]) - np.int32(to_uint8(np.asarray(drawn)))
     assert np.abs(gaps).max() <= 1
     start("interpolate", tmp_path / "run")
+    changes = {"attack.num_steps": 2, "train.steps_per_dispatch": 4}
+    start("classifier", tmp_path / "classifier", "digits_classifier:tiny", changes)
+    of_class = {"class": "3", "classifier": tmp_path / "classifier"}
+    start("sample", tmp_path / "run", num_samples=7, **of_class)
+    assert (tmp_path / "run" / "samples" / "step_4_class_3.npz").exists()
     start("export", tmp_path / "run", compact="true")
     again = fdrl_jax.pretrained(tmp_path / "run" / "export" / "step_4_compact")
     for a, b in zip(*map(jax.tree.leaves, (sampler.variables, again.variables)), strict=True):
