@@ -64,7 +64,9 @@ def export(command: Command) -> None:
     with tempfile.TemporaryDirectory(prefix=".unfinished_", dir=opened.run.exports) as temporary:
         unfinished = Path(temporary) / folder.name
         if command.compact:
-            write_compact(opened.experiment, opened.state, unfinished, evaluation)
+            write_compact(
+                opened.experiment, opened.state, unfinished, command.prior_rank, evaluation
+            )
         else:
             write(opened.experiment, opened.state, unfinished, command.platforms, evaluation)
         if folder.exists():
@@ -106,10 +108,14 @@ def write_compact(
     model: Experiment,
     state: TrainState,
     folder: Path,
+    rank: int,
     evaluation: Mapping[str, Any] | None = None,
 ) -> None:
-    """Exports only what `fdrl_jax.pretrained` reads, in 8 bits, and the model card."""
-    model = compact.simplified(model)
+    """Exports only what `fdrl_jax.pretrained` reads, in 8 bits, and the model card.
+
+    A data-dependent prior has at most `rank` directions.
+    """
+    model = compact.simplified(model, rank)
     folder.mkdir(parents=True)
     _write_arguments(model, state, compact.rounded(_arrays(model, state)), folder)
     write_text(folder / "README.md", card.write(model, state, evaluation))

@@ -8,7 +8,6 @@ import numpy as np
 from experiments import settings
 from experiments.experiment import Experiment
 
-RANK = 192  # Of the factor of a data-dependent prior.
 _MIN_SIZE = 5_000  # Smaller arrays are stored unchanged: they take little space.
 _LARGEST = 127  # Of int8, without the number -128, so that the range is symmetric.
 
@@ -31,27 +30,27 @@ def rounded(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return found
 
 
-def simplified(model: Experiment) -> Experiment:
-    """Returns the experiment in float32, with a prior of at most `RANK` directions.
+def simplified(model: Experiment, rank: int) -> Experiment:
+    """Returns the experiment in float32, with a prior of at most `rank` directions.
 
     They are the leading principal directions of a data-dependent prior. The variance of the others
     is spread evenly, which preserves the total, as in `priors.low_rank_factor`.
     """
     network, changes = model.network.clone(dtype="float32"), {"precision": "float32"}
     of_data = model.settings.prior.name == "data_dependent"
-    if not of_data or model.constants.prior["factor"].shape[1] <= RANK:
+    if not of_data or model.constants.prior["factor"].shape[1] <= rank:
         wanted = settings.replace(model.settings, changes)
         return dataclasses.replace(model, network=network, settings=wanted)
     factor = np.asarray(model.constants.prior["factor"], np.float64)
     variances, directions = np.linalg.eigh(factor @ factor.T)
     variances = variances + model.prior_arguments["remainder_scale"] ** 2
-    remainder = variances[:-RANK].mean()
-    small = directions[:, -RANK:] * np.sqrt(variances[-RANK:] - remainder)
+    remainder = variances[:-rank].mean()
+    small = directions[:, -rank:] * np.sqrt(variances[-rank:] - remainder)
     prior = {**model.constants.prior, "factor": small.astype(np.float32)}
     return dataclasses.replace(
         model,
         network=network,
-        settings=settings.replace(model.settings, {**changes, "prior.rank": RANK}),
+        settings=settings.replace(model.settings, {**changes, "prior.rank": rank}),
         constants=model.constants._replace(prior=prior),
         prior_arguments={**model.prior_arguments, "remainder_scale": float(np.sqrt(remainder))},
     )

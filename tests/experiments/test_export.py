@@ -145,10 +145,9 @@ def test_the_library_draws_from_combinations_and_low_rank_priors(tiny, tmp_path)
 
 
 def test_a_compact_export_is_small_and_draws_nearly_the_same_samples(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(export.compact, "RANK", 40)
     monkeypatch.setattr(export.compact, "_MIN_SIZE", 100)
     experiment, state = of_low_rank(tiny, 0)
-    export.write_compact(experiment, state, tmp_path / "export")
+    export.write_compact(experiment, state, tmp_path / "export", 40)
     assert {path.name for path in (tmp_path / "export").iterdir()} == {
         *("config.json", "model.safetensors", "README.md")
     }
