@@ -5,6 +5,7 @@
 VENV ?= .venv
 PY := $(VENV)/bin/python
 WORKDIR ?= runs/swissroll
+DIGITS := $(dir $(WORKDIR))mnist.png
 PYTEST_ARGS ?=
 # One worker per core, but at most 4. For a debugger, set PYTEST_ARGS='-n 0'. With "worksteal", the
 # tests of a module mostly run in one worker, which prepares and compiles once for all of them.
@@ -47,8 +48,10 @@ help: ## print this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | \
 	  while IFS='|' read -r name text; do printf '  %-18s %s\n' "$$name" "$$text"; done
 
-demo: $(READY) ## train on the swiss roll and show the report [WORKDIR=runs/swissroll]
+demo: $(READY) ## draw digits, train on the swiss roll and show the report [WORKDIR=runs/swissroll]
+	@$(PY) -m examples.pretrained_samples --out='$(DIGITS)'
 	@$(PY) -m experiments.main --config=configs/swissroll.py --workdir='$(WORKDIR)'
+	@echo 'digits: $(abspath $(DIGITS))'
 
 test: $(READY) ## run all tests [PYTEST_ARGS="-k flow -x"]
 	@$(PY) $(PYTEST) $(PYTEST_ARGS)

@@ -11,7 +11,6 @@ Unlike the other examples, this one uses the program.
 import argparse
 import shlex
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -125,21 +124,10 @@ def convert(file: Path, prior_file: Path | None, argv: Sequence[str]) -> Run:
         ema_variables=imported(averaged),
         opt_state=optax.tree.set(state.opt_state, mu=mu, nu=nu, count=jnp.int32(num_updates)),
     )
-    if command.folder.exists():
-        raise UserError(f"--workdir={command.folder} exists; choose another folder")
     text = shlex.join(["python", "-m", "examples.authors_weights", str(file), *argv])
-    command.folder.parent.mkdir(parents=True, exist_ok=True)
-    # Renamed at the end, so that an interruption leaves no run that starts from random weights.
-    with tempfile.TemporaryDirectory(prefix=".unfinished_", dir=command.folder.parent) as scratch:
-        unfinished = Path(scratch) / command.folder.name
-        with run.locked_folder(unfinished):
-            created = run.create(
-                unfinished, "ratio", wanted, source, fitted, text, command.data_dir
-            )
-            with created.checkpoints(wanted.checkpoint.keep) as store:
-                store.save(state)
-        unfinished.rename(command.folder)
-    return run.open_run(command.folder)
+    return run.create_with_state(
+        command.folder, wanted, source, fitted, state, text, command.data_dir
+    )
 
 
 def _fit(wanted: Settings, source: Source) -> FittedPrior | None:

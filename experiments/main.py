@@ -51,7 +51,12 @@ MODES = {
     "interpolate": Mode("sample.interpolate", "draw images along paths", ("checkpoint",)),
     "classifier": Mode("train.train_classifier", "train a classifier", creates=True),
     "dry_run": Mode("dry_run.dry_run", "read the data and print what a run costs", creates=True),
-    "export": Mode("export.export", "write a sampler for JAX alone", ("checkpoint", "platforms")),
+    "export": Mode(
+        "export.export",
+        "write a sampler to share",
+        ("checkpoint", "platforms", "compact", "prior_rank"),
+    ),
+    "import": Mode("export.as_run.make_run", "make a run of a trained sampler", ("sampler",)),
 }
 _HELP = """\
 usage: python -m experiments.main --config=FILE.py --workdir=DIR [--mode=NAME]
@@ -132,7 +137,7 @@ def _run(command: "Command", processes: dict[str, Any]) -> None:
 
 def run(command: "Command") -> None:
     """Runs the mode of a command."""
-    module, _, name = MODES[command.mode].verb.partition(".")
+    module, _, name = MODES[command.mode].verb.rpartition(".")
     getattr(importlib.import_module(f"experiments.{module}"), name)(command)
 
 
@@ -196,6 +201,9 @@ def parse(argv: Sequence[str]) -> tuple["Command", dict[str, Any]]:
         which=which,
         num_samples=given["num_samples"],
         platforms=tuple(given["platforms"]),
+        compact=given["compact"],
+        prior_rank=given["prior_rank"],
+        sampler=given["sampler"],
         text=shlex.join(["python", "-m", "experiments.main", *argv]),
     )
     return command, {flag: given[flag] for flag in signature(hosts.join).parameters}
@@ -282,6 +290,10 @@ def _define_flags(config: "ConfigDict | None", argv: list[str]) -> "flags.FlagVa
     flags.DEFINE_string("classifier", "", "its folder; sets condition.classifier", **of)
     platforms = "platforms of an exported sampler: cpu, cuda, rocm, tpu"
     flags.DEFINE_list("platforms", ["cpu", "cuda", "tpu"], platforms, **of)
+    flags.DEFINE_bool("compact", False, "export 8-bit arrays for fdrl_jax.pretrained only", **of)
+    rank = "most directions of a data-dependent prior in a compact export"
+    flags.DEFINE_integer("prior_rank", 192, rank, lower_bound=1, **of)
+    flags.DEFINE_string("sampler", "", "its name or folder, as for fdrl_jax.pretrained", **of)
     flags.DEFINE_bool("distributed", False, "join the processes that the cluster started", **of)
     flags.DEFINE_string("coordinator_address", None, "HOST:PORT of the first process", **of)
     flags.DEFINE_integer("num_processes", None, "number of processes", lower_bound=1, **of)

@@ -306,6 +306,32 @@ def create(
     return open_run(root)
 
 
+def create_with_state(
+    root: Path,
+    wanted: Settings,
+    source: Source,
+    fitted: FittedPrior | None,
+    state: TrainState,
+    command: str,
+    data_dir: str = "",
+) -> Run:
+    """Creates the run of a density ratio that was trained elsewhere, with its only checkpoint.
+
+    The folder must not exist, and does not after an interruption.
+    """
+    if root.exists():
+        raise UserError(f"--workdir={root} exists; choose another folder")
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with files.unfinished_folder(root.parent) as scratch:
+        unfinished = scratch / root.name
+        with locked_folder(unfinished):
+            created = create(unfinished, "ratio", wanted, source, fitted, command, data_dir)
+            with created.checkpoints(wanted.checkpoint.keep) as store:
+                store.save(state)
+        unfinished.rename(root)
+    return open_run(root)
+
+
 def check_free(root: Path, data: Data) -> None:
     """Raises a UserError for a folder with checkpoints of another run, or in that of the data.
 

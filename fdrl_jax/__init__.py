@@ -24,6 +24,7 @@ from fdrl_jax import (
 from fdrl_jax.divergences import first_variation
 from fdrl_jax.langevin import TwoStage, drift, flow, langevin_step, noise_scale, two_stage
 from fdrl_jax.method import FDRL, objective
+from fdrl_jax.pretrained import Sampler, pretrained
 from fdrl_jax.ratio import fit_ratio, importance_weights, log_density, mutual_information
 from fdrl_jax.refinement import refine
 
@@ -31,6 +32,7 @@ __version__ = "0.2.0"
 
 __all__ = [
     "FDRL",
+    "Sampler",
     "TwoStage",
     "__version__",
     "bregman",
@@ -51,6 +53,7 @@ __all__ = [
     "networks",
     "noise_scale",
     "objective",
+    "pretrained",
     "priors",
     "ratio",
     "refine",

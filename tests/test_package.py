@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
-DECLARED = {"flax", "jax", "jaxlib", "numpy", "optax", "scipy"}
+DECLARED = {"flax", "jax", "jaxlib", "numpy", "optax", "safetensors", "scipy"}
 # What the README's example assumes.
 GIVEN = """
 import jax
@@ -30,6 +30,7 @@ assert fdrl_jax.__file__.startswith(__import__("sys").prefix), fdrl_jax.__file__
 assert samples.shape == (4, 2) and float((samples**2).sum()) < float((x0**2).sum())
 assert bool((record.flowed == samples).all()) and loss.shape == ()
 assert not [name for name in {STRANGERS} if find_spec(name)]
+assert fdrl_jax.pretrained("swissroll")(key, 4).shape == (4, 2)
 try:
     fdrl_jax.metrics.sliced_wasserstein(samples, x0)
 except ModuleNotFoundError as error:
@@ -84,7 +85,13 @@ def needed(requirements):
 @pytest.mark.slow
 def test_the_wheel_contains_only_the_library(wheel):
     with zipfile.ZipFile(wheel) as archive:
-        folders = {name.split("/")[0] for name in archive.namelist()}
+        names = archive.namelist()
+    folders = {name.split("/")[0] for name in names}
+    shipped = {name for name in names if name.startswith("fdrl_jax/pretrained/")}
+    files = (ROOT / "fdrl_jax" / "pretrained").rglob("*")
+    assert shipped == {
+        str(p.relative_to(ROOT)) for p in files if p.is_file() and p.suffix != ".pyc"
+    }
     assert {name for name in folders if not name.endswith(".dist-info")} == {"fdrl_jax"}
     required = re.findall(r"^Requires-Dist: ([\w-]+)[^;\n]*$", metadata(wheel), re.M)
     assert set(required) == DECLARED

@@ -1,6 +1,8 @@
-"""A trained sampler as a folder that needs JAX and nothing of this program.
+"""A trained sampler as a folder that needs nothing of this program.
 
-It holds the sampler as StableHLO, its arrays, a loader, and what one should know of them.
+It has the arguments and the arrays that `fdrl_jax.pretrained` builds the sampler from, and what one
+should know of them; and, unless it is compact, the sampler as StableHLO with a loader that needs
+only JAX.
 """
 
 import dataclasses
@@ -22,7 +24,7 @@ from experiments import divergence_formula, draw, run, settings
 from experiments.command import Command
 from experiments.errors import UserError
 from experiments.experiment import Experiment
-from experiments.export import card
+from experiments.export import card, compact
 from experiments.files import (
     replacing,
     sha256_of_file,
@@ -42,15 +44,17 @@ LIFETIME = (
     "0.10.2, but the other direction worked. model.safetensors and arrays.npz do not expire. For a "
     "newer JAX, export the checkpoint again."
 )
-_HASHED = ("sampler.stablehlo", "arrays.npz", "model.safetensors")
+# The functions of `fdrl_jax.priors` by the names of the setting, where these differ.
+_PRIORS = {"data_dependent": "gaussian", "source": "batch"}
 _PROMISED = datetime.timedelta(days=182)  # The six months of `LIFETIME`.
 
 
 def export(command: Command) -> None:
-    """Writes StableHLO, safetensors, a loader and a model card to `export/step_N` of the run.
+    """Writes safetensors, StableHLO, a loader and a model card to `export/step_N` of the run.
 
-    If settings of the flow differ from those of the run, the folder has another name. An earlier
-    export is replaced when the new one is complete.
+    A compact export, `export/step_N_compact`, has arrays of 8 bits and no StableHLO. If settings of
+    the flow differ from those of the run, the folder has another name. An earlier export is
+    replaced when the new one is complete.
     """
     if not command.platforms or {*command.platforms} - {*PLATFORMS}:
         given = ",".join(command.platforms)
@@ -59,19 +63,27 @@ def export(command: Command) -> None:
     if not parallel.is_first_process():
         return
     key = run.key_of(opened, None)
-    folder = opened.run.exports / run.name_of(opened, key)
+    name = run.name_of(opened, key) + "_compact" * command.compact
+    folder = opened.run.exports / name
     evaluation = opened.run.newest_evaluation(key)
     opened.run.exports.mkdir(exist_ok=True)
     with unfinished_folder(opened.run.exports) as temporary:
         unfinished = temporary / folder.name
-        write(opened.experiment, opened.state, unfinished, command.platforms, evaluation)
+        if command.compact:
+            write_compact(
+                opened.experiment, opened.state, unfinished, command.prior_rank, evaluation
+            )
+        else:
+            write(opened.experiment, opened.state, unfinished, command.platforms, evaluation)
         if folder.exists():
             folder.rename(temporary / "earlier")
         unfinished.rename(folder)
     print(f"sampler of step {opened.step:,}: {folder}")
-    print(f"note: {LIFETIME}")
-    loader = shlex.quote(str(folder / "load_sampler.py"))
-    print(f"try: python {loader} --num_samples=100 --out=samples.npz")
+    if not command.compact:
+        print(f"note: {LIFETIME}")
+        loader = shlex.quote(str(folder / "load_sampler.py"))
+        print(f"try: python {loader} --num_samples=100 --out=samples.npz")
+    print(f"in Python: sampler = fdrl_jax.pretrained({str(folder)!r})")
 
 
 def write(
@@ -82,28 +94,57 @@ def write(
     evaluation: Mapping[str, Any] | None = None,
 ) -> None:
     """Exports the sampler of a train state into a new folder, with the record of its evaluation."""
-    tree = {"network": model.sampling_variables(state)}
-    if model.constants.prior:
-        tree["prior"] = model.constants.prior
-    flat = sorted(flatten_dict(tree, sep="/").items())
-    arrays: dict[str, Any] = {name: np.asarray(array) for name, array in flat}
+    arrays = _arrays(model, state)
     exported = _export(model, arrays, platforms)
     folder.mkdir(parents=True)
     with replacing(folder / "sampler.stablehlo") as file:
         file.write(exported.serialize())
     with replacing(folder / "arrays.npz") as file:
         np.savez(file, **arrays)
+    loader = Path(__file__).with_name("load_sampler.py").read_text("utf-8")
+    write_text(folder / "load_sampler.py", loader)
+    _write_arguments(model, state, arrays, folder)
+    metadata = _metadata(model, int(state.step), exported, arrays)
+    write_text(folder / "README.md", card.write(model, state, evaluation, metadata))
+    hashed = ("sampler.stablehlo", "arrays.npz", "model.safetensors")
+    hashes = {name: sha256_of_file(folder / name) for name in hashed}
+    write_json(folder / "metadata.json", {**metadata, "sha256": hashes})
+
+
+def write_compact(
+    model: Experiment,
+    state: TrainState,
+    folder: Path,
+    rank: int,
+    evaluation: Mapping[str, Any] | None = None,
+) -> None:
+    """Exports only what `fdrl_jax.pretrained` reads, in 8 bits, and the model card.
+
+    A data-dependent prior has at most `rank` directions.
+    """
+    model = compact.simplified(model, rank)
+    folder.mkdir(parents=True)
+    _write_arguments(model, state, compact.rounded(_arrays(model, state)), folder)
+    write_text(folder / "README.md", card.write(model, state, evaluation))
+
+
+def _arrays(model: Experiment, state: TrainState) -> dict[str, Any]:
+    """Returns the arrays that samples are drawn with, by name, in order."""
+    tree = {"network": model.sampling_variables(state)}
+    if model.constants.prior:
+        tree["prior"] = model.constants.prior
+    flat = sorted(flatten_dict(tree, sep="/").items())
+    return {name: np.asarray(array) for name, array in flat}
+
+
+def _write_arguments(
+    model: Experiment, state: TrainState, arrays: Mapping[str, Any], folder: Path
+) -> None:
     with replacing(folder / "model.safetensors") as file:
         # safetensors writes the buffer of an array as it is, so the array must be contiguous.
         ordered = {name: np.array(array, order="C") for name, array in arrays.items()}
         file.write(save(ordered, {"format": "flax"}))
-    write_json(folder / "config.json", _arguments(model))
-    loader = Path(__file__).with_name("load_sampler.py").read_text("utf-8")
-    write_text(folder / "load_sampler.py", loader)
-    metadata = _metadata(model, int(state.step), exported, arrays)
-    write_text(folder / "README.md", card.write(model, metadata, evaluation))
-    hashes = {name: sha256_of_file(folder / name) for name in _HASHED}
-    write_json(folder / "metadata.json", {**metadata, "sha256": hashes})
+    write_json(folder / "config.json", {"step": int(state.step), **_arguments(model)})
 
 
 def _export(
@@ -134,13 +175,13 @@ def _export(
 
 def _arguments(model: Experiment) -> dict[str, Any]:
     """Returns the arguments of library functions that rebuild the sampler, as values for JSON."""
-    network = model.network
+    network, prior = model.network, model.settings.prior.name
     fields = [f.name for f in dataclasses.fields(network) if f.name not in ("parent", "name")]
     return {
-        "kind": model.source.kind,
+        "data": run.describe_data(model.source),
         "event_shape": list(model.source.event_shape),
         "network": {name: getattr(network, name) for name in fields},
-        "prior": model.prior_arguments,
+        "prior": {"name": _PRIORS.get(prior, prior), **model.prior_arguments},
         "loss": model.settings.loss.name,
         "divergence": divergence_formula.describe(model.settings.loss.divergence),
         "flow": model.problem.flow._asdict(),

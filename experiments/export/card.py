@@ -7,41 +7,56 @@ from pathlib import Path
 from typing import Any
 
 from experiments import settings
-from experiments.divergence_formula import describe
 from experiments.evaluation import metrics as metrics_lib
 from experiments.experiment import Experiment
-from fdrl_jax import networks
+from fdrl_jax.training.state import TrainState
 
-_PRIORS = {
-    "normal": 'priors.normal(**config["prior"])',
-    "uniform": 'priors.uniform(**config["prior"])',
-    "source": 'priors.batch(**config["prior"])',
-    "data_dependent": (
-        'priors.gaussian(arrays["prior"]["mean"].reshape(config["event_shape"]),\n'
-        '                        arrays["prior"]["factor"], **config["prior"])'
-    ),
-}
 _CARD = Path(__file__).with_suffix(".md")  # A template for `str.format`.
 
 
+# How to draw with an export that is not compact, and the rest of its table of files.
+_DRAW = """
+
+With only JAX and `flatbuffers`, on {platforms}:
+
+    python load_sampler.py --num_samples=1000 --out=samples.npz
+
+or in Python: `from load_sampler import Sampler; samples = Sampler()(1000)`."""
+_FILES = """
+| `sampler.stablehlo` | the compiled program in the format of `jax.export`, for any batch size |
+| `arrays.npz` | the arrays of `model.safetensors`, as `load_sampler.py` reads them |
+| `load_sampler.py` | loads the program and its arrays, and draws samples |
+| `metadata.json` | shapes, versions, dates and hashes |
+
+`sampler.stablehlo` was written on {written} by JAX {jax} and is not guaranteed to load after
+{expires}. {lifetime}"""
+
+
 def write(
-    model: Experiment, metadata: Mapping[str, Any], evaluation: Mapping[str, Any] | None
+    model: Experiment,
+    state: TrainState,
+    evaluation: Mapping[str, Any] | None,
+    metadata: Mapping[str, Any] | None = None,
 ) -> str:
-    """Returns the model card of an export."""
+    """Returns the model card of an export; a compact one has no metadata."""
     source, of_run = model.source, model.settings
     classes = ", ".join(map(_plain, source.labels.classes)) if source.labels else ""
+    arrays = f"parameters of the network ({of_run.sample.weights}) and arrays of the prior"
+    draw, files = "", ""
+    if metadata is None:
+        arrays = f"{arrays}, large ones in 8 bits"
+    else:
+        draw = _DRAW.format(platforms=", ".join(metadata["platforms"]))
+        files = _FILES.format(**metadata, jax=metadata["versions"]["jax"])
     return _CARD.read_text("utf-8").format(
         task="unconditional-image-generation" if source.kind == "images" else "other",
         dataset=json.dumps(_slug(source.name)),
         name=_plain(source.name),
-        step=metadata["step"],
-        platforms=", ".join(metadata["platforms"]),
+        step=int(state.step),
         snippet=snippet(model),
-        weights=of_run.sample.weights,
-        written=metadata["written"],
-        expires=metadata["expires"],
-        jax=metadata["versions"]["jax"],
-        lifetime=metadata["lifetime"],
+        draw=draw,
+        arrays=arrays,
+        files=files,
         kind=source.kind,
         shape=" x ".join(map(str, source.event_shape)),
         classes=f", with the classes {classes}" if classes else "",
@@ -55,31 +70,16 @@ def write(
 
 
 def snippet(model: Experiment) -> str:
-    """Returns code that draws the same samples with the library, run in the export's folder."""
-    is_combined = not isinstance(describe(model.settings.loss.divergence), str)
-    divergence = f'divergences.{"combine(*" if is_combined else "get("}config["divergence"])'
-    network = 'networks.MLP(**config["network"])'
-    if isinstance(model.network, networks.ResNet):
-        spec = 'networks.ResNetSpec(*config["network"].pop("spec"))'
-        network = f'networks.ResNet({spec}, **config["network"])'
-    starts = "" if model.source.starts is None else ', "source": images'
-    batch = f'{{"position": np.arange(8, dtype=np.int32){starts}}}'
-    lines = (
-        "import json, pathlib, jax, numpy as np",
-        "from flax.traverse_util import unflatten_dict",
-        "from safetensors.numpy import load_file",
-        "from fdrl_jax import bregman, divergences, networks, priors",
-        "from fdrl_jax.training import problem, rng, samplers",
-        'config = json.loads(pathlib.Path("config.json").read_text())',
-        'arrays = unflatten_dict(load_file("model.safetensors"), sep="/")',
-        f"network = problem.Estimator.from_network({network})",
-        f"prior = {_PRIORS[model.settings.prior.name]}",
-        'learnt = problem.Problem(network, bregman.get(config["loss"]),\n'
-        f'    {divergence}, problem.FlowParams(**config["flow"]), prior.sample)',
-        'samples = jax.jit(samplers.make_sampler(learnt))(rng.root_key(config["seed"]),\n'
-        f'    arrays["network"], problem.Constants((), prior.params), {batch}).refined',
-    )
-    return "\n".join(lines)
+    """Returns code that draws samples with the library, run in the folder of the export."""
+    draw = f"samples = sampler(fdrl.training.rng.root_key({model.settings.seed}), 64)"
+    if model.source.starts is not None:
+        draw = (
+            "# Images to start from, float32 in [-1, 1].\n"
+            'images = np.load("images.npy")\n'
+            "samples = sampler.method.sample(jax.random.key(0), images, sampler.estimator)"
+        )
+    packages = "" if model.source.starts is None else "import jax\nimport numpy as np\n\n"
+    return f'{packages}import fdrl_jax as fdrl\n\nsampler = fdrl.pretrained(".")\n{draw}'
 
 
 def _metrics(evaluation: Mapping[str, Any] | None) -> str:

@@ -35,7 +35,9 @@ def samples_and_data(
         start, target = (name and f": {style.plain(name)}" for name in domains)
         titles = [f"source{start}", r"translated $x_{K+\kappa}$", f"target{target}"]
     columns = (prior, samples, source.held_out(num_shown(source), 1))
-    figure = _of_kind(source).side_by_side(dict(zip(titles, columns, strict=True)))
+    # The run of a shipped sampler has no data.
+    shown = {title: rows for title, rows in zip(titles, columns, strict=True) if len(rows)}
+    figure = _of_kind(source).side_by_side(shown)
     if caption:
         figure.supxlabel(caption, fontsize="medium")
     return figure

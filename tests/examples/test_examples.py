@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from examples import analytic_ratio, density_chasm, improve_generator, nnx_model, stale_and_guided
+from examples import (
+    analytic_ratio,
+    density_chasm,
+    improve_generator,
+    nnx_model,
+    pretrained_samples,
+    stale_and_guided,
+)
 
 EXAMPLES = Path(density_chasm.__file__).parent
 CASES = [f"{case.training}, {case.prior}" for case in stale_and_guided.CASES]
@@ -138,6 +145,17 @@ def without_magic(cell):
 
 
 @pytest.mark.slow
+def test_digits_of_the_shipped_sampler_are_drawn_to_a_picture(tmp_path):
+    path = tmp_path / "new" / "digits.png"
+    images = pretrained_samples.main(["--num_samples=10", f"--out={path}"])
+    assert images.shape == (10, 28, 28, 1)
+    # Strokes on a black background.
+    assert 0.05 < np.mean(images > 0) < 0.35
+    with Image.open(path) as picture:
+        assert picture.size == (8 * 29 * 3, 2 * 29 * 3)
+
+
+@pytest.mark.slow
 def test_the_notebook_runs_from_top_to_bottom():
     cells = json.loads((EXAMPLES / "first_look.ipynb").read_text())["cells"]
     code = [without_magic(cell) for cell in cells if cell["cell_type"] == "code"]
@@ -164,7 +182,7 @@ def test_the_notebook_of_ratios_runs_from_top_to_bottom():
 
 @pytest.mark.parametrize(
     ("name", "num_pictures", "words"),
-    [("first_look", 3, "energy distance"), ("density_ratios", 2, "effective sample size")],
+    [("first_look", 6, "energy distance"), ("density_ratios", 2, "effective sample size")],
 )
 def test_notebooks_are_stored_with_small_outputs(name, num_pictures, words):
     text = (EXAMPLES / f"{name}.ipynb").read_text()

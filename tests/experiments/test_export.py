@@ -18,13 +18,15 @@ import safetensors.numpy
 import yaml
 from small_runs import command, contents, start
 
+import fdrl_jax
 from experiments import export, prior
+from experiments.data.decode import to_uint8
 from experiments.data.load import load
 from experiments.draw import sample_state
 from experiments.errors import UserError
 from experiments.experiment import build
 from experiments.export.load_sampler import Sampler
-from experiments.run import open_checkpoint
+from experiments.run import open_checkpoint, open_run
 from fdrl_jax import priors
 
 NUM = 12
@@ -120,29 +122,58 @@ def test_the_code_of_the_card_draws_the_same_samples_with_the_library(name, expo
     folder, samples = exported[name]
     monkeypatch.chdir(folder)
     code = code_of((folder / "README.md").read_text())
-    assert len(ast.parse(code).body) <= 11
+    assert len(ast.parse(code).body) == 3
     drawn = {}
     exec(code, drawn)
-    np.testing.assert_allclose(drawn["samples"], samples[:8], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(drawn["samples"][:NUM], samples, rtol=1e-4, atol=1e-5)
 
 
-def test_the_code_of_the_card_supports_combinations_and_low_rank_priors(
-    tiny, tmp_path, monkeypatch
-):
-    changes = {"loss.name": "lr", "loss.divergence": "0.5*kl + 0.5*js", "prior.rank": 3}
+def of_low_rank(tiny, rank):
+    """An experiment with a combined divergence and a prior of a rank, and a state."""
+    changes = {"loss.name": "lr", "loss.divergence": "0.5*kl + 0.5*js", "prior.rank": rank}
     wanted = tiny("digits", changes)
     source = load(wanted.data)
-    fitted = prior.fit(source.train_batches(), 3, wanted.prior.jitter)
-    assert fitted.remainder_scale > 0
+    fitted = prior.fit(source.train_batches(), rank, wanted.prior.jitter)
     experiment = build(wanted, source, fitted)
-    state = trained_state(experiment)
-    folder = tmp_path / "export"
-    export.write(experiment, state, folder, ("cpu",))
-    monkeypatch.chdir(folder)
-    drawn = {}
-    exec(code_of((folder / "README.md").read_text()), drawn)
+    return experiment, trained_state(experiment)
+
+
+def test_the_library_draws_from_combinations_and_low_rank_priors(tiny, tmp_path):
+    experiment, state = of_low_rank(tiny, 3)
+    assert experiment.prior_arguments["remainder_scale"] > 0
+    export.write(experiment, state, tmp_path / "export", ("cpu",))
+    drawn = fdrl_jax.pretrained(tmp_path / "export")(experiment.root_key, 8)
     samples = sample_state(experiment, state, 8).refined
-    np.testing.assert_allclose(drawn["samples"], samples, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(drawn, samples, rtol=1e-4, atol=1e-5)
+
+
+def test_a_compact_export_is_small_and_draws_nearly_the_same_samples(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(export.compact, "_MIN_SIZE", 100)
+    experiment, state = of_low_rank(tiny, 0)
+    export.write_compact(experiment, state, tmp_path / "export", 40)
+    assert {path.name for path in (tmp_path / "export").iterdir()} == {
+        *("config.json", "model.safetensors", "README.md")
+    }
+    stored = safetensors.numpy.load_file(tmp_path / "export" / "model.safetensors")
+    assert stored["prior/factor"].dtype == np.int8
+    sampler = fdrl_jax.pretrained(tmp_path / "export")
+    assert sampler.prior_params["factor"].shape == (64, 40)
+    assert sampler.config["settings"]["prior.rank"] == 40
+    before, after = (
+        p["factor"] @ p["factor"].T + scale**2 * np.eye(64)
+        for p, scale in (
+            (experiment.constants.prior, 0.0),
+            (sampler.prior_params, sampler.config["prior"]["remainder_scale"]),
+        )
+    )
+    assert np.trace(after) == pytest.approx(np.trace(before), rel=0.01)
+    assert np.linalg.norm(after - before) < 0.02 * np.linalg.norm(before)
+    original = experiment.sampling_variables(state)
+    for a, b in zip(jax.tree.leaves(original), jax.tree.leaves(sampler.variables), strict=True):
+        np.testing.assert_allclose(a, b, atol=float(np.abs(a).max()) / 250)
+    # What is compact already is exported with the same numbers.
+    rounded = export.compact.rounded({"a": np.asarray(sampler.prior_params["factor"])})
+    np.testing.assert_array_equal(rounded["a"], stored["prior/factor"])
 
 
 def test_safetensors_hold_the_arrays_and_the_settings_are_json(exported):
@@ -231,6 +262,59 @@ def test_the_printed_command_can_be_pasted(trained, tmp_path, monkeypatch, capsy
     start("export", folder, platforms="cpu")
     (line,) = re.findall("try: (.*)", capsys.readouterr().out)
     assert shlex.split(line)[1] == f"{folder}/export/step_4/load_sampler.py"
+
+
+def test_a_compact_export_becomes_a_run_that_draws_its_samples(of_digits, tmp_path, capsys):
+    start("export", of_digits.root, compact="true")
+    folder = of_digits.exports / "step_4_compact"
+    assert str(folder) in capsys.readouterr().out
+    start("import", tmp_path / "run", sampler=folder)
+    start("sample", tmp_path / "run", num_samples=7)
+    opened = open_checkpoint(command("sample", tmp_path / "run"))
+    sampler = fdrl_jax.pretrained(folder)
+    drawn = sampler(opened.experiment.root_key, 7)
+    with np.load(tmp_path / "run" / "samples" / "step_4.npz") as file:
+        gaps = np.int32(file["arr_0"]) - np.int32(to_uint8(np.asarray(drawn)))
+    assert np.abs(gaps).max() <= 1
+    start("interpolate", tmp_path / "run")
+    changes = {"attack.num_steps": 2, "train.steps_per_dispatch": 4}
+    start("classifier", tmp_path / "classifier", "digits_classifier:tiny", changes)
+    of_class = {"class": "3", "classifier": tmp_path / "classifier"}
+    start("sample", tmp_path / "run", num_samples=7, **of_class)
+    assert (tmp_path / "run" / "samples" / "step_4_class_3.npz").exists()
+    start("export", tmp_path / "run", compact="true")
+    again = fdrl_jax.pretrained(tmp_path / "run" / "export" / "step_4_compact")
+    for a, b in zip(*map(jax.tree.leaves, (sampler.variables, again.variables)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+def test_a_sampler_of_images_becomes_a_run_without_their_data_or_with_them(
+    of_images, image_folder, tmp_path
+):
+    start("export", of_images.root, compact="true")
+    folder = of_images.exports / "step_4_compact"
+    start("import", tmp_path / "without", sampler=folder)
+    start("sample", tmp_path / "without", num_samples=3)
+    assert (tmp_path / "without" / "samples" / "step_4.npz.picture.png").exists()
+    start("import", tmp_path / "with", sampler=folder, data_dir=image_folder)
+    reference = open_run(tmp_path / "with").metric_reference
+    np.testing.assert_array_equal(reference.images, of_images.metric_reference.images)
+    (image_folder / "ant" / "0.png").rename(image_folder / "ant" / "renamed.png")
+    try:
+        with pytest.raises(UserError, match="was trained on other images"):
+            start("import", tmp_path / "other", sampler=folder, data_dir=image_folder)
+    finally:
+        (image_folder / "ant" / "renamed.png").rename(image_folder / "ant" / "0.png")
+
+
+def test_what_cannot_be_imported_is_explained(trained, tmp_path):
+    with pytest.raises(UserError, match="--mode=import needs --sampler=NAME"):
+        start("import", tmp_path / "run")
+    with pytest.raises(UserError, match="--sampler: no sampler 'swisroll'; did you mean"):
+        start("import", tmp_path / "run", sampler="swisroll")
+    with pytest.raises(UserError, match="exists; choose another folder"):
+        start("import", trained.root, sampler="swissroll")
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_export_of_other_settings_does_not_replace_the_first(trained):

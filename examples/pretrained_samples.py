@@ -1,0 +1,55 @@
+"""Draws images with a sampler that ships with the library: no training and no data.
+
+Run: python -m examples.pretrained_samples [--sampler=mnist] [--num_samples=64]
+  [--out=runs/mnist.png]
+It takes seconds on a CPU.
+"""
+
+import argparse
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import matplotlib.image
+import numpy as np
+
+import fdrl_jax as fdrl
+
+COLUMNS = 8
+SCALE = 3  # Pixels of the picture per pixel of an image.
+
+
+def tile(images: np.ndarray) -> np.ndarray:
+    """Arranges images [N, H, W, C] in [-1, 1] on a white sheet, [rows, columns, C] in [0, 1]."""
+    missing = -len(images) % COLUMNS
+    shown = np.clip(images / 2 + 0.5, 0, 1)
+    margins = ((0, missing), (0, 1), (0, 1), (0, 0))
+    padded = np.pad(shown, margins, constant_values=1.0)
+    _, height, width, channels = padded.shape
+    rows = padded.reshape(-1, COLUMNS, height, width, channels).swapaxes(1, 2)
+    return rows.reshape(-1, COLUMNS * width, channels)
+
+
+def main(argv: Sequence[str] | None = None) -> np.ndarray:
+    """Writes a picture of samples and returns them, [N, H, W, C]."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sampler", default="mnist", help="as for fdrl_jax.pretrained")
+    parser.add_argument("--num_samples", type=int, default=64)
+    parser.add_argument("--out", type=Path, default=Path("runs/mnist.png"))
+    options = parser.parse_args(argv)
+    started = time.perf_counter()
+    sampler = fdrl.pretrained(options.sampler)
+    images = np.asarray(sampler(jax.random.key(0), options.num_samples))
+    sheet = tile(images).repeat(SCALE, axis=0).repeat(SCALE, axis=1)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    if sheet.shape[-1] == 1:
+        sheet = sheet.repeat(3, axis=-1)
+    matplotlib.image.imsave(options.out, sheet)
+    seconds = time.perf_counter() - started
+    print(f"{len(images)} samples of {options.sampler!r}, {seconds:.0f} s: {options.out}")
+    return images
+
+
+if __name__ == "__main__":
+    main()
