@@ -8,6 +8,7 @@ import re
 import runpy
 import shlex
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
 from inspect import signature
@@ -332,6 +333,7 @@ def set_up_output() -> None:
     accept_any_text()
     errors: Any = _Lossy(sys.stderr or open(os.devnull, "w"))  # noqa: SIM115
     sys.stderr = errors
+    sys.unraisablehook = _show_unraisable
     # Some libraries log every file, and the stacks of errors that they also raise.
     absl.logging.set_verbosity(absl.logging.FATAL)
     own = logging.getLogger("fdrl")
@@ -339,6 +341,16 @@ def set_up_output() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("warning: %(message)s"))
     own.addHandler(handler)
+
+
+def _show_unraisable(unraisable: Any) -> None:
+    """Prints an error that nobody can catch, but none of the threads of TensorStore.
+
+    If one of their writes fails, all others print that they were cancelled. The main thread learns
+    the cause and reports it.
+    """
+    if threading.current_thread() is threading.main_thread():
+        sys.__unraisablehook__(unraisable)
 
 
 def _leave(code: int, message: str) -> NoReturn:

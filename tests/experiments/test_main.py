@@ -206,6 +206,19 @@ def test_what_cannot_be_written_to_stderr_is_lost_and_ascii_is_enough(redirected
     assert (done.returncode, done.stdout) == (0, b"1 ? 2\n")
 
 
+def test_errors_that_threads_of_tensorstore_cannot_raise_are_not_printed():
+    program = (
+        "import threading; from experiments import main; main.set_up_output()\n"
+        "class Lost:\n"
+        "    def __del__(self): raise ValueError(threading.current_thread().name)\n"
+        "thread = threading.Thread(target=Lost, name='of TensorStore'); thread.start()\n"
+        "thread.join(); Lost()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert "ValueError: MainThread" in done.stderr
+    assert "ValueError: of TensorStore" not in done.stderr
+
+
 def test_help_does_not_wait_for_packages_that_draw_or_fit():
     program = (
         "import sys; from experiments import main; main.main(['--help']);"
