@@ -4,8 +4,7 @@ Run: python -m benchmarks.faults [--rounds=13] [--only=NAME]
 An attack held if the program ended without a traceback or a process left behind, and if the same
 command then gave the results of an uninterrupted one, bit for bit; seconds are from the fault to
 the end. A round attacks four modes at a random moment each, two pairs of modes and five files.
-Linux only; attacks on storage need root and strace, or most are skipped. Ends with code 1 if
-something did not hold; stderr says what.
+Linux only; some attacks need root and strace. If one did not hold, stderr says what (code 1).
 """
 
 import argparse
@@ -44,17 +43,14 @@ RESULTS = ("evaluations/*/*.json", "samples/*.npz", "export/*/*.s*")  # StableHL
 # Exit codes after signals, which may come before the program handles them.
 SIGNALS = {"SIGKILL": (-9, 0), "SIGSTOP, SIGCONT": (0,)}
 SIGNALS |= {"SIGTERM": (4, -15, 0), "SIGINT": (4, 130, -2, 0)}
-HARMLESS = (
-    "-u HOME TMPDIR=/proc LC_ALL=C PYTHONIOENCODING=ascii PYTHONOPTIMIZE=1 JAX_DEBUG_NANS=1 "
-    "JAX_NUMPY_DTYPE_PROMOTION=strict"
-)
-REFUSED = (
-    *("JAX_ENABLE_X64=1", "JAX_RANDOM_SEED_OFFSET=1", "JAX_THREEFRY_PARTITIONABLE=0"),
-    *("JAX_DISABLE_JIT=1", "JAX_PLATFORMS=banana"),
-)
+HARMLESS = "-u HOME TMPDIR=/proc LC_ALL=C PYTHONIOENCODING=ascii PYTHONOPTIMIZE=1"
+HARMLESS += " JAX_DEBUG_NANS=1 JAX_NUMPY_DTYPE_PROMOTION=strict"
+REFUSED = ("JAX_ENABLE_X64=1", "JAX_RANDOM_SEED_OFFSET=1", "JAX_THREEFRY_PARTITIONABLE=0")
+REFUSED += ("JAX_DISABLE_JIT=1", "JAX_PLATFORMS=banana")
 REPORTED = ("JAX_DEFAULT_MATMUL_PRECISION=bfloat16", "XLA_FLAGS=--xla_cpu_enable_fast_math=true")
 # Python that runs before the program.
 NO_LOCKS = "import fcntl; fcntl.flock = lambda *_: (_ for _ in ()).throw(OSError(37, 'No locks'))"
+UMASK = "import os; os.umask(0o77);"
 BACKWARDS = "import time; now, t = time.time, time.time(); time.time = lambda: 2 * t - now()"
 OLD_LISTING = """
 import os, pathlib; listdir, glob = os.listdir, pathlib.Path.glob
@@ -68,6 +64,7 @@ def fail(event, arguments):
         raise OSError(errno.{error}, os.strerror(errno.{error}))
 sys.addaudithook(fail)"""
 FAILING_SYSTEM = "strace -f -o /dev/null -e trace={calls} -e inject={calls}:error=EIO:when={at}"
+Action = Callable[[], object]
 CONTEXT = multiprocessing.get_context("forkserver")
 
 
@@ -86,8 +83,7 @@ def _run(output: str, flags: str, through: str | None, first: str) -> None:
 class Program:
     """The program in a process and a session of its own, with its output in a file.
 
-    It is forked from a process that has imported everything, because imports take longer than the
-    rest; or, with `through`, it is started by `env` with these arguments.
+    It is forked after all imports, which take longer than the rest, or started by `env THROUGH`.
     """
 
     def __init__(self, flags: str, through: str | None = None, first: str = "") -> None:
@@ -116,9 +112,8 @@ class Program:
             os.killpg(self.pid, signal.SIGKILL)
         with self._output as file:
             self.text = file.read().decode(errors="replace")
-        if self.code in codes and not left and (1 in codes or "Traceback" not in self.text):
-            return ""
-        return f"code {self.code}, processes left behind: {left}: {self.text[-500:]}"
+        wrong = left or self.code not in codes or ("Traceback" in self.text and 1 not in codes)
+        return f"code {self.code}, processes left: {left}: {self.text[-500:]}" if wrong else ""
 
 
 def processes(session: int) -> list[int]:
@@ -134,7 +129,7 @@ def processes(session: int) -> list[int]:
 
 def results(run: Path) -> dict[str, bytes]:
     """Returns the files of a run that must not depend on faults, by path."""
-    paths = itertools.chain.from_iterable(map(run.glob, RESULTS))
+    paths = [path for pattern in RESULTS for path in run.glob(pattern)]
     return {str(path.relative_to(run)): path.read_bytes() for path in paths}
 
 
@@ -171,13 +166,7 @@ class Lab:
             print(f"{row}, {what}: {complaint}", file=sys.stderr, flush=True)
 
     def attack(
-        self,
-        row: str,
-        mode: str,
-        folder: Path | None = None,
-        codes: tuple[int, ...] = (0, 2),
-        repair: Callable[[], object] = lambda: None,
-        **options: str,
+        self, row: str, mode: str, folder: Path | None = None, repair: Action = bool, **options: str
     ) -> None:
         """Runs a mode under a fault, which `repair` ends, and again without it if it failed."""
         folder = folder or self.folder(mode)
@@ -185,7 +174,7 @@ class Lab:
         for name in row.split(", ") if row in SIGNALS else ():
             time.sleep(self.random.uniform(0.2, self.seconds[mode]))
             program.send(signal.Signals[name])
-        complaint = program.complaint(codes)
+        complaint = program.complaint(SIGNALS.get(row, (2,) if row in REFUSED else (0, 2)))
         repair()
         if program.code and not complaint:
             complaint = self.start(mode, folder).complaint()
@@ -195,13 +184,12 @@ class Lab:
 
 
 def moments(lab: Lab, rounds: int) -> None:
-    for number, (place, mode) in itertools.product(range(rounds), enumerate(ATTACKED)):
-        row = list(SIGNALS)[(number + place) % len(SIGNALS)]
-        lab.attack(row, mode, codes=SIGNALS[row])
+    for number in range(4 * rounds):
+        lab.attack(list(SIGNALS)[(number + number // 4) % 4], ATTACKED[number % 4])
 
 
 def storage(lab: Lab, rounds: int) -> None:
-    modes, random = itertools.cycle(ATTACKED), lab.random.randint
+    modes, random = itertools.cycle(ATTACKED + ATTACKED[:3]), lab.random.randint
     for _ in range(0, rounds, 3):
         if os.geteuid() == 0 and shutil.which("strace"):
             for row in ("full disk", "no inodes", "read-only disk"):
@@ -258,14 +246,13 @@ def bits(lab: Lab, rounds: int) -> None:
 def environments(lab: Lab, rounds: int) -> None:
     lab.attack(HARMLESS, "resume", through=HARMLESS)
     for environment in REFUSED:
-        lab.attack(environment, "sample", codes=(2,), through=environment)
+        lab.attack(environment, "sample", through=environment)
     for environment in REPORTED:
         program = lab.start("train", lab.folder("resume"), through=environment)
         complaint = program.complaint()
         said = "" if "may differ" in program.text else "it does not say that bits may differ"
         lab.record(environment, "train", complaint or said, program)
-    first = f"import os; os.umask(0o77); {BACKWARDS}"
-    lab.attack("umask 077, and a clock that runs backwards", "resume", first=first)
+    lab.attack("umask 077, clock that runs backwards", "resume", first=UMASK + BACKWARDS)
     lab.attack("listings without the newest checkpoint", "resume", first=OLD_LISTING)
 
 
@@ -276,8 +263,8 @@ def peers(lab: Lab, rounds: int) -> None:
     for fault in (*signals, *others):
         sent, own = signals.get(fault, 0), f"--config.{others.get(fault, 'seed=0')}"
         folder, port = lab.folder("train"), lab.random.randint(20_000, 30_000)
-        shared = f"{TRAIN}100000 --workdir={folder} --coordinator_address=127.0.0.1:{port}"
-        shared += " --num_processes=2 --heartbeat_seconds=10 --process_id="
+        shared = f"{TRAIN}100000 --workdir={folder} --coordinator_address=127.0.0.1:{port} "
+        shared += "--num_processes=2 --heartbeat_seconds=10 --process_id="
         one, other = (Program(shared + more, through="") for more in ("0", f"1 {own}"))
         while sent and not (folder / "checkpoints" / "20").exists() and processes(one.pid):
             time.sleep(0.2)
