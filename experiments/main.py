@@ -7,6 +7,7 @@ import os
 import re
 import runpy
 import shlex
+import signal
 import sys
 import threading
 import traceback
@@ -333,7 +334,7 @@ def set_up_output() -> None:
     accept_any_text()
     errors: Any = _Lossy(sys.stderr or open(os.devnull, "w"))  # noqa: SIM115
     sys.stderr = errors
-    sys.unraisablehook = _show_unraisable
+    sys.unraisablehook = _handle_unraisable
     # Some libraries log every file, and the stacks of errors that they also raise.
     absl.logging.set_verbosity(absl.logging.FATAL)
     own = logging.getLogger("fdrl")
@@ -343,13 +344,16 @@ def set_up_output() -> None:
     own.addHandler(handler)
 
 
-def _show_unraisable(unraisable: Any) -> None:
-    """Prints an error that nobody can catch, but none of the threads of TensorStore.
+def _handle_unraisable(unraisable: Any) -> None:
+    """Handles an error where none can be raised, such as in a destructor.
 
-    If one of their writes fails, all others print that they were cancelled. The main thread learns
+    Ctrl-C is raised again a moment later. Other errors are printed, except those of the threads of
+    TensorStore: if a write fails, all others print that they were cancelled. The main thread learns
     the cause and reports it.
     """
-    if threading.current_thread() is threading.main_thread():
+    if issubclass(unraisable.exc_type, KeyboardInterrupt):
+        threading.Timer(0.1, os.kill, [os.getpid(), signal.SIGINT]).start()
+    elif threading.current_thread() is threading.main_thread():
         sys.__unraisablehook__(unraisable)
 
 

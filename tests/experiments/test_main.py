@@ -219,6 +219,19 @@ def test_errors_that_threads_of_tensorstore_cannot_raise_are_not_printed():
     assert "ValueError: of TensorStore" not in done.stderr
 
 
+def test_an_interrupt_in_a_destructor_is_not_lost():
+    program = (
+        "import time; from experiments import main; main.set_up_output()\n"
+        "class Lost:\n"
+        "    def __del__(self): raise KeyboardInterrupt\n"
+        "try:\n"
+        "    Lost(); time.sleep(60); print('lost')\n"
+        "except KeyboardInterrupt: print('interrupted')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("interrupted\n", "")
+
+
 def test_help_does_not_wait_for_packages_that_draw_or_fit():
     program = (
         "import sys; from experiments import main; main.main(['--help']);"
