@@ -124,8 +124,12 @@ def _run(command: "Command", processes: dict[str, Any]) -> None:
     except Exception as error:
         if hosts.num_processes() == 1:
             raise
-        traceback.print_exc()
-        _leave(1, first_line(error))  # An orderly exit would wait for the other processes.
+        text = first_line(error)
+        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in text:
+            text = f"another process of the run has failed, see its output: {text}"
+        else:
+            traceback.print_exc()
+        _leave(1, text)  # An orderly exit would wait for the other processes.
 
 
 def run(command: "Command") -> None:

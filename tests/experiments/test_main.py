@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from small_runs import command
 
-from experiments import dry_run, main
+from experiments import dry_run, hosts, main
 from experiments.errors import UserError
 from experiments.main import MODES
 
@@ -165,6 +165,24 @@ def test_a_defect_is_shown_with_its_traceback(monkeypatch):
     monkeypatch.setattr(dry_run, "dry_run", lambda _: {}["a defect"])
     with pytest.raises(KeyError, match="a defect"):
         ended_with(monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("error", "text", "is_defect"),
+    [
+        (jax.errors.JaxRuntimeError("Connection closed"), "another process of the run has", False),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED"), "RESOURCE_EXHAUSTED", True),
+        (ValueError("wrong"), "wrong", True),
+    ],
+)
+def test_one_of_several_processes_ends_at_once_and_blames_another_for_a_lost_connection(
+    error, text, is_defect, monkeypatch, capsys
+):
+    monkeypatch.setattr(hosts, "num_processes", lambda: 2)
+    monkeypatch.setattr(dry_run, "dry_run", Mock(side_effect=error))
+    code, line = ended_with(monkeypatch)
+    assert (code, line.startswith(text)) == (1, True)
+    assert ("Traceback" in capsys.readouterr().err) == is_defect
 
 
 @pytest.fixture
