@@ -7,7 +7,9 @@ import os
 import re
 import runpy
 import shlex
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
 from inspect import signature
@@ -131,8 +133,12 @@ def _run(command: "Command", processes: dict[str, Any]) -> None:
     except Exception as error:
         if hosts.num_processes() == 1:
             raise
-        traceback.print_exc()
-        errors.leave(1, first_line(error))  # An orderly exit would wait for the other processes.
+        text = first_line(error)
+        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in text:
+            text = f"another process of the run has failed, see its output: {text}"
+        else:
+            traceback.print_exc()
+        errors.leave(1, text)  # An orderly exit would wait for the other processes.
 
 
 def run(command: "Command") -> None:
@@ -348,6 +354,7 @@ def set_up_output() -> None:
     errors.accept_any_text()
     lossy: Any = _Lossy(sys.stderr or open(os.devnull, "w"))  # noqa: SIM115
     sys.stderr = lossy
+    sys.unraisablehook = _handle_unraisable
     # Some libraries log every file, and the stacks of errors that they also raise.
     absl.logging.set_verbosity(absl.logging.FATAL)
     own = logging.getLogger("fdrl")
@@ -355,6 +362,19 @@ def set_up_output() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("warning: %(message)s"))
     own.addHandler(handler)
+
+
+def _handle_unraisable(unraisable: Any) -> None:
+    """Handles an error where none can be raised, such as in a destructor.
+
+    Ctrl-C is raised again a moment later. Other errors are printed, except those of the threads of
+    TensorStore: if a write fails, all others print that they were cancelled. The main thread learns
+    the cause and reports it.
+    """
+    if issubclass(unraisable.exc_type, KeyboardInterrupt):
+        threading.Timer(0.1, os.kill, [os.getpid(), signal.SIGINT]).start()
+    elif threading.current_thread() is threading.main_thread():
+        sys.__unraisablehook__(unraisable)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import errno
 import gc
 import os
 import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -197,6 +198,7 @@ def test_a_step_that_orbax_would_skip_is_an_error(two):
         (OSError(errno.ENOSPC, "x"), errno.ENOSPC),
         (OSError(errno.EPERM, "x"), errno.EPERM),
         (OSError(errno.ETIMEDOUT, "x"), errno.ETIMEDOUT),
+        (PermissionError(errno.EACCES, "x"), errno.EACCES),
         (ValueError("INTERNAL: ... [os_error_code='116']"), errno.ESTALE),
     ],
 )
@@ -268,3 +270,14 @@ def test_a_record_of_the_best_that_was_edited_is_named(two):
     file.write_text(file.read_text().replace("2", "1", 1))
     with pytest.raises(UserError, match=r"best\.json is damaged"):
         opened(two, read_only=True).best()
+
+
+def test_a_listing_that_lacks_the_newest_checkpoint_damages_nothing(two, monkeypatch):
+    listed, found = os.listdir, Path.glob
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "listdir", lambda path=".": [x for x in listed(path) if x != "2"])
+        patched.setattr(Path, "glob", lambda *a: (x for x in found(*a) if "2" not in x.parts))
+        with opened(two) as store:
+            assert is_equal(store.restore(state_at(0)).state, state_at(1))
+            store.save(state_at(2))
+    assert is_equal(restore(two), state_at(2))

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from small_runs import command
 
-from experiments import dry_run, errors, main
+from experiments import dry_run, errors, hosts, main
 from experiments.errors import UserError
 from experiments.main import MODES
 
@@ -167,6 +167,24 @@ def test_a_defect_is_shown_with_its_traceback(monkeypatch):
         ended_with(monkeypatch)
 
 
+@pytest.mark.parametrize(
+    ("error", "text", "is_defect"),
+    [
+        (jax.errors.JaxRuntimeError("Connection closed"), "another process of the run has", False),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED"), "RESOURCE_EXHAUSTED", True),
+        (ValueError("wrong"), "wrong", True),
+    ],
+)
+def test_one_of_several_processes_ends_at_once_and_blames_another_for_a_lost_connection(
+    error, text, is_defect, monkeypatch, capsys
+):
+    monkeypatch.setattr(hosts, "num_processes", lambda: 2)
+    monkeypatch.setattr(dry_run, "dry_run", Mock(side_effect=error))
+    code, line = ended_with(monkeypatch)
+    assert (code, line.startswith(text)) == (1, True)
+    assert ("Traceback" in capsys.readouterr().err) == is_defect
+
+
 @pytest.fixture
 def options():
     """JAX's options, which are put back after the test."""
@@ -204,6 +222,32 @@ def test_what_cannot_be_written_to_stderr_is_lost_and_ascii_is_enough(redirected
         stdout=subprocess.PIPE,
     )
     assert (done.returncode, done.stdout) == (0, b"1 ? 2\n")
+
+
+def test_errors_that_threads_of_tensorstore_cannot_raise_are_not_printed():
+    program = (
+        "import threading; from experiments import main; main.set_up_output()\n"
+        "class Lost:\n"
+        "    def __del__(self): raise ValueError(threading.current_thread().name)\n"
+        "thread = threading.Thread(target=Lost, name='of TensorStore'); thread.start()\n"
+        "thread.join(); Lost()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert "ValueError: MainThread" in done.stderr
+    assert "ValueError: of TensorStore" not in done.stderr
+
+
+def test_an_interrupt_in_a_destructor_is_not_lost():
+    program = (
+        "import time; from experiments import main; main.set_up_output()\n"
+        "class Lost:\n"
+        "    def __del__(self): raise KeyboardInterrupt\n"
+        "try:\n"
+        "    Lost(); time.sleep(60); print('lost')\n"
+        "except KeyboardInterrupt: print('interrupted')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("interrupted\n", "")
 
 
 def test_help_does_not_wait_for_packages_that_draw_or_fit():

@@ -2,8 +2,11 @@
 
 import json
 import math
+import os
 import re
 import shutil
+import tempfile
+import time
 
 import jax
 import jax.numpy as jnp
@@ -48,6 +51,22 @@ def test_a_run_that_was_stopped_and_resumed_equals_the_uninterrupted_one(tmp_pat
     whole = train(tmp_path / "whole", changes, "digits:tiny")
     train(tmp_path / "parts", {**changes, "train.num_steps": 3}, "digits:tiny")
     assert_equal_bits(train(tmp_path / "parts", changes, "digits:tiny"), whole)
+
+
+def test_neither_clock_nor_rights_nor_temporary_files_change_a_run(trained, tmp_path, monkeypatch):
+    folder = shutil.copytree(trained.root, tmp_path / "run")
+    newest = folder / "checkpoints" / "4"
+    shutil.rmtree(newest)
+    now, start = time.time, time.time()
+    monkeypatch.setattr(time, "time", lambda: 2 * start - now())
+    monkeypatch.setattr(tempfile, "tempdir", "/proc")  # Nobody can write there.
+    before = os.umask(0o77)
+    try:
+        state = train(folder)
+    finally:
+        os.umask(before)
+    assert_equal_bits(state, trained.restored(state).state)
+    assert not any(path.stat().st_mode & 0o77 for path in [newest, *newest.rglob("*")])
 
 
 def test_the_number_of_steps_per_dispatch_does_not_change_a_number(tmp_path):
