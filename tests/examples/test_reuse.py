@@ -122,8 +122,8 @@ def test_a_flow_scales_with_its_data_as_the_page_says(scale):
     )
 
 
-def test_the_example_of_the_readme_has_at_most_six_lines():
-    (example,) = re.findall(
+def test_the_examples_of_the_readme_are_short_and_run():
+    example, of_shipped = re.findall(
         r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL
     )
     assert len(example.splitlines()) <= 6
@@ -131,6 +131,9 @@ def test_the_example_of_the_readme_has_at_most_six_lines():
     space = {"key": KEY, "real": real, "x0": x0, "estimator": lambda x: 0.1 * jnp.sum(x**2, -1)}
     exec(compile(example, "README.md", "exec"), space)
     np.testing.assert_allclose(space["record"].flowed, space["samples"], rtol=1e-5)
+    space = {"fdrl": fdrl, "jax": jax}
+    exec(compile(of_shipped, "README.md", "exec"), space)
+    assert space["images"].shape == (64, 28, 28, 1)
 
 
 def test_the_condition_in_the_page_on_classes_moves_samples_to_the_class():
