@@ -41,7 +41,6 @@ MODELS = FOLDER / "models.js"
 TARGETS = {"swissroll": "Swiss roll", "8gaussians": "Eight Gaussians"}
 _VARIABLE, _EXPORT = "const MODELS = ", 'if (typeof module === "object") module.exports = MODELS;\n'
 _NUM_CENTRES = 500  # Of the roll. They are at most 1.1 standard deviations apart.
-_ROLL_SIGMA = 0.25 / 7.5  # As in `points.swissroll`.
 _NUM_REAL = 10_000
 
 # An MLP, which a page evaluates in a few lines, in place of the residual network of the config.
@@ -152,9 +151,7 @@ def centres(name: str) -> np.ndarray:
     """Returns the points [C, 2] around which the data of a set in the plane are distributed."""
     if name != "swissroll":
         return np.asarray(points.POINTS[name]().density.modes, np.float32)
-    angles = 1.5 * np.pi * (1.0 + 2.0 * np.linspace(0.0, 1.0, _NUM_CENTRES))
-    spiral = angles[:, None] * np.stack([np.cos(angles), np.sin(angles)], -1) / 7.5
-    return spiral.astype(np.float32)
+    return points.spiral(np.linspace(0.0, 1.0, _NUM_CENTRES)).astype(np.float32)
 
 
 def of_points(name: str, workdir: Path) -> Model:
@@ -162,7 +159,7 @@ def of_points(name: str, workdir: Path) -> Model:
     config, folder = f"configs/{name}.py", workdir / name
     program.main([f"--config={config}", f"--workdir={folder}"])
     opened = run.open_checkpoint(Command(mode="sample", folder=folder))
-    sigma = opened.run.source().density.mode_std or _ROLL_SIGMA
+    sigma = opened.run.source().density.mode_std or points.ROLL_STD
     return _model_of(
         opened.experiment, opened.state, TARGETS[name], config, {"centres": centres(name)}, sigma
     )

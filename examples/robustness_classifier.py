@@ -29,7 +29,7 @@ import numpy as np
 
 from experiments import draw, run, sample
 from experiments.command import Command
-from experiments.data.decode import to_uint8
+from experiments.data.decode import to_uint8, to_unit
 from experiments.pictures import images, save
 from fdrl_jax import networks
 
@@ -77,7 +77,7 @@ def count(logits: Logits, file: Path) -> np.ndarray:
     """Prints and returns the number of images in each class."""
     with np.load(file) as stored:
         pixels = stored[stored.files[0]]
-    found = all_logits(logits, pixels / np.float32(127.5) - np.float32(1.0))
+    found = all_logits(logits, to_unit(pixels))
     counts = np.bincount(found.argmax(axis=1), minlength=found.shape[1])
     for label, number in enumerate(counts):
         print(f"class {label}: {number:,} images")

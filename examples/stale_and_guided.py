@@ -49,6 +49,11 @@ class Case(NamedTuple):
     training: str  # "stale" or "flow-guided".
     prior: str  # "uniform" or "data-dependent".
 
+    @property
+    def name(self) -> str:
+        """The name in legends and results."""
+        return f"{self.training}, {self.prior}"
+
 
 class Result(NamedTuple):
     """The training of a case with a seed, and samples at several lengths of the flow."""
@@ -199,7 +204,7 @@ def draw_figure(
 
 def draw_line(ax: Axes, case: Case, x: Any, y: Any, seed_number: int) -> None:
     """Draws the values of one seed; only the first one is in the legend."""
-    label = f"{case.training}, {case.prior}" if seed_number == 0 else None
+    label = case.name if seed_number == 0 else None
     ax.plot(x, y, LINES[case.training], color=COLOURS[case.prior], lw=1.2, label=label)
 
 
@@ -223,15 +228,15 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     print(f"Fréchet distance of real images: {real:.4f}")
     written: dict[str, Any] = {"real": real, "lengths": lengths, "seeds": options.seeds}
     for case, found in results.items():
-        name = f"{case.training}, {case.prior}"
-        written[name] = [{"course": r.course, "frechet": r.frechet} for r in found]
+        written[case.name] = [{"course": r.course, "frechet": r.frechet} for r in found]
         for seed, result in zip(options.seeds, found, strict=True):
             # Single steps scatter, so the end of training is the mean of some.
             end = {n: np.mean(values[-STEPS_PER_DISPATCH:]) for n, values in result.course.items()}
             at = ", ".join(f"{n}: {d:.4f}" for n, d in zip(lengths, result.frechet, strict=True))
             print(
-                f"{name}, seed {seed}: loss {end['loss']:.3f}, log ratio {end['on data']:.2f} on "
-                f"data and {end['on samples']:.2f} on samples; Fréchet distance by length {at}"
+                f"{case.name}, seed {seed}: loss {end['loss']:.3f}, "
+                f"log ratio {end['on data']:.2f} on data and {end['on samples']:.2f} on samples; "
+                f"Fréchet distance by length {at}"
             )
     (options.out / "stale_and_guided.json").write_text(json.dumps(written) + "\n")
     draw_figure(results, lengths, real, options.out / "stale_and_guided.png")

@@ -296,7 +296,7 @@ def _prior(
         rank = prior.choose_rank(settings.prior.rank, source.event_shape)
         found = fitted or prior.placeholder(rank, source.event_shape)
         mean = found.mean.reshape(source.event_shape)
-        # Images are clipped to their range , as in the authors' code; points have no range.
+        # Images are clipped to their range, as in the authors' code; points have no range.
         clip = [-1.0, 1.0] if source.kind == "images" else None
         arguments: dict[str, Any] = {"remainder_scale": found.remainder_scale, "clip": clip}
         return priors.gaussian(mean, found.factor, axis_name=parallel.AXIS, **arguments), arguments

@@ -16,6 +16,7 @@ Array = jax.Array
 # The density is a sum of Gaussians at this many points of the spiral. They are at most 0.6 standard
 # deviations apart, so the sum equals the integral to seven digits.
 _SPIRAL_POINTS = 1_000
+ROLL_STD = 0.25 / 7.5  # Standard deviation of the swiss roll around its spiral.
 _NUM_TRAINING = 50_000  # Examples that represent the infinite training set.
 _ROWS = 1_000  # A block of 1,000 x 1,000 distances takes 8 MB.
 
@@ -31,9 +32,13 @@ def swissroll() -> Source:
         return (spiral + 0.25 * jax.random.normal(noise_key, (2,))) / 7.5
 
     middles = (np.arange(_SPIRAL_POINTS) + 0.5) / _SPIRAL_POINTS
-    angles = 1.5 * np.pi * (1.0 + 2.0 * middles)
-    spiral = angles[:, None] * np.stack([np.cos(angles), np.sin(angles)], -1) / 7.5
-    return _source("swissroll", sample, Density(_log_density(spiral, 0.25 / 7.5)))
+    return _source("swissroll", sample, Density(_log_density(spiral(middles), ROLL_STD)))
+
+
+def spiral(shares: np.ndarray) -> np.ndarray:
+    """Returns the points [N, 2] of the swiss roll without noise, at shares of its angle, [N]."""
+    angles = 1.5 * np.pi * (1.0 + 2.0 * shares)
+    return angles[:, None] * np.stack([np.cos(angles), np.sin(angles)], -1) / 7.5
 
 
 @functools.cache

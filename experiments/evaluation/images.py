@@ -5,10 +5,9 @@ from typing import Any
 import numpy as np
 
 from experiments.data.source import Source
-from experiments.errors import first_line
 from experiments.evaluation import Evaluation, Samples, classes, draws, memorisation
 from experiments.evaluation.classes import Classifier
-from experiments.evaluation.inception import ImageSet, Inception, by_inception
+from experiments.evaluation.inception import ImageSet, Inception, unless_it_fails
 from experiments.evaluation.memorisation import Features
 from experiments.evaluation.metrics import by_name
 from experiments.evaluation.references import ImageReference
@@ -77,9 +76,5 @@ def evaluate_images(
         # Not rounded here: the standard protocol rounds the images, the paper's does not.
         ours = ImageSet("samples of the run", lambda: iter([samples.refined]), is_rounded=False)
         training_set = ImageSet(f"training set of {reference.name}", source.train_batches)
-        try:
-            found, record["protocols"] = by_inception(ours, training_set, inception)
-            metrics += found
-        except Exception as error:  # PyTorch may raise any error. The other metrics are not lost.
-            record["skipped"].append(f"Inception metrics: {first_line(error)}")
+        metrics += unless_it_fails(ours, training_set, inception, record)
     return Evaluation(by_name(metrics), record, nearest)

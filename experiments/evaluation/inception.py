@@ -110,6 +110,18 @@ def check_ready(protocol: Protocol, weights_file: str) -> None:
             raise UserError(f"{package} is not installed: pip install -e '.[eval]'")
 
 
+def unless_it_fails(
+    samples: ImageSet, reference: ImageSet, networks: Inception, record: dict[str, Any]
+) -> list[Metric]:
+    """Computes metrics as `by_inception`; the record gets the protocols, or why there are none."""
+    try:
+        found, record["protocols"] = by_inception(samples, reference, networks)
+    except Exception as error:  # PyTorch may raise any error. The other metrics are not lost.
+        record["skipped"].append(f"Inception metrics: {first_line(error)}")
+        return []
+    return found
+
+
 def by_inception(
     samples: ImageSet, reference: ImageSet, networks: Inception
 ) -> tuple[list[Metric], list[dict[str, Any]]]:

@@ -5,10 +5,9 @@ from typing import Any
 import numpy as np
 from scipy.spatial.distance import cdist
 
-from experiments.errors import first_line
 from experiments.evaluation import Evaluation, Samples, classes, draws
 from experiments.evaluation.classes import Classifier
-from experiments.evaluation.inception import ImageSet, Inception, by_inception
+from experiments.evaluation.inception import ImageSet, Inception, unless_it_fails
 from experiments.evaluation.metrics import Metric, Metrics, by_name, measured
 from experiments.evaluation.references import ImageReference
 from experiments.settings import Settings
@@ -68,11 +67,7 @@ def evaluate_translation(
         # The standard protocol rounds the images, the paper's does not.
         ours = ImageSet("translated images", lambda: iter([unseen]), is_rounded=False)
         real = ImageSet("held-out images of the target", lambda: iter([reference.images]))
-        try:
-            found, record["protocols"] = by_inception(ours, real, inception)
-            metrics += found
-        except Exception as error:  # PyTorch may raise any error. The other metrics are not lost.
-            record["skipped"].append(f"Inception metrics: {first_line(error)}")
+        metrics += unless_it_fails(ours, real, inception, record)
     return Evaluation(by_name(metrics), record, {})
 
 

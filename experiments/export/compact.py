@@ -7,6 +7,8 @@ import numpy as np
 
 from experiments import settings
 from experiments.experiment import Experiment
+from fdrl_jax import priors
+from fdrl_jax._covariance import LowRank
 
 _MIN_SIZE = 5_000  # Smaller arrays are stored unchanged: they take little space.
 _LARGEST = 127  # Of int8, without the number -128, so that the range is symmetric.
@@ -34,7 +36,7 @@ def simplified(model: Experiment, rank: int) -> Experiment:
     """Returns the experiment in float32, with a prior of at most `rank` directions.
 
     They are the leading principal directions of a data-dependent prior. The variance of the others
-    is spread evenly, which preserves the total, as in `priors.low_rank_factor`.
+    is spread evenly, which preserves the total.
     """
     network, changes = model.network.clone(dtype="float32"), {"precision": "float32"}
     of_data = model.settings.prior.name == "data_dependent"
@@ -44,13 +46,19 @@ def simplified(model: Experiment, rank: int) -> Experiment:
     factor = np.asarray(model.constants.prior["factor"], np.float64)
     variances, directions = np.linalg.eigh(factor @ factor.T)
     variances = variances + model.prior_arguments["remainder_scale"] ** 2
-    remainder = variances[:-rank].mean()
-    small = directions[:, -rank:] * np.sqrt(variances[-rank:] - remainder)
-    prior = {**model.constants.prior, "factor": small.astype(np.float32)}
+    leading = LowRank(
+        model.source.num_train,
+        np.asarray(model.constants.prior["mean"]),
+        directions[:, -rank:],
+        variances[-rank:],
+        float(variances.sum()),
+    )
+    small, remainder_scale = priors.low_rank_factor(leading, jitter=0.0)
+    prior = {**model.constants.prior, "factor": small}
     return dataclasses.replace(
         model,
         network=network,
         settings=settings.replace(model.settings, {**changes, "prior.rank": rank}),
         constants=model.constants._replace(prior=prior),
-        prior_arguments={**model.prior_arguments, "remainder_scale": float(np.sqrt(remainder))},
+        prior_arguments={**model.prior_arguments, "remainder_scale": remainder_scale},
     )

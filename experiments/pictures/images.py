@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.data.decode import to_uint8
-from experiments.pictures.style import panels, plain
+from experiments.pictures.style import panels, plain, titled_panels
 
 NUM_SHOWN = 100
 NUM_SMALL = 36  # Of a panel among several.
@@ -49,12 +49,9 @@ def side_by_side(columns: Mapping[str, np.ndarray]) -> Figure:
 
 def grids(sets: Sequence[tuple[str, np.ndarray]]) -> Figure:
     """Draws a small grid of images per title."""
-    figure, axes = panels(3, -(-len(sets) // 3), size=1.7)
-    for ax, (title, images) in zip(axes, sets, strict=False):
+    figure, axes = titled_panels([title for title, _ in sets])
+    for ax, (_, images) in zip(axes, sets, strict=True):
         show(ax, square(images[:NUM_SMALL]))
-        ax.set_title(title)
-    for ax in axes[len(sets) :]:
-        ax.set_axis_off()
     return figure
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.pictures.style import COLOURS, DATA_TITLE, PRIOR, SAMPLES, panels
+from experiments.pictures.style import COLOURS, DATA_TITLE, PRIOR, SAMPLES, panels, titled_panels
 
 NUM_SHOWN = 4_000  # More points would cover each other.
 
@@ -60,13 +60,10 @@ def log_ratio_and_drift(
 
 def over_data(sets: Sequence[tuple[str, np.ndarray]], data: np.ndarray) -> Figure:
     """Draws a panel per title, with its points over the data in grey."""
-    figure, axes = panels(3, -(-len(sets) // 3), size=1.7)
-    for ax, (title, points) in zip(axes, sets, strict=False):
+    figure, axes = titled_panels([title for title, _ in sets])
+    for ax, (_, points) in zip(axes, sets, strict=True):
         scatter(ax, data, PRIOR, frame(data), alpha=0.15)
         scatter(ax, points, SAMPLES, frame(data))
-        ax.set_title(title)
-    for ax in axes[len(sets) :]:
-        ax.set_axis_off()
     return figure
 
 

@@ -47,6 +47,16 @@ def panels(columns: int, rows: int = 1, size: float = 2.4) -> tuple[Figure, list
     return figure, list(axes.ravel())
 
 
+def titled_panels(titles: Sequence[str]) -> tuple[Figure, list[Axes]]:
+    """Returns a figure with a small panel for each title, three in a row."""
+    figure, axes = panels(3, -(-len(titles) // 3), size=1.7)
+    for ax, title in zip(axes, titles, strict=False):
+        ax.set_title(title)
+    for ax in axes[len(titles) :]:
+        ax.set_axis_off()
+    return figure, axes[: len(titles)]
+
+
 def plain(name: str) -> str:
     """Shortens a name that a user chose, and escapes it so that it is not typeset as maths."""
     short = name if len(name) <= _MAX_NAME else f"{name[: _MAX_NAME - 1]}…"

@@ -7,7 +7,7 @@ import pytest
 from experiments import pictures
 from experiments.data.digits import digits
 from experiments.errors import DataError
-from experiments.evaluation import Samples, references, translation
+from experiments.evaluation import Samples, inception, references, translation
 from experiments.evaluation.inception import Inception
 from experiments.evaluation.metrics import Estimate, Metric
 from experiments.evaluation.translation import evaluate_translation
@@ -96,7 +96,7 @@ def test_inception_metrics_compare_translations_of_unseen_sources_with_unseen_ta
         assert not samples.is_rounded
         return [Metric("fid_legacy_fdrl_36", "fid", Estimate(108.1))], [{"protocol": "legacy"}]
 
-    monkeypatch.setattr(translation, "by_inception", by_inception)
+    monkeypatch.setattr(inception, "by_inception", by_inception)
     reference = references.of(pair)
     translated = 0.5 * reference.starts[:50]
     networks = Inception({"fid_legacy_fdrl": "weights.pth"}, ("fid",))
@@ -115,7 +115,7 @@ def test_inception_metrics_compare_translations_of_unseen_sources_with_unseen_ta
     def fails(*_):
         raise RuntimeError("no memory\nsecond line")
 
-    monkeypatch.setattr(translation, "by_inception", fails)
+    monkeypatch.setattr(inception, "by_inception", fails)
     found = evaluated()
     assert found.record["skipped"] == ["Inception metrics: no memory"]
     assert "target_share_svc_50" in found.metrics

@@ -151,7 +151,7 @@ def test_inception_metrics_see_unrounded_samples_and_the_training_set(
         return [Metric("fid_64", "fid", Estimate(1.0))], [{"protocol": "standard"}]
 
     monkeypatch.setattr(evaluate.inception, "check_ready", lambda protocol, file: None)
-    monkeypatch.setattr("experiments.evaluation.images.by_inception", by_inception)
+    monkeypatch.setattr("experiments.evaluation.inception.by_inception", by_inception)
 
     def outcome(**more):
         both = ("evaluate.inception_weights", "evaluate.legacy_weights")
