@@ -79,9 +79,9 @@ def draw_pictures(
         add(
             _SCROLLED,
             curves.training(records, _chance_loss(model), run.checkpoints().best()),
-            "Training: the loss (at chance if the network cannot tell samples from data), the mean "
-            "ratio (1 on data for an exact estimator), and the norms of the gradient and of the "
-            "drift.",
+            "Training: the loss (at chance if the network cannot distinguish samples from data), "
+            "the mean ratio (1 on data for an exact estimator), and the norms of the gradient and "
+            "of the drift.",
         )
     if shots := run.read_snapshots(opened.step):
         course = pictures.course(source, shots)

@@ -23,7 +23,7 @@ def training(
 ) -> Figure:
     """Draws the metrics log: loss, mean ratios, norms, and the metric of samples if it has one.
 
-    `chance` is the loss of an estimator that cannot tell samples from data.
+    `chance` is the loss of an estimator that cannot distinguish samples from data.
     """
     steps = np.array([r["step"] for r in records])
 
