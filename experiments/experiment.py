@@ -299,7 +299,9 @@ def _prior(
         # Images are clipped to their range, as in the authors' code; points have no range.
         clip = [-1.0, 1.0] if source.kind == "images" else None
         arguments: dict[str, Any] = {"remainder_scale": found.remainder_scale, "clip": clip}
-        return priors.gaussian(mean, found.factor, axis_name=parallel.AXIS, **arguments), arguments
+        made = priors.gaussian(mean, found.factor, axis_name=parallel.AXIS, **arguments)
+        # What became an array of the prior is no argument.
+        return made, {name: a for name, a in arguments.items() if name not in made.params}
     if name == "source":
         if source.starts is None:
             raise ValueError(

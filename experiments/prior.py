@@ -21,18 +21,22 @@ DEFAULT_RANK = 512
 
 
 class FittedPrior(NamedTuple):
-    """`N(μ, F Fᵀ + s² I)` with mean `μ` [D], factor `F` [D, k] and remainder scale `s`."""
+    """`N(μ, F Fᵀ + C diag(s²) Cᵀ)`: mean `μ` [D], factor `F` [D, k] and remainder scale `s`.
+
+    The remainder scale is an array of the example's shape, or a number; see `priors.gaussian`.
+    """
 
     mean: np.ndarray
     factor: np.ndarray
-    remainder_scale: float
+    remainder_scale: float | np.ndarray
     share_held: float  # Share of the data's variance that `F` explains; 1 for a full covariance.
     num_examples: int
 
     @property
     def sha256(self) -> str:
         """Digest of the arrays that determine samples."""
-        return sha256_of_arrays((self.mean, self.factor, np.float64(self.remainder_scale)))
+        scale = np.asarray(self.remainder_scale, np.float64)
+        return sha256_of_arrays((self.mean, self.factor, scale))
 
 
 def choose_rank(rank: int, event_shape: Sequence[int]) -> int:
@@ -87,7 +91,8 @@ def placeholder(rank: int, event_shape: Sequence[int]) -> FittedPrior:
     """Returns a prior of the largest shapes that `fit` may return, for compiling and timing."""
     size = math.prod(event_shape)
     factor = np.zeros((size, rank or size), np.float32)
-    return FittedPrior(np.zeros(size), factor, 1.0 if rank else 0.0, 0.0, 0)
+    scale = np.ones(tuple(event_shape), np.float32) if rank else 0.0
+    return FittedPrior(np.zeros(size), factor, scale, 0.0, 0)
 
 
 def write(file: Path, fitted: FittedPrior) -> None:
@@ -99,7 +104,8 @@ def write(file: Path, fitted: FittedPrior) -> None:
 def read(file: Path, sha256: str) -> FittedPrior:
     """Reads the prior of a run; a UserError names a file that is not the run's."""
     mean, factor, scale, share, num = read_npz(file, *FittedPrior._fields).values()
-    fitted = FittedPrior(mean, factor, float(scale), float(share), int(num))
+    remainder_scale = scale if scale.ndim else float(scale)
+    fitted = FittedPrior(mean, factor, remainder_scale, float(share), int(num))
     if fitted.sha256 != sha256:
         raise UserError(f"{file} is not the file the run was created with; restore it")
     return fitted

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
-from scipy import linalg
+from scipy import fft, linalg
 
 _BLOCK = 1_024  # Rows of a D x D matrix per block.
 
@@ -42,19 +42,22 @@ class LowRank(NamedTuple):
       directions: [D, k], by decreasing variance. Those with a variance are orthonormal; if the data
         have fewer than k such directions, the others have variance 0 and may have any length.
       variances: along the directions, [k].
-      total_variance: trace of the whole covariance, exact.
+      spectrum: the variance of each coefficient of the orthonormal discrete cosine transform (type
+        2, over all axes of an example), of the example's shape, exact. Its sum is the trace of the
+        covariance.
     """
 
     num_examples: int
     mean: np.ndarray
     directions: np.ndarray
     variances: np.ndarray
-    total_variance: float
+    spectrum: np.ndarray
 
     @property
     def share_held(self) -> float:
         """Share of the total variance along the directions."""
-        return float(self.variances.sum() / self.total_variance) if self.total_variance else 1.0
+        total = self.spectrum.sum()
+        return float(self.variances.sum() / total) if total else 1.0
 
 
 def moments(batches: Iterable[np.ndarray]) -> Moments:
@@ -92,7 +95,7 @@ def moments(batches: Iterable[np.ndarray]) -> Moments:
 
 
 def low_rank(batches: Iterable[np.ndarray], rank: int, seed: int = 0) -> LowRank:
-    """Computes the mean and the leading eigenvectors of the covariance in one pass over batches.
+    """Computes mean, leading eigenvectors and spectrum of the covariance in one pass over batches.
 
     This is a Nyström approximation from a random sketch `Y = Σ Ω` of twice the rank. It stores two
     arrays of D x 2k and never a D x D matrix.
@@ -103,7 +106,7 @@ def low_rank(batches: Iterable[np.ndarray], rank: int, seed: int = 0) -> LowRank
       seed: seed of the random test matrix `Ω`.
 
     Returns:
-      The mean, and the `k` leading directions with their variances.
+      The mean, the `k` leading directions with their variances, and the spectrum.
 
     Raises:
       ValueError: if there are no examples, one is not finite, or the rank is not from 1 to D.
@@ -112,10 +115,10 @@ def low_rank(batches: Iterable[np.ndarray], rank: int, seed: int = 0) -> LowRank
     semidefinite matrix from streaming data", NeurIPS 2017, algorithm 3.
     """
     sketch: np.ndarray | None = None
-    total = 0.0
     for seen in _rows(batches):
         if sketch is None:
             size = seen.rows.shape[1]
+            spectrum = np.zeros(seen.event_shape)
             if not 1 <= rank <= size:
                 raise ValueError(f"the rank must be from 1 to {size}, got {rank}")
             width = min(2 * rank + 10, size)
@@ -124,13 +127,13 @@ def low_rank(batches: Iterable[np.ndarray], rank: int, seed: int = 0) -> LowRank
         projected = seen.rows @ test
         for top in range(0, len(sketch), _BLOCK):
             sketch[top : top + _BLOCK] += seen.rows[:, top : top + _BLOCK].T @ projected
-        total += float(np.vdot(seen.rows, seen.rows))
+        spectrum += np.square(cosines(seen.rows, seen.event_shape)).sum(axis=0)
     if sketch is None:
         raise ValueError("a data-dependent prior needs at least one example, got none")
     sketch /= seen.num_examples
     directions, variances = _nystroem(sketch, test, rank)
-    total /= seen.num_examples
-    return LowRank(seen.num_examples, seen.mean, directions, variances, total)
+    spectrum /= seen.num_examples
+    return LowRank(seen.num_examples, seen.mean, directions, variances, spectrum)
 
 
 def covariance_factor(covariance: np.ndarray, jitter: float = 1e-4) -> np.ndarray:
@@ -157,27 +160,34 @@ def covariance_factor(covariance: np.ndarray, jitter: float = 1e-4) -> np.ndarra
     return np.asarray(factor, np.float32, order="C")
 
 
-def low_rank_factor(part: LowRank, jitter: float = 1e-4) -> tuple[np.ndarray, float]:
-    """Returns `F` and `s` such that `F Fᵀ + s² I` approximates `Σ + jitter I`.
+def low_rank_factor(part: LowRank, jitter: float = 1e-4) -> tuple[np.ndarray, np.ndarray]:
+    """Returns `F` and `s` such that `F Fᵀ + C diag(s²) Cᵀ` approximates `Σ + jitter I`.
 
-    The variance that the `k` directions do not explain is spread evenly over the other `D - k`,
-    which preserves the total: `s² = (trace Σ - Σᵢ λᵢ) / (D - k) + jitter`. This is the
-    maximum-likelihood solution of probabilistic principal component analysis.
+    The columns of `C` are the cosines of the discrete cosine transform. The variance that the `k`
+    directions do not explain is kept per cosine: `s²` is the spectrum of `Σ` less that of `F Fᵀ`,
+    plus the jitter. Thus the sum has the spectrum of `Σ`, and the remainder of an image stays as
+    smooth as images are, because the transform nearly decorrelates neighbouring pixels.
 
     Args:
       part: what `low_rank` returns.
       jitter: as for `covariance_factor`.
 
     Returns:
-      `F`, [D, k] float32, and `s`, for the `factor` and `remainder_scale` of `priors.gaussian`.
+      `F`, [D, k] float32, and `s`, of the example's shape, float32, for the `factor` and
+      `remainder_scale` of `priors.gaussian`.
 
-    Reference: Tipping and Bishop, "Probabilistic principal component analysis", 1999.
+    Reference: Ahmed, Natarajan and Rao, "Discrete cosine transform", 1974.
     """
-    size, rank = part.directions.shape
-    left = max(part.total_variance - float(part.variances.sum()), 0.0)
-    remainder = left / (size - rank) if rank < size else 0.0
-    scales = np.sqrt(np.maximum(part.variances - remainder, 0.0))
-    return (part.directions * scales).astype(np.float32), float(np.sqrt(remainder + jitter))
+    factor = part.directions * np.sqrt(part.variances)
+    explained = np.square(cosines(factor.T, part.spectrum.shape)).sum(axis=0)
+    left = np.maximum(part.spectrum - explained, 0.0)
+    return factor.astype(np.float32), np.sqrt(left + jitter).astype(np.float32)
+
+
+def cosines(rows: np.ndarray, event_shape: tuple[int, ...]) -> np.ndarray:
+    """Returns the orthonormal discrete cosine transform of each row [D], [B, *event_shape]."""
+    axes = range(1, len(event_shape) + 1)
+    return np.asarray(fft.dctn(rows.reshape(-1, *event_shape), axes=axes, norm="ortho"))
 
 
 class _PartialMoments(NamedTuple):
@@ -186,6 +196,7 @@ class _PartialMoments(NamedTuple):
     num_examples: int
     mean: np.ndarray
     rows: np.ndarray
+    event_shape: tuple[int, ...]
 
 
 def _rows(batches: Iterable[np.ndarray]) -> Iterator[_PartialMoments]:
@@ -204,7 +215,7 @@ def _rows(batches: Iterable[np.ndarray]) -> Iterator[_PartialMoments]:
         rows[-1] = moved * np.sqrt(count * len(x) / (count + len(x)))
         mean = mean + moved * (len(x) / (count + len(x)))
         count += len(x)
-        yield _PartialMoments(count, mean, rows)
+        yield _PartialMoments(count, mean, rows, np.shape(examples)[1:])
 
 
 def _nystroem(sketch: np.ndarray, test: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:

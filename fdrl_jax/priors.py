@@ -85,24 +85,26 @@ def gaussian(
     mean: np.ndarray | Array,
     factor: np.ndarray | Array,
     *,
-    remainder_scale: float = 0.0,
+    remainder_scale: float | np.ndarray | Array = 0.0,
     clip: tuple[float, float] | None = None,
     axis_name: str | None = None,
 ) -> Prior:
-    """Returns the data-dependent prior (DDP, eq. 8): `N(μ, F Fᵀ + s² I)`.
+    """Returns the data-dependent prior (DDP, eq. 8): `N(μ, F Fᵀ + C diag(s²) Cᵀ)`.
 
     Args:
       mean: `μ`, of the event's shape.
       factor: `F`, [D, k] with D the event's size, from `covariance_factor` (k = D) or
         `low_rank_factor`.
-      remainder_scale: `s`, the standard deviation of the part that a low-rank factor leaves out.
+      remainder_scale: `s`, the standard deviations of what a low-rank factor leaves out: one per
+        coefficient of the orthonormal discrete cosine transform, of the event's shape, or one
+        number for all, which is white noise (`s² I`).
       clip: the range to which samples are clipped, if any; (-1, 1) for images, as in the authors'
         code.
       axis_name: the mapped axis of replicas. On this axis, `params["factor"]` may also be the rows
         of one replica, [D/n, k], from `parallel.distribute`.
 
     Raises:
-      ValueError: if the factor does not fit the mean.
+      ValueError: if factor or remainder do not fit the mean.
     """
     shape, size = np.shape(mean), int(np.size(mean))
     if np.ndim(factor) != 2 or np.shape(factor)[0] != size:
@@ -111,6 +113,14 @@ def gaussian(
         )
     rank = np.shape(factor)[1]
     params = {"mean": _float32(mean).reshape(size), "factor": _float32(factor)}
+    is_white = np.ndim(remainder_scale) == 0
+    if not is_white:
+        if np.shape(remainder_scale) != shape:
+            raise ValueError(
+                f"remainder_scale must be a number or an array of shape {shape}, as the mean, got "
+                f"{np.shape(remainder_scale)}"
+            )
+        params["remainder_scale"] = np.asarray(remainder_scale, np.float32)
 
     def correlated(noise: Array, factor: Array) -> Array:
         if len(factor) == size:
@@ -123,13 +133,23 @@ def gaussian(
         )
         return own
 
+    def remainder(params: dict[str, Array], keys: Array) -> Array:
+        other_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, 1)
+        noise = _per_example(jax.random.normal, other_keys, shape)
+        scale: Any = params.get("remainder_scale", remainder_scale)
+        scaled: Array = scale * noise
+        if is_white:
+            return scaled
+        smooth: Array = jax.scipy.fft.idctn(scaled, axes=range(1, noise.ndim), norm="ortho")
+        return smooth
+
     def sample(params: dict[str, Array], keys: Array, batch: Batch) -> Array:
         noise = _per_example(jax.random.normal, keys, (rank,))
         x = params["mean"] + correlated(noise, params["factor"])
-        if remainder_scale:
-            other_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, 1)
-            x = x + remainder_scale * _per_example(jax.random.normal, other_keys, (size,))
-        return (x if clip is None else jnp.clip(x, *clip)).reshape(-1, *shape)
+        x = x.reshape(-1, *shape)
+        if not is_white or remainder_scale:
+            x = x + remainder(params, keys)
+        return x if clip is None else jnp.clip(x, *clip)
 
     return Prior(params, sample)
 

@@ -73,4 +73,6 @@ def _prior(wanted: Settings, sampler: Sampler) -> FittedPrior | None:
         return None
     arrays = sampler.prior_params
     mean, factor = np.asarray(arrays["mean"], np.float64), np.asarray(arrays["factor"])
-    return FittedPrior(mean, factor, sampler.config["prior"]["remainder_scale"], 0.0, 0)
+    scale = sampler.config["prior"].get("remainder_scale")
+    scale = np.asarray(arrays["remainder_scale"]) if scale is None else scale
+    return FittedPrior(mean, factor, scale, 0.0, 0)

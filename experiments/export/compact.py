@@ -7,10 +7,11 @@ import numpy as np
 
 from experiments import settings
 from experiments.experiment import Experiment
-from fdrl_jax import priors
+from fdrl_jax import _covariance, priors
 from fdrl_jax._covariance import LowRank
 
 _MIN_SIZE = 5_000  # Smaller arrays are stored unchanged: they take little space.
+_EXACT = "prior/remainder_scale"  # The spectrum of images spans more decades than 8 bits hold.
 _LARGEST = 127  # Of int8, without the number -128, so that the range is symmetric.
 
 
@@ -22,7 +23,7 @@ def rounded(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """
     found: dict[str, np.ndarray] = {}
     for name, array in arrays.items():
-        if array.ndim < 2 or array.size < _MIN_SIZE:
+        if array.ndim < 2 or array.size < _MIN_SIZE or name == _EXACT:
             found[name] = array
             continue
         largest = np.abs(array).reshape(-1, array.shape[-1]).max(axis=0)
@@ -36,29 +37,32 @@ def simplified(model: Experiment, rank: int) -> Experiment:
     """Returns the experiment in float32, with a prior of at most `rank` directions.
 
     They are the leading principal directions of a data-dependent prior. The variance of the others
-    is spread evenly, which preserves the total.
+    is kept per spatial frequency.
     """
     network, changes = model.network.clone(dtype="float32"), {"precision": "float32"}
     of_data = model.settings.prior.name == "data_dependent"
     if not of_data or model.constants.prior["factor"].shape[1] <= rank:
         wanted = settings.replace(model.settings, changes)
         return dataclasses.replace(model, network=network, settings=wanted)
-    factor = np.asarray(model.constants.prior["factor"], np.float64)
-    variances, directions = np.linalg.eigh(factor @ factor.T)
-    variances = variances + model.prior_arguments["remainder_scale"] ** 2
+    prior = {name: np.asarray(a, np.float64) for name, a in model.constants.prior.items()}
+    # The variance of white noise is the same for every frequency.
+    scale = ({**model.prior_arguments, **prior})["remainder_scale"]
+    shape = model.source.event_shape
+    cosines = _covariance.cosines(prior["factor"].T, shape)
+    left, singular, _ = np.linalg.svd(prior["factor"], full_matrices=False)
     leading = LowRank(
         model.source.num_train,
-        np.asarray(model.constants.prior["mean"]),
-        directions[:, -rank:],
-        variances[-rank:],
-        float(variances.sum()),
+        prior["mean"],
+        left[:, :rank],
+        singular[:rank] ** 2,
+        np.square(cosines).sum(axis=0) + scale**2,
     )
-    small, remainder_scale = priors.low_rank_factor(leading, jitter=0.0)
-    prior = {**model.constants.prior, "factor": small}
+    factor, scale = priors.low_rank_factor(leading, jitter=0.0)
+    small = {"mean": model.constants.prior["mean"], "factor": factor, "remainder_scale": scale}
     return dataclasses.replace(
         model,
         network=network,
         settings=settings.replace(model.settings, {**changes, "prior.rank": rank}),
-        constants=model.constants._replace(prior=prior),
-        prior_arguments={**model.prior_arguments, "remainder_scale": remainder_scale},
+        constants=model.constants._replace(prior=small),
+        prior_arguments={"clip": model.prior_arguments["clip"]},
     )

@@ -200,7 +200,9 @@ def test_samples_on_all_devices_are_those_on_one():
     chex.assert_trees_all_close(parallel.gather(spread), expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("remainder_scale", [0.0, 0.5])
+@pytest.mark.parametrize(
+    "remainder_scale", [0.0, 0.5, np.linspace(0, 1, 3 * NUM_DEVICES).reshape(-1, 3)]
+)
 def test_a_factor_distributed_over_the_devices_gives_the_samples_of_the_whole_one(remainder_scale):
     generator = np.random.default_rng(0)
     mean, factor = (

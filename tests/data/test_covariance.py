@@ -5,6 +5,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from scipy import fft
 
 from fdrl_jax import priors
 
@@ -56,7 +57,7 @@ def test_a_low_rank_sketch_of_full_width_is_exact():
     values = np.linalg.eigvalsh(covariance(x))[::-1]
     np.testing.assert_allclose(part.variances, values[:30], rtol=1e-6)
     np.testing.assert_allclose(part.directions.T @ part.directions, np.eye(30), atol=1e-8)
-    assert part.total_variance == pytest.approx(values.sum(), rel=1e-10)
+    assert part.spectrum.sum() == pytest.approx(values.sum(), rel=1e-10)
     assert part.share_held == pytest.approx(values[:30].sum() / values.sum(), rel=1e-6)
 
 
@@ -67,14 +68,47 @@ def test_a_narrow_sketch_explains_nearly_as_much_variance_as_the_best_directions
     assert part.share_held == pytest.approx(values[:8].sum() / values.sum(), abs=0.002)
 
 
-def test_the_low_rank_factor_keeps_leading_and_total_variance_and_spreads_the_rest():
+def of_model(factor, scale):
+    """The covariance that `priors.gaussian` documents."""
+    axes = range(1, scale.ndim + 1)
+    cosines = fft.idctn(np.eye(scale.size).reshape(-1, *scale.shape), axes=axes, norm="ortho")
+    cosines = cosines.reshape(scale.size, -1)  # One per row.
+    return factor @ factor.T + (cosines.T * scale.reshape(-1) ** 2) @ cosines
+
+
+@pytest.mark.parametrize("shape", [(60,), (5, 4, 3)])
+def test_the_low_rank_factor_keeps_the_variance_of_every_frequency(shape):
     x = decaying()
-    part = priors.low_rank([x], rank=10)
+    part = priors.low_rank([x.reshape(-1, *shape)], rank=10)
     factor, scale = priors.low_rank_factor(part, jitter=1e-4)
-    model = factor @ factor.T + scale**2 * np.eye(60)
-    assert np.trace(model) == pytest.approx(np.trace(covariance(x)) + 60 * 1e-4, rel=1e-5)
-    along = np.einsum("dk,de,ek->k", part.directions, model, part.directions)
-    np.testing.assert_allclose(along, part.variances + 1e-4, rtol=1e-4)
+    assert scale.shape == part.spectrum.shape == shape
+
+    def spectrum(covariance):
+        rows = fft.dctn(
+            np.linalg.cholesky(covariance).T.reshape(-1, *shape),
+            axes=range(1, len(shape) + 1),
+            norm="ortho",
+        )
+        return np.square(rows).sum(axis=0)
+
+    wanted = spectrum(covariance(x) + 1e-4 * np.eye(60))
+    np.testing.assert_allclose(spectrum(of_model(factor, scale)), wanted, rtol=1e-4)
+
+
+def test_the_remainder_of_a_smooth_signal_is_nearly_that_of_the_full_covariance():
+    # A Markov chain, whose covariance the cosines nearly diagonalise.
+    distances = np.abs(np.subtract.outer(np.arange(60), np.arange(60)))
+    x = np.random.default_rng(0).multivariate_normal(np.zeros(60), 0.9**distances, 2_000)
+    full = covariance(x)
+
+    def kl(model):
+        ratio = np.linalg.solve(model, full)
+        return 0.5 * (np.trace(ratio) - 60 - np.linalg.slogdet(ratio)[1])
+
+    part = priors.low_rank([x], rank=5)
+    factor, scale = priors.low_rank_factor(part, jitter=0.0)
+    white = np.sqrt(np.mean(scale**2))
+    assert kl(of_model(factor, scale)) < 0.15 * kl(factor @ factor.T + white**2 * np.eye(60))
 
 
 @pytest.mark.parametrize("num", [1, 5])
@@ -83,7 +117,7 @@ def test_fewer_examples_than_directions_are_allowed(num):
     part = priors.low_rank([x], rank=20)
     factor, scale = priors.low_rank_factor(part)
     np.testing.assert_allclose(
-        factor @ factor.T + scale**2 * np.eye(60),
+        of_model(factor, scale),
         covariance(x.repeat(2, 0)) + 1e-4 * np.eye(60),
         atol=1e-5,
     )
@@ -91,18 +125,21 @@ def test_fewer_examples_than_directions_are_allowed(num):
 
 def test_samples_of_the_low_rank_prior_have_its_mean_and_covariance():
     x = decaying()
-    part = priors.low_rank([x], rank=10)
+    part = priors.low_rank([x.reshape(-1, 5, 4, 3)], rank=10)
     factor, scale = priors.low_rank_factor(part)
-    prior = priors.gaussian(part.mean, factor, remainder_scale=scale, clip=None)
+    mean = part.mean.reshape(5, 4, 3)
+    prior = priors.gaussian(mean, factor, remainder_scale=scale, clip=None)
     keys = jax.random.split(jax.random.key(0), 20_000)
     samples = np.asarray(jax.jit(prior.sample)(prior.params, keys, {}))
-    model = factor @ factor.T + scale**2 * np.eye(60)
+    assert samples.shape == (20_000, 5, 4, 3)
+    samples = samples.reshape(-1, 60)
     np.testing.assert_allclose(samples.mean(axis=0), part.mean, atol=0.03)
-    np.testing.assert_allclose(covariance(samples), model, atol=0.03)
+    np.testing.assert_allclose(covariance(samples), of_model(factor, scale), atol=0.03)
 
 
-def test_a_sample_is_the_same_whatever_is_drawn_with_it():
-    prior = priors.gaussian(np.zeros(6), np.ones((6, 2)), remainder_scale=0.5, clip=None)
+@pytest.mark.parametrize("scale", [0.5, np.arange(6.0)])
+def test_a_sample_is_the_same_whatever_is_drawn_with_it(scale):
+    prior = priors.gaussian(np.zeros(6), np.ones((6, 2)), remainder_scale=scale, clip=None)
     keys = jax.random.split(jax.random.key(0), 5)
     whole = prior.sample(prior.params, keys, {})
     np.testing.assert_allclose(prior.sample(prior.params, keys[3:4], {})[0], whole[3], atol=1e-6)
@@ -131,3 +168,7 @@ def test_an_impossible_rank_is_refused(rank):
 def test_a_factor_that_does_not_fit_the_mean_is_refused():
     with pytest.raises(ValueError, match="a factor of 6 rows"):
         priors.gaussian(np.zeros(6), np.ones((5, 2)))
+    with pytest.raises(
+        ValueError, match=r"remainder_scale must be .* \(6,\), as the mean, got \(5,"
+    ):
+        priors.gaussian(np.zeros(6), np.ones((6, 2)), remainder_scale=np.ones(5))

@@ -140,7 +140,7 @@ def of_low_rank(tiny, rank):
 
 def test_the_library_draws_from_combinations_and_low_rank_priors(tiny, tmp_path):
     experiment, state = of_low_rank(tiny, 3)
-    assert experiment.prior_arguments["remainder_scale"] > 0
+    assert experiment.constants.prior["remainder_scale"].shape == (8, 8, 1)
     export.write(experiment, state, tmp_path / "export", ("cpu",))
     drawn = fdrl_jax.pretrained(tmp_path / "export")(experiment.root_key, 8)
     samples = sample_state(experiment, state, 8).refined
@@ -160,14 +160,12 @@ def test_a_compact_export_is_small_and_draws_nearly_the_same_samples(tiny, tmp_p
     assert sampler.prior_params["factor"].shape == (64, 40)
     assert sampler.config["settings"]["prior.rank"] == 40
     before, after = (
-        p["factor"] @ p["factor"].T + scale**2 * np.eye(64)
-        for p, scale in (
-            (experiment.constants.prior, 0.0),
-            (sampler.prior_params, sampler.config["prior"]["remainder_scale"]),
-        )
+        params["factor"] @ params["factor"].T
+        for params in (experiment.constants.prior, sampler.prior_params)
     )
-    assert np.trace(after) == pytest.approx(np.trace(before), rel=0.01)
     assert np.linalg.norm(after - before) < 0.02 * np.linalg.norm(before)
+    left = np.square(sampler.prior_params["remainder_scale"]).sum()
+    assert np.trace(after) + left == pytest.approx(np.trace(before), rel=0.01)
     original = experiment.sampling_variables(state)
     for a, b in zip(jax.tree.leaves(original), jax.tree.leaves(sampler.variables), strict=True):
         np.testing.assert_allclose(a, b, atol=float(np.abs(a).max()) / 250)
