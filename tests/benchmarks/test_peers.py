@@ -167,7 +167,7 @@ def test_the_table_has_means_over_seeds_and_no_trials_of_tuning(tmp_path):
 
 
 def mean_pixels(images):
-    """Features that stand for those of the network."""
+    """Features in place of those of the network."""
     return images.mean(axis=(1, 2))
 
 

@@ -75,7 +75,7 @@ def test_two_sets_are_compared_and_the_digest_of_the_weights_is_recorded(
 
 
 def means(images):
-    """Features that stand for those of the network."""
+    """Features in place of those of the network."""
     means.num_seen += len(images)
     return images.mean(axis=(1, 2))
 
