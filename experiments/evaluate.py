@@ -111,9 +111,7 @@ def evaluate(
     networks = inception.check_weights(settings)
     described = networks.describe() if networks else False
     key = key_of(opened, num, classifier=of_judge.get("digest"), inception=described)
-    spaces: dict[str, Features] = {}
-    if efficientnet.check_setting(settings, data):
-        spaces[efficientnet.NAME] = efficientnet.load()
+    if wants_public := efficientnet.check_setting(settings, data):
         key |= {"public_features": efficientnet.describe()}
     if missing := [name for name in _OPTIONAL if find_spec(name) is None]:
         key |= {"missing": missing}  # Once they are installed, it is another evaluation.
@@ -131,6 +129,7 @@ def evaluate(
             print(f"already evaluated: step {opened.step:,}")
             _finish(opened.run, record, folder)
         return
+    spaces = {efficientnet.NAME: efficientnet.load()} if wants_public else {}
     of_inception = networks is not None and not is_incomplete
     samples = _draw(opened, num, of_inception=of_inception)
     if not parallel.is_first_process():

@@ -2,7 +2,7 @@
 
 Its distances can be compared with those of other programs, because everyone can install the same
 network. Nothing is downloaded. Reference: Tan and Le, "EfficientNet: Rethinking Model Scaling for
-Convolutional Neural Networks", 2019; the Lite variants have no squeeze-and-excitation and ReLU6.
+Convolutional Neural Networks", 2019; the Lite variants use ReLU6 and no squeeze-and-excitation.
 """
 
 from importlib.metadata import version
