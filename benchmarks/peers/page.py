@@ -8,8 +8,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from benchmarks.peers import methods
+from experiments.evaluation import efficientnet
 
 Result = dict[str, Any]
+PUBLIC = f"frechet_{efficientnet.NAME}"  # Key of the distance that `public` adds to figures.
 NAMES = {
     "fdrl": "FDRL",
     "flow_matching": "flow matching",
@@ -20,6 +22,7 @@ NAMES = {
 _COLUMNS = (
     "method", "CPU seconds", "seeds", "steps", "parameters", "peak memory", "evaluations",
     "ms per sample", "top probability", "class shares", "Fréchet distance",
+    "in public features", "FID",
 )  # fmt: skip
 
 
@@ -117,5 +120,7 @@ def _row(label: str, rows: list[Result], results: list[Result], *, trained: bool
         f"{mean('top_probability'):.3f}",
         f"{mean('min_share'):.1%} to {mean('max_share'):.1%}",
         f"{mean('frechet'):.2f}" + (f" ({distances})" if trained and len(rows) > 1 else ""),
+        f"{mean(PUBLIC):.1f}" if all(PUBLIC in row for row in rows) else "",
+        "",  # FID, whose weights do not ship.
     ]
     return f"| {' | '.join(cells)} |"

@@ -16,6 +16,7 @@ from benchmarks.peers.data import Split
 from benchmarks.peers.judge import Judge, load_or_train
 from benchmarks.peers.methods import Contestant, Sampler
 from experiments.data.decode import to_uint8
+from experiments.files import sha256_of_json
 from fdrl_jax.training import rng
 from fdrl_jax.training.state import TrainState
 
@@ -56,21 +57,20 @@ def judge_accuracy(run: Run, images: Split, cache: Path) -> float:
 
 
 def carry_out(run: Run, images: Split, cache: Path) -> dict[str, Any]:
-    """Trains, draws and judges; returns the result and writes pictures of 100 samples."""
+    """Trains, draws and judges; returns the result, and writes the samples and pictures of 100."""
     key, train_images = rng.root_key(run.seed), images.contestants
     contestant = methods.build(
         run.method, train_images, run.settings, seed=run.seed, dtype=jnp.dtype(run.precision)
     )
     train_state, trained = train(contestant, run.settings["learning_rate"], key, run.budget)
     judge = open_judge(run, images, cache)
-    order = np.random.default_rng(run.seed).permutation(len(train_images.pixels))
     result = run._asdict() | trained
     result |= {
         "shape": train_images.pixels.shape[1:],
         "images": len(train_images.pixels),
         "jax": jax.__version__,
         "judge_accuracy": judge.accuracy,
-        "real": judge.figures(train_images.pixels[order[: run.num_samples]]),
+        "real": judge.figures(real_images(run, images)),
         "samples": [],
     }
     for num, sampler in {} if trained["diverged"] else contestant.samplers.items():
@@ -82,8 +82,29 @@ def carry_out(run: Run, images: Split, cache: Path) -> dict[str, Any]:
         seconds = round((time.process_time() - started) / run.num_samples, 6)
         row = {"evaluations": num, "cpu_seconds": seconds, **judge.figures(pixels)}
         result["samples"].append(row)
+        np.savez_compressed(cache / samples_name(run, num), arr_0=pixels)
         _write_grid(cache / f"{run.data}-{run.method}-{run.budget:g}-{run.seed}-{num}.png", pixels)
     return result
+
+
+def run_of(result: dict[str, Any]) -> Run:
+    """Returns the run of a result."""
+    return Run(**{key: result[key] for key in Run._fields})
+
+
+def real_images(run: Run, images: Split) -> np.ndarray:
+    """Returns as many random images of the contestants as a run has samples, uint8."""
+    pixels = images.contestants.pixels
+    return pixels[np.random.default_rng(run.seed).permutation(len(pixels))[: run.num_samples]]
+
+
+def samples_name(run: Run, evaluations: int) -> str:
+    """Returns the name of the file of a run's samples, `arr_0` uint8 [N, H, W, C].
+
+    It has a digest of the run, because runs with other settings have other samples.
+    """
+    digest = sha256_of_json(run._asdict())[:8]
+    return f"{run.data}-{run.method}-{run.budget:g}-{run.seed}-{evaluations}-{digest}.npz"
 
 
 def draw_samples(sample: Sampler, arguments: tuple[Any, ...], num: int) -> np.ndarray:

@@ -104,7 +104,8 @@ DEFINITIONS: dict[str, Definition] = {
         "Fréchet distance between Gaussians fitted to features",
         "|m_X - m_Y|² + tr(C_X + C_Y - 2 (C_X C_Y)^(1/2))",
         "lower",
-        "Biased upwards for few images, so compare at the same number only.",
+        "Biased upwards for few images, so compare at the same number only. The name contains the "
+        "feature space.",
         unit="squared unit of the features",
         headline=True,
     ),

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from experiments.evaluation.memorisation import Features
 from experiments.evaluation.metrics import Metric, measured
 from experiments.evaluation.references import ImageReference
 from fdrl_jax.metrics import frechet_distance, manifold_metrics
@@ -102,6 +103,22 @@ def compare(
             num=len(draws[0].reference),
         )
         for definition in drawn[0][0]
+    ]
+
+
+def compare_in_spaces(spaces: Mapping[str, Features], pool: Pool) -> list[Metric]:
+    """Computes the metrics of `feature_scores` in feature spaces, which map images to features.
+
+    A space sees only the images that are in a draw, because its network may be slow.
+    """
+    if not pool.draws:
+        return []
+    used = np.unique(np.concatenate([rows for draw in pool.draws for rows in draw]))
+    of_used = [Draw(*(np.searchsorted(used, rows) for rows in draw)) for draw in pool.draws]
+    return [
+        metric
+        for space, function in spaces.items()
+        for metric in compare(space, feature_scores, function(pool.images[used]), of_used)
     ]
 
 

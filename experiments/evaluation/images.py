@@ -1,5 +1,7 @@
 """Evaluation of images."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -24,13 +26,14 @@ def evaluate_images(
     source: Source | None = None,
     classifier: Classifier | None = None,
     inception: Inception | None = None,
+    spaces: Mapping[str, Features] = MappingProxyType({}),
 ) -> Evaluation:
     """Compares samples, the prior and equally many real images with held-out images.
 
     Refined samples are evaluated. Without the training data as `source`, nearest training images
     and Inception metrics are skipped, and the record says so. A classifier that was trained on the
     same data has features that see objects; nearest training images are searched there as well.
-    Inception metrics that fail are skipped, too.
+    Inception metrics that fail are skipped, too. `spaces` are further feature spaces by name.
     """
     record: dict[str, Any] = {
         "num_draws": draws.NUM_DRAWS,
@@ -47,8 +50,8 @@ def evaluate_images(
             if one is not None:
                 found, record[f"class_shares_{space}"] = classes.evaluate(space, one, pool)
                 metrics += found
-        features = random_conv_features(images)
-        metrics += draws.compare(draws.BUILT_IN, draws.feature_scores, features, chosen)
+        built_in = {draws.BUILT_IN: random_conv_features}
+        metrics += draws.compare_in_spaces({**built_in, **spaces}, pool)
         metrics += draws.compare(
             "", lambda x, y: {"pixel_energy_distance": energy_distance(x, y)}, images, chosen
         )
@@ -59,17 +62,17 @@ def evaluate_images(
         record["skipped"].append(f"{wanted}: the training set is not available")
         return Evaluation(by_name(metrics), record, {})
     most = min(_MAX_QUERIES, max(2, _MAX_QUERY_NUMBERS // int(np.prod(images.shape[1:]))))
-    spaces: dict[str, Features | None] = {
+    searched: dict[str, Features | None] = {
         memorisation.PIXELS: None,
         draws.BUILT_IN: random_conv_features,
     }
     if classifier is not None:
-        spaces["classifier"] = classes.features_of(classifier)
+        searched["classifier"] = classes.features_of(classifier)
     found, nearest = memorisation.search(
         images[rows["samples"][:most]],
         images[rows["held_out"][:most]],
         source.train_batches,
-        spaces,
+        searched,
     )
     metrics += found
     if inception is not None:

@@ -1,5 +1,7 @@
 """Evaluation of unpaired translation: does it reach the target, and does it keep the source?"""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -8,6 +10,7 @@ from scipy.spatial.distance import cdist
 from experiments.evaluation import Evaluation, Samples, classes, draws
 from experiments.evaluation.classes import Classifier
 from experiments.evaluation.inception import ImageSet, Inception, unless_it_fails
+from experiments.evaluation.memorisation import Features
 from experiments.evaluation.metrics import Metric, Metrics, by_name, measured
 from experiments.evaluation.references import ImageReference
 from experiments.settings import Settings
@@ -23,6 +26,7 @@ def evaluate_translation(
     domains: tuple[str, str] = ("source", "target"),
     classifier: Classifier | None = None,
     inception: Inception | None = None,
+    spaces: Mapping[str, Features] = MappingProxyType({}),
 ) -> Evaluation:
     """Computes the share of translated images in the target domain, and distances to sources.
 
@@ -30,7 +34,7 @@ def evaluate_translation(
     belongs to. Another `classifier`, trained on both domains, has features that see objects. Source
     images replace the prior; the refined sample `i` belongs to the source image `i`. Inception
     metrics (table 3) compare the translations of held-out sources with held-out targets. If they
-    fail, the record says so.
+    fail, the record says so. `spaces` are further feature spaces by name.
     """
     if reference.starts is None or reference.num_held_out is None:
         raise ValueError(f"the reference of {reference.name!r} has no source images")
@@ -62,6 +66,7 @@ def evaluate_translation(
     if classifier is not None and pool.draws:
         found, record["class_shares_classifier"] = classes.evaluate("classifier", classifier, pool)
         metrics += found
+    metrics += draws.compare_in_spaces(spaces, pool)
     if inception is not None:
         unseen = translated[: reference.num_held_out]
         # The standard protocol rounds the images, the paper's does not.

@@ -3,6 +3,7 @@
 import io
 import json
 import zipfile
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,9 @@ from scipy.optimize import linear_sum_assignment
 
 from benchmarks.peers import __main__ as program
 from benchmarks.peers import data, judge, methods, page, race
+from experiments.data.decode import to_unit
+from experiments.evaluation import efficientnet
+from fdrl_jax import metrics
 from fdrl_jax.training import rng
 
 SHAPE = (8, 8, 1)
@@ -160,6 +164,60 @@ def test_the_table_has_means_over_seeds_and_no_trials_of_tuning(tmp_path):
     page.draw(kept, tmp_path / "curve.png")
     with Image.open(tmp_path / "curve.png") as picture:
         assert picture.size[0] > 100
+
+
+def mean_pixels(images):
+    """Features in place of those of the network."""
+    return images.mean(axis=(1, 2))
+
+
+def test_distances_in_public_features_are_added_to_the_results_whose_samples_are_kept(
+    tmp_path, monkeypatch, capsys
+):
+    rs = np.random.default_rng(2)
+    pixels = rs.integers(0, 256, (300, *SHAPE), dtype=np.uint8)
+    parts = [data.Images(pixels[i::3], np.zeros(100, np.int32)) for i in range(3)]
+    kept, lost = result("r3gan", 60.0, 3.0), result("meanflow", 60.0, 3.0)
+    file = tmp_path / "results.jsonl"
+    file.write_text("".join(json.dumps(one) + "\n" for one in (kept, lost)))
+    np.savez(tmp_path / race.samples_name(race.run_of(kept), 1), arr_0=np.zeros_like(pixels))
+    monkeypatch.setattr(data, "load", lambda path: data.Split(*parts))
+    monkeypatch.setattr(efficientnet, "load", lambda: mean_pixels)
+    monkeypatch.setattr(efficientnet, "describe", lambda: {"weights_sha256": "57"})
+    command = [f"--results={file}", f"--cache={tmp_path}", "--table"]
+    program.main([*command, "--name=set"])
+    before = capsys.readouterr().out
+    program.main([*command, "--data=set.zip", "--public_features"])
+    after = capsys.readouterr().out
+    expected = metrics.frechet_distance(
+        mean_pixels(to_unit(np.zeros_like(pixels))), mean_pixels(to_unit(parts[2].pixels))
+    )
+    assert expected > 0.5
+    assert f"3.00 | {expected:.1f} |  |" in after
+    assert f"3.00 | {expected:.1f} |" not in before
+    assert "1 sets of samples were not kept" in after
+    assert "set-meanflow-60-1-1-" in after
+    assert "0.10 | 0.0 |  |" in after  # Real images.
+    lines = page.read(tmp_path / "set-efficientnet_lite0.jsonl")
+    assert [line["images"][:11] for line in lines] == ["real-1-250", "set-r3gan-6"]
+    assert {line["weights_sha256"] for line in lines} == {"57"}
+    program.main([*command, "--data=set.zip", "--public_features"])
+    assert page.read(tmp_path / "set-efficientnet_lite0.jsonl") == lines
+    with pytest.raises(SystemExit):
+        program.main([*command, "--name=set", "--public_features"])
+    assert "needs --data" in capsys.readouterr().err
+
+
+def test_a_run_keeps_its_samples(images, tmp_path, monkeypatch):
+    figures = result("r3gan", 1.0, 3.0)["real"]
+    opened = SimpleNamespace(accuracy=1.0, figures=lambda pixels: figures)
+    monkeypatch.setattr(race, "open_judge", lambda *arguments: opened)
+    run = race.Run("set", "r3gan", settings("r3gan"), 1, 1e-6, 250, "float32")
+    found = race.carry_out(run, data.Split(images, images, images), tmp_path)
+    assert race.run_of(json.loads(json.dumps(found))) == run
+    (row,) = found["samples"]
+    with np.load(tmp_path / race.samples_name(run, row["evaluations"])) as kept:
+        assert (kept["arr_0"].shape, kept["arr_0"].dtype) == ((250, *SHAPE), np.uint8)
 
 
 def test_settings_change_by_name():

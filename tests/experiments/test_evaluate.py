@@ -129,7 +129,7 @@ def test_an_evaluation_without_the_training_data_is_completed_once_they_are_ther
 def test_samples_that_are_not_finite_have_no_metrics():
     samples = Samples(*np.full((3, 4, 8, 8, 1), np.nan))
     opened = SimpleNamespace(run=SimpleNamespace(metric_reference=ImageReference("x", samples[0])))
-    found = evaluate._score(opened, samples, None, None, None)
+    found = evaluate._score(opened, samples, None, None, None, {})
     assert found.metrics == {}
     assert found.record["skipped"] == ["all metrics: some samples are not finite numbers"]
     assert translation.caption(found.metrics) == ""
@@ -169,6 +169,30 @@ def test_inception_metrics_see_unrounded_samples_and_the_training_set(
         read(of_digits, p.name)["details"]["skipped"] for p in of_digits.evaluations.iterdir()
     ]
     assert ["Inception metrics: the network failed"] in skipped
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_features_of_a_public_network_are_computed_if_a_setting_asks_for_them(
+    of_digits, monkeypatch
+):
+    described = {"network": "efficientnet_lite0", "weights_sha256": "57"}
+    monkeypatch.setattr(evaluate.efficientnet, "check_ready", lambda: None)
+    monkeypatch.setattr(
+        evaluate.efficientnet, "load", lambda: lambda x: x.reshape(len(x), -1)[:, :9]
+    )
+    monkeypatch.setattr(evaluate.efficientnet, "describe", lambda: described)
+    evaluated(of_digits, {"evaluate.public_features": True}, num_samples=NUM)
+    evaluated(of_digits, num_samples=NUM)
+    name = f"frechet_efficientnet_lite0_{NUM}"
+    with_it, without = sorted(
+        (read(of_digits, path.parent.name) for path in of_digits.evaluations.glob("*/record.json")),
+        key=lambda record: name not in record["metrics"],
+    )[:2]
+    assert with_it["key"]["public_features"] == with_it["details"]["public_features"] == described
+    assert with_it["metrics"][name]["real"] is not None
+    assert with_it["metrics"][name]["prior"] is not None
+    assert name not in without["metrics"]
+    assert "public_features" not in without["details"]
 
 
 def test_an_evaluation_draws_of_each_stage_only_the_samples_that_it_reads(monkeypatch):
