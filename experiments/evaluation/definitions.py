@@ -145,7 +145,6 @@ DEFINITIONS: dict[str, Definition] = {
         "E max_c p(c | x)",
         "higher",
         _PROBABILITIES,
-        headline=True,
     ),
     "smallest_class_share": Definition(
         "share of the rarest class among the samples",

@@ -66,13 +66,17 @@ def test_the_worst_headline_metric_decides_the_verdict():
     good = metrics.Metric("fid", "fid", Estimate(1.0), Estimate(10.0), Estimate(1.0))
     assert "by frechet_svc_360" in metrics.verdict(metrics.by_name([frechet(8.0), good]))
     assert metrics.verdict({}).startswith("No verdict")
+    # A classifier can be sure about noise, so its top probability does not count.
+    unsure = Estimate(0.5), Estimate(0.9, 0.001), Estimate(0.99, 0.001)
+    of_classes = Metric("top_probability_svc_360", "top_probability", *unsure)
+    assert "by fid" in metrics.verdict(metrics.by_name([good, of_classes]))
     nan = metrics.by_name([frechet(float("nan")), good])
     assert metrics.verdict(nan) == "No verdict: frechet_svc_360 is not a finite number."
 
 
 def test_a_prior_that_scores_better_than_real_data_makes_no_sample_good():
     sides = Estimate(0.40, 0.01), Estimate(0.99, 0.002), Estimate(0.93, 0.005)
-    unsure = Metric("top_probability_svc_360", "top_probability", *sides)
+    unsure = Metric("target_share", "target_share", *sides)
     assert unsure.relative_distance is None
     assert metrics.verdict(metrics.by_name([unsure])).startswith("No verdict")
     sure = unsure._replace(samples=Estimate(0.92), prior=Estimate(0.4, 0.002))
