@@ -51,7 +51,6 @@ REFUSED += ("JAX_DISABLE_JIT=1", "JAX_PLATFORMS=banana")
 REPORTED = ("JAX_DEFAULT_MATMUL_PRECISION=bfloat16", "XLA_FLAGS=--xla_cpu_enable_fast_math=true")
 # Python that runs before the program.
 NO_LOCKS = "import fcntl; fcntl.flock = lambda *_: (_ for _ in ()).throw(OSError(37, 'No locks'))"
-UMASK = "import os; os.umask(0o77);"
 BACKWARDS = "import time; now, t = time.time, time.time(); time.time = lambda: 2 * t - now()"
 OLD_LISTING = """
 import os, pathlib; listdir, glob = os.listdir, pathlib.Path.glob
@@ -71,6 +70,7 @@ CONTEXT = multiprocessing.get_context("forkserver")
 
 def _run(output: str, flags: str, through: str | None, first: str) -> None:
     os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # A shell's background job ignores it.
     multiprocessing.set_start_method("fork", force=True)  # As in other processes on Linux.
     for stream in (1, 2):
         os.dup2(os.open(output, os.O_WRONLY | os.O_APPEND), stream)
@@ -252,7 +252,7 @@ def environments(lab: Lab, rounds: int) -> None:
         complaint = program.complaint()
         said = "" if "may differ" in program.text else "it does not say that bits may differ"
         lab.record(environment, "train", complaint or said, program)
-    lab.attack("umask 077, clock that runs backwards", "resume", first=UMASK + BACKWARDS)
+    lab.attack("umask, backward clock", "resume", first="import os; os.umask(0o77);" + BACKWARDS)
     lab.attack("listings without the newest checkpoint", "resume", first=OLD_LISTING)
 
 
