@@ -1,15 +1,14 @@
 """Attacks small runs with faults, and prints a table of what held.
 
 Run: python -m benchmarks.faults [--rounds=13] [--only=NAME]
-An attack held if the program ended without a traceback or a process left behind, and if the same
-command then gave the results of an uninterrupted one, bit for bit; seconds are from the fault to
-the end. A round attacks four modes at a random moment each, two pairs of modes and five files.
-Linux only; some attacks need root and strace. If one did not hold, stderr says what (code 1).
+An attack held if the program ended without a traceback or a process left behind, and the same
+command then gave the bits of an uninterrupted one; seconds are from the fault to the end. A round
+attacks four modes at a random moment each, two pairs of modes and five files; every eighth, each
+mode by each failure of a disk. Linux only; some need root and strace. Failures: stderr, code 1.
 """
 
 import argparse
 import contextlib
-import functools
 import itertools
 import multiprocessing
 import os
@@ -21,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from experiments.main import main as run_program
@@ -39,6 +39,7 @@ MODES = {
     "export": "--mode=export --checkpoint=60 --platforms=cpu",
 }
 ATTACKED = ("train", "sample", "evaluate", "export")
+NUM_CALLS = dict(zip(ATTACKED, (130, 140, 48, 28), strict=True))  # Of Python, on files of a run.
 RESULTS = ("evaluations/*/*.json", "samples/*.npz", "export/*/*.s*")  # StableHLO, safetensors.
 # Exit codes after signals, which may come before the program handles them.
 SIGNALS = {"SIGKILL": (-9, 0), "SIGSTOP, SIGCONT": (0,)}
@@ -50,7 +51,6 @@ REFUSED += ("JAX_DISABLE_JIT=1", "JAX_PLATFORMS=banana")
 REPORTED = ("JAX_DEFAULT_MATMUL_PRECISION=bfloat16", "XLA_FLAGS=--xla_cpu_enable_fast_math=true")
 # Python that runs before the program.
 NO_LOCKS = "import fcntl; fcntl.flock = lambda *_: (_ for _ in ()).throw(OSError(37, 'No locks'))"
-UMASK = "import os; os.umask(0o77);"
 BACKWARDS = "import time; now, t = time.time, time.time(); time.time = lambda: 2 * t - now()"
 OLD_LISTING = """
 import os, pathlib; listdir, glob = os.listdir, pathlib.Path.glob
@@ -70,6 +70,7 @@ CONTEXT = multiprocessing.get_context("forkserver")
 
 def _run(output: str, flags: str, through: str | None, first: str) -> None:
     os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # A shell's background job ignores it.
     multiprocessing.set_start_method("fork", force=True)  # As in other processes on Linux.
     for stream in (1, 2):
         os.dup2(os.open(output, os.O_WRONLY | os.O_APPEND), stream)
@@ -189,19 +190,19 @@ def moments(lab: Lab, rounds: int) -> None:
 
 
 def storage(lab: Lab, rounds: int) -> None:
-    modes, random = itertools.cycle(ATTACKED + ATTACKED[:3]), lab.random.randint
-    for _ in range(0, rounds, 3):
+    random = lab.random.randint
+    for mode in ATTACKED * -(-rounds // 8):
         if os.geteuid() == 0 and shutil.which("strace"):
             for row in ("full disk", "no inodes", "read-only disk"):
-                on_a_disk(lab, row, next(modes))
+                on_a_disk(lab, row, mode)
             through = "setpriv --bounding-set=-dac_override"  # Permissions then bind root too.
             subprocess.check_call(["chown", "-R", "65534", folder := lab.folder("resume")])
-            lab.attack("files of another user", next(modes), folder, through=through)
+            lab.attack("files of another user", mode, folder, through=through)
             through = FAILING_SYSTEM.format(calls="/^(fsync|rename|mkdir|link)", at=random(1, 6))
-            lab.attack("EIO when the system completes a file", next(modes), through=through)
+            lab.attack("EIO when the system completes a file", mode, through=through)
         for error in ("EIO", "ESTALE", "ETIMEDOUT"):
-            first = FAILING_CALLS.format(error=error, at=random(1, 40))
-            lab.attack(f"{error} when Python opens or changes a file", next(modes), first=first)
+            first = FAILING_CALLS.format(error=error, at=random(1, NUM_CALLS[mode]))
+            lab.attack(f"{error} when Python opens or changes a file", mode, first=first)
 
 
 def on_a_disk(lab: Lab, row: str, mode: str) -> None:
@@ -239,8 +240,7 @@ def bits(lab: Lab, rounds: int) -> None:
         damaged = folder / file.relative_to(lab.trained)
         content[lab.random.randrange(len(content))] ^= 1 << lab.random.randrange(8)
         damaged.write_bytes(content)
-        repair = functools.partial(shutil.copy, file, damaged)
-        lab.attack("one bit flipped in a file", "sample", folder, repair=repair)
+        lab.attack("one flipped bit", "sample", folder, partial(shutil.copy, file, damaged))
 
 
 def environments(lab: Lab, rounds: int) -> None:
@@ -252,7 +252,7 @@ def environments(lab: Lab, rounds: int) -> None:
         complaint = program.complaint()
         said = "" if "may differ" in program.text else "it does not say that bits may differ"
         lab.record(environment, "train", complaint or said, program)
-    lab.attack("umask 077, clock that runs backwards", "resume", first=UMASK + BACKWARDS)
+    lab.attack("umask, backward clock", "resume", first="import os; os.umask(0o77);" + BACKWARDS)
     lab.attack("listings without the newest checkpoint", "resume", first=OLD_LISTING)
 
 

@@ -1,10 +1,12 @@
 """Atomic writes, JSON, hashes and locks."""
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import itertools
 import json
+import math
 import os
 import shutil
 import socket
@@ -13,7 +15,6 @@ import threading
 import time
 import uuid
 import zipfile
-import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,6 +27,9 @@ from experiments.errors import UserError, first_line
 # A lease is refreshed this often, and is free again when this much time passed without it.
 _REFRESH_SECONDS, _LEASE_SECONDS = 10.0, 60.0
 _ABANDONED_SECONDS = 24 * 3_600.0  # What is unfinished for this long was left by a killed program.
+# An array of more bytes is refused if it was compressed by more than this factor; images never are.
+_MAX_UNCHECKED, _MAX_COMPRESSION = 2**28, 100
+Header = tuple[tuple[int, ...], np.dtype]  # Shape and type of a stored array.
 
 
 @contextlib.contextmanager
@@ -109,15 +113,57 @@ def read_sealed(path: Path) -> dict[str, Any]:
     return content
 
 
+def read_headers(path: Path) -> dict[str, Header]:
+    """Returns shape and type of each array of an `.npz` without reading the arrays.
+
+    A UserError names a file that is damaged, has objects, or unpacks to much more than its size.
+    """
+    with _of_arrays(path), zipfile.ZipFile(path) as archive:
+        names = [name for name in archive.namelist() if name.endswith(".npy")]
+        return {name.removesuffix(".npy"): _header(archive, name) for name in names}
+
+
 def read_npz(path: Path, *names: str) -> dict[str, np.ndarray]:
-    """Reads the named arrays, or all, of an `.npz`; a UserError names a damaged file."""
+    """Reads the named arrays, or all, of an `.npz`; raises as `read_headers`."""
+    headers = read_headers(path)
+    with _of_arrays(path), np.load(path, allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in names or headers}
+
+
+@contextlib.contextmanager
+def _of_arrays(path: Path) -> Iterator[None]:
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; it must be an .npz file")
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in names or arrays}
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
-    except (ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{path} is damaged: {first_line(error)}") from error
+        yield
+    except Exception as error:  # zipfile, zlib and NumPy raise dozens of types of errors.
+        # Seeking to a place that a damaged file names is an invalid argument, not a failing disk.
+        of_disk = isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)
+        if of_disk or isinstance(error, MemoryError):
+            raise
+        text = f"{path}: not a readable .npz of plain arrays: {first_line(error)}"
+        raise UserError(text) from error
+
+
+def _header(archive: zipfile.ZipFile, name: str) -> Header:
+    with archive.open(name) as stream:
+        if np.lib.format.read_magic(stream) == (1, 0):
+            shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+        else:
+            shape, _, dtype = np.lib.format.read_array_header_2_0(stream)
+        expected = stream.tell() + math.prod(shape) * dtype.itemsize
+    info = archive.getinfo(name)
+    if dtype.hasobject:
+        raise ValueError(f"{name!r} contains objects, not numbers")
+    # NumPy would allocate what the header declares before it notices that there is less.
+    if min(shape, default=0) < 0 or expected != info.file_size:
+        raise ValueError(f"{name!r}: expected {expected:,} bytes, got {info.file_size:,}")
+    if expected > max(_MAX_UNCHECKED, _MAX_COMPRESSION * info.compress_size):
+        raise ValueError(
+            f"{name!r}: {info.compress_size:,} bytes unpack to {expected:,}, more than "
+            f"{_MAX_COMPRESSION} times as many"
+        )
+    return shape, dtype
 
 
 def sha256_of_file(path: Path) -> str:

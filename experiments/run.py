@@ -367,6 +367,11 @@ def open_run(root: Path, kind: Kind | None = None) -> Run:
     return run
 
 
+def check_same_data(source: Source) -> None:
+    """Raises a UserError unless all processes of the run read the same data. All must call this."""
+    _check_agreed(describe_data(source))
+
+
 class Opened(NamedTuple):
     """A run with one of its states."""
 

@@ -173,6 +173,7 @@ def _opened_or_new(command: Command, kind: run.Kind) -> tuple[Run | None, Settin
     wanted = opened.resumed(wanted)
     data_dir = command.data_dir or opened.remembered_dir(wanted.data.dir)
     source = load.load(data_options(wanted, data_dir))
+    run.check_same_data(source)
     opened.check_data(source)
     return opened, wanted, source
 

@@ -5,7 +5,6 @@ They may be read by any thread. Nothing that is read can run code or write a fil
 
 import hashlib
 import logging
-import math
 import os
 import stat
 import zipfile
@@ -17,12 +16,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.errors import DataError, first_line
+from experiments.files import Header, read_headers, read_npz
 
 Payload = bytes | np.ndarray
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 MAX_FILE_BYTES = 2**28
-# An array of more bytes is refused if it was compressed by more than this factor; images never are.
-_MAX_UNCHECKED, _MAX_COMPRESSION = 2**28, 100
 # Names of the arrays of images, in the order in which they are tried, and of their labels.
 _TRAIN = {"images": "labels", "x_train": "y_train", "x": "y", "arr_0": "arr_1"}
 _HELD_OUT = {"held_out_images": "held_out_labels", "x_test": "y_test"}
@@ -165,51 +163,6 @@ def _is_hidden(name: str) -> bool:
     return name == "__MACOSX" or (name.startswith(".") and name != "..")
 
 
-Header = tuple[tuple[int, ...], np.dtype]  # Shape and type of a stored array.
-
-
-def read_headers(path: str) -> dict[str, Header]:
-    """Returns shape and type of each array of an `.npz` file without reading the arrays."""
-    if not Path(path).is_file():
-        raise DataError(f"{path} does not exist; it must be an .npz file")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = [name for name in archive.namelist() if name.endswith(".npy")]
-            return {name.removesuffix(".npy"): _header(archive, name) for name in names}
-    except Exception as error:  # zipfile, zlib and NumPy raise dozens of types of errors.
-        raise DataError(f"{path}: not a readable .npz of plain arrays: {error}") from error
-
-
-def _header(archive: zipfile.ZipFile, name: str) -> Header:
-    with archive.open(name) as stream:
-        if np.lib.format.read_magic(stream) == (1, 0):
-            shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
-        else:
-            shape, _, dtype = np.lib.format.read_array_header_2_0(stream)
-        expected = stream.tell() + math.prod(shape) * dtype.itemsize
-    info = archive.getinfo(name)
-    if dtype.hasobject:
-        raise ValueError(f"{name!r} contains objects, not numbers")
-    # NumPy would allocate what the header declares before it notices that there is less.
-    if min(shape, default=0) < 0 or expected != info.file_size:
-        raise ValueError(f"{name!r}: expected {expected:,} bytes, got {info.file_size:,}")
-    if expected > max(_MAX_UNCHECKED, _MAX_COMPRESSION * info.compress_size):
-        raise ValueError(
-            f"{name!r}: {info.compress_size:,} bytes unpack to {expected:,}, more than "
-            f"{_MAX_COMPRESSION} times as many"
-        )
-    return shape, dtype
-
-
-def read_array(path: str, name: str) -> np.ndarray:
-    """Reads one array of an `.npz` whose header `read_headers` has checked."""
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return archive[name]
-    except Exception as error:  # As in `read_headers`.
-        raise DataError(f"{path}:{name} cannot be read: {first_line(error)}") from error
-
-
 def open_images(path: str) -> Records:
     """Opens all images of a folder or a zip, or those of an `.npz`."""
     return open_archive(path)[0] if path.endswith(".npz") else Tree(path).records()
@@ -217,7 +170,7 @@ def open_images(path: str) -> Records:
 
 def open_archive(path: str) -> tuple[Records, Records | None]:
     """Reads the images of an `.npz`, and held-out images if there are any, with their labels."""
-    headers = read_headers(path)
+    headers = read_headers(Path(path))
     train = _of_arrays(path, headers, _TRAIN)
     if train is None:
         raise DataError(f"{path}: no array named {' or '.join(_TRAIN)}; available: {list(headers)}")
@@ -235,15 +188,19 @@ def _of_arrays(path: str, headers: dict[str, Header], names: dict[str, str]) -> 
             f"got {dtype} {list(shape)}"
         )
     numbers, classes = None, tuple[str, ...]()
+
+    def read(array: str) -> np.ndarray:
+        return read_npz(Path(path), array)[array]
+
     if (labels := names[name]) in headers:
         if headers[labels][0] != shape[:1]:
             raise DataError(
                 f"{where}: {shape[0]} images but labels of shape {list(headers[labels][0])}"
             )
         # Labels that are numbers are ordered as numbers.
-        values, inverse = np.unique(read_array(path, labels), return_inverse=True)
+        values, inverse = np.unique(read(labels), return_inverse=True)
         numbers, classes = inverse.astype(np.int32), tuple(printable(str(v)) for v in values)
-    return of_pixels(where, read_array(path, name), numbers, classes)
+    return of_pixels(where, read(name), numbers, classes)
 
 
 def of_pixels(

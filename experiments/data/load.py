@@ -10,7 +10,7 @@ from experiments.data.formats import printable
 from experiments.data.points import POINTS
 from experiments.data.source import Source
 from experiments.data.tfds import PREFIX
-from experiments.errors import DataError
+from experiments.errors import DataError, UserError
 from experiments.settings import Data
 from fdrl_jax._names import nearest
 
@@ -47,7 +47,7 @@ def load(options: Data) -> Source:
     where = resolve_dir(options.dir)
     try:
         return stored_source(dataclasses.replace(options, dir=where))
-    except (DataError, OSError) as error:  # Paths may have characters that cannot be printed.
+    except (UserError, OSError) as error:  # Paths may have characters that cannot be printed.
         raise DataError(printable(str(error))) from error
 
 

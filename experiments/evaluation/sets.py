@@ -1,16 +1,18 @@
 """Sets of images from any program: a folder, a zip, an .npz, or a split of a TFDS data set."""
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from experiments.data import tfds
 from experiments.data.decode import Transform, to_unit
-from experiments.data.formats import Records, digest, open_images, read_array, read_headers
+from experiments.data.formats import Records, digest, open_images
 from experiments.data.stream import decode_all, probe
 from experiments.errors import DataError
 from experiments.evaluation.inception import ImageSet
+from experiments.files import read_headers, read_npz
 from experiments.settings import Data
 
 _BATCH_SIZE = 1_000
@@ -93,10 +95,10 @@ def _open(where: str, data_dir: str) -> Records:
 
 def _floats(where: str) -> np.ndarray | None:
     """Returns the images of an .npz of floating-point numbers; `None` for any other set."""
-    header = read_headers(where).get("arr_0") if where.endswith(".npz") else None
+    header = read_headers(Path(where)).get("arr_0") if where.endswith(".npz") else None
     if header is None or not np.issubdtype(header[1], np.floating):
         return None
-    array = read_array(where, "arr_0").astype(np.float32)
+    array = read_npz(Path(where), "arr_0")["arr_0"].astype(np.float32)
     is_images = array.ndim == 4 and array.shape[-1] in (1, 3)
     if not (is_images and np.abs(array).max(initial=0.0) <= 1.0):
         raise DataError(f"{where}: floating-point images must be [N, H, W, 1 or 3] in [-1, 1]")

@@ -268,7 +268,7 @@ def test_an_array_whose_header_declares_more_than_there_is_is_refused(tmp_path):
 
 
 def test_an_array_that_unpacks_to_much_more_than_an_image_does_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("experiments.data.formats._MAX_UNCHECKED", 2**20)
+    monkeypatch.setattr("experiments.files._MAX_UNCHECKED", 2**20)
     np.savez_compressed(tmp_path / "a.npz", images=np.zeros((2**9, 64, 64), np.uint8))
     with at_most(2**20), pytest.raises(DataError, match=r"'images.npy': .* unpack to 2,097,280"):
         open_npz(tmp_path / "a.npz")

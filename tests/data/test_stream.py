@@ -1,5 +1,8 @@
 """The pipeline: every image once per epoch, and a resumed run continues with the next image."""
 
+import os
+import threading
+
 import numpy as np
 from image_files import numbered, write_folder
 
@@ -50,6 +53,20 @@ def test_the_order_depends_only_on_the_seed():
 
 def test_a_run_resumed_in_an_epoch_sees_what_the_uninterrupted_one_would():
     np.testing.assert_array_equal(read(6, start=3)["real"], read(9)["real"][3:])
+
+
+def test_threads_of_this_process_decode_so_that_a_kill_leaves_no_worker(monkeypatch):
+    seen, load_one = set(), Images.load
+
+    def noted(self, index):  # A process of its own would note it in memory of its own.
+        seen.add((os.getpid(), threading.get_ident()))
+        return load_one(self, index)
+
+    monkeypatch.setattr(Images, "load", noted)
+    read(5)
+    list(all_batches(images(), Data(num_threads=4)))
+    assert {process for process, _ in seen} == {os.getpid()}
+    assert threading.get_ident() not in {thread for _, thread in seen}
 
 
 def test_two_processes_share_the_images_of_a_step_in_their_order():

@@ -52,6 +52,17 @@ def test_grey_sets_have_one_channel_unless_another_set_is_in_colour(stored, stri
     assert {images.pixels.shape for images in mixed.values()} == {(60, 16, 16, 3)}
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1.5])
+def test_one_number_outside_the_range_of_pixels_is_refused(value, tmp_path):
+    images = np.zeros((3, 8, 8, 3), np.float32)
+    images[1, 2, 3, 0] = value
+    np.savez(tmp_path / "floats.npz", arr_0=images)
+    with pytest.raises(
+        DataError, match=r"floats\.npz: floating-point images must be .* in \[-1, 1"
+    ):
+        sets.load(str(tmp_path / "floats.npz"))
+
+
 def test_sets_of_other_sizes_need_a_common_one(stored, stripes, tmp_path):
     np.savez(tmp_path / "small.npz", arr_0=stripes(60, 0, 8))
     names = [str(tmp_path / "small.npz"), str(stored / "folder")]

@@ -152,12 +152,21 @@ def test_an_npz_is_read_or_named(tmp_path):
     middle = whole.index(b"NUMPY") + 90
     for broken in (b"", b"PK", whole[:-30], whole[:middle] + b"???" + whole[middle + 3 :]):
         path.write_bytes(broken)
-        with pytest.raises(UserError, match=r"x\.npz is damaged"):
+        with pytest.raises(UserError, match=r"x\.npz: not a readable \.npz"):
             read_npz(path)
     np.savez(path, a=np.array([{}]))
     for name in ("a", "c"):
-        with pytest.raises(UserError, match=r"x\.npz is damaged"):
+        with pytest.raises(UserError, match=r"x\.npz: not a readable \.npz"):
             read_npz(path, name)
+
+
+def test_an_npz_that_unpacks_to_much_more_than_its_size_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_MAX_UNCHECKED", 2**20)
+    np.savez_compressed(tmp_path / "x.npz", a=np.zeros(2**20, np.uint8))
+    with pytest.raises(
+        UserError, match=r"x\.npz: .*'a.npy': .* unpack to 1,048,704, more than 100"
+    ):
+        read_npz(tmp_path / "x.npz")
 
 
 def test_a_file_that_does_not_exist_is_named(tmp_path):

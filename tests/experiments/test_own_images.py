@@ -14,6 +14,7 @@ from experiments.data.decode import Transform, decode, to_uint8
 from experiments.errors import DataError, UserError
 from experiments.evaluation import Samples
 from experiments.evaluation.images import evaluate_images
+from fdrl_jax.training import parallel
 
 CONFIG = "folder:tiny"
 STREAMED = {"data.in_memory_megabytes": 0}
@@ -63,6 +64,35 @@ def test_a_run_samples_without_its_images_and_resumes_with_moved_ones(trained_on
     (moved / "000.png").unlink()
     with pytest.raises(UserError, match="images or labels were added, removed"):
         train(folder, {"data.dir": moved})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("levels", [(0, 255), (0, 9, 255), (40,) * 20], ids=["2", "3", "equal"])
+def test_few_or_equal_images_train_and_sample_and_their_report_says_what_is_missing(
+    levels, tmp_path
+):
+    where, folder = tmp_path / "images", tmp_path / "run"
+    where.mkdir()
+    for i, level in enumerate(levels):  # The covariance of constant images is singular.
+        (where / f"{i}.png").write_bytes(encoded(np.full((8, 8, 3), level, np.uint8)))
+    start("train", folder, CONFIG, changes(where, **{"train.batch_size": 64}))
+    start("sample", folder, num_samples=1)
+    assert np.load(folder / "samples" / "step_4.npz")["arr_0"].shape == (1, 8, 8, 3)
+    assert "held-out image" in (folder / "report.html").read_text()
+
+
+def test_processes_that_resume_with_other_pixels_under_equal_names_are_refused(
+    trained_on, monkeypatch
+):
+    images, folder = trained_on
+    seen: list[str] = []
+    monkeypatch.setattr(parallel, "same_on_all_processes", lambda digest: not seen.append(digest))
+    train(folder)  # As one of the processes.
+    (images / "000.png").write_bytes(encoded(picture(12, 12, 99)))
+    others = iter(seen)
+    monkeypatch.setattr(parallel, "same_on_all_processes", lambda digest: digest == next(others))
+    with pytest.raises(UserError, match="the processes of the run have different settings, data"):
+        train(folder)
 
 
 def test_streamed_and_stored_images_give_the_same_prior(images, tmp_path):

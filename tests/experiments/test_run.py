@@ -322,7 +322,7 @@ def test_a_damaged_snapshot_is_named_and_strange_files_are_skipped(of_images):
     assert [step for step, _ in of_images.read_snapshots(9)] == [0, 2, 4]
     assert [step for step, _ in of_images.read_snapshots(3)] == [0, 2]
     (of_images.snapshots / "00000003.npz").write_bytes(b"PK")
-    with pytest.raises(UserError, match=r"00000003\.npz is damaged"):
+    with pytest.raises(UserError, match=r"00000003\.npz: not a readable"):
         of_images.read_snapshots(9)
 
 

@@ -114,6 +114,17 @@ def test_all_formats_have_the_same_pixels_and_equal_samples_give_equal_bytes(of_
         assert names[0].read_bytes() == names[1].read_bytes()
 
 
+@pytest.mark.slow
+def test_one_sample_can_be_drawn_in_each_format(trained, of_digits):
+    sample(trained, 1, **named("one"))
+    assert drawn(trained, "one").shape == (1, 2)
+    sample(of_digits, 1, **named("one"))
+    assert drawn(of_digits, "one").shape == (1, 8, 8, 1)
+    sample(of_digits, 1, **named("one", **{"sample.format": "zip"}))
+    with zipfile.ZipFile(of_digits.samples / "one.zip") as archive:
+        assert archive.namelist() == ["000000.png"]
+
+
 def test_points_are_not_written_as_pictures(trained):
     with pytest.raises(UserError, match="'zip' is for images; use 'npz' for points"):
         sample(trained, **{"sample.format": "zip"})

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,11 @@ from experiments import log, run
 from experiments.errors import UserError
 
 SECRET = "s3cr3t-0123456789abcdef"
-HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)>'
+# Without a slash, so that files can have this name.
+HOSTILE = (
+    "\"'><img src=x onerror=document.title='executed'>\n<svg onload=document.title='executed'>"
+)
+BROWSER = shutil.which("chromium")
 
 
 class Payload:
@@ -41,22 +46,45 @@ def test_a_pickle_in_place_of_a_part_of_a_run_is_not_executed(name, of_images, t
     assert not trace.exists()
 
 
-@pytest.mark.slow
-def test_classes_and_data_with_hostile_names_write_only_into_the_workdir(tmp_path):
-    images = tmp_path / "data" / HOSTILE.replace("/", "∕")
-    for kind in ("..a", "$x_{$", "<b>", os.fsdecode(b"\xff"), "y" * 250):
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory):
+    """A run whose folder, data and classes have hostile names, and all that was there before."""
+    root = tmp_path_factory.mktemp("hostile")
+    images = root / "data" / HOSTILE.replace("\n", "")  # Settings are printable.
+    for kind in ("..a", "$x_{$", "<b>", "a\nb", HOSTILE, os.fsdecode(b"\xff"), "y" * 250):
         (images / kind).mkdir(parents=True)
         for i in range(8):
-            Image.new("RGB", (8, 8), (i, i, i)).save(images / kind / f"{i}.png")
-    changes = {"data.dir": images, "data.image_size": 8, "prior.name": "uniform", **SMALL_RESNET}
-    folder = tmp_path / f"run {HOSTILE.replace('/', '∕')}"
-    before = {name for name in files_below(tmp_path) if not name.startswith("run ")}
-    small = {"train.num_steps": 2, "evaluate.num_samples": 8}
-    start("train", folder, "folder:tiny", {**changes, **small})
-    assert {name for name in files_below(tmp_path) if not name.startswith("run ")} == before
+            Image.new("RGB", (8, 8), (i, i, i)).save(images / kind / f"{HOSTILE}{i}.png")
+    before = files_below(root)
+    small = {"data.dir": images, "data.image_size": 8, "prior.name": "uniform", **SMALL_RESNET}
+    folder = root / f"run {HOSTILE}"
+    start(
+        "train", folder, "folder:tiny", {"train.num_steps": 2, "evaluate.num_samples": 8, **small}
+    )
+    return folder, before
+
+
+@pytest.mark.slow
+def test_classes_and_data_with_hostile_names_write_only_into_the_workdir(hostile):
+    folder, before = hostile
+    assert [name for name in files_below(folder.parent) if not name.startswith("run ")] == before
     page = (folder / "report.html").read_text()
-    assert "<script" not in page
+    assert not re.search("<(script|svg)", page)
     assert not re.search(r"<img(?! alt=\"[^\"<>]*\" src=\"data:image/)", page)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="needs Chromium")
+def test_a_browser_executes_nothing_in_a_report_with_hostile_names(hostile, tmp_path):
+    def title(page):
+        command = [BROWSER, "--headless", "--no-sandbox", f"--user-data-dir={tmp_path}/profile"]
+        shown = subprocess.run([*command, "--dump-dom", page.as_uri()], capture_output=True)
+        return re.search("<title>(.*?)</title>", shown.stdout.decode(), re.DOTALL)[1]
+
+    report, injected = hostile[0] / "report.html", tmp_path / "injected.html"
+    injected.write_text(report.read_text() + HOSTILE)
+    assert title(injected) == "executed", "the payload does nothing"
+    assert title(report) not in ("", "executed")
 
 
 def test_shared_files_of_a_run_contain_no_path_of_this_machine(of_images, image_folder):
