@@ -221,6 +221,26 @@ ENTRIES = (
         needs_data="CIFAR10",
     ),
     Entry(
+        "interpolation",
+        "\n".join(
+            f"{MAIN} --mode=import --sampler={name} --workdir=runs/gallery/shipped_{name}\n"
+            f"{MAIN} --workdir=runs/gallery/shipped_{name} --mode=interpolate"
+            for name in ("mnist", "cifar10")
+        ),
+        {
+            "mnist_interpolation.png": (
+                "shipped_mnist/pictures/interpolation.png",
+                "MNIST: between two points of the prior, with common noise (figure 7). Every other "
+                "row is the prior.",
+            ),
+            "cifar10_interpolation.jpg": (
+                "shipped_cifar10/pictures/interpolation.png",
+                "CIFAR-10: the spherical path stays where the prior is; on the linear path, "
+                "contrast is lost.",
+            ),
+        },
+    ),
+    Entry(
         "letters",
         f"{MAIN} --config=configs/folder.py --data_dir=LETTERS --config.data.image_size=28 "
         "--workdir=runs/gallery/letters",
