@@ -223,18 +223,18 @@ ENTRIES = (
     Entry(
         "interpolation",
         "\n".join(
-            f"{MAIN} --mode=import --sampler={name} --workdir=runs/gallery/shipped_{name}\n"
-            f"{MAIN} --workdir=runs/gallery/shipped_{name} --mode=interpolate"
+            f"{MAIN} --mode=import --sampler={name} --workdir=runs/gallery/interpolation/{name}\n"
+            f"{MAIN} --workdir=runs/gallery/interpolation/{name} --mode=interpolate"
             for name in ("mnist", "cifar10")
         ),
         {
             "mnist_interpolation.png": (
-                "shipped_mnist/pictures/interpolation.png",
+                "interpolation/mnist/pictures/interpolation.png",
                 "MNIST: between two points of the prior, with common noise (figure 7). Every other "
                 "row is the prior.",
             ),
             "cifar10_interpolation.jpg": (
-                "shipped_cifar10/pictures/interpolation.png",
+                "interpolation/cifar10/pictures/interpolation.png",
                 "CIFAR-10: the spherical path stays where the prior is; on the linear path, "
                 "contrast is lost.",
             ),

@@ -300,7 +300,7 @@ def _prior(
         clip = [-1.0, 1.0] if source.kind == "images" else None
         arguments: dict[str, Any] = {"remainder_scale": found.remainder_scale, "clip": clip}
         made = priors.gaussian(mean, found.factor, axis_name=parallel.AXIS, **arguments)
-        # What became an array of the prior is no argument.
+        # The arrays of the prior are not repeated as arguments.
         return made, {name: a for name, a in arguments.items() if name not in made.params}
     if name == "source":
         if source.starts is None:

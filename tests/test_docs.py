@@ -50,7 +50,7 @@ UNUSUAL_WORDS = {
     "tells": "prints, reports",
     "told": "printed, reported",
 }
-MAX_PICTURE_BYTES, MAX_PICTURES_BYTES = 150_000, 2_300_000
+MAX_PICTURE_BYTES, MAX_PICTURES_BYTES = 165_000, 2_400_000
 
 
 def expand_loops(code: str) -> str:
