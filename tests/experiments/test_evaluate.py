@@ -276,7 +276,7 @@ def test_copies_are_found_and_shown_also_in_a_feature_space_of_a_module(
         (["--metrics=fid,kidd"], "kidd: must be of fid, kid"),
         (["--picture=x.png"], "needs --held_out"),
         (["--picture=x.pngg", "--held_out=x"], "must be a .png file"),
-        (["--features=random_con"], "allowed: random_conv or MODULE:FUNCTION"),
+        (["--features=random_con"], "allowed: random_conv, efficientnet_lite0 or MODULE:FUNCTION"),
         (["--features=random_conv", "--held_out=nowhere"], "nowhere does not exist"),
         (["--features=random_conv", "--image=8"], "unrecognized arguments: --image=8"),
         (["--out=nowhere/x.json"], "--out=nowhere/x.json cannot be written"),

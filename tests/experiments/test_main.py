@@ -239,7 +239,9 @@ def test_errors_that_threads_of_tensorstore_cannot_raise_are_not_printed():
 
 def test_an_interrupt_in_a_destructor_is_not_lost():
     program = (
-        "import time; from experiments import main; main.set_up_output()\n"
+        "import signal, time; from experiments import main; main.set_up_output()\n"
+        # A shell that starts the tests in the background lets them ignore this signal.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "class Lost:\n"
         "    def __del__(self): raise KeyboardInterrupt\n"
         "try:\n"
