@@ -7,13 +7,14 @@ in probabilistic PCA, or one variance per spatial frequency, as in `priors.low_r
 """
 
 import argparse
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from scipy import linalg
 
+from experiments import run
+from experiments.errors import UserError
 from fdrl_jax import _covariance
 
 
@@ -25,16 +26,17 @@ def main() -> None:
     parser.add_argument("workdir", type=Path, help="a run whose prior has the full covariance")
     parser.add_argument("--ranks", type=int, nargs="+", default=[0, 64, 128, 192, 320])
     arguments = parser.parse_args()
-    event_shape = tuple(
-        json.loads((arguments.workdir / "run.json").read_text())["data"]["event_shape"]
-    )
-    with np.load(arguments.workdir / "prior.npz", allow_pickle=False) as arrays:
-        factor = arrays["factor"].astype(np.float64)
-    if len(factor) != factor.shape[1]:
-        parser.error(f"{arguments.workdir} has a prior of rank {factor.shape[1]}, not a full one")
-    print(f"{'rank':>5}  {'white noise':>11}  {'per frequency':>13}")
+    try:
+        opened = run.open_run(arguments.workdir)
+        fitted = opened.prior()
+    except UserError as error:
+        parser.error(str(error))
+    if fitted is None or len(fitted.factor) != fitted.factor.shape[1]:
+        parser.error(f"{arguments.workdir} has no data-dependent prior of the full covariance")
+    factor, event_shape = fitted.factor.astype(np.float64), tuple(opened.data["event_shape"])
     if wrong := [rank for rank in arguments.ranks if not 0 <= rank < len(factor)]:
         parser.error(f"--ranks must be from 0 to {len(factor) - 1}, got {wrong[0]}")
+    print(f"{'rank':>5}  {'white noise':>11}  {'per frequency':>13}")
     for rank, white, per_frequency in divergences(factor, event_shape, arguments.ranks):
         print(f"{rank:5}  {white:11.1f}  {per_frequency:13.1f}", flush=True)
 

@@ -118,7 +118,7 @@ def low_rank(batches: Iterable[np.ndarray], rank: int, seed: int = 0) -> LowRank
     for seen in _rows(batches):
         if sketch is None:
             size = seen.rows.shape[1]
-            spectrum = np.zeros(seen.event_shape)
+            total = np.zeros(seen.event_shape)
             if not 1 <= rank <= size:
                 raise ValueError(f"the rank must be from 1 to {size}, got {rank}")
             width = min(2 * rank + 10, size)
@@ -127,13 +127,13 @@ def low_rank(batches: Iterable[np.ndarray], rank: int, seed: int = 0) -> LowRank
         projected = seen.rows @ test
         for top in range(0, len(sketch), _BLOCK):
             sketch[top : top + _BLOCK] += seen.rows[:, top : top + _BLOCK].T @ projected
-        spectrum += np.square(cosines(seen.rows, seen.event_shape)).sum(axis=0)
+        total += spectrum(seen.rows, seen.event_shape)
     if sketch is None:
         raise ValueError("a data-dependent prior needs at least one example, got none")
     sketch /= seen.num_examples
     directions, variances = _nystroem(sketch, test, rank)
-    spectrum /= seen.num_examples
-    return LowRank(seen.num_examples, seen.mean, directions, variances, spectrum)
+    total /= seen.num_examples
+    return LowRank(seen.num_examples, seen.mean, directions, variances, total)
 
 
 def covariance_factor(covariance: np.ndarray, jitter: float = 1e-4) -> np.ndarray:
@@ -179,9 +179,13 @@ def low_rank_factor(part: LowRank, jitter: float = 1e-4) -> tuple[np.ndarray, np
     Reference: Ahmed, Natarajan and Rao, "Discrete cosine transform", 1974.
     """
     factor = part.directions * np.sqrt(part.variances)
-    explained = np.square(cosines(factor.T, part.spectrum.shape)).sum(axis=0)
-    left = np.maximum(part.spectrum - explained, 0.0)
+    left = np.maximum(part.spectrum - spectrum(factor.T, part.spectrum.shape), 0.0)
     return factor.astype(np.float32), np.sqrt(left + jitter).astype(np.float32)
+
+
+def spectrum(rows: np.ndarray, event_shape: tuple[int, ...]) -> np.ndarray:
+    """Returns the diagonal of `rowsᵀ rows` in the basis of the cosines, of the event's shape."""
+    return np.asarray(np.square(cosines(rows, event_shape)).sum(axis=0))
 
 
 def cosines(rows: np.ndarray, event_shape: tuple[int, ...]) -> np.ndarray:

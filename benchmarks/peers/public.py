@@ -28,11 +28,12 @@ def add_missing(results: list[Result], images: Split, cache: Path) -> None:
       UserError: if a package of the network is missing.
     """
     features, reference = efficientnet.load(), None
+    known = set(_known(results[0]["data"], cache))
     skipped = []
     for result in results:
         run = race.run_of(result)
         for row, name in _named_rows(result):
-            if name in _known(run.data, cache):
+            if name in known:
                 continue
             if row is result["real"]:
                 pixels = race.real_images(run, images)
@@ -46,13 +47,15 @@ def add_missing(results: list[Result], images: Split, cache: Path) -> None:
             distance = frechet_distance(features(to_unit(pixels)), reference)
             line = {"images": name, PUBLIC: distance, "num_reference": len(reference)}
             append_line(_file(run.data, cache), line | efficientnet.describe())
+            known.add(name)
     if skipped:
         print(f"{len(skipped)} sets of samples were not kept in {cache}, such as {skipped[0]}")
 
 
 def merged(results: list[Result], cache: Path) -> list[Result]:
-    """Returns results with the distances that are known."""
-    return [result | _with_distances(result, _known(result["data"], cache)) for result in results]
+    """Returns results of one data set with the distances that are known."""
+    known = _known(results[0]["data"], cache)
+    return [result | _with_distances(result, known) for result in results]
 
 
 def _with_distances(result: Result, known: dict[str, float]) -> dict[str, Any]:

@@ -109,7 +109,7 @@ def compare(
 def compare_in_spaces(spaces: Mapping[str, Features], pool: Pool) -> list[Metric]:
     """Computes the metrics of `feature_scores` in feature spaces, which map images to features.
 
-    A space sees only the images that are in a draw, because its network may be slow.
+    Only the features of images that are in a draw are computed, because the network may be slow.
     """
     if not pool.draws:
         return []

@@ -73,6 +73,5 @@ def _prior(wanted: Settings, sampler: Sampler) -> FittedPrior | None:
         return None
     arrays = sampler.prior_params
     mean, factor = np.asarray(arrays["mean"], np.float64), np.asarray(arrays["factor"])
-    scale = sampler.config["prior"].get("remainder_scale")
-    scale = np.asarray(arrays["remainder_scale"]) if scale is None else scale
+    scale = {**sampler.config["prior"], **arrays}["remainder_scale"]
     return FittedPrior(mean, factor, scale, 0.0, 0)

@@ -46,16 +46,15 @@ def simplified(model: Experiment, rank: int) -> Experiment:
         return dataclasses.replace(model, network=network, settings=wanted)
     prior = {name: np.asarray(a, np.float64) for name, a in model.constants.prior.items()}
     # The variance of white noise is the same for every frequency.
-    scale = ({**model.prior_arguments, **prior})["remainder_scale"]
-    shape = model.source.event_shape
-    cosines = _covariance.cosines(prior["factor"].T, shape)
+    scale = {**model.prior_arguments, **prior}["remainder_scale"]
+    spectrum = _covariance.spectrum(prior["factor"].T, model.source.event_shape)
     left, singular, _ = np.linalg.svd(prior["factor"], full_matrices=False)
     leading = LowRank(
         model.source.num_train,
         prior["mean"],
         left[:, :rank],
         singular[:rank] ** 2,
-        np.square(cosines).sum(axis=0) + scale**2,
+        spectrum + scale**2,
     )
     factor, scale = priors.low_rank_factor(leading, jitter=0.0)
     small = {"mean": model.constants.prior["mean"], "factor": factor, "remainder_scale": scale}

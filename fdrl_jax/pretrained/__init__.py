@@ -292,9 +292,7 @@ def _prior(
     others = {name: value for name, value in arguments.items() if name != "name"}
     if arguments["name"] == "gaussian":
         mean = arrays["mean"].reshape(event_shape)
-        if "remainder_scale" in arrays:
-            others["remainder_scale"] = arrays["remainder_scale"]
-        return priors.gaussian(mean, arrays["factor"], **others)
+        return priors.gaussian(**{**others, **arrays, "mean": mean})
     makers: dict[str, Callable[..., Prior]] = {
         "normal": priors.normal,
         "uniform": priors.uniform,

@@ -1,9 +1,12 @@
 """The divergences of low-rank priors, against closed forms."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from benchmarks import low_rank
+from experiments.prior import FittedPrior
 
 # A Markov chain, like a row of pixels.
 COVARIANCE = 0.9 ** np.abs(np.subtract.outer(np.arange(24.0), np.arange(24)))
@@ -25,8 +28,9 @@ def test_more_directions_lose_less_and_frequencies_less_than_white_noise(shape):
 
 
 def test_the_command_reads_a_run_and_refuses_ranks_of_all_dimensions(tmp_path, monkeypatch, capsys):
-    (tmp_path / "run.json").write_text('{"data": {"event_shape": [24]}}')
-    np.savez(tmp_path / "prior.npz", factor=FACTOR)
+    fitted = FittedPrior(np.zeros(24), FACTOR, 0.0, 1.0, 100)
+    opened = SimpleNamespace(data={"event_shape": [24]}, prior=lambda: fitted)
+    monkeypatch.setattr(low_rank.run, "open_run", lambda path: opened)
     arguments = ["low_rank", str(tmp_path), "--ranks", "2"]
     monkeypatch.setattr("sys.argv", arguments)
     low_rank.main()
