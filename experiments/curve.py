@@ -4,15 +4,18 @@ import csv
 import io
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
+import jax
 import numpy as np
 from tqdm import tqdm
 
 from experiments import draw, pictures, run
 from experiments.classifier import open_to_judge
 from experiments.command import Command
+from experiments.data.source import Source
 from experiments.errors import UserError
 from experiments.evaluation import cheap
 from experiments.evaluation.classes import Classifier
@@ -24,9 +27,16 @@ from experiments.run import Opened
 from fdrl_jax.training import parallel, samplers
 from fdrl_jax.training.problem import FlowParams
 
-Point = tuple[int, Metric]
 _BEYOND_STEPS = 50  # Steps beyond K in the default curve.
 _MAX_POINTS = 20
+
+
+class Point(NamedTuple):
+    """A point of a curve."""
+
+    at: int  # Length of the flow, or step of the checkpoint.
+    metric: Metric
+    output: float | None = None  # Mean output of the network on the samples, by length only.
 
 
 def curve(command: Command) -> None:
@@ -58,23 +68,33 @@ def curve(command: Command) -> None:
         axis = "length of the flow, steps"
         marks = {"$K$": flow.num_steps, r"$K+\kappa$": flow.num_steps + flow.num_refine_steps}
     points = []
-    for at, metric in computed:
+    for point in computed:
         if is_first:
-            print(f"  {over} {at:<10,} {metric.name} {metric.value:.5g}")
-        points.append((at, metric))
+            of_samples = "" if point.output is None else f"   mean output {point.output:.4f}"
+            print(
+                f"  {over} {point.at:<10,} {point.metric.name} {point.metric.value:.5g}{of_samples}"
+            )
+        points.append(point)
     if not is_first:
         return
     opened.run.curves.mkdir(exist_ok=True)
     content = io.StringIO()
-    rows = [(over, points[0][1].name), *((at, metric.value) for at, metric in points)]
+    rows: list[tuple[object, ...]] = [(over, points[0].metric.name, "mean_output")]
+    rows += [(point.at, point.metric.value, point.output) for point in points]
     csv.writer(content, lineterminator="\n").writerows(rows)
     table = opened.run.curves / f"{name}.csv"
     if table.exists() and table.read_text() != content.getvalue():  # No curve replaces another.
         table = table.with_stem(f"{name}_{sha256_of_json(content.getvalue())[:8]}")
     write_text(table, content.getvalue())
-    figure = curves.metric(points, title, axis, marks)
+    pairs, balanced = [(point.at, point.metric) for point in points], None
+    if over == "length":
+        of_real = mean_output_of(opened)(_held_out(opened, num))
+        balanced = balanced_length(points, of_real)
+        where = "beyond the longest" if balanced is None else f"{balanced:,}"
+        print(f"balanced length: {where} (mean output {of_real:.4f} on held-out data)")
+    figure = curves.metric(pairs, title, axis, marks, balanced)
     picture = pictures.save(figure, table.with_suffix(".png"))
-    at, best = curves.best_of(points)
+    at, best = curves.best_of(pairs)
     print(f"best {over}: {at:,} ({best.name} {best.value:.5g})")
     print(f"values: {table}\npicture: {picture}")
 
@@ -86,6 +106,42 @@ def choose_lengths(flow: FlowParams) -> tuple[int, ...]:
     stride = next(stride for stride in strides if longest <= _MAX_POINTS * stride)
     marked = {flow.num_steps, flow.num_steps + flow.num_refine_steps, longest}
     return tuple(sorted({*range(0, longest + 1, stride), *marked}))
+
+
+def balanced_length(points: Sequence[Point], of_real: float) -> int | None:
+    """Returns the length at which samples have the mean output of real data, or `None`.
+
+    Equal densities have equal means under any function, so this is a necessary condition, which
+    needs no metric and no labels. Between two points of the curve, the mean is interpolated.
+    """
+    lengths, outputs = zip(*((point.at, point.output) for point in points), strict=True)
+    reached = next((i for i, output in enumerate(outputs) if output <= of_real), None)
+    if not reached:  # At none, or at the first.
+        return None if reached is None else lengths[0]
+    # `np.interp` wants increasing abscissas.
+    last = slice(reached, reached - 2 if reached > 1 else None, -1)
+    return round(float(np.interp(of_real, outputs[last], lengths[last])))
+
+
+def mean_output_of(opened: Opened) -> Callable[[np.ndarray], float]:
+    """Returns the mean output of the network, ratios or their logarithms, for examples [N, ...]."""
+    model = opened.experiment
+    apply, variables = (
+        jax.jit(model.problem.estimator.apply),
+        model.sampling_variables(opened.state),
+    )
+
+    def mean_output(examples: np.ndarray) -> float:
+        size = draw.batch_size(model, len(examples))
+        parts = np.split(examples, range(size, len(examples), size))
+        return float(np.mean(np.concatenate([apply(variables, part) for part in parts])))
+
+    return mean_output
+
+
+def _held_out(opened: Opened, num: int) -> np.ndarray:
+    reference = opened.run.metric_reference
+    return reference.held_out(num, 1) if isinstance(reference, Source) else reference.images[:num]
 
 
 def over_length(
@@ -107,6 +163,7 @@ def over_length(
     numbers = np.arange(-(-num_samples // size) * size, dtype=np.int32)
     batches = np.minimum(numbers, num_samples - 1).reshape(-1, size)
     points = list(draw.sample_starts(model, opened.state, num_samples)[batches])
+    mean_output = mean_output_of(opened)
     with tqdm(
         total=lengths[-1] * len(batches),
         unit="step",
@@ -122,7 +179,8 @@ def over_length(
                     points[i] = np.asarray(parallel.gather(moved))
                     bar.update(stride)
             samples = np.concatenate(points)[:num_samples]
-            yield length, cheap.cheap_metric(reference, samples, classifier)
+            metric = cheap.cheap_metric(reference, samples, classifier)
+            yield Point(length, metric, mean_output(samples))
 
 
 def over_step(
@@ -135,4 +193,4 @@ def over_step(
         state = opened.run.restored(template, step).state
         variables, constants = draw.on_devices(model, state)
         samples = sampler(variables, constants, {"refined": num_samples}, progress=True)["refined"]
-        yield step, cheap.cheap_metric(reference, samples, classifier)
+        yield Point(step, cheap.cheap_metric(reference, samples, classifier))

@@ -64,11 +64,16 @@ def training(
 
 
 def metric(
-    points: Sequence[tuple[int, Metric]], title: str, axis: str, marks: Mapping[str, int]
+    points: Sequence[tuple[int, Metric]],
+    title: str,
+    axis: str,
+    marks: Mapping[str, int],
+    balanced: int | None = None,
 ) -> Figure:
     """Draws a metric of samples against a number, such as the step, and marks the best (fig. 8).
 
-    The points are in order; `marks` are up to two positions on the horizontal axis, by name.
+    The points are in order; `marks` are up to two positions on the horizontal axis, by name,
+    and `balanced` is the length at which the network cannot tell samples from data on average.
     """
     at, values = [p for p, _ in points], [m.value for _, m in points]
     figure, ax = plt.subplots(figsize=(5.4, 3.2), layout="constrained")
@@ -80,6 +85,9 @@ def metric(
     for (name, where), side in zip(marks.items(), ("right", "left"), strict=False):
         ax.axvline(where, color=PRIOR, linewidth=0.8, linestyle=":")
         ax.annotate(name, (where, 1.0), xycoords=("data", "axes fraction"), ha=side)
+    if balanced is not None:
+        label = f"equal mean output on samples and data: {balanced:,}"
+        ax.axvline(balanced, color=DATA, linewidth=0.8, linestyle="--", label=label)
     best, best_metric = best_of(points)
     label = f"best: {best_metric.value:.3g} at {best:,}"
     ax.plot([best], [best_metric.value], "*", color=DATA, markersize=12, label=label)

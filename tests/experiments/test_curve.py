@@ -11,6 +11,7 @@ from experiments.classifier import open_to_judge
 from experiments.draw import sample_state
 from experiments.errors import UserError
 from experiments.evaluation.cheap import cheap_metric
+from experiments.evaluation.metrics import measured
 from experiments.run import open_checkpoint
 from fdrl_jax.training.problem import FlowParams
 
@@ -28,11 +29,24 @@ def test_one_pass_computes_the_metric_of_the_samples_at_every_length(trained):
 
     points = list(curve.over_length(opened, (0, 3, 4), NUM))
 
-    assert [length for length, _ in points] == [0, 3, 4]
-    for (_, metric), stage in zip(points, samples, strict=True):
+    assert [point.at for point in points] == [0, 3, 4]
+    for point, stage in zip(points, samples, strict=True):
         expected = cheap_metric(trained.metric_reference, stage)
-        assert metric.name == expected.name
-        np.testing.assert_allclose(metric.value, expected.value, rtol=1e-4, atol=1e-6)
+        assert point.metric.name == expected.name
+        np.testing.assert_allclose(point.metric.value, expected.value, rtol=1e-4, atol=1e-6)
+        output = opened.experiment.problem.estimator.apply(opened.state.ema_variables, stage)
+        np.testing.assert_allclose(point.output, np.mean(output), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("of_real", "expected"),
+    [(2.0, 0), (1.0, 0), (0.1, 12), (-0.25, 25), (-0.3, 30), (-0.4, None)],
+)
+def test_the_balanced_length_is_where_samples_have_the_mean_output_of_data(of_real, expected):
+    metric = measured("energy_distance", [1.0], num=NUM)
+    outputs = {0: 1.0, 10: 0.2, 20: -0.2, 30: -0.3, 40: -0.3}
+    points = [curve.Point(length, metric, output) for length, output in outputs.items()]
+    assert curve.balanced_length(points, of_real) == expected
 
 
 def test_mode_curve_writes_values_and_a_picture_and_names_the_best(trained, capsys):
@@ -40,10 +54,11 @@ def test_mode_curve_writes_values_and_a_picture_and_names_the_best(trained, caps
     out = capsys.readouterr().out
     start("curve", trained.root, None, {"curve.over": "step"}, num_samples=NUM)
 
-    (over, name), *values = rows(trained.curves / "length_step_4.csv")
-    assert (over, name) == ("length", "energy_distance_50")
-    assert [int(at) for at, _ in values] == [2, 4, 6]
-    best, value = min(values, key=lambda row: float(row[1]))
+    (over, name, output), *values = rows(trained.curves / "length_step_4.csv")
+    assert (over, name, output) == ("length", "energy_distance_50", "mean_output")
+    assert [int(row[0]) for row in values] == [2, 4, 6]
+    assert "balanced length: " in out
+    best, value, _ = min(values, key=lambda row: float(row[1]))
     assert f"best length: {best} (energy_distance_50 {float(value):.5g})\n" in out
     assert [row[0] for row in rows(trained.curves / "step.csv")] == ["step", "2", "4"]
     for name in ("length_step_4", "step"):
@@ -75,13 +90,13 @@ def test_a_curve_in_the_features_of_a_classifier_is_a_file_of_its_own(of_digits,
 
     assert capsys.readouterr().out.startswith("classifier: classifier, accuracy ")
     assert contents(of_digits.curves).items() > of_svc.items()
-    (over, name), *values = rows(of_digits.curves / "length_step_4_classifier.csv")
+    (over, name, _), *values = rows(of_digits.curves / "length_step_4_classifier.csv")
     assert (over, name) == ("length", f"frechet_classifier_{NUM}")
     opened = open_checkpoint(command("curve", of_digits.root))
     samples = sample_state(opened.experiment, opened.state, NUM, num_prior=NUM)
     source = opened.experiment.source
     judge, _ = open_to_judge(classifier, source.classes, source.event_shape)
-    for (_, value), stage in zip(values, (samples.prior, samples.refined), strict=True):
+    for (_, value, _), stage in zip(values, (samples.prior, samples.refined), strict=True):
         expected = cheap_metric(of_digits.metric_reference, stage, judge).value
         assert float(value) == pytest.approx(expected, rel=1e-3)
 

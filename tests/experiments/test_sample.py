@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from small_runs import contents, start
 
-from examples import robustness_classifier
+from examples import guidance_weight
 from experiments import draw
 from experiments.errors import UserError
 from experiments.files import locked
@@ -254,19 +254,24 @@ def test_a_change_without_an_effect_is_an_error(of_digits, key, label, message):
         start("sample", of_digits.root, None, {key: 2}, num_samples=2, **{"class": label})
 
 
-def test_a_classifier_of_another_library_guides_samples_of_a_run(of_images, tmp_path, monkeypatch):
-    def logits(x):  # Bright images are bees.
-        brightness = 40.0 * x.mean(axis=(1, 2, 3))
-        return jnp.stack([-brightness, brightness], axis=-1)
+def test_the_weight_of_a_guide_changes_the_shares_that_a_judge_finds(
+    of_digits, classifier, tmp_path, monkeypatch
+):
+    def logits(x):  # Bright images are of odd classes.
+        return 40.0 * x.mean(axis=(1, 2, 3))[:, None] * jnp.tile(jnp.array([-1.0, 1.0]), 5)
 
-    monkeypatch.setattr(robustness_classifier, "read", lambda path: logits)
-    argv = ["x.pt", f"--workdir={of_images.root}", "--weights", "0", "0.5", "--num_samples=20"]
-    unguided, guided = robustness_classifier.main([*argv, f"--out={tmp_path}/out"])
-    assert guided > 0.8 > unguided
+    monkeypatch.setattr(guidance_weight.robustness_classifier, "read", lambda path: logits)
+    argv = [f"--workdir={of_digits.root}", f"--judge={classifier}", f"--out={tmp_path}/out"]
+    argv += ["--num_samples=20", "--num_refine_steps=2", "--weights"]
+    guidance_weight.main([*argv, "0.5", "--guide=file_of_torch.pt"])
     with np.load(tmp_path / "out" / "weight_0.5.npz") as stored:
         drawn = stored["arr_0"]
     assert drawn[1::2].mean() > drawn[::2].mean() + 10.0
     assert (tmp_path / "out" / "weight_0.5.png").stat().st_size > 1_000
+    real, unguided, guided = guidance_weight.main([*argv, "0", "20", f"--guide={classifier}"])
+    assert guided.by_guide == guided.by_judge > unguided.by_judge
+    assert real.diversity == 1.0
+    assert real.frechet == pytest.approx(0.0, abs=1e-6)
 
 
 def test_a_class_is_given_by_name_or_number_and_the_error_suggests_the_nearest():
