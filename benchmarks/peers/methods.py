@@ -54,6 +54,7 @@ class Contestant(NamedTuple):
     train_step: steps.TrainStep
     samplers: Mapping[int, Sampler]
     fit_seconds: float = 0.0
+    log_ratio: Callable[[Variables, Array], Array] | None = None  # Of FDRL, on images.
 
 
 def defaults(shape: tuple[int, ...]) -> dict[str, Settings]:
@@ -163,6 +164,7 @@ def _fdrl(images: Images, settings: Settings, key: Array, dtype: DTypeLike) -> C
         fdrl_train_step(problem, settings, of_images),
         {num: sampler(num) for num in settings["evaluations"]},
         fit_seconds,
+        problem.estimator.apply,
     )
 
 

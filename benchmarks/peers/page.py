@@ -38,7 +38,8 @@ def line(result: Result) -> str:
     for row in [{"evaluations": "real"} | result["real"], *result["samples"]]:
         shares = f"{row['min_share']:.1%} to {row['max_share']:.1%}"
         figures = f"{row['frechet']:.3f}, {row['top_probability']:.3f}, {shares}"
-        texts.append(f"{row['evaluations']}: {figures}")
+        kept = f" ({row['kept']:.0%} kept)" if "kept" in row else ""
+        texts.append(f"{row['evaluations']}{kept}: {figures}")
     return "; ".join(texts)
 
 
@@ -65,6 +66,7 @@ def table(results: list[Result]) -> str:
         samples = [result["samples"][index] for result in group]
         is_prior = samples[0]["evaluations"] == 0
         label = "prior of FDRL" if is_prior else NAMES[order[number]]
+        label += ", kept by the ratio" if "kept" in samples[0] else ""
         rows.append(_row(label, samples, group, trained=not is_prior))
     rows += [
         f"| {NAMES[r['method']]} | {r['budget']:,.0f} | seed {r['seed']} diverged at step "
@@ -112,7 +114,7 @@ def _row(label: str, rows: list[Result], results: list[Result], *, trained: bool
             f"{mean('steps', results):,.0f}",
             f"{results[0]['parameters'] / 1e6:.2f} M",
             f"{max(result['peak_megabytes'] for result in results):,} MB",
-            f"{rows[0]['evaluations']}",
+            f"{rows[0]['evaluations'] / np.mean([row.get('kept', 1.0) for row in rows]):.0f}",
             f"{1e3 * mean('cpu_seconds'):.2f}",
         ]
     distances = ", ".join(f"{row['frechet']:.2f}" for row in rows)

@@ -69,7 +69,7 @@ def _named_rows(result: Result) -> list[tuple[Result, str]]:
     """Returns the rows of figures of a result, real images first, with the name of the images."""
     run = race.run_of(result)
     return [(result["real"], f"real-{run.seed}-{run.num_samples}")] + [
-        (row, race.samples_name(run, row["evaluations"])) for row in result["samples"]
+        (row, race.samples_name(run, row)) for row in result["samples"]
     ]
 
 

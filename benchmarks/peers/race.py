@@ -1,8 +1,10 @@
 """One run of the race: training for a number of CPU seconds, samples, and their figures."""
 
+import functools
 import math
 import resource
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,10 +19,12 @@ from benchmarks.peers.judge import Judge, load_or_train
 from benchmarks.peers.methods import Contestant, Sampler
 from experiments.data.decode import to_uint8
 from experiments.files import sha256_of_json
+from fdrl_jax import rejection
 from fdrl_jax.training import rng
 from fdrl_jax.training.state import TrainState
 
-_WARMUP_STEPS, _SAMPLE_BATCH, _GRID = 100, 250, 10
+_WARMUP_STEPS, _SAMPLE_BATCH, _NUM_PILOT, _GRID = 100, 250, 1_000, 10
+_ACCEPT = 1_000  # Folded into the key of a run, next to the numbers of its streams.
 
 
 class Run(NamedTuple):
@@ -78,12 +82,20 @@ def carry_out(run: Run, images: Split, cache: Path) -> dict[str, Any]:
         arguments = (key, train_state.ema_variables, contestant.constants)
         draw_samples(sample, arguments, _SAMPLE_BATCH)  # Compiles.
         started = time.process_time()
-        pixels = draw_samples(sample, arguments, run.num_samples)
-        seconds = round((time.process_time() - started) / run.num_samples, 6)
-        row = {"evaluations": num, "cpu_seconds": seconds, **judge.figures(pixels)}
-        result["samples"].append(row)
-        np.savez_compressed(cache / samples_name(run, num), arr_0=pixels)
-        _write_grid(cache / f"{run.data}-{run.method}-{run.budget:g}-{run.seed}-{num}.png", pixels)
+        rows: list[tuple[np.ndarray, dict[str, Any]]] = [
+            (draw_samples(sample, arguments, run.num_samples), {"evaluations": num})
+        ]
+        rows[0][1]["cpu_seconds"] = _seconds_per_sample(started, run)
+        if num and contestant.log_ratio is not None:
+            started = time.process_time()
+            kept, share = draw_kept(sample, arguments, contestant.log_ratio, run.num_samples)
+            of_kept = {"kept": share, "cpu_seconds": _seconds_per_sample(started, run)}
+            rows.append((kept, {"evaluations": num} | of_kept))
+        for pixels, row in rows:
+            result["samples"].append(row | judge.figures(pixels))
+            name = f"{run.data}-{run.method}-{run.budget:g}-{run.seed}-{kind_of(row)}.png"
+            _write_grid(cache / name, pixels)
+            np.savez_compressed(cache / samples_name(run, row), arr_0=pixels)
     return result
 
 
@@ -98,13 +110,18 @@ def real_images(run: Run, images: Split) -> np.ndarray:
     return pixels[np.random.default_rng(run.seed).permutation(len(pixels))[: run.num_samples]]
 
 
-def samples_name(run: Run, evaluations: int) -> str:
-    """Returns the name of the file of a run's samples, `arr_0` uint8 [N, H, W, C].
+def kind_of(row: dict[str, Any]) -> str:
+    """Returns the evaluations of the samples of a row, and whether only some were kept."""
+    return f"{row['evaluations']}{'-kept' if 'kept' in row else ''}"
+
+
+def samples_name(run: Run, row: dict[str, Any]) -> str:
+    """Returns the name of the file of the samples of a row, `arr_0` uint8 [N, H, W, C].
 
     It has a digest of the run, because runs with other settings have other samples.
     """
     digest = sha256_of_json(run._asdict())[:8]
-    return f"{run.data}-{run.method}-{run.budget:g}-{run.seed}-{evaluations}-{digest}.npz"
+    return f"{run.data}-{run.method}-{run.budget:g}-{run.seed}-{kind_of(row)}-{digest}.npz"
 
 
 def draw_samples(sample: Sampler, arguments: tuple[Any, ...], num: int) -> np.ndarray:
@@ -118,6 +135,47 @@ def draw_samples(sample: Sampler, arguments: tuple[Any, ...], num: int) -> np.nd
     starts = range(0, num, _SAMPLE_BATCH)
     parts = [sample(*arguments, start + jnp.arange(_SAMPLE_BATCH)) for start in starts]
     return to_uint8(np.concatenate(parts))
+
+
+def draw_kept(
+    sample: Sampler,
+    arguments: tuple[Any, ...],
+    log_ratio: Callable[[Any, jax.Array], jax.Array],
+    num: int,
+) -> tuple[np.ndarray, float]:
+    """Draws samples of FDRL until enough of them are kept by their ratio.
+
+    The bound is that of the first 1,000 samples, of which some are then kept as well.
+
+    Args:
+      sample: a compiled sampler.
+      arguments: its key, variables and constants.
+      log_ratio: of FDRL: variables and images to `log q~/p`.
+      num: number of samples.
+
+    Returns:
+      The kept samples, uint8 [num, H, W, C], and the share of samples that were kept.
+    """
+    key, variables, _ = arguments
+    outputs = jax.jit(log_ratio)
+    accept_key = jax.random.fold_in(key, _ACCEPT)
+
+    @functools.cache
+    def proposals(start: int) -> tuple[np.ndarray, np.ndarray]:
+        x = sample(*arguments, start + jnp.arange(_SAMPLE_BATCH))
+        return np.asarray(x), np.asarray(outputs(variables, x))
+
+    pilot = [proposals(start)[1] for start in range(0, _NUM_PILOT, _SAMPLE_BATCH)]
+    bound = rejection.bound(np.concatenate(pilot))
+    kept: list[np.ndarray] = []
+    start = 0
+    while sum(map(len, kept)) < num:
+        x, of_x = proposals(start)
+        batch_key = jax.random.fold_in(accept_key, start)
+        kept.append(x[np.asarray(rejection.accept(batch_key, of_x, bound, output="log_ratio"))])
+        start += _SAMPLE_BATCH
+    share = sum(map(len, kept)) / start
+    return to_uint8(np.concatenate(kept)[:num]), share
 
 
 def train(
@@ -160,6 +218,10 @@ def train(
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
         "peak_megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1_024,
     }
+
+
+def _seconds_per_sample(started: float, run: Run) -> float:
+    return round((time.process_time() - started) / run.num_samples, 6)
 
 
 def _write_grid(file: Path, pixels: np.ndarray) -> None:

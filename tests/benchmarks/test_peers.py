@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import zipfile
 from types import SimpleNamespace
 
@@ -180,7 +181,10 @@ def test_distances_in_public_features_are_added_to_the_results_whose_samples_are
     kept, lost = result("r3gan", 60.0, 3.0), result("meanflow", 60.0, 3.0)
     file = tmp_path / "results.jsonl"
     file.write_text("".join(json.dumps(one) + "\n" for one in (kept, lost)))
-    np.savez(tmp_path / race.samples_name(race.run_of(kept), 1), arr_0=np.zeros_like(pixels))
+    np.savez(
+        tmp_path / race.samples_name(race.run_of(kept), {"evaluations": 1}),
+        arr_0=np.zeros_like(pixels),
+    )
     monkeypatch.setattr(data, "load", lambda path: data.Split(*parts))
     monkeypatch.setattr(efficientnet, "load", lambda: mean_pixels)
     monkeypatch.setattr(efficientnet, "describe", lambda: {"weights_sha256": "57"})
@@ -216,8 +220,22 @@ def test_a_run_keeps_its_samples(images, tmp_path, monkeypatch):
     found = race.carry_out(run, data.Split(images, images, images), tmp_path)
     assert race.run_of(json.loads(json.dumps(found))) == run
     (row,) = found["samples"]
-    with np.load(tmp_path / race.samples_name(run, row["evaluations"])) as kept:
+    with np.load(tmp_path / race.samples_name(run, row)) as kept:
         assert (kept["arr_0"].shape, kept["arr_0"].dtype) == ((250, *SHAPE), np.uint8)
+
+
+def test_samples_are_kept_in_proportion_to_the_inverse_of_their_ratio():
+    def sample(key, variables, constants, positions):  # Every second image is bright.
+        return jnp.broadcast_to((positions % 2)[:, None, None, None], (len(positions), *SHAPE))
+
+    def log_ratio(variables, x):  # Bright images are three times too frequent.
+        return math.log(3.0) * x[:, 0, 0, 0]
+
+    kept, share = race.draw_kept(sample, (jax.random.key(0), (), ()), log_ratio, 2_000)
+    assert kept.shape == (2_000, *SHAPE)
+    bright = np.mean(kept[:, 0, 0, 0] == 255)
+    assert bright == pytest.approx(0.25, abs=0.04)
+    assert share == pytest.approx(2.0 / 3.0, abs=0.04)
 
 
 def test_settings_change_by_name():
