@@ -9,25 +9,34 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments import experiment
+from experiments.errors import UserError
 from experiments.evaluation import Samples
 from experiments.experiment import Experiment
-from fdrl_jax import interpolation
+from fdrl_jax import interpolation, rejection
 from fdrl_jax.training import parallel, samplers
 from fdrl_jax.training.state import TrainState
 
 _SMALLEST_RATIO = 1e-6
+# Of rejection: samples that set the bound, and attempts at a sample, whose positions are a stride
+# apart. Positions are int32.
+_NUM_PILOT, _STRIDE, _MAX_ATTEMPTS = 1_000, 2**20, 1_000
 _NUM_PATHS, _NUM_POINTS = 6, 11  # Of a picture of interpolations.
 
 
 class Sampler:
     """Draws samples of an experiment over all devices; compiled once per batch size.
 
-    Devices return only the given stages: "prior", "bridged", "refined".
+    Devices return only the given stages: "prior", "bridged", "refined". With `sample.rejection`,
+    the refined sample `i` is the first accepted one of those at the positions `i`, `i + 2^20`,
+    `i + 2 * 2^20` and so on, so it depends on no other sample. Other stages are of the first one.
     """
 
     def __init__(self, model: Experiment, stages: Sequence[str] = ("refined",)) -> None:
         both = samplers.make_sampler(model.problem)
         start = samplers.make_start_sampler(model.problem)
+        self._rejects = model.settings.sample.rejection and "refined" in stages
+        if self._rejects:
+            check_rejection(model)
 
         def draw(*arguments: Any) -> dict[str, jax.Array]:
             if tuple(stages) == ("prior",):
@@ -35,7 +44,14 @@ class Sampler:
             drawn = both(*arguments)
             return {stage: getattr(drawn, stage) for stage in stages}
 
-        self._model, self._mapped = model, parallel.map_sampler(draw)
+        def draw_candidates(*arguments: Any) -> dict[str, jax.Array]:
+            found = samplers.make_candidate_sampler(model.problem)(*arguments)
+            of_stages = {stage: getattr(found.stages, stage) for stage in stages}
+            return of_stages | {"output": found.output, "accepted": found.accepted}
+
+        self._model = model
+        self._mapped = parallel.map_sampler(draw_candidates if self._rejects else draw)
+        self._bound: tuple[Any, float] | None = None  # The variables, and the bound for these.
 
     def __call__(
         self,
@@ -52,27 +68,101 @@ class Sampler:
         They start with the sample number `first`; other samples never leave a device. Variables and
         constants are those of `on_devices`. Batches are as large as for a `full` number of samples,
         so that fewer samples run the same compiled program.
+
+        Raises:
+          UserError: if rejection accepts none of many attempts at a sample.
         """
         num = max(keep.values())
-        size, key = batch_size(self._model, full or num), self._model.root_key
+        size, arrays = batch_size(self._model, full or num), (variables, constants)
+        bound = self._bound_for(arrays, size) if self._rejects else 0.0
         kept: dict[str, np.ndarray] = {}
         with tqdm(total=num, unit="sample", disable=not progress, desc="sampling") as bar:
             for offset in range(0, num, size):
                 # The last batch is as large as the others, so that only one program is compiled. It
                 # repeats the last sample, because there may be no image to start further ones from.
-                numbers = np.minimum(np.arange(offset, offset + size, dtype=np.int32), num - 1)
-                positions = parallel.local_part(first + numbers)
-                batch = parallel.shard(batch_at(self._model, positions))
-                drawn = self._mapped(key, variables, constants, batch)
-                for stage, part in drawn.items():
-                    if offset < keep[stage]:
-                        values = np.asarray(parallel.gather(part))
-                        if stage not in kept:
-                            kept[stage] = np.empty((keep[stage], *values.shape[1:]), values.dtype)
-                        rows = kept[stage][offset : offset + size]
-                        rows[:] = values[: len(rows)]
+                numbers = first + np.minimum(
+                    np.arange(offset, offset + size, dtype=np.int32), num - 1
+                )
+                wanted = [stage for stage in keep if offset < keep[stage]]
+                drawn = self._draw(arrays, numbers, bound, wanted)
+                if self._rejects and "refined" in wanted:
+                    num_wanted = min(size, keep["refined"] - offset)
+                    self._replace_rejected(arrays, numbers[:num_wanted], bound, drawn)
+                for stage in wanted:
+                    values = drawn[stage]
+                    if stage not in kept:
+                        kept[stage] = np.empty((keep[stage], *values.shape[1:]), values.dtype)
+                    rows = kept[stage][offset : offset + size]
+                    rows[:] = values[: len(rows)]
                 bar.update(min(size, num - offset))
         return kept
+
+    def _draw(
+        self, arrays: tuple[Any, Any], numbers: np.ndarray, bound: float, wanted: Sequence[str]
+    ) -> dict[str, np.ndarray]:
+        """Draws a whole batch of samples, at these positions."""
+        positions = parallel.local_part(numbers)
+        batch = batch_at(self._model, positions)
+        if self._rejects:
+            batch["bound"] = np.full(len(positions), bound, np.float32)
+            wanted = [*wanted, "accepted"]
+        drawn = self._mapped(self._model.root_key, *arrays, parallel.shard(batch))
+        return {name: np.asarray(parallel.gather(drawn[name])) for name in wanted}
+
+    def _bound_for(self, arrays: tuple[Any, Any], size: int) -> float:
+        """Returns the bound of acceptance, from the ratios of the first samples."""
+        if self._bound is None or self._bound[0] is not arrays[0]:
+            starts = np.arange(0, _NUM_PILOT, size, dtype=np.int32)
+            outputs = [
+                self._draw(arrays, start + np.arange(size, dtype=np.int32), 0.0, ["output"])
+                for start in starts
+            ]
+            ratios = np.concatenate([found["output"] for found in outputs])[:_NUM_PILOT]
+            self._bound = arrays[0], float(rejection.bound(ratios))
+        return self._bound[1]
+
+    def _replace_rejected(
+        self,
+        arrays: tuple[Any, Any],
+        numbers: np.ndarray,
+        bound: float,
+        drawn: dict[str, np.ndarray],
+    ) -> None:
+        """Replaces rejected samples by the first of the next ones that is accepted."""
+        size, attempt = len(drawn["accepted"]), 1
+        drawn["refined"] = drawn["refined"].copy()  # What comes from a device is read-only.
+        rejected = np.flatnonzero(~drawn["accepted"][: len(numbers)])
+        while len(rejected):
+            # A batch has several attempts at each sample, so that no part of it is idle.
+            each = min(size // len(rejected), _MAX_ATTEMPTS - attempt)
+            if not each:
+                raise UserError(
+                    f"sample.rejection: {_MAX_ATTEMPTS:,} attempts at a sample were rejected; "
+                    "train for longer, or do without rejection"
+                )
+            attempts = attempt + np.arange(each, dtype=np.int32)
+            positions = numbers[rejected] + attempts[:, None] * np.int32(_STRIDE)
+            found = self._draw(arrays, np.resize(positions, size), bound, ["refined"])
+            accepted, refined = (
+                found[name][: positions.size].reshape(*positions.shape, *found[name].shape[1:])
+                for name in ("accepted", "refined")
+            )
+            hit, place = accepted.any(axis=0), accepted.argmax(axis=0)
+            drawn["refined"][rejected[hit]] = refined[place[hit], np.flatnonzero(hit)]
+            rejected, attempt = rejected[~hit], attempt + each
+
+
+def check_rejection(model: Experiment, num_samples: int = 0) -> None:
+    """Raises an error if so many samples of this kind cannot be rejected and drawn anew."""
+    if model.source.is_translation:
+        reason = "is not for translations, because no source image should be left out"
+    elif model.labels is not None:
+        reason = "is not for samples of a class, because the ratio is that of all classes"
+    elif num_samples > _STRIDE:
+        reason = f"is for at most {_STRIDE:,} samples, got --num_samples={num_samples:,}"
+    else:
+        return
+    raise UserError(f"sample.rejection {reason}; set it to False")
 
 
 def on_devices(model: Experiment, state: TrainState) -> tuple[Any, Any]:

@@ -56,6 +56,8 @@ def sample(command: Command) -> None:
     num = command.num_samples or wanted.evaluate.num_samples
     if num > _MAX_SAMPLES:
         raise UserError(f"--num_samples={num:,}: at most {_MAX_SAMPLES:,} samples can be numbered")
+    if wanted.sample.rejection:
+        draw.check_rejection(model, num)
     record = _describe(opened, model, num)
     path = _find_path(opened, record)
     picture, record_file, parts = (_next_to(path, s) for s in ("picture.png", "json", "parts"))

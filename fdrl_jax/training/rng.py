@@ -25,6 +25,7 @@ class Stream(enum.IntEnum):
     PRIOR = 3
     FLOW = 4
     SAMPLE = 5  # Root of the streams of sampling, which keeps them apart from those of training.
+    ACCEPT = 6  # Of sampling only.
 
 
 def root_key(seed: int) -> Array:

@@ -6,9 +6,11 @@ the same from every sampler here. The key is an argument, so a new seed does not
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 
+from fdrl_jax import rejection
 from fdrl_jax.langevin import TwoStage, flow, two_stage
 from fdrl_jax.priors import Batch
 from fdrl_jax.training import rng
@@ -18,6 +20,7 @@ from fdrl_jax.training.state import Variables
 Array = jax.Array
 Sampler = Callable[[Array, Variables, Constants, Batch], TwoStage]
 ArraySampler = Callable[[Array, Variables, Constants, Batch], Array]
+CandidateSampler = Callable[[Array, Variables, Constants, Batch], "Candidates"]
 Segment = Callable[[Array, Variables, Constants, Batch, int | Array], Array]
 
 
@@ -44,6 +47,43 @@ def make_sampler(problem: Problem) -> Sampler:
             **problem.method.schedules(),
             unroll=problem.flow.unroll,
         )
+
+    return sample
+
+
+class Candidates(NamedTuple):
+    """Samples before rejection.
+
+    Attributes:
+      stages: the samples, each [B, ...].
+      output: of the estimator on the refined ones, [B].
+      accepted: whether these are kept, [B].
+    """
+
+    stages: TwoStage
+    output: Array
+    accepted: Array
+
+
+def make_candidate_sampler(problem: Problem) -> CandidateSampler:
+    """Builds the sampler of `make_sampler` that also decides which samples are kept by their ratio.
+
+    Args:
+      problem: as for `make_sampler`, without a condition: the ratio is that of the whole data.
+
+    Returns:
+      `(key, variables, constants, batch) -> Candidates`. The batch has "position" and "bound", the
+      bound of `rejection.accept` in the unit of the output, [B]. The decision on a sample depends
+      only on the key, its position and its bound.
+    """
+    draw = make_sampler(problem)
+
+    def sample(key: Array, variables: Variables, constants: Constants, batch: Batch) -> Candidates:
+        stages = draw(key, variables, constants, batch)
+        output = problem.estimator.apply(variables, stages.refined)
+        keys = rng.example_keys(_root(key), rng.Stream.ACCEPT, batch["position"])
+        accepted = rejection.accept(keys, output, batch["bound"], output=problem.output)
+        return Candidates(stages, output, accepted)
 
     return sample
 

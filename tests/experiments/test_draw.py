@@ -2,8 +2,10 @@
 
 import dataclasses
 
+import jax
 import numpy as np
-from small_runs import command
+import pytest
+from small_runs import command, start
 
 from experiments import experiment, pictures
 from experiments.data.load import load
@@ -15,8 +17,11 @@ from experiments.draw import (
     sample_starts,
     sample_state,
 )
+from experiments.errors import UserError
 from experiments.run import open_checkpoint
-from fdrl_jax.training import parallel
+from fdrl_jax import rejection
+from fdrl_jax.training import parallel, samplers
+from fdrl_jax.training.problem import Estimator
 
 NUM, NUM_PRIOR = 50, 10
 
@@ -72,3 +77,58 @@ def test_the_points_of_a_path_share_their_noise_and_its_ends_are_samples_of_the_
         assert not np.allclose(noise[0], noise[1], atol=0.1)
     (spherical, _), (linear, _) = sheets["spherical"], sheets["linear"]
     np.testing.assert_allclose(spherical[:, [0, -1]], linear[:, [0, -1]], atol=1e-5)
+
+
+@pytest.fixture
+def uneven(trained):
+    """A run whose ratio is large on the right side, drawn with rejection, and its state."""
+    opened = open_checkpoint(command("sample", trained.root, None, {"sample.rejection": True}))
+    estimator = Estimator(lambda variables, x: 3.0 * x[:, 0])
+    problem = opened.experiment.problem._replace(estimator=estimator)
+    return dataclasses.replace(opened.experiment, problem=problem), opened.state
+
+
+def test_a_rejected_sample_is_replaced_by_its_next_attempt_that_is_accepted(uneven):
+    model, state = uneven
+    sampler, arrays = Sampler(model), on_devices(model, state)
+    kept = sampler(*arrays, {"refined": NUM})["refined"]
+    _, bound = sampler._bound
+
+    candidates = jax.jit(samplers.make_candidate_sampler(model.problem))
+    replaced = 0
+    for i in range(0, NUM, 7):
+        positions = i + np.arange(200, dtype=np.int32) * 2**20
+        batch = {"position": positions, "bound": np.full(200, bound, np.float32)}
+        found = candidates(model.root_key, state.ema_variables, model.constants, batch)
+        first = int(np.argmax(found.accepted))
+        assert found.accepted[first]
+        replaced += first > 0
+        np.testing.assert_allclose(kept[i], found.stages.refined[first], rtol=1e-5, atol=1e-6)
+    assert replaced > 0
+    again = sampler(*arrays, {"refined": 10}, first=NUM - 10, full=NUM)["refined"]
+    np.testing.assert_allclose(kept[-10:], again, rtol=1e-5, atol=1e-6)
+
+
+def test_rejection_changes_the_distribution_but_no_other_stage(uneven):
+    model, state = uneven
+    plain = dataclasses.replace(
+        model,
+        settings=dataclasses.replace(
+            model.settings, sample=dataclasses.replace(model.settings.sample, rejection=False)
+        ),
+    )
+    before, after = (sample_state(m, state, NUM, num_prior=NUM) for m in (plain, model))
+    np.testing.assert_allclose(before.prior, after.prior, rtol=1e-5, atol=1e-6)
+    assert after.refined[:, 0].mean() < before.refined[:, 0].mean() - 0.1
+
+
+def test_samples_that_cannot_be_drawn_anew_are_refused(trained, uneven, monkeypatch):
+    model, state = uneven
+    with pytest.raises(UserError, match="at most 1,048,576 samples, got --num_samples=2,000,000"):
+        start("sample", trained.root, None, {"sample.rejection": True}, num_samples=2_000_000)
+    of_class = dataclasses.replace(model, labels=lambda positions: positions)
+    with pytest.raises(UserError, match="is not for samples of a class"):
+        Sampler(of_class)
+    monkeypatch.setattr(rejection, "accept", lambda keys, outputs, *_, **__: outputs < -1e9)
+    with pytest.raises(UserError, match="1,000 attempts at a sample were rejected"):
+        Sampler(model)(*on_devices(model, state), {"refined": 4})
