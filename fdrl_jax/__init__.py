@@ -19,6 +19,7 @@ from fdrl_jax import (
     priors,
     ratio,
     refinement,
+    rejection,
     training,
 )
 from fdrl_jax.divergences import first_variation
@@ -58,6 +59,7 @@ __all__ = [
     "ratio",
     "refine",
     "refinement",
+    "rejection",
     "training",
     "two_stage",
 ]
