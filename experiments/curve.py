@@ -70,10 +70,9 @@ def curve(command: Command) -> None:
     points = []
     for point in computed:
         if is_first:
-            of_samples = "" if point.output is None else f"   mean output {point.output:.4f}"
-            print(
-                f"  {over} {point.at:<10,} {point.metric.name} {point.metric.value:.5g}{of_samples}"
-            )
+            found = f"{point.metric.name} {point.metric.value:.5g}"
+            output = "" if point.output is None else f"   mean output {point.output:.4f}"
+            print(f"  {over} {point.at:<10,} {found}{output}")
         points.append(point)
     if not is_first:
         return
@@ -126,10 +125,8 @@ def balanced_length(points: Sequence[Point], of_real: float) -> int | None:
 def mean_output_of(opened: Opened) -> Callable[[np.ndarray], float]:
     """Returns the mean output of the network, ratios or their logarithms, for examples [N, ...]."""
     model = opened.experiment
-    apply, variables = (
-        jax.jit(model.problem.estimator.apply),
-        model.sampling_variables(opened.state),
-    )
+    variables = model.sampling_variables(opened.state)
+    apply = jax.jit(model.problem.estimator.apply)
 
     def mean_output(examples: np.ndarray) -> float:
         size = draw.batch_size(model, len(examples))
