@@ -153,7 +153,7 @@ class Sampler:
 
 
 def check_rejection(model: Experiment, num_samples: int = 0) -> None:
-    """Raises an error if so many samples of this kind cannot be rejected and drawn anew."""
+    """Raises an error if so many samples of this kind cannot be rejected and drawn again."""
     if model.source.is_translation:
         reason = "is not for translations, because no source image should be left out"
     elif model.labels is not None:

@@ -361,7 +361,7 @@ class Sample(Section):
     weights: OfFlow[Literal["ema", "raw"]] = "ema"
     """Parameters that draw samples: averaged (ema), or those of the last step (raw)."""
     rejection: OfFlow[bool] = False
-    """Whether a sample is kept with a probability inverse to its ratio, and drawn anew otherwise.
+    """Whether a sample is kept with a probability inverse to its ratio, and drawn again otherwise.
     This balances modes and classes, for about twice the cost."""
     format: Free[Literal["npz", "zip"]] = "npz"
     """Format of the samples: an .npz file, or a zip of PNG files."""

@@ -122,7 +122,7 @@ def test_rejection_changes_the_distribution_but_no_other_stage(uneven):
     assert after.refined[:, 0].mean() < before.refined[:, 0].mean() - 0.1
 
 
-def test_samples_that_cannot_be_drawn_anew_are_refused(trained, uneven, monkeypatch):
+def test_samples_that_cannot_be_drawn_again_are_refused(trained, uneven, monkeypatch):
     model, state = uneven
     with pytest.raises(UserError, match="at most 1,048,576 samples, got --num_samples=2,000,000"):
         start("sample", trained.root, None, {"sample.rejection": True}, num_samples=2_000_000)
