@@ -12,7 +12,7 @@ from experiments import experiment
 from experiments.errors import UserError
 from experiments.evaluation import Samples
 from experiments.experiment import Experiment
-from fdrl_jax import interpolation, rejection
+from fdrl_jax import interpolation, refinement
 from fdrl_jax.training import parallel, samplers
 from fdrl_jax.training.state import TrainState
 
@@ -118,7 +118,7 @@ class Sampler:
                 for start in starts
             ]
             ratios = np.concatenate([found["output"] for found in outputs])[:_NUM_PILOT]
-            self._bound = arrays[0], float(rejection.bound(ratios))
+            self._bound = arrays[0], float(refinement.acceptance_bound(ratios))
         return self._bound[1]
 
     def _replace_rejected(

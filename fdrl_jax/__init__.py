@@ -19,7 +19,6 @@ from fdrl_jax import (
     priors,
     ratio,
     refinement,
-    rejection,
     training,
 )
 from fdrl_jax.divergences import first_variation
@@ -27,7 +26,7 @@ from fdrl_jax.langevin import TwoStage, drift, flow, langevin_step, noise_scale,
 from fdrl_jax.method import FDRL, objective
 from fdrl_jax.pretrained import Sampler, pretrained
 from fdrl_jax.ratio import fit_ratio, importance_weights, log_density, mutual_information
-from fdrl_jax.refinement import refine
+from fdrl_jax.refinement import accept, acceptance_bound, refine
 
 __version__ = "0.2.0"
 
@@ -36,6 +35,8 @@ __all__ = [
     "Sampler",
     "TwoStage",
     "__version__",
+    "accept",
+    "acceptance_bound",
     "bregman",
     "compose",
     "divergences",
@@ -59,7 +60,6 @@ __all__ = [
     "ratio",
     "refine",
     "refinement",
-    "rejection",
     "training",
     "two_stage",
 ]

@@ -1,12 +1,18 @@
-"""Refinement of a generator's samples by its discriminator (DGflow), without training.
+"""Better samples by a ratio that is already trained: refinement and rejection.
 
-A discriminator estimates the density ratio of the generator's samples and the data. The flow along
-this ratio moves the samples towards the data. The ratio is stale: it belongs to the samples before
-the flow. It is trained where these samples and the data are, and anywhere else its gradient has no
-meaning. To improve a generator reliably, train `FDRL` with the generator's samples as `x0`.
+Refinement (DGflow, `refine`) is for a generator and its discriminator, which estimates the density
+ratio of the generator's samples and the data. The flow along this ratio moves the samples towards
+the data. The ratio is stale: it belongs to the samples before the flow. It is trained where these
+samples and the data are, and anywhere else its gradient has no meaning. To improve a generator
+reliably, train `FDRL` with the generator's samples as `x0`.
 
-Reference: Ansari, Ang and Soh, "Refining Deep Generative Models via Discriminator Gradient Flow",
-arXiv 2012.00780.
+Rejection (`accept`) is for samples of a trained flow. With little noise, the flow moves samples
+within a mode and hardly any mass from one mode to another, so some modes stay too frequent. The
+ratio `r = q~/p` knows by how much. If a sample `x` is kept with a probability proportional to
+`1 / r(x)`, the kept samples follow the data `p`, as far as the ratio is right for the samples.
+
+References: Ansari, Ang and Soh, "Refining Deep Generative Models via Discriminator Gradient Flow",
+arXiv 2012.00780. Azadi et al., "Discriminator Rejection Sampling", ICLR 2019.
 """
 
 import warnings
@@ -15,9 +21,11 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
+from jax.typing import ArrayLike
 
+from fdrl_jax import _keys
 from fdrl_jax.compose import Estimator, product
-from fdrl_jax.divergences import FDivergence, first_variation
+from fdrl_jax.divergences import FDivergence, Output, check_output, first_variation
 from fdrl_jax.langevin import as_floating, flow, noise_scale
 
 Array = jax.Array
@@ -130,3 +138,59 @@ def _warn_of_distance(before: Array, after: Array) -> None:
             "as x0",
             stacklevel=3,
         )
+
+
+def acceptance_bound(outputs: ArrayLike, quantile: float = 0.05) -> Array:
+    """Returns the bound `c` as a quantile of the outputs on some samples.
+
+    With the quantile 0, rejection is exact on these samples, and a single one with a small ratio
+    can make acceptance rare. A larger quantile keeps too few of the samples with the smallest
+    ratios, and accepts more.
+
+    Args:
+      outputs: ratios or their logarithms of samples of the flow, [N]; about 1,000 are enough.
+      quantile: from 0 to 1.
+
+    Returns:
+      The bound in the unit of the outputs, a scalar.
+
+    Raises:
+      ValueError: if there are no outputs, or for another quantile.
+    """
+    outputs = jnp.asarray(outputs)
+    if outputs.ndim != 1 or not outputs.size:
+        raise ValueError(f"outputs must have shape [N] with N > 0, got {outputs.shape}")
+    if not 0.0 <= quantile <= 1.0:
+        raise ValueError(f"quantile must be from 0 to 1, got {quantile}")
+    return jnp.quantile(outputs, quantile)
+
+
+def accept(key: Array, outputs: ArrayLike, bound: ArrayLike, *, output: Output) -> Array:
+    """Decides which samples are kept: `x` with probability `min(1, c / r(x))`.
+
+    Args:
+      key: one key, or one per example, [B].
+      outputs: of the estimator on samples of the flow, [B].
+      bound: `c`, as from `acceptance_bound`, in the unit of the outputs.
+      output: what these are: "ratio" or "log_ratio". A ratio below the bound is kept, also a
+        negative one, which an unconstrained network may have.
+
+    Returns:
+      True for the samples to keep, [B].
+
+    Raises:
+      ValueError: for another `output`, or if the number of keys is wrong.
+    """
+    check_output(output)
+    outputs = jnp.asarray(outputs)
+    keys = _keys.of_batch(key, outputs)
+    if output == "log_ratio":
+        probabilities = jnp.exp(jnp.minimum(0.0, bound - outputs))
+    else:
+        probabilities = jnp.where(outputs > bound, bound / outputs, 1.0)
+    if keys.ndim:
+        uniform = jax.vmap(jax.random.uniform)(keys)
+    else:
+        uniform = jax.random.uniform(keys, outputs.shape)
+    kept: Array = uniform < probabilities
+    return kept

@@ -19,7 +19,7 @@ from benchmarks.peers.judge import Judge, load_or_train
 from benchmarks.peers.methods import Contestant, Sampler
 from experiments.data.decode import to_uint8
 from experiments.files import sha256_of_json
-from fdrl_jax import rejection
+from fdrl_jax import refinement
 from fdrl_jax.training import rng
 from fdrl_jax.training.state import TrainState
 
@@ -166,13 +166,13 @@ def draw_kept(
         return np.asarray(x), np.asarray(outputs(variables, x))
 
     pilot = [proposals(start)[1] for start in range(0, _NUM_PILOT, _SAMPLE_BATCH)]
-    bound = rejection.bound(np.concatenate(pilot))
+    bound = refinement.acceptance_bound(np.concatenate(pilot))
     kept: list[np.ndarray] = []
     start = 0
     while sum(map(len, kept)) < num:
         x, of_x = proposals(start)
         batch_key = jax.random.fold_in(accept_key, start)
-        kept.append(x[np.asarray(rejection.accept(batch_key, of_x, bound, output="log_ratio"))])
+        kept.append(x[np.asarray(refinement.accept(batch_key, of_x, bound, output="log_ratio"))])
         start += _SAMPLE_BATCH
     share = sum(map(len, kept)) / start
     return to_uint8(np.concatenate(kept)[:num]), share

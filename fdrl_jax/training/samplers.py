@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import jax
 
-from fdrl_jax import rejection
+from fdrl_jax import refinement
 from fdrl_jax.langevin import TwoStage, flow, two_stage
 from fdrl_jax.priors import Batch
 from fdrl_jax.training import rng
@@ -73,7 +73,7 @@ def make_candidate_sampler(problem: Problem) -> CandidateSampler:
 
     Returns:
       `(key, variables, constants, batch) -> Candidates`. The batch has "position" and "bound", the
-      bound of `rejection.accept` in the unit of the output, [B]. The decision on a sample depends
+      bound of `refinement.accept` in the unit of the output, [B]. The decision on a sample depends
       only on the key, its position and its bound.
     """
     draw = make_sampler(problem)
@@ -82,7 +82,7 @@ def make_candidate_sampler(problem: Problem) -> CandidateSampler:
         stages = draw(key, variables, constants, batch)
         output = problem.estimator.apply(variables, stages.refined)
         keys = rng.example_keys(_root(key), rng.Stream.ACCEPT, batch["position"])
-        accepted = rejection.accept(keys, output, batch["bound"], output=problem.output)
+        accepted = refinement.accept(keys, output, batch["bound"], output=problem.output)
         return Candidates(stages, output, accepted)
 
     return sample

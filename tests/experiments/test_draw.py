@@ -19,7 +19,7 @@ from experiments.draw import (
 )
 from experiments.errors import UserError
 from experiments.run import open_checkpoint
-from fdrl_jax import rejection
+from fdrl_jax import refinement
 from fdrl_jax.training import parallel, samplers
 from fdrl_jax.training.problem import Estimator
 
@@ -129,6 +129,6 @@ def test_samples_that_cannot_be_drawn_again_are_refused(trained, uneven, monkeyp
     of_class = dataclasses.replace(model, labels=lambda positions: positions)
     with pytest.raises(UserError, match="is not for samples of a class"):
         Sampler(of_class)
-    monkeypatch.setattr(rejection, "accept", lambda keys, outputs, *_, **__: outputs < -1e9)
+    monkeypatch.setattr(refinement, "accept", lambda keys, outputs, *_, **__: outputs < -1e9)
     with pytest.raises(UserError, match="1,000 attempts at a sample were rejected"):
         Sampler(model)(*on_devices(model, state), {"refined": 4})

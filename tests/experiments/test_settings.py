@@ -187,6 +187,7 @@ def test_settings_are_grouped_by_when_they_may_change():
     assert of_scopes[2].keys() == {
         *(key for key in DECLARED if key.startswith("flow.")),
         "seed",
+        "sample.rejection",
         "sample.weights",
     }
 
