@@ -63,16 +63,16 @@ def measure(
 ) -> Row:
     """Computes the figures of images [N, H, W, C] that should be of the classes `labels` [N].
 
-    `real` are held-out images and their classes.
+    `real` are the judge's features of held-out images, and their classes.
     """
     apply, variables = guide
     guessed = robustness_classifier.all_logits(lambda x: apply(variables, x), x).argmax(axis=1)
-    (probabilities, features), (_, of_real) = judge(x), judge(real[0])
+    probabilities, features = judge(x)
     return Row(
         float(np.mean(guessed == labels)),
         float(np.mean(probabilities.argmax(axis=1) == labels)),
-        frechet_distance(features, of_real),
-        _spread(features, labels) / _spread(of_real, real[1]),
+        frechet_distance(features, real[0]),
+        _spread(features, labels) / _spread(*real),
     )
 
 
@@ -99,21 +99,18 @@ def main(argv: Sequence[str]) -> list[Row]:
     changes: dict[str, Any] = {"condition.label": sample.ALL}
     if options.num_refine_steps is not None:
         changes["condition.num_refine_steps"] = options.num_refine_steps
-    rows: list[Row] = []
+    opened = run.open_checkpoint(Command(mode="sample", folder=options.workdir, changes=changes))
+    source, guide = opened.experiment.source, guide_of(options.guide, opened)
+    judge, _ = classifier.open_to_judge(options.judge, source.classes, source.event_shape)
+    reference: Any = opened.run.metric_reference  # Of images with classes, as is the judge.
+    real = judge(reference.images)[1], reference.labels
+    rows = [measure(reference.images, reference.labels, guide, judge, real)]
+    print(f"real images: {rows[0]}")
     for weight in options.weights:
         changes["condition.weight"] = weight
-        opened = run.open_checkpoint(
-            Command(mode="sample", folder=options.workdir, changes=changes)
-        )
-        source = opened.experiment.source
-        reference: Any = opened.run.metric_reference  # Of images with classes, as is the judge.
-        guide = guide_of(options.guide, opened)
+        command = Command(mode="sample", folder=options.workdir, changes=changes)
+        opened = run.open_checkpoint(command)
         model = sample.conditioned(opened.experiment, guide)
-        judge, _ = classifier.open_to_judge(options.judge, source.classes, source.event_shape)
-        real = reference.images, reference.labels
-        if not rows:
-            rows.append(measure(*real, guide, judge, real))
-            print(f"real images: {rows[0]}")
         drawn = draw.Sampler(model)(
             *draw.on_devices(model, opened.state), {"refined": options.num_samples}, progress=True
         )["refined"]

@@ -73,7 +73,7 @@ def metric(
     """Draws a metric of samples against a number, such as the step, and marks the best (fig. 8).
 
     The points are in order; `marks` are up to two positions on the horizontal axis, by name,
-    and `balanced` is the length at which the network cannot tell samples from data on average.
+    and `balanced` is the length at which samples and data have the same mean output.
     """
     at, values = [p for p, _ in points], [m.value for _, m in points]
     figure, ax = plt.subplots(figsize=(5.4, 3.2), layout="constrained")
