@@ -1,5 +1,7 @@
 """Random keys of a batch: one for all of its examples, or one per example."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -82,7 +84,16 @@ def normal_like(key: Array, x: Array) -> Array:
       TypeError: as for `of_batch`.
       ValueError: as for `of_batch`.
     """
+    return _draw_like(jax.random.normal, key, x)
+
+
+def uniform_like(key: Array, x: Array) -> Array:
+    """Draws uniform numbers in [0, 1) as `normal_like` draws normal ones, with the same errors."""
+    return _draw_like(jax.random.uniform, key, x)
+
+
+def _draw_like(draw: Callable[..., Array], key: Array, x: Array) -> Array:
     key = of_batch(key, x)
     if key.ndim == 0:
-        return jax.random.normal(key, x.shape, x.dtype)
-    return jax.vmap(lambda k: jax.random.normal(k, x.shape[1:], x.dtype))(key)
+        return draw(key, x.shape, x.dtype)
+    return jax.vmap(lambda k: draw(k, x.shape[1:], x.dtype))(key)

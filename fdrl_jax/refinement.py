@@ -183,14 +183,11 @@ def accept(key: Array, outputs: ArrayLike, bound: ArrayLike, *, output: Output) 
     """
     check_output(output)
     outputs = jnp.asarray(outputs)
-    keys = _keys.of_batch(key, outputs)
+    # In float32 for outputs of half precision too, whose uniform numbers are coarse.
+    uniform = _keys.uniform_like(key, outputs.astype(jnp.float32))
     if output == "log_ratio":
         probabilities = jnp.exp(jnp.minimum(0.0, bound - outputs))
     else:
         probabilities = jnp.where(outputs > bound, bound / outputs, 1.0)
-    if keys.ndim:
-        uniform = jax.vmap(jax.random.uniform)(keys)
-    else:
-        uniform = jax.random.uniform(keys, outputs.shape)
     kept: Array = uniform < probabilities
     return kept
