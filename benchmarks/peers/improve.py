@@ -62,7 +62,7 @@ def improve(
 ) -> list[tuple[str, float, dict[str, float]]]:
     """Returns the figures of the generator, of FDRL from its samples, and of real images."""
     dtype, key = jnp.dtype(arguments.precision), rng.root_key(seed)
-    settings = methods.defaults(images.contestants.pixels.shape[1:])
+    settings = methods.defaults(images.contestants.pixels.shape[1:], arguments.seconds)
     few = settings["flow_matching"] | {"evaluations": [_NUM_EVALUATIONS]}
     rival = methods.build("flow_matching", images.contestants, few, seed=seed, dtype=dtype)
     trained, _ = race.train(rival, few["learning_rate"], key, arguments.seconds)

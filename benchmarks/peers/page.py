@@ -36,11 +36,15 @@ def line(result: Result) -> str:
     texts = [f"{result['method']}, seed {result['seed']}, {result['steps']} steps"]
     texts += ["diverged"] if result["diverged"] else []
     for row in [{"evaluations": "real"} | result["real"], *result["samples"]]:
-        shares = f"{row['min_share']:.1%} to {row['max_share']:.1%}"
-        figures = f"{row['frechet']:.3f}, {row['top_probability']:.3f}, {shares}"
         kept = f" ({row['kept']:.0%} kept)" if "kept" in row else ""
-        texts.append(f"{row['evaluations']}{kept}: {figures}")
+        texts.append(figures_line(f"{row['evaluations']}{kept}", row))
     return "; ".join(texts)
+
+
+def figures_line(name: str, figures: dict[str, Any]) -> str:
+    """Returns the figures of images in text: distance, top probability and class shares."""
+    shares = f"{figures['min_share']:.1%} to {figures['max_share']:.1%}"
+    return f"{name}: {figures['frechet']:.3f}, {figures['top_probability']:.3f}, {shares}"
 
 
 def of_present_settings(results: list[Result], name: str) -> list[Result]:
@@ -49,7 +53,8 @@ def of_present_settings(results: list[Result], name: str) -> list[Result]:
         result
         for result in results
         if result["data"] == name
-        and result["settings"] == methods.defaults(tuple(result["shape"]))[result["method"]]
+        and result["settings"]
+        == methods.defaults(tuple(result["shape"]), result["budget"])[result["method"]]
     ]
 
 

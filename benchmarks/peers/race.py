@@ -60,6 +60,13 @@ def judge_accuracy(run: Run, images: Split, cache: Path) -> float:
     return open_judge(run, images, cache).accuracy
 
 
+def judged(run: Run, images: Split, cache: Path, samples: np.ndarray) -> dict[str, Any]:
+    """Returns the figures of samples, [N, H, W, C] uint8, and of as many real images."""
+    judge = open_judge(run, images, cache)
+    real = judge.figures(real_images(run, images))
+    return {"samples": judge.figures(samples), "real images": real}
+
+
 def carry_out(run: Run, images: Split, cache: Path) -> dict[str, Any]:
     """Trains, draws and judges; returns the result, and writes the samples and pictures of 100."""
     key, train_images = rng.root_key(run.seed), images.contestants

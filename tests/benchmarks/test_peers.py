@@ -31,7 +31,7 @@ SMALL = {
 
 
 def settings(method: str) -> dict:
-    return methods.defaults(SHAPE)[method] | {"width": 8, "batch_size": 8} | SMALL[method]
+    return methods.defaults(SHAPE, 600.0)[method] | {"width": 8, "batch_size": 8} | SMALL[method]
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +135,7 @@ def test_the_judge_ranks_real_images_before_noise(tmp_path, monkeypatch):
 
 def result(method: str, budget: float, frechet: float, **changes) -> dict:
     figures = {"frechet": frechet, "top_probability": 0.9, "min_share": 0.05, "max_share": 0.2}
-    chosen = methods.defaults(SHAPE)[method]
+    chosen = methods.defaults(SHAPE, budget)[method]
     found = race.Run("set", method, chosen, 1, budget, 250, "float32")._asdict() | {
         "steps": 10, "train_cpu_seconds": budget, "loss": 1.0, "diverged": False,
         "parameters": 1_000_000, "peak_megabytes": 500, "shape": SHAPE, "images": 112,
@@ -239,7 +239,7 @@ def test_samples_are_kept_in_proportion_to_the_inverse_of_their_ratio():
 
 
 def test_settings_change_by_name():
-    before = methods.defaults(SHAPE)["fdrl"]
+    before = methods.defaults(SHAPE, 600.0)["fdrl"]
     after = program.changed("fdrl", before, ["b1=0.9", "blocks=[[8, 1]]"])
     assert after == before | {"b1": 0.9, "blocks": [[8, 1]]}
     with pytest.raises(ValueError, match="num_latents: fdrl has no such setting; allowed: b1"):
@@ -271,3 +271,32 @@ def test_a_run_that_has_a_line_is_skipped(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         program.main([f"--results={tmp_path / 'r.jsonl'}", "--name=other", "--table"])
     assert "has no results for --name=other" in capsys.readouterr().err
+
+
+def test_samples_of_another_program_are_judged_like_those_of_a_run(tmp_path, monkeypatch, capsys):
+    rs = np.random.default_rng(0)
+    pixels = rs.integers(0, 256, (64, *SHAPE), dtype=np.uint8)
+    split = data.Split(*3 * [data.Images(pixels, np.arange(64, dtype=np.int32) % 2)])
+    monkeypatch.setattr(data, "load", lambda path: split)
+    monkeypatch.setattr(program, "_in_new_process", lambda function, *rest: function(*rest))
+    monkeypatch.setattr(judge, "_NUM_EPOCHS", 1)
+    monkeypatch.setattr(judge, "_SPEC", judge.networks.ResNetSpec(8, ((8, 2),)))
+    monkeypatch.setenv("XLA_FLAGS", "")
+    command = ["--data=set.zip", "--precision=float32", f"--cache={tmp_path}"]
+    np.savez(tmp_path / "same.npz", pixels)
+    program.main([*command, "--judge", str(tmp_path / "same.npz")])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["samples", "real images"]
+    assert float(lines[0].split()[1].rstrip(",")) == pytest.approx(0.0, abs=1e-3)
+    np.savez(tmp_path / "floats.npz", pixels.astype(np.float32))
+    with pytest.raises(SystemExit):
+        program.main([*command, "--judge", str(tmp_path / "floats.npz")])
+    assert "uint8 [N, 8, 8, 1], found float32 (64, 8, 8, 1)" in capsys.readouterr().err
+
+
+def test_short_trainings_on_grey_images_have_other_settings():
+    short, long = (methods.defaults(SHAPE, budget)["fdrl"] for budget in (600.0, 1800.0))
+    assert (short["batch_size"], short["gradient_penalty"]) == (32, 3.0)
+    assert (long["batch_size"], long["gradient_penalty"]) == (64, 1.0)
+    colour = [methods.defaults((32, 32, 3), budget)["fdrl"] for budget in (600.0, 1800.0)]
+    assert colour[0] == colour[1]
