@@ -20,7 +20,7 @@ from PIL import Image
 DOCS = Path(__file__).parent
 IMAGES, PAGE, TIMES = DOCS / "images", DOCS / "gallery.md", DOCS / "gallery_times.json"
 WORKDIR = "runs/gallery"
-LEVEL_BITS, JPEG_QUALITY = 5, 80
+LEVEL_BITS, MOST_COLOURS, JPEG_QUALITY = 5, 512, 80
 MAIN = "python -m experiments.main"
 
 
@@ -393,16 +393,20 @@ def collect(entry: Entry, workdir: Path) -> None:
             continue
         if image.getchannel("R").tobytes() == image.getchannel("B").tobytes():  # Grey.
             image = image.convert("L")
-        with_fewer_levels(image).save(IMAGES / target, optimize=True)
+        compact(image).save(IMAGES / target, optimize=True)
 
 
-def with_fewer_levels(image: Image.Image) -> Image.Image:
+def compact(image: Image.Image) -> Image.Image:
     """Rounds each channel to 32 levels, which halves the file and leaves heat maps without bands.
 
-    A palette of 256 colours would be smaller still, but it shows bands.
+    Lines and points then have so few colours that a palette halves it once more.
     """
     levels = np.asarray(image) >> (8 - LEVEL_BITS)
-    return Image.fromarray((levels * (255 / (2**LEVEL_BITS - 1))).round().astype(np.uint8))
+    pixels = (levels * (255 / (2**LEVEL_BITS - 1))).round().astype(np.uint8)
+    image = Image.fromarray(pixels)
+    if image.mode == "L" or image.getcolors(MOST_COLOURS) is None:
+        return image
+    return image.quantize(256, dither=Image.Dither.NONE)
 
 
 def page(times: dict[str, int]) -> str:

@@ -23,7 +23,7 @@ import numpy as np
 from scipy.spatial.distance import pdist
 
 from examples import robustness_classifier
-from experiments import classifier, draw, run, sample
+from experiments import classifier, draw, precision, run, sample
 from experiments.command import Command
 from experiments.data.decode import to_uint8
 from experiments.evaluation.classes import Classifier
@@ -96,6 +96,7 @@ def main(argv: Sequence[str]) -> list[Row]:
     add("--out", type=Path, default=Path("runs/guidance_weight"))
     options = parser.parse_args(argv)
     options.out.mkdir(parents=True, exist_ok=True)
+    precision.set_cpu_flags(bfloat16=True)  # Before JAX starts its backend.
     changes: dict[str, Any] = {"condition.label": sample.ALL}
     if options.num_refine_steps is not None:
         changes["condition.num_refine_steps"] = options.num_refine_steps
@@ -104,8 +105,9 @@ def main(argv: Sequence[str]) -> list[Row]:
     judge, _ = classifier.open_to_judge(options.judge, source.classes, source.event_shape)
     reference: Any = opened.run.metric_reference  # Of images with classes, as is the judge.
     real = judge(reference.images)[1], reference.labels
-    rows = [measure(reference.images, reference.labels, guide, judge, real)]
-    print(f"real images: {rows[0]}")
+    half, other = ([part[start::2] for part in (reference.images, *real)] for start in range(2))
+    rows = [measure(half[0], half[2], guide, judge, (other[1], other[2]))]
+    print(f"real images, one half and the other: {rows[0]}")
     for weight in options.weights:
         changes["condition.weight"] = weight
         command = Command(mode="sample", folder=options.workdir, changes=changes)

@@ -19,6 +19,8 @@ NAMES = {
     "meanflow": "MeanFlow",
     "r3gan": "R3GAN, small",
 }
+_PRIOR = "prior of FDRL"
+_MOST_EVALUATIONS = 36  # Per sample in the picture, so that no method has more.
 _COLUMNS = (
     "method", "CPU seconds", "seeds", "steps", "parameters", "peak memory", "evaluations",
     "ms per sample", "top probability", "class shares", "Fréchet distance",
@@ -67,12 +69,10 @@ def table(results: list[Result]) -> str:
         for index in range(len(result["samples"])):
             key = (result["budget"], order.index(result["method"]), index)
             groups.setdefault(key, []).append(result)
-    for (_, number, index), group in sorted(groups.items()):
+    for (_, _, index), group in sorted(groups.items()):
         samples = [result["samples"][index] for result in group]
-        is_prior = samples[0]["evaluations"] == 0
-        label = "prior of FDRL" if is_prior else NAMES[order[number]]
-        label += ", kept by the ratio" if "kept" in samples[0] else ""
-        rows.append(_row(label, samples, group, trained=not is_prior))
+        label = _label(group[0], samples[0])
+        rows.append(_row(label, samples, group, trained=label != _PRIOR))
     rows += [
         f"| {NAMES[r['method']]} | {r['budget']:,.0f} | seed {r['seed']} diverged at step "
         f"{r['steps']:,} |" + " |" * (len(_COLUMNS) - 3)
@@ -84,27 +84,47 @@ def table(results: list[Result]) -> str:
 
 
 def draw(results: list[Result], file: Path) -> None:
-    """Draws the distance against the CPU seconds: a line per method, a point per seed."""
+    """Draws the distance against the CPU seconds: a line per method, a point per seed.
+
+    A point is the longest sampling of at most 36 evaluations per sample, also per kept sample.
+    """
+    points: dict[str, list[tuple[float, float]]] = {}
+    for result in sorted(results, key=lambda result: list(NAMES).index(result["method"])):
+        rows = [row for row in result["samples"] if 0 < _evaluations([row]) <= _MOST_EVALUATIONS]
+        for label, row in {_label(result, row): row for row in rows}.items():
+            points.setdefault(label, []).append((result["budget"], row["frechet"]))
     figure, ax = plt.subplots(figsize=(6.4, 4.0), layout="constrained", dpi=130)
-    for method, label in NAMES.items():
-        points = [
-            (result["budget"], result["samples"][-1]["frechet"])
-            for result in results
-            if result["method"] == method and result["samples"]
-        ]
-        if points:
-            budgets, distances = np.array(points).T
-            each = np.unique(budgets)
-            means = [distances[budgets == budget].mean() for budget in each]
-            (drawn,) = ax.plot(each, means, lw=1.5, label=label)
-            ax.plot(budgets, distances, "o", ms=4, color=drawn.get_color())
+    for label, of_label in points.items():
+        budgets, distances = np.array(of_label).T
+        each = np.unique(budgets)
+        means = [distances[budgets == budget].mean() for budget in each]
+        (drawn,) = ax.plot(each, means, lw=1.5, label=label)
+        ax.plot(budgets, distances, "o", ms=4, color=drawn.get_color())
     real = np.mean([result["real"]["frechet"] for result in results])
     ax.axhline(real, color="0.4", ls="--", lw=1, label="real images")
+    prior = [r["frechet"] for result in results for r in result["samples"] if not r["evaluations"]]
+    if prior:
+        ax.axhline(np.mean(prior), color="0.4", ls=":", lw=1, label=_PRIOR)
     ax.set(xscale="log", yscale="log", xlabel="CPU seconds of training", ylabel="Fréchet distance")
-    ax.legend(fontsize=8)
+    ticks = sorted({result["budget"] for result in results})
+    ax.set_xticks(ticks, [f"{tick:,g}" for tick in ticks])
+    ax.minorticks_off()
+    ax.legend(fontsize=8, frameon=False)
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file)
     plt.close(figure)
+
+
+def _label(result: Result, row: dict[str, Any]) -> str:
+    """Returns what a table calls samples."""
+    if row["evaluations"] == 0:
+        return _PRIOR
+    return NAMES[result["method"]] + (", kept by the ratio" if "kept" in row else "")
+
+
+def _evaluations(rows: list[dict[str, Any]]) -> float:
+    """Returns the evaluations per sample that is kept, for the same samples of several seeds."""
+    return float(rows[0]["evaluations"] / np.mean([row.get("kept", 1.0) for row in rows]))
 
 
 def _row(label: str, rows: list[Result], results: list[Result], *, trained: bool) -> str:
@@ -119,7 +139,7 @@ def _row(label: str, rows: list[Result], results: list[Result], *, trained: bool
             f"{mean('steps', results):,.0f}",
             f"{results[0]['parameters'] / 1e6:.2f} M",
             f"{max(result['peak_megabytes'] for result in results):,} MB",
-            f"{rows[0]['evaluations'] / np.mean([row.get('kept', 1.0) for row in rows]):.0f}",
+            f"{_evaluations(rows):.0f}",
             f"{1e3 * mean('cpu_seconds'):.2f}",
         ]
     distances = ", ".join(f"{row['frechet']:.2f}" for row in rows)

@@ -270,8 +270,8 @@ def test_the_weight_of_a_guide_changes_the_shares_that_a_judge_finds(
     assert (tmp_path / "out" / "weight_0.5.png").stat().st_size > 1_000
     real, unguided, guided = guidance_weight.main([*argv, "0", "20", f"--guide={classifier}"])
     assert guided.by_guide == guided.by_judge > unguided.by_judge
-    assert real.diversity == 1.0
-    assert real.frechet == pytest.approx(0.0, abs=1e-6)
+    assert real.diversity == pytest.approx(1.0, abs=0.2)
+    assert 0.0 < real.frechet < guided.frechet
 
 
 def test_a_class_is_given_by_name_or_number_and_the_error_suggests_the_nearest():
