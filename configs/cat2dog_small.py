@@ -3,12 +3,12 @@
 Command: python -m experiments.main --config=configs/cat2dog_small.py --data_dir=FOLDER_OR_ZIP
   --workdir=runs/cat2dog_small
 Other classes: --config.data.source_class=horse --config.data.target_class=deer
-Cost: with version 0.1 and its settings, about 15 min on two CPU cores, with evaluation and report.
-  The current settings were not timed; --mode=dry_run estimates their cost.
-Score: with version 0.1 and its settings, a support-vector classifier assigned 46% of 200 held-out
-  cats to dogs after the flow, 32% before it, and 59% of real dogs, so it is a weak classifier. The
-  distance of an image to its own source was 0.08 (root mean square), and that of a random dog to a
-  cat 0.70. The flow did not change the outlines of the cats; that would need longer training.
+Cost: with 800 steps of batch 32, 6 min on one core of an Intel Xeon with AMX, in bfloat16;
+  --mode=dry_run estimates that of the settings below.
+Score: after these 800 steps, a classifier of CIFAR-10 assigns 42% and 40% of 200 held-out cats to
+  dogs (seeds 1 and 2; 20% before the flow, and 56% of real dogs). The Fréchet distance to dogs in
+  its features is 3.4 and 3.5 (7.9 before, real dogs 2.8). The flow changes textures and colours and
+  not the outlines, so one still sees cats; docs/paper.md has more.
 """
 
 from ml_collections import ConfigDict
