@@ -315,6 +315,22 @@ ENTRIES = (
         },
     ),
     Entry(
+        "race",
+        "\n".join(
+            f"python -m benchmarks.peers --results=benchmarks/peers/results.jsonl --name={name} "
+            f"--picture=runs/gallery/race/{name}.png"
+            for name in ("mnist-60k", "cifar10-50k")
+        ),
+        {
+            "race_mnist.png": (
+                "race/mnist-60k.png",
+                "MNIST: the Fréchet distance of FDRL and of other models against their CPU seconds "
+                "of training, at no more than 36 evaluations per sample.",
+            ),
+            "race_cifar10.png": ("race/cifar10-50k.png", "The same on CIFAR-10."),
+        },
+    ),
+    Entry(
         "what_goes_wrong",
         "python -m docs.what_goes_wrong --workdir=runs/gallery/what_goes_wrong",
         {

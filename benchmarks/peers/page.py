@@ -93,7 +93,7 @@ def draw(results: list[Result], file: Path) -> None:
         rows = [row for row in result["samples"] if 0 < _evaluations([row]) <= _MOST_EVALUATIONS]
         for label, row in {_label(result, row): row for row in rows}.items():
             points.setdefault(label, []).append((result["budget"], row["frechet"]))
-    figure, ax = plt.subplots(figsize=(6.4, 4.0), layout="constrained", dpi=130)
+    figure, ax = plt.subplots(figsize=(7.4, 3.6), layout="constrained", dpi=130)
     for label, of_label in points.items():
         budgets, distances = np.array(of_label).T
         each = np.unique(budgets)
@@ -109,7 +109,7 @@ def draw(results: list[Result], file: Path) -> None:
     ticks = sorted({result["budget"] for result in results})
     ax.set_xticks(ticks, [f"{tick:,g}" for tick in ticks])
     ax.minorticks_off()
-    ax.legend(fontsize=8, frameon=False)
+    figure.legend(loc="outside right upper", fontsize=8, frameon=False)
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file)
     plt.close(figure)
