@@ -289,6 +289,17 @@ ENTRIES = (
         },
     ),
     Entry(
+        "stale_and_guided_mnist",
+        "python -m examples.stale_and_guided --data=MNIST --out=runs/gallery/stale_and_guided_mnist",
+        {
+            "stale_and_guided_mnist.png": (
+                "stale_and_guided_mnist/stale_and_guided.png",
+                "The same on 3,000 images of MNIST.",
+            )
+        },
+        needs_data="MNIST",
+    ),
+    Entry(
         "ratios",
         "python -m docs.ratio_pictures --out=runs/gallery/ratios",
         {
@@ -389,8 +400,10 @@ def draw(entry: Entry, workdir: Path, data: Mapping[str, str]) -> float:
     for line in entry.command.replace(WORKDIR, str(workdir)).splitlines():
         command = [sys.executable, *shlex.split(line)[1:]]
         if entry.needs_data:
-            wanted, path = f"--data_dir={entry.needs_data}", data[entry.needs_data]
-            command = [f"--data_dir={path}" if a == wanted else a for a in command]
+            named, path = f"={entry.needs_data}", data[entry.needs_data]
+            command = [
+                a.removesuffix(named) + f"={path}" if a.endswith(named) else a for a in command
+            ]
         subprocess.run(command, check=True, cwd=DOCS.parent)
     seconds = time.perf_counter() - started
     collect(entry, workdir)
