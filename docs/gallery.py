@@ -290,7 +290,8 @@ ENTRIES = (
     ),
     Entry(
         "stale_and_guided_mnist",
-        "python -m examples.stale_and_guided --data=MNIST --out=runs/gallery/stale_and_guided_mnist",
+        "python -m examples.stale_and_guided --data=MNIST "
+        "--out=runs/gallery/stale_and_guided_mnist",
         {
             "stale_and_guided_mnist.png": (
                 "stale_and_guided_mnist/stale_and_guided.png",
@@ -397,14 +398,11 @@ def draw(entry: Entry, workdir: Path, data: Mapping[str, str]) -> float:
     shutil.rmtree(workdir / entry.name, ignore_errors=True)
     workdir.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
-    for line in entry.command.replace(WORKDIR, str(workdir)).splitlines():
-        command = [sys.executable, *shlex.split(line)[1:]]
-        if entry.needs_data:
-            named, path = f"={entry.needs_data}", data[entry.needs_data]
-            command = [
-                a.removesuffix(named) + f"={path}" if a.endswith(named) else a for a in command
-            ]
-        subprocess.run(command, check=True, cwd=DOCS.parent)
+    script = entry.command.replace(WORKDIR, str(workdir))
+    if entry.needs_data:
+        script = script.replace(f"={entry.needs_data}", f"={shlex.quote(data[entry.needs_data])}")
+    for line in script.splitlines():
+        subprocess.run([sys.executable, *shlex.split(line)[1:]], check=True, cwd=DOCS.parent)
     seconds = time.perf_counter() - started
     collect(entry, workdir)
     return seconds
