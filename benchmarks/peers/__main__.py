@@ -62,7 +62,8 @@ def main(argv: list[str] | None = None) -> None:
         parser.error("--judge needs --data=FILE.zip for the reference images")
     if arguments.data and not arguments.public_features:
         try:
-            _judge(arguments) if arguments.judge else _run_missing(arguments)
+            carry_out = _judge if arguments.judge else _run_missing
+            carry_out(arguments)
         except (OSError, ValueError) as error:
             parser.error(str(error))
     if not (arguments.table or arguments.picture or arguments.public_features):
