@@ -105,8 +105,8 @@ def main(argv: Sequence[str]) -> list[Row]:
     judge, _ = classifier.open_to_judge(options.judge, source.classes, source.event_shape)
     reference: Any = opened.run.metric_reference  # Of images with classes, as is the judge.
     real = judge(reference.images)[1], reference.labels
-    half, other = ([part[start::2] for part in (reference.images, *real)] for start in range(2))
-    rows = [measure(half[0], half[2], guide, judge, (other[1], other[2]))]
+    other_half = real[0][1::2], real[1][1::2]
+    rows = [measure(reference.images[::2], reference.labels[::2], guide, judge, other_half)]
     print(f"real images, one half and the other: {rows[0]}")
     for weight in options.weights:
         changes["condition.weight"] = weight

@@ -62,7 +62,7 @@ def train(network: torch.nn.Module, pixels: np.ndarray, batch_size: int, seconds
     with tqdm(total=round(seconds), unit="CPU s", desc="torchcfm") as bar:
         while spent < seconds:
             chosen = to_unit(pixels[rs.integers(len(pixels), size=batch_size)])
-            real = torch.from_numpy(np.asarray(chosen)).permute(0, 3, 1, 2).contiguous()
+            real = torch.from_numpy(chosen).permute(0, 3, 1, 2).contiguous()
             noise = torch.randn_like(real)
             t, x, velocity = matcher.sample_location_and_conditional_flow(noise, real)
             loss = torch.mean((network(t, x) - velocity) ** 2)

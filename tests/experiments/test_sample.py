@@ -274,6 +274,18 @@ def test_the_weight_of_a_guide_changes_the_shares_that_a_judge_finds(
     assert 0.0 < real.frechet < guided.frechet
 
 
+def test_images_have_no_distance_to_themselves_and_their_own_diversity():
+    images, labels = np.random.default_rng(0).random((20, 4, 4, 1)), np.arange(20) % 2
+
+    def judge(x):
+        return np.eye(2)[np.arange(len(x)) % 2], x.reshape(len(x), -1)[:, :3]
+
+    guide = (lambda _, x: jnp.tile(jnp.array([0.0, 1.0]), (len(x), 1))), ()
+    row = guidance_weight.measure(images, labels, guide, judge, (judge(images)[1], labels))
+    assert (row.by_guide, row.by_judge, row.diversity) == (0.5, 1.0, 1.0)
+    assert row.frechet == pytest.approx(0.0, abs=1e-6)
+
+
 def test_a_class_is_given_by_name_or_number_and_the_error_suggests_the_nearest():
     classes, positions = ("airplane", "bird", "cat", "horse"), np.arange(12)
     for name in ("cat", "2"):
