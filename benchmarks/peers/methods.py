@@ -87,6 +87,7 @@ def defaults(shape: tuple[int, ...], budget: float) -> dict[str, Settings]:
         "gradient_penalty_fraction": 0.25,
         "dequantisation": 0.03,
         "jitter": 3e-4,
+        "prior_clip": [-1.0, 1.0],
         "evaluations": [0, *lengths],  # 0 is the prior.
     }
     flow_matching = {
@@ -142,7 +143,7 @@ def _fdrl(images: Images, settings: Settings, key: Array, dtype: DTypeLike) -> C
     shape, num_steps = images.pixels.shape[1:], settings["num_steps"]
     moments = priors.moments(to_unit(part) for part in np.array_split(images.pixels, 16))
     factor = priors.covariance_factor(moments.covariance, settings["jitter"])
-    prior = priors.gaussian(moments.mean.reshape(shape), factor)
+    prior = priors.gaussian(moments.mean.reshape(shape), factor, clip=settings["prior_clip"])
     fit_seconds = time.process_time() - started
     problem = fdrl_problem(
         network := make_critic(settings, dtype),
