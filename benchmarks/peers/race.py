@@ -11,19 +11,21 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import serialization
 from PIL import Image
 
 from benchmarks.peers import methods
 from benchmarks.peers.data import Split
 from benchmarks.peers.judge import Judge, load_or_train
 from benchmarks.peers.methods import Contestant, Sampler
+from experiments import files
 from experiments.data.decode import to_uint8
-from experiments.files import sha256_of_json
 from fdrl_jax import refinement
 from fdrl_jax.training import rng
 from fdrl_jax.training.state import TrainState
 
 _WARMUP_STEPS, _SAMPLE_BATCH, _NUM_PILOT, _GRID = 100, 250, 1_000, 10
+_CHECKPOINT_SECONDS = 600.0
 _ACCEPT = 1_000  # Folded into the key of a run, next to the numbers of its streams.
 
 
@@ -73,7 +75,10 @@ def carry_out(run: Run, images: Split, cache: Path) -> dict[str, Any]:
     contestant = methods.build(
         run.method, train_images, run.settings, seed=run.seed, dtype=jnp.dtype(run.precision)
     )
-    train_state, trained = train(contestant, run.settings["learning_rate"], key, run.budget)
+    checkpoint = cache / f"{_stem(run, 'training')}.msgpack"
+    train_state, trained = train(
+        contestant, run.settings["learning_rate"], key, run.budget, checkpoint
+    )
     judge = open_judge(run, images, cache)
     result = run._asdict() | trained
     result |= {
@@ -103,6 +108,7 @@ def carry_out(run: Run, images: Split, cache: Path) -> dict[str, Any]:
             name = f"{run.data}-{run.method}-{run.budget:g}-{run.seed}-{kind_of(row)}.png"
             _write_grid(cache / name, pixels)
             np.savez_compressed(cache / samples_name(run, row), arr_0=pixels)
+    checkpoint.unlink(missing_ok=True)
     return result
 
 
@@ -123,12 +129,17 @@ def kind_of(row: dict[str, Any]) -> str:
 
 
 def samples_name(run: Run, row: dict[str, Any]) -> str:
-    """Returns the name of the file of the samples of a row, `arr_0` uint8 [N, H, W, C].
+    """Returns the name of the file of the samples of a row, `arr_0` uint8 [N, H, W, C]."""
+    return f"{_stem(run, kind_of(row))}.npz"
 
-    It has a digest of the run, because runs with other settings have other samples.
+
+def _stem(run: Run, kind: str) -> str:
+    """Returns the name of a file of a run, without its ending.
+
+    It has a digest of the run, because runs with other settings have other files.
     """
-    digest = sha256_of_json(run._asdict())[:8]
-    return f"{run.data}-{run.method}-{run.budget:g}-{run.seed}-{kind_of(row)}-{digest}.npz"
+    digest = files.sha256_of_json(run._asdict())[:8]
+    return f"{run.data}-{run.method}-{run.budget:g}-{run.seed}-{kind}-{digest}"
 
 
 def draw_samples(sample: Sampler, arguments: tuple[Any, ...], num: int) -> np.ndarray:
@@ -186,9 +197,13 @@ def draw_kept(
 
 
 def train(
-    contestant: Contestant, learning_rate: float, key: jax.Array, budget: float
+    contestant: Contestant,
+    learning_rate: float,
+    key: jax.Array,
+    budget: float,
+    checkpoint: Path | None = None,
 ) -> tuple[TrainState, dict[str, Any]]:
-    """Trains until the process has used its CPU seconds; compilation does not count.
+    """Trains until the CPU seconds are used; compilation does not count.
 
     The learning rate falls with the cosine of the share of the budget that is used. Each contestant
     therefore ends its schedule exactly with its budget, also on a busy machine.
@@ -198,28 +213,41 @@ def train(
       learning_rate: after a short warm-up.
       key: root key of the run.
       budget: CPU seconds.
+      checkpoint: a file from which an interrupted training goes on, with the seconds that it had
+        used. It is written every ten CPU minutes.
 
     Returns:
       The last state and the figures of the training. "diverged" means that the loss is not finite.
     """
     train_state, constants = contestant.train_state, contestant.constants
+    used = saved = 0.0
+    if checkpoint and checkpoint.exists():
+        empty = {"state": train_state, "used": used}
+        found = serialization.from_bytes(empty, checkpoint.read_bytes())
+        train_state = jax.tree.map(jnp.asarray, found["state"])
+        used = saved = found["used"]
     step = jax.jit(contestant.train_step, donate_argnums=1)
     step = step.lower(key, train_state, constants).compile()
-    started = time.process_time() - contestant.fit_seconds
-    num_steps, loss, share = 0, 0.0, 0.0
-    while share < 1.0 and math.isfinite(loss):
+    started = time.process_time() - max(used, contestant.fit_seconds)
+    num_steps, loss = int(train_state.step), 0.0
+    while used < budget and math.isfinite(loss):
         warmup = min(1.0, (num_steps + 1) / _WARMUP_STEPS)
-        rate = learning_rate * warmup * 0.5 * (1.0 + math.cos(math.pi * share))
+        rate = learning_rate * warmup * 0.5 * (1.0 + math.cos(math.pi * used / budget))
         hyperparams = {"learning_rate": jnp.float32(rate)}
         opt_state = train_state.opt_state._replace(hyperparams=hyperparams)
         train_state, metrics = step(key, train_state._replace(opt_state=opt_state), constants)
         loss = float(metrics["loss"])
         num_steps += 1
-        share = (time.process_time() - started) / budget
+        used = time.process_time() - started
+        if checkpoint and used > saved + _CHECKPOINT_SECONDS:
+            content = {"state": jax.tree.map(np.asarray, train_state), "used": used}
+            with files.replacing(checkpoint) as stream:
+                stream.write(serialization.to_bytes(content))
+            saved = used
     params = train_state.variables["params"]
     return train_state, {
         "steps": num_steps,
-        "train_cpu_seconds": round(time.process_time() - started, 1),
+        "train_cpu_seconds": round(used, 1),
         "loss": loss,
         "diverged": not math.isfinite(loss),
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),

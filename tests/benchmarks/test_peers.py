@@ -94,6 +94,23 @@ def test_flow_matching_learns_a_constant_image():
     assert jnp.mean((drawn - target) ** 2) < 0.2 * jnp.mean((prior - target) ** 2)
 
 
+def test_an_interrupted_training_goes_on_from_its_checkpoint(images, tmp_path, monkeypatch):
+    contestant = methods.build("fdrl", images, settings("fdrl"), seed=0, dtype=jnp.float32)
+    file, key = tmp_path / "training.msgpack", rng.root_key(0)
+    monkeypatch.setattr(race, "_CHECKPOINT_SECONDS", 0.0)  # After each step.
+    budget = contestant.fit_seconds + 0.5
+    before, first = race.train(contestant, 1e-3, key, budget, file)
+    fresh = methods.build("fdrl", images, settings("fdrl"), seed=0, dtype=jnp.float32)
+    # Less than what was used: the state comes back, and there is nothing left to do.
+    after, second = race.train(fresh, 1e-3, key, budget, file)
+    assert second["steps"] == first["steps"] > 1
+    assert second["train_cpu_seconds"] == pytest.approx(first["train_cpu_seconds"], abs=0.11)
+    jax.tree.map(np.testing.assert_array_equal, before, after)
+    _, third = race.train(fresh, 1e-3, key, 2 * budget, file)
+    assert third["steps"] > first["steps"]
+    assert third["train_cpu_seconds"] == pytest.approx(2 * budget, rel=0.5)
+
+
 def test_a_loss_that_is_not_finite_ends_the_training(images):
     contestant = methods.build("fdrl", images, settings("fdrl"), seed=0, dtype=jnp.float32)
     _, found = race.train(contestant, float("nan"), rng.root_key(0), budget=60.0)
