@@ -64,26 +64,25 @@ def defaults(shape: tuple[int, ...], budget: float) -> dict[str, Settings]:
 
     Args:
       shape: of an image, [H, W, C].
-      budget: CPU seconds. FDRL has other settings on grey images if there are few.
+      budget: CPU seconds. With few of them, FDRL has smaller batches of grey images.
     """
     is_grey = shape[-1] == 1
-    is_short = is_grey and budget < _SHORT
     shared: Settings = {"batch_size": 64, "flip": not is_grey, "b1": 0.9, "b2": 0.999}
     # Found with three minutes of MNIST; docs/budget.md has the trials.
     tuned = {"learning_rate": 4e-3, "batch_size": 32}
     blocks = [[64, 2], [64, 2], [128, 1]] if is_grey else [[64, 2], [128, 1], [128, 2], [128, 1]]
     critic = {"width": 32, "blocks": blocks, "clip_norm": None, "ema_rate": 0.998}
     # The recipe for small images of configs/base.py, with the changes of configs/mnist.py and
-    # configs/cifar10_small.py. Short trainings need more steps and a stronger penalty.
+    # configs/cifar10_small.py. Short trainings need more steps.
     num_steps, lengths = (12, [18, 36]) if is_grey else (6, [7])
     fdrl = critic | {
-        "batch_size": 64 if is_grey and not is_short else 32,
+        "batch_size": 64 if is_grey and budget >= _SHORT else 32,
         "learning_rate": 5e-4,
         "b1": 0.5,
         "num_steps": num_steps,
         "step_size": round(2.75 * math.sqrt(math.prod(shape)) / num_steps, 1),
         "noise_scale": 0.007 if is_grey else 0.01,
-        "gradient_penalty": 3.0 if is_short else 1.0,
+        "gradient_penalty": 1.0,
         "gradient_penalty_fraction": 0.25,
         "dequantisation": 0.03,
         "jitter": 3e-4,
