@@ -74,7 +74,7 @@ def defaults(shape: tuple[int, ...], budget: float) -> dict[str, Settings]:
     critic = {"width": 32, "blocks": blocks, "clip_norm": None, "ema_rate": 0.998}
     # The recipe for small images of configs/base.py, with the changes of configs/mnist.py and
     # configs/cifar10_small.py. Short trainings need more steps.
-    num_steps, lengths = (12, [18, 36]) if is_grey else (6, [7])
+    num_steps, lengths = (12, [15, 18, 36]) if is_grey else (6, [7])
     fdrl = critic | {
         "batch_size": 64 if is_grey and budget >= _SHORT else 32,
         "learning_rate": 5e-4,

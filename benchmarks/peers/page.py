@@ -50,29 +50,30 @@ def figures_line(name: str, figures: dict[str, Any]) -> str:
 
 
 def of_present_settings(results: list[Result], name: str) -> list[Result]:
-    """Returns the results of a data set, without those of settings that are not the default."""
-    return [
-        result
-        for result in results
-        if result["data"] == name
-        and result["settings"]
-        == methods.defaults(tuple(result["shape"]), result["budget"])[result["method"]]
-    ]
+    """Returns the results of a data set, without those of trainings that are not the default."""
+
+    def is_default(result: Result) -> bool:
+        default = methods.defaults(tuple(result["shape"]), result["budget"])[result["method"]]
+        # How often samples are evaluated changes no training.
+        return result["settings"] | {"evaluations": default["evaluations"]} == default
+
+    return [result for result in results if result["data"] == name and is_default(result)]
 
 
 def table(results: list[Result]) -> str:
     """Returns a table in Markdown: means over seeds, and the distance of each seed."""
     order = list(NAMES)
     rows = [_row("real images", [result["real"] for result in results], results, trained=False)]
-    groups: dict[tuple[float, int, int], list[Result]] = {}
+    groups: dict[tuple[float, int, int, bool], list[tuple[Result, Result]]] = {}
     for result in results:
-        for index in range(len(result["samples"])):
-            key = (result["budget"], order.index(result["method"]), index)
-            groups.setdefault(key, []).append(result)
-    for (_, _, index), group in sorted(groups.items()):
-        samples = [result["samples"][index] for result in group]
-        label = _label(group[0], samples[0])
-        rows.append(_row(label, samples, group, trained=label != _PRIOR))
+        for row in result["samples"]:
+            method = order.index(result["method"])
+            key = (result["budget"], method, row["evaluations"], "kept" in row)
+            groups.setdefault(key, []).append((row, result))
+    for _, group in sorted(groups.items()):
+        samples, trained = map(list, zip(*group, strict=True))
+        label = _label(trained[0], samples[0])
+        rows.append(_row(label, samples, trained, trained=label != _PRIOR))
     rows += [
         f"| {NAMES[r['method']]} | {r['budget']:,.0f} | seed {r['seed']} diverged at step "
         f"{r['steps']:,} |" + " |" * (len(_COLUMNS) - 3)

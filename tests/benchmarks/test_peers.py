@@ -165,18 +165,23 @@ def result(method: str, budget: float, frechet: float, **changes) -> dict:
 def test_the_table_has_means_over_seeds_and_no_trials_of_tuning(tmp_path):
     trial = result("r3gan", 60.0, 9.0)
     trial["settings"] = trial["settings"] | {"b1": 0.3}
+    longer = result("r3gan", 60.0, 7.0, seed=3)
+    longer["settings"] = longer["settings"] | {"evaluations": [1, 2]}
+    longer["samples"] = [longer["samples"][0] | {"evaluations": num} for num in (2, 1)]
     found = [
         result("r3gan", 60.0, 3.0),
         result("r3gan", 60.0, 5.0, seed=2),
         result("fdrl", 60.0, 2.0, diverged=True, samples=[]),
         result("fdrl", 60.0, 2.0, data="other"),
         trial,
+        longer,
     ]
     file = tmp_path / "results.jsonl"
     file.write_text("".join(json.dumps(one) + "\n" for one in found))
     kept = page.of_present_settings(page.read(file), "set")
     table = page.table(kept)
-    assert "| 4.00 (3.00, 5.00) |" in table
+    assert "| 5.00 (3.00, 5.00, 7.00) |" in table
+    assert "| 7.00 |" in table  # Two evaluations, with one seed.
     assert "seed 1 diverged at step 10" in table
     assert "9.00" not in table
     page.draw(kept, tmp_path / "curve.png")
