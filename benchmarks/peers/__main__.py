@@ -3,7 +3,7 @@
 Run: taskset -c 0 python -m benchmarks.peers --data=MNIST.zip --budgets 600 1800 --seeds 1 2
 The zip has one folder of PNG or JPEG files per class. Each run adds a line to the results, and a
 run that has a line is skipped, so the same command resumes an interrupted race. A training is saved
-every ten CPU minutes and goes on from there. A budget is in CPU seconds of one process; compare
+every ten CPU minutes and continues from there. A budget is in CPU seconds of one process; compare
 runs of one machine only. To tune a method, change its settings:
   python -m benchmarks.peers --data=MNIST.zip --methods fdrl --budgets 180 --set learning_rate=1e-3
 To print the table and draw the curve of the results:

@@ -213,7 +213,7 @@ def train(
       learning_rate: after a short warm-up.
       key: root key of the run.
       budget: CPU seconds.
-      checkpoint: a file from which an interrupted training goes on, with the seconds that it had
+      checkpoint: a file from which an interrupted training continues, with the seconds that it had
         used. It is written every ten CPU minutes.
 
     Returns:

@@ -94,7 +94,7 @@ def test_flow_matching_learns_a_constant_image():
     assert jnp.mean((drawn - target) ** 2) < 0.2 * jnp.mean((prior - target) ** 2)
 
 
-def test_an_interrupted_training_goes_on_from_its_checkpoint(images, tmp_path, monkeypatch):
+def test_an_interrupted_training_continues_from_its_checkpoint(images, tmp_path, monkeypatch):
     contestant = methods.build("fdrl", images, settings("fdrl"), seed=0, dtype=jnp.float32)
     file, key = tmp_path / "training.msgpack", rng.root_key(0)
     monkeypatch.setattr(race, "_CHECKPOINT_SECONDS", 0.0)  # After each step.
