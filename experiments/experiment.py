@@ -47,6 +47,7 @@ class Training:
     # The step of one replica of a number (`None`: all devices), which averages over the axis of
     # `parallel`. Raises a UserError for a batch that does not divide.
     make_step: Callable[[int | None], TrainStep]
+    denoiser: networks.Denoiser | None = None
 
     @property
     def root_key(self) -> jax.Array:
@@ -55,7 +56,8 @@ class Training:
 
     def init_state(self) -> TrainState:
         """Returns the state before the first step, which depends only on the seed."""
-        return init_state(self.settings, self.network, self.source.event_shape)
+        shape = self.source.event_shape
+        return init_state(self.settings, self.network, shape, self.denoiser)
 
     def state_shapes(self) -> TrainState:
         """Returns shapes and dtypes of the state: the template of a checkpoint."""
@@ -99,6 +101,7 @@ def build(settings: Settings, source: Source, fitted: FittedPrior | None = None)
     """
     with explained():
         network = make_network(settings, source.event_shape)
+        denoiser = _make_denoiser(settings, source.event_shape)
         of_run, prior_arguments = _prior(settings, source, fitted)
         problem = Problem(
             estimator=Estimator.from_network(network),
@@ -106,6 +109,7 @@ def build(settings: Settings, source: Source, fitted: FittedPrior | None = None)
             divergence=divergence_formula.parse(settings.loss.divergence),
             flow=FlowParams(**dataclasses.asdict(settings.flow)),
             prior_sample=of_run.sample,
+            denoise=denoiser.denoise if denoiser else None,
         )
         bregman.check_pair(problem.bregman, problem.divergence)
 
@@ -129,6 +133,7 @@ def build(settings: Settings, source: Source, fitted: FittedPrior | None = None)
         make_step=make_step,
         problem=problem,
         prior_arguments=prior_arguments,
+        denoiser=denoiser,
     )
 
 
@@ -139,9 +144,10 @@ def make_network(
 
     `num_outputs` is the number of classes of a classifier, or `None` for a density ratio.
     """
-    options, name = settings.network, settings.network.name
+    options, name, dtype = settings.network, settings.network.name, _dtype(settings)
     kind = "images" if len(event_shape) == 3 else "points"
-    dtype = "bfloat16" if settings.precision == "bfloat16" else "float32"
+    if options.denoiser_width and num_outputs is not None:
+        raise ValueError("network.denoiser_width is for a density ratio, not for a classifier")
     if name == "auto":
         name = "mlp" if kind == "points" else _for_image_size(max(event_shape[:2]))
     if (name == "mlp") != (kind == "points"):
@@ -166,10 +172,33 @@ def make_network(
     )
 
 
-def init_state(settings: Settings, network: Network, event_shape: tuple[int, ...]) -> TrainState:
-    """Returns the state of a network before its first step."""
+def _make_denoiser(settings: Settings, event_shape: tuple[int, ...]) -> networks.Denoiser | None:
+    width = settings.network.denoiser_width
+    if not width:
+        return None
+    if len(event_shape) != 3 or not settings.data.dequantisation:
+        raise ValueError(
+            "network.denoiser_width needs images, and the noise that it removes: a "
+            "data.dequantisation above 0"
+        )
+    return networks.Denoiser(width, dtype=_dtype(settings))
+
+
+def _dtype(settings: Settings) -> str:
+    return "bfloat16" if settings.precision == "bfloat16" else "float32"
+
+
+def init_state(
+    settings: Settings,
+    network: Network,
+    event_shape: tuple[int, ...],
+    denoiser: networks.Denoiser | None = None,
+) -> TrainState:
+    """Returns the state of a network, and of its denoiser if it has one, before the first step."""
     key = rng.stream_key(rng.root_key(settings.seed), rng.Stream.INIT)
     variables = jax.jit(network.init)(key, np.zeros((1, *event_shape), np.float32))
+    if denoiser:
+        variables = denoiser.add_params(variables, jax.random.fold_in(key, 1), event_shape)
     return state.create(dict(variables), make_optimizer(settings))
 
 

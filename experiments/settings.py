@@ -218,6 +218,9 @@ class Network(Section):
     """Divides each kernel by its largest singular value."""
     use_bias: bool = False
     """Adds a bias per channel to the 3x3 convolutions of a residual network."""
+    denoiser_width: Length = 0
+    """Channels of a second network, which learns to remove the noise of data.dequantisation from
+    images and removes it from samples; 0: none."""
     remat: OfTraining[bool] = False
     """Recomputes activations in the backward pass. Saves memory and takes longer."""
 

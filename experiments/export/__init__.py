@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.export
 import numpy as np
+from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import save
 
@@ -175,12 +176,13 @@ def _export(
 
 def _arguments(model: Experiment) -> dict[str, Any]:
     """Returns the arguments of library functions that rebuild the sampler, as values for JSON."""
-    network, prior = model.network, model.settings.prior.name
-    fields = [f.name for f in dataclasses.fields(network) if f.name not in ("parent", "name")]
+    prior = model.settings.prior.name
+    denoiser = {"denoiser": _fields(model.denoiser)} if model.denoiser else {}
     return {
         "data": run.describe_data(model.source),
         "event_shape": list(model.source.event_shape),
-        "network": {name: getattr(network, name) for name in fields},
+        "network": _fields(model.network),
+        **denoiser,
         "prior": {"name": _PRIORS.get(prior, prior), **model.prior_arguments},
         "loss": model.settings.loss.name,
         "divergence": divergence_formula.describe(model.settings.loss.divergence),
@@ -188,6 +190,12 @@ def _arguments(model: Experiment) -> dict[str, Any]:
         "seed": model.settings.seed,
         "settings": settings.shareable(model.settings),
     }
+
+
+def _fields(module: nn.Module) -> dict[str, Any]:
+    """Returns the attributes of a Flax module."""
+    names = [f.name for f in dataclasses.fields(module) if f.name not in ("parent", "name")]
+    return {name: getattr(module, name) for name in names}
 
 
 def _metadata(

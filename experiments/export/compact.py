@@ -39,11 +39,16 @@ def simplified(model: Experiment, rank: int) -> Experiment:
     They are the leading principal directions of a data-dependent prior. The variance of the others
     is kept per spatial frequency.
     """
-    network, changes = model.network.clone(dtype="float32"), {"precision": "float32"}
+    changes = {"precision": "float32"}
+    model = dataclasses.replace(
+        model,
+        network=model.network.clone(dtype="float32"),
+        denoiser=model.denoiser and model.denoiser.clone(dtype="float32"),
+    )
     of_data = model.settings.prior.name == "data_dependent"
     if not of_data or model.constants.prior["factor"].shape[1] <= rank:
         wanted = settings.replace(model.settings, changes)
-        return dataclasses.replace(model, network=network, settings=wanted)
+        return dataclasses.replace(model, settings=wanted)
     prior = {name: np.asarray(a, np.float64) for name, a in model.constants.prior.items()}
     # The variance of white noise is the same for every frequency.
     scale = {**model.prior_arguments, **prior}["remainder_scale"]
@@ -60,7 +65,6 @@ def simplified(model: Experiment, rank: int) -> Experiment:
     small = {"mean": model.constants.prior["mean"], "factor": factor, "remainder_scale": scale}
     return dataclasses.replace(
         model,
-        network=network,
         settings=settings.replace(model.settings, {**changes, "prior.rank": rank}),
         constants=model.constants._replace(prior=small),
         prior_arguments={"clip": model.prior_arguments["clip"]},

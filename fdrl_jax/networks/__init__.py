@@ -3,6 +3,7 @@
 from fdrl_jax.networks.attention import SelfAttention
 from fdrl_jax.networks.bottleneck import BottleneckResNet
 from fdrl_jax.networks.convolution import convolve
+from fdrl_jax.networks.denoiser import Denoiser
 from fdrl_jax.networks.layers import Conv, Dense
 from fdrl_jax.networks.mlp import MLP
 from fdrl_jax.networks.prepared import prepare
@@ -15,6 +16,7 @@ __all__ = [
     "SPECS",
     "BottleneckResNet",
     "Conv",
+    "Denoiser",
     "Dense",
     "ResNet",
     "ResNetSpec",

@@ -201,12 +201,14 @@ def pretrained(name: str | Path) -> Sampler:
     flat = _as_float32(load_file(folder / _ARRAYS))
     arrays = unflatten_dict(flat, sep="/")  # type: ignore[no-untyped-call]
     prior = _prior(config["prior"], config["event_shape"], arrays.get("prior", {}))
+    denoiser = networks.Denoiser(**config["denoiser"]) if "denoiser" in config else None
     problem = Problem(
         estimator=Estimator.from_network(_network(config["network"])),
         bregman=config["loss"],
         divergence=_divergence(config["divergence"]),
         flow=FlowParams(**config["flow"]),
         prior_sample=prior.sample,
+        denoise=denoiser.denoise if denoiser else None,
     )
     variables, prior_params = jax.tree.map(jnp.asarray, (arrays["network"], prior.params))
     return Sampler(problem, variables, prior_params, config)

@@ -27,8 +27,10 @@ Segment = Callable[[Array, Variables, Constants, Batch, int | Array], Array]
 def make_sampler(problem: Problem) -> Sampler:
     """Builds the two-stage sampler (algorithm 2): `K` bridging and `κ` refinement steps.
 
+    If the problem has a denoiser, it is applied to the refined samples, after the flow.
+
     Args:
-      problem: estimator, divergence, flow, prior and condition.
+      problem: estimator, divergence, flow, prior, condition and denoiser.
 
     Returns:
       `(key, variables, constants, batch) -> TwoStage`, each [B, ...]. The key is a root key, from
@@ -38,15 +40,7 @@ def make_sampler(problem: Problem) -> Sampler:
     """
 
     def sample(key: Array, variables: Variables, constants: Constants, batch: Batch) -> TwoStage:
-        return two_stage(
-            _flow_keys(key, batch),
-            _start(problem, key, constants, batch),
-            problem.sampling_potential(variables, constants, batch),
-            num_steps=problem.flow.num_steps,
-            num_refine_steps=problem.flow.num_refine_steps,
-            **problem.method.schedules(),
-            unroll=problem.flow.unroll,
-        )
+        return _denoised(problem, variables, _flowed(problem, key, variables, constants, batch))
 
     return sample
 
@@ -74,16 +68,15 @@ def make_candidate_sampler(problem: Problem) -> CandidateSampler:
     Returns:
       `(key, variables, constants, batch) -> Candidates`. The batch has "position" and "bound", the
       bound of `refinement.accept` in the unit of the output, [B]. The decision on a sample depends
-      only on the key, its position and its bound.
+      only on the key, its position and its bound. The ratio is that of samples before denoising.
     """
-    draw = make_sampler(problem)
 
     def sample(key: Array, variables: Variables, constants: Constants, batch: Batch) -> Candidates:
-        stages = draw(key, variables, constants, batch)
+        stages = _flowed(problem, key, variables, constants, batch)
         output = problem.estimator.apply(variables, stages.refined)
         keys = rng.example_keys(_root(key), rng.Stream.ACCEPT, batch["position"])
         accepted = refinement.accept(keys, output, batch["bound"], output=problem.output)
-        return Candidates(stages, output, accepted)
+        return Candidates(_denoised(problem, variables, stages), output, accepted)
 
     return sample
 
@@ -95,7 +88,8 @@ def make_path_sampler(problem: Problem) -> ArraySampler:
       problem: as for `make_sampler`.
 
     Returns:
-      As for `make_sampler`, but returns `x_0 ... x_{K+κ}` of the same samples, [K + κ + 1, B, ...].
+      As for `make_sampler`, but returns `x_0 ... x_{K+κ}` of the same samples, before denoising,
+      [K + κ + 1, B, ...].
     """
 
     def sample(key: Array, variables: Variables, constants: Constants, batch: Batch) -> Array:
@@ -135,7 +129,8 @@ def make_segment(problem: Problem, *, num_steps: int) -> Segment:
     """Builds the function that advances samples along their flow by some steps.
 
     Consecutive segments give exactly the flow of `make_sampler`, because the noise depends only on
-    the step. Samples at many lengths of the flow thus cost no more than those at its end.
+    the step; nothing is denoised. Samples at many lengths of the flow thus cost no more than
+    those at its end.
 
     Args:
       problem: as for `make_sampler`.
@@ -165,6 +160,26 @@ def make_segment(problem: Problem, *, num_steps: int) -> Segment:
         return moved
 
     return advance
+
+
+def _flowed(
+    problem: Problem, key: Array, variables: Variables, constants: Constants, batch: Batch
+) -> TwoStage:
+    return two_stage(
+        _flow_keys(key, batch),
+        _start(problem, key, constants, batch),
+        problem.sampling_potential(variables, constants, batch),
+        num_steps=problem.flow.num_steps,
+        num_refine_steps=problem.flow.num_refine_steps,
+        **problem.method.schedules(),
+        unroll=problem.flow.unroll,
+    )
+
+
+def _denoised(problem: Problem, variables: Variables, stages: TwoStage) -> TwoStage:
+    if problem.denoise is None:
+        return stages
+    return stages._replace(refined=problem.denoise(variables, stages.refined))
 
 
 def _start(problem: Problem, key: Array, constants: Constants, batch: Batch) -> Array:

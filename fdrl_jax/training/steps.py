@@ -66,8 +66,11 @@ def make_train_step(
     samples. No gradient goes through the flow; see `FDRL.objective`. All random numbers depend only
     on the key and on the position of the example.
 
+    If the problem has a denoiser, the same update trains it by its squared error on the data with
+    dequantisation noise. The gradients of the estimator do not depend on it.
+
     Args:
-      problem: estimator, loss, divergence, flow and prior.
+      problem: estimator, loss, divergence, flow, prior and denoiser.
       optimizer: an Optax optimizer. It receives the loss as `value`, which some optimizers need.
       draw: `(data arrays, host batch, key, positions [B]) -> batch`, a pure function that runs on
         the device and returns the data under "real", [B, ...]. The key is the same for all steps.
@@ -82,13 +85,17 @@ def make_train_step(
       axis_name: mapped axis over which gradients and metrics are averaged, if any.
 
     Returns:
-      A `TrainStep`. Its metrics are those of `FDRL.objective` and "grad_norm".
+      A `TrainStep`. Its metrics are those of `FDRL.objective`, "grad_norm" and, with a denoiser,
+      its error, "denoising_loss", which "loss" does not include.
 
     Raises:
-      ValueError: if the divergence does not work with the loss, if the penalty is negative, or if
-        the micro-batches do not divide the batch. When the step is traced, also if the number of
-        data or prior samples is not the batch size; see also `FDRL.objective`.
+      ValueError: if the divergence does not work with the loss, if the penalty is negative, if the
+        micro-batches do not divide the batch, or for a denoiser without dequantisation. When the
+        step is traced, also if the number of data or prior samples is not the batch size; see also
+        `FDRL.objective`.
     """
+    if problem.denoise and not dequantisation:
+        raise ValueError("a denoiser needs dequantisation above 0, the noise that it removes")
     method = dataclasses.replace(
         problem.method,
         gradient_penalty=gradient_penalty,
@@ -101,7 +108,7 @@ def make_train_step(
         data_key = rng.stream_key(key, rng.Stream.DATA)
         batch = draw(constants.data, host_batch, data_key, positions)
         # Dequantisation needs floating-point numbers.
-        real = as_floating(batch["real"])
+        real = clean = as_floating(batch["real"])
         if dequantisation:
             keys = rng.example_keys(key, rng.Stream.DEQUANTISATION, positions)
             real = real + dequantisation * _keys.normal_like(keys, real)
@@ -125,7 +132,10 @@ def make_train_step(
                 lambda x: problem.estimator.apply({**variables, "params": params}, x),
                 flow_estimator_fn=lambda x: problem.estimator.apply(prepared, x),
             )
-            return loss, record.metrics
+            if problem.denoise is None:
+                return loss, record.metrics
+            error = jnp.mean((problem.denoise({**variables, "params": params}, real) - clean) ** 2)
+            return loss + error, {**record.metrics, "denoising_loss": error}
 
         result: tuple[Any, Metrics] = jax.grad(loss_fn, has_aux=True)(variables["params"])
         return result

@@ -44,6 +44,11 @@ def test_the_network_of_the_paper_follows_the_size_of_the_images(name, shape, ex
         ({"data.name": "digits", "network.name": "resnet"}, "needs network.width and network.blo"),
         ({"loss.name": "lr", "loss.divergence": "log_d(0.5)"}, "in divergence 'log_d"),
         ({"prior.name": "source"}, "needs images to start from"),
+        ({"network.denoiser_width": 4}, "network.denoiser_width needs images, and the noise"),
+        (
+            {"data.name": "digits", "network.name": "resnet32", "network.denoiser_width": 4},
+            "a data.dequantisation above 0",
+        ),
         ({"prior.name": "data_dependent", "prior.rank": 3}, "prior.rank must be at most 2"),
     ],
 )
@@ -51,6 +56,12 @@ def test_settings_that_do_not_fit_together_are_named(changes, message):
     with pytest.raises(UserError, match=r"config: |must be") as caught:
         built(changes)
     assert message in str(caught.value)
+
+
+def test_a_classifier_has_no_denoiser():
+    wanted = of({"network.name": "resnet32", "network.denoiser_width": 4})
+    with pytest.raises(ValueError, match="is for a density ratio, not for a classifier"):
+        experiment.make_network(wanted, IMAGE, 10)
 
 
 def test_a_batch_that_does_not_divide_is_an_error_of_training_only():

@@ -58,8 +58,8 @@ def trained_state(experiment):
 def exported(tiny, tmp_path_factory):
     """Returns the folder and the program's samples, for points and for images with a prior."""
     found = {}
-    for name in ("swissroll", "digits"):
-        experiment = experiment_of(tiny(name))
+    for name, changes in (("swissroll", {}), ("digits", {"network.denoiser_width": 4})):
+        experiment = experiment_of(tiny(name, changes))
         state, folder = trained_state(experiment), tmp_path_factory.mktemp(name) / "export"
         export.write(experiment, state, folder, ("cpu", "cuda", "tpu"))
         found[name] = folder, sample_state(experiment, state, NUM).refined
@@ -131,6 +131,7 @@ def test_the_code_of_the_card_draws_the_same_samples_with_the_library(name, expo
 def of_low_rank(tiny, rank):
     """An experiment with a combined divergence and a prior of a rank, and a state."""
     changes = {"loss.name": "lr", "loss.divergence": "0.5*kl + 0.5*js", "prior.rank": rank}
+    changes |= {"network.denoiser_width": 4}
     wanted = tiny("digits", changes)
     source = load(wanted.data)
     fitted = prior.fit(source.train_batches(), rank, wanted.prior.jitter)
