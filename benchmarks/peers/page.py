@@ -11,7 +11,9 @@ from benchmarks.peers import methods
 from experiments.evaluation import efficientnet
 
 Result = dict[str, Any]
-PUBLIC = f"frechet_{efficientnet.NAME}"  # Key of the distance that `public` adds to figures.
+# Keys of the distances that `public` adds to figures.
+PUBLIC = f"frechet_{efficientnet.NAME}"
+DENOISED = f"{PUBLIC}_denoised"
 NAMES = {
     "fdrl": "FDRL",
     "flow_matching": "flow matching",
@@ -24,7 +26,7 @@ _MOST_EVALUATIONS = 36  # Per sample in the picture, so that no method has more.
 _COLUMNS = (
     "method", "CPU seconds", "seeds", "steps", "parameters", "peak memory", "evaluations",
     "ms per sample", "top probability", "class shares", "Fréchet distance",
-    "in public features", "FID",
+    "in public features", "denoised", "FID",
 )  # fmt: skip
 
 
@@ -148,7 +150,7 @@ def _row(label: str, rows: list[Result], results: list[Result], *, trained: bool
         f"{mean('top_probability'):.3f}",
         f"{mean('min_share'):.1%} to {mean('max_share'):.1%}",
         f"{mean('frechet'):.2f}" + (f" ({distances})" if trained and len(rows) > 1 else ""),
-        f"{mean(PUBLIC):.1f}" if all(PUBLIC in row for row in rows) else "",
+        *(f"{mean(k):.1f}" if all(k in row for row in rows) else "" for k in (PUBLIC, DENOISED)),
         "",  # FID, whose weights do not ship.
     ]
     return f"| {' | '.join(cells)} |"

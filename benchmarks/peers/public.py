@@ -1,19 +1,22 @@
 """Distances of a race in the features of a public network, which others can compute as well.
 
 The network needs a minute for 2,000 images on a core, so the distances are computed after the race,
-from the samples that it keeps. A file of its own has a line of JSON per set of images.
+from the samples that it keeps. A file of its own has a line of JSON per set of images. Each set is
+compared as it is, and after the denoiser of `denoising`.
 """
 
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peers import page, race
+from benchmarks.peers import denoising, page, race
 from benchmarks.peers.data import Split
-from benchmarks.peers.page import PUBLIC, Result
+from benchmarks.peers.page import DENOISED, PUBLIC, Result
 from experiments.data.decode import to_unit
 from experiments.evaluation import efficientnet
 from experiments.files import append_line, read_npz
 from fdrl_jax.metrics import frechet_distance
+
+_DENOISED = "denoised-"  # Before the name of images.
 
 
 def add_missing(results: list[Result], images: Split, cache: Path) -> None:
@@ -28,12 +31,15 @@ def add_missing(results: list[Result], images: Split, cache: Path) -> None:
       UserError: if a package of the network is missing.
     """
     features, reference = efficientnet.load(), None
-    known = set(_known(results[0]["data"], cache))
+    data = results[0]["data"]
+    known = set(_known(data, cache))
+    denoised = denoising.load_or_train(cache / f"{data}-denoiser.npz", images.contestants)
     skipped = []
     for result in results:
         run = race.run_of(result)
         for row, name in _named_rows(result):
-            if name in known:
+            missing = {name, _DENOISED + name} - known
+            if not missing:
                 continue
             if row is result["real"]:
                 pixels = race.real_images(run, images)
@@ -44,10 +50,12 @@ def add_missing(results: list[Result], images: Split, cache: Path) -> None:
                 continue
             if reference is None:
                 reference = features(to_unit(images.reference.pixels))
-            distance = frechet_distance(features(to_unit(pixels)), reference)
-            line = {"images": name, PUBLIC: distance, "num_reference": len(reference)}
-            append_line(_file(run.data, cache), line | efficientnet.describe())
-            known.add(name)
+            for one in sorted(missing):
+                compared = denoised(pixels) if one.startswith(_DENOISED) else pixels
+                distance = frechet_distance(features(to_unit(compared)), reference)
+                line = {"images": one, PUBLIC: distance, "num_reference": len(reference)}
+                append_line(_file(run.data, cache), line | efficientnet.describe())
+                known.add(one)
     if skipped:
         print(f"{len(skipped)} sets of samples were not kept in {cache}, such as {skipped[0]}")
 
@@ -59,10 +67,11 @@ def merged(results: list[Result], cache: Path) -> list[Result]:
 
 
 def _with_distances(result: Result, known: dict[str, float]) -> dict[str, Any]:
-    real, *samples = [
-        row | ({PUBLIC: known[name]} if name in known else {}) for row, name in _named_rows(result)
-    ]
-    return {"real": real, "samples": samples}
+    rows = []
+    for row, name in _named_rows(result):
+        names = {PUBLIC: name, DENOISED: _DENOISED + name}
+        rows.append(row | {key: known[one] for key, one in names.items() if one in known})
+    return {"real": rows[0], "samples": rows[1:]}
 
 
 def _named_rows(result: Result) -> list[tuple[Result, str]]:

@@ -14,8 +14,8 @@ from PIL import Image
 from scipy.optimize import linear_sum_assignment
 
 from benchmarks.peers import __main__ as program
-from benchmarks.peers import data, judge, methods, page, race
-from experiments.data.decode import to_unit
+from benchmarks.peers import data, denoising, judge, methods, page, race
+from experiments.data.decode import to_uint8, to_unit
 from experiments.evaluation import efficientnet
 from fdrl_jax import metrics
 from fdrl_jax.training import rng
@@ -210,6 +210,10 @@ def test_distances_in_public_features_are_added_to_the_results_whose_samples_are
     monkeypatch.setattr(data, "load", lambda path: data.Split(*parts))
     monkeypatch.setattr(efficientnet, "load", lambda: mean_pixels)
     monkeypatch.setattr(efficientnet, "describe", lambda: {"weights_sha256": "57"})
+    # In place of the denoiser: black becomes the colour of real images.
+    monkeypatch.setattr(
+        denoising, "load_or_train", lambda file, of: lambda pixels: np.where(pixels, pixels, 128)
+    )
     command = [f"--results={file}", f"--cache={tmp_path}", "--table"]
     program.main([*command, "--name=set"])
     before = capsys.readouterr().out
@@ -219,19 +223,51 @@ def test_distances_in_public_features_are_added_to_the_results_whose_samples_are
         mean_pixels(to_unit(np.zeros_like(pixels))), mean_pixels(to_unit(parts[2].pixels))
     )
     assert expected > 0.5
-    assert f"3.00 | {expected:.1f} |  |" in after
+    of_grey = metrics.frechet_distance(
+        mean_pixels(to_unit(np.full_like(pixels, 128))), mean_pixels(to_unit(parts[2].pixels))
+    )
+    assert of_grey < 0.1 * expected
+    assert f"3.00 | {expected:.1f} | {of_grey:.1f} |  |" in after
     assert f"3.00 | {expected:.1f} |" not in before
     assert "1 sets of samples were not kept" in after
     assert "set-meanflow-60-1-1-" in after
-    assert "0.10 | 0.0 |  |" in after  # Real images.
+    assert "0.10 | 0.0 | 0.0 |  |" in after  # Real images.
     lines = page.read(tmp_path / "set-efficientnet_lite0.jsonl")
-    assert [line["images"][:11] for line in lines] == ["real-1-250", "set-r3gan-6"]
+    assert [line["images"][:17] for line in lines] == [
+        "denoised-real-1-2",
+        "real-1-250",
+        "denoised-set-r3ga",
+        "set-r3gan-60-1-1-",
+    ]
     assert {line["weights_sha256"] for line in lines} == {"57"}
     program.main([*command, "--data=set.zip", "--public_features"])
     assert page.read(tmp_path / "set-efficientnet_lite0.jsonl") == lines
     with pytest.raises(SystemExit):
         program.main([*command, "--name=set", "--public_features"])
     assert "needs --data" in capsys.readouterr().err
+
+
+def test_the_denoiser_removes_noise_and_is_trained_once(tmp_path, monkeypatch):
+    rs = np.random.default_rng(3)
+    # Discs on black: clean images that a small network can tell from noise.
+    y, x = np.mgrid[:16, :16]
+    centres = rs.uniform(4, 12, (64, 2))
+    discs = [(y - a) ** 2 + (x - b) ** 2 < 9 for a, b in centres]
+    pixels = 255 * np.stack(discs)[..., None].astype(np.uint8)
+    noisy = to_uint8(to_unit(pixels) + 0.03 * rs.standard_normal(pixels.shape))
+    file = tmp_path / "denoiser.npz"
+    monkeypatch.setattr(denoising, "_NUM_STEPS", 250)
+
+    denoised = denoising.load_or_train(file, data.Images(pixels, np.zeros(64, np.int32)))(noisy)
+
+    def error(images):
+        return float(np.mean((to_unit(images) - to_unit(pixels)) ** 2))
+
+    assert denoised.shape == noisy.shape
+    assert error(denoised) < 0.5 * error(noisy)
+    monkeypatch.setattr(denoising, "_train", None)  # A second training would fail.
+    again = denoising.load_or_train(file, data.Images(pixels, np.zeros(64, np.int32)))(noisy)
+    np.testing.assert_array_equal(again, denoised)
 
 
 def test_a_run_keeps_its_samples(images, tmp_path, monkeypatch):

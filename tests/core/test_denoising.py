@@ -1,4 +1,4 @@
-"""A denoiser learns beside the estimator and changes only refined samples."""
+"""A denoiser learns with the estimator and changes only refined samples."""
 
 import jax
 import jax.numpy as jnp

@@ -1,0 +1,83 @@
+"""A denoiser for the samples of all methods, trained separately on the images of the race with noise."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import traverse_util
+
+from benchmarks.peers.data import Images, draw
+from experiments.data.decode import to_uint8, to_unit
+from fdrl_jax import networks
+from fdrl_jax.training import rng, state, steps
+from fdrl_jax.training.problem import Constants
+
+Array = jax.Array
+
+_NOISE = 0.03  # The dequantisation of FDRL in `methods.defaults`.
+_NUM_STEPS, _BATCH, _LEARNING_RATE, _APPLY_BATCH = 600, 32, 2e-3, 250
+_NETWORK = networks.Denoiser()
+
+
+def load_or_train(file: Path, images: Images) -> Callable[[np.ndarray], np.ndarray]:
+    """Reads the parameters of the denoiser from an npz, or trains it and writes them.
+
+    Args:
+      file: of the parameters.
+      images: on which it trains.
+
+    Returns:
+      A function that removes noise from images, [N, H, W, C] uint8.
+    """
+    if not file.exists():
+        variables = jax.tree.map(np.asarray, _train(images))
+        np.savez(file, **traverse_util.flatten_dict(variables, sep="/"))
+    with np.load(file, allow_pickle=False) as arrays:
+        variables = traverse_util.unflatten_dict(dict(arrays), sep="/")
+    apply = jax.jit(lambda batch: _NETWORK.denoise(variables, to_unit(batch)))
+
+    def denoised(pixels: np.ndarray) -> np.ndarray:
+        starts = range(0, len(pixels), _APPLY_BATCH)
+        parts = [apply(pixels[start : start + _APPLY_BATCH]) for start in starts]
+        return to_uint8(np.concatenate(parts))
+
+    return denoised
+
+
+def _train(images: Images) -> Any:
+    is_grey = images.pixels.shape[-1] == 1
+
+    def loss_and_grads(
+        variables: Any, key: Array, constants: Constants, _: Any, positions: Array
+    ) -> tuple[Any, dict[str, Array]]:
+        data_key = rng.stream_key(key, rng.Stream.DATA)
+        real = draw(constants.data, data_key, positions, flip=not is_grey)["real"]
+        keys = rng.example_keys(key, rng.Stream.DEQUANTISATION, positions)
+        noise = jax.vmap(lambda k: jax.random.normal(k, real.shape[1:]))(keys)
+
+        noisy = jnp.clip(real + _NOISE * noise, -1.0, 1.0)  # As samples in uint8 are.
+
+        def loss_fn(params: Any) -> Array:
+            found = _NETWORK.denoise({"params": params}, noisy)
+            return jnp.mean((found - real) ** 2)
+
+        loss, grads = jax.value_and_grad(loss_fn)(variables["params"])
+        return grads, {"loss": loss}
+
+    optimizer = optax.adam(optax.cosine_decay_schedule(_LEARNING_RATE, _NUM_STEPS))
+    step = steps.from_gradients(
+        loss_and_grads, optimizer=optimizer, batch_size=_BATCH, ema_ramp=True
+    )
+    key = rng.root_key(0)
+    init_key = rng.stream_key(key, rng.Stream.INIT)
+    variables = _NETWORK.add_params({"params": {}}, init_key, images.pixels.shape[1:])
+    train_state = state.create(variables, optimizer)
+    constants = Constants(jax.tree.map(jnp.asarray, images), ())
+    run = jax.jit(step, donate_argnums=1)
+    for _ in range(_NUM_STEPS):
+        train_state, _metrics = run(key, train_state, constants)
+    return train_state.variables
