@@ -1,4 +1,4 @@
-"""A denoiser for the samples of all methods, trained separately on the images of the race with noise."""
+"""A denoiser for samples of all methods, trained separately on noisy images of the race."""
 
 from collections.abc import Callable
 from pathlib import Path
