@@ -160,7 +160,7 @@ def over_length(
     numbers = np.arange(-(-num_samples // size) * size, dtype=np.int32)
     batches = np.minimum(numbers, num_samples - 1).reshape(-1, size)
     points = list(draw.sample_starts(model, opened.state, num_samples)[batches])
-    mean_output = mean_output_of(opened)
+    mean_output, denoise = mean_output_of(opened), draw.make_denoise(model, opened.state)
     with tqdm(
         total=lengths[-1] * len(batches),
         unit="step",
@@ -176,7 +176,8 @@ def over_length(
                     points[i] = np.asarray(parallel.gather(moved))
                     bar.update(stride)
             samples = np.concatenate(points)[:num_samples]
-            metric = cheap.cheap_metric(reference, samples, classifier)
+            finished = denoise(samples) if length else samples
+            metric = cheap.cheap_metric(reference, finished, classifier)
             yield Point(length, metric, mean_output(samples))
 
 

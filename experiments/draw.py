@@ -216,7 +216,7 @@ def interpolations(
     num_steps = problem.flow.num_steps + problem.flow.num_refine_steps
     start = jax.jit(samplers.make_start_sampler(problem))
     advance = jax.jit(samplers.make_segment(problem, num_steps=num_steps))
-    variables = model.sampling_variables(state)
+    variables, denoise = model.sampling_variables(state), make_denoise(model, state)
     ends = batch_at(model, np.arange(2 * _NUM_PATHS, dtype=np.int32))
     x0 = start(key, variables, model.constants, ends)
     centre = model.constants.prior
@@ -228,9 +228,9 @@ def interpolations(
         points = jax.vmap(lambda a, b: between(a, b, weights))(x0[::2] - mean, x0[1::2] - mean)
         flat = (points + mean).reshape(-1, *x0.shape[1:])
         batch = {"position": np.repeat(ends["position"][::2], _NUM_POINTS), "x": flat}
-        moved = advance(key, variables, model.constants, batch, 0)
+        moved = denoise(np.asarray(advance(key, variables, model.constants, batch, 0)))
         shape = (_NUM_PATHS, _NUM_POINTS, *x0.shape[1:])
-        return np.asarray(flat).reshape(shape), np.asarray(moved).reshape(shape)
+        return np.asarray(flat).reshape(shape), moved.reshape(shape)
 
     return {
         "spherical": sheet(interpolation.spherical),
@@ -256,6 +256,21 @@ def batch_size(model: Experiment, num_samples: int) -> int:
     num_replicas = parallel.num_replicas()
     wanted = min(model.settings.evaluate.batch_size, num_samples)
     return -(-wanted // num_replicas) * num_replicas
+
+
+def make_denoise(model: Experiment, state: TrainState) -> Callable[[np.ndarray], np.ndarray]:
+    """Returns the denoiser of samples after the flow, [N, ...]; the identity if there is none."""
+    denoise = model.problem.denoise
+    if denoise is None:
+        return lambda x: x
+    variables, apply = model.sampling_variables(state), jax.jit(denoise)
+
+    def in_batches(x: np.ndarray) -> np.ndarray:
+        size = batch_size(model, len(x))
+        parts = np.split(x, range(size, len(x), size))
+        return np.concatenate([apply(variables, part) for part in parts])
+
+    return in_batches
 
 
 def make_log_ratio(model: Experiment, state: TrainState) -> Callable[[np.ndarray], np.ndarray]:

@@ -1,6 +1,7 @@
 """Curves of the metric: each point equals the metric of separately drawn samples."""
 
 import csv
+import dataclasses
 
 import numpy as np
 import pytest
@@ -36,6 +37,26 @@ def test_one_pass_computes_the_metric_of_the_samples_at_every_length(trained):
         np.testing.assert_allclose(point.metric.value, expected.value, rtol=1e-4, atol=1e-6)
         output = opened.experiment.problem.estimator.apply(opened.state.ema_variables, stage)
         np.testing.assert_allclose(point.output, np.mean(output), rtol=1e-3, atol=1e-5)
+
+
+def test_with_a_denoiser_the_metric_is_that_of_denoised_samples_and_the_output_is_not(trained):
+    opened = open_checkpoint(command("curve", trained.root))
+    model = opened.experiment
+
+    def halve(variables, x):
+        return 0.5 * x
+
+    halved = dataclasses.replace(model, problem=model.problem._replace(denoise=halve))
+    samples = sample_state(halved, opened.state, NUM)
+
+    prior, end = curve.over_length(opened._replace(experiment=halved), (0, 4), NUM)
+    plain = list(curve.over_length(opened, (0, 4), NUM))
+
+    expected = cheap_metric(trained.metric_reference, samples.refined)
+    np.testing.assert_allclose(end.metric.value, expected.value, rtol=1e-4, atol=1e-6)
+    assert abs(end.metric.value - plain[1].metric.value) > 0.1 * plain[1].metric.value
+    assert prior.metric.value == plain[0].metric.value
+    assert [prior.output, end.output] == [point.output for point in plain]
 
 
 @pytest.mark.parametrize(

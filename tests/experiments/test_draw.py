@@ -79,6 +79,16 @@ def test_the_points_of_a_path_share_their_noise_and_its_ends_are_samples_of_the_
     np.testing.assert_allclose(spherical[:, [0, -1]], linear[:, [0, -1]], atol=1e-5)
 
 
+def test_interpolations_are_denoised_as_samples_are(tiny):
+    wanted = tiny("digits")
+    model = experiment.build(wanted, load(wanted.data))
+    problem = model.problem._replace(denoise=lambda variables, x: 0.0 * x + 7.0)
+    sheets = interpolations(dataclasses.replace(model, problem=problem), model.init_state())
+    for first, moved in sheets.values():
+        assert not np.any(first == 7.0)
+        np.testing.assert_array_equal(moved, np.full_like(first, 7.0))
+
+
 @pytest.fixture
 def uneven(trained):
     """A run whose ratio is large on the right side, drawn with rejection, and its state."""
