@@ -64,7 +64,9 @@ class Run:
         self._prior_sha256: str | None = record["prior_sha256"]
         self._reference_sha256: str | None = record["reference_sha256"]
         # Digest of everything that determines its training and its samples, except the seed.
-        fixed = settings.of_scope(self.settings, "fixed")
+        # Settings that did not exist when it was created have their default and no part in it.
+        of_scope = settings.of_scope(self.settings, "fixed")
+        fixed = {key: value for key, value in of_scope.items() if key in record["settings"]}
         self.id = sha256_of_json([self.kind, fixed, self.data, self._prior_sha256])
         self.metrics = root / "metrics.jsonl"
         self.snapshots = root / "snapshots"

@@ -281,6 +281,21 @@ def test_a_run_of_a_newer_version_is_refused(tmp_path):
         run.open_run(tmp_path / "run")
 
 
+def test_a_run_of_a_program_without_a_new_setting_still_opens(tmp_path, monkeypatch):
+    def older(wanted, *, to_flat=settings.to_flat):
+        return {k: v for k, v in to_flat(wanted).items() if k != "network.denoiser_width"}
+
+    with monkeypatch.context() as patched:
+        patched.setattr(settings, "to_flat", older)
+        train(tmp_path / "run")
+        expected = samples_of(tmp_path / "run")
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert "network.denoiser_width" not in record["settings"]
+
+    np.testing.assert_array_equal(samples_of(tmp_path / "run"), expected)
+    train(tmp_path / "run")  # Resumes.
+
+
 def test_whatever_is_changed_in_the_record_of_a_run_is_noticed(tmp_path):
     new(tmp_path / "run")
     path = tmp_path / "run" / "run.json"
