@@ -76,8 +76,8 @@ def small_images(height: int, width: int, channels: int) -> ConfigDict:
 
     It differs from the paper's in what keeps training stable and short: a gradient penalty, a flow
     of 12 long steps instead of 100, a narrow network, and equal noise in samples and data:
-    `prior.jitter + K nu^2` is about the variance of the dequantisation. docs/ablations.md has the
-    evidence.
+    `prior.jitter + K nu^2` is about the variance of the dequantisation. A denoiser then removes
+    this noise from samples. docs/ablations.md and docs/choosing.md have the evidence.
 
     Args:
       height: of the images, in pixels; with the width it sets the step size and the network.
@@ -90,6 +90,7 @@ def small_images(height: int, width: int, channels: int) -> ConfigDict:
     c.network.blocks = small_blocks(max(height, width))
     # Without biases, the output is linear along rays from zero, and backgrounds turn grey.
     c.network.use_bias = True
+    c.network.denoiser_width = 32
     c.prior.jitter = 3e-4
     c.flow.num_steps = 12
     c.flow.num_refine_steps = 6
@@ -136,6 +137,7 @@ def tiny(c: ConfigDict) -> ConfigDict:
         c.network.name = "resnet"
         c.network.width = 8
         c.network.blocks = ((8, 2),)
+        c.network.denoiser_width = min(c.network.denoiser_width, 4)
     c.flow.num_steps = 3
     c.flow.num_refine_steps = 1
     c.train.num_steps = 4

@@ -18,7 +18,8 @@ from fdrl_jax.training import parallel
 
 CONFIG = "folder:tiny"
 STREAMED = {"data.in_memory_megabytes": 0}
-PAIR = {"data.name": "pair", "prior.name": "source", "data.dequantisation": 0.0, **STREAMED}
+CLEAN = {"data.dequantisation": 0.0, "network.denoiser_width": 0}
+PAIR = {"data.name": "pair", "prior.name": "source", **CLEAN, **STREAMED}
 
 
 def changes(where, **more):
@@ -135,7 +136,7 @@ def test_samples_of_another_generator_are_improved_and_evaluated_as_images(image
     generated, folder = tmp_path / "generated.npz", tmp_path / "run"
     pixels = np.stack([255 - picture(12, 12, 100 + i) for i in range(30)])
     np.savez(generated, images=pixels)
-    changes_of_run = {"prior.name": "source", "data.dequantisation": 0.0, **STREAMED}
+    changes_of_run = {"prior.name": "source", **CLEAN, **STREAMED}
     given = changes(images, **changes_of_run, **{"data.source_dir": generated})
     with pytest.raises(UserError, match=r"data\.source_dir needs prior\.name='source', not 'norm"):
         start("train", tmp_path / "other", CONFIG, {**given, "prior.name": "normal"})
