@@ -90,6 +90,8 @@ class Sampler:
     def path(self, key: Array, num_samples: int) -> Array:
         """Returns the samples of this key at every step of the flow, from the prior to the end.
 
+        A denoiser, which some samplers have, is not applied.
+
         Returns:
           `x_0 ... x_{K+κ}`, float32 [K + κ + 1, num_samples, ...].
         """
@@ -98,7 +100,9 @@ class Sampler:
     def log_ratio(self, x: Array) -> Array:
         """Returns the estimate of `log q~/p` at `x`, [B, ...] to [B]: 0 where samples match data.
 
-        A ratio below 1e-6, which a network trained with LSIF may return, counts as 1e-6.
+        A ratio below 1e-6, which a network trained with LSIF may return, counts as 1e-6. The ratio
+        is that of data with the noise of training, `config["settings"]["data.dequantisation"]`. Add
+        it to clean images, and to samples of a sampler with a denoiser.
         """
         output = self._apply(self.variables, x)
         is_log = self.method.output == "log_ratio"
