@@ -175,6 +175,7 @@ def of_digits(num_steps: int = DIGITS_NUM_STEPS) -> Model:
     config = importlib.import_module("configs.digits").get_config()
     config.precision = "float32"
     config.network.name, config.network.hidden_sizes = "mlp", DIGITS_HIDDEN_SIZES
+    config.network.denoiser_width = 0
     config.flow.num_steps, config.flow.num_refine_steps = DIGITS_FLOW_STEPS
     config.train.batch_size, config.train.num_steps = DIGITS_BATCH_SIZE, num_steps
     wanted = settings.from_config(config.to_dict())

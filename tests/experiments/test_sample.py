@@ -255,13 +255,16 @@ def test_a_change_without_an_effect_is_an_error(of_digits, key, label, message):
 
 
 def test_the_weight_of_a_guide_changes_the_shares_that_a_judge_finds(
-    of_digits, classifier, tmp_path, monkeypatch
+    classifier, tmp_path, monkeypatch
 ):
+    # An untrained denoiser would hide from an untrained judge what the guide changed.
+    start("train", tmp_path / "run", "digits:tiny", {"network.denoiser_width": 0})
+
     def logits(x):  # Bright images are of odd classes.
         return 40.0 * x.mean(axis=(1, 2, 3))[:, None] * jnp.tile(jnp.array([-1.0, 1.0]), 5)
 
     monkeypatch.setattr(guidance_weight.robustness_classifier, "read", lambda path: logits)
-    argv = [f"--workdir={of_digits.root}", f"--judge={classifier}", f"--out={tmp_path}/out"]
+    argv = [f"--workdir={tmp_path}/run", f"--judge={classifier}", f"--out={tmp_path}/out"]
     argv += ["--num_samples=20", "--num_refine_steps=2", "--weights"]
     guidance_weight.main([*argv, "0.5", "--guide=file_of_torch.pt"])
     with np.load(tmp_path / "out" / "weight_0.5.npz") as stored:
