@@ -30,7 +30,7 @@ def test_the_denoiser_becomes_the_posterior_mean_of_gaussian_data():
     problem, variables = with_denoiser()
     state = small_problem.initial_state(variables=variables)
     step = steps.repeat_steps(
-        small_problem.train_step(problem, dequantisation=NOISE, batch_size=256), 2_000
+        small_problem.train_step(problem, dequantisation=NOISE, batch_size=1_024), 2_000
     )
 
     state, metrics = jax.jit(step)(small_problem.KEY, state, small_problem.CONSTANTS, None, 2_000)
