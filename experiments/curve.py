@@ -125,15 +125,9 @@ def balanced_length(points: Sequence[Point], of_real: float) -> int | None:
 def mean_output_of(opened: Opened) -> Callable[[np.ndarray], float]:
     """Returns the mean output of the network, ratios or their logarithms, for examples [N, ...]."""
     model = opened.experiment
-    variables = model.sampling_variables(opened.state)
     apply = jax.jit(model.problem.estimator.apply)
-
-    def mean_output(examples: np.ndarray) -> float:
-        size = draw.batch_size(model, len(examples))
-        parts = np.split(examples, range(size, len(examples), size))
-        return float(np.mean(np.concatenate([apply(variables, part) for part in parts])))
-
-    return mean_output
+    outputs = draw.in_batches(model, apply, model.sampling_variables(opened.state))
+    return lambda examples: float(np.mean(outputs(examples)))
 
 
 def _held_out(opened: Opened, num: int) -> np.ndarray:

@@ -263,14 +263,20 @@ def make_denoise(model: Experiment, state: TrainState) -> Callable[[np.ndarray],
     denoise = model.problem.denoise
     if denoise is None:
         return lambda x: x
-    variables, apply = model.sampling_variables(state), jax.jit(denoise)
+    return in_batches(model, jax.jit(denoise), model.sampling_variables(state))
 
-    def in_batches(x: np.ndarray) -> np.ndarray:
+
+def in_batches(
+    model: Experiment, apply: Callable[..., jax.Array], variables: Any
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Returns `apply` with these variables as a function of any number of examples, [N, ...]."""
+
+    def of_all(x: np.ndarray) -> np.ndarray:
         size = batch_size(model, len(x))
         parts = np.split(x, range(size, len(x), size))
         return np.concatenate([apply(variables, part) for part in parts])
 
-    return in_batches
+    return of_all
 
 
 def make_log_ratio(model: Experiment, state: TrainState) -> Callable[[np.ndarray], np.ndarray]:

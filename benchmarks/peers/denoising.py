@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import traverse_util
 
+from benchmarks.peers import fitting
 from benchmarks.peers.data import Images, draw
 from experiments.data.decode import to_uint8, to_unit
 from fdrl_jax import networks
-from fdrl_jax.training import rng, state, steps
+from fdrl_jax.training import rng, steps
 from fdrl_jax.training.problem import Constants
 
 Array = jax.Array
@@ -33,11 +33,7 @@ def load_or_train(file: Path, images: Images) -> Callable[[np.ndarray], np.ndarr
     Returns:
       A function that removes noise from images, [N, H, W, C] uint8.
     """
-    if not file.exists():
-        variables = jax.tree.map(np.asarray, _train(images))
-        np.savez(file, **traverse_util.flatten_dict(variables, sep="/"))
-    with np.load(file, allow_pickle=False) as arrays:
-        variables = traverse_util.unflatten_dict(dict(arrays), sep="/")
+    variables = fitting.load_or_fit(file, lambda: _train(images))
     apply = jax.jit(lambda batch: _NETWORK.denoise(variables, to_unit(batch)))
 
     def denoised(pixels: np.ndarray) -> np.ndarray:
@@ -58,7 +54,6 @@ def _train(images: Images) -> Any:
         real = draw(constants.data, data_key, positions, flip=not is_grey)["real"]
         keys = rng.example_keys(key, rng.Stream.DEQUANTISATION, positions)
         noise = jax.vmap(lambda k: jax.random.normal(k, real.shape[1:]))(keys)
-
         noisy = jnp.clip(real + _NOISE * noise, -1.0, 1.0)  # As samples in uint8 are.
 
         def loss_fn(params: Any) -> Array:
@@ -72,12 +67,8 @@ def _train(images: Images) -> Any:
     step = steps.from_gradients(
         loss_and_grads, optimizer=optimizer, batch_size=_BATCH, ema_ramp=True
     )
-    key = rng.root_key(0)
-    init_key = rng.stream_key(key, rng.Stream.INIT)
-    variables = _NETWORK.add_params({"params": {}}, init_key, images.pixels.shape[1:])
-    train_state = state.create(variables, optimizer)
-    constants = Constants(jax.tree.map(jnp.asarray, images), ())
-    run = jax.jit(step, donate_argnums=1)
-    for _ in range(_NUM_STEPS):
-        train_state, _metrics = run(key, train_state, constants)
-    return train_state.variables
+
+    def init(key: Array) -> Any:
+        return _NETWORK.add_params({"params": {}}, key, images.pixels.shape[1:])
+
+    return fitting.run_steps(step, init, optimizer, images, _NUM_STEPS).variables

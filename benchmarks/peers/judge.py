@@ -7,15 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import traverse_util
 from jax.typing import DTypeLike
 
+from benchmarks.peers import fitting
 from benchmarks.peers.data import Images, Split, draw
 from experiments.data.decode import to_unit
 from fdrl_jax import metrics, networks
 from fdrl_jax.priors import Batch
-from fdrl_jax.training import adversarial, augmentation, rng, state
-from fdrl_jax.training.problem import Constants
+from fdrl_jax.training import adversarial, augmentation
 
 _BATCH, _NUM_EPOCHS, _LEARNING_RATE, _MAX_SHIFT = 64, 20, 1e-3, 2
 _SPEC = networks.ResNetSpec(32, ((64, 2), (64, 1), (128, 2), (128, 1)))
@@ -64,12 +63,7 @@ def load_or_train(file: Path, images: Split, dtype: DTypeLike) -> Judge:
     """
     num_classes = int(images.judge.labels.max()) + 1
     network = networks.resnet(_SPEC, num_outputs=num_classes, use_bias=True, dtype=dtype)
-    if not file.exists():
-        variables = jax.tree.map(np.asarray, _train(network, images.judge))
-        file.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(file, **traverse_util.flatten_dict(variables, sep="/"))
-    with np.load(file, allow_pickle=False) as arrays:
-        variables = traverse_util.unflatten_dict(dict(arrays), sep="/")
+    variables = fitting.load_or_fit(file, lambda: _train(network, images.judge))
     features, logits = _apply(network, variables, images.reference.pixels)
     accuracy = float(np.mean(logits.argmax(axis=1) == images.reference.labels))
     return Judge(network, variables, features, accuracy)
@@ -94,15 +88,12 @@ def _train(network: networks.ResNet, images: Images) -> Any:
         batch_size=_BATCH,
         ema_ramp=True,
     )
-    key = rng.root_key(0)
     shape = (1, *images.pixels.shape[1:])
-    variables = jax.jit(network.init)(rng.stream_key(key, rng.Stream.INIT), jnp.zeros(shape))
-    train_state = state.create(variables, optimizer)
-    constants = Constants(jax.tree.map(jnp.asarray, images), ())
-    step = jax.jit(train_step, donate_argnums=1)
-    for _ in range(num_steps):
-        train_state, _metrics = step(key, train_state, constants)
-    return train_state.ema_variables
+
+    def init(key: jax.Array) -> Any:
+        return jax.jit(network.init)(key, jnp.zeros(shape))
+
+    return fitting.run_steps(train_step, init, optimizer, images, num_steps).ema_variables
 
 
 def _apply(

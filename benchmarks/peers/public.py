@@ -33,7 +33,6 @@ def add_missing(results: list[Result], images: Split, cache: Path) -> None:
     features, reference = efficientnet.load(), None
     data = results[0]["data"]
     known = set(_known(data, cache))
-    denoised = denoising.load_or_train(cache / f"{data}-denoiser.npz", images.contestants)
     skipped = []
     for result in results:
         run = race.run_of(result)
@@ -50,6 +49,8 @@ def add_missing(results: list[Result], images: Split, cache: Path) -> None:
                 continue
             if reference is None:
                 reference = features(to_unit(images.reference.pixels))
+                file = cache / f"{data}-denoiser.npz"
+                denoised = denoising.load_or_train(file, images.contestants)
             for one in sorted(missing):
                 compared = denoised(pixels) if one.startswith(_DENOISED) else pixels
                 distance = frechet_distance(features(to_unit(compared)), reference)

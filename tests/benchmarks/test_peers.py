@@ -249,7 +249,7 @@ def test_distances_in_public_features_are_added_to_the_results_whose_samples_are
 
 def test_the_denoiser_removes_noise_and_is_trained_once(tmp_path, monkeypatch):
     rs = np.random.default_rng(3)
-    # Discs on black: clean images that a small network can tell from noise.
+    # Discs on black: clean images that a small network can distinguish from noise.
     y, x = np.mgrid[:16, :16]
     centres = rs.uniform(4, 12, (64, 2))
     discs = [(y - a) ** 2 + (x - b) ** 2 < 9 for a, b in centres]

@@ -95,8 +95,8 @@ def test_the_network_keeps_shape_and_type_and_has_its_own_parameters(dtype):
     assert variables["params"]["conv1"] is estimator["params"]["conv1"]
     assert variables["vectors"] == {}
     assert estimator["params"].keys() == {"conv1"}
-    alone = denoiser.denoise(variables, x[2:3])
-    np.testing.assert_allclose(alone, y[2:3], rtol=1e-2, atol=1e-2)
+    single = denoiser.denoise(variables, x[2:3])
+    np.testing.assert_allclose(single, y[2:3], rtol=1e-2, atol=1e-2)
 
 
 def test_a_denoiser_without_noise_is_an_error():
