@@ -1,4 +1,4 @@
-"""Times of the paper's estimators (flow step, training step, compilation), next to PyTorch eager.
+"""Times of estimators (flow step, training step, compilation), next to PyTorch eager.
 
 Run: python -m benchmarks.estimators [--networks resnet32,...] [--batches 8,...]
   [--precisions float32,bfloat16] [--torch_python PATH] [--torch_compile] [--json FILE]
@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,18 +33,44 @@ from fdrl_jax import networks
 from fdrl_jax.training import rng
 from fdrl_jax.training.problem import Constants, Estimator, FlowParams, Problem
 
-# Width and height of the images for each of the paper's networks, in pixels.
-SIZES = {"resnet32": 32, "resnet64": 64, "resnet64_shallow": 64, "resnet128": 128}
+
+class Network(NamedTuple):
+    """A residual network that is timed.
+
+    Attributes:
+      spec: its layers.
+      shape: of an image, [H, W, C].
+      use_bias: whether its 3x3 convolutions have biases.
+    """
+
+    spec: networks.ResNetSpec
+    shape: tuple[int, int, int]
+    use_bias: bool = False
+
+
+NETWORKS = {
+    # The paper's.
+    "resnet32": Network(networks.SPECS["resnet32"], (32, 32, 3)),
+    "resnet64": Network(networks.SPECS["resnet64"], (64, 64, 3)),
+    "resnet64_shallow": Network(networks.SPECS["resnet64_shallow"], (64, 64, 3)),
+    "resnet128": Network(networks.SPECS["resnet128"], (128, 128, 3)),
+    # Those of configs/mnist.py and configs/cifar10_small.py.
+    "mnist": Network(networks.ResNetSpec(32, ((64, 2), (64, 2), (128, 1))), (28, 28, 1), True),
+    "cifar10_small": Network(
+        networks.ResNetSpec(32, ((64, 2), (128, 1), (128, 2), (128, 1))), (32, 32, 3), True
+    ),
+}
 NUM_FLOW_STEPS = 5
 FLOW = {"step_size": 3.0, "noise_scale": 0.01}
 
 
 def ours(
-    spec: networks.ResNetSpec, size: int, batch: int, precision: str, num_flow_steps: int
+    network: Network, batch: int, precision: str, num_flow_steps: int
 ) -> tuple[dict[str, Callable[[], Any]], dict[str, float]]:
     """Returns our contenders, "flow" and "train", and figures of the compiler."""
     dtype = "bfloat16" if precision == "bfloat16" else "float32"
-    net, shape = networks.resnet(spec, dtype=dtype), (size, size, 3)
+    spec, shape, use_bias = network
+    net = networks.resnet(spec, dtype=dtype, use_bias=use_bias)
     x = jax.random.uniform(jax.random.key(1), (batch, *shape), minval=-1.0)
     variables = jax.jit(net.init)(jax.random.key(0), x[:1])
     optimizer = optax.adam(1e-4)
@@ -93,8 +119,7 @@ def _wait_for(compiled: Callable[..., Any], *arguments: Any) -> None:
 @contextmanager
 def pytorch(
     python: str,
-    spec: networks.ResNetSpec,
-    size: int,
+    network: Network,
     batch: int,
     precision: str,
     compiled: bool,
@@ -104,9 +129,10 @@ def pytorch(
 ) -> Iterator[dict[str, Callable[[], Any]]]:
     """Starts PyTorch in another process and yields its contenders; none if it is not installed."""
     settings = {
-        "stem": spec.stem,
-        "blocks": spec.blocks,
-        "size": size,
+        "stem": network.spec.stem,
+        "blocks": network.spec.blocks,
+        "bias": network.use_bias,
+        "shape": network.shape,
         "batch": batch,
         "precision": precision,
         "compiled": compiled,
@@ -137,9 +163,9 @@ def measure(
     name: str, batch: int, precision: str, rounds: int, torch_python: str, torch_compile: bool
 ) -> dict[str, Any]:
     """Times one network; all contenders take turns."""
-    spec, size = networks.SPECS[name], SIZES[name]
-    contenders, figures = ours(spec, size, batch, precision, NUM_FLOW_STEPS)
-    with pytorch(torch_python, spec, size, batch, precision, torch_compile) as other:
+    network = NETWORKS[name]
+    contenders, figures = ours(network, batch, precision, NUM_FLOW_STEPS)
+    with pytorch(torch_python, network, batch, precision, torch_compile) as other:
         seconds = alternate(contenders | other, rounds)
     result = {
         "network": name,
@@ -161,7 +187,7 @@ def measure(
 def main() -> None:
     """Prints the figures of each network, and writes them to `--json` if given."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--networks", default="resnet32", help="names, separated by commas")
+    parser.add_argument("--networks", default="resnet32", help=f"some of {', '.join(NETWORKS)}")
     parser.add_argument("--batches", default="8", help="images per step")
     parser.add_argument("--precisions", default="float32", help="float32, bfloat16")
     parser.add_argument("--torch_python", default=sys.executable, help="a Python that has PyTorch")

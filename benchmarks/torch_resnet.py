@@ -1,7 +1,7 @@
 """The residual networks in PyTorch eager, in a separate process, for comparison only.
 
 It is run by `benchmarks.estimators`, possibly with another Python that has PyTorch:
-  python benchmarks/torch_resnet.py '{"stem": 128, "blocks": [[128, 1], ...], "size": 32, ...}'
+  python benchmarks/torch_resnet.py '{"stem": 128, "shape": [32, 32, 3], ...}'
 It reads one word per line, "flow" or "train", runs it, and answers with a line. Images and weights
 have the layout channels_last, which is the fastest in PyTorch on CPU. The precision
 "tensorfloat32" is float32 that a GPU multiplies in TF32.
@@ -16,10 +16,10 @@ from torch import nn
 
 
 class Block(nn.Module):
-    def __init__(self, features_in: int, features: int, stride: int) -> None:
+    def __init__(self, features_in: int, features: int, stride: int, bias: bool) -> None:
         super().__init__()
-        self.first = nn.Conv2d(features_in, features, 3, stride, 1, bias=False)
-        self.second = nn.Conv2d(features, features, 3, 1, 1, bias=False)
+        self.first = nn.Conv2d(features_in, features, 3, stride, 1, bias=bias)
+        self.second = nn.Conv2d(features, features, 3, 1, 1, bias=bias)
         changes = stride != 1 or features_in != features
         self.shortcut = (
             nn.Conv2d(features_in, features, 1, stride, bias=False) if changes else nn.Identity()
@@ -34,13 +34,13 @@ class Block(nn.Module):
 class Network(nn.Module):
     """Maps images [B, C, H, W] to [B]; the head computes in float32."""
 
-    def __init__(self, stem: int, blocks: list[tuple[int, int]], channels: int = 3) -> None:
+    def __init__(self, stem: int, blocks: list[tuple[int, int]], channels: int, bias: bool) -> None:
         super().__init__()
-        layers: list[nn.Module] = [nn.Conv2d(channels, stem, 3, 1, 1, bias=False)]
+        layers: list[nn.Module] = [nn.Conv2d(channels, stem, 3, 1, 1, bias=bias)]
         layers.append(nn.LeakyReLU(0.2))
         features_in = stem
         for features, stride in blocks:
-            layers.append(Block(features_in, features, stride))
+            layers.append(Block(features_in, features, stride, bias))
             features_in = features
         self.layers = nn.Sequential(*layers)
         self.head = nn.Linear(features_in, 1)
@@ -84,11 +84,12 @@ def main() -> None:
     torch.backends.cudnn.allow_tf32 = precision == "tensorfloat32"
     torch.backends.cuda.matmul.allow_tf32 = precision == "tensorfloat32"
     torch.backends.cudnn.benchmark = True
-    size, hyper = settings["size"], settings["flow"]
+    (height, width, channels), hyper = settings["shape"], settings["flow"]
     layout = torch.channels_last
-    x = torch.rand(settings["batch"], 3, size, size) * 2.0 - 1.0
+    x = torch.rand(settings["batch"], channels, height, width) * 2.0 - 1.0
     x = x.to(device, memory_format=layout)
-    net = Network(settings["stem"], settings["blocks"]).to(device, memory_format=layout)
+    net = Network(settings["stem"], settings["blocks"], channels, settings["bias"])
+    net = net.to(device, memory_format=layout)
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-4)
     sampler = frozen(net, dtype)
     if settings["compiled"]:

@@ -113,8 +113,7 @@ def _compare_with_pytorch(
     try:
         with pytorch(
             sys.executable,
-            speed.spec(name),
-            speed.size(name),
+            speed.network(name),
             scale.batch_size,
             precision,
             compiled,

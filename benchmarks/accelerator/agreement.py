@@ -19,11 +19,11 @@ _NUM_FLOW_STEPS = 5
 
 def compare(name: str, precision: str, num_images: int) -> dict[str, float]:
     """Returns the relative errors of a network on the first device, by what was compared."""
-    size = speed.size(name)
-    shape = (num_images, size, size, 3)
+    network = speed.network(name)
+    shape = (num_images, *network.shape)
     images = np.random.default_rng(0).uniform(-1.0, 1.0, shape)
     # The same weights for both, drawn where nothing is rounded to less than float32.
-    net = networks.resnet(speed.spec(name), dtype="float32")
+    net = networks.resnet(network.spec, dtype="float32")
     variables = jax.tree.map(
         np.asarray, jax.jit(net.init)(jax.random.key(0), jnp.zeros((1, *shape[1:])))
     )

@@ -8,20 +8,15 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.accelerator.budget import Scale
-from benchmarks.estimators import SIZES, ours
+from benchmarks.estimators import NETWORKS, Network, ours
 from fdrl_jax import networks
 
-_SMALL = networks.ResNetSpec(8, ((8, 2),))
+_SMALL = Network(networks.ResNetSpec(8, ((8, 2),)), (8, 8, 3))
 
 
-def spec(name: str) -> networks.ResNetSpec:
-    """Returns the layers of a network of the paper, or of the "small" one."""
-    return _SMALL if name == "small" else networks.SPECS[name]
-
-
-def size(name: str) -> int:
-    """Returns width and height of the images that a network is for, in pixels."""
-    return SIZES.get(name, 8)
+def network(name: str) -> Network:
+    """Returns a network of the paper, or the "small" one."""
+    return _SMALL if name == "small" else NETWORKS[name]
 
 
 def peak(precision: str, size: int, rounds: int) -> float:
@@ -42,9 +37,7 @@ def peak(precision: str, size: int, rounds: int) -> float:
 def measure(name: str, precision: str, scale: Scale) -> dict[str, float]:
     """Times flow and training step of a network on the first device."""
     with jax.default_matmul_precision(precision):
-        contenders, found = ours(
-            spec(name), size(name), scale.batch_size, precision, scale.num_flow_steps
-        )
+        contenders, found = ours(network(name), scale.batch_size, precision, scale.num_flow_steps)
         for what, run in contenders.items():
             found[f"{what}_seconds"] = _seconds(run, scale.rounds)
     found["flow_step_seconds"] = found["flow_seconds"] / scale.num_flow_steps

@@ -15,7 +15,7 @@ products. In bfloat16, matrix products may read NaN past the end of a contractio
 not a multiple of 32, so contractions are padded to a multiple.
 """
 
-import os
+import math
 
 import jax
 import jax.numpy as jnp
@@ -24,8 +24,8 @@ from jax import lax
 from fdrl_jax.networks import winograd
 
 _MIN_CHANNELS_WINOGRAD = 16  # With fewer channels, the transforms cost more than they save.
-_ONEDNN_FLAG = "--xla_cpu_experimental_onednn_custom_call=true"
 _CONTRACTION_AMX = 32
+_CACHE_BYTES = 2**21  # Of the second-level cache of a core, which has 1 or 2 MB on most servers.
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 _Size = tuple[int, int]
 
@@ -111,45 +111,78 @@ def _phase(
 
 
 def kernel_gradient(x: jax.Array, g: jax.Array, stride: int, kernel_size: int) -> jax.Array:
-    """The gradient with respect to the kernel, by matrix products or by a convolution."""
-    if kernel_size == 1 or (x.dtype == jnp.bfloat16 and _uses_onednn()):
-        return _kernel_gradient_by_products(x, g, stride, kernel_size)
-    return _kernel_gradient_by_convolution(x, g, stride, kernel_size)
+    """The gradient with respect to the kernel: matrix products, summed over groups of images.
+
+    The operands of a product contain each pixel several times, so they are made for few images at a
+    time, which stay in the cache.
+    """
+    num = x.shape[0]
+    pixels = math.prod(x.shape[1:]) // stride + math.prod(g.shape[1:])
+    largest = _CACHE_BYTES // (kernel_size * pixels * x.dtype.itemsize)
+    size = next((n for n in range(min(largest, num), 0, -1) if num % n == 0), 1)
+    if size >= num:
+        return _products(x, g, stride, kernel_size)
+
+    def add_group(i: jax.Array, total: jax.Array) -> jax.Array:
+        x_part, g_part = (lax.dynamic_slice_in_dim(a, i * size, size) for a in (x, g))
+        return total + _products(x_part, g_part, stride, kernel_size)
+
+    shape = (kernel_size, kernel_size, x.shape[3], g.shape[3])
+    zero = jnp.zeros(shape, jnp.promote_types(x.dtype, jnp.float32))
+    axes = tuple(jax.typeof(x).manual_axis_type.varying)
+    total: jax.Array = lax.fori_loop(0, num // size, add_group, lax.pcast(zero, axes, to="varying"))
+    return total.astype(x.dtype)
 
 
-def _uses_onednn() -> bool:
-    # XLA reads its flags once, so this is the same at every trace.
-    return _ONEDNN_FLAG in os.environ.get("XLA_FLAGS", "").split()
+def _products(x: jax.Array, g: jax.Array, stride: int, kernel_size: int) -> jax.Array:
+    """One matrix product per phase of the rows of `x`, over all positions of all images.
 
-
-def _kernel_gradient_by_products(
-    x: jax.Array, g: jax.Array, stride: int, kernel_size: int
-) -> jax.Array:
-    """One matrix product per row of the kernel, over all positions of all images.
+    `x` is shifted along the columns and `g` along the rows, so that one product has all pairs of
+    shifts. A row `stride * i + phase` of `x` meets the row `i - d` of `g` through the tap `t` with
+    `stride * d = t - k // 2 - phase`.
 
     The products have the type of the images. XLA accumulates them in float32 in any case. With
     float32 results, it would convert bfloat16 operands first, and oneDNN would multiply in float32.
     """
-    channels, features, width = x.shape[3], g.shape[3], g.shape[2]
-    padding = kernel_gradient_padding(x, g, stride, kernel_size)
+    channels, features = x.shape[3], g.shape[3]
+    (before, _), column_padding = kernel_gradient_padding(x, g, stride, kernel_size)
     zero = jnp.zeros((), x.dtype)
-    padded = lax.pad(x, zero, ((0, 0, 0), *((*pair, 0) for pair in padding), (0, 0, 0)))
-
-    def windows(array: jax.Array, axis: int, count: int) -> list[jax.Array]:
-        stop = (count - 1) * stride + 1
-        return [
-            lax.slice_in_dim(array, tap, tap + stop, stride, axis) for tap in range(kernel_size)
-        ]
-
-    columns = jnp.concatenate(windows(padded, 2, width), axis=3)
-    right = _padded(g.reshape(-1, features))
-    rows = [
-        lax.dot_general(
-            _padded(row.reshape(-1, kernel_size * channels)), right, (((0,), (0,)), ((), ()))
+    padded = lax.pad(x, zero, ((0, 0, 0), (0, 0, 0), (*column_padding, 0), (0, 0, 0)))
+    stop = (g.shape[2] - 1) * stride + 1
+    taps = range(kernel_size)
+    columns = jnp.concatenate(
+        [lax.slice_in_dim(padded, tap, tap + stop, stride, 2) for tap in taps], axis=3
+    )
+    gradients: dict[int, jax.Array] = {}
+    for phase in range(stride):
+        left = columns[:, phase::stride]
+        count = left.shape[1]
+        shifts = {t: (t - before) // stride for t in taps if (t - before) % stride == phase}
+        if not shifts:
+            continue
+        rows = [(d, count - g.shape[1] - d, 0) for d in shifts.values()]
+        right = jnp.concatenate(
+            [lax.pad(g, zero, ((0, 0, 0), row, (0, 0, 0), (0, 0, 0))) for row in rows], axis=3
         )
-        for row in windows(columns, 1, g.shape[1])
-    ]
-    return jnp.stack(rows).reshape(kernel_size, kernel_size, channels, features)
+        product = lax.dot_general(
+            _padded(left.reshape(-1, kernel_size * channels)),
+            _padded(right.reshape(-1, len(shifts) * features)),
+            (((0,), (0,)), ((), ())),
+        )
+        parts = product.reshape(kernel_size, channels, len(shifts), features)
+        gradients |= {tap: parts[:, :, i] for i, tap in enumerate(shifts)}
+    return jnp.stack([gradients[tap] for tap in taps])
+
+
+def channel_sums(g: jax.Array) -> jax.Array:
+    """Sums over all positions of all images, as a matrix product.
+
+    XLA turns a large sum into windows that stride over the whole array once per channel, which
+    takes up to ten times as long.
+    """
+    rows = _padded(g.reshape(-1, g.shape[3]))
+    ones = jnp.ones((1, rows.shape[0]), g.dtype)
+    return lax.dot_general(ones, rows, (((1,), (0,)), ((), ())))[0]
 
 
 def _padded(matrix: jax.Array) -> jax.Array:
@@ -160,27 +193,3 @@ def _padded(matrix: jax.Array) -> jax.Array:
 def missing_contraction(length: int, dtype: jnp.dtype) -> int:
     """Returns by how much a matrix product over this length must be padded to be read in bounds."""
     return -length % _CONTRACTION_AMX if dtype == jnp.bfloat16 else 0
-
-
-def _kernel_gradient_by_convolution(
-    x: jax.Array, g: jax.Array, stride: int, kernel_size: int
-) -> jax.Array:
-    """Convolves the images with `g` as the kernel, treating channels as the batch."""
-    batch, channels, features = x.shape[0], x.shape[3], g.shape[3]
-    # A transposition with the positions as one axis is not folded into the convolution, which would
-    # make it non-canonical, and XLA can fuse it with the copy.
-    images = (
-        x.reshape(batch, -1, channels).transpose(2, 1, 0).reshape(channels, *x.shape[1:3], batch)
-    )
-    kernel = (
-        g.reshape(batch, -1, features).transpose(1, 0, 2).reshape(*g.shape[1:3], batch, features)
-    )
-    gradient = lax.conv_general_dilated(
-        images,
-        kernel,
-        (1, 1),
-        kernel_gradient_padding(x, g, stride, kernel_size),
-        rhs_dilation=(stride, stride),
-        dimension_numbers=_LAYOUT,
-    )
-    return gradient.transpose(1, 2, 0, 3)

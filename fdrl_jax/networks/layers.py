@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
-from fdrl_jax.networks.convolution import convolve
+from fdrl_jax.networks.convolution import add_bias, convolve
 from fdrl_jax.networks.convolution_cpu import missing_contraction
 from fdrl_jax.networks.spectral import normalised
 
@@ -85,4 +85,7 @@ class Conv(nn.Module):
         shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
         kernel = _kernel(self, shape)
         y = convolve(x.astype(self.dtype), kernel, self.stride, implementation=self.implementation)
-        return y + _bias(self, self.kernel_size**2 * x.shape[-1]) if self.use_bias else y
+        if not self.use_bias:
+            return y
+        bias = _bias(self, self.kernel_size**2 * x.shape[-1])
+        return add_bias(y, bias, implementation=self.implementation)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from jax import lax
 
-from fdrl_jax.networks import convolve
+from fdrl_jax.networks import convolution_cpu, convolve
+from fdrl_jax.networks.convolution import add_bias
 
 SIZES = ((8, 8), (7, 6), (1, 2))
 # The networks use kernels of size 1 and 3 and strides 1 and 2. The others are not special cases.
@@ -28,9 +29,9 @@ def native(x, kernel, stride):
     )
 
 
-def draw(kernel_size, size=(6, 5), channels=(3, 4)):
+def draw(kernel_size, size=(6, 5), channels=(3, 4), num=2):
     random = np.random.default_rng(0)
-    x = random.standard_normal((2, *size, channels[0]))
+    x = random.standard_normal((num, *size, channels[0]))
     return jnp.asarray(x), jnp.asarray(
         random.standard_normal((kernel_size, kernel_size, *channels))
     )
@@ -67,6 +68,55 @@ def test_value_and_both_gradients_are_those_of_the_native_rule(
         return jax.jit(apply)(x, kernel)
 
     assert_close(value_and_gradients(convolve), value_and_gradients(native))
+
+
+# Bytes for groups of one, two and three of the six images.
+@pytest.mark.parametrize("cache", [0, 5_000, 8_000])
+@pytest.mark.parametrize(("kernel_size", "stride"), [(1, 1), (3, 1), (3, 2), (5, 3)])
+def test_kernel_gradients_are_sums_over_groups_of_images(
+    cache, kernel_size, stride, monkeypatch, double_precision
+):
+    x, kernel = draw(kernel_size, num=6)
+    weights = jnp.cos(jnp.arange(native(x, kernel, stride).size, dtype=x.dtype))
+
+    def gradient(convolution):
+        def loss(kernel):
+            return jnp.dot(convolution(x, kernel, stride).ravel(), weights)
+
+        return jax.jit(jax.grad(loss))
+
+    monkeypatch.setattr(convolution_cpu, "_CACHE_BYTES", cache)
+    program = gradient(convolve)
+
+    assert "while" in program.lower(kernel).as_text()
+    assert_close(program(kernel), gradient(native)(kernel))
+
+
+def test_a_bias_has_the_native_value_and_gradients(double_precision):
+    y, _ = draw(1)
+    bias = jnp.asarray([0.5, -1.0, 2.0])
+
+    def value_and_gradients(add):
+        def loss(y, bias):
+            return jnp.sum(jnp.tanh(add(y, bias)) ** 2)
+
+        def slope(y, bias):
+            return sum(jnp.sum(jnp.sin(g)) for g in jax.grad(loss, (0, 1))(y, bias))
+
+        return jax.jit(
+            lambda y, bias: [jax.value_and_grad(f, (0, 1))(y, bias) for f in (loss, slope)]
+        )(y, bias)
+
+    assert_close(value_and_gradients(add_bias), value_and_gradients(jnp.add), 1e-11)
+
+
+def test_a_bias_supports_forward_mode_with_xla(double_precision):
+    y, _ = draw(1)
+    bias = jnp.asarray([0.5, -1.0, 2.0])
+
+    _, slope = jax.jvp(lambda b: add_bias(y, b, implementation="xla"), (bias,), (bias,))
+
+    assert_close(slope, jnp.broadcast_to(bias, y.shape))
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -157,31 +207,36 @@ def test_gradients_in_bfloat16_are_near_those_in_float32():
 
 @pytest.mark.parametrize("kernel_size", [1, 3])
 @pytest.mark.parametrize("check_vma", [False, True])
-def test_shard_map_sums_the_kernel_gradient_over_replicas(check_vma, kernel_size, double_precision):
-    x, kernel = draw(kernel_size)
+@pytest.mark.parametrize("cache", [0, 2**20])
+def test_shard_map_sums_the_gradients_of_parameters_over_replicas(
+    cache, check_vma, kernel_size, monkeypatch, double_precision
+):
+    monkeypatch.setattr(convolution_cpu, "_CACHE_BYTES", cache)
+    x, kernel = draw(kernel_size, num=4)
+    bias = jnp.asarray([0.5, -1.0, 2.0, 0.0])
     mesh = jax.sharding.Mesh(jax.devices()[:2], ("batch",))
     batch, everywhere = jax.P("batch"), jax.P()
 
-    def gradients(x, kernel):
-        def loss(x, kernel):
-            return jnp.sum(convolve(x, kernel, 2) ** 2)
+    def gradients(x, *params):
+        def loss(x, kernel, bias):
+            return jnp.sum(add_bias(convolve(x, kernel, 2), bias) ** 2)
 
-        gx, gk = jax.grad(loss, (0, 1))(x, kernel)
-        # With check_vma, JAX already sums the gradient of a replicated kernel.
-        return gx, gk if check_vma else lax.psum(gk, "batch")
+        gx, *rest = jax.grad(loss, (0, 1, 2))(x, *params)
+        # With check_vma, JAX already sums the gradients of replicated parameters.
+        return gx, *(g if check_vma else lax.psum(g, "batch") for g in rest)
+
+    def whole(x, kernel, bias):
+        return jnp.sum((native(x, kernel, 2) + bias) ** 2)
 
     mapped = jax.shard_map(
         gradients,
         mesh=mesh,
-        in_specs=(batch, everywhere),
-        out_specs=(batch, everywhere),
+        in_specs=(batch, everywhere, everywhere),
+        out_specs=(batch, everywhere, everywhere),
         check_vma=check_vma,
     )
 
-    assert_close(
-        jax.jit(mapped)(x, kernel),
-        jax.grad(lambda x, kernel: jnp.sum(native(x, kernel, 2) ** 2), (0, 1))(x, kernel),
-    )
+    assert_close(jax.jit(mapped)(x, kernel, bias), jax.grad(whole, (0, 1, 2))(x, kernel, bias))
 
 
 def gradient_program(platforms):
