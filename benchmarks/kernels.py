@@ -1,4 +1,4 @@
-"""Where the time of a training step goes on a CPU: kernels by what they compute.
+"""Times of the kernels of a training step on a CPU, by what they compute.
 
 Run: taskset -c 0 python -m benchmarks.kernels [--network cifar10_small] [--batch 32]
   [--precision bfloat16] [--top 15]

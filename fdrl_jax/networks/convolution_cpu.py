@@ -5,14 +5,12 @@ What is fast on CPU depends on the type:
 - float32 and float64: XLA's direct convolution is as fast as a matrix product, and Winograd's
   algorithm saves multiplications if there are many channels.
 - bfloat16: with oneDNN (JAX 0.12, an XLA flag, and a processor with AMX or, from AMD,
-  avx512_bf16) direct convolutions are faster still. Kernel gradients are computed as matrix
-  products. As convolutions, most of them would be slower, and oneDNN returns wrong results for 2, 4
-  and 8 images.
+  avx512_bf16) direct convolutions are faster still.
 
-This module also works around two other bugs of oneDNN. In float32, the kernel gradient of a 1x1
-convolution with one output channel is wrong, so kernel gradients of 1x1 kernels are matrix
-products. In bfloat16, matrix products may read NaN past the end of a contraction whose length is
-not a multiple of 32, so contractions are padded to a multiple.
+Kernel gradients are matrix products in both. As convolutions in bfloat16, oneDNN returns wrong
+results for 2, 4 and 8 images. This module works around another bug of oneDNN: in bfloat16, matrix
+products may read NaN past the end of a contraction whose length is not a multiple of 32, so
+contractions are padded to a multiple.
 """
 
 import math

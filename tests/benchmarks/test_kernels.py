@@ -1,4 +1,4 @@
-"""The kernels of a training step are timed, counted and told apart."""
+"""The kernels of a training step are timed, counted and grouped."""
 
 import jax
 import jax.numpy as jnp

@@ -264,7 +264,7 @@ def test_only_cpu_gets_the_canonical_derivatives(platform, canonical):
     program = gradient_program((platform,)).mlir_module()
 
     assert ("optimization_barrier" in program) == canonical
-    # XLA's own kernel gradient uses the channels as the batch dimension; ours transposes first.
+    # XLA's own kernel gradient uses the channels as the batch dimension; ours is a matrix product.
     assert ("[f, 0, 1, b]" in program) != canonical
 
 
