@@ -343,6 +343,19 @@ ENTRIES = (
         },
     ),
     Entry(
+        "race_samples",
+        "python -m benchmarks.peers --results=benchmarks/peers/results.jsonl --data=CIFAR10 "
+        "--samples=runs/gallery/race_samples/cifar10-50k.png",
+        {
+            "race_cifar10_samples.jpg": (
+                "race_samples/cifar10-50k.png",
+                "CIFAR-10 after 100 CPU minutes on one core: samples of FDRL and of flow matching, "
+                "and real images.",
+            )
+        },
+        needs_data="CIFAR10",
+    ),
+    Entry(
         "what_goes_wrong",
         "python -m docs.what_goes_wrong --workdir=runs/gallery/what_goes_wrong",
         {

@@ -56,18 +56,19 @@ def main(argv: list[str] | None = None) -> None:
     add("--judge", type=Path, metavar="NPZ", help="print the figures of samples; run nothing")
     add("--table", action="store_true", help="print the results in Markdown")
     add("--picture", type=Path, help="draw the distance against CPU seconds")
+    add("--samples", type=Path, help="draw samples of all methods; run nothing")
     arguments = parser.parse_args(argv)
-    if arguments.public_features and not arguments.data:
-        parser.error("--public_features needs --data=FILE.zip for the reference images")
-    if arguments.judge and not arguments.data:
-        parser.error("--judge needs --data=FILE.zip for the reference images")
-    if arguments.data and not arguments.public_features:
+    for option in ("public_features", "judge", "samples"):
+        if getattr(arguments, option) and not arguments.data:
+            parser.error(f"--{option} needs --data=FILE.zip for the real images")
+    if arguments.data and not (arguments.public_features or arguments.samples):
         try:
             carry_out = _judge if arguments.judge else _run_missing
             carry_out(arguments)
         except (OSError, ValueError) as error:
             parser.error(str(error))
-    if not (arguments.table or arguments.picture or arguments.public_features):
+    shown = ("table", "picture", "public_features", "samples")
+    if not any(getattr(arguments, option) for option in shown):
         return
     name = arguments.data.stem if arguments.data else arguments.name
     results = page.of_present_settings(page.read(arguments.results), name)
@@ -82,6 +83,12 @@ def main(argv: list[str] | None = None) -> None:
         print(page.table(public.merged(results, arguments.cache)))
     if arguments.picture:
         page.draw(results, arguments.picture)
+    if arguments.samples:
+        real = data.load(arguments.data).contestants.pixels
+        try:
+            page.draw_samples(results, arguments.cache, real, arguments.samples)
+        except FileNotFoundError as error:
+            parser.error(f"{error}; samples are kept by the command that runs the race")
 
 
 def _judge(arguments: argparse.Namespace) -> None:

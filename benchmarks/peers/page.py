@@ -1,14 +1,17 @@
-"""Results of the race: the file, the table and the picture."""
+"""Results of the race: the file, the table and the pictures."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 
-from benchmarks.peers import methods
+from benchmarks.peers import methods, race
+from experiments.data.decode import to_unit
 from experiments.evaluation import efficientnet
+from experiments.pictures import images
 
 Result = dict[str, Any]
 # Keys of the distances that `public` adds to figures.
@@ -22,7 +25,8 @@ NAMES = {
     "r3gan": "R3GAN, small",
 }
 _PRIOR = "prior of FDRL"
-_MOST_EVALUATIONS = 36  # Per sample in the picture, so that no method has more.
+_MOST_EVALUATIONS = 36  # Per sample in the pictures, so that no method has more.
+_GRID = 36  # Images of a method in the picture of samples.
 _COLUMNS = (
     "method", "CPU seconds", "seeds", "steps", "parameters", "peak memory", "evaluations",
     "ms per sample", "top probability", "class shares", "Fréchet distance",
@@ -92,9 +96,8 @@ def draw(results: list[Result], file: Path) -> None:
     A point is the longest sampling of at most 36 evaluations per sample, also per kept sample.
     """
     points: dict[str, list[tuple[float, float]]] = {}
-    for result in sorted(results, key=lambda result: list(NAMES).index(result["method"])):
-        rows = [row for row in result["samples"] if 0 < _evaluations([row]) <= _MOST_EVALUATIONS]
-        for label, row in {_label(result, row): row for row in rows}.items():
+    for result in _in_order(results):
+        for label, row in _longest(result).items():
             points.setdefault(label, []).append((result["budget"], row["frechet"]))
     figure, ax = plt.subplots(figsize=(7.4, 3.6), layout="constrained", dpi=130)
     for label, of_label in points.items():
@@ -116,6 +119,43 @@ def draw(results: list[Result], file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file)
     plt.close(figure)
+
+
+def draw_samples(results: list[Result], cache: Path, real: np.ndarray, file: Path) -> None:
+    """Draws samples of all methods after their longest training, and real images.
+
+    Args:
+      results: of one data set.
+      cache: folder of the samples.
+      real: images of the data set, [N, H, W, C] uint8.
+      file: of the picture.
+
+    Raises:
+      FileNotFoundError: if the samples of a method are not in the cache.
+    """
+    longest = max(result["budget"] for result in results)
+    sets: dict[str, np.ndarray] = {}
+    for result in _in_order(r for r in results if r["budget"] == longest):
+        for label, row in _longest(result).items():
+            if label not in sets:
+                name = race.samples_name(race.run_of(result), row)
+                with np.load(cache / name, allow_pickle=False) as arrays:
+                    sets[label] = to_unit(arrays["arr_0"][:_GRID])
+    figure = images.side_by_side(sets | {"real images": to_unit(real[:_GRID])})
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file)
+    plt.close(figure)
+
+
+def _in_order(results: Iterable[Result]) -> list[Result]:
+    """Sorts results as `NAMES`, then by seed."""
+    return sorted(results, key=lambda r: (list(NAMES).index(r["method"]), r["seed"]))
+
+
+def _longest(result: Result) -> dict[str, Result]:
+    """Returns the rows of the longest sampling with at most 36 evaluations, by label."""
+    rows = [row for row in result["samples"] if 0 < _evaluations([row]) <= _MOST_EVALUATIONS]
+    return {_label(result, row): row for row in rows}
 
 
 def _label(result: Result, row: dict[str, Any]) -> str:

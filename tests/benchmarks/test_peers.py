@@ -189,6 +189,32 @@ def test_the_table_has_means_over_seeds_and_no_trials_of_tuning(tmp_path):
         assert picture.size[0] > 100
 
 
+def test_samples_of_the_longest_trainings_are_drawn_next_to_real_images(
+    tmp_path, monkeypatch, capsys
+):
+    pixels = np.full((40, *SHAPE), 200, np.uint8)
+    images = data.Images(pixels, np.zeros(40, np.int32))
+    monkeypatch.setattr(data, "load", lambda path: data.Split(images, images, images))
+    short, longest = result("r3gan", 60.0, 3.0), result("meanflow", 90.0, 3.0)
+    file = tmp_path / "results.jsonl"
+    file.write_text("".join(json.dumps(one) + "\n" for one in (short, longest)))
+    command = [f"--results={file}", f"--cache={tmp_path}", f"--samples={tmp_path / 'samples.png'}"]
+
+    with pytest.raises(SystemExit):
+        program.main([*command, "--data=set.zip"])
+    assert "set-meanflow-90-1-1-" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        program.main([*command, "--name=set"])
+    assert "--samples needs --data" in capsys.readouterr().err
+
+    name = race.samples_name(race.run_of(longest), {"evaluations": 1})
+    np.savez(tmp_path / name, arr_0=np.zeros_like(pixels))
+    program.main([*command, "--data=set.zip"])
+    with Image.open(tmp_path / "samples.png") as picture:
+        middle = np.asarray(picture.convert("L"))[picture.size[1] // 2]
+    assert {0, 200} <= set(middle.tolist())
+
+
 def mean_pixels(images):
     """Features in place of those of the network."""
     return images.mean(axis=(1, 2))
