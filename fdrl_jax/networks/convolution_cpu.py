@@ -14,6 +14,7 @@ contractions are padded to a multiple.
 """
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -114,7 +115,9 @@ def kernel_gradient(x: jax.Array, g: jax.Array, stride: int, kernel_size: int) -
     The operands of a product contain each pixel several times, so they are made for few images at a
     time, which stay in the cache.
     """
-    num = x.shape[0]
+    num: Any = x.shape[0]
+    if not isinstance(num, int):  # The symbolic batch of an export.
+        return _products(x, g, stride, kernel_size)
     pixels = math.prod(x.shape[1:]) // stride + math.prod(g.shape[1:])
     largest = _CACHE_BYTES // (kernel_size * pixels * x.dtype.itemsize)
     size = next((n for n in range(min(largest, num), 0, -1) if num % n == 0), 1)

@@ -257,6 +257,17 @@ def test_an_export_for_several_platforms_runs_here():
     )
 
 
+def test_an_export_with_a_symbolic_batch_has_the_same_kernel_gradient(monkeypatch):
+    monkeypatch.setattr(convolution_cpu, "_CACHE_BYTES", 0)
+    x, kernel = (array.astype(jnp.float32) for array in draw(3))
+    gradient = jax.jit(jax.grad(lambda kernel, x: jnp.sum(convolve(x, kernel, 2) ** 2)))
+    symbolic = jax.ShapeDtypeStruct(jax.export.symbolic_shape("batch, 6, 5, 3"), x.dtype)
+
+    exported = jax.export.export(gradient)(kernel, symbolic)
+
+    assert_close(exported.call(kernel, x), gradient(kernel, x), 1e-5)
+
+
 @pytest.mark.parametrize(
     ("platform", "canonical"), [("cpu", True), ("cuda", False), ("tpu", False)]
 )
