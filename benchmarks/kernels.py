@@ -1,7 +1,7 @@
 """Times of the kernels of a training step on a CPU, by what they compute.
 
 Run: taskset -c 0 python -m benchmarks.kernels [--network cifar10_small] [--batch 32]
-  [--precision bfloat16] [--top 15]
+  [--precision bfloat16] [--top 10]
 Runs training steps under JAX's profiler. GFLOP/s are those of convolutions and matrix products, and
 the peak is the rate of the fastest kernel that takes at least 1% of the time.
 """
