@@ -7,7 +7,6 @@ the peak is the rate of the fastest kernel that takes at least 1% of the time.
 """
 
 import argparse
-import math
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable
@@ -20,7 +19,6 @@ from benchmarks.accelerator import hlo, work
 from benchmarks.estimators import NETWORKS, ours
 from experiments import precision as precision_lib
 
-_LIBRARY = "__onednn$"
 _NUM_FLOW_STEPS = 6  # The loops of random numbers have 5 rounds.
 
 
@@ -37,26 +35,18 @@ def profile(run: Callable[[], object], rounds: int) -> dict[str, float]:
         planes = list(jax.profiler.ProfileData.from_file(str(file)).planes)
         milliseconds: dict[str, float] = defaultdict(float)
         for event in (event for plane in planes for line in plane.lines for event in line.events):
-            milliseconds[event.name.split(_LIBRARY)[0]] += event.duration_ns / 1e6 / rounds
+            milliseconds[event.name.split(work.ONEDNN)[0]] += event.duration_ns / 1e6 / rounds
     return milliseconds
 
 
 def kind_and_gflop(program: hlo.Program, kernel: work.Kernel) -> tuple[str, float]:
     """Returns what a kernel computes, and its billions of FLOPs per run (oneDNN: with padding)."""
-    instruction = kernel.instruction
-    bodies = (program.computations[name] for name in instruction.called)
-    inner = [instruction, *(inner for body in bodies for inner in body)]
-    names = {i.target.removeprefix(_LIBRARY) or i.opcode for i in inner}
-    if not instruction.target.startswith(_LIBRARY):
-        found = {"convolution": "convolutions", "dot": "products"}
-        what = next((kind for opcode, kind in found.items() if opcode in names), "others")
-        return what, 1e-9 * kernel.flops
-    left, right = (operand.arrays[0].dims for operand in instruction.operands[:2])
-    result = math.prod(instruction.arrays[0].dims)
-    if "convolution" in names:
-        return "convolutions", 2e-9 * result * math.prod(right[:-1])
-    # Of matrices of m x k, k x n and m x n numbers, the root of the product is m n k.
-    return "products", 2e-9 * math.sqrt(math.prod(left) * math.prod(right) * result)
+    bodies = (program.computations[name] for name in kernel.instruction.called)
+    inner = [kernel.instruction, *(inner for body in bodies for inner in body)]
+    names = {i.target.removeprefix(work.ONEDNN) or i.opcode for i in inner}
+    found = {"convolution": "convolutions", "dot": "products", "matmul": "products"}
+    kind = next((kind for name, kind in found.items() if name in names), "others")
+    return kind, 1e-9 * kernel.flops
 
 
 def rows(program: hlo.Program, milliseconds: dict[str, float]) -> list[dict[str, Any]]:

@@ -23,7 +23,7 @@ def compare(name: str, precision: str, num_images: int) -> dict[str, float]:
     shape = (num_images, *network.shape)
     images = np.random.default_rng(0).uniform(-1.0, 1.0, shape)
     # The same weights for both, drawn where nothing is rounded to less than float32.
-    net = networks.resnet(network.spec, dtype="float32")
+    net = networks.resnet(network.spec, use_bias=network.use_bias, dtype="float32")
     variables = jax.tree.map(
         np.asarray, jax.jit(net.init)(jax.random.key(0), jnp.zeros((1, *shape[1:])))
     )

@@ -24,6 +24,7 @@ _COLLECTIVES = (
     *("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute"),
     "collective-broadcast",
 )
+ONEDNN = "__onednn$"  # Before the names of its kernels, in XLA's custom calls for CPUs.
 _SLICES = ("dynamic-slice", "slice", "gather")
 
 
@@ -91,7 +92,19 @@ def _flops(program: Program, instruction: Instruction) -> float:
         return 2.0 * math.prod(instruction.arrays[0].dims) * contracted
     if opcode == "convolution" or target.startswith("__cudnn$conv"):
         return _convolution_flops(instruction)
+    if target.startswith(ONEDNN):
+        return _onednn_flops(instruction)
     return 0.0
+
+
+def _onednn_flops(instruction: Instruction) -> float:
+    """Counts the FLOPs of a kernel of oneDNN from its shapes, of a convolution with the padding."""
+    left, right = (math.prod(operand.arrays[0].dims) for operand in instruction.operands[:2])
+    result = math.prod(instruction.arrays[0].dims)
+    if instruction.target == f"{ONEDNN}convolution":
+        return 2.0 * result * right / instruction.operands[1].arrays[0].dims[-1]
+    # Of matrices of m x k, k x n and m x n numbers, the root of the product is m n k.
+    return 2.0 * math.sqrt(left * right * result)
 
 
 def _convolution_flops(instruction: Instruction) -> float:

@@ -179,7 +179,7 @@ def channel_sums(g: jax.Array) -> jax.Array:
     """Sums over all positions of all images, as a matrix product.
 
     XLA turns a large sum into windows that stride over the whole array once per channel, which
-    takes up to ten times as long.
+    takes up to six times as long.
     """
     rows = _padded(g.reshape(-1, g.shape[3]))
     ones = jnp.ones((1, rows.shape[0]), g.dtype)

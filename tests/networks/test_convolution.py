@@ -70,7 +70,7 @@ def test_value_and_both_gradients_are_those_of_the_native_rule(
     assert_close(value_and_gradients(convolve), value_and_gradients(native))
 
 
-# Bytes for groups of one, two and three of the six images.
+# Bytes for groups of one, two or three of the six images, depending on kernel and stride.
 @pytest.mark.parametrize("cache", [0, 5_000, 8_000])
 @pytest.mark.parametrize(("kernel_size", "stride"), [(1, 1), (3, 1), (3, 2), (5, 3)])
 def test_kernel_gradients_are_sums_over_groups_of_images(
