@@ -52,6 +52,12 @@ class Sampler:
         self._model = model
         self._mapped = parallel.map_sampler(draw_candidates if self._rejects else draw)
         self._bound: tuple[Any, float] | None = None  # The variables, and the bound for these.
+        self._accepted, self._tried = 0, 0
+
+    @property
+    def share_accepted(self) -> float | None:
+        """The share of first attempts that rejection accepted, or `None` without any."""
+        return self._accepted / self._tried if self._tried else None
 
     def __call__(
         self,
@@ -132,6 +138,8 @@ class Sampler:
         size, attempt = len(drawn["accepted"]), 1
         drawn["refined"] = drawn["refined"].copy()  # What comes from a device is read-only.
         rejected = np.flatnonzero(~drawn["accepted"][: len(numbers)])
+        self._accepted += len(numbers) - len(rejected)
+        self._tried += len(numbers)
         while len(rejected):
             # A batch has several attempts at each sample, so that no part of it is idle.
             each = min(size // len(rejected), _MAX_ATTEMPTS - attempt)

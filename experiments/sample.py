@@ -218,6 +218,7 @@ class _Parts:
 
 
 def _draw_parts(opened: Opened, model: Experiment, parts: _Parts) -> None:
+    """Draws the parts that are missing, and reports how many samples rejection accepts."""
     variables, constants = draw.on_devices(model, opened.state)
     sampler, is_image = draw.Sampler(model), model.source.kind == "images"
     missing = parts.missing()
@@ -243,6 +244,8 @@ def _draw_parts(opened: Opened, model: Experiment, parts: _Parts) -> None:
             if parallel.is_first_process():
                 parts.write(first, to_uint8(drawn) if is_image else drawn)
             bar.update(num)
+    if parallel.is_first_process() and (share := sampler.share_accepted) is not None:
+        print(f"sample.rejection accepts {share:.0%} of the samples at the first attempt")
 
 
 def _check_condition(changes: Flat, wanted: Settings) -> None:

@@ -105,9 +105,9 @@ def carry_out(run: Run, images: Split, cache: Path) -> dict[str, Any]:
             rows.append((kept, {"evaluations": num} | of_kept))
         for pixels, row in rows:
             result["samples"].append(row | judge.figures(pixels))
-            name = f"{run.data}-{run.method}-{run.budget:g}-{run.seed}-{kind_of(row)}.png"
-            _write_grid(cache / name, pixels)
-            np.savez_compressed(cache / samples_name(run, row), arr_0=pixels)
+            file = cache / samples_name(run, row)
+            _write_grid(file.with_suffix(".png"), pixels)
+            np.savez_compressed(file, arr_0=pixels)
     checkpoint.unlink(missing_ok=True)
     return result
 

@@ -101,8 +101,15 @@ def uneven(trained):
 def test_a_rejected_sample_is_replaced_by_its_next_attempt_that_is_accepted(uneven):
     model, state = uneven
     sampler, arrays = Sampler(model), on_devices(model, state)
+    assert sampler.share_accepted is None
     kept = sampler(*arrays, {"refined": NUM})["refined"]
     _, bound = sampler._bound
+    batch = {"position": np.arange(NUM), "bound": np.full(NUM, bound, np.float32)}
+    found = jax.jit(samplers.make_candidate_sampler(model.problem))(
+        model.root_key, state.ema_variables, model.constants, batch
+    )
+    assert sampler.share_accepted == pytest.approx(float(found.accepted.mean()), abs=2 / NUM)
+    assert 0.0 < sampler.share_accepted < 0.5
 
     candidates = jax.jit(samplers.make_candidate_sampler(model.problem))
     replaced = 0

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import zipfile
 from pathlib import Path
 
@@ -42,6 +43,15 @@ def test_samples_are_from_the_newest_checkpoint_or_the_named_one(trained, capsys
     assert newest.shape == older.shape == (10, 2)
     assert not np.array_equal(newest, older)
     assert (trained.samples / "step_4.npz.picture.png").exists()
+
+
+def test_rejection_reports_how_many_samples_it_accepts(trained, capsys):
+    sample(trained, 10, **named("plain"))
+    assert "accepts" not in capsys.readouterr().out
+    sample(trained, 10, **named("rejected", **{"sample.rejection": True}))
+    found = re.search(r"rejection accepts (\d+)% of the samples", capsys.readouterr().out)
+    assert found
+    assert 0 < int(found[1]) <= 100
 
 
 def test_samples_of_other_settings_are_added_and_none_is_replaced(trained):
