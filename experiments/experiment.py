@@ -169,6 +169,7 @@ def make_network(
         remat=options.remat,
         num_outputs=num_outputs,
         use_bias=options.use_bias,
+        downsampling=options.downsampling,
     )
 
 

@@ -218,6 +218,9 @@ class Network(Section):
     """Divides each kernel by its largest singular value."""
     use_bias: bool = False
     """Adds a bias per channel to the 3x3 convolutions of a residual network."""
+    downsampling: Literal["stride", "mean"] = "stride"
+    """How the blocks of a residual network reduce an image: by convolutions with a `stride`, as in
+    the paper, or by the `mean` over squares of pixels, which treats all pixels alike."""
     denoiser_width: Length = 0
     """Channels of a second network, which learns to remove the noise of data.dequantisation from
     images and removes it from samples; 0: none."""

@@ -69,7 +69,8 @@ def defaults(shape: tuple[int, ...], budget: float) -> dict[str, Settings]:
     is_grey = shape[-1] == 1
     shared: Settings = {"batch_size": 64, "flip": not is_grey, "b1": 0.9, "b2": 0.999}
     blocks = [[64, 2], [64, 2], [128, 1]] if is_grey else [[64, 2], [128, 1], [128, 2], [128, 1]]
-    critic = {"width": 32, "blocks": blocks, "clip_norm": None, "ema_rate": 0.998}
+    critic = {"width": 32, "blocks": blocks, "downsampling": "stride"}
+    critic |= {"clip_norm": None, "ema_rate": 0.998}
     # The recipe for small images of configs/base.py, with the changes of configs/mnist.py and
     # configs/cifar10_small.py. Short trainings need more steps.
     num_steps, lengths = (12, [15, 18, 36]) if is_grey else (6, [7])
@@ -366,7 +367,10 @@ def directional_derivative(
 def make_critic(settings: Settings, dtype: DTypeLike) -> networks.ResNet:
     blocks = tuple((channels, stride) for channels, stride in settings["blocks"])
     return networks.resnet(
-        networks.ResNetSpec(settings["width"], blocks), use_bias=True, dtype=dtype
+        networks.ResNetSpec(settings["width"], blocks),
+        use_bias=True,
+        dtype=dtype,
+        downsampling=settings["downsampling"],
     )
 
 

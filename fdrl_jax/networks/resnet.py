@@ -52,6 +52,8 @@ SPECS = {
     ),
 }
 
+DOWNSAMPLING = ("stride", "mean")
+
 
 class ResidualBlock(nn.Module):
     """Two 3x3 convolutions with a shortcut: `act(conv(act(conv(x))) + shortcut(x))`.
@@ -60,11 +62,12 @@ class ResidualBlock(nn.Module):
 
     Attributes:
       features: number of output channels.
-      stride: stride of the first convolution and of the shortcut.
+      stride: by which the block reduces the image.
       use_bias: whether the 3x3 convolutions add a bias per channel.
       spectral_norm: whether every kernel is divided by its largest singular value.
       dtype: type of the computation; parameters are float32.
       implementation: of the convolutions, as in `convolve`.
+      downsampling: as in `resnet`.
     """
 
     features: int
@@ -73,9 +76,14 @@ class ResidualBlock(nn.Module):
     spectral_norm: bool = False
     dtype: DTypeLike = jnp.float32
     implementation: str = "custom"
+    downsampling: str = "stride"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        stride = self.stride
+        if self.downsampling == "mean":
+            x, stride = _means(x, stride), 1
+
         def conv(size: int, stride: int, name: str) -> Conv:
             return Conv(
                 self.features,
@@ -88,11 +96,22 @@ class ResidualBlock(nn.Module):
                 name=name,
             )
 
-        y = activate(conv(3, self.stride, "conv1")(x))
+        y = activate(conv(3, stride, "conv1")(x))
         y = conv(3, 1, "conv2")(y)
         if self.stride != 1 or x.shape[-1] != self.features:
-            x = conv(1, self.stride, "shortcut_conv")(x)
+            x = conv(1, stride, "shortcut_conv")(x)
         return activate(x + y)
+
+
+def _means(x: jax.Array, size: int) -> jax.Array:
+    """Means over squares of positions; at an odd end, the last row and column count twice."""
+    if size == 1:
+        return x
+    padding = [(0, -length % size) for length in x.shape[1:3]]
+    x = jnp.pad(x, ((0, 0), *padding, (0, 0)), mode="edge")
+    rows, columns = (length // size for length in x.shape[1:3])
+    squares = x.reshape(x.shape[0], rows, size, columns, size, x.shape[3])
+    return squares.mean(axis=(2, 4), dtype=jnp.float32).astype(x.dtype)
 
 
 class ResNet(nn.Module):
@@ -113,6 +132,7 @@ class ResNet(nn.Module):
       implementation: of the convolutions, as in `convolve`.
       use_bias: whether the 3x3 convolutions add a bias per channel. Those of the paper do not, so
         their response to a flat background is proportional to its brightness.
+      downsampling: as in `resnet`.
 
     Reference: Heng et al., "Generative Modeling with Flow-Guided Density Ratio Learning", table 4.
     """
@@ -125,6 +145,7 @@ class ResNet(nn.Module):
     num_outputs: int | None = None
     implementation: str = "custom"
     use_bias: bool = False
+    downsampling: str = "stride"
 
     @property
     def head(self) -> str:
@@ -146,7 +167,14 @@ class ResNet(nn.Module):
             # In the reference implementation, a stage starts where the resolution changes.
             stage, index = (stage + 1, 0) if stride > 1 or number == 0 else (stage, index + 1)
             name = f"layer{stage}_{index}"
-            x = block(channels, stride, self.use_bias, **options, name=name)(x)
+            x = block(
+                channels,
+                stride,
+                self.use_bias,
+                **options,
+                downsampling=self.downsampling,
+                name=name,
+            )(x)
             if self.attention and number + 1 == self.spec.attention_after:
                 x = SelfAttention(**options, name="self_attn_module")(x)
         x = x.astype(jnp.float32).mean(axis=(1, 2))
@@ -167,6 +195,7 @@ def resnet(
     num_outputs: int | None = None,
     implementation: str = "custom",
     use_bias: bool = False,
+    downsampling: str = "stride",
 ) -> ResNet:
     """Makes one of the paper's residual networks, or one from your own spec.
 
@@ -180,13 +209,19 @@ def resnet(
       num_outputs: outputs per image, such as a classifier's logits; `None` for a single output.
       implementation: of the convolutions, as in `convolve`: `"xla"` supports forward mode.
       use_bias: whether the 3x3 convolutions add a bias per channel; those of the paper do not.
+      downsampling: how a block reduces the image. `"stride"`, as in the paper: the first
+        convolution and the shortcut have a stride. The gradient with respect to the image then
+        differs between even and odd pixels, so flowed samples get a fine pattern (Odena et al.,
+        "Deconvolution and Checkerboard Artifacts", Distill 2016). `"mean"`: means over squares of
+        pixels come before them, which treats all pixels alike and is faster. The parameters have
+        the same names and shapes.
 
     Returns:
       A Flax module that maps images `[B, H, W, C]` to `[B]`, or to `[B, num_outputs]`.
 
     Raises:
-      ValueError: for an unknown name or implementation, sizes or outputs below 1, or an
-        `attention_after` that is not the number of a block.
+      ValueError: for an unknown name, implementation or downsampling, sizes or outputs below 1, or
+        an `attention_after` that is not the number of a block.
     """
     if isinstance(spec, str):
         if spec not in SPECS:
@@ -202,6 +237,11 @@ def resnet(
             f"got stem {stem}, blocks {blocks}"
         )
     check_implementation(implementation)
+    if downsampling not in DOWNSAMPLING:
+        raise ValueError(
+            f"unknown downsampling {downsampling!r}; allowed: {', '.join(DOWNSAMPLING)}"
+            f"{nearest(downsampling, DOWNSAMPLING)}"
+        )
     if num_outputs is not None and num_outputs < 1:
         raise ValueError(f"num_outputs must be at least 1, got {num_outputs}")
     places = range(1, len(blocks) + 1)
@@ -219,4 +259,5 @@ def resnet(
         num_outputs,
         implementation,
         use_bias,
+        downsampling,
     )

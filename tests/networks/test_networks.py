@@ -16,6 +16,7 @@ from fdrl_jax.networks import (
     resnet,
     torch_shapes,
 )
+from fdrl_jax.networks.resnet import _means
 
 # Number of blocks per stage, and the stage that self-attention follows.
 STAGES = {
@@ -110,6 +111,41 @@ def test_without_biases_the_output_is_linear_along_rays_and_with_biases_it_is_no
         assert (curvature > 1e-2) == use_bias
         biased = {p[-2].key for p, _ in jax.tree.leaves_with_path(variables) if p[-1].key == "bias"}
         assert biased == ({"conv1", "conv2", "linear"} if use_bias else {"linear"})
+
+
+def test_with_means_the_gradient_of_a_flat_image_is_flat_and_with_strides_it_has_a_pattern():
+    spec = ResNetSpec(8, ((16, 2),))
+    x = jnp.full((1, 48, 48, 3), 0.3)
+    spread = {}
+    for downsampling in ("stride", "mean"):
+        net = resnet(spec, use_bias=True, downsampling=downsampling)
+        variables = net.init(jax.random.key(0), x)
+        gradient = jax.grad(lambda y, net, v: net.apply(v, y)[0])(x, net, variables)
+        inner = gradient[0, 20:28, 20:28]  # Far enough from the border not to see it.
+        spread[downsampling] = float(inner.std(axis=(0, 1)).max() / jnp.abs(inner).max())
+    assert spread["mean"] < 1e-5
+    assert spread["stride"] > 0.1
+
+
+def test_means_and_strides_have_the_same_parameters():
+    spec, x = ResNetSpec(4, ((4, 2), (8, 2))), jnp.zeros((2, 28, 28, 1))
+    strided, means = (
+        jax.eval_shape(resnet(spec, downsampling=name).init, jax.random.key(0), x)
+        for name in ("stride", "mean")
+    )
+    assert strided == means
+
+
+def test_means_over_squares_repeat_an_odd_end():
+    x = jnp.arange(15.0).reshape(1, 3, 5, 1)
+    expected = [[(0 + 1 + 5 + 6) / 4, (2 + 3 + 7 + 8) / 4, (4 + 9) / 2], [10.5, 12.5, 14.0]]
+    np.testing.assert_allclose(_means(x, 2)[0, ..., 0], expected, rtol=1e-6)
+    np.testing.assert_array_equal(_means(x, 1), x)
+
+
+def test_an_unknown_downsampling_is_named_with_the_allowed_ones():
+    with pytest.raises(ValueError, match="unknown downsampling 'means'; allowed: stride, mean"):
+        resnet("resnet32", downsampling="means")
 
 
 @pytest.mark.parametrize("name", SPECS)
