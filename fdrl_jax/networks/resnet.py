@@ -213,8 +213,8 @@ def resnet(
         convolution and the shortcut have a stride. The gradient with respect to the image then
         differs between even and odd pixels, so flowed samples get a fine pattern (Odena et al.,
         "Deconvolution and Checkerboard Artifacts", Distill 2016). `"mean"`: means over squares of
-        pixels come before them, which treats all pixels alike and is faster. The parameters have
-        the same names and shapes.
+        pixels come before them, which treats all pixels alike. The parameters have the same names
+        and shapes.
 
     Returns:
       A Flax module that maps images `[B, H, W, C]` to `[B]`, or to `[B, num_outputs]`.
