@@ -46,9 +46,9 @@ def test_samples_are_from_the_newest_checkpoint_or_the_named_one(trained, capsys
 
 
 def test_rejection_reports_how_many_samples_it_accepts(trained, capsys):
-    sample(trained, 10, **named("plain"))
+    sample(trained, 10, **named("all_kept"))
     assert "accepts" not in capsys.readouterr().out
-    sample(trained, 10, **named("rejected", **{"sample.rejection": True}))
+    sample(trained, 10, **named("some_rejected", **{"sample.rejection": True}))
     found = re.search(r"rejection accepts (\d+)% of the samples", capsys.readouterr().out)
     assert found
     assert 0 < int(found[1]) <= 100
