@@ -104,7 +104,7 @@ class ResidualBlock(nn.Module):
 
 
 def _means(x: jax.Array, size: int) -> jax.Array:
-    """Means over squares of positions; at an odd end, the last row and column count twice."""
+    """Means over squares of positions; beyond the image, its last row and column repeat."""
     if size == 1:
         return x
     padding = [(0, -length % size) for length in x.shape[1:3]]

@@ -105,13 +105,11 @@ def test_a_rejected_sample_is_replaced_by_its_next_attempt_that_is_accepted(unev
     kept = sampler(*arrays, {"refined": NUM})["refined"]
     _, bound = sampler._bound
     batch = {"position": np.arange(NUM), "bound": np.full(NUM, bound, np.float32)}
-    found = jax.jit(samplers.make_candidate_sampler(model.problem))(
-        model.root_key, state.ema_variables, model.constants, batch
-    )
+    candidates = jax.jit(samplers.make_candidate_sampler(model.problem))
+    found = candidates(model.root_key, state.ema_variables, model.constants, batch)
     assert sampler.share_accepted == pytest.approx(float(found.accepted.mean()), abs=2 / NUM)
     assert 0.0 < sampler.share_accepted < 0.5
 
-    candidates = jax.jit(samplers.make_candidate_sampler(model.problem))
     replaced = 0
     for i in range(0, NUM, 7):
         positions = i + np.arange(200, dtype=np.int32) * 2**20
