@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from fdrl_jax._names import nearest
+from fdrl_jax import _names
 from fdrl_jax.networks import convolution_cpu
 
 IMPLEMENTATIONS = ("custom", "xla")
@@ -56,7 +56,7 @@ def convolve(
         raise ValueError(f"kernel must be square with an odd size, got {kernel.shape[:2]}")
     if stride < 1:
         raise ValueError(f"stride must be at least 1, got {stride}")
-    check_implementation(implementation)
+    _names.check("implementation", implementation, IMPLEMENTATIONS)
     if implementation == "xla":
         return convolution_cpu.plain(x, kernel, stride)
     try:
@@ -86,13 +86,6 @@ def add_bias(y: jax.Array, bias: jax.Array, *, implementation: str = "custom") -
         return y + bias
     y, bias = _cast_to_same_axes(y, bias)
     return y + _spread(y.shape, bias)
-
-
-def check_implementation(name: str) -> None:
-    """Raises a ValueError unless the name is one of `IMPLEMENTATIONS`."""
-    if name not in IMPLEMENTATIONS:
-        allowed, hint = ", ".join(IMPLEMENTATIONS), nearest(name, IMPLEMENTATIONS)
-        raise ValueError(f"unknown implementation {name!r}; allowed: {allowed}{hint}")
 
 
 def _cast_to_same_axes(*arrays: jax.Array) -> tuple[jax.Array, ...]:

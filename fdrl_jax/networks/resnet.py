@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
-from fdrl_jax._names import nearest
+from fdrl_jax import _names
 from fdrl_jax.networks.attention import SelfAttention
-from fdrl_jax.networks.convolution import check_implementation
+from fdrl_jax.networks.convolution import IMPLEMENTATIONS
 from fdrl_jax.networks.layers import Conv, Dense, activate
 
 
@@ -224,9 +224,7 @@ def resnet(
         an `attention_after` that is not the number of a block.
     """
     if isinstance(spec, str):
-        if spec not in SPECS:
-            allowed = ", ".join(SPECS)
-            raise ValueError(f"unknown network {spec!r}; allowed: {allowed}{nearest(spec, SPECS)}")
+        _names.check("network", spec, SPECS)
         spec = SPECS[spec]
     stem = spec.stem if width is None else width
     scale = stem / spec.stem if spec.stem > 0 else 0.0  # The check below rejects 0.
@@ -236,12 +234,8 @@ def resnet(
             "a network needs blocks, and widths and strides of at least 1; "
             f"got stem {stem}, blocks {blocks}"
         )
-    check_implementation(implementation)
-    if downsampling not in DOWNSAMPLING:
-        raise ValueError(
-            f"unknown downsampling {downsampling!r}; allowed: {', '.join(DOWNSAMPLING)}"
-            f"{nearest(downsampling, DOWNSAMPLING)}"
-        )
+    _names.check("implementation", implementation, IMPLEMENTATIONS)
+    _names.check("downsampling", downsampling, DOWNSAMPLING)
     if num_outputs is not None and num_outputs < 1:
         raise ValueError(f"num_outputs must be at least 1, got {num_outputs}")
     places = range(1, len(blocks) + 1)
