@@ -12,6 +12,7 @@ from PIL import Image
 
 from experiments.data.decode import to_unit
 from fdrl_jax.priors import Batch
+from fdrl_jax.training import rng
 
 
 class Images(NamedTuple):
@@ -77,6 +78,15 @@ def random_rows(key: jax.Array, positions: jax.Array, num: int) -> jax.Array:
     keys = _keys(key, positions)
     rows: jax.Array = jax.vmap(lambda k: jax.random.randint(k, (), 0, num))(keys)
     return rows
+
+
+def draw_noise(
+    key: jax.Array, stream: rng.Stream, positions: jax.Array, shape: tuple[int, ...]
+) -> jax.Array:
+    """Draws normal noise of a shape for each position, [B, *shape]."""
+    keys = rng.example_keys(key, stream, positions)
+    drawn: jax.Array = jax.vmap(lambda k: jax.random.normal(k, shape))(keys)
+    return drawn
 
 
 def _keys(key: jax.Array, positions: jax.Array) -> jax.Array:

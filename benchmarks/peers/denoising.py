@@ -10,7 +10,8 @@ import numpy as np
 import optax
 
 from benchmarks.peers import fitting
-from benchmarks.peers.data import Images, draw
+from benchmarks.peers.data import Images, draw, draw_noise
+from benchmarks.peers.methods import DEQUANTISATION
 from experiments.data.decode import to_uint8, to_unit
 from fdrl_jax import networks
 from fdrl_jax.training import rng, steps
@@ -18,7 +19,6 @@ from fdrl_jax.training.problem import Constants
 
 Array = jax.Array
 
-_NOISE = 0.03  # The dequantisation of FDRL in `methods.defaults`.
 _NUM_STEPS, _BATCH, _LEARNING_RATE, _APPLY_BATCH = 600, 32, 2e-3, 250
 _NETWORK = networks.Denoiser()
 
@@ -52,9 +52,8 @@ def _train(images: Images) -> Any:
     ) -> tuple[Any, dict[str, Array]]:
         data_key = rng.stream_key(key, rng.Stream.DATA)
         real = draw(constants.data, data_key, positions, flip=not is_grey)["real"]
-        keys = rng.example_keys(key, rng.Stream.DEQUANTISATION, positions)
-        noise = jax.vmap(lambda k: jax.random.normal(k, real.shape[1:]))(keys)
-        noisy = jnp.clip(real + _NOISE * noise, -1.0, 1.0)  # As samples in uint8 are.
+        added = draw_noise(key, rng.Stream.DEQUANTISATION, positions, real.shape[1:])
+        noisy = jnp.clip(real + DEQUANTISATION * added, -1.0, 1.0)  # As samples in uint8 are.
 
         def loss_fn(params: Any) -> Array:
             found = _NETWORK.denoise({"params": params}, noisy)

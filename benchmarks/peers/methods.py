@@ -20,7 +20,7 @@ import numpy as np
 import optax
 from jax.typing import DTypeLike
 
-from benchmarks.peers.data import Images, draw
+from benchmarks.peers.data import Images, draw, draw_noise
 from benchmarks.peers.networks import Generator, UNet
 from experiments.data.decode import to_unit
 from fdrl_jax import networks, priors
@@ -35,6 +35,7 @@ Sampler = Callable[[Array, Variables, Constants, Array], Array]
 # `(variables, key of the step, real images [B, H, W, C]) -> (gradients, metrics)`.
 LossAndGrads = Callable[[Variables, Array, Array], tuple[Any, dict[str, Array]]]
 
+DEQUANTISATION = 0.03  # Noise in FDRL's data, which a denoiser removes from samples.
 _SHORT = 1_200.0  # CPU seconds.
 
 
@@ -83,7 +84,7 @@ def defaults(shape: tuple[int, ...], budget: float) -> dict[str, Settings]:
         "noise_scale": 0.007 if is_grey else 0.01,
         "gradient_penalty": 1.0,
         "gradient_penalty_fraction": 0.25,
-        "dequantisation": 0.03,
+        "dequantisation": DEQUANTISATION,
         "jitter": 3e-4,
         "prior_clip": [-1.0, 1.0],
         "evaluations": [0, *lengths],  # 0 is the prior.
@@ -255,7 +256,8 @@ def _flow_matching(images: Images, settings: Settings, key: Array, dtype: DTypeL
                 middle = x + change(x, t, 0.0, 0.5 * length)
                 return x + change(middle, t - 0.5 * length, 0.0, length)
 
-            return jax.lax.fori_loop(0, num_steps, step, _noise(key, positions, shape))
+            start = draw_noise(key, rng.Stream.SAMPLE, positions, shape)
+            return jax.lax.fori_loop(0, num_steps, step, start)
 
         return sample
 
@@ -298,7 +300,7 @@ def _r3gan(images: Images, settings: Settings, key: Array, dtype: DTypeLike) -> 
         return {"generator": generator_grads, "critic": critic_grads}, {"loss": loss}
 
     def sample(key: Array, variables: Variables, _: Constants, positions: Array) -> Array:
-        z = _noise(key, positions, (settings["num_latents"],))
+        z = draw_noise(key, rng.Stream.SAMPLE, positions, (settings["num_latents"],))
         return generator.apply({"params": variables["params"]["generator"]}, z)
 
     generator_key, critic_key = jax.random.split(key)
@@ -381,11 +383,6 @@ def make_optimizer(settings: Settings) -> optax.GradientTransformation:
         return found if norm is None else optax.chain(optax.clip_by_global_norm(norm), found)
 
     return optax.inject_hyperparams(adam)(learning_rate=0.0)
-
-
-def _noise(key: Array, positions: Array, shape: tuple[int, ...]) -> Array:
-    keys = rng.example_keys(key, rng.Stream.SAMPLE, positions)
-    return jax.vmap(lambda k: jax.random.normal(k, shape))(keys)
 
 
 def _per_image(values: Array) -> Array:

@@ -26,7 +26,6 @@ from fdrl_jax.training.state import TrainState
 
 _WARMUP_STEPS, _SAMPLE_BATCH, _NUM_PILOT, _GRID = 100, 250, 1_000, 10
 _CHECKPOINT_SECONDS = 600.0
-_ACCEPT = 1_000  # Folded into the key of a run, next to the numbers of its streams.
 
 
 class Run(NamedTuple):
@@ -176,7 +175,6 @@ def draw_kept(
     """
     key, variables, _ = arguments
     outputs = jax.jit(log_ratio)
-    accept_key = jax.random.fold_in(key, _ACCEPT)
 
     @functools.cache
     def proposals(start: int) -> tuple[np.ndarray, np.ndarray]:
@@ -189,8 +187,8 @@ def draw_kept(
     start = 0
     while sum(map(len, kept)) < num:
         x, of_x = proposals(start)
-        batch_key = jax.random.fold_in(accept_key, start)
-        kept.append(x[np.asarray(refinement.accept(batch_key, of_x, bound, output="log_ratio"))])
+        keys = rng.example_keys(key, rng.Stream.ACCEPT, start + jnp.arange(_SAMPLE_BATCH))
+        kept.append(x[np.asarray(refinement.accept(keys, of_x, bound, output="log_ratio"))])
         start += _SAMPLE_BATCH
     share = sum(map(len, kept)) / start
     return to_uint8(np.concatenate(kept)[:num]), share
