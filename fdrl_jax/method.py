@@ -123,10 +123,11 @@ class FDRL:
         key: Array,
         real: Array,
         x0: Array,
-        estimator_fn: Estimator,
+        estimator_fn: Callable[..., Array],
         *,
         weights: Array | None = None,
-        flow_estimator_fn: Estimator | None = None,
+        labels: tuple[Array, Array] | None = None,
+        flow_estimator_fn: Callable[..., Array] | None = None,
     ) -> tuple[Array, Record]:
         """Lets prior samples flow and computes the Bregman loss against data (algorithm 1, eq. 11).
 
@@ -144,6 +145,10 @@ class FDRL:
             rest instead of N + M.
           weights: weights of the data, [N], not negative. All means over data are weighted,
             `Σ w_i a_i / Σ w_i`, so the samples learn the reweighted data.
+          labels: the classes of the data, [N, ...], and of the prior samples, [M, ...]. The
+            estimators are then functions of an example and its label, `(x, labels) -> [B]`, and
+            learn a ratio for each class, `q~(x|y) / p(x|y)` if both have the same shares of the
+            classes, and a multiple of it otherwise. A sample keeps its label along the flow.
           flow_estimator_fn: the same estimator in a form that is cheaper to apply many times, for
             example with weights that are already cast. The flow uses it instead of `estimator_fn`.
 
@@ -154,7 +159,7 @@ class FDRL:
           TypeError: see `flow`.
           ValueError: see `flow`. Also if data and prior samples have different features or are
             empty, if the output of the estimator is not [B], or if there is not one weight per data
-            point.
+            point, or not one label per example.
         """
         return _objective(
             key,
@@ -168,6 +173,7 @@ class FDRL:
             gradient_penalty=self.gradient_penalty,
             gradient_penalty_fraction=self.gradient_penalty_fraction,
             weights=weights,
+            labels=labels,
             flow_estimator_fn=flow_estimator_fn,
             unroll=self.unroll,
         )
@@ -316,6 +322,7 @@ def objective(
         gradient_penalty=gradient_penalty,
         gradient_penalty_fraction=gradient_penalty_fraction,
         weights=None,
+        labels=None,
         flow_estimator_fn=flow_estimator_fn,
         unroll=unroll,
     )
@@ -326,7 +333,7 @@ def _objective(
     key: Array,
     real: Array,
     x0: Array,
-    estimator_fn: Estimator,
+    estimator_fn: Callable[..., Array],
     *,
     loss: Bregman,
     divergence: FDivergence,
@@ -336,7 +343,8 @@ def _objective(
     gradient_penalty: float | Array,
     gradient_penalty_fraction: float,
     weights: Array | None,
-    flow_estimator_fn: Estimator | None,
+    labels: tuple[Array, Array] | None,
+    flow_estimator_fn: Callable[..., Array] | None,
     unroll: int,
 ) -> tuple[Array, Record]:
     real, x0 = as_floating(real), as_floating(x0)
@@ -347,6 +355,7 @@ def _objective(
         )
     if weights is not None:
         weights = _checked_weights(weights, len(real))
+    of_real, of_flowed = _checked_labels(labels, len(real), len(x0))
 
     def flow_from(start: Array, function: Estimator) -> Any:
         return flow(
@@ -362,65 +371,103 @@ def _objective(
 
     # Stop the gradient at the closed-over parameters, before the flow. If it were stopped only
     # after the flow, the residuals of every step would be stored.
-    flow_fn = flow_estimator_fn or estimator_fn
+    labelled_fn = flow_estimator_fn or estimator_fn
+
+    def flow_fn(x: Array) -> Array:
+        return labelled_fn(x, *of_flowed)
+
     x0 = vary_with(x0, lambda x: flow_from(x, flow_fn))
     frozen_fn, closed_over = jax.closure_convert(flow_fn, x0)
     closed_over = lax.stop_gradient(closed_over)
     flowed, speeds = flow_from(lax.stop_gradient(x0), lambda x: frozen_fn(x, *closed_over))
     flowed, speeds = lax.stop_gradient((flowed, speeds))
 
-    flowed = flowed.astype(real.dtype)
+    data, samples = (real, *of_real), (flowed.astype(real.dtype), *of_flowed)
     if isinstance(gradient_penalty, (int, float)) and gradient_penalty == 0:
-        outputs = _outputs(estimator_fn, real, flowed)
+        outputs = _outputs(estimator_fn, data, samples)
         value, metrics = bregman_lib.loss(loss, *outputs, weights=weights)
     else:
         outputs, square_norm = _penalised_outputs(
-            estimator_fn, real, flowed, gradient_penalty_fraction, weights
+            estimator_fn, data, samples, gradient_penalty_fraction, weights
         )
         value, metrics = bregman_lib.loss(loss, *outputs, weights=weights)
         penalty = 0.5 * gradient_penalty * square_norm
         value = value + penalty
         metrics = {**metrics, "loss": value, "gradient_penalty": penalty}
     metrics = {**metrics, "drift_norm": jnp.sum(speeds[-1:]) / len(flowed)}
-    return value, Record(metrics, flowed, *bregman_lib.losses(loss, *outputs))
+    return value, Record(metrics, samples[0], *bregman_lib.losses(loss, *outputs))
 
 
-def _outputs(estimator_fn: Estimator, real: Array, flowed: Array) -> tuple[Array, Array]:
-    """Returns the outputs on data and on flowed samples, from one call on both."""
-    both = jnp.concatenate([real, flowed])
-    outputs = estimator_fn(both)
-    if outputs.shape != both.shape[:1]:
+def _outputs(
+    estimator_fn: Callable[..., Array], data: tuple[Array, ...], samples: tuple[Array, ...]
+) -> tuple[Array, Array]:
+    """Returns the outputs on data and on flowed samples, from one call on both.
+
+    Both are examples, and their labels if the estimator takes them.
+    """
+    both = jax.tree.map(lambda *arrays: jnp.concatenate(arrays), data, samples)
+    outputs = estimator_fn(*both)
+    if outputs.shape != both[0].shape[:1]:
         raise ValueError(
-            f"an estimator must return one number per example, shape {both.shape[:1]} for x of "
-            f"shape {both.shape}, got {outputs.shape}"
+            f"an estimator must return one number per example, shape {both[0].shape[:1]} for x of "
+            f"shape {both[0].shape}, got {outputs.shape}"
         )
-    return outputs[: len(real)], outputs[len(real) :]
+    return outputs[: len(data[0])], outputs[len(data[0]) :]
 
 
 def _penalised_outputs(
-    estimator_fn: Estimator, real: Array, flowed: Array, fraction: float, weights: Array | None
+    estimator_fn: Callable[..., Array],
+    data: tuple[Array, ...],
+    samples: tuple[Array, ...],
+    fraction: float,
+    weights: Array | None,
 ) -> tuple[tuple[Array, Array], Array]:
     """Returns the outputs, and the mean squared gradient norms of data and of samples, summed.
 
     Only the first examples are differentiated. Each example passes through the network once.
     """
-    num_real, num_flowed = (math.ceil(fraction * len(x)) for x in (real, flowed))
-    chosen = vary_with(
-        (real[:num_real], flowed[:num_flowed]), lambda pair: _outputs(estimator_fn, *pair)
+    num_real, num_flowed = (math.ceil(fraction * len(part[0])) for part in (data, samples))
+    (real, *of_real), (flowed, *of_flowed) = (
+        jax.tree.map(lambda a, num=num: a[:num], part)
+        for part, num in ((data, num_real), (samples, num_flowed))
     )
-    outputs, pull_back = jax.vjp(lambda *x: _outputs(estimator_fn, *x), *chosen)
+
+    def outputs_of(real: Array, flowed: Array) -> tuple[Array, Array]:
+        return _outputs(estimator_fn, (real, *of_real), (flowed, *of_flowed))
+
+    chosen = vary_with((real, flowed), lambda pair: outputs_of(*pair))
+    outputs, pull_back = jax.vjp(outputs_of, *chosen)
     gradients = pull_back(jax.tree.map(jnp.ones_like, outputs))
     mean_real, mean_flowed = (jnp.sum(jnp.square(g)) / len(g) for g in gradients)
     if weights is not None:
         squares = jnp.sum(jnp.square(gradients[0]).reshape(num_real, -1), axis=-1)
         mean_real = jnp.average(squares, weights=weights[:num_real])
-    if num_real < len(real) or num_flowed < len(flowed):
-        others = _outputs(estimator_fn, real[num_real:], flowed[num_flowed:])
+    if num_real < len(data[0]) or num_flowed < len(samples[0]):
+        rest = (
+            jax.tree.map(lambda a: a[num_real:], data),
+            jax.tree.map(lambda a: a[num_flowed:], samples),
+        )
+        others = _outputs(estimator_fn, *rest)
         outputs = (
             jnp.concatenate([outputs[0], others[0]]),
             jnp.concatenate([outputs[1], others[1]]),
         )
     return outputs, mean_real + mean_flowed
+
+
+def _checked_labels(
+    labels: tuple[Array, Array] | None, num_real: int, num_flowed: int
+) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+    """Returns the labels of the data and of the samples as further arguments of an estimator."""
+    if labels is None:
+        return (), ()
+    of_real, of_flowed = map(jnp.asarray, labels)
+    if (of_real.shape[:1], of_flowed.shape[:1]) != ((num_real,), (num_flowed,)):
+        raise ValueError(
+            f"labels must be one per data point and one per prior sample, {num_real} and "
+            f"{num_flowed}, got shapes {of_real.shape} and {of_flowed.shape}"
+        )
+    return (of_real,), (of_flowed,)
 
 
 def _checked_weights(weights: Array, num: int) -> Array:

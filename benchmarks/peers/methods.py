@@ -32,8 +32,8 @@ from fdrl_jax.training.state import TrainState, Variables
 Array = jax.Array
 Settings = dict[str, Any]
 Sampler = Callable[[Array, Variables, Constants, Array], Array]
-# `(variables, key of the step, real images [B, H, W, C]) -> (gradients, metrics)`.
-LossAndGrads = Callable[[Variables, Array, Array], tuple[Any, dict[str, Array]]]
+# `(variables, key of the step, batch of "real" and "label") -> (gradients, metrics)`.
+LossAndGrads = Callable[[Variables, Array, Batch], tuple[Any, dict[str, Array]]]
 
 DEQUANTISATION = 0.03  # Noise in FDRL's data, which a denoiser removes from samples.
 _SHORT = 1_200.0  # CPU seconds.
@@ -57,7 +57,8 @@ class Contestant(NamedTuple):
     train_step: steps.TrainStep
     samplers: Mapping[int, Sampler]
     fit_seconds: float = 0.0
-    log_ratio: Callable[[Variables, Array], Array] | None = None  # Of FDRL, on images.
+    # Of FDRL: variables, images [B, H, W, C] and their positions [B] to `log q~/p` [B].
+    log_ratio: Callable[[Variables, Array, Array], Array] | None = None
 
 
 def defaults(shape: tuple[int, ...], budget: float) -> dict[str, Settings]:
@@ -66,6 +67,8 @@ def defaults(shape: tuple[int, ...], budget: float) -> dict[str, Settings]:
     Args:
       shape: of an image, [H, W, C].
       budget: CPU seconds. With few of them, FDRL has smaller batches of grey images.
+
+    With "by_class", a method learns from labels, and its samples are of all classes in turn.
     """
     is_grey = shape[-1] == 1
     shared: Settings = {"batch_size": 64, "flip": not is_grey, "b1": 0.9, "b2": 0.999}
@@ -87,6 +90,7 @@ def defaults(shape: tuple[int, ...], budget: float) -> dict[str, Settings]:
         "dequantisation": DEQUANTISATION,
         "jitter": 3e-4,
         "prior_clip": [-1.0, 1.0],
+        "by_class": False,
         "evaluations": [0, *lengths],  # 0 is the prior.
     }
     # Learning rate and batch were found with three minutes of MNIST; docs/budget.md has the trials.
@@ -101,6 +105,7 @@ def defaults(shape: tuple[int, ...], budget: float) -> dict[str, Settings]:
         "time_mean": 0.0,
         "interval_fraction": 0.0,
         "weight_power": 0.0,
+        "by_class": False,
         "evaluations": [8, 18, 36],
     }
     meanflow = {"interval_fraction": 0.25, "weight_power": 1.0, "evaluations": [1, 2]}
@@ -146,14 +151,21 @@ def _fdrl(images: Images, settings: Settings, key: Array, dtype: DTypeLike) -> C
     factor = priors.covariance_factor(moments.covariance, settings["jitter"])
     prior = priors.gaussian(moments.mean.reshape(shape), factor, clip=settings["prior_clip"])
     fit_seconds = time.process_time() - started
+    num_classes = _num_classes(images, settings)
     problem = fdrl_problem(
-        network := make_critic(settings, dtype),
+        network := make_critic(settings, dtype, num_classes),
         FlowParams(num_steps, settings["step_size"], settings["noise_scale"]),
         prior,
     )
 
     def of_images(arrays: Images, _: Any, data_key: Array, positions: Array) -> Batch:
         return draw(arrays, data_key, positions, flip=settings["flip"])
+
+    def batch_at(positions: Array) -> Batch:
+        return {"position": positions, "label": positions % (num_classes or 1)}
+
+    def log_ratio(variables: Variables, x: Array, positions: Array) -> Array:
+        return problem.estimator.of(variables, batch_at(positions))(x)
 
     def sampler(num_evaluations: int) -> Sampler:
         flow = problem.flow._replace(num_refine_steps=num_evaluations - num_steps)
@@ -162,7 +174,7 @@ def _fdrl(images: Images, settings: Settings, key: Array, dtype: DTypeLike) -> C
             sample = samplers.make_sampler(problem._replace(flow=flow))
 
         def images(key: Array, variables: Variables, constants: Constants, at: Array) -> Array:
-            arguments = (key, variables, constants, {"position": at})
+            arguments = (key, variables, constants, batch_at(at))
             return sample(*arguments).refined if sample else start(*arguments)
 
         return images
@@ -174,7 +186,7 @@ def _fdrl(images: Images, settings: Settings, key: Array, dtype: DTypeLike) -> C
         fdrl_train_step(problem, settings, of_images),
         {num: sampler(num) for num in settings["evaluations"]},
         fit_seconds,
-        problem.estimator.apply,
+        log_ratio,
     )
 
 
@@ -205,10 +217,12 @@ def _flow_matching(images: Images, settings: Settings, key: Array, dtype: DTypeL
     it is positive for a part of the batch, and only this part needs the derivative along the path.
     """
     shape = images.pixels.shape[1:]
-    network = UNet(settings["width"], settings["num_blocks"], dtype)
+    num_classes = _num_classes(images, settings)
+    network = UNet(settings["width"], settings["num_blocks"], dtype, num_classes)
     num_intervals = round(settings["interval_fraction"] * settings["batch_size"])
 
-    def loss_and_grads(variables: Variables, key: Array, real: Array) -> tuple[Any, Any]:
+    def loss_and_grads(variables: Variables, key: Array, batch: Batch) -> tuple[Any, Any]:
+        real, labels = batch["real"], batch["label"]
         time_key, noise_key = jax.random.split(key)
         noise = jax.random.normal(noise_key, real.shape)
         if settings["pairing"]:
@@ -222,16 +236,16 @@ def _flow_matching(images: Images, settings: Settings, key: Array, dtype: DTypeL
         x = real + _per_image(t) * velocity
         target = velocity
         if num_intervals:
-            x_, t_, h_, v_ = (a[:num_intervals] for a in (x, t, h, velocity))
+            x_, t_, h_, v_, y_ = (a[:num_intervals] for a in (x, t, h, velocity, labels))
             slope = directional_derivative(
-                lambda *point: network.apply(variables, *point),
+                lambda *point: network.apply(variables, *point, y_),
                 (x_, t_, h_),
                 (v_, jnp.ones_like(t_), jnp.ones_like(h_)),
             )
             target = velocity.at[:num_intervals].add(-_per_image(h_) * slope)
 
         def loss_fn(params: Any) -> tuple[Array, Array]:
-            errors = (network.apply({"params": params}, x, t, h) - target) ** 2
+            errors = (network.apply({"params": params}, x, t, h, labels) - target) ** 2
             errors = jnp.mean(errors, axis=(1, 2, 3))
             weights = jax.lax.stop_gradient(errors + 1e-3) ** -settings["weight_power"]
             return jnp.mean(weights * errors), jnp.mean(errors)
@@ -245,9 +259,11 @@ def _flow_matching(images: Images, settings: Settings, key: Array, dtype: DTypeL
         length = 1.0 / num_steps
 
         def sample(key: Array, variables: Variables, _: Constants, positions: Array) -> Array:
+            labels = positions % (num_classes or 1)
+
             def change(x: Array, t: Array, h: float, by: float) -> Array:
                 times, lengths = (jnp.full((len(x),), value) for value in (t, h))
-                return -by * network.apply(variables, x, times, lengths)
+                return -by * network.apply(variables, x, times, lengths, labels)
 
             def step(k: int, x: Array) -> Array:
                 t = 1.0 - k * length
@@ -262,7 +278,9 @@ def _flow_matching(images: Images, settings: Settings, key: Array, dtype: DTypeL
         return sample
 
     times = jnp.zeros((1,))
-    variables = jax.jit(network.init)(key, jnp.zeros((1, *shape)), times, times)
+    variables = jax.jit(network.init)(
+        key, jnp.zeros((1, *shape)), times, times, jnp.zeros((1,), jnp.int32)
+    )
     return _rival(images, settings, variables, loss_and_grads, sampler)
 
 
@@ -274,8 +292,8 @@ def _r3gan(images: Images, settings: Settings, key: Array, dtype: DTypeLike) -> 
     generator = Generator(images.pixels.shape[1:], settings["width"], dtype)
     critic = make_critic(settings, dtype)
 
-    def loss_and_grads(variables: Variables, key: Array, real: Array) -> tuple[Any, Any]:
-        params = variables["params"]
+    def loss_and_grads(variables: Variables, key: Array, batch: Batch) -> tuple[Any, Any]:
+        params, real = variables["params"], batch["real"]
         z = jax.random.normal(key, (len(real), settings["num_latents"]))
         fake, pull_back = jax.vjp(lambda p: generator.apply({"params": p}, z), params["generator"])
 
@@ -325,9 +343,9 @@ def _rival(
         variables: Variables, key: Array, constants: Constants, _: Any, positions: Array
     ) -> tuple[Any, dict[str, Array]]:
         data_key = rng.stream_key(key, rng.Stream.DATA)
-        real = draw(constants.data, data_key, positions, flip=settings["flip"])["real"]
+        batch = draw(constants.data, data_key, positions, flip=settings["flip"])
         step_key = jax.random.fold_in(rng.stream_key(key, rng.Stream.FLOW), positions[0])
-        return loss_and_grads(variables, step_key, real)
+        return loss_and_grads(variables, step_key, batch)
 
     optimizer = make_optimizer(settings)
     train_step = steps.from_gradients(
@@ -366,14 +384,23 @@ def directional_derivative(
     return derivative
 
 
-def make_critic(settings: Settings, dtype: DTypeLike) -> networks.ResNet:
+def make_critic(
+    settings: Settings, dtype: DTypeLike, num_outputs: int | None = None
+) -> networks.ResNet:
+    """Returns the residual network of FDRL and of the GAN, with an output per class if wanted."""
     blocks = tuple((channels, stride) for channels, stride in settings["blocks"])
     return networks.resnet(
         networks.ResNetSpec(settings["width"], blocks),
         use_bias=True,
         dtype=dtype,
+        num_outputs=num_outputs,
         downsampling=settings["downsampling"],
     )
+
+
+def _num_classes(images: Images, settings: Settings) -> int | None:
+    """Returns the number of classes if the method learns from labels."""
+    return int(np.max(images.labels)) + 1 if settings["by_class"] else None
 
 
 def make_optimizer(settings: Settings) -> optax.GradientTransformation:

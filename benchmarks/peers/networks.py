@@ -37,23 +37,29 @@ class UNet(nn.Module):
     """Velocity of images at a time, on two scales: half and a quarter of the resolution.
 
     Maps `x [B, H, W, C]`, a time `t` [B] and a length of time `h` [B] to [B, H, W, C]. H and W are
-    multiples of 4.
+    multiples of 4. With `num_classes`, it also reads labels [B], whose embedding is added to that
+    of the times.
 
     Attributes:
       width: channels at half of the resolution; twice as many at a quarter.
       num_blocks: residual blocks before and after each change of scale.
       dtype: type of the convolutions; parameters and output are float32.
+      num_classes: of the labels; `None` if it does not read them.
     """
 
     width: int
     num_blocks: int
     dtype: DTypeLike = jnp.float32
+    num_classes: int | None = None
 
     @nn.compact
-    def __call__(self, x: Array, t: Array, h: Array) -> Array:
+    def __call__(self, x: Array, t: Array, h: Array, labels: Array | None = None) -> Array:
         size = 4 * self.width
         times = jnp.concatenate([_fourier_features(t), _fourier_features(h)], axis=-1)
-        embedding = nn.silu(Dense(size)(nn.silu(Dense(size)(times))))
+        embedding = Dense(size)(nn.silu(Dense(size)(times)))
+        if self.num_classes is not None:
+            embedding = embedding + nn.Embed(self.num_classes, size)(labels)
+        embedding = nn.silu(embedding)
 
         def blocks(y: Array, features: int, num: int) -> Array:
             for _ in range(num):

@@ -157,7 +157,7 @@ def draw_samples(sample: Sampler, arguments: tuple[Any, ...], num: int) -> np.nd
 def draw_kept(
     sample: Sampler,
     arguments: tuple[Any, ...],
-    log_ratio: Callable[[Any, jax.Array], jax.Array],
+    log_ratio: Callable[[Any, jax.Array, jax.Array], jax.Array],
     num: int,
 ) -> tuple[np.ndarray, float]:
     """Draws samples of FDRL until enough of them are kept by their ratio.
@@ -167,7 +167,7 @@ def draw_kept(
     Args:
       sample: a compiled sampler.
       arguments: its key, variables and constants.
-      log_ratio: of FDRL: variables and images to `log q~/p`.
+      log_ratio: of FDRL: variables, images and their positions to `log q~/p`.
       num: number of samples.
 
     Returns:
@@ -178,8 +178,9 @@ def draw_kept(
 
     @functools.cache
     def proposals(start: int) -> tuple[np.ndarray, np.ndarray]:
-        x = sample(*arguments, start + jnp.arange(_SAMPLE_BATCH))
-        return np.asarray(x), np.asarray(outputs(variables, x))
+        positions = start + jnp.arange(_SAMPLE_BATCH)
+        x = sample(*arguments, positions)
+        return np.asarray(x), np.asarray(outputs(variables, x, positions))
 
     pilot = [proposals(start)[1] for start in range(0, _NUM_PILOT, _SAMPLE_BATCH)]
     bound = refinement.acceptance_bound(np.concatenate(pilot))

@@ -5,9 +5,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Self
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
 from fdrl_jax import networks
+from fdrl_jax._labels import one_or_nan
 from fdrl_jax.bregman import Bregman
 from fdrl_jax.divergences import FDivergence, Output
 from fdrl_jax.langevin import Potential
@@ -20,6 +22,10 @@ Array = jax.Array
 Condition = Callable[[Callable[[Array], Array], Any, Batch], Callable[[Array], Array]]
 
 
+def _unchanged(variables: Variables) -> Variables:
+    return variables
+
+
 class Estimator(NamedTuple):
     """A density-ratio network as two functions.
 
@@ -27,7 +33,8 @@ class Estimator(NamedTuple):
     of this package use `Estimator.from_network`, which also sets `refresh` and `prepare`.
 
     Attributes:
-      apply: `(variables, x [B, ...]) -> [B]`, each output depending only on its own example.
+      apply: `(variables, x [B, ...]) -> [B]`, each output depending only on its own example. With
+        `takes_labels`, `(variables, x, labels [B]) -> [B]`.
       refresh: `variables -> variables`, called once before each training step, and on the averaged
         variables after it. It updates variables that are not trained by gradients (the vectors of
         spectral normalisation). The flow and the loss of the step, and sampling, use them as
@@ -37,18 +44,23 @@ class Estimator(NamedTuple):
         It is called once before a flow, never on variables that are differentiated. Averaged
         parameters are float32 even if those of the network have half precision; a network that
         does not accept this casts them here.
+      takes_labels: whether it estimates a ratio for each class, `q~(x|y) / p(x|y)`. Training steps
+        and samplers then read the classes of a batch under "label", [B].
     """
 
-    apply: Callable[[Variables, Array], Array]
-    refresh: Callable[[Variables], Variables] = lambda variables: variables
-    prepare: Callable[[Variables], Variables] = lambda variables: variables
+    apply: Callable[..., Array]
+    refresh: Callable[[Variables], Variables] = _unchanged
+    prepare: Callable[[Variables], Variables] = _unchanged
+    takes_labels: bool = False
 
     @classmethod
     def from_network(cls, network: nn.Module) -> Self:
         """Returns the estimator of a Flax module that maps [B, ...] to [B].
 
-        The vectors of spectral normalisation, if any, are updated once per step. For a module
-        with other variables to update, construct an `Estimator` with your own `refresh`.
+        A residual network with `num_outputs` has one output per class, and the label of an example
+        selects one of them; a label that is out of range gives NaN. The vectors of spectral
+        normalisation, if any, are updated once per step. For a module with other variables to
+        update, construct an `Estimator` with your own `refresh`.
         """
 
         def apply(variables: Variables, x: Array) -> Array:
@@ -56,9 +68,29 @@ class Estimator(NamedTuple):
             result: Array = output
             return result
 
-        if isinstance(network, (networks.MLP, networks.ResNet)):
-            return cls(apply, networks.update_vectors, functools.partial(networks.prepare, network))
-        return cls(apply, networks.update_vectors)
+        def apply_by_class(variables: Variables, x: Array, labels: Array) -> Array:
+            outputs = apply(variables, x)
+            chosen = jnp.take_along_axis(outputs, labels[:, None], axis=1)[:, 0]
+            return one_or_nan(labels, outputs.shape[1]) * chosen
+
+        if not isinstance(network, (networks.MLP, networks.ResNet)):
+            return cls(apply, networks.update_vectors)
+        by_class = isinstance(network, networks.ResNet) and network.num_outputs is not None
+        return cls(
+            apply_by_class if by_class else apply,
+            networks.update_vectors,
+            functools.partial(networks.prepare, network),
+            takes_labels=by_class,
+        )
+
+    def of(self, variables: Variables, batch: Batch) -> Callable[[Array], Array]:
+        """Returns `x [B, ...] -> [B]` with these variables, and the labels of a batch if needed.
+
+        Raises:
+          ValueError: if it takes labels, and the batch has none.
+        """
+        labels = (labels_of(batch),) if self.takes_labels else ()
+        return lambda x: self.apply(variables, x, *labels)
 
 
 class FlowParams(NamedTuple):
@@ -125,19 +157,34 @@ class Problem(NamedTuple):
         """What the network returns: "ratio" or "log_ratio"."""
         return self.method.output
 
-    def potential(self, variables: Variables) -> Potential:
-        """Returns the potential `f'(r(x))` of the estimator with these variables (eq. 5)."""
+    def potential(self, variables: Variables, batch: Batch | None = None) -> Potential:
+        """Returns the potential `f'(r(x))` of the estimator with these variables (eq. 5).
+
+        If the estimator takes labels, they are those of the batch.
+        """
         prepared = self.estimator.prepare(variables)
-        return self.method.potential(lambda x: self.estimator.apply(prepared, x))
+        return self.method.potential(self.estimator.of(prepared, batch or {}))
 
     def sampling_potential(
         self, variables: Variables, constants: Constants, batch: Batch
     ) -> Potential:
         """Returns the potential for sampling, conditioned if there is a condition (eq. 12)."""
         if self.condition is None:
-            return self.potential(variables)
+            return self.potential(variables, batch)
         prepared = self.estimator.prepare(variables)
-        estimator = self.condition(
-            lambda x: self.estimator.apply(prepared, x), constants.classifier, batch
-        )
+        estimator = self.condition(self.estimator.of(prepared, batch), constants.classifier, batch)
         return self.method.potential(estimator)
+
+
+def labels_of(batch: Batch) -> Array:
+    """Returns the classes of a batch, for an estimator that takes labels.
+
+    Raises:
+      ValueError: if it has none.
+    """
+    if "label" not in batch:
+        raise ValueError(
+            "an estimator that takes labels needs the classes of a batch under 'label', "
+            f"got {sorted(batch)}"
+        )
+    return jnp.asarray(batch["label"])

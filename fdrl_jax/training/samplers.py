@@ -35,8 +35,8 @@ def make_sampler(problem: Problem) -> Sampler:
     Returns:
       `(key, variables, constants, batch) -> TwoStage`, each [B, ...]. The key is a root key, from
       `rng.root_key(seed)`. The batch has "position", the indices of the samples, [B], and the
-      entries that a `batch` prior and a condition read. Sample `i` depends only on the key, `i` and
-      its own entries.
+      entries that a `batch` prior, a condition and an estimator that takes labels read. Sample `i`
+      depends only on the key, `i` and its own entries.
     """
 
     def sample(key: Array, variables: Variables, constants: Constants, batch: Batch) -> TwoStage:
@@ -73,7 +73,7 @@ def make_candidate_sampler(problem: Problem) -> CandidateSampler:
 
     def sample(key: Array, variables: Variables, constants: Constants, batch: Batch) -> Candidates:
         stages = _flowed(problem, key, variables, constants, batch)
-        output = problem.estimator.apply(variables, stages.refined)
+        output = problem.estimator.of(variables, batch)(stages.refined)
         keys = rng.example_keys(_root(key), rng.Stream.ACCEPT, batch["position"])
         accepted = refinement.accept(keys, output, batch["bound"], output=problem.output)
         return Candidates(_denoised(problem, variables, stages), output, accepted)

@@ -20,7 +20,7 @@ from fdrl_jax.langevin import as_floating, vary_over
 from fdrl_jax.method import Metrics
 from fdrl_jax.priors import Batch
 from fdrl_jax.training import rng, state
-from fdrl_jax.training.problem import Constants, Problem
+from fdrl_jax.training.problem import Constants, Problem, labels_of
 from fdrl_jax.training.state import TrainState, Variables
 
 Array = jax.Array
@@ -78,7 +78,9 @@ def make_train_step(
       problem: estimator, loss, divergence, flow, prior and denoiser.
       optimizer: an Optax optimizer. It receives the loss as `value`, which some optimizers need.
       draw: `(data arrays, host batch, key, positions [B]) -> batch`, a pure function that runs on
-        the device and returns the data under "real", [B, ...]. The key is the same for all steps.
+        the device and returns the data under "real", [B, ...], and for an estimator that takes
+        labels the classes under "label", [B]. Prior samples have the labels of the data. The key is
+        the same for all steps.
       batch_size: examples per replica.
       ema_rate: decay of the moving average of the parameters, in [0, 1).
       ema_ramp: see `state.apply_gradients`.
@@ -126,6 +128,9 @@ def make_train_step(
                     f"got {len(array)}"
                 )
 
+        labels = None
+        if problem.estimator.takes_labels:
+            labels = (label := labels_of(batch), label)
         # Outside `loss_fn`, so that it is done once per step and not differentiated.
         prepared = problem.estimator.prepare(variables)
 
@@ -134,8 +139,9 @@ def make_train_step(
                 rng.example_keys(key, rng.Stream.FLOW, positions),
                 real,
                 x0,
-                lambda x: problem.estimator.apply({**variables, "params": params}, x),
-                flow_estimator_fn=lambda x: problem.estimator.apply(prepared, x),
+                lambda *x: problem.estimator.apply({**variables, "params": params}, *x),
+                labels=labels,
+                flow_estimator_fn=lambda *x: problem.estimator.apply(prepared, *x),
             )
             if problem.denoise is None:
                 return loss, record.metrics

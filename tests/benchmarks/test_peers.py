@@ -94,6 +94,28 @@ def test_flow_matching_learns_a_constant_image():
     assert jnp.mean((drawn - target) ** 2) < 0.2 * jnp.mean((prior - target) ** 2)
 
 
+@pytest.mark.parametrize("method", ["fdrl", "flow_matching", "meanflow"])
+def test_with_labels_samples_are_of_all_classes_in_turn(method):
+    labels = np.arange(64, dtype=np.int32) % 2
+    pixels = np.where(labels == 0, 60, 200).astype(np.uint8)[:, None, None, None]
+    images = data.Images(np.broadcast_to(pixels, (64, *SHAPE)).copy(), labels)
+    chosen = settings(method) | {"by_class": True, "ema_rate": 0.9}
+    contestant = methods.build(method, images, chosen, seed=0, dtype=jnp.float32)
+    key, at = rng.root_key(0), jnp.arange(200)
+    state, _ = race.train(contestant, 1e-2, key, budget=contestant.fit_seconds + 2.0)
+    first, *_, last = (0, *contestant.samplers)
+    arguments = (key, state.ema_variables, contestant.constants, at)
+    moved = contestant.samplers[last](*arguments)
+    if first in contestant.samplers:  # The prior of FDRL.
+        moved = moved - contestant.samplers[first](*arguments)
+    of_each = moved.mean(axis=(1, 2, 3))
+    assert of_each[::2].mean() < of_each[1::2].mean() - 0.15
+    if contestant.log_ratio is not None:
+        x = jnp.full((2, *SHAPE), 60 / 127.5 - 1)  # Of class 0, so too rare in samples of it.
+        of_dark, of_bright = contestant.log_ratio(state.ema_variables, x, jnp.arange(2))
+        assert of_dark < of_bright
+
+
 def test_an_interrupted_training_continues_from_its_checkpoint(images, tmp_path, monkeypatch):
     contestant = methods.build("fdrl", images, settings("fdrl"), seed=0, dtype=jnp.float32)
     file, key = tmp_path / "training.msgpack", rng.root_key(0)
@@ -312,7 +334,7 @@ def test_samples_are_kept_in_proportion_to_the_inverse_of_their_ratio():
     def sample(key, variables, constants, positions):  # Every second image is bright.
         return jnp.broadcast_to((positions % 2)[:, None, None, None], (len(positions), *SHAPE))
 
-    def log_ratio(variables, x):  # Bright images are three times too frequent.
+    def log_ratio(variables, x, positions):  # Bright images are three times too frequent.
         return math.log(3.0) * x[:, 0, 0, 0]
 
     kept, share = race.draw_kept(sample, (jax.random.key(0), (), ()), log_ratio, 2_000)
