@@ -194,7 +194,8 @@ class FDRL:
           x0: prior samples, [B, ...].
           estimator_fn: the trained estimator, `x [B, ...] -> [B]`, which may be conditioned by
             `compose.condition`. Outside of `jax.jit`, the compiled flow is reused if it is a pytree
-            such as `jax.tree_util.Partial(net.apply, params)`, see `flow`.
+            such as `jax.tree_util.Partial(net.apply, params)`, see `flow`. If it takes labels, pass
+            `lambda x: estimator(x, labels)`.
           num_refine_steps: `κ`; by default that of the method.
           observe: as for `flow`.
 
