@@ -406,12 +406,12 @@ def _outputs(
 
     Both are examples, and their labels if the estimator takes them.
     """
-    both = jax.tree.map(lambda *arrays: jnp.concatenate(arrays), data, samples)
-    outputs = estimator_fn(*both)
-    if outputs.shape != both[0].shape[:1]:
+    x, *labels = (jnp.concatenate(pair) for pair in zip(data, samples, strict=True))
+    outputs = estimator_fn(x, *labels)
+    if outputs.shape != x.shape[:1]:
         raise ValueError(
-            f"an estimator must return one number per example, shape {both[0].shape[:1]} for x of "
-            f"shape {both[0].shape}, got {outputs.shape}"
+            f"an estimator must return one number per example, shape {x.shape[:1]} for x of "
+            f"shape {x.shape}, got {outputs.shape}"
         )
     return outputs[: len(data[0])], outputs[len(data[0]) :]
 
@@ -428,10 +428,8 @@ def _penalised_outputs(
     Only the first examples are differentiated. Each example passes through the network once.
     """
     num_real, num_flowed = (math.ceil(fraction * len(part[0])) for part in (data, samples))
-    (real, *of_real), (flowed, *of_flowed) = (
-        jax.tree.map(lambda a, num=num: a[:num], part)
-        for part, num in ((data, num_real), (samples, num_flowed))
-    )
+    real, *of_real = (a[:num_real] for a in data)
+    flowed, *of_flowed = (a[:num_flowed] for a in samples)
 
     def outputs_of(real: Array, flowed: Array) -> tuple[Array, Array]:
         return _outputs(estimator_fn, (real, *of_real), (flowed, *of_flowed))
@@ -444,10 +442,7 @@ def _penalised_outputs(
         squares = jnp.sum(jnp.square(gradients[0]).reshape(num_real, -1), axis=-1)
         mean_real = jnp.average(squares, weights=weights[:num_real])
     if num_real < len(data[0]) or num_flowed < len(samples[0]):
-        rest = (
-            jax.tree.map(lambda a: a[num_real:], data),
-            jax.tree.map(lambda a: a[num_flowed:], samples),
-        )
+        rest = tuple(a[num_real:] for a in data), tuple(a[num_flowed:] for a in samples)
         others = _outputs(estimator_fn, *rest)
         outputs = (
             jnp.concatenate([outputs[0], others[0]]),

@@ -22,10 +22,6 @@ Array = jax.Array
 Condition = Callable[[Callable[[Array], Array], Any, Batch], Callable[[Array], Array]]
 
 
-def _unchanged(variables: Variables) -> Variables:
-    return variables
-
-
 class Estimator(NamedTuple):
     """A density-ratio network as two functions.
 
@@ -49,8 +45,8 @@ class Estimator(NamedTuple):
     """
 
     apply: Callable[..., Array]
-    refresh: Callable[[Variables], Variables] = _unchanged
-    prepare: Callable[[Variables], Variables] = _unchanged
+    refresh: Callable[[Variables], Variables] = lambda variables: variables
+    prepare: Callable[[Variables], Variables] = lambda variables: variables
     takes_labels: bool = False
 
     @classmethod
@@ -87,10 +83,25 @@ class Estimator(NamedTuple):
         """Returns `x [B, ...] -> [B]` with these variables, and the labels of a batch if needed.
 
         Raises:
+          ValueError: as `labels`.
+        """
+        labels = self.labels(batch)
+        return lambda x: self.apply(variables, x, *labels)
+
+    def labels(self, batch: Batch) -> tuple[Array, ...]:
+        """Returns the further arguments of `apply`: the classes of a batch, [B], if it takes them.
+
+        Raises:
           ValueError: if it takes labels, and the batch has none.
         """
-        labels = (labels_of(batch),) if self.takes_labels else ()
-        return lambda x: self.apply(variables, x, *labels)
+        if not self.takes_labels:
+            return ()
+        if "label" not in batch:
+            raise ValueError(
+                "an estimator that takes labels needs the classes of a batch under 'label', "
+                f"got {sorted(batch)}"
+            )
+        return (jnp.asarray(batch["label"]),)
 
 
 class FlowParams(NamedTuple):
@@ -174,17 +185,3 @@ class Problem(NamedTuple):
         prepared = self.estimator.prepare(variables)
         estimator = self.condition(self.estimator.of(prepared, batch), constants.classifier, batch)
         return self.method.potential(estimator)
-
-
-def labels_of(batch: Batch) -> Array:
-    """Returns the classes of a batch, for an estimator that takes labels.
-
-    Raises:
-      ValueError: if it has none.
-    """
-    if "label" not in batch:
-        raise ValueError(
-            "an estimator that takes labels needs the classes of a batch under 'label', "
-            f"got {sorted(batch)}"
-        )
-    return jnp.asarray(batch["label"])

@@ -20,7 +20,7 @@ from fdrl_jax.langevin import as_floating, vary_over
 from fdrl_jax.method import Metrics
 from fdrl_jax.priors import Batch
 from fdrl_jax.training import rng, state
-from fdrl_jax.training.problem import Constants, Problem, labels_of
+from fdrl_jax.training.problem import Constants, Problem
 from fdrl_jax.training.state import TrainState, Variables
 
 Array = jax.Array
@@ -128,9 +128,7 @@ def make_train_step(
                     f"got {len(array)}"
                 )
 
-        labels = None
-        if problem.estimator.takes_labels:
-            labels = (label := labels_of(batch), label)
+        labels = problem.estimator.labels(batch)
         # Outside `loss_fn`, so that it is done once per step and not differentiated.
         prepared = problem.estimator.prepare(variables)
 
@@ -140,7 +138,7 @@ def make_train_step(
                 real,
                 x0,
                 lambda *x: problem.estimator.apply({**variables, "params": params}, *x),
-                labels=labels,
+                labels=(labels[0], labels[0]) if labels else None,
                 flow_estimator_fn=lambda *x: problem.estimator.apply(prepared, *x),
             )
             if problem.denoise is None:

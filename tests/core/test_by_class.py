@@ -1,5 +1,7 @@
 """A density ratio for each class: objective, training step and samplers with labels."""
 
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -31,13 +33,8 @@ PARAMS = {"slope": jnp.array([0.3, -0.2]), "curvature": jnp.float32(0.1)}
 
 @pytest.mark.parametrize(("penalty", "fraction"), [(0.0, 1.0), (0.7, 1.0), (0.7, 0.25)])
 def test_the_objective_follows_the_definition_for_the_label_of_each_example(penalty, fraction):
-    method = fdrl.FDRL(
-        num_steps=3,
-        step_size=0.1,
-        noise_scale=0.2,
-        gradient_penalty=penalty,
-        gradient_penalty_fraction=fraction,
-    )
+    options = {"gradient_penalty": penalty, "gradient_penalty_fraction": fraction}
+    method = dataclasses.replace(METHOD, **options)
 
     def computed(params):
         estimator = jax.tree_util.Partial(by_class, params)
