@@ -47,6 +47,9 @@ def build(settings: Settings, source: Source) -> Training:
             f"data.name={settings.data.name}: a classifier needs labelled images: digits, "
             "sub-folders as classes, an npz with labels, or TFDS"
         )
+    for name in ("denoiser_width", "by_class"):
+        if getattr(settings.network, name):
+            raise UserError(f"network.{name} is for a density ratio, not for a classifier")
     with explained():
         network = make_network(settings, source.event_shape, len(source.classes))
 

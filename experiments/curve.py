@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -24,6 +24,7 @@ from experiments.files import sha256_of_json, write_text
 from experiments.pictures import curves
 from experiments.pictures.style import plain
 from experiments.run import Opened
+from fdrl_jax.priors import Batch
 from fdrl_jax.training import parallel, samplers
 from fdrl_jax.training.problem import FlowParams
 
@@ -87,7 +88,7 @@ def curve(command: Command) -> None:
     write_text(table, content.getvalue())
     pairs, balanced = [(point.at, point.metric) for point in points], None
     if over == "length":
-        of_real = mean_output_of(opened)(_held_out(opened, num))
+        of_real = mean_output_of(opened)(*_held_out(opened, num))
         balanced = balanced_length(points, of_real)
         where = "beyond the longest" if balanced is None else f"{balanced:,}"
         print(f"balanced length: {where} (mean output {of_real:.4f} on held-out data)")
@@ -122,17 +123,25 @@ def balanced_length(points: Sequence[Point], of_real: float) -> int | None:
     return round(float(np.interp(of_real, outputs[last], lengths[last])))
 
 
-def mean_output_of(opened: Opened) -> Callable[[np.ndarray], float]:
-    """Returns the mean output of the network, ratios or their logarithms, for examples [N, ...]."""
+def mean_output_of(opened: Opened) -> Callable[[np.ndarray, Batch], float]:
+    """Returns the mean output of the network, ratios or their logarithms, for examples [N, ...].
+
+    The second argument has their classes, for an estimator that takes labels.
+    """
     model = opened.experiment
-    apply = jax.jit(model.problem.estimator.apply)
+    estimator = model.problem.estimator
+    apply = jax.jit(estimator.apply)
     outputs = draw.in_batches(model, apply, model.sampling_variables(opened.state))
-    return lambda examples: float(np.mean(outputs(examples)))
+    return lambda examples, batch: float(np.mean(outputs(examples, *estimator.labels(batch))))
 
 
-def _held_out(opened: Opened, num: int) -> np.ndarray:
+def _held_out(opened: Opened, num: int) -> tuple[np.ndarray, dict[str, Any]]:
+    """Returns held-out data, [N, ...], and a batch with their classes, if they have classes."""
     reference = opened.run.metric_reference
-    return reference.held_out(num, 1) if isinstance(reference, Source) else reference.images[:num]
+    if isinstance(reference, Source):
+        return reference.held_out(num, 1), {}
+    labels = {} if reference.labels is None else {"label": reference.labels[:num]}
+    return reference.images[:num], labels
 
 
 def over_length(
@@ -154,6 +163,7 @@ def over_length(
     numbers = np.arange(-(-num_samples // size) * size, dtype=np.int32)
     batches = np.minimum(numbers, num_samples - 1).reshape(-1, size)
     points = list(draw.sample_starts(model, opened.state, num_samples)[batches])
+    classes = draw.labels_at(model, numbers[:num_samples])
     mean_output, denoise = mean_output_of(opened), draw.make_denoise(model, opened.state)
     with tqdm(
         total=lengths[-1] * len(batches),
@@ -172,7 +182,7 @@ def over_length(
             samples = np.concatenate(points)[:num_samples]
             finished = denoise(samples) if length else samples
             metric = cheap.cheap_metric(reference, finished, classifier)
-            yield Point(length, metric, mean_output(samples))
+            yield Point(length, metric, mean_output(samples, classes))
 
 
 def over_step(

@@ -110,6 +110,7 @@ class Sampler:
         positions = parallel.local_part(numbers)
         batch = batch_at(self._model, positions)
         if self._rejects:
+            batch |= labels_at(self._model, positions % _STRIDE)  # Of all attempts at a sample.
             batch["bound"] = np.full(len(positions), bound, np.float32)
             wanted = [*wanted, "accepted"]
         drawn = self._mapped(self._model.root_key, *arrays, parallel.shard(batch))
@@ -164,8 +165,8 @@ def check_rejection(model: Experiment, num_samples: int = 0) -> None:
     """Raises an error if so many samples of this kind cannot be rejected and drawn again."""
     if model.source.is_translation:
         reason = "is not for translations, because no source image should be left out"
-    elif model.labels is not None:
-        reason = "is not for samples of a class, because the ratio is that of all classes"
+    elif model.problem.condition is not None:
+        reason = "is not for a classifier, because the ratio is not that of its samples"
     elif num_samples > _STRIDE:
         reason = f"is for at most {_STRIDE:,} samples, got --num_samples={num_samples:,}"
     else:
@@ -226,6 +227,7 @@ def interpolations(
     advance = jax.jit(samplers.make_segment(problem, num_steps=num_steps))
     variables, denoise = model.sampling_variables(state), make_denoise(model, state)
     ends = batch_at(model, np.arange(2 * _NUM_PATHS, dtype=np.int32))
+    of_paths = {"position": ends["position"][::2], **labels_at(model, np.arange(_NUM_PATHS))}
     x0 = start(key, variables, model.constants, ends)
     centre = model.constants.prior
     # The centre of a Gaussian is its mean, that of other priors is zero.
@@ -235,7 +237,8 @@ def interpolations(
     def sheet(between: Callable[..., jax.Array]) -> tuple[np.ndarray, np.ndarray]:
         points = jax.vmap(lambda a, b: between(a, b, weights))(x0[::2] - mean, x0[1::2] - mean)
         flat = (points + mean).reshape(-1, *x0.shape[1:])
-        batch = {"position": np.repeat(ends["position"][::2], _NUM_POINTS), "x": flat}
+        batch: dict[str, Any] = {k: np.repeat(v, _NUM_POINTS) for k, v in of_paths.items()}
+        batch["x"] = flat
         moved = denoise(np.asarray(advance(key, variables, model.constants, batch, 0)))
         shape = (_NUM_PATHS, _NUM_POINTS, *x0.shape[1:])
         return np.asarray(flat).reshape(shape), moved.reshape(shape)
@@ -254,9 +257,12 @@ def batch_at(model: Experiment, positions: np.ndarray) -> dict[str, np.ndarray]:
     batch = {"position": positions}
     if model.source.starts is not None:
         batch["source"] = model.source.starts(positions)
-    if model.labels is not None:
-        batch["label"] = model.labels(positions)
-    return batch
+    return batch | labels_at(model, positions)
+
+
+def labels_at(model: Experiment, positions: np.ndarray) -> dict[str, Any]:
+    """Returns the classes of the samples at these positions as a batch, empty without classes."""
+    return {} if model.labels is None else {"label": model.labels(positions)}
 
 
 def batch_size(model: Experiment, num_samples: int) -> int:
@@ -276,13 +282,17 @@ def make_denoise(model: Experiment, state: TrainState) -> Callable[[np.ndarray],
 
 def in_batches(
     model: Experiment, apply: Callable[..., jax.Array], variables: Any
-) -> Callable[[np.ndarray], np.ndarray]:
-    """Returns `apply` with these variables as a function of any number of examples, [N, ...]."""
+) -> Callable[..., np.ndarray]:
+    """Returns `apply` with these variables as a function of any number of examples, [N, ...].
 
-    def of_all(x: np.ndarray) -> np.ndarray:
-        size = batch_size(model, len(x))
-        parts = np.split(x, range(size, len(x), size))
-        return np.concatenate([apply(variables, part) for part in parts])
+    Each of its arguments has one entry per example.
+    """
+
+    def of_all(*arrays: np.ndarray) -> np.ndarray:
+        num = len(arrays[0])
+        size = batch_size(model, num)
+        parts = [[a[first : first + size] for a in arrays] for first in range(0, num, size)]
+        return np.concatenate([apply(variables, *part) for part in parts])
 
     return of_all
 

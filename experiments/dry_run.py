@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import experiment, precision, settings, train
+from experiments import draw, experiment, precision, settings, train
 from experiments.command import Command
 from experiments.data import describe_shape
 from experiments.evaluation import references
@@ -17,7 +17,6 @@ from experiments.experiment import Experiment
 from experiments.settings import Settings
 from fdrl_jax import drift
 from fdrl_jax.training import parallel
-from fdrl_jax.training.problem import Estimator
 
 _MAX_TIMED_SECONDS = 4.0  # Longer training steps are not timed but estimated.
 _REPORT_SECONDS = 20.0  # For metrics and pictures, in addition to the samples.
@@ -140,10 +139,11 @@ def _time_flow_step(model: Experiment) -> float:
     The variables are those that the flow prepares once, before its first step.
     """
     estimator, size = model.problem.estimator, model.settings.train.batch_size
-    once = model.problem._replace(estimator=Estimator(estimator.apply))
-    x = jnp.zeros((parallel.local_batch_size(size), *model.source.event_shape))
+    once = model.problem._replace(estimator=estimator._replace(prepare=lambda prepared: prepared))
+    num = parallel.local_batch_size(size)
+    x, labels = jnp.zeros((num, *model.source.event_shape)), draw.labels_at(model, np.arange(num))
     shapes = jax.eval_shape(estimator.prepare, model.state_shapes().variables)
     variables = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    step = jax.jit(lambda variables, x: drift(x, once.potential(variables)))
+    step = jax.jit(lambda variables, x: drift(x, once.potential(variables, labels)))
     jax.block_until_ready(step(variables, x))  # Compiles it.
     return _timed(step, lambda: (variables, x))

@@ -200,7 +200,7 @@ def _score(
     networks: Inception | None,
     spaces: Mapping[str, Features],
 ) -> Evaluation:
-    from experiments.draw import make_log_ratio
+    from experiments.draw import labels_at, make_log_ratio
 
     reference = opened.run.metric_reference
     if not all(np.isfinite(stage).all() for stage in samples):
@@ -218,8 +218,15 @@ def _score(
             inception=networks,
             spaces=spaces,
         )
+    model, positions = opened.experiment, np.arange(len(samples.refined))
     return evaluate_images(
-        reference, samples, source=source, classifier=judge, inception=networks, spaces=spaces
+        reference,
+        samples,
+        labels=labels_at(model, positions).get("label"),
+        source=source,
+        classifier=judge,
+        inception=networks,
+        spaces=spaces,
     )
 
 

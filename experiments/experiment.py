@@ -84,7 +84,8 @@ class Experiment(Training):
     # Arguments of the function of `priors` that builds the prior, as values for JSON and without
     # the arrays of a data-dependent prior.
     prior_arguments: dict[str, Any]
-    # Maps positions [B] to labels [B], for class-conditional samples.
+    # Maps positions [B] to labels [B], for class-conditional samples. With a ratio for each class,
+    # all samples are.
     labels: Callable[[np.ndarray], np.ndarray] | None = None
 
     def sampling_variables(self, train_state: TrainState) -> Variables:
@@ -100,7 +101,8 @@ def build(settings: Settings, source: Source, fitted: FittedPrior | None = None)
     check, compile and time.
     """
     with explained():
-        network = make_network(settings, source.event_shape)
+        num_classes = _num_classes(settings, source) if settings.network.by_class else None
+        network = make_network(settings, source.event_shape, num_classes)
         denoiser = _make_denoiser(settings, source.event_shape)
         of_run, prior_arguments = _prior(settings, source, fitted)
         problem = Problem(
@@ -134,7 +136,13 @@ def build(settings: Settings, source: Source, fitted: FittedPrior | None = None)
         problem=problem,
         prior_arguments=prior_arguments,
         denoiser=denoiser,
+        labels=in_turn(num_classes) if num_classes else None,
     )
+
+
+def in_turn(num_classes: int) -> Callable[[np.ndarray], np.ndarray]:
+    """Returns `positions [B] -> labels [B]` that go through all classes again and again."""
+    return lambda positions: (positions % num_classes).astype(np.int32)
 
 
 def make_network(
@@ -142,12 +150,11 @@ def make_network(
 ) -> Network:
     """Builds the network of a run for examples of a shape.
 
-    `num_outputs` is the number of classes of a classifier, or `None` for a density ratio.
+    `num_outputs` is the number of classes of a classifier, or of the density ratios of classes;
+    `None` is for one density ratio.
     """
     options, name, dtype = settings.network, settings.network.name, _dtype(settings)
     kind = "images" if len(event_shape) == 3 else "points"
-    if options.denoiser_width and num_outputs is not None:
-        raise ValueError("network.denoiser_width is for a density ratio, not for a classifier")
     if name == "auto":
         name = "mlp" if kind == "points" else _for_image_size(max(event_shape[:2]))
     if (name == "mlp") != (kind == "points"):
@@ -171,6 +178,18 @@ def make_network(
         use_bias=options.use_bias,
         downsampling=options.downsampling,
     )
+
+
+def _num_classes(settings: Settings, source: Source) -> int:
+    """Returns the number of classes that each get a density ratio of their own."""
+    if source.labels is None or source.kind != "images":
+        raise ValueError(
+            f"network.by_class: data.name={settings.data.name} has no labelled images; use digits, "
+            "sub-folders as classes, an npz with labels, or TFDS"
+        )
+    if source.starts is not None:
+        raise ValueError("network.by_class is not for flows that start from images")
+    return len(source.classes)
 
 
 def _make_denoiser(settings: Settings, event_shape: tuple[int, ...]) -> networks.Denoiser | None:

@@ -16,7 +16,7 @@ from experiments import classifier, draw, pictures, run
 from experiments.command import Command
 from experiments.data.decode import to_uint8, to_unit
 from experiments.errors import UserError
-from experiments.experiment import Experiment
+from experiments.experiment import Experiment, in_turn
 from experiments.files import (
     locked,
     read_json,
@@ -106,15 +106,18 @@ def conditioned(
 ) -> Experiment:
     """Returns the experiment with the class-conditional samples that its settings ask for.
 
-    The classifier is that of the settings, or `guide`: the function `(variables, images [B, H, W,
-    C] in [-1, 1]) -> logits [B, classes]`, and its variables.
+    An experiment with a ratio for each class needs no classifier. Otherwise, the classifier is that
+    of the settings, or `guide`: the function `(variables, images [B, H, W, C] in [-1, 1]) ->
+    logits [B, classes]`, and its variables.
     """
     options, source = model.settings.condition, model.source
     labels = labels_of(options.label, source.classes)
     if guide is None and not options.classifier:
+        if model.problem.estimator.takes_labels:
+            return dataclasses.replace(model, labels=labels)
         raise UserError(
             f"--class={options.label} needs --classifier: the folder of a classifier, from "
-            "--mode=classifier"
+            "--mode=classifier; or a run that was trained with network.by_class"
         )
     path, problem = Path(options.classifier), model.problem
     apply, variables = guide or classifier.open_to_guide(path, source.classes, source.event_shape)
@@ -143,7 +146,7 @@ def labels_of(name: str, classes: tuple[str, ...]) -> Callable[[np.ndarray], np.
     if not classes:
         raise UserError(f"--class={name}: the data have no classes")
     if name == ALL:
-        return lambda positions: (positions % len(classes)).astype(np.int32)
+        return in_turn(len(classes))
     if name in classes:
         label = classes.index(name)
     elif name.isdecimal() and int(name) < len(classes):
@@ -251,7 +254,8 @@ def _draw_parts(opened: Opened, model: Experiment, parts: _Parts) -> None:
 def _check_condition(changes: Flat, wanted: Settings) -> None:
     """Raises an error for changes that have no effect with a class, or without one."""
     label = wanted.condition.label
-    if label and "flow.num_refine_steps" in changes:
+    is_guided = label and (wanted.condition.classifier or not wanted.network.by_class)
+    if is_guided and "flow.num_refine_steps" in changes:
         raise UserError(
             f"flow.num_refine_steps has no effect with --class={label}; set "
             "condition.num_refine_steps"
@@ -259,15 +263,19 @@ def _check_condition(changes: Flat, wanted: Settings) -> None:
     unused = [key for key in changes if key.startswith("condition.") and key != "condition.label"]
     if unused and not label:
         raise UserError(f"{', '.join(unused)}: needs --class=NAME or --class={ALL}")
+    if unused and not is_guided:
+        raise UserError(f"{', '.join(unused)}: needs --classifier")
 
 
 def _describe(opened: Opened, model: Experiment, num_samples: int) -> Flat:
     """Returns everything that determines the samples, and their format."""
     condition: Flat = {}
-    if model.labels is not None:
+    if model.problem.condition is not None:
         condition = dataclasses.asdict(model.settings.condition)
         # The identity of the classifier, not its path.
         condition["classifier"] = sha256_of_arrays(model.constants.classifier)
+    elif label := model.settings.condition.label:
+        condition = {"label": label}
     return {
         "key": run.key_of(opened, num_samples, condition=condition),
         "format": model.settings.sample.format,
@@ -340,8 +348,8 @@ def _draw_picture(model: Experiment, starts: np.ndarray, parts: _Parts, path: Pa
     enough = itertools.islice(parts.read(), -(-len(starts) // parts.size))
     stored = np.concatenate(list(enough))[: len(starts)]
     shown = to_unit(stored) if stored.dtype == np.uint8 else stored
-    if model.labels is not None and model.settings.condition.label == ALL:
-        labels = model.labels(np.arange(len(shown)))
+    labels = np.zeros(0) if model.labels is None else model.labels(np.arange(len(shown)))
+    if len(np.unique(labels)) > 1:
         figure = images.by_class(shown, labels, model.source.classes)
     else:
         figure = pictures.samples_and_data(model.source, starts, shown)

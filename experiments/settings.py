@@ -221,6 +221,9 @@ class Network(Section):
     downsampling: Literal["stride", "mean"] = "stride"
     """How the blocks of a residual network reduce an image: by convolutions with a `stride`, as in
     the paper, or by the `mean` over squares of pixels, which treats all pixels alike."""
+    by_class: bool = False
+    """Learns a density ratio for each class of labelled images, with a residual network. Samples
+    are then of all classes in turn, or of the class that --class names, without a classifier."""
     denoiser_width: Length = 0
     """Channels of a second network, which learns to remove the noise of data.dequantisation from
     images and removes it from samples; 0: none."""

@@ -1,20 +1,22 @@
 """Metrics by a classifier of real images: Fréchet distance, confidence and class balance."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from experiments.evaluation import draws
 from experiments.evaluation.draws import Pool
-from experiments.evaluation.metrics import Metric
+from experiments.evaluation.metrics import Metric, measured
 from experiments.evaluation.references import ImageReference
 from fdrl_jax.metrics import frechet_distance
 from fdrl_jax.metrics.rows import flat
 
 # `images [N, H, W, C] in [-1, 1] -> (probabilities [N, classes], features [N, D])`.
 Classifier = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+NO_LABELS: Mapping[str, np.ndarray] = MappingProxyType({})
 
 
 class SvcClassifier:
@@ -70,11 +72,12 @@ def svc_of(reference: ImageReference) -> SvcClassifier | None:
 
 
 def evaluate(
-    space: str, classifier: Classifier, pool: Pool
+    space: str, classifier: Classifier, pool: Pool, labels: Mapping[str, np.ndarray] = NO_LABELS
 ) -> tuple[list[Metric], dict[str, list[float]]]:
     """Computes the metrics by a classifier, whose features are a space of this name.
 
-    Returns them with the share of each class among samples, the prior and held-out images.
+    Returns them with the share of each class among samples, the prior and held-out images. If these
+    three have `labels`, at least as many as images, the metrics include the accuracy on each.
     """
     probabilities, features = classifier(pool.images)
     num_classes = probabilities.shape[1]
@@ -94,7 +97,12 @@ def evaluate(
         for side, group in (("samples", "samples"), ("prior", "prior"), ("real", "held_out"))
     }
     both = np.concatenate([probabilities, features], axis=1)
-    return draws.compare(space, scores, both, pool.draws), shares
+    metrics = draws.compare(space, scores, both, pool.draws)
+    if labels:
+        predicted = {group: probabilities[pool.rows[group]].argmax(axis=1) for group in labels}
+        sides = [[np.mean(found == labels[g][: len(found)])] for g, found in predicted.items()]
+        metrics.append(measured("class_accuracy", *sides, space=space))
+    return metrics, shares
 
 
 def _shares(probabilities: np.ndarray) -> np.ndarray:

@@ -158,6 +158,13 @@ DEFINITIONS: dict[str, Definition] = {
         "lower",
         _PROBABILITIES,
     ),
+    "class_accuracy": Definition(
+        "share of samples that a classifier assigns to the class that they were drawn for",
+        "share of i with argmax_c p(c | x_i) = y_i",
+        "higher",
+        "By a classifier of real images, on all samples of a run with network.by_class. Real data: "
+        "accuracy of the classifier on held-out images.",
+    ),
     "memorisation_auc": Definition(
         "probability that a sample is nearer to the training set than a held-out image",
         "area under the ROC curve of distances to the nearest training image",

@@ -23,6 +23,7 @@ def evaluate_images(
     reference: ImageReference,
     samples: Samples,
     *,
+    labels: np.ndarray | None = None,
     source: Source | None = None,
     classifier: Classifier | None = None,
     inception: Inception | None = None,
@@ -30,10 +31,11 @@ def evaluate_images(
 ) -> Evaluation:
     """Compares samples, the prior and equally many real images with held-out images.
 
-    Refined samples are evaluated. Without the training data as `source`, nearest training images
-    and Inception metrics are skipped, and the record says so. A classifier that was trained on the
-    same data has features that see objects; nearest training images are searched there as well.
-    Inception metrics that fail are skipped, too. `spaces` are further feature spaces by name.
+    Refined samples are evaluated. If they were drawn for classes, these are `labels`, [N]. Without
+    the training data as `source`, nearest training images and Inception metrics are skipped, and
+    the record says so. A classifier that was trained on the same data has features that see
+    objects; nearest training images are searched there as well. Inception metrics that fail are
+    skipped, too. `spaces` are further feature spaces by name.
     """
     record: dict[str, Any] = {
         "num_draws": draws.NUM_DRAWS,
@@ -46,9 +48,12 @@ def evaluate_images(
     if chosen:
         svc = classes.svc_of(reference)
         of_pixels = None if svc is None else svc.probabilities_and_features
+        of_groups = _labels(labels, reference)
         for space, one in (("svc", of_pixels), ("classifier", classifier)):
             if one is not None:
-                found, record[f"class_shares_{space}"] = classes.evaluate(space, one, pool)
+                found, record[f"class_shares_{space}"] = classes.evaluate(
+                    space, one, pool, of_groups
+                )
                 metrics += found
         built_in = {draws.BUILT_IN: random_conv_features}
         metrics += draws.compare_in_spaces({**built_in, **spaces}, pool)
@@ -81,3 +86,10 @@ def evaluate_images(
         training_set = ImageSet(f"training set of {reference.name}", source.train_batches)
         metrics += unless_it_fails(ours, training_set, inception, record)
     return Evaluation(by_name(metrics), record, nearest)
+
+
+def _labels(of_samples: np.ndarray | None, reference: ImageReference) -> dict[str, np.ndarray]:
+    """Returns the classes of samples, the prior and held-out images, if all of them have some."""
+    if of_samples is None or reference.labels is None:
+        return {}
+    return {"samples": of_samples, "prior": of_samples, "held_out": reference.labels}

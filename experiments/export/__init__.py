@@ -210,6 +210,7 @@ def _metadata(
         "kind": model.source.kind,
         "event_shape": list(model.source.event_shape),
         "needs_source": model.source.starts is not None,
+        "by_class": list(model.source.classes) if model.settings.network.by_class else [],
         "platforms": list(exported.platforms),
         "calling_convention_version": exported.calling_convention_version,
         "outputs": [str(a) for a in exported.out_avals],

@@ -78,6 +78,12 @@ def snippet(model: Experiment) -> str:
             'images = np.load("images.npy")\n'
             "samples = sampler.method.sample(jax.random.key(0), images, sampler.estimator)"
         )
+    elif model.settings.network.by_class:
+        draw = (
+            f"key = fdrl.training.rng.root_key({model.settings.seed})\n"
+            "samples = sampler(key, 64)  # Of all classes in turn.\n"
+            "of_first_class = sampler(key, 64, labels=[0] * 64)"
+        )
     packages = "" if model.source.starts is None else "import jax\nimport numpy as np\n\n"
     return f'{packages}import fdrl_jax as fdrl\n\nsampler = fdrl.pretrained(".")\n{draw}'
 

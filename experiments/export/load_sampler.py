@@ -43,6 +43,7 @@ class Sampler:
         first: int = 0,
         source: np.ndarray | None = None,
         batch_size: int = 500,
+        labels: np.ndarray | None = None,
     ) -> np.ndarray:
         """Draws the samples with indices `first` to `first + num_samples - 1`.
 
@@ -52,6 +53,9 @@ class Sampler:
           source: images to start from, float32 [num_samples, H, W, C] in [-1, 1], for a sampler
             that translates images (`metadata["needs_source"]`); `None` for other samplers.
           batch_size: samples per batch.
+          labels: the class of each sample, [num_samples], as an index into `metadata["by_class"]`,
+            for a sampler that has a density ratio for each class; `None` for all classes in turn,
+            and for other samplers.
 
         Returns:
           Refined samples, float32 [num_samples, ...]. Images may slightly exceed [-1, 1].
@@ -64,16 +68,31 @@ class Sampler:
         shape = (num_samples, *self.metadata["event_shape"])
         if source is not None and np.shape(source) != shape:
             raise ValueError(f"source must have the shape {shape}, got {np.shape(source)}")
+        entries = self._labels(num_samples, first, labels)
+        if source is not None:
+            entries["source"] = np.asarray(source, np.float32)
         parts = []
         for start in range(0, num_samples, batch_size):
             # The last batch is as large as the others, so that only one program is compiled.
             numbers = np.arange(start, start + min(batch_size, num_samples))
             numbers = np.minimum(numbers, num_samples - 1)
-            batch: dict[str, np.ndarray] = {"position": (first + numbers).astype(np.int32)}
-            if source is not None:
-                batch["source"] = np.asarray(source, np.float32)[numbers]
+            batch = {name: array[numbers] for name, array in entries.items()}
+            batch["position"] = (first + numbers).astype(np.int32)
             parts.append(np.asarray(self._call(self._arrays, batch))[: num_samples - start])
         return np.concatenate(parts)
+
+    def _labels(self, num: int, first: int, labels: np.ndarray | None) -> dict[str, np.ndarray]:
+        num_classes = len(self.metadata["by_class"])
+        if not num_classes:
+            if labels is not None:
+                raise ValueError("this sampler does not accept labels: it has one density ratio")
+            return {}
+        if labels is None:
+            labels = (first + np.arange(num)) % num_classes
+        if np.shape(labels) != (num,) or not np.isin(labels, range(num_classes)).all():
+            allowed = f"{num} numbers from 0 to {num_classes - 1}"
+            raise ValueError(f"labels must be {allowed}, got {labels}")
+        return {"label": np.asarray(labels, np.int32)}
 
 
 def to_stored(samples: np.ndarray, kind: str) -> np.ndarray:
@@ -88,11 +107,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--num_samples", type=int, default=100)
     parser.add_argument("--source", help=".npy of images to start from, float32 in [-1, 1]")
+    parser.add_argument("--label", type=int, help="number of a class, for a sampler of classes")
     parser.add_argument("--out", default="samples.npz")
     arguments = parser.parse_args()
     sampler = Sampler()
     source = np.load(arguments.source, allow_pickle=False) if arguments.source else None
-    samples = sampler(arguments.num_samples, source=source)
+    label = arguments.label
+    labels = None if label is None else np.full(arguments.num_samples, label)
+    samples = sampler(arguments.num_samples, source=source, labels=labels)
     np.savez_compressed(arguments.out, arr_0=to_stored(samples, sampler.metadata["kind"]))
     print(f"{arguments.num_samples:,} samples: {arguments.out}")
 

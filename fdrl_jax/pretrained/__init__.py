@@ -18,8 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import unflatten_dict
 from jax.tree_util import Partial
+from jax.typing import ArrayLike
 
 from fdrl_jax import _keys, divergences, networks, priors
+from fdrl_jax._labels import one_or_nan
 from fdrl_jax._names import nearest
 from fdrl_jax.divergences import FDivergence
 from fdrl_jax.langevin import check_count
@@ -62,7 +64,14 @@ class Sampler:
     prior_params: Any
     config: Mapping[str, Any]
 
-    def __call__(self, key: Array, num_samples: int, *, batch_size: int = 500) -> Array:
+    def __call__(
+        self,
+        key: Array,
+        num_samples: int,
+        *,
+        batch_size: int = 500,
+        labels: ArrayLike | None = None,
+    ) -> Array:
         """Draws samples (algorithm 2).
 
         Sample `i` depends only on the key and `i`, so a larger number starts with the same samples.
@@ -72,6 +81,9 @@ class Sampler:
           key: a JAX key.
           num_samples: number of samples, static.
           batch_size: samples per call of the compiled flow, which is compiled once per size.
+          labels: the class of each sample, [num_samples], for a sampler that has a density ratio
+            for each class, `problem.estimator.takes_labels`. Without it, sample `i` is of class
+            `i % num_classes`. The names of the classes are `config["data"]["classes"]`.
 
         Returns:
           Samples, float32 [num_samples, ...]. Those of images may exceed
@@ -79,32 +91,40 @@ class Sampler:
 
         Raises:
           TypeError: for anything else than a key.
-          ValueError: for a key of another generator than "threefry2x32", or a number below 1.
+          ValueError: for a key of another generator than "threefry2x32", a number below 1, or
+            labels that are out of range, of another number than the samples, or not needed.
         """
-        return self._in_batches(self._draw, key, num_samples, batch_size)
+        return self._in_batches(self._draw, key, num_samples, batch_size, labels)
 
     def prior(self, key: Array, num_samples: int, *, batch_size: int = 500) -> Array:
         """Returns where the samples of this key start, `x_0`, as `__call__` returns samples."""
         return self._in_batches(self._start, key, num_samples, batch_size)
 
-    def path(self, key: Array, num_samples: int) -> Array:
+    def path(self, key: Array, num_samples: int, *, labels: ArrayLike | None = None) -> Array:
         """Returns the samples of this key at every step of the flow, from the prior to the end.
 
-        A denoiser, which some samplers have, is not applied.
+        A denoiser, which some samplers have, is not applied. `labels` are those of `__call__`.
 
         Returns:
           `x_0 ... x_{K+κ}`, float32 [K + κ + 1, num_samples, ...].
         """
-        return self._path(*self._arguments(key), {"position": jnp.arange(num_samples)})
+        batch = {"position": jnp.arange(num_samples), **self._labels(num_samples, labels)}
+        return self._path(*self._arguments(key), batch)
 
-    def log_ratio(self, x: Array) -> Array:
+    def log_ratio(self, x: Array, labels: ArrayLike | None = None) -> Array:
         """Returns the estimate of `log q~/p` at `x`, [B, ...] to [B]: 0 where samples match data.
 
         A ratio below 1e-6, which a network trained with LSIF may return, counts as 1e-6. The ratio
         is that of data with the noise of training, `config["settings"]["data.dequantisation"]`. Add
-        it to clean images, and to samples of a sampler with a denoiser.
+        it to clean images, and to samples of a sampler with a denoiser. A sampler that has a ratio
+        for each class needs the `labels` of `x`, [B].
+
+        Raises:
+          ValueError: if labels are missing, out of range or not needed.
         """
-        output = self._apply(self.variables, x)
+        if labels is None and self.problem.estimator.takes_labels:
+            raise ValueError("this sampler has a ratio for each class: the labels of x are missing")
+        output = self._apply(self.variables, x, *self._labels(len(x), labels).values())
         is_log = self.method.output == "log_ratio"
         return output if is_log else jnp.log(jnp.maximum(output, _SMALLEST_RATIO))
 
@@ -116,6 +136,8 @@ class Sampler:
     @property
     def estimator(self) -> Callable[[Array], Array]:
         """The network with its variables, `x [B, ...] -> [B]`, which returns `method.output`.
+
+        If it has a ratio for each class, `(x, labels [B]) -> [B]`.
 
         It is a pytree of its arrays, so that `method.sample` compiles a flow along it once.
         """
@@ -162,8 +184,26 @@ class Sampler:
             )
         return _keys.typed(key), self.variables, Constants((), self.prior_params)
 
+    def _labels(self, num: int, labels: ArrayLike | None) -> dict[str, Array]:
+        """Returns the part of a batch with the classes of examples, [num], if they matter."""
+        if not self.problem.estimator.takes_labels:
+            if labels is not None:
+                raise ValueError("this sampler has one ratio for all classes, so it has no labels")
+            return {}
+        num_classes = self.config["network"]["num_outputs"]
+        chosen = jnp.arange(num) % num_classes if labels is None else jnp.asarray(labels)
+        if chosen.shape != (num,):
+            raise ValueError(f"expected one label per example, ({num},), got {chosen.shape}")
+        one_or_nan(chosen, num_classes)
+        return {"label": chosen}
+
     def _in_batches(
-        self, draw: ArraySampler, key: Array, num_samples: int, batch_size: int
+        self,
+        draw: ArraySampler,
+        key: Array,
+        num_samples: int,
+        batch_size: int,
+        labels: ArrayLike | None = None,
     ) -> Array:
         for name, value in (("num_samples", num_samples), ("batch_size", batch_size)):
             check_count(name, value)
@@ -171,9 +211,13 @@ class Sampler:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         size = min(num_samples, batch_size)
         # The last batch is as large as the others, so that only one program is compiled.
+        padded = -(-num_samples // size) * size
+        classes = self._labels(num_samples, labels)
+        batch = {name: jnp.resize(label, (padded,)) for name, label in classes.items()}
+        batch["position"] = jnp.arange(padded)
         parts = [
-            draw(*self._arguments(key), {"position": first + jnp.arange(size)})
-            for first in range(0, num_samples, size)
+            draw(*self._arguments(key), {n: a[first : first + size] for n, a in batch.items()})
+            for first in range(0, padded, size)
         ]
         return jnp.concatenate(parts)[:num_samples]
 

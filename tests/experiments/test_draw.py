@@ -141,9 +141,9 @@ def test_samples_that_cannot_be_drawn_again_are_refused(trained, uneven, monkeyp
     model, state = uneven
     with pytest.raises(UserError, match="at most 1,048,576 samples, got --num_samples=2,000,000"):
         start("sample", trained.root, None, {"sample.rejection": True}, num_samples=2_000_000)
-    of_class = dataclasses.replace(model, labels=lambda positions: positions)
-    with pytest.raises(UserError, match="is not for samples of a class"):
-        Sampler(of_class)
+    problem = model.problem._replace(condition=lambda estimator, arrays, batch: estimator)
+    with pytest.raises(UserError, match="is not for a classifier"):
+        Sampler(dataclasses.replace(model, problem=problem))
     monkeypatch.setattr(refinement, "accept", lambda keys, outputs, *_, **__: outputs < -1e9)
     with pytest.raises(UserError, match="1,000 attempts at a sample were rejected"):
         Sampler(model)(*on_devices(model, state), {"refined": 4})

@@ -58,12 +58,6 @@ def test_settings_that_do_not_fit_together_are_named(changes, message):
     assert message in str(caught.value)
 
 
-def test_a_classifier_has_no_denoiser():
-    wanted = of({"network.name": "resnet32", "network.denoiser_width": 4})
-    with pytest.raises(ValueError, match="is for a density ratio, not for a classifier"):
-        experiment.make_network(wanted, IMAGE, 10)
-
-
 def test_a_batch_that_does_not_divide_is_an_error_of_training_only():
     model = built({"train.batch_size": 6, "train.num_micro_batches": 4})
     with pytest.raises(UserError, match=r"config: a global batch of 6 does not divide over 4"):
