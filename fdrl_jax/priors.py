@@ -4,6 +4,7 @@ A prior consists of arrays and a pure function. They are separate so that large 
 factor) are passed to compiled functions as arguments and do not become constants.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -13,15 +14,21 @@ import numpy as np
 from jax import lax
 
 from fdrl_jax._covariance import Moments, covariance_factor, low_rank, low_rank_factor, moments
+from fdrl_jax._labels import one_or_nan
+from fdrl_jax._mixture import Mixture, clusters, fit_mixture
 
 __all__ = [
+    "Mixture",
     "Moments",
     "Prior",
     "batch",
+    "clusters",
     "covariance_factor",
+    "fit_mixture",
     "gaussian",
     "low_rank",
     "low_rank_factor",
+    "mixture",
     "moments",
     "normal",
     "uniform",
@@ -37,7 +44,8 @@ class Prior(NamedTuple):
     Attributes:
       params: a pytree of arrays, possibly empty.
       sample: `(params, keys [B], batch) -> x_0 [B, ...]`, with one typed key per example. The batch
-        is the one that the data source returned for the step; only the prior `batch` reads it.
+        is the one that the data source returned for the step; the priors `batch` and `mixture`
+        may read it.
     """
 
     params: Any
@@ -122,36 +130,103 @@ def gaussian(
             )
         params["remainder_scale"] = np.asarray(remainder_scale, np.float32)
 
-    def correlated(noise: Array, factor: Array) -> Array:
-        if len(factor) == size:
-            return noise @ factor.T
-        # Each replica multiplies the noise of all examples by its rows. This costs it the same
-        # products as the whole factor would for its own examples.
-        of_all = lax.all_gather(noise, axis_name, tiled=True)
-        own: Array = lax.all_to_all(  # type: ignore[no-untyped-call]
-            of_all @ factor.T, axis_name, split_axis=0, concat_axis=1, tiled=True
-        )
-        return own
-
-    def remainder(params: dict[str, Array], keys: Array) -> Array:
-        other_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, 1)
-        noise = _per_example(jax.random.normal, other_keys, shape)
-        scale: Any = params.get("remainder_scale", remainder_scale)
-        scaled: Array = scale * noise
-        if is_white:
-            return scaled
-        smooth: Array = jax.scipy.fft.idctn(scaled, axes=range(1, noise.ndim), norm="ortho")
-        return smooth
-
     def sample(params: dict[str, Array], keys: Array, batch: Batch) -> Array:
         noise = _per_example(jax.random.normal, keys, (rank,))
-        x = params["mean"] + correlated(noise, params["factor"])
+        x = params["mean"] + _correlated(noise, params["factor"], size, axis_name)
         x = x.reshape(-1, *shape)
-        if not is_white or remainder_scale:
-            x = x + remainder(params, keys)
+        if is_white and remainder_scale:
+            x = x + remainder_scale * _remainder_noise(keys, shape)
+        elif not is_white:
+            x = x + _smooth(params["remainder_scale"] * _remainder_noise(keys, shape))
         return x if clip is None else jnp.clip(x, *clip)
 
     return Prior(params, sample)
+
+
+def mixture(
+    fitted: Mixture,
+    *,
+    by_label: bool = False,
+    clip: tuple[float, float] | None = None,
+    axis_name: str | None = None,
+) -> Prior:
+    """Returns the data-dependent prior as a mixture: `Σ_m w_m N(μ_m, F_m F_mᵀ + C diag(s_m²) Cᵀ)`.
+
+    A single Gaussian is far from data with classes. A mixture is nearer, so the flow has less to
+    do, and every cluster of the data has its share of the samples.
+
+    Args:
+      fitted: from `fit_mixture`, with the components from `clusters` or the classes of the data.
+      by_label: whether the component of a sample is its label, `batch["label"]`, [B]. Otherwise it
+        is drawn with the weights of the mixture. A label that is out of range gives NaN.
+      clip: as for `gaussian`.
+      axis_name: as for `gaussian`.
+
+    Raises:
+      ValueError: if the arrays of the mixture do not fit each other.
+    """
+    num, *shape = np.shape(fitted.means)
+    size = math.prod(shape)
+    of_factor, rank = np.shape(fitted.factor), np.shape(fitted.factor)[1] // num
+    scales = np.shape(fitted.remainder_scale)
+    if of_factor != (size, num * rank) or scales != (num, *shape) or len(fitted.weights) != num:
+        raise ValueError(
+            f"{num} means of shape {tuple(shape)} need as many weights, a factor of {size} rows "
+            f"and a multiple of {num} columns, and remainders of the shape of the means, got "
+            f"{len(fitted.weights)}, {of_factor} and {scales}"
+        )
+    params = {
+        "weights": _float32(fitted.weights),
+        "mean": _float32(fitted.means).reshape(num, size),
+        "factor": _float32(fitted.factor),
+        "remainder_scale": _float32(fitted.remainder_scale),
+    }
+
+    def choose(params: dict[str, Array], keys: Array, batch: Batch) -> tuple[Array, Array | float]:
+        if by_label:
+            return batch["label"], one_or_nan(batch["label"], num)
+        of_choice = jax.vmap(jax.random.fold_in, (0, None))(keys, 2)
+        logits = jnp.log(params["weights"])
+        return jax.vmap(lambda key: jax.random.categorical(key, logits))(of_choice), 1.0
+
+    def sample(params: dict[str, Array], keys: Array, batch: Batch) -> Array:
+        chosen, valid = choose(params, keys, batch)
+        # The noise is in the columns of the component, so that one product serves all of them.
+        is_chosen = jax.nn.one_hot(chosen, num)[:, :, None]
+        noise = is_chosen * _per_example(jax.random.normal, keys, (rank,))[:, None]
+        noise = noise.reshape(len(noise), -1)
+        x = params["mean"][chosen] + _correlated(noise, params["factor"], size, axis_name)
+        scales = params["remainder_scale"][chosen]
+        x = x.reshape(-1, *shape) + _smooth(scales * _remainder_noise(keys, tuple(shape)))
+        x = x * jnp.reshape(valid, (-1, *[1] * len(shape)))
+        return x if clip is None else jnp.clip(x, *clip)
+
+    return Prior(params, sample)
+
+
+def _correlated(noise: Array, factor: Array, size: int, axis_name: str | None) -> Array:
+    """Returns the product of noise [B, k] with the factor, [D, k] or the rows of one replica."""
+    if len(factor) == size:
+        return noise @ factor.T
+    # Each replica multiplies the noise of all examples by its rows. This costs it the same
+    # products as the whole factor would for its own examples.
+    of_all = lax.all_gather(noise, axis_name, tiled=True)
+    own: Array = lax.all_to_all(  # type: ignore[no-untyped-call]
+        of_all @ factor.T, axis_name, split_axis=0, concat_axis=1, tiled=True
+    )
+    return own
+
+
+def _remainder_noise(keys: Array, shape: tuple[int, ...]) -> Array:
+    other_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, 1)
+    return _per_example(jax.random.normal, other_keys, shape)
+
+
+def _smooth(coefficients: Array) -> Array:
+    """Returns the inverse discrete cosine transform over all axes of each example."""
+    axes = range(1, coefficients.ndim)
+    smooth: Array = jax.scipy.fft.idctn(coefficients, axes=axes, norm="ortho")
+    return smooth
 
 
 def batch(field: str = "source", dequantisation: float = 0.0) -> Prior:

@@ -32,7 +32,7 @@ from fdrl_jax.training.state import TrainState, Variables
 Array = jax.Array
 Settings = dict[str, Any]
 Sampler = Callable[[Array, Variables, Constants, Array], Array]
-# `(variables, key of the step, batch of "real" and "label") -> (gradients, metrics)`.
+# `(variables, key of the step, batch of "real", "label" and "start") -> (gradients, metrics)`.
 LossAndGrads = Callable[[Variables, Array, Batch], tuple[Any, dict[str, Array]]]
 
 DEQUANTISATION = 0.03  # Noise in FDRL's data, which a denoiser removes from samples.
@@ -68,33 +68,38 @@ def defaults(shape: tuple[int, ...], budget: float) -> dict[str, Settings]:
       shape: of an image, [H, W, C].
       budget: CPU seconds. With few of them, FDRL has smaller batches of grey images.
 
-    With "by_class", a method learns from labels, and its samples are of all classes in turn.
+    With "by_class", a method learns from labels, and its samples are of all classes in turn. The
+    data-dependent prior of FDRL is then a Gaussian for each class, and otherwise a mixture of
+    "num_components" Gaussians. With "from_prior", flow matching starts from the same prior.
     """
     is_grey = shape[-1] == 1
     shared: Settings = {"batch_size": 64, "flip": not is_grey, "b1": 0.9, "b2": 0.999}
     blocks = [[64, 2], [64, 2], [128, 1]] if is_grey else [[64, 2], [128, 1], [128, 2], [128, 1]]
     critic = {"width": 32, "blocks": blocks, "downsampling": "stride"}
     critic |= {"clip_norm": None, "ema_rate": 0.998}
+    start = {"jitter": 3e-4, "prior_clip": [-1.0, 1.0], "num_components": 1, "prior_rank": 100}
     # The recipe for small images of configs/base.py, with the changes of configs/mnist.py and
     # configs/cifar10_small.py. Short trainings need more steps.
     num_steps, lengths = (12, [15, 18, 36]) if is_grey else (6, [7])
-    fdrl = critic | {
-        "batch_size": 64 if is_grey and budget >= _SHORT else 32,
-        "learning_rate": 5e-4,
-        "b1": 0.5,
-        "num_steps": num_steps,
-        "step_size": round(2.75 * math.sqrt(math.prod(shape)) / num_steps, 1),
-        "noise_scale": 0.007 if is_grey else 0.01,
-        "gradient_penalty": 1.0,
-        "gradient_penalty_fraction": 0.25,
-        "dequantisation": DEQUANTISATION,
-        "jitter": 3e-4,
-        "prior_clip": [-1.0, 1.0],
-        "by_class": False,
-        "evaluations": [0, *lengths],  # 0 is the prior.
-    }
+    fdrl = (
+        critic
+        | start
+        | {
+            "batch_size": 64 if is_grey and budget >= _SHORT else 32,
+            "learning_rate": 5e-4,
+            "b1": 0.5,
+            "num_steps": num_steps,
+            "step_size": round(2.75 * math.sqrt(math.prod(shape)) / num_steps, 1),
+            "noise_scale": 0.007 if is_grey else 0.01,
+            "gradient_penalty": 1.0,
+            "gradient_penalty_fraction": 0.25,
+            "dequantisation": DEQUANTISATION,
+            "by_class": False,
+            "evaluations": [0, *lengths],  # 0 is the prior.
+        }
+    )
     # Learning rate and batch were found with three minutes of MNIST; docs/budget.md has the trials.
-    flow_matching = {
+    flow_matching = start | {
         "learning_rate": 4e-3,
         "batch_size": 32,
         "ema_rate": 0.999,
@@ -106,6 +111,7 @@ def defaults(shape: tuple[int, ...], budget: float) -> dict[str, Settings]:
         "interval_fraction": 0.0,
         "weight_power": 0.0,
         "by_class": False,
+        "from_prior": False,
         "evaluations": [8, 18, 36],
     }
     meanflow = {"interval_fraction": 0.25, "weight_power": 1.0, "evaluations": [1, 2]}
@@ -145,12 +151,8 @@ def build(
 
 def _fdrl(images: Images, settings: Settings, key: Array, dtype: DTypeLike) -> Contestant:
     """Flow-guided density ratio learning from the data-dependent prior, with the library only."""
-    started = time.process_time()
     shape, num_steps = images.pixels.shape[1:], settings["num_steps"]
-    moments = priors.moments(to_unit(part) for part in np.array_split(images.pixels, 16))
-    factor = priors.covariance_factor(moments.covariance, settings["jitter"])
-    prior = priors.gaussian(moments.mean.reshape(shape), factor, clip=settings["prior_clip"])
-    fit_seconds = time.process_time() - started
+    prior, fit_seconds = _data_dependent(images, settings)
     num_classes = _num_classes(images, settings)
     problem = fdrl_problem(
         network := make_critic(settings, dtype, num_classes),
@@ -190,6 +192,24 @@ def _fdrl(images: Images, settings: Settings, key: Array, dtype: DTypeLike) -> C
     )
 
 
+def _data_dependent(images: Images, settings: Settings) -> tuple[Prior, float]:
+    """Fits a Gaussian, a mixture, or a Gaussian for each class; also returns the CPU seconds."""
+    started, jitter, clip = time.process_time(), settings["jitter"], settings["prior_clip"]
+    by_class, num_components = settings["by_class"], settings["num_components"]
+    if by_class or num_components > 1:
+        examples = np.asarray(to_unit(images.pixels))
+        of_all = images.labels if by_class else priors.clusters(examples, num_components)
+        rank = min(settings["prior_rank"], math.prod(examples.shape[1:]))
+        fitted = priors.fit_mixture(examples, of_all, rank, jitter)
+        prior = priors.mixture(fitted, by_label=by_class, clip=clip)
+    else:
+        moments = priors.moments(to_unit(part) for part in np.array_split(images.pixels, 16))
+        factor = priors.covariance_factor(moments.covariance, jitter)
+        mean = moments.mean.reshape(images.pixels.shape[1:])
+        prior = priors.gaussian(mean, factor, clip=clip)
+    return prior, time.process_time() - started
+
+
 def fdrl_problem(network: networks.ResNet, flow: FlowParams, prior: Prior) -> Problem:
     """Returns the problem of FDRL with the loss LR and the divergence KL."""
     return Problem(Estimator.from_network(network), "lr", "kl", flow, prior.sample)
@@ -220,14 +240,15 @@ def _flow_matching(images: Images, settings: Settings, key: Array, dtype: DTypeL
     num_classes = _num_classes(images, settings)
     network = UNet(settings["width"], settings["num_blocks"], dtype, num_classes)
     num_intervals = round(settings["interval_fraction"] * settings["batch_size"])
+    prior, fit_seconds = priors.normal(shape), 0.0
+    if settings["from_prior"]:
+        prior, fit_seconds = _data_dependent(images, settings)
 
     def loss_and_grads(variables: Variables, key: Array, batch: Batch) -> tuple[Any, Any]:
-        real, labels = batch["real"], batch["label"]
-        time_key, noise_key = jax.random.split(key)
-        noise = jax.random.normal(noise_key, real.shape)
+        real, labels, noise = (batch[name] for name in ("real", "label", "start"))
         if settings["pairing"]:
             noise = paired(noise, real)
-        logits = settings["time_mean"] + jax.random.normal(time_key, (2, len(real)))
+        logits = settings["time_mean"] + jax.random.normal(key, (2, len(real)))
         one, other = jax.nn.sigmoid(logits)
         is_interval = jnp.arange(len(real)) < num_intervals
         t = jnp.where(is_interval, jnp.maximum(one, other), one)
@@ -258,7 +279,9 @@ def _flow_matching(images: Images, settings: Settings, key: Array, dtype: DTypeL
         num_steps = num_evaluations if num_intervals else num_evaluations // 2
         length = 1.0 / num_steps
 
-        def sample(key: Array, variables: Variables, _: Constants, positions: Array) -> Array:
+        def sample(
+            key: Array, variables: Variables, constants: Constants, positions: Array
+        ) -> Array:
             labels = positions % (num_classes or 1)
 
             def change(x: Array, t: Array, h: float, by: float) -> Array:
@@ -272,7 +295,8 @@ def _flow_matching(images: Images, settings: Settings, key: Array, dtype: DTypeL
                 middle = x + change(x, t, 0.0, 0.5 * length)
                 return x + change(middle, t - 0.5 * length, 0.0, length)
 
-            start = draw_noise(key, rng.Stream.SAMPLE, positions, shape)
+            keys = rng.example_keys(key, rng.Stream.SAMPLE, positions)
+            start = prior.sample(constants.prior, keys, {"label": labels})
             return jax.lax.fori_loop(0, num_steps, step, start)
 
         return sample
@@ -281,7 +305,8 @@ def _flow_matching(images: Images, settings: Settings, key: Array, dtype: DTypeL
     variables = jax.jit(network.init)(
         key, jnp.zeros((1, *shape)), times, times, jnp.zeros((1,), jnp.int32)
     )
-    return _rival(images, settings, variables, loss_and_grads, sampler)
+    found = _rival(images, settings, variables, loss_and_grads, sampler, prior)
+    return found._replace(fit_seconds=fit_seconds)
 
 
 def _r3gan(images: Images, settings: Settings, key: Array, dtype: DTypeLike) -> Contestant:
@@ -336,14 +361,21 @@ def _rival(
     variables: Variables,
     loss_and_grads: LossAndGrads,
     sampler: Callable[[int], Sampler],
+    prior: Prior | None = None,
 ) -> Contestant:
-    """Adds batches, the optimizer and the average of the parameters to a loss."""
+    """Adds batches, the optimizer and the average of the parameters to a loss.
+
+    With a prior, batches have its samples under "start".
+    """
 
     def of_positions(
         variables: Variables, key: Array, constants: Constants, _: Any, positions: Array
     ) -> tuple[Any, dict[str, Array]]:
         data_key = rng.stream_key(key, rng.Stream.DATA)
         batch = draw(constants.data, data_key, positions, flip=settings["flip"])
+        if prior:
+            keys = rng.example_keys(key, rng.Stream.PRIOR, positions)
+            batch["start"] = prior.sample(constants.prior, keys, batch)
         step_key = jax.random.fold_in(rng.stream_key(key, rng.Stream.FLOW), positions[0])
         return loss_and_grads(variables, step_key, batch)
 
@@ -356,7 +388,7 @@ def _rival(
         ema_ramp=True,
     )
     return Contestant(
-        Constants(jax.tree.map(jnp.asarray, images), ()),
+        Constants(jax.tree.map(jnp.asarray, images), prior.params if prior else ()),
         state.create(variables, optimizer),
         train_step,
         {num: sampler(num) for num in settings["evaluations"]},

@@ -104,15 +104,31 @@ def test_with_labels_samples_are_of_all_classes_in_turn(method):
     key, at = rng.root_key(0), jnp.arange(200)
     state, _ = race.train(contestant, 1e-2, key, budget=contestant.fit_seconds + 3.0)
     arguments = (key, state.ema_variables, contestant.constants, at)
-    moved = contestant.samplers[max(contestant.samplers)](*arguments)
-    if 0 in contestant.samplers:  # The prior of FDRL.
-        moved = moved - contestant.samplers[0](*arguments)
-    of_each = moved.mean(axis=(1, 2, 3))
+    of_each = contestant.samplers[max(contestant.samplers)](*arguments).mean(axis=(1, 2, 3))
     assert of_each[::2].mean() < of_each[1::2].mean() - 0.1
-    if contestant.log_ratio is not None:
-        x = jnp.full((2, *SHAPE), 60 / 127.5 - 1)  # Of class 0, so too rare in samples of it.
-        of_dark, of_bright = contestant.log_ratio(state.ema_variables, x, jnp.arange(2))
-        assert of_dark < of_bright
+
+
+@pytest.mark.parametrize("changes", [{"num_components": 2}, {"by_class": True}])
+@pytest.mark.parametrize("method", ["fdrl", "flow_matching"])
+def test_a_mixture_starts_near_each_kind_of_image(method, changes):
+    labels = np.arange(64, dtype=np.int32) % 2
+    pixels = np.where(labels == 0, 60, 200).astype(np.uint8)[:, None, None, None]
+    images = data.Images(np.broadcast_to(pixels, (64, *SHAPE)).copy(), labels)
+    start = {"from_prior": True} if method == "flow_matching" else {}
+    chosen = settings(method) | start | changes
+    contestant = methods.build(method, images, chosen, seed=0, dtype=jnp.float32)
+    assert contestant.fit_seconds > 0.0
+    means = contestant.constants.prior["mean"].mean(axis=1)
+    np.testing.assert_allclose(np.sort(means), np.array([60, 200]) / 127.5 - 1.0, atol=1e-5)
+    state, found = race.train(contestant, 1e-3, rng.root_key(0), budget=1e-6)
+    assert found["steps"] == 1
+    arguments = (rng.root_key(0), state.ema_variables, contestant.constants, jnp.arange(64))
+    drawn = contestant.samplers[min(contestant.samplers)](*arguments)
+    assert np.isfinite(drawn).all()
+    if method == "fdrl":  # Flow matching has no samples of its start.
+        of_each = np.round((np.sort(drawn.mean(axis=(1, 2, 3))) + 1.0) * 127.5)
+        assert {*of_each[:16]} <= {59, 60, 61}
+        assert {*of_each[-16:]} <= {199, 200, 201}
 
 
 def test_an_interrupted_training_continues_from_its_checkpoint(images, tmp_path, monkeypatch):
