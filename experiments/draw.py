@@ -231,7 +231,9 @@ def interpolations(
     x0 = start(key, variables, model.constants, ends)
     centre = model.constants.prior
     # The centre of a Gaussian is its mean, that of other priors is zero.
-    mean = jnp.reshape(centre["mean"], x0.shape[1:]) if "mean" in centre else jnp.zeros(())
+    mean = jnp.zeros(())
+    if "mean" in centre:  # Or the means of a mixture.
+        mean = jnp.reshape(centre["mean"], (-1, *x0.shape[1:])).mean(axis=0)
     weights = jnp.linspace(0.0, 1.0, _NUM_POINTS)
 
     def sheet(between: Callable[..., jax.Array]) -> tuple[np.ndarray, np.ndarray]:

@@ -101,8 +101,8 @@ def build(settings: Settings, source: Source, fitted: FittedPrior | None = None)
     check, compile and time.
     """
     with explained():
-        num_classes = _num_classes(settings, source) if settings.network.by_class else None
-        network = make_network(settings, source.event_shape, num_classes)
+        num_of_classes = num_classes(settings, source)
+        network = make_network(settings, source.event_shape, num_of_classes)
         denoiser = _make_denoiser(settings, source.event_shape)
         of_run, prior_arguments = _prior(settings, source, fitted)
         problem = Problem(
@@ -136,13 +136,13 @@ def build(settings: Settings, source: Source, fitted: FittedPrior | None = None)
         problem=problem,
         prior_arguments=prior_arguments,
         denoiser=denoiser,
-        labels=in_turn(num_classes) if num_classes else None,
+        labels=in_turn(num_of_classes) if num_of_classes else None,
     )
 
 
-def in_turn(num_classes: int) -> Callable[[np.ndarray], np.ndarray]:
+def in_turn(num: int) -> Callable[[np.ndarray], np.ndarray]:
     """Returns `positions [B] -> labels [B]` that go through all classes again and again."""
-    return lambda positions: (positions % num_classes).astype(np.int32)
+    return lambda positions: (positions % num).astype(np.int32)
 
 
 def make_network(
@@ -180,8 +180,10 @@ def make_network(
     )
 
 
-def _num_classes(settings: Settings, source: Source) -> int:
-    """Returns the number of classes that each get a density ratio of their own."""
+def num_classes(settings: Settings, source: Source) -> int | None:
+    """Returns the number of classes that each get a density ratio of their own, if they do."""
+    if not settings.network.by_class:
+        return None
     if source.labels is None or source.kind != "images":
         raise ValueError(
             f"network.by_class: data.name={settings.data.name} has no labelled images; use digits, "
@@ -339,14 +341,33 @@ def _prior(
 ) -> tuple[Prior, dict[str, Any]]:
     """Returns the prior, and the `prior_arguments` of an `Experiment`."""
     name = settings.prior.name
+    num_components = num_classes(settings, source) or settings.prior.num_components
+    if settings.prior.num_components > 1 and (
+        name != "data_dependent" or settings.network.by_class
+    ):
+        raise ValueError(
+            "prior.num_components is for prior.name='data_dependent' without network.by_class"
+        )
     if settings.data.source_dir and name != "source":
         raise ValueError(f"data.source_dir needs prior.name='source', not {name!r}")
     if name == "data_dependent":
-        rank = prior.choose_rank(settings.prior.rank, source.event_shape)
-        found = fitted or prior.placeholder(rank, source.event_shape)
-        mean = found.mean.reshape(source.event_shape)
+        rank = prior.choose_rank(settings.prior.rank, source.event_shape, num_components)
+        found = fitted or prior.placeholder(rank, source.event_shape, num_components)
         # Images are clipped to their range, as in the authors' code; points have no range.
         clip = [-1.0, 1.0] if source.kind == "images" else None
+        if found.weights is not None:
+            of_mixture: dict[str, Any] = {"clip": clip, "by_label": settings.network.by_class}
+            means = found.mean.reshape(-1, *source.event_shape)
+            mixture = priors.Mixture(
+                found.weights,
+                means,
+                found.factor,
+                np.asarray(found.remainder_scale),
+                found.share_held,
+            )
+            made = priors.mixture(mixture, axis_name=parallel.AXIS, **of_mixture)
+            return made, {"name": "mixture", **of_mixture}
+        mean = found.mean.reshape(source.event_shape)
         arguments: dict[str, Any] = {"remainder_scale": found.remainder_scale, "clip": clip}
         made = priors.gaussian(mean, found.factor, axis_name=parallel.AXIS, **arguments)
         # The arrays of the prior are not repeated as arguments.

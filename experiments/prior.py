@@ -4,17 +4,21 @@ import itertools
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import linalg
 from tqdm import tqdm
 
+from experiments.data.source import Source, spread
 from experiments.errors import UserError
 from experiments.files import read_npz, replacing, sha256_of_arrays
+from experiments.settings import Prior
 from fdrl_jax import priors
 from fdrl_jax.training import parallel
 
+COMPONENT_RANK = 100  # Of each Gaussian of a mixture.
+_MAX_NUMBERS = 2**28  # Of the examples that a mixture is fitted to: 1 GiB.
 # Up to 64 x 64 x 3 the full covariance is used, whose factor needs at most 604 MB.
 MAX_EXACT_SIZE = 12_288
 DEFAULT_RANK = 512
@@ -31,19 +35,29 @@ class FittedPrior(NamedTuple):
     remainder_scale: float | np.ndarray
     share_held: float  # Share of the data's variance that `F` explains; 1 for a full covariance.
     num_examples: int
+    # Of a mixture of M: mean [M, D], factor [D, M k], remainder scale [M, ...] and weights [M].
+    weights: np.ndarray | None = None
 
     @property
     def sha256(self) -> str:
         """Digest of the arrays that determine samples."""
         scale = np.asarray(self.remainder_scale, np.float64)
-        return sha256_of_arrays((self.mean, self.factor, scale))
+        of_mixture = () if self.weights is None else (self.weights,)
+        return sha256_of_arrays((self.mean, self.factor, scale, *of_mixture))
+
+    @property
+    def rank(self) -> int:
+        """Number of columns of the factor of each Gaussian."""
+        return self.factor.shape[1] // (1 if self.weights is None else len(self.weights))
 
 
-def choose_rank(rank: int, event_shape: Sequence[int]) -> int:
+def choose_rank(rank: int, event_shape: Sequence[int], num_components: int = 1) -> int:
     """Returns the rank to use for `prior.rank`; 0 means the full covariance."""
     size = math.prod(event_shape)
     if rank > size:
         raise ValueError(f"prior.rank must be at most {size}, the size of an example, got {rank}")
+    if num_components > 1:
+        return rank or min(COMPONENT_RANK, size)
     return rank or (0 if size <= MAX_EXACT_SIZE else DEFAULT_RANK)
 
 
@@ -87,9 +101,33 @@ def _of_few(batches: Sequence[np.ndarray], jitter: float) -> FittedPrior:
     return FittedPrior(mean, factor, math.sqrt(jitter), 1.0, len(x))
 
 
-def placeholder(rank: int, event_shape: Sequence[int]) -> FittedPrior:
-    """Returns a prior of the largest shapes that `fit` may return, for compiling and timing."""
+def fit_components(source: Source, num_classes: int | None, wanted: Prior) -> FittedPrior:
+    """Fits a mixture of Gaussians, one for each class or for each cluster of the training data.
+
+    A larger training set is represented by as many examples, spread evenly, as fit into memory.
+    """
+    # A set of generated points has no number of examples.
+    num = min(source.num_train, _MAX_NUMBERS // math.prod(source.event_shape)) or None
+    examples = source.train(num)
+    if num_classes and source.labels is not None:
+        components = source.labels.train[spread(source.num_train, num)]
+    else:
+        components = priors.clusters(examples, wanted.num_components)
+    rank = choose_rank(wanted.rank, source.event_shape, num_components=2)
+    found = priors.fit_mixture(examples, components, rank, wanted.jitter)
+    mean = found.means.reshape(len(found.weights), -1)
+    scale, held = found.remainder_scale, found.share_held
+    return FittedPrior(mean, found.factor, scale, held, len(examples), found.weights)
+
+
+def placeholder(rank: int, event_shape: Sequence[int], num_components: int = 1) -> FittedPrior:
+    """Returns a prior of the largest shapes that a fit may return, for compiling and timing."""
     size = math.prod(event_shape)
+    if num_components > 1:
+        weights = np.full(num_components, 1.0 / num_components)
+        mean, factor = np.zeros((num_components, size)), np.zeros((size, num_components * rank))
+        scales = np.ones((num_components, *event_shape), np.float32)
+        return FittedPrior(mean, factor.astype(np.float32), scales, 0.0, 0, weights)
     factor = np.zeros((size, rank or size), np.float32)
     scale = np.ones(tuple(event_shape), np.float32) if rank else 0.0
     return FittedPrior(np.zeros(size), factor, scale, 0.0, 0)
@@ -98,14 +136,16 @@ def placeholder(rank: int, event_shape: Sequence[int]) -> FittedPrior:
 def write(file: Path, fitted: FittedPrior) -> None:
     """Writes a prior."""
     with replacing(file) as stream:
-        np.savez(stream, **fitted._asdict())
+        np.savez(stream, **{k: v for k, v in fitted._asdict().items() if v is not None})
 
 
 def read(file: Path, sha256: str) -> FittedPrior:
     """Reads the prior of a run; a UserError names a file that is not the run's."""
-    mean, factor, scale, share, num = read_npz(file, *FittedPrior._fields).values()
-    remainder_scale = scale if scale.ndim else float(scale)
-    fitted = FittedPrior(mean, factor, remainder_scale, float(share), int(num))
+    stored: dict[str, Any] = {name: a if a.ndim else a.item() for name, a in read_npz(file).items()}
+    try:
+        fitted = FittedPrior(**stored)
+    except TypeError as error:
+        raise UserError(f"{file} is not a prior: {error}") from error
     if fitted.sha256 != sha256:
         raise UserError(f"{file} is not the file the run was created with; restore it")
     return fitted
@@ -113,8 +153,10 @@ def read(file: Path, sha256: str) -> FittedPrior:
 
 def describe(fitted: FittedPrior) -> str:
     """Returns a line of progress about the fit."""
-    size, rank = fitted.factor.shape
+    size, rank = len(fitted.factor), fitted.rank
     form = "full covariance" if fitted.share_held == 1.0 else f"rank {rank}"
+    if fitted.weights is not None:
+        form = f"{len(fitted.weights)} Gaussians of rank {rank}"
     return (
         f"prior: fitted to {fitted.num_examples:,} examples of {size:,} numbers, {form}, "
         f"{fitted.share_held:.2%} of the variance explained"

@@ -144,12 +144,16 @@ def create_or_resume(command: Command) -> tuple[Run, Experiment]:
 def _fitted_prior(wanted: Settings, source: Source) -> FittedPrior:
     """Fits the prior of a new run. It may take minutes, so what can be wrong is checked before."""
     with experiment.explained():
-        experiment.make_network(wanted, source.event_shape)
+        num_classes = experiment.num_classes(wanted, source)
+        experiment.make_network(wanted, source.event_shape, num_classes)
         bregman.check_pair(wanted.loss.name, divergence_formula.parse(wanted.loss.divergence))
         parallel.local_batch_size(wanted.train.batch_size)
         rank = prior.choose_rank(wanted.prior.rank, source.event_shape)
     started = time.perf_counter()
-    fitted = prior.fit(source.train_batches(), rank, wanted.prior.jitter)
+    if num_classes or wanted.prior.num_components > 1:
+        fitted = prior.fit_components(source, num_classes, wanted.prior)
+    else:
+        fitted = prior.fit(source.train_batches(), rank, wanted.prior.jitter)
     if parallel.is_first_process():
         print(f"{prior.describe(fitted)}, {time.perf_counter() - started:.1f} s")
     return fitted

@@ -194,7 +194,7 @@ def mixture(
         # The noise is in the columns of the component, so that one product serves all of them.
         is_chosen = jax.nn.one_hot(chosen, num)[:, :, None]
         noise = is_chosen * _per_example(jax.random.normal, keys, (rank,))[:, None]
-        noise = noise.reshape(len(noise), -1)
+        noise = noise.reshape(noise.shape[0], -1)
         x = params["mean"][chosen] + _correlated(noise, params["factor"], size, axis_name)
         scales = params["remainder_scale"][chosen]
         x = x.reshape(-1, *shape) + _smooth(scales * _remainder_noise(keys, tuple(shape)))

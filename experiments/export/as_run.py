@@ -72,6 +72,9 @@ def _prior(wanted: Settings, sampler: Sampler) -> FittedPrior | None:
     if wanted.prior.name != "data_dependent":
         return None
     arrays = sampler.prior_params
+    if "weights" in arrays:
+        stored = {name: np.asarray(array) for name, array in arrays.items()}
+        return FittedPrior(**stored, share_held=0.0, num_examples=0)
     mean, factor = np.asarray(arrays["mean"], np.float64), np.asarray(arrays["factor"])
     scale = {**sampler.config["prior"], **arrays}["remainder_scale"]
     return FittedPrior(mean, factor, scale, 0.0, 0)

@@ -45,7 +45,8 @@ def simplified(model: Experiment, rank: int) -> Experiment:
         network=model.network.clone(dtype="float32"),
         denoiser=model.denoiser and model.denoiser.clone(dtype="float32"),
     )
-    of_data = model.settings.prior.name == "data_dependent"
+    # The Gaussians of a mixture have low ranks already.
+    of_data = "factor" in model.constants.prior and "weights" not in model.constants.prior
     if not of_data or model.constants.prior["factor"].shape[1] <= rank:
         wanted = settings.replace(model.settings, changes)
         return dataclasses.replace(model, settings=wanted)

@@ -340,6 +340,10 @@ def _prior(
 ) -> Prior:
     """Returns the prior: the function of `priors` by its name, with its other arguments."""
     others = {name: value for name, value in arguments.items() if name != "name"}
+    if arguments["name"] == "mixture":
+        means = arrays["mean"].reshape(-1, *event_shape)
+        stored = (arrays["weights"], means, arrays["factor"], arrays["remainder_scale"])
+        return priors.mixture(priors.Mixture(*stored, share_held=0.0), **others)
     if arguments["name"] == "gaussian":
         mean = arrays["mean"].reshape(event_shape)
         return priors.gaussian(**{**others, **arrays, "mean": mean})

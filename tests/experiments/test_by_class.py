@@ -8,7 +8,7 @@ import pytest
 from small_runs import command, start
 
 import fdrl_jax
-from experiments import export
+from experiments import export, prior
 from experiments.data.decode import to_uint8
 from experiments.data.load import load
 from experiments.draw import Sampler, on_devices
@@ -62,8 +62,8 @@ def _figure():
 
 def test_the_evaluation_has_the_accuracy_of_classes(by_class):
     metric = by_class.newest_evaluation({})["metrics"]["class_accuracy_svc"]
-    assert metric["real"] > 0.9
-    assert 0.0 <= metric["value"] < 0.5, "four steps of training cannot make digits"
+    # The prior is a Gaussian for each class, so its samples are recognised before any training.
+    assert min(metric["real"], metric["prior"], metric["value"]) > 0.8
 
 
 def test_points_between_samples_of_the_prior_have_classes(by_class, capsys):
@@ -150,7 +150,8 @@ def test_labels_of_a_sampler_with_one_ratio_are_refused():
 
 def test_an_export_becomes_a_run_that_draws_samples_of_a_class(tiny, tmp_path):
     wanted = tiny("digits", {**BY_CLASS, "network.denoiser_width": 0, "precision": "float32"})
-    model = build(wanted, load(wanted.data))
+    source = load(wanted.data)
+    model = build(wanted, source, prior.fit_components(source, 10, wanted.prior))
     export.write_compact(model, model.init_state(), tmp_path / "export", 64)
     start("import", tmp_path / "run", sampler=tmp_path / "export")
     samples = drawn(open_run(tmp_path / "run"), "fives", **{"class": "5"})

@@ -89,10 +89,55 @@ def test_a_prior_is_read_back_bit_for_bit_and_another_or_a_damaged_one_is_named(
             prior.read(file, fitted.sha256)
 
 
+def test_a_mixture_has_a_gaussian_for_each_cluster_or_each_class(tiny):
+    wanted = tiny("digits", {"prior.num_components": 3, "prior.rank": 2})
+    source = load.load(wanted.data)
+    of_clusters = prior.fit_components(source, None, wanted.prior)
+    assert of_clusters.mean.shape == (3, 64)
+    assert of_clusters.factor.shape == (64, 6)
+    assert "3 Gaussians of rank 2" in prior.describe(of_clusters)
+    of_classes = prior.fit_components(source, 10, wanted.prior)
+    images, labels = source.train(), source.labels.train
+    for label, mean in enumerate(of_classes.mean):
+        expected = images[labels == label].reshape(-1, 64).mean(axis=0)
+        np.testing.assert_allclose(mean, expected, atol=1e-5)
+    like = prior.placeholder(2, (8, 8, 1), 3)
+    for one, other in zip(of_clusters, like, strict=True):
+        assert np.shape(one) == np.shape(other)
+
+
+def test_a_mixture_is_read_back_bit_for_bit(tiny, tmp_path):
+    wanted = tiny("digits", {"prior.num_components": 3})
+    fitted = prior.fit_components(load.load(wanted.data), None, wanted.prior)
+    assert fitted.rank == 64
+    prior.write(tmp_path / "prior.npz", fitted)
+    for one, same in zip(prior.read(tmp_path / "prior.npz", fitted.sha256), fitted, strict=True):
+        np.testing.assert_array_equal(one, same)
+    other = fitted._replace(weights=fitted.weights[::-1])
+    with pytest.raises(UserError, match="is not the file"):
+        prior.read(tmp_path / "prior.npz", other.sha256)
+
+
+@pytest.mark.parametrize("change", [{"prior.name": "normal"}, {"network.by_class": True}])
+def test_several_gaussians_are_for_the_data_dependent_prior_of_one_ratio(tiny, change):
+    wanted = tiny("digits", {"prior.num_components": 3, **change})
+    with pytest.raises(UserError, match=r"num_components is for prior\.name='data_dependent'"):
+        experiment.build(wanted, load.load(wanted.data))
+
+
+def test_a_large_training_set_is_represented_by_examples_spread_over_it(tiny, monkeypatch):
+    monkeypatch.setattr(prior, "_MAX_NUMBERS", 64 * 500)
+    wanted = tiny("digits", {"prior.num_components": 2})
+    fitted = prior.fit_components(load.load(wanted.data), 10, wanted.prior)
+    assert fitted.num_examples == 500
+    assert len(fitted.weights) == 10
+
+
 def test_a_rank_of_zero_is_the_full_covariance_of_small_data():
     assert prior.choose_rank(0, (8, 8, 1)) == 0
     assert prior.choose_rank(5, (8, 8, 1)) == 5
     assert prior.choose_rank(0, (128, 128, 3)) == prior.DEFAULT_RANK
+    assert prior.choose_rank(0, (128, 128, 3), 10) == prior.COMPONENT_RANK
     with pytest.raises(ValueError, match=r"prior\.rank must be at most 64"):
         prior.choose_rank(65, (8, 8, 1))
 
