@@ -353,38 +353,40 @@ def _prior(
     if name == "data_dependent":
         rank = prior.choose_rank(settings.prior.rank, source.event_shape, num_components)
         found = fitted or prior.placeholder(rank, source.event_shape, num_components)
-        # Images are clipped to their range, as in the authors' code; points have no range.
-        clip = [-1.0, 1.0] if source.kind == "images" else None
-        if found.weights is not None:
-            of_mixture: dict[str, Any] = {"clip": clip, "by_label": settings.network.by_class}
-            means = found.mean.reshape(-1, *source.event_shape)
-            mixture = priors.Mixture(
-                found.weights,
-                means,
-                found.factor,
-                np.asarray(found.remainder_scale),
-                found.share_held,
-            )
-            made = priors.mixture(mixture, axis_name=parallel.AXIS, **of_mixture)
-            return made, {"name": "mixture", **of_mixture}
-        mean = found.mean.reshape(source.event_shape)
-        arguments: dict[str, Any] = {"remainder_scale": found.remainder_scale, "clip": clip}
-        made = priors.gaussian(mean, found.factor, axis_name=parallel.AXIS, **arguments)
-        # The arrays of the prior are not repeated as arguments.
-        return made, {name: a for name, a in arguments.items() if name not in made.params}
+        return _data_dependent(settings, source, found)
     if name == "source":
         if source.starts is None:
             raise ValueError(
                 "prior.name='source' needs images to start from: data.source_dir, "
                 "data.name='pair', or data.source_class and data.target_class"
             )
-        arguments = {"field": "source", "dequantisation": settings.data.dequantisation}
+        arguments: dict[str, Any] = {
+            "field": "source",
+            "dequantisation": settings.data.dequantisation,
+        }
         return priors.batch(**arguments), arguments
     shape: dict[str, Any] = {"event_shape": list(source.event_shape)}
     if name == "uniform":
         return priors.uniform(**shape), shape
     arguments = {**shape, "scale": settings.prior.scale}
     return priors.normal(**arguments), arguments
+
+
+def _data_dependent(
+    settings: Settings, source: Source, found: FittedPrior
+) -> tuple[Prior, dict[str, Any]]:
+    """Returns the fitted prior and its arguments, without those that are among its arrays."""
+    # Images are clipped to their range, as in the authors' code; points have no range.
+    arguments: dict[str, Any] = {"clip": [-1.0, 1.0] if source.kind == "images" else None}
+    mean, scale = found.mean.reshape(-1, *source.event_shape), found.remainder_scale
+    if found.weights is not None:
+        of_mixture = (found.weights, mean, found.factor, np.asarray(scale), found.share_held)
+        arguments["by_label"] = settings.network.by_class
+        made = priors.mixture(priors.Mixture(*of_mixture), axis_name=parallel.AXIS, **arguments)
+        return made, {"name": "mixture", **arguments}
+    arguments["remainder_scale"] = scale
+    made = priors.gaussian(mean[0], found.factor, axis_name=parallel.AXIS, **arguments)
+    return made, {name: a for name, a in arguments.items() if name not in made.params}
 
 
 def _for_image_size(size: int) -> str:
