@@ -67,8 +67,7 @@ def fit(batches: Iterable[np.ndarray], rank: int, jitter: float) -> FittedPrior:
     Rank 0 means the full covariance. The jitter is a variance added to its diagonal. N examples of
     size D > N have a covariance of a rank below N, so that a factor of N columns represents it.
     """
-    hidden = not parallel.is_first_process()
-    batches = tqdm(batches, "fitting the prior", leave=False, unit="batch", disable=hidden)
+    batches = _with_progress(batches)
     if rank:
         part = priors.low_rank(batches, rank)
         factor, scale = priors.low_rank_factor(part, jitter)
@@ -101,16 +100,20 @@ def _of_few(batches: Sequence[np.ndarray], jitter: float) -> FittedPrior:
     return FittedPrior(mean, factor, math.sqrt(jitter), 1.0, len(x))
 
 
-def fit_components(source: Source, num_classes: int | None, wanted: Prior) -> FittedPrior:
+def fit_components(source: Source, wanted: Prior, *, by_class: bool) -> FittedPrior:
     """Fits a mixture of Gaussians, one for each class or for each cluster of the training data.
 
-    A larger training set is represented by as many examples, spread evenly, as fit into memory.
+    A larger training set is represented by as many examples, spread evenly, as fit into memory. A
+    UserError names a class without examples, and a ValueError explains too many clusters.
     """
     # A set of generated points has no number of examples.
     num = min(source.num_train, _MAX_NUMBERS // math.prod(source.event_shape)) or None
-    examples = source.train(num)
-    if num_classes and source.labels is not None:
+    examples = np.concatenate(list(_with_progress(source.train_batches(num))))
+    if by_class and source.labels is not None:
         components = source.labels.train[spread(source.num_train, num)]
+        if missing := {*range(len(source.classes))} - {*components.tolist()}:
+            names = ", ".join(source.classes[label] for label in sorted(missing))
+            raise UserError(f"network.by_class: no training images of the classes {names}")
     else:
         components = priors.clusters(examples, wanted.num_components)
     rank = choose_rank(wanted.rank, source.event_shape, num_components=2)
@@ -118,6 +121,14 @@ def fit_components(source: Source, num_classes: int | None, wanted: Prior) -> Fi
     mean = found.means.reshape(len(found.weights), -1)
     scale, held = found.remainder_scale, found.share_held
     return FittedPrior(mean, found.factor, scale, held, len(examples), found.weights)
+
+
+def _with_progress(batches: Iterable[np.ndarray]) -> Iterable[np.ndarray]:
+    hidden = not parallel.is_first_process()
+    shown: Iterable[np.ndarray] = tqdm(
+        batches, "fitting the prior", leave=False, unit="batch", disable=hidden
+    )
+    return shown
 
 
 def placeholder(rank: int, event_shape: Sequence[int], num_components: int = 1) -> FittedPrior:

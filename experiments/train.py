@@ -151,7 +151,8 @@ def _fitted_prior(wanted: Settings, source: Source) -> FittedPrior:
         rank = prior.choose_rank(wanted.prior.rank, source.event_shape)
     started = time.perf_counter()
     if num_classes or wanted.prior.num_components > 1:
-        fitted = prior.fit_components(source, num_classes, wanted.prior)
+        with experiment.explained():
+            fitted = prior.fit_components(source, wanted.prior, by_class=bool(num_classes))
     else:
         fitted = prior.fit(source.train_batches(), rank, wanted.prior.jitter)
     if parallel.is_first_process():

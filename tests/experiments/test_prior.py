@@ -7,6 +7,8 @@ import jax
 import numpy as np
 import pytest
 
+from small_runs import start
+
 from experiments import draw, experiment, prior
 from experiments.data import load
 from experiments.errors import UserError
@@ -92,11 +94,11 @@ def test_a_prior_is_read_back_bit_for_bit_and_another_or_a_damaged_one_is_named(
 def test_a_mixture_has_a_gaussian_for_each_cluster_or_each_class(tiny):
     wanted = tiny("digits", {"prior.num_components": 3, "prior.rank": 2})
     source = load.load(wanted.data)
-    of_clusters = prior.fit_components(source, None, wanted.prior)
+    of_clusters = prior.fit_components(source, wanted.prior, by_class=False)
     assert of_clusters.mean.shape == (3, 64)
     assert of_clusters.factor.shape == (64, 6)
     assert "3 Gaussians of rank 2" in prior.describe(of_clusters)
-    of_classes = prior.fit_components(source, 10, wanted.prior)
+    of_classes = prior.fit_components(source, wanted.prior, by_class=True)
     images, labels = source.train(), source.labels.train
     for label, mean in enumerate(of_classes.mean):
         expected = images[labels == label].reshape(-1, 64).mean(axis=0)
@@ -108,7 +110,7 @@ def test_a_mixture_has_a_gaussian_for_each_cluster_or_each_class(tiny):
 
 def test_a_mixture_is_read_back_bit_for_bit(tiny, tmp_path):
     wanted = tiny("digits", {"prior.num_components": 3})
-    fitted = prior.fit_components(load.load(wanted.data), None, wanted.prior)
+    fitted = prior.fit_components(load.load(wanted.data), wanted.prior, by_class=False)
     assert fitted.rank == 64
     prior.write(tmp_path / "prior.npz", fitted)
     for one, same in zip(prior.read(tmp_path / "prior.npz", fitted.sha256), fitted, strict=True):
@@ -128,9 +130,23 @@ def test_several_gaussians_are_for_the_data_dependent_prior_of_one_ratio(tiny, c
 def test_a_large_training_set_is_represented_by_examples_spread_over_it(tiny, monkeypatch):
     monkeypatch.setattr(prior, "_MAX_NUMBERS", 64 * 500)
     wanted = tiny("digits", {"prior.num_components": 2})
-    fitted = prior.fit_components(load.load(wanted.data), 10, wanted.prior)
+    fitted = prior.fit_components(load.load(wanted.data), wanted.prior, by_class=True)
     assert fitted.num_examples == 500
     assert len(fitted.weights) == 10
+
+
+def test_every_class_needs_images(tiny):
+    wanted = tiny("digits")
+    source = load.load(wanted.data)
+    labels = source.labels._replace(train=np.maximum(source.labels.train, 2))
+    with pytest.raises(UserError, match="no training images of the classes 0, 1"):
+        prior.fit_components(source._replace(labels=labels), wanted.prior, by_class=True)
+
+
+def test_more_gaussians_than_images_are_an_error_of_the_config(tmp_path):
+    changes = {"prior.num_components": 2_000}
+    with pytest.raises(UserError, match="config: the number of clusters must be from 1"):
+        start("train", tmp_path / "run", "digits:tiny", changes)
 
 
 def test_a_rank_of_zero_is_the_full_covariance_of_small_data():
