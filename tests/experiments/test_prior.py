@@ -6,7 +6,6 @@ import chex
 import jax
 import numpy as np
 import pytest
-
 from small_runs import start
 
 from experiments import draw, experiment, prior
