@@ -81,23 +81,20 @@ def defaults(shape: tuple[int, ...], budget: float) -> dict[str, Settings]:
     # The recipe for small images of configs/base.py, with the changes of configs/mnist.py and
     # configs/cifar10_small.py. Short trainings need more steps.
     num_steps, lengths = (12, [15, 18, 36]) if is_grey else (6, [7])
-    fdrl = (
-        critic
-        | start
-        | {
-            "batch_size": 64 if is_grey and budget >= _SHORT else 32,
-            "learning_rate": 5e-4,
-            "b1": 0.5,
-            "num_steps": num_steps,
-            "step_size": round(2.75 * math.sqrt(math.prod(shape)) / num_steps, 1),
-            "noise_scale": 0.007 if is_grey else 0.01,
-            "gradient_penalty": 1.0,
-            "gradient_penalty_fraction": 0.25,
-            "dequantisation": DEQUANTISATION,
-            "by_class": False,
-            "evaluations": [0, *lengths],  # 0 is the prior.
-        }
-    )
+    fdrl = critic | start
+    fdrl |= {
+        "batch_size": 64 if is_grey and budget >= _SHORT else 32,
+        "learning_rate": 5e-4,
+        "b1": 0.5,
+        "num_steps": num_steps,
+        "step_size": round(2.75 * math.sqrt(math.prod(shape)) / num_steps, 1),
+        "noise_scale": 0.007 if is_grey else 0.01,
+        "gradient_penalty": 1.0,
+        "gradient_penalty_fraction": 0.25,
+        "dequantisation": DEQUANTISATION,
+        "by_class": False,
+        "evaluations": [0, *lengths],  # 0 is the prior.
+    }
     # Learning rate and batch were found with three minutes of MNIST; docs/budget.md has the trials.
     flow_matching = start | {
         "learning_rate": 4e-3,
