@@ -14,6 +14,7 @@ from experiments.errors import UserError
 from experiments.experiment import (
     Network,
     Training,
+    count_classes,
     explained,
     init_state,
     make_network,
@@ -42,16 +43,12 @@ _NUM_TESTED, _NUM_JUDGED = 500, 250  # Images per batch.
 
 def build(settings: Settings, source: Source) -> Training:
     """Builds the training of a classifier on labelled images, attacked if the settings say so."""
-    if source.labels is None or source.kind != "images":
-        raise UserError(
-            f"data.name={settings.data.name}: a classifier needs labelled images: digits, "
-            "sub-folders as classes, an npz with labels, or TFDS"
-        )
+    num_classes = count_classes(settings, source, "a classifier")
     for name in ("denoiser_width", "by_class"):
         if getattr(settings.network, name):
             raise UserError(f"network.{name} is for a density ratio, not for a classifier")
     with explained():
-        network = make_network(settings, source.event_shape, len(source.classes))
+        network = make_network(settings, source.event_shape, num_classes)
 
     def make_step(num_replicas: int | None) -> TrainStep:
         with explained():

@@ -104,7 +104,7 @@ def build(settings: Settings, source: Source, fitted: FittedPrior | None = None)
         num_of_classes = num_classes(settings, source)
         network = make_network(settings, source.event_shape, num_of_classes)
         denoiser = _make_denoiser(settings, source.event_shape)
-        of_run, prior_arguments = _prior(settings, source, fitted)
+        of_run, prior_arguments = _prior(settings, source, fitted, num_of_classes)
         problem = Problem(
             estimator=Estimator.from_network(network),
             bregman=bregman.get(settings.loss.name),
@@ -184,13 +184,18 @@ def num_classes(settings: Settings, source: Source) -> int | None:
     """Returns the number of classes that each get a density ratio of their own, if they do."""
     if not settings.network.by_class:
         return None
-    if source.labels is None or source.kind != "images":
-        raise ValueError(
-            f"network.by_class: data.name={settings.data.name} has no labelled images; use digits, "
-            "sub-folders as classes, an npz with labels, or TFDS"
-        )
     if source.starts is not None:
         raise ValueError("network.by_class is not for flows that start from images")
+    return count_classes(settings, source, "network.by_class")
+
+
+def count_classes(settings: Settings, source: Source, user: str) -> int:
+    """Returns the number of classes of the images; a UserError says that a `user` needs labels."""
+    if source.labels is None or source.kind != "images":
+        raise UserError(
+            f"data.name={settings.data.name}: {user} needs labelled images: digits, "
+            "sub-folders as classes, an npz with labels, or TFDS"
+        )
     return len(source.classes)
 
 
@@ -337,22 +342,20 @@ def explained() -> Iterator[None]:
 
 
 def _prior(
-    settings: Settings, source: Source, fitted: FittedPrior | None
+    settings: Settings, source: Source, fitted: FittedPrior | None, num_of_classes: int | None
 ) -> tuple[Prior, dict[str, Any]]:
     """Returns the prior, and the `prior_arguments` of an `Experiment`."""
-    name = settings.prior.name
-    num_components = num_classes(settings, source) or settings.prior.num_components
-    if settings.prior.num_components > 1 and (
-        name != "data_dependent" or settings.network.by_class
-    ):
+    name, num_components = settings.prior.name, settings.prior.num_components
+    if num_components > 1 and (name != "data_dependent" or num_of_classes):
         raise ValueError(
             "prior.num_components is for prior.name='data_dependent' without network.by_class"
         )
     if settings.data.source_dir and name != "source":
         raise ValueError(f"data.source_dir needs prior.name='source', not {name!r}")
     if name == "data_dependent":
-        rank = prior.choose_rank(settings.prior.rank, source.event_shape, num_components)
-        found = fitted or prior.placeholder(rank, source.event_shape, num_components)
+        num = num_of_classes or num_components
+        rank = prior.choose_rank(settings.prior.rank, source.event_shape, of_component=num > 1)
+        found = fitted or prior.placeholder(rank, source.event_shape, num)
         return _data_dependent(settings, source, found)
     if name == "source":
         if source.starts is None:

@@ -51,12 +51,15 @@ class FittedPrior(NamedTuple):
         return self.factor.shape[1] // (1 if self.weights is None else len(self.weights))
 
 
-def choose_rank(rank: int, event_shape: Sequence[int], num_components: int = 1) -> int:
-    """Returns the rank to use for `prior.rank`; 0 means the full covariance."""
+def choose_rank(rank: int, event_shape: Sequence[int], *, of_component: bool = False) -> int:
+    """Returns the rank to use for `prior.rank`; 0 means the full covariance.
+
+    It is that of one Gaussian, or of each component of a mixture.
+    """
     size = math.prod(event_shape)
     if rank > size:
         raise ValueError(f"prior.rank must be at most {size}, the size of an example, got {rank}")
-    if num_components > 1:
+    if of_component:
         return rank or min(COMPONENT_RANK, size)
     return rank or (0 if size <= MAX_EXACT_SIZE else DEFAULT_RANK)
 
@@ -116,7 +119,7 @@ def fit_components(source: Source, wanted: Prior, *, by_class: bool) -> FittedPr
             raise UserError(f"network.by_class: no training images of the classes {names}")
     else:
         components = priors.clusters(examples, wanted.num_components)
-    rank = choose_rank(wanted.rank, source.event_shape, num_components=2)
+    rank = choose_rank(wanted.rank, source.event_shape, of_component=True)
     found = priors.fit_mixture(examples, components, rank, wanted.jitter)
     mean = found.means.reshape(len(found.weights), -1)
     scale, held = found.remainder_scale, found.share_held

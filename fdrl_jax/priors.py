@@ -165,13 +165,13 @@ def mixture(
     Raises:
       ValueError: if the arrays of the mixture do not fit each other.
     """
-    num, *shape = np.shape(fitted.means)
-    size = math.prod(shape)
+    num, *lengths = np.shape(fitted.means)
+    shape, size = tuple(lengths), math.prod(lengths)
     of_factor, rank = np.shape(fitted.factor), np.shape(fitted.factor)[1] // num
     scales = np.shape(fitted.remainder_scale)
     if of_factor != (size, num * rank) or scales != (num, *shape) or len(fitted.weights) != num:
         raise ValueError(
-            f"{num} means of shape {tuple(shape)} need as many weights, a factor of {size} rows "
+            f"{num} means of shape {shape} need as many weights, a factor of {size} rows "
             f"and a multiple of {num} columns, and remainders of the shape of the means, got "
             f"{len(fitted.weights)}, {of_factor} and {scales}"
         )
@@ -182,23 +182,22 @@ def mixture(
         "remainder_scale": _float32(fitted.remainder_scale),
     }
 
-    def choose(params: dict[str, Array], keys: Array, batch: Batch) -> tuple[Array, Array | float]:
-        if by_label:
-            return batch["label"], one_or_nan(batch["label"], num)
-        of_choice = jax.vmap(jax.random.fold_in, (0, None))(keys, 2)
+    def drawn(params: dict[str, Array], keys: Array) -> Array:
         logits = jnp.log(params["weights"])
-        return jax.vmap(lambda key: jax.random.categorical(key, logits))(of_choice), 1.0
+        of_choice = jax.vmap(jax.random.fold_in, (0, None))(keys, 2)
+        return jax.vmap(lambda key: jax.random.categorical(key, logits))(of_choice)
 
     def sample(params: dict[str, Array], keys: Array, batch: Batch) -> Array:
-        chosen, valid = choose(params, keys, batch)
+        chosen = batch["label"] if by_label else drawn(params, keys)
         # The noise is in the columns of the component, so that one product serves all of them.
         is_chosen = jax.nn.one_hot(chosen, num)[:, :, None]
         noise = is_chosen * _per_example(jax.random.normal, keys, (rank,))[:, None]
         noise = noise.reshape(noise.shape[0], -1)
         x = params["mean"][chosen] + _correlated(noise, params["factor"], size, axis_name)
         scales = params["remainder_scale"][chosen]
-        x = x.reshape(-1, *shape) + _smooth(scales * _remainder_noise(keys, tuple(shape)))
-        x = x * jnp.reshape(valid, (-1, *[1] * len(shape)))
+        x = x.reshape(-1, *shape) + _smooth(scales * _remainder_noise(keys, shape))
+        if by_label:
+            x = x * jnp.reshape(one_or_nan(chosen, num), (-1, *[1] * len(shape)))
         return x if clip is None else jnp.clip(x, *clip)
 
     return Prior(params, sample)

@@ -16,7 +16,6 @@ from fdrl_jax.metrics.rows import flat
 
 # `images [N, H, W, C] in [-1, 1] -> (probabilities [N, classes], features [N, D])`.
 Classifier = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
-NO_LABELS: Mapping[str, np.ndarray] = MappingProxyType({})
 
 
 class SvcClassifier:
@@ -72,7 +71,10 @@ def svc_of(reference: ImageReference) -> SvcClassifier | None:
 
 
 def evaluate(
-    space: str, classifier: Classifier, pool: Pool, labels: Mapping[str, np.ndarray] = NO_LABELS
+    space: str,
+    classifier: Classifier,
+    pool: Pool,
+    labels: Mapping[str, np.ndarray] = MappingProxyType({}),
 ) -> tuple[list[Metric], dict[str, list[float]]]:
     """Computes the metrics by a classifier, whose features are a space of this name.
 

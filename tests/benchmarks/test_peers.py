@@ -95,7 +95,11 @@ def test_flow_matching_learns_a_constant_image():
 
 
 @pytest.mark.parametrize("method", ["fdrl", "flow_matching", "meanflow"])
-def test_with_labels_samples_are_of_all_classes_in_turn(method):
+def test_with_labels_samples_are_of_all_classes_in_turn(method, monkeypatch):
+    # A Gaussian for each class would be of its class without any training.
+    fit = methods._data_dependent
+    one_gaussian = {"by_class": False}
+    monkeypatch.setattr(methods, "_data_dependent", lambda data, of: fit(data, of | one_gaussian))
     labels = np.arange(64, dtype=np.int32) % 2
     pixels = np.where(labels == 0, 60, 200).astype(np.uint8)[:, None, None, None]
     images = data.Images(np.broadcast_to(pixels, (64, *SHAPE)).copy(), labels)
@@ -104,8 +108,15 @@ def test_with_labels_samples_are_of_all_classes_in_turn(method):
     key, at = rng.root_key(0), jnp.arange(200)
     state, _ = race.train(contestant, 1e-2, key, budget=contestant.fit_seconds + 3.0)
     arguments = (key, state.ema_variables, contestant.constants, at)
-    of_each = contestant.samplers[max(contestant.samplers)](*arguments).mean(axis=(1, 2, 3))
+    moved = contestant.samplers[max(contestant.samplers)](*arguments)
+    if 0 in contestant.samplers:  # The prior of FDRL.
+        moved = moved - contestant.samplers[0](*arguments)
+    of_each = moved.mean(axis=(1, 2, 3))
     assert of_each[::2].mean() < of_each[1::2].mean() - 0.1
+    if contestant.log_ratio is not None:
+        x = jnp.full((2, *SHAPE), 60 / 127.5 - 1)  # Of class 0, so too rare in samples of it.
+        of_dark, of_bright = contestant.log_ratio(state.ema_variables, x, jnp.arange(2))
+        assert of_dark < of_bright
 
 
 @pytest.mark.parametrize("changes", [{"num_components": 2}, {"by_class": True}])

@@ -152,7 +152,7 @@ def test_a_rank_of_zero_is_the_full_covariance_of_small_data():
     assert prior.choose_rank(0, (8, 8, 1)) == 0
     assert prior.choose_rank(5, (8, 8, 1)) == 5
     assert prior.choose_rank(0, (128, 128, 3)) == prior.DEFAULT_RANK
-    assert prior.choose_rank(0, (128, 128, 3), 10) == prior.COMPONENT_RANK
+    assert prior.choose_rank(0, (128, 128, 3), of_component=True) == prior.COMPONENT_RANK
     with pytest.raises(ValueError, match=r"prior\.rank must be at most 64"):
         prior.choose_rank(65, (8, 8, 1))
 

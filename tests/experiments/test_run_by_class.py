@@ -72,10 +72,8 @@ def test_points_between_samples_of_the_prior_have_classes(by_class, capsys):
 
 
 def test_the_mean_output_on_held_out_data_is_that_of_their_classes(by_class, capsys):
-    start(
-        "curve", by_class.root, None, {"curve.over": "length", "curve.lengths": (0, 1)},
-        num_samples=32,
-    )  # fmt: skip
+    changes = {"curve.over": "length", "curve.lengths": (0, 1)}
+    start("curve", by_class.root, None, changes, num_samples=32)
     opened = open_checkpoint(command("sample", by_class.root))
     model, reference = opened.experiment, opened.run.metric_reference
     outputs = model.network.apply(opened.state.ema_variables, reference.images[:32])
@@ -175,7 +173,7 @@ def test_settings_of_a_classifier_have_no_effect_without_one(by_class, changes, 
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ("swissroll:tiny", "data.name=swissroll has no labelled images"),
+        ("swissroll:tiny", "data.name=swissroll: network.by_class needs labelled images"),
         ("digits_pair:tiny", "is not for flows that start from images"),
     ],
 )
