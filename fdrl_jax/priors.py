@@ -132,7 +132,7 @@ def gaussian(
 
     def sample(params: dict[str, Array], keys: Array, batch: Batch) -> Array:
         noise = _per_example(jax.random.normal, keys, (rank,))
-        x = params["mean"] + _correlated(noise, params["factor"], size, axis_name)
+        x = params["mean"] + _correlated(noise, params["factor"], size, axis_name, _times_factor)
         x = x.reshape(-1, *shape)
         if is_white and remainder_scale:
             x = x + remainder_scale * _remainder_noise(keys, shape)
@@ -189,11 +189,9 @@ def mixture(
 
     def sample(params: dict[str, Array], keys: Array, batch: Batch) -> Array:
         chosen = batch["label"] if by_label else drawn(params, keys)
-        # The noise is in the columns of the component, so that one product serves all of them.
-        is_chosen = jax.nn.one_hot(chosen, num)[:, :, None]
-        noise = is_chosen * _per_example(jax.random.normal, keys, (rank,))[:, None]
-        noise = noise.reshape(noise.shape[0], -1)
-        x = params["mean"][chosen] + _correlated(noise, params["factor"], size, axis_name)
+        noise = (chosen, _per_example(jax.random.normal, keys, (rank,)))
+        correlated = _correlated(noise, params["factor"], size, axis_name, _times_components)
+        x = params["mean"][chosen] + correlated
         scales = params["remainder_scale"][chosen]
         x = x.reshape(-1, *shape) + _smooth(scales * _remainder_noise(keys, shape))
         if by_label:
@@ -203,17 +201,42 @@ def mixture(
     return Prior(params, sample)
 
 
-def _correlated(noise: Array, factor: Array, size: int, axis_name: str | None) -> Array:
-    """Returns the product of noise [B, k] with the factor, [D, k] or the rows of one replica."""
+def _correlated(
+    noise: Any,
+    factor: Array,
+    size: int,
+    axis_name: str | None,
+    product: Callable[[Any, Array], Array],
+) -> Array:
+    """Returns the product [B, D] of noise with a factor, [D, k] or the rows of one replica."""
     if len(factor) == size:
-        return noise @ factor.T
+        return product(noise, factor)
     # Each replica multiplies the noise of all examples by its rows. This costs it the same
     # products as the whole factor would for its own examples.
-    of_all = lax.all_gather(noise, axis_name, tiled=True)
+    of_all = product(lax.all_gather(noise, axis_name, tiled=True), factor)
     own: Array = lax.all_to_all(  # type: ignore[no-untyped-call]
-        of_all @ factor.T, axis_name, split_axis=0, concat_axis=1, tiled=True
+        of_all, axis_name, split_axis=0, concat_axis=1, tiled=True
     )
     return own
+
+
+def _times_factor(noise: Array, factor: Array) -> Array:
+    return noise @ factor.T
+
+
+def _times_components(noise: tuple[Array, Array], factor: Array) -> Array:
+    """Multiplies the noise of each example, [B, k], by the k columns of its component, [B]."""
+
+    def product(of_one: tuple[Array, Array]) -> Array:
+        component, noise = of_one
+        rank = len(noise)
+        columns = lax.dynamic_slice_in_dim(factor, component * rank, rank, axis=1)
+        return jnp.matmul(columns, noise)
+
+    # One by one, because the columns of a batch would be copied, and a product with all columns
+    # takes up to ten times as long.
+    correlated: Array = lax.map(product, noise)
+    return correlated
 
 
 def _remainder_noise(keys: Array, shape: tuple[int, ...]) -> Array:
