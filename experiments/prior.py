@@ -18,6 +18,9 @@ from fdrl_jax import priors
 from fdrl_jax.training import parallel
 
 COMPONENT_RANK = 100  # Of each Gaussian of a mixture.
+# Of an automatic number of components. With fewer examples per component, or more components,
+# samples of the prior resemble the training data too much; docs/budget.md has figures.
+_EXAMPLES_PER_COMPONENT, _MAX_COMPONENTS = 400, 100
 _MAX_NUMBERS = 2**28  # Of the examples that a mixture is fitted to: 1 GiB.
 # Up to 64 x 64 x 3 the full covariance is used, whose factor needs at most 604 MB.
 MAX_EXACT_SIZE = 12_288
@@ -62,6 +65,18 @@ def choose_rank(rank: int, event_shape: Sequence[int], *, of_component: bool = F
     if of_component:
         return rank or min(COMPONENT_RANK, size)
     return rank or (0 if size <= MAX_EXACT_SIZE else DEFAULT_RANK)
+
+
+def choose_num_components(wanted: Prior, source: Source) -> int:
+    """Returns the number of Gaussians to use for `prior.num_components` without classes.
+
+    0 means a number that fits the training data, whose factor is no larger than that of the largest
+    full covariance. It is 1 for generated points.
+    """
+    rank = choose_rank(wanted.rank, source.event_shape, of_component=True)
+    largest = MAX_EXACT_SIZE**2 // (rank * math.prod(source.event_shape))
+    fitting = min(source.num_train // _EXAMPLES_PER_COMPONENT, _MAX_COMPONENTS, largest)
+    return wanted.num_components or max(fitting, 1)
 
 
 def fit(batches: Iterable[np.ndarray], rank: int, jitter: float) -> FittedPrior:
@@ -118,7 +133,7 @@ def fit_components(source: Source, wanted: Prior, *, by_class: bool) -> FittedPr
             names = ", ".join(source.classes[label] for label in sorted(missing))
             raise UserError(f"network.by_class: no training images of the classes {names}")
     else:
-        components = priors.clusters(examples, wanted.num_components)
+        components = priors.clusters(examples, choose_num_components(wanted, source))
     rank = choose_rank(wanted.rank, source.event_shape, of_component=True)
     found = priors.fit_mixture(examples, components, rank, wanted.jitter)
     mean = found.means.reshape(len(found.weights), -1)

@@ -242,9 +242,9 @@ class Prior(Section):
     rank: Annotated[int, Ge(0), Le(2**20)] = 0
     """Rank of the covariance of `data_dependent`; 0: the full covariance, up to 12,288 dimensions,
     and 100 for each of several Gaussians."""
-    num_components: Annotated[int, Ge(1), Le(10_000)] = 1
-    """Number of Gaussians of `data_dependent`, fitted to clusters of the training data. With
-    network.by_class there is one for each class instead."""
+    num_components: Annotated[int, Ge(0), Le(10_000)] = 1
+    """Number of Gaussians of `data_dependent`, fitted to clusters of the training data; 0: one for
+    each 400 examples, at most 100. With network.by_class there is one for each class instead."""
     jitter: NotNegative = 1e-4
     """Variance that is added to the diagonal of this covariance, as in the authors' code."""
 

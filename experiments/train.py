@@ -149,8 +149,9 @@ def _fitted_prior(wanted: Settings, source: Source) -> FittedPrior:
         bregman.check_pair(wanted.loss.name, divergence_formula.parse(wanted.loss.divergence))
         parallel.local_batch_size(wanted.train.batch_size)
         rank = prior.choose_rank(wanted.prior.rank, source.event_shape)
+        is_mixture = num_classes or prior.choose_num_components(wanted.prior, source) > 1
     started = time.perf_counter()
-    if num_classes or wanted.prior.num_components > 1:
+    if is_mixture:
         with experiment.explained():
             fitted = prior.fit_components(source, wanted.prior, by_class=bool(num_classes))
     else:

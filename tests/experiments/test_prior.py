@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from small_runs import start
 
-from experiments import draw, experiment, prior
+from experiments import draw, experiment, files, prior
 from experiments.data import load
 from experiments.errors import UserError
 from fdrl_jax import priors
@@ -155,6 +155,34 @@ def test_a_rank_of_zero_is_the_full_covariance_of_small_data():
     assert prior.choose_rank(0, (128, 128, 3), of_component=True) == prior.COMPONENT_RANK
     with pytest.raises(ValueError, match=r"prior\.rank must be at most 64"):
         prior.choose_rank(65, (8, 8, 1))
+
+
+def test_zero_components_are_as_many_as_fit_the_training_data(tiny):
+    wanted = tiny("digits", {"prior.num_components": 0})
+    source = load.load(wanted.data)
+    assert prior.choose_num_components(wanted.prior, source) == source.num_train // 400 == 3
+    fitted = prior.fit_components(source, wanted.prior, by_class=False)
+    assert len(fitted.weights) == 3
+    experiment.build(wanted, source, fitted)
+    for num_train, shape, num in [
+        (0, (8, 8, 1), 1),  # Generated examples.
+        (799, (8, 8, 1), 1),
+        (800, (8, 8, 1), 2),
+        (10**6, (32, 32, 3), 100),
+        (10**6, (128, 128, 3), 30),  # A factor of 100 Gaussians has 2 GB.
+    ]:
+        of_data = source._replace(num_train=num_train, event_shape=shape)
+        assert prior.choose_num_components(wanted.prior, of_data) == num
+        asked = tiny("digits", {"prior.num_components": 7}).prior
+        assert prior.choose_num_components(asked, of_data) == 7
+
+
+@pytest.mark.parametrize("by_class", [False, True])
+def test_a_run_with_as_many_components_as_fit_is_resumed(tmp_path, by_class):
+    changes = {"prior.num_components": 0, "network.by_class": by_class}
+    start("train", tmp_path / "run", "digits:tiny", changes)
+    assert len(files.read_npz(tmp_path / "run" / "prior.npz")["weights"]) == (10 if by_class else 3)
+    start("sample", tmp_path / "run")
 
 
 def test_a_large_factor_is_distributed_over_the_devices_and_gives_the_same_results(
