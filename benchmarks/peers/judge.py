@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.typing import DTypeLike
+from scipy.stats import mannwhitneyu
 
 from benchmarks.peers import fitting
 from benchmarks.peers.data import Images, Split, draw
@@ -28,12 +29,14 @@ class Judge(NamedTuple):
       network: the architecture.
       variables: its parameters.
       reference: features of the reference images, [N, D].
+      contestants: features of the images on which contestants train, [M, D].
       accuracy: on the reference images.
     """
 
     network: networks.ResNet
     variables: Any
     reference: np.ndarray
+    contestants: np.ndarray
     accuracy: float
 
     def figures(self, pixels: np.ndarray) -> dict[str, float]:
@@ -52,13 +55,25 @@ class Judge(NamedTuple):
             "max_share": float(shares.max()),
         }
 
+    def memorisation_auc(self, pixels: np.ndarray) -> float:
+        """Returns how often images, [N, H, W, C] uint8, are nearer to the data than new images are.
+
+        It is the probability that an image is nearer to the images on which contestants train, in
+        the features, than a reference image: 1 for copies, and 0.5 for new images.
+        """
+        features, _ = _apply(self.network, self.variables, pixels)
+        of_new = self.reference[: len(pixels)]
+        ours, theirs = (_distances(x, self.contestants) for x in (features, of_new))
+        test = mannwhitneyu(theirs, ours)
+        return float(test.statistic / (len(ours) * len(theirs)))
+
 
 def load_or_train(file: Path, images: Split, dtype: DTypeLike) -> Judge:
     """Reads the parameters of the judge from an npz, or trains it and writes them.
 
     Args:
       file: of the parameters.
-      images: the judge trains on the second part and is compared with the third.
+      images: the judge trains on the second part, and samples are compared with the others.
       dtype: type of the convolutions.
     """
     num_classes = int(images.judge.labels.max()) + 1
@@ -66,7 +81,8 @@ def load_or_train(file: Path, images: Split, dtype: DTypeLike) -> Judge:
     variables = fitting.load_or_fit(file, lambda: _train(network, images.judge))
     features, logits = _apply(network, variables, images.reference.pixels)
     accuracy = float(np.mean(logits.argmax(axis=1) == images.reference.labels))
-    return Judge(network, variables, features, accuracy)
+    of_contestants, _ = _apply(network, variables, images.contestants.pixels)
+    return Judge(network, variables, features, of_contestants, accuracy)
 
 
 def _train(network: networks.ResNet, images: Images) -> Any:
@@ -94,6 +110,15 @@ def _train(network: networks.ResNet, images: Images) -> Any:
         return jax.jit(network.init)(key, jnp.zeros(shape))
 
     return fitting.run_steps(train_step, init, optimizer, images, num_steps).ema_variables
+
+
+def _distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Returns the distance of each row of x, [N, D], to the nearest row of y, [N]."""
+    near = [
+        np.sum(y**2, axis=1) - 2.0 * rows @ y.T for rows in np.array_split(x, len(x) // 250 + 1)
+    ]
+    squares = np.sum(x**2, axis=1) + np.concatenate([part.min(axis=1) for part in near])
+    return np.sqrt(np.maximum(squares, 0.0))
 
 
 def _apply(

@@ -29,7 +29,7 @@ _MOST_EVALUATIONS = 36  # Per sample in the pictures, so that no method has more
 _GRID = 36  # Images of a method in the picture of samples.
 _COLUMNS = (
     "method", "CPU seconds", "seeds", "steps", "parameters", "peak memory", "evaluations",
-    "ms per sample", "top probability", "class shares", "Fréchet distance",
+    "ms per sample", "top probability", "class shares", "memorisation AUC", "Fréchet distance",
     "in public features", "denoised", "FID",
 )  # fmt: skip
 
@@ -185,12 +185,18 @@ def _row(label: str, rows: list[Result], results: list[Result], *, trained: bool
             f"{_evaluations(rows):.0f}",
             f"{1e3 * mean('cpu_seconds'):.2f}",
         ]
+
+    def of_all(key: str, form: str) -> str:
+        return f"{mean(key):{form}}" if all(key in row for row in rows) else ""
+
     distances = ", ".join(f"{row['frechet']:.2f}" for row in rows)
     cells += [
         f"{mean('top_probability'):.3f}",
         f"{mean('min_share'):.1%} to {mean('max_share'):.1%}",
+        of_all("memorisation_auc", ".2f"),
         f"{mean('frechet'):.2f}" + (f" ({distances})" if trained and len(rows) > 1 else ""),
-        *(f"{mean(k):.1f}" if all(k in row for row in rows) else "" for k in (PUBLIC, DENOISED)),
+        of_all(PUBLIC, ".1f"),
+        of_all(DENOISED, ".1f"),
         "",  # FID, whose weights do not ship.
     ]
     return f"| {' | '.join(cells)} |"

@@ -103,7 +103,8 @@ def carry_out(run: Run, images: Split, cache: Path) -> dict[str, Any]:
             of_kept = {"kept": share, "cpu_seconds": _seconds_per_sample(started, run)}
             rows.append((kept, {"evaluations": num} | of_kept))
         for pixels, row in rows:
-            result["samples"].append(row | judge.figures(pixels))
+            row |= judge.figures(pixels) | {"memorisation_auc": judge.memorisation_auc(pixels)}
+            result["samples"].append(row)
             file = cache / samples_name(run, row)
             _write_grid(file.with_suffix(".png"), pixels)
             np.savez_compressed(file, arr_0=pixels)
