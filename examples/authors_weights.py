@@ -133,8 +133,7 @@ def convert(file: Path, prior_file: Path | None, argv: Sequence[str]) -> Run:
 def _fit(wanted: Settings, source: Source) -> FittedPrior | None:
     if wanted.prior.name != "data_dependent":
         return None
-    rank = prior.choose_rank(wanted.prior.rank, source.event_shape)
-    return prior.fit(source.train_batches(), rank, wanted.prior.jitter)
+    return prior.fit_to(source, wanted.prior, None)
 
 
 if __name__ == "__main__":

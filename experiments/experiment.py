@@ -353,10 +353,10 @@ def _prior(
     if settings.data.source_dir and name != "source":
         raise ValueError(f"data.source_dir needs prior.name='source', not {name!r}")
     if name == "data_dependent":
-        num = num_of_classes or prior.choose_num_components(settings.prior, source)
-        rank = prior.choose_rank(settings.prior.rank, source.event_shape, of_component=num > 1)
-        found = fitted or prior.placeholder(rank, source.event_shape, num)
-        return _data_dependent(settings, source, found)
+        if fitted is None:
+            num, rank = prior.choose(settings.prior, source, num_of_classes)
+            fitted = prior.placeholder(rank, source.event_shape, num)
+        return _data_dependent(settings, source, fitted)
     if name == "source":
         if source.starts is None:
             raise ValueError(

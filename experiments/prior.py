@@ -17,14 +17,14 @@ from experiments.settings import Prior
 from fdrl_jax import priors
 from fdrl_jax.training import parallel
 
-COMPONENT_RANK = 100  # Of each Gaussian of a mixture.
-# Of an automatic number of components. With fewer examples per component, or more components,
-# samples of the prior resemble the training data too much; docs/budget.md has figures.
-_EXAMPLES_PER_COMPONENT, _MAX_COMPONENTS = 400, 100
+_CLUSTER_RANK, _CLASS_RANK = 50, 100
+# Of an automatic number of clusters. With fewer examples in each, samples of the prior are too
+# similar to the training data; docs/budget.md has figures.
+_EXAMPLES_PER_CLUSTER, _MAX_CLUSTERS = 400, 100
 _MAX_NUMBERS = 2**28  # Of the examples that a mixture is fitted to: 1 GiB.
 # Up to 64 x 64 x 3 the full covariance is used, whose factor needs at most 604 MB.
 MAX_EXACT_SIZE = 12_288
-DEFAULT_RANK = 512
+_DEFAULT_RANK = 512
 
 
 class FittedPrior(NamedTuple):
@@ -54,29 +54,35 @@ class FittedPrior(NamedTuple):
         return self.factor.shape[1] // (1 if self.weights is None else len(self.weights))
 
 
-def choose_rank(rank: int, event_shape: Sequence[int], *, of_component: bool = False) -> int:
-    """Returns the rank to use for `prior.rank`; 0 means the full covariance.
+def choose(wanted: Prior, source: Source, num_classes: int | None) -> tuple[int, int]:
+    """Returns how many Gaussians the prior has, and the rank of each; 0: the full covariance.
 
-    It is that of one Gaussian, or of each component of a mixture.
+    Args:
+      wanted: a rank of 0 means a usual one. 0 components mean a number that fits the training data,
+        whose factor is no larger than that of the largest full covariance. It is 1 for points.
+      source: the data.
+      num_classes: with a Gaussian for each class.
     """
-    size = math.prod(event_shape)
+    rank, size = wanted.rank, math.prod(source.event_shape)
     if rank > size:
         raise ValueError(f"prior.rank must be at most {size}, the size of an example, got {rank}")
-    if of_component:
-        return rank or min(COMPONENT_RANK, size)
-    return rank or (0 if size <= MAX_EXACT_SIZE else DEFAULT_RANK)
+    if num_classes:
+        return num_classes, rank or min(_CLASS_RANK, size)
+    of_cluster = rank or min(_CLUSTER_RANK, size)
+    largest = MAX_EXACT_SIZE**2 // (of_cluster * size)
+    fitting = min(source.num_train // _EXAMPLES_PER_CLUSTER, _MAX_CLUSTERS, largest)
+    num = wanted.num_components or max(fitting, 1)
+    if num > 1:
+        return num, of_cluster
+    return 1, rank or (0 if size <= MAX_EXACT_SIZE else _DEFAULT_RANK)
 
 
-def choose_num_components(wanted: Prior, source: Source) -> int:
-    """Returns the number of Gaussians to use for `prior.num_components` without classes.
-
-    0 means a number that fits the training data, whose factor is no larger than that of the largest
-    full covariance. It is 1 for generated points.
-    """
-    rank = choose_rank(wanted.rank, source.event_shape, of_component=True)
-    largest = MAX_EXACT_SIZE**2 // (rank * math.prod(source.event_shape))
-    fitting = min(source.num_train // _EXAMPLES_PER_COMPONENT, _MAX_COMPONENTS, largest)
-    return wanted.num_components or max(fitting, 1)
+def fit_to(source: Source, wanted: Prior, num_classes: int | None) -> FittedPrior:
+    """Fits the prior that `choose` describes to the training data."""
+    num, rank = choose(wanted, source, num_classes)
+    if num == 1 and not num_classes:
+        return fit(source.train_batches(), rank, wanted.jitter)
+    return _fit_components(source, num, rank, wanted.jitter, by_class=bool(num_classes))
 
 
 def fit(batches: Iterable[np.ndarray], rank: int, jitter: float) -> FittedPrior:
@@ -118,24 +124,25 @@ def _of_few(batches: Sequence[np.ndarray], jitter: float) -> FittedPrior:
     return FittedPrior(mean, factor, math.sqrt(jitter), 1.0, len(x))
 
 
-def fit_components(source: Source, wanted: Prior, *, by_class: bool) -> FittedPrior:
+def _fit_components(
+    source: Source, num: int, rank: int, jitter: float, *, by_class: bool
+) -> FittedPrior:
     """Fits a mixture of Gaussians, one for each class or for each cluster of the training data.
 
     A larger training set is represented by as many examples, spread evenly, as fit into memory. A
     UserError names a class without examples, and a ValueError explains too many clusters.
     """
     # A set of generated points has no number of examples.
-    num = min(source.num_train, _MAX_NUMBERS // math.prod(source.event_shape)) or None
-    examples = np.concatenate(list(_with_progress(source.train_batches(num))))
+    limit = min(source.num_train, _MAX_NUMBERS // math.prod(source.event_shape)) or None
+    examples = np.concatenate(list(_with_progress(source.train_batches(limit))))
     if by_class and source.labels is not None:
-        components = source.labels.train[spread(source.num_train, num)]
+        components = source.labels.train[spread(source.num_train, limit)]
         if missing := {*range(len(source.classes))} - {*components.tolist()}:
             names = ", ".join(source.classes[label] for label in sorted(missing))
             raise UserError(f"network.by_class: no training images of the classes {names}")
     else:
-        components = priors.clusters(examples, choose_num_components(wanted, source))
-    rank = choose_rank(wanted.rank, source.event_shape, of_component=True)
-    found = priors.fit_mixture(examples, components, rank, wanted.jitter)
+        components = priors.clusters(examples, num)
+    found = priors.fit_mixture(examples, components, rank, jitter)
     mean = found.means.reshape(len(found.weights), -1)
     scale, held = found.remainder_scale, found.share_held
     return FittedPrior(mean, found.factor, scale, held, len(examples), found.weights)

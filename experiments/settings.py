@@ -241,7 +241,7 @@ class Prior(Section):
     """Standard deviation of `normal`."""
     rank: Annotated[int, Ge(0), Le(2**20)] = 0
     """Rank of the covariance of `data_dependent`; 0: the full covariance, up to 12,288 dimensions,
-    and 100 for each of several Gaussians."""
+    50 for each of several Gaussians, and 100 for each class."""
     num_components: Annotated[int, Ge(0), Le(10_000)] = 1
     """Number of Gaussians of `data_dependent`, fitted to clusters of the training data; 0: one for
     each 400 examples, at most 100. With network.by_class there is one for each class instead."""

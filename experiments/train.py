@@ -148,14 +148,8 @@ def _fitted_prior(wanted: Settings, source: Source) -> FittedPrior:
         experiment.make_network(wanted, source.event_shape, num_classes)
         bregman.check_pair(wanted.loss.name, divergence_formula.parse(wanted.loss.divergence))
         parallel.local_batch_size(wanted.train.batch_size)
-        rank = prior.choose_rank(wanted.prior.rank, source.event_shape)
-        is_mixture = num_classes or prior.choose_num_components(wanted.prior, source) > 1
-    started = time.perf_counter()
-    if is_mixture:
-        with experiment.explained():
-            fitted = prior.fit_components(source, wanted.prior, by_class=bool(num_classes))
-    else:
-        fitted = prior.fit(source.train_batches(), rank, wanted.prior.jitter)
+        started = time.perf_counter()
+        fitted = prior.fit_to(source, wanted.prior, num_classes)
     if parallel.is_first_process():
         print(f"{prior.describe(fitted)}, {time.perf_counter() - started:.1f} s")
     return fitted

@@ -93,11 +93,11 @@ def test_a_prior_is_read_back_bit_for_bit_and_another_or_a_damaged_one_is_named(
 def test_a_mixture_has_a_gaussian_for_each_cluster_or_each_class(tiny):
     wanted = tiny("digits", {"prior.num_components": 3, "prior.rank": 2})
     source = load.load(wanted.data)
-    of_clusters = prior.fit_components(source, wanted.prior, by_class=False)
+    of_clusters = prior.fit_to(source, wanted.prior, None)
     assert of_clusters.mean.shape == (3, 64)
     assert of_clusters.factor.shape == (64, 6)
     assert "3 Gaussians of rank 2" in prior.describe(of_clusters)
-    of_classes = prior.fit_components(source, wanted.prior, by_class=True)
+    of_classes = prior.fit_to(source, wanted.prior, 10)
     images, labels = source.train(), source.labels.train
     for label, mean in enumerate(of_classes.mean):
         expected = images[labels == label].reshape(-1, 64).mean(axis=0)
@@ -109,8 +109,8 @@ def test_a_mixture_has_a_gaussian_for_each_cluster_or_each_class(tiny):
 
 def test_a_mixture_is_read_back_bit_for_bit(tiny, tmp_path):
     wanted = tiny("digits", {"prior.num_components": 3})
-    fitted = prior.fit_components(load.load(wanted.data), wanted.prior, by_class=False)
-    assert fitted.rank == 64
+    fitted = prior.fit_to(load.load(wanted.data), wanted.prior, None)
+    assert fitted.rank == 50
     prior.write(tmp_path / "prior.npz", fitted)
     for one, same in zip(prior.read(tmp_path / "prior.npz", fitted.sha256), fitted, strict=True):
         np.testing.assert_array_equal(one, same)
@@ -129,7 +129,7 @@ def test_several_gaussians_are_for_the_data_dependent_prior_of_one_ratio(tiny, c
 def test_a_large_training_set_is_represented_by_examples_spread_over_it(tiny, monkeypatch):
     monkeypatch.setattr(prior, "_MAX_NUMBERS", 64 * 500)
     wanted = tiny("digits", {"prior.num_components": 2})
-    fitted = prior.fit_components(load.load(wanted.data), wanted.prior, by_class=True)
+    fitted = prior.fit_to(load.load(wanted.data), wanted.prior, 10)
     assert fitted.num_examples == 500
     assert len(fitted.weights) == 10
 
@@ -139,7 +139,7 @@ def test_every_class_needs_images(tiny):
     source = load.load(wanted.data)
     labels = source.labels._replace(train=np.maximum(source.labels.train, 2))
     with pytest.raises(UserError, match="no training images of the classes 0, 1"):
-        prior.fit_components(source._replace(labels=labels), wanted.prior, by_class=True)
+        prior.fit_to(source._replace(labels=labels), wanted.prior, 10)
 
 
 def test_more_gaussians_than_images_are_an_error_of_the_config(tmp_path):
@@ -148,33 +148,37 @@ def test_more_gaussians_than_images_are_an_error_of_the_config(tmp_path):
         start("train", tmp_path / "run", "digits:tiny", changes)
 
 
-def test_a_rank_of_zero_is_the_full_covariance_of_small_data():
-    assert prior.choose_rank(0, (8, 8, 1)) == 0
-    assert prior.choose_rank(5, (8, 8, 1)) == 5
-    assert prior.choose_rank(0, (128, 128, 3)) == prior.DEFAULT_RANK
-    assert prior.choose_rank(0, (128, 128, 3), of_component=True) == prior.COMPONENT_RANK
+@pytest.mark.parametrize(
+    ("shape", "num_train", "rank", "num_components", "num_classes", "expected"),
+    [
+        ((8, 8, 1), 10_000, 0, 1, None, (1, 0)),  # The full covariance.
+        ((8, 8, 1), 10_000, 5, 1, None, (1, 5)),
+        ((128, 128, 3), 10_000, 0, 1, None, (1, 512)),
+        ((8, 8, 1), 10_000, 0, 3, None, (3, 50)),
+        ((8, 8, 1), 10_000, 5, 3, None, (3, 5)),
+        ((5, 5, 1), 10_000, 0, 3, None, (3, 25)),
+        ((8, 8, 1), 10_000, 0, 3, 10, (10, 64)),
+        ((32, 32, 3), 10_000, 0, 0, 10, (10, 100)),
+        # As many as fit the training data.
+        ((8, 8, 1), 799, 0, 0, None, (1, 0)),
+        ((8, 8, 1), 800, 0, 0, None, (2, 50)),
+        ((32, 32, 3), 10**6, 0, 0, None, (100, 50)),
+        ((128, 128, 3), 10**6, 100, 0, None, (30, 100)),  # A factor of 100 would have 2 GB.
+        ((2,), 0, 0, 0, None, (1, 0)),  # Generated points.
+    ],
+)
+def test_the_number_of_gaussians_and_their_rank(
+    tiny, shape, num_train, rank, num_components, num_classes, expected
+):
+    changes = {"prior.num_components": num_components, "prior.rank": rank}
+    source = load.load(tiny("digits").data)._replace(num_train=num_train, event_shape=shape)
+    assert prior.choose(tiny("digits", changes).prior, source, num_classes) == expected
+
+
+def test_a_rank_above_the_size_of_an_example_is_rejected(tiny):
+    wanted = tiny("digits", {"prior.rank": 65})
     with pytest.raises(ValueError, match=r"prior\.rank must be at most 64"):
-        prior.choose_rank(65, (8, 8, 1))
-
-
-def test_zero_components_are_as_many_as_fit_the_training_data(tiny):
-    wanted = tiny("digits", {"prior.num_components": 0})
-    source = load.load(wanted.data)
-    assert prior.choose_num_components(wanted.prior, source) == source.num_train // 400 == 3
-    fitted = prior.fit_components(source, wanted.prior, by_class=False)
-    assert len(fitted.weights) == 3
-    experiment.build(wanted, source, fitted)
-    for num_train, shape, num in [
-        (0, (8, 8, 1), 1),  # Generated examples.
-        (799, (8, 8, 1), 1),
-        (800, (8, 8, 1), 2),
-        (10**6, (32, 32, 3), 100),
-        (10**6, (128, 128, 3), 30),  # A factor of 100 Gaussians has 2 GB.
-    ]:
-        of_data = source._replace(num_train=num_train, event_shape=shape)
-        assert prior.choose_num_components(wanted.prior, of_data) == num
-        asked = tiny("digits", {"prior.num_components": 7}).prior
-        assert prior.choose_num_components(asked, of_data) == 7
+        prior.choose(wanted.prior, load.load(wanted.data), None)
 
 
 @pytest.mark.parametrize("by_class", [False, True])
