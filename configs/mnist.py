@@ -33,7 +33,4 @@ def get_config(name: str = "") -> ConfigDict:
     c.evaluate.num_samples = 5_000
     c.evaluate.batch_size = 500
     c.train.num_steps = 5_000
-    # After K + K/2 steps, samples are still on their way to the data, and longer flows balance the
-    # classes; see docs/ablations.md.
-    c.flow.num_refine_steps = 24
     return base.variant(c, name)
