@@ -172,7 +172,8 @@ def variant(c: ConfigDict, names: str) -> ConfigDict:
     Args:
       c: the config to change.
       names: none or more of "tiny" (seconds), a pair of loss and divergence ("lsif_pearson",
-        "lr_kl", "lr_js", "lr_logd"), "ddp" (data-dependent prior) and "up" (uniform prior).
+        "lr_kl", "lr_js", "lr_logd"), "ddp" (data-dependent prior of the paper, one Gaussian) and
+        "up" (uniform prior).
 
     Raises:
       ValueError: for an unknown variant.
@@ -182,6 +183,7 @@ def variant(c: ConfigDict, names: str) -> ConfigDict:
             c.loss.name, c.loss.divergence = PAIRS[name]
         elif name == "ddp":
             c.prior.name = "data_dependent"
+            c.prior.num_components = 1
         elif name == "up":
             c.prior.name = "uniform"
         elif name == "tiny":

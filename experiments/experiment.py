@@ -346,17 +346,13 @@ def _prior(
 ) -> tuple[Prior, dict[str, Any]]:
     """Returns the prior, and the `prior_arguments` of an `Experiment`."""
     name, num_components = settings.prior.name, settings.prior.num_components
-    if num_components > 1 and (name != "data_dependent" or num_of_classes):
-        raise ValueError(
-            "prior.num_components is for prior.name='data_dependent' without network.by_class"
-        )
+    if num_components > 1 and name != "data_dependent":
+        raise ValueError("prior.num_components is for prior.name='data_dependent'")
     if settings.data.source_dir and name != "source":
         raise ValueError(f"data.source_dir needs prior.name='source', not {name!r}")
     if name == "data_dependent":
-        if fitted is None:
-            num, rank = prior.choose(settings.prior, source, num_of_classes)
-            fitted = prior.placeholder(rank, source.event_shape, num)
-        return _data_dependent(settings, source, fitted)
+        found = fitted or prior.placeholder(settings.prior, source, num_of_classes)
+        return _data_dependent(source, found)
     if name == "source":
         if source.starts is None:
             raise ValueError(
@@ -375,16 +371,13 @@ def _prior(
     return priors.normal(**arguments), arguments
 
 
-def _data_dependent(
-    settings: Settings, source: Source, found: FittedPrior
-) -> tuple[Prior, dict[str, Any]]:
+def _data_dependent(source: Source, found: FittedPrior) -> tuple[Prior, dict[str, Any]]:
     """Returns the fitted prior and its arguments, without those that are among its arrays."""
     # Images are clipped to their range, as in the authors' code; points have no range.
     arguments: dict[str, Any] = {"clip": [-1.0, 1.0] if source.kind == "images" else None}
     mean, scale = found.mean.reshape(-1, *source.event_shape), found.remainder_scale
     if found.weights is not None:
         of_mixture = (found.weights, mean, found.factor, np.asarray(scale), found.share_held)
-        arguments["by_label"] = settings.network.by_class
         made = priors.mixture(priors.Mixture(*of_mixture), axis_name=parallel.AXIS, **arguments)
         return made, {"name": "mixture", **arguments}
     arguments["remainder_scale"] = scale

@@ -20,7 +20,7 @@ from fdrl_jax.training import parallel
 _CLUSTER_RANK, _CLASS_RANK = 50, 100
 # Of an automatic number of clusters. With fewer examples in each, samples of the prior are too
 # similar to the training data; docs/budget.md has figures.
-_EXAMPLES_PER_CLUSTER, _MAX_CLUSTERS = 400, 100
+_EXAMPLES_PER_CLUSTER, _MIN_CLUSTERS, _MAX_CLUSTERS = 400, 10, 100
 _MAX_NUMBERS = 2**28  # Of the examples that a mixture is fitted to: 1 GiB.
 # Up to 64 x 64 x 3 the full covariance is used, whose factor needs at most 604 MB.
 MAX_EXACT_SIZE = 12_288
@@ -38,7 +38,8 @@ class FittedPrior(NamedTuple):
     remainder_scale: float | np.ndarray
     share_held: float  # Share of the data's variance that `F` explains; 1 for a full covariance.
     num_examples: int
-    # Of a mixture of M: mean [M, D], factor [D, M k], remainder scale [M, ...] and weights [M].
+    # Of a mixture of M: mean [M, D], factor [D, M k], remainder scale [M, ...] and weights [M], or
+    # for C classes [C, M].
     weights: np.ndarray | None = None
 
     @property
@@ -51,7 +52,12 @@ class FittedPrior(NamedTuple):
     @property
     def rank(self) -> int:
         """Number of columns of the factor of each Gaussian."""
-        return self.factor.shape[1] // (1 if self.weights is None else len(self.weights))
+        return self.factor.shape[1] // self.num_components
+
+    @property
+    def num_components(self) -> int:
+        """Number of Gaussians."""
+        return 1 if self.weights is None else self.weights.shape[-1]
 
 
 def choose(wanted: Prior, source: Source, num_classes: int | None) -> tuple[int, int]:
@@ -61,28 +67,46 @@ def choose(wanted: Prior, source: Source, num_classes: int | None) -> tuple[int,
       wanted: a rank of 0 means a usual one. 0 components mean a number that fits the training data,
         whose factor is no larger than that of the largest full covariance. It is 1 for points.
       source: the data.
-      num_classes: with a Gaussian for each class.
+      num_classes: the number is that of each class.
     """
     rank, size = wanted.rank, math.prod(source.event_shape)
     if rank > size:
         raise ValueError(f"prior.rank must be at most {size}, the size of an example, got {rank}")
-    if num_classes:
-        return num_classes, rank or min(_CLASS_RANK, size)
     of_cluster = rank or min(_CLUSTER_RANK, size)
     largest = MAX_EXACT_SIZE**2 // (of_cluster * size)
-    fitting = min(source.num_train // _EXAMPLES_PER_CLUSTER, _MAX_CLUSTERS, largest)
-    num = wanted.num_components or max(fitting, 1)
+    num = min(source.num_train // _EXAMPLES_PER_CLUSTER, _MAX_CLUSTERS, largest)
+    num = num if num >= _MIN_CLUSTERS else 1
+    num = wanted.num_components or max(num // (num_classes or 1), 1)
     if num > 1:
         return num, of_cluster
+    if num_classes:
+        return 1, rank or min(_CLASS_RANK, size)
     return 1, rank or (0 if size <= MAX_EXACT_SIZE else _DEFAULT_RANK)
 
 
 def fit_to(source: Source, wanted: Prior, num_classes: int | None) -> FittedPrior:
-    """Fits the prior that `choose` describes to the training data."""
+    """Fits the prior that `choose` describes to the training data.
+
+    A UserError names a class without examples, and a ValueError explains too many clusters.
+    """
     num, rank = choose(wanted, source, num_classes)
     if num == 1 and not num_classes:
         return fit(source.train_batches(), rank, wanted.jitter)
-    return _fit_components(source, num, rank, wanted.jitter, by_class=bool(num_classes))
+    # A larger training set is represented by as many examples, spread evenly, as fit into memory.
+    # A set of generated points has no number of examples.
+    limit = min(source.num_train, _MAX_NUMBERS // math.prod(source.event_shape)) or None
+    examples = np.concatenate(list(_with_progress(source.train_batches(limit))))
+    labels = None
+    if num_classes and source.labels is not None:
+        labels = source.labels.train[spread(source.num_train, limit)]
+        if missing := {*range(num_classes)} - {*labels.tolist()}:
+            names = ", ".join(source.classes[label] for label in sorted(missing))
+            raise UserError(f"network.by_class: no training images of the classes {names}")
+    components = priors.clusters(examples, num, labels=labels)
+    found = priors.fit_mixture(examples, components, rank, wanted.jitter, labels=labels)
+    mean = found.means.reshape(len(found.means), -1)
+    scale, held = found.remainder_scale, found.share_held
+    return FittedPrior(mean, found.factor, scale, held, len(examples), found.weights)
 
 
 def fit(batches: Iterable[np.ndarray], rank: int, jitter: float) -> FittedPrior:
@@ -124,30 +148,6 @@ def _of_few(batches: Sequence[np.ndarray], jitter: float) -> FittedPrior:
     return FittedPrior(mean, factor, math.sqrt(jitter), 1.0, len(x))
 
 
-def _fit_components(
-    source: Source, num: int, rank: int, jitter: float, *, by_class: bool
-) -> FittedPrior:
-    """Fits a mixture of Gaussians, one for each class or for each cluster of the training data.
-
-    A larger training set is represented by as many examples, spread evenly, as fit into memory. A
-    UserError names a class without examples, and a ValueError explains too many clusters.
-    """
-    # A set of generated points has no number of examples.
-    limit = min(source.num_train, _MAX_NUMBERS // math.prod(source.event_shape)) or None
-    examples = np.concatenate(list(_with_progress(source.train_batches(limit))))
-    if by_class and source.labels is not None:
-        components = source.labels.train[spread(source.num_train, limit)]
-        if missing := {*range(len(source.classes))} - {*components.tolist()}:
-            names = ", ".join(source.classes[label] for label in sorted(missing))
-            raise UserError(f"network.by_class: no training images of the classes {names}")
-    else:
-        components = priors.clusters(examples, num)
-    found = priors.fit_mixture(examples, components, rank, jitter)
-    mean = found.means.reshape(len(found.weights), -1)
-    scale, held = found.remainder_scale, found.share_held
-    return FittedPrior(mean, found.factor, scale, held, len(examples), found.weights)
-
-
 def _with_progress(batches: Iterable[np.ndarray]) -> Iterable[np.ndarray]:
     hidden = not parallel.is_first_process()
     shown: Iterable[np.ndarray] = tqdm(
@@ -156,17 +156,18 @@ def _with_progress(batches: Iterable[np.ndarray]) -> Iterable[np.ndarray]:
     return shown
 
 
-def placeholder(rank: int, event_shape: Sequence[int], num_components: int = 1) -> FittedPrior:
+def placeholder(wanted: Prior, source: Source, num_classes: int | None) -> FittedPrior:
     """Returns a prior of the largest shapes that a fit may return, for compiling and timing."""
-    size = math.prod(event_shape)
-    if num_components > 1:
-        weights = np.full(num_components, 1.0 / num_components)
-        mean, factor = np.zeros((num_components, size)), np.zeros((size, num_components * rank))
-        scales = np.ones((num_components, *event_shape), np.float32)
-        return FittedPrior(mean, factor.astype(np.float32), scales, 0.0, 0, weights)
-    factor = np.zeros((size, rank or size), np.float32)
-    scale = np.ones(tuple(event_shape), np.float32) if rank else 0.0
-    return FittedPrior(np.zeros(size), factor, scale, 0.0, 0)
+    num, rank = choose(wanted, source, num_classes)
+    shape, size = tuple(source.event_shape), math.prod(source.event_shape)
+    if num == 1 and not num_classes:
+        factor = np.zeros((size, rank or size), np.float32)
+        scale = np.ones(shape, np.float32) if rank else 0.0
+        return FittedPrior(np.zeros(size), factor, scale, 0.0, 0)
+    total = num * (num_classes or 1)
+    weights = np.full((num_classes, total) if num_classes else total, 1.0 / total)
+    mean, factor = np.zeros((total, size)), np.zeros((size, total * rank), np.float32)
+    return FittedPrior(mean, factor, np.ones((total, *shape), np.float32), 0.0, 0, weights)
 
 
 def write(file: Path, fitted: FittedPrior) -> None:
@@ -192,7 +193,7 @@ def describe(fitted: FittedPrior) -> str:
     size, rank = len(fitted.factor), fitted.rank
     form = "full covariance" if fitted.share_held == 1.0 else f"rank {rank}"
     if fitted.weights is not None:
-        form = f"{len(fitted.weights)} Gaussians of rank {rank}"
+        form = f"{fitted.num_components} Gaussians of rank {rank}"
     return (
         f"prior: fitted to {fitted.num_examples:,} examples of {size:,} numbers, {form}, "
         f"{fitted.share_held:.2%} of the variance explained"

@@ -146,7 +146,6 @@ def gaussian(
 def mixture(
     fitted: Mixture,
     *,
-    by_label: bool = False,
     clip: tuple[float, float] | None = None,
     axis_name: str | None = None,
 ) -> Prior:
@@ -157,8 +156,9 @@ def mixture(
 
     Args:
       fitted: from `fit_mixture`, with the components from `clusters` or the classes of the data.
-      by_label: whether the component of a sample is its label, `batch["label"]`, [B]. Otherwise it
-        is drawn with the weights of the mixture. A label that is out of range gives NaN.
+        The component of a sample is drawn with the weights of the mixture. If these have rows for
+        classes, it is drawn with those of its label, `batch["label"]`, [B]. A label that is out of
+        range gives NaN.
       clip: as for `gaussian`.
       axis_name: as for `gaussian`.
 
@@ -168,12 +168,12 @@ def mixture(
     num, *lengths = np.shape(fitted.means)
     shape, size = tuple(lengths), math.prod(lengths)
     of_factor, rank = np.shape(fitted.factor), np.shape(fitted.factor)[1] // num
-    scales = np.shape(fitted.remainder_scale)
-    if of_factor != (size, num * rank) or scales != (num, *shape) or len(fitted.weights) != num:
+    scales, (*classes, num_weights) = np.shape(fitted.remainder_scale), np.shape(fitted.weights)
+    if of_factor != (size, num * rank) or scales != (num, *shape) or num_weights != num:
         raise ValueError(
             f"{num} means of shape {shape} need as many weights, a factor of {size} rows "
             f"and a multiple of {num} columns, and remainders of the shape of the means, got "
-            f"{len(fitted.weights)}, {of_factor} and {scales}"
+            f"{num_weights}, {of_factor} and {scales}"
         )
     params = {
         "weights": _float32(fitted.weights),
@@ -182,20 +182,19 @@ def mixture(
         "remainder_scale": _float32(fitted.remainder_scale),
     }
 
-    def drawn(params: dict[str, Array], keys: Array) -> Array:
-        logits = jnp.log(params["weights"])
-        of_choice = jax.vmap(jax.random.fold_in, (0, None))(keys, 2)
-        return jax.vmap(lambda key: jax.random.categorical(key, logits))(of_choice)
-
     def sample(params: dict[str, Array], keys: Array, batch: Batch) -> Array:
-        chosen = batch["label"] if by_label else drawn(params, keys)
+        logits = jnp.log(params["weights"])
+        logits = logits[batch["label"]] if classes else jnp.tile(logits, (len(keys), 1))
+        of_choice = jax.vmap(jax.random.fold_in, (0, None))(keys, 2)
+        chosen = jax.vmap(jax.random.categorical)(of_choice, logits)
         noise = (chosen, _per_example(jax.random.normal, keys, (rank,)))
         correlated = _correlated(noise, params["factor"], size, axis_name, _times_components)
         x = params["mean"][chosen] + correlated
         scales = params["remainder_scale"][chosen]
         x = x.reshape(-1, *shape) + _smooth(scales * _remainder_noise(keys, shape))
-        if by_label:
-            x = x * jnp.reshape(one_or_nan(chosen, num), (-1, *[1] * len(shape)))
+        if classes:
+            valid = one_or_nan(batch["label"], classes[0])
+            x = x * jnp.reshape(valid, (-1, *[1] * len(shape)))
         return x if clip is None else jnp.clip(x, *clip)
 
     return Prior(params, sample)

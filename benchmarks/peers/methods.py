@@ -69,8 +69,8 @@ def defaults(shape: tuple[int, ...], budget: float) -> dict[str, Settings]:
       budget: CPU seconds. With few of them, FDRL has smaller batches of grey images.
 
     With "by_class", a method learns from labels, and its samples are of all classes in turn. The
-    data-dependent prior of FDRL is then a Gaussian for each class, and otherwise a mixture of
-    "num_components" Gaussians. With "from_prior", flow matching starts from the same prior.
+    data-dependent prior of FDRL is then a mixture of "num_components" Gaussians for each class, and
+    otherwise of as many in all. With "from_prior", flow matching starts from the same prior.
     """
     is_grey = shape[-1] == 1
     shared: Settings = {"batch_size": 64, "flip": not is_grey, "b1": 0.9, "b2": 0.999}
@@ -195,10 +195,11 @@ def _data_dependent(images: Images, settings: Settings) -> tuple[Prior, float]:
     by_class, num_components = settings["by_class"], settings["num_components"]
     if by_class or num_components > 1:
         examples = np.asarray(to_unit(images.pixels))
-        of_all = images.labels if by_class else priors.clusters(examples, num_components)
+        labels = images.labels if by_class else None
+        components = priors.clusters(examples, num_components, labels=labels)
         rank = min(settings["prior_rank"], math.prod(examples.shape[1:]))
-        fitted = priors.fit_mixture(examples, of_all, rank, jitter)
-        prior = priors.mixture(fitted, by_label=by_class, clip=clip)
+        fitted = priors.fit_mixture(examples, components, rank, jitter, labels=labels)
+        prior = priors.mixture(fitted, clip=clip)
     else:
         moments = priors.moments(to_unit(part) for part in np.array_split(images.pixels, 16))
         factor = priors.covariance_factor(moments.covariance, jitter)

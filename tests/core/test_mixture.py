@@ -84,7 +84,7 @@ def test_samples_have_the_weights_means_and_variances_of_the_components(rank):
 
 def test_the_label_of_an_example_chooses_its_component():
     x, numbers = blobs()
-    prior = priors.mixture(priors.fit_mixture(x, numbers, 2), by_label=True)
+    prior = priors.mixture(priors.fit_mixture(x, numbers, 2, labels=numbers))
     labels = np.arange(90) % 3
     samples = drawn(prior, 90, {"label": labels})[:, 0]
     nearest = np.linalg.norm(samples[:, None] - CENTRES, axis=-1).argmin(axis=1)
@@ -93,6 +93,34 @@ def test_the_label_of_an_example_chooses_its_component():
     np.testing.assert_array_equal(np.isnan(wrong).all(axis=(1, 2)), labels == 2)
     # Another example's label and position do not matter.
     np.testing.assert_allclose(wrong[labels == 1, 0], samples[labels == 1], rtol=1e-6)
+
+
+def test_each_class_has_clusters_of_its_own_and_samples_from_their_shares():
+    x, numbers = blobs()
+    labels = np.minimum(numbers, 1)  # Two blobs are one class.
+    found = priors.clusters(x, 2, labels=labels)
+    assert sorted(set(found[labels == 0])) == [0, 1]
+    assert sorted(set(found[labels == 1])) == [2, 3]
+    np.testing.assert_array_equal(found, priors.clusters(x, 2, labels=labels))
+    # The clusters of the second class are its blobs.
+    in_blobs = [set(found[numbers == number]) for number in (1, 2)]
+    assert in_blobs in ([{2}, {3}], [{3}, {2}])
+    few = priors.clusters(x, 60, labels=labels)  # The smallest blob has fewer examples.
+    assert few.max() < 2 * 60
+
+    fitted = priors.fit_mixture(x, found, 2, labels=labels)
+    assert fitted.weights.shape == (2, 4)
+    np.testing.assert_allclose(fitted.weights.sum(axis=1), 1.0)
+    np.testing.assert_array_equal(fitted.weights[0, 2:], 0.0)
+    np.testing.assert_array_equal(fitted.weights[1, :2], 0.0)
+    num = 10_000
+    samples = drawn(priors.mixture(fitted), num, {"label": np.arange(num) % 2})[:, 0]
+    nearest = np.linalg.norm(samples[:, None] - CENTRES, axis=-1).argmin(axis=1)
+    np.testing.assert_array_equal(nearest[::2], 0)
+    share = SHARES[1] / (SHARES[1] + SHARES[2])
+    assert np.mean(nearest[1::2] == 1) == pytest.approx(share, abs=SIGMAS * 0.5 / np.sqrt(num / 2))
+    with pytest.raises(ValueError, match="label 1 of 3 has no examples"):
+        priors.fit_mixture(x, found, 2, labels=2 * labels)
 
 
 def test_a_mixture_of_one_component_is_the_gaussian_of_its_factor():

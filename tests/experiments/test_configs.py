@@ -79,7 +79,9 @@ def test_the_uniform_prior_refines_for_ten_steps_and_trains_longer_on_cifar(name
 @pytest.mark.parametrize("prior", ["up", "ddp"])
 def test_the_variant_of_a_prior_changes_only_the_prior(name, prior):
     c, other = load(name), load(name, prior)
-    assert {key for key in c if c[key] != other[key]} <= {"prior.name"}
+    assert {key for key in c if c[key] != other[key]} <= {"prior.name", "prior.num_components"}
+    if prior == "ddp":
+        assert (other["prior.name"], other["prior.num_components"]) == ("data_dependent", 1)
 
 
 @pytest.mark.parametrize("name", [*PAPER, "cat2dog"])

@@ -67,11 +67,13 @@ def test_data_that_have_no_covariance_are_refused(batches):
         prior.fit(batches, 0, JITTER)
 
 
-def test_a_low_rank_prior_and_a_placeholder_have_the_same_shapes():
-    low = prior.fit(batches_of(60, (2, 3)), 2, JITTER)
-    like = prior.placeholder(2, (2, 3))
-    assert low.factor.shape == like.factor.shape == (6, 2)
-    assert low.remainder_scale.shape == like.remainder_scale.shape == (2, 3)
+def test_a_low_rank_prior_and_a_placeholder_have_the_same_shapes(tiny):
+    wanted = tiny("digits", {"prior.rank": 2})
+    source = load.load(wanted.data)
+    low = prior.fit_to(source, wanted.prior, None)
+    like = prior.placeholder(wanted.prior, source, None)
+    assert low.factor.shape == like.factor.shape == (64, 2)
+    assert low.remainder_scale.shape == like.remainder_scale.shape == (8, 8, 1)
     assert "rank 2" in prior.describe(low)
 
 
@@ -97,14 +99,16 @@ def test_a_mixture_has_a_gaussian_for_each_cluster_or_each_class(tiny):
     assert of_clusters.mean.shape == (3, 64)
     assert of_clusters.factor.shape == (64, 6)
     assert "3 Gaussians of rank 2" in prior.describe(of_clusters)
-    of_classes = prior.fit_to(source, wanted.prior, 10)
+    one_each = tiny("digits", {"prior.rank": 2})
+    of_classes = prior.fit_to(source, one_each.prior, 10)
     images, labels = source.train(), source.labels.train
     for label, mean in enumerate(of_classes.mean):
         expected = images[labels == label].reshape(-1, 64).mean(axis=0)
         np.testing.assert_allclose(mean, expected, atol=1e-5)
-    like = prior.placeholder(2, (8, 8, 1), 3)
-    for one, other in zip(of_clusters, like, strict=True):
-        assert np.shape(one) == np.shape(other)
+    for of, fitted, num in ((wanted, of_clusters, None), (one_each, of_classes, 10)):
+        like = prior.placeholder(of.prior, source, num)
+        for one, other in zip(fitted, like, strict=True):
+            assert np.shape(one) == np.shape(other)
 
 
 def test_a_mixture_is_read_back_bit_for_bit(tiny, tmp_path):
@@ -119,9 +123,8 @@ def test_a_mixture_is_read_back_bit_for_bit(tiny, tmp_path):
         prior.read(tmp_path / "prior.npz", other.sha256)
 
 
-@pytest.mark.parametrize("change", [{"prior.name": "normal"}, {"network.by_class": True}])
-def test_several_gaussians_are_for_the_data_dependent_prior_of_one_ratio(tiny, change):
-    wanted = tiny("digits", {"prior.num_components": 3, **change})
+def test_several_gaussians_are_for_the_data_dependent_prior(tiny):
+    wanted = tiny("digits", {"prior.num_components": 3, "prior.name": "normal"})
     with pytest.raises(UserError, match=r"num_components is for prior\.name='data_dependent'"):
         experiment.build(wanted, load.load(wanted.data))
 
@@ -131,7 +134,7 @@ def test_a_large_training_set_is_represented_by_examples_spread_over_it(tiny, mo
     wanted = tiny("digits", {"prior.num_components": 2})
     fitted = prior.fit_to(load.load(wanted.data), wanted.prior, 10)
     assert fitted.num_examples == 500
-    assert len(fitted.weights) == 10
+    assert fitted.num_components == 20  # Two for each class.
 
 
 def test_every_class_needs_images(tiny):
@@ -157,11 +160,14 @@ def test_more_gaussians_than_images_are_an_error_of_the_config(tmp_path):
         ((8, 8, 1), 10_000, 0, 3, None, (3, 50)),
         ((8, 8, 1), 10_000, 5, 3, None, (3, 5)),
         ((5, 5, 1), 10_000, 0, 3, None, (3, 25)),
-        ((8, 8, 1), 10_000, 0, 3, 10, (10, 64)),
-        ((32, 32, 3), 10_000, 0, 0, 10, (10, 100)),
+        ((8, 8, 1), 10_000, 0, 3, 10, (3, 50)),  # For each class.
+        ((8, 8, 1), 10_000, 0, 1, 10, (1, 64)),
+        ((32, 32, 3), 10_000, 0, 1, 10, (1, 100)),
         # As many as fit the training data.
-        ((8, 8, 1), 799, 0, 0, None, (1, 0)),
-        ((8, 8, 1), 800, 0, 0, None, (2, 50)),
+        ((8, 8, 1), 3_999, 0, 0, None, (1, 0)),
+        ((8, 8, 1), 4_000, 0, 0, None, (10, 50)),
+        ((8, 8, 1), 10_000, 0, 0, 10, (2, 50)),
+        ((8, 8, 1), 3_999, 0, 0, 3, (1, 64)),
         ((32, 32, 3), 10**6, 0, 0, None, (100, 50)),
         ((128, 128, 3), 10**6, 100, 0, None, (30, 100)),  # A factor of 100 would have 2 GB.
         ((2,), 0, 0, 0, None, (1, 0)),  # Generated points.
@@ -181,11 +187,13 @@ def test_a_rank_above_the_size_of_an_example_is_rejected(tiny):
         prior.choose(wanted.prior, load.load(wanted.data), None)
 
 
-@pytest.mark.parametrize("by_class", [False, True])
-def test_a_run_with_as_many_components_as_fit_is_resumed(tmp_path, by_class):
+@pytest.mark.parametrize(("by_class", "shape"), [(False, (3,)), (True, (10, 20))])
+def test_a_run_with_as_many_components_as_fit_is_resumed(tmp_path, monkeypatch, by_class, shape):
+    monkeypatch.setattr(prior, "_MIN_CLUSTERS", 2)
+    monkeypatch.setattr(prior, "_EXAMPLES_PER_CLUSTER", 60 if by_class else 400)
     changes = {"prior.num_components": 0, "network.by_class": by_class}
     start("train", tmp_path / "run", "digits:tiny", changes)
-    assert len(files.read_npz(tmp_path / "run" / "prior.npz")["weights"]) == (10 if by_class else 3)
+    assert files.read_npz(tmp_path / "run" / "prior.npz")["weights"].shape == shape
     start("sample", tmp_path / "run")
 
 
