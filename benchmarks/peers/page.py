@@ -29,8 +29,8 @@ _MOST_EVALUATIONS = 36  # Per sample in the pictures, so that no method has more
 _GRID = 36  # Images of a method in the picture of samples.
 _COLUMNS = (
     "method", "CPU seconds", "seeds", "steps", "parameters", "peak memory", "evaluations",
-    "ms per sample", "top probability", "class shares", "memorisation AUC", "Fréchet distance",
-    "in public features", "denoised", "FID",
+    "ms per sample", "top probability", "class shares", "nearest was trained on",
+    "Fréchet distance", "in public features", "denoised", "FID",
 )  # fmt: skip
 
 
@@ -193,7 +193,7 @@ def _row(label: str, rows: list[Result], results: list[Result], *, trained: bool
     cells += [
         f"{mean('top_probability'):.3f}",
         f"{mean('min_share'):.1%} to {mean('max_share'):.1%}",
-        of_all("memorisation_auc", ".2f"),
+        of_all("training_share", ".1%"),
         f"{mean('frechet'):.2f}" + (f" ({distances})" if trained and len(rows) > 1 else ""),
         of_all(PUBLIC, ".1f"),
         of_all(DENOISED, ".1f"),

@@ -16,7 +16,7 @@ from PIL import Image
 
 from benchmarks.peers import methods
 from benchmarks.peers.data import Split
-from benchmarks.peers.judge import Judge, load_or_train
+from benchmarks.peers.judge import Judge, load_or_train, training_share
 from benchmarks.peers.methods import Contestant, Sampler
 from experiments import files
 from experiments.data.decode import to_uint8
@@ -103,7 +103,7 @@ def carry_out(run: Run, images: Split, cache: Path) -> dict[str, Any]:
             of_kept = {"kept": share, "cpu_seconds": _seconds_per_sample(started, run)}
             rows.append((kept, {"evaluations": num} | of_kept))
         for pixels, row in rows:
-            row |= judge.figures(pixels) | {"memorisation_auc": judge.memorisation_auc(pixels)}
+            row |= judge.figures(pixels) | {"training_share": training_share(pixels, images)}
             result["samples"].append(row)
             file = cache / samples_name(run, row)
             _write_grid(file.with_suffix(".png"), pixels)

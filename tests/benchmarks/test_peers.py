@@ -196,10 +196,17 @@ def test_the_judge_ranks_real_images_before_noise(tmp_path, monkeypatch):
     real, noise = (opened.figures(x) for x in (parts[0].pixels, np.zeros_like(parts[0].pixels)))
     assert real["frechet"] < noise["frechet"]
     assert (noise["min_share"], noise["max_share"]) == (0.0, 1.0)
-    # Copies of the training images have distance 0, noise is far away, and new images are between.
-    assert opened.memorisation_auc(parts[0].pixels) > 0.95
-    assert opened.memorisation_auc(np.zeros_like(parts[0].pixels)) == 0.0
-    assert opened.memorisation_auc(parts[2].pixels) == 0.5
+
+
+def test_copies_of_training_images_are_nearest_to_them():
+    rs = np.random.default_rng(2)
+    pixels = rs.integers(0, 256, (800, *SHAPE), dtype=np.uint8)
+    trained_on, new = (data.Images(part, None) for part in np.split(pixels, [700]))
+    images = data.Split(trained_on, new, new)
+    assert judge.training_share(trained_on.pixels[:300], images) == 1.0
+    assert judge.training_share(new.pixels, images) == 0.0
+    others = rs.integers(0, 256, (2_000, *SHAPE), dtype=np.uint8)
+    assert judge.training_share(others, images) == pytest.approx(7 / 8, abs=0.05)
 
 
 def result(method: str, budget: float, frechet: float, **changes) -> dict:
@@ -350,15 +357,13 @@ def test_the_denoiser_removes_noise_and_is_trained_once(tmp_path, monkeypatch):
 
 def test_a_run_keeps_its_samples(images, tmp_path, monkeypatch):
     figures = result("r3gan", 1.0, 3.0)["real"]
-    opened = SimpleNamespace(
-        accuracy=1.0, figures=lambda pixels: figures, memorisation_auc=lambda pixels: 0.25
-    )
+    opened = SimpleNamespace(accuracy=1.0, figures=lambda pixels: figures)
     monkeypatch.setattr(race, "open_judge", lambda *arguments: opened)
     run = race.Run("set", "r3gan", settings("r3gan"), 1, 1e-6, 250, "float32")
     found = race.carry_out(run, data.Split(images, images, images), tmp_path)
     assert race.run_of(json.loads(json.dumps(found))) == run
     (row,) = found["samples"]
-    assert row["memorisation_auc"] == 0.25
+    assert row["training_share"] == 0.0  # There, reference images are those of the training.
     with np.load(tmp_path / race.samples_name(run, row)) as kept:
         assert (kept["arr_0"].shape, kept["arr_0"].dtype) == ((250, *SHAPE), np.uint8)
 
