@@ -180,7 +180,7 @@ ENTRIES = (
         "cifar10_small",
         f"{MAIN} --mode=classifier --config=configs/cifar10_classifier.py --data_dir=CIFAR10 "
         "--workdir=runs/gallery/cifar10_small/classifier\n"
-        f"{MAIN} --config=configs/cifar10_small.py --data_dir=CIFAR10 --config.seed=2 "
+        f"{MAIN} --config=configs/cifar10_small.py:ddp --data_dir=CIFAR10 --config.seed=2 "
         "--workdir=runs/gallery/cifar10_small/run\n"
         f"{MAIN} --workdir=runs/gallery/cifar10_small/run --mode=evaluate --data_dir=CIFAR10 "
         "--classifier=runs/gallery/cifar10_small/classifier",

@@ -65,7 +65,7 @@ def choose(wanted: Prior, source: Source, num_classes: int | None) -> tuple[int,
 
     Args:
       wanted: a rank of 0 means a usual one. 0 components mean a number that fits the training data,
-        whose factor is no larger than that of the largest full covariance. It is 1 for points.
+        whose factor is at most as large as that of the largest full covariance. It is 1 for points.
       source: the data.
       num_classes: the number is that of each class.
     """
