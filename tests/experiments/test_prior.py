@@ -197,12 +197,13 @@ def test_a_run_with_as_many_components_as_fit_is_resumed(tmp_path, monkeypatch, 
     start("sample", tmp_path / "run")
 
 
+@pytest.mark.parametrize(("num_components", "num_columns"), [(1, 64), (3, 150)])
 def test_a_large_factor_is_distributed_over_the_devices_and_gives_the_same_results(
-    tiny, monkeypatch
+    tiny, monkeypatch, num_components, num_columns
 ):
-    wanted = tiny("digits")
+    wanted = tiny("digits", {"prior.num_components": num_components})
     source = load.load(wanted.data)
-    model = experiment.build(wanted, source, prior.fit(source.train_batches(), 0, JITTER))
+    model = experiment.build(wanted, source, prior.fit_to(source, wanted.prior, None))
     step = model.make_step(None)
 
     def results():
@@ -221,6 +222,6 @@ def test_a_large_factor_is_distributed_over_the_devices_and_gives_the_same_resul
     distributed, actual = results()
 
     num = jax.device_count()
-    assert copied == (num, 64, 64)
-    assert distributed == (num, 64 // num, 64)
+    assert copied == (num, 64, num_columns)
+    assert distributed == (num, 64 // num, num_columns)
     chex.assert_trees_all_close(actual, expected, rtol=1e-3, atol=1e-4)
