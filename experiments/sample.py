@@ -53,6 +53,12 @@ def sample(command: Command) -> None:
     _check_condition(command.changes, wanted)
     if wanted.condition.label:
         model = conditioned(model)
+        is_mixture = model.problem.condition and "weights" in model.constants.prior
+        if is_mixture and parallel.is_first_process():
+            print(
+                "note: samples of a prior with several Gaussians have a class already, so a "
+                "classifier breaks many; train with network.by_class or prior.num_components=1"
+            )
     num = command.num_samples or wanted.evaluate.num_samples
     if num > _MAX_SAMPLES:
         raise UserError(f"--num_samples={num:,}: at most {_MAX_SAMPLES:,} samples can be numbered")

@@ -251,6 +251,16 @@ def test_sample_i_of_all_classes_is_that_of_class_i_and_each_has_a_row_in_the_pi
     np.testing.assert_array_equal(of_class("7", 5.0), sevens)  # And replaces none.
 
 
+@pytest.mark.slow
+def test_samples_of_a_class_from_a_mixture_come_with_a_note(classifier, tmp_path, capsys):
+    start("train", tmp_path / "run", "digits:tiny", {"prior.num_components": 2})
+    for flags, is_noted in (({"classifier": classifier, "class": "7"}, True), ({}, False)):
+        capsys.readouterr()
+        start("sample", tmp_path / "run", num_samples=2, **flags)
+        found = "note: samples of a prior with several Gaussians" in capsys.readouterr().out
+        assert found == is_noted
+
+
 @pytest.mark.parametrize(
     ("key", "label", "message"),
     [
