@@ -6,8 +6,8 @@ The data are a folder or zip of PNG or JPEG files in a folder per class. Use
 --config.data.name=tfds:mnist for the prepared TFDS set, and --config.data.name=npz
 --data_dir=mnist.npz for the file of Keras.
 Cost: 38 min on one core of an Intel Xeon with AMX, in bfloat16, while other programs ran (0.45 s
-  per training step); 28 min on one core of an AMD EPYC with avx512_bf16, without the denoiser. 85 min
-  in float32 on one core of a CPU with AVX-512; a training step takes 1.0 s (1.6 s with AVX2).
+  per training step); 28 min on one core of an AMD EPYC with avx512_bf16, without the denoiser.
+  85 min in float32 on one core of a CPU with AVX-512 (1.0 s; 1.6 s with AVX2).
 Score: Fréchet distance of 1,000 images 7.4 ± 1.4 (prior 104 ± 5, real images 6.2 ± 0.6) in the
   features of a classifier that is right on 99.37% of 6,000 held-out images, mean top probability
   0.982 (0.968, 0.994), class shares from 8.1% to 11.9% (8.2% to 11.8%, 8.5% to 12.0%), with seed 1
