@@ -17,7 +17,7 @@ from experiments.settings import Prior
 from fdrl_jax import priors
 from fdrl_jax.training import parallel
 
-_CLUSTER_RANK, _CLASS_RANK = 50, 100
+_CLUSTER_RANK, _CLASS_RANK = 50, 100  # Of each of several Gaussians, and of one for each class.
 # Of an automatic number of clusters. With fewer examples in each, samples of the prior are too
 # similar to the training data; docs/budget.md has figures.
 _EXAMPLES_PER_CLUSTER, _MIN_CLUSTERS, _MAX_CLUSTERS = 400, 10, 100

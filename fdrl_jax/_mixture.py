@@ -64,7 +64,7 @@ def clusters(
             f"the number of clusters must be from 1 to that of the examples, {num}, "
             f"got {num_clusters}"
         )
-    if num_clusters == 1:
+    if num_clusters == 1 and np.isfinite(examples).all():  # Others are an error below.
         return np.zeros(num, np.int32)
     rows = examples.reshape(num, -1)
     part = low_rank(_batches(examples), min(_NUM_DIRECTIONS, rows.shape[1]), seed)

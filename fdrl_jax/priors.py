@@ -184,9 +184,9 @@ def mixture(
 
     def sample(params: dict[str, Array], keys: Array, batch: Batch) -> Array:
         logits = jnp.log(params["weights"])
-        logits = logits[batch["label"]] if classes else jnp.tile(logits, (len(keys), 1))
+        logits = logits[batch["label"]] if classes else logits
         of_choice = jax.vmap(jax.random.fold_in, (0, None))(keys, 2)
-        chosen = jax.vmap(jax.random.categorical)(of_choice, logits)
+        chosen = jax.vmap(jax.random.categorical, (0, 0 if classes else None))(of_choice, logits)
         noise = (chosen, _per_example(jax.random.normal, keys, (rank,)))
         correlated = _correlated(noise, params["factor"], size, axis_name, _times_components)
         x = params["mean"][chosen] + correlated

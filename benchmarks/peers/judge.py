@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 from benchmarks.peers import fitting
 from benchmarks.peers.data import Images, Split, draw
 from experiments.data.decode import to_unit
+from experiments.evaluation import memorisation
 from fdrl_jax import metrics, networks
 from fdrl_jax.priors import Batch
 from fdrl_jax.training import adversarial, augmentation
@@ -58,19 +59,16 @@ def training_share(pixels: np.ndarray, images: Split) -> float:
 
     The real images are those of the contestants, and the reference images, which they never saw.
     Without copies, it is the share of the contestants' images among these, 7/8, whatever the
-    sharpness of the images; with copies alone it is 1. Distances are those of pixels.
+    sharpness of the images; if all are copies, it is 1. Distances are those of pixels.
     """
-    near, new = (_distances(pixels, of.pixels) for of in (images.contestants, images.reference))
+
+    def distances(real: np.ndarray) -> np.ndarray:
+        starts = range(0, len(real), _APPLY_BATCH)
+        batches = (np.asarray(to_unit(real[start : start + _APPLY_BATCH])) for start in starts)
+        return memorisation.nearest(np.asarray(to_unit(pixels)), batches, 1).distances
+
+    near, new = (distances(of.pixels) for of in (images.contestants, images.reference))
     return float(np.mean(near < new))
-
-
-def _distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Returns the distances of images x to the nearest of y, [N], without the length of x."""
-    x, y = (part.reshape(len(part), -1).astype(np.float32) / 255 for part in (x, y))
-    lengths = np.sum(y**2, axis=1)
-    starts = range(0, len(x), _APPLY_BATCH)
-    parts = [lengths - 2.0 * x[start : start + _APPLY_BATCH] @ y.T for start in starts]
-    return np.concatenate([part.min(axis=1) for part in parts])
 
 
 def load_or_train(file: Path, images: Split, dtype: DTypeLike) -> Judge:
