@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from fdrl_jax import _covariance, priors
 from fdrl_jax._covariance import LowRank
 
 _MIN_SIZE = 5_000  # Smaller arrays are stored unchanged: they take little space.
-_EXACT = "prior/remainder_scale"  # The spectrum of images spans more decades than 8 bits hold.
+_SPECTRUM = "prior/remainder_scale"  # Spans more decades than 8 bits hold, and is float16.
 _LARGEST = 127  # Of int8, without the number -128, so that the range is symmetric.
 
 
@@ -23,8 +24,11 @@ def rounded(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """
     found: dict[str, np.ndarray] = {}
     for name, array in arrays.items():
-        if array.ndim < 2 or array.size < _MIN_SIZE or name == _EXACT:
+        if array.ndim < 2 or array.size < _MIN_SIZE:
             found[name] = array
+            continue
+        if name == _SPECTRUM:
+            found[name] = array.astype(np.float16)
             continue
         largest = np.abs(array).reshape(-1, array.shape[-1]).max(axis=0)
         scale = np.where(largest > 0, largest, 1.0).astype(np.float32) / np.float32(_LARGEST)
@@ -36,37 +40,42 @@ def rounded(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 def simplified(model: Experiment, rank: int) -> Experiment:
     """Returns the experiment in float32, with a prior of at most `rank` directions.
 
-    They are the leading principal directions of a data-dependent prior. The variance of the others
-    is kept per spatial frequency.
+    They are the leading principal directions of a data-dependent prior, of each Gaussian of a
+    mixture. The variance of the others is kept per spatial frequency.
     """
-    changes = {"precision": "float32"}
-    model = dataclasses.replace(
+    changes: dict[str, Any] = {"precision": "float32"}
+    constants, arguments, prior = model.constants, model.prior_arguments, model.constants.prior
+    num = np.shape(prior["weights"])[-1] if "weights" in prior else 1
+    if "factor" in prior and prior["factor"].shape[1] > num * rank:
+        shape = model.source.event_shape
+        scales = np.broadcast_to({**arguments, **prior}["remainder_scale"], (num, *shape))
+        each = zip(np.split(np.asarray(prior["factor"], np.float64), num, 1), scales, strict=True)
+        factors, scales = zip(*(_leading(*one, rank) for one in each), strict=True)
+        scale = np.reshape(scales, (num, *shape) if "weights" in prior else shape)
+        small = {**prior, "factor": np.concatenate(factors, axis=1), "remainder_scale": scale}
+        constants = constants._replace(prior=small)
+        arguments = {name: a for name, a in arguments.items() if name not in small}
+        changes["prior.rank"] = rank
+    return dataclasses.replace(
         model,
+        settings=settings.replace(model.settings, changes),
+        constants=constants,
+        prior_arguments=arguments,
         network=model.network.clone(dtype="float32"),
         denoiser=model.denoiser and model.denoiser.clone(dtype="float32"),
     )
-    # The Gaussians of a mixture have low ranks already.
-    of_data = "factor" in model.constants.prior and "weights" not in model.constants.prior
-    if not of_data or model.constants.prior["factor"].shape[1] <= rank:
-        wanted = settings.replace(model.settings, changes)
-        return dataclasses.replace(model, settings=wanted)
-    prior = {name: np.asarray(a, np.float64) for name, a in model.constants.prior.items()}
-    # The variance of white noise is the same for every frequency.
-    scale = {**model.prior_arguments, **prior}["remainder_scale"]
-    spectrum = _covariance.spectrum(prior["factor"].T, model.source.event_shape)
-    left, singular, _ = np.linalg.svd(prior["factor"], full_matrices=False)
-    leading = LowRank(
-        model.source.num_train,
-        prior["mean"],
-        left[:, :rank],
-        singular[:rank] ** 2,
-        spectrum + scale**2,
-    )
-    factor, scale = priors.low_rank_factor(leading, jitter=0.0)
-    small = {"mean": model.constants.prior["mean"], "factor": factor, "remainder_scale": scale}
-    return dataclasses.replace(
-        model,
-        settings=settings.replace(model.settings, {**changes, "prior.rank": rank}),
-        constants=model.constants._replace(prior=small),
-        prior_arguments={"clip": model.prior_arguments["clip"]},
-    )
+
+
+def _leading(factor: np.ndarray, scale: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the leading directions of a factor [D, k], and the scale of the remainder then.
+
+    Args:
+      factor: of a Gaussian, [D, k] in float64.
+      scale: of its remainder, of the example's shape. White noise has the same for each frequency.
+      rank: number of directions.
+    """
+    total = _covariance.spectrum(factor.T, scale.shape) + np.square(scale, dtype=np.float64)
+    left, singular, _ = np.linalg.svd(factor, full_matrices=False)
+    variances = np.square(singular[:rank])
+    part = LowRank(1, np.zeros(len(factor)), left[:, :rank], variances, total)
+    return priors.low_rank_factor(part, jitter=0.0)

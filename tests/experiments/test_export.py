@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import yaml
+from scipy.fft import dctn
 from small_runs import command, contents, start
 
 import fdrl_jax
@@ -173,6 +174,44 @@ def test_a_compact_export_is_small_and_draws_nearly_the_same_samples(tiny, tmp_p
     # What is compact already is exported with the same numbers.
     rounded = export.compact.rounded({"a": np.asarray(sampler.prior_params["factor"])})
     np.testing.assert_array_equal(rounded["a"], stored["prior/factor"])
+
+
+def test_a_compact_export_keeps_the_leading_directions_of_each_gaussian(
+    tiny, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(export.compact, "_MIN_SIZE", 100)
+    wanted = tiny("digits", {"prior.num_components": 3, "prior.rank": 20})
+    source = load(wanted.data)
+    model = build(wanted, source, prior.fit_to(source, wanted.prior, 0))
+    export.write_compact(model, model.init_state(), tmp_path / "export", 5)
+    stored = safetensors.numpy.load_file(tmp_path / "export" / "model.safetensors")
+    assert stored["prior/remainder_scale"].dtype == np.float16
+    sampler = fdrl_jax.pretrained(tmp_path / "export")
+    assert sampler.config["settings"]["prior.rank"] == 5
+    before, after = (
+        {name: np.asarray(a, np.float64) for name, a in params.items()}
+        for params in (model.constants.prior, sampler.prior_params)
+    )
+    np.testing.assert_allclose(after["weights"], before["weights"])
+    assert after["factor"].shape == (64, 15)
+
+    def spectrum(factor, scale):
+        cosines = dctn(factor.reshape(8, 8, -1), axes=(0, 1), norm="ortho")
+        return np.square(cosines).sum(axis=-1) + np.square(scale.reshape(8, 8))
+
+    for number in range(3):
+        factor = before["factor"][:, 20 * number : 20 * (number + 1)]
+        small = after["factor"][:, 5 * number : 5 * (number + 1)]
+        left, singular, _ = np.linalg.svd(factor)
+        leading = left[:, :5] * singular[:5]
+        expected = leading @ leading.T
+        assert np.linalg.norm(small @ small.T - expected) < 0.02 * np.linalg.norm(expected)
+        np.testing.assert_allclose(
+            spectrum(small, after["remainder_scale"][number]),
+            spectrum(factor, before["remainder_scale"][number]),
+            rtol=0.03,
+            atol=1e-4,
+        )
 
 
 def test_safetensors_hold_the_arrays_and_the_settings_are_json(exported):
