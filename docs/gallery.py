@@ -160,22 +160,16 @@ ENTRIES = (
     ),
     Entry(
         "mnist_classes",
-        f"{MAIN} --mode=classifier --config=configs/mnist_classifier.py --data_dir=MNIST "
-        "--config.attack.num_steps=3 --config.train.num_steps=2000 "
-        "--workdir=runs/gallery/mnist_classes/classifier\n"
-        f"{MAIN} --config=configs/mnist.py:ddp --data_dir=MNIST --config.seed=1 "
-        "--workdir=runs/gallery/mnist_classes/run\n"
-        f"{MAIN} --workdir=runs/gallery/mnist_classes/run --mode=sample --num_samples=100 "
-        "--class=all --classifier=runs/gallery/mnist_classes/classifier "
-        "--config.condition.weight=0.6 --config.sample.name=classes",
+        f"{MAIN} --workdir=runs/gallery/mnist/run --mode=sample --num_samples=100 --class=all "
+        "--classifier=runs/gallery/mnist/classifier --config.condition.weight=0.3 "
+        "--config.sample.name=classes",
         {
             "mnist_classes.png": (
-                "mnist_classes/run/samples/classes.npz.picture.png",
-                "Class-conditional samples of MNIST: a row for each digit, with a classifier "
-                "trained under attack.",
+                "mnist/run/samples/classes.npz.picture.png",
+                "Class-conditional samples of MNIST, guided by a classifier: a row for each digit.",
             )
         },
-        needs_data="MNIST",
+        of_run="mnist",
     ),
     Entry(
         "cifar10_small",

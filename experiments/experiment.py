@@ -341,6 +341,33 @@ def explained() -> Iterator[None]:
         raise UserError(f"config: {error}") from error
 
 
+def with_class_weights(
+    model: Experiment, classifier: Callable[[jax.Array], jax.Array]
+) -> Experiment:
+    """Returns the experiment with a prior that draws samples of a class, if it is a mixture.
+
+    Args:
+      model: without a ratio for each class; other priors stay as they are.
+      classifier: images [B, H, W, C] in [-1, 1] to logits [B, classes].
+    """
+    arrays = model.constants.prior
+    if "weights" not in arrays or np.ndim(arrays["weights"]) > 1:
+        return model
+    means = np.reshape(arrays["mean"], (-1, *model.source.event_shape))
+    stored = (arrays["weights"], means, arrays["factor"], arrays["remainder_scale"])
+    fitted = priors.Mixture(*stored, share_held=0.0)
+    clip = model.prior_arguments["clip"]
+    weights = priors.class_weights(fitted, classifier, model.root_key, clip=clip)
+    of_classes = priors.mixture(
+        fitted._replace(weights=weights), clip=clip, axis_name=parallel.AXIS
+    )
+    return dataclasses.replace(
+        model,
+        problem=model.problem._replace(prior_sample=of_classes.sample),
+        constants=model.constants._replace(prior=of_classes.params),
+    )
+
+
 def _prior(
     settings: Settings, source: Source, fitted: FittedPrior | None, num_of_classes: int | None
 ) -> tuple[Prior, dict[str, Any]]:

@@ -16,7 +16,7 @@ from experiments import classifier, draw, pictures, run
 from experiments.command import Command
 from experiments.data.decode import to_uint8, to_unit
 from experiments.errors import UserError
-from experiments.experiment import Experiment, in_turn
+from experiments.experiment import Experiment, in_turn, with_class_weights
 from experiments.files import (
     locked,
     read_json,
@@ -53,12 +53,6 @@ def sample(command: Command) -> None:
     _check_condition(command.changes, wanted)
     if wanted.condition.label:
         model = conditioned(model)
-        is_mixture = model.problem.condition and "weights" in model.constants.prior
-        if is_mixture and parallel.is_first_process():
-            print(
-                "note: samples of a prior with several Gaussians have a class already, so a "
-                "classifier breaks many; train with network.by_class or prior.num_components=1"
-            )
     num = command.num_samples or wanted.evaluate.num_samples
     if num > _MAX_SAMPLES:
         raise UserError(f"--num_samples={num:,}: at most {_MAX_SAMPLES:,} samples can be numbered")
@@ -114,7 +108,7 @@ def conditioned(
 
     An experiment with a ratio for each class needs no classifier. Otherwise, the classifier is that
     of the settings, or `guide`: the function `(variables, images [B, H, W, C] in [-1, 1]) ->
-    logits [B, classes]`, and its variables.
+    logits [B, classes]`, and its variables. A mixture then starts with components of the class.
     """
     options, source = model.settings.condition, model.source
     labels = labels_of(options.label, source.classes)
@@ -125,8 +119,10 @@ def conditioned(
             f"--class={options.label} needs --classifier: the folder of a classifier, from "
             "--mode=classifier; or a run that was trained with network.by_class"
         )
-    path, problem = Path(options.classifier), model.problem
+    path = Path(options.classifier)
     apply, variables = guide or classifier.open_to_guide(path, source.classes, source.event_shape)
+    model = with_class_weights(model, lambda x: apply(variables, x))
+    problem = model.problem
 
     def condition(estimator: Potential, arrays: Any, batch: Batch) -> Potential:
         return compose.condition(

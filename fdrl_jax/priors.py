@@ -16,12 +16,14 @@ from jax import lax
 from fdrl_jax._covariance import Moments, covariance_factor, low_rank, low_rank_factor, moments
 from fdrl_jax._labels import one_or_nan
 from fdrl_jax._mixture import Mixture, clusters, fit_mixture
+from fdrl_jax._precision import at_least_float32
 
 __all__ = [
     "Mixture",
     "Moments",
     "Prior",
     "batch",
+    "class_weights",
     "clusters",
     "covariance_factor",
     "fit_mixture",
@@ -198,6 +200,49 @@ def mixture(
         return x if clip is None else jnp.clip(x, *clip)
 
     return Prior(params, sample)
+
+
+def class_weights(
+    fitted: Mixture,
+    classifier: Callable[[Array], Array],
+    key: Array,
+    *,
+    clip: tuple[float, float] | None = None,
+    num_samples: int = 100,
+) -> np.ndarray:
+    """Returns weights of a mixture for each class, `p(m|y) ∝ w_m p(y|m)`, [C, M].
+
+    A flow that is guided by a classifier should start from samples of the class. With these
+    weights, `mixture` draws them for the labels of a batch.
+
+    Args:
+      fitted: a mixture without classes.
+      classifier: `x [B, ...] -> logits [B, C]`.
+      key: a JAX key.
+      clip: as for `mixture`.
+      num_samples: of each component, over which `p(y|m)` is the mean of `p(y|x)`.
+
+    Raises:
+      ValueError: if the mixture has weights for each class already.
+    """
+    if np.ndim(fitted.weights) != 1:
+        raise ValueError(
+            f"the mixture has weights for each class already, {np.shape(fitted.weights)}"
+        )
+    num = len(fitted.weights)
+    by_component = mixture(fitted._replace(weights=np.eye(num)), clip=clip)
+
+    @jax.jit
+    def probabilities(params: Any, component: Array) -> Array:
+        keys = jax.random.split(jax.random.fold_in(key, component), num_samples)
+        labels = jnp.full(num_samples, component)
+        x = by_component.sample(params, keys, {"label": labels})
+        return jax.nn.softmax(at_least_float32(classifier(x)), axis=-1).mean(axis=0)
+
+    found = [probabilities(by_component.params, component) for component in range(num)]
+    joint = np.asarray(fitted.weights)[:, None] * np.asarray(found, np.float64)
+    weights: np.ndarray = (joint / joint.sum(axis=0)).T
+    return weights
 
 
 def _correlated(

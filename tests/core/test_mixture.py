@@ -1,6 +1,7 @@
 """The data-dependent prior as a mixture: clusters, a Gaussian for each, and samples of them."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -150,3 +151,23 @@ def test_arrays_of_a_mixture_must_fit_each_other(change):
     fitted = priors.fit_mixture(*blobs(), 2)._replace(**change)
     with pytest.raises(ValueError, match=r"3 means of shape \(1, 3\) need as many weights"):
         priors.mixture(fitted)
+
+
+def test_weights_of_a_class_are_those_of_bayes():
+    means, factor = np.array([[-3.0], [3.0], [4.0]]), 0.1 * np.ones((1, 3))
+    fitted = priors.Mixture(
+        np.array([0.5, 0.3, 0.2]), means, factor, np.zeros((3, 1)), share_held=1.0
+    )
+
+    def classifier(x):  # Class 0 below zero; above it, class 1 with a probability of 3/4.
+        below = jnp.array([50.0, 0.0, 0.0])
+        above = jnp.log(jnp.array([1e-20, 3.0, 1.0]))
+        return jnp.where(x < 0.0, below, above)
+
+    found = priors.class_weights(fitted, classifier, jax.random.key(0))
+    np.testing.assert_allclose(found, [[1, 0, 0], [0, 0.6, 0.4], [0, 0.6, 0.4]], atol=1e-6)
+    by_class = fitted._replace(weights=found)
+    x = drawn(priors.mixture(by_class), 4, {"label": np.array([0, 1, 2, 0])})
+    assert (np.sign(x[:, 0]) == [-1, 1, 1, -1]).all()
+    with pytest.raises(ValueError, match=r"weights for each class already, \(3, 3\)"):
+        priors.class_weights(by_class, classifier, jax.random.key(0))

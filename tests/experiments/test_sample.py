@@ -13,10 +13,12 @@ from PIL import Image
 from small_runs import contents, start
 
 from examples import guidance_weight
-from experiments import draw
+from experiments import draw, prior
+from experiments.data.load import load
 from experiments.errors import UserError
+from experiments.experiment import build
 from experiments.files import locked
-from experiments.sample import _Parts, labels_of
+from experiments.sample import _Parts, conditioned, labels_of
 
 
 def sample(run, num_samples=20, **changes):
@@ -251,14 +253,24 @@ def test_sample_i_of_all_classes_is_that_of_class_i_and_each_has_a_row_in_the_pi
     np.testing.assert_array_equal(of_class("7", 5.0), sevens)  # And replaces none.
 
 
-@pytest.mark.slow
-def test_samples_of_a_class_from_a_mixture_come_with_a_note(classifier, tmp_path, capsys):
-    start("train", tmp_path / "run", "digits:tiny", {"prior.num_components": 2})
-    for flags, is_noted in (({"classifier": classifier, "class": "7"}, True), ({}, False)):
-        capsys.readouterr()
-        start("sample", tmp_path / "run", num_samples=2, **flags)
-        found = "note: samples of a prior with several Gaussians" in capsys.readouterr().out
-        assert found == is_noted
+def test_a_classifier_chooses_the_components_where_samples_start(tiny):
+    wanted = tiny("digits", {"prior.num_components": 10, "condition.label": "all"})
+    source = load(wanted.data)
+    model = build(wanted, source, prior.fit_to(source, wanted.prior, 0))
+    state = model.init_state()
+    means = np.asarray(model.constants.prior["mean"])
+
+    def nearest(_, x):  # Class c is what is nearest to the mean of component 9 - c.
+        distances = jnp.square(x.reshape(-1, 1, 64) - means[::-1]).sum(axis=-1)
+        return -10.0 * distances
+
+    of_class = conditioned(model, (nearest, ()))
+    x0 = draw.sample_starts(of_class, state, 100)
+    found = np.asarray(nearest((), x0)).argmax(axis=-1)
+    assert (found == np.arange(100) % 10).mean() > 0.9
+    x0 = draw.sample_starts(model, state, 100)
+    found = np.asarray(nearest((), x0)).argmax(axis=-1)
+    assert (found == np.arange(100) % 10).mean() < 0.3
 
 
 @pytest.mark.parametrize(
