@@ -80,7 +80,7 @@ def defaults(shape: tuple[int, ...], budget: float) -> dict[str, Settings]:
     start = {"jitter": 3e-4, "prior_clip": [-1.0, 1.0], "num_components": 1, "prior_rank": 100}
     # The recipe for small images of configs/base.py, with the changes of configs/mnist.py and
     # configs/cifar10_small.py. Short trainings need more steps.
-    num_steps, lengths = (12, [15, 18, 36]) if is_grey else (6, [7])
+    num_steps, lengths = (12, [15, 18]) if is_grey else (6, [7])
     fdrl = critic | start
     fdrl |= {
         "batch_size": 64 if is_grey and budget >= _SHORT else 32,

@@ -24,7 +24,8 @@ NAMES = {
     "meanflow": "MeanFlow",
     "r3gan": "R3GAN, small",
 }
-_PRIOR = "prior of FDRL"
+# Settings that may differ from the default, because `_name` says so, or as they change no training.
+_VARIED = ("by_class", "num_components", "prior_rank", "from_prior", "evaluations")
 _MOST_EVALUATIONS = 36  # Per sample in the pictures, so that no method has more.
 _GRID = 36  # Images of a method in the picture of samples.
 _COLUMNS = (
@@ -56,32 +57,30 @@ def figures_line(name: str, figures: dict[str, Any]) -> str:
 
 
 def of_present_settings(results: list[Result], name: str) -> list[Result]:
-    """Returns the results of a data set, without those of trainings that are not the default."""
+    """Returns the results of a data set with default settings but for labels and prior."""
 
     def is_default(result: Result) -> bool:
-        default = methods.defaults(tuple(result["shape"]), result["budget"])[result["method"]]
-        # How often samples are evaluated changes no training.
-        return result["settings"] | {"evaluations": default["evaluations"]} == default
+        default = _defaults(result)
+        varied = {key: default[key] for key in _VARIED if key in default}
+        return result["settings"] | varied == default
 
     return [result for result in results if result["data"] == name and is_default(result)]
 
 
 def table(results: list[Result]) -> str:
     """Returns a table in Markdown: means over seeds, and the distance of each seed."""
-    order = list(NAMES)
     rows = [_row("real images", [result["real"] for result in results], results, trained=False)]
-    groups: dict[tuple[float, int, int, bool], list[tuple[Result, Result]]] = {}
-    for result in results:
+    groups: dict[tuple[Any, ...], list[tuple[Result, Result]]] = {}
+    for result in _in_order(results):
         for row in result["samples"]:
-            method = order.index(result["method"])
-            key = (result["budget"], method, row["evaluations"], "kept" in row)
+            trained_for = result["budget"] if row["evaluations"] else 0.0
+            key = (trained_for, _place(result), row["evaluations"], "kept" in row)
             groups.setdefault(key, []).append((row, result))
-    for _, group in sorted(groups.items()):
+    for key, group in sorted(groups.items()):
         samples, trained = map(list, zip(*group, strict=True))
-        label = _label(trained[0], samples[0])
-        rows.append(_row(label, samples, trained, trained=label != _PRIOR))
+        rows.append(_row(_label(trained[0], samples[0]), samples, trained, trained=key[0] > 0))
     rows += [
-        f"| {NAMES[r['method']]} | {r['budget']:,.0f} | seed {r['seed']} diverged at step "
+        f"| {_name(r)} | {r['budget']:,.0f} | seed {r['seed']} diverged at step "
         f"{r['steps']:,} |" + " |" * (len(_COLUMNS) - 3)
         for r in results
         if r["diverged"]
@@ -91,26 +90,32 @@ def table(results: list[Result]) -> str:
 
 
 def draw(results: list[Result], file: Path) -> None:
-    """Draws the distance against the CPU seconds: a line per method, a point per seed.
+    """Draws the distance without rejection against the CPU seconds: a point per seed.
 
-    A point is the longest sampling of at most 36 evaluations per sample, also per kept sample.
+    A line is of one method, and its dotted line is the prior of FDRL. A point is the longest
+    sampling of at most 36 evaluations per sample.
     """
-    points: dict[str, list[tuple[float, float]]] = {}
+    figure, ax = plt.subplots(figsize=(9.4, 3.8), layout="constrained", dpi=130)
+    ax.set_prop_cycle(color=plt.get_cmap("tab20").colors)
+    of_names: dict[str, list[Result]] = {}
     for result in _in_order(results):
-        for label, row in _longest(result).items():
-            points.setdefault(label, []).append((result["budget"], row["frechet"]))
-    figure, ax = plt.subplots(figsize=(7.4, 3.6), layout="constrained", dpi=130)
-    for label, of_label in points.items():
-        budgets, distances = np.array(of_label).T
+        of_names.setdefault(_name(result), []).append(result)
+    for name, found in of_names.items():
+        rows = [_longest(result).get(name) for result in found]
+        points = [(r["budget"], row["frechet"]) for r, row in zip(found, rows, strict=True) if row]
+        if not points:
+            continue
+        budgets, distances = np.array(points).T
         each = np.unique(budgets)
         means = [distances[budgets == budget].mean() for budget in each]
-        (drawn,) = ax.plot(each, means, lw=1.5, label=label)
+        (drawn,) = ax.plot(each, means, lw=1.5, label=name)
         ax.plot(budgets, distances, "o", ms=4, color=drawn.get_color())
+        prior = [r["frechet"] for one in found for r in one["samples"] if not r["evaluations"]]
+        if prior:
+            ax.axhline(np.mean(prior), color=drawn.get_color(), ls=":", lw=1)
     real = np.mean([result["real"]["frechet"] for result in results])
     ax.axhline(real, color="0.4", ls="--", lw=1, label="real images")
-    prior = [r["frechet"] for result in results for r in result["samples"] if not r["evaluations"]]
-    if prior:
-        ax.axhline(np.mean(prior), color="0.4", ls=":", lw=1, label=_PRIOR)
+    ax.plot([], [], color="0.4", ls=":", lw=1, label="prior")
     ax.set(xscale="log", yscale="log", xlabel="CPU seconds of training", ylabel="Fréchet distance")
     ticks = sorted({result["budget"] for result in results})
     ax.set_xticks(ticks, [f"{tick:,g}" for tick in ticks])
@@ -148,21 +153,50 @@ def draw_samples(results: list[Result], cache: Path, real: np.ndarray, file: Pat
 
 
 def _in_order(results: Iterable[Result]) -> list[Result]:
-    """Sorts results as `NAMES`, then by seed."""
-    return sorted(results, key=lambda r: (list(NAMES).index(r["method"]), r["seed"]))
+    """Sorts results as `NAMES`, then by labels and prior, then by seed."""
+    return sorted(results, key=lambda r: (_place(r), r["seed"]))
+
+
+def _place(result: Result) -> tuple[int, bool, int, str]:
+    """Returns the place of a contestant in tables."""
+    settings = result["settings"]
+    place = list(NAMES).index(result["method"]), settings.get("by_class", False)
+    return *place, settings.get("num_components", 0), _name(result)
+
+
+def _name(result: Result) -> str:
+    """Returns the name of a contestant, with labels and the Gaussians of its prior."""
+    settings, name = result["settings"], NAMES[result["method"]]
+    with_labels, starts = settings.get("by_class", False), settings.get("from_prior", False)
+    name += " with labels" * with_labels + ", from FDRL's prior" * starts
+    if result["method"] == "fdrl" or starts:
+        num = settings["num_components"]
+        name += f", {num} Gaussian{'s' * (num > 1)}{' per class' * with_labels}"
+    return name
 
 
 def _longest(result: Result) -> dict[str, Result]:
-    """Returns the rows of the longest sampling with at most 36 evaluations, by label."""
-    rows = [row for row in result["samples"] if 0 < _evaluations([row]) <= _MOST_EVALUATIONS]
-    return {_label(result, row): row for row in rows}
+    """Returns the rows of the longest sampling that the default settings have, by label.
+
+    It has at most 36 evaluations, also per kept sample.
+    """
+    lengths = _defaults(result)["evaluations"]
+    return {
+        _label(result, row): row
+        for row in result["samples"]
+        if row["evaluations"] in lengths and 0 < _evaluations([row]) <= _MOST_EVALUATIONS
+    }
+
+
+def _defaults(result: Result) -> methods.Settings:
+    return methods.defaults(tuple(result["shape"]), result["budget"])[result["method"]]
 
 
 def _label(result: Result, row: dict[str, Any]) -> str:
     """Returns what a table calls samples."""
     if row["evaluations"] == 0:
-        return _PRIOR
-    return NAMES[result["method"]] + (", kept by the ratio" if "kept" in row else "")
+        return f"prior of {_name(result)}"
+    return _name(result) + (", kept by the ratio" if "kept" in row else "")
 
 
 def _evaluations(rows: list[dict[str, Any]]) -> float:

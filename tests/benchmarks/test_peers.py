@@ -234,7 +234,14 @@ def test_the_table_has_means_over_seeds_and_no_trials_of_tuning(tmp_path):
         result("fdrl", 60.0, 2.0, data="other"),
         trial,
         longer,
+        result("fdrl", 60.0, 8.0),
     ]
+    for seed, changes in enumerate([{"num_components": 3}, {"by_class": True}]):
+        of_other_prior = result("fdrl", 60.0, 6.0, seed=seed)
+        of_other_prior["settings"] = of_other_prior["settings"] | changes
+        figures = of_other_prior["samples"][0]
+        of_other_prior["samples"] += [figures | {"evaluations": 0, "frechet": 25.0 + seed}]
+        found.append(of_other_prior)
     file = tmp_path / "results.jsonl"
     file.write_text("".join(json.dumps(one) + "\n" for one in found))
     kept = page.of_present_settings(page.read(file), "set")
@@ -243,6 +250,18 @@ def test_the_table_has_means_over_seeds_and_no_trials_of_tuning(tmp_path):
     assert "| 7.00 |" in table  # Two evaluations, with one seed.
     assert "seed 1 diverged at step 10" in table
     assert "9.00" not in table
+    names = [line.split(" | ")[0].removeprefix("| ") for line in table.splitlines()[2:]]
+    assert names == [
+        "real images",
+        "prior of FDRL, 3 Gaussians",
+        "prior of FDRL with labels, 1 Gaussian per class",
+        "FDRL, 1 Gaussian",
+        "FDRL, 3 Gaussians",
+        "FDRL with labels, 1 Gaussian per class",
+        *["R3GAN, small"] * 2,
+        "FDRL, 1 Gaussian",  # It diverged.
+    ]
+    assert "| 25.00 |" in table
     page.draw(kept, tmp_path / "curve.png")
     with Image.open(tmp_path / "curve.png") as picture:
         assert picture.size[0] > 100
