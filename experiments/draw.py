@@ -1,6 +1,6 @@
 """Draws samples of a density ratio: in batches over all devices, along the flow, between points."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,7 +20,8 @@ _SMALLEST_RATIO = 1e-6
 # Of rejection: samples that set the bound, and attempts at a sample, whose positions are a stride
 # apart. Positions are int32.
 _NUM_PILOT, _STRIDE, _MAX_ATTEMPTS = 1_000, 2**20, 1_000
-_NUM_PATHS, _NUM_POINTS = 6, 11  # Of a picture of interpolations.
+# Of a picture of interpolations: paths, points of each, and samples among which ends are chosen.
+_NUM_PATHS, _NUM_POINTS, _NUM_ENDS = 6, 11, 300
 
 
 class Sampler:
@@ -219,36 +220,52 @@ def interpolations(
     """Returns points between samples of the prior, and their samples, by kind of interpolation.
 
     Both are [paths, points, H, W, C]. All points of a path use the same noise, so they differ only
-    in their start.
+    in their start. Both ends are of the same class, if any, and of the same Gaussian of a mixture.
     """
     problem, key = model.problem, model.root_key
     num_steps = problem.flow.num_steps + problem.flow.num_refine_steps
     start = jax.jit(samplers.make_start_sampler(problem))
     advance = jax.jit(samplers.make_segment(problem, num_steps=num_steps))
     variables, denoise = model.sampling_variables(state), make_denoise(model, state)
-    ends = batch_at(model, np.arange(2 * _NUM_PATHS, dtype=np.int32))
-    of_paths = {"position": ends["position"][::2], **labels_at(model, np.arange(_NUM_PATHS))}
-    x0 = start(key, variables, model.constants, ends)
-    centre = model.constants.prior
+    ends = batch_at(model, np.arange(_NUM_ENDS, dtype=np.int32))
+    x0 = np.asarray(start(key, variables, model.constants, ends))
     # The centre of a Gaussian is its mean, that of other priors is zero.
-    mean = jnp.zeros(())
-    if "mean" in centre:  # Or the means of a mixture.
-        mean = jnp.reshape(centre["mean"], (-1, *x0.shape[1:])).mean(axis=0)
+    prior = model.constants.prior
+    means = np.reshape(prior["mean"] if "mean" in prior else np.zeros(x0[0].size), (-1, x0[0].size))
+    distances = np.square(means).sum(axis=1) - 2.0 * x0.reshape(_NUM_ENDS, -1) @ means.T
+    nearest = distances.argmin(axis=1)
+    pairs = _pairs(zip(nearest, ends.get("label", np.zeros(_NUM_ENDS)), strict=True))
+    first, second = np.array(pairs[:_NUM_PATHS]).T
+    centre = means[nearest[first]].reshape(-1, *x0.shape[1:])
     weights = jnp.linspace(0.0, 1.0, _NUM_POINTS)
 
     def sheet(between: Callable[..., jax.Array]) -> tuple[np.ndarray, np.ndarray]:
-        points = jax.vmap(lambda a, b: between(a, b, weights))(x0[::2] - mean, x0[1::2] - mean)
-        flat = (points + mean).reshape(-1, *x0.shape[1:])
-        batch: dict[str, Any] = {k: np.repeat(v, _NUM_POINTS) for k, v in of_paths.items()}
+        points = jax.vmap(lambda a, b: between(a, b, weights))(
+            x0[first] - centre, x0[second] - centre
+        )
+        flat = (points + centre[:, None]).reshape(-1, *x0.shape[1:])
+        batch: dict[str, Any] = {k: np.repeat(v[first], _NUM_POINTS) for k, v in ends.items()}
         batch["x"] = flat
         moved = denoise(np.asarray(advance(key, variables, model.constants, batch, 0)))
-        shape = (_NUM_PATHS, _NUM_POINTS, *x0.shape[1:])
+        shape = (len(first), _NUM_POINTS, *x0.shape[1:])
         return np.asarray(flat).reshape(shape), moved.reshape(shape)
 
     return {
         "spherical": sheet(interpolation.spherical),
         "linear": sheet(interpolation.linear),
     }
+
+
+def _pairs(kinds: Iterable[Hashable]) -> list[tuple[int, int]]:
+    """Returns the numbers of each two successive examples of a kind."""
+    waiting: dict[Hashable, int] = {}
+    pairs = []
+    for number, kind in enumerate(kinds):
+        if kind in waiting:
+            pairs.append((waiting.pop(kind), number))
+        else:
+            waiting[kind] = number
+    return pairs
 
 
 def batch_at(model: Experiment, positions: np.ndarray) -> dict[str, np.ndarray]:

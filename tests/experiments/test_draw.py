@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from small_runs import command, start
 
-from experiments import experiment, pictures
+from experiments import experiment, pictures, prior
 from experiments.data.load import load
 from experiments.draw import (
     Sampler,
@@ -77,6 +77,23 @@ def test_the_points_of_a_path_share_their_noise_and_its_ends_are_samples_of_the_
         assert not np.allclose(noise[0], noise[1], atol=0.1)
     (spherical, _), (linear, _) = sheets["spherical"], sheets["linear"]
     np.testing.assert_allclose(spherical[:, [0, -1]], linear[:, [0, -1]], atol=1e-5)
+
+
+@pytest.mark.parametrize("by_class", [False, True])
+def test_a_path_stays_within_a_gaussian_of_a_mixture(tiny, by_class):
+    changes = {"flow.step_size": 1e-12, "flow.noise_scale": 0.0, "network.by_class": by_class}
+    wanted = tiny("digits", {**changes, "network.denoiser_width": 0, "prior.num_components": 2})
+    source = load(wanted.data)
+    fitted = prior.fit_to(source, wanted.prior, 10 if by_class else None)
+    model = experiment.build(wanted, source, fitted)
+    starts, samples = interpolations(model, model.init_state())["spherical"]
+    np.testing.assert_allclose(samples, starts, atol=1e-5)
+    means = np.asarray(model.constants.prior["mean"])
+    assert len(means) == (20 if by_class else 2)
+    points = starts[:, [0, -1]].reshape(6, 2, 1, 64)
+    nearest = np.square(points - means).sum(axis=-1).argmin(axis=-1)
+    np.testing.assert_array_equal(nearest[:, 0], nearest[:, 1])
+    assert len(set(nearest[:, 0])) > 1
 
 
 def test_interpolations_are_denoised_as_samples_are(tiny):
