@@ -21,7 +21,7 @@ _SMALLEST_RATIO = 1e-6
 # apart. Positions are int32.
 _NUM_PILOT, _STRIDE, _MAX_ATTEMPTS = 1_000, 2**20, 1_000
 # Of a picture of interpolations: paths, points of each, and samples among which ends are chosen.
-_NUM_PATHS, _NUM_POINTS, _NUM_ENDS = 6, 11, 300
+_NUM_PATHS, _NUM_POINTS, _NUM_ENDS = 4, 11, 300
 
 
 class Sampler:

@@ -90,7 +90,7 @@ def test_a_path_stays_within_a_gaussian_of_a_mixture(tiny, by_class):
     np.testing.assert_allclose(samples, starts, atol=1e-5)
     means = np.asarray(model.constants.prior["mean"])
     assert len(means) == (20 if by_class else 2)
-    points = starts[:, [0, -1]].reshape(6, 2, 1, 64)
+    points = starts[:, [0, -1]].reshape(4, 2, 1, 64)
     nearest = np.square(points - means).sum(axis=-1).argmin(axis=-1)
     np.testing.assert_array_equal(nearest[:, 0], nearest[:, 1])
     assert len(set(nearest[:, 0])) > 1
