@@ -225,8 +225,8 @@ ENTRIES = (
         {
             "mnist_interpolation.png": (
                 "interpolation/mnist/pictures/interpolation.png",
-                "MNIST: between two points of the prior, with common noise (figure 7). Every other "
-                "row is the prior.",
+                "MNIST: between two points of a Gaussian of the prior, with common noise (figure "
+                "7). Every other row is the prior.",
             ),
             "cifar10_interpolation.jpg": (
                 "interpolation/cifar10/pictures/interpolation.png",
