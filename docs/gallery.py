@@ -175,22 +175,29 @@ ENTRIES = (
         "cifar10_small",
         f"{MAIN} --mode=classifier --config=configs/cifar10_classifier.py --data_dir=CIFAR10 "
         "--workdir=runs/gallery/cifar10_small/classifier\n"
-        f"{MAIN} --config=configs/cifar10_small.py:ddp --data_dir=CIFAR10 --config.seed=2 "
+        f"{MAIN} --config=configs/cifar10_small.py --data_dir=CIFAR10 --config.seed=1 "
+        "--config.network.by_class=True --config.train.num_steps=20000 "
         "--workdir=runs/gallery/cifar10_small/run\n"
         f"{MAIN} --workdir=runs/gallery/cifar10_small/run --mode=evaluate --data_dir=CIFAR10 "
-        "--classifier=runs/gallery/cifar10_small/classifier",
+        "--classifier=runs/gallery/cifar10_small/classifier\n"
+        f"{MAIN} --workdir=runs/gallery/cifar10_small/run --mode=sample --num_samples=100 "
+        "--class=all --config.sample.name=classes",
         {
             "cifar10_small_samples.jpg": (
-                "cifar10_small/run/evaluations/step_27000/samples.png",
-                "CIFAR-10 on a CPU: prior, samples and data.",
+                "cifar10_small/run/evaluations/step_20000/samples.png",
+                "CIFAR-10 on a CPU, with labels: prior, samples and data.",
             ),
             "cifar10_small_flow.jpg": (
-                "cifar10_small/run/evaluations/step_27000/flow.png",
+                "cifar10_small/run/evaluations/step_20000/flow.png",
                 "CIFAR-10 on a CPU: samples on their way from the data-dependent prior.",
             ),
             "cifar10_small_neighbours.jpg": (
-                "cifar10_small/run/evaluations/step_27000/neighbours.png",
+                "cifar10_small/run/evaluations/step_20000/neighbours.png",
                 "Samples of CIFAR-10 next to their nearest training images.",
+            ),
+            "cifar10_by_class.jpg": (
+                "cifar10_small/run/samples/classes.npz.picture.png",
+                "CIFAR-10 with a ratio for each class: a row for each class.",
             ),
         },
         needs_data="CIFAR10",
@@ -201,18 +208,20 @@ ENTRIES = (
         "--data_dir=CIFAR10 --config.attack.num_steps=3 --config.attack.epsilon=0.5 "
         '"--config.network.blocks=((32,2),(64,2),(128,1))" --config.network.use_bias=False '
         "--config.augment.max_shift=2 --config.train.num_steps=3000 "
-        "--workdir=runs/gallery/cifar10_classes\n"
-        f"{MAIN} --workdir=runs/gallery/cifar10_small/run --mode=sample --num_samples=100 "
-        "--class=all --classifier=runs/gallery/cifar10_classes --config.condition.weight=0.15 "
+        "--workdir=runs/gallery/cifar10_classes/classifier\n"
+        f"{MAIN} --config=configs/cifar10_small.py:ddp --data_dir=CIFAR10 --config.seed=2 "
+        "--workdir=runs/gallery/cifar10_classes/run\n"
+        f"{MAIN} --workdir=runs/gallery/cifar10_classes/run --mode=sample --num_samples=100 "
+        "--class=all --classifier=runs/gallery/cifar10_classes/classifier "
+        "--config.condition.weight=0.15 "
         "--config.sample.name=classes",
         {
             "cifar10_classes.jpg": (
-                "cifar10_small/run/samples/classes.npz.picture.png",
+                "cifar10_classes/run/samples/classes.npz.picture.png",
                 "Class-conditional samples of CIFAR-10: a row for each class, with a classifier "
                 "trained under attack.",
             )
         },
-        of_run="cifar10_small",
         needs_data="CIFAR10",
     ),
     Entry(
