@@ -20,7 +20,7 @@ from PIL import Image
 DOCS = Path(__file__).parent
 IMAGES, PAGE, TIMES = DOCS / "images", DOCS / "gallery.md", DOCS / "gallery_times.json"
 WORKDIR = "runs/gallery"
-JPEG_QUALITY = 80
+JPEG_QUALITY = 70
 MAIN = "python -m experiments.main"
 
 
