@@ -353,19 +353,10 @@ def with_class_weights(
     arrays = model.constants.prior
     if "weights" not in arrays or np.ndim(arrays["weights"]) > 1:
         return model
-    means = np.reshape(arrays["mean"], (-1, *model.source.event_shape))
-    stored = (arrays["weights"], means, arrays["factor"], arrays["remainder_scale"])
-    fitted = priors.Mixture(*stored, share_held=0.0)
-    clip = model.prior_arguments["clip"]
-    weights = priors.class_weights(fitted, classifier, model.root_key, clip=clip)
-    of_classes = priors.mixture(
-        fitted._replace(weights=weights), clip=clip, axis_name=parallel.AXIS
-    )
-    return dataclasses.replace(
-        model,
-        problem=model.problem._replace(prior_sample=of_classes.sample),
-        constants=model.constants._replace(prior=of_classes.params),
-    )
+    mixture = priors.Prior(arrays, model.problem.prior_sample)
+    weights = priors.class_weights(mixture, classifier, model.root_key)
+    constants = model.constants._replace(prior={**arrays, "weights": weights})
+    return dataclasses.replace(model, constants=constants)
 
 
 def _prior(

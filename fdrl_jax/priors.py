@@ -170,7 +170,7 @@ def mixture(
     num, *lengths = np.shape(fitted.means)
     shape, size = tuple(lengths), math.prod(lengths)
     of_factor, rank = np.shape(fitted.factor), np.shape(fitted.factor)[1] // num
-    scales, (*classes, num_weights) = np.shape(fitted.remainder_scale), np.shape(fitted.weights)
+    scales, num_weights = np.shape(fitted.remainder_scale), np.shape(fitted.weights)[-1]
     if of_factor != (size, num * rank) or scales != (num, *shape) or num_weights != num:
         raise ValueError(
             f"{num} means of shape {shape} need as many weights, a factor of {size} rows "
@@ -186,6 +186,7 @@ def mixture(
 
     def sample(params: dict[str, Array], keys: Array, batch: Batch) -> Array:
         logits = jnp.log(params["weights"])
+        classes = jnp.shape(logits)[:-1]
         logits = logits[batch["label"]] if classes else logits
         of_choice = jax.vmap(jax.random.fold_in, (0, None))(keys, 2)
         chosen = jax.vmap(jax.random.categorical, (0, 0 if classes else None))(of_choice, logits)
@@ -203,46 +204,42 @@ def mixture(
 
 
 def class_weights(
-    fitted: Mixture,
+    prior: Prior,
     classifier: Callable[[Array], Array],
     key: Array,
     *,
-    clip: tuple[float, float] | None = None,
     num_samples: int = 100,
 ) -> np.ndarray:
     """Returns weights of a mixture for each class, `p(m|y) ∝ w_m p(y|m)`, [C, M].
 
     A flow that is guided by a classifier should start from samples of the class. With these
-    weights, `mixture` draws them for the labels of a batch.
+    weights in `prior.params["weights"]`, a mixture draws them for the labels of a batch.
 
     Args:
-      fitted: a mixture without classes.
+      prior: a `mixture` without classes.
       classifier: `x [B, ...] -> logits [B, C]`.
       key: a JAX key.
-      clip: as for `mixture`.
       num_samples: of each component, over which `p(y|m)` is the mean of `p(y|x)`.
 
     Raises:
       ValueError: if the mixture has weights for each class already.
     """
-    if np.ndim(fitted.weights) != 1:
-        raise ValueError(
-            f"the mixture has weights for each class already, {np.shape(fitted.weights)}"
-        )
-    num = len(fitted.weights)
-    by_component = mixture(fitted._replace(weights=np.eye(num)), clip=clip)
+    weights = np.asarray(prior.params["weights"], np.float64)
+    if weights.ndim != 1:
+        raise ValueError(f"the mixture has weights for each class already, {weights.shape}")
+    num = len(weights)
+    of_component = {**prior.params, "weights": np.eye(num, dtype=np.float32)}
 
     @jax.jit
     def probabilities(params: Any, component: Array) -> Array:
         keys = jax.random.split(jax.random.fold_in(key, component), num_samples)
-        labels = jnp.full(num_samples, component)
-        x = by_component.sample(params, keys, {"label": labels})
+        x = prior.sample(params, keys, {"label": jnp.full(num_samples, component)})
         return jax.nn.softmax(at_least_float32(classifier(x)), axis=-1).mean(axis=0)
 
-    found = [probabilities(by_component.params, component) for component in range(num)]
-    joint = np.asarray(fitted.weights)[:, None] * np.asarray(found, np.float64)
-    weights: np.ndarray = (joint / joint.sum(axis=0)).T
-    return weights
+    found = [probabilities(of_component, component) for component in range(num)]
+    joint = weights[:, None] * np.asarray(found, np.float64)
+    of_classes: np.ndarray = (joint / joint.sum(axis=0)).T.astype(np.float32)
+    return of_classes
 
 
 def _correlated(

@@ -164,10 +164,10 @@ def test_weights_of_a_class_are_those_of_bayes():
         above = jnp.log(jnp.array([1e-20, 3.0, 1.0]))
         return jnp.where(x < 0.0, below, above)
 
-    found = priors.class_weights(fitted, classifier, jax.random.key(0))
+    found = priors.class_weights(priors.mixture(fitted), classifier, jax.random.key(0))
     np.testing.assert_allclose(found, [[1, 0, 0], [0, 0.6, 0.4], [0, 0.6, 0.4]], atol=1e-6)
     by_class = fitted._replace(weights=found)
     x = drawn(priors.mixture(by_class), 4, {"label": np.array([0, 1, 2, 0])})
     assert (np.sign(x[:, 0]) == [-1, 1, 1, -1]).all()
     with pytest.raises(ValueError, match=r"weights for each class already, \(3, 3\)"):
-        priors.class_weights(by_class, classifier, jax.random.key(0))
+        priors.class_weights(priors.mixture(by_class), classifier, jax.random.key(0))
