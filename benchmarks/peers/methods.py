@@ -68,9 +68,9 @@ def defaults(shape: tuple[int, ...], budget: float) -> dict[str, Settings]:
       shape: of an image, [H, W, C].
       budget: CPU seconds. With few of them, FDRL has smaller batches of grey images.
 
-    With "by_class", a method learns from labels, and its samples are of all classes in turn. The
-    data-dependent prior of FDRL is then a mixture of "num_components" Gaussians for each class, and
-    otherwise of as many in all. With "from_prior", flow matching starts from the same prior.
+    The prior of FDRL is a mixture of "num_components" Gaussians. With "by_class", a method learns
+    from labels, its samples are of all classes in turn, and each class has as many Gaussians. With
+    "from_prior", flow matching starts from this prior, too.
     """
     is_grey = shape[-1] == 1
     shared: Settings = {"batch_size": 64, "flip": not is_grey, "b1": 0.9, "b2": 0.999}
@@ -83,6 +83,8 @@ def defaults(shape: tuple[int, ...], budget: float) -> dict[str, Settings]:
     num_steps, lengths = (12, [15, 18]) if is_grey else (6, [7])
     fdrl = critic | start
     fdrl |= {
+        "num_components": 100,
+        "prior_rank": 50,
         "batch_size": 64 if is_grey and budget >= _SHORT else 32,
         "learning_rate": 5e-4,
         "b1": 0.5,
@@ -161,7 +163,7 @@ def _fdrl(images: Images, settings: Settings, key: Array, dtype: DTypeLike) -> C
         return draw(arrays, data_key, positions, flip=settings["flip"])
 
     def batch_at(positions: Array) -> Batch:
-        return {"position": positions, "label": positions % (num_classes or 1)}
+        return {"position": positions, "label": _labels_at(positions, num_classes)}
 
     def log_ratio(variables: Variables, x: Array, positions: Array) -> Array:
         return problem.estimator.of(variables, batch_at(positions))(x)
@@ -280,7 +282,7 @@ def _flow_matching(images: Images, settings: Settings, key: Array, dtype: DTypeL
         def sample(
             key: Array, variables: Variables, constants: Constants, positions: Array
         ) -> Array:
-            labels = positions % (num_classes or 1)
+            labels = _labels_at(positions, num_classes)
 
             def change(x: Array, t: Array, h: float, by: float) -> Array:
                 times, lengths = (jnp.full((len(x),), value) for value in (t, h))
@@ -431,6 +433,11 @@ def make_critic(
 def _num_classes(images: Images, settings: Settings) -> int | None:
     """Returns the number of classes if the method learns from labels."""
     return int(np.max(images.labels)) + 1 if settings["by_class"] else None
+
+
+def _labels_at(positions: Array, num_classes: int | None) -> Array:
+    """Returns the classes of samples, which take turns."""
+    return positions % (num_classes or 1)
 
 
 def make_optimizer(settings: Settings) -> optax.GradientTransformation:

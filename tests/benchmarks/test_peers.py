@@ -22,7 +22,7 @@ from fdrl_jax.training import rng
 
 SHAPE = (8, 8, 1)
 SMALL = {
-    "fdrl": {"blocks": [[8, 2]], "num_steps": 2, "evaluations": [0, 3]},
+    "fdrl": {"blocks": [[8, 2]], "num_components": 1, "num_steps": 2, "evaluations": [0, 3]},
     "flow_matching": {"num_blocks": 1, "evaluations": [4]},
     "ot_flow_matching": {"num_blocks": 1, "evaluations": [4]},
     "meanflow": {"num_blocks": 1, "evaluations": [1, 2]},
@@ -236,7 +236,8 @@ def test_the_table_has_means_over_seeds_and_no_trials_of_tuning(tmp_path):
         longer,
         result("fdrl", 60.0, 8.0),
     ]
-    for seed, changes in enumerate([{"num_components": 3}, {"by_class": True}]):
+    with_labels = {"by_class": True, "num_components": 10}
+    for seed, changes in enumerate([{"num_components": 1}, with_labels]):
         of_other_prior = result("fdrl", 60.0, 6.0, seed=seed)
         of_other_prior["settings"] = of_other_prior["settings"] | changes
         figures = of_other_prior["samples"][0]
@@ -253,13 +254,13 @@ def test_the_table_has_means_over_seeds_and_no_trials_of_tuning(tmp_path):
     names = [line.split(" | ")[0].removeprefix("| ") for line in table.splitlines()[2:]]
     assert names == [
         "real images",
-        "prior of FDRL, 3 Gaussians",
-        "prior of FDRL with labels, 1 Gaussian per class",
+        "prior of FDRL, 1 Gaussian",
+        "prior of FDRL with labels, 10 Gaussians per class",
         "FDRL, 1 Gaussian",
-        "FDRL, 3 Gaussians",
-        "FDRL with labels, 1 Gaussian per class",
+        "FDRL, 100 Gaussians",
+        "FDRL with labels, 10 Gaussians per class",
         *["R3GAN, small"] * 2,
-        "FDRL, 1 Gaussian",  # It diverged.
+        "FDRL, 100 Gaussians",  # It diverged.
     ]
     assert "| 25.00 |" in table
     page.draw(kept, tmp_path / "curve.png")
