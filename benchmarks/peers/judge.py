@@ -37,16 +37,19 @@ class Judge(NamedTuple):
     reference: np.ndarray
     accuracy: float
 
-    def figures(self, pixels: np.ndarray) -> dict[str, float]:
+    def figures(self, pixels: np.ndarray, labels: np.ndarray | None = None) -> dict[str, float]:
         """Returns the figures of images, [N, H, W, C] uint8.
 
+        With their labels, [N], "class_accuracy" is the share that is assigned to its class.
         "frechet" is the squared Fréchet distance to the reference images in the features before the
         last layer, "top_probability" the mean probability of the most probable class, and
         "min_share" and "max_share" are the shares of the rarest and the most frequent class.
         """
         features, logits = _apply(self.network, self.variables, pixels)
-        shares = np.bincount(logits.argmax(axis=1), minlength=logits.shape[1]) / len(logits)
-        return {
+        assigned = logits.argmax(axis=1)
+        shares = np.bincount(assigned, minlength=logits.shape[1]) / len(logits)
+        of_labels = {} if labels is None else {"class_accuracy": float(np.mean(assigned == labels))}
+        return of_labels | {
             "frechet": metrics.frechet_distance(features, self.reference),
             "top_probability": float(jax.nn.softmax(logits).max(axis=1).mean()),
             "min_share": float(shares.min()),

@@ -59,6 +59,7 @@ class Contestant(NamedTuple):
     fit_seconds: float = 0.0
     # Of FDRL: variables, images [B, H, W, C] and their positions [B] to `log q~/p` [B].
     log_ratio: Callable[[Variables, Array, Array], Array] | None = None
+    num_classes: int | None = None  # With labels; see `labels_at`.
 
 
 def defaults(shape: tuple[int, ...], budget: float) -> dict[str, Settings]:
@@ -163,7 +164,7 @@ def _fdrl(images: Images, settings: Settings, key: Array, dtype: DTypeLike) -> C
         return draw(arrays, data_key, positions, flip=settings["flip"])
 
     def batch_at(positions: Array) -> Batch:
-        return {"position": positions, "label": _labels_at(positions, num_classes)}
+        return {"position": positions, "label": labels_at(positions, num_classes)}
 
     def log_ratio(variables: Variables, x: Array, positions: Array) -> Array:
         return problem.estimator.of(variables, batch_at(positions))(x)
@@ -188,6 +189,7 @@ def _fdrl(images: Images, settings: Settings, key: Array, dtype: DTypeLike) -> C
         {num: sampler(num) for num in settings["evaluations"]},
         fit_seconds,
         log_ratio,
+        num_classes,
     )
 
 
@@ -282,7 +284,7 @@ def _flow_matching(images: Images, settings: Settings, key: Array, dtype: DTypeL
         def sample(
             key: Array, variables: Variables, constants: Constants, positions: Array
         ) -> Array:
-            labels = _labels_at(positions, num_classes)
+            labels = labels_at(positions, num_classes)
 
             def change(x: Array, t: Array, h: float, by: float) -> Array:
                 times, lengths = (jnp.full((len(x),), value) for value in (t, h))
@@ -306,7 +308,7 @@ def _flow_matching(images: Images, settings: Settings, key: Array, dtype: DTypeL
         key, jnp.zeros((1, *shape)), times, times, jnp.zeros((1,), jnp.int32)
     )
     found = _rival(images, settings, variables, loss_and_grads, sampler, prior)
-    return found._replace(fit_seconds=fit_seconds)
+    return found._replace(fit_seconds=fit_seconds, num_classes=num_classes)
 
 
 def _r3gan(images: Images, settings: Settings, key: Array, dtype: DTypeLike) -> Contestant:
@@ -435,8 +437,8 @@ def _num_classes(images: Images, settings: Settings) -> int | None:
     return int(np.max(images.labels)) + 1 if settings["by_class"] else None
 
 
-def _labels_at(positions: Array, num_classes: int | None) -> Array:
-    """Returns the classes of samples, which take turns."""
+def labels_at(positions: Array, num_classes: int | None) -> Array:
+    """Returns the classes of samples, which take turns; 0 without labels."""
     return positions % (num_classes or 1)
 
 

@@ -30,7 +30,7 @@ _MOST_EVALUATIONS = 36  # Per sample in the pictures, so that no method has more
 _GRID = 36  # Images of a method in the picture of samples.
 _COLUMNS = (
     "method", "CPU seconds", "seeds", "steps", "parameters", "peak memory", "evaluations",
-    "ms per sample", "top probability", "class shares", "nearest was trained on",
+    "ms per sample", "top probability", "class accuracy", "class shares", "nearest was trained on",
     "Fréchet distance", "in public features", "denoised", "FID",
 )  # fmt: skip
 
@@ -51,9 +51,11 @@ def line(result: Result) -> str:
 
 
 def figures_line(name: str, figures: dict[str, Any]) -> str:
-    """Returns the figures of images in text: distance, top probability and class shares."""
+    """Returns the figures of images in text: distance, top probability, classes."""
     shares = f"{figures['min_share']:.1%} to {figures['max_share']:.1%}"
-    return f"{name}: {figures['frechet']:.3f}, {figures['top_probability']:.3f}, {shares}"
+    text = f"{name}: {figures['frechet']:.3f}, {figures['top_probability']:.3f}, {shares}"
+    accuracy = figures.get("class_accuracy")
+    return text if accuracy is None else f"{text}, class accuracy {accuracy:.0%}"
 
 
 def of_present_settings(results: list[Result], name: str) -> list[Result]:
@@ -226,6 +228,7 @@ def _row(label: str, rows: list[Result], results: list[Result], *, trained: bool
     distances = ", ".join(f"{row['frechet']:.2f}" for row in rows)
     cells += [
         f"{mean('top_probability'):.3f}",
+        of_all("class_accuracy", ".0%"),
         f"{mean('min_share'):.1%} to {mean('max_share'):.1%}",
         of_all("training_share", ".1%"),
         f"{mean('frechet'):.2f}" + (f" ({distances})" if trained and len(rows) > 1 else ""),

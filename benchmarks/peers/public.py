@@ -41,7 +41,7 @@ def add_missing(results: list[Result], images: Split, cache: Path) -> None:
             if not missing:
                 continue
             if row is result["real"]:
-                pixels = race.real_images(run, images)
+                pixels = race.real_images(run, images).pixels
             elif (cache / name).exists():
                 pixels = read_npz(cache / name)["arr_0"]
             else:

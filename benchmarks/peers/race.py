@@ -15,7 +15,7 @@ from flax import serialization
 from PIL import Image
 
 from benchmarks.peers import methods
-from benchmarks.peers.data import Split
+from benchmarks.peers.data import Images, Split
 from benchmarks.peers.judge import Judge, load_or_train, training_share
 from benchmarks.peers.methods import Contestant, Sampler
 from experiments import files
@@ -64,7 +64,7 @@ def judge_accuracy(run: Run, images: Split, cache: Path) -> float:
 def judged(run: Run, images: Split, cache: Path, samples: np.ndarray) -> dict[str, Any]:
     """Returns the figures of samples, [N, H, W, C] uint8, and of as many real images."""
     judge = open_judge(run, images, cache)
-    real = judge.figures(real_images(run, images))
+    real = judge.figures(*real_images(run, images))
     return {"samples": judge.figures(samples), "real images": real}
 
 
@@ -85,7 +85,7 @@ def carry_out(run: Run, images: Split, cache: Path) -> dict[str, Any]:
         "images": len(train_images.pixels),
         "jax": jax.__version__,
         "judge_accuracy": judge.accuracy,
-        "real": judge.figures(real_images(run, images)),
+        "real": judge.figures(*real_images(run, images)),
         "samples": [],
     }
     for num, sampler in {} if trained["diverged"] else contestant.samplers.items():
@@ -93,17 +93,20 @@ def carry_out(run: Run, images: Split, cache: Path) -> dict[str, Any]:
         arguments = (key, train_state.ema_variables, contestant.constants)
         draw_samples(sample, arguments, _SAMPLE_BATCH)  # Compiles.
         started = time.process_time()
-        rows: list[tuple[np.ndarray, dict[str, Any]]] = [
-            (draw_samples(sample, arguments, run.num_samples), {"evaluations": num})
-        ]
-        rows[0][1]["cpu_seconds"] = _seconds_per_sample(started, run)
+        pixels = draw_samples(sample, arguments, run.num_samples)
+        seconds = _seconds_per_sample(started, run)
+        first: dict[str, Any] = {"evaluations": num, "cpu_seconds": seconds}
+        rows = [(pixels, np.arange(run.num_samples), first)]
         if num and contestant.log_ratio is not None:
             started = time.process_time()
-            kept, share = draw_kept(sample, arguments, contestant.log_ratio, run.num_samples)
-            of_kept = {"kept": share, "cpu_seconds": _seconds_per_sample(started, run)}
-            rows.append((kept, {"evaluations": num} | of_kept))
-        for pixels, row in rows:
-            row |= judge.figures(pixels) | {"training_share": training_share(pixels, images)}
+            kept, at, share = draw_kept(sample, arguments, contestant.log_ratio, run.num_samples)
+            seconds = _seconds_per_sample(started, run)
+            rows.append((kept, at, {"evaluations": num, "kept": share, "cpu_seconds": seconds}))
+        for pixels, positions, row in rows:
+            num_classes = contestant.num_classes
+            labels = methods.labels_at(positions, num_classes) if num_classes else None
+            row |= judge.figures(pixels, labels)
+            row["training_share"] = training_share(pixels, images)
             result["samples"].append(row)
             file = cache / samples_name(run, row)
             _write_grid(file.with_suffix(".png"), pixels)
@@ -117,10 +120,11 @@ def run_of(result: dict[str, Any]) -> Run:
     return Run(**{key: result[key] for key in Run._fields})
 
 
-def real_images(run: Run, images: Split) -> np.ndarray:
-    """Returns as many random images of the contestants as a run has samples, uint8."""
-    pixels = images.contestants.pixels
-    return pixels[np.random.default_rng(run.seed).permutation(len(pixels))[: run.num_samples]]
+def real_images(run: Run, images: Split) -> Images:
+    """Returns as many random images of the contestants as a run has samples."""
+    pixels, labels = images.contestants
+    chosen = np.random.default_rng(run.seed).permutation(len(pixels))[: run.num_samples]
+    return Images(pixels[chosen], labels[chosen])
 
 
 def kind_of(row: dict[str, Any]) -> str:
@@ -160,7 +164,7 @@ def draw_kept(
     arguments: tuple[Any, ...],
     log_ratio: Callable[[Any, jax.Array, jax.Array], jax.Array],
     num: int,
-) -> tuple[np.ndarray, float]:
+) -> tuple[np.ndarray, np.ndarray, float]:
     """Draws samples of FDRL until enough of them are kept by their ratio.
 
     The bound is that of the first 1,000 samples, of which some are then kept as well.
@@ -172,7 +176,8 @@ def draw_kept(
       num: number of samples.
 
     Returns:
-      The kept samples, uint8 [num, H, W, C], and the share of samples that were kept.
+      The kept samples, uint8 [num, H, W, C], their positions [num], and the share of samples that
+      were kept.
     """
     key, variables, _ = arguments
     outputs = jax.jit(log_ratio)
@@ -186,14 +191,18 @@ def draw_kept(
     pilot = [proposals(start)[1] for start in range(0, _NUM_PILOT, _SAMPLE_BATCH)]
     bound = refinement.acceptance_bound(np.concatenate(pilot))
     kept: list[np.ndarray] = []
+    chosen: list[np.ndarray] = []
     start = 0
-    while sum(map(len, kept)) < num:
+    while sum(map(len, chosen)) < num:
         x, of_x = proposals(start)
-        keys = rng.example_keys(key, rng.Stream.ACCEPT, start + jnp.arange(_SAMPLE_BATCH))
-        kept.append(x[np.asarray(refinement.accept(keys, of_x, bound, output="log_ratio"))])
+        positions = start + np.arange(_SAMPLE_BATCH)
+        keys = rng.example_keys(key, rng.Stream.ACCEPT, positions)
+        accepted = np.asarray(refinement.accept(keys, of_x, bound, output="log_ratio"))
+        kept.append(x[accepted])
+        chosen.append(positions[accepted])
         start += _SAMPLE_BATCH
-    share = sum(map(len, kept)) / start
-    return to_uint8(np.concatenate(kept)[:num]), share
+    share = sum(map(len, chosen)) / start
+    return to_uint8(np.concatenate(kept)[:num]), np.concatenate(chosen)[:num], share
 
 
 def train(

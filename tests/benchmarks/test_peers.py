@@ -196,6 +196,11 @@ def test_the_judge_ranks_real_images_before_noise(tmp_path, monkeypatch):
     real, noise = (opened.figures(x) for x in (parts[0].pixels, np.zeros_like(parts[0].pixels)))
     assert real["frechet"] < noise["frechet"]
     assert (noise["min_share"], noise["max_share"]) == (0.0, 1.0)
+    assert opened.figures(*parts[0])["class_accuracy"] == 1.0
+    mixed_up = np.where(np.arange(len(parts[0].labels)) % 2, parts[0].labels, 1 - parts[0].labels)
+    assert opened.figures(parts[0].pixels, mixed_up)["class_accuracy"] == pytest.approx(
+        0.5, abs=0.02
+    )
 
 
 def test_copies_of_training_images_are_nearest_to_them():
@@ -375,14 +380,32 @@ def test_the_denoiser_removes_noise_and_is_trained_once(tmp_path, monkeypatch):
     np.testing.assert_array_equal(again, denoised)
 
 
-def test_a_run_keeps_its_samples(images, tmp_path, monkeypatch):
-    figures = result("r3gan", 1.0, 3.0)["real"]
-    opened = SimpleNamespace(accuracy=1.0, figures=lambda pixels: figures)
+@pytest.mark.parametrize("method", ["r3gan", "fdrl", "flow_matching"])
+def test_a_run_keeps_its_samples(method, images, tmp_path, monkeypatch):
+    figures, judged = result(method, 1.0, 3.0)["real"], []
+
+    def judge_images(pixels, labels=None):
+        judged.append(labels)
+        return dict(figures)
+
+    opened = SimpleNamespace(accuracy=1.0, figures=judge_images)
     monkeypatch.setattr(race, "open_judge", lambda *arguments: opened)
-    run = race.Run("set", "r3gan", settings("r3gan"), 1, 1e-6, 250, "float32")
+    chosen = settings(method)
+    with_labels = "by_class" in chosen
+    if with_labels:
+        chosen |= {"by_class": True, "evaluations": chosen["evaluations"][-1:]}
+    run = race.Run("set", method, chosen, 1, 1e-6, 250, "float32")
     found = race.carry_out(run, data.Split(images, images, images), tmp_path)
     assert race.run_of(json.loads(json.dumps(found))) == run
-    (row,) = found["samples"]
+    row, *of_kept = found["samples"]
+    assert ["kept" in one for one in of_kept] == [True] * (method == "fdrl")
+    np.testing.assert_array_equal(
+        judged[0], race.real_images(run, data.Split(*[images] * 3)).labels
+    )
+    if with_labels:
+        np.testing.assert_array_equal(judged[1], np.arange(250) % 2)
+    else:
+        assert judged[1] is None
     assert row["training_share"] == 0.0  # There, reference images are those of the training.
     with np.load(tmp_path / race.samples_name(run, row)) as kept:
         assert (kept["arr_0"].shape, kept["arr_0"].dtype) == ((250, *SHAPE), np.uint8)
@@ -395,10 +418,12 @@ def test_samples_are_kept_in_proportion_to_the_inverse_of_their_ratio():
     def log_ratio(variables, x, positions):  # Bright images are three times too frequent.
         return math.log(3.0) * x[:, 0, 0, 0]
 
-    kept, share = race.draw_kept(sample, (jax.random.key(0), (), ()), log_ratio, 2_000)
+    arguments = (jax.random.key(0), (), ())
+    kept, positions, share = race.draw_kept(sample, arguments, log_ratio, 2_000)
     assert kept.shape == (2_000, *SHAPE)
-    bright = np.mean(kept[:, 0, 0, 0] == 255)
-    assert bright == pytest.approx(0.25, abs=0.04)
+    is_bright = kept[:, 0, 0, 0] == 255
+    assert np.mean(is_bright) == pytest.approx(0.25, abs=0.04)
+    np.testing.assert_array_equal(is_bright, positions % 2)  # So their classes are known.
     assert share == pytest.approx(2.0 / 3.0, abs=0.04)
 
 
