@@ -259,13 +259,13 @@ ENTRIES = (
     ),
     Entry(
         "emoji",
-        f"{MAIN} --config=configs/folder.py --data_dir=EMOJI --config.data.image_size=32 "
-        "--workdir=runs/gallery/emoji",
+        f"{MAIN} --config=configs/folder.py --data_dir=EMOJI --config.data.image_size=64 "
+        "--config.seed=1 --workdir=runs/gallery/emoji",
         {
             "emoji_samples.jpg": (
                 "emoji/evaluations/step_2000/samples.png",
-                "Noto emoji (Apache License 2.0), with no setting chosen for them: prior, samples "
-                "and data.",
+                "Emoji of 64 x 64 pixels, with no setting chosen for them: prior, samples and "
+                "data. They are of Noto (Apache License 2.0) and Twemoji (CC BY 4.0).",
             )
         },
         needs_data="EMOJI",
