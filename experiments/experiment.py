@@ -140,8 +140,8 @@ def build(settings: Settings, source: Source, fitted: FittedPrior | None = None)
     )
 
 
-def in_turn(num: int) -> Callable[[np.ndarray], np.ndarray]:
-    """Returns `positions [B] -> labels [B]` that go through all classes again and again."""
+def in_turn(num: int) -> Callable[[Any], Any]:
+    """Returns `positions [B] -> labels [B]`, of NumPy or JAX, of all classes again and again."""
     return lambda positions: (positions % num).astype(np.int32)
 
 

@@ -23,6 +23,7 @@ from jax.typing import DTypeLike
 from benchmarks.peers.data import Images, draw, draw_noise
 from benchmarks.peers.networks import Generator, UNet
 from experiments.data.decode import to_unit
+from experiments.experiment import in_turn
 from fdrl_jax import networks, priors
 from fdrl_jax.priors import Batch, Prior
 from fdrl_jax.training import rng, samplers, state, steps
@@ -59,7 +60,7 @@ class Contestant(NamedTuple):
     fit_seconds: float = 0.0
     # Of FDRL: variables, images [B, H, W, C] and their positions [B] to `log q~/p` [B].
     log_ratio: Callable[[Variables, Array, Array], Array] | None = None
-    num_classes: int | None = None  # With labels; see `labels_at`.
+    labels: Callable[[Any], Any] | None = None  # With labels: positions [B] to classes [B].
 
 
 def defaults(shape: tuple[int, ...], budget: float) -> dict[str, Settings]:
@@ -154,6 +155,7 @@ def _fdrl(images: Images, settings: Settings, key: Array, dtype: DTypeLike) -> C
     shape, num_steps = images.pixels.shape[1:], settings["num_steps"]
     prior, fit_seconds = _data_dependent(images, settings)
     num_classes = _num_classes(images, settings)
+    labels_at = in_turn(num_classes or 1)
     problem = fdrl_problem(
         network := make_critic(settings, dtype, num_classes),
         FlowParams(num_steps, settings["step_size"], settings["noise_scale"]),
@@ -164,7 +166,7 @@ def _fdrl(images: Images, settings: Settings, key: Array, dtype: DTypeLike) -> C
         return draw(arrays, data_key, positions, flip=settings["flip"])
 
     def batch_at(positions: Array) -> Batch:
-        return {"position": positions, "label": labels_at(positions, num_classes)}
+        return {"position": positions, "label": labels_at(positions)}
 
     def log_ratio(variables: Variables, x: Array, positions: Array) -> Array:
         return problem.estimator.of(variables, batch_at(positions))(x)
@@ -189,7 +191,7 @@ def _fdrl(images: Images, settings: Settings, key: Array, dtype: DTypeLike) -> C
         {num: sampler(num) for num in settings["evaluations"]},
         fit_seconds,
         log_ratio,
-        num_classes,
+        labels_at if num_classes else None,
     )
 
 
@@ -240,6 +242,7 @@ def _flow_matching(images: Images, settings: Settings, key: Array, dtype: DTypeL
     """
     shape = images.pixels.shape[1:]
     num_classes = _num_classes(images, settings)
+    labels_at = in_turn(num_classes or 1)
     network = UNet(settings["width"], settings["num_blocks"], dtype, num_classes)
     num_intervals = round(settings["interval_fraction"] * settings["batch_size"])
     prior, fit_seconds = priors.normal(shape), 0.0
@@ -284,7 +287,7 @@ def _flow_matching(images: Images, settings: Settings, key: Array, dtype: DTypeL
         def sample(
             key: Array, variables: Variables, constants: Constants, positions: Array
         ) -> Array:
-            labels = labels_at(positions, num_classes)
+            labels = labels_at(positions)
 
             def change(x: Array, t: Array, h: float, by: float) -> Array:
                 times, lengths = (jnp.full((len(x),), value) for value in (t, h))
@@ -308,7 +311,7 @@ def _flow_matching(images: Images, settings: Settings, key: Array, dtype: DTypeL
         key, jnp.zeros((1, *shape)), times, times, jnp.zeros((1,), jnp.int32)
     )
     found = _rival(images, settings, variables, loss_and_grads, sampler, prior)
-    return found._replace(fit_seconds=fit_seconds, num_classes=num_classes)
+    return found._replace(fit_seconds=fit_seconds, labels=labels_at if num_classes else None)
 
 
 def _r3gan(images: Images, settings: Settings, key: Array, dtype: DTypeLike) -> Contestant:
@@ -435,11 +438,6 @@ def make_critic(
 def _num_classes(images: Images, settings: Settings) -> int | None:
     """Returns the number of classes if the method learns from labels."""
     return int(np.max(images.labels)) + 1 if settings["by_class"] else None
-
-
-def labels_at(positions: Array, num_classes: int | None) -> Array:
-    """Returns the classes of samples, which take turns; 0 without labels."""
-    return positions % (num_classes or 1)
 
 
 def make_optimizer(settings: Settings) -> optax.GradientTransformation:

@@ -103,8 +103,7 @@ def carry_out(run: Run, images: Split, cache: Path) -> dict[str, Any]:
             seconds = _seconds_per_sample(started, run)
             rows.append((kept, at, {"evaluations": num, "kept": share, "cpu_seconds": seconds}))
         for pixels, positions, row in rows:
-            num_classes = contestant.num_classes
-            labels = methods.labels_at(positions, num_classes) if num_classes else None
+            labels = contestant.labels(positions) if contestant.labels else None
             row |= judge.figures(pixels, labels)
             row["training_share"] = training_share(pixels, images)
             result["samples"].append(row)
@@ -190,19 +189,17 @@ def draw_kept(
 
     pilot = [proposals(start)[1] for start in range(0, _NUM_PILOT, _SAMPLE_BATCH)]
     bound = refinement.acceptance_bound(np.concatenate(pilot))
-    kept: list[np.ndarray] = []
-    chosen: list[np.ndarray] = []
+    kept: list[tuple[np.ndarray, np.ndarray]] = []
     start = 0
-    while sum(map(len, chosen)) < num:
+    while sum(len(at) for _, at in kept) < num:
         x, of_x = proposals(start)
         positions = start + np.arange(_SAMPLE_BATCH)
         keys = rng.example_keys(key, rng.Stream.ACCEPT, positions)
         accepted = np.asarray(refinement.accept(keys, of_x, bound, output="log_ratio"))
-        kept.append(x[accepted])
-        chosen.append(positions[accepted])
+        kept.append((x[accepted], positions[accepted]))
         start += _SAMPLE_BATCH
-    share = sum(map(len, chosen)) / start
-    return to_uint8(np.concatenate(kept)[:num]), np.concatenate(chosen)[:num], share
+    images, at = (np.concatenate(parts) for parts in zip(*kept, strict=True))
+    return to_uint8(images[:num]), at[:num], len(at) / start
 
 
 def train(
