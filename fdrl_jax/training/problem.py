@@ -140,9 +140,9 @@ class Problem(NamedTuple):
       prior_sample: `(params, keys [B], batch) -> x_0 [B, ...]`, as in `priors.Prior`.
       condition: `(estimator x -> [B], arrays of a classifier, batch) -> estimator`, for instance
         with `compose.condition`; or `None`. It is applied in sampling and never in training.
-      denoise: `(variables, x [B, ...]) -> [B, ...]`, or `None`. It learns to remove the noise of
-        dequantisation from data, in the training step of the estimator and with parameters of its
-        own among the variables, and is applied to refined samples. See `networks.Denoiser`.
+      denoise: `(variables, x [B, ...]) -> [B, ...]`, or `None`. It learns to remove noise from
+        data, in the training step of the estimator and with parameters of its own among the
+        variables, and is applied to refined samples. See `networks.Denoiser`.
     """
 
     estimator: Estimator

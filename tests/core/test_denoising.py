@@ -35,9 +35,10 @@ def test_the_denoiser_becomes_the_posterior_mean_of_gaussian_data():
 
     state, metrics = jax.jit(step)(small_problem.KEY, state, small_problem.CONSTANTS, None, 2_000)
 
-    # Data are N(centre, 0.3^2), so this is the factor of x + e - centre in E[x | x + e] - centre.
+    # Data are N(centre, 0.3^2), so this is the factor of x + e - centre in E[x | x + e] - centre,
+    # where e has twice the noise of data.
     own = state.ema_variables["params"]["denoiser"]
-    shrinkage = 0.09 / (0.09 + NOISE**2)
+    shrinkage = 0.09 / (0.09 + (2 * NOISE) ** 2)
     np.testing.assert_allclose(own["centre"], small_problem.CONSTANTS.data, atol=0.04)
     assert float(own["factor"]) == pytest.approx(shrinkage, abs=0.04)
     error = 0.09 * (1 - shrinkage)
