@@ -223,7 +223,10 @@ def _row(label: str, rows: list[Result], results: list[Result], *, trained: bool
         ]
 
     def of_all(key: str, form: str) -> str:
-        return f"{mean(key):{form}}" if all(key in row for row in rows) else ""
+        """Of real images and of priors, which are the same in all runs, also of some rows only."""
+        known = [row for row in rows if key in row]
+        is_complete = known and (len(known) == len(rows) or not trained)
+        return f"{mean(key, known):{form}}" if is_complete else ""
 
     distances = ", ".join(f"{row['frechet']:.2f}" for row in rows)
     cells += [

@@ -248,10 +248,14 @@ def test_the_table_has_means_over_seeds_and_no_trials_of_tuning(tmp_path):
         figures = of_other_prior["samples"][0]
         of_other_prior["samples"] += [figures | {"evaluations": 0, "frechet": 25.0 + seed}]
         found.append(of_other_prior)
+    found[0]["real"] = found[0]["real"] | {"class_accuracy": 0.75}
+    found[0]["samples"] = [found[0]["samples"][0] | {"class_accuracy": 0.77}]
     file = tmp_path / "results.jsonl"
     file.write_text("".join(json.dumps(one) + "\n" for one in found))
     kept = page.of_present_settings(page.read(file), "set")
     table = page.table(kept)
+    assert "75%" in table.splitlines()[2]  # Of real images; only one run has it.
+    assert "77%" not in table  # That of samples of one seed of three.
     assert "| 5.00 (3.00, 5.00, 7.00) |" in table
     assert "| 7.00 |" in table  # Two evaluations, with one seed.
     assert "seed 1 diverged at step 10" in table
