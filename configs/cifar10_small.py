@@ -9,7 +9,8 @@ steps help on CIFAR-10 and hurt on MNIST, see docs/ablations.md.
 Cost: 98 min on two cores of an AMD EPYC with avx512_bf16, in bfloat16 (0.22 s per training step).
   About 3 h on two cores of an Intel Xeon with AMX (0.40 s in the dry run).
   On one core of an AMD EPYC with AVX2, in float32, a training step without the denoiser takes
-  1.9 s, and with --config.network.blocks="((32,2),(64,1),(64,2),(64,1))" 0.7 s (docs/budget.md).
+  1.9 s, and with --config.network.blocks="((32,2),(64,1),(64,2),(64,1))" 0.7 s
+  (docs/budget_tables.md).
 Score: with labels (--config.network.by_class=True) and seeds 1 and 2, after 20,000 steps (137 and
   86 min on one core of an Intel Xeon with AMX, while other programs ran), Fréchet distance of 1,000
   images 64 ± 5 and 60 ± 6 (prior 902 ± 31 and 898 ± 25, real images 51 ± 11) in the features of a

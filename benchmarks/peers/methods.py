@@ -99,7 +99,7 @@ def defaults(shape: tuple[int, ...], budget: float) -> dict[str, Settings]:
         "by_class": False,
         "evaluations": [0, *lengths],  # 0 is the prior.
     }
-    # Learning rate and batch were found with three minutes of MNIST; docs/budget.md has the trials.
+    # Learning rate and batch were found in three minutes of MNIST, see docs/budget_tables.md.
     flow_matching = start | {
         "learning_rate": 4e-3,
         "batch_size": 32,
