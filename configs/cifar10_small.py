@@ -17,7 +17,7 @@ Score: with labels (--config.network.by_class=True) and seeds 1 and 2, after 20,
   classifier that is right on 81.9% of held-out images; 0.0104 ± 0.0018 and 0.0106 ± 0.0034 (0.052
   and 0.053, 0.0111 ± 0.0025) in random convolutions; mean top probability 0.863 and 0.862 (0.78,
   0.905), class shares from 8.4% to 11.6% and 8.9% to 11.5%, class accuracy 74% and 75% (43%, 82%).
-  The mixture without labels was measured only in the shorter trainings of docs/budget.md.
+  The mixture without labels was measured only in the race of docs/budget.md, for 100 minutes.
   With one Gaussian as the prior (cifar10_small.py:ddp), Fréchet distance 88 ± 8 (prior
   1,153 ± 26, real images 50 ± 10) in the features of a classifier that is right on 80.9% of
   held-out images; 0.017 ± 0.007 (0.094 ± 0.011, 0.011 ± 0.003) in random convolutions; mean top
