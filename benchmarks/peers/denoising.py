@@ -20,7 +20,7 @@ from fdrl_jax.training.problem import Constants
 Array = jax.Array
 
 _NUM_STEPS, _BATCH, _LEARNING_RATE, _APPLY_BATCH = 600, 32, 2e-3, 250
-_NOISE = 2.0 * DEQUANTISATION  # As in the training of FDRL, `training.steps.train_step`.
+_NOISE = 2.0 * DEQUANTISATION  # As in the training of FDRL, `training.steps.make_train_step`.
 _NETWORK = networks.Denoiser()
 
 
