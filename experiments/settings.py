@@ -225,7 +225,7 @@ class Network(Section):
     """Learns a density ratio for each class of labelled images, with a residual network. Samples
     are then of all classes in turn, or of the class that --class names, without a classifier."""
     denoiser_width: Length = 0
-    """Channels of a second network, which learns to remove the noise of data.dequantisation from
+    """Channels of a second network, which learns to remove noise of twice data.dequantisation from
     images and removes it from samples; 0: none."""
     remat: OfTraining[bool] = False
     """Recomputes activations in the backward pass. Saves memory and takes longer."""

@@ -20,7 +20,7 @@ from fdrl_jax.training.problem import Constants
 Array = jax.Array
 
 _NUM_STEPS, _BATCH, _LEARNING_RATE, _APPLY_BATCH = 600, 32, 2e-3, 250
-_NOISE = 2.0 * DEQUANTISATION  # As in the training of FDRL, `training.steps.make_train_step`.
+NOISE = 2.0 * DEQUANTISATION  # As in the training of FDRL, `training.steps.make_train_step`.
 _NETWORK = networks.Denoiser()
 
 
@@ -54,7 +54,7 @@ def _train(images: Images) -> Any:
         data_key = rng.stream_key(key, rng.Stream.DATA)
         real = draw(constants.data, data_key, positions, flip=not is_grey)["real"]
         added = draw_noise(key, rng.Stream.DEQUANTISATION, positions, real.shape[1:])
-        noisy = jnp.clip(real + _NOISE * added, -1.0, 1.0)  # As samples in uint8 are.
+        noisy = jnp.clip(real + NOISE * added, -1.0, 1.0)  # As samples in uint8 are.
 
         def loss_fn(params: Any) -> Array:
             found = _NETWORK.denoise({"params": params}, noisy)

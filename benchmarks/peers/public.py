@@ -16,7 +16,7 @@ from experiments.evaluation import efficientnet
 from experiments.files import append_line, read_npz
 from fdrl_jax.metrics import frechet_distance
 
-_DENOISED = "denoised-"  # Before the name of images.
+_DENOISED = f"denoised-{denoising.NOISE:g}-"  # Before the name of images.
 
 
 def add_missing(results: list[Result], images: Split, cache: Path) -> None:
@@ -49,7 +49,7 @@ def add_missing(results: list[Result], images: Split, cache: Path) -> None:
                 continue
             if reference is None:
                 reference = features(to_unit(images.reference.pixels))
-                file = cache / f"{data}-denoiser.npz"
+                file = cache / f"{data}-denoiser-{denoising.NOISE:g}.npz"
                 denoised = denoising.load_or_train(file, images.contestants)
             for one in sorted(missing):
                 compared = denoised(pixels) if one.startswith(_DENOISED) else pixels
