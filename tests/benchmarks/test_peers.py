@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import re
 import zipfile
 from types import SimpleNamespace
 
@@ -347,11 +348,12 @@ def test_distances_in_public_features_are_added_to_the_results_whose_samples_are
     assert "set-meanflow-60-1-1-" in after
     assert "0.10 | 0.0 | 0.0 |  |" in after  # Real images.
     lines = page.read(tmp_path / "set-efficientnet_lite0.jsonl")
-    assert [line["images"].split("-60-")[0] for line in lines] == [
+    digest = re.compile(r"[0-9a-f]{8}\.npz$")
+    assert [digest.sub("", line["images"]) for line in lines] == [
         "denoised-0.06-real-1-250",
         "real-1-250",
-        "denoised-0.06-set-r3gan",
-        "set-r3gan",
+        "denoised-0.06-set-r3gan-60-1-1-",
+        "set-r3gan-60-1-1-",
     ]
     assert {line["weights_sha256"] for line in lines} == {"57"}
     program.main([*command, "--data=set.zip", "--public_features"])
