@@ -11,12 +11,13 @@ Cost: 98 min on two cores of an AMD EPYC with avx512_bf16, in bfloat16 (0.22 s p
   On one core of an AMD EPYC with AVX2, in float32, a training step without the denoiser takes
   1.9 s, and with --config.network.blocks="((32,2),(64,1),(64,2),(64,1))" 0.7 s
   (docs/budget_tables.md).
-Score: with labels (--config.network.by_class=True) and seeds 1 and 2, after 20,000 steps (137 and
-  86 min on one core of an Intel Xeon with AMX, while other programs ran), Fréchet distance of 1,000
-  images 64 ± 5 and 60 ± 6 (prior 902 ± 31 and 898 ± 25, real images 51 ± 11) in the features of a
-  classifier that is right on 81.9% of held-out images; 0.0104 ± 0.0018 and 0.0106 ± 0.0034 (0.052
-  and 0.053, 0.0111 ± 0.0025) in random convolutions; mean top probability 0.863 and 0.862 (0.78,
-  0.905), class shares from 8.4% to 11.6% and 8.9% to 11.5%, class accuracy 74% and 75% (43%, 82%).
+Score: with labels (--config.network.by_class=True --config.prior.num_components=4) and seeds 1 and
+  2, after 20,000 steps (137 and 86 min on one core of an Intel Xeon with AMX, while other programs
+  ran), Fréchet distance of 1,000 images 64 ± 5 and 60 ± 6 (prior 902 ± 31 and 898 ± 25, real
+  images 51 ± 11) in the features of a classifier that is right on 81.9% of held-out images;
+  0.0104 ± 0.0018 and 0.0106 ± 0.0034 (0.052 and 0.053, 0.0111 ± 0.0025) in random convolutions;
+  mean top probability 0.863 and 0.862 (0.78, 0.905), class shares from 8.4% to 11.6% and 8.9% to
+  11.5%, class accuracy 74% and 75% (43%, 82%).
   The mixture without labels was measured only in the race of docs/budget.md, for 100 minutes.
   With one Gaussian as the prior (cifar10_small.py:ddp), Fréchet distance 88 ± 8 (prior
   1,153 ± 26, real images 50 ± 10) in the features of a classifier that is right on 80.9% of

@@ -176,8 +176,8 @@ ENTRIES = (
         f"{MAIN} --mode=classifier --config=configs/cifar10_classifier.py --data_dir=CIFAR10 "
         "--workdir=runs/gallery/cifar10_small/classifier\n"
         f"{MAIN} --config=configs/cifar10_small.py --data_dir=CIFAR10 --config.seed=1 "
-        "--config.network.by_class=True --config.train.num_steps=20000 "
-        "--workdir=runs/gallery/cifar10_small/run\n"
+        "--config.network.by_class=True --config.prior.num_components=4 "
+        "--config.train.num_steps=20000 --workdir=runs/gallery/cifar10_small/run\n"
         f"{MAIN} --workdir=runs/gallery/cifar10_small/run --mode=evaluate --data_dir=CIFAR10 "
         "--classifier=runs/gallery/cifar10_small/classifier\n"
         f"{MAIN} --workdir=runs/gallery/cifar10_small/run --mode=sample --num_samples=100 "
@@ -251,21 +251,20 @@ ENTRIES = (
         {
             "letters_samples.png": (
                 "letters/evaluations/step_2000/samples.png",
-                "Letters of 22 DejaVu fonts, with no setting chosen for them: prior, samples and "
-                "data.",
+                "Letters of 22 DejaVu fonts, by the recipe: prior, samples and data.",
             )
         },
         needs_data="LETTERS",
     ),
     Entry(
         "emoji",
-        f"{MAIN} --config=configs/folder.py --data_dir=EMOJI --config.data.image_size=64 "
-        "--config.seed=1 --workdir=runs/gallery/emoji",
+        f"{MAIN} --config=configs/folder.py --data_dir=EMOJI --config.seed=2 "
+        "--workdir=runs/gallery/emoji",
         {
             "emoji_samples.jpg": (
                 "emoji/evaluations/step_2000/samples.png",
-                "Emoji of 64 x 64 pixels, with no setting chosen for them: prior, samples and "
-                "data. They are of Noto (Apache License 2.0) and Twemoji (CC BY 4.0).",
+                "Emoji of 32 x 32 pixels, by the recipe: prior, samples and data. They are of "
+                "Noto (Apache License 2.0) and Twemoji (CC BY 4.0).",
             )
         },
         needs_data="EMOJI",
