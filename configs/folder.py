@@ -7,7 +7,8 @@ Images become 32 x 32 pixels, whose 2,000 steps take 20 to 45 min on a CPU. A tr
 On a CPU, this is the recipe for small images (`base.small_images`), whose step size and network
 depend on the image size. Grey images stay grey. On an accelerator, it is the recipe of the paper
 (section 5), with its network for the nearest of the sizes 32, 64 and 128. Both use the
-data-dependent prior, with the full covariance up to 64 x 64 in colour and a low-rank one above.
+data-dependent prior: on a CPU and with 2,100 images or more a mixture, otherwise one Gaussian with
+the full covariance up to 64 x 64 in colour and a low-rank one above.
 docs/data.md describes formats and settings of images. --mode=dry_run estimates the time.
 Variants: folder.py:lsif_pearson, folder.py:up and others, see `base.variant`.
 Score: depends on the images. The report of the run compares samples with held-out images.

@@ -18,7 +18,9 @@ from fdrl_jax import priors
 from fdrl_jax.training import parallel
 
 _CLUSTER_RANK, _CLASS_RANK = 50, 100  # Of each of several Gaussians, and of one for each class.
-# Of an automatic number of clusters: docs/ablation_tables.md and docs/budget.md have figures.
+# Of an automatic number of clusters. With fewer examples in each, samples of the prior are too
+# similar to the training data, and sets of fewer clusters gain little from them;
+# docs/ablation_tables.md and docs/budget.md have figures.
 _EXAMPLES_PER_CLUSTER, _MIN_CLUSTERS, _MAX_CLUSTERS = 70, 30, 100
 _MAX_NUMBERS = 2**28  # Of the examples that a mixture is fitted to: 1 GiB.
 # Up to 64 x 64 x 3 the full covariance is used, whose factor needs at most 604 MB.
@@ -63,9 +65,9 @@ def choose(wanted: Prior, source: Source, num_classes: int | None) -> tuple[int,
     """Returns how many Gaussians the prior has, and the rank of each; 0: the full covariance.
 
     Args:
-      wanted: a rank of 0 means a usual one, of several Gaussians at most half of the examples of
-        each. 0 components mean a number that fits the training data, whose factor is at most as
-        large as that of the largest full covariance. It is 1 for points.
+      wanted: a rank of 0 means a usual one, of several Gaussians at most half of the mean number
+        of their examples. 0 components mean a number that fits the training data, whose factor is
+        at most as large as that of the largest full covariance. It is 1 for points.
       source: the data.
       num_classes: the number is that of each class.
     """
@@ -75,11 +77,12 @@ def choose(wanted: Prior, source: Source, num_classes: int | None) -> tuple[int,
     largest = MAX_EXACT_SIZE**2 // ((rank or min(_CLUSTER_RANK, size)) * size)
     num = min(source.num_train // _EXAMPLES_PER_CLUSTER, _MAX_CLUSTERS, largest)
     num = num if num >= _MIN_CLUSTERS else 1
-    num = wanted.num_components or max(num // (num_classes or 1), 1)
+    num_sets = num_classes or 1
+    num = wanted.num_components or max(num // num_sets, 1)
     if num > 1:
         # Generated points have no number of examples.
-        of_cluster = source.num_train // (num * (num_classes or 1)) or 2 * size
-        return num, rank or min(_CLUSTER_RANK, size, max(of_cluster // 2, 1))
+        half = max(source.num_train // (2 * num * num_sets), 1) if source.num_train else size
+        return num, rank or min(_CLUSTER_RANK, size, half)
     if num_classes:
         return 1, rank or min(_CLASS_RANK, size)
     return 1, rank or (0 if size <= MAX_EXACT_SIZE else _DEFAULT_RANK)

@@ -241,8 +241,8 @@ class Prior(Section):
     """Standard deviation of `normal`."""
     rank: Annotated[int, Ge(0), Le(2**20)] = 0
     """Rank of the covariance of `data_dependent`; 0: the full covariance, up to 12,288 dimensions,
-    50 for each of several clusters, at most half of the number of its examples, and 100 for each
-    class with one Gaussian."""
+    50 for each of several clusters, at most half of the mean number of their examples, and 100 for
+    each class with one Gaussian."""
     num_components: Annotated[int, Ge(0), Le(10_000)] = 1
     """Number of Gaussians of `data_dependent`, fitted to clusters of the training data, or of each
     class with network.by_class; 0: one for each 70 examples, at most 100, and a single one for

@@ -170,6 +170,7 @@ def test_more_gaussians_than_images_are_an_error_of_the_config(tmp_path):
         ((8, 8, 1), 2_100, 0, 0, 10, (3, 35)),
         ((8, 8, 1), 2_099, 0, 0, 3, (1, 64)),
         ((8, 8, 1), 3, 0, 3, None, (3, 1)),
+        ((8, 8, 1), 20, 0, 3, 10, (3, 1)),  # Classes with fewer examples have fewer clusters.
         ((32, 32, 3), 10**6, 0, 0, None, (100, 50)),
         ((128, 128, 3), 10**6, 100, 0, None, (30, 100)),  # A factor of 100 would have 2 GB.
         ((2,), 0, 0, 0, None, (1, 0)),  # Generated points.
