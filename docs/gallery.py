@@ -20,7 +20,7 @@ from PIL import Image
 DOCS = Path(__file__).parent
 IMAGES, PAGE, TIMES = DOCS / "images", DOCS / "gallery.md", DOCS / "gallery_times.json"
 WORKDIR = "runs/gallery"
-JPEG_QUALITY = 70
+WEBP_QUALITY = 75
 MAIN = "python -m experiments.main"
 
 
@@ -183,19 +183,19 @@ ENTRIES = (
         f"{MAIN} --workdir=runs/gallery/cifar10_small/run --mode=sample --num_samples=100 "
         "--class=all --config.sample.name=classes",
         {
-            "cifar10_small_samples.jpg": (
+            "cifar10_small_samples.webp": (
                 "cifar10_small/run/evaluations/step_20000/samples.png",
                 "CIFAR-10 on a CPU, with labels: prior, samples and data.",
             ),
-            "cifar10_small_flow.jpg": (
+            "cifar10_small_flow.webp": (
                 "cifar10_small/run/evaluations/step_20000/flow.png",
                 "CIFAR-10 on a CPU: samples on their way from the data-dependent prior.",
             ),
-            "cifar10_small_neighbours.jpg": (
+            "cifar10_small_neighbours.webp": (
                 "cifar10_small/run/evaluations/step_20000/neighbours.png",
                 "Samples of CIFAR-10 next to their nearest training images.",
             ),
-            "cifar10_by_class.jpg": (
+            "cifar10_by_class.webp": (
                 "cifar10_small/run/samples/classes.npz.picture.png",
                 "CIFAR-10 with a ratio for each class: a row for each class.",
             ),
@@ -216,7 +216,7 @@ ENTRIES = (
         "--config.condition.weight=0.15 "
         "--config.sample.name=classes",
         {
-            "cifar10_classes.jpg": (
+            "cifar10_classes.webp": (
                 "cifar10_classes/run/samples/classes.npz.picture.png",
                 "Class-conditional samples of CIFAR-10: a row for each class, with a classifier "
                 "trained under attack.",
@@ -237,10 +237,10 @@ ENTRIES = (
                 "MNIST: between two points of a Gaussian of the prior, with common noise (figure "
                 "7). Every other row is the prior.",
             ),
-            "cifar10_interpolation.jpg": (
+            "cifar10_interpolation.webp": (
                 "interpolation/cifar10/pictures/interpolation.png",
-                "CIFAR-10: the spherical path stays where the prior is; on the linear path, "
-                "contrast is lost.",
+                "CIFAR-10: between two points of a Gaussian of a class. The spherical path stays "
+                "where the prior is; on the linear path, contrast is lost.",
             ),
         },
     ),
@@ -261,7 +261,7 @@ ENTRIES = (
         f"{MAIN} --config=configs/folder.py --data_dir=EMOJI --config.seed=2 "
         "--workdir=runs/gallery/emoji",
         {
-            "emoji_samples.jpg": (
+            "emoji_samples.webp": (
                 "emoji/evaluations/step_2000/samples.png",
                 "Emoji of 32 x 32 pixels, by the recipe: prior, samples and data. They are of "
                 "Noto (Apache License 2.0) and Twemoji (CC BY 4.0).",
@@ -350,7 +350,7 @@ ENTRIES = (
         "python -m benchmarks.peers --results=benchmarks/peers/results.jsonl --data=CIFAR10 "
         "--samples=runs/gallery/race_samples/cifar10-50k.png",
         {
-            "race_cifar10_samples.jpg": (
+            "race_cifar10_samples.webp": (
                 "race_samples/cifar10-50k.png",
                 "CIFAR-10 after 100 CPU minutes on one core: samples of FDRL and of flow matching, "
                 "and real images.",
@@ -425,14 +425,14 @@ def draw(entry: Entry, workdir: Path, data: Mapping[str, str]) -> float:
 
 
 def collect(entry: Entry, workdir: Path) -> None:
-    """Copies the pictures of an entry to docs/images, as PNG with fewer levels or as JPEG."""
+    """Copies the pictures of an entry to docs/images, as PNG with fewer levels or as WebP."""
     for target, (drawn, _) in entry.pictures.items():
-        if target.endswith((".svg", ".webp")):
+        if drawn.endswith((".svg", ".webp")):
             shutil.copy(workdir / drawn, IMAGES / target)
             continue
         image = Image.open(workdir / drawn).convert("RGB")
-        if target.endswith(".jpg"):  # Photographs need many colours.
-            image.save(IMAGES / target, quality=JPEG_QUALITY, optimize=True)
+        if target.endswith(".webp"):  # Photographs need many colours.
+            image.save(IMAGES / target, quality=WEBP_QUALITY, method=6)
             continue
         if image.getchannel("R").tobytes() == image.getchannel("B").tobytes():  # Grey.
             image = image.convert("L")

@@ -25,6 +25,7 @@ class Command:
     num_samples: int | None = None
     platforms: tuple[str, ...] = ()  # That an exported sampler should run on.
     compact: bool = False  # Whether it is exported in 8 bits, for `fdrl_jax.pretrained` only.
-    prior_rank: int = 192  # The most directions of its prior then.
+    prior_rank: int = 192  # The most directions of its prior then,
+    prior_frequencies: int = 256  # and at the most frequencies.
     sampler: str = ""  # The sampler to make a run of, as for `fdrl_jax.pretrained`.
     text: str = ""  # The command as typed, for the record.

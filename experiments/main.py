@@ -56,7 +56,7 @@ MODES = {
     "export": Mode(
         "export.export",
         "write a sampler to share",
-        ("checkpoint", "platforms", "compact", "prior_rank"),
+        ("checkpoint", "platforms", "compact", "prior_rank", "prior_frequencies"),
     ),
     "import": Mode("export.as_run.make_run", "make a run of a trained sampler", ("sampler",)),
 }
@@ -209,6 +209,7 @@ def parse(argv: Sequence[str]) -> tuple["Command", dict[str, Any]]:
         platforms=tuple(given["platforms"]),
         compact=given["compact"],
         prior_rank=given["prior_rank"],
+        prior_frequencies=given["prior_frequencies"],
         sampler=given["sampler"],
         text=shlex.join(["python", "-m", "experiments.main", *argv]),
     )
@@ -299,6 +300,8 @@ def _define_flags(config: "ConfigDict | None", argv: list[str]) -> "flags.FlagVa
     flags.DEFINE_bool("compact", False, "export 8-bit arrays for fdrl_jax.pretrained only", **of)
     rank = "most directions of a data-dependent prior in a compact export"
     flags.DEFINE_integer("prior_rank", 192, rank, lower_bound=1, **of)
+    num = "most spatial frequencies of these directions"
+    flags.DEFINE_integer("prior_frequencies", 256, num, lower_bound=1, **of)
     flags.DEFINE_string("sampler", "", "its name or folder, as for fdrl_jax.pretrained", **of)
     flags.DEFINE_bool("distributed", False, "join the processes that the cluster started", **of)
     flags.DEFINE_string("coordinator_address", None, "HOST:PORT of the first process", **of)

@@ -5,6 +5,7 @@ one more row that accounts for the change of the mean (Chan, Golub and LeVeque, 
 both cancellation and a second pass.
 """
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -192,6 +193,23 @@ def cosines(rows: np.ndarray, event_shape: tuple[int, ...]) -> np.ndarray:
     """Returns the orthonormal discrete cosine transform of each row [D], [B, *event_shape]."""
     axes = range(1, len(event_shape) + 1)
     return np.asarray(fft.dctn(rows.reshape(-1, *event_shape), axes=axes, norm="ortho"))
+
+
+def from_cosines(
+    coefficients: np.ndarray, frequencies: np.ndarray, event_shape: tuple[int, ...]
+) -> np.ndarray:
+    """Returns the rows [B, D] that have coefficients only at some frequencies.
+
+    Args:
+      coefficients: of the transform that `cosines` computes, [B, R].
+      frequencies: their positions in a flat example, [R].
+      event_shape: that of an example.
+    """
+    all_of_them = np.zeros((len(coefficients), math.prod(event_shape)), coefficients.dtype)
+    all_of_them[:, frequencies] = coefficients
+    axes = range(1, len(event_shape) + 1)
+    rows = fft.idctn(all_of_them.reshape(-1, *event_shape), axes=axes, norm="ortho")
+    return np.asarray(rows).reshape(all_of_them.shape)
 
 
 class _PartialMoments(NamedTuple):

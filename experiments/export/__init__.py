@@ -71,9 +71,8 @@ def export(command: Command) -> None:
     with unfinished_folder(opened.run.exports) as temporary:
         unfinished = temporary / folder.name
         if command.compact:
-            write_compact(
-                opened.experiment, opened.state, unfinished, command.prior_rank, evaluation
-            )
+            limits = command.prior_rank, command.prior_frequencies
+            write_compact(opened.experiment, opened.state, unfinished, limits, evaluation)
         else:
             write(opened.experiment, opened.state, unfinished, command.platforms, evaluation)
         if folder.exists():
@@ -116,14 +115,14 @@ def write_compact(
     model: Experiment,
     state: TrainState,
     folder: Path,
-    rank: int,
+    limits: tuple[int, int],
     evaluation: Mapping[str, Any] | None = None,
 ) -> None:
     """Exports only what `fdrl_jax.pretrained` reads, in 8 bits, and the model card.
 
-    A data-dependent prior has at most `rank` directions.
+    The limits are those of a data-dependent prior: its directions, and their frequencies.
     """
-    model = compact.simplified(model, rank)
+    model = compact.simplified(model, *limits)
     folder.mkdir(parents=True)
     _write_arguments(model, state, compact.rounded(_arrays(model, state)), folder)
     write_text(folder / "README.md", card.write(model, state, evaluation))

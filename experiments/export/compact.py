@@ -1,4 +1,4 @@
-"""Makes an export small: arrays of 8 bits, and a prior of low rank."""
+"""Makes an export small: arrays of 8 bits, and a prior of low rank at few frequencies."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -8,8 +8,7 @@ import numpy as np
 
 from experiments import settings
 from experiments.experiment import Experiment
-from fdrl_jax import _covariance, priors
-from fdrl_jax._covariance import LowRank
+from fdrl_jax import _covariance
 
 _MIN_SIZE = 5_000  # Smaller arrays are stored unchanged: they take little space.
 _SPECTRUM = "prior/remainder_scale"  # Spans more decades than 8 bits hold, and is float16.
@@ -37,25 +36,27 @@ def rounded(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return found
 
 
-def simplified(model: Experiment, rank: int) -> Experiment:
-    """Returns the experiment in float32, with a prior of at most `rank` directions.
+def simplified(model: Experiment, rank: int, num_frequencies: int) -> Experiment:
+    """Returns the experiment in float32, with a small data-dependent prior, to be written.
 
-    They are the leading principal directions of a data-dependent prior, of each Gaussian of a
-    mixture. The variance of the others is kept per spatial frequency.
+    The prior keeps at most `rank` leading principal directions, of each Gaussian of a mixture. Of
+    larger examples, the directions have coefficients only at the `num_frequencies` spatial
+    frequencies where they vary most. Their factor is then [num_frequencies, k], and `frequencies`
+    has the positions in a flat example. All other variance is kept per spatial frequency.
     """
     changes: dict[str, Any] = {"precision": "float32"}
     constants, arguments, prior = model.constants, model.prior_arguments, model.constants.prior
     num = np.shape(prior["weights"])[-1] if "weights" in prior else 1
-    if "factor" in prior and prior["factor"].shape[1] > num * rank:
-        shape = model.source.event_shape
-        scales = np.broadcast_to({**arguments, **prior}["remainder_scale"], (num, *shape))
-        each = zip(np.split(np.asarray(prior["factor"], np.float64), num, 1), scales, strict=True)
-        factors, scales = zip(*(_leading(*one, rank) for one in each), strict=True)
-        scale = np.reshape(scales, (num, *shape) if "weights" in prior else shape)
-        small = {**prior, "factor": np.concatenate(factors, axis=1), "remainder_scale": scale}
-        constants = constants._replace(prior=small)
+    size, columns = prior["factor"].shape if "factor" in prior else (0, 0)
+    if columns > num * rank or size > num_frequencies:
+        shape = (num, *model.source.event_shape)
+        scales = np.broadcast_to({**arguments, **prior}["remainder_scale"], shape)
+        small = _small(np.asarray(prior["factor"], np.float64), scales, rank, num_frequencies)
+        if "weights" not in prior:
+            small["remainder_scale"] = small["remainder_scale"][0]
+        constants = constants._replace(prior={**prior, **small})
         arguments = {name: a for name, a in arguments.items() if name not in small}
-        changes["prior.rank"] = rank
+        changes["prior.rank"] = min(rank, columns // num)
     return dataclasses.replace(
         model,
         settings=settings.replace(model.settings, changes),
@@ -66,16 +67,36 @@ def simplified(model: Experiment, rank: int) -> Experiment:
     )
 
 
-def _leading(factor: np.ndarray, scale: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the leading directions of a factor [D, k], and the scale of the remainder then.
+def _small(
+    factor: np.ndarray, scales: np.ndarray, rank: int, num_frequencies: int
+) -> dict[str, np.ndarray]:
+    """Returns the arrays of a smaller prior of M Gaussians.
 
     Args:
-      factor: of a Gaussian, [D, k] in float64.
-      scale: of its remainder, of the example's shape. White noise has the same for each frequency.
-      rank: number of directions.
+      factor: of all Gaussians, [D, M k] in float64.
+      scales: of their remainders, [M, ...]. White noise has the same for each frequency.
+      rank: largest number of directions of each.
+      num_frequencies: largest number of frequencies of the directions.
     """
-    total = _covariance.spectrum(factor.T, scale.shape) + np.square(scale, dtype=np.float64)
+    num, shape, size = len(scales), scales.shape[1:], len(factor)
+    each = np.split(factor, num, axis=1)
+    total = np.stack([_covariance.spectrum(one.T, shape) for one in each])
+    total += np.square(scales, dtype=np.float64)
+    if factor.shape[1] > num * rank:
+        factor = np.concatenate([_leading(one, rank) for one in each], axis=1)
+    coefficients = _covariance.cosines(factor.T, shape).reshape(num, -1, size)
+    held = np.square(coefficients).sum(axis=1)
+    small = {}
+    if size > num_frequencies:
+        kept = np.sort(np.argsort(-held.sum(axis=0), kind="stable")[:num_frequencies])
+        factor = coefficients[..., kept].reshape(-1, num_frequencies).T
+        held *= np.isin(np.arange(size), kept)
+        small["frequencies"] = kept.astype(np.int32)
+    scale = np.sqrt(np.maximum(total - held.reshape(total.shape), 0.0)).astype(np.float32)
+    return small | {"factor": factor.astype(np.float32), "remainder_scale": scale}
+
+
+def _leading(factor: np.ndarray, rank: int) -> np.ndarray:
+    """Returns the leading principal directions of a factor [D, k], times standard deviations."""
     left, singular, _ = np.linalg.svd(factor, full_matrices=False)
-    variances = np.square(singular[:rank])
-    part = LowRank(1, np.zeros(len(factor)), left[:, :rank], variances, total)
-    return priors.low_rank_factor(part, jitter=0.0)
+    return np.asarray(left[:, :rank] * singular[:rank])

@@ -20,7 +20,7 @@ from flax.traverse_util import unflatten_dict
 from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
-from fdrl_jax import _keys, divergences, networks, priors
+from fdrl_jax import _covariance, _keys, divergences, networks, priors
 from fdrl_jax._labels import one_or_nan
 from fdrl_jax._names import nearest
 from fdrl_jax.divergences import FDivergence
@@ -340,6 +340,11 @@ def _prior(
 ) -> Prior:
     """Returns the prior: the function of `priors` by its name, with its other arguments."""
     others = {name: value for name, value in arguments.items() if name != "name"}
+    if "frequencies" in arrays:  # Of a compact export, whose factor is [frequencies, k].
+        at = arrays["frequencies"].astype(int)
+        rows = _covariance.from_cosines(arrays["factor"].T, at, tuple(event_shape))
+        arrays = {**arrays, "factor": rows.T}
+        del arrays["frequencies"]
     if arguments["name"] == "mixture":
         means = arrays["mean"].reshape(-1, *event_shape)
         stored = (arrays["weights"], means, arrays["factor"], arrays["remainder_scale"])

@@ -152,7 +152,7 @@ def test_the_library_draws_from_combinations_and_low_rank_priors(tiny, tmp_path)
 def test_a_compact_export_is_small_and_draws_nearly_the_same_samples(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(export.compact, "_MIN_SIZE", 100)
     experiment, state = of_low_rank(tiny, 0)
-    export.write_compact(experiment, state, tmp_path / "export", 40)
+    export.write_compact(experiment, state, tmp_path / "export", (40, 64))
     assert {path.name for path in (tmp_path / "export").iterdir()} == {
         *("config.json", "model.safetensors", "README.md")
     }
@@ -183,7 +183,7 @@ def test_a_compact_export_keeps_the_leading_directions_of_each_gaussian(
     wanted = tiny("digits", {"prior.num_components": 3, "prior.rank": 20})
     source = load(wanted.data)
     model = build(wanted, source, prior.fit_to(source, wanted.prior, 0))
-    export.write_compact(model, model.init_state(), tmp_path / "export", 5)
+    export.write_compact(model, model.init_state(), tmp_path / "export", (5, 64))
     stored = safetensors.numpy.load_file(tmp_path / "export" / "model.safetensors")
     assert stored["prior/remainder_scale"].dtype == np.float16
     sampler = fdrl_jax.pretrained(tmp_path / "export")
@@ -212,6 +212,38 @@ def test_a_compact_export_keeps_the_leading_directions_of_each_gaussian(
             rtol=0.03,
             atol=1e-4,
         )
+
+
+@pytest.mark.parametrize("num_components", [1, 3])
+def test_a_compact_export_keeps_its_directions_at_few_frequencies_and_the_variance_at_all(
+    tiny, tmp_path, monkeypatch, num_components
+):
+    monkeypatch.setattr(export.compact, "_MIN_SIZE", 100)
+    wanted = tiny("digits", {"prior.num_components": num_components, "prior.rank": 20})
+    source = load(wanted.data)
+    model = build(wanted, source, prior.fit_to(source, wanted.prior, 0))
+    export.write_compact(model, model.init_state(), tmp_path / "export", (20, 25))
+    stored = safetensors.numpy.load_file(tmp_path / "export" / "model.safetensors")
+    assert stored["prior/factor"].shape == (25, 20 * num_components)
+
+    def cosines(params):
+        rows = np.reshape(np.asarray(params["factor"], np.float64).T, (num_components, 20, 8, 8))
+        return dctn(rows, axes=(2, 3), norm="ortho").reshape(num_components, 20, 64)
+
+    def spectrum(params):
+        scale = np.reshape(np.asarray(params["remainder_scale"], np.float64), (-1, 64))
+        return np.square(cosines(params)).sum(axis=1) + np.square(scale)
+
+    before = model.constants.prior
+    largest = np.argsort(np.square(cosines(before)).sum(axis=(0, 1)))[-25:]
+    assert {*stored["prior/frequencies"].tolist()} == {*largest.tolist()}
+    sampler = fdrl_jax.pretrained(tmp_path / "export")
+    after = sampler.prior_params
+    assert sampler.prior(jax.random.key(0), 2).shape == (2, 8, 8, 1)
+    kept, found = cosines(before)[..., largest], cosines(after)
+    np.testing.assert_allclose(found[..., largest], kept, atol=0.01 * np.abs(kept).max())
+    np.testing.assert_allclose(np.delete(found, largest, axis=2), 0.0, atol=1e-6)
+    np.testing.assert_allclose(spectrum(after), spectrum(before), rtol=0.03, atol=1e-4)
 
 
 def test_safetensors_hold_the_arrays_and_the_settings_are_json(exported):
