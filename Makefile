@@ -5,7 +5,7 @@
 VENV ?= .venv
 PY := $(VENV)/bin/python
 WORKDIR ?= runs/swissroll
-DIGITS := $(dir $(WORKDIR))mnist.png
+PICTURES := $(dir $(WORKDIR))
 PYTEST_ARGS ?=
 # One worker per core, but at most 4. For a debugger, set PYTEST_ARGS='-n 0'. With "worksteal", the
 # tests of a module mostly run in one worker, which prepares and compiles once for all of them.
@@ -48,10 +48,11 @@ help: ## print this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | \
 	  while IFS='|' read -r name text; do printf '  %-18s %s\n' "$$name" "$$text"; done
 
-demo: $(READY) ## draw digits, train on the swiss roll and show the report [WORKDIR=runs/swissroll]
-	@$(PY) -m examples.pretrained_samples --out='$(DIGITS)'
+demo: $(READY) ## draw images, train on the swiss roll and show the report [WORKDIR=runs/swissroll]
+	@$(PY) -m examples.pretrained_samples --sampler=mnist --out='$(PICTURES)mnist.png'
+	@$(PY) -m examples.pretrained_samples --sampler=cifar10 --out='$(PICTURES)cifar10.png'
 	@$(PY) -m experiments.main --config=configs/swissroll.py --workdir='$(WORKDIR)'
-	@echo 'digits: $(abspath $(DIGITS))'
+	@echo 'pictures: $(abspath $(PICTURES)mnist.png) $(abspath $(PICTURES)cifar10.png)'
 
 test: $(READY) ## run all tests [PYTEST_ARGS="-k flow -x"]
 	@$(PY) $(PYTEST) $(PYTEST_ARGS)

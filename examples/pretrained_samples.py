@@ -1,8 +1,9 @@
 """Draws images with a sampler that ships with the library: no training and no data.
 
-Run: python -m examples.pretrained_samples [--sampler=mnist] [--num_samples=64]
-  [--out=runs/mnist.png]
-It takes seconds on a CPU.
+Run: python -m examples.pretrained_samples [--sampler=cifar10] [--num_samples=80]
+  [--out=runs/cifar10.png]
+It takes seconds on a CPU. A sampler with labels draws each class in turn, so that a column of ten
+images has one class of CIFAR-10.
 """
 
 import argparse
@@ -16,7 +17,7 @@ import numpy as np
 
 import fdrl_jax as fdrl
 
-COLUMNS = 8
+COLUMNS = 10
 SCALE = 3  # Pixels of the picture per pixel of an image.
 
 
@@ -35,19 +36,20 @@ def main(argv: Sequence[str] | None = None) -> np.ndarray:
     """Writes a picture of samples and returns them, [N, H, W, C]."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sampler", default="mnist", help="as for fdrl_jax.pretrained")
-    parser.add_argument("--num_samples", type=int, default=64)
-    parser.add_argument("--out", type=Path, default=Path("runs/mnist.png"))
+    parser.add_argument("--num_samples", type=int, default=80)
+    parser.add_argument("--out", type=Path, help="default: runs/SAMPLER.png")
     options = parser.parse_args(argv)
+    out = options.out or Path("runs", f"{Path(options.sampler).name}.png")
     started = time.perf_counter()
     sampler = fdrl.pretrained(options.sampler)
     images = np.asarray(sampler(jax.random.key(0), options.num_samples))
     sheet = tile(images).repeat(SCALE, axis=0).repeat(SCALE, axis=1)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
     if sheet.shape[-1] == 1:
         sheet = sheet.repeat(3, axis=-1)
-    matplotlib.image.imsave(options.out, sheet)
+    matplotlib.image.imsave(out, sheet)
     seconds = time.perf_counter() - started
-    print(f"{len(images)} samples of {options.sampler!r}, {seconds:.0f} s: {options.out}")
+    print(f"{len(images)} samples of {options.sampler!r}, {seconds:.0f} s: {out}")
     return images
 
 
