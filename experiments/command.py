@@ -26,6 +26,6 @@ class Command:
     platforms: tuple[str, ...] = ()  # That an exported sampler should run on.
     compact: bool = False  # Whether it is exported in 8 bits, for `fdrl_jax.pretrained` only.
     prior_rank: int = 192  # The most directions of its prior then,
-    prior_frequencies: int = 256  # and at the most frequencies.
+    prior_frequencies: int = 512  # and at the most frequencies.
     sampler: str = ""  # The sampler to make a run of, as for `fdrl_jax.pretrained`.
     text: str = ""  # The command as typed, for the record.

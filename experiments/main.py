@@ -301,7 +301,7 @@ def _define_flags(config: "ConfigDict | None", argv: list[str]) -> "flags.FlagVa
     rank = "most directions of a data-dependent prior in a compact export"
     flags.DEFINE_integer("prior_rank", 192, rank, lower_bound=1, **of)
     num = "most spatial frequencies of these directions"
-    flags.DEFINE_integer("prior_frequencies", 256, num, lower_bound=1, **of)
+    flags.DEFINE_integer("prior_frequencies", 512, num, lower_bound=1, **of)
     flags.DEFINE_string("sampler", "", "its name or folder, as for fdrl_jax.pretrained", **of)
     flags.DEFINE_bool("distributed", False, "join the processes that the cluster started", **of)
     flags.DEFINE_string("coordinator_address", None, "HOST:PORT of the first process", **of)
