@@ -79,12 +79,17 @@ def _small(
       num_frequencies: largest number of frequencies of the directions.
     """
     num, shape, size = len(scales), scales.shape[1:], len(factor)
-    each = np.split(factor, num, axis=1)
-    total = np.stack([_covariance.spectrum(one.T, shape) for one in each])
+
+    def in_cosines(factor: np.ndarray) -> np.ndarray:
+        return _covariance.cosines(factor.T, shape).reshape(num, -1, size)
+
+    coefficients = in_cosines(factor)
+    total = np.square(coefficients).sum(axis=1).reshape(scales.shape)
     total += np.square(scales, dtype=np.float64)
     if factor.shape[1] > num * rank:
+        each = np.split(factor, num, axis=1)
         factor = np.concatenate([_leading(one, rank) for one in each], axis=1)
-    coefficients = _covariance.cosines(factor.T, shape).reshape(num, -1, size)
+        coefficients = in_cosines(factor)
     held = np.square(coefficients).sum(axis=1)
     small = {}
     if size > num_frequencies:

@@ -341,10 +341,10 @@ def _prior(
     """Returns the prior: the function of `priors` by its name, with its other arguments."""
     others = {name: value for name, value in arguments.items() if name != "name"}
     if "frequencies" in arrays:  # Of a compact export, whose factor is [frequencies, k].
-        at = arrays["frequencies"].astype(int)
+        arrays = dict(arrays)
+        at = arrays.pop("frequencies").astype(int)
         rows = _covariance.from_cosines(arrays["factor"].T, at, tuple(event_shape))
-        arrays = {**arrays, "factor": rows.T}
-        del arrays["frequencies"]
+        arrays["factor"] = rows.T
     if arguments["name"] == "mixture":
         means = arrays["mean"].reshape(-1, *event_shape)
         stored = (arrays["weights"], means, arrays["factor"], arrays["remainder_scale"])
