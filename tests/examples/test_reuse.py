@@ -133,7 +133,7 @@ def test_the_examples_of_the_readme_are_short_and_run():
     np.testing.assert_allclose(space["record"].flowed, space["samples"], rtol=1e-5)
     space = {"fdrl": fdrl, "jax": jax}
     exec(compile(of_shipped, "README.md", "exec"), space)
-    assert space["images"].shape == (64, 28, 28, 1)
+    assert space["images"].shape == space["horses"].shape == (64, 32, 32, 3)
 
 
 def test_the_condition_in_the_page_on_classes_moves_samples_to_the_class():
