@@ -71,8 +71,14 @@ def export(command: Command) -> None:
     with unfinished_folder(opened.run.exports) as temporary:
         unfinished = temporary / folder.name
         if command.compact:
-            limits = command.prior_rank, command.prior_frequencies
-            write_compact(opened.experiment, opened.state, unfinished, limits, evaluation)
+            write_compact(
+                opened.experiment,
+                opened.state,
+                unfinished,
+                evaluation,
+                rank=command.prior_rank,
+                num_frequencies=command.prior_frequencies,
+            )
         else:
             write(opened.experiment, opened.state, unfinished, command.platforms, evaluation)
         if folder.exists():
@@ -115,14 +121,16 @@ def write_compact(
     model: Experiment,
     state: TrainState,
     folder: Path,
-    limits: tuple[int, int],
     evaluation: Mapping[str, Any] | None = None,
+    *,
+    rank: int,
+    num_frequencies: int,
 ) -> None:
     """Exports only what `fdrl_jax.pretrained` reads, in 8 bits, and the model card.
 
-    The limits are those of a data-dependent prior: its directions, and their frequencies.
+    For the prior's rank and number of frequencies, see `compact.simplified`.
     """
-    model = compact.simplified(model, *limits)
+    model = compact.simplified(model, rank, num_frequencies)
     folder.mkdir(parents=True)
     _write_arguments(model, state, compact.rounded(_arrays(model, state)), folder)
     write_text(folder / "README.md", card.write(model, state, evaluation))

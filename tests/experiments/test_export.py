@@ -152,13 +152,14 @@ def test_the_library_draws_from_combinations_and_low_rank_priors(tiny, tmp_path)
 def test_a_compact_export_is_small_and_draws_nearly_the_same_samples(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(export.compact, "_MIN_SIZE", 100)
     experiment, state = of_low_rank(tiny, 0)
-    export.write_compact(experiment, state, tmp_path / "export", (40, 64))
-    assert {path.name for path in (tmp_path / "export").iterdir()} == {
+    folder = tmp_path / "export"
+    export.write_compact(experiment, state, folder, rank=40, num_frequencies=64)
+    assert {path.name for path in folder.iterdir()} == {
         *("config.json", "model.safetensors", "README.md")
     }
-    stored = safetensors.numpy.load_file(tmp_path / "export" / "model.safetensors")
+    stored = safetensors.numpy.load_file(folder / "model.safetensors")
     assert stored["prior/factor"].dtype == np.int8
-    sampler = fdrl_jax.pretrained(tmp_path / "export")
+    sampler = fdrl_jax.pretrained(folder)
     assert sampler.prior_params["factor"].shape == (64, 40)
     assert sampler.config["settings"]["prior.rank"] == 40
     before, after = (
@@ -183,10 +184,11 @@ def test_a_compact_export_keeps_the_leading_directions_of_each_gaussian(
     wanted = tiny("digits", {"prior.num_components": 3, "prior.rank": 20})
     source = load(wanted.data)
     model = build(wanted, source, prior.fit_to(source, wanted.prior, 0))
-    export.write_compact(model, model.init_state(), tmp_path / "export", (5, 64))
-    stored = safetensors.numpy.load_file(tmp_path / "export" / "model.safetensors")
+    folder = tmp_path / "export"
+    export.write_compact(model, model.init_state(), folder, rank=5, num_frequencies=64)
+    stored = safetensors.numpy.load_file(folder / "model.safetensors")
     assert stored["prior/remainder_scale"].dtype == np.float16
-    sampler = fdrl_jax.pretrained(tmp_path / "export")
+    sampler = fdrl_jax.pretrained(folder)
     assert sampler.config["settings"]["prior.rank"] == 5
     before, after = (
         {name: np.asarray(a, np.float64) for name, a in params.items()}
@@ -222,8 +224,9 @@ def test_a_compact_export_keeps_its_directions_at_few_frequencies_and_the_varian
     wanted = tiny("digits", {"prior.num_components": num_components, "prior.rank": 20})
     source = load(wanted.data)
     model = build(wanted, source, prior.fit_to(source, wanted.prior, 0))
-    export.write_compact(model, model.init_state(), tmp_path / "export", (20, 25))
-    stored = safetensors.numpy.load_file(tmp_path / "export" / "model.safetensors")
+    folder = tmp_path / "export"
+    export.write_compact(model, model.init_state(), folder, rank=20, num_frequencies=25)
+    stored = safetensors.numpy.load_file(folder / "model.safetensors")
     assert stored["prior/factor"].shape == (25, 20 * num_components)
 
     def cosines(params):
@@ -237,7 +240,7 @@ def test_a_compact_export_keeps_its_directions_at_few_frequencies_and_the_varian
     before = model.constants.prior
     largest = np.argsort(np.square(cosines(before)).sum(axis=(0, 1)))[-25:]
     assert {*stored["prior/frequencies"].tolist()} == {*largest.tolist()}
-    sampler = fdrl_jax.pretrained(tmp_path / "export")
+    sampler = fdrl_jax.pretrained(folder)
     after = sampler.prior_params
     assert sampler.prior(jax.random.key(0), 2).shape == (2, 8, 8, 1)
     kept, found = cosines(before)[..., largest], cosines(after)

@@ -150,10 +150,11 @@ def test_an_export_becomes_a_run_that_draws_samples_of_a_class(tiny, tmp_path):
     wanted = tiny("digits", {**BY_CLASS, "network.denoiser_width": 0, "precision": "float32"})
     source = load(wanted.data)
     model = build(wanted, source, prior.fit_to(source, wanted.prior, 10))
-    export.write_compact(model, model.init_state(), tmp_path / "export", (64, 64))
-    start("import", tmp_path / "run", sampler=tmp_path / "export")
+    folder = tmp_path / "export"
+    export.write_compact(model, model.init_state(), folder, rank=64, num_frequencies=64)
+    start("import", tmp_path / "run", sampler=folder)
     samples = drawn(open_run(tmp_path / "run"), "fives", **{"class": "5"})
-    sampler = fdrl_jax.pretrained(tmp_path / "export")
+    sampler = fdrl_jax.pretrained(folder)
     expected = sampler(rng.root_key(wanted.seed), 20, labels=[5] * 20)
     np.testing.assert_allclose(samples, to_uint8(np.asarray(expected)).astype(int), atol=1)
 
