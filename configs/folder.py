@@ -2,7 +2,7 @@
 
 Command: python -m experiments.main --config=configs/folder.py --config.data.dir=my_images
   --workdir=runs/my_images
-Images become 32 x 32 pixels, whose 2,000 steps take 20 to 45 min on a CPU. A training step with
+Images become 32 x 32 pixels, whose 2,000 steps take 20 to 49 min on a core. A training step with
 --config.data.image_size=64 takes 3 to 4 times as long.
 On a CPU, this is the recipe for small images (`base.small_images`), whose step size and network
 depend on the image size. Grey images stay grey. On an accelerator, it is the recipe of the paper

@@ -353,7 +353,7 @@ ENTRIES = (
             "race_cifar10_samples.webp": (
                 "race_samples/cifar10-50k.png",
                 "CIFAR-10 after 100 CPU minutes on one core: samples of FDRL and of flow matching, "
-                "and real images.",
+                "and real images. The race keeps these samples in runs/peers.",
             )
         },
         needs_data="CIFAR10",
@@ -452,7 +452,8 @@ def page(times: dict[str, int]) -> str:
     parts = [
         "# Gallery\n\nThis page shows all pictures of the documentation with the commands that "
         "draw them.\nThe times were measured on two CPU cores that also did other work.\n"
-        "`make gallery` draws all pictures from scratch, and\n"
+        "`make gallery` draws the pictures that need no data from scratch,\n"
+        '`make gallery GALLERY_ARGS="--data MNIST=FILE CIFAR10=FILE"` also others, and\n'
         '`make gallery GALLERY_ARGS="--only swissroll"` those of one entry.\n'
         "`docs/gallery.py` writes this page.\n",
         _thumbnails(),
