@@ -1,10 +1,8 @@
-"""Writes samples of a run to files, in parts that survive a kill; also class-conditional ones."""
+"""Writes samples of a run to files, in batches; also class-conditional ones."""
 
-import contextlib
 import dataclasses
-import itertools
-import shutil
 import zipfile
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -17,14 +15,7 @@ from experiments.command import Command
 from experiments.data.decode import to_uint8, to_unit
 from experiments.errors import UserError
 from experiments.experiment import Experiment, in_turn, with_class_weights
-from experiments.files import (
-    locked,
-    read_json,
-    replacing,
-    sha256_of_arrays,
-    sha256_of_json,
-    write_json,
-)
+from experiments.files import read_json, replacing, sha256_of_arrays, sha256_of_json, write_json
 from experiments.pictures import flow, images
 from experiments.run import Opened
 from experiments.settings import Flat, Settings
@@ -44,9 +35,9 @@ _DATE = (1980, 1, 1, 0, 0, 0)
 def sample(command: Command) -> None:
     """Writes samples to `samples/NAME.npz`, or as PNG files in a zip, with a record and a picture.
 
-    Samples are drawn in parts, which are kept until the end. If the program is killed, the same
-    command resumes and writes the same files. Points are stored unchanged, and images as uint8.
-    Existing samples are never replaced.
+    Samples are drawn and written in batches. If the program is killed, the same command writes the
+    same files. Points are stored unchanged, and images as uint8. Existing samples are never
+    replaced.
     """
     opened = run.open_checkpoint(command)
     model, wanted = opened.experiment, opened.experiment.settings
@@ -60,33 +51,23 @@ def sample(command: Command) -> None:
         draw.check_rejection(model, num)
     record = _describe(opened, model, num)
     path = _find_path(opened, record)
-    picture, record_file, parts = (_next_to(path, s) for s in ("picture.png", "json", "parts"))
+    picture, record_file = (path.with_name(f"{path.name}.{s}") for s in ("picture.png", "json"))
     opened.run.samples.mkdir(exist_ok=True)
-    is_first = parallel.is_first_process()
-    # Next to the folder, which is temporary; hidden, because it stays among the samples.
-    lock = parts.with_name(f".{parts.name}.lock")
-    other = "choose another name with --config.sample.name"
-    with locked(lock, str(parts), other) if is_first else contextlib.nullcontext():
-        # Only complete samples have a record next to them.
-        is_done = record_file.exists() and path.exists() and read_json(record_file) == record
-        if parallel.same_on_all_processes(str(is_done)) and not is_done:
-            if is_first:
-                _Parts.create(parts, record, draw.batch_size(model, num), wanted)
-            parallel.barrier("parts created")
-            stored = _Parts(parts, record, num)
-            _draw_parts(opened, model, stored)
-            num_shown = min(num, pictures.num_shown(model.source))
-            starts = draw.sample_starts(model, opened.state, num_shown)
-            if is_first:
-                unfinished = path.with_name(f".{path.name}.unfinished")
-                _WRITERS[wanted.sample.format](unfinished, stored.read(), num)
-                _draw_picture(model, starts, stored, picture)
+    # Only complete samples have a record next to them, which `_find_path` has compared.
+    is_done = record_file.exists() and path.exists()
+    if parallel.same_on_all_processes(str(is_done)) and not is_done:
+        starts = draw.sample_starts(model, opened.state, min(num, pictures.num_shown(model.source)))
+        shown = np.zeros_like(starts)
+        batches = _batches(opened, model, num, shown)
+        if parallel.is_first_process():
+            with replacing(path) as file:
+                _WRITERS[wanted.sample.format](file, batches, num)
+                _draw_picture(model, starts, shown, picture)
                 # Samples without a record are not ours, so the record is first.
                 write_json(record_file, record)
-                unfinished.rename(path)
-        if is_first:
-            shutil.rmtree(parts, ignore_errors=True)
-    if is_first:
+        else:
+            deque(batches, maxlen=0)  # Draws its share of each batch.
+    if parallel.is_first_process():
         print(f"{num:,} samples of step {opened.step:,}: {path}")
         print(f"picture: {picture}\nrecord: {record_file}")
 
@@ -161,95 +142,31 @@ def labels_of(name: str, classes: tuple[str, ...]) -> Callable[[np.ndarray], np.
     return lambda positions: np.full(len(positions), label, np.int32)
 
 
-class _Parts:
-    """Equal parts of a set of samples, each in a file whose name has its digest.
-
-    A manifest describes the samples, so that parts with other settings are never mixed in.
-    """
-
-    def __init__(self, folder: Path, record: Flat, num_samples: int) -> None:
-        self._files: dict[str, Path] = {}  # By first position, as `missing` found them.
-        saved = read_json(folder / "manifest.json", record=dict, size=int)
-        if saved["record"] != record:  # Begun by another program after this one chose the name.
-            raise UserError(
-                f"{folder} contains parts of other samples; choose another name with "
-                "--config.sample.name"
-            )
-        self.num_samples, self.size, self.folder = num_samples, saved["size"], folder
-
-    @staticmethod
-    def create(folder: Path, record: Flat, size: int, wanted: Settings) -> None:
-        """Begins a set of parts. If it exists, reports what changed since then."""
-        manifest = folder / "manifest.json"
-        if manifest.exists():
-            run.report_changes(read_json(manifest, environment=dict)["environment"], wanted)
-            return
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        content = {"record": record, "size": size, "environment": run.environment(wanted)}
-        write_json(manifest, content)
-
-    def missing(self) -> dict[int, int]:
-        """Returns the parts that are missing or damaged: first position and number of samples."""
-        self._files = {file.name[:10]: file for file in self.folder.glob("*.npy")}
-        missing = (first for first in self._firsts() if self._intact(first) is None)
-        return {first: min(self.size, self.num_samples - first) for first in missing}
-
-    def write(self, first: int, samples: np.ndarray) -> None:
-        path = self.folder / f"{first:010d}_{sha256_of_arrays(samples)[:16]}.npy"
-        with replacing(path) as file:
-            np.save(file, samples)
-        self._files[f"{first:010d}"] = path
-
-    def read(self) -> Iterator[np.ndarray]:
-        for first in self._firsts():
-            part = self._intact(first)
-            if part is None:
-                raise UserError(f"{self.folder} was changed by another program; rerun to resume")
-            yield part
-
-    def _intact(self, first: int) -> np.ndarray | None:
-        if (file := self._files.get(f"{first:010d}")) is None:
-            return None
-        with contextlib.suppress(ValueError, EOFError, FileNotFoundError):
-            samples: np.ndarray = np.load(file, allow_pickle=False)
-            if file.stem.endswith(sha256_of_arrays(samples)[:16]):
-                return samples
-        file.unlink(missing_ok=True)
-        return None
-
-    def _firsts(self) -> range:
-        return range(0, self.num_samples, self.size)
-
-
-def _draw_parts(opened: Opened, model: Experiment, parts: _Parts) -> None:
-    """Draws the parts that are missing, and reports how many samples rejection accepts."""
+def _batches(
+    opened: Opened, model: Experiment, num: int, shown: np.ndarray
+) -> Iterator[np.ndarray]:
+    """Yields the samples as they are stored, and copies the first ones to `shown`, [M, ...]."""
     variables, constants = draw.on_devices(model, opened.state)
-    sampler, is_image = draw.Sampler(model), model.source.kind == "images"
-    missing = parts.missing()
+    sampler, size = draw.Sampler(model), draw.batch_size(model, num)
+    is_first, is_image = parallel.is_first_process(), model.source.kind == "images"
     with tqdm(
-        total=parts.num_samples,
-        initial=parts.num_samples - sum(missing.values()),
-        unit="sample",
-        desc="sampling",
-        smoothing=0.1,
-        disable=not parallel.is_first_process(),
+        total=num, unit="sample", desc="sampling", smoothing=0.1, disable=not is_first
     ) as bar:
-        for first, num in missing.items():
-            # The last part also has the full size, so that all run the same compiled program.
-            drawn = sampler(variables, constants, {"refined": num}, first=first, full=parts.size)[
-                "refined"
-            ]
-            if not np.isfinite(drawn).all():
-                shutil.rmtree(parts.folder, ignore_errors=True)
+        for first in range(0, num, size):
+            # The last batch also has the full size, so that all run the same compiled program.
+            keep = {"refined": min(size, num - first)}
+            x = sampler(variables, constants, keep, first=first, full=size)["refined"]
+            if not np.isfinite(x).all():
                 raise UserError(
                     f"the samples of step {opened.step:,} are not finite numbers, so nothing was "
                     "written; choose an earlier --checkpoint or a smaller flow.step_size"
                 )
-            if parallel.is_first_process():
-                parts.write(first, to_uint8(drawn) if is_image else drawn)
-            bar.update(num)
-    if parallel.is_first_process() and (share := sampler.share_accepted) is not None:
+            stored = to_uint8(x) if is_image else x
+            part = shown[first : first + size]
+            part[:] = (to_unit(stored) if is_image else stored)[: len(part)]
+            yield stored
+            bar.update(len(x))
+    if is_first and (share := sampler.share_accepted) is not None:
         print(f"sample.rejection accepts {share:.0%} of the samples at the first attempt")
 
 
@@ -294,11 +211,9 @@ def _find_path(opened: Opened, record: Flat) -> Path:
     usual_names = [usual, f"{usual}_{sha256_of_json(record)[:8]}"]
     for name in [wanted.sample.name] if wanted.sample.name else usual_names:
         path = opened.run.samples / f"{name}.{record['format']}"
-        # These samples, complete or unfinished.
-        described = (_next_to(path, "json"), _next_to(path, "parts") / "manifest.json")
-        held = next((read_json(file) for file in described if file.is_file()), None)
-        is_ours = held is not None and record in (held, held.get("record"))
-        if is_ours or (held is None and not path.exists()):
+        described = path.with_name(f"{path.name}.json")
+        is_ours = described.is_file() and read_json(described) == record
+        if is_ours or not (described.is_file() or path.exists()):
             return path
     raise UserError(
         f"{path} exists and contains other samples or other files; choose another name with "
@@ -306,34 +221,30 @@ def _find_path(opened: Opened, record: Flat) -> Path:
     )
 
 
-def _next_to(path: Path, what: str) -> Path:
-    return path.with_name(f"{path.name}.{what}")
-
-
-def _write_npz(path: Path, parts: Iterator[np.ndarray], num_samples: int) -> None:
-    part = next(parts)
+def _write_npz(file: IO[bytes], batches: Iterator[np.ndarray], num_samples: int) -> None:
+    part = next(batches)
     header = {
         "descr": np.lib.format.dtype_to_descr(part.dtype),
         "fortran_order": False,
         "shape": (num_samples, *part.shape[1:]),
     }
-    with zipfile.ZipFile(path, "w") as archive, _member(archive, "arr_0.npy") as file:
-        np.lib.format.write_array_header_1_0(file, header)
-        file.write(part.tobytes())
-        for part in parts:
-            file.write(part.tobytes())
+    with zipfile.ZipFile(file, "w") as archive, _member(archive, "arr_0.npy") as array:
+        np.lib.format.write_array_header_1_0(array, header)
+        array.write(part.tobytes())
+        for part in batches:
+            array.write(part.tobytes())
 
 
-def _write_zip(path: Path, parts: Iterator[np.ndarray], num_samples: int) -> None:
+def _write_zip(file: IO[bytes], batches: Iterator[np.ndarray], num_samples: int) -> None:
     from PIL import Image
 
     digits = max(6, len(str(num_samples - 1)))
-    images = (image for part in parts for image in part)
-    with zipfile.ZipFile(path, "w") as archive:
+    images = (image for part in batches for image in part)
+    with zipfile.ZipFile(file, "w") as archive:
         for i, image in enumerate(images):
-            with _member(archive, f"{i:0{digits}d}.png") as file:
+            with _member(archive, f"{i:0{digits}d}.png") as member:
                 pixels = image[..., 0] if image.shape[-1] == 1 else image
-                Image.fromarray(pixels).save(file, "png")
+                Image.fromarray(pixels).save(member, "png")
 
 
 def _member(archive: zipfile.ZipFile, name: str) -> IO[bytes]:
@@ -346,10 +257,7 @@ def _member(archive: zipfile.ZipFile, name: str) -> IO[bytes]:
 _WRITERS = {"npz": _write_npz, "zip": _write_zip}
 
 
-def _draw_picture(model: Experiment, starts: np.ndarray, parts: _Parts, path: Path) -> None:
-    enough = itertools.islice(parts.read(), -(-len(starts) // parts.size))
-    stored = np.concatenate(list(enough))[: len(starts)]
-    shown = to_unit(stored) if stored.dtype == np.uint8 else stored
+def _draw_picture(model: Experiment, starts: np.ndarray, shown: np.ndarray, path: Path) -> None:
     labels = np.zeros(0) if model.labels is None else model.labels(np.arange(len(shown)))
     if len(np.unique(labels)) > 1:
         figure = images.by_class(shown, labels, model.source.classes)

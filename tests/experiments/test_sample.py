@@ -1,10 +1,8 @@
-"""Mode sample: files for other programs, records that distinguish them, and kills without loss."""
+"""Mode sample: files for other programs, records that distinguish them, and kills."""
 
 import json
-import os
 import re
 import zipfile
-from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,8 +15,7 @@ from experiments import draw, prior
 from experiments.data.load import load
 from experiments.errors import UserError
 from experiments.experiment import build
-from experiments.files import locked
-from experiments.sample import _Parts, conditioned, labels_of
+from experiments.sample import conditioned, labels_of
 
 
 def sample(run, num_samples=20, **changes):
@@ -142,78 +139,41 @@ def test_points_are_not_written_as_pictures(trained):
         sample(trained, **{"sample.format": "zip"})
 
 
-def test_interrupted_sampling_resumes_and_writes_the_same_files(trained, monkeypatch):
+def test_interrupted_sampling_leaves_nothing_and_the_same_command_writes_the_same_files(
+    trained, monkeypatch
+):
     small = {"evaluate.batch_size": 8}
     sample(trained, 30, **named("whole", **small))
     call, firsts = draw.Sampler.__call__, []
 
     def failing(sampler, *arguments, **options):
-        if len(firsts) == 2:
+        firsts.append(options.get("first"))
+        if options.get("first") == 16:
             raise KeyboardInterrupt
-        firsts.append(options["first"])
         return call(sampler, *arguments, **options)
 
     with monkeypatch.context() as within:
         within.setattr(draw.Sampler, "__call__", failing)
         with pytest.raises(KeyboardInterrupt):
             sample(trained, 30, **named("cut", **small))
-    with pytest.raises(UserError, match=r"cut\.npz exists and contains other samples"):
-        sample(trained, 30, **named("cut", **{"flow.step_size": 0.7}))
-    damaged = sorted((trained.samples / "cut.npz.parts").glob("*.npy"))[0]
-    damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
-
-    def watched(sampler, *arguments, **options):
-        firsts.append(options.get("first"))
-        return call(sampler, *arguments, **options)
-
-    monkeypatch.setattr(draw.Sampler, "__call__", watched)
+    assert firsts == [None, 0, 8, 16], "the starts, then the samples"
+    assert not [path for path in trained.samples.iterdir() if "cut" in path.name]
     sample(trained, 30, **named("cut", **small))
-
-    assert firsts == [0, 8, 0, 16, 24, None], "the damaged part is drawn again; then the starts"
     for suffix in (".npz", ".npz.json", ".npz.picture.png"):
         one, other = ((trained.samples / f"{n}{suffix}").read_bytes() for n in ("whole", "cut"))
         assert one == other
-    (trained.samples / "cut.npz.parts").mkdir()  # As after a kill right before its removal.
+    monkeypatch.setattr(draw.Sampler, "__call__", failing)
     sample(trained, 30, **named("cut", **small))
-    assert len(firsts) == 6  # Finished samples are not drawn again.
-    assert not (trained.samples / "cut.npz.parts").exists()
+    assert len(firsts) == 4  # Finished samples are not drawn again.
 
 
-def test_parts_in_any_number_are_listed_once(trained, tmp_path, monkeypatch):
-    record, samples = {"key": 1}, np.arange(60.0).reshape(30, 2)
-    _Parts.create(tmp_path / "parts", record, 1, trained.settings)
-    for first in range(0, 30, 2):
-        _Parts(tmp_path / "parts", record, 30).write(first, samples[first : first + 1])
-    glob, listed = Path.glob, []
-    monkeypatch.setattr(Path, "glob", lambda *given: listed.append(given) or glob(*given))
-    parts = _Parts(tmp_path / "parts", record, 30)
-    assert list(parts.missing()) == list(range(1, 30, 2))
-    for first in parts.missing():
-        parts.write(first, samples[first : first + 1])
-    np.testing.assert_array_equal(np.concatenate(list(parts.read())), samples)
-    assert len(listed) == 2
-
-
-def test_parts_that_another_version_drew_are_reported(trained, tmp_path, caplog):
-    for _ in range(2):
-        _Parts.create(tmp_path, {}, 1, trained.settings)
-    assert not caplog.records
-    manifest = json.loads((tmp_path / "manifest.json").read_text())
-    manifest["environment"]["jaxlib"] = "0.1"
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    _Parts.create(tmp_path, {}, 1, trained.settings)
-    assert "the last digits of results may differ" in caplog.text
-    assert "(was 0.1)" in caplog.text
-
-
-def test_two_programs_do_not_draw_the_same_samples_at_the_same_time(trained):
-    parts = trained.samples / "shared.npz.parts"
-    trained.samples.mkdir(exist_ok=True)
-    with locked(parts.with_name(f".{parts.name}.lock"), "them", "wait"):
-        with pytest.raises(UserError, match=rf"{parts} is in use by process {os.getpid()} on "):
-            sample(trained, **named("shared"))
-        assert not parts.exists()
-        sample(trained, **named("free"))  # Other samples do not matter.
+def test_samples_whose_file_is_missing_are_drawn_again(trained):
+    """A kill between record and file, whose record is written first."""
+    sample(trained, 10, **named("gone"))
+    before = drawn(trained, "gone")
+    (trained.samples / "gone.npz").unlink()
+    sample(trained, 10, **named("gone"))
+    np.testing.assert_array_equal(drawn(trained, "gone"), before)
 
 
 def test_samples_that_are_not_finite_are_refused_and_nothing_is_written(trained):
