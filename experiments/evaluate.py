@@ -31,13 +31,14 @@ import platform
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 
 import fdrl_jax
+from experiments import draw, pictures, report
+from experiments.classifier import open_to_judge
 from experiments.command import Command
 from experiments.data import load
 from experiments.data.source import Source
@@ -50,6 +51,7 @@ from experiments.evaluation import (
     inception,
     memorisation,
     metrics,
+    sets,
 )
 from experiments.evaluation.classes import Classifier
 from experiments.evaluation.images import evaluate_images
@@ -58,22 +60,16 @@ from experiments.evaluation.memorisation import Features
 from experiments.evaluation.points import MAX_POINTS, evaluate_points
 from experiments.evaluation.translation import MAX_IMAGES, domains_of, evaluate_translation
 from experiments.files import read_json, unfinished_folder, write_json
+from experiments.pictures.images import neighbours
+from experiments.run import Opened, Run, add_record, find_record, key_of, open_checkpoint
 from fdrl_jax.metrics import random_conv_features
 from fdrl_jax.training import parallel
 
-if TYPE_CHECKING:  # What opens a run or draws pictures is imported where it is needed.
-    from experiments.run import Opened, Run
-
-
-# Packages without which an evaluation leaves something out: pictures, and distances of points.
-_OPTIONAL = ("matplotlib", "ott")
 _SPACES = f"{draws.BUILT_IN}, {efficientnet.NAME} or MODULE:FUNCTION"
 
 
 def evaluate_run(command: Command) -> None:
     """Evaluates a checkpoint of a run, unless it was evaluated before, and writes its report."""
-    from experiments.run import open_checkpoint
-
     evaluate(
         open_checkpoint(command),
         num_samples=command.num_samples,
@@ -84,7 +80,7 @@ def evaluate_run(command: Command) -> None:
 
 
 def evaluate(
-    opened: "Opened",
+    opened: Opened,
     *,
     num_samples: int | None = None,
     classifier: str = "",
@@ -96,10 +92,6 @@ def evaluate(
     The training data are `live` if they are open already. Everything that may be missing is looked
     for before any sample is drawn.
     """
-    from experiments import report
-    from experiments.classifier import open_to_judge
-    from experiments.run import add_record, find_record, key_of
-
     settings, data = opened.experiment.settings, opened.experiment.source
     num = num_samples or settings.evaluate.num_samples
     if num < 2:
@@ -113,8 +105,6 @@ def evaluate(
     key = key_of(opened, num, classifier=of_judge.get("digest"), inception=described)
     if wants_public := efficientnet.check_setting(settings, data):
         key |= {"public_features": efficientnet.describe()}
-    if missing := [name for name in _OPTIONAL if find_spec(name) is None]:
-        key |= {"missing": missing}  # Once they are installed, it is another evaluation.
     folder, is_there = find_record(opened, key)
     source, reason = None, ""
     if parallel.is_first_process() and not is_there:
@@ -138,11 +128,6 @@ def evaluate(
     if of_inception and "protocols" not in found.record:
         key |= {"inception": "failed"}  # So that the same command tries again.
         folder, _ = find_record(opened, key)
-    lacks_pictures = "matplotlib" in missing
-    if lacks_pictures:
-        found.record["skipped"].append(
-            "pictures: matplotlib is not installed; run --mode=evaluate again once it is"
-        )
     details = {
         **found.record,
         "num_samples": len(samples.refined),
@@ -157,18 +142,14 @@ def evaluate(
     with unfinished_folder(opened.run.evaluations) as part:
         unfinished = part / "record"
         unfinished.mkdir()
-        record["pictures"] = (
-            {} if lacks_pictures else report.draw_pictures(opened, samples, found, unfinished)
-        )
+        record["pictures"] = report.draw_pictures(opened, samples, found, unfinished)
         write_json(unfinished / "record.json", record)
         add_record(unfinished, folder)
     _finish(opened.run, record, folder)
 
 
-def _draw(opened: "Opened", num: int, *, of_inception: bool) -> Samples:
+def _draw(opened: Opened, num: int, *, of_inception: bool) -> Samples:
     """Draws samples, of each stage only as many as the metrics and the pictures read."""
-    from experiments import draw
-
     model, reference = opened.experiment, opened.run.metric_reference
     if isinstance(reference, Source):
         num = min(num, MAX_POINTS)
@@ -177,36 +158,26 @@ def _draw(opened: "Opened", num: int, *, of_inception: bool) -> Samples:
         num = min(num, len(reference.starts))
     if reference.is_translation:
         num = min(num, MAX_IMAGES)
-        num_prior = min(num, _num_shown(model.source))
+        num_prior = min(num, pictures.num_shown(model.source))
     else:
         num = num if of_inception else min(num, draws.MAX_SAMPLES)
         num_prior = min(num, draws.MAX_SAMPLES)
     return draw.sample_state(model, opened.state, num, num_prior=num_prior)
 
 
-def _num_shown(source: Source) -> int:
-    if find_spec("matplotlib") is None:
-        return 0
-    from experiments import pictures
-
-    return pictures.num_shown(source)
-
-
 def _score(
-    opened: "Opened",
+    opened: Opened,
     samples: Samples,
     source: Source | None,
     judge: Classifier | None,
     networks: Inception | None,
     spaces: Mapping[str, Features],
 ) -> Evaluation:
-    from experiments.draw import labels_at, make_log_ratio
-
     reference = opened.run.metric_reference
     if not all(np.isfinite(stage).all() for stage in samples):
         return Evaluation({}, {"skipped": ["all metrics: some samples are not finite numbers"]}, {})
     if isinstance(reference, Source):
-        log_ratio = make_log_ratio(opened.experiment, opened.state)
+        log_ratio = draw.make_log_ratio(opened.experiment, opened.state)
         return evaluate_points(reference, samples, log_ratio)
     if reference.is_translation:
         domains = domains_of(opened.run.settings)
@@ -222,7 +193,7 @@ def _score(
     return evaluate_images(
         reference,
         samples,
-        labels=labels_at(model, positions).get("label"),
+        labels=draw.labels_at(model, positions).get("label"),
         source=source,
         classifier=judge,
         inception=networks,
@@ -230,10 +201,8 @@ def _score(
     )
 
 
-def _finish(run: "Run", record: Mapping[str, Any], folder: Path) -> None:
+def _finish(run: Run, record: Mapping[str, Any], folder: Path) -> None:
     """Writes the report of a record and prints its metrics."""
-    from experiments import report
-
     page = report.write(run, record, folder)
     found, start = metrics.from_json(record["metrics"]), record["details"].get("start", "prior")
     skipped = [f"skipped: {reason}" for reason in record["details"]["skipped"]]
@@ -241,9 +210,7 @@ def _finish(run: "Run", record: Mapping[str, Any], folder: Path) -> None:
     print(f"report: {page.absolute()}")
 
 
-def _training_data(
-    opened: "Opened", data_dir: str, live: Source | None
-) -> tuple[Source | None, str]:
+def _training_data(opened: Opened, data_dir: str, live: Source | None) -> tuple[Source | None, str]:
     """Returns the training data if metrics need them, or the reason if they are not available."""
     run, reference = opened.run, opened.run.metric_reference
     if live is not None or isinstance(reference, Source) or reference.is_translation:
@@ -317,8 +284,6 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def _compare(arguments: argparse.Namespace) -> dict[str, Any]:
     """Computes the metrics of two sets, and returns them with how they were computed."""
-    from experiments.evaluation import sets  # Reads images, which an evaluation of points does not.
-
     protocol = PROTOCOLS[arguments.protocol]
     spaces = dict(map(_space, filter(None, arguments.features.split(","))))
     weights = {}
@@ -347,9 +312,6 @@ def _compare(arguments: argparse.Namespace) -> dict[str, Any]:
         )
         found += copied
         if arguments.picture:
-            from experiments import pictures
-            from experiments.pictures.images import neighbours
-
             pictures.save(neighbours(samples.unit, shown), Path(arguments.picture))
     result = {
         "metrics": metrics.to_json(metrics.by_name(found)),

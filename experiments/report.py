@@ -7,25 +7,24 @@ import math
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from matplotlib.figure import Figure
 
-from experiments import draw, log, settings
+from experiments import draw, log, pictures, settings
 from experiments.data.source import describe_shape
 from experiments.evaluation import Evaluation, Samples, metrics, translation
 from experiments.evaluation.metrics import Metric, Metrics
 from experiments.evaluation.references import too_few
 from experiments.experiment import Experiment
 from experiments.files import write_text
+from experiments.pictures import curves, flow, images, points
 from experiments.run import Opened, Run
 from fdrl_jax import bregman, drift
 from fdrl_jax.training.state import TrainState
-
-if TYPE_CHECKING:  # A report without pictures needs no matplotlib.
-    from matplotlib.figure import Figure
 
 _FIRST = "samples.png"  # The picture at the top of the page.
 _SCROLLED = "curves.png"  # Its labels would be too small on a phone.
@@ -38,16 +37,13 @@ def draw_pictures(
     opened: Opened, samples: Samples, found: Evaluation, folder: Path
 ) -> dict[str, str]:
     """Draws the pictures of an evaluation to a folder, and returns their captions by file name."""
-    from experiments import pictures
-    from experiments.pictures import curves, images
-
     model, state, run = opened.experiment, opened.state, opened.run
     source = model.source
     start = "source images" if source.is_translation else "prior samples"
     domains, shares = translation.domains_of(run.settings), translation.caption(found.metrics)
     captions: dict[str, str] = {}
 
-    def add(name: str, figure: "Figure", caption: str) -> None:
+    def add(name: str, figure: Figure, caption: str) -> None:
         pictures.save(figure, folder / name)
         captions[name] = caption
 
@@ -56,14 +52,14 @@ def draw_pictures(
         pictures.samples_and_data(source, samples.prior, samples.refined, domains, shares),
         f"From left to right: {start}, where the flow starts; samples; and held-out data.",
     )
-    flow = model.problem.flow
+    params = model.problem.flow
     path = draw.paths(model, state, _num_paths(model))
     where = "the source" if source.is_translation else "the prior"
     pictures.animate_flow(source, path, folder / "flow.webp")
     captions["flow.webp"] = f"Samples that flow from {where}, animated."
-    caption = f"Samples along the {flow.num_steps} + {flow.num_refine_steps} steps of the flow"
+    caption = f"Samples along the {params.num_steps} + {params.num_refine_steps} steps of the flow"
     caption += "." if source.kind == "points" else ". Each row is one sample."
-    add("flow.png", pictures.strips(source, path, flow.num_steps, where), caption)
+    add("flow.png", pictures.strips(source, path, params.num_steps, where), caption)
     if source.kind == "points":
         add(
             "log_ratio.png",
@@ -204,14 +200,11 @@ def _figure(folder: Path, name: str, caption: str) -> str:
 
 def _num_paths(model: Experiment) -> int:
     """Returns how many samples are shown on their way: fewer if paths are large."""
-    from experiments.pictures.flow import NUM_ROWS
-    from experiments.pictures.images import NUM_SMALL
-
     if model.source.kind == "points":
         return _NUM_POINT_PATHS
-    flow = model.problem.flow
-    values = (flow.num_steps + flow.num_refine_steps + 1) * math.prod(model.source.event_shape)
-    return min(max(_MAX_PATH_VALUES // values, NUM_ROWS), NUM_SMALL)
+    params = model.problem.flow
+    values = (params.num_steps + params.num_refine_steps + 1) * math.prod(model.source.event_shape)
+    return min(max(_MAX_PATH_VALUES // values, flow.NUM_ROWS), images.NUM_SMALL)
 
 
 def _chance_loss(model: Experiment) -> float:
@@ -221,9 +214,7 @@ def _chance_loss(model: Experiment) -> float:
     return float(loss.real_term(out) + loss.flowed_term(out))
 
 
-def _field(model: Experiment, state: TrainState) -> "Figure":
-    from experiments.pictures import points
-
+def _field(model: Experiment, state: TrainState) -> Figure:
     variables = model.sampling_variables(state)
     drift_at = jax.jit(lambda x: drift(x, model.problem.potential(variables)))
     return points.log_ratio_and_drift(

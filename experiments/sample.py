@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
 from experiments import classifier, draw, pictures, run
@@ -236,8 +237,6 @@ def _write_npz(file: IO[bytes], batches: Iterator[np.ndarray], num_samples: int)
 
 
 def _write_zip(file: IO[bytes], batches: Iterator[np.ndarray], num_samples: int) -> None:
-    from PIL import Image
-
     digits = max(6, len(str(num_samples - 1)))
     images = (image for part in batches for image in part)
     with zipfile.ZipFile(file, "w") as archive:

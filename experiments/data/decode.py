@@ -4,12 +4,10 @@ Functions here raise `ValueError` with only the reason; the caller knows the nam
 """
 
 import io
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-
-if TYPE_CHECKING:  # Points need no Pillow.
-    from PIL import Image
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 # Of one image. Each thread decodes one at a time, which may need several copies of it.
@@ -29,7 +27,7 @@ class Transform(NamedTuple):
     keep_aspect: bool = True  # `False` resizes to a square without a crop (the paper's LSUN).
     channels: int = 3  # 3 for colour, 1 for grey, 0 for the channels of the stored image.
 
-    def __call__(self, image: "Image.Image") -> np.ndarray:
+    def __call__(self, image: Image.Image) -> np.ndarray:
         """Returns pixels, uint8 [H, W, C].
 
         Resizing uses Pillow's bilinear kernel with antialiasing, as in the authors' code. Sizes are
@@ -43,9 +41,7 @@ class Transform(NamedTuple):
             image = _crop_centre(image, self.image_size)
         return np.atleast_3d(np.asarray(image, np.uint8))
 
-    def _resized(self, image: "Image.Image") -> "Image.Image":
-        from PIL import Image
-
+    def _resized(self, image: Image.Image) -> Image.Image:
         side = self.resize or self.image_size
         size = (side, side)
         if self.keep_aspect:
@@ -85,9 +81,7 @@ def to_unit(grey_levels: Any) -> Any:
     return grey_levels.astype(np.float32) / np.float32(127.5) - np.float32(1.0)
 
 
-def _open(content: bytes) -> "Image.Image":
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
+def _open(content: bytes) -> Image.Image:
     if not content:
         raise ValueError("the file is empty")
     try:
@@ -111,9 +105,7 @@ def _open(content: bytes) -> "Image.Image":
         raise ValueError(f"damaged: {error}") from error
 
 
-def _from_array(pixels: np.ndarray) -> "Image.Image":
-    from PIL import Image
-
+def _from_array(pixels: np.ndarray) -> Image.Image:
     if pixels.dtype != np.uint8:
         raise ValueError(f"pixels must be uint8, got {pixels.dtype}")
     if not pixels.size:
@@ -121,9 +113,7 @@ def _from_array(pixels: np.ndarray) -> "Image.Image":
     return Image.fromarray(pixels[..., 0] if pixels.shape[-1:] == (1,) else pixels)
 
 
-def _to_mode(image: "Image.Image", mode: str) -> "Image.Image":
-    from PIL import Image
-
+def _to_mode(image: Image.Image, mode: str) -> Image.Image:
     if image.mode in _SIXTEEN_BIT:
         levels = np.array(image, np.uint32)
         levels += 128  # Rounds in place, because such images are often large.
@@ -135,7 +125,7 @@ def _to_mode(image: "Image.Image", mode: str) -> "Image.Image":
     return image if image.mode == mode else image.convert(mode)
 
 
-def _crop_centre(image: "Image.Image", side: int) -> "Image.Image":
+def _crop_centre(image: Image.Image, side: int) -> Image.Image:
     width, height = image.size
     if width < side or height < side:
         raise ValueError(f"{width} x {height} pixels, too small for a crop of {side}")

@@ -3,7 +3,6 @@
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
 
 import numpy as np
 
@@ -50,9 +49,6 @@ def evaluate_points(source: Source, samples: Samples, log_ratio: LogDensity) -> 
         "sliced_wasserstein": (sliced_wasserstein, _MAX_SLICED_POINTS),
         "sinkhorn_divergence": (sinkhorn, _MAX_SINKHORN_POINTS),
     }
-    if find_spec("ott") is None:
-        skipped.append(f"{', '.join(transport)}: OTT-JAX is not installed (pip install ott-jax)")
-        transport = {}
     for name, (distance, most) in transport.items():
         # Fewer points; their number is in the name.
         few, few_prior, *few_data = (points[:most] for points in (ours, prior, *data))
