@@ -54,6 +54,7 @@ def clusters(
     """
     num = len(examples)
     if labels is not None:
+        _check_numbers("label", labels, num)
         found, first = np.zeros(num, np.int32), 0
         for own in (np.flatnonzero(labels == label) for label in np.unique(labels)):
             found[own] = first + clusters(examples[own], min(num_clusters, len(own)), seed=seed)
@@ -129,10 +130,7 @@ def fit_mixture(
 
 def _counts(name: str, numbers: np.ndarray, num_examples: int) -> np.ndarray:
     """Returns how many examples have each number, from 0 to the largest."""
-    if np.shape(numbers) != (num_examples,):
-        raise ValueError(
-            f"one {name} is needed per example, ({num_examples},), got {np.shape(numbers)}"
-        )
+    _check_numbers(name, numbers, num_examples)
     counts = np.bincount(numbers)
     if not counts.all():
         raise ValueError(f"{name} {int(np.argmin(counts))} of {len(counts)} has no examples")
@@ -142,3 +140,10 @@ def _counts(name: str, numbers: np.ndarray, num_examples: int) -> np.ndarray:
 def _batches(examples: np.ndarray) -> Iterator[np.ndarray]:
     for first in range(0, len(examples), _BATCH):
         yield examples[first : first + _BATCH]
+
+
+def _check_numbers(name: str, numbers: np.ndarray, num_examples: int) -> None:
+    if np.shape(numbers) != (num_examples,):
+        raise ValueError(
+            f"one {name} is needed per example, ({num_examples},), got {np.shape(numbers)}"
+        )

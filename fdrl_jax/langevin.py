@@ -341,6 +341,8 @@ def as_floating(x: Any) -> Array:
     Raises:
       TypeError: for anything else than one array of real numbers.
     """
+    if isinstance(x, np.ndarray) and x.dtype.kind in "iu":
+        x = x.astype(np.float32)  # JAX would make int32 of int64, and wrap around.
     x = x if isinstance(x, Mapping) else jnp.asarray(x)
     if isinstance(x, Mapping) or jnp.iscomplexobj(x):
         got = getattr(x, "dtype", type(x).__name__)

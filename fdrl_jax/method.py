@@ -440,7 +440,9 @@ def _penalised_outputs(
     mean_real, mean_flowed = (jnp.sum(jnp.square(g)) / len(g) for g in gradients)
     if weights is not None:
         squares = jnp.sum(jnp.square(gradients[0]).reshape(num_real, -1), axis=-1)
-        mean_real = jnp.average(squares, weights=weights[:num_real])
+        chosen_weights = weights[:num_real]
+        total = jnp.sum(chosen_weights)
+        mean_real = jnp.sum(chosen_weights * squares) / jnp.where(total > 0.0, total, 1.0)
     if num_real < len(data[0]) or num_flowed < len(samples[0]):
         rest = tuple(a[num_real:] for a in data), tuple(a[num_flowed:] for a in samples)
         others = _outputs(estimator_fn, *rest)

@@ -188,6 +188,6 @@ def accept(key: Array, outputs: ArrayLike, bound: ArrayLike, *, output: Output) 
     if output == "log_ratio":
         probabilities = jnp.exp(jnp.minimum(0.0, bound - outputs))
     else:
-        probabilities = jnp.where(outputs > bound, bound / outputs, 1.0)
+        probabilities = jnp.where(outputs <= bound, 1.0, bound / outputs)
     kept: Array = uniform < probabilities
     return kept

@@ -162,4 +162,4 @@ def _distances(x: jax.Array, y: jax.Array) -> jax.Array:
         return jnp.sqrt(sum((gap**2 for gap in gaps), jnp.zeros((len(x), len(y)), x.dtype)))
     norms = jnp.sum(x**2, axis=1)[:, None] + jnp.sum(y**2, axis=1)
     squares = norms - 2.0 * jnp.matmul(x, y.T, precision=lax.Precision.HIGHEST)
-    return jnp.sqrt(jnp.where(squares > _COINCIDENT * norms, squares, 0.0))
+    return jnp.sqrt(jnp.where(squares <= _COINCIDENT * norms, 0.0, squares))

@@ -25,6 +25,8 @@ def frechet_distance(x: np.ndarray, y: np.ndarray) -> float:
     Reference: Heusel et al., "GANs Trained by a Two Time-Scale Update Rule", 2017.
     """
     x, y = pair(x, y, 2)
+    if not (np.isfinite(x).all() and np.isfinite(y).all()):
+        return float("nan")  # The decomposition would fail.
     # If Σ = RᵀR, the eigenvalues of Σx Σy are the squares of the singular values of Rx Ryᵀ. These
     # are accurate, and cheap to compute, also for fewer examples than features.
     root_x, root_y = _root(x), _root(y)

@@ -96,9 +96,16 @@ class Sampler:
         """
         return self._in_batches(self._draw, key, num_samples, batch_size, labels)
 
-    def prior(self, key: Array, num_samples: int, *, batch_size: int = 500) -> Array:
-        """Returns where the samples of this key start, `x_0`, as `__call__` returns samples."""
-        return self._in_batches(self._start, key, num_samples, batch_size)
+    def prior(
+        self,
+        key: Array,
+        num_samples: int,
+        *,
+        batch_size: int = 500,
+        labels: ArrayLike | None = None,
+    ) -> Array:
+        """Returns where the samples of this key and these labels start, `x_0`, as `__call__`."""
+        return self._in_batches(self._start, key, num_samples, batch_size, labels)
 
     def path(self, key: Array, num_samples: int, *, labels: ArrayLike | None = None) -> Array:
         """Returns the samples of this key at every step of the flow, from the prior to the end.
@@ -120,10 +127,17 @@ class Sampler:
         for each class needs the `labels` of `x`, [B].
 
         Raises:
-          ValueError: if labels are missing, out of range or not needed.
+          ValueError: if labels are missing, out of range or not needed; for other shapes or bytes.
         """
         if labels is None and self.problem.estimator.takes_labels:
             raise ValueError("this sampler has a ratio for each class: the labels of x are missing")
+        x = jnp.asarray(x)
+        is_bytes = len(self.event_shape) == 3 and not jnp.issubdtype(x.dtype, jnp.floating)
+        if x.shape[1:] != self.event_shape or is_bytes:
+            shape = ", ".join(map(str, self.event_shape))
+            raise ValueError(
+                f"x must be floating-point numbers, [B, {shape}], got {x.dtype} of shape {x.shape}"
+            )
         output = self._apply(self.variables, x, *self._labels(len(x), labels).values())
         is_log = self.method.output == "log_ratio"
         return output if is_log else jnp.log(jnp.maximum(output, _SMALLEST_RATIO))
@@ -242,11 +256,15 @@ def pretrained(name: str | Path) -> Sampler:
       ModuleNotFoundError: if `huggingface_hub` is needed and missing.
       OSError: if the repository cannot be downloaded.
     """
+    from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
     folder = _folder(str(name))
     config = _read_config(folder)
-    flat = _as_float32(load_file(folder / _ARRAYS))
+    try:
+        flat = _as_float32(load_file(folder / _ARRAYS))
+    except SafetensorError as error:
+        raise ValueError(_not_an_export(folder, f"{_ARRAYS}: {error}")) from error
     arrays = unflatten_dict(flat, sep="/")  # type: ignore[no-untyped-call]
     prior = _prior(config["prior"], config["event_shape"], arrays.get("prior", {}))
     denoiser = networks.Denoiser(**config["denoiser"]) if "denoiser" in config else None

@@ -88,10 +88,16 @@ def log_density(
         return z, (log_det, eigenvalues[:, -1], residual)
 
     start, (log_dets, largest, residuals) = lax.scan(invert, x, None, length=num_steps)
-    flowed = prior_log_density(start) - jnp.sum(log_dets, axis=0)
+    of_start, log_ratio = prior_log_density(start), log_ratio_fn(x)
+    for name, values in (("prior_log_density", of_start), ("log_ratio_fn", log_ratio)):
+        if jnp.shape(values) != x.shape[:1]:  # [B, 1] would broadcast.
+            raise ValueError(
+                f"{name} must return one number per point, {x.shape[:1]}, got {jnp.shape(values)}"
+            )
+    flowed = of_start - jnp.sum(log_dets, axis=0)
     return LogDensity(
         flowed,
-        flowed - log_ratio_fn(x),
+        flowed - log_ratio,
         jnp.max(largest, axis=0, initial=-jnp.inf),
         jnp.max(residuals, axis=0, initial=0.0),
         start,

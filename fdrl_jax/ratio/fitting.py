@@ -196,7 +196,7 @@ def checked_array(name: str, values: ArrayLike) -> np.ndarray:
     """Returns the values in floating point, [N, ...]; numbers per example become [N, 1].
 
     Raises:
-      ValueError: for too few examples, no features, or values that are not finite.
+      ValueError: for too few examples, no features, or values that are not finite real numbers.
     """
     array = np.asarray(values)
     if array.ndim == 1:
@@ -206,6 +206,13 @@ def checked_array(name: str, values: ArrayLike) -> np.ndarray:
             f"{name} must have at least {MIN_EXAMPLES} examples, [N, ...], got shape "
             f"{np.shape(values)}"
         )
+    if array.dtype == object:  # A data frame with columns of several types, or no numbers.
+        try:
+            array = array.astype(np.float64)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{name} must be real numbers: {error}") from error
+    if array.dtype.kind in "USMmc":
+        raise ValueError(f"{name} must be real numbers, got {array.dtype}")
     array = array.astype(np.promote_types(array.dtype, np.float32))
     if num_bad := int(np.sum(~np.isfinite(array.reshape(len(array), -1)).all(axis=1))):
         raise ValueError(
@@ -384,15 +391,21 @@ def train_heads(
         np.asarray(to_log_ratio(loss, out) + base) for out, base in zip(outputs, bases, strict=True)
     )
     nothing = (jnp.zeros(()),) * 2
-    terms = _terms(loss, nothing, nothing) - _terms(loss, outputs, bases)
-    gains = np.asarray(terms).sum(axis=0)
+    before, after = _terms(loss, nothing, nothing), _terms(loss, outputs, bases)
+    parts = [np.asarray(b - a).sum(axis=0) for b, a in zip(before, after, strict=True)]
+    gains = parts[0] + parts[1]
+    # Rows of the smaller set are repeated, and repetitions are no further evidence.
+    variance = gains.var() / num + sum(
+        part.var() * (1.0 / min(len(x), num) - 1.0 / num)
+        for part, x in zip(parts, held_out[:2], strict=True)
+    )
     return Fitted(
         heads,
         positions,
         state.best,
         Gaussians(*(a[jnp.array([0, -1])] for a in gaussians)),
         _aucs(upper, lower),
-        bool(gains.mean() > 2.0 * gains.std() / np.sqrt(len(gains))),
+        bool(gains.mean() > 2.0 * np.sqrt(variance)),
         int(state.step),
     )
 
@@ -407,12 +420,14 @@ def _draw(samples: Samples, marks: Array, key: Array, rows: Array) -> Array:
     return bridges.waymarks(samples, marks, rows, jax.random.randint(key, rows.shape, 1, num))
 
 
-def _terms(loss: Bregman, outputs: tuple[Array, Array], bases: tuple[Array, Array]) -> Array:
-    """Returns the loss per example of outputs on numerators and denominators (eq. 2)."""
+def _terms(
+    loss: Bregman, outputs: tuple[Array, Array], bases: tuple[Array, Array]
+) -> tuple[Array, Array]:
+    """Returns the loss of each numerator and of each denominator (eq. 2)."""
     upper, lower = (
         to_loss_input(loss, out, base) for out, base in zip(outputs, bases, strict=True)
     )
-    return loss.flowed_term(upper) + loss.real_term(lower)
+    return loss.flowed_term(upper), loss.real_term(lower)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -443,7 +458,8 @@ def _round(task: Task, inputs: Inputs, state: State) -> State:
 
     def mean_loss(params: Any, waymarks: Array) -> Array:
         found = _outputs(task.heads, params, inputs.gaussians, waymarks)
-        return jnp.mean(_terms(task.loss, *found))
+        upper, lower = _terms(task.loss, *found)
+        return jnp.mean(upper + lower)
 
     def step(state: State, _: None) -> tuple[State, None]:
         row_key, shift_key = jax.random.split(jax.random.fold_in(inputs.key, state.step))
@@ -460,7 +476,7 @@ def _round(task: Task, inputs: Inputs, state: State) -> State:
         ), None
 
     state, _ = lax.scan(step, state, None, length=options.round_steps(train))
-    value = mean_loss(state.average, inputs.held_out)
+    value = mean_loss(state.average, inputs.held_out).astype(jnp.float32)
     better = value < state.best_loss
     return state._replace(
         best=jax.tree.map(lambda a, b: jnp.where(better, a, b), state.average, state.best),

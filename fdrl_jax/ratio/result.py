@@ -116,7 +116,7 @@ class DensityRatio:
         Raises:
           ValueError: for other features.
         """
-        x = jnp.asarray(x)
+        x = jnp.asarray(x, jnp.float32)  # JAX would make int32 of int64, and wrap around.
         if x.ndim == 1 and self.mean.shape == (1,):
             x = x[:, None]
         if x.shape[1:] != self.mean.shape or x.ndim == 0:
@@ -127,7 +127,7 @@ class DensityRatio:
         return self._of_standardised((x - self.mean) * self.inverse_std)
 
     def _of_standardised(self, x: Array) -> Array:
-        if not self.differs:
+        if not self.differs or not len(x):
             return jnp.zeros(len(x))
         if isinstance(x, jax.core.Tracer) or len(x) <= _CHUNK:
             value: Array = _log_ratio(self.heads, self.loss, self.params, self.ends, x)
@@ -374,6 +374,11 @@ def _verdict(
         return False, (
             f"Do not trust the ratio: its mean over the denominator is {mean.value:.2f} +- "
             f"{mean.standard_error:.2f} in place of 1; use more examples or more steps."
+        )
+    if np.isnan(reweighted_auc):
+        return True, (
+            f"The ratio passes the checks that {len(ratio.held_out_numerator)} and {num} held-out "
+            f"examples allow (AUC {auc:.2f}). They are too few to check it by reweighting."
         )
     return True, (
         f"The ratio passes all checks on held-out examples (AUC {auc:.2f} before and "

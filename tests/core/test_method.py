@@ -149,6 +149,18 @@ def test_whole_weights_are_repeated_data(penalty):
     chex.assert_trees_all_close(weighted, repeated, rtol=1e-4)
 
 
+def test_a_penalised_part_of_the_batch_may_have_no_weight():
+    penalised = method(gradient_penalty=1.0, gradient_penalty_fraction=0.25)
+    weights = jnp.array([0.0] * 3 + [1.0] * 9)
+
+    def loss(params):
+        return penalised.objective(KEY, REAL, START, estimator(params), weights=weights)[0]
+
+    value, gradient = jax.value_and_grad(loss)(PARAMS)
+    assert np.isfinite(value)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+
+
 @pytest.mark.parametrize(
     ("weights", "message"),
     [

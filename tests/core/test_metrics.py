@@ -234,3 +234,22 @@ def test_random_filters_give_each_image_64_features_independently_of_the_others(
         metrics.random_conv_features(np.zeros((2, 2, 1)))
     with pytest.raises(ValueError, match=r"got uint8; convert bytes with images / 127.5 - 1"):
         metrics.random_conv_features(np.zeros(shape, np.uint8))
+
+
+@pytest.mark.parametrize("size", [2, 9])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_value_that_is_not_finite_is_no_small_distance(size, value):
+    x, y = np.random.default_rng(0).normal(size=(2, 50, size))
+    x[3, 0] = value
+    with np.errstate(invalid="ignore"):  # Of the difference of two infinite numbers.
+        for distance in (metrics.energy_distance, metrics.frechet_distance):
+            assert np.isnan(distance(x, y))
+            assert np.isnan(distance(y, x))
+
+
+def test_an_image_that_is_not_finite_has_no_finite_features():
+    images = np.zeros((3, 8, 8, 1), np.float32)
+    images[0, 0, 0] = np.nan
+    features = metrics.random_conv_features(images)
+    assert np.isnan(features[0]).all()
+    assert np.isfinite(features[1:]).all()

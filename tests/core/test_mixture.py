@@ -171,3 +171,11 @@ def test_weights_of_a_class_are_those_of_bayes():
     assert (np.sign(x[:, 0]) == [-1, 1, 1, -1]).all()
     with pytest.raises(ValueError, match=r"weights for each class already, \(3, 3\)"):
         priors.class_weights(priors.mixture(by_class), classifier, jax.random.key(0))
+
+
+def test_clusters_need_a_label_for_each_example():
+    x, numbers = blobs()
+    with pytest.raises(
+        ValueError, match=r"one label is needed per example, \(200,\), got \(199,\)"
+    ):
+        priors.clusters(x, 2, labels=numbers[:-1])

@@ -1,6 +1,7 @@
 """The shipped samplers draw good samples, and samplers load by name, folder and repository."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -229,3 +230,26 @@ def test_the_package_for_the_hub_is_optional(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(ModuleNotFoundError, match="pip install huggingface_hub"):
         fdrl.pretrained("someone/swissroll")
+
+
+def test_the_prior_of_labels_is_where_their_samples_start():
+    sampler = fdrl.pretrained("cifar10")
+    starts = sampler.prior(KEY, 3, labels=[7] * 3)
+    np.testing.assert_array_equal(starts, sampler.path(KEY, 3, labels=[7] * 3)[0])
+    assert not np.array_equal(starts, sampler.prior(KEY, 3))
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "message"),
+    [((2, 32, 32, 1), np.float32, r"\[B, 28, 28, 1\], got"), ((2, 28, 28, 1), np.uint8, "uint8")],
+)
+def test_the_ratio_is_of_images_as_they_are_drawn(shape, dtype, message):
+    with pytest.raises(ValueError, match=message):
+        fdrl.pretrained("mnist").log_ratio(np.zeros(shape, dtype))
+
+
+def test_arrays_that_are_damaged_are_named(tmp_path):
+    shutil.copytree(SHIPPED / "swissroll", tmp_path / "export")
+    (tmp_path / "export" / "model.safetensors").write_text("version https://git-lfs")
+    with pytest.raises(ValueError, match=r"model\.safetensors"):
+        fdrl.pretrained(tmp_path / "export")

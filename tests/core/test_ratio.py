@@ -430,3 +430,56 @@ def test_diverging_training_is_an_error():
     network = Network(lambda k, x: jnp.zeros(2), lambda p, x: x @ p + jnp.nan)
     with pytest.raises(ValueError, match="training diverged"):
         fdrl.fit_ratio(KEY, *gaussians(100), network=network, bridge="none", num_steps=20)
+
+
+def test_examples_that_are_repeated_are_no_evidence_of_a_difference():
+    options = SMALL | {"num_steps": 300, "learning_rate": 5e-3, "bridge": "none"}
+    differing = 0
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        few, many = rng.normal(size=(100, 2)), rng.normal(size=(20_000, 2))
+        differing += fdrl.fit_ratio(jax.random.key(seed), few, many, **options).differs
+    assert differing <= 2
+
+
+def test_large_integers_are_the_numbers_that_they_are():
+    rng = np.random.default_rng(0)
+    upper, lower = (
+        (1.7e12 + 86_400_000 * rng.normal(mean, size=(500, 2))).astype(np.int64)
+        for mean in (SHIFT, 0.0)
+    )
+    ratio = fdrl.fit_ratio(KEY, upper, lower, bridge="none", **SMALL)
+    expected = ratio.log_ratio(upper[:9].astype(np.float64))
+    np.testing.assert_allclose(ratio.log_ratio(upper[:9]), expected, rtol=1e-5)
+    assert np.std(expected) > 0.1
+
+
+def test_a_ratio_is_fitted_where_jax_computes_in_float64():
+    upper, lower = gaussians()
+    with jax.enable_x64(True):
+        ratio = fdrl.fit_ratio(jax.random.key(0), upper[:200], lower[:200], num_steps=20)
+        assert np.isfinite(ratio.log_ratio(upper[:5])).all()
+
+
+def test_the_verdict_on_few_examples_says_that_reweighting_was_not_checked():
+    rng = np.random.default_rng(0)
+    few = rng.normal(SHIFT, size=(100, 2)), rng.normal(size=(100, 2))
+    check = fdrl.fit_ratio(KEY, *few, num_steps=500, bridge="none").check(jax.random.key(1))
+    assert np.isnan(check.reweighted_auc)
+    assert "too few to check it by reweighting" in check.verdict
+    assert "all checks" not in check.verdict
+
+
+def test_columns_of_several_types_are_numbers_and_texts_are_refused():
+    numbers = np.random.default_rng(0).normal(size=(60, 1))
+    mixed = np.concatenate([numbers.astype(object), (numbers > 0).astype(object)], axis=1)
+    fdrl.fit_ratio(KEY, mixed, mixed, **(SMALL | {"num_steps": 2}))
+    for texts in (np.full((60, 2), "a"), np.full((60, 2), "a", object)):
+        with pytest.raises(ValueError, match="numerator must be real numbers"):
+            fdrl.fit_ratio(KEY, texts, mixed, **SMALL)
+
+
+def test_no_examples_have_no_ratios():
+    ratio = fitted()
+    assert ratio.differs
+    assert ratio.log_ratio(np.zeros((0, 2))).shape == (0,)

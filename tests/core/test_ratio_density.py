@@ -66,3 +66,11 @@ def test_a_step_that_folds_space_is_seen():
 def test_points_of_other_shapes_are_an_error(shape):
     with pytest.raises(ValueError, match="1 to 64 features"):
         log_density(jnp.zeros(shape), double_well)
+
+
+def test_functions_return_one_number_per_point():
+    x, options = jnp.ones((3, 1)), {"num_steps": 1, "step_size": 0.1}
+    with pytest.raises(ValueError, match=r"prior_log_density must return one number per point"):
+        fdrl.log_density(x, double_well, double_well, norm.logpdf, **options)
+    with pytest.raises(ValueError, match=r"log_ratio_fn must return one .*\(3,\), got \(3, 1\)"):
+        fdrl.log_density(x, double_well, jnp.square, prior, **options)

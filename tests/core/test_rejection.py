@@ -61,3 +61,10 @@ def test_misuse_raises():
     keys = rng.example_keys(rng.root_key(0), rng.Stream.SAMPLE, jnp.arange(2))
     with pytest.raises(ValueError, match="one key per example"):
         refinement.accept(keys, jnp.zeros((3,)), 0.0, output="log_ratio")
+
+
+@pytest.mark.parametrize("output", ["log_ratio", "ratio"])
+def test_a_sample_whose_output_is_no_number_is_rejected(output):
+    outputs = jnp.array([jnp.nan, 0.1])
+    kept = refinement.accept(jax.random.key(0), outputs, 0.5, output=output)
+    np.testing.assert_array_equal(kept, [False, True])
