@@ -25,7 +25,7 @@ class Command:
     num_samples: int | None = None
     platforms: tuple[str, ...] = ()  # That an exported sampler should run on.
     compact: bool = False  # Whether it is exported in 8 bits, for `fdrl_jax.pretrained` only.
-    prior_rank: int = 192  # The most directions of its prior then,
-    prior_frequencies: int = 512  # and at the most frequencies.
+    prior_rank: int = 192  # Largest number of directions of its prior then,
+    prior_frequencies: int = 512  # and of their frequencies.
     sampler: str = ""  # The sampler to make a run of, as for `fdrl_jax.pretrained`.
     text: str = ""  # The command as typed, for the record.
