@@ -239,7 +239,10 @@ def test_a_start_in_half_precision_is_converted_to_float32_so_that_small_steps_m
     np.testing.assert_allclose(end, 1.1, rtol=1e-5)
 
 
-@pytest.mark.parametrize("x0", [[[1, 2], [3, 4]], np.array([[1, 2], [3, 4]], np.uint8)])
+@pytest.mark.parametrize(
+    "x0",
+    [[[1, 2], [3, 4]], np.array([[1, 2], [3, 4]], np.uint8), np.full((2, 2), 3_000_000_000)],
+)
 def test_an_integer_start_is_converted_to_float32(x0):
     end = plain_flow(KEY, x0)
 
