@@ -238,7 +238,7 @@ def test_random_filters_give_each_image_64_features_independently_of_the_others(
 
 @pytest.mark.parametrize("size", [2, 9])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_a_value_that_is_not_finite_is_no_small_distance(size, value):
+def test_distances_to_values_that_are_not_finite_are_nan(size, value):
     x, y = np.random.default_rng(0).normal(size=(2, 50, size))
     x[3, 0] = value
     with np.errstate(invalid="ignore"):  # Of the difference of two infinite numbers.

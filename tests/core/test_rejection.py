@@ -64,7 +64,7 @@ def test_misuse_raises():
 
 
 @pytest.mark.parametrize("output", ["log_ratio", "ratio"])
-def test_a_sample_whose_output_is_no_number_is_rejected(output):
+def test_a_sample_whose_output_is_nan_is_rejected(output):
     outputs = jnp.array([jnp.nan, 0.1])
     kept = refinement.accept(jax.random.key(0), outputs, 0.5, output=output)
     np.testing.assert_array_equal(kept, [False, True])
