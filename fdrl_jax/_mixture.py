@@ -48,7 +48,8 @@ def clusters(
       The number of the cluster of each example, [N]; every number up to the largest occurs.
 
     Raises:
-      ValueError: if the number of clusters is not from 1 to N, or an example is not finite.
+      ValueError: if the number of clusters is not from 1 to N, the labels are not N, or an example
+        is not finite.
 
     Reference: Arthur and Vassilvitskii, "k-means++: the advantages of careful seeding", SODA 2007.
     """
