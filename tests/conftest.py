@@ -1,6 +1,5 @@
 """Prepares JAX before a test module imports it, and puts the tests of the core first."""
 
-import collections
 import contextlib
 import ctypes
 import gc
@@ -76,21 +75,3 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_collection_finish() -> None:
     """Leaves out of later garbage collections what the test modules imported: it stays anyway."""
     gc.freeze()
-
-
-def pytest_terminal_summary(terminalreporter):
-    """Adds a line an area: how many of its promises hold, and how long that took to find out."""
-    areas = collections.defaultdict(list)
-    for outcome in ("passed", "failed", "skipped"):
-        for report in terminalreporter.stats.get(outcome, ()):
-            area = report.nodeid.split("::")[0].rpartition("/")[0]
-            # A module that is skipped as a whole takes no time.
-            areas[area].append((outcome, getattr(report, "duration", 0.0)))
-    if len(areas) < 2:
-        return
-    terminalreporter.section("by area")
-    for area, results in sorted(areas.items()):
-        counts = collections.Counter(outcome for outcome, _ in results)
-        described = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
-        seconds = sum(duration for _, duration in results)
-        terminalreporter.write_line(f"{area:20s} {described} ({seconds:.0f} s)")

@@ -1,8 +1,11 @@
 """Plans: what they say of a run, and how a mistake is answered."""
 
+import importlib.util
+import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -10,13 +13,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.accelerator import compiler, plan, targets
+from benchmarks.accelerator import compiler, page, plan, targets
+from benchmarks.accelerator.budget import Budget
 from benchmarks.accelerator.roofline import Cost
 from experiments import experiment, settings
 from experiments.data.load import load
 from experiments.errors import UserError
 from fdrl_jax.training import parallel
 
+ROOT = Path(__file__).parents[2]
 NUM = jax.device_count()
 TARGET = targets.parse(f"gpu:h100:{NUM}")
 GIB = 2**30
@@ -138,3 +143,101 @@ def test_a_mistake_in_a_target_ends_the_program_with_one_line():
     assert done.returncode == 1
     assert done.stderr.startswith("error: --target=gpu:h10:8 is unknown; did you mean 'h100'?")
     assert len(done.stderr.splitlines()) == 1
+
+
+# Targets
+
+PRECISIONS = {"bfloat16", "tensorfloat32", "float32"}
+EXAMPLES = {"gpu": "8", "v4": "2x2x1", "v5p": "2x2x1", "v5e": "4x4", "v6e": "4x4"}
+
+
+def examples():
+    for platform, machines in targets.machines().items():
+        for name in machines:
+            yield f"{platform}:{name}:{EXAMPLES.get(name, EXAMPLES['gpu'])}"
+
+
+@pytest.mark.parametrize("text", list(examples()))
+def test_every_machine_of_the_file_is_described_in_full_with_its_sources(text):
+    target = targets.parse(text)
+    machine, peaks = target.machine, target.machine["peak"]
+    assert set(peaks) == PRECISIONS
+    assert peaks["bfloat16"] > peaks["tensorfloat32"] > peaks["float32"]
+    assert 10e9 < target.memory_bytes < 1e12
+    assert 1e11 < machine["memory_bandwidth"] < 1e14
+    assert 1e10 < target.link_bandwidth < 1e13
+    assert machine["title"]
+    assert machine["sources"]
+    assert machine["kernel_seconds" if target.platform == "gpu" else "clock_ghz"] > 0
+
+
+def test_a_target_has_devices_and_hosts():
+    assert targets.parse("gpu:h100:4").num_devices == 4
+    assert targets.parse("gpu:h100:1").num_hosts == 1
+    assert targets.parse("tpu:v5e:16x16").num_devices == 256
+    assert targets.parse("tpu:v5e:16x16").num_hosts == 64
+    several = targets.parse("gpu:h100:16")
+    assert (several.num_hosts, several.shape) == (2, (2, 8))
+    # The slower network limits what goes between hosts.
+    assert several.link_bandwidth < targets.parse("gpu:h100:8").link_bandwidth
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("gpu:h1000:8", "did you mean 'h100'?"),
+        ("tpu:v5:4x4", "a target names one of v4, v5e, v5p, v6e"),
+        ("tpux:v5e:4x4", "did you mean 'tpu'?"),
+        ("h100", "a target starts with gpu or tpu, as in gpu:h100:8, tpu:v5e:4x4"),
+        ("gpu:h100", "must end with the number of GPUs, such as gpu:h100:8"),
+        ("gpu:h100:0", "must end with the number of GPUs"),
+        ("gpu:h100:-1", "must end with the number of GPUs"),
+        ("gpu:h100:12", "hosts have 8 GPUs; use 8 or 16"),
+        ("gpu:h100:999999", "hosts have 8 GPUs"),
+        ("gpu:h100:800000", "has more than 65,536 devices"),
+        ("tpu:v5e:4", "the shape of the slice in 2 numbers, such as tpu:v5e:4x4"),
+        ("tpu:v4:4x4", "the shape of the slice in 3 numbers, such as tpu:v4:4x4x4"),
+        ("tpu:v5e:0x4", "the shape of the slice"),
+        ("tpu:v5e:100000x1", "has more than 65,536 devices"),
+    ],
+)
+def test_a_mistake_is_answered_with_what_to_write(text, expected):
+    with pytest.raises(UserError, match=re.escape(expected)) as caught:
+        targets.parse(text)
+    assert "\n" not in str(caught.value)
+
+
+# The benchmark
+
+
+@pytest.mark.slow
+def test_the_small_form_measures_compares_and_trains(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.accelerator", "--small", f"--folder={tmp_path}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "accelerator.json").read_text())
+    (speed,) = results["speed"]
+    assert speed["network"] == "small"
+    assert min(speed["flow_step_seconds"], speed["train_seconds"]) > 0
+    assert speed["flow_flops"] < speed["train_flops"]
+    (compared,) = results["agreement"]
+    assert len(compared["errors"]) == 4
+    assert max(compared["errors"].values()) < compared["bound"]
+    assert results["training"]["steps"] == 4
+    assert results["training"]["images_per_second"] > 0
+    assert (tmp_path / results["training"]["picture"]).exists()
+    text = (tmp_path / "accelerator.md").read_text()
+    assert text == page.page(results)
+    assert "| small | float32 |" in text
+    assert "**outside**" not in text
+    if importlib.util.find_spec("torch") is None:
+        assert "PyTorch, which is not installed" in text
+    else:
+        assert [row["compiled"] for row in results["pytorch"]] == [False]
+
+
+def test_a_budget_keeps_a_share_for_what_follows():
+    budget = Budget(100.0)
+    assert budget.allows(0.5)
+    assert not budget.allows(1.0)
+    assert not Budget(0.0).allows(0.0)

@@ -5,11 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from scipy.stats import norm
 
 import fdrl_jax as fdrl
 from fdrl_jax import bregman, divergences
-from fdrl_jax.bregman import REGISTRY, Bregman
+from fdrl_jax.bregman import REGISTRY
 
 RATIOS = np.geomspace(0.02, 50.0, 61).astype(np.float32)
 
@@ -68,25 +67,6 @@ def test_the_true_ratio_of_discrete_distributions_is_the_minimiser(loss):
 
 
 @losses_of_log_ratios
-def test_the_true_ratio_of_two_gaussians_is_the_minimiser(loss):
-    # Quantiles instead of random samples, because averages over them have no sampling error.
-    quantiles = norm.ppf((np.arange(20_000) + 0.5) / 20_000)
-    real, flowed = 1.0 + quantiles, quantiles
-
-    # log N(x; 0, 1) - log N(x; 1, 1) = 1/2 - x.
-    def risk(slope, offset, curvature):
-        def log_ratio(x):
-            return offset + slope * x + curvature * x**2
-
-        return value(loss, log_ratio(real), log_ratio(flowed))
-
-    truth = (-1.0, 0.5, 0.0)
-    np.testing.assert_allclose(jax.grad(risk, argnums=(0, 1, 2))(*truth), 0.0, atol=5e-3)
-    for perturbation in 0.2 * np.concatenate([np.eye(3), -np.eye(3)]):
-        assert risk(*(truth + perturbation)) > risk(*truth)
-
-
-@losses_of_log_ratios
 def test_outputs_of_sixty_either_way_give_finite_losses_and_gradients(loss):
     out = jnp.array([-60.0, 60.0])
     gradients = jax.grad(lambda real, flowed: value(loss, real, flowed), argnums=(0, 1))(out, out)
@@ -139,13 +119,6 @@ def test_metrics_are_the_mean_outputs_and_ratios_on_data_and_on_flowed_samples(l
         np.testing.assert_allclose(metrics[name], number, rtol=1e-6, err_msg=name)
 
 
-@each_loss
-def test_batches_of_data_and_of_flowed_samples_may_differ_in_size(loss):
-    ones = jnp.ones(3)
-
-    np.testing.assert_allclose(value(loss, ones, jnp.ones(5)), value(loss, ones, ones), rtol=1e-6)
-
-
 KL_JS = divergences.combine([1.0, 1.0], ["kl", "js"])
 TWO_PEARSON = divergences.combine([2.0], ["pearson"])
 
@@ -169,26 +142,17 @@ def test_a_loss_for_the_ratio_works_with_pearson_and_a_loss_for_log_ratios_with_
         assert word in str(error.value)
 
 
-def test_only_lsif_trains_the_ratio_itself():
-    assert [loss.name for loss in REGISTRY.values() if loss.output == "ratio"] == ["lsif"]
-
-
 @each_loss
 def test_get_returns_a_loss_by_name_and_a_loss_unchanged(loss):
     assert bregman.get(loss.name) is loss
     own = loss._replace(name="own")
     assert bregman.get(own) is own
-    assert isinstance(own, Bregman)
 
 
-@pytest.mark.parametrize(("name", "nearest"), [("lsf", "lsif"), ("LR", "lr"), ("kl", "ukl")])
-def test_an_unknown_name_is_an_error_with_the_allowed_names_and_a_suggestion(name, nearest):
-    with pytest.raises(ValueError, match=f"'{name}'; did you mean '{nearest}'") as error:
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("lsf", "; did you mean 'lsif'"), ("LR", "; did you mean 'lr'"), ("w1", r"\.")],
+)
+def test_an_unknown_name_is_an_error_with_the_allowed_names_and_a_suggestion(name, hint):
+    with pytest.raises(ValueError, match=rf"'{name}'{hint}.* Allowed: lsif, lr, ukl$"):
         bregman.get(name)
-
-    assert "Allowed: lsif, lr, ukl" in str(error.value)
-
-
-def test_a_name_unlike_all_others_is_an_error_without_a_suggestion():
-    with pytest.raises(ValueError, match=r"unknown Bregman loss 'w1'\. Allowed: lsif, lr, ukl$"):
-        bregman.get("w1")

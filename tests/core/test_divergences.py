@@ -36,7 +36,6 @@ SLOPES["2*pearson + 0.001*alpha(0.5)"] = lambda r: 4.0 * r + 1e-3 / np.sqrt(r)
 SLOPES["1*js + 1*logd"] = lambda r: np.ones_like(r)
 
 each_divergence = pytest.mark.parametrize("divergence", DIVERGENCES, ids=lambda d: d.name)
-each_name = pytest.mark.parametrize("name", REGISTRY)
 
 
 def derivative(function):
@@ -101,18 +100,9 @@ def test_only_divergences_with_a_slope_at_every_real_ratio_have_a_potential_of_t
 
 
 @pytest.mark.parametrize(("order", "limit"), [(1.0, "kl"), (0.0, "reverse_kl")])
-@pytest.mark.parametrize("offset", [-1e-3, 1e-3])
-def test_alpha_tends_to_kl_at_order_one_and_to_reverse_kl_at_order_zero(order, limit, offset):
-    near, at, expected = alpha(order + offset), alpha(order), get(limit)
-    log_ratios = np.linspace(-3.0, 3.0, 13, dtype=np.float32)
-
+def test_alpha_is_kl_at_order_one_and_reverse_kl_at_order_zero(order, limit):
     for function in ("f", "f_prime", "potential_from_log_ratio"):
-        assert getattr(at, function) is getattr(expected, function)
-    np.testing.assert_allclose(
-        derivative(near.potential_from_log_ratio)(log_ratios),
-        derivative(expected.potential_from_log_ratio)(log_ratios),
-        rtol=4e-3,  # |offset * log r|
-    )
+        assert getattr(alpha(order), function) is getattr(get(limit), function)
 
 
 @pytest.mark.parametrize(
@@ -145,24 +135,6 @@ def test_alpha_refuses_an_order_that_is_not_finite(order):
         alpha(order)
 
 
-@each_divergence
-def test_equal_distributions_have_divergence_zero_and_others_a_positive_one(divergence):
-    p = np.array([0.1, 0.2, 0.3, 0.4], np.float32)
-    q = np.array([0.4, 0.1, 0.3, 0.2], np.float32)
-
-    def between(q):
-        return float(np.sum(p * divergence.f(q / p)))
-
-    assert between(p) == pytest.approx(0.0, abs=1e-6)
-    assert between(q) > between(0.5 * (p + q)) > 0
-
-
-@each_name
-def test_get_returns_a_divergence_by_name_and_a_divergence_unchanged(name):
-    assert get(name) is REGISTRY[name]
-    assert get(REGISTRY[name]) is REGISTRY[name]
-
-
 @pytest.mark.parametrize(
     ("name", "order"), [("alpha(0.5)", 0.5), ("alpha( 1.5e-1 )", 0.15), ("alpha(-1e+0)", -1.0)]
 )
@@ -174,6 +146,7 @@ def test_get_reads_the_order_of_an_alpha_divergence(name, order):
 def test_get_finds_a_divergence_by_its_own_name(divergence):
     again = get(divergence.name)
 
+    assert get(divergence) is divergence
     assert again.name == divergence.name
     np.testing.assert_array_equal(again.f(RATIOS), divergence.f(RATIOS))
 

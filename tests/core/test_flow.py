@@ -28,6 +28,10 @@ def positions(x, drift):
     return x
 
 
+def points_and_drifts(x, drift):
+    return {"x": x, "drift": drift}
+
+
 @functools.cache
 def compiled(num_steps, **options):
     @jax.jit
@@ -57,16 +61,10 @@ def test_a_flow_split_in_two_equals_the_whole_flow_bit_for_bit(key):
 
 
 @each_kind_of_key
-def test_a_longer_flow_passes_through_the_end_of_a_shorter_one(key):
-    _, path = flow(key, START, 7, observe=positions)
-
-    np.testing.assert_array_equal(path[3], flow(key, START, 3))
-
-
-@each_kind_of_key
 def test_the_trajectory_goes_from_the_start_to_the_end_by_langevin_steps(key):
-    end, path = flow(key, START, 4, observe=positions)
+    end, seen = flow(key, START, 4, observe=points_and_drifts)
 
+    path = seen["x"]
     assert path.shape == (4, 8, 2)
     np.testing.assert_array_equal(path[0], START)
     path = [*path, end]
@@ -75,21 +73,17 @@ def test_the_trajectory_goes_from_the_start_to_the_end_by_langevin_steps(key):
     for k in range(4):
         step = fdrl.langevin_step(fold_in(key, k), path[k], potential, **HYPER)
         np.testing.assert_allclose(path[k + 1], step, atol=1e-6)
+        np.testing.assert_allclose(seen["drift"][k], fdrl.drift(path[k], potential), rtol=1e-5)
 
 
+@pytest.mark.parametrize("num", [0, 3])
 @each_kind_of_key
-def test_two_stages_are_the_flow_of_k_and_of_k_plus_kappa_steps(key):
-    stages = fdrl.two_stage(key, START, potential, num_steps=4, num_refine_steps=3, **HYPER)
+def test_two_stages_are_the_flow_of_k_and_of_k_plus_kappa_steps(key, num):
+    stages = fdrl.two_stage(key, START, potential, num_steps=4, num_refine_steps=num, **HYPER)
 
     np.testing.assert_array_equal(stages.prior, START)
     np.testing.assert_array_equal(stages.bridged, flow(key, START, 4))
-    np.testing.assert_array_equal(stages.refined, flow(key, START, 7))
-
-
-def test_without_refinement_both_stages_are_the_same():
-    stages = fdrl.two_stage(KEY, START, potential, num_steps=4, num_refine_steps=0, **HYPER)
-
-    np.testing.assert_array_equal(stages.refined, stages.bridged)
+    np.testing.assert_array_equal(stages.refined, flow(key, START, 4 + num))
 
 
 def test_with_a_key_per_example_a_path_depends_only_on_its_own_key_and_start():
@@ -97,27 +91,6 @@ def test_with_a_key_per_example_a_path_depends_only_on_its_own_key_and_start():
 
     np.testing.assert_array_equal(flow(EXAMPLE_KEYS[:3], START[:3]), whole[:3])
     np.testing.assert_array_equal(flow(EXAMPLE_KEYS[::-1], START[::-1]), whole[::-1])
-
-
-@each_kind_of_key
-def test_examples_of_a_batch_and_steps_of_a_path_get_independent_noise(key):
-    end, path = fdrl.flow(
-        key,
-        jnp.zeros((8, 2)),
-        lambda x: jnp.zeros(len(x)),
-        num_steps=5,
-        step_size=1.0,
-        noise_scale=1.0,
-        observe=positions,
-    )
-
-    noise = np.diff([*path, end], axis=0).round(5)
-    assert len(np.unique(noise)) == noise.size
-
-
-def test_the_same_key_gives_the_same_path_and_another_key_another():
-    np.testing.assert_array_equal(flow(KEY, START), flow(KEY, START))
-    assert np.all(flow(KEY, START) != flow(jax.random.key(8), START))
 
 
 def test_raw_keys_of_prngkey_work_like_typed_keys():
@@ -294,3 +267,38 @@ def test_the_drift_of_an_example_comes_from_its_own_potential():
     alone = jnp.stack([-jax.grad(lambda x: potential(x[None])[0])(x) for x in START])
 
     np.testing.assert_allclose(fdrl.drift(START, potential), alone, rtol=1e-6)
+
+
+def scheduled(key, x0, num_steps, first_step=0):
+    return fdrl.flow(
+        key,
+        x0,
+        potential,
+        num_steps=num_steps,
+        step_size=lambda k: 0.1 / (k + 1),
+        noise_scale=lambda k: 0.3 * (k + 1),
+        first_step=first_step,
+    )
+
+
+@each_kind_of_key
+def test_schedules_give_each_step_its_step_size_and_noise_wherever_the_flow_is_split(key):
+    fold_in = jax.vmap(jax.random.fold_in, (0, None)) if key.ndim else jax.random.fold_in
+    x = START
+    for k in range(3):
+        step = {"step_size": 0.1 / (k + 1), "noise_scale": 0.3 * (k + 1)}
+        x = fdrl.langevin_step(fold_in(key, k), x, potential, **step)
+
+    np.testing.assert_allclose(scheduled(key, START, 3), x, atol=1e-6)
+    cut = scheduled(key, scheduled(key, START, 2), 1, first_step=2)
+    np.testing.assert_allclose(cut, x, atol=1e-6)
+
+
+@each_kind_of_key
+def test_no_noise_is_drawn_for_a_noise_scale_of_zero(key):
+    def program(noise_scale):
+        hyper = {"num_steps": 3, "step_size": 0.1, "noise_scale": noise_scale}
+        return str(jax.make_jaxpr(lambda x: fdrl.flow(key, x, potential, **hyper))(START))
+
+    assert "random_bits" in program(0.1)
+    assert "random_bits" not in program(0.0) + program(0)

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import fdrl_jax as fdrl
 from fdrl_jax import interpolation
 
 WEIGHTS = jnp.linspace(0.0, 1.0, 7)
@@ -35,16 +34,3 @@ def test_where_no_arc_is_defined_a_spherical_path_is_the_linear_one(factor):
     a = jnp.array([1.0, 2.0])
     path = interpolation.spherical(a, factor * a, WEIGHTS)
     np.testing.assert_allclose(path, interpolation.linear(a, factor * a, WEIGHTS), atol=1e-5)
-
-
-def test_points_of_a_path_with_one_key_each_get_the_same_noise():
-    """The recipe of the module: without a drift, differences between points do not change."""
-    points = interpolation.linear(jnp.zeros(3), jnp.ones(3), WEIGHTS)
-    keys = jnp.broadcast_to(jax.random.key(1), len(points))
-
-    ends = fdrl.flow(
-        keys, points, lambda x: 0.0 * x[:, 0], num_steps=3, step_size=1.0, noise_scale=1.0
-    )
-
-    np.testing.assert_allclose(ends - ends[0], points - points[0], atol=1e-5)
-    assert np.all(np.abs(ends[0] - points[0]) > 1e-3)

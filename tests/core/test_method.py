@@ -246,6 +246,43 @@ def test_a_step_size_may_be_a_function_of_the_step():
     np.testing.assert_allclose(samples, expected, rtol=1e-6)
 
 
+def at_steps(schedule, *steps):
+    return [float(schedule(np.float32(k))) for k in steps]
+
+
+def schedules(num_steps=10, noise_scale=0.1, **options):
+    method = fdrl.FDRL(num_steps=num_steps, step_size=2.0, noise_scale=noise_scale, **options)
+    return method.schedules()
+
+
+def test_the_step_size_decays_geometrically_over_k_steps_and_then_stays():
+    step_size = schedules(step_size_decay=0.01)["step_size"]
+
+    assert at_steps(step_size, 0, 5, 10, 15) == pytest.approx([2.0, 0.2, 0.02, 0.02])
+
+
+def test_without_training_steps_the_decay_is_complete_after_the_first_step():
+    flow = schedules(num_steps=0, step_size_decay=0.01)
+
+    assert at_steps(flow["step_size"], 0, 1, 2) == pytest.approx([2.0, 0.02, 0.02])
+    assert at_steps(flow["noise_scale"], 0, 1, 2) == pytest.approx([0.1, 0.01, 0.01])
+
+
+def test_the_noise_scale_keeps_the_entropy_weight_when_the_step_size_changes():
+    flow = schedules(step_size_decay=0.01)
+
+    etas, nus = (np.array(at_steps(flow[name], 0, 3, 12)) for name in ("step_size", "noise_scale"))
+    np.testing.assert_allclose(nus**2 / (2.0 * etas), 0.1**2 / 4.0, rtol=1e-5)
+
+
+def test_a_decay_draws_no_noise_where_the_noise_scale_is_zero():
+    assert schedules(noise_scale=0.0, step_size_decay=0.5)["noise_scale"] == 0.0
+
+
+def test_without_decay_both_are_plain_numbers():
+    assert schedules() == {"step_size": 2.0, "noise_scale": 0.1}
+
+
 # Compilation outside of `jax.jit`
 
 

@@ -41,11 +41,6 @@ def test_a_potential_of_another_shape_than_one_number_per_example_is_an_error(po
             use()
 
 
-def test_the_error_of_a_column_says_how_to_drop_its_axis():
-    with pytest.raises(ValueError, match=r"\(3,\) for x of shape \(3, 3\), got \(3, 1\); drop"):
-        fdrl.drift(X, column)
-
-
 def test_a_single_point_may_have_a_scalar_potential():
     np.testing.assert_allclose(fdrl.drift(X[0], lambda x: jnp.sum(x**2)), -2.0 * X[0])
 

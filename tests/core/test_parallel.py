@@ -11,10 +11,9 @@ import small_problem
 from jax.sharding import AxisType, PartitionSpec
 
 import fdrl_jax as fdrl
-from fdrl_jax import networks, priors
+from fdrl_jax import priors
 from fdrl_jax.training import adversarial, parallel, rng, samplers, steps
 from fdrl_jax.training.parallel import AXIS
-from fdrl_jax.training.problem import Estimator
 
 NUM_DEVICES = jax.local_device_count()
 GLOBAL_BATCH = 4 * NUM_DEVICES
@@ -270,22 +269,6 @@ def test_the_first_device_does_not_store_the_copies_of_others(monkeypatch):
     assert [s.data.nbytes for s in replicated.addressable_shards if s.device == first] == [size]
     # The array itself and its copy.
     assert max(held) <= 2 * size
-
-
-def test_an_estimator_from_a_network_updates_its_vectors_in_every_step():
-    net = networks.MLP((8,), spectral_norm=True)
-    estimator = Estimator.from_network(net)
-    variables = dict(jax.jit(net.init)(KEY, jnp.zeros((1, 2))))
-    variables["params"] = jax.tree.map(lambda a: a + 1.0, variables["params"])
-    step = small_problem.train_step(small_problem.problem(estimator))
-    optimizer = small_problem.OPTIMIZER
-
-    end, _ = jax.jit(step)(KEY, small_problem.initial_state(optimizer, variables), CONSTANTS)
-
-    expected = networks.update_vectors(variables)["spectral"]
-    chex.assert_trees_all_close(end.variables["spectral"], expected, rtol=1e-5)
-    before = jax.tree.leaves(variables["spectral"])
-    assert any(np.any(a != b) for a, b in zip(jax.tree.leaves(expected), before, strict=True))
 
 
 def differing(array, other, replica=1):

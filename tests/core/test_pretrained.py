@@ -136,13 +136,16 @@ def test_the_log_ratio_is_large_away_from_data_and_small_on_samples(swissroll):
     assert abs(float(jnp.mean(on_samples))) < 0.03 < float(jnp.mean(away))
 
 
-def test_a_sampler_describes_itself(swissroll):
-    assert repr(swissroll) == "Sampler(event_shape=(2,), num_parameters=12,737, num_steps=120)"
-
-
-@pytest.mark.parametrize("arguments", [(KEY, 0), (KEY, 2.0), (7, 3)])
-def test_wrong_arguments_are_explained(arguments, swissroll):
-    with pytest.raises((ValueError, TypeError), match=r"num_samples must be|key must be a JAX key"):
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((KEY, 0), "num_samples must be .* got 0"),
+        ((KEY, 2.0), r"num_samples must be .* got 2\.0"),
+        ((7, 3), "key must be a JAX key, .* got int 7"),
+    ],
+)
+def test_wrong_arguments_are_explained(arguments, message, swissroll):
+    with pytest.raises((ValueError, TypeError), match=message):
         swissroll(*arguments)
 
 

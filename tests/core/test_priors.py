@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import fft
 
 from fdrl_jax import priors
 
@@ -24,17 +25,6 @@ def sample(prior, num, seed=0):
 def examples(num=200):
     mixing = np.random.default_rng(1).normal(size=(6, 6))
     return (0.1 * np.random.default_rng(0).normal(size=(num, 6)) @ mixing).reshape(num, 2, 3)
-
-
-def test_moments_in_one_pass_are_those_of_all_examples_at_once():
-    x = examples()
-
-    moments = priors.moments(x[i : i + 64] for i in range(0, 200, 64))
-
-    assert moments.num_examples == 200
-    np.testing.assert_allclose(moments.mean, x.reshape(200, -1).mean(axis=0), rtol=1e-12)
-    expected = np.cov(x.reshape(200, -1), rowvar=False, bias=True)
-    np.testing.assert_allclose(moments.covariance, expected, rtol=1e-10, atol=1e-15)
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 200])
@@ -56,18 +46,6 @@ def test_moments_of_float32_examples_far_from_zero_do_not_cancel():
 
     expected = np.cov(np.float64(x).reshape(200, -1), rowvar=False, bias=True)
     np.testing.assert_allclose(moments.covariance, expected, rtol=1e-7, atol=1e-9)
-
-
-def test_empty_batches_change_nothing_and_no_examples_are_an_error():
-    x = examples()
-
-    with_empty = priors.moments([x[:0], x, x[:0]])
-
-    assert with_empty.num_examples == 200
-    np.testing.assert_array_equal(with_empty.covariance, priors.moments([x]).covariance)
-    for nothing in ([], [x[:0]]):
-        with pytest.raises(ValueError, match="needs at least one example, got none"):
-            priors.moments(nothing)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -141,12 +119,6 @@ def test_the_gaussian_prior_clips_only_to_a_range_that_is_given():
     np.testing.assert_array_equal(sample(half, 100), raw.clip(-0.5, 0.5))
 
 
-def test_the_gaussian_prior_keeps_a_mean_outside_the_range_of_images():
-    x = sample(priors.gaussian(np.array([5.0, -3.0]), np.eye(2)), 4_000)
-
-    np.testing.assert_allclose(x.mean(0), [5.0, -3.0], atol=SIGMAS / np.sqrt(4_000))
-
-
 def test_the_gaussian_prior_has_its_arrays_as_parameters():
     prior = priors.gaussian(np.zeros(2), np.zeros((2, 2)))
     other = {"mean": jnp.array([0.5, -0.5]), "factor": jnp.zeros((2, 2))}
@@ -155,11 +127,6 @@ def test_the_gaussian_prior_has_its_arrays_as_parameters():
 
     np.testing.assert_array_equal(moved, [[0.5, -0.5]] * 3)
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(prior.params))
-
-
-def test_a_factor_that_does_not_fit_the_mean_is_an_error():
-    with pytest.raises(ValueError, match="a mean of 6 entries needs a factor of 6 rows, got"):
-        priors.gaussian(np.zeros((2, 3)), np.eye(3))
 
 
 @pytest.mark.parametrize("scale", [1.0, 2.5])
@@ -171,9 +138,9 @@ def test_the_normal_prior_has_mean_zero_and_variance_scale_squared(scale):
     assert x.var() == pytest.approx(scale**2, rel=SIGMAS * np.sqrt(2.0 / x.size))
 
 
-@pytest.mark.parametrize(("low", "high"), [(-1.0, 1.0), (0.0, 3.0)])
-def test_the_uniform_prior_fills_its_box_evenly(low, high):
-    x = sample(priors.uniform((2, 2), low, high), 5_000)
+@pytest.mark.parametrize(("box", "low", "high"), [((), -1.0, 1.0), ((0.0, 3.0), 0.0, 3.0)])
+def test_the_uniform_prior_fills_its_box_evenly(box, low, high):
+    x = sample(priors.uniform((2, 2), *box), 5_000)
 
     assert x.min() >= low
     assert x.max() <= high
@@ -182,16 +149,12 @@ def test_the_uniform_prior_fills_its_box_evenly(low, high):
     assert np.all(abs(counts - expected) < SIGMAS * np.sqrt(expected))
 
 
-def test_the_uniform_prior_covers_the_range_of_images_by_default():
-    np.testing.assert_array_equal(
-        sample(priors.uniform((3,)), 10), sample(priors.uniform((3,), -1.0, 1.0), 10)
-    )
-
-
 PRIORS = {
     "normal": priors.normal((3,)),
     "uniform": priors.uniform((3,)),
     "gaussian": priors.gaussian(np.zeros(3), 0.1 * np.tri(3)),
+    "white": priors.gaussian(np.zeros(3), np.ones((3, 2)), remainder_scale=0.5),
+    "smooth": priors.gaussian(np.zeros(3), np.ones((3, 2)), remainder_scale=np.arange(3.0)),
 }
 
 
@@ -202,13 +165,11 @@ def test_a_sample_depends_only_on_its_own_key_whatever_the_batch(name):
 
     part = prior.sample(prior.params, keys(8)[jnp.array([5, 2])], {})
 
-    np.testing.assert_allclose(part, whole[[5, 2]], rtol=1e-6)
+    np.testing.assert_allclose(part, whole[[5, 2]], rtol=1e-6, atol=1e-6)
     assert len(np.unique(whole.round(6))) == whole.size
 
 
-@pytest.mark.parametrize(
-    "prior", [priors.normal((3,)), priors.uniform((3,)), priors.gaussian(np.zeros(3), np.eye(3))]
-)
+@pytest.mark.parametrize("prior", PRIORS.values(), ids=PRIORS)
 def test_samples_are_the_same_where_jax_computes_in_float64(prior):
     with jax.enable_x64(True):
         wide = prior.sample(prior.params, keys(4), {})
@@ -233,3 +194,152 @@ def test_a_normal_prior_needs_a_positive_scale(scale):
 def test_a_uniform_prior_needs_low_below_high(low, high):
     with pytest.raises(ValueError, match=f"needs low < high, got {low} and {high}"):
         priors.uniform((2,), low, high)
+
+
+# Moments and factors
+
+
+def decaying(num=400, size=60, seed=0):
+    """Examples whose variances decay like those of images, as a power of the frequency."""
+    rng = np.random.default_rng(seed)
+    basis = np.linalg.qr(rng.standard_normal((size, size)))[0]
+    scales = np.arange(1, size + 1) ** -1.5
+    return (rng.standard_normal((num, size)) * scales) @ basis + 0.3
+
+
+def batches(x, *sizes):
+    return np.split(x, np.cumsum(sizes))
+
+
+def covariance(x):
+    return np.cov(x, rowvar=False, bias=True)
+
+
+def test_moments_of_float64_examples_in_batches_of_any_size_do_not_cancel():
+    x = 1e6 + decaying()
+    found = priors.moments(batches(x, 3, 0, 150, 1))
+    assert found.num_examples == len(x)
+    np.testing.assert_allclose(found.mean, x.mean(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(found.covariance, covariance(x), atol=1e-8)
+
+
+def test_moments_of_more_dimensions_than_a_block_are_symmetric(monkeypatch):
+    monkeypatch.setattr("fdrl_jax._covariance._BLOCK", 16)
+    x = decaying()
+    found = priors.moments([x])
+    np.testing.assert_allclose(found.covariance, covariance(x), atol=1e-12)
+
+
+def test_a_low_rank_sketch_of_full_width_is_exact():
+    x = decaying()
+    part = priors.low_rank(batches(x, 33, 150), rank=30)
+    values = np.linalg.eigvalsh(covariance(x))[::-1]
+    np.testing.assert_allclose(part.variances, values[:30], rtol=1e-6)
+    np.testing.assert_allclose(part.directions.T @ part.directions, np.eye(30), atol=1e-8)
+    assert part.spectrum.sum() == pytest.approx(values.sum(), rel=1e-10)
+    assert part.share_held == pytest.approx(values[:30].sum() / values.sum(), rel=1e-6)
+
+
+def test_a_narrow_sketch_explains_nearly_as_much_variance_as_the_best_directions():
+    x = decaying()
+    part = priors.low_rank([x], rank=8)
+    values = np.linalg.eigvalsh(covariance(x))[::-1]
+    assert part.share_held == pytest.approx(values[:8].sum() / values.sum(), abs=0.002)
+
+
+def of_model(factor, scale):
+    """The covariance that `priors.gaussian` documents."""
+    axes = range(1, scale.ndim + 1)
+    cosines = fft.idctn(np.eye(scale.size).reshape(-1, *scale.shape), axes=axes, norm="ortho")
+    cosines = cosines.reshape(scale.size, -1)  # One per row.
+    return factor @ factor.T + (cosines.T * scale.reshape(-1) ** 2) @ cosines
+
+
+@pytest.mark.parametrize("shape", [(60,), (5, 4, 3)])
+def test_the_low_rank_factor_keeps_the_variance_of_every_frequency(shape):
+    x = decaying()
+    part = priors.low_rank([x.reshape(-1, *shape)], rank=10)
+    factor, scale = priors.low_rank_factor(part, jitter=1e-4)
+    assert scale.shape == part.spectrum.shape == shape
+
+    def spectrum(covariance):
+        rows = fft.dctn(
+            np.linalg.cholesky(covariance).T.reshape(-1, *shape),
+            axes=range(1, len(shape) + 1),
+            norm="ortho",
+        )
+        return np.square(rows).sum(axis=0)
+
+    wanted = spectrum(covariance(x) + 1e-4 * np.eye(60))
+    np.testing.assert_allclose(spectrum(of_model(factor, scale)), wanted, rtol=1e-4)
+
+
+def test_the_remainder_of_a_smooth_signal_is_nearly_that_of_the_full_covariance():
+    # A Markov chain, whose covariance the cosines nearly diagonalise.
+    distances = np.abs(np.subtract.outer(np.arange(60), np.arange(60)))
+    x = np.random.default_rng(0).multivariate_normal(np.zeros(60), 0.9**distances, 2_000)
+    full = covariance(x)
+
+    def kl(model):
+        ratio = np.linalg.solve(model, full)
+        return 0.5 * (np.trace(ratio) - 60 - np.linalg.slogdet(ratio)[1])
+
+    part = priors.low_rank([x], rank=5)
+    factor, scale = priors.low_rank_factor(part, jitter=0.0)
+    white = np.sqrt(np.mean(scale**2))
+    assert kl(of_model(factor, scale)) < 0.15 * kl(factor @ factor.T + white**2 * np.eye(60))
+
+
+@pytest.mark.parametrize("num", [1, 5])
+def test_fewer_examples_than_directions_are_allowed(num):
+    x = decaying(num=num)
+    part = priors.low_rank([x], rank=20)
+    factor, scale = priors.low_rank_factor(part)
+    np.testing.assert_allclose(
+        of_model(factor, scale),
+        covariance(x.repeat(2, 0)) + 1e-4 * np.eye(60),
+        atol=1e-5,
+    )
+
+
+def test_samples_of_the_low_rank_prior_have_its_mean_and_covariance():
+    x = decaying()
+    part = priors.low_rank([x.reshape(-1, 5, 4, 3)], rank=10)
+    factor, scale = priors.low_rank_factor(part)
+    mean = part.mean.reshape(5, 4, 3)
+    prior = priors.gaussian(mean, factor, remainder_scale=scale, clip=None)
+    keys = jax.random.split(jax.random.key(0), 20_000)
+    samples = np.asarray(jax.jit(prior.sample)(prior.params, keys, {}))
+    assert samples.shape == (20_000, 5, 4, 3)
+    samples = samples.reshape(-1, 60)
+    np.testing.assert_allclose(samples.mean(axis=0), part.mean, atol=0.03)
+    np.testing.assert_allclose(covariance(samples), of_model(factor, scale), atol=0.03)
+
+
+def test_source_images_are_dequantised_on_request():
+    images = np.zeros((4, 8, 8, 3), np.float32)
+    keys = jax.random.split(jax.random.key(0), 4)
+    noisy = priors.batch("source", dequantisation=0.03)
+    assert np.std(noisy.sample((), keys, {"source": images})) == pytest.approx(0.03, rel=0.1)
+
+
+@pytest.mark.parametrize("fit", [priors.moments, lambda x: priors.low_rank(x, 2)])
+def test_no_examples_are_an_error(fit):
+    for batches in ([], [np.zeros((0, 4))]):
+        with pytest.raises(ValueError, match="at least one example"):
+            fit(batches)
+
+
+@pytest.mark.parametrize("rank", [0, 61])
+def test_an_impossible_rank_is_refused(rank):
+    with pytest.raises(ValueError, match="from 1 to 60"):
+        priors.low_rank([decaying()], rank)
+
+
+def test_a_factor_that_does_not_fit_the_mean_is_refused():
+    with pytest.raises(ValueError, match="a factor of 6 rows"):
+        priors.gaussian(np.zeros(6), np.ones((5, 2)))
+    with pytest.raises(
+        ValueError, match=r"remainder_scale must be .* \(6,\), as the mean, got \(5,"
+    ):
+        priors.gaussian(np.zeros(6), np.ones((6, 2)), remainder_scale=np.ones(5))

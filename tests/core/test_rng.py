@@ -29,15 +29,6 @@ def test_positions_count_the_examples_of_a_run_over_steps_and_replicas_without_g
     np.testing.assert_array_equal(run, np.arange(num_steps * num_replicas * batch_size))
 
 
-def test_positions_of_a_step_do_not_depend_on_how_many_replicas_share_it():
-    alone = rng.batch_positions(jnp.int32(7), 12)
-    shared = jax.vmap(lambda _: rng.batch_positions(jnp.int32(7), 4, "i"), axis_name="i")(
-        jnp.arange(3)
-    )
-
-    np.testing.assert_array_equal(alone, shared.ravel())
-
-
 def test_keys_differ_between_seeds_streams_and_positions():
     keys = [
         data(rng.example_keys(jax.random.key(seed), stream, jnp.arange(50)))
@@ -83,15 +74,3 @@ def test_positions_that_are_not_integers_are_an_error():
         rng.example_keys(rng.root_key(0), Stream.FLOW, positions)
     with pytest.raises(ValueError, match="positions must be integers, got float32"):
         augmentation.shifted(rng.root_key(0), positions, np.zeros((2, 4, 4, 1)), 1)
-
-
-@pytest.mark.parametrize("first", list(Stream))
-def test_numbers_of_different_streams_are_uncorrelated(first):
-    def normals(stream):
-        keys = rng.example_keys(jax.random.key(0), stream, jnp.arange(4_000))
-        return np.asarray(jax.vmap(jax.random.normal)(keys))
-
-    others = [normals(stream) for stream in Stream if stream != first]
-
-    correlations = np.corrcoef(normals(first), others)[0, 1:]
-    assert np.all(abs(correlations) < 5.0 / np.sqrt(4_000))

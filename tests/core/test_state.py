@@ -30,27 +30,6 @@ def test_a_state_holds_only_arrays_and_may_be_donated():
     chex.assert_trees_all_equal(doubled.variables, doubled.ema_variables)
 
 
-def test_an_update_applies_the_optimizer_to_the_parameters_and_counts_the_step():
-    optimizer = optax.sgd(0.1)
-
-    after = state.apply_gradients(state.create(VARIABLES, optimizer), GRADS, optimizer, 0.9)
-
-    chex.assert_trees_all_close(after.variables["params"], {"w": jnp.array([0.0, 3.0])})
-    assert after.step == 1
-
-
-def test_the_average_follows_its_recursion_over_several_updates():
-    optimizer, rate = optax.sgd(0.1), 0.9
-    now = state.create(VARIABLES, optimizer)
-    expected = VARIABLES["params"]["w"]
-
-    for _ in range(5):
-        now = state.apply_gradients(now, GRADS, optimizer, rate)
-        expected = rate * expected + (1.0 - rate) * now.variables["params"]["w"]
-
-    chex.assert_trees_all_close(now.ema_variables["params"]["w"], expected, rtol=1e-6)
-
-
 def test_an_update_leaves_untrained_variables_and_those_of_the_average_as_they_are():
     optimizer = optax.sgd(0.1)
     before = state.create(VARIABLES, optimizer)
@@ -109,17 +88,3 @@ def test_the_rate_of_the_average_grows_to_its_value_on_a_ramp():
         now = state.apply_gradients(now, GRADS, optimizer, rate, ema_ramp=True)
         expected = ramp * expected + (1.0 - ramp) * now.variables["params"]["w"]
         np.testing.assert_allclose(now.ema_variables["params"]["w"], expected, rtol=1e-6)
-
-
-def test_an_optimizer_that_needs_the_loss_gets_it_and_others_ignore_it():
-    plateau = optax.chain(
-        optax.sgd(0.1), optax.contrib.reduce_on_plateau(factor=0.5, patience=1, accumulation_size=1)
-    )
-    now = state.create(VARIABLES, plateau)
-    for _ in range(6):
-        now = state.apply_gradients(now, GRADS, plateau, 0.9, value=jnp.float32(1.0))
-    assert optax.tree.get(now.opt_state, "scale") < 1.0
-
-    plain = optax.sgd(0.1)
-    after = state.apply_gradients(state.create(VARIABLES, plain), GRADS, plain, 0.9, value=1.0)
-    chex.assert_trees_all_close(after.variables["params"], {"w": jnp.array([0.0, 3.0])})

@@ -130,18 +130,11 @@ def test_micro_batches_split_the_hosts_batch_as_well():
     chex.assert_trees_all_close(one_step(num_micro_batches=2), one_step(), rtol=2e-5, atol=1e-6)
 
 
-def test_the_same_seed_and_step_give_the_same_numbers_and_others_give_others():
-    state = small_problem.initial_state()
-    losses = {
-        "first": compiled()(KEY, state, CONSTANTS, None)[1]["loss"],
-        "later step": compiled()(KEY, state._replace(step=jnp.int32(1)), CONSTANTS, None)[1][
-            "loss"
-        ],
-        "other seed": compiled()(rng.root_key(4), state, CONSTANTS, None)[1]["loss"],
-    }
+def test_another_step_or_seed_gives_other_numbers():
+    first = small_problem.initial_state()
+    runs = ((KEY, first), (KEY, first._replace(step=jnp.int32(1))), (rng.root_key(4), first))
 
-    assert compiled()(KEY, state, CONSTANTS, None)[1]["loss"] == losses["first"]
-    assert len({float(loss) for loss in losses.values()}) == 3
+    assert len({float(compiled()(*run, CONSTANTS, None)[1]["loss"]) for run in runs}) == 3
 
 
 def test_data_is_drawn_from_arrays_and_host_batch_with_one_key_at_consecutive_positions():
@@ -348,3 +341,56 @@ def test_weights_are_cast_once_per_train_step_and_never_inside_the_flow():
     prepared = Estimator.from_network(net)
     assert casts_in_the_flow(prepared._replace(prepare=lambda variables: variables)) > 0
     assert casts_in_the_flow(prepared) == 0
+
+
+# Options
+
+
+def test_a_step_may_skip_batches():
+    step, state = compiled(), small_problem.initial_state()
+    later = state._replace(step=jnp.int32(2))
+
+    _, offset = step(KEY, state, CONSTANTS, None, 2)
+    _, expected = step(KEY, later, CONSTANTS, None)
+
+    chex.assert_trees_all_equal(offset, expected)
+    assert offset["loss"] != step(KEY, state, CONSTANTS, None)[1]["loss"]
+    _, history = repeated()(KEY, state, CONSTANTS, None, 1, 2)
+    np.testing.assert_allclose(history["loss"][0], expected["loss"], rtol=1e-6)
+
+
+def test_several_seeds_train_at_once_under_vmap_as_they_do_one_by_one():
+    keys = jax.vmap(rng.root_key)(jnp.arange(3))
+    run = steps.repeat_steps(small_problem.train_step(), 4)
+    start = small_problem.initial_state()
+
+    together, _ = jax.jit(jax.vmap(lambda key: run(key, start, CONSTANTS, None, 4)))(keys)
+
+    for i, key in enumerate(keys):
+        alone, _ = jax.jit(run)(key, start, CONSTANTS, None, 4)
+        chex.assert_trees_all_close(
+            jax.tree.map(lambda a, i=i: a[i], together), alone, rtol=1e-4, atol=1e-5
+        )
+
+
+def test_a_train_step_gives_the_loss_to_an_optimizer_that_needs_it():
+    optimizer = optax.chain(
+        optax.sgd(0.0),
+        optax.contrib.reduce_on_plateau(factor=0.5, patience=1, rtol=0.0, atol=1e3),
+    )
+    run = jax.jit(steps.repeat_steps(small_problem.train_step(optimizer=optimizer), 6))
+
+    end, _ = run(KEY, small_problem.initial_state(optimizer), CONSTANTS, None, 6)
+
+    assert optax.tree.get(end.opt_state, "scale") < 1.0
+
+
+def test_the_ramp_of_the_average_is_an_option_of_the_step():
+    before = small_problem.initial_variables()["params"]
+
+    after, _ = jax.jit(small_problem.train_step(ema_ramp=True))(
+        KEY, small_problem.initial_state(), CONSTANTS
+    )
+
+    expected = jax.tree.map(lambda e, p: 0.1 * e + 0.9 * p, before, after.variables["params"])
+    chex.assert_trees_all_close(after.ema_variables["params"], expected, rtol=1e-5)

@@ -89,9 +89,9 @@ def test_a_photograph_is_turned_upright():
     [
         (b"", "empty"),
         (b"GIF89a not one of ours", "not a PNG, JPEG or WEBP image"),
-        (encoded(picture(32, 32))[:300], "damaged|cannot be opened"),
-        (encoded(picture(64, 64), "JPEG")[:700], "damaged"),
-        (encoded(picture(64, 64), "WEBP")[:200], "damaged|cannot be opened|no PNG"),
+        (encoded(picture(32, 32))[:300], "damaged: "),
+        (encoded(picture(64, 64), "JPEG")[:700], "damaged: "),
+        (encoded(picture(64, 64), "WEBP")[:200], "cannot be opened: "),
         (np.zeros((4, 4, 3), np.float32), "must be uint8, got float32"),
     ],
     ids=["empty", "gif", "cut_png", "cut_jpeg", "cut_webp", "floats"],

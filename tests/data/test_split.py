@@ -4,15 +4,11 @@ import dataclasses
 
 import numpy as np
 import pytest
-from image_files import numbered, picture, write_folder
+from image_files import numbered, open_folder, picture, write_folder
 
 from experiments.data.load import load
 from experiments.errors import DataError
 from experiments.settings import Data
-
-
-def open_folder(where, **options):
-    return load(Data(name="folder", dir=str(where), **options))
 
 
 def test_a_split_of_the_folder_is_held_out_where_there_is_one(tmp_path):

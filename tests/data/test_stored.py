@@ -5,15 +5,11 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from image_files import encoded, numbered, picture, write_folder
+from image_files import encoded, numbered, open_folder, picture, write_folder
 
 from experiments.data.load import load
 from experiments.errors import DataError
 from experiments.settings import Data
-
-
-def open_folder(where, **options):
-    return load(Data(name="folder", dir=str(where), **options))
 
 
 @pytest.fixture

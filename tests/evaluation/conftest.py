@@ -1,12 +1,7 @@
 """Images for the tests of the evaluation."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "data"))  # image_files makes PNG files.
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from experiments import evaluate, settings
+from experiments.data.decode import to_unit
 from experiments.data.source import Source
 from experiments.errors import UserError
 from experiments.evaluation import Samples, efficientnet, images, translation
@@ -81,12 +82,9 @@ def means(images):
 
 
 def test_a_space_sees_the_images_of_the_draws_once_and_has_values_of_prior_and_real_data(stripes):
-    def unit(num, seed):
-        return stripes(num, seed) / np.float32(127.5) - np.float32(1.0)
-
-    samples = Samples(*(unit(60, seed) for seed in (1, 2, 3)))
+    samples = Samples(*(to_unit(stripes(60, seed)) for seed in (1, 2, 3)))
     means.num_seen = 0
-    reference = ImageReference("stripes", unit(500, 0))
+    reference = ImageReference("stripes", to_unit(stripes(500, 0)))
     found = images.evaluate_images(reference, samples, spaces={"means": means})
     metric = found.metrics["frechet_means_60"]
     assert metric.real.spread > 0

@@ -57,7 +57,7 @@ def test_several_seeds_give_a_median_and_a_range_and_samples_early_in_training(
     result = density_chasm.main(["--steps=4", "--seeds", "0", "1", "2", f"--out={tmp_path}"])
     last = capsys.readouterr().out.splitlines()[2]
     kls = sorted(end["kl"] for end in result["flow-guided, far"]["by_seed"].values())
-    assert kls[0] < kls[1] < kls[2]
+    assert len({*kls}) == 3
     expected = f"KL {kls[1]:.3f} ({kls[0]:.3f} to {kls[2]:.3f})"
     assert expected in last
     course = result["flow-guided, far"]["course"]

@@ -51,7 +51,10 @@ def _trained_once(image_folder, tmp_path_factory) -> Callable[[str], Path]:
             if name == "images":
                 config = "folder:tiny"
                 changes = {"data.dir": image_folder, "data.image_size": 8, **SMALL_RESNET}
-            start("train", done[name], config, changes)
+            mode = "train"
+            if name == "digits_classifier":
+                mode, changes = "classifier", {"attack.num_steps": 2, "train.steps_per_dispatch": 4}
+            start(mode, done[name], config, changes)
         return done[name]
 
     return trained
@@ -72,6 +75,12 @@ def trained(_trained_once, tmp_path_factory) -> Run:
 def of_digits(_trained_once, tmp_path_factory) -> Run:
     """The same on digits."""
     return _copy(_trained_once("digits"), tmp_path_factory.mktemp("digits") / "run")
+
+
+@pytest.fixture(scope="session")
+def classifier_of_digits(_trained_once) -> Path:
+    """The folder of a classifier of digits, trained for a few steps; tests do not change it."""
+    return _trained_once("digits_classifier")
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import jax
 import numpy as np
 import pytest
-from small_runs import start
 
 from experiments import classifier, experiment, run, settings
 from experiments.data import load
@@ -16,12 +15,9 @@ from fdrl_jax.training.augmentation import shifted
 CLASSES, SHAPE = tuple("0123456789"), (8, 8, 1)
 
 
-@pytest.fixture(scope="module")
-def of_digits(tmp_path_factory):
-    """A classifier of digits, trained for a few steps."""
-    folder = tmp_path_factory.mktemp("classifier") / "run"
-    start("classifier", folder, "digits_classifier:tiny")
-    return run.open_run(folder, "classifier")
+@pytest.fixture
+def of_digits(classifier_of_digits):
+    return run.open_run(classifier_of_digits, "classifier")
 
 
 def test_a_judge_gives_probabilities_features_and_its_accuracy(of_digits):

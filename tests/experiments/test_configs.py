@@ -9,7 +9,7 @@ import tensorflow_datasets as tfds
 from small_runs import command, train
 
 from configs import base
-from experiments import dry_run, main, run, settings
+from experiments import main, run, settings
 from experiments import train as program
 from experiments.data import load as data
 from experiments.errors import UserError
@@ -82,16 +82,6 @@ def test_the_variant_of_a_prior_changes_only_the_prior(name, prior):
     assert {key for key in c if c[key] != other[key]} <= {"prior.name", "prior.num_components"}
     if prior == "ddp":
         assert (other["prior.name"], other["prior.num_components"]) == ("data_dependent", 1)
-
-
-@pytest.mark.parametrize("name", [*PAPER, "cat2dog"])
-def test_the_papers_configs_prepare_the_reader_for_their_noise_and_precision(name):
-    wanted = settings.from_config(load(name))
-    text = importlib.import_module(f"configs.{name}").__doc__
-    assert "learn little else" in dry_run.noise_balance(wanted)
-    assert "the dry run warns that flowed samples have more noise (0.10) than data" in text
-    assert wanted.precision == "auto"
-    assert "--config.precision=float32 is that of the authors" in text
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if not n.endswith("classifier")])

@@ -93,30 +93,24 @@ def test_mode_curve_writes_values_and_a_picture_and_names_the_best(trained, caps
         start("curve", trained.root, None, {"curve.over": "step"}, checkpoint=2)
 
 
-def test_a_curve_in_the_features_of_a_classifier_is_a_file_of_its_own(of_digits, tmp_path, capsys):
-    classifier = tmp_path / "classifier"
-    start("classifier", classifier, "digits_classifier:tiny")
+def test_a_curve_in_the_features_of_a_classifier_is_a_file_of_its_own(
+    of_digits, classifier_of_digits, capsys
+):
     start("curve", of_digits.root, None, {"curve.lengths": (0, 4)}, num_samples=NUM)
     of_svc = contents(of_digits.curves)
     capsys.readouterr()
 
-    start(
-        "curve",
-        of_digits.root,
-        None,
-        {"curve.lengths": (0, 4)},
-        num_samples=NUM,
-        classifier=classifier,
-    )
+    flags = {"num_samples": NUM, "classifier": classifier_of_digits}
+    start("curve", of_digits.root, None, {"curve.lengths": (0, 4)}, **flags)
 
-    assert capsys.readouterr().out.startswith("classifier: classifier, accuracy ")
+    assert capsys.readouterr().out.startswith("classifier: run, accuracy ")
     assert contents(of_digits.curves).items() > of_svc.items()
     (over, name, _), *values = rows(of_digits.curves / "length_step_4_classifier.csv")
     assert (over, name) == ("length", f"frechet_classifier_{NUM}")
     opened = open_checkpoint(command("curve", of_digits.root))
     samples = sample_state(opened.experiment, opened.state, NUM, num_prior=NUM)
     source = opened.experiment.source
-    judge, _ = open_to_judge(classifier, source.classes, source.event_shape)
+    judge, _ = open_to_judge(classifier_of_digits, source.classes, source.event_shape)
     for (_, value, _), stage in zip(values, (samples.prior, samples.refined), strict=True):
         expected = cheap_metric(of_digits.metric_reference, stage, judge).value
         assert float(value) == pytest.approx(expected, rel=1e-3)

@@ -101,17 +101,28 @@ def test_the_metadata_have_versions_shapes_settings_and_the_lifetime(exported):
     assert "data.dir" not in metadata["settings"]
     assert {"jax", "jaxlib", "python"} <= metadata["versions"].keys()
     assert "six months" in metadata["lifetime"]
-    card = (folder / "README.md").read_text()
+    written, expires = (datetime.date.fromisoformat(metadata[k]) for k in ("written", "expires"))
+    assert 150 < (expires - written).days < 200
+    card = " ".join((folder / "README.md").read_text().split())
     assert "0.10.2" in card
     assert "| `network.blocks` | `[[8, 2]]` |" in card
+    assert f"written on {written} by JAX {jax.__version__}" in card
+    assert f"not guaranteed to load after {expires}" in card
+    config = json.loads((folder / "config.json").read_text())
+    assert config["settings"]["flow.num_steps"] == config["flow"]["num_steps"] == 3
 
 
 def test_the_parameters_are_shipped_as_plain_arrays(exported, tiny):
     experiment = experiment_of(tiny("digits"))
     kernel = trained_state(experiment).ema_variables["params"]["conv1"]["kernel"]
-    with np.load(exported["digits"][0] / "arrays.npz", allow_pickle=False) as arrays:
+    folder, _ = exported["digits"]
+    tensors = safetensors.numpy.load_file(folder / "model.safetensors")
+    with np.load(folder / "arrays.npz", allow_pickle=False) as arrays:
         np.testing.assert_array_equal(arrays["network/params/conv1/kernel"], kernel)
         assert arrays["prior/factor"].shape == (64, 64)
+        assert tensors.keys() == {*arrays.files}
+        for name in arrays.files:
+            np.testing.assert_array_equal(tensors[name], arrays[name])
 
 
 def code_of(card):
@@ -127,6 +138,16 @@ def test_the_code_of_the_card_draws_the_same_samples_with_the_library(name, expo
     drawn = {}
     exec(code, drawn)
     np.testing.assert_allclose(drawn["samples"][:NUM], samples, rtol=1e-4, atol=1e-5)
+
+
+def compact_of(tiny, folder, num_components, **options):
+    """A mixture of Gaussians of rank 20, and its compact export: the model, arrays and sampler."""
+    wanted = tiny("digits", {"prior.num_components": num_components, "prior.rank": 20})
+    source = load(wanted.data)
+    model = build(wanted, source, prior.fit_to(source, wanted.prior, 0))
+    export.write_compact(model, model.init_state(), folder, **options)
+    stored = safetensors.numpy.load_file(folder / "model.safetensors")
+    return model, stored, fdrl_jax.pretrained(folder)
 
 
 def of_low_rank(tiny, rank):
@@ -181,14 +202,9 @@ def test_a_compact_export_keeps_the_leading_directions_of_each_gaussian(
     tiny, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(export.compact, "_MIN_SIZE", 100)
-    wanted = tiny("digits", {"prior.num_components": 3, "prior.rank": 20})
-    source = load(wanted.data)
-    model = build(wanted, source, prior.fit_to(source, wanted.prior, 0))
-    folder = tmp_path / "export"
-    export.write_compact(model, model.init_state(), folder, rank=5, num_frequencies=64)
-    stored = safetensors.numpy.load_file(folder / "model.safetensors")
+    options = {"rank": 5, "num_frequencies": 64}
+    model, stored, sampler = compact_of(tiny, tmp_path / "export", 3, **options)
     assert stored["prior/remainder_scale"].dtype == np.float16
-    sampler = fdrl_jax.pretrained(folder)
     assert sampler.config["settings"]["prior.rank"] == 5
     before, after = (
         {name: np.asarray(a, np.float64) for name, a in params.items()}
@@ -221,12 +237,8 @@ def test_a_compact_export_keeps_its_directions_at_few_frequencies_and_the_varian
     tiny, tmp_path, monkeypatch, num_components
 ):
     monkeypatch.setattr(export.compact, "_MIN_SIZE", 100)
-    wanted = tiny("digits", {"prior.num_components": num_components, "prior.rank": 20})
-    source = load(wanted.data)
-    model = build(wanted, source, prior.fit_to(source, wanted.prior, 0))
-    folder = tmp_path / "export"
-    export.write_compact(model, model.init_state(), folder, rank=20, num_frequencies=25)
-    stored = safetensors.numpy.load_file(folder / "model.safetensors")
+    options = {"rank": 20, "num_frequencies": 25}
+    model, stored, sampler = compact_of(tiny, tmp_path / "export", num_components, **options)
     assert stored["prior/factor"].shape == (25, 20 * num_components)
 
     def cosines(params):
@@ -240,24 +252,12 @@ def test_a_compact_export_keeps_its_directions_at_few_frequencies_and_the_varian
     before = model.constants.prior
     largest = np.argsort(np.square(cosines(before)).sum(axis=(0, 1)))[-25:]
     assert {*stored["prior/frequencies"].tolist()} == {*largest.tolist()}
-    sampler = fdrl_jax.pretrained(folder)
     after = sampler.prior_params
     assert sampler.prior(jax.random.key(0), 2).shape == (2, 8, 8, 1)
     kept, found = cosines(before)[..., largest], cosines(after)
     np.testing.assert_allclose(found[..., largest], kept, atol=0.01 * np.abs(kept).max())
     np.testing.assert_allclose(np.delete(found, largest, axis=2), 0.0, atol=1e-6)
     np.testing.assert_allclose(spectrum(after), spectrum(before), rtol=0.03, atol=1e-4)
-
-
-def test_safetensors_hold_the_arrays_and_the_settings_are_json(exported):
-    folder, _ = exported["digits"]
-    tensors = safetensors.numpy.load_file(folder / "model.safetensors")
-    with np.load(folder / "arrays.npz", allow_pickle=False) as arrays:
-        assert tensors.keys() == {*arrays.files}
-        for name in arrays.files:
-            np.testing.assert_array_equal(tensors[name], arrays[name])
-    config = json.loads((folder / "config.json").read_text())
-    assert config["settings"]["flow.num_steps"] == config["flow"]["num_steps"] == 3
 
 
 def test_the_card_has_the_front_matter_of_the_hub_and_the_metrics_of_the_run(trained):
@@ -276,16 +276,6 @@ def test_the_card_has_the_front_matter_of_the_hub_and_the_metrics_of_the_run(tra
     assert f"{record['key']['num_samples']:,} samples" in text
     start("export", trained.root, checkpoint=2, platforms="cpu")
     assert "was not evaluated" in (trained.exports / "step_2" / "README.md").read_text()
-
-
-def test_the_export_says_when_it_expires(exported):
-    folder, _ = exported["swissroll"]
-    metadata = json.loads((folder / "metadata.json").read_text())
-    written, expires = (datetime.date.fromisoformat(metadata[k]) for k in ("written", "expires"))
-    assert 150 < (expires - written).days < 200
-    card = " ".join((folder / "README.md").read_text().split())
-    assert f"written on {written} by JAX {jax.__version__}" in card
-    assert f"not guaranteed to load after {expires}" in card
 
 
 @pytest.mark.parametrize("name", ["sampler.stablehlo", "arrays.npz", "model.safetensors"])
@@ -337,7 +327,9 @@ def test_the_printed_command_can_be_pasted(trained, tmp_path, monkeypatch, capsy
     assert shlex.split(line)[1] == f"{folder}/export/step_4/load_sampler.py"
 
 
-def test_a_compact_export_becomes_a_run_that_draws_its_samples(of_digits, tmp_path, capsys):
+def test_a_compact_export_becomes_a_run_that_draws_its_samples(
+    of_digits, classifier_of_digits, tmp_path, capsys
+):
     start("export", of_digits.root, compact="true")
     folder = of_digits.exports / "step_4_compact"
     assert str(folder) in capsys.readouterr().out
@@ -350,9 +342,7 @@ def test_a_compact_export_becomes_a_run_that_draws_its_samples(of_digits, tmp_pa
         gaps = np.int32(file["arr_0"]) - np.int32(to_uint8(np.asarray(drawn)))
     assert np.abs(gaps).max() <= 1
     start("interpolate", tmp_path / "run")
-    changes = {"attack.num_steps": 2, "train.steps_per_dispatch": 4}
-    start("classifier", tmp_path / "classifier", "digits_classifier:tiny", changes)
-    of_class = {"class": "3", "classifier": tmp_path / "classifier"}
+    of_class = {"class": "3", "classifier": classifier_of_digits}
     start("sample", tmp_path / "run", num_samples=7, **of_class)
     assert (tmp_path / "run" / "samples" / "step_4_class_3.npz").exists()
     start("export", tmp_path / "run", compact="true")

@@ -1,11 +1,13 @@
 """Metrics as JSON lines, for TensorBoard and for Weights & Biases."""
 
 import json
+import struct
 import sys
 from types import SimpleNamespace
 
 import pytest
 from small_runs import train
+from tensorboardX.proto import event_pb2
 
 from experiments import log
 from experiments.errors import UserError
@@ -45,11 +47,24 @@ def test_a_damaged_line_of_metrics_is_named_by_its_number(line, tmp_path):
         log.read(path)
 
 
+def scalars(file):
+    """Reads (step, name, value) from an event file: records of a length, a checksum and bytes."""
+    data = file.read_bytes()
+    while data:
+        (length,) = struct.unpack("<Q", data[:8])
+        event = event_pb2.Event.FromString(data[12 : 12 + length])
+        yield from ((event.step, of.tag, of.simple_value) for of in event.summary.value)
+        data = data[16 + length :]
+
+
 def test_tensorboard_gets_the_same_scalars(tmp_path):
     train(tmp_path, {"log.tensorboard": True})
-    events = list((tmp_path / "tensorboard").glob("events.*"))
-    assert events
-    assert b"ratio_flowed" in events[0].read_bytes()
+    (file,) = (tmp_path / "tensorboard").glob("events.*")
+    lines = log.read(tmp_path / "metrics.jsonl")
+    expected = [(line["step"], k, v) for line in lines for k, v in line.items() if k != "step"]
+    found = list(scalars(file))
+    assert [key for *key, _ in found] == [key for *key, _ in expected]
+    assert [value for *_, value in found] == pytest.approx([v for *_, v in expected], rel=1e-6)
 
 
 def test_a_missing_logger_is_reported_with_how_to_install_it(tmp_path, monkeypatch):

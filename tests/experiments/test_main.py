@@ -93,10 +93,11 @@ def test_class_and_classifier_are_settings_too(monkeypatch):
     assert asked.folder == Path("/home/ada/w")
 
 
-@pytest.mark.parametrize(("given", "which"), [({"checkpoint": "best"}, "best"), ({}, None)])
+@pytest.mark.parametrize(
+    ("given", "which"), [({"checkpoint": "best"}, "best"), ({"checkpoint": 4}, 4), ({}, None)]
+)
 def test_the_flag_checkpoint_is_a_step_or_best(given, which):
     assert command("sample", "w", **given).which == which
-    assert command("sample", "w", checkpoint=4).which == 4
 
 
 def test_help_explains_the_program_a_section_a_key_or_a_word():
@@ -260,6 +261,24 @@ def test_help_does_not_wait_for_packages_that_draw_or_fit():
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "usage: " in done.stdout
+
+
+def test_data_that_need_an_absent_package_end_with_one_line(tmp_path):
+    program = (  # A name that is None in `sys.modules` cannot be imported or found.
+        "import sys; sys.modules['sklearn'] = None; from experiments import main\n"
+        f"main.main(['--config=digits:tiny', '--workdir={tmp_path}/r'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "2"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    expected = "error: this needs the package 'sklearn': pip install -e '.[experiments]'"
+    assert done.stderr.strip().splitlines() == [expected]
+    assert not (tmp_path / "r").exists()
 
 
 @pytest.mark.slow

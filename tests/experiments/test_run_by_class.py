@@ -1,6 +1,7 @@
 """A run with a density ratio for each class: trained, sampled, measured and exported."""
 
 import dataclasses
+import re
 
 import jax
 import numpy as np
@@ -66,11 +67,6 @@ def test_the_evaluation_has_the_accuracy_of_classes(by_class):
     assert min(metric["real"], metric["prior"], metric["value"]) > 0.8
 
 
-def test_points_between_samples_of_the_prior_have_classes(by_class, capsys):
-    start("interpolate", by_class.root)
-    assert "picture: " in capsys.readouterr().out
-
-
 def test_the_mean_output_on_held_out_data_is_that_of_their_classes(by_class, capsys):
     changes = {"curve.over": "length", "curve.lengths": (0, 1)}
     start("curve", by_class.root, None, changes, num_samples=32)
@@ -83,7 +79,8 @@ def test_the_mean_output_on_held_out_data_is_that_of_their_classes(by_class, cap
 
 def test_the_cost_of_a_run_is_known_before(capsys):
     start("dry_run", None, "digits:tiny", BY_CLASS)
-    assert "flow step: " in capsys.readouterr().out
+    (milliseconds,) = re.findall(r"flow step: ([\d.]+) ms", capsys.readouterr().out)
+    assert float(milliseconds) > 0.0
 
 
 def test_all_attempts_at_a_sample_are_of_its_class(by_class):

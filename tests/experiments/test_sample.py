@@ -187,20 +187,12 @@ def test_more_samples_than_positions_are_refused_before_anything_is_drawn(traine
         sample(trained, 2**31 + 1)
 
 
-@pytest.fixture(scope="module")
-def classifier(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("classifiers") / "of_digits"
-    changes = {"attack.num_steps": 2, "train.steps_per_dispatch": 4}
-    start("classifier", folder, "digits_classifier:tiny", changes)
-    return folder
-
-
 @pytest.mark.slow
 def test_sample_i_of_all_classes_is_that_of_class_i_and_each_has_a_row_in_the_picture(
-    of_digits, classifier, capsys
+    of_digits, classifier_of_digits, capsys
 ):
     def of_class(label, weight):
-        flags = {"classifier": classifier, "class": label, "num_samples": 16}
+        flags = {"classifier": classifier_of_digits, "class": label, "num_samples": 16}
         start("sample", of_digits.root, None, {"condition.weight": weight}, **flags)
         return np.load(capsys.readouterr().out.split(": ")[1].split("\n")[0])["arr_0"].astype(int)
 
@@ -247,7 +239,7 @@ def test_a_change_without_an_effect_is_an_error(of_digits, key, label, message):
 
 
 def test_the_weight_of_a_guide_changes_the_shares_that_a_judge_finds(
-    classifier, tmp_path, monkeypatch
+    classifier_of_digits, tmp_path, monkeypatch
 ):
     # An untrained denoiser would hide from an untrained judge what the guide changed.
     start("train", tmp_path / "run", "digits:tiny", {"network.denoiser_width": 0})
@@ -256,14 +248,15 @@ def test_the_weight_of_a_guide_changes_the_shares_that_a_judge_finds(
         return 40.0 * x.mean(axis=(1, 2, 3))[:, None] * jnp.tile(jnp.array([-1.0, 1.0]), 5)
 
     monkeypatch.setattr(guidance_weight.robustness_classifier, "read", lambda path: logits)
-    argv = [f"--workdir={tmp_path}/run", f"--judge={classifier}", f"--out={tmp_path}/out"]
+    argv = [f"--workdir={tmp_path}/run", f"--judge={classifier_of_digits}", f"--out={tmp_path}/out"]
     argv += ["--num_samples=20", "--num_refine_steps=2", "--weights"]
     guidance_weight.main([*argv, "0.5", "--guide=file_of_torch.pt"])
     with np.load(tmp_path / "out" / "weight_0.5.npz") as stored:
         drawn = stored["arr_0"]
     assert drawn[1::2].mean() > drawn[::2].mean() + 10.0
     assert (tmp_path / "out" / "weight_0.5.png").stat().st_size > 1_000
-    real, unguided, guided = guidance_weight.main([*argv, "0", "20", f"--guide={classifier}"])
+    argv += ["0", "20", f"--guide={classifier_of_digits}"]
+    real, unguided, guided = guidance_weight.main(argv)
     assert guided.by_guide == guided.by_judge > unguided.by_judge
     assert real.diversity == pytest.approx(1.0, abs=0.2)
     assert 0.0 < real.frechet < guided.frechet

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from image_files import Payload
 from PIL import Image
 from small_runs import SMALL_RESNET, start, train
 
@@ -21,16 +22,6 @@ HOSTILE = (
     "\"'><img src=x onerror=document.title='executed'>\n<svg onload=document.title='executed'>"
 )
 BROWSER = shutil.which("chromium")
-
-
-class Payload:
-    """Creates a file when it is unpickled."""
-
-    def __init__(self, trace):
-        self.trace = str(trace)
-
-    def __reduce__(self):
-        return open, (self.trace, "w")
 
 
 def files_below(folder):

@@ -16,8 +16,10 @@ from PIL import Image
 from configs import base
 from experiments import experiment, settings
 from experiments.data import load
+from experiments.divergence_formula import parse
 from experiments.errors import UserError
 from experiments.settings import DECLARED, MAY_CHANGE, Settings
+from fdrl_jax.divergences import REGISTRY, get
 from fdrl_jax.training import parallel, rng
 
 HOSTILE = [
@@ -192,30 +194,62 @@ def test_settings_are_grouped_by_when_they_may_change():
     }
 
 
-def test_differences_name_both_values():
-    found = settings.differences(Settings(), settings.replace(Settings(), {"seed": 3}))
-    assert found == {"seed": "seed is 3 but was 0"}
-
-
 def test_the_home_folder_replaces_its_sign_in_every_path_and_shared_settings_have_none(monkeypatch):
     monkeypatch.setenv("HOME", "/home/ada")
+    monkeypatch.setenv("FDRL_DATA_DIR", "/of/this/machine")
+    assert settings.from_config({}).data.dir == "", "it is read when data are opened, never stored"
     found = settings.from_config(dict.fromkeys(settings.PATHS, "~/x"))
     flat = settings.to_flat(found)
     assert {flat[key] for key in settings.PATHS} == {"/home/ada/x"}
     assert settings.shareable(found).keys() == DECLARED.keys() - set(settings.PATHS)
 
 
-@pytest.mark.parametrize("name", ["swissroll", "digits"])
+# Divergences in a config
+
+RATIOS = np.array([0.1, 0.5, 1.0, 2.0, 5.0], np.float32)
+
+
 @pytest.mark.parametrize(
-    "change", [("data.image_size", 16), ("data.random_flip", True), ("data.center_crop", 4)]
+    ("formula", "weights"),
+    [
+        ("2*kl", {"kl": 2.0}),
+        ("1e-3*kl", {"kl": 1e-3}),
+        ("1e+2*kl+ 1E-05*js", {"kl": 100.0, "js": 1e-5}),
+        (".5 * kl + js", {"kl": 0.5, "js": 1.0}),
+        ("kl+kl", {"kl": 2.0}),
+        ("0.25*pearson + 3.5*alpha(-1e+0)", {"pearson": 0.25, "alpha(-1)": 3.5}),
+        ("alpha( 1.5e-1 )", {"alpha(0.15)": 1.0}),
+    ],
 )
-def test_a_setting_that_does_nothing_for_built_in_data_is_refused(name, change, tiny):
-    with pytest.raises(UserError, match=rf"{change[0]}={change[1]}: .* is a built-in set"):
-        load.load(tiny(name, dict([change])).data)
+def test_formulas_are_positive_combinations(formula, weights):
+    expected = sum(w * get(name).f_prime(RATIOS) for name, w in weights.items())
+
+    np.testing.assert_allclose(parse(formula).f_prime(RATIOS), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_the_variable_of_the_data_folder_is_read_and_never_stored(monkeypatch, tiny):
-    monkeypatch.setenv("FDRL_DATA_DIR", "/of/this/machine")
-    assert load.resolve_dir("") == "/of/this/machine"
-    assert load.resolve_dir("/given") == "/given"
-    assert tiny("folder").data.dir == ""
+def test_a_name_alone_is_the_divergence():
+    for name in REGISTRY:
+        assert parse(f" {name} ") is REGISTRY[name]
+
+
+@pytest.mark.parametrize(
+    "spec",
+    ["", "kl +", "kl + + js", "kl*2", "2*kl*2", "kl js", "kl(2)", "alpha()", "kl + alpha(2*0.5)"],
+)
+def test_a_formula_that_does_not_parse_is_quoted_in_the_error(spec):
+    with pytest.raises(ValueError, match="divergence") as error:
+        parse(spec)
+
+    assert repr(spec) in str(error.value)
+
+
+@pytest.mark.parametrize("spec", ["-1*kl", "kl + 0*js"])
+def test_a_weight_that_is_not_positive_is_an_error(spec):
+    with pytest.raises(ValueError, match="must be positive and finite"):
+        parse(spec)
+
+
+def test_an_unknown_name_in_a_formula_is_an_error_that_names_the_nearest():
+    with pytest.raises(ValueError, match="did you mean 'reverse_kl'") as error:
+        parse("0.5*kl + 0.5*reversekl")
+    assert "0.5*kl + 0.5*js" in str(error.value)

@@ -83,13 +83,6 @@ def test_the_last_state_is_evaluated_as_it_would_be_restored(trained):
     assert json.loads(record.read_text())["key"]["checkpoint_sha256"] == restored.sha256
 
 
-def test_settings_that_do_not_fit_the_run_are_refused_and_both_values_are_named(trained):
-    before = trained.settings
-    with pytest.raises(UserError, match=r"flow.step_size is 0.7 but was 0.1"):
-        train(trained.root, {"flow.step_size": 0.7})
-    assert run.open_run(trained.root).settings == before
-
-
 @pytest.mark.parametrize("key", ["attack.epsilon", "augment.max_shift"])
 def test_a_setting_of_classifiers_is_refused_for_a_density_ratio(key, tmp_path):
     with pytest.raises(UserError, match=rf"{key}: for classifiers only.*--mode=classifier"):

@@ -5,14 +5,12 @@ Weights are generated from the names of the tensors; see `weights`. Images in th
 
 import json
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
+from fdrl_jax import bregman, divergences
 from fdrl_jax.networks import MLP, ResNet, from_torch_state_dict, resnet
 
 FOLDER = Path(__file__).parents[1] / "golden"
@@ -23,20 +21,14 @@ NETWORKS: dict[str, MLP | ResNet] = {
     "resnet64_shallow_sn_attn": resnet("resnet64_shallow", spectral_norm=True, attention=True),
 }
 
-# The potential of the flow as a function of the network's output.
-POTENTIALS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "Pearson": lambda out: 2 * out,
-    "KL": lambda out: out,
-    "JS": jax.nn.log_sigmoid,
-    "logD": lambda out: -jax.nn.log_sigmoid(-out),
+# By the authors' names: potentials of the flow as functions of the network's output, and losses.
+POTENTIALS = {
+    "Pearson": divergences.PEARSON.potential_from_ratio,
+    "KL": divergences.KL.potential_from_log_ratio,
+    "JS": divergences.JS.potential_from_log_ratio,
+    "logD": divergences.LOGD.potential_from_log_ratio,
 }
-
-# Bregman losses as functions of the outputs on real and on flowed samples.
-LOSSES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
-    "LSIF": lambda real, flowed: jnp.mean(real**2) / 2 - jnp.mean(flowed),
-    "LR": lambda real, flowed: -jnp.mean(jax.nn.log_sigmoid(-real) + jax.nn.log_sigmoid(flowed)),
-    "KL": lambda real, flowed: jnp.mean(jnp.exp(real)) - jnp.mean(flowed),
-}
+LOSSES = {"LSIF": bregman.LSIF, "LR": bregman.LR, "KL": bregman.UKL}
 
 
 class Case(NamedTuple):

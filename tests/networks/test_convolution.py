@@ -1,6 +1,9 @@
 """The convolution and its derivatives equal those of XLA's own convolution."""
 
 import itertools
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -182,29 +185,6 @@ def test_vmap_of_the_gradient_equals_a_loop(mapped, double_precision):
     )
 
 
-def test_rematerialised_gradients_are_unchanged(double_precision):
-    x, kernel = draw(3)
-
-    def loss(x, kernel):
-        return jnp.sum(jnp.tanh(convolve(x, kernel, 2)))
-
-    assert_close(
-        jax.grad(jax.checkpoint(loss), (0, 1))(x, kernel), jax.grad(loss, (0, 1))(x, kernel)
-    )
-
-
-def test_gradients_in_bfloat16_are_near_those_in_float32():
-    x, kernel = (array.astype(jnp.float32) for array in draw(3))
-
-    def gradients(dtype):
-        def loss(x, kernel):
-            return jnp.sum(convolve(x.astype(dtype), kernel.astype(dtype), 2).astype(jnp.float32))
-
-        return jax.jit(jax.grad(loss, (0, 1)))(x, kernel)
-
-    assert_close(gradients(jnp.bfloat16), gradients(jnp.float32), 2e-2)
-
-
 @pytest.mark.parametrize("kernel_size", [1, 3])
 @pytest.mark.parametrize("check_vma", [False, True])
 @pytest.mark.parametrize("cache", [0, 2**20])
@@ -327,3 +307,20 @@ def test_kernel_gradients_in_bfloat16_do_not_depend_on_the_padding_of_the_batch(
         return jax.jit(jax.grad(loss))(kernel.astype(dtype)).astype(jnp.float32)
 
     assert_close(gradient(jnp.bfloat16), gradient(jnp.float32), 2e-2)
+
+
+SET_BY_THE_TESTS = ("XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR", "JAX_DISABLE_MOST_OPTIMIZATIONS")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["bfloat16", "float32"])
+def test_gradients_of_all_kernels_strides_and_widths_are_within_the_bound_of_the_type(precision):
+    # In a separate process, with the flags of a run and not those of the tests.
+    environ = {k: v for k, v in os.environ.items() if k not in SET_BY_THE_TESTS}
+    command = [sys.executable, "-m", "benchmarks.gradients", f"--precision={precision}"]
+    done = subprocess.run(
+        [*command, "--cases=26"], env=environ, capture_output=True, text=True, check=False
+    )
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "26 cases, 0 wrong" in done.stdout

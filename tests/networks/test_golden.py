@@ -1,4 +1,4 @@
-"""The networks agree numerically with the authors' implementation."""
+"""Networks, losses, flows and training agree numerically with the authors' implementation."""
 
 import functools
 import itertools
@@ -10,7 +10,11 @@ import numpy as np
 import optax
 import pytest
 
+import fdrl_jax as fdrl
+from fdrl_jax import bregman, priors
 from fdrl_jax.networks import torch_shapes
+from fdrl_jax.training import rng, state, steps
+from fdrl_jax.training.problem import Constants, Estimator, FlowParams, Problem
 
 NAMES = sorted(golden.NETWORKS)
 # Rounding error of x in float32, a lower bound of the error of a difference of two positions.
@@ -61,7 +65,7 @@ def test_losses_and_gradient_norms_equal_the_reference_values(name):
     def losses_and_norms(params, fixed, x):
         def losses(params):
             real, flowed = jnp.split(case.net.apply({"params": params, **fixed}, x), 2)
-            return {key: loss(real, flowed) for key, loss in golden.LOSSES.items()}
+            return {k: bregman.loss(loss, real, flowed)[0] for k, loss in golden.LOSSES.items()}
 
         values, pullback = jax.vjp(losses, params)
         # A loop, because compiling one backward pass per loss takes longer.
@@ -79,24 +83,24 @@ def test_losses_and_gradient_norms_equal_the_reference_values(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_flows_equal_the_reference_values(name):
     case = load(name)
-    slopes = {key: jax.vmap(jax.grad(fn)) for key, fn in golden.POTENTIALS.items()}
+    potentials = golden.POTENTIALS
 
     # One program for all divergences, because compiling it takes longer than running it.
     @jax.jit
     def flow(variables, x, index, step_size):
-        net = case.net.clone(dtype=x.dtype)
+        net, num_steps = case.net.clone(dtype=x.dtype), int(case.numbers["steps"])
 
-        def step(x, _):
-            out, pullback = jax.vjp(lambda x: net.apply(variables, x), x)
-            return x - step_size * pullback(jax.lax.switch(index, [*slopes.values()], out))[0], None
+        def potential(x):
+            return jax.lax.switch(index, [*potentials.values()], net.apply(variables, x))
 
-        return jax.lax.scan(step, x, length=int(case.numbers["steps"]))[0]
+        hyper = {"num_steps": num_steps, "step_size": step_size, "noise_scale": 0.0}
+        return fdrl.flow(jax.random.key(0), x, potential, **hyper)
 
     start = case.images("x")
     for dtype, key in FLOWS[name]:
         with jax.enable_x64(dtype == "float64"):
             step_size = jnp.asarray(case.numbers[f"eta_{key}"])
-            x0, index = jnp.asarray(start, dtype), list(slopes).index(key)
+            x0, index = jnp.asarray(start, dtype), list(potentials).index(key)
             end = np.asarray(flow(case.variables, x0, index, step_size))
         expected = case.images(f"flow_{key}")
         allowed = FLOW_TOLERANCE[dtype] * norm(expected - start)
@@ -118,3 +122,26 @@ def assert_close(actual, expected, relative):
     """Compares norms of differences, because single elements near zero may be inaccurate."""
     assert np.shape(actual) == np.shape(expected)
     assert norm(actual - expected) <= relative * norm(expected)
+
+
+def test_five_steps_of_training_equal_the_reference_values():
+    net, variables, _ = load("mlp")
+    with np.load(golden.FOLDER / "train_mlp_LSIF_Pearson.npz") as file:
+        numbers = dict(file)
+    flow = FlowParams(int(numbers["K"]), step_size=float(numbers["eta"]), noise_scale=0.0)
+    prior, optimizer = priors.batch("source"), optax.adam(float(numbers["lr"]))
+    step = steps.make_train_step(
+        Problem(Estimator(net.apply), "lsif", "pearson", flow, prior.sample),
+        optimizer=optimizer,
+        draw=lambda data, host_batch, key, positions: host_batch,  # Stored, with prior samples.
+        batch_size=32,
+        ema_rate=float(numbers["ema"]),
+    )
+    batches = {"real": numbers["x_real"], "source": numbers["x0"]}
+    arguments = (state.create(variables, optimizer), Constants((), prior.params), batches, 5)
+
+    end, metrics = jax.jit(steps.repeat_steps(step, 5))(rng.root_key(0), *arguments)
+
+    np.testing.assert_allclose(metrics["loss"], numbers["losses"], rtol=1e-4)
+    for of, name in ((end.variables, "y_final"), (end.ema_variables, "y_ema")):
+        assert_close(net.apply(of, numbers["x0"][0]), numbers[name], 1e-4)

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import lax
 
 from fdrl_jax.networks import MLP, ResNetSpec, prepare, resnet
 
@@ -33,21 +32,6 @@ def initialised(name):
 def network(name, dtype):
     net, variables, x = initialised(name)
     return net.clone(dtype=dtype), variables, x
-
-
-def is_scan(equation):
-    return equation.primitive.name == "scan"
-
-
-def equations(jaxpr):
-    """Yields all equations of a program, including those of inner programs."""
-    for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
-        yield equation
-        for value in jax.tree.leaves(
-            list(equation.params.values()), is_leaf=lambda v: hasattr(v, "eqns")
-        ):
-            if hasattr(value, "eqns"):
-                yield from equations(value)
 
 
 @pytest.mark.parametrize(
@@ -88,32 +72,6 @@ def test_weights_are_cast_except_the_head(name):
         narrow = kind in ("kernel", "bias") and layer != net.head
         assert leaf.dtype == (jnp.bfloat16 if narrow else jnp.float32), path
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
-
-
-@pytest.mark.parametrize("name", ["resnet", "resnet_sn"])
-def test_no_weight_is_cast_or_divided_inside_a_loop(name):
-    net, variables, x = network(name, "bfloat16")
-
-    def flow(variables, x):
-        def step(x, _):
-            return x - jax.grad(lambda x: net.apply(variables, x).sum())(x), None
-
-        return lax.scan(step, x, length=2)[0]
-
-    def casts_in_the_loop(variables):
-        """Returns the casts of kernels in the body of the scan."""
-        (loop,) = (e for e in equations(jax.make_jaxpr(flow)(variables, x)) if is_scan(e))
-        kernels = {leaf.shape for leaf in jax.tree.leaves(variables["params"]) if leaf.ndim == 4}
-        return [
-            equation
-            for equation in equations(loop.params["jaxpr"])
-            if equation.primitive.name == "convert_element_type"
-            and equation.outvars[0].aval.shape in kernels
-            and equation.outvars[0].aval.dtype == jnp.bfloat16
-        ]
-
-    assert casts_in_the_loop(variables)
-    assert not casts_in_the_loop(prepare(net, variables))
 
 
 def test_gradients_through_prepare_are_float32_and_those_of_the_network():
