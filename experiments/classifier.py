@@ -44,6 +44,10 @@ _NUM_TESTED, _NUM_JUDGED = 500, 250  # Images per batch.
 def build(settings: Settings, source: Source) -> Training:
     """Builds the training of a classifier on labelled images, attacked if the settings say so."""
     num_classes = count_classes(settings, source, "a classifier")
+    if source.labels is not None and len(np.unique(source.labels.train)) < 2:
+        raise UserError(
+            "a classifier needs training images of at least two classes, without data.target_class"
+        )
     for name in ("denoiser_width", "by_class"):
         if getattr(settings.network, name):
             raise UserError(f"network.{name} is for a density ratio, not for a classifier")

@@ -44,7 +44,7 @@ def curve(command: Command) -> None:
     """Writes a curve as CSV and as a picture to `curves/`, and prints the best point."""
     opened = run.open_checkpoint(command)
     settings, flow = opened.experiment.settings, opened.experiment.problem.flow
-    wanted = command.num_samples or settings.evaluate.num_samples
+    wanted = command.num_samples or draw.available(opened.experiment, settings.evaluate.num_samples)
     num, is_first = cheap.num_read(opened.run.metric_reference, wanted), parallel.is_first_process()
     if num < wanted and is_first:
         print(f"the metric reads {num:,} samples, so no more are drawn")
@@ -62,6 +62,11 @@ def curve(command: Command) -> None:
         name, over, axis, marks = f"step{suffix}", "step", "training step", {}
         title = f"{data}, every checkpoint"
     else:
+        if settings.sample.rejection:
+            raise UserError(
+                "sample.rejection: a curve over the length of the flow does not reject samples; "
+                "add --config.sample.rejection=False or --config.curve.over=step"
+            )
         lengths = settings.curve.lengths or choose_lengths(flow)
         computed = over_length(opened, lengths, num, judge)
         title = f"{data}, checkpoint of step {opened.step:,}"
@@ -136,12 +141,17 @@ def mean_output_of(opened: Opened) -> Callable[[np.ndarray, Batch], float]:
 
 
 def _held_out(opened: Opened, num: int) -> tuple[np.ndarray, dict[str, Any]]:
-    """Returns held-out data, [N, ...], and a batch with their classes, if they have classes."""
+    """Returns held-out data with the noise of training, [N, ...], and a batch with their classes.
+
+    The batch is empty if they have no classes. The ratio is that of data with this noise.
+    """
     reference = opened.run.metric_reference
     if isinstance(reference, Source):
         return reference.held_out(num, 1), {}
     labels = {} if reference.labels is None else {"label": reference.labels[:num]}
-    return reference.images[:num], labels
+    images = reference.images[:num]
+    noise = np.random.default_rng(0).standard_normal(images.shape, np.float32)
+    return images + opened.experiment.settings.data.dequantisation * noise, labels
 
 
 def over_length(

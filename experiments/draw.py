@@ -208,9 +208,12 @@ def sample_starts(model: Experiment, state: TrainState, num_samples: int) -> np.
 
 
 def paths(model: Experiment, state: TrainState, num_samples: int) -> np.ndarray:
-    """Returns the first samples on their way, `x_0 ... x_{K+κ}`, [K + κ + 1, num_samples, ...]."""
+    """Returns the first samples on their way, `x_0 ... x_{K+κ}`, [K + κ + 1, num_samples, ...].
+
+    These are fewer if there are fewer images to start from.
+    """
     draw = jax.jit(samplers.make_path_sampler(model.problem))
-    batch = batch_at(model, np.arange(num_samples, dtype=np.int32))
+    batch = batch_at(model, np.arange(available(model, num_samples), dtype=np.int32))
     return np.asarray(draw(model.root_key, model.sampling_variables(state), model.constants, batch))
 
 
@@ -227,14 +230,15 @@ def interpolations(
     start = jax.jit(samplers.make_start_sampler(problem))
     advance = jax.jit(samplers.make_segment(problem, num_steps=num_steps))
     variables, denoise = model.sampling_variables(state), make_denoise(model, state)
-    ends = batch_at(model, np.arange(_NUM_ENDS, dtype=np.int32))
+    num = available(model, _NUM_ENDS)
+    ends = batch_at(model, np.arange(num, dtype=np.int32))
     x0 = np.asarray(start(key, variables, model.constants, ends))
     # The centre of a Gaussian is its mean, that of other priors is zero.
     prior = model.constants.prior
     means = np.reshape(prior["mean"] if "mean" in prior else np.zeros(x0[0].size), (-1, x0[0].size))
-    distances = np.square(means).sum(axis=1) - 2.0 * x0.reshape(_NUM_ENDS, -1) @ means.T
+    distances = np.square(means).sum(axis=1) - 2.0 * x0.reshape(num, -1) @ means.T
     nearest = distances.argmin(axis=1)
-    pairs = _pairs(zip(nearest, ends.get("label", np.zeros(_NUM_ENDS)), strict=True))
+    pairs = _pairs(zip(nearest, ends.get("label", np.zeros(num)), strict=True))
     first, second = np.array(pairs[:_NUM_PATHS]).T
     centre = means[nearest[first]].reshape(-1, *x0.shape[1:])
     weights = jnp.linspace(0.0, 1.0, _NUM_POINTS)
@@ -266,6 +270,12 @@ def _pairs(kinds: Iterable[Hashable]) -> list[tuple[int, int]]:
         else:
             waiting[kind] = number
     return pairs
+
+
+def available(model: Experiment, num_samples: int) -> int:
+    """Returns a number of samples, or the number of images to start from if that is smaller."""
+    starts = model.source.starts
+    return num_samples if starts is None else min(num_samples, starts.num)
 
 
 def batch_at(model: Experiment, positions: np.ndarray) -> dict[str, np.ndarray]:

@@ -105,6 +105,8 @@ def evaluate(
     key = key_of(opened, num, classifier=of_judge.get("digest"), inception=described)
     if wants_public := efficientnet.check_setting(settings, data):
         key |= {"public_features": efficientnet.describe()}
+    if settings.data.random_flip and data.starts is None:
+        key |= {"searched": "training images and their mirror images"}
     folder, is_there = find_record(opened, key)
     source, reason = None, ""
     if parallel.is_first_process() and not is_there:
@@ -198,6 +200,7 @@ def _score(
         classifier=judge,
         inception=networks,
         spaces=spaces,
+        mirrored=model.settings.data.random_flip,
     )
 
 
@@ -266,9 +269,13 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--image_size", type=int, default=0, help="resize all sets to this square")
     add("--data_dir", help="where TFDS sets are")
     add("--held_out", help="a set that training never saw, for a search for copies")
+    add("--mirrored", action="store_true", help="search mirror images of REFERENCE as well")
     add("--picture", help="a .png file for samples next to the nearest images of REFERENCE")
     add("--out", help="file for the result as JSON")
     arguments = parser.parse_args(argv)
+    of_inception = (arguments.metrics, arguments.protocol) != (usual, "standard")
+    if of_inception and arguments.features and not arguments.weights:
+        raise UserError("--metrics and --protocol are for an Inception network: set --weights")
     arguments.metrics = arguments.metrics.split(",")
     if unknown := set(arguments.metrics) - set(METRICS):
         raise UserError(f"--metrics: {', '.join(unknown)}: must be of {', '.join(METRICS)}")
@@ -277,6 +284,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         path = Path(getattr(arguments, flag) or "usual")
         if path.is_dir() or not os.access(path.parent, os.W_OK):
             raise UserError(f"--{flag}={path} cannot be written: check its folder")
+    if arguments.mirrored and not arguments.held_out:
+        raise UserError("--mirrored is for the search for copies: it needs --held_out")
     if arguments.picture and not (arguments.held_out and arguments.picture.endswith(".png")):
         raise UserError("--picture must be a .png file, and needs --held_out for the search")
     return arguments
@@ -285,7 +294,10 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 def _compare(arguments: argparse.Namespace) -> dict[str, Any]:
     """Computes the metrics of two sets, and returns them with how they were computed."""
     protocol = PROTOCOLS[arguments.protocol]
-    spaces = dict(map(_space, filter(None, arguments.features.split(","))))
+    named = list(map(_space, filter(None, arguments.features.split(","))))
+    spaces = dict(named)
+    if len(spaces) < len(named):
+        raise UserError(f"--features={arguments.features}: two of these have the same name")
     weights = {}
     if arguments.weights or not spaces:
         inception.check_ready(protocol, arguments.weights)
@@ -307,8 +319,11 @@ def _compare(arguments: argparse.Namespace) -> dict[str, Any]:
         scores = draws.feature_scores(function(samples.unit), function(reference.unit))
         found += [metrics.measured(n, [value], space=label, num=num) for n, value in scores.items()]
     if (held_out := given.get("held_out")) is not None:
+        batches = reference.batches
+        if arguments.mirrored:
+            batches = memorisation.with_mirrored(batches)
         copied, shown = memorisation.search(
-            samples.unit, held_out.unit, reference.batches, {memorisation.PIXELS: None, **spaces}
+            samples.unit, held_out.unit, batches, {memorisation.PIXELS: None, **spaces}
         )
         found += copied
         if arguments.picture:
@@ -336,7 +351,7 @@ def _space(name: str) -> tuple[str, Features]:
     module, _, label = name.partition(":")
     try:
         return label, getattr(importlib.import_module(module), label)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError) as error:
         message = f"--features={name}: {error}; allowed: {_SPACES}"
         raise UserError(message) from error
 

@@ -162,6 +162,8 @@ def make_network(
         raise ValueError(f"network.name={name!r} does not fit {kind}; use {fitting}")
     if name == "mlp":
         return networks.MLP(options.hidden_sizes, options.spectral_norm, dtype)
+    if options.blocks and name != "resnet":
+        raise ValueError(f"network.blocks is for network.name='resnet', not for {name!r}")
     spec: str | networks.ResNetSpec = name
     if name == "resnet":
         if not (options.width and options.blocks):
@@ -368,6 +370,11 @@ def _prior(
         raise ValueError("prior.num_components is for prior.name='data_dependent'")
     if settings.data.source_dir and name != "source":
         raise ValueError(f"data.source_dir needs prior.name='source', not {name!r}")
+    if source.is_translation and name != "source":
+        raise ValueError(
+            f"a translation starts from images, with prior.name='source', not {name!r}; to learn "
+            "one domain only, use data.name='folder'"
+        )
     if name == "data_dependent":
         found = fitted or prior.placeholder(settings.prior, source, num_of_classes)
         return _data_dependent(source, found)

@@ -184,14 +184,24 @@ def parse(argv: Sequence[str]) -> tuple["Command", dict[str, Any]]:
             f"--config: mode {name} opens an existing run, which keeps its own settings; remove "
             "--config and change single settings with --config.KEY=VALUE"
         )
-    if given["workdir"] is None and name != "dry_run":
+    if not given["workdir"] and name != "dry_run":
         raise UserError("--workdir=DIR, the folder of the run, is missing")
     config_flag: Any = flags["config"]
     changes = dict(config_flag.override_values)
     for flag, setting in (("class", "condition.label"), ("classifier", "condition.classifier")):
         if given[flag]:
             changes[setting] = given[flag]
+    for setting in set(changes) & set(settings.PATHS):
+        changes[setting] = os.path.expanduser(changes[setting])
     settings.replace(settings.Settings(), changes)  # Checks them.
+    allowed = ("condition.classifier",) if "classifier" in MODES[name].flags else ()
+    unused = [key for key in changes if key.startswith("condition.") and key not in allowed]
+    if unused and name != "sample" and not MODES[name].creates:
+        raise UserError(f"{', '.join(unused)}: for mode sample, not for mode {name}")
+    for flag in ("platforms",) if given["compact"] else ("prior_rank", "prior_frequencies"):
+        if flags[flag].present:
+            needed = "without" if given["compact"] else "with"
+            raise UserError(f"--{flag} is for an export {needed} --compact")
     which = given["checkpoint"]
     if which not in (None, "best"):
         if not which.isdecimal():
@@ -237,6 +247,10 @@ def read_config(spec: str) -> tuple["ConfigDict", "ConfigFor | None"]:
     It is FILE.py or FILE.py:VARIANTS; a bare name is one of the project's own configs. If the file
     has a function for it, the second value gives the config for a device and data.
     """
+    from ml_collections import ConfigDict
+
+    from experiments import settings
+
     name, _, variants = spec.partition(":")
     path = _config_file(name)
     chosen = (variants,) if variants else ()  # A file without variants takes no argument.
@@ -244,12 +258,24 @@ def read_config(spec: str) -> tuple["ConfigDict", "ConfigFor | None"]:
         definitions = runpy.run_path(str(path))
         if "get_config" not in definitions:
             raise ValueError("it defines no get_config()")
-        config = definitions["get_config"](*chosen)
+        found = definitions["get_config"](*chosen)
+        if not isinstance(found, ConfigDict):
+            raise TypeError(f"get_config() must return a ConfigDict, got {type(found).__name__}")
+        # With the defaults, flags can set keys that the file leaves out.
+        config = ConfigDict(settings.defaults(), type_safe=False)
+        config.update(found)
     except Exception as error:  # A user's code may raise anything.
         raise UserError(f"config: {name}: {first_line(error)}") from error
     if (config_for := definitions.get("get_config_for")) is None:
         return config, None
-    return config, lambda platform, shape: config_for(platform, shape, *chosen).to_dict()
+
+    def of_device(platform: str, shape: tuple[int, ...]) -> dict[str, Any]:
+        try:
+            return config_for(platform, shape, *chosen).to_dict()
+        except Exception as error:
+            raise UserError(f"config: {name}: get_config_for(): {first_line(error)}") from error
+
+    return config, of_device
 
 
 def _config_file(name: str) -> Path:

@@ -133,7 +133,8 @@ class Run:
     def overridden(self, changes: Flat) -> Settings:
         """Returns the settings of a command that draws samples; those of training are fixed."""
         wanted = settings.replace(self.settings, changes)
-        self._check_fixed(wanted, settings.of_scope(wanted, "flow", "free"))
+        allowed = settings.of_scope(wanted, "flow", "free")
+        self._check_fixed(wanted, settings.replace(self.settings, allowed))
         return wanted
 
     def resumed(self, wanted: Settings) -> Settings:
@@ -141,17 +142,14 @@ class Run:
 
         Prints whether versions or devices changed. All processes must call this.
         """
-        allowed = settings.of_scope(wanted, "free")
-        if wanted.optimizer.schedule != "cosine":  # Its length affects every step.
-            allowed["train.num_steps"] = wanted.train.num_steps
-        self._check_fixed(wanted, allowed)
+        self._check_fixed(wanted, settings.may_resume(self.settings, wanted))
         self.check_random_numbers()
         _check_agreed([settings.shareable(wanted), _software(wanted)])
         report_changes(self._environment, wanted)
         return wanted
 
-    def _check_fixed(self, wanted: Settings, allowed: Flat) -> None:
-        if differing := settings.differences(settings.replace(self.settings, allowed), wanted):
+    def _check_fixed(self, wanted: Settings, possible: Settings) -> None:
+        if differing := settings.differences(possible, wanted):
             raise UserError(
                 f"these settings were fixed when the run {self.root} was created: "
                 f"{'; '.join(differing.values())}. To use others, train in another --workdir"

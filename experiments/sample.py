@@ -45,11 +45,12 @@ def sample(command: Command) -> None:
     _check_condition(command.changes, wanted)
     if wanted.condition.label:
         model = conditioned(model)
-    num = command.num_samples or wanted.evaluate.num_samples
+    num = command.num_samples or draw.available(model, wanted.evaluate.num_samples)
     if num > _MAX_SAMPLES:
         raise UserError(f"--num_samples={num:,}: at most {_MAX_SAMPLES:,} samples can be numbered")
     if wanted.sample.rejection:
         draw.check_rejection(model, num)
+    draw.batch_at(model, np.array([num - 1]))  # Raises an error if no image is stored for it.
     record = _describe(opened, model, num)
     path = _find_path(opened, record)
     picture, record_file = (path.with_name(f"{path.name}.{s}") for s in ("picture.png", "json"))

@@ -628,6 +628,17 @@ def of_scope(settings: Settings, *scopes: Scope) -> Flat:
     return {k: v for k, v in to_flat(settings).items() if DECLARED[k].scope in scopes}
 
 
+def may_resume(saved: Settings, wanted: Settings) -> Settings:
+    """Returns the settings of a run with those that training may change when it resumes.
+
+    If they equal what is `wanted`, a run with the settings `saved` may resume with these.
+    """
+    allowed = of_scope(wanted, "free")
+    if wanted.optimizer.schedule != "cosine":  # Its length affects every step.
+        allowed["train.num_steps"] = wanted.train.num_steps
+    return replace(saved, allowed)
+
+
 def changed(settings: Settings) -> Flat:
     """Returns the settings that differ from the defaults, as `to_flat`."""
     usual = to_flat(Settings())

@@ -49,6 +49,7 @@ class Planned(NamedTuple):
     seed: int
     changes: Flat  # To the config file, with the seed.
     settings: Settings  # With these changes.
+    is_fitted: bool  # Whether the config depends on device and data; `settings` ignore these.
     folder: Path  # Runs with equal changes in two groups share it.
 
 
@@ -77,7 +78,8 @@ def plan(sweep: Mapping[str, Any], root: Path) -> list[Planned]:
     seeds = tuple(sweep.get("seeds", (0,)))
     if len(set(seeds)) < len(seeds):
         raise UserError(f"the sweep has equal seeds, whose runs would be equal: {seeds}")
-    config = program.read_config(sweep["config"])[0].to_dict()
+    read_config, config_for = program.read_config(sweep["config"])
+    config = read_config.to_dict()
     folders: dict[str, Path] = {}
     planned = []
     named = [(g, name, own) for g, of in sweep["groups"].items() for name, own in of.items()]
@@ -87,7 +89,9 @@ def plan(sweep: Mapping[str, Any], root: Path) -> list[Planned]:
         parts = (re.sub(r"[^\w.=+-]+", "_", part).strip("_") for part in (group, name))
         folder = root.joinpath(*parts, f"seed_{seed}")
         key = repr(sorted(changes.items()))
-        planned.append(Planned(group, name, seed, changes, wanted, folders.setdefault(key, folder)))
+        folder = folders.setdefault(key, folder)
+        of_device = config_for is not None
+        planned.append(Planned(group, name, seed, changes, wanted, of_device, folder))
     return planned
 
 
@@ -155,12 +159,16 @@ def table(planned: Sequence[Planned], outcomes: Sequence[Outcome]) -> str:
 def _metrics(of: Planned) -> dict[str, float]:
     """Returns the metrics of a run's last step; empty if it has not finished or is another run."""
     record = of.folder / "run.json"  # Opening the run would occupy the accelerator.
-    saved = read_json(record, settings=dict)["settings"] if record.is_file() else {}
-    if settings.from_config(saved) != of.settings:
+    if not record.is_file():
+        return {}
+    saved = settings.from_config(read_json(record, settings=dict)["settings"])
+    wanted = settings.replace(saved, of.changes) if of.is_fitted else of.settings
+    if settings.may_resume(saved, wanted) != wanted:
         return {}
     for file in sorted(of.folder.glob("evaluations/*/record.json")):
         found = read_json(file, key=dict, metrics=dict)
-        if found["key"]["step"] == of.settings.train.num_steps:
+        done = (found["key"]["step"], found["key"]["num_samples"])
+        if done == (wanted.train.num_steps, wanted.evaluate.num_samples):
             return {name: metric["value"] for name, metric in found["metrics"].items()}
     return {}
 
@@ -182,7 +190,8 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--sweep", type=Path, required=True, metavar="FILE.py", help="what to run")
     parser.add_argument("--workdir", type=Path, required=True, metavar="DIR", help="for all runs")
     flags = parser.parse_args(argv)
-    sweep = read(flags.sweep)
+    flags.workdir = flags.workdir.expanduser()  # Shells do not expand it after `--workdir=`.
+    sweep = read(flags.sweep.expanduser())
     planned = plan(sweep, flags.workdir)
     flags.workdir.mkdir(parents=True, exist_ok=True)
     with locked(flags.workdir / "lock", f"--workdir={flags.workdir}", "choose another --workdir"):

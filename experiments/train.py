@@ -26,7 +26,7 @@ from experiments import (
     settings,
 )
 from experiments.checkpoints import Checkpoints, Restored
-from experiments.command import Command
+from experiments.command import Command, ConfigFor
 from experiments.data import Source, describe_shape, load
 from experiments.errors import DivergedError, StoppedError, UserError
 from experiments.evaluation import efficientnet, inception
@@ -121,14 +121,7 @@ def create_or_resume(command: Command) -> tuple[Run, Experiment]:
     The caller must hold its lock. Everything is checked before anything is written.
     """
     opened, wanted, source = _opened_or_new(command, "ratio")
-    of_classifiers = [k for k in settings.changed(wanted) if k.startswith(("attack.", "augment."))]
-    if opened is None and of_classifiers:
-        raise UserError(
-            f"{', '.join(of_classifiers)}: for classifiers only, and this mode trains a density "
-            "ratio. Add --mode=classifier, or remove the setting"
-        )
-    inception.check_weights(wanted)  # The files are first read after hours of training.
-    efficientnet.check_setting(wanted, source)
+    check_ratio(wanted, source, is_new=opened is None)
     used = precision.resolve(wanted)
     if opened is not None:
         return opened, experiment.build(used, source, opened.prior())
@@ -139,6 +132,24 @@ def create_or_resume(command: Command) -> tuple[Run, Experiment]:
         command.folder, "ratio", wanted, source, of_prior, command.text, command.data_dir
     )
     return created, model
+
+
+def check_ratio(wanted: Settings, source: Source, *, is_new: bool) -> None:
+    """Checks what the training of a density ratio would otherwise find after some time."""
+    of_classifiers = [k for k in settings.changed(wanted) if k.startswith(("attack.", "augment."))]
+    if is_new and of_classifiers:
+        raise UserError(
+            f"{', '.join(of_classifiers)}: for classifiers only, and this mode trains a density "
+            "ratio. Add --mode=classifier, or remove the setting"
+        )
+    every = wanted.evaluate.every_steps
+    if every and source.kind == "images" and source.num_held_out < 2:
+        raise UserError(
+            f"evaluate.every_steps={every}: the metric needs at least 2 held-out images, and the "
+            "data have one; set it to 0"
+        )
+    inception.check_weights(wanted)
+    efficientnet.check_setting(wanted, source)
 
 
 def _fitted_prior(wanted: Settings, source: Source) -> FittedPrior:
@@ -162,20 +173,29 @@ def _opened_or_new(command: Command, kind: run.Kind) -> tuple[Run | None, Settin
         run.check_free(command.folder, data_options(wanted, command.data_dir))
         return None, wanted, source
     opened = run.open_run(command.folder, kind)
-    if command.config is None or command.config_for is not None:
-        # What was fitted to the device and the data stays as it was.
-        of_data = {"data": dict(command.config["data"])} if command.config else {}
-        wanted = settings.from_config(
-            {**settings.to_flat(opened.settings), **of_data, **command.changes}
-        )
-    else:
+    if command.config is None:
+        wanted = settings.replace(opened.settings, command.changes)
+    elif command.config_for is None:
         wanted = settings.from_config(command.config)
+    else:
+        wanted = _fitted_before(command, command.config_for, opened)
     wanted = opened.resumed(wanted)
     data_dir = command.data_dir or opened.remembered_dir(wanted.data.dir)
     source = load.load(data_options(wanted, data_dir))
     run.check_same_data(source)
     opened.check_data(source)
     return opened, wanted, source
+
+
+def _fitted_before(command: Command, config_for: ConfigFor, opened: Run) -> Settings:
+    """Returns the settings of a config for the data of a run, and for the device it was made on."""
+    shape = tuple(opened.data["event_shape"])
+    found = [
+        settings.from_config({**config_for(platform, shape), **command.changes})
+        for platform in (jax.default_backend(), "cpu", "gpu", "tpu")
+    ]
+    fitting = (w for w in found if settings.may_resume(opened.settings, w) == w)
+    return next(fitting, found[0])
 
 
 def settings_and_data(command: Command) -> tuple[Settings, Source]:

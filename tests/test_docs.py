@@ -140,9 +140,9 @@ def test_every_command_of_a_page_parses(page):
 def test_every_flag_of_the_other_commands_of_a_page_exists(page):
     for module, flag in other_flags(page.read_text()):
         code = file_of(module).read_text()
-        if "main.parse(" in code:  # It has the flags of the program as well.
+        if "program.parse(" in code:  # It has the flags of the program as well.
             code += file_of("experiments.main").read_text()
-        assert re.search(rf"""["'](?:--)?{flag}["']""", code), f"{module} --{flag}"
+        assert re.search(rf"""--{flag}\b|["']{flag}["']""", code), f"{module} --{flag}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=place)

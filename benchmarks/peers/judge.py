@@ -1,5 +1,6 @@
 """The judge: a classifier of images that no contestant saw, and its figures for samples."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,18 +58,23 @@ class Judge(NamedTuple):
         }
 
 
-def training_share(pixels: np.ndarray, images: Split) -> float:
+def training_share(pixels: np.ndarray, images: Split, *, mirrored: bool = False) -> float:
     """Returns the share of images, [N, H, W, C] uint8, whose nearest real image was trained on.
 
     The real images are those of the contestants, and the reference images, which they never saw.
     Without copies, it is the share of the contestants' images among these, 7/8, whatever the
-    sharpness of the images; if all are copies, it is 1. Distances are those of pixels.
+    sharpness of the images; if all are copies, it is 1. Distances are those of pixels. Where
+    training shows `mirrored` images as well, the mirror images of both are real images, too.
     """
 
     def distances(real: np.ndarray) -> np.ndarray:
         starts = range(0, len(real), _APPLY_BATCH)
-        batches = (np.asarray(to_unit(real[start : start + _APPLY_BATCH])) for start in starts)
-        return memorisation.nearest(np.asarray(to_unit(pixels)), batches, 1).distances
+
+        def batches() -> Iterator[np.ndarray]:
+            return (np.asarray(to_unit(real[start : start + _APPLY_BATCH])) for start in starts)
+
+        searched = memorisation.with_mirrored(batches) if mirrored else batches
+        return memorisation.nearest(np.asarray(to_unit(pixels)), searched(), 1).distances
 
     near, new = (distances(of.pixels) for of in (images.contestants, images.reference))
     return float(np.mean(near < new))

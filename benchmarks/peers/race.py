@@ -105,7 +105,8 @@ def carry_out(run: Run, images: Split, cache: Path) -> dict[str, Any]:
         for pixels, positions, row in rows:
             labels = contestant.labels(positions) if contestant.labels else None
             row |= judge.figures(pixels, labels)
-            row["training_share"] = training_share(pixels, images)
+            mirrored = run.settings["flip"]
+            row["training_share"] = training_share(pixels, images, mirrored=mirrored)
             result["samples"].append(row)
             file = cache / samples_name(run, row)
             _write_grid(file.with_suffix(".png"), pixels)

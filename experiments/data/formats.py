@@ -125,6 +125,13 @@ class Tree:
             numbers = {name: number for number, name in enumerate(sorted(set(folders)))}
             labels = np.array([numbers[folder] for folder in folders], np.int32)
             classes = tuple(map(printable, numbers))
+        elif any(len(file.parts) > depth + 1 for file in images):
+            loose = next(file.key for file in images if len(file.parts) == depth + 1)
+            logging.getLogger("fdrl").warning(
+                "%s: sub-folders are not classes, because %s is in none of them",
+                printable(self._where.removesuffix(":")),
+                printable(loose),
+            )
         keys = [file.key for file in images]
         stamps = digest([(file.key, file.stamp) for file in images])
         return Records(self._where, keys, self._fetch, digest(keys), stamps, labels, classes)
@@ -213,7 +220,7 @@ def of_pixels(
 
 
 def _bad(name: str, reason: str) -> DataError:
-    return DataError(f"{printable(name)}: {reason}. Fix or remove it")
+    return DataError(f"{printable(name)}: {reason}. Fix it, or remove it before a run is created")
 
 
 def digest(*parts: Any) -> str:

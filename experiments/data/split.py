@@ -1,5 +1,6 @@
 """Splits images into training and held-out images, and into domains."""
 
+import logging
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +14,8 @@ from fdrl_jax._names import nearest
 _HELD_OUT_SHARE = 10  # At most one image in this many is held out of a set without its own split.
 # Training images, and held-out images if the data have some of their own.
 Part = tuple[Records, Records | None]
+# Usual names of splits. They are not classes, if a folder has no others at its top.
+_SPLITS = {"train", "training", "val", "valid", "validation", "dev", "eval", "test", "testing"}
 
 
 def open_parts(options: Data) -> dict[str, tuple[Records, Records]]:
@@ -26,6 +29,11 @@ def open_parts(options: Data) -> dict[str, tuple[Records, Records]]:
         raise DataError(
             "data.keep_aspect=False squeezes images to a square, whose side is data.resize or "
             "data.image_size: set one of them"
+        )
+    if options.split == options.held_out_split:
+        raise DataError(
+            f"data.split and data.held_out_split are both {options.split!r}, but a run must not be "
+            "evaluated on the images that it trains on"
         )
     classes = {"real": options.target_class, "source": options.source_class}
     if options.source_dir and (options.name == "pair" or any(classes.values())):
@@ -59,8 +67,15 @@ def _open(options: Data) -> Part:
     if options.name == "npz":
         return open_archive(options.dir)
     tree = Tree(options.dir)
-    if {options.split, options.held_out_split} <= tree.parts():
+    found = tree.parts()
+    if {options.split, options.held_out_split} <= found:
         return tree.records(options.split), tree.records(options.held_out_split)
+    are_splits = len(found) > 1 and {name.lower() for name in found} <= _SPLITS
+    if are_splits or options.split != Data().split:
+        raise DataError(
+            f"{options.dir} needs the folders {options.split!r} (data.split) and "
+            f"{options.held_out_split!r} (data.held_out_split); available: {sorted(found)}"
+        )
     return tree.records(), None
 
 
@@ -117,8 +132,13 @@ def _numbered_alike(train: Records, held_out: Records) -> tuple[Records, Records
 
     If they have a class that training lacks, or no labels, neither part gets labels.
     """
-    labels = held_out.labels
-    if train.labels is None or labels is None or not set(held_out.classes) <= set(train.classes):
+    labels, unknown = held_out.labels, set(held_out.classes) - set(train.classes)
+    if train.labels is None or labels is None or unknown:
+        if train.labels is not None and unknown:
+            logging.getLogger("fdrl").warning(
+                "the classes are not used, because no training image is of the held-out %s",
+                ", ".join(sorted(unknown)),
+            )
         return replace(train, labels=None, classes=()), replace(held_out, labels=None, classes=())
     numbers = np.array([train.classes.index(name) for name in held_out.classes], np.int32)
     return train, replace(held_out, labels=numbers[labels], classes=train.classes)

@@ -72,7 +72,9 @@ def stored_source(options: Data) -> Source:
         open_feed=None if in_memory else functools.partial(feed, train, options),
         starts=starts,
         identity=digest(*identities, *of_labels),
-        fingerprint=digest(real.records.fingerprint, tuple(real.transform)),
+        fingerprint=digest(
+            *(images.records.fingerprint for images in train.values()), tuple(real.transform)
+        ),
     )
 
 

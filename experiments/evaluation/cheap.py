@@ -51,8 +51,8 @@ def cheap_metric(
         return measured("energy_distance", [value], num=len(samples))
     if len(reference.images) < 2:
         raise UserError(
-            f"data {reference.name!r} has fewer than 2 held-out images to compare with; "
-            "set evaluate.every_steps=0"
+            f"data {reference.name!r} has fewer than 2 held-out images to compare with; a sampler "
+            "that was made a run has some if --mode=import had --data_dir"
         )
     space: str = BUILT_IN
     features: Features = random_conv_features

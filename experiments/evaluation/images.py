@@ -28,6 +28,7 @@ def evaluate_images(
     classifier: Classifier | None = None,
     inception: Inception | None = None,
     spaces: Mapping[str, Features] = MappingProxyType({}),
+    mirrored: bool = False,
 ) -> Evaluation:
     """Compares samples, the prior and equally many real images with held-out images.
 
@@ -35,7 +36,8 @@ def evaluate_images(
     the training data as `source`, nearest training images and Inception metrics are skipped, and
     the record says so. A classifier that was trained on the same data has features that see
     objects; nearest training images are searched there as well. Inception metrics that fail are
-    skipped, too. `spaces` are further feature spaces by name.
+    skipped, too. `spaces` are further feature spaces by name. If training `mirrored` half of its
+    images, nearest training images are also searched among the mirror images.
     """
     record: dict[str, Any] = {
         "num_draws": draws.NUM_DRAWS,
@@ -76,7 +78,7 @@ def evaluate_images(
     found, nearest = memorisation.search(
         images[rows["samples"][:most]],
         images[rows["held_out"][:most]],
-        source.train_batches,
+        memorisation.with_mirrored(source.train_batches) if mirrored else source.train_batches,
         searched,
     )
     metrics += found

@@ -18,7 +18,7 @@ class Neighbours(NamedTuple):
     """The nearest training images of each query, nearest first."""
 
     distances: np.ndarray  # Euclidean, [Q, k].
-    indices: np.ndarray  # In the training set, [Q, k].
+    indices: np.ndarray  # Among the images of all batches, [Q, k].
     images: np.ndarray  # Those of the first queries, [num_shown, k, ...].
 
 
@@ -54,6 +54,13 @@ def nearest(
     shown = indices[:num_shown]
     images = np.array([kept[i] for i in shown.ravel().tolist()], queries.dtype)
     return Neighbours(distances, indices, images.reshape(*shown.shape, *queries.shape[1:]))
+
+
+def with_mirrored(
+    batches: Callable[[], Iterable[np.ndarray]],
+) -> Callable[[], Iterator[np.ndarray]]:
+    """Returns batches of images, and of each its mirror images, which training may show as well."""
+    return lambda: (images for batch in batches() for images in (batch, batch[:, :, ::-1]))
 
 
 def search(

@@ -155,7 +155,9 @@ def verdict(metrics: Metrics, start: str = "prior") -> str:
         judged = "Good", "are close to real data"
     elif left <= _FAIR:
         judged = "Fair", f"are closer to real data than to the {start}"
-    elif left <= 1.0:
+    elif left == 1.0:
+        judged = "Poor", f"are as far from real data as the {start} is"
+    elif left < 1.0:
         judged = "Weak", f"are only a little better than the {start}"
     else:
         judged = "Poor", f"are further from real data than the {start} is"

@@ -61,6 +61,11 @@ def export(command: Command) -> None:
         given = ",".join(command.platforms)
         raise UserError(f"--platforms={given}: allowed are {', '.join(PLATFORMS)}")
     opened = run.open_checkpoint(command)
+    if opened.experiment.settings.sample.rejection:
+        raise UserError(
+            "sample.rejection: an exported sampler does not reject samples; add "
+            "--config.sample.rejection=False"
+        )
     if not parallel.is_first_process():
         return
     key = run.key_of(opened, None)
@@ -88,7 +93,7 @@ def export(command: Command) -> None:
     if not command.compact:
         print(f"note: {LIFETIME}")
         loader = shlex.quote(str(folder / "load_sampler.py"))
-        print(f"try: python {loader} --num_samples=100 --out=samples.npz")
+        print(f"try: python {loader} {card.flags(opened.experiment)}")
     print(f"in Python: sampler = fdrl_jax.pretrained({str(folder)!r})")
 
 

@@ -19,9 +19,9 @@ _DRAW = """
 
 With only JAX and `flatbuffers`, on {platforms}:
 
-    python load_sampler.py --num_samples=1000 --out=samples.npz
+    python load_sampler.py {flags}
 
-or in Python: `from load_sampler import Sampler; samples = Sampler()(1000)`."""
+or in Python: `from load_sampler import Sampler; samples = Sampler()(100{source})`."""
 _FILES = """
 | `sampler.stablehlo` | the compiled program in the format of `jax.export`, for any batch size |
 | `arrays.npz` | the arrays of `model.safetensors`, as `load_sampler.py` reads them |
@@ -46,7 +46,11 @@ def write(
     if metadata is None:
         arrays = f"{arrays}, large ones in 8 bits"
     else:
-        draw = _DRAW.format(platforms=", ".join(metadata["platforms"]))
+        draw = _DRAW.format(
+            platforms=", ".join(metadata["platforms"]),
+            flags=flags(model),
+            source="" if source.starts is None else ", source=images",
+        )
         files = _FILES.format(**metadata, jax=metadata["versions"]["jax"])
     return _CARD.read_text("utf-8").format(
         task="unconditional-image-generation" if source.kind == "images" else "other",
@@ -65,19 +69,28 @@ def write(
             for key, value in settings.changed(of_run).items()
             if key not in settings.PATHS
         ),
-        metrics=_metrics(evaluation),
+        metrics=_metrics(evaluation, is_compact=metadata is None),
     )
+
+
+def flags(model: Experiment) -> str:
+    """Returns the flags of `load_sampler.py` for some samples."""
+    source = "" if model.source.starts is None else "--source=images.npy "
+    return f"--num_samples=100 {source}--out=samples.npz"
 
 
 def snippet(model: Experiment) -> str:
     """Returns code that draws samples with the library, run in the folder of the export."""
     draw = f"samples = sampler(fdrl.training.rng.root_key({model.settings.seed}), 64)"
     if model.source.starts is not None:
-        draw = (
-            "# Images to start from, float32 in [-1, 1].\n"
-            'images = np.load("images.npy")\n'
-            "samples = sampler.method.sample(jax.random.key(0), images, sampler.estimator)"
-        )
+        lines = ["# Images to start from, float32 in [-1, 1].", 'images = np.load("images.npy")']
+        if noise := model.settings.data.dequantisation:
+            key = "jax.random.key(1)"
+            lines += [f"images = images + {noise} * jax.random.normal({key}, images.shape)"]
+        lines += ["samples = sampler.method.sample(jax.random.key(0), images, sampler.estimator)"]
+        if model.denoiser:
+            lines += ["samples = sampler.problem.denoise(sampler.variables, samples)"]
+        draw = "\n".join(lines)
     elif model.settings.network.by_class:
         draw = (
             f"key = fdrl.training.rng.root_key({model.settings.seed})\n"
@@ -88,7 +101,7 @@ def snippet(model: Experiment) -> str:
     return f'{packages}import fdrl_jax as fdrl\n\nsampler = fdrl.pretrained(".")\n{draw}'
 
 
-def _metrics(evaluation: Mapping[str, Any] | None) -> str:
+def _metrics(evaluation: Mapping[str, Any] | None, *, is_compact: bool) -> str:
     if evaluation is None:
         return "This checkpoint was not evaluated before it was exported."
     details, found = evaluation["details"], metrics_lib.from_json(evaluation["metrics"])
@@ -99,11 +112,16 @@ def _metrics(evaluation: Mapping[str, Any] | None) -> str:
     versions = ", ".join(f"{name} {v}" for name, v in details.get("versions", {}).items())
     table = "\n".join(f"| {' | '.join(map(_plain, row))} |" for row in rows)
     protocol = (
-        f"Protocol: {evaluation['key']['num_samples']:,} samples; the number at the end of a name "
+        f"Protocol: {details['num_samples']:,} samples; the number at the end of a name "
         "is the number of samples per draw, and values are means ± standard deviations over "
         f"draws. Computed in {details.get('precision', 'float32')}"
         f"{f' with {versions}' if versions else ''}."
     )
+    if is_compact:
+        protocol += (
+            " These are the metrics of the run, before its arrays were rounded to 8 bits and its "
+            "prior was simplified."
+        )
     return "\n".join([protocol, "", table, "", *words])
 
 

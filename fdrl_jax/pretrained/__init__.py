@@ -115,6 +115,7 @@ class Sampler:
         Returns:
           `x_0 ... x_{K+κ}`, float32 [K + κ + 1, num_samples, ...].
         """
+        _check_positive("num_samples", num_samples)
         batch = {"position": jnp.arange(num_samples), **self._labels(num_samples, labels)}
         return self._path(*self._arguments(key), batch)
 
@@ -219,10 +220,8 @@ class Sampler:
         batch_size: int,
         labels: ArrayLike | None = None,
     ) -> Array:
-        for name, value in (("num_samples", num_samples), ("batch_size", batch_size)):
-            check_count(name, value)
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        _check_positive("num_samples", num_samples)
+        _check_positive("batch_size", batch_size)
         size = min(num_samples, batch_size)
         # The last batch is as large as the others, so that only one program is compiled.
         padded = -(-num_samples // size) * size
@@ -234,6 +233,12 @@ class Sampler:
             for first in range(0, padded, size)
         ]
         return jnp.concatenate(parts)[:num_samples]
+
+
+def _check_positive(name: str, value: int) -> None:
+    check_count(name, value)
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
 
 
 def pretrained(name: str | Path) -> Sampler:

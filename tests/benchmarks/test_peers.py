@@ -211,6 +211,9 @@ def test_copies_of_training_images_are_nearest_to_them():
     images = data.Split(trained_on, new, new)
     assert judge.training_share(trained_on.pixels[:300], images) == 1.0
     assert judge.training_share(new.pixels, images) == 0.0
+    mirror_images = trained_on.pixels[:300, :, ::-1]
+    assert judge.training_share(mirror_images, images) < 0.95
+    assert judge.training_share(mirror_images, images, mirrored=True) == 1.0
     others = rs.integers(0, 256, (2_000, *SHAPE), dtype=np.uint8)
     assert judge.training_share(others, images) == pytest.approx(7 / 8, abs=0.05)
 

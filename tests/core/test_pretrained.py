@@ -149,6 +149,11 @@ def test_wrong_arguments_are_explained(arguments, message, swissroll):
         swissroll(*arguments)
 
 
+def test_a_path_needs_a_positive_number_of_samples(swissroll):
+    with pytest.raises(ValueError, match="num_samples must be at least 1, got 0"):
+        swissroll.path(KEY, 0)
+
+
 def test_an_unknown_name_lists_the_allowed_ones_and_the_closest():
     with pytest.raises(ValueError, match=r"no sampler 'swisroll'; did you mean 'swissroll'\?"):
         fdrl.pretrained("swisroll")

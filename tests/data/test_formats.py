@@ -133,7 +133,7 @@ FAULTS = {
 def test_a_bad_file_is_named_with_the_reason(make, reason, tmp_path):
     write_folder(tmp_path, [*numbered(FINE, "train/"), *numbered(2, "test/")])
     make(tmp_path / "train" / "z.png")
-    with pytest.raises(DataError, match=rf"train/z.*({reason}).*\. Fix or remove it"):
+    with pytest.raises(DataError, match=rf"train/z.*({reason}).*\. Fix it, or remove it before"):
         open_folder(tmp_path)
 
 

@@ -17,6 +17,27 @@ def test_a_split_of_the_folder_is_held_out_where_there_is_one(tmp_path):
     assert (source.num_train, source.num_held_out) == (len(source.train()), 3) == (6, 3)
 
 
+def test_folders_of_splits_are_not_classes(tmp_path):
+    names = [f"{split}/{label}/" for split in ("train", "val") for label in ("cat", "dog")]
+    write_folder(tmp_path, [name for prefix in names for name in numbered(4, prefix)])
+    with pytest.raises(DataError, match=r"needs the folders 'train' .* \['train', 'val'\]"):
+        open_folder(tmp_path)
+    source = open_folder(tmp_path, held_out_split="val")
+    assert (source.num_train, source.num_held_out, source.classes) == (8, 8, ("cat", "dog"))
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["cat/0.png", "dog/1.png", "loose.png"], "not classes, because loose.png is in none of"),
+        (["train/cat/0.png", "test/bird/1.png"], "no training image is of the held-out bird"),
+    ],
+)
+def test_it_is_said_why_there_are_no_classes(names, expected, tmp_path, caplog):
+    assert open_folder(write_folder(tmp_path, names)).classes == ()
+    assert expected in caplog.text
+
+
 def test_a_class_with_one_image_keeps_it_for_training(tmp_path):
     write_folder(tmp_path, ["rare/0.png", *numbered(10, "many/")])
     assert sorted(open_folder(tmp_path).labels.train) == [0] * 9 + [1]
@@ -93,6 +114,8 @@ def test_held_out_images_are_in_a_random_order(tmp_path):
         ({"name": "npz", "dir": "nothing.npz"}, r"nothing.npz does not exist"),
         ({"source_dir": "nothing"}, r"nothing does not exist"),
         ({"source_dir": "data", "name": "pair"}, r"both say where samples start"),
+        ({"split": "test"}, r"data.split and data.held_out_split are both 'test'"),
+        ({"split": "cta"}, r"needs the folders 'cta' .* and 'test' .* \['cat', 'dog'\]"),
     ],
     ids=str,
 )

@@ -50,6 +50,16 @@ def test_copies_score_one_and_new_images_a_half(images, stripes):
         assert fresh[f"memorisation_median_ratio_{space}"] == pytest.approx(1.0, abs=0.2)
 
 
+def test_mirror_images_of_training_images_are_found_where_they_are_searched(images):
+    train, held_out = images
+    copies, both = train[:50, :, ::-1], memorisation.with_mirrored(in_batches(train))
+    missed = values(memorisation.search(copies, held_out, in_batches(train), SPACES)[0])
+    found = values(memorisation.search(copies, held_out, both, SPACES)[0])
+    for space in SPACES:
+        assert missed[f"memorisation_auc_{space}"] < 0.8
+        assert found[f"memorisation_auc_{space}"] == pytest.approx(1.0)
+
+
 def test_the_picture_shows_each_sample_next_to_its_nearest_training_images(images, tmp_path):
     train, held_out = images
     samples = np.concatenate([train[10:12], held_out[:3]])

@@ -52,6 +52,7 @@ def test_the_table_has_samples_next_to_the_prior_and_real_data():
         (1.05, "Good: by frechet_svc_360, samples are indistinguishable from real data (1.05; "),
         (1.5, "Good: by frechet_svc_360, samples are close to real data (1.5; "),
         (2.8, "Fair: by frechet_svc_360, samples are closer to real data than to the prior (2.8; "),
+        (10.0, "Poor: by frechet_svc_360, samples are as far from real data as the prior is (10; "),
         (9.1, "Weak: by frechet_svc_360, samples are only a little better than the prior (9.1; "),
         (11.0, "Poor: by frechet_svc_360, samples are further from real data than the prior is "),
     ],

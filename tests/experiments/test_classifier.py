@@ -74,6 +74,13 @@ def test_data_without_classes_are_refused(name):
         classifier.build(wanted, source)
 
 
+def test_images_of_one_class_are_refused(tiny):
+    one = {"data.source_class": "3", "data.target_class": "8"}
+    wanted = tiny("digits_classifier", one)
+    with pytest.raises(UserError, match="training images of at least two classes"):
+        classifier.build(wanted, load.load(wanted.data))
+
+
 def test_the_step_attacks_and_shifts_its_images_and_learns(tiny):
     wanted = tiny("digits_classifier", {"augment.max_shift": 1, "attack.epsilon": 0.1})
     rate = {"optimizer.schedule": "constant", "optimizer.learning_rate": 0.01}

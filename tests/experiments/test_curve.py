@@ -70,6 +70,19 @@ def test_the_balanced_length_is_where_samples_have_the_mean_output_of_data(of_re
     assert curve.balanced_length(points, of_real) == expected
 
 
+def test_a_curve_over_the_length_does_not_reject(of_digits):
+    with pytest.raises(UserError, match="a curve over the length of the flow does not reject"):
+        start("curve", of_digits.root, None, {"sample.rejection": True})
+
+
+def test_the_mean_output_of_data_is_that_with_the_noise_of_training(of_digits):
+    opened = open_checkpoint(command("curve", of_digits.root))
+    images, _ = curve._held_out(opened, 100)
+    noise = images - opened.run.metric_reference.images[:100]
+    expected = opened.experiment.settings.data.dequantisation
+    assert np.std(noise) == pytest.approx(expected, rel=0.05)
+
+
 def test_mode_curve_writes_values_and_a_picture_and_names_the_best(trained, capsys):
     start("curve", trained.root, None, {"curve.lengths": (2, 4, 6)}, num_samples=NUM)
     out = capsys.readouterr().out

@@ -5,7 +5,7 @@ import pytest
 from small_runs import SMALL_RESNET, start
 
 from experiments import dry_run, settings
-from experiments.errors import DataError
+from experiments.errors import DataError, UserError
 from fdrl_jax.training import parallel
 
 
@@ -51,6 +51,18 @@ def test_a_dry_run_refuses_an_image_that_training_would_refuse(image_folder, tmp
     changes = {"data.dir": tmp_path / "images", "data.image_size": 8, **SMALL_RESNET}
     with pytest.raises(DataError, match=r"7\.png"):
         start("dry_run", None, "folder:tiny", changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"attack.epsilon": 2.0}, "attack.epsilon: for classifiers only"),
+        ({"evaluate.inception_weights": "nowhere.pth"}, "nowhere.pth does not exist"),
+    ],
+)
+def test_a_dry_run_refuses_settings_that_training_would_refuse(changes, expected):
+    with pytest.raises(UserError, match=expected):
+        start("dry_run", None, "digits:tiny", changes)
 
 
 def test_few_held_out_images_are_named(image_folder, capsys):

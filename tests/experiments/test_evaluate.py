@@ -281,6 +281,13 @@ def test_copies_are_found_and_shown_also_in_a_feature_space_of_a_module(
         (["--features=random_conv", "--image=8"], "unrecognized arguments: --image=8"),
         (["--out=nowhere/x.json"], "--out=nowhere/x.json cannot be written"),
         (["--out=."], "--out=. cannot be written"),
+        (["--features=random_conv", "--mirrored"], "--mirrored is for the search for copies"),
+        (
+            ["--features=random_conv", "--metrics=fid"],
+            "are for an Inception network",
+        ),
+        (["--features=random_conv,random_conv"], "two of these have the same name"),
+        (["--features=:f"], "allowed: random_conv, efficientnet_lite0 or MODULE:FUNCTION"),
     ],
 )
 def test_a_mistake_is_an_error_that_says_what_to_do(stored, arguments, expected):

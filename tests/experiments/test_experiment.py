@@ -50,6 +50,19 @@ def test_the_network_of_the_paper_follows_the_size_of_the_images(name, shape, ex
             "a data.dequantisation above 0",
         ),
         ({"prior.name": "data_dependent", "prior.rank": 3}, "prior.rank must be at most 2"),
+        (
+            {"data.name": "digits", "network.name": "resnet32", "network.blocks": ((8, 2),)},
+            "network.blocks is for network.name='resnet', not for 'resnet32'",
+        ),
+        (
+            {
+                "data.name": "digits",
+                "data.source_class": "3",
+                "data.target_class": "8",
+                "network.name": "resnet32",
+            },
+            "a translation starts from images, with prior.name='source', not 'normal'",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_together_are_named(changes, message):

@@ -17,7 +17,7 @@ import pytest
 import safetensors.numpy
 import yaml
 from scipy.fft import dctn
-from small_runs import command, contents, start
+from small_runs import SMALL_RESNET, command, contents, start
 
 import fdrl_jax
 from experiments import export, prior
@@ -26,6 +26,7 @@ from experiments.data.load import load
 from experiments.draw import sample_state
 from experiments.errors import UserError
 from experiments.experiment import build
+from experiments.export import card as model_card
 from experiments.export.load_sampler import Sampler
 from experiments.run import open_checkpoint, open_run
 from fdrl_jax import priors
@@ -276,6 +277,12 @@ def test_the_card_has_the_front_matter_of_the_hub_and_the_metrics_of_the_run(tra
     assert f"{record['key']['num_samples']:,} samples" in text
     start("export", trained.root, checkpoint=2, platforms="cpu")
     assert "was not evaluated" in (trained.exports / "step_2" / "README.md").read_text()
+    assert "before its arrays were rounded" not in text
+    opened = open_checkpoint(command("export", trained.root))
+    few = {"key": {"num_samples": 64}, "metrics": {}, "details": {"num_samples": 20}}
+    compact = model_card.write(opened.experiment, opened.state, few)
+    assert "Protocol: 20 samples; " in compact
+    assert "before its arrays were rounded to 8 bits" in " ".join(compact.split())
 
 
 @pytest.mark.parametrize("name", ["sampler.stablehlo", "arrays.npz", "model.safetensors"])
@@ -308,6 +315,29 @@ def test_a_sampler_that_translates_needs_its_source_images_as_input(tiny, tmp_pa
         sampler(6)
     with pytest.raises(ValueError, match=r"source must have the shape \(6, 2\)"):
         sampler(6, source=starts[:5])
+
+
+def test_the_code_of_the_card_adds_the_noise_of_start_images_and_denoises(
+    image_folder, tmp_path, monkeypatch
+):
+    # So short a flow that its end is its start.
+    flow = {"flow.step_size": 1e-12, "flow.noise_scale": 0.0, "network.denoiser_width": 4}
+    of_starts = {"data.dir": image_folder, "data.source_dir": image_folder, "data.image_size": 8}
+    changes = {**of_starts, "prior.name": "source", **flow, **SMALL_RESNET}
+    start("train", tmp_path / "run", "folder:tiny", changes)
+    start("export", tmp_path / "run", platforms="cpu")
+    folder = tmp_path / "run" / "export" / "step_4"
+    text = (folder / "README.md").read_text()
+    assert "load_sampler.py --num_samples=100 --source=images.npy --out=samples.npz" in text
+    opened = open_checkpoint(command("export", tmp_path / "run"))
+    model, images = opened.experiment, opened.experiment.source.starts(np.arange(5))
+    monkeypatch.chdir(folder)
+    np.save("images.npy", images)
+    exec(code_of(text), drawn := {})
+    noise = np.std(drawn["images"] - images)
+    assert noise == pytest.approx(model.settings.data.dequantisation, rel=0.1)
+    expected = model.problem.denoise(opened.state.ema_variables, drawn["images"])
+    np.testing.assert_allclose(drawn["samples"], expected, atol=1e-4)
 
 
 def test_the_mode_writes_the_sampler_of_a_checkpoint(trained, capsys):
@@ -378,6 +408,11 @@ def test_what_cannot_be_imported_is_explained(trained, tmp_path):
     with pytest.raises(UserError, match="exists; choose another folder"):
         start("import", trained.root, sampler="swissroll")
     assert not (tmp_path / "run").exists()
+
+
+def test_an_export_does_not_reject(trained):
+    with pytest.raises(UserError, match="an exported sampler does not reject samples"):
+        start("export", trained.root, None, {"sample.rejection": True})
 
 
 def test_an_export_of_other_settings_does_not_replace_the_first(trained):

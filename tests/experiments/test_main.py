@@ -53,6 +53,11 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         (["sample"], "unexpected argument 'sample' on the command line; did you mean --mode=sam"),
         (["--mode=interpolate", "--class=3"], "--class is a flag of mode sample, not of mode int"),
         (["--num_samples=3"], "--num_samples is a flag of mode sample, evaluate, curve, not of"),
+        (["--mode=curve", "--config.condition.label=3"], "for mode sample, not for mode curve"),
+        (["--mode=interpolate", "--config.condition.classifier=c"], "for mode sample, not for"),
+        (["--mode=export", "--prior_rank=3"], "--prior_rank is for an export with --compact"),
+        (["--mode=export", "--compact", "--platforms=cpu"], "for an export without --compact"),
+        ([SWISSROLL, "--workdir="], "--workdir=DIR, the folder of the run, is missing"),
     ],
 )
 def test_a_mistake_is_an_error_that_says_what_to_write(arguments, expected, monkeypatch):
@@ -88,8 +93,8 @@ def test_a_bare_name_is_a_config_of_the_project(flag, monkeypatch, tmp_path):
 
 def test_class_and_classifier_are_settings_too(monkeypatch):
     monkeypatch.setenv("HOME", "/home/ada")
-    asked = command("sample", "~/w", **{"class": 3, "classifier": "c"})
-    assert asked.changes == {"condition.label": "3", "condition.classifier": "c"}
+    asked = command("sample", "~/w", **{"class": 3, "classifier": "~/c"})
+    assert asked.changes == {"condition.label": "3", "condition.classifier": "/home/ada/c"}
     assert asked.folder == Path("/home/ada/w")
 
 
@@ -120,12 +125,29 @@ def test_help_explains_the_program_a_section_a_key_or_a_word():
         ("1 / 0\n", r"own\.py: division by zero"),
         ("x = 1\n", r"own\.py: it defines no get_config\(\)"),
         ("def get_config():\n  return {}\n", r"own\.py: get_config\(\) takes 0 positional"),
+        ("def get_config(name):\n  pass\n", r"must return a ConfigDict, got NoneType"),
     ],
 )
 def test_a_config_that_raises_is_named_with_the_reason(text, expected, tmp_path):
     (tmp_path / "own.py").write_text(text)
     with pytest.raises(UserError, match=expected):
         main.read_config(f"{tmp_path / 'own.py'}:tiny")
+
+
+def test_flags_set_what_a_config_leaves_out(tmp_path):
+    lines = ["import ml_collections", "def get_config():"]
+    lines += ["  return ml_collections.ConfigDict({'data': {'name': '8gaussians'}})"]
+    (tmp_path / "own.py").write_text("\n".join(lines))
+    config = command("train", "w", tmp_path / "own.py", {"flow.step_size": 0.5}).config
+    assert (config["data"]["name"], config["flow.step_size"]) == ("8gaussians", 0.5)
+
+
+def test_a_config_for_devices_that_raises_is_named(tmp_path):
+    text = "from configs.swissroll import get_config\ndef get_config_for(*_):\n  1 / 0\n"
+    (tmp_path / "own.py").write_text(text)
+    _, config_for = main.read_config(str(tmp_path / "own.py"))
+    with pytest.raises(UserError, match=r"own\.py: get_config_for\(\): division by zero"):
+        config_for("cpu", (2,))
 
 
 def test_a_mistake_ends_the_program_with_one_line_and_writes_nothing(tmp_path):

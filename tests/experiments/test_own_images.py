@@ -60,7 +60,7 @@ def test_a_run_samples_without_its_images_and_resumes_with_moved_ones(trained_on
         with pytest.raises(UserError, match=error):
             train(folder, {"data.dir": moved, **change})
     (moved / "000.png").write_bytes(b"")
-    with pytest.raises(DataError, match=r"moved/000\.png: the file is empty\. Fix or remove it"):
+    with pytest.raises(DataError, match=r"moved/000\.png: the file is empty\. Fix it, or remove"):
         train(folder, {"data.dir": moved})
 
 
@@ -100,6 +100,32 @@ def test_streamed_and_stored_images_give_the_same_prior(images, tmp_path):
         fitted.append(run.open_run(tmp_path / name).prior())
     np.testing.assert_allclose(fitted[0].mean, fitted[1].mean, atol=1e-6)
     np.testing.assert_allclose(abs(fitted[0].factor), abs(fitted[1].factor), atol=1e-4)
+
+
+def test_other_pixels_of_start_images_are_reported_when_a_run_resumes(images, tmp_path, caplog):
+    starts = shutil.copytree(images, tmp_path / "starts")
+    options = {"data.source_dir": starts, "prior.name": "source", **CLEAN}
+    train(tmp_path / "run", changes(images, **options, **{"train.num_steps": 1}), CONFIG)
+    train(tmp_path / "run", {"data.source_dir": starts})
+    assert not caplog.messages
+    (starts / "000.png").write_bytes(encoded(picture(12, 12, 99)))
+    train(tmp_path / "run", {"data.source_dir": starts})
+    assert "have other sizes or modification times" in caplog.text
+
+
+def test_a_run_with_few_start_images_uses_as_many_as_it_stores(images, tmp_path, capsys):
+    starts = write_folder(tmp_path / "starts", numbered(20), size=12)
+    options = {"data.source_dir": starts, "prior.name": "source", "sample.format": "zip"}
+    more = {**options, **CLEAN, "evaluate.num_samples": 64}
+    start("train", tmp_path / "run", CONFIG, changes(images, **more))
+    start("interpolate", tmp_path / "run")
+    start("curve", tmp_path / "run", None, {"curve.lengths": (0, 1)})
+    start("evaluate", tmp_path / "run", num_samples=10)
+    capsys.readouterr()
+    start("sample", tmp_path / "run")
+    assert "20 samples of step 4" in capsys.readouterr().out
+    with pytest.raises(UserError, match="stores only 20 images to start from"):
+        start("sample", tmp_path / "run", num_samples=21)
 
 
 def test_a_pair_flows_from_source_images_held_out_ones_first(tmp_path):

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from small_runs import SMALL_RESNET, start
 
 from experiments import sweep
 from experiments.errors import UserError
@@ -139,6 +140,22 @@ def test_two_sweeps_in_one_folder_do_not_run_at_the_same_time(tmp_path, monkeypa
         pytest.raises(UserError, match=r"is in use by .*choose another --workdir"),
     ):
         sweep.main(["--sweep=configs/sweeps/decay_25gaussians.py", f"--workdir={tmp_path}"])
+
+
+def test_a_run_counts_as_finished_if_the_sweep_may_resume_it(image_folder, tmp_path):
+    settings = {"data.dir": str(image_folder), "data.image_size": 8, **SMALL_RESNET}
+    sweep_of_images = {
+        "config": "folder:tiny",
+        "groups": {"g": {"a": {}}},
+        "settings": settings,
+    }
+    (of,) = sweep.plan(sweep_of_images, tmp_path)
+    start("train", of.folder, "folder:tiny", of.changes)
+    assert sweep._metrics(of), "its settings are those for this device"
+    logged = of._replace(changes={**of.changes, "log.every_steps": 7})
+    assert sweep._metrics(logged), "a free setting differs"
+    assert not sweep._metrics(of._replace(changes={**of.changes, "flow.step_size": 0.1}))
+    assert not sweep._metrics(of._replace(changes={**of.changes, "evaluate.num_samples": 9}))
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_runs import command, contents, start, train
+from small_runs import SMALL_RESNET, command, contents, start, train
 
 from experiments import experiment, log, run
 from experiments import train as program
@@ -95,6 +95,24 @@ def test_a_combination_that_cannot_run_is_refused_before_the_prior_is_fitted(tmp
     for change, expected in (({"loss.name": "lsif"}, "use 'lsif' with"), ({}, "divi")):
         with pytest.raises(UserError, match=expected):
             train(tmp_path, {"train.batch_size": 15, **change}, "digits:tiny")
+
+
+def test_a_metric_in_training_needs_two_held_out_images(image_folder, tmp_path):
+    wanted = {"data.dir": image_folder, "data.num_held_out": 1, "evaluate.every_steps": 2}
+    with pytest.raises(UserError, match="the metric needs at least 2 held-out images"):
+        train(tmp_path / "run", {**wanted, "data.image_size": 8, **SMALL_RESNET}, "folder:tiny")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_config_for_devices_resumes_with_what_it_gave_and_with_nothing_else(
+    image_folder, tmp_path
+):
+    wanted = {"data.dir": image_folder, "data.image_size": 8, "train.num_steps": 1, **SMALL_RESNET}
+    train(tmp_path / "run", wanted, "folder:tiny")
+    train(tmp_path / "run", wanted, "folder:tiny")
+    train(tmp_path / "run")
+    with pytest.raises(UserError, match=r'loss\.name is "lsif" but was "lr"'):
+        train(tmp_path / "run", wanted, "folder:tiny,lsif_pearson")
 
 
 def run_with_hook(folder, every, act, **changes):
