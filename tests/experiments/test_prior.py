@@ -64,8 +64,9 @@ def test_the_factor_of_few_examples_does_not_store_them():
 def test_data_that_have_no_covariance_are_refused():
     with pytest.raises(UserError, match="at least one training example, got none"):
         prior.fit([], 0, JITTER)
-    for num in (3, 9):  # Fewer examples than dimensions, and more.
-        with pytest.raises(ValueError, match="the examples are not finite"):
+    # Fewer examples than dimensions, and more.
+    for num, message in ((3, "must not contain infs or NaNs"), (9, "the examples are not finite")):
+        with pytest.raises(ValueError, match=message):
             prior.fit([np.full((num, 8), np.nan)], 0, JITTER)
 
 
