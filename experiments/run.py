@@ -142,7 +142,7 @@ class Run:
 
         Prints whether versions or devices changed. All processes must call this.
         """
-        self._check_fixed(wanted, settings.may_resume(self.settings, wanted))
+        self._check_fixed(wanted, settings.as_resumed(self.settings, wanted))
         self.check_random_numbers()
         _check_agreed([settings.shareable(wanted), _software(wanted)])
         report_changes(self._environment, wanted)

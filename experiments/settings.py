@@ -628,10 +628,10 @@ def of_scope(settings: Settings, *scopes: Scope) -> Flat:
     return {k: v for k, v in to_flat(settings).items() if DECLARED[k].scope in scopes}
 
 
-def may_resume(saved: Settings, wanted: Settings) -> Settings:
-    """Returns the settings of a run with those that training may change when it resumes.
+def as_resumed(saved: Settings, wanted: Settings) -> Settings:
+    """Returns the `saved` settings of a run, changed where training may change when it resumes.
 
-    If they equal what is `wanted`, a run with the settings `saved` may resume with these.
+    The run may resume with what is `wanted` if this returns the same.
     """
     allowed = of_scope(wanted, "free")
     if wanted.optimizer.schedule != "cosine":  # Its length affects every step.

@@ -163,7 +163,7 @@ def _metrics(of: Planned) -> dict[str, float]:
         return {}
     saved = settings.from_config(read_json(record, settings=dict)["settings"])
     wanted = settings.replace(saved, of.changes) if of.is_fitted else of.settings
-    if settings.may_resume(saved, wanted) != wanted:
+    if settings.as_resumed(saved, wanted) != wanted:
         return {}
     for file in sorted(of.folder.glob("evaluations/*/record.json")):
         found = read_json(file, key=dict, metrics=dict)

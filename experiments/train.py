@@ -194,7 +194,7 @@ def _fitted_before(command: Command, config_for: ConfigFor, opened: Run) -> Sett
         settings.from_config({**config_for(platform, shape), **command.changes})
         for platform in (jax.default_backend(), "cpu", "gpu", "tpu")
     ]
-    fitting = (w for w in found if settings.may_resume(opened.settings, w) == w)
+    fitting = (w for w in found if settings.as_resumed(opened.settings, w) == w)
     return next(fitting, found[0])
 
 

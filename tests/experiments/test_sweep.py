@@ -142,7 +142,7 @@ def test_two_sweeps_in_one_folder_do_not_run_at_the_same_time(tmp_path, monkeypa
         sweep.main(["--sweep=configs/sweeps/decay_25gaussians.py", f"--workdir={tmp_path}"])
 
 
-def test_a_run_counts_as_finished_if_the_sweep_may_resume_it(image_folder, tmp_path):
+def test_a_run_counts_as_finished_if_the_sweep_as_resumed_it(image_folder, tmp_path):
     settings = {"data.dir": str(image_folder), "data.image_size": 8, **SMALL_RESNET}
     sweep_of_images = {
         "config": "folder:tiny",
