@@ -105,7 +105,7 @@ def evaluate(
     key = key_of(opened, num, classifier=of_judge.get("digest"), inception=described)
     if wants_public := efficientnet.check_setting(settings, data):
         key |= {"public_features": efficientnet.describe()}
-    if settings.data.random_flip and data.starts is None:
+    if settings.data.random_flip and not data.is_translation:
         key |= {"searched": "training images and their mirror images"}
     folder, is_there = find_record(opened, key)
     source, reason = None, ""
@@ -319,11 +319,12 @@ def _compare(arguments: argparse.Namespace) -> dict[str, Any]:
         scores = draws.feature_scores(function(samples.unit), function(reference.unit))
         found += [metrics.measured(n, [value], space=label, num=num) for n, value in scores.items()]
     if (held_out := given.get("held_out")) is not None:
-        batches = reference.batches
-        if arguments.mirrored:
-            batches = memorisation.with_mirrored(batches)
         copied, shown = memorisation.search(
-            samples.unit, held_out.unit, batches, {memorisation.PIXELS: None, **spaces}
+            samples.unit,
+            held_out.unit,
+            reference.batches,
+            {memorisation.PIXELS: None, **spaces},
+            mirrored=arguments.mirrored,
         )
         found += copied
         if arguments.picture:

@@ -1,6 +1,5 @@
 """The judge: a classifier of images that no contestant saw, and its figures for samples."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,12 +68,9 @@ def training_share(pixels: np.ndarray, images: Split, *, mirrored: bool = False)
 
     def distances(real: np.ndarray) -> np.ndarray:
         starts = range(0, len(real), _APPLY_BATCH)
-
-        def batches() -> Iterator[np.ndarray]:
-            return (np.asarray(to_unit(real[start : start + _APPLY_BATCH])) for start in starts)
-
-        searched = memorisation.with_mirrored(batches) if mirrored else batches
-        return memorisation.nearest(np.asarray(to_unit(pixels)), searched(), 1).distances
+        batches = (np.asarray(to_unit(real[start : start + _APPLY_BATCH])) for start in starts)
+        queries = np.asarray(to_unit(pixels))
+        return memorisation.nearest(queries, batches, 1, mirrored=mirrored).distances
 
     near, new = (distances(of.pixels) for of in (images.contestants, images.reference))
     return float(np.mean(near < new))

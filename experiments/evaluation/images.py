@@ -78,8 +78,9 @@ def evaluate_images(
     found, nearest = memorisation.search(
         images[rows["samples"][:most]],
         images[rows["held_out"][:most]],
-        memorisation.with_mirrored(source.train_batches) if mirrored else source.train_batches,
+        source.train_batches,
         searched,
+        mirrored=mirrored,
     )
     metrics += found
     if inception is not None:

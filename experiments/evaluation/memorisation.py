@@ -29,11 +29,13 @@ def nearest(
     features: Features | None = None,
     *,
     num_shown: int = 0,
+    mirrored: bool = False,
 ) -> Neighbours:
     """Finds the `num_neighbours` nearest training images of queries [Q, ...] in one pass.
 
     Distances are those of pixels, or of features. Only the neighbours of the first `num_shown`
-    queries are kept as images.
+    queries are kept as images. If training `mirrored` images, the mirror images of a batch follow
+    it as a batch of their own.
     """
     in_space = features or (lambda images: images)
     rows = flat(in_space(queries))
@@ -41,6 +43,8 @@ def nearest(
     indices = np.zeros((len(rows), 0), int)
     kept: dict[int, np.ndarray] = {}
     seen = 0
+    if mirrored:
+        train_batches = (of for batch in train_batches for of in (batch, batch[:, :, ::-1]))
     for batch in train_batches:
         numbers = np.broadcast_to(seen + np.arange(len(batch)), (len(rows), len(batch)))
         distances = np.concatenate([distances, _distances(rows, flat(in_space(batch)))], axis=1)
@@ -56,13 +60,6 @@ def nearest(
     return Neighbours(distances, indices, images.reshape(*shown.shape, *queries.shape[1:]))
 
 
-def with_mirrored(
-    batches: Callable[[], Iterable[np.ndarray]],
-) -> Callable[[], Iterator[np.ndarray]]:
-    """Returns batches of images, and of each its mirror images, which training may show as well."""
-    return lambda: (images for batch in batches() for images in (batch, batch[:, :, ::-1]))
-
-
 def search(
     samples: np.ndarray,
     held_out: np.ndarray,
@@ -71,11 +68,12 @@ def search(
     *,
     num_shown: int = 8,
     num_neighbours: int = 10,
+    mirrored: bool = False,
 ) -> tuple[list[Metric], dict[str, np.ndarray]]:
     """Searches for samples in the training set, in one pass of `train_batches()` per feature space.
 
     Samples [N, H, W, C], and held-out images, which training never saw, [M, H, W, C], are in
-    [-1, 1]. Feature spaces are by name, with `None` for pixels.
+    [-1, 1]. Feature spaces are by name, with `None` for pixels. `mirrored` is that of `nearest`.
 
     Returns the metrics `memorisation_..._SPACE` that are finite, and by space the training images
     nearest to the first samples, [num_shown, num_neighbours, H, W, C].
@@ -84,7 +82,14 @@ def search(
     queries = np.concatenate([samples, held_out])
     num_shown = min(num_shown, len(samples))
     for name, features in spaces.items():
-        near = nearest(queries, train_batches(), num_neighbours, features, num_shown=num_shown)
+        near = nearest(
+            queries,
+            train_batches(),
+            num_neighbours,
+            features,
+            num_shown=num_shown,
+            mirrored=mirrored,
+        )
         ours, theirs = near.distances[: len(samples), 0], near.distances[len(samples) :, 0]
         test = mannwhitneyu(ours, theirs, alternative="less")  # Ties count half.
         with np.errstate(divide="ignore", invalid="ignore"):

@@ -165,7 +165,8 @@ def test_a_sample_depends_only_on_its_own_key_whatever_the_batch(name):
 
     part = prior.sample(prior.params, keys(8)[jnp.array([5, 2])], {})
 
-    np.testing.assert_allclose(part, whole[[5, 2]], rtol=1e-6, atol=1e-6)
+    atol = 1e-6 if name in ("white", "smooth") else 0.0  # Products with cosines round.
+    np.testing.assert_allclose(part, whole[[5, 2]], rtol=1e-6, atol=atol)
     assert len(np.unique(whole.round(6))) == whole.size
 
 

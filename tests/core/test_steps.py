@@ -367,9 +367,9 @@ def test_several_seeds_train_at_once_under_vmap_as_they_do_one_by_one():
     together, _ = jax.jit(jax.vmap(lambda key: run(key, start, CONSTANTS, None, 4)))(keys)
 
     for i, key in enumerate(keys):
-        alone, _ = jax.jit(run)(key, start, CONSTANTS, None, 4)
+        single, _ = jax.jit(run)(key, start, CONSTANTS, None, 4)
         chex.assert_trees_all_close(
-            jax.tree.map(lambda a, i=i: a[i], together), alone, rtol=1e-4, atol=1e-5
+            jax.tree.map(lambda a, i=i: a[i], together), single, rtol=1e-4, atol=1e-5
         )
 
 

@@ -52,9 +52,9 @@ def test_copies_score_one_and_new_images_a_half(images, stripes):
 
 def test_mirror_images_of_training_images_are_found_where_they_are_searched(images):
     train, held_out = images
-    copies, both = train[:50, :, ::-1], memorisation.with_mirrored(in_batches(train))
-    missed = values(memorisation.search(copies, held_out, in_batches(train), SPACES)[0])
-    found = values(memorisation.search(copies, held_out, both, SPACES)[0])
+    arguments = train[:50, :, ::-1], held_out, in_batches(train), SPACES
+    missed = values(memorisation.search(*arguments)[0])
+    found = values(memorisation.search(*arguments, mirrored=True)[0])
     for space in SPACES:
         assert missed[f"memorisation_auc_{space}"] < 0.8
         assert found[f"memorisation_auc_{space}"] == pytest.approx(1.0)
