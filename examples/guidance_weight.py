@@ -26,6 +26,7 @@ from examples import robustness_classifier
 from experiments import classifier, draw, precision, run, sample
 from experiments.command import Command
 from experiments.data.decode import to_uint8
+from experiments.errors import UserError
 from experiments.evaluation.classes import Classifier
 from experiments.pictures import images, save
 from experiments.run import Opened
@@ -126,4 +127,7 @@ def main(argv: Sequence[str]) -> list[Row]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        sys.exit(f"error: {error}")

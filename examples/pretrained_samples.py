@@ -42,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> np.ndarray:
     out = options.out or Path("runs", f"{Path(options.sampler).name}.png")
     started = time.perf_counter()
     sampler = fdrl.pretrained(options.sampler)
+    if len(sampler.event_shape) != 3:
+        parser.error(f"--sampler={options.sampler} draws points, and this program shows images")
     images = np.asarray(sampler(jax.random.key(0), options.num_samples))
     sheet = tile(images).repeat(SCALE, axis=0).repeat(SCALE, axis=1)
     out.parent.mkdir(parents=True, exist_ok=True)

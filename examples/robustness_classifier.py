@@ -69,6 +69,10 @@ def count(logits: Logits, file: Path) -> np.ndarray:
     """Prints and returns the number of images in each class."""
     with np.load(file) as stored:
         pixels = stored[stored.files[0]]
+    if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[-1] != 3:
+        raise ValueError(
+            f"{file} must have uint8 images [N, H, W, 3], got {pixels.dtype} {pixels.shape}"
+        )
     found = all_logits(logits, pixels / np.float32(127.5) - 1.0)
     counts = np.bincount(found.argmax(axis=1), minlength=found.shape[1])
     for label, number in enumerate(counts):

@@ -1,5 +1,6 @@
 """Classifiers of images: trains one, and opens one to guide the flow or to judge samples."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -119,9 +120,11 @@ def open_to_guide(
 
 
 def open_to_judge(
-    path: Path, classes: tuple[str, ...], event_shape: tuple[int, ...]
+    path: Path, classes: tuple[str, ...], event_shape: tuple[int, ...], identity: str = ""
 ) -> tuple[Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]], dict[str, Any]]:
     """Opens the classifier of a run for the evaluation of samples.
+
+    Warns if its training images are not those of the given `Source.identity`.
 
     Returns:
       `images [N, H, W, C] in [-1, 1] -> (probabilities [N, number of classes], features of the
@@ -134,6 +137,13 @@ def open_to_judge(
     if stored.get("step") != int(state.step):
         raise UserError(
             f"the training of --classifier={path} is not complete; run --mode=classifier again"
+        )
+
+    if identity and identity != trained.data["identity"]:
+        logging.getLogger("fdrl").warning(
+            "--classifier=%s was trained on other images, or on the same ones under other names, "
+            "so held-out images of this run may be among them; is data.num_held_out the same?",
+            path,
         )
 
     @jax.jit

@@ -51,7 +51,8 @@ def curve(command: Command) -> None:
     data, judge, suffix = plain(opened.run.data["name"]), None, ""
     if path := command.changes.get("condition.classifier"):
         source = opened.experiment.source
-        judge, described = open_to_judge(Path(path), source.classes, source.event_shape)
+        identity = "" if source.is_translation else opened.run.data["identity"]
+        judge, described = open_to_judge(Path(path), source.classes, source.event_shape, identity)
         suffix = "_classifier"
         if is_first:
             print(f"classifier: {described['name']}, accuracy {described['accuracy']:.2%}")
@@ -204,5 +205,6 @@ def over_step(
     for step in opened.run.checkpoints().steps():
         state = opened.run.restored(template, step).state
         variables, constants = draw.on_devices(model, state)
-        samples = sampler(variables, constants, {"refined": num_samples}, progress=True)["refined"]
+        keep, shown = {"refined": num_samples}, parallel.is_first_process()
+        samples = sampler(variables, constants, keep, progress=shown)["refined"]
         yield Point(step, cheap.cheap_metric(reference, samples, classifier))

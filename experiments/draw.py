@@ -1,5 +1,6 @@
 """Draws samples of a density ratio: in batches over all devices, along the flow, between points."""
 
+import math
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -126,7 +127,14 @@ class Sampler:
                 for start in starts
             ]
             ratios = np.concatenate([found["output"] for found in outputs])[:_NUM_PILOT]
-            self._bound = arrays[0], float(refinement.acceptance_bound(ratios))
+            bound = float(refinement.acceptance_bound(ratios))
+            if not bound > (0.0 if self._model.problem.output == "ratio" else -math.inf):
+                # Only samples of negative ratios would be kept.
+                raise UserError(
+                    f"sample.rejection: the bound, a quantile of the ratios, is {bound:.3g}; train "
+                    "for longer, or do without rejection"
+                )
+            self._bound = arrays[0], bound
         return self._bound[1]
 
     def _replace_rejected(

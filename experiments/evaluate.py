@@ -99,7 +99,9 @@ def evaluate(
     judge: Classifier | None = None
     of_judge: dict[str, Any] = {}
     if classifier:
-        judge, of_judge = open_to_judge(Path(classifier), data.classes, data.event_shape)
+        # A domain of a translation is only a part of what a classifier of both is trained on.
+        identity = "" if data.is_translation else opened.run.data["identity"]
+        judge, of_judge = open_to_judge(Path(classifier), data.classes, data.event_shape, identity)
     networks = inception.check_weights(settings)
     described = networks.describe() if networks else False
     key = key_of(opened, num, classifier=of_judge.get("digest"), inception=described)
@@ -108,6 +110,7 @@ def evaluate(
     if settings.data.random_flip and not data.is_translation:
         key |= {"searched": "training images and their mirror images"}
     folder, is_there = find_record(opened, key)
+    is_there = parallel.first_process_says(is_there)
     source, reason = None, ""
     if parallel.is_first_process() and not is_there:
         source, reason = _training_data(opened, data_dir, live)
@@ -115,6 +118,7 @@ def evaluate(
         # With the data, it is another evaluation, which has metrics that this one skips.
         key |= {"training_data": False}
         folder, is_there = find_record(opened, key)
+        is_there = parallel.first_process_says(is_there)
     if is_there:
         if parallel.is_first_process():
             record = read_json(folder / "record.json", metrics=dict, details=dict, pictures=dict)

@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 from collections import deque
+from collections.abc import Mapping
 from typing import Any, Self
 
 import jax
@@ -61,14 +62,32 @@ def join(
         raise UserError(f"the processes of the run cannot join: {first_line(error)}") from error
     finally:
         waiting.cancel()
+    if _has_own_gpus(os.environ):
+        for kind in ("cuda", "rocm"):
+            jax.config.update(f"jax_{kind}_visible_devices", "all")
     # If another process is lost, JAX ends this one with a message, which would be hidden by the
     # stacks of all its threads.
     faulthandler.disable()
+    # JAX has set a handler of SIGTERM that only takes note of it. Training sets its own; elsewhere
+    # the signal should end the process.
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def num_processes() -> int:
     """Returns the number of processes of the run, without starting JAX's backend."""
     return jax.process_count() if jax.distributed.is_initialized() else 1
+
+
+def check_devices() -> None:
+    """Raises a UserError unless all processes have equally many devices. Starts JAX's backend."""
+    owners = [device.process_index for device in jax.devices()]
+    counts = [owners.count(index) for index in sorted(set(owners))]
+    if len(set(counts)) > 1:
+        raise UserError(
+            f"the processes of the run have {', '.join(map(str, counts))} devices, but each needs "
+            "the same number: check which devices are visible on each host"
+        )
 
 
 def check_agreement(replicated: object, step: int) -> None:
@@ -129,3 +148,20 @@ class StopSignals:
                 with contextlib.suppress(OSError):  # The terminal may be closed.
                     text = f"\n{self.heard}: saving and stopping; again to stop now"
                     print(text, file=sys.stderr)
+
+
+def _has_own_gpus(environ: Mapping[str, str]) -> bool:
+    """Whether all GPUs that this process sees are its own.
+
+    Under SLURM and Open MPI, JAX takes one GPU per process, by its number on the host. A task with
+    `--gpus-per-task` sees only its own GPUs, whose numbers begin at 0, and a process that is alone
+    on its host should use all of them.
+    """
+    if environ.get("JAX_LOCAL_DEVICE_IDS"):  # The user has chosen.
+        return False
+    per_task = environ.get("SLURM_GPUS_PER_TASK", "").rpartition(":")[2]  # It may begin with TYPE:.
+    visible = environ.get("CUDA_VISIBLE_DEVICES") or environ.get("ROCR_VISIBLE_DEVICES") or ""
+    tasks, nodes = environ.get("SLURM_NTASKS"), environ.get("SLURM_STEP_NUM_NODES")
+    is_alone = tasks is not None and tasks == nodes
+    is_alone |= "SLURM_JOB_ID" not in environ and environ.get("OMPI_COMM_WORLD_LOCAL_SIZE") == "1"
+    return is_alone or (bool(visible) and per_task == str(len(visible.split(","))))

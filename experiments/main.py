@@ -127,14 +127,19 @@ def _run(command: "Command", processes: dict[str, Any]) -> None:
     precision.set_cpu_flags(bfloat16=wanted.get("precision") in ("auto", "bfloat16"))
     hosts.join(**processes)
     try:
+        if hosts.num_processes() > 1:
+            hosts.check_devices()
         run(command)
     except UserError:
         raise
     except Exception as error:
-        if hosts.num_processes() == 1:
-            raise
+        of_disk = isinstance(error, OSError) and error.errno is not None
+        of_memory = "RESOURCE_EXHAUSTED" in str(error) and isinstance(error, RuntimeError)
+        if hosts.num_processes() == 1 or of_disk or of_memory or isinstance(error, MemoryError):
+            raise  # Ends in one line, at once.
         text = first_line(error)
-        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in text:
+        # On CPUs, a lost connection may be a ValueError.
+        if isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in text:
             text = f"another process of the run has failed, see its output: {text}"
         else:
             traceback.print_exc()

@@ -70,6 +70,17 @@ def uses_onednn(environ: Mapping[str, str] = os.environ) -> bool:
     return ONEDNN_FLAG in environ.get("XLA_FLAGS", "").split()
 
 
+def flags_in_use(environ: Mapping[str, str] = os.environ) -> str:
+    """Returns the compiler flags of this process, on an accelerator without those for CPUs.
+
+    `set_cpu_flags` sets these by the processor of the host, which need not be that of other hosts.
+    """
+    flags = environ.get("XLA_FLAGS", "")
+    if jax.default_backend() == "cpu":
+        return flags
+    return " ".join(flag for flag in flags.split() if not flag.startswith("--xla_cpu_"))
+
+
 def resolve(settings: Settings) -> Settings:
     """Returns the settings with the precision in use here, and multiplies float32 arrays in it.
 

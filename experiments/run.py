@@ -274,11 +274,13 @@ def create(
 ) -> Run:
     """Creates a run, which remembers the `data_dir` of the command; see `Run.remembered_dir`.
 
-    The caller must hold `locked_folder`. All processes must call this.
+    The prior is that of the first process. The caller must hold `locked_folder`. All processes must
+    call this.
     """
     described, prior_sha256 = describe_data(source), fitted.sha256 if fitted else None
     check_free(root, dataclasses.replace(wanted.data, dir=data_dir or wanted.data.dir))
-    _check_agreed([kind, settings.shareable(wanted), _software(wanted), described, prior_sha256])
+    # Without the prior: the last digits of a fit depend on the processor and on its threads.
+    _check_agreed([kind, settings.shareable(wanted), _software(wanted), described])
     if parallel.is_first_process():
         if fitted is not None:
             prior.write(root / "prior.npz", fitted)
@@ -473,7 +475,7 @@ def _software(wanted: Settings) -> dict[str, Any]:
         "fdrl_jax": fdrl_jax.__version__,
         **{name: version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")},
         "precision": precision.resolve(wanted).precision,
-        "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
+        "XLA_FLAGS": precision.flags_in_use(),
     }
 
 

@@ -57,7 +57,7 @@ def sample(command: Command) -> None:
     opened.run.samples.mkdir(exist_ok=True)
     # Only complete samples have a record next to them, which `_find_path` has compared.
     is_done = record_file.exists() and path.exists()
-    if parallel.same_on_all_processes(str(is_done)) and not is_done:
+    if not parallel.first_process_says(is_done):
         starts = draw.sample_starts(model, opened.state, min(num, pictures.num_shown(model.source)))
         shown = np.zeros_like(starts)
         batches = _batches(opened, model, num, shown)

@@ -75,6 +75,9 @@ def plan(sweep: Mapping[str, Any], root: Path) -> list[Planned]:
     """
     if set(sweep) - set(_KEYS) or not {"config", "groups"} <= set(sweep):
         raise UserError(f"the sweep has the keys {', '.join(sweep)}; allowed: {', '.join(_KEYS)}")
+    for name in ("seeds", "metrics"):
+        if isinstance(sweep.get(name, ()), str) or not isinstance(sweep.get(name, ()), Sequence):
+            raise UserError(f"{name} of the sweep must be a list, got {sweep[name]!r}")
     seeds = tuple(sweep.get("seeds", (0,)))
     if len(set(seeds)) < len(seeds):
         raise UserError(f"the sweep has equal seeds, whose runs would be equal: {seeds}")
@@ -84,11 +87,16 @@ def plan(sweep: Mapping[str, Any], root: Path) -> list[Planned]:
     planned = []
     named = [(g, name, own) for g, of in sweep["groups"].items() for name, own in of.items()]
     for seed, (group, name, own) in itertools.product(seeds, named):
-        changes = {**sweep.get("settings", {}), **own, "seed": seed}
+        changes = {**sweep.get("settings", {}), **own}
+        if "seed" in changes:
+            raise UserError(f"{name!r} of the sweep sets seed; list seeds under 'seeds'")
+        changes |= {"seed": seed}
         wanted = settings.from_config({**config, **changes})
         parts = (re.sub(r"[^\w.=+-]+", "_", part).strip("_") for part in (group, name))
         folder = root.joinpath(*parts, f"seed_{seed}")
         key = repr(sorted(changes.items()))
+        if key not in folders and folder in folders.values():
+            raise UserError(f"two runs of the sweep would share {folder}; rename {name!r}")
         folder = folders.setdefault(key, folder)
         of_device = config_for is not None
         planned.append(Planned(group, name, seed, changes, wanted, of_device, folder))

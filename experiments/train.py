@@ -131,6 +131,9 @@ def create_or_resume(command: Command) -> tuple[Run, Experiment]:
     created = run.create(
         command.folder, "ratio", wanted, source, of_prior, command.text, command.data_dir
     )
+    if of_prior is not None and not parallel.is_first_process():
+        # Each process has fitted a prior of its own, and all must train with the stored one.
+        return created, experiment.build(used, source, created.prior())
     return created, model
 
 

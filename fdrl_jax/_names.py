@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 def nearest(name: str, allowed: Iterable[str]) -> str:
     """Returns "; did you mean 'x'?" for the closest allowed name, or "" if none is similar."""
-    matches = difflib.get_close_matches(name.lower(), list(allowed), n=1, cutoff=0.55)
+    matches = difflib.get_close_matches(str(name).lower(), list(allowed), n=1, cutoff=0.55)
     return f"; did you mean {matches[0]!r}?" if matches else ""
 
 

@@ -201,7 +201,7 @@ def get(spec: str | FDivergence) -> FDivergence:
         return spec
     if spec in REGISTRY:
         return REGISTRY[spec]
-    if match := _ALPHA.fullmatch(spec):
+    if match := _ALPHA.fullmatch(str(spec)):
         return _named_alpha(float(match["order"]))
     allowed = [*REGISTRY, "alpha(ORDER)"]
     hint = nearest(spec, allowed) or "."

@@ -459,6 +459,11 @@ def _checked_labels(
     """Returns the labels of the data and of the samples as further arguments of an estimator."""
     if labels is None:
         return (), ()
+    if len(labels) != 2:
+        raise ValueError(
+            "labels must be a pair, those of the data and those of the prior samples, got "
+            f"{len(labels)} entries"
+        )
     of_real, of_flowed = map(jnp.asarray, labels)
     if (of_real.shape[:1], of_flowed.shape[:1]) != ((num_real,), (num_flowed,)):
         raise ValueError(

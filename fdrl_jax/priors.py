@@ -222,8 +222,11 @@ def class_weights(
       num_samples: of each component, over which `p(y|m)` is the mean of `p(y|x)`.
 
     Raises:
-      ValueError: if the mixture has weights for each class already.
+      ValueError: for another prior, if the mixture has weights for each class already, or for
+        logits that are not [B, C].
     """
+    if "weights" not in prior.params:
+        raise ValueError("class_weights needs a mixture, from priors.mixture")
     weights = np.asarray(prior.params["weights"], np.float64)
     if weights.ndim != 1:
         raise ValueError(f"the mixture has weights for each class already, {weights.shape}")
@@ -234,10 +237,17 @@ def class_weights(
     def probabilities(params: Any, component: Array) -> Array:
         keys = jax.random.split(jax.random.fold_in(key, component), num_samples)
         x = prior.sample(params, keys, {"label": jnp.full(num_samples, component)})
-        return jax.nn.softmax(at_least_float32(classifier(x)), axis=-1).mean(axis=0)
+        logits = at_least_float32(classifier(x))
+        if logits.ndim != 2:
+            raise ValueError(
+                f"a classifier must return logits [B, C], two classes included; got {logits.shape}"
+            )
+        return jax.nn.softmax(logits, axis=-1).mean(axis=0)
 
     found = [probabilities(of_component, component) for component in range(num)]
-    joint = weights[:, None] * np.asarray(found, np.float64)
+    # A class that the classifier finds nowhere has the weights of the mixture, and not NaN.
+    tiny = np.finfo(np.float32).tiny
+    joint = weights[:, None] * np.maximum(np.asarray(found, np.float64), tiny)
     of_classes: np.ndarray = (joint / joint.sum(axis=0)).T.astype(np.float32)
     return of_classes
 

@@ -20,6 +20,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
@@ -130,7 +131,7 @@ def _warn_of_distance(before: Array, after: Array) -> None:
 
     moved = root_mean_square(after - before)
     spread = root_mean_square(before - jnp.mean(before, axis=0))
-    if not moved <= spread:
+    if len(before) > 1 and not moved <= spread:  # A single sample has no spread.
         warnings.warn(
             f"refinement moved the samples by {moved:.3g}, farther than their spread of "
             f"{spread:.3g}, so most are probably where the discriminator was not trained; use a "
@@ -179,9 +180,16 @@ def accept(key: Array, outputs: ArrayLike, bound: ArrayLike, *, output: Output) 
       True for the samples to keep, [B].
 
     Raises:
-      ValueError: for another `output`, or if the number of keys is wrong.
+      ValueError: for another `output`, if the number of keys is wrong, or for a known bound that is
+        NaN or, of ratios, not positive.
     """
     check_output(output)
+    known = None if isinstance(bound, jax.core.Tracer) else np.asarray(bound)
+    if known is not None and (np.isnan(known).any() or (output == "ratio" and (known <= 0).any())):
+        raise ValueError(
+            f"bound must be a number, of ratios above 0, got {bound}; with it, hardly a sample "
+            "would be kept. Outputs must be finite, and a larger quantile gives a larger bound"
+        )
     outputs = jnp.asarray(outputs)
     # In float32 for outputs of half precision too, whose uniform numbers are coarse.
     uniform = _keys.uniform_like(key, outputs.astype(jnp.float32))

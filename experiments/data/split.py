@@ -58,6 +58,17 @@ def open_parts(options: Data) -> dict[str, tuple[Records, Records]]:
 
 
 def _open(options: Data) -> Part:
+    train, held_out = _opened(options)
+    if held_out is None and options.held_out_split != Data().held_out_split:
+        logging.getLogger("fdrl").warning(
+            "the data have no split %r (data.held_out_split), so some of the training images are "
+            "held out",
+            options.held_out_split,
+        )
+    return train, held_out
+
+
+def _opened(options: Data) -> Part:
     if options.name.startswith(tfds.PREFIX):
         folder = tfds.find(options.name.removeprefix(tfds.PREFIX), options.dir)
         train = tfds.open_split(folder, options.split)

@@ -4,6 +4,7 @@ Sets that exist are read whatever wrote them, also your own. Other sets of TFDS 
 prepared, which needs TensorFlow.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -38,15 +39,20 @@ def find(name: str, root: str) -> str:
             f"{name[:100]!r}"
         )
     base = Path(root or os.environ.get("TFDS_DATA_DIR") or _DEFAULT_ROOT).expanduser()
-    stem, _, version = name.partition(":")
-    found = [info.parent for info in base.glob(f"{stem}/**/dataset_info.json")]
-    found = [folder for folder in found if not version or folder.name == version]
+    found = _prepared(name, base)
     if not found:
         return _prepare(name, base)
     configs = sorted({f.parent.relative_to(base).as_posix() for f in found})
     if len(configs) > 1:
         raise DataError(f"tfds:{name} has several configs in {base}: name one of {configs}")
     return str(max(found, key=lambda folder: [int(n) for n in re.findall(r"\d+", folder.name)]))
+
+
+def _prepared(name: str, base: Path) -> list[Path]:
+    """Returns the folders of a data set that are there, of the version if the name has one."""
+    stem, _, version = name.partition(":")
+    found = [info.parent for info in base.glob(f"{stem}/**/dataset_info.json")]
+    return [folder for folder in found if not version or folder.name == version]
 
 
 def _prepare(name: str, base: Path) -> str:
@@ -60,12 +66,15 @@ def _prepare(name: str, base: Path) -> str:
         hint = nearest(stem, sorted({*there, *known}))
         raise DataError(f"tfds:{name} is neither a data set of TFDS nor prepared in {base}{hint}")
     print(f"tfds:{name} is not in {base}: downloading and preparing it")
+    _keep_off_gpus()
     try:
         builder = tfds.builder(name, data_dir=base, file_format="array_record")
         builder.download_and_prepare(
             download_config=tfds.download.DownloadConfig(try_download_gcs=False)
         )
     except Exception as error:  # Builders may raise any error, and often need more packages.
+        if _prepared(name, base):  # By another process of the run, in a folder that they share.
+            return find(name, str(base))
         raise DataError(
             f"tfds:{name} cannot be prepared: {first_line(error)}. Prepare it where TensorFlow and "
             f"a network are available, with tfds build {stem} --data_dir={base} "
@@ -94,6 +103,7 @@ def open_split(folder: str, split: str) -> Records | None:
         elif find_spec("tensorflow") is None:
             raise ValueError("TFRecord files need TensorFlow; prepare the set as array_record")
         else:  # There is no access by index, so the encoded images stay in memory.
+            _keep_off_gpus()
             data = list(tfds.as_numpy(builder.as_dataset(**options)))
         if len(data) != info.splits[split].num_examples:
             raise ValueError(f"{len(data)} of {info.splits[split].num_examples} images are there")
@@ -114,6 +124,14 @@ def open_split(folder: str, split: str) -> Records | None:
 
     where, keys = f"{folder}:{split}:", range(len(data))
     return Records(where, keys, fetch, digest(*fixed), digest(*fixed, files), labels, classes)
+
+
+def _keep_off_gpus() -> None:
+    """Hides GPUs from TensorFlow, which would reserve all of their memory, and JAX needs it."""
+    with contextlib.suppress(ImportError, RuntimeError):  # It is missing, or runs already.
+        import tensorflow
+
+        tensorflow.config.set_visible_devices([], "GPU")
 
 
 def _check_features(path: Path) -> None:

@@ -95,9 +95,9 @@ DEFINITIONS: dict[str, Definition] = {
     ),
     "log_ratio_kl": Definition(
         "error of the estimated log-ratio",
-        "KL(q~ || p exp(log r) / Z)",
+        "E_q~[log q~/p - log r] + E_p[r] - 1",
         "lower",
-        "Z is estimated on fresh data.",
+        "KL(q~ || r p), whose mass E_p[r] need not be 1; it is estimated on fresh data.",
         unit="nats",
     ),
     "frechet": Definition(

@@ -3,6 +3,7 @@
 import dataclasses
 import shlex
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -31,6 +32,8 @@ def make_run(command: Command) -> None:
             "--mode=import needs --sampler=NAME: one that ships with fdrl_jax, such as mnist, the "
             "folder of an export, or OWNER/NAME of the Hugging Face Hub"
         )
+    if jax.process_count() > 1:  # Each would make the run in an unfinished folder of its own.
+        raise UserError("--mode=import is for one process; several can use the run that it makes")
     try:
         sampler = fdrl_jax.pretrained(command.sampler)
     except (ModuleNotFoundError, OSError, ValueError) as error:

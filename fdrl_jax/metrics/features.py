@@ -62,7 +62,13 @@ def _features(images: jax.Array) -> jax.Array:
         for kernel in filters:
             maps = jax.nn.relu(
                 lax.conv_general_dilated(
-                    maps, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+                    maps,
+                    kernel,
+                    (1, 1),
+                    "SAME",
+                    dimension_numbers=("NHWC", "HWIO", "NHWC"),
+                    # By default, TPUs would round to bfloat16 and GPUs to TF32.
+                    precision=lax.Precision.HIGHEST,
                 )
             )
         return _pooled(maps[0])

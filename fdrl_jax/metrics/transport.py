@@ -37,7 +37,8 @@ def sliced_wasserstein(
 
     Reference: Bonneel et al., "Sliced and Radon Wasserstein Barycenters of Measures", 2015.
     """
-    squared = float(_sliced(*_on_device(x, y), num_projections, jax.random.key(seed)))
+    with jax.default_matmul_precision("highest"):  # By default, accelerators round to fewer bits.
+        squared = float(_sliced(*_on_device(x, y), num_projections, jax.random.key(seed)))
     return float(np.sqrt(max(squared, 0.0)))
 
 
@@ -68,7 +69,8 @@ def sinkhorn_divergence(
     Reference: Feydy et al., "Interpolating between Optimal Transport and MMD using Sinkhorn
     Divergences", AISTATS 2019.
     """
-    value, converged = _sinkhorn(*_on_device(x, y), epsilon, max_iterations)
+    with jax.default_matmul_precision("highest"):
+        value, converged = _sinkhorn(*_on_device(x, y), epsilon, max_iterations)
     if not converged:
         raise ValueError(
             f"Sinkhorn's algorithm did not converge in {max_iterations:,} iterations; "

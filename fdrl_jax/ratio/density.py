@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from fdrl_jax.langevin import as_floating
+
 Array = jax.Array
 _MAX_FEATURES = 64  # Exact Jacobians cost D passes, and their determinants D^3.
 _NEWTON_STEPS = 8
@@ -62,6 +64,7 @@ def log_density(
 
     Reference: Behrmann et al., "Invertible Residual Networks", ICML 2019.
     """
+    x = as_floating(x)
     if x.ndim != 2 or not 1 <= x.shape[1] <= _MAX_FEATURES:
         raise ValueError(
             f"x must be points with 1 to {_MAX_FEATURES} features, [B, D], got shape {x.shape}; "

@@ -151,7 +151,8 @@ def fit_ratio(
       num_waymarks: number of waymarks between both sets. By default they are added until no
         adjacent pair has a held-out area under the curve above `max_auc`.
       max_auc: see `num_waymarks`.
-      num_steps: the most training steps; the rate follows a cosine over them.
+      num_steps: the most training steps, up to the end of a round between two looks at the held-out
+        loss; the rate follows a cosine over them.
       batch_size: examples of each waymark per step.
       learning_rate: the highest rate of AdamW.
       weight_decay: the weight decay of AdamW.
@@ -165,12 +166,22 @@ def fit_ratio(
 
     Raises:
       TypeError: for a network that is neither of the two, or a key that is not a JAX key.
-      ValueError: for arrays with different features, less than 20 examples or values that are not
-        finite, for options out of range, for unknown names, and if training diverges.
+      ValueError: for arrays with different features, data frames with different columns, less than
+        20 examples or values that are masked or not finite, for options out of range, for unknown
+        names, and if training diverges.
 
     Reference: Rhodes, Xu and Gutmann, "Telescoping Density-Ratio Estimation", NeurIPS 2020.
     """
     top, bottom = checked_array("numerator", numerator), checked_array("denominator", denominator)
+    names = [
+        [name for name in getattr(values, "columns", ()) if isinstance(name, str)]
+        for values in (numerator, denominator)
+    ]
+    if all(names) and names[0] != names[1]:  # Columns in another order have the same shape.
+        raise ValueError(
+            "numerator and denominator must have the same columns in the same order, got "
+            f"{', '.join(names[0])} and {', '.join(names[1])}"
+        )
     if top.shape[1:] != bottom.shape[1:]:
         raise ValueError(
             "numerator and denominator must have the same features, got shapes "
@@ -198,6 +209,10 @@ def checked_array(name: str, values: ArrayLike) -> np.ndarray:
     Raises:
       ValueError: for too few examples, no features, or values that are not finite real numbers.
     """
+    if np.ma.is_masked(values):  # NumPy would use what the mask hides.
+        raise ValueError(f"{name} has masked values; remove or impute them")
+    if hasattr(values, "toarray"):
+        raise ValueError(f"{name} must be an array; convert a sparse matrix with toarray()")
     array = np.asarray(values)
     if array.ndim == 1:
         array = array[:, None]
@@ -488,7 +503,8 @@ def _round(task: Task, inputs: Inputs, state: State) -> State:
 def _standardisation(top: np.ndarray, bottom: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns mean and inverse standard deviation of both sets; 0 for constant features.
 
-    Warns if a feature is constant in one set only, where the ratio is infinite or 0.
+    Warns if a feature is constant in one set only, where the ratio is infinite or 0, or varies too
+    little to be used.
     """
     means = [values.mean(axis=0, dtype=np.float64) for values in (top, bottom)]
     variances = [values.var(axis=0, dtype=np.float64) for values in (top, bottom)]
@@ -500,6 +516,16 @@ def _standardisation(top: np.ndarray, bottom: np.ndarray) -> tuple[np.ndarray, n
         warnings.warn(
             f"{num} of {mean.size} features are constant in one set and vary in the other; there "
             "the density ratio does not exist. Remove these features",
+            stacklevel=4,
+        )
+    spread = np.maximum(top.max(axis=0), bottom.max(axis=0)) - np.minimum(
+        top.min(axis=0), bottom.min(axis=0)
+    )
+    if num := int(np.sum((spread > 0.0) & ~varies[2])):
+        warnings.warn(
+            f"{num} of {mean.size} features vary by less than a millionth of their size and are "
+            "ignored, because points are given in float32; subtract a constant from these features "
+            "and points",
             stacklevel=4,
         )
     return mean, np.where(varies[2], 1.0 / np.sqrt(np.where(varies[2], variance, 1.0)), 0.0)
@@ -523,6 +549,10 @@ def _check_options(
     for name, value in (("num_steps", options.num_steps), ("batch_size", options.batch_size)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
+    if not 0.0 < options.learning_rate < np.inf:  # A negative one would end in a ratio of 1.
+        raise ValueError(f"learning_rate must be above 0, got {options.learning_rate}")
+    if not 0.0 <= options.weight_decay < np.inf:
+        raise ValueError(f"weight_decay must be at least 0, got {options.weight_decay}")
     if not 0.0 < held_out_fraction < 0.9:
         raise ValueError(
             f"held_out_fraction must be above 0 and below 0.9, got {held_out_fraction}"

@@ -195,7 +195,7 @@ class DensityRatio:
           error of the ratio.
 
         Raises:
-          ValueError: for an unknown divergence, or for other features.
+          ValueError: for an unknown divergence, for other features, or without examples.
 
         References: Veach and Guibas, "Optimally combining sampling techniques for Monte Carlo
         rendering", 1995 (balance heuristic); Efron, "Bootstrap methods", 1979.
@@ -211,6 +211,11 @@ class DensityRatio:
                 (denominator, self.held_out_denominator),
             )
         ]
+        if not all(map(len, log_r)):
+            raise ValueError(
+                "a divergence needs examples of both sets, got "
+                f"{len(log_r[0])} of the numerator and {len(log_r[1])} of the denominator"
+            )
         if divergence.f is divergences.KL.f:
             terms = [log_r[0]]
         elif divergence.f is divergences.REVERSE_KL.f:

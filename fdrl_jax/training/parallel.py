@@ -207,6 +207,15 @@ def any_process(flag: bool) -> jax.Array:
     return answer
 
 
+def first_process_says(flag: bool) -> bool:
+    """Returns the flag of the first process; all processes must call this.
+
+    Whether a file exists may look different on other hosts: network file systems keep answers for a
+    minute.
+    """
+    return bool(any_process(flag and is_first_process())) if jax.process_count() > 1 else flag
+
+
 def divergent_replicas(tree: Any) -> list[int]:
     """Returns which replicas of a replicated pytree differ in any bit from most of them.
 

@@ -68,6 +68,8 @@ def test_an_estimator_that_ignores_labels_has_the_objective_without_labels():
 def test_one_label_is_needed_per_example():
     with pytest.raises(ValueError, match=r"12 and 8, got shapes \(12,\) and \(12,\)"):
         METHOD.objective(KEY, REAL, START, lambda x, _: x[:, 0], labels=(OF_REAL, OF_REAL))
+    with pytest.raises(ValueError, match=r"labels must be a pair, .* got 12 entries"):
+        METHOD.objective(KEY, REAL, START, lambda x, _: x[:, 0], labels=OF_REAL)
 
 
 def _slope_by_class(variables, x, labels):

@@ -1,12 +1,13 @@
 """Distances between samples, against closed forms and their stated bias."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.spatial.distance import cdist
 
 from fdrl_jax import metrics
-from fdrl_jax.metrics import energy
+from fdrl_jax.metrics import energy, features
 
 SIGMAS = 4.0  # Allowed sampling error, in standard deviations of the mean over repeats.
 
@@ -196,3 +197,8 @@ def test_an_image_that_is_not_finite_has_no_finite_features():
     features = metrics.random_conv_features(images)
     assert np.isnan(features[0]).all()
     assert np.isfinite(features[1:]).all()
+
+
+def test_features_are_computed_in_full_precision_on_every_device():
+    images = jax.ShapeDtypeStruct((2, 8, 8, 1), np.float32)
+    assert "precision=(Precision.HIGHEST" in str(jax.make_jaxpr(features._features)(images))

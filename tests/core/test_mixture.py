@@ -173,6 +173,20 @@ def test_weights_of_a_class_are_those_of_bayes():
         priors.class_weights(priors.mixture(by_class), classifier, jax.random.key(0))
 
 
+def test_weights_of_a_class_that_is_nowhere_are_those_of_the_mixture():
+    prior = priors.mixture(priors.fit_mixture(*blobs(), 2))
+
+    def classifier(x):
+        return jnp.stack([x[:, 0, 0], jnp.full(len(x), -1e4)], axis=-1)
+
+    found = priors.class_weights(prior, classifier, jax.random.key(0), num_samples=5)
+    np.testing.assert_allclose(found[1], prior.params["weights"], rtol=1e-6)
+    with pytest.raises(ValueError, match=r"must return logits \[B, C\], .* got \(5,\)"):
+        priors.class_weights(prior, lambda x: x[:, 0, 0], jax.random.key(0), num_samples=5)
+    with pytest.raises(ValueError, match="needs a mixture"):
+        priors.class_weights(priors.normal((2,)), classifier, jax.random.key(0))
+
+
 def test_clusters_need_a_label_for_each_example():
     x, numbers = blobs()
     with pytest.raises(

@@ -271,6 +271,17 @@ def test_the_first_device_does_not_store_the_copies_of_others(monkeypatch):
     assert max(held) <= 2 * size
 
 
+@pytest.mark.parametrize(("first", "flags"), [(True, (True, False)), (False, (False, True))])
+def test_the_first_process_decides_what_processes_see_differently(first, flags, monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    shared = []  # What each process contributes.
+    monkeypatch.setattr(parallel, "any_process", lambda own: shared.append(own) or own)
+    for index, flag in enumerate(flags):
+        monkeypatch.setattr(jax, "process_index", lambda index=index: index)
+        parallel.first_process_says(flag)
+    assert any(shared) == first
+
+
 def differing(array, other, replica=1):
     """Replicas of an array, with another array on one device."""
     arrays = [other if i == replica else array for i in range(NUM_DEVICES)]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from flax import nnx
+from scipy import sparse
 from scipy.stats import norm
 
 import fdrl_jax as fdrl
@@ -379,6 +380,11 @@ def test_bad_sets_are_an_error(message):
         ({"max_auc": 0.4}, "max_auc must be"),
         ({"held_out_fraction": 0.0}, "held_out_fraction must be"),
         ({"num_steps": 0}, "num_steps must be at least 1"),
+        ({"learning_rate": -1e-3}, "learning_rate must be above 0"),
+        ({"learning_rate": float("nan")}, "learning_rate must be above 0"),
+        ({"weight_decay": -1.0}, "weight_decay must be at least 0"),
+        ({"bridge": None}, "unknown bridge None; did you mean 'none'"),
+        ({"loss": None}, "unknown Bregman loss None. Allowed: lsif, lr, ukl"),
         ({"network": Network(lambda k, x: jnp.zeros(2), lambda p, x: (x @ p)[:, None])}, "drop"),
         ({"network": Network(lambda k, x: jnp.zeros(2, int), lambda p, x: x @ p)}, "floating"),
         ({"network": nn.BatchNorm(use_running_average=False)}, "only 'params' are trained"),
@@ -423,6 +429,12 @@ def test_a_feature_that_is_constant_in_one_set_only_is_a_warning():
     top[:, 0] = 0.0
     with pytest.warns(UserWarning, match="1 of 2 features are constant in one set"):
         fdrl.fit_ratio(KEY, top, bottom, bridge="none", **(SMALL | {"num_steps": 2}))
+
+
+def test_a_feature_that_varies_too_little_to_be_used_is_a_warning():
+    late, early = (1.7e9 + x for x in gaussians(100))  # Seconds since 1970.
+    with pytest.warns(UserWarning, match="2 of 2 features vary by less than a millionth"):
+        fdrl.fit_ratio(KEY, late, early, bridge="none", **(SMALL | {"num_steps": 2}))
 
 
 def test_diverging_training_is_an_error():
@@ -479,7 +491,32 @@ def test_columns_of_several_types_are_numbers_and_texts_are_refused():
             fdrl.fit_ratio(KEY, texts, mixed, **SMALL)
 
 
+class Frame:
+    """A data frame, as far as the library uses it."""
+
+    def __init__(self, values, columns):
+        self.values, self.columns = values, columns
+
+    def __array__(self, dtype=None, copy=None):
+        return np.array(self.values, dtype)
+
+
+def test_columns_in_another_order_masked_values_and_sparse_matrices_are_an_error():
+    top, bottom = gaussians(100)
+    with pytest.raises(ValueError, match="same columns in the same order, got a, b and b, a"):
+        fdrl.fit_ratio(KEY, Frame(top, ["a", "b"]), Frame(bottom, ["b", "a"]), **SMALL)
+    with pytest.raises(ValueError, match="numerator has masked values"):
+        fdrl.fit_ratio(KEY, np.ma.masked_greater(top, 1.0), bottom, **SMALL)
+    with pytest.raises(ValueError, match=r"denominator must be an array; .* with toarray\(\)"):
+        fdrl.fit_ratio(KEY, top, sparse.csr_array(bottom), **SMALL)
+    same = Frame(top, ["a", "b"]), Frame(bottom, ["a", "b"])
+    options = SMALL | {"num_steps": 2, "bridge": "none"}
+    assert fdrl.fit_ratio(KEY, *same, **options).log_ratio(same[1]).shape == (100,)
+
+
 def test_no_examples_have_no_ratios():
     ratio = fitted()
     assert ratio.differs
     assert ratio.log_ratio(np.zeros((0, 2))).shape == (0,)
+    with pytest.raises(ValueError, match="needs examples of both sets, got 0 of the numerator"):
+        ratio.divergence("kl", numerator=np.zeros((0, 2)))

@@ -62,6 +62,11 @@ def test_a_step_that_folds_space_is_seen():
     assert float(density.largest_eigenvalue[0]) == pytest.approx(1.2)
 
 
+def test_points_may_be_whole_numbers_in_lists():
+    found, expected = (log_density(x, double_well) for x in ([[0, 1]], jnp.array([[0.0, 1.0]])))
+    np.testing.assert_array_equal(found.data, expected.data)
+
+
 @pytest.mark.parametrize("shape", [(3,), (3, 65), (3, 2, 2)])
 def test_points_of_other_shapes_are_an_error(shape):
     with pytest.raises(ValueError, match="1 to 64 features"):

@@ -125,6 +125,11 @@ def test_samples_that_move_farther_than_they_are_spread_cause_a_warning():
         fdrl.refine(KEY, X, steep, step_size=1.0)
 
 
+def test_a_single_sample_that_moves_a_little_causes_no_warning():
+    refined = fdrl.refine(KEY, X[:1], discriminator, step_size=1e-3, entropy_weight=0.0)
+    assert np.isfinite(refined).all()
+
+
 # Rejection
 
 NUM = 20_000
@@ -180,6 +185,14 @@ def test_misuse_raises():
     keys = rng.example_keys(rng.root_key(0), rng.Stream.SAMPLE, jnp.arange(2))
     with pytest.raises(ValueError, match="one key per example"):
         refinement.accept(keys, jnp.zeros((3,)), 0.0, output="log_ratio")
+
+
+@pytest.mark.parametrize(
+    ("output", "bound"), [("ratio", -0.1), ("ratio", 0.0), ("log_ratio", np.nan)]
+)
+def test_a_bound_that_keeps_hardly_a_sample_is_an_error(output, bound):
+    with pytest.raises(ValueError, match="bound must be a number, of ratios above 0"):
+        refinement.accept(jax.random.key(0), jnp.ones((3,)), bound, output=output)
 
 
 @pytest.mark.parametrize("output", ["log_ratio", "ratio"])

@@ -26,6 +26,14 @@ def test_folders_of_splits_are_not_classes(tmp_path):
     assert (source.num_train, source.num_held_out, source.classes) == (8, 8, ("cat", "dog"))
 
 
+def test_a_named_split_that_is_not_there_is_reported(tmp_path, caplog):
+    write_folder(tmp_path, [*numbered(20, "cat/"), *numbered(20, "dog/")])
+    assert open_folder(tmp_path).num_held_out == 4
+    assert not caplog.text
+    assert open_folder(tmp_path, held_out_split="validation").num_held_out == 4
+    assert "no split 'validation' (data.held_out_split), so some of the training" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("names", "expected"),
     [

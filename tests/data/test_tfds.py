@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import sys
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -89,6 +91,15 @@ def test_a_set_that_cannot_be_prepared_says_how_to(tmp_path, monkeypatch):
         load(Data(name="tfds:mnist", dir=str(tmp_path)))
 
 
+def test_a_set_that_another_process_has_just_prepared_is_used(prepared, tmp_path, monkeypatch):
+    def overtaken(*_, data_dir, **__):
+        shutil.copytree(prepared / "glyphs", data_dir / "mnist")
+        raise OSError("Directory not empty")
+
+    monkeypatch.setattr(tensorflow_datasets, "builder", overtaken)
+    assert tfds.find("mnist", str(tmp_path)).startswith(str(tmp_path / "mnist"))
+
+
 def test_files_of_the_format_tfrecord_need_tensorflow(prepared, tmp_path, monkeypatch):
     shutil.copytree(prepared, tmp_path / "copy")
     info = next((tmp_path / "copy").rglob("dataset_info.json"))
@@ -96,6 +107,15 @@ def test_files_of_the_format_tfrecord_need_tensorflow(prepared, tmp_path, monkey
     monkeypatch.setattr(tfds, "find_spec", lambda name: None)
     with pytest.raises(DataError, match="TFRecord files need TensorFlow"):
         load(Data(name="tfds:glyphs", dir=str(tmp_path / "copy")))
+
+
+def test_tensorflow_leaves_the_memory_of_gpus_to_jax(monkeypatch):
+    tensorflow = Mock()
+    monkeypatch.setitem(sys.modules, "tensorflow", tensorflow)
+    tfds._keep_off_gpus()
+    tensorflow.config.set_visible_devices.assert_called_once_with([], "GPU")
+    tensorflow.config.set_visible_devices.side_effect = RuntimeError("already initialised")
+    tfds._keep_off_gpus()
 
 
 def test_a_set_is_downloaded_and_prepared_on_first_use(tmp_path, monkeypatch, capsys):

@@ -18,6 +18,7 @@ from examples import (
     pretrained_samples,
     stale_and_guided,
 )
+from fdrl_jax import pretrained
 
 EXAMPLES = Path(density_chasm.__file__).parent
 CASES = [f"{case.training}, {case.prior}" for case in stale_and_guided.CASES]
@@ -155,6 +156,12 @@ def test_digits_of_the_shipped_sampler_are_drawn_to_a_picture(tmp_path):
         assert picture.size == (10 * 29 * 3, 2 * 29 * 3)
 
 
+def test_a_sampler_of_points_is_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        pretrained_samples.main(["--sampler=swissroll", f"--out={tmp_path}/x.png"])
+    assert "--sampler=swissroll draws points" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_the_notebook_runs_from_top_to_bottom():
     cells = json.loads((EXAMPLES / "first_look.ipynb").read_text())["cells"]
@@ -191,6 +198,11 @@ def test_notebooks_are_stored_with_small_outputs(name, num_pictures, words):
     assert any(words in "".join(output.get("text", ())) for output in outputs)
     assert not any(output["output_type"] == "error" for output in outputs)
     assert len(text) < 250_000
+
+
+def test_the_outputs_of_the_notebook_are_of_the_sampler_that_ships():
+    text = (EXAMPLES / "first_look.ipynb").read_text()
+    assert repr(pretrained("mnist")) in text, "run the notebook again"
 
 
 def test_the_index_names_every_example():

@@ -67,6 +67,9 @@ def test_a_network_of_the_library_robustness_gives_pytorchs_logits(tmp_path):
     files = (GOLDEN / "robustness_tiny.pt", tmp_path / "images.npz")
     counts = robustness_classifier.main([str(file) for file in files])
     assert sorted(counts)[-2:] == [0, 250]
+    np.savez(tmp_path / "images.npz", np.zeros((2, 16, 16, 3), np.float32))
+    with pytest.raises(ValueError, match=r"must have uint8 images \[N, H, W, 3\], got float32"):
+        robustness_classifier.main([str(file) for file in files])
 
 
 @pytest.mark.parametrize("name", ["module.model.bn1.weight", "module.model.layer2.0.bn2.weight"])

@@ -42,6 +42,13 @@ def test_a_guide_has_the_averaged_weights_of_the_run(of_digits):
     np.testing.assert_allclose(jax.nn.softmax(apply(variables, x)), judge(x)[0], atol=1e-6)
 
 
+def test_a_judge_of_other_training_images_is_reported(of_digits, caplog):
+    classifier.open_to_judge(of_digits.root, CLASSES, SHAPE, of_digits.data["identity"])
+    assert "other images" not in caplog.text
+    classifier.open_to_judge(of_digits.root, CLASSES, SHAPE, "other")
+    assert "was trained on other images" in caplog.text
+
+
 @pytest.mark.parametrize(("classes", "shape"), [(("cat", "dog"), SHAPE), (CLASSES, (8, 8, 3))])
 def test_a_classifier_of_other_data_is_refused(classes, shape, of_digits):
     for opened in (classifier.open_to_guide, classifier.open_to_judge):

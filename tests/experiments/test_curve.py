@@ -106,6 +106,12 @@ def test_mode_curve_writes_values_and_a_picture_and_names_the_best(trained, caps
         start("curve", trained.root, None, {"curve.over": "step"}, checkpoint=2)
 
 
+def test_only_the_first_process_shows_the_progress_of_a_curve(trained, monkeypatch, capsys):
+    monkeypatch.setattr(curve.parallel, "is_first_process", lambda: False)
+    assert len(list(curve.over_step(open_checkpoint(command("curve", trained.root)), NUM))) == 2
+    assert "sampling" not in capsys.readouterr().err
+
+
 def test_a_curve_in_the_features_of_a_classifier_is_a_file_of_its_own(
     of_digits, classifier_of_digits, capsys
 ):

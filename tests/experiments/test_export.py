@@ -400,6 +400,12 @@ def test_a_sampler_of_images_becomes_a_run_without_their_data_or_with_them(
         (image_folder / "ant" / "renamed.png").rename(image_folder / "ant" / "0.png")
 
 
+def test_several_processes_cannot_import(tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(UserError, match="--mode=import is for one process"):
+        start("import", tmp_path / "run", sampler="swissroll")
+
+
 def test_what_cannot_be_imported_is_explained(trained, tmp_path):
     with pytest.raises(UserError, match="--mode=import needs --sampler=NAME"):
         start("import", tmp_path / "run")

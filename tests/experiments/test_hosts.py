@@ -2,9 +2,11 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -66,9 +68,33 @@ def test_processes_vote_and_stop_after_the_same_number_of_dispatches(monkeypatch
     assert [signals.is_due() for _ in range(5)] == [False, False, False, False, True]
 
 
+def test_sigterm_ends_one_of_several_processes_that_does_not_train():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    joined = JOINED | {"coordinator_address": address, "num_processes": 1, "process_id": 0}
+    program = (
+        "import os, signal, time\n"
+        "from experiments import hosts\n"
+        f"hosts.join(**{joined})\n"
+        "os.kill(os.getpid(), signal.SIGTERM)\n"
+        "time.sleep(10)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGTERM, done.stderr
+
+
 def test_missing_flags_are_an_error():
     with pytest.raises(UserError, match="must be given together"):
         hosts.join(**JOINED | {"coordinator_address": "127.0.0.1:1"})
+
+
+def test_processes_with_different_numbers_of_devices_are_refused(monkeypatch):
+    hosts.check_devices()
+    owners = [SimpleNamespace(process_index=index) for index in (0, 0, 1)]
+    monkeypatch.setattr(jax, "devices", lambda: owners)
+    with pytest.raises(UserError, match="the processes of the run have 2, 1 devices, but each"):
+        hosts.check_devices()
 
 
 def test_a_process_that_waits_says_so_and_listens_only_on_its_address(monkeypatch, capsys):
@@ -88,6 +114,38 @@ def test_a_process_that_waits_says_so_and_listens_only_on_its_address(monkeypatc
     assert waiting in capsys.readouterr().err
     assert asked["coordinator_bind_address"] == "127.0.0.1:9"
     assert asked["heartbeat_timeout_seconds"] == 10
+
+
+@pytest.mark.parametrize(
+    ("environ", "owns"),
+    [
+        ({}, False),
+        ({"SLURM_NTASKS": "2", "SLURM_STEP_NUM_NODES": "2"}, True),  # One task per host.
+        ({"SLURM_NTASKS": "8", "SLURM_STEP_NUM_NODES": "2"}, False),  # All see all GPUs.
+        ({"SLURM_GPUS_PER_TASK": "1", "CUDA_VISIBLE_DEVICES": "0"}, True),
+        ({"SLURM_GPUS_PER_TASK": "a100:2", "CUDA_VISIBLE_DEVICES": "0,1"}, True),
+        ({"SLURM_GPUS_PER_TASK": "1", "CUDA_VISIBLE_DEVICES": "0,1,2,3"}, False),
+        ({"OMPI_COMM_WORLD_LOCAL_SIZE": "1"}, True),
+        ({"OMPI_COMM_WORLD_LOCAL_SIZE": "4"}, False),
+        ({"OMPI_COMM_WORLD_LOCAL_SIZE": "1", "JAX_LOCAL_DEVICE_IDS": "0"}, False),
+    ],
+)
+def test_a_process_uses_all_gpus_that_it_sees_if_they_are_its_own(environ, owns):
+    assert hosts._has_own_gpus(environ) == owns
+
+
+def test_under_slurm_the_only_task_of_a_host_uses_all_its_gpus(monkeypatch):
+    def initialize(*_, **__):
+        jax.config.update("jax_cuda_visible_devices", "0")  # As JAX does for SLURM_LOCALID=0.
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    monkeypatch.setenv("SLURM_STEP_NUM_NODES", "2")
+    try:
+        hosts.join(**JOINED | {"distributed": True})
+        assert jax.config.read("jax_cuda_visible_devices") == "all"
+    finally:
+        jax.config.update("jax_cuda_visible_devices", "all")
 
 
 def test_replicas_that_differ_in_a_bit_are_named():

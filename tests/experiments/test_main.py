@@ -191,20 +191,24 @@ def test_a_defect_is_shown_with_its_traceback(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("error", "text", "is_defect"),
+    ("error", "expected", "text", "is_defect"),
     [
-        (jax.errors.JaxRuntimeError("Connection closed"), "another process of the run has", False),
-        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED"), "RESOURCE_EXHAUSTED", True),
-        (ValueError("wrong"), "wrong", True),
+        (jax.errors.JaxRuntimeError("Connection closed"), 1, "another process of the run", False),
+        (ValueError("UNKNOWN: Gloo AllGather failed"), 1, "another process of the run", False),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED"), 2, "out of memory: RESOURCE", False),
+        (MemoryError(), 2, "out of memory: MemoryError. Try a smaller", False),
+        (OSError(errno.ENOSPC, "No space left", "f"), 2, "f: No space left. Existing", False),
+        (OSError("no number"), 1, "no number", True),
+        (ValueError("wrong"), 1, "wrong", True),
     ],
 )
 def test_one_of_several_processes_ends_at_once_and_blames_another_for_a_lost_connection(
-    error, text, is_defect, monkeypatch, capsys
+    error, expected, text, is_defect, monkeypatch, capsys
 ):
     monkeypatch.setattr(hosts, "num_processes", lambda: 2)
     monkeypatch.setattr(dry_run, "dry_run", Mock(side_effect=error))
     code, line = ended_with(monkeypatch)
-    assert (code, line.startswith(text)) == (1, True)
+    assert (code, line.startswith(text)) == (expected, True)
     assert ("Traceback" in capsys.readouterr().err) == is_defect
 
 

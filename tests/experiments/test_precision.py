@@ -158,3 +158,17 @@ def test_features_of_either_architecture_are_read(tmp_path):
         path.write_text(f"processor\t: 0\n{name}\t\t: avx2 amx_bf16\n\nprocessor\t: 1\n")
         assert precision._of_processor("flags|Features", path) == "avx2 amx_bf16"
     assert precision._of_processor("flags|Features", tmp_path / "missing") == ""
+
+
+@pytest.mark.parametrize(
+    ("backend", "expected"),
+    [
+        ("cpu", f"{precision.CPU_FLAG} --xla_gpu_a=1"),
+        ("gpu", "--xla_gpu_a=1"),
+        ("tpu", "--xla_gpu_a=1"),
+    ],
+)
+def test_flags_for_cpus_do_not_count_on_accelerators(backend, expected, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    environ = {"XLA_FLAGS": f"{precision.CPU_FLAG} --xla_gpu_a=1"}
+    assert precision.flags_in_use(environ) == expected

@@ -45,6 +45,13 @@ def test_seeds_are_the_outer_loop_and_equal_runs_share_a_folder():
         ({"settings": {"loss.divergence": "kll"}}, "did you mean 'kl'"),
         ({"config": "configs/25gausians.py"}, "did you mean 'configs/25gaussians.py'"),
         ({"seeds": (0, 1, 0)}, "the sweep has equal seeds, whose runs would be equal: (0, 1, 0)"),
+        ({"seeds": 3}, "seeds of the sweep must be a list, got 3"),
+        ({"metrics": "energy_ratio"}, "metrics of the sweep must be a list, got 'energy_ratio'"),
+        ({"settings": {"seed": 5}}, "'0.0' of the sweep sets seed; list seeds under 'seeds'"),
+        (
+            {"groups": {"a": {"x y": {}, "x_y": {"flow.num_steps": 3}}}},
+            "two runs of the sweep would share runs/a/x_y/seed_0; rename 'x_y'",
+        ),
         ({"seed": (1,)}, "the sweep has the keys config, groups, seed; allowed: config, groups"),
     ],
 )

@@ -97,6 +97,22 @@ def test_a_combination_that_cannot_run_is_refused_before_the_prior_is_fitted(tmp
             train(tmp_path, {"train.batch_size": 15, **change}, "digits:tiny")
 
 
+def test_all_processes_train_with_the_prior_that_the_first_one_fitted(tmp_path, monkeypatch):
+    # On another processor, or with other threads, the last digits of a fit differ.
+    arguments = "train", tmp_path / "run", "digits:tiny", SMALL_RESNET
+    with run.locked_folder(tmp_path / "run"):
+        opened, first = program.create_or_resume(command(*arguments))
+    fit = program.prior.fit
+    monkeypatch.setattr(program.prior, "fit", lambda *of: fit(*of)._replace(mean=np.zeros(64)))
+    monkeypatch.setattr(program.parallel, "is_first_process", lambda: False)
+    monkeypatch.setattr(run, "create", lambda *_: opened)
+    command_of_other = command("train", tmp_path / "other", *arguments[2:])
+
+    _, other = program.create_or_resume(command_of_other)
+
+    jax.tree.map(np.testing.assert_array_equal, other.constants.prior, first.constants.prior)
+
+
 def test_a_metric_in_training_needs_two_held_out_images(image_folder, tmp_path):
     wanted = {"data.dir": image_folder, "data.num_held_out": 1, "evaluate.every_steps": 2}
     with pytest.raises(UserError, match="the metric needs at least 2 held-out images"):
