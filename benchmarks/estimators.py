@@ -12,11 +12,12 @@ import argparse
 import functools
 import itertools
 import json
+import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +27,6 @@ import optax
 
 import fdrl_jax as fdrl
 from benchmarks.accelerator import hlo, work
-from benchmarks.timing import alternate
 from experiments import precision as precision_lib
 from experiments.files import write_json
 from fdrl_jax import networks
@@ -112,6 +112,12 @@ def ours(
     return contenders, figures
 
 
+def matmul_precision(precision: str) -> AbstractContextManager[Any]:
+    """Lets accelerators multiply float32 arrays as a run does, see `experiments.precision`."""
+    used = None if jax.default_backend() == "cpu" else precision
+    return jax.default_matmul_precision(used)
+
+
 def _wait_for(compiled: Callable[..., Any], *arguments: Any) -> None:
     jax.block_until_ready(compiled(*arguments))
 
@@ -123,8 +129,6 @@ def pytorch(
     batch: int,
     precision: str,
     compiled: bool,
-    *,
-    device: str = "cpu",
     num_flow_steps: int = NUM_FLOW_STEPS,
 ) -> Iterator[dict[str, Callable[[], Any]]]:
     """Starts PyTorch in another process and yields its contenders; none if it is not installed."""
@@ -136,7 +140,7 @@ def pytorch(
         "batch": batch,
         "precision": precision,
         "compiled": compiled,
-        "device": device,
+        "device": "cuda" if jax.default_backend() == "gpu" else "cpu",
         "flow": {"num_steps": num_flow_steps, **FLOW},
     }
     program = Path(__file__).with_name("torch_resnet.py")
@@ -159,14 +163,36 @@ def pytorch(
         process.stdin.close()
 
 
-def measure(
-    name: str, batch: int, precision: str, rounds: int, torch_python: str, torch_compile: bool
-) -> dict[str, Any]:
+def alternate(contenders: Mapping[str, Callable[[], object]], rounds: int = 15) -> dict[str, float]:
+    """Times functions in turns, so that changes in the machine's speed affect all of them equally.
+
+    Args:
+        contenders: functions that return when their work is done, by name.
+        rounds: timed calls of each, after one warm-up call.
+
+    Returns:
+        Median seconds per call, by name.
+    """
+    for run in contenders.values():
+        run()
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, run in contenders.items():
+            started = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - started)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def measure(name: str, batch: int, precision: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Times one network; all contenders take turns."""
     network = NETWORKS[name]
-    contenders, figures = ours(network, batch, precision, NUM_FLOW_STEPS)
-    with pytorch(torch_python, network, batch, precision, torch_compile) as other:
-        seconds = alternate(contenders | other, rounds)
+    with matmul_precision(precision):
+        contenders, figures = ours(network, batch, precision, NUM_FLOW_STEPS)
+    with pytorch(
+        arguments.torch_python, network, batch, precision, arguments.torch_compile
+    ) as other:
+        seconds = alternate(contenders | other, arguments.rounds)
     result = {
         "network": name,
         "batch": batch,
@@ -201,16 +227,7 @@ def main() -> None:
     lists = (arguments.networks, arguments.batches, arguments.precisions)
     results = []
     for name, batch, precision in itertools.product(*(text.split(",") for text in lists)):
-        results.append(
-            measure(
-                name,
-                int(batch),
-                precision,
-                arguments.rounds,
-                arguments.torch_python,
-                arguments.torch_compile,
-            )
-        )
+        results.append(measure(name, int(batch), precision, arguments))
         for key, value in results[-1].items():
             print(f"{key:36s} {value if isinstance(value, str) else format(value, ',.4g')}")
         print()

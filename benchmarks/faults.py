@@ -279,16 +279,16 @@ def peers(lab: Lab, rounds: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=13, help="random moments of each mode")
-    parser.add_argument("--only", default="", help="only the attacks of this function")
+    every = {of.__name__: of for of in (moments, storage, pairs, bits, environments, peers)}
+    parser.add_argument("--only", choices=every, metavar="NAME", help=f"one of {', '.join(every)}")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{scratch}/compiled")
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
         CONTEXT.set_forkserver_preload([f"experiments.{name}" for name in ("main", *ATTACKED)])
         lab = Lab(Path(scratch))
-        for attacks in (moments, storage, pairs, bits, environments, peers):
-            if arguments.only in ("", attacks.__name__):
-                attacks(lab, arguments.rounds)
+        for name in [arguments.only] if arguments.only else every:
+            every[name](lab, arguments.rounds)
     print("| fault | tried | held | worst seconds |\n|---|---|---|---|")
     for row, made in lab.rows.items():
         complaints, seconds = zip(*made, strict=True)

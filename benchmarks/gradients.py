@@ -12,9 +12,13 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.estimators import matmul_precision
 from experiments.precision import describe_devices, set_cpu_flags, uses_onednn
+from fdrl_jax.networks import convolve
 
 BOUNDS = {"bfloat16": 1.5e-2, "float32": 2e-5}  # Relative to the largest entry.
 KERNELS, STRIDES, BATCHES = (1, 3, 5), (1, 2), (1, 2, 4, 8, 16, 17)
@@ -45,11 +49,6 @@ def draw_cases(num: int, random: np.random.Generator) -> list[Case]:
 
 def errors(case: Case, precision: str, random: np.random.Generator) -> dict[str, float]:
     """Largest errors of the output and of both gradients, relative to the largest entry."""
-    import jax
-    import jax.numpy as jnp
-
-    from fdrl_jax.networks import convolve
-
     outputs = [-(-length // case.stride) for length in case.size]
     shapes = (
         (case.batch, *case.size, case.channels_in),
@@ -102,7 +101,9 @@ def main() -> None:
     random = np.random.default_rng(arguments.seed)
     num_wrong, largest = 0, 0.0
     for case in draw_cases(arguments.cases, random):
-        for name, error in errors(case, arguments.precision, random).items():
+        with matmul_precision(arguments.precision):
+            found = errors(case, arguments.precision, random)
+        for name, error in found.items():
             largest = max(largest, error)
             if not error < BOUNDS[arguments.precision]:  # Also for NaN.
                 num_wrong += 1

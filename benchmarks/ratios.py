@@ -16,6 +16,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -45,10 +46,10 @@ NUM_WAYMARKS = 7
 STEPS = {40: 1_000, 80: 1_500, 160: 3_000, 320: 4_000}  # Training steps by dimension.
 
 
-def timed(function: Callable[[], Any]) -> tuple[Any, float]:
+def timed(function: Callable[..., Any], *arguments: Any, **options: Any) -> tuple[Any, float]:
     """Returns the result and the wall time in seconds, compilation included."""
     start = time.perf_counter()
-    result = function()
+    result = function(*arguments, **options)
     return result, time.perf_counter() - start
 
 
@@ -81,9 +82,7 @@ def information(args: argparse.Namespace) -> Iterator[Row]:
                 steps = args.steps or STEPS[dim]
                 options = methods[name] | {"num_steps": steps}
                 estimate, seconds = timed(
-                    lambda x=x, y=y, options=options, seed=seed: fdrl.mutual_information(
-                        jax.random.key(seed), x, y, **options
-                    )
+                    fdrl.mutual_information, jax.random.key(seed), x, y, **options
                 )
                 yield {
                     "dimensions": dim,
@@ -119,34 +118,33 @@ def quadratic_logistic(top: np.ndarray, bottom: np.ndarray) -> LogRatio:
     return lambda x: model.decision_function(x) - np.log(len(top) / len(bottom))
 
 
+def small_methods(seed: int, x: np.ndarray, y: np.ndarray) -> dict[str, Callable[[], float]]:
+    """Returns all estimates of the mutual information of `x` and `y` by name."""
+
+    def ours(**options: Any) -> float:
+        return fdrl.mutual_information(jax.random.key(seed), x, y, **options).value
+
+    def plug_in(fit: Callable[[np.ndarray, np.ndarray], LogRatio]) -> float:
+        held_out = len(x) // 5
+        pairs, shuffled = np.c_[x, y], np.c_[x, np.roll(y, 1, axis=0)]
+        log_ratio = fit(pairs[held_out:], shuffled[held_out:])
+        return float(np.mean(log_ratio(pairs[:held_out])))
+
+    return {
+        "single LR": partial(ours, bridge="none"),
+        "mixing (default)": ours,
+        "quadratic, single LR": partial(ours, bridge="none", network=Quadratic()),
+        "scikit-learn, quadratic": partial(plug_in, quadratic_logistic),
+        "nearest neighbours (KSG)": partial(nearest_neighbours, x, y),
+        **{name: partial(plug_in, fit) for name, fit in installed_kernels().items()},
+    }
+
+
 def small(args: argparse.Namespace) -> Iterator[Row]:
     """Mutual information from 5,000 samples: 16 pairs with a correlation of 0.5."""
     truth = -8.0 * np.log(1.0 - 0.25)
     for seed in range(args.seeds):
-        x, y = correlated(seed, args.num, 16, 0.5)
-
-        def plug_in(
-            fit: Callable[[np.ndarray, np.ndarray], LogRatio], x: Any = x, y: Any = y
-        ) -> float:
-            held_out = len(x) // 5
-            pairs, shuffled = np.c_[x, y], np.c_[x, np.roll(y, 1, axis=0)]
-            log_ratio = fit(pairs[held_out:], shuffled[held_out:])
-            return float(np.mean(log_ratio(pairs[:held_out])))
-
-        key = jax.random.key(seed)
-
-        def ours(key: jax.Array = key, x: Any = x, y: Any = y, **options: Any) -> float:
-            return fdrl.mutual_information(key, x, y, **options).value
-
-        methods: dict[str, Callable[[], float]] = {
-            "single LR": lambda ours=ours: ours(bridge="none"),
-            "mixing (default)": ours,
-            "quadratic, single LR": lambda ours=ours: ours(bridge="none", network=Quadratic()),
-            "scikit-learn, quadratic": lambda plug_in=plug_in: plug_in(quadratic_logistic),
-            "nearest neighbours (KSG)": lambda x=x, y=y: nearest_neighbours(x, y),
-        }
-        for name, fit in installed_kernels().items():
-            methods[name] = lambda plug_in=plug_in, fit=fit: plug_in(fit)
+        methods = small_methods(seed, *correlated(seed, args.num, 16, 0.5))
         for name in args.methods or methods:
             value, seconds = timed(methods[name])
             yield {
@@ -255,9 +253,7 @@ def known_densities(pair: tuple[Mixture, Mixture], args: argparse.Namespace) -> 
         truth = pair[0].log_density(fresh) - pair[1].log_density(fresh)
         fits = estimators(seed)
         for name in args.methods or fits:
-            log_ratio, seconds = timed(
-                lambda fit=fits[name], top=top, bottom=bottom: fit(top, bottom)
-            )
+            log_ratio, seconds = timed(fits[name], top, bottom)
             error = np.abs(log_ratio(fresh) - truth)
             yield {
                 "method": name,
@@ -295,11 +291,7 @@ def shift(args: argparse.Namespace) -> Iterator[Row]:
         fits: dict[str, Any] = {"no weights": None, **estimators(seed)}
         for name in args.methods or fits:
             fit = fits[name]
-            log_ratio, seconds = (
-                (None, 0.0)
-                if fit is None
-                else timed(lambda fit=fit, chosen=chosen: fit(x[~chosen], x[chosen]))
-            )
+            log_ratio, seconds = timed(fit, x[~chosen], x[chosen]) if fit else (None, 0.0)
             log_w = np.zeros(chosen.sum()) if log_ratio is None else log_ratio(x[chosen])
             weights = np.exp(log_w - logsumexp(log_w)) * len(log_w)
             model = LinearRegression().fit(features[chosen], y[chosen], sample_weight=weights)
@@ -346,9 +338,7 @@ def outliers(args: argparse.Namespace) -> Iterator[Row]:
             )
             for name, bottom in (("Gaussian", gaussian), ("test set", test)):
                 ratio, seconds = timed(
-                    lambda top=inliers, bottom=bottom, seed=seed: fdrl.fit_ratio(
-                        jax.random.key(seed), top, bottom, bridge="none"
-                    )
+                    fdrl.fit_ratio, jax.random.key(seed), inliers, bottom, bridge="none"
                 )
                 score = -np.asarray(ratio.log_ratio(test))
                 yield {
@@ -434,9 +424,7 @@ def density(args: argparse.Namespace) -> Iterator[Row]:
         points = jnp.asarray(np.concatenate([grid, fresh]), jnp.float32)
         for num_steps in (40, 20, 5):
             step_size = 2.0 / num_steps
-            log_ratio, seconds = timed(
-                lambda seed=seed, k=num_steps, eta=step_size: smooth_estimator(seed, eta, k)
-            )
+            log_ratio, seconds = timed(smooth_estimator, seed, step_size, num_steps)
             result = flow_densities(points, log_ratio, step_size, num_steps)
             row: Row = {"step size": step_size, "steps": num_steps, "seed": seed}
             for name, log_p in (("flowed", result.flowed), ("data", result.data)):

@@ -60,13 +60,6 @@ def flow(net: Network, x: torch.Tensor, num_steps: int, step_size: float, noise_
     return x
 
 
-def frozen(net: Network, dtype: torch.dtype) -> Network:
-    """Returns a copy with cast convolutions; the head stays in float32."""
-    copied = copy.deepcopy(net)
-    copied.layers.to(dtype)
-    return copied
-
-
 def train_step(net: Network, optimizer: torch.optim.Optimizer, real: torch.Tensor, x: torch.Tensor):
     """Updates the network on data and flowed samples [B, C, H, W] with the logistic loss."""
     softplus = nn.functional.softplus
@@ -91,14 +84,17 @@ def main() -> None:
     net = Network(settings["stem"], settings["blocks"], channels, settings["bias"])
     net = net.to(device, memory_format=layout)
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-4)
-    sampler = frozen(net, dtype)
+    copied = copy.deepcopy(net)
+    copied.layers.to(dtype)  # The head stays in float32.
+    trained, sampler = net, copied
     if settings["compiled"]:
-        net, sampler = torch.compile(net), torch.compile(sampler)
+        trained, sampler = torch.compile(net), torch.compile(copied)
 
     def train() -> None:
-        flowed = flow(frozen(getattr(net, "_orig_mod", net), dtype), x.clone(), **hyper)
+        copied.load_state_dict(net.state_dict())  # Also casts.
+        flowed = flow(sampler, x.clone(), **hyper)
         with torch.autocast(device, torch.bfloat16, enabled=dtype == torch.bfloat16):
-            train_step(net, optimizer, x, flowed)
+            train_step(trained, optimizer, x, flowed)
 
     work = {"flow": lambda: flow(sampler, x.clone(), **hyper), "train": train}
     print(torch.__version__, flush=True)

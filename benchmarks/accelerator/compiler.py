@@ -1,6 +1,6 @@
 """Compiles the training step and the sampler of a run for devices that this machine does not have.
 
-The process must call `environment.set_up` first: the compilers of GPUs and TPUs are found, and look
+The process must call `plan.set_up` first: the compilers of GPUs and TPUs are found, and look
 for their devices, before JAX starts.
 """
 

@@ -10,8 +10,7 @@ def page(results: dict[str, Any]) -> str:
 
 
 def _lines(results: dict[str, Any]) -> Iterator[str]:
-    yield f"# {results['device']}"
-    yield ""
+    yield f"# {results['device']}\n"
     yield (
         f"Measured by `python -m benchmarks.accelerator{' --small' if results['small'] else ''}` "
         f"in {results['seconds']:.0f} s on one device, with version {results['version']}. Flows "
@@ -21,19 +20,14 @@ def _lines(results: dict[str, Any]) -> Iterator[str]:
     yield from _agreement(results)
     yield from _training(results)
     if results["skipped"]:
-        yield ""
-        yield "## Not measured"
-        yield ""
+        yield "\n## Not measured\n"
         yield from (f"- {what}" for what in results["skipped"])
 
 
 def _speed(results: dict[str, Any]) -> Iterator[str]:
-    yield ""
-    yield "## Speed"
-    yield ""
+    yield "\n## Speed\n"
     peaks = (f"{name} {value / 1e12:.4g}" for name, value in results["peaks"].items())
-    yield f"Peak of a matrix product, TFLOP/s: {', '.join(peaks)}."
-    yield ""
+    yield f"Peak of a matrix product, TFLOP/s: {', '.join(peaks)}.\n"
     yield "| network | precision | flow step, ms | of peak | training, ms | of peak | compiled |"
     yield "|---|---|---|---|---|---|---|"
     for row in results["speed"]:
@@ -48,9 +42,7 @@ def _speed(results: dict[str, Any]) -> Iterator[str]:
             f"{shares[0]} | {1e3 * row['train_seconds']:.4g} | {shares[1]} | {compilation:.3g} |"
         )
     if results["pytorch"]:
-        yield ""
-        yield "PyTorch in the same run; above 1, PyTorch takes longer:"
-        yield ""
+        yield "\nPyTorch in the same run; above 1, PyTorch takes longer:\n"
         yield "| network | precision | PyTorch | flow, PyTorch / ours | training step, the same |"
         yield "|---|---|---|---|---|"
     for row in results["pytorch"]:
@@ -62,11 +54,8 @@ def _speed(results: dict[str, Any]) -> Iterator[str]:
 
 
 def _agreement(results: dict[str, Any]) -> Iterator[str]:
-    yield ""
-    yield "## Agreement with float64 on the CPU"
-    yield ""
-    yield "Relative errors by norm, and the largest that is accepted:"
-    yield ""
+    yield "\n## Agreement with float64 on the CPU\n"
+    yield "Relative errors by norm, and the largest that is accepted:\n"
     yield "| network | precision | what | error | bound | |"
     yield "|---|---|---|---|---|---|"
     for row in results["agreement"]:
@@ -79,17 +68,15 @@ def _agreement(results: dict[str, Any]) -> Iterator[str]:
 
 
 def _training(results: dict[str, Any]) -> Iterator[str]:
-    yield ""
-    yield "## Training"
-    yield ""
+    yield "\n## Training\n"
     training = results.get("training")
     if training and "error" in training:
         yield training["error"]
     elif training:
         yield (
             f"`{results['config']}`: {training['steps']:,} training steps, loss "
-            f"{training['loss']:.4g}, {training['images_per_second']:,.4g} images per second."
+            f"{training['loss']:.4g}, {training['images_per_second']:,.4g} images per second "
+            f"on {results['num_devices']} device(s)."
         )
         if "picture" in training:
-            yield ""
-            yield f"![Samples after {training['steps']:,} training steps]({training['picture']})"
+            yield f"\n![Samples after {training['steps']:,} training steps]({training['picture']})"

@@ -7,11 +7,10 @@ XLA's compiler: python -m pip install 'jax[cuda13]' for GPUs, 'jax[tpu]' for TPU
 says how to read the plan.
 """
 
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
-
-from benchmarks.accelerator import environment
 
 if TYPE_CHECKING:  # Imported later, because JAX reads its environment when it is imported.
     from benchmarks.accelerator.compiler import Compiled
@@ -31,7 +30,7 @@ def main(argv: Sequence[str]) -> None:
     if not any(argument.startswith("--target=") for argument in argv):
         print(__doc__)
         return
-    environment.set_up()
+    set_up()
     from benchmarks.accelerator import targets
     from experiments.errors import UserError
 
@@ -48,6 +47,18 @@ def main(argv: Sequence[str]) -> None:
         print(*lines(make(rest, target)), sep="\n")
     except UserError as error:
         sys.exit(f"error: {error}")
+
+
+def set_up() -> None:
+    """Lets XLA's compilers work without their devices, while JAX itself runs on the CPU.
+
+    It must be called before JAX is imported, which reads these variables.
+    """
+    os.environ.pop("XLA_FLAGS", None)  # Flags for XLA's CPU compiler have no effect.
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"  # There may be no driver.
+    os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # Outside of Google's cloud there is no answer.
+    os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # Several compilers may share libtpu.
 
 
 class Program(NamedTuple):

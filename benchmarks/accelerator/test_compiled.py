@@ -1,15 +1,20 @@
 """What the compilers for GPUs and TPUs make of the training step, read from the compiled text.
 
-Nothing runs: there is no GPU and no TPU. Each test names what would be slow, or wrong, on one.
+Nothing runs: there is no GPU and no TPU. Each test names what would be slow, or wrong, on one. A
+case is compiled once.
 """
 
+import functools
 import math
 import re
+from typing import NamedTuple
 
 import jax
 import pytest
 
-from benchmarks.accelerator import programs, work
+from benchmarks.accelerator import compiler, hlo, targets, work
+from experiments import settings
+from experiments.main import read_config
 
 HOST_TARGETS = re.compile(r"callback|infeed|outfeed|SendToHost|RecvFromHost", re.I)
 # XLA sends the gradients in a few parts of limited size, so that the first may start early.
@@ -17,10 +22,89 @@ MAX_ALL_REDUCE_BYTES = 30 * 2**20
 # The slope of LeakyReLU's derivative and the like; no activation is that small.
 MIN_CHANNELS = 8
 
+# Every kind of layer of the paper's networks, in seconds of compilation.
+SMALL = {
+    "network.name": "resnet",
+    "network.width": 16,
+    "network.blocks": ((16, 1), (32, 2)),
+}
+
+
+class Case(NamedTuple):
+    """A training step of the paper to compile, in full or with a small network."""
+
+    config: str
+    target: str
+    kernels: int | None  # Pinned number per flow step; `None` where nobody has counted them yet.
+    is_full: bool = False
+    precision: str = "bfloat16"
+    rank: int = 64  # Of the prior of a small network; 0 for the full covariance.
+
+    def __str__(self) -> str:
+        size = "full" if self.is_full else f"small-rank{self.rank}"
+        return f"{self.config}-{self.target}-{self.precision}-{size}"
+
+
+CASES = (
+    Case("cifar10", "gpu:h100:8", 28),
+    Case("celeba", "gpu:h100:8", 28, rank=0),
+    Case("lsun_church", "gpu:h100:8", 29),
+    Case("cifar10", "gpu:h100:8", 27, precision="float32"),
+    Case("cifar10", "tpu:v5e:2x2", None),
+    Case("cifar10", "gpu:h100:8", 112, is_full=True),
+    Case("celeba", "gpu:h100:8", 75, is_full=True),
+    Case("lsun_church", "gpu:h100:8", 86, is_full=True),
+    Case("cifar10", "tpu:v5e:4x4", 198, is_full=True),
+    Case("celeba", "tpu:v5e:4x4", 144, is_full=True),
+    Case("lsun_church", "tpu:v5e:4x4", None, is_full=True),
+)
+
+
+class Step:
+    """A compiled training step and its text, read."""
+
+    def __init__(self, case: Case) -> None:
+        changes = {} if case.is_full else {**SMALL, "prior.rank": case.rank}
+        config, _ = read_config(case.config)
+        wanted = settings.from_config(config.to_dict())
+        used = compiler.prepare(settings.replace(wanted, {**changes, "precision": case.precision}))
+        self.target, source = targets.parse(case.target), compiler.source_of(used.data)
+        self.batch_size = used.train.batch_size // self.target.num_devices  # Per device.
+        self.compiled = compiler.training_step(used, source, compiler.devices_of(self.target))
+        self.program = hlo.parse(self.compiled.text)
+        self.flow = self.program.loop_body(used.flow.num_steps)
+        assert self.flow is not None
+        self.flow_instructions = self._inside(self.flow)  # Also those inside fusions.
+        # Shapes, of the state with a leading axis of devices.
+        (_, self.state, constants, *_), _ = self.compiled.lowered.args_info
+        # Whether each device has only some rows of the prior's factor.
+        rows = constants.prior["factor"].shape[1]
+        self.has_distributed_factor = rows < math.prod(source.event_shape)
+
+    def collectives(self, computation=None):
+        """Returns the kernels that move data between devices, of all or of one computation."""
+        return [k for k in work.kernels(self.program, computation) if k.collective]
+
+    def _inside(self, computation):
+        found = []
+        for instruction in self.program.computations.get(computation, ()):
+            inner = (self._inside(name) for name in instruction.called)
+            found += [instruction, *(one for part in inner for one in part)]
+        return found
+
+
+compiled_once = functools.cache(Step)
+
+
+def pytest_generate_tests(metafunc):
+    full = metafunc.config.getoption("--full")
+    cases = [case for case in CASES if full or not case.is_full]
+    metafunc.parametrize("case", cases, ids=str, scope="session")
+
 
 @pytest.fixture
 def step(case):
-    return programs.step(case)
+    return compiled_once(case)
 
 
 def gradient_bytes(step):
@@ -135,7 +219,7 @@ def test_the_number_of_kernels_per_flow_step_is_the_pinned_one(step, case):
         pytest.skip(f"not pinned yet: {num} kernels per flow step")
     assert num == case.kernels, (
         f"{num} kernels per flow step, and not {case.kernels}. Fewer: write the new number into "
-        "programs.CASES. More: a change of the code has split or copied something in the loop; "
+        "CASES. More: a change of the code has split or copied something in the loop; "
         "look for it in work.kernels(step.program, step.flow). If an update of JAX or cuDNN "
         "changes it for every case, write the new numbers and say so in the changelog."
     )

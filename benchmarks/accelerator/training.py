@@ -5,12 +5,13 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.accelerator.budget import Scale
+from benchmarks.accelerator.speed import Scale
 from experiments import log
 
 _STOPPED = 4  # Exit code of a training that was asked to stop, and saved its state.
@@ -21,7 +22,8 @@ def train(scale: Scale, folder: Path, data_dir: str, seconds: float) -> dict[str
 
     `data_dir` is a folder or zip of images, or what TFDS has written; "" for built-in data.
     """
-    workdir = folder / "run"
+    # A new folder, because a run that is there would be continued.
+    workdir = Path(tempfile.mkdtemp(prefix="run_", dir=folder), "run")
     changes = [f"--config.{key}={value}" for key, value in scale.changes.items()]
     command = [f"--config={scale.config}", f"--workdir={workdir}", *changes]
     if data_dir:

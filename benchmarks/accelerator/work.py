@@ -45,9 +45,10 @@ class Kernel(NamedTuple):
     def sent_bytes(self, num_devices: int) -> float:
         """Returns the bytes that leave each device in a collective operation, by rings."""
         arrays = self.instruction.arrays
-        if self.instruction.opcode.endswith("-start") and len(arrays) > 1:
-            # An asynchronous operation names its operands before its results.
-            arrays = arrays[len(arrays) // 2 :]
+        num_read = sum(len(operand.arrays) for operand in self.instruction.operands)
+        if self.instruction.opcode.endswith("-start") and len(arrays) > num_read:
+            # It names its operands before its results; an all-reduce only the results.
+            arrays = arrays[num_read:]
         share = (num_devices - 1) / num_devices
         times = {
             None: 0.0,

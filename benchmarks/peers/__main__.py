@@ -17,10 +17,8 @@ To judge the samples of another program, arr_0 uint8 [N, H, W, C]:
 import argparse
 import json
 import multiprocessing
-import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +26,8 @@ import numpy as np
 
 from benchmarks.peers import data, methods, page, public, race
 from experiments.errors import UserError
-from experiments.precision import CPU_FLAG, ONEDNN_FLAG
-
-# XLA reads its flags when JAX starts, in the process of each run.
-XLA_FLAGS = {"float32": CPU_FLAG, "bfloat16": f"{CPU_FLAG} {ONEDNN_FLAG}"}
-_OLDEST_JAX = {"float32": (0, 10), "bfloat16": (0, 12)}
+from experiments.files import read_npz
+from experiments.precision import set_cpu_flags, why_not_onednn
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -48,7 +43,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--seeds", type=int, nargs="+", default=[1])
     add("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings other than default")
     add("--num_samples", type=int, default=2_000, help="a multiple of 250")
-    add("--precision", choices=tuple(XLA_FLAGS), default="bfloat16")
+    add("--precision", choices=("bfloat16", "float32"), default="bfloat16")
     add("--cache", type=Path, default=Path("runs/peers"), help="folder of judge and samples")
     add("--results", type=Path, default=Path("runs/peers/results.jsonl"))
     add("--name", help="data set of table and picture, if --data is not given")
@@ -58,43 +53,44 @@ def main(argv: list[str] | None = None) -> None:
     add("--picture", type=Path, help="draw the distance against CPU seconds")
     add("--samples", type=Path, help="draw samples of all methods; run nothing")
     arguments = parser.parse_args(argv)
+    try:
+        _carry_out(arguments)
+    except (OSError, UserError, ValueError) as error:
+        parser.error(str(error))
+
+
+def _carry_out(arguments: argparse.Namespace) -> None:
     for option in ("public_features", "judge", "samples"):
         if getattr(arguments, option) and not arguments.data:
-            parser.error(f"--{option} needs --data=FILE.zip for the real images")
+            raise UserError(f"--{option} needs --data=FILE.zip for the real images")
     if arguments.data and not (arguments.public_features or arguments.samples):
-        try:
-            carry_out = _judge if arguments.judge else _run_missing
-            carry_out(arguments)
-        except (OSError, ValueError) as error:
-            parser.error(str(error))
+        (_judge if arguments.judge else _run_missing)(arguments)
     shown = ("table", "picture", "public_features", "samples")
     if not any(getattr(arguments, option) for option in shown):
         return
     name = arguments.data.stem if arguments.data else arguments.name
     results = page.of_present_settings(page.read(arguments.results), name)
     if not results:
-        parser.error(f"{arguments.results} has no results for --name={name}; run with --data first")
+        raise UserError(
+            f"{arguments.results} has no results for --name={name}; run with --data first"
+        )
     if arguments.public_features:
-        try:
-            public.add_missing(results, data.load(arguments.data), arguments.cache)
-        except (UserError, ValueError) as error:
-            parser.error(str(error))
+        public.add_missing(results, data.load(arguments.data), arguments.cache)
     if arguments.table:
-        print(page.table(public.merged(results, arguments.cache)))
+        groups = page.by_judge(public.merged(results, arguments.cache))
+        for judge, comparable in groups.items():
+            heading = f"\n{judge}:\n\n" if len(groups) > 1 else ""
+            print(heading + page.table(comparable))
     if arguments.picture:
         page.draw(results, arguments.picture)
     if arguments.samples:
         real = data.load(arguments.data).contestants.pixels
-        try:
-            page.draw_samples(results, arguments.cache, real, arguments.samples)
-        except FileNotFoundError as error:
-            parser.error(f"{error}; samples are kept by the command that runs the race")
+        page.draw_samples(results, arguments.cache, real, arguments.samples)
 
 
 def _judge(arguments: argparse.Namespace) -> None:
-    with np.load(arguments.judge, allow_pickle=False) as arrays:
-        samples = arrays["arr_0"]
-    _set_flags(arguments.precision)
+    samples = read_npz(arguments.judge, "arr_0")["arr_0"]
+    set_flags(arguments.precision)
     images = data.load(arguments.data)
     shape = images.contestants.pixels.shape[1:]
     if samples.dtype != np.uint8 or samples.shape[1:] != shape:
@@ -111,7 +107,7 @@ def _judge(arguments: argparse.Namespace) -> None:
 def _run_missing(arguments: argparse.Namespace) -> None:
     if arguments.num_samples < 250 or arguments.num_samples % 250:
         raise ValueError(f"--num_samples must be a multiple of 250, got {arguments.num_samples}")
-    _set_flags(arguments.precision)
+    set_flags(arguments.precision)
     images = data.load(arguments.data)
     shape = images.contestants.pixels.shape[1:]
     runs = [
@@ -159,14 +155,16 @@ def changed(method: str, settings: dict[str, Any], changes: list[str]) -> dict[s
     return settings
 
 
-def _set_flags(precision: str) -> None:
-    version, oldest = metadata.version("jax"), _OLDEST_JAX[precision]
-    if tuple(map(int, version.split(".")[:2])) < oldest:
-        raise ValueError(
-            f"--precision={precision}: its fast kernels need JAX {'.'.join(map(str, oldest))}, "
-            f"found {version}; install a newer one, or use --precision=float32"
-        )
-    os.environ.setdefault("XLA_FLAGS", XLA_FLAGS[precision])
+def set_flags(precision: str) -> None:
+    """Sets the flags that XLA reads when JAX starts, here in the process of each run.
+
+    Raises:
+      ValueError: if bfloat16 is slow or wrong here.
+    """
+    bfloat16 = precision == "bfloat16"
+    if bfloat16 and (reason := why_not_onednn()):
+        raise ValueError(f"--precision=bfloat16: {reason}; or use --precision=float32")
+    set_cpu_flags(bfloat16=bfloat16)
 
 
 def _in_new_process(function: Callable[..., Any], *arguments: Any) -> Any:

@@ -1,6 +1,5 @@
 """Labelled images from a zip, split so that no contestant sees what it is judged by."""
 
-import io
 import zipfile
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -8,9 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
 
-from experiments.data.decode import to_unit
+from experiments.data.decode import Transform, decode, to_unit
 from fdrl_jax.priors import Batch
 from fdrl_jax.training import rng
 
@@ -53,13 +51,14 @@ def read(path: Path) -> Images:
     with zipfile.ZipFile(path) as archive:
         files = [PurePosixPath(name) for name in archive.namelist()]
         files = sorted(f for f in files if f.suffix.lower() in (".png", ".jpg", ".jpeg"))
-        pixels = [np.asarray(Image.open(io.BytesIO(archive.read(str(f))))) for f in files]
+        stored = Transform(channels=0)
+        pixels = [decode(archive.read(str(file)), stored) for file in files]
     if len(shapes := {image.shape for image in pixels}) != 1:
         found = ", ".join(map(str, sorted(shapes)[:3])) or "none"
         raise ValueError(f"{path}: expected PNG or JPEG images of one size, found {found}")
     classes = sorted({file.parent.name for file in files})
     labels = np.array([classes.index(file.parent.name) for file in files], np.int32)
-    return Images(np.stack(pixels).reshape(len(pixels), *pixels[0].shape[:2], -1), labels)
+    return Images(np.stack(pixels), labels)
 
 
 def draw(images: Images, key: jax.Array, positions: jax.Array, *, flip: bool) -> Batch:

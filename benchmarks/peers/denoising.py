@@ -19,7 +19,7 @@ from fdrl_jax.training.problem import Constants
 
 Array = jax.Array
 
-_NUM_STEPS, _BATCH, _LEARNING_RATE, _APPLY_BATCH = 600, 32, 2e-3, 250
+_NUM_STEPS, _BATCH, _LEARNING_RATE = 600, 32, 2e-3
 NOISE = 2.0 * DEQUANTISATION  # As in the training of FDRL, `training.steps.make_train_step`.
 _NETWORK = networks.Denoiser()
 
@@ -36,13 +36,7 @@ def load_or_train(file: Path, images: Images) -> Callable[[np.ndarray], np.ndarr
     """
     variables = fitting.load_or_fit(file, lambda: _train(images))
     apply = jax.jit(lambda batch: _NETWORK.denoise(variables, to_unit(batch)))
-
-    def denoised(pixels: np.ndarray) -> np.ndarray:
-        starts = range(0, len(pixels), _APPLY_BATCH)
-        parts = [apply(pixels[start : start + _APPLY_BATCH]) for start in starts]
-        return to_uint8(np.concatenate(parts))
-
-    return denoised
+    return lambda pixels: to_uint8(fitting.in_batches(apply, pixels))
 
 
 def _train(images: Images) -> Any:

@@ -1,4 +1,4 @@
-"""What judge and denoiser share: networks that are trained once per data set and then read."""
+"""What judge and denoiser share: networks that are trained once per data set and then applied."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +11,13 @@ import optax
 from flax import traverse_util
 
 from benchmarks.peers.data import Images
+from experiments import files
 from fdrl_jax.training import rng, state
 from fdrl_jax.training.problem import Constants
 from fdrl_jax.training.state import TrainState, Variables
 from fdrl_jax.training.steps import TrainStep
+
+_BATCH = 250
 
 
 def load_or_fit(file: Path, fit: Callable[[], Variables]) -> Variables:
@@ -22,10 +25,9 @@ def load_or_fit(file: Path, fit: Callable[[], Variables]) -> Variables:
     if not file.exists():
         variables = jax.tree.map(np.asarray, fit())
         file.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(file, **traverse_util.flatten_dict(variables, sep="/"))
-    with np.load(file, allow_pickle=False) as arrays:
-        variables = traverse_util.unflatten_dict(dict(arrays), sep="/")
-    return dict(variables)
+        with files.replacing(file) as stream:  # Another race may read it.
+            np.savez(stream, **traverse_util.flatten_dict(variables, sep="/"))
+    return dict(traverse_util.unflatten_dict(files.read_npz(file), sep="/"))
 
 
 def run_steps(
@@ -43,3 +45,9 @@ def run_steps(
     for _ in range(num_steps):
         train_state, _metrics = step(key, train_state, constants)
     return train_state
+
+
+def in_batches(function: Callable[[Any], Any], images: np.ndarray) -> Any:
+    """Applies a compiled function to batches of images, and joins its arrays, [N, ...]."""
+    parts = [function(images[start : start + _BATCH]) for start in range(0, len(images), _BATCH)]
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)

@@ -9,7 +9,6 @@ generator's samples are starts in training; the figures are of the other half.
 """
 
 import argparse
-import os
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.peers import data, methods, race
-from benchmarks.peers.__main__ import XLA_FLAGS
+from benchmarks.peers.__main__ import set_flags
 from benchmarks.peers.data import Images
 from benchmarks.peers.methods import Contestant
 from experiments.data.decode import to_unit
@@ -40,14 +39,19 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=180.0, help="CPU seconds of each training")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--num_samples", type=int, default=4_000, help="of the generator")
-    parser.add_argument("--precision", choices=tuple(XLA_FLAGS), default="bfloat16")
+    parser.add_argument("--precision", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument(
         "--cache", type=Path, default=Path("runs/peers"), help="folder of the judge"
     )
     parser.add_argument("--samples", type=Path, help="file for the generator's samples")
     arguments = parser.parse_args()
-    os.environ.setdefault("XLA_FLAGS", XLA_FLAGS[arguments.precision])
-    images = data.load(arguments.data)
+    if arguments.num_samples < 500 or arguments.num_samples % 500:
+        parser.error("--num_samples must be a multiple of 500")
+    try:
+        set_flags(arguments.precision)
+        images = data.load(arguments.data)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
     print("| seed | | training, CPU s | Fréchet | top probability | class shares |")
     print("|---|---|---|---|---|---|", flush=True)
     for seed in arguments.seeds:

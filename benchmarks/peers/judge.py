@@ -129,7 +129,5 @@ def _apply(
         x = to_unit(batch)
         return network.apply(variables, x, features=True), network.apply(variables, x)
 
-    starts = range(0, len(pixels), _APPLY_BATCH)
-    parts = [of_batch(pixels[start : start + _APPLY_BATCH]) for start in starts]
-    features, logits = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    features, logits = fitting.in_batches(of_batch, pixels)
     return features, logits

@@ -172,6 +172,8 @@ def _fdrl(images: Images, settings: Settings, key: Array, dtype: DTypeLike) -> C
         return problem.estimator.of(variables, batch_at(positions))(x)
 
     def sampler(num_evaluations: int) -> Sampler:
+        if 0 < num_evaluations < num_steps:
+            raise ValueError(f"evaluations: {num_evaluations} is less than {num_steps=}")
         flow = problem.flow._replace(num_refine_steps=num_evaluations - num_steps)
         start, sample = samplers.make_start_sampler(problem), None
         if num_evaluations:
@@ -281,7 +283,10 @@ def _flow_matching(images: Images, settings: Settings, key: Array, dtype: DTypeL
 
     def sampler(num_evaluations: int) -> Sampler:
         # The midpoint rule for velocities, which needs two evaluations per step.
-        num_steps = num_evaluations if num_intervals else num_evaluations // 2
+        per_step = 1 if num_intervals else 2
+        num_steps = num_evaluations // per_step
+        if num_steps < 1 or num_evaluations % per_step:
+            raise ValueError(f"evaluations: {num_evaluations} must be a multiple of {per_step}")
         length = 1.0 / num_steps
 
         def sample(

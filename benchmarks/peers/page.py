@@ -11,6 +11,7 @@ import numpy as np
 from benchmarks.peers import methods, race
 from experiments.data.decode import to_unit
 from experiments.evaluation import efficientnet
+from experiments.files import read_npz
 from experiments.pictures import images
 
 Result = dict[str, Any]
@@ -69,6 +70,18 @@ def of_present_settings(results: list[Result], name: str) -> list[Result]:
     return [result for result in results if result["data"] == name and is_default(result)]
 
 
+def by_judge(results: list[Result]) -> dict[str, list[Result]]:
+    """Groups results whose figures can be compared, by the description of their judge.
+
+    A judge is trained once per machine and precision, and its accuracy identifies it.
+    """
+    groups: dict[str, list[Result]] = {}
+    for r in results:
+        judge = f"a judge in {r['precision']} with {r['judge_accuracy']:.2%} of the held-out images"
+        groups.setdefault(f"{judge}, {r['num_samples']:,} samples", []).append(r)
+    return groups
+
+
 def table(results: list[Result]) -> str:
     """Returns a table in Markdown: means over seeds, and the distance of each seed."""
     rows = [_row("real images", [result["real"] for result in results], results, trained=False)]
@@ -99,10 +112,11 @@ def draw(results: list[Result], file: Path) -> None:
     """
     figure, ax = plt.subplots(figsize=(9.4, 3.8), layout="constrained", dpi=130)
     ax.set_prop_cycle(color=plt.get_cmap("tab20").colors)
-    of_names: dict[str, list[Result]] = {}
+    of_places: dict[tuple[Any, ...], list[Result]] = {}
     for result in _in_order(results):
-        of_names.setdefault(_name(result), []).append(result)
-    for name, found in of_names.items():
+        of_places.setdefault(_place(result), []).append(result)
+    for found in of_places.values():
+        name = _name(found[0])
         rows = [_longest(result).get(name) for result in found]
         points = [(r["budget"], row["frechet"]) for r, row in zip(found, rows, strict=True) if row]
         if not points:
@@ -138,7 +152,7 @@ def draw_samples(results: list[Result], cache: Path, real: np.ndarray, file: Pat
       file: of the picture.
 
     Raises:
-      FileNotFoundError: if the samples of a method are not in the cache.
+      UserError: if the samples of a method are not in the cache.
     """
     longest = max(result["budget"] for result in results)
     sets: dict[str, np.ndarray] = {}
@@ -146,8 +160,8 @@ def draw_samples(results: list[Result], cache: Path, real: np.ndarray, file: Pat
         for label, row in _longest(result).items():
             if label not in sets:
                 name = race.samples_name(race.run_of(result), row)
-                with np.load(cache / name, allow_pickle=False) as arrays:
-                    sets[label] = to_unit(arrays["arr_0"][:_GRID])
+                # Samples are kept by the command that runs the race.
+                sets[label] = to_unit(read_npz(cache / name)["arr_0"][:_GRID])
     figure = images.side_by_side(sets | {"real images": to_unit(real[:_GRID])})
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file)
@@ -159,11 +173,12 @@ def _in_order(results: Iterable[Result]) -> list[Result]:
     return sorted(results, key=lambda r: (_place(r), r["seed"]))
 
 
-def _place(result: Result) -> tuple[int, bool, int, str]:
-    """Returns the place of a contestant in tables."""
-    settings = result["settings"]
-    place = list(NAMES).index(result["method"]), settings.get("by_class", False)
-    return *place, settings.get("num_components", 0), _name(result)
+def _place(result: Result) -> tuple[int, bool, int, int, str]:
+    """Returns the place of a contestant in tables, which is the same for its seeds only."""
+    settings, method = result["settings"], list(NAMES).index(result["method"])
+    with_labels, num = settings.get("by_class", False), settings.get("num_components", 0)
+    rank = settings.get("prior_rank", 0) if with_labels or num > 1 else 0  # One has full rank.
+    return method, with_labels, num, rank, _name(result)
 
 
 def _name(result: Result) -> str:

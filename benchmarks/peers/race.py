@@ -1,6 +1,5 @@
 """One run of the race: training for a number of CPU seconds, samples, and their figures."""
 
-import functools
 import math
 import resource
 import time
@@ -19,12 +18,13 @@ from benchmarks.peers.data import Images, Split
 from benchmarks.peers.judge import Judge, load_or_train, training_share
 from benchmarks.peers.methods import Contestant, Sampler
 from experiments import files
-from experiments.data.decode import to_uint8
+from experiments.data.decode import to_uint8, to_unit
+from experiments.pictures.images import square
 from fdrl_jax import refinement
 from fdrl_jax.training import rng
 from fdrl_jax.training.state import TrainState
 
-_WARMUP_STEPS, _SAMPLE_BATCH, _NUM_PILOT, _GRID = 100, 250, 1_000, 10
+_WARMUP_STEPS, _SAMPLE_BATCH, _NUM_PILOT, _NUM_SHOWN = 100, 250, 1_000, 100
 _CHECKPOINT_SECONDS = 600.0
 
 
@@ -98,8 +98,10 @@ def carry_out(run: Run, images: Split, cache: Path) -> dict[str, Any]:
         first: dict[str, Any] = {"evaluations": num, "cpu_seconds": seconds}
         rows = [(pixels, np.arange(run.num_samples), first)]
         if num and contestant.log_ratio is not None:
+            log_ratio = jax.jit(contestant.log_ratio)
+            draw_kept(sample, arguments, log_ratio, 1)  # Compiles.
             started = time.process_time()
-            kept, at, share = draw_kept(sample, arguments, contestant.log_ratio, run.num_samples)
+            kept, at, share = draw_kept(sample, arguments, log_ratio, run.num_samples)
             seconds = _seconds_per_sample(started, run)
             rows.append((kept, at, {"evaluations": num, "kept": share, "cpu_seconds": seconds}))
         for pixels, positions, row in rows:
@@ -109,7 +111,8 @@ def carry_out(run: Run, images: Split, cache: Path) -> dict[str, Any]:
             row["training_share"] = training_share(pixels, images, mirrored=mirrored)
             result["samples"].append(row)
             file = cache / samples_name(run, row)
-            _write_grid(file.with_suffix(".png"), pixels)
+            sheet = square(to_unit(pixels[:_NUM_SHOWN]))
+            Image.fromarray(sheet.squeeze()).save(file.with_suffix(".png"))
             np.savez_compressed(file, arr_0=pixels)
     checkpoint.unlink(missing_ok=True)
     return result
@@ -172,7 +175,7 @@ def draw_kept(
     Args:
       sample: a compiled sampler.
       arguments: its key, variables and constants.
-      log_ratio: of FDRL: variables, images and their positions to `log q~/p`.
+      log_ratio: of FDRL: variables, images and their positions to `log q~/p`, compiled.
       num: number of samples.
 
     Returns:
@@ -180,20 +183,18 @@ def draw_kept(
       were kept.
     """
     key, variables, _ = arguments
-    outputs = jax.jit(log_ratio)
 
-    @functools.cache
     def proposals(start: int) -> tuple[np.ndarray, np.ndarray]:
         positions = start + jnp.arange(_SAMPLE_BATCH)
         x = sample(*arguments, positions)
-        return np.asarray(x), np.asarray(outputs(variables, x, positions))
+        return np.asarray(x), np.asarray(log_ratio(variables, x, positions))
 
-    pilot = [proposals(start)[1] for start in range(0, _NUM_PILOT, _SAMPLE_BATCH)]
-    bound = refinement.acceptance_bound(np.concatenate(pilot))
+    pilot = [proposals(start) for start in range(0, _NUM_PILOT, _SAMPLE_BATCH)]
+    bound = refinement.acceptance_bound(np.concatenate([of_x for _, of_x in pilot]))
     kept: list[tuple[np.ndarray, np.ndarray]] = []
     start = 0
     while sum(len(at) for _, at in kept) < num:
-        x, of_x = proposals(start)
+        x, of_x = pilot.pop(0) if pilot else proposals(start)
         positions = start + np.arange(_SAMPLE_BATCH)
         keys = rng.example_keys(key, rng.Stream.ACCEPT, positions)
         accepted = np.asarray(refinement.accept(keys, of_x, bound, output="log_ratio"))
@@ -221,22 +222,22 @@ def train(
       key: root key of the run.
       budget: CPU seconds.
       checkpoint: a file from which an interrupted training continues, with the seconds that it had
-        used. It is written every ten CPU minutes.
+        used. It is written every ten CPU minutes and at the end.
 
     Returns:
       The last state and the figures of the training. "diverged" means that the loss is not finite.
     """
     train_state, constants = contestant.train_state, contestant.constants
-    used = saved = 0.0
+    used, saved, loss = 0.0, 0.0, 0.0
     if checkpoint and checkpoint.exists():
-        empty = {"state": train_state, "used": used}
+        empty = {"state": train_state, "used": used, "loss": loss}
         found = serialization.from_bytes(empty, checkpoint.read_bytes())
-        train_state = jax.tree.map(jnp.asarray, found["state"])
+        train_state, loss = jax.tree.map(jnp.asarray, found["state"]), found["loss"]
         used = saved = found["used"]
     step = jax.jit(contestant.train_step, donate_argnums=1)
     step = step.lower(key, train_state, constants).compile()
     started = time.process_time() - max(used, contestant.fit_seconds)
-    num_steps, loss = int(train_state.step), 0.0
+    num_steps = int(train_state.step)
     while used < budget and math.isfinite(loss):
         warmup = min(1.0, (num_steps + 1) / _WARMUP_STEPS)
         rate = learning_rate * warmup * 0.5 * (1.0 + math.cos(math.pi * used / budget))
@@ -246,8 +247,8 @@ def train(
         loss = float(metrics["loss"])
         num_steps += 1
         used = time.process_time() - started
-        if checkpoint and used > saved + _CHECKPOINT_SECONDS:
-            content = {"state": jax.tree.map(np.asarray, train_state), "used": used}
+        if checkpoint and (used >= budget or used > saved + _CHECKPOINT_SECONDS):
+            content = {"state": jax.tree.map(np.asarray, train_state), "used": used, "loss": loss}
             with files.replacing(checkpoint) as stream:
                 stream.write(serialization.to_bytes(content))
             saved = used
@@ -264,11 +265,3 @@ def train(
 
 def _seconds_per_sample(started: float, run: Run) -> float:
     return round((time.process_time() - started) / run.num_samples, 6)
-
-
-def _write_grid(file: Path, pixels: np.ndarray) -> None:
-    """Writes the first 100 images as a square."""
-    _, height, width, channels = pixels.shape
-    grid = pixels[: _GRID**2].reshape(_GRID, _GRID, height, width, channels)
-    grid = grid.transpose(0, 2, 1, 3, 4).reshape(_GRID * height, _GRID * width, channels)
-    Image.fromarray(grid.squeeze()).save(file)

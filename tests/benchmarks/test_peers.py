@@ -153,6 +153,7 @@ def test_an_interrupted_training_continues_from_its_checkpoint(images, tmp_path,
     # Less than what was used: the state comes back, and there is nothing left to do.
     after, second = race.train(fresh, 1e-3, key, budget, file)
     assert second["steps"] == first["steps"] > 1
+    assert second["loss"] == first["loss"]
     assert second["train_cpu_seconds"] == pytest.approx(first["train_cpu_seconds"], abs=0.11)
     jax.tree.map(np.testing.assert_array_equal, before, after)
     _, third = race.train(fresh, 1e-3, key, 2 * budget, file)

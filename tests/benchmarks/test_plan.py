@@ -14,7 +14,6 @@ import pytest
 from PIL import Image
 
 from benchmarks.accelerator import compiler, page, plan, targets
-from benchmarks.accelerator.budget import Budget
 from benchmarks.accelerator.roofline import Cost
 from experiments import experiment, settings
 from experiments.data.load import load
@@ -234,10 +233,3 @@ def test_the_small_form_measures_compares_and_trains(tmp_path):
         assert "PyTorch, which is not installed" in text
     else:
         assert [row["compiled"] for row in results["pytorch"]] == [False]
-
-
-def test_a_budget_keeps_a_share_for_what_follows():
-    budget = Budget(100.0)
-    assert budget.allows(0.5)
-    assert not budget.allows(1.0)
-    assert not Budget(0.0).allows(0.0)
