@@ -51,7 +51,7 @@ def curve(command: Command) -> None:
     data, judge, suffix = plain(opened.run.data["name"]), None, ""
     if path := command.changes.get("condition.classifier"):
         source = opened.experiment.source
-        identity = "" if source.is_translation else opened.run.data["identity"]
+        identity = "" if source.starts is not None else opened.run.data["identity"]
         judge, described = open_to_judge(Path(path), source.classes, source.event_shape, identity)
         suffix = "_classifier"
         if is_first:

@@ -1,6 +1,5 @@
 """Draws samples of a density ratio: in batches over all devices, along the flow, between points."""
 
-import math
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -127,14 +126,7 @@ class Sampler:
                 for start in starts
             ]
             ratios = np.concatenate([found["output"] for found in outputs])[:_NUM_PILOT]
-            bound = float(refinement.acceptance_bound(ratios))
-            if not bound > (0.0 if self._model.problem.output == "ratio" else -math.inf):
-                # Only samples of negative ratios would be kept.
-                raise UserError(
-                    f"sample.rejection: the bound, a quantile of the ratios, is {bound:.3g}; train "
-                    "for longer, or do without rejection"
-                )
-            self._bound = arrays[0], bound
+            self._bound = arrays[0], float(refinement.acceptance_bound(ratios))
         return self._bound[1]
 
     def _replace_rejected(
@@ -176,6 +168,8 @@ def check_rejection(model: Experiment, num_samples: int = 0) -> None:
         reason = "is not for translations, because no source image should be left out"
     elif model.problem.condition is not None:
         reason = "is not for a classifier, because the ratio is not that of its samples"
+    elif model.problem.output == "ratio":
+        reason = "needs positive ratios, as of loss.name=lr or ukl"
     elif num_samples > _STRIDE:
         reason = f"is for at most {_STRIDE:,} samples, got --num_samples={num_samples:,}"
     else:

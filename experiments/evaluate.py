@@ -99,8 +99,8 @@ def evaluate(
     judge: Classifier | None = None
     of_judge: dict[str, Any] = {}
     if classifier:
-        # A domain of a translation is only a part of what a classifier of both is trained on.
-        identity = "" if data.is_translation else opened.run.data["identity"]
+        # With images to start from, the identity is that of both sets.
+        identity = "" if data.starts is not None else opened.run.data["identity"]
         judge, of_judge = open_to_judge(Path(classifier), data.classes, data.event_shape, identity)
     networks = inception.check_weights(settings)
     described = networks.describe() if networks else False

@@ -153,15 +153,16 @@ class StopSignals:
 def _has_own_gpus(environ: Mapping[str, str]) -> bool:
     """Whether all GPUs that this process sees are its own.
 
-    Under SLURM and Open MPI, JAX takes one GPU per process, by its number on the host. A task with
-    `--gpus-per-task` sees only its own GPUs, whose numbers begin at 0, and a process that is alone
-    on its host should use all of them.
+    Under SLURM and Open MPI, JAX uses one GPU per process, by its number on the host. A task with
+    `--gpus-per-task` sees only its own GPUs, whose numbers begin at 0, and the only process of a
+    host should use all of them. Under `mpirun` in a SLURM job, SLURM's variables may be those of
+    the step that starts Open MPI's daemons, one per host.
     """
     if environ.get("JAX_LOCAL_DEVICE_IDS"):  # The user has chosen.
         return False
     per_task = environ.get("SLURM_GPUS_PER_TASK", "").rpartition(":")[2]  # It may begin with TYPE:.
     visible = environ.get("CUDA_VISIBLE_DEVICES") or environ.get("ROCR_VISIBLE_DEVICES") or ""
     tasks, nodes = environ.get("SLURM_NTASKS"), environ.get("SLURM_STEP_NUM_NODES")
-    is_alone = tasks is not None and tasks == nodes
-    is_alone |= "SLURM_JOB_ID" not in environ and environ.get("OMPI_COMM_WORLD_LOCAL_SIZE") == "1"
+    of_mpi = environ.get("OMPI_COMM_WORLD_LOCAL_SIZE")
+    is_alone = of_mpi == "1" if of_mpi else tasks is not None and tasks == nodes
     return is_alone or (bool(visible) and per_task == str(len(visible.split(","))))

@@ -494,6 +494,8 @@ def report_changes(then: Mapping[str, Any], wanted: Settings) -> None:
 
     `then` is the `environment` in which the program began.
     """
+    # Older runs on accelerators have stored flags for CPUs.
+    then = {**then, "XLA_FLAGS": precision.flags_in_use(then)}
     if (changed := _changes(then, environment(wanted))) and parallel.is_first_process():
         logging.getLogger("fdrl").warning(
             "the last digits of results may differ from those of an uninterrupted run: %s", changed

@@ -76,7 +76,7 @@ def plan(sweep: Mapping[str, Any], root: Path) -> list[Planned]:
     if set(sweep) - set(_KEYS) or not {"config", "groups"} <= set(sweep):
         raise UserError(f"the sweep has the keys {', '.join(sweep)}; allowed: {', '.join(_KEYS)}")
     for name in ("seeds", "metrics"):
-        if isinstance(sweep.get(name, ()), str) or not isinstance(sweep.get(name, ()), Sequence):
+        if not isinstance(sweep.get(name, ()), (list, tuple, range)):
             raise UserError(f"{name} of the sweep must be a list, got {sweep[name]!r}")
     seeds = tuple(sweep.get("seeds", (0,)))
     if len(set(seeds)) < len(seeds):

@@ -187,8 +187,9 @@ def accept(key: Array, outputs: ArrayLike, bound: ArrayLike, *, output: Output) 
     known = None if isinstance(bound, jax.core.Tracer) else np.asarray(bound)
     if known is not None and (np.isnan(known).any() or (output == "ratio" and (known <= 0).any())):
         raise ValueError(
-            f"bound must be a number, of ratios above 0, got {bound}; with it, hardly a sample "
-            "would be kept. Outputs must be finite, and a larger quantile gives a larger bound"
+            f"bound must be a number, and above 0 if the outputs are ratios, got {bound}, which "
+            "would reject almost all samples. Check that the outputs are finite, or use a larger "
+            "quantile in acceptance_bound"
         )
     outputs = jnp.asarray(outputs)
     # In float32 for outputs of half precision too, whose uniform numbers are coarse.

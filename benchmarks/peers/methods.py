@@ -173,7 +173,9 @@ def _fdrl(images: Images, settings: Settings, key: Array, dtype: DTypeLike) -> C
 
     def sampler(num_evaluations: int) -> Sampler:
         if 0 < num_evaluations < num_steps:
-            raise ValueError(f"evaluations: {num_evaluations} is less than {num_steps=}")
+            raise ValueError(
+                f"evaluations must be 0 or at least {num_steps=}, got {num_evaluations}"
+            )
         flow = problem.flow._replace(num_refine_steps=num_evaluations - num_steps)
         start, sample = samplers.make_start_sampler(problem), None
         if num_evaluations:
@@ -286,7 +288,9 @@ def _flow_matching(images: Images, settings: Settings, key: Array, dtype: DTypeL
         per_step = 1 if num_intervals else 2
         num_steps = num_evaluations // per_step
         if num_steps < 1 or num_evaluations % per_step:
-            raise ValueError(f"evaluations: {num_evaluations} must be a multiple of {per_step}")
+            raise ValueError(
+                f"evaluations must be positive multiples of {per_step}, got {num_evaluations}"
+            )
         length = 1.0 / num_steps
 
         def sample(

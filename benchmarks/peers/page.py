@@ -77,7 +77,7 @@ def by_judge(results: list[Result]) -> dict[str, list[Result]]:
     """
     groups: dict[str, list[Result]] = {}
     for r in results:
-        judge = f"a judge in {r['precision']} with {r['judge_accuracy']:.2%} of the held-out images"
+        judge = f"Judge with an accuracy of {r['judge_accuracy']:.2%} in {r['precision']}"
         groups.setdefault(f"{judge}, {r['num_samples']:,} samples", []).append(r)
     return groups
 

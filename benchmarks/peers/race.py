@@ -230,10 +230,11 @@ def train(
     train_state, constants = contestant.train_state, contestant.constants
     used, saved, loss = 0.0, 0.0, 0.0
     if checkpoint and checkpoint.exists():
-        empty = {"state": train_state, "used": used, "loss": loss}
-        found = serialization.from_bytes(empty, checkpoint.read_bytes())
-        train_state, loss = jax.tree.map(jnp.asarray, found["state"]), found["loss"]
+        found = serialization.msgpack_restore(checkpoint.read_bytes())
+        restored = serialization.from_state_dict(train_state, found["state"])
+        train_state = jax.tree.map(jnp.asarray, restored)
         used = saved = found["used"]
+        loss = found.get("loss", loss)  # Of earlier versions, checkpoints have none.
     step = jax.jit(contestant.train_step, donate_argnums=1)
     step = step.lower(key, train_state, constants).compile()
     started = time.process_time() - max(used, contestant.fit_seconds)

@@ -66,8 +66,8 @@ def _prepare(name: str, base: Path) -> str:
         hint = nearest(stem, sorted({*there, *known}))
         raise DataError(f"tfds:{name} is neither a data set of TFDS nor prepared in {base}{hint}")
     print(f"tfds:{name} is not in {base}: downloading and preparing it")
-    _keep_off_gpus()
     try:
+        _keep_off_gpus()
         builder = tfds.builder(name, data_dir=base, file_format="array_record")
         builder.download_and_prepare(
             download_config=tfds.download.DownloadConfig(try_download_gcs=False)

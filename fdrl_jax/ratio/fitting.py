@@ -521,11 +521,13 @@ def _standardisation(top: np.ndarray, bottom: np.ndarray) -> tuple[np.ndarray, n
     spread = np.maximum(top.max(axis=0), bottom.max(axis=0)) - np.minimum(
         top.min(axis=0), bottom.min(axis=0)
     )
-    if num := int(np.sum((spread > 0.0) & ~varies[2])):
+    # Of features that are constant up to rounding, only the rounding would be left.
+    rounding = 16.0 * max(np.finfo(values.dtype).eps for values in (top, bottom))
+    if num := int(np.sum((spread > rounding * largest) & ~varies[2])):
         warnings.warn(
             f"{num} of {mean.size} features vary by less than a millionth of their size and are "
-            "ignored, because points are given in float32; subtract a constant from these features "
-            "and points",
+            "ignored, because the ratio is computed in float32. Subtract the same constant from "
+            "these features in both sets, and in all points where you evaluate the ratio",
             stacklevel=4,
         )
     return mean, np.where(varies[2], 1.0 / np.sqrt(np.where(varies[2], variance, 1.0)), 0.0)
@@ -550,9 +552,9 @@ def _check_options(
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
     if not 0.0 < options.learning_rate < np.inf:  # A negative one would end in a ratio of 1.
-        raise ValueError(f"learning_rate must be above 0, got {options.learning_rate}")
+        raise ValueError(f"learning_rate must be above 0 and finite, got {options.learning_rate}")
     if not 0.0 <= options.weight_decay < np.inf:
-        raise ValueError(f"weight_decay must be at least 0, got {options.weight_decay}")
+        raise ValueError(f"weight_decay must be at least 0 and finite, got {options.weight_decay}")
     if not 0.0 < held_out_fraction < 0.9:
         raise ValueError(
             f"held_out_fraction must be above 0 and below 0.9, got {held_out_fraction}"

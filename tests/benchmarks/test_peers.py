@@ -231,6 +231,13 @@ def result(method: str, budget: float, frechet: float, **changes) -> dict:
     return found | changes
 
 
+def test_results_of_different_judges_or_numbers_of_samples_are_not_averaged():
+    found = [result("fdrl", 60.0, 2.0, seed=seed) for seed in range(4)]
+    found[1]["judge_accuracy"], found[2]["num_samples"] = 0.9, 500
+    groups = page.by_judge(found)
+    assert [[one["seed"] for one in group] for group in groups.values()] == [[0, 3], [1], [2]]
+
+
 def test_the_table_has_means_over_seeds_and_no_trials_of_tuning(tmp_path):
     trial = result("r3gan", 60.0, 9.0)
     trial["settings"] = trial["settings"] | {"b1": 0.3}

@@ -191,7 +191,7 @@ def test_misuse_raises():
     ("output", "bound"), [("ratio", -0.1), ("ratio", 0.0), ("log_ratio", np.nan)]
 )
 def test_a_bound_that_keeps_hardly_a_sample_is_an_error(output, bound):
-    with pytest.raises(ValueError, match="bound must be a number, of ratios above 0"):
+    with pytest.raises(ValueError, match="bound must be a number, and above 0 if"):
         refinement.accept(jax.random.key(0), jnp.ones((3,)), bound, output=output)
 
 

@@ -127,6 +127,11 @@ def test_a_process_that_waits_says_so_and_listens_only_on_its_address(monkeypatc
         ({"SLURM_GPUS_PER_TASK": "1", "CUDA_VISIBLE_DEVICES": "0,1,2,3"}, False),
         ({"OMPI_COMM_WORLD_LOCAL_SIZE": "1"}, True),
         ({"OMPI_COMM_WORLD_LOCAL_SIZE": "4"}, False),
+        (  # mpirun in a SLURM job, whose daemons are one task per host.
+            {"SLURM_NTASKS": "1", "SLURM_STEP_NUM_NODES": "1", "OMPI_COMM_WORLD_LOCAL_SIZE": "4"},
+            False,
+        ),
+        ({"SLURM_JOB_ID": "1", "OMPI_COMM_WORLD_LOCAL_SIZE": "1"}, True),
         ({"OMPI_COMM_WORLD_LOCAL_SIZE": "1", "JAX_LOCAL_DEVICE_IDS": "0"}, False),
     ],
 )
