@@ -128,7 +128,9 @@ def _compare_with_pytorch(
             scale.num_flow_steps,
         ) as contenders:
             # As for ours: a median would be longer than the least time of the same function.
-            seconds = {name: speed.least_seconds(run, scale.rounds) for name, run in contenders.items()}
+            seconds = {
+                name: speed.least_seconds(run, scale.rounds) for name, run in contenders.items()
+            }
     except RuntimeError as error:  # Such as `torch.compile` without a C++ compiler.
         form = "torch.compile" if compiled else "eager"
         results["skipped"].append(f"PyTorch ({form}), {name} in {precision}: {error}")

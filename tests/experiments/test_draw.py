@@ -157,7 +157,7 @@ def test_rejection_changes_the_distribution_but_no_other_stage(uneven):
 def test_rejection_by_ratios_that_may_be_negative_is_refused(uneven):
     model, _ = uneven
     problem = model.problem._replace(bregman="lsif", divergence="pearson")
-    with pytest.raises(UserError, match="needs positive ratios, as of loss.name=lr or ukl"):
+    with pytest.raises(UserError, match=r"needs positive ratios, as of loss\.name=lr or ukl"):
         Sampler(dataclasses.replace(model, problem=problem))
 
 
