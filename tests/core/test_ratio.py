@@ -438,7 +438,7 @@ def test_a_feature_that_varies_too_little_to_be_used_is_a_warning():
 
 
 @pytest.mark.filterwarnings("error")
-def test_a_feature_that_is_constant_up_to_rounding_is_no_warning():
+def test_a_feature_that_is_constant_up_to_rounding_causes_no_warning():
     sets = [np.c_[x, 1.0 + 1e-16 * np.arange(len(x)) % 5e-16] for x in gaussians(100)]
     fdrl.fit_ratio(KEY, *sets, bridge="none", **(SMALL | {"num_steps": 2}))
 
