@@ -154,9 +154,9 @@ def _has_own_gpus(environ: Mapping[str, str]) -> bool:
     """Whether all GPUs that this process sees are its own.
 
     Under SLURM and Open MPI, JAX uses one GPU per process, by its number on the host. A task with
-    `--gpus-per-task` sees only its own GPUs, whose numbers begin at 0, and the only process of a
-    host should use all of them. Under `mpirun` in a SLURM job, SLURM's variables may be those of
-    the step that starts Open MPI's daemons, one per host.
+    `--gpus-per-task` sees the GPUs that SLURM gave it, whose numbers begin at 0, and the process of
+    a host without others should use all GPUs. Under `mpirun` in a SLURM job, SLURM's variables may
+    be those of the step that starts Open MPI's daemons, one per host.
     """
     if environ.get("JAX_LOCAL_DEVICE_IDS"):  # The user has chosen.
         return False

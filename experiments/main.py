@@ -104,7 +104,7 @@ def main(argv: Sequence[str]) -> None:
             ) from error
         except (MemoryError, RuntimeError) as error:
             text = first_line(error)[:200]
-            if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+            if _is_out_of_memory(error):
                 text = f"out of memory: {text}. {_LESS_MEMORY}"
             elif not text.startswith(_OF_ENVIRONMENT):
                 raise
@@ -134,8 +134,7 @@ def _run(command: "Command", processes: dict[str, Any]) -> None:
         raise
     except Exception as error:
         of_disk = isinstance(error, OSError) and error.errno is not None
-        of_memory = "RESOURCE_EXHAUSTED" in str(error) and isinstance(error, RuntimeError)
-        if hosts.num_processes() == 1 or of_disk or of_memory or isinstance(error, MemoryError):
+        if hosts.num_processes() == 1 or of_disk or _is_out_of_memory(error):
             raise  # Ends in one line, at once.
         text = first_line(error)
         # On CPUs, a lost connection may be a ValueError.
@@ -144,6 +143,11 @@ def _run(command: "Command", processes: dict[str, Any]) -> None:
         else:
             traceback.print_exc()
         errors.leave(1, text)  # An orderly exit would wait for the other processes.
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    of_device = isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+    return of_device or isinstance(error, MemoryError)
 
 
 def run(command: "Command") -> None:

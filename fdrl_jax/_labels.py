@@ -1,9 +1,13 @@
-"""Class labels that are out of range give an error, or NaN where they are traced."""
+"""Checks of class labels, and of the logits of a classifier."""
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
+
+from fdrl_jax._precision import at_least_float32
 
 Array = jax.Array
 
@@ -30,3 +34,17 @@ def one_or_nan(label: ArrayLike, num_classes: int) -> Array | float:
     if not np.all((np.asarray(label) >= 0) & (np.asarray(label) < num_classes)):
         raise ValueError(f"label must be from 0 to {num_classes - 1}, got {label}")
     return 1.0
+
+
+def logits_of(classifier: Callable[[Array], Array], x: Array) -> Array:
+    """Returns the logits [B, C] of `x` [B, ...], converted to at least float32.
+
+    Raises:
+      ValueError: for logits of another shape.
+    """
+    logits = at_least_float32(classifier(x))
+    if logits.ndim != 2:
+        raise ValueError(
+            f"a classifier must return logits [B, C], two classes included; got {logits.shape}"
+        )
+    return logits

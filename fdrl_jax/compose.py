@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from fdrl_jax._labels import one_or_nan
+from fdrl_jax._labels import logits_of, one_or_nan
 from fdrl_jax._names import nearest
-from fdrl_jax._precision import at_least_float32, evaluate
+from fdrl_jax._precision import evaluate
 from fdrl_jax.divergences import Output, check_output
 
 Array = jax.Array
@@ -63,11 +63,7 @@ def log_probability(
         )
 
     def log_p(x: Array) -> Array:
-        logits = at_least_float32(classifier(low + (high - low) * (x + 1.0) / 2.0))
-        if logits.ndim != 2:
-            raise ValueError(
-                f"a classifier must return logits [B, C], two classes included; got {logits.shape}"
-            )
+        logits = logits_of(classifier, low + (high - low) * (x + 1.0) / 2.0)
         num_classes = logits.shape[-1]
         valid = one_or_nan(label, num_classes)
         chosen = jax.nn.one_hot(jnp.broadcast_to(label, logits.shape[:1]), num_classes, dtype=bool)

@@ -14,9 +14,8 @@ import numpy as np
 from jax import lax
 
 from fdrl_jax._covariance import Moments, covariance_factor, low_rank, low_rank_factor, moments
-from fdrl_jax._labels import one_or_nan
+from fdrl_jax._labels import logits_of, one_or_nan
 from fdrl_jax._mixture import Mixture, clusters, fit_mixture
-from fdrl_jax._precision import at_least_float32
 
 __all__ = [
     "Mixture",
@@ -237,12 +236,7 @@ def class_weights(
     def probabilities(params: Any, component: Array) -> Array:
         keys = jax.random.split(jax.random.fold_in(key, component), num_samples)
         x = prior.sample(params, keys, {"label": jnp.full(num_samples, component)})
-        logits = at_least_float32(classifier(x))
-        if logits.ndim != 2:
-            raise ValueError(
-                f"a classifier must return logits [B, C], two classes included; got {logits.shape}"
-            )
-        return jax.nn.softmax(logits, axis=-1).mean(axis=0)
+        return jax.nn.softmax(logits_of(classifier, x), axis=-1).mean(axis=0)
 
     found = [probabilities(of_component, component) for component in range(num)]
     # A class that the classifier finds nowhere has the weights of the mixture, and not NaN.

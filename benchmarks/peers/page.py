@@ -10,6 +10,7 @@ import numpy as np
 
 from benchmarks.peers import methods, race
 from experiments.data.decode import to_unit
+from experiments.errors import UserError
 from experiments.evaluation import efficientnet
 from experiments.files import read_npz
 from experiments.pictures import images
@@ -160,7 +161,11 @@ def draw_samples(results: list[Result], cache: Path, real: np.ndarray, file: Pat
         for label, row in _longest(result).items():
             if label not in sets:
                 name = race.samples_name(race.run_of(result), row)
-                # Samples are kept by the command that runs the race.
+                if not (cache / name).exists():
+                    raise UserError(
+                        f"{cache / name} is missing; samples are kept by the command that runs the "
+                        "race"
+                    )
                 sets[label] = to_unit(read_npz(cache / name)["arr_0"][:_GRID])
     figure = images.side_by_side(sets | {"real images": to_unit(real[:_GRID])})
     file.parent.mkdir(parents=True, exist_ok=True)
