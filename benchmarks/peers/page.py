@@ -1,12 +1,15 @@
 """Results of the race: the file, the table and the pictures."""
 
 import json
+import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 
 from benchmarks.peers import methods, race
 from experiments.data.decode import to_unit
@@ -29,6 +32,7 @@ NAMES = {
 # Settings that may differ from the default, because `_name` says so, or as they change no training.
 _VARIED = ("by_class", "num_components", "prior_rank", "from_prior", "evaluations")
 _MOST_EVALUATIONS = 36  # Per sample in the pictures, so that no method has more.
+_MARKERS = "os^Dvp"  # Of the contestants of a method in the pictures.
 _GRID = 36  # Images of a method in the picture of samples.
 _COLUMNS = (
     "method", "CPU seconds", "seeds", "steps", "parameters", "peak memory", "evaluations",
@@ -108,39 +112,54 @@ def table(results: list[Result]) -> str:
 def draw(results: list[Result], file: Path) -> None:
     """Draws the distance without rejection against the CPU seconds: a point per seed.
 
-    A line is of one method, and its dotted line is the prior of FDRL. A point is the longest
-    sampling of at most 36 evaluations per sample.
+    There is a panel per judge. A line is the mean over seeds of one contestant, and a dotted line
+    is the prior of FDRL. A point is the longest sampling of at most 36 evaluations per sample.
     """
-    figure, ax = plt.subplots(figsize=(9.4, 3.8), layout="constrained", dpi=130)
-    ax.set_prop_cycle(color=plt.get_cmap("tab20").colors)
-    of_places: dict[tuple[Any, ...], list[Result]] = {}
-    for result in _in_order(results):
-        of_places.setdefault(_place(result), []).append(result)
-    for found in of_places.values():
-        name = _name(found[0])
-        rows = [_longest(result).get(name) for result in found]
-        points = [(r["budget"], row["frechet"]) for r, row in zip(found, rows, strict=True) if row]
-        if not points:
-            continue
-        budgets, distances = np.array(points).T
-        each = np.unique(budgets)
-        means = [distances[budgets == budget].mean() for budget in each]
-        (drawn,) = ax.plot(each, means, lw=1.5, label=name)
-        ax.plot(budgets, distances, "o", ms=4, color=drawn.get_color())
-        prior = [r["frechet"] for one in found for r in one["samples"] if not r["evaluations"]]
-        if prior:
-            ax.axhline(np.mean(prior), color=drawn.get_color(), ls=":", lw=1)
-    real = np.mean([result["real"]["frechet"] for result in results])
-    ax.axhline(real, color="0.4", ls="--", lw=1, label="real images")
-    ax.plot([], [], color="0.4", ls=":", lw=1, label="prior")
-    ax.set(xscale="log", yscale="log", xlabel="CPU seconds of training", ylabel="Fréchet distance")
+    groups, looks = by_judge(results), _looks(results)
+    figure, axes = plt.subplots(
+        ncols=len(groups), figsize=(2.8 * len(groups) + 3.2, 3.6), dpi=130, sharex=True,
+        sharey=True, squeeze=False, layout="constrained",
+    )  # fmt: skip
     ticks = sorted({result["budget"] for result in results})
-    ax.set_xticks(ticks, [f"{tick:,g}" for tick in ticks])
-    ax.minorticks_off()
-    figure.legend(loc="outside right upper", fontsize=8, frameon=False)
+    for ax, (judge, comparable) in zip(axes[0], groups.items(), strict=True):
+        for place, look in looks.items():
+            _draw_contestant(ax, [r for r in comparable if _place(r) == place], look)
+        real = np.mean([result["real"]["frechet"] for result in comparable])
+        ax.axhline(real, color="0.4", ls="--", lw=1)
+        ax.set_title(textwrap.fill(judge, 32), fontsize=8)
+        ax.set(xscale="log", yscale="log", xlabel="CPU seconds of training")
+        ax.set_xlim(ticks[0] / 1.3, ticks[-1] * 1.3)
+        ax.set_xticks(ticks, [f"{tick:,g}" for tick in ticks])
+        ax.minorticks_off()
+    axes[0, 0].set_ylabel("Fréchet distance")
+    handles = [Line2D([], [], ms=4, lw=1, **look, label=place[-1]) for place, look in looks.items()]
+    handles.append(Line2D([], [], color="0.4", ls=":", lw=1, label="priors"))
+    handles.append(Line2D([], [], color="0.4", ls="--", lw=1, label="real images"))
+    figure.legend(handles=handles, loc="outside right upper", fontsize=8, frameon=False)
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file)
     plt.close(figure)
+
+
+def _looks(results: list[Result]) -> dict[tuple[Any, ...], dict[str, Any]]:
+    """Returns a colour per method, and a marker per contestant of it, by their place."""
+    looks: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for place in sorted({_place(result) for result in results}):
+        marker = _MARKERS[sum(other[0] == place[0] for other in looks) % len(_MARKERS)]
+        looks[place] = {"color": f"C{place[0]}", "marker": marker}
+    return looks
+
+
+def _draw_contestant(ax: Axes, results: list[Result], look: dict[str, Any]) -> None:
+    """Draws the results of one contestant by one judge."""
+    rows = [(r["budget"], _longest(r).get(_name(r))) for r in results]
+    points = [(budget, row["frechet"]) for budget, row in rows if row]
+    means = {b: np.mean([d for other, d in points if other == b]) for b, _ in sorted(points)}
+    ax.plot(list(means), list(means.values()), lw=1.5, color=look["color"])
+    ax.plot(*np.array(points).reshape(-1, 2).T, ls="", ms=4, **look)
+    priors = [row["frechet"] for r in results for row in r["samples"] if not row["evaluations"]]
+    if priors:
+        ax.axhline(np.mean(priors), color=look["color"], ls=":", lw=1)
 
 
 def draw_samples(results: list[Result], cache: Path, real: np.ndarray, file: Path) -> None:

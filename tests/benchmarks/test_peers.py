@@ -238,6 +238,16 @@ def test_results_of_different_judges_or_numbers_of_samples_are_not_averaged():
     assert [[one["seed"] for one in group] for group in groups.values()] == [[0, 3], [1], [2]]
 
 
+def test_the_curve_has_a_panel_per_judge_and_means_over_its_seeds_only(tmp_path, monkeypatch):
+    found = [result("r3gan", 60.0, distance, seed=i) for i, distance in enumerate((2.0, 4.0, 9.0))]
+    found[2]["judge_accuracy"] = 0.9
+    drawn = []
+    monkeypatch.setattr(page.plt, "close", drawn.append)
+    page.draw(found, tmp_path / "curve.png")
+    of_panels = [[list(line.get_ydata()) for line in ax.lines[:2]] for ax in drawn[0].axes]
+    assert of_panels == [[[3.0], [2.0, 4.0]], [[9.0], [9.0]]]  # The mean, then the seeds.
+
+
 def test_the_table_has_means_over_seeds_and_no_trials_of_tuning(tmp_path):
     trial = result("r3gan", 60.0, 9.0)
     trial["settings"] = trial["settings"] | {"b1": 0.3}
