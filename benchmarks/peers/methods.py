@@ -60,6 +60,8 @@ class Contestant(NamedTuple):
     fit_seconds: float = 0.0
     # Of FDRL: variables, images [B, H, W, C] and their positions [B] to `log q~/p` [B].
     log_ratio: Callable[[Variables, Array, Array], Array] | None = None
+    # Of FDRL with a denoiser: variables and samples after the flow to those without noise.
+    denoise: Callable[[Variables, Array], Array] | None = None
     labels: Callable[[Any], Any] | None = None  # With labels: positions [B] to classes [B].
 
 
@@ -72,7 +74,8 @@ def defaults(shape: tuple[int, ...], budget: float) -> dict[str, Settings]:
 
     The prior of FDRL is a mixture of "num_components" Gaussians. With "by_class", a method learns
     from labels, its samples are of all classes in turn, and each class has as many Gaussians. With
-    "from_prior", flow matching starts from this prior, too.
+    "from_prior", flow matching starts from this prior, too. With "denoiser_width", each step of
+    FDRL also trains a denoiser of this width, which its samples pass after the flow.
     """
     is_grey = shape[-1] == 1
     shared: Settings = {"batch_size": 64, "flip": not is_grey, "b1": 0.9, "b2": 0.999}
@@ -96,6 +99,7 @@ def defaults(shape: tuple[int, ...], budget: float) -> dict[str, Settings]:
         "gradient_penalty": 1.0,
         "gradient_penalty_fraction": 0.25,
         "dequantisation": DEQUANTISATION,
+        "denoiser_width": 0,
         "by_class": False,
         "evaluations": [0, *lengths],  # 0 is the prior.
     }
@@ -187,14 +191,19 @@ def _fdrl(images: Images, settings: Settings, key: Array, dtype: DTypeLike) -> C
 
         return images
 
-    variables = jax.jit(network.init)(key, jnp.zeros((1, *shape)))
+    variables, denoise = jax.jit(network.init)(key, jnp.zeros((1, *shape))), None
+    if settings["denoiser_width"]:
+        denoiser = networks.Denoiser(settings["denoiser_width"], dtype=dtype)
+        variables = denoiser.add_params(variables, jax.random.fold_in(key, 1), shape)
+        denoise = denoiser.denoise
     return Contestant(
         Constants(jax.tree.map(jnp.asarray, images), prior.params),
         state.create(variables, make_optimizer(settings)),
-        fdrl_train_step(problem, settings, of_images),
+        fdrl_train_step(problem._replace(denoise=denoise), settings, of_images),
         {num: sampler(num) for num in settings["evaluations"]},
         fit_seconds,
         log_ratio,
+        denoise,
         labels_at if num_classes else None,
     )
 

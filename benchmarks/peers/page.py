@@ -30,7 +30,9 @@ NAMES = {
     "r3gan": "R3GAN, small",
 }
 # Settings that may differ from the default, because `_name` says so, or as they change no training.
-_VARIED = ("by_class", "num_components", "prior_rank", "from_prior", "evaluations")
+_VARIED = (
+    "by_class", "num_components", "prior_rank", "from_prior", "denoiser_width", "evaluations",
+)  # fmt: skip
 _MOST_EVALUATIONS = 36  # Per sample in the pictures, so that no method has more.
 _MARKERS = "os^Dvp"  # Of the contestants of a method in the pictures.
 _GRID = 36  # Images of a method in the picture of samples.
@@ -94,8 +96,9 @@ def table(results: list[Result]) -> str:
     for result in _in_order(results):
         for row in result["samples"]:
             trained_for = result["budget"] if row["evaluations"] else 0.0
-            key = (trained_for, _place(result), row["evaluations"], "kept" in row)
-            groups.setdefault(key, []).append((row, result))
+            of_row = result if trained_for else _without_denoiser(result)
+            key = (trained_for, _place(of_row), row["evaluations"], "kept" in row)
+            groups.setdefault(key, []).append((row, of_row))
     for key, group in sorted(groups.items()):
         samples, trained = map(list, zip(*group, strict=True))
         rows.append(_row(_label(trained[0], samples[0]), samples, trained, trained=key[0] > 0))
@@ -213,7 +216,13 @@ def _name(result: Result) -> str:
     if result["method"] == "fdrl" or starts:
         num = settings["num_components"]
         name += f", {num} Gaussian{'s' * (num > 1)}{' per class' * with_labels}"
+    name += " and a denoiser" * bool(settings.get("denoiser_width"))
     return name
+
+
+def _without_denoiser(result: Result) -> Result:
+    """Returns a result as that of a contestant whose prior it shares."""
+    return result | {"settings": result["settings"] | {"denoiser_width": 0}}
 
 
 def _longest(result: Result) -> dict[str, Result]:

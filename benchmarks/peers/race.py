@@ -27,6 +27,8 @@ from fdrl_jax.training.state import TrainState
 _WARMUP_STEPS, _SAMPLE_BATCH, _NUM_PILOT, _NUM_SHOWN = 100, 250, 1_000, 100
 _CHECKPOINT_SECONDS = 600.0
 
+Denoise = Callable[[Any, jax.Array], jax.Array]
+
 
 class Run(NamedTuple):
     """What determines a run.
@@ -88,8 +90,9 @@ def carry_out(run: Run, images: Split, cache: Path) -> dict[str, Any]:
         "real": judge.figures(*real_images(run, images)),
         "samples": [],
     }
+    denoise = jax.jit(contestant.denoise or _as_it_is)
     for num, sampler in {} if trained["diverged"] else contestant.samplers.items():
-        sample = jax.jit(sampler)
+        sample = jax.jit(_denoised(sampler, denoise) if num else sampler)
         arguments = (key, train_state.ema_variables, contestant.constants)
         draw_samples(sample, arguments, _SAMPLE_BATCH)  # Compiles.
         started = time.process_time()
@@ -98,10 +101,10 @@ def carry_out(run: Run, images: Split, cache: Path) -> dict[str, Any]:
         first: dict[str, Any] = {"evaluations": num, "cpu_seconds": seconds}
         rows = [(pixels, np.arange(run.num_samples), first)]
         if num and contestant.log_ratio is not None:
-            log_ratio = jax.jit(contestant.log_ratio)
-            draw_kept(sample, arguments, log_ratio, 1)  # Compiles.
+            with_noise, log_ratio = jax.jit(sampler), jax.jit(contestant.log_ratio)
+            draw_kept(with_noise, arguments, log_ratio, 1, denoise)  # Compiles.
             started = time.process_time()
-            kept, at, share = draw_kept(sample, arguments, log_ratio, run.num_samples)
+            kept, at, share = draw_kept(with_noise, arguments, log_ratio, run.num_samples, denoise)
             seconds = _seconds_per_sample(started, run)
             rows.append((kept, at, {"evaluations": num, "kept": share, "cpu_seconds": seconds}))
         for pixels, positions, row in rows:
@@ -162,11 +165,21 @@ def draw_samples(sample: Sampler, arguments: tuple[Any, ...], num: int) -> np.nd
     return to_uint8(np.concatenate(parts))
 
 
+def _as_it_is(variables: Any, x: jax.Array) -> jax.Array:
+    return x
+
+
+def _denoised(sampler: Sampler, denoise: Denoise) -> Sampler:
+    """Returns a sampler whose samples pass a denoiser."""
+    return lambda *arguments: denoise(arguments[1], sampler(*arguments))
+
+
 def draw_kept(
     sample: Sampler,
     arguments: tuple[Any, ...],
     log_ratio: Callable[[Any, jax.Array, jax.Array], jax.Array],
     num: int,
+    denoise: Denoise = _as_it_is,
 ) -> tuple[np.ndarray, np.ndarray, float]:
     """Draws samples of FDRL until enough of them are kept by their ratio.
 
@@ -177,6 +190,8 @@ def draw_kept(
       arguments: its key, variables and constants.
       log_ratio: of FDRL: variables, images and their positions to `log q~/p`, compiled.
       num: number of samples.
+      denoise: variables and samples to those that are returned, compiled. The ratio is that of
+        samples before it.
 
     Returns:
       The kept samples, uint8 [num, H, W, C], their positions [num], and the share of samples that
@@ -187,7 +202,8 @@ def draw_kept(
     def proposals(start: int) -> tuple[np.ndarray, np.ndarray]:
         positions = start + jnp.arange(_SAMPLE_BATCH)
         x = sample(*arguments, positions)
-        return np.asarray(x), np.asarray(log_ratio(variables, x, positions))
+        of_x = log_ratio(variables, x, positions)
+        return np.asarray(denoise(variables, x)), np.asarray(of_x)
 
     pilot = [proposals(start) for start in range(0, _NUM_PILOT, _SAMPLE_BATCH)]
     bound = refinement.acceptance_bound(np.concatenate([of_x for _, of_x in pilot]))

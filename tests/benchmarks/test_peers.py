@@ -231,6 +231,23 @@ def result(method: str, budget: float, frechet: float, **changes) -> dict:
     return found | changes
 
 
+def test_contestants_with_and_without_a_denoiser_have_one_prior():
+    prior = {"evaluations": 0, "cpu_seconds": 0.001, **result("fdrl", 60.0, 9.0)["real"]}
+    found = [result("fdrl", 60.0, 2.0, seed=seed) for seed in range(2)]
+    for one, width, distance in zip(found, (0, 32), (8.0, 10.0), strict=True):
+        one["settings"] = one["settings"] | {"denoiser_width": width}
+        one["samples"] = [prior | {"frechet": distance}, *one["samples"]]
+    rows = [line.split(" | ") for line in page.table(found).splitlines()[2:]]
+    assert [cells[0].removeprefix("| ") for cells in rows] == [
+        "real images",
+        "prior of FDRL, 100 Gaussians",
+        "FDRL, 100 Gaussians",
+        "FDRL, 100 Gaussians and a denoiser",
+    ]
+    assert rows[1][12] == "9.00"
+    assert page.of_present_settings(found, "set") == found
+
+
 def test_results_of_different_judges_or_numbers_of_samples_are_not_averaged():
     found = [result("fdrl", 60.0, 2.0, seed=seed) for seed in range(4)]
     found[1]["judge_accuracy"], found[2]["num_samples"] = 0.9, 500
@@ -436,6 +453,39 @@ def test_a_run_keeps_its_samples(method, images, tmp_path, monkeypatch):
     assert row["training_share"] == 0.0  # There, reference images are those of the training.
     with np.load(tmp_path / race.samples_name(run, row)) as kept:
         assert (kept["arr_0"].shape, kept["arr_0"].dtype) == ((250, *SHAPE), np.uint8)
+
+
+def test_a_denoiser_trains_with_fdrl_and_finishes_its_samples(images, tmp_path, monkeypatch):
+    chosen = settings("fdrl") | {"denoiser_width": 4}
+    build = methods.build
+    contestant = build("fdrl", images, chosen, seed=0, dtype=jnp.float32)
+    before = jax.tree.map(np.array, contestant.train_state.variables["params"]["denoiser"])
+    state, _ = race.train(contestant, 1e-3, rng.root_key(0), budget=1e-6)
+    is_changed = jax.tree.map(
+        lambda *of_both: np.any(of_both[0] != of_both[1]),
+        before,
+        state.variables["params"]["denoiser"],
+    )
+    assert all(jax.tree.leaves(is_changed))
+
+    def build_with_constant(*arguments, **options):
+        built = build(*arguments, **options)
+        assert built.denoise is not None
+        return built._replace(denoise=lambda variables, x: jnp.full_like(x, 0.5))
+
+    opened = SimpleNamespace(
+        accuracy=1.0, figures=lambda *_: dict(result("fdrl", 1.0, 3.0)["real"])
+    )
+    monkeypatch.setattr(race, "open_judge", lambda *arguments: opened)
+    monkeypatch.setattr(methods, "build", build_with_constant)
+    run = race.Run("set", "fdrl", chosen, 1, 1e-6, 250, "float32")
+    of_prior, *of_flow = race.carry_out(run, data.Split(*[images] * 3), tmp_path)["samples"]
+    assert len(of_flow) == 2  # As drawn, and kept by the ratio.
+    for row in of_flow:
+        with np.load(tmp_path / race.samples_name(run, row)) as kept:
+            np.testing.assert_array_equal(kept["arr_0"], to_uint8(np.float32(0.5)))
+    with np.load(tmp_path / race.samples_name(run, of_prior)) as kept:
+        assert len(np.unique(kept["arr_0"])) > 100
 
 
 def test_samples_are_kept_in_proportion_to_the_inverse_of_their_ratio():
