@@ -118,7 +118,7 @@ def draw(results: list[Result], file: Path) -> None:
     There is a panel per judge. A line is the mean over seeds of one contestant, and a dotted line
     is the prior of FDRL. A point is the longest sampling of at most 36 evaluations per sample.
     """
-    groups, looks = by_judge(results), _looks(results)
+    groups, looks = by_judge(results), _looks([r for r in results if r["samples"]])
     figure, axes = plt.subplots(
         ncols=len(groups), figsize=(2.8 * len(groups) + 3.2, 3.6), dpi=130, sharex=True,
         sharey=True, squeeze=False, layout="constrained",
