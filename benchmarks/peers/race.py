@@ -90,21 +90,22 @@ def carry_out(run: Run, images: Split, cache: Path) -> dict[str, Any]:
         "real": judge.figures(*real_images(run, images)),
         "samples": [],
     }
-    denoise = jax.jit(contestant.denoise or _as_it_is)
     for num, sampler in {} if trained["diverged"] else contestant.samplers.items():
-        sample = jax.jit(_denoised(sampler, denoise) if num else sampler)
+        sample, denoise = jax.jit(sampler), _as_it_is
+        if num and contestant.denoise is not None:
+            denoise = jax.jit(contestant.denoise)
         arguments = (key, train_state.ema_variables, contestant.constants)
-        draw_samples(sample, arguments, _SAMPLE_BATCH)  # Compiles.
+        draw_samples(sample, arguments, _SAMPLE_BATCH, denoise)  # Compiles.
         started = time.process_time()
-        pixels = draw_samples(sample, arguments, run.num_samples)
+        pixels = draw_samples(sample, arguments, run.num_samples, denoise)
         seconds = _seconds_per_sample(started, run)
         first: dict[str, Any] = {"evaluations": num, "cpu_seconds": seconds}
         rows = [(pixels, np.arange(run.num_samples), first)]
         if num and contestant.log_ratio is not None:
-            with_noise, log_ratio = jax.jit(sampler), jax.jit(contestant.log_ratio)
-            draw_kept(with_noise, arguments, log_ratio, 1, denoise)  # Compiles.
+            log_ratio = jax.jit(contestant.log_ratio)
+            draw_kept(sample, arguments, log_ratio, 1, denoise)  # Compiles.
             started = time.process_time()
-            kept, at, share = draw_kept(with_noise, arguments, log_ratio, run.num_samples, denoise)
+            kept, at, share = draw_kept(sample, arguments, log_ratio, run.num_samples, denoise)
             seconds = _seconds_per_sample(started, run)
             rows.append((kept, at, {"evaluations": num, "kept": share, "cpu_seconds": seconds}))
         for pixels, positions, row in rows:
@@ -152,26 +153,24 @@ def _stem(run: Run, kind: str) -> str:
     return f"{run.data}-{run.method}-{run.budget:g}-{run.seed}-{kind}-{digest}"
 
 
-def draw_samples(sample: Sampler, arguments: tuple[Any, ...], num: int) -> np.ndarray:
+def _as_it_is(variables: Any, x: jax.Array) -> jax.Array:
+    return x
+
+
+def draw_samples(
+    sample: Sampler, arguments: tuple[Any, ...], num: int, denoise: Denoise = _as_it_is
+) -> np.ndarray:
     """Draws samples in batches, uint8 [num, H, W, C]; `num` is a multiple of 250.
 
     Args:
       sample: a compiled sampler.
       arguments: its key, variables and constants.
       num: number of samples.
+      denoise: variables and samples to those that are returned, compiled.
     """
-    starts = range(0, num, _SAMPLE_BATCH)
-    parts = [sample(*arguments, start + jnp.arange(_SAMPLE_BATCH)) for start in starts]
+    positions = (start + jnp.arange(_SAMPLE_BATCH) for start in range(0, num, _SAMPLE_BATCH))
+    parts = [denoise(arguments[1], sample(*arguments, at)) for at in positions]
     return to_uint8(np.concatenate(parts))
-
-
-def _as_it_is(variables: Any, x: jax.Array) -> jax.Array:
-    return x
-
-
-def _denoised(sampler: Sampler, denoise: Denoise) -> Sampler:
-    """Returns a sampler whose samples pass a denoiser."""
-    return lambda *arguments: denoise(arguments[1], sampler(*arguments))
 
 
 def draw_kept(
