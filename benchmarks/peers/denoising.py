@@ -65,4 +65,4 @@ def _train(images: Images) -> Any:
     def init(key: Array) -> Any:
         return _NETWORK.add_params({"params": {}}, key, images.pixels.shape[1:])
 
-    return fitting.run_steps(step, init, optimizer, images, _NUM_STEPS).variables
+    return fitting.run_steps(step, init, optimizer, images, _NUM_STEPS, "denoiser").variables

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import traverse_util
+from tqdm import tqdm
 
 from benchmarks.peers.data import Images
 from experiments import files
@@ -36,13 +37,17 @@ def run_steps(
     optimizer: optax.GradientTransformation,
     images: Images,
     num_steps: int,
+    description: str,
 ) -> TrainState:
-    """Trains with seed 0 for a number of steps on images; `init` maps a key to variables."""
+    """Trains with seed 0 for a number of steps on images, and shows a progress bar.
+
+    `init` maps a key to variables.
+    """
     key = rng.root_key(0)
     train_state = state.create(init(rng.stream_key(key, rng.Stream.INIT)), optimizer)
     constants = Constants(jax.tree.map(jnp.asarray, images), ())
     step = jax.jit(train_step, donate_argnums=1)
-    for _ in range(num_steps):
+    for _ in tqdm(range(num_steps), unit="step", desc=description):
         train_state, _metrics = step(key, train_state, constants)
     return train_state
 

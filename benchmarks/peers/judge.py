@@ -116,7 +116,8 @@ def _train(network: networks.ResNet, images: Images) -> Any:
     def init(key: jax.Array) -> Any:
         return jax.jit(network.init)(key, jnp.zeros(shape))
 
-    return fitting.run_steps(train_step, init, optimizer, images, num_steps).ema_variables
+    found = fitting.run_steps(train_step, init, optimizer, images, num_steps, "judge")
+    return found.ema_variables
 
 
 def _apply(

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import serialization
 from PIL import Image
+from tqdm import tqdm
 
 from benchmarks.peers import methods
 from benchmarks.peers.data import Images, Split
@@ -26,6 +27,11 @@ from fdrl_jax.training.state import TrainState
 
 _WARMUP_STEPS, _SAMPLE_BATCH, _NUM_PILOT, _NUM_SHOWN = 100, 250, 1_000, 100
 _CHECKPOINT_SECONDS = 600.0
+# Redrawn at most once per second, because its CPU seconds count as well.
+_BAR: dict[str, Any] = {
+    "mininterval": 1.0,
+    "bar_format": "{l_bar}{bar}| {n:.0f}/{total:.0f} CPU s [{elapsed}<{remaining}{postfix}]",
+}
 
 Denoise = Callable[[Any, jax.Array], jax.Array]
 
@@ -78,7 +84,12 @@ def carry_out(run: Run, images: Split, cache: Path) -> dict[str, Any]:
     )
     checkpoint = cache / f"{_stem(run, 'training')}.msgpack"
     train_state, trained = train(
-        contestant, run.settings["learning_rate"], key, run.budget, checkpoint
+        contestant,
+        run.settings["learning_rate"],
+        key,
+        run.budget,
+        checkpoint,
+        description=f"{run.method}, seed {run.seed}",
     )
     judge = open_judge(run, images, cache)
     result = run._asdict() | trained
@@ -225,6 +236,8 @@ def train(
     key: jax.Array,
     budget: float,
     checkpoint: Path | None = None,
+    *,
+    description: str = "",
 ) -> tuple[TrainState, dict[str, Any]]:
     """Trains until the CPU seconds are used; compilation does not count.
 
@@ -238,6 +251,7 @@ def train(
       budget: CPU seconds.
       checkpoint: a file from which an interrupted training continues, with the seconds that it had
         used. It is written every ten CPU minutes and at the end.
+      description: of the progress bar, which counts CPU seconds.
 
     Returns:
       The last state and the figures of the training. "diverged" means that the loss is not finite.
@@ -254,20 +268,21 @@ def train(
     step = step.lower(key, train_state, constants).compile()
     started = time.process_time() - max(used, contestant.fit_seconds)
     num_steps = int(train_state.step)
-    while used < budget and math.isfinite(loss):
-        warmup = min(1.0, (num_steps + 1) / _WARMUP_STEPS)
-        rate = learning_rate * warmup * 0.5 * (1.0 + math.cos(math.pi * used / budget))
-        hyperparams = {"learning_rate": jnp.float32(rate)}
-        opt_state = train_state.opt_state._replace(hyperparams=hyperparams)
-        train_state, metrics = step(key, train_state._replace(opt_state=opt_state), constants)
-        loss = float(metrics["loss"])
-        num_steps += 1
-        used = time.process_time() - started
-        if checkpoint and (used >= budget or used > saved + _CHECKPOINT_SECONDS):
-            content = {"state": jax.tree.map(np.asarray, train_state), "used": used, "loss": loss}
-            with files.replacing(checkpoint) as stream:
-                stream.write(serialization.to_bytes(content))
-            saved = used
+    with tqdm(total=budget, initial=min(used, budget), desc=description, **_BAR) as bar:
+        while used < budget and math.isfinite(loss):
+            warmup = min(1.0, (num_steps + 1) / _WARMUP_STEPS)
+            rate = learning_rate * warmup * 0.5 * (1.0 + math.cos(math.pi * used / budget))
+            hyperparams = {"learning_rate": jnp.float32(rate)}
+            opt_state = train_state.opt_state._replace(hyperparams=hyperparams)
+            train_state, metrics = step(key, train_state._replace(opt_state=opt_state), constants)
+            loss = float(metrics["loss"])
+            num_steps += 1
+            used = time.process_time() - started
+            if checkpoint and (used >= budget or used > saved + _CHECKPOINT_SECONDS):
+                _write_checkpoint(checkpoint, train_state, used, loss)
+                saved = used
+            bar.set_postfix(steps=num_steps, loss=f"{loss:.3f}", refresh=False)
+            bar.update(min(used, budget) - bar.n)
     params = train_state.variables["params"]
     return train_state, {
         "steps": num_steps,
@@ -277,6 +292,12 @@ def train(
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
         "peak_megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1_024,
     }
+
+
+def _write_checkpoint(file: Path, train_state: TrainState, used: float, loss: float) -> None:
+    content = {"state": jax.tree.map(np.asarray, train_state), "used": used, "loss": loss}
+    with files.replacing(file) as stream:
+        stream.write(serialization.to_bytes(content))
 
 
 def _seconds_per_sample(started: float, run: Run) -> float:

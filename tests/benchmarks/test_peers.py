@@ -161,11 +161,16 @@ def test_an_interrupted_training_continues_from_its_checkpoint(images, tmp_path,
     assert third["train_cpu_seconds"] == pytest.approx(2 * budget, rel=0.5)
 
 
-def test_a_loss_that_is_not_finite_ends_the_training(images):
+def test_a_loss_that_is_not_finite_ends_the_training(images, capsys):
     contestant = methods.build("fdrl", images, settings("fdrl"), seed=0, dtype=jnp.float32)
-    _, found = race.train(contestant, float("nan"), rng.root_key(0), budget=60.0)
+    key = rng.root_key(0)
+    _, found = race.train(contestant, float("nan"), key, budget=60.0, description="a race")
     assert found["diverged"]
     assert found["steps"] == 2
+    bar = capsys.readouterr().err.rpartition("\r")[2]
+    assert bar.startswith("a race")
+    assert "/60 CPU s" in bar
+    assert "loss=nan" in bar
 
 
 def test_the_parts_of_a_zip_have_no_common_image(tmp_path):
