@@ -6,7 +6,8 @@ The data are a folder or zip of PNG or JPEG files; use --config.data.name=tfds:c
 prepared TFDS set.
 It uses a larger network than the recipe for small images, and more but cheaper training steps. Such
 steps help on CIFAR-10 and hurt on MNIST, see docs/ablations.md.
-Cost: 98 min on two cores of an AMD EPYC with avx512_bf16, in bfloat16 (0.22 s per training step).
+Cost: 98 min on two idle cores of an AMD EPYC with avx512_bf16, in bfloat16 (0.22 s per training
+  step).
   214 CPU min on two cores of an Intel Xeon with AMX, in 143 min, while other programs ran in some
   of them.
   On one core of an AMD EPYC with AVX2, in float32, a training step without the denoiser takes
