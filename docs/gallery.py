@@ -332,7 +332,8 @@ ENTRIES = (
     Entry(
         "race",
         "\n".join(
-            f"python -m benchmarks.peers --results=benchmarks/peers/results.jsonl --name={name} "
+            "python -m benchmarks.peers --results benchmarks/peers/results.jsonl "
+            f"benchmarks/peers/results_avx512.jsonl --name={name} "
             f"--picture=runs/gallery/race/{name}.png"
             for name in ("mnist-60k", "cifar10-50k")
         ),
@@ -347,8 +348,8 @@ ENTRIES = (
     ),
     Entry(
         "race_samples",
-        "python -m benchmarks.peers --results=benchmarks/peers/results.jsonl --data=CIFAR10 "
-        "--samples=runs/gallery/race_samples/cifar10-50k.png",
+        "python -m benchmarks.peers --results benchmarks/peers/results.jsonl --data=CIFAR10 "
+        "--name=cifar10-50k --samples=runs/gallery/race_samples/cifar10-50k.png",
         {
             "race_cifar10_samples.webp": (
                 "race_samples/cifar10-50k.png",

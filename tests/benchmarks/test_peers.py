@@ -329,8 +329,11 @@ def test_samples_of_the_longest_trainings_are_drawn_next_to_real_images(
     monkeypatch.setattr(data, "load", lambda path: data.Split(images, images, images))
     short, longest = result("r3gan", 60.0, 3.0), result("meanflow", 90.0, 3.0)
     file = tmp_path / "results.jsonl"
-    file.write_text("".join(json.dumps(one) + "\n" for one in (short, longest)))
-    command = [f"--results={file}", f"--cache={tmp_path}", f"--samples={tmp_path / 'samples.png'}"]
+    file.write_text(json.dumps(short) + "\n")
+    other = tmp_path / "other.jsonl"
+    other.write_text(json.dumps(longest) + "\n")
+    command = ["--results", str(file), str(other), f"--cache={tmp_path}"]
+    command.append(f"--samples={tmp_path / 'samples.png'}")
 
     with pytest.raises(SystemExit):
         program.main([*command, "--data=set.zip"])
@@ -541,7 +544,7 @@ def test_a_run_that_has_a_line_is_skipped(tmp_path, monkeypatch, capsys):
     assert "| R3GAN, small | 600 | 2 |" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         program.main([f"--results={tmp_path / 'r.jsonl'}", "--name=other", "--table"])
-    assert "has no results for --name=other" in capsys.readouterr().err
+    assert "no results for --name=other" in capsys.readouterr().err
 
 
 def test_samples_of_another_program_are_judged_like_those_of_a_run(tmp_path, monkeypatch, capsys):
