@@ -1,7 +1,7 @@
 """Times of estimators (flow step, training step, compilation), next to PyTorch eager.
 
-Run: python -m benchmarks.estimators [--networks resnet32,...] [--batches 8,...]
-  [--precisions float32,bfloat16] [--torch_python PATH] [--torch_compile] [--json FILE]
+Run: python -m benchmarks.estimators [--networks resnet32 ...] [--batches 8 ...]
+  [--precisions float32 bfloat16] [--torch_python PATH] [--torch_compile] [--json FILE]
 A step of the flow is timed inside the compiled loop. PyTorch runs in a separate process, with
 --torch_python or this Python, in the same precision. The contenders take turns, and the figures are
 medians and their ratios. XLA reads its flags only once, so run each precision in a separate command
@@ -213,9 +213,11 @@ def measure(name: str, batch: int, precision: str, arguments: argparse.Namespace
 def main() -> None:
     """Prints the figures of each network, and writes them to `--json` if given."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--networks", default="resnet32", help=f"some of {', '.join(NETWORKS)}")
-    parser.add_argument("--batches", default="8", help="images per step")
-    parser.add_argument("--precisions", default="float32", help="float32, bfloat16")
+    add = parser.add_argument
+    add("--networks", nargs="+", default=["resnet32"], choices=NETWORKS)
+    add("--batches", nargs="+", type=int, default=[8], help="images per step")
+    precisions = ("float32", "bfloat16")
+    add("--precisions", nargs="+", default=["float32"], choices=precisions)
     parser.add_argument("--torch_python", default=sys.executable, help="a Python that has PyTorch")
     parser.add_argument("--torch_compile", action="store_true", help="compile PyTorch's network")
     parser.add_argument("--rounds", type=int, default=5, help="timed calls of each")
@@ -224,10 +226,10 @@ def main() -> None:
     precision_lib.set_cpu_flags(bfloat16="bfloat16" in arguments.precisions)
     print(precision_lib.describe_devices())
     print(f"oneDNN kernels: {'on' if precision_lib.uses_onednn() else 'off'}")
-    lists = (arguments.networks, arguments.batches, arguments.precisions)
     results = []
-    for name, batch, precision in itertools.product(*(text.split(",") for text in lists)):
-        results.append(measure(name, int(batch), precision, arguments))
+    lists = (arguments.networks, arguments.batches, arguments.precisions)
+    for name, batch, precision in itertools.product(*lists):
+        results.append(measure(name, batch, precision, arguments))
         for key, value in results[-1].items():
             print(f"{key:36s} {value if isinstance(value, str) else format(value, ',.4g')}")
         print()

@@ -26,7 +26,7 @@ import numpy as np
 
 from benchmarks.peers import data, methods, page, public, race
 from experiments.errors import UserError
-from experiments.files import read_npz
+from experiments.files import append_line, read_npz
 from experiments.precision import set_cpu_flags, why_not_onednn
 
 
@@ -133,8 +133,8 @@ def _run_missing(arguments: argparse.Namespace) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     for run in runs:
         result = _in_new_process(race.carry_out, run, images, arguments.cache)
-        with file.open("a") as stream:
-            stream.write(json.dumps(result) + "\n")
+        append_line(file, result)
+        race.checkpoint_of(run, arguments.cache).unlink(missing_ok=True)
         print(page.line(result), flush=True)
 
 

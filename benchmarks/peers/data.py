@@ -1,14 +1,15 @@
 """Labelled images from a zip, split so that no contestant sees what it is judged by."""
 
-import zipfile
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.data import formats
 from experiments.data.decode import Transform, decode, to_unit
+from experiments.errors import UserError
 from fdrl_jax.priors import Batch
 from fdrl_jax.training import rng
 
@@ -38,7 +39,7 @@ def load(path: Path) -> Split:
     """Reads a zip with one folder of PNG or JPEG files per class; the split is always the same.
 
     Raises:
-      ValueError: if it has no such files, or images of different sizes.
+      UserError: if it has no such files, or images of different sizes.
     """
     images, labels = read(path)
     order = np.random.default_rng(0).permutation(len(images))
@@ -48,17 +49,15 @@ def load(path: Path) -> Split:
 
 def read(path: Path) -> Images:
     """Reads all images of such a zip, ordered by class and name; raises as `load`."""
-    with zipfile.ZipFile(path) as archive:
-        files = [PurePosixPath(name) for name in archive.namelist()]
-        files = sorted(f for f in files if f.suffix.lower() in (".png", ".jpg", ".jpeg"))
-        stored = Transform(channels=0)
-        pixels = [decode(archive.read(str(file)), stored) for file in files]
+    records = formats.Tree(str(path)).records()
+    if records.labels is None:
+        raise UserError(f"{path}: expected a folder of images per class")
+    stored = Transform(channels=0)
+    pixels = [decode(records.read(index), stored) for index in range(len(records))]
     if len(shapes := {image.shape for image in pixels}) != 1:
-        found = ", ".join(map(str, sorted(shapes)[:3])) or "none"
-        raise ValueError(f"{path}: expected PNG or JPEG images of one size, found {found}")
-    classes = sorted({file.parent.name for file in files})
-    labels = np.array([classes.index(file.parent.name) for file in files], np.int32)
-    return Images(np.stack(pixels), labels)
+        found = ", ".join(map(str, sorted(shapes)[:3]))
+        raise UserError(f"{path}: expected images of one size, found {found}")
+    return Images(np.stack(pixels), records.labels)
 
 
 def draw(images: Images, key: jax.Array, positions: jax.Array, *, flip: bool) -> Batch:

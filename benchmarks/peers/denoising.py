@@ -34,7 +34,7 @@ def load_or_train(file: Path, images: Images) -> Callable[[np.ndarray], np.ndarr
     Returns:
       A function that removes noise from images, [N, H, W, C] uint8.
     """
-    variables = fitting.load_or_fit(file, lambda: _train(images))
+    variables = fitting.load_or_fit(file, images, lambda: _train(images))
     apply = jax.jit(lambda batch: _NETWORK.denoise(variables, to_unit(batch)))
     return lambda pixels: to_uint8(fitting.in_batches(apply, pixels))
 
@@ -58,9 +58,7 @@ def _train(images: Images) -> Any:
         return grads, {"loss": loss}
 
     optimizer = optax.adam(optax.cosine_decay_schedule(_LEARNING_RATE, _NUM_STEPS))
-    step = steps.from_gradients(
-        loss_and_grads, optimizer=optimizer, batch_size=_BATCH, ema_ramp=True
-    )
+    step = steps.from_gradients(loss_and_grads, optimizer=optimizer, batch_size=_BATCH)
 
     def init(key: Array) -> Any:
         return _NETWORK.add_params({"params": {}}, key, images.pixels.shape[1:])

@@ -1,5 +1,6 @@
 """What judge and denoiser share: networks that are trained once per data set and then applied."""
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,22 +14,33 @@ from tqdm import tqdm
 
 from benchmarks.peers.data import Images
 from experiments import files
+from experiments.errors import UserError
 from fdrl_jax.training import rng, state
 from fdrl_jax.training.problem import Constants
 from fdrl_jax.training.state import TrainState, Variables
 from fdrl_jax.training.steps import TrainStep
 
 _BATCH = 250
+_DIGEST = "images"  # The name of the digest in a file.
 
 
-def load_or_fit(file: Path, fit: Callable[[], Variables]) -> Variables:
-    """Reads variables from an npz, or computes them and writes them."""
+def load_or_fit(file: Path, images: Images, fit: Callable[[], Variables]) -> Variables:
+    """Reads variables from an npz, or computes them and writes them with a digest of the images.
+
+    Raises:
+      UserError: if the file is from other images, such as those of another zip of the same name.
+    """
+    digest = np.frombuffer(hashlib.sha256(images.pixels).digest(), np.uint8)
     if not file.exists():
         variables = jax.tree.map(np.asarray, fit())
         file.parent.mkdir(parents=True, exist_ok=True)
         with files.replacing(file) as stream:  # Another race may read it.
-            np.savez(stream, **traverse_util.flatten_dict(variables, sep="/"))
-    return dict(traverse_util.unflatten_dict(files.read_npz(file), sep="/"))
+            arrays = traverse_util.flatten_dict(variables, sep="/")
+            np.savez(stream, **{_DIGEST: digest}, **arrays)
+    found = files.read_npz(file)
+    if not np.array_equal(found.pop(_DIGEST, None), digest):
+        raise UserError(f"{file} is from other images; rename the zip, or use another --cache")
+    return dict(traverse_util.unflatten_dict(found, sep="/"))
 
 
 def run_steps(

@@ -5,7 +5,8 @@ Flow matching trains for a number of CPU seconds and draws samples with four eva
 network. FDRL then trains for as long, with these samples as the start of its flow; they are paired
 with nothing. The table has the figures of the judge for both and for real images. Half of the
 generator's samples are starts in training; the figures are of the other half.
---samples=FILE.npz also writes the generator's samples, for `data.source_dir` of a run.
+--samples=FILE.npz also writes the generator's samples to FILE_SEED.npz, for `data.source_dir` of a
+run.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from benchmarks.peers.__main__ import set_flags
 from benchmarks.peers.data import Images
 from benchmarks.peers.methods import Contestant
 from experiments.data.decode import to_unit
+from experiments.errors import UserError
 from fdrl_jax import priors
 from fdrl_jax.priors import Batch
 from fdrl_jax.training import rng, samplers, state
@@ -50,7 +52,7 @@ def main() -> None:
     try:
         set_flags(arguments.precision)
         images = data.load(arguments.data)
-    except (OSError, ValueError) as error:
+    except (OSError, UserError, ValueError) as error:
         parser.error(str(error))
     print("| seed | | training, CPU s | Fréchet | top probability | class shares |")
     print("|---|---|---|---|---|---|", flush=True)
@@ -72,7 +74,7 @@ def improve(
     trained, _ = race.train(rival, few["learning_rate"], key, arguments.seconds)
     generated = _drawn(rival, trained.ema_variables, key, arguments.num_samples)
     if arguments.samples:
-        np.savez(arguments.samples, arr_0=generated)
+        np.savez(arguments.samples.with_stem(f"{arguments.samples.stem}_{seed}"), arr_0=generated)
     starts, fresh = np.split(generated, 2)
     ours = from_samples(images.contestants, starts, settings["fdrl"], seed, dtype)
     state_of_ours, _ = race.train(ours, settings["fdrl"]["learning_rate"], key, arguments.seconds)
@@ -81,13 +83,12 @@ def improve(
     improved = _drawn(
         ours._replace(constants=constants), state_of_ours.ema_variables, key, len(fresh)
     )
-    run = race.Run(arguments.data.stem, "", {}, seed, 0.0, 0, arguments.precision)
+    run = race.Run(arguments.data.stem, "", {}, seed, 0.0, len(fresh), arguments.precision)
     judge = race.open_judge(run, images, arguments.cache)
-    real = images.contestants.pixels[np.random.default_rng(seed).permutation(len(fresh))]
     return [
         ("flow matching, 4 evaluations", arguments.seconds, judge.figures(fresh)),
         ("FDRL from these samples", 2 * arguments.seconds, judge.figures(improved)),
-        ("real images", 0.0, judge.figures(real)),
+        ("real images", 0.0, judge.figures(*race.real_images(run, images))),
     ]
 
 

@@ -86,7 +86,7 @@ def load_or_train(file: Path, images: Split, dtype: DTypeLike) -> Judge:
     """
     num_classes = int(images.judge.labels.max()) + 1
     network = networks.resnet(_SPEC, num_outputs=num_classes, use_bias=True, dtype=dtype)
-    variables = fitting.load_or_fit(file, lambda: _train(network, images.judge))
+    variables = fitting.load_or_fit(file, images.judge, lambda: _train(network, images.judge))
     features, logits = _apply(network, variables, images.reference.pixels)
     accuracy = float(np.mean(logits.argmax(axis=1) == images.reference.labels))
     return Judge(network, variables, features, accuracy)

@@ -257,6 +257,8 @@ def _flow_matching(images: Images, settings: Settings, key: Array, dtype: DTypeL
     num_classes = _num_classes(images, settings)
     labels_at = in_turn(num_classes or 1)
     network = UNet(settings["width"], settings["num_blocks"], dtype, num_classes)
+    if num_classes and settings["pairing"]:
+        raise ValueError("optimal pairs with by_class would pair noise with classes")
     num_intervals = round(settings["interval_fraction"] * settings["batch_size"])
     prior, fit_seconds = priors.normal(shape), 0.0
     if settings["from_prior"]:

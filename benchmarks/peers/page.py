@@ -110,7 +110,7 @@ def table(results: list[Result]) -> str:
         if r["diverged"]
     ]
     header = f"| {' | '.join(_COLUMNS)} |\n{'|---' * len(_COLUMNS)}|"
-    return "\n".join([header, *dict.fromkeys(rows)])
+    return "\n".join([header, *rows])
 
 
 def draw(results: list[Result], file: Path) -> None:
@@ -204,9 +204,18 @@ def _in_order(results: Iterable[Result]) -> list[Result]:
 def _place(result: Result) -> tuple[int, bool, int, int, str]:
     """Returns the place of a contestant in tables, which is the same for its seeds only."""
     settings, method = result["settings"], list(NAMES).index(result["method"])
-    with_labels, num = settings.get("by_class", False), settings.get("num_components", 0)
-    rank = settings.get("prior_rank", 0) if with_labels or num > 1 else 0  # One has full rank.
-    return method, with_labels, num, rank, _name(result)
+    num, rank = _prior(result)
+    return method, settings.get("by_class", False), num, rank, _name(result)
+
+
+def _prior(result: Result) -> tuple[int, int]:
+    """Returns the number of Gaussians from which a contestant starts, and their rank, or zeros."""
+    settings = result["settings"]
+    if result["method"] != "fdrl" and not settings.get("from_prior"):
+        return 0, 0
+    num = settings["num_components"]
+    has_rank = settings["by_class"] or num > 1  # One Gaussian has full rank.
+    return num, settings["prior_rank"] if has_rank else 0
 
 
 def _name(result: Result) -> str:
@@ -214,9 +223,10 @@ def _name(result: Result) -> str:
     settings, name = result["settings"], NAMES[result["method"]]
     with_labels, starts = settings.get("by_class", False), settings.get("from_prior", False)
     name += " with labels" * with_labels + ", from FDRL's prior" * starts
-    if result["method"] == "fdrl" or starts:
-        num = settings["num_components"]
+    num, rank = _prior(result)
+    if num:
         name += f", {num} Gaussian{'s' * (num > 1)}{' per class' * with_labels}"
+        name += f" of rank {rank}" * (rank not in (0, _defaults(result)["prior_rank"]))
     name += " and a denoiser" * bool(settings.get("denoiser_width"))
     return name
 
@@ -234,7 +244,7 @@ def _longest(result: Result) -> dict[str, Result]:
     lengths = _defaults(result)["evaluations"]
     return {
         _label(result, row): row
-        for row in result["samples"]
+        for row in sorted(result["samples"], key=lambda row: int(row["evaluations"]))
         if row["evaluations"] in lengths and 0 < _evaluations([row]) <= _MOST_EVALUATIONS
     }
 

@@ -82,7 +82,7 @@ def carry_out(run: Run, images: Split, cache: Path) -> dict[str, Any]:
     contestant = methods.build(
         run.method, train_images, run.settings, seed=run.seed, dtype=jnp.dtype(run.precision)
     )
-    checkpoint = cache / f"{_stem(run, 'training')}.msgpack"
+    checkpoint = checkpoint_of(run, cache)
     train_state, trained = train(
         contestant,
         run.settings["learning_rate"],
@@ -129,8 +129,12 @@ def carry_out(run: Run, images: Split, cache: Path) -> dict[str, Any]:
             sheet = square(to_unit(pixels[:_NUM_SHOWN]))
             Image.fromarray(sheet.squeeze()).save(file.with_suffix(".png"))
             np.savez_compressed(file, arr_0=pixels)
-    checkpoint.unlink(missing_ok=True)
     return result
+
+
+def checkpoint_of(run: Run, cache: Path) -> Path:
+    """Returns the file of an interrupted training. It may go once the result is written."""
+    return cache / f"{_stem(run, 'training')}.msgpack"
 
 
 def run_of(result: dict[str, Any]) -> Run:
@@ -145,14 +149,10 @@ def real_images(run: Run, images: Split) -> Images:
     return Images(pixels[chosen], labels[chosen])
 
 
-def kind_of(row: dict[str, Any]) -> str:
-    """Returns the evaluations of the samples of a row, and whether only some were kept."""
-    return f"{row['evaluations']}{'-kept' if 'kept' in row else ''}"
-
-
 def samples_name(run: Run, row: dict[str, Any]) -> str:
     """Returns the name of the file of the samples of a row, `arr_0` uint8 [N, H, W, C]."""
-    return f"{_stem(run, kind_of(row))}.npz"
+    kind = f"{row['evaluations']}" + "-kept" * ("kept" in row)
+    return f"{_stem(run, kind)}.npz"
 
 
 def _stem(run: Run, kind: str) -> str:
@@ -254,7 +254,8 @@ def train(
       description: of the progress bar, which counts CPU seconds.
 
     Returns:
-      The last state and the figures of the training. "diverged" means that the loss is not finite.
+      The last state and the figures of the training. "diverged" means that the loss or
+      parameters are not finite.
     """
     train_state, constants = contestant.train_state, contestant.constants
     used, saved, loss = 0.0, 0.0, 0.0
@@ -263,7 +264,7 @@ def train(
         restored = serialization.from_state_dict(train_state, found["state"])
         train_state = jax.tree.map(jnp.asarray, restored)
         used = saved = found["used"]
-        loss = found.get("loss", loss)  # Of earlier versions, checkpoints have none.
+        loss = found["loss"]
     step = jax.jit(contestant.train_step, donate_argnums=1)
     step = step.lower(key, train_state, constants).compile()
     started = time.process_time() - max(used, contestant.fit_seconds)
@@ -284,11 +285,14 @@ def train(
             bar.set_postfix(steps=num_steps, loss=f"{loss:.3f}", refresh=False)
             bar.update(min(used, budget) - bar.n)
     params = train_state.variables["params"]
+    # The loss is that before the last update, and samples are drawn with averaged parameters.
+    kept = jax.tree.leaves((params, train_state.ema_variables))
+    is_finite = math.isfinite(loss) and all(bool(jnp.isfinite(leaf).all()) for leaf in kept)
     return train_state, {
         "steps": num_steps,
         "train_cpu_seconds": round(used, 1),
         "loss": loss,
-        "diverged": not math.isfinite(loss),
+        "diverged": not is_finite,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
         "peak_megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1_024,
     }

@@ -40,6 +40,8 @@ def main() -> None:
     add("--num_samples", type=int, default=2_000)
     add("--seed", type=int, default=1)
     arguments = parser.parse_args()
+    if arguments.evaluations < 2 or arguments.evaluations % 2:
+        parser.error("--evaluations must be even, because a step of the midpoint rule takes two")
     torch.manual_seed(arguments.seed)
     torch.set_num_threads(1)
     pixels = data.load(arguments.data).contestants.pixels

@@ -17,6 +17,7 @@ from scipy.optimize import linear_sum_assignment
 from benchmarks.peers import __main__ as program
 from benchmarks.peers import data, denoising, judge, methods, page, race
 from experiments.data.decode import to_uint8, to_unit
+from experiments.errors import UserError
 from experiments.evaluation import efficientnet
 from fdrl_jax import metrics
 from fdrl_jax.training import rng
@@ -200,6 +201,8 @@ def test_the_judge_ranks_real_images_before_noise(tmp_path, monkeypatch):
     assert trained.accuracy == 1.0
     opened = judge.load_or_train(file, data.Split(*parts), jnp.float32)
     np.testing.assert_array_equal(opened.reference, trained.reference)
+    with pytest.raises(UserError, match="is from other images"):
+        judge.load_or_train(file, data.Split(parts[1], parts[0], parts[2]), jnp.float32)
     real, noise = (opened.figures(x) for x in (parts[0].pixels, np.zeros_like(parts[0].pixels)))
     assert real["frechet"] < noise["frechet"]
     assert (noise["min_share"], noise["max_share"]) == (0.0, 1.0)
@@ -234,6 +237,18 @@ def result(method: str, budget: float, frechet: float, **changes) -> dict:
         "samples": [{"evaluations": 1, "cpu_seconds": 0.001, **figures}],
     }  # fmt: skip
     return found | changes
+
+
+def test_contestants_are_named_by_the_prior_from_which_they_start():
+    def names(method: str, **changes) -> set[str]:
+        one, other = result(method, 60.0, 2.0), result(method, 60.0, 3.0, seed=2)
+        other["settings"] = other["settings"] | changes
+        return {line.split(" | ")[0] for line in page.table([one, other]).splitlines()[3:]}
+
+    ours = "| FDRL, 100 Gaussians"
+    assert names("fdrl", prior_rank=20) == {ours, f"{ours} of rank 20"}
+    assert names("fdrl", num_components=1) == {ours, "| FDRL, 1 Gaussian"}
+    assert names("flow_matching", num_components=30) == {"| flow matching"}
 
 
 def test_contestants_with_and_without_a_denoiser_have_one_prior():
@@ -530,18 +545,21 @@ def test_a_run_that_has_a_line_is_skipped(tmp_path, monkeypatch, capsys):
         if function is race.judge_accuracy:
             return 1.0
         carried_out.append(run := arguments[0])
+        race.checkpoint_of(run, tmp_path).touch()
         return result(run.method, run.budget, 1.0) | run._asdict()
 
     monkeypatch.setattr(data, "load", lambda path: split)
     monkeypatch.setattr(program, "_in_new_process", in_this_process)
     monkeypatch.setenv("XLA_FLAGS", "")
     command = ["--data=set.zip", "--precision=float32", f"--results={tmp_path / 'r.jsonl'}"]
+    command.append(f"--cache={tmp_path}")
     program.main([*command, "--methods", "r3gan", "--seeds", "1", "2"])
     program.main([*command, "--methods", "r3gan", "fdrl", "--seeds", "1", "2", "--table"])
     assert [(run.method, run.seed) for run in carried_out] == [
         ("r3gan", 1), ("r3gan", 2), ("fdrl", 1), ("fdrl", 2),
     ]  # fmt: skip
     assert "| R3GAN, small | 600 | 2 |" in capsys.readouterr().out
+    assert not [*tmp_path.glob("*.msgpack")]  # The results are written.
     with pytest.raises(SystemExit):
         program.main([f"--results={tmp_path / 'r.jsonl'}", "--name=other", "--table"])
     assert "no results for --name=other" in capsys.readouterr().err
