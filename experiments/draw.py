@@ -126,6 +126,8 @@ class Sampler:
                 for start in starts
             ]
             ratios = np.concatenate([found["output"] for found in outputs])[:_NUM_PILOT]
+            # A sample without a finite ratio is never accepted.
+            ratios = ratios[np.isfinite(ratios)] if np.isfinite(ratios).any() else ratios
             self._bound = arrays[0], float(refinement.acceptance_bound(ratios))
         return self._bound[1]
 
@@ -164,8 +166,8 @@ class Sampler:
 
 def check_rejection(model: Experiment, num_samples: int = 0) -> None:
     """Raises an error if so many samples of this kind cannot be rejected and drawn again."""
-    if model.source.is_translation:
-        reason = "is not for translations, because no source image should be left out"
+    if model.source.starts is not None:
+        reason = "is not for flows that start from images, because none should be left out"
     elif model.problem.condition is not None:
         reason = "is not for a classifier, because the ratio is not that of its samples"
     elif model.problem.output == "ratio":
@@ -241,6 +243,8 @@ def interpolations(
     distances = np.square(means).sum(axis=1) - 2.0 * x0.reshape(num, -1) @ means.T
     nearest = distances.argmin(axis=1)
     pairs = _pairs(zip(nearest, ends.get("label", np.zeros(num)), strict=True))
+    if not pairs:
+        raise UserError(f"no two of {num} samples start in the same class and Gaussian")
     first, second = np.array(pairs[:_NUM_PATHS]).T
     centre = means[nearest[first]].reshape(-1, *x0.shape[1:])
     weights = jnp.linspace(0.0, 1.0, _NUM_POINTS)

@@ -34,6 +34,8 @@ def dry_run(command: Command) -> None:
     wanted, source = train.settings_and_data(command)
     train.check_ratio(wanted, source, is_new=True)
     model = experiment.build(precision.resolve(wanted), source)
+    if wanted.sample.rejection:
+        draw.check_rejection(model)
     if parallel.is_first_process():
         print("compiling and timing one step", file=sys.stderr)
     with model.open_feed(0) as take:

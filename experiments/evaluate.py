@@ -277,6 +277,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--picture", help="a .png file for samples next to the nearest images of REFERENCE")
     add("--out", help="file for the result as JSON")
     arguments = parser.parse_args(argv)
+    for flag in ("samples", "reference", "weights", "data_dir", "held_out", "picture", "out"):
+        # Shells do not expand "~" after "--flag=".
+        setattr(arguments, flag, os.path.expanduser(getattr(arguments, flag)))
     of_inception = (arguments.metrics, arguments.protocol) != (usual, "standard")
     if of_inception and arguments.features and not arguments.weights:
         raise UserError("--metrics and --protocol are for an Inception network: set --weights")

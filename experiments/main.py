@@ -201,7 +201,8 @@ def parse(argv: Sequence[str]) -> tuple["Command", dict[str, Any]]:
         if given[flag]:
             changes[setting] = given[flag]
     for setting in set(changes) & set(settings.PATHS):
-        changes[setting] = os.path.expanduser(changes[setting])
+        if changes[setting]:
+            changes[setting] = os.path.abspath(os.path.expanduser(changes[setting]))
     settings.replace(settings.Settings(), changes)  # Checks them.
     allowed = ("condition.classifier",) if "classifier" in MODES[name].flags else ()
     unused = [key for key in changes if key.startswith("condition.") and key not in allowed]

@@ -102,6 +102,7 @@ def write(run: Run, record: Mapping[str, Any], folder: Path) -> Path:
     own = settings.of_scope(run.settings, "flow")
     changed = [f"{k}={v} (run: {own[k]})" for k, v in key["settings"].items() if v != own[k]]
     captions = dict(record["pictures"])
+    num_steps = max(run.settings.train.num_steps, key["step"])  # More if it was trained for longer.
     sections = [
         f"<h1>{name}: {kind}</h1>",
         *(_figure(folder, _FIRST, captions.pop(name)) for name in [_FIRST] if name in captions),
@@ -110,7 +111,7 @@ def write(run: Run, record: Mapping[str, Any], folder: Path) -> Path:
         ".</p>" * bool(changed),
         _metrics_table(found, start),
         f'<p class="note">{html.escape(metrics.NOTE)} Checkpoint of step {key["step"]:,} of '
-        f"{run.settings.train.num_steps:,}, {details['num_samples']:,} samples.</p>",
+        f"{num_steps:,}, {details['num_samples']:,} samples.</p>",
         *(_figure(folder, file, caption) for file, caption in captions.items()),
         "<h2>Settings</h2>",
         "<p>This command created the run:</p>"

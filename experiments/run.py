@@ -250,16 +250,18 @@ def locked_folder(root: Path, *, creates: bool = True) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _made_and_locked(root: Path) -> Iterator[None]:
-    is_new = not root.exists()
+    is_new, was_locked = not root.exists(), (root / "lock").exists()
     root.mkdir(parents=True, exist_ok=True)
     with files.locked(root / "lock", f"--workdir={root}", "train in another --workdir"):
         try:
             yield
         except BaseException:
-            # If the folder was removed meanwhile, its absence is not the error to report.
-            if is_new and root.is_dir() and [path.name for path in root.iterdir()] == ["lock"]:
-                (root / "lock").unlink()
-                root.rmdir()
+            # A command that is refused leaves nothing. If the folder was removed meanwhile, its
+            # absence is not the error to report.
+            if not was_locked and not (root / "run.json").exists():
+                (root / "lock").unlink(missing_ok=True)
+                if is_new and root.is_dir() and not any(root.iterdir()):
+                    root.rmdir()
             raise
 
 

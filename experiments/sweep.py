@@ -92,7 +92,7 @@ def plan(sweep: Mapping[str, Any], root: Path) -> list[Planned]:
             raise UserError(f"{name!r} of the sweep sets seed; list seeds under 'seeds'")
         changes |= {"seed": seed}
         wanted = settings.from_config({**config, **changes})
-        parts = (re.sub(r"[^\w.=+-]+", "_", part).strip("_") for part in (group, name))
+        parts = (re.sub(r"[^\w.=+-]+", "_", part).strip("_.") or "_" for part in (group, name))
         folder = root.joinpath(*parts, f"seed_{seed}")
         key = repr(sorted(changes.items()))
         if key not in folders and folder in folders.values():
@@ -128,7 +128,7 @@ def run_one(config: str, of: Planned) -> Outcome:
         return Outcome("", found)
     # Progress bars overwrite their line. A kill may cut a character in two.
     lines = re.split(r"[\r\n]+", output.read_text(errors="replace").strip())
-    return Outcome(lines[-1].removeprefix("error: "), {})
+    return Outcome(lines[-1].removeprefix("error: ") or f"ended with {process.returncode}", {})
 
 
 def markdown(

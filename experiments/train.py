@@ -128,6 +128,8 @@ def create_or_resume(command: Command) -> tuple[Run, Experiment]:
     of_prior = _fitted_prior(used, source) if used.prior.name == "data_dependent" else None
     model = experiment.build(used, source, of_prior)
     model.make_step(None)  # Checks that the batch divides over devices.
+    if wanted.sample.rejection:
+        draw.check_rejection(model)
     created = run.create(
         command.folder, "ratio", wanted, source, of_prior, command.text, command.data_dir
     )

@@ -145,11 +145,11 @@ def _numbered_alike(train: Records, held_out: Records) -> tuple[Records, Records
     """
     labels, unknown = held_out.labels, set(held_out.classes) - set(train.classes)
     if train.labels is None or labels is None or unknown:
-        if train.labels is not None and unknown:
-            logging.getLogger("fdrl").warning(
-                "the classes are not used, because no training image is of the held-out %s",
-                ", ".join(sorted(unknown)),
-            )
+        if train.labels is not None:
+            reason = "the held-out images have none"
+            if unknown:
+                reason = f"no training image is of the held-out {', '.join(sorted(unknown))}"
+            logging.getLogger("fdrl").warning("the classes are not used, because %s", reason)
         return replace(train, labels=None, classes=()), replace(held_out, labels=None, classes=())
     numbers = np.array([train.classes.index(name) for name in held_out.classes], np.int32)
     return train, replace(held_out, labels=numbers[labels], classes=train.classes)

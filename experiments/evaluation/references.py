@@ -94,7 +94,7 @@ def save(reference: ImageReference, path: Path) -> None:
         if np.ndim(value) == 4 and np.array_equal(to_unit(rounded := to_uint8(value)), value):
             fields[name] = rounded
     with replacing(path) as file:
-        np.savez_compressed(file, allow_pickle=False, **fields)
+        np.savez_compressed(file, **fields)
 
 
 def load(path: Path) -> ImageReference:

@@ -32,6 +32,11 @@ def make_run(command: Command) -> None:
             "--mode=import needs --sampler=NAME: one that ships with fdrl_jax, such as mnist, the "
             "folder of an export, or OWNER/NAME of the Hugging Face Hub"
         )
+    if command.changes:
+        names = ", ".join(command.changes)
+        raise UserError(
+            f"{names}: the run of a sampler has its settings; change them in later commands"
+        )
     if jax.process_count() > 1:  # Each would make the run in an unfinished folder of its own.
         raise UserError("--mode=import is for one process; several can use the run that it makes")
     try:

@@ -99,6 +99,17 @@ def test_of_a_class_that_the_held_out_split_lacks_a_tenth_is_held_out(
     assert len(source.held_out(10, 0)) == 3
 
 
+@pytest.mark.parametrize(
+    ("folder", "reason"), [("test/", "have none"), ("test/fox/", "is of the held-out fox")]
+)
+def test_classes_that_are_not_used_are_reported(folder, reason, tmp_path, caplog):
+    names = [*numbered(4, "train/cat/"), *numbered(4, "train/dog/"), *numbered(3, folder)]
+    write_folder(tmp_path, names)
+    assert open_folder(tmp_path).classes == ()
+    assert "the classes are not used, because" in caplog.text
+    assert reason in caplog.text
+
+
 def test_held_out_images_are_in_a_random_order(tmp_path):
     write_folder(tmp_path, [*numbered(4, "train/"), *numbered(20, "test/")])
     source = open_folder(tmp_path)

@@ -141,6 +141,23 @@ def test_a_rejected_sample_is_replaced_by_its_next_attempt_that_is_accepted(unev
     np.testing.assert_allclose(kept[-10:], again, rtol=1e-5, atol=1e-6)
 
 
+def test_one_ratio_that_is_not_finite_rejects_one_sample_only(uneven, monkeypatch):
+    model, state = uneven
+    sampler, arrays = Sampler(model), on_devices(model, state)
+    draw_batch, ratios = sampler._draw, []
+
+    def with_a_nan(*arguments):
+        drawn = draw_batch(*arguments)
+        if "output" in drawn and not ratios:
+            ratios.append(drawn["output"].copy())
+            drawn["output"] = np.where(np.arange(len(ratios[0])) == 3, np.nan, ratios[0])
+        return drawn
+
+    monkeypatch.setattr(sampler, "_draw", with_a_nan)
+    sampler(*arrays, {"refined": 10})
+    assert np.isfinite(sampler._bound[1])
+
+
 def test_rejection_changes_the_distribution_but_no_other_stage(uneven):
     model, state = uneven
     plain = dataclasses.replace(
@@ -168,6 +185,9 @@ def test_samples_that_cannot_be_drawn_again_are_refused(trained, uneven, monkeyp
     problem = model.problem._replace(condition=lambda estimator, arrays, batch: estimator)
     with pytest.raises(UserError, match="is not for a classifier"):
         Sampler(dataclasses.replace(model, problem=problem))
+    from_images = model.source._replace(starts=object())
+    with pytest.raises(UserError, match="is not for flows that start from images"):
+        Sampler(dataclasses.replace(model, source=from_images))
     monkeypatch.setattr(refinement, "accept", lambda keys, outputs, *_, **__: outputs < -1e9)
     with pytest.raises(UserError, match="1,000 attempts at a sample were rejected"):
         Sampler(model)(*on_devices(model, state), {"refined": 4})

@@ -411,6 +411,8 @@ def test_what_cannot_be_imported_is_explained(trained, tmp_path):
         start("import", tmp_path / "run")
     with pytest.raises(UserError, match="--sampler: no sampler 'swisroll'; did you mean"):
         start("import", tmp_path / "run", sampler="swisroll")
+    with pytest.raises(UserError, match=r"flow\.step_size: the run of a sampler has"):
+        start("import", tmp_path / "run", None, {"flow.step_size": 9.0}, sampler="swissroll")
     with pytest.raises(UserError, match="exists; choose another folder"):
         start("import", trained.root, sampler="swissroll")
     assert not (tmp_path / "run").exists()

@@ -271,13 +271,15 @@ def test_two_programs_do_not_train_in_one_folder(tmp_path):
         pass
 
 
-def test_the_folder_of_a_rejected_command_is_removed_unless_it_has_content(tmp_path):
-    for name, is_kept in (("new", False), ("used", True)):
-        with contextlib.suppress(KeyError), run.locked_folder(tmp_path / name):
-            if is_kept:
-                (tmp_path / name / "run.json").touch()
+def test_a_rejected_command_leaves_nothing_in_a_folder_without_a_run(tmp_path):
+    (tmp_path / "images").mkdir()
+    for name, kept in (("new", None), ("images", []), ("used", ["lock", "run.json"])):
+        folder = tmp_path / name
+        with contextlib.suppress(KeyError), run.locked_folder(folder):
+            if name == "used":
+                (folder / "run.json").touch()
             raise KeyError
-        assert (tmp_path / name).exists() == is_kept
+        assert (sorted(p.name for p in folder.iterdir()) if folder.exists() else None) == kept
 
 
 def test_a_run_of_a_newer_version_is_refused(tmp_path):

@@ -52,6 +52,10 @@ def test_seeds_are_the_outer_loop_and_equal_runs_share_a_folder():
             {"groups": {"a": {"x y": {}, "x_y": {"flow.num_steps": 3}}}},
             "two runs of the sweep would share runs/a/x_y/seed_0; rename 'x_y'",
         ),
+        (
+            {"groups": {"..": {"..": {}, ".": {"flow.num_steps": 3}}}},
+            "two runs of the sweep would share runs/_/_/seed_0; rename '.'",
+        ),
         ({"seed": (1,)}, "the sweep has the keys config, groups, seed; allowed: config, groups"),
     ],
 )
@@ -163,6 +167,12 @@ def test_a_run_counts_as_finished_if_the_sweep_as_resumed_it(image_folder, tmp_p
     assert sweep._metrics(logged), "a free setting differs"
     assert not sweep._metrics(of._replace(changes={**of.changes, "flow.step_size": 0.1}))
     assert not sweep._metrics(of._replace(changes={**of.changes, "evaluate.num_samples": 9}))
+
+
+def test_a_run_that_ends_without_a_word_is_no_success(tmp_path, monkeypatch):
+    of = planned()[0]._replace(folder=tmp_path)
+    monkeypatch.setattr(sweep, "_PROGRAM", "import os; os.kill(os.getpid(), 9)")
+    assert sweep.run_one("config.py", of) == sweep.Outcome("ended with -9", {})
 
 
 @pytest.mark.slow
