@@ -181,14 +181,6 @@ def barrier(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
-def from_first_process(text: str) -> str:
-    """Returns a text of the first process, of at most 1,000 bytes; all processes must call this."""
-    if jax.process_count() == 1:
-        return text
-    padded = np.frombuffer(text.encode().ljust(1_000, b"\0"), np.uint8)
-    return bytes(multihost_utils.broadcast_one_to_all(padded)).rstrip(b"\0").decode()
-
-
 def same_on_all_processes(text: str) -> bool:
     """Returns whether a text is the same on every process; all of them must call this."""
     if jax.process_count() == 1:
