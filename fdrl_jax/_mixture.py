@@ -53,8 +53,9 @@ def clusters(
 
     Reference: Arthur and Vassilvitskii, "k-means++: the advantages of careful seeding", SODA 2007.
     """
-    num = len(examples)
+    examples, num = np.asarray(examples), len(examples)
     if labels is not None:
+        labels = np.asarray(labels)
         _check_numbers("label", labels, num)
         found, first = np.zeros(num, np.int32), 0
         for own in (np.flatnonzero(labels == label) for label in np.unique(labels)):

@@ -60,8 +60,10 @@ def manifold_metrics(
     if not (np.isfinite(samples).all() and np.isfinite(data).all()):
         # A comparison with NaN is false and would count as "outside the ball".
         return ManifoldMetrics(*[float("nan")] * 4)
-    of_data = _radii(data, (precision_neighbours, density_neighbours))
-    of_samples = _radii(samples, (precision_neighbours,))
+    # Equal distances of discrete features must count as equal whatever their rounding.
+    rounding = 1e-12 * max(np.max(np.sum(x**2, axis=1)) for x in (samples, data))
+    of_data = _radii(data, (precision_neighbours, density_neighbours)) + rounding
+    of_samples = _radii(samples, (precision_neighbours,)) + rounding
 
     def to_data(rows: np.ndarray) -> np.ndarray:
         near = rows <= of_data[1]

@@ -157,8 +157,8 @@ def fit_ratio(
       learning_rate: the highest rate of AdamW.
       weight_decay: the weight decay of AdamW.
       held_out_fraction: the part of both sets that is held out.
-      observe: `(step, num_steps, held_out_loss) -> None`, called at least 20 times per full fit,
-        as for a progress bar (docs/ratios.md has one). A bridge whose waymarks are chosen
+      observe: `(step, num_steps, lowest held-out loss) -> None`, called at least 20 times per full
+        fit, as for a progress bar (docs/ratios.md has one). A bridge whose waymarks are chosen
         automatically needs several fits.
 
     Returns:
@@ -409,11 +409,11 @@ def train_heads(
     before, after = _terms(loss, nothing, nothing), _terms(loss, outputs, bases)
     parts = [np.asarray(b - a).sum(axis=0) for b, a in zip(before, after, strict=True)]
     gains = parts[0] + parts[1]
-    # Rows of the smaller set are repeated, and repetitions are no further evidence.
-    variance = gains.var() / num + sum(
-        part.var() * (1.0 / min(len(x), num) - 1.0 / num)
-        for part, x in zip(parts, held_out[:2], strict=True)
-    )
+    # Rows of the numerator may be repeated, and repetitions are no further evidence. Those of the
+    # denominator are drawn with replacement, which adds to the variance of their own number.
+    repeated = 1.0 / min(len(held_out.numerator), num) - 1.0 / num
+    variance = gains.var() / num + parts[0].var() * repeated
+    variance += parts[1].var() / len(held_out.denominator)
     return Fitted(
         heads,
         positions,
@@ -478,8 +478,8 @@ def _round(task: Task, inputs: Inputs, state: State) -> State:
 
     def step(state: State, _: None) -> tuple[State, None]:
         row_key, shift_key = jax.random.split(jax.random.fold_in(inputs.key, state.step))
-        most = max(len(train.numerator), len(train.denominator))
-        rows = jax.random.randint(row_key, (options.batch_size,), 0, most)
+        # Random shifts make the rows of the denominator uniform as well.
+        rows = jax.random.randint(row_key, (options.batch_size,), 0, len(train.numerator))
         waymarks = _draw(train, inputs.marks, shift_key, rows)
         gradient = jax.grad(mean_loss)(state.params, waymarks)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
@@ -511,7 +511,7 @@ def _standardisation(top: np.ndarray, bottom: np.ndarray) -> tuple[np.ndarray, n
     mean = (means[0] + means[1]) / 2.0
     variance = (variances[0] + variances[1]) / 2.0 + (means[0] - means[1]) ** 2 / 4.0
     largest = np.maximum(np.abs(top).max(axis=0), np.abs(bottom).max(axis=0))
-    varies = [np.sqrt(v) > 1e-6 * largest for v in (*variances, variance)]
+    varies = [np.sqrt(v) > 1e-5 * largest for v in (*variances, variance)]
     if num := int(np.sum(varies[0] != varies[1])):
         warnings.warn(
             f"{num} of {mean.size} features are constant in one set and vary in the other; there "
@@ -525,7 +525,7 @@ def _standardisation(top: np.ndarray, bottom: np.ndarray) -> tuple[np.ndarray, n
     rounding = 16.0 * max(np.finfo(values.dtype).eps for values in (top, bottom))
     if num := int(np.sum((spread > rounding * largest) & ~varies[2])):
         warnings.warn(
-            f"{num} of {mean.size} features vary by less than a millionth of their size and are "
+            f"{num} of {mean.size} features vary by less than 1e-5 of their size and are "
             "ignored, because the ratio is computed in float32. Subtract the same constant from "
             "these features in both sets, and in all points where you evaluate the ratio",
             stacklevel=4,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -254,7 +255,12 @@ class DensityRatio:
                 log_w = jnp.asarray(bottom[part])
                 rows = jax.random.categorical(pick, log_w, shape=log_w.shape)
                 halves.append(sets[1][part][rows])
-            again = fit_ratio(fit_key, sets[0][: half[0]], halves[0], bridge="none", num_steps=400)
+            with warnings.catch_warnings():
+                # Of features that are constant in a half only.
+                warnings.simplefilter("ignore", UserWarning)
+                again = fit_ratio(
+                    fit_key, sets[0][: half[0]], halves[0], bridge="none", num_steps=400
+                )
             scores = again.log_ratio(sets[0][half[0] :]), again.log_ratio(halves[1])
             reweighted_auc = area_under_curve(*scores)
 
@@ -306,7 +312,8 @@ def _sum_of_means(terms: Sequence[np.ndarray]) -> Estimate:
 
 def _balanced(divergence: FDivergence, log_r: np.ndarray) -> np.ndarray:
     ratio = np.exp(np.clip(log_r, -_MAX_LOG_RATIO, _MAX_LOG_RATIO))
-    values: np.ndarray = np.asarray(divergence.f(jnp.asarray(ratio, jnp.float32)), np.float64)
+    with jax.enable_x64(True):  # Powers of large ratios overflow in float32.
+        values: np.ndarray = np.asarray(divergence.f(jnp.asarray(ratio)))
     terms: np.ndarray = values / (1.0 + ratio)
     return terms
 
@@ -321,14 +328,16 @@ def _calibration(top: np.ndarray, bottom: np.ndarray) -> tuple[np.ndarray, np.nd
     total, predicted, observed = (
         np.bincount(bins, weights * values, _NUM_BINS) for values in (1.0, predictions, is_top)
     )
-    counts = np.bincount(bins, minlength=_NUM_BINS)
-    seen = counts > 0
+    seen = total > 0.0
     predicted, observed = (
         np.divide(values, total, out=np.full(_NUM_BINS, np.nan), where=seen)
         for values in (predicted, observed)
     )
     p = predicted[seen]
-    distances = np.abs(p - observed[seen]) - np.sqrt(p * (1.0 - p) / counts[seen])
+    # The share is that of weighted counts of both sets, whose sizes may differ.
+    per_example = (1.0 - p) / sizes[0] + p / sizes[1]
+    errors = np.sqrt(p * (1.0 - p) * per_example / (2.0 * total[seen]))
+    distances = np.abs(p - observed[seen]) - errors
     return predicted, observed, float(np.sum(total[seen] * np.maximum(distances, 0.0)))
 
 
@@ -395,5 +404,6 @@ def _verdict(
 def _log_ratio(heads: Heads, loss: Bregman, params: Any, ends: Gaussians, x: Array) -> Array:
     top, bottom = ends.log_density(x[None])
     learnt: Array = jnp.sum(to_log_ratio(loss, heads.outputs(params, x)), axis=-1)
-    log_ratio: Array = learnt + top - bottom
+    # Far away, both densities are so small that the learnt part would be rounded off next to one.
+    log_ratio: Array = learnt + (top - bottom)
     return log_ratio

@@ -75,7 +75,7 @@ def make_train_step(
 
     If the problem has a denoiser, the same update trains it by its squared error on the data with
     twice the dequantisation noise, a quarter of each micro-batch. The gradients of the estimator do
-    not depend on it.
+    not depend on it, but both count in a clipped norm.
 
     Args:
       problem: estimator, loss, divergence, flow, prior and denoiser.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import pickle
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ from fdrl_jax import bregman, divergences
 from fdrl_jax.ratio import Network, Quadratic, Trunk
 from fdrl_jax.ratio.bridges import LAST, Samples, adjacent, moments, refine, spread, waymarks
 from fdrl_jax.ratio.network import to_log_ratio
-from fdrl_jax.ratio.result import area_under_curve
+from fdrl_jax.ratio.result import _balanced, _calibration, area_under_curve
 
 KEY = jax.random.key(0)
 SHIFT = 0.8
@@ -257,6 +258,40 @@ def test_a_ratio_works_under_jit_and_grad_and_is_a_pytree():
     np.testing.assert_allclose(slope, SHIFT, atol=0.5)
 
 
+def test_a_pickled_ratio_has_the_same_values():
+    x = gaussians()[0][:5]
+    for ratio in (fitted(), fitted("lsif"), fitted(bridge="mixing")):
+        stored = pickle.loads(pickle.dumps(ratio))
+        assert stored.loss is ratio.loss
+        np.testing.assert_array_equal(stored.log_ratio(x), ratio.log_ratio(x))
+    own = bregman.LR._replace(name="own", g=None, g_prime=None, real_term=None, flowed_term=None)
+    assert pickle.loads(pickle.dumps(own)) == own
+
+
+def test_far_points_keep_their_learnt_ratio():
+    of_x = Network(lambda key, x: jnp.ones(1), lambda params, x: params * x[:, 0])
+    ratio = fdrl.fit_ratio(KEY, *gaussians(100), network=of_x, bridge="none", num_steps=1)
+    ratio = dataclasses.replace(ratio, differs=True, mean=jnp.zeros(2), inverse_std=jnp.ones(2))
+    x = np.array([[1e5, 0.0], [2.0**33, 0.0]], np.float32)
+    np.testing.assert_allclose(ratio.log_ratio(x) / ratio.log_ratio(x / 2**17), 2.0**17, rtol=1e-5)
+
+
+@pytest.mark.parametrize("sizes", [(40, 40), (40, 2_000), (2_000, 40)])
+def test_the_calibration_of_the_true_ratio_is_accepted_at_all_sizes(sizes):
+    rng, num_wrong = np.random.default_rng(1), 0
+    for _ in range(50):
+        top, bottom = rng.normal(0.5, 1.0, sizes[0]), rng.normal(-0.5, 1.0, sizes[1])
+        num_wrong += _calibration(top, bottom)[2] > 0.05  # Here, log r(x) is x.
+    assert num_wrong <= 6
+
+
+def test_a_divergence_of_separated_sets_is_finite():
+    top, bottom = (np.linspace(a, b, 50) for a, b in ((50.0, 79.0), (-79.0, -50.0)))
+    for divergence in (divergences.PEARSON, divergences.get("js")):
+        terms = [_balanced(divergence, log_r) for log_r in (top, bottom)]
+        assert all(np.isfinite(term).all() for term in terms)
+
+
 def test_large_inputs_are_evaluated_in_parts_with_the_same_result():
     x = np.tile(gaussians()[0][:3], (3_000, 1))
     values = fitted().log_ratio(x).reshape(-1, 3)
@@ -433,7 +468,7 @@ def test_a_feature_that_is_constant_in_one_set_only_is_a_warning():
 
 def test_a_feature_that_varies_too_little_to_be_used_is_a_warning():
     late, early = (1.7e9 + x for x in gaussians(100))  # Seconds since 1970.
-    with pytest.warns(UserWarning, match="2 of 2 features vary by less than a millionth"):
+    with pytest.warns(UserWarning, match="2 of 2 features vary by less than 1e-5"):
         fdrl.fit_ratio(KEY, late, early, bridge="none", **(SMALL | {"num_steps": 2}))
 
 

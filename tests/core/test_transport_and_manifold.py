@@ -71,6 +71,13 @@ def test_manifold_metrics_follow_their_definitions():
     assert tuple(found) == pytest.approx(brute_force(samples, data, 3, 5))
 
 
+def test_equal_distances_of_discrete_features_are_equal():
+    samples, data = np.random.default_rng(0).integers(0, 2, (2, 300, 8)).astype(float)
+    found = metrics.manifold_metrics(samples, data)
+    # The test subtracts before it squares, so integers stay exact.
+    assert tuple(found) == pytest.approx(brute_force(samples, data, 3, 5))
+
+
 @pytest.mark.parametrize("is_sample", [True, False])
 def test_one_feature_that_is_not_finite_makes_every_manifold_metric_nan(is_sample):
     samples, data = np.random.default_rng(0).normal(size=(2, 50, 2))
