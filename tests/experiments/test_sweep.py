@@ -169,7 +169,7 @@ def test_a_run_counts_as_finished_if_the_sweep_as_resumed_it(image_folder, tmp_p
     assert not sweep._metrics(of._replace(changes={**of.changes, "evaluate.num_samples": 9}))
 
 
-def test_a_run_that_ends_without_a_word_is_no_success(tmp_path, monkeypatch):
+def test_a_run_that_ends_without_output_is_reported(tmp_path, monkeypatch):
     of = planned()[0]._replace(folder=tmp_path)
     monkeypatch.setattr(sweep, "_PROGRAM", "import os; os.kill(os.getpid(), 9)")
     assert sweep.run_one("config.py", of) == sweep.Outcome("ended with -9", {})
