@@ -126,8 +126,6 @@ class Sampler:
                 for start in starts
             ]
             ratios = np.concatenate([found["output"] for found in outputs])[:_NUM_PILOT]
-            # A sample without a finite ratio is never accepted.
-            ratios = ratios[np.isfinite(ratios)] if np.isfinite(ratios).any() else ratios
             self._bound = arrays[0], float(refinement.acceptance_bound(ratios))
         return self._bound[1]
 

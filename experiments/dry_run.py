@@ -32,10 +32,9 @@ def dry_run(command: Command) -> None:
     Refuses what training would refuse. The memory is that which the compiler computes.
     """
     wanted, source = train.settings_and_data(command)
-    train.check_ratio(wanted, source, is_new=True)
-    model = experiment.build(precision.resolve(wanted), source)
-    if wanted.sample.rejection:
-        draw.check_rejection(model)
+    used = precision.resolve(wanted)
+    train.check_ratio(used, source, is_new=True)
+    model = experiment.build(used, source)
     if parallel.is_first_process():
         print("compiling and timing one step", file=sys.stderr)
     with model.open_feed(0) as take:

@@ -25,6 +25,7 @@ tfds:NAME:SPLIT.
 import argparse
 import contextlib
 import dataclasses
+import functools
 import importlib
 import os
 import platform
@@ -264,22 +265,21 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     usual = ",".join(DEFAULT_METRICS)
     add = parser.add_argument
-    add("samples", metavar="SAMPLES", help="images to evaluate")
-    add("reference", metavar="REFERENCE", help="real images")
+    # Shells do not expand "~" after "--flag=".
+    add_path = functools.partial(add, type=os.path.expanduser)
+    add_path("samples", metavar="SAMPLES", help="images to evaluate")
+    add_path("reference", metavar="REFERENCE", help="real images")
     add("--protocol", default="standard", choices=PROTOCOLS, help="fid_legacy_fdrl: the paper's")
-    add("--weights", help="file of the Inception network's weights")
+    add_path("--weights", help="file of the Inception network's weights")
     add("--metrics", default=usual, help=f"separated by commas, of {', '.join(METRICS)}")
     add("--features", help=f"separated by commas: {_SPACES}")
     add("--image_size", type=int, default=0, help="resize all sets to this square")
-    add("--data_dir", help="where TFDS sets are")
-    add("--held_out", help="a set that training never saw, for a search for copies")
+    add_path("--data_dir", help="where TFDS sets are")
+    add_path("--held_out", help="a set that training never saw, for a search for copies")
     add("--mirrored", action="store_true", help="search mirror images of REFERENCE as well")
-    add("--picture", help="a .png file for samples next to the nearest images of REFERENCE")
-    add("--out", help="file for the result as JSON")
+    add_path("--picture", help="a .png file for samples next to the nearest images of REFERENCE")
+    add_path("--out", help="file for the result as JSON")
     arguments = parser.parse_args(argv)
-    for flag in ("samples", "reference", "weights", "data_dir", "held_out", "picture", "out"):
-        # Shells do not expand "~" after "--flag=".
-        setattr(arguments, flag, os.path.expanduser(getattr(arguments, flag)))
     of_inception = (arguments.metrics, arguments.protocol) != (usual, "standard")
     if of_inception and arguments.features and not arguments.weights:
         raise UserError("--metrics and --protocol are for an Inception network: set --weights")

@@ -121,15 +121,13 @@ def create_or_resume(command: Command) -> tuple[Run, Experiment]:
     The caller must hold its lock. Everything is checked before anything is written.
     """
     opened, wanted, source = _opened_or_new(command, "ratio")
-    check_ratio(wanted, source, is_new=opened is None)
     used = precision.resolve(wanted)
+    check_ratio(used, source, is_new=opened is None)
     if opened is not None:
         return opened, experiment.build(used, source, opened.prior())
     of_prior = _fitted_prior(used, source) if used.prior.name == "data_dependent" else None
     model = experiment.build(used, source, of_prior)
     model.make_step(None)  # Checks that the batch divides over devices.
-    if wanted.sample.rejection:
-        draw.check_rejection(model)
     created = run.create(
         command.folder, "ratio", wanted, source, of_prior, command.text, command.data_dir
     )
@@ -153,6 +151,8 @@ def check_ratio(wanted: Settings, source: Source, *, is_new: bool) -> None:
             f"evaluate.every_steps={every}: the metric needs at least 2 held-out images, and the "
             "data have one; set it to 0"
         )
+    if wanted.sample.rejection:
+        draw.check_rejection(experiment.build(wanted, source))
     inception.check_weights(wanted)
     efficientnet.check_setting(wanted, source)
 

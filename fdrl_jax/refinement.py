@@ -149,11 +149,12 @@ def acceptance_bound(outputs: ArrayLike, quantile: float = 0.05) -> Array:
     ratios, and accepts more.
 
     Args:
-      outputs: ratios or their logarithms of samples of the flow, [N]; about 1,000 are enough.
+      outputs: ratios or their logarithms of samples of the flow, [N]; about 1,000 are enough. Those
+        that are not finite are left out.
       quantile: from 0 to 1.
 
     Returns:
-      The bound in the unit of the outputs, a scalar.
+      The bound in the unit of the outputs, a scalar; NaN if none is finite.
 
     Raises:
       ValueError: if there are no outputs, or for another quantile.
@@ -163,7 +164,7 @@ def acceptance_bound(outputs: ArrayLike, quantile: float = 0.05) -> Array:
         raise ValueError(f"outputs must have shape [N] with N > 0, got {outputs.shape}")
     if not 0.0 <= quantile <= 1.0:
         raise ValueError(f"quantile must be from 0 to 1, got {quantile}")
-    return jnp.quantile(outputs, quantile)
+    return jnp.nanquantile(jnp.where(jnp.isfinite(outputs), outputs, jnp.nan), quantile)
 
 
 def accept(key: Array, outputs: ArrayLike, bound: ArrayLike, *, output: Output) -> Array:

@@ -90,6 +90,13 @@ def test_a_setting_of_classifiers_is_refused_for_a_density_ratio(key, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_rejection_that_cannot_work_is_refused_before_anything_is_written(tmp_path):
+    changes = {"loss.name": "lsif", "loss.divergence": "pearson", "sample.rejection": True}
+    with pytest.raises(UserError, match=r"sample\.rejection needs positive ratios"):
+        train(tmp_path / "run", changes)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_combination_that_cannot_run_is_refused_before_the_prior_is_fitted(tmp_path, monkeypatch):
     monkeypatch.setattr(program.prior, "fit", lambda *_: pytest.fail("the prior was fitted"))
     for change, expected in (({"loss.name": "lsif"}, "use 'lsif' with"), ({}, "divi")):
