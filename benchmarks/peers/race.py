@@ -1,7 +1,6 @@
 """One run of the race: training for a number of CPU seconds, samples, and their figures."""
 
 import math
-import resource
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -294,8 +293,14 @@ def train(
         "loss": loss,
         "diverged": not is_finite,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
-        "peak_megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1_024,
+        "peak_megabytes": _peak_megabytes(),
     }
+
+
+def _peak_megabytes() -> int:
+    # `getrusage` would return the parent's peak if that is larger, because programs inherit it.
+    fields = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
+    return int(fields["VmHWM"].split()[0]) // 1_024
 
 
 def _write_checkpoint(file: Path, train_state: TrainState, used: float, loss: float) -> None:

@@ -4,10 +4,8 @@ from fdrl_jax.metrics.energy import EnergyRatio, energy_distance, energy_ratio, 
 from fdrl_jax.metrics.features import random_conv_features
 from fdrl_jax.metrics.frechet import frechet_distance
 from fdrl_jax.metrics.log_ratio import (
-    LogRatioError,
     entropy,
     kl_to_density,
-    log_ratio_error,
     log_ratio_kl,
 )
 from fdrl_jax.metrics.manifold import ManifoldMetrics, manifold_metrics
@@ -16,7 +14,6 @@ from fdrl_jax.metrics.transport import sinkhorn_divergence, sliced_wasserstein
 
 __all__ = [
     "EnergyRatio",
-    "LogRatioError",
     "ManifoldMetrics",
     "ModeCoverage",
     "energy_distance",
@@ -24,7 +21,6 @@ __all__ = [
     "entropy",
     "frechet_distance",
     "kl_to_density",
-    "log_ratio_error",
     "log_ratio_kl",
     "manifold_metrics",
     "mean_distance",

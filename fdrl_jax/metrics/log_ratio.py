@@ -1,56 +1,10 @@
 """Errors of an estimated density ratio whose true value is known or can be estimated."""
 
-from typing import NamedTuple
-
 import numpy as np
 from scipy.spatial import cKDTree
 from scipy.special import digamma, gammaln, logsumexp
 
 from fdrl_jax.metrics.rows import flat
-
-
-class LogRatioError(NamedTuple):
-    """Error of an estimated log-ratio.
-
-    Attributes:
-      kl: see `log_ratio_kl`, in nats.
-      rmse_on_flowed: root mean square of `log r̂ - log r` on flowed samples, in nats.
-      rmse_on_data: the same on data.
-    """
-
-    kl: float
-    rmse_on_flowed: float
-    rmse_on_data: float
-
-
-def log_ratio_error(
-    true_on_flowed: np.ndarray,
-    estimated_on_flowed: np.ndarray,
-    true_on_data: np.ndarray,
-    estimated_on_data: np.ndarray,
-) -> LogRatioError:
-    """Compares an estimated log-ratio with the true one, `log r = log q̃/p`.
-
-    Args:
-      true_on_flowed: `log r` on samples of q̃, [N].
-      estimated_on_flowed: `log r̂` on the same samples, [N].
-      true_on_data: `log r` on samples of p, [M].
-      estimated_on_data: `log r̂` on the same samples, [M].
-
-    Returns:
-      `log_ratio_kl`, with the mean of `true_on_flowed` for `E_q̃[log r]`, and root mean squares.
-
-    Raises:
-      ValueError: unless there is one number per sample, [N] and [M].
-    """
-
-    def rmse(true: np.ndarray, estimated: np.ndarray) -> float:
-        return float(np.sqrt(np.mean((estimated - true) ** 2)))
-
-    on_flowed = _numbers(true_on_flowed, estimated_on_flowed)
-    on_data = _numbers(true_on_data, estimated_on_data)
-    kl = log_ratio_kl(float(np.mean(on_flowed[0])), on_flowed[1], on_data[1])
-    return LogRatioError(kl, rmse(*on_flowed), rmse(*on_data))
 
 
 def log_ratio_kl(

@@ -25,7 +25,12 @@ from fdrl_jax.ratio.network import (
     to_loss_input,
     with_heads,
 )
-from fdrl_jax.ratio.result import DensityRatio, area_under_curve
+from fdrl_jax.ratio.result import (
+    DensityRatio,
+    area_under_curve,
+    check_columns,
+    column_names,
+)
 
 Array = jax.Array
 Observe = Callable[[int, int, float], None]
@@ -173,15 +178,8 @@ def fit_ratio(
     Reference: Rhodes, Xu and Gutmann, "Telescoping Density-Ratio Estimation", NeurIPS 2020.
     """
     top, bottom = checked_array("numerator", numerator), checked_array("denominator", denominator)
-    names = [
-        [name for name in getattr(values, "columns", ()) if isinstance(name, str)]
-        for values in (numerator, denominator)
-    ]
-    if all(names) and names[0] != names[1]:  # Columns in another order have the same shape.
-        raise ValueError(
-            "numerator and denominator must have the same columns in the same order, got "
-            f"{', '.join(names[0])} and {', '.join(names[1])}"
-        )
+    columns = column_names(numerator), column_names(denominator)
+    check_columns({"numerator": columns[0], "denominator": columns[1]})
     if top.shape[1:] != bottom.shape[1:]:
         raise ValueError(
             "numerator and denominator must have the same features, got shapes "
@@ -200,6 +198,7 @@ def fit_ratio(
         options=Options(batch_size, learning_rate, weight_decay, num_steps),
         held_out_fraction=held_out_fraction,
         observe=observe,
+        columns=columns[0] or columns[1],
     )
 
 
@@ -251,6 +250,7 @@ def fit(
     options: Options,
     held_out_fraction: float,
     observe: Observe | None,
+    columns: tuple[str, ...] = (),
 ) -> DensityRatio:
     """Fits a ratio to checked arrays; see `fit_ratio`.
 
@@ -318,6 +318,7 @@ def fit(
         num_steps=fitted.num_steps,
         held_out_numerator=held_out.numerator,
         held_out_denominator=bridges.denominator(held_out),
+        columns=columns,
     )
 
 

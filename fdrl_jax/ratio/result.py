@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -89,6 +89,7 @@ class DensityRatio:
       num_steps: training steps of the last fit.
       held_out_numerator: examples that were not trained on, standardised, [n, ...].
       held_out_denominator: the same for the denominator, [m, ...].
+      columns: names of the features, if a set was a data frame.
     """
 
     heads: Heads = dataclasses.field(metadata={"static": True})
@@ -104,6 +105,7 @@ class DensityRatio:
     num_steps: int = dataclasses.field(metadata={"static": True})
     held_out_numerator: Array
     held_out_denominator: Array
+    columns: tuple[str, ...] = dataclasses.field(default=(), metadata={"static": True})
 
     def log_ratio(self, x: ArrayLike) -> Array:
         """Returns `log r(x)` at any points; a function for `jit` and `grad`.
@@ -115,8 +117,9 @@ class DensityRatio:
           `log numerator(x) / denominator(x)`, [B], in nats.
 
         Raises:
-          ValueError: for other features.
+          ValueError: for other features, or a data frame with other columns.
         """
+        check_columns({"the fit": self.columns, "x": column_names(x)})
         x = jnp.asarray(x, jnp.float32)  # JAX would make int32 of int64, and wrap around.
         if x.ndim == 1 and self.mean.shape == (1,):
             x = x[:, None]
@@ -277,6 +280,25 @@ class DensityRatio:
             predicted,
             observed,
             error,
+        )
+
+
+def column_names(values: ArrayLike) -> tuple[str, ...]:
+    """Returns the names of the features of a data frame; empty for anything else."""
+    return tuple(name for name in getattr(values, "columns", ()) if isinstance(name, str))
+
+
+def check_columns(named: Mapping[str, tuple[str, ...]]) -> None:
+    """Checks that those that have columns have the same: another order has the same shape.
+
+    Raises:
+      ValueError: for different columns.
+    """
+    given = {name: columns for name, columns in named.items() if columns}
+    if len(set(given.values())) > 1:
+        raise ValueError(
+            f"{' and '.join(given)} must have the same columns in the same order, got "
+            f"{' and '.join(map(', '.join, given.values()))}"
         )
 
 

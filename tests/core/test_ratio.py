@@ -552,7 +552,11 @@ def test_columns_in_another_order_masked_values_and_sparse_matrices_are_an_error
         fdrl.fit_ratio(KEY, top, sparse.csr_array(bottom), **SMALL)
     same = Frame(top, ["a", "b"]), Frame(bottom, ["a", "b"])
     options = SMALL | {"num_steps": 2, "bridge": "none"}
-    assert fdrl.fit_ratio(KEY, *same, **options).log_ratio(same[1]).shape == (100,)
+    for sets in (same, (same[0], bottom)):
+        ratio = fdrl.fit_ratio(KEY, *sets, **options)
+        assert ratio.log_ratio(same[1]).shape == ratio.log_ratio(bottom).shape == (100,)
+        with pytest.raises(ValueError, match=r"the fit and x must have .* got a, b and b, a"):
+            ratio.weights(Frame(bottom, ["b", "a"]))
 
 
 def test_no_examples_have_no_ratios():
