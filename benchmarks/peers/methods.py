@@ -126,6 +126,7 @@ def defaults(shape: tuple[int, ...], budget: float) -> dict[str, Settings]:
         "b2": 0.99,
         "num_latents": 64,
         "gradient_penalty": 1.0,
+        "gradient_penalty_fraction": 1.0,
         "evaluations": [1],
     }
     return {
@@ -337,7 +338,8 @@ def _flow_matching(images: Images, settings: Settings, key: Array, dtype: DTypeL
 def _r3gan(images: Images, settings: Settings, key: Array, dtype: DTypeLike) -> Contestant:
     """A relativistic GAN with zero-centred penalties on data and samples (R1 and R2).
 
-    The critic is FDRL's network. Both players move at once, so that images are generated once.
+    The critic is FDRL's network. Both players move at once, so that images are generated once. The
+    penalties are on the first part of the batch if their fraction is below 1.
     """
     generator = Generator(images.pixels.shape[1:], settings["width"], dtype)
     critic = make_critic(settings, dtype)
@@ -351,12 +353,18 @@ def _r3gan(images: Images, settings: Settings, key: Array, dtype: DTypeLike) -> 
             return critic.apply({"params": critic_params}, x)
 
         def critic_loss(critic_params: Any) -> tuple[Array, Array]:
-            both = jnp.concatenate([real, fake])
-            values, pull = jax.vjp(lambda x: scores(critic_params, x), both)
+            num = math.ceil(settings["gradient_penalty_fraction"] * len(real))
+            chosen, rest = (
+                jnp.concatenate([real[part], fake[part]]) for part in (slice(num), slice(num, None))
+            )
+            values, pull = jax.vjp(lambda x: scores(critic_params, x), chosen)
             (gradients,) = pull(jnp.ones_like(values))
-            of_real, of_fake = jnp.split(values, 2)
+            others = scores(critic_params, rest) if len(rest) else values[:0]
+            of_real, of_fake = jnp.concatenate(
+                [values.reshape(2, -1), others.reshape(2, -1)], axis=1
+            )
             loss = jnp.mean(jax.nn.softplus(of_fake - of_real))
-            penalty = jnp.sum(gradients**2) / len(real)
+            penalty = jnp.sum(gradients**2) / num
             return loss + settings["gradient_penalty"] / 2 * penalty, loss
 
         def generator_loss(fake: Array) -> Array:
