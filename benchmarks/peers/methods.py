@@ -103,7 +103,8 @@ def defaults(shape: tuple[int, ...], budget: float) -> dict[str, Settings]:
         "by_class": False,
         "evaluations": [0, *lengths],  # 0 is the prior.
     }
-    # What is not from the papers was found in three minutes of MNIST, see docs/budget_tables.md.
+    # Rates, batches and the penalty of the GAN are from three minutes of MNIST, see
+    # docs/budget_tables.md.
     flow_matching = start | {
         "learning_rate": 4e-3,
         "batch_size": 32,
