@@ -1,6 +1,7 @@
 """One run of the race: training for a number of CPU seconds, samples, and their figures."""
 
 import math
+import resource
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -298,8 +299,11 @@ def train(
 
 
 def _peak_megabytes() -> int:
-    # `getrusage` would return the parent's peak if that is larger, because programs inherit it.
-    fields = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
+    status = Path("/proc/self/status")
+    if not status.exists():  # macOS, which counts bytes.
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 2**20
+    # On Linux, `getrusage` returns the parent's peak if that is larger, as programs inherit it.
+    fields = dict(line.split(":") for line in status.read_text().splitlines())
     return int(fields["VmHWM"].split()[0]) // 1_024
 
 
