@@ -388,7 +388,7 @@ def _objective(
         outputs = _outputs(estimator_fn, data, samples)
         value, metrics = bregman_lib.loss(loss, *outputs, weights=weights)
     else:
-        outputs, square_norm = _penalised_outputs(
+        outputs, square_norm = penalised_outputs(
             estimator_fn, data, samples, gradient_penalty_fraction, weights
         )
         value, metrics = bregman_lib.loss(loss, *outputs, weights=weights)
@@ -416,7 +416,7 @@ def _outputs(
     return outputs[: len(data[0])], outputs[len(data[0]) :]
 
 
-def _penalised_outputs(
+def penalised_outputs(
     estimator_fn: Callable[..., Array],
     data: tuple[Array, ...],
     samples: tuple[Array, ...],
@@ -426,6 +426,16 @@ def _penalised_outputs(
     """Returns the outputs, and the mean squared gradient norms of data and of samples, summed.
 
     Only the first examples are differentiated. Each example passes through the network once.
+
+    Args:
+      estimator_fn: examples [B, ...], and their labels if it takes them, to outputs [B].
+      data: real examples, [N, ...], and their labels if any.
+      samples: the same for samples, [M, ...].
+      fraction: part of both that is differentiated.
+      weights: of the data, [N], or `None` for equal ones.
+
+    Returns:
+      The outputs on data, [N], and on samples, [M], and the sum of both means, a scalar.
     """
     num_real, num_flowed = (math.ceil(fraction * len(part[0])) for part in (data, samples))
     real, *of_real = (a[:num_real] for a in data)

@@ -9,6 +9,7 @@ References: Lipman et al., "Flow Matching for Generative Modeling", ICLR 2023. T
 dead; long live the GAN!", NeurIPS 2024 (R3GAN).
 """
 
+import functools
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -25,6 +26,7 @@ from benchmarks.peers.networks import Generator, UNet
 from experiments.data.decode import to_unit
 from experiments.experiment import in_turn
 from fdrl_jax import networks, priors
+from fdrl_jax.method import penalised_outputs
 from fdrl_jax.priors import Batch, Prior
 from fdrl_jax.training import rng, samplers, state, steps
 from fdrl_jax.training.problem import Constants, Estimator, FlowParams, Problem
@@ -355,19 +357,15 @@ def _r3gan(images: Images, settings: Settings, key: Array, dtype: DTypeLike) -> 
             return critic.apply({"params": critic_params}, x)
 
         def critic_loss(critic_params: Any) -> tuple[Array, Array]:
-            num = math.ceil(settings["gradient_penalty_fraction"] * len(real))
-            chosen, rest = (
-                jnp.concatenate([real[part], fake[part]]) for part in (slice(num), slice(num, None))
-            )
-            values, pull = jax.vjp(lambda x: scores(critic_params, x), chosen)
-            (gradients,) = pull(jnp.ones_like(values))
-            others = scores(critic_params, rest) if len(rest) else values[:0]
-            of_real, of_fake = jnp.concatenate(
-                [values.reshape(2, -1), others.reshape(2, -1)], axis=1
+            (of_real, of_fake), square_norm = penalised_outputs(
+                functools.partial(scores, critic_params),
+                (real,),
+                (fake,),
+                settings["gradient_penalty_fraction"],
+                None,
             )
             loss = jnp.mean(jax.nn.softplus(of_fake - of_real))
-            penalty = jnp.sum(gradients**2) / num
-            return loss + settings["gradient_penalty"] / 2 * penalty, loss
+            return loss + settings["gradient_penalty"] / 2 * square_norm, loss
 
         def generator_loss(fake: Array) -> Array:
             of_real, of_fake = (scores(params["critic"], x) for x in (real, fake))

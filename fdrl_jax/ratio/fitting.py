@@ -25,12 +25,7 @@ from fdrl_jax.ratio.network import (
     to_loss_input,
     with_heads,
 )
-from fdrl_jax.ratio.result import (
-    DensityRatio,
-    area_under_curve,
-    check_columns,
-    column_names,
-)
+from fdrl_jax.ratio.result import DensityRatio, area_under_curve, check_columns, column_names
 
 Array = jax.Array
 Observe = Callable[[int, int, float], None]
