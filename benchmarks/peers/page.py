@@ -32,6 +32,7 @@ NAMES = {
 # Settings that may differ from the default, because `_name` says so, or as they change no training.
 _VARIED = (
     "by_class", "num_components", "prior_rank", "from_prior", "denoiser_width", "evaluations",
+    "blocks",
 )  # fmt: skip
 _MOST_EVALUATIONS = 36  # Per sample in the pictures, so that no method has more.
 _MARKERS = "os^Dvp"  # Of the contestants of a method in the pictures.
@@ -97,7 +98,7 @@ def table(results: list[Result]) -> str:
     for result in _in_order(results):
         for row in result["samples"]:
             trained_for = result["budget"] if row["evaluations"] else 0.0
-            of_row = result if trained_for else _without_denoiser(result)
+            of_row = result if trained_for else _of_prior(result)
             key = (trained_for, _place(of_row), row["evaluations"], "kept" in row)
             groups.setdefault(key, []).append((row, of_row))
     for key, group in sorted(groups.items()):
@@ -219,7 +220,7 @@ def _prior(result: Result) -> tuple[int, int]:
 
 
 def _name(result: Result) -> str:
-    """Returns the name of a contestant, with labels and the Gaussians of its prior."""
+    """Returns the name of a contestant: with its labels, prior and network where they differ."""
     settings, name = result["settings"], NAMES[result["method"]]
     with_labels, starts = settings.get("by_class", False), settings.get("from_prior", False)
     name += " with labels" * with_labels + ", from FDRL's prior" * starts
@@ -228,12 +229,16 @@ def _name(result: Result) -> str:
         name += f", {num} Gaussian{'s' * (num > 1)}{' per class' * with_labels}"
         name += f" of rank {rank}" * (rank not in (0, _defaults(result)["prior_rank"]))
     name += " and a denoiser" * bool(settings.get("denoiser_width"))
+    if settings.get("blocks") != _defaults(result).get("blocks"):
+        name += f", channels {', '.join(str(channels) for channels, _ in settings['blocks'])}"
     return name
 
 
-def _without_denoiser(result: Result) -> Result:
+def _of_prior(result: Result) -> Result:
     """Returns a result as that of a contestant whose prior it shares."""
-    return result | {"settings": result["settings"] | {"denoiser_width": 0}}
+    default = _defaults(result)
+    shared = {key: default[key] for key in ("denoiser_width", "blocks") if key in default}
+    return result | {"settings": result["settings"] | shared}
 
 
 def _longest(result: Result) -> dict[str, Result]:
