@@ -259,13 +259,19 @@ ENTRIES = (
     Entry(
         "emoji",
         f"{MAIN} --config=configs/folder.py --data_dir=EMOJI --config.seed=2 "
-        "--workdir=runs/gallery/emoji",
+        "--workdir=runs/gallery/emoji\n"
+        f"{MAIN} --config=configs/folder.py --data_dir=EMOJI --config.data.image_size=64 "
+        "--config.seed=1 --workdir=runs/gallery/emoji_64",
         {
             "emoji_samples.webp": (
                 "emoji/evaluations/step_2000/samples.png",
                 "Emoji of 32 x 32 pixels, by the recipe: prior, samples and data. They are of "
                 "Noto (Apache License 2.0) and Twemoji (CC BY 4.0).",
-            )
+            ),
+            "emoji_64_samples.webp": (
+                "emoji_64/evaluations/step_2000/samples.png",
+                "The same at 64 x 64.",
+            ),
         },
         needs_data="EMOJI",
     ),
