@@ -12,8 +12,8 @@ Cost: 98 min on two idle cores of an AMD EPYC with avx512_bf16, in bfloat16 (0.2
   of them.
   On one core of an AMD EPYC with AVX2, in float32, a training step without the denoiser takes
   1.9 s, and with --config.network.blocks="((32,2),(64,1),(64,2),(64,1))" 0.7 s
-  (docs/budget_tables.md). Where a step takes this long, these channels are better in half an hour
-  of one core, also in bfloat16 (docs/budget.md).
+  (docs/budget_tables.md). On one core of another AMD EPYC, where a step takes 0.8 s in bfloat16,
+  samples are better with these channels after half an hour (docs/budget.md).
 Score: with labels (--config.network.by_class=True --config.prior.num_components=4) and seeds 1 and
   2, after 20,000 steps (137 and 86 min on one core of an Intel Xeon with AMX, while other programs
   ran), Fréchet distance of 1,000 images 64 ± 5 and 60 ± 6 (prior 902 ± 31 and 898 ± 25, real
