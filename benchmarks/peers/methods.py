@@ -362,7 +362,7 @@ def _r3gan(images: Images, settings: Settings, key: Array, dtype: DTypeLike) -> 
                 (real,),
                 (fake,),
                 settings["gradient_penalty_fraction"],
-                None,
+                weights=None,
             )
             loss = jnp.mean(jax.nn.softplus(of_fake - of_real))
             return loss + settings["gradient_penalty"] / 2 * square_norm, loss

@@ -69,7 +69,7 @@ def figures_line(name: str, figures: dict[str, Any]) -> str:
 
 
 def of_present_settings(results: list[Result], name: str) -> list[Result]:
-    """Returns the results of a data set with default settings but for labels and prior."""
+    """Returns the results of a data set with default settings but for those that names tell."""
 
     def is_default(result: Result) -> bool:
         default = _defaults(result)
@@ -198,7 +198,7 @@ def draw_samples(results: list[Result], cache: Path, real: np.ndarray, file: Pat
 
 
 def _in_order(results: Iterable[Result]) -> list[Result]:
-    """Sorts results as `NAMES`, then by labels and prior, then by seed."""
+    """Sorts results as `NAMES`, then by labels, prior and network, then by seed."""
     return sorted(results, key=lambda r: (_place(r), r["seed"]))
 
 
@@ -229,8 +229,11 @@ def _name(result: Result) -> str:
         name += f", {num} Gaussian{'s' * (num > 1)}{' per class' * with_labels}"
         name += f" of rank {rank}" * (rank not in (0, _defaults(result)["prior_rank"]))
     name += " and a denoiser" * bool(settings.get("denoiser_width"))
-    if settings.get("blocks") != _defaults(result).get("blocks"):
-        name += f", channels {', '.join(str(channels) for channels, _ in settings['blocks'])}"
+    blocks, usual = (all_of.get("blocks", ()) for all_of in (settings, _defaults(result)))
+    for index, what in enumerate(("channels", "strides")):
+        values = [block[index] for block in blocks]
+        if values != [block[index] for block in usual]:
+            name += f", {what} {', '.join(map(str, values))}"
     return name
 
 

@@ -301,8 +301,10 @@ def test_the_table_has_means_over_seeds_and_no_trials_of_tuning(tmp_path):
         result("fdrl", 60.0, 8.0),
     ]
     with_labels = {"by_class": True, "num_components": 10}
-    other_network = {"blocks": [[16, 2], [32, 1]]}
-    for seed, changes in enumerate([{"num_components": 1}, with_labels, other_network]):
+    narrow = {"blocks": [[16, 2], [32, 2], [64, 1]]}
+    of_other_strides = {"blocks": [[16, 2], [32, 1], [64, 1]]}
+    changed = [{"num_components": 1}, with_labels, narrow, of_other_strides]
+    for seed, changes in enumerate(changed):
         of_other_prior = result("fdrl", 60.0, 6.0, seed=seed)
         of_other_prior["settings"] = of_other_prior["settings"] | changes
         figures = of_other_prior["samples"][0]
@@ -328,7 +330,8 @@ def test_the_table_has_means_over_seeds_and_no_trials_of_tuning(tmp_path):
         "prior of FDRL with labels, 10 Gaussians per class",
         "FDRL, 1 Gaussian",
         "FDRL, 100 Gaussians",
-        "FDRL, 100 Gaussians, channels 16, 32",
+        "FDRL, 100 Gaussians, channels 16, 32, 64",
+        "FDRL, 100 Gaussians, channels 16, 32, 64, strides 2, 1, 1",
         "FDRL with labels, 10 Gaussians per class",
         *["R3GAN, small"] * 2,
         "FDRL, 100 Gaussians",  # It diverged.
