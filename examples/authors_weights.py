@@ -106,7 +106,7 @@ def convert(file: Path, prior_file: Path | None, argv: Sequence[str]) -> Run:
     if prior_file:
         changes |= {"prior.name": "data_dependent", "prior.rank": 0}
     wanted = settings.from_config({**changes, **command.changes})
-    source = load.load(train.data_options(wanted, command.data_dir))
+    source = load(train.data_options(wanted, command.data_dir))
     fitted = read_prior(prior_file, source.event_shape) if prior_file else _fit(wanted, source)
     ours = experiment.build(precision.resolve(wanted), source, fitted)
 

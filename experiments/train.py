@@ -186,7 +186,7 @@ def _opened_or_new(command: Command, kind: run.Kind) -> tuple[Run | None, Settin
         wanted = _fitted_before(command, command.config_for, opened)
     wanted = opened.resumed(wanted)
     data_dir = command.data_dir or opened.remembered_dir(wanted.data.dir)
-    source = load.load(data_options(wanted, data_dir))
+    source = load(data_options(wanted, data_dir))
     run.check_same_data(source)
     opened.check_data(source)
     return opened, wanted, source
@@ -208,7 +208,7 @@ def settings_and_data(command: Command) -> tuple[Settings, Source]:
     if command.config is None:
         raise UserError("--config=FILE.py is missing; the folder configs/ has examples")
     wanted = settings.from_config(command.config)
-    source = load.load(data_options(wanted, command.data_dir))
+    source = load(data_options(wanted, command.data_dir))
     platform, shape = jax.default_backend(), source.event_shape
     if command.config_for is not None and parallel.is_first_process():
         print(f"config: recipe for {describe_shape(shape)} on a {platform.upper()}")
