@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import fdrl_jax
-from docs import api_pages, example_pages, gallery, repository, settings_page
+from docs import api_pages, example_pages, gallery, repository, results, settings_page
 from experiments import main as program
 from experiments.errors import UserError
 from experiments.settings import DECLARED
@@ -180,6 +180,14 @@ def test_the_version_is_the_same_everywhere():
         r"^## \[(.+?)\] - \d{4}-\d\d-\d\d$", (ROOT / "CHANGELOG.md").read_text(), re.M
     )
     assert newest[1] == version
+
+
+def test_the_results_in_the_pages_are_those_of_the_data():
+    assert results.PAGE.read_text() == results.page(), "write it again: python -m docs.results"
+    assert results.README.read_text() == results.readme()
+    mixed = {"title": "all of MNIST", "rows": {"task": "MNIST"}}
+    with pytest.raises(ValueError, match=r"all of MNIST: rows of .* judges or machines"):
+        results.groups(mixed, results.read())
 
 
 def test_a_command_that_does_not_parse_is_found():
