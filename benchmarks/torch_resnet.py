@@ -35,7 +35,10 @@ class Network(nn.Module):
         super().__init__()
         widths = [stem, *(features for features, _ in blocks)]
         strides = [stride for _, stride in blocks]
-        found = [Block(*of_block, bias) for of_block in zip(widths[:-1], widths[1:], strides, strict=True)]
+        found = [
+            Block(*of_block, bias)
+            for of_block in zip(widths[:-1], widths[1:], strides, strict=True)
+        ]
         first = nn.Conv2d(channels, stem, 3, 1, 1, bias=bias)
         self.layers = nn.Sequential(first, nn.LeakyReLU(0.2), *found)
         self.head = nn.Linear(widths[-1], 1)

@@ -82,7 +82,8 @@ class Tree:
                 raise DataError(f"{root}: not a readable zip: {error}") from error
             found = _files_of_zip(archive)
             self._where, self._fetch = f"{root}:", archive.read  # It checks checksums.
-        images, others = [], []
+        images: list[_File] = []
+        others: list[_File] = []
         for file in sorted(found):
             (images if file.key.lower().endswith(SUFFIXES) else others).append(file)
         if not images:

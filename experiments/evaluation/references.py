@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.data.decode import to_uint8, to_unit
 from experiments.data.built_in import digits
+from experiments.data.decode import to_uint8, to_unit
 from experiments.data.source import Labels, Source, Starts
 from experiments.errors import DataError, UserError
 from experiments.files import read_npz, replacing
