@@ -10,7 +10,6 @@ import pytest
 from PIL import Image
 from small_runs import contents, start
 
-from examples import guidance_weight
 from experiments import draw, prior
 from experiments.data.load import load
 from experiments.errors import UserError
@@ -236,42 +235,6 @@ def test_a_classifier_chooses_the_components_where_samples_start(tiny):
 def test_a_change_without_an_effect_is_an_error(of_digits, key, label, message):
     with pytest.raises(UserError, match=message):
         start("sample", of_digits.root, None, {key: 2}, num_samples=2, **{"class": label})
-
-
-def test_the_weight_of_a_guide_changes_the_shares_that_a_judge_finds(
-    classifier_of_digits, tmp_path, monkeypatch
-):
-    # An untrained denoiser would hide from an untrained judge what the guide changed.
-    start("train", tmp_path / "run", "digits:tiny", {"network.denoiser_width": 0})
-
-    def logits(x):  # Bright images are of odd classes.
-        return 40.0 * x.mean(axis=(1, 2, 3))[:, None] * jnp.tile(jnp.array([-1.0, 1.0]), 5)
-
-    monkeypatch.setattr(guidance_weight.robustness_classifier, "read", lambda path: logits)
-    argv = [f"--workdir={tmp_path}/run", f"--judge={classifier_of_digits}", f"--out={tmp_path}/out"]
-    argv += ["--num_samples=20", "--num_refine_steps=2", "--weights"]
-    guidance_weight.main([*argv, "0.5", "--guide=file_of_torch.pt"])
-    with np.load(tmp_path / "out" / "weight_0.5.npz") as stored:
-        drawn = stored["arr_0"]
-    assert drawn[1::2].mean() > drawn[::2].mean() + 10.0
-    assert (tmp_path / "out" / "weight_0.5.png").stat().st_size > 1_000
-    argv += ["0", "20", f"--guide={classifier_of_digits}"]
-    real, unguided, guided = guidance_weight.main(argv)
-    assert guided.by_guide == guided.by_judge > unguided.by_judge
-    assert real.diversity == pytest.approx(1.0, abs=0.2)
-    assert 0.0 < real.frechet < guided.frechet
-
-
-def test_images_have_no_distance_to_themselves_and_their_own_diversity():
-    images, labels = np.random.default_rng(0).random((20, 4, 4, 1)), np.arange(20) % 2
-
-    def judge(x):
-        return np.eye(2)[np.arange(len(x)) % 2], x.reshape(len(x), -1)[:, :3]
-
-    guide = (lambda _, x: jnp.tile(jnp.array([0.0, 1.0]), (len(x), 1))), ()
-    row = guidance_weight.measure(images, labels, guide, judge, (judge(images)[1], labels))
-    assert (row.by_guide, row.by_judge, row.diversity) == (0.5, 1.0, 1.0)
-    assert row.frechet == pytest.approx(0.0, abs=1e-6)
 
 
 def test_a_class_is_given_by_name_or_number_and_the_error_suggests_the_nearest():
