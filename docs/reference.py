@@ -30,7 +30,7 @@ def modules() -> list[ModuleType]:
 
 
 def public_names(module: ModuleType) -> list[str]:
-    """Returns the public functions and classes of a module; those of a package are its `__all__`."""
+    """Returns the public functions and classes of a module, for a package those of `__all__`."""
     names = module.__all__ if hasattr(module, "__path__") else vars(module)
     return [
         name

@@ -23,7 +23,6 @@ import fdrl_jax as fdrl
 
 LOSSES = {"LSIF": "lsif", "LR": "lr", "KL": "ukl"}
 DIVERGENCES = {"Pearson": "pearson", "KL": "kl", "JS": "js", "logD": "logd"}
-LEAVES = {"kernel": "weight", "u": "weight_u", "v": "weight_v"}
 
 
 def load(path: Path) -> Any:
@@ -34,34 +33,63 @@ def load(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def variables_of(net: Any, tensors: Mapping[str, Any], event_shape: tuple[int, ...]) -> Any:
-    """Returns the variables of a network from PyTorch's tensors by name."""
-    arrays = {name.removeprefix("module."): np.asarray(t) for name, t in tensors.items()}
-    template = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, *event_shape)))
+def from_torch_state_dict(net: Any, tensors: Mapping[str, Any]) -> Any:
+    """Returns a network's variables from arrays by PyTorch's names (`layer1.0.conv1.weight`).
 
-    def take(path: tuple[Any, ...], wanted: jax.ShapeDtypeStruct) -> jax.Array:
+    Raises:
+      ValueError: if the arrays do not fit; lists each one that is missing, surplus or misshapen.
+    """
+    kernels = (np.shape(t) for name, t in tensors.items() if re.match(r"(conv1|mlp\.0)\.w", name))
+    template = _template(net, next((shape[1] for shape in kernels if len(shape) > 1), 1))
+    expected = _torch_shapes(template)
+    found = {name: np.shape(tensor) for name, tensor in tensors.items()}
+    if found != expected:
+        differing = [n for n in expected | found if found.get(n) != expected.get(n)]
+        pairs = (f"{n}: expected {expected.get(n)}, got {found.get(n)}" for n in differing)
+        raise ValueError("the tensors do not fit the network: " + "; ".join(pairs))
+
+    def converted(name: str) -> jax.Array:
+        array = np.asarray(tensors[name], np.float32)  # [out, in, k, k] there.
+        return jnp.asarray(np.moveaxis(array, (0, 1), (-1, -2)) if array.ndim > 1 else array)
+
+    return jax.tree.map(converted, _names(template))
+
+
+def torch_shapes(net: Any, input_features: int) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of the tensors of the authors' network, by PyTorch's name."""
+    return _torch_shapes(_template(net, input_features))
+
+
+def _template(net: Any, input_features: int) -> Any:
+    shape = () if isinstance(net, fdrl.networks.MLP) else (8, 8)  # No variable depends on the size.
+    return jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, *shape, input_features)))
+
+
+def _names(template: Any) -> Any:
+    # PyTorch keeps the vectors of spectral normalisation next to the raw kernel.
+    kernel = "weight_orig" if "spectral" in template else "weight"
+    leaves = {"kernel": kernel, "u": "weight_u", "v": "weight_v"}
+
+    def name(path: tuple[Any, ...], _: Any) -> str:
         _, *modules, leaf = (entry.key for entry in path)
-        name = ".".join([re.sub(r"_(\d+)$", r".\1", m) for m in modules] + [LEAVES.get(leaf, leaf)])
-        # PyTorch keeps the kernel before spectral normalisation as weight_orig.
-        array = arrays.pop(f"{name}_orig") if f"{name}_orig" in arrays else arrays.pop(name, None)
-        if array is None:
-            raise ValueError(f"the checkpoint has no tensor {name!r}")
-        if array.ndim > 1:  # [out, in, k, k] there, [k, k, in, out] here.
-            array = np.moveaxis(array, (0, 1), (-1, -2))
-        if array.shape != wanted.shape:
-            raise ValueError(f"{name} has the shape {array.shape}, expected {wanted.shape}")
-        return jnp.asarray(array, jnp.float32)
+        # layer1_0 here is layer1.0 there.
+        parts = [re.sub(r"_(\d+)$", r".\1", module) for module in modules]
+        return ".".join((*parts, leaves.get(leaf, leaf)))
 
-    variables = jax.tree.map_with_path(take, template)
-    if arrays:
-        raise ValueError(f"the network has no place for {', '.join(sorted(arrays))}")
-    return variables
+    return jax.tree.map_with_path(name, template)
+
+
+def _torch_shapes(template: Any) -> dict[str, tuple[int, ...]]:
+    shapes = [leaf.shape for leaf in jax.tree.leaves(template)]
+    ours = dict(zip(jax.tree.leaves(_names(template)), shapes, strict=True))
+    return {n: (*s[:-3:-1], *s[:-2]) if len(s) > 1 else s for n, s in ours.items()}
 
 
 def read(path: Path, network: str = "mlp") -> tuple[fdrl.FDRL, Partial, tuple[int, ...]]:
     """Returns the method, the averaged estimator, and the shape of a sample of a checkpoint."""
     stored = load(path)
-    theirs, tensors = stored["config"], stored["ema"]
+    theirs = stored["config"]
+    tensors = {name.removeprefix("module."): tensor for name, tensor in stored["ema"].items()}
     kernels = [t.shape for name, t in tensors.items() if name.endswith(("weight", "weight_orig"))]
     normalised = any(name.endswith("weight_u") for name in tensors)
     if network == "mlp":
@@ -82,7 +110,7 @@ def read(path: Path, network: str = "mlp") -> tuple[fdrl.FDRL, Partial, tuple[in
         step_size=theirs["eta"],
         noise_scale=theirs["noise_factor"],
     )
-    return method, Partial(net.apply, variables_of(net, tensors, event_shape)), event_shape
+    return method, Partial(net.apply, from_torch_state_dict(net, tensors)), event_shape
 
 
 def draw_prior(key: jax.Array, num: int, event_shape: tuple[int, ...], file: Path | None) -> Any:

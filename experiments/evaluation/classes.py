@@ -11,8 +11,8 @@ from experiments.evaluation import draws
 from experiments.evaluation.draws import Pool
 from experiments.evaluation.metrics import Metric, measured
 from experiments.evaluation.references import ImageReference
+from experiments.evaluation.rows import flat
 from fdrl_jax.metrics import frechet_distance
-from fdrl_jax.metrics.rows import flat
 
 # `images [N, H, W, C] in [-1, 1] -> (probabilities [N, classes], features [N, D])`.
 Classifier = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]

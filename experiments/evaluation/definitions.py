@@ -20,7 +20,6 @@ _INCEPTION = (
     "By torch-fidelity, against the training set (translation: held-out images of the target); the "
     "protocol is part of the name."
 )
-_TRANSPORT = "Between finite samples of equal size, so real data are above 0 as well."
 
 DEFINITIONS: dict[str, Definition] = {
     "energy_ratio": Definition(
@@ -37,20 +36,6 @@ DEFINITIONS: dict[str, Definition] = {
         "lower",
         "Unbiased (U-statistic), so real data scatter around 0 and values may be negative.",
         unit="unit of the data",
-    ),
-    "sliced_wasserstein": Definition(
-        "2-Wasserstein distance over one-dimensional projections",
-        "(E_θ W2²(<θ, X>, <θ, Y>))^(1/2)",
-        "lower",
-        "128 fixed directions. " + _TRANSPORT,
-        unit="unit of the data",
-    ),
-    "sinkhorn_divergence": Definition(
-        "entropic optimal transport with squared distances",
-        "OT_ε(X, Y) - OT_ε(X, X)/2 - OT_ε(Y, Y)/2",
-        "lower",
-        "ε is 0.05 of the mean squared distance within the data. " + _TRANSPORT,
-        unit="squared unit of the data",
     ),
     "kl_to_data": Definition(
         "KL divergence of the samples from the known density",

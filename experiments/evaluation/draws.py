@@ -10,10 +10,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from experiments.evaluation.manifold import manifold_metrics
 from experiments.evaluation.memorisation import Features
 from experiments.evaluation.metrics import Metric, measured
 from experiments.evaluation.references import ImageReference
-from fdrl_jax.metrics import frechet_distance, manifold_metrics
+from fdrl_jax.metrics import frechet_distance
 
 _MAX_PER_DRAW = 1_000  # Images; some metrics need the distances of all pairs.
 NUM_DRAWS = 5

@@ -15,10 +15,10 @@ import numpy as np
 from experiments.data.decode import to_uint8
 from experiments.errors import UserError, first_line
 from experiments.evaluation.draws import FEWEST_FOR_NEIGHBOURS
+from experiments.evaluation.manifold import manifold_metrics
 from experiments.evaluation.metrics import Estimate, Metric, with_count
 from experiments.files import sha256_of_file
 from experiments.settings import Settings
-from fdrl_jax.metrics import manifold_metrics
 
 DEFAULT_METRICS = ("fid", "kid", "precision_recall", "density_coverage")
 METRICS = (*DEFAULT_METRICS, "inception_score")

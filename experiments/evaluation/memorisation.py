@@ -7,7 +7,7 @@ import numpy as np
 from scipy.stats import mannwhitneyu
 
 from experiments.evaluation.metrics import Metric, measured
-from fdrl_jax.metrics.rows import flat
+from experiments.evaluation.rows import flat
 
 # `images [N, H, W, C] float32 in [-1, 1] -> features [N, D] or [N, ...]`.
 Features = Callable[[np.ndarray], np.ndarray]

@@ -1,7 +1,6 @@
 """Evaluation of samples in the plane against new data."""
 
 import contextlib
-import functools
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -9,22 +8,13 @@ import numpy as np
 from experiments.data.source import Source
 from experiments.evaluation import Evaluation, Samples
 from experiments.evaluation.draws import NUM_DRAWS
+from experiments.evaluation.log_ratio import kl_to_density, log_ratio_kl
 from experiments.evaluation.metrics import Metric, by_name, measured
-from fdrl_jax.metrics import (
-    kl_to_density,
-    log_ratio_kl,
-    mean_distance,
-    mode_coverage,
-    sinkhorn_divergence,
-    sliced_wasserstein,
-)
+from experiments.evaluation.modes import mode_coverage
+from fdrl_jax.metrics import mean_distance
 
 MAX_POINTS = 10_000  # The time for the distances of all pairs grows with the square.
 MODE_RADIUS_STDS = 4.0
-_MAX_SINKHORN_POINTS = 1_000  # Hundreds of passes over all pairs take about a second.
-_MAX_SLICED_POINTS = 5_000
-# Relative to the mean squared distance within the data. Smaller values need many more iterations.
-_SINKHORN_EPSILON = 0.05
 
 # `x [N, 2] -> log p [N]`, or an estimate of log r [N].
 LogDensity = Callable[[np.ndarray], np.ndarray]
@@ -43,18 +33,6 @@ def evaluate_points(source: Source, samples: Samples, log_ratio: LogDensity) -> 
     data = [source.held_out(len(ours), seed) for seed in range(1, NUM_DRAWS + 2)]
     skipped: list[str] = []
     metrics = energy(ours, prior, data)
-    epsilon = _SINKHORN_EPSILON * 2.0 * float(data[0].var(axis=0).sum())
-    sinkhorn = functools.partial(sinkhorn_divergence, epsilon=epsilon)
-    transport: dict[str, tuple[Distance, int]] = {
-        "sliced_wasserstein": (sliced_wasserstein, _MAX_SLICED_POINTS),
-        "sinkhorn_divergence": (sinkhorn, _MAX_SINKHORN_POINTS),
-    }
-    for name, (distance, most) in transport.items():
-        # Fewer points; their number is in the name.
-        few, few_prior, *few_data = (points[:most] for points in (ours, prior, *data))
-        with _skipping(name, skipped):
-            sides = _against(distance, few, few_prior, few_data)
-            metrics.append(measured(name, *sides, num=len(few)))
     if (density := source.density) is not None:
         log_density = density.log_density
         with _skipping("kl_to_data", skipped):

@@ -13,8 +13,8 @@ from experiments.evaluation.inception import ImageSet, Inception, unless_it_fail
 from experiments.evaluation.memorisation import Features
 from experiments.evaluation.metrics import Metric, Metrics, by_name, measured
 from experiments.evaluation.references import ImageReference
+from experiments.evaluation.rows import flat
 from experiments.settings import Settings
-from fdrl_jax.metrics.rows import flat
 
 MAX_IMAGES = 1_000  # The distances of all pairs are needed.
 

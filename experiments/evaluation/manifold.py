@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fdrl_jax.metrics.rows import pair
+from experiments.evaluation.rows import pair
 
 _ROWS = 1_000  # A block of 1,000 x 50,000 distances takes 400 MB.
 

@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import multivariate_normal
 
 from experiments.data.points import gaussians8, gaussians25, swissroll
-from fdrl_jax import metrics
+from experiments.evaluation import log_ratio as metrics
 
 GAP = np.array([0.8, -0.3])
 

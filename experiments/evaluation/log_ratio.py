@@ -4,7 +4,7 @@ import numpy as np
 from scipy.spatial import cKDTree
 from scipy.special import digamma, gammaln, logsumexp
 
-from fdrl_jax.metrics.rows import flat
+from experiments.evaluation.rows import flat
 
 
 def log_ratio_kl(

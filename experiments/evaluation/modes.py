@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.spatial.distance import cdist
 
-from fdrl_jax.metrics.rows import flat
+from experiments.evaluation.rows import flat
 
 
 class ModeCoverage(NamedTuple):
