@@ -32,7 +32,6 @@ KEYS = {
     "learning_rate": "optimizer.learning_rate",
     "n_epochs": "train.num_steps",
     "scheduler_steps": "optimizer.boundaries",
-    "scheduler_gamma": "optimizer.decay",
     "train_batch_size": "train.batch_size",
     "loss_function": "loss.name",
     "f_divergence": "loss.divergence",

@@ -153,7 +153,7 @@ def compact_of(tiny, folder, num_components, **options):
 
 def of_low_rank(tiny, rank):
     """An experiment with a combined divergence and a prior of a rank, and a state."""
-    changes = {"loss.name": "lr", "loss.divergence": "0.5*kl + 0.5*js", "prior.rank": rank}
+    changes = {"loss.name": "lr", "loss.divergence": "js", "prior.rank": rank}
     changes |= {"network.denoiser_width": 4}
     wanted = tiny("digits", changes)
     source = load(wanted.data)
