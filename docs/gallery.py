@@ -78,7 +78,8 @@ def main() -> None:
             continue
         for arguments in wanted:
             subprocess.run([sys.executable, *arguments], check=True, cwd=DOCS.parent)
-        collect(found[name], Path(options.out))
+        if wanted:  # Not of pictures whose programs are history.
+            collect(found[name], Path(options.out))
 
 
 if __name__ == "__main__":

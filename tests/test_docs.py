@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import fdrl_jax
-from docs import gallery, reference
+from docs import gallery, reference, results
 from experiments import main as program
 from experiments.errors import UserError
 from experiments.settings import DECLARED
@@ -119,6 +119,8 @@ def test_what_is_wrong_in_a_page_is_found():
     text = "`experiments/loop.py`, `fdrl_jax.langevin.flown`, `examples.NAME`, `docs/conf.py`"
     assert unknown_names(text) == ["experiments/loop.py", "fdrl_jax.langevin.flown"]
     assert scores("`--x=1 +- 2`\nA distance of 7.4 ± 1.2, or 3 +- 1.") == ["4 ± 1", "3 +- 1"]
+    text = "the Fréchet distance of 2,000 samples is lower, the Fréchet distance of samples is 7.4"
+    assert scores(text) == ["Fréchet distance of samples is 7.4"]
 
 
 def test_the_targets_of_make_and_the_extras_of_pip_in_the_pages_exist():
@@ -146,7 +148,10 @@ def test_the_sidebar_is_short_and_has_every_page():
     blocks = re.findall(r"```\{toctree\}\n(.*?)```", index, re.S)
     shown = [line for block in blocks for line in block.split() if re.match(r"[a-z]", line)]
     assert len(shown) <= MAX_SIDEBAR
-    assert {path.stem for path in DOCS if path.parent.name == "docs"} - {*shown} == {"index"}
+    assert {path.stem for path in DOCS if path.parent.name == "docs"} - {*shown} == {
+        "index",
+        "changelog",  # It is below contributing.
+    }
 
 
 def test_pictures_are_drawn_by_known_commands_and_are_small():
@@ -165,15 +170,24 @@ def test_pictures_are_drawn_by_known_commands_and_are_small():
 
 
 def scores(text: str) -> list[str]:
-    """Figures with an uncertainty outside of code."""
-    prose = re.sub(r"```.*?```|`[^`]*`", "", text, flags=re.S)
-    return re.findall(r"\d (?:±|\+-) \d", prose)
+    """Figures with an uncertainty, and Fréchet distances, outside of code."""
+    prose = re.sub(r"```.*?```|`[^`]*`|<!-- results -->.*?<!-- end", "", text, flags=re.S)
+    distance = r"Fréchet distances?(?: \w+){0,3} (?:is|was|of|to|=) (?!\d[\d,]* samples)\d[\d.]*"
+    return re.findall(rf"\d (?:±|\+-) \d|{distance}", re.sub(r"\s+", " ", prose))
 
 
 @pytest.mark.parametrize("file", [*PAGES, *sorted((ROOT / "configs").rglob("*.py"))], ids=place)
 def test_scores_are_only_in_the_generated_results(file):
     if file.name != "results.md":
         assert scores(file.read_text("utf-8")) == []
+
+
+def test_the_results_in_the_pages_are_those_of_the_data():
+    assert results.PAGE.read_text("utf-8") == results.page(), "run: python -m docs.results"
+    assert results.README.read_text("utf-8") == results.readme()
+    mixed = {"title": "all of MNIST", "rows": {"task": "MNIST"}}
+    with pytest.raises(ValueError, match=r"all of MNIST: rows of .* judges or machines"):
+        results.groups(mixed, results.read())
 
 
 def test_everything_public_has_a_docstring_and_is_in_the_reference():
