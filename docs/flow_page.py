@@ -26,30 +26,18 @@ Array = jax.Array
 
 
 class Recipe(NamedTuple):
-    """How the network of a set of points is trained.
-
-    Attributes:
-      title: name of the data.
-      hidden_sizes: of the network.
-      method: with the steps in training, and those of refinement for samples.
-      draw: maps a key and a number to real points, [N, D].
-      start: maps a key and a number to points of the prior, [N, D].
-      optimizer: of the parameters.
-      num_steps: of training.
-      batch_size: of real points, and of samples.
-      arrays: what the page needs: "centres" [C, D] of the density, or "mean" [D] and "factor"
-        [D, D] of the prior.
-      sigma: standard deviation of the density around its centres.
-    """
+    """How the network of a set of points is trained."""
 
     title: str
     hidden_sizes: tuple[int, ...]
     method: fdrl.FDRL
-    draw: Callable[[Array, int], Array]
-    start: Callable[[Array, int], Array]
+    draw: Callable[[Array, int], Array]  # A key and a number to real points, [N, D].
+    start: Callable[[Array, int], Array]  # The same for points of the prior.
     optimizer: optax.GradientTransformation
     num_steps: int
     batch_size: int
+    # What the page needs: "centres" [C, D] of the density, or "mean" [D] and "factor" [D, D] of the
+    # prior; and the standard deviation of the density around its centres.
     arrays: dict[str, np.ndarray]
     sigma: float = 0.0
 
