@@ -1,10 +1,10 @@
-"""Kills a small run, flips bits in each of its files and of its export, and prints what held.
+"""Kills a small run, flips a bit in each of its files and of its export, and prints what held.
 
 Run: python -m benchmarks.faults [--kills=8] [--verbs train sample evaluate export draw]
 A kill held if the same command then finished with the bits of an uninterrupted run. A flipped bit
 held if a verb refused the file in one line, or gave the results of an undamaged run; each verb gets
-its own damaged copy. "draw" is `fdrl_jax.pretrained` on the export. Failures go to standard error,
-and the code is then 1. It takes about ten minutes on one core.
+its own damaged copy. "draw" is `fdrl_jax.pretrained` on the export. What failed goes to standard
+error, and the code is then 1. It takes half an hour on one core.
 """
 
 import argparse
@@ -12,62 +12,44 @@ import multiprocessing
 import os
 import random
 import shutil
-import signal
 import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 DEADLINE = 300.0  # Seconds of a verb.
 SAMPLES = "--checkpoint=60 --num_samples=64"
 TRAIN = (
-    "--config=swissroll:tiny --config.checkpoint.every_steps=20 --config.checkpoint.keep=9 "
-    "--config.optimizer.schedule=constant --config.train.num_steps="
+    "--config=configs/swissroll.py:tiny --config.checkpoint.every_steps=20 "
+    "--config.checkpoint.keep=9 --config.optimizer.schedule=constant --config.train.num_steps="
 )
-VERBS = {
-    "train": f"{TRAIN}80",  # Resumes at step 60.
-    "sample": f"--mode=sample {SAMPLES}",
-    "evaluate": f"--mode=evaluate {SAMPLES}",
-    "export": "--mode=export --checkpoint=60",
-}
-# What must not depend on a fault. Files that are there before a verb are left out.
+FLAGS = {"first": f"{TRAIN}60", "train": f"{TRAIN}80", "export": "--mode=export --checkpoint=60"}
+FLAGS |= {verb: f"--mode={verb} {SAMPLES}" for verb in ("sample", "evaluate")}
+VERBS = ("train", "sample", "evaluate", "export", "draw")  # After a flip; "train" resumes.
 RESULTS = ("evaluations/**/*.json", "samples/*.npz", "export/**/*.safetensors", "drawn.npy")
 CONTEXT = multiprocessing.get_context("forkserver")
 
 
-class Ended(NamedTuple):
-    code: int | None  # `None` after the deadline.
-    text: str
+def do(verb: str, folder: Path) -> None:
+    """Carries out a verb on a run, and ends as the program does."""
+    if verb != "draw":
+        from experiments.main import main as run_program
 
-    @property
-    def was_refused(self) -> bool:
-        """Whether the program ended with an error for its user."""
-        return self.code == 2 and "Traceback" not in self.text
-
-
-def program(flags: str, folder: Path) -> None:
-    from experiments.main import main as run_program
-
-    run_program([*flags.split(), f"--workdir={folder}"])
-
-
-def draw(folder: Path) -> None:
-    """Draws from the export of a run; an export that is refused ends as the program does."""
+        return run_program([*FLAGS[verb].split(), f"--workdir={folder}"])
     import jax
 
     import fdrl_jax
 
-    (export,) = (path.parent for path in folder.glob("export/**/config.json"))
+    (export,) = {path.parent for path in folder.glob("export/**/config.json")}
     try:
         drawn = fdrl_jax.pretrained(export)(jax.random.key(0), 16)
     except ValueError as error:
-        print(f"refused: {error}")
+        print(error)
         sys.exit(2)
-    np.save(folder / "drawn.npy", drawn)
+    return np.save(folder / "drawn.npy", drawn)
 
 
 def _redirected(file: str, function: Callable[..., None], *arguments: object) -> None:
@@ -76,116 +58,96 @@ def _redirected(file: str, function: Callable[..., None], *arguments: object) ->
     function(*arguments)
 
 
-def run(function: Callable[..., None], *arguments: object, kill_after: float = DEADLINE) -> Ended:
-    """Calls a function in a process of its own, forked after all imports, which take longer."""
+def run(
+    function: Callable[..., None], *arguments: object, kill_after: float = DEADLINE
+) -> tuple[int, str]:
+    """Calls a function in a process of its own, forked after all imports; returns code and text."""
     with tempfile.NamedTemporaryFile() as output:
         process = CONTEXT.Process(target=_redirected, args=(output.name, function, *arguments))
         process.start()
         process.join(kill_after)
-        if process.is_alive():
-            os.kill(process.pid, signal.SIGKILL)
-            process.join()
-        return Ended(process.exitcode, output.read().decode(errors="replace"))
-
-
-def do(verb: str, folder: Path) -> Ended:
-    return run(draw, folder) if verb == "draw" else run(program, VERBS[verb], folder)
+        process.kill()
+        process.join()
+        return process.exitcode, output.read().decode(errors="replace")
 
 
 def results(folder: Path) -> dict[str, bytes]:
+    """Returns the files of a run that must not depend on faults, by path."""
     paths = {path for pattern in RESULTS for path in folder.glob(pattern)}
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(paths)}
 
 
-def flip_a_bit(file: Path, chosen: random.Random) -> None:
+def verdict(
+    ended: tuple[int, str], wanted: dict[str, bytes], found: dict[str, bytes], damaged: bytes = b""
+) -> tuple[str, str]:
+    """Returns an outcome, and what was wrong, or "".
+
+    A damaged result that a verb did not write again is not one of its own results.
+    """
+    code, text = ended
+    if code == 2 and damaged and "Traceback" not in text:
+        return "refused", ""
+    if code:
+        return "failed", f"code {code}: {text[-500:]}"
+    other = [name for name, held in wanted.items() if found.get(name) not in (held, damaged)]
+    return ("other results", ", ".join(other)) if other else ("same results", "")
+
+
+def flip_a_bit(file: Path, chosen: random.Random) -> bytes:
     content = bytearray(file.read_bytes())
     content[chosen.randrange(len(content))] ^= 1 << chosen.randrange(8)
     file.write_bytes(content)
-
-
-class Lab:
-    """A trained and exported run, and what each verb gives without a fault."""
-
-    def __init__(self, scratch: Path, verbs: list[str]) -> None:
-        self.scratch, self.random, self.rows = scratch, random.Random(0), Counter[str]()
-        self.failed, self.expected = False, dict[str, dict[str, bytes]]()
-        self.trained = scratch / "trained"
-        for flags in (f"{TRAIN}60", VERBS["sample"], VERBS["export"]):
-            self._check(run(program, flags, self.trained), flags)
-        for verb in verbs:
-            folder = shutil.copytree(self.trained, scratch / f"expected-{verb}")
-            self._check(do(verb, folder), verb)
-            self.expected[verb] = results(folder)
-
-    def _check(self, ended: Ended, what: str) -> None:
-        if ended.code:
-            sys.exit(f"{what} fails without a fault: {ended.text[-2_000:]}")
-
-    def record(self, row: str, outcome: str, details: str = "") -> None:
-        self.rows[f"{row} | {outcome}"] += 1
-        if details:
-            self.failed = True
-            print(f"{row}: {outcome}: {details}", file=sys.stderr, flush=True)
-
-    def kill(self) -> None:
-        """Kills a training at a random moment, and runs the same command again."""
-        folder = self.scratch / "killed"
-        flags = f"{TRAIN}60"
-        run(program, flags, folder, kill_after=self.random.uniform(0.5, 12.0))
-        ended = run(program, flags, folder)
-        for verb in ("sample", "export"):
-            ended = ended if ended.code else do(verb, folder)
-        there = results(self.trained)
-        differing = [
-            name for name, held in results(folder).items() if there.get(name, held) != held
-        ]
-        details = ended.text[-500:] if ended.code else ", ".join(differing)
-        self.record("kill -9 of a training", "failed" if details else "same bits", details)
-        shutil.rmtree(folder, ignore_errors=True)
-
-    def flip(self, file: Path, verb: str) -> None:
-        folder = shutil.copytree(self.trained, self.scratch / "damaged")
-        flip_a_bit(folder / file, self.random)
-        damaged = (folder / file).read_bytes()
-        ended = do(verb, folder)
-        # A damaged result that the verb did not write again is not one of its results.
-        differing = [
-            name
-            for name, held in results(folder).items()
-            if held not in (self.expected[verb].get(name, held), damaged)
-        ]
-        if ended.was_refused:
-            self.record(f"one flipped bit, {verb}", "refused")
-        elif ended.code:
-            self.record(f"one flipped bit, {verb}", "failed", f"{file}: {ended.text[-500:]}")
-        elif differing:
-            self.record(f"one flipped bit, {verb}", "other results", f"{file}: {differing}")
-        else:
-            self.record(f"one flipped bit, {verb}", "same results")
-        shutil.rmtree(folder)
+    return bytes(content)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    verbs = [*VERBS, "draw"]
     parser.add_argument("--kills", type=int, default=8, help="of a training, at random moments")
-    parser.add_argument("--verbs", nargs="+", default=verbs, choices=verbs, help="after a flip")
+    parser.add_argument("--verbs", nargs="+", default=VERBS, choices=VERBS, help="after a flip")
     arguments = parser.parse_args()
+    chosen, rows, failed = random.Random(0), Counter[str](), False
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-    CONTEXT.set_forkserver_preload(["experiments.main", "experiments.train", "experiments.export"])
+    CONTEXT.set_forkserver_preload([f"experiments.{name}" for name in ("main", *VERBS[:4])])
     with tempfile.TemporaryDirectory() as scratch:
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{scratch}/compiled")
-        lab = Lab(Path(scratch), arguments.verbs)
-        for _ in range(arguments.kills):
-            lab.kill()
-        files = [path for path in lab.trained.rglob("*") if path.is_file() and path.stat().st_size]
-        for path in sorted(files):
-            for verb in arguments.verbs:
-                lab.flip(path.relative_to(lab.trained), verb)
+        trained, expected = Path(scratch, "trained"), {}
+
+        def record(row: str, what: object, outcome: tuple[str, str]) -> None:
+            nonlocal failed
+            rows[f"{row} | {outcome[0]}"] += 1
+            if outcome[1]:
+                failed = True
+                print(f"{row}, {what}: {outcome[0]}: {outcome[1]}", file=sys.stderr, flush=True)
+
+        def finished(folder: Path, *verbs: str) -> tuple[int, str]:
+            ended = (0, "")
+            for verb in verbs:
+                ended = ended if ended[0] else run(do, verb, folder)
+            return ended
+
+        if (ended := finished(trained, "first", "sample", "export"))[0]:
+            sys.exit(f"a run fails without a fault: {ended[1]}")
+        for verb in arguments.verbs:
+            folder = shutil.copytree(trained, Path(scratch, verb))
+            record(f"no fault, {verb}", "", verdict(run(do, verb, folder), {}, {}))
+            expected[verb] = results(folder)
+        for number in range(arguments.kills):
+            folder = Path(scratch, f"killed{number}")
+            run(do, "first", folder, kill_after=chosen.uniform(0.5, 12.0))
+            ended = finished(folder, "first", "sample", "export")
+            record("kill -9", number, verdict(ended, results(trained), results(folder)))
+        for file in sorted(path for path in trained.rglob("*") if path.is_file()):
+            for verb in arguments.verbs if file.stat().st_size else ():
+                folder = shutil.copytree(trained, Path(scratch, "damaged"))
+                damaged = flip_a_bit(folder / file.relative_to(trained), chosen)
+                ended = run(do, verb, folder)
+                outcome = verdict(ended, expected[verb], results(folder), damaged)
+                record(f"one flipped bit, {verb}", file.relative_to(trained), outcome)
+                shutil.rmtree(folder)
     print("| fault | outcome | times |\n|---|---|---|")
-    for row, number in sorted(lab.rows.items()):
+    for row, number in sorted(rows.items()):
         print(f"| {row} | {number} |")
-    sys.exit(lab.failed)
+    sys.exit(failed)
 
 
 if __name__ == "__main__":
