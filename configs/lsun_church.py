@@ -8,7 +8,7 @@ Variants: lsun_church.py:lr_kl, lsun_church.py:lsif_pearson,up and others, see `
 Noise: the dry run warns that flowed samples have more noise (0.10) than data (0.03). These are the
   paper's settings.
 Precision: bfloat16 on accelerators; --config.precision=float32 is that of the authors.
-Cost: not run at full scale; docs/scaling.md has estimates for GPUs and TPUs.
+Cost: not run at full scale; docs/hardware.md says how to estimate it.
 Score: the paper shows samples and no metric.
 """
 
@@ -21,7 +21,6 @@ def get_config(name: str = "") -> ConfigDict:
     """Returns the config, or its variants, such as "lr_kl,up"."""
     c = base.images(name)
     c.data.name = "folder"
-    c.data.held_out_split = "validation"
     c.data.image_size = 128
     c.data.random_flip = True
     c.data.keep_aspect = False  # The paper squeezes the images to the square.

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from experiments import experiment
 from experiments.errors import UserError
 from experiments.evaluation import Samples
 from experiments.experiment import Experiment
@@ -180,7 +179,7 @@ def check_rejection(model: Experiment, num_samples: int = 0) -> None:
 def on_devices(model: Experiment, state: TrainState) -> tuple[Any, Any]:
     """Returns the variables and constants of a mapped sampler, on the devices."""
     variables = model.sampling_variables(state)
-    return parallel.replicate(variables), experiment.on_devices(model.constants)
+    return parallel.replicate(variables), parallel.replicate(model.constants)
 
 
 def sample_state(

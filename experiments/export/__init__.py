@@ -21,7 +21,7 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import save
 
-from experiments import divergence_formula, draw, run, settings
+from experiments import draw, run, settings
 from experiments.command import Command
 from experiments.errors import UserError
 from experiments.experiment import Experiment
@@ -197,7 +197,7 @@ def _arguments(model: Experiment) -> dict[str, Any]:
         **denoiser,
         "prior": {"name": _PRIORS.get(prior, prior), **model.prior_arguments},
         "loss": model.settings.loss.name,
-        "divergence": divergence_formula.describe(model.settings.loss.divergence),
+        "divergence": model.settings.loss.divergence,
         "flow": model.problem.flow._asdict(),
         "seed": model.settings.seed,
         "settings": settings.shareable(model.settings),

@@ -20,7 +20,7 @@ def tiny() -> Callable[..., Settings]:
     """Returns `(config name, {"section.key": value}) -> settings of its tiny variant`."""
 
     def config(name: str = "swissroll", changes: dict[str, Any] | None = None) -> Settings:
-        values = main.read_config(f"{name}:tiny")[0].to_dict()
+        values = main.read_config(f"{name}:tiny").to_dict()
         return settings.from_config({**values, **(changes or {})})
 
     return config
