@@ -8,8 +8,7 @@ Noise: the dry run warns that flowed samples have more noise (0.10) than data (0
   paper's settings.
 Precision: bfloat16 on accelerators; --config.precision=float32 is that of the authors.
 Cost: not run at full scale; docs/scaling.md has estimates for GPUs and TPUs.
-Score: FID 108.10 against 100 test images in the paper (table 3), legacy protocol. To compute it,
-  add --config.evaluate.legacy_weights=FILE to this command or to --mode=evaluate.
+Score: FID 108.10 against 100 test images in the paper (table 3).
 """
 
 from ml_collections import ConfigDict

@@ -11,10 +11,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from benchmarks.peers import methods, race
+from benchmarks.peers import efficientnet, methods, race
 from experiments.data.decode import to_unit
 from experiments.errors import UserError
-from experiments.evaluation import efficientnet
 from experiments.files import read_npz
 from experiments.pictures import images
 

@@ -8,11 +8,10 @@ compared as it is, and after the denoiser of `denoising`.
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peers import denoising, page, race
+from benchmarks.peers import denoising, efficientnet, page, race
 from benchmarks.peers.data import Split
 from benchmarks.peers.page import DENOISED, PUBLIC, Result
 from experiments.data.decode import to_unit
-from experiments.evaluation import efficientnet
 from experiments.files import append_line, read_npz
 from fdrl_jax.metrics import frechet_distance
 

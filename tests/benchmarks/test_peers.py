@@ -15,10 +15,9 @@ from PIL import Image
 from scipy.optimize import linear_sum_assignment
 
 from benchmarks.peers import __main__ as program
-from benchmarks.peers import data, denoising, judge, methods, page, race
+from benchmarks.peers import data, denoising, efficientnet, judge, methods, page, race
 from experiments.data.decode import to_uint8, to_unit
 from experiments.errors import UserError
-from experiments.evaluation import efficientnet
 from fdrl_jax import metrics
 from fdrl_jax.training import rng
 

