@@ -7,7 +7,7 @@ Variants: cat2dog.py:lr_kl, cat2dog.py:lr_js and the other pairs of `base.varian
 Noise: the dry run warns that flowed samples have more noise (0.10) than data (0.03). These are the
   paper's settings.
 Precision: bfloat16 on accelerators; --config.precision=float32 is that of the authors.
-Cost: not run at full scale; docs/scaling.md has estimates for GPUs and TPUs.
+Cost: not run at full scale; docs/hardware.md says how to estimate it.
 Score: FID 108.10 against 100 test images in the paper (table 3).
 """
 

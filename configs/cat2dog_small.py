@@ -18,7 +18,7 @@ from configs import base
 
 def get_config(name: str = "") -> ConfigDict:
     """Returns the config, or its variants, such as "lr_js"."""
-    c = base.small_images(32, 32, 3)
+    c = base.small_images()
     c.data.name = "folder"
     c.data.image_size = 32
     c.data.random_flip = True

@@ -8,7 +8,7 @@ Variants: celeba.py:lr_kl, celeba.py:lsif_pearson,up and others, see `base.varia
 Noise: the dry run warns that flowed samples have more noise (0.10) than data (0.03). These are the
   paper's settings.
 Precision: bfloat16 on accelerators; --config.precision=float32 is that of the authors.
-Cost: not run at full scale; docs/scaling.md has estimates for GPUs and TPUs.
+Cost: not run at full scale; docs/hardware.md says how to estimate it.
 Score: FID 17.77 (LSIF-chi^2) and 18.09 (LR-KL) in the paper, legacy protocol.
 """
 

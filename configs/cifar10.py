@@ -7,7 +7,7 @@ Variants: cifar10.py:lr_kl, cifar10.py:lsif_pearson,up and others, see `base.var
 Noise: the dry run warns that flowed samples have more noise (0.10) than data (0.03). These are the
   paper's settings.
 Precision: bfloat16 on accelerators; --config.precision=float32 is that of the authors.
-Cost: not run at full scale; docs/scaling.md has estimates for GPUs and TPUs.
+Cost: not run at full scale; docs/hardware.md says how to estimate it.
 Score: FID 22.28 (LSIF-chi^2), 22.61 (LR-KL) and 30.23 (uniform prior) in the paper, legacy
   protocol.
 """

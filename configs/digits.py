@@ -15,7 +15,7 @@ from configs import base
 
 def get_config(name: str = "") -> ConfigDict:
     """Returns the config, or its variant "tiny", which runs in seconds."""
-    c = base.small_images(8, 8, 1)
+    c = base.small_images()
     c.data.name = "digits"
     c.train.num_steps = 1_500
     c.evaluate.num_samples = 2_000

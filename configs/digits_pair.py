@@ -32,7 +32,6 @@ def get_config(name: str = "") -> ConfigDict:
     c.optimizer.schedule = "cosine"
     c.train.num_steps = 1_000
     c.train.batch_size = 64
-    c.train.ema_ramp = True
     c.checkpoint.every_steps = 500
     c.snapshot.every_steps = 250
     c.evaluate.num_samples = 36  # The held-out images of a digit.

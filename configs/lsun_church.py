@@ -8,7 +8,7 @@ Variants: lsun_church.py:lr_kl, lsun_church.py:lsif_pearson,up and others, see `
 Noise: the dry run warns that flowed samples have more noise (0.10) than data (0.03). These are the
   paper's settings.
 Precision: bfloat16 on accelerators; --config.precision=float32 is that of the authors.
-Cost: not run at full scale; docs/scaling.md has estimates for GPUs and TPUs.
+Cost: not run at full scale; docs/hardware.md says how to estimate it.
 Score: the paper shows samples and no metric.
 """
 

@@ -25,7 +25,7 @@ from configs import base
 
 def get_config(name: str = "") -> ConfigDict:
     """Returns the config, or its variant: "tiny"."""
-    c = base.small_images(28, 28, 1)
+    c = base.small_images()
     c.data.name = "folder"
     c.data.image_size = 28
     c.data.channels = 1

@@ -29,7 +29,6 @@ def get_config(name: str = "") -> ConfigDict:
     c.optimizer.warmup_steps = 200
     c.optimizer.schedule = "cosine"
     c.train.num_steps = 6_000
-    c.train.ema_ramp = True
     c.train.batch_size = 64
     c.checkpoint.every_steps = 500
     return base.variant(c, name)

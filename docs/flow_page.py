@@ -29,7 +29,8 @@ from experiments.command import Command
 from experiments.data import points
 from experiments.data.digits import digits
 from experiments.data.source import Source
-from experiments.evaluation.classes import SvcClassifier
+from experiments.evaluation.references import ImageReference
+from experiments.evaluation.spaces import svc_of
 from experiments.experiment import Experiment
 from fdrl_jax import networks
 from fdrl_jax.metrics import frechet_distance
@@ -198,11 +199,16 @@ def score(model: Model, num: int = 720) -> tuple[float, float]:
     factor = model.arrays["factor"].reshape(size, size)
     noise = np.random.default_rng(0).normal(size=(num, size))
     x0 = (model.arrays["mean"] + noise @ factor.T).astype(np.float32)
-    svc = SvcClassifier(source.arrays["real"], source.arrays["label"])
-    held_out = svc.features(source.held_out(source.num_held_out, 0))
+    held_out, fitted = source.held_out(source.num_held_out, 0), source.arrays
+    reference = ImageReference(
+        "digits", held_out, fit_images=fitted["real"], fit_labels=fitted["label"]
+    )
+    if (look := svc_of(reference)) is None:
+        raise ValueError("the digits have no images to fit a classifier to")
+    real = look(held_out).features
 
     def distance(x: np.ndarray) -> float:
-        return frechet_distance(svc.features(x.reshape(num, *source.event_shape)), held_out)
+        return frechet_distance(look(x.reshape(num, *source.event_shape)).features, real)
 
     return distance(sample(model, x0)), distance(x0)
 

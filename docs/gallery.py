@@ -365,16 +365,6 @@ ENTRIES = (
         },
         needs_data="CIFAR10",
     ),
-    Entry(
-        "what_goes_wrong",
-        "python -m docs.what_goes_wrong --workdir=runs/gallery/what_goes_wrong",
-        {
-            "what_goes_wrong.png": (
-                "what_goes_wrong/picture.png",
-                "A healthy run, and five runs with one bad setting each.",
-            )
-        },
-    ),
 )
 
 

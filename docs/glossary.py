@@ -1,6 +1,6 @@
 """The glossary of metrics in `evaluation.md`, from their definitions."""
 
-from experiments.evaluation.definitions import DEFINITIONS
+from experiments.evaluation.metrics import DEFINITIONS
 
 _HEADER = "| metric | meaning | formula | unit | better | remarks |\n|---|---|---|---|---|---|\n"
 
@@ -12,7 +12,6 @@ def glossary() -> str:
 
 def _row(name: str) -> str:
     d = DEFINITIONS[name]
-    unit = "none" if d.unit == "1" else d.unit
-    cells = (f"`{name}`", d.words, f"`{d.formula}`", unit, d.direction or "", d.protocol)
+    cells = (f"`{name}`", d.words, f"`{d.formula}`", d.unit, d.direction or "", d.protocol)
     # A bar would end the cell, in code as well.
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"

@@ -19,20 +19,19 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from examples.torch_weights import from_torch_state_dict
 from experiments import experiment, main, precision, prior, run, settings, train
 from experiments.data import Source, load
 from experiments.errors import UserError
 from experiments.prior import FittedPrior
 from experiments.run import Run
 from experiments.settings import Flat, Settings
-from fdrl_jax import networks
 
 # Their setting -> ours. They call a training step an epoch.
 KEYS = {
     "learning_rate": "optimizer.learning_rate",
     "n_epochs": "train.num_steps",
     "scheduler_steps": "optimizer.boundaries",
-    "scheduler_gamma": "optimizer.decay",
     "train_batch_size": "train.batch_size",
     "loss_function": "loss.name",
     "f_divergence": "loss.divergence",
@@ -111,7 +110,7 @@ def convert(file: Path, prior_file: Path | None, argv: Sequence[str]) -> Run:
     ours = experiment.build(precision.resolve(wanted), source, fitted)
 
     def imported(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        return networks.from_torch_state_dict(ours.network, tensors)
+        return from_torch_state_dict(ours.network, tensors)
 
     optimizer = theirs["optim"]
     mu, nu = (

@@ -1,14 +1,11 @@
 """A parsed command: what `main` passes to the verbs."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from experiments.settings import Flat
-
-# A config for a platform and the shape of an example, nested or flat; see `configs/folder.py`.
-ConfigFor = Callable[[str, tuple[int, ...]], Mapping[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -18,7 +15,6 @@ class Command:
     mode: str
     folder: Path  # Of the run; the working folder if none is given to a mode that needs none.
     config: Mapping[str, Any] | None = None  # That of the config file with the changes, if any.
-    config_for: ConfigFor | None = None  # Of a config file that depends on device and data.
     changes: Flat = dataclasses.field(default_factory=dict)  # Those on the command line.
     data_dir: str = ""  # Where the data are, if given.
     which: int | Literal["best"] | None = None  # The checkpoint: a step; `None` for the newest.

@@ -7,7 +7,6 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from experiments import experiment
 from experiments.evaluation import Samples
 from experiments.experiment import Experiment
 from fdrl_jax.training import parallel, samplers
@@ -65,7 +64,7 @@ def make(model: Experiment, stages: Sequence[str] = ("refined",)) -> Draw:
 def on_devices(model: Experiment, state: TrainState) -> tuple[Any, Any]:
     """Returns the variables and constants of a mapped sampler, on the devices."""
     variables = model.sampling_variables(state)
-    return parallel.replicate(variables), experiment.on_devices(model.constants)
+    return parallel.replicate(variables), parallel.replicate(model.constants)
 
 
 def sample_state(

@@ -41,7 +41,7 @@ def dry_run(command: Command) -> None:
         host_batches = take(1)
     run_steps = parallel.map_steps(model.repeated_step())
     zeros = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), model.state_shapes())
-    constants = experiment.on_devices(model.constants)
+    constants = parallel.replicate(model.constants)
 
     def arguments() -> tuple[Any, ...]:
         # The step takes over the buffers of the state, so they are made again each time.

@@ -22,25 +22,15 @@ class DataError(UserError):
 
 
 class DivergedError(UserError):
-    """Training diverged, in the steps up to `last_step`."""
+    """Training diverged; the last good checkpoint is kept."""
 
     exit_code = 3
-
-    def __init__(self, message: str, last_step: int) -> None:
-        super().__init__(message)
-        self.last_step = last_step
 
 
 class StoppedError(UserError):
     """The system or the user asked the run to stop; its state is saved. Rerun to resume."""
 
     exit_code = 4
-
-
-class ReplicaError(UserError):
-    """The replicas of a run differ, which shows faulty hardware or different processes."""
-
-    exit_code = 5
 
 
 def accept_any_text() -> None:

@@ -8,19 +8,19 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import divergence_formula, prior
+from experiments import prior
 from experiments.data.source import Source, Take
 from experiments.errors import UserError
 from experiments.prior import FittedPrior
 from experiments.settings import Settings
-from fdrl_jax import bregman, networks, priors
+from fdrl_jax import bregman, divergences, networks, priors
 from fdrl_jax.priors import Prior
 from fdrl_jax.training import parallel, rng, state, steps
 from fdrl_jax.training.problem import Constants, Estimator, FlowParams, Problem
@@ -28,11 +28,7 @@ from fdrl_jax.training.state import TrainState, Variables
 from fdrl_jax.training.steps import TrainStep
 
 Network = networks.MLP | networks.ResNet
-
-# The rows of a larger factor of the prior are distributed over the devices, which then store and
-# read only their part: it takes up to 604 MB at 64 x 64 x 3. A smaller factor is read in less time
-# than the two exchanges between devices take.
-MIN_DISTRIBUTED_BYTES = 256 * 2**20
+_LENGTH_PER_DIMENSION = 2.75  # Of the flow: its number of steps times their size.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -107,7 +103,7 @@ def build(settings: Settings, source: Source, fitted: FittedPrior | None = None)
         problem = Problem(
             estimator=Estimator.from_network(network),
             bregman=bregman.get(settings.loss.name),
-            divergence=divergence_formula.parse(settings.loss.divergence),
+            divergence=divergences.get(settings.loss.divergence),
             flow=FlowParams(**dataclasses.asdict(settings.flow)),
             prior_sample=of_run.sample,
             denoise=denoiser.denoise if denoiser else None,
@@ -144,6 +140,22 @@ def in_turn(num: int) -> Callable[[Any], Any]:
     return lambda positions: (positions % num).astype(np.int32)
 
 
+def for_shape(settings: Settings, event_shape: tuple[int, ...]) -> Settings:
+    """Returns settings with the step size and the blocks that were left to the data's shape."""
+    flow, network = settings.flow, settings.network
+    if not flow.step_size:
+        # The distance from prior to data grows with the square root of the number of dimensions.
+        length = _LENGTH_PER_DIMENSION * math.sqrt(math.prod(event_shape))
+        flow = dataclasses.replace(flow, step_size=round(length / max(flow.num_steps, 1), 1) or 0.1)
+    if network.name == "resnet" and not network.blocks:
+        # They reduce an image to 4 to 8 pixels a side.
+        halvings = math.ceil(math.log2(max(event_shape[:2]) / 8))
+        few = ((32, 1), (64, 2), (64, 1))
+        many = (*((64, 2),) * halvings, (128, 1))
+        network = dataclasses.replace(network, blocks=few if halvings < 2 else many)
+    return dataclasses.replace(settings, flow=flow, network=network)
+
+
 def make_network(
     settings: Settings, event_shape: tuple[int, ...], num_outputs: int | None = None
 ) -> Network:
@@ -166,8 +178,8 @@ def make_network(
     spec: str | networks.ResNetSpec = name
     if name == "resnet":
         if not (options.width and options.blocks):
-            raise ValueError("network.name='resnet' needs network.width and network.blocks")
-        spec = networks.ResNetSpec(options.width, options.blocks, options.attention_after)
+            raise ValueError("network.name='resnet' needs network.width and images")
+        spec = networks.ResNetSpec(options.width, options.blocks, attention_after=1)
     return networks.resnet(
         spec,
         width=options.width or None,
@@ -177,7 +189,6 @@ def make_network(
         remat=options.remat,
         num_outputs=num_outputs,
         use_bias=options.use_bias,
-        downsampling=options.downsampling,
     )
 
 
@@ -236,7 +247,7 @@ def learning_rate(settings: Settings) -> optax.Schedule:
     if options.schedule == "cosine":
         schedule = optax.cosine_decay_schedule(options.learning_rate, settings.train.num_steps)
     elif options.schedule == "piecewise":
-        factors = dict.fromkeys(options.boundaries, options.decay)
+        factors = dict.fromkeys(options.boundaries, 0.1)
         schedule = optax.piecewise_constant_schedule(options.learning_rate, factors)
     else:
         schedule = optax.constant_schedule(options.learning_rate)
@@ -246,12 +257,12 @@ def learning_rate(settings: Settings) -> optax.Schedule:
 
 
 def make_optimizer(settings: Settings) -> optax.GradientTransformation:
-    """Returns Adam, with gradient clipping if it is set, and updates scaled by rollbacks."""
+    """Returns Adam, with gradient clipping if it is set."""
     options = settings.optimizer
-    adam = optax.adam(learning_rate(settings), b1=options.b1, b2=options.b2)
+    adam = optax.adam(learning_rate(settings), b1=options.b1)
     if options.clip_norm > 0:
         adam = optax.chain(optax.clip_by_global_norm(options.clip_norm), adam)
-    return _after_rollbacks(adam)
+    return adam
 
 
 def step_options(settings: Settings, num_replicas: int | None) -> dict[str, Any]:
@@ -261,76 +272,9 @@ def step_options(settings: Settings, num_replicas: int | None) -> dict[str, Any]
         "optimizer": make_optimizer(settings),
         "batch_size": parallel.local_batch_size(options.batch_size, num_replicas),
         "ema_rate": options.ema_rate,
-        "ema_ramp": options.ema_ramp,
-        "num_micro_batches": options.num_micro_batches,
+        "ema_ramp": True,
         "axis_name": parallel.AXIS,
     }
-
-
-class Rollbacks(NamedTuple):
-    """Counters and a factor, accumulated over rollbacks; a part of the optimizer's state."""
-
-    num: jax.Array  # Number of rollbacks, int32.
-    num_skipped: jax.Array  # Skipped batches, int32; step `s` draws batch `s + num_skipped`.
-    learning_rate_scale: jax.Array  # Factor on every update, float32.
-
-
-class _State(NamedTuple):
-    optimizer: optax.OptState
-    rollbacks: Rollbacks
-
-
-def _after_rollbacks(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Returns an optimizer whose state includes `Rollbacks`, which scale its updates."""
-
-    def init(params: optax.Params) -> _State:
-        start = Rollbacks(jnp.int32(0), jnp.int32(0), jnp.float32(1.0))
-        return _State(optimizer.init(params), start)
-
-    def update(
-        updates: optax.Updates, state: Any, params: optax.Params | None = None
-    ) -> tuple[optax.Updates, _State]:
-        updates, inner = optimizer.update(updates, state.optimizer, params)
-        scaled = optax.tree.scale(state.rollbacks.learning_rate_scale, updates)
-        return scaled, state._replace(optimizer=inner)
-
-    return optax.GradientTransformation(init, update)
-
-
-def rollbacks_of(train_state: TrainState) -> Rollbacks:
-    """Returns the rollbacks of a state whose optimizer is from `make_optimizer`."""
-    return train_state.opt_state.rollbacks
-
-
-def roll_back(
-    good: TrainState, before: Rollbacks, num_skipped: int, learning_rate_factor: float
-) -> TrainState:
-    """Returns an earlier state that skips batches; `before` is of the state that diverged."""
-    rollbacks = Rollbacks(
-        num=before.num + jnp.int32(1),
-        num_skipped=before.num_skipped + jnp.int32(num_skipped),
-        learning_rate_scale=before.learning_rate_scale * jnp.float32(learning_rate_factor),
-    )
-    return good._replace(opt_state=good.opt_state._replace(rollbacks=rollbacks))
-
-
-def on_devices(constants: Constants) -> Constants:
-    """Returns the constants for a function that `parallel` maps: copied or distributed."""
-    if not is_distributed(constants, parallel.num_replicas()):
-        return parallel.replicate(constants)
-    others = {name: array for name, array in constants.prior.items() if name != "factor"}
-    copied = parallel.replicate(constants._replace(prior=others))
-    factor = parallel.distribute(constants.prior["factor"])
-    return copied._replace(prior={**copied.prior, "factor": factor})
-
-
-def is_distributed(constants: Constants, num_replicas: int) -> bool:
-    """Whether the rows of the prior's factor are distributed over the devices."""
-    if not isinstance(constants.prior, dict) or num_replicas == 1:
-        return False
-    factor = constants.prior["factor"]
-    is_large = math.prod(factor.shape) * factor.dtype.itemsize >= MIN_DISTRIBUTED_BYTES
-    return is_large and factor.shape[0] % num_replicas == 0
 
 
 @contextlib.contextmanager
@@ -391,8 +335,7 @@ def _prior(
     shape: dict[str, Any] = {"event_shape": list(source.event_shape)}
     if name == "uniform":
         return priors.uniform(**shape), shape
-    arguments = {**shape, "scale": settings.prior.scale}
-    return priors.normal(**arguments), arguments
+    return priors.normal(**shape), shape
 
 
 def _data_dependent(source: Source, found: FittedPrior) -> tuple[Prior, dict[str, Any]]:
@@ -402,10 +345,10 @@ def _data_dependent(source: Source, found: FittedPrior) -> tuple[Prior, dict[str
     mean, scale = found.mean.reshape(-1, *source.event_shape), found.remainder_scale
     if found.weights is not None:
         of_mixture = (found.weights, mean, found.factor, np.asarray(scale), found.share_held)
-        made = priors.mixture(priors.Mixture(*of_mixture), axis_name=parallel.AXIS, **arguments)
+        made = priors.mixture(priors.Mixture(*of_mixture), **arguments)
         return made, {"name": "mixture", **arguments}
     arguments["remainder_scale"] = scale
-    made = priors.gaussian(mean[0], found.factor, axis_name=parallel.AXIS, **arguments)
+    made = priors.gaussian(mean[0], found.factor, **arguments)
     return made, {name: a for name, a in arguments.items() if name not in made.params}
 
 

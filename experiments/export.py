@@ -15,7 +15,7 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict
 from safetensors.numpy import save
 
-from experiments import divergence_formula, run, settings
+from experiments import run, settings
 from experiments.command import Command
 from experiments.evaluation import metrics
 from experiments.experiment import Experiment
@@ -92,7 +92,7 @@ def arguments(model: Experiment) -> dict[str, Any]:
         **denoiser,
         "prior": {"name": _PRIORS.get(prior, prior), **model.prior_arguments},
         "loss": model.settings.loss.name,
-        "divergence": divergence_formula.describe(model.settings.loss.divergence),
+        "divergence": model.settings.loss.divergence,
         "flow": model.problem.flow._asdict(),
         "seed": model.settings.seed,
         "settings": settings.shareable(model.settings),

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import jax
 
-from experiments.errors import ReplicaError, UserError, first_line
+from experiments.errors import UserError, first_line
 from fdrl_jax.training import parallel
 
 _QUIET_SECONDS = 5.0  # Time to wait for other processes before printing a message.
@@ -87,16 +87,6 @@ def check_devices() -> None:
         raise UserError(
             f"the processes of the run have {', '.join(map(str, counts))} devices, but each needs "
             "the same number: check which devices are visible on each host"
-        )
-
-
-def check_agreement(replicated: object, step: int) -> None:
-    """Raises a ReplicaError unless all replicas are equal bit for bit."""
-    if divergent := parallel.divergent_replicas(replicated):
-        raise ReplicaError(
-            f"at step {step} the replicas {', '.join(map(str, divergent))} of "
-            f"{jax.device_count()} differ from the others. Possible causes are faulty memory, or "
-            "processes with different checkpoints or versions. This state was not saved"
         )
 
 

@@ -1,4 +1,4 @@
-"""Logs metrics to JSON lines and, optionally, to TensorBoard and Weights & Biases."""
+"""Logs metrics to JSON lines and, optionally, to TensorBoard."""
 
 import contextlib
 import importlib
@@ -8,9 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from experiments import settings as settings_lib
 from experiments.errors import UserError
-from experiments.files import sha256_of_json, write_text
+from experiments.files import write_text
 from experiments.settings import Settings
 from fdrl_jax.training import parallel
 
@@ -28,8 +27,6 @@ def writers(root: Path, settings: Settings, resume_step: int) -> Iterator[list[W
             opened.append(json_lines(root / "metrics.jsonl", resume_step))
             if settings.log.tensorboard:
                 opened.append(_tensorboard(root / "tensorboard", resume_step))
-            if settings.log.wandb != "off":
-                opened.append(_wandb(root, settings))
         yield [stack.enter_context(writer) for writer in opened]
 
 
@@ -60,27 +57,6 @@ def _tensorboard(folder: Path, resume_step: int) -> Iterator[Writer]:
 
     with module.SummaryWriter(str(folder), purge_step=resume_step + 1) as events:
         yield write
-
-
-@contextlib.contextmanager
-def _wandb(root: Path, settings: Settings) -> Iterator[Writer]:
-    """Logs to Weights & Biases. In the mode "offline", nothing leaves the machine."""
-    folder = root.absolute()
-    curve = _import("wandb", "wandb").init(
-        project="fdrl_jax",
-        dir=str(root),
-        mode=settings.log.wandb,
-        config=settings_lib.shareable(settings),
-        name=folder.name,
-        # From the workdir, so that a resumed run continues the same curve; from its whole path,
-        # because many runs of a sweep have a folder `seed_0`.
-        id=sha256_of_json(str(folder)),
-        resume="allow",
-    )
-    try:
-        yield lambda step, record: curve.log(record, step=step)
-    finally:
-        curve.finish()
 
 
 def read(path: Path) -> list[dict[str, Any]]:

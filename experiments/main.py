@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from absl import flags
     from ml_collections import ConfigDict
 
-    from experiments.command import Command, ConfigFor
+    from experiments.command import Command
 
 _CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
@@ -65,11 +65,9 @@ Flags:
 
 Settings: --config.KEY=VALUE for every key of configs/base.py, such as --config.flow.step_size=0.1.
 --help=KEY, --help=SECTION or --help=WORD explains them. Variants follow a colon:
---config=configs/digits.py:tiny runs everything in seconds.
-Many runs at once: python -m experiments.sweep --help"""
+--config=configs/digits.py:tiny runs everything in seconds."""
 _LESS_MEMORY = (
-    "Try a smaller network.width, train.batch_size or evaluate.batch_size, a larger "
-    "train.num_micro_batches, or network.remat=True"
+    "Try a smaller network.width, train.batch_size or evaluate.batch_size, or network.remat=True"
 )
 # RuntimeErrors whose cause is the environment.
 _OF_ENVIRONMENT = ("Unable to initialize backend", "Could not determine home directory")
@@ -157,7 +155,7 @@ def parse(argv: Sequence[str]) -> tuple["Command", dict[str, Any]]:
         if key := re.match(r"--?config\.([^=]+)", argument):
             settings.check_key(key[1])
     spec, rest = _split_config(argv)
-    config, config_for = (None, None) if spec is None else read_config(spec)
+    config = None if spec is None else read_config(spec)
     flags = _define_flags(config, rest)
     try:
         stray = flags(["main", *rest])[1:]
@@ -199,7 +197,6 @@ def parse(argv: Sequence[str]) -> tuple["Command", dict[str, Any]]:
         mode=name,
         folder=Path(os.path.expanduser(given["workdir"] or ".")),
         config=None if config is None else {**config.to_dict(), **changes},
-        config_for=config_for,
         changes=changes,
         data_dir=os.path.expanduser(given["data_dir"]),
         which=which,
@@ -226,11 +223,10 @@ def help_for(argv: Sequence[str]) -> str | None:
     return _HELP.format(modes="\n".join(modes), flags="\n".join(shown))
 
 
-def read_config(spec: str) -> tuple["ConfigDict", "ConfigFor | None"]:
+def read_config(spec: str) -> "ConfigDict":
     """Runs a config file, once, and returns its config, not yet checked.
 
-    It is FILE.py or FILE.py:VARIANTS; a bare name is one of the project's own configs. If the file
-    has a function for it, the second value gives the config for a device and data.
+    It is FILE.py or FILE.py:VARIANTS; a bare name is one of the project's own configs.
     """
     from ml_collections import ConfigDict
 
@@ -249,18 +245,9 @@ def read_config(spec: str) -> tuple["ConfigDict", "ConfigFor | None"]:
         # With the defaults, flags can set keys that the file leaves out.
         config = ConfigDict(settings.defaults(), type_safe=False)
         config.update(found)
+        return config
     except Exception as error:  # A user's code may raise anything.
         raise UserError(f"config: {name}: {first_line(error)}") from error
-    if (config_for := definitions.get("get_config_for")) is None:
-        return config, None
-
-    def of_device(platform: str, shape: tuple[int, ...]) -> dict[str, Any]:
-        try:
-            return config_for(platform, shape, *chosen).to_dict()
-        except Exception as error:
-            raise UserError(f"config: {name}: get_config_for(): {first_line(error)}") from error
-
-    return config, of_device
 
 
 def _config_file(name: str) -> Path:

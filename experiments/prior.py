@@ -20,7 +20,7 @@ from fdrl_jax.training import parallel
 _CLUSTER_RANK, _CLASS_RANK = 50, 100  # Of each of several Gaussians, and of one for each class.
 # Of an automatic number of clusters. With fewer examples in each, samples of the prior are too
 # similar to the training data, and sets of fewer clusters gain little from them;
-# docs/ablation_tables.md and docs/budget.md have figures.
+# docs/results.jsonl has figures.
 _EXAMPLES_PER_CLUSTER, _MIN_CLUSTERS, _MAX_CLUSTERS = 70, 30, 100
 _MAX_NUMBERS = 2**28  # Of the examples that a mixture is fitted to: 1 GiB.
 # Up to 64 x 64 x 3 the full covariance is used, whose factor needs at most 604 MB.

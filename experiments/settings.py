@@ -26,9 +26,8 @@ from typing import (
     get_type_hints,
 )
 
-from experiments import divergence_formula
 from experiments.errors import UserError
-from fdrl_jax import bregman, networks
+from fdrl_jax import bregman, divergences, networks
 from fdrl_jax._names import nearest
 
 Scope = Literal["fixed", "training", "flow", "free"]
@@ -105,7 +104,7 @@ Blocks = Annotated[
     ),
 ]
 Divergence = Annotated[
-    str, _Check("a divergence such as kl, alpha(0.5) or 0.5*kl + 0.5*js", divergence_formula.parse)
+    str, _Check("a divergence such as kl, pearson or alpha(0.5)", divergences.get)
 ]
 Channels = Annotated[
     int, _Check("0 (as stored), 1 (grey) or 3 (colour)", lambda number: number in (0, 1, 3))
@@ -201,18 +200,13 @@ class Network(Section):
     """Channels of the first convolution of a residual network. Those of the blocks of the paper's
     networks scale with it; 0: the paper's number."""
     blocks: Blocks = ()
-    """Channels and stride of each block of `resnet`."""
+    """Channels and stride of each block of `resnet`; if empty, they follow from the image size."""
     attention: bool = False
     """Adds a self-attention layer to a residual network."""
-    attention_after: Few = 1
-    """Number of the block of `resnet` that self-attention follows."""
     spectral_norm: bool = False
     """Divides each kernel by its largest singular value."""
     use_bias: bool = False
     """Adds a bias per channel to the 3x3 convolutions of a residual network."""
-    downsampling: Literal["stride", "mean"] = "stride"
-    """How the blocks of a residual network reduce an image: by convolutions with a `stride`, as in
-    the paper, or by the `mean` over squares of pixels, which treats all pixels alike."""
     by_class: bool = False
     """Learns a density ratio for each class of labelled images, with a residual network. Samples
     are then of all classes in turn, or of the class that --class names, without a classifier."""
@@ -229,8 +223,6 @@ class Prior(Section):
 
     name: Literal["normal", "uniform", "data_dependent", "source"] = "normal"
     """Distribution that the flow starts from; `source` is the source domain of a translation."""
-    scale: Positive = 1.0
-    """Standard deviation of `normal`."""
     rank: Annotated[int, Ge(0), Le(2**20)] = 0
     """Rank of the covariance of `data_dependent`; 0: the full covariance, up to 12,288 dimensions,
     50 for each of several clusters, at most half of the mean number of their examples, and 100 for
@@ -252,10 +244,9 @@ class Flow(Section):
     learns the ratio of the prior over the data."""
     num_refine_steps: OfFlow[FlowSteps] = 20
     """κ: number of refinement steps, which follow the K steps in sampling."""
-    step_size: OfFlow[Positive] = 3.0
-    """η: step size, which multiplies the drift."""
-    step_size_decay: OfFlow[Annotated[Real, Gt(0.0), Le(1_000.0)]] = 1.0
-    """Step size at step K divided by the first one; it changes in geometric progression."""
+    step_size: OfFlow[NotNegative] = 3.0
+    """η: step size, which multiplies the drift; 0: 2.75 / K times the root of the number of values
+    of an example, when the run is created."""
     noise_scale: OfFlow[NotNegative] = 0.01
     """ν: standard deviation of the noise that each step adds."""
 
@@ -279,17 +270,13 @@ class Optimizer(Section):
     """Adam and its learning rate."""
 
     learning_rate: OfTraining[Annotated[Real, Gt(0.0), Le(10.0)]] = 1e-4
-    """Initial learning rate of Adam."""
+    """Initial learning rate of Adam. As an exception, it may change when training resumes."""
     b1: OfTraining[Decay] = 0.9
     """Decay rate of Adam's first moment."""
-    b2: OfTraining[Decay] = 0.999
-    """Decay rate of Adam's second moment."""
     schedule: OfTraining[Literal["constant", "piecewise", "cosine"]] = "piecewise"
     """Schedule of the learning rate; `cosine` decays it to 0 over train.num_steps."""
     boundaries: OfTraining[Increasing] = (80_000, 90_000)
-    """Training steps at which `piecewise` multiplies the learning rate by optimizer.decay."""
-    decay: OfTraining[Share] = 0.1
-    """Factor on the learning rate at each of optimizer.boundaries."""
+    """Training steps at which `piecewise` divides the learning rate by 10."""
     warmup_steps: OfTraining[Whole] = 0
     """Number of training steps over which the learning rate grows linearly from 0."""
     clip_norm: OfTraining[NotNegative] = 0.0
@@ -306,26 +293,13 @@ class Train(Section):
     batch_size: OfTraining[Batch] = 64
     """Examples per training step, in total over all devices."""
     ema_rate: OfTraining[Decay] = 0.998
-    """Decay per step of the exponential moving average of the parameters (EMA)."""
-    ema_ramp: OfTraining[bool] = False
-    """Uses the decay min(ema_rate, (1 + t) / (10 + t)) at step t, so that the average forgets the
-    initial weights faster."""
+    """Decay per step of the exponential moving average of the parameters (EMA). At step t it is at
+    most (1 + t) / (10 + t), so that the average soon forgets the initial weights."""
     steps_per_dispatch: Free[Annotated[int, Ge(1), Le(10_000)]] = 10
     """Number of training steps that the device runs before it returns to the host."""
-    num_micro_batches: OfTraining[Batch] = 1
-    """Number of equal parts of the batch per device, which are processed one after the other to
-    save memory."""
     max_log_ratio: Free[Positive] = 50.0
-    """A run has diverged if the absolute value of the mean log ratio exceeds this."""
-    max_ratio: Free[Positive] = 1e4
-    """The same limit for the mean ratio, under losses that learn the ratio itself (LSIF)."""
-    on_divergence: Free[Literal["stop", "rollback"]] = "stop"
-    """What a diverged run does: stop, or return to the last checkpoint and skip the batches since
-    then (rollback)."""
-    rollback_lr_factor: Free[Share] = 0.5
-    """Factor on the learning rate at each rollback."""
-    max_rollbacks: Free[Annotated[int, Ge(0), Le(1_000)]] = 3
-    """Maximum number of rollbacks; after that a divergence stops the run."""
+    """Training stops as diverged if the absolute value of the mean log ratio exceeds this, or if a
+    mean ratio of a loss that learns the ratio itself (LSIF) exceeds 10,000."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -336,8 +310,6 @@ class Log(Section):
     """Number of training steps between lines of metrics.jsonl."""
     tensorboard: Free[bool] = False
     """Also writes TensorBoard event files."""
-    wandb: Free[Literal["off", "offline", "online"]] = "off"
-    """Also logs to Weights & Biases."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -579,6 +551,7 @@ def as_resumed(saved: Settings, wanted: Settings) -> Settings:
     The run may resume with what is `wanted` if this returns the same.
     """
     allowed = of_scope(wanted, "free")
+    allowed["optimizer.learning_rate"] = wanted.optimizer.learning_rate
     if wanted.optimizer.schedule != "cosine":  # Its length affects every step.
         allowed["train.num_steps"] = wanted.train.num_steps
     return replace(saved, allowed)

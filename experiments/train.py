@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import itertools
-import logging
 import math
 import shlex
 import time
@@ -16,10 +15,8 @@ from tqdm import tqdm
 
 from experiments import (
     classifier,
-    divergence_formula,
     draw,
     experiment,
-    hosts,
     log,
     precision,
     prior,
@@ -27,12 +24,12 @@ from experiments import (
     settings,
 )
 from experiments.checkpoints import Checkpoints, Restored
-from experiments.command import Command, ConfigFor
-from experiments.data import Source, describe_shape, load
+from experiments.command import Command
+from experiments.data import Source, load
 from experiments.errors import DivergedError, StoppedError, UserError
 from experiments.evaluation import inception
 from experiments.evaluation.metrics import Metric
-from experiments.experiment import Experiment, Rollbacks, Training, on_devices
+from experiments.experiment import Experiment, Training
 from experiments.files import remove_remains, replacing
 from experiments.hosts import StopSignals
 from experiments.prior import FittedPrior
@@ -43,12 +40,13 @@ from fdrl_jax.training import parallel
 from fdrl_jax.training.state import TrainState
 
 _ADVICE = (
-    "Try loss.gradient_penalty=1, a smaller optimizer.learning_rate or flow.step_size, "
-    "loss.name=lr, or train.on_divergence=rollback"
+    "Resume with a smaller --config.optimizer.learning_rate, or train anew with "
+    "loss.gradient_penalty=1, a smaller flow.step_size or loss.name=lr"
 )
 # Samples change most in the first steps of training, so these have snapshots as well.
 _EARLY_SNAPSHOTS = (0, 10, 50)
 _MONITORED = 1_000  # Samples of the metric that is computed during training.
+_MAX_RATIO = 1e4  # Of a mean ratio, under losses that learn the ratio itself.
 _Metrics = tuple[int, dict[str, jax.Array]]
 
 
@@ -57,7 +55,7 @@ class Moment(NamedTuple):
 
     step: int  # Number of completed training steps.
     state: Any  # Replicated on every device; must not be changed.
-    constants: Any  # As `experiment.on_devices` places them.
+    constants: Any  # Replicated as well.
     best: dict[str, Any] | None  # "metric" and "value" of the best checkpoint so far, if any.
     save_best: Callable[[str, float], None]  # Saves the state as the best, by a metric's value.
 
@@ -163,7 +161,7 @@ def _fitted_prior(wanted: Settings, source: Source) -> FittedPrior:
     with experiment.explained():
         num_classes = experiment.num_classes(wanted, source)
         experiment.make_network(wanted, source.event_shape, num_classes)
-        bregman.check_pair(wanted.loss.name, divergence_formula.parse(wanted.loss.divergence))
+        bregman.check_pair(wanted.loss.name, wanted.loss.divergence)
         parallel.local_batch_size(wanted.train.batch_size)
         started = time.perf_counter()
         fitted = prior.fit_to(source, wanted.prior, num_classes)
@@ -181,27 +179,14 @@ def _opened_or_new(command: Command, kind: run.Kind) -> tuple[Run | None, Settin
     opened = run.open_run(command.folder, kind)
     if command.config is None:
         wanted = settings.replace(opened.settings, command.changes)
-    elif command.config_for is None:
-        wanted = settings.from_config(command.config)
     else:
-        wanted = _fitted_before(command, command.config_for, opened)
-    wanted = opened.resumed(wanted)
+        wanted = settings.from_config(command.config)
+    wanted = opened.resumed(experiment.for_shape(wanted, tuple(opened.data["event_shape"])))
     data_dir = command.data_dir or opened.remembered_dir(wanted.data.dir)
     source = load.load(data_options(wanted, data_dir))
     run.check_same_data(source)
     opened.check_data(source)
     return opened, wanted, source
-
-
-def _fitted_before(command: Command, config_for: ConfigFor, opened: Run) -> Settings:
-    """Returns the settings of a config for the data of a run, and for the device it was made on."""
-    shape = tuple(opened.data["event_shape"])
-    found = [
-        settings.from_config({**config_for(platform, shape), **command.changes})
-        for platform in (jax.default_backend(), "cpu", "gpu", "tpu")
-    ]
-    fitting = (w for w in found if settings.as_resumed(opened.settings, w) == w)
-    return next(fitting, found[0])
 
 
 def settings_and_data(command: Command) -> tuple[Settings, Source]:
@@ -210,27 +195,7 @@ def settings_and_data(command: Command) -> tuple[Settings, Source]:
         raise UserError("--config=FILE.py is missing; the folder configs/ has examples")
     wanted = settings.from_config(command.config)
     source = load.load(data_options(wanted, command.data_dir))
-    platform, shape = jax.default_backend(), source.event_shape
-    if command.config_for is not None and parallel.is_first_process():
-        print(f"config: recipe for {describe_shape(shape)} on a {platform.upper()}")
-    return fitted(command, wanted, platform, shape), source
-
-
-def fitted(command: Command, wanted: Settings, platform: str, shape: tuple[int, ...]) -> Settings:
-    """Returns the settings for a device and data of a shape, if the config depends on them.
-
-    The data are already open by then, so their settings must stay as `wanted`.
-    """
-    if command.config_for is None:
-        return wanted
-    found = settings.from_config({**command.config_for(platform, shape), **command.changes})
-    differing = settings.differences(wanted, found)
-    if of_data := [text for key, text in differing.items() if key.startswith("data.")]:
-        raise UserError(
-            "config: get_config_for() must return the same data.* as get_config(), because the "
-            f"data are read before it is called: {'; '.join(of_data)}"
-        )
-    return found
+    return experiment.for_shape(wanted, source.event_shape), source
 
 
 def data_options(wanted: Settings, data_dir: str) -> Data:
@@ -287,31 +252,16 @@ def fit(training: Training, opened: Run, hooks: Sequence[Hook] = ()) -> Restored
 
     The caller must hold the run's lock. Hooks are called in their order. Returns the last state, of
     one replica and on the host, as it would be restored from its checkpoint. May raise
-    `DivergedError`, `StoppedError` and `ReplicaError`; saved checkpoints remain.
+    `DivergedError` and `StoppedError`; saved checkpoints remain.
     """
     with (
         StopSignals() as signals,
         opened.checkpoints(training.settings.checkpoint.keep) as store,
     ):
+        restored = store.restore(training.state_shapes())
+        start = training.init_state() if restored is None else restored.state
         active = [hook for hook in hooks if hook.every]
-        # Here, so that training after a rollback compiles nothing again.
-        run_steps = parallel.map_steps(training.repeated_step())
-        constants = on_devices(training.constants)
-        start = _newest(training, store)
-        while True:
-            try:
-                return _fit_from(
-                    start, training, opened, active, store, signals, run_steps, constants
-                )
-            except DivergedError as error:
-                store.wait()
-                start = _recovered(error, training.settings, start, _newest(training, store))
-
-
-def _newest(training: Training, store: Checkpoints) -> TrainState:
-    """Returns the state of the newest checkpoint, or that before the first step."""
-    restored = store.restore(training.state_shapes())
-    return training.init_state() if restored is None else restored.state
+        return _fit_from(start, training, opened, active, store, signals)
 
 
 def _fit_from(
@@ -321,18 +271,16 @@ def _fit_from(
     hooks: Sequence[Hook],
     store: Checkpoints,
     signals: StopSignals,
-    run_steps: Callable[..., Any],
-    constants: Any,
 ) -> Restored:
     """Trains to the last step. Divergence is detected at each log."""
-    wanted, so_far = training.settings, experiment.rollbacks_of(start)
+    run_steps = parallel.map_steps(training.repeated_step())
+    constants = parallel.replicate(training.constants)
+    wanted = training.settings
     step, last = int(start.step), wanted.train.num_steps
-    num_skipped = int(so_far.num_skipped)
     cadences = [wanted.log.every_steps, wanted.checkpoint.every_steps, *(h.every for h in hooks)]
     early = {at for hook in hooks for at in hook.early}
     start_step = saved = step
     key, state = training.root_key, parallel.replicate(start)
-    hosts.check_agreement(state, step)
 
     def due(every: int) -> bool:
         return step % every == 0 or step == last
@@ -348,7 +296,6 @@ def _fit_from(
     def save() -> None:
         nonlocal saved
         if saved != step:
-            hosts.check_agreement(state, step)
             opened.check_present()
             store.save(parallel.unreplicate(state))
             saved = step
@@ -361,7 +308,7 @@ def _fit_from(
     window: list[_Metrics] = []
     with (
         log.writers(opened.root, wanted, step) as writers,
-        training.open_feed(step + num_skipped) as take,
+        training.open_feed(step) as take,
         tqdm(
             total=last,
             initial=step,
@@ -381,7 +328,7 @@ def _fit_from(
             count = min(wanted.train.steps_per_dispatch, last - step, *until_next)
             # Fetched while the device works on the previous dispatch.
             host_batches = take(count)
-            state, metrics = run_steps(key, state, constants, host_batches, count, num_skipped)
+            state, metrics = run_steps(key, state, constants, host_batches, count, 0)
             window.append((count, metrics))
             step += count
             if len(window) > 1:
@@ -410,13 +357,16 @@ def _fit_from(
                 if due(wanted.checkpoint.every_steps):
                     save()
             if due(wanted.log.every_steps) or record or stopping or trouble is not None:
-                record |= _summary(wanted, step, values, seconds, so_far)
+                record |= _summary(wanted, step, values, seconds)
                 for write in writers:
                     write(step, record)
                 bar.set_description(f"loss {record['loss']:.4f}")
                 window, seconds = [], 0.0
             if trouble is not None:
-                raise DivergedError(f"training diverged: {trouble}", last_step=step)
+                store.wait()
+                good = store.steps()
+                kept = f"step {good[-1]} is saved" if good else "no step is saved"
+                raise DivergedError(f"training diverged: {trouble}; {kept}. {_ADVICE}")
             timer = time.perf_counter()
     if stopping:
         store.wait()
@@ -429,20 +379,15 @@ def _fit_from(
 
 
 def _summary(
-    wanted: Settings, step: int, values: dict[str, np.ndarray], seconds: float, so_far: Rollbacks
+    wanted: Settings, step: int, values: dict[str, np.ndarray], seconds: float
 ) -> log.Record:
     count = len(values["loss"])
-    rate = float(experiment.learning_rate(wanted)(step - 1)) * float(so_far.learning_rate_scale)
-    record = {
+    return {
         **{name: float(np.mean(value)) for name, value in sorted(values.items())},
-        "learning_rate": rate,
+        "learning_rate": float(experiment.learning_rate(wanted)(step - 1)),
         "steps_per_second": count / seconds,
         "examples_per_second": count * wanted.train.batch_size / seconds,
     }
-    if wanted.train.on_divergence == "rollback":
-        record["rollbacks"] = int(so_far.num)
-        record["skipped_batches"] = int(so_far.num_skipped)
-    return record
 
 
 def _fetch(window: Sequence[_Metrics]) -> dict[str, np.ndarray]:
@@ -459,7 +404,7 @@ def find_trouble(
     Values are those at the steps `numbers`, [T] each; `output` is what the network returns.
     """
     kind = "log ratio" if output == "log_ratio" else "ratio"
-    most = wanted.train.max_log_ratio if kind == "log ratio" else wanted.train.max_ratio
+    most = wanted.train.max_log_ratio if kind == "log ratio" else _MAX_RATIO
     limits = dict.fromkeys(("loss", "grad_norm", "drift_norm"), np.inf)
     limits |= dict.fromkeys(("output_real", "output_flowed"), most)
     for (i, step), name in itertools.product(enumerate(numbers), limits):
@@ -469,27 +414,3 @@ def find_trouble(
         if abs(value) >= limits[name]:
             return f"the mean {kind} ({name}) saturated at {value:.4g} at step {step}"
     return None
-
-
-def _recovered(
-    error: DivergedError, wanted: Settings, diverged: TrainState, good: TrainState
-) -> TrainState:
-    """Returns the last good state, with skipped batches and a lower rate, or raises the error.
-
-    The result depends only on the arguments. A run that is killed before its next checkpoint
-    therefore diverges and recovers in the same way again.
-    """
-    before, step = experiment.rollbacks_of(diverged), int(good.step)
-    done, most = int(before.num), wanted.train.max_rollbacks
-    if wanted.train.on_divergence == "stop" or done >= most:
-        kept = f"the last good checkpoint is of step {step}" if step else "it has no checkpoint yet"
-        tried = f" after {done} rollbacks" if done else ""
-        raise DivergedError(f"{error}{tried}; {kept}. {_ADVICE}", error.last_step) from error
-    num_skipped = error.last_step - step
-    recovered = experiment.roll_back(good, before, num_skipped, wanted.train.rollback_lr_factor)
-    logging.getLogger("fdrl").warning(
-        f"{error}; rollback {done + 1} of {most}: resuming from step {step}, skipping the "
-        f"{num_skipped} batches since then, with "
-        f"{experiment.rollbacks_of(recovered).learning_rate_scale:.3g} times the learning rate"
-    )
-    return recovered

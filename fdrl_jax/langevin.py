@@ -5,7 +5,8 @@
 flowed samples over data, `r = q/p`, so the flow decreases `log r` and moves towards the data. The
 potential may be any function, whether it comes from an estimator, a classifier or a formula.
 
-Random numbers: step `k` uses `fold_in(key, k)`. A flow of K + κ steps therefore passes through the
+Random numbers: the noise of step `k` depends only on the key and `k`, and differs from whatever was
+drawn from the key or the parts of `jax.random.split(key)`, such as the start. A flow of K + κ steps therefore passes through the
 end of the flow of K steps, and a flow can be split into segments (`first_step`) without changing
 its numbers. With a batch of typed keys, [B], each example has its own random stream: its path
 depends only on its own key and start, whatever the batch size and the number of devices. This holds
@@ -116,7 +117,7 @@ def langevin_step(
       ValueError: as for `drift` and `flow`.
     """
     x = as_floating(x)
-    key = _keys.of_batch(key, x)
+    key = _keys.named(_keys.of_batch(key, x), "step")
     return _euler_maruyama(lambda: key, x, drift(x, potential_fn), step_size, noise_scale)
 
 
@@ -395,7 +396,7 @@ def _make_step(
     key: Array, potential_fn: Potential, step_size: Schedule, noise_scale: Schedule
 ) -> Callable[[Array, Array], tuple[Array, Array]]:
     """Returns `(x, k) -> (x after step k, drift at x)`."""
-    key = _keys.typed(key)
+    key = _keys.named(_keys.typed(key), "flow")
     fold_in = jax.vmap(jax.random.fold_in, (0, None)) if key.ndim else jax.random.fold_in
 
     def step(x: Array, k: Array) -> tuple[Array, Array]:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from fdrl_jax import _keys
 from fdrl_jax._covariance import Moments, covariance_factor, low_rank, low_rank_factor, moments
 from fdrl_jax._labels import logits_of, one_or_nan
 from fdrl_jax._mixture import Mixture, clusters, fit_mixture
@@ -187,7 +188,7 @@ def mixture(
         logits = jnp.log(params["weights"])
         classes = jnp.shape(logits)[:-1]
         logits = logits[batch["label"]] if classes else logits
-        of_choice = jax.vmap(jax.random.fold_in, (0, None))(keys, 2)
+        of_choice = _keys.named(keys, "component")
         chosen = jax.vmap(jax.random.categorical, (0, 0 if classes else None))(of_choice, logits)
         noise = (chosen, _per_example(jax.random.normal, keys, (rank,)))
         correlated = _correlated(noise, params["factor"], size, axis_name, _times_components)
@@ -285,8 +286,7 @@ def _times_components(noise: tuple[Array, Array], factor: Array) -> Array:
 
 
 def _remainder_noise(keys: Array, shape: tuple[int, ...]) -> Array:
-    other_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, 1)
-    return _per_example(jax.random.normal, other_keys, shape)
+    return _per_example(jax.random.normal, _keys.named(keys, "remainder"), shape)
 
 
 def _smooth(coefficients: Array) -> Array:
@@ -321,4 +321,4 @@ def _float32(array: np.ndarray | Array) -> np.ndarray | Array:
 
 
 def _per_example(draw: Callable[..., Array], keys: Array, shape: tuple[int, ...]) -> Array:
-    return jax.vmap(lambda key: draw(key, shape, jnp.float32))(keys)
+    return jax.vmap(lambda key: draw(key, shape, jnp.float32))(_keys.named(keys, "prior"))

@@ -194,7 +194,7 @@ def accept(key: Array, outputs: ArrayLike, bound: ArrayLike, *, output: Output) 
         )
     outputs = jnp.asarray(outputs)
     # In float32 for outputs of half precision too, whose uniform numbers are coarse.
-    uniform = _keys.uniform_like(key, outputs.astype(jnp.float32))
+    uniform = _keys.uniform_like(_keys.named(_keys.typed(key), "keep"), outputs.astype(jnp.float32))
     if output == "log_ratio":
         probabilities = jnp.exp(jnp.minimum(0.0, bound - outputs))
     else:

@@ -15,9 +15,8 @@ from pathlib import Path
 import pytest
 
 import fdrl_jax
-from docs import api_pages, example_pages, gallery, repository, settings_page
+from docs import api_pages, example_pages, gallery, repository, results, settings_page
 from experiments import main as program
-from experiments import sweep
 from experiments.errors import UserError
 from experiments.settings import DECLARED
 
@@ -92,7 +91,7 @@ def other_flags(text: str) -> Iterator[tuple[str, str]]:
     packages = "benchmarks|docs|examples|experiments"
     called = rf"python -m ((?:{packages})[.\w]*)([^`\n]*)"
     for module, arguments in re.findall(called, text.replace("\\\n", " ")):
-        if module not in ("experiments.main", "experiments.sweep"):
+        if module != "experiments.main":
             flags_given = set(re.findall(r"--(\w+)", arguments)) - {"help"}
             yield from ((module, flag) for flag in sorted(flags_given))
 
@@ -131,9 +130,6 @@ def _in_the_root(monkeypatch):
 def test_every_command_of_a_page_parses(page):
     for command in commands(page, MAIN):
         check_parses(command)
-    for command in commands(page, "python -m experiments.sweep"):
-        file = re.search(r"--sweep=(\S+)", command)[1]
-        assert sweep.plan(sweep.read(ROOT / file), Path("runs"))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=place)
@@ -184,6 +180,14 @@ def test_the_version_is_the_same_everywhere():
         r"^## \[(.+?)\] - \d{4}-\d\d-\d\d$", (ROOT / "CHANGELOG.md").read_text(), re.M
     )
     assert newest[1] == version
+
+
+def test_the_results_in_the_pages_are_those_of_the_data():
+    assert results.PAGE.read_text() == results.page(), "write it again: python -m docs.results"
+    assert results.README.read_text() == results.readme()
+    mixed = {"title": "all of MNIST", "rows": {"task": "MNIST"}}
+    with pytest.raises(ValueError, match=r"all of MNIST: rows of .* judges or machines"):
+        results.groups(mixed, results.read())
 
 
 def test_a_command_that_does_not_parse_is_found():

@@ -70,7 +70,9 @@ def training_share(pixels: np.ndarray, images: Split, *, mirrored: bool = False)
         starts = range(0, len(real), _APPLY_BATCH)
         batches = (np.asarray(to_unit(real[start : start + _APPLY_BATCH])) for start in starts)
         queries = np.asarray(to_unit(pixels))
-        return memorisation.nearest(queries, batches, 1, mirrored=mirrored).distances
+        if mirrored:
+            batches = (of for batch in batches for of in (batch, batch[:, :, ::-1]))
+        return memorisation.nearest(queries, batches, 1).distances
 
     near, new = (distances(of.pixels) for of in (images.contestants, images.reference))
     return float(np.mean(near < new))

@@ -106,7 +106,7 @@ def defaults(shape: tuple[int, ...], budget: float) -> dict[str, Settings]:
         "evaluations": [0, *lengths],  # 0 is the prior.
     }
     # Rates, batches and the penalty of the GAN are from three minutes of MNIST, see
-    # docs/budget_tables.md.
+    # docs/results.jsonl.
     flow_matching = start | {
         "learning_rate": 4e-3,
         "batch_size": 32,

@@ -25,12 +25,12 @@ def nearest(
     queries: np.ndarray,
     train_batches: Iterable[np.ndarray],
     num_neighbours: int,
-    features: Callable[[np.ndarray], np.ndarray],
+    features: Callable[[np.ndarray], np.ndarray] = np.asarray,
     num_shown: int = 0,
 ) -> Neighbours:
     """Finds the `num_neighbours` nearest training images of queries [Q, ...] in one pass.
 
-    Distances are those of features. Only the neighbours of the first `num_shown` queries are kept
+    Distances are those of features, or of pixels. Only the neighbours of the first `num_shown` queries are kept
     as images.
     """
     rows = _flat(features(queries))

@@ -1,7 +1,6 @@
 """Networks that estimate a density ratio or its logarithm."""
 
 from fdrl_jax.networks.attention import SelfAttention
-from fdrl_jax.networks.bottleneck import BottleneckResNet
 from fdrl_jax.networks.convolution import convolve
 from fdrl_jax.networks.denoiser import Denoiser
 from fdrl_jax.networks.layers import Conv, Dense
@@ -9,12 +8,10 @@ from fdrl_jax.networks.mlp import MLP
 from fdrl_jax.networks.prepared import prepare
 from fdrl_jax.networks.resnet import SPECS, ResNet, ResNetSpec, resnet
 from fdrl_jax.networks.spectral import update_vectors
-from fdrl_jax.networks.torch_import import from_torch_state_dict, torch_shapes
 
 __all__ = [
     "MLP",
     "SPECS",
-    "BottleneckResNet",
     "Conv",
     "Denoiser",
     "Dense",
@@ -22,9 +19,7 @@ __all__ = [
     "ResNetSpec",
     "SelfAttention",
     "convolve",
-    "from_torch_state_dict",
     "prepare",
     "resnet",
-    "torch_shapes",
     "update_vectors",
 ]

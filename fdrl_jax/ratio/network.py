@@ -87,12 +87,13 @@ class Heads(NamedTuple):
     number per example has one copy per head.
 
     Attributes:
-      network: the functions `init` and `apply`.
+      network: has the functions `init` and `apply`. Not these functions: bound methods of equal
+        modules differ, so that each fit would be compiled again.
       num_heads: H.
       shared: whether the network returns features.
     """
 
-    network: Network
+    network: SupportsNetwork
     num_heads: int
     shared: bool
 
@@ -112,7 +113,8 @@ class Heads(NamedTuple):
     def outputs(self, params: Params, x: Array) -> Array:
         """Returns the output of every head, `x [B, ...] -> [B, H]`."""
         if not self.shared:
-            return jax.vmap(self.network.apply, (0, None), 1)(params, x)
+            of_copies: Array = jax.vmap(self.network.apply, (0, None), 1)(params, x)
+            return of_copies
         features = self.network.apply(params["network"], x)
         out: Array = features @ params["kernel"] + params["bias"]
         return out
@@ -162,8 +164,7 @@ def with_heads(network: SupportsNetwork, num_heads: int, x: Array) -> Heads:
             "it as fdrl.ratio.Network(init, apply). The page 'Density ratios' shows this for NNX "
             "and Equinox"
         )
-    functions = Network(network.init, network.apply)
-    params = jax.eval_shape(functions.init, jax.random.key(0), x)
+    params = jax.eval_shape(network.init, jax.random.key(0), x)
     if isinstance(network, nn.Module) and set(params) != {"params"}:
         raise ValueError(
             f"network has variables {sorted(params)}, but only 'params' are trained; use layers "
@@ -174,14 +175,14 @@ def with_heads(network: SupportsNetwork, num_heads: int, x: Array) -> Heads:
             "all parameters of the network must be floating-point arrays; keep others out of them, "
             "for example with equinox.partition(model, equinox.is_inexact_array)"
         )
-    shape = jax.eval_shape(functions.apply, params, x).shape
+    shape = jax.eval_shape(network.apply, params, x).shape
     if shape != x.shape[:1] and not (len(shape) == 2 and shape[0] == len(x) and shape[1] > 1):
         raise ValueError(
             f"network must return one number per example, [{len(x)}], or features, "
             f"[{len(x)}, F], for x of shape {x.shape}, got {shape}"
             + ("; drop the last axis: `[:, 0]`" if shape == (len(x), 1) else "")
         )
-    return Heads(functions, num_heads, len(shape) == 2)
+    return Heads(network, num_heads, len(shape) == 2)
 
 
 # softplus(_ONE) = 1: an output of 0 is a ratio of 1 for every loss.

@@ -39,7 +39,7 @@ def root_key(seed: int) -> Array:
 
 def stream_key(root: Array, stream: Stream) -> Array:
     """Returns the key of a stream under a root key."""
-    return jax.random.fold_in(root, int(stream))
+    return _keys.named(root, stream.name)
 
 
 def example_keys(root: Array, stream: Stream, positions: Array) -> Array:

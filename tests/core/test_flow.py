@@ -48,6 +48,16 @@ def flow(key, x0, num_steps=5, first_step=0, **options):
     return compiled(num_steps, **options)(key, x0, first_step)
 
 
+def noise_of_step(key, k):
+    options = {"num_steps": 1, "first_step": k, "step_size": 0.0, "noise_scale": 1.0}
+    return fdrl.flow(key, 0.0 * START, lambda x: 0.0 * x[:, 0], **options)
+
+
+def drawn_before(key):
+    """What a program may have drawn before the flow: by the key, its parts, or a number."""
+    yield from (key, *jax.random.split(key, 3), jax.random.fold_in(key, 3))
+
+
 def plain_flow(key, x0, num_steps=5):
     return fdrl.flow(key, x0, potential, num_steps=num_steps, **HYPER)
 
@@ -69,11 +79,18 @@ def test_the_trajectory_goes_from_the_start_to_the_end_by_langevin_steps(key):
     np.testing.assert_array_equal(path[0], START)
     path = [*path, end]
     np.testing.assert_array_equal(end, flow(key, START, 4))
-    fold_in = jax.vmap(jax.random.fold_in, (0, None)) if key.ndim else jax.random.fold_in
     for k in range(4):
-        step = fdrl.langevin_step(fold_in(key, k), path[k], potential, **HYPER)
+        drift = fdrl.drift(path[k], potential)
+        step = path[k] + 0.1 * drift + 0.3 * noise_of_step(key, k)
         np.testing.assert_allclose(path[k + 1], step, atol=1e-6)
-        np.testing.assert_allclose(seen["drift"][k], fdrl.drift(path[k], potential), rtol=1e-5)
+        np.testing.assert_allclose(seen["drift"][k], drift, rtol=1e-5)
+
+
+def test_the_noise_of_a_flow_is_never_its_start():
+    noise = [noise_of_step(KEY, k) for k in range(4)]
+    for other in drawn_before(KEY):
+        start = jax.random.normal(other, START.shape)
+        assert min(float(jnp.max(jnp.abs(start - xi))) for xi in noise) > 0.1
 
 
 @pytest.mark.parametrize("num", [0, 3])
@@ -283,11 +300,10 @@ def scheduled(key, x0, num_steps, first_step=0):
 
 @each_kind_of_key
 def test_schedules_give_each_step_its_step_size_and_noise_wherever_the_flow_is_split(key):
-    fold_in = jax.vmap(jax.random.fold_in, (0, None)) if key.ndim else jax.random.fold_in
     x = START
     for k in range(3):
-        step = {"step_size": 0.1 / (k + 1), "noise_scale": 0.3 * (k + 1)}
-        x = fdrl.langevin_step(fold_in(key, k), x, potential, **step)
+        noise = 0.3 * (k + 1) * noise_of_step(key, k)
+        x = x + 0.1 / (k + 1) * fdrl.drift(x, potential) + noise
 
     np.testing.assert_allclose(scheduled(key, START, 3), x, atol=1e-6)
     cut = scheduled(key, scheduled(key, START, 2), 1, first_step=2)

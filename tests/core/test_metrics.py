@@ -7,7 +7,6 @@ import pytest
 from scipy.spatial.distance import cdist
 
 from fdrl_jax import metrics
-from fdrl_jax.metrics import energy, features
 
 SIGMAS = 4.0  # Allowed sampling error, in standard deviations of the mean over repeats.
 
@@ -90,7 +89,7 @@ def test_many_features_give_the_same_distances_without_memory_for_all_difference
     )
 
     assert metrics.energy_distance(x, y) == pytest.approx(expected, rel=1e-9)
-    program = energy._sum.lower(jnp.asarray(x), jnp.asarray(y)).compile()
+    program = metrics._sum.lower(jnp.asarray(x), jnp.asarray(y)).compile()
     assert program.memory_analysis().temp_size_in_bytes < 8 * n * m * 400 / 20
 
 
@@ -148,25 +147,6 @@ def test_the_frechet_distance_refuses_features_of_unequal_dimensions():
         metrics.frechet_distance(np.zeros((5, 2)), np.zeros((5, 3)))
 
 
-def test_mode_coverage_counts_samples_within_the_radius_of_their_nearest_mode():
-    modes = np.array([[0.0, 0.0], [1.0, 0.0], [5.0, 5.0]])
-    samples = np.array([[0.1, 0.0], [0.0, -0.2], [0.9, 0.0], [0.5, 9.0], [1.0, 0.21]])
-
-    coverage = metrics.mode_coverage(samples, modes, radius=0.2)
-
-    assert coverage.num_hit == 2
-    assert coverage.num_modes == 3
-    assert coverage.high_quality == pytest.approx(3 / 5)
-    np.testing.assert_array_equal(coverage.counts, [2, 1, 0])
-
-
-def test_samples_far_from_all_modes_hit_none():
-    coverage = metrics.mode_coverage(np.full((4, 2), 9.0), np.zeros((1, 2)), radius=1.0)
-
-    assert coverage[:3] == (0, 1, 0.0)
-    np.testing.assert_array_equal(coverage.counts, [0])
-
-
 @pytest.mark.parametrize("shape", [(3, 8, 8, 1), (300, 9, 7, 3)])
 def test_random_filters_give_each_image_64_features_independently_of_the_others(shape):
     images = np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)
@@ -201,4 +181,4 @@ def test_an_image_that_is_not_finite_has_no_finite_features():
 
 def test_features_are_computed_in_full_precision_on_every_device():
     images = jax.ShapeDtypeStruct((2, 8, 8, 1), np.float32)
-    assert "precision=(Precision.HIGHEST" in str(jax.make_jaxpr(features._features)(images))
+    assert "precision=(Precision.HIGHEST" in str(jax.make_jaxpr(metrics._features)(images))

@@ -64,9 +64,8 @@ def test_the_entropy_weight_sets_the_noise():
         fdrl.refine(KEY, X, discriminator, entropy_weight=gamma, **options) for gamma in (0.0, 0.05)
     )
 
-    noise = fdrl.langevin_step(
-        jax.random.fold_in(KEY, 0), X, lambda x: 0.0 * x[:, 0], step_size=0.1, noise_scale=0.1
-    )
+    still = {"num_steps": 1, "step_size": 0.1, "noise_scale": 0.1}
+    noise = fdrl.flow(KEY, X, lambda x: 0.0 * x[:, 0], **still)
     np.testing.assert_allclose(noisy - without, noise - X, rtol=1e-3, atol=1e-6)
 
 

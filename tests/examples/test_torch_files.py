@@ -1,12 +1,11 @@
-"""Checkpoints of the authors and classifiers of `robustness` compute what PyTorch does."""
+"""Checkpoints of the authors compute what PyTorch does."""
 
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
-from examples import authors_weights, robustness_classifier
+from examples import authors_weights
 from experiments.command import Command
 from experiments.errors import UserError
 from experiments.run import open_checkpoint
@@ -55,27 +54,3 @@ def test_the_authors_prior_has_the_moments_of_its_data_in_our_order():
     np.testing.assert_allclose(fitted.mean, expected["mean"][order], atol=1e-6)
     covariance = expected["covariance"][order][:, order]
     np.testing.assert_allclose(fitted.factor @ fitted.factor.T, covariance, atol=1e-5)
-
-
-def test_a_network_of_the_library_robustness_gives_pytorchs_logits(tmp_path):
-    expected = np.load(GOLDEN / "robustness_tiny_expected.npz")
-    images = np.moveaxis(expected["images"] / np.float32(255), 1, -1)
-    assert images.min() < 0.0  # So that the clipping counts.
-    classify = jax.jit(robustness_classifier.read(GOLDEN / "robustness_tiny.pt"))
-    np.testing.assert_allclose(classify(2.0 * images - 1.0), expected["logits"], atol=2e-5)
-    np.savez(tmp_path / "images.npz", np.zeros((250, 16, 16, 3), np.uint8))
-    files = (GOLDEN / "robustness_tiny.pt", tmp_path / "images.npz")
-    counts = robustness_classifier.main([str(file) for file in files])
-    assert sorted(counts)[-2:] == [0, 250]
-    np.savez(tmp_path / "images.npz", np.zeros((2, 16, 16, 3), np.float32))
-    with pytest.raises(ValueError, match=r"must have uint8 images \[N, H, W, 3\], got float32"):
-        robustness_classifier.main([str(file) for file in files])
-
-
-@pytest.mark.parametrize("name", ["module.model.bn1.weight", "module.model.layer2.0.bn2.weight"])
-def test_a_missing_tensor_is_named(name, tmp_path):
-    entries = torch.load(GOLDEN / "robustness_tiny.pt", weights_only=True)
-    del entries["model"][name]
-    torch.save(entries, tmp_path / "changed.pt")
-    with pytest.raises(ValueError, match=name.removeprefix("module.model.")):
-        robustness_classifier.read(tmp_path / "changed.pt")

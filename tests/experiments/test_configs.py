@@ -13,7 +13,7 @@ from experiments import main, run, settings
 from experiments import train as program
 from experiments.data import load as data
 from experiments.errors import UserError
-from experiments.experiment import make_network
+from experiments.experiment import for_shape, make_network
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 NAMES = sorted(path.stem for path in CONFIGS.glob("*.py") if path.stem not in ("__init__", "base"))
@@ -22,7 +22,7 @@ PAPER = ("cifar10", "celeba", "lsun_church")
 
 def load(name, variant=""):
     """Returns the flat settings of a config."""
-    config = main.read_config(f"{name}:{variant}")[0].to_dict()
+    config = main.read_config(f"{name}:{variant}").to_dict()
     return settings.to_flat(settings.from_config(config))
 
 
@@ -117,50 +117,15 @@ def test_only_data_whose_mirror_images_are_plausible_are_mirrored():
     assert mirrored == {*PAPER, "cat2dog", *small}
 
 
-def test_a_config_for_the_device_must_not_change_the_data_that_are_already_open(tmp_path):
-    path = tmp_path / "mine.py"
-    path.write_text(
-        "from configs import base\n"
-        "def get_config():\n"
-        "    c = base.small_images(8, 8, 1)\n"
-        "    c.data.name = 'digits'\n"
-        "    return c\n"
-        "def get_config_for(platform, shape):\n"
-        "    c = get_config()\n"
-        "    c.train.batch_size = 8\n"
-        "    c.data.dequantisation = 0.5\n"
-        "    return c\n"
-    )
-    with pytest.raises(UserError, match=r"same data\.\* as get_config.*dequantisation is 0\.5"):
-        program.settings_and_data(command("train", tmp_path / "run", path))
-    asked = command("train", tmp_path / "run", path, {"data.dequantisation": 0.5})
-    assert program.settings_and_data(asked)[0].train.batch_size == 8
-
-
-def test_a_tiny_folder_is_equally_small_with_another_variant():
-    assert load("folder", "tiny,up")["network.width"] == load("folder", "tiny")["network.width"]
-
-
 def test_the_error_for_an_unknown_variant_lists_the_allowed_ones():
     with pytest.raises(ValueError, match=r"unknown variant 'fast'.*tiny, ddp, up, lsif_pearson"):
         base.variant(base.images(), "fast")
 
 
-def test_the_config_of_a_folder_fits_the_device_and_the_images():
-    config_for = main.read_config("folder")[1]
-    on_cpu = settings.from_config(config_for("cpu", (28, 28, 1)))
-    assert (on_cpu.flow.num_steps, on_cpu.flow.step_size) == (12, 6.4)
-    assert on_cpu.network.blocks == ((64, 2), (64, 2), (128, 1))
-    assert on_cpu.network.blocks == settings.from_config(load("mnist")).network.blocks
-    on_gpu = settings.from_config(config_for("gpu", (32, 32, 3)))
-    assert settings.to_flat(on_gpu) == load("folder")
-    assert on_gpu.flow.num_steps == 100
-    assert main.read_config("mnist")[1] is None
-
-
 @pytest.mark.parametrize("size", [8, 16, 28, 32, 64, 128])
 def test_the_recipe_for_small_images_takes_every_size(size):
-    wanted = settings.from_config(base.small_images(size, size, 3).to_dict())
+    wanted = settings.from_config(base.small_images().to_dict())
+    wanted = for_shape(wanted, (size, size, 3))
     smallest = size
     for _, stride in make_network(wanted, (size, size, 3)).spec.blocks:
         smallest = -(-smallest // stride)
@@ -168,7 +133,7 @@ def test_the_recipe_for_small_images_takes_every_size(size):
 
 
 def test_digits_differ_from_the_recipe_for_small_images_only_in_length():
-    recipe = settings.to_flat(settings.from_config(base.small_images(8, 8, 1).to_dict()))
+    recipe = settings.to_flat(settings.from_config(base.small_images().to_dict()))
     digits = load("digits")
     assert {key for key in recipe if digits[key] != recipe[key]} == {
         "data.name",

@@ -41,8 +41,8 @@ def test_the_network_of_the_paper_follows_the_size_of_the_images(name, shape, ex
     [
         ({"data.name": "digits"}, "network.name='mlp' does not fit images; use a residual network"),
         ({"network.name": "resnet"}, "'resnet' does not fit points; use 'mlp'"),
-        ({"data.name": "digits", "network.name": "resnet"}, "needs network.width and network.blo"),
-        ({"loss.name": "lr", "loss.divergence": "log_d(0.5)"}, "in divergence 'log_d"),
+        ({"data.name": "digits", "network.name": "resnet"}, "needs network.width and images"),
+        ({"loss.name": "lr", "loss.divergence": "log_d(0.5)"}, "log_d"),
         ({"prior.name": "source"}, "needs images to start from"),
         ({"network.denoiser_width": 4}, "network.denoiser_width needs images, and the noise"),
         (
@@ -72,11 +72,9 @@ def test_settings_that_do_not_fit_together_are_named(changes, message):
 
 
 def test_a_batch_that_does_not_divide_is_an_error_of_training_only():
-    model = built({"train.batch_size": 6, "train.num_micro_batches": 4})
+    model = built({"train.batch_size": 6})
     with pytest.raises(UserError, match=r"config: a global batch of 6 does not divide over 4"):
         model.make_step(4)
-    with pytest.raises(UserError, match=r"config: a batch of 6 does not divide into 4"):
-        model.make_step(1)
 
 
 def test_the_state_before_training_depends_on_the_seed_only():
@@ -114,22 +112,3 @@ def test_the_learning_rate_follows_its_schedule(changes, expected):
     )
     for step, value in expected.items():
         np.testing.assert_allclose(rate(step), value, atol=1e-6)
-
-
-@pytest.mark.parametrize("clip", [0.0, 0.5])
-def test_a_rolled_back_state_has_smaller_updates_and_counts_what_was_skipped(clip):
-    wanted = of({"optimizer.clip_norm": clip})
-    optimizer = experiment.make_optimizer(wanted)
-    model = built({"optimizer.clip_norm": clip})
-    state = model.init_state()
-    before = experiment.rollbacks_of(state)
-    assert [float(value) for value in before] == [0.0, 0.0, 1.0]
-    once = experiment.roll_back(state, before, 7, 0.5)
-    twice = experiment.roll_back(state, experiment.rollbacks_of(once), 3, 0.5)
-    assert [float(value) for value in experiment.rollbacks_of(twice)] == [2.0, 10.0, 0.25]
-    params = state.variables["params"]
-    grads = jax.tree.map(np.ones_like, params)
-    full, _ = optimizer.update(grads, state.opt_state, params)
-    less, after = optimizer.update(grads, twice.opt_state, params)
-    jax.tree.map(lambda a, b: np.testing.assert_array_equal(0.25 * a, b), full, less)
-    assert after.rollbacks == experiment.rollbacks_of(twice)

@@ -2,8 +2,6 @@
 
 import json
 import struct
-import sys
-from types import SimpleNamespace
 
 import pytest
 from small_runs import train
@@ -11,7 +9,6 @@ from tensorboardX.proto import event_pb2
 
 from experiments import log
 from experiments.errors import UserError
-from experiments.settings import Log, Settings
 
 
 def test_metrics_are_json_lines_and_a_resumed_run_has_no_duplicates(tmp_path):
@@ -65,31 +62,3 @@ def test_tensorboard_gets_the_same_scalars(tmp_path):
     found = list(scalars(file))
     assert [key for *key, _ in found] == [key for *key, _ in expected]
     assert [value for *_, value in found] == pytest.approx([v for *_, v in expected], rel=1e-6)
-
-
-def test_a_missing_logger_is_reported_with_how_to_install_it(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    wanted = Settings(log=Log(wandb="offline"))
-    with (
-        pytest.raises(UserError, match=r"pip install -e '.\[wandb\]'"),
-        log.writers(tmp_path, wanted, 0),
-    ):
-        pass
-
-
-def test_runs_in_folders_of_the_same_name_have_separate_curves(tmp_path, monkeypatch):
-    ids, closed = [], []
-
-    class Module:
-        @staticmethod
-        def init(**arguments):
-            ids.append(arguments["id"])
-            return SimpleNamespace(finish=lambda: closed.append(arguments["id"]))
-
-    monkeypatch.setitem(sys.modules, "wandb", Module)
-    for name in ("a/seed_0", "b/seed_0", "a/seed_0"):
-        (tmp_path / name).mkdir(parents=True, exist_ok=True)
-        with log.writers(tmp_path / name, Settings(log=Log(wandb="offline")), 0):
-            assert closed == ids[:-1]
-    assert ids[0] == ids[2] != ids[1]
-    assert closed == ids

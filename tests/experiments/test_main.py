@@ -142,14 +142,6 @@ def test_flags_set_what_a_config_leaves_out(tmp_path):
     assert (config["data"]["name"], config["flow.step_size"]) == ("8gaussians", 0.5)
 
 
-def test_a_config_for_devices_that_raises_is_named(tmp_path):
-    text = "from configs.swissroll import get_config\ndef get_config_for(*_):\n  1 / 0\n"
-    (tmp_path / "own.py").write_text(text)
-    _, config_for = main.read_config(str(tmp_path / "own.py"))
-    with pytest.raises(UserError, match=r"own\.py: get_config_for\(\): division by zero"):
-        config_for("cpu", (2,))
-
-
 def test_a_mistake_ends_the_program_with_one_line_and_writes_nothing(tmp_path):
     done = run(SWISSROLL, f"--workdir={tmp_path / 'run'}", "--config.loss.name=lsif")
     assert done.returncode == 2

@@ -2,17 +2,14 @@
 
 import math
 
-import chex
-import jax
 import numpy as np
 import pytest
 from small_runs import start
 
-from experiments import draw, experiment, files, prior
+from experiments import experiment, files, prior
 from experiments.data import load
 from experiments.errors import UserError
 from fdrl_jax import priors
-from fdrl_jax.training import parallel, steps
 
 JITTER = 1e-4
 
@@ -202,33 +199,3 @@ def test_a_run_with_as_many_components_as_fit_is_resumed(tmp_path, monkeypatch, 
     start("train", tmp_path / "run", "digits:tiny", changes)
     assert files.read_npz(tmp_path / "run" / "prior.npz")["weights"].shape == shape
     start("sample", tmp_path / "run")
-
-
-@pytest.mark.parametrize(("num_components", "num_columns"), [(1, 64), (3, 150)])
-def test_a_large_factor_is_distributed_over_the_devices_and_gives_the_same_results(
-    tiny, monkeypatch, num_components, num_columns
-):
-    wanted = tiny("digits", {"prior.num_components": num_components})
-    source = load.load(wanted.data)
-    model = experiment.build(wanted, source, prior.fit_to(source, wanted.prior, None))
-    step = model.make_step(None)
-
-    def results():
-        constants = experiment.on_devices(model.constants)
-        state, metrics = parallel.map_steps(steps.repeat_steps(step, 2))(
-            model.root_key, parallel.replicate(model.init_state()), constants, None, 2, 0
-        )
-        assert not parallel.divergent_replicas(state)
-        after = parallel.unreplicate(state)
-        variables = parallel.replicate(model.sampling_variables(after))
-        samples = draw.Sampler(model)(variables, constants, {"refined": 16})["refined"]
-        return constants.prior["factor"].shape, (parallel.unreplicate(metrics), samples)
-
-    copied, expected = results()
-    monkeypatch.setattr(experiment, "MIN_DISTRIBUTED_BYTES", 0)
-    distributed, actual = results()
-
-    num = jax.device_count()
-    assert copied == (num, 64, num_columns)
-    assert distributed == (num, 64 // num, num_columns)
-    chex.assert_trees_all_close(actual, expected, rtol=1e-3, atol=1e-4)

@@ -24,7 +24,7 @@ from experiments.settings import Settings
 from experiments.train import Hook
 
 BAD_STEP = 7
-ROLLBACK = {
+DIVERGING = {
     "optimizer.schedule": "constant",
     "train.num_steps": 12,
     "train.steps_per_dispatch": 4,
@@ -32,8 +32,6 @@ ROLLBACK = {
     "checkpoint.every_steps": 5,
     "checkpoint.keep": 9,
     "snapshot.every_steps": 1_000,
-    "train.on_divergence": "rollback",
-    "train.rollback_lr_factor": 0.25,
 }
 
 
@@ -125,17 +123,6 @@ def test_a_metric_in_training_needs_two_held_out_images(image_folder, tmp_path):
     with pytest.raises(UserError, match="the metric needs at least 2 held-out images"):
         train(tmp_path / "run", {**wanted, "data.image_size": 8, **SMALL_RESNET}, "folder:tiny")
     assert not (tmp_path / "run").exists()
-
-
-def test_a_config_for_devices_resumes_with_what_it_gave_and_with_nothing_else(
-    image_folder, tmp_path
-):
-    wanted = {"data.dir": image_folder, "data.image_size": 8, "train.num_steps": 1, **SMALL_RESNET}
-    train(tmp_path / "run", wanted, "folder:tiny")
-    train(tmp_path / "run", wanted, "folder:tiny")
-    train(tmp_path / "run")
-    with pytest.raises(UserError, match=r'loss\.name is "lsif" but was "lr"'):
-        train(tmp_path / "run", wanted, "folder:tiny,lsif_pearson")
 
 
 def run_with_hook(folder, every, act, **changes):
@@ -314,56 +301,15 @@ def poisoned(model, step):
 def train_poisoned(folder, bad_step=BAD_STEP, **changes):
     """Trains on data with NaN in one batch."""
     with run.locked_folder(folder):
-        asked = command("train", folder, "swissroll:tiny", ROLLBACK | changes)
+        asked = command("train", folder, "swissroll:tiny", DIVERGING | changes)
         opened, model = program.create_or_resume(asked)
         return program.fit(poisoned(model, bad_step), opened).state
 
 
-def test_a_rollback_skips_the_bad_batch_lowers_the_learning_rate_and_is_logged(tmp_path, caplog):
-    state = train_poisoned(tmp_path)
-    assert int(state.step) == 12
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
-    # Back from step 7 to the checkpoint of step 5: batches 6 and 7 are skipped.
-    assert tuple(map(float, experiment.rollbacks_of(state))) == (1, 2, 0.25)
-    assert "loss is nan at step 7; rollback 1 of 3: resuming from step 5" in caplog.text
-    records = log.read(tmp_path / "metrics.jsonl")
-    assert [r["step"] for r in records] == list(range(1, 13))
-    assert [r["rollbacks"] for r in records] == [0] * 5 + [1] * 7
-    assert [r["skipped_batches"] for r in records] == [0] * 5 + [2] * 7
-    assert records[5]["learning_rate"] == 0.25 * records[4]["learning_rate"]
-
-
-def test_a_run_that_was_interrupted_after_a_rollback_equals_the_uninterrupted_one(tmp_path):
-    whole = train_poisoned(tmp_path / "whole")
-    train_poisoned(tmp_path / "parts", **{"train.num_steps": 10})
-    assert_equal_bits(train_poisoned(tmp_path / "parts"), whole)
-    # Interrupted between the rollback and the next checkpoint: it diverges and rolls back again.
-    for step in ("10", "12"):
-        shutil.rmtree(tmp_path / "parts" / "checkpoints" / step)
-    assert_equal_bits(train_poisoned(tmp_path / "parts"), whole)
-
-
-def test_before_the_first_checkpoint_a_rollback_goes_to_the_start(tmp_path):
-    state = train_poisoned(tmp_path, bad_step=2, **{"train.num_steps": 3})
-    assert int(state.step) == 3
-    assert int(experiment.rollbacks_of(state).num_skipped) == 2
-
-
-def test_after_the_allowed_number_of_rollbacks_the_run_stops(tmp_path):
-    # With a limit that every batch exceeds.
-    strict = {"train.max_log_ratio": 1e-9, "train.max_rollbacks": 2}
-    with pytest.raises(
-        DivergedError, match=r"saturated .* after 2 rollbacks; it has no checkpoint yet\. Try"
-    ):
-        train_poisoned(tmp_path, **strict)
-
-
 def test_a_diverging_run_stops_names_the_step_logs_it_and_keeps_the_last_good_checkpoint(tmp_path):
-    before = train_poisoned(tmp_path, **{"train.num_steps": 5, "train.on_divergence": "stop"})
-    with pytest.raises(
-        DivergedError, match=r"loss is nan at step 7; the last good checkpoint is of step 5"
-    ):
-        train_poisoned(tmp_path, **{"train.on_divergence": "stop"})
+    before = train_poisoned(tmp_path, **{"train.num_steps": 5})
+    with pytest.raises(DivergedError, match=r"loss is nan at step 7; step 5 is saved"):
+        train_poisoned(tmp_path)
     # The log contains the interval that diverged, which helps to find the cause.
     last = log.read(tmp_path / "metrics.jsonl")[-1]
     assert (last["step"], last["loss"]) == (7, None)

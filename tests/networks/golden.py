@@ -10,8 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from examples.torch_weights import from_torch_state_dict
 from fdrl_jax import bregman, divergences
-from fdrl_jax.networks import MLP, ResNet, from_torch_state_dict, resnet
+from fdrl_jax.networks import MLP, ResNet, resnet
 
 FOLDER = Path(__file__).parents[1] / "golden"
 

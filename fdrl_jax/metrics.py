@@ -1,0 +1,321 @@
+"""Distances between samples and data, for evaluation and not for training."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+__all__ = [
+    "EnergyRatio",
+    "energy_distance",
+    "energy_ratio",
+    "frechet_distance",
+    "mean_distance",
+    "random_conv_features",
+]
+
+_ROWS = 1_000  # A block of 1,000 x 10,000 distances needs 80 MB.
+_FEW_FEATURES = 8  # Up to this number, differences are faster than a matrix product.
+_COINCIDENT = 1e-13  # Squared distances below this share of the squared norms are rounding errors.
+_MAX_SPLIT_POINTS = 1_000
+_WIDTHS = (64, 32, 16)  # Channels after each convolution of the random features.
+_GRID = 2  # Cells per side over which the last channels are averaged.
+_SIDE = 32  # Pixels; images whose shorter side is at least twice this are averaged down towards it.
+_BATCH_SIZE = 256  # Images per batch.
+
+
+class EnergyRatio(NamedTuple):
+    """How far samples are from data, relative to independent true data.
+
+    Attributes:
+      value: the ratio. Its expectation is 1 if the samples are true data.
+      low: the 5% quantile of the ratio of true data.
+      high: the 95% quantile of the ratio of true data.
+    """
+
+    value: float
+    low: float
+    high: float
+
+
+def energy_distance(x: np.ndarray, y: np.ndarray, *, unbiased: bool = True) -> float:
+    """Estimates the squared energy distance `2 E|X - Y| - E|X - X'| - E|Y - Y'|`.
+
+    It is computed in float64 on the default device, in blocks, so memory grows only with M and D.
+
+    Args:
+      x: a sample, [N, ...].
+      y: another sample, [M, ...].
+      unbiased: exclude the distances of points to themselves (the U-statistic). Its expectation is
+        the distance between the distributions, 0 if they are equal, so an estimate may be negative.
+        The biased V-statistic is never negative; for equal distributions its expectation is
+        `E|X - X'| (1/N + 1/M)`.
+
+    Returns:
+      The estimate, in the unit of the data.
+
+    Raises:
+      ValueError: for fewer than two points, or points with different numbers of features.
+
+    Reference: Székely and Rizzo, "Energy statistics", 2013.
+    """
+    x, y = _pair(x, y)
+    n, m = len(x), len(y)
+    pairs_x, pairs_y = (n * (n - 1), m * (m - 1)) if unbiased else (n * n, m * m)
+    return (
+        2.0 * _sum_distances(x, y) / (n * m)
+        - _sum_distances(x, x) / pairs_x
+        - _sum_distances(y, y) / pairs_y
+    )
+
+
+def mean_distance(x: np.ndarray, y: np.ndarray | None = None) -> float:
+    """Returns the mean distance `E|X - Y|` between two samples, or `E|X - X'|` within one.
+
+    With it, comparisons of many samples with the same data can reuse the mean within the data.
+
+    Args:
+      x: a sample, [N, ...].
+      y: another sample, [M, ...]; if omitted, the mean is over distinct points of `x`.
+
+    Raises:
+      ValueError: for fewer than two points, or points with different numbers of features.
+    """
+    if y is None:
+        x, _ = _pair(x, x)
+        return _sum_distances(x, x) / (len(x) * (len(x) - 1))
+    x, y = _pair(x, y)
+    return _sum_distances(x, y) / (len(x) * len(y))
+
+
+def energy_ratio(
+    samples: np.ndarray, data: np.ndarray, *, num_splits: int = 1_000, seed: int = 0
+) -> EnergyRatio:
+    """Compares the energy distance of samples to data with the distance that true data would have.
+
+    The numerator is the biased estimate (the V-statistic) between samples and data. The denominator
+    is its exact expectation if the samples were true data, `E|Y - Y'| (1/N + 1/M)`, where the mean
+    distance is an unbiased estimate from the data. The expected ratio of true data is therefore 1,
+    and no further sample of data is needed. The same deviation gives a larger ratio with more
+    samples.
+
+    If N and M are large, the distribution of the ratio of true data does not depend on them. Its
+    quantiles are estimated from random splits of (at most 1,000 of) the data into two halves.
+
+    Args:
+      samples: the samples to evaluate, [N, ...].
+      data: samples of the true distribution, independent of `samples`, [M, ...].
+      num_splits: number of random splits for the quantiles.
+      seed: seed of the splits.
+
+    Returns:
+      The ratio, and the 5% and 95% quantiles of the ratio of true data.
+
+    Raises:
+      ValueError: for fewer than two points, points with different numbers of features, or data
+        that all coincide.
+    """
+    samples, data = _pair(samples, data)
+    n, m = len(samples), len(data)
+    within = _sum_distances(data, data)
+    distance = (
+        2.0 * _sum_distances(samples, data) / (n * m)
+        - _sum_distances(samples, samples) / n**2
+        - within / m**2
+    )
+    expected = within / (m * (m - 1)) * (1 / n + 1 / m)
+    if expected == 0.0:
+        raise ValueError("all points of the data coincide, so there is no distance to compare with")
+    low, high = np.quantile(_ratios_of_splits(data, num_splits, seed), (0.05, 0.95))
+    return EnergyRatio(distance / expected, float(low), float(high))
+
+
+def _ratios_of_splits(data: np.ndarray, num_splits: int, seed: int) -> np.ndarray:
+    """Returns the energy ratio between the halves of each random split."""
+    rng = np.random.default_rng(seed)
+    half = min(len(data), _MAX_SPLIT_POINTS) // 2
+    points = rng.permutation(data)[: 2 * half]
+    sides = np.repeat([1.0, -1.0], half)
+    signs = rng.permuted(np.tile(sides, (num_splits, 1)), axis=1)
+    with jax.enable_x64(True):
+        return np.asarray(_split_ratios(jnp.asarray(points), jnp.asarray(signs)))
+
+
+def _sum_distances(x: np.ndarray, y: np.ndarray) -> float:
+    with jax.enable_x64(True):
+        return float(_sum(jnp.asarray(x), jnp.asarray(y)))
+
+
+@jax.jit
+def _sum(x: jax.Array, y: jax.Array) -> jax.Array:
+    of_rows = lax.map(lambda row: _distances(row[None], y).sum(), x, batch_size=_ROWS)
+    return jnp.sum(of_rows)
+
+
+@jax.jit
+def _split_ratios(points: jax.Array, signs: jax.Array) -> jax.Array:
+    """Returns the ratio for splits [S, 2 H] into two halves of H points, marked by 1 and -1."""
+    half = len(points) // 2
+    distances = _distances(points, points)
+    # 2 mean(A, B) - mean(A, A) - mean(B, B) as a quadratic form in the signs.
+    energies = -jnp.sum((signs @ distances) * signs, axis=1) / half**2
+    mean_distance = jnp.sum(distances) / (2 * half * (2 * half - 1))
+    return energies / (mean_distance * 2.0 / half)
+
+
+@jax.jit
+def _distances(x: jax.Array, y: jax.Array) -> jax.Array:
+    """Returns the distances [N, M] of points [N, D] and [M, D], without an array of N x M x D."""
+    if x.shape[1] <= _FEW_FEATURES:
+        gaps = (x[:, i, None] - y[:, i] for i in range(x.shape[1]))
+        return jnp.sqrt(sum((gap**2 for gap in gaps), jnp.zeros((len(x), len(y)), x.dtype)))
+    norms = jnp.sum(x**2, axis=1)[:, None] + jnp.sum(y**2, axis=1)
+    squares = norms - 2.0 * jnp.matmul(x, y.T, precision=lax.Precision.HIGHEST)
+    return jnp.sqrt(jnp.where(squares <= _COINCIDENT * norms, 0.0, squares))
+
+
+def frechet_distance(x: np.ndarray, y: np.ndarray) -> float:
+    """Returns the squared Fréchet distance between Gaussians fitted to two sets of features.
+
+    `|μ_x - μ_y|² + tr(Σ_x + Σ_y - 2 (Σ_x Σ_y)^(1/2))`.
+
+    Args:
+      x: features, [N, D].
+      y: features, [M, D]. The estimate is biased upwards unless there are many more examples than
+        features, so compare values only at equal N.
+
+    Returns:
+      The squared distance, in the squared unit of the features, with unbiased covariances
+      (1 / (N - 1)).
+
+    Raises:
+      ValueError: for different numbers of features, or fewer than two examples.
+
+    Reference: Heusel et al., "GANs Trained by a Two Time-Scale Update Rule", 2017.
+    """
+    x, y = _pair(x, y)
+    if not (np.isfinite(x).all() and np.isfinite(y).all()):
+        return float("nan")  # The decomposition would fail.
+    # If Σ = RᵀR, the eigenvalues of Σx Σy are the squares of the singular values of Rx Ryᵀ. These
+    # are accurate, and cheap to compute, also for fewer examples than features.
+    root_x, root_y = _root(x), _root(y)
+    cross = np.linalg.svd(root_x @ root_y.T, compute_uv=False)
+    gap = x.mean(axis=0) - y.mean(axis=0)
+    return float(gap @ gap + np.sum(root_x**2) + np.sum(root_y**2) - 2.0 * np.sum(cross))
+
+
+def _root(x: np.ndarray) -> np.ndarray:
+    """Returns a triangular `R` with the covariance `Rᵀ R` of examples, [min(N, D), D]."""
+    return np.asarray(np.linalg.qr((x - x.mean(axis=0)) / np.sqrt(len(x) - 1), mode="r"))
+
+
+def random_conv_features(images: np.ndarray) -> np.ndarray:
+    """Maps images to the pooled responses of fixed random filters, [N, 64].
+
+    The features are three 3x3 convolutions to 64, 32 and 16 channels, with ReLU and He-normal
+    filters from a fixed seed, averaged over each quarter of the image. The filters respond to
+    edges, strokes and texture, which the mean and covariance of pixels do not distinguish (the
+    data-dependent prior has those of the data), and the quarters to their position. A few hundred
+    images suffice for the covariance of 64 features. The features are meant for grey or colour
+    images of 8 x 8 to 32 x 32. Larger images are first averaged over squares of pixels, to 32 to 63
+    pixels on the shorter side. The features do not represent objects, so use them to rank samples
+    of one data set, not to compare data sets.
+
+    Args:
+      images: [N, H, W, C] floating-point numbers, with H and W of at least 2, in [-1, 1]; values
+        outside are clipped.
+
+    Returns:
+      Features, float32. The same images give the same features on every machine, up to rounding.
+
+    Raises:
+      ValueError: for an array of another shape, or of integers.
+
+    Reference: Saxe et al., "On Random Weights and Unsupervised Feature Learning", ICML 2011.
+    """
+    images = np.asarray(images)
+    if images.ndim != 4 or min(images.shape[1:3]) < _GRID:
+        raise ValueError(f"expected images [N, H, W, C] of at least 2 x 2, got {images.shape}")
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        # Clipped to [-1, 1], nearly all bytes would be 1.
+        raise ValueError(
+            f"images must be floating-point numbers in [-1, 1], got {images.dtype}; convert bytes "
+            "with images / 127.5 - 1"
+        )
+    features = np.array(_features(np.clip(images.astype(np.float32), -1.0, 1.0)))
+    # On CPUs, the ReLU of XLA may return 0 for NaN.
+    features[np.isnan(images).any(axis=(1, 2, 3))] = np.nan
+    return features
+
+
+@jax.jit
+def _features(images: jax.Array) -> jax.Array:
+    images = _downsampled(images)
+    filters = [jnp.asarray(kernel) for kernel in _filters(images.shape[-1])]
+
+    def of_image(image: jax.Array) -> jax.Array:
+        maps = image[None]
+        for kernel in filters:
+            maps = jax.nn.relu(
+                lax.conv_general_dilated(
+                    maps,
+                    kernel,
+                    (1, 1),
+                    "SAME",
+                    dimension_numbers=("NHWC", "HWIO", "NHWC"),
+                    # By default, TPUs would round to bfloat16 and GPUs to TF32.
+                    precision=lax.Precision.HIGHEST,
+                )
+            )
+        return _pooled(maps[0])
+
+    features: jax.Array = lax.map(of_image, images, batch_size=_BATCH_SIZE)
+    return features
+
+
+def _downsampled(images: jax.Array) -> jax.Array:
+    """Averages over squares of pixels; rows and columns that do not fill a square are dropped."""
+    num, height, width, channels = images.shape
+    factor = max(1, min(height, width) // _SIDE)
+    rows, columns = height // factor, width // factor
+    squares = images[:, : rows * factor, : columns * factor]
+    return squares.reshape(num, rows, factor, columns, factor, channels).mean(axis=(2, 4))
+
+
+def _pooled(maps: jax.Array) -> jax.Array:
+    """Averages over each cell of the grid; the last row and column of an odd size are dropped."""
+    height, width = maps.shape[0] // _GRID, maps.shape[1] // _GRID
+    cells = maps[: _GRID * height, : _GRID * width].reshape(_GRID, height, _GRID, width, -1)
+    return cells.mean(axis=(1, 3)).ravel()
+
+
+@functools.cache
+def _filters(num_channels: int) -> tuple[np.ndarray, ...]:
+    # NumPy guarantees the stream of RandomState for ever, but not that of its newer generators.
+    rng, filters = np.random.RandomState(0), []
+    for width in _WIDTHS:
+        scale = np.sqrt(2.0 / (9 * num_channels))
+        kernel = scale * rng.standard_normal((3, 3, num_channels, width))
+        filters.append(kernel.astype(np.float32))
+        num_channels = width
+    return tuple(filters)
+
+
+def _pair(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns two samples as rows, [N, D] and [M, D] float64, less the mean of the second one.
+
+    Distances between centred points have smaller rounding errors.
+    """
+    shapes = np.shape(x), np.shape(y)
+    # Before they are flattened: [N, 2, 3] and [M, 3, 2] have equally many features.
+    if min(len(x), len(y)) < 2 or shapes[0][1:] != shapes[1][1:]:
+        raise ValueError(
+            "both samples must have at least 2 points and the same features, "
+            f"got {shapes[0]} and {shapes[1]}"
+        )
+    x, y = (np.asarray(a, np.float64).reshape(len(a), -1) for a in (x, y))
+    centre = y.mean(axis=0)
+    return x - centre, y - centre
