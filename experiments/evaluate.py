@@ -166,7 +166,7 @@ def _train_batches(
     if source is None:
         where = data_dir or data.dir or run.remembered_dir(data.dir)
         try:
-            source = load.load(dataclasses.replace(data, dir=where))
+            source = load(dataclasses.replace(data, dir=where))
             run.check_data(source)
         except UserError:
             if data_dir or data.dir != run.settings.data.dir:

@@ -30,8 +30,8 @@ def nearest(
 ) -> Neighbours:
     """Finds the `num_neighbours` nearest training images of queries [Q, ...] in one pass.
 
-    Distances are those of features, or of pixels. Only the neighbours of the first `num_shown` queries are kept
-    as images.
+    Distances are those of features, or of pixels. Only the neighbours of the first `num_shown`
+    queries are kept as images.
     """
     rows = _flat(features(queries))
     distances = np.full((len(rows), 0), np.inf)

@@ -35,32 +35,26 @@ def weights(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")
-def test_the_fid_equals_a_direct_call_of_torch_fidelity(stripes, weights):
+def test_the_fid_equals_that_of_torch_fidelity(stripes, weights):
     import torch
-    import torch_fidelity
+    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+    from torch_fidelity.utils import create_feature_extractor
 
-    class Images(torch.utils.data.Dataset):
-        def __init__(self, images):
-            self.pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
-
-        def __len__(self):
-            return len(self.pixels)
-
-        def __getitem__(self, index):
-            return self.pixels[index]
-
-    samples, real = stripes(14, 0), stripes(16, 1)
-    direct = torch_fidelity.calculate_metrics(
-        input1=Images(samples),
-        input2=Images(real),
+    network = create_feature_extractor(
+        "inception-v3-compat",
+        ["2048"],
         cuda=torch.cuda.is_available(),
-        feature_extractor="inception-v3-compat",
-        fid=True,
         feature_extractor_weights_path=weights,
-        cache=False,
         verbose=False,
     )
+
+    def statistics(pixels):
+        with torch.no_grad():
+            (features,) = network(torch.from_numpy(pixels).permute(0, 3, 1, 2))
+        return fid_features_to_statistics(features)
+
+    samples, real = stripes(14, 0), stripes(16, 1)
+    direct = fid_statistics_to_metric(statistics(samples), statistics(real), verbose=False)
     features, real = inception.load(weights), to_unit(real)
     found = inception.fid(features, [to_unit(samples)], [real[:5], real[5:]])
     assert found.name == "fid_14"

@@ -1,15 +1,12 @@
 """Metrics have values of the prior and of real data next to them; the worst decides the verdict."""
 
 import json
-from pathlib import Path
 
 import pytest
 
-from docs import glossary
 from experiments.evaluation import metrics
 from experiments.evaluation.metrics import Estimate, Metric
 
-DOCS = Path(__file__).parents[2] / "docs"
 FAR, NEAR = Estimate(10.0, 0.1), Estimate(1.0, 0.1)
 
 
@@ -110,7 +107,3 @@ def test_a_spread_of_rounding_errors_is_not_shown():
 )
 def test_names_of_metrics_include_the_number_of_samples(num, name):
     assert metrics.measured("fid", [1.0], num=num).name == name
-
-
-def test_the_glossary_in_the_documentation_is_that_of_the_definitions():
-    assert glossary.glossary() in (DOCS / "evaluation.md").read_text()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from experiments import pictures
-from experiments.data.digits import digits
+from experiments.data.built_in import digits
 from experiments.evaluation import Samples, references, translation
 from experiments.evaluation.translation import evaluate_translation
 

@@ -14,7 +14,7 @@ from small_runs import SMALL_RESNET, contents, start
 import fdrl_jax
 from docs import ship
 from experiments import export, prior, settings
-from experiments.data.load import load
+from experiments.data import load
 from experiments.draw import sample_state
 from experiments.experiment import build
 
@@ -134,7 +134,7 @@ def test_an_interrupted_export_leaves_nothing(trained, monkeypatch):
 def test_a_shipped_sampler_is_small_and_draws_nearly_the_same_samples(
     name, exported, tmp_path, monkeypatch
 ):
-    folder, expected, model = exported(name)
+    folder, _, model = exported(name)
     monkeypatch.setattr("docs.ship._MIN_SIZE", 100)
     options = ["--rank=60", "--frequencies=40"]
     monkeypatch.setattr("sys.argv", ["ship", str(folder), str(tmp_path / "small"), *options])

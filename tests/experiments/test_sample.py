@@ -8,7 +8,7 @@ import pytest
 from small_runs import command, contents, start
 
 from experiments import draw, prior
-from experiments.data.load import load
+from experiments.data import load
 from experiments.errors import UserError
 from experiments.experiment import build
 from experiments.run import open_checkpoint
