@@ -63,6 +63,7 @@ def test_the_parts_of_a_zip_have_no_common_image_and_are_data_of_the_program(ima
         np.testing.assert_array_equal(arrays["held_out_labels"], split.reference.labels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", methods.METHODS)
 def test_a_contestant_trains_for_its_budget_and_draws(method, images, small, tmp_path):
     file = images[1].write("contestants", tmp_path / "contestants.npz")

@@ -9,6 +9,7 @@ import pytest
 from benchmarks import accelerator, estimators
 
 
+@pytest.mark.slow
 def test_the_device_is_measured_and_agrees_with_float64(monkeypatch, capsys):
     monkeypatch.setattr(
         sys, "argv", ["accelerator", "--small", "--rounds=1", "--precisions=float32"]
