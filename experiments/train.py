@@ -182,7 +182,7 @@ def _opened_or_new(command: Command, kind: run.Kind) -> tuple[Run | None, Settin
         wanted = settings.from_config(command.config)
     wanted = opened.resumed(experiment.for_shape(wanted, tuple(opened.data["event_shape"])))
     data_dir = command.data_dir or opened.remembered_dir(wanted.data.dir)
-    source = load.load(data_options(wanted, data_dir))
+    source = load(data_options(wanted, data_dir))
     run.check_same_data(source)
     opened.check_data(source)
     return opened, wanted, source
@@ -193,7 +193,7 @@ def settings_and_data(command: Command) -> tuple[Settings, Source]:
     if command.config is None:
         raise UserError("--config=FILE.py is missing; the folder configs/ has examples")
     wanted = settings.from_config(command.config)
-    source = load.load(data_options(wanted, command.data_dir))
+    source = load(data_options(wanted, command.data_dir))
     return experiment.for_shape(wanted, source.event_shape), source
 
 
