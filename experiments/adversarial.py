@@ -35,9 +35,7 @@ class Attack(NamedTuple):
     num_steps: int
 
 
-def perturb(
-    classifier: Callable[[Array], Array], x: Array, labels: Array, attack: Attack
-) -> Array:
+def perturb(classifier: Callable[[Array], Array], x: Array, labels: Array, attack: Attack) -> Array:
     """Finds images near `x`, [B, ...], on which a classifier has a large loss.
 
     Each step is `x <- clip(project(x + a g / |g|))`, where `g` is the gradient of the cross-entropy

@@ -17,8 +17,9 @@ from jax.typing import ArrayLike
 
 from fdrl_jax import _keys, _prior_fit
 from fdrl_jax._labels import one_or_nan
+from fdrl_jax._prior_fit import choose
 
-__all__ = ["Prior", "batch", "fit", "mixture", "normal", "uniform"]
+__all__ = ["Prior", "batch", "choose", "fit", "mixture", "normal", "uniform"]
 
 Array = jax.Array
 Batch = dict[str, Array]
@@ -152,7 +153,7 @@ def fit(
     else:
         raise ValueError("a mixture needs all examples in one array, not in batches")
     num_classes = None if labels is None else int(np.max(labels, initial=0)) + 1
-    num_components, rank = _prior_fit.choose(
+    num_components, rank = choose(
         num,
         math.prod(event_shape),
         num_components=num_components,

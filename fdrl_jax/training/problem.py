@@ -53,12 +53,13 @@ class Estimator(NamedTuple):
     takes_labels: bool = False
 
     @classmethod
-    def from_network(cls, network: nn.Module) -> Self:
+    def from_network(cls, network: nn.Module, *, takes_labels: bool | None = None) -> Self:
         """Returns the estimator of a Flax module that maps [B, ...] to [B].
 
-        A residual network with `num_outputs` has one output per class, and the label of an example
-        selects one of them; a label that is out of range gives NaN. For a module with variables to
-        update other than the vectors of spectral normalisation, construct an `Estimator`.
+        With `takes_labels`, by default that of a residual network with `num_outputs`, it maps to
+        [B, C], and the label of an example selects an output; one out of range gives NaN. For a
+        module with variables to update other than the vectors of spectral normalisation, construct
+        an `Estimator`.
         """
 
         def apply(variables: Variables, x: Array) -> Array:
@@ -71,15 +72,13 @@ class Estimator(NamedTuple):
             chosen = jnp.take_along_axis(outputs, labels[:, None], axis=1)[:, 0]
             return one_or_nan(labels, outputs.shape[1]) * chosen
 
+        if takes_labels is None:
+            takes_labels = getattr(network, "num_outputs", None) is not None
+        chosen = apply_by_class if takes_labels else apply
         if not isinstance(network, (networks.MLP, networks.ResNet)):
-            return cls(apply, networks.update_vectors)
-        by_class = isinstance(network, networks.ResNet) and network.num_outputs is not None
-        return cls(
-            apply_by_class if by_class else apply,
-            networks.update_vectors,
-            functools.partial(networks.prepare, network),
-            takes_labels=by_class,
-        )
+            return cls(chosen, networks.update_vectors, takes_labels=takes_labels)
+        prepare = functools.partial(networks.prepare, network)
+        return cls(chosen, networks.update_vectors, prepare, takes_labels)
 
     def of(self, variables: Variables, batch: Batch) -> Callable[[Array], Array]:
         """Returns `x [B, ...] -> [B]` with these variables, and the labels of a batch if needed.
