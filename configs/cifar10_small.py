@@ -5,15 +5,15 @@ Command: python -m experiments.main --config=configs/cifar10_small.py --data_dir
 The data are a folder or zip of PNG or JPEG files; use --config.data.name=tfds:cifar10 for the
 prepared TFDS set.
 It uses a larger network than the recipe for small images, and more but cheaper training steps. Such
-steps help on CIFAR-10 and hurt on MNIST, see docs/ablations.md.
+steps help on CIFAR-10 and hurt on MNIST, see docs/learnt.md.
 Cost: 98 min on two idle cores of an AMD EPYC with avx512_bf16, in bfloat16 (0.22 s per training
   step).
   214 CPU min on two cores of an Intel Xeon with AMX, in 143 min, while other programs ran in some
   of them.
   On one core of an AMD EPYC with AVX2, in float32, a training step without the denoiser takes
   1.9 s, and with --config.network.blocks="((32,2),(64,1),(64,2),(64,1))" 0.7 s
-  (docs/budget_tables.md). On one core of another AMD EPYC, where a step takes 0.8 s in bfloat16,
-  samples are better with these channels after half an hour (docs/budget.md).
+  (docs/results.md). On one core of another AMD EPYC, where a step takes 0.8 s in bfloat16,
+  samples are better with these channels after half an hour (docs/results.md).
 Score: with labels (--config.network.by_class=True --config.prior.num_components=4) and seeds 1 and
   2, after 20,000 steps (137 and 86 min on one core of an Intel Xeon with AMX, while other programs
   ran), Fréchet distance of 1,000 images 64 ± 5 and 60 ± 6 (prior 902 ± 31 and 898 ± 25, real
@@ -31,7 +31,7 @@ Score: with labels (--config.network.by_class=True --config.prior.num_components
   probability 0.800 (0.741, 0.902), class shares from 8.1% to 12.0% (0.6% to 28%, 8.5% to 11.5%),
   with 20,000 images and seed 2. Seed 1: 94 ± 3 (prior 1,140 ± 24), 0.014 ± 0.006, 0.800, and from
   7.8% to 12.8%. With half as many steps, seeds 1 and 2 have 143 ± 5 and 138 ± 14.
-  docs/ablations.md says how often the object of a sample can be named.
+  docs/learnt.md says how often the object of a sample can be named.
 """
 
 from ml_collections import ConfigDict

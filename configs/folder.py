@@ -4,7 +4,7 @@ Command: python -m experiments.main --config=configs/folder.py --config.data.dir
   --workdir=runs/my_images
 Images become 32 x 32 pixels, whose 2,000 steps take 20 to 49 min on a core; set
 --config.data.image_size=64 for larger ones. The variant folder.py:paper is the paper's recipe, for
-accelerators. docs/data.md describes formats, and --mode=dry_run estimates the time.
+accelerators. docs/own_images.md describes formats, and --mode=dry_run estimates the time.
 """
 
 from ml_collections import ConfigDict
