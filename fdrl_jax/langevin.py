@@ -290,8 +290,9 @@ def check_number(name: str, value: object, *, above_zero: bool = False) -> None:
         value, (int, float, np.integer, np.floating, np.ndarray, jax.Array)
     ):
         raise TypeError(f"{name} must be a number, got {type(value).__name__} {value}")
-    if np.ndim(value):
-        raise ValueError(f"{name} must be a scalar, got an array of shape {np.shape(value)}")
-    if not (0 < value < math.inf if above_zero else 0 <= value < math.inf):  # type: ignore[operator]
+    value = np.asarray(value)  # JAX would trace a comparison of a known array under jit.
+    if value.ndim:
+        raise ValueError(f"{name} must be a scalar, got an array of shape {value.shape}")
+    if not (0 < value < math.inf if above_zero else 0 <= value < math.inf):
         bound = "above 0" if above_zero else ">= 0"
         raise ValueError(f"{name} must be {bound} and finite, got {value}")

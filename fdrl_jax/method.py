@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.tree_util import Partial
 from jax.typing import ArrayLike
@@ -408,13 +409,14 @@ def _checked_weights(weights: Array, num: int) -> Array:
         raise ValueError(
             f"weights must be one number per data point, shape ({num},), got shape {weights.shape}"
         )
-    total = jnp.sum(weights)
-    is_valid = jnp.all(weights >= 0) & (total > 0) & (total < math.inf)
     if isinstance(weights, jax.core.Tracer):
+        total = jnp.sum(weights)
+        is_valid = jnp.all(weights >= 0) & (total > 0) & (total < math.inf)
         return jnp.where(is_valid, weights, jnp.nan)
-    if not is_valid:
+    known = np.asarray(weights)
+    if not (np.all(known >= 0) and 0 < known.sum() < math.inf):
         raise ValueError(
             "weights must be finite numbers >= 0, at least one of them positive; got minimum "
-            f"{float(jnp.min(weights))} and sum {float(total)}"
+            f"{known.min()} and sum {known.sum()}"
         )
     return weights
