@@ -52,8 +52,8 @@ def draw(data, host_batch, key, positions):
 
 
 def problem(estimator=ESTIMATOR, prior_sample=PRIOR.sample, **options):
-    options = {"num_steps": 4, "step_size": 0.1, "noise_scale": 0.2, "num_refine_steps": 2} | options
-    return Problem(FDRL(**options), estimator, prior_sample)
+    defaults = {"num_steps": 4, "step_size": 0.1, "noise_scale": 0.2, "num_refine_steps": 2}
+    return Problem(FDRL(**(defaults | options)), estimator, prior_sample)
 
 
 def train_step(of_problem=None, **options):

@@ -254,6 +254,9 @@ def test_a_flow_along_pytrees_is_compiled_once_and_one_along_a_plain_function_fo
             traces.append(x.shape)
             return x @ self.slope[...]
 
+    def current(x):
+        return slope * jnp.sum(x, -1)
+
     model, options = Linear(), {"num_steps": 3, **HYPER}
     ends = []
     for value in (1.0, 2.0):
@@ -264,7 +267,7 @@ def test_a_flow_along_pytrees_is_compiled_once_and_one_along_a_plain_function_fo
         )
         of_model = fdrl.first_variation(model, "kl", output="log_ratio")
         fdrl.flow(KEY, START, of_partial, **options)
-        plain = fdrl.flow(KEY, START, lambda x: slope * jnp.sum(x, -1), **options)
+        plain = fdrl.flow(KEY, START, current, **options)
         ends.append(fdrl.flow(KEY, START, of_model, **options))
         np.testing.assert_allclose(ends[-1], plain, rtol=1e-5, atol=1e-6)
     assert traces == [(8, 2)] * 2
