@@ -149,7 +149,7 @@ def parse(argv: Sequence[str]) -> tuple["Command", dict[str, Any]]:
 
     from experiments import hosts, settings
     from experiments.command import Command
-    from fdrl_jax._names import nearest
+    from fdrl_jax._checks import nearest
 
     for argument in argv:
         if key := re.match(r"--?config\.([^=]+)", argument):
@@ -251,7 +251,7 @@ def read_config(spec: str) -> "ConfigDict":
 
 
 def _config_file(name: str) -> Path:
-    from fdrl_jax._names import nearest
+    from fdrl_jax._checks import nearest
 
     is_bare = re.fullmatch(r"\w+", name)
     path = _CONFIGS / f"{name}.py" if is_bare else Path(name)
@@ -304,7 +304,7 @@ def _define_flags(config: "ConfigDict | None", argv: list[str]) -> "flags.FlagVa
 
 def _explain_unknown(name: str, known: "flags.FlagValues") -> str:
     from experiments.settings import DECLARED
-    from fdrl_jax._names import nearest
+    from fdrl_jax._checks import nearest
 
     last = name.partition(".")[2]
     keys = [key for key in DECLARED if key in (name, last) or key.endswith(f".{name}")]

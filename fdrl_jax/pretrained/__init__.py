@@ -21,10 +21,8 @@ from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
 from fdrl_jax import _keys, _prior_fit, divergences, networks, priors
-from fdrl_jax._labels import one_or_nan
-from fdrl_jax._names import nearest
+from fdrl_jax._checks import check_count, nearest, one_or_nan
 from fdrl_jax.divergences import FDivergence
-from fdrl_jax.langevin import check_count
 from fdrl_jax.method import FDRL
 from fdrl_jax.priors import Prior
 from fdrl_jax.training import samplers

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from fdrl_jax.training.augmentation import shifted
 
 from experiments import classifier, experiment, run, settings
 from experiments.data import load
@@ -10,7 +11,6 @@ from experiments.errors import UserError
 from experiments.files import sha256_of_arrays
 from fdrl_jax import networks
 from fdrl_jax.training import parallel
-from fdrl_jax.training.augmentation import shifted
 
 CLASSES, SHAPE = tuple("0123456789"), (8, 8, 1)
 
