@@ -105,9 +105,9 @@ def placeholder(wanted: Prior, source: Source, num_classes: int | None) -> Fitte
 
 def write(file: Path, fitted: FittedPrior) -> None:
     """Writes a prior."""
-    others = {"share_held": fitted.share_held, "num_examples": fitted.num_examples}
+    arrays: dict[str, Any] = {**fitted.params, **fitted._asdict()}
     with replacing(file) as stream:
-        np.savez(stream, **fitted.params, **others)
+        np.savez(stream, **{name: a for name, a in arrays.items() if name != "params"})
 
 
 def read(file: Path, sha256: str) -> FittedPrior:

@@ -106,7 +106,8 @@ class FDRL:
     gradient_penalty: ArrayLike = 0.0
 
     def __post_init__(self) -> None:
-        if type(self.step_size) is object or self.step_size is None:
+        leaf: Any = self.step_size
+        if leaf is None or type(leaf) is object:
             return  # A structure without values, which JAX builds from a pytree.
         bregman_lib.check_pair(self.loss, self.divergence)
         for name in ("num_steps", "num_refine_steps"):
@@ -319,7 +320,7 @@ def objective(
     else:
         outputs, square_norm = _penalised_outputs(estimator, data, samples, penalised, weights)
         value, metrics = bregman_lib.loss(loss, *outputs, weights=weights)
-        penalty = 0.5 * weight * square_norm
+        penalty = jnp.asarray(0.5 * weight * square_norm)
         value = value + penalty
         metrics = {**metrics, "loss": value, "gradient_penalty": penalty}
     metrics = {**metrics, "drift_norm": jnp.sum(speeds[-1:]) / len(flowed)}
@@ -372,8 +373,11 @@ def _penalised_outputs(
         mean_real = jnp.sum(chosen_weights * squares) / jnp.where(total > 0.0, total, 1.0)
     if num_real < len(data[0]) or num_flowed < len(samples[0]):
         rest = tuple(a[num_real:] for a in data), tuple(a[num_flowed:] for a in samples)
-        pairs = zip(outputs, _outputs(estimator, *rest), strict=True)
-        outputs = tuple(jnp.concatenate(pair) for pair in pairs)
+        others = _outputs(estimator, *rest)
+        outputs = (
+            jnp.concatenate([outputs[0], others[0]]),
+            jnp.concatenate([outputs[1], others[1]]),
+        )
     return outputs, mean_real + mean_flowed
 
 

@@ -107,8 +107,13 @@ def test_all_processes_train_with_the_prior_that_the_first_one_fitted(tmp_path, 
     arguments = "train", tmp_path / "run", "digits:tiny", SMALL_RESNET
     with run.locked_folder(tmp_path / "run"):
         opened, first = program.create_or_resume(command(*arguments))
-    fit = program.prior.fit
-    monkeypatch.setattr(program.prior, "fit", lambda *of: fit(*of)._replace(mean=np.zeros(64)))
+    fit = program.prior.fit_to
+
+    def fitted(*of):
+        found = fit(*of)
+        return found._replace(params={**found.params, "mean": np.zeros((1, 64))})
+
+    monkeypatch.setattr(program.prior, "fit_to", fitted)
     monkeypatch.setattr(program.parallel, "is_first_process", lambda: False)
     monkeypatch.setattr(run, "create", lambda *_: opened)
     command_of_other = command("train", tmp_path / "other", *arguments[2:])
