@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -101,7 +102,7 @@ def test_resuming_on_an_array_with_other_pixels_or_labels_is_refused(edited, tmp
 
 
 def test_samples_may_have_other_flows_but_not_other_networks(trained):
-    changes = {"flow.step_size": 0.5, "seed": 7, "sample.weights": "raw", "condition.weight": 1.0}
+    changes = {"flow.step_size": 0.5, "seed": 7, "condition.weight": 1.0}
     assert settings.changed(trained.overridden(changes)).items() >= changes.items()
     for key in ("prior.jitter", "train.ema_rate"):
         with pytest.raises(UserError, match=rf"{key} is 0\.5 but was"):
@@ -346,29 +347,16 @@ def test_a_damaged_snapshot_is_named_and_strange_files_are_skipped(of_images):
         of_images.read_snapshots(9)
 
 
-def test_a_record_has_the_name_of_its_step_or_a_digest_and_is_never_replaced(of_images):
+def test_a_record_has_the_name_of_its_step_and_the_digest_of_its_key(of_images):
     opened = run.open_checkpoint(command("evaluate", of_images.root))
     key = run.key_of(opened, of_images.settings.evaluate.num_samples)
     fewer = run.key_of(opened, 5)
     assert key["checkpoint_sha256"] == of_images.digest(opened.state)
-    assert run.name_of(opened, key) == run.name_of(opened, run.key_of(opened, None)) == "step_4"
-    assert run.name_of(opened, fewer).startswith("step_4_")
-    assert run.name_of(opened, key | {"classifier": "digest"}).startswith("step_4_")
-    path, is_there = run.find_record(opened, key | {"new": 1})
-    assert not is_there
-    assert path.name.startswith("step_4_")
-    for number in (1, 2):
-        unfinished = of_images.evaluations / f"unfinished_{number}"
-        unfinished.mkdir()
-        record = {"key": key | {"new": number}, "metrics": {}, "details": {}}
-        run.files.write_json(unfinished / "record.json", record)
-        run.add_record(unfinished, path)
-    assert run.find_record(opened, key | {"new": 1}) == (path, True)
-    assert of_images.newest_evaluation(key | {"new": 1})["key"]["new"] == 1
+    names = {run.name_of(opened, of) for of in (key, fewer, key | {"classifier": "digest"})}
+    assert len(names) == 3
+    assert all(re.fullmatch("step_4-[0-9a-f]{8}", name) for name in names)
+    assert of_images.newest_evaluation(fewer)["key"]["num_samples"] == key["num_samples"]
     assert of_images.newest_evaluation(fewer | {"new": 3}) is None
-    (of_images.evaluations / "taken").write_text("")
-    with pytest.raises(UserError, match="taken exists and is not a record"):
-        run.add_record(unfinished, of_images.evaluations / "taken")
 
 
 def test_processes_must_share_a_folder_settings_and_data(tmp_path, monkeypatch):
