@@ -27,7 +27,7 @@ import optax
 
 import fdrl_jax as fdrl
 from benchmarks.accelerator import hlo, work
-from experiments import precision as precision_lib
+from experiments import devices as precision_lib
 from experiments.files import write_json
 from fdrl_jax import networks
 from fdrl_jax.training import rng

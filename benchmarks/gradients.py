@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.estimators import matmul_precision
-from experiments.precision import describe_devices, set_cpu_flags, uses_onednn
+from experiments.devices import describe_devices, set_cpu_flags, uses_onednn
 from fdrl_jax.networks import convolve
 
 BOUNDS = {"bfloat16": 1.5e-2, "float32": 2e-5}  # Relative to the largest entry.

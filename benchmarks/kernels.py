@@ -17,7 +17,7 @@ import jax
 
 from benchmarks.accelerator import hlo, work
 from benchmarks.estimators import NETWORKS, ours
-from experiments import precision as precision_lib
+from experiments import devices as precision_lib
 
 _NUM_FLOW_STEPS = 6  # The loops of random numbers have 5 rounds.
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import precision, run
+from experiments import devices, run
 from experiments.data.source import Source
 from experiments.errors import UserError
 from experiments.experiment import (
@@ -185,11 +185,8 @@ def _restored(
             f"--classifier={path} was trained on other data: its classes and shape are {theirs}, "
             f"and those of this run are {ours}"
         )
-    options: Any = jax.config  # Its attributes are created at run time.
-    multiplied = options.jax_default_matmul_precision
-    used = precision.resolve(trained.settings)
     # Only its layers compute in its precision; this process multiplies as its own run does.
-    options.update("jax_default_matmul_precision", multiplied)
+    used = devices.resolved(trained.settings)
     network = make_network(used, event_shape, len(classes))
     shapes = jax.eval_shape(lambda: init_state(used, network, event_shape))
     return network, trained.restored(shapes).state, trained

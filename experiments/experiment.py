@@ -35,7 +35,7 @@ _LENGTH_PER_DIMENSION = 2.75  # Of the flow: its number of steps times their siz
 class Training:
     """A network, its data, and the arrays and functions of its training."""
 
-    settings: Settings  # `precision.resolve` has replaced the precision "auto".
+    settings: Settings  # `devices.resolved` has replaced the precision "auto".
     source: Source
     network: Network
     constants: Constants
@@ -44,6 +44,7 @@ class Training:
     # `parallel`. Raises a UserError for a batch that does not divide.
     make_step: Callable[[int | None], TrainStep]
     denoiser: networks.Denoiser | None = None
+    fitted: FittedPrior | None = None  # The data-dependent prior.
 
     @property
     def root_key(self) -> jax.Array:
@@ -90,11 +91,18 @@ class Experiment(Training):
         return train_state.ema_variables if averaged else train_state.variables
 
 
-def build(settings: Settings, source: Source, fitted: FittedPrior | None = None) -> Experiment:
+def build(
+    settings: Settings,
+    source: Source,
+    fitted: FittedPrior | Callable[[int | None], FittedPrior] | None = None,
+) -> Experiment:
     """Builds a density ratio; a UserError names settings that do not fit together.
 
-    If a data-dependent prior is needed but not given, a placeholder replaces it, which suffices to
-    check, compile and time.
+    Args:
+      settings: with `devices.resolved` and `for_shape` applied.
+      source: the data.
+      fitted: the data-dependent prior, or a function that fits it, for the number of classes, after
+        everything else was checked. Without it, a placeholder suffices to compile and time.
     """
     with explained():
         num_of_classes = num_classes(settings, source)

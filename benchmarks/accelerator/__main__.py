@@ -22,7 +22,7 @@ import fdrl_jax
 from benchmarks.accelerator import agreement, page, speed, training
 from benchmarks.accelerator.speed import FULL, SMALL, Scale
 from benchmarks.estimators import pytorch
-from experiments import precision as precision_lib
+from experiments import devices as precision_lib
 from experiments.files import write_json, write_text
 
 # Shares of the time that are kept for what follows.

@@ -27,7 +27,7 @@ import numpy as np
 from benchmarks.peers import data, methods, page, public, race
 from experiments.errors import UserError
 from experiments.files import append_line, read_npz
-from experiments.precision import set_cpu_flags, why_not_onednn
+from experiments.devices import set_cpu_flags, why_not_onednn
 
 
 def main(argv: list[str] | None = None) -> None:
