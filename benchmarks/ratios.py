@@ -35,7 +35,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 
 import fdrl_jax as fdrl
-from benchmarks.peers.data import read
+from benchmarks.race.data import read
 from fdrl_jax.method import objective
 from fdrl_jax.ratio import LogDensity, Quadratic, Trunk
 

@@ -21,7 +21,6 @@ def get_config(name: str = "") -> ConfigDict:
     """Returns the config, or its variants, such as "lr_kl,up"."""
     c = base.images(name)
     c.data.name = "folder"
-    c.data.held_out_split = "validation"
     c.data.image_size = 128
     c.data.random_flip = True
     c.data.keep_aspect = False  # The paper squeezes the images to the square.

@@ -26,8 +26,8 @@ import fdrl_jax as fdrl
 from experiments import experiment, prior, run, settings
 from experiments import main as program
 from experiments.command import Command
-from experiments.data import points
-from experiments.data.digits import digits
+from experiments.data import built_in as points
+from experiments.data.built_in import digits
 from experiments.data.source import Source
 from experiments.evaluation.classes import SvcClassifier
 from experiments.experiment import Experiment

@@ -226,7 +226,7 @@ def _training_data(opened: Opened, data_dir: str, live: Source | None) -> tuple[
     data = opened.experiment.settings.data
     where = data_dir or data.dir or run.remembered_dir(data.dir)
     try:
-        source = load.load(dataclasses.replace(data, dir=where))
+        source = load(dataclasses.replace(data, dir=where))
         run.check_data(source)
     except UserError as error:
         if data_dir or data.dir != run.settings.data.dir:

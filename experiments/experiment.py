@@ -320,8 +320,6 @@ def _prior(
     name, num_components = settings.prior.name, settings.prior.num_components
     if num_components > 1 and name != "data_dependent":
         raise ValueError("prior.num_components is for prior.name='data_dependent'")
-    if settings.data.source_dir and name != "source":
-        raise ValueError(f"data.source_dir needs prior.name='source', not {name!r}")
     if source.is_translation and name != "source":
         raise ValueError(
             f"a translation starts from images, with prior.name='source', not {name!r}; to learn "
@@ -333,8 +331,8 @@ def _prior(
     if name == "source":
         if source.starts is None:
             raise ValueError(
-                "prior.name='source' needs images to start from: data.source_dir, "
-                "data.name='pair', or data.source_class and data.target_class"
+                "prior.name='source' needs images to start from: data.name='pair', or "
+                "data.source_class and data.target_class"
             )
         arguments: dict[str, Any] = {
             "field": "source",

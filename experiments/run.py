@@ -27,7 +27,7 @@ import numpy as np
 from experiments import devices, experiment, files, prior, settings
 from experiments.checkpoints import Checkpoints, Restored, Which, digest_of
 from experiments.command import Command
-from experiments.data import load
+from experiments.data import BUILT_IN, contains, load
 from experiments.data.source import Source
 from experiments.errors import UserError
 from experiments.evaluation import references
@@ -77,7 +77,7 @@ class Run:
     def source(self) -> Source:
         """Returns the data that the run stores: everything except what only training needs."""
         if self._kept_images is None:  # Built-in data.
-            return load.load(self.settings.data)
+            return load(self.settings.data)
         return references.frozen_source(self._kept_images, self.data)
 
     @functools.cached_property
@@ -244,7 +244,7 @@ def create(
             prior.write(root / "prior.npz", fitted)
         reference = root / "reference.npz"
         # Built-in data need no stored reference, and a classifier has no samples to compare.
-        keeps_images = kind == "ratio" and wanted.data.name not in load.BUILT_IN
+        keeps_images = kind == "ratio" and wanted.data.name not in BUILT_IN
         if keeps_images:
             references.save(references.of_images(source), reference)
         values = settings.to_flat(wanted)
@@ -268,7 +268,7 @@ def check_free(root: Path, wanted: Settings) -> None:
     """Raises a UserError for a folder with checkpoints of another run, or in that of the data."""
     if (root / "checkpoints").exists():
         raise UserError(f"--workdir={root} contains checkpoints but no run.json; restore that file")
-    if load.contains(wanted.data, root):
+    if contains(wanted.data, root):
         raise UserError(
             f"--workdir={root} is in the folder of the data, which would then contain the pictures "
             "of the run; choose a folder elsewhere"

@@ -154,18 +154,11 @@ class Data(Section):
     """Data set: a built-in one (swissroll, 8gaussians, 25gaussians, digits), or images from a
     folder or zip (folder), an array (npz), two domains (pair) or TFDS (tfds:NAME)."""
     dir: Free[Text] = ""
-    """Path of the images. If empty, the environment variable FDRL_DATA_DIR is used; the flag
-    --data_dir overrides both. If none of the three is set, a run uses the --data_dir of the
-    command that created it, if that still exists."""
-    source_dir: Free[Text] = ""
-    """Folder, zip or .npz of images where samples start, such as those of another generator, for
-    prior.name=source; they are paired with nothing."""
-    split: Text = "train"
-    """Split that the run trains on."""
-    held_out_split: Text = "test"
-    """Split that the run is evaluated on, if the data have it."""
+    """Path of the images, which the flag --data_dir overrides. If neither is set, a run uses the
+    --data_dir of the command that created it, if that still exists."""
     num_held_out: Count = 1_000
-    """Number of images to hold out of a set without such a split, at most a tenth of the set."""
+    """Number of images to hold out of a set without a split named test, validation or val, at most
+    a tenth of the set."""
     source_class: Text = ""
     """For a translation between classes: the class to start from."""
     target_class: Text = ""
@@ -186,13 +179,6 @@ class Data(Section):
     """Mirrors half of the training images, left to right."""
     dequantisation: Annotated[Real, Ge(0.0), Le(1.0)] = 0.0
     """Standard deviation of the Gaussian noise that is added to data in [-1, 1]."""
-    in_memory_megabytes: Whole = 256
-    """Data sets of up to this many megabytes of pixels are kept in memory; larger ones are
-    streamed."""
-    num_threads: Free[Few] = 4
-    """Number of decoding threads."""
-    prefetch_batches: Free[Annotated[int, Ge(1), Le(10_000)]] = 8
-    """Number of batches that are decoded in advance."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -455,7 +441,6 @@ class Settings(Section):
 # Settings that contain paths on this machine. Files that are meant to be shared omit them.
 PATHS = (
     "data.dir",
-    "data.source_dir",
     "condition.classifier",
     "evaluate.inception_weights",
     "evaluate.legacy_weights",

@@ -116,7 +116,7 @@ def settings_and_data(command: Command, opened: Run | None = None) -> tuple[Sett
     if opened is not None:  # Before minutes of reading.
         wanted = experiment.for_shape(wanted, tuple(opened.data["event_shape"]))
         wanted = opened.changed(wanted, "train")
-    source = load.load(wanted.data)
+    source = load(wanted.data)
     if opened is not None:
         opened.check_data(source)
     return experiment.for_shape(wanted, source.event_shape), source

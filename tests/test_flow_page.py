@@ -13,7 +13,7 @@ import pytest
 
 import fdrl_jax as fdrl
 from docs import flow_page
-from experiments.data import points
+from experiments.data import built_in as points
 
 NODE = shutil.which("node")
 CHROMIUM = next(

@@ -8,12 +8,11 @@ import numpy as np
 
 from experiments.data import tfds
 from experiments.data.decode import Transform, to_unit
-from experiments.data.formats import Records, digest, open_images
+from experiments.data.formats import Records, Tree, digest, of_pixels
 from experiments.data.stream import decode_all, probe
 from experiments.errors import DataError
 from experiments.evaluation.inception import ImageSet
-from experiments.files import read_headers, read_npz
-from experiments.settings import Data
+from experiments.files import read_npz
 
 _BATCH_SIZE = 1_000
 
@@ -58,8 +57,8 @@ def load(where: str, data_dir: str = "", image_size: int = 0) -> Stored:
     """
     if (pixels := _floats(where)) is None:
         transform = Transform(image_size=image_size)
-        images = probe(_open(where, data_dir), transform, remedy="--image_size")
-        pixels = decode_all(images, Data(), where)
+        images = probe(_open(where, data_dir), transform)
+        pixels = decode_all(images, where)
     elif image_size and pixels.shape[1:3] != (image_size, image_size):
         raise DataError(f"{where}: floating-point images cannot be resized")
     if len(pixels) < 2:
@@ -82,9 +81,11 @@ def alike(sets: Mapping[str, Stored]) -> dict[str, Stored]:
 
 
 def _open(where: str, data_dir: str) -> Records:
-    if not where.startswith(tfds.PREFIX):
-        return open_images(where)
-    name, _, split = where.removeprefix(tfds.PREFIX).rpartition(":")
+    if where.endswith(".npz"):
+        return of_pixels(where, read_npz(Path(where), "arr_0")["arr_0"])
+    if not where.startswith("tfds:"):
+        return Tree(where).records()
+    name, _, split = where.removeprefix("tfds:").rpartition(":")
     if not name:
         raise DataError(f"{where}: the split is missing; write it as in tfds:cifar10:train")
     folder = tfds.find(name, data_dir)
@@ -95,10 +96,10 @@ def _open(where: str, data_dir: str) -> Records:
 
 def _floats(where: str) -> np.ndarray | None:
     """Returns the images of an .npz of floating-point numbers; `None` for any other set."""
-    header = read_headers(Path(where)).get("arr_0") if where.endswith(".npz") else None
-    if header is None or not np.issubdtype(header[1], np.floating):
+    array = read_npz(Path(where), "arr_0")["arr_0"] if where.endswith(".npz") else None
+    if array is None or not np.issubdtype(array.dtype, np.floating):
         return None
-    array = read_npz(Path(where), "arr_0")["arr_0"].astype(np.float32)
+    array = array.astype(np.float32)
     is_images = array.ndim == 4 and array.shape[-1] in (1, 3)
     if not (is_images and np.abs(array).max(initial=0.0) <= 1.0):
         raise DataError(f"{where}: floating-point images must be [N, H, W, 1 or 3] in [-1, 1]")

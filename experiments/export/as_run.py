@@ -10,7 +10,7 @@ import numpy as np
 import fdrl_jax
 from experiments import experiment, run, settings
 from experiments.command import Command
-from experiments.data import load
+from experiments.data import BUILT_IN, load
 from experiments.data.source import Source
 from experiments.errors import UserError, first_line
 from experiments.evaluation import references
@@ -64,10 +64,10 @@ def make_run(command: Command) -> None:
 def _source(wanted: Settings, sampler: Sampler, data_dir: str) -> Source:
     """Returns the data of the sampler, without images unless they are available."""
     described = sampler.config["data"]
-    if wanted.data.name not in load.BUILT_IN and not data_dir:
+    if wanted.data.name not in BUILT_IN and not data_dir:
         none = np.zeros((0, *sampler.event_shape), np.float32)
         return references.frozen_source(ImageReference(described["name"], none), described)
-    source = load.load(dataclasses.replace(wanted.data, dir=data_dir))
+    source = load(dataclasses.replace(wanted.data, dir=data_dir))
     if run.describe_data(source)["identity"] != described["identity"]:
         raise UserError(
             f"--data_dir={data_dir}: the sampler was trained on other images, or on the same ones "

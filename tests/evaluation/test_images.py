@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
+from experiments.data.built_in import digits, gaussians8
 from experiments.data.decode import to_unit
-from experiments.data.digits import digits
-from experiments.data.points import gaussians8
 from experiments.data.source import Source
 from experiments.evaluation import Samples, draws, references
 from experiments.evaluation.cheap import cheap_metric, num_read

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import multivariate_normal
 
-from experiments.data.points import gaussians8, gaussians25, swissroll
+from experiments.data.built_in import gaussians8, gaussians25, swissroll
 from experiments.evaluation import log_ratio as metrics
 
 GAP = np.array([0.8, -0.3])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from experiments.data.points import gaussians8
+from experiments.data.built_in import gaussians8
 from experiments.evaluation import Samples, points, references
 from experiments.evaluation.points import evaluate_points
 from fdrl_jax.metrics import energy_distance, mean_distance

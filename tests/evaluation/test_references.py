@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.data.digits import digits
+from experiments.data.built_in import digits
 from experiments.data.source import Source
 from experiments.errors import DataError, UserError
 from experiments.evaluation import Samples, references

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from experiments import pictures
-from experiments.data.digits import digits
+from experiments.data.built_in import digits
 from experiments.errors import DataError
 from experiments.evaluation import Samples, inception, references, translation
 from experiments.evaluation.inception import Inception

@@ -22,7 +22,7 @@ def of_digits(classifier_of_digits):
 
 def test_a_judge_gives_probabilities_features_and_its_accuracy(of_digits):
     judge, described = classifier.open_to_judge(of_digits.root, CLASSES, SHAPE)
-    source = load.load(of_digits.settings.data)
+    source = load(of_digits.settings.data)
     images, labels = source.held_out(10_000, 0), source.labels.held_out
     probabilities, features = judge(images)
     assert probabilities.shape == (len(images), 10)
@@ -76,7 +76,7 @@ def test_a_judge_needs_a_known_accuracy(of_digits):
 @pytest.mark.parametrize("name", ["swissroll", "digits"])
 def test_data_without_classes_are_refused(name):
     wanted = settings.from_config({"data.name": name, "network.name": "resnet32"})
-    source = load.load(wanted.data)._replace(labels=None)
+    source = load(wanted.data)._replace(labels=None)
     with pytest.raises(UserError, match=f"data.name={name}: a classifier needs labelled images"):
         classifier.build(wanted, source)
 
@@ -85,7 +85,7 @@ def test_images_of_one_class_are_refused(tiny):
     one = {"data.source_class": "3", "data.target_class": "8"}
     wanted = tiny("digits_classifier", one)
     with pytest.raises(UserError, match="training images of at least two classes"):
-        classifier.build(wanted, load.load(wanted.data))
+        classifier.build(wanted, load(wanted.data))
 
 
 def test_the_step_attacks_and_shifts_its_images_and_learns(tiny):
@@ -94,7 +94,7 @@ def test_the_step_attacks_and_shifts_its_images_and_learns(tiny):
     size = {"train.steps_per_dispatch": 10, "train.batch_size": 32}
     wider = {"network.width": 16, "attack.num_steps": 1}
     wanted = settings.replace(wanted, {**rate, **size, **wider})
-    training = classifier.build(wanted, load.load(wanted.data))
+    training = classifier.build(wanted, load(wanted.data))
     constants = experiment.on_devices(training.constants)
     state = parallel.replicate(training.init_state())
     run_steps = parallel.map_steps(training.repeated_step())

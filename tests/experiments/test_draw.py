@@ -8,7 +8,7 @@ import pytest
 from small_runs import command, start
 
 from experiments import experiment, pictures, prior
-from experiments.data.load import load
+from experiments.data import load
 from experiments.draw import (
     Sampler,
     batch_size,

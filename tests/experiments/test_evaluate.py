@@ -103,7 +103,7 @@ def test_what_is_missing_is_an_error_before_samples_are_drawn(of_images, tmp_pat
 def test_an_evaluation_without_the_training_data_is_completed_once_they_are_there(
     of_images, image_folder, monkeypatch, capsys
 ):
-    load = evaluate.load.load
+    load = evaluate.load
 
     def load_if_given(options):
         if not given:

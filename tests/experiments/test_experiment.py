@@ -18,7 +18,7 @@ def of(changes):
 
 def built(changes):
     wanted = of(changes)
-    return experiment.build(wanted, load.load(wanted.data))
+    return experiment.build(wanted, load(wanted.data))
 
 
 @pytest.mark.parametrize(

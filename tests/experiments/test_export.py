@@ -17,12 +17,12 @@ import pytest
 import safetensors.numpy
 import yaml
 from scipy.fft import dctn
-from small_runs import SMALL_RESNET, command, contents, start
+from small_runs import command, contents, start
 
 import fdrl_jax
 from experiments import export, prior
+from experiments.data import load
 from experiments.data.decode import to_uint8
-from experiments.data.load import load
 from experiments.draw import sample_state
 from experiments.errors import UserError
 from experiments.experiment import build
@@ -315,29 +315,6 @@ def test_a_sampler_that_translates_needs_its_source_images_as_input(tiny, tmp_pa
         sampler(6)
     with pytest.raises(ValueError, match=r"source must have the shape \(6, 2\)"):
         sampler(6, source=starts[:5])
-
-
-def test_the_code_of_the_card_adds_the_noise_of_start_images_and_denoises(
-    image_folder, tmp_path, monkeypatch
-):
-    # So short a flow that its end is its start.
-    flow = {"flow.step_size": 1e-12, "flow.noise_scale": 0.0, "network.denoiser_width": 4}
-    of_starts = {"data.dir": image_folder, "data.source_dir": image_folder, "data.image_size": 8}
-    changes = {**of_starts, "prior.name": "source", **flow, **SMALL_RESNET}
-    start("train", tmp_path / "run", "folder:tiny", changes)
-    start("export", tmp_path / "run", platforms="cpu")
-    folder = tmp_path / "run" / "export" / "step_4"
-    text = (folder / "README.md").read_text()
-    assert "load_sampler.py --num_samples=100 --source=images.npy --out=samples.npz" in text
-    opened = open_checkpoint(command("export", tmp_path / "run"))
-    model, images = opened.experiment, opened.experiment.source.starts(np.arange(5))
-    monkeypatch.chdir(folder)
-    np.save("images.npy", images)
-    exec(code_of(text), drawn := {})
-    noise = np.std(drawn["images"] - images)
-    assert noise == pytest.approx(model.settings.data.dequantisation, rel=0.1)
-    expected = model.problem.denoise(opened.state.ema_variables, drawn["images"])
-    np.testing.assert_allclose(drawn["samples"], expected, atol=1e-4)
 
 
 def test_the_mode_writes_the_sampler_of_a_checkpoint(trained, capsys):

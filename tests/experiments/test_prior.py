@@ -69,7 +69,7 @@ def test_data_that_have_no_covariance_are_refused():
 
 def test_a_low_rank_prior_and_a_placeholder_have_the_same_shapes(tiny):
     wanted = tiny("digits", {"prior.rank": 2})
-    source = load.load(wanted.data)
+    source = load(wanted.data)
     low = prior.fit_to(source, wanted.prior, None)
     like = prior.placeholder(wanted.prior, source, None)
     assert low.factor.shape == like.factor.shape == (64, 2)
@@ -94,7 +94,7 @@ def test_a_prior_is_read_back_bit_for_bit_and_another_or_a_damaged_one_is_named(
 
 def test_a_mixture_has_a_gaussian_for_each_cluster_or_each_class(tiny):
     wanted = tiny("digits", {"prior.num_components": 3, "prior.rank": 2})
-    source = load.load(wanted.data)
+    source = load(wanted.data)
     of_clusters = prior.fit_to(source, wanted.prior, None)
     assert of_clusters.mean.shape == (3, 64)
     assert of_clusters.factor.shape == (64, 6)
@@ -113,7 +113,7 @@ def test_a_mixture_has_a_gaussian_for_each_cluster_or_each_class(tiny):
 
 def test_a_mixture_is_read_back_bit_for_bit(tiny, tmp_path):
     wanted = tiny("digits", {"prior.num_components": 3})
-    fitted = prior.fit_to(load.load(wanted.data), wanted.prior, None)
+    fitted = prior.fit_to(load(wanted.data), wanted.prior, None)
     assert fitted.rank == 50
     prior.write(tmp_path / "prior.npz", fitted)
     for one, same in zip(prior.read(tmp_path / "prior.npz", fitted.sha256), fitted, strict=True):
@@ -126,20 +126,20 @@ def test_a_mixture_is_read_back_bit_for_bit(tiny, tmp_path):
 def test_several_gaussians_are_for_the_data_dependent_prior(tiny):
     wanted = tiny("digits", {"prior.num_components": 3, "prior.name": "normal"})
     with pytest.raises(UserError, match=r"num_components is for prior\.name='data_dependent'"):
-        experiment.build(wanted, load.load(wanted.data))
+        experiment.build(wanted, load(wanted.data))
 
 
 def test_a_large_training_set_is_represented_by_examples_spread_over_it(tiny, monkeypatch):
     monkeypatch.setattr(prior, "_MAX_NUMBERS", 64 * 500)
     wanted = tiny("digits", {"prior.num_components": 2})
-    fitted = prior.fit_to(load.load(wanted.data), wanted.prior, 10)
+    fitted = prior.fit_to(load(wanted.data), wanted.prior, 10)
     assert fitted.num_examples == 500
     assert fitted.num_components == 20  # Two for each class.
 
 
 def test_every_class_needs_images(tiny):
     wanted = tiny("digits")
-    source = load.load(wanted.data)
+    source = load(wanted.data)
     labels = source.labels._replace(train=np.maximum(source.labels.train, 2))
     with pytest.raises(UserError, match="no training images of the classes 0, 1"):
         prior.fit_to(source._replace(labels=labels), wanted.prior, 10)
@@ -181,14 +181,14 @@ def test_the_number_of_gaussians_and_their_rank(
     tiny, shape, num_train, rank, num_components, num_classes, expected
 ):
     changes = {"prior.num_components": num_components, "prior.rank": rank}
-    source = load.load(tiny("digits").data)._replace(num_train=num_train, event_shape=shape)
+    source = load(tiny("digits").data)._replace(num_train=num_train, event_shape=shape)
     assert prior.choose(tiny("digits", changes).prior, source, num_classes) == expected
 
 
 def test_a_rank_above_the_size_of_an_example_is_rejected(tiny):
     wanted = tiny("digits", {"prior.rank": 65})
     with pytest.raises(ValueError, match=r"prior\.rank must be at most 64"):
-        prior.choose(wanted.prior, load.load(wanted.data), None)
+        prior.choose(wanted.prior, load(wanted.data), None)
 
 
 @pytest.mark.parametrize(("by_class", "shape"), [(False, (3,)), (True, (10, 20))])

@@ -10,8 +10,8 @@ from small_runs import command, start
 
 import fdrl_jax
 from experiments import export, prior
+from experiments.data import load
 from experiments.data.decode import to_uint8
-from experiments.data.load import load
 from experiments.draw import Sampler, on_devices
 from experiments.errors import UserError
 from experiments.experiment import build

@@ -11,7 +11,7 @@ from PIL import Image
 from small_runs import contents, start
 
 from experiments import draw, prior
-from experiments.data.load import load
+from experiments.data import load
 from experiments.errors import UserError
 from experiments.experiment import build
 from experiments.sample import conditioned, labels_of

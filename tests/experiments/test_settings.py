@@ -61,7 +61,7 @@ def built(flat):
     """Returns the experiment of settings, or `None` if they are rejected in a short line."""
     try:
         wanted = settings.from_config(flat)
-        return experiment.build(wanted, load.load(wanted.data))
+        return experiment.build(wanted, load(wanted.data))
     except UserError as error:
         checked(error)
     return None
@@ -194,8 +194,6 @@ def test_settings_are_grouped_by_when_they_may_change():
 
 def test_the_home_folder_replaces_its_sign_in_every_path_and_shared_settings_have_none(monkeypatch):
     monkeypatch.setenv("HOME", "/home/ada")
-    monkeypatch.setenv("FDRL_DATA_DIR", "/of/this/machine")
-    assert settings.from_config({}).data.dir == "", "it is read when data are opened, never stored"
     found = settings.from_config(dict.fromkeys(settings.PATHS, "~/x"))
     flat = settings.to_flat(found)
     assert {flat[key] for key in settings.PATHS} == {"/home/ada/x"}

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import fdrl_jax as fdrl
-from examples.torch_weights import torch_shapes
+from examples.authors_weights import torch_shapes
 from fdrl_jax import bregman, priors
 from fdrl_jax.training import rng, state, steps
 from fdrl_jax.training.problem import Constants, Estimator, FlowParams, Problem

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from examples.torch_weights import from_torch_state_dict, torch_shapes
+from examples.authors_weights import from_torch_state_dict, torch_shapes
 from fdrl_jax.networks import (
     MLP,
     SPECS,
