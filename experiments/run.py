@@ -12,7 +12,6 @@ name of a record is `step_N-KEY8`: the step, and a digest of everything that det
 """
 
 import contextlib
-import dataclasses
 import datetime
 import functools
 import logging
@@ -21,7 +20,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import jax
 import numpy as np
 
 from experiments import devices, experiment, files, prior, settings
@@ -35,7 +33,7 @@ from experiments.evaluation.references import ImageReference
 from experiments.experiment import Experiment
 from experiments.files import sha256_of_file, sha256_of_json
 from experiments.prior import FittedPrior
-from experiments.settings import Flat, Settings
+from experiments.settings import Settings
 from fdrl_jax._names import nearest
 from fdrl_jax.training import parallel
 from fdrl_jax.training.state import TrainState
@@ -130,7 +128,7 @@ class Run:
     def warn_of_changes(self, precision: str) -> None:
         """Warns if results may differ in the last digits from those of an uninterrupted run."""
         then, now = self.environment, devices.environment(precision)
-        changed = [f"{key} {now[key]} (was {then.get(key)})" for key in now if now[key] != then[key]]
+        changed = [f"{k} {now[k]} (was {then.get(k)})" for k in now if now[k] != then.get(k)]
         if changed and parallel.is_first_process():
             logging.getLogger("fdrl").warning(
                 "the last digits may differ from an uninterrupted run: %s", ", ".join(changed)
