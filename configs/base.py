@@ -75,7 +75,7 @@ def small_images() -> ConfigDict:
     of 12 long steps instead of 100, a narrow network, and equal noise in samples and data:
     `prior.jitter + K nu^2` is about the variance of the dequantisation. A denoiser then removes
     this noise from samples. Step size and blocks follow from the shape of the images.
-    docs/ablations.md and docs/choosing.md have the evidence.
+    docs/learnt.md and docs/failing.md have the evidence.
     """
     c = images()
     c.network.name = "resnet"

@@ -67,7 +67,7 @@ def _prepare(name: str, base: Path) -> str:
         raise DataError(
             f"tfds:{name} cannot be prepared: {first_line(error)}. Prepare it where TensorFlow and "
             f"a network are available, with tfds build {stem} --data_dir={base} "
-            "--file_format=array_record, and copy the folder here; see docs/data.md"
+            "--file_format=array_record, and copy the folder here; see docs/own_images.md"
         ) from error
     return str(builder.data_path)
 

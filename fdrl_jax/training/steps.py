@@ -30,7 +30,7 @@ LossAndGrads = Callable[[Variables, Array, Constants, Any, Array], tuple[Any, Me
 # A denoiser works at full resolution. On whole batches of MNIST, it adds half to a step.
 _DENOISED_FRACTION = 0.25
 # Samples deviate from data by more than the noise that data have, so it learns to remove more of
-# it; see docs/choosing.md for other factors.
+# it; see docs/failing.md for other factors.
 _DENOISED_NOISE = 2.0
 
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from docs import glossary
 from experiments.evaluation import metrics
 from experiments.evaluation.metrics import Estimate, Metric
 
@@ -94,7 +93,3 @@ def test_a_spread_of_rounding_errors_is_not_shown():
 )
 def test_names_of_metrics_include_the_number_of_samples(num, name):
     assert metrics.with_count("fid", num) == name
-
-
-def test_the_glossary_in_the_documentation_is_that_of_the_definitions():
-    assert glossary.glossary() in (DOCS / "evaluation.md").read_text()
