@@ -34,7 +34,6 @@ def points() -> ConfigDict:
     c.train.steps_per_dispatch = 50
     c.checkpoint.every_steps = 1_000
     c.snapshot.every_steps = 250
-    c.snapshot.num_samples = 2_000
     c.evaluate.batch_size = 10_000
     return c
 
@@ -125,8 +124,6 @@ def tiny(c: ConfigDict) -> ConfigDict:
     c.log.every_steps = 2
     c.checkpoint.every_steps = 2
     c.snapshot.every_steps = 2
-    c.snapshot.num_samples = 16
-    c.evaluate.num_monitored_samples = 32
     c.evaluate.num_samples = 64
     c.evaluate.batch_size = 32
     return c
@@ -155,7 +152,7 @@ def variant(c: ConfigDict, names: str) -> ConfigDict:
     Raises:
       ValueError: for an unknown variant.
     """
-    for name in names.split(",") if names else ():
+    for name in filter(None, names.split(",")):
         if name in PAIRS:
             c.loss.name, c.loss.divergence = PAIRS[name]
         elif name == "ddp":

@@ -30,5 +30,4 @@ def get_config(name: str = "") -> ConfigDict:
     c.checkpoint.every_steps = 500
     c.snapshot.every_steps = 500
     c.evaluate.num_samples = 5_000  # Five draws of 1,000.
-    c.condition.num_refine_steps = 3
     return base.variant(c, name)

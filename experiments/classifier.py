@@ -49,9 +49,6 @@ def build(settings: Settings, source: Source) -> Training:
         raise UserError(
             "a classifier needs training images of at least two classes, without data.target_class"
         )
-    for name in ("denoiser_width", "by_class"):
-        if getattr(settings.network, name):
-            raise UserError(f"network.{name} is for a density ratio, not for a classifier")
     with explained():
         network = make_network(settings, source.event_shape, num_classes)
 
@@ -59,9 +56,9 @@ def build(settings: Settings, source: Source) -> Training:
         with explained():
             return adversarial.make_train_step(
                 cast(Apply, network.apply),
-                attack=_make_attack(settings, settings.attack.num_steps),
+                attack=_make_attack(settings, settings.classifier.attack_steps),
                 refresh=networks.update_vectors,
-                draw=_augmented(source.draw, settings.augment.max_shift),
+                draw=_augmented(source.draw, settings.classifier.max_shift),
                 **step_options(settings, num_replicas),
             )
 
@@ -98,7 +95,7 @@ def accuracy(training: Training, state: TrainState) -> dict[str, float]:
     return {
         "clean_accuracy": clean,
         "robust_accuracy": robust,
-        "robust_at_epsilon": settings.attack.epsilon,
+        "robust_at_epsilon": settings.classifier.epsilon,
         "num_images": len(images),
     }
 
@@ -193,8 +190,8 @@ def _restored(
 
 
 def _make_attack(settings: Settings, num_steps: int) -> Attack:
-    """Returns the attack on pixels in [-1, 1]; `attack.epsilon` is for the usual scale [0, 1]."""
-    return adversarial.l2_attack(2.0 * settings.attack.epsilon, num_steps)
+    """Returns the attack on pixels in [-1, 1]; `classifier.epsilon` is for the usual scale [0, 1]."""
+    return adversarial.l2_attack(2.0 * settings.classifier.epsilon, num_steps)
 
 
 def _augmented(draw: Draw, max_shift: int) -> Draw:

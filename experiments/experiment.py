@@ -108,7 +108,8 @@ def build(
         num_of_classes = num_classes(settings, source)
         network = make_network(settings, source.event_shape, num_of_classes)
         denoiser = _make_denoiser(settings, source.event_shape)
-        of_run, prior_arguments = _prior(settings, source, fitted, num_of_classes)
+        bregman.check_pair(settings.loss.name, divergences.get(settings.loss.divergence))
+        of_run, prior_arguments, found = _prior(settings, source, fitted, num_of_classes)
         problem = Problem(
             estimator=Estimator.from_network(network),
             bregman=bregman.get(settings.loss.name),
@@ -117,7 +118,6 @@ def build(
             prior_sample=of_run.sample,
             denoise=denoiser.denoise if denoiser else None,
         )
-        bregman.check_pair(problem.bregman, problem.divergence)
 
     def make_step(num_replicas: int | None) -> TrainStep:
         with explained():
@@ -140,6 +140,7 @@ def build(
         problem=problem,
         prior_arguments=prior_arguments,
         denoiser=denoiser,
+        fitted=found,
         labels=in_turn(num_of_classes) if num_of_classes else None,
     )
 
@@ -314,9 +315,9 @@ def with_class_weights(
 
 
 def _prior(
-    settings: Settings, source: Source, fitted: FittedPrior | None, num_of_classes: int | None
-) -> tuple[Prior, dict[str, Any]]:
-    """Returns the prior, and the `prior_arguments` of an `Experiment`."""
+    settings: Settings, source: Source, fitted: Any, num_of_classes: int | None
+) -> tuple[Prior, dict[str, Any], FittedPrior | None]:
+    """Returns the prior, and the fields `prior_arguments` and `fitted` of an `Experiment`."""
     name, num_components = settings.prior.name, settings.prior.num_components
     if num_components > 1 and name != "data_dependent":
         raise ValueError("prior.num_components is for prior.name='data_dependent'")
@@ -326,8 +327,9 @@ def _prior(
             "one domain only, use data.name='folder'"
         )
     if name == "data_dependent":
-        found = fitted or prior.placeholder(settings.prior, source, num_of_classes)
-        return _data_dependent(source, found)
+        found = fitted(num_of_classes) if callable(fitted) else fitted
+        found = found or prior.placeholder(settings.prior, source, num_of_classes)
+        return *_data_dependent(source, found), found
     if name == "source":
         if source.starts is None:
             raise ValueError(
@@ -338,11 +340,11 @@ def _prior(
             "field": "source",
             "dequantisation": settings.data.dequantisation,
         }
-        return priors.batch(**arguments), arguments
+        return priors.batch(**arguments), arguments, None
     shape: dict[str, Any] = {"event_shape": list(source.event_shape)}
     if name == "uniform":
-        return priors.uniform(**shape), shape
-    return priors.normal(**shape), shape
+        return priors.uniform(**shape), shape, None
+    return priors.normal(**shape), shape, None
 
 
 def _data_dependent(source: Source, found: FittedPrior) -> tuple[Prior, dict[str, Any]]:

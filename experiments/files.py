@@ -101,7 +101,7 @@ def read_headers(path: Path) -> dict[str, Header]:
 
 def read_npz(path: Path, *names: str) -> dict[str, np.ndarray]:
     """Reads the named arrays, or all, of an `.npz`; a UserError names a damaged file."""
-    with _of_arrays(path), np.load(path, allow_pickle=False) as arrays:
+    with _of_arrays(path), path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
         return {name: arrays[name] for name in names or arrays.files}
 
 

@@ -136,7 +136,7 @@ def check(wanted: Settings, source: Source) -> None:
 
 def _fit_prior(wanted: Settings, source: Source, num_classes: int | None) -> FittedPrior:
     started = time.perf_counter()
-    fitted = prior.fit(source, wanted.prior, num_classes)
+    fitted = prior.fit_to(source, wanted.prior, num_classes)
     if parallel.is_first_process():
         print(f"{prior.describe(fitted)}, {time.perf_counter() - started:.1f} s")
     return fitted
