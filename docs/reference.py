@@ -9,7 +9,7 @@ from typing import Any
 
 import fdrl_jax
 from experiments import settings
-from experiments.evaluation.definitions import DEFINITIONS
+from experiments.evaluation.metrics import DEFINITIONS
 
 _LONG = {  # What Sphinx shows of some types, and of the private arguments of Flax.
     r"~[\w.]+\.Array \| ~numpy\.ndarray \| ~numpy\.bool \| ~numpy\.number \| bool \| int \| float "
@@ -73,8 +73,7 @@ def metrics_table() -> str:
     """Returns the definitions of all metrics as a table in Markdown."""
     rows = ["| metric | meaning | formula | unit | better | remarks |", "|---|---|---|---|---|---|"]
     for name, d in DEFINITIONS.items():
-        unit = "none" if d.unit == "1" else d.unit
-        cells = f"`{name}`", d.words, f"`{d.formula}`", unit, d.direction or "", d.protocol
+        cells = f"`{name}`", d.words, f"`{d.formula}`", d.unit, d.direction or "", d.protocol
         # A bar would end the cell, in code as well.
         rows.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
     return "\n".join(rows) + "\n"

@@ -190,7 +190,7 @@ def _restored(
 
 
 def _make_attack(settings: Settings, num_steps: int) -> Attack:
-    """Returns the attack on pixels in [-1, 1]; `classifier.epsilon` is for the usual scale [0, 1]."""
+    """Returns the attack on pixels in [-1, 1]; `classifier.epsilon` is for [0, 1]."""
     return adversarial.l2_attack(2.0 * settings.classifier.epsilon, num_steps)
 
 

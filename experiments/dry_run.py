@@ -12,8 +12,8 @@ import numpy as np
 from experiments import devices, experiment, settings, train
 from experiments.command import Command
 from experiments.data import describe_shape
+from experiments.evaluate import num_drawn
 from experiments.evaluation import references
-from experiments.evaluation.draws import num_drawn
 from fdrl_jax.training import parallel
 
 _REPORT_SECONDS = 20.0  # For metrics and pictures, in addition to the samples.
@@ -68,7 +68,9 @@ def dry_run(command: Command) -> None:
         needed = stats.argument_size_in_bytes + stats.temp_size_in_bytes + outputs
         memory = f"{needed / 2**20:,.1f} MiB"
     print(f"whole run: about {duration(compile_seconds + train_step * num_steps + evaluation)}")
-    print(f"  {num_steps:,} training steps of {train_step:.3g} s: {duration(train_step * num_steps)}")
+    print(
+        f"  {num_steps:,} training steps of {train_step:.3g} s: {duration(train_step * num_steps)}"
+    )
     print(f"  evaluation of {num:,} samples and report: {duration(evaluation)}")
     print(f"  first checkpoint: after {duration(first)}")
     if used.prior.name == "data_dependent":

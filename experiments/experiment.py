@@ -86,9 +86,8 @@ class Experiment(Training):
     labels: Callable[[np.ndarray], np.ndarray] | None = None
 
     def sampling_variables(self, train_state: TrainState) -> Variables:
-        """Returns the variables used for sampling: the averaged or the latest ones."""
-        averaged = self.settings.sample.weights == "ema"
-        return train_state.ema_variables if averaged else train_state.variables
+        """Returns the variables used for sampling, whose parameters are averaged."""
+        return train_state.ema_variables
 
 
 def build(

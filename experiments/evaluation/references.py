@@ -41,11 +41,11 @@ def of(source: Source) -> Source | ImageReference:
     return source if source.kind == "points" else of_images(source)
 
 
-def too_few(num_held_out: int | None) -> str:
-    """Returns what is wrong with few held-out images, or "" for enough or an unknown number."""
-    if num_held_out is None or num_held_out >= _FEW_IMAGES:
+def too_few(num_held_out: int) -> str:
+    """Returns what is wrong with few held-out images, or "" for enough."""
+    if num_held_out >= _FEW_IMAGES:
         return ""
-    return f"only {num_held_out} held-out images: distances mean little below about {_FEW_IMAGES}"
+    return f"only {num_held_out} held-out images: distances mean nothing below {_FEW_IMAGES}"
 
 
 def of_images(source: Source) -> ImageReference:
