@@ -57,7 +57,7 @@ class Declared(NamedTuple):
     def checked(self, value: Any) -> Any:
         """Returns a value in the type of the setting; a ValueError may say why it is refused."""
         kind = type(self.default)
-        if kind is float and type(value) is int:
+        if kind is float and type(value) is int and abs(value) <= _MAX_FLOAT:
             value = float(value)  # Whole numbers are real numbers too.
         is_right = type(value) is kind
         if is_right and kind in (int, float):
