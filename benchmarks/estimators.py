@@ -30,7 +30,7 @@ from experiments import devices as precision_lib
 from experiments.files import write_json
 from fdrl_jax import networks
 from fdrl_jax.training import rng
-from fdrl_jax.training.problem import Constants, Estimator, FlowParams, Problem
+from fdrl_jax.training.problem import Constants, Estimator, Problem
 
 
 class Network(NamedTuple):
@@ -65,10 +65,8 @@ def ours(
     x = jax.random.uniform(jax.random.key(1), (batch, *network.shape), minval=-1.0)
     variables, optimizer = jax.jit(net.init)(jax.random.key(0), x[:1]), optax.adam(1e-4)
     problem = Problem(
+        fdrl.FDRL(num_steps=num_flow_steps, **FLOW),
         Estimator.from_network(net),
-        fdrl.bregman.LR,
-        fdrl.divergences.KL,
-        FlowParams(num_flow_steps, **FLOW),
         fdrl.priors.uniform(network.shape).sample,
     )
     step = fdrl.training.steps.make_train_step(

@@ -25,11 +25,18 @@ HOSTILE = [
 ]
 
 
+def opened(flat):
+    """Returns settings for their data, and the data."""
+    wanted = settings.from_config(flat)
+    source = load(wanted.data)
+    return experiment.for_shape(wanted, source.event_shape), source
+
+
 def refused(flat):
     """Returns the message of a refusal after checking that it is a printable line, or `None`."""
     try:
-        wanted = settings.from_config(flat)
-        experiment.build(wanted, load(wanted.data))
+        wanted, source = opened(flat)
+        experiment.build(wanted, source)
     except UserError as error:
         message = str(error)
         assert message.isprintable()
@@ -56,8 +63,8 @@ def test_extreme_values_together_are_refused_or_make_a_step(data, tiny):
         flat[key] = data.draw(st.sampled_from(HOSTILE), label=key)
     if refused(flat) is not None:
         return
-    wanted = settings.replace(settings.from_config(flat), {"train.steps_per_dispatch": 2})
-    model, num = experiment.build(wanted, load(wanted.data)), parallel.num_devices()
+    wanted, source = opened({**flat, "train.steps_per_dispatch": 2})
+    model, num = experiment.build(wanted, source), parallel.num_devices()
     if wanted.train.batch_size % num:
         return
     state, constants = jax.tree.map(
