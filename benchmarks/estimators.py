@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import optax
 
 import fdrl_jax as fdrl
-from experiments import precision as precision_lib
+from experiments import devices as precision_lib
 from experiments.files import write_json
 from fdrl_jax import networks
 from fdrl_jax.training import rng

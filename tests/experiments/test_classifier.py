@@ -3,7 +3,6 @@
 import jax
 import numpy as np
 import pytest
-from fdrl_jax.training.augmentation import shifted
 
 from experiments import adversarial, classifier, experiment, run, settings
 from experiments.data import load

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from experiments.hosts import StopSignals
 from small_runs import SMALL_RESNET, command, contents, start, train
 
 from experiments import experiment, log, run
@@ -19,7 +20,6 @@ from experiments import train as program
 from experiments.errors import DivergedError, StoppedError, UserError
 from experiments.evaluation import draws
 from experiments.evaluation.metrics import Estimate, Metric
-from experiments.hosts import StopSignals
 from experiments.settings import Settings
 from experiments.train import Hook
 
