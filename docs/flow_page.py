@@ -125,9 +125,9 @@ def train(recipe: Recipe) -> dict[str, Any]:
         real = recipe.draw(real_key, recipe.batch_size)
         x0 = recipe.start(start_key, recipe.batch_size)
         grads = jax.grad(
-            lambda params: recipe.method.objective(flow_key, real, x0, Partial(net.apply, params))[
-                0
-            ]
+            lambda params: recipe.method.objective(
+                flow_key, Partial(net.apply, params), real=real, x0=x0
+            )[0]
         )(params)
         updates, opt_state = recipe.optimizer.update(grads, opt_state, params)
         params = optax.apply_updates(params, updates)

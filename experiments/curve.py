@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from experiments import draw, pictures, run
 from experiments.command import Command
+from experiments.errors import UserError
 from experiments.evaluation import draws
 from experiments.evaluation.metrics import Metric
 from experiments.files import write_text
@@ -26,6 +27,8 @@ def curve(command: Command) -> None:
     model, flow = opened.experiment, opened.experiment.settings.flow
     wanted = command.num_samples or draw.available(model, model.settings.evaluate.num_samples)
     num, is_first = draws.num_read(opened.run.metric_reference, wanted), parallel.is_first_process()
+    if num < 2:
+        raise UserError(f"a metric needs at least 2 samples, got --num_samples={num}")
     if num < wanted and is_first:
         print(f"the metric reads {num:,} samples, so no more are drawn")
     lengths = choose_lengths(flow.num_steps, flow.num_refine_steps)

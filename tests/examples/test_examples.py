@@ -24,7 +24,7 @@ EXAMPLES = Path(density_chasm.__file__).parent
 
 
 def test_a_stale_analytic_ratio_stops_at_its_target_under_log_d_and_not_under_kl():
-    means = analytic_ratio.main([])
+    means = analytic_ratio.main()
     np.testing.assert_allclose(means["logd"], [1.0, 1.0], atol=0.2)
     assert min(means["kl"]) > 5.0
 

@@ -56,9 +56,7 @@ def test_a_changed_record_is_refused_and_not_reported(trained, old):
     (path,) = trained.evaluations.glob("*/record.json")
     text = path.read_text()
     assert old in text
-    path.write_text(
-        text.replace(old, old.replace("1", "2").replace("64", "65").replace("s.", "t."), 1)
-    )
+    path.write_text(text.replace(old, f"{old}1", 1))
     try:
         with pytest.raises(UserError, match=r"record\.json is damaged: it is not what was written"):
             evaluated(trained)

@@ -88,14 +88,6 @@ def test_the_state_before_training_depends_on_the_seed_only():
     )
 
 
-@pytest.mark.parametrize("weights", ["ema", "raw"])
-def test_samples_use_the_weights_of_the_setting(weights):
-    model = built({"sample.weights": weights})
-    state = model.init_state()._replace(ema_variables="averaged", variables="latest")
-    expected = {"ema": "averaged", "raw": "latest"}[weights]
-    assert model.sampling_variables(state) == expected
-
-
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [

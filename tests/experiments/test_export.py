@@ -16,13 +16,14 @@ from docs import ship
 from experiments import export, prior, settings
 from experiments.data import load
 from experiments.draw import sample_state
-from experiments.experiment import build
+from experiments.experiment import build, for_shape
 
 NUM = 12
 
 
 def experiment_of(wanted, num_classes=None):
     source = load(wanted.data)
+    wanted = for_shape(wanted, source.event_shape)
     fitted = (
         prior.fit_to(source, wanted.prior, num_classes) if wanted.prior.name != "normal" else None
     )

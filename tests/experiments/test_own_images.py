@@ -1,6 +1,5 @@
 """A folder of images through the whole program."""
 
-import json
 import shutil
 
 import jax
@@ -48,12 +47,11 @@ def trained_on(images, tmp_path, streamed):
 def test_a_run_samples_without_its_images_and_resumes_with_moved_ones(trained_on):
     images, folder = trained_on
     created = run.open_run(folder)
-    record = json.loads((created.evaluations / "step_4" / "record.json").read_text())
-    assert "frechet_random_conv_3" in record["metrics"]
-    assert "Only 6 held-out images" in created.report.read_text()
+    assert "No verdict: only 6 held-out images" in created.report.read_text()
     moved = images.rename(images.with_name("moved"))
     start("sample", folder, num_samples=5)
-    assert np.load(created.samples / "step_4.npz")["arr_0"].shape == (5, 8, 8, 3)
+    (samples,) = created.samples.glob("*.npz")
+    assert np.load(samples)["arr_0"].shape == (5, 8, 8, 3)
     whole = run.open_checkpoint(command("sample", folder)).state
     for step in (3, 4):
         shutil.rmtree(folder / "checkpoints" / str(step))
@@ -78,7 +76,8 @@ def test_few_or_equal_images_train_and_sample_and_their_report_says_what_is_miss
         (where / f"{i}.png").write_bytes(encoded(np.full((8, 8, 3), level, np.uint8)))
     start("train", folder, CONFIG, changes(where, **{"train.batch_size": 64}))
     start("sample", folder, num_samples=1)
-    assert np.load(folder / "samples" / "step_4.npz")["arr_0"].shape == (1, 8, 8, 3)
+    (samples,) = (folder / "samples").glob("*.npz")
+    assert np.load(samples)["arr_0"].shape == (1, 8, 8, 3)
     assert "held-out image" in (folder / "report.html").read_text()
 
 

@@ -10,7 +10,7 @@ from small_runs import command, contents, start
 from experiments import draw, prior
 from experiments.data import load
 from experiments.errors import UserError
-from experiments.experiment import build
+from experiments.experiment import build, for_shape
 from experiments.run import open_checkpoint
 from experiments.sample import conditioned, labels_of
 
@@ -100,6 +100,7 @@ def test_a_classifier_guides_sample_i_of_all_classes_as_that_of_class_i(
 def test_a_classifier_chooses_the_components_where_samples_start(tiny):
     wanted = tiny("digits", {"prior.num_components": 10})
     source = load(wanted.data)
+    wanted = for_shape(wanted, source.event_shape)
     model = build(wanted, source, prior.fit_to(source, wanted.prior, 0))
     state = model.init_state()
     means = np.asarray(model.constants.prior["mean"])
