@@ -37,6 +37,8 @@ def refused(flat):
     try:
         wanted, source = opened(flat)
         experiment.build(wanted, source)
+    except MemoryError:  # The program ends with one line.
+        return "too large"
     except UserError as error:
         message = str(error)
         assert message.isprintable()
@@ -45,12 +47,9 @@ def refused(flat):
     return None
 
 
-@pytest.mark.parametrize("name", ["swissroll", "digits"])
-def test_no_value_of_any_setting_ends_in_a_traceback(name, tiny, capfd):
-    flat = settings.to_flat(tiny(name))
-    # Built-in sets read no settings of the data; one of them suffices to show it.
-    keys = [key for key in DECLARED if name == "swissroll" or not key.startswith("data.")]
-    num_built = sum(refused({**flat, key: v}) is None for key in keys for v in HOSTILE)
+def test_no_value_of_any_setting_ends_in_a_traceback(tiny, capfd):
+    flat = settings.to_flat(tiny("swissroll"))
+    num_built = sum(refused({**flat, key: v}) is None for key in DECLARED for v in HOSTILE)
     assert num_built > 100
 
 
