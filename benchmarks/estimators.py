@@ -155,7 +155,7 @@ def alternate(contenders: Mapping[str, Callable[[], object]], rounds: int = 15) 
 def measure(name: str, batch: int, precision: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Times one network."""
     network = NETWORKS[name]
-    # Accelerators multiply float32 arrays as a run does, see `experiments.precision`.
+    # Accelerators multiply float32 arrays as a run does, see `experiments.devices`.
     used = None if jax.default_backend() == "cpu" else precision
     with jax.default_matmul_precision(used):
         contenders, figures = ours(network, batch, precision, NUM_FLOW_STEPS)

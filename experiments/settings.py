@@ -392,7 +392,7 @@ def from_config(config: Mapping[str, Any]) -> Settings:
             wanted = os.path.expanduser(value) if is_path else _as_tuples(value)
             found.setdefault(section, {})[name] = DECLARED[key].checked(wanted)
         except ValueError as error:
-            because = f" ({str(error):.300})" if str(error) else ""
+            because = f" ({error!s:.300})" if str(error) else ""
             got = f"{value!r:.300}{nearest(str(value), DECLARED[key].choices)}"
             refused.add(f"{key} must be {DECLARED[key].allowed}, got {got}{because}")
     if refused:
