@@ -13,7 +13,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from fdrl_jax import _keys, bregman
-from fdrl_jax._names import nearest
+from fdrl_jax._checks import nearest
 from fdrl_jax.bregman import Bregman
 from fdrl_jax.ratio import bridges
 from fdrl_jax.ratio.bridges import LAST, Bridge, Gaussians, Samples
