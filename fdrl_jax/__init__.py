@@ -25,7 +25,7 @@ from fdrl_jax.divergences import first_variation
 from fdrl_jax.langevin import TwoStage, drift, flow, langevin_step, noise_scale, two_stage
 from fdrl_jax.method import FDRL, objective
 from fdrl_jax.pretrained import Sampler, pretrained
-from fdrl_jax.ratio import fit_ratio, importance_weights, log_density, mutual_information
+from fdrl_jax.ratio import fit_ratio, log_density, mutual_information
 from fdrl_jax.refinement import accept, acceptance_bound, refine
 
 __version__ = "0.2.0"
@@ -44,7 +44,6 @@ __all__ = [
     "first_variation",
     "fit_ratio",
     "flow",
-    "importance_weights",
     "interpolation",
     "langevin",
     "langevin_step",
