@@ -10,9 +10,6 @@ PYTEST_ARGS ?=
 # One worker per core, but at most 4. For a debugger, set PYTEST_ARGS='-n 0'. With "worksteal", the
 # tests of a module mostly run in one worker, which prepares and compiles once for all of them.
 PYTEST := -m pytest -n auto --maxprocesses=4 --dist=worksteal
-OF_THE_LIBRARY := tests/core tests/networks tests/experiments/test_prior.py tests/experiments/test_draw.py \
-  tests/experiments/test_sample.py tests/experiments/test_curve.py tests/experiments/test_hosts.py
-GALLERY_ARGS ?=
 PYTHON_OLD ?= python3.11
 PYTHON_NEW ?= python3.13
 
@@ -37,16 +34,12 @@ VERSION := $(shell $(PYTHON) -c '$(PRINT_VERSION)' 2>/dev/null)
 # Set up again when the dependencies, the interpreter or the path of the clone change.
 READY := $(VENV)/.ready-$(VERSION)-$(shell pwd | cksum | cut -d' ' -f1)
 
-# Not part of $(VENV): the compilers take 5 GB, and $(VENV) must work without them.
-VENV_ACC ?= .venv-accelerators
-READY_ACC := $(VENV_ACC)/.compilers-$(VERSION)-$(shell pwd | cksum | cut -d' ' -f1)
-
-.PHONY: help setup demo test test-fast test-accelerators coverage check docs gallery licences format constraints package clean
+.PHONY: help setup demo test test-all coverage check docs licences format constraints package clean
 
 help: ## print this list
 	@echo 'usage: make TARGET [PYTHON=python3.13] [VENV=.venv]'
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | \
-	  while IFS='|' read -r name text; do printf '  %-18s %s\n' "$$name" "$$text"; done
+	  while IFS='|' read -r name text; do printf '  %-12s %s\n' "$$name" "$$text"; done
 
 demo: $(READY) ## draw images, train on the swiss roll and show the report [WORKDIR=runs/swissroll]
 	@$(PY) -m examples.pretrained_samples --sampler=mnist --out='$(PICTURES)mnist.png'
@@ -54,17 +47,14 @@ demo: $(READY) ## draw images, train on the swiss roll and show the report [WORK
 	@$(PY) -m experiments.main --config=configs/swissroll.py --workdir='$(WORKDIR)'
 	@echo 'pictures: $(abspath $(PICTURES)mnist.png) $(abspath $(PICTURES)cifar10.png)'
 
-test: $(READY) ## run all tests [PYTEST_ARGS="-k flow -x"]
-	@$(PY) $(PYTEST) $(PYTEST_ARGS)
-
-test-fast: $(READY) ## run the tests that are not marked slow
+test: $(READY) ## run the tests that are not marked slow [PYTEST_ARGS="-k flow -x"]
 	@$(PY) $(PYTEST) -m 'not slow' $(PYTEST_ARGS)
 
-test-accelerators: $(READY_ACC) ## compile for GPUs and TPUs that are not there, 5 GB [PYTEST_ARGS="--full"]
-	@$(VENV_ACC)/bin/python -m pytest -q -n 0 benchmarks/accelerator $(PYTEST_ARGS)
+test-all: $(READY) ## run all tests
+	@$(PY) $(PYTEST) $(PYTEST_ARGS)
 
 coverage: $(READY) ## measure the share of the library's lines and branches that its tests run
-	@$(PY) -m coverage run $(PYTEST) -q -m 'not slow' $(OF_THE_LIBRARY)
+	@$(PY) -m coverage run $(PYTEST) -q tests/core tests/networks
 	@$(PY) -m coverage combine -q && $(PY) -m coverage report --include='fdrl_jax/*' --fail-under=95
 
 check: $(READY) ## check lint, format, types, import rules and dependencies
@@ -80,9 +70,6 @@ docs: $(READY) ## build the documentation in build/docs; every warning is an err
 	@! grep -rE --include='*.html' '<(script|img|link rel="stylesheet")[^>]*(src|href)="(https?:)?//' build/docs \
 	  || { echo 'These pages load files from the network, but must be readable offline.' >&2; exit 1; }
 	@echo 'build/docs/index.html'
-
-gallery: $(READY) ## draw all pictures of the documentation [GALLERY_ARGS="--only swissroll"]
-	@$(PY) -m docs.gallery $(GALLERY_ARGS)
 
 licences: $(READY) ## list the packages of the environment with their licences
 	@$(PY) -c '$(PRINT_LICENCES)'
@@ -133,10 +120,3 @@ $(READY): pyproject.toml constraints.txt
 	@$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]' \
 	  || { echo "The installation failed, see above. It works with Python 3.11 to 3.14; this is $(VERSION)." >&2; exit 1; }
 	@rm -f '$(VENV)'/.ready-* && touch '$@'
-
-$(READY_ACC): pyproject.toml constraints.txt
-	@echo 'Setting up $(VENV_ACC) with Python $(VERSION): 5 GB, only this once.'
-	@$(MAKE) --no-print-directory setup VENV='$(VENV_ACC)' PYTHON='$(PYTHON)'
-	@$(VENV_ACC)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt \
-	  'jax[cuda13,tpu]'
-	@touch '$@'

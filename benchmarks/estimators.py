@@ -1,7 +1,7 @@
 """Times of estimators (flow step, training step, compilation), next to PyTorch eager.
 
 Run: python -m benchmarks.estimators [--networks resnet32 ...] [--batches 8 ...]
-  [--precisions float32 bfloat16] [--torch_python PATH] [--torch_compile] [--json FILE]
+  [--precisions float32 bfloat16] [--torch_python PATH] [--json FILE]
 A step of the flow is timed inside the compiled loop. PyTorch runs in a separate process, with
 --torch_python or this Python, in the same precision. The contenders take turns, and the figures are
 medians and their ratios. XLA reads its flags only once, so run each precision in a separate command
@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,25 +26,18 @@ import jax.numpy as jnp
 import optax
 
 import fdrl_jax as fdrl
-from benchmarks.accelerator import hlo, work
 from experiments import precision as precision_lib
 from experiments.files import write_json
 from fdrl_jax import networks
 from fdrl_jax.training import rng
-from fdrl_jax.training.problem import Constants, Estimator, FlowParams, Problem
+from fdrl_jax.training.problem import Constants, Estimator, Problem
 
 
 class Network(NamedTuple):
-    """A residual network that is timed.
-
-    Attributes:
-      spec: its layers.
-      shape: of an image, [H, W, C].
-      use_bias: whether its 3x3 convolutions have biases.
-    """
+    """A residual network that is timed."""
 
     spec: networks.ResNetSpec
-    shape: tuple[int, int, int]
+    shape: tuple[int, int, int]  # Of an image, [H, W, C].
     use_bias: bool = False
 
 
@@ -52,7 +45,6 @@ NETWORKS = {
     # The paper's.
     "resnet32": Network(networks.SPECS["resnet32"], (32, 32, 3)),
     "resnet64": Network(networks.SPECS["resnet64"], (64, 64, 3)),
-    "resnet64_shallow": Network(networks.SPECS["resnet64_shallow"], (64, 64, 3)),
     "resnet128": Network(networks.SPECS["resnet128"], (128, 128, 3)),
     # Those of configs/mnist.py and configs/cifar10_small.py.
     "mnist": Network(networks.ResNetSpec(32, ((64, 2), (64, 2), (128, 1))), (28, 28, 1), True),
@@ -69,17 +61,13 @@ def ours(
 ) -> tuple[dict[str, Callable[[], Any]], dict[str, float]]:
     """Returns our contenders, "flow" and "train", and figures of the compiler."""
     dtype = "bfloat16" if precision == "bfloat16" else "float32"
-    spec, shape, use_bias = network
-    net = networks.resnet(spec, dtype=dtype, use_bias=use_bias)
-    x = jax.random.uniform(jax.random.key(1), (batch, *shape), minval=-1.0)
-    variables = jax.jit(net.init)(jax.random.key(0), x[:1])
-    optimizer = optax.adam(1e-4)
+    net = networks.resnet(network.spec, dtype=dtype, use_bias=network.use_bias)
+    x = jax.random.uniform(jax.random.key(1), (batch, *network.shape), minval=-1.0)
+    variables, optimizer = jax.jit(net.init)(jax.random.key(0), x[:1]), optax.adam(1e-4)
     problem = Problem(
+        fdrl.FDRL(num_steps=num_flow_steps, **FLOW),
         Estimator.from_network(net),
-        fdrl.bregman.LR,
-        fdrl.divergences.KL,
-        FlowParams(num_flow_steps, **FLOW),
-        fdrl.priors.uniform(shape).sample,
+        fdrl.priors.uniform(network.shape).sample,
     )
     step = fdrl.training.steps.make_train_step(
         problem,
@@ -101,21 +89,12 @@ def ours(
     contenders, figures = {}, {}
     for what, (function, arguments) in programs.items():
         started = time.perf_counter()
-        lowered = jax.jit(function).lower(*arguments)
-        compiled = lowered.compile()
+        compiled = jax.jit(function).lower(*arguments).compile()
         figures[f"{what}_compile_seconds"] = time.perf_counter() - started
-        figures[f"{what}_flops"] = work.flops(hlo.parse(lowered.as_text(dialect="hlo")))
-        memory = compiled.memory_analysis()
-        if memory is not None:
+        if memory := compiled.memory_analysis():
             figures[f"{what}_temporary_bytes"] = memory.temp_size_in_bytes
         contenders[what] = functools.partial(_wait_for, compiled, *arguments)
     return contenders, figures
-
-
-def matmul_precision(precision: str) -> AbstractContextManager[Any]:
-    """Lets accelerators multiply float32 arrays as a run does, see `experiments.precision`."""
-    used = None if jax.default_backend() == "cpu" else precision
-    return jax.default_matmul_precision(used)
 
 
 def _wait_for(compiled: Callable[..., Any], *arguments: Any) -> None:
@@ -124,12 +103,7 @@ def _wait_for(compiled: Callable[..., Any], *arguments: Any) -> None:
 
 @contextmanager
 def pytorch(
-    python: str,
-    network: Network,
-    batch: int,
-    precision: str,
-    compiled: bool,
-    num_flow_steps: int = NUM_FLOW_STEPS,
+    python: str, network: Network, batch: int, precision: str
 ) -> Iterator[dict[str, Callable[[], Any]]]:
     """Starts PyTorch in another process and yields its contenders; none if it is not installed."""
     settings = {
@@ -139,9 +113,8 @@ def pytorch(
         "shape": network.shape,
         "batch": batch,
         "precision": precision,
-        "compiled": compiled,
         "device": "cuda" if jax.default_backend() == "gpu" else "cpu",
-        "flow": {"num_steps": num_flow_steps, **FLOW},
+        "flow": {"num_steps": NUM_FLOW_STEPS, **FLOW},
     }
     program = Path(__file__).with_name("torch_resnet.py")
     command = [python, str(program), json.dumps(settings)]
@@ -164,14 +137,9 @@ def pytorch(
 
 
 def alternate(contenders: Mapping[str, Callable[[], object]], rounds: int = 15) -> dict[str, float]:
-    """Times functions in turns, so that changes in the machine's speed affect all of them equally.
+    """Returns median seconds per call by name.
 
-    Args:
-        contenders: functions that return when their work is done, by name.
-        rounds: timed calls of each, after one warm-up call.
-
-    Returns:
-        Median seconds per call, by name.
+    The contenders take turns, so that changes in the machine's speed affect all of them equally.
     """
     for run in contenders.values():
         run()
@@ -185,28 +153,19 @@ def alternate(contenders: Mapping[str, Callable[[], object]], rounds: int = 15) 
 
 
 def measure(name: str, batch: int, precision: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Times one network; all contenders take turns."""
+    """Times one network."""
     network = NETWORKS[name]
-    with matmul_precision(precision):
+    # Accelerators multiply float32 arrays as a run does, see `experiments.precision`.
+    used = None if jax.default_backend() == "cpu" else precision
+    with jax.default_matmul_precision(used):
         contenders, figures = ours(network, batch, precision, NUM_FLOW_STEPS)
-    with pytorch(
-        arguments.torch_python, network, batch, precision, arguments.torch_compile
-    ) as other:
+    with pytorch(arguments.torch_python, network, batch, precision) as other:
         seconds = alternate(contenders | other, arguments.rounds)
-    result = {
-        "network": name,
-        "batch": batch,
-        "precision": precision,
-        "flow_step_ms": 1e3 * seconds["flow"] / NUM_FLOW_STEPS,
-        "train_step_ms": 1e3 * seconds["train"],
-        "sampling_ms_per_image_at_120_steps": 1e3 * seconds["flow"] / NUM_FLOW_STEPS * 120 / batch,
-        **figures,
-    }
-    for contender in other:
-        result[f"{contender}_ms"] = 1e3 * seconds[contender]
-        result[f"{contender}_over_ours"] = (
-            seconds[contender] / seconds[contender.removeprefix("pytorch_")]
-        )
+    result = {"network": name, "batch": batch, "precision": precision, **figures}
+    result["flow_step_ms"] = 1e3 * seconds["flow"] / NUM_FLOW_STEPS
+    result["train_step_ms"] = 1e3 * seconds["train"]
+    for what in contenders if other else ():
+        result[f"pytorch_{what}_over_ours"] = seconds[f"pytorch_{what}"] / seconds[what]
     return result
 
 
@@ -218,14 +177,12 @@ def main() -> None:
     add("--batches", nargs="+", type=int, default=[8], help="images per step")
     precisions = ("float32", "bfloat16")
     add("--precisions", nargs="+", default=["float32"], choices=precisions)
-    parser.add_argument("--torch_python", default=sys.executable, help="a Python that has PyTorch")
-    parser.add_argument("--torch_compile", action="store_true", help="compile PyTorch's network")
-    parser.add_argument("--rounds", type=int, default=5, help="timed calls of each")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    add("--torch_python", default=sys.executable, help="a Python that has PyTorch")
+    add("--rounds", type=int, default=5, help="timed calls of each")
+    add("--json", type=Path, help="also write the figures to this file")
     arguments = parser.parse_args()
     precision_lib.set_cpu_flags(bfloat16="bfloat16" in arguments.precisions)
     print(precision_lib.describe_devices())
-    print(f"oneDNN kernels: {'on' if precision_lib.uses_onednn() else 'off'}")
     results = []
     lists = (arguments.networks, arguments.batches, arguments.precisions)
     for name, batch, precision in itertools.product(*lists):

@@ -34,7 +34,13 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 
 import fdrl_jax as fdrl
+<<<<<<< HEAD
 from fdrl_jax.ratio import DensityRatio, Options, Trunk
+=======
+from benchmarks.race.data import read
+from fdrl_jax.method import objective
+from fdrl_jax.ratio import LogDensity, Quadratic, Trunk
+>>>>>>> main
 
 Row = dict[str, Any]
 PACKAGES = {

@@ -3,8 +3,7 @@
 It is run by `benchmarks.estimators`, possibly with another Python that has PyTorch:
   python benchmarks/torch_resnet.py '{"stem": 128, "shape": [32, 32, 3], ...}'
 It reads one word per line, "flow" or "train", runs it, and answers with a line. Images and weights
-have the layout channels_last, which is the fastest in PyTorch on CPU. The precision
-"tensorfloat32" is float32 that a GPU multiplies in TF32.
+have the layout channels_last, which is the fastest in PyTorch on CPU.
 """
 
 import copy
@@ -20,15 +19,13 @@ class Block(nn.Module):
         super().__init__()
         self.first = nn.Conv2d(features_in, features, 3, stride, 1, bias=bias)
         self.second = nn.Conv2d(features, features, 3, 1, 1, bias=bias)
-        changes = stride != 1 or features_in != features
-        self.shortcut = (
-            nn.Conv2d(features_in, features, 1, stride, bias=False) if changes else nn.Identity()
-        )
-        self.activate = nn.LeakyReLU(0.2)
+        same = stride == 1 and features_in == features
+        shortcut = nn.Conv2d(features_in, features, 1, stride, bias=False)
+        self.shortcut = nn.Identity() if same else shortcut
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.second(self.activate(self.first(x)))
-        return self.activate(y + self.shortcut(x))
+        y = self.second(nn.functional.leaky_relu(self.first(x), 0.2))
+        return nn.functional.leaky_relu(y + self.shortcut(x), 0.2)
 
 
 class Network(nn.Module):
@@ -36,14 +33,15 @@ class Network(nn.Module):
 
     def __init__(self, stem: int, blocks: list[tuple[int, int]], channels: int, bias: bool) -> None:
         super().__init__()
-        layers: list[nn.Module] = [nn.Conv2d(channels, stem, 3, 1, 1, bias=bias)]
-        layers.append(nn.LeakyReLU(0.2))
-        features_in = stem
-        for features, stride in blocks:
-            layers.append(Block(features_in, features, stride, bias))
-            features_in = features
-        self.layers = nn.Sequential(*layers)
-        self.head = nn.Linear(features_in, 1)
+        widths = [stem, *(features for features, _ in blocks)]
+        strides = [stride for _, stride in blocks]
+        found = [
+            Block(*of_block, bias)
+            for of_block in zip(widths[:-1], widths[1:], strides, strict=True)
+        ]
+        first = nn.Conv2d(channels, stem, 3, 1, 1, bias=bias)
+        self.layers = nn.Sequential(first, nn.LeakyReLU(0.2), *found)
+        self.head = nn.Linear(widths[-1], 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.head(self.layers(x).float().mean(dim=(2, 3)))[:, 0]
@@ -60,41 +58,30 @@ def flow(net: Network, x: torch.Tensor, num_steps: int, step_size: float, noise_
     return x
 
 
-def train_step(net: Network, optimizer: torch.optim.Optimizer, real: torch.Tensor, x: torch.Tensor):
-    """Updates the network on data and flowed samples [B, C, H, W] with the logistic loss."""
-    softplus = nn.functional.softplus
-    loss = softplus(net(real)).mean() + softplus(-net(x)).mean()
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
-
-
 def main() -> None:
     """Answers requests until the input ends."""
     settings = json.loads(sys.argv[1])
-    precision, device = settings["precision"], settings.get("device", "cpu")
-    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
-    torch.backends.cudnn.allow_tf32 = precision == "tensorfloat32"
-    torch.backends.cuda.matmul.allow_tf32 = precision == "tensorfloat32"
+    device, hyper = settings["device"], settings["flow"]
+    dtype = torch.bfloat16 if settings["precision"] == "bfloat16" else torch.float32
     torch.backends.cudnn.benchmark = True
-    (height, width, channels), hyper = settings["shape"], settings["flow"]
-    layout = torch.channels_last
-    x = torch.rand(settings["batch"], channels, height, width) * 2.0 - 1.0
-    x = x.to(device, memory_format=layout)
-    net = Network(settings["stem"], settings["blocks"], channels, settings["bias"])
-    net = net.to(device, memory_format=layout)
+    height, width, channels = settings["shape"]
+    layout = {"device": device, "memory_format": torch.channels_last}
+    x = (torch.rand(settings["batch"], channels, height, width) * 2.0 - 1.0).to(**layout)
+    net = Network(settings["stem"], settings["blocks"], channels, settings["bias"]).to(**layout)
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-4)
-    copied = copy.deepcopy(net)
-    copied.layers.to(dtype)  # The head stays in float32.
-    trained, sampler = net, copied
-    if settings["compiled"]:
-        trained, sampler = torch.compile(net), torch.compile(copied)
+    sampler = copy.deepcopy(net)
+    sampler.layers.to(dtype)  # The head stays in float32.
 
     def train() -> None:
-        copied.load_state_dict(net.state_dict())  # Also casts.
+        """Updates the network on data and flowed samples with the logistic loss."""
+        sampler.load_state_dict(net.state_dict())  # Also casts.
         flowed = flow(sampler, x.clone(), **hyper)
+        softplus = nn.functional.softplus
         with torch.autocast(device, torch.bfloat16, enabled=dtype == torch.bfloat16):
-            train_step(trained, optimizer, x, flowed)
+            loss = softplus(net(x)).mean() + softplus(-net(flowed)).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
 
     work = {"flow": lambda: flow(sampler, x.clone(), **hyper), "train": train}
     print(torch.__version__, flush=True)

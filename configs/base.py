@@ -34,7 +34,6 @@ def points() -> ConfigDict:
     c.train.steps_per_dispatch = 50
     c.checkpoint.every_steps = 1_000
     c.snapshot.every_steps = 250
-    c.snapshot.num_samples = 2_000
     c.evaluate.batch_size = 10_000
     return c
 
@@ -75,7 +74,7 @@ def small_images() -> ConfigDict:
     of 12 long steps instead of 100, a narrow network, and equal noise in samples and data:
     `prior.jitter + K nu^2` is about the variance of the dequantisation. A denoiser then removes
     this noise from samples. Step size and blocks follow from the shape of the images.
-    docs/ablations.md and docs/choosing.md have the evidence.
+    docs/learnt.md and docs/failing.md have the evidence.
     """
     c = images()
     c.network.name = "resnet"
@@ -125,8 +124,6 @@ def tiny(c: ConfigDict) -> ConfigDict:
     c.log.every_steps = 2
     c.checkpoint.every_steps = 2
     c.snapshot.every_steps = 2
-    c.snapshot.num_samples = 16
-    c.evaluate.num_monitored_samples = 32
     c.evaluate.num_samples = 64
     c.evaluate.batch_size = 32
     return c

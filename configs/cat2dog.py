@@ -1,15 +1,9 @@
-"""Cats to dogs, 64 x 64: unpaired translation, where the flow starts from the other domain.
+"""Cat2dog, 64 x 64: unpaired translation from cats to dogs (section 5.4 of the paper).
 
-Command: python -m experiments.main --config=configs/cat2dog.py
-  --workdir=runs/cat2dog --data_dir=FOLDER
-Variants: cat2dog.py:lr_kl, cat2dog.py:lr_js and the other pairs of `base.variant`, not "ddp" and
-  "up", because their priors would replace the cats.
-Noise: the dry run warns that flowed samples have more noise (0.10) than data (0.03). These are the
-  paper's settings.
-Precision: bfloat16 on accelerators; --config.precision=float32 is that of the authors.
-Cost: not run at full scale; docs/hardware.md says how to estimate it.
-Score: FID 108.10 against 100 test images in the paper (table 3), legacy protocol. To compute it,
-  add --config.evaluate.legacy_weights=FILE to this command or to --mode=evaluate.
+    python -m experiments.main --config=cat2dog --data_dir=FOLDER --workdir=runs/cat2dog
+
+Data: a folder or zip with trainA, trainB, testA and testB. Time: not run at full scale; it needs a
+GPU, docs/hardware.md. Variants: lr_kl and other pairs, not ddp and up.
 """
 
 from ml_collections import ConfigDict

@@ -1,15 +1,10 @@
 """CIFAR-10, 32 x 32 in colour (section 5.2 of the paper).
 
-Command: python -m experiments.main --config=configs/cifar10.py --workdir=runs/cifar10
-  To read a folder or zip instead of the prepared TFDS set, add
-  --config.data.name=folder --data_dir=FOLDER_OR_ZIP.
-Variants: cifar10.py:lr_kl, cifar10.py:lsif_pearson,up and others, see `base.variant`.
-Noise: the dry run warns that flowed samples have more noise (0.10) than data (0.03). These are the
-  paper's settings.
-Precision: bfloat16 on accelerators; --config.precision=float32 is that of the authors.
-Cost: not run at full scale; docs/hardware.md says how to estimate it.
-Score: FID 22.28 (LSIF-chi^2), 22.61 (LR-KL) and 30.23 (uniform prior) in the paper, legacy
-  protocol.
+    python -m experiments.main --config=cifar10 --workdir=runs/cifar10
+
+Data: prepared by TFDS; add --config.data.name=folder --data_dir=FOLDER for a folder or zip.
+Time: not run at full scale; it needs a GPU, docs/hardware.md. Variants: lr_kl, lsif_pearson, up
+and others.
 """
 
 from ml_collections import ConfigDict

@@ -1,10 +1,9 @@
 """Your own images, in a folder or a zip, by the recipe for small images.
 
-Command: python -m experiments.main --config=configs/folder.py --config.data.dir=my_images
-  --workdir=runs/my_images
-Images become 32 x 32 pixels, whose 2,000 steps take 20 to 49 min on a core; set
---config.data.image_size=64 for larger ones. The variant folder.py:paper is the paper's recipe, for
-accelerators. docs/data.md describes formats, and --mode=dry_run estimates the time.
+    python -m experiments.main --config=folder --data_dir=my_images --workdir=runs/my_images
+
+Images become 32 x 32 pixels; --config.data.image_size=64 keeps more. Time: 20 to 49 minutes of one
+core. The variant folder.py:paper is the paper's recipe, for accelerators. See docs/own_images.md.
 """
 
 from ml_collections import ConfigDict

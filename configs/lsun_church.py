@@ -1,15 +1,10 @@
 """LSUN Church, 128 x 128 in colour (section 5.2 of the paper).
 
-Command: python -m experiments.main --config=configs/lsun_church.py
-  --workdir=runs/lsun_church --config.data.name=tfds:lsun/church_outdoor
-  The held-out images are those of the split "validation". To read files, put the partitions into
-  the folders train and validation, and use --data_dir=FOLDER_OR_ZIP instead.
-Variants: lsun_church.py:lr_kl, lsun_church.py:lsif_pearson,up and others, see `base.variant`.
-Noise: the dry run warns that flowed samples have more noise (0.10) than data (0.03). These are the
-  paper's settings.
-Precision: bfloat16 on accelerators; --config.precision=float32 is that of the authors.
-Cost: not run at full scale; docs/hardware.md says how to estimate it.
-Score: the paper shows samples and no metric.
+    python -m experiments.main --config=lsun_church --data_dir=FOLDER --workdir=runs/lsun_church
+
+Data: a folder, or TFDS with --config.data.name=tfds:lsun/church_outdoor. Images are squeezed to a
+square; --config.data.keep_aspect=True crops them, as in the authors' code. Time: not run at full
+scale; it needs a GPU, docs/hardware.md.
 """
 
 from ml_collections import ConfigDict
@@ -21,7 +16,6 @@ def get_config(name: str = "") -> ConfigDict:
     """Returns the config, or its variants, such as "lr_kl,up"."""
     c = base.images(name)
     c.data.name = "folder"
-    c.data.held_out_split = "validation"
     c.data.image_size = 128
     c.data.random_flip = True
     c.data.keep_aspect = False  # The paper squeezes the images to the square.

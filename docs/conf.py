@@ -1,10 +1,11 @@
 """Settings of Sphinx: `make docs` builds this folder into build/docs; warnings are errors."""
 
 import importlib.resources
+import shutil
 from pathlib import Path
 from typing import Any
 
-from docs import api_links, api_pages, example_pages, flow_page, settings_page
+from docs import reference
 from fdrl_jax import __version__
 
 project = "fdrl_jax"
@@ -13,7 +14,7 @@ copyright = author
 release = version = __version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.napoleon"]
-exclude_patterns = ["**/README.md"]
+exclude_patterns = ["**/README.md", "metrics.md"]  # The latter is a part of evaluation.md.
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 
@@ -40,12 +41,13 @@ html_css_files = ["style.css"]
 
 
 def setup(app: Any) -> None:
-    """Writes the generated pages, and checks at the end that they name every public symbol."""
-    app.connect("builder-inited", lambda app: api_pages.write_pages(Path(app.srcdir)))
-    app.connect("builder-inited", lambda app: settings_page.write(Path(app.srcdir)))
-    app.connect("builder-inited", lambda app: example_pages.write(Path(app.srcdir)))
-    app.add_post_transform(api_links.ApiLinks)
-    app.connect("autodoc-process-docstring", api_pages.shorten_types, priority=900)
-    app.connect("autodoc-process-signature", api_pages.shorten_signature)
-    app.connect("env-check-consistency", api_pages.check)
-    app.connect("build-finished", flow_page.copy)
+    """Writes the generated pages, and copies the page in which points flow."""
+    app.connect("builder-inited", lambda app: reference.write(Path(app.srcdir)))
+    app.connect("autodoc-process-signature", reference.shorten)
+    app.connect("autodoc-skip-member", reference.skip_fields)
+    app.connect("build-finished", _copy_flow)
+
+
+def _copy_flow(app: Any, error: Exception | None) -> None:
+    if error is None:
+        shutil.copytree(Path(app.srcdir, "flow"), Path(app.outdir, "flow"), dirs_exist_ok=True)

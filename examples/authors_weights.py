@@ -1,50 +1,31 @@
-"""Makes a run of a checkpoint of the authors' program, which samples, evaluates and resumes.
+"""Draws samples with a checkpoint of the authors' PyTorch program.
 
-Run: python -m examples.authors_weights ckpt.pt --config=cifar10 --workdir=runs/authors
-  [--prior=FILE.pt] [--data_dir=DIR] [--config.KEY=VALUE ...]
-The config must be for the same data and network. Loss, divergence, flow, batch and optimizer come
-from the checkpoint. --prior is the authors' fitted data-dependent prior; without it, a prior that
-needs data is fitted to yours. PyTorch 2.6 or newer reads the files and executes nothing in them.
-Unlike the other examples, this one uses the program.
+    python -m examples.authors_weights ckpt.pt --out=runs/authors.npz
+    python -m examples.authors_weights ckpt.pt --network=resnet32 --prior=prior.pt --out=FILE.npz
+
+Loss, divergence, flow and the averaged parameters come from the checkpoint, and `--prior` is the
+authors' fitted data-dependent prior. PyTorch 2.6 or newer reads both files and executes nothing in
+them. `read` returns parts that work with all of the library.
 """
 
 import argparse
-import shlex
-import sys
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
+from jax.tree_util import Partial
 
-from examples.torch_weights import from_torch_state_dict
-from experiments import experiment, main, precision, prior, run, settings, train
-from experiments.data import Source, load
-from experiments.errors import UserError
-from experiments.prior import FittedPrior
-from experiments.run import Run
-from experiments.settings import Flat, Settings
+import fdrl_jax as fdrl
 
-# Their setting -> ours. They call a training step an epoch.
-KEYS = {
-    "learning_rate": "optimizer.learning_rate",
-    "n_epochs": "train.num_steps",
-    "scheduler_steps": "optimizer.boundaries",
-    "train_batch_size": "train.batch_size",
-    "loss_function": "loss.name",
-    "f_divergence": "loss.divergence",
-    "eta": "flow.step_size",
-    "noise_factor": "flow.noise_scale",
-    "n_flow_steps": "flow.num_steps",
-    "ema_rate": "train.ema_rate",
-}
-# Their value -> ours.
-VALUES = {"LSIF": "lsif", "LR": "lr", "Pearson": "pearson", "KL": "kl", "JS": "js", "logD": "logd"}
+LOSSES = {"LSIF": "lsif", "LR": "lr", "KL": "ukl"}
+DIVERGENCES = {"Pearson": "pearson", "KL": "kl", "JS": "js", "logD": "logd"}
 
 
-def read(path: Path) -> Any:
+def load(path: Path) -> Any:
     """Reads a file of `torch.save`, which may contain tensors, plain containers and a Gaussian."""
     import torch
 
@@ -52,96 +33,118 @@ def read(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def arrays(tensors: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Returns the arrays of a state dictionary. Training on several GPUs adds "module."."""
-    return {name.removeprefix("module."): t.float().numpy() for name, t in tensors.items()}
+def from_torch_state_dict(net: Any, tensors: Mapping[str, Any]) -> Any:
+    """Returns a network's variables from arrays by PyTorch's names (`layer1.0.conv1.weight`).
 
-
-def adopted(theirs: Mapping[str, Any], model: Mapping[str, np.ndarray]) -> Flat:
-    """Returns our settings, by dotted key, that follow from their settings and their tensors."""
-    changes: Flat = {KEYS[key]: value for key, value in theirs.items() if key in KEYS}
-    for key in ("loss.name", "loss.divergence"):
-        changes[key] = VALUES[changes[key]]
-    if theirs["loss_function"] == "KL":
-        changes["loss.name"] = "ukl"
-    kernels = [v.shape for name, v in model.items() if name.endswith(("weight", "weight_orig"))]
-    if len(kernels[0]) == 2:
-        changes["network.hidden_sizes"] = tuple(shape[0] for shape in kernels[:-1])
-    else:
-        changes["network.width"] = kernels[0][0]
-    changes["network.attention"] = any("self_attn_module" in name for name in model)
-    changes["network.spectral_norm"] = any(name.endswith("weight_u") for name in model)
-    return {**changes, "optimizer.schedule": "piecewise"}
-
-
-def read_prior(path: Path, event_shape: Sequence[int]) -> FittedPrior:
-    """Reads their prior (eq. 8), a Gaussian of images in the order channels, rows, columns."""
-    gaussian = read(path)
-    mean, factor = gaussian.loc.numpy(), gaussian._unbroadcasted_scale_tril.numpy()
-    order = np.arange(len(mean))
-    if len(event_shape) == 3:
-        height, width, channels = event_shape
-        order = np.moveaxis(order.reshape(channels, height, width), 0, 2).ravel()
-    return FittedPrior(mean[order].astype(np.float64), factor[order], 0.0, 1.0, 0)
-
-
-def moments(optimizer: Mapping[str, Any], model: Mapping[str, np.ndarray], key: str) -> Any:
-    """Returns a moment of their Adam by the names of the tensors of the model.
-
-    PyTorch numbers the parameters in the order of the state dictionary. The vectors of spectral
-    normalisation are none, and keep their place in the result.
+    Raises:
+      ValueError: if the arrays do not fit; lists each one that is missing, surplus or misshapen.
     """
-    names = (name for name in model if not name.endswith(("weight_u", "weight_v")))
-    found = {name: optimizer["state"][i][key].numpy() for i, name in enumerate(names)}
-    return {**model, **found}
+    kernels = (np.shape(t) for name, t in tensors.items() if re.match(r"(conv1|mlp\.0)\.w", name))
+    template = _template(net, next((shape[1] for shape in kernels if len(shape) > 1), 1))
+    expected = _torch_shapes(template)
+    found = {name: np.shape(tensor) for name, tensor in tensors.items()}
+    if found != expected:
+        differing = [n for n in expected | found if found.get(n) != expected.get(n)]
+        pairs = (f"{n}: expected {expected.get(n)}, got {found.get(n)}" for n in differing)
+        raise ValueError("the tensors do not fit the network: " + "; ".join(pairs))
+
+    def converted(name: str) -> jax.Array:
+        array = np.asarray(tensors[name], np.float32)  # [out, in, k, k] there.
+        return jnp.asarray(np.moveaxis(array, (0, 1), (-1, -2)) if array.ndim > 1 else array)
+
+    return jax.tree.map(converted, _names(template))
 
 
-def convert(file: Path, prior_file: Path | None, argv: Sequence[str]) -> Run:
-    """Creates the run of a checkpoint; `argv` are the flags of the program."""
-    command, _ = main.parse(argv)
-    theirs = read(file)
-    model, averaged = arrays(theirs["model"]), arrays(theirs["ema"])
-    changes = {**(command.config or {}), **adopted(theirs["config"], model)}
-    if prior_file:
-        changes |= {"prior.name": "data_dependent", "prior.rank": 0}
-    wanted = settings.from_config({**changes, **command.changes})
-    source = load.load(train.data_options(wanted, command.data_dir))
-    fitted = read_prior(prior_file, source.event_shape) if prior_file else _fit(wanted, source)
-    ours = experiment.build(precision.resolve(wanted), source, fitted)
+def torch_shapes(net: Any, input_features: int) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of the tensors of the authors' network, by PyTorch's name."""
+    return _torch_shapes(_template(net, input_features))
 
-    def imported(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        return from_torch_state_dict(ours.network, tensors)
 
-    optimizer = theirs["optim"]
-    mu, nu = (
-        imported(moments(optimizer, model, key))["params"] for key in ("exp_avg", "exp_avg_sq")
+def _template(net: Any, input_features: int) -> Any:
+    shape = () if isinstance(net, fdrl.networks.MLP) else (8, 8)  # No variable depends on the size.
+    return jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, *shape, input_features)))
+
+
+def _names(template: Any) -> Any:
+    # PyTorch keeps the vectors of spectral normalisation next to the raw kernel.
+    kernel = "weight_orig" if "spectral" in template else "weight"
+    leaves = {"kernel": kernel, "u": "weight_u", "v": "weight_v"}
+
+    def name(path: tuple[Any, ...], _: Any) -> str:
+        _, *modules, leaf = (entry.key for entry in path)
+        # layer1_0 here is layer1.0 there.
+        parts = [re.sub(r"_(\d+)$", r".\1", module) for module in modules]
+        return ".".join((*parts, leaves.get(leaf, leaf)))
+
+    return jax.tree.map_with_path(name, template)
+
+
+def _torch_shapes(template: Any) -> dict[str, tuple[int, ...]]:
+    shapes = [leaf.shape for leaf in jax.tree.leaves(template)]
+    ours = dict(zip(jax.tree.leaves(_names(template)), shapes, strict=True))
+    return {n: (*s[:-3:-1], *s[:-2]) if len(s) > 1 else s for n, s in ours.items()}
+
+
+def read(path: Path, network: str = "mlp") -> tuple[fdrl.FDRL, Partial, tuple[int, ...]]:
+    """Returns the method, the averaged estimator, and the shape of a sample of a checkpoint."""
+    stored = load(path)
+    theirs = stored["config"]
+    tensors = {name.removeprefix("module."): tensor for name, tensor in stored["ema"].items()}
+    kernels = [t.shape for name, t in tensors.items() if name.endswith(("weight", "weight_orig"))]
+    normalised = any(name.endswith("weight_u") for name in tensors)
+    if network == "mlp":
+        event_shape: tuple[int, ...] = (kernels[0][1],)
+        net = fdrl.networks.MLP([shape[0] for shape in kernels[:-1]], normalised)
+    else:
+        event_shape = (theirs["img_size"], theirs["img_size"], theirs["n_channels"])
+        net = fdrl.networks.resnet(
+            network,
+            width=kernels[0][0],
+            spectral_norm=normalised,
+            attention=any("self_attn_module" in name for name in tensors),
+        )
+    method = fdrl.FDRL(
+        loss=LOSSES[theirs["loss_function"]],
+        divergence=DIVERGENCES[theirs["f_divergence"]],
+        num_steps=theirs["n_flow_steps"],
+        step_size=theirs["eta"],
+        noise_scale=theirs["noise_factor"],
     )
-    state, num_updates = ours.init_state(), int(optimizer["state"][0]["step"])
-    state = state._replace(
-        step=jnp.int32(theirs["step"] + 1),  # Theirs is the index of the last step.
-        variables=imported(model),
-        ema_variables=imported(averaged),
-        opt_state=optax.tree.set(state.opt_state, mu=mu, nu=nu, count=jnp.int32(num_updates)),
-    )
-    text = shlex.join(["python", "-m", "examples.authors_weights", str(file), *argv])
-    return run.create_with_state(
-        command.folder, wanted, source, fitted, state, text, command.data_dir
-    )
+    return method, Partial(net.apply, from_torch_state_dict(net, tensors)), event_shape
 
 
-def _fit(wanted: Settings, source: Source) -> FittedPrior | None:
-    if wanted.prior.name != "data_dependent":
-        return None
-    return prior.fit_to(source, wanted.prior, None)
+def draw_prior(key: jax.Array, num: int, event_shape: tuple[int, ...], file: Path | None) -> Any:
+    """Draws from the authors' prior (eq. 8), or without a file a normal or uniform one."""
+    if file is None and len(event_shape) == 1:
+        return jax.random.normal(key, (num, *event_shape))
+    if file is None:
+        return jax.random.uniform(key, (num, *event_shape), minval=-1.0, maxval=1.0)
+    gaussian = load(file)
+    mean, factor = gaussian.loc.numpy(), gaussian._unbroadcasted_scale_tril.numpy()
+    points = mean + np.asarray(jax.random.normal(key, (num, len(mean)))) @ factor.T
+    height, width, channels = event_shape  # Theirs are [channels, height, width].
+    return np.moveaxis(points.reshape(num, channels, height, width), 1, -1)
+
+
+def main(argv: list[str] | None = None) -> np.ndarray:
+    """Writes samples and returns them, [N, ...]."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--network", default="mlp", help="mlp, resnet32, resnet64, ...")
+    parser.add_argument("--prior", type=Path, help="the authors' data-dependent prior")
+    parser.add_argument("--num_samples", type=int, default=1_000)
+    parser.add_argument("--out", type=Path, default=Path("runs/authors.npz"))
+    options = parser.parse_args(argv)
+    method, estimator, event_shape = read(options.checkpoint, options.network)
+    prior_key, flow_key = jax.random.split(jax.random.key(0))
+    x0 = draw_prior(prior_key, options.num_samples, event_shape, options.prior)
+    x0 = x0 if len(event_shape) == 1 else x0.clip(-1.0, 1.0)  # As in the authors' program.
+    samples = np.asarray(method.sample(flow_key, x0, estimator))
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(options.out, samples)
+    print(f"{len(samples)} samples: {options.out}")
+    return samples
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("file", type=Path, help="the authors' checkpoint")
-    parser.add_argument("--prior", type=Path, help="the authors' data-dependent prior")
-    options, rest = parser.parse_known_args()
-    try:
-        created = convert(options.file, options.prior, rest)
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    print(f"created: --workdir={created.root} can now sample, evaluate and resume")
+    main()

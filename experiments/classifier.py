@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import precision, run
+from experiments import adversarial, precision, run
+from experiments.adversarial import Attack
 from experiments.data.source import Source
 from experiments.errors import UserError
 from experiments.experiment import (
@@ -25,19 +26,13 @@ from experiments.files import read_sealed, sha256_of_arrays, write_sealed
 from experiments.run import Run
 from experiments.settings import Settings
 from fdrl_jax import networks
-from fdrl_jax.priors import Batch
-from fdrl_jax.training import adversarial
-from fdrl_jax.training.adversarial import Attack
-from fdrl_jax.training.augmentation import shifted
 from fdrl_jax.training.problem import Constants
 from fdrl_jax.training.state import TrainState, Variables
 from fdrl_jax.training.steps import TrainStep
 
 Array = jax.Array
 Apply = Callable[[Variables, Array], Array]
-Draw = Callable[[Any, Any, Array, Array], Batch]
 
-_SHIFT_KEY = 1_000  # Folded into the data key, which otherwise folds in the number of a domain.
 _NUM_ATTACK_STEPS = 20  # Of the evaluation, whose attack is stronger than in training.
 _NUM_TESTED, _NUM_JUDGED = 500, 250  # Images per batch.
 
@@ -61,7 +56,8 @@ def build(settings: Settings, source: Source) -> Training:
                 cast(Apply, network.apply),
                 attack=_make_attack(settings, settings.attack.num_steps),
                 refresh=networks.update_vectors,
-                draw=_augmented(source.draw, settings.augment.max_shift),
+                max_shift=settings.augment.max_shift,
+                draw=source.draw,
                 **step_options(settings, num_replicas),
             )
 
@@ -197,13 +193,4 @@ def _restored(
 
 def _make_attack(settings: Settings, num_steps: int) -> Attack:
     """Returns the attack on pixels in [-1, 1]; `attack.epsilon` is for the usual scale [0, 1]."""
-    return adversarial.l2_attack(2.0 * settings.attack.epsilon, num_steps)
-
-
-def _augmented(draw: Draw, max_shift: int) -> Draw:
-    def augmented(arrays: Any, host_batch: Any, key: Array, positions: Array) -> Batch:
-        batch = draw(arrays, host_batch, key, positions)
-        shift_key = jax.random.fold_in(key, _SHIFT_KEY)
-        return {**batch, "real": shifted(shift_key, positions, batch["real"], max_shift)}
-
-    return augmented if max_shift else draw
+    return Attack(2.0 * settings.attack.epsilon, num_steps)

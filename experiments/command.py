@@ -19,9 +19,6 @@ class Command:
     data_dir: str = ""  # Where the data are, if given.
     which: int | Literal["best"] | None = None  # The checkpoint: a step; `None` for the newest.
     num_samples: int | None = None
-    platforms: tuple[str, ...] = ()  # That an exported sampler should run on.
-    compact: bool = False  # Whether it is exported in 8 bits, for `fdrl_jax.pretrained` only.
-    prior_rank: int = 192  # Largest number of directions of its prior then,
-    prior_frequencies: int = 512  # and of their frequencies.
-    sampler: str = ""  # The sampler to make a run of, as for `fdrl_jax.pretrained`.
+    label: str = ""  # Class of the samples, by name or number, or "all".
+    classifier: str = ""  # Folder of a classifier that guides samples, or judges them.
     text: str = ""  # The command as typed, for the record.

@@ -20,14 +20,15 @@ from experiments.data.source import Source, Take
 from experiments.errors import UserError
 from experiments.prior import FittedPrior
 from experiments.settings import Settings
-from fdrl_jax import bregman, divergences, networks, priors
+from fdrl_jax import FDRL, networks, priors
 from fdrl_jax.priors import Prior
 from fdrl_jax.training import parallel, rng, state, steps
-from fdrl_jax.training.problem import Constants, Estimator, FlowParams, Problem
+from fdrl_jax.training.problem import Constants, Estimator, Problem
 from fdrl_jax.training.state import TrainState, Variables
 from fdrl_jax.training.steps import TrainStep
 
 Network = networks.MLP | networks.ResNet
+_NUM_PER_COMPONENT = 100  # Samples of each Gaussian that a classifier is applied to.
 _LENGTH_PER_DIMENSION = 2.75  # Of the flow: its number of steps times their size.
 
 
@@ -85,9 +86,8 @@ class Experiment(Training):
     labels: Callable[[np.ndarray], np.ndarray] | None = None
 
     def sampling_variables(self, train_state: TrainState) -> Variables:
-        """Returns the variables used for sampling: the averaged or the latest ones."""
-        averaged = self.settings.sample.weights == "ema"
-        return train_state.ema_variables if averaged else train_state.variables
+        """Returns the variables used for sampling, whose parameters are averaged."""
+        return train_state.ema_variables
 
 
 def build(settings: Settings, source: Source, fitted: FittedPrior | None = None) -> Experiment:
@@ -101,22 +101,24 @@ def build(settings: Settings, source: Source, fitted: FittedPrior | None = None)
         network = make_network(settings, source.event_shape, num_of_classes)
         denoiser = _make_denoiser(settings, source.event_shape)
         of_run, prior_arguments = _prior(settings, source, fitted, num_of_classes)
+        method = FDRL(
+            loss=settings.loss.name,
+            divergence=settings.loss.divergence,
+            gradient_penalty=settings.loss.gradient_penalty,
+            **dataclasses.asdict(settings.flow),
+        )
         problem = Problem(
+            method=method,
             estimator=Estimator.from_network(network),
-            bregman=bregman.get(settings.loss.name),
-            divergence=divergences.get(settings.loss.divergence),
-            flow=FlowParams(**dataclasses.asdict(settings.flow)),
             prior_sample=of_run.sample,
             denoise=denoiser.denoise if denoiser else None,
         )
-        bregman.check_pair(problem.bregman, problem.divergence)
 
     def make_step(num_replicas: int | None) -> TrainStep:
         with explained():
             return steps.make_train_step(
                 problem,
                 draw=source.draw,
-                gradient_penalty=settings.loss.gradient_penalty,
                 gradient_penalty_fraction=settings.loss.gradient_penalty_fraction,
                 dequantisation=settings.data.dequantisation,
                 **step_options(settings, num_replicas),
@@ -127,7 +129,7 @@ def build(settings: Settings, source: Source, fitted: FittedPrior | None = None)
         source=source,
         network=network,
         constants=Constants(source.arrays, of_run.params),
-        output=problem.output,
+        output=method.output,
         make_step=make_step,
         problem=problem,
         prior_arguments=prior_arguments,
@@ -292,15 +294,31 @@ def with_class_weights(
 ) -> Experiment:
     """Returns the experiment with a prior that draws samples of a class, if it is a mixture.
 
+    The weights of class `y` are `p(m|y) ∝ w_m p(y|m)`, where `p(y|m)` is the mean of `p(y|x)` over
+    samples of the component. Other priors, and one with weights for each class, stay as they are.
+
     Args:
-      model: without a ratio for each class; other priors stay as they are.
+      model: the experiment.
       classifier: images [B, H, W, C] in [-1, 1] to logits [B, classes].
     """
     arrays = model.constants.prior
-    if "weights" not in arrays or np.ndim(arrays["weights"]) > 1:
+    if "weights" not in arrays or np.ndim(arrays["weights"]) > 1 or len(arrays["weights"]) == 1:
         return model
-    mixture = priors.Prior(arrays, model.problem.prior_sample)
-    weights = priors.class_weights(mixture, classifier, model.root_key)
+    num = len(arrays["weights"])
+    of_component = {**arrays, "weights": np.eye(num, dtype=np.float32)}
+
+    @jax.jit
+    def probabilities(params: Any, component: jax.Array) -> jax.Array:
+        positions = component * _NUM_PER_COMPONENT + jnp.arange(_NUM_PER_COMPONENT)
+        keys = rng.example_keys(model.root_key, rng.Stream.PRIOR, positions)
+        batch = {"label": jnp.full(_NUM_PER_COMPONENT, component)}
+        x = model.problem.prior_sample(params, keys, batch)
+        return jax.nn.softmax(classifier(x).astype(jnp.float32), axis=-1).mean(axis=0)
+
+    found = np.asarray([probabilities(of_component, component) for component in range(num)])
+    # A class that the classifier finds nowhere has the weights of the mixture, and not NaN.
+    joint = arrays["weights"][:, None] * np.maximum(found, np.finfo(np.float32).tiny)
+    weights = (joint / joint.sum(axis=0)).T.astype(np.float32)
     constants = model.constants._replace(prior={**arrays, "weights": weights})
     return dataclasses.replace(model, constants=constants)
 
@@ -312,8 +330,6 @@ def _prior(
     name, num_components = settings.prior.name, settings.prior.num_components
     if num_components > 1 and name != "data_dependent":
         raise ValueError("prior.num_components is for prior.name='data_dependent'")
-    if settings.data.source_dir and name != "source":
-        raise ValueError(f"data.source_dir needs prior.name='source', not {name!r}")
     if source.is_translation and name != "source":
         raise ValueError(
             f"a translation starts from images, with prior.name='source', not {name!r}; to learn "
@@ -325,8 +341,8 @@ def _prior(
     if name == "source":
         if source.starts is None:
             raise ValueError(
-                "prior.name='source' needs images to start from: data.source_dir, "
-                "data.name='pair', or data.source_class and data.target_class"
+                "prior.name='source' needs images to start from: data.name='pair', or "
+                "data.source_class and data.target_class"
             )
         arguments: dict[str, Any] = {
             "field": "source",
@@ -340,17 +356,11 @@ def _prior(
 
 
 def _data_dependent(source: Source, found: FittedPrior) -> tuple[Prior, dict[str, Any]]:
-    """Returns the fitted prior and its arguments, without those that are among its arrays."""
+    """Returns the fitted prior and its arguments, without its arrays."""
     # Images are clipped to their range, as in the authors' code; points have no range.
     arguments: dict[str, Any] = {"clip": [-1.0, 1.0] if source.kind == "images" else None}
-    mean, scale = found.mean.reshape(-1, *source.event_shape), found.remainder_scale
-    if found.weights is not None:
-        of_mixture = (found.weights, mean, found.factor, np.asarray(scale), found.share_held)
-        made = priors.mixture(priors.Mixture(*of_mixture), **arguments)
-        return made, {"name": "mixture", **arguments}
-    arguments["remainder_scale"] = scale
-    made = priors.gaussian(mean[0], found.factor, **arguments)
-    return made, {name: a for name, a in arguments.items() if name not in made.params}
+    made = priors.mixture(found.params, source.event_shape, **arguments)
+    return made, {"name": "mixture", **arguments}
 
 
 def _for_image_size(size: int) -> str:

@@ -45,20 +45,10 @@ MODES = {
     "evaluate": Mode(
         "evaluate.evaluate_run", "compute metrics, write a report", (*_OF_SAMPLES, "classifier")
     ),
-    "curve": Mode(
-        "curve.curve",
-        "plot a metric over length of the flow or step",
-        (*_OF_SAMPLES, "classifier"),
-    ),
-    "interpolate": Mode("sample.interpolate", "draw images along paths", ("checkpoint",)),
+    "curve": Mode("curve.curve", "plot a metric over the length of the flow", _OF_SAMPLES),
     "classifier": Mode("train.train_classifier", "train a classifier", creates=True),
     "dry_run": Mode("dry_run.dry_run", "read the data and print what a run costs", creates=True),
-    "export": Mode(
-        "export.export",
-        "write a sampler to share",
-        ("checkpoint", "platforms", "compact", "prior_rank", "prior_frequencies"),
-    ),
-    "import": Mode("export.as_run.make_run", "make a run of a trained sampler", ("sampler",)),
+    "export": Mode("export.export", "write a sampler to share", ("checkpoint",)),
 }
 _HELP = """\
 usage: python -m experiments.main --config=FILE.py --workdir=DIR [--mode=NAME]
@@ -75,8 +65,7 @@ Flags:
 
 Settings: --config.KEY=VALUE for every key of configs/base.py, such as --config.flow.step_size=0.1.
 --help=KEY, --help=SECTION or --help=WORD explains them. Variants follow a colon:
---config=configs/digits.py:tiny runs everything in seconds.
-Evaluate images of any program: python -m experiments.evaluate --help"""
+--config=configs/digits.py:tiny runs everything in seconds."""
 _LESS_MEMORY = (
     "Try a smaller network.width, train.batch_size or evaluate.batch_size, or network.remat=True"
 )
@@ -195,21 +184,10 @@ def parse(argv: Sequence[str]) -> tuple["Command", dict[str, Any]]:
         raise UserError("--workdir=DIR, the folder of the run, is missing")
     config_flag: Any = flags["config"]
     changes = dict(config_flag.override_values)
-    for flag, setting in (("class", "condition.label"), ("classifier", "condition.classifier")):
-        if given[flag]:
-            changes[setting] = given[flag]
     for setting in set(changes) & set(settings.PATHS):
         if changes[setting]:
             changes[setting] = os.path.abspath(os.path.expanduser(changes[setting]))
     settings.replace(settings.Settings(), changes)  # Checks them.
-    allowed = ("condition.classifier",) if "classifier" in MODES[name].flags else ()
-    unused = [key for key in changes if key.startswith("condition.") and key not in allowed]
-    if unused and name != "sample" and not MODES[name].creates:
-        raise UserError(f"{', '.join(unused)}: for mode sample, not for mode {name}")
-    for flag in ("platforms",) if given["compact"] else ("prior_rank", "prior_frequencies"):
-        if flags[flag].present:
-            needed = "without" if given["compact"] else "with"
-            raise UserError(f"--{flag} is for an export {needed} --compact")
     which = given["checkpoint"]
     if which not in (None, "best"):
         if not which.isdecimal():
@@ -223,11 +201,8 @@ def parse(argv: Sequence[str]) -> tuple["Command", dict[str, Any]]:
         data_dir=os.path.expanduser(given["data_dir"]),
         which=which,
         num_samples=given["num_samples"],
-        platforms=tuple(given["platforms"]),
-        compact=given["compact"],
-        prior_rank=given["prior_rank"],
-        prior_frequencies=given["prior_frequencies"],
-        sampler=given["sampler"],
+        label=given["class"],
+        classifier=given["classifier"] and os.path.abspath(os.path.expanduser(given["classifier"])),
         text=shlex.join(["python", "-m", "experiments.main", *argv]),
     )
     return command, {flag: given[flag] for flag in signature(hosts.join).parameters}
@@ -316,16 +291,8 @@ def _define_flags(config: "ConfigDict | None", argv: list[str]) -> "flags.FlagVa
     flags.DEFINE_string("data_dir", "", "where the data are; overrides data.dir", **of)
     flags.DEFINE_string("checkpoint", None, "step of a checkpoint, or best; default: newest", **of)
     flags.DEFINE_integer("num_samples", None, "number of samples", lower_bound=1, **of)
-    flags.DEFINE_string("class", "", "class to draw, or all; sets condition.label", **of)
-    flags.DEFINE_string("classifier", "", "its folder; sets condition.classifier", **of)
-    platforms = "platforms of an exported sampler: cpu, cuda, rocm, tpu"
-    flags.DEFINE_list("platforms", ["cpu", "cuda", "tpu"], platforms, **of)
-    flags.DEFINE_bool("compact", False, "export 8-bit arrays for fdrl_jax.pretrained only", **of)
-    rank = "most directions of a data-dependent prior in a compact export"
-    flags.DEFINE_integer("prior_rank", 192, rank, lower_bound=1, **of)
-    num = "most spatial frequencies of these directions"
-    flags.DEFINE_integer("prior_frequencies", 512, num, lower_bound=1, **of)
-    flags.DEFINE_string("sampler", "", "its name or folder, as for fdrl_jax.pretrained", **of)
+    flags.DEFINE_string("class", "", "class to draw, by name or number, or all", **of)
+    flags.DEFINE_string("classifier", "", "folder of a classifier, from --mode=classifier", **of)
     flags.DEFINE_bool("distributed", False, "join the processes that the cluster started", **of)
     flags.DEFINE_string("coordinator_address", None, "HOST:PORT of the first process", **of)
     flags.DEFINE_integer("num_processes", None, "number of processes", lower_bound=1, **of)

@@ -2,6 +2,7 @@
 
 import base64
 import html
+import io
 import json
 import math
 import shlex
@@ -13,21 +14,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
+from PIL import Image, ImageSequence
 
 from experiments import draw, log, pictures, settings
 from experiments.data.source import describe_shape
 from experiments.evaluation import Evaluation, Samples, metrics, translation
 from experiments.evaluation.metrics import Metric, Metrics
-from experiments.evaluation.references import too_few
 from experiments.experiment import Experiment
 from experiments.files import write_text
-from experiments.pictures import curves, flow, images, points
+from experiments.pictures import images, points
 from experiments.run import Opened, Run
 from fdrl_jax import bregman, drift
-from fdrl_jax.training.state import TrainState
 
 _FIRST = "samples.png"  # The picture at the top of the page.
-_SCROLLED = "curves.png"  # Its labels would be too small on a phone.
 _NUM_POINT_PATHS = 2_000
 _MAX_PATH_VALUES = 2**25  # Of the paths of images, which are in memory at once: 128 MiB.
 _STYLE = Path(__file__).with_suffix(".css").read_text("utf-8")
@@ -38,23 +37,25 @@ def draw_pictures(
 ) -> dict[str, str]:
     """Draws the pictures of an evaluation to a folder, and returns their captions by file name."""
     model, state, run = opened.experiment, opened.state, opened.run
-    source = model.source
-    start = "source images" if source.is_translation else "prior samples"
-    domains, shares = translation.domains_of(run.settings), translation.caption(found.metrics)
+    source, data = model.source, run.settings.data
+    where, start = "the prior", "prior samples"
+    if source.starts is not None:
+        where, start = "the source", "source images"
+    domains = (data.source_class or "source", data.target_class or "target")
     captions: dict[str, str] = {}
 
     def add(name: str, figure: Figure, caption: str) -> None:
         pictures.save(figure, folder / name)
         captions[name] = caption
 
+    shares = translation.caption(found.metrics)
     add(
         _FIRST,
         pictures.samples_and_data(source, samples.prior, samples.refined, domains, shares),
         f"From left to right: {start}, where the flow starts; samples; and held-out data.",
     )
-    params = model.problem.flow
+    params = model.settings.flow
     path = draw.paths(model, state, _num_paths(model))
-    where = "the source" if source.is_translation else "the prior"
     pictures.animate_flow(source, path, folder / "flow.webp")
     captions["flow.webp"] = f"Samples that flow from {where}, animated."
     caption = f"Samples along the {params.num_steps} + {params.num_refine_steps} steps of the flow"
@@ -63,7 +64,7 @@ def draw_pictures(
     if source.kind == "points":
         add(
             "log_ratio.png",
-            _field(model, state),
+            _field(opened),
             "The estimated log density ratio, flowed samples over data, and the drift of the flow. "
             "Where it is positive (red), the network estimates more samples than data.",
         )
@@ -73,8 +74,8 @@ def draw_pictures(
     records = [r for r in log.read(run.metrics) if r["step"] <= opened.step]
     if records:
         add(
-            _SCROLLED,
-            curves.training(records, _chance_loss(model), run.checkpoints().best()),
+            "curves.png",
+            pictures.training(records, _chance_loss(model), run.checkpoints().best()),
             "Training: the loss (at chance if the network cannot distinguish samples from data), "
             "the mean ratio (1 on data for an exact estimator), and the norms of the gradient and "
             "of the drift.",
@@ -93,20 +94,15 @@ def write(run: Run, record: Mapping[str, Any], folder: Path) -> Path:
     """
     key, details = record["key"], record["details"]
     found, start = metrics.from_json(record["metrics"]), details.get("start", "prior")
-    verdict = metrics.verdict(found, start)
-    if few := too_few(details.get("num_held_out")):
-        verdict = f"{verdict} {few[0].upper()}{few[1:]}."
     name = html.escape(run.data["name"])
-    kind = html.escape(describe_shape(run.data["event_shape"]))
-    used = {k: str(v) for k, v in settings.to_flat(run.settings).items()}
-    own = settings.of_scope(run.settings, "flow")
+    used, own = settings.shareable(run.settings), settings.of_scope(run.settings, "flow")
     changed = [f"{k}={v} (run: {own[k]})" for k, v in key["settings"].items() if v != own[k]]
     captions = dict(record["pictures"])
     num_steps = max(run.settings.train.num_steps, key["step"])  # More if it was trained for longer.
     sections = [
-        f"<h1>{name}: {kind}</h1>",
+        f"<h1>{name}: {html.escape(describe_shape(run.data['event_shape']))}</h1>",
         *(_figure(folder, _FIRST, captions.pop(name)) for name in [_FIRST] if name in captions),
-        f'<p class="lead">{html.escape(verdict)}</p>',
+        *(f'<p class="lead">{html.escape(text)}</p>' for text in conclusions(record)),
         f"<p>In this evaluation, settings differ from the run: {html.escape('; '.join(changed))}"
         ".</p>" * bool(changed),
         _metrics_table(found, start),
@@ -114,10 +110,10 @@ def write(run: Run, record: Mapping[str, Any], folder: Path) -> Path:
         f"{num_steps:,}, {details['num_samples']:,} samples.</p>",
         *(_figure(folder, file, caption) for file, caption in captions.items()),
         "<h2>Settings</h2>",
-        "<p>This command created the run:</p>"
-        f"<pre>{html.escape(_without_paths(run.command))}</pre>",
+        "<p>This command created the run:</p>",
+        f"<pre>{html.escape(_without_folders(run.command))}</pre>",
         "<p>These settings differ from the defaults:</p>",
-        _table([(k, used[k]) for k in settings.changed(run.settings)]),
+        _table([(k, used[k]) for k in settings.changed(run.settings) if k in used]),
         _folded("All settings", _table(list(used.items()))),
         _folded(
             "How the metrics were computed",
@@ -137,17 +133,28 @@ def write(run: Run, record: Mapping[str, Any], folder: Path) -> Path:
     return run.report
 
 
-def _without_paths(command: str) -> str:
-    """Shortens absolute paths to their last part, because reports are shared."""
+def conclusions(record: Mapping[str, Any]) -> list[str]:
+    """Returns the verdict on the samples of a record, and what could not be computed."""
+    found, details = metrics.from_json(record["metrics"]), record["details"]
+    if not found:
+        return [f"No verdict: {'; '.join(details['skipped'])}."]
+    skipped = [f"Skipped: {reason}." for reason in details["skipped"]]
+    return [metrics.verdict(found, details.get("start", "prior")), *skipped]
+
+
+def _without_folders(command: str) -> str:
+    """Shortens paths outside the working folder to their last part, because reports are shared."""
 
     def shortened(word: str) -> str:
         flag, equals, value = word.partition("=") if word.startswith("-") else ("", "", word)
-        return f"{flag}{equals}{Path(value).name}" if value.startswith("/") else word
+        return f"{flag}{equals}{Path(value).name}" if value.startswith(("/", "~")) else word
 
     return shlex.join(map(shortened, shlex.split(command)))
 
 
 def _metrics_table(found: Metrics, start: str) -> str:
+    if not found:
+        return ""
     names = metrics.columns(start)[:-1]
     header = "".join(f"<th>{html.escape(name)}</th>" for name in names)
     lines = []
@@ -167,8 +174,7 @@ def _value_cell(label: str, text: str) -> str:
 def _words(metric: Metric) -> str:
     """Returns what a metric measures, with its name, unit and direction."""
     d = metric.defined
-    details = [metric.name, "no unit" if d.unit == "1" else d.unit]
-    details += [f"{d.direction} is better"] if d.direction else []
+    details = filter(None, [metric.name, d.unit, d.direction and f"{d.direction} is better"])
     words = html.escape(f"{d.words[0].upper()}{d.words[1:]}")
     return f"{words}<small>{html.escape(', '.join(details))}</small>"
 
@@ -177,35 +183,48 @@ def _folded(title: str, content: str) -> str:
     return f"<details><summary>{html.escape(title)}</summary>{content}</details>"
 
 
-def _table(rows: Sequence[tuple[str, str]]) -> str:
+def _table(rows: Sequence[tuple[str, Any]]) -> str:
     cells = "".join(
-        f"<tr><td>{html.escape(key)}</td><td><code>{html.escape(value)}</code></td></tr>"
+        f"<tr><td>{html.escape(key)}</td><td><code>{html.escape(str(value))}</code></td></tr>"
         for key, value in rows
-        if not Path(value).is_absolute()
     )
     return f'<div class="scroll"><table>{cells}</table></div>'
 
 
 def _figure(folder: Path, name: str, caption: str) -> str:
-    kind = Path(name).suffix[1:]
-    if Path(name).name != name or kind not in ("png", "webp"):
-        raise ValueError(f"{folder}: the record names {name!r}, which is not a picture of its own")
-    encoded = base64.b64encode((folder / name).read_bytes()).decode()
-    text = html.escape(caption)
-    opening = '<figure class="scrolled">' if name == _SCROLLED else "<figure>"
-    return (
-        f'{opening}<img alt="{text}" src="data:image/{kind};base64,{encoded}">'
-        f"<figcaption>{text}</figcaption></figure>"
-    )
+    """Returns a picture and its caption; a reader can pause an animation."""
+    text, content = html.escape(caption), (folder / name).read_bytes()
+    if name.endswith(".webp"):
+        with Image.open(io.BytesIO(content)) as animation:
+            frames = [
+                np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(animation)
+            ]
+        height, width = frames[0].shape[:2]
+        with io.BytesIO() as file:
+            Image.fromarray(np.concatenate(frames)).save(file, "webp", quality=50)
+            content = file.getvalue()
+        # The sheet of frames moves behind a window; the style says how.
+        style = f"--frames:{len(frames)};width:{width}px;aspect-ratio:{width}/{height}"
+        shown = (
+            f'<label class="movie"><input type="checkbox"> pause<span style="{style}">'
+            f'<img alt="{text}" src="{_encoded("webp", content)}"></span></label>'
+        )
+    else:
+        shown = f'<img alt="{text}" src="{_encoded("png", content)}">'
+    return f"<figure>{shown}<figcaption>{text}</figcaption></figure>"
+
+
+def _encoded(kind: str, content: bytes) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def _num_paths(model: Experiment) -> int:
     """Returns how many samples are shown on their way: fewer if paths are large."""
     if model.source.kind == "points":
         return _NUM_POINT_PATHS
-    params = model.problem.flow
+    params = model.settings.flow
     values = (params.num_steps + params.num_refine_steps + 1) * math.prod(model.source.event_shape)
-    return min(max(_MAX_PATH_VALUES // values, flow.NUM_ROWS), images.NUM_SMALL)
+    return min(max(_MAX_PATH_VALUES // values, images.NUM_ROWS), images.NUM_SMALL)
 
 
 def _chance_loss(model: Experiment) -> float:
@@ -215,11 +234,12 @@ def _chance_loss(model: Experiment) -> float:
     return float(loss.real_term(out) + loss.flowed_term(out))
 
 
-def _field(model: Experiment, state: TrainState) -> Figure:
-    variables = model.sampling_variables(state)
+def _field(opened: Opened) -> Figure:
+    model = opened.experiment
+    variables = model.sampling_variables(opened.state)
     drift_at = jax.jit(lambda x: drift(x, model.problem.potential(variables)))
     return points.log_ratio_and_drift(
-        draw.make_log_ratio(model, state),
+        draw.make_log_ratio(model, opened.state),
         lambda x: np.asarray(drift_at(x)),
         model.source.held_out(4_000, 1),
     )

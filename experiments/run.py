@@ -13,7 +13,6 @@
 import contextlib
 import dataclasses
 import datetime
-import errno
 import functools
 import logging
 import os
@@ -31,13 +30,13 @@ import fdrl_jax
 from experiments import experiment, files, precision, prior, settings
 from experiments.checkpoints import Checkpoints, Restored, Which, digest_of
 from experiments.command import Command
-from experiments.data import load
+from experiments.data import BUILT_IN, contains, load
 from experiments.data.source import Source
 from experiments.errors import UserError
 from experiments.evaluation import references
 from experiments.evaluation.references import ImageReference
 from experiments.experiment import Experiment
-from experiments.files import read_json, sha256_of_file, sha256_of_json
+from experiments.files import sha256_of_file, sha256_of_json
 from experiments.prior import FittedPrior
 from experiments.settings import Data, Flat, Settings
 from fdrl_jax._names import nearest
@@ -79,7 +78,7 @@ class Run:
 
     def remembered_dir(self, dir: str) -> str:
         """Returns the first command's `--data_dir`, if it exists and `data.dir` is not set."""
-        is_needed = not load.resolve_dir(dir) and Path(self._data_dir).exists()
+        is_needed = not dir and Path(self._data_dir).exists()
         return self._data_dir if is_needed else ""
 
     def prior(self) -> FittedPrior | None:
@@ -90,7 +89,7 @@ class Run:
     def source(self) -> Source:
         """Returns the data that the run stores: everything except what only training needs."""
         if self._kept_images is None:  # Built-in data.
-            return load.load(self.settings.data)
+            return load(self.settings.data)
         return references.frozen_source(self._kept_images, self.data)
 
     @functools.cached_property
@@ -204,7 +203,7 @@ class Run:
         found = self.evaluations.glob("*/record.json")
         wanted = {name: value for name, value in key.items() if name != "num_samples"}
         for path in sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True):
-            record = read_json(path, key=dict, metrics=dict, details=dict)
+            record = files.read_sealed(path)
             if wanted.items() <= record["key"].items():
                 return record
         return None
@@ -288,7 +287,7 @@ def create(
             prior.write(root / "prior.npz", fitted)
         reference = root / "reference.npz"
         # Built-in data need no stored reference, and a classifier has no samples to compare.
-        keeps_images = kind == "ratio" and wanted.data.name not in load.BUILT_IN
+        keeps_images = kind == "ratio" and wanted.data.name not in BUILT_IN
         if keeps_images:
             references.save(references.of_images(source), reference)
         values = settings.to_flat(wanted)
@@ -343,7 +342,7 @@ def check_free(root: Path, data: Data) -> None:
     """
     if (root / "checkpoints").exists():
         raise UserError(f"--workdir={root} contains checkpoints but no run.json; restore that file")
-    if load.contains(data, root):
+    if contains(data, root):
         raise UserError(
             f"--workdir={root} is in the folder of the data, which would then contain the pictures "
             "of the run; choose a folder elsewhere"
@@ -420,44 +419,8 @@ def key_of(opened: Opened, num_samples: int | None, **more: Any) -> Key:
 
 
 def name_of(opened: Opened, key: Key) -> str:
-    """Returns the name of a record: `step_N`, with a digest unless all settings are the run's.
-
-    The number of samples is one of them. A record with a classifier has a digest as well.
-    """
-    of_run = opened.run.settings
-    is_own = (
-        key["settings"] == settings.of_scope(of_run, "flow")
-        and key["num_samples"] in (None, of_run.evaluate.num_samples)
-        and not key.get("classifier")
-    )
-    return f"step_{opened.step}" if is_own else f"step_{opened.step}_{sha256_of_json(key)[:8]}"
-
-
-def find_record(opened: Opened, key: Key) -> tuple[Path, bool]:
-    """Returns the path of an evaluation's record, and whether it exists.
-
-    If a record of this name has another key, for instance because the run was rolled back, it is
-    kept, and the new record gets a name with its digest.
-    """
-    path = opened.run.evaluations / name_of(opened, key)
-    if (path / "record.json").is_file() and read_json(path / "record.json", key=dict)["key"] != key:
-        path = path.with_name(f"{path.name}_{sha256_of_json(key)[:8]}")
-    return path, (path / "record.json").is_file()
-
-
-def add_record(unfinished: Path, path: Path) -> None:
-    """Renames a finished record to its name. If another program has just added it, that one stays.
-
-    The `unfinished` folder is in the folder of all records or below it; the path is from
-    `find_record`.
-    """
-    try:
-        unfinished.rename(path)
-    except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-            raise
-        if not (path / "record.json").is_file():
-            raise UserError(f"{path} exists and is not a record; move it elsewhere") from error
+    """Returns the name of a record: the step, and a digest of its key."""
+    return f"step_{opened.step}-{sha256_of_json(key)[:8]}"
 
 
 def _random_numbers() -> dict[str, Any]:

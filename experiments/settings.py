@@ -89,14 +89,6 @@ def _is_text(value: str) -> bool:
 
 Real = Annotated[float, _Check("", _is_normal)]
 Text = Annotated[str, _Check("a text of at most 1,000 printable characters", _is_text)]
-FileName = Annotated[
-    str,
-    _Check(
-        "a file name without a folder, of at most 200 bytes",
-        # File systems allow 255 bytes, and samples get suffixes.
-        lambda v: _is_text(v) and len(v.encode()) <= 200 and "/" not in v and v[:1] != ".",
-    ),
-]
 Sizes = Annotated[
     tuple[int, ...],
     _Check(
@@ -154,18 +146,11 @@ class Data(Section):
     """Data set: a built-in one (swissroll, 8gaussians, 25gaussians, digits), or images from a
     folder or zip (folder), an array (npz), two domains (pair) or TFDS (tfds:NAME)."""
     dir: Free[Text] = ""
-    """Path of the images. If empty, the environment variable FDRL_DATA_DIR is used; the flag
-    --data_dir overrides both. If none of the three is set, a run uses the --data_dir of the
-    command that created it, if that still exists."""
-    source_dir: Free[Text] = ""
-    """Folder, zip or .npz of images where samples start, such as those of another generator, for
-    prior.name=source; they are paired with nothing."""
-    split: Text = "train"
-    """Split that the run trains on."""
-    held_out_split: Text = "test"
-    """Split that the run is evaluated on, if the data have it."""
+    """Path of the images, which the flag --data_dir overrides. If neither is set, a run uses the
+    --data_dir of the command that created it, if that still exists."""
     num_held_out: Count = 1_000
-    """Number of images to hold out of a set without such a split, at most a tenth of the set."""
+    """Number of images to hold out of a set without a split named test, validation or val, at most
+    a tenth of the set."""
     source_class: Text = ""
     """For a translation between classes: the class to start from."""
     target_class: Text = ""
@@ -186,13 +171,6 @@ class Data(Section):
     """Mirrors half of the training images, left to right."""
     dequantisation: Annotated[Real, Ge(0.0), Le(1.0)] = 0.0
     """Standard deviation of the Gaussian noise that is added to data in [-1, 1]."""
-    in_memory_megabytes: Whole = 256
-    """Data sets of up to this many megabytes of pixels are kept in memory; larger ones are
-    streamed."""
-    num_threads: Free[Few] = 4
-    """Number of decoding threads."""
-    prefetch_batches: Free[Annotated[int, Ge(1), Le(10_000)]] = 8
-    """Number of batches that are decoded in advance."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -336,38 +314,14 @@ class Snapshot(Section):
 
     every_steps: Free[Count] = 5_000
     """Number of training steps between snapshots. Steps 0, 10 and 50 have one as well."""
-    num_samples: Free[Annotated[int, Ge(1), Le(100_000)]] = 64
-    """Number of samples per snapshot."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Sample(Section):
-    """Samples that are written to files."""
-
-    weights: OfFlow[Literal["ema", "raw"]] = "ema"
-    """Parameters that draw samples: averaged (ema), or those of the last step (raw)."""
-    rejection: OfFlow[bool] = False
-    """Whether a sample is kept with a probability inverse to its ratio, and drawn again otherwise.
-    This balances modes and classes, for about twice the cost."""
-    format: Free[Literal["npz", "zip"]] = "npz"
-    """Format of the samples: an .npz file, or a zip of PNG files."""
-    name: Free[FileName] = ""
-    """Name of the file of samples; if empty, it follows from the checkpoint's step."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Condition(Section):
     """Class-conditional samples."""
 
-    label: Free[Text] = ""
-    """Class of the samples, by name or number; `all` draws all classes in turn. The flag --class
-    sets it too."""
-    classifier: Free[Text] = ""
-    """Folder of a trained classifier, from --mode=classifier. The flag --classifier sets it too."""
     weight: Free[NotNegative] = 0.1
-    """φ: weight of the classifier."""
-    num_refine_steps: Free[FlowSteps] = 10
-    """Number of refinement steps of class-conditional samples."""
+    """φ: weight of the classifier that guides samples."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -389,39 +343,20 @@ class Augment(Section):
 
 
 @dataclasses.dataclass(frozen=True)
-class Curve(Section):
-    """Curves of the metric of samples."""
-
-    over: Free[Literal["length", "step"]] = "length"
-    """Horizontal axis of mode curve: length of the flow, or training step."""
-    lengths: Free[Increasing] = ()
-    """Lengths of the flow in mode curve; if empty, some lengths from 0 to K + 50."""
-
-
-@dataclasses.dataclass(frozen=True)
 class Evaluate(Section):
     """Evaluations."""
 
     every_steps: Free[Whole] = 0
     """Number of training steps between evaluations of a cheap metric. The checkpoint with its best
     value is kept; 0: never."""
-    num_monitored_samples: Free[Annotated[int, Ge(2), Le(10_000_000)]] = 1_000
-    """Number of samples of this cheap metric."""
     num_samples: Free[Annotated[int, Ge(2), Le(10_000_000)]] = 10_000
     """Largest number of samples of an evaluation. At most 10,000 points, 1,000 translated images,
     or 5,000 images without Inception weights are drawn."""
     batch_size: Free[Batch] = 1_000
     """Number of samples that are drawn at a time, in total over all devices."""
     inception_weights: Free[Text] = ""
-    """Path of weights-inception-2015-12-05-6726825d.pth of torch-fidelity, for FID and similar
-    metrics (extra `eval`); if empty, they are not computed."""
-    legacy_weights: Free[Text] = ""
-    """Path of torchvision's Inception weights, for the paper's protocol."""
-    inception_score: Free[bool] = False
-    """Also computes the Inception Score."""
-    public_features: Free[bool] = False
-    """Also computes the Fréchet distance and manifold metrics in the features of a public network,
-    EfficientNet-Lite0 (extra `features`). About 30 s per 1,000 images on one CPU core."""
+    """Path of weights-inception-2015-12-05-6726825d.pth of torch-fidelity, for the FID (extra
+    `eval`); if empty, it is not computed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -444,21 +379,16 @@ class Settings(Section):
     log: Log = Log()
     checkpoint: Checkpoint = Checkpoint()
     snapshot: Snapshot = Snapshot()
-    sample: Sample = Sample()
     condition: Condition = Condition()
     attack: Attack = Attack()
     augment: Augment = Augment()
-    curve: Curve = Curve()
     evaluate: Evaluate = Evaluate()
 
 
 # Settings that contain paths on this machine. Files that are meant to be shared omit them.
 PATHS = (
     "data.dir",
-    "data.source_dir",
-    "condition.classifier",
     "evaluate.inception_weights",
-    "evaluate.legacy_weights",
 )
 
 

@@ -1,6 +1,7 @@
 """Trains a density ratio, or a classifier: creates or resumes the run, and loops over its steps."""
 
 import dataclasses
+import functools
 import itertools
 import math
 import shlex
@@ -26,7 +27,8 @@ from experiments.checkpoints import Checkpoints, Restored
 from experiments.command import Command
 from experiments.data import Source, load
 from experiments.errors import DivergedError, StoppedError, UserError
-from experiments.evaluation import efficientnet, inception
+from experiments.evaluation import inception
+from experiments.evaluation.metrics import Metric
 from experiments.experiment import Experiment, Training
 from experiments.files import remove_remains, replacing
 from experiments.hosts import StopSignals
@@ -43,6 +45,7 @@ _ADVICE = (
 )
 # Samples change most in the first steps of training, so these have snapshots as well.
 _EARLY_SNAPSHOTS = (0, 10, 50)
+_MONITORED = 1_000  # Samples of the metric that is computed during training.
 _MAX_RATIO = 1e4  # Of a mean ratio, under losses that learn the ratio itself.
 _Metrics = tuple[int, dict[str, jax.Array]]
 
@@ -149,10 +152,8 @@ def check_ratio(wanted: Settings, source: Source, *, is_new: bool) -> None:
             f"evaluate.every_steps={every}: the metric needs at least 2 held-out images, and the "
             "data have one; set it to 0"
         )
-    if wanted.sample.rejection:
-        draw.check_rejection(experiment.build(wanted, source))
-    inception.check_weights(wanted)
-    efficientnet.check_setting(wanted, source)
+    if weights := wanted.evaluate.inception_weights:
+        inception.describe(weights)  # Raises an error if something is missing.
 
 
 def _fitted_prior(wanted: Settings, source: Source) -> FittedPrior:
@@ -182,7 +183,7 @@ def _opened_or_new(command: Command, kind: run.Kind) -> tuple[Run | None, Settin
         wanted = settings.from_config(command.config)
     wanted = opened.resumed(experiment.for_shape(wanted, tuple(opened.data["event_shape"])))
     data_dir = command.data_dir or opened.remembered_dir(wanted.data.dir)
-    source = load.load(data_options(wanted, data_dir))
+    source = load(data_options(wanted, data_dir))
     run.check_same_data(source)
     opened.check_data(source)
     return opened, wanted, source
@@ -193,7 +194,7 @@ def settings_and_data(command: Command) -> tuple[Settings, Source]:
     if command.config is None:
         raise UserError("--config=FILE.py is missing; the folder configs/ has examples")
     wanted = settings.from_config(command.config)
-    source = load.load(data_options(wanted, command.data_dir))
+    source = load(data_options(wanted, command.data_dir))
     return experiment.for_shape(wanted, source.event_shape), source
 
 
@@ -207,7 +208,7 @@ def hooks_of(model: Experiment, opened: Run) -> Sequence[Hook]:
 
     Training is not affected: samples use separate keys, and the state is only read.
     """
-    sample, wanted = draw.Sampler(model), model.settings
+    sample, wanted = draw.make(model), model.settings
 
     def drawn(moment: Moment, num_samples: int) -> np.ndarray:
         variables = model.sampling_variables(moment.state)
@@ -215,20 +216,22 @@ def hooks_of(model: Experiment, opened: Run) -> Sequence[Hook]:
 
     def write_snapshot(moment: Moment) -> None:
         """Writes samples, for the picture of the course of training."""
-        samples = drawn(moment, wanted.snapshot.num_samples)
+        samples = drawn(moment, draw.num_snapshot(model))
         if parallel.is_first_process():
             opened.snapshots.mkdir(exist_ok=True)
             with replacing(opened.snapshots / f"{moment.step:08d}.npz") as file:
                 np.savez_compressed(file, arr_0=samples)
 
+    @functools.cache
+    def metric_of() -> Callable[[np.ndarray], Metric]:
+        # Importing metrics takes seconds, and most runs need none until the end.
+        from experiments.evaluation.draws import cheap_metric
+
+        return cheap_metric(opened.metric_reference)
+
     def monitor(moment: Moment) -> log.Record:
         """Computes the cheap metric of samples, and saves the checkpoint that is best by it."""
-        # Importing metrics takes seconds, and most runs need none until the end.
-        from experiments.evaluation.cheap import cheap_metric
-
-        metric = cheap_metric(
-            opened.metric_reference, drawn(moment, wanted.evaluate.num_monitored_samples)
-        )
+        metric = metric_of()(drawn(moment, min(_MONITORED, wanted.evaluate.num_samples)))
         best = moment.best
         # Values of another metric, or for another number of samples, are not comparable.
         before = best["value"] if best and best["metric"] == metric.name else math.inf

@@ -1,5 +1,6 @@
 """Random keys of a batch: one for all of its examples, or one per example."""
 
+import zlib
 from collections.abc import Callable
 
 import jax
@@ -59,6 +60,18 @@ def of_batch(key: Array, x: Array) -> Array:
     if key.ndim and (num := key.shape[0]) != x.shape[0]:
         raise ValueError(f"expected one key, or one key per example, got {num} for {x.shape[0]}")
     return key
+
+
+def named(key: Array, purpose: str) -> Array:
+    """Returns the key for one purpose, or the keys of it, [B].
+
+    `fold_in(key, i)` is `split(key)[i]`, so a function that numbers its draws from 0 would repeat
+    what its caller drew from the parts of the same key. The number of a purpose is far from 0.
+    """
+    number = zlib.crc32(purpose.encode())
+    fold_in = jax.vmap(jax.random.fold_in, (0, None)) if key.ndim else jax.random.fold_in
+    found: Array = fold_in(key, number)
+    return found
 
 
 def at_positions(key: Array, positions: Array) -> Array:

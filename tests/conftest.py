@@ -5,7 +5,6 @@ import ctypes
 import gc
 import os
 import sys
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -14,27 +13,20 @@ CORE = Path(__file__).parent / "core"
 NUM_FAKE_DEVICES = 4
 MAX_WORKER_BYTES = 2**30
 
-# JAX reads these at its start, and the processes that tests start inherit them.
-# On the CPU also where there is a GPU: `JAX_PLATFORMS=cuda make test` asks for that one.
+# Read when JAX starts, and inherited by the processes that tests start. On the CPU also where there
+# is a GPU: `JAX_PLATFORMS=cuda make test` asks for that one.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# joblib makes semaphores at its start, whose clean-up on Python 3.13 may warn in any test's place.
-os.environ.setdefault("JOBLIB_MULTIPROCESSING", "0")
-# Several devices for pmap and shard_map; a test of one device simply uses the first.
-# Of two equal flags XLA takes the last: the caller's.
+# Several devices for pmap and shard_map. Of two equal flags XLA takes the last: the caller's.
 FLAG = f"--xla_force_host_platform_device_count={NUM_FAKE_DEVICES}"
 os.environ["XLA_FLAGS"] = f"{FLAG} {os.environ.get('XLA_FLAGS', '')}".strip()
-
 # The workers fill the cores, so threads for small matrices only wait for each other.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-
+# joblib makes semaphores at its start, whose clean-up on Python 3.13 may warn in any test's place.
+os.environ.setdefault("JOBLIB_MULTIPROCESSING", "0")
 # Compiling dominates: programs that are optimised less take half the time and give the same numbers
-# but for rounding.
+# but for rounding, and each is compiled once for all workers and later sessions of this checkout.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-
-# Many tests compile the same programs: the session keeps what it compiled, unless a place that
-# outlasts it is given.
-_COMPILED = tempfile.TemporaryDirectory(prefix="fdrl_jax_tests_")
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _COMPILED.name)
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CORE.parents[1] / "build" / "test-cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 
@@ -60,11 +52,6 @@ def _bounded_memory():
         gc.collect()
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL("libc.so.6").malloc_trim(0)
-
-
-def pytest_unconfigure() -> None:
-    """Removes what the session compiled."""
-    _COMPILED.cleanup()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -10,10 +10,6 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 FORMATS = ("PNG", "JPEG", "WEBP")
-# Of one image. Each thread decodes one at a time, which may need several copies of it.
-MAX_PIXELS = 2**26
-# An image that is enlarged may have up to this many pixels.
-_MAX_ENLARGED = 2**24
 _SIXTEEN_BIT = ("I", "I;16")
 _GREY = ("1", "L", "LA", *_SIXTEEN_BIT)
 
@@ -35,36 +31,24 @@ class Transform(NamedTuple):
         """
         if self.center_crop:
             image = _crop_centre(image, self.center_crop)
-        if self.resize or self.image_size:
-            image = self._resized(image)
+        if side := self.resize or self.image_size:
+            size = (side, side)
+            if self.keep_aspect:
+                shorter = min(image.size)
+                size = (int(side * image.width / shorter), int(side * image.height / shorter))
+            if size != image.size:
+                image = image.resize(size, Image.Resampling.BILINEAR)
         if self.image_size:
             image = _crop_centre(image, self.image_size)
         return np.atleast_3d(np.asarray(image, np.uint8))
-
-    def _resized(self, image: Image.Image) -> Image.Image:
-        side = self.resize or self.image_size
-        size = (side, side)
-        if self.keep_aspect:
-            shorter = min(image.size)
-            size = (int(side * image.width / shorter), int(side * image.height / shorter))
-        if size == image.size:
-            return image
-        # A thin image with few pixels can become huge when its shorter side is enlarged.
-        most = min(MAX_PIXELS, max(image.width * image.height, _MAX_ENLARGED))
-        if size[0] * size[1] > most:
-            raise ValueError(
-                f"{image.width} x {image.height} pixels would be resized to {size[0]} x {size[1]}, "
-                f"more than {most:,} in total"
-            )
-        return image.resize(size, Image.Resampling.BILINEAR)
 
 
 def decode(payload: bytes | np.ndarray, transform: Transform) -> np.ndarray:
     """Decodes and transforms one image: a PNG, JPEG or WebP file, or uint8 pixels.
 
-    Palettes and CMYK are converted, transparent images are placed on white, 16-bit grey is scaled
-    to 8 bits, and the rotation in EXIF is applied. Given pixels are [H, W], [H, W, 1] or [H, W, 3],
-    returned ones [H, W, 1] or [H, W, 3]. A ValueError has the reason if this is not possible.
+    Transparent images are placed on white, 16-bit grey is scaled to 8 bits, and the rotation in
+    EXIF is applied. Given pixels are [H, W], [H, W, 1] or [H, W, 3], returned ones [H, W, 1] or
+    [H, W, 3]. A ValueError has the reason if this is not possible.
     """
     image = _from_array(payload) if isinstance(payload, np.ndarray) else _open(payload)
     channels = transform.channels or (1 if image.mode in _GREY else 3)
@@ -86,38 +70,27 @@ def _open(content: bytes) -> Image.Image:
         raise ValueError("the file is empty")
     try:
         image = Image.open(io.BytesIO(content), formats=FORMATS)
-    except UnidentifiedImageError:
-        raise ValueError(f"not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image") from None
-    except Exception as error:  # Decoders may raise any error, or a warning, on damaged headers.
-        raise ValueError(f"cannot be opened: {error}") from error
-    if image.width * image.height > MAX_PIXELS:
-        raise ValueError(
-            f"{image.width} x {image.height} pixels, more than {MAX_PIXELS:,} in total"
-        )
-    try:
         if image.format == "PNG":
             # Loading does not check the checksums of a PNG, and `verify` consumes the file.
             image.verify()
             image = Image.open(io.BytesIO(content), formats=FORMATS)
         image.load()
         return ImageOps.exif_transpose(image)
-    except Exception as error:
-        raise ValueError(f"damaged: {error}") from error
+    except UnidentifiedImageError:
+        raise ValueError(f"not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image") from None
+    except Exception as error:  # Decoders may raise any error, or a warning.
+        raise ValueError(f"damaged or too large: {error}") from error
 
 
 def _from_array(pixels: np.ndarray) -> Image.Image:
-    if pixels.dtype != np.uint8:
-        raise ValueError(f"pixels must be uint8, got {pixels.dtype}")
-    if not pixels.size:
-        raise ValueError(f"the image has no pixels, shape {list(pixels.shape)}")
+    if pixels.dtype != np.uint8 or not pixels.size:
+        raise ValueError(f"expected pixels of uint8, got {pixels.dtype} {list(pixels.shape)}")
     return Image.fromarray(pixels[..., 0] if pixels.shape[-1:] == (1,) else pixels)
 
 
 def _to_mode(image: Image.Image, mode: str) -> Image.Image:
-    if image.mode in _SIXTEEN_BIT:
-        levels = np.array(image, np.uint32)
-        levels += 128  # Rounds in place, because such images are often large.
-        levels //= 257
+    if image.mode in _SIXTEEN_BIT:  # `convert` would cut off all levels above 255.
+        levels = (np.array(image, np.uint32) + 128) // 257
         image = Image.fromarray(levels.astype(np.uint8))
     if image.mode in ("RGBA", "LA") or "transparency" in image.info:
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))

@@ -7,21 +7,16 @@ import jax.numpy as jnp
 from jax import lax
 
 Array = jax.Array
-# Up to this size a permutation is sorted, which costs at most 4 ms per step on a CPU.
-MAX_SORTED = 10_000
 _NUM_ROUNDS = 8
 
 
 def shuffled_indices(key: Array, positions: Array, num_examples: int) -> Array:
-    """Maps consecutive positions of a run, [B], to indices of examples, [B].
+    """Maps positions of a run, [B], to indices of examples, [B], in a new order in each epoch.
 
-    Each epoch has a new permutation, which depends only on (key, epoch). A resumed run therefore
-    continues with exactly the next examples, and replicas that know only their positions share no
-    example. The permutation of a large set is never computed as a whole, so the cost is O(B). If
-    the set has less than B examples, they repeat within the batch.
+    The order depends only on (key, epoch). A resumed run therefore continues with exactly the next
+    examples, and replicas that know only their positions share no example. The permutation is never
+    computed as a whole, so the cost is O(B). Sets of fewer than B examples repeat in the batch.
     """
-    if num_examples <= MAX_SORTED:
-        return _sorted(key, positions, num_examples)
 
     def index(position: Array) -> Array:
         epoch, offset = jnp.divmod(position, num_examples)
@@ -33,7 +28,7 @@ def shuffled_indices(key: Array, positions: Array, num_examples: int) -> Array:
 def permuted(key: Array, index: Array, num: int) -> Array:
     """Returns the value of a pseudorandom permutation of 0 to `num` - 1 at one index.
 
-    A Feistel network permutes a rectangle of a x b >= `num` cells. Each round adds a hash of one
+    A Feistel network permutes a rectangle of a x b >= `num` cells: each round adds a hash of one
     coordinate to the other. A value out of range is permuted again until it is in range. The typed
     key chooses the permutation; index and value are integers, []. `num` is at most 2^30.
 
@@ -49,31 +44,16 @@ def permuted(key: Array, index: Array, num: int) -> Array:
         return (bits % modulus).astype(jnp.int32)
 
     def permute(cell: Array) -> Array:
-        row, column = jnp.divmod(cell, b)
-        for i in range(0, _NUM_ROUNDS, 2):
-            row = (row + hashed(keys[i], column, a)) % a
-            column = (column + hashed(keys[i + 1], row, b)) % b
+        def two_rounds(i: Array, at: tuple[Array, Array]) -> tuple[Array, Array]:
+            row, column = at
+            row = (row + hashed(keys[2 * i], column, a)) % a
+            return row, (column + hashed(keys[2 * i + 1], row, b)) % b
+
+        # A loop, because unrolled hashes would dominate the compilation of a small training step.
+        row, column = lax.fori_loop(0, _NUM_ROUNDS // 2, two_rounds, jnp.divmod(cell, b))
         return row * b + column
 
     # The first cell is out of range, so that the loop has the only copy of `permute`; a second one
     # would take as long to compile again. Rows are modulo a, so adding a * b changes no result.
     start = jnp.asarray(index, jnp.int32) + a * b
     return lax.while_loop(lambda cell: cell >= num, permute, start)
-
-
-def _sorted(key: Array, positions: Array, num_examples: int) -> Array:
-    epochs, offsets = jnp.divmod(positions, num_examples)
-    first = epochs[0]
-    # As many epochs as B consecutive positions can touch.
-    num_epochs = 1 + -(-len(positions) // num_examples)
-
-    def order(epoch: Array) -> Array:
-        return jax.random.permutation(jax.random.fold_in(key, epoch), num_examples)
-
-    def unused(epoch: Array) -> Array:
-        return jnp.zeros(num_examples, jnp.int32)
-
-    # Sorting dominates the cost, and most batches are within one epoch.
-    others = [first + i for i in range(1, num_epochs)]
-    orders = [order(first), *(lax.cond(e <= epochs[-1], order, unused, e) for e in others)]
-    return jnp.stack(orders)[epochs - first, offsets]

@@ -27,18 +27,17 @@ class Labels(NamedTuple):
 
     train: np.ndarray  # [N], in the order of `Source.train_batches()`.
     held_out: np.ndarray  # [M], in the order of `Source.held_out(M, seed)`.
-    classes: tuple[str, ...]  # Names, with escapes for characters that cannot be printed.
+    classes: tuple[str, ...]  # Printable names.
 
 
 class Starts(NamedTuple):
-    """Images to start samples from: the source of paired domains, or those of a generator."""
+    """The images of the source domain of a translation, where samples start."""
 
     # `positions [B] -> images [B, ...]`, float32. The held-out images come first, then the training
     # images, and then both repeat. Reads only the images at these positions.
     load: Callable[[np.ndarray], np.ndarray]
     num_held_out: int
     num: int  # Number of all images.
-    is_domain: bool = True  # Whether they are translated; those of a generator are improved.
 
     def __call__(self, positions: np.ndarray) -> np.ndarray:
         return self.load(positions)
@@ -78,7 +77,7 @@ class Source(NamedTuple):
     # `(seed, batch size of this process, batches to skip, steps per dispatch) -> context of `Take`
     # for streamed data; `None` otherwise.
     open_feed: Callable[[int, int, int, int], AbstractContextManager[Take]] | None = None
-    starts: Starts | None = None
+    starts: Starts | None = None  # Of a translation.
     # A hash of names and labels of files, or of the content of an array. A run resumes only with
     # the same hash.
     identity: str = ""
@@ -92,7 +91,7 @@ class Source(NamedTuple):
     @property
     def is_translation(self) -> bool:
         """Whether samples start from the images of another domain."""
-        return self.starts is not None and self.starts.is_domain
+        return self.starts is not None
 
     @property
     def classes(self) -> tuple[str, ...]:

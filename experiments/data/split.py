@@ -6,46 +6,32 @@ from dataclasses import replace
 import numpy as np
 
 from experiments.data import tfds
-from experiments.data.formats import Records, Tree, open_archive, open_images
+from experiments.data.formats import Records, Tree, open_npz
 from experiments.errors import DataError
 from experiments.settings import Data
 from fdrl_jax._names import nearest
 
 _HELD_OUT_SHARE = 10  # At most one image in this many is held out of a set without its own split.
+TRAIN = "train"
+HELD_OUT = ("test", "validation", "val")  # Names of a split of held-out images; the first counts.
 # Training images, and held-out images if the data have some of their own.
 Part = tuple[Records, Records | None]
-# Usual names of splits. They are not classes, if a folder has no others at its top.
-_SPLITS = {"train", "training", "val", "valid", "validation", "dev", "eval", "test", "testing"}
 
 
 def open_parts(options: Data) -> dict[str, tuple[Records, Records]]:
     """Opens training and held-out images: those to learn under "real", to start from "source"."""
     if options.name in ("folder", "npz", "pair") and not options.dir:
-        raise DataError(
-            f"data.name={options.name} needs the path of the data: set --data_dir, "
-            "--config.data.dir or the environment variable FDRL_DATA_DIR"
-        )
+        raise DataError(f"data.name={options.name} needs the path of the data: set --data_dir")
     if not (options.keep_aspect or options.resize or options.image_size):
         raise DataError(
             "data.keep_aspect=False squeezes images to a square, whose side is data.resize or "
             "data.image_size: set one of them"
         )
-    if options.split == options.held_out_split:
-        raise DataError(
-            f"data.split and data.held_out_split are both {options.split!r}, but a run must not be "
-            "evaluated on the images that it trains on"
-        )
     classes = {"real": options.target_class, "source": options.source_class}
-    if options.source_dir and (options.name == "pair" or any(classes.values())):
-        raise DataError(
-            "data.source_dir and paired domains both say where samples start: remove one of them"
-        )
     if options.name == "pair":
         sides = _pair_of_folders(options)
     elif not any(classes.values()):
         sides = {"real": _open(options)}
-        if options.source_dir:
-            sides["source"] = open_images(options.source_dir), None
     elif not all(classes.values()):
         raise DataError("data.source_class and data.target_class go together: set both or none")
     else:
@@ -58,35 +44,20 @@ def open_parts(options: Data) -> dict[str, tuple[Records, Records]]:
 
 
 def _open(options: Data) -> Part:
-    train, held_out = _opened(options)
-    if held_out is None and options.held_out_split != Data().held_out_split:
-        logging.getLogger("fdrl").warning(
-            "the data have no split %r (data.held_out_split), so some of the training images are "
-            "held out",
-            options.held_out_split,
-        )
-    return train, held_out
-
-
-def _opened(options: Data) -> Part:
-    if options.name.startswith(tfds.PREFIX):
-        folder = tfds.find(options.name.removeprefix(tfds.PREFIX), options.dir)
-        train = tfds.open_split(folder, options.split)
+    if options.name.startswith("tfds:"):
+        folder = tfds.find(options.name.removeprefix("tfds:"), options.dir)
+        train = tfds.open_split(folder, TRAIN)
         if train is None:
-            raise DataError(f"{folder} has no split {options.split!r} (data.split)")
-        return train, tfds.open_split(folder, options.held_out_split)
+            raise DataError(f"{folder} has no split {TRAIN!r}")
+        others = (tfds.open_split(folder, name) for name in HELD_OUT)
+        return train, next((split for split in others if split is not None), None)
     if options.name == "npz":
-        return open_archive(options.dir)
+        return open_npz(options.dir)
     tree = Tree(options.dir)
     found = tree.parts()
-    if {options.split, options.held_out_split} <= found:
-        return tree.records(options.split), tree.records(options.held_out_split)
-    are_splits = len(found) > 1 and {name.lower() for name in found} <= _SPLITS
-    if are_splits or options.split != Data().split:
-        raise DataError(
-            f"{options.dir} needs the folders {options.split!r} (data.split) and "
-            f"{options.held_out_split!r} (data.held_out_split); available: {sorted(found)}"
-        )
+    held_out = next((name for name in HELD_OUT if name in found), None)
+    if TRAIN in found and held_out:
+        return tree.records(TRAIN), tree.records(held_out)
     return tree.records(), None
 
 
@@ -96,13 +67,14 @@ def _pair_of_folders(options: Data) -> dict[str, Part]:
     sides: dict[str, Part] = {}
     domains = {"real": options.target_class or "B", "source": options.source_class or "A"}
     for side, domain in domains.items():
-        train, held_out = f"{options.split}{domain}", f"{options.held_out_split}{domain}"
+        train = f"{TRAIN}{domain}"
         if train not in found:
             raise DataError(
-                f"data.name=pair needs a folder {train!r} in {options.dir}, and {held_out!r} for "
+                f"data.name=pair needs a folder {train!r} in {options.dir}, and 'test{domain}' for "
                 f"held-out images; available: {sorted(found)}{nearest(train, found)}"
             )
-        sides[side] = tree.records(train), tree.records(held_out) if held_out in found else None
+        held_out = next((name + domain for name in HELD_OUT if name + domain in found), None)
+        sides[side] = tree.records(train), tree.records(held_out) if held_out else None
     return sides
 
 

@@ -19,14 +19,11 @@ from experiments.errors import DataError
 from experiments.settings import Data
 
 Array = jax.Array
+MAX_IN_MEMORY_BYTES = 2**28  # Of pixels; larger sets are streamed.
 
 
 def stored_source(options: Data) -> Source:
-    """Opens a set of images, with those to start from if there are any.
-
-    Sets of at most `in_memory_megabytes` of pixels are decoded here once and stay on the device.
-    Larger sets are streamed.
-    """
+    """Opens a set of images. A small one is decoded once and stays on the device."""
     transform = Transform(*(getattr(options, key) for key in Transform._fields))
     train, held_out = {}, {}
     for name, (records, others) in open_parts(options).items():
@@ -41,40 +38,33 @@ def stored_source(options: Data) -> Source:
             f"{shapes[1]} and {shapes[0]}; set data.image_size or data.channels"
         )
     num_bytes = sum(len(images.records) * math.prod(images.shape) for images in train.values())
-    real, unseen = train["real"], held_out["real"]
-    arrays, labels = {}, None
-    in_memory = num_bytes <= options.in_memory_megabytes * 2**20
+    in_memory = num_bytes <= MAX_IN_MEMORY_BYTES
+    arrays = {}
     if in_memory:
-        arrays = {
-            name: decode_all(images, options, "training images") for name, images in train.items()
-        }
-    pixels = arrays.get("real")
-    of_train, of_held_out = real.records.labels, unseen.records.labels
-    if of_train is not None and of_held_out is not None:
-        labels = Labels(of_train, of_held_out, real.records.classes)
+        arrays = {name: decode_all(images, "training images") for name, images in train.items()}
+    pixels, labels = arrays.get("real"), None
+    real, unseen = train["real"], held_out["real"]
+    if real.records.labels is not None and unseen.records.labels is not None:
+        labels = Labels(real.records.labels, unseen.records.labels, real.records.classes)
         if in_memory:
-            arrays["label"] = of_train
-    starts = None
-    if "source" in train:
-        starts = _starts(held_out["source"], train["source"], is_domain=not options.source_dir)
+            arrays["label"] = labels.train
     identities = [images.records.identity for images in train.values()]
+    fingerprints = [images.records.fingerprint for images in train.values()]
     of_labels = () if labels is None else (labels.train, labels.classes)
     return Source(
         name=options.name,
         event_shape=real.shape,
         arrays=arrays or (),
         draw=_make_draw(tuple(train), options.random_flip),
-        train_batches=lambda num=None: _train_batches(real, pixels, num, options),
-        held_out=lambda num, seed: _first(unseen, num, options),
+        train_batches=lambda num=None: _train_batches(real, pixels, num),
+        held_out=lambda num, seed: _first(unseen, num),
         num_train=len(real.records),
         num_held_out=len(unseen.records),
         labels=labels,
-        open_feed=None if in_memory else functools.partial(feed, train, options),
-        starts=starts,
+        open_feed=None if in_memory else functools.partial(feed, train),
+        starts=_starts(held_out["source"], train["source"]) if "source" in train else None,
         identity=digest(*identities, *of_labels),
-        fingerprint=digest(
-            *(images.records.fingerprint for images in train.values()), tuple(real.transform)
-        ),
+        fingerprint=digest(*fingerprints, tuple(real.transform)),
     )
 
 
@@ -104,21 +94,21 @@ def _flip(key: Array, positions: Array, images: Array) -> Array:
 
 
 def _train_batches(
-    images: Images, pixels: np.ndarray | None, num: int | None, options: Data
+    images: Images, pixels: np.ndarray | None, num: int | None
 ) -> Iterator[np.ndarray]:
     if pixels is None:
-        return map(to_unit, all_batches(images.subset(spread(len(images.records), num)), options))
+        return map(to_unit, all_batches(images.subset(spread(len(images.records), num))))
     chosen, size = spread(len(pixels), num), images.batch_size
     parts = (chosen[first : first + size] for first in range(0, len(chosen), size))
     return (to_unit(pixels[part]) for part in parts)
 
 
-def _first(images: Images, num: int, options: Data) -> np.ndarray:
+def _first(images: Images, num: int) -> np.ndarray:
     some = images.subset(np.arange(min(num, len(images.records))))
-    return np.concatenate([to_unit(pixels) for pixels in all_batches(some, options)])
+    return np.concatenate([to_unit(pixels) for pixels in all_batches(some)])
 
 
-def _starts(held_out: Images, train: Images, *, is_domain: bool) -> Starts:
+def _starts(held_out: Images, train: Images) -> Starts:
     num_held_out = len(held_out.records)
     total = num_held_out + len(train.records)
 
@@ -129,4 +119,4 @@ def _starts(held_out: Images, train: Images, *, is_domain: bool) -> Starts:
     def at(positions: np.ndarray) -> np.ndarray:
         return to_unit(np.stack([load(int(position)) for position in positions]))
 
-    return Starts(at, num_held_out, total, is_domain)
+    return Starts(at, num_held_out, total)

@@ -3,7 +3,7 @@
 The example at position `p` of a run depends only on (seed, p). Grain's shuffle permutes indices
 without state, differently in each epoch, and the pipeline has random access up to the batch. A run
 can therefore resume after any number of batches, and the batch of a step has the same images for
-any number of threads and processes.
+any number of processes.
 """
 
 import contextlib
@@ -20,13 +20,13 @@ from experiments.data.decode import Transform, decode
 from experiments.data.formats import Records
 from experiments.data.source import Take, spread
 from experiments.errors import DataError
-from experiments.settings import Data
 from fdrl_jax.training import parallel
 
 _BAR_AFTER_SECONDS = 2.0
 _MAX_PROBED = 100  # Images that are checked to decide whether a set is grey.
-_REMEDY = "data.image_size or data.channels"
 _BATCH_BYTES = 2**25  # Float32 pixels per batch in a pass over the data.
+# Threads, because Pillow decodes without Python's global lock, and batches decoded in advance.
+_READING = grain.ReadOptions(num_threads=4, prefetch_buffer_size=8)
 
 
 class Images(NamedTuple):
@@ -35,7 +35,6 @@ class Images(NamedTuple):
     records: Records
     transform: Transform
     shape: tuple[int, ...]
-    remedy: str = _REMEDY  # What to set if shapes differ.
 
     def load(self, index: int) -> np.ndarray:
         """Returns an example, uint8 of the shape; a DataError names a bad image."""
@@ -47,7 +46,7 @@ class Images(NamedTuple):
         if pixels.shape != self.shape:
             reason = (
                 f"height, width and channels are {pixels.shape}, but {self.shape} in other images; "
-                f"set {self.remedy}"
+                "set data.image_size or data.channels"
             )
             raise self.records.bad(index, reason)
         return pixels
@@ -69,15 +68,12 @@ class Images(NamedTuple):
         return max(1, min(1_000, _BATCH_BYTES // (4 * int(np.prod(self.shape)))))
 
 
-def probe(records: Records, transform: Transform, remedy: str = _REMEDY) -> Images:
+def probe(records: Records, transform: Transform) -> Images:
     """Finds the shape of the examples, from the first image.
 
     If `transform.channels` is 0, the images are in colour if any of a hundred is stored in colour.
-    Grey images then get equal channels. `remedy` names the settings that change the shape, for
-    error messages.
+    Grey images then get equal channels.
     """
-    if not len(records):
-        raise DataError(f"{records.where} has no images")
     if not transform.channels:
         for index in spread(len(records), _MAX_PROBED):
             with contextlib.suppress(ValueError, DataError):  # Reported when it is read for use.
@@ -89,14 +85,13 @@ def probe(records: Records, transform: Transform, remedy: str = _REMEDY) -> Imag
     except ValueError as error:
         raise records.bad(0, str(error)) from error
     if min(shape[:2]) < 2:
-        reason = f"{shape[1]} x {shape[0]} pixels; images need at least 2 x 2. Set {remedy}"
+        reason = f"{shape[1]} x {shape[0]} pixels; images need 2 x 2. Set data.image_size"
         raise records.bad(0, reason)
-    return Images(records, transform, shape, remedy)
+    return Images(records, transform, shape)
 
 
 def training_batches(
     sides: Mapping[str, Images],
-    options: Data,
     *,
     seed: int,
     batch_size: int,
@@ -122,7 +117,7 @@ def training_batches(
         parts.append(order.map(images.labelled))
     dataset = ZipMapDataset(parts).batch(batch_size, drop_remainder=True)
     # Processes take whole batches in turn, which gives them the positions of their own replicas.
-    for batches in _read(dataset[index::count][start:], options):
+    for batches in _read(dataset[index::count][start:]):
         named = dict(zip(sides, batches, strict=True))
         taken = {side: batch["pixels"] for side, batch in named.items()}
         if "label" in named["real"]:
@@ -130,26 +125,20 @@ def training_batches(
         yield taken
 
 
-def all_batches(images: Images, options: Data) -> Iterator[np.ndarray]:
+def all_batches(images: Images) -> Iterator[np.ndarray]:
     """Yields every image once, in order, uint8 [B, H, W, C]; the last batch may be smaller."""
     dataset = grain.MapDataset.range(len(images.records)).map(lambda i: images.load(int(i)))
-    return _read(dataset.batch(images.batch_size), options)
+    return _read(dataset.batch(images.batch_size))
 
 
-def decode_all(images: Images, options: Data, what: str) -> np.ndarray:
+def decode_all(images: Images, what: str) -> np.ndarray:
     """Decodes a whole set, uint8 [N, H, W, C], with a progress bar if that takes long."""
     pixels = np.empty((len(images.records), *images.shape), np.uint8)
-    bar = tqdm(
-        desc=f"reading {what}",
-        total=len(pixels),
-        unit="image",
-        leave=False,
-        delay=_BAR_AFTER_SECONDS,
-        disable=not parallel.is_first_process(),
-    )
+    options: dict[str, Any] = {"delay": _BAR_AFTER_SECONDS, "leave": False, "unit": "image"}
+    options["disable"] = not parallel.is_first_process()
     filled = 0
-    with bar:
-        for part in all_batches(images, options):
+    with tqdm(desc=f"reading {what}", total=len(pixels), **options) as bar:
+        for part in all_batches(images):
             pixels[filled : filled + len(part)] = part
             filled += len(part)
             bar.update(len(part))
@@ -158,12 +147,7 @@ def decode_all(images: Images, options: Data, what: str) -> np.ndarray:
 
 @contextlib.contextmanager
 def feed(
-    sides: Mapping[str, Images],
-    options: Data,
-    seed: int,
-    batch_size: int,
-    start: int,
-    max_steps: int,
+    sides: Mapping[str, Images], seed: int, batch_size: int, start: int, max_steps: int
 ) -> Iterator[Take]:
     """Yields `take`, which stacks the next training batches of this process for one dispatch.
 
@@ -171,9 +155,8 @@ def feed(
     `training.steps.repeat_steps`, whose first `count` steps are set.
     """
     process = (jax.process_index(), jax.process_count())
-    batches = training_batches(
-        sides, options, seed=seed, batch_size=batch_size, start=start, process=process
-    )
+    options = {"seed": seed, "batch_size": batch_size, "start": start}
+    batches = training_batches(sides, **options, process=process)
     num_devices = parallel.num_devices()
 
     def stacked(parts: list[np.ndarray]) -> np.ndarray:
@@ -191,9 +174,7 @@ def feed(
         yield take
 
 
-def _read(dataset: grain.MapDataset, options: Data) -> Generator[Any]:
-    threads = options.num_threads  # Pillow decodes without Python's global lock.
-    ahead = grain.ReadOptions(threads, max(threads, options.prefetch_batches))
+def _read(dataset: grain.MapDataset) -> Generator[Any]:
     # Closing stops the threads now, and not at garbage collection.
-    with contextlib.closing(iter(dataset.to_iter_dataset(ahead))) as iterator:
+    with contextlib.closing(iter(dataset.to_iter_dataset(_READING))) as iterator:
         yield from iterator

@@ -8,18 +8,15 @@ import contextlib
 import json
 import os
 import re
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from experiments.data.formats import Payload, Records, digest
+from experiments.data.formats import Records, digest
 from experiments.errors import DataError, first_line
 from fdrl_jax._names import nearest
 
-PREFIX = "tfds:"  # Prefix of data.name, as in `tfds:cifar10`.
-_DEFAULT_ROOT = "~/tensorflow_datasets"
 # NAME or NAME/CONFIG, optionally with :VERSION. Each part begins with a letter or digit, so that a
 # name can neither lead out of the root nor be a pattern.
 _NAME = re.compile(r"[^\W_][\w.+-]*(/[^\W_][\w.+-]*)?(:[\w.]+)?")
@@ -38,47 +35,39 @@ def find(name: str, root: str) -> str:
             "data.name must be tfds:NAME or tfds:NAME/CONFIG, optionally with :VERSION, got "
             f"{name[:100]!r}"
         )
-    base = Path(root or os.environ.get("TFDS_DATA_DIR") or _DEFAULT_ROOT).expanduser()
-    found = _prepared(name, base)
+    default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    base, (stem, _, version) = Path(root or default).expanduser(), name.partition(":")
+    found = [info.parent for info in base.glob(f"{stem}/**/dataset_info.json")]
+    found = [folder for folder in found if not version or folder.name == version]
     if not found:
         return _prepare(name, base)
-    configs = sorted({f.parent.relative_to(base).as_posix() for f in found})
-    if len(configs) > 1:
-        raise DataError(f"tfds:{name} has several configs in {base}: name one of {configs}")
+    if len(configs := {folder.parent.relative_to(base).as_posix() for folder in found}) > 1:
+        raise DataError(f"tfds:{name} has several configs in {base}: name one of {sorted(configs)}")
     return str(max(found, key=lambda folder: [int(n) for n in re.findall(r"\d+", folder.name)]))
 
 
-def _prepared(name: str, base: Path) -> list[Path]:
-    """Returns the folders of a data set that are there, of the version if the name has one."""
-    stem, _, version = name.partition(":")
-    found = [info.parent for info in base.glob(f"{stem}/**/dataset_info.json")]
-    return [folder for folder in found if not version or folder.name == version]
-
-
 def _prepare(name: str, base: Path) -> str:
-    """Downloads and prepares a data set of TFDS, and returns its folder."""
     import tensorflow_datasets as tfds
 
-    stem = name.partition(":")[0]
-    known = tfds.list_builders(with_community_datasets=False)
-    if stem.partition("/")[0] not in known:
+    stem, known = re.split("[/:]", name)[0], tfds.list_builders(with_community_datasets=False)
+    if stem not in known:
         there = {p.parts[len(base.parts)] for p in base.glob("**/dataset_info.json")}
         hint = nearest(stem, sorted({*there, *known}))
         raise DataError(f"tfds:{name} is neither a data set of TFDS nor prepared in {base}{hint}")
     print(f"tfds:{name} is not in {base}: downloading and preparing it")
     try:
-        _keep_off_gpus()
+        # GPUs are hidden from TensorFlow, which would reserve the memory that JAX needs.
+        with contextlib.suppress(ImportError, RuntimeError):
+            import tensorflow
+
+            tensorflow.config.set_visible_devices([], "GPU")
         builder = tfds.builder(name, data_dir=base, file_format="array_record")
-        builder.download_and_prepare(
-            download_config=tfds.download.DownloadConfig(try_download_gcs=False)
-        )
+        builder.download_and_prepare()
     except Exception as error:  # Builders may raise any error, and often need more packages.
-        if _prepared(name, base):  # By another process of the run, in a folder that they share.
-            return find(name, str(base))
         raise DataError(
             f"tfds:{name} cannot be prepared: {first_line(error)}. Prepare it where TensorFlow and "
             f"a network are available, with tfds build {stem} --data_dir={base} "
-            "--file_format=array_record, and copy the folder here; see docs/data.md"
+            "--file_format=array_record, and copy the folder here; see docs/own_images.md"
         ) from error
     return str(builder.data_path)
 
@@ -97,21 +86,15 @@ def open_split(folder: str, split: str) -> Records | None:
         image_keys = [k for k, f in features.items() if isinstance(f, tfds.features.Image)]
         if not image_keys:
             raise ValueError(f"none of its features is an image: {list(features)}")
-        options: Any = {"split": split, "decoders": {image_keys[0]: tfds.decode.SkipDecoding()}}
-        if info.file_format != tfds.core.FileFormat.TFRECORD:
-            data: Any = builder.as_data_source(**options)
-        elif find_spec("tensorflow") is None:
-            raise ValueError("TFRecord files need TensorFlow; prepare the set as array_record")
-        else:  # There is no access by index, so the encoded images stay in memory.
-            _keep_off_gpus()
-            data = list(tfds.as_numpy(builder.as_dataset(**options)))
+        decoders: Any = {image_keys[0]: tfds.decode.SkipDecoding()}
+        data: Any = builder.as_data_source(split=split, decoders=decoders)
         if len(data) != info.splits[split].num_examples:
             raise ValueError(f"{len(data)} of {info.splits[split].num_examples} images are there")
         label_keys = [k for k, f in features.items() if isinstance(f, tfds.features.ClassLabel)]
         # Sets such as CIFAR-100 also have coarser labels.
         label_keys.sort(key=lambda k: k not in (info.supervised_keys or ()))
         numbers = [int(data[i][key]) for key in label_keys[:1] for i in range(len(data))]
-    except Exception as error:  # Damaged JSON, features of a newer TFDS, missing files, and so on.
+    except Exception as error:  # Damaged JSON, TFRecord files, features of a newer TFDS, and so on.
         raise DataError(f"{folder}: not a readable TFDS data set: {first_line(error)}") from error
     labels, classes = None, tuple[str, ...]()
     if numbers and min(numbers) >= 0:  # Images without a label have -1.
@@ -119,19 +102,12 @@ def open_split(folder: str, split: str) -> Records | None:
     fixed = (info.full_name, split, len(data), list(info.splits[split].shard_lengths))
     files = sorted((p.name, p.stat().st_size) for p in Path(folder).glob(f"*-{split}.*"))
 
-    def fetch(index: int) -> Payload:
-        return data[index][image_keys[0]]
+    def fetch(index: int) -> bytes:
+        found: bytes = data[index][image_keys[0]]
+        return found
 
     where, keys = f"{folder}:{split}:", range(len(data))
     return Records(where, keys, fetch, digest(*fixed), digest(*fixed, files), labels, classes)
-
-
-def _keep_off_gpus() -> None:
-    """Hides GPUs from TensorFlow, which would reserve all of their memory, and JAX needs it."""
-    with contextlib.suppress(ImportError, RuntimeError):  # It is missing, or runs already.
-        import tensorflow
-
-        tensorflow.config.set_visible_devices([], "GPU")
 
 
 def _check_features(path: Path) -> None:
@@ -146,8 +122,7 @@ def _check_features(path: Path) -> None:
             elif key in _CLASS_KEYS and not value.startswith("tensorflow_datasets."):
                 raise ValueError(
                     f"{path.name} names the class {value[:100]!r}, which would be imported and can "
-                    "run any code; only classes of tensorflow_datasets are allowed, so prepare the "
-                    "data set with its features"
+                    "run any code; only classes of tensorflow_datasets are allowed"
                 )
 
     json.loads(path.read_bytes(), object_pairs_hook=check)

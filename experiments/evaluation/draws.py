@@ -5,22 +5,27 @@ each time with other references, samples and real images, and reported as the me
 deviation over these draws.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
+from scipy.spatial.distance import cdist
 
-from experiments.evaluation.manifold import manifold_metrics
-from experiments.evaluation.memorisation import Features
+from experiments.data.source import Source
+from experiments.errors import UserError
 from experiments.evaluation.metrics import Metric, measured
 from experiments.evaluation.references import ImageReference
-from fdrl_jax.metrics import frechet_distance
+from experiments.evaluation.spaces import Seen, Space, spaces_of
+from fdrl_jax.metrics import energy_distance, frechet_distance
 
 _MAX_PER_DRAW = 1_000  # Images; some metrics need the distances of all pairs.
 NUM_DRAWS = 5
 MAX_SAMPLES = NUM_DRAWS * _MAX_PER_DRAW  # More samples, or prior samples, are in no draw.
-BUILT_IN = "random_conv"  # The feature space of fixed random filters.
-FEWEST_FOR_NEIGHBOURS = 6  # Images; density and coverage need the fifth neighbour of each.
+_NUM_NEIGHBOURS = 3  # Of precision and recall.
+# Of the metric that is computed during training and for curves.
+_MAX_POINTS = 5_000  # The distances of all pairs take a second.
+_MAX_IMAGES = 2_000  # Their features are computed each time.
 
 
 class Draw(NamedTuple):
@@ -60,15 +65,12 @@ def draws_of(rows: Mapping[str, np.ndarray]) -> list[Draw]:
     With spare images, the reference is all held-out images, and the real data are random subsets of
     the spare images. Without them, each draw takes two disjoint random sets of held-out images. The
     samples of different draws are disjoint if there are enough, and otherwise random subsets. The
-    draws are not independent, so their spread is not a confidence interval. If a group has fewer
-    than two images, there is no draw.
+    draws are not independent, so their spread is not a confidence interval.
     """
     held_out, spare = rows["held_out"], rows.get("spare")
     num_real = len(held_out) // 2 if spare is None else min(len(held_out), len(spare))
     num_samples = min(len(rows["samples"]), len(rows["prior"]))
     num = min(_MAX_PER_DRAW, num_real, num_samples)
-    if num < 2:
-        return []
     rng = np.random.RandomState(0)  # NumPy guarantees that this stream never changes.
     found = []
     for draw in range(NUM_DRAWS):
@@ -82,53 +84,84 @@ def draws_of(rows: Mapping[str, np.ndarray]) -> list[Draw]:
     return found
 
 
-def compare(
-    space: str,
-    scores: Callable[[np.ndarray, np.ndarray], Mapping[str, float]],
-    features: np.ndarray,
-    draws: list[Draw],
-) -> list[Metric]:
-    """Computes metrics of samples, the prior and real data against the reference, over draws.
+def compare(spaces: Mapping[str, Space], pool: Pool) -> tuple[list[Metric], dict[str, Seen]]:
+    """Compares samples, the prior and real images with the references, in each feature space.
 
-    `scores` maps features [N, D], and those of the reference, to values by key of `DEFINITIONS`.
-    There must be at least one draw. The name of the feature space may be empty.
+    Returns the metrics, and what each space sees of the images of the pool.
     """
-    drawn = [
-        [scores(features[rows], features[draw.reference]) for rows in draw[1:]] for draw in draws
-    ]
-    return [
-        measured(
-            definition,
-            *([sides[i][definition] for sides in drawn] for i in range(3)),
-            space=space,
-            num=len(draws[0].reference),
-        )
-        for definition in drawn[0][0]
-    ]
+    metrics, views = [], {name: look(pool.images) for name, look in spaces.items()}
+    for name, seen in views.items():
+        drawn = [[_scores(seen, rows, d.reference) for rows in d[1:]] for d in pool.draws]
+        for definition in drawn[0][0]:
+            sides = ([of_draw[side][definition] for of_draw in drawn] for side in range(3))
+            num = len(pool.draws[0].reference)
+            metrics.append(measured(definition, *sides, space=name, num=num))
+    return metrics, views
 
 
-def compare_in_spaces(spaces: Mapping[str, Features], pool: Pool) -> list[Metric]:
-    """Computes the metrics of `feature_scores` in feature spaces, which map images to features.
+def _scores(seen: Seen, rows: np.ndarray, reference: np.ndarray) -> dict[str, float]:
+    ours, real = seen.features[rows], seen.features[reference]
+    found = {"frechet": frechet_distance(ours, real)}
+    if seen.classes is None:
+        precision, recall = precision_and_recall(ours, real)
+        return found | {"precision": precision, "recall": recall}
+    if seen.confidence is not None:
+        found["top_probability"] = float(seen.confidence[rows].mean())
+    return found | {"smallest_class_share": float(seen.classes[rows].mean(axis=0).min())}
 
-    Only the features of images that are in a draw are computed, because the network may be slow.
+
+def precision_and_recall(samples: np.ndarray, data: np.ndarray) -> tuple[float, float]:
+    """Returns the share of features [N, D] near those of data [M, D], and the share the other way.
+
+    A point is near a set if it is not farther from one of its points than that point's third
+    neighbour. Both are NaN if a feature is not finite, or if there are too few.
     """
-    if not pool.draws:
-        return []
-    used = np.unique(np.concatenate([rows for draw in pool.draws for rows in draw]))
-    of_used = [Draw(*(np.searchsorted(used, rows) for rows in draw)) for draw in pool.draws]
-    return [
-        metric
-        for space, function in spaces.items()
-        for metric in compare(space, feature_scores, function(pool.images[used]), of_used)
-    ]
+    few = min(len(samples), len(data)) <= _NUM_NEIGHBOURS
+    if few or not (np.isfinite(samples).all() and np.isfinite(data).all()):
+        return math.nan, math.nan
+    between = cdist(samples, data)
+
+    def radii(x: np.ndarray) -> np.ndarray:
+        return np.partition(cdist(x, x), _NUM_NEIGHBOURS, axis=1)[:, _NUM_NEIGHBOURS]
+
+    precision = (between <= radii(data)).any(axis=1).mean()
+    recall = (between <= radii(samples)[:, None]).any(axis=0).mean()
+    return float(precision), float(recall)
 
 
-def feature_scores(rows: np.ndarray, reference: np.ndarray) -> dict[str, float]:
-    """Computes the Fréchet distance and, if there are enough images, manifold metrics.
+def num_read(reference: Source | ImageReference, num_samples: int) -> int:
+    """Returns how many of this many samples the function of `cheap_metric` reads."""
+    if isinstance(reference, Source):
+        return min(num_samples, _MAX_POINTS)
+    # Equally many samples and references, as in the evaluation: the bias depends on the number.
+    has_svc = reference.starts is None and reference.fit_images is not None
+    return min(num_samples, len(reference.images)) if has_svc else num_samples
 
-    Both are features: `rows` [N, D] and those of real images, [M, D].
+
+def cheap_metric(reference: Source | ImageReference) -> Callable[[np.ndarray], Metric]:
+    """Returns the metric of samples [N, ...] that is computed during training and for curves.
+
+    For points in the plane, it is the unbiased energy distance to equally many new points. For
+    images, it is the Fréchet distance to held-out images in the first of their feature spaces. It
+    depends only on the arguments; lower is better. It is NaN unless all samples are finite.
     """
-    found = {"frechet": frechet_distance(rows, reference)}
-    if min(len(rows), len(reference)) >= FEWEST_FOR_NEIGHBOURS:
-        found |= manifold_metrics(rows, reference)._asdict()
-    return found
+    if isinstance(reference, Source):
+
+        def of_points(samples: np.ndarray) -> Metric:
+            samples = samples[:_MAX_POINTS]
+            value = energy_distance(samples, reference.held_out(len(samples), 1))
+            return measured("energy_distance", [value], num=len(samples))
+
+        return of_points
+    if len(reference.images) < 2:
+        raise UserError(f"data {reference.name!r}: fewer than 2 held-out images to compare")
+    space, look = next(iter(spaces_of(reference).items()))
+    real = look(reference.images[:_MAX_IMAGES]).features
+
+    def of_images(samples: np.ndarray) -> Metric:
+        samples, value = samples[: num_read(reference, len(samples))], math.nan
+        if np.isfinite(samples).all():
+            value = frechet_distance(look(samples).features, real)
+        return measured("frechet", [value], space=space, num=len(samples))
+
+    return of_images

@@ -1,12 +1,152 @@
-"""Metrics with their spread, next to the values of the prior and of real data."""
+"""The metrics: their definitions, their values with a spread, and the verdict on samples."""
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from experiments.evaluation.definitions import DEFINITIONS, Definition
+
+class Definition(NamedTuple):
+    """A family of metrics."""
+
+    words: str  # What it measures, as a phrase.
+    formula: str  # In plain text.
+    direction: Literal["lower", "higher"] | None  # Which values are better; `None` if neither are.
+    protocol: str  # How it is estimated.
+    unit: str = ""  # Of the value, if it has one.
+    headline: bool = False  # Whether the verdict depends on it.
+    # How much worse than real data is far from them; at most the difference of the prior.
+    far: float = math.inf
+
+
+_NEIGHBOURS = "Kynkäänniemi et al. 2019, with the third neighbour, in a feature space."
+_CLASSES = "By a classifier of real images; on the draws of the Fréchet distance."
+
+# The glossary of the documentation follows from these.
+DEFINITIONS: dict[str, Definition] = {
+    "energy_ratio": Definition(
+        "energy distance to the data in units of the sampling error of real data",
+        "1 + D / (E|Y - Y'| (1/N + 1/M)), D the unbiased energy distance",
+        "lower",
+        "D is unbiased and averaged over several fresh data sets of N points, so real data score "
+        "1 on average. Single scores of real data scatter; their spread is given.",
+        headline=True,
+    ),
+    "energy_distance": Definition(
+        "energy distance to the data",
+        "2 E|X - Y| - E|X - X'| - E|Y - Y'|",
+        "lower",
+        "Unbiased (U-statistic), so real data scatter around 0 and values may be negative.",
+        unit="unit of the data",
+    ),
+    "kl_to_data": Definition(
+        "KL divergence of the samples from the known density",
+        "E_q[log q - log p]",
+        "lower",
+        "The entropy of the samples is estimated from nearest neighbours (Kozachenko and "
+        "Leonenko), so real data scatter around 0.",
+        unit="nats",
+        headline=True,
+        far=1.0,
+    ),
+    "modes_hit": Definition(
+        "number of modes of the mixture that samples reach",
+        "modes with a sample within 4 standard deviations",
+        "higher",
+        "A sample belongs to its nearest mode.",
+        unit="modes",
+    ),
+    "high_quality_share": Definition(
+        "share of samples close to a mode",
+        "share within 4 standard deviations of a mode",
+        "higher",
+        "A sample belongs to its nearest mode.",
+    ),
+    "log_ratio_kl": Definition(
+        "error of the estimated log-ratio",
+        "E_q~[log q~/p - log r] + E_p[r] - 1",
+        "lower",
+        "KL(q~ || r p), whose mass E_p[r] need not be 1; q~ are the samples after K steps.",
+        unit="nats",
+    ),
+    "frechet": Definition(
+        "Fréchet distance between Gaussians fitted to features",
+        "|m_X - m_Y|² + tr(C_X + C_Y - 2 (C_X C_Y)^(1/2))",
+        "lower",
+        "Biased upwards for few images, so compare at the same number only. The name contains the "
+        "feature space.",
+        unit="squared unit of the features",
+        headline=True,
+    ),
+    "precision": Definition(
+        "share of samples within the neighbourhoods of real images",
+        "share of x_i nearer to some y_j than the third neighbour of y_j",
+        "higher",
+        _NEIGHBOURS,
+    ),
+    "recall": Definition(
+        "share of real images within the neighbourhoods of samples",
+        "share of y_j nearer to some x_i than the third neighbour of x_i",
+        "higher",
+        _NEIGHBOURS,
+    ),
+    "top_probability": Definition(
+        "mean probability of the most probable class",
+        "E max_c p(c | x)",
+        "higher",
+        _CLASSES,
+    ),
+    "smallest_class_share": Definition(
+        "share of the rarest class among the samples",
+        "smallest share over the classes",
+        "higher",
+        _CLASSES,
+    ),
+    "class_accuracy": Definition(
+        "share of samples that a classifier assigns to the class that they were drawn for",
+        "share of i with argmax_c p(c | x_i) = y_i",
+        "higher",
+        "By a classifier of real images, on all samples of a run with network.by_class. Real data: "
+        "accuracy of the classifier on held-out images.",
+    ),
+    "memorisation_auc": Definition(
+        "probability that a sample is nearer to the training set than a held-out image",
+        "area under the ROC curve of distances to the nearest training image",
+        None,
+        "0.5: as near as new images. 1: copies.",
+    ),
+    "target_share": Definition(
+        "share of translated images that a classifier assigns to the target",
+        "share of predictions that are the target",
+        "higher",
+        "By a support-vector classifier of pixels. An image that fools it counts as well, so read "
+        "it next to the pictures.",
+        headline=True,
+    ),
+    "own_source_nearest_share": Definition(
+        "share of translated images whose nearest source is their own",
+        "share of i with argmin_j |x_i - s_j| = i",
+        "higher",
+        "Distances of pixels. Real data: 1 / N, the score of images unrelated to the sources.",
+    ),
+    "distance_to_own_source": Definition(
+        "distance between a translated image and its source",
+        "mean over i of |x_i - s_i|",
+        None,
+        "For real images of the target: distance to a source image at random.",
+        unit="pixel values in [-1, 1], root mean square",
+    ),
+    "fid": Definition(
+        "Fréchet distance in the features of the Inception network",
+        "as frechet",
+        "lower",
+        "Of the network of torch-fidelity, against the training set (translation: held-out images "
+        "of the target).",
+        unit="squared unit of the features",
+        headline=True,
+    ),
+}
 
 
 class Estimate(NamedTuple):
@@ -37,27 +177,13 @@ class Metric(NamedTuple):
     def defined(self) -> Definition:
         return DEFINITIONS[self.definition]
 
-    @property
-    def relative_distance(self) -> float | None:
-        """Position of the samples on the way from real data (0) to the prior (1).
 
-        `None` if one of the two is unknown, if they cannot be distinguished, or if the prior scores
-        better than real data.
-        """
-        if self.prior is None or self.real is None:
-            return None
-        sign = -1.0 if self.defined.direction == "higher" else 1.0
-        gap = self.prior.value - self.real.value
-        noise = math.hypot(self.prior.spread or 0.0, self.real.spread or 0.0)
-        return (self.value - self.real.value) / gap if 2.0 * noise < sign * gap < math.inf else None
-
-
+Metrics = dict[str, Metric]
 NOTE = "Mean ± standard deviation over draws of the given number of samples."
 _NOTHING = "-"  # The text of a value that is unknown or not meaningful.
 _ROUNDING = 1e-9  # Relative rounding error.
-_GOOD, _FAIR = 0.1, 0.5  # Largest relative distances of good and of fair samples.
-
-Metrics = dict[str, Metric]
+_GOOD, _FAIR = 0.1, 0.5  # Largest parts of the way from real data to the prior.
+_SPREADS = 2.0  # Within this many standard deviations of real data, samples score as they do.
 
 
 def estimate(values: Iterable[float]) -> Estimate:
@@ -73,19 +199,16 @@ def by_name(metrics: Iterable[Metric]) -> Metrics:
     return {metric.name: metric for metric in by_definition}
 
 
-def with_count(name: str, num_samples: int) -> str:
-    """Returns a metric's name with its number of samples, which most depend on: `fid_50k`."""
-    thousands, rest = divmod(num_samples, 1_000)
-    return f"{name}_{num_samples}" if rest or not thousands else f"{name}_{thousands}k"
-
-
 def measured(definition: str, *sides: Iterable[float], space: str = "", num: int = 0) -> Metric:
     """Returns a metric, named by its definition, the feature space and the number of samples.
 
-    The sides are values over draws of the samples, and of the prior and real data if known.
+    The sides are values over draws of the samples, and of the prior and real data if known. The
+    number, on which most metrics depend, is written as in `frechet_svc_64` or `fid_50k`.
     """
-    name = "_".join(filter(None, (definition, space)))
-    return Metric(with_count(name, num) if num else name, definition, *map(estimate, sides))
+    thousands, rest = divmod(num, 1_000)
+    count = f"{num}" if rest or not thousands else f"{thousands}k"
+    name = "_".join(filter(None, (definition, space, count if num else "")))
+    return Metric(name, definition, *map(estimate, sides))
 
 
 # The keys of a metric in JSON: of the value and of the spread of each side.
@@ -96,8 +219,7 @@ def to_json(metrics: Metrics) -> dict[str, dict[str, Any]]:
     """Returns metrics as values for JSON; `[name]["value"]` is the mean over draws."""
     stored: dict[str, dict[str, Any]] = {}
     for name, m in metrics.items():
-        stored[name] = {"unit": m.defined.unit, "direction": m.defined.direction}
-        stored[name]["definition"] = m.definition
+        stored[name] = {"definition": m.definition, "direction": m.defined.direction}
         for keys, side in zip(_SIDES, (m.samples, m.prior, m.real), strict=True):
             stored[name] |= zip(keys, side or (None, None), strict=True)
     return stored
@@ -122,10 +244,7 @@ def columns(start: str = "prior") -> tuple[str, ...]:
 
 def rows(metrics: Metrics) -> list[tuple[str, ...]]:
     """Returns one row of text per metric, with the columns of `columns`."""
-    return [
-        (m.name, *map(_with_spread, (m.samples, m.prior, m.real)), m.defined.direction or "")
-        for m in metrics.values()
-    ]
+    return [(m.name, *_texts(m), m.defined.direction or "") for m in metrics.values()]
 
 
 def table(metrics: Metrics, start: str = "prior") -> str:
@@ -145,46 +264,75 @@ def verdict(metrics: Metrics, start: str = "prior") -> str:
     for m in headlines:
         if not math.isfinite(m.value):
             return f"No verdict: {m.name} is not a finite number."
-    placed = [(left, m) for m in headlines if (left := m.relative_distance) is not None]
-    if not placed:
+    compared = [m for m in headlines if m.prior and m.real]
+    if not any(_gap(m) for m in compared):
         return f"No verdict: no headline metric distinguishes real data from the {start}."
-    left, worst = max(placed, key=lambda item: item[0])
-    if _is_within_spread_of_real(worst):
-        judged = "Good", "are indistinguishable from real data"
-    elif left <= _GOOD:
-        judged = "Good", "are close to real data"
-    elif left <= _FAIR:
-        judged = "Fair", f"are closer to real data than to the {start}"
-    elif left == 1.0:
-        judged = "Poor", f"are as far from real data as the {start} is"
-    elif left < 1.0:
-        judged = "Weak", f"are only a little better than the {start}"
+    worst = max(compared, key=position)
+    where = position(worst)
+    if where <= 0.0:
+        names = " and ".join(m.name for m in compared)
+        judged = f"Good: by {names}, samples cannot be distinguished from real data"
     else:
-        judged = "Poor", f"are further from real data than the {start} is"
-    real, prior = _with_spread(worst.real), _with_spread(worst.prior)
-    return (
-        f"{judged[0]}: by {worst.name}, samples {judged[1]} ({format_value(worst.value)}; real "
-        f"data {real}; {start} {prior})."
-    )
+        grade = "Good" if where <= _GOOD else "Fair" if where <= _FAIR else "Poor"
+        words = {
+            "Good": "close to real data",
+            "Fair": f"nearer to real data than to the {start}",
+            "Poor": "far from real data",
+        }
+        judged = f"{grade}: samples are {words[grade]}, by {worst.name}"
+        judged += ", in which they are worst" * (len(compared) > 1)
+    samples, prior, real = _texts(worst)
+    return f"{judged} ({samples}; real data {real}; {start} {prior})."
 
 
-def _is_within_spread_of_real(m: Metric) -> bool:
-    """Whether samples score as real data do, or better, within the spread over draws of these."""
-    if m.real is None or m.real.spread is None:
-        return False
-    sign = -1.0 if m.defined.direction == "higher" else 1.0
-    return sign * (m.value - m.real.value) <= m.real.spread
+def position(m: Metric) -> float:
+    """Returns where samples are on the way from real data (0) to the prior, or to `far` (1).
+
+    At most 0 means that they score as real data do, within the spread of these. It is infinite for
+    samples that do not, if the metric cannot distinguish the prior from real data.
+    """
+    if m.prior is None or m.real is None:
+        raise ValueError(f"{m.name} has no values of the prior and real data")
+    excess = _sign(m) * (m.value - m.real.value)
+    if excess <= _SPREADS * (m.real.spread or 0.0) + _ROUNDING * abs(m.real.value):
+        return min(0.0, excess)
+    return excess / min(gap, m.defined.far) if (gap := _gap(m)) else math.inf
 
 
-def _with_spread(side: Estimate | None) -> str:
-    if side is None:
-        return _NOTHING
+def _gap(m: Metric) -> float:
+    """Returns by how much real data score better than the prior; 0 if that is not significant."""
+    if m.prior is None or m.real is None:
+        return 0.0
+    gap = _sign(m) * (m.prior.value - m.real.value)
+    noise = math.hypot(m.prior.spread or 0.0, m.real.spread or 0.0)
+    return gap if _SPREADS * noise < gap < math.inf else 0.0
+
+
+def _sign(m: Metric) -> float:
+    return -1.0 if m.defined.direction == "higher" else 1.0
+
+
+def _texts(m: Metric) -> list[str]:
+    """Returns the texts of the samples, the prior and real data, with as many digits as matter."""
+    sides = (m.samples, m.prior, m.real)
+    # A single value has as many digits as its spread would allow, which is that of real data.
+    usual = m.real.spread if m.real else None
+    return [_NOTHING if side is None else _text(side, usual) for side in sides]
+
+
+def _text(side: Estimate, usual: float | None) -> str:
     # Draws that reuse all samples differ only by rounding errors, which are not a spread.
-    if side.spread is None or side.spread <= _ROUNDING * abs(side.value):
-        return format_value(side.value)
-    return f"{format_value(side.value)} ± {side.spread:.2g}"
+    value, spread = side.value, side.spread or 0.0
+    if spread <= _ROUNDING * abs(value):
+        return format_value(value, usual)
+    return f"{format_value(value, spread)} ± {format_value(spread, spread)}"
 
 
-def format_value(value: float) -> str:
-    """Formats a value with four digits, and small numbers as powers of ten."""
-    return f"{value:.4g}"
+def format_value(value: float, spread: float | None = None) -> str:
+    """Formats a value to the second digit of its spread, or with three digits."""
+    if not spread or not math.isfinite(value) or not math.isfinite(spread):
+        return f"{value:.3g}"
+    decimals = 1 - math.floor(math.log10(spread))
+    if decimals > 6 or abs(value) >= 1e6:
+        return f"{value:.3g}"
+    return f"{round(value, decimals):,.{max(decimals, 0)}f}"

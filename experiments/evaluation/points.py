@@ -1,24 +1,24 @@
 """Evaluation of samples in the plane against new data."""
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+from scipy.spatial import cKDTree
+from scipy.spatial.distance import cdist
+from scipy.special import digamma, logsumexp
 
 from experiments.data.source import Source
 from experiments.evaluation import Evaluation, Samples
 from experiments.evaluation.draws import NUM_DRAWS
-from experiments.evaluation.log_ratio import kl_to_density, log_ratio_kl
 from experiments.evaluation.metrics import Metric, by_name, measured
-from experiments.evaluation.modes import mode_coverage
 from fdrl_jax.metrics import mean_distance
 
 MAX_POINTS = 10_000  # The time for the distances of all pairs grows with the square.
-MODE_RADIUS_STDS = 4.0
+_MODE_RADIUS_STDS = 4.0
+_NUM_NEIGHBOURS = 5  # Of the estimate of an entropy.
 
-# `x [N, 2] -> log p [N]`, or an estimate of log r [N].
-LogDensity = Callable[[np.ndarray], np.ndarray]
-Distance = Callable[[np.ndarray, np.ndarray], float]  # Of two sets of points.
+LogDensity = Callable[[np.ndarray], np.ndarray]  # `x [N, 2] -> log p [N]`, or log r [N].
 
 
 def evaluate_points(source: Source, samples: Samples, log_ratio: LogDensity) -> Evaluation:
@@ -26,34 +26,32 @@ def evaluate_points(source: Source, samples: Samples, log_ratio: LogDensity) -> 
 
     Every metric is also computed for real data: new data sets of the same size. The spread of the
     refined samples is over these data sets as references. If the density is known, the estimate
-    `log_ratio`, `x [B, 2] -> log r [B]`, is compared with the true ratio. A metric that these
-    samples do not allow, such as a density of equal points, is skipped, and the record says why.
+    `log_ratio`, `x [B, 2] -> log r [B]`, is compared with the true ratio.
     """
     ours, prior = samples.refined[:MAX_POINTS], samples.prior[:MAX_POINTS]
     data = [source.held_out(len(ours), seed) for seed in range(1, NUM_DRAWS + 2)]
-    skipped: list[str] = []
-    metrics = energy(ours, prior, data)
+    record: dict[str, Any] = {"num_draws": NUM_DRAWS, "num_samples": len(ours), "skipped": []}
+    metrics, every = energy(ours, prior, data), (ours, prior, *data)
+
+    def add(name: str, values: list[float]) -> None:
+        """Adds a metric of each set of points on its own."""
+        metrics.append(measured(name, values[:1], values[1:2], values[2:]))
+
     if (density := source.density) is not None:
-        log_density = density.log_density
-        with _skipping("kl_to_data", skipped):
-            kls = [kl_to_density(points, log_density(points)) for points in (ours, prior, *data)]
-            metrics.append(measured("kl_to_data", kls[:1], kls[1:2], kls[2:]))
-        with _skipping("log_ratio_kl", skipped):
+        try:
+            add("kl_to_data", [kl_to_density(x, density.log_density) for x in every])
             bridged = samples.bridged[:MAX_POINTS]
-            metrics += _ratio(log_density, data[0], bridged, log_ratio)
+            kl = kl_to_density(bridged, density.log_density)
+            error = log_ratio_kl(kl, log_ratio(bridged), log_ratio(data[0][: len(bridged)]))
+            metrics.append(measured("log_ratio_kl", [error]))
+        except ValueError as reason:
+            record["skipped"].append(f"metrics of the density: {reason}")
     if density is not None and density.modes is not None:
-        radius, every = MODE_RADIUS_STDS * density.mode_std, (ours, prior, *data)
-        found = [mode_coverage(points, density.modes, radius) for points in every]
-        of_modes = {
-            "modes_hit": [float(side.num_hit) for side in found],
-            "high_quality_share": [side.high_quality for side in found],
-            "smallest_mode_share": [
-                float(side.counts.min() / len(points))
-                for side, points in zip(found, every, strict=True)
-            ],
-        }
-        metrics += [measured(name, v[:1], v[1:2], v[2:]) for name, v in of_modes.items()]
-    record = {"num_draws": NUM_DRAWS, "num_samples": len(ours), "skipped": skipped}
+        distances = [cdist(x, density.modes) for x in every]
+        near = [d.min(axis=1) <= _MODE_RADIUS_STDS * density.mode_std for d in distances]
+        pairs = list(zip(distances, near, strict=True))
+        add("modes_hit", [float(len(np.unique(d.argmin(axis=1)[is_near]))) for d, is_near in pairs])
+        add("high_quality_share", [float(is_near.mean()) for is_near in near])
     return Evaluation(by_name(metrics), record, {})
 
 
@@ -61,7 +59,9 @@ def energy(samples: np.ndarray, prior: np.ndarray, data: list[np.ndarray]) -> li
     """Computes the energy distance, and its ratio to the average distance of true data.
 
     The ratio is `fdrl_jax.metrics.energy_ratio` in its unbiased form, `1 + D / (E|Y - Y'| (1/N +
-    1/M))`, which is 1 on average for true data. The sets are those of `_against`.
+    1/M))`, which is 1 on average for true data. All sets are [N, 2]. There is one data set more
+    than draws: each except the last is the reference of a draw, and the next one is the real data
+    of that draw. The prior is far away, so one reference suffices.
     """
     # Each set is in several pairs, but has one mean distance within.
     within = {id(points): mean_distance(points) for points in (samples, prior, *data)}
@@ -71,49 +71,38 @@ def energy(samples: np.ndarray, prior: np.ndarray, data: list[np.ndarray]) -> li
     def distance(x: np.ndarray, y: np.ndarray) -> float:
         return 2.0 * mean_distance(x, y) - within[id(x)] - within[id(y)]
 
-    sides = _against(distance, samples, prior, data)
+    groups = ([samples] * NUM_DRAWS, [prior], data[1:])
+    sides = [[distance(x, y) for x, y in zip(group, data, strict=False)] for group in groups]
     ratios = [[1.0 + found / scale for found in side] for side in sides]
     return [measured("energy_ratio", *ratios), measured("energy_distance", *sides)]
 
 
-def _against(
-    distance: Distance,
-    samples: np.ndarray,
-    prior: np.ndarray,
-    data: list[np.ndarray],
-) -> list[list[float]]:
-    """Returns distances over draws of the samples, the prior and real data to new data.
+def kl_to_density(x: np.ndarray, log_density: LogDensity) -> float:
+    """Estimates `KL(q ‖ p) = -H(q) - E_q[log p]` in nats, from samples x of q in the plane, [N, 2].
 
-    All sets are [N, 2]. There is one new data set more than draws: each except the last is the
-    reference of a draw, and the next data set is the real data of that draw. The prior is far away,
-    so one reference suffices.
+    The entropy is `ψ(N) - ψ(k) + log π + 2 E[log ε_k]`; ε_k is the distance of a sample to its
+    k-th neighbour. With 10,000 samples, the error is about 0.04.
+
+    Raises:
+      ValueError: if there are too few samples, or if more than k of them coincide.
+
+    Reference: Kozachenko and Leonenko, 1987; Kraskov et al., "Estimating mutual information", 2004.
     """
-    sides = ([samples] * (len(data) - 1), [prior], data[1:])
-    return [[distance(x, y) for x, y in zip(side, data, strict=False)] for side in sides]
+    k, rows = _NUM_NEIGHBOURS, np.asarray(x, np.float64)
+    if len(x) <= k:
+        raise ValueError(f"expected more than {k} samples, got {len(x)}")
+    distances = cKDTree(rows).query(rows, k=[k + 1])[0][:, 0]
+    if not distances.all():
+        raise ValueError(f"more than {k} samples coincide, so their density is not finite")
+    entropy = digamma(len(x)) - digamma(k) + np.log(np.pi) + 2.0 * np.mean(np.log(distances))
+    return float(-entropy - np.mean(np.asarray(log_density(x), np.float64)))
 
 
-@contextlib.contextmanager
-def _skipping(name: str, skipped: list[str]) -> Iterator[None]:
-    """Lists a metric that these points do not allow, with the reason."""
-    try:
-        yield
-    except ValueError as error:
-        skipped.append(f"{name}: {error}")
+def log_ratio_kl(true_kl: float, on_flowed: np.ndarray, on_data: np.ndarray) -> float:
+    """Returns `KL(q̃ ‖ r̂ p) = E_q̃[log r - log r̂] + E_p[r̂] - 1`, the error of a ratio r̂, in nats.
 
-
-def _ratio(
-    log_density: LogDensity, data: np.ndarray, bridged: np.ndarray, log_ratio: LogDensity
-) -> list[Metric]:
-    """Computes the error of the estimated density ratio of bridged samples over data, in nats.
-
-    Only the mean of the true log-ratio is needed, `E_q̃[log r] = KL(q̃ ‖ p)`. It follows from the
-    density of the data and an estimate of the entropy.
+    Only the mean of the true log ratio is needed, `true_kl = E_q̃[log r] = KL(q̃ ‖ p)`. The others
+    are `log r̂` on samples of q̃, [N], and of p, [M]. The expectation is 0 only for `r̂ = r`.
     """
-    true_kl = kl_to_density(bridged, log_density(bridged))
-    on_flowed, on_data = log_ratio(bridged), log_ratio(data[: len(bridged)])
-    found = {
-        "kl_of_bridged_to_data": true_kl,
-        "kl_of_bridged_to_data_by_estimator": float(np.mean(on_flowed)),
-        "log_ratio_kl": log_ratio_kl(true_kl, on_flowed, on_data),
-    }
-    return [measured(name, [value]) for name, value in found.items()]
+    mass = np.exp(logsumexp(np.asarray(on_data, np.float64)) - np.log(len(on_data)))
+    return float(true_kl - np.mean(np.asarray(on_flowed, np.float64)) + mass - 1.0)

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from experiments.data.built_in import digits
 from experiments.data.decode import to_uint8, to_unit
-from experiments.data.digits import digits
 from experiments.data.source import Labels, Source, Starts
 from experiments.errors import DataError, UserError
 from experiments.files import read_npz, replacing
@@ -41,11 +41,11 @@ def of(source: Source) -> Source | ImageReference:
     return source if source.kind == "points" else of_images(source)
 
 
-def too_few(num_held_out: int | None) -> str:
-    """Returns what is wrong with few held-out images, or "" for enough or an unknown number."""
-    if num_held_out is None or num_held_out >= _FEW_IMAGES:
+def too_few(num_held_out: int) -> str:
+    """Returns what is wrong with few held-out images, or "" for enough."""
+    if num_held_out >= _FEW_IMAGES:
         return ""
-    return f"only {num_held_out} held-out images: distances mean little below about {_FEW_IMAGES}"
+    return f"only {num_held_out} held-out images: distances mean nothing below {_FEW_IMAGES}"
 
 
 def of_images(source: Source) -> ImageReference:
@@ -60,16 +60,13 @@ def of_images(source: Source) -> ImageReference:
         # Every second training image is spare: the classifier is not fitted to it.
         train, labels = source.train(), source.labels.train
         return reference._replace(fit_images=train[::2], fit_labels=labels[::2], spare=train[1::2])
-    if starts.is_domain:
-        most = min(_MAX_OTHERS, most)
+    most = min(_MAX_OTHERS, most)
     first = starts(np.arange(min(most, starts.num)))
     reference = reference._replace(
         starts=first,
         num_held_out=min(starts.num_held_out, len(first)),
-        is_translation=starts.is_domain,
+        is_translation=True,
     )
-    if not starts.is_domain:
-        return reference
     if source.name.startswith("digits") and source.labels is not None:
         # All ten digits, because ten classes make a stricter test than two.
         whole, target = digits().arrays, int(source.labels.train[0])
@@ -112,7 +109,7 @@ def frozen_source(kept: ImageReference, described: Mapping[str, Any]) -> Source:
     if kept.starts is not None:
         load_start = functools.partial(_stored_starts, kept.starts)
         num = len(kept.starts)
-        starts = Starts(load_start, kept.num_held_out or 0, num, kept.is_translation)
+        starts = Starts(load_start, kept.num_held_out or 0, num)
     return Source(
         name=described["name"],
         event_shape=tuple(described["event_shape"]),

@@ -1,23 +1,30 @@
-"""Figures of a run, one per function. This module selects them by the kind of data.
+"""Figures of a run, one per function, for points or images. `report` puts them on one page."""
 
-`report` puts them together on one page.
-"""
-
-from collections.abc import Sequence
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from experiments.data.source import Source
-from experiments.pictures import flow, images, points, style
-from experiments.pictures.style import save
+from experiments.evaluation.metrics import Metric
+from experiments.log import PREFIX
+from experiments.pictures import images, points, style
+from experiments.pictures.style import DATA, PRIOR, SAMPLES, save, styled
 
-__all__ = ["animate_flow", "course", "num_shown", "samples_and_data", "save", "strips"]
+__all__ = [
+    "animate_flow", "course", "num_shown", "over_length", "samples_and_data", "save", "strips",
+    "training",
+]  # fmt: skip
 _NUM_FRAMES = 16
 
 
+@styled
 def samples_and_data(
     source: Source,
     prior: np.ndarray,
@@ -31,18 +38,17 @@ def samples_and_data(
     source and target, and the caption is that of `evaluation.translation.caption`.
     """
     titles = [style.PRIOR_TITLE, style.SAMPLES_TITLE, style.DATA_TITLE]
-    if source.is_translation:
+    if source.starts is not None:
         start, target = (name and f": {style.plain(name)}" for name in domains)
         titles = [f"source{start}", r"translated $x_{K+\kappa}$", f"target{target}"]
     columns = (prior, samples, source.held_out(num_shown(source), 1))
-    # The run of a shipped sampler has no data.
-    shown = {title: rows for title, rows in zip(titles, columns, strict=True) if len(rows)}
-    figure = _of_kind(source).side_by_side(shown)
+    figure = _of_kind(source).side_by_side(dict(zip(titles, columns, strict=True)))
     if caption:
-        figure.supxlabel(caption, fontsize="medium")
+        figure.supxlabel(textwrap.fill(caption, 60), fontsize="medium")
     return figure
 
 
+@styled
 def course(source: Source, snapshots: Sequence[tuple[int, np.ndarray]]) -> Figure:
     """Draws the same samples at several steps of training (fig. 4), more of them early on."""
     steps = [step for step, _ in snapshots]
@@ -52,6 +58,7 @@ def course(source: Source, snapshots: Sequence[tuple[int, np.ndarray]]) -> Figur
     return images.grids(picked)
 
 
+@styled
 def strips(source: Source, path: np.ndarray, num_steps: int, start: str) -> Figure:
     """Draws samples along the flow: a row per image, or a panel per step for points (fig. 6).
 
@@ -59,19 +66,88 @@ def strips(source: Source, path: np.ndarray, num_steps: int, start: str) -> Figu
     says where the flow starts.
     """
     if source.kind == "images":
-        return flow.strips(path[:, : flow.NUM_ROWS], num_steps, start)
+        return images.strips(path, num_steps, start)
     picked = [(f"$x_{{{k}}}$", path[k]) for k in points.spread(len(path), 6)]
     return points.over_data(picked, _points_of(source))
 
 
+@styled
 def animate_flow(source: Source, path: np.ndarray, file: Path) -> None:
     """Writes an animation of samples that flow along a path, [K + κ + 1, B, ...], as WebP."""
-    steps = points.spread(len(path), _NUM_FRAMES)
     if source.kind == "points":
         figure, update = points.moving(path, _points_of(source))
     else:
         figure, update = images.moving(path[:, : images.NUM_SMALL])
-    style.save_animation(figure, update, steps, file)
+    style.save_animation(figure, update, points.spread(len(path), _NUM_FRAMES), file)
+
+
+@styled
+def training(
+    records: list[dict[str, Any]], chance: float, best: Mapping[str, Any] | None = None
+) -> Figure:
+    """Draws the metrics log: loss, mean ratios, norms, and the metric of samples if it has one.
+
+    `chance` is the loss of an estimator that cannot distinguish samples from data.
+    """
+    judged = sorted({name for r in records for name in r if name.startswith(PREFIX)})
+    curves: dict[str, dict[str, tuple[str, str]]] = {
+        "Bregman loss": {"loss": ("loss", SAMPLES)},
+        r"mean ratio $r = \tilde{q}/p$": {
+            "ratio_real": ("on data", DATA),
+            "ratio_flowed": ("on flowed samples", SAMPLES),
+        },
+        "norms": {
+            "grad_norm": ("gradient of the loss", DATA),
+            "drift_norm": ("last drift of the flow", SAMPLES),
+        },
+        "metric of samples": {name: (name.removeprefix(PREFIX), SAMPLES) for name in judged},
+    }
+    figure, axes = style.panels(2, 2, size=2.9)
+    for ax, (title, of_panel) in zip(axes, curves.items(), strict=True):
+        for name, (label, colour) in of_panel.items():
+            found = [(r["step"], r[name]) for r in records if r.get(name) is not None]
+            ax.plot(*zip(*found, strict=True), color=colour, label=label)
+        ax.set(title=title, xlabel="step")
+        ax.xaxis.set_major_locator(MaxNLocator(3))  # Long step numbers need space.
+        ax.xaxis.set_major_formatter("{x:,.0f}")
+    loss, ratio, norms, metric = axes
+    loss.axhline(chance, color=PRIOR, linestyle=":", label=f"chance: {chance:.5g}")
+    ratio.axhline(1.0, color=PRIOR, linestyle=":")
+    norms.set_yscale("log")
+    if not judged:
+        metric.remove()
+    elif best is not None:
+        metric.axvline(best["step"], color=PRIOR, linestyle=":", label="best checkpoint")
+    for ax in figure.axes:
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.3))  # Where it covers no curve.
+    return figure
+
+
+@styled
+def over_length(
+    points: Sequence[tuple[int, Metric]], title: str, marks: Mapping[str, int]
+) -> tuple[Figure, tuple[int, Metric]]:
+    """Draws a metric of samples against the length of the flow (fig. 8), and returns the best.
+
+    The points are in order; `marks` are two lengths by name.
+    """
+    lengths, values = [length for length, _ in points], [m.value for _, m in points]
+    finite = [point for point in points if math.isfinite(point[1].value)]
+    best = min(finite or points, key=lambda point: point[1].value)
+    figure, (ax,) = style.panels(1, size=4.5)
+    ax.plot(lengths, values, ".-", color=SAMPLES)
+    if min(values) > 0.0:  # Unbiased estimates of small distances may be negative.
+        ax.set_yscale("log")
+    # On the outer sides of the two lines, which may be close to each other.
+    for (name, where), side in zip(marks.items(), ("right", "left"), strict=True):
+        ax.axvline(where, color=PRIOR, linestyle=":")
+        ax.annotate(name, (where, 1.0), xycoords=("data", "axes fraction"), ha=side)
+    label = f"best: {best[1].value:.3g} at {best[0]:,}"
+    ax.plot([best[0]], [best[1].value], "*", color=DATA, markersize=12, label=label)
+    ax.set_title(style.plain(title), pad=18)  # Leaves space for the names of the marks.
+    ax.set(xlabel="length of the flow, steps", ylabel=textwrap.fill(best[1].defined.words, 32))
+    ax.legend()
+    return figure, best
 
 
 def spread_by_ratio(steps: Sequence[int], most: int) -> list[int]:
@@ -84,18 +160,17 @@ def spread_by_ratio(steps: Sequence[int], most: int) -> list[int]:
     if not later:
         return zero
     wanted = np.geomspace(later[0], later[-1], most - len(zero))
-    logs = np.log(later)
-    nearest = {int(np.argmin(np.abs(logs - np.log(at)))) for at in wanted}
+    nearest = {int(np.argmin(np.abs(np.log(later) - np.log(at)))) for at in wanted}
     return zero + [len(zero) + i for i in sorted(nearest)]
-
-
-def _points_of(source: Source) -> np.ndarray:
-    return source.held_out(points.NUM_SHOWN, 1)
 
 
 def num_shown(source: Source) -> int:
     """Returns the largest number of samples in a picture."""
     return _of_kind(source).NUM_SHOWN
+
+
+def _points_of(source: Source) -> np.ndarray:
+    return source.held_out(points.NUM_SHOWN, 1)
 
 
 def _of_kind(source: Source) -> ModuleType:

@@ -8,10 +8,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.data.decode import to_uint8
-from experiments.pictures.style import panels, plain, titled_panels
+from experiments.pictures.points import spread
+from experiments.pictures.style import panels, plain, styled, titled_panels
 
 NUM_SHOWN = 100
 NUM_SMALL = 36  # Of a panel among several.
+NUM_ROWS = 8  # Samples along the flow.
 _GAP = 0.35  # White space between a sample and its neighbours, in image widths.
 
 
@@ -37,16 +39,18 @@ def show(ax: Axes, sheet: np.ndarray) -> None:
     ax.set_axis_off()
 
 
+@styled
 def side_by_side(columns: Mapping[str, np.ndarray]) -> Figure:
     """Draws grids of equally many images side by side, with titles."""
-    figure, axes = panels(len(columns), size=2.6)
-    num = min(NUM_SHOWN, *map(len, columns.values()))
+    figure, axes = panels(len(columns))
+    num = min(NUM_SMALL, *map(len, columns.values()))
     for ax, (title, images) in zip(axes, columns.items(), strict=True):
         show(ax, square(images[:num]))
         ax.set_title(title)
     return figure
 
 
+@styled
 def grids(sets: Sequence[tuple[str, np.ndarray]]) -> Figure:
     """Draws a small grid of images per title."""
     figure, axes = titled_panels([title for title, _ in sets])
@@ -55,6 +59,22 @@ def grids(sets: Sequence[tuple[str, np.ndarray]]) -> Figure:
     return figure
 
 
+@styled
+def strips(path: np.ndarray, num_steps: int, start: str) -> Figure:
+    """Draws samples along the flow, one per row (fig. 6), as `pictures.strips`."""
+    picked = spread(len(path), 12)
+    # Tiled row by row, so that each row shows one sample.
+    strip = np.swapaxes(path[picked, :NUM_ROWS], 0, 1).reshape(-1, *path.shape[2:])
+    figure, (ax,) = panels(1, size=5.6)
+    show(ax, tile(strip, len(picked)))
+    pitch = path.shape[3] + 1
+    for place, step in enumerate(picked):
+        ax.text((place + 0.5) * pitch, -0.1 * pitch, str(step), ha="center", va="bottom")
+    ax.set_title(f"steps of the flow from {start} (K = {num_steps})", pad=18)
+    return figure
+
+
+@styled
 def moving(path: np.ndarray) -> tuple[Figure, Callable[[int], None]]:
     """Returns a figure of a grid of images, and the function that shows a step of their path."""
     figure, (ax,) = panels(1, size=2.6)
@@ -69,6 +89,7 @@ def moving(path: np.ndarray) -> tuple[Figure, Callable[[int], None]]:
     return figure, update
 
 
+@styled
 def by_class(images: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> Figure:
     """Draws one row of images per class that occurs, with its name."""
     figure, (ax,) = panels(1, size=5.0)
@@ -82,12 +103,13 @@ def by_class(images: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> 
     return figure
 
 
+@styled
 def neighbours(samples: np.ndarray, nearest: Mapping[str, np.ndarray]) -> Figure:
     """Draws rows of a sample and its nearest training images, nearest first (fig. 10).
 
     Images are in [-1, 1]: samples [Q, H, W, C], and by feature space the nearest [Q, k, H, W, C].
     """
-    figure, axes = panels(len(nearest), size=4.2)
+    figure, axes = panels(1, len(nearest), size=4.2)
     for ax, (space, images) in zip(axes, nearest.items(), strict=True):
         sheet = tile(images.reshape(-1, *images.shape[2:]), images.shape[1])
         gap = ((0, 0), (0, max(1, round(_GAP * samples.shape[2]))), (0, 0))

@@ -6,7 +6,15 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.pictures.style import COLOURS, DATA_TITLE, PRIOR, SAMPLES, panels, titled_panels
+from experiments.pictures.style import (
+    COLOURS,
+    DATA_TITLE,
+    PRIOR,
+    SAMPLES,
+    panels,
+    styled,
+    titled_panels,
+)
 
 NUM_SHOWN = 4_000  # More points would cover each other.
 
@@ -17,6 +25,7 @@ def frame(data: np.ndarray) -> tuple[float, float]:
     return -reach, reach
 
 
+@styled
 def side_by_side(columns: Mapping[str, np.ndarray]) -> Figure:
     """Draws sets of points side by side, with titles and a common range that holds the data."""
     figure, axes = panels(len(columns))
@@ -26,6 +35,7 @@ def side_by_side(columns: Mapping[str, np.ndarray]) -> Figure:
     return figure
 
 
+@styled
 def log_ratio_and_drift(
     log_ratio_fn: Callable[[np.ndarray], np.ndarray],
     drift_fn: Callable[[np.ndarray], np.ndarray],
@@ -58,6 +68,7 @@ def log_ratio_and_drift(
     return figure
 
 
+@styled
 def over_data(sets: Sequence[tuple[str, np.ndarray]], data: np.ndarray) -> Figure:
     """Draws a panel per title, with its points over the data in grey."""
     figure, axes = titled_panels([title for title, _ in sets])
@@ -67,6 +78,7 @@ def over_data(sets: Sequence[tuple[str, np.ndarray]], data: np.ndarray) -> Figur
     return figure
 
 
+@styled
 def moving(path: np.ndarray, data: np.ndarray) -> tuple[Figure, Callable[[int], None]]:
     """Returns a figure of points over the data, and the function that shows a step of a path."""
     figure, (ax,) = panels(1, size=2.6)

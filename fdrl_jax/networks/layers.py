@@ -1,13 +1,16 @@
-"""Dense and convolution layers with optional spectral normalisation, and their activation."""
+"""Layers with optional spectral normalisation, the network for points, and self-attention."""
+
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
-from fdrl_jax.networks.convolution import add_bias, convolve
-from fdrl_jax.networks.convolution_cpu import missing_contraction
+from fdrl_jax.networks._convolution import add_bias, convolve, matmul
 from fdrl_jax.networks.spectral import normalised
+
+__all__ = ["MLP", "Conv", "Dense", "SelfAttention", "activate"]
 
 # U(-1/sqrt(fan_in), 1/sqrt(fan_in)), as in the reference implementation.
 _init_kernel = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -32,14 +35,6 @@ def _bias(layer: "Dense | Conv", fan_in: int) -> jax.Array:
     return layer.param("bias", init).astype(layer.dtype)
 
 
-def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    missing = missing_contraction(kernel.shape[0], x.dtype)
-    if missing:
-        x = jnp.pad(x, ((0, 0),) * (x.ndim - 1) + ((0, missing),))
-        kernel = jnp.pad(kernel, ((0, missing), (0, 0)))
-    return x @ kernel
-
-
 class Dense(nn.Module):
     """Affine map `x W + b` of the last axis.
 
@@ -56,7 +51,7 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = _kernel(self, (x.shape[-1], self.features))
-        return _product(x.astype(self.dtype), kernel) + _bias(self, x.shape[-1])
+        return matmul(x.astype(self.dtype), kernel) + _bias(self, x.shape[-1])
 
 
 class Conv(nn.Module):
@@ -69,7 +64,6 @@ class Conv(nn.Module):
       use_bias: whether a bias per channel is added.
       spectral_norm: whether the kernel is divided by its largest singular value.
       dtype: type of the computation; parameters are float32.
-      implementation: as in `convolve`.
     """
 
     features: int
@@ -78,14 +72,87 @@ class Conv(nn.Module):
     use_bias: bool = False
     spectral_norm: bool = False
     dtype: DTypeLike = jnp.float32
-    implementation: str = "custom"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
-        kernel = _kernel(self, shape)
-        y = convolve(x.astype(self.dtype), kernel, self.stride, implementation=self.implementation)
-        if not self.use_bias:
-            return y
-        bias = _bias(self, self.kernel_size**2 * x.shape[-1])
-        return add_bias(y, bias, implementation=self.implementation)
+        kernel = _kernel(self, (self.kernel_size, self.kernel_size, x.shape[-1], self.features))
+        y = convolve(x.astype(self.dtype), kernel, self.stride)
+        return add_bias(y, _bias(self, self.kernel_size**2 * x.shape[-1])) if self.use_bias else y
+
+
+class MLP(nn.Module):
+    """Multilayer perceptron with LeakyReLU(0.2) and one output per point.
+
+    Maps `x [B, D]` to `[B]`: the density ratio or its logarithm, depending on the loss.
+
+    Attributes:
+      hidden_sizes: width of every hidden layer.
+      spectral_norm: whether every kernel is divided by its largest singular value.
+      dtype: type of the computation; parameters, the last layer and the output are float32.
+
+    Reference: Heng et al., "Generative Modeling with Flow-Guided Density Ratio Learning", table 4.
+    """
+
+    hidden_sizes: Sequence[int] = (64, 64, 64, 64)
+    spectral_norm: bool = False
+    dtype: DTypeLike = jnp.float32
+
+    @property
+    def head(self) -> str:
+        """Name of the last layer, which computes in float32."""
+        return self._name(len(self.hidden_sizes))
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        for index, size in enumerate(self.hidden_sizes):
+            x = activate(Dense(size, self.spectral_norm, self.dtype, name=self._name(index))(x))
+        # In bfloat16 the output, a log ratio, would be rounded to 8 bits.
+        dtype = jnp.promote_types(self.dtype, jnp.float32)
+        x = Dense(1, self.spectral_norm, dtype, name=self.head)(x)
+        return x[..., 0].astype(jnp.float32)
+
+    @staticmethod
+    def _name(index: int) -> str:
+        # Even numbers, because the reference implementation also counts the activations.
+        return f"mlp_{2 * index}"
+
+
+class SelfAttention(nn.Module):
+    """Self-attention over the positions of an image: `y = x + gamma * W_o attended`.
+
+    Keys, queries and values have `C / 8` channels. For positions `i, j`,
+    `attended_j = sum_i softmax_i(key_i . query_j) value_i`. The learnt scalar `gamma` starts at 0,
+    so the module, which maps `[B, H, W, C]` to the same shape, starts as the identity.
+
+    Attributes:
+      spectral_norm: whether every kernel is divided by its largest singular value.
+      dtype: type of the convolutions. Scores and weights are computed in at least float32, and
+        parameters are float32.
+
+    Reference: Zhang et al., "Self-Attention Generative Adversarial Networks", ICML 2019.
+    """
+
+    spectral_norm: bool = False
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        channels = x.shape[-1]
+
+        def project(features: int, name: str, images: jax.Array) -> jax.Array:
+            layer = Conv(features, 1, 1, True, self.spectral_norm, self.dtype, name=name)
+            return layer(images)
+
+        def positions(name: str) -> jax.Array:
+            images = project(max(channels // 8, 1), name, x)
+            return images.reshape(images.shape[0], -1, images.shape[-1]).astype(dtype)
+
+        # In bfloat16 the scores would be rounded before the softmax, an error of 1 to 3%. With few
+        # channels, float32 costs little time.
+        dtype = jnp.promote_types(self.dtype, jnp.float32)
+        scores = jnp.einsum("bic,bjc->bij", positions("key"), positions("query"))
+        weights = nn.softmax(scores, axis=1)
+        attended = jnp.einsum("bij,bic->bjc", weights, positions("value"))
+        output = project(channels, "self_att", attended.reshape(*x.shape[:-1], -1))
+        gamma = self.param("gamma", nn.initializers.zeros, (), jnp.float32)
+        return x + gamma.astype(self.dtype) * output

@@ -9,9 +9,9 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 
 from fdrl_jax import _names
-from fdrl_jax.networks.attention import SelfAttention
-from fdrl_jax.networks.convolution import IMPLEMENTATIONS
-from fdrl_jax.networks.layers import Conv, Dense, activate
+from fdrl_jax.networks.layers import Conv, Dense, SelfAttention, activate
+
+__all__ = ["SPECS", "ResNet", "ResNetSpec", "resnet"]
 
 
 class ResNetSpec(NamedTuple):
@@ -52,54 +52,36 @@ SPECS = {
     ),
 }
 
-DOWNSAMPLING = ("stride", "mean")
+_DOWNSAMPLING = ("stride", "mean")
 
 
-class ResidualBlock(nn.Module):
+class _ResidualBlock(nn.Module):
     """Two 3x3 convolutions with a shortcut: `act(conv(act(conv(x))) + shortcut(x))`.
 
-    The shortcut is a 1x1 convolution if the shape changes, otherwise the identity.
-
-    Attributes:
-      features: number of output channels.
-      stride: by which the block reduces the image.
-      use_bias: whether the 3x3 convolutions add a bias per channel.
-      spectral_norm: whether every kernel is divided by its largest singular value.
-      dtype: type of the computation; parameters are float32.
-      implementation: of the convolutions, as in `convolve`.
-      downsampling: as in `resnet`.
+    The shortcut is a 1x1 convolution if the shape changes, otherwise the identity. The options are
+    those of `ResNet`.
     """
 
     features: int
-    stride: int = 1
-    use_bias: bool = False
-    spectral_norm: bool = False
-    dtype: DTypeLike = jnp.float32
-    implementation: str = "custom"
-    downsampling: str = "stride"
+    stride: int
+    spectral_norm: bool
+    dtype: DTypeLike
+    use_bias: bool
+    downsampling: str
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         stride = self.stride
         if self.downsampling == "mean":
             x, stride = _means(x, stride), 1
+        options: dict[str, Any] = {"spectral_norm": self.spectral_norm, "dtype": self.dtype}
 
-        def conv(size: int, stride: int, name: str) -> Conv:
-            return Conv(
-                self.features,
-                size,
-                stride,
-                use_bias=self.use_bias and size > 1,
-                spectral_norm=self.spectral_norm,
-                dtype=self.dtype,
-                implementation=self.implementation,
-                name=name,
-            )
+        def conv(stride: int, name: str) -> Conv:
+            return Conv(self.features, 3, stride, self.use_bias, **options, name=name)
 
-        y = activate(conv(3, stride, "conv1")(x))
-        y = conv(3, 1, "conv2")(y)
+        y = conv(1, "conv2")(activate(conv(stride, "conv1")(x)))
         if self.stride != 1 or x.shape[-1] != self.features:
-            x = conv(1, stride, "shortcut_conv")(x)
+            x = Conv(self.features, 1, stride, **options, name="shortcut_conv")(x)
         return activate(x + y)
 
 
@@ -115,7 +97,7 @@ def _means(x: jax.Array, size: int) -> jax.Array:
 
 
 class ResNet(nn.Module):
-    """Residual network without normalisation layers.
+    """Residual network without normalisation layers. `resnet` makes one by name and checks it.
 
     Maps `x [B, H, W, C]` in [-1, 1] to `[B]`: the density ratio or its logarithm, depending on the
     loss. With `num_outputs` it maps to `[B, num_outputs]`: the logits of a classifier. The layers
@@ -129,10 +111,14 @@ class ResNet(nn.Module):
       remat: whether the activations inside a block are recomputed in the backward pass, which
         needs less memory and more time.
       num_outputs: outputs per image; `None` for a single output without an axis.
-      implementation: of the convolutions, as in `convolve`.
       use_bias: whether the 3x3 convolutions add a bias per channel. Those of the paper do not, so
         their response to a flat background is proportional to its brightness.
-      downsampling: as in `resnet`.
+      downsampling: how a block reduces the image. `"stride"`, as in the paper: the first
+        convolution and the shortcut have a stride. The gradient with respect to the image then
+        differs between even and odd pixels, so flowed samples get a fine pattern (Odena et al.,
+        "Deconvolution and Checkerboard Artifacts", Distill 2016). `"mean"`: means over squares of
+        pixels come before them, which treats all pixels alike. The parameters have the same names
+        and shapes.
 
     Reference: Heng et al., "Generative Modeling with Flow-Guided Density Ratio Learning", table 4.
     """
@@ -143,7 +129,6 @@ class ResNet(nn.Module):
     dtype: DTypeLike = jnp.float32
     remat: bool = False
     num_outputs: int | None = None
-    implementation: str = "custom"
     use_bias: bool = False
     downsampling: str = "stride"
 
@@ -155,26 +140,15 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, features: bool = False) -> jax.Array:
         """Maps images to the output, or with `features` to the input of the last map, [B, D]."""
-        block = nn.remat(ResidualBlock) if self.remat else ResidualBlock
-        options: dict[str, Any] = {
-            "spectral_norm": self.spectral_norm,
-            "dtype": self.dtype,
-            "implementation": self.implementation,
-        }
+        block = nn.remat(_ResidualBlock) if self.remat else _ResidualBlock
+        options: dict[str, Any] = {"spectral_norm": self.spectral_norm, "dtype": self.dtype}
+        of_block = {**options, "use_bias": self.use_bias, "downsampling": self.downsampling}
         x = activate(Conv(self.spec.stem, use_bias=self.use_bias, **options, name="conv1")(x))
         stage, index = 0, 0
         for number, (channels, stride) in enumerate(self.spec.blocks):
             # In the reference implementation, a stage starts where the resolution changes.
             stage, index = (stage + 1, 0) if stride > 1 or number == 0 else (stage, index + 1)
-            name = f"layer{stage}_{index}"
-            x = block(
-                channels,
-                stride,
-                self.use_bias,
-                **options,
-                downsampling=self.downsampling,
-                name=name,
-            )(x)
+            x = block(channels, stride, **of_block, name=f"layer{stage}_{index}")(x)
             if self.attention and number + 1 == self.spec.attention_after:
                 x = SelfAttention(**options, name="self_attn_module")(x)
         x = x.astype(jnp.float32).mean(axis=(1, 2))
@@ -184,44 +158,20 @@ class ResNet(nn.Module):
         return x[..., 0] if self.num_outputs is None else x
 
 
-def resnet(
-    spec: str | ResNetSpec,
-    *,
-    width: int | None = None,
-    spectral_norm: bool = False,
-    attention: bool = False,
-    dtype: DTypeLike = jnp.float32,
-    remat: bool = False,
-    num_outputs: int | None = None,
-    implementation: str = "custom",
-    use_bias: bool = False,
-    downsampling: str = "stride",
-) -> ResNet:
+def resnet(spec: str | ResNetSpec, *, width: int | None = None, **options: Any) -> ResNet:
     """Makes one of the paper's residual networks, or one from your own spec.
 
     Args:
       spec: `"resnet32"`, `"resnet64"`, `"resnet64_shallow"`, `"resnet128"`, or a spec.
       width: channels of the first convolution; those of all blocks scale in proportion.
-      spectral_norm: whether every kernel is divided by its largest singular value.
-      attention: whether self-attention follows block number `attention_after` of the spec.
-      dtype: type of the computation, float32 or bfloat16; parameters and output are float32.
-      remat: whether the activations inside a block are recomputed in the backward pass.
-      num_outputs: outputs per image, such as a classifier's logits; `None` for a single output.
-      implementation: of the convolutions, as in `convolve`: `"xla"` supports forward mode.
-      use_bias: whether the 3x3 convolutions add a bias per channel; those of the paper do not.
-      downsampling: how a block reduces the image. `"stride"`, as in the paper: the first
-        convolution and the shortcut have a stride. The gradient with respect to the image then
-        differs between even and odd pixels, so flowed samples get a fine pattern (Odena et al.,
-        "Deconvolution and Checkerboard Artifacts", Distill 2016). `"mean"`: means over squares of
-        pixels come before them, which treats all pixels alike. The parameters have the same names
-        and shapes.
+      **options: attributes of `ResNet`.
 
     Returns:
       A Flax module that maps images `[B, H, W, C]` to `[B]`, or to `[B, num_outputs]`.
 
     Raises:
-      ValueError: for an unknown name, implementation or downsampling, sizes or outputs below 1, or
-        an `attention_after` that is not the number of a block.
+      ValueError: for an unknown name or downsampling, sizes or outputs below 1, or an
+        `attention_after` that is not the number of a block.
     """
     if isinstance(spec, str):
         _names.check("network", spec, SPECS)
@@ -234,24 +184,13 @@ def resnet(
             "a network needs blocks, and widths and strides of at least 1; "
             f"got stem {stem}, blocks {blocks}"
         )
-    _names.check("implementation", implementation, IMPLEMENTATIONS)
-    _names.check("downsampling", downsampling, DOWNSAMPLING)
-    if num_outputs is not None and num_outputs < 1:
-        raise ValueError(f"num_outputs must be at least 1, got {num_outputs}")
-    places = range(1, len(blocks) + 1)
-    if attention and spec.attention_after not in places:
+    net = ResNet(ResNetSpec(stem, blocks, spec.attention_after), **options)
+    _names.check("downsampling", net.downsampling, _DOWNSAMPLING)
+    if net.num_outputs is not None and net.num_outputs < 1:
+        raise ValueError(f"num_outputs must be at least 1, got {net.num_outputs}")
+    if net.attention and spec.attention_after not in range(1, len(blocks) + 1):
         raise ValueError(
             f"attention_after must be a block's number from 1 to {len(blocks)}, "
             f"got {spec.attention_after}"
         )
-    return ResNet(
-        ResNetSpec(stem, blocks, spec.attention_after),
-        spectral_norm,
-        attention,
-        dtype,
-        remat,
-        num_outputs,
-        implementation,
-        use_bias,
-        downsampling,
-    )
+    return net

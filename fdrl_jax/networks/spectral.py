@@ -12,43 +12,19 @@ Reference: Miyato et al., "Spectral Normalization for Generative Adversarial Net
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 
-COLLECTION = "spectral"
+__all__ = ["prepare", "update_vectors"]
+
+_COLLECTION = "spectral"
 _DIVIDED = "divided"  # Replaces the vectors of a kernel that has been divided already.
 _NUM_INIT_ITERATIONS = 15
 _EPSILON = 1e-12
-
-
-def as_matrix(kernel: jax.Array) -> jax.Array:
-    """Flattens a kernel as PyTorch does, so that its singular vectors can be used here.
-
-    Args:
-      kernel: `[C_in, C_out]` or `[k, k, C_in, C_out]`.
-
-    Returns:
-      The matrix `[C_out, C_in]` or `[C_out, C_in * k * k]`.
-    """
-    out_and_in_first = jnp.moveaxis(kernel, (-1, -2), (0, 1))
-    return out_and_in_first.reshape(kernel.shape[-1], -1)
-
-
-def power_iteration(matrix: jax.Array, u: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Updates the singular vectors once: `v = normalise(W^T u)`, then `u = normalise(W v)`.
-
-    Args:
-      matrix: `W`, `[M, N]`.
-      u: left vector `[M]`.
-
-    Returns:
-      The new `u` `[M]` and `v` `[N]`.
-    """
-    v = _normalise(matrix.T @ u)
-    return _normalise(matrix @ v), v
 
 
 def update_vectors(variables: Mapping[str, Any]) -> dict[str, Any]:
@@ -66,7 +42,7 @@ def update_vectors(variables: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
       ValueError: for variables that `prepare` has divided.
     """
-    if COLLECTION not in variables:
+    if _COLLECTION not in variables:
         return dict(variables)
 
     def update(vectors: Mapping[str, Any], params: Mapping[str, Any]) -> dict[str, Any]:
@@ -76,11 +52,11 @@ def update_vectors(variables: Mapping[str, Any]) -> dict[str, Any]:
                 "the vectors of the variables that were given to `prepare`"
             )
         if "u" in vectors:
-            u, v = power_iteration(as_matrix(params["kernel"]), vectors["u"])
+            u, v = _power_iteration(_as_matrix(params["kernel"]), vectors["u"])
             return {"u": u, "v": v}
         return {name: update(vectors[name], params[name]) for name in vectors}
 
-    return {**variables, COLLECTION: update(variables[COLLECTION], variables["params"])}
+    return {**variables, _COLLECTION: update(variables[_COLLECTION], variables["params"])}
 
 
 def normalised(module: nn.Module, kernel: jax.Array) -> jax.Array:
@@ -91,13 +67,10 @@ def normalised(module: nn.Module, kernel: jax.Array) -> jax.Array:
     Args:
       module: the Flax module that owns the kernel, inside its compact call.
       kernel: `[C_in, C_out]` or `[k, k, C_in, C_out]`.
-
-    Returns:
-      `kernel / sigma`, of the shape of the kernel.
     """
-    if module.has_variable(COLLECTION, _DIVIDED):
+    if module.has_variable(_COLLECTION, _DIVIDED):
         return kernel
-    matrix = as_matrix(kernel)
+    matrix = _as_matrix(kernel)
     fixed = jax.lax.stop_gradient(matrix)
 
     def initial_u() -> jax.Array:
@@ -105,31 +78,76 @@ def normalised(module: nn.Module, kernel: jax.Array) -> jax.Array:
         key = module.make_rng("params")
         start = _normalise(jax.random.normal(key, matrix.shape[:1], matrix.dtype))
         u: jax.Array = jax.lax.fori_loop(
-            0, _NUM_INIT_ITERATIONS, lambda _, u: power_iteration(fixed, u)[0], start
+            0, _NUM_INIT_ITERATIONS, lambda _, u: _power_iteration(fixed, u)[0], start
         )
         return u
 
-    u = module.variable(COLLECTION, "u", initial_u)
-    v = module.variable(COLLECTION, "v", lambda: _normalise(fixed.T @ u.value))
-    if module.is_mutable_collection(COLLECTION) and not module.is_initializing():
-        u.value, v.value = power_iteration(fixed, u.value)
+    u = module.variable(_COLLECTION, "u", initial_u)
+    v = module.variable(_COLLECTION, "v", lambda: _normalise(fixed.T @ u.value))
+    if module.is_mutable_collection(_COLLECTION) and not module.is_initializing():
+        u.value, v.value = _power_iteration(fixed, u.value)
     return kernel / _sigma(matrix, u.value, v.value)
 
 
-def divided(kernel: jax.Array, vectors: Mapping[str, jax.Array]) -> tuple[jax.Array, Any]:
-    """Divides a kernel outside its module.
+class _Network(Protocol):
+    """A network with the name of its last layer, which computes in float32."""
+
+    dtype: DTypeLike
+
+    @property
+    def head(self) -> str: ...
+
+
+def prepare(net: _Network, variables: Mapping[str, Any]) -> dict[str, Any]:
+    """Divides kernels by their spectral norms and casts weights to the type of the computation.
+
+    `net.apply` gives the same output with the result as with `variables`. A flow applies fixed
+    weights at every step, and compilers do not always move this work out of the loop. `prepare`
+    does it in advance. Use the result only for evaluation, and train the float32 `variables`.
 
     Args:
-      kernel: `[C_in, C_out]` or `[k, k, C_in, C_out]`.
-      vectors: the kernel's entry in the collection.
+      net: an `MLP` or a `ResNet`.
+      variables: its variables, with `"params"`.
 
     Returns:
-      `kernel / sigma`, and a new entry that marks the kernel as divided.
+      Variables for `net.apply`. The head stays in float32, because the network computes it so.
     """
-    if _DIVIDED in vectors:
-        return kernel, vectors
-    kernel = kernel / _sigma(as_matrix(kernel), vectors["u"], vectors["v"])
-    return kernel, {_DIVIDED: jnp.zeros(())}
+
+    def of_layers(params: Any, vectors: Any, dtype: DTypeLike) -> tuple[Any, Any]:
+        if "kernel" not in params:
+            layers = {
+                name: of_layers(value, vectors.get(name, {}), dtype)
+                if isinstance(value, Mapping)
+                else (value, None)
+                for name, value in params.items()
+            }
+            new = {name: layer for name, (_, layer) in layers.items() if layer}
+            return {name: layer for name, (layer, _) in layers.items()}, new
+        kernel = params["kernel"]
+        if vectors and _DIVIDED not in vectors:
+            kernel = kernel / _sigma(_as_matrix(kernel), vectors["u"], vectors["v"])
+            vectors = {_DIVIDED: jnp.zeros(())}
+        return {n: a.astype(dtype) for n, a in {**params, "kernel": kernel}.items()}, vectors
+
+    params, vectors = {}, {}
+    for name, layer in variables["params"].items():
+        dtype = jnp.promote_types(net.dtype, jnp.float32) if name == net.head else net.dtype
+        own = variables.get(_COLLECTION, {}).get(name, {})
+        params[name], vectors[name] = of_layers(layer, own, dtype)
+    prepared = {**variables, "params": params}
+    return {**prepared, _COLLECTION: vectors} if _COLLECTION in variables else prepared
+
+
+def _as_matrix(kernel: jax.Array) -> jax.Array:
+    """Flattens a kernel to [C_out, C_in * k * k], as PyTorch does, whose vectors then fit."""
+    out_and_in_first = jnp.moveaxis(kernel, (-1, -2), (0, 1))
+    return out_and_in_first.reshape(kernel.shape[-1], -1)
+
+
+def _power_iteration(matrix: jax.Array, u: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Updates the vectors of `W [M, N]` once: `v = normalise(W^T u)`, `u = normalise(W v)`."""
+    v = _normalise(matrix.T @ u)
+    return _normalise(matrix @ v), v
 
 
 def _sigma(matrix: jax.Array, u: jax.Array, v: jax.Array) -> jax.Array:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from experiments.data.load import load
+from experiments.data import load
 from experiments.settings import Data
 
 

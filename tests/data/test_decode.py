@@ -89,12 +89,13 @@ def test_a_photograph_is_turned_upright():
     [
         (b"", "empty"),
         (b"GIF89a not one of ours", "not a PNG, JPEG or WEBP image"),
-        (encoded(picture(32, 32))[:300], "damaged: "),
-        (encoded(picture(64, 64), "JPEG")[:700], "damaged: "),
-        (encoded(picture(64, 64), "WEBP")[:200], "cannot be opened: "),
-        (np.zeros((4, 4, 3), np.float32), "must be uint8, got float32"),
+        (encoded(picture(32, 32))[:300], "damaged"),
+        (encoded(picture(64, 64), "JPEG")[:700], "damaged"),
+        (encoded(picture(64, 64), "WEBP")[:200], "damaged"),
+        (np.zeros((4, 4, 3), np.float32), "expected pixels of uint8, got float32"),
+        (np.zeros((0, 4, 3), np.uint8), r"got uint8 \[0, 4, 3\]"),
     ],
-    ids=["empty", "gif", "cut_png", "cut_jpeg", "cut_webp", "floats"],
+    ids=["empty", "gif", "cut_png", "cut_jpeg", "cut_webp", "floats", "none"],
 )
 def test_a_file_that_is_not_an_image_is_refused_with_the_reason(payload, reason):
     with pytest.raises(ValueError, match=reason):
@@ -108,38 +109,12 @@ def test_a_flipped_byte_in_a_png_is_noticed():
         decode(bytes(content), PLAIN)
 
 
-def test_a_decompression_bomb_is_refused_by_its_header(monkeypatch):
-    monkeypatch.setattr("experiments.data.decode.MAX_PIXELS", 1_000)
-    with pytest.raises(ValueError, match=r"64 x 64 pixels, more than 1,000"):
-        decode(encoded(picture(64, 64)), PLAIN)
-
-
-def test_a_bomb_beyond_pillows_own_limit_is_refused_too():
+def test_a_bomb_beyond_the_limit_of_pillow_is_refused_by_its_header():
     header = b"IHDR" + struct.pack(">2I5B", 50_000, 50_000, 8, 2, 0, 0, 0)
     bomb = bytearray(encoded(picture(8, 8)))
     bomb[12:33] = header + struct.pack(">I", zlib.crc32(header))
-    with pytest.raises(ValueError, match=r"cannot be opened|more than"):
+    with pytest.raises(ValueError, match="too large"):
         decode(bytes(bomb), PLAIN)
-
-
-@pytest.mark.parametrize(
-    ("size", "transform"),
-    [
-        ((30_000, 1), Transform(image_size=64)),
-        ((2, 2), Transform(image_size=40_000)),
-        ((2, 2), Transform(image_size=8, resize=40_000)),
-        ((2, 2), Transform(image_size=40_000, keep_aspect=False)),
-    ],
-)
-def test_an_image_that_would_be_resized_to_too_many_pixels_is_refused(size, transform):
-    with pytest.raises(ValueError, match=rf"{size[0]} x {size[1]} pixels would be resized to"):
-        decode(encoded(np.zeros((size[1], size[0]), np.uint8)), transform)
-
-
-@pytest.mark.parametrize("shape", [(0, 4, 3), (4, 0, 3), (0, 4)])
-def test_an_array_without_pixels_is_refused(shape):
-    with pytest.raises(ValueError, match="has no pixels"):
-        decode(np.zeros(shape, np.uint8), Transform(image_size=4))
 
 
 @pytest.mark.parametrize(

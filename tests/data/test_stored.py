@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from image_files import encoded, numbered, open_folder, picture, write_folder
 
-from experiments.data.load import load
+from experiments.data import load, stored
 from experiments.errors import DataError
 from experiments.settings import Data
 
@@ -25,22 +25,31 @@ def reads(monkeypatch):
     return paths
 
 
-@pytest.mark.parametrize("megabytes", [0, 256])
-def test_a_part_of_a_set_is_spread_over_it_and_nothing_else_is_read(megabytes, tmp_path, reads):
+@pytest.fixture
+def streamed(monkeypatch):
+    monkeypatch.setattr(stored, "MAX_IN_MEMORY_BYTES", 0)
+
+
+@pytest.mark.parametrize("how", ["in memory", "streamed"])
+def test_a_part_of_a_set_is_spread_over_it_and_nothing_else_is_read(how, tmp_path, reads, request):
+    if how == "streamed":
+        request.getfixturevalue("streamed")
     write_folder(tmp_path, [*numbered(50, "train/a/"), *numbered(50, "train/b/")])
     write_folder(tmp_path, numbered(30, "test/a/"))
-    source = open_folder(tmp_path, in_memory_megabytes=megabytes)
+    source = open_folder(tmp_path)
     whole = source.train()
     reads.clear()
     np.testing.assert_array_equal(source.train(10), whole[::10])
-    assert len(reads) == (0 if megabytes else 10)
+    assert len(reads) == (10 if how == "streamed" else 0)
     reads.clear()
     assert len(source.held_out(3, 0)) == len(reads) == 3
 
 
-def test_streamed_images_come_with_their_classes(tmp_path):
+def test_streamed_images_come_with_their_classes(tmp_path, request):
     write_folder(tmp_path, [f"{c}/{i}.png" for c in ("cat", "dog") for i in range(20)])
-    source, kept = open_folder(tmp_path, in_memory_megabytes=0), open_folder(tmp_path)
+    kept = open_folder(tmp_path)
+    request.getfixturevalue("streamed")
+    source = open_folder(tmp_path)
     assert source.arrays == ()
     for ours, theirs in zip(source.labels, kept.labels, strict=True):
         np.testing.assert_array_equal(ours, theirs)

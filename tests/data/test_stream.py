@@ -6,9 +6,9 @@ import threading
 import numpy as np
 from image_files import numbered, write_folder
 
+from experiments.data import load
 from experiments.data.decode import Transform
 from experiments.data.formats import of_pixels
-from experiments.data.load import load
 from experiments.data.stream import Images, all_batches, training_batches
 from experiments.settings import Data
 
@@ -21,12 +21,10 @@ def images(num=NUM, first=0):
     return Images(of_pixels("a", pixels), Transform(channels=1), (1, 1, 1))
 
 
-def read(count, sides=None, threads=4, **options):
+def read(count, sides=None, **options):
     """The image numbers of some batches, [count, batch]."""
     batches = training_batches(
-        sides or {"real": images()},
-        Data(num_threads=threads),
-        **{"seed": 3, "batch_size": 4, **options},
+        sides or {"real": images()}, **{"seed": 3, "batch_size": 4, **options}
     )
     taken = [next(batches) for _ in range(count)]
     batches.close()
@@ -41,7 +39,7 @@ def test_every_epoch_has_every_image_once_and_its_own_order():
 
 
 def test_the_order_depends_only_on_the_seed():
-    np.testing.assert_array_equal(read(5)["real"], read(5, threads=1)["real"])
+    np.testing.assert_array_equal(read(5)["real"], read(5)["real"])
     assert (read(5)["real"] != read(5, seed=4)["real"]).any()
 
 
@@ -58,7 +56,7 @@ def test_threads_of_this_process_decode_so_that_a_kill_leaves_no_worker(monkeypa
 
     monkeypatch.setattr(Images, "load", noted)
     read(5)
-    list(all_batches(images(), Data(num_threads=4)))
+    list(all_batches(images()))
     assert {process for process, _ in seen} == {os.getpid()}
     assert threading.get_ident() not in {thread for _, thread in seen}
 
@@ -78,14 +76,14 @@ def test_the_domains_of_a_pair_are_shuffled_separately_and_the_smaller_repeats()
 
 def test_a_pass_over_all_images_keeps_the_ragged_last_batch_and_the_order(monkeypatch):
     monkeypatch.setattr("experiments.data.stream._BATCH_BYTES", 8 * 4)
-    batches = list(all_batches(images(), Data()))
+    batches = list(all_batches(images()))
     assert [len(pixels) for pixels in batches] == [8, 8, 4]
     np.testing.assert_array_equal(np.concatenate(batches).ravel(), np.arange(NUM))
 
 
-def test_a_feed_stacks_the_steps_of_a_dispatch_for_each_device(tmp_path):
-    where = str(write_folder(tmp_path, numbered(20)))
-    source = load(Data(name="folder", dir=where, in_memory_megabytes=0))
+def test_a_feed_stacks_the_steps_of_a_dispatch_for_each_device(tmp_path, monkeypatch):
+    monkeypatch.setattr("experiments.data.stored.MAX_IN_MEMORY_BYTES", 0)
+    source = load(Data(name="folder", dir=str(write_folder(tmp_path, numbered(20)))))
     with source.open_feed(0, 8, 0, 3) as take:
         first, second = take(2)["real"], take(3)["real"]
     devices = first.shape[0]

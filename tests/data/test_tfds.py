@@ -2,16 +2,13 @@
 
 import json
 import shutil
-import sys
-from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import tensorflow_datasets
 from image_files import picture
 
-from experiments.data import tfds
-from experiments.data.load import load
+from experiments.data import load, split, tfds
 from experiments.errors import DataError
 from experiments.settings import Data
 
@@ -35,14 +32,14 @@ def test_a_custom_set_is_read_without_its_builder(prepared):
     np.testing.assert_array_equal(source.labels.train.sum(), 6)
 
 
-def test_a_split_without_labels_has_no_class(prepared):
-    source = load(Data(name="tfds:glyphs", dir=str(prepared), held_out_split="unlabelled"))
+def test_a_split_without_labels_has_no_class(prepared, monkeypatch):
+    monkeypatch.setattr(split, "HELD_OUT", ("unlabelled", "test"))
+    source = load(Data(name="tfds:glyphs", dir=str(prepared)))
     assert source.labels is None
     assert len(source.held_out(10, 0)) == 2
 
 
 def test_a_set_is_found_where_tfds_keeps_it(prepared, monkeypatch):
-    monkeypatch.delenv("FDRL_DATA_DIR", raising=False)
     monkeypatch.setenv("TFDS_DATA_DIR", str(prepared))
     assert load(Data(name="tfds:glyphs", image_size=4)).event_shape == (4, 4, 3)
 
@@ -89,33 +86,6 @@ def test_a_set_that_cannot_be_prepared_says_how_to(tmp_path, monkeypatch):
     monkeypatch.setattr(tensorflow_datasets, "builder", no_network)
     with pytest.raises(DataError, match=r"no route. .*tfds build mnist .*=array_record"):
         load(Data(name="tfds:mnist", dir=str(tmp_path)))
-
-
-def test_a_set_that_another_process_has_just_prepared_is_used(prepared, tmp_path, monkeypatch):
-    def overtaken(*_, data_dir, **__):
-        shutil.copytree(prepared / "glyphs", data_dir / "mnist")
-        raise OSError("Directory not empty")
-
-    monkeypatch.setattr(tensorflow_datasets, "builder", overtaken)
-    assert tfds.find("mnist", str(tmp_path)).startswith(str(tmp_path / "mnist"))
-
-
-def test_files_of_the_format_tfrecord_need_tensorflow(prepared, tmp_path, monkeypatch):
-    shutil.copytree(prepared, tmp_path / "copy")
-    info = next((tmp_path / "copy").rglob("dataset_info.json"))
-    info.write_text(info.read_text().replace("array_record", "tfrecord"))
-    monkeypatch.setattr(tfds, "find_spec", lambda name: None)
-    with pytest.raises(DataError, match="TFRecord files need TensorFlow"):
-        load(Data(name="tfds:glyphs", dir=str(tmp_path / "copy")))
-
-
-def test_tensorflow_leaves_the_memory_of_gpus_to_jax(monkeypatch):
-    tensorflow = Mock()
-    monkeypatch.setitem(sys.modules, "tensorflow", tensorflow)
-    tfds._keep_off_gpus()
-    tensorflow.config.set_visible_devices.assert_called_once_with([], "GPU")
-    tensorflow.config.set_visible_devices.side_effect = RuntimeError("already initialised")
-    tfds._keep_off_gpus()
 
 
 def test_a_set_is_downloaded_and_prepared_on_first_use(tmp_path, monkeypatch, capsys):

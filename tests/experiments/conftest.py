@@ -41,7 +41,7 @@ def image_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def _trained_once(image_folder, tmp_path_factory) -> Callable[[str], Path]:
-    """Trains a run of each name once: "swissroll", "digits" or "images"."""
+    """Trains a run of each name once: "swissroll", "digits", "by_class" or "images"."""
     done: dict[str, Path] = {}
 
     def trained(name: str) -> Path:
@@ -51,6 +51,10 @@ def _trained_once(image_folder, tmp_path_factory) -> Callable[[str], Path]:
             if name == "images":
                 config = "folder:tiny"
                 changes = {"data.dir": image_folder, "data.image_size": 8, **SMALL_RESNET}
+            if name == "by_class":
+                # A denoiser after so few steps would hide what the flow does.
+                changes = {"network.by_class": True, "network.denoiser_width": 0}
+                config = "digits:tiny"
             mode = "train"
             if name == "digits_classifier":
                 mode, changes = "classifier", {"attack.num_steps": 2, "train.steps_per_dispatch": 4}
@@ -75,6 +79,12 @@ def trained(_trained_once, tmp_path_factory) -> Run:
 def of_digits(_trained_once, tmp_path_factory) -> Run:
     """The same on digits."""
     return _copy(_trained_once("digits"), tmp_path_factory.mktemp("digits") / "run")
+
+
+@pytest.fixture(scope="module")
+def by_class(_trained_once, tmp_path_factory) -> Run:
+    """The same on digits, with a density ratio for each class."""
+    return _copy(_trained_once("by_class"), tmp_path_factory.mktemp("by_class") / "run")
 
 
 @pytest.fixture(scope="session")

@@ -28,7 +28,7 @@ def test_a_dry_run_prints_the_data_the_cost_and_the_settings_that_differ(
     assert f"batch: 16, {16 // jax.device_count()} per device" in answer
     shown = [line.split()[0] for line in lines if line.startswith("  ") and "." in line.split()[0]]
     assert "flow.step_size" in shown
-    assert "data.num_threads" not in shown  # As by default.
+    assert "data.num_held_out" not in shown  # As by default.
     assert not any(tmp_path.iterdir())
 
 

@@ -18,7 +18,7 @@ def of(changes):
 
 def built(changes):
     wanted = of(changes)
-    return experiment.build(wanted, load.load(wanted.data))
+    return experiment.build(wanted, load(wanted.data))
 
 
 @pytest.mark.parametrize(
@@ -86,14 +86,6 @@ def test_the_state_before_training_depends_on_the_seed_only():
     assert not np.array_equal(
         kernel, jax.tree.leaves(built({"seed": 4}).init_state().variables)[-1]
     )
-
-
-@pytest.mark.parametrize("weights", ["ema", "raw"])
-def test_samples_use_the_weights_of_the_setting(weights):
-    model = built({"sample.weights": weights})
-    state = model.init_state()._replace(ema_variables="averaged", variables="latest")
-    expected = {"ema": "averaged", "raw": "latest"}[weights]
-    assert model.sampling_variables(state) == expected
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
-"""Pictures of arrays: grids, strips, curves."""
+"""Pictures of arrays: grids, strips, curves, in a style of their own."""
 
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -8,7 +10,20 @@ from PIL import Image
 
 from experiments import pictures
 from experiments.evaluation.metrics import Estimate, Metric
-from experiments.pictures import curves, flow, images, style
+from experiments.pictures import images, style
+
+
+def test_pictures_do_not_change_matplotlib_for_the_process():
+    code = (
+        "import matplotlib; keys = 'font.size', 'axes.titlesize', 'figure.dpi', 'savefig.bbox'\n"
+        "before = [matplotlib.rcParams[key] for key in keys]\n"
+        "import numpy as np; from experiments.pictures import images\n"
+        "figure = images.side_by_side({'data': np.zeros((4, 8, 8, 1))})\n"
+        "assert figure.axes[0].title.get_fontsize() == 12\n"
+        "assert [matplotlib.rcParams[key] for key in keys] == before\n"
+        "import sys; assert 'matplotlib.pyplot' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_grids_side_by_side_have_equally_many_images():
@@ -20,8 +35,8 @@ def test_grids_side_by_side_have_equally_many_images():
 
 def test_an_animation_plays_all_steps_for_ever_and_shows_the_last_one_longer(tmp_path):
     path = np.linspace(-1.0, 1.0, 5)[:, None, None, None, None] * np.ones((5, 2, 4, 4, 1))
-    file = style.save_animation(*images.moving(path), range(5), tmp_path / "flow.webp")
-    with Image.open(file) as played:
+    style.save_animation(*images.moving(path), range(5), tmp_path / "flow.webp")
+    with Image.open(tmp_path / "flow.webp") as played:
         assert (played.n_frames, played.info["loop"]) == (5, 0)
         durations, centres = [], []
         for frame in range(5):
@@ -46,11 +61,14 @@ def test_the_course_of_training_shows_more_of_the_early_steps(steps, picked):
     assert [steps[i] for i in pictures.spread_by_ratio(steps, 6)] == picked
 
 
-def test_the_loss_is_shown_next_to_chance_and_no_legend_or_number_covers_a_curve():
-    keys = ("loss", "ratio_real", "ratio_flowed", "grad_norm", "drift_norm")
+@pytest.mark.parametrize("is_judged", [False, True])
+def test_the_loss_is_shown_next_to_chance_and_no_legend_or_number_covers_a_curve(is_judged):
+    keys = ["loss", "ratio_real", "ratio_flowed", "grad_norm", "drift_norm"]
+    keys += ["evaluation/frechet_svc_9"] * is_judged
     records = [{"step": i, **dict.fromkeys(keys, 1.386 + 1e-5 * i)} for i in range(1, 9)]
-    figure = curves.training(records, chance=2 * math.log(2))
+    figure = pictures.training(records, 2 * math.log(2), {"step": 3} if is_judged else None)
     figure.canvas.draw()
+    assert len(figure.axes) == 3 + is_judged
     (loss, *_) = figure.axes
     assert "chance: 1.3863" in [text.get_text() for text in loss.get_legend().get_texts()]
     for ax in figure.axes:
@@ -60,24 +78,21 @@ def test_the_loss_is_shown_next_to_chance_and_no_legend_or_number_covers_a_curve
 
 def test_a_strip_has_a_row_per_sample_and_the_numbers_of_its_steps():
     path = np.linspace(-1.0, 1.0, 5)[:, None, None, None, None] * np.ones((5, 2, 4, 4, 1))
-    (ax,) = flow.strips(path, 3, "the prior").axes
+    (ax,) = images.strips(path, 3, "the prior").axes
     assert [text.get_text() for text in ax.texts] == ["0", "1", "2", "3", "4"]
     sheet = np.asarray(ax.get_images()[0].get_array())
     assert sheet.shape == (2 * 5, 5 * 5)
     np.testing.assert_array_equal(sheet[0, ::5], [0, 64, 128, 191, 255])
 
 
-def test_the_marks_of_a_curve_do_not_overlap_and_its_axis_is_in_words():
-    points = [(at, Metric("frechet_svc_9", "frechet", Estimate(1.0 + at))) for at in range(9)]
-    (ax,) = curves.metric(points, "title", "length", {"$K$": 6, "$K+2$": 8}).axes
+def test_the_best_of_a_curve_is_the_lowest_number_and_its_marks_do_not_overlap():
+    values = (math.nan, 2.0, 1.0, 3.0)
+    points = [(i, Metric("frechet_9", "frechet", Estimate(v))) for i, v in enumerate(values)]
+    figure, best = pictures.over_length(points, "title $", {"$K$": 2, "$K+1$": 3})
+    assert best == points[2]
+    (ax,) = figure.axes
     assert [text.get_ha() for text in ax.texts] == ["right", "left"]
     assert ax.get_ylabel().startswith("Fréchet distance")
-
-
-def test_the_best_of_a_curve_is_the_lowest_number():
-    values = (float("nan"), 2.0, 1.0, 3.0)
-    metrics = [Metric("metric", "frechet", Estimate(value)) for value in values]
-    assert curves.best_of(list(enumerate(metrics)))[0] == 2
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from examples.torch_weights import from_torch_state_dict
+from examples.authors_weights import from_torch_state_dict
 from fdrl_jax import bregman, divergences
 from fdrl_jax.networks import MLP, ResNet, resnet
 

@@ -1,41 +1,99 @@
 """All networks have the expected shapes, names and types, and errors name what is wrong."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from examples.torch_weights import from_torch_state_dict, torch_shapes
-from fdrl_jax.networks import (
-    MLP,
-    SPECS,
-    ResNetSpec,
-    SelfAttention,
-    resnet,
-)
+from examples.authors_weights import from_torch_state_dict, torch_shapes
+from fdrl_jax.networks import MLP, SPECS, ResNetSpec, SelfAttention, prepare, resnet
 from fdrl_jax.networks.resnet import _means
 
-# Number of blocks per stage, and the stage that self-attention follows.
-STAGES = {
-    "resnet32": ((3, 3, 3, 3), 1),
-    "resnet64": ((1, 2, 2, 2), 2),
-    "resnet64_shallow": ((1, 1, 1, 1), 2),
-    "resnet128": ((1, 1, 2, 2, 2), 2),
+# Number of blocks per stage, the stage that self-attention follows, and the number of weights and
+# biases without attention, counted by hand from table 4 of the paper.
+PAPER = {
+    "resnet32": ((3, 3, 3, 3), 1, 11_374_209),
+    "resnet64": ((1, 2, 2, 2), 2, 5_126_081),
+    "resnet64_shallow": ((1, 1, 1, 1), 2, 1_537_985),
+    "resnet128": ((1, 1, 2, 2, 2), 2, 5_437_377),
 }
-# Weights and biases, counted by hand from table 4 of the paper, without attention.
-SIZES = {
-    "resnet32": 11_374_209,
-    "resnet64": 5_126_081,
-    "resnet64_shallow": 1_537_985,
-    "resnet128": 5_437_377,
+SMALL = ResNetSpec(4, ((4, 1), (8, 2)), attention_after=1)
+NETWORKS = {
+    "mlp": (MLP((8, 8)), (64, 2)),
+    "mlp_sn": (MLP((8, 8), spectral_norm=True), (64, 2)),
+    "resnet": (resnet(SMALL, attention=True), (64, 8, 8, 1)),
+    "resnet_sn": (resnet(SMALL, attention=True, spectral_norm=True), (64, 8, 8, 1)),
+    "means": (resnet(SMALL, use_bias=True, downsampling="mean", num_outputs=3), (64, 8, 8, 1)),
 }
+
+
+@functools.cache
+def initialised(name):
+    net, shape = NETWORKS[name]
+    x = jax.random.normal(jax.random.key(1), shape)
+    variables = jax.jit(net.init)(jax.random.key(0), x)
+    if "self_attn_module" in variables["params"]:
+        variables["params"]["self_attn_module"]["gamma"] = jnp.float32(0.5)
+    return net, variables, x
+
+
+def output_and_gradient(net):
+    return jax.jit(jax.grad(lambda x, v: (lambda y: (y.sum(), y))(net.apply(v, x)), has_aux=True))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_network_in_bfloat16_is_near_that_in_float32_and_its_prepared_form_is_the_same(name):
+    net, variables, x = initialised(name)
+    half = net.clone(dtype=jnp.bfloat16)
+    apply = output_and_gradient(half)
+    gradient, out = apply(x, variables)
+    exact = jax.jit(net.apply)(variables, x)
+    assert out.dtype == jnp.float32
+    assert out.shape == ((64, 3) if name == "means" else (64,))
+    assert 0 < jnp.linalg.norm(out - exact) < 2e-2 * jnp.linalg.norm(exact)
+    assert (out != out.astype(jnp.bfloat16)).any(), "the output is not rounded"
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    prepared = prepare(half, variables)
+    chex.assert_trees_all_equal(prepare(half, prepared), prepared)
+    chex.assert_trees_all_close(apply(x, prepared), (gradient, out), rtol=1e-5, atol=1e-6)
+    for path, leaf in jax.tree.leaves_with_path(prepared["params"]):
+        narrow = path[-1].key in ("kernel", "bias") and path[0].key != net.head
+        assert leaf.dtype == (jnp.bfloat16 if narrow else jnp.float32), path
+    if "spectral" not in variables:
+        chex.assert_trees_all_equal(prepare(net, variables), variables)
+
+
+def test_in_float32_a_prepared_network_with_spectral_norms_has_the_same_gradients():
+    net, variables, x = initialised("resnet_sn")
+
+    def gradient(prepared):
+        def loss(params):
+            both = {**variables, "params": params}
+            return net.apply(prepare(net, both) if prepared else both, x).sum()
+
+        return jax.jit(jax.grad(loss))(variables["params"])
+
+    chex.assert_trees_all_close(gradient(True), gradient(False), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["mlp_sn", "resnet"])
+def test_parameters_are_the_same_float32_numbers_where_jax_computes_in_float64(name):
+    net, shape = NETWORKS[name]
+    x = jnp.zeros((1, *shape[1:]), jnp.float32)
+    narrow = jax.jit(net.init)(jax.random.key(0), x)
+    with jax.enable_x64(True):
+        wide = jax.jit(net.init)(jax.random.key(0), x)
+    chex.assert_trees_all_equal_dtypes(wide, narrow)
+    chex.assert_trees_all_close(wide, narrow, rtol=1e-5)
 
 
 def reference_names(name, spectral_norm, attention):
     """Returns the names of the tensors in the authors' implementation, from its stages."""
     kernels = ["conv1", "linear"]
-    for stage, blocks in enumerate(STAGES[name][0], start=1):
+    for stage, blocks in enumerate(PAPER[name][0], start=1):
         for block in range(blocks):
             kernels += [f"layer{stage}.{block}.conv{i}" for i in (1, 2)]
             if block == 0 and not (name == "resnet32" and stage == 1):
@@ -49,255 +107,93 @@ def reference_names(name, spectral_norm, attention):
     return names | {f"{kernel}.{suffix}" for kernel in kernels for suffix in suffixes}
 
 
-@pytest.mark.parametrize("attention", [False, True])
-@pytest.mark.parametrize("spectral_norm", [False, True])
 @pytest.mark.parametrize("name", SPECS)
-def test_tensors_have_the_names_of_the_authors_code(name, spectral_norm, attention):
-    net = resnet(name, spectral_norm=spectral_norm, attention=attention)
-
-    assert set(torch_shapes(net, 3)) == reference_names(name, spectral_norm, attention)
-
-
-@pytest.mark.parametrize("name", SPECS)
-def test_networks_have_the_sizes_of_the_paper(name):
-    sizes = [np.prod(shape) for shape in torch_shapes(resnet(name), 3).values()]
-
-    assert sum(sizes) == SIZES[name]
-
-
-@pytest.mark.parametrize("name", SPECS)
-def test_attention_follows_the_stage_of_the_authors_code(name):
+def test_networks_of_the_paper_have_the_tensors_of_the_authors_code(name):
+    stages, stage, size = PAPER[name]
+    plain = torch_shapes(resnet(name), 3)
+    assert set(plain) == reference_names(name, False, False)
+    assert sum(np.prod(shape) for shape in plain.values()) == size
+    narrow = resnet(name, width=8, spectral_norm=True, attention=True)
+    assert set(torch_shapes(narrow, 3)) == reference_names(name, True, True)
     after = SPECS[name].attention_after
-    stages, stage = STAGES[name]
-
     assert after == sum(stages[:stage])
     assert SPECS[name].blocks[after - 1][0] == 128
+    assert (narrow.spec.stem, narrow.spec.blocks) == (
+        8,
+        tuple((size * 8 // SPECS[name].stem, stride) for size, stride in SPECS[name].blocks),
+    )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SPECS)
-def test_every_table_maps_a_batch_to_one_number_an_image(name):
-    net = resnet(name, width=8, attention=True)
-    x = jax.ShapeDtypeStruct((5, 64, 64, 3), jnp.float32)
-
-    out, _ = jax.eval_shape(net.init_with_output, jax.random.key(0), x)
-
-    assert out.shape == (5,)
-    assert out.dtype == jnp.float32
+def test_networks_of_the_paper_map_images_of_any_size_to_one_number(name):
+    net = resnet(name, attention=True)
+    for size in (28, 64):
+        x = jax.ShapeDtypeStruct((5, size, size, 3), jnp.float32)
+        out = jax.eval_shape(lambda x: net.init_with_output(jax.random.key(0), x)[0], x)
+        assert (out.shape, out.dtype) == ((5,), jnp.float32)
 
 
-def test_a_head_of_several_outputs_changes_nothing_else():
-    spec, x = ResNetSpec(4, ((4, 2),)), jnp.zeros((2, 8, 8, 3))
-    one, ten = (resnet(spec, num_outputs=n) for n in (None, 10))
-    out, variables = jax.eval_shape(lambda: ten.init_with_output(jax.random.key(0), x))
-    assert out.shape == (2, 10)
-    alone = jax.eval_shape(lambda: one.init(jax.random.key(0), x))
-    del variables["params"]["linear"], alone["params"]["linear"]
-    assert variables == alone
-    with pytest.raises(ValueError, match="num_outputs must be at least 1, got 0"):
-        resnet(spec, num_outputs=0)
+def test_options_change_no_other_parameters():
+    def shapes(**options):
+        net = resnet(SMALL, **options)
+        return jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((2, 9, 9, 3)))
+
+    plain = shapes()
+    assert shapes(downsampling="mean") == shapes(remat=True) == plain
+    ten, biased = shapes(num_outputs=10), shapes(use_bias=True)
+    assert ten["params"].pop("linear")["kernel"].shape == (8, 10)
+    assert ten["params"].items() <= plain["params"].items()
+    found = {p[-2].key for p, _ in jax.tree.leaves_with_path(biased) if p[-1].key == "bias"}
+    assert found == {"conv1", "conv2", "linear"}
+
+
+def test_remat_changes_no_gradient():
+    plain, remat = (resnet(SMALL, remat=remat) for remat in (False, True))
+    x = jax.random.normal(jax.random.key(1), (2, 8, 8, 1))
+    variables = jax.jit(plain.init)(jax.random.key(0), x)
+    found = [output_and_gradient(net)(x, variables) for net in (plain, remat)]
+    chex.assert_trees_all_close(*found, rtol=1e-4, atol=1e-6)
 
 
 def test_without_biases_the_output_is_linear_along_rays_and_with_biases_it_is_not():
-    spec = ResNetSpec(4, ((4, 1), (8, 2)))
     x = jax.random.normal(jax.random.key(0), (3, 8, 8, 1))
     for use_bias in (False, True):
-        net = resnet(spec, use_bias=use_bias)
+        net = resnet(SMALL, use_bias=use_bias)
         variables = jax.jit(net.init)(jax.random.key(1), x)
         apply = jax.jit(net.apply)
         at_origin, near, far = (apply(variables, c * x) for c in (0.0, 1.0, 3.0))
         curvature = np.abs((far - at_origin) - 3.0 * (near - at_origin)).max()
         assert (curvature > 1e-2) == use_bias
-        biased = {p[-2].key for p, _ in jax.tree.leaves_with_path(variables) if p[-1].key == "bias"}
-        assert biased == ({"conv1", "conv2", "linear"} if use_bias else {"linear"})
 
 
 def test_with_means_the_gradient_of_a_flat_image_is_flat_and_with_strides_it_has_a_pattern():
-    spec = ResNetSpec(8, ((16, 2),))
-    x = jnp.full((1, 48, 48, 3), 0.3)
+    x = jnp.full((1, 24, 24, 3), 0.3)
     spread = {}
     for downsampling in ("stride", "mean"):
-        net = resnet(spec, use_bias=True, downsampling=downsampling)
-        variables = net.init(jax.random.key(0), x)
-        gradient = jax.grad(lambda y, net, v: net.apply(v, y)[0])(x, net, variables)
-        inner = gradient[0, 20:28, 20:28]  # Far enough from the border not to see it.
+        net = resnet(ResNetSpec(8, ((16, 2),)), use_bias=True, downsampling=downsampling)
+        variables = jax.jit(net.init)(jax.random.key(0), x)
+        gradient, _ = output_and_gradient(net)(x, variables)
+        inner = gradient[0, 10:14, 10:14]  # Far enough from the border not to see it.
         spread[downsampling] = float(inner.std(axis=(0, 1)).max() / jnp.abs(inner).max())
     assert spread["mean"] < 1e-5
     assert spread["stride"] > 0.1
-
-
-def test_means_and_strides_have_the_same_parameters():
-    spec, x = ResNetSpec(4, ((4, 2), (8, 2))), jnp.zeros((2, 28, 28, 1))
-    strided, means = (
-        jax.eval_shape(resnet(spec, downsampling=name).init, jax.random.key(0), x)
-        for name in ("stride", "mean")
-    )
-    assert strided == means
 
 
 def test_means_over_squares_repeat_an_odd_end():
     x = jnp.arange(15.0).reshape(1, 3, 5, 1)
     expected = [[(0 + 1 + 5 + 6) / 4, (2 + 3 + 7 + 8) / 4, (4 + 9) / 2], [10.5, 12.5, 14.0]]
     np.testing.assert_allclose(_means(x, 2)[0, ..., 0], expected, rtol=1e-6)
-    np.testing.assert_array_equal(_means(x, 1), x)
-
-
-def test_an_unknown_downsampling_is_named_with_the_allowed_ones():
-    with pytest.raises(ValueError, match="unknown downsampling 'means'; allowed: stride, mean"):
-        resnet("resnet32", downsampling="means")
-
-
-@pytest.mark.parametrize("name", SPECS)
-def test_width_scales_every_channel(name):
-    net = resnet(name, width=16)
-
-    scale = 16 / SPECS[name].stem
-    assert net.spec.stem == 16
-    assert net.spec.blocks == tuple((size * scale, stride) for size, stride in SPECS[name].blocks)
-
-
-@pytest.mark.parametrize("shape", [(2, 8, 8, 1), (2, 16, 16, 1), (2, 28, 28, 1), (2, 32, 32, 3)])
-def test_small_data_get_a_network_of_their_own_size(shape):
-    spec = ResNetSpec(stem=4, blocks=[[4, 1], [8, 2], [8, 2]], attention_after=2)
-    net = resnet(spec, attention=True, spectral_norm=True)
-
-    out, variables = jax.eval_shape(net.init_with_output, jax.random.key(0), jnp.ones(shape))
-
-    assert out.shape == (2,)
-    assert variables["params"]["layer3_0"]["conv2"]["kernel"].shape == (3, 3, 8, 8)
-
-
-@pytest.mark.parametrize("net", [MLP((8, 8)), resnet(ResNetSpec(4, ((8, 2),)))], ids=["mlp", "res"])
-def test_bfloat16_computes_near_float32_with_float32_parameters_and_output(net):
-    shape = (64, 2) if isinstance(net, MLP) else (64, 8, 8, 1)
-    x = jax.random.normal(jax.random.key(1), shape)
-    half = net.clone(dtype=jnp.bfloat16)
-
-    out, variables = jax.jit(half.init_with_output)(jax.random.key(0), x)
-
-    exact = jax.jit(net.apply)(variables, x)
-    assert out.dtype == jnp.float32
-    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
-    assert 0 < jnp.linalg.norm(out - exact) < 2e-2 * jnp.linalg.norm(exact)
-    assert (out != out.astype(jnp.bfloat16)).any(), "the output is not rounded"
-
-
-def test_remat_changes_no_parameter_and_no_gradient():
-    spec = ResNetSpec(stem=4, blocks=((4, 1), (8, 2)))
-    nets = [resnet(spec, remat=remat) for remat in (False, True)]
-    x = jax.random.normal(jax.random.key(1), (2, 8, 8, 1))
-    variables = jax.jit(nets[0].init)(jax.random.key(0), x)
-
-    plain, remat = (
-        jax.jit(jax.grad(lambda v, net=net: net.apply(v, x).sum()))(variables) for net in nets
-    )
-
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), plain, remat)
 
 
 def test_attention_starts_as_the_identity_and_then_mixes_positions():
     x = jax.random.normal(jax.random.key(1), (2, 3, 3, 16))
     out, variables = jax.jit(SelfAttention().init_with_output)(jax.random.key(0), x)
     np.testing.assert_array_equal(out, x)
-
     variables["params"]["gamma"] = jnp.ones(())
     moved = jax.jit(jax.grad(lambda x: SelfAttention().apply(variables, x)[0, 0, 0].sum()))(x)
-
     assert (jnp.abs(moved[0]).sum(-1) > 0).all()
     assert not moved[1].any()
-
-
-def test_the_error_for_an_unknown_name_suggests_the_closest():
-    with pytest.raises(ValueError, match=r"allowed: resnet32, .*did you mean 'resnet64_shallow'"):
-        resnet("resnet64-shallow")
-
-
-@pytest.mark.parametrize(
-    "spec",
-    [*(ResNetSpec(4, blocks) for blocks in ((), ((0, 1),), ((4, 0),))), ResNetSpec(0, ((4, 1),))],
-)
-def test_a_spec_without_valid_blocks_is_rejected(spec):
-    with pytest.raises(ValueError, match="a network needs blocks"):
-        resnet(spec)
-
-
-@pytest.mark.parametrize("after", [None, 0, 2])
-def test_attention_after_a_block_that_does_not_exist_is_rejected(after):
-    with pytest.raises(ValueError, match=f"number from 1 to 1, got {after}"):
-        resnet(ResNetSpec(4, ((4, 1),), after), attention=True)
-
-
-def tensors(net, features):
-    random = np.random.default_rng(0)
-    return {
-        name: random.standard_normal(shape).astype(np.float32)
-        for name, shape in torch_shapes(net, features).items()
-    }
-
-
-def test_imported_kernels_are_transposed_correctly():
-    net = resnet(ResNetSpec(4, ((6, 2),), 1), attention=True)
-    named = tensors(net, 2)
-
-    params = from_torch_state_dict(net, named)["params"]
-
-    kernel = params["layer1_0"]["conv1"]["kernel"]
-    assert kernel.shape == (3, 3, 4, 6)
-    assert kernel[0, 2, 1, 5] == named["layer1.0.conv1.weight"][5, 1, 0, 2]
-    assert params["linear"]["kernel"][3, 0] == named["linear.weight"][0, 3]
-    assert params["self_attn_module"]["gamma"] == named["self_attn_module.gamma"]
-
-
-@pytest.mark.parametrize(
-    "net",
-    [
-        MLP((4,), spectral_norm=True),
-        resnet(ResNetSpec(4, ((4, 1),), attention_after=1), attention=True),
-    ],
-)
-def test_parameters_are_the_same_float32_numbers_where_jax_computes_in_float64(net):
-    def initial():
-        init = jax.jit(net.init)  # Compiling the operations one by one takes longer.
-        return init(jax.random.key(0), jnp.zeros((1, 4, 4, 1), jnp.float32))
-
-    with jax.enable_x64(True):
-        wide = initial()
-    narrow = initial()
-    chex.assert_trees_all_equal_dtypes(wide, narrow)
-    chex.assert_trees_all_close(wide, narrow, rtol=1e-5)
-
-
-def test_an_mlp_of_other_sizes_is_imported():
-    net = MLP((3, 5), spectral_norm=True)
-    named = tensors(net, 7)
-
-    variables = from_torch_state_dict(net, named)
-
-    assert {name for name in named if "orig" in name} == {f"mlp.{i}.weight_orig" for i in (0, 2, 4)}
-    assert net.apply(variables, jnp.ones((2, 7))).shape == (2,)
-    np.testing.assert_array_equal(variables["spectral"]["mlp_2"]["v"], named["mlp.2.weight_v"])
-
-
-def test_all_tensors_that_do_not_fit_are_named_in_one_error():
-    net = MLP((3,))
-    named = tensors(net, 2)
-    del named["mlp.0.bias"]
-    named |= {"mlp.2.weight": np.zeros((1, 9)), "extra": np.zeros(4)}
-
-    with pytest.raises(ValueError, match="do not fit the network") as error:
-        from_torch_state_dict(net, named)
-
-    for problem in (
-        "mlp.0.bias: expected (3,), got None",
-        "extra: expected None, got (4,)",
-        "mlp.2.weight: expected (1, 3), got (1, 9)",
-    ):
-        assert problem in str(error.value)
-
-
-@pytest.mark.parametrize("net", [MLP(), resnet("resnet64")], ids=["mlp", "resnet"])
-def test_an_empty_state_dict_is_rejected(net):
-    with pytest.raises(ValueError, match="got None"):
-        from_torch_state_dict(net, {})
 
 
 def test_attention_in_bfloat16_does_not_round_scores():
@@ -317,21 +213,55 @@ def test_attention_in_bfloat16_does_not_round_scores():
     assert error < 1.2e-2 * jnp.linalg.norm(exact)
 
 
-def test_a_network_with_xlas_convolutions_supports_forward_mode():
-    net = resnet(ResNetSpec(4, ((8, 2),), 1), attention=True, implementation="xla")
-    x = jax.random.normal(jax.random.key(1), (2, 8, 8, 1))
-    variables = jax.jit(net.init)(jax.random.key(0), x)
+MISUSES = [
+    (("resnet64-shallow",), {}, r"allowed: resnet32, .*did you mean 'resnet64_shallow'"),
+    (("resnet32",), {"downsampling": "means"}, "'means'; allowed: stride, mean"),
+    (("resnet32",), {"num_outputs": 0}, "num_outputs must be at least 1, got 0"),
+    ((ResNetSpec(4, ()),), {}, "a network needs blocks"),
+    ((ResNetSpec(4, ((0, 1),)),), {}, "a network needs blocks"),
+    ((ResNetSpec(4, ((4, 0),)),), {}, "a network needs blocks"),
+    ((ResNetSpec(0, ((4, 1),)),), {}, "a network needs blocks"),
+    ((ResNetSpec(4, ((4, 1),), 2),), {"attention": True}, "number from 1 to 1, got 2"),
+    ((ResNetSpec(4, ((4, 1),)),), {"attention": True}, "number from 1 to 1, got None"),
+]
 
-    out, slope = jax.jit(lambda x: jax.jvp(lambda x: net.apply(variables, x), (x,), (x,)))(x)
-    custom = net.clone(implementation="custom")
 
-    def total(x):
-        out = custom.apply(variables, x)
-        return out.sum(), out
+@pytest.mark.parametrize(("arguments", "options", "message"), MISUSES)
+def test_a_network_that_cannot_be_is_rejected(arguments, options, message):
+    with pytest.raises(ValueError, match=message):
+        resnet(*arguments, **options)
 
-    gradient, expected = jax.jit(jax.grad(total, has_aux=True))(x)
 
-    np.testing.assert_allclose(out, expected, rtol=1e-5)
-    np.testing.assert_allclose(slope.sum(), jnp.vdot(gradient, x), rtol=1e-4)
-    with pytest.raises(ValueError, match="unknown implementation 'native'"):
-        resnet("resnet32", implementation="native")
+def tensors(net, features):
+    random = np.random.default_rng(0)
+    shapes = torch_shapes(net, features)
+    return {n: random.standard_normal(shape).astype(np.float32) for n, shape in shapes.items()}
+
+
+def test_imported_kernels_are_transposed_correctly():
+    net = resnet(ResNetSpec(4, ((6, 2),), 1), attention=True)
+    named = tensors(net, 2)
+    params = from_torch_state_dict(net, named)["params"]
+    kernel = params["layer1_0"]["conv1"]["kernel"]
+    assert kernel.shape == (3, 3, 4, 6)
+    assert kernel[0, 2, 1, 5] == named["layer1.0.conv1.weight"][5, 1, 0, 2]
+    assert params["linear"]["kernel"][3, 0] == named["linear.weight"][0, 3]
+    assert params["self_attn_module"]["gamma"] == named["self_attn_module.gamma"]
+
+
+def test_all_tensors_that_do_not_fit_are_named_in_one_error():
+    net = MLP((3,), spectral_norm=True)
+    named = tensors(net, 2)
+    np.testing.assert_array_equal(
+        from_torch_state_dict(net, named)["spectral"]["mlp_2"]["v"], named["mlp.2.weight_v"]
+    )
+    del named["mlp.0.bias"]
+    named |= {"mlp.2.weight_orig": np.zeros((1, 9)), "extra": np.zeros(4)}
+    with pytest.raises(ValueError, match="do not fit the network") as error:
+        from_torch_state_dict(net, named)
+    for problem in (
+        "mlp.0.bias: expected (3,), got None",
+        "extra: expected None, got (4,)",
+        "mlp.2.weight_orig: expected (1, 3), got (1, 9)",
+    ):
+        assert problem in str(error.value)

@@ -1,0 +1,1 @@
+"""FDRL and its rivals with the same CPU seconds on the same images."""

@@ -1,0 +1,185 @@
+"""A trained sampler as a folder that needs nothing of this program: `fdrl_jax.pretrained` reads it.
+
+It has the arrays, the arguments that the sampler is built from, and a model card.
+"""
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax import linen as nn
+from flax.traverse_util import flatten_dict
+from safetensors.numpy import save
+
+from experiments import run, settings
+from experiments.command import Command
+from experiments.evaluation import metrics
+from experiments.experiment import Experiment
+from experiments.files import (
+    replacing,
+    sha256_of_file,
+    unfinished_folder,
+    write_json,
+    write_text,
+)
+from fdrl_jax.training import parallel
+from fdrl_jax.training.state import TrainState
+
+_CARD = Path(__file__).with_suffix(".md")  # A template for `str.format`.
+# The functions of `fdrl_jax.priors` by the names of the setting, where these differ.
+_PRIORS = {"data_dependent": "mixture", "source": "batch"}
+
+
+def export(command: Command) -> None:
+    """Writes the sampler of a checkpoint to a new folder in `export/` of the run.
+
+    An earlier export of the same sampler is left as it is.
+    """
+    opened = run.open_checkpoint(command)
+    if not parallel.is_first_process():
+        return
+    key = run.key_of(opened, None)
+    name, folder = run.name_of(opened, key), opened.run.exports
+    folder.mkdir(exist_ok=True)
+    with unfinished_folder(folder) as temporary:
+        unfinished = temporary / name
+        evaluation = opened.run.newest_evaluation(key)
+        write(opened.experiment, opened.state, unfinished, evaluation)
+        number = 1
+        while (written := folder / (name if number == 1 else f"{name}_{number}")).exists():
+            number += 1
+        unfinished.rename(written)
+    print(f"sampler of step {opened.step:,}: {written}")
+    print(f"in Python: sampler = fdrl_jax.pretrained({str(written)!r})")
+
+
+def write(
+    model: Experiment,
+    state: TrainState,
+    folder: Path,
+    evaluation: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes the sampler of a train state to a new folder, with the record of its evaluation."""
+    tree = {"network": model.sampling_variables(state)}
+    if model.constants.prior:
+        tree["prior"] = model.constants.prior
+    # safetensors writes the buffer of an array as it is, so the array must be contiguous.
+    arrays = {
+        name: np.array(array, order="C")
+        for name, array in sorted(flatten_dict(tree, sep="/").items())
+    }
+    folder.mkdir(parents=True)
+    file = folder / "model.safetensors"
+    with replacing(file) as opened:
+        opened.write(save(arrays, {"format": "flax"}))
+    content = {"step": int(state.step), "sha256": sha256_of_file(file), **arguments(model)}
+    write_json(folder / "config.json", content)
+    write_text(folder / "README.md", card(model, int(state.step), evaluation))
+
+
+def arguments(model: Experiment) -> dict[str, Any]:
+    """Returns the arguments of library functions that rebuild the sampler, as values for JSON."""
+    prior = model.settings.prior.name
+    denoiser = {"denoiser": _fields(model.denoiser)} if model.denoiser else {}
+    return {
+        "data": run.describe_data(model.source),
+        "event_shape": list(model.source.event_shape),
+        "network": _fields(model.network),
+        **denoiser,
+        "prior": {"name": _PRIORS.get(prior, prior), **model.prior_arguments},
+        "loss": model.settings.loss.name,
+        "divergence": model.settings.loss.divergence,
+        "flow": dataclasses.asdict(model.settings.flow),
+        "seed": model.settings.seed,
+        "settings": settings.shareable(model.settings),
+    }
+
+
+def _fields(module: nn.Module) -> dict[str, Any]:
+    """Returns the attributes of a Flax module."""
+    names = [f.name for f in dataclasses.fields(module) if f.name not in ("parent", "name")]
+    return {name: getattr(module, name) for name in names}
+
+
+def card(model: Experiment, step: int, evaluation: Mapping[str, Any] | None) -> str:
+    """Returns the README: a model card in the format of the Hugging Face hub."""
+    source = model.source
+    classes = ", ".join(map(_plain, source.classes))
+    recipe = settings.changed(model.settings)
+    return _CARD.read_text("utf-8").format(
+        task="unconditional-image-generation" if source.kind == "images" else "other",
+        dataset=json.dumps(_slug(source.name)),
+        name=_plain(source.name),
+        step=step,
+        snippet=snippet(model),
+        kind=source.kind,
+        shape=" x ".join(map(str, source.event_shape)),
+        classes=f", with the classes {classes}" if classes else "",
+        recipe="\n".join(
+            f"| `{key}` | `{_code(json.dumps(value))}` |"
+            for key, value in recipe.items()
+            if key not in settings.PATHS
+        ),
+        metrics=_metrics(evaluation),
+    )
+
+
+def snippet(model: Experiment) -> str:
+    """Returns code that draws samples with the library, run in the folder of the export."""
+    key = f"fdrl.training.rng.root_key({model.settings.seed})"
+    packages, lines = "", [f"samples = sampler({key}, 64)"]
+    if model.source.starts is not None:
+        packages = "import jax\nimport numpy as np\n\n"
+        lines = ["# Images to start from, float32 in [-1, 1].", 'images = np.load("images.npy")']
+        if noise := model.settings.data.dequantisation:
+            lines += [
+                f"images = images + {noise} * jax.random.normal(jax.random.key(1), images.shape)"
+            ]
+        lines += ["samples = sampler.method.sample(jax.random.key(0), images, sampler.estimator)"]
+        if model.denoiser:
+            lines += ["samples = sampler.problem.denoise(sampler.variables, samples)"]
+    elif model.settings.network.by_class:
+        lines[0] += "  # Of all classes in turn."
+        lines += [f"of_first_class = sampler({key}, 64, labels=[0] * 64)"]
+    return "\n".join(
+        [f'{packages}import fdrl_jax as fdrl\n\nsampler = fdrl.pretrained(".")', *lines]
+    )
+
+
+def _metrics(evaluation: Mapping[str, Any] | None) -> str:
+    if evaluation is None:
+        return "This checkpoint was not evaluated before it was exported."
+    details, found = evaluation["details"], metrics.from_json(evaluation["metrics"])
+    header = metrics.columns(details.get("start", "prior"))
+    table = [header, ("---",) * len(header), *metrics.rows(found)]
+    versions = ", ".join(f"{name} {v}" for name, v in details["versions"].items())
+    return "\n".join(
+        [
+            f"Of {details['num_samples']:,} samples; the number at the end of a name is the number "
+            "of samples per draw, and values are means ± standard deviations over draws. Computed "
+            f"in {details['precision']} with {versions}.",
+            "",
+            *(f"| {' | '.join(map(_plain, row))} |" for row in table),
+            "",
+            *(f"- `{m.name}`: {m.defined.words}" for m in found.values()),
+        ]
+    )
+
+
+def _slug(name: str) -> str:
+    """Returns the name of a data set in the form that the hub's front matter allows."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name.removeprefix("tfds:")).strip("-.") or "own"
+
+
+def _plain(text: str) -> str:
+    """Escapes text chosen by a user, so that it cannot form Markdown or HTML."""
+    return re.sub(r"[|`<>\n\r\[\]]", "_", text)
+
+
+def _code(text: str) -> str:
+    """Escapes text for code in a cell of a table."""
+    return re.sub(r"[|`\n\r]", "_", text)

@@ -1,0 +1,94 @@
+"""The Python programs in the pages run and do what the pages say."""
+
+import re
+import warnings
+from pathlib import Path
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fdrl_jax as fdrl
+
+ROOT = Path(__file__).parents[2]
+NEEDS_FILES = re.compile(r'"runs/|OWNER/NAME|cifar-10-batches-py')
+
+
+def programs(page):
+    found = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text("utf-8"), re.DOTALL)
+    return [program for program in found if not NEEDS_FILES.search(program)]
+
+
+PAGES = [str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [page for page in PAGES if programs(page)]
+
+
+def given():
+    """What the pages say that the reader has."""
+    key = jax.random.key(1)
+    real, x0, held_out = jax.random.normal(key, (3, 256, 2))
+    return {
+        "__name__": "page", "jax": jax, "jnp": jnp, "np": np, "fdrl": fdrl, "key": key,
+        "real": real, "data": real, "x0": x0, "generated": x0 + 0.5, "held_out": held_out,
+        "numerator": real + 0.5, "denominator": x0, "x": x0,
+        "images": jnp.clip(0.3 * jax.random.normal(key, (64, 8, 8, 1)), -1.0, 1.0),
+        "estimator": lambda x: 0.1 * jnp.sum(x**2, axis=-1),
+        "log_ratio": lambda x: jnp.sum(x, axis=-1),
+    }  # fmt: skip
+
+
+def run(page, mark=""):
+    """Runs the programs of a page that contain a text, and returns their names."""
+    space = given()
+    for program in programs(page):
+        if mark in program:
+            exec(compile(program, page, "exec"), space)
+    return space
+
+
+def test_the_programs_of_the_readme_run():
+    first, *_ = programs("README.md")
+    assert "pretrained" in first
+    space = run("README.md")
+    assert space["horses"].shape == (64, 32, 32, 3)
+    assert len(first.splitlines()) <= 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES)
+def test_the_programs_of_a_page_run(page):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "refinement moved")
+        run(page)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mark", ["optimizer.init(params)", "nnx.grad", "eqx.filter_grad"])
+def test_a_training_loop_of_each_library_learns_a_flow_to_the_data(mark):
+    # The prior is around 0 and the data around (1, 1).
+    samples = run("docs/reuse.md", mark)["samples"]
+    np.testing.assert_allclose(np.mean(samples, axis=0), 1.0, atol=0.35)
+
+
+def test_the_recipe_for_devices_averages_their_gradients_and_gives_each_its_own_noise():
+    space = run("docs/reuse.md", "jax.shard_map")
+    params = space["net"].init(jax.random.key(1), space["real"])
+    shards = space["real"].reshape(jax.device_count(), -1, 2)
+
+    @jax.jit
+    def of_shard(i, real):
+        prior_key, flow_key = jax.random.split(jax.random.fold_in(jax.random.key(2), i))
+        x0 = jax.random.normal(prior_key, real.shape)
+
+        def loss(params):
+            estimator = jax.tree_util.Partial(space["net"].apply, params)
+            return space["method"].objective(flow_key, estimator, real=real, x0=x0)[0]
+
+        return jax.grad(loss)(params)
+
+    each = [of_shard(i, shard) for i, shard in enumerate(shards)]
+    expected = jax.tree.map(lambda *grads: sum(grads) / len(grads), *each)
+    assert jax.device_count() > 1
+    chex.assert_trees_all_close(space["grads"], expected, rtol=1e-3, atol=1e-5)
