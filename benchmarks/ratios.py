@@ -34,13 +34,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 
 import fdrl_jax as fdrl
-<<<<<<< HEAD
 from fdrl_jax.ratio import DensityRatio, Options, Trunk
-=======
-from benchmarks.race.data import read
-from fdrl_jax.method import objective
-from fdrl_jax.ratio import LogDensity, Quadratic, Trunk
->>>>>>> main
 
 Row = dict[str, Any]
 PACKAGES = {
@@ -231,7 +225,7 @@ def power(args: argparse.Namespace) -> Iterator[Row]:
     for name, (draw, truth) in POWER.items():
         for num in args.sizes or (50, 200, 1_000):
             for dim in args.columns:
-                trials = max(args.trials * 200 // max(num, 200), 20)
+                trials = max(args.trials * 200 // max(num, 200), args.trials // 5)
                 found: dict[str, list[float]] = {name: [] for name in ["fit_ratio", *rivals]}
                 errors, ones, trusted = [], [], 0
                 for trial in range(trials):

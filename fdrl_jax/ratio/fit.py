@@ -211,8 +211,8 @@ def checked_weights(name: str, values: ArrayLike | None, num: int) -> np.ndarray
 
 def _check_constants(top: np.ndarray, bottom: np.ndarray) -> None:
     """Refuses columns that are constant in a set and have no, or few, such values in the other."""
-    flat = [x.reshape(len(x), -1) for x in (top, bottom)]
-    for name, one, other in (("numerator", *flat), ("denominator", *flat[::-1])):
+    a, b = (x.reshape(len(x), -1) for x in (top, bottom))
+    for name, one, other in (("numerator", a, b), ("denominator", b, a)):
         constant = (one == one[0]).all(axis=0)
         if absent := int(np.sum(constant & ~(other == one[0]).any(axis=0))):
             raise ValueError(
@@ -224,14 +224,14 @@ def _check_constants(top: np.ndarray, bottom: np.ndarray) -> None:
 def _numbered(
     groups: tuple[ArrayLike, ArrayLike], rows: tuple[np.ndarray, np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
-    labels = [np.asarray(groups[0]), np.asarray(groups[1])]
+    labels: list[np.ndarray] = [np.asarray(groups[0]), np.asarray(groups[1])]
     sizes = len(rows[0]), len(rows[1])
     if [part.shape for part in labels] != [(size,) for size in sizes]:
         raise ValueError(
             f"groups must be one label per row of both sets, [{sizes[0]}] and [{sizes[1]}], got "
             f"shapes {' and '.join(str(part.shape) for part in labels)}"
         )
-    numbers = np.unique(np.concatenate(labels), return_inverse=True)[1]
+    numbers: np.ndarray = np.unique(np.concatenate(labels), return_inverse=True)[1]
     return numbers[: sizes[0]], numbers[sizes[0] :]
 
 
