@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.race import data, judges, methods, page, training
-from experiments import precision
+from experiments import devices
 from experiments.data.decode import to_unit
 from experiments.errors import UserError
 from experiments.files import append_line
@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _race(arguments: argparse.Namespace, changes: dict[str, Any]) -> None:
-    precision.set_cpu_flags(bfloat16=True)
+    devices.set_cpu_flags(bfloat16=True)
     images = data.load(arguments.data)
     cache = arguments.cache / arguments.task
     file = images.write("contestants", cache / "contestants.npz")
@@ -66,7 +66,7 @@ def _race(arguments: argparse.Namespace, changes: dict[str, Any]) -> None:
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     fixed = {
         "task": arguments.task,
-        "machine": precision.describe_devices().removeprefix("devices: "),
+        "machine": devices.describe_devices().removeprefix("devices: "),
         "commit": commit.stdout.strip(),
         "command": shlex.join(["python", "-m", "benchmarks.race", *sys.argv[1:]]),
         "settings": changes,

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.race.networks import UNet
-from experiments import experiment, precision, prior, settings
+from experiments import devices, experiment, prior, settings
 from experiments.data import Source, load
 from experiments.experiment import Training
 from experiments.settings import Settings
@@ -86,7 +86,7 @@ def build(method: str, task: str, data: Path, seed: int, changes: Mapping[str, A
     config.data.name, config.data.dir, config.seed = "npz", str(data), seed
     wanted = settings.from_config(config.to_dict())
     source = load(wanted.data)
-    wanted = precision.resolve(experiment.for_shape(wanted, source.event_shape))
+    wanted = devices.resolved(experiment.for_shape(wanted, source.event_shape))
     if method == "fdrl":
         if changes:
             raise ValueError(f"fdrl is raced as it ships, without {', '.join(changes)}")
