@@ -21,7 +21,6 @@ import fdrl_jax as fdrl
 
 MODELS = Path(__file__).parent / "flow" / "models.js"
 NUM_CENTRES = 500  # Of the roll. They are at most 1.1 standard deviations apart.
-NUM_REAL = 10_000
 Array = jax.Array
 
 
@@ -50,18 +49,14 @@ def plane(title: str, curve: Callable[[Array], Array], num_centres: int, sigma: 
         noise = jax.random.normal(noise_key, (num, 2))
         return curve(jax.random.uniform(share_key, (num,))) + sigma * noise
 
-    return Recipe(
-        title=title,
-        hidden_sizes=(64, 64, 64, 64),
-        method=fdrl.FDRL(num_steps=100, num_refine_steps=20, step_size=0.1, noise_scale=0.01),
-        draw=draw,
-        start=lambda key, num: jax.random.normal(key, (num, 2)),
-        optimizer=optax.adam(optax.cosine_decay_schedule(2e-3, 3_000)),
-        num_steps=3_000,
-        batch_size=256,
-        arrays={"centres": np.asarray(curve(jnp.arange(num_centres) / num_centres))},
-        sigma=sigma,
-    )
+    method = fdrl.FDRL(num_steps=100, num_refine_steps=20, step_size=0.1, noise_scale=0.01)
+    optimizer = optax.adam(optax.cosine_decay_schedule(2e-3, 3_000))
+    arrays = {"centres": np.asarray(curve(jnp.arange(num_centres) / num_centres))}
+
+    def start(key: Array, num: int) -> Array:
+        return jax.random.normal(key, (num, 2))
+
+    return Recipe(title, (64,) * 4, method, draw, start, optimizer, 3_000, 256, arrays, sigma)
 
 
 def roll(share: Array) -> Array:
@@ -87,23 +82,14 @@ def digits() -> Recipe:
         noise = jax.random.normal(noise_key, (num, size))
         return jax.random.choice(image_key, images, (num,)) + 0.03 * noise
 
-    return Recipe(
-        title="Digits",
-        hidden_sizes=(96, 96, 96),
-        method=fdrl.FDRL(
-            num_steps=20,
-            num_refine_steps=12,
-            step_size=1.8,
-            noise_scale=0.007,
-            gradient_penalty=1.0,
-        ),
-        draw=draw,
-        start=lambda key, num: mean + jax.random.normal(key, (num, size)) @ factor.T,
-        optimizer=optax.adam(optax.warmup_cosine_decay_schedule(0.0, 5e-4, 100, 2_000), b1=0.5),
-        num_steps=2_000,
-        batch_size=128,
-        arrays={"mean": np.asarray(mean), "factor": np.asarray(factor)},
-    )
+    def start(key: Array, num: int) -> Array:
+        return mean + jax.random.normal(key, (num, size)) @ factor.T
+
+    flow = {"num_steps": 20, "num_refine_steps": 12, "step_size": 1.8, "noise_scale": 0.007}
+    method = fdrl.FDRL(**flow, gradient_penalty=1.0)
+    optimizer = optax.adam(optax.warmup_cosine_decay_schedule(0.0, 5e-4, 100, 2_000), b1=0.5)
+    arrays = {"mean": np.asarray(mean), "factor": np.asarray(factor)}
+    return Recipe("Digits", (96,) * 3, method, draw, start, optimizer, 2_000, 128, arrays)
 
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
@@ -124,12 +110,12 @@ def train(recipe: Recipe) -> dict[str, Any]:
         real_key, start_key, flow_key = jax.random.split(jax.random.fold_in(keys[1], i), 3)
         real = recipe.draw(real_key, recipe.batch_size)
         x0 = recipe.start(start_key, recipe.batch_size)
-        grads = jax.grad(
-            lambda params: recipe.method.objective(flow_key, real, x0, Partial(net.apply, params))[
-                0
-            ]
-        )(params)
-        updates, opt_state = recipe.optimizer.update(grads, opt_state, params)
+
+        def loss(params: Any) -> Array:
+            estimator = Partial(net.apply, params)
+            return recipe.method.objective(flow_key, estimator, real=real, x0=x0)[0]
+
+        updates, opt_state = recipe.optimizer.update(jax.grad(loss)(params), opt_state, params)
         params = optax.apply_updates(params, updates)
         average = optax.incremental_update(params, average, jnp.maximum(0.002, 9.0 / (10.0 + i)))
         return params, average, opt_state
@@ -139,16 +125,13 @@ def train(recipe: Recipe) -> dict[str, Any]:
     average = run(state)[1]
     layers = sorted(average["params"].items(), key=lambda item: int(item[0].split("_")[1]))
     weights = [np.ravel(layer[name]) for _, layer in layers for name in ("kernel", "bias")]
-    real = recipe.draw(keys[2], NUM_REAL)
-    method = recipe.method
+    real = recipe.draw(keys[2], 10_000)
+    flow = {"stepSize": recipe.method.step_size, "noiseScale": recipe.method.noise_scale}
+    flow["length"] = recipe.method.num_steps + recipe.method.num_refine_steps
     return {
         "title": recipe.title,
         "sizes": [real.shape[1], *recipe.hidden_sizes, 1],
-        "flow": {
-            "stepSize": method.step_size,
-            "noiseScale": method.noise_scale,
-            "length": method.num_steps + method.num_refine_steps,
-        },
+        "flow": flow,
         "real": round(float(net.apply(average, real).mean()), 4),
         "sigma": recipe.sigma,
         "weights": to_base64(np.concatenate(weights)),
