@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 DATA, PAGE, README = ROOT / "docs/results.jsonl", ROOT / "docs/results.md", ROOT / "README.md"
 MARKS = "<!-- results -->\n", "<!-- end of results -->"
 DISTANCE = "Fréchet distance"
-COLUMNS = "prior", "real data", "passes per sample", "ms per sample"
+COLUMNS = "prior", "real data", "passes", "ms"
 PASSES_PER_GRADIENT = 3  # A gradient of a network costs about three evaluations of it.
 
 
