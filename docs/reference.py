@@ -30,17 +30,12 @@ def modules() -> list[ModuleType]:
 
 
 def public_names(module: ModuleType) -> list[str]:
-    """Returns the public functions and classes of a module, for a package those of `__all__`."""
-    names = module.__all__ if hasattr(module, "__path__") else vars(module)
-    return [
-        name
-        for name in names
-        if not name.startswith("_")
-        and callable(value := getattr(module, name))
-        and getattr(value, "__module__", "").startswith(
-            "fdrl_jax" if hasattr(module, "__path__") else module.__name__
-        )
-    ]
+    """Returns the public functions and classes that a module lists or defines."""
+    defined = (
+        n for n, v in vars(module).items() if getattr(v, "__module__", "") == module.__name__
+    )
+    names = getattr(module, "__all__", None) or [n for n in defined if not n.startswith("_")]
+    return [name for name in names if callable(getattr(module, name))]
 
 
 def api_page(module: ModuleType) -> str:
