@@ -26,11 +26,11 @@ import jax.numpy as jnp
 import optax
 
 import fdrl_jax as fdrl
-from experiments import precision as precision_lib
+from experiments import devices as precision_lib
 from experiments.files import write_json
 from fdrl_jax import networks
 from fdrl_jax.training import rng
-from fdrl_jax.training.problem import Constants, Estimator, FlowParams, Problem
+from fdrl_jax.training.problem import Constants, Estimator, Problem
 
 
 class Network(NamedTuple):
@@ -65,10 +65,8 @@ def ours(
     x = jax.random.uniform(jax.random.key(1), (batch, *network.shape), minval=-1.0)
     variables, optimizer = jax.jit(net.init)(jax.random.key(0), x[:1]), optax.adam(1e-4)
     problem = Problem(
+        fdrl.FDRL(num_steps=num_flow_steps, **FLOW),
         Estimator.from_network(net),
-        fdrl.bregman.LR,
-        fdrl.divergences.KL,
-        FlowParams(num_flow_steps, **FLOW),
         fdrl.priors.uniform(network.shape).sample,
     )
     step = fdrl.training.steps.make_train_step(
@@ -157,7 +155,7 @@ def alternate(contenders: Mapping[str, Callable[[], object]], rounds: int = 15) 
 def measure(name: str, batch: int, precision: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Times one network."""
     network = NETWORKS[name]
-    # Accelerators multiply float32 arrays as a run does, see `experiments.precision`.
+    # Accelerators multiply float32 arrays as a run does, see `experiments.devices`.
     used = None if jax.default_backend() == "cpu" else precision
     with jax.default_matmul_precision(used):
         contenders, figures = ours(network, batch, precision, NUM_FLOW_STEPS)

@@ -74,7 +74,9 @@ def advance(case: Case, num_train_steps: int, key: jax.Array, first: int, state:
         data_key, prior_key, flow_key = jax.random.split(jax.random.fold_in(key, first + i), 3)
         real, x0 = draw(data_key, BATCH_SIZE, case.distance), draw(prior_key, BATCH_SIZE)
         grads = jax.grad(
-            lambda params: method.objective(flow_key, real, x0, Partial(NETWORK.apply, params))[0]
+            lambda params: method.objective(
+                flow_key, Partial(NETWORK.apply, params), real=real, x0=x0
+            )[0]
         )(params)
         updates, opt_state = optimizer.update(grads, opt_state)
         params = optax.apply_updates(params, updates)

@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         data_key, prior_key, flow_key = jax.random.split(key, 3)
         real = jax.random.choice(data_key, data, (BATCH_SIZE,))
         x0 = jax.random.normal(prior_key, real.shape)
-        grads = nnx.grad(lambda m: METHOD.objective(flow_key, real, x0, m)[0])(model)
+        grads = nnx.grad(lambda m: METHOD.objective(flow_key, m, real=real, x0=x0)[0])(model)
         optimizer.update(model, grads)
 
     @nnx.jit

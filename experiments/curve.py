@@ -24,7 +24,7 @@ _MAX_POINTS = 20
 def curve(command: Command) -> None:
     """Writes a curve as CSV and as a picture to `curves/`, and prints the best point."""
     opened = run.open_checkpoint(command)
-    model, flow = opened.experiment, opened.experiment.problem.flow
+    model, flow = opened.experiment, opened.experiment.settings.flow
     wanted = command.num_samples or draw.available(model, model.settings.evaluate.num_samples)
     num, is_first = draws.num_read(opened.run.metric_reference, wanted), parallel.is_first_process()
     if num < 2:

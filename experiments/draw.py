@@ -25,16 +25,7 @@ def make(model: Experiment, stages: Sequence[str] = ("refined",)) -> Draw:
     the `stages` "prior", "bridged" and "refined" as it is asked for, on the host; others never
     leave a device. It is compiled once for each size of a batch.
     """
-    start = samplers.make_start_sampler(model.problem)
-    whole = samplers.make_sampler(model.problem)
-
-    def of_stages(*arguments: Any) -> dict[str, jax.Array]:
-        if tuple(stages) == ("prior",):
-            return {"prior": start(*arguments)}  # Without the flow.
-        drawn = whole(*arguments)
-        return {stage: getattr(drawn, stage) for stage in stages}
-
-    mapped = parallel.map_sampler(of_stages)
+    mapped = parallel.map_sampler(samplers.make_sampler(model.problem, stages))
 
     def draw(
         variables: Any, constants: Any, keep: Mapping[str, int], *, progress: bool = False
@@ -140,7 +131,7 @@ def make_log_ratio(model: Experiment, state: TrainState) -> Callable[[np.ndarray
 
     def log_ratio(x: np.ndarray) -> np.ndarray:
         out = np.asarray(apply(variables, x))
-        if model.problem.output == "log_ratio":
+        if model.problem.method.output == "log_ratio":
             return out
         # An unconstrained ratio may be negative, and then has no logarithm.
         return np.log(np.maximum(out, _SMALLEST_RATIO))

@@ -20,14 +20,15 @@ from experiments.data.source import Source, Take
 from experiments.errors import UserError
 from experiments.prior import FittedPrior
 from experiments.settings import Settings
-from fdrl_jax import bregman, divergences, networks, priors
+from fdrl_jax import FDRL, networks, priors
 from fdrl_jax.priors import Prior
 from fdrl_jax.training import parallel, rng, state, steps
-from fdrl_jax.training.problem import Constants, Estimator, FlowParams, Problem
+from fdrl_jax.training.problem import Constants, Estimator, Problem
 from fdrl_jax.training.state import TrainState, Variables
 from fdrl_jax.training.steps import TrainStep
 
 Network = networks.MLP | networks.ResNet
+_NUM_PER_COMPONENT = 100  # Samples of each Gaussian that a classifier is applied to.
 _LENGTH_PER_DIMENSION = 2.75  # Of the flow: its number of steps times their size.
 
 
@@ -35,7 +36,7 @@ _LENGTH_PER_DIMENSION = 2.75  # Of the flow: its number of steps times their siz
 class Training:
     """A network, its data, and the arrays and functions of its training."""
 
-    settings: Settings  # `precision.resolve` has replaced the precision "auto".
+    settings: Settings  # `devices.resolved` has replaced the precision "auto".
     source: Source
     network: Network
     constants: Constants
@@ -44,6 +45,7 @@ class Training:
     # `parallel`. Raises a UserError for a batch that does not divide.
     make_step: Callable[[int | None], TrainStep]
     denoiser: networks.Denoiser | None = None
+    fitted: FittedPrior | None = None  # The data-dependent prior.
 
     @property
     def root_key(self) -> jax.Array:
@@ -89,33 +91,42 @@ class Experiment(Training):
         return train_state.ema_variables
 
 
-def build(settings: Settings, source: Source, fitted: FittedPrior | None = None) -> Experiment:
+def build(
+    settings: Settings,
+    source: Source,
+    fitted: FittedPrior | Callable[[int | None], FittedPrior] | None = None,
+) -> Experiment:
     """Builds a density ratio; a UserError names settings that do not fit together.
 
-    If a data-dependent prior is needed but not given, a placeholder replaces it, which suffices to
-    check, compile and time.
+    Args:
+      settings: with `devices.resolved` and `for_shape` applied.
+      source: the data.
+      fitted: the data-dependent prior, or a function that fits it, for the number of classes, after
+        everything else was checked. Without it, a placeholder suffices to compile and time.
     """
     with explained():
         num_of_classes = num_classes(settings, source)
         network = make_network(settings, source.event_shape, num_of_classes)
         denoiser = _make_denoiser(settings, source.event_shape)
-        of_run, prior_arguments = _prior(settings, source, fitted, num_of_classes)
+        method = FDRL(
+            loss=settings.loss.name,
+            divergence=settings.loss.divergence,
+            gradient_penalty=settings.loss.gradient_penalty,
+            **dataclasses.asdict(settings.flow),
+        )
+        of_run, prior_arguments, found = _prior(settings, source, fitted, num_of_classes)
         problem = Problem(
+            method=method,
             estimator=Estimator.from_network(network),
-            bregman=bregman.get(settings.loss.name),
-            divergence=divergences.get(settings.loss.divergence),
-            flow=FlowParams(**dataclasses.asdict(settings.flow)),
             prior_sample=of_run.sample,
             denoise=denoiser.denoise if denoiser else None,
         )
-        bregman.check_pair(problem.bregman, problem.divergence)
 
     def make_step(num_replicas: int | None) -> TrainStep:
         with explained():
             return steps.make_train_step(
                 problem,
                 draw=source.draw,
-                gradient_penalty=settings.loss.gradient_penalty,
                 gradient_penalty_fraction=settings.loss.gradient_penalty_fraction,
                 dequantisation=settings.data.dequantisation,
                 **step_options(settings, num_replicas),
@@ -126,11 +137,12 @@ def build(settings: Settings, source: Source, fitted: FittedPrior | None = None)
         source=source,
         network=network,
         constants=Constants(source.arrays, of_run.params),
-        output=problem.output,
+        output=method.output,
         make_step=make_step,
         problem=problem,
         prior_arguments=prior_arguments,
         denoiser=denoiser,
+        fitted=found,
         labels=in_turn(num_of_classes) if num_of_classes else None,
     )
 
@@ -291,23 +303,39 @@ def with_class_weights(
 ) -> Experiment:
     """Returns the experiment with a prior that draws samples of a class, if it is a mixture.
 
+    The weights of class `y` are `p(m|y) ∝ w_m p(y|m)`, where `p(y|m)` is the mean of `p(y|x)` over
+    samples of the component. Other priors, and one with weights for each class, stay as they are.
+
     Args:
-      model: without a ratio for each class; other priors stay as they are.
+      model: the experiment.
       classifier: images [B, H, W, C] in [-1, 1] to logits [B, classes].
     """
     arrays = model.constants.prior
-    if "weights" not in arrays or np.ndim(arrays["weights"]) > 1:
+    if "weights" not in arrays or np.ndim(arrays["weights"]) > 1 or len(arrays["weights"]) == 1:
         return model
-    mixture = priors.Prior(arrays, model.problem.prior_sample)
-    weights = priors.class_weights(mixture, classifier, model.root_key)
+    num = len(arrays["weights"])
+    of_component = {**arrays, "weights": np.eye(num, dtype=np.float32)}
+
+    @jax.jit
+    def probabilities(params: Any, component: jax.Array) -> jax.Array:
+        positions = component * _NUM_PER_COMPONENT + jnp.arange(_NUM_PER_COMPONENT)
+        keys = rng.example_keys(model.root_key, rng.Stream.PRIOR, positions)
+        batch = {"label": jnp.full(_NUM_PER_COMPONENT, component)}
+        x = model.problem.prior_sample(params, keys, batch)
+        return jax.nn.softmax(classifier(x).astype(jnp.float32), axis=-1).mean(axis=0)
+
+    found = np.asarray([probabilities(of_component, component) for component in range(num)])
+    # A class that the classifier finds nowhere has the weights of the mixture, and not NaN.
+    joint = arrays["weights"][:, None] * np.maximum(found, np.finfo(np.float32).tiny)
+    weights = (joint / joint.sum(axis=0)).T.astype(np.float32)
     constants = model.constants._replace(prior={**arrays, "weights": weights})
     return dataclasses.replace(model, constants=constants)
 
 
 def _prior(
-    settings: Settings, source: Source, fitted: FittedPrior | None, num_of_classes: int | None
-) -> tuple[Prior, dict[str, Any]]:
-    """Returns the prior, and the `prior_arguments` of an `Experiment`."""
+    settings: Settings, source: Source, fitted: Any, num_of_classes: int | None
+) -> tuple[Prior, dict[str, Any], FittedPrior | None]:
+    """Returns the prior, and the fields `prior_arguments` and `fitted` of an `Experiment`."""
     name, num_components = settings.prior.name, settings.prior.num_components
     if num_components > 1 and name != "data_dependent":
         raise ValueError("prior.num_components is for prior.name='data_dependent'")
@@ -317,8 +345,9 @@ def _prior(
             "one domain only, use data.name='folder'"
         )
     if name == "data_dependent":
-        found = fitted or prior.placeholder(settings.prior, source, num_of_classes)
-        return _data_dependent(source, found)
+        found = fitted(num_of_classes) if callable(fitted) else fitted
+        found = found or prior.placeholder(settings.prior, source, num_of_classes)
+        return *_data_dependent(source, found), found
     if name == "source":
         if source.starts is None:
             raise ValueError(
@@ -329,25 +358,19 @@ def _prior(
             "field": "source",
             "dequantisation": settings.data.dequantisation,
         }
-        return priors.batch(**arguments), arguments
+        return priors.batch(**arguments), arguments, None
     shape: dict[str, Any] = {"event_shape": list(source.event_shape)}
     if name == "uniform":
-        return priors.uniform(**shape), shape
-    return priors.normal(**shape), shape
+        return priors.uniform(**shape), shape, None
+    return priors.normal(**shape), shape, None
 
 
 def _data_dependent(source: Source, found: FittedPrior) -> tuple[Prior, dict[str, Any]]:
-    """Returns the fitted prior and its arguments, without those that are among its arrays."""
+    """Returns the fitted prior and its arguments, without its arrays."""
     # Images are clipped to their range, as in the authors' code; points have no range.
     arguments: dict[str, Any] = {"clip": [-1.0, 1.0] if source.kind == "images" else None}
-    mean, scale = found.mean.reshape(-1, *source.event_shape), found.remainder_scale
-    if found.weights is not None:
-        of_mixture = (found.weights, mean, found.factor, np.asarray(scale), found.share_held)
-        made = priors.mixture(priors.Mixture(*of_mixture), **arguments)
-        return made, {"name": "mixture", **arguments}
-    arguments["remainder_scale"] = scale
-    made = priors.gaussian(mean[0], found.factor, **arguments)
-    return made, {name: a for name, a in arguments.items() if name not in made.params}
+    made = priors.mixture(found.params, source.event_shape, **arguments)
+    return made, {"name": "mixture", **arguments}
 
 
 def _for_image_size(size: int) -> str:

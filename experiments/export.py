@@ -31,7 +31,7 @@ from fdrl_jax.training.state import TrainState
 
 _CARD = Path(__file__).with_suffix(".md")  # A template for `str.format`.
 # The functions of `fdrl_jax.priors` by the names of the setting, where these differ.
-_PRIORS = {"data_dependent": "gaussian", "source": "batch"}
+_PRIORS = {"data_dependent": "mixture", "source": "batch"}
 
 
 def export(command: Command) -> None:
@@ -93,7 +93,7 @@ def arguments(model: Experiment) -> dict[str, Any]:
         "prior": {"name": _PRIORS.get(prior, prior), **model.prior_arguments},
         "loss": model.settings.loss.name,
         "divergence": model.settings.loss.divergence,
-        "flow": model.problem.flow._asdict(),
+        "flow": dataclasses.asdict(model.settings.flow),
         "seed": model.settings.seed,
         "settings": settings.shareable(model.settings),
     }

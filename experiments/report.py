@@ -54,7 +54,7 @@ def draw_pictures(
         pictures.samples_and_data(source, samples.prior, samples.refined, domains, shares),
         f"From left to right: {start}, where the flow starts; samples; and held-out data.",
     )
-    params = model.problem.flow
+    params = model.settings.flow
     path = draw.paths(model, state, _num_paths(model))
     pictures.animate_flow(source, path, folder / "flow.webp")
     captions["flow.webp"] = f"Samples that flow from {where}, animated."
@@ -222,7 +222,7 @@ def _num_paths(model: Experiment) -> int:
     """Returns how many samples are shown on their way: fewer if paths are large."""
     if model.source.kind == "points":
         return _NUM_POINT_PATHS
-    params = model.problem.flow
+    params = model.settings.flow
     values = (params.num_steps + params.num_refine_steps + 1) * math.prod(model.source.event_shape)
     return min(max(_MAX_PATH_VALUES // values, images.NUM_ROWS), images.NUM_SMALL)
 

@@ -93,7 +93,7 @@ def conditioned(
             lambda x: apply(arrays, x),
             batch["label"],
             weight,
-            output=problem.output,
+            output=problem.method.output,
             input_range=(-1.0, 1.0),
         )
 

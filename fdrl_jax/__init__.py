@@ -3,63 +3,41 @@
 Reference: Heng, Ansari and Soh, "Generative Modeling with Flow-Guided Density Ratio Learning",
 ECML/PKDD 2024, arXiv 2303.03714.
 
-Throughout this package the density ratio is flowed samples over data, `r = q~/p`. It is large where
-there are too many samples and small where there are too few.
+Throughout this package the density ratio is samples over data, `r = q~/p`. It is large where there
+are too many samples and small where there are too few.
 """
 
-from fdrl_jax import (
-    bregman,
-    compose,
-    divergences,
-    interpolation,
-    langevin,
-    method,
-    metrics,
-    networks,
-    priors,
-    ratio,
-    refinement,
-    training,
-)
+from fdrl_jax import metrics, networks, priors, training
+from fdrl_jax.compose import condition
 from fdrl_jax.divergences import first_variation
-from fdrl_jax.langevin import TwoStage, drift, flow, langevin_step, noise_scale, two_stage
-from fdrl_jax.method import FDRL, objective
+from fdrl_jax.fit import fit
+from fdrl_jax.langevin import drift, flow
+from fdrl_jax.method import FDRL
 from fdrl_jax.pretrained import Sampler, pretrained
-from fdrl_jax.ratio import fit_ratio, importance_weights, log_density, mutual_information
-from fdrl_jax.refinement import accept, acceptance_bound, refine
+from fdrl_jax.ratio import DensityRatio, fit_ratio, mutual_information
+from fdrl_jax.refinement import refine
 
 __version__ = "0.2.0"
 
 __all__ = [
     "FDRL",
+    "DensityRatio",
     "Sampler",
-    "TwoStage",
-    "__version__",
-    "accept",
-    "acceptance_bound",
-    "bregman",
-    "compose",
-    "divergences",
+    "condition",
     "drift",
     "first_variation",
+    "fit",
     "fit_ratio",
     "flow",
-    "importance_weights",
-    "interpolation",
-    "langevin",
-    "langevin_step",
-    "log_density",
-    "method",
     "metrics",
     "mutual_information",
     "networks",
-    "noise_scale",
-    "objective",
     "pretrained",
     "priors",
-    "ratio",
     "refine",
-    "refinement",
     "training",
-    "two_stage",
 ]
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

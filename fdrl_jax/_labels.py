@@ -43,8 +43,9 @@ def logits_of(classifier: Callable[[Array], Array], x: Array) -> Array:
       ValueError: for logits of another shape.
     """
     logits = at_least_float32(classifier(x))
-    if logits.ndim != 2:
+    if logits.ndim != 2 or logits.shape[1] < 2:
         raise ValueError(
-            f"a classifier must return logits [B, C], two classes included; got {logits.shape}"
+            "a classifier must return logits [B, C] of C >= 2 classes, two columns for two classes;"
+            f" got {logits.shape}. From one logit z of class 1: jnp.stack([0 * z, z], axis=-1)"
         )
     return logits

@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.special import xlogy
 
 from fdrl_jax import divergences
 from fdrl_jax._names import nearest
@@ -30,8 +29,6 @@ class Bregman(NamedTuple):
     Attributes:
       name: the name under which `get` finds it.
       output: what the trained network returns, "ratio" or "log_ratio".
-      g: the generator, a function of the ratio `r > 0`.
-      g_prime: its derivative.
       real_term: network output on data -> `g'(r) r - g(r)`, up to a constant, stable. Where it
         grows as `exp(log r)` ("ukl"), its tangent at log r = 40 continues it, so that value and
         gradient stay finite.
@@ -40,8 +37,6 @@ class Bregman(NamedTuple):
 
     name: str
     output: Output
-    g: Callable[[Array], Array]
-    g_prime: Callable[[Array], Array]
     real_term: Callable[[Array], Array]
     flowed_term: Callable[[Array], Array]
 
@@ -54,8 +49,6 @@ class Bregman(NamedTuple):
 LSIF = Bregman(
     name="lsif",
     output="ratio",
-    g=lambda y: 0.5 * (y - 1.0) ** 2,
-    g_prime=lambda y: y - 1.0,
     real_term=lambda out: 0.5 * out**2,
     flowed_term=lambda out: -out,
 )
@@ -63,8 +56,6 @@ LSIF = Bregman(
 LR = Bregman(
     name="lr",
     output="log_ratio",
-    g=lambda y: xlogy(y, y) - (1.0 + y) * jnp.log(1.0 + y),
-    g_prime=lambda y: jnp.log(y) - jnp.log(1.0 + y),
     real_term=lambda out: -jax.nn.log_sigmoid(-out),
     flowed_term=lambda out: -jax.nn.log_sigmoid(out),
 )
@@ -79,8 +70,6 @@ def _exp(log_r: Array) -> Array:
 UKL = Bregman(
     name="ukl",
     output="log_ratio",
-    g=lambda y: xlogy(y, y) - y,
-    g_prime=jnp.log,
     real_term=_exp,
     flowed_term=lambda out: -out,
 )

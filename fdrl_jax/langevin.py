@@ -6,21 +6,19 @@ flowed samples over data, `r = q/p`, so the flow decreases `log r` and moves tow
 potential may be any function, whether it comes from an estimator, a classifier or a formula.
 
 Random numbers: the noise of step `k` depends only on the key and `k`, and differs from whatever was
-drawn from the key or the parts of `jax.random.split(key)`, such as the start. A flow of K + κ steps therefore passes through the
-end of the flow of K steps, and a flow can be split into segments (`first_step`) without changing
-its numbers. With a batch of typed keys, [B], each example has its own random stream: its path
-depends only on its own key and start, whatever the batch size and the number of devices. This holds
-for the generator "threefry2x32" (`training.rng.root_key`). It does not hold for "rbg", so one rbg
-key per example is an error.
-
-Step size and noise scale may be numbers, or schedules: functions of the step `k`.
+drawn from the key or the parts of `jax.random.split(key)`, such as the start. A flow of K + κ steps
+therefore passes through the end of the flow of K steps, and a flow can be split into segments
+(`first_step`) without changing its numbers. With a batch of typed keys, [B], each example has its
+own random stream: its path depends only on its own key and start, whatever the batch size and the
+number of devices. This holds for the generator "threefry2x32" (`training.rng.root_key`). It does
+not hold for "rbg", so one rbg key per example is an error.
 """
 
 import dataclasses
 import functools
-import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +29,8 @@ from jax.typing import ArrayLike
 
 from fdrl_jax import _keys
 
+__all__ = ["drift", "flow"]
+
 Array = jax.Array
 Potential = Callable[[Array], Array]
 Observe = Callable[[Array, Array], Any]
@@ -38,30 +38,8 @@ Scalar: TypeAlias = ArrayLike
 Schedule: TypeAlias = Scalar | Callable[[Array], Scalar]  # A number, or a function of the step.
 
 
-class TwoStage(NamedTuple):
-    """Samples of the prior (`x_0`), after bridging (`x_K`) and after refinement (`x_{K+κ}`)."""
-
-    prior: Array
-    bridged: Array
-    refined: Array
-
-
-def noise_scale(step_size: float, entropy_weight: float) -> float:
-    """Returns `ν = sqrt(2 η γ)`, the noise scale for an entropy weight `γ` (eq. 9).
-
-    Raises:
-      TypeError: for traced values.
-      ValueError: for a negative step size or entropy weight.
-    """
-    if any(isinstance(value, jax.core.Tracer) for value in (step_size, entropy_weight)):
-        raise TypeError(
-            "noise_scale needs numbers, but its arguments are traced (by jax.jit, for instance): "
-            "call it outside, or write jnp.sqrt(2 * step_size * entropy_weight)"
-        )
-    if step_size < 0 or entropy_weight < 0:
-        got = f"{step_size} and {entropy_weight}"
-        raise ValueError(f"step_size and entropy_weight must be >= 0, got {got}")
-    return float((2.0 * step_size * entropy_weight) ** 0.5)
+def __dir__() -> list[str]:
+    return __all__
 
 
 def drift(x: Array, potential_fn: Potential) -> Array:
@@ -92,35 +70,6 @@ def drift(x: Array, potential_fn: Potential) -> Array:
     return -gradient
 
 
-def langevin_step(
-    key: Array,
-    x: Array,
-    potential_fn: Potential,
-    *,
-    step_size: Scalar,
-    noise_scale: Scalar,
-) -> Array:
-    """Takes one Euler-Maruyama step (eq. 9): `x - η ∇φ(x) + ν ξ`.
-
-    Args:
-      key: one key for the batch, or a typed key per example, [B].
-      x: a batch of points, [B, ...], as for `drift`.
-      potential_fn: as for `drift`.
-      step_size: `η`, a scalar.
-      noise_scale: `ν`, a scalar; zero gives the deterministic gradient flow.
-
-    Returns:
-      The points after the step, of the shape of `x`.
-
-    Raises:
-      TypeError: as for `flow`.
-      ValueError: as for `drift` and `flow`.
-    """
-    x = as_floating(x)
-    key = _keys.named(_keys.of_batch(key, x), "step")
-    return _euler_maruyama(lambda: key, x, drift(x, potential_fn), step_size, noise_scale)
-
-
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class _Constant:
@@ -132,40 +81,18 @@ class _Constant:
         return self.value
 
 
-def _schedule(value: Schedule) -> Schedule:
+def _schedule(value: Schedule) -> Callable[[Array], Scalar]:
     """Returns a function of the step, which is a pytree unless a plain function was given."""
     if callable(value):
         return value
     if isinstance(value, (int, float)):
         return _Constant(value)
-    constant: Schedule = Partial(_first, value)  # type: ignore[no-untyped-call]
+    constant: Callable[[Array], Scalar] = Partial(_first, value)  # type: ignore[no-untyped-call]
     return constant
 
 
 def _first(value: Scalar, k: Array) -> Scalar:
     return value
-
-
-def _compiled_once(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compiles a function once for arguments of equal structure, where nothing can be outdated.
-
-    Its keyword arguments are static. Positional arguments may be any pytrees. If one of them
-    contains a plain Python function, which may close over arrays that change, or if the caller is
-    traced already, the function is called as it is.
-    """
-    static = [
-        name
-        for name, parameter in inspect.signature(function).parameters.items()
-        if parameter.kind is parameter.KEYWORD_ONLY
-    ]
-    compiled = jax.jit(function, static_argnames=static)
-
-    @functools.wraps(function)
-    def call(*arguments: Any, **options: Any) -> Any:
-        leaves = jax.tree.leaves(arguments)
-        return (compiled if all(map(_is_known, leaves)) else function)(*arguments, **options)
-
-    return call
 
 
 def _is_known(leaf: object) -> bool:
@@ -184,7 +111,6 @@ def flow(
     noise_scale: Schedule,
     first_step: int | Array = 0,
     observe: Observe | None = None,
-    unroll: int = 1,
 ) -> Any:
     """Runs `num_steps` Euler-Maruyama steps (eq. 9) in one `lax.scan`.
 
@@ -209,7 +135,6 @@ def flow(
       first_step: index of the first step. The noise of step `k` depends only on (key, k).
       observe: `(x_k [B, ...], drift at x_k [B, ...]) -> pytree`, called before each step. The
         results are stacked over the steps. `lambda x, drift: x` stores the path `x_0 .. x_{K-1}`.
-      unroll: steps per iteration of the compiled loop (static).
 
     Returns:
       `x_K`, [B, ...]; with `observe`, `(x_K, stacked results)`, with a leading axis of `num_steps`.
@@ -217,13 +142,17 @@ def flow(
     Raises:
       TypeError: for a key that is not a JAX key, or points that are not one array of real numbers.
       ValueError: if `num_steps` is not a static whole number >= 0, if the potential does not return
-        [B], if the step size or noise scale is not a scalar, if `first_step` is not one whole
-        number, if there is neither one key nor one key per example, or for rbg keys per example.
+        [B], if step size or noise scale is not a finite scalar >= 0, if `first_step` is not one
+        whole number, if there is neither one key nor one key per example, or for rbg keys per
+        example.
     """
     check_count("num_steps", num_steps)
     if jnp.ndim(first_step) or not jnp.issubdtype(jnp.result_type(first_step), jnp.integer):
         raise ValueError(f"first_step must be one whole number, got {first_step}")
-    return _flow(
+    for name, value in (("step_size", step_size), ("noise_scale", noise_scale)):
+        if not callable(value):
+            check_number(name, value)
+    arguments = (
         _keys.typed(key),
         as_floating(x0),
         potential_fn,
@@ -231,107 +160,48 @@ def flow(
         _schedule(noise_scale),
         first_step,
         observe,
-        num_steps=num_steps,
-        unroll=unroll,
     )
+    # A plain function may close over arrays that have changed since it was compiled.
+    is_known = all(map(_is_known, jax.tree.leaves(arguments)))
+    return (_compiled_flow if is_known else _flow)(*arguments, num_steps=num_steps)
 
 
-@_compiled_once
 def _flow(
     key: Array,
     x0: Array,
     potential_fn: Potential,
-    step_size: Schedule,
-    noise_scale: Schedule,
+    step_size: Callable[[Array], Scalar],
+    noise_scale: Callable[[Array], Scalar],
     first_step: int | Array,
     observe: Observe | None,
     *,
     num_steps: int,
-    unroll: int,
 ) -> Any:
-    step = _make_step(key, potential_fn, step_size, noise_scale)
+    key = _keys.named(key, "flow")
+    fold_in = jax.vmap(jax.random.fold_in, (0, None)) if key.ndim else jax.random.fold_in
+
+    def step(x: Array, k: Array) -> tuple[Array, Array]:
+        _keys.of_batch(key, x)  # Also where no noise is drawn.
+        velocity = drift(x, potential_fn)
+        eta, nu = step_size(k), noise_scale(k)
+        for name, value in (("step_size", eta), ("noise_scale", nu)):
+            if jnp.ndim(value):  # [B] would broadcast over the features of points [B, B].
+                raise ValueError(f"{name} must be a scalar, got shape {jnp.shape(value)}")
+        moved = x + eta * velocity
+        if not (isinstance(nu, (int, float)) and nu == 0):
+            moved = moved + nu * _keys.normal_like(fold_in(key, k), x)
+        return moved.astype(x.dtype), velocity
 
     def body(x: Array, k: Array) -> tuple[Array, Any]:
         moved, velocity = step(x, k)
         return moved, (None if observe is None else observe(x, velocity))
 
     x0 = vary_with(x0, lambda x: step(x, jnp.asarray(first_step))[0])
-    steps = first_step + jnp.arange(num_steps)
-    x_last, observed = lax.scan(body, x0, steps, unroll=unroll)
+    x_last, observed = lax.scan(body, x0, first_step + jnp.arange(num_steps))
     return x_last if observe is None else (x_last, observed)
 
 
-def two_stage(
-    key: Array,
-    x0: Array,
-    potential_fn: Potential,
-    *,
-    num_steps: int,
-    num_refine_steps: int,
-    step_size: Schedule,
-    noise_scale: Schedule,
-    unroll: int = 1,
-) -> TwoStage:
-    """Samples in two stages (algorithm 2): K bridging steps, then κ refinement steps.
-
-    Both stages run in one loop, and the potential is traced once. The refined samples equal those
-    of `flow` with K + κ steps. Outside of `jax.jit`, the compiled loop is reused as that of `flow`.
-
-    Args:
-      key: as for `flow`.
-      x0: as for `flow`.
-      potential_fn: as for `flow`.
-      num_steps: bridging steps `K`, as in training.
-      num_refine_steps: refinement steps `κ`, >= 0.
-      step_size: as for `flow`.
-      noise_scale: as for `flow`.
-      unroll: as for `flow`.
-
-    Returns:
-      `x_0`, `x_K` and `x_{K+κ}`, each [B, ...].
-
-    Raises:
-      TypeError: as for `flow`.
-      ValueError: as for `flow`.
-    """
-    check_count("num_steps", num_steps)
-    check_count("num_refine_steps", num_refine_steps)
-    stages: TwoStage = _two_stage(
-        _keys.typed(key),
-        as_floating(x0),
-        potential_fn,
-        _schedule(step_size),
-        _schedule(noise_scale),
-        num_steps=num_steps,
-        num_refine_steps=num_refine_steps,
-        unroll=unroll,
-    )
-    return stages
-
-
-@_compiled_once
-def _two_stage(
-    key: Array,
-    x0: Array,
-    potential_fn: Potential,
-    step_size: Schedule,
-    noise_scale: Schedule,
-    *,
-    num_steps: int,
-    num_refine_steps: int,
-    unroll: int,
-) -> TwoStage:
-    step = _make_step(key, potential_fn, step_size, noise_scale)
-
-    def body(carry: tuple[Array, Array], k: Array) -> tuple[tuple[Array, Array], None]:
-        x, bridged = carry
-        x, _ = step(x, k)
-        return (x, jnp.where(k < num_steps, x, bridged)), None
-
-    x0 = vary_with(x0, lambda x: step(x, jnp.int32(0))[0])
-    steps = jnp.arange(num_steps + num_refine_steps)
-    (refined, bridged), _ = lax.scan(body, (x0, x0), steps, unroll=unroll)
-    return TwoStage(x0, bridged, refined)
+_compiled_flow = jax.jit(_flow, static_argnames="num_steps")
 
 
 def as_floating(x: Any) -> Array:
@@ -392,40 +262,6 @@ def _varying(kind: Any) -> frozenset[str]:
     return axes
 
 
-def _make_step(
-    key: Array, potential_fn: Potential, step_size: Schedule, noise_scale: Schedule
-) -> Callable[[Array, Array], tuple[Array, Array]]:
-    """Returns `(x, k) -> (x after step k, drift at x)`."""
-    key = _keys.named(_keys.typed(key), "flow")
-    fold_in = jax.vmap(jax.random.fold_in, (0, None)) if key.ndim else jax.random.fold_in
-
-    def step(x: Array, k: Array) -> tuple[Array, Array]:
-        _keys.of_batch(key, x)  # Also where no noise is drawn.
-        velocity = drift(x, potential_fn)
-        eta, nu = (s(k) if callable(s) else s for s in (step_size, noise_scale))
-        return _euler_maruyama(lambda: fold_in(key, k), x, velocity, eta, nu), velocity
-
-    return step
-
-
-def _euler_maruyama(
-    make_key: Callable[[], Array],
-    x: Array,
-    velocity: Array,
-    step_size: Scalar,
-    noise_scale: Scalar,
-) -> Array:
-    for name, value in (("step_size", step_size), ("noise_scale", noise_scale)):
-        if jnp.ndim(value):
-            # [B] would broadcast over the features of points [B, B].
-            raise ValueError(f"{name} must be a scalar, got an array of shape {jnp.shape(value)}")
-    moved: Array = x + step_size * velocity
-    if not (isinstance(noise_scale, (int, float)) and noise_scale == 0):
-        moved = moved + noise_scale * _keys.normal_like(make_key(), x)
-    result: Array = moved.astype(x.dtype)
-    return result
-
-
 def check_count(name: str, value: object) -> None:
     """Checks that a number of steps is a static whole number.
 
@@ -439,3 +275,24 @@ def check_count(name: str, value: object) -> None:
         )
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 0:
         raise ValueError(f"{name} must be a whole number >= 0, got {value!r}")
+
+
+def check_number(name: str, value: object, *, above_zero: bool = False) -> None:
+    """Checks a number, or an array of one whose value is known.
+
+    Raises:
+      TypeError: for anything else than a number.
+      ValueError: unless it is finite and at least 0, or above 0.
+    """
+    if isinstance(value, jax.core.Tracer):
+        return
+    if isinstance(value, (bool, str)) or not isinstance(
+        value, (int, float, np.integer, np.floating, np.ndarray, jax.Array)
+    ):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__} {value}")
+    value = np.asarray(value)  # JAX would trace a comparison of a known array under jit.
+    if value.ndim:
+        raise ValueError(f"{name} must be a scalar, got an array of shape {value.shape}")
+    if not (0 < value < math.inf if above_zero else 0 <= value < math.inf):
+        bound = "above 0" if above_zero else ">= 0"
+        raise ValueError(f"{name} must be {bound} and finite, got {value}")

@@ -1,8 +1,7 @@
-"""Flow-guided density ratio learning (FDRL): one object for the method, and its objective.
+"""Flow-guided density ratio learning (FDRL): the loss, the divergence and the flow as one object.
 
-`FDRL` holds the loss, the divergence and the flow, so training and sampling cannot disagree on what
-the network returns. It knows nothing about data loading, optimizers or devices. `objective` is its
-training objective as a function. `training.steps.make_train_step` is built on `FDRL`.
+Training and sampling then cannot disagree on what the network returns. The object knows nothing
+about data loading, optimizers or devices; `training.steps.make_train_step` is built on it.
 """
 
 import dataclasses
@@ -15,17 +14,31 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.tree_util import Partial
+from jax.typing import ArrayLike
 
 from fdrl_jax import bregman as bregman_lib
-from fdrl_jax import divergences
 from fdrl_jax.bregman import Bregman
 from fdrl_jax.divergences import FDivergence, FirstVariation, Output, first_variation
-from fdrl_jax.langevin import Observe, Schedule, as_floating, check_count, flow, vary_with
+from fdrl_jax.langevin import (
+    Observe,
+    Schedule,
+    as_floating,
+    check_count,
+    check_number,
+    flow,
+    vary_with,
+)
+
+__all__ = ["FDRL", "Record"]
 
 Array = jax.Array
-Estimator = Callable[[Array], Array]
+Estimator = Callable[..., Array]  # `x [B, ...] -> [B]`, or `(x, labels [B]) -> [B]`.
 Metrics = dict[str, Array]
-_MAY_BE_ZERO = ("noise_scale", "gradient_penalty")
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 class Record(NamedTuple):
@@ -40,7 +53,7 @@ class Record(NamedTuple):
       flowed: the flowed samples, [M, ...].
       losses_real: the term of the loss of each data point, [N].
       losses_flowed: the term of the loss of each flowed sample, [M]. Without a penalty, the loss is
-        the mean over data plus the mean over flowed samples.
+        the mean over data (weighted, with weights) plus the mean over flowed samples.
     """
 
     metrics: Metrics
@@ -49,39 +62,41 @@ class Record(NamedTuple):
     losses_flowed: Array
 
 
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["step_size", "noise_scale", "entropy_weight", "gradient_penalty"],
+    meta_fields=["loss", "divergence", "num_steps", "num_refine_steps"],
+)
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FDRL:
     """The method: a Bregman loss that trains a density ratio, and the flow that this ratio drives.
 
         method = fdrl.FDRL(num_steps=50, step_size=0.1, noise_scale=0.01)
-        loss, record = method.objective(key, real, x0, estimator_fn)  # differentiate the loss
-        samples = method.sample(key, x0, estimator_fn)
+        loss, record = method.objective(key, estimator, real=real, x0=x0)  # differentiate the loss
+        samples = method.sample(key, x0, estimator)
 
-    It holds no arrays and can be hashed, so it can be a static argument of `jax.jit`. The loss
-    determines whether the estimator returns the density ratio of flowed samples over data,
-    `r = q~/p`, or its logarithm (`output`).
+    The loss determines whether the estimator returns the density ratio of flowed samples over data,
+    `r = q~/p`, or its logarithm (`output`). The flow minimises the divergence plus the negative
+    entropy of the samples times `entropy_weight`, whose effect is noise; give either.
+
+    It is a pytree whose leaves are step size, noise and penalty, so these may be traced. It can
+    also be hashed: as a static argument of `jax.jit`, its zeros cost nothing.
 
     Attributes:
       loss: the Bregman loss, or its name: "lr", "lsif" or "ukl".
       divergence: the f-divergence of the flow, or its name, as for `divergences.get`.
       num_steps: `K`, the steps of the flow in training, and the bridging steps in sampling.
-      step_size: `η` of the first step, a positive number, or a function of the step `k -> η_k`.
-      noise_scale: `ν` of the first step, a number, or a function of the step.
-      step_size_decay: the factor by which the step size changes until step `K`. The step size then
-        stays constant. Only for a step size and a noise scale that are numbers.
+      step_size: `η`, a positive number, or a function of the step `k -> η_k`.
+      noise_scale: `ν`, a number, or a function of the step.
+      entropy_weight: `γ`, a number; `ν = sqrt(2 η γ)` (eq. 9).
       num_refine_steps: `κ`, additional steps in sampling.
-      gradient_penalty: `γ` of the zero-centred penalty
-        `γ/2 (E_p |∇_x s(x)|² + E_q~ |∇_x s(x)|²)` (R1 + R2) on the output `s` of the estimator.
-      gradient_penalty_fraction: the fraction of the batch, above 0 and at most 1, on which the
-        penalty is computed. The first examples are used. A penalised example needs a second
-        derivative, which costs more than the gradient of the loss. A quarter of the batch is often
-        enough.
-      unroll: steps per iteration of the compiled loop.
+      gradient_penalty: the weight of the zero-centred penalty
+        `1/2 (E_p |∇_x s(x)|² + E_q~ |∇_x s(x)|²)` (R1 + R2) on the output `s` of the estimator.
 
     Raises:
-      TypeError: for a number of the wrong type, such as an array.
-      ValueError: for an unknown loss or divergence, for a pair that does not work together, or for
-        a number out of its range.
+      TypeError: for a number of the wrong type.
+      ValueError: for an unknown loss or divergence, for a pair that does not work together, for a
+        number out of its range, or unless exactly one of noise scale and entropy weight is given.
 
     References: Heng, Ansari and Soh, arXiv 2303.03714, algorithms 1 and 2. Mescheder, Geiger and
     Nowozin, "Which Training Methods for GANs do actually Converge?", 2018 (R1 and R2).
@@ -90,28 +105,30 @@ class FDRL:
     loss: str | Bregman = "lr"
     divergence: str | FDivergence = "kl"
     num_steps: int
-    step_size: float | Callable[[Array], Any]
-    noise_scale: float | Callable[[Array], Any]
-    step_size_decay: float = 1.0
+    step_size: Schedule
+    noise_scale: Schedule | None = None
+    entropy_weight: ArrayLike | None = None
     num_refine_steps: int = 0
-    gradient_penalty: float = 0.0
-    gradient_penalty_fraction: float = 1.0
-    unroll: int = 1
+    gradient_penalty: ArrayLike = 0.0
 
     def __post_init__(self) -> None:
+        leaf: Any = self.step_size
+        if leaf is None or type(leaf) is object:
+            return  # A structure without values, which JAX builds from a pytree.
         bregman_lib.check_pair(self.loss, self.divergence)
         for name in ("num_steps", "num_refine_steps"):
             check_count(name, getattr(self, name))
-        schedules = [name for name in ("step_size", "noise_scale") if callable(getattr(self, name))]
-        for name in ("step_size", "noise_scale", "step_size_decay", "gradient_penalty"):
-            if name not in schedules:
-                _check_number(name, getattr(self, name), may_be_zero=name in _MAY_BE_ZERO)
-        if schedules and self.step_size_decay != 1.0:
+        if (self.noise_scale is None) == (self.entropy_weight is None):
             raise ValueError(
-                "step_size_decay needs numbers for step_size and noise_scale, got a function of "
-                f"the step for {' and '.join(schedules)}; include the decay in it"
+                "FDRL needs either noise_scale or entropy_weight, got "
+                f"{self.noise_scale} and {self.entropy_weight}"
             )
-        _check_fraction(self.gradient_penalty_fraction)
+        for name in ("step_size", "noise_scale", "entropy_weight", "gradient_penalty"):
+            value = getattr(self, name)
+            is_schedule = callable(value) and name in ("step_size", "noise_scale")
+            # JAX stacks the leaves of several methods, and describes them by their shapes.
+            if not (value is None or is_schedule or hasattr(value, "aval") or _is_shape(value)):
+                check_number(name, value, above_zero=name == "step_size")
 
     @property
     def output(self) -> Output:
@@ -121,69 +138,51 @@ class FDRL:
     def objective(
         self,
         key: Array,
+        estimator: Estimator,
+        *,
         real: Array,
         x0: Array,
-        estimator_fn: Callable[..., Array],
-        *,
-        weights: Array | None = None,
         labels: tuple[Array, Array] | None = None,
-        flow_estimator_fn: Callable[..., Array] | None = None,
+        weights: Array | None = None,
     ) -> tuple[Array, Record]:
         """Lets prior samples flow and computes the Bregman loss against data (algorithm 1, eq. 11).
 
-        Differentiate the loss with respect to the parameters that `estimator_fn` closes over. The
-        loss treats the flowed samples as constants, so no gradient goes through the flow.
+        Differentiate the loss with respect to the parameters that `estimator` closes over. The loss
+        treats the flowed samples as constants, so no gradient goes through the flow.
 
         Args:
           key: key of the noise of the flow: one for the batch, or one typed key per prior sample,
             [M].
-          real: a batch of data, [N, ...]. Integers are converted to float32.
+          estimator: any function `x [B, ...] -> [B]`, from Flax, Equinox or plain JAX, whose output
+            for an example depends on this example only. It is traced for batches of M and N + M.
+          real: a batch of data, [N, ...], on the scale that the network should see; not bytes.
           x0: a batch of prior samples, [M, ...], with the same features as the data.
-          estimator_fn: any function `x [B, ...] -> [B]`, from Flax, Equinox or plain JAX, whose
-            output for an example depends on this example only. It is traced for batches of M and of
-            N + M. With a penalty on a part of the batch, it is traced for this part and for the
-            rest instead of N + M.
-          weights: weights of the data, [N], not negative. All means over data are weighted,
-            `Σ w_i a_i / Σ w_i`, so the samples learn the reweighted data.
           labels: the classes of the data, [N, ...], and of the prior samples, [M, ...]. The
-            estimators are then functions of an example and its label, `(x, labels) -> [B]`, and
-            learn a ratio for each class, `q~(x|y) / p(x|y)` if both have the same shares of the
+            estimator is then a function of an example and its label, `(x, labels) -> [B]`, and
+            learns a ratio for each class, `q~(x|y) / p(x|y)` if both have the same shares of the
             classes, and a multiple of it otherwise. A sample keeps its label along the flow.
-          flow_estimator_fn: the same estimator in a form that is cheaper to apply many times, for
-            example with weights that are already cast. The flow uses it instead of `estimator_fn`.
+          weights: weights of the data, [N], not negative. All means over data are weighted,
+            `Σ w_i a_i / Σ w_i`, so the samples learn the reweighted data. With a negative weight
+            that is traced, the loss is NaN.
 
         Returns:
           The scalar loss, which includes the penalty, and a `Record`.
 
         Raises:
           TypeError: see `flow`.
-          ValueError: see `flow`. Also if data and prior samples have different features or are
-            empty, if the output of the estimator is not [B], or if there is not one weight per data
-            point, or not one label per example.
+          ValueError: see `flow`. Also if data and prior samples have different features, are empty
+            or are bytes, if the output of the estimator is not [B], or if there is not one weight
+            per data point, or not one label per example.
         """
-        return _objective(
-            key,
-            real,
-            x0,
-            estimator_fn,
-            loss=bregman_lib.get(self.loss),
-            divergence=divergences.get(self.divergence),
-            num_steps=self.num_steps,
-            **self.schedules(),
-            gradient_penalty=self.gradient_penalty,
-            gradient_penalty_fraction=self.gradient_penalty_fraction,
-            weights=weights,
-            labels=labels,
-            flow_estimator_fn=flow_estimator_fn,
-            unroll=self.unroll,
-        )
+        return objective(self, key, estimator, real=real, x0=x0, labels=labels, weights=weights)
 
     def sample(
         self,
         key: Array,
         x0: Array,
-        estimator_fn: Estimator,
+        estimator: Estimator,
         *,
+        labels: Array | None = None,
         num_refine_steps: int | None = None,
         observe: Observe | None = None,
     ) -> Any:
@@ -192,10 +191,11 @@ class FDRL:
         Args:
           key: as for `flow`.
           x0: prior samples, [B, ...].
-          estimator_fn: the trained estimator, `x [B, ...] -> [B]`, which may be conditioned by
-            `compose.condition`. Outside of `jax.jit`, the compiled flow is reused if it is a pytree
-            such as `jax.tree_util.Partial(net.apply, params)`, see `flow`. If it takes labels, pass
-            `lambda x: estimator(x, labels)`.
+          estimator: the trained estimator, `x [B, ...] -> [B]`, which may be conditioned by
+            `condition`. Outside of `jax.jit`, the compiled flow is reused if it is a pytree such as
+            `jax.tree_util.Partial(net.apply, params)`, see `flow`; anything else, such as
+            `jax.vmap` of an Equinox model, is compiled at every call.
+          labels: the classes of the samples, [B, ...], for an estimator of two arguments.
           num_refine_steps: `κ`; by default that of the method.
           observe: as for `flow`.
 
@@ -208,146 +208,83 @@ class FDRL:
         """
         refine_steps = self.num_refine_steps if num_refine_steps is None else num_refine_steps
         check_count("num_refine_steps", refine_steps)
+        if labels is not None:
+            labels = jnp.asarray(labels)
+            if labels.shape[:1] != jnp.shape(x0)[:1]:
+                raise ValueError(
+                    f"labels must be one per prior sample, {jnp.shape(x0)[:1]}, got {labels.shape}"
+                )
+            estimator = Partial(_of_labels, estimator, labels)  # type: ignore[no-untyped-call]
         return flow(
             key,
             x0,
-            self.potential(estimator_fn),
+            self.potential(estimator),
             num_steps=self.num_steps + refine_steps,
             observe=observe,
-            unroll=self.unroll,
             **self.schedules(),
         )
 
-    def potential(self, estimator_fn: Estimator) -> FirstVariation:
+    def potential(self, estimator: Callable[[Array], Array]) -> FirstVariation:
         """Returns the potential `x -> f'(r(x))` of the flow (eq. 5), for `flow` or `drift`.
 
         Args:
-          estimator_fn: an estimator that returns `output`, `x [B, ...] -> [B]`.
+          estimator: an estimator that returns `output`, `x [B, ...] -> [B]`.
         """
-        return first_variation(estimator_fn, self.divergence, output=self.output)
+        return first_variation(estimator, self.divergence, output=self.output)
 
     def schedules(self) -> dict[str, Any]:
-        """Returns step size and noise scale as keyword arguments of `flow`.
-
-        With a decay, the step size changes geometrically over `K` steps, `η_k = η decay^(k/K)`, and
-        then stays constant. The noise scale is multiplied by the square root of that factor, so the
-        entropy weight `ν² / 2η` of eq. 9 is the same at every step.
-        """
-        if self.step_size_decay == 1.0:
-            return {"step_size": self.step_size, "noise_scale": self.noise_scale}
-        decay = functools.partial(_Decay, rate=self.step_size_decay, num_steps=self.num_steps)
-        return {
-            "step_size": decay(self.step_size),
-            # The number 0 draws no noise; a schedule would draw it and multiply it by 0.
-            "noise_scale": decay(self.noise_scale, of_noise=True) if self.noise_scale else 0.0,
-        }
+        """Returns step size and noise scale as keyword arguments of `flow`."""
+        noise, eta, gamma = self.noise_scale, self.step_size, self.entropy_weight
+        if gamma is not None:
+            if callable(eta):
+                schedule = eta
+                noise = lambda k: jnp.sqrt(2.0 * schedule(k) * gamma)  # noqa: E731
+            elif isinstance(eta, (int, float)) and isinstance(gamma, (int, float)):
+                noise = math.sqrt(2.0 * eta * gamma)
+            else:
+                noise = jnp.sqrt(2.0 * jnp.asarray(eta) * gamma)
+        return {"step_size": eta, "noise_scale": noise}
 
 
-@jax.tree_util.register_static
-@dataclasses.dataclass(frozen=True)
-class _Decay:
-    """A schedule that decays geometrically over the flow, without arrays."""
+def _is_shape(value: object) -> bool:
+    return isinstance(value, jax.ShapeDtypeStruct)
 
-    first: Any
-    rate: float
-    num_steps: int
-    of_noise: bool = False
 
-    def __call__(self, k: Array) -> Array:
-        # With no training steps, `K = 0`, the decay is complete after one step.
-        progress = k / max(self.num_steps, 1)
-        factor = jnp.power(self.rate, jnp.minimum(progress, 1.0))
-        value: Array = self.first * (jnp.sqrt(factor) if self.of_noise else factor)
-        return value
+def _of_labels(estimator: Estimator, labels: Array, x: Array) -> Array:
+    return estimator(x, labels)
 
 
 def objective(
+    method: FDRL,
     key: Array,
+    estimator: Estimator,
+    *,
     real: Array,
     x0: Array,
-    estimator_fn: Estimator,
-    *,
-    bregman: str | Bregman = "lr",
-    divergence: str | FDivergence = "kl",
-    num_steps: int,
-    step_size: Schedule,
-    noise_scale: Schedule,
-    gradient_penalty: float | Array = 0.0,
-    gradient_penalty_fraction: float = 1.0,
-    flow_estimator_fn: Estimator | None = None,
-    unroll: int = 1,
-) -> tuple[Array, Metrics]:
-    """Computes the training objective of `FDRL`, without an object.
-
-    The numbers are those of `FDRL.objective`. Step size, noise scale and penalty may also be traced
-    arrays here, so one compiled function can serve several of their values.
+    labels: tuple[Array, Array] | None = None,
+    weights: Array | None = None,
+    flow_estimator: Estimator | None = None,
+    penalised: float = 1.0,
+) -> tuple[Array, Record]:
+    """Computes `FDRL.objective`, with what only a training step needs.
 
     Args:
-      key: as for `FDRL.objective`.
-      real: as for `FDRL.objective`.
-      x0: as for `FDRL.objective`.
-      estimator_fn: as for `FDRL.objective`.
-      bregman: the loss, or its name. It determines what the estimator learns (`Bregman.output`),
-        which `first_variation` must be given for sampling.
-      divergence: the f-divergence of the flow, or its name.
-      num_steps: `K`, as for `flow`.
-      step_size: `η`, as for `flow`.
-      noise_scale: `ν`, as for `flow`.
-      gradient_penalty: as for `FDRL`. The number 0 costs nothing.
-      gradient_penalty_fraction: as for `FDRL`.
-      flow_estimator_fn: as for `FDRL.objective`.
-      unroll: as for `flow`.
-
-    Returns:
-      The scalar loss, and the metrics of a `Record`.
-
-    Raises:
-      TypeError: as for `FDRL.objective`.
-      ValueError: as for `FDRL.objective`. Also if the divergence does not work with the loss, if
-        the penalty is negative, or if the fraction is not in (0, 1].
+      method: the method.
+      key: see `FDRL.objective`, as for the other arguments that it has.
+      estimator: see there.
+      real: see there.
+      x0: see there.
+      labels: see there.
+      weights: see there.
+      flow_estimator: the same estimator in a form that is cheaper to apply many times.
+      penalised: the fraction of both batches that is penalised; the first examples are.
     """
-    loss, f_divergence = bregman_lib.check_pair(bregman, divergence)
-    if not isinstance(gradient_penalty, jax.core.Tracer):
-        _check_number("gradient_penalty", float(gradient_penalty), may_be_zero=True)
-    _check_fraction(gradient_penalty_fraction)
-    value, record = _objective(
-        key,
-        real,
-        x0,
-        estimator_fn,
-        loss=loss,
-        divergence=f_divergence,
-        num_steps=num_steps,
-        step_size=step_size,
-        noise_scale=noise_scale,
-        gradient_penalty=gradient_penalty,
-        gradient_penalty_fraction=gradient_penalty_fraction,
-        weights=None,
-        labels=None,
-        flow_estimator_fn=flow_estimator_fn,
-        unroll=unroll,
-    )
-    return value, record.metrics
-
-
-def _objective(
-    key: Array,
-    real: Array,
-    x0: Array,
-    estimator_fn: Callable[..., Array],
-    *,
-    loss: Bregman,
-    divergence: FDivergence,
-    num_steps: int,
-    step_size: Schedule,
-    noise_scale: Schedule,
-    gradient_penalty: float | Array,
-    gradient_penalty_fraction: float,
-    weights: Array | None,
-    labels: tuple[Array, Array] | None,
-    flow_estimator_fn: Callable[..., Array] | None,
-    unroll: int,
-) -> tuple[Array, Record]:
+    for name, array in (("real", real), ("x0", x0)):
+        if jnp.result_type(array) in (jnp.uint8, jnp.int8):
+            raise ValueError(
+                f"{name} must be numbers on the scale of the network, such as [-1, 1], got bytes "
+                f"({jnp.result_type(array)}): x / 127.5 - 1 maps pixels to it"
+            )
     real, x0 = as_floating(real), as_floating(x0)
     if real.shape[1:] != x0.shape[1:] or not (real.size and x0.size):
         raise ValueError(
@@ -358,24 +295,22 @@ def _objective(
         weights = _checked_weights(weights, len(real))
     of_real, of_flowed = _checked_labels(labels, len(real), len(x0))
 
-    def flow_from(start: Array, function: Estimator) -> Any:
+    def flow_from(start: Array, function: Callable[[Array], Array]) -> Any:
         return flow(
             key,
             start,
-            first_variation(function, divergence, output=loss.output),
-            num_steps=num_steps,
-            step_size=step_size,
-            noise_scale=noise_scale,
+            method.potential(function),
+            num_steps=method.num_steps,
             observe=lambda x, drift: jnp.linalg.norm(drift.reshape(len(x), -1), axis=-1),
-            unroll=unroll,
+            **method.schedules(),
         )
 
     # Stop the gradient at the closed-over parameters, before the flow. If it were stopped only
     # after the flow, the residuals of every step would be stored.
-    labelled_fn = flow_estimator_fn or estimator_fn
+    labelled = flow_estimator or estimator
 
     def flow_fn(x: Array) -> Array:
-        return labelled_fn(x, *of_flowed)
+        return labelled(x, *of_flowed)
 
     x0 = vary_with(x0, lambda x: flow_from(x, flow_fn))
     frozen_fn, closed_over = jax.closure_convert(flow_fn, x0)
@@ -384,15 +319,14 @@ def _objective(
     flowed, speeds = lax.stop_gradient((flowed, speeds))
 
     data, samples = (real, *of_real), (flowed.astype(real.dtype), *of_flowed)
-    if isinstance(gradient_penalty, (int, float)) and gradient_penalty == 0:
-        outputs = _outputs(estimator_fn, data, samples)
+    loss, weight = bregman_lib.get(method.loss), method.gradient_penalty
+    if isinstance(weight, (int, float)) and weight == 0:
+        outputs = _outputs(estimator, data, samples)
         value, metrics = bregman_lib.loss(loss, *outputs, weights=weights)
     else:
-        outputs, square_norm = penalised_outputs(
-            estimator_fn, data, samples, gradient_penalty_fraction, weights
-        )
+        outputs, square_norm = _penalised_outputs(estimator, data, samples, penalised, weights)
         value, metrics = bregman_lib.loss(loss, *outputs, weights=weights)
-        penalty = 0.5 * gradient_penalty * square_norm
+        penalty = jnp.asarray(0.5 * weight * square_norm)
         value = value + penalty
         metrics = {**metrics, "loss": value, "gradient_penalty": penalty}
     metrics = {**metrics, "drift_norm": jnp.sum(speeds[-1:]) / len(flowed)}
@@ -400,14 +334,14 @@ def _objective(
 
 
 def _outputs(
-    estimator_fn: Callable[..., Array], data: tuple[Array, ...], samples: tuple[Array, ...]
+    estimator: Estimator, data: tuple[Array, ...], samples: tuple[Array, ...]
 ) -> tuple[Array, Array]:
     """Returns the outputs on data and on flowed samples, from one call on both.
 
     Both are examples, and their labels if the estimator takes them.
     """
     x, *labels = (jnp.concatenate(pair) for pair in zip(data, samples, strict=True))
-    outputs = estimator_fn(x, *labels)
+    outputs = estimator(x, *labels)
     if outputs.shape != x.shape[:1]:
         raise ValueError(
             f"an estimator must return one number per example, shape {x.shape[:1]} for x of "
@@ -416,8 +350,8 @@ def _outputs(
     return outputs[: len(data[0])], outputs[len(data[0]) :]
 
 
-def penalised_outputs(
-    estimator_fn: Callable[..., Array],
+def _penalised_outputs(
+    estimator: Estimator,
     data: tuple[Array, ...],
     samples: tuple[Array, ...],
     fraction: float,
@@ -426,23 +360,13 @@ def penalised_outputs(
     """Returns the outputs, and the mean squared gradient norms of data and of samples, summed.
 
     Only the first examples are differentiated. Each example passes through the network once.
-
-    Args:
-      estimator_fn: examples [B, ...], and their labels if it takes them, to outputs [B].
-      data: real examples, [N, ...], and their labels if any.
-      samples: the same for samples, [M, ...].
-      fraction: part of both that is differentiated.
-      weights: of the data, [N], or `None` for equal ones.
-
-    Returns:
-      The outputs on data, [N], and on samples, [M], and the sum of both means, a scalar.
     """
     num_real, num_flowed = (math.ceil(fraction * len(part[0])) for part in (data, samples))
     real, *of_real = (a[:num_real] for a in data)
     flowed, *of_flowed = (a[:num_flowed] for a in samples)
 
     def outputs_of(real: Array, flowed: Array) -> tuple[Array, Array]:
-        return _outputs(estimator_fn, (real, *of_real), (flowed, *of_flowed))
+        return _outputs(estimator, (real, *of_real), (flowed, *of_flowed))
 
     chosen = vary_with((real, flowed), lambda pair: outputs_of(*pair))
     outputs, pull_back = jax.vjp(outputs_of, *chosen)
@@ -455,7 +379,7 @@ def penalised_outputs(
         mean_real = jnp.sum(chosen_weights * squares) / jnp.where(total > 0.0, total, 1.0)
     if num_real < len(data[0]) or num_flowed < len(samples[0]):
         rest = tuple(a[num_real:] for a in data), tuple(a[num_flowed:] for a in samples)
-        others = _outputs(estimator_fn, *rest)
+        others = _outputs(estimator, *rest)
         outputs = (
             jnp.concatenate([outputs[0], others[0]]),
             jnp.concatenate([outputs[1], others[1]]),
@@ -489,27 +413,14 @@ def _checked_weights(weights: Array, num: int) -> Array:
         raise ValueError(
             f"weights must be one number per data point, shape ({num},), got shape {weights.shape}"
         )
-    if not isinstance(weights, jax.core.Tracer) and not (
-        bool(jnp.all(weights >= 0)) and 0 < float(jnp.sum(weights)) < math.inf
-    ):
+    if isinstance(weights, jax.core.Tracer):
+        total = jnp.sum(weights)
+        is_valid = jnp.all(weights >= 0) & (total > 0) & (total < math.inf)
+        return jnp.where(is_valid, weights, jnp.nan)
+    known = np.asarray(weights)
+    if not (np.all(known >= 0) and 0 < known.sum() < math.inf):
         raise ValueError(
             "weights must be finite numbers >= 0, at least one of them positive; got minimum "
-            f"{float(jnp.min(weights))} and sum {float(jnp.sum(weights))}"
+            f"{known.min()} and sum {known.sum()}"
         )
     return weights
-
-
-def _check_number(name: str, value: object, *, may_be_zero: bool) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
-        raise TypeError(
-            f"{name} must be a number, got {type(value).__name__} {value}; convert an array with "
-            "float()"
-        )
-    if not (0 <= value < math.inf if may_be_zero else 0 < value < math.inf):
-        bound = ">= 0" if may_be_zero else "above 0"
-        raise ValueError(f"{name} must be {bound} and finite, got {value}")
-
-
-def _check_fraction(value: float) -> None:
-    if not 0 < value <= 1:
-        raise ValueError(f"gradient_penalty_fraction must be above 0 and at most 1, got {value}")

@@ -1,12 +1,13 @@
 """Better samples by a ratio that is already trained: refinement and rejection.
 
-Refinement (DGflow, `refine`) is for a generator and its discriminator, which estimates the density
-ratio of the generator's samples and the data. The flow along this ratio moves the samples towards
-the data. The ratio is stale: it belongs to the samples before the flow. It is trained where these
-samples and the data are, and anywhere else its gradient has no meaning. To improve a generator
-reliably, train `FDRL` with the generator's samples as `x0`.
+Every ratio here is q/p, samples over data; of a discriminator with the logit `d = log p/q` of
+"real", it is `-d`.
 
-Rejection (`accept`) is for samples of a trained flow. With little noise, the flow moves samples
+Refinement (DGflow, `refine`) moves samples along such a ratio towards the data. The ratio is stale:
+it belongs to the samples before the flow, and away from these and from the data its gradient has no
+meaning. To improve a generator reliably, train from its samples: `fit(key, data, prior=samples)`.
+
+Rejection (`keep`) is for samples of a trained flow. With little noise, the flow moves samples
 within a mode and hardly any mass from one mode to another, so some modes stay too frequent. The
 ratio `r = q~/p` knows by how much. If a sample `x` is kept with a probability proportional to
 `1 / r(x)`, the kept samples follow the data `p`, as far as the ratio is right for the samples.
@@ -17,6 +18,7 @@ arXiv 2012.00780. Azadi et al., "Discriminator Rejection Sampling", ICLR 2019.
 
 import warnings
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,180 +26,218 @@ import numpy as np
 from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
-from fdrl_jax import _keys
-from fdrl_jax.compose import Estimator, product
-from fdrl_jax.divergences import FDivergence, Output, check_output, first_variation
-from fdrl_jax.langevin import as_floating, flow, noise_scale
+from fdrl_jax import _keys, metrics
+from fdrl_jax.divergences import FDivergence, first_variation
+from fdrl_jax.langevin import as_floating, check_count, check_number, drift, flow
+
+__all__ = ["Refined", "keep", "refine"]
 
 Array = jax.Array
+_RELATIVE_STEP = 0.02  # Of the spread of the samples.
+_NUM_COMPARED = 2_000  # Samples whose distance to data is measured.
+_MAX_OUTSIDE = 0.05  # The share of refined samples outside of the range of the given ones.
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
+class Refined(NamedTuple):
+    """What `refine` returns with real data to compare with.
+
+    Attributes:
+      samples: the samples after the best number of steps, [B, ...].
+      num_steps: this number; 0 if no step brought them nearer to the data.
+      distances: the energy distance to the data after 0, 1, ... steps, [num_steps + 1].
+    """
+
+    samples: Array
+    num_steps: int
+    distances: np.ndarray
 
 
 def refine(
     key: Array,
     x: Array,
-    discriminator: Estimator,
+    log_ratio: Callable[[Array], Array],
     *,
-    divergence: str | FDivergence = "kl",
-    num_steps: int = 25,
-    step_size: float = 0.1,
+    real: Array | None = None,
+    num_steps: int = 50,
+    step_size: float | None = None,
+    divergence: str | FDivergence = "logd",
     entropy_weight: float = 0.01,
     generator: Callable[[Array], Array] | None = None,
-    corrector: Estimator | None = None,
-    check: bool = True,
-) -> Array:
-    """Moves a generator's samples towards the data, along the logit of its discriminator (DGflow).
+) -> Array | Refined:
+    """Moves samples towards the data along the density ratio of both (DGflow).
 
-    With the discriminator's logit `d = log p/q`, the density ratio is `log r = -(d + c)`, and a
-    step is `x + η s ∇(d + c)(x) + ν ξ`, with `s = 1` for KL, `1 / (1 + e^d)` for log D and
-    `1 / (1 + e^-d)` for JS, and with `ν = sqrt(2 η γ)`. The defaults are those of the authors. With
-    a generator `G`, the flow runs in its latent space, with `log r(z) = -(d + c)(G(z))`.
+        refined = fdrl.refine(key, x, lambda x: -discriminator(x), real=held_out).samples
 
-    **When it fails.** The step size must fit the scale of the data and the slope of the logit,
-    which is large if the discriminator separates samples from data well. Under KL the drift never
-    stops, and samples that pass the data leave the region that the discriminator knows; under log D
-    it fades. Samples that move farther than they are spread cause a warning. No such figure shows a
-    result that is only slightly worse, and neither does the logit, which always increases. Compare
-    samples before and after with held-out data, for instance by `metrics.energy_distance`.
+    With `real`, the samples are compared with these data at every step, and those of the nearest
+    step are returned. Use data that the ratio was not trained on. Without it, nothing shows whether
+    the samples improved; outside of `jax.jit`, a warning reports samples that left the range of the
+    given ones, and log-ratios that cannot be those of these samples.
 
     Args:
       key: as for `flow`.
-      x: samples of the generator, [B, ...], or latent vectors if there is a generator.
-      discriminator: `x [B, ...] -> [B]`, the logit of "real", before any sigmoid.
-      divergence: the f-divergence, or a name for `divergences.get`.
-      num_steps: the number of steps.
-      step_size: `η`.
-      entropy_weight: `γ`; 0 draws no noise.
-      generator: `z [B, ...] -> x [B, ...]`, to refine latent vectors. Without it, samples are
-        refined directly.
-      corrector: `c: x [B, ...] -> [B]`, an estimate of `log q_d/q`. Needed if the discriminator was
-        trained on samples of another generator, `q_d`, than the one to refine, `q`.
-      check: reject a discriminator whose outputs on the given samples all lie in [0, 1], because
-        they look like probabilities, and warn if the samples move too far. Inside `jax.jit` no
-        values are known, so `False` is required there. It is also how to accept logits in [0, 1].
+      x: samples, [B, ...], or latent vectors if there is a generator.
+      log_ratio: `x [B, ...] -> [B]`, `log q/p` of samples over data.
+      real: data, [N, ...]; about 2,000 are enough.
+      num_steps: the (largest) number of steps.
+      step_size: `η`; by default, steps whose drift is 2% of the spread of the given samples.
+      divergence: the f-divergence, or a name for `divergences.get`. The drift of log D fades where
+        samples are as likely as data; that of KL does not.
+      entropy_weight: `γ`, which draws noise of the scale `sqrt(2 η γ)`; 0 draws none.
+      generator: `G: z [B, ...] -> x [B, ...]`, to move latent vectors, with the ratio at `G(z)`.
 
     Returns:
-      The refined samples, [B, ...]; with a generator, its outputs for the refined latent vectors.
+      The refined samples, [B, ...], the outputs of the generator if there is one. With `real`, a
+      `Refined`.
 
     Raises:
-      ValueError: for an unknown divergence, for outputs that look like probabilities, for a check
-        inside `jax.jit`, and as for `flow` and `noise_scale`.
+      ValueError: for an unknown divergence, no samples, numbers out of their range, real data
+        inside `jax.jit` or of other features than the samples, and as for `flow`.
 
     Reference: Ansari, Ang and Soh, arXiv 2012.00780, sections 3.1 to 3.3.
     """
     x = as_floating(x)
-    if check:
-        _check_logits(discriminator(x if generator is None else generator(x)))
-    experts = [discriminator] if corrector is None else [discriminator, corrector]
-    log_ratio = product(experts, [-1.0] * len(experts))
+    if not x.size:
+        raise ValueError(f"there are no samples to refine, got shape {x.shape}")
+    check_count("num_steps", num_steps)
+    check_number("entropy_weight", entropy_weight)
+    function = log_ratio
     if generator is not None:
-        log_ratio = Partial(_composition, log_ratio, generator)  # type: ignore[no-untyped-call]
-    refined: Array = flow(
-        key,
-        x,
-        first_variation(log_ratio, divergence, output="log_ratio"),
-        num_steps=num_steps,
-        step_size=step_size,
-        noise_scale=noise_scale(step_size, entropy_weight),
-    )
-    if check:
-        _warn_of_distance(x, refined)
-    return refined if generator is None else generator(refined)
+        function = Partial(_composition, log_ratio, generator)  # type: ignore[no-untyped-call]
+    potential = first_variation(function, divergence, output="log_ratio")
+    values = function(x)
+    is_traced = isinstance(values, jax.core.Tracer)
+    if not is_traced:
+        _check_values(values)
+    spread = _root_mean_square(x - jnp.mean(x, axis=0))
+    if step_size is None:
+        speed = _root_mean_square(drift(x, potential))
+        # Samples that are all equal, or a ratio without a slope, have no scale.
+        eta = jnp.where(speed > 0.0, _RELATIVE_STEP * spread / (speed + (speed == 0.0)), 0.0)
+    else:
+        check_number("step_size", step_size)
+        eta = jnp.asarray(step_size, x.dtype)
+    noise = jnp.sqrt(2.0 * eta * entropy_weight) if entropy_weight else 0.0
+    decode = generator or (lambda z: z)
+
+    def advance(x: Array, first_step: int, num: int) -> Array:
+        moved: Array = flow(
+            key,
+            x,
+            potential,
+            num_steps=num,
+            step_size=eta,
+            noise_scale=noise,
+            first_step=first_step,
+        )
+        return moved
+
+    if real is None:
+        refined = advance(x, 0, num_steps)
+        if not is_traced:
+            _warn_outside(x, refined)
+        return decode(refined)
+    if is_traced or isinstance(real, jax.core.Tracer):
+        raise ValueError("refine compares samples with real data outside of jax.jit only")
+    one_step = jax.jit(lambda x, k: advance(x, k, 1))
+    compared = np.asarray(real)[:_NUM_COMPARED]
+    best = decoded = decode(x)
+    distances = [metrics.energy_distance(np.asarray(decoded[:_NUM_COMPARED]), compared)]
+    for step in range(num_steps):
+        x = one_step(x, step)
+        decoded = decode(x)
+        distance = metrics.energy_distance(np.asarray(decoded[:_NUM_COMPARED]), compared)
+        if distance < min(distances):
+            best = decoded
+        distances.append(distance)
+    return Refined(best, int(np.argmin(distances)), np.asarray(distances))
 
 
-def _composition(outer: Estimator, inner: Callable[[Array], Array], z: Array) -> Array:
+def _composition(
+    outer: Callable[[Array], Array], inner: Callable[[Array], Array], z: Array
+) -> Array:
     return outer(inner(z))
 
 
-def _check_logits(outputs: Array) -> None:
-    if isinstance(outputs, jax.core.Tracer):
-        raise ValueError(
-            "refine cannot check the values of a discriminator inside jax.jit; call it outside, or "
-            "pass check=False if the discriminator returns logits, before any sigmoid"
+def _root_mean_square(x: Array) -> Array:
+    return jnp.sqrt(jnp.mean(jnp.sum(jnp.square(x).reshape(len(x), -1), axis=-1)))
+
+
+def _check_values(log_ratio: Array) -> None:
+    """Warns of values that are not log-ratios of the samples, whose mean is a KL divergence."""
+    mean = float(jnp.mean(log_ratio))
+    error = float(jnp.std(log_ratio)) / len(log_ratio) ** 0.5
+    if mean < -3.0 * error:
+        reason = (
+            f"the log-ratio of the samples is {mean:.3g} on average, but log q/p cannot be "
+            "negative there. Pass the negative of a discriminator's logit of 'real'"
         )
-    low, high = float(jnp.min(outputs)), float(jnp.max(outputs))
-    if low >= 0.0 and high <= 1.0:
-        raise ValueError(
-            f"the discriminator's outputs on these samples are from {low:.3g} to {high:.3g}, which "
-            "look like probabilities; return the logit, before the sigmoid, or pass check=False if "
-            "these are logits"
+    elif float(jnp.min(log_ratio)) >= 0.0 and float(jnp.max(log_ratio)) <= 1.0:
+        reason = (
+            "the log-ratios of the samples are all in [0, 1], which look like probabilities. Pass "
+            "log q/p, the negative of a discriminator's logit before the sigmoid"
         )
+    else:
+        return
+    warnings.warn(reason, stacklevel=3)
 
 
-def _warn_of_distance(before: Array, after: Array) -> None:
-    """Warns if samples move farther than they are spread, which a small correction does not."""
-
-    def root_mean_square(x: Array) -> float:
-        return float(jnp.sqrt(jnp.mean(jnp.sum(jnp.square(x).reshape(len(x), -1), axis=-1))))
-
-    moved = root_mean_square(after - before)
-    spread = root_mean_square(before - jnp.mean(before, axis=0))
-    if len(before) > 1 and not moved <= spread:  # A single sample has no spread.
+def _warn_outside(before: Array, after: Array) -> None:
+    low, high = jnp.min(before, axis=0), jnp.max(before, axis=0)
+    margin = 0.05 * (high - low)
+    outside = (after < low - margin) | (after > high + margin) | jnp.isnan(after)
+    share = float(jnp.mean(outside))
+    if share > _MAX_OUTSIDE and len(before) > 1:  # A single sample has no range.
         warnings.warn(
-            f"refinement moved the samples by {moved:.3g}, farther than their spread of "
-            f"{spread:.3g}, so most are probably where the discriminator was not trained; use a "
-            "smaller step_size, fewer steps or divergence='logd', or train FDRL with these samples "
-            "as x0",
+            f"{share:.0%} of the refined numbers are outside of the range of the given samples, "
+            "where the ratio was probably not trained; pass held-out data as real= to find the "
+            "best number of steps, or train from these samples: fdrl.fit(key, data, prior=samples)",
             stacklevel=3,
         )
 
 
-def acceptance_bound(outputs: ArrayLike, quantile: float = 0.05) -> Array:
-    """Returns the bound `c` as a quantile of the outputs on some samples.
-
-    With the quantile 0, rejection is exact on these samples, and a single one with a small ratio
-    can make acceptance rare. A larger quantile keeps too few of the samples with the smallest
-    ratios, and accepts more.
-
-    Args:
-      outputs: ratios or their logarithms of samples of the flow, [N]; about 1,000 are enough. Those
-        that are not finite are left out.
-      quantile: from 0 to 1.
-
-    Returns:
-      The bound in the unit of the outputs, a scalar; NaN if none is finite.
-
-    Raises:
-      ValueError: if there are no outputs, or for another quantile.
-    """
-    outputs = jnp.asarray(outputs)
-    if outputs.ndim != 1 or not outputs.size:
-        raise ValueError(f"outputs must have shape [N] with N > 0, got {outputs.shape}")
-    if not 0.0 <= quantile <= 1.0:
-        raise ValueError(f"quantile must be from 0 to 1, got {quantile}")
-    return jnp.nanquantile(jnp.where(jnp.isfinite(outputs), outputs, jnp.nan), quantile)
-
-
-def accept(key: Array, outputs: ArrayLike, bound: ArrayLike, *, output: Output) -> Array:
+def keep(
+    key: Array, log_ratio: ArrayLike, *, quantile: float = 0.05, bound: ArrayLike | None = None
+) -> Array:
     """Decides which samples are kept: `x` with probability `min(1, c / r(x))`.
+
+        kept = samples[fdrl.refinement.keep(key, log_ratio(samples))]
 
     Args:
       key: one key, or one per example, [B].
-      outputs: of the estimator on samples of the flow, [B].
-      bound: `c`, as from `acceptance_bound`, in the unit of the outputs.
-      output: what these are: "ratio" or "log_ratio". A ratio below the bound is kept, also a
-        negative one, which an unconstrained network may have.
+      log_ratio: `log q/p` of the samples, [B].
+      quantile: from 0 to 1; it sets `log c`, as a quantile of the log-ratios. With 0, rejection is
+        exact on these samples, and a single one with a small ratio can make acceptance rare. A
+        larger quantile keeps too few of the samples with the smallest ratios, and accepts more.
+      bound: `log c` instead, from another call's `np.nanquantile`, so that the decision on a sample
+        does not depend on its batch: a number, or one per sample, [B].
 
     Returns:
-      True for the samples to keep, [B].
+      True for the samples to keep, [B]. Samples whose log-ratio is NaN are not kept.
 
     Raises:
-      ValueError: for another `output`, if the number of keys is wrong, or for a known bound that is
-        NaN or, of ratios, not positive.
+      ValueError: for other shapes, another quantile, a bound that is NaN, or if no log-ratio is
+        finite.
     """
-    check_output(output)
-    known = None if isinstance(bound, jax.core.Tracer) else np.asarray(bound)
-    if known is not None and (np.isnan(known).any() or (output == "ratio" and (known <= 0).any())):
+    log_ratio = jnp.asarray(log_ratio)
+    if log_ratio.ndim != 1 or not log_ratio.size:
+        raise ValueError(f"log-ratios must have shape [B] with B > 0, got {log_ratio.shape}")
+    if not 0.0 <= quantile <= 1.0:
+        raise ValueError(f"quantile must be from 0 to 1, got {quantile}")
+    if bound is None:
+        bound = jnp.nanquantile(jnp.where(jnp.isfinite(log_ratio), log_ratio, jnp.nan), quantile)
+    if jnp.shape(bound) not in ((), log_ratio.shape):
         raise ValueError(
-            f"bound must be a number, and above 0 if the outputs are ratios, got {bound}, which "
-            "would reject almost all samples. Check that the outputs are finite, or use a larger "
-            "quantile in acceptance_bound"
+            f"bound must be one number, or one per sample, {log_ratio.shape}, got shape "
+            f"{jnp.shape(bound)}"
         )
-    outputs = jnp.asarray(outputs)
+    if not isinstance(bound, jax.core.Tracer) and np.isnan(np.asarray(bound)).any():
+        raise ValueError("the bound is NaN: none of the log-ratios it was estimated from is finite")
     # In float32 for outputs of half precision too, whose uniform numbers are coarse.
-    uniform = _keys.uniform_like(_keys.named(_keys.typed(key), "keep"), outputs.astype(jnp.float32))
-    if output == "log_ratio":
-        probabilities = jnp.exp(jnp.minimum(0.0, bound - outputs))
-    else:
-        probabilities = jnp.where(outputs <= bound, 1.0, bound / outputs)
-    kept: Array = uniform < probabilities
+    key = _keys.named(_keys.typed(key), "keep")
+    uniform = _keys.uniform_like(key, log_ratio.astype(jnp.float32))
+    kept: Array = uniform < jnp.exp(jnp.minimum(0.0, bound - log_ratio))
     return kept

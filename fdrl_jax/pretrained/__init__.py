@@ -20,7 +20,7 @@ from flax.traverse_util import unflatten_dict
 from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
-from fdrl_jax import _covariance, _keys, divergences, networks, priors
+from fdrl_jax import _keys, _prior_fit, divergences, networks, priors
 from fdrl_jax._labels import one_or_nan
 from fdrl_jax._names import nearest
 from fdrl_jax.divergences import FDivergence
@@ -28,13 +28,13 @@ from fdrl_jax.langevin import check_count
 from fdrl_jax.method import FDRL
 from fdrl_jax.priors import Prior
 from fdrl_jax.training import samplers
-from fdrl_jax.training.problem import Constants, Estimator, FlowParams, Problem
-from fdrl_jax.training.samplers import ArraySampler
+from fdrl_jax.training.problem import Constants, Estimator, Problem
 from fdrl_jax.training.state import Variables
 
 __all__ = ["Sampler", "pretrained"]
 
 Array = jax.Array
+ArraySampler = Callable[[Array, Variables, Constants, dict[str, Array]], Array]
 _SHIPPED = Path(__file__).parent
 _CONFIG, _ARRAYS = "config.json", "model.safetensors"
 _NEEDED = ("divergence", "event_shape", "flow", "loss", "network", "prior")
@@ -57,12 +57,17 @@ class Sampler:
       variables: the averaged variables of the network, as float32.
       prior_params: the arrays of the prior.
       config: how the sampler was trained, with all settings of its run.
+      shift: what is added to samples of the network's unit, times `scale`, to get those of the
+        data: means and standard deviations of the features of points, from `fit`.
+      scale: see `shift`.
     """
 
     problem: Problem
     variables: Variables
     prior_params: Any
     config: Mapping[str, Any]
+    shift: Any = 0.0
+    scale: Any = 1.0
 
     def __call__(
         self,
@@ -117,7 +122,7 @@ class Sampler:
         """
         _check_positive("num_samples", num_samples)
         batch = {"position": jnp.arange(num_samples), **self._labels(num_samples, labels)}
-        return self._path(*self._arguments(key), batch)
+        return self._unit_of_data(self._path(*self._arguments(key), batch))
 
     def log_ratio(self, x: Array, labels: ArrayLike | None = None) -> Array:
         """Returns the estimate of `log q~/p` at `x`, [B, ...] to [B]: 0 where samples match data.
@@ -139,6 +144,7 @@ class Sampler:
             raise ValueError(
                 f"x must be floating-point numbers, [B, {shape}], got {x.dtype} of shape {x.shape}"
             )
+        x = jnp.asarray((x - self.shift) / self.scale, x.dtype)
         output = self._apply(self.variables, x, *self._labels(len(x), labels).values())
         is_log = self.method.output == "log_ratio"
         return output if is_log else jnp.log(jnp.maximum(output, _SMALLEST_RATIO))
@@ -168,10 +174,10 @@ class Sampler:
 
     def __repr__(self) -> str:
         size = sum(np.size(a) for a in jax.tree.leaves(self.variables))
-        flow = self.problem.flow
+        method = self.method
         return (
             f"Sampler(event_shape={self.event_shape}, num_parameters={size:,}, "
-            f"num_steps={flow.num_steps + flow.num_refine_steps})"
+            f"num_steps={method.num_steps + method.num_refine_steps})"
         )
 
     @functools.cached_property
@@ -181,11 +187,12 @@ class Sampler:
     @functools.cached_property
     def _draw(self) -> ArraySampler:
         draw = samplers.make_sampler(self.problem)
-        return jax.jit(lambda *arguments: draw(*arguments).refined)
+        return jax.jit(lambda *arguments: draw(*arguments)["refined"])
 
     @functools.cached_property
     def _start(self) -> ArraySampler:
-        return jax.jit(samplers.make_start_sampler(self.problem))
+        draw = samplers.make_sampler(self.problem, ("prior",))
+        return jax.jit(lambda *arguments: draw(*arguments)["prior"])
 
     @functools.cached_property
     def _path(self) -> ArraySampler:
@@ -232,7 +239,10 @@ class Sampler:
             draw(*self._arguments(key), {n: a[first : first + size] for n, a in batch.items()})
             for first in range(0, padded, size)
         ]
-        return jnp.concatenate(parts)[:num_samples]
+        return self._unit_of_data(jnp.concatenate(parts)[:num_samples])
+
+    def _unit_of_data(self, x: Array) -> Array:
+        return jnp.asarray(self.scale * x + self.shift, x.dtype)
 
 
 def _check_positive(name: str, value: int) -> None:
@@ -274,10 +284,12 @@ def pretrained(name: str | Path) -> Sampler:
     prior = _prior(config["prior"], config["event_shape"], arrays.get("prior", {}))
     denoiser = networks.Denoiser(**config["denoiser"]) if "denoiser" in config else None
     problem = Problem(
+        method=FDRL(
+            loss=config["loss"],
+            divergence=_divergence(config["divergence"]),
+            **config["flow"],
+        ),
         estimator=Estimator.from_network(_network(config["network"])),
-        bregman=config["loss"],
-        divergence=_divergence(config["divergence"]),
-        flow=FlowParams(**config["flow"]),
         prior_sample=prior.sample,
         denoise=denoiser.denoise if denoiser else None,
     )
@@ -366,15 +378,10 @@ def _prior(
     if "frequencies" in arrays:  # Of a compact export, whose factor is [frequencies, k].
         arrays = dict(arrays)
         at = arrays.pop("frequencies").astype(int)
-        rows = _covariance.from_cosines(arrays["factor"].T, at, tuple(event_shape))
+        rows = _prior_fit.from_cosines(arrays["factor"].T, at, tuple(event_shape))
         arrays["factor"] = rows.T
     if arguments["name"] == "mixture":
-        means = arrays["mean"].reshape(-1, *event_shape)
-        stored = (arrays["weights"], means, arrays["factor"], arrays["remainder_scale"])
-        return priors.mixture(priors.Mixture(*stored, share_held=0.0), **others)
-    if arguments["name"] == "gaussian":
-        mean = arrays["mean"].reshape(event_shape)
-        return priors.gaussian(**{**others, **arrays, "mean": mean})
+        return priors.mixture(arrays, event_shape, **others)
     makers: dict[str, Callable[..., Prior]] = {
         "normal": priors.normal,
         "uniform": priors.uniform,

@@ -1,23 +1,9 @@
-"""The packaged training: state, step, samplers, random numbers by position, many devices."""
+"""The packaged training: problem, step, state, samplers, random numbers by position, devices."""
 
-from fdrl_jax.training import (
-    adversarial,
-    augmentation,
-    parallel,
-    problem,
-    rng,
-    samplers,
-    state,
-    steps,
-)
+from fdrl_jax.training import parallel, problem, rng, samplers, state, steps
 
-__all__ = [
-    "adversarial",
-    "augmentation",
-    "parallel",
-    "problem",
-    "rng",
-    "samplers",
-    "state",
-    "steps",
-]
+__all__ = ["parallel", "problem", "rng", "samplers", "state", "steps"]
+
+
+def __dir__() -> list[str]:
+    return __all__

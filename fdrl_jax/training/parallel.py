@@ -11,17 +11,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.experimental import multihost_utils
 
 AXIS = "replicas"
-
-# Which arguments of a mapped function have a leading axis of replicas; the others are shared.
-_STEP_AXES = (None, 0, 0, 0, None, None)
-_STATE = (1,)  # The argument of a step whose buffers are donated.
-_SAMPLER_AXES = (None, 0, 0, 0)
 
 
 def replicate(tree: Any) -> Any:
@@ -35,23 +29,6 @@ def replicate(tree: Any) -> Any:
         return _on_local_devices([one] * jax.local_device_count())
 
     return jax.tree.map(copy, tree)
-
-
-def distribute(array: Any) -> jax.Array:
-    """Distributes the rows of an array over the devices of all processes, which all must have it.
-
-    Returns:
-      [devices of this process, N/n, ...] for an array [N, ...] and `n` replicas.
-
-    Raises:
-      ValueError: if the rows do not divide over the replicas.
-    """
-    size, rest = divmod(len(array), num_replicas())
-    if rest:
-        raise ValueError(f"{len(array)} rows do not divide over {num_replicas()} replicas")
-    first = jax.process_index() * jax.local_device_count()
-    replicas = range(first, first + jax.local_device_count())
-    return _on_local_devices([array[None, i * size : (i + 1) * size] for i in replicas])
 
 
 def unreplicate(tree: Any) -> Any:
@@ -102,40 +79,19 @@ def map_steps(repeated_step: Callable[..., Any]) -> Any:
     Key, count of steps and offset of batches are shared; the other arguments have a leading axis of
     replicas. All six are positional. The buffers of the state are donated.
     """
-    return jax.pmap(repeated_step, axis_name=AXIS, in_axes=_STEP_AXES, donate_argnums=_STATE)
+    return jax.pmap(
+        repeated_step, axis_name=AXIS, in_axes=(None, 0, 0, 0, None, None), donate_argnums=1
+    )
 
 
 def map_sampler(sampler: Callable[..., Any]) -> Any:
     """Maps `(key, variables, constants, batch) -> samples` over devices, which share the key."""
-    return jax.pmap(sampler, axis_name=AXIS, in_axes=_SAMPLER_AXES)
+    return jax.pmap(sampler, axis_name=AXIS, in_axes=(None, 0, 0, 0))
 
 
 def map_segment(segment: Callable[..., Any]) -> Any:
     """Maps `samplers.make_segment` over devices, which share the key and the first step."""
     return jax.pmap(segment, axis_name=AXIS, in_axes=(None, 0, 0, 0, None))
-
-
-def lower_steps(
-    repeated_step: Callable[..., Any], devices: Sequence[jax.Device], arguments: tuple[Any, ...]
-) -> Any:
-    """Lowers the function of `map_steps` for devices that this machine may not have.
-
-    Args:
-      repeated_step: as for `map_steps`.
-      devices: of any number of hosts, such as those of `jax.experimental.topologies`.
-      arguments: shapes and dtypes of one replica's arguments.
-
-    Returns:
-      A `jax.stages.Lowered`.
-    """
-    return _lower(repeated_step, devices, arguments, _STEP_AXES, _STATE)
-
-
-def lower_sampler(
-    sampler: Callable[..., Any], devices: Sequence[jax.Device], arguments: tuple[Any, ...]
-) -> Any:
-    """Lowers the function of `map_sampler`, as `lower_steps` does."""
-    return _lower(sampler, devices, arguments, _SAMPLER_AXES)
 
 
 def local_batch_size(global_batch_size: int, num: int | None = None) -> int:
@@ -208,17 +164,6 @@ def first_process_says(flag: bool) -> bool:
     return bool(any_process(flag and is_first_process())) if jax.process_count() > 1 else flag
 
 
-def divergent_replicas(tree: Any) -> list[int]:
-    """Returns which replicas of a replicated pytree differ in any bit from most of them.
-
-    Costs a pass over the tree on each device and a number a device between them. One changed word
-    always shows; more changes cancel with a chance of 2^-32.
-    """
-    sums = np.asarray(unreplicate(_checksums()(tree)))
-    values, counts = np.unique(sums, return_counts=True)
-    return [int(i) for i in np.flatnonzero(sums != values[np.argmax(counts)])]
-
-
 def _on_local_devices(arrays: Sequence[Any]) -> jax.Array:
     """Copies arrays [1, ...] to one local device each, and joins them along the first axis."""
     devices = [d for d in jax.devices() if d.process_index == jax.process_index()]
@@ -230,60 +175,6 @@ def _on_local_devices(arrays: Sequence[Any]) -> jax.Array:
     )
 
 
-def _lower(
-    function: Callable[..., Any],
-    devices: Sequence[jax.Device],
-    arguments: tuple[Any, ...],
-    in_axes: tuple[int | None, ...],
-    donate_argnums: tuple[int, ...] = (),
-) -> Any:
-    """Maps by `jit` of `shard_map`, which `pmap` is inside; `pmap` wants this process's devices."""
-    mesh = jax.sharding.Mesh(np.array(devices), (AXIS,))
-    spec = jax.sharding.PartitionSpec
-    specs = tuple(spec() if axis is None else spec(AXIS) for axis in in_axes)  # type: ignore[no-untyped-call]
-
-    def of_replica(*parts: Any) -> Any:
-        own = [
-            part if axis is None else jax.tree.map(lambda a: a[0], part)
-            for part, axis in zip(parts, in_axes, strict=True)
-        ]
-        return jax.tree.map(lambda a: a[None], function(*own))
-
-    def shapes(argument: Any, axis: int | None, spec_of: Any) -> Any:
-        sharding = jax.sharding.NamedSharding(mesh, spec_of)
-        lead = () if axis is None else (len(devices),)
-
-        def shape(a: Any) -> Any:
-            struct: Any = jax.ShapeDtypeStruct
-            return struct((*lead, *a.shape), a.dtype, sharding=sharding)
-
-        return jax.tree.map(shape, argument)
-
-    out_specs = spec(AXIS)  # type: ignore[no-untyped-call]
-    mapped = jax.shard_map(
-        of_replica, mesh=mesh, in_specs=specs, out_specs=out_specs, check_vma=False
-    )
-    jitted = jax.jit(mapped, donate_argnums=donate_argnums)
-    return jitted.lower(*map(shapes, arguments, in_axes, specs))
-
-
 @functools.cache
 def _max_over_replicas() -> Any:
     return jax.pmap(lambda flag: lax.all_gather(flag, AXIS).max(), axis_name=AXIS)
-
-
-@functools.cache
-def _checksums() -> Any:
-    def gathered(tree: Any) -> jax.Array:
-        total = jnp.uint32(0)
-        for leaf in jax.tree.leaves(tree):
-            # 64 bits become two words: one alone would lose half of them.
-            unsigned = jnp.dtype(f"uint{8 * min(leaf.dtype.itemsize, 4)}")
-            words = leaf.ravel().view(unsigned).astype(jnp.uint32)
-            # Odd weights have inverses modulo 2^32, so that no single change is lost.
-            weights = 2 * jnp.arange(words.size, dtype=jnp.uint32) + 1
-            total = 31 * total + jnp.sum(words * weights, dtype=jnp.uint32)
-        sums: jax.Array = lax.all_gather(total, AXIS)
-        return sums
-
-    return jax.pmap(gathered, axis_name=AXIS)

@@ -1,4 +1,4 @@
-"""A learning problem as functions and hyper-parameters, for training steps and samplers."""
+"""A learning problem as functions and a method, for training steps and samplers."""
 
 import functools
 from collections.abc import Callable
@@ -10,20 +10,24 @@ from flax import linen as nn
 
 from fdrl_jax import networks
 from fdrl_jax._labels import one_or_nan
-from fdrl_jax.bregman import Bregman
-from fdrl_jax.divergences import FDivergence, Output
 from fdrl_jax.langevin import Potential
 from fdrl_jax.method import FDRL
 from fdrl_jax.priors import Batch
 from fdrl_jax.training.state import Variables
+
+__all__ = ["Condition", "Constants", "Estimator", "Problem"]
 
 Array = jax.Array
 # `(estimator, arrays of a classifier, batch) -> conditioned estimator`.
 Condition = Callable[[Callable[[Array], Array], Any, Batch], Callable[[Array], Array]]
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 class Estimator(NamedTuple):
-    """A density-ratio network as two functions.
+    """A density-ratio network as functions.
 
     It estimates the ratio of flowed samples over data, `r = q~/p`, or its logarithm. For a network
     of this package use `Estimator.from_network`, which also sets `refresh` and `prepare`.
@@ -33,8 +37,7 @@ class Estimator(NamedTuple):
         `takes_labels`, `(variables, x, labels [B]) -> [B]`.
       refresh: `variables -> variables`, called once before each training step, and on the averaged
         variables after it. It updates variables that are not trained by gradients (the vectors of
-        spectral normalisation). The flow and the loss of the step, and sampling, use them as
-        constants.
+        spectral normalisation), which flow, loss and sampling use as constants.
       prepare: `variables -> variables` with which `apply` gives the same outputs at a lower cost,
         for instance by casting weights to bfloat16 and dividing them by spectral norms in advance.
         It is called once before a flow, never on variables that are differentiated. Averaged
@@ -50,13 +53,13 @@ class Estimator(NamedTuple):
     takes_labels: bool = False
 
     @classmethod
-    def from_network(cls, network: nn.Module) -> Self:
+    def from_network(cls, network: nn.Module, *, takes_labels: bool | None = None) -> Self:
         """Returns the estimator of a Flax module that maps [B, ...] to [B].
 
-        A residual network with `num_outputs` has one output per class, and the label of an example
-        selects one of them; a label that is out of range gives NaN. The vectors of spectral
-        normalisation, if any, are updated once per step. For a module with other variables to
-        update, construct an `Estimator` with your own `refresh`.
+        With `takes_labels`, by default that of a residual network with `num_outputs`, it maps to
+        [B, C], and the label of an example selects an output; one out of range gives NaN. For a
+        module with variables to update other than the vectors of spectral normalisation, construct
+        an `Estimator`.
         """
 
         def apply(variables: Variables, x: Array) -> Array:
@@ -69,15 +72,13 @@ class Estimator(NamedTuple):
             chosen = jnp.take_along_axis(outputs, labels[:, None], axis=1)[:, 0]
             return one_or_nan(labels, outputs.shape[1]) * chosen
 
+        if takes_labels is None:
+            takes_labels = getattr(network, "num_outputs", None) is not None
+        chosen = apply_by_class if takes_labels else apply
         if not isinstance(network, (networks.MLP, networks.ResNet)):
-            return cls(apply, networks.update_vectors)
-        by_class = isinstance(network, networks.ResNet) and network.num_outputs is not None
-        return cls(
-            apply_by_class if by_class else apply,
-            networks.update_vectors,
-            functools.partial(networks.prepare, network),
-            takes_labels=by_class,
-        )
+            return cls(chosen, networks.update_vectors, takes_labels=takes_labels)
+        prepare = functools.partial(networks.prepare, network)
+        return cls(chosen, networks.update_vectors, prepare, takes_labels)
 
     def of(self, variables: Variables, batch: Batch) -> Callable[[Array], Array]:
         """Returns `x [B, ...] -> [B]` with these variables, and the labels of a batch if needed.
@@ -104,17 +105,6 @@ class Estimator(NamedTuple):
         return (jnp.asarray(batch["label"]),)
 
 
-class FlowParams(NamedTuple):
-    """The hyper-parameters of the flow of `FDRL`, by the same names."""
-
-    num_steps: int
-    step_size: float
-    noise_scale: float
-    num_refine_steps: int = 0
-    step_size_decay: float = 1.0
-    unroll: int = 1
-
-
 class Constants(NamedTuple):
     """Arrays that steps and samplers read and never change.
 
@@ -130,13 +120,11 @@ class Constants(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """An estimator, trained by a Bregman loss, that drives a flow from a prior.
+    """A method and its estimator, whose flow starts from a prior.
 
     Attributes:
-      estimator: the network.
-      bregman: the loss, or its name; its `output` is what the network returns.
-      divergence: the f-divergence whose first variation is the potential, or its name.
-      flow: hyper-parameters of the flow.
+      method: loss, divergence, flow and gradient penalty.
+      estimator: the network, which returns `method.output`.
       prior_sample: `(params, keys [B], batch) -> x_0 [B, ...]`, as in `priors.Prior`.
       condition: `(estimator x -> [B], arrays of a classifier, batch) -> estimator`, for instance
         with `compose.condition`; or `None`. It is applied in sampling and never in training.
@@ -145,43 +133,21 @@ class Problem(NamedTuple):
         variables, and is applied to refined samples. See `networks.Denoiser`.
     """
 
+    method: FDRL
     estimator: Estimator
-    bregman: str | Bregman
-    divergence: str | FDivergence
-    flow: FlowParams
     prior_sample: Callable[[Any, Array, Batch], Array]
     condition: Condition | None = None
     denoise: Callable[[Variables, Array], Array] | None = None
 
-    @property
-    def method(self) -> FDRL:
-        """The loss, the divergence and the flow as one object, without a gradient penalty.
-
-        Raises:
-          TypeError: as for `FDRL`.
-          ValueError: as for `FDRL`.
-        """
-        return FDRL(loss=self.bregman, divergence=self.divergence, **self.flow._asdict())
-
-    @property
-    def output(self) -> Output:
-        """What the network returns: "ratio" or "log_ratio"."""
-        return self.method.output
-
-    def potential(self, variables: Variables, batch: Batch | None = None) -> Potential:
+    def potential(
+        self, variables: Variables, batch: Batch | None = None, constants: Constants | None = None
+    ) -> Potential:
         """Returns the potential `f'(r(x))` of the estimator with these variables (eq. 5).
 
-        If the estimator takes labels, they are those of the batch.
+        With constants, it is that of sampling, conditioned if there is a condition (eq. 12). If the
+        estimator takes labels, they are those of the batch.
         """
-        prepared = self.estimator.prepare(variables)
-        return self.method.potential(self.estimator.of(prepared, batch or {}))
-
-    def sampling_potential(
-        self, variables: Variables, constants: Constants, batch: Batch
-    ) -> Potential:
-        """Returns the potential for sampling, conditioned if there is a condition (eq. 12)."""
-        if self.condition is None:
-            return self.potential(variables, batch)
-        prepared = self.estimator.prepare(variables)
-        estimator = self.condition(self.estimator.of(prepared, batch), constants.classifier, batch)
+        estimator = self.estimator.of(self.estimator.prepare(variables), batch or {})
+        if self.condition is not None and constants is not None:
+            estimator = self.condition(estimator, constants.classifier, batch or {})
         return self.method.potential(estimator)

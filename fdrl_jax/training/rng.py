@@ -13,19 +13,25 @@ import jax.numpy as jnp
 
 from fdrl_jax import _keys
 
+__all__ = ["Stream", "batch_positions", "example_keys", "root_key", "stream_key"]
+
 Array = jax.Array
 
 
-class Stream(enum.IntEnum):
+def __dir__() -> list[str]:
+    return __all__
+
+
+class Stream(enum.Enum):
     """The purposes of random numbers, each with an independent stream."""
 
-    INIT = 0
-    DATA = 1
-    DEQUANTISATION = 2
-    PRIOR = 3
-    FLOW = 4
-    SAMPLE = 5  # Root of the streams of sampling, which keeps them apart from those of training.
-    ACCEPT = 6  # Of sampling only.
+    INIT = enum.auto()
+    DATA = enum.auto()
+    AUGMENTATION = enum.auto()
+    DEQUANTISATION = enum.auto()
+    PRIOR = enum.auto()
+    FLOW = enum.auto()
+    SAMPLE = enum.auto()  # Root of the streams of sampling, which keeps them apart from training's.
 
 
 def root_key(seed: int) -> Array:

@@ -8,8 +8,14 @@ import optax
 
 from fdrl_jax._precision import at_least_float32
 
+__all__ = ["TrainState", "apply_gradients", "create"]
+
 Array = jax.Array
 Variables = dict[str, Any]
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 class TrainState(NamedTuple):

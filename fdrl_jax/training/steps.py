@@ -5,9 +5,8 @@ over devices, and you can call it inside your own `jax.jit`. The random key is a
 another seed needs no compilation, and `jax.vmap` over keys trains several seeds at once.
 """
 
-import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
@@ -17,11 +16,13 @@ from jax import lax
 
 from fdrl_jax import _keys
 from fdrl_jax.langevin import as_floating, vary_over
-from fdrl_jax.method import Metrics
+from fdrl_jax.method import Metrics, objective
 from fdrl_jax.priors import Batch
 from fdrl_jax.training import rng, state
 from fdrl_jax.training.problem import Constants, Problem
 from fdrl_jax.training.state import TrainState, Variables
+
+__all__ = ["TrainStep", "from_gradients", "make_train_step", "repeat_steps"]
 
 Array = jax.Array
 # `(variables, key, constants, host batch, positions [B]) -> (gradients, metrics)`.
@@ -32,6 +33,10 @@ _DENOISED_FRACTION = 0.25
 # Samples deviate from data by more than the noise that data have, so it learns to remove more of
 # it; see docs/failing.md for other factors.
 _DENOISED_NOISE = 2.0
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 class TrainStep(Protocol):
@@ -61,9 +66,7 @@ def make_train_step(
     ema_rate: float = 0.998,
     ema_ramp: bool = False,
     dequantisation: float = 0.0,
-    gradient_penalty: float = 0.0,
     gradient_penalty_fraction: float = 1.0,
-    num_micro_batches: int = 1,
     axis_name: str | None = None,
 ) -> TrainStep:
     """Builds the training step (algorithm 1).
@@ -74,11 +77,11 @@ def make_train_step(
     on the key and on the position of the example.
 
     If the problem has a denoiser, the same update trains it by its squared error on the data with
-    twice the dequantisation noise, a quarter of each micro-batch. The gradients of the estimator do
-    not depend on it, but both count in a clipped norm.
+    twice the dequantisation noise, a quarter of the batch. The gradients of the estimator do not
+    depend on it, but both count in a clipped norm.
 
     Args:
-      problem: estimator, loss, divergence, flow, prior and denoiser.
+      problem: method, estimator, prior and denoiser.
       optimizer: an Optax optimizer. It receives the loss as `value`, which some optimizers need.
       draw: `(data arrays, host batch, key, positions [B]) -> batch`, a pure function that runs on
         the device and returns the data under "real", [B, ...], and for an estimator that takes
@@ -88,10 +91,9 @@ def make_train_step(
       ema_rate: decay of the moving average of the parameters, in [0, 1).
       ema_ramp: see `state.apply_gradients`.
       dequantisation: standard deviation of the Gaussian noise that is added to data.
-      gradient_penalty: see `FDRL`.
-      gradient_penalty_fraction: fraction of each micro-batch, see `FDRL`.
-      num_micro_batches: number of equal parts of the batch. Flow and gradient process one part
-        after the other, which saves memory and gives the result of the whole batch.
+      gradient_penalty_fraction: the fraction of the batch, above 0 and at most 1, that the gradient
+        penalty of the method is computed on. A penalised example needs a second derivative, which
+        costs more than the gradient of the loss. A quarter of the batch is often enough.
       axis_name: mapped axis over which gradients and metrics are averaged, if any.
 
     Returns:
@@ -99,18 +101,17 @@ def make_train_step(
       its error, "denoising_loss", which "loss" does not include.
 
     Raises:
-      ValueError: if the divergence does not work with the loss, if the penalty is negative, if the
-        micro-batches do not divide the batch, or for a denoiser without dequantisation. When the
+      ValueError: for a fraction out of its range, or a denoiser without dequantisation. When the
         step is traced, also if the number of data or prior samples is not the batch size; see also
         `FDRL.objective`.
     """
     if problem.denoise and not dequantisation:
         raise ValueError("a denoiser needs dequantisation above 0, the noise that it removes")
-    method = dataclasses.replace(
-        problem.method,
-        gradient_penalty=gradient_penalty,
-        gradient_penalty_fraction=gradient_penalty_fraction,
-    )
+    if not 0 < gradient_penalty_fraction <= 1:
+        raise ValueError(
+            "gradient_penalty_fraction must be above 0 and at most 1, got "
+            f"{gradient_penalty_fraction}"
+        )
 
     def loss_and_grads(
         variables: Variables, key: Array, constants: Constants, host_batch: Any, positions: Array
@@ -136,13 +137,15 @@ def make_train_step(
         prepared = problem.estimator.prepare(variables)
 
         def loss_fn(params: Any) -> tuple[Array, Metrics]:
-            loss, record = method.objective(
+            loss, record = objective(
+                problem.method,
                 rng.example_keys(key, rng.Stream.FLOW, positions),
-                real,
-                x0,
                 lambda *x: problem.estimator.apply({**variables, "params": params}, *x),
+                real=real,
+                x0=x0,
                 labels=(labels[0], labels[0]) if labels else None,
-                flow_estimator_fn=lambda *x: problem.estimator.apply(prepared, *x),
+                flow_estimator=lambda *x: problem.estimator.apply(prepared, *x),
+                penalised=gradient_penalty_fraction,
             )
             if problem.denoise is None:
                 return loss, record.metrics
@@ -162,7 +165,6 @@ def make_train_step(
         refresh=problem.estimator.refresh,
         ema_rate=ema_rate,
         ema_ramp=ema_ramp,
-        num_micro_batches=num_micro_batches,
         axis_name=axis_name,
     )
 
@@ -175,12 +177,11 @@ def from_gradients(
     refresh: Callable[[Variables], Variables] = lambda variables: variables,
     ema_rate: float = 0.998,
     ema_ramp: bool = False,
-    num_micro_batches: int = 1,
     axis_name: str | None = None,
 ) -> TrainStep:
     """Builds a training step from a function that computes gradients.
 
-    Adds micro-batches, the average over replicas and the update of the state.
+    Adds the average over replicas and the update of the state.
 
     Args:
       loss_and_grads: `(variables, key, constants, host batch, positions [B]) -> (grads, metrics)`.
@@ -191,19 +192,11 @@ def from_gradients(
       refresh: see `problem.Estimator`.
       ema_rate: see `make_train_step`.
       ema_ramp: see `make_train_step`.
-      num_micro_batches: see `make_train_step`.
       axis_name: see `make_train_step`.
 
     Returns:
       A `TrainStep`, with "grad_norm" added to the metrics.
-
-    Raises:
-      ValueError: if the micro-batches do not divide the batch.
     """
-    if num_micro_batches < 1 or batch_size % num_micro_batches:
-        raise ValueError(
-            f"a batch of {batch_size} does not divide into {num_micro_batches} micro-batches"
-        )
     axes = () if axis_name is None else (axis_name,)
     # Under jit, a second call with the same shapes does not trace the function again.
     loss_and_grads = jax.jit(loss_and_grads)
@@ -222,11 +215,7 @@ def from_gradients(
         # gradients of the shared array, and the mean below would return this sum.
         variables = vary_over(train_state.variables, axes)
 
-        def of_part(part: Any) -> tuple[Any, Metrics]:
-            result: tuple[Any, Metrics] = loss_and_grads(variables, key, constants, *part)
-            return result
-
-        grads, metrics = _mean_over_parts(of_part, (host_batch, positions), num_micro_batches, axes)
+        grads, metrics = loss_and_grads(variables, key, constants, host_batch, positions)
         if axis_name is not None:
             grads, metrics = lax.pmean((grads, metrics), axis_name)  # type: ignore[no-untyped-call]
         after = state.apply_gradients(
@@ -291,25 +280,3 @@ def repeat_steps(
         return done
 
     return run
-
-
-def _mean_over_parts(
-    function: Callable[[Any], tuple[Any, Metrics]],
-    inputs: Any,
-    num_parts: int,
-    axes: Sequence[str],
-) -> tuple[Any, Metrics]:
-    """Averages gradients and metrics over equal parts of the batch, one part after the other."""
-    if num_parts == 1:
-        return function(inputs)
-    parts = jax.tree.map(lambda a: a.reshape(num_parts, -1, *a.shape[1:]), inputs)
-    shapes = jax.eval_shape(function, jax.tree.map(lambda a: a[0], parts))
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    zeros = vary_over(zeros, axes)
-
-    def body(total: Any, part: Any) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, total, function(part)), None
-
-    total, _ = lax.scan(body, zeros, parts)
-    mean: tuple[Any, Metrics] = jax.tree.map(lambda a: a / num_parts, total)
-    return mean

@@ -4,13 +4,20 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fdrl_jax import bregman, divergences, priors
+from fdrl_jax import FDRL, priors
 from fdrl_jax.training import rng, state, steps
-from fdrl_jax.training.problem import Constants, Estimator, FlowParams, Problem
+from fdrl_jax.training.problem import Constants, Estimator, Problem
 
 OPTIMIZER = optax.adam(0.05)
 KEY = rng.root_key(3)
-PRIOR = priors.gaussian(jnp.array([0.2, -0.1]), 0.5 * jnp.eye(2), clip=None)
+PRIOR = priors.mixture(
+    {
+        "weights": jnp.ones(1),
+        "mean": jnp.array([[0.2, -0.1]]),
+        "factor": 0.5 * jnp.eye(2),
+    },
+    (2,),
+)
 CONSTANTS = Constants(data=jnp.array([0.1, 0.4]), prior=PRIOR.params)
 
 
@@ -44,15 +51,9 @@ def draw(data, host_batch, key, positions):
     return {"real": data + 0.3 * noise}
 
 
-def problem(estimator=ESTIMATOR, prior_sample=PRIOR.sample, **flow):
-    flow = {"num_steps": 4, "step_size": 0.1, "noise_scale": 0.2, "num_refine_steps": 2} | flow
-    return Problem(
-        estimator=estimator,
-        bregman=bregman.LR,
-        divergence=divergences.KL,
-        flow=FlowParams(**flow),
-        prior_sample=prior_sample,
-    )
+def problem(estimator=ESTIMATOR, prior_sample=PRIOR.sample, **options):
+    defaults = {"num_steps": 4, "step_size": 0.1, "noise_scale": 0.2, "num_refine_steps": 2}
+    return Problem(FDRL(**(defaults | options)), estimator, prior_sample)
 
 
 def train_step(of_problem=None, **options):

@@ -84,7 +84,7 @@ def test_the_recipe_for_devices_averages_their_gradients_and_gives_each_its_own_
 
         def loss(params):
             estimator = jax.tree_util.Partial(space["net"].apply, params)
-            return space["method"].objective(flow_key, real, x0, estimator)[0]
+            return space["method"].objective(flow_key, estimator, real=real, x0=x0)[0]
 
         return jax.grad(loss)(params)
 

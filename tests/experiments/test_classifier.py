@@ -4,13 +4,12 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import classifier, experiment, run, settings
+from experiments import adversarial, classifier, experiment, run, settings
 from experiments.data import load
 from experiments.errors import UserError
 from experiments.files import sha256_of_arrays
 from fdrl_jax import networks
 from fdrl_jax.training import parallel
-from fdrl_jax.training.augmentation import shifted
 
 CLASSES, SHAPE = tuple("0123456789"), (8, 8, 1)
 
@@ -123,9 +122,26 @@ def test_features_are_the_input_of_the_last_affine_map():
 def test_shifts_are_at_most_the_given_length_and_depend_only_on_positions():
     images = np.zeros((40, 9, 9, 1), np.float32)
     images[:, 4, 4] = 1.0
-    key, positions = jax.random.key(0), np.arange(40)
-    moved = np.asarray(shifted(key, positions, images, 2))
+    keys = jax.random.split(jax.random.key(0), 40)
+    moved = np.asarray(adversarial.shifted(keys, images, 2))
     places = np.argwhere(moved[..., 0] == 1.0)[:, 1:]
     assert len(places) == 40, "a point in the middle stays in the image"
     assert set((places - 4).ravel()) == {-2, -1, 0, 1, 2}
-    np.testing.assert_array_equal(shifted(key, positions[7:], images[7:], 2), moved[7:])
+    np.testing.assert_array_equal(adversarial.shifted(keys[7:], images[7:], 2), moved[7:])
+
+
+def linear(x):
+    """Logits whose difference is linear, so the worst perturbation is along the weights."""
+    weights = np.array([0.6, -0.8], np.float32)
+    return jax.numpy.stack([jax.numpy.zeros(len(x)), x @ weights], axis=-1)
+
+
+def test_the_worst_perturbation_of_a_linear_classifier_is_found_on_the_ball():
+    x, labels = np.float32([[0.1, 0.2], [0.9, -0.3]]), np.array([0, 1])
+    moved = adversarial.perturb(linear, x, labels, adversarial.Attack(0.5, 5))
+    np.testing.assert_allclose(moved, x + 0.5 * np.array([[0.6, -0.8], [-0.6, 0.8]]), atol=1e-5)
+    np.testing.assert_array_equal(
+        adversarial.perturb(linear, x, labels, adversarial.Attack(0.0, 5)), x
+    )
+    at_edge = adversarial.perturb(linear, np.sign(x), labels, adversarial.Attack(0.5, 5))
+    assert np.abs(at_edge).max() <= 1.0

@@ -12,9 +12,9 @@ import pytest
 
 import fdrl_jax as fdrl
 from examples.authors_weights import torch_shapes
-from fdrl_jax import bregman, priors
+from fdrl_jax import FDRL, bregman, priors
 from fdrl_jax.training import rng, state, steps
-from fdrl_jax.training.problem import Constants, Estimator, FlowParams, Problem
+from fdrl_jax.training.problem import Constants, Estimator, Problem
 
 NAMES = sorted(golden.NETWORKS)
 # Rounding error of x in float32, a lower bound of the error of a difference of two positions.
@@ -128,10 +128,16 @@ def test_five_steps_of_training_equal_the_reference_values():
     net, variables, _ = load("mlp")
     with np.load(golden.FOLDER / "train_mlp_LSIF_Pearson.npz") as file:
         numbers = dict(file)
-    flow = FlowParams(int(numbers["K"]), step_size=float(numbers["eta"]), noise_scale=0.0)
+    method = FDRL(
+        loss="lsif",
+        divergence="pearson",
+        num_steps=int(numbers["K"]),
+        step_size=float(numbers["eta"]),
+        noise_scale=0.0,
+    )
     prior, optimizer = priors.batch("source"), optax.adam(float(numbers["lr"]))
     step = steps.make_train_step(
-        Problem(Estimator(net.apply), "lsif", "pearson", flow, prior.sample),
+        Problem(method, Estimator(net.apply), prior.sample),
         optimizer=optimizer,
         draw=lambda data, host_batch, key, positions: host_batch,  # Stored, with prior samples.
         batch_size=32,

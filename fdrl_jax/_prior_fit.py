@@ -1,0 +1,405 @@
+"""Fits a mixture of Gaussians to examples, in float64 on the host.
+
+The scatter matrix is a sum of `v vᵀ` over rows `v`. Each batch contributes its centred examples and
+one more row that accounts for the change of the mean (Chan, Golub and LeVeque, 1979). This avoids
+both cancellation and a second pass.
+"""
+
+import itertools
+import math
+import warnings
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+from scipy import fft, linalg
+from scipy.cluster.vq import kmeans2
+
+_BLOCK = 1_024  # Rows of a D x D matrix per block.
+_BATCH = 1_000  # Examples per batch.
+_NUM_DIRECTIONS = 50  # In which distances between examples are computed.
+_NUM_ROUNDS = 30  # Of k-means.
+_DEFAULT_RANK, _CLUSTER_RANK, _CLASS_RANK = 512, 50, 100
+# Up to 64 x 64 x 3 the full covariance is used, whose factor needs at most 604 MB.
+MAX_EXACT_SIZE = 12_288
+# Of an automatic number of clusters. With fewer examples in each, samples of the prior are too
+# similar to the training data, and sets of fewer clusters gain little from them.
+_EXAMPLES_PER_CLUSTER, _MIN_CLUSTERS, _MAX_CLUSTERS = 70, 30, 100
+
+
+class Fitted(NamedTuple):
+    """A mixture of M Gaussians, `Σ_m w_m N(μ_m, F_m F_mᵀ + C diag(s_m²) Cᵀ)`.
+
+    The columns of `C` are the cosines of the orthonormal discrete cosine transform.
+
+    Attributes:
+      weights: `w`, [M], which sum to 1; or [C, M], with a row for the samples of each class.
+      mean: `μ`, [M, D].
+      factor: all `F` side by side, [D, M k], float32.
+      remainder_scale: `s`, [M, ...], float32; or `None` if the factors are exact.
+      share_held: share of the variance within components that the factors explain.
+    """
+
+    weights: np.ndarray
+    mean: np.ndarray
+    factor: np.ndarray
+    remainder_scale: np.ndarray | None
+    share_held: float
+
+
+def choose(
+    num_examples: int,
+    size: int,
+    *,
+    num_components: int | None,
+    rank: int | None,
+    num_classes: int | None = None,
+) -> tuple[int, int]:
+    """Returns the number of Gaussians (of each class) and their rank, 0 for a full covariance.
+
+    `None` are usual numbers: of components one that fits the number of examples, 1 if there are too
+    few, whose factor is at most as large as that of the largest full covariance; and of ranks at
+    most half of the mean number of examples per component.
+
+    Raises:
+      ValueError: for a rank above the size of an example.
+    """
+    if rank is not None and not 1 <= rank <= size:
+        raise ValueError(f"the rank must be from 1 to {size}, the size of an example, got {rank}")
+    num_sets = num_classes or 1
+    if num_components is None:
+        largest = MAX_EXACT_SIZE**2 // ((rank or min(_CLUSTER_RANK, size)) * size)
+        found = min(num_examples // _EXAMPLES_PER_CLUSTER, _MAX_CLUSTERS, largest)
+        num_components = max(found // num_sets, 1) if found >= _MIN_CLUSTERS else 1
+    if num_components > 1:
+        # Generated points have no number of examples.
+        half = max(num_examples // (2 * num_components * num_sets), 1) if num_examples else size
+        return num_components, rank or min(_CLUSTER_RANK, size, half)
+    if num_classes:
+        return 1, rank or min(_CLASS_RANK, size)
+    return 1, rank or (0 if size <= MAX_EXACT_SIZE else _DEFAULT_RANK)
+
+
+def fit_one(examples: Iterable[np.ndarray], rank: int, jitter: float) -> Fitted:
+    """Fits one Gaussian to batches of examples in one pass.
+
+    N examples of a size above N have a covariance of a rank below N, so that a factor of N columns
+    represents it exactly.
+
+    Raises:
+      ValueError: if there are no examples, or one is not finite.
+    """
+    if rank:
+        part = low_rank(examples, rank)
+        factor, scale = _with_remainder(part, jitter)
+        return Fitted(np.ones(1), part.mean[None], factor, scale[None], part.share_held)
+    rows, first = iter(examples), list[np.ndarray]()
+    while not first or sum(map(len, first)) < math.prod(first[0].shape[1:]):
+        if (batch := next(rows, None)) is None:
+            return _of_few(first, jitter)
+        first.append(np.asarray(batch))
+    num, mean, scatter = moments(itertools.chain(first, rows))
+    first.clear()  # Frees memory for the decomposition.
+    factor = covariance_factor(scatter / num, jitter)
+    return Fitted(np.ones(1), mean[None], factor, None, 1.0)
+
+
+def fit_mixture(
+    examples: np.ndarray,
+    num_components: int,
+    rank: int,
+    jitter: float,
+    *,
+    labels: np.ndarray | None = None,
+    seed: int = 0,
+) -> Fitted:
+    """Fits a Gaussian of a rank to each cluster of the examples, or of those of each class.
+
+    Raises:
+      ValueError: if a class has no examples, one example is not finite, the labels are not one
+        integer per example, or there are too many components.
+    """
+    if labels is not None:
+        labels = np.asarray(labels)
+        if labels.shape != (len(examples),) or not np.issubdtype(labels.dtype, np.integer):
+            raise ValueError(
+                f"labels must be one integer per example, ({len(examples)},), got {labels.shape}"
+            )
+        of_classes = np.bincount(labels)
+        if not of_classes.all():
+            missing = int(np.argmin(of_classes))
+            raise ValueError(f"label {missing} of {len(of_classes)} has no examples")
+    components = clusters(examples, num_components, labels=labels, seed=seed)
+    counts = np.bincount(components)
+    weights = counts / len(examples)
+    if labels is not None:
+        weights = np.zeros((len(of_classes), len(counts)))
+        np.add.at(weights, (labels, components), 1.0)
+        weights /= of_classes[:, None]
+    parts = [
+        low_rank(batches(examples[components == number]), rank) for number in range(len(counts))
+    ]
+    factors, scales = zip(*(_with_remainder(part, jitter) for part in parts), strict=True)
+    held = sum(n * part.variances.sum() for n, part in zip(counts, parts, strict=True))
+    total = sum(n * part.spectrum.sum() for n, part in zip(counts, parts, strict=True))
+    return Fitted(
+        weights=weights,
+        mean=np.stack([part.mean for part in parts]),
+        factor=np.concatenate(factors, axis=1),
+        remainder_scale=np.stack(scales),
+        share_held=float(held / total) if total else 1.0,
+    )
+
+
+def clusters(
+    examples: np.ndarray, num: int, *, labels: np.ndarray | None = None, seed: int = 0
+) -> np.ndarray:
+    """Assigns examples to clusters: k-means in the leading 50 principal directions of the data.
+
+    With labels, each class has clusters of its own, at most as many as it has examples. Clusters
+    that lose all examples are left out, so that every number up to the largest occurs.
+
+    Reference: Arthur and Vassilvitskii, "k-means++: the advantages of careful seeding", SODA 2007.
+    """
+    if labels is not None:
+        found, first = np.zeros(len(examples), np.int32), 0
+        for own in (np.flatnonzero(labels == label) for label in np.unique(labels)):
+            found[own] = first + clusters(examples[own], min(num, len(own)), seed=seed)
+            first = int(found[own].max()) + 1
+        return found
+    if not 1 <= num <= len(examples):
+        raise ValueError(f"the number of components must be from 1 to {len(examples)}, got {num}")
+    if num == 1:
+        return np.zeros(len(examples), np.int32)
+    rows = examples.reshape(len(examples), -1)
+    part = low_rank(batches(examples), min(_NUM_DIRECTIONS, rows.shape[1]), seed)
+    projected = np.concatenate([(batch - part.mean) @ part.directions for batch in batches(rows)])
+    # The choice of centres fails if there are fewer different examples than clusters.
+    num_centres = min(num, len(np.unique(projected, axis=0)))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "One of the clusters is empty")
+        _, found = kmeans2(
+            projected, num_centres, _NUM_ROUNDS, minit="++", seed=np.random.default_rng(seed)
+        )
+    return np.unique(found, return_inverse=True)[1].astype(np.int32)
+
+
+class LowRank(NamedTuple):
+    """The leading eigenvectors of a covariance that is never formed.
+
+    Attributes:
+      num_examples: N.
+      mean: [D].
+      directions: [D, k], by decreasing variance. Those with a variance are orthonormal; if the data
+        have fewer than k such directions, the others have variance 0 and may have any length.
+      variances: along the directions, [k].
+      spectrum: the variance of each coefficient of the orthonormal discrete cosine transform (type
+        2, over all axes of an example), of the example's shape, exact. Its sum is the trace of the
+        covariance.
+    """
+
+    num_examples: int
+    mean: np.ndarray
+    directions: np.ndarray
+    variances: np.ndarray
+    spectrum: np.ndarray
+
+    @property
+    def share_held(self) -> float:
+        """Share of the total variance along the directions."""
+        total = self.spectrum.sum()
+        return float(self.variances.sum() / total) if total else 1.0
+
+
+def low_rank(examples: Iterable[np.ndarray], rank: int, seed: int = 0) -> LowRank:
+    """Computes mean, leading eigenvectors and spectrum of the covariance in one pass over batches.
+
+    This is a Nyström approximation from a random sketch `Y = Σ Ω` of twice the rank. It stores two
+    arrays of D x 2k and never a D x D matrix.
+
+    Reference: Tropp, Yurtsever, Udell and Cevher, "Fixed-rank approximation of a positive-
+    semidefinite matrix from streaming data", NeurIPS 2017, algorithm 3.
+    """
+    sketch: np.ndarray | None = None
+    for seen in _rows(examples):
+        if sketch is None:
+            size = seen.rows.shape[1]
+            total = np.zeros(seen.event_shape)
+            if not 1 <= rank <= size:
+                raise ValueError(f"the rank must be from 1 to {size}, got {rank}")
+            width = min(2 * rank + 10, size)
+            test = np.random.default_rng(seed).standard_normal((size, width))
+            sketch = np.zeros((size, width))
+        projected = seen.rows @ test
+        for top in range(0, len(sketch), _BLOCK):
+            sketch[top : top + _BLOCK] += seen.rows[:, top : top + _BLOCK].T @ projected
+        total += _spectrum(seen.rows, seen.event_shape)
+    if sketch is None:
+        raise ValueError(_NO_EXAMPLES)
+    sketch /= seen.num_examples
+    directions, variances = _nystroem(sketch, test, rank)
+    return LowRank(seen.num_examples, seen.mean, directions, variances, total / seen.num_examples)
+
+
+_NO_EXAMPLES = "a data-dependent prior needs at least one example, got none"
+
+
+def moments(examples: Iterable[np.ndarray]) -> tuple[int, np.ndarray, np.ndarray]:
+    """Returns N, mean [D] and scatter matrix `Σ (x - μ)(x - μ)ᵀ` [D, D], in one pass.
+
+    Reference: Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing
+    sample variances", 1979.
+    """
+    scatter: np.ndarray | None = None
+    for seen in _rows(examples):
+        size = seen.rows.shape[1]
+        if scatter is None:
+            scatter = np.zeros((size, size))
+        # The matrix is symmetric: only the blocks below the diagonal are computed.
+        for top in range(0, size, _BLOCK):
+            end = min(top + _BLOCK, size)
+            scatter[top:end, :end] += seen.rows[:, top:end].T @ seen.rows[:, :end]
+    if scatter is None:
+        raise ValueError(_NO_EXAMPLES)
+    for top in range(0, len(scatter), _BLOCK):
+        end = min(top + _BLOCK, len(scatter))
+        scatter[:top, top:end] = scatter[top:end, :top].T
+    return seen.num_examples, seen.mean, scatter
+
+
+def covariance_factor(covariance: np.ndarray, jitter: float) -> np.ndarray:
+    """Returns the Cholesky factor of `Σ + jitter I`: `Σ` of eq. 8, and the authors' jitter.
+
+    Raises:
+      ValueError: if the sum is not positive definite.
+    """
+    regularised = np.array(covariance, np.float64, order="F")
+    regularised[np.diag_indices_from(regularised)] += jitter
+    try:
+        factor = linalg.cholesky(regularised, lower=True, overwrite_a=True)
+    except linalg.LinAlgError:
+        raise ValueError(
+            f"the covariance plus {jitter:g} I is not positive definite; raise the jitter"
+        ) from None
+    return np.asarray(factor, np.float32, order="C")
+
+
+def from_cosines(
+    coefficients: np.ndarray, frequencies: np.ndarray, event_shape: tuple[int, ...]
+) -> np.ndarray:
+    """Returns the rows [B, D] whose cosine transform has coefficients [B, R] at frequencies [R]."""
+    all_of_them = np.zeros((len(coefficients), math.prod(event_shape)), coefficients.dtype)
+    all_of_them[:, frequencies] = coefficients
+    axes = range(1, len(event_shape) + 1)
+    rows = fft.idctn(all_of_them.reshape(-1, *event_shape), axes=axes, norm="ortho")
+    return np.asarray(rows).reshape(all_of_them.shape)
+
+
+def _of_few(examples: list[np.ndarray], jitter: float) -> Fitted:
+    """Fits fewer examples than their size, whose covariance is `Rᵀ R / N`.
+
+    `R` is that of the QR decomposition of the N centred examples: what the Cholesky decomposition
+    of the covariance would give, without its zeros.
+    """
+    *_, seen = [None, *_rows(examples)]
+    if seen is None:
+        raise ValueError(_NO_EXAMPLES)
+    num, mean, _, event_shape = seen
+    x = np.concatenate(examples).astype(np.float64).reshape(num, -1) - mean
+    upper = linalg.qr(x, mode="r", overwrite_a=True)[0] / math.sqrt(num)
+    factor = np.asarray(upper.T, np.float32, order="C")
+    # White noise is white in the basis of the cosines, too.
+    scale = np.full((1, *event_shape), math.sqrt(jitter), np.float32)
+    return Fitted(np.ones(1), mean[None], factor, scale, 1.0)
+
+
+def _with_remainder(part: LowRank, jitter: float) -> tuple[np.ndarray, np.ndarray]:
+    """Returns `F` and `s` such that `F Fᵀ + C diag(s²) Cᵀ` approximates `Σ + jitter I`.
+
+    The variance that the `k` directions do not explain is kept per cosine: `s²` is the spectrum of
+    `Σ` less that of `F Fᵀ`, plus the jitter. Thus the sum has the spectrum of `Σ`, and the
+    remainder of an image stays as smooth as images are, because the transform nearly decorrelates
+    neighbouring pixels.
+
+    Reference: Ahmed, Natarajan and Rao, "Discrete cosine transform", 1974.
+    """
+    factor = part.directions * np.sqrt(part.variances)
+    left = np.maximum(part.spectrum - _spectrum(factor.T, part.spectrum.shape), 0.0)
+    return factor.astype(np.float32), np.sqrt(left + jitter).astype(np.float32)
+
+
+def _spectrum(rows: np.ndarray, event_shape: tuple[int, ...]) -> np.ndarray:
+    """Returns the diagonal of `rowsᵀ rows` in the basis of the cosines, of the event's shape."""
+    return np.asarray(np.square(cosines(rows, event_shape)).sum(axis=0))
+
+
+def cosines(rows: np.ndarray, event_shape: tuple[int, ...]) -> np.ndarray:
+    """Returns the orthonormal discrete cosine transform of each row [D], [B, *event_shape]."""
+    axes = range(1, len(event_shape) + 1)
+    return np.asarray(fft.dctn(rows.reshape(-1, *event_shape), axes=axes, norm="ortho"))
+
+
+class _PartialMoments(NamedTuple):
+    """Count and mean of all examples so far, and the latest batch's rows of the scatter matrix."""
+
+    num_examples: int
+    mean: np.ndarray
+    rows: np.ndarray
+    event_shape: tuple[int, ...]
+
+
+def _rows(examples: Iterable[np.ndarray]) -> Iterator[_PartialMoments]:
+    """Yields, for each batch of B examples, the B + 1 rows `v` whose `v vᵀ` sum to the scatter."""
+    count, mean = 0, np.zeros(())
+    for batch in examples:
+        if not len(batch):
+            continue
+        x = np.asarray(batch, np.float64).reshape(len(batch), -1)
+        if not np.isfinite(x).all():
+            raise ValueError("the examples are not finite")
+        rows = np.empty((len(x) + 1, x.shape[1]))
+        batch_mean = x.mean(axis=0)
+        np.subtract(x, batch_mean, out=rows[:-1])
+        moved = batch_mean - mean
+        rows[-1] = moved * np.sqrt(count * len(x) / (count + len(x)))
+        mean = mean + moved * (len(x) / (count + len(x)))
+        count += len(x)
+        yield _PartialMoments(count, mean, rows, np.shape(batch)[1:])
+
+
+def _nystroem(sketch: np.ndarray, test: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the leading eigenvectors and eigenvalues of the sketched matrix.
+
+    Both `Y = Σ Ω` and `Ω`, [D, width], are overwritten.
+    """
+    # A tiny multiple of the identity makes the core positive definite; it is subtracted later.
+    shift = np.finfo(np.float64).eps * np.linalg.norm(sketch) * np.sqrt(len(sketch))
+    core = test.T @ sketch + shift * (test.T @ test)
+    root = _cholesky(0.5 * (core + core.T))
+    test *= shift
+    sketch += test
+    for top in range(0, len(sketch), _BLOCK):
+        block = sketch[top : top + _BLOCK]
+        block[:] = linalg.solve_triangular(root, block.T, lower=True).T
+    squares, rotation = np.linalg.eigh(sketch.T @ sketch)
+    squares, rotation = squares[::-1][:rank], rotation[:, ::-1][:, :rank]
+    tiny = np.finfo(np.float64).tiny
+    directions = sketch @ (rotation / np.sqrt(np.maximum(squares, tiny)))
+    return directions, np.maximum(squares - shift, 0.0)
+
+
+def _cholesky(core: np.ndarray) -> np.ndarray:
+    """Returns the Cholesky factor of a matrix that is positive definite up to rounding errors."""
+    lift = np.finfo(np.float64).eps * max(float(np.trace(core)), np.finfo(np.float64).tiny)
+    while True:
+        try:
+            return np.asarray(linalg.cholesky(core, lower=True))
+        except linalg.LinAlgError:
+            core = core + lift * np.eye(len(core))
+            lift *= 10.0
+
+
+def batches(examples: np.ndarray) -> Iterator[np.ndarray]:
+    """Yields the examples in batches."""
+    for first in range(0, len(examples), _BATCH):
+        yield examples[first : first + _BATCH]

@@ -1,0 +1,260 @@
+"""Bregman losses and f-divergences: one contract over every registered item."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import fdrl_jax as fdrl
+from fdrl_jax import bregman, divergences
+from fdrl_jax.divergences import FDivergence, alpha, combine, get
+
+RATIOS = np.geomspace(0.02, 50.0, 61).astype(np.float32)
+ORDERS = (-1.0, 0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
+DIVERGENCES = [
+    *divergences.REGISTRY.values(),
+    *(alpha(order) for order in ORDERS),
+    combine([0.5, 0.5], ["kl", "reverse_kl"]),
+    combine([2.0, 1e-3], ["pearson", "alpha(0.5)"]),
+]
+# d f'(e^l) / dl = r f''(r), by hand.
+SLOPES = {
+    "pearson": lambda r: 2.0 * r,
+    "kl": lambda r: np.ones_like(r),
+    "js": lambda r: 1.0 / (1.0 + r),
+    "logd": lambda r: r / (1.0 + r),
+    "reverse_kl": lambda r: 1.0 / r,
+    "hellinger": lambda r: 0.5 / np.sqrt(r),
+    "0.5*kl + 0.5*reverse_kl": lambda r: 0.5 + 0.5 / r,
+    "2*pearson + 0.001*alpha(0.5)": lambda r: 4.0 * r + 1e-3 / np.sqrt(r),
+} | {f"alpha({a:g})": lambda r, a=a: r ** (a - 1.0) for a in ORDERS}
+# The generators g of the losses.
+GENERATORS = {
+    "lsif": lambda y: 0.5 * (y - 1.0) ** 2,
+    "lr": lambda y: y * jnp.log(y) - (1.0 + y) * jnp.log(1.0 + y),
+    "ukl": lambda y: y * jnp.log(y) - y,
+}
+
+each_divergence = pytest.mark.parametrize("divergence", DIVERGENCES, ids=lambda d: d.name)
+each_loss = pytest.mark.parametrize("loss", bregman.REGISTRY.values(), ids=lambda loss: loss.name)
+
+
+def derivative(function):
+    return jax.vmap(jax.grad(function))
+
+
+def to_output(loss, ratio):
+    """The output of an exact network."""
+    return jnp.log(ratio) if loss.output == "log_ratio" else jnp.asarray(ratio)
+
+
+# Divergences
+
+
+@each_divergence
+def test_the_generator_is_convex_zero_at_one_and_f_prime_is_its_derivative(divergence):
+    a, b = np.meshgrid(RATIOS, RATIOS)
+    chord = 0.5 * (divergence.f(a) + divergence.f(b))
+    assert np.all(divergence.f(0.5 * (a + b)) <= chord + 1e-5 * (1.0 + abs(chord)))
+    np.testing.assert_allclose(divergence.f(jnp.float32(1.0)), 0.0, atol=1e-6)
+    prime = derivative(divergence.f)(RATIOS)
+    np.testing.assert_allclose(divergence.f_prime(RATIOS), prime, rtol=1e-4, atol=1e-5)
+
+
+@each_divergence
+def test_the_potential_of_the_log_ratio_has_the_slope_of_f_prime_wherever_float32_holds_it(
+    divergence,
+):
+    log_ratios = np.concatenate([[-60.0, -30.0], np.log(np.float64(RATIOS)), [30.0, 60.0]])
+    expected = SLOPES[divergence.name](np.exp(log_ratios))
+    limits = np.finfo(np.float32)
+    fits = (limits.tiny < expected) & (expected < limits.max)
+    at = jnp.asarray(log_ratios[fits], jnp.float32)
+    slope = derivative(divergence.potential_from_log_ratio)(at)
+    np.testing.assert_allclose(slope, expected[fits], rtol=1e-4)
+    assert np.all(np.isfinite(divergence.potential_from_log_ratio(at)))
+
+
+@each_divergence
+def test_a_potential_of_the_ratio_has_the_slope_of_f_prime_also_below_zero(divergence):
+    potential = divergence.potential_from_ratio
+    assert (potential is not None) == (divergence.name in ("pearson", "alpha(2)"))
+    if potential is not None:
+        slope = derivative(potential)(RATIOS)
+        np.testing.assert_allclose(slope, derivative(divergence.f_prime)(RATIOS), rtol=1e-6)
+        np.testing.assert_allclose(derivative(potential)(-RATIOS), slope, rtol=1e-6)
+
+
+@pytest.mark.parametrize("order", [1 + 1e-7, 1 - 1e-4, 0.995, 1e-7, -1e-7])
+def test_alpha_has_all_its_digits_near_its_limits(order):
+    near, wide = alpha(order), RATIOS.astype(np.float64)
+    f = (np.expm1(order * np.log(wide)) - order * (wide - 1.0)) / (order * (order - 1.0))
+    f_prime = np.expm1((order - 1.0) * np.log(wide)) / (order - 1.0)
+    np.testing.assert_allclose(near.f(RATIOS), f, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(near.f_prime(RATIOS), f_prime, rtol=1e-5, atol=1e-6)
+    potential = np.asarray(near.potential_from_log_ratio(jnp.log(RATIOS)))
+    np.testing.assert_allclose(np.diff(potential), np.diff(f_prime), rtol=1e-3)
+
+
+def test_alpha_is_kl_reverse_kl_half_of_pearson_and_twice_hellinger():
+    for order, multiple, name in ((1, 1, "kl"), (0, 1, "reverse_kl"), (2, 0.5, "pearson")):
+        slopes = (derivative(d.f_prime)(RATIOS) for d in (alpha(order), get(name)))
+        first, second = slopes
+        np.testing.assert_allclose(first, multiple * second, rtol=1e-4, err_msg=name)
+    np.testing.assert_allclose(alpha(0.5).f(RATIOS), 2 * get("hellinger").f(RATIOS), atol=1e-4)
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES[:13], ids=lambda d: d.name)
+def test_get_finds_a_divergence_by_its_own_name_and_returns_it_unchanged(divergence):
+    assert get(divergence) is divergence
+    np.testing.assert_array_equal(get(divergence.name).f(RATIOS), divergence.f(RATIOS))
+
+
+def test_a_custom_divergence_needs_no_registration():
+    own = FDivergence("own", lambda r: r**2 - 1, lambda r: 2 * r, lambda log_r: 2 * jnp.exp(log_r))
+    assert get(own) is own
+    assert combine([2.0], [own]).name == "2*own"
+
+
+# First variation
+
+
+@each_divergence
+def test_first_variation_has_the_gradient_by_the_chain_rule(divergence):
+    slope = jnp.array([0.5, -1.5])
+    x = jax.random.normal(jax.random.key(0), (6, 2))
+    potential = fdrl.first_variation(lambda x: x @ slope, divergence, output="log_ratio")
+    expected = SLOPES[divergence.name](np.exp(np.float64(x @ slope)))[:, None] * slope
+    np.testing.assert_allclose(-fdrl.drift(x, potential), expected, rtol=1e-4)
+
+
+def test_first_variation_of_a_ratio_is_that_of_its_logarithm_and_may_be_negative():
+    x = jax.random.normal(jax.random.key(0), (6, 2))
+    of_log = fdrl.first_variation(lambda x: jnp.sum(x, -1), "pearson", output="log_ratio")
+    of_ratio = fdrl.first_variation(lambda x: jnp.exp(jnp.sum(x, -1)), "pearson", output="ratio")
+    np.testing.assert_allclose(fdrl.drift(x, of_ratio), fdrl.drift(x, of_log), rtol=1e-5)
+    negative = fdrl.first_variation(lambda x: 3.0 * x[:, 0], "pearson", output="ratio")
+    np.testing.assert_allclose(fdrl.drift(-jnp.ones((2, 1)), negative), -6.0)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+@pytest.mark.parametrize("name", divergences.REGISTRY)
+def test_half_precision_outputs_give_the_float32_potential_and_drift(name, dtype):
+    # Exact in both types, so that all differences come from the computation after the estimator.
+    x = jnp.array([[-9.0, 1.0], [-0.5, 0.25], [3.0, 2.0], [11.0, 11.0]])
+    narrow, wide = (
+        fdrl.first_variation(lambda x, d=d: jnp.sum(x, -1).astype(d), name, output="log_ratio")
+        for d in (dtype, jnp.float32)
+    )
+    np.testing.assert_allclose(narrow(x), wide(x), rtol=1e-6)
+    np.testing.assert_allclose(fdrl.drift(x, narrow), fdrl.drift(x, wide), rtol=1e-6)
+
+
+# Losses
+
+
+@each_loss
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.floats(-2.0, 2.0, width=32), min_size=4, max_size=4))
+def test_the_loss_is_its_definition_up_to_a_constant(loss, log_ratios):
+    g = GENERATORS[loss.name]
+
+    def difference(real, flowed):
+        prime = derivative(g)
+        definition = jnp.mean(prime(real) * real - g(real)) - jnp.mean(prime(flowed))
+        return bregman.loss(loss, to_output(loss, real), to_output(loss, flowed))[0] - definition
+
+    ratios = jnp.exp(jnp.array(log_ratios))
+    constant = difference(jnp.ones(2), jnp.ones(2))
+    np.testing.assert_allclose(difference(ratios[:2], ratios[2:]), constant, atol=5e-5)
+
+
+@each_loss
+def test_the_true_ratio_of_discrete_distributions_is_the_minimiser(loss):
+    states_of_p = np.repeat([0, 1, 2, 3], [1, 2, 5, 8])
+    states_of_q = np.repeat([0, 1, 2, 3], [6, 6, 3, 1])
+    truth = to_output(loss, jnp.asarray(np.bincount(states_of_q) / np.bincount(states_of_p)))
+
+    def risk(table):
+        return bregman.loss(loss, table[states_of_p], table[states_of_q])[0]
+
+    np.testing.assert_allclose(jax.grad(risk)(truth), 0.0, atol=1e-6)
+    assert np.all(np.linalg.eigvalsh(jax.hessian(risk)(truth)) > 1e-3)
+
+
+@pytest.mark.parametrize("name", ["lr", "ukl"])
+def test_losses_of_log_ratios_and_what_adam_makes_of_them_are_finite_for_any_output(name):
+    out = jnp.array([-1e4, -60.0, 0.0, 39.9, 40.1, 60.0, 1e4])
+
+    def loss(real, flowed):
+        return bregman.loss(name, real, flowed)[0]
+
+    assert np.isfinite(loss(out, out))
+    for gradients in jax.grad(loss, argnums=(0, 1))(out, out):
+        assert np.all(np.isfinite(np.square(gradients)))
+        update, _ = (adam := optax.adam(0.1)).update(gradients, adam.init(out))
+        assert np.all(np.isfinite(update))
+
+
+@each_loss
+def test_metrics_are_the_weighted_mean_outputs_and_ratios_in_float32(loss):
+    real, flowed = np.float32([0.5, 2.0, 3.5]), np.float32([4.0, 1.0, 1.0])
+    outputs = to_output(loss, real), to_output(loss, flowed)
+    value, metrics = bregman.loss(loss, *outputs, weights=jnp.array([1.0, 0.0, 1.0]))
+    expected = {
+        "loss": value,
+        "output_real": outputs[0][jnp.array([0, 2])].mean(),
+        "output_flowed": outputs[1].mean(),
+        "ratio_real": 2.0,
+        "ratio_flowed": 2.0,
+    }
+    assert {*metrics} == {*expected}
+    for name, number in expected.items():
+        np.testing.assert_allclose(metrics[name], number, rtol=1e-6, err_msg=name)
+    half = bregman.loss(loss, *(out.astype(jnp.bfloat16) for out in outputs))[1]
+    assert {value.dtype for value in half.values()} == {np.dtype(np.float32)}
+    wrong = jnp.full(100_000, 200.0)
+    assert all(np.isfinite(value) for value in bregman.loss("lr", -wrong, wrong)[1].values())
+
+
+@each_loss
+@each_divergence
+def test_a_loss_for_the_ratio_works_with_pearson_and_a_loss_for_log_ratios_with_all(
+    loss, divergence
+):
+    if loss.output == "log_ratio" or divergence.name in ("pearson", "alpha(2)"):
+        assert bregman.check_pair(loss, divergence) == (loss, divergence)
+        return
+    with pytest.raises(ValueError, match="trains an unconstrained ratio"):
+        bregman.check_pair(loss, divergence)
+
+
+MISUSE = {
+    "alpha of infinity": (lambda: alpha(np.inf), "order of an alpha-divergence must be finite"),
+    "typo": (lambda: get("pearsn"), "did you mean 'pearson'"),
+    "case": (lambda: get("KL"), "did you mean 'kl'"),
+    "alpha without order": (lambda: get("alpha()"), r"unknown divergence 'alpha\(\)'"),
+    "unlike all": (lambda: get("w1"), r"^unknown divergence 'w1'\. Allowed: pearson, "),
+    "weights": (lambda: combine([1.0, 2.0], ["kl"]), "2 weights for 1 divergences"),
+    "no terms": (lambda: combine([], []), "0 weights for 0 divergences"),
+    "negative": (lambda: combine([-1.0], ["kl"]), "must be positive and finite"),
+    "loss": (lambda: bregman.get("lsf"), "'lsf'; did you mean 'lsif'.* Allowed: lsif, lr, ukl$"),
+    "output": (
+        lambda: fdrl.first_variation(jnp.ravel, "kl", output="log"),
+        "one of ratio, log_ratio, got 'log'",
+    ),
+    "ratio": (
+        lambda: fdrl.first_variation(jnp.ravel, "kl", output="ratio"),
+        r"'kl' needs a positive ratio.*output='log_ratio'",
+    ),
+    "pair": (lambda: bregman.check_pair("lsif", "kl"), "use 'lsif' with 'pearson', or 'kl' with"),
+}
+
+
+@pytest.mark.parametrize(("call", "message"), MISUSE.values(), ids=MISUSE)
+def test_misuse_is_an_error_that_says_what_is_allowed(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
