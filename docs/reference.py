@@ -31,11 +31,14 @@ def modules() -> list[ModuleType]:
 
 def public_names(module: ModuleType) -> list[str]:
     """Returns the public functions and classes that a module lists or defines."""
-    defined = (
-        n for n, v in vars(module).items() if getattr(v, "__module__", "") == module.__name__
-    )
-    names = getattr(module, "__all__", None) or [n for n in defined if not n.startswith("_")]
-    return [name for name in names if callable(getattr(module, name))]
+
+    def is_shown(name: str) -> bool:
+        value = getattr(module, name)
+        home = "fdrl_jax" if hasattr(module, "__all__") else module.__name__
+        is_ours = str(getattr(value, "__module__", "")).startswith(home)
+        return callable(value) and is_ours and not name.startswith("_")
+
+    return list(filter(is_shown, getattr(module, "__all__", vars(module))))
 
 
 def api_page(module: ModuleType) -> str:

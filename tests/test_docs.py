@@ -12,7 +12,7 @@ import pytest
 
 import fdrl_jax
 from docs import reference, results
-from experiments import main as program
+from experiments import command as program
 from experiments.errors import UserError
 from experiments.settings import DECLARED
 
