@@ -40,6 +40,7 @@ class Judges(NamedTuple):
     reference: np.ndarray
     public: Features | None  # `None` if the packages of the network are missing.
     public_reference: np.ndarray | None
+    names: dict[str, str]  # Of the judges by their figure, as in rows.
 
     def figures(self, pixels: np.ndarray) -> dict[str, float]:
         """Returns the figures of images, uint8 [N, H, W, C].
@@ -84,13 +85,12 @@ def open_judges(task: str, images: Split, cache: Path, changes: list[str], num: 
     classify, described = classifier.open_to_judge(folder, classes, shape)
     reference = images.reference.pixels
     public = load_public() if all(find_spec(name.replace("-", "_")) for name in _PACKAGES) else None
-    return Judges(
-        classify,
-        described["accuracy"],
-        classify(to_unit(reference))[1],
-        public,
-        None if public is None else public(reference[:num]),
-    )
+    accuracy = described["accuracy"]
+    names = {"frechet_classifier": f"classifier of {task}, {accuracy:.2%} correct"}
+    if public is not None:
+        names["frechet_public"] = f"public network, {num:,} raw samples"
+    of_reference = None if public is None else public(reference[:num])
+    return Judges(classify, accuracy, classify(to_unit(reference))[1], public, of_reference, names)
 
 
 def load_public() -> Features:
