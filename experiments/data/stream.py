@@ -44,7 +44,7 @@ class Images(NamedTuple):
         except ValueError as error:
             raise self.records.bad(index, str(error)) from error
         if pixels.shape != self.shape:
-            found = f"height, width and channels are {pixels.shape}, but {self.shape} in others"
+            found = f"the shape is {pixels.shape}, but {self.shape} in other images"
             raise self.records.bad(index, f"{found}; set data.image_size or data.channels")
         return pixels
 
