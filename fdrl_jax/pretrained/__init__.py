@@ -23,7 +23,7 @@ from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
 from fdrl_jax import _keys, _prior_fit, networks, priors
-from fdrl_jax._checks import check_count, check_name, nearest, one_or_nan
+from fdrl_jax._checks import check_count, check_name, check_number, nearest, one_or_nan
 from fdrl_jax.method import FDRL
 from fdrl_jax.priors import Prior
 from fdrl_jax.training import samplers
@@ -332,6 +332,7 @@ def _load(folder: Path) -> Sampler:
         raise ValueError(f"event_shape must be positive sizes, got {event_shape}")
     if not all(isinstance(name, str) for name in classes):
         raise ValueError(f"the names of classes must be text, got {classes}")
+    check_number("step_size", config["flow"]["step_size"], above_zero=True)
     method = FDRL(loss=config["loss"], divergence=config["divergence"], **config["flow"])
     if method.num_steps + method.num_refine_steps > _MAX_STEPS:
         raise ValueError(f"the flow has more than {_MAX_STEPS:,} steps")
