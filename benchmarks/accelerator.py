@@ -20,7 +20,7 @@ import numpy as np
 
 import fdrl_jax as fdrl
 from benchmarks.estimators import FLOW, NETWORKS, Network, ours
-from experiments import precision as precision_lib
+from experiments import devices as precision_lib
 from experiments.files import write_json
 from fdrl_jax import networks
 

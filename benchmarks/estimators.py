@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import optax
 
 import fdrl_jax as fdrl
-from experiments import precision as precision_lib
+from experiments import devices as precision_lib
 from experiments.files import write_json
 from fdrl_jax import networks
 from fdrl_jax.training import rng
@@ -155,7 +155,7 @@ def alternate(contenders: Mapping[str, Callable[[], object]], rounds: int = 15) 
 def measure(name: str, batch: int, precision: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Times one network."""
     network = NETWORKS[name]
-    # Accelerators multiply float32 arrays as a run does, see `experiments.precision`.
+    # Accelerators multiply float32 arrays as a run does, see `experiments.devices`.
     used = None if jax.default_backend() == "cpu" else precision
     with jax.default_matmul_precision(used):
         contenders, figures = ours(network, batch, precision, NUM_FLOW_STEPS)

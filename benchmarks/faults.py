@@ -1,299 +1,153 @@
-"""Attacks small runs with faults, and prints a table of what held.
+"""Kills a small run, flips a bit in each of its files and of its export, and prints what held.
 
-Run: python -m benchmarks.faults [--rounds=13] [--only=NAME]
-An attack held if the program ended without a traceback or a process left behind, and the same
-command then gave the bits of an uninterrupted one; seconds are from the fault to the end. A round
-attacks four modes at a random moment each, two pairs of modes and five files; every eighth, each
-mode by each failure of a disk. Linux only; some need root and strace. Failures: stderr, code 1.
+Run: python -m benchmarks.faults [--kills=8] [--verbs train sample evaluate export draw]
+A kill held if the same command then finished with the bits of an uninterrupted run. A flipped bit
+held if a verb refused the file in one line, or gave the results of an undamaged run; each verb gets
+its own damaged copy. "draw" is `fdrl_jax.pretrained` on the export. What failed goes to standard
+error, and the code is then 1. It takes half an hour on one core.
 """
 
 import argparse
-import contextlib
-import itertools
 import multiprocessing
 import os
 import random
 import shutil
-import signal
-import subprocess
 import sys
 import tempfile
-import time
+from collections import Counter
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
-from experiments.main import main as run_program
+import numpy as np
 
-DEADLINE, GRACE = 300.0, 10.0  # Seconds for a program to end after a fault, and for its children.
+DEADLINE = 300.0  # Seconds of a verb.
+SAMPLES = "--checkpoint=60 --num_samples=64"
 TRAIN = (
-    "--config=swissroll:tiny --config.checkpoint.every_steps=20 --config.snapshot.every_steps=30 "
-    "--config.optimizer.schedule=constant --config.train.num_steps="
+    "--config=configs/swissroll.py:tiny --config.checkpoint.every_steps=20 "
+    "--config.checkpoint.keep=9 --config.optimizer.schedule=constant --config.train.num_steps="
 )
-# The flags of each mode. All but "train" start from a run that is trained for 60 steps.
-MODES = {
-    "train": f"{TRAIN}60",
-    "resume": f"{TRAIN}80",
-    "sample": "--mode=sample --checkpoint=60 --num_samples=1000",
-    "evaluate": "--mode=evaluate --checkpoint=60 --num_samples=32",
-    "export": "--mode=export --checkpoint=60 --platforms=cpu",
-}
-ATTACKED = ("train", "sample", "evaluate", "export")
-NUM_CALLS = dict(zip(ATTACKED, (130, 13, 48, 28), strict=True))  # Of Python, on files of a run.
-RESULTS = ("evaluations/*/*.json", "samples/*.npz", "export/*/*.s*")  # StableHLO, safetensors.
-# Exit codes after signals, which may come before the program handles them.
-SIGNALS = {"SIGKILL": (-9, 0), "SIGSTOP, SIGCONT": (0,)}
-SIGNALS |= {"SIGTERM": (4, -15, 0), "SIGINT": (4, 130, -2, 0)}
-HARMLESS = "-u HOME TMPDIR=/proc LC_ALL=C PYTHONIOENCODING=ascii PYTHONOPTIMIZE=1"
-HARMLESS += " JAX_DEBUG_NANS=1 JAX_NUMPY_DTYPE_PROMOTION=strict"
-REFUSED = ("JAX_ENABLE_X64=1", "JAX_RANDOM_SEED_OFFSET=1", "JAX_THREEFRY_PARTITIONABLE=0")
-REFUSED += ("JAX_DISABLE_JIT=1", "JAX_PLATFORMS=banana")
-REPORTED = ("JAX_DEFAULT_MATMUL_PRECISION=bfloat16", "XLA_FLAGS=--xla_cpu_enable_fast_math=true")
-# Python that runs before the program.
-NO_LOCKS = "import fcntl; fcntl.flock = lambda *_: (_ for _ in ()).throw(OSError(37, 'No locks'))"
-BACKWARDS = "import time; now, t = time.time, time.time(); time.time = lambda: 2 * t - now()"
-OLD_LISTING = """
-import os, pathlib; listdir, glob = os.listdir, pathlib.Path.glob
-os.listdir = lambda path=".": [name for name in listdir(path) if name != "60"]
-pathlib.Path.glob = lambda path, text: (p for p in glob(path, text) if "60" not in p.parts)"""
-FAILING_CALLS = """
-import errno, itertools, os, sys
-calls, count = ("open", "os.rename", "os.mkdir", "os.remove"), itertools.count(1)
-def fail(event, arguments):
-    if event in calls and "/run_" in str(arguments[0]) and next(count) == {at}:
-        raise OSError(errno.{error}, os.strerror(errno.{error}))
-sys.addaudithook(fail)"""
-FAILING_SYSTEM = "strace -f -o /dev/null -e trace={calls} -e inject={calls}:error=EIO:when={at}"
-Action = Callable[[], object]  # `bool` does nothing.
+FLAGS = {"first": f"{TRAIN}60", "train": f"{TRAIN}80", "export": "--mode=export --checkpoint=60"}
+FLAGS |= {verb: f"--mode={verb} {SAMPLES}" for verb in ("sample", "evaluate")}
+VERBS = ("train", "sample", "evaluate", "export", "draw")  # After a flip; "train" resumes.
+RESULTS = ("evaluations/**/*.json", "samples/*.npz", "export/**/*.safetensors", "drawn.npy")
 CONTEXT = multiprocessing.get_context("forkserver")
 
 
-def _run(output: str, flags: str, through: str | None, first: str) -> None:
-    os.setsid()
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # A shell's background job ignores it.
-    multiprocessing.set_start_method("fork", force=True)  # As in other processes on Linux.
+def do(verb: str, folder: Path) -> None:
+    """Carries out a verb on a run, and ends as the program does."""
+    if verb != "draw":
+        from experiments.main import main as run_program
+
+        return run_program([*FLAGS[verb].split(), f"--workdir={folder}"])
+    import jax
+
+    import fdrl_jax
+
+    (export,) = {path.parent for path in folder.glob("export/**/config.json")}
+    try:
+        drawn = fdrl_jax.pretrained(export)(jax.random.key(0), 16)
+    except ValueError as error:
+        print(error)
+        sys.exit(2)
+    return np.save(folder / "drawn.npy", drawn)
+
+
+def _redirected(file: str, function: Callable[..., None], *arguments: object) -> None:
     for stream in (1, 2):
-        os.dup2(os.open(output, os.O_WRONLY | os.O_APPEND), stream)
-    if through is not None:
-        command = f"env {through} {sys.executable} -m experiments.main {flags}".split()
-        os.execvp(command[0], command)
-    exec(first, {})  # noqa: S102
-    run_program(flags.split())
+        os.dup2(os.open(file, os.O_WRONLY | os.O_APPEND), stream)
+    function(*arguments)
 
 
-class Program:
-    """The program in a process and a session of its own, with its output in a file.
-
-    It is forked after all imports, which take longer than the rest, or started by `env THROUGH`.
-    """
-
-    def __init__(self, flags: str, through: str | None = None, first: str = "") -> None:
-        self._output = output = tempfile.NamedTemporaryFile()  # noqa: SIM115
-        self._process = CONTEXT.Process(target=_run, args=(output.name, flags, through, first))
-        self._process.start()
-        self.pid = self._process.pid
-        with contextlib.suppress(ProcessLookupError):
-            while os.getsid(self.pid) != self.pid:
-                time.sleep(0.01)
-
-    def send(self, number: int) -> None:
-        """Sends a signal as a terminal does, or SIGKILL to one process, as the system does."""
-        with contextlib.suppress(ProcessLookupError):
-            (os.kill if number == signal.SIGKILL else os.killpg)(self.pid, number)
-
-    def complaint(self, codes: tuple[int, ...] = (0,), deadline: float = DEADLINE) -> str:
-        """Waits for the end, and returns what was wrong, or "". Sets code, seconds and text."""
-        started = time.monotonic()
-        self._process.join(deadline)
-        ended, self.code = time.monotonic(), self._process.exitcode
-        self.seconds = ended - started
-        while (left := processes(self.pid)) and time.monotonic() < ended + GRACE:
-            time.sleep(0.1)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.pid, signal.SIGKILL)
-        with self._output as file:
-            self.text = file.read().decode(errors="replace")
-        wrong = left or self.code not in codes or "Traceback" in self.text
-        return f"code {self.code}, processes left: {left}: {self.text[-500:]}" if wrong else ""
+def run(
+    function: Callable[..., None], *arguments: object, kill_after: float = DEADLINE
+) -> tuple[int, str]:
+    """Calls a function in a process of its own, forked after all imports; returns code and text."""
+    with tempfile.NamedTemporaryFile() as output:
+        process = CONTEXT.Process(target=_redirected, args=(output.name, function, *arguments))
+        process.start()
+        process.join(kill_after)
+        process.kill()
+        process.join()
+        return process.exitcode, output.read().decode(errors="replace")
 
 
-def processes(session: int) -> list[int]:
-    """Returns the processes of a session that have not ended."""
-    found = []
-    for file in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            state, _, _, number, *_ = file.read_text().rpartition(")")[2].split()
-            if int(number) == session and state != "Z":
-                found.append(int(file.parent.name))
-    return found
-
-
-def results(run: Path) -> dict[str, bytes]:
+def results(folder: Path) -> dict[str, bytes]:
     """Returns the files of a run that must not depend on faults, by path."""
-    paths = [path for pattern in RESULTS for path in run.glob(pattern)]
-    return {str(path.relative_to(run)): path.read_bytes() for path in paths}
+    paths = {path for pattern in RESULTS for path in folder.glob(pattern)}
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(paths)}
 
 
-class Lab:
-    """A trained run, what each mode gives without a fault, and the attacks of each row so far."""
+def verdict(
+    ended: tuple[int, str], wanted: dict[str, bytes], found: dict[str, bytes], damaged: bytes = b""
+) -> tuple[str, str]:
+    """Returns an outcome, and what was wrong, or "".
 
-    def __init__(self, scratch: Path) -> None:
-        self.random, self.scratch, self._count = random.Random(0), scratch, itertools.count()
-        self.rows: dict[str, list[tuple[str, float]]] = {}
-        self.expected, self.seconds = {}, {}
-        for mode in (*MODES, *MODES):  # The first time, they compile.
-            program = self.start(mode, folder := self.folder(mode))
-            if complaint := program.complaint(deadline=4 * DEADLINE):
-                sys.exit(f"{mode} fails without a fault: {complaint}")
-            self.seconds[mode], self.expected[mode] = program.seconds, results(folder)
-            self.trained = folder if mode == "train" else self.trained
-
-    def folder(self, mode: str, folder: Path | None = None) -> Path:
-        folder = folder or self.scratch / f"run_{next(self._count)}"
-        return folder if mode == "train" else shutil.copytree(self.trained, folder)
-
-    def start(self, mode: str, folder: Path, **options: str) -> Program:
-        return Program(f"{MODES[mode]} --workdir={folder}", **options)
-
-    def difference(self, mode: str, folder: Path) -> str:
-        """Returns which results of a mode differ from those without a fault, or ""."""
-        wanted, found = self.expected[mode], results(folder)
-        wrong = [name for name in wanted if found.get(name) != wanted[name]]
-        return f"other results: {', '.join(wrong)}" if wrong else ""
-
-    def record(self, row: str, what: object, complaint: str, program: Program) -> None:
-        self.rows.setdefault(row, []).append((complaint, program.seconds))
-        if complaint:
-            print(f"{row}, {what}: {complaint}", file=sys.stderr, flush=True)
-
-    def attack(
-        self, row: str, mode: str, folder: Path | None = None, repair: Action = bool, **options: str
-    ) -> None:
-        """Runs a mode under a fault, which `repair` ends, and again without it if it failed."""
-        folder = folder or self.folder(mode)
-        program = self.start(mode, folder, **options)
-        for name in row.split(", ") if row in SIGNALS else ():
-            time.sleep(self.random.uniform(0.2, self.seconds[mode]))
-            program.send(signal.Signals[name])
-        complaint = program.complaint(SIGNALS.get(row, (2,) if row in REFUSED else (0, 2)))
-        repair()
-        if program.code and not complaint:
-            complaint = self.start(mode, folder).complaint()
-        complaint = complaint or self.difference(mode, folder)
-        self.record(row, mode, complaint, program)
-        shutil.rmtree(folder)
+    A damaged result that a verb did not write again is not one of its own results.
+    """
+    code, text = ended
+    if code == 2 and damaged and "Traceback" not in text:
+        return "refused", ""
+    if code:
+        return "failed", f"code {code}: {text[-500:]}"
+    other = [name for name, held in wanted.items() if found.get(name) not in (held, damaged)]
+    return ("other results", ", ".join(other)) if other else ("same results", "")
 
 
-def moments(lab: Lab, rounds: int) -> None:
-    for number in range(4 * rounds):
-        lab.attack(list(SIGNALS)[(number + number // 4) % 4], ATTACKED[number % 4])
-
-
-def storage(lab: Lab, rounds: int) -> None:
-    random = lab.random.randint
-    for mode in ATTACKED * -(-rounds // 8):
-        if os.geteuid() == 0 and shutil.which("strace"):
-            for row in ("full disk", "no inodes", "read-only disk"):
-                on_a_disk(lab, row, mode)
-            through = "setpriv --bounding-set=-dac_override"  # Permissions then bind root too.
-            subprocess.check_call(["chown", "-R", "65534", folder := lab.folder("resume")])
-            lab.attack("files of another user", mode, folder, through=through)
-            through = FAILING_SYSTEM.format(calls="/^(fsync|rename|mkdir|link)", at=random(1, 6))
-            lab.attack("EIO when the system completes a file", mode, through=through)
-        for error in ("EIO", "ESTALE", "ETIMEDOUT"):
-            first = FAILING_CALLS.format(error=error, at=random(1, NUM_CALLS[mode]))
-            lab.attack(f"{error} when Python opens or changes a file", mode, first=first)
-
-
-def on_a_disk(lab: Lab, row: str, mode: str) -> None:
-    with tempfile.TemporaryDirectory() as disk:
-        remount = f"mount none {disk} -t tmpfs -o rw,size=1g,nr_inodes=9k,remount"
-        subprocess.check_call(remount.removesuffix(",remount").split())
-        folder, used = lab.folder(mode, Path(disk) / "run"), os.statvfs(disk)
-        size, inodes = shutil.disk_usage(disk).used, used.f_files - used.f_ffree
-        limits = {"full disk": f"size={size + 50_000}", "no inodes": f"nr_inodes={inodes + 5}"}
-        subprocess.check_call(f"{remount},{limits.get(row, 'ro')}".split())
-        lab.attack(row, mode, folder, repair=lambda: subprocess.check_call(remount.split()))
-        subprocess.check_call(["umount", disk])
-
-
-def pairs(lab: Lab, rounds: int) -> None:
-    every = itertools.combinations_with_replacement(("resume", *ATTACKED[1:]), 2)
-    cases = [(("resume", "resume"), NO_LOCKS), *zip(every, itertools.repeat(""))]
-    for pair, first in itertools.islice(itertools.cycle(cases), 2 * rounds):
-        folder, codes = lab.folder("resume"), (0, 2) if pair[0] == pair[1] else (0,)
-        programs = [lab.start(mode, folder, first=first) for mode in pair]
-        complaints = [program.complaint(codes) for program in programs]
-        if pair == ("resume", "resume") and not any(program.code for program in programs):
-            complaints.append("both trained")
-        for mode, program in zip(pair, programs, strict=True):
-            again = lab.start(mode, folder).complaint() if program.code == 2 else ""
-            complaints += [again, lab.difference(mode, folder)]
-        row = f"two programs on one folder{', no locks' if first else ''}"
-        lab.record(row, pair, "; ".join(filter(None, complaints)), programs[0])
-
-
-def bits(lab: Lab, rounds: int) -> None:
-    files = [path for path in lab.trained.rglob("*") if path.is_file() and path.stat().st_size]
-    for file in lab.random.sample(sorted(files), min(len(files), 5 * rounds)):
-        folder, content = lab.folder("sample"), bytearray(file.read_bytes())
-        damaged = folder / file.relative_to(lab.trained)
-        content[lab.random.randrange(len(content))] ^= 1 << lab.random.randrange(8)
-        damaged.write_bytes(content)
-        lab.attack("one flipped bit", "sample", folder, partial(shutil.copy, file, damaged))
-
-
-def environments(lab: Lab, rounds: int) -> None:
-    lab.attack(HARMLESS, "resume", through=HARMLESS)
-    for environment in REFUSED:
-        lab.attack(environment, "sample", through=environment)
-    for environment in REPORTED:
-        program = lab.start("train", lab.folder("resume"), through=environment)
-        complaint = program.complaint()
-        said = "" if "may differ" in program.text else "it does not say that bits may differ"
-        lab.record(environment, "train", complaint or said, program)
-    lab.attack("umask, backward clock", "resume", first="import os; os.umask(0o77);" + BACKWARDS)
-    lab.attack("listings without the newest checkpoint", "resume", first=OLD_LISTING)
-
-
-def peers(lab: Lab, rounds: int) -> None:
-    """A fault of one of two processes must end the other, with an error."""
-    signals = {"is killed": signal.SIGKILL, "is stopped": signal.SIGSTOP}
-    others = {"has another seed": "seed=1", "has other data": "data.name=8gaussians"}
-    for fault in (*signals, *others):
-        sent, own = signals.get(fault, 0), f"--config.{others.get(fault, 'seed=0')}"
-        folder, port = lab.folder("train"), lab.random.randint(20_000, 30_000)
-        shared = f"{TRAIN}100000 --workdir={folder} --coordinator_address=127.0.0.1:{port} "
-        shared += "--num_processes=2 --heartbeat_seconds=10 --process_id="
-        one, other = (Program(shared + more, through="") for more in ("0", f"1 {own}"))
-        while sent and not (folder / "checkpoints" / "20").exists() and processes(one.pid):
-            time.sleep(0.2)
-        other.send(sent)
-        complaint = one.complaint((1, 5, -signal.SIGABRT) if sent else (2,), deadline=120.0)
-        if not sent and (folder / "run.json").exists():
-            complaint = complaint or "a run was created"
-        other.send(signal.SIGKILL)
-        lab.record(f"one of two processes {fault}", "", complaint, one)
+def flip_a_bit(file: Path, chosen: random.Random) -> bytes:
+    content = bytearray(file.read_bytes())
+    content[chosen.randrange(len(content))] ^= 1 << chosen.randrange(8)
+    file.write_bytes(content)
+    return bytes(content)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=13, help="random moments of each mode")
-    every = {of.__name__: of for of in (moments, storage, pairs, bits, environments, peers)}
-    parser.add_argument("--only", choices=every, metavar="NAME", help=f"one of {', '.join(every)}")
+    parser.add_argument("--kills", type=int, default=8, help="of a training, at random moments")
+    parser.add_argument("--verbs", nargs="+", default=VERBS, choices=VERBS, help="after a flip")
     arguments = parser.parse_args()
+    chosen, rows, failed = random.Random(0), Counter[str](), False
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    CONTEXT.set_forkserver_preload([f"experiments.{name}" for name in ("main", *VERBS[:4])])
     with tempfile.TemporaryDirectory() as scratch:
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{scratch}/compiled")
-        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-        CONTEXT.set_forkserver_preload([f"experiments.{name}" for name in ("main", *ATTACKED)])
-        lab = Lab(Path(scratch))
-        for name in [arguments.only] if arguments.only else every:
-            every[name](lab, arguments.rounds)
-    print("| fault | tried | held | worst seconds |\n|---|---|---|---|")
-    for row, made in lab.rows.items():
-        complaints, seconds = zip(*made, strict=True)
-        print(f"| {row} | {len(made)} | {complaints.count('')} | {max(seconds):.0f} |")
-    sys.exit(any(complaint for made in lab.rows.values() for complaint, _ in made))
+        trained, expected = Path(scratch, "trained"), {}
+
+        def record(row: str, what: object, outcome: tuple[str, str]) -> None:
+            nonlocal failed
+            rows[f"{row} | {outcome[0]}"] += 1
+            if outcome[1]:
+                failed = True
+                print(f"{row}, {what}: {outcome[0]}: {outcome[1]}", file=sys.stderr, flush=True)
+
+        def finished(folder: Path, *verbs: str) -> tuple[int, str]:
+            ended = (0, "")
+            for verb in verbs:
+                ended = ended if ended[0] else run(do, verb, folder)
+            return ended
+
+        if (ended := finished(trained, "first", "sample", "export"))[0]:
+            sys.exit(f"a run fails without a fault: {ended[1]}")
+        for verb in arguments.verbs:
+            folder = shutil.copytree(trained, Path(scratch, verb))
+            record(f"no fault, {verb}", "", verdict(run(do, verb, folder), {}, {}))
+            expected[verb] = results(folder)
+        for number in range(arguments.kills):
+            folder = Path(scratch, f"killed{number}")
+            run(do, "first", folder, kill_after=chosen.uniform(0.5, 12.0))
+            ended = finished(folder, "first", "sample", "export")
+            record("kill -9", number, verdict(ended, results(trained), results(folder)))
+        for file in sorted(path for path in trained.rglob("*") if path.is_file()):
+            for verb in arguments.verbs if file.stat().st_size else ():
+                folder = shutil.copytree(trained, Path(scratch, "damaged"))
+                damaged = flip_a_bit(folder / file.relative_to(trained), chosen)
+                ended = run(do, verb, folder)
+                outcome = verdict(ended, expected[verb], results(folder), damaged)
+                record(f"one flipped bit, {verb}", file.relative_to(trained), outcome)
+                shutil.rmtree(folder)
+    print("| fault | outcome | times |\n|---|---|---|")
+    for row, number in sorted(rows.items()):
+        print(f"| {row} | {number} |")
+    sys.exit(failed)
 
 
 if __name__ == "__main__":

@@ -152,7 +152,7 @@ def variant(c: ConfigDict, names: str) -> ConfigDict:
     Raises:
       ValueError: for an unknown variant.
     """
-    for name in names.split(",") if names else ():
+    for name in filter(None, names.split(",")):
         if name in PAIRS:
             c.loss.name, c.loss.divergence = PAIRS[name]
         elif name == "ddp":

@@ -2,11 +2,9 @@
 
 import contextlib
 import functools
-import io
 import logging
 import os
 import re
-import time
 import uuid
 from collections.abc import Iterator, Sequence
 from errno import EISDIR, ENOENT, ENOTDIR
@@ -24,11 +22,10 @@ from fdrl_jax.training import parallel
 from fdrl_jax.training.state import TrainState
 
 Which: TypeAlias = int | Literal["best"] | None  # A step, the best by the metric, or the newest.
+Window: TypeAlias = dict[str, list[float]]  # Metrics of the steps that no line of the log has yet.
 
 _MARK = "commit_success.txt"  # Written by Orbax after everything else is on disk.
 _STEP = re.compile(r"0|[1-9][0-9]*")  # The name of the folder of a checkpoint.
-_REMOVAL_SECONDS = 0.5  # Longer than another program needs to remove a checkpoint, file by file.
-_OF_MISSING_FILES = (ENOENT, ENOTDIR, EISDIR)  # Other errors of the system are not damage.
 
 
 class Restored(NamedTuple):
@@ -36,6 +33,7 @@ class Restored(NamedTuple):
 
     state: TrainState
     sha256: str
+    window: Window
 
 
 def digest_of(run_id: str, state: TrainState) -> str:
@@ -46,22 +44,15 @@ def digest_of(run_id: str, state: TrainState) -> str:
 class Checkpoints:
     """The checkpoints of a run, in one folder per step. The newest few and the best are kept.
 
-    A checkpoint holds the train state. Random keys and the order of the data depend only on its
-    step, its number of skipped batches, and the seed.
-
-    Orbax does not report damage: it returns wrong numbers for a file with flipped bits, and zeros
-    for a missing file. A SHA-256 digest of the run and the state is therefore computed in memory
-    and saved in the same checkpoint. A state that does not match its digest is never returned.
+    Random keys and the order of the data depend only on the step and the seed. Orbax returns wrong
+    numbers for a file with flipped bits, so a SHA-256 digest of the run and the state is computed
+    in memory and saved with it. A state that does not match its digest is never returned.
     """
 
     def __init__(
         self, folder: Path, run_id: str, keep: int = 1, *, read_only: bool = False
     ) -> None:
-        """Opens the checkpoints of a run, of which the newest `keep` are kept.
-
-        Use it in a `with` statement. The folder need not exist, and if `read_only`, nothing in it
-        is changed.
-        """
+        """Opens the checkpoints of a run in a `with` statement. The folder need not exist."""
         self._folder, self._run_id = folder.absolute(), run_id
         self._keep, self._read_only = keep, read_only
         self._best_file = self._folder / "best.json"
@@ -91,33 +82,30 @@ class Checkpoints:
                 self._manager.close()
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
-        """Keeps the best checkpoint; the interface of a policy of Orbax.
-
-        Orbax's own `BestN` needs the metric when the checkpoint is saved. A run that has to stop
-        saves first and evaluates afterwards.
-        """
+        """Keeps the best checkpoint; the interface of a policy of Orbax."""
         best = self.best() or {"step": None}
         return [checkpoint.step == best["step"] for checkpoint in checkpoints]
 
     def steps(self) -> list[int]:
-        """Returns the steps of complete checkpoints, oldest first. Any thread may call this."""
-        names = filter(_STEP.fullmatch, _names(self._folder))
-        return sorted(int(name) for name in names if _MARK in _names(self._folder / name))
+        """Returns the steps of complete checkpoints, oldest first."""
+        return [step for step in self._numbered() if (self._folder / str(step) / _MARK).exists()]
+
+    def _numbered(self) -> list[int]:
+        names = os.listdir(self._folder) if self._folder.is_dir() else []
+        return sorted(int(name) for name in names if _STEP.fullmatch(name))
 
     def best(self) -> dict[str, Any] | None:
         """Returns "step", "metric" and "value" of the best checkpoint, if there is one."""
-        if not self._best_file.exists():
-            return None
-        best = read_sealed(self._best_file)
+        best = read_sealed(self._best_file) if self._best_file.exists() else None
         # If the checkpoint was set aside as damaged, the run has to find a best one again.
-        return best if best["step"] in self.steps() else None
+        return best if best and best["step"] in self.steps() else None
 
-    def save(self, train_state: TrainState) -> None:
+    def save(self, state: TrainState, window: Window | None = None) -> None:
         """Saves the state of one replica in the background. Earlier checkpoints survive a crash."""
-        arrays, step = jax.tree.map(np.asarray, train_state), int(train_state.step)
+        arrays, step = jax.tree.map(np.asarray, state), int(state.step)
+        record = {"sha256": digest_of(self._run_id, arrays), "window": window or {}}
         items = ocp.args.Composite(
-            state=ocp.args.StandardSave(arrays),
-            record=ocp.args.JsonSave({"sha256": digest_of(self._run_id, arrays)}),
+            state=ocp.args.StandardSave(arrays), record=ocp.args.JsonSave(record)
         )
         with self._errors_of_the_disk():
             # Orbax skips a step, without an error, that is not after all those that it lists.
@@ -132,102 +120,82 @@ class Checkpoints:
         parallel.barrier("best checkpoint recorded")
 
     def check_saved(self) -> None:
-        """Raises an OSError if a save in the background has failed, without waiting for it."""
+        """Raises an error if a save in the background has failed, without waiting for it."""
         with self._errors_of_the_disk():
             self._manager.check_for_errors()
 
     def wait(self) -> None:
-        """Waits until saves in the background are on disk; an OSError says why one failed."""
+        """Waits until saves in the background are on disk."""
         with self._errors_of_the_disk():
             self._manager.wait_until_finished()
 
     def restore(self, template: TrainState, which: Which = None) -> Restored | None:
         """Restores a checkpoint: the newest intact one, the best, or the one of a step.
 
-        Later, damaged ones are renamed to `damaged_STEP_...` unless `read_only`, because a run that
-        resumes from an older one saves these steps again. The template has shapes and dtypes of the
-        state, as from `jax.eval_shape`. Returns `None` if there is no checkpoint. If the disk
-        cannot be read at present, an OSError says so and nothing is renamed.
+        The template has shapes and dtypes of the state. Returns `None` if there is no checkpoint.
+        Damaged ones are renamed to `damaged_STEP_...` unless `read_only`, because a run that
+        resumes from an older one saves their steps again.
         """
+        steps = self.steps()
         if which == "best":
             if (best := self.best()) is None:
                 raise UserError(
                     f"no best checkpoint in {self._folder}; train with evaluate.every_steps above 0"
                 )
             which = int(best["step"])
-        damaged: list[int] = []
-        while steps := [step for step in self.steps() if step not in damaged]:
-            self._check_agreed(steps)
-            step = steps[-1] if which is None else which
-            if step not in steps:
-                raise UserError(
-                    f"no intact checkpoint of step {step} in {self._folder}; others: {steps}"
-                )
+        if which is not None and which not in steps:
+            raise UserError(f"no checkpoint of step {which} in {self._folder}; others: {steps}")
+        bad = [] if which is not None else [s for s in self._numbered() if s not in steps]
+        reasons = dict.fromkeys(bad, "it is incomplete")
+        for step in reversed(steps) if which is None else [which]:
             found = self._read(step, template)
-            self._check_agreed(found.sha256 if isinstance(found, Restored) else "damaged")
             if isinstance(found, Restored):
-                if which is None:
-                    self._set_aside_after(step)
-                return found
-            if self._read_only:
-                time.sleep(_REMOVAL_SECONDS)
-            if step in self.steps():  # Else another program, which trains, has removed it.
-                path = self._folder / str(step)
-                logging.getLogger("fdrl").warning("checkpoint %s is damaged (%s)", path, found)
-                damaged.append(step)
-        self._check_agreed(steps)
-        if damaged:
+                break
+            reasons[step] = found
+        else:
+            found = None
+        newer = [s for s in reasons if not isinstance(found, Restored) or s > found.state.step]
+        for step in newer:
+            path = self._folder / str(step)
+            logging.getLogger("fdrl").warning("%s is damaged (%s)", path, reasons[step])
+        if steps and not isinstance(found, Restored):
             raise UserError(
-                f"none of the checkpoints {sorted(damaged)} in {self._folder} is intact and of "
+                f"none of the checkpoints {sorted(reasons)} in {self._folder} is intact and of "
                 "this run; remove that folder to train from the start"
             )
-        self._set_aside_after(-1)
-        return None
+        if which is None and not self._read_only:
+            self._set_aside(newer)
+        return found if isinstance(found, Restored) else None
 
-    def _set_aside_after(self, step: int) -> None:
-        """Renames the folders of later steps, which are damaged or incomplete."""
-        if self._read_only:
-            return
-        manager = self._manager  # Creates the folder.
-        if parallel.is_first_process():
-            for path in self._folder.iterdir():
-                if _STEP.fullmatch(path.name) and int(path.name) > step:
-                    path.rename(path.with_name(f"damaged_{path.name}_{uuid.uuid4().hex[:8]}"))
-        parallel.barrier("damaged checkpoints set aside")
-        manager.reload()
-
-    def _check_agreed(self, seen: Any) -> None:
-        if not parallel.same_on_all_processes(str(seen)):
-            raise UserError(
-                f"the processes of the run see different checkpoints in {self._folder} (this one "
-                f"sees {seen}): give them one shared --workdir"
-            )
+    def _set_aside(self, steps: Sequence[int]) -> None:
+        if steps and parallel.is_first_process():
+            for step in steps:
+                unused = f"damaged_{step}_{uuid.uuid4().hex[:8]}"
+                (self._folder / str(step)).rename(self._folder / unused)
+        if steps:
+            parallel.barrier("damaged checkpoints set aside")
+            self._manager.reload()
 
     def _read(self, step: int, template: TrainState) -> Restored | str:
-        """Reads a checkpoint, or returns why its content is not what was saved.
-
-        Raises an OSError if the disk cannot be read at present.
-        """
+        """Reads a checkpoint, or returns why its content is not what was saved."""
         items = ocp.args.Composite(
             state=ocp.args.StandardRestore(template), record=ocp.args.JsonRestore()
         )
         try:
-            # When a read fails, TensorStore prints the stacks of all other concurrent reads.
-            with contextlib.redirect_stderr(io.StringIO()), self._errors_of_the_disk():
+            with self._errors_of_the_disk():
                 restored = self._manager.restore(step, args=items)
-            state = jax.tree.map(np.asarray, restored["state"])
-            claimed: str = restored["record"]["sha256"]
-        except MemoryError:
-            raise
+            state, record = jax.tree.map(np.asarray, restored["state"]), restored["record"]
+            if digest_of(self._run_id, state) == record["sha256"]:
+                return Restored(state, record["sha256"], record["window"])
         except Exception as error:  # Orbax raises plain exceptions for damaged files.
-            if isinstance(error, OSError) and error.errno not in (None, *_OF_MISSING_FILES):
+            of_system = isinstance(error, OSError) and error.errno is not None
+            if isinstance(error, MemoryError) or (
+                # A disk that cannot be read at present is not damage.
+                of_system and error.errno not in (ENOENT, ENOTDIR, EISDIR)  # type: ignore[attr-defined]
+            ):
                 raise
-            if jax.process_count() > 1 and isinstance(error, jax.errors.JaxRuntimeError):
-                raise  # An error of a collective: another process has failed.
             return first_line(error)
-        if digest_of(self._run_id, state) != claimed:
-            return "its content is not what this run saved"
-        return Restored(state, claimed)
+        return "its content is not what this run saved"
 
     @contextlib.contextmanager
     def _errors_of_the_disk(self) -> Iterator[None]:
@@ -239,11 +207,3 @@ class Checkpoints:
             if isinstance(error, OSError) or code is None:
                 raise
             raise OSError(int(code[1]), os.strerror(int(code[1])), str(self._folder)) from error
-
-
-def _names(folder: Path) -> list[str]:
-    """Lists a folder that may be missing. Unlike `glob`, it raises other errors of the system."""
-    try:
-        return os.listdir(folder)
-    except (FileNotFoundError, NotADirectoryError):
-        return []

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import adversarial, precision, run
+from experiments import adversarial, devices, run
 from experiments.adversarial import Attack
 from experiments.data.source import Source
 from experiments.errors import UserError
@@ -44,9 +44,6 @@ def build(settings: Settings, source: Source) -> Training:
         raise UserError(
             "a classifier needs training images of at least two classes, without data.target_class"
         )
-    for name in ("denoiser_width", "by_class"):
-        if getattr(settings.network, name):
-            raise UserError(f"network.{name} is for a density ratio, not for a classifier")
     with explained():
         network = make_network(settings, source.event_shape, num_classes)
 
@@ -54,9 +51,9 @@ def build(settings: Settings, source: Source) -> Training:
         with explained():
             return adversarial.make_train_step(
                 cast(Apply, network.apply),
-                attack=_make_attack(settings, settings.attack.num_steps),
+                attack=_make_attack(settings, settings.classifier.attack_steps),
                 refresh=networks.update_vectors,
-                max_shift=settings.augment.max_shift,
+                max_shift=settings.classifier.max_shift,
                 draw=source.draw,
                 **step_options(settings, num_replicas),
             )
@@ -94,7 +91,7 @@ def accuracy(training: Training, state: TrainState) -> dict[str, float]:
     return {
         "clean_accuracy": clean,
         "robust_accuracy": robust,
-        "robust_at_epsilon": settings.attack.epsilon,
+        "robust_at_epsilon": settings.classifier.epsilon,
         "num_images": len(images),
     }
 
@@ -181,16 +178,13 @@ def _restored(
             f"--classifier={path} was trained on other data: its classes and shape are {theirs}, "
             f"and those of this run are {ours}"
         )
-    options: Any = jax.config  # Its attributes are created at run time.
-    multiplied = options.jax_default_matmul_precision
-    used = precision.resolve(trained.settings)
     # Only its layers compute in its precision; this process multiplies as its own run does.
-    options.update("jax_default_matmul_precision", multiplied)
+    used = devices.resolved(trained.settings)
     network = make_network(used, event_shape, len(classes))
     shapes = jax.eval_shape(lambda: init_state(used, network, event_shape))
     return network, trained.restored(shapes).state, trained
 
 
 def _make_attack(settings: Settings, num_steps: int) -> Attack:
-    """Returns the attack on pixels in [-1, 1]; `attack.epsilon` is for the usual scale [0, 1]."""
-    return Attack(2.0 * settings.attack.epsilon, num_steps)
+    """Returns the attack on pixels in [-1, 1]; `classifier.epsilon` is for [0, 1]."""
+    return Attack(2.0 * settings.classifier.epsilon, num_steps)

@@ -1,7 +1,6 @@
-"""Errors that the user can fix, reported in one line without a traceback, in any terminal."""
+"""Errors that the user can fix, reported in one line without a traceback."""
 
 import contextlib
-import io
 import os
 import sys
 from collections.abc import Iterator
@@ -9,12 +8,9 @@ from typing import NoReturn
 
 
 class UserError(Exception):
-    """A mistake in a command, a config or a file. The message says what to do about it.
+    """A mistake in a command, a config or a file. The message says what to do about it."""
 
-    The program ends with the exit code.
-    """
-
-    exit_code = 2
+    exit_code = 2  # Of the program.
 
 
 class DataError(UserError):
@@ -33,34 +29,29 @@ class StoppedError(UserError):
     exit_code = 4
 
 
-def accept_any_text() -> None:
-    """Lets terminals show a replacement for what they have no character for, such as "±"."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # It may be closed.
-            stream.reconfigure(errors="replace")
-
-
 @contextlib.contextmanager
 def ending_in_one_line() -> Iterator[None]:
     """Ends the program with one line for an error that the user can fix, and for Ctrl-C."""
     try:
         yield
-    except UserError as error:
+    except StoppedError as error:
         leave(error.exit_code, str(error))
+    except UserError as error:
+        leave(error.exit_code, f"error: {error}")
     except KeyboardInterrupt:
         leave(130, "Interrupted; existing files are intact.")
     except OSError as error:
         if error.errno is None:
             raise
         where = f"{error.filename}: " if error.filename else ""
-        leave(2, f"{where}{error.strerror}. Existing files are intact.")
+        leave(2, f"error: {where}{error.strerror}. Existing files are intact.")
 
 
 def leave(code: int, message: str) -> NoReturn:
     """Ends the process, without cleanup that could wait for a disk or another process."""
     with contextlib.suppress(OSError):
         print(end="", flush=True)
-    print(f"error: {message}", file=sys.stderr, flush=True)
+        print(message, file=sys.stderr, flush=True)
     os._exit(code)
 
 

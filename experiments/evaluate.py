@@ -3,7 +3,6 @@
 The metrics of a checkpoint with the same settings are computed once; the same command finds them.
 """
 
-import dataclasses
 import platform
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version
@@ -22,10 +21,12 @@ from experiments.errors import UserError
 from experiments.evaluation import Evaluation, Samples, draws, inception, metrics
 from experiments.evaluation.images import evaluate_images
 from experiments.evaluation.points import MAX_POINTS, evaluate_points
+from experiments.evaluation.references import ImageReference
 from experiments.evaluation.spaces import Classifier
 from experiments.evaluation.translation import MAX_IMAGES, evaluate_translation
 from experiments.files import read_sealed, unfinished_folder, write_sealed
 from experiments.run import Opened, Run, key_of, name_of, open_checkpoint
+from experiments.settings import Settings
 from fdrl_jax.training import parallel
 
 # Passes over the training images, in batches [B, H, W, C].
@@ -38,7 +39,6 @@ def evaluate_run(command: Command) -> None:
         open_checkpoint(command),
         num_samples=command.num_samples,
         classifier=command.classifier,
-        data_dir=command.data_dir,
     )
 
 
@@ -47,7 +47,6 @@ def evaluate(
     *,
     num_samples: int | None = None,
     classifier: str = "",
-    data_dir: str = "",
     live: Source | None = None,
 ) -> None:
     """Writes and prints the metrics of a state of a run, and its report.
@@ -72,7 +71,7 @@ def evaluate(
     network = inception.load(weights) if weights else None
     train_batches, reason = None, ""
     if parallel.is_first_process():
-        train_batches, reason = _train_batches(opened, data_dir, live)
+        train_batches, reason = _train_batches(opened, live)
     key = key_of(
         opened,
         num,
@@ -108,16 +107,20 @@ def evaluate(
 def _draw(opened: Opened, num: int) -> Samples:
     """Draws samples, of each stage only as many as the metrics and the pictures read."""
     model, reference = opened.experiment, opened.run.metric_reference
+    num = num_drawn(model.settings, reference, num)
     if isinstance(reference, Source):
-        num = min(num, MAX_POINTS)
         return draw.sample_state(model, opened.state, num, num_prior=num, num_bridged=num)
+    most = draws.MAX_SAMPLES if reference.starts is None else pictures.num_shown(model.source)
+    return draw.sample_state(model, opened.state, num, num_prior=min(num, most))
+
+
+def num_drawn(settings: Settings, reference: Source | ImageReference, num: int) -> int:
+    """Returns how many samples an evaluation draws if `num` are wanted: not more than it reads."""
+    if isinstance(reference, Source):
+        return min(num, MAX_POINTS)
     if reference.starts is not None:
-        num = min(num, len(reference.starts), MAX_IMAGES)
-        num_prior = min(num, pictures.num_shown(model.source))
-    else:
-        num_prior = min(num, draws.MAX_SAMPLES)
-        num = num if model.settings.evaluate.inception_weights else num_prior
-    return draw.sample_state(model, opened.state, num, num_prior=num_prior)
+        return min(num, len(reference.starts), MAX_IMAGES)
+    return num if settings.evaluate.inception_weights else min(num, draws.MAX_SAMPLES)
 
 
 def _score(
@@ -152,9 +155,7 @@ def _finish(run: Run, record: Mapping[str, Any], folder: Path) -> None:
     print(f"report: {page.absolute()}")
 
 
-def _train_batches(
-    opened: Opened, data_dir: str, live: Source | None
-) -> tuple[_Passes | None, str]:
+def _train_batches(opened: Opened, live: Source | None) -> tuple[_Passes | None, str]:
     """Returns passes over the training images, if metrics read them, or why there are none.
 
     If training mirrors half of its images, each batch is followed by its mirror images.
@@ -164,12 +165,11 @@ def _train_batches(
     if isinstance(reference, Source) or reference.starts is not None:
         return None, ""
     if source is None:
-        where = data_dir or data.dir or run.remembered_dir(data.dir)
         try:
-            source = load(dataclasses.replace(data, dir=where))
+            source = load(data)
             run.check_data(source)
         except UserError:
-            if data_dir or data.dir != run.settings.data.dir:
+            if data.dir != run.settings.data.dir:
                 raise  # The user has specified where they are.
             return None, "memorisation: the training images are not available; add --data_dir"
     read = source.train_batches

@@ -36,7 +36,7 @@ _LENGTH_PER_DIMENSION = 2.75  # Of the flow: its number of steps times their siz
 class Training:
     """A network, its data, and the arrays and functions of its training."""
 
-    settings: Settings  # `precision.resolve` has replaced the precision "auto".
+    settings: Settings  # `devices.resolved` has replaced the precision "auto".
     source: Source
     network: Network
     constants: Constants
@@ -45,6 +45,7 @@ class Training:
     # `parallel`. Raises a UserError for a batch that does not divide.
     make_step: Callable[[int | None], TrainStep]
     denoiser: networks.Denoiser | None = None
+    fitted: FittedPrior | None = None  # The data-dependent prior.
 
     @property
     def root_key(self) -> jax.Array:
@@ -90,23 +91,30 @@ class Experiment(Training):
         return train_state.ema_variables
 
 
-def build(settings: Settings, source: Source, fitted: FittedPrior | None = None) -> Experiment:
+def build(
+    settings: Settings,
+    source: Source,
+    fitted: FittedPrior | Callable[[int | None], FittedPrior] | None = None,
+) -> Experiment:
     """Builds a density ratio; a UserError names settings that do not fit together.
 
-    If a data-dependent prior is needed but not given, a placeholder replaces it, which suffices to
-    check, compile and time.
+    Args:
+      settings: with `devices.resolved` and `for_shape` applied.
+      source: the data.
+      fitted: the data-dependent prior, or a function that fits it, for the number of classes, after
+        everything else was checked. Without it, a placeholder suffices to compile and time.
     """
     with explained():
         num_of_classes = num_classes(settings, source)
         network = make_network(settings, source.event_shape, num_of_classes)
         denoiser = _make_denoiser(settings, source.event_shape)
-        of_run, prior_arguments = _prior(settings, source, fitted, num_of_classes)
         method = FDRL(
             loss=settings.loss.name,
             divergence=settings.loss.divergence,
             gradient_penalty=settings.loss.gradient_penalty,
             **dataclasses.asdict(settings.flow),
         )
+        of_run, prior_arguments, found = _prior(settings, source, fitted, num_of_classes)
         problem = Problem(
             method=method,
             estimator=Estimator.from_network(network),
@@ -134,6 +142,7 @@ def build(settings: Settings, source: Source, fitted: FittedPrior | None = None)
         problem=problem,
         prior_arguments=prior_arguments,
         denoiser=denoiser,
+        fitted=found,
         labels=in_turn(num_of_classes) if num_of_classes else None,
     )
 
@@ -324,9 +333,9 @@ def with_class_weights(
 
 
 def _prior(
-    settings: Settings, source: Source, fitted: FittedPrior | None, num_of_classes: int | None
-) -> tuple[Prior, dict[str, Any]]:
-    """Returns the prior, and the `prior_arguments` of an `Experiment`."""
+    settings: Settings, source: Source, fitted: Any, num_of_classes: int | None
+) -> tuple[Prior, dict[str, Any], FittedPrior | None]:
+    """Returns the prior, and the fields `prior_arguments` and `fitted` of an `Experiment`."""
     name, num_components = settings.prior.name, settings.prior.num_components
     if num_components > 1 and name != "data_dependent":
         raise ValueError("prior.num_components is for prior.name='data_dependent'")
@@ -336,8 +345,9 @@ def _prior(
             "one domain only, use data.name='folder'"
         )
     if name == "data_dependent":
-        found = fitted or prior.placeholder(settings.prior, source, num_of_classes)
-        return _data_dependent(source, found)
+        found = fitted(num_of_classes) if callable(fitted) else fitted
+        found = found or prior.placeholder(settings.prior, source, num_of_classes)
+        return *_data_dependent(source, found), found
     if name == "source":
         if source.starts is None:
             raise ValueError(
@@ -348,11 +358,11 @@ def _prior(
             "field": "source",
             "dequantisation": settings.data.dequantisation,
         }
-        return priors.batch(**arguments), arguments
+        return priors.batch(**arguments), arguments, None
     shape: dict[str, Any] = {"event_shape": list(source.event_shape)}
     if name == "uniform":
-        return priors.uniform(**shape), shape
-    return priors.normal(**shape), shape
+        return priors.uniform(**shape), shape, None
+    return priors.normal(**shape), shape, None
 
 
 def _data_dependent(source: Source, found: FittedPrior) -> tuple[Prior, dict[str, Any]]:

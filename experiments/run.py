@@ -4,30 +4,25 @@
     prior.npz       the fitted prior, if it is data-dependent
     reference.npz   held-out images, for pictures and metrics without the data
     commands.jsonl  every command that trained here
-    checkpoints/    metrics.jsonl    snapshots/    pictures/    report.html
-    samples/        evaluations/     curves/       export/      records, added and never overwritten
+    checkpoints/    metrics.jsonl    snapshots/    report.html
+    samples/        evaluations/     curves/       export/      records, never overwritten
 
-`create` writes the first three files once, `run.json` last. All other code only reads them.
+`create` writes the first three files once, `run.json` last. All other code only reads them. The
+name of a record is `step_N-KEY8`: the step, and a digest of everything that determines it.
 """
 
 import contextlib
-import dataclasses
 import datetime
 import functools
 import logging
-import os
-import platform
 import re
 from collections.abc import Iterator, Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import jax
 import numpy as np
 
-import fdrl_jax
-from experiments import experiment, files, precision, prior, settings
+from experiments import devices, experiment, files, prior, settings
 from experiments.checkpoints import Checkpoints, Restored, Which, digest_of
 from experiments.command import Command
 from experiments.data import BUILT_IN, contains, load
@@ -38,15 +33,15 @@ from experiments.evaluation.references import ImageReference
 from experiments.experiment import Experiment
 from experiments.files import sha256_of_file, sha256_of_json
 from experiments.prior import FittedPrior
-from experiments.settings import Data, Flat, Settings
-from fdrl_jax._names import nearest
+from experiments.settings import Settings
+from fdrl_jax._checks import nearest
 from fdrl_jax.training import parallel
 from fdrl_jax.training.state import TrainState
 
 Kind = Literal["ratio", "classifier"]  # What is trained.
 Key = dict[str, Any]
 _MODES = {"ratio": "train", "classifier": "classifier"}  # What trains each kind.
-_FORMAT = 1
+_FORMAT = 2
 
 
 class Run:
@@ -58,28 +53,19 @@ class Run:
         self.settings = settings.from_config(record["settings"])  # Those it was created with.
         self.data: dict[str, Any] = record["data"]  # As `describe_data` returned them.
         self.command: str = record["command"]
-        self._environment: dict[str, Any] = record["environment"]
-        self._data_dir = os.path.expanduser(record["data_dir"])
+        self.environment: dict[str, Any] = record["environment"]
         self._prior_sha256: str | None = record["prior_sha256"]
         self._reference_sha256: str | None = record["reference_sha256"]
-        # Digest of everything that determines its training and its samples, except the seed.
-        # Settings that did not exist when it was created have their default and no part in it.
-        of_scope = settings.of_scope(self.settings, "fixed")
-        fixed = {key: value for key, value in of_scope.items() if key in record["settings"]}
-        self.id = sha256_of_json([self.kind, fixed, self.data, self._prior_sha256])
+        # Digest of everything that determines its training and its samples.
+        parts = ("kind", "settings", "data", "prior_sha256", "reference_sha256")
+        self.id = sha256_of_json([record[part] for part in parts])
         self.metrics = root / "metrics.jsonl"
         self.snapshots = root / "snapshots"
         self.samples = root / "samples"
         self.evaluations = root / "evaluations"
         self.curves = root / "curves"
-        self.pictures = root / "pictures"
         self.exports = root / "export"
         self.report = root / "report.html"
-
-    def remembered_dir(self, dir: str) -> str:
-        """Returns the first command's `--data_dir`, if it exists and `data.dir` is not set."""
-        is_needed = not dir and Path(self._data_dir).exists()
-        return self._data_dir if is_needed else ""
 
     def prior(self) -> FittedPrior | None:
         """Returns the fitted prior, if the run has one; a UserError names a changed file."""
@@ -129,37 +115,23 @@ class Run:
         """Returns the digest that a checkpoint of this state has."""
         return digest_of(self.id, state)
 
-    def overridden(self, changes: Flat) -> Settings:
-        """Returns the settings of a command that draws samples; those of training are fixed."""
-        wanted = settings.replace(self.settings, changes)
-        allowed = settings.of_scope(wanted, "flow", "free")
-        self._check_fixed(wanted, settings.replace(self.settings, allowed))
-        return wanted
-
-    def resumed(self, wanted: Settings) -> Settings:
-        """Returns the settings for resuming training, of which those that are free may change.
-
-        Prints whether versions or devices changed. All processes must call this.
-        """
-        self._check_fixed(wanted, settings.as_resumed(self.settings, wanted))
-        self.check_random_numbers()
-        _check_agreed([settings.shareable(wanted), _software(wanted)])
-        report_changes(self._environment, wanted)
-        return wanted
-
-    def _check_fixed(self, wanted: Settings, possible: Settings) -> None:
-        if differing := settings.differences(possible, wanted):
+    def changed(self, wanted: Settings, verb: settings.Verb) -> Settings:
+        """Returns the settings of a command, of which only some may differ from the run's."""
+        fixed = settings.fixed(self.settings, wanted, verb)
+        if differing := settings.differences(fixed, wanted):
             raise UserError(
                 f"these settings were fixed when the run {self.root} was created: "
-                f"{'; '.join(differing.values())}. To use others, train in another --workdir"
+                f"{'; '.join(differing)}. To use others, train in another --workdir"
             )
+        return wanted
 
-    def check_random_numbers(self) -> None:
-        """Raises a UserError if JAX would draw other random numbers than those of the run."""
-        if changed := _changes(self._environment, _random_numbers()):
-            raise UserError(
-                f"the random numbers would not be those of the run {self.root}: {changed}. Set "
-                "these options of JAX as they were"
+    def warn_of_changes(self, precision: str) -> None:
+        """Warns if results may differ in the last digits from those of an uninterrupted run."""
+        then, now = self.environment, devices.environment(precision)
+        changed = [f"{k} {now[k]} (was {then.get(k)})" for k in now if now[k] != then.get(k)]
+        if changed and parallel.is_first_process():
+            logging.getLogger("fdrl").warning(
+                "the last digits may differ from an uninterrupted run: %s", ", ".join(changed)
             )
 
     def check_data(self, source: Source) -> None:
@@ -192,11 +164,14 @@ class Run:
     def read_snapshots(self, up_to_step: int) -> list[tuple[int, np.ndarray]]:
         """Reads the snapshots (samples during training) up to a step, in order."""
         found = [(int(p.stem), p) for p in self.snapshots.glob("*.npz") if p.stem.isdecimal()]
-        return [
-            (step, files.read_npz(path, "arr_0")["arr_0"])
-            for step, path in sorted(found)
-            if step <= up_to_step
-        ]
+        read = []
+        for step, path in sorted(item for item in found if item[0] <= up_to_step):
+            try:
+                read.append((step, files.read_npz(path, "arr_0")["arr_0"]))
+            except UserError as error:
+                logging.getLogger("fdrl").warning("%s", error)
+        shapes = [array.shape for _, array in read]
+        return [item for item in read if item[1].shape == max(shapes, key=shapes.count)]
 
     def newest_evaluation(self, key: Key) -> dict[str, Any] | None:
         """Returns the newest record of an evaluation with this key, for any number of samples."""
@@ -223,42 +198,27 @@ def describe_data(source: Source) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def locked_folder(root: Path, *, creates: bool = True) -> Iterator[None]:
-    """Creates the folder of a run and locks it against other trainings.
+    """Creates the folder of a run and locks it against other trainings, on the first process.
 
-    The first process holds the lock, and all processes learn whether it succeeded. If the command
-    is rejected, a new folder is removed again. If the command creates no run, one must exist there.
+    If the command is rejected, a new folder is removed again. If the command creates no run, one
+    must exist there.
     """
-    path = str(root.absolute())
-    if set("[]*?\\") & set(path) or path != path.encode(errors="ignore").decode():
-        raise UserError(
-            f"--workdir={root}: Orbax cannot read paths that are not UTF-8 or have one of []*?\\"
-        )
+    if set("[]*?\\") & set(str(root.absolute())):
+        raise UserError(f"--workdir={root}: Orbax cannot read paths with one of []*?\\")
     if not exists(root) and (not creates or (root.exists() and not root.is_dir())):
         raise _missing(root)
-    refused: Exception | None = None
-    with contextlib.ExitStack() as stack:
-        if parallel.is_first_process():
-            try:
-                stack.enter_context(_made_and_locked(root))
-            except (UserError, OSError) as error:
-                refused = error
-        if not parallel.same_on_all_processes(str(refused is None)) or refused is not None:
-            raise refused or UserError(f"the first process cannot use --workdir={root}")
+    if not parallel.is_first_process():
         yield
-
-
-@contextlib.contextmanager
-def _made_and_locked(root: Path) -> Iterator[None]:
-    is_new, was_locked = not root.exists(), (root / "lock").exists()
+        return
+    is_new, lock = not root.exists(), root / "lock"
+    was_locked = lock.exists()
     root.mkdir(parents=True, exist_ok=True)
-    with files.locked(root / "lock", f"--workdir={root}", "train in another --workdir"):
+    with files.locked(lock, f"--workdir={root}"):
         try:
             yield
         except BaseException:
-            # A command that is refused leaves nothing. If the folder was removed meanwhile, its
-            # absence is not the error to report.
-            if not was_locked and not (root / "run.json").exists():
-                (root / "lock").unlink(missing_ok=True)
+            if not was_locked and not exists(root):
+                lock.unlink(missing_ok=True)
                 if is_new and root.is_dir() and not any(root.iterdir()):
                     root.rmdir()
             raise
@@ -271,17 +231,12 @@ def create(
     source: Source,
     fitted: FittedPrior | None,
     command: str,
-    data_dir: str = "",
 ) -> Run:
-    """Creates a run, which remembers the `data_dir` of the command; see `Run.remembered_dir`.
+    """Creates a run, on the first process, whose prior is that of all. All must call this.
 
-    The prior is that of the first process. The caller must hold `locked_folder`. All processes must
-    call this.
+    The caller must hold `locked_folder`.
     """
-    described, prior_sha256 = describe_data(source), fitted.sha256 if fitted else None
-    check_free(root, dataclasses.replace(wanted.data, dir=data_dir or wanted.data.dir))
-    # Without the prior: the last digits of a fit depend on the processor and on its threads.
-    _check_agreed([kind, settings.shareable(wanted), _software(wanted), described])
+    check_free(root, wanted)
     if parallel.is_first_process():
         if fitted is not None:
             prior.write(root / "prior.npz", fitted)
@@ -291,58 +246,27 @@ def create(
         if keeps_images:
             references.save(references.of_images(source), reference)
         values = settings.to_flat(wanted)
-        paths = {key: _without_home(values[key]) for key in settings.PATHS}
         record = {
             "format": _FORMAT,
             "kind": kind,
-            "settings": values | paths,
-            "data": described,
-            "prior_sha256": prior_sha256,
+            "settings": values | {key: _without_home(values[key]) for key in settings.PATHS},
+            "data": describe_data(source),
+            "prior_sha256": fitted.sha256 if fitted else None,
             "reference_sha256": sha256_of_file(reference) if keeps_images else None,
             "command": _without_home(command),
-            "data_dir": data_dir and _without_home(os.path.abspath(os.path.expanduser(data_dir))),
             "created": _now(),
-            "environment": environment(wanted),
+            "environment": devices.environment(devices.resolved(wanted).precision),
         }
         files.write_sealed(root / "run.json", record)
     parallel.barrier("run created")
     return open_run(root)
 
 
-def create_with_state(
-    root: Path,
-    wanted: Settings,
-    source: Source,
-    fitted: FittedPrior | None,
-    state: TrainState,
-    command: str,
-    data_dir: str = "",
-) -> Run:
-    """Creates the run of a density ratio that was trained elsewhere, with its only checkpoint.
-
-    The folder must not exist, and does not after an interruption.
-    """
-    if root.exists():
-        raise UserError(f"--workdir={root} exists; choose another folder")
-    root.parent.mkdir(parents=True, exist_ok=True)
-    with files.unfinished_folder(root.parent) as scratch:
-        unfinished = scratch / root.name
-        with locked_folder(unfinished):
-            created = create(unfinished, "ratio", wanted, source, fitted, command, data_dir)
-            with created.checkpoints(wanted.checkpoint.keep) as store:
-                store.save(state)
-        unfinished.rename(root)
-    return open_run(root)
-
-
-def check_free(root: Path, data: Data) -> None:
-    """Raises a UserError for a folder with checkpoints of another run, or in that of the data.
-
-    This may be called before the data are read.
-    """
+def check_free(root: Path, wanted: Settings) -> None:
+    """Raises a UserError for a folder with checkpoints of another run, or in that of the data."""
     if (root / "checkpoints").exists():
         raise UserError(f"--workdir={root} contains checkpoints but no run.json; restore that file")
-    if contains(data, root):
+    if contains(wanted.data, root):
         raise UserError(
             f"--workdir={root} is in the folder of the data, which would then contain the pictures "
             "of the run; choose a folder elsewhere"
@@ -350,29 +274,33 @@ def check_free(root: Path, data: Data) -> None:
 
 
 def exists(root: Path) -> bool:
-    """Whether a folder contains a run. All processes must call this, and must see the same."""
-    found = (root / "run.json").is_file()
-    _check_agreed(found)
-    return found
+    """Whether a folder contains a run."""
+    return (root / "run.json").is_file()
 
 
 def open_run(root: Path, kind: Kind | None = None) -> Run:
-    """Opens a run, without changing anything on disk. All processes must call this."""
+    """Opens a run, without changing anything on disk."""
     if not exists(root):
         raise _missing(root)
     record = files.read_sealed(root / "run.json")
-    if record["format"] > _FORMAT:
-        raise UserError(f"{root} was written by a newer version of fdrl_jax; update the program")
+    if record.get("format") != _FORMAT:
+        raise UserError(f"{root} was written by another version of fdrl_jax; train it again")
     run = Run(root, record)
-    _check_agreed(run.id)
     if kind is not None and run.kind != kind:
         raise UserError(f"--workdir={root} is a run of --mode={_MODES[run.kind]}")
     return run
 
 
-def check_same_data(source: Source) -> None:
-    """Raises a UserError unless all processes of the run read the same data. All must call this."""
-    _check_agreed(describe_data(source))
+def check_agreed(content: Any) -> None:
+    """Raises a UserError unless all processes of the run have the same content. All must call it.
+
+    It is called once before anything is written or drawn, with everything that decides results.
+    """
+    if not parallel.same_on_all_processes(sha256_of_json(content)):
+        raise UserError(
+            "the processes of the run have different settings, data, versions, checkpoints or "
+            "folders: start each with the same command, on the same data and --workdir"
+        )
 
 
 class Opened(NamedTuple):
@@ -390,16 +318,16 @@ class Opened(NamedTuple):
 
 
 def open_checkpoint(command: Command) -> Opened:
-    """Opens the run and the checkpoint of a command that draws samples. Only its folder is read.
-
-    What killed programs left unfinished there is removed.
-    """
+    """Opens the run and the checkpoint of a command that draws samples. Only its folder is read."""
     run = open_run(command.folder, "ratio")
-    files.remove_remains(run.root)
-    run.check_random_numbers()
-    used = precision.resolve(run.overridden(command.changes))
+    wanted = run.changed(settings.replace(run.settings, command.changes), "sample")
+    used = devices.resolved(wanted)
+    devices.multiply_in(used.precision)
     model = experiment.build(used, run.source(), run.prior())
-    return Opened(run, model, *run.restored(model.state_shapes(), command.which))
+    found = run.restored(model.state_shapes(), command.which)
+    opened = Opened(run, model, found.state, found.sha256)
+    check_agreed(key_of(opened, command.num_samples))
+    return opened
 
 
 def key_of(opened: Opened, num_samples: int | None, **more: Any) -> Key:
@@ -421,66 +349,6 @@ def key_of(opened: Opened, num_samples: int | None, **more: Any) -> Key:
 def name_of(opened: Opened, key: Key) -> str:
     """Returns the name of a record: the step, and a digest of its key."""
     return f"step_{opened.step}-{sha256_of_json(key)[:8]}"
-
-
-def _random_numbers() -> dict[str, Any]:
-    """Returns the options of JAX that change random numbers."""
-    names = ("jax_threefry_partitionable", "jax_enable_x64", "jax_random_seed_offset")
-    return {name: getattr(jax.config, name) for name in names}
-
-
-def _software(wanted: Settings) -> dict[str, Any]:
-    """Returns what decides the bits apart from settings and devices, as values for JSON."""
-    options: Any = jax.config  # Its attributes are created at run time.
-    return {
-        **_random_numbers(),
-        "jax_default_prng_impl": options.jax_default_prng_impl,
-        "jax_default_matmul_precision": options.jax_default_matmul_precision,
-        "python": platform.python_version(),
-        "fdrl_jax": fdrl_jax.__version__,
-        **{name: version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")},
-        "precision": precision.resolve(wanted).precision,
-        "XLA_FLAGS": precision.flags_in_use(),
-    }
-
-
-def environment(wanted: Settings) -> dict[str, Any]:
-    """Returns what decides the bits of results apart from the settings, as values for JSON."""
-    kind, features = jax.local_devices()[0].device_kind, sorted(precision.features())
-    return {
-        **_software(wanted),
-        "devices": f"{jax.device_count()} x {kind}",
-        "processor": f"{platform.machine()} {sha256_of_json(features)[:8]} x {os.cpu_count()}",
-    }
-
-
-def report_changes(then: Mapping[str, Any], wanted: Settings) -> None:
-    """Warns that results will not be those of an uninterrupted program, if this is so.
-
-    `then` is the `environment` in which the program began.
-    """
-    # Older runs on accelerators have stored flags for CPUs.
-    then = {**then, "XLA_FLAGS": precision.flags_in_use(then)}
-    if (changed := _changes(then, environment(wanted))) and parallel.is_first_process():
-        logging.getLogger("fdrl").warning(
-            "the last digits of results may differ from those of an uninterrupted run: %s", changed
-        )
-
-
-def _changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    return ", ".join(
-        f"{key} {value} (was {then.get(key)})"
-        for key, value in now.items()
-        if value != then.get(key)
-    )
-
-
-def _check_agreed(content: Any) -> None:
-    if not parallel.same_on_all_processes(sha256_of_json(content)):
-        raise UserError(
-            "the processes of the run have different settings, data, versions or folders: start "
-            "each with the same command, on the same data, and with one shared --workdir"
-        )
 
 
 def _missing(root: Path) -> UserError:

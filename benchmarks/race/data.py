@@ -8,6 +8,7 @@ import numpy as np
 from experiments.data.decode import Transform, decode
 from experiments.data.formats import Tree
 from experiments.errors import UserError
+from experiments.files import replacing
 
 
 class Images(NamedTuple):
@@ -23,6 +24,20 @@ class Split(NamedTuple):
     contestants: Images  # 70%, on which all contestants train.
     judge: Images  # 20%, on which the classifier trains.
     reference: Images  # 10%, with which samples are compared.
+
+    def write(self, part: str, file: Path) -> Path:
+        """Writes a part as data for the program, with the reference as held-out images."""
+        images, reference = getattr(self, part), self.reference
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            arrays = {"images": images.pixels, "labels": images.labels}
+            held_out = {
+                "held_out_images": reference.pixels,
+                "held_out_labels": reference.labels,
+            }
+            with replacing(file) as stream:
+                np.savez(stream, **arrays, **held_out)
+        return file
 
 
 def load(path: Path) -> Split:

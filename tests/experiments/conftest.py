@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from small_runs import SMALL_RESNET, start
+from small_runs import SMALL_RESNET, command, start
 
-from experiments import main, run, settings
+from experiments import run, settings
 from experiments.run import Run
 from experiments.settings import Settings
 
@@ -20,8 +20,8 @@ def tiny() -> Callable[..., Settings]:
     """Returns `(config name, {"section.key": value}) -> settings of its tiny variant`."""
 
     def config(name: str = "swissroll", changes: dict[str, Any] | None = None) -> Settings:
-        values = main.read_config(f"{name}:tiny").to_dict()
-        return settings.from_config({**values, **(changes or {})})
+        values = command("dry_run", None, f"{name}:tiny", changes).config
+        return settings.from_config(values)
 
     return config
 
@@ -57,7 +57,8 @@ def _trained_once(image_folder, tmp_path_factory) -> Callable[[str], Path]:
                 config = "digits:tiny"
             mode = "train"
             if name == "digits_classifier":
-                mode, changes = "classifier", {"attack.num_steps": 2, "train.steps_per_dispatch": 4}
+                mode, config = "classifier", "classifier:digits,tiny"
+                changes = {"classifier.attack_steps": 2, "train.steps_per_dispatch": 4}
             start(mode, done[name], config, changes)
         return done[name]
 

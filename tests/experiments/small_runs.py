@@ -6,7 +6,7 @@ from typing import Any
 
 from experiments import main, run
 from experiments import train as program
-from experiments.command import Command
+from experiments.command import Command, parse
 from fdrl_jax.training.state import TrainState
 
 # A network that compiles in a second.
@@ -26,7 +26,7 @@ def command(
     argv += [] if config is None else [f"--config={config}"]
     argv += [f"--config.{key}={value}" for key, value in (changes or {}).items()]
     argv += [f"--{name}={value}" for name, value in flags.items()]
-    return main.parse(argv)[0]
+    return parse(argv)
 
 
 def start(*arguments: Any, **flags: Any) -> None:
@@ -44,8 +44,8 @@ def train(
     if config is None and not run.exists(folder):
         config = "swissroll:tiny"
     with run.locked_folder(folder):
-        opened, model = program.create_or_resume(command("train", folder, config, changes))
-        return program.fit(model, opened, program.hooks_of(model, opened)).state
+        opened, model = program.open_or_create(command("train", folder, config, changes))
+        return program.fit(model, opened).state
 
 
 def contents(folder: Path) -> dict[str, bytes]:

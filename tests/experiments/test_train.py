@@ -1,10 +1,13 @@
-"""Training resumes exactly, stops and recovers repeatably, and loses nothing."""
+"""Training resumes exactly, stops repeatably, and loses nothing."""
 
 import json
 import math
 import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
 import tempfile
 import time
 
@@ -19,36 +22,26 @@ from experiments import train as program
 from experiments.errors import DivergedError, StoppedError, UserError
 from experiments.evaluation import draws
 from experiments.evaluation.metrics import Estimate, Metric
-from experiments.hosts import StopSignals
 from experiments.settings import Settings
-from experiments.train import Hook
+from experiments.train import StopSignals
+from fdrl_jax.training import parallel
 
-BAD_STEP = 7
-DIVERGING = {
-    "optimizer.schedule": "constant",
-    "train.num_steps": 12,
-    "train.steps_per_dispatch": 4,
-    "log.every_steps": 1,
-    "checkpoint.every_steps": 5,
-    "checkpoint.keep": 9,
-    "snapshot.every_steps": 1_000,
-}
+RATES = ("steps_per_second", "examples_per_second")
 
 
 def assert_equal_bits(a, b):
     jax.tree.map(lambda x, y: np.testing.assert_array_equal(np.asarray(x), np.asarray(y)), a, b)
 
 
+def logged(folder):
+    """Returns the lines of the log without the rates."""
+    lines = log.read(folder / "metrics.jsonl")
+    return [{k: v for k, v in line.items() if k not in RATES} for line in lines]
+
+
 def steps_of(folder):
     with run.open_run(folder).checkpoints() as store:
         return store.steps()
-
-
-def test_a_run_that_was_stopped_and_resumed_equals_the_uninterrupted_one(tmp_path):
-    changes = {"optimizer.schedule": "constant", "train.num_steps": 5, "checkpoint.every_steps": 1}
-    whole = train(tmp_path / "whole", changes, "digits:tiny")
-    train(tmp_path / "parts", {**changes, "train.num_steps": 3}, "digits:tiny")
-    assert_equal_bits(train(tmp_path / "parts", changes, "digits:tiny"), whole)
 
 
 def test_neither_clock_nor_rights_nor_temporary_files_change_a_run(trained, tmp_path, monkeypatch):
@@ -64,132 +57,108 @@ def test_neither_clock_nor_rights_nor_temporary_files_change_a_run(trained, tmp_
     finally:
         os.umask(before)
     assert_equal_bits(state, trained.restored(state).state)
+    assert logged(folder) == logged(trained.root)
     assert not any(path.stat().st_mode & 0o77 for path in [newest, *newest.rglob("*")])
+    (record,) = trained.evaluations.glob("*/record.json")
+    sha256 = json.loads(record.read_text())["key"]["checkpoint_sha256"]
+    assert sha256 == trained.digest(state), "the last state is evaluated as it would be restored"
 
 
+@pytest.mark.slow
 def test_the_number_of_steps_per_dispatch_does_not_change_a_number(tmp_path):
     one = train(tmp_path / "one", {"train.steps_per_dispatch": 1})
     three = train(tmp_path / "three", {"train.steps_per_dispatch": 3})
     assert_equal_bits(one.variables, three.variables)
+    assert logged(tmp_path / "one") == logged(tmp_path / "three")
 
 
-def test_the_last_state_is_evaluated_as_it_would_be_restored(trained):
-    (record,) = trained.evaluations.glob("*/record.json")
-    with trained.checkpoints() as store:
-        model = experiment.build(trained.settings, trained.source(), trained.prior())
-        restored = store.restore(model.state_shapes())
-    assert json.loads(record.read_text())["key"]["checkpoint_sha256"] == restored.sha256
-
-
-@pytest.mark.parametrize("key", ["attack.epsilon", "augment.max_shift"])
-def test_a_setting_of_classifiers_is_refused_for_a_density_ratio(key, tmp_path):
-    with pytest.raises(UserError, match=rf"{key}: for classifiers only.*--mode=classifier"):
-        train(tmp_path / "run", {key: 2})
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_combination_that_cannot_run_is_refused_before_the_prior_is_fitted(tmp_path, monkeypatch):
-    monkeypatch.setattr(program.prior, "fit", lambda *_: pytest.fail("the prior was fitted"))
-    for change, expected in (({"loss.name": "lsif"}, "use 'lsif' with"), ({}, "divi")):
+def test_a_combination_that_cannot_run_is_refused_before_the_prior_is_fitted(
+    tmp_path, image_folder, monkeypatch
+):
+    monkeypatch.setattr(program.prior, "fit_to", lambda *_: pytest.fail("the prior was fitted"))
+    of_images = {"data.dir": image_folder, "data.num_held_out": 1, "evaluate.every_steps": 2}
+    for config, changes, expected in (
+        ("digits:tiny", {"loss.name": "lsif"}, "use 'lsif' with"),
+        ("digits:tiny", {"train.batch_size": 15}, "does not divide over"),
+        ("digits:tiny", {"network.by_class": True, "network.name": "mlp"}, "does not fit images"),
+        ("digits:tiny", {"evaluate.inception_weights": "nowhere.pth"}, "nowhere.pth"),
+        ("folder:tiny", {**of_images, "data.image_size": 8}, "at least 2 held-out images"),
+    ):
         with pytest.raises(UserError, match=expected):
-            train(tmp_path, {"train.batch_size": 15, **change}, "digits:tiny")
+            train(tmp_path / "run", changes, config)
+    assert not (tmp_path / "run").exists()
 
 
 def test_all_processes_train_with_the_prior_that_the_first_one_fitted(tmp_path, monkeypatch):
     # On another processor, or with other threads, the last digits of a fit differ.
     arguments = "train", tmp_path / "run", "digits:tiny", SMALL_RESNET
     with run.locked_folder(tmp_path / "run"):
-        opened, first = program.create_or_resume(command(*arguments))
+        opened, first = program.open_or_create(command(*arguments))
     fit = program.prior.fit_to
 
-    def fitted(*of):
-        found = fit(*of)
-        return found._replace(params={**found.params, "mean": np.zeros((1, 64))})
+    def other_fit(*of):
+        fitted = fit(*of)
+        return fitted._replace(params={**fitted.params, "mean": fitted.params["mean"] + 1.0})
 
-    monkeypatch.setattr(program.prior, "fit_to", fitted)
-    monkeypatch.setattr(program.parallel, "is_first_process", lambda: False)
+    monkeypatch.setattr(program.prior, "fit_to", other_fit)
+    monkeypatch.setattr(parallel, "is_first_process", lambda: False)
     monkeypatch.setattr(run, "create", lambda *_: opened)
-    command_of_other = command("train", tmp_path / "other", *arguments[2:])
-
-    _, other = program.create_or_resume(command_of_other)
-
-    jax.tree.map(np.testing.assert_array_equal, other.constants.prior, first.constants.prior)
+    _, other = program.open_or_create(command("train", tmp_path / "other", *arguments[2:]))
+    assert_equal_bits(other.constants.prior, first.constants.prior)
 
 
-def test_a_metric_in_training_needs_two_held_out_images(image_folder, tmp_path):
-    wanted = {"data.dir": image_folder, "data.num_held_out": 1, "evaluate.every_steps": 2}
-    with pytest.raises(UserError, match="the metric needs at least 2 held-out images"):
-        train(tmp_path / "run", {**wanted, "data.image_size": 8, **SMALL_RESNET}, "folder:tiny")
-    assert not (tmp_path / "run").exists()
-
-
-def run_with_hook(folder, every, act, **changes):
-    with run.locked_folder(folder):
-        asked = command("train", folder, "swissroll:tiny", changes)
-        opened, model = program.create_or_resume(asked)
-        return program.fit(model, opened, [Hook(every, act)])
-
-
+@pytest.mark.slow
 def test_a_stale_estimator_of_prior_and_data_trains_and_its_flow_has_any_length(tmp_path):
     train(tmp_path / "run", {"flow.num_steps": 0})  # Section 3 of the paper.
-    logged = log.read(run.open_run(tmp_path / "run").metrics)
-    assert all(math.isfinite(record["loss"]) for record in logged)
+    assert all(math.isfinite(record["loss"]) for record in logged(tmp_path / "run"))
     flows = {f"flow.{key}": value for key, value in (("num_steps", 2), ("num_refine_steps", 0))}
-    for changes in (flows, {"flow.num_refine_steps": 0}):
-        start("sample", tmp_path / "run", None, changes, num_samples=8)
-    one, other = (np.load(file)["arr_0"] for file in (tmp_path / "run/samples").glob("*.npz"))
-    assert np.isfinite(one).all()
-    assert np.abs(one - other).max() > 1e-4
-
-
-def test_a_hook_runs_at_its_multiples_and_at_the_end_and_its_result_is_logged(tmp_path):
-    seen = []
-
-    def act(moment):
-        seen.append(moment.step)
-        return {"seen": float(len(seen))}
-
-    run_with_hook(tmp_path, 3, act, **{"log.every_steps": 100})
-    assert seen == [3, 4]
-    records = log.read(tmp_path / "metrics.jsonl")
-    assert [(record["step"], record["seen"]) for record in records] == [(3, 1.0), (4, 2.0)]
+    start("sample", tmp_path / "run", None, flows, num_samples=4)
+    (file,) = (tmp_path / "run" / "samples").glob("*.npz")
+    assert np.isfinite(np.load(file)["arr_0"]).all()
 
 
 def stop_at_question(number, monkeypatch):
-    asked = iter(range(1, 100))
-    monkeypatch.setattr(StopSignals, "is_due", lambda _: next(asked) >= number)
+    """Stops the training when it asks whether to stop for the time of a number."""
+    asked = []
+    monkeypatch.setattr(StopSignals, "is_due", lambda _: len(asked) >= number or asked.append(1))
 
 
-def test_before_the_first_step_nothing_is_saved_and_the_message_says_so(tmp_path, monkeypatch):
-    stop_at_question(1, monkeypatch)
-    with pytest.raises(StoppedError, match=r"before the first step\. Rerun to start again"):
-        train(tmp_path)
-    assert steps_of(tmp_path) == []
-
-
-def test_a_run_that_is_stopped_saves_its_step_and_resumes_to_the_same_numbers(
-    tmp_path, monkeypatch
-):
-    every = ("snapshot.every_steps", "evaluate.every_steps")
-    changes = {"checkpoint.every_steps": 100, **dict.fromkeys(every, 2)}
-    whole = train(tmp_path / "whole", changes)
+def test_a_run_that_is_stopped_anywhere_equals_the_uninterrupted_one(tmp_path, monkeypatch):
+    changes = {
+        "train.num_steps": 7,
+        "train.steps_per_dispatch": 1,
+        "log.every_steps": 2,
+        "checkpoint.every_steps": 3,
+        "snapshot.every_steps": 4,
+        "evaluate.every_steps": 3,
+    }
+    train(tmp_path / "whole", changes)
+    folder = tmp_path / "parts"
     with monkeypatch.context() as patched:
-        stop_at_question(2, patched)
-        with pytest.raises(StoppedError, match=r"step 2 is saved\. Rerun to resume") as caught:
-            train(tmp_path / "parts", changes)
-    assert caught.value.exit_code == 4
-    assert steps_of(tmp_path / "parts") == [2]
-    resumed = train(tmp_path / "parts", changes)
-    assert_equal_bits(resumed.variables, whole.variables)
-    # What is due at the step of the stop happens before it, as the snapshot and the metric here.
+        stop_at_question(0, patched)
+        with pytest.raises(StoppedError, match=r"before the first step\. Rerun to start again"):
+            train(folder, changes)
+    assert steps_of(folder) == []
+    for number in (1, 2, 3):  # After steps 1, 3 and 6: beside, and at, what is due.
+        with monkeypatch.context() as patched:
+            stop_at_question(number, patched)
+            with pytest.raises(StoppedError, match=r"is saved\. Rerun to resume") as caught:
+                train(folder, changes)
+        assert caught.value.exit_code == 4
+    assert steps_of(folder)[-1] == 6
+    resumed = train(folder, changes)
+    assert int(resumed.step) == 7
+    assert logged(folder) == logged(tmp_path / "whole")
+    assert [line["step"] for line in logged(folder)] == [2, 3, 4, 6, 7]
     one, other = (contents(tmp_path / name / "snapshots") for name in ("whole", "parts"))
     assert one == other
-    assert {*one} == {"00000000.npz", "00000002.npz", "00000004.npz"}
+    assert {*one} == {"00000000.npz", "00000004.npz", "00000007.npz"}
     best = [(tmp_path / name / "checkpoints/best.json").read_bytes() for name in ("whole", "parts")]
     assert best[0] == best[1]
-
-
-NAME = log.PREFIX + "energy_distance_64"
+    opened = run.open_run(folder)
+    assert opened.restored(resumed).sha256 == opened.digest(resumed)
+    whole = run.open_run(tmp_path / "whole")
+    assert_equal_bits(resumed, whole.restored(resumed).state)
 
 
 @pytest.fixture
@@ -201,7 +170,7 @@ def valued(monkeypatch):
         monkeypatch.setattr(
             draws,
             "cheap_metric",
-            lambda _: lambda _: Metric("metric_32", "energy_distance", Estimate(next(left))),
+            lambda _: lambda samples: Metric("metric_32", "energy_distance", Estimate(next(left))),
         )
 
     return give
@@ -212,61 +181,17 @@ def best_of(folder):
         return store.best()
 
 
-def test_evaluation_during_training_changes_no_parameter_and_is_logged(tmp_path):
-    plain = train(tmp_path / "plain")
-    monitored = train(tmp_path / "monitored", {"evaluate.every_steps": 1})
-    assert_equal_bits(monitored, plain)
-    records = log.read(tmp_path / "monitored" / "metrics.jsonl")
-    assert [record["step"] for record in records] == [1, 2, 3, 4]
-    values = {record["step"]: record[NAME] for record in records}
-    found = best_of(tmp_path / "monitored")
-    assert found["value"] == values[found["step"]] == min(values.values())
-
-
-def test_the_best_checkpoint_is_kept_and_can_be_sampled(tmp_path, valued):
+def test_the_best_checkpoint_is_kept_and_a_resumed_run_knows_it(tmp_path, valued):
+    changes = {"evaluate.every_steps": 1, "checkpoint.keep": 1, "optimizer.schedule": "constant"}
     valued(3.0, 1.0, math.nan, 2.0)
-    changes = {"evaluate.every_steps": 1, "checkpoint.every_steps": 1, "checkpoint.keep": 1}
-    train(tmp_path, changes)
+    train(tmp_path, {**changes, "checkpoint.every_steps": 1})
     assert best_of(tmp_path)["step"] == 2
     assert steps_of(tmp_path) == [2, 4]
-    start("sample", tmp_path, checkpoint="best", num_samples=4)
-    (record,) = (tmp_path / "samples").glob("*.json")
-    assert json.loads(record.read_text())["key"]["step"] == 2
-
-
-def test_a_resumed_run_knows_its_best(tmp_path, valued):
-    changes = {
-        "evaluate.every_steps": 1,
-        "checkpoint.every_steps": 100,
-        "checkpoint.keep": 1,
-        "optimizer.schedule": "constant",
-    }
-    valued(3.0, 1.0, 2.0, 2.0)
-    train(tmp_path, changes)
+    assert run.open_checkpoint(command("sample", tmp_path, checkpoint="best")).step == 2
     valued(1.5, 0.5, 0.7)
-    train(tmp_path, {**changes, "train.num_steps": 7})
+    train(tmp_path, {**changes, "checkpoint.every_steps": 100, "train.num_steps": 7})
     assert best_of(tmp_path) == {"metric": "metric_32", "value": 0.5, "step": 6}
     assert steps_of(tmp_path)[-2:] == [6, 7]
-
-
-def test_early_snapshots_are_written_once_and_change_no_number_of_the_training(tmp_path):
-    rarely = ("log.every_steps", "checkpoint.every_steps", "snapshot.every_steps")
-    changes = {"train.num_steps": 12, "train.steps_per_dispatch": 12, **dict.fromkeys(rarely, 100)}
-    with_early = train(tmp_path / "early", changes)
-    assert {*contents(tmp_path / "early" / "snapshots")} == {
-        "00000000.npz",
-        "00000010.npz",
-        "00000012.npz",
-    }
-    flags = command("train", tmp_path / "none", "swissroll:tiny", changes)
-    with run.locked_folder(tmp_path / "none"):
-        opened, model = program.create_or_resume(flags)
-        without = program.fit(model, opened).state
-    assert not opened.snapshots.exists()
-    assert_equal_bits(with_early.variables, without.variables)
-    logged = (log.read(tmp_path / name / "metrics.jsonl") for name in ("early", "none"))
-    one, other = ([record["loss"] for record in records] for records in logged)
-    assert one == other
 
 
 def test_a_crash_while_a_snapshot_is_written_leaves_none(tmp_path, monkeypatch):
@@ -282,7 +207,7 @@ def test_a_crash_while_a_snapshot_is_written_leaves_none(tmp_path, monkeypatch):
 
 
 def poisoned(model, step):
-    """Puts NaN into the first example of the batch that an uninterrupted run draws at a step."""
+    """Puts NaN into the first example of the batch that is drawn at a step."""
     draw, position = model.source.draw, (step - 1) * model.settings.train.batch_size
 
     def with_nan(arrays, host_batch, key, positions):
@@ -290,29 +215,31 @@ def poisoned(model, step):
         is_hit = (positions == position).reshape(-1, *(1,) * (batch["real"].ndim - 1))
         return {**batch, "real": jnp.where(is_hit, jnp.nan, batch["real"])}
 
-    source = model.source._replace(draw=with_nan)
-    return experiment.build(model.settings, source)
+    return experiment.build(model.settings, model.source._replace(draw=with_nan))
 
 
-def train_poisoned(folder, bad_step=BAD_STEP, **changes):
-    """Trains on data with NaN in one batch."""
-    with run.locked_folder(folder):
-        asked = command("train", folder, "swissroll:tiny", DIVERGING | changes)
-        opened, model = program.create_or_resume(asked)
-        return program.fit(poisoned(model, bad_step), opened).state
-
-
-def test_a_diverging_run_stops_names_the_step_logs_it_and_keeps_the_last_good_checkpoint(tmp_path):
-    before = train_poisoned(tmp_path, **{"train.num_steps": 5})
-    with pytest.raises(DivergedError, match=r"loss is nan at step 7; step 5 is saved"):
-        train_poisoned(tmp_path)
+def test_a_diverging_run_stops_keeps_the_last_good_checkpoint_and_resumes_with_a_smaller_rate(
+    tmp_path,
+):
+    changes = {
+        "optimizer.schedule": "constant",
+        "train.num_steps": 8,
+        "log.every_steps": 1,
+        "checkpoint.every_steps": 5,
+        "snapshot.every_steps": 100,
+    }
+    with run.locked_folder(tmp_path):
+        opened, model = program.open_or_create(
+            command("train", tmp_path, "swissroll:tiny", changes)
+        )
+        with pytest.raises(DivergedError, match=r"loss is nan at step 7; step 5 is saved\. Resume"):
+            program.fit(poisoned(model, 7), opened)
     # The log contains the interval that diverged, which helps to find the cause.
-    last = log.read(tmp_path / "metrics.jsonl")[-1]
-    assert (last["step"], last["loss"]) == (7, None)
-    with run.open_run(tmp_path).checkpoints() as store:
-        assert store.steps() == [5]
-        kept = store.restore(jax.eval_shape(lambda: before))
-    assert_equal_bits(kept.state, before)
+    assert (logged(tmp_path)[-1]["step"], logged(tmp_path)[-1]["loss"]) == (7, None)
+    assert steps_of(tmp_path) == [5]
+    train(tmp_path, {"optimizer.learning_rate": 1e-4})
+    rates = [line["learning_rate"] for line in logged(tmp_path)]
+    np.testing.assert_allclose(rates, [2e-3] * 5 + [1e-4] * 3)
 
 
 @pytest.mark.parametrize(
@@ -327,7 +254,59 @@ def test_a_diverging_run_stops_names_the_step_logs_it_and_keeps_the_last_good_ch
 def test_divergence_is_described_by_the_first_step_and_metric(output, name, value, expected):
     names = ("loss", "grad_norm", "drift_norm", "output_real", "output_flowed")
     values = {n: np.zeros(3) for n in names}
-    assert program.find_trouble(np.arange(10, 13), values, output, Settings()) is None
+    assert program.find_trouble(12, values, output, Settings()) is None
     values[name] = np.array([0.0, value, value])
-    trouble = program.find_trouble(np.arange(10, 13), values, output, Settings())
-    assert re.search(expected, trouble)
+    assert re.search(expected, program.find_trouble(12, values, output, Settings()))
+
+
+def heard(signals):
+    """Waits until the thread of the signals has run."""
+    end = time.monotonic() + 30.0
+    while not signals.heard and time.monotonic() < end:
+        time.sleep(0.01)
+    return signals.heard
+
+
+@pytest.mark.parametrize(
+    ("number", "name"),
+    [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "Ctrl-C"), (signal.SIGHUP, "SIGHUP")],
+)
+def test_the_first_signal_is_heard_and_the_handlers_are_put_back(number, name, capsys):
+    before = signal.getsignal(number)
+    with StopSignals() as signals:
+        assert not signals.is_due()
+        os.kill(os.getpid(), number)
+        assert heard(signals) == name
+        assert signals.is_due()
+    assert signal.getsignal(number) is before
+
+
+def test_a_signal_that_is_ignored_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # As by nohup.
+    try:
+        with StopSignals():
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_second_signal_ends_the_process_at_once_even_in_compiled_code():
+    code = (
+        "import hashlib, os, signal, threading\n"
+        "from experiments.train import StopSignals\n"
+        "for seconds, number in ((1, signal.SIGTERM), (2, signal.SIGINT)):\n"
+        "    threading.Timer(seconds, os.kill, (os.getpid(), number)).start()\n"
+        "with StopSignals():\n"
+        "    hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)\n"  # Minutes outside of Python.
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 128 + signal.SIGINT
+    assert "SIGTERM: saving and stopping" in done.stderr
+
+
+def test_processes_vote_and_stop_after_the_same_number_of_dispatches(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    others = iter([False, False, True, False, False])  # One that another process has heard.
+    monkeypatch.setattr(parallel, "any_process", lambda mine: mine or next(others))
+    signals = StopSignals()
+    assert [signals.is_due() for _ in range(5)] == [False, False, False, False, True]

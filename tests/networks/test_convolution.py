@@ -192,7 +192,7 @@ def test_kernel_gradients_in_bfloat16_do_not_depend_on_the_padding_of_the_batch(
 
 KERNELS_OF_A_RUN = """
 import sys, jax, jax.numpy as jnp, numpy as np
-from experiments.precision import set_cpu_flags
+from experiments.devices import set_cpu_flags
 set_cpu_flags(bfloat16=sys.argv[1] == "bfloat16")
 from fdrl_jax.networks import convolve
 bound = {"bfloat16": 1.5e-2, "float32": 2e-5}[sys.argv[1]]

@@ -1,0 +1,256 @@
+"""Processes, devices and the precision of computations.
+
+Call `set_cpu_flags` before anything runs on a device, because XLA reads its flags only when its
+backend starts, and then `join`.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import importlib.metadata
+import logging
+import os
+import platform
+import re
+import signal
+import socket
+import threading
+import time
+from collections.abc import Mapping, MutableMapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+import fdrl_jax
+from experiments.errors import UserError, first_line, leave
+from experiments.settings import Settings
+
+# Selects the older kernels for convolutions, which compute weight gradients about twice as fast.
+CPU_FLAG = "--xla_cpu_experimental_ynn_fusion_type=individual_dot"
+# Selects oneDNN for convolutions and matrix products, which is needed for fast bfloat16.
+ONEDNN_FLAG = "--xla_cpu_experimental_onednn_custom_call=true"
+
+# An unknown flag aborts the process, and oneDNN's kernels are correct only in tested versions. Each
+# flag is therefore set only from its first version up to, but excluding, its second.
+_CPU_FLAG_VERSIONS = ((0, 10, 2), (0, 13))
+_ONEDNN_VERSIONS = ((0, 12), (0, 13))
+# Instructions that affect the speed of neural networks, by their names in Linux.
+_NOTABLE = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile", "asimd", "bf16", "sve")
+_SHUTDOWN_SECONDS = 24 * 3_600  # The first process evaluates while the others wait.
+_PARTING_SECONDS = 1.0  # Time for the messages of processes that end together.
+_links: list[socket.socket] = []  # Connections to other processes of the run.
+
+
+def join(
+    distributed: bool, address: str | None, num_processes: int | None, process_id: int | None
+) -> None:
+    """Joins the processes of a run, of which the first listens at the address, HOST:PORT.
+
+    If `distributed`, JAX detects missing values on TPU pods, SLURM and similar. If a process ends
+    without `part`, the others end in one line.
+    """
+    given = (address, num_processes, process_id)
+    if not distributed and given == (None, None, None):
+        return
+    if not distributed and None in given:
+        raise UserError(
+            "--coordinator_address=HOST:PORT, --num_processes=N and --process_id=I must be given "
+            "together; --distributed detects missing values on TPU pods, SLURM and similar"
+        )
+    try:
+        jax.distributed.initialize(
+            address,
+            num_processes,
+            process_id,
+            # By default the first process would listen on all interfaces of its host.
+            coordinator_bind_address=address,
+            shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
+        )
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"the processes of the run cannot join: {first_line(error)}") from error
+    # JAX's handler of SIGTERM only takes note of it. Training sets its own.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    owners = [device.process_index for device in jax.devices()]
+    counts = [owners.count(index) for index in sorted(set(owners))]
+    if len(set(counts)) > 1:
+        raise UserError(f"the processes have {counts} devices, but each needs the same number")
+    if jax.process_count() > 1:
+        _link(address.rpartition(":")[0] if address else "")
+
+
+def _link(host: str) -> None:
+    """Connects all processes to the first one. The system closes the connections of a process."""
+    is_first = jax.process_index() == 0
+    host = host or socket.gethostname()
+    server = socket.create_server((host, 0)) if is_first else None
+    packed = np.frombuffer(socket.inet_aton(socket.gethostbyname(host)), np.uint8)
+    port = server.getsockname()[1] if server else 0
+    *parts, port = multihost_utils.broadcast_one_to_all(np.array([*packed, port], np.int32))
+    if server:
+        _links.extend(server.accept()[0] for _ in range(jax.process_count() - 1))
+    else:
+        where = ".".join(str(int(part)) for part in parts)
+        _links.append(socket.create_connection((where, int(port))))
+    for link in _links:
+        threading.Thread(target=_watch, args=(link,), daemon=True).start()
+
+
+def _watch(link: socket.socket) -> None:
+    received = b""
+    with contextlib.suppress(OSError):
+        received = link.recv(1)
+    if received != b"+":
+        time.sleep(_PARTING_SECONDS / 2 if received else 0.0)  # For an error of our own.
+        leave(1, "error: another process of the run has ended, see its output")
+
+
+def part(*, failed: bool) -> None:
+    """Tells the other processes that this one ends, as they do, or with an error of its own."""
+    for link in _links:
+        with contextlib.suppress(OSError):
+            link.send(b"-" if failed else b"+")
+    if _links and failed:
+        time.sleep(_PARTING_SECONDS)  # JAX aborts processes whose first one has ended.
+
+
+def set_options() -> None:
+    """Sets the options of JAX that decide random numbers and types, whatever the environment."""
+    if os.environ.get("JAX_DISABLE_JIT", "0") not in ("", "0", "false", "False"):
+        raise UserError("JAX_DISABLE_JIT is set, and training would take for ever; unset it")
+    jax.config.update("jax_enable_x64", False)
+    jax.config.update("jax_threefry_partitionable", True)
+    jax.config.update("jax_random_seed_offset", 0)
+    jax.config.update("jax_numpy_dtype_promotion", "standard")
+    jax.config.update("jax_numpy_rank_promotion", "allow")
+
+
+def set_cpu_flags(
+    environ: MutableMapping[str, str] = os.environ, *, bfloat16: bool = False
+) -> bool:
+    """Sets flags in `XLA_FLAGS` if they are known to be safe, and returns whether it set one.
+
+    The variable is not changed if it is set: `XLA_FLAGS= python ...` runs without the flags.
+    """
+    if "XLA_FLAGS" in environ or not _is_within(_CPU_FLAG_VERSIONS):
+        return False
+    use_onednn = bfloat16 and why_not_onednn(environ) is None
+    environ["XLA_FLAGS"] = f"{CPU_FLAG} {ONEDNN_FLAG}" if use_onednn else CPU_FLAG
+    return True
+
+
+def why_not_onednn(environ: Mapping[str, str] = os.environ) -> str | None:
+    """Returns why oneDNN's bfloat16 kernels cannot be used here, or `None` if they can."""
+    # Without AMX, the kernels were measured on AMD's processors only.
+    fast = {"amx_bf16"}
+    if _of_processor("vendor_id") == "AuthenticAMD":
+        fast.add("avx512_bf16")
+    if not _features() & fast:
+        return "the processor has neither AMX (amx_bf16) nor AMD's AVX-512 for it (avx512_bf16)"
+    if not _is_within(_ONEDNN_VERSIONS):
+        return "the fast kernels need JAX 0.12 (Python 3.12 or newer)"
+    if environ.get("JAX_COMPILATION_CACHE_DIR"):
+        return "the fast kernels crash with a compilation cache; unset JAX_COMPILATION_CACHE_DIR"
+    if "XLA_FLAGS" in environ and not uses_onednn(environ):
+        return f"XLA_FLAGS is set without {ONEDNN_FLAG}"
+    return None
+
+
+def uses_onednn(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether the flags of this process select oneDNN for convolutions."""
+    return ONEDNN_FLAG in environ.get("XLA_FLAGS", "").split()
+
+
+def resolved(settings: Settings) -> Settings:
+    """Returns the settings with "auto" replaced: bfloat16 if it is fast here, or else float32."""
+    used, slow = settings.precision, _why_bfloat16_is_slow()
+    if used == "auto":
+        used = "float32" if slow else "bfloat16"
+    elif used == "bfloat16" and slow:
+        _warn(f"precision=bfloat16 is slower here than float32, because {slow}")
+    return dataclasses.replace(settings, precision=used)
+
+
+def multiply_in(precision: str) -> None:
+    """Multiplies float32 arrays in a precision on this process's accelerators, if it has any.
+
+    By default they round the inputs of products: TPUs to bfloat16, and NVIDIA GPUs since Ampere to
+    TF32 ("tensorfloat32"), which has 10 bits of mantissa.
+    """
+    if jax.default_backend() != "cpu":
+        jax.config.update("jax_default_matmul_precision", precision)
+
+
+def num_cores() -> int:
+    """Returns the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def environment(precision: str) -> dict[str, Any]:
+    """Returns what decides the last bits of results apart from settings, as values for JSON."""
+    packages = ("jax", "jaxlib", "flax", "optax", "numpy")
+    flags = os.environ.get("XLA_FLAGS", "").split()
+    if jax.default_backend() != "cpu":
+        flags = [flag for flag in flags if not flag.startswith("--xla_cpu_")]
+    return {
+        "python": platform.python_version(),
+        "fdrl_jax": fdrl_jax.__version__,
+        **{name: importlib.metadata.version(name) for name in packages},
+        "devices": f"{jax.device_count()} x {jax.local_devices()[0].device_kind}",
+        "cores": num_cores(),
+        "precision": precision,
+        "XLA_FLAGS": " ".join(flags),
+    }
+
+
+def describe_devices() -> str:
+    """Returns a line with the devices, their memory if known, and versions."""
+    own = jax.local_devices()[0]  # Of another process's device, the memory is not known.
+    kind = own.device_kind
+    if own.platform == "cpu":
+        notable = " ".join(name for name in _NOTABLE if name in _features())
+        kind = f"{kind} ({num_cores()} cores; {notable or 'features unknown'})"
+    limit = (own.memory_stats() or {}).get("bytes_limit")
+    memory = f", {limit / 2**30:.0f} GiB each" if limit else ""
+    processes = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
+    return (
+        f"devices: {jax.device_count()} x {kind}{memory}{processes}; jax {jax.__version__}, "
+        f"jaxlib {importlib.metadata.version('jaxlib')}, Python {platform.python_version()}"
+    )
+
+
+def _features() -> frozenset[str]:
+    return frozenset(_of_processor("flags|Features").split())
+
+
+@functools.cache
+def _of_processor(names: str, cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    with contextlib.suppress(OSError):  # Only Linux has this file.
+        if found := re.search(rf"^(?:{names})[ \t]*:(.*)", cpuinfo.read_text(), re.MULTILINE):
+            return found[1].strip()
+    return ""
+
+
+@functools.cache  # Once per process.
+def _warn(text: str) -> None:
+    logging.getLogger("fdrl").warning(text)
+
+
+def _why_bfloat16_is_slow() -> str | None:
+    """Returns why bfloat16 is slower than float32 on the device, or `None` if it is not."""
+    backend = jax.default_backend()
+    if backend == "cpu" and not uses_onednn():
+        return why_not_onednn() or "the fast kernels were not switched on at the start"
+    if backend == "gpu":
+        major = getattr(jax.devices()[0], "compute_capability", "0").partition(".")[0]
+        if major.isdigit() and int(major) < 8:
+            return "the GPU is older than NVIDIA's Ampere generation"
+    return None
+
+
+def _is_within(versions: tuple[tuple[int, ...], tuple[int, ...]]) -> bool:
+    release = re.findall(r"\d+", importlib.metadata.version("jaxlib"))
+    first, first_without = versions
+    return first <= tuple(map(int, release)) < first_without

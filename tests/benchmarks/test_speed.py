@@ -1,0 +1,37 @@
+"""The measurements of the device and of PyTorch run, and notice what a device computes wrongly."""
+
+import sys
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+
+from benchmarks import accelerator, estimators
+
+
+@pytest.mark.slow
+def test_the_device_is_measured_and_agrees_with_float64(monkeypatch, capsys):
+    monkeypatch.setattr(
+        sys, "argv", ["accelerator", "--small", "--rounds=1", "--precisions=float32"]
+    )
+    with pytest.raises(SystemExit) as ended:
+        accelerator.main()
+    assert ended.value.code == 0
+    row = capsys.readouterr().out.splitlines()[-1].split(" | ")
+    assert row[:2] == ["| small", "float32"]
+    assert all(float(cell) > 0 for cell in row[2:4])
+
+
+def test_errors_of_arrays_are_relative_to_their_norm():
+    found, wanted = {"a": np.array([3.0, 0.0]), "b": np.ones(1)}, {"a": np.array([3.0, 4.0])}
+    assert accelerator._relative_error(found["a"], wanted["a"]) == pytest.approx(0.8)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("torch") is None, reason="needs PyTorch")
+def test_pytorch_takes_turns_with_the_library(monkeypatch):
+    monkeypatch.setitem(estimators.NETWORKS, "small", accelerator.SMALL)
+    arguments = type("Arguments", (), {"torch_python": sys.executable, "rounds": 1})
+    found = estimators.measure("small", 4, "float32", arguments)
+    assert found["pytorch_flow_over_ours"] > 0
+    assert found["pytorch_train_over_ours"] > 0
