@@ -1,326 +1,464 @@
-"""Density ratios with a known truth, next to other packages, on one CPU core.
+"""Density ratios on public tests, next to other methods on the same rows, on one CPU core.
 
-    python -m benchmarks.ratios information --dims 40 80
-    python -m benchmarks.ratios small
-    python -m benchmarks.ratios chasm
-    python -m benchmarks.ratios mixtures
-    python -m benchmarks.ratios shift
-    python -m benchmarks.ratios outliers [--mnist mnist.zip]
-    python -m benchmarks.ratios density
+    python -m benchmarks.ratios information [--tasks NAME ...] [--seeds 3] [--sizes 5000 10000]
+    python -m benchmarks.ratios far [--dims 40 80 160 320]
+    python -m benchmarks.ratios power [--trials 200]
+    python -m benchmarks.ratios weights --seeds 10
+    python -m benchmarks.ratios inference [--observations 10]
+    python -m benchmarks.ratios outliers --mnist mnist.zip
 
-Each command prints a table and writes it, with all options, to `runs/ratios/NAME.json`. The package
-`densratio` is optional: `pip install '.[peers]'`. Without it, its rows are missing.
+Each command prints its rows as they come, and writes them to `runs/ratios/TABLE.jsonl`. The first
+use of `information`, `weights` and `inference` makes an environment of its own in `--environment`
+and installs packages there: the tests, at the versions of which the figures are.
 """
 
 import argparse
 import json
+import subprocess
+import sys
 import time
+import zipfile
 from collections.abc import Callable, Iterator
-from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from scipy.spatial import cKDTree
-from scipy.special import digamma, logsumexp
-from scipy.stats import norm
-from sklearn.datasets import load_diabetes, load_digits
-from sklearn.linear_model import LinearRegression, LogisticRegression
+from scipy import stats
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
+from sklearn.model_selection import cross_val_score
+from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 
 import fdrl_jax as fdrl
-from benchmarks.race.data import read
-from fdrl_jax.method import objective
-from fdrl_jax.ratio import LogDensity, Quadratic, Trunk
+from fdrl_jax.ratio import DensityRatio, Options, Trunk
 
 Row = dict[str, Any]
-LogRatio = Callable[[np.ndarray], np.ndarray]
+PACKAGES = {
+    "information": ["benchmark-mi==0.1.3", "jax==0.4.26", "jaxlib==0.4.26", "scipy<1.13"],
+    "weights": ["causaldata==0.1.5", "pandas"],
+}
+# Runs in the environment of benchmark-mi: draws the rows, and runs its estimators on them.
+DRAW = """
+import json, sys, time, numpy as np, bmi, bmi.estimators as e
+from bmi.benchmark import BENCHMARK_TASKS
+if len(sys.argv) == 1:
+    print(json.dumps(list(BENCHMARK_TASKS)))
+    sys.exit()
+name, size, seed, out, rivals = sys.argv[1], *map(int, sys.argv[2:4]), sys.argv[4], int(sys.argv[5])
+task = BENCHMARK_TASKS[name]
+x, y = (np.asarray(part) for part in task.sample(size, seed))
+makers = {"KSG": e.KSGEnsembleFirstEstimator, "CCA": e.CCAMutualInformationEstimator,
+          "MINE": e.MINEEstimator, "InfoNCE": e.InfoNCEEstimator, "NWJ": e.NWJEstimator}
+found = {}
+for rival, maker in list(makers.items())[: 5 if rivals else 2]:
+    start = time.process_time()
+    try:
+        options = {"neighborhoods": (10,)} if rival == "KSG" else {}
+        found[rival] = float(maker(**options).estimate(x, y)), time.process_time() - start
+    except Exception as error:
+        print(rival, error, file=sys.stderr)
+np.savez(out, x=x, y=y, truth=task.mutual_information, rivals=json.dumps(found))
+"""
 
-NUM_WAYMARKS = 7
-STEPS = {40: 1_000, 80: 1_500, 160: 3_000, 320: 4_000}  # Training steps by dimension.
+
+def environment(args: argparse.Namespace, table: str) -> Path:
+    """Returns the Python of an environment with the packages of a table; makes it if needed."""
+    folder = args.environment / table
+    python = folder / "bin" / "python"
+    if not (folder / "complete").exists():
+        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+        subprocess.run([python, "-m", "pip", "install", "-q", *PACKAGES[table]], check=True)
+        (folder / "complete").touch()
+    return python
 
 
 def timed(function: Callable[..., Any], *arguments: Any, **options: Any) -> tuple[Any, float]:
-    """Returns the result and the wall time in seconds, compilation included."""
-    start = time.perf_counter()
-    result = function(*arguments, **options)
-    return result, time.perf_counter() - start
-
-
-def correlated(seed: int, num: int, num_pairs: int, rho: float) -> tuple[np.ndarray, np.ndarray]:
-    """Returns pairs with a correlation of rho, [N, P] each."""
-    rng = np.random.default_rng(seed)
-    x, noise = rng.standard_normal((2, num, num_pairs), np.float32)
-    return x, rho * x + (1.0 - rho**2) ** 0.5 * noise
+    """Returns the result and the CPU time in seconds, compilation included."""
+    start = time.process_time()
+    result = jax.block_until_ready(function(*arguments, **options))
+    return result, time.process_time() - start
 
 
 def information(args: argparse.Namespace) -> Iterator[Row]:
-    """Mutual information of correlated Gaussians: d / 4 nats in d dimensions (tre_code)."""
-    for dim in args.dims:
-        num_pairs = dim // 2
-        rho = (1.0 - np.exp(-1.0)) ** 0.5  # Half a nat per pair.
-        mlp = Trunk((min(4 * dim, 1024),))
-        methods = {
-            "single LR": {"bridge": "none", "network": mlp},
-            "mixing": {"num_waymarks": NUM_WAYMARKS, "network": mlp},
-            "quadratic, mixing": {
-                "num_waymarks": NUM_WAYMARKS,
-                "network": Quadratic(),
-                # With 1e-2, 3,000 steps in 160 dimensions end above the loss of a ratio of 1.
-                "learning_rate": 1e-2 if dim <= 80 else 3e-3,
-            },
-        }
-        for name in args.methods or methods:
-            for seed in range(args.seeds):
-                x, y = correlated(seed, args.num, num_pairs, rho)
-                steps = args.steps or STEPS[dim]
-                options = methods[name] | {"num_steps": steps}
-                estimate, seconds = timed(
-                    fdrl.mutual_information, jax.random.key(seed), x, y, **options
-                )
-                yield {
-                    "dimensions": dim,
-                    "truth": dim / 4,
-                    "method": name,
-                    "seed": seed,
-                    "nats": estimate.value,
-                    "error %": 100.0 * (estimate.value / (dim / 4) - 1.0),
-                    "steps": estimate.ratio.num_steps,
+    """Mutual information: the 40 tasks of benchmark-mi (Czyz et al., NeurIPS 2023)."""
+    python = environment(args, "information")
+    names = json.loads(subprocess.run([python, "-c", DRAW], capture_output=True, check=True).stdout)
+    file = args.environment / "rows.npz"
+    for seed in range(args.seeds):
+        for size in args.sizes:
+            for name in args.tasks or names:
+                rivals = str(int(seed < args.rival_seeds))
+                command = [python, "-c", DRAW, name, str(size), str(seed), file, rivals]
+                subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+                with np.load(file) as found:
+                    x, y, truth = found["x"], found["y"], float(found["truth"])
+                    others = json.loads(str(found["rivals"]))
+                estimate, seconds = timed(fdrl.mutual_information, jax.random.key(seed), x, y)
+                check = estimate.ratio.check()
+                row = {"task": f"{name}, {size:,} rows", "seed": seed, "metric": "nats"}
+                row |= {"real": truth}
+                yield row | {
+                    "method": "mutual_information",
+                    "value": estimate.value,
+                    "standard_error": estimate.standard_error,
+                    "trusted": check.trusted,
+                    "network": estimate.ratio.heads is not None,
+                    "ranks": estimate.ratio.columns.knots is not None,
+                    "waymarks": len(estimate.ratio.waymarks) - 2,
                     "seconds": seconds,
                 }
+                for rival, (value, rival_seconds) in others.items():
+                    yield row | {"method": rival, "value": value, "seconds": rival_seconds}
 
 
-def nearest_neighbours(x: np.ndarray, y: np.ndarray, k: int = 3) -> float:
-    """Estimates mutual information by the first estimator of Kraskov et al. (2004)."""
-    joint = np.concatenate([x, y], axis=1)
-    distance = cKDTree(joint).query(joint, [k + 1], p=np.inf)[0][:, 0]
-    radius = np.nextafter(distance, 0.0)
-    counts = [
-        cKDTree(part).query_ball_point(part, radius, p=np.inf, return_length=True)
-        for part in (x, y)
-    ]
-    return float(digamma(k) + digamma(len(x)) - np.mean(digamma(counts[0]) + digamma(counts[1])))
+def far(args: argparse.Namespace) -> Iterator[Row]:
+    """Pairs of correlated Gaussians with d / 4 nats in d dimensions (Rhodes et al., 2020)."""
+    steps = {40: 1_000, 80: 1_500, 160: 3_000, 320: 4_000}
+    rho = (1.0 - np.exp(-1.0)) ** 0.5  # Half a nat per pair.
+    for dim in args.dims:
+        for seed in range(args.seeds):
+            rng = np.random.default_rng(seed)
+            x, noise = rng.standard_normal((2, 100_000, dim // 2), np.float32)
+            estimate, seconds = timed(
+                fdrl.mutual_information,
+                jax.random.key(seed),
+                x,
+                rho * x + (1.0 - rho**2) ** 0.5 * noise,
+                network=Trunk((min(4 * dim, 1024),)),
+                num_waymarks=7,
+                options=Options(num_steps=steps[dim]),
+            )
+            yield {
+                "task": f"Gaussians, {dim} dimensions",
+                "method": "mutual_information, 7 waymarks",
+                "seed": seed,
+                "metric": "nats",
+                "real": dim / 4,
+                "value": estimate.value,
+                "seconds": seconds,
+            }
 
 
-def quadratic_logistic(top: np.ndarray, bottom: np.ndarray) -> LogRatio:
-    """Returns a log-ratio of scikit-learn's logistic regression on quadratic features."""
+Draw = Callable[[np.random.Generator, int, int], tuple[np.ndarray, np.ndarray]]
+
+
+def _normal(shift: float, scale: float = 1.0) -> Draw:
+    return lambda rng, n, d: (rng.normal(shift, scale, (n, d)), rng.normal(0.0, 1.0, (n, d)))
+
+
+POWER: dict[str, tuple[Draw, Callable[[np.ndarray], np.ndarray]]] = {
+    "equal": (_normal(0.0), lambda x: 0.0 * x.sum(1)),
+    "equal, 3 levels": (
+        lambda rng, n, d: (rng.integers(0, 3, (n, d)), rng.integers(0, 3, (n, d))),
+        lambda x: 0.0 * x.sum(1),
+    ),
+    "equal, Cauchy": (
+        lambda rng, n, d: (rng.standard_cauchy((n, d)), rng.standard_cauchy((n, d))),
+        lambda x: 0.0 * x.sum(1),
+    ),
+    "shift 0.5": (_normal(0.5), lambda x: (0.5 * x - 0.125).sum(1)),
+    "shift 0.3": (_normal(0.3), lambda x: (0.3 * x - 0.045).sum(1)),
+    "scale 1.3": (
+        _normal(0.0, 1.3),
+        lambda x: (x**2 / 2 * (1 - 1.3**-2) - np.log(1.3)).sum(1),
+    ),
+    "Student-t, 2 degrees, shift 0.5": (
+        lambda rng, n, d: (rng.standard_t(2, (n, d)) + 0.5, rng.standard_t(2, (n, d))),
+        lambda x: (stats.t.logpdf(x, 2, 0.5) - stats.t.logpdf(x, 2)).sum(1),
+    ),
+    "lognormal, shift 0.5": (
+        lambda rng, n, d: (np.exp(rng.normal(0.5, 1, (n, d))), np.exp(rng.normal(0, 1, (n, d)))),
+        lambda x: (0.5 * np.log(x) - 0.125).sum(1),
+    ),
+    "3 levels, .5/.3/.2 over .3/.4/.3": (
+        lambda rng, n, d: (
+            rng.choice(3, (n, d), p=[0.5, 0.3, 0.2]),
+            rng.choice(3, (n, d), p=[0.3, 0.4, 0.3]),
+        ),
+        lambda x: np.log(np.array([5 / 3, 3 / 4, 2 / 3]))[np.int64(x)].sum(1),
+    ),
+}
+
+
+def t_test(rng: np.random.Generator, top: np.ndarray, bottom: np.ndarray) -> float:
+    """Returns the smallest p-value of the columns, corrected for their number."""
+    p = stats.ttest_ind(top, bottom, equal_var=False).pvalue
+    return float(min(np.min(p) * top.shape[1], 1.0))
+
+
+def mmd(rng: np.random.Generator, top: np.ndarray, bottom: np.ndarray) -> float:
+    """Returns the p-value of MMD (Gaussian kernel, median distance) by 200 permutations."""
+    x = np.concatenate([top, bottom]).astype(float)
+    square = ((x[:, None] - x) ** 2).sum(-1) if len(x) < 500 else _square_distances(x)
+    kernel = np.exp(-square / np.median(square[square > 0]))
+    labels = np.repeat([1.0 / len(top), -1.0 / len(bottom)], [len(top), len(bottom)])
+    draws = np.stack([labels, *(rng.permutation(labels) for _ in range(200))])
+    values = np.sum((draws @ kernel) * draws, axis=1)
+    return float(np.mean(values >= values[0] - 1e-12))
+
+
+def _square_distances(x: np.ndarray) -> np.ndarray:
+    norms = (x**2).sum(1)
+    distances: np.ndarray = np.maximum(norms[:, None] + norms - 2 * x @ x.T, 0.0)
+    return distances
+
+
+def classifier_test(rng: np.random.Generator, top: np.ndarray, bottom: np.ndarray) -> float:
+    """Returns the p-value of a classifier's accuracy on the other half (Lopez-Paz, Oquab 2017)."""
     model = make_pipeline(
         StandardScaler(), PolynomialFeatures(2), LogisticRegression(C=0.1, max_iter=500)
     )
-    labels = np.repeat([1, 0], [len(top), len(bottom)])
-    model.fit(np.concatenate([top, bottom]), labels)
-    return lambda x: model.decision_function(x) - np.log(len(top) / len(bottom))
+    x, y = np.concatenate([top, bottom]), np.repeat([1, 0], [len(top), len(bottom)])
+    order = rng.permutation(len(x))
+    train, test = order[::2], order[1::2]
+    right = int(np.sum(model.fit(x[train], y[train]).predict(x[test]) == y[test]))
+    return float(stats.binomtest(right, len(test), 0.5, alternative="greater").pvalue)
 
 
-def small_methods(seed: int, x: np.ndarray, y: np.ndarray) -> dict[str, Callable[[], float]]:
-    """Returns all estimates of the mutual information of `x` and `y` by name."""
+def power(args: argparse.Namespace) -> Iterator[Row]:
+    """Shares of trials in which a test at 5% finds a difference, and the error of log r."""
+    rivals = {"t-test": t_test, "MMD": mmd, "classifier test": classifier_test}
+    for name, (draw, truth) in POWER.items():
+        for num in args.sizes or (50, 200, 1_000):
+            for dim in args.columns:
+                trials = max(args.trials * 200 // max(num, 200), args.trials // 5)
+                found: dict[str, list[float]] = {name: [] for name in ["fit_ratio", *rivals]}
+                errors, ones, trusted = [], [], 0
+                for trial in range(trials):
+                    rng = np.random.default_rng([trial, num, dim])
+                    top, bottom = draw(rng, num, dim)
+                    ratio = fdrl.fit_ratio(jax.random.key(trial), top, bottom)
+                    fresh = np.concatenate(draw(rng, 1_000, dim))
+                    errors.append(np.abs(ratio.log_ratio(fresh) - truth(fresh)).mean())
+                    ones.append(np.abs(truth(fresh)).mean())
+                    trusted += ratio.check().trusted
+                    found["fit_ratio"].append(ratio.p_value)
+                    for rival, test in rivals.items():
+                        found[rival].append(test(rng, top, bottom))
+                task = f"{name}, {num} rows, {dim} columns"
+                for method, p in found.items():
+                    row: Row = {"task": task, "method": method, "metric": "share found at 5%"}
+                    row |= {"seed": None, "value": float(np.mean(np.array(p) <= 0.05))}
+                    if method == "fit_ratio":
+                        row |= {
+                            "error of log r": float(np.mean(errors)),
+                            "error of the ratio 1": float(np.mean(ones)),
+                            "trusted": trusted / trials,
+                        }
+                    yield row | {"trials": trials}
 
-    def ours(**options: Any) -> float:
-        return fdrl.mutual_information(jax.random.key(seed), x, y, **options).value
 
-    def plug_in(fit: Callable[[np.ndarray, np.ndarray], LogRatio]) -> float:
-        held_out = len(x) // 5
-        pairs, shuffled = np.c_[x, y], np.c_[x, np.roll(y, 1, axis=0)]
-        log_ratio = fit(pairs[held_out:], shuffled[held_out:])
-        return float(np.mean(log_ratio(pairs[:held_out])))
+def lalonde(args: argparse.Namespace) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Returns columns of the treated of the experiment, and of the controls of the CPS."""
+    script = (
+        "import sys, causaldata as c, numpy as np\n"
+        "a = c.nsw_mixtape.load_pandas().data; b = c.cps_mixtape.load_pandas().data\n"
+        "a, b = a[a.treat == 1], b[b.treat == 0]\n"
+        "names = [n for n in a.columns if n != 'data_id']\n"
+        "np.savez(sys.argv[1], names=names, a=a[names].to_numpy(float), b=b[names].to_numpy(float))"
+    )
+    file = args.environment / "lalonde.npz"
+    subprocess.run([environment(args, "weights"), "-c", script, file], check=True)
+    with np.load(file) as found:
+        names = [str(name) for name in found["names"]]
+        return tuple(dict(zip(names, found[part].T, strict=True)) for part in "ab")  # type: ignore[return-value]
 
+
+def weights(args: argparse.Namespace) -> Iterator[Row]:
+    """LaLonde: the effect of a training from weighted controls; the experiment says 1,794."""
+    raw = ["age", "educ", "black", "hisp", "marr", "nodegree", "re74", "re75"]
+
+    def columns(people: dict[str, np.ndarray], logs: bool) -> np.ndarray:
+        found = [people[name] for name in raw]
+        if logs:
+            found[-2:] = [f(people[n]) for n in raw[-2:] for f in (np.log1p, lambda v: v == 0)]
+        return np.stack(found, axis=1)
+
+    people = lalonde(args)
+    outcomes = [p["re78"] for p in people]
+    effect = {"task": "LaLonde, CPS controls", "metric": "effect, dollars", "real": 1794}
+    none = outcomes[0].mean() - outcomes[1].mean()
+    yield effect | {"method": "no weights", "seed": None, "value": float(none)}
+    for logs in (False, True):
+        sets = [columns(p, logs) for p in people]
+        kind = "log earnings" if logs else "raw columns"
+        x, y = np.concatenate(sets), np.repeat([1, 0], [len(s) for s in sets])
+        model = make_pipeline(StandardScaler(), LogisticRegression(C=1.0, max_iter=2_000))
+        log_w = model.fit(x, y).decision_function(sets[1])
+        yield effect | _effect(f"logistic regression, {kind}", None, outcomes, np.exp(log_w))
+        for seed in range(args.seeds):
+            ratio, seconds = timed(fdrl.fit_ratio, jax.random.key(seed), *sets)
+            check = ratio.check()
+            row = _effect(f"fit_ratio, {kind}", seed, outcomes, np.asarray(ratio.weights(sets[1])))
+            yield effect | row | {"seconds": seconds, "trusted": check.trusted}
+
+
+def _effect(method: str, seed: int | None, outcomes: list[np.ndarray], w: np.ndarray) -> Row:
     return {
-        "single LR": partial(ours, bridge="none"),
-        "mixing (default)": ours,
-        "quadratic, single LR": partial(ours, bridge="none", network=Quadratic()),
-        "scikit-learn, quadratic": partial(plug_in, quadratic_logistic),
-        "nearest neighbours (KSG)": partial(nearest_neighbours, x, y),
-        **{name: partial(plug_in, fit) for name, fit in installed_kernels().items()},
+        "method": method,
+        "seed": seed,
+        "value": float(outcomes[0].mean() - np.average(outcomes[1], weights=w)),
+        "effective sample size": float(w.sum() ** 2 / np.sum(w**2)),
     }
 
 
-def small(args: argparse.Namespace) -> Iterator[Row]:
-    """Mutual information from 5,000 samples: 16 pairs with a correlation of 0.5."""
-    truth = -8.0 * np.log(1.0 - 0.25)
-    for seed in range(args.seeds):
-        methods = small_methods(seed, *correlated(seed, args.num, 16, 0.5))
-        for name in args.methods or methods:
-            value, seconds = timed(methods[name])
-            yield {
-                "method": name,
-                "seed": seed,
-                "truth": truth,
-                "nats": value,
-                "error %": 100.0 * (value / truth - 1.0),
-                "seconds": seconds,
-            }
+def two_moons(rng: np.random.Generator, theta: np.ndarray) -> np.ndarray:
+    angle = rng.uniform(-np.pi / 2, np.pi / 2, len(theta))
+    radius = rng.normal(0.1, 0.01, len(theta))
+    moon = np.stack([radius * np.cos(angle) + 0.25, radius * np.sin(angle)], axis=1)
+    a, b = theta.T
+    return moon + np.stack([-np.abs(a + b) / 2**0.5, (b - a) / 2**0.5], axis=1)
 
 
-def fitted_gaussians(top: np.ndarray, bottom: np.ndarray) -> LogRatio:
-    """Returns the log-ratio of two Gaussians with the moments of the sets and no covariances."""
-
-    def log_density(x: np.ndarray, of: np.ndarray) -> np.ndarray:
-        density: np.ndarray = norm.logpdf(x, of.mean(axis=0), of.std(axis=0)).sum(axis=-1)
-        return density
-
-    return lambda x: log_density(x, top) - log_density(x, bottom)
+def gaussian_mixture(rng: np.random.Generator, theta: np.ndarray) -> np.ndarray:
+    std = rng.choice([1.0, 0.1], len(theta))[:, None]
+    return theta + std * rng.normal(size=theta.shape)
 
 
-class Mixture:
-    """A mixture of isotropic Gaussians with equal weights."""
-
-    def __init__(self, *components: tuple[list[float], float]) -> None:
-        self.means = np.array([mean for mean, _ in components])
-        self.stds = np.array([std for _, std in components])
-
-    def sample(self, rng: np.random.Generator, num: int) -> np.ndarray:
-        which = rng.integers(len(self.stds), size=num)
-        noise = rng.standard_normal((num, self.means.shape[1]))
-        return self.means[which] + self.stds[which, None] * noise
-
-    def log_density(self, x: np.ndarray) -> np.ndarray:
-        parts = norm.logpdf(x[:, None], self.means, self.stds[:, None]).sum(axis=-1)
-        return logsumexp(parts, axis=1) - np.log(len(self.stds))
+def slcp(rng: np.random.Generator, theta: np.ndarray) -> np.ndarray:
+    s1, s2, rho = theta[:, 2] ** 2, theta[:, 3] ** 2, np.tanh(theta[:, 4])
+    z = rng.normal(size=(len(theta), 4, 2))
+    first = theta[:, None, 0] + s1[:, None] * z[..., 0]
+    mixed = rho[:, None] * z[..., 0] + np.sqrt(1 - rho[:, None] ** 2) * z[..., 1]
+    return np.stack([first, theta[:, None, 1] + s2[:, None] * mixed], -1).reshape(len(theta), 8)
 
 
-CHASMS = {
-    "scale": (Mixture(([0.0], 1e-3)), Mixture(([0.0], 1.0))),
-    "location": (Mixture(([0.0], 1.0)), Mixture(([8.0], 1.0))),
-    "location, 3-D": (Mixture(([0.0] * 3, 1.0)), Mixture(([8.0] * 3, 1.0))),
-    "two modes": (Mixture(([-1.3], 0.2), ([-0.3], 0.2)), Mixture(([2.0], 0.3))),
-    "telescoping": (Mixture(([-1.0], 0.08)), Mixture(([2.0], 0.16))),
+def linear(rng: np.random.Generator, theta: np.ndarray) -> np.ndarray:
+    return theta + 0.1**0.5 * rng.normal(size=theta.shape)
+
+
+# Simulator, dimension, half-width of the uniform prior (None: N(0, 0.1)), published C2ST of NRE.
+SIMULATORS = {
+    "two_moons": (two_moons, 2, 1.0, 0.76),
+    "gaussian_mixture": (gaussian_mixture, 2, 10.0, 0.75),
+    "gaussian_linear": (linear, 10, None, 0.56),
+    "slcp": (slcp, 5, 3.0, 0.95),
 }
-MIXTURES = (
-    Mixture(([-2.0, 2.0], 0.75**0.5), ([-1.5, 1.5], 0.5), ([-1.0, 1.0], 0.75**0.5)),
-    Mixture(([0.75, -1.5], 0.5**0.5), ([-2.0, -3.0], 0.5**0.5)),
-)
 
 
-def kernels(top: np.ndarray, bottom: np.ndarray) -> LogRatio:
-    """Fits uLSIF of the package densratio to at most 1,000 examples of each set.
-
-    With all 20,000 of the mixtures, its cross-validation did not end within seven minutes. Its
-    RuLSIF estimates a relative ratio, so it is not compared.
-    """
-    from densratio import densratio
-
-    top, bottom = top[:1_000], bottom[:1_000]
-    scale = StandardScaler().fit(np.concatenate([top, bottom]))
-    sets = scale.transform(top), scale.transform(bottom)
-    result = densratio(*sets, method="uLSIF", verbose=False)
-    return lambda x: np.log(
-        np.maximum(np.ravel(result.compute_density_ratio(scale.transform(x))), 1e-12)
+def posterior(
+    key: jax.Array, ratio: DensityRatio, x: np.ndarray, candidates: np.ndarray, width: float | None
+) -> np.ndarray:
+    """Returns 10,000 samples of the posterior: prior samples resampled by `r`, then moved."""
+    log_ratio = jax.jit(
+        lambda theta: ratio.log_ratio(jnp.concatenate([theta, jnp.tile(x, (len(theta), 1))], 1))
     )
 
+    def log_density(theta: jax.Array) -> jax.Array:
+        if width is None:
+            return log_ratio(theta) - jnp.sum(theta**2, axis=1) / 0.2
+        return jnp.where(jnp.all(jnp.abs(theta) < width, axis=1), log_ratio(theta), -jnp.inf)
 
-def installed_kernels() -> dict[str, Callable[[np.ndarray, np.ndarray], LogRatio]]:
-    """Returns the fit of densratio by its name, none if it is not installed."""
-    return {"densratio, uLSIF": kernels} if find_spec("densratio") else {}
+    log_w = np.concatenate([np.asarray(log_ratio(part)) for part in np.split(candidates, 50)])
+    k1, key = jax.random.split(key)
+    theta = jnp.asarray(candidates)[jax.random.categorical(k1, jnp.asarray(log_w), shape=(10_000,))]
+    steps = 10.0 ** jnp.linspace(0.0, -1.5, 100)
+    spread = jnp.std(theta, axis=0)
+
+    def move(carry: tuple[jax.Array, jax.Array], inputs: Any) -> tuple[Any, None]:
+        theta, value = carry
+        key, size = inputs
+        k1, k2, k3 = jax.random.split(key, 3)
+        # Differences of other samples follow the shape of the posterior.
+        order = jax.random.permutation(k1, len(theta))
+        jump = theta[order] - theta[jnp.roll(order, 1)]
+        noise = 0.01 * spread * jax.random.normal(k2, theta.shape)
+        new = theta + size * (jump / theta.shape[1] ** 0.5 + noise)
+        of_new = log_density(new)
+        accept = jnp.log(jax.random.uniform(k3, value.shape)) < of_new - value
+        return (jnp.where(accept[:, None], new, theta), jnp.where(accept, of_new, value)), None
+
+    keys = jax.random.split(key, len(steps))
+    (theta, _), _ = jax.jit(lambda c: jax.lax.scan(move, c, (keys, steps)))(
+        (theta, log_density(theta))
+    )
+    return np.asarray(theta)
 
 
-def estimators(seed: int) -> dict[str, Callable[[np.ndarray, np.ndarray], LogRatio]]:
-    """Returns all estimators of a log-ratio by name: ours, and those that are installed."""
-
-    def ours(**options: Any) -> Callable[[np.ndarray, np.ndarray], LogRatio]:
-        def fit(top: np.ndarray, bottom: np.ndarray) -> LogRatio:
-            ratio = fdrl.fit_ratio(jax.random.key(seed), top, bottom, **options)
-            return lambda x: np.asarray(ratio.log_ratio(np.float32(x)))
-
-        return fit
-
-    found = {
-        "single LR": ours(bridge="none"),
-        "mixing (default)": ours(),
-        "LSIF": ours(loss="lsif", bridge="none"),
-        "UKL": ours(loss="ukl", bridge="none"),
-        "two Gaussians, no network": fitted_gaussians,
-        "scikit-learn, quadratic": quadratic_logistic,
-    }
-    return found | installed_kernels()
+def c2st(samples: np.ndarray, reference: np.ndarray) -> float:
+    """Returns the accuracy of a classifier between both, as sbibm computes it; 0.5 is perfect."""
+    mean, std = samples.mean(0), samples.std(0)
+    x = (np.concatenate([samples, reference]) - mean) / std
+    y = np.repeat([0, 1], [len(samples), len(reference)])
+    hidden = 10 * x.shape[1]
+    model = MLPClassifier((hidden, hidden), max_iter=1_000, random_state=1)
+    order = np.random.default_rng(1).permutation(len(x))
+    return float(cross_val_score(model, x[order], y[order], cv=5).mean())
 
 
-def known_densities(pair: tuple[Mixture, Mixture], args: argparse.Namespace) -> Iterator[Row]:
-    for seed in range(args.seeds):
-        rng = np.random.default_rng(seed)
-        top, bottom = (mixture.sample(rng, args.num) for mixture in pair)
-        fresh = np.concatenate([mixture.sample(rng, 5_000) for mixture in pair])
-        truth = pair[0].log_density(fresh) - pair[1].log_density(fresh)
-        fits = estimators(seed)
-        for name in args.methods or fits:
-            log_ratio, seconds = timed(fits[name], top, bottom)
-            error = np.abs(log_ratio(fresh) - truth)
+def inference(args: argparse.Namespace) -> Iterator[Row]:
+    """Posteriors of simulators from 10,000 simulations, against the references of sbibm."""
+    folder = args.environment / "sbibm"
+    if not folder.exists():
+        pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "sbibm==1.1.0"]
+        subprocess.run([*pip, "-d", args.environment], check=True)
+        with zipfile.ZipFile(next(args.environment.glob("sbibm-*.whl"))) as wheel:
+            wheel.extractall(folder)
+    for name in args.tasks or SIMULATORS:
+        simulate, size, width, published = SIMULATORS[name]
+        for seed in range(args.seeds):
+            rng = np.random.default_rng(seed)
+
+            def prior(num: int, rng=rng, size=size, width=width) -> np.ndarray:  # type: ignore[no-untyped-def]
+                if width is None:
+                    return rng.normal(0.0, 0.1**0.5, (num, size))
+                return rng.uniform(-width, width, (num, size))
+
+            theta = prior(10_000)
+            found, seconds = timed(
+                fdrl.mutual_information,
+                jax.random.key(seed),
+                theta,
+                simulate(rng, theta),
+                num_waymarks=0,
+            )
+            values = []
+            for number in range(1, args.observations + 1):
+                files = folder / "sbibm/tasks" / name / "files" / f"num_observation_{number}"
+                x = np.loadtxt(files / "observation.csv", delimiter=",", skiprows=1)
+                packed = files / "reference_posterior_samples.csv.bz2"
+                reference = np.loadtxt(packed, delimiter=",", skiprows=1)
+                samples = posterior(
+                    jax.random.key(number), found.ratio, x, np.float32(prior(500_000)), width
+                )
+                values.append(c2st(samples, reference))
             yield {
-                "method": name,
+                "task": f"{name}, 10,000 simulations",
+                "method": "mutual_information(theta, x).ratio",
                 "seed": seed,
-                "mean |log r|": float(np.abs(truth).mean()),
-                "mean error": float(error.mean()),
-                "on numerator": float(error[:5_000].mean()),
-                "on denominator": float(error[5_000:].mean()),
+                "metric": "C2ST",
+                "value": float(np.mean(values)),
+                "published NRE": published,
+                "of observations": values,
+                "nats": found.value,
                 "seconds": seconds,
             }
-
-
-def chasm(args: argparse.Namespace) -> Iterator[Row]:
-    """Sets that a classifier separates; "telescoping" is the example of that paper."""
-    for name in args.chasms or CHASMS:
-        for row in known_densities(CHASMS[name], args):
-            yield {"chasm": name} | row
-
-
-def mixtures(args: argparse.Namespace) -> Iterator[Row]:
-    """Two mixtures of Gaussians in the plane (the Q-flow paper)."""
-    return known_densities(MIXTURES, args)
-
-
-def shift(args: argparse.Namespace) -> Iterator[Row]:
-    """Covariate shift: diabetes, where patients with a low body-mass index are in training."""
-    data = load_diabetes()
-    x, y = data.data, data.target
-    score = x[:, 2] / x[:, 2].std() + x[:, 8] / x[:, 8].std()
-    for seed in range(args.seeds):
-        rng = np.random.default_rng(seed)
-        chosen = rng.random(len(x)) < 1.0 / (1.0 + np.exp(1.5 * score))
-        # A model that is too simple, since weights are of no use for a correct one.
-        features = x[:, [2]]
-        fits: dict[str, Any] = {"no weights": None, **estimators(seed)}
-        for name in args.methods or fits:
-            fit = fits[name]
-            log_ratio, seconds = timed(fit, x[~chosen], x[chosen]) if fit else (None, 0.0)
-            log_w = np.zeros(chosen.sum()) if log_ratio is None else log_ratio(x[chosen])
-            weights = np.exp(log_w - logsumexp(log_w)) * len(log_w)
-            model = LinearRegression().fit(features[chosen], y[chosen], sample_weight=weights)
-            residual = y[~chosen] - model.predict(features[~chosen])
-            yield {
-                "method": name,
-                "seed": seed,
-                "RMSE": float(np.sqrt(np.mean(residual**2))),
-                "effective size": float(weights.sum() ** 2 / np.sum(weights**2)),
-                "training size": int(chosen.sum()),
-                "seconds": seconds,
-            }
-
-
-def digits(mnist: Path | None) -> tuple[np.ndarray, np.ndarray]:
-    """Returns flat images and labels: scikit-learn's digits, or MNIST from class folders."""
-    if mnist is None:
-        data = load_digits()
-        return data.data / 16.0, data.target
-    from PIL import Image
-
-    pixels, labels = read(mnist)
-    grey = (Image.fromarray(image.squeeze()).convert("L") for image in pixels)
-    images = [np.asarray(image.resize((14, 14)), np.float32).ravel() / 255.0 for image in grey]
-    return np.stack(images), labels
 
 
 def outliers(args: argparse.Namespace) -> Iterator[Row]:
     """A digit is missing in training: average precision of `-log r` for it in the test set.
 
-    The numerator is the inliers of training. The denominator is a Gaussian fitted to them
-    ("Gaussian"), or the unlabelled test set itself ("test set", Hido et al. 2011).
+    The numerator is the inliers of training and the denominator the unlabelled test set (Hido et
+    al. 2011).
     """
-    images, labels = digits(args.mnist)
+    from PIL import Image
+
+    with zipfile.ZipFile(args.mnist) as file:
+        names = sorted(n for n in file.namelist() if n.endswith((".png", ".jpg", ".jpeg", ".webp")))
+        labels = np.array([int(name.split("/")[-2]) for name in names])
+        images = (
+            np.stack(
+                [
+                    np.asarray(Image.open(file.open(n)).convert("L").resize((14, 14)), np.float32)
+                    for n in names
+                ]
+            ).reshape(len(names), -1)
+            / 255.0
+        )
     for seed in range(args.seeds):
         rng = np.random.default_rng(seed)
         noisy = images + rng.uniform(0.0, 1.0 / 16.0, images.shape)
@@ -328,156 +466,55 @@ def outliers(args: argparse.Namespace) -> Iterator[Row]:
         for digit in (1, 4, 5, 7, 9):
             inliers = noisy[in_training & (labels != digit)]
             test, is_outlier = noisy[~in_training], labels[~in_training] == digit
-            gaussian = rng.multivariate_normal(
-                inliers.mean(axis=0), np.cov(inliers.T), len(inliers), method="eigh"
+            ratio, seconds = timed(
+                fdrl.fit_ratio, jax.random.key(seed), inliers, test, num_waymarks=0
             )
-            for name, bottom in (("Gaussian", gaussian), ("test set", test)):
-                ratio, seconds = timed(
-                    fdrl.fit_ratio, jax.random.key(seed), inliers, bottom, bridge="none"
-                )
-                score = -np.asarray(ratio.log_ratio(test))
-                yield {
-                    "digit": digit,
-                    "denominator": name,
-                    "seed": seed,
-                    "average precision": float(average_precision_score(is_outlier, score)),
-                    "share of outliers": float(is_outlier.mean()),
-                    "seconds": seconds,
-                }
-
-
-MODES = Mixture(*(([1.5 * a, 1.5 * b], 0.5) for a in (-1, 1) for b in (-1, 1)))
-
-
-def smooth_estimator(seed: int, step_size: float, num_steps: int) -> Callable[..., jax.Array]:
-    """Trains a log-ratio by algorithm 1 without noise, from N(0, I) to four modes.
-
-    The network is smooth: one that is piecewise linear has no Hessian.
-    """
-    network = Trunk((64, 64))
-    real = jnp.asarray(MODES.sample(np.random.default_rng(seed), 20_000), jnp.float32)
-    optimizer = optax.adam(optax.cosine_decay_schedule(3e-3, 1_500))
-
-    def log_ratio(params: Any, x: jax.Array) -> jax.Array:
-        return network.apply(params["trunk"], x) @ params["head"]
-
-    def step(carry: Any, key: jax.Array) -> tuple[Any, None]:
-        params, state = carry
-        k1, k2, k3 = jax.random.split(key, 3)
-        batch, x0 = jax.random.choice(k1, real, (256,)), jax.random.normal(k2, (256, 2))
-
-        def loss(params: Any) -> tuple[jax.Array, Any]:
-            return objective(
-                k3,
-                batch,
-                x0,
-                lambda x: log_ratio(params, x),
-                num_steps=num_steps,
-                step_size=step_size,
-                noise_scale=0,
-            )
-
-        updates, state = optimizer.update(jax.grad(loss, has_aux=True)(params)[0], state)
-        return (optax.apply_updates(params, updates), state), None
-
-    key = jax.random.key(seed)
-    trunk = network.init(key, real[:2])
-    params = {"trunk": trunk, "head": jnp.zeros(network.apply(trunk, real[:2]).shape[1])}
-    keys = jax.random.split(jax.random.fold_in(key, 1), 1_500)
-    (params, _), _ = jax.jit(lambda carry: jax.lax.scan(step, carry, keys))(
-        (params, optimizer.init(params))
-    )
-    return lambda x: log_ratio(params, x)
-
-
-def flow_densities(
-    x: jax.Array, log_ratio: Callable[..., jax.Array], step_size: float, num_steps: int
-) -> LogDensity:
-    """Returns densities at `x [B, 2]` of the flow along `log_ratio` from N(0, I)."""
-
-    def normal(x: jax.Array) -> jax.Array:
-        return jnp.sum(jax.scipy.stats.norm.logpdf(x), axis=-1)
-
-    @jax.jit
-    def densities(x: jax.Array) -> LogDensity:
-        return fdrl.log_density(
-            x, log_ratio, log_ratio, normal, num_steps=num_steps, step_size=step_size
-        )
-
-    found: LogDensity = densities(x)
-    return found
-
-
-def density(args: argparse.Namespace) -> Iterator[Row]:
-    """Densities from a flow of total length 2 without noise: integral 1, KL to the truth."""
-    axis = np.linspace(-5.0, 5.0, 101)
-    grid = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2)
-    cell = (axis[1] - axis[0]) ** 2
-    for seed in range(args.seeds):
-        fresh = MODES.sample(np.random.default_rng(100 + seed), 2_000)
-        truth = MODES.log_density(fresh)
-        points = jnp.asarray(np.concatenate([grid, fresh]), jnp.float32)
-        for num_steps in (40, 20, 5):
-            step_size = 2.0 / num_steps
-            log_ratio, seconds = timed(smooth_estimator, seed, step_size, num_steps)
-            result = flow_densities(points, log_ratio, step_size, num_steps)
-            row: Row = {"step size": step_size, "steps": num_steps, "seed": seed}
-            for name, log_p in (("flowed", result.flowed), ("data", result.data)):
-                log_p = np.asarray(log_p, np.float64)
-                row[f"integral, {name}"] = float(np.exp(log_p[: len(grid)]).sum() * cell)
-                row[f"KL, {name}"] = float(np.mean(truth - log_p[len(grid) :]))
-            largest = np.asarray(result.largest_eigenvalue)[len(grid) :]
-            row |= {
-                "largest eigenvalue": float(largest.max()),
-                "share above 1": float(np.mean(largest >= 1.0)),
-                "largest residual": float(np.asarray(result.residual)[len(grid) :].max()),
+            yield {
+                "task": f"MNIST without {digit}",
+                "method": "fit_ratio, unlabelled test set",
+                "seed": seed,
+                "metric": "average precision",
+                "value": float(average_precision_score(is_outlier, -ratio.log_ratio(test))),
+                "out of fold": float(
+                    average_precision_score(is_outlier, -ratio.scores[1].log_ratio)
+                ),
+                "share of outliers": float(is_outlier.mean()),
                 "seconds": seconds,
             }
-            yield row
 
 
-TABLES = {
-    table.__name__: table
-    for table in (information, small, chasm, mixtures, shift, outliers, density)
-}
-DEFAULT_NUM = {"information": 100_000, "small": 5_000, "chasm": 10_000, "mixtures": 20_000}
-
-
-def markdown(rows: list[Row]) -> str:
-    """Returns rows as a table."""
-    lines = ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
-    for row in rows:
-        cells = [f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row.values()]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+TABLES = {t.__name__: t for t in (information, far, power, weights, inference, outliers)}
 
 
 def main(argv: list[str] | None = None) -> list[Row]:
     """Runs one table, prints it row by row, and writes it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("table", choices=TABLES)
-    parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--num", type=int, help="samples")
-    parser.add_argument("--dims", type=int, nargs="+", default=[40, 80, 160, 320], choices=STEPS)
-    parser.add_argument("--steps", type=int, help="training steps in the table 'information'")
-    parser.add_argument("--methods", nargs="+", help="only these methods, by their names")
-    parser.add_argument("--chasms", nargs="+", choices=CHASMS, help="only these, for 'chasm'")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--rival_seeds", type=int, default=1, help="seeds of MINE, InfoNCE, NWJ")
+    parser.add_argument("--sizes", type=int, nargs="+", help="rows of each set")
+    parser.add_argument("--columns", type=int, nargs="+", default=[1, 5, 20])
+    parser.add_argument("--trials", type=int, default=200)
+    parser.add_argument("--dims", type=int, nargs="+", default=[40, 80, 160, 320])
+    parser.add_argument("--tasks", nargs="+", help="only these")
+    parser.add_argument("--observations", type=int, default=10)
     parser.add_argument("--mnist", type=Path, help="zip of class folders, for 'outliers'")
+    parser.add_argument("--environment", type=Path, default=Path("runs/ratios/environment"))
     parser.add_argument("--out", type=Path, default=Path("runs/ratios"))
     args = parser.parse_args(argv)
-    if args.methods and args.table in ("outliers", "density"):
-        parser.error(f"{args.table} has no --methods")
-    if args.num and args.table not in DEFAULT_NUM:
-        parser.error(f"{args.table} has no --num")
-    args.num = args.num or DEFAULT_NUM.get(args.table, 0)
-    rows = []
-    for row in TABLES[args.table](args):
-        rows.append(row)
-        print(json.dumps(row), flush=True)
-    print(markdown(rows))
+    if args.table == "information":
+        args.sizes = args.sizes or [5_000, 10_000]
+    if args.table == "outliers" and args.mnist is None:
+        parser.error("outliers needs --mnist")
     args.out.mkdir(parents=True, exist_ok=True)
-    record = {"options": vars(args), "jax": jax.__version__, "rows": rows}
-    (args.out / f"{args.table}.json").write_text(json.dumps(record, indent=2, default=str) + "\n")
+    args.environment.mkdir(parents=True, exist_ok=True)
+    rows = []
+    with (args.out / f"{args.table}.jsonl").open("a") as file:
+        for row in TABLES[args.table](args):
+            rows.append(row)
+            print(json.dumps(row), flush=True)
+            file.write(json.dumps(row) + "\n")
+            file.flush()
     return rows
 
 

@@ -14,7 +14,7 @@ from ml_collections import config_flags
 from experiments import settings
 from experiments.errors import UserError
 from experiments.settings import Flat
-from fdrl_jax._names import nearest
+from fdrl_jax._checks import nearest
 
 _CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 # By mode: its function, as MODULE.FUNCTION, and what it does.

@@ -34,7 +34,7 @@ from experiments.experiment import Experiment
 from experiments.files import sha256_of_file, sha256_of_json
 from experiments.prior import FittedPrior
 from experiments.settings import Settings
-from fdrl_jax._names import nearest
+from fdrl_jax._checks import nearest
 from fdrl_jax.training import parallel
 from fdrl_jax.training.state import TrainState
 

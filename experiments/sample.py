@@ -16,7 +16,7 @@ from experiments.files import replacing, sha256_of_arrays, write_json
 from experiments.pictures import images
 from experiments.settings import Flat
 from fdrl_jax import compose
-from fdrl_jax._names import nearest
+from fdrl_jax._checks import nearest
 from fdrl_jax.langevin import Potential
 from fdrl_jax.priors import Batch
 from fdrl_jax.training import parallel

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 from experiments.errors import UserError
 from fdrl_jax import bregman, divergences, networks
-from fdrl_jax._names import nearest
+from fdrl_jax._checks import nearest
 
 Scope = Literal["fixed", "flow", "free"]
 # When a setting may differ from the value that the run was created with.

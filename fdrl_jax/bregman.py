@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from fdrl_jax import divergences
-from fdrl_jax._names import nearest
-from fdrl_jax._precision import at_least_float32
+from fdrl_jax._arrays import at_least_float32
+from fdrl_jax._checks import nearest
 from fdrl_jax.divergences import FDivergence, Output
 
 Array = jax.Array

@@ -16,9 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from fdrl_jax._labels import logits_of, one_or_nan
-from fdrl_jax._names import nearest
-from fdrl_jax._precision import evaluate
+from fdrl_jax._arrays import evaluate
+from fdrl_jax._checks import logits_of, nearest, one_or_nan
 from fdrl_jax.divergences import Output, check_output
 
 Array = jax.Array

@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import xlogy
 
-from fdrl_jax._names import nearest
-from fdrl_jax._precision import evaluate
+from fdrl_jax._arrays import evaluate
+from fdrl_jax._checks import nearest
 
 Array = jax.Array
 Output = Literal["ratio", "log_ratio"]

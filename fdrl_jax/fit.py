@@ -12,7 +12,7 @@ import optax
 from flax import linen as nn
 
 from fdrl_jax import _keys, networks, priors
-from fdrl_jax.langevin import check_count
+from fdrl_jax._checks import check_count
 from fdrl_jax.method import FDRL
 from fdrl_jax.pretrained import Sampler
 from fdrl_jax.priors import Batch, Prior

@@ -15,9 +15,7 @@ not hold for "rbg", so one rbg key per example is an error.
 """
 
 import dataclasses
-import functools
-import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import jax
@@ -28,6 +26,8 @@ from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
 from fdrl_jax import _keys
+from fdrl_jax._arrays import as_floating, vary_with
+from fdrl_jax._checks import check_count, check_number
 
 __all__ = ["drift", "flow"]
 
@@ -202,97 +202,3 @@ def _flow(
 
 
 _compiled_flow = jax.jit(_flow, static_argnames="num_steps")
-
-
-def as_floating(x: Any) -> Array:
-    """Converts integers, and floating-point types of less than 32 bits, to float32.
-
-    In bfloat16 a flow would stall, because 1 + 0.001 rounds to 1.
-
-    Raises:
-      TypeError: for anything else than one array of real numbers.
-    """
-    if isinstance(x, np.ndarray) and x.dtype.kind in "iu":
-        x = x.astype(np.float32)  # JAX would make int32 of int64, and wrap around.
-    x = x if isinstance(x, Mapping) else jnp.asarray(x)
-    if isinstance(x, Mapping) or jnp.iscomplexobj(x):
-        got = getattr(x, "dtype", type(x).__name__)
-        raise TypeError(f"points must be one array of real numbers, [B, ...], got {got}")
-    is_wide = jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize >= 4
-    wide: Array = x if is_wide else x.astype(jnp.float32)
-    return wide
-
-
-def vary_with(tree: Any, function: Callable[[Any], Any]) -> Any:
-    """Marks arrays as different on each device if a function of them is.
-
-    Inside a `jax.shard_map` that checks replication, a gradient by an array that the devices share
-    is a sum over the devices. The gradient of a marked array is that of its own device. Elsewhere,
-    and for arrays that already differ, this does nothing.
-
-    Args:
-      tree: a pytree of arrays.
-      function: a function of the tree. It is traced once more if an array is shared.
-
-    Returns:
-      The tree with the same values.
-    """
-    axes = jax.sharding.get_abstract_mesh().manual_axes
-    leaves = jax.tree.leaves(tree)
-    shared = [axis for axis in axes if any(axis not in _varying(jax.typeof(a)) for a in leaves)]
-    # Without the check, no array is marked, not even the index of the device.
-    if not shared or not _varying(jax.eval_shape(lambda: lax.axis_index(shared[0]))):
-        return tree
-    results = jax.tree.leaves(jax.eval_shape(function, tree))
-    return vary_over(tree, [a for a in shared if any(a in _varying(r) for r in results)])
-
-
-def vary_over(tree: Any, axes: Iterable[str]) -> Any:
-    """Marks arrays as different along mapped axes, without changing their values."""
-    for axis in axes:
-        replica = lax.axis_index(axis)
-        # `lax.pcast` would do the same, but it does not support `vmap`.
-        tree = jax.tree.map(functools.partial(jnp.where, replica >= 0), tree, tree)
-    return tree
-
-
-def _varying(kind: Any) -> frozenset[str]:
-    """Returns the axes along which an array of this type may differ."""
-    axes: frozenset[str] = kind.manual_axis_type.varying if kind.manual_axis_type else frozenset()
-    return axes
-
-
-def check_count(name: str, value: object) -> None:
-    """Checks that a number of steps is a static whole number.
-
-    Raises:
-      ValueError: for an array, or another value than a whole number >= 0.
-    """
-    if isinstance(value, jax.Array):
-        raise ValueError(
-            f"{name} must be a static Python int, got a JAX array or traced value, {value}; "
-            "under jax.jit, name it in static_argnames"
-        )
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 0:
-        raise ValueError(f"{name} must be a whole number >= 0, got {value!r}")
-
-
-def check_number(name: str, value: object, *, above_zero: bool = False) -> None:
-    """Checks a number, or an array of one whose value is known.
-
-    Raises:
-      TypeError: for anything else than a number.
-      ValueError: unless it is finite and at least 0, or above 0.
-    """
-    if isinstance(value, jax.core.Tracer):
-        return
-    if isinstance(value, (bool, str)) or not isinstance(
-        value, (int, float, np.integer, np.floating, np.ndarray, jax.Array)
-    ):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__} {value}")
-    value = np.asarray(value)  # JAX would trace a comparison of a known array under jit.
-    if value.ndim:
-        raise ValueError(f"{name} must be a scalar, got an array of shape {value.shape}")
-    if not (0 < value < math.inf if above_zero else 0 <= value < math.inf):
-        bound = "above 0" if above_zero else ">= 0"
-        raise ValueError(f"{name} must be {bound} and finite, got {value}")

@@ -18,17 +18,11 @@ from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
 from fdrl_jax import bregman as bregman_lib
+from fdrl_jax._arrays import as_floating, vary_with
+from fdrl_jax._checks import check_count, check_number
 from fdrl_jax.bregman import Bregman
 from fdrl_jax.divergences import FDivergence, FirstVariation, Output, first_variation
-from fdrl_jax.langevin import (
-    Observe,
-    Schedule,
-    as_floating,
-    check_count,
-    check_number,
-    flow,
-    vary_with,
-)
+from fdrl_jax.langevin import Observe, Schedule, flow
 
 __all__ = ["FDRL", "Record"]
 

@@ -16,7 +16,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from fdrl_jax import _keys, _prior_fit
-from fdrl_jax._labels import one_or_nan
+from fdrl_jax._checks import one_or_nan
 from fdrl_jax._prior_fit import choose
 
 __all__ = ["Prior", "batch", "choose", "fit", "mixture", "normal", "uniform"]

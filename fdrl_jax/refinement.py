@@ -27,8 +27,10 @@ from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
 from fdrl_jax import _keys, metrics
+from fdrl_jax._arrays import as_floating
+from fdrl_jax._checks import check_count, check_number
 from fdrl_jax.divergences import FDivergence, first_variation
-from fdrl_jax.langevin import as_floating, check_count, check_number, drift, flow
+from fdrl_jax.langevin import drift, flow
 
 __all__ = ["Refined", "keep", "refine"]
 

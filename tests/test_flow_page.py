@@ -125,7 +125,7 @@ def test_points_of_the_page_end_at_the_data_and_digits_nearer_to_digits(models):
 
 @pytest.mark.slow
 def test_a_network_is_trained_to_what_the_page_needs(models):
-    recipe = flow_page.plane("Swiss roll", flow_page.roll, flow_page.NUM_CENTRES, 0.25 / 7.5)
+    recipe = flow_page.swissroll()
     found = flow_page.train(recipe._replace(num_steps=20, optimizer=optax.adam(2e-3)))
     stored = models["swissroll"]
     same = ("title", "sizes", "flow", "sigma", "arrays")

@@ -8,7 +8,7 @@ from experiments.data.built_in import BUILT_IN, digits
 from experiments.data.source import Density, Labels, Source, Starts, Take, describe_shape, spread
 from experiments.errors import DataError, UserError
 from experiments.settings import Data
-from fdrl_jax._names import nearest
+from fdrl_jax._checks import nearest
 
 __all__ = [
     "BUILT_IN", "Density", "Labels", "Source", "Starts", "Take", "contains", "describe_shape",

@@ -9,7 +9,7 @@ from experiments.data import tfds
 from experiments.data.formats import Records, Tree, open_npz
 from experiments.errors import DataError
 from experiments.settings import Data
-from fdrl_jax._names import nearest
+from fdrl_jax._checks import nearest
 
 _HELD_OUT_SHARE = 10  # At most one image in this many is held out of a set without its own split.
 TRAIN = "train"

@@ -15,7 +15,7 @@ import numpy as np
 
 from experiments.data.formats import Records, digest
 from experiments.errors import DataError, first_line
-from fdrl_jax._names import nearest
+from fdrl_jax._checks import nearest
 
 # NAME or NAME/CONFIG, optionally with :VERSION. Each part begins with a letter or digit, so that a
 # name can neither lead out of the root nor be a pattern.

@@ -48,7 +48,6 @@ def samples_and_data(
     return figure
 
 
-@styled
 def course(source: Source, snapshots: Sequence[tuple[int, np.ndarray]]) -> Figure:
     """Draws the same samples at several steps of training (fig. 4), more of them early on."""
     steps = [step for step, _ in snapshots]
@@ -58,7 +57,6 @@ def course(source: Source, snapshots: Sequence[tuple[int, np.ndarray]]) -> Figur
     return images.grids(picked)
 
 
-@styled
 def strips(source: Source, path: np.ndarray, num_steps: int, start: str) -> Figure:
     """Draws samples along the flow: a row per image, or a panel per step for points (fig. 6).
 
@@ -71,7 +69,6 @@ def strips(source: Source, path: np.ndarray, num_steps: int, start: str) -> Figu
     return points.over_data(picked, _points_of(source))
 
 
-@styled
 def animate_flow(source: Source, path: np.ndarray, file: Path) -> None:
     """Writes an animation of samples that flow along a path, [K + κ + 1, B, ...], as WebP."""
     if source.kind == "points":

@@ -1,9 +1,8 @@
 """The style of all pictures: colours, sizes and file format."""
 
-import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -32,29 +31,16 @@ _STYLE: Any = {
     "axes.formatter.limits": (-6, 9),
     "legend.frameon": False,
 }
-P = ParamSpec("P")
-T = TypeVar("T")
+# Decorates a function that draws, so that nothing else in the process has this style.
+styled = matplotlib.rc_context(_STYLE)
 
 
-def styled(draw: Callable[P, T]) -> Callable[P, T]:
-    """Makes a function draw in the style of this module, which others in the process do not see."""
-
-    @functools.wraps(draw)
-    def drawn(*args: P.args, **kwargs: P.kwargs) -> T:
-        with matplotlib.rc_context(_STYLE):
-            return draw(*args, **kwargs)
-
-    return drawn
-
-
-@styled
 def panels(columns: int, rows: int = 1, size: float = 2.3) -> tuple[Figure, list[Axes]]:
     """Returns a figure with a row-major list of equal panels, each `size` inches wide."""
     figure = Figure((size * columns, size * rows), layout="constrained")
     return figure, list(np.ravel(figure.subplots(rows, columns, squeeze=False)))
 
 
-@styled
 def titled_panels(titles: Sequence[str]) -> tuple[Figure, list[Axes]]:
     """Returns a figure with a small panel for each title, three in a row."""
     figure, axes = panels(3, -(-len(titles) // 3), size=1.8)

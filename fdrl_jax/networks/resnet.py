@@ -8,10 +8,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
-from fdrl_jax import _names
+from fdrl_jax import _checks
 from fdrl_jax.networks.layers import Conv, Dense, SelfAttention, activate
 
 __all__ = ["SPECS", "ResNet", "ResNetSpec", "resnet"]
+__dir__ = __all__.copy
 
 
 class ResNetSpec(NamedTuple):
@@ -174,7 +175,7 @@ def resnet(spec: str | ResNetSpec, *, width: int | None = None, **options: Any) 
         `attention_after` that is not the number of a block.
     """
     if isinstance(spec, str):
-        _names.check("network", spec, SPECS)
+        _checks.check_name("network", spec, SPECS)
         spec = SPECS[spec]
     stem = spec.stem if width is None else width
     scale = stem / spec.stem if spec.stem > 0 else 0.0  # The check below rejects 0.
@@ -185,7 +186,7 @@ def resnet(spec: str | ResNetSpec, *, width: int | None = None, **options: Any) 
             f"got stem {stem}, blocks {blocks}"
         )
     net = ResNet(ResNetSpec(stem, blocks, spec.attention_after), **options)
-    _names.check("downsampling", net.downsampling, _DOWNSAMPLING)
+    _checks.check_name("downsampling", net.downsampling, _DOWNSAMPLING)
     if net.num_outputs is not None and net.num_outputs < 1:
         raise ValueError(f"num_outputs must be at least 1, got {net.num_outputs}")
     if net.attention and spec.attention_after not in range(1, len(blocks) + 1):

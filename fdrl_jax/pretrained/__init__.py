@@ -7,7 +7,9 @@ executed.
 
 import dataclasses
 import functools
+import hashlib
 import json
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,15 +18,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import unflatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
-from fdrl_jax import _keys, _prior_fit, divergences, networks, priors
-from fdrl_jax._labels import one_or_nan
-from fdrl_jax._names import nearest
-from fdrl_jax.divergences import FDivergence
-from fdrl_jax.langevin import check_count
+from fdrl_jax import _keys, _prior_fit, networks, priors
+from fdrl_jax._checks import check_count, check_name, check_number, nearest, one_or_nan
 from fdrl_jax.method import FDRL
 from fdrl_jax.priors import Prior
 from fdrl_jax.training import samplers
@@ -32,34 +31,36 @@ from fdrl_jax.training.problem import Constants, Estimator, Problem
 from fdrl_jax.training.state import Variables
 
 __all__ = ["Sampler", "pretrained"]
+__dir__ = __all__.copy
 
 Array = jax.Array
-ArraySampler = Callable[[Array, Variables, Constants, dict[str, Array]], Array]
+Labels = ArrayLike | str | Sequence[str]
 _SHIPPED = Path(__file__).parent
 _CONFIG, _ARRAYS = "config.json", "model.safetensors"
-_NEEDED = ("divergence", "event_shape", "flow", "loss", "network", "prior")
 _SMALLEST_RATIO = 1e-6  # An unconstrained ratio may be negative, and then has no logarithm.
+_MAX_PIXEL = 3.0  # More than noisy images in [-1, 1] have, and less than bytes.
+_MAX_STEPS, _MAX_SIZE = 100_000, 10**7  # Of a flow, and numbers of a sample.
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Sampler:
     """A trained density ratio with the prior and the flow that it was trained for.
 
-    It draws samples, and its parts are open to everything else in this package:
-
         sampler = fdrl.pretrained("mnist")
         images = sampler(key, 64)
         further = sampler.method.sample(key, images, sampler.estimator)  # flows them again
         log_ratio = sampler.log_ratio(images)
 
+    Sample `i` depends only on the key and `i`, so a larger number starts with the same samples.
+
     Attributes:
-      problem: estimator, loss, divergence, flow and prior.
+      problem: method, estimator, prior and denoiser.
       variables: the averaged variables of the network, as float32.
       prior_params: the arrays of the prior.
       config: how the sampler was trained, with all settings of its run.
-      shift: what is added to samples of the network's unit, times `scale`, to get those of the
-        data: means and standard deviations of the features of points, from `fit`.
-      scale: see `shift`.
+      shift: what is added to `scale` times the samples of the flow to get those of the data: means
+        of the features of points that `fit` has standardised.
+      scale: their standard deviations.
     """
 
     problem: Problem
@@ -74,76 +75,75 @@ class Sampler:
         key: Array,
         num_samples: int,
         *,
+        labels: Labels | None = None,
+        clip: bool = True,
         batch_size: int = 500,
-        labels: ArrayLike | None = None,
     ) -> Array:
         """Draws samples (algorithm 2).
 
-        Sample `i` depends only on the key and `i`, so a larger number starts with the same samples.
         With the key `training.rng.root_key(seed)` of the run, they are those of the program.
 
         Args:
-          key: a JAX key.
+          key: a JAX key of the generator "threefry2x32".
           num_samples: number of samples, static.
+          labels: for a sampler with a density ratio for each class: the class of each sample,
+            [num_samples], or of all, by number or by name. Without it, sample `i` is of class
+            `i % num_classes`. The names are `config["data"]["classes"]`.
+          clip: whether images are clipped to [-1, 1], the range of the data.
           batch_size: samples per call of the compiled flow, which is compiled once per size.
-          labels: the class of each sample, [num_samples], for a sampler that has a density ratio
-            for each class, `problem.estimator.takes_labels`. Without it, sample `i` is of class
-            `i % num_classes`. The names of the classes are `config["data"]["classes"]`.
 
         Returns:
-          Samples, float32 [num_samples, ...]. Those of images may exceed
-          [-1, 1].
+          Samples, float32 [num_samples, ...].
 
         Raises:
           TypeError: for anything else than a key.
-          ValueError: for a key of another generator than "threefry2x32", a number below 1, or
-            labels that are out of range, of another number than the samples, or not needed.
+          ValueError: for a key of another generator, a number below 1, or labels that are unknown,
+            of another number than the samples, or not needed.
         """
-        return self._in_batches(self._draw, key, num_samples, batch_size, labels)
+        x = self._draw("refined", key, num_samples, labels, batch_size)
+        return jnp.clip(x, -1.0, 1.0) if clip and self._has_images else x
 
-    def prior(
-        self,
-        key: Array,
-        num_samples: int,
-        *,
-        batch_size: int = 500,
-        labels: ArrayLike | None = None,
-    ) -> Array:
+    def prior(self, key: Array, num_samples: int, *, labels: Labels | None = None) -> Array:
         """Returns where the samples of this key and these labels start, `x_0`, as `__call__`."""
-        return self._in_batches(self._start, key, num_samples, batch_size, labels)
+        return self._draw("prior", key, num_samples, labels)
 
-    def path(self, key: Array, num_samples: int, *, labels: ArrayLike | None = None) -> Array:
+    def path(self, key: Array, num_samples: int, *, labels: Labels | None = None) -> Array:
         """Returns the samples of this key at every step of the flow, from the prior to the end.
 
-        A denoiser, which some samplers have, is not applied. `labels` are those of `__call__`.
+        They are neither denoised, which some samplers do at the end, nor clipped.
 
         Returns:
           `x_0 ... x_{K+κ}`, float32 [K + κ + 1, num_samples, ...].
         """
-        _check_positive("num_samples", num_samples)
-        batch = {"position": jnp.arange(num_samples), **self._labels(num_samples, labels)}
-        return self._unit_of_data(self._path(*self._arguments(key), batch))
+        return self._draw("path", key, num_samples, labels)
 
-    def log_ratio(self, x: Array, labels: ArrayLike | None = None) -> Array:
+    def log_ratio(self, x: Array, labels: Labels | None = None) -> Array:
         """Returns the estimate of `log q~/p` at `x`, [B, ...] to [B]: 0 where samples match data.
 
-        A ratio below 1e-6, which a network trained with LSIF may return, counts as 1e-6. The ratio
-        is that of data with the noise of training, `config["settings"]["data.dequantisation"]`. Add
-        it to clean images, and to samples of a sampler with a denoiser. A sampler that has a ratio
-        for each class needs the `labels` of `x`, [B].
+        The ratio is that of data with the noise of training, `config["settings"]` under
+        "data.dequantisation". Add it to clean images, and to denoised samples. A ratio below 1e-6
+        counts as 1e-6. A sampler that has a ratio for each class needs the `labels` of `x`.
 
         Raises:
-          ValueError: if labels are missing, out of range or not needed; for other shapes or bytes.
+          ValueError: for other shapes, bytes, or images far outside of [-1, 1]; if labels are
+            missing, unknown or not needed.
         """
         if labels is None and self.problem.estimator.takes_labels:
             raise ValueError("this sampler has a ratio for each class: the labels of x are missing")
         x = jnp.asarray(x)
-        is_bytes = len(self.event_shape) == 3 and not jnp.issubdtype(x.dtype, jnp.floating)
+        is_bytes = self._has_images and not jnp.issubdtype(x.dtype, jnp.floating)
         if x.shape[1:] != self.event_shape or is_bytes:
             shape = ", ".join(map(str, self.event_shape))
             raise ValueError(
                 f"x must be floating-point numbers, [B, {shape}], got {x.dtype} of shape {x.shape}"
             )
+        if self._has_images and not isinstance(x, jax.core.Tracer) and x.size:
+            low, high = float(x.min()), float(x.max())
+            if low < -_MAX_PIXEL or high > _MAX_PIXEL:
+                raise ValueError(
+                    f"x must be images in [-1, 1], got values from {low:.3g} to {high:.3g}: "
+                    "x / 127.5 - 1 maps bytes to it"
+                )
         x = jnp.asarray((x - self.shift) / self.scale, x.dtype)
         output = self._apply(self.variables, x, *self._labels(len(x), labels).values())
         is_log = self.method.output == "log_ratio"
@@ -158,9 +158,7 @@ class Sampler:
     def estimator(self) -> Callable[[Array], Array]:
         """The network with its variables, `x [B, ...] -> [B]`, which returns `method.output`.
 
-        If it has a ratio for each class, `(x, labels [B]) -> [B]`.
-
-        It is a pytree of its arrays, so that `method.sample` compiles a flow along it once.
+        If it has a ratio for each class, `(x, labels [B]) -> [B]`. It is a pytree of its arrays.
         """
         bound: Callable[[Array], Array] = Partial(  # type: ignore[no-untyped-call]
             self.problem.estimator.apply, self.variables
@@ -174,127 +172,114 @@ class Sampler:
 
     def __repr__(self) -> str:
         size = sum(np.size(a) for a in jax.tree.leaves(self.variables))
-        method = self.method
         return (
             f"Sampler(event_shape={self.event_shape}, num_parameters={size:,}, "
-            f"num_steps={method.num_steps + method.num_refine_steps})"
+            f"num_steps={self.method.num_steps + self.method.num_refine_steps})"
         )
 
+    @property
+    def _has_images(self) -> bool:
+        return len(self.event_shape) == 3
+
     @functools.cached_property
-    def _apply(self) -> Callable[[Variables, Array], Array]:
+    def _apply(self) -> Callable[..., Array]:
         return jax.jit(self.problem.estimator.apply)
 
     @functools.cached_property
-    def _draw(self) -> ArraySampler:
-        draw = samplers.make_sampler(self.problem)
-        return jax.jit(lambda *arguments: draw(*arguments)["refined"])
+    def _run(self) -> Callable[..., Array]:
+        def run(what: str, *arguments: Any) -> Array:
+            if what == "path":
+                return samplers.make_path_sampler(self.problem)(*arguments)
+            return samplers.make_sampler(self.problem, (what,))(*arguments)[what]
 
-    @functools.cached_property
-    def _start(self) -> ArraySampler:
-        draw = samplers.make_sampler(self.problem, ("prior",))
-        return jax.jit(lambda *arguments: draw(*arguments)["prior"])
+        return jax.jit(run, static_argnums=0)
 
-    @functools.cached_property
-    def _path(self) -> ArraySampler:
-        return jax.jit(samplers.make_path_sampler(self.problem))
-
-    def _arguments(self, key: Array) -> tuple[Array, Variables, Constants]:
+    def _draw(
+        self, what: str, key: Array, num: int, labels: Labels | None, batch_size: int = 500
+    ) -> Array:
+        """Draws "prior", "refined" or "path" in batches, all of the same size."""
+        for name, value in (("num_samples", num), ("batch_size", batch_size)):
+            check_count(name, value)
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
         if self.config["prior"]["name"] == "batch":
             raise ValueError(
                 "this sampler starts from images, not from a prior: "
                 "sampler.method.sample(key, images, sampler.estimator)"
             )
-        return _keys.typed(key), self.variables, Constants((), self.prior_params)
+        size = min(num, batch_size)
+        padded = -(-num // size) * size
+        batch = {name: jnp.resize(a, (padded,)) for name, a in self._labels(num, labels).items()}
+        batch["position"] = jnp.arange(padded)
+        constants = Constants((), self.prior_params)
+        parts = [
+            self._run(
+                what,
+                _keys.typed(key),
+                self.variables,
+                constants,
+                {name: a[first : first + size] for name, a in batch.items()},
+            )
+            for first in range(0, padded, size)
+        ]
+        axis = 1 if what == "path" else 0
+        x = jax.lax.slice_in_dim(jnp.concatenate(parts, axis), 0, num, axis=axis)
+        return jnp.asarray(self.scale * x + self.shift, x.dtype)
 
-    def _labels(self, num: int, labels: ArrayLike | None) -> dict[str, Array]:
+    def _labels(self, num: int, labels: Labels | None) -> dict[str, Array]:
         """Returns the part of a batch with the classes of examples, [num], if they matter."""
         if not self.problem.estimator.takes_labels:
             if labels is not None:
                 raise ValueError("this sampler has one ratio for all classes, so it has no labels")
             return {}
         num_classes = self.config["network"]["num_outputs"]
-        chosen = jnp.arange(num) % num_classes if labels is None else jnp.asarray(labels)
+        if labels is None:
+            return {"label": jnp.arange(num) % num_classes}
+        if not isinstance(labels, jax.Array) and np.asarray(labels).dtype.kind in "US":
+            names = list(self.config.get("data", {}).get("classes", ()))
+            given = np.asarray(labels)
+            for name in given.ravel():
+                check_name("class", str(name), names)
+            labels = np.vectorize(names.index, otypes=[np.int32])(given)
+        chosen = jnp.asarray(labels)
+        chosen = jnp.full(num, chosen) if chosen.ndim == 0 else chosen
         if chosen.shape != (num,):
             raise ValueError(f"expected one label per example, ({num},), got {chosen.shape}")
         one_or_nan(chosen, num_classes)
         return {"label": chosen}
-
-    def _in_batches(
-        self,
-        draw: ArraySampler,
-        key: Array,
-        num_samples: int,
-        batch_size: int,
-        labels: ArrayLike | None = None,
-    ) -> Array:
-        _check_positive("num_samples", num_samples)
-        _check_positive("batch_size", batch_size)
-        size = min(num_samples, batch_size)
-        # The last batch is as large as the others, so that only one program is compiled.
-        padded = -(-num_samples // size) * size
-        classes = self._labels(num_samples, labels)
-        batch = {name: jnp.resize(label, (padded,)) for name, label in classes.items()}
-        batch["position"] = jnp.arange(padded)
-        parts = [
-            draw(*self._arguments(key), {n: a[first : first + size] for n, a in batch.items()})
-            for first in range(0, padded, size)
-        ]
-        return self._unit_of_data(jnp.concatenate(parts)[:num_samples])
-
-    def _unit_of_data(self, x: Array) -> Array:
-        return jnp.asarray(self.scale * x + self.shift, x.dtype)
-
-
-def _check_positive(name: str, value: int) -> None:
-    check_count(name, value)
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
 
 
 def pretrained(name: str | Path) -> Sampler:
     """Loads a trained sampler.
 
         sampler = fdrl.pretrained("mnist")
-        images = sampler(jax.random.key(0), 64)  # float32 [64, 28, 28, 1], around [-1, 1]
+        images = sampler(jax.random.key(0), 64)  # float32 [64, 28, 28, 1] in [-1, 1]
 
     Args:
       name: a sampler that ships with the package, see docs/pretrained.md; the folder of an export
         of the program; or `OWNER/NAME`, a repository of the Hugging Face Hub with such an export,
         which needs the package `huggingface_hub` and, the first time, a network.
 
-    Returns:
-      The sampler.
-
     Raises:
       ValueError: for an unknown name, which lists the allowed ones; or for a folder that is not an
-        export.
+        intact export, whatever is wrong in it.
       ModuleNotFoundError: if `huggingface_hub` is needed and missing.
       OSError: if the repository cannot be downloaded.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
     folder = _folder(str(name))
-    config = _read_config(folder)
+    if (folder / "run.json").is_file():
+        raise ValueError(
+            f"{folder} is a run, not a sampler. Export it first: "
+            f"python -m experiments.main --workdir={folder} --mode=export"
+        )
     try:
-        flat = _as_float32(load_file(folder / _ARRAYS))
-    except SafetensorError as error:
-        raise ValueError(_not_an_export(folder, f"{_ARRAYS}: {error}")) from error
-    arrays = unflatten_dict(flat, sep="/")  # type: ignore[no-untyped-call]
-    prior = _prior(config["prior"], config["event_shape"], arrays.get("prior", {}))
-    denoiser = networks.Denoiser(**config["denoiser"]) if "denoiser" in config else None
-    problem = Problem(
-        method=FDRL(
-            loss=config["loss"],
-            divergence=_divergence(config["divergence"]),
-            **config["flow"],
-        ),
-        estimator=Estimator.from_network(_network(config["network"])),
-        prior_sample=prior.sample,
-        denoise=denoiser.denoise if denoiser else None,
-    )
-    variables, prior_params = jax.tree.map(jnp.asarray, (arrays["network"], prior.params))
-    return Sampler(problem, variables, prior_params, config)
+        return _load(folder)
+    except Exception as error:  # The files may contain anything.
+        kind = type(error)
+        prefix = {ValueError: "", KeyError: "it has no "}.get(kind, f"{kind.__name__}: ")
+        raise ValueError(
+            f"{folder} is not a sampler that --mode=export of the program wrote: {prefix}{error}"
+        ) from error
 
 
 def _folder(name: str) -> Path:
@@ -331,21 +316,56 @@ def _download(repository: str) -> Path:
         ) from error
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    try:
-        config = json.loads((folder / _CONFIG).read_text("utf-8"))
-        missing = [key for key in _NEEDED if key not in config]
-    except (FileNotFoundError, ValueError) as error:
-        raise ValueError(_not_an_export(folder, f"{_CONFIG}: {error}")) from error
-    if missing or not (folder / _ARRAYS).is_file():
-        lacking = f"{_CONFIG} has no {', '.join(missing)}" if missing else f"it has no {_ARRAYS}"
-        raise ValueError(_not_an_export(folder, lacking))
-    found: dict[str, Any] = config
-    return found
+def _load(folder: Path) -> Sampler:
+    from safetensors.numpy import load
 
+    config: dict[str, Any] = json.loads((folder / _CONFIG).read_text("utf-8"))
+    stored = (folder / _ARRAYS).read_bytes()
+    if config.get("sha256", digest := hashlib.sha256(stored).hexdigest()) != digest:
+        raise ValueError(f"{_ARRAYS} has changed: its SHA-256 is not that of {_CONFIG}")
+    flat = _as_float32(load(stored))
+    for name, array in flat.items():
+        if not np.isfinite(array).all():
+            raise ValueError(f"{_ARRAYS}: {name} has values that are not finite")
+    event_shape, classes = tuple(config["event_shape"]), config.get("data", {}).get("classes", [])
+    if not all(type(n) is int and n > 0 for n in event_shape) or math.prod(event_shape) > _MAX_SIZE:
+        raise ValueError(f"event_shape must be positive sizes, got {event_shape}")
+    if not all(isinstance(name, str) for name in classes):
+        raise ValueError(f"the names of classes must be text, got {classes}")
+    check_number("step_size", config["flow"]["step_size"], above_zero=True)
+    method = FDRL(loss=config["loss"], divergence=config["divergence"], **config["flow"])
+    if method.num_steps + method.num_refine_steps > _MAX_STEPS:
+        raise ValueError(f"the flow has more than {_MAX_STEPS:,} steps")
+    denoiser = networks.Denoiser(**config["denoiser"]) if "denoiser" in config else None
+    of_net = dict(config["network"])
+    spec = networks.ResNetSpec(*of_net.pop("spec")) if "spec" in of_net else None
+    depth = len(spec.blocks if spec else of_net["hidden_sizes"])
+    if max(depth, denoiser.depth if denoiser else 0) > len(flat):  # Before they are built.
+        raise ValueError(f"the networks have more layers than {_ARRAYS} has arrays")
+    net = networks.resnet(spec, **of_net) if spec else networks.MLP(**of_net)
 
-def _not_an_export(folder: Path, reason: str) -> str:
-    return f"{folder} is not a sampler that --mode=export of the program wrote: {reason}"
+    def init(key: Array) -> dict[str, Any]:
+        variables: Any = net.init(key, jnp.zeros((1, *event_shape)))
+        with_denoiser = denoiser.add_params(variables, key, event_shape) if denoiser else variables
+        return {"network": with_denoiser}
+
+    shapes = flatten_dict(jax.eval_shape(init, jax.random.key(0)), sep="/")  # type: ignore[no-untyped-call]
+    expected = {name: array.shape for name, array in shapes.items()}
+    found = {name: array.shape for name, array in flat.items() if name.startswith("network/")}
+    for name in expected | found:
+        if (shape := expected.get(name)) != found.get(name):
+            raise ValueError(f"{_ARRAYS}: {name} must have shape {shape}, got {found.get(name)}")
+    arrays: dict[str, Any] = unflatten_dict(flat, sep="/")  # type: ignore[no-untyped-call]
+    prior = _prior(config["prior"], event_shape, arrays.get("prior", {}))
+    denoise = denoiser.denoise if denoiser else None
+    problem = Problem(method, Estimator.from_network(net), prior.sample, denoise=denoise)
+    variables, prior_params = jax.tree.map(jnp.asarray, (arrays["network"], prior.params))
+    sampler = Sampler(problem, variables, prior_params, config)
+    if config["prior"]["name"] != "batch":
+        starts = jax.eval_shape(lambda key: sampler.prior(key, 1), jax.random.key(0))
+        if starts.shape[1:] != event_shape:
+            raise ValueError(f"samples of the prior have shape {starts.shape[1:]}")
+    return sampler
 
 
 def _as_float32(stored: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -357,34 +377,17 @@ def _as_float32(stored: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     }
 
 
-def _network(arguments: Mapping[str, Any]) -> networks.MLP | networks.ResNet:
-    others = {name: value for name, value in arguments.items() if name != "spec"}
-    if "spec" in arguments:
-        return networks.ResNet(networks.ResNetSpec(*arguments["spec"]), **others)
-    return networks.MLP(**others)
-
-
-def _divergence(arguments: str | Sequence[Any]) -> FDivergence:
-    if isinstance(arguments, str):
-        return divergences.get(arguments)
-    return divergences.combine(*arguments)
-
-
 def _prior(
     arguments: Mapping[str, Any], event_shape: Sequence[int], arrays: Mapping[str, np.ndarray]
 ) -> Prior:
     """Returns the prior: the function of `priors` by its name, with its other arguments."""
-    others = {name: value for name, value in arguments.items() if name != "name"}
-    if "frequencies" in arrays:  # Of a compact export, whose factor is [frequencies, k].
-        arrays = dict(arrays)
-        at = arrays.pop("frequencies").astype(int)
-        rows = _prior_fit.from_cosines(arrays["factor"].T, at, tuple(event_shape))
-        arrays["factor"] = rows.T
-    if arguments["name"] == "mixture":
-        return priors.mixture(arrays, event_shape, **others)
-    makers: dict[str, Callable[..., Prior]] = {
-        "normal": priors.normal,
-        "uniform": priors.uniform,
-        "batch": priors.batch,
-    }
-    return makers[arguments["name"]](**others)
+    name, others = arguments["name"], {k: v for k, v in arguments.items() if k != "name"}
+    check_name("prior", name, ("mixture", "normal", "uniform", "batch"))
+    if name != "mixture":
+        made: Prior = getattr(priors, name)(**others)
+        return made
+    if "frequencies" in arrays:  # The factor is [frequencies, k] and not [D, k].
+        at, rows = arrays["frequencies"].astype(int), arrays["factor"].T
+        factor = _prior_fit.from_cosines(rows, at, tuple(event_shape)).T
+        arrays = {k: v for k, v in arrays.items() if k != "frequencies"} | {"factor": factor}
+    return priors.mixture(arrays, event_shape, **others)

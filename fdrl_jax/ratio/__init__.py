@@ -3,18 +3,16 @@
     ratio = fdrl.fit_ratio(key, numerator, denominator)
     ratio.log_ratio(x)
 
-If no classifier can tell the two sets apart gradually, a bridge of intermediate sets connects them,
-and the logarithms of the ratios of adjacent sets add up.
-
 References: Sugiyama, Suzuki and Kanamori, "Density Ratio Estimation in Machine Learning", 2012;
 Rhodes, Xu and Gutmann, "Telescoping Density-Ratio Estimation", NeurIPS 2020.
 """
 
 from fdrl_jax.ratio.density import LogDensity, log_density
-from fdrl_jax.ratio.fitting import fit_ratio
-from fdrl_jax.ratio.information import MutualInformation, importance_weights, mutual_information
-from fdrl_jax.ratio.network import Network, Quadratic, Trunk
+from fdrl_jax.ratio.fit import fit_ratio
+from fdrl_jax.ratio.information import MutualInformation, mutual_information
+from fdrl_jax.ratio.network import Network, Trunk
 from fdrl_jax.ratio.result import Check, DensityRatio, Estimate
+from fdrl_jax.ratio.training import Options
 
 __all__ = [
     "Check",
@@ -23,10 +21,9 @@ __all__ = [
     "LogDensity",
     "MutualInformation",
     "Network",
-    "Quadratic",
+    "Options",
     "Trunk",
     "fit_ratio",
-    "importance_weights",
     "log_density",
     "mutual_information",
 ]

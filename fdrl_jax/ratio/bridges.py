@@ -7,23 +7,24 @@ Positions are whole numbers, so that they can be divided without rounding.
 Reference: Rhodes, Xu and Gutmann, "Telescoping Density-Ratio Estimation", NeurIPS 2020.
 """
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 Array = jax.Array
-Bridge = Literal["none", "mixing"]
 
 LAST = 1024
 # Below e^30, so that ratios of far sets and their squares are finite in float32.
 _MAX_BASE = 30.0
-_PAIRS = slice(None, -1), slice(1, None)
 
 
 class Gaussians(NamedTuple):
-    """Gaussians with independent features.
+    """Gaussians with independent columns, one per waymark.
+
+    Networks do not extrapolate from one waymark to the others, and the log-ratio of these Gaussians
+    does. Networks only learn the difference.
 
     Attributes:
       mean: [W, ...].
@@ -39,20 +40,23 @@ class Gaussians(NamedTuple):
         terms = (x - mean) ** 2 / variance + jnp.log(variance)
         return -0.5 * jnp.sum(terms.reshape(*terms.shape[:2], -1), axis=-1)
 
+    def adjacent(self, waymarks: Array) -> tuple[Array, Array]:
+        """Returns log-ratios of Gaussians `h` and `h + 1` on waymarks `h` and `h + 1`, [H, B]."""
+        first, second = (
+            Gaussians(self.mean[part], self.variance[part])
+            for part in (slice(None, -1), slice(1, None))
+        )
+        upper, lower = (
+            jnp.clip(first.log_density(x) - second.log_density(x), -_MAX_BASE, _MAX_BASE)
+            for x in (waymarks[:-1], waymarks[1:])
+        )
+        return upper, lower
 
-class Samples(NamedTuple):
-    """The examples of a fit, in standardised features.
-
-    Attributes:
-      numerator: [N, ...].
-      denominator: [M, ...].
-      mixed: which features differ between numerator and denominator; the others are copied from
-        the numerator (`x` of a mutual information), [...].
-    """
-
-    numerator: Array
-    denominator: Array
-    mixed: Array
+    def __call__(self, x: Array) -> Array:
+        """Returns the log-ratio of the first Gaussian to the last one, `x [B, ...] -> [B]`."""
+        densities = self.log_density(x[None])
+        out: Array = densities[0] - densities[-1]
+        return out
 
 
 def refine(positions: tuple[int, ...], aucs: np.ndarray, max_auc: float) -> tuple[int, ...]:
@@ -73,34 +77,40 @@ def spread(num_waymarks: int) -> tuple[int, ...]:
     return tuple(int(p) for p in np.linspace(0, LAST, num_waymarks + 2).round())
 
 
-def waymarks(samples: Samples, positions: Array, rows: Array, shift: Array) -> Array:
+def waymarks(top: Array, bottom: Array, mixed: Array, positions: Array) -> Array:
     """Returns examples of each waymark, [H + 1, B, ...].
 
     Args:
-      samples: numerator and denominator.
+      top: examples of the numerator, [B, ...].
+      bottom: examples of the denominator, [B, ...].
+      mixed: which columns differ between numerator and denominator; the others are copied from the
+        numerator (`x` of a mutual information), [...].
       positions: the waymarks, [H + 1].
-      rows: which examples, [B].
-      shift: added to the rows of the denominator, [B], at least 1. In a mutual information, a pair
-        of the denominator is then never one of the numerator.
     """
-    top = samples.numerator[rows % len(samples.numerator)]
-    bottom = samples.denominator[(rows + shift) % len(samples.denominator)]
     cosine, sine = _shares(positions, top.ndim)
-    return jnp.where(samples.mixed, cosine * top + sine * bottom, top)
+    return jnp.where(mixed, cosine * top + sine * bottom, top)
 
 
-def moments(samples: Samples, positions: Array) -> Gaussians:
+def moments(
+    rows: tuple[Array, Array], weights: tuple[Array, Array], mixed: Array, positions: Array
+) -> Gaussians:
     """Returns Gaussians with the means and variances of all waymarks, [H + 1, ...].
 
-    Networks do not extrapolate from one waymark to the others, and the log-ratio of these Gaussians
-    does. Networks only learn the difference. A single classifier, without waymarks, needs no
-    extrapolation, and features that are constant in a set have no density; there all Gaussians are
-    equal, and their ratio is 1.
+    Columns that are constant in a set have no density; there all Gaussians are equal.
+
+    Args:
+      rows: numerator [N, ...] and denominator [M, ...].
+      weights: of the rows, with the sum 1.
+      mixed: see `waymarks`.
+      positions: the waymarks, [H + 1].
     """
-    means = [jnp.mean(x, axis=0) for x in samples[:2]]
-    variances = [jnp.var(x, axis=0) for x in samples[:2]]
-    cosine, sine = _shares(positions, samples.mixed.ndim)
-    used = samples.mixed & (variances[0] > 0.0) & (variances[1] > 0.0) & (len(positions) > 2)
+    means = [jnp.tensordot(w, x, 1) for w, x in zip(weights, rows, strict=True)]
+    variances = [
+        jnp.tensordot(w, (x - mean) ** 2, 1)
+        for w, x, mean in zip(weights, rows, means, strict=True)
+    ]
+    cosine, sine = _shares(positions, mixed.ndim)
+    used = mixed & (variances[0] > 0.0) & (variances[1] > 0.0)
     mean = cosine * means[0] + sine * means[1]
     variance = cosine**2 * variances[0] + sine**2 * variances[1]
     return Gaussians(jnp.where(used, mean, 0.0), jnp.where(used, variance, 1.0))
@@ -112,19 +122,3 @@ def _shares(positions: Array, ndim: int) -> tuple[Array, Array]:
     angle = positions * (jnp.pi / 2 / LAST)
     # The cosine of pi / 2 is not exactly 0 in float32.
     return jnp.where(positions == LAST, 0.0, jnp.cos(angle)), jnp.sin(angle)
-
-
-def adjacent(gaussians: Gaussians, waymarks: Array) -> tuple[Array, Array]:
-    """Returns log-ratios of Gaussians `h` and `h + 1` on waymarks `h` and `h + 1`, [H, B] each."""
-    first, second = (Gaussians(*(a[part] for a in gaussians)) for part in _PAIRS)
-    upper, lower = (
-        jnp.clip(first.log_density(x) - second.log_density(x), -_MAX_BASE, _MAX_BASE)
-        for x in (waymarks[:-1], waymarks[1:])
-    )
-    return upper, lower
-
-
-def denominator(samples: Samples) -> Array:
-    """Returns the examples of the denominator, [M, ...], with copied features."""
-    rows = jnp.arange(len(samples.denominator))
-    return waymarks(samples, jnp.asarray([LAST]), rows, jnp.ones_like(rows))[0]

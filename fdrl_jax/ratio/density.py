@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from fdrl_jax.langevin import as_floating
+from fdrl_jax._arrays import as_floating
 
 Array = jax.Array
 _MAX_FEATURES = 64  # Exact Jacobians cost D passes, and their determinants D^3.

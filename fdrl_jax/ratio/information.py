@@ -1,29 +1,38 @@
-"""Uses of a ratio: mutual information and importance weights."""
+"""Mutual information: the ratio of pairs over pairs whose partners were exchanged."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from fdrl_jax.bregman import Bregman
-from fdrl_jax.ratio.bridges import Bridge
-from fdrl_jax.ratio.fitting import Observe, Options, checked_array, fit, fit_ratio
+from fdrl_jax.ratio import evidence
+from fdrl_jax.ratio.base import Sets
+from fdrl_jax.ratio.fit import (
+    NUM_FOLDS,
+    Problem,
+    assign_folds,
+    checked_array,
+    checked_weights,
+    fit,
+    generator,
+)
 from fdrl_jax.ratio.network import SupportsNetwork
 from fdrl_jax.ratio.result import DensityRatio
+from fdrl_jax.ratio.training import DEFAULTS, Options
 
 Array = jax.Array
+_MAX_COPIES, _MAX_PAIRS = 4, 20_000
 
 
 class MutualInformation(NamedTuple):
     """An estimate of `I(x; y)`.
 
     Attributes:
-      value: the estimate, in nats: the mean of `log r` over held-out pairs. This is a plug-in
-        estimate, neither an upper nor a lower bound.
-      standard_error: over held-out pairs; the error of the ratio is not included.
-      ratio: `r(x, y) = p(x, y) / (p(x) p(y))`, a function of the concatenated features of a pair,
+      value: the estimate, in nats: the mean of `log r` over all pairs, each by a fit without it.
+        This is a plug-in estimate, neither an upper nor a lower bound.
+      standard_error: over pairs; the error of the ratio is not included.
+      ratio: `r(x, y) = p(x, y) / (p(x) p(y))`, a function of the concatenated columns of a pair,
         [B, Dx + Dy].
     """
 
@@ -35,40 +44,28 @@ class MutualInformation(NamedTuple):
 def mutual_information(
     key: Array,
     x: ArrayLike,
-    y: ArrayLike,
+    y: ArrayLike | None = None,
     *,
     network: SupportsNetwork | None = None,
-    loss: str | Bregman = "lr",
-    bridge: Bridge = "mixing",
     num_waymarks: int | None = None,
-    max_auc: float = 0.9,
-    num_steps: int = 2_000,
-    batch_size: int = 256,
-    learning_rate: float = 5e-3,
-    weight_decay: float = 1e-4,
-    held_out_fraction: float = 0.2,
-    observe: Observe | None = None,
+    weights: ArrayLike | None = None,
+    groups: ArrayLike | None = None,
+    options: Options = DEFAULTS,
 ) -> MutualInformation:
     """Estimates the mutual information `E[log p(x, y) / (p(x) p(y))]` of paired samples.
 
     The numerator is the pairs. The denominator is pairs whose `y` comes from another row, drawn
-    again in each training step. With the bridge "mixing" only `y` is mixed.
+    again in each training step. A bridge mixes only `y`.
 
     Args:
       key: a key.
       x: samples of `x`, [N, ...], at least 20.
       y: samples of `y`, [N, ...], in the same order.
       network: as for `fit_ratio`; its input is `[x, y]`, flattened, [B, Dx + Dy].
-      loss: as for `fit_ratio`.
-      bridge: as for `fit_ratio`.
       num_waymarks: as for `fit_ratio`.
-      max_auc: as for `fit_ratio`.
-      num_steps: as for `fit_ratio`.
-      batch_size: as for `fit_ratio`.
-      learning_rate: as for `fit_ratio`.
-      weight_decay: as for `fit_ratio`.
-      held_out_fraction: as for `fit_ratio`.
-      observe: as for `fit_ratio`.
+      weights: a weight per pair, [N], at least 0.
+      groups: a label per pair, [N], as for `fit_ratio`.
+      options: how to train.
 
     Returns:
       The estimate, its standard error and the ratio.
@@ -77,62 +74,61 @@ def mutual_information(
       TypeError: as for `fit_ratio`.
       ValueError: as for `fit_ratio`, and unless there is one `y` per `x`.
 
-    Reference: Belghazi et al., "Mutual Information Neural Estimation", ICML 2018 (shuffled pairs);
-    Rhodes, Xu and Gutmann, "Telescoping Density-Ratio Estimation", NeurIPS 2020 (bridges).
+    Reference: Belghazi et al., "Mutual Information Neural Estimation", ICML 2018 (exchanged
+    partners); Rhodes, Xu and Gutmann, "Telescoping Density-Ratio Estimation", NeurIPS 2020.
     """
+    if y is None:
+        raise TypeError(
+            "mutual_information needs a key first: mutual_information(jax.random.key(0), x, y)"
+        )
     xs, ys = checked_array("x", x), checked_array("y", y)
     if len(xs) != len(ys):
         raise ValueError(
             f"x and y must be pairs, one y per x, got {len(xs)} and {len(ys)} examples"
         )
-    xs, ys = xs.reshape(len(xs), -1), ys.reshape(len(ys), -1)
-    pairs = np.concatenate([xs, ys], axis=1)
-    ratio = fit(
-        key,
-        pairs,
-        pairs,
-        mixed=np.arange(pairs.shape[1]) >= xs.shape[1],
-        network=network,
-        loss=loss,
-        bridge=bridge,
-        num_waymarks=num_waymarks,
-        max_auc=max_auc,
-        options=Options(batch_size, learning_rate, weight_decay, num_steps),
-        held_out_fraction=held_out_fraction,
-        observe=observe,
+    num = len(xs)
+    xs, ys = xs.reshape(num, -1), ys.reshape(num, -1)
+    rng, weight = generator(key), checked_weights("weights", weights, num)
+    labels = None
+    if groups is not None:
+        labels = np.unique(np.asarray(groups), return_inverse=True)[1]
+        if labels.shape != (num,):
+            raise ValueError(f"groups must be one label per pair, [{num}], got {labels.shape}")
+    folds = assign_folds(rng, (num,), None if labels is None else (labels,))
+    partners = [_exchanged(rng, folds) for _ in range(_copies(num))]
+    columns = xs.shape[1]
+
+    def p_value(top: np.ndarray, bottom: np.ndarray) -> float:
+        if weights is not None or groups is not None:
+            return 1.0  # Rows cannot be permuted; the fitted ratio decides.
+        return evidence.independence(rng, top[:, :columns], top[:, columns:])
+
+    bottom = np.concatenate([np.concatenate([xs, ys[other]], axis=1) for other in partners])
+    copies = len(partners)
+    both = np.concatenate([weight * weight[other] for other in partners])
+    group = np.arange(num) if labels is None else labels
+    problem = Problem(
+        Sets(
+            (np.concatenate([xs, ys], axis=1), bottom),
+            (weight, both / both.sum()),
+            (folds, np.tile(folds, copies)),
+        ),
+        (group, np.tile(group, copies)),
+        np.arange(columns + ys.shape[1]) >= columns,
+        p_value,
     )
+    ratio = fit(key, problem, network, num_waymarks, options)
     return MutualInformation(*ratio.divergence("kl"), ratio)
 
 
-def importance_weights(
-    key: Array,
-    numerator: ArrayLike,
-    denominator: ArrayLike,
-    *,
-    truncate: float | None = None,
-    **options: Any,
-) -> Array:
-    """Returns weights that make samples of the denominator represent the numerator.
+def _copies(num: int) -> int:
+    return max(min(_MAX_COPIES, _MAX_PAIRS // num), 1)
 
-    Under covariate shift, the denominator is the training inputs and the numerator the inputs on
-    which the model will be used.
 
-    Args:
-      key: a key.
-      numerator: samples of the target, [N, ...].
-      denominator: samples to be weighted, [M, ...].
-      truncate: as for `DensityRatio.weights`.
-      **options: options of `fit_ratio`.
-
-    Returns:
-      One weight per sample of the denominator, [M], with mean 1.
-
-    Raises:
-      TypeError: as for `fit_ratio`.
-      ValueError: as for `fit_ratio` and `DensityRatio.weights`.
-
-    Reference: Shimodaira, "Improving predictive inference under covariate shift", 2000.
-    """
-    ratio = fit_ratio(key, numerator, denominator, **options)
-    values = jnp.asarray(checked_array("denominator", denominator), jnp.float32)
-    return ratio.weights(values, truncate=truncate)
+def _exchanged(rng: np.random.Generator, folds: np.ndarray) -> np.ndarray:
+    """Returns another row of the same fold for every row."""
+    partner = np.arange(len(folds))
+    for index in range(NUM_FOLDS):
+        rows = rng.permutation(np.flatnonzero(folds == index))
+        partner[rows] = np.roll(rows, 1)
+    return partner

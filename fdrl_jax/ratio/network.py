@@ -7,8 +7,6 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from fdrl_jax.bregman import Bregman
-
 Array = jax.Array
 Params = Any
 
@@ -56,28 +54,10 @@ class Trunk(nn.Module):
         return jnp.concatenate(features, axis=-1)
 
 
-class Quadratic(nn.Module):
-    """A quadratic form, `x [B, ...] -> [B]`: exact for Gaussians, and it extrapolates.
-
-    Use it with a bridge if both sets are close to Gaussian and far apart. TRE and DRE-infinity use
-    it for Gaussians.
-
-    Reference: Rhodes, Xu and Gutmann, "Telescoping Density-Ratio Estimation", NeurIPS 2020.
-    """
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        x = x.reshape(len(x), -1)
-        zeros, size = nn.initializers.zeros_init(), x.shape[1]
-        square = self.param("square", zeros, (size, size))
-        linear, bias = self.param("linear", zeros, (size,)), self.param("bias", zeros, ())
-        value: Array = jnp.sum((x @ square + linear) * x, axis=-1) + bias
-        return value
-
-
-def default_trunk(num_features: int) -> Trunk:
-    """Returns a trunk of two layers; the first has 4 D units, at least 128 and at most 1,024."""
-    return Trunk((min(max(4 * num_features, 128), 1024), 128))
+def default_trunk(num_features: int, num_rows: int) -> Trunk:
+    """Returns a trunk of two layers, which are small for few rows."""
+    width = 64 if num_rows < 4_000 else 128
+    return Trunk((min(max(4 * num_features, width), 1024), width))
 
 
 class Heads(NamedTuple):
@@ -183,29 +163,3 @@ def with_heads(network: SupportsNetwork, num_heads: int, x: Array) -> Heads:
             + ("; drop the last axis: `[:, 0]`" if shape == (len(x), 1) else "")
         )
     return Heads(network, num_heads, len(shape) == 2)
-
-
-# softplus(_ONE) = 1: an output of 0 is a ratio of 1 for every loss.
-_ONE = 0.5413248546129181
-
-
-def to_loss_input(loss: Bregman, out: Array, base: Array) -> Array:
-    """Returns what the loss expects: `log r` itself, or the positive `r` of LSIF, by softplus.
-
-    Args:
-      loss: the loss.
-      out: outputs of a network.
-      base: a log-ratio that is added to that of the network.
-    """
-    if loss.output == "log_ratio":
-        return out + base
-    return jax.nn.softplus(out + _ONE) * jnp.exp(base)
-
-
-def to_log_ratio(loss: Bregman, out: Array) -> Array:
-    """Returns `log r` from the outputs of a network."""
-    if loss.output == "log_ratio":
-        return out
-    out = out + _ONE
-    # softplus(s) is e^s for very negative s, and its logarithm in float32 would be -inf.
-    return jnp.where(out < -15.0, out, jnp.log(jax.nn.softplus(jnp.maximum(out, -15.0))))

@@ -2,8 +2,7 @@
 
 import dataclasses
 import functools
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -13,140 +12,179 @@ from jax.typing import ArrayLike
 from scipy.special import expit
 from scipy.stats import rankdata
 
-from fdrl_jax import _keys, divergences
-from fdrl_jax.bregman import Bregman
+from fdrl_jax import divergences
 from fdrl_jax.divergences import FDivergence
+from fdrl_jax.ratio import evidence
+from fdrl_jax.ratio.base import Columns, Quadratic
 from fdrl_jax.ratio.bridges import Gaussians
-from fdrl_jax.ratio.network import Heads, to_log_ratio
+from fdrl_jax.ratio.network import Heads
 
 Array = jax.Array
 
 _CHUNK = 8192  # Points per call of the network, which bounds memory.
 _MAX_LOG_RATIO = 80.0  # exp(89) is infinite in float32.
-_NUM_BINS = 10
-_SEPARABLE_AUC, _DIFFERENT_AUC = 0.999, 0.6
+_SEPARABLE_AUC = 0.999
 _MIN_EFFECTIVE = 30.0
-_MAX_CALIBRATION_ERROR = 0.05
+_SLOPES, _MEANS = (0.75, 1.33), (0.75, 1.33)
 
 
 class Estimate(NamedTuple):
-    """A number and its standard error over the held-out examples."""
+    """A number and its standard error."""
 
     value: float
     standard_error: float
 
+    def __str__(self) -> str:
+        return f"{self.value:.2f} +- {self.standard_error:.2f}"
 
-class Check(NamedTuple):
-    """Whether a ratio can be trusted, on held-out examples.
+    def outside(self, low: float, high: float) -> bool:
+        """Returns whether all values within two standard errors are outside of the limits."""
+        margin = 2.0 * self.standard_error
+        return self.value + margin < low or self.value - margin > high
+
+
+class Scores(NamedTuple):
+    """Log-ratios of the rows of a set, each by a fit without this row.
 
     Attributes:
-      trusted: the conclusion.
-      verdict: the conclusion in a sentence, with its reason and what to do.
+      log_ratio: [N].
+      weight: with the sum 1, [N]; 0 where the fit knows the row (behind a bridge).
+      group: rows with one number count as one in standard errors, [N].
+    """
+
+    log_ratio: np.ndarray
+    weight: np.ndarray
+    group: np.ndarray
+
+
+class Check(NamedTuple):
+    """Whether a ratio can be trusted, by rows that were not fitted.
+
+    Attributes:
+      trusted: whether the ratio is right, as far as these rows show.
+      usable: whether the weights of the denominator are.
+      verdict: both in sentences, with the reason and what to do.
+      p_value: of "both sets have one distribution".
+      smallest_kl: the KL divergence that would have been found in four of five cases.
+      slope: of the true log-ratio over the estimated one: 1 if it is calibrated, below 1 if it
+        claims too much.
       mean_ratio: mean of `r` over the denominator; 1 for the true ratio.
       auc: area under the curve of `log r` between numerator and denominator. 0.5 if they cannot be
         distinguished, 1 if they are separable.
-      reweighted_auc: the same for a new classifier between the numerator and the denominator
-        reweighted by `r`; 0.5 for the true ratio. NaN if the effective sample size is too small.
-      effective_sample_size: of the held-out denominator.
-      predicted: mean predicted probability that an example is from the numerator, in each bin,
-        [10]; NaN for an empty bin. The sets have equal weight.
-      observed: the share that is from the numerator, in each bin, [10].
-      calibration_error: mean distance of both over all examples, less the standard error of each
-        bin.
+      effective_sample_size: of the weighted denominator.
     """
 
     trusted: bool
+    usable: bool
     verdict: str
+    p_value: float
+    smallest_kl: float
+    slope: Estimate
     mean_ratio: Estimate
-    auc: float
-    reweighted_auc: float
+    auc: Estimate
     effective_sample_size: float
-    predicted: np.ndarray
-    observed: np.ndarray
-    calibration_error: float
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class DensityRatio:
     """The ratio `r(x) = numerator(x) / denominator(x)`, as `fit_ratio` returns it.
 
     It is a pytree, so it can be an argument of compiled functions.
 
     Attributes:
-      heads: the network, one output per pair of adjacent waymarks.
-      loss: the loss that trained it.
-      bridge: the bridge.
-      params: parameters of the network.
-      ends: Gaussians with the moments of numerator and denominator, [2, ...], whose log-ratio is
-        added to that of the network. Without waymarks they are equal.
-      mean: mean of each feature, [...].
-      inverse_std: inverse standard deviation of each feature, [...]; 0 for constant features.
-      differs: whether the held-out loss is significantly lower than that of the constant ratio 1.
-        If not, the ratio is 1.
+      heads: the network, one output per pair of adjacent waymarks; `None` if it did not help.
+      columns: the map of the columns.
+      offset: the log-ratio that the network is added to, one for each of F folds.
+      params: parameters of the network, with a leading axis of folds.
+      scores: the rows of numerator and denominator.
+      p_value: of "both sets have one distribution".
       waymarks: positions of the waymarks, from 0 (numerator) to 1 (denominator), H + 1 numbers.
       aucs: area under the curve of each adjacent pair on held-out examples, H numbers.
-      num_steps: training steps of the last fit.
-      held_out_numerator: examples that were not trained on, standardised, [n, ...].
-      held_out_denominator: the same for the denominator, [m, ...].
-      columns: names of the features, if a set was a data frame.
+      num_steps: training steps of the network.
+      names: names of the columns, if a set was a data frame.
     """
 
-    heads: Heads = dataclasses.field(metadata={"static": True})
-    loss: Bregman = dataclasses.field(metadata={"static": True})
-    bridge: str = dataclasses.field(metadata={"static": True})
+    heads: Heads | None = dataclasses.field(metadata={"static": True})
+    columns: Columns
+    offset: Quadratic | Gaussians
     params: Any
-    ends: Gaussians
-    mean: Array
-    inverse_std: Array
-    differs: bool = dataclasses.field(metadata={"static": True})
+    scores: tuple[Scores, Scores]
+    p_value: float = dataclasses.field(metadata={"static": True})
     waymarks: tuple[float, ...] = dataclasses.field(metadata={"static": True})
     aucs: tuple[float, ...] = dataclasses.field(metadata={"static": True})
     num_steps: int = dataclasses.field(metadata={"static": True})
-    held_out_numerator: Array
-    held_out_denominator: Array
-    columns: tuple[str, ...] = dataclasses.field(default=(), metadata={"static": True})
+    names: tuple[str, ...] = dataclasses.field(default=(), metadata={"static": True})
 
-    def log_ratio(self, x: ArrayLike) -> Array:
-        """Returns `log r(x)` at any points; a function for `jit` and `grad`.
+    def __repr__(self) -> str:
+        sizes = [f"{len(s.log_ratio):,}" for s in self.scores]
+        kl, reverse = self.divergence("kl"), self.divergence("reverse_kl")
+        return (
+            f"Density ratio of {sizes[0]} over {sizes[1]} rows with "
+            f"{self.columns.shift.size:,} columns: KL {kl} nats, reverse KL {reverse}, p-value of "
+            f"equality {self.p_value:.2g}. check() says whether to trust it."
+        )
+
+    def log_ratio(self, x: ArrayLike, *, alpha: float = 0.0) -> Array:
+        """Returns `log r(x)` at any points, the mean of all folds; for `jit` and `grad`.
 
         Args:
-          x: points with the features of the fit, [B, ...], or [B] for data of one feature.
+          x: points with the columns of the fit, [B, ...], or [B] for data of one column.
+          alpha: for the relative ratio `r / (alpha r + 1 - alpha)`, which is at most `1 / alpha`.
 
         Returns:
-          `log numerator(x) / denominator(x)`, [B], in nats.
+          `log numerator(x) / denominator(x)`, [B], in nats; NaN where `x` is.
 
         Raises:
-          ValueError: for other features, or a data frame with other columns.
+          ValueError: for other columns, or a data frame with columns of other names.
+
+        Reference: Yamada et al., "Relative density-ratio estimation for robust distribution
+        comparison", 2013.
         """
-        check_columns({"the fit": self.columns, "x": column_names(x)})
-        x = jnp.asarray(x, jnp.float32)  # JAX would make int32 of int64, and wrap around.
-        if x.ndim == 1 and self.mean.shape == (1,):
+        return _relative(jnp.mean(self._of_folds(x), axis=0), alpha)
+
+    def standard_error(self, x: ArrayLike) -> Array:
+        """Returns the standard error of `log r(x)` by the spread of the folds (jackknife), [B].
+
+        It is 0 behind a bridge, which has one fold.
+        """
+        values = self._of_folds(x)
+        return jnp.sqrt(len(values) - 1.0) * jnp.std(values, axis=0)
+
+    def _of_folds(self, x: ArrayLike) -> Array:
+        check_columns({"the fit": self.names, "x": column_names(x)})
+        shape = self.columns.shift.shape
+        if not isinstance(x, jax.Array):  # JAX would make int32 of int64, and float32 of float64.
+            x = np.asarray(x, np.float64)
+        if x.ndim == 1 and shape == (1,):
             x = x[:, None]
-        if x.shape[1:] != self.mean.shape or x.ndim == 0:
+        if x.shape[1:] != shape or x.ndim == 0:
             raise ValueError(
-                f"x must have the features of the fit, [B, {', '.join(map(str, self.mean.shape))}],"
-                f" got shape {x.shape}"
+                f"x must have the columns of the fit, [B, {', '.join(map(str, shape))}], got "
+                f"shape {x.shape}"
             )
-        return self._of_standardised((x - self.mean) * self.inverse_std)
+        x = jnp.asarray(self.columns.standardised(x), jnp.float32)
+        size = len(x) if isinstance(x, jax.core.Tracer) else _CHUNK
+        parts = [
+            _fold_log_ratios(
+                self.heads, self.columns, self.offset, self.params, x[start : start + size]
+            )
+            for start in range(0, max(len(x), 1), max(size, 1))
+        ]
+        return jnp.concatenate(parts, axis=1)
 
-    def _of_standardised(self, x: Array) -> Array:
-        if not self.differs or not len(x):
-            return jnp.zeros(len(x))
-        if isinstance(x, jax.core.Tracer) or len(x) <= _CHUNK:
-            value: Array = _log_ratio(self.heads, self.loss, self.params, self.ends, x)
-            return value
-        parts = [x[start : start + _CHUNK] for start in range(0, len(x), _CHUNK)]
-        return jnp.concatenate([self._of_standardised(part) for part in parts])
-
-    def weights(self, x: ArrayLike, *, truncate: float | None = None) -> Array:
+    def weights(
+        self, x: ArrayLike | None = None, *, alpha: float = 0.0, truncate: float | None = None
+    ) -> Array:
         """Returns importance weights of samples of the denominator, normalised to mean 1.
 
         Weighted samples of the denominator represent the numerator: `E_denominator[w h(x)]` is
         `E_numerator[h(x)]`. They fit scikit-learn's `sample_weight`.
 
         Args:
-          x: samples of the denominator, [B, ...].
+          x: samples of the denominator, [B, ...]. By default the rows of the fit, each weighted by
+            a fit without this row, and multiplied by its own weight.
+          alpha: as in `log_ratio`; 0 for weights of the numerator.
           truncate: if given, weights above this multiple of their mean are set to it before they
             are normalised again. `sqrt(B)` keeps the estimate consistent (Ionides 2008).
 
@@ -154,26 +192,36 @@ class DensityRatio:
           The weights, [B].
 
         Raises:
-          ValueError: for other features, or for a multiple that is not above 0.
+          ValueError: for other columns, or for a multiple that is not above 0.
 
         Reference: Ionides, "Truncated importance sampling", 2008.
         """
         if truncate is not None and not truncate > 0.0:
             raise ValueError(f"truncate must be above 0, got {truncate}")
-        return _weights(self.log_ratio(x), truncate)
+        if x is None:
+            log_ratio = _relative(jnp.asarray(self.scores[1].log_ratio), alpha)
+            own = jnp.log(jnp.asarray(self.scores[1].weight))
+            weights = len(own) * jax.nn.softmax(log_ratio + own)
+        else:
+            log_ratio = self.log_ratio(x, alpha=alpha)
+            weights = len(log_ratio) * jax.nn.softmax(log_ratio)
+        if truncate is not None:
+            weights = jnp.minimum(weights, truncate)
+            weights = weights / jnp.mean(weights)
+        return weights
 
-    def effective_sample_size(self, x: ArrayLike) -> float:
+    def effective_sample_size(self, x: ArrayLike | None = None) -> float:
         """Returns `(sum w)^2 / sum w^2` of samples of the denominator, from 1 to their number.
 
         Args:
-          x: samples of the denominator, [B, ...].
+          x: as in `weights`.
 
         Raises:
-          ValueError: for other features.
+          ValueError: for other columns.
 
         Reference: Kong, "A note on importance sampling using standardized weights", 1992.
         """
-        return _effective_sample_size(self.weights(x))
+        return _effective_sample_size(np.asarray(self.weights(x), np.float64))
 
     def divergence(
         self,
@@ -190,101 +238,117 @@ class DensityRatio:
 
         Args:
           divergence: the f-divergence, or its name, as for `divergences.get`.
-          numerator: examples that were not used in the fit, [n, ...]; by default those held out.
+          numerator: examples that were not used in the fit, [n, ...]; by default the rows of the
+            fit, each with a ratio that was not fitted to it.
           denominator: the same for the denominator, [m, ...].
 
         Returns:
-          The divergence, in nats for KL, and its standard error. The estimate is a sum of means, so
-          the error is that of the bootstrap over examples in closed form. It does not include the
-          error of the ratio.
+          The divergence, in nats for KL, and its standard error, which is that of the rows: it does
+          not include the error of the ratio.
 
         Raises:
-          ValueError: for an unknown divergence, for other features, or without examples.
+          ValueError: for an unknown divergence, for other columns, or without examples.
 
-        References: Veach and Guibas, "Optimally combining sampling techniques for Monte Carlo
-        rendering", 1995 (balance heuristic); Efron, "Bootstrap methods", 1979.
+        Reference: Veach and Guibas, "Optimally combining sampling techniques for Monte Carlo
+        rendering", 1995 (balance heuristic).
         """
         divergence = divergences.get(divergence)
-        log_r = [
-            np.asarray(
-                self._of_standardised(held_out) if given is None else self.log_ratio(given),
-                np.float64,
-            )
-            for given, held_out in (
-                (numerator, self.held_out_numerator),
-                (denominator, self.held_out_denominator),
-            )
-        ]
-        if not all(map(len, log_r)):
+        top, bottom = (
+            scores if given is None else _new_scores(self.log_ratio(given))
+            for given, scores in zip((numerator, denominator), self.scores, strict=True)
+        )
+        if not len(top.log_ratio) or not len(bottom.log_ratio):
             raise ValueError(
                 "a divergence needs examples of both sets, got "
-                f"{len(log_r[0])} of the numerator and {len(log_r[1])} of the denominator"
+                f"{len(top.log_ratio)} of the numerator and {len(bottom.log_ratio)} of the "
+                "denominator"
             )
         if divergence.f is divergences.KL.f:
-            terms = [log_r[0]]
-        elif divergence.f is divergences.REVERSE_KL.f:
-            terms = [-log_r[1]]
-        else:
-            terms = [_balanced(divergence, values) for values in log_r]
-        return _sum_of_means(terms)
+            return mean_of(top.log_ratio, top)
+        if divergence.f is divergences.REVERSE_KL.f:
+            return mean_of(-bottom.log_ratio, bottom)
+        parts = [mean_of(_balanced(divergence, s.log_ratio), s) for s in (top, bottom)]
+        error = float(np.hypot(parts[0].standard_error, parts[1].standard_error))
+        return Estimate(parts[0].value + parts[1].value, error)
 
-    def check(self, key: Array) -> Check:
-        """Checks the ratio on held-out examples.
-
-        Args:
-          key: a key, for a new classifier between the numerator and the reweighted denominator.
-
-        Returns:
-          Numbers, a calibration curve and a conclusion.
-        """
-        # Imported here, because the new classifier is itself a fitted ratio.
-        from fdrl_jax.ratio.fitting import MIN_EXAMPLES, fit_ratio
-
-        sets = self.held_out_numerator, self.held_out_denominator
-        top, bottom = (np.asarray(self._of_standardised(x), np.float64) for x in sets)
-        mean_ratio = _sum_of_means([np.exp(np.minimum(bottom, _MAX_LOG_RATIO))])
-        auc = area_under_curve(top, bottom)
-        weights = np.asarray(_weights(jnp.asarray(bottom, jnp.float32), None), np.float64)
-        effective = _effective_sample_size(weights)
-
-        pick_key, fit_key = jax.random.split(_keys.typed(key))
-        half = [len(x) // 2 for x in sets]
-        reweighted_auc = float("nan")
-        if min(half) >= MIN_EXAMPLES and effective >= _MIN_EFFECTIVE:
-            # Examples are drawn in each half separately, so that none is in both.
-            halves = []
-            for index, part in enumerate((slice(None, half[1]), slice(half[1], None))):
-                pick = jax.random.fold_in(pick_key, index)
-                log_w = jnp.asarray(bottom[part])
-                rows = jax.random.categorical(pick, log_w, shape=log_w.shape)
-                halves.append(sets[1][part][rows])
-            with warnings.catch_warnings():
-                # Of features that are constant in a half only.
-                warnings.simplefilter("ignore", UserWarning)
-                again = fit_ratio(
-                    fit_key, sets[0][: half[0]], halves[0], bridge="none", num_steps=400
-                )
-            scores = again.log_ratio(sets[0][half[0] :]), again.log_ratio(halves[1])
-            reweighted_auc = area_under_curve(*scores)
-
-        predicted, observed, error = _calibration(top, bottom)
-        kls = float(top.mean()), float(-bottom.mean())
-        trusted, verdict = _verdict(self, auc, mean_ratio, reweighted_auc, effective, kls, error)
+    def check(self) -> Check:
+        """Checks the ratio by rows that were not fitted; two answers, about it and its weights."""
+        top, bottom = self.scores
+        ratios = np.exp(np.minimum(bottom.log_ratio, _MAX_LOG_RATIO))
+        mean_ratio = mean_of(ratios, bottom)
+        sizes = _effective_rows(top), _effective_rows(bottom)
+        value = area_under_curve(top.log_ratio, bottom.log_ratio, top.weight, bottom.weight)
+        # Of equal sets (Mann and Whitney), which is the largest error.
+        auc = Estimate(value, float(np.sqrt((1.0 / sizes[0] + 1.0 / sizes[1]) / 12.0)))
+        slope = _slope(top, bottom)
+        effective = _effective_sample_size(bottom.weight * ratios)
+        smallest_kl = evidence.smallest_kl(sizes, self.columns.shift.size)
+        trusted, verdict = self._verdict(slope, mean_ratio, effective, sizes, smallest_kl)
+        usable = trusted and effective >= _MIN_EFFECTIVE
+        verdict += (
+            f" {'The' if usable else 'Do not use the'} weights of the denominator"
+            f"{' are worth' if usable else ': they are worth'} {effective:.0f} of {sizes[1]:.0f} "
+            "rows."
+        )
         return Check(
             trusted,
+            usable,
             verdict,
+            self.p_value,
+            smallest_kl,
+            slope,
             mean_ratio,
             auc,
-            reweighted_auc,
             effective,
-            predicted,
-            observed,
-            error,
+        )
+
+    def _verdict(
+        self,
+        slope: Estimate,
+        mean_ratio: Estimate,
+        effective: float,
+        sizes: tuple[float, float],
+        smallest_kl: float,
+    ) -> tuple[bool, str]:
+        kls = self.divergence("kl"), self.divergence("reverse_kl")
+        if max(self.aucs) > _SEPARABLE_AUC:
+            todo = "leave num_waymarks out" if len(self.aucs) == 1 else "use more waymarks"
+            return False, (
+                "Do not trust the ratio: a classifier separates adjacent sets (AUC "
+                f"{max(self.aucs):.4f}), so the size of the ratio is extrapolated; {todo}."
+            )
+        if self.p_value > 0.05:
+            return False, (
+                f"There is not enough evidence to distinguish the sets (p = {self.p_value:.2g}): "
+                f"n = {sizes[0]:.0f} and {sizes[1]:.0f}, smallest KL that would show "
+                f"{smallest_kl:.2g} nats."
+            )
+        if max(kl.value + 2.0 * kl.standard_error for kl in kls) < 0.0 or (
+            len(self.aucs) > 1 and min(kl.value for kl in kls) <= 0.0
+        ):
+            return False, (
+                f"Do not trust the ratio: its KL divergences are {kls[0]} and {kls[1]}, and both "
+                "must be positive; use more examples or another network."
+            )
+        if slope.outside(*_SLOPES):
+            what = "claims too much" if slope.value < 1.0 else "claims too little"
+            return False, (
+                f"Do not trust the ratio: it {what}. Its calibration slope is {slope} in place of "
+                "1; use more examples or another network."
+            )
+        if effective >= _MIN_EFFECTIVE and mean_ratio.outside(*_MEANS):
+            return False, (
+                f"Do not trust the ratio: its mean over the denominator is {mean_ratio} in place "
+                "of 1; use more examples or another network."
+            )
+        return True, (
+            f"The ratio passes all checks (p-value of equality {self.p_value:.2g}, calibration "
+            f"slope {slope}, mean ratio {mean_ratio})."
         )
 
 
-def column_names(values: ArrayLike) -> tuple[str, ...]:
-    """Returns the names of the features of a data frame; empty for anything else."""
+def column_names(values: ArrayLike | None) -> tuple[str, ...]:
+    """Returns the names of the columns of a data frame; empty for anything else."""
     return tuple(name for name in getattr(values, "columns", ()) if isinstance(name, str))
 
 
@@ -302,34 +366,54 @@ def check_columns(named: Mapping[str, tuple[str, ...]]) -> None:
         )
 
 
-def area_under_curve(upper: ArrayLike, lower: ArrayLike) -> float:
+def area_under_curve(
+    upper: ArrayLike,
+    lower: ArrayLike,
+    upper_weights: ArrayLike | None = None,
+    lower_weights: ArrayLike | None = None,
+) -> float:
     """Returns the probability that a number of `upper`, [n], is above one of `lower`, [m].
 
-    Equal numbers count half (Mann and Whitney's statistic).
+    Equal numbers count half (Mann and Whitney's statistic). Weights have the sum 1.
     """
-    upper, lower = np.asarray(upper), np.asarray(lower)
-    ranks = rankdata(np.concatenate([upper, lower]))[: len(upper)]
-    num_pairs = len(upper) * len(lower)
-    return float((ranks.sum() - len(upper) * (len(upper) + 1) / 2) / num_pairs)
+    values = np.concatenate([np.asarray(upper), np.asarray(lower)])
+    n, m = len(np.asarray(upper)), len(np.asarray(lower))
+    of_upper = np.full(n, 1.0 / n) if upper_weights is None else np.asarray(upper_weights)
+    of_lower = np.full(m, 1.0 / m) if lower_weights is None else np.asarray(lower_weights)
+    place = rankdata(values, method="dense") - 1
+    mass = np.bincount(place[n:], of_lower, place.max() + 1)
+    below = np.cumsum(mass) - mass / 2.0
+    return float(of_upper @ below[place[:n]])
 
 
-def _weights(log_ratio: Array, truncate: float | None) -> Array:
-    weights = len(log_ratio) * jax.nn.softmax(log_ratio)
-    if truncate is not None:
-        weights = jnp.minimum(weights, truncate)
-        weights = weights / jnp.mean(weights)
-    return weights
+def mean_of(values: np.ndarray, scores: Scores) -> Estimate:
+    """Returns the weighted mean and its standard error, with the groups of the rows."""
+    mean = float(scores.weight @ values)
+    sums = np.bincount(scores.group, scores.weight * (values - mean))
+    return Estimate(mean, float(np.sqrt(sums @ sums)))
 
 
-def _effective_sample_size(weights: ArrayLike) -> float:
-    weights = np.asarray(weights, np.float64)
-    return float(weights.sum() ** 2 / np.sum(weights**2))
+def _new_scores(log_ratio: Array) -> Scores:
+    num = len(log_ratio)
+    return Scores(
+        np.asarray(log_ratio, np.float64), np.full(num, 1.0 / max(num, 1)), np.arange(num)
+    )
 
 
-def _sum_of_means(terms: Sequence[np.ndarray]) -> Estimate:
-    value = sum(float(term.mean()) for term in terms)
-    variance = sum(float(term.var()) / len(term) for term in terms)
-    return Estimate(value, variance**0.5)
+def _effective_rows(scores: Scores) -> float:
+    return _effective_sample_size(np.bincount(scores.group, scores.weight))
+
+
+def _effective_sample_size(weights: np.ndarray) -> float:
+    return float(weights.sum() ** 2 / max(np.sum(weights**2), 1e-300))
+
+
+def _relative(log_ratio: Array, alpha: float) -> Array:
+    if not 0.0 <= alpha < 1.0:
+        raise ValueError(f"alpha must be at least 0 and below 1, got {alpha}")
+    if alpha == 0.0:
+        return log_ratio
+    return -jnp.logaddexp(jnp.log(alpha), jnp.log1p(-alpha) - log_ratio)
 
 
 def _balanced(divergence: FDivergence, log_r: np.ndarray) -> np.ndarray:
@@ -340,92 +424,42 @@ def _balanced(divergence: FDivergence, log_r: np.ndarray) -> np.ndarray:
     return terms
 
 
-def _calibration(top: np.ndarray, bottom: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-    """Returns predicted probabilities and observed shares by bin, and the calibration error."""
-    sizes = len(top), len(bottom)
-    predictions = expit(np.concatenate([top, bottom]))
-    is_top = np.repeat([1.0, 0.0], sizes)
-    weights = np.repeat([0.5 / num for num in sizes], sizes)
-    bins = np.minimum((predictions * _NUM_BINS).astype(int), _NUM_BINS - 1)
-    total, predicted, observed = (
-        np.bincount(bins, weights * values, _NUM_BINS) for values in (1.0, predictions, is_top)
-    )
-    seen = total > 0.0
-    predicted, observed = (
-        np.divide(values, total, out=np.full(_NUM_BINS, np.nan), where=seen)
-        for values in (predicted, observed)
-    )
-    p = predicted[seen]
-    # The share is that of weighted counts of both sets, whose sizes may differ.
-    per_example = (1.0 - p) / sizes[0] + p / sizes[1]
-    errors = np.sqrt(p * (1.0 - p) * per_example / (2.0 * total[seen]))
-    distances = np.abs(p - observed[seen]) - errors
-    return predicted, observed, float(np.sum(total[seen] * np.maximum(distances, 0.0)))
+def _slope(top: Scores, bottom: Scores) -> Estimate:
+    """Returns the slope of a logistic regression on `log r`, with its sandwich error."""
+    value = np.clip(np.concatenate([top.log_ratio, bottom.log_ratio]), -50.0, 50.0)
+    x = np.stack([np.ones_like(value), value], axis=1)
+    y = np.repeat([1.0, 0.0], [len(top.log_ratio), len(bottom.log_ratio)])
+    weight = np.concatenate([top.weight, bottom.weight]) / 2.0
+    beta = np.array([0.0, 1.0])
+    for _ in range(50):
+        p = expit(x @ beta)
+        curvature = (x * (weight * p * (1.0 - p))[:, None]).T @ x + 1e-9 * np.eye(2)
+        step = np.linalg.solve(curvature, x.T @ (weight * (y - p)))
+        beta = beta + step / max(1.0, float(np.abs(step).max()))
+    inverse = np.linalg.inv(curvature)
+    residual = (weight * (y - p))[:, None] * x
+    groups = np.concatenate([top.group, bottom.group + top.group.max() + 1])
+    sums = np.stack([np.bincount(groups, part) for part in residual.T], axis=1)
+    variance = inverse @ (sums.T @ sums) @ inverse
+    return Estimate(float(beta[1]), float(np.sqrt(variance[1, 1])))
 
 
-def _verdict(
-    ratio: DensityRatio,
-    auc: float,
-    mean: Estimate,
-    reweighted_auc: float,
-    effective: float,
-    kls: tuple[float, float],
-    calibration_error: float,
-) -> tuple[bool, str]:
-    kl, reverse_kl = kls
-    num = len(ratio.held_out_denominator)
-    if not ratio.differs:
-        return True, (
-            "The sets cannot be distinguished on held-out examples, so the ratio is 1 everywhere."
-        )
-    if max(ratio.aucs) > _SEPARABLE_AUC:
-        todo = "use bridge='mixing'" if ratio.bridge == "none" else "use more waymarks"
-        return False, (
-            "Do not trust the ratio: a classifier separates adjacent sets (AUC "
-            f"{max(ratio.aucs):.4f}), so the size of the ratio is extrapolated; {todo}."
-        )
-    if kl <= 0.0 or reverse_kl <= 0.0:
-        return False, (
-            f"Do not trust the ratio: its KL divergences are {kl:.2f} and {reverse_kl:.2f}, and "
-            "both must be positive. The network extrapolates from one waymark to the others; use "
-            "another network, such as fdrl.ratio.Quadratic(), or another bridge."
-        )
-    if calibration_error > _MAX_CALIBRATION_ERROR:
-        return False, (
-            f"Do not trust the ratio: its probabilities are off by {calibration_error:.2f} on "
-            "average; use more examples, more steps or another network."
-        )
-    if effective < min(_MIN_EFFECTIVE, num / 2):
-        return False, (
-            f"Do not use the weights: they have an effective sample size of {effective:.1f} of "
-            f"{num} held-out examples. The logarithm of the ratio may be right, but cannot be "
-            "checked by reweighting."
-        )
-    if reweighted_auc > _DIFFERENT_AUC:
-        return False, (
-            "Do not trust the ratio: after reweighting, a new classifier still separates the "
-            f"sets (AUC {reweighted_auc:.2f}); use more examples, more steps or another network."
-        )
-    if abs(mean.value - 1.0) > max(4.0 * mean.standard_error, 0.1):
-        return False, (
-            f"Do not trust the ratio: its mean over the denominator is {mean.value:.2f} +- "
-            f"{mean.standard_error:.2f} in place of 1; use more examples or more steps."
-        )
-    if np.isnan(reweighted_auc):
-        return True, (
-            f"The ratio passes the checks that {len(ratio.held_out_numerator)} and {num} held-out "
-            f"examples allow (AUC {auc:.2f}). They are too few to check it by reweighting."
-        )
-    return True, (
-        f"The ratio passes all checks on held-out examples (AUC {auc:.2f} before and "
-        f"{reweighted_auc:.2f} after reweighting)."
-    )
+def _of_fold(heads: Heads | None, offset: Quadratic | Gaussians, params: Any, x: Array) -> Array:
+    out = offset(x)
+    if heads is not None:
+        # Far away, both densities are so small that the learnt part is added last.
+        out = jnp.sum(heads.outputs(params, x), axis=-1) + out
+    return out
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _log_ratio(heads: Heads, loss: Bregman, params: Any, ends: Gaussians, x: Array) -> Array:
-    top, bottom = ends.log_density(x[None])
-    learnt: Array = jnp.sum(to_log_ratio(loss, heads.outputs(params, x)), axis=-1)
-    # Far away, both densities are so small that the learnt part would be rounded off next to one.
-    log_ratio: Array = learnt + (top - bottom)
-    return log_ratio
+row_log_ratios = functools.partial(jax.jit, static_argnums=0)(_of_fold)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _fold_log_ratios(
+    heads: Heads | None, columns: Columns, offset: Quadratic | Gaussians, params: Any, x: Array
+) -> Array:
+    """Returns log-ratios of standardised columns by every fold, [F, B]."""
+    x = columns.normalised(x)
+    out: Array = jax.vmap(functools.partial(_of_fold, heads), (0, 0, None))(offset, params, x)
+    return out

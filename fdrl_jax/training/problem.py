@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from fdrl_jax import networks
-from fdrl_jax._labels import one_or_nan
+from fdrl_jax._checks import one_or_nan
 from fdrl_jax.langevin import Potential
 from fdrl_jax.method import FDRL
 from fdrl_jax.priors import Batch

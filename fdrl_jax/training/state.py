@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fdrl_jax._precision import at_least_float32
+from fdrl_jax._arrays import at_least_float32
 
 __all__ = ["TrainState", "apply_gradients", "create"]
 

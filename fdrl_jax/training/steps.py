@@ -15,7 +15,7 @@ import optax
 from jax import lax
 
 from fdrl_jax import _keys
-from fdrl_jax.langevin import as_floating, vary_over
+from fdrl_jax._arrays import as_floating, vary_over
 from fdrl_jax.method import Metrics, objective
 from fdrl_jax.priors import Batch
 from fdrl_jax.training import rng, state

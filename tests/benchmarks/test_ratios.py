@@ -1,4 +1,4 @@
-"""The benchmark of density ratios: its truths, its peers and its output."""
+"""The benchmark of density ratios: its rivals, its simulators and its output."""
 
 import json
 
@@ -8,44 +8,47 @@ import pytest
 from benchmarks import ratios
 
 
-def test_correlated_pairs_have_the_stated_information():
-    x, y = ratios.correlated(0, 200_000, 2, 0.6)
-    np.testing.assert_allclose(
-        [np.corrcoef(x[:, i], y[:, i])[0, 1] for i in (0, 1)], 0.6, atol=0.01
-    )
-    assert abs(np.corrcoef(x[:, 0], y[:, 1])[0, 1]) < 0.01
-
-
-def test_nearest_neighbours_find_the_information_of_one_pair():
-    x, y = ratios.correlated(0, 4_000, 1, 0.8)
-    assert ratios.nearest_neighbours(x, y) == pytest.approx(-0.5 * np.log(1 - 0.64), abs=0.05)
-
-
-@pytest.mark.parametrize("mixture", [*ratios.MIXTURES, ratios.MODES])
-def test_a_mixture_has_the_density_of_its_samples(mixture):
-    axis = np.linspace(-8.0, 8.0, 321)
-    grid = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2)
-    mass = np.exp(mixture.log_density(grid)) * (axis[1] - axis[0]) ** 2
-    assert mass.sum() == pytest.approx(1.0, abs=1e-3)
-    samples = mixture.sample(np.random.default_rng(0), 50_000)
-    np.testing.assert_allclose(samples.mean(axis=0), mass @ grid, atol=0.03)
-
-
-def test_scikit_learns_regression_finds_a_ratio_of_gaussians():
+@pytest.mark.parametrize("test", [ratios.t_test, ratios.mmd, ratios.classifier_test])
+def test_a_rival_finds_a_shift_and_is_silent_about_equal_sets(test):
     rng = np.random.default_rng(0)
-    top, bottom = rng.normal(0.5, 1.0, (4_000, 1)), rng.normal(0.0, 1.0, (2_000, 1))
-    x = np.linspace(-1.0, 1.5, 20)[:, None]
-    log_ratio = ratios.quadratic_logistic(top, bottom)(x)
-    np.testing.assert_allclose(log_ratio, 0.5 * x[:, 0] - 0.125, atol=0.2)
+    top, bottom = rng.normal(1.0, 1.0, (100, 2)), rng.normal(0.0, 1.0, (100, 2))
+    assert test(rng, top, bottom) < 0.01
+    assert np.mean([test(rng, *rng.normal(size=(2, 40, 2))) for _ in range(20)]) > 0.3
 
 
-def test_a_table_is_printed_and_written(tmp_path, capsys):
-    method = "nearest neighbours (KSG)"
-    rows = ratios.main(
-        ["small", "--num=300", "--seeds=2", "--methods", method, f"--out={tmp_path}"]
+@pytest.mark.parametrize("name", [name for name in ratios.POWER if "equal" not in name])
+def test_the_true_log_ratio_of_a_case_moves_the_denominator_to_the_numerator(name):
+    draw, truth = ratios.POWER[name]
+    top, bottom = draw(np.random.default_rng(0), 100_000, 2)
+    weights = np.exp(truth(bottom))
+    assert weights.mean() == pytest.approx(1.0, abs=0.1)
+    np.testing.assert_allclose(
+        np.average(np.tanh(bottom), weights=weights, axis=0), np.tanh(top).mean(axis=0), atol=0.03
     )
-    assert [row["seed"] for row in rows] == [0, 1]
-    record = json.loads((tmp_path / "small.json").read_text())
-    assert record["rows"] == rows
-    assert record["options"]["num"] == 300
-    assert f"| {method} | 0 |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ratios.SIMULATORS)
+def test_a_simulator_returns_data_that_depend_on_its_parameters(name):
+    simulate, size, _, published = ratios.SIMULATORS[name]
+    rng = np.random.default_rng(0)
+    first, second = (simulate(rng, np.full((500, size), value)) for value in (0.2, 0.9))
+    assert first.shape == second.shape
+    assert not np.allclose(first.mean(axis=0), second.mean(axis=0), atol=0.1)
+    assert 0.5 < published < 1.0
+
+
+def test_the_score_of_equal_samples_is_a_half():
+    same, other = np.random.default_rng(0).normal(size=(2, 300, 1))
+    assert ratios.c2st(same, other) == pytest.approx(0.5, abs=0.1)
+    assert ratios.c2st(same, other + 3.0) > 0.85
+
+
+def test_a_table_is_printed_and_written(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(ratios, "POWER", {"shift 0.5": ratios.POWER["shift 0.5"]})
+    options = ["--sizes=50", "--columns=1", "--trials=5", f"--out={tmp_path}"]
+    rows = ratios.main(["power", *options, f"--environment={tmp_path}"])
+    assert [row["method"] for row in rows] == ["fit_ratio", "t-test", "MMD", "classifier test"]
+    assert rows[0]["error of log r"] < rows[0]["error of the ratio 1"]
+    written = (tmp_path / "power.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in written] == rows
+    assert capsys.readouterr().out.splitlines() == written

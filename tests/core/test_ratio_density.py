@@ -17,7 +17,7 @@ def prior(x):
 
 def log_density(x, potential, log_ratio=lambda x: jnp.zeros(len(x)), **options):
     options = {"num_steps": 10, "step_size": 0.1} | options
-    return fdrl.log_density(x, potential, log_ratio, prior, **options)
+    return fdrl.ratio.log_density(x, potential, log_ratio, prior, **options)
 
 
 def test_a_linear_flow_scales_a_gaussian():
@@ -76,6 +76,6 @@ def test_points_of_other_shapes_are_an_error(shape):
 def test_functions_return_one_number_per_point():
     x, options = jnp.ones((3, 1)), {"num_steps": 1, "step_size": 0.1}
     with pytest.raises(ValueError, match=r"prior_log_density must return one number per point"):
-        fdrl.log_density(x, double_well, double_well, norm.logpdf, **options)
+        fdrl.ratio.log_density(x, double_well, double_well, norm.logpdf, **options)
     with pytest.raises(ValueError, match=r"log_ratio_fn must return one .*\(3,\), got \(3, 1\)"):
-        fdrl.log_density(x, double_well, jnp.square, prior, **options)
+        fdrl.ratio.log_density(x, double_well, jnp.square, prior, **options)

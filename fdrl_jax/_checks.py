@@ -1,0 +1,103 @@
+"""Checks of names, numbers and labels that a user gives, and of the logits of a classifier."""
+
+import difflib
+import math
+from collections.abc import Callable, Iterable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from fdrl_jax._arrays import at_least_float32
+
+Array = jax.Array
+
+
+def nearest(name: str, allowed: Iterable[str]) -> str:
+    """Returns "; did you mean 'x'?" for the closest allowed name, or "" if none is similar."""
+    matches = difflib.get_close_matches(str(name).lower(), list(allowed), n=1, cutoff=0.55)
+    return f"; did you mean {matches[0]!r}?" if matches else ""
+
+
+def check_name(kind: str, name: str, allowed: Iterable[str]) -> None:
+    """Raises a ValueError unless the name of a kind of thing is one of the allowed ones."""
+    if name not in (names := list(allowed)):
+        raise ValueError(
+            f"unknown {kind} {name!r}; allowed: {', '.join(names)}{nearest(name, names)}"
+        )
+
+
+def check_count(name: str, value: object) -> None:
+    """Checks that a number of steps is a static whole number.
+
+    Raises:
+      ValueError: for an array, or another value than a whole number >= 0.
+    """
+    if isinstance(value, jax.Array):
+        raise ValueError(
+            f"{name} must be a static Python int, got a JAX array or traced value, {value}; "
+            "under jax.jit, name it in static_argnames"
+        )
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 0:
+        raise ValueError(f"{name} must be a whole number >= 0, got {value!r}")
+
+
+def check_number(name: str, value: object, *, above_zero: bool = False) -> None:
+    """Checks a number, or an array of one whose value is known.
+
+    Raises:
+      TypeError: for anything else than a number.
+      ValueError: unless it is finite and at least 0, or above 0.
+    """
+    if isinstance(value, jax.core.Tracer):
+        return
+    if isinstance(value, (bool, str)) or not isinstance(
+        value, (int, float, np.integer, np.floating, np.ndarray, jax.Array)
+    ):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__} {value}")
+    value = np.asarray(value)  # JAX would trace a comparison of a known array under jit.
+    if value.ndim:
+        raise ValueError(f"{name} must be a scalar, got an array of shape {value.shape}")
+    if not (0 < value < math.inf if above_zero else 0 <= value < math.inf):
+        bound = "above 0" if above_zero else ">= 0"
+        raise ValueError(f"{name} must be {bound} and finite, got {value}")
+
+
+def one_or_nan(label: ArrayLike, num_classes: int) -> Array | float:
+    """Checks labels, and returns the factor of a result that depends on them.
+
+    Args:
+      label: a label, or labels, of any shape.
+      num_classes: `C`; labels are integers from 0 to C - 1.
+
+    Returns:
+      1 if all labels are valid. For traced labels, whose values are unknown, an array of their
+      shape with 1 for a valid label and NaN for another one. As a factor of a result, it makes also
+      the gradient NaN.
+
+    Raises:
+      ValueError: for labels that are not integers, or are known to be out of range.
+    """
+    if not jnp.issubdtype(jnp.result_type(label), jnp.integer):
+        raise ValueError(f"label must be an integer, got {label}")
+    if isinstance(label, jax.core.Tracer):
+        return jnp.where((label >= 0) & (label < num_classes), 1.0, jnp.nan)
+    if not np.all((np.asarray(label) >= 0) & (np.asarray(label) < num_classes)):
+        raise ValueError(f"label must be from 0 to {num_classes - 1}, got {label}")
+    return 1.0
+
+
+def logits_of(classifier: Callable[[Array], Array], x: Array) -> Array:
+    """Returns the logits [B, C] of `x` [B, ...], converted to at least float32.
+
+    Raises:
+      ValueError: for logits of another shape.
+    """
+    logits = at_least_float32(classifier(x))
+    if logits.ndim != 2 or logits.shape[1] < 2:
+        raise ValueError(
+            "a classifier must return logits [B, C] of C >= 2 classes, two columns for two classes;"
+            f" got {logits.shape}. From one logit z of class 1: jnp.stack([0 * z, z], axis=-1)"
+        )
+    return logits
