@@ -12,7 +12,7 @@ import pytest
 import fdrl_jax as fdrl
 
 ROOT = Path(__file__).parents[2]
-NEEDS_FILES = re.compile(r'"runs/|OWNER/NAME|cifar-10-batches-py')
+NEEDS_FILES = re.compile(r'"runs/|OWNER/NAME|cifar-10-batches-py|mnist\.npz')
 
 
 def programs(page):
