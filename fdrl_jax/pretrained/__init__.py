@@ -23,7 +23,8 @@ from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
 from fdrl_jax import _keys, _prior_fit, networks, priors
-from fdrl_jax._checks import check_count, check_name, nearest, one_or_nan
+from fdrl_jax._arrays import as_floating
+from fdrl_jax._checks import check_count, check_name, check_number, nearest, one_or_nan
 from fdrl_jax.method import FDRL
 from fdrl_jax.priors import Prior
 from fdrl_jax.training import samplers
@@ -144,6 +145,7 @@ class Sampler:
                     f"x must be images in [-1, 1], got values from {low:.3g} to {high:.3g}: "
                     "x / 127.5 - 1 maps bytes to it"
                 )
+        x = as_floating(x)
         x = jnp.asarray((x - self.shift) / self.scale, x.dtype)
         output = self._apply(self.variables, x, *self._labels(len(x), labels).values())
         is_log = self.method.output == "log_ratio"
@@ -332,6 +334,7 @@ def _load(folder: Path) -> Sampler:
         raise ValueError(f"event_shape must be positive sizes, got {event_shape}")
     if not all(isinstance(name, str) for name in classes):
         raise ValueError(f"the names of classes must be text, got {classes}")
+    check_number("step_size", config["flow"]["step_size"], above_zero=True)
     method = FDRL(loss=config["loss"], divergence=config["divergence"], **config["flow"])
     if method.num_steps + method.num_refine_steps > _MAX_STEPS:
         raise ValueError(f"the flow has more than {_MAX_STEPS:,} steps")

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from small_runs import SMALL_RESNET, command, start
 
-from experiments import run, settings
+from experiments import experiment, run, settings
 from experiments.run import Run
 from experiments.settings import Settings
 
@@ -21,7 +21,9 @@ def tiny() -> Callable[..., Settings]:
 
     def config(name: str = "swissroll", changes: dict[str, Any] | None = None) -> Settings:
         values = command("dry_run", None, f"{name}:tiny", changes).config
-        return settings.from_config(values)
+        found = settings.from_config(values)
+        shape = (2,) if found.network.name == "mlp" else (8, 8, 1)
+        return experiment.for_shape(found, shape)
 
     return config
 
