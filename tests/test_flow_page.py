@@ -78,6 +78,7 @@ def log_ratio_of(model, dtype):
     return jax.tree_util.Partial(net.apply, {"params": params})
 
 
+@pytest.mark.slow
 @needs_node
 def test_log_ratio_gradient_and_flow_of_the_page_are_those_of_the_library(models):
     found = ends_of(models, noise_scale=0.0)
@@ -106,6 +107,7 @@ def share_near(model, x, num_sigmas=4.0):
     return np.mean(distances <= num_sigmas * model["sigma"])
 
 
+@pytest.mark.slow
 @needs_node
 def test_points_of_the_page_end_at_the_data_and_digits_nearer_to_digits(models):
     found = ends_of(models)

@@ -23,6 +23,7 @@ from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
 from fdrl_jax import _keys, _prior_fit, networks, priors
+from fdrl_jax._arrays import as_floating
 from fdrl_jax._checks import check_count, check_name, check_number, nearest, one_or_nan
 from fdrl_jax.method import FDRL
 from fdrl_jax.priors import Prior
@@ -144,6 +145,7 @@ class Sampler:
                     f"x must be images in [-1, 1], got values from {low:.3g} to {high:.3g}: "
                     "x / 127.5 - 1 maps bytes to it"
                 )
+        x = as_floating(x)
         x = jnp.asarray((x - self.shift) / self.scale, x.dtype)
         output = self._apply(self.variables, x, *self._labels(len(x), labels).values())
         is_log = self.method.output == "log_ratio"

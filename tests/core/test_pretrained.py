@@ -141,6 +141,8 @@ def test_the_log_ratio_is_large_away_from_data_and_small_on_samples(swissroll):
     away = swissroll.log_ratio(swissroll.prior(KEY, 500))
     assert on_samples.shape == (500,)
     assert abs(float(jnp.mean(on_samples))) < 0.03 < float(jnp.mean(away))
+    of_integers = swissroll.log_ratio(np.ones((1, 2), np.int64))
+    np.testing.assert_array_equal(of_integers, swissroll.log_ratio(np.ones((1, 2))))
 
 
 def test_labels_are_numbers_or_names_of_each_sample_or_of_all(cifar10):
