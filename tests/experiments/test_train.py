@@ -24,6 +24,7 @@ from experiments.evaluation import draws
 from experiments.evaluation.metrics import Estimate, Metric
 from experiments.settings import Settings
 from experiments.train import StopSignals
+from fdrl_jax.training import parallel
 
 RATES = ("steps_per_second", "examples_per_second")
 
