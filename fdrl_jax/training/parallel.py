@@ -24,12 +24,9 @@ __all__ = [
     "shard",
     "unreplicate",
 ]
+__dir__ = __all__.copy
 
 AXIS = "replicas"
-
-
-def __dir__() -> list[str]:
-    return __all__
 
 
 def replicate(tree: Any) -> Any:
