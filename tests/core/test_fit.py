@@ -42,7 +42,7 @@ def test_the_key_determines_everything():
 
 
 def test_a_class_has_its_own_ratio():
-    points = np.where(LABELS[:, None] == 1, POINTS + [1_000.0, 0.0], POINTS)
+    points = np.where(LABELS[:, None] == 1, np.add(POINTS, [1_000.0, 0.0]), POINTS)
     sampler = fdrl.fit(KEY, points, labels=LABELS, num_steps=50)
     for label in (0, 1):
         x = np.asarray(sampler(KEY, 200, labels=np.full(200, label)))
@@ -51,7 +51,7 @@ def test_a_class_has_its_own_ratio():
 
 
 def test_samples_of_another_generator_are_the_start_in_the_unit_of_the_data():
-    start = POINTS[:50] + [0.0, 0.02]
+    start = np.add(POINTS[:50], [0.0, 0.02])
     sampler = fdrl.fit(KEY, POINTS, prior=start, **BRIEF)
     x0 = np.asarray(sampler.prior(KEY, 100))
     nearest = np.abs(x0[:, None] - start[None]).max(axis=-1).min(axis=1)
