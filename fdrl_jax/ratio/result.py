@@ -67,7 +67,7 @@ class Check(NamedTuple):
       p_value: of "both sets have one distribution".
       smallest_kl: the KL divergence that would have been found in four of five cases.
       slope: of the true log-ratio over the estimated one: 1 if it is calibrated, below 1 if it
-        claims too much.
+        claims too much; NaN for separable sets.
       mean_ratio: mean of `r` over the denominator; 1 for the true ratio.
       auc: area under the curve of `log r` between numerator and denominator. 0.5 if they cannot be
         distinguished, 1 if they are separable.
@@ -135,9 +135,6 @@ class DensityRatio:
         Returns:
           `log numerator(x) / denominator(x)`, [B], in nats; NaN where `x` is.
 
-        Raises:
-          ValueError: for other columns, or a data frame with columns of other names.
-
         Reference: Yamada et al., "Relative density-ratio estimation for robust distribution
         comparison", 2013.
         """
@@ -188,12 +185,6 @@ class DensityRatio:
           truncate: if given, weights above this multiple of their mean are set to it before they
             are normalised again. `sqrt(B)` keeps the estimate consistent (Ionides 2008).
 
-        Returns:
-          The weights, [B].
-
-        Raises:
-          ValueError: for other columns, or for a multiple that is not above 0.
-
         Reference: Ionides, "Truncated importance sampling", 2008.
         """
         if truncate is not None and not truncate > 0.0:
@@ -213,13 +204,8 @@ class DensityRatio:
     def effective_sample_size(self, x: ArrayLike | None = None) -> float:
         """Returns `(sum w)^2 / sum w^2` of samples of the denominator, from 1 to their number.
 
-        Args:
-          x: as in `weights`.
-
-        Raises:
-          ValueError: for other columns.
-
-        Reference: Kong, "A note on importance sampling using standardized weights", 1992.
+        `x` is as in `weights`. Reference: Kong, "A note on importance sampling using standardized
+        weights", 1992.
         """
         return _effective_sample_size(np.asarray(self.weights(x), np.float64))
 
@@ -245,9 +231,6 @@ class DensityRatio:
         Returns:
           The divergence, in nats for KL, and its standard error, which is that of the rows: it does
           not include the error of the ratio.
-
-        Raises:
-          ValueError: for an unknown divergence, for other columns, or without examples.
 
         Reference: Veach and Guibas, "Optimally combining sampling techniques for Monte Carlo
         rendering", 1995 (balance heuristic).
@@ -280,7 +263,8 @@ class DensityRatio:
         value = area_under_curve(top.log_ratio, bottom.log_ratio, top.weight, bottom.weight)
         # Of equal sets (Mann and Whitney), which is the largest error.
         auc = Estimate(value, float(np.sqrt((1.0 / sizes[0] + 1.0 / sizes[1]) / 12.0)))
-        slope = _slope(top, bottom)
+        # No row of separable sets is near both, so their calibration is unknown.
+        slope = _slope(top, bottom) if value <= _SEPARABLE_AUC else Estimate(np.nan, np.inf)
         effective = _effective_sample_size(bottom.weight * ratios)
         smallest_kl = evidence.smallest_kl(sizes, self.columns.shift.size)
         trusted, verdict = self._verdict(slope, mean_ratio, effective, sizes, smallest_kl)
@@ -342,8 +326,9 @@ class DensityRatio:
                 "of 1; use more examples or another network."
             )
         return True, (
-            f"The ratio passes all checks (p-value of equality {self.p_value:.2g}, calibration "
-            f"slope {slope}, mean ratio {mean_ratio})."
+            f"The ratio passes all checks (p-value of equality {self.p_value:.2g}"
+            + ("" if np.isnan(slope.value) else f", calibration slope {slope}")
+            + (f", mean ratio {mean_ratio})." if effective >= _MIN_EFFECTIVE else ").")
         )
 
 
@@ -353,11 +338,7 @@ def column_names(values: ArrayLike | None) -> tuple[str, ...]:
 
 
 def check_columns(named: Mapping[str, tuple[str, ...]]) -> None:
-    """Checks that those that have columns have the same: another order has the same shape.
-
-    Raises:
-      ValueError: for different columns.
-    """
+    """Refuses other names of columns: another order has the same shape."""
     given = {name: columns for name, columns in named.items() if columns}
     if len(set(given.values())) > 1:
         raise ValueError(
