@@ -154,11 +154,7 @@ def generator(key: Array) -> np.random.Generator:
 
 
 def checked_array(name: str, values: ArrayLike) -> np.ndarray:
-    """Returns the values in floating point, [N, ...]; numbers per example become [N, 1].
-
-    Raises:
-      ValueError: for too few examples, no columns, or values that are not finite real numbers.
-    """
+    """Returns finite values in floating point, [N, ...]; numbers per example become [N, 1]."""
     if np.ma.is_masked(values):  # NumPy would use what the mask hides.
         raise ValueError(f"{name} has masked values; remove or impute them")
     if hasattr(values, "toarray"):
@@ -190,11 +186,7 @@ def checked_array(name: str, values: ArrayLike) -> np.ndarray:
 
 
 def checked_weights(name: str, values: ArrayLike | None, num: int) -> np.ndarray:
-    """Returns weights with the sum 1, [N].
-
-    Raises:
-      ValueError: for weights that are negative, not finite, all 0, or of another number.
-    """
+    """Returns weights with the sum 1, [N]."""
     weights = np.ones(num) if values is None else np.asarray(values, np.float64)
     if weights.shape != (num,):
         raise ValueError(f"{name} must be one number per row, [{num}], got shape {weights.shape}")
@@ -240,11 +232,7 @@ def assign_folds(
     sizes: tuple[int, ...],
     groups: tuple[np.ndarray, ...] | None,
 ) -> np.ndarray:
-    """Returns a fold per row of all sets; sets are divided equally, and groups are not divided.
-
-    Raises:
-      ValueError: for less than five groups in a set.
-    """
+    """Returns a fold per row of all sets, which are divided equally; groups are not divided."""
     if groups is None:
         return np.concatenate([rng.permutation(size) % NUM_FOLDS for size in sizes])
     for labels in groups:
