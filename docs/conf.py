@@ -9,8 +9,7 @@ from docs import reference
 from fdrl_jax import __version__
 
 project = "fdrl_jax"
-author = "The fdrl_jax authors"
-copyright = author
+author = copyright = "The fdrl_jax authors"
 release = version = __version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.napoleon"]
@@ -45,9 +44,4 @@ def setup(app: Any) -> None:
     app.connect("builder-inited", lambda app: reference.write(Path(app.srcdir)))
     app.connect("autodoc-process-signature", reference.shorten)
     app.connect("autodoc-skip-member", reference.skip_fields)
-    app.connect("build-finished", _copy_flow)
-
-
-def _copy_flow(app: Any, error: Exception | None) -> None:
-    if error is None:
-        shutil.copytree(Path(app.srcdir, "flow"), Path(app.outdir, "flow"), dirs_exist_ok=True)
+    shutil.copytree(Path(app.srcdir, "flow"), Path(app.outdir, "flow"), dirs_exist_ok=True)

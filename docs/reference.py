@@ -30,17 +30,15 @@ def modules() -> list[ModuleType]:
 
 
 def public_names(module: ModuleType) -> list[str]:
-    """Returns the public functions and classes of a module, for a package those of `__all__`."""
-    names = module.__all__ if hasattr(module, "__path__") else vars(module)
-    return [
-        name
-        for name in names
-        if not name.startswith("_")
-        and callable(value := getattr(module, name))
-        and getattr(value, "__module__", "").startswith(
-            "fdrl_jax" if hasattr(module, "__path__") else module.__name__
-        )
-    ]
+    """Returns the public functions and classes that a module lists or defines."""
+
+    def is_shown(name: str) -> bool:
+        value = getattr(module, name)
+        home = "fdrl_jax" if hasattr(module, "__all__") else module.__name__
+        is_ours = str(getattr(value, "__module__", "")).startswith(home)
+        return callable(value) and is_ours and not name.startswith("_")
+
+    return list(filter(is_shown, getattr(module, "__all__", vars(module))))
 
 
 def api_page(module: ModuleType) -> str:
@@ -50,7 +48,9 @@ def api_page(module: ModuleType) -> str:
     for name in public_names(module):
         kind = "class" if inspect.isclass(getattr(module, name)) else "function"
         lines.append(f".. auto{kind}:: {title}.{name}")
-        lines += ["   :members:", ""] if kind == "class" else [""]
+        lines += ["   :members:"] if kind == "class" else []
+        lines += ["   :no-index:"] if module is fdrl_jax else []  # Each is on another page, too.
+        lines.append("")
     return "\n".join(lines)
 
 

@@ -72,14 +72,12 @@ def simplified(
     if (factor := arrays.get("prior/factor")) is None:
         return {}
     shape = tuple(config["event_shape"])
-    weights = arrays.get("prior/weights")
-    num = 1 if weights is None else weights.shape[-1]
+    num = arrays["prior/weights"].shape[-1]
     if factor.shape[1] <= num * rank and len(factor) <= num_frequencies:
         return {}
-    scales = arrays.get(_SPECTRUM, config["prior"].pop("remainder_scale", None))
     each = np.stack(np.split(factor.astype(np.float64), num, axis=1))  # [M, D, k]
     total = np.square(_cosines(each, shape)).sum(axis=2).reshape(num, *shape)
-    total += np.square(np.broadcast_to(scales, (num, *shape)), dtype=np.float64)
+    total += np.square(arrays.get(_SPECTRUM, 0.0), dtype=np.float64)
     if each.shape[2] > rank:
         left, singular, _ = np.linalg.svd(each, full_matrices=False)
         each = left[..., :rank] * singular[:, None, :rank]
@@ -89,8 +87,8 @@ def simplified(
         kept = np.sort(np.argsort(-held.sum(axis=0), kind="stable")[:num_frequencies])
         each, held = coefficients[:, kept], held * np.isin(np.arange(len(factor)), kept)
         small["prior/frequencies"] = kept.astype(np.int32)
-    scale = np.sqrt(np.maximum(total - held.reshape(total.shape), 0.0)).astype(np.float32)
-    small[_SPECTRUM] = scale[0] if weights is None else scale
+    remainder = np.maximum(total - held.reshape(total.shape), 0.0)
+    small[_SPECTRUM] = np.sqrt(remainder).astype(np.float32)
     return small | {"prior/factor": np.concatenate(list(each), axis=1).astype(np.float32)}
 
 

@@ -40,11 +40,11 @@ def from_torch_state_dict(net: Any, tensors: Mapping[str, Any]) -> Any:
       ValueError: if the arrays do not fit; lists each one that is missing, surplus or misshapen.
     """
     kernels = (np.shape(t) for name, t in tensors.items() if re.match(r"(conv1|mlp\.0)\.w", name))
-    template = _template(net, next((shape[1] for shape in kernels if len(shape) > 1), 1))
-    expected = _torch_shapes(template)
+    input_features = next((shape[1] for shape in kernels if len(shape) > 1), 1)
+    expected = torch_shapes(net, input_features)
     found = {name: np.shape(tensor) for name, tensor in tensors.items()}
     if found != expected:
-        differing = [n for n in expected | found if found.get(n) != expected.get(n)]
+        differing = (n for n in expected | found if found.get(n) != expected.get(n))
         pairs = (f"{n}: expected {expected.get(n)}, got {found.get(n)}" for n in differing)
         raise ValueError("the tensors do not fit the network: " + "; ".join(pairs))
 
@@ -52,12 +52,15 @@ def from_torch_state_dict(net: Any, tensors: Mapping[str, Any]) -> Any:
         array = np.asarray(tensors[name], np.float32)  # [out, in, k, k] there.
         return jnp.asarray(np.moveaxis(array, (0, 1), (-1, -2)) if array.ndim > 1 else array)
 
-    return jax.tree.map(converted, _names(template))
+    return jax.tree.map(converted, _names(_template(net, input_features)))
 
 
 def torch_shapes(net: Any, input_features: int) -> dict[str, tuple[int, ...]]:
     """Returns the shapes of the tensors of the authors' network, by PyTorch's name."""
-    return _torch_shapes(_template(net, input_features))
+    template = _template(net, input_features)
+    shapes = [leaf.shape for leaf in jax.tree.leaves(template)]
+    ours = zip(jax.tree.leaves(_names(template)), shapes, strict=True)
+    return {name: (*s[:-3:-1], *s[:-2]) if len(s) > 1 else s for name, s in ours}
 
 
 def _template(net: Any, input_features: int) -> Any:
@@ -77,12 +80,6 @@ def _names(template: Any) -> Any:
         return ".".join((*parts, leaves.get(leaf, leaf)))
 
     return jax.tree.map_with_path(name, template)
-
-
-def _torch_shapes(template: Any) -> dict[str, tuple[int, ...]]:
-    shapes = [leaf.shape for leaf in jax.tree.leaves(template)]
-    ours = dict(zip(jax.tree.leaves(_names(template)), shapes, strict=True))
-    return {n: (*s[:-3:-1], *s[:-2]) if len(s) > 1 else s for n, s in ours.items()}
 
 
 def read(path: Path, network: str = "mlp") -> tuple[fdrl.FDRL, Partial, tuple[int, ...]]:

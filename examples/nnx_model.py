@@ -56,22 +56,14 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         grads = nnx.grad(lambda m: METHOD.objective(flow_key, m, real=real, x0=x0)[0])(model)
         optimizer.update(model, grads)
 
-    @nnx.jit
-    def sample(model: Estimator, key: jax.Array) -> jax.Array:
-        prior_key, flow_key = jax.random.split(key)
-        x0 = jax.random.normal(prior_key, (2_000, 2))
-        return METHOD.sample(flow_key, x0, model)
-
     for step in tqdm(range(num_steps), unit="step"):
         train_step(model, optimizer, jax.random.fold_in(jax.random.key(0), step))
-    samples = np.asarray(sample(model, jax.random.key(1)))
-    prior = np.asarray(jax.random.normal(jax.random.key(2), (2_000, 2)))
-    distances = {
-        "prior": fdrl.metrics.energy_distance(prior, np.asarray(data)),
-        "samples": fdrl.metrics.energy_distance(samples, np.asarray(data)),
-    }
-    for name, distance in distances.items():
-        print(f"energy distance to data, {name:8s} {distance:.4f}")
+    x0 = jax.random.normal(jax.random.key(1), (2_000, 2))
+    samples = nnx.jit(lambda model: METHOD.sample(jax.random.key(2), x0, model))(model)
+    distances = {}
+    for name, points in (("prior", x0), ("samples", samples)):
+        distances[name] = fdrl.metrics.energy_distance(np.asarray(points), np.asarray(data))
+        print(f"energy distance to data, {name:8s} {distances[name]:.4f}")
     return distances
 
 

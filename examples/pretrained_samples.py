@@ -8,7 +8,6 @@ images has one class of CIFAR-10.
 
 import argparse
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -17,22 +16,23 @@ import numpy as np
 
 import fdrl_jax as fdrl
 
-COLUMNS = 10
-SCALE = 3  # Pixels of the picture per pixel of an image.
+COLUMNS, SCALE = 10, 3  # Images per row; pixels of the picture per pixel of an image.
 
 
-def tile(images: np.ndarray) -> np.ndarray:
-    """Arranges images [N, H, W, C] in [-1, 1] on a white sheet, [rows, columns, C] in [0, 1]."""
-    missing = -len(images) % COLUMNS
+def save(images: np.ndarray, path: Path) -> np.ndarray:
+    """Writes images [N, H, W, C] in [-1, 1] as rows on a white sheet, and returns them."""
     shown = np.clip(images / 2 + 0.5, 0, 1)
-    margins = ((0, missing), (0, 1), (0, 1), (0, 0))
+    margins = ((0, -len(images) % COLUMNS), (0, 1), (0, 1), (0, 0))
     padded = np.pad(shown, margins, constant_values=1.0)
     _, height, width, channels = padded.shape
     rows = padded.reshape(-1, COLUMNS, height, width, channels).swapaxes(1, 2)
-    return rows.reshape(-1, COLUMNS * width, channels)
+    sheet = rows.reshape(-1, COLUMNS * width, channels).repeat(SCALE, axis=0).repeat(SCALE, axis=1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    matplotlib.image.imsave(path, np.broadcast_to(sheet, (*sheet.shape[:2], 3)))
+    return images
 
 
-def main(argv: Sequence[str] | None = None) -> np.ndarray:
+def main(argv: list[str] | None = None) -> np.ndarray:
     """Writes a picture of samples and returns them, [N, H, W, C]."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sampler", default="mnist", help="as for fdrl_jax.pretrained")
@@ -44,12 +44,7 @@ def main(argv: Sequence[str] | None = None) -> np.ndarray:
     sampler = fdrl.pretrained(options.sampler)
     if len(sampler.event_shape) != 3:
         parser.error(f"--sampler={options.sampler} draws points, and this program shows images")
-    images = np.asarray(sampler(jax.random.key(0), options.num_samples))
-    sheet = tile(images).repeat(SCALE, axis=0).repeat(SCALE, axis=1)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    if sheet.shape[-1] == 1:
-        sheet = sheet.repeat(3, axis=-1)
-    matplotlib.image.imsave(out, sheet)
+    images = save(np.asarray(sampler(jax.random.key(0), options.num_samples)), out)
     seconds = time.perf_counter() - started
     print(f"{len(images)} samples of {options.sampler!r}, {seconds:.0f} s: {out}")
     return images

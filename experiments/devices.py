@@ -42,6 +42,7 @@ _NOTABLE = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile", "asimd", "
 _SHUTDOWN_SECONDS = 24 * 3_600  # The first process evaluates while the others wait.
 _PARTING_SECONDS = 1.0  # Time for the messages of processes that end together.
 _links: list[socket.socket] = []  # Connections to other processes of the run.
+_parted = threading.Event()
 
 
 def join(
@@ -104,11 +105,13 @@ def _watch(link: socket.socket) -> None:
         received = link.recv(1)
     if received != b"+":
         time.sleep(_PARTING_SECONDS / 2 if received else 0.0)  # For an error of our own.
-        leave(1, "error: another process of the run has ended, see its output")
+        if not _parted.is_set():
+            leave(1, "error: another process of the run has ended, see its output")
 
 
 def part(*, failed: bool) -> None:
     """Tells the other processes that this one ends, as they do, or with an error of its own."""
+    _parted.set()
     for link in _links:
         with contextlib.suppress(OSError):
             link.send(b"-" if failed else b"+")

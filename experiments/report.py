@@ -6,7 +6,7 @@ import io
 import json
 import math
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +19,14 @@ from PIL import Image, ImageSequence
 from experiments import draw, log, pictures, settings
 from experiments.data.source import describe_shape
 from experiments.evaluation import Evaluation, Samples, metrics, translation
-from experiments.evaluation.metrics import Metric, Metrics
+from experiments.evaluation.metrics import Metrics
 from experiments.experiment import Experiment
 from experiments.files import write_text
 from experiments.pictures import images, points
 from experiments.run import Opened, Run
 from fdrl_jax import bregman, drift
 
-_FIRST = "samples.png"  # The picture at the top of the page.
-_NUM_POINT_PATHS = 2_000
+_NUM_POINT_PATHS, _NUM_IMAGE_PATHS = 2_000, 36
 _MAX_PATH_VALUES = 2**25  # Of the paths of images, which are in memory at once: 128 MiB.
 _STYLE = Path(__file__).with_suffix(".css").read_text("utf-8")
 
@@ -35,33 +34,37 @@ _STYLE = Path(__file__).with_suffix(".css").read_text("utf-8")
 def draw_pictures(
     opened: Opened, samples: Samples, found: Evaluation, folder: Path
 ) -> dict[str, str]:
-    """Draws the pictures of an evaluation to a folder, and returns their captions by file name."""
+    """Draws the pictures of an evaluation to a folder, and returns their captions by file name.
+
+    The first one is at the top of the page.
+    """
     model, state, run = opened.experiment, opened.state, opened.run
-    source, data = model.source, run.settings.data
-    where, start = "the prior", "prior samples"
-    if source.starts is not None:
-        where, start = "the source", "source images"
-    domains = (data.source_class or "source", data.target_class or "target")
+    source, data, flow = model.source, run.settings.data, model.settings.flow
+    is_pair, is_image = source.starts is not None, source.kind == "images"
+    start, where = ("source images", "the source") if is_pair else ("prior samples", "the prior")
     captions: dict[str, str] = {}
 
     def add(name: str, figure: Figure, caption: str) -> None:
         pictures.save(figure, folder / name)
         captions[name] = caption
 
+    domains = (data.source_class or "source", data.target_class or "target")
     shares = translation.caption(found.metrics)
     add(
-        _FIRST,
+        "samples.png",
         pictures.samples_and_data(source, samples.prior, samples.refined, domains, shares),
         f"From left to right: {start}, where the flow starts; samples; and held-out data.",
     )
-    params = model.settings.flow
     path = draw.paths(model, state, _num_paths(model))
     pictures.animate_flow(source, path, folder / "flow.webp")
     captions["flow.webp"] = f"Samples that flow from {where}, animated."
-    caption = f"Samples along the {params.num_steps} + {params.num_refine_steps} steps of the flow"
-    caption += "." if source.kind == "points" else ". Each row is one sample."
-    add("flow.png", pictures.strips(source, path, params.num_steps, where), caption)
-    if source.kind == "points":
+    add(
+        "flow.png",
+        pictures.strips(source, path, flow.num_steps, where),
+        f"Samples along the {flow.num_steps} + {flow.num_refine_steps} steps of the flow."
+        + " Each row is one sample." * is_image,
+    )
+    if not is_image:
         add(
             "log_ratio.png",
             _field(opened),
@@ -71,8 +74,7 @@ def draw_pictures(
     if found.nearest:
         caption = "Samples, each followed by its nearest training images. Copies would look equal."
         add("neighbours.png", images.neighbours(samples.refined, found.nearest), caption)
-    records = [r for r in log.read(run.metrics) if r["step"] <= opened.step]
-    if records:
+    if records := [r for r in log.read(run.metrics) if r["step"] <= opened.step]:
         add(
             "curves.png",
             pictures.training(records, _chance_loss(model), run.checkpoints().best()),
@@ -92,33 +94,30 @@ def write(run: Run, record: Mapping[str, Any], folder: Path) -> Path:
     An evaluation of the newest checkpoint with the run's settings is also the report of the run,
     whose path is then returned.
     """
-    key, details = record["key"], record["details"]
-    found, start = metrics.from_json(record["metrics"]), details.get("start", "prior")
-    name = html.escape(run.data["name"])
+    key, details, name = record["key"], record["details"], html.escape(run.data["name"])
     used, own = settings.shareable(run.settings), settings.of_scope(run.settings, "flow")
     changed = [f"{k}={v} (run: {own[k]})" for k, v in key["settings"].items() if v != own[k]]
-    captions = dict(record["pictures"])
+    first, *figures = [_figure(folder, *named) for named in record["pictures"].items()] or [""]
     num_steps = max(run.settings.train.num_steps, key["step"])  # More if it was trained for longer.
     sections = [
         f"<h1>{name}: {html.escape(describe_shape(run.data['event_shape']))}</h1>",
-        *(_figure(folder, _FIRST, captions.pop(name)) for name in [_FIRST] if name in captions),
+        first,
         *(f'<p class="lead">{html.escape(text)}</p>' for text in conclusions(record)),
         f"<p>In this evaluation, settings differ from the run: {html.escape('; '.join(changed))}"
         ".</p>" * bool(changed),
-        _metrics_table(found, start),
+        _metrics_table(metrics.from_json(record["metrics"]), details.get("start", "prior")),
         f'<p class="note">{html.escape(metrics.NOTE)} Checkpoint of step {key["step"]:,} of '
         f"{num_steps:,}, {details['num_samples']:,} samples.</p>",
-        *(_figure(folder, file, caption) for file, caption in captions.items()),
+        *figures,
         "<h2>Settings</h2>",
         "<p>This command created the run:</p>",
         f"<pre>{html.escape(_without_folders(run.command))}</pre>",
         "<p>These settings differ from the defaults:</p>",
-        _table([(k, used[k]) for k in settings.changed(run.settings) if k in used]),
-        _folded("All settings", _table(list(used.items()))),
-        _folded(
-            "How the metrics were computed",
-            _table([(k.replace("_", " "), json.dumps(v)) for k, v in details.items()]),
-        ),
+        _table({k: used[k] for k in settings.changed(run.settings) if k in used}),
+        f"<details><summary>All settings</summary>{_table(used)}</details>",
+        "<details><summary>How the metrics were computed</summary>",
+        _table({k.replace("_", " "): json.dumps(v) for k, v in details.items()}),
+        "</details>",
     ]
     page = (
         f'<!doctype html><html lang="en"><meta charset="utf-8">'
@@ -153,69 +152,50 @@ def _without_folders(command: str) -> str:
 
 
 def _metrics_table(found: Metrics, start: str) -> str:
+    """Returns a row per metric: its words, name, unit and direction, and its values."""
     if not found:
         return ""
     names = metrics.columns(start)[:-1]
-    header = "".join(f"<th>{html.escape(name)}</th>" for name in names)
-    lines = []
+    lines = ["<tr>", *(f"<th>{html.escape(name)}</th>" for name in names), "</tr>"]
     for metric, (_, *cells, _) in zip(found.values(), metrics.rows(found), strict=True):
-        values = "".join(map(_value_cell, names[1:], cells))
-        lines.append(f"<tr><td>{_words(metric)}</td>{values}</tr>")
-    table = f'<table class="metrics"><tr>{header}</tr>{"".join(lines)}</table>'
-    return f'<div class="scroll">{table}</div>'
+        d = metric.defined
+        details = filter(None, [metric.name, d.unit, d.direction and f"{d.direction} is better"])
+        words = html.escape(f"{d.words[0].upper()}{d.words[1:]}")
+        lines.append(f"<tr><td>{words}<small>{html.escape(', '.join(details))}</small></td>")
+        for label, text in zip(names[1:], cells, strict=True):
+            # A narrow screen may break the line only before the sign.
+            value = html.escape(text).replace("± ", "±&nbsp;")
+            lines.append(f'<td class="value" data-label="{html.escape(label)}">{value}</td>')
+        lines.append("</tr>")
+    return f'<div class="scroll"><table class="metrics">{"".join(lines)}</table></div>'
 
 
-def _value_cell(label: str, text: str) -> str:
-    # A narrow screen may break the line only before the sign.
-    value = html.escape(text).replace("± ", "±&nbsp;")
-    return f'<td class="value" data-label="{html.escape(label)}">{value}</td>'
-
-
-def _words(metric: Metric) -> str:
-    """Returns what a metric measures, with its name, unit and direction."""
-    d = metric.defined
-    details = filter(None, [metric.name, d.unit, d.direction and f"{d.direction} is better"])
-    words = html.escape(f"{d.words[0].upper()}{d.words[1:]}")
-    return f"{words}<small>{html.escape(', '.join(details))}</small>"
-
-
-def _folded(title: str, content: str) -> str:
-    return f"<details><summary>{html.escape(title)}</summary>{content}</details>"
-
-
-def _table(rows: Sequence[tuple[str, Any]]) -> str:
+def _table(rows: Mapping[str, Any]) -> str:
     cells = "".join(
         f"<tr><td>{html.escape(key)}</td><td><code>{html.escape(str(value))}</code></td></tr>"
-        for key, value in rows
+        for key, value in rows.items()
     )
     return f'<div class="scroll"><table>{cells}</table></div>'
 
 
 def _figure(folder: Path, name: str, caption: str) -> str:
     """Returns a picture and its caption; a reader can pause an animation."""
-    text, content = html.escape(caption), (folder / name).read_bytes()
-    if name.endswith(".webp"):
-        with Image.open(io.BytesIO(content)) as animation:
-            frames = [
-                np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(animation)
-            ]
+    text, content, kind = html.escape(caption), (folder / name).read_bytes(), name.split(".")[-1]
+    opening, closing = "", ""
+    if kind == "webp":
+        with Image.open(io.BytesIO(content)) as file:
+            frames = [np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(file)]
         height, width = frames[0].shape[:2]
-        with io.BytesIO() as file:
-            Image.fromarray(np.concatenate(frames)).save(file, "webp", quality=50)
-            content = file.getvalue()
+        sheet = io.BytesIO()
+        Image.fromarray(np.concatenate(frames)).save(sheet, kind, quality=50)
+        content = sheet.getvalue()
         # The sheet of frames moves behind a window; the style says how.
         style = f"--frames:{len(frames)};width:{width}px;aspect-ratio:{width}/{height}"
-        shown = (
-            f'<label class="movie"><input type="checkbox"> pause<span style="{style}">'
-            f'<img alt="{text}" src="{_encoded("webp", content)}"></span></label>'
-        )
-    else:
-        shown = f'<img alt="{text}" src="{_encoded("png", content)}">'
-    return f"<figure>{shown}<figcaption>{text}</figcaption></figure>"
-
-
-def _encoded(kind: str, content: bytes) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+        opening = f'<label class="movie"><input type="checkbox"> pause<span style="{style}">'
+        closing = "</span></label>"
+    source = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+    image = f'{opening}<img alt="{text}" src="{source}">{closing}'
+    return f"<figure>{image}<figcaption>{text}</figcaption></figure>"
 
 
 def _num_paths(model: Experiment) -> int:
@@ -224,7 +204,7 @@ def _num_paths(model: Experiment) -> int:
         return _NUM_POINT_PATHS
     params = model.settings.flow
     values = (params.num_steps + params.num_refine_steps + 1) * math.prod(model.source.event_shape)
-    return min(max(_MAX_PATH_VALUES // values, images.NUM_ROWS), images.NUM_SMALL)
+    return min(max(_MAX_PATH_VALUES // values, images.NUM_ROWS), _NUM_IMAGE_PATHS)
 
 
 def _chance_loss(model: Experiment) -> float:

@@ -10,22 +10,6 @@ import numpy as np
 Array = jax.Array
 
 
-def check_independent(keys: Array) -> None:
-    """Checks that keys per example give an example the same numbers in every batch.
-
-    Args:
-      keys: typed keys.
-
-    Raises:
-      ValueError: for keys of another generator than "threefry2x32".
-    """
-    if (name := str(jax.random.key_impl(keys))) != "threefry2x32":
-        raise ValueError(
-            f"one key per example needs the generator 'threefry2x32', got {name!r}, whose numbers "
-            "depend on the batch; make the root key with fdrl_jax.training.rng.root_key(seed)"
-        )
-
-
 def typed(key: Array) -> Array:
     """Returns a typed key, also for a raw uint32 key of `jax.random.PRNGKey`.
 
@@ -39,8 +23,11 @@ def typed(key: Array) -> Array:
         )
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         key = jax.random.wrap_key_data(key)
-    if key.ndim:
-        check_independent(key)
+    if key.ndim and (name := str(jax.random.key_impl(key))) != "threefry2x32":
+        raise ValueError(
+            f"one key per example needs the generator 'threefry2x32', got {name!r}, whose numbers "
+            "depend on the batch; make the root key with fdrl_jax.training.rng.root_key(seed)"
+        )
     return key
 
 
@@ -78,24 +65,18 @@ def at_positions(key: Array, positions: Array) -> Array:
     """Returns one key per position, [B], from one key and integers, [B].
 
     Raises:
-      ValueError: for positions that are not integers; 0.2 and 0.7 would give the same key.
+      ValueError: for positions that are not integers, because 0.2 and 0.7 would give the same key;
+        for rbg keys.
     """
     if not jnp.issubdtype(dtype := jnp.result_type(positions), jnp.integer):
         raise ValueError(f"positions must be integers, got {dtype}")
-    keys: Array = jax.vmap(jax.random.fold_in, (None, 0))(key, positions)
-    return keys
+    return typed(jax.vmap(jax.random.fold_in, (None, 0))(key, positions))
 
 
 def normal_like(key: Array, x: Array) -> Array:
     """Draws standard normal noise of the shape and dtype of `x`, [B, ...].
 
-    Args:
-      key: one key for the batch, or a typed key per example, [B].
-      x: a floating-point array.
-
-    Raises:
-      TypeError: as for `of_batch`.
-      ValueError: as for `of_batch`.
+    The key is one for the batch, or a key per example, [B]; errors are those of `of_batch`.
     """
     return _draw_like(jax.random.normal, key, x)
 

@@ -16,6 +16,7 @@ __all__ = [
     "mean_distance",
     "random_conv_features",
 ]
+__dir__ = __all__.copy
 
 _ROWS = 1_000  # A block of 1,000 x 10,000 distances needs 80 MB.
 _FEW_FEATURES = 8  # Up to this number, differences are faster than a matrix product.
@@ -50,12 +51,8 @@ def energy_distance(x: np.ndarray, y: np.ndarray, *, unbiased: bool = True) -> f
       x: a sample, [N, ...].
       y: another sample, [M, ...].
       unbiased: exclude the distances of points to themselves (the U-statistic). Its expectation is
-        the distance between the distributions, 0 if they are equal, so an estimate may be negative.
-        The biased V-statistic is never negative; for equal distributions its expectation is
-        `E|X - X'| (1/N + 1/M)`.
-
-    Returns:
-      The estimate, in the unit of the data.
+        the distance between the distributions, so an estimate may be negative. The biased
+        V-statistic has the expectation `E|X - X'| (1/N + 1/M)` for equal distributions.
 
     Raises:
       ValueError: for fewer than two points, or points with different numbers of features.
@@ -75,20 +72,14 @@ def energy_distance(x: np.ndarray, y: np.ndarray, *, unbiased: bool = True) -> f
 def mean_distance(x: np.ndarray, y: np.ndarray | None = None) -> float:
     """Returns the mean distance `E|X - Y|` between two samples, or `E|X - X'|` within one.
 
-    With it, comparisons of many samples with the same data can reuse the mean within the data.
-
-    Args:
-      x: a sample, [N, ...].
-      y: another sample, [M, ...]; if omitted, the mean is over distinct points of `x`.
+    Comparisons of many samples with the same data can reuse the mean within the data.
 
     Raises:
       ValueError: for fewer than two points, or points with different numbers of features.
     """
-    if y is None:
-        x, _ = _pair(x, x)
-        return _sum_distances(x, x) / (len(x) * (len(x) - 1))
-    x, y = _pair(x, y)
-    return _sum_distances(x, y) / (len(x) * len(y))
+    first, second = _pair(x, x if y is None else y)
+    num_second = len(second) - 1 if y is None else len(second)
+    return _sum_distances(first, second) / (len(first) * num_second)
 
 
 def energy_ratio(
@@ -108,11 +99,8 @@ def energy_ratio(
     Args:
       samples: the samples to evaluate, [N, ...].
       data: samples of the true distribution, independent of `samples`, [M, ...].
-      num_splits: number of random splits for the quantiles.
+      num_splits: number of random splits.
       seed: seed of the splits.
-
-    Returns:
-      The ratio, and the 5% and 95% quantiles of the ratio of true data.
 
     Raises:
       ValueError: for fewer than two points, points with different numbers of features, or data
@@ -120,16 +108,11 @@ def energy_ratio(
     """
     samples, data = _pair(samples, data)
     n, m = len(samples), len(data)
-    within = _sum_distances(data, data)
-    distance = (
-        2.0 * _sum_distances(samples, data) / (n * m)
-        - _sum_distances(samples, samples) / n**2
-        - within / m**2
-    )
-    expected = within / (m * (m - 1)) * (1 / n + 1 / m)
+    expected = mean_distance(data) * (1 / n + 1 / m)
     if expected == 0.0:
         raise ValueError("all points of the data coincide, so there is no distance to compare with")
     low, high = np.quantile(_ratios_of_splits(data, num_splits, seed), (0.05, 0.95))
+    distance = energy_distance(samples, data, unbiased=False)
     return EnergyRatio(distance / expected, float(low), float(high))
 
 
@@ -180,16 +163,12 @@ def _distances(x: jax.Array, y: jax.Array) -> jax.Array:
 def frechet_distance(x: np.ndarray, y: np.ndarray) -> float:
     """Returns the squared Fréchet distance between Gaussians fitted to two sets of features.
 
-    `|μ_x - μ_y|² + tr(Σ_x + Σ_y - 2 (Σ_x Σ_y)^(1/2))`.
+    `|μ_x - μ_y|² + tr(Σ_x + Σ_y - 2 (Σ_x Σ_y)^(1/2))`, with unbiased covariances.
 
     Args:
       x: features, [N, D].
       y: features, [M, D]. The estimate is biased upwards unless there are many more examples than
         features, so compare values only at equal N.
-
-    Returns:
-      The squared distance, in the squared unit of the features, with unbiased covariances
-      (1 / (N - 1)).
 
     Raises:
       ValueError: for different numbers of features, or fewer than two examples.
@@ -213,23 +192,17 @@ def _root(x: np.ndarray) -> np.ndarray:
 
 
 def random_conv_features(images: np.ndarray) -> np.ndarray:
-    """Maps images to the pooled responses of fixed random filters, [N, 64].
+    """Maps images to the pooled responses of fixed random filters, float32 [N, 64].
 
     The features are three 3x3 convolutions to 64, 32 and 16 channels, with ReLU and He-normal
-    filters from a fixed seed, averaged over each quarter of the image. The filters respond to
-    edges, strokes and texture, which the mean and covariance of pixels do not distinguish (the
-    data-dependent prior has those of the data), and the quarters to their position. A few hundred
-    images suffice for the covariance of 64 features. The features are meant for grey or colour
-    images of 8 x 8 to 32 x 32. Larger images are first averaged over squares of pixels, to 32 to 63
-    pixels on the shorter side. The features do not represent objects, so use them to rank samples
-    of one data set, not to compare data sets.
+    filters from a fixed seed, averaged over each quarter of the image. They respond to edges,
+    strokes and texture, not to objects, so use them to rank samples of one data set. A few hundred
+    images suffice for their covariance. Images of more than 63 pixels on the shorter side are first
+    averaged over squares of pixels.
 
     Args:
       images: [N, H, W, C] floating-point numbers, with H and W of at least 2, in [-1, 1]; values
         outside are clipped.
-
-    Returns:
-      Features, float32. The same images give the same features on every machine, up to rounding.
 
     Raises:
       ValueError: for an array of another shape, or of integers.
@@ -259,17 +232,13 @@ def _features(images: jax.Array) -> jax.Array:
     def of_image(image: jax.Array) -> jax.Array:
         maps = image[None]
         for kernel in filters:
-            maps = jax.nn.relu(
-                lax.conv_general_dilated(
-                    maps,
-                    kernel,
-                    (1, 1),
-                    "SAME",
-                    dimension_numbers=("NHWC", "HWIO", "NHWC"),
-                    # By default, TPUs would round to bfloat16 and GPUs to TF32.
-                    precision=lax.Precision.HIGHEST,
-                )
+            # By default, TPUs would round to bfloat16 and GPUs to TF32.
+            maps = lax.conv_general_dilated(
+                *(maps, kernel, (1, 1), "SAME"),
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+                precision=lax.Precision.HIGHEST,
             )
+            maps = jax.nn.relu(maps)
         return _pooled(maps[0])
 
     features: jax.Array = lax.map(of_image, images, batch_size=_BATCH_SIZE)

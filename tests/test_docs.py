@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import fdrl_jax
-from docs import gallery, reference, results
-from experiments import main as program
+from docs import reference, results
+from experiments import command as program
 from experiments.errors import UserError
 from experiments.settings import DECLARED
 
@@ -155,16 +155,14 @@ def test_the_sidebar_is_short_and_has_every_page():
 
 
 def test_pictures_are_drawn_by_known_commands_and_are_small():
-    entries = gallery.entries()
-    data = dict.fromkeys(("MNIST", "CIFAR10", "LETTERS", "EMOJI"), "x.zip")
-    for entry in entries.values():
-        for _, module, *argv in gallery.commands(entry, "runs", data):
-            if module == "experiments.main":
-                program.parse(argv)
-            assert exists(module)
-    drawn = {target for entry in entries.values() for target in entry["pictures"]}
+    drawn = tomllib.loads((ROOT / "docs" / "pictures.toml").read_text("utf-8"))
+    for command in "\n".join(drawn.values()).split("\n"):
+        if command.startswith(MAIN):
+            check_parses(command)
+        elif command:
+            assert exists(command.split()[2])
     files = [path for path in (ROOT / "docs" / "images").iterdir() if path.suffix != ".svg"]
-    assert {file.name for file in files} == drawn
+    assert {file.name for file in files} == {*drawn}
     assert max(file.stat().st_size for file in files) < MAX_PICTURE_BYTES
     assert sum(file.stat().st_size for file in files) < MAX_PICTURES_BYTES
 
@@ -202,13 +200,3 @@ def test_everything_public_has_a_docstring_and_is_in_the_reference():
         assert [n for n in reference.public_names(module) if not getattr(module, n).__doc__] == []
     assert "`flow.step_size`" in reference.settings_page()
     assert "`energy_ratio`" in reference.metrics_table()
-
-
-def test_types_in_signatures_have_the_names_of_the_field():
-    long = (
-        "(x: ~jax.jaxlib._jax.Array | ~numpy.ndarray | ~numpy.bool | ~numpy.number | bool | int | "
-        "float | complex, parent: ~flax.Module | None "
-        "= <flax.linen.module._Sentinel object>, name: str | None = None)"
-    )
-    found = reference.shorten(None, "function", "", None, None, long, None)
-    assert found == ("(x: ArrayLike)", None)

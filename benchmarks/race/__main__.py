@@ -3,14 +3,16 @@
 Run: taskset -c 0 python -m benchmarks.race --data=MNIST.zip --task=mnist --budgets 600 --seeds 1 2
 The zip has one folder of PNG or JPEG files per class: 70% of the images train the contestants, 20%
 the classifier that judges, and samples are compared with the other 10%. Each contestant appends a
-line per figure to the results, and one that has its lines is skipped. A budget is in CPU seconds of
-one process, so compare lines of one machine only. To tune the rivals, change their settings:
+line per judge to the results, as in docs/results.jsonl, and one that has its lines is skipped. A
+budget is in CPU seconds of one process, so compare lines of one machine only. To tune the rivals,
+change their settings:
   python -m benchmarks.race --data=... --methods flow_matching --set learning_rate=1e-3
 To print the table of the results: python -m benchmarks.race --task=mnist
 """
 
 import argparse
 import ast
+import itertools
 import shlex
 import subprocess
 import sys
@@ -27,6 +29,8 @@ from experiments.errors import UserError
 from experiments.files import append_line
 from experiments.pictures.images import square
 
+TASKS = {"mnist": "MNIST", "cifar10": "CIFAR-10"}  # Their names in rows.
+
 
 def main(argv: list[str] | None = None) -> None:
     """Carries out what the results lack, and prints the table."""
@@ -41,6 +45,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--seeds", type=int, nargs="+", default=[1])
     add("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of the rivals")
     add("--num_samples", type=int, default=2_000)
+    add("--machine", default="", help="its name in the results")
     add("--judge", default="", metavar="FLAGS", help="of the program, for the classifier")
     add("--cache", type=Path, default=Path("runs/race"), help="folder of judge and samples")
     add("--results", type=Path, default=Path("runs/race/results.jsonl"))
@@ -48,13 +53,13 @@ def main(argv: list[str] | None = None) -> None:
     try:
         changes = {k: ast.literal_eval(v) for k, v in (c.split("=", 1) for c in arguments.set)}
         if arguments.data:
-            _race(arguments, changes)
-        print(page.table(page.read(arguments.results, arguments.task)))
+            _race(arguments, changes, argv)
+        print(page.table(page.read(arguments.results, TASKS[arguments.task])))
     except (OSError, UserError, ValueError, SyntaxError) as error:
         parser.error(str(error))
 
 
-def _race(arguments: argparse.Namespace, changes: dict[str, Any]) -> None:
+def _race(arguments: argparse.Namespace, changes: dict[str, Any], argv: list[str] | None) -> None:
     devices.set_cpu_flags(bfloat16=True)
     images = data.load(arguments.data)
     cache = arguments.cache / arguments.task
@@ -65,40 +70,40 @@ def _race(arguments: argparse.Namespace, changes: dict[str, Any]) -> None:
     real = opened.figures(images.contestants.pixels[:num])
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     fixed = {
-        "task": arguments.task,
-        "machine": devices.describe_devices().removeprefix("devices: "),
+        "task": TASKS[arguments.task],
+        "machine": arguments.machine or devices.describe_devices().removeprefix("devices: "),
         "commit": commit.stdout.strip(),
-        "command": shlex.join(["python", "-m", "benchmarks.race", *sys.argv[1:]]),
-        "settings": changes,
-        "judge_accuracy": opened.accuracy,
+        "command": shlex.join(["python", "-m", "benchmarks.race", *(argv or sys.argv[1:])]),
     }
-    known = page.read(arguments.results, arguments.task)
-    for budget in arguments.budgets:
-        for seed in arguments.seeds:
-            for method in arguments.methods:
-                of_run = {"budget": budget, "seed": seed, "contestant": method, **fixed}
-                if any(all(r.get(k) == of_run[k] for k in page.RUN) for r in known):
-                    continue
-                of_method = changes if method != "fdrl" else {}
-                contestant = methods.build(method, arguments.task, file, seed, of_method)
-                trained = training.train(contestant, budget)
-                of_run |= {"steps": trained.num_steps, "cpu_seconds": trained.cpu_seconds}
-                prior: dict[str, float] = {}
-                for name, (passes, sampler) in contestant.samplers(trained.training).items():
-                    pixels, milliseconds = training.draw(contestant, trained, sampler, num)
-                    _keep(cache / f"{name}-{budget:g}-{seed}", pixels)
-                    found = opened.figures(pixels)
-                    prior = prior or (found if name == "prior" else {})
-                    of_run |= {"method": name, "passes": passes, "milliseconds": milliseconds}
-                    for metric, value in found.items():
-                        more = {"value": value, "prior": prior.get(metric), "real": real[metric]}
-                        append_line(arguments.results, {**of_run, "metric": metric, **more})
+    known = page.read(arguments.results, fixed["task"])
+    runs = itertools.product(arguments.budgets, arguments.seeds, arguments.methods)
+    for budget, seed, method in runs:
+        settings = {} if method == "fdrl" else changes
+        of_run = {"contestant": method, "settings": settings, "budget": f"{budget:g} CPU s"}
+        of_run |= {"seed": seed, **fixed}
+        if any(all(row.get(key) == of_run[key] for key in page.RUN) for row in known):
+            continue
+        contestant = methods.build(method, arguments.task, file, seed, settings)
+        trained = training.train(contestant, budget)
+        of_run |= {"steps": trained.num_steps, "cpu_seconds": round(trained.cpu_seconds, 1)}
+        prior: dict[str, float] = {}
+        for entry in contestant.entries(trained.training):
+            pixels, milliseconds = training.draw(contestant, trained, entry.sampler, num)
+            stem = f"{entry.method}-{entry.number}-{budget:g}-{seed}"
+            _keep(cache / stem, pixels)
+            found = opened.figures(pixels)
+            prior = found if entry.method == "prior" else prior
+            changed = "".join(f", {key}={value}" for key, value in settings.items())
+            of_entry = {"method": page.NAMES[entry.method] + changed, entry.unit: entry.number}
+            of_entry |= {**of_run, "ms_per_sample": round(milliseconds, 3)}
+            for row in page.rows(of_entry, found, prior, real, opened.names):
+                append_line(arguments.results, row)
 
 
 def _keep(stem: Path, pixels: np.ndarray) -> None:
     """Writes samples, and a picture of the first hundred."""
-    np.savez_compressed(stem.with_suffix(".npz"), arr_0=pixels)
-    Image.fromarray(square(to_unit(pixels[:100])).squeeze()).save(stem.with_suffix(".png"))
+    np.savez_compressed(f"{stem}.npz", arr_0=pixels)
+    Image.fromarray(square(to_unit(pixels[:100])).squeeze()).save(f"{stem}.png")
 
 
 if __name__ == "__main__":

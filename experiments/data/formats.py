@@ -73,19 +73,17 @@ class Tree:
         if not os.path.exists(root):
             raise DataError(f"{root} does not exist; it must be a folder or a zip of images")
         if os.path.isdir(root):
-            found = _files_of_folder(root)
+            files = sorted(_files_of_folder(root))
             self._where, self._fetch = f"{root}/", lambda key: Path(root, key).read_bytes()
         else:
             try:
                 archive = zipfile.ZipFile(root)
             except Exception as error:  # A damaged directory can raise many types of errors.
                 raise DataError(f"{root}: not a readable zip: {error}") from error
-            found = _files_of_zip(archive)
+            files = sorted(_files_of_zip(archive))
             self._where, self._fetch = f"{root}:", archive.read  # It checks checksums.
-        images: list[_File] = []
-        others: list[_File] = []
-        for file in sorted(found):
-            (images if file.key.lower().endswith(SUFFIXES) else others).append(file)
+        images = [file for file in files if file.key.lower().endswith(SUFFIXES)]
+        others = [file for file in files if not file.key.lower().endswith(SUFFIXES)]
         if not images:
             raise DataError(f"{root}: no images found; images are {', '.join(SUFFIXES)}")
         if others:

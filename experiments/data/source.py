@@ -18,8 +18,8 @@ class Density(NamedTuple):
     """A density in closed form."""
 
     log_density: Callable[[np.ndarray], np.ndarray]  # `points [N, 2] -> log p [N]`, in nats.
-    modes: np.ndarray | None = None  # Centres of modes, [M, 2]; `None` if it is not a mixture.
-    mode_std: float = 0.0  # Standard deviation of each mode; 0 without modes.
+    modes: np.ndarray | None = None  # Of a mixture: centres, [M, 2].
+    mode_std: float = 0.0
 
 
 class Labels(NamedTuple):
@@ -50,9 +50,8 @@ def _refuse(*_: Any) -> NoReturn:
 class Source(NamedTuple):
     """A data set, with a pure function that draws batches inside the training step.
 
-    A small set is stored on the device, where `draw` selects and augments examples. A large set is
-    streamed from the host as batches of a feed, which `draw` only augments. Functions that are left
-    out raise a DataError.
+    Small sets are on the device, where `draw` selects and augments examples. Large ones are streamed
+    as batches of a feed, which `draw` only augments. Functions that are left out raise a DataError.
     """
 
     name: str  # The setting `data.name`.

@@ -1,8 +1,10 @@
-"""The metrics: their definitions, their values with a spread, and the verdict on samples."""
+"""The metrics, which metrics.toml defines: their values with a spread, and the verdict."""
 
 import math
+import tomllib
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,141 +14,16 @@ class Definition(NamedTuple):
 
     words: str  # What it measures, as a phrase.
     formula: str  # In plain text.
-    direction: Literal["lower", "higher"] | None  # Which values are better; `None` if neither are.
-    protocol: str  # How it is estimated.
-    unit: str = ""  # Of the value, if it has one.
+    direction: str | None = None  # "lower" or "higher" values are better; `None` if neither are.
+    unit: str = ""
+    protocol: str = ""  # What else one should know of it.
     headline: bool = False  # Whether the verdict depends on it.
     # How much worse than real data is far from them; at most the difference of the prior.
     far: float = math.inf
 
 
-_NEIGHBOURS = "Kynkäänniemi et al. 2019, with the third neighbour, in a feature space."
-_CLASSES = "By a classifier of real images; on the draws of the Fréchet distance."
-
-# The glossary of the documentation follows from these.
-DEFINITIONS: dict[str, Definition] = {
-    "energy_ratio": Definition(
-        "energy distance to the data in units of the sampling error of real data",
-        "1 + D / (E|Y - Y'| (1/N + 1/M)), D the unbiased energy distance",
-        "lower",
-        "D is unbiased and averaged over several fresh data sets of N points, so real data score "
-        "1 on average. Single scores of real data scatter; their spread is given.",
-        headline=True,
-    ),
-    "energy_distance": Definition(
-        "energy distance to the data",
-        "2 E|X - Y| - E|X - X'| - E|Y - Y'|",
-        "lower",
-        "Unbiased (U-statistic), so real data scatter around 0 and values may be negative.",
-        unit="unit of the data",
-    ),
-    "kl_to_data": Definition(
-        "KL divergence of the samples from the known density",
-        "E_q[log q - log p]",
-        "lower",
-        "The entropy of the samples is estimated from nearest neighbours (Kozachenko and "
-        "Leonenko), so real data scatter around 0.",
-        unit="nats",
-        headline=True,
-        far=1.0,
-    ),
-    "modes_hit": Definition(
-        "number of modes of the mixture that samples reach",
-        "modes with a sample within 4 standard deviations",
-        "higher",
-        "A sample belongs to its nearest mode.",
-        unit="modes",
-    ),
-    "high_quality_share": Definition(
-        "share of samples close to a mode",
-        "share within 4 standard deviations of a mode",
-        "higher",
-        "A sample belongs to its nearest mode.",
-    ),
-    "log_ratio_kl": Definition(
-        "error of the estimated log-ratio",
-        "E_q~[log q~/p - log r] + E_p[r] - 1",
-        "lower",
-        "KL(q~ || r p), whose mass E_p[r] need not be 1; q~ are the samples after K steps.",
-        unit="nats",
-    ),
-    "frechet": Definition(
-        "Fréchet distance between Gaussians fitted to features",
-        "|m_X - m_Y|² + tr(C_X + C_Y - 2 (C_X C_Y)^(1/2))",
-        "lower",
-        "Biased upwards for few images, so compare at the same number only. The name contains the "
-        "feature space.",
-        unit="squared unit of the features",
-        headline=True,
-    ),
-    "precision": Definition(
-        "share of samples within the neighbourhoods of real images",
-        "share of x_i nearer to some y_j than the third neighbour of y_j",
-        "higher",
-        _NEIGHBOURS,
-    ),
-    "recall": Definition(
-        "share of real images within the neighbourhoods of samples",
-        "share of y_j nearer to some x_i than the third neighbour of x_i",
-        "higher",
-        _NEIGHBOURS,
-    ),
-    "top_probability": Definition(
-        "mean probability of the most probable class",
-        "E max_c p(c | x)",
-        "higher",
-        _CLASSES,
-    ),
-    "smallest_class_share": Definition(
-        "share of the rarest class among the samples",
-        "smallest share over the classes",
-        "higher",
-        _CLASSES,
-    ),
-    "class_accuracy": Definition(
-        "share of samples that a classifier assigns to the class that they were drawn for",
-        "share of i with argmax_c p(c | x_i) = y_i",
-        "higher",
-        "By a classifier of real images, on all samples of a run with network.by_class. Real data: "
-        "accuracy of the classifier on held-out images.",
-    ),
-    "memorisation_auc": Definition(
-        "probability that a sample is nearer to the training set than a held-out image",
-        "area under the ROC curve of distances to the nearest training image",
-        None,
-        "0.5: as near as new images. 1: copies.",
-    ),
-    "target_share": Definition(
-        "share of translated images that a classifier assigns to the target",
-        "share of predictions that are the target",
-        "higher",
-        "By a support-vector classifier of pixels. An image that fools it counts as well, so read "
-        "it next to the pictures.",
-        headline=True,
-    ),
-    "own_source_nearest_share": Definition(
-        "share of translated images whose nearest source is their own",
-        "share of i with argmin_j |x_i - s_j| = i",
-        "higher",
-        "Distances of pixels. Real data: 1 / N, the score of images unrelated to the sources.",
-    ),
-    "distance_to_own_source": Definition(
-        "distance between a translated image and its source",
-        "mean over i of |x_i - s_i|",
-        None,
-        "For real images of the target: distance to a source image at random.",
-        unit="pixel values in [-1, 1], root mean square",
-    ),
-    "fid": Definition(
-        "Fréchet distance in the features of the Inception network",
-        "as frechet",
-        "lower",
-        "Of the network of torch-fidelity, against the training set (translation: held-out images "
-        "of the target).",
-        unit="squared unit of the features",
-        headline=True,
-    ),
-}
+_FILE = Path(__file__).with_suffix(".toml").read_text("utf-8")
+DEFINITIONS = {name: Definition(**fields) for name, fields in tomllib.loads(_FILE).items()}
 
 
 class Estimate(NamedTuple):
@@ -170,7 +47,6 @@ class Metric(NamedTuple):
 
     @property
     def value(self) -> float:
-        """Mean over draws."""
         return self.samples.value
 
     @property
@@ -182,7 +58,12 @@ Metrics = dict[str, Metric]
 NOTE = "Mean ± standard deviation over draws of the given number of samples."
 _NOTHING = "-"  # The text of a value that is unknown or not meaningful.
 _ROUNDING = 1e-9  # Relative rounding error.
-_GOOD, _FAIR = 0.1, 0.5  # Largest parts of the way from real data to the prior.
+# The largest part of the way from real data to the prior, the grade, and its words.
+_GRADES = (
+    (0.1, "Good", "close to real data"),
+    (0.5, "Fair", "nearer to real data than to the {}"),
+    (math.inf, "Poor", "far from real data"),
+)
 _SPREADS = 2.0  # Within this many standard deviations of real data, samples score as they do.
 
 
@@ -219,7 +100,7 @@ def to_json(metrics: Metrics) -> dict[str, dict[str, Any]]:
     """Returns metrics as values for JSON; `[name]["value"]` is the mean over draws."""
     stored: dict[str, dict[str, Any]] = {}
     for name, m in metrics.items():
-        stored[name] = {"definition": m.definition, "direction": m.defined.direction}
+        stored[name] = {"definition": m.definition}
         for keys, side in zip(_SIDES, (m.samples, m.prior, m.real), strict=True):
             stored[name] |= zip(keys, side or (None, None), strict=True)
     return stored
@@ -264,68 +145,56 @@ def verdict(metrics: Metrics, start: str = "prior") -> str:
     for m in headlines:
         if not math.isfinite(m.value):
             return f"No verdict: {m.name} is not a finite number."
-    compared = [m for m in headlines if m.prior and m.real]
-    if not any(_gap(m) for m in compared):
+    placed = [(_position(m, m.prior, m.real), m) for m in headlines if m.prior and m.real]
+    if not any(_gap(m, m.prior, m.real) for _, m in placed if m.prior and m.real):
         return f"No verdict: no headline metric distinguishes real data from the {start}."
-    worst = max(compared, key=position)
-    where = position(worst)
+    where, worst = max(placed, key=lambda pair: pair[0])
     if where <= 0.0:
-        names = " and ".join(m.name for m in compared)
+        names = " and ".join(m.name for _, m in placed)
         judged = f"Good: by {names}, samples cannot be distinguished from real data"
     else:
-        grade = "Good" if where <= _GOOD else "Fair" if where <= _FAIR else "Poor"
-        words = {
-            "Good": "close to real data",
-            "Fair": f"nearer to real data than to the {start}",
-            "Poor": "far from real data",
-        }
-        judged = f"{grade}: samples are {words[grade]}, by {worst.name}"
-        judged += ", in which they are worst" * (len(compared) > 1)
+        grade, words = next((g, words) for most, g, words in _GRADES if where <= most)
+        judged = f"{grade}: samples are {words.format(start)}, by {worst.name}"
+        judged += ", in which they are worst" * (len(placed) > 1)
     samples, prior, real = _texts(worst)
     return f"{judged} ({samples}; real data {real}; {start} {prior})."
 
 
-def position(m: Metric) -> float:
+def _position(m: Metric, prior: Estimate, real: Estimate) -> float:
     """Returns where samples are on the way from real data (0) to the prior, or to `far` (1).
 
     At most 0 means that they score as real data do, within the spread of these. It is infinite for
     samples that do not, if the metric cannot distinguish the prior from real data.
     """
-    if m.prior is None or m.real is None:
-        raise ValueError(f"{m.name} has no values of the prior and real data")
-    excess = _sign(m) * (m.value - m.real.value)
-    if excess <= _SPREADS * (m.real.spread or 0.0) + _ROUNDING * abs(m.real.value):
+    excess = -(m.value - real.value) if m.defined.direction == "higher" else m.value - real.value
+    if excess <= _SPREADS * (real.spread or 0.0) + _ROUNDING * abs(real.value):
         return min(0.0, excess)
-    return excess / min(gap, m.defined.far) if (gap := _gap(m)) else math.inf
+    gap = _gap(m, prior, real)
+    return excess / min(gap, m.defined.far) if gap else math.inf
 
 
-def _gap(m: Metric) -> float:
+def _gap(m: Metric, prior: Estimate, real: Estimate) -> float:
     """Returns by how much real data score better than the prior; 0 if that is not significant."""
-    if m.prior is None or m.real is None:
-        return 0.0
-    gap = _sign(m) * (m.prior.value - m.real.value)
-    noise = math.hypot(m.prior.spread or 0.0, m.real.spread or 0.0)
+    gap = prior.value - real.value
+    gap = -gap if m.defined.direction == "higher" else gap
+    noise = math.hypot(prior.spread or 0.0, real.spread or 0.0)
     return gap if _SPREADS * noise < gap < math.inf else 0.0
-
-
-def _sign(m: Metric) -> float:
-    return -1.0 if m.defined.direction == "higher" else 1.0
 
 
 def _texts(m: Metric) -> list[str]:
     """Returns the texts of the samples, the prior and real data, with as many digits as matter."""
-    sides = (m.samples, m.prior, m.real)
-    # A single value has as many digits as its spread would allow, which is that of real data.
-    usual = m.real.spread if m.real else None
-    return [_NOTHING if side is None else _text(side, usual) for side in sides]
-
-
-def _text(side: Estimate, usual: float | None) -> str:
-    # Draws that reuse all samples differ only by rounding errors, which are not a spread.
-    value, spread = side.value, side.spread or 0.0
-    if spread <= _ROUNDING * abs(value):
-        return format_value(value, usual)
-    return f"{format_value(value, spread)} ± {format_value(spread, spread)}"
+    texts = []
+    for side in (m.samples, m.prior, m.real):
+        value, spread = side or (math.nan, None)
+        if side is None:
+            texts.append(_NOTHING)
+        # Draws that reuse all samples differ only by rounding errors, which are not a spread.
+        elif (spread or 0.0) <= _ROUNDING * abs(value):
+            # It has as many digits as the spread of real data allows.
+            texts.append(format_value(value, m.real and m.real.spread))
+        else:
+            texts.append(f"{format_value(value, spread)} ± {format_value(spread or 0.0, spread)}")
+    return texts
 
 
 def format_value(value: float, spread: float | None = None) -> str:
@@ -333,6 +202,9 @@ def format_value(value: float, spread: float | None = None) -> str:
     if not spread or not math.isfinite(value) or not math.isfinite(spread):
         return f"{value:.3g}"
     decimals = 1 - math.floor(math.log10(spread))
+    if value:  # With at least two and at most five digits.
+        size = math.floor(math.log10(abs(value)))
+        decimals = min(decimals, 4 - size)
     if decimals > 6 or abs(value) >= 1e6:
         return f"{value:.3g}"
     return f"{round(value, decimals):,.{max(decimals, 0)}f}"

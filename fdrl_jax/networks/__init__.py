@@ -20,3 +20,4 @@ __all__ = [
     "resnet",
     "update_vectors",
 ]
+__dir__ = __all__.copy

@@ -23,7 +23,7 @@ On GPU and TPU, the three maps are JAX's own, which their compilers recognise. O
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +33,8 @@ from jax import lax
 Array = jax.Array
 _Pair = tuple[Array, ...]
 _Size = tuple[int, int]
+# Stride, size of the input and of the kernel, which two operands do not determine of the third.
+_Geometry = tuple[int, tuple[int, ...], int]
 _OPERANDS = {"g": ("x", "w"), "x": ("g", "w"), "w": ("x", "g")}  # Of the map to each array.
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 _CONTRACTION = 32
@@ -60,12 +62,12 @@ def convolve(x: Array, kernel: Array, stride: int = 1) -> Array:
         raise ValueError(f"kernel must be square with an odd size, got {kernel.shape[:2]}")
     if stride < 1:
         raise ValueError(f"stride must be at least 1, got {stride}")
-    geometry = _Geometry(stride, x.shape[1:3], kernel.shape[0])
+    geometry = stride, x.shape[1:3], kernel.shape[0]
     return _bilinear("g", geometry, *_cast_to_same_axes(x, kernel))
 
 
 def add_bias(y: Array, bias: Array) -> Array:
-    """Adds a number per channel, [C], to images [B, H, W, C], with a gradient fast on CPU."""
+    """Adds a number per channel, [C], to images [B, H, W, C]; its gradient is fast on CPU."""
     y, bias = _cast_to_same_axes(y, bias)
     return y + _spread(y.shape, bias)
 
@@ -89,14 +91,6 @@ def _cast_to_same_axes(*arrays: Array) -> tuple[Array, ...]:
     )
 
 
-class _Geometry(NamedTuple):
-    """What the shapes of two operands do not determine of the third."""
-
-    stride: int
-    size: tuple[int, ...]
-    kernel_size: int
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _bilinear(wanted: str, geometry: _Geometry, *operands: Array) -> Array:
     """Computes one of the three maps of the other two arrays.
@@ -106,22 +100,19 @@ def _bilinear(wanted: str, geometry: _Geometry, *operands: Array) -> Array:
     """
     stride, size, kernel_size = geometry
 
-    def default(a: Array, b: Array) -> Array:
-        if wanted == "g":
-            return _plain(a, b, stride)
-        if wanted == "x":
-            shape = (a.shape[0], *size, b.shape[2])
-            return _transposed(lambda x: _plain(x, b, stride), shape, a)
-        shape = (kernel_size, kernel_size, a.shape[3], b.shape[3])
-        return _transposed(lambda w: _plain(a, w, stride), shape, b)
+    def of_input(g: Array, w: Array) -> Array:
+        shape = (g.shape[0], *size, w.shape[2])
+        return _transposed(lambda x: _plain(x, w, stride), shape, g)
 
-    def cpu(a: Array, b: Array) -> Array:
-        if wanted == "g":
-            return _output(a, b, stride)
-        if wanted == "x":
-            return _input_gradient(a, b, stride, size)
-        return _kernel_gradient(a, b, stride, kernel_size)
+    def of_kernel(x: Array, g: Array) -> Array:
+        shape = (kernel_size, kernel_size, x.shape[3], g.shape[3])
+        return _transposed(lambda w: _plain(x, w, stride), shape, g)
 
+    cpu, default = {
+        "g": (lambda x, w: _output(x, w, stride), lambda x, w: _plain(x, w, stride)),
+        "x": (lambda g, w: _input_gradient(g, w, stride, size), of_input),
+        "w": (lambda x, g: _kernel_gradient(x, g, stride, kernel_size), of_kernel),
+    }[wanted]
     result: Array = lax.platform_dependent(*operands, cpu=cpu, default=default)
     return result
 
@@ -276,8 +267,8 @@ def _products(x: Array, g: Array, stride: int, kernel_size: int) -> Array:
     shifts. A row `stride * i + phase` of `x` meets the row `i - d` of `g` through the tap `t` with
     `stride * d = t - k // 2 - phase`.
 
-    The products have the type of the images. XLA accumulates them in float32 in any case. With
-    float32 results, it would convert bfloat16 operands first, and oneDNN would multiply in float32.
+    The products have the type of the images: with float32 results, XLA would convert bfloat16
+    operands first. It accumulates in float32 in any case.
     """
     channels, features, before = x.shape[3], g.shape[3], kernel_size // 2
     stop, taps, zero = (g.shape[2] - 1) * stride + 1, range(kernel_size), jnp.zeros((), x.dtype)

@@ -10,6 +10,9 @@ from jax.typing import DTypeLike
 
 from fdrl_jax.networks.layers import Conv, activate
 
+__all__ = ["Denoiser"]
+__dir__ = __all__.copy
+
 _NAME = "denoiser"  # Of its parameters, next to those of the layers of an estimator.
 
 

@@ -11,6 +11,7 @@ from fdrl_jax.networks._convolution import add_bias, convolve, matmul
 from fdrl_jax.networks.spectral import normalised
 
 __all__ = ["MLP", "Conv", "Dense", "SelfAttention", "activate"]
+__dir__ = __all__.copy
 
 # U(-1/sqrt(fan_in), 1/sqrt(fan_in)), as in the reference implementation.
 _init_kernel = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")

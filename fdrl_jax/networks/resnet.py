@@ -12,6 +12,7 @@ from fdrl_jax import _checks
 from fdrl_jax.networks.layers import Conv, Dense, SelfAttention, activate
 
 __all__ = ["SPECS", "ResNet", "ResNetSpec", "resnet"]
+__dir__ = __all__.copy
 
 
 class ResNetSpec(NamedTuple):

@@ -20,6 +20,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 
 __all__ = ["prepare", "update_vectors"]
+__dir__ = __all__.copy
 
 _COLLECTION = "spectral"
 _DIVIDED = "divided"  # Replaces the vectors of a kernel that has been divided already.

@@ -23,7 +23,8 @@ from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
 from fdrl_jax import _keys, _prior_fit, networks, priors
-from fdrl_jax._checks import check_count, check_name, nearest, one_or_nan
+from fdrl_jax._arrays import as_floating
+from fdrl_jax._checks import check_count, check_name, check_number, nearest, one_or_nan
 from fdrl_jax.method import FDRL
 from fdrl_jax.priors import Prior
 from fdrl_jax.training import samplers
@@ -31,6 +32,7 @@ from fdrl_jax.training.problem import Constants, Estimator, Problem
 from fdrl_jax.training.state import Variables
 
 __all__ = ["Sampler", "pretrained"]
+__dir__ = __all__.copy
 
 Array = jax.Array
 Labels = ArrayLike | str | Sequence[str]
@@ -41,15 +43,9 @@ _MAX_PIXEL = 3.0  # More than noisy images in [-1, 1] have, and less than bytes.
 _MAX_STEPS, _MAX_SIZE = 100_000, 10**7  # Of a flow, and numbers of a sample.
 
 
-def __dir__() -> list[str]:
-    return __all__
-
-
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Sampler:
     """A trained density ratio with the prior and the flow that it was trained for.
-
-    It draws samples, and its parts are open to everything else in this package:
 
         sampler = fdrl.pretrained("mnist")
         images = sampler(key, 64)
@@ -125,10 +121,9 @@ class Sampler:
     def log_ratio(self, x: Array, labels: Labels | None = None) -> Array:
         """Returns the estimate of `log q~/p` at `x`, [B, ...] to [B]: 0 where samples match data.
 
-        A ratio below 1e-6, which a network trained with LSIF may return, counts as 1e-6. The ratio
-        is that of data with the noise of training, `config["settings"]["data.dequantisation"]`. Add
-        it to clean images, and to samples of a sampler with a denoiser. A sampler that has a ratio
-        for each class needs the `labels` of `x`.
+        The ratio is that of data with the noise of training, `config["settings"]` under
+        "data.dequantisation". Add it to clean images, and to denoised samples. A ratio below 1e-6
+        counts as 1e-6. A sampler that has a ratio for each class needs the `labels` of `x`.
 
         Raises:
           ValueError: for other shapes, bytes, or images far outside of [-1, 1]; if labels are
@@ -143,13 +138,12 @@ class Sampler:
             raise ValueError(
                 f"x must be floating-point numbers, [B, {shape}], got {x.dtype} of shape {x.shape}"
             )
-        if self._has_images and not isinstance(x, jax.core.Tracer) and x.size:
-            low, high = float(x.min()), float(x.max())
-            if low < -_MAX_PIXEL or high > _MAX_PIXEL:
-                raise ValueError(
-                    f"x must be images in [-1, 1], got values from {low:.3g} to {high:.3g}: "
-                    "x / 127.5 - 1 maps bytes to it"
-                )
+        is_known = self._has_images and not isinstance(x, jax.core.Tracer)
+        if is_known and (largest := float(jnp.max(jnp.abs(x), initial=0.0))) > _MAX_PIXEL:
+            raise ValueError(
+                f"x must be images in [-1, 1], got {largest:.3g}: x / 127.5 - 1 maps bytes to it"
+            )
+        x = as_floating(x)
         x = jnp.asarray((x - self.shift) / self.scale, x.dtype)
         output = self._apply(self.variables, x, *self._labels(len(x), labels).values())
         is_log = self.method.output == "log_ratio"
@@ -164,8 +158,7 @@ class Sampler:
     def estimator(self) -> Callable[[Array], Array]:
         """The network with its variables, `x [B, ...] -> [B]`, which returns `method.output`.
 
-        If it has a ratio for each class, `(x, labels [B]) -> [B]`. It is a pytree of its arrays, so
-        that `method.sample` compiles a flow along it once.
+        If it has a ratio for each class, `(x, labels [B]) -> [B]`. It is a pytree of its arrays.
         """
         bound: Callable[[Array], Array] = Partial(  # type: ignore[no-untyped-call]
             self.problem.estimator.apply, self.variables
@@ -205,10 +198,8 @@ class Sampler:
         self, what: str, key: Array, num: int, labels: Labels | None, batch_size: int = 500
     ) -> Array:
         """Draws "prior", "refined" or "path" in batches, all of the same size."""
-        for name, value in (("num_samples", num), ("batch_size", batch_size)):
-            check_count(name, value)
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        check_count("num_samples", num, 1)
+        check_count("batch_size", batch_size, 1)
         if self.config["prior"]["name"] == "batch":
             raise ValueError(
                 "this sampler starts from images, not from a prior: "
@@ -219,16 +210,10 @@ class Sampler:
         batch = {name: jnp.resize(a, (padded,)) for name, a in self._labels(num, labels).items()}
         batch["position"] = jnp.arange(padded)
         constants = Constants((), self.prior_params)
-        parts = [
-            self._run(
-                what,
-                _keys.typed(key),
-                self.variables,
-                constants,
-                {name: a[first : first + size] for name, a in batch.items()},
-            )
-            for first in range(0, padded, size)
-        ]
+        arguments, parts = (what, _keys.typed(key), self.variables, constants), []
+        for first in range(0, padded, size):
+            part = {name: a[first : first + size] for name, a in batch.items()}
+            parts.append(self._run(*arguments, part))
         axis = 1 if what == "path" else 0
         x = jax.lax.slice_in_dim(jnp.concatenate(parts, axis), 0, num, axis=axis)
         return jnp.asarray(self.scale * x + self.shift, x.dtype)
@@ -339,6 +324,7 @@ def _load(folder: Path) -> Sampler:
         raise ValueError(f"event_shape must be positive sizes, got {event_shape}")
     if not all(isinstance(name, str) for name in classes):
         raise ValueError(f"the names of classes must be text, got {classes}")
+    check_number("step_size", config["flow"]["step_size"], above_zero=True)
     method = FDRL(loss=config["loss"], divergence=config["divergence"], **config["flow"])
     if method.num_steps + method.num_refine_steps > _MAX_STEPS:
         raise ValueError(f"the flow has more than {_MAX_STEPS:,} steps")

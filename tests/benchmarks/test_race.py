@@ -72,12 +72,11 @@ def test_a_contestant_trains_for_its_budget_and_draws(method, images, small, tmp
     assert trained.num_steps >= 1
     assert trained.training.settings.train.num_steps == trained.num_steps  # Of its schedule.
     assert int(trained.state.step) == trained.num_steps
-    rows = contestant.samplers(trained.training)
-    expected = {"fdrl": {"prior": 0, "fdrl": 9}, "coupled": {"coupled_3": 3}}
-    passes = {name: number for name, (number, _) in rows.items()}
-    assert passes == expected.get(method, {"flow_matching_3": 3})
-    for _, sampler in rows.values():
-        pixels, milliseconds = training.draw(contestant, trained, sampler, 20)
+    entries = contestant.entries(trained.training)
+    expected = {"fdrl": [("prior", "evaluations", 0), ("fdrl", "gradients", 3)]}
+    assert [entry[:3] for entry in entries] == expected.get(method, [(method, "evaluations", 3)])
+    for entry in entries:
+        pixels, milliseconds = training.draw(contestant, trained, entry.sampler, 20)
         assert (pixels.shape, pixels.dtype) == ((20, 8, 8, 1), np.uint8)
         assert milliseconds > 0
         if method != "flow_matching":  # They start from dark and from bright images.
@@ -110,6 +109,10 @@ def test_the_integrator_follows_the_velocity_and_ends_with_the_expected_image(nu
         methods.integrator(velocity, start, 4, stop=0.02)
 
 
+JUDGE = {"frechet_classifier": "classifier of mnist, 90.00% correct"}
+NAMES = {**JUDGE, "frechet_public": "public network, 32 raw samples"}
+
+
 def features(pixels):
     """Mean level and contrast, in place of those of networks."""
     return np.stack([pixels.mean(axis=(1, 2, 3)), pixels.std(axis=(1, 2, 3))], -1) / 255.0
@@ -124,7 +127,7 @@ def test_the_judges_rank_real_images_before_noise(images):
     _, split = images
     reference = split.reference.pixels
     of_reference = classify(reference / 127.5 - 1.0)[1]
-    opened = judges.Judges(classify, 1.0, of_reference, features, features(reference))
+    opened = judges.Judges(classify, 1.0, of_reference, features, features(reference), NAMES)
     real, noise = opened.figures(split.judge.pixels), opened.figures(np.zeros_like(reference))
     assert (noise["min_share"], noise["max_share"]) == (0.0, 1.0)
     assert real["min_share"] > 0.3
@@ -132,45 +135,54 @@ def test_the_judges_rank_real_images_before_noise(images):
         assert real[metric] < 0.1 * noise[metric]
 
 
-def test_a_race_writes_its_lines_once_and_prints_the_table(
-    images, small, tmp_path, monkeypatch, capsys
-):
+def test_a_race_writes_its_lines_once_and_prints_the_table(images, tmp_path, monkeypatch, capsys):
     _, split = images
     of_reference = classify(split.reference.pixels / 127.5 - 1.0)[1]
-    opened = judges.Judges(classify, 0.9, of_reference, None, None)
+    opened = judges.Judges(classify, 0.9, of_reference, None, None, JUDGE)
+    entries = [
+        methods.Entry("prior", "evaluations", 0, 9),
+        methods.Entry("fdrl", "gradients", 3, 5),
+    ]
+    contestant = methods.Contestant(None, 0.0, lambda trained: entries)
     monkeypatch.setattr(judges, "open_judges", lambda *_: opened)
-    settings = [f"{key}={value}" for key, value in small.items()]
+    monkeypatch.setattr(methods, "build", lambda *_: contestant)
+    trained = training.Trained(None, None, 12, 0.5)
+    monkeypatch.setattr(training, "train", lambda contestant, budget: trained)
+    pixels = split.contestants.pixels
+    monkeypatch.setattr(training, "draw", lambda _, __, shift, num: (pixels[:num] + shift, 0.1))
     results = tmp_path / "results.jsonl"
-    command = [f"--cache={tmp_path}", f"--results={results}", "--num_samples=32"]
-    command += [f"--data={images[0]}", "--budgets", "0.5", "--set", *settings]
-    program.main([*command, "--methods", "flow_matching"])
+    command = [f"--cache={tmp_path}", f"--results={results}", f"--data={images[0]}"]
+    command += ["--num_samples=32", "--budgets", "0.5", "--methods", "fdrl"]
+    program.main(command)
     lines = [json.loads(line) for line in results.read_text().splitlines()]
-    figures = ["top_probability", "min_share", "max_share", "frechet_classifier"]
-    assert [line["metric"] for line in lines] == figures
-    of_all = ("task", "method", "seed", "machine", "budget", "value", "prior", "real", "command")
-    assert all(line.keys() >= {*of_all, "commit", "steps", "passes"} for line in lines)
-    assert (tmp_path / "mnist" / "flow_matching_3-0.5-1.png").exists()
-    table = capsys.readouterr().out.splitlines()[-2:]
+    needed = ("task", "method", "metric", "value", "seed", "machine", "budget", "judge", "real")
+    for line in lines:
+        assert line.keys() >= {*needed, "prior", "commit", "command", "steps", "ms_per_sample"}
+        assert len(line["also"]["class shares"]) == 3  # Of samples, the prior and real images.
+    assert lines[0]["prior"] == lines[0]["value"] == lines[1]["prior"] != lines[1]["value"]
+    assert (tmp_path / "mnist" / "fdrl-3-0.5-1.png").exists()
+    table = capsys.readouterr().out.splitlines()[-3:]
     assert table[0].startswith("| real images |  | 1.000 |")
-    assert table[1].startswith("| flow_matching_3 (width=8, num_blocks=1")
+    assert table[1].startswith("| prior and denoiser, no flow | 0, 0.1 | 1.000 |")
+    assert table[2].startswith("| FDRL | 9, 0.1 | 1.000 |")
     monkeypatch.setattr(methods, "build", None)  # A second run would fail.
-    program.main([*command, "--methods", "flow_matching"])
-    assert len(results.read_text().splitlines()) == len(lines)
+    program.main(command)
+    assert len(results.read_text().splitlines()) == len(lines) == 2
 
 
 def test_means_are_over_seeds_of_one_machine():
-    row = {"task": "mnist", "method": "fdrl", "budget": 600.0, "machine": "a", "settings": {}}
-    row |= {"passes": 54, "milliseconds": 5.0, "real": 0.05, "metric": "frechet_classifier"}
-    rows = [row | {"seed": seed, "value": value} for seed, value in ((1, 0.2), (2, 0.4))]
-    rows.append(row | {"seed": 1, "value": 9.0, "machine": "b"})
-    shares = [
-        row | {"metric": name, "value": 0.1, "seed": 1} for name in ("min_share", "max_share")
-    ]
-    shares.append(row | {"metric": "top_probability", "value": 0.9, "seed": 1})
-    table = page.table(rows[:2] + shares)
-    assert "| fdrl | 54, 5.0 | 0.900 | 10.0% to 10.0% | 0.3 (0.2, 0.4) |  |" in table
-    others = [{**row, "machine": "b"} for row in shares]
-    assert "| 9 |" in page.table([*rows, *shares, *others])
+    def rows(value: float, **changes) -> list:
+        of_run = {"task": "MNIST", "method": "FDRL", "budget": "600 CPU s", "machine": "a"}
+        of_run |= {"gradients": 18, "ms_per_sample": 5.0, **changes}
+        found = dict.fromkeys(NAMES, value)
+        found |= {"top_probability": 0.9, "min_share": 0.1, "max_share": 0.2}
+        return page.rows(of_run, found, {**found, "frechet_classifier": 34.0}, found, NAMES)
+
+    found = [*rows(0.2, seed=1), *rows(0.4, seed=2), *rows(9.0, seed=1, machine="b")]
+    assert [row["prior"] for row in found[:2]] == [34.0, 0.2]
+    line = "| FDRL | 54, 5 | 0.900 | 10.0% to 20.0% | 0.3 (0.2, 0.4) | 0.3 (0.2, 0.4) |"
+    assert line in page.table(found)
+    assert "| FDRL | 54, 5 | 0.900 | 10.0% to 20.0% | 9 | 9 |" in page.table(found)
 
 
 def test_a_zip_without_classes_is_refused(tmp_path):

@@ -123,6 +123,34 @@ def test_the_exact_ratio_of_shifted_gaussians_moves_the_source_to_the_target():
     np.testing.assert_allclose(fdrl.flow(KEY, START, kl, **options), START + 1.0, atol=1e-5)
 
 
+@pytest.mark.parametrize("prior_variance", [0.3, 4.0])
+def test_with_an_exact_ratio_training_comes_to_rest_at_tempered_data(prior_variance):
+    # Lemma 1 in one dimension: p = N(0, 1.5), and all distributions are Gaussians with mean 0.
+    data_variance, step_size, entropy_weight = 1.5, 0.05, 0.3
+
+    @jax.jit
+    def flowed_variance(key, variance):
+        start, noise = jax.random.split(key)
+        x0 = jnp.sqrt(prior_variance) * jax.random.normal(start, (1_500, 1))
+        curvature = 1.0 / data_variance - 1.0 / variance  # Of log r = log(q~ / p).
+        x = fdrl.flow(
+            noise,
+            x0,
+            lambda x: 0.5 * curvature * jnp.sum(x**2, axis=-1),
+            num_steps=600,
+            step_size=step_size,
+            noise_scale=(2.0 * step_size * entropy_weight) ** 0.5,
+        )
+        return jnp.mean(x**2)
+
+    variance = prior_variance
+    for i in range(25):  # The estimator follows the flowed samples slowly, as in training.
+        reached = min(float(flowed_variance(jax.random.key(i), variance)), 10.0)
+        variance = variance**0.9 * reached**0.1
+    # That of p^(1 / (1 + gamma)).
+    assert variance == pytest.approx((1.0 + entropy_weight) * data_variance, rel=0.1)
+
+
 def test_gradients_through_the_flow_are_the_closed_forms():
     curvature, step_size = jnp.array([0.5, 2.0]), 0.1
 

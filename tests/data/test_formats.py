@@ -75,15 +75,8 @@ def test_npz_arrays_have_labels_and_a_held_out_part(tmp_path):
     np.testing.assert_array_equal(stored(source), pixels[:6])
     np.testing.assert_array_equal(source.labels.train, np.arange(6) % 2)
     assert all_images(source) == expected(9)
-
-
-def test_other_labels_or_pixels_of_an_npz_are_other_data(tmp_path):
-    pixels, labels = np.stack([picture(8, 8, i) for i in range(9)]), np.arange(9) % 2
-    found = set()
-    for images, classes in ((pixels, labels), (pixels + 1, labels), (pixels, 1 - labels)):
-        np.savez(tmp_path / "a.npz", images=images, labels=classes)
-        found.add(open_npz(tmp_path / "a.npz").identity)
-    assert len(found) == 3
+    np.savez(tmp_path / "a.npz", **{**arrays, "labels": 1 - arrays["labels"]})
+    assert open_npz(tmp_path / "a.npz").identity != source.identity
 
 
 def test_renamed_images_are_other_data_and_touched_ones_have_another_fingerprint(tmp_path):
@@ -110,19 +103,6 @@ def test_a_bad_file_is_named_with_the_reason(make, reason, tmp_path):
     write_folder(tmp_path, [*numbered(FINE, "train/"), *numbered(2, "test/")])
     make(tmp_path / "train" / "z.png")
     with pytest.raises(DataError, match=rf"train/z.*({reason})|{reason}.*train/z"):
-        open_folder(tmp_path)
-
-
-def test_links_to_other_folders_are_followed(tmp_path):
-    write_folder(tmp_path / "elsewhere", numbered(FINE))
-    (tmp_path / "images").mkdir()
-    (tmp_path / "images" / "link").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
-    assert all_images(open_folder(tmp_path / "images")) == expected(FINE)
-
-
-def test_a_folder_without_images_is_named(tmp_path):
-    (tmp_path / "readme.txt").write_text("not an image")
-    with pytest.raises(DataError, match=f"{tmp_path}: no images found; images are .png"):
         open_folder(tmp_path)
 
 

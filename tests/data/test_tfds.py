@@ -39,11 +39,6 @@ def test_a_split_without_labels_has_no_class(prepared, monkeypatch):
     assert len(source.held_out(10, 0)) == 2
 
 
-def test_a_set_is_found_where_tfds_keeps_it(prepared, monkeypatch):
-    monkeypatch.setenv("TFDS_DATA_DIR", str(prepared))
-    assert load(Data(name="tfds:glyphs", image_size=4)).event_shape == (4, 4, 3)
-
-
 def test_a_damaged_set_is_named(prepared, tmp_path):
     shutil.copytree(prepared, tmp_path / "copy")
     for path in (tmp_path / "copy").rglob("*-train.*"):

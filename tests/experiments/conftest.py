@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from small_runs import SMALL_RESNET, command, start
 
-from experiments import run, settings
+from experiments import experiment, run, settings
 from experiments.run import Run
 from experiments.settings import Settings
 
@@ -21,7 +21,9 @@ def tiny() -> Callable[..., Settings]:
 
     def config(name: str = "swissroll", changes: dict[str, Any] | None = None) -> Settings:
         values = command("dry_run", None, f"{name}:tiny", changes).config
-        return settings.from_config(values)
+        found = settings.from_config(values)
+        shape = (2,) if found.network.name == "mlp" else (8, 8, 1)
+        return experiment.for_shape(found, shape)
 
     return config
 
@@ -53,7 +55,7 @@ def _trained_once(image_folder, tmp_path_factory) -> Callable[[str], Path]:
                 changes = {"data.dir": image_folder, "data.image_size": 8, **SMALL_RESNET}
             if name == "by_class":
                 # A denoiser after so few steps would hide what the flow does.
-                changes = {"network.by_class": True, "network.denoiser_width": 0}
+                changes = {"network.by_class": True, "network.denoiser_width": 0, **SMALL_RESNET}
                 config = "digits:tiny"
             mode = "train"
             if name == "digits_classifier":

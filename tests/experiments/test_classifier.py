@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import adversarial, classifier, experiment, run, settings
+from experiments import adversarial, classifier, run, settings
 from experiments.data import load
 from experiments.errors import UserError
 from experiments.files import sha256_of_arrays
@@ -81,20 +81,19 @@ def test_data_without_classes_are_refused(name):
 
 
 def test_images_of_one_class_are_refused(tiny):
-    one = {"data.source_class": "3", "data.target_class": "8"}
-    wanted = tiny("digits_classifier", one)
+    wanted = tiny("classifier", {"data.source_class": "3", "data.target_class": "8"})
     with pytest.raises(UserError, match="training images of at least two classes"):
         classifier.build(wanted, load(wanted.data))
 
 
 def test_the_step_attacks_and_shifts_its_images_and_learns(tiny):
-    wanted = tiny("digits_classifier", {"augment.max_shift": 1, "attack.epsilon": 0.1})
+    wanted = tiny("classifier", {"classifier.max_shift": 1, "classifier.epsilon": 0.1})
     rate = {"optimizer.schedule": "constant", "optimizer.learning_rate": 0.01}
     size = {"train.steps_per_dispatch": 10, "train.batch_size": 32}
-    wider = {"network.width": 16, "attack.num_steps": 1}
+    wider = {"network.width": 16, "classifier.attack_steps": 1}
     wanted = settings.replace(wanted, {**rate, **size, **wider})
     training = classifier.build(wanted, load(wanted.data))
-    constants = experiment.on_devices(training.constants)
+    constants = parallel.replicate(training.constants)
     state = parallel.replicate(training.init_state())
     run_steps = parallel.map_steps(training.repeated_step())
     losses = []
@@ -105,7 +104,7 @@ def test_the_step_attacks_and_shifts_its_images_and_learns(tiny):
     found = classifier.accuracy(training, parallel.unreplicate(state))
     assert found["robust_accuracy"] <= found["clean_accuracy"]
     assert found["num_images"] == len(training.source.labels.held_out)
-    assert found["robust_at_epsilon"] == wanted.attack.epsilon
+    assert found["robust_at_epsilon"] == wanted.classifier.epsilon
 
 
 def test_features_are_the_input_of_the_last_affine_map():

@@ -95,6 +95,7 @@ def test_a_rank_above_the_size_of_an_example_is_rejected(tiny):
         prior.choose(wanted.prior, load(wanted.data), None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("by_class", "shape"), [(False, (3,)), (True, (10, 20))])
 def test_a_run_with_as_many_components_as_fit_is_resumed(tmp_path, monkeypatch, by_class, shape):
     monkeypatch.setattr(_prior_fit, "_MIN_CLUSTERS", 2)

@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -17,8 +18,9 @@ from experiments import log
 _LIMIT_SECONDS = 180  # Far more than any command needs, also on a busy machine.
 
 
-def run_with_two_processes(output, *flags):
-    """Runs a command of the program in two processes, and checks that both end without an error."""
+@contextlib.contextmanager
+def two_processes(output, *flags):
+    """Starts a command of the program in two processes, which write what they print to files."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
@@ -37,10 +39,53 @@ def run_with_two_processes(output, *flags):
             )
             stack.callback(process.kill)
             processes.append(process)
+        yield processes
+
+
+def run_with_two_processes(output, *flags):
+    """Runs a command of the program in two processes, and checks that both end without an error."""
+    with two_processes(output, *flags) as processes:
         codes = [process.wait(_LIMIT_SECONDS) for process in processes]
     printed = [output.with_suffix(f".{i}").read_text() for i in range(2)]
     assert codes == [0, 0], printed
     return printed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [0, 1])
+def test_if_one_process_is_killed_the_other_one_ends_in_a_line(killed, tmp_path):
+    output, folder = tmp_path / "output", tmp_path / "run"
+    flags = ("--config=swissroll:tiny", f"--workdir={folder}", "--config.train.num_steps=1000000")
+    with two_processes(output, *flags) as processes:
+        end = time.monotonic() + _LIMIT_SECONDS
+        while not (folder / "metrics.jsonl").exists() and time.monotonic() < end:
+            time.sleep(0.2)
+        processes[killed].kill()
+        assert processes[1 - killed].wait(10) == 1
+    text = output.with_suffix(f".{1 - killed}").read_text()
+    assert (
+        text.strip()
+        .splitlines()[-1]
+        .endswith("error: another process of the run has ended, see its output")
+    )
+
+
+@pytest.mark.slow
+def test_an_error_of_both_and_a_stop_are_no_error_of_another_process(tmp_path):
+    output, folder = tmp_path / "output", tmp_path / "run"
+    flags = ("--config=swissroll:tiny", f"--workdir={folder}")
+    with two_processes(output, *flags, "--config.train.batch_size=15") as processes:
+        assert [process.wait(_LIMIT_SECONDS) for process in processes] == [2, 2]
+    assert not folder.exists()
+    with two_processes(output, *flags, "--config.train.num_steps=1000000") as processes:
+        end = time.monotonic() + _LIMIT_SECONDS
+        while not (folder / "metrics.jsonl").exists() and time.monotonic() < end:
+            time.sleep(0.2)
+        time.sleep(1.0)
+        processes[1].terminate()
+        assert [process.wait(_LIMIT_SECONDS) for process in processes] == [4, 4]
+    for i in range(2):
+        assert "is saved. Rerun to resume." in output.with_suffix(f".{i}").read_text()
 
 
 @pytest.mark.slow
