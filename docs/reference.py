@@ -48,7 +48,9 @@ def api_page(module: ModuleType) -> str:
     for name in public_names(module):
         kind = "class" if inspect.isclass(getattr(module, name)) else "function"
         lines.append(f".. auto{kind}:: {title}.{name}")
-        lines += ["   :members:", ""] if kind == "class" else [""]
+        lines += ["   :members:"] if kind == "class" else []
+        lines += ["   :no-index:"] if module is fdrl_jax else []  # Each is on another page, too.
+        lines.append("")
     return "\n".join(lines)
 
 

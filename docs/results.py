@@ -71,15 +71,13 @@ def markdown(table: Row, rows: list[Row]) -> str:
     metric = table["rows"].get("metric", DISTANCE)
     body = []
     for group in groups(table, rows):
-        scores = []
-        for row in group:
-            spread = f" ± {number(row['sd'], 2)}" if "sd" in row else ""
-            scores.append(number(row["value"]) + spread + row.get("unit", ""))
+        spreads = [f" ± {number(row['sd'], 2)}" if "sd" in row else "" for row in group]
+        values = [number(row["value"]) + row.get("unit", "") for row in group]
         gradients, kept = mean(group, "gradients"), mean(group, "kept") or 1.0
         passes = mean(group, "evaluations") or PASSES_PER_GRADIENT * (gradients or 0) / kept
         cells = [number(mean(group, key)) for key in ("prior", "real")]
         cells += [number(passes or None), number(mean(group, "ms_per_sample"), 2)]
-        body.append([group[0]["method"], "; ".join(scores), *cells])
+        body.append([group[0]["method"], "; ".join(map(str.__add__, values, spreads)), *cells])
     header = ["method", metric + (", not an FID" if DISTANCE in metric else ""), *COLUMNS]
     used = [i for i in range(len(header)) if any(cells[i] for cells in body)]
     lines = [f"| {' | '.join(cells[i] for i in used)} |" for cells in [header, *body]]

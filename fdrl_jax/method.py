@@ -274,10 +274,10 @@ def objective(
       penalised: the fraction of both batches that is penalised; the first examples are.
     """
     for name, array in (("real", real), ("x0", x0)):
-        if jnp.result_type(array) in (jnp.uint8, jnp.int8):
+        if getattr(array, "dtype", None) in (jnp.uint8, jnp.int8):
             raise ValueError(
-                f"{name} must be numbers on the scale of the network, such as [-1, 1], got bytes "
-                f"({jnp.result_type(array)}): x / 127.5 - 1 maps pixels to it"
+                f"{name} must be numbers on the scale of the network, such as [-1, 1], got bytes: "
+                "x / 127.5 - 1 maps pixels to it"
             )
     real, x0 = as_floating(real), as_floating(x0)
     if real.shape[1:] != x0.shape[1:] or not (real.size and x0.size):

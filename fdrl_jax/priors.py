@@ -4,10 +4,11 @@ A prior consists of arrays and a pure function. They are separate so that large 
 factor) are passed to compiled functions as arguments and do not become constants.
 """
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +31,8 @@ def __dir__() -> list[str]:
     return __all__
 
 
-class Prior(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class Prior:
     """A source distribution.
 
         x0 = prior(jax.random.split(key, num_samples))
@@ -50,7 +52,7 @@ class Prior(NamedTuple):
     def __call__(self, keys: Array, labels: ArrayLike | None = None) -> Array:
         """Returns samples, [B, ...], one per key, of these labels, [B], if they matter."""
         batch = {} if labels is None else {"label": jnp.asarray(labels)}
-        return self.sample(self.params, keys, batch)
+        return self.sample(jax.tree.map(jnp.asarray, self.params), keys, batch)
 
 
 def normal(event_shape: Sequence[int], scale: float = 1.0) -> Prior:
@@ -167,7 +169,8 @@ def fit(
             examples, num_components, rank, jitter, labels=labels, seed=seed
         )
     params = {k: v for k, v in fitted._asdict().items() if k != "share_held" and v is not None}
-    return mixture(params, event_shape, clip=clip)._replace(share_held=fitted.share_held)
+    made = mixture(params, event_shape, clip=clip)
+    return dataclasses.replace(made, share_held=fitted.share_held)
 
 
 def mixture(

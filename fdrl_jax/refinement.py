@@ -35,7 +35,7 @@ from fdrl_jax.langevin import drift, flow
 __all__ = ["Refined", "keep", "refine"]
 
 Array = jax.Array
-_RELATIVE_STEP = 0.02  # Of the spread of the samples.
+_RELATIVE_STEP = 0.02  # Of the spread of the data.
 _NUM_COMPARED = 2_000  # Samples whose distance to data is measured.
 _MAX_OUTSIDE = 0.05  # The share of refined samples outside of the range of the given ones.
 
@@ -85,7 +85,8 @@ def refine(
       log_ratio: `x [B, ...] -> [B]`, `log q/p` of samples over data.
       real: data, [N, ...]; about 2,000 are enough.
       num_steps: the (largest) number of steps.
-      step_size: `η`; by default, steps whose drift is 2% of the spread of the given samples.
+      step_size: `η`; by default, the first steps are 2% of the spread of the data, or of the
+        samples where there are no data.
       divergence: the f-divergence, or a name for `divergences.get`. The drift of log D fades where
         samples are as likely as data; that of KL does not.
       entropy_weight: `γ`, which draws noise of the scale `sqrt(2 η γ)`; 0 draws none.
@@ -114,7 +115,9 @@ def refine(
     is_traced = isinstance(values, jax.core.Tracer)
     if not is_traced:
         _check_values(values)
-    spread = _root_mean_square(x - jnp.mean(x, axis=0))
+    # The spread of latent vectors is not that of data.
+    points = as_floating(real) if real is not None and generator is None else x
+    spread = _root_mean_square(points - jnp.mean(points, axis=0))
     if step_size is None:
         speed = _root_mean_square(drift(x, potential))
         # Samples that are all equal, or a ratio without a slope, have no scale.

@@ -15,26 +15,22 @@ import fdrl_jax as fdrl
 from docs import flow_page
 
 NODE = shutil.which("node")
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 FOLDER = flow_page.MODELS.parent
 # Evaluates and flows the points of each model, as the page does.
 SCRIPT = """
 const flow = require("./flow.js"), models = require("./models.js");
-const asked = JSON.parse(require("fs").readFileSync(0));
 const found = {};
-for (const [name, { starts, noiseScale }] of Object.entries(asked)) {
+for (const [name, { starts, noise }] of Object.entries(JSON.parse(require("fs").readFileSync(0)))) {
   const { sizes, weights, flow: settings } = models[name];
   const layers = flow.network(sizes, flow.floats(weights));
   const gradients = starts.map((x) => new Float64Array(x.length));
   const values = starts.map((x, i) => flow.logRatio(layers, x, gradients[i]));
   const swarm = new flow.Swarm(layers, flow.normals(flow.uniforms(0)));
   starts.forEach((x) => swarm.add(x));
-  while (!swarm.step({ ...settings, noiseScale: noiseScale ?? settings.noiseScale }));
-  found[name] = {
-    values, gradients: gradients.map((g) => [...g]), ends: swarm.points.map(({ x }) => [...x]),
-  };
+  while (!swarm.step({ ...settings, noiseScale: noise ?? settings.noiseScale }));
+  const ends = swarm.points.map(({ x }) => [...x]);
+  found[name] = { values, gradients: gradients.map((g) => [...g]), ends };
 }
 process.stdout.write(JSON.stringify(found));
 """
@@ -51,19 +47,14 @@ def models():
     return json.loads(text[text.index("{") : text.rindex(";\nif")])
 
 
-def starts_of(name, num=200):
-    return np.asarray(flow_page.RECIPES[name]().start(jax.random.key(1), num))
+def starts_of(name):
+    return np.asarray(flow_page.RECIPES[name]().start(jax.random.key(1), 200))
 
 
-def ends_of(models, noise_scale=None):
-    asked = {
-        name: {"starts": starts_of(name).tolist(), "noiseScale": noise_scale} for name in models
-    }
-    ran = subprocess.run(
-        [NODE, "-e", SCRIPT], cwd=FOLDER, input=json.dumps(asked), capture_output=True, text=True,
-        check=True,
-    )  # fmt: skip
-    return json.loads(ran.stdout)
+def ends_of(models, noise=None):
+    asked = {name: {"starts": starts_of(name).tolist(), "noise": noise} for name in models}
+    options = {"input": json.dumps(asked), "capture_output": True, "text": True, "check": True}
+    return json.loads(subprocess.run([NODE, "-e", SCRIPT], cwd=FOLDER, **options).stdout)
 
 
 def log_ratio_of(model, dtype):
@@ -78,9 +69,10 @@ def log_ratio_of(model, dtype):
     return jax.tree_util.Partial(net.apply, {"params": params})
 
 
+@pytest.mark.slow
 @needs_node
 def test_log_ratio_gradient_and_flow_of_the_page_are_those_of_the_library(models):
-    found = ends_of(models, noise_scale=0.0)
+    found = ends_of(models, noise=0.0)
     for name, model in models.items():
         log_ratio, x0, of_page = log_ratio_of(model, "float32"), starts_of(name), found[name]
         np.testing.assert_allclose(of_page["values"], log_ratio(x0), atol=1e-4)
@@ -106,6 +98,7 @@ def share_near(model, x, num_sigmas=4.0):
     return np.mean(distances <= num_sigmas * model["sigma"])
 
 
+@pytest.mark.slow
 @needs_node
 def test_points_of_the_page_end_at_the_data_and_digits_nearer_to_digits(models):
     found = ends_of(models)
@@ -151,14 +144,8 @@ def test_points_in_a_browser_end_at_the_data(name, tmp_path):
     # With reduced motion, the page shows only where the points end.
     options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}"]
     options += ["--force-prefers-reduced-motion", "--window-size=1280,1600", "--dump-dom"]
-    address = f"{(FOLDER / 'index.html').as_uri()}#{name}"
-    ran = subprocess.run(
-        [CHROMIUM, *options, "--virtual-time-budget=10000", address],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=300,
-    )
+    options += ["--virtual-time-budget=10000", f"{(FOLDER / 'index.html').as_uri()}#{name}"]
+    ran = subprocess.run([CHROMIUM, *options], capture_output=True, text=True, check=True)
     plane = ran.stdout[ran.stdout.index('id="plane"') : ran.stdout.index('id="digits"')]
     found = dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", plane))
     assert found["step"] == "120"

@@ -1,0 +1,190 @@
+"""Composed ratios against closed forms: Gaussians and their exact classifier."""
+
+import functools
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fdrl_jax as fdrl
+from fdrl_jax import compose, divergences
+
+X = jax.random.normal(jax.random.key(0), (16, 2))
+MEANS = jnp.array([[1.0, 0.0], [-1.0, 0.5], [0.0, -2.0]])
+condition = functools.partial(fdrl.condition, output="log_ratio")
+
+
+def log_normal(mean, variance=1.0):
+    return lambda x: -jnp.sum((x - mean) ** 2, -1) / (2 * variance)
+
+
+def classifier(x):
+    """The exact classifier of three Gaussians of equal weight."""
+    return jnp.stack([log_normal(mean)(x) for mean in MEANS], axis=-1)
+
+
+def log_ratio(x):
+    """N(0, 4 I) over the mixture of the three."""
+    return log_normal(0.0, 4.0)(x) - jax.nn.logsumexp(classifier(x), axis=-1)
+
+
+def assert_equal_up_to_a_constant(actual, expected):
+    np.testing.assert_allclose(actual - actual[0], expected - expected[0], atol=2e-5)
+
+
+@pytest.mark.parametrize("label", [0, 1, 2])
+def test_an_exact_classifier_with_weight_one_gives_the_ratio_to_its_class(label):
+    of_class = condition(log_ratio, classifier, label, 1.0)
+    expected = log_normal(0.0, 4.0)(X) - log_normal(MEANS[label])(X)
+    assert_equal_up_to_a_constant(of_class(X), expected)
+    of_others = condition(log_ratio, classifier, label, 1.0, negate=True)
+    others = jax.nn.logsumexp(jnp.delete(classifier(X), label, axis=1), axis=-1)
+    assert_equal_up_to_a_constant(of_others(X), log_normal(0.0, 4.0)(X) - others)
+    p, rest = (jnp.exp(compose.log_probability(classifier, label, negate=n)(X)) for n in (0, 1))
+    np.testing.assert_allclose(p + rest, 1.0, rtol=1e-5)
+
+
+def test_weight_zero_is_unconditional_and_each_example_may_have_its_own_class():
+    np.testing.assert_array_equal(condition(log_ratio, classifier, 1, 0.0)(X), log_ratio(X))
+    labels = jnp.arange(len(X)) % 3
+    own = jax.jit(lambda labels: condition(log_ratio, classifier, labels, 0.5)(X))
+    each = jnp.stack([condition(log_ratio, classifier, k, 0.5)(X) for k in range(3)])
+    np.testing.assert_allclose(own(labels), each[labels, jnp.arange(len(X))], rtol=1e-5, atol=1e-6)
+
+
+def test_the_flow_of_a_conditioned_ratio_is_equation_30():
+    potential = fdrl.first_variation(
+        condition(log_ratio, classifier, 1, 0.3), "kl", output="log_ratio"
+    )
+
+    def log_p(x):
+        return jnp.sum(jax.nn.log_softmax(classifier(x))[:, 1])
+
+    gradient = jax.grad(lambda x: jnp.sum(log_ratio(x)))(X) - 0.3 * jax.grad(log_p)(X)
+    np.testing.assert_allclose(fdrl.drift(X, potential), -gradient, rtol=1e-4, atol=1e-5)
+
+
+def test_a_conditioned_ratio_is_the_exponential_of_the_conditioned_log_ratio():
+    of_ratio = fdrl.condition(lambda x: jnp.exp(log_ratio(x)), classifier, 1, 0.5, output="ratio")
+    of_log = condition(log_ratio, classifier, 1, 0.5)
+    np.testing.assert_allclose(of_ratio(X), jnp.exp(of_log(X)), rtol=1e-4)
+
+
+def test_the_classifier_gets_inputs_in_its_own_range():
+    def of_unit_range(x):
+        return classifier(2.0 * x - 1.0)
+
+    mapped = compose.log_probability(of_unit_range, 0, input_range=(0.0, 1.0))(X)
+    np.testing.assert_allclose(mapped, compose.log_probability(classifier, 0)(X), rtol=1e-4)
+
+
+def test_a_product_of_gaussian_experts_is_the_gaussian_of_their_precisions():
+    means, variances, weights = (MEANS[0], MEANS[1]), (0.5, 2.0), (1.0, 0.7)
+    # Over a flat q, the log ratio to N(m, v) is -log N(m, v).
+    experts = [
+        lambda x, m=m, v=v: -log_normal(m, v)(x) for m, v in zip(means, variances, strict=True)
+    ]
+    precision = sum(w / v for w, v in zip(weights, variances, strict=True))
+    mean = sum(w * m / v for w, m, v in zip(weights, means, variances, strict=True)) / precision
+    composed = compose.product(experts, weights)(X)
+    assert_equal_up_to_a_constant(composed, -log_normal(mean, 1 / precision)(X))
+
+
+def test_an_uninformative_classifier_does_not_change_the_drift_under_any_divergence():
+    for name in divergences.REGISTRY:
+        for probabilities in (None, [0.2, 0.3, 0.5]):
+            constant = jnp.log(jnp.array(probabilities or [1.0, 1.0, 1.0]))
+            conditioned = condition(
+                log_ratio,
+                lambda x, constant=constant: 7.0 + jnp.zeros((len(x), 1)) + constant,
+                2,
+                2.0,
+                class_probabilities=probabilities,
+            )
+            np.testing.assert_allclose(
+                fdrl.drift(X, fdrl.first_variation(conditioned, name, output="log_ratio")),
+                fdrl.drift(X, fdrl.first_variation(log_ratio, name, output="log_ratio")),
+                rtol=1e-3,
+                atol=1e-5,
+            )
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_compositions_of_half_precision_are_those_of_the_same_outputs_in_float32(dtype):
+    x = jnp.array([[-0.5, 0.25], [3.0, 2.0]])
+
+    def drift(dtype):
+        of = condition(
+            lambda x: jnp.sum(x, -1).astype(dtype), lambda x: (x**2).astype(dtype), 1, 0.5
+        )
+        return fdrl.drift(x, fdrl.first_variation(of, "pearson", output="log_ratio"))
+
+    np.testing.assert_allclose(drift(dtype), drift(jnp.float32), rtol=1e-2)
+
+
+@pytest.mark.parametrize("label", [3, -1, 99])
+def test_a_traced_label_that_is_out_of_range_gives_nan_and_not_another_class(label):
+    @jax.jit
+    def drift(labels):
+        conditioned = condition(log_ratio, classifier, labels)
+        return fdrl.drift(X[:3], fdrl.first_variation(conditioned, "kl", output="log_ratio"))
+
+    assert np.isnan(drift(label)).any(axis=1).all()
+    found = np.isnan(drift(jnp.array([0, 1, label]))).any(axis=1)
+    np.testing.assert_array_equal(found, [False, False, True])
+
+
+def test_a_conditioned_ratio_is_exported_for_batches_of_any_size():
+    of_class = condition(log_ratio, classifier, 1)
+    shape = jax.ShapeDtypeStruct(jax.export.symbolic_shape("b, 2"), jnp.float32)
+    exported = jax.export.export(jax.jit(of_class))(shape)
+    np.testing.assert_allclose(exported.call(X), of_class(X), rtol=1e-6)
+
+
+def column(x):
+    return log_ratio(x)[:, None]
+
+
+MISUSE = {
+    "label": (lambda: condition(log_ratio, classifier, 3)(X), "label must be from 0 to 2, got 3"),
+    "half a label": (lambda: condition(log_ratio, classifier, 0.5)(X), "must be an integer"),
+    "logit": (lambda: condition(log_ratio, log_ratio, 0)(X), r"logits \[B, C\] of C >= 2"),
+    "binary": (lambda: condition(log_ratio, column, 0)(X), r"got \(16, 1\)\. From one logit z"),
+    "output": (
+        lambda: fdrl.condition(log_ratio, classifier, 0, output="logits"),
+        "output must be one of ratio, log_ratio",
+    ),
+    "shapes": (lambda: condition(column, classifier, 0)(X), r"got shapes \(16, 1\), \(16,\)"),
+    "of ratio": (
+        lambda: fdrl.condition(column, classifier, 0, output="ratio")(X),
+        r"got shapes \(16, 1\), \(16,\)",
+    ),
+    "weights": (lambda: compose.product([log_ratio] * 2, [1.0]), "got 1 for 2 functions"),
+    "name": (
+        lambda: condition(log_ratio, classifier, 0, class_probabilities="unifrom"),
+        "class_probabilities must be 'uniform' .* got 'unifrom'; did you mean",
+    ),
+    "number": (
+        lambda: condition(log_ratio, classifier, 0, class_probabilities=[0.5, 0.5])(X),
+        r"one number per class, \[3\], got shape \(2,\)",
+    ),
+    "zero": (
+        lambda: condition(log_ratio, classifier, 0, class_probabilities=[0.0, 0.5, 0.5])(X),
+        "class_probabilities must be positive",
+    ),
+}
+
+
+@pytest.mark.parametrize(("call", "message"), MISUSE.values(), ids=MISUSE)
+def test_misuse_is_an_error_that_says_what_is_allowed(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_nobody_guesses_what_an_estimator_returns():
+    with pytest.raises(TypeError, match="output"):
+        fdrl.first_variation(log_ratio, "pearson")
+    with pytest.raises(TypeError, match="output"):
+        fdrl.condition(log_ratio, classifier, 0)
