@@ -16,9 +16,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, LatestN
 
+from experiments import devices
 from experiments.errors import UserError, first_line
 from experiments.files import read_sealed, sha256_of_arrays, sha256_of_json, write_sealed
-from fdrl_jax.training import parallel
 from fdrl_jax.training.state import TrainState
 
 Which: TypeAlias = int | Literal["best"] | None  # A step, the best by the metric, or the newest.
@@ -115,9 +115,9 @@ class Checkpoints:
     def record_best(self, step: int, metric: str, value: float) -> None:
         """Waits until the checkpoint of a step is complete, and records it as the best so far."""
         self.wait()
-        if parallel.is_first_process():
+        if devices.is_first_process():
             write_sealed(self._best_file, {"step": step, "metric": metric, "value": value})
-        parallel.barrier("best checkpoint recorded")
+        devices.barrier("best checkpoint recorded")
 
     def check_saved(self) -> None:
         """Raises an error if a save in the background has failed, without waiting for it."""
@@ -168,12 +168,12 @@ class Checkpoints:
         return found if isinstance(found, Restored) else None
 
     def _set_aside(self, steps: Sequence[int]) -> None:
-        if steps and parallel.is_first_process():
+        if steps and devices.is_first_process():
             for step in steps:
                 unused = f"damaged_{step}_{uuid.uuid4().hex[:8]}"
                 (self._folder / str(step)).rename(self._folder / unused)
         if steps:
-            parallel.barrier("damaged checkpoints set aside")
+            devices.barrier("damaged checkpoints set aside")
             self._manager.reload()
 
     def _read(self, step: int, template: TrainState) -> Restored | str:

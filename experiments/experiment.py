@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import prior
+from experiments import devices, prior
 from experiments.data.source import Source, Take
 from experiments.errors import UserError
 from experiments.prior import FittedPrior
@@ -282,7 +282,7 @@ def step_options(settings: Settings, num_replicas: int | None) -> dict[str, Any]
     options = settings.train
     return {
         "optimizer": make_optimizer(settings),
-        "batch_size": parallel.local_batch_size(options.batch_size, num_replicas),
+        "batch_size": devices.local_batch_size(options.batch_size, num_replicas),
         "ema_rate": options.ema_rate,
         "ema_ramp": True,
         "axis_name": parallel.AXIS,

@@ -59,7 +59,7 @@ def train_classifier(command: Command) -> None:
     with run.locked_folder(command.folder, creates=command.config is not None):
         opened, model = open_or_create(command, "classifier")
         state = fit(model, opened).state
-        if not parallel.is_first_process():
+        if not devices.is_first_process():
             return
         found = classifier.accuracy(model, state)
         classifier.write_accuracy(opened, int(state.step), found)
@@ -84,7 +84,7 @@ def open_or_create(command: Command, kind: Kind = "ratio") -> tuple[Run, Any]:
     shared, data = settings.shareable(wanted), run.describe_data(source)
     run.check_agreed([opened and opened.id, shared, data, software])
     with experiment.explained():
-        parallel.local_batch_size(used.train.batch_size)
+        devices.local_batch_size(used.train.batch_size)
     model: Training
     if kind == "classifier":
         model = classifier.build(used, source)
@@ -96,10 +96,10 @@ def open_or_create(command: Command, kind: Kind = "ratio") -> tuple[Run, Any]:
         opened.warn_of_changes(used.precision)
     else:
         opened = run.create(command.folder, kind, wanted, source, model.fitted, command.text)
-        if model.fitted and not parallel.is_first_process():
+        if model.fitted and not devices.is_first_process():
             # Each process has fitted a prior of its own, and all must train with the stored one.
             model = experiment.build(used, source, opened.prior())
-    if parallel.is_first_process():
+    if devices.is_first_process():
         print(devices.describe_devices())
         opened.log_command(command.text)
     return opened, model
@@ -137,7 +137,7 @@ def check(wanted: Settings, source: Source) -> None:
 def _fit_prior(wanted: Settings, source: Source, num_classes: int | None) -> FittedPrior:
     started = time.perf_counter()
     fitted = prior.fit_to(source, wanted.prior, num_classes)
-    if parallel.is_first_process():
+    if devices.is_first_process():
         print(f"{prior.describe(fitted)}, {time.perf_counter() - started:.1f} s")
     return fitted
 
@@ -291,7 +291,7 @@ class _Samples:
     def write_snapshot(self, step: int, state: Any, constants: Any) -> None:
         """Writes samples, for the picture of the course of training."""
         samples = self._drawn(state, constants, draw.num_snapshot(self._model))
-        if parallel.is_first_process():
+        if devices.is_first_process():
             self._run.snapshots.mkdir(exist_ok=True)
             with replacing(self._run.snapshots / f"{step:08d}.npz") as file:
                 np.savez_compressed(file, arr_0=samples)
@@ -314,7 +314,7 @@ def _is_better(metric: Metric, best: dict[str, Any] | None) -> bool:
     before = best["value"] if best and best["metric"] == metric.name else math.inf
     improved = math.isfinite(metric.value) and metric.value < before
     # The values on different processes may differ in the last bit, so the first one decides.
-    return parallel.first_process_says(improved)
+    return devices.first_process_says(improved)
 
 
 def find_trouble(
@@ -360,7 +360,7 @@ def _progress(step: int, last: int) -> tqdm:
         unit="step",
         desc="compiling",  # Until the first line of the log.
         smoothing=0.1,
-        disable=step >= last or not parallel.is_first_process(),
+        disable=step >= last or not devices.is_first_process(),
     )
 
 
