@@ -238,7 +238,7 @@ def test_weights_that_are_worth_few_rows_are_not_usable_although_the_ratio_is_ri
     check = fdrl.fit_ratio(KEY, *sets, num_waymarks=0, **SMALL).check()
     assert check.trusted, check.verdict
     assert not check.usable
-    assert "Do not use the weights" in check.verdict
+    assert "Do not use its weights" in check.verdict
 
 
 def test_separable_sets_are_not_trusted_without_a_bridge():
