@@ -13,6 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.special import expit, ndtr, ndtri
 
+__all__ = ["Base", "Columns", "Quadratic", "Sets", "fit", "plain_and_ranked"]
+__dir__ = __all__.copy
+
 Array = jax.Array
 
 _NUM_KNOTS = 201

@@ -9,6 +9,9 @@ from jax import lax
 
 from fdrl_jax._arrays import as_floating
 
+__all__ = ["LogDensity", "log_density"]
+__dir__ = __all__.copy
+
 Array = jax.Array
 _MAX_FEATURES = 64  # Exact Jacobians cost D passes, and their determinants D^3.
 _NEWTON_STEPS, _MAX_RESIDUAL = 8, 1e-2

@@ -26,6 +26,18 @@ from fdrl_jax.ratio.result import (
 )
 from fdrl_jax.ratio.training import DEFAULTS, Inputs, Options, Task
 
+__all__ = [
+    "NUM_FOLDS",
+    "Problem",
+    "assign_folds",
+    "checked_array",
+    "checked_weights",
+    "fit",
+    "fit_ratio",
+    "generator",
+]
+__dir__ = __all__.copy
+
 Array = jax.Array
 
 MIN_EXAMPLES = 20

@@ -21,6 +21,9 @@ from fdrl_jax.ratio.network import SupportsNetwork
 from fdrl_jax.ratio.result import DensityRatio
 from fdrl_jax.ratio.training import DEFAULTS, Options
 
+__all__ = ["MutualInformation", "mutual_information"]
+__dir__ = __all__.copy
+
 Array = jax.Array
 _MAX_COPIES, _MAX_PAIRS = 2, 20_000
 

@@ -7,6 +7,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+__all__ = ["Heads", "Network", "SupportsNetwork", "Trunk", "default_trunk", "with_heads"]
+__dir__ = __all__.copy
+
 Array = jax.Array
 Params = Any
 

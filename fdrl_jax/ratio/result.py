@@ -19,6 +19,19 @@ from fdrl_jax.ratio.base import Columns, Quadratic
 from fdrl_jax.ratio.bridges import Gaussians
 from fdrl_jax.ratio.network import Heads
 
+__all__ = [
+    "Check",
+    "DensityRatio",
+    "Estimate",
+    "Scores",
+    "area_under_curve",
+    "check_columns",
+    "column_names",
+    "mean_of",
+    "row_log_ratios",
+]
+__dir__ = __all__.copy
+
 Array = jax.Array
 
 _CHUNK = 8192  # Points per call of the network, which bounds memory.
