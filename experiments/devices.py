@@ -171,11 +171,10 @@ def uses_onednn(environ: Mapping[str, str] = os.environ) -> bool:
 def resolved(settings: Settings) -> Settings:
     """Returns the settings with "auto" replaced: bfloat16 if it is fast here, or else float32."""
     used, slow = settings.precision, _why_bfloat16_is_slow()
-    if used == "auto":
-        used = "float32" if slow else "bfloat16"
-    elif used == "bfloat16" and slow:
+    if used == "bfloat16" and slow:
         _warn(f"precision=bfloat16 is slower here than float32, because {slow}")
-    return dataclasses.replace(settings, precision=used)
+    automatic = "float32" if slow else "bfloat16"
+    return dataclasses.replace(settings, precision=automatic if used == "auto" else used)
 
 
 def multiply_in(precision: str) -> None:

@@ -104,7 +104,11 @@ def build(
         everything else was checked. Without it, a placeholder suffices to compile and time.
     """
     with explained():
-        num_of_classes = num_classes(settings, source)
+        num_of_classes = None
+        if settings.network.by_class:
+            if source.starts is not None:
+                raise ValueError("network.by_class is not for flows that start from images")
+            num_of_classes = count_classes(settings, source, "network.by_class")
         network = make_network(settings, source.event_shape, num_of_classes)
         denoiser = _make_denoiser(settings, source.event_shape)
         method = FDRL(
@@ -179,8 +183,6 @@ def make_network(
         raise ValueError(f"network.name={name!r} does not fit {kind}; use {fitting}")
     if name == "mlp":
         return networks.MLP(options.hidden_sizes, options.spectral_norm, dtype)
-    if options.blocks and name != "resnet":
-        raise ValueError(f"network.blocks is for network.name='resnet', not for {name!r}")
     spec: str | networks.ResNetSpec = name
     if name == "resnet":
         if not (options.width and options.blocks):
@@ -198,15 +200,6 @@ def make_network(
     )
 
 
-def num_classes(settings: Settings, source: Source) -> int | None:
-    """Returns the number of classes that each get a density ratio of their own, if they do."""
-    if not settings.network.by_class:
-        return None
-    if source.starts is not None:
-        raise ValueError("network.by_class is not for flows that start from images")
-    return count_classes(settings, source, "network.by_class")
-
-
 def count_classes(settings: Settings, source: Source, user: str) -> int:
     """Returns the number of classes of the images; a UserError says that a `user` needs labels."""
     if source.labels is None or source.kind != "images":
@@ -218,14 +211,10 @@ def count_classes(settings: Settings, source: Source, user: str) -> int:
 
 
 def _make_denoiser(settings: Settings, event_shape: tuple[int, ...]) -> networks.Denoiser | None:
-    width = settings.network.denoiser_width
-    if not width:
+    if not (width := settings.network.denoiser_width):
         return None
     if len(event_shape) != 3 or not settings.data.dequantisation:
-        raise ValueError(
-            "network.denoiser_width needs images, and the noise that it removes: a "
-            "data.dequantisation above 0"
-        )
+        raise ValueError("network.denoiser_width needs images and a data.dequantisation above 0")
     return networks.Denoiser(width, dtype=_dtype(settings))
 
 
@@ -266,18 +255,16 @@ def make_optimizer(settings: Settings) -> optax.GradientTransformation:
     """Returns Adam, with gradient clipping if it is set."""
     options = settings.optimizer
     adam = optax.adam(learning_rate(settings), b1=options.b1)
-    if options.clip_norm > 0:
-        adam = optax.chain(optax.clip_by_global_norm(options.clip_norm), adam)
-    return adam
+    clips = [optax.clip_by_global_norm(options.clip_norm)] if options.clip_norm else []
+    return optax.chain(*clips, adam) if clips else adam
 
 
 def step_options(settings: Settings, num_replicas: int | None) -> dict[str, Any]:
     """Returns the options of `steps.from_gradients`, which all training steps have."""
-    options = settings.train
     return {
         "optimizer": make_optimizer(settings),
-        "batch_size": devices.local_batch_size(options.batch_size, num_replicas),
-        "ema_rate": options.ema_rate,
+        "batch_size": devices.local_batch_size(settings.train.batch_size, num_replicas),
+        "ema_rate": settings.train.ema_rate,
         "ema_ramp": True,
         "axis_name": parallel.AXIS,
     }
@@ -330,9 +317,7 @@ def _prior(
     settings: Settings, source: Source, fitted: Any, num_of_classes: int | None
 ) -> tuple[Prior, dict[str, Any], FittedPrior | None]:
     """Returns the prior, and the fields `prior_arguments` and `fitted` of an `Experiment`."""
-    name, num_components = settings.prior.name, settings.prior.num_components
-    if num_components > 1 and name != "data_dependent":
-        raise ValueError("prior.num_components is for prior.name='data_dependent'")
+    name = settings.prior.name
     if source.is_translation and name != "source":
         raise ValueError(
             f"a translation starts from images, with prior.name='source', not {name!r}; to learn "

@@ -163,14 +163,15 @@ class Run:
     def read_snapshots(self, up_to_step: int) -> list[tuple[int, np.ndarray]]:
         """Reads the snapshots (samples during training) up to a step, in order."""
         found = [(int(p.stem), p) for p in self.snapshots.glob("*.npz") if p.stem.isdecimal()]
-        read = []
+        read: list[tuple[int, np.ndarray]] = []
         for step, path in sorted(item for item in found if item[0] <= up_to_step):
             try:
-                read.append((step, files.read_npz(path, "arr_0")["arr_0"]))
+                array = files.read_npz(path, "arr_0")["arr_0"]
             except UserError as error:
                 logging.getLogger("fdrl").warning("%s", error)
-        shapes = [array.shape for _, array in read]
-        return [item for item in read if item[1].shape == max(shapes, key=shapes.count)]
+            else:
+                read += [(step, array)] if not read or array.shape == read[0][1].shape else []
+        return read
 
     def newest_evaluation(self, key: Key) -> dict[str, Any] | None:
         """Returns the newest record of an evaluation with this key, for any number of samples."""
