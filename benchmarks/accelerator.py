@@ -9,8 +9,6 @@ precision. `--small` takes seconds, to see on a CPU that it works.
 
 import argparse
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import fdrl_jax as fdrl
-from benchmarks.estimators import FLOW, NETWORKS, Network, ours
-from experiments import devices as precision_lib
+from benchmarks.estimators import FLOW, NETWORKS, Network, alternate, ours
+from experiments import devices
 from experiments.files import write_json
 from fdrl_jax import networks
 
@@ -45,19 +43,8 @@ def peak(precision: str, size: int, rounds: int) -> float:
 
     with jax.default_matmul_precision(precision):
         x, y = (jax.random.normal(jax.random.key(i), (size, size), dtype) for i in range(2))
-        seconds = least_seconds(lambda: jax.block_until_ready(products(x, y)), rounds)
-    return _NUM_PRODUCTS * 2.0 * size**3 / seconds
-
-
-def least_seconds(run: Callable[[], Any], rounds: int) -> float:
-    """Returns the least time of a call: what else runs on the machine only adds to it."""
-    run()
-    seconds = []
-    for _ in range(rounds):
-        started = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - started)
-    return min(seconds)
+        seconds = alternate({"": lambda: jax.block_until_ready(products(x, y))}, rounds)
+    return _NUM_PRODUCTS * 2.0 * size**3 / seconds[""]
 
 
 def speed(
@@ -66,7 +53,7 @@ def speed(
     """Times flow and training step on the first device, with what the compiler says of them."""
     with jax.default_matmul_precision(precision):
         contenders, found = ours(network, batch, precision, num_steps)
-        seconds = {what: least_seconds(run, rounds) for what, run in contenders.items()}
+        seconds = alternate(contenders, rounds)
     found["flow_step_seconds"] = seconds["flow"] / num_steps
     return found | {"train_step_seconds": seconds["train"]}
 
@@ -146,10 +133,10 @@ def main() -> None:
     add("--json", type=Path, help="also write the figures to this file")
     add("--small", action="store_true", help="a network of one block")
     arguments = parser.parse_args()
-    precision_lib.set_cpu_flags()
+    devices.set_cpu_flags()
     chosen = {"small": SMALL} if arguments.small else {n: NETWORKS[n] for n in arguments.networks}
     batch, num_steps, size = (4, 3, 256) if arguments.small else (arguments.batch, 100, 8_192)
-    device = precision_lib.describe_devices().removeprefix("devices: ")
+    device = devices.describe_devices().removeprefix("devices: ")
     print(f"{device}; {batch} images; {num_steps} flow steps per training step")
     peaks = {p: peak(p, size, arguments.rounds) for p in arguments.precisions}
     for precision, flops in peaks.items():

@@ -1,16 +1,14 @@
 """Times of estimators (flow step, training step, compilation), next to PyTorch eager.
 
-Run: python -m benchmarks.estimators [--networks resnet32 ...] [--batches 8 ...]
-  [--precisions float32 bfloat16] [--torch_python PATH] [--json FILE]
+Run: python -m benchmarks.estimators [--networks resnet32 ...] [--batch 8] [--precision float32]
+  [--torch_python PATH]
 A step of the flow is timed inside the compiled loop. PyTorch runs in a separate process, with
 --torch_python or this Python, in the same precision. The contenders take turns, and the figures are
-medians and their ratios. XLA reads its flags only once, so run each precision in a separate command
-if the figures matter.
+medians and their ratios.
 """
 
 import argparse
 import functools
-import itertools
 import json
 import statistics
 import subprocess
@@ -26,8 +24,7 @@ import jax.numpy as jnp
 import optax
 
 import fdrl_jax as fdrl
-from experiments import devices as precision_lib
-from experiments.files import write_json
+from experiments import devices
 from fdrl_jax import networks
 from fdrl_jax.training import rng
 from fdrl_jax.training.problem import Constants, Estimator, Problem
@@ -46,11 +43,8 @@ NETWORKS = {
     "resnet32": Network(networks.SPECS["resnet32"], (32, 32, 3)),
     "resnet64": Network(networks.SPECS["resnet64"], (64, 64, 3)),
     "resnet128": Network(networks.SPECS["resnet128"], (128, 128, 3)),
-    # Those of configs/mnist.py and configs/cifar10_small.py.
+    # That of configs/mnist.py.
     "mnist": Network(networks.ResNetSpec(32, ((64, 2), (64, 2), (128, 1))), (28, 28, 1), True),
-    "cifar10_small": Network(
-        networks.ResNetSpec(32, ((64, 2), (128, 1), (128, 2), (128, 1))), (32, 32, 3), True
-    ),
 }
 NUM_FLOW_STEPS = 5
 FLOW = {"step_size": 3.0, "noise_scale": 0.01}
@@ -152,46 +146,39 @@ def alternate(contenders: Mapping[str, Callable[[], object]], rounds: int = 15) 
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def measure(name: str, batch: int, precision: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Times one network."""
+def measure(name: str, batch: int, precision: str, python: str, rounds: int) -> dict[str, float]:
+    """Times a network; `python` is one that has PyTorch."""
     network = NETWORKS[name]
     # Accelerators multiply float32 arrays as a run does, see `experiments.devices`.
     used = None if jax.default_backend() == "cpu" else precision
     with jax.default_matmul_precision(used):
         contenders, figures = ours(network, batch, precision, NUM_FLOW_STEPS)
-    with pytorch(arguments.torch_python, network, batch, precision) as other:
-        seconds = alternate(contenders | other, arguments.rounds)
-    result = {"network": name, "batch": batch, "precision": precision, **figures}
-    result["flow_step_ms"] = 1e3 * seconds["flow"] / NUM_FLOW_STEPS
-    result["train_step_ms"] = 1e3 * seconds["train"]
+    with pytorch(python, network, batch, precision) as other:
+        seconds = alternate(contenders | other, rounds)
+    figures["flow_step_ms"] = 1e3 * seconds["flow"] / NUM_FLOW_STEPS
+    figures["train_step_ms"] = 1e3 * seconds["train"]
     for what in contenders if other else ():
-        result[f"pytorch_{what}_over_ours"] = seconds[f"pytorch_{what}"] / seconds[what]
-    return result
+        figures[f"pytorch_{what}_over_ours"] = seconds[f"pytorch_{what}"] / seconds[what]
+    return figures
 
 
 def main() -> None:
-    """Prints the figures of each network, and writes them to `--json` if given."""
+    """Prints the figures of each network."""
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("--networks", nargs="+", default=["resnet32"], choices=NETWORKS)
-    add("--batches", nargs="+", type=int, default=[8], help="images per step")
-    precisions = ("float32", "bfloat16")
-    add("--precisions", nargs="+", default=["float32"], choices=precisions)
+    add("--batch", type=int, default=8, help="images per step")
+    add("--precision", default="float32", choices=("float32", "bfloat16"))
     add("--torch_python", default=sys.executable, help="a Python that has PyTorch")
     add("--rounds", type=int, default=5, help="timed calls of each")
-    add("--json", type=Path, help="also write the figures to this file")
-    arguments = parser.parse_args()
-    precision_lib.set_cpu_flags(bfloat16="bfloat16" in arguments.precisions)
-    print(precision_lib.describe_devices())
-    results = []
-    lists = (arguments.networks, arguments.batches, arguments.precisions)
-    for name, batch, precision in itertools.product(*lists):
-        results.append(measure(name, batch, precision, arguments))
-        for key, value in results[-1].items():
-            print(f"{key:36s} {value if isinstance(value, str) else format(value, ',.4g')}")
-        print()
-    if arguments.json:
-        write_json(arguments.json, results)
+    given = parser.parse_args()
+    devices.set_cpu_flags(bfloat16=given.precision == "bfloat16")
+    print(devices.describe_devices())
+    for name in given.networks:
+        print(f"\n{name}, batch {given.batch}, {given.precision}")
+        found = measure(name, given.batch, given.precision, given.torch_python, given.rounds)
+        for key, value in found.items():
+            print(f"{key:24s} {value:,.4g}")
 
 
 if __name__ == "__main__":

@@ -100,54 +100,66 @@ def flip_a_bit(file: Path, chosen: random.Random) -> bytes:
     return bytes(content)
 
 
+class Lab:
+    """A trained and exported run, what each verb gives without a fault, and all outcomes."""
+
+    def __init__(self, scratch: Path, verbs: list[str]) -> None:
+        self.scratch, self.trained = scratch, scratch / "trained"
+        self.random, self.rows, self.failed = random.Random(0), Counter[str](), False
+        self.expected: dict[str, dict[str, bytes]] = {}
+        self.record("no fault", "", verdict(self.finish(self.trained), {}, {}))
+        for verb in verbs:
+            folder = shutil.copytree(self.trained, scratch / verb)
+            self.record("no fault", verb, verdict(run(do, verb, folder), {}, {}))
+            self.expected[verb] = results(folder)
+
+    def finish(self, folder: Path) -> tuple[int, str]:
+        ended = (0, "")
+        for verb in ("first", "sample", "export"):
+            ended = ended if ended[0] else run(do, verb, folder)
+        return ended
+
+    def record(self, row: str, what: object, outcome: tuple[str, str]) -> None:
+        self.rows[f"{row} | {outcome[0]}"] += 1
+        if outcome[1]:
+            self.failed = True
+            print(f"{row}, {what}: {outcome[0]}: {outcome[1]}", file=sys.stderr, flush=True)
+
+    def kill(self, number: int) -> None:
+        folder = self.scratch / f"killed{number}"
+        run(do, "first", folder, kill_after=self.random.uniform(0.5, 12.0))
+        ended = self.finish(folder)
+        self.record("kill -9", number, verdict(ended, results(self.trained), results(folder)))
+
+    def flip(self, file: Path, verb: str) -> None:
+        folder = shutil.copytree(self.trained, self.scratch / "damaged")
+        damaged = flip_a_bit(folder / file, self.random)
+        ended = run(do, verb, folder)
+        outcome = verdict(ended, self.expected[verb], results(folder), damaged)
+        self.record(f"one flipped bit, {verb}", file, outcome)
+        shutil.rmtree(folder)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=8, help="of a training, at random moments")
     parser.add_argument("--verbs", nargs="+", default=VERBS, choices=VERBS, help="after a flip")
     arguments = parser.parse_args()
-    chosen, rows, failed = random.Random(0), Counter[str](), False
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     CONTEXT.set_forkserver_preload([f"experiments.{name}" for name in ("main", *VERBS[:4])])
     with tempfile.TemporaryDirectory() as scratch:
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{scratch}/compiled")
-        trained, expected = Path(scratch, "trained"), {}
-
-        def record(row: str, what: object, outcome: tuple[str, str]) -> None:
-            nonlocal failed
-            rows[f"{row} | {outcome[0]}"] += 1
-            if outcome[1]:
-                failed = True
-                print(f"{row}, {what}: {outcome[0]}: {outcome[1]}", file=sys.stderr, flush=True)
-
-        def finished(folder: Path, *verbs: str) -> tuple[int, str]:
-            ended = (0, "")
-            for verb in verbs:
-                ended = ended if ended[0] else run(do, verb, folder)
-            return ended
-
-        if (ended := finished(trained, "first", "sample", "export"))[0]:
-            sys.exit(f"a run fails without a fault: {ended[1]}")
-        for verb in arguments.verbs:
-            folder = shutil.copytree(trained, Path(scratch, verb))
-            record(f"no fault, {verb}", "", verdict(run(do, verb, folder), {}, {}))
-            expected[verb] = results(folder)
+        lab = Lab(Path(scratch), arguments.verbs)
         for number in range(arguments.kills):
-            folder = Path(scratch, f"killed{number}")
-            run(do, "first", folder, kill_after=chosen.uniform(0.5, 12.0))
-            ended = finished(folder, "first", "sample", "export")
-            record("kill -9", number, verdict(ended, results(trained), results(folder)))
-        for file in sorted(path for path in trained.rglob("*") if path.is_file()):
-            for verb in arguments.verbs if file.stat().st_size else ():
-                folder = shutil.copytree(trained, Path(scratch, "damaged"))
-                damaged = flip_a_bit(folder / file.relative_to(trained), chosen)
-                ended = run(do, verb, folder)
-                outcome = verdict(ended, expected[verb], results(folder), damaged)
-                record(f"one flipped bit, {verb}", file.relative_to(trained), outcome)
-                shutil.rmtree(folder)
+            lab.kill(number)
+        files = [path for path in lab.trained.rglob("*") if path.is_file() and path.stat().st_size]
+        for file in sorted(files):
+            for verb in arguments.verbs:
+                lab.flip(file.relative_to(lab.trained), verb)
     print("| fault | outcome | times |\n|---|---|---|")
-    for row, number in sorted(rows.items()):
+    for row, number in sorted(lab.rows.items()):
         print(f"| {row} | {number} |")
-    sys.exit(failed)
+    sys.exit(lab.failed)
 
 
 if __name__ == "__main__":

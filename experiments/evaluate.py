@@ -58,18 +58,20 @@ def evaluate(
     num = num_samples or settings.evaluate.num_samples
     if num < 2:
         raise UserError(f"metrics need at least 2 samples, got --num_samples={num}")
-    judge: Classifier | None = None
-    details: dict[str, Any] = {"precision": settings.precision, "versions": _versions()}
+    judge = network = train_batches = None
+    reason = ""
+    versions = {name: version(name) for name in ("jax", "numpy", "scipy", "pillow")}
+    versions |= {"fdrl_jax": fdrl_jax.__version__, "python": platform.python_version()}
+    details: dict[str, Any] = {"precision": settings.precision, "versions": versions}
     if classifier:
         # With images to start from, the identity is that of both sets.
         identity = "" if data.starts is not None else opened.run.data["identity"]
-        path = Path(classifier)
-        judge, described = open_to_judge(path, data.classes, data.event_shape, identity)
-        details["classifier"] = described
+        judge, details["classifier"] = open_to_judge(
+            Path(classifier), data.classes, data.event_shape, identity
+        )
     if weights := settings.evaluate.inception_weights:
         details["inception"] = inception.describe(weights)
-    network = inception.load(weights) if weights else None
-    train_batches, reason = None, ""
+        network = inception.load(weights)
     if parallel.is_first_process():
         train_batches, reason = _train_batches(opened, live)
     key = key_of(
@@ -176,10 +178,3 @@ def _train_batches(opened: Opened, live: Source | None) -> tuple[_Passes | None,
     if not data.random_flip:
         return read, ""
     return lambda: (images for batch in read() for images in (batch, batch[:, :, ::-1])), ""
-
-
-def _versions() -> dict[str, str]:
-    """Returns the versions of the packages that compute metrics."""
-    names = ("jax", "numpy", "scipy", "pillow")
-    own = {"fdrl_jax": fdrl_jax.__version__, "python": platform.python_version()}
-    return own | {name: version(name) for name in names}

@@ -109,10 +109,11 @@ def card(model: Experiment, step: int, evaluation: Mapping[str, Any] | None) -> 
     """Returns the README: a model card in the format of the Hugging Face hub."""
     source = model.source
     classes = ", ".join(map(_plain, source.classes))
-    recipe = settings.changed(model.settings)
+    # The format that the hub's front matter allows.
+    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", source.name.removeprefix("tfds:")).strip("-.") or "own"
     return _CARD.read_text("utf-8").format(
         task="unconditional-image-generation" if source.kind == "images" else "other",
-        dataset=json.dumps(_slug(source.name)),
+        dataset=json.dumps(slug),
         name=_plain(source.name),
         step=step,
         snippet=snippet(model),
@@ -120,8 +121,8 @@ def card(model: Experiment, step: int, evaluation: Mapping[str, Any] | None) -> 
         shape=" x ".join(map(str, source.event_shape)),
         classes=f", with the classes {classes}" if classes else "",
         recipe="\n".join(
-            f"| `{key}` | `{_code(json.dumps(value))}` |"
-            for key, value in recipe.items()
+            f"| `{key}` | `{_plain(json.dumps(value), '|`')}` |"
+            for key, value in settings.changed(model.settings).items()
             if key not in settings.PATHS
         ),
         metrics=_metrics(evaluation),
@@ -170,16 +171,6 @@ def _metrics(evaluation: Mapping[str, Any] | None) -> str:
     )
 
 
-def _slug(name: str) -> str:
-    """Returns the name of a data set in the form that the hub's front matter allows."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name.removeprefix("tfds:")).strip("-.") or "own"
-
-
-def _plain(text: str) -> str:
+def _plain(text: str, special: str = "|`<>[]") -> str:
     """Escapes text chosen by a user, so that it cannot form Markdown or HTML."""
-    return re.sub(r"[|`<>\n\r\[\]]", "_", text)
-
-
-def _code(text: str) -> str:
-    """Escapes text for code in a cell of a table."""
-    return re.sub(r"[|`\n\r]", "_", text)
+    return re.sub(rf"[{re.escape(special)}\n\r]", "_", text)

@@ -26,7 +26,7 @@ from experiments.pictures import images, points
 from experiments.run import Opened, Run
 from fdrl_jax import bregman, drift
 
-_NUM_POINT_PATHS = 2_000
+_NUM_POINT_PATHS, _NUM_IMAGE_PATHS = 2_000, 36
 _MAX_PATH_VALUES = 2**25  # Of the paths of images, which are in memory at once: 128 MiB.
 _STYLE = Path(__file__).with_suffix(".css").read_text("utf-8")
 
@@ -204,7 +204,7 @@ def _num_paths(model: Experiment) -> int:
         return _NUM_POINT_PATHS
     params = model.settings.flow
     values = (params.num_steps + params.num_refine_steps + 1) * math.prod(model.source.event_shape)
-    return min(max(_MAX_PATH_VALUES // values, images.NUM_ROWS), images.NUM_SMALL)
+    return min(max(_MAX_PATH_VALUES // values, images.NUM_ROWS), _NUM_IMAGE_PATHS)
 
 
 def _chance_loss(model: Experiment) -> float:

@@ -28,19 +28,15 @@ def check_name(kind: str, name: str, allowed: Iterable[str]) -> None:
         )
 
 
-def check_count(name: str, value: object) -> None:
-    """Checks that a number of steps is a static whole number.
-
-    Raises:
-      ValueError: for an array, or another value than a whole number >= 0.
-    """
+def check_count(name: str, value: object, least: int = 0) -> None:
+    """Raises a ValueError unless a number of things is a static whole number, at least `least`."""
     if isinstance(value, jax.Array):
         raise ValueError(
             f"{name} must be a static Python int, got a JAX array or traced value, {value}; "
             "under jax.jit, name it in static_argnames"
         )
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 0:
-        raise ValueError(f"{name} must be a whole number >= 0, got {value!r}")
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+        raise ValueError(f"{name} must be a whole number >= {least}, got {value!r}")
 
 
 def check_number(name: str, value: object, *, above_zero: bool = False) -> None:

@@ -78,6 +78,7 @@ def open_judges(task: str, images: Split, cache: Path, changes: list[str], num: 
         config = f"--config=configs/classifier.py:{task}"
         command = [sys.executable, "-m", "experiments.main", "--mode=classifier", config]
         data = ["--config.data.name=npz", f"--data_dir={file}", f"--workdir={folder}"]
+        data.append("--config.classifier.epsilon=0")  # Its accuracy under attack is not needed.
         subprocess.run([*command, *data, *changes], check=True)
     classes = tuple(map(str, np.unique(images.judge.labels)))
     shape = images.reference.pixels.shape[1:]

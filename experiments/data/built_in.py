@@ -1,7 +1,7 @@
 """Sets that need no files: densities in the plane, and the digits of scikit-learn."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -15,13 +15,8 @@ from experiments.data.source import Density, Labels, Source, Starts, spread
 from experiments.errors import DataError
 
 Array = jax.Array
-# The density is a sum of Gaussians at this many points of the spiral. They are at most 0.6 standard
-# deviations apart, so the sum equals the integral to seven digits.
-_SPIRAL_POINTS = 1_000
-ROLL_STD = 0.25 / 7.5  # Standard deviation of the swiss roll around its spiral.
 _NUM_TRAINING = 50_000  # Examples that represent the infinite training set.
 _ROWS = 1_000  # A block of 1,000 x 1,000 distances takes 8 MB.
-_NUM_HELD_OUT_DIGITS = 360
 
 
 @functools.cache
@@ -34,14 +29,11 @@ def swissroll() -> Source:
         spiral = angle * jnp.stack([jnp.cos(angle), jnp.sin(angle)])
         return (spiral + 0.25 * jax.random.normal(noise_key, (2,))) / 7.5
 
-    middles = (np.arange(_SPIRAL_POINTS) + 0.5) / _SPIRAL_POINTS
-    return _points("swissroll", sample, Density(_log_density(spiral(middles), ROLL_STD)))
-
-
-def spiral(shares: np.ndarray) -> np.ndarray:
-    """Returns the points [N, 2] of the swiss roll without noise, at shares of its angle, [N]."""
-    angles = 1.5 * np.pi * (1.0 + 2.0 * shares)
-    return angles[:, None] * np.stack([np.cos(angles), np.sin(angles)], -1) / 7.5
+    # The density is a sum of Gaussians at points of the spiral that are at most 0.6 standard
+    # deviations apart, so that it equals the integral to seven digits.
+    angles = 1.5 * np.pi * (1.0 + 2.0 * (np.arange(1_000) + 0.5) / 1_000)
+    spiral = angles[:, None] * np.stack([np.cos(angles), np.sin(angles)], -1) / 7.5
+    return _points("swissroll", sample, Density(_log_density(spiral, 0.25 / 7.5)))
 
 
 @functools.cache
@@ -67,8 +59,7 @@ def _mixture(name: str, centres: np.ndarray, std: float, divisor: float) -> Sour
         centre = jnp.asarray(modes)[jax.random.randint(mode_key, (), 0, len(modes))]
         return centre + mode_std * jax.random.normal(noise_key, (2,))
 
-    density = Density(_log_density(modes, mode_std), modes, mode_std)
-    return _points(name, sample, density)
+    return _points(name, sample, Density(_log_density(modes, mode_std), modes, mode_std))
 
 
 def _log_density(centres: np.ndarray, std: float) -> Callable[[np.ndarray], np.ndarray]:
@@ -100,16 +91,11 @@ def _points(name: str, sample: Callable[[Array], Array], density: Density) -> So
     def fresh(num: int, seed: int) -> np.ndarray:
         return np.asarray(drawn(num, seed))
 
-    return Source(
-        name=name,
-        event_shape=(2,),
-        draw=draw,
-        train_batches=lambda num=None: iter([fresh(num or _NUM_TRAINING, 0)]),
-        held_out=fresh,
-        density=density,
-        identity=name,
-        fingerprint=name,
-    )
+    def train_batches(num: int | None = None) -> Iterator[np.ndarray]:
+        return iter([fresh(num or _NUM_TRAINING, 0)])
+
+    found: Any = {"draw": draw, "train_batches": train_batches, "held_out": fresh}
+    return Source(name, (2,), **found, density=density, identity=name, fingerprint=name)
 
 
 def digits(source_class: str = "", target_class: str = "") -> Source:
@@ -130,7 +116,7 @@ def digits(source_class: str = "", target_class: str = "") -> Source:
     classes = tuple(map(str, data.target_names))
     images = (data.images[..., None] / 8.0 - 1.0).astype(np.float32)
     train, held_out, train_labels, held_out_labels = train_test_split(
-        images, data.target, test_size=_NUM_HELD_OUT_DIGITS, random_state=0, stratify=data.target
+        images, data.target, test_size=360, random_state=0, stratify=data.target
     )
     name, arrays, starts = "digits", {}, None
     if source_class or target_class:
@@ -176,9 +162,5 @@ def digits(source_class: str = "", target_class: str = "") -> Source:
 
 
 # By the setting `data.name`.
-BUILT_IN: dict[str, Callable[[], Source]] = {
-    "swissroll": swissroll,
-    "8gaussians": gaussians8,
-    "25gaussians": gaussians25,
-    "digits": digits,
-}
+_POINTS = {"swissroll": swissroll, "8gaussians": gaussians8, "25gaussians": gaussians25}
+BUILT_IN: dict[str, Callable[[], Source]] = {**_POINTS, "digits": digits}

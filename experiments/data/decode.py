@@ -50,7 +50,7 @@ def decode(payload: bytes | np.ndarray, transform: Transform) -> np.ndarray:
     EXIF is applied. Given pixels are [H, W], [H, W, 1] or [H, W, 3], returned ones [H, W, 1] or
     [H, W, 3]. A ValueError has the reason if this is not possible.
     """
-    image = _from_array(payload) if isinstance(payload, np.ndarray) else _open(payload)
+    image = _open(payload) if isinstance(payload, bytes) else _from_array(payload)
     channels = transform.channels or (1 if image.mode in _GREY else 3)
     return transform(_to_mode(image, "L" if channels == 1 else "RGB"))
 

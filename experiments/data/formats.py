@@ -37,7 +37,7 @@ class Records:
         return len(self.keys)
 
     def read(self, index: int) -> bytes | np.ndarray:
-        """Returns an image as the bytes of a file or as uint8 pixels."""
+        """Returns an image as the bytes of a file or as uint8 pixels; names a bad one."""
         try:
             return self.fetch(self.keys[index])
         except Exception as error:

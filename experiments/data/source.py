@@ -50,15 +50,14 @@ def _refuse(*_: Any) -> NoReturn:
 class Source(NamedTuple):
     """A data set, with a pure function that draws batches inside the training step.
 
-    Small sets are on the device, where `draw` selects and augments examples. Large ones are streamed
-    as batches of a feed, which `draw` only augments. Functions that are left out raise a DataError.
+    Small sets are on the device, where `draw` selects and augments examples. Large ones are
+    streamed in batches, which `draw` only augments. Functions that are left out raise a DataError.
     """
 
     name: str  # The setting `data.name`.
     # Of one example: [2] for points in the plane, [H, W, C] for images with values in [-1, 1].
     event_shape: tuple[int, ...]
-    # A pytree of NumPy arrays for `draw`, which the caller copies to the devices; `()` for none.
-    arrays: Any = ()
+    arrays: Any = ()  # A pytree of NumPy arrays for `draw`, which the caller copies to the devices.
     # `(arrays, host batch, key, positions [B]) -> {"real": [B, ...]}`, on the device. The key is
     # the same for the whole run; the positions count the examples of the run. Images to start from
     # are under "source", classes [B] under "label".
@@ -73,14 +72,14 @@ class Source(NamedTuple):
     num_held_out: int = 0
     density: Density | None = None  # `None` if it is not known.
     labels: Labels | None = None  # `None` if the data have no classes.
-    # `(seed, batch size of this process, batches to skip, steps per dispatch) -> context of `Take`
-    # for streamed data; `None` otherwise.
+    # Of streamed data: `(seed, batch size of this process, batches to skip, steps per dispatch) ->
+    # context of `Take``.
     open_feed: Callable[[int, int, int, int], AbstractContextManager[Take]] | None = None
     starts: Starts | None = None  # Of a translation.
-    # A hash of names and labels of files, or of the content of an array. A run resumes only with
-    # the same hash.
-    identity: str = ""
-    fingerprint: str = ""  # A hash of the training set that may use sizes and modification times.
+    identity: str = (
+        ""  # A hash of names and labels, or of arrays. A run resumes only with the same.
+    )
+    fingerprint: str = ""  # A hash that may also use sizes and modification times.
 
     @property
     def kind(self) -> Literal["points", "images"]:
@@ -107,12 +106,9 @@ def describe_shape(event_shape: Sequence[int]) -> str:
     if len(event_shape) != 3:
         return "points in the plane"
     height, width, channels = event_shape
-    colour = "grey" if channels == 1 else "colour"
-    return f"{colour} images of {width} x {height} pixels"
+    return f"{'grey' if channels == 1 else 'colour'} images of {width} x {height} pixels"
 
 
 def spread(total: int, num: int | None) -> np.ndarray:
     """Returns `num` indices spread evenly over `total`, or all: data are often sorted by class."""
-    if num is None or num >= total:
-        return np.arange(total)
-    return np.arange(num) * total // num
+    return np.arange(total) if num is None or num >= total else np.arange(num) * total // num

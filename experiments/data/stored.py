@@ -38,12 +38,10 @@ def stored_source(options: Data) -> Source:
             f"{shapes[1]} and {shapes[0]}; set data.image_size or data.channels"
         )
     num_bytes = sum(len(images.records) * math.prod(images.shape) for images in train.values())
-    in_memory = num_bytes <= MAX_IN_MEMORY_BYTES
-    arrays = {}
+    in_memory, arrays = num_bytes <= MAX_IN_MEMORY_BYTES, {}
     if in_memory:
         arrays = {name: decode_all(images, "training images") for name, images in train.items()}
-    pixels, labels = arrays.get("real"), None
-    real, unseen = train["real"], held_out["real"]
+    real, unseen, pixels, labels = train["real"], held_out["real"], arrays.get("real"), None
     if real.records.labels is not None and unseen.records.labels is not None:
         labels = Labels(real.records.labels, unseen.records.labels, real.records.classes)
         if in_memory:

@@ -44,19 +44,14 @@ class Images(NamedTuple):
         except ValueError as error:
             raise self.records.bad(index, str(error)) from error
         if pixels.shape != self.shape:
-            reason = (
-                f"height, width and channels are {pixels.shape}, but {self.shape} in other images; "
-                "set data.image_size or data.channels"
-            )
-            raise self.records.bad(index, reason)
+            found = f"the shape is {pixels.shape}, but {self.shape} in other images"
+            raise self.records.bad(index, f"{found}; set data.image_size or data.channels")
         return pixels
 
     def labelled(self, index: int) -> dict[str, Any]:
         """Returns an example under "pixels" and its class, if there is one, under "label"."""
-        example: dict[str, Any] = {"pixels": self.load(int(index))}
-        if self.records.labels is not None:
-            example["label"] = np.int32(self.records.labels[index])
-        return example
+        pixels, labels = self.load(int(index)), self.records.labels
+        return {"pixels": pixels} | ({} if labels is None else {"label": np.int32(labels[index])})
 
     def subset(self, indices: np.ndarray) -> "Images":
         """Returns some of the images, in the order of the indices."""
@@ -136,11 +131,11 @@ def decode_all(images: Images, what: str) -> np.ndarray:
     pixels = np.empty((len(images.records), *images.shape), np.uint8)
     options: dict[str, Any] = {"delay": _BAR_AFTER_SECONDS, "leave": False, "unit": "image"}
     options["disable"] = not parallel.is_first_process()
-    filled = 0
+    first = 0
     with tqdm(desc=f"reading {what}", total=len(pixels), **options) as bar:
         for part in all_batches(images):
-            pixels[filled : filled + len(part)] = part
-            filled += len(part)
+            pixels[first : first + len(part)] = part
+            first += len(part)
             bar.update(len(part))
     return pixels
 
@@ -154,10 +149,9 @@ def feed(
     `take(count)` returns arrays [devices, max_steps, B / devices, ...] by name for
     `training.steps.repeat_steps`, whose first `count` steps are set.
     """
-    process = (jax.process_index(), jax.process_count())
+    process, num_devices = (jax.process_index(), jax.process_count()), parallel.num_devices()
     options = {"seed": seed, "batch_size": batch_size, "start": start}
     batches = training_batches(sides, **options, process=process)
-    num_devices = parallel.num_devices()
 
     def stacked(parts: list[np.ndarray]) -> np.ndarray:
         size, event = len(parts[0]) // num_devices, parts[0].shape[1:]

@@ -35,8 +35,8 @@ def find(name: str, root: str) -> str:
             "data.name must be tfds:NAME or tfds:NAME/CONFIG, optionally with :VERSION, got "
             f"{name[:100]!r}"
         )
-    default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    base, (stem, _, version) = Path(root or default).expanduser(), name.partition(":")
+    root = root or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
+    base, (stem, _, version) = Path(root).expanduser(), name.partition(":")
     found = [info.parent for info in base.glob(f"{stem}/**/dataset_info.json")]
     found = [folder for folder in found if not version or folder.name == version]
     if not found:
@@ -102,12 +102,10 @@ def open_split(folder: str, split: str) -> Records | None:
     fixed = (info.full_name, split, len(data), list(info.splits[split].shard_lengths))
     files = sorted((p.name, p.stat().st_size) for p in Path(folder).glob(f"*-{split}.*"))
 
-    def fetch(index: int) -> bytes:
-        found: bytes = data[index][image_keys[0]]
-        return found
-
-    where, keys = f"{folder}:{split}:", range(len(data))
-    return Records(where, keys, fetch, digest(*fixed), digest(*fixed, files), labels, classes)
+    of_set = digest(*fixed), digest(*fixed, files), labels, classes
+    return Records(
+        f"{folder}:{split}:", range(len(data)), lambda i: data[i][image_keys[0]], *of_set
+    )
 
 
 def _check_features(path: Path) -> None:

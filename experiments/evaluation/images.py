@@ -32,10 +32,7 @@ def evaluate_images(
     features that see objects; nearest training images are searched there as well.
     """
     few = too_few(len(reference.images))
-    record: dict[str, Any] = {
-        "num_held_out": len(reference.images),
-        "skipped": [few] if few else [],
-    }
+    record: dict[str, Any] = {"num_held_out": len(reference.images), "skipped": [few] * bool(few)}
     metrics: list[Metric] = []
     pool = draws.pool(reference, samples.refined, samples.prior)
     spaces = spaces_of(reference, classifier)
@@ -50,21 +47,17 @@ def evaluate_images(
                 group: classes[pool.rows[group]].mean(axis=0).round(4).tolist() for group in groups
             }
             if labels is not None and reference.labels is not None:
-                of_groups = (labels, labels, reference.labels)
-                rows = (pool.rows[group] for group in groups)
-                right = (
-                    [classes[rows, of[: len(rows)]].mean()]
-                    for rows, of in zip(rows, of_groups, strict=True)
-                )
+                right = []
+                for group, of in zip(groups, (labels, labels, reference.labels), strict=True):
+                    rows = pool.rows[group]
+                    right.append([classes[rows, of[: len(rows)]].mean()])
                 metrics.append(measured("class_accuracy", *right, space=space))
     if train_batches is None:
         return Evaluation(by_name(metrics), record, {})
     most = min(_MAX_QUERIES, max(2, _MAX_QUERY_NUMBERS // int(np.prod(pool.images.shape[1:]))))
     spaces.pop("svc", None)
     ours, new = (pool.images[pool.rows[group][:most]] for group in ("samples", "held_out"))
-    found, nearest = memorisation.search(ours, new, train_batches, spaces)
-    if not few:
-        metrics += found
-        if inception is not None:
-            metrics.append(fid(inception, [samples.refined], train_batches()))
-    return Evaluation(by_name(metrics), record, nearest)
+    found, nearest = memorisation.search(ours, new[:0] if few else new, train_batches, spaces)
+    if inception is not None and not few:
+        found.append(fid(inception, [samples.refined], train_batches()))
+    return Evaluation(by_name(metrics + found), record, nearest)

@@ -62,8 +62,8 @@ def search(
     """Searches for samples in the training set, in one pass for pixels and for each space.
 
     Samples [N, H, W, C], and held-out images, which training never saw, [M, H, W, C], are in
-    [-1, 1]. Returns the metrics `memorisation_auc_SPACE`, and by space the training images nearest
-    to the first samples, [num_shown, num_neighbours, H, W, C].
+    [-1, 1]. Returns the metrics `memorisation_auc_SPACE`, if there are held-out images, and by
+    space the training images nearest to the first samples, [num_shown, num_neighbours, H, W, C].
     """
     metrics, shown = [], {}
     queries, num_shown = np.concatenate([samples, held_out]), min(_NUM_SHOWN, len(samples))
@@ -74,10 +74,11 @@ def search(
 
         near = nearest(queries, train_batches(), _NUM_NEIGHBOURS, features, num_shown)
         ours, theirs = near.distances[: len(samples), 0], near.distances[len(samples) :, 0]
-        test = mannwhitneyu(ours, theirs)  # Ties count half.
-        share = 1.0 - float(test.statistic) / (len(ours) * len(theirs))
-        metrics.append(measured("memorisation_auc", [share], space=name))
         shown[name] = near.images
+        if len(theirs):
+            test = mannwhitneyu(ours, theirs)  # Ties count half.
+            share = 1.0 - float(test.statistic) / (len(ours) * len(theirs))
+            metrics.append(measured("memorisation_auc", [share], space=name))
     return metrics, shown
 
 

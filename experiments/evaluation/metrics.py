@@ -1,8 +1,10 @@
-"""The metrics: their definitions, their values with a spread, and the verdict on samples."""
+"""The metrics, which metrics.toml defines: their values with a spread, and the verdict."""
 
 import math
+import tomllib
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,7 +14,7 @@ class Definition(NamedTuple):
 
     words: str  # What it measures, as a phrase.
     formula: str  # In plain text.
-    direction: Literal["lower", "higher"] | None  # Which values are better; `None` if neither are.
+    direction: str | None = None  # "lower" or "higher" values are better; `None` if neither are.
     unit: str = ""
     protocol: str = ""  # What else one should know of it.
     headline: bool = False  # Whether the verdict depends on it.
@@ -20,120 +22,8 @@ class Definition(NamedTuple):
     far: float = math.inf
 
 
-# The table of metrics in the documentation follows from these.
-DEFINITIONS: dict[str, Definition] = {
-    "energy_ratio": Definition(
-        "energy distance to the data in units of the sampling error of real data",
-        "1 + D / (E|Y - Y'| (1/N + 1/M)), D the unbiased energy distance",
-        "lower",
-        protocol="Over fresh data sets of N points. Real data score 1 on average, and scatter.",
-        headline=True,
-    ),
-    "energy_distance": Definition(
-        "energy distance to the data",
-        "2 E|X - Y| - E|X - X'| - E|Y - Y'|",
-        "lower",
-        "unit of the data",
-        "Unbiased, so real data scatter around 0 and values may be negative.",
-    ),
-    "kl_to_data": Definition(
-        "KL divergence of the samples from the known density",
-        "E_q[log q - log p]",
-        "lower",
-        "nats",
-        "The entropy is estimated from nearest neighbours, so real data scatter around 0.",
-        headline=True,
-        far=1.0,
-    ),
-    "modes_hit": Definition(
-        "number of modes of the mixture that samples reach",
-        "modes that are the nearest one of a sample within 4 standard deviations",
-        "higher",
-        "modes",
-    ),
-    "high_quality_share": Definition(
-        "share of samples close to a mode",
-        "share within 4 standard deviations of a mode",
-        "higher",
-    ),
-    "log_ratio_kl": Definition(
-        "error of the estimated log-ratio",
-        "E_q~[log q~/p - log r] + E_p[r] - 1",
-        "lower",
-        "nats",
-        "KL(q~ || r p), whose mass E_p[r] need not be 1; q~ are the samples after K steps.",
-    ),
-    "frechet": Definition(
-        "Fréchet distance between Gaussians fitted to features",
-        "|m_X - m_Y|² + tr(C_X + C_Y - 2 (C_X C_Y)^(1/2))",
-        "lower",
-        "squared unit of the features",
-        "Biased upwards for few images, so compare at the same number and in the same space only.",
-        headline=True,
-    ),
-    "precision": Definition(
-        "share of samples within the neighbourhoods of real images",
-        "share of x_i nearer to some y_j than the third neighbour of y_j",
-        "higher",
-        protocol="Kynkäänniemi et al. 2019.",
-    ),
-    "recall": Definition(
-        "share of real images within the neighbourhoods of samples",
-        "share of y_j nearer to some x_i than the third neighbour of x_i",
-        "higher",
-        protocol="Kynkäänniemi et al. 2019.",
-    ),
-    "top_probability": Definition(
-        "mean probability of the most probable class",
-        "E max_c p(c | x), p a classifier of real images",
-        "higher",
-    ),
-    "smallest_class_share": Definition(
-        "share of the rarest class among the samples",
-        "smallest share over the classes that a classifier assigns",
-        "higher",
-    ),
-    "class_accuracy": Definition(
-        "share of samples that a classifier assigns to the class that they were drawn for",
-        "share of i with argmax_c p(c | x_i) = y_i",
-        "higher",
-        protocol="Of a run with network.by_class. Real data: accuracy on held-out images.",
-    ),
-    "memorisation_auc": Definition(
-        "probability that a sample is nearer to the training set than a held-out image",
-        "area under the ROC curve of distances to the nearest training image",
-        None,
-        protocol="0.5: as near as new images. 1: copies.",
-    ),
-    "target_share": Definition(
-        "share of translated images that a classifier assigns to the target",
-        "share of predictions that are the target",
-        "higher",
-        protocol="By a support-vector classifier of pixels, which some images fool.",
-        headline=True,
-    ),
-    "own_source_nearest_share": Definition(
-        "share of translated images whose nearest source is their own",
-        "share of i with argmin_j |x_i - s_j| = i",
-        "higher",
-        protocol="Distances of pixels. Real data: 1 / N, that of images unrelated to the sources.",
-    ),
-    "distance_to_own_source": Definition(
-        "distance between a translated image and its source",
-        "mean over i of |x_i - s_i|",
-        None,
-        "pixel values in [-1, 1], root mean square",
-        "For real images of the target: distance to a source image at random.",
-    ),
-    "fid": Definition(
-        "Fréchet distance in the features of the Inception network",
-        "as frechet",
-        "lower",
-        "squared unit of the features",
-        "To the training set (translation: to held-out images of the target).",
-        headline=True,
-    ),
-}
+_FILE = Path(__file__).with_suffix(".toml").read_text("utf-8")
+DEFINITIONS = {name: Definition(**fields) for name, fields in tomllib.loads(_FILE).items()}
 
 
 class Estimate(NamedTuple):
@@ -276,7 +166,7 @@ def _position(m: Metric, prior: Estimate, real: Estimate) -> float:
     At most 0 means that they score as real data do, within the spread of these. It is infinite for
     samples that do not, if the metric cannot distinguish the prior from real data.
     """
-    excess = _sign(m) * (m.value - real.value)
+    excess = -(m.value - real.value) if m.defined.direction == "higher" else m.value - real.value
     if excess <= _SPREADS * (real.spread or 0.0) + _ROUNDING * abs(real.value):
         return min(0.0, excess)
     gap = _gap(m, prior, real)
@@ -285,28 +175,26 @@ def _position(m: Metric, prior: Estimate, real: Estimate) -> float:
 
 def _gap(m: Metric, prior: Estimate, real: Estimate) -> float:
     """Returns by how much real data score better than the prior; 0 if that is not significant."""
-    gap = _sign(m) * (prior.value - real.value)
+    gap = prior.value - real.value
+    gap = -gap if m.defined.direction == "higher" else gap
     noise = math.hypot(prior.spread or 0.0, real.spread or 0.0)
     return gap if _SPREADS * noise < gap < math.inf else 0.0
 
 
-def _sign(m: Metric) -> float:
-    return -1.0 if m.defined.direction == "higher" else 1.0
-
-
 def _texts(m: Metric) -> list[str]:
     """Returns the texts of the samples, the prior and real data, with as many digits as matter."""
-    # A single value has as many digits as its spread would allow, which is that of real data.
-    usual = m.real.spread if m.real else None
-    return [_text(side, usual) if side else _NOTHING for side in (m.samples, m.prior, m.real)]
-
-
-def _text(side: Estimate, usual: float | None) -> str:
-    # Draws that reuse all samples differ only by rounding errors, which are not a spread.
-    value, spread = side.value, side.spread or 0.0
-    if spread <= _ROUNDING * abs(value):
-        return format_value(value, usual)
-    return f"{format_value(value, spread)} ± {format_value(spread, spread)}"
+    texts = []
+    for side in (m.samples, m.prior, m.real):
+        value, spread = side or (math.nan, None)
+        if side is None:
+            texts.append(_NOTHING)
+        # Draws that reuse all samples differ only by rounding errors, which are not a spread.
+        elif (spread or 0.0) <= _ROUNDING * abs(value):
+            # It has as many digits as the spread of real data allows.
+            texts.append(format_value(value, m.real and m.real.spread))
+        else:
+            texts.append(f"{format_value(value, spread)} ± {format_value(spread or 0.0, spread)}")
+    return texts
 
 
 def format_value(value: float, spread: float | None = None) -> str:

@@ -1,6 +1,5 @@
 """Real data for comparison with samples, small enough to be stored with a run."""
 
-import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +9,7 @@ import numpy as np
 from experiments.data.built_in import digits
 from experiments.data.decode import to_uint8, to_unit
 from experiments.data.source import Labels, Source, Starts
-from experiments.errors import DataError, UserError
+from experiments.errors import UserError
 from experiments.files import read_npz, replacing
 
 _MAX_HELD_OUT = 10_000
@@ -29,11 +28,9 @@ class ImageReference(NamedTuple):
     fit_images: np.ndarray | None = None  # Training images, to fit a classifier of pixels to.
     fit_labels: np.ndarray | None = None  # Their classes.
     fit_target: int | None = None  # The class that is the target of a translation.
-    # Where samples start, if that is an image: sample `i` at image `i`. Images that training never
-    # saw come first.
+    # Of a translation: the images where samples start, those that training never saw first.
     starts: np.ndarray | None = None
     num_held_out: int | None = None  # The number of these.
-    is_translation: bool = False  # Whether these are a domain, and not of another generator.
 
 
 def of(source: Source) -> Source | ImageReference:
@@ -51,37 +48,29 @@ def too_few(num_held_out: int) -> str:
 def of_images(source: Source) -> ImageReference:
     """Returns the reference of images; reads only those training images that it stores."""
     most = min(_MAX_HELD_OUT, max(2, _MAX_BYTES // int(np.prod(source.event_shape))))
-    images = source.held_out(most, 0)
-    labels = None if source.labels is None else np.asarray(source.labels.held_out[: len(images)])
-    reference = ImageReference(source.name, images, labels)
-    if (starts := source.starts) is None:
-        if source.name != "digits" or source.labels is None:
-            return reference
+    images, labels, starts = source.held_out(most, 0), source.labels, source.starts
+    found = ImageReference(source.name, images, labels and labels.held_out[: len(images)])
+    if starts is None:
+        if source.name != "digits" or labels is None:
+            return found
         # Every second training image is spare: the classifier is not fitted to it.
-        train, labels = source.train(), source.labels.train
-        return reference._replace(fit_images=train[::2], fit_labels=labels[::2], spare=train[1::2])
+        train = source.train()
+        return found._replace(
+            fit_images=train[::2], fit_labels=labels.train[::2], spare=train[1::2]
+        )
     most = min(_MAX_OTHERS, most)
     first = starts(np.arange(min(most, starts.num)))
-    reference = reference._replace(
-        starts=first,
-        num_held_out=min(starts.num_held_out, len(first)),
-        is_translation=True,
-    )
-    if source.name.startswith("digits") and source.labels is not None:
+    found = found._replace(starts=first, num_held_out=min(starts.num_held_out, len(first)))
+    if source.name == "digits" and labels is not None:
         # All ten digits, because ten classes make a stricter test than two.
-        whole, target = digits().arrays, int(source.labels.train[0])
-        return reference._replace(
-            fit_images=whole["real"], fit_labels=whole["label"], fit_target=target
-        )
+        fit, fit_labels, target = digits().arrays["real"], digits().arrays["label"], labels.train[0]
+        return found._replace(fit_images=fit, fit_labels=fit_labels, fit_target=int(target))
     positions = np.arange(starts.num_held_out, min(starts.num, starts.num_held_out + most))
     if not len(positions):
-        return reference
+        return found
     domains = [starts(positions), source.train(most)]
-    return reference._replace(
-        fit_images=np.concatenate(domains),
-        fit_labels=np.repeat(np.arange(2, dtype=np.int32), list(map(len, domains))),
-        fit_target=1,
-    )
+    fit_labels = np.repeat(np.arange(2, dtype=np.int32), [len(images) for images in domains])
+    return found._replace(fit_images=np.concatenate(domains), fit_labels=fit_labels, fit_target=1)
 
 
 def save(reference: ImageReference, path: Path) -> None:
@@ -95,42 +84,37 @@ def save(reference: ImageReference, path: Path) -> None:
 
 
 def load(path: Path) -> ImageReference:
-    """Reads what `save` wrote; a DataError names a file with other content."""
-    try:
-        return ImageReference(**{name: _restored(value) for name, value in read_npz(path).items()})
-    except (UserError, TypeError) as error:
-        raise DataError(f"{path} is not a stored reference, or is damaged: {error}") from error
+    """Reads what `save` wrote."""
+
+    def restored(stored: np.ndarray) -> Any:
+        if stored.ndim == 0:
+            return stored.item()
+        return to_unit(stored) if stored.dtype == np.uint8 else stored
+
+    return ImageReference(**{name: restored(value) for name, value in read_npz(path).items()})
 
 
 def frozen_source(kept: ImageReference, described: Mapping[str, Any]) -> Source:
     """Returns the data `described` as by `run.describe_data`, with the stored images only."""
-    none, classes = np.zeros(0, np.int32), tuple(described["classes"])
-    images, labels, starts = kept.images, kept.labels, None
-    if kept.starts is not None:
-        load_start = functools.partial(_stored_starts, kept.starts)
-        num = len(kept.starts)
-        starts = Starts(load_start, kept.num_held_out or 0, num)
+    images, stored, classes = kept.images, kept.starts, tuple(described["classes"])
+    none = np.zeros(0, np.int32)
+
+    def start(positions: np.ndarray) -> np.ndarray:
+        if stored is None or max(positions, default=0) >= len(stored):
+            num = 0 if stored is None else len(stored)
+            raise UserError(
+                f"the run stores only {num:,} images to start from; ask for at most this many"
+            )
+        return stored[np.asarray(positions)]
+
     return Source(
         name=described["name"],
         event_shape=tuple(described["event_shape"]),
         held_out=lambda num, seed: images[:num],
-        labels=Labels(none, none if labels is None else labels, classes) if classes else None,
-        starts=starts,
+        labels=Labels(none, none if kept.labels is None else kept.labels, classes)
+        if classes
+        else None,
+        starts=None if stored is None else Starts(start, kept.num_held_out or 0, len(stored)),
         identity=described["identity"],
         fingerprint=described["fingerprint"],
     )
-
-
-def _stored_starts(images: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    if len(positions) and max(positions) >= len(images):
-        raise UserError(
-            f"the run stores only {len(images):,} images to start from; request at most this many "
-            "samples"
-        )
-    return images[np.asarray(positions)]
-
-
-def _restored(stored: np.ndarray) -> Any:
-    if stored.ndim == 0:
-        return stored.item()
-    return np.asarray(to_unit(stored)) if stored.dtype == np.uint8 else stored

@@ -2,12 +2,12 @@
 
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -22,6 +22,7 @@ __all__ = [
     "training",
 ]  # fmt: skip
 _NUM_FRAMES = 16
+_NUM_SMALL = 36  # Images of a panel among several.
 
 
 @styled
@@ -37,45 +38,77 @@ def samples_and_data(
     For a translation, `prior[i]` is the source image of `samples[i]`, `domains` are the names of
     source and target, and the caption is that of `evaluation.translation.caption`.
     """
-    titles = [style.PRIOR_TITLE, style.SAMPLES_TITLE, style.DATA_TITLE]
+    titles = ["prior $x_0$", r"samples $x_{K+\kappa}$", "data"]
     if source.starts is not None:
         start, target = (name and f": {style.plain(name)}" for name in domains)
         titles = [f"source{start}", r"translated $x_{K+\kappa}$", f"target{target}"]
-    columns = (prior, samples, source.held_out(num_shown(source), 1))
-    figure = _of_kind(source).side_by_side(dict(zip(titles, columns, strict=True)))
+    figure, axes = style.panels(titles, 3, size=2.3)
+    data = source.held_out(num_shown(source), 1)
+    paint = _painter(source, over_data=False)
+    for ax, rows, colour in zip(axes, (prior, samples, data), (PRIOR, SAMPLES, DATA), strict=True):
+        paint(ax, rows, colour)
     if caption:
         figure.supxlabel(textwrap.fill(caption, 60), fontsize="medium")
     return figure
 
 
+@styled
 def course(source: Source, snapshots: Sequence[tuple[int, np.ndarray]]) -> Figure:
     """Draws the same samples at several steps of training (fig. 4), more of them early on."""
     steps = [step for step, _ in snapshots]
     picked = [(f"step {steps[i]:,}", snapshots[i][1]) for i in spread_by_ratio(steps, 6)]
-    if source.kind == "points":
-        return points.over_data(picked, _points_of(source))
-    return images.grids(picked)
+    return _small(source, dict(picked))
 
 
+@styled
 def strips(source: Source, path: np.ndarray, num_steps: int, start: str) -> Figure:
     """Draws samples along the flow: a row per image, or a panel per step for points (fig. 6).
 
     The path is `x_0 ... x_{K+κ}` of B samples, [K + κ + 1, B, ...]. K is `num_steps`, and `start`
     says where the flow starts.
     """
-    if source.kind == "images":
-        return images.strips(path, num_steps, start)
-    picked = [(f"$x_{{{k}}}$", path[k]) for k in points.spread(len(path), 6)]
-    return points.over_data(picked, _points_of(source))
+    if source.kind == "points":
+        return _small(source, {f"$x_{{{k}}}$": path[k] for k in _spread(len(path), 6)})
+    picked = _spread(len(path), 12)
+    title = f"steps of the flow from {start} (K = {num_steps})"
+    return images.strips(path[picked], picked, title)
 
 
+@styled
 def animate_flow(source: Source, path: np.ndarray, file: Path) -> None:
     """Writes an animation of samples that flow along a path, [K + κ + 1, B, ...], as WebP."""
-    if source.kind == "points":
-        figure, update = points.moving(path, _points_of(source))
-    else:
-        figure, update = images.moving(path[:, : images.NUM_SMALL])
-    style.save_animation(figure, update, points.spread(len(path), _NUM_FRAMES), file)
+    figure, (ax,) = style.panels([""], size=2.6)
+    paint = _painter(source)
+
+    def show(step: int) -> None:
+        ax.clear()
+        paint(ax, path[step])
+        ax.set_title(f"$x_{{{step}}}$")
+
+    style.save_animation(figure, show, _spread(len(path), _NUM_FRAMES), file)
+
+
+def _small(source: Source, sets: Mapping[str, np.ndarray]) -> Figure:
+    """Draws a small panel for each title, three in a row."""
+    figure, axes = style.panels(list(sets), 3, size=1.8)
+    paint = _painter(source)
+    for ax, rows in zip(axes, sets.values(), strict=True):
+        paint(ax, rows)
+    return figure
+
+
+def _painter(source: Source, *, over_data: bool = True) -> Callable[..., None]:
+    """Returns the function of a panel and of examples that draws these, over the data if points."""
+    if source.kind == "images":
+        return lambda ax, rows, colour=None: images.show(ax, images.square(rows[:_NUM_SMALL]))
+    data = source.held_out(points.NUM_SHOWN, 1)
+
+    def paint(ax: Axes, rows: np.ndarray, colour: str = SAMPLES) -> None:
+        if over_data:
+            points.scatter(ax, data, PRIOR, points.frame(data), alpha=0.15)
+        points.scatter(ax, rows, colour, points.frame(data))
+
+    return paint
 
 
 @styled
@@ -99,12 +132,12 @@ def training(
         },
         "metric of samples": {name: (name.removeprefix(PREFIX), SAMPLES) for name in judged},
     }
-    figure, axes = style.panels(2, 2, size=2.9)
-    for ax, (title, of_panel) in zip(axes, curves.items(), strict=True):
+    figure, axes = style.panels(list(curves), 2, size=2.9)
+    for ax, of_panel in zip(axes, curves.values(), strict=True):
         for name, (label, colour) in of_panel.items():
             found = [(r["step"], r[name]) for r in records if r.get(name) is not None]
             ax.plot(*zip(*found, strict=True), color=colour, label=label)
-        ax.set(title=title, xlabel="step")
+        ax.set_xlabel("step")
         ax.xaxis.set_major_locator(MaxNLocator(3))  # Long step numbers need space.
         ax.xaxis.set_major_formatter("{x:,.0f}")
     loss, ratio, norms, metric = axes
@@ -131,7 +164,7 @@ def over_length(
     lengths, values = [length for length, _ in points], [m.value for _, m in points]
     finite = [point for point in points if math.isfinite(point[1].value)]
     best = min(finite or points, key=lambda point: point[1].value)
-    figure, (ax,) = style.panels(1, size=4.5)
+    figure, (ax,) = style.panels([""], size=4.5)
     ax.plot(lengths, values, ".-", color=SAMPLES)
     if min(values) > 0.0:  # Unbiased estimates of small distances may be negative.
         ax.set_yscale("log")
@@ -161,14 +194,11 @@ def spread_by_ratio(steps: Sequence[int], most: int) -> list[int]:
     return zero + [len(zero) + i for i in sorted(nearest)]
 
 
+def _spread(count: int, most: int) -> list[int]:
+    """Returns at most `most` indices spread evenly over `count`, including first and last."""
+    return sorted({int(i) for i in np.linspace(0, count - 1, min(count, most)).round()})
+
+
 def num_shown(source: Source) -> int:
     """Returns the largest number of samples in a picture."""
-    return _of_kind(source).NUM_SHOWN
-
-
-def _points_of(source: Source) -> np.ndarray:
-    return source.held_out(points.NUM_SHOWN, 1)
-
-
-def _of_kind(source: Source) -> ModuleType:
-    return points if source.kind == "points" else images
+    return points.NUM_SHOWN if source.kind == "points" else images.NUM_SHOWN

@@ -1,18 +1,16 @@
 """Pictures of images in [-1, 1], NHWC."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.data.decode import to_uint8
-from experiments.pictures.points import spread
-from experiments.pictures.style import panels, plain, styled, titled_panels
+from experiments.pictures.style import panels, plain, styled
 
 NUM_SHOWN = 100
-NUM_SMALL = 36  # Of a panel among several.
 NUM_ROWS = 8  # Samples along the flow.
 _GAP = 0.35  # White space between a sample and its neighbours, in image widths.
 
@@ -40,59 +38,23 @@ def show(ax: Axes, sheet: np.ndarray) -> None:
 
 
 @styled
-def side_by_side(columns: Mapping[str, np.ndarray]) -> Figure:
-    """Draws grids of equally many images side by side, with titles."""
-    figure, axes = panels(len(columns))
-    num = min(NUM_SMALL, *map(len, columns.values()))
-    for ax, (title, images) in zip(axes, columns.items(), strict=True):
-        show(ax, square(images[:num]))
-        ax.set_title(title)
-    return figure
-
-
-@styled
-def grids(sets: Sequence[tuple[str, np.ndarray]]) -> Figure:
-    """Draws a small grid of images per title."""
-    figure, axes = titled_panels([title for title, _ in sets])
-    for ax, (_, images) in zip(axes, sets, strict=True):
-        show(ax, square(images[:NUM_SMALL]))
-    return figure
-
-
-@styled
-def strips(path: np.ndarray, num_steps: int, start: str) -> Figure:
-    """Draws samples along the flow, one per row (fig. 6), as `pictures.strips`."""
-    picked = spread(len(path), 12)
+def strips(path: np.ndarray, steps: Sequence[int], title: str) -> Figure:
+    """Draws samples at steps of the flow, [len(steps), B, H, W, C], one per row (fig. 6)."""
     # Tiled row by row, so that each row shows one sample.
-    strip = np.swapaxes(path[picked, :NUM_ROWS], 0, 1).reshape(-1, *path.shape[2:])
-    figure, (ax,) = panels(1, size=5.6)
-    show(ax, tile(strip, len(picked)))
+    strip = np.swapaxes(path[:, :NUM_ROWS], 0, 1).reshape(-1, *path.shape[2:])
+    figure, (ax,) = panels([""], size=5.6)
+    show(ax, tile(strip, len(steps)))
     pitch = path.shape[3] + 1
-    for place, step in enumerate(picked):
+    for place, step in enumerate(steps):
         ax.text((place + 0.5) * pitch, -0.1 * pitch, str(step), ha="center", va="bottom")
-    ax.set_title(f"steps of the flow from {start} (K = {num_steps})", pad=18)
+    ax.set_title(title, pad=18)
     return figure
-
-
-@styled
-def moving(path: np.ndarray) -> tuple[Figure, Callable[[int], None]]:
-    """Returns a figure of a grid of images, and the function that shows a step of their path."""
-    figure, (ax,) = panels(1, size=2.6)
-    show(ax, square(path[0]))
-    (sheet,), title = ax.get_images(), ax.set_title("$x_0$")
-
-    def update(step: int) -> None:
-        pixels = square(path[step])
-        sheet.set_data(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
-        title.set_text(f"$x_{{{step}}}$")
-
-    return figure, update
 
 
 @styled
 def by_class(images: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> Figure:
     """Draws one row of images per class that occurs, with its name."""
-    figure, (ax,) = panels(1, size=5.0)
+    figure, (ax,) = panels([""], size=5.0)
     present = np.unique(labels)
     rows = [images[labels == label] for label in present]
     columns = min(10, *map(len, rows))
@@ -109,11 +71,11 @@ def neighbours(samples: np.ndarray, nearest: Mapping[str, np.ndarray]) -> Figure
 
     Images are in [-1, 1]: samples [Q, H, W, C], and by feature space the nearest [Q, k, H, W, C].
     """
-    figure, axes = panels(1, len(nearest), size=4.2)
-    for ax, (space, images) in zip(axes, nearest.items(), strict=True):
+    titles = [f"sample | nearest by {space.replace('_', ' ')}" for space in nearest]
+    figure, axes = panels(titles, size=4.2, height=3.2)
+    for ax, images in zip(axes, nearest.values(), strict=True):
         sheet = tile(images.reshape(-1, *images.shape[2:]), images.shape[1])
         gap = ((0, 0), (0, max(1, round(_GAP * samples.shape[2]))), (0, 0))
         left = np.pad(tile(samples[: len(images)], 1), gap, constant_values=255)
         show(ax, np.concatenate([left, sheet], axis=1))
-        ax.set_title(f"sample | nearest in the training set, by {space.replace('_', ' ')}")
     return figure

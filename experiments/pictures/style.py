@@ -14,8 +14,6 @@ from PIL import Image
 from experiments.files import replacing
 
 DATA, SAMPLES, PRIOR = "#4878a8", "#d1602b", "#8a8a8a"
-DATA_TITLE, SAMPLES_TITLE, PRIOR_TITLE = "data", r"samples $x_{K+\kappa}$", "prior $x_0$"
-COLOURS = {DATA_TITLE: DATA, SAMPLES_TITLE: SAMPLES, PRIOR_TITLE: PRIOR}
 _MAX_NAME = 24  # Characters of the name of a class or a data set in a picture.
 _FRAME_MS, _LAST_FRAME_MS = 180, 2_000  # Duration of the frames of an animation.
 _STYLE: Any = {
@@ -35,15 +33,13 @@ _STYLE: Any = {
 styled = matplotlib.rc_context(_STYLE)
 
 
-def panels(columns: int, rows: int = 1, size: float = 2.3) -> tuple[Figure, list[Axes]]:
-    """Returns a figure with a row-major list of equal panels, each `size` inches wide."""
-    figure = Figure((size * columns, size * rows), layout="constrained")
-    return figure, list(np.ravel(figure.subplots(rows, columns, squeeze=False)))
-
-
-def titled_panels(titles: Sequence[str]) -> tuple[Figure, list[Axes]]:
-    """Returns a figure with a small panel for each title, three in a row."""
-    figure, axes = panels(3, -(-len(titles) // 3), size=1.8)
+def panels(
+    titles: Sequence[str], columns: int = 1, size: float = 2.4, height: float = 0.0
+) -> tuple[Figure, list[Axes]]:
+    """Returns a figure with a panel for each title, `size` inches wide and high, row by row."""
+    rows = -(-len(titles) // columns)
+    figure = Figure((size * columns, (height or size) * rows), layout="constrained")
+    axes = list(np.ravel(figure.subplots(rows, columns, squeeze=False)))
     for ax, title in zip(axes, titles, strict=False):
         ax.set_title(title)
     for ax in axes[len(titles) :]:

@@ -138,13 +138,11 @@ class Sampler:
             raise ValueError(
                 f"x must be floating-point numbers, [B, {shape}], got {x.dtype} of shape {x.shape}"
             )
-        if self._has_images and not isinstance(x, jax.core.Tracer) and x.size:
-            low, high = float(x.min()), float(x.max())
-            if low < -_MAX_PIXEL or high > _MAX_PIXEL:
-                raise ValueError(
-                    f"x must be images in [-1, 1], got values from {low:.3g} to {high:.3g}: "
-                    "x / 127.5 - 1 maps bytes to it"
-                )
+        is_known = self._has_images and not isinstance(x, jax.core.Tracer)
+        if is_known and (largest := float(jnp.max(jnp.abs(x), initial=0.0))) > _MAX_PIXEL:
+            raise ValueError(
+                f"x must be images in [-1, 1], got {largest:.3g}: x / 127.5 - 1 maps bytes to it"
+            )
         x = as_floating(x)
         x = jnp.asarray((x - self.shift) / self.scale, x.dtype)
         output = self._apply(self.variables, x, *self._labels(len(x), labels).values())
@@ -200,10 +198,8 @@ class Sampler:
         self, what: str, key: Array, num: int, labels: Labels | None, batch_size: int = 500
     ) -> Array:
         """Draws "prior", "refined" or "path" in batches, all of the same size."""
-        for name, value in (("num_samples", num), ("batch_size", batch_size)):
-            check_count(name, value)
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        check_count("num_samples", num, 1)
+        check_count("batch_size", batch_size, 1)
         if self.config["prior"]["name"] == "batch":
             raise ValueError(
                 "this sampler starts from images, not from a prior: "
@@ -214,16 +210,10 @@ class Sampler:
         batch = {name: jnp.resize(a, (padded,)) for name, a in self._labels(num, labels).items()}
         batch["position"] = jnp.arange(padded)
         constants = Constants((), self.prior_params)
-        parts = [
-            self._run(
-                what,
-                _keys.typed(key),
-                self.variables,
-                constants,
-                {name: a[first : first + size] for name, a in batch.items()},
-            )
-            for first in range(0, padded, size)
-        ]
+        arguments, parts = (what, _keys.typed(key), self.variables, constants), []
+        for first in range(0, padded, size):
+            part = {name: a[first : first + size] for name, a in batch.items()}
+            parts.append(self._run(*arguments, part))
         axis = 1 if what == "path" else 0
         x = jax.lax.slice_in_dim(jnp.concatenate(parts, axis), 0, num, axis=axis)
         return jnp.asarray(self.scale * x + self.shift, x.dtype)

@@ -31,7 +31,6 @@ def test_errors_of_arrays_are_relative_to_their_norm():
 @pytest.mark.skipif(find_spec("torch") is None, reason="needs PyTorch")
 def test_pytorch_takes_turns_with_the_library(monkeypatch):
     monkeypatch.setitem(estimators.NETWORKS, "small", accelerator.SMALL)
-    arguments = type("Arguments", (), {"torch_python": sys.executable, "rounds": 1})
-    found = estimators.measure("small", 4, "float32", arguments)
+    found = estimators.measure("small", 4, "float32", sys.executable, 1)
     assert found["pytorch_flow_over_ours"] > 0
     assert found["pytorch_train_over_ours"] > 0

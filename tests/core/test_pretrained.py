@@ -167,9 +167,9 @@ def test_images_are_clipped_unless_asked_otherwise():
 
 
 MISUSES = [
-    (lambda s: s["swissroll"](KEY, 0), "num_samples must be at least 1, got 0"),
+    (lambda s: s["swissroll"](KEY, 0), "num_samples must be a whole number >= 1, got 0"),
     (lambda s: s["swissroll"](KEY, 2.0), r"num_samples must be .* got 2\.0"),
-    (lambda s: s["swissroll"].path(KEY, 0), "num_samples must be at least 1, got 0"),
+    (lambda s: s["swissroll"].path(KEY, 0), "num_samples must be a whole number >= 1, got 0"),
     (lambda s: s["swissroll"](7, 3), "key must be a JAX key, .* got int 7"),
     (lambda s: s["swissroll"](KEY, 3, labels=[0, 0, 0]), "so it has no labels"),
     (lambda s: s["cifar10"](KEY, 3, labels="hors"), "did you mean 'horse'"),
@@ -178,7 +178,7 @@ MISUSES = [
     (lambda s: s["cifar10"].log_ratio(np.zeros((2, 32, 32, 3))), "labels of x are missing"),
     (lambda s: s["digits"].log_ratio(np.zeros((2, 8, 8, 3))), r"\[B, 8, 8, 1\], got"),
     (lambda s: s["digits"].log_ratio(np.zeros((2, 8, 8, 1), np.uint8)), "uint8"),
-    (lambda s: s["digits"].log_ratio(np.full((2, 8, 8, 1), 200.0)), r"in \[-1, 1\], .* 200 to 200"),
+    (lambda s: s["digits"].log_ratio(np.full((2, 8, 8, 1), 200.0)), r"in \[-1, 1\], got 200"),
 ]
 
 

@@ -49,13 +49,6 @@ def test_ten_thousand_held_out_images_are_stored_and_the_cheap_metric_reads_the_
     assert len(references.of(wide).images) == 170, "32 MiB of pixels"
 
 
-def test_a_damaged_reference_is_named(tmp_path):
-    path = tmp_path / "reference.npz"
-    path.write_bytes(b"no archive")
-    with pytest.raises(DataError, match=r"reference\.npz is not a stored reference"):
-        references.load(path)
-
-
 def test_a_run_without_its_data_has_their_held_out_images_and_refuses_to_train():
     kept = references.of(digits("3", "8"))
     described = {"name": "digits", "event_shape": [8, 8, 1], "classes": ["3"], "identity": "a"}

@@ -55,7 +55,7 @@ def _trained_once(image_folder, tmp_path_factory) -> Callable[[str], Path]:
                 changes = {"data.dir": image_folder, "data.image_size": 8, **SMALL_RESNET}
             if name == "by_class":
                 # A denoiser after so few steps would hide what the flow does.
-                changes = {"network.by_class": True, "network.denoiser_width": 0}
+                changes = {"network.by_class": True, "network.denoiser_width": 0, **SMALL_RESNET}
                 config = "digits:tiny"
             mode = "train"
             if name == "digits_classifier":

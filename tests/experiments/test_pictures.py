@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from experiments import pictures
+from experiments.data.source import Source
 from experiments.evaluation.metrics import Estimate, Metric
-from experiments.pictures import images, style
+from experiments.pictures import images
 
 
 def test_pictures_do_not_change_matplotlib_for_the_process():
@@ -18,24 +19,17 @@ def test_pictures_do_not_change_matplotlib_for_the_process():
         "import matplotlib; keys = 'font.size', 'axes.titlesize', 'figure.dpi', 'savefig.bbox'\n"
         "before = [matplotlib.rcParams[key] for key in keys]\n"
         "import numpy as np; from experiments.pictures import images\n"
-        "figure = images.side_by_side({'data': np.zeros((4, 8, 8, 1))})\n"
-        "assert figure.axes[0].title.get_fontsize() == 12\n"
+        "figure = images.by_class(np.zeros((4, 8, 8, 1)), np.arange(4), list('abcd'))\n"
+        "assert figure.axes[0].texts[0].get_fontsize() == 11\n"
         "assert [matplotlib.rcParams[key] for key in keys] == before\n"
         "import sys; assert 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_grids_side_by_side_have_equally_many_images():
-    many, few = np.ones((100, 8, 8, 1)), -np.ones((6, 8, 8, 1))
-    figure = images.side_by_side({"samples": many, "data": few})
-    shapes = [np.asarray(ax.get_images()[0].get_array()).shape for ax in figure.axes]
-    assert shapes == [(2 * 9, 3 * 9)] * 2
-
-
 def test_an_animation_plays_all_steps_for_ever_and_shows_the_last_one_longer(tmp_path):
     path = np.linspace(-1.0, 1.0, 5)[:, None, None, None, None] * np.ones((5, 2, 4, 4, 1))
-    style.save_animation(*images.moving(path), range(5), tmp_path / "flow.webp")
+    pictures.animate_flow(Source("x", (4, 4, 1)), path, tmp_path / "flow.webp")
     with Image.open(tmp_path / "flow.webp") as played:
         assert (played.n_frames, played.info["loop"]) == (5, 0)
         durations, centres = [], []
@@ -78,7 +72,7 @@ def test_the_loss_is_shown_next_to_chance_and_no_legend_or_number_covers_a_curve
 
 def test_a_strip_has_a_row_per_sample_and_the_numbers_of_its_steps():
     path = np.linspace(-1.0, 1.0, 5)[:, None, None, None, None] * np.ones((5, 2, 4, 4, 1))
-    (ax,) = images.strips(path, 3, "the prior").axes
+    (ax,) = pictures.strips(Source("x", (4, 4, 1)), path, 3, "the prior").axes
     assert [text.get_text() for text in ax.texts] == ["0", "1", "2", "3", "4"]
     sheet = np.asarray(ax.get_images()[0].get_array())
     assert sheet.shape == (2 * 5, 5 * 5)
