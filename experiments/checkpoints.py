@@ -16,9 +16,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, LatestN
 
+from experiments import devices
 from experiments.errors import UserError, first_line
 from experiments.files import read_sealed, sha256_of_arrays, sha256_of_json, write_sealed
-from fdrl_jax.training import parallel
 from fdrl_jax.training.state import TrainState
 
 Which: TypeAlias = int | Literal["best"] | None  # A step, the best by the metric, or the newest.
@@ -115,9 +115,9 @@ class Checkpoints:
     def record_best(self, step: int, metric: str, value: float) -> None:
         """Waits until the checkpoint of a step is complete, and records it as the best so far."""
         self.wait()
-        if parallel.is_first_process():
+        if devices.is_first_process():
             write_sealed(self._best_file, {"step": step, "metric": metric, "value": value})
-        parallel.barrier("best checkpoint recorded")
+        devices.barrier("best checkpoint recorded")
 
     def check_saved(self) -> None:
         """Raises an error if a save in the background has failed, without waiting for it."""
@@ -138,43 +138,36 @@ class Checkpoints:
         """
         steps = self.steps()
         if which == "best":
-            if (best := self.best()) is None:
-                raise UserError(
-                    f"no best checkpoint in {self._folder}; train with evaluate.every_steps above 0"
-                )
-            which = int(best["step"])
+            which = best["step"] if (best := self.best()) else -1
         if which is not None and which not in steps:
-            raise UserError(f"no checkpoint of step {which} in {self._folder}; others: {steps}")
-        bad = [] if which is not None else [s for s in self._numbered() if s not in steps]
-        reasons = dict.fromkeys(bad, "it is incomplete")
-        for step in reversed(steps) if which is None else [which]:
-            found = self._read(step, template)
+            named = "best checkpoint" if which == -1 else f"checkpoint of step {which}"
+            raise UserError(f"no {named} in {self._folder}; its steps are {steps}")
+        damaged: list[int] = []
+        for step in reversed(self._numbered() if which is None else [which]):
+            found = self._read(step, template) if step in steps else "it is incomplete"
             if isinstance(found, Restored):
-                break
-            reasons[step] = found
-        else:
-            found = None
-        newer = [s for s in reasons if not isinstance(found, Restored) or s > found.state.step]
-        for step in newer:
+                if which is None:
+                    self._set_aside(damaged)
+                return found
             path = self._folder / str(step)
-            logging.getLogger("fdrl").warning("%s is damaged (%s)", path, reasons[step])
-        if steps and not isinstance(found, Restored):
+            logging.getLogger("fdrl").warning("%s is damaged (%s)", path, found)
+            damaged.append(step)
+        if steps:
             raise UserError(
-                f"none of the checkpoints {sorted(reasons)} in {self._folder} is intact and of "
-                "this run; remove that folder to train from the start"
+                f"none of the checkpoints {damaged} in {self._folder} is intact and of this run; "
+                "remove that folder to train from the start"
             )
-        if which is None and not self._read_only:
-            self._set_aside(newer)
-        return found if isinstance(found, Restored) else None
+        self._set_aside(damaged)
+        return None
 
     def _set_aside(self, steps: Sequence[int]) -> None:
-        if steps and parallel.is_first_process():
-            for step in steps:
-                unused = f"damaged_{step}_{uuid.uuid4().hex[:8]}"
-                (self._folder / str(step)).rename(self._folder / unused)
-        if steps:
-            parallel.barrier("damaged checkpoints set aside")
-            self._manager.reload()
+        if not steps or self._read_only:
+            return
+        for step in steps if devices.is_first_process() else ():
+            unused = f"damaged_{step}_{uuid.uuid4().hex[:8]}"
+            (self._folder / str(step)).rename(self._folder / unused)
+        devices.barrier("damaged checkpoints set aside")
+        self._manager.reload()
 
     def _read(self, step: int, template: TrainState) -> Restored | str:
         """Reads a checkpoint, or returns why its content is not what was saved."""
@@ -188,11 +181,9 @@ class Checkpoints:
             if digest_of(self._run_id, state) == record["sha256"]:
                 return Restored(state, record["sha256"], record["window"])
         except Exception as error:  # Orbax raises plain exceptions for damaged files.
-            of_system = isinstance(error, OSError) and error.errno is not None
-            if isinstance(error, MemoryError) or (
-                # A disk that cannot be read at present is not damage.
-                of_system and error.errno not in (ENOENT, ENOTDIR, EISDIR)  # type: ignore[attr-defined]
-            ):
+            number = getattr(error, "errno", None)
+            # A disk that cannot be read at present is not damage.
+            if isinstance(error, MemoryError) or number not in (None, ENOENT, ENOTDIR, EISDIR):
                 raise
             return first_line(error)
         return "its content is not what this run saved"

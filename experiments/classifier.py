@@ -68,8 +68,11 @@ def build(settings: Settings, source: Source) -> Training:
     )
 
 
-def accuracy(training: Training, state: TrainState) -> dict[str, float]:
-    """Returns shares of held-out images that are classified correctly, also under attack."""
+def write_accuracy(trained: Run, training: Training, state: TrainState) -> dict[str, float]:
+    """Writes the shares of held-out images that are classified correctly, also under attack.
+
+    `open_to_judge` reads them from the run.
+    """
     source, settings = training.source, training.settings
     attack = _make_attack(settings, _NUM_ATTACK_STEPS)
     apply = cast(Apply, training.network.apply)
@@ -88,17 +91,14 @@ def accuracy(training: Training, state: TrainState) -> dict[str, float]:
     parts = [slice(first, first + _NUM_TESTED) for first in range(0, len(images), _NUM_TESTED)]
     found = [correct(variables, images[part], labels[part]) for part in parts]
     clean, robust = (float(np.mean(np.concatenate(side))) for side in zip(*found, strict=True))
-    return {
+    shares = {
         "clean_accuracy": clean,
         "robust_accuracy": robust,
         "robust_at_epsilon": settings.classifier.epsilon,
         "num_images": len(images),
     }
-
-
-def write_accuracy(trained: Run, step: int, found: dict[str, float]) -> None:
-    """Writes the accuracy of the last state into its run, where `open_to_judge` reads it."""
-    write_sealed(trained.root / "accuracy.json", {"step": step, "metrics": found})
+    write_sealed(trained.root / "accuracy.json", {"step": int(state.step), "metrics": shares})
+    return shares
 
 
 def open_to_guide(

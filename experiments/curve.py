@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from experiments import draw, pictures, run
+from experiments import devices, draw, pictures, run
 from experiments.command import Command
 from experiments.errors import UserError
 from experiments.evaluation import draws
@@ -26,7 +26,7 @@ def curve(command: Command) -> None:
     opened = run.open_checkpoint(command)
     model, flow = opened.experiment, opened.experiment.settings.flow
     wanted = command.num_samples or draw.available(model, model.settings.evaluate.num_samples)
-    num, is_first = draws.num_read(opened.run.metric_reference, wanted), parallel.is_first_process()
+    num, is_first = draws.num_read(opened.run.metric_reference, wanted), devices.is_first_process()
     if num < 2:
         raise UserError(f"a metric needs at least 2 samples, got --num_samples={num}")
     if num < wanted and is_first:
@@ -70,7 +70,9 @@ def over_length(
     """
     model, key = opened.experiment, opened.experiment.root_key
     stride = math.gcd(*lengths) or 1
-    advance = parallel.map_segment(samplers.make_segment(model.problem, num_steps=stride))
+    advance = parallel.map_sampler(
+        samplers.make_segment(model.problem, num_steps=stride), num_shared=1
+    )
     variables, constants = draw.on_devices(model, opened.state)
     size = draw.batch_size(model, num_samples)
     # All batches have one size; the last one repeats the last sample.
@@ -85,14 +87,14 @@ def over_length(
         total=lengths[-1] * len(batches),
         unit="step",
         desc="flowing",
-        disable=not parallel.is_first_process(),
+        disable=not devices.is_first_process(),
     )
     with bar:
         for done, length in itertools.pairwise((0, *lengths)):
             for i, positions in enumerate(batches):
                 for first_step in range(done, length, stride):
                     batch = {**draw.batch_at(model, positions), "x": points[i]}
-                    part = parallel.shard({k: parallel.local_part(v) for k, v in batch.items()})
+                    part = parallel.shard({k: devices.local_part(v) for k, v in batch.items()})
                     moved = advance(key, variables, constants, part, first_step)
                     points[i] = np.asarray(parallel.gather(moved))
                     bar.update(stride)

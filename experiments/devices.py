@@ -7,6 +7,7 @@ backend starts, and then `join`.
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import importlib.metadata
 import logging
 import os
@@ -27,6 +28,7 @@ from jax.experimental import multihost_utils
 import fdrl_jax
 from experiments.errors import UserError, first_line, leave
 from experiments.settings import Settings
+from fdrl_jax.training import parallel
 
 # Selects the older kernels for convolutions, which compute weight gradients about twice as fast.
 CPU_FLAG = "--xla_cpu_experimental_ynn_fusion_type=individual_dot"
@@ -169,11 +171,10 @@ def uses_onednn(environ: Mapping[str, str] = os.environ) -> bool:
 def resolved(settings: Settings) -> Settings:
     """Returns the settings with "auto" replaced: bfloat16 if it is fast here, or else float32."""
     used, slow = settings.precision, _why_bfloat16_is_slow()
-    if used == "auto":
-        used = "float32" if slow else "bfloat16"
-    elif used == "bfloat16" and slow:
+    if used == "bfloat16" and slow:
         _warn(f"precision=bfloat16 is slower here than float32, because {slow}")
-    return dataclasses.replace(settings, precision=used)
+    automatic = "float32" if slow else "bfloat16"
+    return dataclasses.replace(settings, precision=automatic if used == "auto" else used)
 
 
 def multiply_in(precision: str) -> None:
@@ -257,3 +258,79 @@ def _is_within(versions: tuple[tuple[int, ...], tuple[int, ...]]) -> bool:
     release = re.findall(r"\d+", importlib.metadata.version("jaxlib"))
     first, first_without = versions
     return first <= tuple(map(int, release)) < first_without
+
+
+def local_part(array: np.ndarray) -> np.ndarray:
+    """Returns the equal part of [N, ...] that this process computes: consecutive, in order.
+
+    Raises:
+      ValueError: if the examples do not divide over the processes.
+    """
+    num = jax.process_count()
+    if len(array) % num:
+        raise ValueError(f"{len(array)} examples do not divide over {num} processes")
+    size = len(array) // num
+    return array[jax.process_index() * size :][:size]
+
+
+def local_batch_size(global_batch_size: int, num: int | None = None) -> int:
+    """Returns the examples of one replica.
+
+    Args:
+      global_batch_size: examples of all replicas.
+      num: number of replicas; that of all devices of all processes if it is left out.
+
+    Raises:
+      ValueError: if the global batch does not divide over the replicas.
+    """
+    num = jax.device_count() if num is None else num
+    if global_batch_size % num:
+        nearest = [
+            n for n in (global_batch_size // num * num, -(-global_batch_size // num) * num) if n
+        ]
+        raise ValueError(
+            f"a global batch of {global_batch_size} does not divide over {num} devices; "
+            f"nearest that do: {', '.join(map(str, nearest))}"
+        )
+    return global_batch_size // num
+
+
+def num_devices() -> int:
+    """Returns the number of replicas on this process."""
+    return jax.local_device_count()
+
+
+def num_replicas() -> int:
+    """Returns the number of replicas on all processes."""
+    return jax.device_count()
+
+
+def is_first_process() -> bool:
+    """Returns whether this is the first process. Only this process writes shared files."""
+    return jax.process_index() == 0
+
+
+def barrier(name: str) -> None:
+    """Waits until every process has reached this call."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def same_on_all_processes(text: str) -> bool:
+    """Returns whether a text is the same on every process; all of them must call this."""
+    if jax.process_count() == 1:
+        return True
+    digest = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
+    gathered = multihost_utils.process_allgather(digest)
+    return bool(np.all(gathered == gathered[:1]))
+
+
+def first_process_says(flag: bool) -> bool:
+    """Returns the flag of the first process; all processes must call this.
+
+    Whether a file exists may look different on other hosts: network file systems keep answers for a
+    minute.
+    """
+    return (
+        bool(parallel.any_process(flag and is_first_process())) if jax.process_count() > 1 else flag
+    )

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from experiments import devices
 from experiments.evaluation import Samples
 from experiments.experiment import Experiment
 from fdrl_jax.training import parallel, samplers
@@ -38,7 +39,7 @@ def make(model: Experiment, stages: Sequence[str] = ("refined",)) -> Draw:
                 # The last batch is as large as the others, so that only one program is compiled. It
                 # repeats the last sample, because there may be no image to start further ones from.
                 numbers = np.minimum(np.arange(offset, offset + size, dtype=np.int32), num - 1)
-                batch = batch_at(model, parallel.local_part(numbers))
+                batch = batch_at(model, devices.local_part(numbers))
                 found = mapped(model.root_key, variables, constants, parallel.shard(batch))
                 for stage in [stage for stage in keep if offset < keep[stage]]:
                     values = np.asarray(parallel.gather(found[stage]))
@@ -73,7 +74,7 @@ def sample_state(
     """
     keep = {"prior": num_prior, "bridged": num_bridged, "refined": num_samples}
     keep = {stage: num for stage, num in keep.items() if num}
-    arrays, progress = on_devices(model, state), parallel.is_first_process()
+    arrays, progress = on_devices(model, state), devices.is_first_process()
     drawn = make(model, list(keep))(*arrays, keep, progress=progress)
     none = np.empty((0, *model.source.event_shape), np.float32)
     return Samples(*(drawn.get(stage, none) for stage in Samples._fields))
@@ -119,7 +120,7 @@ def labels_at(model: Experiment, positions: np.ndarray) -> dict[str, Any]:
 
 def batch_size(model: Experiment, num_samples: int) -> int:
     """Returns the number of samples per batch, which is a multiple of the number of devices."""
-    num_replicas = parallel.num_replicas()
+    num_replicas = devices.num_replicas()
     wanted = min(model.settings.evaluate.batch_size, num_samples)
     return -(-wanted // num_replicas) * num_replicas
 

@@ -38,7 +38,7 @@ def dry_run(command: Command) -> None:
     timed_steps = min(flow.num_steps, _MAX_FLOW_STEPS)
     shorter = dataclasses.replace(used, flow=dataclasses.replace(flow, num_steps=timed_steps))
     model = experiment.build(shorter, source)
-    if parallel.is_first_process():
+    if devices.is_first_process():
         print("compiling and timing one step", file=sys.stderr)
     with model.open_feed(0) as take:
         host_batches = take(1)
@@ -55,7 +55,7 @@ def dry_run(command: Command) -> None:
     compile_seconds = time.perf_counter() - started
     flow_step = _timed(run_steps, arguments) / (timed_steps + _GRADIENT_IN_FLOW_STEPS)
     train_step = flow_step * (flow.num_steps + _GRADIENT_IN_FLOW_STEPS)
-    if not parallel.is_first_process():
+    if not devices.is_first_process():
         return
     num, size = num_drawn(used, reference, used.evaluate.num_samples), used.train.batch_size
     length = flow.num_steps + flow.num_refine_steps

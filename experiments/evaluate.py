@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 import fdrl_jax
-from experiments import draw, pictures, report
+from experiments import devices, draw, pictures, report
 from experiments.classifier import open_to_judge
 from experiments.command import Command
 from experiments.data import load
@@ -27,7 +27,6 @@ from experiments.evaluation.translation import MAX_IMAGES, evaluate_translation
 from experiments.files import read_sealed, unfinished_folder, write_sealed
 from experiments.run import Opened, Run, key_of, name_of, open_checkpoint
 from experiments.settings import Settings
-from fdrl_jax.training import parallel
 
 # Passes over the training images, in batches [B, H, W, C].
 _Passes = Callable[[], Iterator[np.ndarray]]
@@ -72,7 +71,7 @@ def evaluate(
     if weights := settings.evaluate.inception_weights:
         details["inception"] = inception.describe(weights)
         network = inception.load(weights)
-    if parallel.is_first_process():
+    if devices.is_first_process():
         train_batches, reason = _train_batches(opened, live)
     key = key_of(
         opened,
@@ -83,13 +82,13 @@ def evaluate(
     )
     folder = opened.run.evaluations / name_of(opened, key)
     file = folder / "record.json"
-    if parallel.first_process_says(file.is_file()):
-        if parallel.is_first_process():
+    if devices.first_process_says(file.is_file()):
+        if devices.is_first_process():
             print(f"already evaluated: step {opened.step:,}")
             _finish(opened.run, read_sealed(file), folder)
         return
     samples = _draw(opened, num)
-    if not parallel.is_first_process():
+    if not devices.is_first_process():
         return
     found = _score(opened, samples, train_batches, judge, network)
     details |= {**found.record, "num_samples": len(samples.refined)}

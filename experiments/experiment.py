@@ -5,7 +5,6 @@ Everything is built once, by `build` for a density ratio and by `classifier.buil
 
 import contextlib
 import dataclasses
-import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
@@ -15,12 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import prior
+from experiments import devices, prior
 from experiments.data.source import Source, Take
 from experiments.errors import UserError
 from experiments.prior import FittedPrior
 from experiments.settings import Settings
 from fdrl_jax import FDRL, networks, priors
+from fdrl_jax.fit import blocks_for, step_size_for
 from fdrl_jax.priors import Prior
 from fdrl_jax.training import parallel, rng, state, steps
 from fdrl_jax.training.problem import Constants, Estimator, Problem
@@ -29,7 +29,6 @@ from fdrl_jax.training.steps import TrainStep
 
 Network = networks.MLP | networks.ResNet
 _NUM_PER_COMPONENT = 100  # Samples of each Gaussian that a classifier is applied to.
-_LENGTH_PER_DIMENSION = 2.75  # Of the flow: its number of steps times their size.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,7 +104,11 @@ def build(
         everything else was checked. Without it, a placeholder suffices to compile and time.
     """
     with explained():
-        num_of_classes = num_classes(settings, source)
+        num_of_classes = None
+        if settings.network.by_class:
+            if source.starts is not None:
+                raise ValueError("network.by_class is not for flows that start from images")
+            num_of_classes = count_classes(settings, source, "network.by_class")
         network = make_network(settings, source.event_shape, num_of_classes)
         denoiser = _make_denoiser(settings, source.event_shape)
         method = FDRL(
@@ -156,15 +159,10 @@ def for_shape(settings: Settings, event_shape: tuple[int, ...]) -> Settings:
     """Returns settings with the step size and the blocks that were left to the data's shape."""
     flow, network = settings.flow, settings.network
     if not flow.step_size:
-        # The distance from prior to data grows with the square root of the number of dimensions.
-        length = _LENGTH_PER_DIMENSION * math.sqrt(math.prod(event_shape))
-        flow = dataclasses.replace(flow, step_size=round(length / max(flow.num_steps, 1), 1) or 0.1)
+        step_size = step_size_for(event_shape, flow.num_steps)
+        flow = dataclasses.replace(flow, step_size=step_size)
     if network.name == "resnet" and not network.blocks:
-        # They reduce an image to 4 to 8 pixels a side.
-        halvings = math.ceil(math.log2(max(event_shape[:2]) / 8))
-        few = ((32, 1), (64, 2), (64, 1))
-        many = (*((64, 2),) * halvings, (128, 1))
-        network = dataclasses.replace(network, blocks=few if halvings < 2 else many)
+        network = dataclasses.replace(network, blocks=blocks_for(event_shape))
     return dataclasses.replace(settings, flow=flow, network=network)
 
 
@@ -185,8 +183,6 @@ def make_network(
         raise ValueError(f"network.name={name!r} does not fit {kind}; use {fitting}")
     if name == "mlp":
         return networks.MLP(options.hidden_sizes, options.spectral_norm, dtype)
-    if options.blocks and name != "resnet":
-        raise ValueError(f"network.blocks is for network.name='resnet', not for {name!r}")
     spec: str | networks.ResNetSpec = name
     if name == "resnet":
         if not (options.width and options.blocks):
@@ -204,15 +200,6 @@ def make_network(
     )
 
 
-def num_classes(settings: Settings, source: Source) -> int | None:
-    """Returns the number of classes that each get a density ratio of their own, if they do."""
-    if not settings.network.by_class:
-        return None
-    if source.starts is not None:
-        raise ValueError("network.by_class is not for flows that start from images")
-    return count_classes(settings, source, "network.by_class")
-
-
 def count_classes(settings: Settings, source: Source, user: str) -> int:
     """Returns the number of classes of the images; a UserError says that a `user` needs labels."""
     if source.labels is None or source.kind != "images":
@@ -224,14 +211,10 @@ def count_classes(settings: Settings, source: Source, user: str) -> int:
 
 
 def _make_denoiser(settings: Settings, event_shape: tuple[int, ...]) -> networks.Denoiser | None:
-    width = settings.network.denoiser_width
-    if not width:
+    if not (width := settings.network.denoiser_width):
         return None
     if len(event_shape) != 3 or not settings.data.dequantisation:
-        raise ValueError(
-            "network.denoiser_width needs images, and the noise that it removes: a "
-            "data.dequantisation above 0"
-        )
+        raise ValueError("network.denoiser_width needs images and a data.dequantisation above 0")
     return networks.Denoiser(width, dtype=_dtype(settings))
 
 
@@ -272,18 +255,16 @@ def make_optimizer(settings: Settings) -> optax.GradientTransformation:
     """Returns Adam, with gradient clipping if it is set."""
     options = settings.optimizer
     adam = optax.adam(learning_rate(settings), b1=options.b1)
-    if options.clip_norm > 0:
-        adam = optax.chain(optax.clip_by_global_norm(options.clip_norm), adam)
-    return adam
+    clips = [optax.clip_by_global_norm(options.clip_norm)] if options.clip_norm else []
+    return optax.chain(*clips, adam) if clips else adam
 
 
 def step_options(settings: Settings, num_replicas: int | None) -> dict[str, Any]:
     """Returns the options of `steps.from_gradients`, which all training steps have."""
-    options = settings.train
     return {
         "optimizer": make_optimizer(settings),
-        "batch_size": parallel.local_batch_size(options.batch_size, num_replicas),
-        "ema_rate": options.ema_rate,
+        "batch_size": devices.local_batch_size(settings.train.batch_size, num_replicas),
+        "ema_rate": settings.train.ema_rate,
         "ema_ramp": True,
         "axis_name": parallel.AXIS,
     }
@@ -336,9 +317,7 @@ def _prior(
     settings: Settings, source: Source, fitted: Any, num_of_classes: int | None
 ) -> tuple[Prior, dict[str, Any], FittedPrior | None]:
     """Returns the prior, and the fields `prior_arguments` and `fitted` of an `Experiment`."""
-    name, num_components = settings.prior.name, settings.prior.num_components
-    if num_components > 1 and name != "data_dependent":
-        raise ValueError("prior.num_components is for prior.name='data_dependent'")
+    name = settings.prior.name
     if source.is_translation and name != "source":
         raise ValueError(
             f"a translation starts from images, with prior.name='source', not {name!r}; to learn "

@@ -15,7 +15,7 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict
 from safetensors.numpy import save
 
-from experiments import run, settings
+from experiments import devices, run, settings
 from experiments.command import Command
 from experiments.evaluation import metrics
 from experiments.experiment import Experiment
@@ -26,7 +26,6 @@ from experiments.files import (
     write_json,
     write_text,
 )
-from fdrl_jax.training import parallel
 from fdrl_jax.training.state import TrainState
 
 _CARD = Path(__file__).with_suffix(".md")  # A template for `str.format`.
@@ -40,7 +39,7 @@ def export(command: Command) -> None:
     An earlier export of the same sampler is left as it is.
     """
     opened = run.open_checkpoint(command)
-    if not parallel.is_first_process():
+    if not devices.is_first_process():
         return
     key = run.key_of(opened, None)
     name, folder = run.name_of(opened, key), opened.run.exports

@@ -9,7 +9,6 @@ import logging
 import os
 import tempfile
 import uuid
-import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,8 +17,6 @@ from typing import IO, Any
 import numpy as np
 
 from experiments.errors import UserError, first_line
-
-Header = tuple[tuple[int, ...], np.dtype]  # Shape and type of a stored array.
 
 
 @contextlib.contextmanager
@@ -92,13 +89,6 @@ def read_sealed(path: Path) -> dict[str, Any]:
     return content
 
 
-def read_headers(path: Path) -> dict[str, Header]:
-    """Returns shape and type of each array of an `.npz` without reading the arrays."""
-    with _of_arrays(path), zipfile.ZipFile(path) as archive:
-        names = [name for name in archive.namelist() if name.endswith(".npy")]
-        return {name.removesuffix(".npy"): _header(archive, name) for name in names}
-
-
 def read_npz(path: Path, *names: str) -> dict[str, np.ndarray]:
     """Reads the named arrays, or all, of an `.npz`; a UserError names a damaged file."""
     with _of_arrays(path), path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
@@ -117,18 +107,6 @@ def _of_arrays(path: Path) -> Iterator[None]:
             raise
         text = f"{path}: not a readable .npz of plain arrays: {first_line(error)}"
         raise UserError(text) from error
-
-
-def _header(archive: zipfile.ZipFile, name: str) -> Header:
-    with archive.open(name) as stream:
-        of_version = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }
-        shape, _, dtype = of_version[np.lib.format.read_magic(stream)](stream)
-    if dtype.hasobject:
-        raise ValueError(f"{name!r} contains objects, not numbers")
-    return shape, dtype
 
 
 def sha256_of_file(path: Path) -> str:

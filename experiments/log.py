@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from experiments import devices
 from experiments.errors import UserError
 from experiments.files import write_text
-from fdrl_jax.training import parallel
 
 Record = dict[str, float]
 PREFIX = "evaluation/"  # Of the names of metrics of samples.
@@ -21,7 +21,7 @@ def writer(
     root: Path, resume_step: int, *, tensorboard: bool
 ) -> Iterator[Callable[[int, Record], None]]:
     """Opens the log of a run, on the first process, without what is after the resumed step."""
-    if not parallel.is_first_process():
+    if not devices.is_first_process():
         yield lambda step, record: None
         return
     path = root / "metrics.jsonl"

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from experiments import devices
 from experiments.data.source import Source, spread
 from experiments.errors import UserError
 from experiments.files import read_npz, replacing, sha256_of_arrays
 from experiments.settings import Prior
 from fdrl_jax import priors
-from fdrl_jax.training import parallel
 
 _MAX_NUMBERS = 2**28  # Of the examples that a mixture is fitted to: 1 GiB.
 
@@ -47,7 +47,7 @@ def fit_to(source: Source, wanted: Prior, num_classes: int | None) -> FittedPrio
         # A larger training set is represented by as many examples, spread evenly, as fit into
         # memory. A set of generated points has no number of examples.
         limit = min(source.num_train, _MAX_NUMBERS // math.prod(source.event_shape)) or None
-    hidden = not parallel.is_first_process()
+    hidden = not devices.is_first_process()
     batches = tqdm(
         source.train_batches(limit), "fitting the prior", leave=False, unit="batch", disable=hidden
     )

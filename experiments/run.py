@@ -35,7 +35,6 @@ from experiments.files import sha256_of_file, sha256_of_json
 from experiments.prior import FittedPrior
 from experiments.settings import Settings
 from fdrl_jax._checks import nearest
-from fdrl_jax.training import parallel
 from fdrl_jax.training.state import TrainState
 
 Kind = Literal["ratio", "classifier"]  # What is trained.
@@ -129,7 +128,7 @@ class Run:
         """Warns if results may differ in the last digits from those of an uninterrupted run."""
         then, now = self.environment, devices.environment(precision)
         changed = [f"{k} {now[k]} (was {then.get(k)})" for k in now if now[k] != then.get(k)]
-        if changed and parallel.is_first_process():
+        if changed and devices.is_first_process():
             logging.getLogger("fdrl").warning(
                 "the last digits may differ from an uninterrupted run: %s", ", ".join(changed)
             )
@@ -164,14 +163,15 @@ class Run:
     def read_snapshots(self, up_to_step: int) -> list[tuple[int, np.ndarray]]:
         """Reads the snapshots (samples during training) up to a step, in order."""
         found = [(int(p.stem), p) for p in self.snapshots.glob("*.npz") if p.stem.isdecimal()]
-        read = []
+        read: list[tuple[int, np.ndarray]] = []
         for step, path in sorted(item for item in found if item[0] <= up_to_step):
             try:
-                read.append((step, files.read_npz(path, "arr_0")["arr_0"]))
+                array = files.read_npz(path, "arr_0")["arr_0"]
             except UserError as error:
                 logging.getLogger("fdrl").warning("%s", error)
-        shapes = [array.shape for _, array in read]
-        return [item for item in read if item[1].shape == max(shapes, key=shapes.count)]
+            else:
+                read += [(step, array)] if not read or array.shape == read[0][1].shape else []
+        return read
 
     def newest_evaluation(self, key: Key) -> dict[str, Any] | None:
         """Returns the newest record of an evaluation with this key, for any number of samples."""
@@ -207,7 +207,7 @@ def locked_folder(root: Path, *, creates: bool = True) -> Iterator[None]:
         raise UserError(f"--workdir={root}: Orbax cannot read paths with one of []*?\\")
     if not exists(root) and (not creates or (root.exists() and not root.is_dir())):
         raise _missing(root)
-    if not parallel.is_first_process():
+    if not devices.is_first_process():
         yield
         return
     is_new, lock = not root.exists(), root / "lock"
@@ -237,7 +237,7 @@ def create(
     The caller must hold `locked_folder`.
     """
     check_free(root, wanted)
-    if parallel.is_first_process():
+    if devices.is_first_process():
         if fitted is not None:
             prior.write(root / "prior.npz", fitted)
         reference = root / "reference.npz"
@@ -258,7 +258,7 @@ def create(
             "environment": devices.environment(devices.resolved(wanted).precision),
         }
         files.write_sealed(root / "run.json", record)
-    parallel.barrier("run created")
+    devices.barrier("run created")
     return open_run(root)
 
 
@@ -296,7 +296,7 @@ def check_agreed(content: Any) -> None:
 
     It is called once before anything is written or drawn, with everything that decides results.
     """
-    if not parallel.same_on_all_processes(sha256_of_json(content)):
+    if not devices.same_on_all_processes(sha256_of_json(content)):
         raise UserError(
             "the processes of the run have different settings, data, versions, checkpoints or "
             "folders: start each with the same command, on the same data and --workdir"

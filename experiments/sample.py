@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import classifier, draw, pictures, run
+from experiments import classifier, devices, draw, pictures, run
 from experiments.command import Command
 from experiments.data.decode import to_uint8, to_unit
 from experiments.errors import UserError
@@ -19,7 +19,6 @@ from fdrl_jax import compose
 from fdrl_jax._checks import nearest
 from fdrl_jax.langevin import Potential
 from fdrl_jax.priors import Batch
-from fdrl_jax.training import parallel
 from fdrl_jax.training.state import Variables
 
 ALL = "all"  # The label of samples of all classes in turn.
@@ -47,7 +46,7 @@ def sample(command: Command) -> None:
     path = opened.run.samples / f"{run.name_of(opened, key)}.npz"
     picture, record = path.with_suffix(".png"), path.with_suffix(".json")
     # The record is written last, so only complete samples have one.
-    if not parallel.first_process_says(record.exists() and path.exists()):
+    if not devices.first_process_says(record.exists() and path.exists()):
         num_shown = min(num, pictures.num_shown(model.source))
         drawn = draw.sample_state(model, opened.state, num, num_prior=num_shown)
         if not np.isfinite(drawn.refined).all():
@@ -55,7 +54,7 @@ def sample(command: Command) -> None:
                 f"the samples of step {opened.step:,} are not finite numbers, so nothing was "
                 "written; choose an earlier --checkpoint or a smaller flow.step_size"
             )
-        if parallel.is_first_process():
+        if devices.is_first_process():
             is_image = model.source.kind == "images"
             stored = to_uint8(drawn.refined) if is_image else drawn.refined
             path.parent.mkdir(exist_ok=True)
@@ -64,7 +63,7 @@ def sample(command: Command) -> None:
             shown = stored[:num_shown]
             _draw_picture(model, drawn.prior, to_unit(shown) if is_image else shown, picture)
             write_json(record, {"key": key})
-    if parallel.is_first_process():
+    if devices.is_first_process():
         print(f"{num:,} samples of step {opened.step:,}: {path}")
         print(f"picture: {picture}\nrecord: {record}")
 

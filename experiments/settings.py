@@ -7,7 +7,7 @@ documentation follow from these declarations. A config is converted once, by `fr
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 from experiments.errors import UserError
@@ -27,74 +27,61 @@ _MAX_FLOAT = 3.4e38
 _MAX_INT = 2**31 - 1
 
 
+def _is_text(value: Any) -> bool:
+    # No line breaks, because messages of one line quote texts. No NUL, because some are paths.
+    return len(value) <= 1_000 and value.isprintable()
+
+
 class Declared(NamedTuple):
     """The declaration of a setting. Its values have the type of the default."""
 
     default: Any
     about: str
-    scope: Scope
-    low: float | None  # Limits of a number; those of `between` are not allowed themselves.
-    high: float | None
-    between: tuple[float, float] | None
-    choices: tuple[str, ...]
-    words: str  # What a tuple or a text must be,
-    is_allowed: Callable[[Any], object]  # which this checks; it may raise a ValueError.
+    scope: Scope = "fixed"
+    low: float = -_MAX_FLOAT  # Of a number.
+    high: float = _MAX_FLOAT
+    choices: tuple[str, ...] = ()  # Of a text.
+    words: str = ""  # What a value must be that is neither of these,
+    check: Callable[[Any], object] = bool  # which this checks; it may raise a ValueError.
 
     @property
     def allowed(self) -> str:
         """Completes a sentence that starts with "must be"."""
-        if self.choices or self.words:
+        if self.words or self.choices:
             return self.words or f"one of {', '.join(self.choices)}"
         if isinstance(self.default, bool):
             return "True or False"
+        if isinstance(self.default, str):
+            return "a text of at most 1,000 printable characters"
         kind = "a whole number" if isinstance(self.default, int) else "a finite number"
-        if self.between:
-            return f"{kind} between {self.between[0]:g} and {self.between[1]:g}, exclusive"
-        limits = [f"at least {self.low:,}"] if self.low is not None else []
-        limits += [f"at most {self.high:,}"] if self.high not in (None, _MAX_FLOAT) else []
-        return f"{kind} {' and '.join(limits)}"
+        limits = [f"at least {self.low:,}", *[f"at most {self.high:,}"] * (self.high < _MAX_FLOAT)]
+        return f"{kind}, {' and '.join(limits)}"
 
     def checked(self, value: Any) -> Any:
         """Returns a value in the type of the setting; a ValueError may say why it is refused."""
         kind = type(self.default)
         if kind is float and type(value) is int and abs(value) <= _MAX_FLOAT:
             value = float(value)  # Whole numbers are real numbers too.
-        is_right = type(value) is kind
-        if is_right and kind in (int, float):
-            low, high = self.between or (self.low, self.high)
-            is_right = (low is None or low <= value) and (high is None or value <= high)
-            is_right = is_right and value not in (self.between or ())
-        if self.choices:
-            is_right = is_right and value in self.choices
-        if not (is_right and self.is_allowed(value)):
+        if type(value) is not kind:
+            raise ValueError
+        if self.words:
+            is_allowed = self.check(value)
+        elif kind is str:
+            is_allowed = value in self.choices if self.choices else _is_text(value)
+        else:
+            is_allowed = kind is bool or self.low <= value <= min(
+                self.high, _MAX_INT if kind is int else _MAX_FLOAT
+            )
+        if not is_allowed:
             raise ValueError
         return value
 
 
-def setting(
-    default: Any,
-    *,
-    about: str,
-    low: float | None = None,
-    high: float | None = None,
-    between: tuple[float, float] | None = None,
-    choices: Sequence[str] = (),
-    words: str = "",
-    check: Callable[[Any], object] = lambda value: True,
-    scope: Scope = "fixed",
-) -> Any:
-    """Returns the field of a setting; numbers are finite and fit 32 bits."""
-    if type(default) in (int, float) and not between:
-        high = (_MAX_INT if isinstance(default, int) else _MAX_FLOAT) if high is None else high
-    if isinstance(default, str) and not choices and not words:
-        words, check = "a text of at most 1,000 printable characters", _is_text
-    of = (default, about, scope, low, high, between, tuple(choices), words, check)
-    return dataclasses.field(default=default, metadata={"declared": Declared(*of)})
-
-
-def _is_text(value: str) -> bool:
-    # No line breaks, because messages of one line quote texts. No NUL, because some are paths.
-    return len(value) <= 1_000 and value.isprintable()
+def setting(default: Any, *, about: str, **limits: Any) -> Any:
+    """Returns the field of a setting, with the other fields of `Declared`."""
+    return dataclasses.field(
+        default=default, metadata={"declared": Declared(default, about, **limits)}
+    )
 
 
 def _are(values: Any, low: int, high: int) -> bool:
@@ -228,7 +215,7 @@ class Loss:
 class Optimizer:
     """Adam and its learning rate."""
 
-    learning_rate: float = setting(1e-4, between=(0.0, 10.0), about=
+    learning_rate: float = setting(1e-4, low=1e-12, high=10.0, about=
         "Initial learning rate of Adam. As an exception, it may change when training resumes.")
     b1: float = setting(0.9, low=0.0, high=0.999999, about="Decay rate of Adam's first moment.")
     schedule: str = setting("piecewise", choices=("constant", "piecewise", "cosine"), about=

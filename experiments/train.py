@@ -32,6 +32,7 @@ from experiments.run import Kind, Opened, Run
 from experiments.settings import Settings
 from fdrl_jax.training import parallel
 
+_ACTIONS = ("log", "checkpoint", "snapshot", "evaluate")  # Sections with `every_steps`.
 # Samples change most in the first steps of training, so these have snapshots as well.
 _EARLY_SNAPSHOTS = (0, 10, 50)
 _MONITORED = 1_000  # Samples of the metric that is computed during training.
@@ -59,15 +60,14 @@ def train_classifier(command: Command) -> None:
     with run.locked_folder(command.folder, creates=command.config is not None):
         opened, model = open_or_create(command, "classifier")
         state = fit(model, opened).state
-        if not parallel.is_first_process():
+        if not devices.is_first_process():
             return
-        found = classifier.accuracy(model, state)
-        classifier.write_accuracy(opened, int(state.step), found)
-        clean, robust = (100 * found[f"{kind}_accuracy"] for kind in ("clean", "robust"))
-        print(f"  accuracy on {found['num_images']:,} held-out images: {clean:.2f}%")
-        if found["robust_at_epsilon"]:
-            distance = f"L2 distance {found['robust_at_epsilon']:g}"
-            print(f"  under attack, {distance}: {robust:.2f}%")
+        found = classifier.write_accuracy(opened, model, state)
+        print(
+            f"  accuracy on {found['num_images']:,} held-out images: {found['clean_accuracy']:.2%}"
+        )
+        if epsilon := found["robust_at_epsilon"]:
+            print(f"  under attack, L2 distance {epsilon:g}: {found['robust_accuracy']:.2%}")
         print(f"classifier: --classifier={shlex.quote(str(opened.root))}")
 
 
@@ -84,7 +84,7 @@ def open_or_create(command: Command, kind: Kind = "ratio") -> tuple[Run, Any]:
     shared, data = settings.shareable(wanted), run.describe_data(source)
     run.check_agreed([opened and opened.id, shared, data, software])
     with experiment.explained():
-        parallel.local_batch_size(used.train.batch_size)
+        devices.local_batch_size(used.train.batch_size)
     model: Training
     if kind == "classifier":
         model = classifier.build(used, source)
@@ -96,10 +96,10 @@ def open_or_create(command: Command, kind: Kind = "ratio") -> tuple[Run, Any]:
         opened.warn_of_changes(used.precision)
     else:
         opened = run.create(command.folder, kind, wanted, source, model.fitted, command.text)
-        if model.fitted and not parallel.is_first_process():
+        if model.fitted and not devices.is_first_process():
             # Each process has fitted a prior of its own, and all must train with the stored one.
             model = experiment.build(used, source, opened.prior())
-    if parallel.is_first_process():
+    if devices.is_first_process():
         print(devices.describe_devices())
         opened.log_command(command.text)
     return opened, model
@@ -137,7 +137,7 @@ def check(wanted: Settings, source: Source) -> None:
 def _fit_prior(wanted: Settings, source: Source, num_classes: int | None) -> FittedPrior:
     started = time.perf_counter()
     fitted = prior.fit_to(source, wanted.prior, num_classes)
-    if parallel.is_first_process():
+    if devices.is_first_process():
         print(f"{prior.describe(fitted)}, {time.perf_counter() - started:.1f} s")
     return fitted
 
@@ -223,25 +223,19 @@ def fit(training: Training, opened: Run) -> Restored:
         return Restored(trained, opened.digest(trained), {})
 
 
-def _every(wanted: Settings) -> dict[str, int]:
-    """Returns after how many steps each action is due; 0: never."""
-    names = ("log", "checkpoint", "snapshot", "evaluate")
-    return {name: getattr(wanted, name).every_steps for name in names}
-
-
 def _due(wanted: Settings, step: int) -> set[str]:
     """Returns the actions that are due after a number of steps."""
     is_last = step == wanted.train.num_steps
-    every = _every(wanted).items() if step else ()
-    due = {name for name, steps in every if steps and (is_last or step % steps == 0)}
+    every = {name: getattr(wanted, name).every_steps for name in _ACTIONS}
+    due = {name for name, of in every.items() if step and of and (is_last or step % of == 0)}
     return due | ({"snapshot"} if step in _EARLY_SNAPSHOTS else set())
 
 
 def _until_due(wanted: Settings, step: int) -> int:
     """Returns the number of steps until something is due."""
-    left = [every - step % every for every in _every(wanted).values() if every]
+    every = [getattr(wanted, name).every_steps for name in _ACTIONS]
     early = [at - step for at in _EARLY_SNAPSHOTS if at > step]
-    return min(wanted.train.num_steps - step, *left, *early)
+    return min(wanted.train.num_steps - step, *(of - step % of for of in every if of), *early)
 
 
 class _Recent:
@@ -284,14 +278,14 @@ class _Samples:
     def __init__(self, model: Experiment, opened: Run) -> None:
         self._model, self._run, self._draw = model, opened, draw.make(model)
 
-    def _drawn(self, state: Any, constants: Any, num_samples: int) -> np.ndarray:
+    def _drawn(self, state: Any, constants: Any, num: int) -> np.ndarray:
         variables = self._model.sampling_variables(state)
-        return self._draw(variables, constants, {"refined": num_samples})["refined"]
+        return self._draw(variables, constants, {"refined": num})["refined"]
 
     def write_snapshot(self, step: int, state: Any, constants: Any) -> None:
         """Writes samples, for the picture of the course of training."""
         samples = self._drawn(state, constants, draw.num_snapshot(self._model))
-        if parallel.is_first_process():
+        if devices.is_first_process():
             self._run.snapshots.mkdir(exist_ok=True)
             with replacing(self._run.snapshots / f"{step:08d}.npz") as file:
                 np.savez_compressed(file, arr_0=samples)
@@ -314,7 +308,7 @@ def _is_better(metric: Metric, best: dict[str, Any] | None) -> bool:
     before = best["value"] if best and best["metric"] == metric.name else math.inf
     improved = math.isfinite(metric.value) and metric.value < before
     # The values on different processes may differ in the last bit, so the first one decides.
-    return parallel.first_process_says(improved)
+    return devices.first_process_says(improved)
 
 
 def find_trouble(
@@ -347,21 +341,16 @@ def _advice(store: Checkpoints) -> str:
     )
 
 
+def _progress(step: int, last: int) -> tqdm:
+    hidden = step >= last or not devices.is_first_process()
+    described = {"total": last, "initial": step, "unit": "step", "desc": "compiling"}
+    return tqdm(**described, smoothing=0.1, disable=hidden)
+
+
 def _shown(record: log.Record) -> str:
     """Describes progress. The loss of a good ratio hardly moves, but the drift does."""
     name = "drift_norm" if "drift_norm" in record else "accuracy"
     return f"loss {record['loss']:.4f}, {name.removesuffix('_norm')} {record[name]:.3g}"
-
-
-def _progress(step: int, last: int) -> tqdm:
-    return tqdm(
-        total=last,
-        initial=step,
-        unit="step",
-        desc="compiling",  # Until the first line of the log.
-        smoothing=0.1,
-        disable=step >= last or not parallel.is_first_process(),
-    )
 
 
 class StopSignals:

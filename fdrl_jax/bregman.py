@@ -18,6 +18,9 @@ from fdrl_jax._arrays import at_least_float32
 from fdrl_jax._checks import nearest
 from fdrl_jax.divergences import FDivergence, Output
 
+__all__ = ["LR", "LSIF", "REGISTRY", "UKL", "Bregman", "check_pair", "get", "loss", "losses"]
+__dir__ = __all__.copy
+
 Array = jax.Array
 _MAX_EXPONENT = 40.0  # Adam squares the gradient, and exp(2 * 40) is finite in float32.
 _MAX_LOG_RATIO = 60.0  # exp(89) is infinite in float32, and a batch of 10^12 must not sum to that.

@@ -20,6 +20,9 @@ from fdrl_jax._arrays import evaluate
 from fdrl_jax._checks import logits_of, nearest, one_or_nan
 from fdrl_jax.divergences import Output, check_output
 
+__all__ = ["condition", "log_probability", "product"]
+__dir__ = __all__.copy
+
 Array = jax.Array
 Estimator = Callable[[Array], Array]
 Classifier = Callable[[Array], Array]

@@ -22,6 +22,22 @@ from jax.scipy.special import xlogy
 from fdrl_jax._arrays import evaluate
 from fdrl_jax._checks import nearest
 
+__all__ = [
+    "HELLINGER",
+    "JS",
+    "KL",
+    "LOGD",
+    "PEARSON",
+    "REGISTRY",
+    "REVERSE_KL",
+    "FDivergence",
+    "alpha",
+    "combine",
+    "first_variation",
+    "get",
+]
+__dir__ = __all__.copy
+
 Array = jax.Array
 Output = Literal["ratio", "log_ratio"]
 

@@ -12,7 +12,7 @@ import optax
 from flax import linen as nn
 
 from fdrl_jax import _keys, networks, priors
-from fdrl_jax._checks import check_count
+from fdrl_jax._checks import check_count, check_number
 from fdrl_jax.method import FDRL
 from fdrl_jax.pretrained import Sampler
 from fdrl_jax.priors import Batch, Prior
@@ -20,14 +20,11 @@ from fdrl_jax.training import rng, state, steps
 from fdrl_jax.training.problem import Constants, Estimator, Problem
 
 __all__ = ["IMAGES", "POINTS", "Recipe", "blocks_for", "fit", "step_size_for"]
+__dir__ = __all__.copy
 
 Array = jax.Array
 _LENGTH_PER_DIMENSION = 2.75  # Of the flow: its number of steps times their size.
 _STEPS_PER_CALL = 50  # Of the compiled loop, after each of which `progress` is called.
-
-
-def __dir__() -> list[str]:
-    return __all__
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +139,13 @@ def fit(
         (images), for labels or a prior that do not fit them, or numbers out of their range.
       FloatingPointError: if training diverges.
     """
-    x, recipe = _checked(data)
+    root, (x, recipe) = _keys.typed(key), _checked(data)
+    num_steps = recipe.num_steps if num_steps is None else num_steps
+    batch_size = recipe.batch_size if batch_size is None else batch_size
+    learning_rate = recipe.learning_rate if learning_rate is None else learning_rate
+    for name, count in (("num_steps", num_steps), ("batch_size", batch_size)):
+        check_count(name, count)
+    check_number("learning_rate", learning_rate, above_zero=True)
     is_points, event_shape = x.ndim == 2, x.shape[1:]
     shift, scale = (x.mean(axis=0), x.std(axis=0)) if is_points else (0.0, 1.0)
     scale = np.where(scale > 0.0, scale, 1.0)
@@ -168,7 +171,6 @@ def fit(
         gradient_penalty=recipe.gradient_penalty,
     )
     estimator, module, input_shape = _estimator(network, recipe, event_shape, num_classes)
-    root = _keys.typed(key)
     init_key, denoiser_key = jax.random.split(rng.stream_key(root, rng.Stream.INIT))
     variables = dict(jax.jit(module.init)(init_key, np.zeros((1, *input_shape), np.float32)))
     denoiser = None
@@ -177,15 +179,9 @@ def fit(
         variables = dict(denoiser.add_params(variables, denoiser_key, event_shape))
     denoise = denoiser.denoise if denoiser else None
     problem = Problem(method, estimator, start.sample, denoise=denoise)
-    num_steps, batch_size = num_steps or recipe.num_steps, batch_size or recipe.batch_size
-    check_count("num_steps", num_steps)
-    check_count("batch_size", batch_size)
-    rate = optax.warmup_cosine_decay_schedule(
-        0.0 if recipe.warmup_steps else learning_rate or recipe.learning_rate,
-        learning_rate or recipe.learning_rate,
-        min(recipe.warmup_steps, num_steps // 4),
-        num_steps,
-    )
+    warmup = min(recipe.warmup_steps, num_steps // 4)
+    first_rate = 0.0 if warmup else learning_rate
+    rate = optax.warmup_cosine_decay_schedule(first_rate, learning_rate, warmup, num_steps)
     optimizer = optax.adam(rate, b1=recipe.b1)
     step = steps.make_train_step(
         problem,

@@ -30,16 +30,13 @@ from fdrl_jax._arrays import as_floating, vary_with
 from fdrl_jax._checks import check_count, check_number
 
 __all__ = ["drift", "flow"]
+__dir__ = __all__.copy
 
 Array = jax.Array
 Potential = Callable[[Array], Array]
 Observe = Callable[[Array, Array], Any]
 Scalar: TypeAlias = ArrayLike
 Schedule: TypeAlias = Scalar | Callable[[Array], Scalar]  # A number, or a function of the step.
-
-
-def __dir__() -> list[str]:
-    return __all__
 
 
 def drift(x: Array, potential_fn: Potential) -> Array:

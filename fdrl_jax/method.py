@@ -25,14 +25,11 @@ from fdrl_jax.divergences import FDivergence, FirstVariation, Output, first_vari
 from fdrl_jax.langevin import Observe, Schedule, flow
 
 __all__ = ["FDRL", "Record"]
+__dir__ = __all__.copy
 
 Array = jax.Array
 Estimator = Callable[..., Array]  # `x [B, ...] -> [B]`, or `(x, labels [B]) -> [B]`.
 Metrics = dict[str, Array]
-
-
-def __dir__() -> list[str]:
-    return __all__
 
 
 class Record(NamedTuple):

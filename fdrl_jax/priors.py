@@ -21,14 +21,11 @@ from fdrl_jax._checks import one_or_nan
 from fdrl_jax._prior_fit import choose
 
 __all__ = ["Prior", "batch", "choose", "fit", "mixture", "normal", "uniform"]
+__dir__ = __all__.copy
 
 Array = jax.Array
 Batch = dict[str, Array]
 _BLOCK = 32  # Examples whose components are copied at a time.
-
-
-def __dir__() -> list[str]:
-    return __all__
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

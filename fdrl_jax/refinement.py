@@ -33,15 +33,12 @@ from fdrl_jax.divergences import FDivergence, first_variation
 from fdrl_jax.langevin import drift, flow
 
 __all__ = ["Refined", "keep", "refine"]
+__dir__ = __all__.copy
 
 Array = jax.Array
 _RELATIVE_STEP = 0.02  # Of the spread of the data.
 _NUM_COMPARED = 2_000  # Samples whose distance to data is measured.
 _MAX_OUTSIDE = 0.05  # The share of refined samples outside of the range of the given ones.
-
-
-def __dir__() -> list[str]:
-    return __all__
 
 
 class Refined(NamedTuple):

@@ -16,11 +16,11 @@ import numpy as np
 from grain.experimental import ZipMapDataset
 from tqdm import tqdm
 
+from experiments import devices
 from experiments.data.decode import Transform, decode
 from experiments.data.formats import Records
 from experiments.data.source import Take, spread
 from experiments.errors import DataError
-from fdrl_jax.training import parallel
 
 _BAR_AFTER_SECONDS = 2.0
 _MAX_PROBED = 100  # Images that are checked to decide whether a set is grey.
@@ -130,7 +130,7 @@ def decode_all(images: Images, what: str) -> np.ndarray:
     """Decodes a whole set, uint8 [N, H, W, C], with a progress bar if that takes long."""
     pixels = np.empty((len(images.records), *images.shape), np.uint8)
     options: dict[str, Any] = {"delay": _BAR_AFTER_SECONDS, "leave": False, "unit": "image"}
-    options["disable"] = not parallel.is_first_process()
+    options["disable"] = not devices.is_first_process()
     first = 0
     with tqdm(desc=f"reading {what}", total=len(pixels), **options) as bar:
         for part in all_batches(images):
@@ -149,7 +149,7 @@ def feed(
     `take(count)` returns arrays [devices, max_steps, B / devices, ...] by name for
     `training.steps.repeat_steps`, whose first `count` steps are set.
     """
-    process, num_devices = (jax.process_index(), jax.process_count()), parallel.num_devices()
+    process, num_devices = (jax.process_index(), jax.process_count()), devices.num_devices()
     options = {"seed": seed, "batch_size": batch_size, "start": start}
     batches = training_batches(sides, **options, process=process)
 

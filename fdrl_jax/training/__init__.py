@@ -3,7 +3,4 @@
 from fdrl_jax.training import parallel, problem, rng, samplers, state, steps
 
 __all__ = ["parallel", "problem", "rng", "samplers", "state", "steps"]
-
-
-def __dir__() -> list[str]:
-    return __all__
+__dir__ = __all__.copy

@@ -1,4 +1,4 @@
-"""Mapping over devices and processes: the only file that knows how replicas are distributed.
+"""Mapping over devices: the only file that knows how replicas are distributed.
 
 Steps and samplers are per-replica functions with an axis name. Here they are mapped with
 `jax.pmap`. To map them in another way (`jit` of `shard_map`), change only this file. With several
@@ -6,7 +6,6 @@ processes (hosts), the axis spans the devices of all processes, in the order of 
 """
 
 import functools
-import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,6 +13,18 @@ import jax
 import numpy as np
 from jax import lax
 from jax.experimental import multihost_utils
+
+__all__ = [
+    "AXIS",
+    "any_process",
+    "gather",
+    "map_sampler",
+    "map_steps",
+    "replicate",
+    "shard",
+    "unreplicate",
+]
+__dir__ = __all__.copy
 
 AXIS = "replicas"
 
@@ -36,19 +47,6 @@ def unreplicate(tree: Any) -> Any:
     return jax.tree.map(lambda a: a.addressable_shards[0].data[0], tree)
 
 
-def local_part(array: np.ndarray) -> np.ndarray:
-    """Returns the equal part of [N, ...] that this process computes: consecutive, in order.
-
-    Raises:
-      ValueError: if the examples do not divide over the processes.
-    """
-    num = jax.process_count()
-    if len(array) % num:
-        raise ValueError(f"{len(array)} examples do not divide over {num} processes")
-    size = len(array) // num
-    return array[jax.process_index() * size :][:size]
-
-
 def shard(tree: Any) -> Any:
     """Splits leading axes over the local devices: [N, ...] -> [devices, N/devices, ...].
 
@@ -66,7 +64,7 @@ def shard(tree: Any) -> Any:
 
 
 def gather(tree: Any) -> Any:
-    """Undoes `shard` and `local_part`: [devices, N/devices, ...] -> [N, ...] on every process."""
+    """Undoes `shard`, of equal parts of all processes: -> [N, ...] on every process."""
     tree = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), tree)
     if jax.process_count() == 1:
         return tree
@@ -84,66 +82,13 @@ def map_steps(repeated_step: Callable[..., Any]) -> Any:
     )
 
 
-def map_sampler(sampler: Callable[..., Any]) -> Any:
-    """Maps `(key, variables, constants, batch) -> samples` over devices, which share the key."""
-    return jax.pmap(sampler, axis_name=AXIS, in_axes=(None, 0, 0, 0))
+def map_sampler(sampler: Callable[..., Any], *, num_shared: int = 0) -> Any:
+    """Maps `(key, variables, constants, batch, ...) -> samples` over devices.
 
-
-def map_segment(segment: Callable[..., Any]) -> Any:
-    """Maps `samplers.make_segment` over devices, which share the key and the first step."""
-    return jax.pmap(segment, axis_name=AXIS, in_axes=(None, 0, 0, 0, None))
-
-
-def local_batch_size(global_batch_size: int, num: int | None = None) -> int:
-    """Returns the examples of one replica.
-
-    Args:
-      global_batch_size: examples of all replicas.
-      num: number of replicas; that of all devices of all processes if it is left out.
-
-    Raises:
-      ValueError: if the global batch does not divide over the replicas.
+    They share the key and the last `num_shared` arguments.
     """
-    num = jax.device_count() if num is None else num
-    if global_batch_size % num:
-        nearest = [
-            n for n in (global_batch_size // num * num, -(-global_batch_size // num) * num) if n
-        ]
-        raise ValueError(
-            f"a global batch of {global_batch_size} does not divide over {num} devices; "
-            f"nearest that do: {', '.join(map(str, nearest))}"
-        )
-    return global_batch_size // num
-
-
-def num_devices() -> int:
-    """Returns the number of replicas on this process."""
-    return jax.local_device_count()
-
-
-def num_replicas() -> int:
-    """Returns the number of replicas on all processes."""
-    return jax.device_count()
-
-
-def is_first_process() -> bool:
-    """Returns whether this is the first process. Only this process writes shared files."""
-    return jax.process_index() == 0
-
-
-def barrier(name: str) -> None:
-    """Waits until every process has reached this call."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
-
-
-def same_on_all_processes(text: str) -> bool:
-    """Returns whether a text is the same on every process; all of them must call this."""
-    if jax.process_count() == 1:
-        return True
-    digest = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
-    gathered = multihost_utils.process_allgather(digest)
-    return bool(np.all(gathered == gathered[:1]))
+    in_axes = (None, 0, 0, 0, *[None] * num_shared)
+    return jax.pmap(sampler, axis_name=AXIS, in_axes=in_axes)
 
 
 def any_process(flag: bool) -> jax.Array:
@@ -153,15 +98,6 @@ def any_process(flag: bool) -> jax.Array:
     """
     answer: jax.Array = unreplicate(_max_over_replicas()(replicate(np.int32(flag))))
     return answer
-
-
-def first_process_says(flag: bool) -> bool:
-    """Returns the flag of the first process; all processes must call this.
-
-    Whether a file exists may look different on other hosts: network file systems keep answers for a
-    minute.
-    """
-    return bool(any_process(flag and is_first_process())) if jax.process_count() > 1 else flag
 
 
 def _on_local_devices(arrays: Sequence[Any]) -> jax.Array:

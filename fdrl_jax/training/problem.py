@@ -16,14 +16,11 @@ from fdrl_jax.priors import Batch
 from fdrl_jax.training.state import Variables
 
 __all__ = ["Condition", "Constants", "Estimator", "Problem"]
+__dir__ = __all__.copy
 
 Array = jax.Array
 # `(estimator, arrays of a classifier, batch) -> conditioned estimator`.
 Condition = Callable[[Callable[[Array], Array], Any, Batch], Callable[[Array], Array]]
-
-
-def __dir__() -> list[str]:
-    return __all__
 
 
 class Estimator(NamedTuple):

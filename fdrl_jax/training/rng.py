@@ -14,12 +14,9 @@ import jax.numpy as jnp
 from fdrl_jax import _keys
 
 __all__ = ["Stream", "batch_positions", "example_keys", "root_key", "stream_key"]
+__dir__ = __all__.copy
 
 Array = jax.Array
-
-
-def __dir__() -> list[str]:
-    return __all__
 
 
 class Stream(enum.Enum):

@@ -16,14 +16,11 @@ from fdrl_jax.training.problem import Constants, Problem
 from fdrl_jax.training.state import Variables
 
 __all__ = ["STAGES", "flow_keys", "make_path_sampler", "make_sampler", "make_segment"]
+__dir__ = __all__.copy
 
 Array = jax.Array
 Sampler = Callable[[Array, Variables, Constants, Batch], dict[str, Array]]
 STAGES = ("prior", "bridged", "refined")
-
-
-def __dir__() -> list[str]:
-    return __all__
 
 
 def make_sampler(problem: Problem, stages: Sequence[str] = ("refined",)) -> Sampler:

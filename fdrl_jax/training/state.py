@@ -9,13 +9,10 @@ import optax
 from fdrl_jax._arrays import at_least_float32
 
 __all__ = ["TrainState", "apply_gradients", "create"]
+__dir__ = __all__.copy
 
 Array = jax.Array
 Variables = dict[str, Any]
-
-
-def __dir__() -> list[str]:
-    return __all__
 
 
 class TrainState(NamedTuple):

@@ -23,6 +23,7 @@ from fdrl_jax.training.problem import Constants, Problem
 from fdrl_jax.training.state import TrainState, Variables
 
 __all__ = ["TrainStep", "from_gradients", "make_train_step", "repeat_steps"]
+__dir__ = __all__.copy
 
 Array = jax.Array
 # `(variables, key, constants, host batch, positions [B]) -> (gradients, metrics)`.
@@ -33,10 +34,6 @@ _DENOISED_FRACTION = 0.25
 # Samples deviate from data by more than the noise that data have, so it learns to remove more of
 # it; see docs/failing.md for other factors.
 _DENOISED_NOISE = 2.0
-
-
-def __dir__() -> list[str]:
-    return __all__
 
 
 class TrainStep(Protocol):

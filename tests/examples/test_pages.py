@@ -24,7 +24,7 @@ def programs(page):
     return [program for program in found if not NEEDS_FILES.search(program)]
 
 
-PAGES = [str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs").rglob("*.md"))]
 PAGES = [page for page in PAGES if programs(page)]
 
 

@@ -1,5 +1,7 @@
 """A classifier is trained like a ratio, and opened only for data that it was trained on."""
 
+from types import SimpleNamespace
+
 import jax
 import numpy as np
 import pytest
@@ -86,7 +88,7 @@ def test_images_of_one_class_are_refused(tiny):
         classifier.build(wanted, load(wanted.data))
 
 
-def test_the_step_attacks_and_shifts_its_images_and_learns(tiny):
+def test_the_step_attacks_and_shifts_its_images_and_learns(tiny, tmp_path):
     wanted = tiny("classifier", {"classifier.max_shift": 1, "classifier.epsilon": 0.1})
     rate = {"optimizer.schedule": "constant", "optimizer.learning_rate": 0.01}
     size = {"train.steps_per_dispatch": 10, "train.batch_size": 32}
@@ -101,7 +103,8 @@ def test_the_step_attacks_and_shifts_its_images_and_learns(tiny):
         state, metrics = run_steps(training.root_key, state, constants, None, 10, 0)
         losses += list(np.asarray(parallel.unreplicate(metrics)["loss"]))
     assert np.mean(losses[-10:]) < np.mean(losses[:10])
-    found = classifier.accuracy(training, parallel.unreplicate(state))
+    holder = SimpleNamespace(root=tmp_path)
+    found = classifier.write_accuracy(holder, training, parallel.unreplicate(state))
     assert found["robust_accuracy"] <= found["clean_accuracy"]
     assert found["num_images"] == len(training.source.labels.held_out)
     assert found["robust_at_epsilon"] == wanted.classifier.epsilon

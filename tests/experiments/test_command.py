@@ -30,8 +30,8 @@ SWISSROLL = f"--config={ROOT / 'configs' / 'swissroll.py'}"
         (["--config=nowhere/swisroll.py"], "--config=nowhere/swisroll.py does not exist"),
         (["--config=digit"], "--config=digit does not exist; did you mean 'digits'?"),
         ([SWISSROLL, "--config.flow.num_steps"], "Missing value for flag --config.flow.num_steps"),
-        ([SWISSROLL, "--config.flow.num_steps=many"], "must be a whole number at least 0"),
-        ([SWISSROLL, "--config.flow.step_size=nan"], "must be a finite number at least 0"),
+        ([SWISSROLL, "--config.flow.num_steps=many"], "must be a whole number, at least 0"),
+        ([SWISSROLL, "--config.flow.step_size=nan"], "must be a finite number, at least 0"),
         ([SWISSROLL, "--config.loss.divergence=kll"], "did you mean 'kl'"),
         ([SWISSROLL, "--config.network.hidden_sizes=(64,0)"], "positive whole numbers such as"),
         ([f"{SWISSROLL}:huge"], "unknown variant 'huge'"),
@@ -105,7 +105,7 @@ def test_help_explains_the_program_a_section_a_key_or_a_word():
     assert "Configs: 25gaussians, 8gaussians, cat2dog" in help_for([])
     key = help_for(["--help=flow.step_size"])
     assert key.startswith("--config.flow.step_size=3.0")
-    assert "Allowed: a finite number at least 0" in key
+    assert "Allowed: a finite number, at least 0" in key
     assert help_for(["--help=config.flow.step_size"]) == key
     assert key in help_for(["--help=flow"])
     assert "--config.train.ema_rate" in help_for(["--help=moving average"])

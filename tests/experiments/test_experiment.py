@@ -44,16 +44,12 @@ def test_the_network_of_the_paper_follows_the_size_of_the_images(name, shape, ex
         ({"data.name": "digits", "network.name": "resnet"}, "needs network.width and images"),
         ({"loss.name": "lr", "loss.divergence": "log_d(0.5)"}, "log_d"),
         ({"prior.name": "source"}, "needs images to start from"),
-        ({"network.denoiser_width": 4}, "network.denoiser_width needs images, and the noise"),
+        ({"network.denoiser_width": 4}, "network.denoiser_width needs images and a"),
         (
             {"data.name": "digits", "network.name": "resnet32", "network.denoiser_width": 4},
             "a data.dequantisation above 0",
         ),
         ({"prior.name": "data_dependent", "prior.rank": 3}, "prior.rank must be at most 2"),
-        (
-            {"data.name": "digits", "network.name": "resnet32", "network.blocks": ((8, 2),)},
-            "network.blocks is for network.name='resnet', not for 'resnet32'",
-        ),
         (
             {
                 "data.name": "digits",

@@ -13,7 +13,6 @@ from experiments.errors import UserError
 from experiments.files import (
     append_line,
     locked,
-    read_headers,
     read_json,
     read_npz,
     read_sealed,
@@ -114,7 +113,6 @@ def test_an_npz_is_read_or_named(tmp_path):
     path = tmp_path / "x.npz"
     np.savez(path, a=np.arange(3), b=np.arange(4.0))
     assert {name: len(array) for name, array in read_npz(path).items()} == {"a": 3, "b": 4}
-    assert read_headers(path)["b"] == ((4,), np.dtype(float))
     whole = path.read_bytes()
     middle = whole.index(b"NUMPY") + 90
     for broken in (b"", b"PK", whole[:-30], whole[:middle] + b"???" + whole[middle + 3 :]):
@@ -122,13 +120,9 @@ def test_an_npz_is_read_or_named(tmp_path):
         with pytest.raises(UserError, match=r"x\.npz: not a readable \.npz"):
             read_npz(path)
     np.savez(path, a=np.array([{}]))
-    for call in (
-        lambda: read_npz(path, "a"),
-        lambda: read_npz(path, "c"),
-        lambda: read_headers(path),
-    ):
+    for name in ("a", "c"):
         with pytest.raises(UserError, match=r"x\.npz: not a readable \.npz"):
-            call()
+            read_npz(path, name)
 
 
 def test_digests_depend_on_names_types_shapes_and_bytes():

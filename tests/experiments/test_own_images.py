@@ -8,10 +8,9 @@ import pytest
 from image_files import encoded, numbered, picture, write_folder
 from small_runs import SMALL_RESNET, command, start, train
 
-from experiments import draw, log, run
+from experiments import devices, draw, log, run
 from experiments.data import stored
 from experiments.errors import DataError, UserError
-from fdrl_jax.training import parallel
 
 CONFIG = "folder:tiny"
 CLEAN = {"data.dequantisation": 0.0, "network.denoiser_width": 0}
@@ -86,11 +85,11 @@ def test_processes_that_resume_with_other_pixels_under_equal_names_are_refused(
 ):
     images, folder = trained_on
     seen: list[str] = []
-    monkeypatch.setattr(parallel, "same_on_all_processes", lambda digest: not seen.append(digest))
+    monkeypatch.setattr(devices, "same_on_all_processes", lambda digest: not seen.append(digest))
     train(folder)  # As one of the processes.
     (images / "000.png").write_bytes(encoded(picture(12, 12, 99)))
     others = iter(seen)
-    monkeypatch.setattr(parallel, "same_on_all_processes", lambda digest: digest == next(others))
+    monkeypatch.setattr(devices, "same_on_all_processes", lambda digest: digest == next(others))
     with pytest.raises(UserError, match="the processes of the run have different settings, data"):
         train(folder)
 

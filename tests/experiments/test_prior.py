@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from small_runs import start
 
-from experiments import experiment, prior
+from experiments import prior
 from experiments.data import load
 from experiments.errors import UserError
 from fdrl_jax import _prior_fit
@@ -59,12 +59,6 @@ def test_a_mixture_has_a_gaussian_for_each_cluster_or_each_class(tiny):
         like = prior.placeholder(of.prior, source, num)
         for array_name, array in fitted.params.items():
             assert np.shape(array) == np.shape(like.params[array_name])
-
-
-def test_several_gaussians_are_for_the_data_dependent_prior(tiny):
-    wanted = tiny("digits", {"prior.num_components": 3, "prior.name": "normal"})
-    with pytest.raises(UserError, match=r"num_components is for prior\.name='data_dependent'"):
-        experiment.build(wanted, load(wanted.data))
 
 
 def test_a_large_training_set_is_represented_by_examples_spread_over_it(tiny, monkeypatch):

@@ -10,10 +10,9 @@ import pytest
 from PIL import Image
 from small_runs import SMALL_RESNET, command, contents, start, train
 
-from experiments import draw, run, settings
+from experiments import devices, draw, run, settings
 from experiments.data import load
 from experiments.errors import UserError
-from fdrl_jax.training import parallel
 
 VOLATILE = ("lock", "commands.jsonl")  # Written by every command that trains.
 
@@ -254,7 +253,7 @@ def test_a_record_has_the_name_of_its_step_and_of_everything_that_determines_it(
 
 
 def test_processes_must_agree_before_anything_is_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(parallel, "same_on_all_processes", lambda _: False)
+    monkeypatch.setattr(devices, "same_on_all_processes", lambda _: False)
     with pytest.raises(UserError, match="have different settings, data, versions, checkpoints"):
         train(tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from small_runs import SMALL_RESNET, command, contents, start, train
 
-from experiments import experiment, log, run
+from experiments import devices, experiment, log, run
 from experiments import train as program
 from experiments.errors import DivergedError, StoppedError, UserError
 from experiments.evaluation import draws
@@ -101,7 +101,7 @@ def test_all_processes_train_with_the_prior_that_the_first_one_fitted(tmp_path, 
         return fitted._replace(params={**fitted.params, "mean": fitted.params["mean"] + 1.0})
 
     monkeypatch.setattr(program.prior, "fit_to", other_fit)
-    monkeypatch.setattr(parallel, "is_first_process", lambda: False)
+    monkeypatch.setattr(devices, "is_first_process", lambda: False)
     monkeypatch.setattr(run, "create", lambda *_: opened)
     _, other = program.open_or_create(command("train", tmp_path / "other", *arguments[2:]))
     assert_equal_bits(other.constants.prior, first.constants.prior)
