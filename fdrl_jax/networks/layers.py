@@ -37,12 +37,10 @@ def _bias(layer: "Dense | Conv", fan_in: int) -> jax.Array:
 
 
 class Dense(nn.Module):
-    """Affine map `x W + b` of the last axis.
+    """Affine map `x W + b` of the last axis to `features` numbers.
 
-    Attributes:
-      features: size of the output's last axis.
-      spectral_norm: whether `W` is divided by its largest singular value.
-      dtype: type of the computation; parameters are float32.
+    The kernel is divided by its largest singular value with `spectral_norm`. Parameters are float32
+    and the computation has the type `dtype`.
     """
 
     features: int
@@ -56,15 +54,9 @@ class Dense(nn.Module):
 
 
 class Conv(nn.Module):
-    """Convolution of NHWC images under zero padding `kernel_size // 2`.
+    """Convolution of NHWC images under zero padding `kernel_size // 2`, an odd size.
 
-    Attributes:
-      features: number of output channels.
-      kernel_size: odd side of the kernel.
-      stride: distance between output positions.
-      use_bias: whether a bias per channel is added.
-      spectral_norm: whether the kernel is divided by its largest singular value.
-      dtype: type of the computation; parameters are float32.
+    The other attributes are those of `Dense`.
     """
 
     features: int
@@ -119,16 +111,14 @@ class MLP(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Self-attention over the positions of an image: `y = x + gamma * W_o attended`.
+    """Self-attention over the positions of images [B, H, W, C]: `y = x + gamma * W_o attended`.
 
     Keys, queries and values have `C / 8` channels. For positions `i, j`,
-    `attended_j = sum_i softmax_i(key_i . query_j) value_i`. The learnt scalar `gamma` starts at 0,
-    so the module, which maps `[B, H, W, C]` to the same shape, starts as the identity.
+    `attended_j = sum_i softmax_i(key_i . query_j) value_i`. The learnt scalar `gamma` starts at 0.
 
     Attributes:
       spectral_norm: whether every kernel is divided by its largest singular value.
-      dtype: type of the convolutions. Scores and weights are computed in at least float32, and
-        parameters are float32.
+      dtype: type of the convolutions; the rest is computed in at least float32.
 
     Reference: Zhang et al., "Self-Attention Generative Adversarial Networks", ICML 2019.
     """
