@@ -1,6 +1,5 @@
 """Distances between samples and data, for evaluation and not for training."""
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -44,9 +43,9 @@ def energy_distance(x: np.ndarray, y: np.ndarray, *, unbiased: bool = True) -> f
     Args:
       x: a sample, [N, ...].
       y: another sample, [M, ...].
-      unbiased: exclude the distances of points to themselves (the U-statistic). Its expectation is
-        the distance between the distributions, so an estimate may be negative. The biased
-        V-statistic has the expectation `E|X - X'| (1/N + 1/M)` for equal distributions.
+      unbiased: exclude the distances of points to themselves (the U-statistic), so an estimate may
+        be negative. The expectation of the biased V-statistic is `E|X - X'| (1/N + 1/M)` for equal
+        distributions.
 
     Raises:
       ValueError: for fewer than two points, or points with different numbers of features.
@@ -141,12 +140,9 @@ def _distances(x: jax.Array, y: jax.Array) -> jax.Array:
 def frechet_distance(x: np.ndarray, y: np.ndarray) -> float:
     """Returns the squared Fréchet distance between Gaussians fitted to two sets of features.
 
-    `|μ_x - μ_y|² + tr(Σ_x + Σ_y - 2 (Σ_x Σ_y)^(1/2))`, with unbiased covariances.
-
-    Args:
-      x: features, [N, D].
-      y: features, [M, D]. The estimate is biased upwards unless there are many more examples than
-        features, so compare values only at equal N.
+    `|μ_x - μ_y|² + tr(Σ_x + Σ_y - 2 (Σ_x Σ_y)^(1/2))` of features [N, D] and [M, D], with unbiased
+    covariances. It is biased upwards unless there are many more examples than features, so compare
+    values only at equal N.
 
     Raises:
       ValueError: for different numbers of features, or fewer than two examples.
@@ -202,7 +198,12 @@ def _features(images: jax.Array) -> jax.Array:
     factor = max(1, min(images.shape[1:3]) // _SIDE)
     rows, columns = (length // factor for length in images.shape[1:3])
     images = _means(images[:, : rows * factor, : columns * factor], rows, columns)
-    filters = [jnp.asarray(kernel) for kernel in _filters(images.shape[-1])]
+    # NumPy guarantees the stream of RandomState for ever, but not that of its newer generators.
+    rng, filters, channels = np.random.RandomState(0), [], images.shape[-1]
+    for width in _WIDTHS:
+        kernel = np.sqrt(2.0 / (9 * channels)) * rng.standard_normal((3, 3, channels, width))
+        filters.append(jnp.asarray(kernel, jnp.float32))
+        channels = width
 
     def of_image(image: jax.Array) -> jax.Array:
         maps = image[None]
@@ -226,18 +227,6 @@ def _means(images: jax.Array, rows: int, columns: int) -> jax.Array:
     height, width = height // rows, width // columns
     cells = images[:, : rows * height, : columns * width]
     return cells.reshape(num, rows, height, columns, width, channels).mean(axis=(2, 4))
-
-
-@functools.cache
-def _filters(num_channels: int) -> tuple[np.ndarray, ...]:
-    # NumPy guarantees the stream of RandomState for ever, but not that of its newer generators.
-    rng, filters = np.random.RandomState(0), []
-    for width in _WIDTHS:
-        scale = np.sqrt(2.0 / (9 * num_channels))
-        kernel = scale * rng.standard_normal((3, 3, num_channels, width))
-        filters.append(kernel.astype(np.float32))
-        num_channels = width
-    return tuple(filters)
 
 
 def _pair(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

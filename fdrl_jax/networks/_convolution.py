@@ -36,7 +36,6 @@ _Size = tuple[int, int]
 # Stride, size of the input and of the kernel, which two operands do not determine of the third.
 _Geometry = tuple[int, tuple[int, ...], int]
 _OPERANDS = {"g": ("x", "w"), "x": ("g", "w"), "w": ("x", "g")}  # Of the map to each array.
-_CONTRACTION = 32
 _CACHE_BYTES = 2**21  # Of the second-level cache of a core, which has 1 or 2 MB on most servers.
 _MIN_CHANNELS_WINOGRAD = 16  # With fewer channels, the transforms cost more than they save.
 
@@ -99,14 +98,14 @@ def _bilinear(wanted: str, geometry: _Geometry, *operands: Array) -> Array:
         return result
 
     def of_input(g: Array, w: Array) -> Array:
-        return transposed(lambda x: _plain(x, w, stride), (g.shape[0], *size, w.shape[2]), g)
+        return transposed(lambda x: _conv(x, w, stride), (g.shape[0], *size, w.shape[2]), g)
 
     def of_kernel(x: Array, g: Array) -> Array:
         shape = (kernel_size, kernel_size, x.shape[3], g.shape[3])
-        return transposed(lambda w: _plain(x, w, stride), shape, g)
+        return transposed(lambda w: _conv(x, w, stride), shape, g)
 
     cpu, default = {
-        "g": (lambda x, w: _output(x, w, stride), lambda x, w: _plain(x, w, stride)),
+        "g": (lambda x, w: _output(x, w, stride), lambda x, w: _conv(x, w, stride)),
         "x": (lambda g, w: _input_gradient(g, w, stride, size), of_input),
         "w": (lambda x, g: _kernel_gradient(x, g, stride, kernel_size), of_kernel),
     }[wanted]
@@ -144,11 +143,8 @@ def _spread_bwd(_: tuple[int, ...], __: None, g: Array) -> tuple[Array]:
 _spread.defvjp(lambda *arguments: (_spread(*arguments), None), _spread_bwd)
 
 
-def _plain(x: Array, kernel: Array, stride: int) -> Array:
-    return _conv(x, kernel, [(kernel.shape[0] // 2,) * 2] * 2, stride)
-
-
-def _conv(x: Array, kernel: Array, padding: Sequence[_Size], stride: int = 1) -> Array:
+def _conv(x: Array, kernel: Array, stride: int, padding: Sequence[_Size] = ()) -> Array:
+    padding = padding or [(kernel.shape[0] // 2,) * 2] * 2
     return lax.conv_general_dilated(
         x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
@@ -160,7 +156,7 @@ def _output(x: Array, kernel: Array, stride: int) -> Array:
     # Its sums lose digits to cancellation, too many for bfloat16.
     if kernel.shape[:2] == (3, 3) and stride == 1 and wide and x.dtype != jnp.bfloat16:
         return _winograd(x, kernel)
-    return _plain(x, kernel, stride)
+    return _conv(x, kernel, stride)
 
 
 def _input_gradient(g: Array, kernel: Array, stride: int, size: tuple[int, ...]) -> Array:
@@ -180,7 +176,7 @@ def _input_gradient(g: Array, kernel: Array, stride: int, size: tuple[int, ...])
         part = kernel[rows, columns].swapaxes(2, 3)
         if not part.size:
             return jnp.zeros((g.shape[0], *counts, kernel.shape[2]), g.dtype)
-        return _conv(g, _fixed(part), (row_padding, padding))
+        return _conv(g, _fixed(part), 1, (row_padding, padding))
 
     phases = jnp.stack(
         [jnp.stack([image(i, j) for j in range(stride)], axis=3) for i in range(stride)], axis=2
@@ -201,8 +197,7 @@ def _phase(
 ) -> tuple[slice, _Size]:
     """Taps of one phase along one axis, last first, and the padding of `length` to `count`."""
     centre = phase + kernel_size // 2
-    taps = range(centre % stride, kernel_size, stride)
-    if not taps:
+    if not (taps := range(centre % stride, kernel_size, stride)):
         return slice(0, 0), (0, 0)
     before = (taps[-1] - centre) // stride
     after = count - 1 + (centre - taps[0]) // stride - (length - 1)
@@ -232,7 +227,7 @@ def _kernel_gradient(x: Array, g: Array, stride: int, kernel_size: int) -> Array
 
 
 def _products(x: Array, g: Array, stride: int, kernel_size: int) -> Array:
-    """One matrix product per phase of the rows of `x`, over all positions of all images.
+    """Makes one matrix product per phase of the rows of `x`, over all positions of all images.
 
     `x` is shifted along the columns and `g` along the rows, so that one product has all pairs of
     shifts. A row `stride * i + phase` of `x` meets the row `i - d` of `g` through the tap `t` with
@@ -269,7 +264,7 @@ def _products(x: Array, g: Array, stride: int, kernel_size: int) -> Array:
 
 def _padded(array: Array, axis: int) -> Array:
     """Appends zeros along the axis of a contraction that could be read past its end."""
-    missing = -array.shape[axis] % _CONTRACTION if array.dtype == jnp.bfloat16 else 0
+    missing = -array.shape[axis] % 32 if array.dtype == jnp.bfloat16 else 0
     widths = [(0, missing if i == axis % array.ndim else 0) for i in range(array.ndim)]
     return jnp.pad(array, widths)
 
@@ -294,6 +289,6 @@ def _winograd(x: Array, kernel: Array) -> Array:
     # of a loop. It would repeat mere slices in each iteration.
     weights = [_fixed(transformed[a : a + 1]) for a in range(4)]
     rows = (d[0] - d[2], d[1] + d[2], d[2] - d[1], d[1] - d[3])
-    m = [_conv(row, weight, ((0, 0), (1, 1))) for row, weight in zip(rows, weights, strict=True)]
+    m = [_conv(row, weight, 1, ((0, 0), (1, 1))) for row, weight in zip(rows, weights, strict=True)]
     tiles = jnp.stack([m[0] + m[1] + m[2], m[1] - m[2] - m[3]], axis=2)
     return tiles.reshape(x.shape[0], 2 * num_tiles, *tiles.shape[3:])[:, :height]

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.typing import DTypeLike
 
 __all__ = ["prepare", "update_vectors"]
@@ -33,19 +34,16 @@ def update_vectors(variables: Mapping[str, Any]) -> dict[str, Any]:
     """
     if _COLLECTION not in variables:
         return dict(variables)
-
-    def update(vectors: Mapping[str, Any], params: Mapping[str, Any]) -> dict[str, Any]:
-        if _DIVIDED in vectors:
+    params, vectors = _flat(variables)
+    for path in [path for path in vectors if path[-1] != "v"]:
+        if path[-1] == _DIVIDED:
             raise ValueError(
                 "these variables are prepared: their kernels are divided by spectral norms; update "
                 "the vectors of the variables that were given to `prepare`"
             )
-        if "u" in vectors:
-            u, v = _power_iteration(_as_matrix(params["kernel"]), vectors["u"])
-            return {"u": u, "v": v}
-        return {name: update(vectors[name], params[name]) for name in vectors}
-
-    return {**variables, _COLLECTION: update(variables[_COLLECTION], variables["params"])}
+        matrix = _as_matrix(params[*path[:-1], "kernel"])
+        vectors[path], vectors[*path[:-1], "v"] = _power_iteration(matrix, vectors[path])
+    return {**variables, _COLLECTION: unflatten_dict(vectors)}  # type: ignore[no-untyped-call]
 
 
 def normalised(module: nn.Module, kernel: jax.Array) -> jax.Array:
@@ -88,30 +86,28 @@ def prepare(net: _Network, variables: Mapping[str, Any]) -> dict[str, Any]:
     `ResNet`. A flow applies fixed weights at every step, and compilers do not always move this work
     out of the loop. Use the result only for evaluation, and train the float32 `variables`.
     """
+    params, vectors = _flat(variables)
+    for path, array in params.items():
+        layer = path[:-1]
+        if (*layer, "kernel") not in params:  # The scalar of self-attention.
+            continue
+        if path[-1] == "kernel" and (*layer, "u") in vectors:
+            array = array / _sigma(_as_matrix(array), *(vectors.pop((*layer, n)) for n in "uv"))
+            vectors[*layer, _DIVIDED] = jnp.zeros(())
+        is_head = layer == (net.head,)
+        dtype = jnp.promote_types(net.dtype, jnp.float32) if is_head else net.dtype
+        params[path] = array.astype(dtype)
+    prepared = {**variables, "params": unflatten_dict(params)}  # type: ignore[no-untyped-call]
+    if _COLLECTION in variables:
+        prepared[_COLLECTION] = unflatten_dict(vectors)  # type: ignore[no-untyped-call]
+    return prepared
 
-    def of_layers(params: Any, vectors: Any, dtype: DTypeLike) -> tuple[Any, Any]:
-        if "kernel" not in params:
-            layers = {
-                name: of_layers(value, vectors.get(name, {}), dtype)
-                if isinstance(value, Mapping)
-                else (value, None)
-                for name, value in params.items()
-            }
-            new = {name: layer for name, (_, layer) in layers.items() if layer}
-            return {name: layer for name, (layer, _) in layers.items()}, new
-        kernel = params["kernel"]
-        if vectors and _DIVIDED not in vectors:
-            kernel = kernel / _sigma(_as_matrix(kernel), vectors["u"], vectors["v"])
-            vectors = {_DIVIDED: jnp.zeros(())}
-        return {n: a.astype(dtype) for n, a in {**params, "kernel": kernel}.items()}, vectors
 
-    params, vectors = {}, {}
-    for name, layer in variables["params"].items():
-        dtype = jnp.promote_types(net.dtype, jnp.float32) if name == net.head else net.dtype
-        own = variables.get(_COLLECTION, {}).get(name, {})
-        params[name], vectors[name] = of_layers(layer, own, dtype)
-    prepared = {**variables, "params": params}
-    return {**prepared, _COLLECTION: vectors} if _COLLECTION in variables else prepared
+def _flat(variables: Mapping[str, Any]) -> tuple[dict[tuple[str, ...], Any], ...]:
+    return tuple(
+        flatten_dict(variables.get(name, {}))  # type: ignore[no-untyped-call]
+        for name in ("params", _COLLECTION)
+    )
 
 
 def _as_matrix(kernel: jax.Array) -> jax.Array:

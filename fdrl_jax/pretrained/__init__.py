@@ -234,12 +234,9 @@ def pretrained(name: str | Path) -> Sampler:
       ValueError: for an unknown name, or a folder that is not an intact export.
       ModuleNotFoundError, OSError: if `huggingface_hub` is missing, or downloads nothing.
     """
-    name = str(name)
-    names = sorted(path.parent.name for path in _SHIPPED.glob(f"*/{_CONFIG}"))
-    if name in names:
-        folder = _SHIPPED / name
-    elif Path(name).is_dir():
-        folder = Path(name)
+    name, names = str(name), sorted(path.parent.name for path in _SHIPPED.glob(f"*/{_CONFIG}"))
+    if name in names or Path(name).is_dir():
+        folder = (_SHIPPED if name in names else Path()) / name
     elif re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         folder = _download(name)
     else:
