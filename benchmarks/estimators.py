@@ -38,14 +38,10 @@ class Network(NamedTuple):
     use_bias: bool = False
 
 
-NETWORKS = {
-    # The paper's.
-    "resnet32": Network(networks.SPECS["resnet32"], (32, 32, 3)),
-    "resnet64": Network(networks.SPECS["resnet64"], (64, 64, 3)),
-    "resnet128": Network(networks.SPECS["resnet128"], (128, 128, 3)),
-    # That of configs/mnist.py.
-    "mnist": Network(networks.ResNetSpec(32, ((64, 2), (64, 2), (128, 1))), (28, 28, 1), True),
-}
+NETWORKS = {f"resnet{n}": Network(networks.SPECS[f"resnet{n}"], (n, n, 3)) for n in (32, 64, 128)}
+NETWORKS["mnist"] = Network(
+    networks.ResNetSpec(32, ((64, 2), (64, 2), (128, 1))), (28, 28, 1), True
+)
 NUM_FLOW_STEPS = 5
 FLOW = {"step_size": 3.0, "noise_scale": 0.01}
 
@@ -100,16 +96,10 @@ def pytorch(
     python: str, network: Network, batch: int, precision: str
 ) -> Iterator[dict[str, Callable[[], Any]]]:
     """Starts PyTorch in another process and yields its contenders; none if it is not installed."""
-    settings = {
-        "stem": network.spec.stem,
-        "blocks": network.spec.blocks,
-        "bias": network.use_bias,
-        "shape": network.shape,
-        "batch": batch,
-        "precision": precision,
-        "device": "cuda" if jax.default_backend() == "gpu" else "cpu",
-        "flow": {"num_steps": NUM_FLOW_STEPS, **FLOW},
-    }
+    settings = {"stem": network.spec.stem, "blocks": network.spec.blocks, "bias": network.use_bias}
+    settings |= {"shape": network.shape, "batch": batch, "precision": precision}
+    settings |= {"flow": {"num_steps": NUM_FLOW_STEPS, **FLOW}}
+    settings["device"] = "cuda" if jax.default_backend() == "gpu" else "cpu"
     program = Path(__file__).with_name("torch_resnet.py")
     command = [python, str(program), json.dumps(settings)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
@@ -155,8 +145,8 @@ def measure(name: str, batch: int, precision: str, python: str, rounds: int) -> 
         contenders, figures = ours(network, batch, precision, NUM_FLOW_STEPS)
     with pytorch(python, network, batch, precision) as other:
         seconds = alternate(contenders | other, rounds)
-    figures["flow_step_ms"] = 1e3 * seconds["flow"] / NUM_FLOW_STEPS
-    figures["train_step_ms"] = 1e3 * seconds["train"]
+    figures |= {f"{what}_ms": 1e3 * seconds[what] for what in contenders}
+    figures["flow_step_ms"] = figures.pop("flow_ms") / NUM_FLOW_STEPS
     for what in contenders if other else ():
         figures[f"pytorch_{what}_over_ours"] = seconds[f"pytorch_{what}"] / seconds[what]
     return figures

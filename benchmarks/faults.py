@@ -8,6 +8,7 @@ error, and the code is then 1. It takes half an hour on one core.
 """
 
 import argparse
+import itertools
 import multiprocessing
 import os
 import random
@@ -100,66 +101,50 @@ def flip_a_bit(file: Path, chosen: random.Random) -> bytes:
     return bytes(content)
 
 
-class Lab:
-    """A trained and exported run, what each verb gives without a fault, and all outcomes."""
-
-    def __init__(self, scratch: Path, verbs: list[str]) -> None:
-        self.scratch, self.trained = scratch, scratch / "trained"
-        self.random, self.rows, self.failed = random.Random(0), Counter[str](), False
-        self.expected: dict[str, dict[str, bytes]] = {}
-        self.record("no fault", "", verdict(self.finish(self.trained), {}, {}))
-        for verb in verbs:
-            folder = shutil.copytree(self.trained, scratch / verb)
-            self.record("no fault", verb, verdict(run(do, verb, folder), {}, {}))
-            self.expected[verb] = results(folder)
-
-    def finish(self, folder: Path) -> tuple[int, str]:
-        ended = (0, "")
-        for verb in ("first", "sample", "export"):
-            ended = ended if ended[0] else run(do, verb, folder)
-        return ended
-
-    def record(self, row: str, what: object, outcome: tuple[str, str]) -> None:
-        self.rows[f"{row} | {outcome[0]}"] += 1
-        if outcome[1]:
-            self.failed = True
-            print(f"{row}, {what}: {outcome[0]}: {outcome[1]}", file=sys.stderr, flush=True)
-
-    def kill(self, number: int) -> None:
-        folder = self.scratch / f"killed{number}"
-        run(do, "first", folder, kill_after=self.random.uniform(0.5, 12.0))
-        ended = self.finish(folder)
-        self.record("kill -9", number, verdict(ended, results(self.trained), results(folder)))
-
-    def flip(self, file: Path, verb: str) -> None:
-        folder = shutil.copytree(self.trained, self.scratch / "damaged")
-        damaged = flip_a_bit(folder / file, self.random)
-        ended = run(do, verb, folder)
-        outcome = verdict(ended, self.expected[verb], results(folder), damaged)
-        self.record(f"one flipped bit, {verb}", file, outcome)
-        shutil.rmtree(folder)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=8, help="of a training, at random moments")
     parser.add_argument("--verbs", nargs="+", default=VERBS, choices=VERBS, help="after a flip")
-    arguments = parser.parse_args()
+    given = parser.parse_args()
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     CONTEXT.set_forkserver_preload([f"experiments.{name}" for name in ("main", *VERBS[:4])])
+    chosen, rows, wrong = random.Random(0), Counter[str](), list[str]()
+
+    def record(row: str, what: object, outcome: tuple[str, str]) -> None:
+        rows[f"{row} | {outcome[0]}"] += 1
+        if outcome[1]:
+            wrong.append(f"{row}, {what}: {outcome[0]}: {outcome[1]}")
+            print(wrong[-1], file=sys.stderr, flush=True)
+
+    def finish(folder: Path) -> tuple[int, str]:
+        ended = [run(do, verb, folder) for verb in ("first", "sample", "export")]
+        return next((one for one in ended if one[0]), ended[-1])
+
     with tempfile.TemporaryDirectory() as scratch:
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{scratch}/compiled")
-        lab = Lab(Path(scratch), arguments.verbs)
-        for number in range(arguments.kills):
-            lab.kill(number)
-        files = [path for path in lab.trained.rglob("*") if path.is_file() and path.stat().st_size]
-        for file in sorted(files):
-            for verb in arguments.verbs:
-                lab.flip(file.relative_to(lab.trained), verb)
+        trained, expected = Path(scratch, "trained"), {}
+        record("no fault", "train", verdict(finish(trained), {}, {}))
+        for verb in given.verbs:
+            folder = shutil.copytree(trained, Path(scratch, verb))
+            record("no fault", verb, verdict(run(do, verb, folder), {}, {}))
+            expected[verb] = results(folder)
+        for number in range(given.kills):
+            folder = Path(scratch, f"killed{number}")
+            run(do, "first", folder, kill_after=chosen.uniform(0.5, 12.0))
+            outcome = verdict(finish(folder), results(trained), results(folder))
+            record("kill -9 of a training", number, outcome)
+        files = [path for path in trained.rglob("*") if path.is_file() and path.stat().st_size]
+        for file, verb in itertools.product(sorted(files), given.verbs):
+            folder = shutil.copytree(trained, Path(scratch, "damaged"))
+            damaged = flip_a_bit(folder / file.relative_to(trained), chosen)
+            ended = run(do, verb, folder)
+            outcome = verdict(ended, expected[verb], results(folder), damaged)
+            record(f"one flipped bit, {verb}", file.relative_to(trained), outcome)
+            shutil.rmtree(folder)
     print("| fault | outcome | times |\n|---|---|---|")
-    for row, number in sorted(lab.rows.items()):
+    for row, number in sorted(rows.items()):
         print(f"| {row} | {number} |")
-    sys.exit(lab.failed)
+    sys.exit(bool(wrong))
 
 
 if __name__ == "__main__":

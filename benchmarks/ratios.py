@@ -43,25 +43,23 @@ PACKAGES = {
 }
 # Runs in the environment of benchmark-mi: draws the rows, and runs its estimators on them.
 DRAW = """
-import json, sys, time, numpy as np, bmi, bmi.estimators as e
+import json, pathlib, sys, time, numpy as np, bmi.estimators as e
 from bmi.benchmark import BENCHMARK_TASKS
-if len(sys.argv) == 1:
-    print(json.dumps(list(BENCHMARK_TASKS)))
-    sys.exit()
-name, size, seed, out, rivals = sys.argv[1], *map(int, sys.argv[2:4]), sys.argv[4], int(sys.argv[5])
-task = BENCHMARK_TASKS[name]
-x, y = (np.asarray(part) for part in task.sample(size, seed))
-makers = {"KSG": e.KSGEnsembleFirstEstimator, "CCA": e.CCAMutualInformationEstimator,
-          "MINE": e.MINEEstimator, "InfoNCE": e.InfoNCEEstimator, "NWJ": e.NWJEstimator}
-found = {}
-for rival, maker in list(makers.items())[: 5 if rivals else 2]:
-    start = time.process_time()
-    try:
-        options = {"neighborhoods": (10,)} if rival == "KSG" else {}
-        found[rival] = float(maker(**options).estimate(x, y)), time.process_time() - start
-    except Exception as error:
-        print(rival, error, file=sys.stderr)
-np.savez(out, x=x, y=y, truth=task.mutual_information, rivals=json.dumps(found))
+folder, size, seed, num_rivals, *names = sys.argv[1:]
+makers = {"KSG": lambda: e.KSGEnsembleFirstEstimator(neighborhoods=(10,)),
+          "CCA": e.CCAMutualInformationEstimator, "MINE": e.MINEEstimator,
+          "InfoNCE": e.InfoNCEEstimator, "NWJ": e.NWJEstimator}
+for name in names or BENCHMARK_TASKS:
+    out = pathlib.Path(folder) / f"{name},{size},{seed},{num_rivals}.npz"
+    if not out.exists():
+        task = BENCHMARK_TASKS[name]
+        x, y = (np.asarray(part) for part in task.sample(int(size), int(seed)))
+        found = {}
+        for rival in list(makers)[: int(num_rivals)]:
+            start = time.process_time()
+            found[rival] = float(makers[rival]().estimate(x, y)), time.process_time() - start
+        np.savez(out, x=x, y=y, truth=task.mutual_information, rivals=json.dumps(found))
+    print(out, flush=True)
 """
 
 
@@ -85,18 +83,16 @@ def timed(function: Callable[..., Any], *arguments: Any, **options: Any) -> tupl
 
 def information(args: argparse.Namespace) -> Iterator[Row]:
     """Mutual information: the 40 tasks of benchmark-mi (Czyz et al., NeurIPS 2023)."""
-    python = environment(args, "information")
-    names = json.loads(subprocess.run([python, "-c", DRAW], capture_output=True, check=True).stdout)
-    file = args.environment / "rows.npz"
+    command = [environment(args, "information"), "-c", DRAW, args.environment]
     for seed in range(args.seeds):
         for size in args.sizes:
-            for name in args.tasks or names:
-                rivals = str(int(seed < args.rival_seeds))
-                command = [python, "-c", DRAW, name, str(size), str(seed), file, rivals]
-                subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+            options = [str(size), str(seed), str(args.rivals), *(args.tasks or ())]
+            drawn = subprocess.run([*command, *options], check=True, capture_output=True, text=True)
+            for file in map(Path, drawn.stdout.split()):
                 with np.load(file) as found:
                     x, y, truth = found["x"], found["y"], float(found["truth"])
                     others = json.loads(str(found["rivals"]))
+                name = file.name.split(",")[0]
                 estimate, seconds = timed(fdrl.mutual_information, jax.random.key(seed), x, y)
                 check = estimate.ratio.check()
                 row = {"task": f"{name}, {size:,} rows", "seed": seed, "metric": "nats"}
@@ -222,7 +218,8 @@ def classifier_test(rng: np.random.Generator, top: np.ndarray, bottom: np.ndarra
 def power(args: argparse.Namespace) -> Iterator[Row]:
     """Shares of trials in which a test at 5% finds a difference, and the error of log r."""
     rivals = {"t-test": t_test, "MMD": mmd, "classifier test": classifier_test}
-    for name, (draw, truth) in POWER.items():
+    for name in args.tasks or POWER:
+        draw, truth = POWER[name]
         for num in args.sizes or (50, 200, 1_000):
             for dim in args.columns:
                 trials = max(args.trials * 200 // max(num, 200), args.trials // 5)
@@ -491,7 +488,7 @@ def main(argv: list[str] | None = None) -> list[Row]:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("table", choices=TABLES)
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--rival_seeds", type=int, default=1, help="seeds of MINE, InfoNCE, NWJ")
+    parser.add_argument("--rivals", type=int, default=5, help="of KSG, CCA, MINE, InfoNCE, NWJ")
     parser.add_argument("--sizes", type=int, nargs="+", help="rows of each set")
     parser.add_argument("--columns", type=int, nargs="+", default=[1, 5, 20])
     parser.add_argument("--trials", type=int, default=200)

@@ -44,9 +44,8 @@ class Judges(NamedTuple):
     def figures(self, pixels: np.ndarray) -> dict[str, float]:
         """Returns the figures of images, uint8 [N, H, W, C].
 
-        "top_probability" is the mean probability of the most probable class, "min_share" and
-        "max_share" are the shares of the rarest and the most frequent class, and the others are
-        squared Fréchet distances to the reference images.
+        They are the mean probability of the most probable class, the shares of the rarest and of
+        the most frequent class, and squared Fréchet distances to the reference images.
         """
         probabilities, features = self.classify(to_unit(pixels))
         counts = np.bincount(probabilities.argmax(axis=1), minlength=probabilities.shape[1])
@@ -96,10 +95,9 @@ def open_judges(task: str, images: Split, cache: Path, changes: list[str], num: 
 def load_public() -> Features:
     """Returns EfficientNet-Lite0 as a function `images -> features [N, 1280]`.
 
-    The features are the means over positions of the last convolution, before the last layer. Grey
-    images become colour images. They are resized without a crop: the crop to the centre, with which
-    the network was tested on photos, would cut off the border of small images. The network computes
-    in float32 on the CPU, so its features do not depend on the device.
+    The features are the means over positions of the last convolution. Grey images become colour
+    images. They are resized without a crop, which would cut off the border of small images. The
+    network computes in float32 on the CPU, so its features do not depend on the device.
 
     Raises:
       UserError: if the weights are not those of this network.

@@ -27,3 +27,4 @@ __all__ = [
     "log_density",
     "mutual_information",
 ]
+__dir__ = __all__.copy

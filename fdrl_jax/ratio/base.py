@@ -13,14 +13,18 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.special import expit, ndtr, ndtri
 
+__all__ = ["Base", "Columns", "Quadratic", "Sets", "fit", "plain_and_ranked"]
+__dir__ = __all__.copy
+
 Array = jax.Array
 
 _NUM_KNOTS = 201
 _MAX_PAIRS = 200  # Products of columns in the regression; others are screened out.
 _MAX_PAIRED, _MAX_COLUMNS = 100, 500  # No products, and no regression, for more columns.
-_MAX_ROWS = 10_000  # Rows of each set that the regression uses; more cost time and add little.
+# Rows of each set that the regression uses; more cost time and add little.
+_MIN_ROWS, _MAX_WORK = 10_000, 1e8  # Work: rows times squared number of features.
 # Strength of the ridge for columns, and for their squares and products, in rows.
-_PENALTIES = ((100.0, 1000.0), (10.0, 1000.0), (10.0, 100.0), (10.0, 10.0), (1.0, 1.0))
+_PENALTIES = ((100.0, 1000.0), (10.0, 1000.0), (10.0, 100.0), (10.0, 10.0), (1.0, 1.0), (0.1, 0.1))
 
 
 def _flat(x: Any) -> Any:
@@ -149,9 +153,10 @@ def fit(sets: Sets, num_folds: int) -> Base:
     sign = np.repeat([1.0, -1.0], [len(top), len(bottom)])
     weight, fold = np.concatenate(sets.weights) / 2, np.concatenate(sets.folds)
     used = np.ones(len(x), bool)
+    most = max(_MIN_ROWS, _MAX_WORK / min(size**2 / 2 + 2 * size, 2 * size + _MAX_PAIRS) ** 2)
     for start, rows in ((0, top), (len(top), bottom)):
         # Folds are random, so that every n-th row is a random one.
-        used[start : start + len(rows)] = np.arange(len(rows)) % max(len(rows) // _MAX_ROWS, 1) == 0
+        used[start : start + len(rows)] = np.arange(len(rows)) % max(len(rows) // most, 1) == 0
     num_rows = min(used[: len(top)].sum(), used[len(top) :].sum())
     outputs = np.zeros((len(_PENALTIES), len(x)))
     found: list[list[Quadratic]] = [[] for _ in _PENALTIES]

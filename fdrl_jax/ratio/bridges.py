@@ -13,6 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+__all__ = ["LAST", "Gaussians", "moments", "refine", "spread", "waymarks"]
+__dir__ = __all__.copy
+
 Array = jax.Array
 
 LAST = 1024

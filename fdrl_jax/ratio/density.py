@@ -9,19 +9,21 @@ from jax import lax
 
 from fdrl_jax._arrays import as_floating
 
+__all__ = ["LogDensity", "log_density"]
+__dir__ = __all__.copy
+
 Array = jax.Array
 _MAX_FEATURES = 64  # Exact Jacobians cost D passes, and their determinants D^3.
-_NEWTON_STEPS = 8
+_NEWTON_STEPS, _MAX_RESIDUAL = 8, 1e-2
 
 
 class LogDensity(NamedTuple):
-    """Log-densities at points, [B] each, and whether the flow is invertible there.
+    """Log-densities at points, [B] each; NaN where the flow is not invertible.
 
     Attributes:
       flowed: `log q~(x)`, the density of the flowed samples.
       data: `log q~(x) - log r(x)`, the density of the data according to the ratio.
-      largest_eigenvalue: the largest eigenvalue of `η H` along the path. The steps are invertible
-        if it is below 1.
+      largest_eigenvalue: the largest eigenvalue of `η H` along the path; steps fold from 1 on.
       residual: the largest distance between a point and the image of its computed origin.
       start: the origins of the points in the prior, [B, D].
     """
@@ -56,11 +58,9 @@ def log_density(
       num_steps: the number of steps of the flow.
       step_size: `η`.
 
-    Returns:
-      The log-densities and diagnostics.
-
     Raises:
-      ValueError: for points that are not [B, D] with D from 1 to 64.
+      ValueError: for points that are not [B, D] with D from 1 to 64, or functions that do not
+        return one number per point.
 
     Reference: Behrmann et al., "Invertible Residual Networks", ICML 2019.
     """
@@ -71,12 +71,8 @@ def log_density(
             "exact Jacobians are too expensive for more"
         )
     identity = jnp.eye(x.shape[1])
-
-    def potential(point: Array) -> Array:
-        return potential_fn(point[None])[0]
-
-    gradient = jax.vmap(jax.grad(potential))
-    hessian = jax.vmap(jax.hessian(potential))
+    gradient = jax.vmap(jax.grad(lambda point: potential_fn(point[None])[0]))
+    hessian = jax.vmap(jax.hessian(lambda point: potential_fn(point[None])[0]))
 
     def invert(target: Array, _: None) -> tuple[Array, tuple[Array, Array, Array]]:
         def newton(_: int, z: Array) -> Array:
@@ -90,18 +86,15 @@ def log_density(
         residual = jnp.linalg.norm(z - step_size * gradient(z) - target, axis=-1)
         return z, (log_det, eigenvalues[:, -1], residual)
 
-    start, (log_dets, largest, residuals) = lax.scan(invert, x, None, length=num_steps)
+    start, (log_dets, eigenvalues, residuals) = lax.scan(invert, x, None, length=num_steps)
     of_start, log_ratio = prior_log_density(start), log_ratio_fn(x)
     for name, values in (("prior_log_density", of_start), ("log_ratio_fn", log_ratio)):
         if jnp.shape(values) != x.shape[:1]:  # [B, 1] would broadcast.
             raise ValueError(
                 f"{name} must return one number per point, {x.shape[:1]}, got {jnp.shape(values)}"
             )
-    flowed = of_start - jnp.sum(log_dets, axis=0)
-    return LogDensity(
-        flowed,
-        flowed - log_ratio,
-        jnp.max(largest, axis=0, initial=-jnp.inf),
-        jnp.max(residuals, axis=0, initial=0.0),
-        start,
-    )
+    largest = jnp.max(eigenvalues, axis=0, initial=-jnp.inf)
+    residual = jnp.max(residuals, axis=0, initial=0.0)
+    invertible = (largest < 1.0) & (residual < _MAX_RESIDUAL)
+    flowed = jnp.where(invertible, of_start - jnp.sum(log_dets, axis=0), jnp.nan)
+    return LogDensity(flowed, flowed - log_ratio, largest, residual, start)

@@ -14,6 +14,9 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 
 from fdrl_jax.ratio.fit import fit_ratio
 
+__all__ = ["RatioEstimator"]
+__dir__ = __all__.copy
+
 _MAX_CATEGORIES = 30
 
 

@@ -13,6 +13,9 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.stats import chi2, ncx2, rankdata
 
+__all__ = ["independence", "smallest_kl", "two_sample"]
+__dir__ = __all__.copy
+
 _NUM_PERMUTATIONS = 499
 _MAX_ROWS, _MAX_PAIRED, _MAX_COLUMNS = 5_000, 20, 300
 

@@ -26,6 +26,18 @@ from fdrl_jax.ratio.result import (
 )
 from fdrl_jax.ratio.training import DEFAULTS, Inputs, Options, Task
 
+__all__ = [
+    "NUM_FOLDS",
+    "Problem",
+    "assign_folds",
+    "checked_array",
+    "checked_weights",
+    "fit",
+    "fit_ratio",
+    "generator",
+]
+__dir__ = __all__.copy
+
 Array = jax.Array
 
 MIN_EXAMPLES = 20
@@ -154,11 +166,7 @@ def generator(key: Array) -> np.random.Generator:
 
 
 def checked_array(name: str, values: ArrayLike) -> np.ndarray:
-    """Returns the values in floating point, [N, ...]; numbers per example become [N, 1].
-
-    Raises:
-      ValueError: for too few examples, no columns, or values that are not finite real numbers.
-    """
+    """Returns finite values in floating point, [N, ...]; numbers per example become [N, 1]."""
     if np.ma.is_masked(values):  # NumPy would use what the mask hides.
         raise ValueError(f"{name} has masked values; remove or impute them")
     if hasattr(values, "toarray"):
@@ -190,11 +198,7 @@ def checked_array(name: str, values: ArrayLike) -> np.ndarray:
 
 
 def checked_weights(name: str, values: ArrayLike | None, num: int) -> np.ndarray:
-    """Returns weights with the sum 1, [N].
-
-    Raises:
-      ValueError: for weights that are negative, not finite, all 0, or of another number.
-    """
+    """Returns weights with the sum 1, [N]."""
     weights = np.ones(num) if values is None else np.asarray(values, np.float64)
     if weights.shape != (num,):
         raise ValueError(f"{name} must be one number per row, [{num}], got shape {weights.shape}")
@@ -240,11 +244,7 @@ def assign_folds(
     sizes: tuple[int, ...],
     groups: tuple[np.ndarray, ...] | None,
 ) -> np.ndarray:
-    """Returns a fold per row of all sets; sets are divided equally, and groups are not divided.
-
-    Raises:
-      ValueError: for less than five groups in a set.
-    """
+    """Returns a fold per row of all sets, which are divided equally; groups are not divided."""
     if groups is None:
         return np.concatenate([rng.permutation(size) % NUM_FOLDS for size in sizes])
     for labels in groups:
@@ -262,18 +262,7 @@ def assign_folds(
 
 
 class Fitted(NamedTuple):
-    """A log-ratio for each fold, and what held-out rows say about it.
-
-    Attributes:
-      columns: the map of the columns.
-      offset: a log-ratio that the network is added to.
-      heads: the network, or `None`.
-      params: its parameters.
-      scores: of the rows of both sets.
-      positions: the waymarks.
-      aucs: area under the curve of each adjacent pair, [H].
-      num_steps: training steps.
-    """
+    """A fit; the attributes are those of `DensityRatio`."""
 
     columns: Columns
     offset: Any
@@ -440,24 +429,13 @@ def _train(
     rows = jnp.asarray(drawn.rows[0]), jnp.asarray(drawn.rows[1])
     heads = with_heads(network, len(positions) - 1, rows[0][:2])
     marks, mixed = jnp.asarray(positions), jnp.asarray(problem.mixed)
-    num = [max(np.bincount(f)) for f in mapped.folds]
-    size = min(max(num), training.MAX_HELD_OUT)
-    shares, held_out = [], []
-    for index in folds:
-        parts = [
-            np.cumsum(w * (f != index)) for w, f in zip(drawn.weights, drawn.folds, strict=True)
-        ]
-        shares.append([np.float32(part / part[-1]) for part in parts])
-        chosen = []
-        for number in range(2):
-            weight = mapped.weights[number] * (mapped.folds[number] == index)
-            total = np.cumsum(weight)
-            at = (np.arange(size) + 0.5) / size * total[-1]
-            found = np.minimum(np.searchsorted(total, at, side="right"), len(weight) - 1)
-            # Partners of waymarks are random ones, and the same in all rounds.
-            order = np.random.default_rng(index + 7 * number).permutation(size)
-            chosen.append(jnp.asarray(mapped.rows[number][found[order]]))
-        held_out.append(bridges.waymarks(chosen[0], chosen[1], mixed, marks))
+    kept = [
+        [w * (f != index) for w, f in zip(drawn.weights, drawn.folds, strict=True)]
+        for index in folds
+    ]
+    shares = [
+        jnp.asarray([np.cumsum(k[n]) / k[n].sum() for k in kept], jnp.float32) for n in (0, 1)
+    ]
     num_rows = min(len(x) for x in drawn.rows)
     batch_size = options.batch_size or (128 if num_rows < 4_000 else 256)
     # A network overfits a few hundred examples within tens of steps.
@@ -467,13 +445,27 @@ def _train(
     inputs = Inputs(
         jax.random.split(train_key, len(folds)),
         rows,
-        (jnp.asarray([s[0] for s in shares]), jnp.asarray([s[1] for s in shares])),
-        jnp.stack(held_out),
+        (shares[0], shares[1]),
+        jnp.stack([_held_out(problem, mapped, index, marks) for index in folds]),
         offset,
         mixed,
         marks,
     )
     return heads, training.train(Task(heads, options, batch_size, round_steps), inputs, init_key)
+
+
+def _held_out(problem: Problem, mapped: Sets, index: int, marks: Array) -> Array:
+    """Returns fixed examples of each waymark from the rows of a fold, [H + 1, B, ...]."""
+    size = min(max(max(np.bincount(f)) for f in mapped.folds), training.MAX_HELD_OUT)
+    chosen = []
+    for number in range(2):
+        total = np.cumsum(mapped.weights[number] * (mapped.folds[number] == index))
+        at = (np.arange(size) + 0.5) / size * total[-1]
+        rows = np.minimum(np.searchsorted(total, at, side="right"), len(total) - 1)
+        # Random partners make waymarks of all pairs.
+        order = np.random.default_rng(index + 7 * number).permutation(size)
+        chosen.append(jnp.asarray(mapped.rows[number][rows[order]]))
+    return bridges.waymarks(chosen[0], chosen[1], jnp.asarray(problem.mixed), marks)
 
 
 def _bridged(
@@ -490,24 +482,17 @@ def _bridged(
     find a few.
     """
     mapped = _mapped(problem.sets, columns)
-    train = [f != 0 for f in mapped.folds]
-    weights = [
-        jnp.asarray(w * t / np.sum(w * t), jnp.float32)
-        for w, t in zip(mapped.weights, train, strict=True)
-    ]
     rows = jnp.asarray(mapped.rows[0]), jnp.asarray(mapped.rows[1])
-    mixed = jnp.asarray(problem.mixed)
+    weights = [w * (f != 0) for w, f in zip(mapped.weights, mapped.folds, strict=True)]
+    shares = [jnp.asarray(w / w.sum(), jnp.float32) for w in weights]
 
     def gaussians(positions: tuple[int, ...]) -> Gaussians:
-        marks = jnp.asarray(positions)
-        found = bridges.moments(rows, (weights[0], weights[1]), mixed, marks)
+        marks, mixed = jnp.asarray(positions), jnp.asarray(problem.mixed)
+        found = bridges.moments(rows, (shares[0], shares[1]), mixed, marks)
         return Gaussians(found.mean[None], found.variance[None])
 
     def held_out(positions: tuple[int, ...]) -> Array:
-        pairs = [x[~t][: training.MAX_HELD_OUT] for x, t in zip(mapped.rows, train, strict=True)]
-        size = max(map(len, pairs))
-        top, bottom = (jnp.asarray(np.resize(x, (size, *x.shape[1:]))) for x in pairs)
-        return bridges.waymarks(top, jnp.roll(bottom, 1, axis=0), mixed, jnp.asarray(positions))
+        return _held_out(problem, mapped, 0, jnp.asarray(positions))
 
     def aucs(scores: tuple[Array, Array]) -> np.ndarray:
         pairs = zip(np.asarray(scores[0]), np.asarray(scores[1]), strict=True)

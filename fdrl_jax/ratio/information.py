@@ -21,8 +21,11 @@ from fdrl_jax.ratio.network import SupportsNetwork
 from fdrl_jax.ratio.result import DensityRatio
 from fdrl_jax.ratio.training import DEFAULTS, Options
 
+__all__ = ["MutualInformation", "mutual_information"]
+__dir__ = __all__.copy
+
 Array = jax.Array
-_MAX_COPIES, _MAX_PAIRS = 4, 20_000
+_MAX_COPIES, _MAX_PAIRS = 2, 20_000
 
 
 class MutualInformation(NamedTuple):
@@ -61,18 +64,17 @@ def mutual_information(
       key: a key.
       x: samples of `x`, [N, ...], at least 20.
       y: samples of `y`, [N, ...], in the same order.
-      network: as for `fit_ratio`; its input is `[x, y]`, flattened, [B, Dx + Dy].
-      num_waymarks: as for `fit_ratio`.
+      network: see `fit_ratio`; its input is `[x, y]`, flattened, [B, Dx + Dy].
+      num_waymarks: see `fit_ratio`.
       weights: a weight per pair, [N], at least 0.
-      groups: a label per pair, [N], as for `fit_ratio`.
+      groups: a label per pair, [N]; see `fit_ratio`.
       options: how to train.
 
     Returns:
       The estimate, its standard error and the ratio.
 
     Raises:
-      TypeError: as for `fit_ratio`.
-      ValueError: as for `fit_ratio`, and unless there is one `y` per `x`.
+      TypeError, ValueError: see `fit_ratio`; also unless there is one `y` per `x`.
 
     Reference: Belghazi et al., "Mutual Information Neural Estimation", ICML 2018 (exchanged
     partners); Rhodes, Xu and Gutmann, "Telescoping Density-Ratio Estimation", NeurIPS 2020.
@@ -95,7 +97,8 @@ def mutual_information(
         if labels.shape != (num,):
             raise ValueError(f"groups must be one label per pair, [{num}], got {labels.shape}")
     folds = assign_folds(rng, (num,), None if labels is None else (labels,))
-    partners = [_exchanged(rng, folds) for _ in range(_copies(num))]
+    copies = max(min(_MAX_COPIES, _MAX_PAIRS // num), 1)
+    partners = [_exchanged(rng, folds) for _ in range(copies)]
     columns = xs.shape[1]
 
     def p_value(top: np.ndarray, bottom: np.ndarray) -> float:
@@ -104,7 +107,6 @@ def mutual_information(
         return evidence.independence(rng, top[:, :columns], top[:, columns:])
 
     bottom = np.concatenate([np.concatenate([xs, ys[other]], axis=1) for other in partners])
-    copies = len(partners)
     both = np.concatenate([weight * weight[other] for other in partners])
     group = np.arange(num) if labels is None else labels
     problem = Problem(
@@ -119,10 +121,6 @@ def mutual_information(
     )
     ratio = fit(key, problem, network, num_waymarks, options)
     return MutualInformation(*ratio.divergence("kl"), ratio)
-
-
-def _copies(num: int) -> int:
-    return max(min(_MAX_COPIES, _MAX_PAIRS // num), 1)
 
 
 def _exchanged(rng: np.random.Generator, folds: np.ndarray) -> np.ndarray:

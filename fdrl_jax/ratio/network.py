@@ -7,6 +7,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+__all__ = ["Heads", "Network", "SupportsNetwork", "Trunk", "default_trunk", "with_heads"]
+__dir__ = __all__.copy
+
 Array = jax.Array
 Params = Any
 
@@ -37,8 +40,7 @@ class SupportsNetwork(Protocol):
 class Trunk(nn.Module):
     """Features of the default network: the input and all hidden layers of a perceptron.
 
-    Maps `x [B, ...]` to `[B, D + sum(hidden_sizes)]`. The linear heads on top make it a perceptron
-    with skip connections, which can represent a linear log-ratio exactly.
+    Maps `x [B, ...]` to `[B, D + sum(hidden_sizes)]`.
 
     Attributes:
       hidden_sizes: width of every hidden layer.
@@ -54,23 +56,21 @@ class Trunk(nn.Module):
         return jnp.concatenate(features, axis=-1)
 
 
-def default_trunk(num_features: int, num_rows: int) -> Trunk:
+def default_trunk(num_columns: int, num_rows: int) -> Trunk:
     """Returns a trunk of two layers, which are small for few rows."""
     width = 64 if num_rows < 4_000 else 128
-    return Trunk((min(max(4 * num_features, width), 1024), width))
+    return Trunk((min(max(4 * num_columns, width), 1024), width))
 
 
 class Heads(NamedTuple):
-    """A network with one output per head; pure functions, so it is a static argument of `jit`.
-
-    A network with features shares them between linear heads, which start at 0. A network with one
-    number per example has one copy per head.
+    """A network with one output per head; a static argument of compiled functions.
 
     Attributes:
       network: has the functions `init` and `apply`. Not these functions: bound methods of equal
         modules differ, so that each fit would be compiled again.
       num_heads: H.
-      shared: whether the network returns features.
+      shared: whether the network returns features, which linear heads share; they start at 0.
+        Otherwise there is one copy of the network per head.
     """
 
     network: SupportsNetwork
@@ -100,38 +100,23 @@ class Heads(NamedTuple):
         return out
 
     def adjacent(self, params: Params, waymarks: Array) -> tuple[Array, Array]:
-        """Returns the outputs of head `h` on waymarks `h` and `h + 1`.
-
-        Args:
-          params: the parameters.
-          waymarks: examples, [H + 1, B, ...].
-
-        Returns:
-          Outputs on the numerators of all pairs, [H, B], and on their denominators, [H, B].
-        """
-        batch_size = waymarks.shape[1]
+        """Returns outputs of head `h` on waymarks `h` and `h + 1`, [H + 1, B, ...] -> [H, B]."""
+        size = waymarks.shape[1]
         if not self.shared:
             pairs = jnp.concatenate([waymarks[:-1], waymarks[1:]], axis=1)
             out = jax.vmap(self.network.apply)(params, pairs)
-            return out[:, :batch_size], out[:, batch_size:]
+            return out[:, :size], out[:, size:]
         flat = waymarks.reshape(-1, *waymarks.shape[2:])
-        features = self.network.apply(params["network"], flat)
-        features = features.reshape(*waymarks.shape[:2], -1)
-        bias = params["bias"][:, None]
+        features = self.network.apply(params["network"], flat).reshape(*waymarks.shape[:2], -1)
         upper, lower = (
-            jnp.einsum("hbf,fh->hb", part, params["kernel"]) + bias
+            jnp.einsum("hbf,fh->hb", part, params["kernel"]) + params["bias"][:, None]
             for part in (features[:-1], features[1:])
         )
         return upper, lower
 
 
 def with_heads(network: SupportsNetwork, num_heads: int, x: Array) -> Heads:
-    """Returns the network with one output per head, after a check of its shapes.
-
-    Args:
-      network: the network.
-      num_heads: H.
-      x: a few examples, [B, ...].
+    """Returns the network with one output per head, after a check of its shapes on `x`, [B, ...].
 
     Raises:
       TypeError: for anything without `init` and `apply`; says how to pass other libraries' modules.
@@ -141,8 +126,7 @@ def with_heads(network: SupportsNetwork, num_heads: int, x: Array) -> Heads:
     if not (hasattr(network, "init") and hasattr(network, "apply")):
         raise TypeError(
             f"network must have the functions init and apply, got {type(network).__name__}; wrap "
-            "it as fdrl.ratio.Network(init, apply). The page 'Density ratios' shows this for NNX "
-            "and Equinox"
+            "it as fdrl.ratio.Network(init, apply). The page 'Density ratios' shows this"
         )
     params = jax.eval_shape(network.init, jax.random.key(0), x)
     if isinstance(network, nn.Module) and set(params) != {"params"}:

@@ -19,13 +19,26 @@ from fdrl_jax.ratio.base import Columns, Quadratic
 from fdrl_jax.ratio.bridges import Gaussians
 from fdrl_jax.ratio.network import Heads
 
+__all__ = [
+    "Check",
+    "DensityRatio",
+    "Estimate",
+    "Scores",
+    "area_under_curve",
+    "check_columns",
+    "column_names",
+    "mean_of",
+    "row_log_ratios",
+]
+__dir__ = __all__.copy
+
 Array = jax.Array
 
 _CHUNK = 8192  # Points per call of the network, which bounds memory.
 _MAX_LOG_RATIO = 80.0  # exp(89) is infinite in float32.
 _SEPARABLE_AUC = 0.999
 _MIN_EFFECTIVE = 30.0
-_SLOPES, _MEANS = (0.75, 1.33), (0.75, 1.33)
+_LIMITS = 0.75, 1.33  # Of the calibration slope and the mean ratio.
 
 
 class Estimate(NamedTuple):
@@ -35,6 +48,8 @@ class Estimate(NamedTuple):
     standard_error: float
 
     def __str__(self) -> str:
+        if np.isnan(self.value):
+            return "unknown"
         return f"{self.value:.2f} +- {self.standard_error:.2f}"
 
     def outside(self, low: float, high: float) -> bool:
@@ -67,7 +82,7 @@ class Check(NamedTuple):
       p_value: of "both sets have one distribution".
       smallest_kl: the KL divergence that would have been found in four of five cases.
       slope: of the true log-ratio over the estimated one: 1 if it is calibrated, below 1 if it
-        claims too much.
+        claims too much; NaN for separable sets.
       mean_ratio: mean of `r` over the denominator; 1 for the true ratio.
       auc: area under the curve of `log r` between numerator and denominator. 0.5 if they cannot be
         distinguished, 1 if they are separable.
@@ -135,9 +150,6 @@ class DensityRatio:
         Returns:
           `log numerator(x) / denominator(x)`, [B], in nats; NaN where `x` is.
 
-        Raises:
-          ValueError: for other columns, or a data frame with columns of other names.
-
         Reference: Yamada et al., "Relative density-ratio estimation for robust distribution
         comparison", 2013.
         """
@@ -176,23 +188,16 @@ class DensityRatio:
     def weights(
         self, x: ArrayLike | None = None, *, alpha: float = 0.0, truncate: float | None = None
     ) -> Array:
-        """Returns importance weights of samples of the denominator, normalised to mean 1.
+        """Returns weights of samples of the denominator that represent the numerator, [B].
 
-        Weighted samples of the denominator represent the numerator: `E_denominator[w h(x)]` is
-        `E_numerator[h(x)]`. They fit scikit-learn's `sample_weight`.
+        Their mean is 1. They fit scikit-learn's `sample_weight`.
 
         Args:
           x: samples of the denominator, [B, ...]. By default the rows of the fit, each weighted by
             a fit without this row, and multiplied by its own weight.
-          alpha: as in `log_ratio`; 0 for weights of the numerator.
+          alpha: as in `log_ratio`.
           truncate: if given, weights above this multiple of their mean are set to it before they
             are normalised again. `sqrt(B)` keeps the estimate consistent (Ionides 2008).
-
-        Returns:
-          The weights, [B].
-
-        Raises:
-          ValueError: for other columns, or for a multiple that is not above 0.
 
         Reference: Ionides, "Truncated importance sampling", 2008.
         """
@@ -213,13 +218,8 @@ class DensityRatio:
     def effective_sample_size(self, x: ArrayLike | None = None) -> float:
         """Returns `(sum w)^2 / sum w^2` of samples of the denominator, from 1 to their number.
 
-        Args:
-          x: as in `weights`.
-
-        Raises:
-          ValueError: for other columns.
-
-        Reference: Kong, "A note on importance sampling using standardized weights", 1992.
+        `x` is as in `weights`. Reference: Kong, "A note on importance sampling using standardized
+        weights", 1992.
         """
         return _effective_sample_size(np.asarray(self.weights(x), np.float64))
 
@@ -229,12 +229,11 @@ class DensityRatio:
         numerator: ArrayLike | None = None,
         denominator: ArrayLike | None = None,
     ) -> Estimate:
-        """Estimates `D_f(numerator || denominator) = E_denominator[f(r)]`.
+        """Estimates `D_f(numerator || denominator) = E_denominator[f(r)]`, neither bound.
 
-        Both sets are used with the balance heuristic: the divergence is the mean of
-        `f(r) / (1 + r)` over the numerator plus that over the denominator. These terms vary far
-        less than `f(r)`. KL is `E_numerator[log r]`, and reverse KL `-E_denominator[log r]`. The
-        estimate is neither an upper nor a lower bound.
+        Both sets are used with the balance heuristic (Veach and Guibas, 1995): the mean of
+        `f(r) / (1 + r)` over the numerator plus that over the denominator. KL is
+        `E_numerator[log r]`, and reverse KL `-E_denominator[log r]`.
 
         Args:
           divergence: the f-divergence, or its name, as for `divergences.get`.
@@ -243,25 +242,16 @@ class DensityRatio:
           denominator: the same for the denominator, [m, ...].
 
         Returns:
-          The divergence, in nats for KL, and its standard error, which is that of the rows: it does
-          not include the error of the ratio.
-
-        Raises:
-          ValueError: for an unknown divergence, for other columns, or without examples.
-
-        Reference: Veach and Guibas, "Optimally combining sampling techniques for Monte Carlo
-        rendering", 1995 (balance heuristic).
+          The divergence, in nats for KL, and its standard error, without the error of the ratio.
         """
         divergence = divergences.get(divergence)
         top, bottom = (
             scores if given is None else _new_scores(self.log_ratio(given))
             for given, scores in zip((numerator, denominator), self.scores, strict=True)
         )
-        if not len(top.log_ratio) or not len(bottom.log_ratio):
+        if not all(sizes := (len(top.log_ratio), len(bottom.log_ratio))):
             raise ValueError(
-                "a divergence needs examples of both sets, got "
-                f"{len(top.log_ratio)} of the numerator and {len(bottom.log_ratio)} of the "
-                "denominator"
+                f"a divergence needs examples of both sets, got {sizes[0]} and {sizes[1]}"
             )
         if divergence.f is divergences.KL.f:
             return mean_of(top.log_ratio, top)
@@ -274,76 +264,63 @@ class DensityRatio:
     def check(self) -> Check:
         """Checks the ratio by rows that were not fitted; two answers, about it and its weights."""
         top, bottom = self.scores
-        ratios = np.exp(np.minimum(bottom.log_ratio, _MAX_LOG_RATIO))
-        mean_ratio = mean_of(ratios, bottom)
         sizes = _effective_rows(top), _effective_rows(bottom)
-        value = area_under_curve(top.log_ratio, bottom.log_ratio, top.weight, bottom.weight)
-        # Of equal sets (Mann and Whitney), which is the largest error.
-        auc = Estimate(value, float(np.sqrt((1.0 / sizes[0] + 1.0 / sizes[1]) / 12.0)))
-        slope = _slope(top, bottom)
-        effective = _effective_sample_size(bottom.weight * ratios)
-        smallest_kl = evidence.smallest_kl(sizes, self.columns.shift.size)
-        trusted, verdict = self._verdict(slope, mean_ratio, effective, sizes, smallest_kl)
+        ratios = np.exp(np.minimum(bottom.log_ratio, _MAX_LOG_RATIO))
+        auc = area_under_curve(top.log_ratio, bottom.log_ratio, top.weight, bottom.weight)
+        found = Check(
+            trusted=False,
+            usable=False,
+            verdict="",
+            p_value=self.p_value,
+            smallest_kl=evidence.smallest_kl(sizes, self.columns.shift.size),
+            # No row of separable sets is near both, so their calibration is unknown.
+            slope=_slope(top, bottom) if auc <= _SEPARABLE_AUC else Estimate(np.nan, np.inf),
+            mean_ratio=mean_of(ratios, bottom),
+            # The error is that of equal sets (Mann and Whitney), which is the largest.
+            auc=Estimate(auc, float(np.sqrt((1.0 / sizes[0] + 1.0 / sizes[1]) / 12.0))),
+            effective_sample_size=_effective_sample_size(bottom.weight * ratios),
+        )
+        trusted, verdict = self._verdict(found, sizes)
+        effective = found.effective_sample_size
         usable = trusted and effective >= _MIN_EFFECTIVE
         verdict += (
-            f" {'The' if usable else 'Do not use the'} weights of the denominator"
-            f"{' are worth' if usable else ': they are worth'} {effective:.0f} of {sizes[1]:.0f} "
-            "rows."
+            f" {'Its' if usable else 'Do not use its'} weights of the denominator"
+            f"{' are worth' if usable else ': they are worth'} {effective:.0f} of "
+            f"{np.count_nonzero(bottom.weight)} rows."
         )
-        return Check(
-            trusted,
-            usable,
-            verdict,
-            self.p_value,
-            smallest_kl,
-            slope,
-            mean_ratio,
-            auc,
-            effective,
-        )
+        return found._replace(trusted=trusted, usable=usable, verdict=verdict)
 
-    def _verdict(
-        self,
-        slope: Estimate,
-        mean_ratio: Estimate,
-        effective: float,
-        sizes: tuple[float, float],
-        smallest_kl: float,
-    ) -> tuple[bool, str]:
+    def _verdict(self, found: Check, sizes: tuple[float, float]) -> tuple[bool, str]:
         kls = self.divergence("kl"), self.divergence("reverse_kl")
+        wrong, todo = "", "use more examples or another network"
         if max(self.aucs) > _SEPARABLE_AUC:
-            todo = "leave num_waymarks out" if len(self.aucs) == 1 else "use more waymarks"
-            return False, (
-                "Do not trust the ratio: a classifier separates adjacent sets (AUC "
-                f"{max(self.aucs):.4f}), so the size of the ratio is extrapolated; {todo}."
+            wrong = (
+                f"a classifier separates adjacent sets (AUC {max(self.aucs):.4f}), so the size of "
+                "the ratio is extrapolated"
             )
-        if self.p_value > 0.05:
+            todo = "leave num_waymarks out" if len(self.aucs) == 1 else "use more waymarks"
+        elif self.p_value > 0.05:
             return False, (
                 f"There is not enough evidence to distinguish the sets (p = {self.p_value:.2g}): "
                 f"n = {sizes[0]:.0f} and {sizes[1]:.0f}, smallest KL that would show "
-                f"{smallest_kl:.2g} nats."
+                f"{found.smallest_kl:.2g} nats."
             )
-        if max(kl.value + 2.0 * kl.standard_error for kl in kls) < 0.0 or (
+        elif max(kl.value + 2.0 * kl.standard_error for kl in kls) < 0.0 or (
             len(self.aucs) > 1 and min(kl.value for kl in kls) <= 0.0
         ):
-            return False, (
-                f"Do not trust the ratio: its KL divergences are {kls[0]} and {kls[1]}, and both "
-                "must be positive; use more examples or another network."
+            wrong = f"its KL divergences are {kls[0]} and {kls[1]}, and both must be positive"
+        elif found.slope.outside(*_LIMITS):
+            wrong = (
+                f"it claims too {'much' if found.slope.value < 1.0 else 'little'}: its calibration "
+                f"slope is {found.slope} in place of 1"
             )
-        if slope.outside(*_SLOPES):
-            what = "claims too much" if slope.value < 1.0 else "claims too little"
-            return False, (
-                f"Do not trust the ratio: it {what}. Its calibration slope is {slope} in place of "
-                "1; use more examples or another network."
-            )
-        if effective >= _MIN_EFFECTIVE and mean_ratio.outside(*_MEANS):
-            return False, (
-                f"Do not trust the ratio: its mean over the denominator is {mean_ratio} in place "
-                "of 1; use more examples or another network."
-            )
+        elif found.effective_sample_size >= _MIN_EFFECTIVE and found.mean_ratio.outside(*_LIMITS):
+            wrong = f"its mean over the denominator is {found.mean_ratio} in place of 1"
+        if wrong:
+            return False, f"Do not trust the ratio: {wrong}; {todo}."
         return True, (
             f"The ratio passes all checks (p-value of equality {self.p_value:.2g}, calibration "
-            f"slope {slope}, mean ratio {mean_ratio})."
+            f"slope {found.slope}, mean ratio {found.mean_ratio})."
         )
 
 
@@ -353,11 +330,7 @@ def column_names(values: ArrayLike | None) -> tuple[str, ...]:
 
 
 def check_columns(named: Mapping[str, tuple[str, ...]]) -> None:
-    """Checks that those that have columns have the same: another order has the same shape.
-
-    Raises:
-      ValueError: for different columns.
-    """
+    """Refuses other names of columns: another order has the same shape."""
     given = {name: columns for name, columns in named.items() if columns}
     if len(set(given.values())) > 1:
         raise ValueError(

@@ -14,6 +14,9 @@ from fdrl_jax.ratio.base import Quadratic
 from fdrl_jax.ratio.bridges import Gaussians
 from fdrl_jax.ratio.network import Heads
 
+__all__ = ["DEFAULTS", "MAX_HELD_OUT", "Inputs", "Options", "State", "Task", "scores", "train"]
+__dir__ = __all__.copy
+
 Array = jax.Array
 
 MAX_HELD_OUT = 4096  # Examples of each waymark and fold for early stopping.

@@ -253,6 +253,7 @@ def test_separable_sets_are_not_trusted_without_a_bridge():
 # The test of equality.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("draw", ["normal", "levels", "cauchy"])
 def test_false_alarms_are_as_many_as_announced(draw):
     def sample(rng, shape):
@@ -300,6 +301,7 @@ def test_waymarks_are_added_only_where_sets_are_separable():
     assert np.sum(far.scores[0].weight > 0) == 400  # Only these rows were held out.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stds", "means"), [((0.05, 1.0), (0.0, 0.0)), ((1.0, 1.0), (-4.0, 4.0))], ids=["scale", "gap"]
 )
@@ -337,6 +339,7 @@ def nnx_network():
     return Network(lambda key, x: params, lambda p, x: nnx.silu(nnx.merge(graph, p)(x)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make", [Dense, nnx_network, lambda: Network(lambda k, x: jnp.zeros(2), lambda p, x: x @ p)]
 )
@@ -349,6 +352,7 @@ def test_networks_of_any_library_work(make, num_waymarks):
     assert np.corrcoef(ratio.log_ratio(x), true_log_ratio(x))[0, 1] > 0.97
 
 
+@pytest.mark.slow
 def test_a_network_finds_what_the_regression_misses():
     rng = np.random.default_rng(0)
     sign = rng.choice([-1.0, 1.0], 2_000)
@@ -363,6 +367,7 @@ def test_a_network_finds_what_the_regression_misses():
     assert np.mean(np.abs(found - truth)) < 0.5
 
 
+@pytest.mark.slow
 def test_images_are_accepted():
     rng = np.random.default_rng(0)
     sets = rng.normal(0.5, 1, (200, 2, 2, 1)), rng.normal(size=(200, 2, 2, 1))

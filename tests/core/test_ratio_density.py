@@ -60,6 +60,7 @@ def test_a_step_that_folds_space_is_seen():
     x = jnp.zeros((1, 1))
     density = log_density(x, lambda x: jnp.sum(x**2, axis=-1), step_size=0.6)
     assert float(density.largest_eigenvalue[0]) == pytest.approx(1.2)
+    assert np.isnan([density.flowed[0], density.data[0]]).all()
 
 
 def test_points_may_be_whole_numbers_in_lists():

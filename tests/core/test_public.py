@@ -1,0 +1,23 @@
+"""Tab completion shows what is public and nothing else."""
+
+import importlib
+import inspect
+import pkgutil
+import sys
+
+import pytest
+
+import fdrl_jax
+
+NAMES = [module.name for module in pkgutil.walk_packages(fdrl_jax.__path__, "fdrl_jax.")]
+PUBLIC = [name for name in NAMES if not any(part[0] == "_" for part in name.split("."))]
+
+
+@pytest.mark.parametrize("name", ["fdrl_jax", *PUBLIC])
+def test_a_module_lists_its_public_names_which_it_defines_and_documents(name):
+    importlib.import_module(name)
+    module = sys.modules[name]  # A function of the same name may hide the attribute.
+    assert sorted(set(dir(module)) - {"__version__"}) == sorted(module.__all__)
+    for public in module.__all__:
+        found = getattr(module, public)
+        assert found.__doc__ or not (inspect.isfunction(found) or inspect.isclass(found))
