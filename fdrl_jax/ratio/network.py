@@ -44,13 +44,17 @@ class Trunk(nn.Module):
 
     Attributes:
       hidden_sizes: width of every hidden layer.
+      squares: whether the input has the squares of the columns as well. Sets may differ in their
+        distance from the centre, as heavy tails do, which a perceptron is slow to learn.
     """
 
     hidden_sizes: tuple[int, ...] = (128, 128)
+    squares: bool = False
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        features = [x.reshape(len(x), -1)]
+        x = x.reshape(len(x), -1)
+        features = [jnp.concatenate([x, x**2 - 1.0], axis=-1) if self.squares else x]
         for size in self.hidden_sizes:
             features.append(nn.silu(nn.Dense(size)(features[-1])))
         return jnp.concatenate(features, axis=-1)
@@ -59,7 +63,7 @@ class Trunk(nn.Module):
 def default_trunk(num_columns: int, num_rows: int) -> Trunk:
     """Returns a trunk of two layers, which are small for few rows."""
     width = 64 if num_rows < 4_000 else 128
-    return Trunk((min(max(4 * num_columns, width), 1024), width))
+    return Trunk((min(max(4 * num_columns, width), 1024), width), squares=num_columns <= 100)
 
 
 class Heads(NamedTuple):

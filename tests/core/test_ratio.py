@@ -59,7 +59,8 @@ def with_scores(ratio, top, bottom):
 
 
 @pytest.mark.parametrize(
-    ("num", "shift", "limit"), [(200, 0.5, 0.25), (200, -0.5, 0.25), (1_000, 0.5, 0.12)]
+    ("num", "shift", "limit"),
+    [pytest.param(200, 0.5, 0.25, marks=pytest.mark.slow), (200, -0.5, 0.25), (1_000, 0.5, 0.12)],
 )
 def test_an_easy_shift_is_found_with_default_arguments(num, shift, limit):
     for seed in range(3):
@@ -238,7 +239,7 @@ def test_weights_that_are_worth_few_rows_are_not_usable_although_the_ratio_is_ri
     check = fdrl.fit_ratio(KEY, *sets, num_waymarks=0, **SMALL).check()
     assert check.trusted, check.verdict
     assert not check.usable
-    assert "Do not use the weights" in check.verdict
+    assert "Do not use its weights" in check.verdict
 
 
 def test_separable_sets_are_not_trusted_without_a_bridge():
