@@ -6,6 +6,7 @@ Each setting is declared once, in `experiments/settings.py`: default, allowed va
 from ml_collections import ConfigDict
 
 from experiments import settings
+from fdrl_jax.fit import IMAGES, POINTS
 
 
 def get_config() -> ConfigDict:
@@ -24,13 +25,13 @@ def points() -> ConfigDict:
     c.network.name = "mlp"
     c.prior.name = "normal"
     c.flow.num_steps = 100
-    c.flow.num_refine_steps = 20
-    c.flow.step_size = 0.1
-    c.flow.noise_scale = 0.01
-    c.optimizer.learning_rate = 2e-3
+    c.flow.num_refine_steps = POINTS.num_refine_steps
+    c.flow.step_size = POINTS.step_size
+    c.flow.noise_scale = POINTS.noise_scale
+    c.optimizer.learning_rate = POINTS.learning_rate
     c.optimizer.schedule = "cosine"
     c.train.num_steps = 3_000
-    c.train.batch_size = 256
+    c.train.batch_size = POINTS.batch_size
     c.train.steps_per_dispatch = 50
     c.checkpoint.every_steps = 1_000
     c.snapshot.every_steps = 250
@@ -78,26 +79,27 @@ def small_images() -> ConfigDict:
     """
     c = images()
     c.network.name = "resnet"
-    c.network.width = 32
+    c.network.width = IMAGES.width
     # Without biases, the output is linear along rays from zero, and backgrounds turn grey.
     c.network.use_bias = True
-    c.network.denoiser_width = 32
+    c.network.denoiser_width = IMAGES.denoiser_width
     # Gaussians of clusters start nearer to data with several kinds of images.
     c.prior.num_components = 0
-    c.prior.jitter = 3e-4
-    c.flow.num_steps = 12
-    c.flow.num_refine_steps = 6
-    c.flow.step_size = 0.0
-    c.flow.noise_scale = 0.007
+    c.prior.jitter = IMAGES.jitter
+    c.flow.num_steps = IMAGES.num_flow_steps
+    c.flow.num_refine_steps = IMAGES.num_refine_steps
+    c.flow.step_size = IMAGES.step_size
+    c.flow.noise_scale = IMAGES.noise_scale
+    c.data.dequantisation = IMAGES.dequantisation
     c.loss.name, c.loss.divergence = "lr", "kl"
-    c.loss.gradient_penalty = 1.0
-    c.loss.gradient_penalty_fraction = 0.25
-    c.optimizer.learning_rate = 5e-4
-    c.optimizer.b1 = 0.5
-    c.optimizer.warmup_steps = 100
+    c.loss.gradient_penalty = IMAGES.gradient_penalty
+    c.loss.gradient_penalty_fraction = IMAGES.gradient_penalty_fraction
+    c.optimizer.learning_rate = IMAGES.learning_rate
+    c.optimizer.b1 = IMAGES.b1
+    c.optimizer.warmup_steps = IMAGES.warmup_steps
     c.optimizer.schedule = "cosine"
-    c.train.num_steps = 2_000
-    c.train.batch_size = 64
+    c.train.num_steps = IMAGES.num_steps
+    c.train.batch_size = IMAGES.batch_size
     # Healthy runs stay below 0.8. Above 3, samples no longer improve.
     c.train.max_log_ratio = 2.0
     c.log.every_steps = 10

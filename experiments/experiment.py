@@ -5,7 +5,6 @@ Everything is built once, by `build` for a density ratio and by `classifier.buil
 
 import contextlib
 import dataclasses
-import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
@@ -21,6 +20,7 @@ from experiments.errors import UserError
 from experiments.prior import FittedPrior
 from experiments.settings import Settings
 from fdrl_jax import FDRL, networks, priors
+from fdrl_jax.fit import blocks_for, step_size_for
 from fdrl_jax.priors import Prior
 from fdrl_jax.training import parallel, rng, state, steps
 from fdrl_jax.training.problem import Constants, Estimator, Problem
@@ -29,7 +29,6 @@ from fdrl_jax.training.steps import TrainStep
 
 Network = networks.MLP | networks.ResNet
 _NUM_PER_COMPONENT = 100  # Samples of each Gaussian that a classifier is applied to.
-_LENGTH_PER_DIMENSION = 2.75  # Of the flow: its number of steps times their size.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -160,15 +159,10 @@ def for_shape(settings: Settings, event_shape: tuple[int, ...]) -> Settings:
     """Returns settings with the step size and the blocks that were left to the data's shape."""
     flow, network = settings.flow, settings.network
     if not flow.step_size:
-        # The distance from prior to data grows with the square root of the number of dimensions.
-        length = _LENGTH_PER_DIMENSION * math.sqrt(math.prod(event_shape))
-        flow = dataclasses.replace(flow, step_size=round(length / max(flow.num_steps, 1), 1) or 0.1)
+        step_size = step_size_for(event_shape, flow.num_steps)
+        flow = dataclasses.replace(flow, step_size=step_size)
     if network.name == "resnet" and not network.blocks:
-        # They reduce an image to 4 to 8 pixels a side.
-        halvings = math.ceil(math.log2(max(event_shape[:2]) / 8))
-        few = ((32, 1), (64, 2), (64, 1))
-        many = (*((64, 2),) * halvings, (128, 1))
-        network = dataclasses.replace(network, blocks=few if halvings < 2 else many)
+        network = dataclasses.replace(network, blocks=blocks_for(event_shape))
     return dataclasses.replace(settings, flow=flow, network=network)
 
 

@@ -60,9 +60,6 @@ def choose(
     `None` are usual numbers: of components one that fits the number of examples, 1 if there are too
     few, whose factor is at most as large as that of the largest full covariance; and of ranks at
     most half of the mean number of examples per component.
-
-    Raises:
-      ValueError: for a rank above the size of an example.
     """
     if rank is not None and not 1 <= rank <= size:
         raise ValueError(f"the rank must be from 1 to {size}, the size of an example, got {rank}")
@@ -81,13 +78,10 @@ def choose(
 
 
 def fit_one(examples: Iterable[np.ndarray], rank: int, jitter: float) -> Fitted:
-    """Fits one Gaussian to batches of examples in one pass.
+    """Fits one Gaussian to batches of examples in one pass; a rank of 0 is exact.
 
     N examples of a size above N have a covariance of a rank below N, so that a factor of N columns
-    represents it exactly.
-
-    Raises:
-      ValueError: if there are no examples, or one is not finite.
+    represents it.
     """
     if rank:
         part = low_rank(examples, rank)
@@ -113,12 +107,7 @@ def fit_mixture(
     labels: np.ndarray | None = None,
     seed: int = 0,
 ) -> Fitted:
-    """Fits a Gaussian of a rank to each cluster of the examples, or of those of each class.
-
-    Raises:
-      ValueError: if a class has no examples, one example is not finite, the labels are not one
-        integer per example, or there are too many components.
-    """
+    """Fits a Gaussian of a rank to each cluster of the examples, or of those of each class."""
     if labels is not None:
         labels = np.asarray(labels)
         if labels.shape != (len(examples),) or not np.issubdtype(labels.dtype, np.integer):
@@ -188,17 +177,14 @@ class LowRank(NamedTuple):
     """The leading eigenvectors of a covariance that is never formed.
 
     Attributes:
-      num_examples: N.
       mean: [D].
-      directions: [D, k], by decreasing variance. Those with a variance are orthonormal; if the data
-        have fewer than k such directions, the others have variance 0 and may have any length.
+      directions: [D, k], by decreasing variance. Those with a variance are orthonormal; others,
+        where the data have fewer directions, may have any length.
       variances: along the directions, [k].
       spectrum: the variance of each coefficient of the orthonormal discrete cosine transform (type
-        2, over all axes of an example), of the example's shape, exact. Its sum is the trace of the
-        covariance.
+        2, over all axes), of the example's shape, exact. Its sum is the trace of the covariance.
     """
 
-    num_examples: int
     mean: np.ndarray
     directions: np.ndarray
     variances: np.ndarray
@@ -212,10 +198,9 @@ class LowRank(NamedTuple):
 
 
 def low_rank(examples: Iterable[np.ndarray], rank: int, seed: int = 0) -> LowRank:
-    """Computes mean, leading eigenvectors and spectrum of the covariance in one pass over batches.
+    """Computes the moments in one pass: a Nyström approximation from a sketch of twice the rank.
 
-    This is a Nyström approximation from a random sketch `Y = Σ Ω` of twice the rank. It stores two
-    arrays of D x 2k and never a D x D matrix.
+    It stores two arrays of D x 2k and never a D x D matrix.
 
     Reference: Tropp, Yurtsever, Udell and Cevher, "Fixed-rank approximation of a positive-
     semidefinite matrix from streaming data", NeurIPS 2017, algorithm 3.
@@ -238,7 +223,7 @@ def low_rank(examples: Iterable[np.ndarray], rank: int, seed: int = 0) -> LowRan
         raise ValueError(_NO_EXAMPLES)
     sketch /= seen.num_examples
     directions, variances = _nystroem(sketch, test, rank)
-    return LowRank(seen.num_examples, seen.mean, directions, variances, total / seen.num_examples)
+    return LowRank(seen.mean, directions, variances, total / seen.num_examples)
 
 
 _NO_EXAMPLES = "a data-dependent prior needs at least one example, got none"
@@ -268,11 +253,7 @@ def moments(examples: Iterable[np.ndarray]) -> tuple[int, np.ndarray, np.ndarray
 
 
 def covariance_factor(covariance: np.ndarray, jitter: float) -> np.ndarray:
-    """Returns the Cholesky factor of `Σ + jitter I`: `Σ` of eq. 8, and the authors' jitter.
-
-    Raises:
-      ValueError: if the sum is not positive definite.
-    """
+    """Returns the Cholesky factor of `Σ + jitter I`: `Σ` of eq. 8, and the authors' jitter."""
     regularised = np.array(covariance, np.float64, order="F")
     regularised[np.diag_indices_from(regularised)] += jitter
     try:
@@ -330,13 +311,9 @@ def _with_remainder(part: LowRank, jitter: float) -> tuple[np.ndarray, np.ndarra
 
 def _spectrum(rows: np.ndarray, event_shape: tuple[int, ...]) -> np.ndarray:
     """Returns the diagonal of `rowsᵀ rows` in the basis of the cosines, of the event's shape."""
-    return np.asarray(np.square(cosines(rows, event_shape)).sum(axis=0))
-
-
-def cosines(rows: np.ndarray, event_shape: tuple[int, ...]) -> np.ndarray:
-    """Returns the orthonormal discrete cosine transform of each row [D], [B, *event_shape]."""
     axes = range(1, len(event_shape) + 1)
-    return np.asarray(fft.dctn(rows.reshape(-1, *event_shape), axes=axes, norm="ortho"))
+    coefficients = fft.dctn(rows.reshape(-1, *event_shape), axes=axes, norm="ortho")
+    return np.asarray(np.square(coefficients).sum(axis=0))
 
 
 class _PartialMoments(NamedTuple):

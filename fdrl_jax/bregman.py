@@ -81,7 +81,7 @@ REGISTRY: dict[str, Bregman] = {b.name: b for b in (LSIF, LR, UKL)}
 
 
 def get(spec: str | Bregman) -> Bregman:
-    """Returns a Bregman loss by name: "lsif", "lr" or "ukl". A loss is returned unchanged.
+    """Returns a Bregman loss by name: "lsif", "lr" or "ukl"; a loss unchanged.
 
     Raises:
       ValueError: for an unknown name; lists the allowed names and suggests the closest one.
@@ -95,16 +95,7 @@ def get(spec: str | Bregman) -> Bregman:
 
 
 def losses(bregman: str | Bregman, out_real: Array, out_flowed: Array) -> tuple[Array, Array]:
-    """Returns the terms of the Bregman divergence per example (eq. 2), up to a constant.
-
-    Args:
-      bregman: the loss, or its name.
-      out_real: network outputs on data, [N].
-      out_flowed: network outputs on flowed samples, [M].
-
-    Returns:
-      The terms of data, [N], and of flowed samples, [M]. `loss` is the sum of their means.
-    """
+    """Returns the terms of data, [N], and of flowed samples, [M], whose means `loss` adds."""
     bregman = get(bregman)
     out_real, out_flowed = at_least_float32(out_real), at_least_float32(out_flowed)
     return bregman.real_term(out_real), bregman.flowed_term(out_flowed)
@@ -159,13 +150,7 @@ def check_pair(
 
     Losses whose network returns `log r` work with every divergence. LSIF trains an unconstrained
     ratio, so it works only with divergences whose `f'` is defined for every real number (Pearson).
-
-    Args:
-      bregman: the loss, or its name.
-      divergence: the f-divergence, or its name.
-
-    Returns:
-      The `Bregman` and the `FDivergence`.
+    Returns the `Bregman` and the `FDivergence`.
 
     Raises:
       ValueError: for an unknown name, or for a pair without a stable form; suggests an alternative.

@@ -49,12 +49,8 @@ def log_probability(
 
     Returns:
       The function `x [B, ...] -> [B]`. It raises ValueError for logits that are not [B, C], for a
-      label that is not an integer or is out of range, and unless there is one positive probability
-      per class. A traced label that is out of range gives NaN; traced probabilities are not
-      checked.
-
-    Raises:
-      ValueError: for another string than "uniform".
+      known label that is out of range (a traced one gives NaN), and unless there is one positive
+      probability per class.
     """
     low, high = input_range
     if isinstance(class_probabilities, str) and class_probabilities != "uniform":
@@ -77,21 +73,16 @@ def log_probability(
 
         if class_probabilities is None:
             return of_class(logits)
-        probabilities = (
-            jnp.full(num_classes, 1.0 / num_classes)
-            if isinstance(class_probabilities, str)
-            else jnp.asarray(class_probabilities, jnp.float32)
-        )
+        if isinstance(class_probabilities, str):
+            return of_class(logits) - of_class(jnp.zeros(num_classes))
+        probabilities = jnp.asarray(class_probabilities, jnp.float32)
         if probabilities.shape != (num_classes,):
             raise ValueError(
                 f"class_probabilities must be one number per class, [{num_classes}], got shape "
                 f"{probabilities.shape}"
             )
-        if not (
-            isinstance(class_probabilities, str)
-            or _is_traced(class_probabilities)
-            or np.all(np.asarray(class_probabilities) > 0.0)
-        ):
+        traced = any(isinstance(p, jax.core.Tracer) for p in jax.tree.leaves(class_probabilities))
+        if not (traced or np.all(np.asarray(class_probabilities) > 0.0)):
             raise ValueError(f"class_probabilities must be positive, got {class_probabilities}")
         return of_class(logits) - of_class(jnp.log(probabilities))
 
@@ -108,15 +99,11 @@ def product(log_ratios: Sequence[Estimator], weights: Sequence[float] | None = N
     without hats.
 
     Args:
-      log_ratios: functions `x [B, ...] -> [B]`.
+      log_ratios: functions `x [B, ...] -> [B]`. Other shapes, which would broadcast, are an error.
       weights: one number per function; 1 each by default.
 
     Returns:
-      The function `x [B, ...] -> [B]`, a pytree with the arrays of the functions. It raises
-      ValueError if the functions return different shapes, which would broadcast.
-
-    Raises:
-      ValueError: if there are no functions, or if there is not one weight per function.
+      The function `x [B, ...] -> [B]`, a pytree with the arrays of the functions.
     """
     ws = [1.0] * len(log_ratios) if weights is None else list(weights)
     if not log_ratios or len(ws) != len(log_ratios):
@@ -164,11 +151,10 @@ def condition(
       class_probabilities: `p(y)` in the classifier's training data, [C]; uniform by default.
 
     Returns:
-      An estimator `x [B, ...] -> [B]` for `first_variation` with the same output. It raises the
-      errors of the function that `log_probability` returns.
+      An estimator `x [B, ...] -> [B]` for `first_variation` with the same output.
 
     Raises:
-      ValueError: for an unknown output, and as for `log_probability`.
+      ValueError: for an unknown output.
     """
     check_output(output)
     log_p = log_probability(
@@ -194,11 +180,6 @@ def _weighted_sum(functions: Sequence[Estimator], weights: Sequence[float], x: A
     _check_shapes(values)
     terms = [w * value for w, value in zip(weights, values, strict=True)]
     return sum(terms[1:], start=terms[0])
-
-
-def _is_traced(value: object) -> bool:
-    """Returns whether the numbers are not known yet, because a function of them is compiled."""
-    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value))
 
 
 def _check_shapes(values: Sequence[Array]) -> None:

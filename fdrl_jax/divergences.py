@@ -120,12 +120,7 @@ def alpha(order: float) -> FDivergence:
 
     `f(r) = (r^a - a r + a - 1) / (a (a - 1))`, so `f'(r) = (r^(a-1) - 1) / (a - 1)`. Orders 1 and 0
     are the limits KL and reverse KL; order 2 is half of Pearson; 1/2 is twice squared Hellinger.
-
-    Args:
-      order: the order `a`, any finite real number.
-
-    Raises:
-      ValueError: if the order is not finite.
+    Raises a ValueError for an order that is not finite.
 
     Reference: Cichocki and Amari, "Families of Alpha- Beta- and Gamma-Divergences", Entropy 2010.
     """
@@ -165,15 +160,10 @@ def _deformed_log(r: Array, exponent: float) -> Array:
 
 
 def combine(weights: Sequence[float], divergences: Sequence[str | FDivergence]) -> FDivergence:
-    """Returns the positive linear combination `Σ w_i D_i`, which is again an f-divergence.
-
-    Args:
-      weights: positive numbers, one per divergence.
-      divergences: the divergences to add, or their names.
+    """Returns `Σ w_i D_i` of divergences or their names, which is again an f-divergence.
 
     Raises:
-      ValueError: if there are no divergences, if there is not one weight per divergence, or if a
-        weight is not positive and finite.
+      ValueError: unless there is one positive and finite weight per divergence.
     """
     if not divergences or len(weights) != len(divergences):
         raise ValueError(
@@ -204,11 +194,7 @@ def combine(weights: Sequence[float], divergences: Sequence[str | FDivergence]) 
 
 
 def get(spec: str | FDivergence) -> FDivergence:
-    """Returns a divergence by name. A divergence is returned unchanged.
-
-    Args:
-      spec: "pearson", "kl", "js", "logd", "reverse_kl", "hellinger", or "alpha(ORDER)", such as
-        "alpha(0.5)".
+    """Returns a divergence by name, such as "kl" or "alpha(0.5)"; a divergence unchanged.
 
     Raises:
       ValueError: for an unknown name; lists the allowed names and suggests the closest one.
@@ -229,11 +215,7 @@ _named_alpha = functools.cache(alpha)
 
 
 def check_output(output: str) -> None:
-    """Checks the kind of output of an estimator.
-
-    Raises:
-      ValueError: unless it is "ratio" or "log_ratio".
-    """
+    """Raises a ValueError unless the output of an estimator is "ratio" or "log_ratio"."""
     if output not in get_args(Output):
         raise ValueError(f"output must be one of {', '.join(get_args(Output))}, got {output!r}")
 
@@ -243,11 +225,7 @@ def check_output(output: str) -> None:
 )
 @dataclasses.dataclass(frozen=True)
 class FirstVariation:
-    """The potential `x -> f'(r(x))`, from `first_variation`.
-
-    It is a pytree with the arrays of its estimator. If the estimator is a pytree of arrays
-    (`jax.tree_util.Partial`, or an NNX module), the potential can be an argument of a compiled
-    function.
+    """The potential `x -> f'(r(x))`, a pytree with the arrays of its estimator.
 
     Attributes:
       estimator_fn: the estimator `x [B, ...] -> [B]`.
@@ -278,8 +256,9 @@ def first_variation(
         error if one is taken for the other. `FDRL.potential` knows it from the loss.
 
     Returns:
-      The potential, a function `x [B, ...] -> [B]`, up to a constant. It is a pytree. It and its
-      gradient are computed in at least float32, whatever precision the estimator returns.
+      The potential, `x [B, ...] -> [B]`, up to a constant: a pytree, which can be an argument of a
+      compiled function if the estimator is one of arrays (`jax.tree_util.Partial`, or an NNX
+      module). It and its gradient are computed in at least float32.
 
     Raises:
       ValueError: for an unknown output, or "ratio" with a divergence whose derivative is not

@@ -246,9 +246,13 @@ def _times_components(chosen: Array, noise: Array, factor: Array) -> Array:
         columns = lax.dynamic_slice_in_dim(factor, component * rank, rank, axis=1)
         return jnp.matmul(columns, noise)
 
-    # In blocks, because the columns of a whole batch would be copied, and a product with all
-    # columns takes up to ten times as long.
-    correlated: Array = lax.map(product, (chosen, noise), batch_size=_BLOCK)
+    def in_blocks(size: int | None) -> Callable[[Array, Array], Array]:
+        return lambda *of_all: lax.map(product, of_all, batch_size=size)
+
+    # A block copies the columns of its examples, which a CPU avoids one by one. A whole batch would
+    # copy too many, and a product with all columns takes up to ten times as long.
+    of_blocks = {"cpu": in_blocks(None), "default": in_blocks(_BLOCK)}
+    correlated: Array = lax.platform_dependent(chosen, noise, **of_blocks)
     return correlated
 
 

@@ -71,8 +71,9 @@ def log_density(
             "exact Jacobians are too expensive for more"
         )
     identity = jnp.eye(x.shape[1])
-    gradient = jax.vmap(jax.grad(lambda point: potential_fn(point[None])[0]))
-    hessian = jax.vmap(jax.hessian(lambda point: potential_fn(point[None])[0]))
+    of_point = jax.grad(lambda point: potential_fn(point[None])[0])
+    # Reverse over reverse, because convolutions have no forward mode.
+    gradient, hessian = jax.vmap(of_point), jax.vmap(jax.jacrev(of_point))
 
     def invert(target: Array, _: None) -> tuple[Array, tuple[Array, Array, Array]]:
         def newton(_: int, z: Array) -> Array:

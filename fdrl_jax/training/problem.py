@@ -78,20 +78,12 @@ class Estimator(NamedTuple):
         return cls(chosen, networks.update_vectors, prepare, takes_labels)
 
     def of(self, variables: Variables, batch: Batch) -> Callable[[Array], Array]:
-        """Returns `x [B, ...] -> [B]` with these variables, and the labels of a batch if needed.
-
-        Raises:
-          ValueError: as `labels`.
-        """
+        """Returns `x [B, ...] -> [B]` with these variables, and the labels of a batch if needed."""
         labels = self.labels(batch)
         return lambda x: self.apply(variables, x, *labels)
 
     def labels(self, batch: Batch) -> tuple[Array, ...]:
-        """Returns the further arguments of `apply`: the classes of a batch, [B], if it takes them.
-
-        Raises:
-          ValueError: if it takes labels, and the batch has none.
-        """
+        """Returns the further arguments of `apply`: the classes of a batch, if it takes them."""
         if not self.takes_labels:
             return ()
         if "label" not in batch:

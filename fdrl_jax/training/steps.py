@@ -184,11 +184,11 @@ def from_gradients(
       loss_and_grads: `(variables, key, constants, host batch, positions [B]) -> (grads, metrics)`.
         Both are means over the examples. The gradients have the structure of
         `variables["params"]`, and the metrics contain "loss".
-      optimizer: see `make_train_step`.
-      batch_size: see `make_train_step`.
+      optimizer: see `make_train_step`, also for the other options.
+      batch_size: see there.
       refresh: see `problem.Estimator`.
       ema_rate: see `make_train_step`.
-      ema_ramp: see `make_train_step`.
+      ema_ramp: see there.
       axis_name: see `make_train_step`.
 
     Returns:

@@ -25,6 +25,7 @@ def with_denoiser():
     return small_problem.problem()._replace(denoise=denoise), variables
 
 
+@pytest.mark.slow
 def test_the_denoiser_becomes_the_posterior_mean_of_gaussian_data():
     problem, variables = with_denoiser()
     state = small_problem.initial_state(variables=variables)

@@ -25,7 +25,8 @@ def test_points_of_any_unit_come_back_in_it_and_the_ratio_is_of_it():
     assert [step for step, _ in seen] == [50, 60]
     assert seen[0][1].keys() >= {"loss", "grad_norm", "ratio_real"}
     samples = np.asarray(sampler(jax.random.key(1), 1_000))
-    np.testing.assert_allclose(samples.mean(axis=0), POINTS.mean(axis=0), rtol=1, atol=[20, 0.002])
+    errors = np.abs(samples.mean(axis=0) - POINTS.mean(axis=0)) / POINTS.std(axis=0)
+    assert errors.max() < 0.2
     np.testing.assert_allclose(samples.std(axis=0), POINTS.std(axis=0), rtol=0.15)
     path = sampler.path(jax.random.key(1), 5)
     np.testing.assert_allclose(path[-1], samples[:5], rtol=1e-4, atol=1e-3)
@@ -81,7 +82,7 @@ def test_a_network_of_the_user_may_have_an_output_per_class():
 MISUSE = {
     "shape": ({"data": POINTS[:, 0]}, r"points \[N, D\] or images \[N, H, W, C\], got shape \(400"),
     "bytes": ({"data": np.zeros((9, 8, 8, 1), np.uint8)}, "x / 127.5 - 1 maps bytes to it"),
-    "range": ({"data": 200 * IMAGES}, r"images must be in \[-1, 1\], got -200 to 200"),
+    "range": ({"data": 200 * np.sign(IMAGES)}, r"images must be in \[-1, 1\], got -200 to 200"),
     "nan": ({"data": np.full((9, 2), np.nan)}, "the data are not finite"),
     "labels": ({"labels": LABELS[:5]}, "labels must be one integer >= 0 per example"),
     "prior": ({"prior": POINTS[:, :1]}, "finite samples with the shape of the data"),

@@ -123,10 +123,9 @@ def test_the_exact_ratio_of_shifted_gaussians_moves_the_source_to_the_target():
     np.testing.assert_allclose(fdrl.flow(KEY, START, kl, **options), START + 1.0, atol=1e-5)
 
 
-@pytest.mark.parametrize("prior_variance", [0.3, 4.0])
-def test_with_an_exact_ratio_training_comes_to_rest_at_tempered_data(prior_variance):
+def test_with_an_exact_ratio_training_comes_to_rest_at_tempered_data():
     # Lemma 1 in one dimension: p = N(0, 1.5), and all distributions are Gaussians with mean 0.
-    data_variance, step_size, entropy_weight = 1.5, 0.05, 0.3
+    prior_variance, data_variance, step_size, entropy_weight = 4.0, 1.5, 0.1, 0.3
 
     @jax.jit
     def flowed_variance(key, variance):
@@ -137,7 +136,7 @@ def test_with_an_exact_ratio_training_comes_to_rest_at_tempered_data(prior_varia
             noise,
             x0,
             lambda x: 0.5 * curvature * jnp.sum(x**2, axis=-1),
-            num_steps=600,
+            num_steps=200,
             step_size=step_size,
             noise_scale=(2.0 * step_size * entropy_weight) ** 0.5,
         )

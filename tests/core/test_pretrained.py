@@ -62,6 +62,7 @@ def test_points_of_the_swiss_roll_are_on_all_of_it(swissroll):
     assert np.mean(nearest(swissroll.prior(KEY, 2_000))[0] < 4.0 * sigma) < 0.6
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("optimised")
 def test_digits_are_close_to_real_ones_where_a_classifier_sees_them():
     images, labels = load_digits(return_X_y=True)
