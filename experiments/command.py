@@ -4,6 +4,7 @@ import dataclasses
 import os
 import re
 import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -58,6 +59,8 @@ def parse(argv: Sequence[str]) -> Command:
     config_file, rest = _split(argv)
     words = ["main", *config_file, *rest]
     found = _define_flags(words)
+    # The name that ml_collections loads a config as; names of an earlier one would remain in it.
+    sys.modules.pop("config_config", None)
     try:
         stray = found(words)[1:]
     except flags.UnrecognizedFlagError as error:

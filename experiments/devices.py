@@ -260,51 +260,6 @@ def _is_within(versions: tuple[tuple[int, ...], tuple[int, ...]]) -> bool:
     return first <= tuple(map(int, release)) < first_without
 
 
-def local_part(array: np.ndarray) -> np.ndarray:
-    """Returns the equal part of [N, ...] that this process computes: consecutive, in order.
-
-    Raises:
-      ValueError: if the examples do not divide over the processes.
-    """
-    num = jax.process_count()
-    if len(array) % num:
-        raise ValueError(f"{len(array)} examples do not divide over {num} processes")
-    size = len(array) // num
-    return array[jax.process_index() * size :][:size]
-
-
-def local_batch_size(global_batch_size: int, num: int | None = None) -> int:
-    """Returns the examples of one replica.
-
-    Args:
-      global_batch_size: examples of all replicas.
-      num: number of replicas; that of all devices of all processes if it is left out.
-
-    Raises:
-      ValueError: if the global batch does not divide over the replicas.
-    """
-    num = jax.device_count() if num is None else num
-    if global_batch_size % num:
-        nearest = [
-            n for n in (global_batch_size // num * num, -(-global_batch_size // num) * num) if n
-        ]
-        raise ValueError(
-            f"a global batch of {global_batch_size} does not divide over {num} devices; "
-            f"nearest that do: {', '.join(map(str, nearest))}"
-        )
-    return global_batch_size // num
-
-
-def num_devices() -> int:
-    """Returns the number of replicas on this process."""
-    return jax.local_device_count()
-
-
-def num_replicas() -> int:
-    """Returns the number of replicas on all processes."""
-    return jax.device_count()
-
-
 def is_first_process() -> bool:
     """Returns whether this is the first process. Only this process writes shared files."""
     return jax.process_index() == 0
@@ -326,11 +281,29 @@ def same_on_all_processes(text: str) -> bool:
 
 
 def first_process_says(flag: bool) -> bool:
-    """Returns the flag of the first process; all processes must call this.
+    """Returns the flag of the first process; all must call this. Hosts may see other files."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(parallel.any_process(flag and is_first_process()))
 
-    Whether a file exists may look different on other hosts: network file systems keep answers for a
-    minute.
-    """
-    return (
-        bool(parallel.any_process(flag and is_first_process())) if jax.process_count() > 1 else flag
-    )
+
+def local_part(array: np.ndarray) -> np.ndarray:
+    """Returns the equal part of [N, ...] that this process computes: consecutive, in order."""
+    size, rest = divmod(len(array), jax.process_count())
+    if rest:
+        raise ValueError(
+            f"{len(array)} examples do not divide over {jax.process_count()} processes"
+        )
+    return array[jax.process_index() * size :][:size]
+
+
+def local_batch_size(global_batch_size: int, num: int | None = None) -> int:
+    """Returns the examples of one of a number of replicas, or of all devices of all processes."""
+    num = num or jax.device_count()
+    size, rest = divmod(global_batch_size, num)
+    if rest:
+        nearest = f"{size * num} or {(size + 1) * num}" if size else str(num)
+        raise ValueError(
+            f"a batch of {global_batch_size} does not divide over {num} devices; use {nearest}"
+        )
+    return size

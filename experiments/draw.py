@@ -120,7 +120,7 @@ def labels_at(model: Experiment, positions: np.ndarray) -> dict[str, Any]:
 
 def batch_size(model: Experiment, num_samples: int) -> int:
     """Returns the number of samples per batch, which is a multiple of the number of devices."""
-    num_replicas = devices.num_replicas()
+    num_replicas = jax.device_count()
     wanted = min(model.settings.evaluate.batch_size, num_samples)
     return -(-wanted // num_replicas) * num_replicas
 

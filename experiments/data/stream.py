@@ -149,7 +149,7 @@ def feed(
     `take(count)` returns arrays [devices, max_steps, B / devices, ...] by name for
     `training.steps.repeat_steps`, whose first `count` steps are set.
     """
-    process, num_devices = (jax.process_index(), jax.process_count()), devices.num_devices()
+    process, num_devices = (jax.process_index(), jax.process_count()), jax.local_device_count()
     options = {"seed": seed, "batch_size": batch_size, "start": start}
     batches = training_batches(sides, **options, process=process)
 

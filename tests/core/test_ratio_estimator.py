@@ -24,8 +24,8 @@ class WithReference(RatioEstimator):
 
 # They fit fewer than 20 rows.
 FEW_ROWS = """fit2d_1sample fit2d_1feature sample_weight_equivalence_on_dense_data
-estimators_nan_inf n_features_in_after_fitting sample_weights_pandas_series sample_weights_not_an_array
-sample_weights_shape sample_weights_not_overwritten"""
+estimators_nan_inf n_features_in_after_fitting sample_weights_pandas_series
+sample_weights_not_an_array sample_weights_shape sample_weights_not_overwritten"""
 
 
 def expected(_):

@@ -69,7 +69,7 @@ def test_settings_that_do_not_fit_together_are_named(changes, message):
 
 def test_a_batch_that_does_not_divide_is_an_error_of_training_only():
     model = built({"train.batch_size": 6})
-    with pytest.raises(UserError, match=r"config: a global batch of 6 does not divide over 4"):
+    with pytest.raises(UserError, match=r"config: a batch of 6 does not divide over 4"):
         model.make_step(4)
 
 

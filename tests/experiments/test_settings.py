@@ -10,7 +10,7 @@ from hypothesis import settings as fuzzing
 from hypothesis import strategies as st
 
 from configs import base
-from experiments import devices, experiment, settings
+from experiments import experiment, settings
 from experiments.data import load
 from experiments.errors import UserError
 from experiments.settings import DECLARED, MAY_CHANGE, Settings
@@ -63,7 +63,7 @@ def test_extreme_values_together_are_refused_or_make_a_step(data, tiny):
     if refused(flat) is not None:
         return
     wanted, source = opened({**flat, "train.steps_per_dispatch": 2})
-    model, num = experiment.build(wanted, source), devices.num_devices()
+    model, num = experiment.build(wanted, source), jax.local_device_count()
     if wanted.train.batch_size % num:
         return
     state, constants = jax.tree.map(
