@@ -20,7 +20,7 @@ from experiments import devices, experiment, prior, settings
 from experiments.data import Source, load
 from experiments.experiment import Training
 from experiments.settings import Settings
-from fdrl_jax import priors
+from fdrl_jax import _prior_fit, priors
 from fdrl_jax.priors import Batch, Prior
 from fdrl_jax.training import rng, samplers, steps
 from fdrl_jax.training.problem import Constants
@@ -223,12 +223,11 @@ def _own_gaussians(source: Source, wanted: Settings) -> tuple[Source, Prior, np.
     """
     num, rank = prior.choose(wanted.prior, source, None)
     examples = source.train()
-    components = priors.clusters(examples, num)
-    fitted = priors.fit_mixture(examples, components, rank, wanted.prior.jitter)
-    weights = np.asarray(fitted.weights, np.float64)
-    own = fitted._replace(weights=np.eye(len(weights), dtype=np.float32))
-    labelled = source._replace(arrays={**source.arrays, "label": components.astype(np.int32)})
-    return labelled, priors.mixture(own, clip=(-1.0, 1.0)), weights / weights.sum()
+    components = _prior_fit.clusters(examples, num)  # As in the fit of FDRL's prior.
+    options: Any = {"labels": components, "clip": (-1.0, 1.0), "jitter": wanted.prior.jitter}
+    own = priors.fit(examples, num_components=1, rank=rank, **options)
+    labelled = source._replace(arrays={**source.arrays, "label": components})
+    return labelled, own, np.bincount(components) / len(components)
 
 
 def _of_length(wanted: Settings, num_steps: int) -> Settings:
