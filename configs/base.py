@@ -22,8 +22,6 @@ def points() -> ConfigDict:
     3,000 cheaper ones.
     """
     c = get_config()
-    c.network.name = "mlp"
-    c.prior.name = "normal"
     c.flow.num_steps = 100
     c.flow.num_refine_steps = POINTS.num_refine_steps
     c.flow.step_size = POINTS.step_size
@@ -48,13 +46,8 @@ def images(variants: str = "") -> ConfigDict:
     mirror images are as plausible as the images turn it on.
 
     With precision "auto", the network computes in bfloat16 on accelerators and on CPUs that are
-    fast in it. The authors computed in float32: --config.precision=float32.
-
-    The dry run warns about the noise of this recipe: 0.10 on flowed samples, from K steps of 0.01,
-    and 0.03 on data. That is the paper's noise, not a mistake in the config.
-
-    Args:
-      variants: those of `variant`. With "up", kappa is 10, as in the paper, and otherwise 20.
+    fast in it. The authors computed in float32: --config.precision=float32. With the variant "up",
+    kappa is 10, as in the paper, and otherwise 20.
     """
     c = get_config()
     c.precision = "auto"
@@ -143,16 +136,8 @@ PAIRS = {
 def variant(c: ConfigDict, names: str) -> ConfigDict:
     """Applies the variants named after the colon of `--config=FILE.py:NAME,NAME`.
 
-    Each variant changes one thing, and "ddp" and "up" only the prior.
-
-    Args:
-      c: the config to change.
-      names: none or more of "tiny" (seconds), a pair of loss and divergence ("lsif_pearson",
-        "lr_kl", "lr_js", "lr_logd"), "ddp" (data-dependent prior of the paper, one Gaussian) and
-        "up" (uniform prior).
-
-    Raises:
-      ValueError: for an unknown variant.
+    These are "tiny" (seconds), a pair of loss and divergence ("lsif_pearson", "lr_kl", "lr_js",
+    "lr_logd"), "ddp" (data-dependent prior of the paper, one Gaussian) and "up" (uniform prior).
     """
     for name in filter(None, names.split(",")):
         if name in PAIRS:

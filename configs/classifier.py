@@ -20,7 +20,6 @@ def get_config(name: str = "digits") -> ConfigDict:
     c.network.name = "resnet"
     c.optimizer.learning_rate = 1e-3
     c.optimizer.schedule = "cosine"
-    c.train.batch_size = 64
     c.checkpoint.every_steps = 500
     if {"mnist", "cifar10"} & set(names):
         c.data.name = "folder"

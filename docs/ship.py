@@ -20,17 +20,14 @@ from scipy import fft
 
 _MIN_SIZE = 5_000  # Smaller arrays are stored unchanged: they take little space.
 _SPECTRUM = "prior/remainder_scale"  # Spans more decades than 8 bits hold, and is float16.
-_NOTE = (
-    "These are the metrics of the run, before its arrays were rounded to 8 bits and its prior was "
-    "simplified.\n\n"
-)
+_NOTE = "These are the metrics of the run, before its arrays were rounded to 8 bits.\n\n"
 
 
 def main() -> None:
     """Writes the small sampler."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("export", type=Path, help="folder of an export")
-    parser.add_argument("out", type=Path, help="new folder")
+    for name, about in (("export", "folder of an export"), ("out", "new folder")):
+        parser.add_argument(name, type=Path, help=about)
     parser.add_argument("--rank", type=int, default=192, help="most directions of a Gaussian")
     parser.add_argument("--frequencies", type=int, default=512, help="most spatial frequencies")
     options = parser.parse_args()
@@ -45,9 +42,8 @@ def main() -> None:
     save_file(rounded(arrays), file, {"format": "flax"})
     config["sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
     (options.out / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
-    card = (options.export / "README.md").read_text("utf-8")
-    card = card.replace("## Metrics\n\n", f"## Metrics\n\n{_NOTE}")
-    (options.out / "README.md").write_text(card, "utf-8")
+    card = (options.export / "README.md").read_text("utf-8").partition("## Metrics\n\n")
+    (options.out / "README.md").write_text("".join([*card[:2], _NOTE, card[2]]), "utf-8")
 
 
 def rounded(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -84,8 +84,9 @@ def evaluate(
     file = folder / "record.json"
     if devices.first_process_says(file.is_file()):
         if devices.is_first_process():
+            record = read_sealed(file)
             print(f"already evaluated: step {opened.step:,}")
-            _finish(opened.run, read_sealed(file), folder)
+            _finish(opened.run, record, folder)
         return
     samples = _draw(opened, num)
     if not devices.is_first_process():

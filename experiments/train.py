@@ -188,20 +188,19 @@ def fit(training: Training, opened: Run) -> Restored:
                     save({name: value.tolist() for name, value in values.items()})
                     break
                 if due and (values or not step):
-                    record: log.Record = {}
+                    record, metric = recent.summary(wanted, step) if values else {}, None
                     if samples and "snapshot" in due:
                         samples.write_snapshot(step, state, constants)
                     if samples and "evaluate" in due:
                         metric = samples.metric(state, constants)
                         record[log.PREFIX + metric.name] = metric.value
-                        if _is_better(metric, store.best()):
-                            save()
-                            store.record_best(step, metric.name, metric.value)
                     if due & {"log", "evaluate", "checkpoint"}:
-                        record |= recent.summary(wanted, step)
-                        write(step, record)
+                        write(step, record)  # Before a checkpoint, from which no line is repeated.
                         bar.set_description(_shown(record))
                         recent = _Recent({})
+                    if metric and _is_better(metric, store.best()):
+                        save()
+                        store.record_best(step, metric.name, metric.value)
                     if "checkpoint" in due:
                         save()
                 if step == last:

@@ -217,6 +217,7 @@ def fit(
 
 
 def _checked(data: np.ndarray | Array) -> tuple[np.ndarray, Recipe]:
+    """Returns data as float64, and the recipe for their kind."""
     x = np.asarray(data)
     if x.ndim not in (2, 4) or not x.size:
         raise ValueError(f"data must be points [N, D] or images [N, H, W, C], got shape {x.shape}")

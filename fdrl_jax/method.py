@@ -118,7 +118,9 @@ class FDRL:
             value = getattr(self, name)
             is_schedule = callable(value) and name in ("step_size", "noise_scale")
             # JAX stacks the leaves of several methods, and describes them by their shapes.
-            if not (value is None or is_schedule or hasattr(value, "aval") or _is_shape(value)):
+            is_shape = isinstance(value, jax.ShapeDtypeStruct)
+            is_stacked = isinstance(value, jax.Array) and value.ndim > 0
+            if not (value is None or is_schedule or is_shape or is_stacked):
                 check_number(name, value, above_zero=name == "step_size")
 
     @property
@@ -216,11 +218,7 @@ class FDRL:
         )
 
     def potential(self, estimator: Callable[[Array], Array]) -> FirstVariation:
-        """Returns the potential `x -> f'(r(x))` of the flow (eq. 5), for `flow` or `drift`.
-
-        Args:
-          estimator: an estimator that returns `output`, `x [B, ...] -> [B]`.
-        """
+        """Returns the potential `x -> f'(r(x))` of the flow (eq. 5), for `flow` or `drift`."""
         return first_variation(estimator, self.divergence, output=self.output)
 
     def schedules(self) -> dict[str, Any]:
@@ -235,10 +233,6 @@ class FDRL:
             else:
                 noise = jnp.sqrt(2.0 * jnp.asarray(eta) * gamma)
         return {"step_size": eta, "noise_scale": noise}
-
-
-def _is_shape(value: object) -> bool:
-    return isinstance(value, jax.ShapeDtypeStruct)
 
 
 def _of_labels(estimator: Estimator, labels: Array, x: Array) -> Array:
@@ -259,16 +253,8 @@ def objective(
 ) -> tuple[Array, Record]:
     """Computes `FDRL.objective`, with what only a training step needs.
 
-    Args:
-      method: the method.
-      key: see `FDRL.objective`, as for the other arguments that it has.
-      estimator: see there.
-      real: see there.
-      x0: see there.
-      labels: see there.
-      weights: see there.
-      flow_estimator: the same estimator in a form that is cheaper to apply many times.
-      penalised: the fraction of both batches that is penalised; the first examples are.
+    `flow_estimator` is the same estimator in a form that is cheaper to apply many times, and
+    `penalised` the fraction of both batches, the first examples, that has a penalty.
     """
     for name, array in (("real", real), ("x0", x0)):
         if getattr(array, "dtype", None) in (jnp.uint8, jnp.int8):

@@ -309,7 +309,7 @@ def fit(
             separable = num_waymarks is None and fitted.aucs[0] > _MIN_BRIDGED_AUC
         if separable:
             fitted = _bridged(key, problem, maps[0], network, options, None)
-    # Half of the false alarms are left to each: the rows' ranks, and the fitted ratio.
+    # Most false alarms are left to the exact test; that of the fitted ratio has few of its own.
     gain = _gain(None, fitted.scores)
     of_scores = float(norm.sf(gain.value / max(gain.standard_error, 1e-12)))
     flat = [x.reshape(len(x), -1) for x in mapped[-1].rows]

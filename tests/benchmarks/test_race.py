@@ -12,6 +12,8 @@ from PIL import Image
 from benchmarks.race import __main__ as program
 from benchmarks.race import data, judges, methods, page, training
 from configs import base
+from experiments import prior, settings
+from experiments.data import load
 from experiments.errors import UserError
 from fdrl_jax import priors
 from fdrl_jax.training import rng
@@ -92,6 +94,21 @@ def test_the_recipe_of_fdrl_cannot_be_changed_and_a_short_budget_is_refused(
         methods.build("fdrl", "mnist", file, 1, {"width": 8})
     with pytest.raises(ValueError, match="depth: allowed are width, num_blocks"):
         methods.build("coupled", "mnist", file, 1, {"depth": 8})
+
+
+def test_each_image_is_coupled_with_its_own_gaussian_of_fdrls_mixture():
+    config = {"data.name": "digits", "prior.name": "data_dependent"}
+    wanted = settings.from_config({**config, "prior.num_components": 5, "prior.rank": 4})
+    source = load(wanted.data)
+    labelled, own, weights = methods._own_gaussians(source, wanted)
+    fitted = prior.fit_to(source, wanted.prior, None).params
+    np.testing.assert_allclose(weights, fitted["weights"], atol=1e-6)
+    for name in ("mean", "factor", "remainder_scale"):
+        np.testing.assert_allclose(own.params[name], fitted[name], rtol=1e-6)
+    np.testing.assert_array_equal(own.params["weights"], np.eye(5))
+    for number, mean in enumerate(fitted["mean"]):
+        images = labelled.arrays["real"][labelled.arrays["label"] == number]
+        np.testing.assert_allclose(images.mean(axis=0).ravel(), mean, atol=1e-5)
 
 
 @pytest.mark.parametrize("num", [3, 9])
