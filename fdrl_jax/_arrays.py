@@ -78,9 +78,8 @@ def _is_half(array: Array) -> bool:
 def vary_with(tree: Any, function: Callable[[Any], Any]) -> Any:
     """Marks arrays as different on each device if a function of them is.
 
-    Inside a `jax.shard_map` that checks replication, a gradient by an array that the devices share
-    is a sum over the devices; that of a marked array is of its own device. Elsewhere, and for
-    arrays that already differ, this does nothing.
+    In a `jax.shard_map` that checks replication, a gradient by an array that the devices share is a
+    sum over the devices; that by a marked array is not. Elsewhere, this does nothing.
     """
     axes = jax.sharding.get_abstract_mesh().manual_axes
     leaves = jax.tree.leaves(tree)

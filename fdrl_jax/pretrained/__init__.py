@@ -99,10 +99,7 @@ class Sampler:
         return self._draw("prior", key, num_samples, labels)
 
     def path(self, key: Array, num_samples: int, *, labels: Labels | None = None) -> Array:
-        """Returns `x_0 ... x_{K+κ}` of this key, [K + κ + 1, num_samples, ...].
-
-        They are neither denoised, which some samplers do at the end, nor clipped.
-        """
+        """Returns `x_0 ... x_{K+κ}`, neither denoised nor clipped, [K + κ + 1, N, ...]."""
         return self._draw("path", key, num_samples, labels)
 
     def log_ratio(self, x: Array, labels: Labels | None = None) -> Array:
@@ -226,9 +223,8 @@ def pretrained(name: str | Path) -> Sampler:
         images = sampler(jax.random.key(0), 64)  # float32 [64, 28, 28, 1] in [-1, 1]
 
     Args:
-      name: a sampler that ships with the package, see docs/pretrained.md; the folder of an export
-        of the program; or `OWNER/NAME`, a repository of the Hugging Face Hub with such an export,
-        which needs the package `huggingface_hub`.
+      name: a sampler that ships with the package, see docs/pretrained.md; the folder of an export;
+        or `OWNER/NAME`, a repository of the Hugging Face Hub with one, for `huggingface_hub`.
 
     Raises:
       ValueError: for an unknown name, or a folder that is not an intact export.

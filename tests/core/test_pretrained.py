@@ -214,9 +214,7 @@ DAMAGES = [
     ("swissroll", {}, {KERNEL: np.zeros((64, 65), np.float32)}, r"got \(64, 65\)"),
     ("swissroll", {}, {"network/params/other": np.zeros(2, np.float32)}, "must have shape None"),
     ("swissroll", {}, {"network/params": np.zeros(2, np.float32)}, "must have shape"),
-    ("swissroll", {"event_shape": "a"}, {}, "must be positive sizes"),
-    ("swissroll", {"event_shape": [-2]}, {}, "must be positive sizes"),
-    ("swissroll", {"event_shape": [10**9]}, {}, "must be positive sizes"),
+    *(("swissroll", {"event_shape": s}, {}, "positive sizes") for s in ("a", [-2], [10**9])),
     ("swissroll", {"event_shape": [3]}, {}, "must have shape"),
     ("swissroll", {"prior.event_shape": [3]}, {}, "samples of the prior have shape"),
     ("swissroll", {"prior": {"name": "gauss"}}, {}, "unknown prior 'gauss'"),
@@ -279,9 +277,7 @@ def test_ratios_and_other_priors_are_supported(tmp_path):
     assert sampler.method.output == "ratio"
     expected = np.log(np.maximum(np.asarray(sampler.estimator(x0)), 1e-6))
     np.testing.assert_allclose(sampler.log_ratio(x0), expected, rtol=1e-4, atol=1e-5)
-
-
-def test_a_sampler_that_translates_images_needs_them(tmp_path):
+    # One that translates images needs them.
     sampler = fdrl.pretrained(copied(tmp_path, {"prior": {"name": "batch"}}))
     with pytest.raises(ValueError, match="starts from images, not from a prior"):
         sampler(KEY, 3)
