@@ -26,10 +26,8 @@ def evaluate_images(
 ) -> Evaluation:
     """Compares samples, the prior and equally many real images with held-out images.
 
-    Too few held-out images have no metrics, and the record says so. If the refined samples were
-    drawn for classes, these are `labels`, [N]. Without passes over the training images, nearest
-    training images and the FID are skipped. A classifier that was trained on the same data has
-    features that see objects; nearest training images are searched there as well.
+    If the refined samples were drawn for classes, these are `labels`, [N]. Without passes over the
+    training images, nearest training images and the FID are skipped.
     """
     few = too_few(len(reference.images))
     record: dict[str, Any] = {"num_held_out": len(reference.images), "skipped": [few] * bool(few)}

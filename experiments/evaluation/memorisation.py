@@ -9,7 +9,6 @@ from scipy.stats import mannwhitneyu
 from experiments.evaluation.metrics import Metric, measured
 from experiments.evaluation.spaces import Seen, Space
 
-_PIXELS = "pixels"  # The feature space of the pixels themselves.
 _NUM_SHOWN, _NUM_NEIGHBOURS = 8, 10  # Of the picture of nearest training images.
 
 
@@ -28,16 +27,13 @@ def nearest(
     features: Callable[[np.ndarray], np.ndarray] = np.asarray,
     num_shown: int = 0,
 ) -> Neighbours:
-    """Finds the `num_neighbours` nearest training images of queries [Q, ...] in one pass.
+    """Finds the training images whose features are nearest to those of queries [Q, ...].
 
-    Distances are those of features, or of pixels. Only the neighbours of the first `num_shown`
-    queries are kept as images.
+    Only the neighbours of the first `num_shown` queries are kept as images.
     """
-    rows = _flat(features(queries))
-    distances = np.full((len(rows), 0), np.inf)
-    indices = np.zeros((len(rows), 0), int)
     kept: dict[int, np.ndarray] = {}
-    seen = 0
+    rows, seen = _flat(features(queries)), 0
+    distances, indices = np.full((len(rows), 0), np.inf), np.zeros((len(rows), 0), int)
     for batch in train_batches:
         numbers = np.broadcast_to(seen + np.arange(len(batch)), (len(rows), len(batch)))
         distances = np.concatenate([distances, _distances(rows, _flat(features(batch)))], axis=1)
@@ -61,13 +57,12 @@ def search(
 ) -> tuple[list[Metric], dict[str, np.ndarray]]:
     """Searches for samples in the training set, in one pass for pixels and for each space.
 
-    Samples [N, H, W, C], and held-out images, which training never saw, [M, H, W, C], are in
-    [-1, 1]. Returns the metrics `memorisation_auc_SPACE`, if there are held-out images, and by
-    space the training images nearest to the first samples, [num_shown, num_neighbours, H, W, C].
+    Returns the metrics `memorisation_auc_SPACE`, if there are held-out images, and by space the
+    training images nearest to the first samples, [num_shown, num_neighbours, H, W, C].
     """
     metrics, shown = [], {}
     queries, num_shown = np.concatenate([samples, held_out]), min(_NUM_SHOWN, len(samples))
-    for name, look in {_PIXELS: Seen, **spaces}.items():
+    for name, look in {"pixels": Seen, **spaces}.items():
 
         def features(images: np.ndarray, look: Space = look) -> np.ndarray:
             return look(images).features

@@ -102,9 +102,7 @@ def frozen_source(kept: ImageReference, described: Mapping[str, Any]) -> Source:
     def start(positions: np.ndarray) -> np.ndarray:
         if stored is None or max(positions, default=0) >= len(stored):
             num = 0 if stored is None else len(stored)
-            raise UserError(
-                f"the run stores only {num:,} images to start from; ask for at most this many"
-            )
+            raise UserError(f"the run stores only {num:,} images to start from; ask for fewer")
         return stored[np.asarray(positions)]
 
     return Source(

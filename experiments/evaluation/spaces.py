@@ -38,10 +38,8 @@ def of_classifier(classifier: Classifier) -> Space:
 
     def look(images: np.ndarray) -> Seen:
         probabilities, features = classifier(images)
-        num = probabilities.shape[1]
-        return Seen(
-            features, _one_hot(probabilities.argmax(axis=1), num), probabilities.max(axis=1)
-        )
+        classes = _one_hot(probabilities.argmax(axis=1), probabilities.shape[1])
+        return Seen(features, classes, probabilities.max(axis=1))
 
     return look
 
@@ -49,9 +47,8 @@ def of_classifier(classifier: Classifier) -> Space:
 def svc_of(reference: ImageReference) -> Space | None:
     """Fits a support-vector classifier of pixels, if the reference has images for it.
 
-    Its features are the pairwise decision values, 45 for ten classes. They represent what makes a
-    digit: the data-dependent prior matches mean and covariance of the pixels, but is far from the
-    data in this space. It is independent of the estimator, and the fit is deterministic.
+    Its features are the pairwise decision values, 45 for ten classes: what makes a digit, which a
+    prior with mean and covariance of the pixels misses. The fit is deterministic.
     """
     if reference.fit_images is None or reference.fit_labels is None:
         return None

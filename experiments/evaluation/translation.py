@@ -23,10 +23,9 @@ def evaluate_translation(
 ) -> Evaluation:
     """Computes the share of translated images in the target domain, and distances to sources.
 
-    A support-vector classifier, fitted to real training images, decides which domain an image
-    belongs to. Another `classifier`, trained on both domains, has features that see objects. Source
-    images replace the prior; the refined sample `i` belongs to the source image `i`. The FID
-    (table 3) compares the translations of held-out sources with held-out targets.
+    A support-vector classifier, fitted to real training images, decides on the domain. The refined
+    sample `i` belongs to the source image `i`, and source images replace the prior. The FID (table
+    3) compares the translations of held-out sources with held-out targets.
     """
     if reference.starts is None or reference.num_held_out is None:
         raise ValueError(f"the reference of {reference.name!r} has no source images")

@@ -68,10 +68,7 @@ def test_a_number_has_as_many_digits_as_its_spread_allows(value, spread, text):
         ([frechet(9.0)], "Poor: samples are far from real data, by frechet_svc_360 (9.00 ± 0.20"),
         ([frechet(1.2, prior=Estimate(1.1, 0.1))], "No verdict: no headline metric distinguishes"),
         # The swiss roll, and a step that is 50 times too large, whose energy ratio is as good.
-        (
-            [frechet(1.0), kl(0.077)],
-            "Good: samples are close to real data, by kl_to_data, in",
-        ),
+        ([frechet(1.0), kl(0.077)], "Good: samples are close to real data, by kl_to_data, in"),
         ([frechet(1.0), kl(1.36)], "Poor: samples are far from real data, by kl_to_data, in"),
         ([frechet(1.0), kl(0.04)], "Good: by frechet_svc_360 and kl_to_data, samples cannot be"),
         ([frechet(float("nan")), kl(0.1)], "No verdict: frechet_svc_360 is not a finite number."),
