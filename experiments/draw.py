@@ -18,10 +18,7 @@ Draw = Callable[..., dict[str, np.ndarray]]
 
 
 def make(model: Experiment, stages: Sequence[str] = ("refined",)) -> Draw:
-    """Returns the function that draws the first samples of the stages over all devices.
-
-    Its variables and constants are those of `on_devices`; stages are the fields of `Samples`.
-    """
+    """Returns the function that draws the first samples of the stages over all devices."""
     mapped = parallel.map_sampler(samplers.make_sampler(model.problem, stages))
 
     def draw(

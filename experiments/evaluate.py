@@ -1,7 +1,4 @@
-"""Evaluates a checkpoint of a run: metrics next to those of the prior and of real data, a report.
-
-The metrics of a checkpoint with the same settings are computed once; the same command finds them.
-"""
+"""Evaluates a checkpoint of a run: metrics next to those of the prior and real data, a report."""
 
 import platform
 from collections.abc import Callable, Iterator, Mapping
@@ -21,8 +18,7 @@ from experiments.errors import UserError
 from experiments.evaluation import Evaluation, Samples, draws, inception, metrics
 from experiments.evaluation.images import evaluate_images
 from experiments.evaluation.points import MAX_POINTS, evaluate_points
-from experiments.evaluation.references import ImageReference
-from experiments.evaluation.spaces import Classifier
+from experiments.evaluation.references import Classifier, ImageReference
 from experiments.evaluation.translation import MAX_IMAGES, evaluate_translation
 from experiments.files import read_sealed, unfinished_folder, write_sealed
 from experiments.run import Opened, Run, key_of, name_of, open_checkpoint
@@ -39,10 +35,7 @@ def evaluate_run(command: Command) -> None:
 def evaluate(
     opened: Opened, num_samples: int | None = None, classifier: str = "", live: Source | None = None
 ) -> None:
-    """Writes and prints the metrics of a state of a run, and its report.
-
-    The training data are `live` if they are open already. What may be missing is looked for first.
-    """
+    """Writes and prints metrics and report of a state; training data are `live` if open already."""
     settings, data = opened.experiment.settings, opened.experiment.source
     num, is_first = num_samples or settings.evaluate.num_samples, devices.is_first_process()
     if num < 2:

@@ -27,10 +27,7 @@ Guide = tuple[classifier.Apply, Variables]
 
 
 def sample(command: Command) -> None:
-    """Writes samples to `samples/NAME.npz`, images as uint8, with a record and a picture.
-
-    The name has a digest of everything that determines the samples, so none replaces others.
-    """
+    """Writes samples to `samples/NAME.npz`, images as uint8, with a record and a picture."""
     opened = run.open_checkpoint(command)
     model, condition = opened.experiment, Flat()
     if command.label:

@@ -1,7 +1,4 @@
-"""Several draws of equal size from held-out images, samples and the prior.
-
-A single value of a metric hides its variation, so it is reported as a mean and a spread.
-"""
+"""Several draws of equal size from held-out images, samples and the prior."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -13,8 +10,7 @@ from scipy.spatial.distance import cdist
 from experiments.data.source import Source
 from experiments.errors import UserError
 from experiments.evaluation.metrics import Metric, measured
-from experiments.evaluation.references import ImageReference
-from experiments.evaluation.spaces import Seen, Space, spaces_of
+from experiments.evaluation.references import ImageReference, Seen, Space, spaces_of
 from fdrl_jax.metrics import energy_distance, frechet_distance
 
 _MAX_PER_DRAW = 1_000  # Images; some metrics need the distances of all pairs.
@@ -46,9 +42,8 @@ class Pool(NamedTuple):
 def pool(reference: ImageReference, samples: np.ndarray, prior: np.ndarray) -> Pool:
     """Collects the images of all groups, clipped to the range of pixels, and chooses draws.
 
-    With spare images, the reference is all held-out images, and the real data are random subsets of
-    the spare images. Without them, each draw takes two disjoint random sets of held-out images. The
-    samples of different draws are disjoint if there are enough, and otherwise random subsets.
+    Real data are random spare images; without these, a draw takes two disjoint sets of held-out
+    images. The samples of draws are disjoint if there are enough, and otherwise random subsets.
     """
     groups = {"samples": samples[:MAX_SAMPLES], "prior": prior[:MAX_SAMPLES]}
     groups |= {"held_out": reference.images}
@@ -128,8 +123,8 @@ def num_read(reference: Source | ImageReference, num_samples: int) -> int:
 def cheap_metric(reference: Source | ImageReference) -> Callable[[np.ndarray], Metric]:
     """Returns the metric of samples [N, ...] that is computed during training and for curves.
 
-    It is the unbiased energy distance to equally many new points, or the Fréchet distance to
-    held-out images in the first of their feature spaces; NaN unless all samples are finite.
+    It is the unbiased energy distance to new points, or the Fréchet distance to held-out images in
+    their first feature space; NaN unless all samples are finite.
     """
     if isinstance(reference, Source):
 

@@ -1,8 +1,4 @@
-"""The Fréchet inception distance, in the features of torch-fidelity's Inception network.
-
-Nothing is downloaded: the file of weights is a setting. Images are rounded to 256 levels, and
-resized as in TensorFlow 1: bilinear without antialiasing.
-"""
+"""The FID, in the features of torch-fidelity's Inception network, of images of 256 levels."""
 
 from collections.abc import Callable, Iterable
 from importlib.metadata import version

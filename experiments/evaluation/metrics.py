@@ -77,10 +77,7 @@ def by_name(metrics: Iterable[Metric]) -> Metrics:
 
 
 def measured(definition: str, *sides: Iterable[float], space: str = "", num: int = 0) -> Metric:
-    """Returns a metric with a name as `frechet_svc_64` or `fid_50k`.
-
-    The sides are values over draws of the samples, and of the prior and real data if known.
-    """
+    """Returns a metric named as `frechet_svc_64` or `fid_50k`, from values of each side by draw."""
     thousands, rest = divmod(num, 1_000)
     count = f"{num}" if rest or not thousands else f"{thousands}k"
     name = "_".join(filter(None, (definition, space, count if num else "")))
@@ -105,10 +102,8 @@ def from_json(stored: Mapping[str, Mapping[str, Any]]) -> Metrics:
     """The inverse of `to_json`."""
     read = []
     for name, fields in stored.items():
-        sides: list[Any] = [
-            None if fields[value] is None else Estimate(fields[value], fields[spread])
-            for value, spread in _SIDES
-        ]
+        pairs = [(fields[value], fields[spread]) for value, spread in _SIDES]
+        sides: list[Any] = [None if pair[0] is None else Estimate(*pair) for pair in pairs]
         read.append(Metric(name, fields["definition"], *sides))
     return by_name(read)
 

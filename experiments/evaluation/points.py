@@ -22,10 +22,9 @@ LogDensity = Callable[[np.ndarray], np.ndarray]  # `x [N, 2] -> log p [N]`, or l
 
 
 def evaluate_points(source: Source, samples: Samples, log_ratio: LogDensity) -> Evaluation:
-    """Computes distances to new data and, for a mixture, how well samples cover the modes.
+    """Computes distances to new data, how well samples cover modes, and the error of a log ratio.
 
-    Real data are new data sets of the same size, which are also the references of the draws. If the
-    density is known, the estimate `log_ratio` is compared with the true ratio.
+    Real data are new data sets of the same size, which are also the references of the draws.
     """
     ours, prior = samples.refined[:MAX_POINTS], samples.prior[:MAX_POINTS]
     data = [source.held_out(len(ours), seed) for seed in range(1, NUM_DRAWS + 2)]

@@ -29,21 +29,9 @@ def test_only_equal_results_and_errors_for_the_user_hold(ended, found, expected)
     assert faults.verdict(ended, {"a": b"1"}, found, b"damaged") == expected
 
 
-def test_without_damage_an_error_is_a_failure():
-    assert faults.verdict((2, "error"), {}, {}) == ("failed", "code 2: error")
-
-
 def test_processes_end_with_their_code_and_text_or_are_killed():
     assert faults.run(sys.exit, 2) == (2, "")
     code, text = faults.run(fail)
     assert code == 1
     assert "RuntimeError: x" in text
     assert faults.run(time.sleep, 60, kill_after=0.5) == (-9, "")
-
-
-def test_one_bit_is_flipped(tmp_path):
-    file = tmp_path / "a"
-    file.write_bytes(bytes(9))
-    content = faults.flip_a_bit(file, random.Random(0))
-    assert file.read_bytes() == content
-    assert sum(byte.bit_count() for byte in content) == 1

@@ -183,10 +183,3 @@ def test_means_are_over_seeds_of_one_machine():
     line = "| FDRL | 54, 5 | 0.900 | 10.0% to 20.0% | 0.3 (0.2, 0.4) | 0.3 (0.2, 0.4) |"
     assert line in page.table(found)
     assert "| FDRL | 54, 5 | 0.900 | 10.0% to 20.0% | 9 | 9 |" in page.table(found)
-
-
-def test_a_zip_without_classes_is_refused(tmp_path):
-    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
-        archive.writestr("a.png", b"")
-    with pytest.raises(UserError, match="expected a folder of images per class"):
-        data.load(tmp_path / "set.zip")

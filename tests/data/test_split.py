@@ -33,16 +33,6 @@ def test_it_is_said_why_there_are_no_classes(names, expected, tmp_path, caplog):
     assert expected in caplog.text
 
 
-def test_a_class_with_one_image_keeps_it_for_training(tmp_path):
-    write_folder(tmp_path, ["rare/0.png", *numbered(10, "many/")])
-    assert sorted(open_folder(tmp_path).labels.train) == [0] * 9 + [1]
-
-
-def test_one_image_is_too_few(tmp_path):
-    with pytest.raises(DataError, match=r"has 1 image\(s\); training needs at least 2"):
-        open_folder(write_folder(tmp_path, ["only.png"]))
-
-
 def test_held_out_labels_have_the_numbers_of_training_where_a_split_lacks_a_class(tmp_path):
     pixels = np.arange(6 * 64, dtype=np.uint16).astype(np.uint8).reshape(6, 8, 8)
     arrays = {"images": pixels, "labels": [0, 1, 2, 0, 1, 2], "held_out_images": pixels[:2]}
@@ -86,15 +76,6 @@ def test_of_a_class_that_the_held_out_split_lacks_a_tenth_is_held_out(
     assert len(source.held_out(10, 0)) == 3
 
 
-def test_held_out_images_are_in_a_random_order(tmp_path):
-    write_folder(tmp_path, [*numbered(4, "train/"), *numbered(20, "test/")])
-    source = open_folder(tmp_path)
-    levels = np.round((source.held_out(20, 0) + 1.0) * 127.5).astype(np.uint8)
-    numbers = {picture(8, 8, 4 + i).tobytes(): i for i in range(20)}
-    order = [numbers[image.tobytes()] for image in levels]
-    assert order != sorted(order) == list(range(20))
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -115,3 +96,17 @@ def test_what_is_missing_is_named(changes, message, tmp_path, monkeypatch):
     write_folder(tmp_path / "data", [*numbered(3, "cat/"), *numbered(3, "dog/")])
     with pytest.raises(DataError, match=message):
         load(Data(**{"name": "folder", "dir": "data", **changes}))
+
+
+def test_one_image_is_too_few(tmp_path):
+    with pytest.raises(DataError, match=r"has 1 image\(s\); training needs at least 2"):
+        open_folder(write_folder(tmp_path, ["only.png"]))
+
+
+def test_held_out_images_are_in_a_random_order(tmp_path):
+    write_folder(tmp_path, [*numbered(4, "train/"), *numbered(20, "test/")])
+    source = open_folder(tmp_path)
+    levels = np.round((source.held_out(20, 0) + 1.0) * 127.5).astype(np.uint8)
+    numbers = {picture(8, 8, 4 + i).tobytes(): i for i in range(20)}
+    order = [numbers[image.tobytes()] for image in levels]
+    assert order != sorted(order) == list(range(20))

@@ -57,11 +57,6 @@ def test_threads_of_this_process_decode_so_that_a_kill_leaves_no_worker(monkeypa
     assert threading.get_ident() not in {thread for _, thread in seen}
 
 
-def test_two_processes_share_the_images_of_a_step_in_their_order():
-    two = [read(7, batch_size=2, process=(i, 2))["real"] for i in range(2)]
-    np.testing.assert_array_equal(read(7)["real"], np.concatenate(two, axis=1))
-
-
 def test_the_domains_of_a_pair_are_shuffled_separately_and_the_smaller_repeats():
     taken = read(5, {"real": images(20), "source": images(10, first=100)})
     assert sorted(taken["real"].ravel()) == list(range(20))
@@ -88,3 +83,8 @@ def test_a_feed_stacks_the_steps_of_a_dispatch_for_each_device(tmp_path, monkeyp
     assert not first[:, 2:].any()
     with source.open_feed(0, 8, 2, 3) as take:
         np.testing.assert_array_equal(take(3)["real"], second)
+
+
+def test_two_processes_share_the_images_of_a_step_in_their_order():
+    two = [read(7, batch_size=2, process=(i, 2))["real"] for i in range(2)]
+    np.testing.assert_array_equal(read(7)["real"], np.concatenate(two, axis=1))

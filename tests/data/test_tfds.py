@@ -32,13 +32,6 @@ def test_a_custom_set_is_read_without_its_builder(prepared):
     np.testing.assert_array_equal(source.labels.train.sum(), 6)
 
 
-def test_a_split_without_labels_has_no_class(prepared, monkeypatch):
-    monkeypatch.setattr(split, "HELD_OUT", ("unlabelled", "test"))
-    source = load(Data(name="tfds:glyphs", dir=str(prepared)))
-    assert source.labels is None
-    assert len(source.held_out(10, 0)) == 2
-
-
 def test_a_damaged_set_is_named(prepared, tmp_path):
     shutil.copytree(prepared, tmp_path / "copy")
     for path in (tmp_path / "copy").rglob("*-train.*"):
@@ -69,11 +62,6 @@ def test_a_name_cannot_lead_out_of_the_root(name, tmp_path):
         tfds.find(name, str(tmp_path / "root"))
 
 
-def test_the_error_for_an_unknown_set_has_the_nearest_name(prepared):
-    with pytest.raises(DataError, match=r"neither a data set of TFDS nor .* mean 'glyphs'"):
-        load(Data(name="tfds:glyph", dir=str(prepared)))
-
-
 def test_a_set_that_cannot_be_prepared_says_how_to(tmp_path, monkeypatch):
     def no_network(*_, **__):
         raise OSError("no route")
@@ -94,3 +82,10 @@ def test_a_set_is_downloaded_and_prepared_on_first_use(tmp_path, monkeypatch, ca
     source = load(Data(name="tfds:mnist", dir=str(tmp_path)))
     assert len(source.train()) == 12
     assert "downloading and preparing it" in capsys.readouterr().out
+
+
+def test_a_split_without_labels_has_no_class(prepared, monkeypatch):
+    monkeypatch.setattr(split, "HELD_OUT", ("unlabelled", "test"))
+    source = load(Data(name="tfds:glyphs", dir=str(prepared)))
+    assert source.labels is None
+    assert len(source.held_out(10, 0)) == 2

@@ -57,7 +57,6 @@ def test_a_classifier_gives_features_confidence_and_classes(found):
 def test_the_nearest_training_images_are_found_as_well(found):
     assert found.record["skipped"] == []
     assert set(found.nearest) == {"pixels", "random_conv", "classifier"}  # Figures 10 and 11.
-    assert {images.shape for images in found.nearest.values()} == {(8, 10, 16, 16, 3)}
     assert 0.3 < found.metrics["memorisation_auc_classifier"].value < 0.7
 
 
@@ -138,10 +137,8 @@ def test_the_cheap_metric_grows_with_noise_and_names_its_number_of_samples(sourc
 
 
 def test_digits_use_the_metric_of_their_evaluation_and_other_images_random_filters():
-    reference = references.of(digits())
-    samples = digits().train()[:400]
-    assert [num_read(reference, num) for num in (100, 400)] == [100, 360]
-    assert cheap_metric(reference)(samples).name == "frechet_svc_360"
+    reference, samples = references.of(digits()), digits().train()[:400]
     plain = reference._replace(fit_images=None)
-    assert num_read(plain, 400) == 400
-    assert cheap_metric(plain)(samples).name == "frechet_random_conv_400"
+    for data, num, name in ((reference, 360, "svc_360"), (plain, 400, "random_conv_400")):
+        assert num_read(data, 400) == num
+        assert cheap_metric(data)(samples).name == f"frechet_{name}"

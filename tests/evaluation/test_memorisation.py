@@ -3,10 +3,8 @@
 import numpy as np
 import pytest
 
-from experiments.evaluation import memorisation
-from experiments.evaluation.references import ImageReference
-from experiments.evaluation.spaces import spaces_of
-from fdrl_jax.metrics import random_conv_features
+from experiments.evaluation.images import nearest, search
+from experiments.evaluation.references import ImageReference, Seen, spaces_of
 
 
 @pytest.fixture(scope="module")
@@ -16,38 +14,26 @@ def images(stripes):
     return pixels[:200], pixels[200:]
 
 
-@pytest.fixture(scope="module")
-def spaces(images):
-    return spaces_of(ImageReference("stripes", images[1]))
-
-
 def in_batches(train, size=64):
     return lambda: (train[first : first + size] for first in range(0, len(train), size))
 
 
-@pytest.mark.parametrize("space", [np.asarray, random_conv_features])
-def test_neighbours_are_those_of_a_brute_force_search_whatever_the_batches(images, space):
+def test_neighbours_are_those_of_a_brute_force_search_whatever_the_batches(images):
     train, held_out = images
-    ours, theirs = (space(x).reshape(len(x), -1).astype(float) for x in (held_out, train))
+    ours, theirs = (x.reshape(len(x), -1).astype(float) for x in (held_out, train))
     distances = np.linalg.norm(ours[:, None] - theirs[None], axis=-1)
-    found = memorisation.nearest(held_out, in_batches(train)(), 3, space, num_shown=2)
+    found = nearest(held_out, in_batches(train)(), 3, Seen, num_shown=2)
     np.testing.assert_array_equal(found.indices, np.argsort(distances, axis=1)[:, :3])
     np.testing.assert_allclose(found.distances, np.sort(distances, axis=1)[:, :3], rtol=1e-4)
     np.testing.assert_array_equal(found.images, train[found.indices[:2]])
 
 
-def test_copies_score_one_and_new_images_a_half(images, spaces, stripes):
+def test_copies_score_one_and_new_images_a_half(images, stripes):
     train, held_out = images
+    spaces = spaces_of(ImageReference("stripes", held_out))
     new = stripes(100, 1, size=8) / np.float32(127.5) - np.float32(1.0)
-    passes = []
-
-    def counted():
-        passes.append(1)
-        return in_batches(train)()
-
-    copies, shown = memorisation.search(train[:50], held_out, counted, spaces)
-    assert len(passes) == 2
-    fresh, _ = memorisation.search(new, held_out, in_batches(train), spaces)
+    copies, shown = search(train[:50], held_out, in_batches(train), spaces)
+    fresh, _ = search(new, held_out, in_batches(train), spaces)
     names = ["memorisation_auc_pixels", "memorisation_auc_random_conv"]
     assert [metric.name for metric in copies] == names
     assert [metric.value for metric in copies] == pytest.approx([1.0, 1.0])

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from small_runs import command
 
-from experiments import draw, pictures
+from experiments import draw
 from experiments.run import open_checkpoint
 from fdrl_jax.training import parallel
 
@@ -45,11 +45,3 @@ def test_a_last_batch_that_is_not_full_needs_no_image_beyond_the_last_sample(tra
     draw.make(model, ["prior"])(*draw.on_devices(model, opened.state), {"prior": 5})
     assert draw.batch_size(model, 5) > 5 or jax.device_count() == 1
     assert {*asked} == {0, 1, 2, 3, 4}
-
-
-def test_a_picture_reads_only_the_held_out_images_that_it_shows(of_digits):
-    source, asked = of_digits.source(), []
-    counted = source._replace(held_out=lambda n, s: asked.append(n) or source.held_out(n, s))
-    images = source.held_out(4, 0)
-    pictures.samples_and_data(counted, images, images)
-    assert asked == [100]
