@@ -1,6 +1,5 @@
 """The benchmark of faults notices what did not hold."""
 
-import random
 import sys
 import time
 

@@ -3,7 +3,6 @@
 import sys
 from importlib.util import find_spec
 
-import numpy as np
 import pytest
 
 from benchmarks import accelerator, estimators
@@ -11,9 +10,8 @@ from benchmarks import accelerator, estimators
 
 @pytest.mark.slow
 def test_the_device_is_measured_and_agrees_with_float64(monkeypatch, capsys):
-    monkeypatch.setattr(
-        sys, "argv", ["accelerator", "--small", "--rounds=1", "--precisions=float32"]
-    )
+    options = ["accelerator", "--small", "--rounds=1", "--precisions=float32"]
+    monkeypatch.setattr(sys, "argv", options)
     with pytest.raises(SystemExit) as ended:
         accelerator.main()
     assert ended.value.code == 0

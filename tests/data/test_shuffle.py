@@ -17,18 +17,20 @@ def shuffled(first, count, num, key=KEY):
     return shuffled_indices(key, first + jnp.arange(count), num)
 
 
-@pytest.mark.parametrize("num", [1, 3, 97, 4_096])
+@pytest.mark.parametrize("num", [1, 3, 4_096])
 def test_it_is_a_permutation_of_any_number(num):
     values = jax.jit(jax.vmap(lambda i: permuted(KEY, i, num)))(jnp.arange(num))
     assert sorted(np.asarray(values)) == list(range(num))
 
 
-@pytest.mark.parametrize("num", [7, 10_001])
-def test_every_epoch_has_every_example_once_and_its_own_order(num):
-    epochs = np.asarray(shuffled(0, 3 * num, num)).reshape(3, num)
-    for epoch in epochs:
-        assert sorted(epoch) == list(range(num))
+@pytest.mark.parametrize("num", [100, 10_001])
+def test_every_epoch_has_every_example_once_in_its_own_order_whatever_the_batch(num):
+    whole = np.asarray(shuffled(0, 3 * num, num))
+    epochs = whole.reshape(3, num)
+    assert all(sorted(epoch) == list(range(num)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 3
+    for first in (0, num - 3, 2 * num - 7):
+        np.testing.assert_array_equal(shuffled(first, 7, num), whole[first : first + 7])
 
 
 def test_the_order_of_a_large_set_follows_from_the_key_and_looks_random():
@@ -51,10 +53,3 @@ def test_a_batch_costs_nothing_that_grows_with_the_set():
     program = str(jax.make_jaxpr(lambda p: shuffled_indices(KEY, p, 10**9))(jnp.arange(8)))
     assert "1000000000]" not in program
     assert "sort[" not in program
-
-
-@pytest.mark.parametrize("num", [100, 10_001])
-def test_the_example_at_a_position_does_not_depend_on_the_batch(num):
-    whole = np.asarray(shuffled(0, 3 * num, num))
-    for first in (0, num - 3, 2 * num - 7):
-        np.testing.assert_array_equal(shuffled(first, 7, num), whole[first : first + 7])

@@ -33,8 +33,7 @@ def read(count, sides=None, **options):
 
 def test_every_epoch_has_every_image_once_and_its_own_order():
     epochs = read(20, batch_size=3)["real"].reshape(3, NUM)  # Batches cross the ends of epochs.
-    for epoch in epochs:
-        assert sorted(epoch) == list(range(NUM))
+    assert all(sorted(epoch) == list(range(NUM)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 3
 
 
