@@ -71,10 +71,10 @@ def refine(
 
         refined = fdrl.refine(key, x, lambda x: -discriminator(x), real=held_out).samples
 
-    With `real`, the samples are compared with these data at every step, and those of the nearest
-    step are returned. Use data that the ratio was not trained on. Without it, nothing shows whether
-    the samples improved; outside of `jax.jit`, a warning reports samples that left the range of the
-    given ones, and log-ratios that cannot be those of these samples.
+    With `real`, data that the ratio was not trained on, the samples of the step that is nearest to
+    them are returned. Without it, nothing shows whether the samples improved; outside of `jax.jit`,
+    a warning reports samples that left the range of the given ones. Log-ratios that cannot be those
+    of the given samples cause a warning, too.
 
     Args:
       key: as for `flow`.

@@ -20,7 +20,7 @@ from experiments import devices, experiment, prior, settings
 from experiments.data import Source, load
 from experiments.experiment import Training
 from experiments.settings import Settings
-from fdrl_jax import priors
+from fdrl_jax import _prior_fit, priors
 from fdrl_jax.priors import Batch, Prior
 from fdrl_jax.training import rng, samplers, steps
 from fdrl_jax.training.problem import Constants
@@ -113,14 +113,15 @@ def _fdrl(wanted: Settings, source: Source) -> Contestant:
 
     def entries(model: Any) -> list[Entry]:
         problem = model.problem
-        both, start = samplers.make_sampler(problem), samplers.make_start_sampler(problem)
-        num_steps = problem.flow.num_steps + problem.flow.num_refine_steps
+        num_steps = problem.method.num_steps + problem.method.num_refine_steps
+        refined = samplers.make_sampler(problem)
+        start = samplers.make_sampler(problem, ("prior",))
 
         def flowed(*arguments: Any) -> Array:
-            return both(*arguments).refined
+            return refined(*arguments)["refined"]
 
         def denoised(key: Array, variables: Variables, *rest: Any) -> Array:
-            x0 = start(key, variables, *rest)
+            x0 = start(key, variables, *rest)["prior"]
             return problem.denoise(variables, x0) if problem.denoise else x0
 
         flow = Entry("fdrl", "gradients", num_steps, flowed)
@@ -223,12 +224,11 @@ def _own_gaussians(source: Source, wanted: Settings) -> tuple[Source, Prior, np.
     """
     num, rank = prior.choose(wanted.prior, source, None)
     examples = source.train()
-    components = priors.clusters(examples, num)
-    fitted = priors.fit_mixture(examples, components, rank, wanted.prior.jitter)
-    weights = np.asarray(fitted.weights, np.float64)
-    own = fitted._replace(weights=np.eye(len(weights), dtype=np.float32))
-    labelled = source._replace(arrays={**source.arrays, "label": components.astype(np.int32)})
-    return labelled, priors.mixture(own, clip=(-1.0, 1.0)), weights / weights.sum()
+    components = _prior_fit.clusters(examples, num)  # As in the fit of FDRL's prior.
+    options: Any = {"labels": components, "clip": (-1.0, 1.0), "jitter": wanted.prior.jitter}
+    own = priors.fit(examples, num_components=1, rank=rank, **options)
+    labelled = source._replace(arrays={**source.arrays, "label": components})
+    return labelled, own, np.bincount(components) / len(components)
 
 
 def _of_length(wanted: Settings, num_steps: int) -> Settings:

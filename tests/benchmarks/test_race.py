@@ -12,6 +12,8 @@ from PIL import Image
 from benchmarks.race import __main__ as program
 from benchmarks.race import data, judges, methods, page, training
 from configs import base
+from experiments import prior, settings
+from experiments.data import load
 from fdrl_jax import priors
 from fdrl_jax.training import rng
 from fdrl_jax.training.problem import Constants
@@ -80,6 +82,21 @@ def test_a_contestant_trains_for_its_budget_and_draws(method, images, small, tmp
         if method != "flow_matching":  # They start from dark and from bright images.
             levels = pixels.mean(axis=(1, 2, 3))
             assert levels.min() < 90 < 120 < levels.max()
+
+
+def test_each_image_is_coupled_with_its_own_gaussian_of_fdrls_mixture():
+    config = {"data.name": "digits", "prior.name": "data_dependent"}
+    wanted = settings.from_config({**config, "prior.num_components": 5, "prior.rank": 4})
+    source = load(wanted.data)
+    labelled, own, weights = methods._own_gaussians(source, wanted)
+    fitted = prior.fit_to(source, wanted.prior, None).params
+    np.testing.assert_allclose(weights, fitted["weights"], atol=1e-6)
+    for name in ("mean", "factor", "remainder_scale"):
+        np.testing.assert_allclose(own.params[name], fitted[name], rtol=1e-6)
+    np.testing.assert_array_equal(own.params["weights"], np.eye(5))
+    for number, mean in enumerate(fitted["mean"]):
+        images = labelled.arrays["real"][labelled.arrays["label"] == number]
+        np.testing.assert_allclose(images.mean(axis=0).ravel(), mean, atol=1e-5)
 
 
 @pytest.mark.parametrize("num", [3, 9])

@@ -34,6 +34,7 @@ def test_points_of_any_unit_come_back_in_it_and_the_ratio_is_of_it():
     assert np.all(np.abs(sampler.log_ratio(POINTS.astype(np.float32))) < 2.0)
 
 
+@pytest.mark.slow
 def test_the_key_determines_everything():
     first, same, other = (
         fdrl.fit(key, POINTS, **BRIEF)(KEY, 4) for key in (KEY, KEY, jax.random.key(1))
@@ -42,6 +43,7 @@ def test_the_key_determines_everything():
     assert np.all(first != other)
 
 
+@pytest.mark.slow
 def test_a_class_has_its_own_ratio():
     points = np.where(LABELS[:, None] == 1, np.add(POINTS, [1_000.0, 0.0]), POINTS)
     sampler = fdrl.fit(KEY, points, labels=LABELS, num_steps=50)
@@ -69,6 +71,7 @@ def test_images_are_trained_by_the_recipe_and_drawn_in_their_range():
     assert np.abs(images).max() <= 1.0
 
 
+@pytest.mark.slow
 def test_a_network_of_the_user_may_have_an_output_per_class():
     class Linear(nn.Module):
         @nn.compact

@@ -60,7 +60,11 @@ def with_scores(ratio, top, bottom):
 
 @pytest.mark.parametrize(
     ("num", "shift", "limit"),
-    [pytest.param(200, 0.5, 0.25, marks=pytest.mark.slow), (200, -0.5, 0.25), (1_000, 0.5, 0.12)],
+    [
+        (200, -0.5, 0.25),
+        pytest.param(200, 0.5, 0.25, marks=pytest.mark.slow),
+        pytest.param(1_000, 0.5, 0.12, marks=pytest.mark.slow),
+    ],
 )
 def test_an_easy_shift_is_found_with_default_arguments(num, shift, limit):
     for seed in range(3):
@@ -102,12 +106,6 @@ def test_heavy_tails_and_scales_do_not_matter():
     )
 
 
-def test_swapping_the_sets_changes_the_sign():
-    swapped = fdrl.fit_ratio(KEY, *gaussians()[::-1], **SMALL)
-    x = gaussians()[0][:200]
-    np.testing.assert_allclose(swapped.log_ratio(x), -true_log_ratio(x), atol=0.5)
-
-
 @pytest.mark.parametrize(
     ("name", "truth"),
     [("kl", SHIFT**2), ("reverse_kl", SHIFT**2), ("hellinger", 2 - 2 * np.exp(-(SHIFT**2) / 4))],
@@ -126,14 +124,6 @@ def test_the_balanced_form_is_the_divergence_for_every_registered_one():
         direct = float(np.mean(divergence.f(jnp.exp(2.0 * x[1] - 0.5))))
         value, error = known.divergence(divergence)
         assert value == pytest.approx(direct, abs=0.1 + 4 * error), divergence.name
-
-
-def test_the_error_of_a_divergence_is_that_of_a_bootstrap():
-    log_r = np.asarray(fitted().log_ratio(gaussians()[0][:400]))
-    rng = np.random.default_rng(0)
-    means = [rng.choice(log_r, len(log_r)).mean() for _ in range(2_000)]
-    error = fitted().divergence("kl", gaussians()[0][:400]).standard_error
-    assert error == pytest.approx(np.std(means), rel=0.1)
 
 
 def test_weights_move_the_mean_of_the_denominator_to_that_of_the_numerator():

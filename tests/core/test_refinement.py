@@ -63,6 +63,7 @@ def test_the_default_step_is_relative_to_the_spread_so_that_units_do_not_matter(
     assert distance < 0.5 * found.distances[0]
 
 
+@pytest.mark.slow
 def test_samples_that_no_step_improves_are_returned_as_they_are():
     good = jax.random.normal(jax.random.key(9), (500, 2))
     with warnings.catch_warnings():

@@ -172,6 +172,7 @@ def test_another_step_or_seed_gives_other_numbers_and_a_step_may_skip_batches():
     assert compiled()(KEY, first, CONSTANTS, None, 2)[1]["loss"] == losses[1]
 
 
+@pytest.mark.slow
 def test_several_seeds_train_at_once_under_vmap_as_they_do_one_by_one():
     keys = jax.vmap(rng.root_key)(jnp.arange(2))
     start = small_problem.initial_state()
@@ -223,6 +224,7 @@ def test_untrained_variables_are_refreshed_once_per_step_and_constant_within_it(
     assert end.variables["vectors"] == end.ema_variables["vectors"] == 3.0
 
 
+@pytest.mark.slow
 def test_kernels_of_the_averaged_network_have_spectral_norm_one():
     net = networks.MLP((8, 8), spectral_norm=True)
     problem = small_problem.problem(Estimator.from_network(net))
@@ -415,6 +417,7 @@ def draw_by_class(means, host_batch, key, positions):
     return {"real": means[positions % 2] + 0.1 * noise, "label": positions % 2}
 
 
+@pytest.mark.slow
 def test_trained_samples_of_a_class_flow_towards_the_data_of_this_class():
     problem = small_problem.problem(Estimator(slope_by_class, takes_labels=True), noise_scale=0.05)
     step = steps.repeat_steps(small_problem.train_step(problem, draw=draw_by_class), 60)

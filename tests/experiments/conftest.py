@@ -1,5 +1,7 @@
 """Small runs shared by the tests of the program, each trained once and copied for changes."""
 
+import fcntl
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -29,40 +31,54 @@ def tiny() -> Callable[..., Settings]:
 
 
 @pytest.fixture(scope="session")
-def image_folder(tmp_path_factory) -> Path:
-    """A folder of 40 small images in two classes."""
-    folder: Path = tmp_path_factory.mktemp("images")
-    random = np.random.default_rng(0)
-    for name in ("ant", "bee"):
-        (folder / name).mkdir()
-        for i in range(20):
-            pixels = random.integers(0, 256, (8, 8, 3), np.uint8)
-            Image.fromarray(pixels).save(folder / name / f"{i}.png")
-    return folder
+def once(tmp_path_factory) -> Callable[[str, Callable[[Path], None]], Path]:
+    """Returns a folder that all workers share; the first one that asks for it fills it."""
+    root: Path = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+
+    def made(name: str, make: Callable[[Path], None]) -> Path:
+        with (root / f"{name}.lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not os.fstat(lock.fileno()).st_size:
+                make(root / name)
+                lock.write("made")
+        return root / name
+
+    return made
 
 
 @pytest.fixture(scope="session")
-def _trained_once(image_folder, tmp_path_factory) -> Callable[[str], Path]:
+def image_folder(once) -> Path:
+    """A folder of 40 small images in two classes."""
+
+    def make(folder: Path) -> None:
+        random = np.random.default_rng(0)
+        for name in ("ant", "bee"):
+            (folder / name).mkdir(parents=True)
+            for i in range(20):
+                pixels = random.integers(0, 256, (8, 8, 3), np.uint8)
+                Image.fromarray(pixels).save(folder / name / f"{i}.png")
+
+    return once("images", make)
+
+
+@pytest.fixture(scope="session")
+def _trained_once(image_folder, once) -> Callable[[str], Path]:
     """Trains a run of each name once: "swissroll", "digits", "by_class" or "images"."""
-    done: dict[str, Path] = {}
 
     def trained(name: str) -> Path:
-        if name not in done:
-            done[name] = tmp_path_factory.mktemp(f"trained_{name}") / "run"
-            config, changes = f"{name}:tiny", {}
-            if name == "images":
-                config = "folder:tiny"
-                changes = {"data.dir": image_folder, "data.image_size": 8, **SMALL_RESNET}
-            if name == "by_class":
-                # A denoiser after so few steps would hide what the flow does.
-                changes = {"network.by_class": True, "network.denoiser_width": 0, **SMALL_RESNET}
-                config = "digits:tiny"
-            mode = "train"
-            if name == "digits_classifier":
-                mode, config = "classifier", "classifier:digits,tiny"
-                changes = {"classifier.attack_steps": 2, "train.steps_per_dispatch": 4}
-            start(mode, done[name], config, changes)
-        return done[name]
+        mode, config, changes = "train", f"{name}:tiny", {}
+        if name == "images":
+            config = "folder:tiny"
+            changes = {"data.dir": image_folder, "data.image_size": 8, **SMALL_RESNET}
+        if name == "by_class":
+            # A denoiser after so few steps would hide what the flow does.
+            changes = {"network.by_class": True, "network.denoiser_width": 0, **SMALL_RESNET}
+            config = "digits:tiny"
+        if name == "digits_classifier":
+            mode, config = "classifier", "classifier:digits,tiny"
+            changes = {"classifier.attack_steps": 2, "train.steps_per_dispatch": 4}
+        return once(f"trained_{name}", lambda folder: start(mode, folder, config, changes))
 
     return trained
 

@@ -88,6 +88,7 @@ def test_images_of_one_class_are_refused(tiny):
         classifier.build(wanted, load(wanted.data))
 
 
+@pytest.mark.slow
 def test_the_step_attacks_and_shifts_its_images_and_learns(tiny, tmp_path):
     wanted = tiny("classifier", {"classifier.max_shift": 1, "classifier.epsilon": 0.1})
     rate = {"optimizer.schedule": "constant", "optimizer.learning_rate": 0.01}
