@@ -64,7 +64,7 @@ def test_a_photograph_is_turned_upright():
         (b"", "empty"),
         (b"GIF89a not one of ours", "not a PNG, JPEG or WEBP image"),
         (encoded(picture(32, 32))[:300], "damaged"),
-        (encoded(picture(32, 32)).replace(b"IDAT", b"IDAt"), "damaged"),
+        (encoded(picture(32, 32)).replace(b"IDAT", b"IDAT\xff"), "damaged"),
         (encoded(picture(64, 64), "JPEG")[:700], "damaged"),
         (encoded(picture(64, 64), "WEBP")[:200], "damaged"),
         (np.zeros((4, 4, 3), np.float32), "expected pixels of uint8, got float32"),

@@ -60,23 +60,24 @@ def test_half_of_the_images_are_mirrored_by_their_positions(tmp_path):
     assert 6 <= sum(is_mirrored) <= 26
 
 
-def write_pictures(where, grey, colour):
-    """Writes images of two kinds under numbers."""
-    where.mkdir(parents=True)
-    for i in (*grey, *colour):
-        pixels = picture(6, 6, i)
-        (where / f"{i:03d}.png").write_bytes(encoded(pixels[..., 0] if i in grey else pixels))
+def write_pictures(where, num, colour):
+    """Writes grey images under numbers, of which one has colours, and two to hold out."""
+    for part, numbers in (("train", range(num)), ("test", range(2))):
+        (where / part).mkdir(parents=True)
+        for i in numbers:
+            pixels = (
+                picture(6, 6, i) if (part, i) == ("train", colour) else picture(6, 6, i)[..., 0]
+            )
+            (where / part / f"{i:03d}.png").write_bytes(encoded(pixels))
 
 
 def test_with_channels_0_grey_images_among_coloured_ones_get_equal_channels(tmp_path):
-    write_pictures(tmp_path / "train", range(9), range(9, 10))
-    write_pictures(tmp_path / "test", range(2), ())
-    source = open_folder(tmp_path, channels=0)
+    write_pictures(tmp_path / "early", 10, 9)
+    source = open_folder(tmp_path / "early", channels=0)
     assert source.event_shape == (6, 6, 3)
     assert np.ptp(source.arrays["real"][:9], axis=-1).max() == 0
     # Of 150 images, 100 are checked first: numbers 0, 1, 3, 4, 6 and so on.
-    write_pictures(tmp_path / "late" / "train", [i for i in range(150) if i != 2], [2])
-    write_pictures(tmp_path / "late" / "test", range(2), ())
+    write_pictures(tmp_path / "late", 150, 2)
     with pytest.raises(DataError, match=r"002.png: .*\(6, 6, 3\), but \(6, 6, 1\) in other images"):
         open_folder(tmp_path / "late", channels=0)
 

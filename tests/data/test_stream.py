@@ -78,8 +78,7 @@ def test_a_feed_stacks_the_steps_of_a_dispatch_for_each_device(tmp_path, monkeyp
         first, second = take(2)["real"], take(3)["real"]
     devices = first.shape[0]
     assert first.shape == second.shape == (devices, 3, 8 // devices, 8, 8, 3)
-    assert first[:, :2].any()
-    assert not first[:, 2:].any()
+    assert first[:, :2].any() > first[:, 2:].any()
     with source.open_feed(0, 8, 2, 3) as take:
         np.testing.assert_array_equal(take(3)["real"], second)
 

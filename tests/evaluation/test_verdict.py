@@ -41,7 +41,6 @@ def test_the_table_has_samples_next_to_the_prior_and_real_data():
     ("found", "expected"),
     [
         ([frechet(1.2)], "Good: by frechet_svc_360, samples cannot be distinguished from real"),
-        ([frechet(0.2)], "Good: by frechet_svc_360, samples cannot be distinguished from real"),
         ([frechet(1.5)], "Good: samples are close to real data, by frechet_svc_360 (1.50 ± 0.20; "),
         ([frechet(4.0)], "Fair: samples are nearer to real data than to the prior, by frechet_"),
         ([frechet(9.0)], "Poor: samples are far from real data, by frechet_svc_360 (9.00 ± 0.20"),

@@ -136,6 +136,5 @@ def test_the_fid_compares_all_samples_with_the_training_set(of_digits, monkeypat
     evaluated(of_digits, {"evaluate.inception_weights": tmp_path / "file.pth"}, num_samples=NUM)
     (found,) = [r for r in records(of_digits) if r["key"]["inception"]]
     assert found["metrics"][f"fid_{NUM}"]["value"] > 0
-    assert seen[0] == NUM
-    assert sum(seen[1:]) == 1_437
+    assert (seen[0], sum(seen[1:])) == (NUM, 1_437)
     assert str(tmp_path) not in json.dumps(found)

@@ -1,7 +1,9 @@
 """Mode sample: files for other programs, records that distinguish them, classes, and kills."""
 
+import dataclasses
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -13,6 +15,9 @@ from experiments.errors import UserError
 from experiments.experiment import build
 from experiments.run import open_checkpoint
 from experiments.sample import conditioned, labels_of
+from fdrl_jax.training import parallel
+
+NUM, NUM_PRIOR = 50, 10
 
 
 @pytest.fixture
@@ -134,3 +139,36 @@ def test_samples_that_are_not_finite_are_refused_and_nothing_is_written(trained,
     with pytest.raises(UserError, match="not finite numbers, so nothing was written"):
         drawn(trained, {"flow.step_size": 1e38, "flow.noise_scale": 1e38})
     assert {path.name for path in trained.samples.glob("*")} == before
+
+
+def test_other_stages_and_samples_never_leave_the_device(trained, monkeypatch):
+    opened = open_checkpoint(command("sample", trained.root))
+    model, state = opened.experiment, opened.state
+    whole = draw.sample_state(model, state, NUM, num_prior=NUM, num_bridged=NUM)
+    fetched, gather = [], parallel.gather
+    monkeypatch.setattr(parallel, "gather", lambda part: fetched.append(part.size) or gather(part))
+
+    some = draw.sample_state(model, state, NUM, num_prior=NUM_PRIOR)
+
+    assert [len(stage) for stage in some] == [NUM_PRIOR, 0, NUM]
+    np.testing.assert_array_equal(some.prior, whole.prior[:NUM_PRIOR])
+    np.testing.assert_allclose(some.refined, whole.refined, rtol=1e-5, atol=1e-6)
+    size = draw.batch_size(model, NUM)
+    assert NUM_PRIOR < size < NUM
+    assert fetched == [2 * size] * (1 + -(-NUM // size)), "all refined ones, one batch of the prior"
+    only = draw.sample_state(model, state, 0, num_prior=NUM)
+    np.testing.assert_array_equal(only.prior, whole.prior)
+    path = draw.paths(model, state, 4)
+    for step, stage in zip((0, 3, 4), whole, strict=True):
+        np.testing.assert_allclose(path[step], stage[:4], rtol=1e-5, atol=1e-6)
+
+
+def test_a_last_batch_that_is_not_full_needs_no_image_beyond_the_last_sample(trained):
+    opened, asked = open_checkpoint(command("sample", trained.root)), []
+    source = opened.experiment.source._replace(
+        starts=lambda positions: asked.extend(positions) or np.zeros((len(positions), 2))
+    )
+    model = dataclasses.replace(opened.experiment, source=source)
+    draw.make(model, ["prior"])(*draw.on_devices(model, opened.state), {"prior": 5})
+    assert draw.batch_size(model, 5) > 5 or jax.device_count() == 1
+    assert {*asked} == {0, 1, 2, 3, 4}
