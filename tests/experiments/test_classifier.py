@@ -76,6 +76,7 @@ def test_data_without_two_classes_are_refused(tiny):
             classifier.build(wanted, data)
 
 
+@pytest.mark.slow
 def test_the_step_attacks_and_shifts_its_images_and_learns(tiny, tmp_path):
     wanted = tiny("classifier", {"classifier.max_shift": 1, "classifier.epsilon": 0.1})
     rate = {"optimizer.schedule": "constant", "optimizer.learning_rate": 0.01}
